@@ -1,2 +1,8 @@
 //! The filesystem daemon: a keeper that makes the mount, and a worker that serves it.
-#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests build their inputs with plain std::fs"))]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::disallowed_methods,
+        reason = "tests build their inputs with plain std::fs"
+    )
+)]

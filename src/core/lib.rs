@@ -1,4 +1,10 @@
 //! Formats and files of cowl: digests, trees, layers, the store, the upper and the records that processes hand each other.
 //!
 //! Nothing here is async, talks to a network or prints. Errors are typed; callers decide what a person reads.
-#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests build their inputs with plain std::fs"))]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::disallowed_methods,
+        reason = "tests build their inputs with plain std::fs"
+    )
+)]

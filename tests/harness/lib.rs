@@ -1,0 +1,15 @@
+//! Shared harness of the end-to-end tests: one file in this directory per promise, all of them through these rooms.
+//!
+//! * [`profile`] puts a test into namespaces of its own, as root or as an ordinary user, and fails it if it leaves
+//!   a process or a mount behind. Whatever a failing test leaves goes with its namespaces.
+//! * [`store`] is a cowl store with guards for what is mounted and run from it.
+//! * [`command`] runs programs to their end and says what came out.
+//! * [`tree`] reads a whole directory tree and tells two of them apart.
+//!
+//! Invariant: nothing outside a test's own directory and namespaces is changed, but for control groups of the
+//! containers it runs, which are looked for at its end.
+
+pub mod command;
+pub mod profile;
+pub mod store;
+pub mod tree;

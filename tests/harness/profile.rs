@@ -1,0 +1,326 @@
+//! A test in namespaces of its own: [`root`] with all of root's rights, [`user`] with none outside a user namespace.
+//!
+//! The test's process starts itself again inside new mount and pid namespaces, for that one test, and waits for it.
+//! So whatever a test leaves behind, failing or hanging, ends with its namespaces, and what it left is known exactly:
+//! the pid namespace must be empty and the mounts as before, or the test fails.
+//!
+//! An ordinary user's `/dev/fuse` may be 0600 on this machine. The user profile therefore runs in a mount namespace
+//! with a 0666 node in its place; the machine's own node is not touched.
+
+use std::any::type_name;
+use std::fs::{self, File, Permissions};
+use std::io::ErrorKind;
+use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FlockOperation, flock};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use crate::command::{binary, fixture};
+
+/// The user and group that the user profile becomes: nobody, nogroup.
+pub const USER: u32 = 65534;
+/// A test that takes longer than this hangs.
+const LIMIT: Duration = Duration::from_mins(10);
+/// What a daemon may take to end after its mount went.
+const GRACE: Duration = Duration::from_secs(10);
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// With whose rights a test runs.
+#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+pub enum Profile {
+    /// Root of the initial user namespace.
+    Root,
+    /// An ordinary user, as the only id of a user namespace of its own.
+    User,
+}
+
+/// Who may run at the same time.
+#[derive(Copy, Clone, Eq, PartialEq)]
+enum Company {
+    Any,
+    Alone,
+}
+
+/// The profile that the running test has.
+pub fn current() -> Profile {
+    match std::env::var("COWL_TEST_PROFILE").as_deref() {
+        Ok("root") => Profile::Root,
+        Ok("user") => Profile::User,
+        other => panic!("not inside root(|| ...) or user(|| ...): COWL_TEST_PROFILE is {other:?}"),
+    }
+}
+
+/// The running test's own directory: empty at its start, removed after its end.
+pub fn directory() -> PathBuf {
+    PathBuf::from(std::env::var_os("COWL_TEST_DIR").expect("inside root(|| ...) or user(|| ...)"))
+}
+
+/// Whether each step is asked for instead of a sample (`make test-long`).
+pub fn long() -> bool {
+    std::env::var_os("COWL_TEST_LONG").is_some()
+}
+
+/// Runs the body as root.
+pub fn root<F: FnOnce()>(body: F) {
+    enter(Profile::Root, Company::Any, body);
+}
+
+/// Runs the body as an ordinary user.
+pub fn user<F: FnOnce()>(body: F) {
+    enter(Profile::User, Company::Any, body);
+}
+
+/// Runs the body as root while no other test of this crate runs: for what is measured in time.
+pub fn root_alone<F: FnOnce()>(body: F) {
+    enter(Profile::Root, Company::Alone, body);
+}
+
+/// Runs the body as an ordinary user while no other test of this crate runs.
+pub fn user_alone<F: FnOnce()>(body: F) {
+    enter(Profile::User, Company::Alone, body);
+}
+
+fn enter<F: FnOnce()>(profile: Profile, company: Company, body: F) {
+    let test = test_name::<F>();
+    if std::env::var("COWL_TEST_INNER").as_deref() == Ok(test) {
+        inner(body);
+    } else {
+        outer(profile, company, test);
+    }
+}
+
+/// `posix::as_ext4::{{closure}}` -> `as_ext4`, the name that the test runner knows.
+fn test_name<F>() -> &'static str {
+    let full = type_name::<F>();
+    let path = full
+        .strip_suffix("::{{closure}}")
+        .unwrap_or_else(|| panic!("{full} is no closure written inside a test"));
+    path.split_once("::").map_or(path, |(_, name)| name)
+}
+
+// Inside the namespaces.
+
+fn inner<F: FnOnce()>(body: F) {
+    let mounts = mount_points();
+    body();
+    let left: Vec<String> = mount_points()
+        .into_iter()
+        .filter(|mount| !mounts.contains(mount))
+        .collect();
+    assert!(left.is_empty(), "mounts left behind: {left:?}");
+    for (pid, line) in other_processes() {
+        let what = || format!("process left behind: {pid} {line}");
+        match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(pidfd) => assert!(readable(&pidfd, GRACE), "{}", what()),
+            Err(rustix::io::Errno::SRCH) => {}
+            Err(error) => panic!("{}: {error}", what()),
+        }
+    }
+    fs::write(done_file(), "").unwrap();
+}
+
+fn done_file() -> PathBuf {
+    directory().join("done")
+}
+
+fn mount_points() -> Vec<String> {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    table
+        .lines()
+        .map(|line| {
+            line.split(' ')
+                .skip(2)
+                .take(3)
+                .collect::<Vec<_>>()
+                .join(" ")
+        })
+        .collect()
+}
+
+/// Processes of this pid namespace that are neither its init nor ours, with their command lines.
+fn other_processes() -> Vec<(Pid, String)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").unwrap() {
+        let entry = entry.unwrap();
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<i32>().ok())
+        else {
+            continue;
+        };
+        if pid == 1 || pid == rustix::process::getpid().as_raw_nonzero().get() {
+            continue;
+        }
+        match fs::read(entry.path().join("cmdline")) {
+            Ok(line) => found.push((
+                Pid::from_raw(pid).unwrap(),
+                String::from_utf8_lossy(&line).replace('\0', " "),
+            )),
+            Err(error)
+                if error.kind() == ErrorKind::NotFound
+                    || error.raw_os_error() == Some(libc::ESRCH) => {}
+            Err(error) => panic!("/proc/{pid}/cmdline: {error}"),
+        }
+    }
+    found
+}
+
+/// Waits until a pidfd (or any other descriptor) is readable; false when `limit` passes first.
+pub fn readable(descriptor: impl std::os::fd::AsFd, limit: Duration) -> bool {
+    let end = Instant::now() + limit;
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        let timeout = Timespec::try_from(left).unwrap();
+        let mut descriptors = [PollFd::new(&descriptor, PollFlags::IN)];
+        match poll(&mut descriptors, Some(&timeout)) {
+            Ok(0) => return false,
+            Ok(_) => return true,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => panic!("poll: {error}"),
+        }
+    }
+}
+
+// Outside.
+
+fn outer(profile: Profile, company: Company, test: &str) {
+    assert!(
+        rustix::process::geteuid().is_root(),
+        "this test mounts file systems and makes namespaces for an ordinary user: it has to be started by root"
+    );
+    let _turn = turn(company);
+    let base = tempfile::Builder::new()
+        .prefix("cowl-test-")
+        .permissions(Permissions::from_mode(0o755))
+        .tempdir()
+        .unwrap();
+    let work = base.path().join("work");
+    fs::create_dir(&work).unwrap();
+    if profile == Profile::User {
+        chown(&work, Some(USER), Some(USER)).unwrap();
+    }
+    let output = base.path().join("output");
+    let mut child = start(profile, test, base.path(), &output);
+    let ended = wait(&mut child);
+    let text = String::from_utf8_lossy(&fs::read(&output).unwrap()).into_owned();
+    let status = child.wait().unwrap();
+    assert!(ended, "{text}\nno end after {} s: killed", LIMIT.as_secs());
+    assert!(status.success(), "{text}\nended with {status}");
+    assert!(
+        work.join("done").exists(),
+        "{text}\nthe test did not run to its end inside its namespaces"
+    );
+    print!("{text}");
+}
+
+/// Tests of this crate run side by side, but for those that measure time. The lock is on this crate's own directory,
+/// so it holds whichever runner starts the tests.
+fn turn(company: Company) -> File {
+    let lock = File::open(env!("CARGO_MANIFEST_DIR")).unwrap();
+    let operation = match company {
+        Company::Any => FlockOperation::LockShared,
+        Company::Alone => FlockOperation::LockExclusive,
+    };
+    flock(&lock, operation).unwrap();
+    lock
+}
+
+/// Prepares the mount namespace as root, then runs `"$@"` as the profile wants. `$1` is the test's base directory.
+const ENTER_USER: &str = r#"
+base=$1; shift
+mkdir "$base/bin" "$base/fixtures" "$base/exe" "$base/dev"
+mount --bind "$COWL_BIN_DIR" "$base/bin"
+mount --bind "$COWL_FIXTURES" "$base/fixtures"
+mount --bind "$(dirname "$1")" "$base/exe"
+mount -t tmpfs -o mode=0755 tmpfs "$base/dev"
+mknod -m 0666 "$base/dev/fuse" c 10 229
+mount --bind "$base/dev/fuse" /dev/fuse
+export COWL_BIN_DIR="$base/bin" COWL_FIXTURES="$base/fixtures"
+exe="$base/exe/$(basename "$1")"; shift
+exec setpriv --reuid 65534 --regid 65534 --clear-groups -- \
+  unshare --user --map-root-user --mount --pid --fork --kill-child --mount-proc -- sh -c '"$@"; exit $?' sh "$exe" "$@"
+"#;
+
+fn start(profile: Profile, test: &str, base: &Path, output: &Path) -> Child {
+    assert!(
+        Path::new("/dev/fuse").exists(),
+        "/dev/fuse is missing: these tests mount FUSE file systems (modprobe fuse)"
+    );
+    let exe = std::env::current_exe().unwrap();
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private"]);
+    match profile {
+        // A shell as init: it reaps what daemons leave to it, which a test would not.
+        Profile::Root => {
+            command.args([
+                "--pid",
+                "--fork",
+                "--kill-child",
+                "--mount-proc",
+                "--",
+                "sh",
+                "-c",
+                "\"$@\"; exit $?",
+                "sh",
+            ]);
+        }
+        Profile::User => {
+            command
+                .args(["--", "sh", "-euc", ENTER_USER, "sh"])
+                .arg(base);
+        }
+    }
+    command
+        .arg(exe)
+        .args(["--exact", test, "--nocapture", "--test-threads=1"]);
+    let log = File::create(output).unwrap();
+    command
+        .env_clear()
+        .envs(
+            [
+                "COWL_TEST_LONG",
+                "COWL_PJDFSTEST",
+                "COWL_MODEL_SEED",
+                "RUST_BACKTRACE",
+            ]
+            .iter()
+            .filter_map(|&name| std::env::var_os(name).map(|value| (name, value))),
+        )
+        .env("PATH", PATH)
+        .env("HOME", base.join("work"))
+        .env("TMPDIR", base.join("work"))
+        .env("LC_ALL", "C.UTF-8")
+        .env("COWL_TEST_INNER", test)
+        .env(
+            "COWL_TEST_PROFILE",
+            if profile == Profile::Root {
+                "root"
+            } else {
+                "user"
+            },
+        )
+        .env("COWL_TEST_DIR", base.join("work"))
+        .env("COWL_BIN_DIR", binary("").canonicalize().unwrap())
+        .env("COWL_FIXTURES", fixture("").canonicalize().unwrap())
+        .stdin(Stdio::null())
+        .stdout(Stdio::from(log.try_clone().unwrap()))
+        .stderr(Stdio::from(log))
+        .process_group(0);
+    command.spawn().expect("unshare (package util-linux)")
+}
+
+/// False when the limit passed first; the whole namespace is dead then.
+fn wait(child: &mut Child) -> bool {
+    let pidfd = pidfd_open(Pid::from_child(child), PidfdFlags::empty()).unwrap();
+    let ended = readable(&pidfd, LIMIT);
+    if !ended {
+        child.kill().unwrap();
+    }
+    ended
+}

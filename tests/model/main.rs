@@ -1,0 +1,1 @@
+//! A mount behaves as a plain directory does: random operations on both.

@@ -1,0 +1,123 @@
+//! POSIX: pjdfstest, an outside judge of 398 cases, over a mount of ours.
+//!
+//! `pjdfstest.expected` lists the cases that fail, each with its cause; the test fails when a case is missing from it
+//! or one too many is in it. That the judge itself works on this machine is shown by ext4 or whatever the test
+//! directory lies on, where no case may fail.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use cowl_tests::command::{program, run, shell};
+use cowl_tests::profile::{directory, root};
+use cowl_tests::store::Store;
+
+const CASES: usize = 398;
+/// The 13 that would remount the file system read-only.
+const SKIPPED: usize = 13;
+
+#[test]
+fn the_host_directory_passes_every_case() {
+    root(|| {
+        let place = directory().join("plain");
+        open_to_all(&place);
+        assert_eq!(failing(&place), BTreeSet::new());
+    });
+}
+
+#[test]
+fn a_mount_fails_only_the_listed_cases() {
+    root(|| {
+        let content = directory().join("content");
+        open_to_all(&content);
+        let store = Store::new("store");
+        store.import_directory(&content, "empty");
+        let mount = store.mount_upper("empty", "mnt");
+        let found = failing(mount.path());
+        mount.unmount();
+        let expected = listed(include_str!("pjdfstest.expected"));
+        let (new, gone): (Vec<_>, Vec<_>) = (
+            found.difference(&expected).collect(),
+            expected.difference(&found).collect(),
+        );
+        assert!(
+            new.is_empty() && gone.is_empty(),
+            "fail and are not listed: {new:#?}\nlisted and do not fail: {gone:#?}"
+        );
+    });
+}
+
+/// The suite changes to other users, who have to get there.
+fn open_to_all(place: &Path) {
+    fs::create_dir(place).unwrap();
+    fs::set_permissions(place, Permissions::from_mode(0o755)).unwrap();
+}
+
+/// Lines `case  # cause`; a cause is not optional.
+fn listed(text: &str) -> BTreeSet<String> {
+    text.lines()
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .map(|line| match line.split_once(" # ") {
+            Some((case, cause)) if !cause.trim().is_empty() => case.trim().to_owned(),
+            _ => panic!("pjdfstest.expected: `{line}` names no cause"),
+        })
+        .collect()
+}
+
+/// Names of the cases that fail on a directory.
+fn failing(place: &Path) -> BTreeSet<String> {
+    let other = directory().join("other");
+    if !other.exists() {
+        fs::create_dir(&other).unwrap();
+        shell(&directory(), "mount -t tmpfs tmpfs other", [""; 0]);
+    }
+    let suite = std::env::var("COWL_PJDFSTEST")
+        .expect("COWL_PJDFSTEST names the suite's binary: `make test` sets it");
+    let settings = directory().join("pjdfstest.toml");
+    fs::write(&settings, include_str!("pjdfstest.toml")).unwrap();
+    let arguments = [
+        OsStr::new("-c"),
+        settings.as_os_str(),
+        OsStr::new("-p"),
+        place.as_os_str(),
+        OsStr::new("-s"),
+        other.as_os_str(),
+    ];
+    let outcome = run(&mut program(&suite, arguments));
+    shell(&directory(), "umount other && rmdir other", [""; 0]);
+    let text = &outcome.stdout;
+    let failed: BTreeSet<String> = text
+        .lines()
+        .filter(|line| line.ends_with(" FAILED"))
+        .filter_map(|line| line.split_whitespace().next().map(str::to_owned))
+        .collect();
+    let summary = format!(
+        "Summary: {} failed, {SKIPPED} skipped, {} passed, 0 expected failures, {CASES} total",
+        failed.len(),
+        CASES - SKIPPED - failed.len()
+    );
+    assert!(
+        text.contains(&summary),
+        "`{summary}` was to come, but: {outcome}"
+    );
+    print!("{summary}\n{}", failures_in_short(text));
+    failed
+}
+
+/// A failed case's name and reason, without its backtrace.
+fn failures_in_short(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    lines
+        .windows(2)
+        .filter(|pair| pair[0].ends_with(" FAILED"))
+        .map(|pair| {
+            format!(
+                "{}: {}\n",
+                pair[0].split_whitespace().next().unwrap_or_default(),
+                pair[1].trim()
+            )
+        })
+        .collect()
+}
