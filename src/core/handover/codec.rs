@@ -1,0 +1,191 @@
+//! Bytes of a message: the header, the records, their payloads.
+//!
+//! Invariant: [`decode`] returns an error for any bytes that [`encode`] would not give, but for optional records, and never allocates more
+//! than [`MAX_MESSAGE`].
+
+use bincode::config::{Configuration, Limit, LittleEndian, Varint};
+use bincode::error::{DecodeError, EncodeError};
+use bincode::{Decode, Encode};
+use thiserror::Error;
+use zerocopy::little_endian::{U16, U32};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use super::message::Message;
+
+/// The longest message, in bytes.
+pub const MAX_MESSAGE: usize = 64 << 10;
+
+const MAGIC: [u8; 8] = *b"COWLHAND";
+const VERSION: u16 = 1;
+const OPTIONAL: u16 = 0x8000;
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Header {
+    magic: [u8; 8],
+    version: U16,
+    zero: U16,
+    features: U32,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RecordHeader {
+    kind: U16,
+    version: U16,
+    length: U32,
+}
+
+/// Why a message could not be sent, received or understood.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum HandoverError {
+    /// The bytes do not start as a message does.
+    #[error("not a handover message")]
+    NotAMessage,
+    /// A header of another version.
+    #[error("handover version {0} is not known here")]
+    Version(u16),
+    /// A feature bit this side does not know.
+    #[error("handover features {0:#x} are not known here")]
+    Features(u32),
+    /// The message ends within a record, or holds none or two messages.
+    #[error("handover message is damaged")]
+    Damaged,
+    /// A record that this side does not know and that isn't optional.
+    #[error("handover record {kind}, version {version}, is not known here")]
+    Record {
+        /// The record's type.
+        kind: u16,
+        /// The record's version.
+        version: u16,
+    },
+    /// A payload that is not what its type says.
+    #[error("handover record cannot be read")]
+    Payload(#[from] DecodeError),
+    /// A payload that cannot be written.
+    #[error("handover record cannot be written")]
+    Unwritable(#[from] EncodeError),
+    /// A message longer than [`MAX_MESSAGE`].
+    #[error("handover message of {0} bytes is too long")]
+    TooLong(usize),
+    /// The message speaks of another number of descriptors than came with it.
+    #[error("handover message names {named} descriptors and came with {came}")]
+    Descriptors {
+        /// How many the message names.
+        named: usize,
+        /// How many came.
+        came: usize,
+    },
+    /// A descriptor that the message needs did not come.
+    #[error("handover message came without its {0}")]
+    Missing(super::Role),
+    /// The other side said something else than its turn allows.
+    #[error("unexpected {0}")]
+    Unexpected(&'static str),
+    /// The other side is gone.
+    #[error("the other side has ended")]
+    Closed,
+    /// The system refused to send or receive.
+    #[error("handover socket")]
+    Socket(#[from] rustix::io::Errno),
+}
+
+const fn payload_format() -> Configuration<LittleEndian, Varint, Limit<MAX_MESSAGE>> {
+    bincode::config::standard().with_limit::<MAX_MESSAGE>()
+}
+
+/// The bytes of `message`: the header and one record.
+pub fn encode(message: &Message) -> Result<Vec<u8>, HandoverError> {
+    let (kind, payload) = match message {
+        Message::MountRequest(it) => (1, payload_of(it)?),
+        Message::MountReady(it) => (2, payload_of(it)?),
+        Message::MountFailed(it) => (3, payload_of(it)?),
+        Message::WorkerRequest(it) => (4, payload_of(it)?),
+        Message::WorkerReady(it) => (5, payload_of(it)?),
+    };
+    let length = u32::try_from(payload.len())
+        .map_err(|_beyond_u32| HandoverError::TooLong(payload.len()))?;
+    let header = Header {
+        magic: MAGIC,
+        version: VERSION.into(),
+        zero: 0.into(),
+        features: 0.into(),
+    };
+    let record = RecordHeader {
+        kind: U16::new(kind),
+        version: 1.into(),
+        length: length.into(),
+    };
+    let bytes = [header.as_bytes(), record.as_bytes(), &payload].concat();
+    if bytes.len() > MAX_MESSAGE {
+        return Err(HandoverError::TooLong(bytes.len()));
+    }
+    Ok(bytes)
+}
+
+/// The message in `bytes`, whatever else optional is in there.
+pub fn decode(bytes: &[u8]) -> Result<Message, HandoverError> {
+    let mut rest = after_header(bytes)?;
+    let mut message = None;
+    while !rest.is_empty() {
+        let (record, after) =
+            RecordHeader::read_from_prefix(rest).map_err(|_short| HandoverError::Damaged)?;
+        let length =
+            usize::try_from(record.length.get()).map_err(|_beyond_usize| HandoverError::Damaged)?;
+        let (payload, after) = after
+            .split_at_checked(length)
+            .ok_or(HandoverError::Damaged)?;
+        rest = after;
+        if let Some(read) = read_record(record.kind.get(), record.version.get(), payload)?
+            && message.replace(read).is_some()
+        {
+            return Err(HandoverError::Damaged);
+        }
+    }
+    message.ok_or(HandoverError::Damaged)
+}
+
+fn after_header(bytes: &[u8]) -> Result<&[u8], HandoverError> {
+    let (header, rest) =
+        Header::ref_from_prefix(bytes).map_err(|_short| HandoverError::NotAMessage)?;
+    if header.magic != MAGIC {
+        return Err(HandoverError::NotAMessage);
+    }
+    if header.version.get() != VERSION {
+        return Err(HandoverError::Version(header.version.get()));
+    }
+    if header.features.get() != 0 {
+        return Err(HandoverError::Features(header.features.get()));
+    }
+    if header.zero.get() != 0 {
+        return Err(HandoverError::Damaged);
+    }
+    Ok(rest)
+}
+
+fn read_record(kind: u16, version: u16, payload: &[u8]) -> Result<Option<Message>, HandoverError> {
+    Ok(Some(match (kind, version) {
+        (1, 1) => Message::MountRequest(whole(payload)?),
+        (2, 1) => Message::MountReady(whole(payload)?),
+        (3, 1) => Message::MountFailed(whole(payload)?),
+        (4, 1) => Message::WorkerRequest(whole(payload)?),
+        (5, 1) => Message::WorkerReady(whole(payload)?),
+        _ if kind & OPTIONAL != 0 => return Ok(None),
+        _ => return Err(HandoverError::Record { kind, version }),
+    }))
+}
+
+fn payload_of(it: &impl Encode) -> Result<Vec<u8>, HandoverError> {
+    Ok(bincode::encode_to_vec(it, payload_format())?)
+}
+
+/// Decodes a payload that must be used up.
+fn whole<T: Decode<()>>(payload: &[u8]) -> Result<T, HandoverError> {
+    let (it, used) = bincode::decode_from_slice(payload, payload_format())?;
+    if used == payload.len() {
+        Ok(it)
+    } else {
+        Err(HandoverError::Damaged)
+    }
+}
