@@ -8,6 +8,5 @@
         reason = "tests build their inputs with plain std::fs"
     )
 )]
-#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests build their inputs with plain std::fs"))]
 
 pub mod handover;
