@@ -1,4 +1,8 @@
-//! The launcher: a plan made first, then a flat list of system calls. It knows no image and no engine.
+//! The launcher: puts a process into namespaces and cgroups over a root that someone else mounted, and watches it to its end.
+//!
+//! It knows no image, no store and no engine. An engine fills in a [`plan::Plan`], opens the descriptors it speaks of and calls
+//! [`client::Launch::spawn`]; what runs then is `cowl-runtime run`, one small single-threaded process per container (the *monitor*), which
+//! neither needs the engine to stay alive nor shares a page with it. What the monitor leaves behind is described in [`status`].
 #![cfg_attr(
     test,
     allow(
@@ -6,3 +10,8 @@
         reason = "tests build their inputs with plain std::fs"
     )
 )]
+
+pub mod client;
+pub mod plan;
+pub mod status;
+pub mod wire;

@@ -1,0 +1,167 @@
+//! The engine's side: starts a monitor, hands it a plan and descriptors, and talks to it.
+//!
+//! The monitor is spawned (never forked from a process with threads) with its control socket as standard input, and lives on when the
+//! client goes away; what became of the container is then in the status directory ([`crate::status`]).
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+use crate::plan::{Event, Plan, Request, Signal, Started, WindowSize};
+use crate::wire::{self, Run, WireError};
+
+/// What a container is started with.
+#[derive(Debug)]
+pub struct Launch<'a> {
+    /// Path of `cowl-runtime`.
+    pub runtime: &'a Path,
+    /// Everything but the descriptors.
+    pub plan: &'a Plan,
+    /// A detached mount (`fsmount`, or `open_tree` with `OPEN_TREE_CLONE`) that becomes the container's root.
+    pub rootfs: BorrowedFd<'a>,
+    /// The container's directory, where the monitor holds its lock and writes the exit record.
+    pub status: BorrowedFd<'a>,
+    /// Stdin, stdout and stderr of the program; none when the plan asks for a terminal.
+    pub stdio: Option<[BorrowedFd<'a>; 3]>,
+    /// A directory or file for each of the plan's volumes, in the same order.
+    pub volumes: &'a [BorrowedFd<'a>],
+}
+
+/// Why there is no monitor.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// The program could not be started.
+    #[error("start {runtime}: {source}")]
+    Spawn {
+        /// What was to be started.
+        runtime: String,
+        /// Why it was not.
+        source: std::io::Error,
+    },
+    /// The plan could not be handed over.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    /// The plan and the descriptors don't fit together.
+    #[error("{0}")]
+    Mismatch(&'static str),
+}
+
+/// Why a container did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The monitor says so; its `exit_code` is what a command line ends with.
+    #[error(transparent)]
+    Failed(#[from] crate::plan::Failed),
+    /// The monitor could not be understood, or is gone.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    /// The monitor broke the order of messages.
+    #[error("the monitor said that the program ended before it said that it began")]
+    Order,
+}
+
+impl Launch<'_> {
+    /// Starts the monitor and hands over the plan. The next event is `Started` or `Failed`.
+    pub fn spawn(&self) -> Result<Monitor, LaunchError> {
+        if self.plan.volumes.len() != self.volumes.len() {
+            return Err(LaunchError::Mismatch(
+                "each volume of the plan needs one descriptor",
+            ));
+        }
+        if self.plan.terminal.is_some() == self.stdio.is_some() {
+            return Err(LaunchError::Mismatch(
+                "a container has either a terminal or three stdio descriptors",
+            ));
+        }
+        let volumes = u16::try_from(self.volumes.len())
+            .map_err(|_range| WireError::TooManyDescriptors(self.volumes.len()))?;
+        let (plan, plan_bytes) = wire::write_plan(self.plan)?;
+        let mut descriptors = vec![plan.as_fd(), self.rootfs, self.status];
+        descriptors.extend(self.stdio.iter().flatten());
+        descriptors.extend(self.volumes);
+
+        let (ours, theirs) = socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .map_err(WireError::from)?;
+        // Sent before the program runs: it waits in the socket, and a plan that can't be sent starts nothing.
+        wire::send_run(
+            ours.as_fd(),
+            &Run {
+                plan_bytes,
+                stdio: self.stdio.is_some(),
+                volumes,
+            },
+            &descriptors,
+        )?;
+        let child = Command::new(self.runtime)
+            .arg("run")
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .env_clear()
+            .spawn()
+            .map_err(|source| LaunchError::Spawn {
+                runtime: self.runtime.display().to_string(),
+                source,
+            })?;
+        Ok(Monitor {
+            socket: ours,
+            child,
+        })
+    }
+}
+
+/// A running monitor. Dropping it ends neither the monitor nor the container.
+#[derive(Debug)]
+pub struct Monitor {
+    socket: OwnedFd,
+    child: Child,
+}
+
+impl Monitor {
+    /// Waits for the program to start. With a terminal, its master end is returned too.
+    pub fn wait_started(&self) -> Result<(Started, Option<OwnedFd>), StartError> {
+        match self.next_event()? {
+            (Event::Started(started), terminal) => Ok((started, terminal)),
+            (Event::Failed(failed), _) => Err(failed.into()),
+            (Event::Exited(_), _) => Err(StartError::Order),
+        }
+    }
+
+    /// Waits for the next event. To wait for other things too, poll the descriptor ([`AsFd`]) for input first.
+    pub fn next_event(&self) -> Result<(Event, Option<OwnedFd>), WireError> {
+        wire::receive_event(self.socket.as_fd())
+    }
+
+    /// Sends a signal to the container's first process.
+    pub fn signal(&self, number: u8) -> Result<(), WireError> {
+        wire::send_request(self.socket.as_fd(), Request::Signal(Signal { number }))
+    }
+
+    /// Sets the size of the container's terminal.
+    pub fn resize(&self, size: WindowSize) -> Result<(), WireError> {
+        wire::send_request(self.socket.as_fd(), Request::Resize(size))
+    }
+
+    /// The monitor's own process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits for the monitor's own end, which follows its last event at once.
+    pub fn reap(mut self) -> std::io::Result<()> {
+        self.child.wait().map(drop)
+    }
+}
+
+impl AsFd for Monitor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}

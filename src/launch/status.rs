@@ -1,0 +1,275 @@
+//! What a monitor leaves in its container's status directory, for whoever looks while it runs and after.
+//!
+//! * `lock`: held exclusively (flock) from before the program starts until after `exit.json` is there. It says, as JSON,
+//!   `{"monitor":12,"pid":13,"started_at":"..."}`: two process ids in the monitor's pid namespace, `pid` 0 until the program is started.
+//! * `exit.json`: written once, whole or not at all, when the program has ended or could not be started:
+//!   `{"pid":13,"exit_code":137,"signal":9,"oom_killed":true,"started_at":"2026-11-25T01:02:03.000000004Z","finished_at":"...","error":""}`.
+//!   `signal` is null where none ended it; `pid` is 0, `started_at` empty and `error` a sentence where nothing was started.
+//!
+//! So: lock held = running; lock free and `exit.json` there = ended; lock free and none = the monitor was killed, and the container with
+//! it. The record is not flushed: a power cut ends the container anyway, and
+//! a missing or empty record says so.
+
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, flock, openat, renameat, unlinkat};
+use rustix::io::Errno;
+use rustix::time::{ClockId, clock_gettime};
+
+/// Name of the lock file.
+pub const LOCK: &str = "lock";
+/// Name of the exit record.
+pub const EXIT: &str = "exit.json";
+
+/// A moment as Docker prints it: RFC 3339 in UTC with nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment {
+    secs: i64,
+    nanos: i64,
+}
+
+impl Moment {
+    /// The wall clock.
+    pub fn now() -> Self {
+        let now = clock_gettime(ClockId::Realtime);
+        Self {
+            secs: now.tv_sec,
+            nanos: now.tv_nsec,
+        }
+    }
+}
+
+impl std::fmt::Display for Moment {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (days, second) = (self.secs.div_euclid(86_400), self.secs.rem_euclid(86_400));
+        let (year, month, day) = civil(days);
+        let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+        write!(
+            formatter,
+            "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:09}Z",
+            self.nanos
+        )
+    }
+}
+
+/// Year, month and day of a day counted from 1970-01-01 (Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", civil_from_days).
+fn civil(days: i64) -> (i64, i64, i64) {
+    let shifted = days + 719_468;
+    let era = shifted.div_euclid(146_097);
+    let day_of_era = shifted.rem_euclid(146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 {
+        month_from_march + 3
+    } else {
+        month_from_march - 9
+    };
+    (year_of_era + era * 400 + i64::from(month <= 2), month, day)
+}
+
+/// How a container ended, or why it did not begin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExitRecord {
+    /// 0 where nothing was started.
+    pub pid: u32,
+    /// Docker's.
+    pub exit_code: u8,
+    /// The signal that ended the program.
+    pub signal: Option<u8>,
+    /// The kernel killed at least one process of the container for want of memory.
+    pub oom_killed: bool,
+    /// None where nothing was started.
+    pub started_at: Option<Moment>,
+    /// When it ended or failed.
+    pub finished_at: Moment,
+    /// Empty where the program was started.
+    pub error: String,
+}
+
+impl ExitRecord {
+    /// The text of `exit.json`.
+    pub fn to_json(&self) -> String {
+        let signal = self
+            .signal
+            .map_or_else(|| "null".to_owned(), |number| number.to_string());
+        let started = self
+            .started_at
+            .map(|moment| moment.to_string())
+            .unwrap_or_default();
+        format!(
+            "{{\"pid\":{},\"exit_code\":{},\"signal\":{signal},\"oom_killed\":{},\"started_at\":\"{started}\",\"finished_at\":\"{}\",\"error\":{}}}\n",
+            self.pid,
+            self.exit_code,
+            self.oom_killed,
+            self.finished_at,
+            quoted(&self.error)
+        )
+    }
+
+    /// Writes `exit.json` into the status directory: a reader sees all of it or nothing.
+    pub fn write(&self, status: BorrowedFd<'_>) -> std::io::Result<()> {
+        const TEMPORARY: &str = ".exit.json.new";
+        match unlinkat(status, TEMPORARY, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let mut file = File::from(openat(
+            status,
+            TEMPORARY,
+            flags,
+            Mode::from_raw_mode(0o644),
+        )?);
+        file.write_all(self.to_json().as_bytes())?;
+        renameat(status, TEMPORARY, status, EXIT)?;
+        Ok(())
+    }
+}
+
+/// A JSON string (RFC 8259, section 7).
+fn quoted(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 2);
+    out.push('"');
+    for character in text.chars() {
+        match character {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            control if u32::from(control) < 0x20 => {
+                out.extend(format!("\\u{:04x}", u32::from(control)).chars());
+            }
+            other => out.push(other),
+        }
+    }
+    out.push('"');
+    out
+}
+
+/// The monitor's lock on its container: while it lives, the container is running.
+#[derive(Debug)]
+pub struct Lock {
+    file: File,
+}
+
+impl Lock {
+    /// Takes the lock; `None` if another monitor has it.
+    pub fn take(status: BorrowedFd<'_>) -> std::io::Result<Option<Self>> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let file = File::from(openat(status, LOCK, flags, Mode::from_raw_mode(0o644))?);
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(Self { file })),
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Says in the file who holds it.
+    pub fn describe(
+        &mut self,
+        monitor: u32,
+        pid: u32,
+        started_at: Option<Moment>,
+    ) -> std::io::Result<()> {
+        let started = started_at
+            .map(|moment| moment.to_string())
+            .unwrap_or_default();
+        let text =
+            format!("{{\"monitor\":{monitor},\"pid\":{pid},\"started_at\":\"{started}\"}}\n");
+        rustix::io::pwrite(&self.file, text.as_bytes(), 0)?;
+        self.file.set_len(text.len() as u64)
+    }
+}
+
+/// Whether a monitor holds the lock of this status directory.
+pub fn is_running(status: BorrowedFd<'_>) -> std::io::Result<bool> {
+    let file = match openat(
+        status,
+        LOCK,
+        OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW,
+        Mode::empty(),
+    ) {
+        Ok(file) => file,
+        Err(Errno::NOENT) => return Ok(false),
+        Err(errno) => return Err(errno.into()),
+    };
+    match flock(file.as_fd(), FlockOperation::NonBlockingLockShared) {
+        Ok(()) => Ok(false),
+        Err(Errno::WOULDBLOCK) => Ok(true),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// The text of `exit.json`; `None` where there is none.
+pub fn read_exit(status: BorrowedFd<'_>) -> std::io::Result<Option<String>> {
+    let file = match openat(
+        status,
+        EXIT,
+        OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW,
+        Mode::empty(),
+    ) {
+        Ok(file) => File::from(file),
+        Err(Errno::NOENT) => return Ok(None),
+        Err(errno) => return Err(errno.into()),
+    };
+    let mut text = String::new();
+    file.take(64 << 10).read_to_string(&mut text)?;
+    Ok(Some(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_are_printed_as_gnu_date_prints_them() {
+        for (secs, text) in [
+            (0, "1970-01-01T00:00:00.000000007Z"),
+            (951_782_400, "2000-02-29T00:00:00.000000007Z"),
+            (1_735_689_599, "2024-12-31T23:59:59.000000007Z"),
+            (4_107_542_400, "2100-03-01T00:00:00.000000007Z"),
+            (-1, "1969-12-31T23:59:59.000000007Z"),
+        ] {
+            assert_eq!(Moment { secs, nanos: 7 }.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn the_record_is_json_whatever_the_error_says() {
+        let record = ExitRecord {
+            pid: 0,
+            exit_code: 127,
+            signal: None,
+            oom_killed: false,
+            started_at: None,
+            finished_at: Moment { secs: 0, nanos: 0 },
+            error: "exec \"a\\b\"\n".to_owned(),
+        };
+        let expected = "{\"pid\":0,\"exit_code\":127,\"signal\":null,\"oom_killed\":false,\"started_at\":\"\",\
+             \"finished_at\":\"1970-01-01T00:00:00.000000000Z\",\"error\":\"exec \\\"a\\\\b\\\"\\u000a\"}\n";
+        assert_eq!(record.to_json(), expected);
+    }
+
+    #[test]
+    fn a_lock_is_seen_while_it_is_held() {
+        let directory = tempfile::tempdir().unwrap();
+        let status = File::open(directory.path()).unwrap();
+        assert!(!is_running(status.as_fd()).unwrap());
+        let mut lock = Lock::take(status.as_fd()).unwrap().unwrap();
+        lock.describe(1, 22, None).unwrap();
+        lock.describe(1, 2, Some(Moment { secs: 0, nanos: 0 }))
+            .unwrap();
+        assert!(is_running(status.as_fd()).unwrap());
+        assert!(Lock::take(status.as_fd()).unwrap().is_none());
+        let text = std::fs::read_to_string(directory.path().join(LOCK)).unwrap();
+        assert_eq!(
+            text,
+            "{\"monitor\":1,\"pid\":2,\"started_at\":\"1970-01-01T00:00:00.000000000Z\"}\n"
+        );
+        drop(lock);
+        assert!(!is_running(status.as_fd()).unwrap());
+    }
+}
