@@ -109,15 +109,10 @@ fn failing(place: &Path) -> BTreeSet<String> {
 /// A failed case's name and reason, without its backtrace.
 fn failures_in_short(text: &str) -> String {
     let lines: Vec<&str> = text.lines().collect();
-    lines
-        .windows(2)
-        .filter(|pair| pair[0].ends_with(" FAILED"))
-        .map(|pair| {
-            format!(
-                "{}: {}\n",
-                pair[0].split_whitespace().next().unwrap_or_default(),
-                pair[1].trim()
-            )
-        })
-        .collect()
+    let mut short = String::new();
+    for pair in lines.windows(2).filter(|pair| pair[0].ends_with(" FAILED")) {
+        let case = pair[0].split_whitespace().next().unwrap_or_default();
+        short.extend([case, ": ", pair[1].trim(), "\n"]);
+    }
+    short
 }
