@@ -9,4 +9,7 @@
     )
 )]
 
+pub mod digest;
 pub mod handover;
+pub mod sys;
+pub mod tree;

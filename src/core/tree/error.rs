@@ -1,0 +1,60 @@
+//! What can be wrong with a tree, or with a question to it.
+
+use std::io;
+
+use super::types::TreeIno;
+
+/// Why a tree can't be read, or a question has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum TreeError {
+    /// The file could not be mapped.
+    #[error("mapping the tree: {0}")]
+    Io(#[from] io::Error),
+    /// Other bytes than a tree's at the beginning.
+    #[error("not a tree (no \"cowltree\" at its beginning)")]
+    Magic,
+    /// A version this code does not know.
+    #[error("tree format version {0} is not supported")]
+    Version(u16),
+    /// Features without which the tree would be misread.
+    #[error("the tree needs features that are not supported (flags {0:#x})")]
+    Features(u64),
+    /// The file ends early or goes on too long.
+    #[error("the tree is {found} bytes long, {expected} were written")]
+    Length {
+        /// What the header says.
+        expected: u64,
+        /// What there is.
+        found: u64,
+    },
+    /// The header is not what was written.
+    #[error("the tree's header is damaged")]
+    HeaderDigest,
+    /// The file is not what was written.
+    #[error("the tree is damaged: its digest is wrong")]
+    Digest,
+    /// A record contradicts the format.
+    #[error("the tree is damaged: {what} (record {at})")]
+    Corrupt {
+        /// What is wrong.
+        what: &'static str,
+        /// Which node, name, link or section.
+        at: u32,
+    },
+    /// The tree has no such node.
+    #[error("the tree has no node {}", .0.0)]
+    NoSuchNode(TreeIno),
+    /// Names were asked of something that has none.
+    #[error("node {} is not a directory", .0.0)]
+    NotADirectory(TreeIno),
+    /// A target was asked of something that has none.
+    #[error("node {} is not a symbolic link", .0.0)]
+    NotASymlink(TreeIno),
+    /// A link target was asked of a name that is no link into the layers below.
+    #[error("name {0} is not a link into the layers below")]
+    NotALink(u32),
+}
+
+pub(super) const fn corrupt(what: &'static str, at: u32) -> TreeError {
+    TreeError::Corrupt { what, at }
+}

@@ -1,0 +1,62 @@
+//! Tests of the room, by promise. Helpers here.
+
+mod building;
+
+use super::{Kind, LayerBuilder, Meta, Timestamp, Tree};
+use crate::digest::ObjectId;
+
+/// `usr/bin/x` as the builder wants it; an empty text is the root.
+fn parts(path: &str) -> Vec<&[u8]> {
+    path.split('/')
+        .filter(|name| !name.is_empty())
+        .map(str::as_bytes)
+        .collect()
+}
+
+fn meta(mode: u32) -> Meta {
+    Meta {
+        mode,
+        uid: 1,
+        gid: 2,
+        mtime: Timestamp { secs: -3, nanos: 4 },
+        xattrs: Vec::new(),
+    }
+}
+
+fn file(content: &str) -> Kind {
+    let object = (!content.is_empty()).then(|| ObjectId::of(content.as_bytes()));
+    Kind::Regular {
+        size: content.len() as u64,
+        object,
+        elf: false,
+    }
+}
+
+/// A layer in one line per entry, in a small language of its own: `d PATH`, `f PATH CONTENT`, `l PATH TARGET` (symbolic),
+/// `h PATH TARGET` (hard), `w PATH` (whiteout), `o PATH` (opaque).
+fn layer(script: &str) -> Tree {
+    let mut builder = LayerBuilder::new();
+    for line in script
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+    {
+        let mut words = line.split(' ');
+        let (what, path, rest) = (
+            words.next().unwrap(),
+            parts(words.next().unwrap_or("")),
+            words.next().unwrap_or(""),
+        );
+        match what {
+            "d" => builder.insert(&path, meta(0o750), Kind::Directory),
+            "f" => builder.insert(&path, meta(0o640), file(rest)),
+            "l" => builder.insert(&path, meta(0o777), Kind::Symlink(rest.into())),
+            "h" => builder.hard_link(&path, &parts(rest)),
+            "w" => builder.whiteout(&path),
+            "o" => builder.opaque(&path),
+            _ => panic!("unknown line: {line}"),
+        }
+        .unwrap_or_else(|error| panic!("{line}: {error}"));
+    }
+    Tree::from_bytes(builder.finish().unwrap()).unwrap()
+}

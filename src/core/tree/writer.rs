@@ -1,0 +1,405 @@
+//! Puts a tree's records into a file's bytes. The layer builder and the merge both end here, so both number alike.
+//!
+//! Invariant: directories are begun in the order of their numbers and given their names sorted, and a node is made when
+//! its first name comes. That *is* the numbering rule; the writer only appends.
+
+use std::collections::HashMap;
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+
+use zerocopy::IntoBytes;
+use zerocopy::little_endian::U32;
+
+use super::format::{
+    ALIGN, DIGEST_LEN, DIRENT_LINK, DIRENT_NODE, DIRENT_WHITEOUT, KIND_LAYER, KIND_MERGED, MAGIC,
+    NODE_ELF, NODE_IMPLIED, NODE_OPAQUE, NONE, NUMBERING, RawDirent, RawHeader, RawLink, RawNode,
+    RawSection, Section, VERSION, header_length,
+};
+use super::types::{FileType, Rdev, Timestamp, TreeIno, TreeKind};
+use crate::digest::ObjectId;
+
+/// A tree would be larger than its 32-bit numbers allow, or two statements about one content differ.
+#[derive(Debug, Copy, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WriteError {
+    /// More of something than the format can number.
+    #[error("a tree can't hold more than {NONE} {0}")]
+    Limit(&'static str),
+    /// One object, two sizes: one of them is wrong.
+    #[error("object {object} is said to have {first} bytes and {second} bytes")]
+    ObjectSize {
+        /// The content.
+        object: ObjectId,
+        /// What was said first.
+        first: u64,
+        /// What was said later.
+        second: u64,
+    },
+}
+
+/// Byte strings one after the other, each distinct one once. Equality is of the bytes; the hash only finds candidates, so
+/// the result does not depend on its random key.
+#[derive(Default)]
+struct Heap {
+    bytes: Vec<u8>,
+    strings: Vec<HeapString>,
+    by_hash: HashMap<u64, u32>,
+    hasher: RandomState,
+}
+
+struct HeapString {
+    offset: usize,
+    length: usize,
+    /// The next string with the same hash, or [`NONE`].
+    next: u32,
+}
+
+impl Heap {
+    /// The number of a string in order of first use, and where it begins.
+    fn intern(&mut self, string: &[u8], what: &'static str) -> Result<(u32, usize), WriteError> {
+        let hash = self.hasher.hash_one(string);
+        let head = self.by_hash.get(&hash).copied().unwrap_or(NONE);
+        let mut candidate = head;
+        while let Some(known) = self.strings.get(candidate as usize) {
+            if self.bytes.get(known.offset..known.offset + known.length) == Some(string) {
+                return Ok((candidate, known.offset));
+            }
+            candidate = known.next;
+        }
+        let number = u32::try_from(self.strings.len())
+            .ok()
+            .filter(|number| *number != NONE);
+        let number = number.ok_or(WriteError::Limit(what))?;
+        let offset = self.bytes.len();
+        self.bytes.extend_from_slice(string);
+        self.strings.push(HeapString {
+            offset,
+            length: string.len(),
+            next: head,
+        });
+        self.by_hash.insert(hash, number);
+        Ok((number, offset))
+    }
+
+    /// Offset and length of a string in a heap that both fit 32 bits.
+    fn place(&mut self, string: &[u8], what: &'static str) -> Result<(u32, u32), WriteError> {
+        let limit = |_too_large| WriteError::Limit(what);
+        let (_, offset) = self.intern(string, what)?;
+        let length = u32::try_from(string.len()).map_err(limit)?;
+        u32::try_from(self.bytes.len()).map_err(limit)?;
+        Ok((u32::try_from(offset).map_err(limit)?, length))
+    }
+}
+
+/// A node as its maker knows it. Numbers of links and names come from the writer.
+#[derive(Copy, Clone)]
+pub(super) struct NewNode<'a> {
+    pub(super) file_type: FileType,
+    pub(super) mode: u32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) mtime: Timestamp,
+    pub(super) size: u64,
+    pub(super) elf: bool,
+    pub(super) implied: bool,
+    pub(super) opaque: bool,
+    pub(super) rdev: Rdev,
+    pub(super) object: Option<ObjectId>,
+    pub(super) symlink: &'a [u8],
+    pub(super) xattrs: Option<&'a [u8]>,
+}
+
+impl NewNode<'_> {
+    /// A directory of which nothing is known.
+    pub(super) const DIRECTORY: Self = Self {
+        file_type: FileType::Directory,
+        mode: 0o755,
+        uid: 0,
+        gid: 0,
+        mtime: Timestamp { secs: 0, nanos: 0 },
+        size: 0,
+        elf: false,
+        implied: false,
+        opaque: false,
+        rdev: Rdev { major: 0, minor: 0 },
+        object: None,
+        symlink: &[],
+        xattrs: None,
+    };
+}
+
+/// What a new name stands for.
+pub(super) enum NewTarget<'a> {
+    Node(TreeIno),
+    Whiteout,
+    LinkBelow(&'a [u8]),
+}
+
+pub(super) struct Writer {
+    kind: TreeKind,
+    nodes: Vec<RawNode>,
+    dirents: Vec<RawDirent>,
+    links: Vec<RawLink>,
+    names: Heap,
+    xattrs: Heap,
+    objects: Heap,
+    object_sizes: Vec<u64>,
+}
+
+impl Writer {
+    pub(super) fn new(kind: TreeKind) -> Self {
+        Self {
+            kind,
+            nodes: Vec::new(),
+            dirents: Vec::new(),
+            links: Vec::new(),
+            names: Heap::default(),
+            xattrs: Heap::default(),
+            objects: Heap::default(),
+            object_sizes: Vec::new(),
+        }
+    }
+
+    /// Makes the next node; the first is the root.
+    pub(super) fn node(&mut self, new: &NewNode<'_>) -> Result<TreeIno, WriteError> {
+        let number = u32::try_from(self.nodes.len())
+            .ok()
+            .filter(|number| *number < NONE - 1);
+        let number = number.ok_or(WriteError::Limit("files"))?;
+        let data = match new.file_type {
+            FileType::Regular => [self.object(new)?, 0],
+            FileType::Symlink => {
+                let (offset, length) = self.names.place(new.symlink, "bytes of names")?;
+                [offset, length]
+            }
+            FileType::CharDevice | FileType::BlockDevice => [new.rdev.major, new.rdev.minor],
+            FileType::Directory | FileType::Fifo | FileType::Socket => [0, 0],
+        };
+        let (xattr_offset, xattr_length) = match new.xattrs {
+            None => (NONE, 0),
+            Some(set) => self.xattrs.place(set, "bytes of extended attributes")?,
+        };
+        let flags = [
+            (new.elf, NODE_ELF),
+            (new.implied, NODE_IMPLIED),
+            (new.opaque, NODE_OPAQUE),
+        ];
+        let flags = flags
+            .into_iter()
+            .filter_map(|(set, flag)| set.then_some(flag))
+            .sum::<u32>();
+        self.nodes.push(RawNode {
+            mode: (new.file_type.to_mode_bits() | new.mode & 0o7777).into(),
+            uid: new.uid.into(),
+            gid: new.gid.into(),
+            nlink: if new.file_type == FileType::Directory {
+                2
+            } else {
+                0
+            }
+            .into(),
+            size: new.size.into(),
+            mtime_secs: new.mtime.secs.into(),
+            mtime_nanos: new.mtime.nanos.into(),
+            flags: flags.into(),
+            data: data.map(U32::new),
+            xattr_offset: xattr_offset.into(),
+            xattr_length: xattr_length.into(),
+            reserved: [0; 8],
+        });
+        Ok(TreeIno(number))
+    }
+
+    fn object(&mut self, new: &NewNode<'_>) -> Result<u32, WriteError> {
+        let Some(object) = new.object else {
+            return Ok(NONE);
+        };
+        let (number, _) = self.objects.intern(object.as_bytes(), "contents")?;
+        match self.object_sizes.get(number as usize) {
+            None => self.object_sizes.push(new.size),
+            Some(first) if *first == new.size => {}
+            Some(first) => {
+                return Err(WriteError::ObjectSize {
+                    object,
+                    first: *first,
+                    second: new.size,
+                });
+            }
+        }
+        Ok(number)
+    }
+
+    /// Names that follow are this directory's.
+    pub(super) fn begin_directory(&mut self, dir: TreeIno) -> Result<(), WriteError> {
+        let first = self.next_dirent()?;
+        self.node_mut(dir).data = [first.into(), 0.into()];
+        Ok(())
+    }
+
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "every TreeIno was made by this writer and nodes only grows"
+    )]
+    fn node_mut(&mut self, ino: TreeIno) -> &mut RawNode {
+        &mut self.nodes[ino.0 as usize]
+    }
+
+    fn next_dirent(&self) -> Result<u32, WriteError> {
+        let number = u32::try_from(self.dirents.len())
+            .ok()
+            .filter(|number| *number != NONE);
+        number.ok_or(WriteError::Limit("names"))
+    }
+
+    /// Adds the next name of the directory begun last.
+    pub(super) fn dirent(
+        &mut self,
+        parent: TreeIno,
+        name: &[u8],
+        target: &NewTarget<'_>,
+    ) -> Result<(), WriteError> {
+        self.next_dirent()?;
+        let (name_offset, _) = self.names.place(name, "bytes of names")?;
+        let name_length =
+            u16::try_from(name.len()).map_err(|_long| WriteError::Limit("bytes in a name"))?;
+        let (number, file_type, flags) = match target {
+            NewTarget::Node(ino) => (ino.0, self.link(parent, *ino), DIRENT_NODE),
+            NewTarget::Whiteout => (0, 0, DIRENT_WHITEOUT),
+            NewTarget::LinkBelow(path) => (self.link_below(path)?, 0, DIRENT_LINK),
+        };
+        self.dirents.push(RawDirent {
+            target: number.into(),
+            parent: parent.0.into(),
+            name_offset: name_offset.into(),
+            name_length: name_length.into(),
+            file_type,
+            flags,
+        });
+        let [_, count] = &mut self.node_mut(parent).data;
+        *count += 1;
+        Ok(())
+    }
+
+    /// Counts a name of a node, or a subdirectory of the parent; gives the node's type.
+    fn link(&mut self, parent: TreeIno, ino: TreeIno) -> u8 {
+        let file_type = FileType::from_mode_bits(self.node_mut(ino).mode.get());
+        let counted = if file_type == Some(FileType::Directory) {
+            parent
+        } else {
+            ino
+        };
+        self.node_mut(counted).nlink += 1;
+        file_type.map_or(0, FileType::dirent_type)
+    }
+
+    fn link_below(&mut self, path: &[u8]) -> Result<u32, WriteError> {
+        // There is at most one for each name, so that limit holds here too.
+        let number =
+            u32::try_from(self.links.len()).map_err(|_too_many| WriteError::Limit("names"))?;
+        let (offset, length) = self.names.place(path, "bytes of names")?;
+        self.links.push(RawLink {
+            offset: offset.into(),
+            length: length.into(),
+        });
+        Ok(number)
+    }
+
+    /// The inverse: for each node where its part of the list begins, and the list of names.
+    fn inverse(&self) -> (Vec<U32>, Vec<U32>) {
+        let targets = || {
+            let numbered = (0u32..).zip(&self.dirents);
+            numbered
+                .filter(|(_, raw)| raw.flags == DIRENT_NODE)
+                .map(|(index, raw)| (index, raw.target.get() as usize))
+        };
+        // Counts, shifted by two so that filling in below leaves beginnings shifted by one, as the file has them.
+        let mut index = vec![0u32; self.nodes.len() + 2];
+        for (_, node) in targets() {
+            if let Some(count) = index.get_mut(node + 2) {
+                *count += 1;
+            }
+        }
+        let mut sum = 0;
+        for entry in &mut index {
+            sum += *entry;
+            *entry = sum;
+        }
+        let mut list = vec![U32::ZERO; sum as usize];
+        for (dirent, node) in targets() {
+            let Some(next) = index.get_mut(node + 1) else {
+                continue;
+            };
+            if let Some(entry) = list.get_mut(*next as usize) {
+                *entry = dirent.into();
+            }
+            *next += 1;
+        }
+        index.pop();
+        (index.into_iter().map(U32::new).collect(), list)
+    }
+
+    /// The whole file.
+    pub(super) fn finish(self) -> Vec<u8> {
+        let (inverse_index, inverse_list) = self.inverse();
+        let sections = [
+            self.nodes.as_bytes(),
+            self.dirents.as_bytes(),
+            inverse_index.as_bytes(),
+            inverse_list.as_bytes(),
+            self.links.as_bytes(),
+            &self.names.bytes,
+            &self.xattrs.bytes,
+            &self.objects.bytes,
+        ];
+        let mut end = header_length(sections.len());
+        let mut table = Vec::with_capacity(sections.len());
+        for (section, bytes) in Section::ALL.into_iter().zip(sections) {
+            let offset = end.next_multiple_of(ALIGN);
+            end = offset + bytes.len();
+            table.push(RawSection {
+                id: (section as u32).into(),
+                record: U32::new(u32::try_from(section.record()).unwrap_or(NONE)),
+                offset: (offset as u64).into(),
+                length: (bytes.len() as u64).into(),
+            });
+        }
+        let length = end + DIGEST_LEN;
+        let mut file = Vec::with_capacity(length);
+        file.extend_from_slice(self.header(&table, length).as_bytes());
+        file.extend_from_slice(table.as_bytes());
+        append_digest(&mut file);
+        for bytes in sections {
+            file.resize(file.len().next_multiple_of(ALIGN), 0);
+            file.extend_from_slice(bytes);
+        }
+        append_digest(&mut file);
+        file
+    }
+
+    fn header(&self, table: &[RawSection], length: usize) -> RawHeader {
+        // The makers of nodes, names and objects have kept these counts below NONE.
+        let count = |records: usize| U32::new(u32::try_from(records).unwrap_or(NONE));
+        RawHeader {
+            magic: MAGIC,
+            version: VERSION.into(),
+            numbering: NUMBERING.into(),
+            kind: match self.kind {
+                TreeKind::Layer => KIND_LAYER,
+                TreeKind::Merged => KIND_MERGED,
+            },
+            reserved: [0; 3],
+            compat: 0.into(),
+            incompat: 0.into(),
+            nodes: count(self.nodes.len()),
+            dirents: count(self.dirents.len()),
+            objects: count(self.object_sizes.len()),
+            sections: count(table.len()),
+            length: (length as u64).into(),
+            reserved_too: [0; 8],
+        }
+    }
+}
+
+fn append_digest(file: &mut Vec<u8>) {
+    let digest = blake3::hash(file);
+    file.extend_from_slice(digest.as_bytes());
+}
