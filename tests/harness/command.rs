@@ -136,3 +136,14 @@ pub fn fixture(name: &str) -> PathBuf {
         )
         .join(name)
 }
+
+/// Runs a Python script that must succeed, in `directory`, with `arguments` as `sys.argv[1:]`.
+#[track_caller]
+pub fn python<S: AsRef<OsStr>>(
+    directory: &Path,
+    script: &str,
+    arguments: impl IntoIterator<Item = S>,
+) -> String {
+    let mut command = program("python3", ["-B", "-c", script]);
+    run(command.args(arguments).current_dir(directory)).ok()
+}

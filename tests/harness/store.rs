@@ -7,7 +7,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::command::{Outcome, binary, fixture, program, run, system};
+use crate::command::{Outcome, binary, fixture, program, run, shell, system};
 use crate::profile::directory;
 
 /// A store of its own directory.
@@ -88,11 +88,20 @@ impl Store {
         Mount::new(self, image, point, Some(upper))
     }
 
-    /// Every object's name and content hash, as the system's sha256sum sees them.
+    /// Every object's path, size, mode, time and content hash, as the system's own tools see them.
     pub fn objects(&self) -> String {
-        crate::command::shell(
+        shell(
             &self.root,
-            "find objects -type f -print0 | sort -z | xargs -0r stat -c '%n %s %a %Y' ; find objects -type f -print0 | sort -z | xargs -0r sha256sum",
+            "find objects -type f -exec stat -c '%n %s %a %Y' {} + | sort; find objects -type f -exec sha256sum {} + | sort",
+            [""; 0],
+        )
+    }
+
+    /// Every object's path and size.
+    pub fn objects_by_name(&self) -> String {
+        shell(
+            &self.root,
+            "find objects -type f -exec stat -c '%n %s' {} + | sort",
             [""; 0],
         )
     }
