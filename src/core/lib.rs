@@ -13,3 +13,4 @@ pub mod digest;
 pub mod handover;
 pub mod sys;
 pub mod tree;
+pub mod upper;

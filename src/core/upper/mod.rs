@@ -1,0 +1,293 @@
+//! The upper: the plain directory that everything a mount changes is written to, and the work directory beside it.
+//!
+//! Invariant: whenever the worker or the machine stops, the upper is a state that was, or was about to be, visible through the
+//! mount; what was under way lies in `work/tmp` and is removed at the next mount. Called by `mountd::overlay`, which has the rules
+//! of *when* to write what; only this room knows how a mark is spelled.
+//!
+//! # Layout
+//! ```text
+//! upper/                 files, directories, links as they are; beside them whiteouts and marks
+//! work/lock              locked while a mount lives; holds the namespace of the marks: "trusted" or "user"
+//! work/tmp/              what is being made; emptied at mount
+//! work/index/<node>      one link to each copied-up file that has several names in the tree (decimal node number)
+//! work/orphans/<number>  files without a name that are still open; emptied at mount
+//! ```
+//! Both directories must be on one file system, with extended attributes, device nodes and `RENAME_WHITEOUT`.
+//!
+//! # Marks
+//! Extended attributes below `trusted.overlay.` where the worker has `CAP_SYS_ADMIN` in the initial user namespace, else below
+//! `user.overlay.`; there, symbolic links and special files bear none. The first two and the whiteout are overlayfs's own
+//! (Documentation/filesystems/overlayfs.rst); the kernel ignores the others. All numbers are little-endian.
+//! ```text
+//! a character device 0:0   whiteout: the tree's file of this name is gone
+//! opaque        "y"                                  directory: what the tree has under this name or origin is hidden
+//! impure        "y"                                  directory: files in it bear marks
+//! cowl.origin   01 00 00 00 | node u32               copied up from this node of the tree; a directory shows its children
+//! cowl.data     01 00 00 00 | object id, 32 bytes    the content is the object's, up to the length of this (sparse) file
+//! cowl.device   01 00 00 00                          empty regular file: a character device 0:0 made through the mount
+//! cowl.nlink    01 00 00 00 | difference i32         in work/index: links shown = links of the host - 1 + difference
+//! cowl.stamp    01 00 | numbering u16 | chain id, 32 bytes     root: the stack and numbering that the marks speak of
+//! ```
+//! A directory without origin that is not opaque shows the children of the tree's directory of the same name, as in overlayfs.
+//! An attribute that a user of the mount calls `trusted.overlay.x` is stored as `trusted.overlay.overlay.x` ([`marks::escape`]).
+
+pub mod marks;
+mod probe;
+pub mod spot;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{AtFlags, FileType as HostType, FlockOperation, Mode, OFlags, RawDir};
+use rustix::io::Errno;
+
+use crate::tree::TreeIno;
+use marks::{Mark, Namespace, Stamp};
+use spot::Spot;
+
+/// Why an upper cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum UpperError {
+    /// Another mount holds the lock.
+    #[error("the upper is in use by another mount")]
+    InUse,
+    /// Written over another stack of layers.
+    #[error(
+        "the upper was written over another image (chain {found}, this one is {wanted}): use an empty upper, or that image"
+    )]
+    OtherChain {
+        /// The upper's.
+        found: crate::digest::ChainId,
+        /// The one to be mounted.
+        wanted: crate::digest::ChainId,
+    },
+    /// Written over the same stack as another version of cowl numbers it.
+    #[error(
+        "the upper was written by a version of cowl that numbers files differently ({found}, this one {wanted})"
+    )]
+    OtherNumbering {
+        /// The upper's.
+        found: u16,
+        /// The one to be mounted.
+        wanted: u16,
+    },
+    /// The stamp's bytes.
+    #[error("the upper's stamp: {0}")]
+    Stamp(#[from] marks::UnknownMark),
+    /// Marks in `trusted.`, and no privilege to read them.
+    #[error(
+        "the upper was written with privilege (marks in trusted.overlay.*) and cannot be read without: mount it as root"
+    )]
+    NeedsPrivilege,
+    /// No place for marks.
+    #[error(
+        "the upper's file system has no extended attributes in {0}: use another file system for the upper"
+    )]
+    NoXattrs(&'static str),
+    /// No whiteouts.
+    #[error(
+        "the upper's file system cannot hold whiteouts (character devices 0:0, made by RENAME_WHITEOUT): {0}"
+    )]
+    NoWhiteouts(Errno),
+    /// Renaming from one to the other is impossible.
+    #[error("the upper and its work directory are on different file systems")]
+    TwoFileSystems,
+    /// The host.
+    #[error("{what}: {errno}")]
+    Host {
+        /// What was tried.
+        what: &'static str,
+        /// What the host said.
+        errno: Errno,
+    },
+}
+
+/// Names what failed.
+fn host(what: &'static str) -> impl FnOnce(Errno) -> UpperError {
+    move |errno| UpperError::Host { what, errno }
+}
+
+/// An upper, locked for one mount. What only reads is `&self`; ordering of changes is the caller's affair.
+#[derive(Debug)]
+pub struct Upper {
+    root: OwnedFd,
+    tmp: OwnedFd,
+    index: OwnedFd,
+    orphans: OwnedFd,
+    /// The lock lives as long as this description.
+    _lock: OwnedFd,
+    space: Namespace,
+    fresh: bool,
+    next_name: AtomicU64,
+}
+
+impl Upper {
+    /// Takes the lock, removes what an earlier mount left under way, finds out what this file system and this process can do, and
+    /// compares the stamp.
+    ///
+    /// # Locking
+    /// `work/lock`, exclusively, for the life of the value; it is not waited for.
+    pub fn open(root: OwnedFd, work: &OwnedFd, stamp: &Stamp) -> Result<Self, UpperError> {
+        let lock = probe::lock(work.as_fd())?;
+        let tmp = subdirectory(work.as_fd(), b"tmp")?;
+        let index = subdirectory(work.as_fd(), b"index")?;
+        let orphans = subdirectory(work.as_fd(), b"orphans")?;
+        for (dir, what) in [
+            (&tmp, "emptying work/tmp"),
+            (&orphans, "emptying work/orphans"),
+        ] {
+            empty(dir.as_fd()).map_err(host(what))?;
+        }
+        probe::same_file_system(root.as_fd(), tmp.as_fd())?;
+        probe::drop_default_acl(tmp.as_fd())?;
+        probe::whiteouts(tmp.as_fd())?;
+        let space = probe::namespace(lock.as_fd(), tmp.as_fd())?;
+        let fresh = probe::compare_stamp(root.as_fd(), space, stamp)?;
+        let upper = Self {
+            root,
+            tmp,
+            index,
+            orphans,
+            _lock: lock,
+            space,
+            fresh,
+            next_name: AtomicU64::new(0),
+        };
+        Ok(upper)
+    }
+
+    /// The upper's root directory.
+    pub fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
+    /// `work/tmp`.
+    pub fn tmp(&self) -> BorrowedFd<'_> {
+        self.tmp.as_fd()
+    }
+
+    /// `work/index`.
+    pub fn index(&self) -> BorrowedFd<'_> {
+        self.index.as_fd()
+    }
+
+    /// `work/orphans`.
+    pub fn orphans(&self) -> BorrowedFd<'_> {
+        self.orphans.as_fd()
+    }
+
+    /// Where the marks are.
+    pub fn namespace(&self) -> Namespace {
+        self.space
+    }
+
+    /// Whether this upper was empty and unstamped: its root then wants the attributes of the tree's root, and then [`Upper::stamp`].
+    pub fn is_fresh(&self) -> bool {
+        self.fresh
+    }
+
+    /// Writes the stamp on the root and makes it durable: from here on the upper belongs to this tree.
+    pub fn stamp(&self, stamp: &Stamp) -> Result<(), UpperError> {
+        let root = Spot::new(self.root(), b".");
+        root.set_mark(self.space, Mark::Stamp, &stamp.encode())
+            .map_err(host("stamping the upper"))?;
+        rustix::fs::fsync(&self.root).map_err(host("stamping the upper"))
+    }
+
+    /// A name that nothing in `work/tmp` or `work/orphans` has or ever had in this mount.
+    pub fn new_name(&self) -> Vec<u8> {
+        self.next_name
+            .fetch_add(1, Ordering::Relaxed)
+            .to_string()
+            .into_bytes()
+    }
+
+    /// The nodes that have a file in `work/index`.
+    pub fn indexed(&self) -> rustix::io::Result<Vec<TreeIno>> {
+        let mut nodes = Vec::new();
+        each_entry(self.index(), |name, _, _| {
+            // Nothing else is ever put there; what a person put there is left alone.
+            if let Some(node) = std::str::from_utf8(name)
+                .ok()
+                .and_then(|name| name.parse().ok())
+            {
+                nodes.push(TreeIno(node));
+            }
+            Ok(())
+        })?;
+        Ok(nodes)
+    }
+
+    /// The name of a node's file in `work/index`.
+    pub fn index_name(node: TreeIno) -> Vec<u8> {
+        node.0.to_string().into_bytes()
+    }
+}
+
+/// Opens a directory in the work directory, made if it is not there.
+fn subdirectory(work: BorrowedFd<'_>, name: &'static [u8]) -> Result<OwnedFd, UpperError> {
+    match rustix::fs::mkdirat(work, name, Mode::RWXU) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(errno) => return Err(host("preparing the work directory")(errno)),
+    }
+    open_directory(work, name).map_err(host("preparing the work directory"))
+}
+
+fn open_directory(dir: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(dir, name, flags, Mode::empty())
+}
+
+/// Calls `f` with name, type and inode number of every entry but `.` and `..`.
+pub fn each_entry(
+    dir: BorrowedFd<'_>,
+    mut f: impl FnMut(&[u8], HostType, u64) -> rustix::io::Result<()>,
+) -> rustix::io::Result<()> {
+    let dir = open_directory(dir, b".")?;
+    let mut buffer = Vec::with_capacity(32 << 10);
+    let mut entries = RawDir::new(&dir, buffer.spare_capacity_mut());
+    while let Some(entry) = entries.next() {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." {
+            f(name, entry.file_type(), entry.ino())?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes everything in a directory of the work directory: nothing there was ever more than two levels deep.
+fn empty(dir: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    let mut names = Vec::new();
+    each_entry(dir, |name, file_type, _| {
+        names.push((name.to_vec(), file_type));
+        Ok(())
+    })?;
+    for (name, file_type) in names {
+        if file_type == HostType::Directory {
+            empty(open_directory(dir, &name)?.as_fd())?;
+            Spot::new(dir, &name).rmdir()?;
+        } else {
+            rustix::fs::unlinkat(dir, name, AtFlags::empty())?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes a directory of `work/tmp` with what is in it.
+pub fn remove_temporary(spot: Spot<'_>) -> rustix::io::Result<()> {
+    empty(open_directory(spot.dir, spot.name)?.as_fd())?;
+    spot.rmdir()
+}
+
+/// Takes the lock on an open file of its own: it goes with the process, however that ends.
+fn try_lock(file: BorrowedFd<'_>) -> Result<(), UpperError> {
+    match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(()),
+        Err(Errno::WOULDBLOCK) => Err(UpperError::InUse),
+        Err(errno) => Err(host("locking the work directory")(errno)),
+    }
+}
+
+#[cfg(test)]
+mod tests;

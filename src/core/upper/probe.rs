@@ -1,0 +1,157 @@
+//! What a file system and this process can do, tried rather than looked up: done once, when an upper is opened.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags, RenameFlags, XattrFlags};
+use rustix::io::Errno;
+
+use super::marks::{Mark, Namespace, Stamp};
+use super::spot::{Spot, is_whiteout};
+use super::{UpperError, each_entry, host, try_lock};
+
+/// Opens and locks `work/lock`.
+pub(super) fn lock(work: BorrowedFd<'_>) -> Result<OwnedFd, UpperError> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(work, "lock", flags, Mode::RUSR | Mode::WUSR)
+        .map_err(host("opening work/lock"))?;
+    try_lock(std::os::fd::AsFd::as_fd(&file))?;
+    Ok(file)
+}
+
+/// Upper and work must be one file system: a change ends in a rename from one to the other.
+pub(super) fn same_file_system(
+    root: BorrowedFd<'_>,
+    tmp: BorrowedFd<'_>,
+) -> Result<(), UpperError> {
+    let device = |dir| -> Result<(u32, u32), UpperError> {
+        let stat = Spot::new(dir, b".")
+            .stat()
+            .map_err(host("reading the upper"))?;
+        Ok((stat.stx_dev_major, stat.stx_dev_minor))
+    };
+    if device(root)? == device(tmp)? {
+        Ok(())
+    } else {
+        Err(UpperError::TwoFileSystems)
+    }
+}
+
+/// A work directory made below a directory with a default ACL has inherited it, and so would all that is made in it.
+pub(super) fn drop_default_acl(tmp: BorrowedFd<'_>) -> Result<(), UpperError> {
+    match Spot::new(tmp, b".").remove_xattr(b"system.posix_acl_default") {
+        Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
+        Err(errno) => Err(host("removing the default ACL of work/tmp")(errno)),
+    }
+}
+
+/// Makes a whiteout the way a rename does, which tries device nodes and the flag at once.
+pub(super) fn whiteouts(tmp: BorrowedFd<'_>) -> Result<(), UpperError> {
+    let (from, to) = (Spot::new(tmp, b"probe"), Spot::new(tmp, b"probed"));
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    drop(
+        rustix::fs::openat(tmp, from.name, flags, Mode::RUSR | Mode::WUSR)
+            .map_err(host("writing to work/tmp"))?,
+    );
+    let tried = from.rename(to, RenameFlags::WHITEOUT);
+    let made = from.stat().map(|stat| is_whiteout(&stat));
+    for spot in [from, to] {
+        match spot.unlink() {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(errno) => return Err(host("writing to work/tmp")(errno)),
+        }
+    }
+    match (tried, made) {
+        (Ok(()), Ok(true)) => Ok(()),
+        (Err(errno), _) => Err(UpperError::NoWhiteouts(errno)),
+        (Ok(()), _) => Err(UpperError::NoWhiteouts(Errno::OPNOTSUPP)),
+    }
+}
+
+/// The namespace that this upper's marks are in: the one written down at its first mount, else the better one that works.
+///
+/// It has to be written down: without privilege, marks in `trusted.` cannot even be seen.
+pub(super) fn namespace(
+    lock: BorrowedFd<'_>,
+    tmp: BorrowedFd<'_>,
+) -> Result<Namespace, UpperError> {
+    let mut text = [0; 8];
+    let length = rustix::io::pread(lock, &mut text, 0).map_err(host("reading work/lock"))?;
+    match text.get(..length).unwrap_or_default() {
+        b"" => {}
+        b"trusted\n" => {
+            return works(tmp, Namespace::Trusted)?
+                .then_some(Namespace::Trusted)
+                .ok_or(UpperError::NeedsPrivilege);
+        }
+        b"user\n" if works(tmp, Namespace::User)? => return Ok(Namespace::User),
+        b"user\n" => return Err(UpperError::NoXattrs("user.")),
+        _ => {
+            return Err(host(
+                "reading work/lock, which holds neither \"trusted\" nor \"user\"",
+            )(Errno::INVAL));
+        }
+    }
+    let (space, text) = if works(tmp, Namespace::Trusted)? {
+        (Namespace::Trusted, &b"trusted\n"[..])
+    } else if works(tmp, Namespace::User)? {
+        (Namespace::User, &b"user\n"[..])
+    } else {
+        return Err(UpperError::NoXattrs("trusted. or user."));
+    };
+    rustix::io::pwrite(lock, text, 0).map_err(host("writing work/lock"))?;
+    Ok(space)
+}
+
+/// Sets a mark on `work/tmp` and reads it back. In a user namespace that is refused, or set and not shown.
+fn works(tmp: BorrowedFd<'_>, space: Namespace) -> Result<bool, UpperError> {
+    let spot = Spot::new(tmp, b".");
+    match spot.set_xattr(
+        Mark::Impure.name(space).as_bytes(),
+        b"y",
+        XattrFlags::empty(),
+    ) {
+        Ok(()) => {}
+        Err(Errno::PERM | Errno::OPNOTSUPP | Errno::ACCESS) => return Ok(false),
+        Err(errno) => return Err(host("writing a mark")(errno)),
+    }
+    let read = spot
+        .mark(space, Mark::Impure)
+        .map_err(host("reading a mark"))?;
+    spot.clear_mark(space, Mark::Impure)
+        .map_err(host("removing a mark"))?;
+    Ok(read.as_deref() == Some(b"y"))
+}
+
+/// Whether the upper is new; an error if it belongs to another tree.
+pub(super) fn compare_stamp(
+    root: BorrowedFd<'_>,
+    space: Namespace,
+    wanted: &Stamp,
+) -> Result<bool, UpperError> {
+    let read = Spot::new(root, b".")
+        .mark(space, Mark::Stamp)
+        .map_err(host("reading the upper's stamp"))?;
+    let Some(bytes) = read else {
+        let mut entries = 0_u64;
+        each_entry(root, |_, _, _| {
+            entries += 1;
+            Ok(())
+        })
+        .map_err(host("reading the upper"))?;
+        return Ok(entries == 0);
+    };
+    let found = Stamp::decode(&bytes)?;
+    if found.chain != wanted.chain {
+        return Err(UpperError::OtherChain {
+            found: found.chain,
+            wanted: wanted.chain,
+        });
+    }
+    if found.numbering != wanted.numbering {
+        return Err(UpperError::OtherNumbering {
+            found: found.numbering,
+            wanted: wanted.numbering,
+        });
+    }
+    Ok(false)
+}

@@ -1,0 +1,188 @@
+//! One name in one directory of the upper, and what can be done to it. Nothing here follows a symbolic link or leaves its directory.
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use rustix::fs::{AtFlags, FileType as HostType, Mode, Statx, StatxFlags, Timestamps, XattrFlags};
+use rustix::io::{Errno, Result};
+
+use super::marks::{Mark, Namespace};
+use crate::tree::Timestamp;
+
+/// A name in a directory. The directory is held by a descriptor, so moving it or its ancestors doesn't matter.
+#[derive(Copy, Clone, Debug)]
+pub struct Spot<'a> {
+    /// The directory; may be an `O_PATH` descriptor.
+    pub dir: BorrowedFd<'a>,
+    /// One component, or `.` for the directory itself.
+    pub name: &'a [u8],
+}
+
+impl<'a> Spot<'a> {
+    /// A name in a directory.
+    pub const fn new(dir: BorrowedFd<'a>, name: &'a [u8]) -> Self {
+        Self { dir, name }
+    }
+
+    /// The attributes.
+    pub fn stat(self) -> Result<Statx> {
+        rustix::fs::statx(
+            self.dir,
+            self.name,
+            AtFlags::SYMLINK_NOFOLLOW,
+            StatxFlags::BASIC_STATS,
+        )
+    }
+
+    /// Whether a file is here.
+    pub fn exists(self) -> Result<bool> {
+        match self.stat() {
+            Ok(_) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    // There is no getxattrat before 6.13, and an O_PATH descriptor answers no fgetxattr. A path through the descriptor in /proc
+    // reaches every type of file, devices and symbolic links too, and opens nothing.
+    fn through_proc(self) -> Vec<u8> {
+        let mut path = format!("/proc/self/fd/{}/", self.dir.as_raw_fd()).into_bytes();
+        path.extend_from_slice(self.name);
+        path
+    }
+
+    /// The value of an extended attribute under its stored name; None if there is none, or if this file can have none.
+    pub fn xattr(self, name: &[u8]) -> Result<Option<Vec<u8>>> {
+        let path = self.through_proc();
+        read_growing(256, |buffer| {
+            rustix::fs::lgetxattr(path.as_slice(), name, buffer)
+        })
+    }
+
+    /// The stored names of all extended attributes, each ended by a NUL; empty if this file can have none.
+    pub fn xattr_names(self) -> Result<Vec<u8>> {
+        let path = self.through_proc();
+        Ok(read_growing(1024, |buffer| {
+            rustix::fs::llistxattr(path.as_slice(), buffer)
+        })?
+        .unwrap_or_default())
+    }
+
+    /// Sets an extended attribute under its stored name.
+    pub fn set_xattr(self, name: &[u8], value: &[u8], flags: XattrFlags) -> Result<()> {
+        rustix::fs::lsetxattr(self.through_proc(), name, value, flags)
+    }
+
+    /// Removes an extended attribute; ENODATA if there is none.
+    pub fn remove_xattr(self, name: &[u8]) -> Result<()> {
+        rustix::fs::lremovexattr(self.through_proc(), name)
+    }
+
+    /// The bytes of a mark.
+    pub fn mark(self, space: Namespace, mark: Mark) -> Result<Option<Vec<u8>>> {
+        self.xattr(mark.name(space).as_bytes())
+    }
+
+    /// Writes a mark.
+    pub fn set_mark(self, space: Namespace, mark: Mark, value: &[u8]) -> Result<()> {
+        self.set_xattr(mark.name(space).as_bytes(), value, XattrFlags::empty())
+    }
+
+    /// Removes a mark if it is there.
+    pub fn clear_mark(self, space: Namespace, mark: Mark) -> Result<()> {
+        match self.remove_xattr(mark.name(space).as_bytes()) {
+            Ok(()) | Err(Errno::NODATA) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Hides the name below: a character device 0:0, as overlayfs spells it. EEXIST if something is here.
+    pub fn make_whiteout(self) -> Result<()> {
+        rustix::fs::mknodat(
+            self.dir,
+            self.name,
+            HostType::CharacterDevice,
+            Mode::empty(),
+            0,
+        )
+    }
+
+    /// Changes owner and group; the host clears set-id bits and capabilities, as Linux does at every chown.
+    pub fn chown(self, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
+        let uid = uid.map(rustix::fs::Uid::from_raw);
+        let gid = gid.map(rustix::fs::Gid::from_raw);
+        rustix::fs::chownat(self.dir, self.name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
+    }
+
+    /// Sets permission bits. Not of a symbolic link, which has none.
+    pub fn chmod(self, mode: u32) -> Result<()> {
+        // Follows links, which nothing can put here: whoever calls has seen the type, and no one else writes to an upper.
+        rustix::fs::chmodat(
+            self.dir,
+            self.name,
+            Mode::from_raw_mode(mode & 0o7777),
+            AtFlags::empty(),
+        )
+    }
+
+    /// Sets both times; a nanosecond field may be `UTIME_NOW` or `UTIME_OMIT`.
+    pub fn utimens(self, times: &Timestamps) -> Result<()> {
+        rustix::fs::utimensat(self.dir, self.name, times, AtFlags::SYMLINK_NOFOLLOW)
+    }
+
+    /// Removes the file; EISDIR if it is a directory.
+    pub fn unlink(self) -> Result<()> {
+        rustix::fs::unlinkat(self.dir, self.name, AtFlags::empty())
+    }
+
+    /// Removes the empty directory.
+    pub fn rmdir(self) -> Result<()> {
+        rustix::fs::unlinkat(self.dir, self.name, AtFlags::REMOVEDIR)
+    }
+
+    /// Gives the file another name, `to`.
+    pub fn link(self, to: Spot<'_>) -> Result<()> {
+        rustix::fs::linkat(self.dir, self.name, to.dir, to.name, AtFlags::empty())
+    }
+
+    /// Renames to `to`.
+    pub fn rename(self, to: Spot<'_>, flags: rustix::fs::RenameFlags) -> Result<()> {
+        rustix::fs::renameat_with(self.dir, self.name, to.dir, to.name, flags)
+    }
+}
+
+/// Reads into a buffer that grows until the value fits. None: no such attribute, or no attributes on such a file.
+fn read_growing(
+    first: usize,
+    read: impl Fn(&mut [u8]) -> Result<usize>,
+) -> Result<Option<Vec<u8>>> {
+    let mut buffer = vec![0; first];
+    loop {
+        match read(&mut buffer) {
+            Ok(length) => {
+                buffer.truncate(length);
+                return Ok(Some(buffer));
+            }
+            Err(Errno::RANGE) if buffer.len() < 1 << 20 => buffer.resize(buffer.len() * 4, 0),
+            Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM) => return Ok(None),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Both times set to given moments.
+pub fn times(atime: Timestamp, mtime: Timestamp) -> Timestamps {
+    let spec = |time: Timestamp| rustix::fs::Timespec {
+        tv_sec: time.secs,
+        tv_nsec: i64::from(time.nanos),
+    };
+    Timestamps {
+        last_access: spec(atime),
+        last_modification: spec(mtime),
+    }
+}
+
+/// Whether the host's attributes are a whiteout's.
+pub fn is_whiteout(stat: &Statx) -> bool {
+    HostType::from_raw_mode(u32::from(stat.stx_mode)) == HostType::CharacterDevice
+        && (stat.stx_rdev_major, stat.stx_rdev_minor) == (0, 0)
+}

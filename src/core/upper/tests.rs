@@ -1,0 +1,166 @@
+use std::fs::{self, File};
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+
+use super::*;
+use crate::digest::{ChainId, Sha256Digest};
+
+fn stamp(text: &str, numbering: u16) -> Stamp {
+    Stamp {
+        chain: ChainId(Sha256Digest::of(text.as_bytes())),
+        numbering,
+    }
+}
+
+fn open(base: &Path, stamp: &Stamp) -> Result<Upper, UpperError> {
+    for name in ["upper", "work"] {
+        fs::create_dir_all(base.join(name)).unwrap();
+    }
+    let dir = |name: &str| OwnedFd::from(File::open(base.join(name)).unwrap());
+    Upper::open(dir("upper"), &dir("work"), stamp)
+}
+
+#[test]
+fn a_new_upper_is_fresh_until_it_is_stamped() {
+    let base = tempfile::tempdir().unwrap();
+    let upper = open(base.path(), &stamp("a", 1)).unwrap();
+    assert!(upper.is_fresh());
+    upper.stamp(&stamp("a", 1)).unwrap();
+    drop(upper);
+    assert!(!open(base.path(), &stamp("a", 1)).unwrap().is_fresh());
+}
+
+#[test]
+fn another_tree_is_refused() {
+    let base = tempfile::tempdir().unwrap();
+    open(base.path(), &stamp("a", 1))
+        .unwrap()
+        .stamp(&stamp("a", 1))
+        .unwrap();
+    let error = open(base.path(), &stamp("b", 1)).unwrap_err();
+    assert!(matches!(error, UpperError::OtherChain { .. }), "{error}");
+    let error = open(base.path(), &stamp("a", 2)).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            UpperError::OtherNumbering {
+                found: 1,
+                wanted: 2
+            }
+        ),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_second_mount_is_refused_and_a_later_one_is_not() {
+    let base = tempfile::tempdir().unwrap();
+    let first = open(base.path(), &stamp("a", 1)).unwrap();
+    assert!(matches!(
+        open(base.path(), &stamp("a", 1)).unwrap_err(),
+        UpperError::InUse
+    ));
+    drop(first);
+    open(base.path(), &stamp("a", 1)).unwrap();
+}
+
+#[test]
+fn what_was_under_way_is_removed_and_the_index_is_not() {
+    let base = tempfile::tempdir().unwrap();
+    drop(open(base.path(), &stamp("a", 1)).unwrap());
+    let work = base.path().join("work");
+    fs::create_dir(work.join("tmp/7")).unwrap();
+    File::create(work.join("tmp/7/f")).unwrap();
+    File::create(work.join("tmp/8")).unwrap();
+    File::create(work.join("orphans/3")).unwrap();
+    File::create(work.join("index/12")).unwrap();
+    let upper = open(base.path(), &stamp("a", 1)).unwrap();
+    let count = |name: &str| fs::read_dir(work.join(name)).unwrap().count();
+    assert_eq!((count("tmp"), count("orphans"), count("index")), (0, 0, 1));
+    assert_eq!(upper.indexed().unwrap(), [TreeIno(12)]);
+}
+
+#[test]
+fn two_file_systems_are_refused() {
+    let base = tempfile::tempdir().unwrap();
+    let Ok(other) = tempfile::tempdir_in("/dev/shm") else {
+        return;
+    };
+    let device = |path: &Path| rustix::fs::stat(path).unwrap().st_dev;
+    if device(base.path()) == device(other.path()) {
+        return;
+    }
+    let root = OwnedFd::from(File::open(other.path()).unwrap());
+    let work = OwnedFd::from(File::open(base.path()).unwrap());
+    assert!(matches!(
+        Upper::open(root, &work, &stamp("a", 1)),
+        Err(UpperError::TwoFileSystems)
+    ));
+}
+
+#[test]
+fn an_upper_written_with_privilege_needs_it() {
+    let base = tempfile::tempdir().unwrap();
+    let upper = open(base.path(), &stamp("a", 1)).unwrap();
+    let space = upper.namespace();
+    drop(upper);
+    let said = fs::read_to_string(base.path().join("work/lock")).unwrap();
+    assert_eq!(said, format!("{}\n", space.prefix().trim_end_matches('.')));
+    if space == Namespace::User {
+        fs::write(base.path().join("work/lock"), "trusted\n").unwrap();
+        assert!(matches!(
+            open(base.path(), &stamp("a", 1)),
+            Err(UpperError::NeedsPrivilege)
+        ));
+    }
+}
+
+#[test]
+fn marks_and_attributes_of_every_type_of_file() {
+    let base = tempfile::tempdir().unwrap();
+    let upper = open(base.path(), &stamp("a", 1)).unwrap();
+    std::os::unix::fs::symlink("nowhere", base.path().join("upper/link")).unwrap();
+    File::create(base.path().join("upper/file")).unwrap();
+    for name in [&b"link"[..], b"file", b"."] {
+        let spot = Spot::new(upper.root(), name);
+        let space = upper.namespace();
+        if name == b"link" && space == Namespace::User {
+            continue;
+        }
+        assert_eq!(spot.mark(space, Mark::Origin).unwrap(), None);
+        spot.set_mark(space, Mark::Origin, &marks::encode_origin(TreeIno(5)))
+            .unwrap();
+        assert_eq!(
+            spot.mark(space, Mark::Origin).unwrap().unwrap(),
+            marks::encode_origin(TreeIno(5))
+        );
+        let names = spot.xattr_names().unwrap();
+        assert_eq!(
+            names.split(|byte| *byte == 0).next().unwrap(),
+            Mark::Origin.name(space).as_bytes()
+        );
+        spot.clear_mark(space, Mark::Origin).unwrap();
+        spot.clear_mark(space, Mark::Origin).unwrap();
+    }
+    let long = vec![b'v'; 3000];
+    let file = Spot::new(upper.root(), b"file");
+    file.set_xattr(b"user.long", &long, rustix::fs::XattrFlags::empty())
+        .unwrap();
+    assert_eq!(file.xattr(b"user.long").unwrap().unwrap(), long);
+}
+
+#[test]
+fn a_whiteout_is_overlayfs_s() {
+    let base = tempfile::tempdir().unwrap();
+    let upper = open(base.path(), &stamp("a", 1)).unwrap();
+    let spot = Spot::new(upper.root(), b"gone");
+    spot.make_whiteout().unwrap();
+    assert!(spot::is_whiteout(&spot.stat().unwrap()));
+    assert!(
+        fs::symlink_metadata(base.path().join("upper/gone"))
+            .unwrap()
+            .file_type()
+            .is_char_device()
+    );
+    assert_eq!(spot.make_whiteout(), Err(Errno::EXIST));
+}
