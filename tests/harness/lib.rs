@@ -3,12 +3,14 @@
 //! * [`profile`] puts a test into namespaces of its own, as root or as an ordinary user, and fails it if it leaves
 //!   a process or a mount behind. Whatever a failing test leaves goes with its namespaces.
 //! * [`store`] is a cowl store with guards for what is mounted and run from it.
+//! * [`busybox`] is such a store with real images in it.
 //! * [`command`] runs programs to their end and says what came out.
 //! * [`tree`] reads a whole directory tree and tells two of them apart.
 //!
 //! Invariant: nothing outside a test's own directory and namespaces is changed, but for control groups of the
 //! containers it runs, which are looked for at its end.
 
+pub mod busybox;
 pub mod command;
 pub mod profile;
 pub mod store;

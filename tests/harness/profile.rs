@@ -113,7 +113,7 @@ fn inner<F: FnOnce()>(body: F) {
         .filter(|mount| !mounts.contains(mount))
         .collect();
     assert!(left.is_empty(), "mounts left behind: {left:?}");
-    for (pid, line) in other_processes() {
+    for (pid, line) in processes() {
         let what = || format!("process left behind: {pid} {line}");
         match pidfd_open(pid, PidfdFlags::empty()) {
             Ok(pidfd) => assert!(readable(&pidfd, GRACE), "{}", what()),
@@ -143,7 +143,7 @@ fn mount_points() -> Vec<String> {
 }
 
 /// Processes of this pid namespace that are neither its init nor ours, with their command lines.
-fn other_processes() -> Vec<(Pid, String)> {
+pub fn processes() -> Vec<(Pid, String)> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").unwrap() {
         let entry = entry.unwrap();

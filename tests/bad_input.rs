@@ -1,0 +1,389 @@
+//! Mistakes that a new user makes: each is answered by one line that names the thing and says what to do, with the
+//! right exit code, and leaves nothing behind.
+
+use std::fs;
+use std::path::PathBuf;
+
+use cowl_tests::busybox::{containers, in_shop, layers, shop};
+use cowl_tests::command::{Outcome, run, shell};
+use cowl_tests::profile::{directory, root, user};
+use cowl_tests::store::{Store, make_image, mounted_kind};
+
+/// The line of a refusal, which names `what` and gives `advice`.
+#[track_caller]
+fn refusal(outcome: Outcome, code: i32, what: &str, advice: &str) {
+    let line = outcome.refused(code);
+    assert!(
+        line.starts_with("cowl: "),
+        "`{line}` does not say who speaks"
+    );
+    assert!(line.contains(what), "`{line}` does not name {what}");
+    assert!(line.contains(advice), "`{line}` does not say: {advice}");
+}
+
+/// Every file below the store but locks, with its size: the same before and after a refusal.
+fn contents(store: &Store) -> String {
+    shell(
+        store.root(),
+        "find . -type f ! -name 'lock*' -printf '%p %s\\n' | sort",
+        [""; 0],
+    )
+}
+
+fn point() -> PathBuf {
+    let point = directory().join("mnt");
+    fs::create_dir_all(&point).unwrap();
+    point
+}
+
+fn a_missing_image() {
+    let store = shop("store");
+    let before = contents(&store);
+    refusal(
+        store.run(["run", "--rm", "nosuch:1", "true"]),
+        125,
+        "nosuch:1",
+        "cowl images",
+    );
+    refusal(
+        store.run(["mount", "nosuch", point().to_str().unwrap()]),
+        1,
+        "nosuch",
+        "cowl images",
+    );
+    refusal(store.run(["rmi", "nosuch"]), 1, "nosuch", "");
+    refusal(store.run(["history", "nosuch"]), 1, "nosuch", "");
+    assert_eq!(contents(&store), before);
+}
+
+#[test]
+fn a_missing_image_is_named_as_root() {
+    root(|| a_missing_image());
+}
+
+#[test]
+fn a_missing_image_is_named_as_user() {
+    user(|| a_missing_image());
+}
+
+#[test]
+fn a_truncated_archive_is_refused_wherever_it_ends() {
+    root(|| {
+        let store = Store::new("store");
+        store.ok(["images"]);
+        let before = contents(&store);
+        let whole = directory().join("image.tar");
+        make_image(
+            "docker",
+            &whole,
+            "image",
+            &["--compress", "gzip"],
+            &[&layers().join("base.tar")],
+        );
+        let size = fs::metadata(&whole).unwrap().len();
+        let cut = directory().join("cut.tar");
+        for part in [1, 100, 511, 513, 1024, size / 3, size / 2, size - 20_000] {
+            shell(
+                &directory(),
+                "head -c \"$1\" image.tar > cut.tar",
+                [part.to_string()],
+            );
+            let outcome = store.run(["load", "-i", cut.to_str().unwrap()]);
+            refusal(outcome, 1, "cut.tar", "");
+            assert_eq!(
+                contents(&store),
+                before,
+                "after the first {part} of {size} bytes"
+            );
+        }
+        store.load(&whole);
+    });
+}
+
+#[test]
+fn a_file_that_is_no_archive_is_refused() {
+    root(|| {
+        let store = Store::new("store");
+        store.ok(["images"]);
+        let before = contents(&store);
+        shell(
+            &directory(),
+            "echo hello > text; : > empty; head -c 100000 /dev/urandom > noise; mkdir dir; gzip -k text",
+            [""; 0],
+        );
+        for name in ["text", "empty", "noise", "dir", "text.gz"] {
+            refusal(
+                store.run(["load", "-i", directory().join(name).to_str().unwrap()]),
+                1,
+                name,
+                "",
+            );
+        }
+        for name in ["text", "noise", "text.gz"] {
+            refusal(
+                store.run(["import", directory().join(name).to_str().unwrap(), "image"]),
+                1,
+                name,
+                "",
+            );
+        }
+        refusal(
+            store.run(["load", "-i", "/no/such/file"]),
+            1,
+            "/no/such/file",
+            "",
+        );
+        // A plain root file system given to load: say which command takes it.
+        refusal(
+            store.run(["load", "-i", layers().join("base.tar").to_str().unwrap()]),
+            1,
+            "base.tar",
+            "cowl import",
+        );
+        assert_eq!(contents(&store), before);
+    });
+}
+
+#[test]
+fn a_layer_that_is_not_what_its_config_says_is_refused() {
+    root(|| {
+        let store = Store::new("store");
+        store.ok(["images"]);
+        let before = contents(&store);
+        make_image(
+            "docker",
+            &directory().join("image.tar"),
+            "image",
+            &[],
+            &[&layers().join("shop.tar")],
+        );
+        // One byte of a file's content: the tar stays well-formed, the diffID does not.
+        shell(
+            &directory(),
+            "sed -i 's/this is/that is/' image.tar",
+            [""; 0],
+        );
+        refusal(
+            store.run([
+                "load",
+                "-i",
+                directory().join("image.tar").to_str().unwrap(),
+            ]),
+            1,
+            "image.tar",
+            "sha256:",
+        );
+        assert_eq!(contents(&store), before);
+    });
+}
+
+#[test]
+fn a_full_disk_leaves_the_store_as_it_was() {
+    root(|| {
+        shell(
+            &directory(),
+            "mkdir small; mount -t tmpfs -o size=16m tmpfs small; head -c 12000000 /dev/urandom > noise",
+            [""; 0],
+        );
+        let store = Store::new("small/store");
+        store.ok([
+            "import",
+            layers().join("shop.tar").to_str().unwrap(),
+            "shop",
+        ]);
+        let before = contents(&store);
+        shell(
+            &directory(),
+            "mkdir big; split -b 1000000 noise big/; cp -r big big/again; cat big/aa noise > big/new; tar -cf big.tar big",
+            [""; 0],
+        );
+        refusal(
+            store.run([
+                "import",
+                directory().join("big.tar").to_str().unwrap(),
+                "big",
+            ]),
+            1,
+            "big.tar",
+            "No space left on device",
+        );
+        assert_eq!(contents(&store), before);
+        store.ok(["check"]);
+        let mount = store.mount_upper("shop", "small/mnt");
+        let refused = run(cowl_tests::command::program("cp", ["noise"])
+            .arg(mount.path().join("noise"))
+            .arg("/dev/null")
+            .current_dir(directory()));
+        assert_ne!(refused.code(), 0);
+        mount.unmount();
+        shell(&directory(), "umount small", [""; 0]);
+    });
+}
+
+fn a_missing_mount_point() {
+    let store = shop("store");
+    let missing = directory().join("missing");
+    refusal(
+        store.run(["mount", "shop", missing.to_str().unwrap()]),
+        1,
+        missing.to_str().unwrap(),
+        "",
+    );
+    let file = directory().join("file");
+    fs::write(&file, "").unwrap();
+    refusal(
+        store.run(["mount", "shop", file.to_str().unwrap()]),
+        1,
+        file.to_str().unwrap(),
+        "",
+    );
+    refusal(
+        store.run(["umount", point().to_str().unwrap()]),
+        1,
+        point().to_str().unwrap(),
+        "",
+    );
+    refusal(
+        store.run([
+            "mount",
+            "shop",
+            point().to_str().unwrap(),
+            "--upper",
+            missing.to_str().unwrap(),
+        ]),
+        1,
+        missing.to_str().unwrap(),
+        "",
+    );
+    assert!(!missing.exists());
+    assert_eq!(mounted_kind(&point()), None);
+}
+
+#[test]
+fn a_missing_mount_point_is_named_as_root() {
+    root(|| a_missing_mount_point());
+}
+
+#[test]
+fn a_missing_mount_point_is_named_as_user() {
+    user(|| a_missing_mount_point());
+}
+
+#[test]
+fn without_dev_fuse_it_says_how_to_get_it() {
+    root(|| {
+        let store = shop("store");
+        let before = contents(&store);
+        shell(
+            &directory(),
+            "mkdir dev; mount -t tmpfs tmpfs dev; cp -a /dev/null /dev/zero /dev/urandom dev; mount --bind dev /dev",
+            [""; 0],
+        );
+        refusal(
+            store.run(["mount", "shop", point().to_str().unwrap()]),
+            1,
+            "/dev/fuse",
+            "modprobe fuse",
+        );
+        refusal(
+            store.run(["run", "--rm", "shop", "true"]),
+            125,
+            "/dev/fuse",
+            "modprobe fuse",
+        );
+        assert_eq!(mounted_kind(&point()), None);
+        assert_eq!(containers(&store), [""; 0]);
+        assert_eq!(contents(&store), before);
+        shell(&directory(), "umount /dev dev", [""; 0]);
+    });
+}
+
+#[test]
+fn without_privilege_it_says_what_is_missing() {
+    root(|| {
+        let store = shop("store");
+        shell(
+            &directory(),
+            "chmod 0777 .; chmod -R a+rX store; mkdir -m 0777 other; mknod -m 0666 fuse c 10 229; mount --bind fuse /dev/fuse",
+            [""; 0],
+        );
+        // Nobody, in no user namespace: may open /dev/fuse and read the store, may not mount.
+        let as_nobody = |arguments: &[&str]| {
+            let cowl = store.command(arguments.iter());
+            let mut command = cowl_tests::command::program(
+                "setpriv",
+                ["--reuid=65534", "--regid=65534", "--clear-groups", "--"],
+            );
+            run(command.arg(cowl.get_program()).args(cowl.get_args()))
+        };
+        let other = directory().join("other");
+        refusal(
+            as_nobody(&["mount", "shop", other.to_str().unwrap()]),
+            1,
+            "",
+            "",
+        );
+        refusal(as_nobody(&["run", "--rm", "shop", "true"]), 125, "", "");
+        assert_eq!(mounted_kind(&other), None);
+        shell(&directory(), "umount /dev/fuse", [""; 0]);
+    });
+}
+
+fn a_wrong_command_line() {
+    let store = Store::new("store");
+    refusal(store.run(["images", "--nosuch"]), 125, "--nosuch", "--help");
+    refusal(
+        store.run(["run", "--nosuch", "shop"]),
+        125,
+        "--nosuch",
+        "--help",
+    );
+    refusal(store.run(["nosuch"]), 125, "nosuch", "cowl --help");
+    refusal(store.run(["run"]), 125, "IMAGE", "--help");
+    refusal(
+        store.run(["run", "-m", "lots", "shop"]),
+        125,
+        "lots",
+        "--help",
+    );
+    assert!(
+        !store.root().exists(),
+        "a wrong command line makes no store"
+    );
+}
+
+#[test]
+fn a_wrong_command_line_is_told() {
+    root(|| a_wrong_command_line());
+}
+
+fn a_name_in_use() {
+    let store = shop("store");
+    in_shop(&store, &["--name", "taken"], &["true"]).ok();
+    let before = containers(&store);
+    refusal(
+        in_shop(&store, &["--name", "taken"], &["true"]),
+        125,
+        "taken",
+        "cowl rm",
+    );
+    assert_eq!(containers(&store), before);
+    refusal(
+        in_shop(&store, &["--name", "no/slash"], &["true"]),
+        125,
+        "no/slash",
+        "",
+    );
+    refusal(store.run(["rm", "nosuch"]), 1, "nosuch", "");
+    assert_eq!(containers(&store), before);
+}
+
+#[test]
+fn a_name_in_use_is_told_as_root() {
+    root(|| a_name_in_use());
+}
+
+#[test]
+fn a_name_in_use_is_told_as_user() {
+    user(|| a_name_in_use());
+}

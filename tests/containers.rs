@@ -1,0 +1,398 @@
+//! What `cowl run` promises, sentence by sentence.
+
+use std::io::Write as _;
+use std::process::Stdio;
+
+use rustix::process::Signal;
+
+use cowl_tests::busybox::{Running, cgroups, containers, in_shop, shop};
+use cowl_tests::command::{program, run, system};
+use cowl_tests::profile::{directory, root, user};
+use cowl_tests::store::Store;
+
+/// CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP NET_BIND_SERVICE SYS_CHROOT KILL AUDIT_WRITE
+const DOCKERS_CAPABILITIES: &str = "00000000a80425fb";
+
+fn namespaces_are_its_own() {
+    let store = shop("store");
+    for kind in ["pid", "mnt", "uts", "ipc", "net", "cgroup"] {
+        let path = format!("/proc/self/ns/{kind}");
+        let inside = in_shop(&store, &["--rm"], &["readlink", &path]).ok();
+        let outside = system("readlink", [&path]);
+        assert!(inside.starts_with(kind), "{inside}");
+        assert_ne!(inside, outside);
+    }
+}
+
+#[test]
+fn namespaces_are_its_own_as_root() {
+    root(|| namespaces_are_its_own());
+}
+
+#[test]
+fn namespaces_are_its_own_as_user() {
+    user(|| namespaces_are_its_own());
+}
+
+fn only_its_processes_are_seen() {
+    let store = shop("store");
+    let listed = in_shop(&store, &["--rm"], &["ps", "aux"]).ok();
+    let lines: Vec<&str> = listed.lines().collect();
+    assert_eq!(lines.len(), 2, "a header and ps itself: {listed}");
+    assert!(
+        lines[1].trim().starts_with("1 ") && lines[1].contains("ps"),
+        "{listed}"
+    );
+}
+
+#[test]
+fn only_its_processes_are_seen_as_root() {
+    root(|| only_its_processes_are_seen());
+}
+
+#[test]
+fn only_its_processes_are_seen_as_user() {
+    user(|| only_its_processes_are_seen());
+}
+
+fn proc_dev_and_sys_are_its_own() {
+    let store = shop("store");
+    let mounts = in_shop(&store, &["--rm"], &["cat", "/proc/self/mountinfo"]).ok();
+    let at = |point: &str| {
+        mounts
+            .lines()
+            .find(|line| line.split(' ').nth(4) == Some(point))
+            .map(|line| {
+                line.split_once(" - ")
+                    .unwrap()
+                    .1
+                    .split(' ')
+                    .next()
+                    .unwrap()
+                    .to_owned()
+            })
+    };
+    assert!(
+        at("/").is_some_and(|kind| kind.starts_with("fuse")),
+        "{mounts}"
+    );
+    assert_eq!(at("/proc").as_deref(), Some("proc"), "{mounts}");
+    assert_eq!(at("/dev").as_deref(), Some("tmpfs"), "{mounts}");
+    assert_eq!(at("/dev/pts").as_deref(), Some("devpts"), "{mounts}");
+    assert!(at("/sys").is_some(), "{mounts}");
+    let host = directory().display().to_string();
+    assert!(
+        !mounts.contains(&host) && !mounts.contains("/put_old"),
+        "the old root is gone: {mounts}"
+    );
+    let script = "for d in null zero full random urandom tty; do test -c /dev/$d || echo no $d; done
+        echo x > /dev/null; head -c 3 /dev/zero | wc -c; test -L /dev/fd; test -d /dev/shm; readlink /dev/ptmx";
+    assert_eq!(
+        in_shop(&store, &["--rm"], &["sh", "-c", script]).ok(),
+        "3\npts/ptmx\n"
+    );
+    // What is the host's to change stays so.
+    let refused = in_shop(
+        &store,
+        &["--rm"],
+        &["sh", "-c", "echo 1 > /proc/sys/vm/drop_caches"],
+    );
+    assert_ne!(refused.code(), 0, "{refused}");
+}
+
+#[test]
+fn proc_dev_and_sys_are_its_own_as_root() {
+    root(|| proc_dev_and_sys_are_its_own());
+}
+
+#[test]
+fn proc_dev_and_sys_are_its_own_as_user() {
+    user(|| proc_dev_and_sys_are_its_own());
+}
+
+fn capabilities_are_dockers() {
+    let store = shop("store");
+    let status = in_shop(&store, &["--rm"], &["cat", "/proc/self/status"]).ok();
+    let set = |name: &str| {
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix(name))
+            .unwrap()
+            .trim()
+            .to_owned()
+    };
+    for name in ["CapEff:", "CapPrm:", "CapBnd:"] {
+        assert_eq!(set(name), DOCKERS_CAPABILITIES, "{name}");
+    }
+    for name in ["CapInh:", "CapAmb:"] {
+        assert_eq!(set(name), "0000000000000000", "{name}");
+    }
+}
+
+#[test]
+fn capabilities_are_dockers_as_root() {
+    root(|| capabilities_are_dockers());
+}
+
+#[test]
+fn capabilities_are_dockers_as_user() {
+    user(|| capabilities_are_dockers());
+}
+
+fn exit_codes_are_dockers() {
+    let store = shop("store");
+    let code = |command: &[&str]| in_shop(&store, &["--rm"], command).code();
+    assert_eq!(code(&["true"]), 0);
+    assert_eq!(code(&["sh", "-c", "exit 42"]), 42);
+    assert_eq!(code(&["/etc/motd"]), 126, "there, but not executable");
+    assert_eq!(code(&["/srv"]), 126, "a directory");
+    assert_eq!(code(&["no-such-program"]), 127);
+    assert_eq!(code(&["/no/such/program"]), 127);
+    assert_eq!(
+        store.run(["run", "--rm", "no-such-image", "true"]).code(),
+        125
+    );
+    // A process that a signal ends, not the first one: that one is immune to its own.
+    assert_eq!(code(&["sh", "-c", "sh -c 'kill -TERM $$'; exit $?"]), 143);
+    assert_eq!(containers(&store), [""; 0], "each of them removed itself");
+}
+
+#[test]
+fn exit_codes_are_dockers_as_root() {
+    root(|| exit_codes_are_dockers());
+}
+
+#[test]
+fn exit_codes_are_dockers_as_user() {
+    user(|| exit_codes_are_dockers());
+}
+
+fn signals_reach_the_container() {
+    let store = shop("store");
+    let trapped = Running::start(
+        &store,
+        &["--rm"],
+        "trap 'exit 7' TERM; while :; do read -r line < /host/ready; done",
+    );
+    trapped.signal(Signal::TERM);
+    assert_eq!(trapped.end(), 7);
+    let removed = Running::start(
+        &store,
+        &["--name", "victim"],
+        "read -r line < /host/ready; read -r line < /host/ready",
+    );
+    assert_eq!(
+        store.ok(["ps"]).lines().count(),
+        2,
+        "a header and the running one"
+    );
+    let refusal = store.run(["rm", "victim"]).refused(1);
+    assert!(
+        refusal.contains("victim") && refusal.contains("-f"),
+        "{refusal}"
+    );
+    store.ok(["rm", "-f", "victim"]);
+    assert_eq!(removed.end(), 137);
+    assert_eq!(containers(&store), [""; 0]);
+}
+
+#[test]
+fn signals_reach_the_container_as_root() {
+    root(|| signals_reach_the_container());
+}
+
+#[test]
+fn signals_reach_the_container_as_user() {
+    user(|| signals_reach_the_container());
+}
+
+fn what_is_asked_for_is_set() {
+    let store = shop("store");
+    let out = |options: &[&str], command: &[&str]| {
+        in_shop(&store, &[&["--rm"], options].concat(), command).ok()
+    };
+    assert_eq!(out(&[], &[]), "this is shop\n", "the image's own command");
+    assert_eq!(
+        out(
+            &["-e", "A=1", "-e", "FROM=caller"],
+            &["sh", "-c", "echo $A $FROM $PATH"]
+        ),
+        "1 caller /bin:/usr/bin\n"
+    );
+    assert_eq!(out(&[], &["sh", "-c", "echo $FROM"]), "image\n");
+    assert_eq!(out(&["-w", "/srv"], &["pwd"]), "/srv\n");
+    assert_eq!(
+        out(&["-w", "/new/directory"], &["pwd"]),
+        "/new/directory\n",
+        "made where it is missing, as Docker does"
+    );
+    assert_eq!(out(&["--name", "named"], &["true"]), "");
+    let host = out(&[], &["hostname"]);
+    assert_eq!(host.trim().len(), 12, "the short id: {host}");
+    let mut command = store.command([
+        "run",
+        "--rm",
+        "-i",
+        "shop",
+        "sh",
+        "-c",
+        "read -r line; echo got $line",
+    ]);
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(b"from outside\n")
+        .unwrap();
+    assert_eq!(
+        String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap(),
+        "got from outside\n"
+    );
+    // Without -i there is no input to wait for.
+    assert_eq!(out(&[], &["cat"]), "");
+}
+
+#[test]
+fn what_is_asked_for_is_set_as_root() {
+    root(|| what_is_asked_for_is_set());
+}
+
+#[test]
+fn what_is_asked_for_is_set_as_user() {
+    user(|| what_is_asked_for_is_set());
+}
+
+fn a_terminal_is_the_containers_own() {
+    let store = shop("store");
+    let cowl = store.command([""; 0]);
+    let line = format!(
+        "{} --root {} run --rm -it shop sh -c 'tty; test -t 0 && test -t 1 && echo terminal'",
+        cowl.get_program().display(),
+        store.root().display()
+    );
+    // A terminal for `cowl run` itself.
+    let seen = run(&mut program(
+        "script",
+        ["-q", "-e", "-c", &line, "/dev/null"],
+    ))
+    .ok();
+    assert_eq!(seen.replace('\r', ""), "/dev/pts/0\nterminal\n");
+}
+
+#[test]
+fn a_terminal_is_the_containers_own_as_root() {
+    root(|| a_terminal_is_the_containers_own());
+}
+
+#[test]
+fn a_terminal_is_the_containers_own_as_user() {
+    user(|| a_terminal_is_the_containers_own());
+}
+
+#[test]
+fn a_memory_limit_is_seen_and_holds() {
+    root(|| {
+        let store = shop("store");
+        let script = "cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null; true";
+        assert_eq!(
+            in_shop(&store, &["--rm", "-m", "512m"], &["sh", "-c", script]).ok(),
+            "536870912\n"
+        );
+        let greedy = ["dd", "if=/dev/zero", "of=/dev/null", "bs=64M", "count=1"];
+        assert_eq!(in_shop(&store, &["--rm", "-m", "16m"], &greedy).code(), 137);
+        assert_eq!(
+            in_shop(&store, &["--rm", "-m", "256m"], &greedy).code(),
+            0,
+            "the limit is the cause"
+        );
+    });
+}
+
+fn a_container_stays_with_its_upper() {
+    let store = shop("store");
+    in_shop(
+        &store,
+        &["--name", "kept"],
+        &[
+            "sh",
+            "-c",
+            "echo changed > /etc/motd; rm /srv/hello; exit 3",
+        ],
+    );
+    let ids = containers(&store);
+    assert_eq!(ids.len(), 1);
+    assert_eq!(store.ok(["ps"]).lines().count(), 1, "it does not run");
+    let listed = store.ok(["ps", "-a"]);
+    assert!(
+        listed.contains("kept") && listed.contains("Exited (3)"),
+        "{listed}"
+    );
+    let upper = store.root().join("containers").join(&ids[0]).join("upper");
+    assert_eq!(
+        std::fs::read_to_string(upper.join("etc/motd")).unwrap(),
+        "changed\n"
+    );
+    assert_eq!(
+        in_shop(&store, &["--rm"], &["cat", "/etc/motd"]).ok(),
+        "welcome to the base\n",
+        "the image is as it was"
+    );
+    store.ok(["rm", "kept"]);
+    assert_eq!(containers(&store), [""; 0]);
+    assert!(!upper.exists());
+    gone(&store, &ids[0]);
+}
+
+#[test]
+fn a_container_stays_with_its_upper_as_root() {
+    root(|| a_container_stays_with_its_upper());
+}
+
+#[test]
+fn a_container_stays_with_its_upper_as_user() {
+    user(|| a_container_stays_with_its_upper());
+}
+
+/// Nothing of a container is left; its processes and mounts are the harness's to look for.
+fn gone(store: &Store, id: &str) {
+    assert_eq!(cgroups(id), "");
+    assert_eq!(
+        std::fs::read_dir(store.root().join("containers"))
+            .unwrap()
+            .count(),
+        0
+    );
+}
+
+#[test]
+fn nothing_of_a_limited_container_is_left() {
+    root(|| {
+        let store = shop("store");
+        in_shop(&store, &["--name", "one", "-m", "64m"], &["true"]).ok();
+        let id = containers(&store).remove(0);
+        store.ok(["rm", "one"]);
+        gone(&store, &id);
+    });
+}
+
+fn orphans_end_with_their_container() {
+    let store = shop("store");
+    // Two generations that outlive their parents: they die with the container, and run does not wait for them.
+    let script = "sh -c '(trap \"\" HUP; while :; do :; done) & (read -r line < /tmp/never) &' & mkfifo /tmp/never; exit 5";
+    assert_eq!(in_shop(&store, &["--rm"], &["sh", "-c", script]).code(), 5);
+}
+
+#[test]
+fn orphans_end_with_their_container_as_root() {
+    root(|| orphans_end_with_their_container());
+}
+
+#[test]
+fn orphans_end_with_their_container_as_user() {
+    user(|| orphans_end_with_their_container());
+}

@@ -1,0 +1,108 @@
+//! `cowl load` may be killed at any system call: what is in the store then is whole, loading again succeeds, and the
+//! image it gives is the right one.
+//!
+//! strace delivers SIGKILL at the n-th system call of each thread, for every k-th n over the whole import (`make
+//! test-long`: for every n).
+
+use std::fs;
+use std::path::Path;
+
+use cowl_tests::command::{Outcome, fixture, program, run, shell};
+use cowl_tests::profile::{directory, long, root};
+use cowl_tests::store::{Store, make_image};
+use cowl_tests::tree::{self, Tree};
+
+/// Every k-th system call is one to die at; odd, so that it meets both sides of pairs that repeat.
+const STRIDE: usize = 13;
+
+/// Two layers, enough kinds of files to go through every part of an import, few enough to do it often.
+const CONTENT: &str = r"
+mkdir -p one/dir one/etc two/dir
+for i in 1 2 3 4 5; do head -c $((i * 20000)) /bin/bash > one/dir/$i; done
+ln one/dir/1 one/linked; ln -s dir/1 one/soft; : > one/empty; setfattr -n user.x -v y one/etc
+: > two/dir/.wh.2; echo new > two/dir/new; cp one/dir/3 two/dir/same
+for layer in one two; do tar -c -f $layer.tar --format=posix --xattrs --sort=name -C $layer .; done
+";
+
+#[test]
+fn a_load_killed_at_any_system_call_leaves_a_clean_store() {
+    root(|| {
+        let place = directory();
+        shell(&place, CONTENT, [""; 0]);
+        let (one, two) = (place.join("one.tar"), place.join("two.tar"));
+        let archive = place.join("image.tar");
+        make_image(
+            "docker",
+            &archive,
+            "image:1",
+            &["--compress", "gzip"],
+            &[&one, &two],
+        );
+        let plain = place.join("plain");
+        run(program("python3", ["-B"])
+            .arg(fixture("extract.py"))
+            .arg(&plain)
+            .args([&one, &two]))
+        .ok();
+        let expected = tree::read(&plain);
+
+        let stride = if long() { 1 } else { STRIDE };
+        let (mut at, mut killed) = (1, 0);
+        loop {
+            let name = format!("store-{at}");
+            let store = Store::new(&name);
+            let outcome = load_and_die(&store, &archive, at);
+            if outcome.code() == 0 {
+                break;
+            }
+            assert_eq!(outcome.code(), 137, "dies by the signal only: {outcome}");
+            killed += 1;
+            survives(&store, &archive, &expected, at);
+            fs::remove_dir_all(store.root()).unwrap();
+            at += stride;
+        }
+        // An import of two layers takes hundreds of calls; fewer would mean that nothing was injected.
+        assert!(killed * stride > 100, "killed {killed} times only");
+        println!("killed {killed} times, at every {stride}. of {at} system calls");
+    });
+}
+
+fn load_and_die(store: &Store, archive: &Path, at: usize) -> Outcome {
+    let inject = format!("inject=all:signal=KILL:when={at}");
+    let load = store.command(["load", "-i"]);
+    let mut traced = program(
+        "strace",
+        ["-f", "-qq", "-o", "/dev/null", "-e", &inject, "--"],
+    );
+    run(traced
+        .arg(load.get_program())
+        .args(load.get_args())
+        .arg(archive))
+}
+
+fn survives(store: &Store, archive: &Path, expected: &Tree, at: usize) {
+    let what = format!("after a kill at system call {at}");
+    // Nothing half visible: either no image is named, or one that is whole.
+    if store.root().join("format.json").exists() {
+        store.ok(["check"]);
+        if store.ok(["images", "-q"]).trim() != "" {
+            mounts_as(store, expected, &what);
+        }
+    }
+    store.load(archive);
+    store.ok(["check"]);
+    mounts_as(store, expected, &format!("{what} and a second load"));
+    let leftovers = shell(store.root(), "find tmp -mindepth 1", [""; 0]);
+    assert_eq!(
+        leftovers, "",
+        "{what}: tmp/ still holds what the killed load left"
+    );
+}
+
+fn mounts_as(store: &Store, expected: &Tree, what: &str) {
+    let mount = store.mount("image:1", "mnt");
+    tree::assert_same(expected, &tree::read(mount.path()), what);
+    let point = mount.path().to_owned();
+    mount.unmount();
+    fs::remove_dir(point).unwrap();
+}

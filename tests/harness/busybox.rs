@@ -1,0 +1,140 @@
+//! A store with the busybox images of `fixtures/layers.sh`: a base in common, `shop` and `blog` on top of it.
+
+use std::path::PathBuf;
+use std::process::Child;
+use std::time::Duration;
+
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+
+use crate::command::{Outcome, fixture, program, run, shell};
+use crate::profile::{directory, readable};
+use crate::store::{Store, make_image};
+
+/// Loads `shop:latest` (docker archive) into a store named `name`.
+#[track_caller]
+pub fn shop(name: &str) -> Store {
+    let store = Store::new(name);
+    load(&store, "docker", "shop");
+    store
+}
+
+/// Loads `blog:latest` (OCI layout, gzip) beside it.
+#[track_caller]
+pub fn add_blog(store: &Store) {
+    load(store, "oci", "blog");
+}
+
+fn load(store: &Store, kind: &str, name: &str) {
+    let layers = layers();
+    let archive = directory().join(format!("{name}.image.tar"));
+    let compress = if kind == "oci" { "gzip" } else { "none" };
+    let options = [
+        "--compress",
+        compress,
+        "--cmd",
+        "/srv/hello",
+        "--env",
+        "PATH=/bin:/usr/bin",
+        "--env",
+        "FROM=image",
+    ];
+    let parts = [layers.join("base.tar"), layers.join(format!("{name}.tar"))];
+    make_image(
+        kind,
+        &archive,
+        &format!("{name}:latest"),
+        &options,
+        &[&parts[0], &parts[1]],
+    );
+    store.load(&archive);
+    std::fs::remove_file(archive).unwrap();
+}
+
+/// The directory with base.tar, shop.tar and blog.tar, made at first use.
+pub fn layers() -> PathBuf {
+    let layers = directory().join("layers");
+    if !layers.exists() {
+        run(program(fixture("layers.sh").to_str().unwrap(), ["busybox"]).arg(&layers)).ok();
+    }
+    layers
+}
+
+/// `cowl run OPTIONS shop COMMAND`, to its end.
+#[track_caller]
+pub fn in_shop(store: &Store, options: &[&str], command: &[&str]) -> Outcome {
+    store.run([&["run"], options, &["shop"], command].concat())
+}
+
+/// Full ids of all containers.
+#[track_caller]
+pub fn containers(store: &Store) -> Vec<String> {
+    store
+        .ok(["ps", "-aq", "--no-trunc"])
+        .lines()
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Control groups that carry an id in their name.
+pub fn cgroups(id: &str) -> String {
+    shell(
+        &directory(),
+        "find /sys/fs/cgroup -type d -name \"*$1*\"",
+        [id],
+    )
+}
+
+/// A `cowl run` that goes on while the test does something else.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+}
+
+impl Running {
+    /// Starts it, with a directory of the host at /host, and waits until the container has made the file `ready` there.
+    #[track_caller]
+    pub fn start(store: &Store, options: &[&str], script: &str) -> Self {
+        let host = directory().join("host");
+        std::fs::create_dir_all(&host).unwrap();
+        let fifo = host.join("ready");
+        shell(&host, "rm -f ready; mkfifo ready", [""; 0]);
+        let mut command = store.command(["run", "-v"]);
+        command
+            .arg(format!("{}:/host", host.display()))
+            .args(options);
+        command.args(["shop", "sh", "-c", &format!("echo > /host/ready; {script}")]);
+        let child = command.spawn().unwrap();
+        // Opening ends when the container opens the other side; if `cowl run` fails nobody would, so it is watched.
+        let ready = std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(fifo)
+            .unwrap();
+        let this = Self { child };
+        assert!(
+            readable(&ready, Duration::from_secs(30)),
+            "the container does not start"
+        );
+        this
+    }
+
+    /// Sends a signal to `cowl run`.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Waits for its end; gives the exit code.
+    #[track_caller]
+    pub fn end(mut self) -> i32 {
+        let pidfd = pidfd_open(Pid::from_child(&self.child), PidfdFlags::empty()).unwrap();
+        assert!(
+            readable(&pidfd, Duration::from_secs(30)),
+            "cowl run does not end"
+        );
+        self.child
+            .wait()
+            .unwrap()
+            .code()
+            .expect("cowl run ends with a code")
+    }
+}

@@ -1,0 +1,208 @@
+//! Big files are read at the kernel's speed, and nobody waits for somebody else's copy-up.
+//!
+//! Requests are counted from outside, by strace on the worker's descriptor reads: a counter of our own would prove
+//! nothing. That the count works is shown by the ordinary user's mount, which must be asked for what it reads.
+
+use std::fs;
+use std::io::Read as _;
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+
+use cowl_tests::command::{program, python};
+use cowl_tests::profile::{current, directory, processes, readable, root_alone, user_alone};
+use cowl_tests::store::Store;
+
+/// 1 GiB that holes, deduplication and compression cannot make small, and files to look at meanwhile.
+const CONTENT: &str = r#"
+import io, os, sys, tarfile
+mebibytes, files = int(sys.argv[1]), int(sys.argv[2])
+class Blocks(io.RawIOBase):
+    def __init__(self): self.block, self.at = os.urandom(1 << 20), 0
+    def readable(self): return True
+    def readinto(self, buffer):
+        left = memoryview(buffer)[:]
+        done = 0
+        while done < len(left):
+            start = self.at % (1 << 20)
+            piece = self.block[start:start + len(left) - done]
+            left[done:done + len(piece)] = piece
+            done += len(piece); self.at += len(piece)
+        return done
+with tarfile.open("content.tar", "w") as archive:
+    info = tarfile.TarInfo("big"); info.size = mebibytes << 20
+    archive.addfile(info, Blocks())
+    for i in range(files):
+        archive.addfile(tarfile.TarInfo("many/%06d" % i))
+"#;
+
+fn image(mebibytes: u32, files: u32) -> Store {
+    let place = directory();
+    python(&place, CONTENT, [mebibytes.to_string(), files.to_string()]);
+    let store = Store::new("store");
+    let archive = place.join("content.tar");
+    store.ok(["import", archive.to_str().unwrap(), "big"]);
+    fs::remove_file(archive).unwrap();
+    store
+}
+
+#[test]
+fn reading_a_gibibyte_as_root_asks_us_for_nothing() {
+    root_alone(|| assert_eq!(reads_of(1024), 0));
+}
+
+#[test]
+fn the_count_of_reads_counts() {
+    user_alone(|| {
+        let reads = reads_of(64);
+        assert!(
+            reads >= 64,
+            "64 MiB in requests of at most 1 MiB, but {reads} were seen"
+        );
+    });
+}
+
+/// READ requests that the worker gets while `big` is read from one end to the other.
+fn reads_of(mebibytes: u32) -> usize {
+    let store = image(mebibytes, 0);
+    let mount = store.mount("big", "mnt");
+    let (worker, _) = processes()
+        .into_iter()
+        .find(|(_, line)| line.contains("cowl-mountd") && line.contains("worker"))
+        .expect("a worker serves the mount");
+    let tracer = Tracer::attach(worker);
+    let read = read_all(&mount.path().join("big"));
+    assert_eq!(read, u64::from(mebibytes) << 20);
+    let reads = tracer.finish();
+    mount.unmount();
+    println!(
+        "{mebibytes} MiB read as {:?}: {reads} READ requests",
+        current()
+    );
+    reads
+}
+
+fn read_all(path: &Path) -> u64 {
+    let mut file = fs::File::open(path).unwrap();
+    let mut buffer = vec![0; 1 << 20];
+    let mut total = 0;
+    loop {
+        match file.read(&mut buffer).unwrap() {
+            0 => return total,
+            n => total += n as u64,
+        }
+    }
+}
+
+/// strace on all threads of a process, writing down the first bytes of what they read.
+struct Tracer {
+    strace: Child,
+}
+
+impl Tracer {
+    fn attach(target: Pid) -> Self {
+        let log = directory().join("strace.log");
+        let messages = fs::File::create(directory().join("strace.messages")).unwrap();
+        let pid = target.as_raw_nonzero().to_string();
+        let mut command = program(
+            "strace",
+            [
+                "-f",
+                "-xx",
+                "-s",
+                "8",
+                "-e",
+                "trace=read,readv",
+                "-o",
+                log.to_str().unwrap(),
+                "-p",
+                &pid,
+            ],
+        );
+        let strace = command
+            .stdout(Stdio::null())
+            .stderr(Stdio::from(messages))
+            .spawn()
+            .expect("strace");
+        // Attached when every thread says who traces it; yielding is the only way to wait for /proc.
+        let limit = Instant::now() + Duration::from_secs(30);
+        while !traced(&pid) {
+            assert!(Instant::now() < limit, "strace did not attach to {pid}");
+            std::thread::yield_now();
+        }
+        Self { strace }
+    }
+
+    /// Detaches, and counts the requests of opcode READ (15, the second 32-bit word of a request).
+    fn finish(mut self) -> usize {
+        let pidfd = pidfd_open(Pid::from_child(&self.strace), PidfdFlags::empty()).unwrap();
+        kill_process(Pid::from_child(&self.strace), Signal::INT).unwrap();
+        assert!(
+            readable(&pidfd, Duration::from_secs(30)),
+            "strace does not end"
+        );
+        self.strace.wait().unwrap();
+        let log = fs::read_to_string(directory().join("strace.log")).unwrap();
+        log.lines()
+            .filter(|line| line.contains(r"\x0f\x00\x00\x00"))
+            .count()
+    }
+}
+
+fn traced(pid: &str) -> bool {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    tasks
+        .map(|task| fs::read_to_string(task.unwrap().path().join("status")).unwrap())
+        .all(|status| !status.contains("TracerPid:\t0\n"))
+}
+
+fn nobody_waits_for_a_copy_up() {
+    let store = image(1024, 40_000);
+    let mount = store.mount_upper("big", "mnt");
+    let many = mount.path().join("many");
+    let mut copier = program("sh", ["-c", "printf x >> \"$1\"", "sh"])
+        .arg(mount.path().join("big"))
+        .spawn()
+        .unwrap();
+    let pidfd = pidfd_open(Pid::from_child(&copier), PidfdFlags::empty()).unwrap();
+    let mut taken = Vec::new();
+    // Each name is looked up for the first time, so each one asks the worker.
+    for i in 0..40_000 {
+        // A file system that clones the gibibyte is done at once; there is a percentile to speak of even then.
+        if i >= 1_000 && readable(&pidfd, Duration::ZERO) {
+            break;
+        }
+        let name = many.join(format!("{i:06}"));
+        let start = Instant::now();
+        fs::symlink_metadata(name).unwrap();
+        taken.push(start.elapsed());
+    }
+    assert!(copier.wait().unwrap().success());
+    assert_eq!(
+        fs::metadata(mount.upper().join("big")).unwrap().len(),
+        (1 << 30) + 1
+    );
+    taken.sort_unstable();
+    let p99 = taken[taken.len() * 99 / 100];
+    println!(
+        "stat during a copy-up of 1 GiB, {:?}: {} calls, p50 {:?}, p99 {p99:?}, max {:?}",
+        current(),
+        taken.len(),
+        taken[taken.len() / 2],
+        taken[taken.len() - 1]
+    );
+    assert!(p99 < Duration::from_millis(1), "p99 is {p99:?}");
+    mount.unmount();
+}
+
+#[test]
+fn a_stat_does_not_wait_for_a_copy_up_of_a_gibibyte_as_root() {
+    root_alone(|| nobody_waits_for_a_copy_up());
+}
+
+#[test]
+fn a_stat_does_not_wait_for_a_copy_up_of_a_gibibyte_as_user() {
+    user_alone(|| nobody_waits_for_a_copy_up());
+}
