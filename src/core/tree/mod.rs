@@ -7,14 +7,21 @@
 mod builder;
 mod error;
 mod format;
+#[doc(hidden)]
+pub mod fuzz;
 mod header;
+mod links;
+mod merge;
 mod reader;
+mod stack;
 mod types;
+mod verify;
 mod writer;
 mod xattr;
 
 pub use builder::{BuildError, LayerBuilder};
 pub use error::TreeError;
+pub use merge::{MergeError, merge};
 pub use reader::{Tree, Xattr};
 pub use types::{
     Dirent, FileType, Kind, Meta, Node, ObjectRef, Rdev, Target, Timestamp, TreeIno, TreeKind,

@@ -194,7 +194,7 @@ impl Tree {
     }
 
     /// The numbers of a directory's names.
-    fn names_in(&self, dir: TreeIno) -> Result<Range<u32>, TreeError> {
+    pub(super) fn names_in(&self, dir: TreeIno) -> Result<Range<u32>, TreeError> {
         let raw = self.raw_node(dir)?;
         if FileType::from_mode_bits(raw.mode.get()) != Some(FileType::Directory) {
             return Err(TreeError::NotADirectory(dir));

@@ -82,6 +82,11 @@ impl<'t> Set<'t> {
         })
     }
 
+    /// All was read, and nothing lies behind the last attribute.
+    pub(super) fn is_at_end(&self) -> bool {
+        self.left == 0 && self.rest.is_empty()
+    }
+
     fn take(&mut self) -> Option<(&'t [u8], &'t [u8])> {
         let (lengths, rest) = Lengths::read_from_prefix(self.rest).ok()?;
         let (name, rest) = rest.split_at_checked(usize::from(lengths.name.get()))?;

@@ -1,6 +1,10 @@
 //! Tests of the room, by promise. Helpers here.
 
 mod building;
+mod golden;
+mod hostile;
+mod merging;
+mod model;
 
 use super::{Kind, LayerBuilder, Meta, Timestamp, Tree};
 use crate::digest::ObjectId;
@@ -58,5 +62,7 @@ fn layer(script: &str) -> Tree {
         }
         .unwrap_or_else(|error| panic!("{line}: {error}"));
     }
-    Tree::from_bytes(builder.finish().unwrap()).unwrap()
+    let tree = Tree::from_bytes(builder.finish().unwrap()).unwrap();
+    tree.verify().unwrap();
+    tree
 }
