@@ -11,6 +11,7 @@
 
 pub mod digest;
 pub mod handover;
+pub mod store;
 pub mod sys;
 pub mod tree;
 pub mod upper;

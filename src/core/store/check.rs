@@ -1,0 +1,359 @@
+//! Looking for damage. Nothing is repaired here: loading an image again does that, and says so.
+//!
+//! Shallow: every name, every JSON file, every tree as a whole, and the presence and size of every object that something
+//! keeps. Deep: also the bytes of every object and blob, and every cached merged tree against a new merge. What nothing
+//! keeps may be incomplete, since a power cut may have taken a part of an import that never got its tag; it is
+//! gc's, and no problem.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+use rustix::fs::{FileType, Mode};
+
+use super::dir::{Dir, PUBLISHED};
+use super::layer::{RECORD, TREE, TREE_SUFFIX, open_tree, read_record};
+use super::roots::{Reachable, Root};
+use super::transaction::copy;
+use super::usage::Count;
+use super::{DIRECTORIES, LOCK, ROOT_MODE, Store, StoreError, format, from_hex, object_name};
+use crate::digest::{ChainId, DiffId, ObjectId, Sha256Digest, Sha256Hasher};
+use crate::tree::{FileType as NodeType, Tree, TreeIno, TreeKind, merge};
+
+/// One thing that is wrong, with the file it is wrong with.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Problem {
+    /// A file or directory that does not belong to the store.
+    Stray(PathBuf),
+    /// A file is other than the store writes it, in type or permission bits.
+    Mode {
+        /// The file.
+        path: PathBuf,
+        /// The permission bits it has.
+        found: u32,
+        /// The ones it should have.
+        expected: u32,
+    },
+    /// A file cannot be read, or does not say what it should.
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Something that an image, a container or a mount needs is not there.
+    Missing {
+        /// Where it should be.
+        path: PathBuf,
+        /// Who needs it.
+        needed_by: PathBuf,
+    },
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stray(path) => write!(f, "{}: does not belong here", path.display()),
+            Self::Mode { path, found, expected } => write!(f, "{}: has mode {found:04o}, should have {expected:04o}", path.display()),
+            Self::Damaged { path, reason } => write!(f, "{}: damaged: {reason}", path.display()),
+            Self::Missing { path, needed_by } => write!(f, "{}: missing, needed by {}", path.display(), needed_by.display()),
+        }
+    }
+}
+
+/// What was found.
+#[derive(Debug, Default)]
+pub struct CheckReport {
+    /// What is wrong; empty is good. Sorted by where it was looked for.
+    pub problems: Vec<Problem>,
+    /// Objects looked at; bytes are their sizes.
+    pub objects: Count,
+    /// Layers looked at.
+    pub layers: u64,
+    /// Tags.
+    pub refs: u64,
+    /// Directories of transactions that are running or died; the next load removes dead ones.
+    pub transactions: u64,
+}
+
+impl CheckReport {
+    fn damaged(&mut self, path: impl Into<PathBuf>, reason: impl fmt::Display) {
+        self.problems.push(Problem::Damaged { path: path.into(), reason: reason.to_string() });
+    }
+
+    /// An error about a file of the store is a problem found; anything else ends the check.
+    fn note(&mut self, error: StoreError) {
+        match error {
+            StoreError::Malformed { path, reason } => self.problems.push(Problem::Damaged { path, reason }),
+            StoreError::Tree { path, source } => self.damaged(path, source),
+            StoreError::Io { path, source, .. } => self.damaged(path, source),
+            other => self.damaged(PathBuf::new(), other),
+        }
+    }
+}
+
+impl Store {
+    /// Looks at everything; `deep` reads and hashes every byte.
+    ///
+    /// Locking: holds the store's lock shared, so loads go on meanwhile and gc waits.
+    pub fn check(&self, deep: bool) -> Result<CheckReport, StoreError> {
+        let _lock = self.lock_shared()?;
+        let mut report = CheckReport { transactions: self.tmp.names()?.len() as u64, ..CheckReport::default() };
+        self.check_root(&mut report)?;
+        let (roots, errors) = self.roots()?;
+        for error in errors {
+            report.note(error);
+        }
+        report.refs = self.refs.names()?.len() as u64;
+        let reachable = Reachable::of(&roots);
+        for root in &roots {
+            self.check_present_for(root, &mut report)?;
+        }
+        self.check_layers(&reachable, &mut report)?;
+        self.check_objects(deep, &mut report)?;
+        self.check_merged(deep, &roots, &mut report)?;
+        self.check_blobs(deep, &mut report)?;
+        Ok(report)
+    }
+
+    fn check_root(&self, report: &mut CheckReport) -> Result<(), StoreError> {
+        let stat = rustix::fs::fstat(&self.root).map_err(|errno| StoreError::io("look at", self.root(), errno))?;
+        let (found, expected) = (Mode::from_raw_mode(stat.st_mode).bits(), ROOT_MODE.bits());
+        if found & !expected != 0 {
+            report.problems.push(Problem::Mode { path: self.root().to_owned(), found, expected });
+        }
+        for name in self.root.names()? {
+            let known = name.to_str().is_some_and(|name| name == LOCK || name == format::NAME || DIRECTORIES.contains(&name));
+            if !known {
+                report.problems.push(Problem::Stray(self.root.join(&name)));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_present_for(&self, root: &Root, report: &mut CheckReport) -> Result<(), StoreError> {
+        let layers = root.layers.iter().map(|diff| (&self.layers, diff.0.hex()));
+        let blobs = root.blobs.iter().map(|digest| (&self.blobs, digest.hex()));
+        for (dir, name) in layers.chain(blobs) {
+            if dir.stat(&name)?.is_none() {
+                report.problems.push(Problem::Missing { path: dir.join(name), needed_by: root.path.clone() });
+            }
+        }
+        Ok(())
+    }
+
+    fn check_layers(&self, reachable: &Reachable, report: &mut CheckReport) -> Result<(), StoreError> {
+        let mut seen = HashSet::new();
+        for name in self.layers.names()? {
+            let Some(diff) = name.to_str().and_then(from_hex).map(DiffId) else {
+                report.problems.push(Problem::Stray(self.layers.join(&name)));
+                continue;
+            };
+            report.layers += 1;
+            let tree = match self.layers.sub(&name) {
+                Ok(dir) => check_layer(&dir, diff, report)?,
+                Err(error) => {
+                    report.note(error);
+                    None
+                }
+            };
+            if let Some(tree) = tree.filter(|_| reachable.layers.contains(&diff)) {
+                let path = self.layers.join(&name).join(TREE);
+                self.check_tree_objects(&tree, &path, &mut seen, report)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Every object of a verified tree is there and has the size that the tree says.
+    fn check_tree_objects(
+        &self,
+        tree: &Tree,
+        path: &Path,
+        seen: &mut HashSet<ObjectId>,
+        report: &mut CheckReport,
+    ) -> Result<(), StoreError> {
+        let damaged = |source| StoreError::Tree { path: path.to_owned(), source };
+        for number in 0..tree.node_count() {
+            let node = tree.node(TreeIno(number)).map_err(damaged)?;
+            let (NodeType::Regular, Some(object)) = (node.file_type, node.object) else { continue };
+            let id = tree.object_id(object).map_err(damaged)?;
+            if !seen.insert(id) {
+                continue;
+            }
+            let name = object_name(id);
+            match self.objects.stat(&name)? {
+                None => report.problems.push(Problem::Missing { path: self.objects.join(name), needed_by: path.to_owned() }),
+                Some(meta) if meta.size != node.size => {
+                    report.damaged(self.objects.join(name), format_args!("it has {} bytes, should have {}", meta.size, node.size));
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// All fan-out directories, by as many threads as there are processors.
+    fn check_objects(&self, deep: bool, report: &mut CheckReport) -> Result<(), StoreError> {
+        let fan_outs = self.objects.names()?;
+        let next = AtomicUsize::new(0);
+        let results = Mutex::new(Vec::new());
+        let work = || {
+            while let Some(name) = fan_outs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let mut part = CheckReport::default();
+                let outcome = self.check_fan_out(name, deep, &mut part);
+                results.lock().push((name, part, outcome));
+            }
+        };
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        std::thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(work);
+            }
+        });
+        let mut results = results.into_inner();
+        results.sort_by_key(|(name, ..)| *name);
+        for (_, part, outcome) in results {
+            outcome?;
+            report.problems.extend(part.problems);
+            report.objects.number += part.objects.number;
+            report.objects.bytes += part.objects.bytes;
+        }
+        Ok(())
+    }
+
+    fn check_fan_out(&self, fan_out: &std::ffi::OsStr, deep: bool, report: &mut CheckReport) -> Result<(), StoreError> {
+        let is_fan_out = fan_out.to_str().is_some_and(|name| name.len() == 2 && u8::from_str_radix(name, 16).is_ok());
+        let dir = match self.objects.sub(fan_out) {
+            Ok(dir) if is_fan_out => dir,
+            _ => {
+                report.problems.push(Problem::Stray(self.objects.join(fan_out)));
+                return Ok(());
+            }
+        };
+        for name in dir.names()? {
+            let id = fan_out.to_str().zip(name.to_str()).and_then(|(a, b)| format!("{a}{b}").parse::<ObjectId>().ok());
+            let (Some(id), Some(meta)) = (id, dir.stat(&name)?) else {
+                report.problems.push(Problem::Stray(dir.join(&name)));
+                continue;
+            };
+            if !check_mode(&dir, &name, meta, report) {
+                continue;
+            }
+            report.objects.add(meta.size);
+            if deep {
+                match self.hash_object(id) {
+                    Ok(found) if found == id => {}
+                    Ok(found) => report.damaged(dir.join(&name), format_args!("its bytes have BLAKE3 {found}")),
+                    Err(error) => report.note(error),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_merged(&self, deep: bool, roots: &[Root], report: &mut CheckReport) -> Result<(), StoreError> {
+        for name in self.merged.names()? {
+            let Some(chain) = name.to_str().and_then(|name| from_hex(name.strip_suffix(TREE_SUFFIX)?)).map(ChainId) else {
+                report.problems.push(Problem::Stray(self.merged.join(&name)));
+                continue;
+            };
+            let path = self.merged.join(&name);
+            let tree = match open_tree(&self.merged, &name.to_string_lossy(), TreeKind::Merged) {
+                Ok(Some((tree, _))) => tree,
+                Ok(None) => continue,
+                Err(error) => {
+                    report.note(error);
+                    continue;
+                }
+            };
+            if let Err(error) = tree.verify() {
+                report.damaged(&path, error);
+            } else if deep
+                && let Some(root) = roots.iter().find(|root| ChainId::of(&root.layers) == Some(chain))
+                && let Some(digest) = self.merge_again(&root.layers)?
+                && digest != tree.digest()
+            {
+                report.damaged(&path, "its layers merge to something else; remove the file, it is a cache");
+            }
+        }
+        Ok(())
+    }
+
+    /// The digest of a stack merged anew. None when its layers can't be merged, which was reported with them.
+    fn merge_again(&self, layers: &[DiffId]) -> Result<Option<[u8; 32]>, StoreError> {
+        let mut trees = Vec::new();
+        for diff in layers {
+            match self.layer_tree(*diff) {
+                Ok(Some(tree)) if tree.verify().is_ok() => trees.push(tree),
+                _ => return Ok(None),
+            }
+        }
+        let path = || self.merged.path().to_owned();
+        let tree = Tree::from_bytes(merge(&trees)?).map_err(|source| StoreError::Tree { path: path(), source })?;
+        Ok(Some(tree.digest()))
+    }
+
+    fn check_blobs(&self, deep: bool, report: &mut CheckReport) -> Result<(), StoreError> {
+        for name in self.blobs.names()? {
+            let (Some(digest), Some(meta)) = (name.to_str().and_then(from_hex), self.blobs.stat(&name)?) else {
+                report.problems.push(Problem::Stray(self.blobs.join(&name)));
+                continue;
+            };
+            if check_mode(&self.blobs, &name, meta, report) && deep {
+                match self.hash_blob(digest) {
+                    Ok(found) if found == digest => {}
+                    Ok(found) => report.damaged(self.blobs.join(&name), format_args!("its bytes have digest {found}")),
+                    Err(error) => report.note(error),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn hash_blob(&self, digest: Sha256Digest) -> Result<Sha256Digest, StoreError> {
+        let mut file = self.open_blob(digest)?;
+        let mut hasher = Sha256Hasher::new();
+        copy(&mut file, &mut hasher).map_err(|source| StoreError::io("read", self.blobs.join(digest.hex()), source))?;
+        Ok(hasher.finish())
+    }
+}
+
+/// The layer's tree if it is whole.
+fn check_layer(dir: &Dir, diff: DiffId, report: &mut CheckReport) -> Result<Option<Tree>, StoreError> {
+    let missing = |name| Problem::Missing { path: dir.join(name), needed_by: dir.path().to_owned() };
+    for name in dir.names()? {
+        if *name != *TREE && *name != *RECORD {
+            report.problems.push(Problem::Stray(dir.join(&name)));
+        }
+    }
+    match read_record(dir) {
+        Ok(Some(record)) if record.diff_id == diff => {}
+        Ok(Some(record)) => report.damaged(dir.join(RECORD), format_args!("it speaks of {}", record.diff_id)),
+        Ok(None) => report.problems.push(missing(RECORD)),
+        Err(error) => report.note(error),
+    }
+    match open_tree(dir, TREE, TreeKind::Layer) {
+        Ok(Some((tree, _))) => match tree.verify() {
+            Ok(()) => return Ok(Some(tree)),
+            Err(error) => report.damaged(dir.join(TREE), error),
+        },
+        Ok(None) => report.problems.push(missing(TREE)),
+        Err(error) => report.note(error),
+    }
+    Ok(None)
+}
+
+/// Whether a published file is a file that nobody may write; a problem is noted when it isn't.
+fn check_mode(dir: &Dir, name: &std::ffi::OsStr, meta: super::dir::Meta, report: &mut CheckReport) -> bool {
+    if meta.file_type != FileType::RegularFile {
+        report.damaged(dir.join(name), "it is not a regular file");
+        return false;
+    }
+    if meta.mode != PUBLISHED.bits() {
+        report.problems.push(Problem::Mode { path: dir.join(name), found: meta.mode, expected: PUBLISHED.bits() });
+    }
+    true
+}

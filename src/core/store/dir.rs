@@ -1,0 +1,192 @@
+//! A directory of the store, held open: every file of the store is reached from one of these by a plain name.
+//!
+//! Invariant: no call here follows a symbolic link in the last component or leaves the directory, and every error names
+//! the full path. Used by the other files of this room only.
+
+use std::ffi::{CStr, OsStr};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, StatxFlags};
+use rustix::io::Errno;
+
+use super::StoreError;
+
+/// Objects, trees and blobs are never changed after they are published.
+pub(super) const PUBLISHED: Mode = Mode::RUSR.union(Mode::RGRP).union(Mode::ROTH);
+/// JSON files that are replaced as a whole.
+pub(super) const PRIVATE: Mode = Mode::RUSR.union(Mode::WUSR);
+
+/// What a name in a directory is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Meta {
+    pub(super) file_type: FileType,
+    pub(super) size: u64,
+    /// Permission bits, `07777`.
+    pub(super) mode: u32,
+}
+
+#[derive(Debug)]
+pub(super) struct Dir {
+    fd: OwnedFd,
+    path: PathBuf,
+}
+
+impl AsFd for Dir {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+const OPEN_DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+
+impl Dir {
+    /// Opens a directory by path, following links: the root that the user named.
+    pub(super) fn open_root(path: &Path) -> Result<Self, StoreError> {
+        let fd = fs::open(path, OPEN_DIR, Mode::empty()).map_err(|errno| match errno {
+            Errno::NOENT => StoreError::NotFound { path: path.to_owned() },
+            other => StoreError::io("open", path, other),
+        })?;
+        Ok(Self { fd, path: path.to_owned() })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn join(&self, name: impl AsRef<OsStr>) -> PathBuf {
+        self.path.join(name.as_ref())
+    }
+
+    fn error(&self, doing: &'static str, name: impl AsRef<OsStr>, errno: Errno) -> StoreError {
+        StoreError::io(doing, self.join(name), errno)
+    }
+
+    pub(super) fn sub(&self, name: impl AsRef<OsStr>) -> Result<Self, StoreError> {
+        let name = name.as_ref();
+        let fd = fs::openat(&self.fd, name, OPEN_DIR | OFlags::NOFOLLOW, Mode::empty()).map_err(|errno| self.error("open", name, errno))?;
+        Ok(Self { fd, path: self.join(name) })
+    }
+
+    /// Like [`Dir::sub`], but a directory that is not there is no error.
+    pub(super) fn sub_if_there(&self, name: impl AsRef<OsStr>) -> Result<Option<Self>, StoreError> {
+        match self.sub(name) {
+            Ok(dir) => Ok(Some(dir)),
+            Err(error) if error.errno() == Some(Errno::NOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes a subdirectory; one that is there already is fine.
+    pub(super) fn make(&self, name: &str, mode: Mode) -> Result<(), StoreError> {
+        match fs::mkdirat(&self.fd, name, mode) {
+            Ok(()) | Err(Errno::EXIST) => Ok(()),
+            Err(errno) => Err(self.error("make", name, errno)),
+        }
+    }
+
+    /// Makes a file that must not be there yet, and opens it for writing.
+    pub(super) fn create(&self, name: &str, mode: Mode) -> Result<File, StoreError> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = fs::openat(&self.fd, name, flags, PRIVATE).map_err(|errno| self.error("make", name, errno))?;
+        if mode != PRIVATE {
+            // By descriptor, so that the user's umask has no say.
+            fs::fchmod(&fd, mode).map_err(|errno| self.error("set the mode of", name, errno))?;
+        }
+        Ok(File::from(fd))
+    }
+
+    /// Makes a file with this content. Not durable before a later sync.
+    pub(super) fn create_with(&self, name: &str, mode: Mode, content: &[u8]) -> Result<File, StoreError> {
+        let mut file = self.create(name, mode)?;
+        file.write_all(content).map_err(|source| StoreError::io("write", self.join(name), source))?;
+        Ok(file)
+    }
+
+    pub(super) fn open(&self, name: impl AsRef<OsStr>) -> Result<Option<File>, StoreError> {
+        let name = name.as_ref();
+        // NONBLOCK: a stray fifo must not hang us; it means nothing for regular files.
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        match fs::openat(&self.fd, name, flags, Mode::empty()) {
+            Ok(fd) => Ok(Some(File::from(fd))),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(self.error("open", name, errno)),
+        }
+    }
+
+    /// The whole of a small file; one larger than `limit` bytes is refused.
+    pub(super) fn read(&self, name: impl AsRef<OsStr>, limit: u64) -> Result<Option<Vec<u8>>, StoreError> {
+        let name = name.as_ref();
+        let Some(file) = self.open(name)? else { return Ok(None) };
+        let mut bytes = Vec::new();
+        file.take(limit + 1).read_to_end(&mut bytes).map_err(|source| StoreError::io("read", self.join(name), source))?;
+        if bytes.len() as u64 > limit {
+            return Err(StoreError::malformed(self.join(name), format!("larger than {limit} bytes")));
+        }
+        Ok(Some(bytes))
+    }
+
+    pub(super) fn stat(&self, name: impl AsRef<OsStr>) -> Result<Option<Meta>, StoreError> {
+        let name = name.as_ref();
+        let mask = StatxFlags::TYPE | StatxFlags::MODE | StatxFlags::SIZE;
+        match fs::statx(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW, mask) {
+            Ok(stat) => Ok(Some(Meta {
+                file_type: FileType::from_raw_mode(stat.stx_mode.into()),
+                size: stat.stx_size,
+                mode: u32::from(stat.stx_mode) & 0o7777,
+            })),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(self.error("look at", name, errno)),
+        }
+    }
+
+    /// Renames into another directory of the store, over what is there.
+    pub(super) fn rename(&self, from: impl AsRef<OsStr>, to: &Self, name: impl AsRef<OsStr>) -> Result<(), StoreError> {
+        let (from, name) = (from.as_ref(), name.as_ref());
+        fs::renameat(&self.fd, from, &to.fd, name).map_err(|errno| to.error("rename a file to", name, errno))
+    }
+
+    /// Removes a file; false when there was none.
+    pub(super) fn remove(&self, name: impl AsRef<OsStr>) -> Result<bool, StoreError> {
+        let name = name.as_ref();
+        match fs::unlinkat(&self.fd, name, AtFlags::empty()) {
+            Ok(()) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
+            Err(errno) => Err(self.error("remove", name, errno)),
+        }
+    }
+
+    /// All names but `.` and `..`, sorted, so that reports are the same each time.
+    pub(super) fn names(&self) -> Result<Vec<Box<OsStr>>, StoreError> {
+        let failed = |errno| StoreError::io("list", &self.path, errno);
+        let mut names = Vec::new();
+        for entry in fs::Dir::read_from(&self.fd).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            if !is_dot(entry.file_name()) {
+                names.push(OsStr::from_bytes(entry.file_name().to_bytes()).into());
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    pub(super) fn sync(&self) -> Result<(), StoreError> {
+        fs::fsync(&self.fd).map_err(|errno| StoreError::io("sync", &self.path, errno))
+    }
+
+    /// Replaces a small file so that a crash leaves the old content or the new: written and synced in `aside` under
+    /// `temporary`, renamed, the directory synced.
+    pub(super) fn replace(&self, name: &str, content: &[u8], aside: &Self, temporary: &str) -> Result<(), StoreError> {
+        let file = aside.create_with(temporary, PRIVATE, content)?;
+        fs::fsync(&file).map_err(|errno| aside.error("sync", temporary, errno))?;
+        aside.rename(temporary, self, name)?;
+        self.sync()
+    }
+}
+
+pub(super) fn is_dot(name: &CStr) -> bool {
+    matches!(name.to_bytes(), b"." | b"..")
+}

@@ -1,0 +1,46 @@
+//! `format.json`: which format a store has, so that an older cowl never misreads a newer store.
+//!
+//! The rule of ext4 and composefs: a feature in `incompat` that is not known here forbids everything, one in `ro-compat`
+//! forbids changes, one in `compat` forbids nothing. A larger version forbids everything.
+
+use serde::{Deserialize, Serialize};
+
+use super::StoreError;
+use super::dir::Dir;
+
+pub(super) const NAME: &str = "format.json";
+/// The format this build writes.
+pub(super) const VERSION: u32 = 1;
+const LIMIT: u64 = 64 * 1024;
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Format {
+    pub(super) version: u32,
+    #[serde(default)]
+    pub(super) compat: Vec<String>,
+    #[serde(default, rename = "ro-compat")]
+    pub(super) ro_compat: Vec<String>,
+    #[serde(default)]
+    pub(super) incompat: Vec<String>,
+}
+
+impl Format {
+    /// A new store: version 1 has no optional features.
+    pub(super) const fn current() -> Self {
+        Self { version: VERSION, compat: Vec::new(), ro_compat: Vec::new(), incompat: Vec::new() }
+    }
+
+    /// Reads and judges the file; `None` when there is none. Whoever gets a `Format` may read the store.
+    pub(super) fn read(root: &Dir) -> Result<Option<Self>, StoreError> {
+        let Some(bytes) = root.read(NAME, LIMIT)? else { return Ok(None) };
+        let path = root.join(NAME);
+        let format: Self = serde_json::from_slice(&bytes).map_err(|error| StoreError::malformed(&path, error.to_string()))?;
+        if format.version > VERSION {
+            return Err(StoreError::Version { path, found: format.version, known: VERSION });
+        }
+        if !format.incompat.is_empty() {
+            return Err(StoreError::Features { path, features: format.incompat, readable: false });
+        }
+        Ok(Some(format))
+    }
+}

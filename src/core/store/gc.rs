@@ -1,0 +1,161 @@
+//! Removing what nothing keeps: mark from the roots, move the rest to `trash/`, delete it.
+//!
+//! Invariant: under the exclusive lock, what is not reachable from a tag, a container or a held lease is nobody's. Things go
+//! in the order merged trees, layers, objects, blobs: a gc that is killed leaves no tree in place whose objects it took,
+//! and what it moved is deleted by the next. A root or a tree that cannot be read ends it before anything is touched.
+
+use std::collections::HashSet;
+use std::ffi::OsStr;
+
+use rustix::fs::{FileType, Mode};
+
+use super::dir::Dir;
+use super::layer::{TREE, TREE_SUFFIX, open_tree};
+use super::roots::Reachable;
+use super::transaction::try_flock;
+use super::usage::Count;
+use super::{Store, StoreError, from_hex, random_name, remove_tree};
+use crate::digest::{ChainId, DiffId, ObjectId};
+use crate::tree::TreeKind;
+
+/// What a gc removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct GcReport {
+    /// Contents.
+    pub objects: Count,
+    /// Layers; the bytes are their trees'.
+    pub layers: Count,
+    /// Cached merged trees.
+    pub merged: Count,
+    /// Manifests, configurations, compressed layers.
+    pub blobs: Count,
+    /// Leases of mounts that are gone.
+    pub leases: u64,
+    /// Directories of transactions that died.
+    pub transactions: u64,
+}
+
+impl GcReport {
+    /// Bytes freed, as `du --apparent-size` counts.
+    pub fn bytes(&self) -> u64 {
+        self.objects.bytes + self.layers.bytes + self.merged.bytes + self.blobs.bytes
+    }
+}
+
+/// One gc's directory in the trash.
+struct Trash {
+    dir: Dir,
+    name: String,
+    moved: u64,
+}
+
+impl Trash {
+    /// Moves a file or a directory out of the way.
+    fn take(&mut self, from: &Dir, name: &OsStr) -> Result<(), StoreError> {
+        from.rename(name, &self.dir, self.moved.to_string())?;
+        self.moved += 1;
+        Ok(())
+    }
+}
+
+impl Store {
+    /// Removes what no tag, container or held lease keeps.
+    ///
+    /// Locking: waits for every running transaction, then holds the store's lock exclusively while it marks and moves;
+    /// deleting happens after. The caller holds no [`super::Transaction`] of this store.
+    pub fn gc(&self) -> Result<GcReport, StoreError> {
+        self.check_writable()?;
+        let mut report = GcReport::default();
+        let trash = {
+            let _lock = self.lock_exclusive()?;
+            report.transactions = self.remove_dead_transactions()?;
+            report.leases = self.remove_stale_leases()?;
+            let (roots, errors) = self.roots()?;
+            if let Some(error) = errors.into_iter().next() {
+                return Err(error);
+            }
+            let reachable = Reachable::of(&roots);
+            let objects = self.mark(&reachable)?;
+            // A root that was removed without a sync could come back after a power cut, and then must find its things.
+            rustix::fs::syncfs(&self.root).map_err(|errno| StoreError::io("sync", self.root(), errno))?;
+            self.sweep(&reachable, &objects, &mut report)?
+        };
+        self.empty_trash(&trash)?;
+        Ok(report)
+    }
+
+    fn remove_stale_leases(&self) -> Result<u64, StoreError> {
+        let mut stale = 0;
+        for name in self.leases.names()? {
+            if self.held_lease(&name)?.is_none() && self.leases.remove(&name)? {
+                stale += 1;
+            }
+        }
+        Ok(stale)
+    }
+
+    /// The objects of all reachable layers.
+    fn mark(&self, reachable: &Reachable) -> Result<HashSet<ObjectId>, StoreError> {
+        let mut objects = HashSet::new();
+        for diff in &reachable.layers {
+            let dir = self.layers.sub_if_there(diff.0.hex())?.ok_or(StoreError::NoLayer(*diff))?;
+            let (tree, _) = open_tree(&dir, TREE, TreeKind::Layer)?.ok_or(StoreError::NoLayer(*diff))?;
+            // As a whole: a damaged tree could hide an object that an image needs.
+            tree.verify().map_err(|source| StoreError::Tree { path: dir.join(TREE), source })?;
+            objects.extend(tree.object_ids());
+        }
+        Ok(objects)
+    }
+
+    fn sweep(&self, reachable: &Reachable, objects: &HashSet<ObjectId>, report: &mut GcReport) -> Result<Trash, StoreError> {
+        let mut trash = self.new_trash()?;
+        let chain = |name: &str| from_hex(name.strip_suffix(TREE_SUFFIX)?).map(ChainId);
+        sweep_dir(&self.merged, |name| chain(name).is_some_and(|id| !reachable.chains.contains(&id)), &mut trash, &mut report.merged)?;
+        let layer = |name: &str| from_hex(name).map(DiffId);
+        sweep_dir(&self.layers, |name| layer(name).is_some_and(|id| !reachable.layers.contains(&id)), &mut trash, &mut report.layers)?;
+        for fan_out in self.objects.names()? {
+            let object = |name: &str| format!("{}{name}", fan_out.to_str()?).parse().ok();
+            let dir = self.objects.sub(&fan_out)?;
+            sweep_dir(&dir, |name| object(name).is_some_and(|id| !objects.contains(&id)), &mut trash, &mut report.objects)?;
+        }
+        sweep_dir(&self.blobs, |name| from_hex(name).is_some_and(|id| !reachable.blobs.contains(&id)), &mut trash, &mut report.blobs)?;
+        Ok(trash)
+    }
+
+    /// A directory in the trash, flock'ed, so that another gc leaves it to us. The caller holds the exclusive lock.
+    fn new_trash(&self) -> Result<Trash, StoreError> {
+        let name = random_name()?;
+        self.trash.make(&name, Mode::RWXU)?;
+        let dir = self.trash.sub(&name)?;
+        try_flock(&dir)?;
+        Ok(Trash { dir, name, moved: 0 })
+    }
+
+    /// Deletes what this gc moved, and what dead ones left.
+    fn empty_trash(&self, own: &Trash) -> Result<(), StoreError> {
+        for name in self.trash.names()? {
+            let Some(dir) = self.trash.sub_if_there(&name)? else { continue };
+            if *name == *own.name || try_flock(&dir)? {
+                remove_tree(&self.trash, &name)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Moves what is ours and not kept. A stray name is left alone: `check` reports it, its owner knows what it is.
+fn sweep_dir(dir: &Dir, unreachable: impl Fn(&str) -> bool, trash: &mut Trash, count: &mut Count) -> Result<(), StoreError> {
+    for name in dir.names()? {
+        if !name.to_str().is_some_and(&unreachable) {
+            continue;
+        }
+        let Some(meta) = dir.stat(&name)? else { continue };
+        let bytes = match meta.file_type {
+            FileType::Directory => dir.sub(&name)?.stat(TREE)?.map_or(0, |tree| tree.size),
+            _ => meta.size,
+        };
+        trash.take(dir, &name)?;
+        count.add(bytes);
+    }
+    Ok(())
+}

@@ -1,0 +1,99 @@
+use std::os::unix::fs::PermissionsExt;
+
+use super::*;
+
+const FORMAT: &str = r#"{
+  "version": 1,
+  "compat": [],
+  "ro-compat": [],
+  "incompat": []
+}
+"#;
+
+#[test]
+fn a_new_store_is_laid_out_as_the_design_says() {
+    let fixture = fixture();
+    assert_eq!(std::fs::read_to_string(fixture.path("format.json")).unwrap(), FORMAT);
+    assert_eq!(std::fs::metadata(fixture.path("")).unwrap().permissions().mode() & 0o7777, 0o700);
+    let mut names: Vec<_> = std::fs::read_dir(fixture.path("")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    let expected =
+        ["blobs", "containers", "format.json", "layers", "leases", "lock", "merged", "objects", "refs", "tmp", "trash", "volumes"];
+    assert_eq!(names, expected);
+    assert_eq!(std::fs::read_dir(fixture.path("objects")).unwrap().count(), 256);
+    assert_eq!(fixture.files("tmp"), BTreeMap::new());
+    assert_eq!(fixture.store.check(true).unwrap().problems, []);
+}
+
+#[test]
+fn opening_again_changes_nothing_and_opening_nothing_says_so() {
+    let fixture = fixture();
+    drop(Store::open_or_create(&fixture.path("")).unwrap());
+    drop(Store::open(&fixture.path("")).unwrap());
+    let nowhere = Store::open(&fixture.path("objects/00")).unwrap_err();
+    assert!(matches!(nowhere, StoreError::NotFound { .. }), "{nowhere}");
+    let missing = Store::open(&fixture.path("nothing")).unwrap_err();
+    assert!(matches!(missing, StoreError::NotFound { .. }), "{missing}");
+}
+
+#[test]
+fn stores_made_at_once_are_one_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("a/b");
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| Store::open_or_create(&root).unwrap());
+        }
+    });
+    assert_eq!(Store::open(&root).unwrap().check(true).unwrap().problems, []);
+}
+
+#[test]
+fn a_store_whose_making_was_interrupted_is_finished_by_the_next() {
+    let fixture = fixture();
+    std::fs::remove_file(fixture.path("format.json")).unwrap();
+    std::fs::remove_dir(fixture.path("objects/7f")).unwrap();
+    std::fs::write(fixture.path("tmp/0123456789abcdef"), "{").unwrap();
+    let store = Store::open_or_create(&fixture.path("")).unwrap();
+    drop(store.begin().unwrap());
+    assert_eq!(store.check(true).unwrap().problems, []);
+    assert_eq!(fixture.files("tmp"), BTreeMap::new());
+}
+
+#[test]
+fn a_directory_with_other_things_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("thesis.tex"), "x").unwrap();
+    let error = Store::open_or_create(dir.path()).unwrap_err();
+    assert!(error.to_string().contains("thesis.tex"), "{error}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+fn reopen_with(format: &str) -> Result<Store, StoreError> {
+    let fixture = fixture();
+    std::fs::write(fixture.path("format.json"), format).unwrap();
+    Store::open_or_create(&fixture.path(""))
+}
+
+#[test]
+fn formats_of_the_future_are_refused_by_what_they_are() {
+    let newer = reopen_with(r#"{"version": 2}"#).unwrap_err();
+    assert!(matches!(newer, StoreError::Version { found: 2, .. }), "{newer}");
+    let incompat = reopen_with(r#"{"version": 1, "incompat": ["packs"]}"#).unwrap_err();
+    assert!(incompat.to_string().contains("packs"), "{incompat}");
+    assert!(matches!(reopen_with("{").unwrap_err(), StoreError::Malformed { .. }));
+    assert!(reopen_with(r#"{"version": 1, "compat": ["hints"], "more": 1}"#).is_ok());
+}
+
+#[test]
+fn an_unknown_ro_compat_feature_lets_read_and_not_write() {
+    let fixture = fixture();
+    let record = fixture.image("app", &[&[b"content"]]);
+    std::fs::write(fixture.path("format.json"), r#"{"version": 1, "ro-compat": ["quota"]}"#).unwrap();
+    let store = Store::open(&fixture.path("")).unwrap();
+    assert_eq!(store.refs().unwrap(), std::slice::from_ref(&record));
+    store.merged(&record.layers).unwrap();
+    for refused in [store.begin().map(drop), store.gc().map(drop), store.untag(&record).map(drop)] {
+        assert!(matches!(refused, Err(StoreError::Features { readable: true, .. })));
+    }
+}

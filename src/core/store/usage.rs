@@ -1,0 +1,85 @@
+//! How much there is of everything, for `info`.
+
+use std::collections::BTreeMap;
+
+use super::dir::Dir;
+use super::{Store, StoreError};
+use crate::digest::{DiffId, ObjectId};
+use crate::tree::{FileType, TreeIno};
+
+/// Files of one kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Count {
+    /// How many.
+    pub number: u64,
+    /// Their sizes' sum in bytes, as `du --apparent-size` counts.
+    pub bytes: u64,
+}
+
+impl Count {
+    /// One more.
+    pub(super) fn add(&mut self, bytes: u64) {
+        self.number += 1;
+        self.bytes += bytes;
+    }
+}
+
+/// What the store holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// Contents, each once.
+    pub objects: Count,
+    /// Layers; the bytes are their trees'.
+    pub layers: Count,
+    /// Cached merged trees.
+    pub merged: Count,
+    /// Manifests, configurations, compressed layers.
+    pub blobs: Count,
+    /// Tags.
+    pub refs: u64,
+}
+
+impl Store {
+    /// Counts everything; O(files).
+    pub fn usage(&self) -> Result<Usage, StoreError> {
+        let mut usage = Usage { refs: self.refs.names()?.len() as u64, ..Usage::default() };
+        for fan_out in self.objects.names()? {
+            count_files(&self.objects.sub(&fan_out)?, &mut usage.objects)?;
+        }
+        count_files(&self.merged, &mut usage.merged)?;
+        count_files(&self.blobs, &mut usage.blobs)?;
+        for name in self.layers.names()? {
+            let Some(layer) = self.layers.sub_if_there(&name)? else { continue };
+            if let Some(tree) = layer.stat(super::layer::TREE)? {
+                usage.layers.add(tree.size);
+            }
+        }
+        Ok(usage)
+    }
+
+    /// The objects of some layers with their sizes, each once: what an image holds, hidden files included.
+    pub fn objects_of(&self, layers: &[DiffId]) -> Result<BTreeMap<ObjectId, u64>, StoreError> {
+        let mut objects = BTreeMap::new();
+        for diff in layers {
+            let path = || self.layers.join(diff.0.hex()).join(super::layer::TREE);
+            let tree = self.layer_tree(*diff)?.ok_or(StoreError::NoLayer(*diff))?;
+            let damaged = |source| StoreError::Tree { path: path(), source };
+            for number in 0..tree.node_count() {
+                let node = tree.node(TreeIno(number)).map_err(damaged)?;
+                if let (FileType::Regular, Some(object)) = (node.file_type, node.object) {
+                    objects.insert(tree.object_id(object).map_err(damaged)?, node.size);
+                }
+            }
+        }
+        Ok(objects)
+    }
+}
+
+fn count_files(dir: &Dir, count: &mut Count) -> Result<(), StoreError> {
+    for name in dir.names()? {
+        if let Some(meta) = dir.stat(&name)? {
+            count.add(meta.size);
+        }
+    }
+    Ok(())
+}

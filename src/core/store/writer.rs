@@ -1,0 +1,192 @@
+//! Writing one content or one blob into a transaction, hashing it on the way.
+
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom, Write};
+
+use super::{StoreError, Transaction};
+use crate::digest::{ObjectHasher, ObjectId, Sha256Digest, Sha256Hasher};
+
+/// Contents up to this size are held in memory until their hash is known, so that one that is already in the store
+/// (most of them, at the second image of a family) costs no file at all.
+const IN_MEMORY: usize = 128 * 1024;
+const ELF_MAGIC: [u8; 4] = *b"\x7fELF";
+
+/// What adding a content came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is new.
+    Added,
+    /// The store or this transaction has it; nothing was written.
+    AlreadyPresent,
+    /// The store had a damaged file of this name; the publish replaces it.
+    Healed,
+    /// It has no bytes, and so no object.
+    Empty,
+}
+
+/// A content that was added.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Added {
+    /// Its BLAKE3.
+    pub id: ObjectId,
+    /// Bytes.
+    pub size: u64,
+    /// What had to be done.
+    pub outcome: Outcome,
+    /// Whether it begins like an ELF file (`7f 45 4c 46`), which decides how mounts open it.
+    pub elf: bool,
+}
+
+impl Added {
+    /// The object that holds this content; an empty one needs none.
+    pub fn object(&self) -> Option<ObjectId> {
+        (self.outcome != Outcome::Empty).then_some(self.id)
+    }
+}
+
+/// Takes one file's content. Dropped without [`ObjectWriter::finish`], what it wrote goes with the transaction.
+#[derive(Debug)]
+pub struct ObjectWriter<'t> {
+    transaction: &'t Transaction<'t>,
+    hasher: ObjectHasher,
+    size: u64,
+    /// Its first bytes, zeros where it is shorter: no zero is in the magic.
+    head: [u8; ELF_MAGIC.len()],
+    /// All of it while it is small; then empty.
+    buffer: Vec<u8>,
+    spilled: Option<Spilled>,
+}
+
+#[derive(Debug)]
+struct Spilled {
+    file: File,
+    name: String,
+}
+
+impl<'t> ObjectWriter<'t> {
+    pub(super) fn new(transaction: &'t Transaction<'_>) -> Self {
+        Self { transaction, hasher: ObjectHasher::new(), size: 0, head: [0; ELF_MAGIC.len()], buffer: Vec::new(), spilled: None }
+    }
+
+    /// The content is complete.
+    pub fn finish(self) -> Result<Added, StoreError> {
+        let id = self.hasher.finish();
+        let outcome = match self.spilled {
+            None if self.size == 0 => Outcome::Empty,
+            None => self.transaction.stage_object(id, self.size, |dir, name| {
+                dir.create_with(name, super::dir::PUBLISHED, &self.buffer)?;
+                Ok(())
+            })?,
+            Some(Spilled { file, name: stream }) => {
+                drop(file);
+                let outcome = self.transaction.stage_object(id, self.size, |dir, name| dir.rename(&stream, dir, name))?;
+                if outcome == Outcome::AlreadyPresent {
+                    self.transaction.discard(&stream)?;
+                }
+                outcome
+            }
+        };
+        Ok(Added { id, size: self.size, outcome, elf: self.head == ELF_MAGIC })
+    }
+
+    /// A hole: the content goes on with `length` zeros, which take no room in the object's file.
+    pub fn zeros(&mut self, length: u64) -> io::Result<()> {
+        static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+        let mut left = length;
+        while left > 0 {
+            let piece = usize::try_from(left).ok().and_then(|left| ZEROS.get(..left)).unwrap_or(&ZEROS);
+            if self.makes_file(piece.len()) {
+                self.spill()?;
+            }
+            if self.spilled.is_none() {
+                self.buffer.extend_from_slice(piece);
+            }
+            self.hasher.update(piece);
+            left -= piece.len() as u64;
+        }
+        self.size += length;
+        if let Some(Spilled { file, name }) = &mut self.spilled {
+            // The size first, since a hole at the very end would otherwise not be there.
+            let grown = file.set_len(self.size).and_then(|()| file.seek(SeekFrom::Start(self.size)));
+            grown.map_err(|source| self.transaction.write_error(name, source))?;
+        }
+        Ok(())
+    }
+
+    /// Whether `more` bytes are too many to be held in memory.
+    fn makes_file(&self, more: usize) -> bool {
+        self.spilled.is_none() && self.buffer.len() + more > IN_MEMORY
+    }
+
+    fn spill(&mut self) -> Result<(), StoreError> {
+        let (mut file, name) = self.transaction.stream()?;
+        file.write_all(&self.buffer).map_err(|source| self.transaction.write_error(&name, source))?;
+        self.buffer = Vec::new();
+        self.spilled = Some(Spilled { file, name });
+        Ok(())
+    }
+}
+
+impl Write for ObjectWriter<'_> {
+    fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
+        if self.makes_file(piece.len()) {
+            self.spill()?;
+        }
+        match &mut self.spilled {
+            Some(Spilled { file, name }) => file.write_all(piece).map_err(|source| self.transaction.write_error(name, source))?,
+            None => self.buffer.extend_from_slice(piece),
+        }
+        if let Some(head) = usize::try_from(self.size).ok().and_then(|size| self.head.get_mut(size..)) {
+            head.iter_mut().zip(piece).for_each(|(head, byte)| *head = *byte);
+        }
+        self.hasher.update(piece);
+        self.size += piece.len() as u64;
+        Ok(piece.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Takes a blob as it came, a compressed layer for instance.
+#[derive(Debug)]
+pub struct BlobWriter<'t> {
+    transaction: &'t Transaction<'t>,
+    hasher: Sha256Hasher,
+    size: u64,
+    file: File,
+    name: String,
+}
+
+impl<'t> BlobWriter<'t> {
+    pub(super) fn new(transaction: &'t Transaction<'_>) -> Result<Self, StoreError> {
+        let (file, name) = transaction.stream()?;
+        Ok(Self { transaction, hasher: Sha256Hasher::new(), size: 0, file, name })
+    }
+
+    /// Bytes so far.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The blob is complete; its digest.
+    pub fn finish(self) -> Result<Sha256Digest, StoreError> {
+        let digest = self.hasher.finish();
+        self.transaction.stage_blob(digest, self.size, &self.name)?;
+        Ok(digest)
+    }
+}
+
+impl Write for BlobWriter<'_> {
+    fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
+        self.file.write_all(piece).map_err(|source| self.transaction.write_error(&self.name, source))?;
+        self.hasher.update(piece);
+        self.size += piece.len() as u64;
+        Ok(piece.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
