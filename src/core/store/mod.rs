@@ -159,6 +159,11 @@ impl Store {
         self.root.join("volumes")
     }
 
+    /// File of an object, for who counts or shows it; whoever reads it opens it by [`Store::open_object`].
+    pub fn object_path(&self, id: ObjectId) -> PathBuf {
+        self.objects.join(object_name(id))
+    }
+
     /// A descriptor of `objects/`, to be handed to a mount.
     pub fn objects_dir(&self) -> Result<OwnedFd, StoreError> {
         self.objects.as_fd().try_clone_to_owned().map_err(|source| StoreError::io("open", self.objects.path(), source))
