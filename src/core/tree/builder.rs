@@ -6,13 +6,14 @@
 //! Whiteouts and opaque marks are kept apart from the entries and joined with them at the end, since they speak of the
 //! layers below only, wherever in the tar they stand.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 use bstr::BString;
 
 use super::format::{MAX_DEPTH, NANOS_PER_SEC, valid_name, valid_symlink};
-use super::types::{FileType, Kind, Meta, Timestamp, TreeIno, TreeKind};
-use super::writer::{NewNode, NewTarget, WriteError, Writer};
+use super::layer;
+use super::types::{Kind, Meta, Timestamp};
+use super::writer::WriteError;
 use super::xattr::{self, XattrError};
 
 /// Why an entry can't be in a layer. Each names the entry by its path.
@@ -108,55 +109,55 @@ pub struct LayerBuilder {
     /// The root first. Directories that were replaced stay here and are not reached.
     dirs: Vec<Dir>,
     /// Files that are no directories; hard links share one.
-    leaves: Vec<Leaf>,
+    pub(super) leaves: Vec<Leaf>,
 }
 
 /// The place of a directory in [`LayerBuilder::dirs`], which only grows.
 #[derive(Debug, Copy, Clone)]
-struct DirId(usize);
+pub(super) struct DirId(usize);
 
 /// The place of a file in [`LayerBuilder::leaves`], which only grows.
 #[derive(Debug, Copy, Clone)]
-struct LeafId(usize);
+pub(super) struct LeafId(pub(super) usize);
 
-const ROOT: DirId = DirId(0);
+pub(super) const ROOT: DirId = DirId(0);
 
 #[derive(Debug, Default)]
-struct Dir {
+pub(super) struct Dir {
     /// None: implied by what is in it.
-    attributes: Option<Attributes>,
-    opaque: bool,
-    names: BTreeMap<Box<[u8]>, Name>,
+    pub(super) attributes: Option<Attributes>,
+    pub(super) opaque: bool,
+    pub(super) names: BTreeMap<Box<[u8]>, Name>,
 }
 
 /// A name in a directory: what this layer has there, and whether it deletes what is below.
 #[derive(Debug, Default)]
-struct Name {
-    entry: Option<Entry>,
-    whiteout: bool,
+pub(super) struct Name {
+    pub(super) entry: Option<Entry>,
+    pub(super) whiteout: bool,
 }
 
 #[derive(Debug, Clone)]
-enum Entry {
+pub(super) enum Entry {
     Dir(DirId),
     Leaf(LeafId),
     LinkBelow(Box<[u8]>),
 }
 
 #[derive(Debug)]
-struct Leaf {
-    attributes: Attributes,
-    kind: Kind,
+pub(super) struct Leaf {
+    pub(super) attributes: Attributes,
+    pub(super) kind: Kind,
 }
 
 #[derive(Debug)]
-struct Attributes {
-    mode: u32,
-    uid: u32,
-    gid: u32,
-    mtime: Timestamp,
+pub(super) struct Attributes {
+    pub(super) mode: u32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) mtime: Timestamp,
     /// As the format has them.
-    xattrs: Option<Vec<u8>>,
+    pub(super) xattrs: Option<Vec<u8>>,
 }
 
 impl Default for LayerBuilder {
@@ -232,14 +233,14 @@ impl LayerBuilder {
 
     /// The tree's bytes.
     pub fn finish(self) -> Result<Vec<u8>, BuildError> {
-        Ok(write(self)?)
+        Ok(layer::write(self)?)
     }
 
     #[expect(
         clippy::indexing_slicing,
         reason = "every DirId was made by this builder and dirs only grows"
     )]
-    fn dir(&self, dir: DirId) -> &Dir {
+    pub(super) fn dir(&self, dir: DirId) -> &Dir {
         &self.dirs[dir.0]
     }
 
@@ -247,7 +248,7 @@ impl LayerBuilder {
         clippy::indexing_slicing,
         reason = "every DirId was made by this builder and dirs only grows"
     )]
-    fn dir_mut(&mut self, dir: DirId) -> &mut Dir {
+    pub(super) fn dir_mut(&mut self, dir: DirId) -> &mut Dir {
         &mut self.dirs[dir.0]
     }
 
@@ -397,120 +398,4 @@ fn attributes(path: &[&[u8]], meta: Meta) -> Result<Attributes, BuildError> {
         mtime,
         xattrs,
     })
-}
-
-/// Numbers and writes all that is reached from the root, directory by directory.
-fn write(mut builder: LayerBuilder) -> Result<Vec<u8>, WriteError> {
-    let mut writer = Writer::new(TreeKind::Layer);
-    let mut numbers: Vec<Option<TreeIno>> = vec![None; builder.leaves.len()];
-    let mut queue = VecDeque::from([(writer.node(&directory(builder.dir(ROOT), false))?, ROOT)]);
-    while let Some((ino, dir)) = queue.pop_front() {
-        writer.begin_directory(ino)?;
-        for (bytes, name) in std::mem::take(&mut builder.dir_mut(dir).names) {
-            let target = match name.entry {
-                Some(Entry::Dir(child)) => {
-                    let number = writer.node(&directory(builder.dir(child), name.whiteout))?;
-                    queue.push_back((number, child));
-                    NewTarget::Node(number)
-                }
-                Some(Entry::Leaf(id)) => {
-                    NewTarget::Node(number_leaf(&mut writer, &builder.leaves, &mut numbers, id)?)
-                }
-                Some(Entry::LinkBelow(ref target)) => NewTarget::LinkBelow(target),
-                None if name.whiteout => NewTarget::Whiteout,
-                // A name is only ever made to be given one of both.
-                None => continue,
-            };
-            writer.dirent(ino, &bytes, &target)?;
-        }
-    }
-    Ok(writer.finish())
-}
-
-/// A directory that its layer also deletes from below is a new one: opaque, and never with the attributes of the old.
-fn directory(dir: &Dir, whiteout: bool) -> NewNode<'_> {
-    let new = NewNode {
-        opaque: dir.opaque || whiteout,
-        ..NewNode::DIRECTORY
-    };
-    match &dir.attributes {
-        None => NewNode {
-            implied: !whiteout,
-            ..new
-        },
-        Some(attributes) => attributes.of(new),
-    }
-}
-
-#[expect(
-    clippy::indexing_slicing,
-    reason = "every LeafId was made by the builder, and numbers is as long as leaves"
-)]
-fn number_leaf(
-    writer: &mut Writer,
-    leaves: &[Leaf],
-    numbers: &mut [Option<TreeIno>],
-    id: LeafId,
-) -> Result<TreeIno, WriteError> {
-    if let Some(known) = numbers[id.0] {
-        return Ok(known);
-    }
-    let Leaf { attributes, kind } = &leaves[id.0];
-    let new = attributes.of(NewNode::DIRECTORY);
-    let number = writer.node(&match kind {
-        Kind::Directory => new,
-        Kind::Regular { size, object, elf } => NewNode {
-            file_type: FileType::Regular,
-            size: *size,
-            object: *object,
-            elf: *elf,
-            ..new
-        },
-        Kind::Symlink(target) => NewNode {
-            file_type: FileType::Symlink,
-            size: target.len() as u64,
-            symlink: target,
-            ..new
-        },
-        Kind::CharDevice(rdev) => NewNode {
-            file_type: FileType::CharDevice,
-            rdev: *rdev,
-            ..new
-        },
-        Kind::BlockDevice(rdev) => NewNode {
-            file_type: FileType::BlockDevice,
-            rdev: *rdev,
-            ..new
-        },
-        Kind::Fifo => NewNode {
-            file_type: FileType::Fifo,
-            ..new
-        },
-        Kind::Socket => NewNode {
-            file_type: FileType::Socket,
-            ..new
-        },
-    })?;
-    numbers[id.0] = Some(number);
-    Ok(number)
-}
-
-impl Attributes {
-    fn of<'a>(&'a self, new: NewNode<'a>) -> NewNode<'a> {
-        let Self {
-            mode,
-            uid,
-            gid,
-            mtime,
-            xattrs,
-        } = self;
-        NewNode {
-            mode: *mode,
-            uid: *uid,
-            gid: *gid,
-            mtime: *mtime,
-            xattrs: xattrs.as_deref(),
-            ..new
-        }
-    }
 }

@@ -2,7 +2,12 @@
 //!
 //! A tree is mapped and never parsed; file contents are objects of the store, named in here. Invariant: one input gives
 //! one sequence of bytes, node numbers included, and no bytes make the reader panic or loop. The importer builds layers
-//! with [`LayerBuilder`]; the store keeps them; the overlay reads.
+//! with [`LayerBuilder`], the store keeps them and their [`merge()`], the overlay reads.
+//!
+//! Opening checks the header, so it costs the same for ten files and for a million; what a lookup touches it checks
+//! itself; [`Tree::verify`] checks the rest. Whoever maps a file promises that it doesn't change
+//! ([`map_published`](crate::sys::mmap::map_published)).
+#![doc = include_str!("FORMAT.md")]
 
 mod builder;
 mod error;
@@ -10,6 +15,7 @@ mod format;
 #[doc(hidden)]
 pub mod fuzz;
 mod header;
+mod layer;
 mod links;
 mod merge;
 mod reader;
