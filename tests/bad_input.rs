@@ -249,7 +249,7 @@ fn a_missing_mount_point() {
             "shop",
             point().to_str().unwrap(),
             "--upper",
-            missing.to_str().unwrap(),
+            missing.join("upper").to_str().unwrap(),
         ]),
         1,
         missing.to_str().unwrap(),
@@ -323,7 +323,12 @@ fn without_privilege_it_says_what_is_missing() {
             "",
             "",
         );
-        refusal(as_nobody(&["run", "--rm", "shop", "true"]), 125, "", "");
+        refusal(
+            as_nobody(&["run", "--rm", "shop", "true"]),
+            125,
+            "run",
+            "unshare -Urm",
+        );
         assert_eq!(mounted_kind(&other), None);
         shell(&directory(), "umount /dev/fuse", [""; 0]);
     });

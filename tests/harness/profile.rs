@@ -24,7 +24,7 @@ use crate::command::{binary, fixture};
 
 /// The user and group that the user profile becomes: nobody, nogroup.
 pub const USER: u32 = 65534;
-/// A test that takes longer than this hangs.
+/// A test that takes longer than this hangs; in `make test-long` a hundred times as long.
 const LIMIT: Duration = Duration::from_mins(10);
 /// What a daemon may take to end after its mount went.
 const GRACE: Duration = Duration::from_secs(10);
@@ -210,7 +210,11 @@ fn outer(profile: Profile, company: Company, test: &str) {
     let ended = wait(&mut child);
     let text = String::from_utf8_lossy(&fs::read(&output).unwrap()).into_owned();
     let status = child.wait().unwrap();
-    assert!(ended, "{text}\nno end after {} s: killed", LIMIT.as_secs());
+    assert!(
+        ended,
+        "{text}\nno end after {} s: killed",
+        limit().as_secs()
+    );
     assert!(status.success(), "{text}\nended with {status}");
     assert!(
         work.join("done").exists(),
@@ -315,10 +319,14 @@ fn start(profile: Profile, test: &str, base: &Path, output: &Path) -> Child {
     command.spawn().expect("unshare (package util-linux)")
 }
 
+fn limit() -> Duration {
+    if long() { LIMIT * 100 } else { LIMIT }
+}
+
 /// False when the limit passed first; the whole namespace is dead then.
 fn wait(child: &mut Child) -> bool {
     let pidfd = pidfd_open(Pid::from_child(child), PidfdFlags::empty()).unwrap();
-    let ended = readable(&pidfd, LIMIT);
+    let ended = readable(&pidfd, limit());
     if !ended {
         child.kill().unwrap();
     }
