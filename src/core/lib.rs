@@ -11,6 +11,7 @@
 
 pub mod digest;
 pub mod handover;
+pub mod layer;
 pub mod store;
 pub mod sys;
 pub mod tree;

@@ -1,0 +1,281 @@
+//! Entries become nodes: names are cleaned, whiteouts told apart, contents handed to the sink, everything given to the tree's builder.
+
+use std::io::{Read, Write};
+
+use bstr::BString;
+
+use super::error::{EntryFault, ImportError, Role};
+use super::path::{self, Meaning};
+use super::reader::{Content, Entry, EntryKind, TarReader};
+use super::sink::{ObjectSink, ObjectWrite, StoredObject};
+use super::sparse::Stretch;
+use super::{ImportStats, ImportedLayer, Limits};
+use crate::digest::DiffId;
+use crate::tree::{Kind, LayerBuilder, Meta};
+
+/// What a node costs beyond its names and attributes, roughly: a record of the builder and an entry of a map.
+const NODE_COST: u64 = 256;
+
+/// Reads an uncompressed layer to the end of the stream: contents into `sink`, everything else into a tree.
+///
+/// Nothing is published: on an error the caller drops the sink's transaction, and it is as if nothing had happened. No bytes make this
+/// panic or run longer than their length and [`Limits`] allow; with [`HashOnly`](super::HashOnly) it is the entry for fuzzers.
+pub fn import<R: Read, S: ObjectSink>(
+    source: R,
+    sink: &S,
+    limits: &Limits,
+) -> Result<ImportedLayer, ImportError> {
+    let mut reader = TarReader::new(source, limits);
+    let mut importer = Importer {
+        sink,
+        limits,
+        builder: LayerBuilder::new(),
+        stats: ImportStats::default(),
+        metadata: 0,
+        last: Vec::new(),
+    };
+    let end = loop {
+        match reader.next()? {
+            Ok(entry) => importer.entry(&mut reader, entry)?,
+            Err(end) => break end,
+        }
+    };
+    let Importer {
+        builder, mut stats, ..
+    } = importer;
+    let (digest, stream_bytes) = reader.into_stream().finish()?;
+    stats.stream_bytes = stream_bytes;
+    Ok(ImportedLayer {
+        diff_id: DiffId(digest),
+        tree_bytes: builder.finish()?,
+        stats,
+        end,
+    })
+}
+
+struct Importer<'i, S> {
+    sink: &'i S,
+    limits: &'i Limits,
+    builder: LayerBuilder,
+    stats: ImportStats,
+    /// What counts against [`Limits::metadata_bytes`].
+    metadata: u64,
+    /// The last entry's name, to tell how many directories a new one may imply.
+    last: Vec<u8>,
+}
+
+impl<S: ObjectSink> Importer<'_, S> {
+    fn entry<R: Read>(
+        &mut self,
+        reader: &mut TarReader<'_, R>,
+        entry: Entry,
+    ) -> Result<(), ImportError> {
+        self.stats.entries += 1;
+        if self.stats.entries > self.limits.entries {
+            return Err(ImportError::Limit {
+                what: "entries",
+                limit: self.limits.entries,
+            });
+        }
+        self.account(&entry)?;
+        let name = entry.path.clone();
+        let refuse = |fault| ImportError::Entry {
+            path: BString::from(name.as_slice()),
+            fault,
+        };
+        let components = path::components(&name, Role::Name, self.limits).map_err(refuse)?;
+        if !matches!(entry.kind, EntryKind::Directory) {
+            if components.is_empty() {
+                return Err(refuse(EntryFault::RootNotDirectory));
+            }
+            if path::says_directory(&name) {
+                return Err(refuse(EntryFault::NotDirectory));
+            }
+        }
+        match path::meaning(&components).map_err(refuse)? {
+            Meaning::Plain => self.node(reader, entry, &components),
+            Meaning::Bookkeeping => {
+                self.stats.skipped += 1;
+                Ok(())
+            }
+            Meaning::Opaque => {
+                is_whiteout(&entry.kind).map_err(refuse)?;
+                self.stats.whiteouts += 1;
+                let (_, directory) = components.split_last().unwrap_or((&b"".as_slice(), &[]));
+                Ok(self.builder.opaque(directory)?)
+            }
+            Meaning::Whiteout(hidden) => {
+                is_whiteout(&entry.kind).map_err(refuse)?;
+                self.stats.whiteouts += 1;
+                let mut target = components;
+                target.pop();
+                target.push(hidden);
+                Ok(self.builder.whiteout(&target)?)
+            }
+        }
+    }
+
+    fn node<R: Read>(
+        &mut self,
+        reader: &mut TarReader<'_, R>,
+        entry: Entry,
+        path: &[&[u8]],
+    ) -> Result<(), ImportError> {
+        let Entry {
+            path: name,
+            kind,
+            mode,
+            uid,
+            gid,
+            mtime,
+            xattrs,
+        } = entry;
+        let refuse = |fault| ImportError::Entry {
+            path: BString::from(name.as_slice()),
+            fault,
+        };
+        let mut meta = Meta {
+            mode,
+            uid,
+            gid,
+            mtime,
+            xattrs,
+        };
+        let kind = match kind {
+            EntryKind::HardLink(target) => {
+                self.stats.hard_links += 1;
+                let target =
+                    path::components(&target, Role::LinkName, self.limits).map_err(refuse)?;
+                if target.is_empty() {
+                    return Err(refuse(EntryFault::NoTarget));
+                }
+                return Ok(self.builder.hard_link(path, &target)?);
+            }
+            EntryKind::Symlink(target) => {
+                check_symlink(&target, self.limits).map_err(refuse)?;
+                // Linux has no other, whatever the archive says
+                meta.mode = 0o777;
+                Kind::Symlink(target)
+            }
+            EntryKind::Regular(content) => self.regular(reader, &name, &content)?,
+            EntryKind::Directory => Kind::Directory,
+            EntryKind::CharDevice(number) => Kind::CharDevice(number),
+            EntryKind::BlockDevice(number) => Kind::BlockDevice(number),
+            EntryKind::Fifo => Kind::Fifo,
+        };
+        Ok(self.builder.insert(path, meta, kind)?)
+    }
+
+    fn regular<R: Read>(
+        &mut self,
+        reader: &mut TarReader<'_, R>,
+        name: &[u8],
+        content: &Content,
+    ) -> Result<Kind, ImportError> {
+        let size = content.size();
+        self.stats.files += 1;
+        self.stats.content_bytes = self.stats.content_bytes.saturating_add(size);
+        if self.stats.content_bytes > self.limits.content_bytes {
+            return Err(ImportError::Limit {
+                what: "bytes of contents",
+                limit: self.limits.content_bytes,
+            });
+        }
+        if size == 0 {
+            return Ok(Kind::Regular {
+                size,
+                object: None,
+                elf: false,
+            });
+        }
+        let failed = |source| ImportError::Sink {
+            path: name.into(),
+            source,
+        };
+        let mut writer = self.sink.object().map_err(failed)?;
+        for stretch in content.stretches() {
+            match stretch {
+                Stretch::Hole(length) => writer.zeros(length).map_err(failed)?,
+                Stretch::Data(length) => reader
+                    .content(length, |piece| writer.write_all(piece))?
+                    .map_err(failed)?,
+            }
+        }
+        let StoredObject { id, elf, new } = writer.finish().map_err(failed)?;
+        if new {
+            self.stats.new_objects += 1;
+            self.stats.new_bytes = self.stats.new_bytes.saturating_add(size);
+        }
+        Ok(Kind::Regular {
+            size,
+            object: Some(id),
+            elf,
+        })
+    }
+
+    /// Counts what the entry may add to the tree: its strings, and a node for it and for each directory it may imply, which are
+    /// those that its name does not have in common with the name before it.
+    fn account(&mut self, entry: &Entry) -> Result<(), ImportError> {
+        let target = match &entry.kind {
+            EntryKind::Symlink(target) | EntryKind::HardLink(target) => target.len(),
+            _ => 0,
+        };
+        let attributes: usize = entry
+            .xattrs
+            .iter()
+            .map(|(name, value)| name.len() + value.len() + 8)
+            .sum();
+        let common = entry
+            .path
+            .iter()
+            .zip(&self.last)
+            .take_while(|(a, b)| a == b)
+            .count();
+        let fresh = entry
+            .path
+            .iter()
+            .skip(common)
+            .filter(|&&byte| byte == b'/')
+            .count() as u64;
+        let strings = (entry.path.len() + target + attributes) as u64;
+        self.metadata = self
+            .metadata
+            .saturating_add(strings)
+            .saturating_add(NODE_COST.saturating_mul(fresh + 1));
+        self.last.clone_from(&entry.path);
+        if self.metadata > self.limits.metadata_bytes {
+            return Err(ImportError::Limit {
+                what: "bytes of metadata",
+                limit: self.limits.metadata_bytes,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Image-spec: a whiteout is an empty regular file; in layers made by aufs it is a hard link to one.
+fn is_whiteout(kind: &EntryKind) -> Result<(), EntryFault> {
+    Err(EntryFault::NotWhiteout(match kind {
+        EntryKind::Regular(content) if content.size() == 0 => return Ok(()),
+        EntryKind::HardLink(_) => return Ok(()),
+        EntryKind::Regular(_) => "a file with content",
+        EntryKind::Directory => "a directory",
+        EntryKind::Symlink(_) => "a symbolic link",
+        EntryKind::CharDevice(_) | EntryKind::BlockDevice(_) => "a device",
+        EntryKind::Fifo => "a named pipe",
+    }))
+}
+
+/// A target is data and may lead anywhere; only what symlink(2) would refuse is refused.
+fn check_symlink(target: &[u8], limits: &Limits) -> Result<(), EntryFault> {
+    match target {
+        [] => Err(EntryFault::NoTarget),
+        target if target.contains(&0) => Err(EntryFault::Nul(Role::Target)),
+        target if target.len() >= limits.path_bytes => Err(EntryFault::LongName {
+            role: Role::Target,
+            len: target.len(),
+            limit: limits.path_bytes - 1,
+        }),
+        _ => Ok(()),
+    }
+}

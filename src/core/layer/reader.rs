@@ -1,0 +1,541 @@
+//! From blocks to entries: extended headers joined with the header they belong to, sizes settled, contents framed.
+//!
+//! Invariant: where the next header begins is decided here alone, from one size per entry; an archive in which other readers would
+//! find the next header somewhere else (sizes that disagree, data on entries that have none, a lone zero block) is refused.
+//!
+//! Why not the crate `tar-core`: its lenient mode takes an unreadable `size` for absent, its strict mode refuses times before 1970, so
+//! every field would have to be read a second time; base-256 sizes of 2^64 and more wrap, a PAX 1.0 sparse map may grow without
+//! bound, and a `size` record beside one counts the map as content. Two readings of one header are what smuggling lives on. It is the
+//! peer that this reader is compared with in the tests.
+
+use std::io::Read;
+
+use bstr::BString;
+
+use super::error::{EntryFault, HeaderFault, ImportError, TypeName};
+use super::header::{self, BLOCK, Extent, Format, Header};
+use super::pax::{Pax, decimal};
+use super::sparse::{SparseMap, Stretch};
+use super::stream::TarStream;
+use super::{ArchiveEnd, Limits, path};
+use crate::tree::{Rdev, Timestamp};
+
+/// The largest size an octal field of 11 digits holds; below it a PAX `size` has nothing to add to the header's.
+const OCTAL_MAX: u64 = 0o77_777_777_777;
+
+/// One entry, before anything is made of its name.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) path: Vec<u8>,
+    pub(super) kind: EntryKind,
+    pub(super) mode: u32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) mtime: Timestamp,
+    pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+#[derive(Debug)]
+pub(super) enum EntryKind {
+    /// A regular file with its content, to be fetched by [`TarReader::content`] before the next entry is.
+    Regular(Content),
+    Directory,
+    Symlink(Vec<u8>),
+    HardLink(Vec<u8>),
+    CharDevice(Rdev),
+    BlockDevice(Rdev),
+    Fifo,
+}
+
+/// Where the bytes of a regular file are.
+#[derive(Debug)]
+pub(super) enum Content {
+    Plain(u64),
+    Sparse(SparseMap),
+}
+
+impl Content {
+    /// Bytes of the file.
+    pub(super) fn size(&self) -> u64 {
+        match self {
+            Self::Plain(size) => *size,
+            Self::Sparse(map) => map.real_size(),
+        }
+    }
+
+    pub(super) fn stretches(&self) -> Vec<Stretch> {
+        match self {
+            Self::Plain(size) => vec![Stretch::Data(*size)],
+            Self::Sparse(map) => map.stretches(),
+        }
+    }
+}
+
+/// Headers that say more about the entry after them.
+#[derive(Default)]
+struct Extended {
+    pax: Option<Pax>,
+    long_name: Option<Vec<u8>>,
+    long_link: Option<Vec<u8>>,
+    bytes: u64,
+}
+
+pub(super) struct TarReader<'l, R> {
+    stream: TarStream<R>,
+    limits: &'l Limits,
+    /// Bytes of the current entry's data not consumed so far, and the padding after them.
+    data: u64,
+    padding: u64,
+}
+
+impl<'l, R: Read> TarReader<'l, R> {
+    pub(super) fn new(source: R, limits: &'l Limits) -> Self {
+        Self {
+            stream: TarStream::new(source, limits.stream_bytes),
+            limits,
+            data: 0,
+            padding: 0,
+        }
+    }
+
+    /// The underlying stream, for its end.
+    pub(super) fn into_stream(self) -> TarStream<R> {
+        self.stream
+    }
+
+    /// The next entry, or how the archive ended.
+    pub(super) fn next(&mut self) -> Result<Result<Entry, ArchiveEnd>, ImportError> {
+        self.skip_data()?;
+        let mut extended = Extended::default();
+        loop {
+            let offset = self.stream.offset();
+            let at = |fault| ImportError::Header { offset, fault };
+            let (header, format) = match self.header(offset)? {
+                Ok(header) => header,
+                Err(_) if extended.bytes > 0 => return Err(at(HeaderFault::Orphan)),
+                Err(end) => return Ok(Err(end)),
+            };
+            match header.typeflag {
+                _ if format == Format::V7 => {}
+                b'x' => {
+                    if extended.pax.is_some() {
+                        return Err(at(HeaderFault::Repeated("PAX")));
+                    }
+                    let data = self.extension(&header, offset, &mut extended)?;
+                    extended.pax = Some(Pax::parse(&data).map_err(at)?);
+                    continue;
+                }
+                // Docker ignores global headers; git archive and others put a comment there
+                b'g' => {
+                    if extended.bytes > 0 {
+                        return Err(at(HeaderFault::Orphan));
+                    }
+                    self.extension(&header, offset, &mut Extended::default())?;
+                    continue;
+                }
+                b'L' | b'K' => {
+                    let data = long_name(self.extension(&header, offset, &mut extended)?);
+                    let slot = if header.typeflag == b'L' {
+                        &mut extended.long_name
+                    } else {
+                        &mut extended.long_link
+                    };
+                    if slot.replace(data).is_some() {
+                        return Err(at(HeaderFault::Repeated("GNU long name")));
+                    }
+                    continue;
+                }
+                _ => {}
+            }
+            return self.entry(&header, format, extended, offset).map(Ok);
+        }
+    }
+
+    /// Passes the next stretch of data to `each`, piece by piece. Must be asked for exactly what the entry's content says.
+    pub(super) fn content<E>(
+        &mut self,
+        length: u64,
+        mut each: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<Result<(), E>, ImportError> {
+        let mut left = length.min(self.data);
+        self.data = self.data.saturating_sub(left);
+        while left > 0 {
+            let piece = self.stream.chunk(left)?;
+            if piece.is_empty() {
+                return Err(ImportError::Truncated {
+                    offset: self.stream.offset(),
+                    what: "a file's content",
+                });
+            }
+            left = left.saturating_sub(piece.len() as u64);
+            if let Err(error) = each(piece) {
+                return Ok(Err(error));
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    fn skip_data(&mut self) -> Result<(), ImportError> {
+        let data = self.data;
+        match self.content(data, |_| Ok::<(), std::convert::Infallible>(()))? {
+            Ok(()) => {}
+            Err(never) => match never {},
+        }
+        // padding that is missing at the very end is no loss, and what a writer that was not closed leaves: as in Go
+        while self.padding > 0 {
+            let skipped = self.stream.chunk(self.padding)?.len() as u64;
+            self.padding = if skipped == 0 {
+                0
+            } else {
+                self.padding.saturating_sub(skipped)
+            };
+        }
+        Ok(())
+    }
+
+    /// A header that is not zeros, or the end: two blocks of zeros, or no more bytes (after one block of zeros as well).
+    fn header(&mut self, offset: u64) -> Result<Result<(Header, Format), ArchiveEnd>, ImportError> {
+        let at = |fault| ImportError::Header { offset, fault };
+        let Some(block) = self.stream.block()? else {
+            return Ok(Err(ArchiveEnd::Unmarked));
+        };
+        if let Some(header) = Header::parse(&block).map_err(at)? {
+            return Ok(Ok(header));
+        }
+        match self.stream.block()? {
+            None => Ok(Err(ArchiveEnd::Unmarked)),
+            Some(second) if second.iter().all(|&byte| byte == 0) => Ok(Err(ArchiveEnd::Marked)),
+            Some(_) => Err(at(HeaderFault::LoneZeroBlock)),
+        }
+    }
+
+    /// The data of an extended header; all of one entry's count against one limit.
+    fn extension(
+        &mut self,
+        header: &Header,
+        offset: u64,
+        extended: &mut Extended,
+    ) -> Result<Vec<u8>, ImportError> {
+        let size = header
+            .size()
+            .map_err(|fault| ImportError::Header { offset, fault })?;
+        // a header counts too, so that many empty ones meet the limit
+        extended.bytes = extended
+            .bytes
+            .saturating_add(size)
+            .saturating_add(BLOCK as u64);
+        if extended.bytes > self.limits.extended_bytes {
+            return Err(ImportError::Limit {
+                what: "bytes of extended headers for one entry",
+                limit: self.limits.extended_bytes,
+            });
+        }
+        self.frame(size);
+        let mut data = Vec::new();
+        let taken = self.content(size, |piece| {
+            data.extend_from_slice(piece);
+            Ok::<(), std::convert::Infallible>(())
+        })?;
+        match taken {
+            Ok(()) => {}
+            Err(never) => match never {},
+        }
+        self.skip_data()?;
+        Ok(data)
+    }
+
+    /// Expects `size` bytes and their padding next.
+    fn frame(&mut self, size: u64) {
+        self.data = size;
+        self.padding = (BLOCK as u64 - size % BLOCK as u64) % BLOCK as u64;
+    }
+
+    fn entry(
+        &mut self,
+        header: &Header,
+        format: Format,
+        extended: Extended,
+        offset: u64,
+    ) -> Result<Entry, ImportError> {
+        let at = |fault| ImportError::Header { offset, fault };
+        let Extended {
+            pax,
+            long_name,
+            long_link,
+            ..
+        } = extended;
+        let named_twice = |pax: Option<&Vec<u8>>, gnu: Option<&Vec<u8>>| {
+            pax.is_some() && gnu.is_some() && pax != gnu
+        };
+        let pax = pax.unwrap_or_default();
+        if named_twice(pax.path.as_ref(), long_name.as_ref())
+            || named_twice(pax.link.as_ref(), long_link.as_ref())
+        {
+            return Err(at(HeaderFault::NamedTwice));
+        }
+        let stored = stored_size(header, pax.size).map_err(at)?;
+        self.frame(stored);
+        let mut path = pax
+            .path
+            .or(long_name)
+            .unwrap_or_else(|| header.path(format));
+        let link = pax
+            .link
+            .or(long_link)
+            .unwrap_or_else(|| header.link().to_vec());
+        let sparse = self.sparse(header, format, pax.sparse, stored, offset)?;
+        if let Some((Some(name), _)) = &sparse {
+            path.clone_from(name);
+        }
+        let map = sparse.map(|(_, map)| map);
+        let refuse = |fault| ImportError::Entry {
+            path: BString::from(path.as_slice()),
+            fault,
+        };
+        let kind = kind(header, format, &path, link, stored, map).map_err(|fault| match fault {
+            KindFault::Header(fault) => at(fault),
+            KindFault::Entry(fault) => refuse(fault),
+        })?;
+        let id = |field, pax: Option<u64>, own: Result<i64, HeaderFault>| {
+            let value = pax.map_or_else(
+                || own.map_err(at),
+                |value| Ok(value.try_into().unwrap_or(i64::MAX)),
+            )?;
+            u32::try_from(value).map_err(|_range| refuse(EntryFault::OutOfRange { field, value }))
+        };
+        let mtime = match pax.mtime {
+            Some(mtime) => mtime,
+            None => Timestamp {
+                secs: header.mtime().map_err(at)?,
+                nanos: 0,
+            },
+        };
+        let uid = id("owner", pax.uid, header.uid())?;
+        let gid = id("group", pax.gid, header.gid())?;
+        Ok(Entry {
+            kind,
+            mode: header.mode().map_err(at)?,
+            uid,
+            gid,
+            mtime,
+            xattrs: pax.xattrs,
+            path,
+        })
+    }
+
+    /// The map of a sparse file in whichever of the four spellings, and its real name if that is in the map's records.
+    #[expect(
+        clippy::type_complexity,
+        reason = "a pair that one caller takes apart at once"
+    )]
+    fn sparse(
+        &mut self,
+        header: &Header,
+        format: Format,
+        pax: super::pax::PaxSparse,
+        stored: u64,
+        offset: u64,
+    ) -> Result<Option<(Option<Vec<u8>>, SparseMap)>, ImportError> {
+        let at = |fault| ImportError::Header { offset, fault };
+        if header.typeflag == b'S' && format == Format::Gnu {
+            let (first, real_size) = header.gnu_sparse().map_err(at)?;
+            let extents = self.gnu_extents(first, offset)?;
+            return SparseMap::new(extents, real_size, stored)
+                .map(|map| Some((None, map)))
+                .map_err(at);
+        }
+        let missing = || at(HeaderFault::Sparse("the size of the file is missing"));
+        let (extents, stored) = match (pax.major, pax.minor, pax.map) {
+            (None, None, None) if pax.name.is_none() && pax.real_size.is_none() => return Ok(None),
+            (Some(1), Some(0), None) => {
+                let before = self.data;
+                let extents = self.leading_extents(offset)?;
+                (
+                    extents,
+                    stored.saturating_sub(before.saturating_sub(self.data)),
+                )
+            }
+            (None | Some(0), None | Some(0 | 1), Some(extents)) => (extents, stored),
+            _ => return Err(at(HeaderFault::Sparse("unknown version"))),
+        };
+        if extents.len() > self.limits.sparse_extents {
+            return Err(self.too_many_extents());
+        }
+        let real_size = pax.real_size.ok_or_else(missing)?;
+        let map = SparseMap::new(extents, real_size, stored).map_err(at)?;
+        Ok(Some((pax.name, map)))
+    }
+
+    /// Old GNU: four extents in the header, more in blocks right after it, which the size does not count.
+    fn gnu_extents(
+        &mut self,
+        first: header::SparsePart,
+        offset: u64,
+    ) -> Result<Vec<Extent>, ImportError> {
+        let at = |fault| ImportError::Header { offset, fault };
+        let header::SparsePart {
+            mut extents,
+            mut extended,
+        } = first;
+        while extended {
+            let block = self.stream.block()?;
+            let block = block.ok_or(ImportError::Truncated {
+                offset: self.stream.offset(),
+                what: "a sparse map",
+            })?;
+            let part = header::gnu_sparse_block(&block).map_err(at)?;
+            if part.extents.is_empty() {
+                return Err(at(HeaderFault::Sparse("an empty block")));
+            }
+            extents.extend(part.extents);
+            extended = part.extended;
+            if extents.len() > self.limits.sparse_extents {
+                return Err(self.too_many_extents());
+            }
+        }
+        Ok(extents)
+    }
+
+    /// PAX 1.0: the map stands before the data and within its size: decimal numbers, one a line, padded to a block.
+    fn leading_extents(&mut self, offset: u64) -> Result<Vec<Extent>, ImportError> {
+        let at = |problem| ImportError::Header {
+            offset,
+            fault: HeaderFault::Sparse(problem),
+        };
+        let limit = self.limits.sparse_extents as u64;
+        let mut block = [0; BLOCK];
+        let mut position = BLOCK;
+        let mut number = || -> Result<u64, ImportError> {
+            let mut line = Vec::new();
+            loop {
+                if position == BLOCK {
+                    block = self
+                        .data_block()?
+                        .ok_or_else(|| at("longer than the data"))?;
+                    position = 0;
+                }
+                let byte = block.get(position).copied().unwrap_or_default();
+                position = position.saturating_add(1);
+                match byte {
+                    b'\n' => return decimal(&line).ok_or_else(|| at("not a number")),
+                    // 2^63 has 19 digits
+                    _ if line.len() == 19 => return Err(at("not a number")),
+                    digit => line.push(digit),
+                }
+            }
+        };
+        let count = number()?;
+        if count > limit {
+            return Err(self.too_many_extents());
+        }
+        let mut extents = Vec::new();
+        for _ in 0..count {
+            extents.push(Extent {
+                offset: number()?,
+                length: number()?,
+            });
+        }
+        Ok(extents)
+    }
+
+    /// A whole block of the current entry's data; `None` where there is less left.
+    fn data_block(&mut self) -> Result<Option<[u8; BLOCK]>, ImportError> {
+        if self.data < BLOCK as u64 {
+            return Ok(None);
+        }
+        self.data = self.data.saturating_sub(BLOCK as u64);
+        let block = self.stream.block()?;
+        block.map(Some).ok_or(ImportError::Truncated {
+            offset: self.stream.offset(),
+            what: "a sparse map",
+        })
+    }
+
+    fn too_many_extents(&self) -> ImportError {
+        ImportError::Limit {
+            what: "extents in one sparse file",
+            limit: self.limits.sparse_extents as u64,
+        }
+    }
+}
+
+enum KindFault {
+    Header(HeaderFault),
+    Entry(EntryFault),
+}
+
+impl From<HeaderFault> for KindFault {
+    fn from(fault: HeaderFault) -> Self {
+        Self::Header(fault)
+    }
+}
+
+impl From<EntryFault> for KindFault {
+    fn from(fault: EntryFault) -> Self {
+        Self::Entry(fault)
+    }
+}
+
+/// The type byte's meaning.
+fn kind(
+    header: &Header,
+    format: Format,
+    path: &[u8],
+    link: Vec<u8>,
+    stored: u64,
+    map: Option<SparseMap>,
+) -> Result<EntryKind, KindFault> {
+    let without_content = |kind| {
+        if stored == 0 {
+            Ok(kind)
+        } else {
+            Err(EntryFault::UnexpectedContent(stored).into())
+        }
+    };
+    let device = || -> Result<Rdev, KindFault> {
+        let (major, minor) = header.device(format)?;
+        let number = |field, value| {
+            u32::try_from(value).map_err(|_range| EntryFault::OutOfRange { field, value })
+        };
+        Ok(Rdev {
+            major: number("device major", major)?,
+            minor: number("device minor", minor)?,
+        })
+    };
+    let kind = match (header.typeflag, map) {
+        (b'0' | b'7' | 0 | b'S', Some(map)) => return Ok(EntryKind::Regular(Content::Sparse(map))),
+        (_, Some(_)) => {
+            return Err(HeaderFault::Sparse("on something that is not a regular file").into());
+        }
+        // before there was a type for directories
+        (0, None) if path::says_directory(path) => EntryKind::Directory,
+        (b'5', None) => EntryKind::Directory,
+        (b'0' | b'7' | 0, None) => return Ok(EntryKind::Regular(Content::Plain(stored))),
+        (b'1', None) => EntryKind::HardLink(link),
+        (b'2', None) => EntryKind::Symlink(link),
+        (b'3', None) => EntryKind::CharDevice(device()?),
+        (b'4', None) => EntryKind::BlockDevice(device()?),
+        (b'6', None) => EntryKind::Fifo,
+        (other, None) => return Err(EntryFault::Type(TypeName(other)).into()),
+    };
+    without_content(kind)
+}
+
+/// PAX's size where there is one. It is for sizes that the header cannot hold; any other must be the header's too.
+fn stored_size(header: &Header, pax: Option<u64>) -> Result<u64, HeaderFault> {
+    match (pax, header.size()) {
+        (Some(pax), Ok(header)) if pax <= OCTAL_MAX && pax != header => {
+            Err(HeaderFault::SizeDisagreement { pax, header })
+        }
+        (Some(pax), _) if pax > OCTAL_MAX => Ok(pax),
+        (_, size) => size,
+    }
+}
+
+/// GNU long names end in a NUL.
+fn long_name(mut data: Vec<u8>) -> Vec<u8> {
+    while data.last() == Some(&0) {
+        data.pop();
+    }
+    data
+}

@@ -1,0 +1,121 @@
+//! Where contents go. All that import needs to know of a store: a writer for one content, and what it was.
+
+use std::io::{self, Write};
+
+use crate::digest::{ObjectHasher, ObjectId};
+use crate::store::{Added, ObjectWriter, Outcome, Transaction};
+
+/// Takes contents: a transaction of the store, or [`HashOnly`].
+pub trait ObjectSink {
+    /// Takes one content.
+    type Writer<'s>: ObjectWrite
+    where
+        Self: 's;
+
+    /// A writer for the next content.
+    fn object(&self) -> io::Result<Self::Writer<'_>>;
+}
+
+/// One content on its way in; dropped unfinished, it is as if it had never begun.
+pub trait ObjectWrite: Write {
+    /// The content is complete and not empty.
+    fn finish(self) -> io::Result<StoredObject>;
+
+    /// A hole: the content goes on with `length` zeros, which a store may leave out of its file.
+    fn zeros(&mut self, length: u64) -> io::Result<()> {
+        static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+        let mut left = length;
+        while left > 0 {
+            let piece = usize::try_from(left)
+                .ok()
+                .and_then(|left| ZEROS.get(..left))
+                .unwrap_or(&ZEROS);
+            self.write_all(piece)?;
+            left -= piece.len() as u64;
+        }
+        Ok(())
+    }
+}
+
+/// What a content was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoredObject {
+    /// Its name.
+    pub id: ObjectId,
+    /// It begins as ELF files do.
+    pub elf: bool,
+    /// The sink did not have it.
+    pub new: bool,
+}
+
+impl ObjectSink for Transaction<'_> {
+    type Writer<'s>
+        = ObjectWriter<'s>
+    where
+        Self: 's;
+
+    fn object(&self) -> io::Result<ObjectWriter<'_>> {
+        Ok(self.object_writer())
+    }
+}
+
+impl ObjectWrite for ObjectWriter<'_> {
+    fn finish(self) -> io::Result<StoredObject> {
+        let Added {
+            id, elf, outcome, ..
+        } = Self::finish(self)?;
+        Ok(StoredObject {
+            id,
+            elf,
+            new: outcome == Outcome::Added,
+        })
+    }
+}
+
+/// Names contents without keeping them: for looking at a layer, and for feeding bytes of any kind to [`import`](super::import).
+#[derive(Debug, Clone, Copy, Default)]
+pub struct HashOnly;
+
+/// [`HashOnly`]'s writer.
+#[derive(Debug, Default)]
+pub struct HashingWriter {
+    hasher: ObjectHasher,
+    head: Vec<u8>,
+}
+
+const ELF_MAGIC: &[u8; 4] = b"\x7fELF";
+
+impl ObjectSink for HashOnly {
+    type Writer<'s> = HashingWriter;
+
+    fn object(&self) -> io::Result<HashingWriter> {
+        Ok(HashingWriter::default())
+    }
+}
+
+impl Write for HashingWriter {
+    fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
+        let wanted = ELF_MAGIC
+            .len()
+            .saturating_sub(self.head.len())
+            .min(piece.len());
+        self.head
+            .extend_from_slice(piece.get(..wanted).unwrap_or_default());
+        self.hasher.update(piece);
+        Ok(piece.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl ObjectWrite for HashingWriter {
+    fn finish(self) -> io::Result<StoredObject> {
+        Ok(StoredObject {
+            id: self.hasher.finish(),
+            elf: self.head == ELF_MAGIC,
+            new: true,
+        })
+    }
+}

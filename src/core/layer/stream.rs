@@ -1,0 +1,197 @@
+//! The raw bytes of a layer, read once.
+//!
+//! Invariant: every byte that the source gives goes through the SHA-256 exactly once and in order, whoever consumes or skips it, so
+//! the digest that [`TarStream::finish`] returns is that of the whole stream whatever its end looks like. Memory: one fixed buffer.
+
+use std::io::{ErrorKind, Read};
+
+use super::error::ImportError;
+use super::header::BLOCK;
+use crate::digest::{Sha256Digest, Sha256Hasher};
+
+/// Large enough that neither system calls nor the hash's start-up show; a multiple of the block size.
+const BUFFER: usize = 256 * 1024;
+
+pub(super) struct TarStream<R> {
+    source: R,
+    hasher: Sha256Hasher,
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+    /// Bytes taken from the source.
+    read: u64,
+    limit: u64,
+}
+
+impl<R: Read> TarStream<R> {
+    /// `limit`: bytes of the whole stream, beyond which reading fails.
+    pub(super) fn new(source: R, limit: u64) -> Self {
+        Self {
+            source,
+            hasher: Sha256Hasher::new(),
+            buffer: vec![0; BUFFER],
+            start: 0,
+            end: 0,
+            read: 0,
+            limit,
+        }
+    }
+
+    /// Position in the uncompressed stream of the next byte to be consumed.
+    pub(super) fn offset(&self) -> u64 {
+        self.read.saturating_sub(self.available() as u64)
+    }
+
+    fn available(&self) -> usize {
+        self.end.saturating_sub(self.start)
+    }
+
+    /// Adds at least one byte to the buffer; false at the end of the stream. The buffer must not be full.
+    fn fill(&mut self) -> Result<bool, ImportError> {
+        if self.start == self.end {
+            self.start = 0;
+            self.end = 0;
+        } else if self.end == self.buffer.len() {
+            self.buffer.copy_within(self.start..self.end, 0);
+            self.end = self.available();
+            self.start = 0;
+        }
+        let free = self.buffer.get_mut(self.end..).unwrap_or_default();
+        let count = loop {
+            match self.source.read(free) {
+                Ok(count) => break count.min(free.len()),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(source) => {
+                    return Err(ImportError::Read {
+                        offset: self.read,
+                        source,
+                    });
+                }
+            }
+        };
+        self.hasher.update(free.get(..count).unwrap_or_default());
+        self.end = self.end.saturating_add(count);
+        self.read = self.read.saturating_add(count as u64);
+        if self.read > self.limit {
+            return Err(ImportError::Limit {
+                what: "bytes",
+                limit: self.limit,
+            });
+        }
+        Ok(count > 0)
+    }
+
+    /// The next block, or `None` where the stream ends at its beginning.
+    pub(super) fn block(&mut self) -> Result<Option<[u8; BLOCK]>, ImportError> {
+        while self.available() < BLOCK {
+            if !self.fill()? {
+                return match self.available() {
+                    0 => Ok(None),
+                    _ => Err(ImportError::Truncated {
+                        offset: self.read,
+                        what: "a header",
+                    }),
+                };
+            }
+        }
+        let block = self
+            .buffer
+            .get(self.start..)
+            .and_then(<[u8]>::first_chunk)
+            .copied();
+        self.start = self.start.saturating_add(BLOCK);
+        Ok(block)
+    }
+
+    /// Up to `at_most` bytes, as many as are at hand without copying; empty only for `at_most == 0` or at the end of the stream.
+    pub(super) fn chunk(&mut self, at_most: u64) -> Result<&[u8], ImportError> {
+        if at_most > 0 && self.available() == 0 {
+            self.fill()?;
+        }
+        let count = usize::try_from(at_most)
+            .unwrap_or(usize::MAX)
+            .min(self.available());
+        let from = self.start;
+        self.start = self.start.saturating_add(count);
+        Ok(self.buffer.get(from..self.start).unwrap_or_default())
+    }
+
+    /// Consumes the rest; the digest of all bytes, and how many they were.
+    pub(super) fn finish(mut self) -> Result<(Sha256Digest, u64), ImportError> {
+        self.start = self.end;
+        while self.fill()? {
+            self.start = self.end;
+        }
+        Ok((self.hasher.finish(), self.read))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Gives its bytes in pieces of the sizes asked for, over and over.
+    struct Dribble<'a>(&'a [u8], Vec<usize>, usize);
+
+    impl Read for Dribble<'_> {
+        fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+            self.2 += 1;
+            let count = self.1[self.2 % self.1.len()]
+                .min(out.len())
+                .min(self.0.len());
+            out[..count].copy_from_slice(&self.0[..count]);
+            self.0 = &self.0[count..];
+            Ok(count)
+        }
+    }
+
+    #[test]
+    fn the_digest_covers_every_byte_however_they_arrive_and_are_consumed() {
+        let bytes: Vec<u8> = (0..1_000_003_u32)
+            .map(|n| n.to_le_bytes()[n as usize % 3])
+            .collect();
+        for sizes in [vec![1 << 20], vec![511, 513], vec![1, 70_000, 3]] {
+            let mut stream = TarStream::new(Dribble(&bytes, sizes, 0), u64::MAX);
+            let mut seen = Vec::new();
+            for turn in 0..40_u64 {
+                if turn % 3 == 0 {
+                    seen.extend_from_slice(&stream.block().unwrap().unwrap());
+                } else {
+                    seen.extend_from_slice(stream.chunk(turn * 1000).unwrap());
+                }
+                assert_eq!(stream.offset(), seen.len() as u64);
+            }
+            assert_eq!(seen, bytes[..seen.len()]);
+            assert_eq!(
+                stream.finish().unwrap(),
+                (Sha256Digest::of(&bytes), bytes.len() as u64)
+            );
+        }
+    }
+
+    #[test]
+    fn a_cut_off_block_is_an_error_and_a_missing_one_is_not() {
+        let mut stream = TarStream::new(&[7_u8; 1024][..], u64::MAX);
+        assert!(stream.block().unwrap().is_some());
+        assert!(stream.block().unwrap().is_some());
+        assert!(stream.block().unwrap().is_none());
+        let mut stream = TarStream::new(&[7_u8; 513][..], u64::MAX);
+        assert!(stream.block().unwrap().is_some());
+        assert!(matches!(
+            stream.block(),
+            Err(ImportError::Truncated { offset: 513, .. })
+        ));
+    }
+
+    #[test]
+    fn a_stream_without_end_meets_its_limit() {
+        let stream = TarStream::new(std::io::repeat(0), 10_000_000);
+        assert!(matches!(
+            stream.finish(),
+            Err(ImportError::Limit {
+                limit: 10_000_000,
+                ..
+            })
+        ));
+    }
+}

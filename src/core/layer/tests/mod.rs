@@ -1,0 +1,3 @@
+//! Import as a whole, held against other readers.
+
+mod oracle;
