@@ -1,18 +1,17 @@
 //! Big files are read at the kernel's speed, and nobody waits for somebody else's copy-up.
 //!
-//! Requests are counted from outside, by strace on the worker's descriptor reads: a counter of our own would prove
-//! nothing. That the count works is shown by the ordinary user's mount, which must be asked for what it reads.
+//! That the count of READ requests counts is shown by the ordinary user's mount, which must be asked for what it reads.
 
 use std::fs;
 use std::io::Read as _;
 use std::path::Path;
-use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use cowl_tests::command::{program, python};
-use cowl_tests::profile::{current, directory, processes, readable, root_alone, user_alone};
+use cowl_tests::profile::{current, directory, readable, root_alone, user_alone};
+use cowl_tests::requests::{READ, during, worker};
 use cowl_tests::store::Store;
 
 /// 1 GiB that holes, deduplication and compression cannot make small, and files to look at meanwhile.
@@ -68,20 +67,18 @@ fn the_count_of_reads_counts() {
 fn reads_of(mebibytes: u32) -> usize {
     let store = image(mebibytes, 0);
     let mount = store.mount("big", "mnt");
-    let (worker, _) = processes()
-        .into_iter()
-        .find(|(_, line)| line.contains("cowl-mountd") && line.contains("worker"))
-        .expect("a worker serves the mount");
-    let tracer = Tracer::attach(worker);
-    let read = read_all(&mount.path().join("big"));
-    assert_eq!(read, u64::from(mebibytes) << 20);
-    let reads = tracer.finish();
+    let requests = during(worker(), || {
+        assert_eq!(
+            read_all(&mount.path().join("big")),
+            u64::from(mebibytes) << 20
+        );
+    });
     mount.unmount();
     println!(
-        "{mebibytes} MiB read as {:?}: {reads} READ requests",
+        "{mebibytes} MiB read, {:?}: requests {requests:?}",
         current()
     );
-    reads
+    requests.get(&READ).copied().unwrap_or_default()
 }
 
 fn read_all(path: &Path) -> u64 {
@@ -94,68 +91,6 @@ fn read_all(path: &Path) -> u64 {
             n => total += n as u64,
         }
     }
-}
-
-/// strace on all threads of a process, writing down the first bytes of what they read.
-struct Tracer {
-    strace: Child,
-}
-
-impl Tracer {
-    fn attach(target: Pid) -> Self {
-        let log = directory().join("strace.log");
-        let messages = fs::File::create(directory().join("strace.messages")).unwrap();
-        let pid = target.as_raw_nonzero().to_string();
-        let mut command = program(
-            "strace",
-            [
-                "-f",
-                "-xx",
-                "-s",
-                "8",
-                "-e",
-                "trace=read,readv",
-                "-o",
-                log.to_str().unwrap(),
-                "-p",
-                &pid,
-            ],
-        );
-        let strace = command
-            .stdout(Stdio::null())
-            .stderr(Stdio::from(messages))
-            .spawn()
-            .expect("strace");
-        // Attached when every thread says who traces it; yielding is the only way to wait for /proc.
-        let limit = Instant::now() + Duration::from_secs(30);
-        while !traced(&pid) {
-            assert!(Instant::now() < limit, "strace did not attach to {pid}");
-            std::thread::yield_now();
-        }
-        Self { strace }
-    }
-
-    /// Detaches, and counts the requests of opcode READ (15, the second 32-bit word of a request).
-    fn finish(mut self) -> usize {
-        let pidfd = pidfd_open(Pid::from_child(&self.strace), PidfdFlags::empty()).unwrap();
-        kill_process(Pid::from_child(&self.strace), Signal::INT).unwrap();
-        assert!(
-            readable(&pidfd, Duration::from_secs(30)),
-            "strace does not end"
-        );
-        self.strace.wait().unwrap();
-        let log = fs::read_to_string(directory().join("strace.log")).unwrap();
-        log.lines()
-            .filter(|line| line.contains(r"\x0f\x00\x00\x00"))
-            .count()
-    }
-}
-
-fn traced(pid: &str) -> bool {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-    tasks
-        .map(|task| fs::read_to_string(task.unwrap().path().join("status")).unwrap())
-        .all(|status| !status.contains("TracerPid:\t0\n"))
 }
 
 fn nobody_waits_for_a_copy_up() {

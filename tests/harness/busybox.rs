@@ -1,7 +1,8 @@
 //! A store with the busybox images of `fixtures/layers.sh`: a base in common, `shop` and `blog` on top of it.
 
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
-use std::process::Child;
+use std::process::{Child, ExitStatus};
 use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
@@ -125,16 +126,23 @@ impl Running {
 
     /// Waits for its end; gives the exit code.
     #[track_caller]
-    pub fn end(mut self) -> i32 {
+    pub fn end(self) -> i32 {
+        self.status().code().expect("cowl run ends with a code")
+    }
+
+    /// Waits for its end by a signal; gives the signal.
+    #[track_caller]
+    pub fn end_by_signal(self) -> i32 {
+        self.status().signal().expect("cowl run ends by a signal")
+    }
+
+    #[track_caller]
+    fn status(mut self) -> ExitStatus {
         let pidfd = pidfd_open(Pid::from_child(&self.child), PidfdFlags::empty()).unwrap();
         assert!(
             readable(&pidfd, Duration::from_secs(30)),
             "cowl run does not end"
         );
-        self.child
-            .wait()
-            .unwrap()
-            .code()
-            .expect("cowl run ends with a code")
+        self.child.wait().unwrap()
     }
 }

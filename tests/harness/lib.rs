@@ -5,6 +5,7 @@
 //! * [`store`] is a cowl store with guards for what is mounted and run from it.
 //! * [`busybox`] is such a store with real images in it.
 //! * [`command`] runs programs to their end and says what came out.
+//! * [`requests`] counts what the kernel asks a worker.
 //! * [`tree`] reads a whole directory tree and tells two of them apart.
 //!
 //! Invariant: nothing outside a test's own directory and namespaces is changed, but for control groups of the
@@ -13,5 +14,6 @@
 pub mod busybox;
 pub mod command;
 pub mod profile;
+pub mod requests;
 pub mod store;
 pub mod tree;

@@ -1,0 +1,144 @@
+//! Requests that a mount's worker gets, counted from outside by strace: a counter of our own would prove nothing.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+
+use crate::command::program;
+use crate::profile::{directory, processes, readable};
+
+/// Number of a FUSE request (`enum fuse_opcode` of include/uapi/linux/fuse.h) and how often it came.
+pub type Requests = BTreeMap<u32, usize>;
+
+/// FUSE_READ.
+pub const READ: u32 = 15;
+/// FUSE_OPEN.
+pub const OPEN: u32 = 14;
+/// FUSE_RELEASE.
+pub const RELEASE: u32 = 18;
+/// FUSE_FORGET and FUSE_BATCH_FORGET: the kernel's housekeeping, at times of its own choosing.
+const FORGETS: [u32; 2] = [2, 42];
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The worker of the only mount there is.
+pub fn worker() -> Pid {
+    let found: Vec<Pid> = processes()
+        .into_iter()
+        .filter(|(_, line)| line.contains("cowl-mountd") && line.contains("worker"))
+        .map(|(pid, _)| pid)
+        .collect();
+    assert_eq!(found.len(), 1, "one mount, one worker: {:?}", processes());
+    found[0]
+}
+
+/// What `worker` is asked while `work` goes on, forgets left out.
+pub fn during(worker: Pid, work: impl FnOnce()) -> Requests {
+    let tracer = Tracer::attach(worker);
+    work();
+    tracer.finish()
+}
+
+/// strace on all threads of a process, writing down the first bytes of what they read.
+struct Tracer {
+    strace: Child,
+}
+
+impl Tracer {
+    fn attach(target: Pid) -> Self {
+        let log = directory().join("strace.log");
+        let messages = fs::File::create(directory().join("strace.messages")).unwrap();
+        let pid = target.as_raw_nonzero().to_string();
+        let mut command = program(
+            "strace",
+            [
+                "-f",
+                "-xx",
+                "-s",
+                "8",
+                "-e",
+                "trace=read,readv",
+                "-p",
+                &pid,
+                "-o",
+            ],
+        );
+        let strace = command
+            .arg(log)
+            .stdout(Stdio::null())
+            .stderr(Stdio::from(messages))
+            .spawn()
+            .expect("strace");
+        // Attached when every thread says who traces it. /proc has nothing to wait on, so this asks again.
+        let limit = Instant::now() + PATIENCE;
+        while !traced(&pid) {
+            assert!(Instant::now() < limit, "strace did not attach to {pid}");
+            std::thread::yield_now();
+        }
+        Self { strace }
+    }
+
+    fn finish(mut self) -> Requests {
+        let pidfd = pidfd_open(Pid::from_child(&self.strace), PidfdFlags::empty()).unwrap();
+        kill_process(Pid::from_child(&self.strace), Signal::INT).unwrap();
+        assert!(readable(&pidfd, PATIENCE), "strace does not end");
+        self.strace.wait().unwrap();
+        let log = fs::read_to_string(directory().join("strace.log")).unwrap();
+        let mut requests = Requests::new();
+        for opcode in log.lines().filter_map(opcode) {
+            if !FORGETS.contains(&opcode) {
+                *requests.entry(opcode).or_default() += 1;
+            }
+        }
+        requests
+    }
+}
+
+fn traced(pid: &str) -> bool {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    tasks
+        .map(|task| fs::read_to_string(task.unwrap().path().join("status")).unwrap())
+        .all(|status| !status.contains("TracerPid:\t0\n"))
+}
+
+/// Of `... read(6, "\x38\x00\x00\x00\x03\x00\x00\x00"..., 1052672) = 56`: a request begins with its length, which is
+/// what was read, and its opcode, both little-endian words of 32 bits.
+fn opcode(line: &str) -> Option<u32> {
+    let (_, rest) = line.split_once("\"\\x")?;
+    let (text, after) = rest.split_once('"')?;
+    let bytes: Vec<u8> = text
+        .split("\\x")
+        .map(|byte| u8::from_str_radix(byte, 16))
+        .collect::<Result<_, _>>()
+        .ok()?;
+    let (_, returned) = after.rsplit_once(" = ")?;
+    let length = u32::from_le_bytes(bytes.get(..4)?.try_into().ok()?);
+    let opcode = u32::from_le_bytes(bytes.get(4..8)?.try_into().ok()?);
+    (returned.trim().parse() == Ok(length)).then_some(opcode)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::opcode;
+
+    #[test]
+    fn requests_are_told_from_other_reads() {
+        assert_eq!(
+            opcode(r#"8     read(6, "\x50\x00\x00\x00\x0f\x00\x00\x00"..., 1052672) = 80"#),
+            Some(15)
+        );
+        assert_eq!(
+            opcode(
+                r#"8     <... read resumed>"\x50\x00\x00\x00\x0f\x00\x00\x00"..., 1052672) = 80"#
+            ),
+            Some(15)
+        );
+        assert_eq!(
+            opcode(r#"8     read(9, "\x01\x00\x00\x00\x00\x00\x00\x00", 8) = 8"#),
+            None
+        );
+        assert_eq!(opcode("8     +++ exited with 0 +++"), None);
+    }
+}

@@ -1,0 +1,184 @@
+//! A worker or an engine may be killed at any time: what was made stays whole, and everything can be taken away again.
+
+use std::fs;
+use std::time::Duration;
+
+use rustix::process::{PidfdFlags, Signal, kill_process, pidfd_open};
+
+use cowl_tests::busybox::{Running, containers, shop};
+use cowl_tests::command::{program, run, shell};
+use cowl_tests::profile::{directory, processes, readable, root, user};
+use cowl_tests::requests::worker;
+use cowl_tests::store::Store;
+
+/// How often a worker is killed.
+const ROUNDS: usize = 8;
+
+/// Files with what they must hold, so that any that is there can be told to be whole. `made` lists what was finished.
+const CHANGER: &str = r#"
+cd "$1"
+i=0
+while :; do
+  i=$((i + 1)); name=$2-$i
+  mkdir "$name" && echo "$name" > "$name/file" && mv "$name" "dir-$name" && rm -f "old/$i" && echo "more of $name" >> lower/$((i % 50)) || exit 0
+  echo "dir-$name" >> "$3"
+done
+"#;
+
+fn an_upper_survives_its_worker() {
+    let place = directory();
+    shell(
+        &place,
+        "mkdir -p content/lower content/old; for i in $(seq 0 49); do echo $i > content/lower/$i; done; for i in $(seq 2000); do : > content/old/$i; done",
+        [""; 0],
+    );
+    let store = Store::new("store");
+    store.import_directory(&place.join("content"), "content");
+    let before = store.objects();
+    for round in 0..ROUNDS {
+        let mount = store.mount_upper("content", "mnt");
+        let made = place.join("made");
+        fs::write(&made, "").unwrap();
+        let mut changer = program("sh", ["-c", CHANGER, "sh"]);
+        let mut changer = changer
+            .arg(mount.path())
+            .arg(format!("{round}"))
+            .arg(&made)
+            .stderr(fs::File::create(place.join("errors")).unwrap())
+            .spawn()
+            .unwrap();
+        wait_for_lines(&made, 20 + round * 7);
+        let victim = worker();
+        let pidfd = pidfd_open(victim, PidfdFlags::empty()).unwrap();
+        kill_process(victim, Signal::KILL).unwrap();
+        assert!(readable(&pidfd, Duration::from_secs(10)));
+        changer.wait().unwrap();
+        mount.unmount();
+
+        let mount = store.mount_upper("content", "mnt");
+        for name in fs::read_to_string(&made).unwrap().lines() {
+            let file = mount.path().join(name).join("file");
+            let content = fs::read_to_string(&file)
+                .unwrap_or_else(|error| panic!("round {round}: {name} was made, but: {error}"));
+            assert_eq!(format!("dir-{content}"), format!("{name}\n"));
+        }
+        // Every file that is there holds what it may hold, and everything can be removed.
+        let odd = shell(
+            mount.path(),
+            "for f in lower/*; do head -n 1 $f | grep -qx \"${f#lower/}\" || echo $f; done",
+            [""; 0],
+        );
+        assert_eq!(odd, "", "round {round}");
+        if round == ROUNDS - 1 {
+            shell(
+                mount.path(),
+                "rm -rf ./*; mkdir lower; echo new > lower/1",
+                [""; 0],
+            );
+            assert_eq!(
+                shell(mount.path(), "find . | sort", [""; 0]),
+                ".\n./lower\n./lower/1\n"
+            );
+        }
+        mount.unmount();
+    }
+    assert_eq!(store.objects(), before);
+}
+
+/// Waits, on the file's own events, until it has so many lines.
+fn wait_for_lines(file: &std::path::Path, lines: usize) {
+    use rustix::fs::inotify;
+    let events =
+        inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).unwrap();
+    inotify::add_watch(&events, file, inotify::WatchFlags::MODIFY).unwrap();
+    let mut buffer = [0; 4096];
+    while fs::read_to_string(file).unwrap().lines().count() < lines {
+        assert!(
+            readable(&events, Duration::from_secs(30)),
+            "no more lines in {}",
+            file.display()
+        );
+        rustix::io::read(&events, &mut buffer).unwrap();
+    }
+}
+
+#[test]
+fn an_upper_survives_its_worker_as_root() {
+    root(|| an_upper_survives_its_worker());
+}
+
+#[test]
+fn an_upper_survives_its_worker_as_user() {
+    user(|| an_upper_survives_its_worker());
+}
+
+/// `cowl run` is a client: killed, its container goes on, is listed, and can be removed.
+fn a_container_survives_cowl_run() {
+    let store = shop("store");
+    let running = Running::start(
+        &store,
+        &["--name", "alone"],
+        "read -r line < /host/ready; read -r line < /host/ready",
+    );
+    running.signal(Signal::KILL);
+    assert_eq!(running.end_by_signal(), Signal::KILL.as_raw());
+    let listed = store.ok(["ps"]);
+    assert!(
+        listed.contains("alone") && listed.contains("Up"),
+        "{listed}"
+    );
+    store.ok(["rm", "-f", "alone"]);
+    assert_eq!(containers(&store), [""; 0]);
+}
+
+#[test]
+fn a_container_survives_cowl_run_as_root() {
+    root(|| a_container_survives_cowl_run());
+}
+
+#[test]
+fn a_container_survives_cowl_run_as_user() {
+    user(|| a_container_survives_cowl_run());
+}
+
+/// All processes of a container killed at once, its monitor too: the next command finds it ended, and removes it.
+#[test]
+fn a_killed_monitor_leaves_nothing_that_cannot_be_removed() {
+    root(|| {
+        let store = shop("store");
+        let running = Running::start(
+            &store,
+            &["--name", "victim", "-m", "64m"],
+            "read -r line < /host/ready; read -r line < /host/ready",
+        );
+        for (pid, line) in processes() {
+            if line.contains("cowl-runtime") {
+                kill_process(pid, Signal::KILL).unwrap();
+            }
+        }
+        assert_ne!(running.end(), 0);
+        let id = containers(&store).remove(0);
+        store.ok(["rm", "-f", "victim"]);
+        assert_eq!(containers(&store), [""; 0]);
+        assert_eq!(cowl_tests::busybox::cgroups(&id), "");
+    });
+}
+
+/// A keeper without a worker, and a worker without a keeper, end by themselves.
+#[test]
+fn a_killed_keeper_takes_the_mount_along() {
+    root(|| {
+        let store = shop("store");
+        let mount = store.mount("shop", "mnt");
+        let (keeper, _) = processes()
+            .into_iter()
+            .find(|(_, line)| line.contains("cowl-mountd") && line.contains("keeper"))
+            .expect("a keeper");
+        let pidfd = pidfd_open(keeper, PidfdFlags::empty()).unwrap();
+        kill_process(keeper, Signal::KILL).unwrap();
+        assert!(readable(&pidfd, Duration::from_secs(10)));
+        // Served on or cut off, never hanging.
+        run(program("ls", ["-lR"]).arg(mount.path()));
+        mount.unmount();
+    });
+}

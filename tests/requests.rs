@@ -1,0 +1,94 @@
+//! What the kernel knows it does not ask again: requests to a worker, counted, which depend on no machine.
+
+use cowl_tests::busybox::shop;
+use cowl_tests::command::python;
+use cowl_tests::profile::{Profile, current, directory, root, user};
+use cowl_tests::requests::{OPEN, RELEASE, Requests, during, worker};
+use cowl_tests::store::Store;
+
+/// Looks at every name and its attributes.
+const WALK: &str = "
+import os, sys
+for path, below, files in os.walk(sys.argv[1]):
+    for name in below + files: os.lstat(os.path.join(path, name))
+";
+/// Asks for names that are not there.
+const MISS: &str = "
+import os, sys
+for i in range(100):
+    for name in ('bin/missing-%d' % i, 'missing-%d' % i):
+        assert not os.path.lexists(os.path.join(sys.argv[1], name))
+";
+/// Opens, reads and closes files.
+const READ_FILES: &str = "
+import os, sys
+for name in ('etc/motd', 'etc/passwd', 'srv/hello'):
+    with open(os.path.join(sys.argv[1], name), 'rb') as file: file.read()
+";
+
+fn warm_is_free() {
+    let store = shop("store");
+    let mount = store.mount("shop", "mnt");
+    let worker = worker();
+    let ask = |script: &str| {
+        during(worker, || {
+            python(&directory(), script, [mount.path()]);
+        })
+    };
+    for (what, script) in [("a walk", WALK), ("names that are missing", MISS)] {
+        let cold = ask(script);
+        assert!(!cold.is_empty(), "{what}: the first time it must ask");
+        assert_eq!(ask(script), Requests::new(), "{what}, the second time");
+    }
+    ask(READ_FILES);
+    let expected = match current() {
+        Profile::Root => Requests::from([(OPEN, 3), (RELEASE, 3)]),
+        Profile::User => Requests::new(),
+    };
+    assert_eq!(
+        ask(READ_FILES),
+        expected,
+        "open, read, close, the second time"
+    );
+    mount.unmount();
+}
+
+#[test]
+fn warm_is_free_as_root() {
+    root(|| warm_is_free());
+}
+
+#[test]
+fn warm_is_free_as_user() {
+    user(|| warm_is_free());
+}
+
+/// A listing with attributes takes what fills the replies and one to say that there is no more, however many names.
+fn listing_a_thousand() {
+    let store = Store::new("store");
+    let content = directory().join("content");
+    std::fs::create_dir_all(content.join("many")).unwrap();
+    for i in 0..1_000 {
+        std::fs::write(content.join(format!("many/{i:04}")), "").unwrap();
+    }
+    store.import_directory(&content, "many");
+    let mount = store.mount("many", "mnt");
+    let requests = during(worker(), || {
+        python(&directory(), WALK, [mount.path()]);
+    });
+    mount.unmount();
+    let total: usize = requests.values().sum();
+    println!("1,000 names with attributes, {:?}: {requests:?}", current());
+    // One by one it would be more than 1,000; a reply holds 4 KiB at least, which is 24 names with attributes.
+    assert!(total < 100, "{requests:?}");
+}
+
+#[test]
+fn a_listing_brings_attributes_as_root() {
+    root(|| listing_a_thousand());
+}
+
+#[test]
+fn a_listing_brings_attributes_as_user() {
+    user(|| listing_a_thousand());
+}
