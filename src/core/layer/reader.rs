@@ -301,7 +301,11 @@ impl<'l, R: Read> TarReader<'l, R> {
                 || own.map_err(at),
                 |value| Ok(value.try_into().unwrap_or(i64::MAX)),
             )?;
-            u32::try_from(value).map_err(|_range| refuse(EntryFault::OutOfRange { field, value }))
+            // 2^32 - 1 is no id: chown(2) takes it for "leave it"
+            u32::try_from(value)
+                .ok()
+                .filter(|&id| id != u32::MAX)
+                .ok_or_else(|| refuse(EntryFault::OutOfRange { field, value }))
         };
         let mtime = match pax.mtime {
             Some(mtime) => mtime,
