@@ -1,9 +1,10 @@
-//! `cowl-dedup` (or `cowl dedup`): what images have in common, layers that they share and, beyond those, contents that
-//! no layer shows to be the same.
+//! `cowl-dedup` (or `cowl dedup`): what images hold and what they have in common, layers that they share and, beyond
+//! those, contents that no layer shows to be the same.
 //!
-//! Reads a store and changes nothing. All numbers are sizes of objects, each counted once, so `du` of the files that
-//! `--objects` lists confirms them to the byte.
+//! Reads a store and changes nothing. What is shared is told by sizes of objects, each counted once, so `du` of the files
+//! that `--objects` lists confirms it to the byte.
 
+mod gather;
 mod report;
 
 use std::io::{self, Write};
@@ -13,13 +14,24 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::Parser;
 use cowl_core::digest::ObjectId;
-use cowl_core::store::{Reference, Store};
+use cowl_core::store::Store;
 
-use report::{Held, Report};
+use report::Report;
 
-/// Shows what images have in common: shared layers, and equal contents in layers of their own.
+/// What `--help` ends with: each column by its definition.
+const COLUMNS: &str = "\
+Columns, in bytes:
+  LOGICAL    contents of all files in all layers, hidden and equal ones too
+  VISIBLE    contents of all files that the image shows; hard links once
+  STORED     the image's distinct contents: objects in the store
+  EXCLUSIVE  of those: in no other image of the store
+  SHARED     of those: in other images too; STORED = EXCLUSIVE + SHARED
+  FAIR       each content's size divided by the number of images that hold it;
+             over all images of the store this sums to what they keep";
+
+/// Shows what images hold and have in common: shared layers, and equal contents in layers of their own.
 #[derive(Debug, Parser)]
-#[command(name = "cowl-dedup", version)]
+#[command(name = "cowl-dedup", version, after_help = COLUMNS)]
 struct Arguments {
     /// Directory of the store
     #[arg(
@@ -32,11 +44,11 @@ struct Arguments {
     /// Print the report as JSON
     #[arg(long, conflicts_with = "objects")]
     json: bool,
-    /// Print only the files of the shared contents, one a line
+    /// Print only the files of the contents that two or more of the images hold, one a line
     #[arg(long)]
     objects: bool,
-    /// Names of images
-    #[arg(required = true, num_args = 2.., value_name = "IMAGE")]
+    /// Names of images; all of the store if none is given
+    #[arg(value_name = "IMAGE")]
     images: Vec<String>,
 }
 
@@ -54,12 +66,8 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<()> {
     let store = Store::open(&arguments.root)
         .with_context(|| format!("store {}", arguments.root.display()))?;
-    let held: Vec<Held> = arguments
-        .images
-        .iter()
-        .map(|name| held(&store, name))
-        .collect::<Result<_>>()?;
-    let report = Report::new(&held, |layers| store.objects_of(layers))?;
+    let images = gather::images(&store, &arguments.images)?;
+    let report = Report::new(&images, store.usage()?.objects.bytes);
     let text = if arguments.json {
         serde_json::to_string_pretty(&report).context("the report as JSON")? + "\n"
     } else if arguments.objects {
@@ -72,21 +80,6 @@ fn run(arguments: &Arguments) -> Result<()> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         written => written.context("standard output"),
     }
-}
-
-fn held(store: &Store, name: &str) -> Result<Held> {
-    let reference: Reference = name.parse()?;
-    let record = store.find_ref(&reference)?.with_context(|| {
-        format!("no image {reference} in the store; `cowl images` lists what there is")
-    })?;
-    let objects = store
-        .objects_of(&record.layers)
-        .with_context(|| format!("image {reference}"))?;
-    Ok(Held {
-        name: reference.to_string(),
-        layers: record.layers,
-        objects,
-    })
 }
 
 /// The files of the shared contents.
