@@ -11,6 +11,7 @@
 
 pub mod digest;
 pub mod handover;
+pub mod image;
 pub mod layer;
 pub mod store;
 pub mod sys;

@@ -67,8 +67,12 @@ impl ObjectWrite for ObjectWriter<'_> {
         Ok(StoredObject {
             id,
             elf,
-            new: outcome == Outcome::Added,
+            new: matches!(outcome, Outcome::Added | Outcome::Healed),
         })
+    }
+
+    fn zeros(&mut self, length: u64) -> io::Result<()> {
+        Self::zeros(self, length)
     }
 }
 

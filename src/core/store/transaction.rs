@@ -155,6 +155,11 @@ impl Transaction<'_> {
         Ok(file)
     }
 
+    /// The error of a write to [`Transaction::scratch`].
+    pub fn scratch_error(&self, source: io::Error) -> StoreError {
+        StoreError::io("copy the archive to", self.dir.path(), source)
+    }
+
     /// Makes all of it visible, then points the tags at it. See the room's head for why in this order.
     ///
     /// After an error before the first tag, nothing refers to what may already have its place, and gc removes it.

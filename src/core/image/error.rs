@@ -1,0 +1,159 @@
+//! Why an archive was not loaded. A text names the part of the archive; the caller names the archive.
+
+use std::io;
+
+use crate::digest::{DiffId, DigestError, Sha256Digest};
+use crate::layer::{DecompressError, ImportError};
+use crate::store::{ReferenceError, StoreError};
+
+/// Why an image could not be loaded or made. A text does not repeat its source's.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// The store refused or failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The archive or a part of it cannot be read.
+    #[error("cannot read {name}")]
+    Read {
+        /// The archive, or its part.
+        name: String,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The archive is compressed with something that is not supported.
+    #[error("cannot read {name}")]
+    Decompress {
+        /// The archive, or its part.
+        name: String,
+        /// Which it is.
+        source: DecompressError,
+    },
+    /// It is neither a docker-archive nor an OCI layout.
+    #[error(
+        "{name} is not an image archive ({what}); cowl load takes what `docker save` and `skopeo copy` write, cowl import the tar of a root file system"
+    )]
+    NotAnArchive {
+        /// The archive.
+        name: String,
+        /// What it is instead.
+        what: String,
+    },
+    /// The archive ends too early.
+    #[error("{name} is cut off: {what}")]
+    Truncated {
+        /// The archive.
+        name: String,
+        /// Where.
+        what: String,
+    },
+    /// The archive speaks of a part that it does not have.
+    #[error("the archive has no {name}, which {needed_by} names")]
+    Missing {
+        /// The part.
+        name: String,
+        /// Who speaks of it.
+        needed_by: String,
+    },
+    /// A document is not the JSON it should be.
+    #[error("{name} of the archive is not what it should be")]
+    Json {
+        /// The document.
+        name: String,
+        /// Where and why.
+        source: serde_json::Error,
+    },
+    /// A document could be read as two things.
+    #[error("{name} of the archive is refused: {what}")]
+    Confused {
+        /// The document.
+        name: String,
+        /// Which two.
+        what: String,
+    },
+    /// Something that is no image, or of a kind that is not supported.
+    #[error("{name} of the archive: {what}")]
+    Unsupported {
+        /// The part.
+        name: String,
+        /// What it is.
+        what: String,
+    },
+    /// A digest of another algorithm, or none at all.
+    #[error("the archive names a blob by {digest:?}")]
+    BadDigest {
+        /// The text.
+        digest: String,
+        /// What is wrong with it.
+        source: DigestError,
+    },
+    /// A part's bytes are not what its name or descriptor promises.
+    #[error("{name} of the archive is damaged: it should have digest {expected} and has {found}")]
+    Digest {
+        /// The part.
+        name: String,
+        /// The promise.
+        expected: Sha256Digest,
+        /// The bytes.
+        found: Sha256Digest,
+    },
+    /// A part's size is not what its descriptor promises.
+    #[error("{name} of the archive is damaged: it should have {expected} bytes and has {found}")]
+    Size {
+        /// The part.
+        name: String,
+        /// The promise.
+        expected: u64,
+        /// The bytes.
+        found: u64,
+    },
+    /// The configuration and the manifest speak of different numbers of layers.
+    #[error("the image's configuration names {config} layers, its manifest {manifest}")]
+    LayerCount {
+        /// Of the configuration.
+        config: usize,
+        /// Of the manifest.
+        manifest: usize,
+    },
+    /// A layer is not the one that the configuration promises.
+    #[error("layer {number} is not the one the image was made of: its tar has digest {found}, the configuration says {expected}")]
+    DiffId {
+        /// Counted from 1, lowest first.
+        number: usize,
+        /// The promise.
+        expected: DiffId,
+        /// The bytes.
+        found: DiffId,
+    },
+    /// A layer could not be imported.
+    #[error("layer {number} ({name})")]
+    Layer {
+        /// Counted from 1, lowest first.
+        number: usize,
+        /// The part of the archive.
+        name: String,
+        /// Why.
+        source: ImportError,
+    },
+    /// The root file system's tar could not be imported.
+    #[error("cannot import {name}")]
+    Import {
+        /// The file.
+        name: String,
+        /// Why.
+        source: ImportError,
+    },
+    /// No image of an index runs here.
+    #[error("the archive has no image for {wanted}, only for {available}")]
+    Platform {
+        /// This machine's.
+        wanted: String,
+        /// The index's.
+        available: String,
+    },
+    /// An image's name in the archive is none.
+    #[error("the archive names an image badly")]
+    Name(#[from] ReferenceError),
+    /// An archive of no images.
+    #[error("the archive holds no image")]
+    Empty,
+}

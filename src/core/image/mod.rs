@@ -1,0 +1,61 @@
+//! Images: archives of OCI and Docker come in, with all their documents as they came.
+//!
+//! Invariants: a digest is always of bytes as received, so documents are read and never written again; nothing of an
+//! archive is in the store before every digest in it was checked and all its layers stack; an image is the SHA-256 of its
+//! configuration, whatever it came in.
+//!
+//! ```text
+//! documents  the JSON, leniently              archive  files of a directory, tar or tar.gz by name
+//! oci        OCI layout  -> candidates        docker   docker-archive -> candidates
+//! load       candidates  -> store             rootfs   a root file system's tar -> an image
+//! ```
+//!
+//! Called by the engine. Formats only: what an image is *for* (running, listing) is not known here.
+
+mod archive;
+mod docker;
+mod documents;
+mod error;
+mod load;
+mod oci;
+mod rootfs;
+
+#[cfg(test)]
+mod tests;
+
+pub use self::documents::{HistoryEntry, ImageConfig, ProcessConfig, RootFs};
+pub use self::error::ImageError;
+pub use self::load::{Loaded, load, load_with};
+pub use self::rootfs::import_rootfs;
+pub use crate::store::{Reference, ReferenceError};
+
+use crate::digest::Sha256Digest;
+
+/// Manifests and indexes: what registries take is 4 MiB.
+const DOCUMENT_LIMIT: u64 = 4 << 20;
+/// Configurations: far above any real one.
+const CONFIG_LIMIT: u64 = 16 << 20;
+
+/// An image as an archive describes it.
+struct Candidate {
+    names: Vec<Reference>,
+    config: Vec<u8>,
+    /// None: it came without one.
+    manifest: Option<Vec<u8>>,
+    /// Lowest first.
+    layers: Vec<LayerPart>,
+}
+
+/// Where an archive has a layer, and what is promised of it as it lies there.
+#[derive(Clone)]
+struct LayerPart {
+    name: String,
+    digest: Option<Sha256Digest>,
+    size: Option<u64>,
+}
+
+/// A part's bytes are what its digest says.
+fn check_digest(name: &str, bytes: &[u8], expected: Sha256Digest) -> Result<(), ImageError> {
+    let found = Sha256Digest::of(bytes);
+    if found == expected { Ok(()) } else { Err(ImageError::Digest { name: name.to_owned(), expected, found }) }
+}
