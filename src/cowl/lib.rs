@@ -6,3 +6,7 @@
         reason = "tests build their inputs with plain std::fs"
     )
 )]
+
+pub mod cli;
+pub mod engine;
+pub mod volume;

@@ -1,2 +1,5 @@
-//! Command-line entry.
-fn main() {}
+//! The `cowl` program.
+
+fn main() -> std::process::ExitCode {
+    cowl::cli::main()
+}

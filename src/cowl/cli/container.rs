@@ -1,0 +1,145 @@
+//! `cowl run`, `ps`, `rm`.
+
+use super::args::{Ps, Rm, Run};
+use super::table::{Table, ellipsis, printable};
+use super::units::human_duration;
+use super::{Stdout, complain, each};
+use crate::engine::container::config::Config;
+use crate::engine::container::state::Status;
+use crate::engine::error::{Context, Error, Kind, Result};
+use crate::engine::process::{EnvChange, Overrides};
+use crate::engine::{Engine, run, short};
+use crate::volume::VolumeSpec;
+use jiff::Timestamp;
+use std::io::IsTerminal;
+
+pub(super) fn run(engine: &Engine, args: Run) -> Result<u8> {
+    if args.tty && args.interactive && !std::io::stdin().is_terminal() {
+        return Err(Error::invalid(
+            "the input device is not a TTY; leave out -t, or run cowl in a terminal",
+        ));
+    }
+    engine.run(&request(args)?)
+}
+
+fn request(args: Run) -> Result<run::Request> {
+    let cwd = std::env::current_dir().context(|| "the current directory")?;
+    let from_caller = |name: &str| std::env::var(name).ok();
+    let env = args
+        .env
+        .iter()
+        .map(|text| EnvChange::parse(text, from_caller))
+        .collect::<Result<_, _>>()
+        .map_err(Error::invalid)?;
+    let volumes = args
+        .volume
+        .iter()
+        .map(|text| VolumeSpec::parse(text, &cwd))
+        .collect::<Result<_, _>>()
+        .map_err(Error::invalid)?;
+    let mut words = args.image_and_command.into_iter();
+    let image = words.next().unwrap_or_default();
+    let overrides = Overrides {
+        entrypoint: args.entrypoint,
+        command: words.collect(),
+        env,
+        working_dir: args.workdir,
+        user: args.user,
+        tty: args.tty,
+    };
+    Ok(run::Request {
+        image,
+        overrides,
+        name: args.name,
+        volumes,
+        // 0 is Docker's "no limit".
+        memory: args.memory.filter(|bytes| *bytes != 0),
+        auto_remove: args.rm,
+        tty: args.tty,
+        open_stdin: args.interactive,
+    })
+}
+
+pub(super) fn ps(engine: &Engine, args: &Ps, out: &mut Stdout) -> Result<u8> {
+    if let Err(error) = engine.sweep() {
+        // What can't be removed now is no reason not to tell what there is.
+        complain(&format!("warning: {error}"));
+    }
+    let mut table = Table::new([
+        "CONTAINER ID",
+        "IMAGE",
+        "COMMAND",
+        "CREATED",
+        "STATUS",
+        "PORTS",
+        "NAMES",
+    ]);
+    let now = Timestamp::now();
+    for (container, status) in engine.containers()? {
+        if !args.all && status != Status::Running {
+            continue;
+        }
+        let config = &container.config;
+        let id = if args.no_trunc {
+            config.id.as_str()
+        } else {
+            short(&config.id)
+        };
+        if args.quiet {
+            out.line(id)?;
+            continue;
+        }
+        let command = format!("\"{}\"", printable(&config.process.shown()));
+        let command = if args.no_trunc {
+            command
+        } else {
+            ellipsis(&command, 20)
+        };
+        let created = format!("{} ago", age(config.created, now));
+        table.row([
+            id.to_owned(),
+            config.image.clone(),
+            command,
+            created,
+            shown(config, &status, now),
+            String::new(),
+            config.name.clone(),
+        ]);
+    }
+    if !args.quiet {
+        table.lines().iter().try_for_each(|line| out.line(line))?;
+    }
+    Ok(0)
+}
+
+/// Docker's words for a status.
+fn shown(config: &Config, status: &Status, now: Timestamp) -> String {
+    match status {
+        Status::Created | Status::Abandoned => "Created".to_owned(),
+        // It is started as soon as it is made.
+        Status::Running => format!("Up {}", age(config.created, now)),
+        Status::Exited(exit) => match exit.finished_at {
+            Some(at) => format!("Exited ({}) {} ago", exit.exit_code, age(at, now)),
+            None => format!("Exited ({})", exit.exit_code),
+        },
+    }
+}
+
+fn age(then: Timestamp, now: Timestamp) -> String {
+    human_duration(u64::try_from(now.duration_since(then).as_secs()).unwrap_or_default())
+}
+
+pub(super) fn rm(engine: &Engine, args: &Rm, out: &mut Stdout) -> Result<u8> {
+    engine.sweep()?;
+    Ok(each(&args.containers, |name| {
+        match engine.remove(name, args.force, args.volumes) {
+            Ok(()) => Ok(out.line(name)?),
+            // What -f asks for is that it be gone: said, and no failure, as Docker does.
+            Err(error) if args.force && error.kind() == Kind::NotFound => {
+                complain(&error);
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }))
+}

@@ -1,0 +1,52 @@
+//! `cowl NAME` for a NAME that is no command of ours: runs the program `cowl-NAME`, as git does.
+
+use super::args::Cli;
+use super::usage;
+use crate::engine::error::{Context, Error, Result};
+use crate::engine::helpers;
+use clap::CommandFactory;
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+/// Becomes `cowl-NAME`; returns only if that can't be.
+pub(super) fn run(words: &[OsString]) -> Result<u8> {
+    let Some((name, arguments)) = words.split_first() else {
+        return Err(Error::invalid("missing command; see 'cowl --help'"));
+    };
+    let Some(name) = name.to_str().filter(|name| is_plain(name)) else {
+        return Err(unknown(&name.to_string_lossy()));
+    };
+    let program = helpers::lookup(&format!("cowl-{name}")).ok_or_else(|| unknown(name))?;
+    let failed = Command::new(&program).args(arguments).exec();
+    Err(failed).context(|| format!("running {}", program.display()))
+}
+
+/// A name that can't be a path.
+fn is_plain(name: &str) -> bool {
+    !name.is_empty()
+        && name
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
+}
+
+/// Helpers of ours that are no commands.
+const INTERNAL: [&str; 2] = ["mountd", "runtime"];
+
+fn unknown(name: &str) -> Error {
+    let cli = Cli::command();
+    let programs = helpers::with_prefix("cowl-");
+    let own = cli
+        .get_subcommands()
+        .flat_map(|command| std::iter::once(command.get_name()).chain(command.get_all_aliases()));
+    let others = programs
+        .iter()
+        .map(String::as_str)
+        .filter(|name| !INTERNAL.contains(name));
+    let hint = usage::similar(name, own.chain(others))
+        .map(|command| format!("; did you mean 'cowl {command}'?"))
+        .unwrap_or_default();
+    Error::invalid(format!(
+        "'{name}' is not a cowl command{hint}; see 'cowl --help'"
+    ))
+}

@@ -1,0 +1,258 @@
+//! `cowl load`, `import`, `images`, `history`, `rmi`, `info`, `check`.
+
+use super::args::{Check, History, Images, Import, Load, Rmi};
+use super::table::{Table, ellipsis, printable};
+use super::units::{human_duration, human_size};
+use super::{FAILURE, Stdout, each};
+use crate::engine::container::state::Status;
+use crate::engine::error::{Context, Error, Result};
+use crate::engine::image::{Listed, Removed, Step, short_id};
+use crate::engine::{Engine, host};
+use cowl_core::digest::ImageId;
+use cowl_core::store::Reference;
+use jiff::Timestamp;
+use serde_json::json;
+
+const NONE: &str = "<none>";
+
+pub(super) fn load(engine: &Engine, args: &Load, out: &mut Stdout) -> Result<u8> {
+    for loaded in engine.load(args.input.as_deref())? {
+        if args.quiet {
+            continue;
+        }
+        for name in &loaded.tags {
+            out.line(&format!("Loaded image: {name}"))?;
+        }
+        if loaded.tags.is_empty() {
+            out.line(&format!("Loaded image ID: {}", loaded.image))?;
+        }
+    }
+    Ok(0)
+}
+
+pub(super) fn import(engine: &Engine, args: &Import, out: &mut Stdout) -> Result<u8> {
+    let name: Reference = args
+        .name
+        .parse()
+        .map_err(|error| Error::invalid(format!("import: {error}")))?;
+    let file = (args.file.as_os_str() != "-").then_some(args.file.as_path());
+    let id = engine.import(file, &name)?;
+    out.line(&id.to_string())?;
+    Ok(0)
+}
+
+pub(super) fn images(engine: &Engine, args: &Images, out: &mut Stdout) -> Result<u8> {
+    let mut listed = engine.images()?;
+    if let Some(name) = &args.name {
+        let wanted: Reference = name
+            .parse()
+            .map_err(|error| Error::invalid(format!("images: {error}")))?;
+        // A name without a tag means all of them.
+        let tagged = name
+            .rsplit('/')
+            .next()
+            .is_some_and(|last| last.contains([':', '@']));
+        listed.retain(|image| {
+            image.reference.as_ref().is_some_and(|own| {
+                if tagged {
+                    *own == wanted
+                } else {
+                    own.repository() == wanted.repository()
+                }
+            })
+        });
+    }
+    let now = Timestamp::now();
+    if args.quiet {
+        let mut seen = Vec::new();
+        for image in listed {
+            if !seen.contains(&image.id) {
+                seen.push(image.id);
+                out.line(&shown_id(image.id, args.no_trunc))?;
+            }
+        }
+    } else if args.format.is_some() {
+        for image in &listed {
+            out.line(&as_json(image, args.no_trunc, now).to_string())?;
+        }
+    } else {
+        let mut table = Table::new(["REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE"]);
+        for image in &listed {
+            let (repository, tag) = names(image);
+            table.row([
+                repository,
+                tag,
+                shown_id(image.id, args.no_trunc),
+                ago(image.created, now),
+                human_size(image.size),
+            ]);
+        }
+        table.lines().iter().try_for_each(|line| out.line(line))?;
+    }
+    Ok(0)
+}
+
+fn names(image: &Listed) -> (String, String) {
+    let none = || NONE.to_owned();
+    image.reference.as_ref().map_or_else(
+        || (none(), none()),
+        |own| (own.repository(), own.tag().map_or_else(none, str::to_owned)),
+    )
+}
+
+/// The fields of docker's `--format json`.
+fn as_json(image: &Listed, no_trunc: bool, now: Timestamp) -> serde_json::Value {
+    let (repository, tag) = names(image);
+    let digest = image
+        .reference
+        .as_ref()
+        .and_then(Reference::digest)
+        .map_or_else(|| NONE.to_owned(), |digest| digest.to_string());
+    json!({
+        "Containers": "N/A",
+        "CreatedAt": image.created.map_or_else(|| "N/A".to_owned(), |at| at.strftime("%Y-%m-%d %H:%M:%S +0000 UTC").to_string()),
+        "CreatedSince": ago(image.created, now),
+        "Digest": digest,
+        "ID": shown_id(image.id, no_trunc),
+        "Repository": repository,
+        "SharedSize": "N/A",
+        "Size": human_size(image.size),
+        "Tag": tag,
+        "UniqueSize": "N/A",
+    })
+}
+
+fn shown_id(id: ImageId, whole: bool) -> String {
+    if whole { id.to_string() } else { short_id(id) }
+}
+
+fn ago(then: Option<Timestamp>, now: Timestamp) -> String {
+    let seconds =
+        |then: Timestamp| u64::try_from(now.duration_since(then).as_secs()).unwrap_or_default();
+    then.map_or_else(
+        || "N/A".to_owned(),
+        |then| format!("{} ago", human_duration(seconds(then))),
+    )
+}
+
+pub(super) fn history(engine: &Engine, args: &History, out: &mut Stdout) -> Result<u8> {
+    let now = Timestamp::now();
+    let mut table = Table::new(["IMAGE", "CREATED", "CREATED BY", "SIZE", "COMMENT"]);
+    for Step {
+        image,
+        created,
+        created_by,
+        size,
+        comment,
+    } in engine.history(&args.image)?
+    {
+        let id = image.map_or_else(|| "<missing>".to_owned(), |id| shown_id(id, args.no_trunc));
+        if args.quiet {
+            out.line(&id)?;
+            continue;
+        }
+        let (by, comment) = (printable(&created_by), printable(&comment));
+        let by = if args.no_trunc { by } else { ellipsis(&by, 45) };
+        table.row([id, ago(created, now), by, human_size(size), comment]);
+    }
+    if !args.quiet {
+        table.lines().iter().try_for_each(|line| out.line(line))?;
+    }
+    Ok(0)
+}
+
+pub(super) fn rmi(engine: &Engine, args: &Rmi, out: &mut Stdout) -> u8 {
+    each(&args.images, |name| {
+        for removed in engine.remove_image(name, args.force)? {
+            match removed {
+                Removed::Untagged(name) => out.line(&format!("Untagged: {name}"))?,
+                Removed::Deleted(id) => out.line(&format!("Deleted: {id}"))?,
+            }
+        }
+        Ok(())
+    })
+}
+
+pub(super) fn info(engine: &Engine, out: &mut Stdout) -> Result<u8> {
+    let containers = engine.containers()?;
+    let running = containers
+        .iter()
+        .filter(|(_, status)| *status == Status::Running)
+        .count();
+    let usage = engine.store().usage()?;
+    let mut images: Vec<_> = engine
+        .store()
+        .refs()?
+        .into_iter()
+        .map(|record| record.image)
+        .collect();
+    images.sort();
+    images.dedup();
+    let host = host::describe();
+    let kernel = rustix::system::uname();
+    let lines = [
+        format!("Version: {}", env!("CARGO_PKG_VERSION")),
+        format!("Root Dir: {}", engine.store().root().display()),
+        format!("Containers: {}", containers.len()),
+        format!(" Running: {running}"),
+        format!(" Stopped: {}", containers.len() - running),
+        format!("Images: {}", images.len()),
+        format!("Volumes: {}", engine.volumes()?.len()),
+        format!("Layers: {}", usage.layers.number),
+        format!("Objects: {}", usage.objects.number),
+        format!(
+            " Bytes: {} ({})",
+            usage.objects.bytes,
+            human_size(usage.objects.bytes)
+        ),
+        format!(
+            "Trees: {}",
+            human_size(usage.layers.bytes + usage.merged.bytes)
+        ),
+        format!(
+            "Blobs: {} ({})",
+            usage.blobs.number,
+            human_size(usage.blobs.bytes)
+        ),
+        format!("Kernel Version: {}", kernel.release().to_string_lossy()),
+        format!("Architecture: {}", kernel.machine().to_string_lossy()),
+        format!("Privilege: {}", host.privilege),
+        format!("FUSE: {}", host.fuse),
+    ];
+    lines.iter().try_for_each(|line| out.line(line))?;
+    Ok(0)
+}
+
+pub(super) fn check(engine: &Engine, args: &Check, out: &mut Stdout) -> Result<u8> {
+    let report = engine
+        .store()
+        .check(args.deep)
+        .context(|| "checking the store")?;
+    for problem in &report.problems {
+        out.line(&printable(&problem.to_string()))?;
+    }
+    let depth = if args.deep {
+        "contents hashed"
+    } else {
+        "contents not hashed (--deep does)"
+    };
+    let looked_at = [
+        counted(report.refs, "name"),
+        counted(report.layers, "layer"),
+        counted(report.objects.number, "object"),
+    ]
+    .join(", ");
+    if report.problems.is_empty() {
+        out.line(&format!("No problems: {looked_at}; {depth}"))?;
+        return Ok(0);
+    }
+    let problems = counted(report.problems.len() as u64, "problem");
+    out.line(&format!(
+        "{problems}: {looked_at}; {depth}. Loading an image again repairs what is its own"
+    ))?;
+    Ok(FAILURE)
+}
+
+fn counted(number: u64, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}

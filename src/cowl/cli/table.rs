@@ -1,0 +1,167 @@
+//! Columns as Docker lays them out, and a standard output that ends quietly when its reader is gone.
+//!
+//! Everything `cowl` says on standard output goes through [`Out`]: `println!` would panic on a closed pipe.
+
+use std::io::{self, Write};
+
+/// Standard output of one command. A reader that went away (EPIPE) is not an error: what follows is dropped.
+#[derive(Debug)]
+pub(super) struct Out<W> {
+    to: W,
+    gone: bool,
+}
+
+impl<W: Write> Out<W> {
+    /// Writes to `to`.
+    pub(super) fn new(to: W) -> Self {
+        Self { to, gone: false }
+    }
+
+    /// One line and its newline.
+    pub(super) fn line(&mut self, line: &str) -> io::Result<()> {
+        self.keep_going(|to| {
+            to.write_all(line.as_bytes())?;
+            to.write_all(b"\n")
+        })
+    }
+
+    /// What is still buffered.
+    pub(super) fn flush(&mut self) -> io::Result<()> {
+        self.keep_going(Write::flush)
+    }
+
+    fn keep_going(&mut self, write: impl FnOnce(&mut W) -> io::Result<()>) -> io::Result<()> {
+        if self.gone {
+            return Ok(());
+        }
+        match write(&mut self.to) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                self.gone = true;
+                Ok(())
+            }
+            other => other,
+        }
+    }
+}
+
+/// Rows under a header. Each column but the last is as wide as its widest cell plus three, and at least ten (docker's tabwriter).
+#[derive(Debug)]
+pub(super) struct Table<const N: usize> {
+    rows: Vec<[String; N]>,
+}
+
+impl<const N: usize> Table<N> {
+    const MIN_WIDTH: usize = 10;
+    const PADDING: usize = 3;
+
+    /// A table with its header row.
+    pub(super) fn new(header: [&str; N]) -> Self {
+        Self {
+            rows: vec![header.map(str::to_owned)],
+        }
+    }
+
+    /// One more row.
+    pub(super) fn row(&mut self, cells: [String; N]) {
+        self.rows.push(cells);
+    }
+
+    /// The rows as lines.
+    pub(super) fn lines(&self) -> Vec<String> {
+        let mut widths = [Self::MIN_WIDTH; N];
+        for row in &self.rows {
+            for (width, cell) in widths.iter_mut().zip(row) {
+                *width = (*width).max(cell.chars().count() + Self::PADDING);
+            }
+        }
+        self.rows
+            .iter()
+            .map(|row| Self::line(row, &widths))
+            .collect()
+    }
+
+    fn line(row: &[String; N], widths: &[usize; N]) -> String {
+        let mut line = String::new();
+        for (column, (cell, width)) in row.iter().zip(widths).enumerate() {
+            line.push_str(cell);
+            if column + 1 < N {
+                line.extend(std::iter::repeat_n(
+                    ' ',
+                    width.saturating_sub(cell.chars().count()),
+                ));
+            }
+        }
+        line
+    }
+}
+
+/// Cuts to `limit` characters, the last one an ellipsis, as Docker shows commands.
+pub(super) fn ellipsis(text: &str, limit: usize) -> String {
+    if text.chars().count() <= limit {
+        return text.to_owned();
+    }
+    let mut short: String = text.chars().take(limit.saturating_sub(1)).collect();
+    short.push('…');
+    short
+}
+
+/// Control characters made visible, so that a hostile name or command cannot move the cursor of who lists it.
+pub(super) fn printable(text: &str) -> String {
+    text.chars()
+        .flat_map(|c| {
+            if c.is_control() {
+                c.escape_default().collect::<Vec<_>>()
+            } else {
+                vec![c]
+            }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_dockers() {
+        let mut table = Table::new(["REPOSITORY", "TAG", "SIZE"]);
+        table.row(["ubuntu".into(), "22.04".into(), "5.6MB".into()]);
+        assert_eq!(
+            table.lines(),
+            [
+                "REPOSITORY   TAG       SIZE",
+                "ubuntu       22.04     5.6MB"
+            ]
+        );
+    }
+
+    #[test]
+    fn long_commands_are_cut_and_control_characters_shown() {
+        assert_eq!(ellipsis("\"sleep 300\"", 20), "\"sleep 300\"");
+        assert_eq!(
+            ellipsis("abcdefghijklmnopqrstuvwxyz", 20),
+            "abcdefghijklmnopqrs…"
+        );
+        assert_eq!(printable("a\x1b[2Jb\n"), "a\\u{1b}[2Jb\\n");
+    }
+
+    #[test]
+    fn a_reader_that_left_is_no_error() {
+        struct Gone;
+        impl Write for Gone {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::BrokenPipe.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Err(io::ErrorKind::StorageFull.into())
+            }
+        }
+        let mut out = Out::new(Gone);
+        out.line("x").unwrap();
+        out.flush().unwrap();
+        assert_eq!(
+            Out::new(Gone).flush().unwrap_err().kind(),
+            io::ErrorKind::StorageFull
+        );
+    }
+}

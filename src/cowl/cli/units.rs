@@ -1,0 +1,203 @@
+//! Sizes and durations as Docker's command line writes and reads them (the rules of docker/go-units).
+//!
+//! Called by the tables of `cli` and by the parsers of its options. Pure: no clock, no locale.
+
+const KIB: u64 = 1 << 10;
+
+/// "3 minutes ago" without the "ago": the words Docker uses for an age in seconds.
+///
+/// Minutes and hours are named in the singular only as "About a minute" and "About an hour"; hours round to the nearest, everything above is cut.
+pub(super) fn human_duration(seconds: u64) -> String {
+    let minutes = seconds / 60;
+    let hours = (seconds + 1800) / 3600;
+    match seconds {
+        0 => return "Less than a second".to_owned(),
+        1 => return "1 second".to_owned(),
+        2..60 => return format!("{seconds} seconds"),
+        _ => {}
+    }
+    match (minutes, hours) {
+        (1, _) => "About a minute".to_owned(),
+        (2..60, _) => format!("{minutes} minutes"),
+        (_, 1) => "About an hour".to_owned(),
+        (_, ..48) => format!("{hours} hours"),
+        (_, 48..336) => format!("{} days", hours / 24),
+        (_, 336..1440) => format!("{} weeks", hours / 24 / 7),
+        (_, 1440..17520) => format!("{} months", hours / 24 / 30),
+        _ => format!("{} years", seconds / 3600 / 24 / 365),
+    }
+}
+
+/// Bytes in powers of 1000 with three significant digits: `1.98MB`, `241B`, `0B`.
+pub(super) fn human_size(bytes: u64) -> String {
+    const UNITS: [&str; 7] = ["B", "kB", "MB", "GB", "TB", "PB", "EB"];
+    let mut divisor = 1_u128;
+    let value = u128::from(bytes);
+    for unit in UNITS {
+        let decimals: u32 = match value / divisor {
+            ..10 => 2,
+            10..100 => 1,
+            _ => 0,
+        };
+        let scale = 10_u128.pow(decimals);
+        let rounded = (value * scale + divisor / 2) / divisor;
+        if rounded < 1000 * scale {
+            return format!("{}{unit}", decimal(rounded, scale));
+        }
+        divisor *= 1000;
+    }
+    format!("{bytes}B")
+}
+
+/// `value / scale` without trailing zeros.
+fn decimal(value: u128, scale: u128) -> String {
+    let (whole, fraction) = (value / scale, value % scale);
+    if fraction == 0 {
+        return whole.to_string();
+    }
+    let digits = (scale + fraction).to_string();
+    format!(
+        "{whole}.{}",
+        digits.get(1..).unwrap_or_default().trim_end_matches('0')
+    )
+}
+
+/// Reads a size in powers of 1024: a number, possibly with a fraction, and a unit `b k m g t p` in either case, optionally followed by `b` or `ib`.
+pub(super) fn parse_memory(text: &str) -> Result<u64, String> {
+    let invalid = || format!("invalid size: '{text}'");
+    let number_len = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
+    let (number, suffix) = text.split_at_checked(number_len).ok_or_else(invalid)?;
+    let suffix = suffix
+        .strip_prefix(' ')
+        .unwrap_or(suffix)
+        .to_ascii_lowercase();
+    let unit = suffix
+        .strip_suffix("ib")
+        .or_else(|| suffix.strip_suffix('b'))
+        .unwrap_or(&suffix);
+    let power: u32 = match unit {
+        "" => 0,
+        "k" => 1,
+        "m" => 2,
+        "g" => 3,
+        "t" => 4,
+        "p" => 5,
+        _ => return Err(invalid()),
+    };
+    scaled(number, KIB.pow(power)).ok_or_else(invalid)
+}
+
+/// `number * unit` for a decimal number with at most nine digits after the point, cut to whole bytes.
+fn scaled(number: &str, unit: u64) -> Option<u64> {
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    if whole.is_empty() || fraction.len() > 9 || fraction.contains('.') {
+        return None;
+    }
+    let whole = whole.parse::<u64>().ok()?.checked_mul(unit)?;
+    let part = if fraction.is_empty() {
+        0
+    } else {
+        fraction.parse::<u128>().ok()?
+    };
+    let digits = u32::try_from(fraction.len()).ok()?;
+    let part = part * u128::from(unit) / 10_u128.pow(digits);
+    whole.checked_add(u64::try_from(part).ok()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_sizes_are_read_in_powers_of_1024() {
+        let table = [
+            ("512m", 512 << 20),
+            ("512M", 512 << 20),
+            ("512mb", 512 << 20),
+            ("512MiB", 512 << 20),
+            ("6 m", 6 << 20),
+            ("1g", 1 << 30),
+            ("1.5g", 3 << 29),
+            ("0.5k", 512),
+            ("4096", 4096),
+            ("4096b", 4096),
+            ("0", 0),
+        ];
+        for (text, bytes) in table {
+            assert_eq!(parse_memory(text), Ok(bytes), "{text}");
+        }
+    }
+
+    #[test]
+    fn malformed_sizes_are_refused_by_name() {
+        for text in [
+            "",
+            "m",
+            "-1",
+            "-5m",
+            "1e3",
+            "12x",
+            "1..5g",
+            ".5g",
+            "1.2.3",
+            "99999999999p",
+            "1 2m",
+            "5mm",
+            "0x10",
+            "１m",
+        ] {
+            assert_eq!(
+                parse_memory(text),
+                Err(format!("invalid size: '{text}'")),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn sizes_have_three_significant_digits() {
+        let table = [
+            (0, "0B"),
+            (241, "241B"),
+            (999, "999B"),
+            (1000, "1kB"),
+            (1_980_000, "1.98MB"),
+            (3_614_999, "3.61MB"),
+            (5_600_000, "5.6MB"),
+            (12_345_678, "12.3MB"),
+            (999_999, "1MB"),
+            (123_456_789_012, "123GB"),
+            (u64::MAX, "18.4EB"),
+        ];
+        for (bytes, text) in table {
+            assert_eq!(human_size(bytes), text);
+        }
+    }
+
+    #[test]
+    fn ages_read_as_dockers() {
+        let day = 24 * 3600;
+        let table = [
+            (0, "Less than a second"),
+            (1, "1 second"),
+            (59, "59 seconds"),
+            (60, "About a minute"),
+            (119, "About a minute"),
+            (120, "2 minutes"),
+            (3599, "59 minutes"),
+            (3600, "About an hour"),
+            (2 * 3600, "2 hours"),
+            (47 * 3600, "47 hours"),
+            (2 * day, "2 days"),
+            (14 * day, "2 weeks"),
+            (60 * day, "2 months"),
+            (730 * day, "2 years"),
+            (3 * 365 * day + 100, "3 years"),
+        ];
+        for (seconds, text) in table {
+            assert_eq!(human_duration(seconds), text, "{seconds}");
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! `cowl volume`: prints volumes as Docker does.
+
+use super::args::Volume;
+use super::table::Table;
+use super::{Stdout, each};
+use crate::engine::Engine;
+use crate::engine::error::Result;
+use serde_json::json;
+
+pub(super) fn volume(engine: &Engine, command: Volume, out: &mut Stdout) -> Result<u8> {
+    match command {
+        Volume::Ls { quiet } => list(engine, quiet, out),
+        Volume::Create { name } => {
+            let name = engine.create_volume(name.as_deref())?;
+            out.line(&name)?;
+            Ok(0)
+        }
+        Volume::Inspect { names } => inspect(engine, &names, out),
+        Volume::Rm { names, force } => Ok(each(&names, |name| {
+            engine.remove_volume(name, force)?;
+            Ok(out.line(name)?)
+        })),
+    }
+}
+
+fn list(engine: &Engine, quiet: bool, out: &mut Stdout) -> Result<u8> {
+    let mut table = Table::new(["DRIVER", "VOLUME NAME"]);
+    for volume in engine.volumes()? {
+        if quiet {
+            out.line(&volume.name)?;
+        } else {
+            table.row(["local".to_owned(), volume.name]);
+        }
+    }
+    if !quiet {
+        table.lines().iter().try_for_each(|line| out.line(line))?;
+    }
+    Ok(0)
+}
+
+fn inspect(engine: &Engine, names: &[String], out: &mut Stdout) -> Result<u8> {
+    let mut found = Vec::new();
+    let code = each(names, |name| {
+        let (volume, mountpoint) = engine.volume_named(name)?;
+        let labels = if volume.record.anonymous {
+            json!({"com.docker.volume.anonymous": ""})
+        } else {
+            json!(null)
+        };
+        found.push(json!({
+            "CreatedAt": volume.record.created.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+            "Driver": "local",
+            "Labels": labels,
+            "Mountpoint": mountpoint,
+            "Name": volume.name,
+            "Options": null,
+            "Scope": "local",
+        }));
+        Ok(())
+    });
+    let mut text = Vec::new();
+    let mut json = serde_json::Serializer::with_formatter(
+        &mut text,
+        serde_json::ser::PrettyFormatter::with_indent(b"    "),
+    );
+    serde::Serialize::serialize(&found, &mut json)?;
+    out.line(&String::from_utf8_lossy(&text))?;
+    Ok(code)
+}

@@ -1,0 +1,223 @@
+//! The streams of a foreground container: between the caller's standard streams and the container's pipes or terminal.
+//!
+//! The container never gets the caller's own descriptors: through /proc/self/fd it could reopen a file of the host, push keys into the caller's terminal
+//! or have its owner changed. One thread copies each direction; they end by themselves when the container's side closes.
+
+use super::error::{Context, Error, Result};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, pipe_with};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::thread::{self, JoinHandle};
+
+/// Large enough that a system call is small beside the copy (the size of a pipe).
+const BUFFER: usize = 64 << 10;
+
+/// The container's ends of its streams.
+#[derive(Debug)]
+pub(super) struct Stdio {
+    /// Read by the container.
+    pub(super) stdin: OwnedFd,
+    /// Written by the container.
+    pub(super) stdout: OwnedFd,
+    /// Written by the container.
+    pub(super) stderr: OwnedFd,
+}
+
+/// The caller's ends.
+#[derive(Debug)]
+pub(super) struct Pipes {
+    stdin: Option<OwnedFd>,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+}
+
+/// The threads that copy what the container writes.
+#[derive(Debug)]
+pub(super) struct Output {
+    threads: Vec<JoinHandle<Result<(), Errno>>>,
+    /// Its writing ends are the threads': closed when all are done.
+    done: OwnedFd,
+}
+
+/// Pipes for a container without a terminal; standard input is /dev/null unless it is to be `open`.
+pub(super) fn pipes(open_stdin: bool) -> Result<(Stdio, Pipes)> {
+    let pipe = || pipe_with(PipeFlags::CLOEXEC).context(|| "making a pipe");
+    let (stdin, stdin_writer) = if open_stdin {
+        let (reader, writer) = pipe()?;
+        (reader, Some(writer))
+    } else {
+        let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .context(|| "opening /dev/null")?;
+        (null, None)
+    };
+    let (stdout_reader, stdout) = pipe()?;
+    let (stderr_reader, stderr) = pipe()?;
+    Ok((
+        Stdio {
+            stdin,
+            stdout,
+            stderr,
+        },
+        Pipes {
+            stdin: stdin_writer,
+            stdout: stdout_reader,
+            stderr: stderr_reader,
+        },
+    ))
+}
+
+impl Pipes {
+    /// Starts copying.
+    pub(super) fn relay(self) -> Result<Output> {
+        if let Some(writer) = self.stdin {
+            relay_stdin(writer)?;
+        }
+        let stdout = own(std::io::stdout().as_fd())?;
+        let stderr = own(std::io::stderr().as_fd())?;
+        Output::start([
+            ("stdout", self.stdout, stdout),
+            ("stderr", self.stderr, stderr),
+        ])
+    }
+}
+
+/// Starts copying between the caller's standard streams and the master end of a container's terminal.
+pub(super) fn relay_terminal(master: OwnedFd, open_stdin: bool) -> Result<Output> {
+    if open_stdin {
+        relay_stdin(own(master.as_fd())?)?;
+    }
+    Output::start([("terminal", master, own(std::io::stdout().as_fd())?)])
+}
+
+impl Output {
+    fn start<const N: usize>(copies: [(&str, OwnedFd, OwnedFd); N]) -> Result<Self> {
+        let (done, working) = pipe_with(PipeFlags::CLOEXEC).context(|| "making a pipe")?;
+        let mut threads = Vec::new();
+        for (name, from, to) in copies {
+            threads.push(copier(name, from, to, Some(own(working.as_fd())?))?);
+        }
+        Ok(Self { threads, done })
+    }
+
+    /// Readable (as closed) when everything the container wrote has been passed on, which is some time after its end.
+    pub(super) fn done(&self) -> BorrowedFd<'_> {
+        self.done.as_fd()
+    }
+
+    /// What became of it; waits until it is [done](Self::done).
+    pub(super) fn finish(self) -> Result<()> {
+        for thread in self.threads {
+            let copied = thread.join().map_err(|_panic| {
+                Error::failed("a thread that copied the container's output died")
+            })?;
+            copied.context(|| "writing the container's output")?;
+        }
+        Ok(())
+    }
+}
+
+/// This thread is never joined: it may wait for a key that nobody will press.
+fn relay_stdin(to: OwnedFd) -> Result<()> {
+    copier("stdin", own(std::io::stdin().as_fd())?, to, None).map(drop)
+}
+
+fn own(fd: BorrowedFd<'_>) -> Result<OwnedFd> {
+    fd.try_clone_to_owned()
+        .context(|| "duplicating a standard stream")
+}
+
+/// Copies in a thread that holds `working` for as long.
+fn copier(
+    name: &str,
+    from: OwnedFd,
+    to: OwnedFd,
+    working: Option<OwnedFd>,
+) -> Result<JoinHandle<Result<(), Errno>>> {
+    let copying = move || {
+        let copied = copy(&from, &to);
+        drop(working);
+        copied
+    };
+    thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(copying)
+        .context(|| "starting a thread")
+}
+
+/// Copies until the end. A side that went away is an end, not an error: EPIPE from a reader, EIO from a terminal.
+fn copy(from: &OwnedFd, to: &OwnedFd) -> Result<(), Errno> {
+    let mut buffer = vec![0_u8; BUFFER];
+    loop {
+        let length = match rustix::io::read(from, &mut buffer) {
+            Ok(0) | Err(Errno::IO) => return Ok(()),
+            Ok(length) => length,
+            Err(Errno::INTR) => continue,
+            Err(Errno::AGAIN) => {
+                wait(from, rustix::event::PollFlags::IN)?;
+                continue;
+            }
+            Err(errno) => return Err(errno),
+        };
+        match write_all(to, buffer.get(..length).unwrap_or_default()) {
+            Ok(()) => {}
+            Err(Errno::PIPE | Errno::IO) => return Ok(()),
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
+fn write_all(to: &OwnedFd, mut bytes: &[u8]) -> Result<(), Errno> {
+    while !bytes.is_empty() {
+        match rustix::io::write(to, bytes) {
+            Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
+            Err(Errno::INTR) => {}
+            // The caller's stream may have been made non-blocking by somebody who shares it.
+            Err(Errno::AGAIN) => wait(to, rustix::event::PollFlags::OUT)?,
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+fn wait(on: &OwnedFd, what: rustix::event::PollFlags) -> Result<(), Errno> {
+    match rustix::event::poll(&mut [rustix::event::PollFd::new(on, what)], None) {
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+
+    #[test]
+    fn everything_is_copied_also_through_a_non_blocking_pipe() {
+        let (from, mut feed) = pipe_with(PipeFlags::CLOEXEC)
+            .map(|(r, w)| (r, std::fs::File::from(w)))
+            .unwrap();
+        let (sink, to) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).unwrap();
+        rustix::fs::fcntl_setfl(&sink, OFlags::empty()).unwrap();
+        let sent: Vec<u8> = (0..1_000_000_u32).map(|n| n.to_le_bytes()[0]).collect();
+        let thread = copier("test", from, to, None).unwrap();
+        let expected = sent.clone();
+        let writer = thread::spawn(move || feed.write_all(&sent));
+        let mut received = Vec::new();
+        std::fs::File::from(sink)
+            .read_to_end(&mut received)
+            .unwrap();
+        writer.join().unwrap().unwrap();
+        thread.join().unwrap().unwrap();
+        assert!(received == expected);
+    }
+
+    #[test]
+    fn a_reader_that_left_ends_the_copy_without_error() {
+        let (from, feed) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        let (sink, to) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        drop(sink);
+        rustix::io::write(&feed, b"x").unwrap();
+        assert_eq!(copy(&from, &to), Ok(()));
+    }
+}

@@ -1,0 +1,97 @@
+//! `config.json`: what a container is. Written once when it is made, never changed.
+//!
+//! The store's gc reads `layers` and `blobs` of it and nothing else.
+
+use crate::engine::process::Process;
+use cowl_core::digest::{DiffId, ImageId, Sha256Digest};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// The format of `config.json` that this program writes.
+pub const VERSION: u32 = 1;
+
+/// What a container is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Config {
+    /// [`VERSION`].
+    pub version: u32,
+    /// 64 hex digits.
+    pub id: String,
+    /// Unique among the containers of a store.
+    pub name: String,
+    /// When it was made.
+    pub created: Timestamp,
+    /// The image as the user named it.
+    pub image: String,
+    /// The image that name meant at that time.
+    pub image_id: ImageId,
+    /// The layers below the container's upper, bottom first. They stay in the store while the container does, whatever becomes of the image.
+    pub layers: Vec<DiffId>,
+    /// The image's configuration and manifest, which stay likewise.
+    pub blobs: Vec<Sha256Digest>,
+    /// Program, arguments, environment, user.
+    pub process: Process,
+    /// Of the container's own UTS namespace.
+    pub hostname: String,
+    /// It has a terminal of its own.
+    pub tty: bool,
+    /// Its standard input is the caller's, not /dev/null.
+    pub open_stdin: bool,
+    /// Limit in bytes.
+    pub memory: Option<u64>,
+    /// Removed, with its anonymous volumes, when it is over.
+    pub auto_remove: bool,
+    /// In the order in which they are mounted: a parent before what is below it.
+    pub mounts: Vec<Mount>,
+}
+
+/// A volume or a host path in a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    /// What is mounted.
+    pub source: MountSource,
+    /// Absolute path in the container.
+    pub destination: String,
+    /// Mounted read-only.
+    pub read_only: bool,
+}
+
+/// What is mounted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MountSource {
+    /// A volume of the store.
+    Volume {
+        /// Its name.
+        name: String,
+        /// Made for this container and removed with it (`rm -v`, `--rm`).
+        anonymous: bool,
+        /// A new volume begins empty instead of with what the image has there.
+        no_copy: bool,
+    },
+    /// A path of the host, absolute.
+    Bind(PathBuf),
+}
+
+impl Config {
+    /// Names of the volumes it uses.
+    pub fn volumes(&self) -> impl Iterator<Item = &str> {
+        self.mounts.iter().filter_map(|mount| match &mount.source {
+            MountSource::Volume { name, .. } => Some(name.as_str()),
+            MountSource::Bind(_) => None,
+        })
+    }
+
+    /// Names of the volumes that belong to it alone.
+    pub fn anonymous_volumes(&self) -> impl Iterator<Item = &str> {
+        self.mounts.iter().filter_map(|mount| match &mount.source {
+            MountSource::Volume {
+                name,
+                anonymous: true,
+                ..
+            } => Some(name.as_str()),
+            _ => None,
+        })
+    }
+}

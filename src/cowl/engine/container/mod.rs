@@ -1,0 +1,366 @@
+//! The containers of a store, as directories.
+//!
+//! ```text
+//! containers/             locked while a name is given out or a container disappears
+//! containers/<id>/        64 hex digits; locked by the engine until the container runs
+//!   config.json           what the container is (config); without it the directory is not a container yet
+//!   lock, exit.json       the monitor's (cowl_launch::status)
+//!   upper/ work/          the container's own files; work/lock is held while they are mounted
+//! containers/.gone-<id>/  on its way out: no longer a container, removed by whoever comes next if its remover was killed; locked by its remover
+//! containers/.gone-with-volumes-<id>/   likewise, and its anonymous volumes go with it
+//! ```
+//!
+//! The locks are flocks; those of directories are on the directories themselves.
+//!
+//! Invariant: a directory with a `config.json` is a container with a name of its own; what it does is asked of [`state`], never remembered.
+
+pub mod config;
+pub mod state;
+#[cfg(test)]
+mod tests;
+
+use super::error::{Context, Error, Result};
+use super::files;
+use super::names;
+use config::Config;
+use cowl_core::store::remove_tree;
+use cowl_launch::status;
+use rustix::fs::Mode;
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use state::{Exit, Facts, Monitored, Status};
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+/// The lock that the engine holds while it makes a container: the directory's own.
+const MAKING: &str = ".";
+const CONFIG: &str = "config.json";
+const GONE: &str = ".gone-";
+const GONE_WITH_VOLUMES: &str = ".gone-with-volumes-";
+
+/// The directory `containers/`.
+#[derive(Debug)]
+pub struct Containers {
+    dir: OwnedFd,
+    path: PathBuf,
+}
+
+/// Nobody else gives out a name or removes a container or a volume while this lives.
+#[derive(Debug)]
+pub struct Guard(#[expect(dead_code, reason = "held for its lock")] OwnedFd);
+
+/// One container.
+#[derive(Debug)]
+pub struct Container {
+    dir: OwnedFd,
+    /// What it is.
+    pub config: Config,
+}
+
+/// A container that is being made: nobody else takes it for abandoned.
+#[derive(Debug)]
+pub struct Making {
+    /// The container.
+    pub container: Container,
+    lock: OwnedFd,
+}
+
+impl Making {
+    /// Lets go: from now on the monitor's lock says what the container is doing, or nothing does.
+    pub fn done(self) -> Container {
+        drop(self.lock);
+        self.container
+    }
+}
+
+impl Containers {
+    /// Opens (and makes, if need be) `containers/` of a store.
+    pub fn open(root: &Path) -> Result<Self> {
+        let store =
+            files::open_dir(root).context(|| format!("opening the store {}", root.display()))?;
+        Ok(Self {
+            dir: files::ensure_dir_at(&store, "containers", 0o700)?,
+            path: root.join("containers"),
+        })
+    }
+
+    /// Waits for the right to change what containers there are.
+    pub fn guard(&self) -> Result<Guard> {
+        files::lock_dir(&self.dir)
+            .map(Guard)
+            .context(|| format!("locking {}", self.path.display()))
+    }
+
+    /// All containers, newest first.
+    pub fn list(&self) -> Result<Vec<Container>> {
+        let mut containers = Vec::new();
+        for name in self.entries()? {
+            if is_id(&name)
+                && let Some(container) = self.read(&name)?
+            {
+                containers.push(container);
+            }
+        }
+        containers.sort_by(|a, b| {
+            b.config
+                .created
+                .cmp(&a.config.created)
+                .then_with(|| a.config.id.cmp(&b.config.id))
+        });
+        Ok(containers)
+    }
+
+    /// The container that `needle` means: a whole id, a name, or the beginning of one id only.
+    pub fn find(&self, needle: &str) -> Result<Container> {
+        let missing = || Error::not_found(format!("No such container: {needle}"));
+        let name = needle.strip_prefix('/').unwrap_or(needle);
+        let mut by_prefix = Vec::new();
+        for container in self.list()? {
+            if container.config.id == needle || container.config.name == name {
+                return Ok(container);
+            }
+            if !needle.is_empty() && container.config.id.starts_with(needle) {
+                by_prefix.push(container);
+            }
+        }
+        match (by_prefix.pop(), by_prefix.is_empty()) {
+            (Some(container), true) => Ok(container),
+            (Some(_), false) => Err(Error::invalid(format!(
+                "multiple IDs found with provided prefix: {needle}"
+            ))),
+            (None, _) => Err(missing()),
+        }
+    }
+
+    /// Makes a container's directory. Its name must be free: ask under the same guard.
+    pub fn create(&self, _guard: &Guard, config: Config) -> Result<Making> {
+        let id = config.id.clone();
+        let made = self.make(config);
+        if made.is_err() {
+            remove_tree(&self.dir, &id).context(|| format!("removing containers/{id}"))?;
+        }
+        made.context(|| format!("making {}", self.path.join(&id).display()))
+    }
+
+    fn make(&self, config: Config) -> Result<Making> {
+        rustix::fs::mkdirat(&self.dir, &config.id, Mode::RWXU)?;
+        let dir = files::open_dir_at(&self.dir, &config.id)?;
+        let lock = files::lock_dir(&dir)?;
+        files::ensure_dir_at(&dir, "upper", 0o755)?;
+        files::ensure_dir_at(&dir, "work", 0o700)?;
+        files::write_json(&dir, CONFIG, &config)?;
+        rustix::fs::fsync(&self.dir)?;
+        Ok(Making {
+            container: Container { dir, config },
+            lock,
+        })
+    }
+
+    /// Containers whose time is over: made by a process that was killed, or to be removed at their end.
+    pub fn forsaken(&self) -> Result<Vec<Container>> {
+        let mut forsaken = Vec::new();
+        for container in self.list()? {
+            let over = match container.status()? {
+                Status::Abandoned => true,
+                Status::Exited(_) => container.config.auto_remove,
+                Status::Created | Status::Running => false,
+            };
+            if over {
+                forsaken.push(container);
+            }
+        }
+        Ok(forsaken)
+    }
+
+    /// Takes a container away from all eyes; [`Containers::purge`] removes what it was. Its processes and its mount must be gone.
+    pub fn vanish(&self, _guard: &Guard, container: &Container, with_volumes: bool) -> Result<()> {
+        let id = &container.config.id;
+        let prefix = if with_volumes {
+            GONE_WITH_VOLUMES
+        } else {
+            GONE
+        };
+        match rustix::fs::renameat(&self.dir, id, &self.dir, format!("{prefix}{id}")) {
+            // Somebody else removed it meanwhile, which is what was wanted.
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(Error::from(errno).context(format!("removing container {id}"))),
+        }
+    }
+
+    /// Removes what has vanished, each after `belongings` has removed the anonymous volumes that go with it. Call it without the guard: an upper can be
+    /// large.
+    pub fn purge(&self, belongings: impl Fn(&Config) -> Result<()>) -> Result<()> {
+        for name in self.entries()?.iter().filter(|name| name.starts_with(GONE)) {
+            let dir = match files::open_dir_at(&self.dir, name) {
+                Ok(dir) => dir,
+                Err(Errno::NOENT) => continue,
+                Err(errno) => {
+                    return Err(Error::from(errno).context(format!("opening containers/{name}")));
+                }
+            };
+            // One at a time, since two would trip over each other's removals.
+            let _removing = files::lock_dir(&dir)?;
+            if name.starts_with(GONE_WITH_VOLUMES) {
+                files::read_json(&dir, CONFIG)?
+                    .as_ref()
+                    .map_or(Ok(()), &belongings)?;
+            }
+            remove_tree(&self.dir, name)
+                .context(|| format!("removing {}", self.path.join(name).display()))?;
+        }
+        Ok(())
+    }
+
+    fn read(&self, id: &str) -> Result<Option<Container>> {
+        let dir = match files::open_dir_at(&self.dir, id) {
+            Ok(dir) => dir,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(errno) => {
+                return Err(Error::from(errno).context(format!("opening containers/{id}")));
+            }
+        };
+        let config: Option<Config> = files::read_json(&dir, CONFIG).context(|| {
+            format!(
+                "container {}; remove {} to go on without it",
+                names::short(id),
+                self.path.join(id).display()
+            )
+        })?;
+        Ok(config.map(|config| Container { dir, config }))
+    }
+
+    fn entries(&self) -> Result<Vec<String>> {
+        files::names(&self.dir).context(|| format!("listing {}", self.path.display()))
+    }
+}
+
+impl Container {
+    /// Its directory.
+    pub fn dir(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+
+    /// What it is doing now.
+    pub fn status(&self) -> Result<Status> {
+        let making = files::is_locked(&self.dir, MAKING)?;
+        let monitored = files::is_locked(&self.dir, status::LOCK)?;
+        let started = self.monitored().is_some_and(|monitored| monitored.pid != 0);
+        let exit: Option<Exit> = files::read_json(&self.dir, status::EXIT)?;
+        Ok(Status::derive(Facts {
+            making,
+            monitored,
+            started,
+            exit,
+        }))
+    }
+
+    /// Kills its processes. They are gone when [`Container::wait_over`] returns.
+    pub fn kill(&self) -> Result<()> {
+        files::wait_unlocked(&self.dir, MAKING)?;
+        let Some(monitored) = self.monitored() else {
+            return Ok(());
+        };
+        let killed = match monitored.pid {
+            // Killed before it started anything: its container doesn't come to be.
+            0 => self.kill_monitor(monitored.monitor),
+            pid => kill_child(pid, monitored.monitor),
+        };
+        killed.context(|| format!("killing container {}", names::short(&self.config.id)))
+    }
+
+    fn kill_monitor(&self, pid: i32) -> Result<()> {
+        let Some(pidfd) = open_process(pid)? else {
+            return Ok(());
+        };
+        // The lock was its own when the descriptor was opened, so the descriptor is the monitor's.
+        if files::is_locked(&self.dir, status::LOCK)? {
+            send_kill(&pidfd)?;
+        }
+        Ok(())
+    }
+
+    /// Waits until its monitor is gone and its files are mounted nowhere.
+    pub fn wait_over(&self) -> Result<()> {
+        files::wait_unlocked(&self.dir, MAKING)?;
+        files::wait_unlocked(&self.dir, status::LOCK)?;
+        let work = files::open_dir_at(&self.dir, "work").context(|| "opening work")?;
+        files::wait_unlocked(&work, "lock")
+    }
+
+    /// Upper and work, to be mounted.
+    pub fn upper(&self) -> Result<(OwnedFd, OwnedFd)> {
+        let open = |name: &str| {
+            files::open_dir_at(&self.dir, name).context(|| {
+                format!(
+                    "opening {name} of container {}",
+                    names::short(&self.config.id)
+                )
+            })
+        };
+        Ok((open("upper")?, open("work")?))
+    }
+
+    /// What the monitor wrote into its lock; half a text is none.
+    fn monitored(&self) -> Option<Monitored> {
+        files::read_json(&self.dir, status::LOCK).ok().flatten()
+    }
+}
+
+fn is_id(name: &str) -> bool {
+    name.len() == 64 && name.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+fn open_process(pid: i32) -> Result<Option<OwnedFd>> {
+    let Some(pid) = Pid::from_raw(pid) else {
+        return Ok(None);
+    };
+    match pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(pidfd) => Ok(Some(pidfd)),
+        Err(Errno::SRCH | Errno::INVAL) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+fn send_kill(pidfd: &OwnedFd) -> Result<()> {
+    match pidfd_send_signal(pidfd, Signal::KILL) {
+        Ok(()) | Err(Errno::SRCH) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Kills `pid` if it is a child of `monitor`: a number that has passed to another process since is left alone.
+fn kill_child(pid: i32, monitor: i32) -> Result<()> {
+    let Some(pidfd) = open_process(pid)? else {
+        return Ok(());
+    };
+    // Asked while the descriptor is open: if the process it means is alive, the answer is about that one.
+    if parent(pid)? == Some(monitor) {
+        send_kill(&pidfd)?;
+    }
+    Ok(())
+}
+
+/// Parent of a process; none if it is gone.
+fn parent(pid: i32) -> Result<Option<i32>> {
+    use std::io::Read;
+    let mut stat = String::new();
+    match File::open(format!("/proc/{pid}/stat"))
+        .and_then(|file| file.take(4096).read_to_string(&mut stat))
+    {
+        Ok(_) => {}
+        Err(error)
+            if matches!(
+                Errno::from_io_error(&error),
+                Some(Errno::NOENT | Errno::SRCH)
+            ) =>
+        {
+            return Ok(None);
+        }
+        Err(error) => return Err(error.into()),
+    }
+    // Fields 3 and 4 follow the last parenthesis: the name before it may hold anything.
+    Ok(stat
+        .rsplit_once(") ")
+        .and_then(|(_, after)| after.split(' ').nth(1)?.parse().ok()))
+}

@@ -1,0 +1,228 @@
+//! The life of a container's directory, with the monitor played by whoever locks `lock`.
+
+use super::*;
+use crate::engine::process::Process;
+use config::{Mount, MountSource, VERSION};
+use cowl_core::digest::{ImageId, Sha256Digest};
+use jiff::Timestamp;
+use rustix::fs::{FlockOperation, flock};
+
+struct Store {
+    temp: tempfile::TempDir,
+    containers: Containers,
+}
+
+impl Store {
+    fn new() -> Self {
+        let temp = tempfile::tempdir().unwrap();
+        let containers = Containers::open(temp.path()).unwrap();
+        Self { temp, containers }
+    }
+
+    fn make(&self, id: &str, name: &str) -> Making {
+        let guard = self.containers.guard().unwrap();
+        self.containers.create(&guard, config(id, name)).unwrap()
+    }
+
+    fn remove(&self, container: &Container) {
+        container.wait_over().unwrap();
+        let guard = self.containers.guard().unwrap();
+        self.containers.vanish(&guard, container, true).unwrap();
+    }
+
+    /// Names in `containers/`.
+    fn names(&self) -> Vec<String> {
+        files::names(files::open_dir(&self.temp.path().join("containers")).unwrap()).unwrap()
+    }
+}
+
+fn config(id: &str, name: &str) -> Config {
+    let process = Process {
+        argv: vec!["true".into()],
+        entrypoint_len: 0,
+        env: vec![],
+        cwd: "/".into(),
+        user: String::new(),
+    };
+    let volume = MountSource::Volume {
+        name: format!("anonymous-{name}"),
+        anonymous: true,
+        no_copy: false,
+    };
+    Config {
+        version: VERSION,
+        id: id.repeat(64 / id.len()),
+        name: name.into(),
+        created: Timestamp::now(),
+        image: "app".into(),
+        image_id: ImageId(Sha256Digest::of(b"")),
+        layers: vec![],
+        blobs: vec![],
+        process,
+        hostname: "h".into(),
+        tty: false,
+        open_stdin: false,
+        memory: None,
+        auto_remove: false,
+        mounts: vec![Mount {
+            source: volume,
+            destination: "/data".into(),
+            read_only: false,
+        }],
+    }
+}
+
+/// Locks and writes what the monitor locks and writes.
+fn monitor(container: &Container, pid: i32) -> File {
+    let path = format!(
+        "/proc/self/fd/{}/{}",
+        std::os::fd::AsRawFd::as_raw_fd(&container.dir),
+        status::LOCK
+    );
+    std::fs::write(
+        &path,
+        format!(
+            "{{\"monitor\":{},\"pid\":{pid},\"started_at\":\"\"}}",
+            std::process::id()
+        ),
+    )
+    .unwrap();
+    let lock = File::open(&path).unwrap();
+    flock(&lock, FlockOperation::NonBlockingLockExclusive).unwrap();
+    lock
+}
+
+#[test]
+fn a_container_is_created_then_runs_then_is_over() {
+    let store = Store::new();
+    let making = store.make("ab", "web");
+    assert_eq!(making.container.status().unwrap(), Status::Created);
+    let lock = monitor(&making.container, 4_000_000);
+    let container = making.done();
+    assert_eq!(container.status().unwrap(), Status::Running);
+    std::fs::write(
+        format!(
+            "{}/containers/{}/exit.json",
+            store.temp.path().display(),
+            container.config.id
+        ),
+        r#"{"exit_code":3,"oom_killed":false,"finished_at":"2026-01-01T00:00:00Z"}"#,
+    )
+    .unwrap();
+    drop(lock);
+    assert!(matches!(
+        container.status().unwrap(),
+        Status::Exited(Exit { exit_code: 3, .. })
+    ));
+    assert!(store.containers.forsaken().unwrap().is_empty());
+}
+
+#[test]
+fn whoever_was_killed_the_status_is_true() {
+    let store = Store::new();
+    // The monitor: it had said that the program runs.
+    let container = store.make("ab", "one").done();
+    drop(monitor(&container, 4_000_000));
+    assert!(matches!(
+        container.status().unwrap(),
+        Status::Exited(Exit {
+            exit_code: state::LOST,
+            ..
+        })
+    ));
+    // The engine, before there was a monitor.
+    let container = store.make("cd", "two").done();
+    assert_eq!(container.status().unwrap(), Status::Abandoned);
+    let forsaken = store.containers.forsaken().unwrap();
+    assert_eq!(
+        forsaken
+            .iter()
+            .map(|container| container.config.name.as_str())
+            .collect::<Vec<_>>(),
+        ["two"]
+    );
+}
+
+#[test]
+fn a_container_is_found_by_id_name_or_an_unambiguous_beginning() {
+    let store = Store::new();
+    let _held = (store.make("ab", "web"), store.make("ac", "abacus"));
+    let find = |needle: &str| {
+        store
+            .containers
+            .find(needle)
+            .map(|container| container.config.name)
+    };
+    assert_eq!(find(&"ab".repeat(32)).unwrap(), "web");
+    assert_eq!(find("/web").unwrap(), "web");
+    assert_eq!(find("abab").unwrap(), "web");
+    assert_eq!(find("abacus").unwrap(), "abacus");
+    assert_eq!(
+        find("a").unwrap_err().to_string(),
+        "multiple IDs found with provided prefix: a"
+    );
+    assert_eq!(find("").unwrap_err().to_string(), "No such container: ");
+    assert_eq!(find("b").unwrap_err().to_string(), "No such container: b");
+}
+
+#[test]
+fn a_removal_that_was_killed_is_completed_with_what_belongs_to_it() {
+    let store = Store::new();
+    let container = store.make("ab", "web").done();
+    std::fs::write(
+        format!(
+            "{}/containers/{}/upper/file",
+            store.temp.path().display(),
+            container.config.id
+        ),
+        "x",
+    )
+    .unwrap();
+    store.remove(&container);
+    // Killed here: it is no container any more, and the next one to purge finishes.
+    assert!(store.containers.list().unwrap().is_empty());
+    assert_eq!(store.names().len(), 1);
+    let mut removed = Vec::new();
+    let belongings = std::cell::RefCell::new(&mut removed);
+    store
+        .containers
+        .purge(|config| {
+            belongings
+                .borrow_mut()
+                .extend(config.anonymous_volumes().map(str::to_owned));
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(removed, ["anonymous-web"]);
+    assert_eq!(store.names(), [""; 0]);
+    // A second remover that comes too late is content.
+    store
+        .containers
+        .vanish(&store.containers.guard().unwrap(), &container, true)
+        .unwrap();
+}
+
+#[test]
+fn only_the_monitors_own_child_is_killed() {
+    let store = Store::new();
+    let container = store.make("ab", "web").done();
+    let mut child = std::process::Command::new("sleep")
+        .arg("1000")
+        .spawn()
+        .unwrap();
+    let pid = i32::try_from(child.id()).unwrap();
+    let lock = monitor(&container, pid);
+    assert_eq!(
+        parent(pid).unwrap(),
+        Some(i32::try_from(std::process::id()).unwrap())
+    );
+    kill_child(pid, 1).unwrap();
+    assert!(
+        child.try_wait().unwrap().is_none(),
+        "it is not the child of process 1"
+    );
+    container.kill().unwrap();
+    assert!(!child.wait().unwrap().success());
+    drop(lock);
+    container.wait_over().unwrap();
+}

@@ -1,0 +1,175 @@
+//! What can go wrong in the engine, by what a caller does about it.
+//!
+//! `cli` turns a kind into an exit code; an HTTP front turns it into a status. The text is one line: what, which thing, why, and what to do.
+
+use std::fmt;
+
+/// What a caller may decide on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// No such image, container or volume.
+    NotFound,
+    /// The thing is there and its state forbids the request: a name in use, a running container, an image in use.
+    Conflict,
+    /// The request itself is wrong.
+    Invalid,
+    /// The container's program was not found (exit code 127).
+    CommandNotFound,
+    /// The container's program is there and can't be executed (exit code 126).
+    CommandNotExecutable,
+    /// Everything else: the host, the store, the helpers.
+    Failed,
+}
+
+/// An error of the engine.
+#[derive(Debug)]
+pub struct Error {
+    kind: Kind,
+    source: anyhow::Error,
+}
+
+/// Result of engine functions.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// An error of `kind` with its text.
+    pub fn new(kind: Kind, text: impl Into<String>) -> Self {
+        Self {
+            kind,
+            source: anyhow::Error::msg(text.into()),
+        }
+    }
+
+    /// [`Kind::NotFound`].
+    pub fn not_found(text: impl Into<String>) -> Self {
+        Self::new(Kind::NotFound, text)
+    }
+
+    /// [`Kind::Conflict`].
+    pub fn conflict(text: impl Into<String>) -> Self {
+        Self::new(Kind::Conflict, text)
+    }
+
+    /// [`Kind::Invalid`].
+    pub fn invalid(text: impl Into<String>) -> Self {
+        Self::new(Kind::Invalid, text)
+    }
+
+    /// [`Kind::Failed`].
+    pub fn failed(text: impl Into<String>) -> Self {
+        Self::new(Kind::Failed, text)
+    }
+
+    /// What a caller may decide on.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The same kind, with what was being done in front of the text.
+    #[must_use]
+    pub fn context(self, what: impl fmt::Display + Send + Sync + 'static) -> Self {
+        Self {
+            kind: self.kind,
+            source: self.source.context(what),
+        }
+    }
+}
+
+/// The whole chain on one line, outermost first. What an error already says of its cause isn't said twice.
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut last = String::new();
+        for cause in self.source.chain() {
+            let text = without_numbers(&cause.to_string());
+            if last.ends_with(&text) {
+                continue;
+            }
+            write!(f, "{}{text}", if last.is_empty() { "" } else { ": " })?;
+            last = text;
+        }
+        Ok(())
+    }
+}
+
+/// Without the " (os error 2)" that the standard library adds to what the system says.
+fn without_numbers(text: &str) -> String {
+    let mut parts = text.split(" (os error ");
+    let mut plain = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        plain.push_str(
+            part.trim_start_matches(|c: char| c.is_ascii_digit())
+                .strip_prefix(')')
+                .unwrap_or(part),
+        );
+    }
+    plain
+}
+
+impl<E: std::error::Error + Send + Sync + 'static> From<E> for Error {
+    fn from(source: E) -> Self {
+        Self {
+            kind: Kind::Failed,
+            source: anyhow::Error::new(source),
+        }
+    }
+}
+
+/// Adds what was being done to an error, as the outer part of its text.
+pub trait Context<T> {
+    /// `what: error`.
+    fn context<D: fmt::Display + Send + Sync + 'static>(
+        self,
+        what: impl FnOnce() -> D,
+    ) -> Result<T>;
+}
+
+impl<T, E: Into<Error>> Context<T> for std::result::Result<T, E> {
+    fn context<D: fmt::Display + Send + Sync + 'static>(
+        self,
+        what: impl FnOnce() -> D,
+    ) -> Result<T> {
+        self.map_err(|error| error.into().context(what()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn context_keeps_the_kind_and_the_order() {
+        let result: Result<()> = Err(Error::not_found("No such image: x")).context(|| "running y");
+        let error = result.unwrap_err();
+        assert_eq!(error.kind(), Kind::NotFound);
+        assert_eq!(error.to_string(), "running y: No such image: x");
+    }
+
+    #[test]
+    fn a_cause_is_not_said_twice() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("cannot open x: {source}")]
+        struct Outer {
+            source: std::io::Error,
+        }
+        let error = Error::from(Outer {
+            source: std::io::ErrorKind::NotFound.into(),
+        })
+        .context("store y");
+        assert_eq!(
+            error.to_string(),
+            "store y: cannot open x: entity not found"
+        );
+    }
+
+    #[test]
+    fn a_system_error_is_a_failure_with_its_words() {
+        let error = std::result::Result::<(), _>::Err(rustix::io::Errno::NOSPC)
+            .context(|| "writing /x/config.json")
+            .unwrap_err();
+        assert_eq!(error.kind(), Kind::Failed);
+        assert_eq!(
+            error.to_string(),
+            "writing /x/config.json: No space left on device"
+        );
+    }
+}

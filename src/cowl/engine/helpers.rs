@@ -1,0 +1,55 @@
+//! The programs that stand beside `cowl`: found next to its own executable, else in PATH.
+
+use super::error::{Error, Result};
+use rustix::fs::{Access, access};
+use std::path::{Path, PathBuf};
+
+/// Path of the program `name`.
+pub fn find(name: &str) -> Result<PathBuf> {
+    lookup(name).ok_or_else(|| {
+        Error::failed(format!(
+            "{name} is neither beside cowl nor in PATH; install it where cowl is"
+        ))
+    })
+}
+
+/// Path of the program `name`, if it is anywhere.
+pub fn lookup(name: &str) -> Option<PathBuf> {
+    let beside = std::env::current_exe()
+        .ok()
+        .and_then(|exe| Some(exe.parent()?.join(name)));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let directories = std::env::split_paths(&path).filter(|directory| directory.is_absolute());
+    beside
+        .into_iter()
+        .chain(directories.map(|directory| directory.join(name)))
+        .find(|program| is_program(program))
+}
+
+/// All programs in the searched directories whose name begins with `prefix`, without it.
+pub fn with_prefix(prefix: &str) -> Vec<String> {
+    let beside = std::env::current_exe()
+        .ok()
+        .and_then(|exe| Some(exe.parent()?.to_owned()));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let directories = beside.into_iter().chain(std::env::split_paths(&path));
+    let entries = directories
+        .filter_map(|directory| std::fs::read_dir(directory).ok())
+        .flatten()
+        .flatten();
+    entries
+        .filter_map(|entry| {
+            entry
+                .file_name()
+                .to_str()?
+                .strip_prefix(prefix)
+                .map(str::to_owned)
+        })
+        .collect()
+}
+
+fn is_program(path: &Path) -> bool {
+    let is_regular = rustix::fs::stat(path)
+        .is_ok_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file());
+    is_regular && access(path, Access::EXEC_OK).is_ok()
+}

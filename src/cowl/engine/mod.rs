@@ -1,0 +1,181 @@
+//! The engine: containers and their life, images and volumes as people use them, mounts.
+//!
+//! It stands between `cli` (which prints) and the rooms that know files: `core::store` for images, `volume`, `container`. It has no state of its own: each
+//! call looks at the store, so any number of `cowl` processes work on one store at a time. Whatever a killed one left is put right by the next command.
+
+mod attach;
+pub mod container;
+pub mod error;
+pub(crate) mod files;
+pub mod helpers;
+pub mod host;
+pub mod image;
+mod mount;
+mod mountpoint;
+mod names;
+pub mod process;
+pub mod run;
+mod signals;
+mod terminal;
+
+pub use mount::MountRequest;
+pub use names::short;
+
+use crate::volume::{Volume, VolumeName, Volumes};
+use container::config::Config;
+use container::state::Status;
+use container::{Container, Containers};
+use cowl_core::store::Store;
+use error::{Context, Error, Result};
+use std::path::Path;
+
+/// An open store with its containers and volumes.
+#[derive(Debug)]
+pub struct Engine {
+    store: Store,
+    containers: Containers,
+    volumes: Volumes,
+}
+
+impl Engine {
+    /// Opens the store at `root`, making it if there is none.
+    pub fn open(root: &Path) -> Result<Self> {
+        let store = Store::open_or_create(root)?;
+        let containers = Containers::open(store.root())?;
+        let volumes = Volumes::open(store.root())?;
+        Ok(Self {
+            store,
+            containers,
+            volumes,
+        })
+    }
+
+    /// The store itself.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// All containers and what they are doing, newest first.
+    pub fn containers(&self) -> Result<Vec<(Container, Status)>> {
+        let with_status =
+            |container: Container| container.status().map(|status| (container, status));
+        self.containers
+            .list()?
+            .into_iter()
+            .map(with_status)
+            .collect()
+    }
+
+    /// Removes what killed commands left, and containers that were to go at their end.
+    pub fn sweep(&self) -> Result<()> {
+        for container in self.containers.forsaken()? {
+            self.remove_container(&container, true)?;
+        }
+        self.purge()
+    }
+
+    /// Removes a container by id or name; `force` kills a running one, `with_volumes` removes its anonymous volumes too.
+    pub fn remove(&self, needle: &str, force: bool, with_volumes: bool) -> Result<()> {
+        let container = self.containers.find(needle)?;
+        // One that was to be removed at its end goes as it would have gone.
+        let with_volumes = with_volumes || container.config.auto_remove;
+        match container.status()? {
+            Status::Running | Status::Created if !force => Err(Error::conflict(format!(
+                "cannot remove container \"{needle}\": container is running: stop the container before removing or force remove (cowl rm -f {needle})"
+            ))),
+            Status::Running | Status::Created => {
+                container.kill()?;
+                self.remove_container(&container, with_volumes)
+            }
+            Status::Exited(_) | Status::Abandoned => {
+                self.remove_container(&container, with_volumes)
+            }
+        }
+    }
+
+    /// Removes a container that is over or about to be: waits for its monitor and its mount, never for longer than they live.
+    fn remove_container(&self, container: &Container, with_volumes: bool) -> Result<()> {
+        container.wait_over()?;
+        let guard = self.containers.guard()?;
+        self.containers.vanish(&guard, container, with_volumes)?;
+        drop(guard);
+        self.purge()?;
+        // An image that was removed while the container needed its files goes with it.
+        if self
+            .store
+            .refs()?
+            .iter()
+            .any(|record| record.layers == container.config.layers)
+        {
+            return Ok(());
+        }
+        self.store
+            .gc()
+            .map(drop)
+            .context(|| "freeing what only the container used")
+    }
+
+    fn purge(&self) -> Result<()> {
+        self.containers.purge(|config: &Config| {
+            let _guard = self.containers.guard()?;
+            for name in config.anonymous_volumes() {
+                if self.users_of_volume(name)?.is_empty() {
+                    self.volumes.remove(name)?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// All volumes, by name.
+    pub fn volumes(&self) -> Result<Vec<Volume>> {
+        self.volumes.list()
+    }
+
+    /// A volume, and where its content is on the host.
+    pub fn volume_named(&self, name: &str) -> Result<(Volume, std::path::PathBuf)> {
+        Ok((self.volumes.find(name)?, self.volumes.mountpoint(name)))
+    }
+
+    /// Makes a volume; one that is there stays as it is. Without a name it gets a generated one.
+    pub fn create_volume(&self, name: Option<&str>) -> Result<String> {
+        let generated = if name.is_none() {
+            Some(names::new_id()?)
+        } else {
+            None
+        };
+        let parsed = VolumeName::parse(name.or(generated.as_deref()).unwrap_or_default())
+            .map_err(Error::invalid)?;
+        let _guard = self.containers.guard()?;
+        self.volumes
+            .create(&parsed, generated.is_some())
+            .map(|volume| volume.name)
+    }
+
+    /// Removes a volume that no container uses. With `force` one that isn't there is fine.
+    pub fn remove_volume(&self, name: &str, force: bool) -> Result<()> {
+        let _guard = self.containers.guard()?;
+        let users = self.users_of_volume(name)?;
+        if !users.is_empty() {
+            return Err(Error::conflict(format!(
+                "remove {name}: volume is in use - [{}]",
+                users.join(", ")
+            )));
+        }
+        if self.volumes.remove(name)? || force {
+            Ok(())
+        } else {
+            Err(Error::not_found(format!("get {name}: no such volume")))
+        }
+    }
+
+    /// Ids of the containers that use a volume.
+    fn users_of_volume(&self, name: &str) -> Result<Vec<String>> {
+        let containers = self.containers.list()?;
+        Ok(containers
+            .into_iter()
+            .filter(|container| container.config.volumes().any(|used| used == name))
+            .map(|container| container.config.id)
+            .collect())
+    }
+}

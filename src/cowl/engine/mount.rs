@@ -1,0 +1,188 @@
+//! A merged tree of the store, mounted: the engine opens what the mount is made of and takes the lease, a keeper of its own gets the descriptors.
+//!
+//! Called by `run` for a container's root and by `cowl mount`.
+
+use super::error::{Context, Result};
+use super::image::Image;
+use super::mountpoint::{self, MountPoint};
+use super::{Engine, helpers, names};
+use cowl_core::digest::{DiffId, ImageId};
+use cowl_core::handover::{self, MountSources, Mounted, ProfileChoice, UpperSource};
+use cowl_core::store::{Store, remove_tree};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+/// What is to be mounted.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Request<'a> {
+    /// Names the lease: letters and digits.
+    pub id: &'a str,
+    /// What the mount is called in the mount table.
+    pub name: &'a str,
+    /// What it is called in messages.
+    pub title: &'a str,
+    /// For people who read the lease.
+    pub image: ImageId,
+    /// Bottom first.
+    pub layers: &'a [DiffId],
+    /// Upper and work directory; without them the mount is read-only.
+    pub upper: Option<(BorrowedFd<'a>, BorrowedFd<'a>)>,
+}
+
+/// Mounts, attached nowhere. From the return on, everything the mount needs is in the keeper's hands.
+pub(super) fn mount(store: &Store, request: &Request<'_>) -> Result<Mounted> {
+    let program = helpers::find("cowl-mountd")?;
+    let lease = store.lease(request.id, Some(request.image), request.layers)?;
+    let merged = store.merged(request.layers)?;
+    let objects = store.objects_dir()?;
+    let sources = MountSources {
+        name: request.name,
+        chain: *merged.chain.0.as_bytes(),
+        profile: ProfileChoice::Best,
+        tree: merged.file.as_fd(),
+        objects: objects.as_fd(),
+        lease: lease.as_fd(),
+        upper: request
+            .upper
+            .map(|(upper, work)| UpperSource { upper, work }),
+        log: None,
+    };
+    let mounted =
+        handover::mount(&program, &sources).context(|| format!("mounting {}", request.title))?;
+    // The keeper holds it now; its file stays until the last copy of the lock is gone.
+    drop(lease.into_fd());
+    Ok(mounted)
+}
+
+/// Waits until the keeper of a mount has let go of everything. Only for a mount that this process made.
+pub(super) fn wait_released(mut mounted: Mounted) -> Result<()> {
+    drop(mounted.mount);
+    mounted
+        .keeper
+        .wait()
+        .context(|| "waiting for the mount's keeper")?;
+    Ok(())
+}
+
+/// What `cowl mount` is asked for.
+#[derive(Debug, Clone, Copy)]
+pub struct MountRequest<'a> {
+    /// As the user names it.
+    pub image: &'a str,
+    /// Where: a directory that exists.
+    pub dir: &'a Path,
+    /// Where changes go; made if it isn't there. None mounts read-only.
+    pub upper: Option<&'a Path>,
+    /// Its workshop; `<upper>.work` if not given.
+    pub work: Option<&'a Path>,
+}
+
+/// Digits of a mount's id: unique among the leases of a store.
+const MOUNT_ID: usize = 12;
+/// Between the image's name and the mount's id; in neither of them, and not escaped in the mount table.
+const MARK: char = '+';
+
+/// Directories that didn't exist before, removed again unless they are kept.
+#[derive(Debug, Default)]
+struct NewDirs(Vec<PathBuf>);
+
+impl NewDirs {
+    fn open(&mut self, path: &Path, mode: u32) -> Result<OwnedFd> {
+        let (fd, made) = mountpoint::open_or_make(path, mode)?;
+        if made {
+            self.0.push(path.to_owned());
+        }
+        Ok(fd)
+    }
+
+    /// The upper and its workshop.
+    fn open_upper(&mut self, upper: &Path, work: Option<&Path>) -> Result<(OwnedFd, OwnedFd)> {
+        let upper = mountpoint::absolute(upper)?;
+        let beside = || {
+            let mut name = upper.clone().into_os_string();
+            name.push(".work");
+            Ok(PathBuf::from(name))
+        };
+        let work = work.map_or_else(beside, mountpoint::absolute)?;
+        Ok((self.open(&upper, 0o755)?, self.open(&work, 0o700)?))
+    }
+
+    fn discard(self) -> Result<()> {
+        for path in self.0 {
+            let (parent, name) = (
+                path.parent().unwrap_or(Path::new("/")),
+                path.file_name().unwrap_or_default(),
+            );
+            remove_tree(super::files::open_dir(parent)?, name)?;
+        }
+        Ok(())
+    }
+}
+
+impl Engine {
+    /// Mounts an image on a directory. The mount lives until [`Engine::umount`], whatever becomes of this process.
+    pub fn mount(&self, request: &MountRequest<'_>) -> Result<()> {
+        super::host::require_mounts("mount")?;
+        let point = MountPoint::open(request.dir)?;
+        point.require_free()?;
+        let image = self.image(request.image)?;
+        let mut new = NewDirs::default();
+        let mounted = self.mount_on(&point, &image, request, &mut new);
+        if let Err(error) = mounted {
+            return match new.discard() {
+                Ok(()) => Err(error),
+                Err(second) => Err(error.context(format!("{second}; before that"))),
+            };
+        }
+        Ok(())
+    }
+
+    fn mount_on(
+        &self,
+        point: &MountPoint,
+        image: &Image,
+        request: &MountRequest<'_>,
+        new: &mut NewDirs,
+    ) -> Result<()> {
+        let upper_path = request.upper;
+        let upper = upper_path
+            .map(|path| new.open_upper(path, request.work))
+            .transpose()?;
+        let id: String = names::new_id()?.chars().take(MOUNT_ID).collect();
+        let name = format!("{}{MARK}{id}", image.name);
+        let request = Request {
+            id: &id,
+            name: &name,
+            title: &image.name,
+            image: image.id,
+            layers: &image.layers,
+            upper: upper
+                .as_ref()
+                .map(|(upper, work)| (upper.as_fd(), work.as_fd())),
+        };
+        let mounted = match (mount(&self.store, &request), upper_path) {
+            (Ok(mounted), _) => mounted,
+            (Err(error), None) => return Err(error),
+            (Err(error), Some(path)) => {
+                return Err(error.context(format!("upper {}", path.display())));
+            }
+        };
+        match point.attach(&mounted.mount) {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                wait_released(mounted)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes a mount away. When it returns, the keeper has let go of everything: the upper may be mounted again, moved or removed.
+    pub fn umount(&self, dir: &Path) -> Result<()> {
+        let source = mountpoint::detach(dir)?;
+        let Some((_, id)) = source.rsplit_once(MARK) else {
+            return Ok(());
+        };
+        self.store.wait_lease_end(id)?;
+        Ok(())
+    }
+}

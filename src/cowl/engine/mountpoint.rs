@@ -1,0 +1,198 @@
+//! Attaching a mount to a directory, and taking it away again.
+//!
+//! A mount of `cowl mount` is called `IMAGE+ID` in /proc/self/mountinfo, and ID names the lease that the mount's keeper holds until the last of it is gone.
+
+use super::error::{Context, Error, Result};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxAttributes, StatxFlags};
+use rustix::io::Errno;
+use rustix::mount::{MoveMountFlags, UnmountFlags, move_mount, unmount};
+use std::io::Read;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+/// What FUSE mounts of ours have as their type.
+const TYPE: &str = "fuse.cowl";
+
+/// A directory that exists, held open.
+#[derive(Debug)]
+pub(super) struct MountPoint {
+    fd: OwnedFd,
+    path: PathBuf,
+}
+
+impl MountPoint {
+    /// Opens the directory; says what is wrong with it otherwise.
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let shown = path.display();
+        Self::at(path).map_err(|errno| match errno {
+            Errno::NOENT => Error::invalid(format!(
+                "mount point {shown}: no such directory; make it first: mkdir -p {shown}"
+            )),
+            Errno::NOTDIR => Error::invalid(format!(
+                "mount point {shown}: not a directory; give a directory"
+            )),
+            errno => Error::from(errno).context(format!("mount point {shown}")),
+        })
+    }
+
+    fn at(path: &Path) -> Result<Self, Errno> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(path, flags, Mode::empty())?;
+        Ok(Self {
+            fd,
+            path: path.to_owned(),
+        })
+    }
+
+    /// Refuses a directory on which one of our mounts is already.
+    pub(super) fn require_free(&self) -> Result<()> {
+        match self.mounted()? {
+            Some(source) => {
+                let path = self.path.display();
+                Err(Error::conflict(format!(
+                    "mount point {path}: {source} is mounted there; cowl umount {path} first, or give another directory"
+                )))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Attaches a detached mount.
+    pub(super) fn attach(&self, mount: impl AsFd) -> Result<()> {
+        let flags =
+            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+        move_mount(mount, "", &self.fd, "", flags)
+            .context(|| format!("attaching the mount to {}", self.path.display()))
+    }
+
+    /// The source of our mount whose root this is; none if it isn't one.
+    pub(super) fn mounted(&self) -> Result<Option<String>> {
+        let stat = rustix::fs::statx(&self.fd, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)
+            .context(|| format!("looking at {}", self.path.display()))?;
+        if !stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
+            return Ok(None);
+        }
+        let mut table = String::new();
+        std::fs::File::open("/proc/self/mountinfo")?
+            .read_to_string(&mut table)
+            .context(|| "reading /proc/self/mountinfo")?;
+        Ok(find(&table, stat.stx_mnt_id)
+            .filter(|(kind, _)| kind == TYPE)
+            .map(|(_, source)| source))
+    }
+}
+
+/// Takes the mount away from `path`. Gives its source.
+pub(super) fn detach(path: &Path) -> Result<String> {
+    let shown = path.display();
+    let absent = || {
+        Error::invalid(format!(
+            "umount {shown}: it is not a cowl mount; findmnt -t {TYPE} lists them"
+        ))
+    };
+    let point = MountPoint::at(path)
+        .map_err(|errno| Error::from(errno).context(format!("umount {shown}")))?;
+    let source = point.mounted()?.ok_or_else(absent)?;
+    // By the path that the kernel knows, since the open descriptor itself would keep the mount busy.
+    let real = std::fs::read_link(format!("/proc/self/fd/{}", point.fd.as_raw_fd()))
+        .context(|| format!("umount {shown}"))?;
+    drop(point);
+    match unmount(&real, UnmountFlags::NOFOLLOW) {
+        Ok(()) => Ok(source),
+        Err(Errno::BUSY) => Err(Error::conflict(format!(
+            "umount {shown}: it is in use; close what is open in it and leave it (fuser -vm {shown} names who)"
+        ))),
+        Err(Errno::INVAL) => Err(absent()),
+        Err(errno) => Err(Error::from(errno).context(format!("umount {shown}"))),
+    }
+}
+
+/// Type and source of the mount `id` (proc_pid_mountinfo(5)).
+fn find(table: &str, id: u64) -> Option<(String, String)> {
+    let id = id.to_string();
+    let line = table
+        .lines()
+        .find(|line| line.split(' ').next() == Some(&id))?;
+    let (_, after) = line.split_once(" - ")?;
+    let mut fields = after.split(' ');
+    Some((unescape(fields.next()?), unescape(fields.next()?)))
+}
+
+/// The kernel writes space, tab, newline, backslash and `#` in octal.
+fn unescape(text: &str) -> String {
+    let mut plain = text.to_owned();
+    for (escaped, character) in [
+        ("\\040", " "),
+        ("\\011", "\t"),
+        ("\\012", "\n"),
+        ("\\043", "#"),
+        ("\\134", "\\"),
+    ] {
+        plain = plain.replace(escaped, character);
+    }
+    plain
+}
+
+/// A path made absolute, so that it means the same to a process elsewhere.
+pub(super) fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).context(|| format!("the path {}", path.display()))
+}
+
+/// Opens a directory, making it (not its parents) if it isn't there. True if it was made.
+pub(super) fn open_or_make(path: &Path, mode: u32) -> Result<(OwnedFd, bool)> {
+    let made = match rustix::fs::mkdirat(CWD, path, Mode::from_raw_mode(mode)) {
+        Ok(()) => true,
+        Err(Errno::EXIST) => false,
+        Err(errno) => {
+            return Err(
+                Error::from(errno).context(format!("making the directory {}", path.display()))
+            );
+        }
+    };
+    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(path, flags, Mode::empty())
+        .context(|| format!("opening the directory {}", path.display()))?;
+    Ok((fd, made))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_is_found_by_its_id_whatever_its_path_holds() {
+        let table = "22 1 0:20 / /proc rw - proc proc rw\n\
+                     31 22 0:57 / /a\\040-\\040b rw,relatime shared:7 - fuse.cowl debian:12+ab rw,user_id=0\n\
+                     131 22 0:58 / /c rw - ext4 a\\040b rw\n";
+        assert_eq!(
+            find(table, 31),
+            Some(("fuse.cowl".into(), "debian:12+ab".into()))
+        );
+        assert_eq!(find(table, 131), Some(("ext4".into(), "a b".into())));
+        assert_eq!(find(table, 3), None);
+    }
+
+    #[test]
+    fn a_directory_that_is_no_mount_is_refused_by_name() {
+        let temp = tempfile::tempdir().unwrap();
+        let error = detach(temp.path()).unwrap_err();
+        assert!(
+            error.to_string().contains("it is not a cowl mount"),
+            "{error}"
+        );
+        assert!(
+            detach(Path::new("/proc"))
+                .unwrap_err()
+                .to_string()
+                .contains("it is not a cowl mount")
+        );
+        let error = MountPoint::open(&temp.path().join("missing")).unwrap_err();
+        assert!(
+            error.to_string().ends_with(&format!(
+                "make it first: mkdir -p {}",
+                temp.path().join("missing").display()
+            )),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,93 @@
+//! The caller's terminal while a container with `-t` runs: raw, and put back as it was on every way out.
+//!
+//! Called by `attach`. Signals that would end the process are taken by its signal descriptor, so every way out passes through [`Raw`]'s drop; a panic too,
+//! since it unwinds.
+
+use super::error::{Context, Result};
+use rustix::termios::{self, OptionalActions, Termios, Winsize};
+use std::os::fd::{AsFd, OwnedFd};
+
+/// A terminal in raw mode; dropped, it is as before.
+#[derive(Debug)]
+pub(super) struct Raw {
+    terminal: OwnedFd,
+    before: Termios,
+}
+
+impl Raw {
+    /// Makes the terminal raw: every key goes to the container as it is.
+    pub(super) fn new(terminal: impl AsFd) -> Result<Self> {
+        let terminal = terminal
+            .as_fd()
+            .try_clone_to_owned()
+            .context(|| "duplicating the terminal's descriptor")?;
+        let before = termios::tcgetattr(&terminal).context(|| "reading the terminal's settings")?;
+        let mut raw = before.clone();
+        raw.make_raw();
+        termios::tcsetattr(&terminal, OptionalActions::Drain, &raw)
+            .context(|| "putting the terminal in raw mode")?;
+        Ok(Self { terminal, before })
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        if let Err(errno) = termios::tcsetattr(&self.terminal, OptionalActions::Drain, &self.before)
+        {
+            // A terminal that is gone (its window closed) needs no settings; nothing else is left to tell.
+            debug_assert!(
+                matches!(errno, rustix::io::Errno::IO | rustix::io::Errno::NOTTY),
+                "restoring the terminal: {errno}"
+            );
+        }
+    }
+}
+
+/// The terminal's size, 0 x 0 if it doesn't know.
+pub(super) fn size(terminal: impl AsFd) -> Result<Winsize> {
+    termios::tcgetwinsize(terminal).context(|| "reading the terminal's size")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+
+    fn terminal() -> (OwnedFd, OwnedFd) {
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&master).unwrap();
+        unlockpt(&master).unwrap();
+        let name = ptsname(&master, Vec::new()).unwrap();
+        let slave = rustix::fs::open(
+            name,
+            rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY,
+            rustix::fs::Mode::empty(),
+        )
+        .unwrap();
+        (master, slave)
+    }
+
+    fn modes(
+        terminal: &OwnedFd,
+    ) -> (
+        termios::LocalModes,
+        termios::InputModes,
+        termios::OutputModes,
+    ) {
+        let now = termios::tcgetattr(terminal).unwrap();
+        (now.local_modes, now.input_modes, now.output_modes)
+    }
+
+    #[test]
+    fn the_terminal_is_as_before_also_after_a_panic() {
+        let (_master, slave) = terminal();
+        let before = modes(&slave);
+        let panicked = std::panic::catch_unwind(|| {
+            let _raw = Raw::new(&slave).unwrap();
+            assert!(!modes(&slave).0.contains(termios::LocalModes::ICANON));
+            panic!("on purpose");
+        });
+        assert!(panicked.is_err());
+        assert_eq!(modes(&slave), before);
+    }
+}

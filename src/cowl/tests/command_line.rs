@@ -1,0 +1,307 @@
+//! What a new user types wrong: one line that names the thing and what to do, the right exit code, nothing left behind.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "helpers of tests, which build their inputs with plain std::fs"
+)]
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+/// A store of its own for each test.
+struct Cowl {
+    temp: tempfile::TempDir,
+}
+
+impl Cowl {
+    fn new() -> Self {
+        Self {
+            temp: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    fn root(&self) -> std::path::PathBuf {
+        self.temp.path().join("store")
+    }
+
+    /// `TEMP` in arguments and messages is the test's directory.
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cowl"));
+        command
+            .args(arguments.iter().map(|argument| self.expand(argument)))
+            .env("COWL_ROOT", self.root())
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn expand(&self, text: &str) -> String {
+        text.replace("TEMP", self.temp.path().to_str().unwrap())
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// Runs what must fail: exit code, standard error, and nothing on standard output.
+    #[track_caller]
+    fn refused(&self, arguments: &[&str], code: i32, stderr: &str) {
+        let output = self.run(arguments);
+        let expected = format!("cowl: {}\n", self.expand(stderr));
+        assert_eq!(
+            String::from_utf8_lossy(&output.stderr),
+            expected,
+            "{arguments:?}"
+        );
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}");
+        assert!(
+            output.stdout.is_empty(),
+            "{arguments:?}: {}",
+            String::from_utf8_lossy(&output.stdout)
+        );
+    }
+
+    #[track_caller]
+    fn prints(&self, arguments: &[&str], stdout: &str) {
+        let output = self.run(arguments);
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{arguments:?}");
+        assert_eq!(
+            String::from_utf8_lossy(&output.stdout),
+            stdout,
+            "{arguments:?}"
+        );
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_wrong_command_line_is_told_in_one_line_with_125() {
+    let cowl = Cowl::new();
+    let table: &[(&[&str], &str)] = &[
+        (
+            &["run", "--badflag", "x"],
+            "unknown option: --badflag; see 'cowl run --help'",
+        ),
+        (
+            &["run", "--nam", "a", "x"],
+            "unknown option: --nam (did you mean --name?); see 'cowl run --help'",
+        ),
+        (
+            &["run"],
+            "missing <IMAGE> [COMMAND]...; see 'cowl run --help'",
+        ),
+        (
+            &["run", "-m"],
+            "--memory needs a value; see 'cowl run --help'",
+        ),
+        (
+            &["run", "-m", "5x", "i"],
+            "invalid argument \"5x\" for --memory: invalid size: '5x'; see 'cowl run --help'",
+        ),
+        (
+            &["run", "-m", "1m", "i"],
+            "Minimum memory limit allowed is 6MB",
+        ),
+        (
+            &["run", "-e", "=1", "i"],
+            "invalid environment variable: =1",
+        ),
+        (
+            &["run", "-v", "v1:rel", "i"],
+            "invalid volume specification: 'v1:rel': invalid mount path: 'rel' mount path must be absolute",
+        ),
+        (
+            &["run", "-it", "i"],
+            "the input device is not a TTY; leave out -t, or run cowl in a terminal",
+        ),
+        (
+            &["images", "--format", "table"],
+            "invalid argument \"table\" for --format: use json; see 'cowl images --help'",
+        ),
+        (
+            &["ps", "extra"],
+            "unexpected argument: extra; see 'cowl ps --help'",
+        ),
+        (&["volume"], "missing command; see 'cowl volume --help'"),
+        (&["rmi"], "missing <IMAGE>...; see 'cowl rmi --help'"),
+        (
+            &["mount", "i", "/", "--work", "w"],
+            "missing --upper <DIR>; see 'cowl mount --help'",
+        ),
+    ];
+    for (arguments, stderr) in table {
+        cowl.refused(arguments, 125, stderr);
+    }
+}
+
+#[test]
+fn what_is_not_there_is_named() {
+    let cowl = Cowl::new();
+    let image = |name: &str| {
+        format!(
+            "No such image: {name}; cowl images lists what there is, cowl load -i FILE brings in an archive"
+        )
+    };
+    cowl.refused(&["run", "nosuch", "true"], 125, &image("nosuch:latest"));
+    cowl.refused(
+        &["run", "--rm", "--name", "n1", "nosuch:1"],
+        125,
+        &image("nosuch:1"),
+    );
+    cowl.refused(&["history", "nosuch"], 1, &image("nosuch:latest"));
+    cowl.refused(&["rmi", "nosuch"], 1, &image("nosuch:latest"));
+    cowl.refused(&["rm", "nosuch"], 1, "No such container: nosuch");
+    cowl.refused(&["rm", "-f", "nosuch"], 0, "No such container: nosuch");
+    cowl.refused(&["volume", "rm", "nosuch"], 1, "get nosuch: no such volume");
+    cowl.refused(
+        &["mount", "nosuch", "TEMP/dir"],
+        1,
+        "mount point TEMP/dir: no such directory; make it first: mkdir -p TEMP/dir",
+    );
+    std::fs::write(cowl.temp.path().join("file"), "").unwrap();
+    cowl.refused(
+        &["mount", "nosuch", "TEMP/file"],
+        1,
+        "mount point TEMP/file: not a directory; give a directory",
+    );
+    cowl.refused(
+        &["umount", "/proc"],
+        1,
+        "umount /proc: it is not a cowl mount; findmnt -t fuse.cowl lists them",
+    );
+    cowl.prints(&["ps", "-aq"], "");
+    cowl.prints(&["volume", "ls", "-q"], "");
+}
+
+#[test]
+fn an_unknown_command_runs_a_program_of_that_name_or_is_told_with_a_suggestion() {
+    let cowl = Cowl::new();
+    cowl.refused(
+        &["imges"],
+        125,
+        "'imges' is not a cowl command; did you mean 'cowl images'?; see 'cowl --help'",
+    );
+    cowl.refused(
+        &["xyzzy"],
+        125,
+        "'xyzzy' is not a cowl command; see 'cowl --help'",
+    );
+    cowl.refused(
+        &["../xyzzy"],
+        125,
+        "'../xyzzy' is not a cowl command; see 'cowl --help'",
+    );
+
+    let program = cowl.temp.path().join("cowl-greet");
+    std::fs::write(&program, "#!/bin/sh\necho hello \"$@\"\nexit 7\n").unwrap();
+    std::fs::set_permissions(
+        &program,
+        std::os::unix::fs::PermissionsExt::from_mode(0o755),
+    )
+    .unwrap();
+    let path = format!("{}:/usr/bin:/bin", cowl.temp.path().display());
+    let output = cowl
+        .command(&["greet", "--all", "x y"])
+        .env("PATH", path)
+        .output()
+        .unwrap();
+    assert_eq!(output.stdout, b"hello --all x y\n");
+    assert_eq!(output.status.code(), Some(7));
+}
+
+#[test]
+fn volumes_are_made_listed_and_removed() {
+    let cowl = Cowl::new();
+    cowl.prints(&["volume", "create", "vol1"], "vol1\n");
+    cowl.prints(&["volume", "create", "vol1"], "vol1\n");
+    cowl.prints(&["volume", "ls"], "DRIVER    VOLUME NAME\nlocal     vol1\n");
+    cowl.refused(
+        &["volume", "create", "a/b"],
+        1,
+        "create a/b: \"a/b\" includes invalid characters for a local volume name, only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed. \
+         If you intended to pass a host directory, use absolute path",
+    );
+    let shown = cowl.run(&["volume", "inspect", "vol1"]).stdout;
+    let shown: serde_json::Value = serde_json::from_slice(&shown).unwrap();
+    assert_eq!(
+        shown[0]["Mountpoint"],
+        cowl.root().join("volumes/vol1/_data").to_str().unwrap()
+    );
+    cowl.prints(&["volume", "rm", "vol1"], "vol1\n");
+    cowl.prints(&["volume", "rm", "-f", "vol1"], "vol1\n");
+    assert!(!cowl.root().join("volumes/vol1").exists());
+}
+
+#[test]
+fn a_reader_that_leaves_early_is_no_crash() {
+    let cowl = Cowl::new();
+    for arguments in [&["images"][..], &["--help"], &["info"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = cowl
+            .command(arguments)
+            .stdout(writer)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+            .wait_with_output()
+            .unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{arguments:?}");
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_full_standard_output_is_told() {
+    let cowl = Cowl::new();
+    let full = std::fs::File::options()
+        .write(true)
+        .open("/dev/full")
+        .unwrap();
+    let output = cowl.command(&["images"]).stdout(full).output().unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&output.stderr),
+        "cowl: writing to standard output: No space left on device\n"
+    );
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn a_directory_that_is_not_a_store_is_left_alone() {
+    let cowl = Cowl::new();
+    std::fs::create_dir(cowl.root()).unwrap();
+    std::fs::write(cowl.root().join("thesis.txt"), "work of years").unwrap();
+    let output = cowl.run(&["images"]);
+    assert_eq!(output.status.code(), Some(1));
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        told.starts_with("cowl: ")
+            && told.contains("is not a cowl store")
+            && told.lines().count() == 1,
+        "{told}"
+    );
+    assert_eq!(names(&cowl.root()), ["thesis.txt"]);
+}
+
+#[test]
+fn a_store_is_its_users_own_by_default() {
+    let temp = tempfile::tempdir().unwrap();
+    // Root of a user namespace is an ordinary user; root of the machine has /var/lib/cowl.
+    let mut command = Command::new("unshare");
+    command.args(["-Ur", env!("CARGO_BIN_EXE_cowl"), "images"]);
+    command
+        .env_remove("COWL_ROOT")
+        .env_remove("HOME")
+        .env("XDG_DATA_HOME", temp.path())
+        .stdin(Stdio::null());
+    assert!(command.status().unwrap().success());
+    assert_eq!(names(temp.path()), ["cowl"]);
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let mut names: Vec<String> = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}

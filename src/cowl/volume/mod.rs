@@ -1,0 +1,301 @@
+//! Named volumes: directories that outlive the containers they are mounted in.
+//!
+//! ```text
+//! volumes/<name>/               locked (flock) while an image fills it
+//!   _data/                      the content, mounted into containers
+//!   volume.json                 when it was made, and whether an image still may fill it
+//! ```
+//!
+//! A new volume takes what its first container's image has at the place it is mounted on; a fill that was killed is begun again by the next container.
+//! Invariant: the engine writes into a volume only while its record says `filling`, and only ever into one that was found empty.
+//!
+//! Which volumes containers use is the engine's knowledge; it holds the containers' guard while it asks this room to make or remove one.
+
+mod fill;
+mod spec;
+
+pub use spec::{Source, VolumeName, VolumeSpec, is_name};
+
+use crate::engine::error::{Context, Error, Result};
+use crate::engine::files;
+use cowl_core::store::remove_tree;
+use jiff::Timestamp;
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+const DATA: &str = "_data";
+const RECORD: &str = "volume.json";
+
+/// The directory `volumes/`.
+#[derive(Debug)]
+pub struct Volumes {
+    dir: OwnedFd,
+    path: PathBuf,
+}
+
+/// `volume.json`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// When it was made.
+    pub created: Timestamp,
+    /// Made for one container, with a generated name.
+    pub anonymous: bool,
+    /// Who may write into it.
+    pub usage: Usage,
+}
+
+/// How far a volume has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Usage {
+    /// No container has had it.
+    Fresh,
+    /// What is in it comes from an image and may be incomplete.
+    Filling,
+    /// Its content is its users'.
+    InUse,
+}
+
+/// One volume.
+#[derive(Debug)]
+pub struct Volume {
+    /// Its name.
+    pub name: String,
+    /// What is known of it.
+    pub record: Record,
+    dir: OwnedFd,
+}
+
+impl Volumes {
+    /// Opens (and makes, if need be) `volumes/` of a store.
+    pub fn open(root: &Path) -> Result<Self> {
+        let store =
+            files::open_dir(root).context(|| format!("opening the store {}", root.display()))?;
+        Ok(Self {
+            dir: files::ensure_dir_at(&store, "volumes", 0o700)?,
+            path: root.join("volumes"),
+        })
+    }
+
+    /// All volumes, by name.
+    pub fn list(&self) -> Result<Vec<Volume>> {
+        let mut names =
+            files::names(&self.dir).context(|| format!("listing {}", self.path.display()))?;
+        names.sort();
+        let mut volumes = Vec::new();
+        for name in names.iter().filter(|name| is_name(name)) {
+            volumes.extend(self.get(name)?);
+        }
+        Ok(volumes)
+    }
+
+    /// A volume by its whole name.
+    pub fn find(&self, name: &str) -> Result<Volume> {
+        let found = if is_name(name) { self.get(name)? } else { None };
+        found.ok_or_else(|| Error::not_found(format!("get {name}: no such volume")))
+    }
+
+    /// Whether there is such a volume.
+    pub fn has(&self, name: &VolumeName) -> Result<bool> {
+        Ok(self.get(name.as_str())?.is_some())
+    }
+
+    /// Makes a volume; one that is there stays as it is. The caller holds the containers' guard.
+    pub fn create(&self, name: &VolumeName, anonymous: bool) -> Result<Volume> {
+        if let Some(volume) = self.get(name.as_str())? {
+            return Ok(volume);
+        }
+        let made = self.make(name.as_str(), anonymous);
+        if made.is_err() {
+            remove_tree(&self.dir, name.as_str()).context(|| format!("removing volumes/{name}"))?;
+        }
+        made.context(|| format!("making volume {name}"))
+    }
+
+    /// A directory without its record was left by a maker that was killed: the making goes on where it stopped.
+    fn make(&self, name: &str, anonymous: bool) -> Result<Volume> {
+        let dir = files::ensure_dir_at(&self.dir, name, 0o700)?;
+        files::ensure_dir_at(&dir, DATA, 0o755)?;
+        let record = Record {
+            created: Timestamp::now(),
+            anonymous,
+            usage: Usage::Fresh,
+        };
+        files::write_json(&dir, RECORD, &record)?;
+        rustix::fs::fsync(&self.dir)?;
+        Ok(Volume {
+            name: name.to_owned(),
+            record,
+            dir,
+        })
+    }
+
+    /// Removes a volume and all that is in it; false if there was none. The caller knows that no container uses it.
+    pub fn remove(&self, name: &str) -> Result<bool> {
+        if !is_name(name) {
+            return Ok(false);
+        }
+        // Without its record it is no volume any more, whatever happens next.
+        match files::open_dir_at(&self.dir, name) {
+            Ok(dir) => match rustix::fs::unlinkat(&dir, RECORD, rustix::fs::AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(errno) => {
+                    return Err(Error::from(errno).context(format!("removing volume {name}")));
+                }
+            },
+            Err(Errno::NOENT) => return Ok(false),
+            Err(errno) => return Err(Error::from(errno).context(format!("removing volume {name}"))),
+        }
+        remove_tree(&self.dir, name).context(|| format!("removing volume {name}"))
+    }
+
+    /// Where a volume's content is on the host.
+    pub fn mountpoint(&self, name: &str) -> PathBuf {
+        self.path.join(name).join(DATA)
+    }
+
+    fn get(&self, name: &str) -> Result<Option<Volume>> {
+        let dir = match files::open_dir_at(&self.dir, name) {
+            Ok(dir) => dir,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(errno) => return Err(Error::from(errno).context(format!("opening volume {name}"))),
+        };
+        let record: Option<Record> =
+            files::read_json(&dir, RECORD).context(|| format!("volume {name}"))?;
+        Ok(record.map(|record| Volume {
+            name: name.to_owned(),
+            record,
+            dir,
+        }))
+    }
+}
+
+impl Volume {
+    /// Its content, to be mounted.
+    pub fn data(&self) -> Result<OwnedFd> {
+        files::open_dir_at(&self.dir, DATA).context(|| format!("opening volume {}", self.name))
+    }
+
+    /// Readies the volume for its first container: what `root` (a container's root) has at `destination` is copied into it if `copy`.
+    ///
+    /// Does nothing for a volume that has been in use. Waits while another container's start fills it.
+    pub fn prepare(&self, root: impl AsFd, destination: &str, copy: bool) -> Result<()> {
+        let _filling = files::lock_dir(&self.dir)?;
+        let record: Option<Record> = files::read_json(&self.dir, RECORD)?;
+        let Some(record) = record.filter(|record| record.usage != Usage::InUse) else {
+            return Ok(());
+        };
+        let interrupted = record.usage == Usage::Filling;
+        if copy && (interrupted || files::names(self.data()?)?.is_empty()) {
+            files::write_json(
+                &self.dir,
+                RECORD,
+                &Record {
+                    usage: Usage::Filling,
+                    ..record
+                },
+            )?;
+            self.fill(root, destination).context(|| {
+                format!(
+                    "copying {destination} of the image into volume {}",
+                    self.name
+                )
+            })?;
+        }
+        files::write_json(
+            &self.dir,
+            RECORD,
+            &Record {
+                usage: Usage::InUse,
+                ..record
+            },
+        )
+    }
+
+    /// Begins with an empty directory: what a killed fill left is worth nothing, and no container has it mounted.
+    fn fill(&self, root: impl AsFd, destination: &str) -> Result<()> {
+        remove_tree(&self.dir, DATA)?;
+        let data = files::ensure_dir_at(&self.dir, DATA, 0o755)?;
+        fill::copy_tree(root, destination, data)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn volumes() -> (tempfile::TempDir, Volumes) {
+        let root = tempfile::tempdir().unwrap();
+        let volumes = Volumes::open(root.path()).unwrap();
+        (root, volumes)
+    }
+
+    #[test]
+    fn a_volume_is_made_once_listed_and_removed() {
+        let (root, volumes) = volumes();
+        let name = VolumeName::parse("vol1").unwrap();
+        assert!(!volumes.has(&name).unwrap());
+        let made = volumes.create(&name, false).unwrap();
+        assert_eq!(volumes.create(&name, true).unwrap().record, made.record);
+        assert_eq!(volumes.list().unwrap().len(), 1);
+        assert!(volumes.mountpoint("vol1").starts_with(root.path()));
+        assert!(volumes.remove("vol1").unwrap());
+        assert!(!volumes.remove("vol1").unwrap());
+        assert_eq!(
+            volumes.find("vol1").unwrap_err().to_string(),
+            "get vol1: no such volume"
+        );
+        assert!(!volumes.remove("../objects").unwrap());
+    }
+
+    fn image(content: &str) -> (tempfile::TempDir, OwnedFd) {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("srv")).unwrap();
+        std::fs::write(dir.path().join("srv/a"), content).unwrap();
+        let fd = files::open_dir(dir.path()).unwrap();
+        (dir, fd)
+    }
+
+    #[test]
+    fn the_first_image_fills_a_volume_and_no_later_one() {
+        let (_root, volumes) = volumes();
+        let volume = volumes
+            .create(&VolumeName::parse("vol1").unwrap(), false)
+            .unwrap();
+        let file = volumes.mountpoint("vol1").join("a");
+        volume.prepare(image("first").1, "/srv", true).unwrap();
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "first");
+        std::fs::write(&file, "mine").unwrap();
+        volume.prepare(image("second").1, "/srv", true).unwrap();
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "mine");
+    }
+
+    #[test]
+    fn a_killed_fill_begins_again_and_what_a_user_put_there_stays() {
+        let (_root, volumes) = volumes();
+        let volume = volumes
+            .create(&VolumeName::parse("vol1").unwrap(), false)
+            .unwrap();
+        std::fs::write(volumes.mountpoint("vol1").join("half"), "").unwrap();
+        files::write_json(
+            &volume.dir,
+            RECORD,
+            &Record {
+                usage: Usage::Filling,
+                ..volume.record
+            },
+        )
+        .unwrap();
+        volume.prepare(image("x").1, "/srv", true).unwrap();
+        assert_eq!(files::names(volume.data().unwrap()).unwrap(), ["a"]);
+
+        let volume = volumes
+            .create(&VolumeName::parse("vol2").unwrap(), false)
+            .unwrap();
+        std::fs::write(volumes.mountpoint("vol2").join("mine"), "").unwrap();
+        volume.prepare(image("x").1, "/srv", true).unwrap();
+        assert_eq!(files::names(volume.data().unwrap()).unwrap(), ["mine"]);
+    }
+}
