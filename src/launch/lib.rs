@@ -11,7 +11,17 @@
     )
 )]
 
+mod arena;
+pub mod cgroup;
 pub mod client;
+mod environment;
+mod init;
+pub mod monitor;
+mod mounts;
+mod path;
 pub mod plan;
 pub mod status;
+mod step;
+mod sys;
+mod user;
 pub mod wire;

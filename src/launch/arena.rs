@@ -1,0 +1,384 @@
+//! Everything the child needs, made before it exists: paths as C strings, descriptors opened, mounts cloned, buffers reserved.
+//!
+//! The child ([`crate::init`]) only reads it and fills the buffers that are here, within their capacity. Caller: [`crate::monitor`].
+
+use std::ffi::CString;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+
+use rustix::fs::{CWD, FileType, fstat};
+use rustix::io::Errno;
+use rustix::mount::{OpenTreeFlags, open_tree};
+use rustix::thread::CapabilitySet;
+
+use crate::cgroup::View;
+use crate::environment::Environment;
+use crate::path::{InRoot, Kind};
+use crate::plan::{Plan, WindowSize};
+use crate::sys::exec::Vectors;
+use crate::sys::mount::{Change, mount_setattr};
+
+/// Passwd and group files are read up to this; an image's are a few KiB.
+const USER_FILE: usize = 1 << 20;
+/// Groups of one user; the kernel allows 65536.
+const GROUPS: usize = 1024;
+/// Longest path.
+const PATH_MAX: usize = 4096;
+/// Highest capability number that fits the 64 bits; the kernel says EINVAL beyond its own last.
+const CAPABILITIES: u32 = 63;
+
+/// Descriptors that came with the plan.
+#[derive(Debug)]
+pub(crate) struct Descriptors {
+    pub(crate) rootfs: OwnedFd,
+    pub(crate) stdio: Option<[OwnedFd; 3]>,
+    pub(crate) volumes: Vec<OwnedFd>,
+}
+
+/// What the host lets us do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Host {
+    /// In the initial user namespace: devices can be made, and have to be restricted.
+    pub(crate) initial_user_namespace: bool,
+    /// Group 5, which owns terminals, exists in this user namespace.
+    pub(crate) terminal_group: bool,
+    /// `setgroups` is denied in this user namespace, so its groups stay.
+    pub(crate) groups_fixed: bool,
+}
+
+impl Host {
+    /// Looks at the user namespace we are in (user_namespaces(7)).
+    pub(crate) fn look() -> std::io::Result<Self> {
+        let uid_map = std::fs::read_to_string("/proc/self/uid_map")?;
+        let gid_map = std::fs::read_to_string("/proc/self/gid_map")?;
+        let setgroups = std::fs::read_to_string("/proc/self/setgroups")?;
+        Ok(Self {
+            initial_user_namespace: maps_everything(&uid_map),
+            terminal_group: maps(&gid_map, 5),
+            groups_fixed: setgroups.trim() == "deny",
+        })
+    }
+}
+
+/// `inside outside length` of each line of a map.
+fn ranges(map: &str) -> impl Iterator<Item = [u64; 3]> {
+    map.lines().filter_map(|line| {
+        let mut numbers = line.split_whitespace().map(str::parse);
+        Some([
+            numbers.next()?.ok()?,
+            numbers.next()?.ok()?,
+            numbers.next()?.ok()?,
+        ])
+    })
+}
+
+fn maps_everything(map: &str) -> bool {
+    ranges(map).eq([[0, 0, u64::from(u32::MAX)]])
+}
+
+fn maps(map: &str, id: u64) -> bool {
+    ranges(map).any(|[inside, _, length]| (inside..inside.saturating_add(length)).contains(&id))
+}
+
+/// Nodes of /dev: name and device number (admin-guide/devices.txt).
+pub(crate) const NODES: [(&std::ffi::CStr, u32, u32); 6] = [
+    (c"null", 1, 3),
+    (c"zero", 1, 5),
+    (c"full", 1, 7),
+    (c"random", 1, 8),
+    (c"urandom", 1, 9),
+    (c"tty", 5, 0),
+];
+
+/// How the nodes of /dev come about.
+#[derive(Debug)]
+pub(crate) enum Nodes {
+    /// By mknod.
+    Made,
+    /// As binds of the host's, in the order of [`NODES`], since a user namespace may not make any.
+    Bound(Vec<OwnedFd>),
+}
+
+/// What is shown at /sys/fs/cgroup.
+#[derive(Debug)]
+pub(crate) enum CgroupMounts {
+    None,
+    Unified,
+    Legacy(Vec<LegacyMount>),
+}
+
+#[derive(Debug)]
+pub(crate) struct LegacyMount {
+    pub(crate) name: CString,
+    pub(crate) controllers: Vec<CString>,
+    /// Names of controllers that lead to `name`, where several are mounted together.
+    pub(crate) links: Vec<CString>,
+}
+
+/// One volume, cloned and ready to be attached.
+#[derive(Debug)]
+pub(crate) struct Volume {
+    pub(crate) mount: OwnedFd,
+    pub(crate) destination: InRoot,
+    pub(crate) kind: Kind,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Arena {
+    pub(crate) rootfs: OwnedFd,
+    pub(crate) rootfs_change: Change,
+    pub(crate) readonly_root: bool,
+    pub(crate) nodes: Nodes,
+    pub(crate) terminal_group: bool,
+    pub(crate) cgroups: CgroupMounts,
+    pub(crate) masked: Vec<InRoot>,
+    pub(crate) readonly: Vec<InRoot>,
+    pub(crate) volumes: Vec<Volume>,
+    pub(crate) terminal: Option<WindowSize>,
+    pub(crate) stdio: Option<[OwnedFd; 3]>,
+    pub(crate) hostname: Vec<u8>,
+    pub(crate) user: Vec<u8>,
+    pub(crate) set_groups: bool,
+    pub(crate) cwd: InRoot,
+    pub(crate) capabilities: CapabilitySet,
+    pub(crate) dropped: Vec<CapabilitySet>,
+    pub(crate) no_new_privileges: bool,
+    pub(crate) arguments: Vectors,
+    pub(crate) environment: Vectors,
+    pub(crate) needs_home: bool,
+    pub(crate) programs: Vec<CString>,
+    /// Buffers to be filled by the child.
+    pub(crate) passwd: Vec<u8>,
+    pub(crate) group: Vec<u8>,
+    pub(crate) groups: Vec<rustix::fs::Gid>,
+    pub(crate) cwd_text: Vec<u8>,
+}
+
+/// Why a plan can't be carried out.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ArenaError {
+    #[error("no program to run")]
+    NoProgram,
+    #[error("there is a NUL byte in {0}")]
+    Nul(&'static str),
+    #[error("the working directory must be an absolute path")]
+    RelativeWorkingDirectory,
+    #[error("a volume can't be mounted at \"{0}\"")]
+    Destination(String),
+    #[error("{0}")]
+    System(String, #[source] Errno),
+}
+
+impl ArenaError {
+    pub(crate) fn errno(&self) -> i32 {
+        if let Self::System(_, errno) = self {
+            errno.raw_os_error()
+        } else {
+            0
+        }
+    }
+}
+
+impl Arena {
+    pub(crate) fn new(
+        plan: &Plan,
+        descriptors: Descriptors,
+        host: Host,
+        view: View,
+        devices_restricted: bool,
+    ) -> Result<Self, ArenaError> {
+        let program = plan
+            .argv
+            .first()
+            .filter(|program| !program.is_empty())
+            .ok_or(ArenaError::NoProgram)?;
+        let environment = Environment::new(plan);
+        if !plan.cwd.is_empty() && !plan.cwd.starts_with(b"/") {
+            return Err(ArenaError::RelativeWorkingDirectory);
+        }
+        // With nothing to keep it from opening the host's disks through a node it makes, a container can neither make nor open any.
+        let no_devices = host.initial_user_namespace && !devices_restricted;
+        let mut capabilities = CapabilitySet::from_bits_retain(plan.capabilities);
+        capabilities.set(
+            CapabilitySet::MKNOD,
+            capabilities.contains(CapabilitySet::MKNOD) && !no_devices,
+        );
+        Ok(Self {
+            rootfs: descriptors.rootfs,
+            rootfs_change: Change {
+                private: true,
+                recursive: true,
+                no_devices,
+                read_only: false,
+            },
+            readonly_root: plan.readonly_root,
+            nodes: if host.initial_user_namespace {
+                Nodes::Made
+            } else {
+                Nodes::Bound(host_nodes()?)
+            },
+            terminal_group: host.terminal_group,
+            cgroups: cgroup_mounts(view)?,
+            masked: paths(&plan.masked_paths, "a masked path")?,
+            readonly: paths(&plan.readonly_paths, "a read-only path")?,
+            volumes: volumes(plan, &descriptors.volumes, no_devices)?,
+            terminal: plan.terminal,
+            stdio: descriptors.stdio,
+            hostname: plan.hostname.clone().into_bytes(),
+            user: plan.user.clone(),
+            set_groups: !host.groups_fixed,
+            cwd: InRoot::new(&plan.cwd).ok_or(ArenaError::Nul("the working directory"))?,
+            capabilities,
+            dropped: (0..=CAPABILITIES)
+                .map(|number| CapabilitySet::from_bits_retain(1 << number))
+                .filter(|capability| !capabilities.contains(*capability))
+                .collect(),
+            no_new_privileges: plan.no_new_privileges,
+            arguments: Vectors::new(strings(&plan.argv, "an argument")?, 0),
+            programs: strings(&environment.programs(program), "the program's path")?,
+            needs_home: environment.needs_home,
+            environment: Vectors::new(
+                strings(&environment.variables, "the environment")?,
+                b"HOME=".len() + PATH_MAX,
+            ),
+            passwd: Vec::with_capacity(USER_FILE),
+            group: Vec::with_capacity(USER_FILE),
+            groups: Vec::with_capacity(GROUPS),
+            cwd_text: Vec::with_capacity(PATH_MAX),
+        })
+    }
+}
+
+fn strings(list: &[Vec<u8>], what: &'static str) -> Result<Vec<CString>, ArenaError> {
+    list.iter()
+        .map(|bytes| CString::new(bytes.as_slice()).map_err(|_nul| ArenaError::Nul(what)))
+        .collect()
+}
+
+fn paths(list: &[Vec<u8>], what: &'static str) -> Result<Vec<InRoot>, ArenaError> {
+    list.iter()
+        .map(|path| InRoot::new(path).ok_or(ArenaError::Nul(what)))
+        .collect()
+}
+
+fn volumes(
+    plan: &Plan,
+    descriptors: &[OwnedFd],
+    no_devices: bool,
+) -> Result<Vec<Volume>, ArenaError> {
+    let mut volumes = Vec::with_capacity(descriptors.len());
+    for (volume, descriptor) in plan.volumes.iter().zip(descriptors) {
+        let name = String::from_utf8_lossy(&volume.destination).into_owned();
+        let failed = |errno| ArenaError::System(format!("open the volume for \"{name}\""), errno);
+        let destination = InRoot::new(&volume.destination)
+            .filter(|path| !path.is_root() && volume.destination.starts_with(b"/"));
+        let destination = destination.ok_or_else(|| ArenaError::Destination(name.clone()))?;
+        let status = fstat(descriptor).map_err(failed)?;
+        let kind = if FileType::from_raw_mode(status.st_mode) == FileType::Directory {
+            Kind::Directory
+        } else {
+            Kind::File
+        };
+        let mount = clone_mount(descriptor.as_fd(), true).map_err(failed)?;
+        let change = Change {
+            read_only: volume.read_only,
+            no_devices,
+            private: true,
+            recursive: true,
+        };
+        mount_setattr(mount.as_fd(), change).map_err(failed)?;
+        volumes.push(Volume {
+            mount,
+            destination,
+            kind,
+        });
+    }
+    Ok(volumes)
+}
+
+/// A detached copy of what is mounted here.
+pub(crate) fn clone_mount(descriptor: BorrowedFd<'_>, recursive: bool) -> Result<OwnedFd, Errno> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
+    open_tree(descriptor, c"", flags)
+}
+
+fn host_nodes() -> Result<Vec<OwnedFd>, ArenaError> {
+    let open = |(name, major, minor): (&std::ffi::CStr, u32, u32)| {
+        let path = [b"/dev/", name.to_bytes()].concat();
+        let node = open_tree(
+            CWD,
+            path.as_slice(),
+            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
+        )?;
+        // What is there may be anything where we are inside a container ourselves.
+        let status = fstat(&node)?;
+        let expected = rustix::fs::makedev(major, minor);
+        if FileType::from_raw_mode(status.st_mode) != FileType::CharacterDevice
+            || status.st_rdev != expected
+        {
+            return Err(Errno::NODEV);
+        }
+        Ok(node)
+    };
+    NODES
+        .into_iter()
+        .map(|node| {
+            open(node).map_err(|errno| {
+                ArenaError::System(format!("clone /dev/{}", node.0.to_string_lossy()), errno)
+            })
+        })
+        .collect()
+}
+
+fn cgroup_mounts(view: View) -> Result<CgroupMounts, ArenaError> {
+    let string = |text: &String| {
+        CString::new(text.as_bytes()).map_err(|_nul| ArenaError::Nul("a cgroup's name"))
+    };
+    match view {
+        View::None => Ok(CgroupMounts::None),
+        View::Unified => Ok(CgroupMounts::Unified),
+        View::Legacy(hierarchies) => {
+            let mount = |view: &crate::cgroup::LegacyView| {
+                let controllers = view
+                    .controllers
+                    .iter()
+                    .map(string)
+                    .collect::<Result<Vec<_>, _>>()?;
+                let links = controllers
+                    .iter()
+                    .filter(|name| name.as_bytes() != view.name.as_bytes())
+                    .cloned()
+                    .collect();
+                Ok(LegacyMount {
+                    name: string(&view.name)?,
+                    controllers,
+                    links,
+                })
+            };
+            hierarchies
+                .iter()
+                .map(mount)
+                .collect::<Result<_, _>>()
+                .map(CgroupMounts::Legacy)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_namespace_is_told_by_its_maps() {
+        assert!(maps_everything("         0          0 4294967295\n"));
+        assert!(!maps_everything("         0       1000          1\n"));
+        assert!(!maps_everything("0 0 4294967295\n1 1 1\n"));
+        assert!(!maps_everything(""));
+        assert!(maps("0 1000 1\n1 100000 65536\n", 5));
+        assert!(!maps("0 1000 1\n", 5));
+        assert!(!maps("garbage\n-1 0 9\n", 5));
+    }
+}

@@ -1,0 +1,145 @@
+//! One cgroup as a directory: made, written, emptied, removed.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{Mode, OFlags, Timespec};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+/// How long the processes of a cgroup may take to end after SIGKILL before it is given up; one in an uninterruptible wait can take for ever.
+const PATIENCE: usize = 100;
+/// Between two looks at a cgroup whose processes are ending; version 1 has nothing to wait on.
+const PAUSE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 20_000_000,
+};
+
+/// A cgroup of one container in one hierarchy.
+#[derive(Debug)]
+pub(super) struct Directory {
+    path: PathBuf,
+}
+
+impl Directory {
+    /// Makes a cgroup that nobody has. What a killed monitor left under the same name is removed first.
+    pub(super) fn create(path: PathBuf) -> io::Result<Self> {
+        match std::fs::create_dir(&path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                Self { path: path.clone() }.remove()?;
+                std::fs::create_dir(&path)?;
+            }
+            other => other?,
+        }
+        Ok(Self { path })
+    }
+
+    pub(super) fn existing(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    pub(super) fn open(&self) -> io::Result<OwnedFd> {
+        Ok(rustix::fs::open(
+            &self.path,
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?)
+    }
+
+    pub(super) fn write(&self, file: &str, text: &str) -> io::Result<()> {
+        write(&self.path.join(file), text)
+    }
+
+    /// Writes where there is such a file; whether there was.
+    pub(super) fn write_if_present(&self, file: &str, text: &str) -> io::Result<bool> {
+        match self.write(file, text) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The number after `key` in a file of `key number` lines.
+    pub(super) fn read_counter(&self, file: &str, key: &str) -> io::Result<u64> {
+        let text = read(&self.path.join(file))?;
+        let value = text
+            .lines()
+            .find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.parse().ok());
+        Ok(value.unwrap_or(0))
+    }
+
+    /// Removes the cgroup and all below it, ending what is left in them.
+    pub(super) fn remove(&self) -> io::Result<()> {
+        remove(&self.path)
+    }
+}
+
+/// Writes in one `write(2)`, as cgroup files want it.
+pub(super) fn write(path: &Path, text: &str) -> io::Result<()> {
+    OpenOptions::new()
+        .write(true)
+        .open(path)?
+        .write_all(text.as_bytes())
+}
+
+pub(super) fn read(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(1 << 20).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    for _attempt in 0..PATIENCE {
+        match std::fs::remove_dir(path) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::BUSY) => {}
+            Err(error) => return Err(error),
+        }
+        for entry in std::fs::read_dir(path)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                remove(&entry.path())?;
+            }
+        }
+        if !kill_all(path)? {
+            poll(&mut [], Some(&PAUSE))?;
+        }
+    }
+    Err(Errno::BUSY.into())
+}
+
+/// Sends SIGKILL to all in the cgroup and waits for the first of them to end; whether there was one.
+fn kill_all(path: &Path) -> io::Result<bool> {
+    let mut last = None;
+    for line in read(&path.join("cgroup.procs"))?.lines() {
+        let Some(pid) = line.parse().ok().and_then(Pid::from_raw) else {
+            continue;
+        };
+        // Opened first and looked up again after: the number may have been reused since the file was read.
+        let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
+            Err(Errno::SRCH) => continue,
+            other => other?,
+        };
+        if read(&path.join("cgroup.procs"))?
+            .lines()
+            .any(|again| again == line)
+        {
+            match pidfd_send_signal(&pidfd, Signal::KILL) {
+                Ok(()) => last = Some(pidfd),
+                Err(Errno::SRCH) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+    let Some(pidfd) = last else { return Ok(false) };
+    let second = Timespec {
+        tv_sec: 1,
+        tv_nsec: 0,
+    };
+    poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&second))?;
+    Ok(true)
+}

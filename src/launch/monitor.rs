@@ -1,0 +1,517 @@
+//! The monitor: one process per container, from its making to its end.
+//!
+//! It makes the cgroups, clones the container's first process, waits for it and leaves the exit record; it depends on nobody meanwhile. That
+//! the engine goes away is no error: messages to it are then dropped, and the container runs on. When the monitor itself is killed, the kernel
+//! kills the container (parent death signal, then the end of its pid namespace). Caller: `cowl-runtime run`, with the control socket as
+//! standard input.
+
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+
+use nix::sys::signal::{SigSet, Signal as NamedSignal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::event::epoll;
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
+    recvmsg, socketpair,
+};
+use rustix::process::{
+    Pid, Signal, WaitId, WaitIdOptions, WaitOptions, getpid, pidfd_send_signal, setsid, waitid,
+};
+
+use crate::arena::{Arena, Descriptors, Host};
+use crate::cgroup::ContainerCgroups;
+use crate::init;
+use crate::plan::{Event, Exited, Failed, Plan, Request, Started, WindowSize};
+use crate::status::{ExitRecord, Lock, Moment};
+use crate::step::Failure;
+use crate::sys::clone::{Cloned, clone_into_namespaces, exit_now};
+use crate::wire::{self, WireError};
+
+/// Docker's exit code for an error that is not the program's.
+const ENGINE_ERROR: u8 = 125;
+
+/// A sentence and a reason for [`Failed`].
+fn failed(what: impl Into<String>, errno: Errno) -> Failed {
+    Failed {
+        what: what.into(),
+        errno: errno.raw_os_error(),
+        exit_code: ENGINE_ERROR,
+    }
+}
+
+fn io_failed(what: &str, error: &std::io::Error) -> Failed {
+    match Errno::from_io_error(error) {
+        Some(errno) => failed(what, errno),
+        None => Failed {
+            what: format!("{what}: {error}"),
+            errno: 0,
+            exit_code: ENGINE_ERROR,
+        },
+    }
+}
+
+/// Runs one container whose plan waits in standard input; the exit code is the container's.
+pub fn run() -> u8 {
+    let control = match take_control() {
+        Ok(control) => control,
+        // There is nobody to tell.
+        Err(_errno) => return ENGINE_ERROR,
+    };
+    let outcome = receive(control.as_fd()).and_then(|job| job.run(control.as_fd()));
+    let (event, code) = match outcome {
+        Ok(exited) => (Event::Exited(exited), exited.exit_code),
+        Err(failed) => (Event::Failed(failed.clone()), failed.exit_code),
+    };
+    tell(control.as_fd(), &event, None);
+    code
+}
+
+/// A client that is gone needs no message; what there is to know is in the status directory.
+fn tell(control: BorrowedFd<'_>, event: &Event, terminal: Option<BorrowedFd<'_>>) {
+    drop(wire::send_event(control, event, terminal));
+}
+
+/// Takes the control socket out of standard input, and leaves the session and directory of whoever started us.
+fn take_control() -> Result<OwnedFd, Errno> {
+    let control = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
+    let null = rustix::fs::open(
+        c"/dev/null",
+        rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC,
+        rustix::fs::Mode::empty(),
+    )?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::process::chdir(c"/")?;
+    match setsid() {
+        // Already the leader of one.
+        Ok(_) | Err(Errno::PERM) => Ok(control),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// What came over the socket.
+struct Job {
+    plan: Plan,
+    status: OwnedFd,
+    descriptors: Descriptors,
+}
+
+fn receive(control: BorrowedFd<'_>) -> Result<Job, Failed> {
+    let unreadable = |error: WireError| Failed {
+        what: format!("read the plan: {error}"),
+        errno: 0,
+        exit_code: ENGINE_ERROR,
+    };
+    let missing = || unreadable(WireError::Malformed("a descriptor is missing"));
+    let (run, descriptors) = wire::receive_run(control).map_err(unreadable)?;
+    let mut descriptors = descriptors.into_iter();
+    let mut next = || descriptors.next().ok_or_else(missing);
+    let plan = wire::read_plan(next()?, run.plan_bytes).map_err(unreadable)?;
+    let (rootfs, status) = (next()?, next()?);
+    let stdio = if run.stdio {
+        Some([next()?, next()?, next()?])
+    } else {
+        None
+    };
+    let volumes: Vec<OwnedFd> = descriptors.collect();
+    if volumes.len() != usize::from(run.volumes) || volumes.len() != plan.volumes.len() {
+        return Err(missing());
+    }
+    Ok(Job {
+        plan,
+        status,
+        descriptors: Descriptors {
+            rootfs,
+            stdio,
+            volumes,
+        },
+    })
+}
+
+impl Job {
+    /// Holds the lock around everything, and leaves a record whatever happens.
+    fn run(self, control: BorrowedFd<'_>) -> Result<Exited, Failed> {
+        let Self {
+            plan,
+            status,
+            descriptors,
+        } = self;
+        let mut lock = Lock::take(status.as_fd())
+            .map_err(|error| io_failed("lock the container's status directory", &error))?
+            .ok_or_else(|| Failed {
+                what: "the container is running already".to_owned(),
+                errno: 0,
+                exit_code: ENGINE_ERROR,
+            })?;
+        let outcome = Container::start(&plan, descriptors)
+            .and_then(|started| started.watch(&mut lock, control));
+        let record = match &outcome {
+            Ok(ended) => ended.record(),
+            Err(failed) => ExitRecord {
+                pid: 0,
+                exit_code: failed.exit_code,
+                signal: None,
+                oom_killed: false,
+                started_at: None,
+                finished_at: Moment::now(),
+                error: failed.to_string(),
+            },
+        };
+        record
+            .write(status.as_fd())
+            .map_err(|error| io_failed("write the exit record", &error))?;
+        outcome.map(|ended| ended.exited)
+    }
+}
+
+/// A container whose first process has been cloned. Its cgroups go when it goes.
+struct Container {
+    pid: Pid,
+    pidfd: OwnedFd,
+    terminal: Option<OwnedFd>,
+    cgroups: ContainerCgroups,
+    started_at: Moment,
+}
+
+/// How a container ended.
+struct Ended {
+    pid: Pid,
+    exited: Exited,
+    started_at: Moment,
+}
+
+impl Ended {
+    fn record(&self) -> ExitRecord {
+        ExitRecord {
+            pid: self.pid.as_raw_nonzero().get().cast_unsigned(),
+            exit_code: self.exited.exit_code,
+            signal: self.exited.signal,
+            oom_killed: self.exited.oom_killed,
+            started_at: Some(self.started_at),
+            finished_at: Moment::now(),
+            error: String::new(),
+        }
+    }
+}
+
+impl Container {
+    /// Makes the container and waits until its program runs.
+    fn start(plan: &Plan, descriptors: Descriptors) -> Result<Self, Failed> {
+        rustix::process::set_child_subreaper(Some(getpid()))
+            .map_err(|errno| failed("become a subreaper", errno))?;
+        let host = Host::look().map_err(|error| io_failed("look at the user namespace", &error))?;
+        let cgroups = ContainerCgroups::create(
+            &plan.cgroup_parent,
+            &plan.id,
+            &plan.limits,
+            host.initial_user_namespace,
+        )
+        .map_err(|error| Failed {
+            what: error.to_string(),
+            errno: 0,
+            exit_code: ENGINE_ERROR,
+        })?;
+        let arena = Arena::new(
+            plan,
+            descriptors,
+            host,
+            cgroups.view(),
+            cgroups.devices_restricted(),
+        )
+        .map_err(|error| Failed {
+            what: error.to_string(),
+            errno: error.errno(),
+            exit_code: ENGINE_ERROR,
+        })?;
+        // What comes while we are busy is read from the signal descriptor later.
+        watched_signals()
+            .thread_block()
+            .map_err(|errno| failed("block signals", Errno::from_raw_os_error(errno as i32)))?;
+        Self::clone(plan, arena, cgroups)
+    }
+
+    fn clone(plan: &Plan, arena: Arena, mut cgroups: ContainerCgroups) -> Result<Self, Failed> {
+        let (ours, theirs) = socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .map_err(|errno| failed("make the report socket", errno))?;
+        let cloned = clone_into_namespaces(cgroups.birthplace())
+            .map_err(|errno| failed("make the container's namespaces", errno))?;
+        let Cloned::Parent { pid, pidfd } = cloned else {
+            drop(ours);
+            let failure = init::run(arena, theirs.as_fd());
+            match rustix::net::send(
+                theirs.as_fd(),
+                &failure.to_bytes(),
+                rustix::net::SendFlags::NOSIGNAL,
+            ) {
+                // If it can't be told, the monitor is gone, and so are we.
+                Ok(_) | Err(_) => exit_now(ENGINE_ERROR),
+            }
+        };
+        // The child has its own copies. Ours would keep pipes open after its end.
+        drop((arena, theirs));
+        let attached = cgroups
+            .attach(pid)
+            .map_err(|error| io_failed("move the container into its cgroups", &error))
+            .and_then(|()| {
+                rustix::net::send(ours.as_fd(), b"G", rustix::net::SendFlags::NOSIGNAL)
+                    .or_else(gone)
+                    .map_err(|errno| failed("report socket", errno))
+            });
+        let terminal = attached.and_then(|_sent| await_exec(ours.as_fd(), plan));
+        match terminal {
+            Ok(terminal) => Ok(Self {
+                pid,
+                pidfd,
+                terminal,
+                cgroups,
+                started_at: Moment::now(),
+            }),
+            Err(error) => {
+                // Its namespaces end with it, and with them all that it could have started.
+                end(pidfd.as_fd())?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Waits for the end, serving requests and signals meanwhile.
+    fn watch(mut self, lock: &mut Lock, control: BorrowedFd<'_>) -> Result<Ended, Failed> {
+        let pid = self.pid.as_raw_nonzero().get().cast_unsigned();
+        let described = lock.describe(
+            getpid().as_raw_nonzero().get().cast_unsigned(),
+            pid,
+            Some(self.started_at),
+        );
+        let served = described
+            .map_err(|error| io_failed("describe the container", &error))
+            .and_then(|()| {
+                tell(
+                    control,
+                    &Event::Started(Started { pid }),
+                    self.terminal.as_ref().map(OwnedFd::as_fd),
+                );
+                self.serve(control)
+                    .map_err(|errno| failed("watch the container", errno))
+            });
+        if served.is_err() {
+            end(self.pidfd.as_fd())?;
+        }
+        let status = waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
+        served?;
+        let status = status.map_err(|errno| failed("wait for the container", errno))?;
+        let signal = status
+            .as_ref()
+            .and_then(rustix::process::WaitIdStatus::terminating_signal)
+            .and_then(|signal| u8::try_from(signal).ok());
+        let code = status
+            .as_ref()
+            .and_then(rustix::process::WaitIdStatus::exit_status)
+            .and_then(|code| u8::try_from(code & 0xff).ok());
+        let oom_killed = self
+            .cgroups
+            .oom_killed()
+            .map_err(|error| io_failed("read the container's memory events", &error))?;
+        self.cgroups
+            .remove()
+            .map_err(|error| io_failed("remove the container's cgroups", &error))?;
+        let exit_code = signal.map_or(code.unwrap_or(ENGINE_ERROR), |signal| 128 | signal);
+        Ok(Ended {
+            pid: self.pid,
+            exited: Exited {
+                exit_code,
+                signal,
+                oom_killed,
+            },
+            started_at: self.started_at,
+        })
+    }
+
+    /// Returns when the first process has ended; it is still to be waited for.
+    fn serve(&mut self, control: BorrowedFd<'_>) -> Result<(), Errno> {
+        const ENDED: u64 = 0;
+        const CONTROL: u64 = 1;
+        const SIGNAL: u64 = 2;
+        let signals = SignalFd::with_flags(
+            &watched_signals(),
+            SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK,
+        )
+        .map_err(|errno| Errno::from_raw_os_error(errno as i32))?;
+        let events = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        for (source, data) in [
+            (self.pidfd.as_fd(), ENDED),
+            (control, CONTROL),
+            (signals.as_fd(), SIGNAL),
+        ] {
+            epoll::add(
+                &events,
+                source,
+                epoll::EventData::new_u64(data),
+                epoll::EventFlags::IN,
+            )?;
+        }
+        let mut ready = Vec::with_capacity(3);
+        loop {
+            ready.clear();
+            rustix::io::retry_on_intr(|| {
+                epoll::wait(&events, rustix::buffer::spare_capacity(&mut ready), None)
+            })?;
+            for event in &ready {
+                match event.data.u64() {
+                    ENDED => return Ok(()),
+                    CONTROL => {
+                        if self.serve_request(control)? == Client::Gone {
+                            epoll::delete(&events, control)?;
+                            // As when a terminal's window is closed, the program gets SIGHUP.
+                            self.terminal = None;
+                        }
+                    }
+                    _ => self.pass_on(&signals)?,
+                }
+            }
+        }
+    }
+
+    fn serve_request(&self, control: BorrowedFd<'_>) -> Result<Client, Errno> {
+        match wire::receive_request(control) {
+            Ok(Request::Signal(signal)) => self
+                .signal(i32::from(signal.number))
+                .map(|()| Client::There),
+            Ok(Request::Resize(size)) => self.resize(size).map(|()| Client::There),
+            Err(WireError::Socket(Errno::AGAIN | Errno::INTR)) => Ok(Client::There),
+            // Closed, or speaking another language: either way there is nobody to listen to.
+            Err(_) => Ok(Client::Gone),
+        }
+    }
+
+    fn signal(&self, number: i32) -> Result<(), Errno> {
+        // A number that is no signal is the client's mistake, and no reason to end a container.
+        let Some(signal) = Signal::from_named_raw(number) else {
+            return Ok(());
+        };
+        match pidfd_send_signal(&self.pidfd, signal) {
+            Err(Errno::SRCH) => Ok(()),
+            other => other,
+        }
+    }
+
+    fn resize(&self, size: WindowSize) -> Result<(), Errno> {
+        let Some(terminal) = &self.terminal else {
+            return Ok(());
+        };
+        let size = rustix::termios::Winsize {
+            ws_row: size.rows,
+            ws_col: size.columns,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        rustix::termios::tcsetwinsize(terminal, size)
+    }
+
+    /// Signals to the monitor are meant for the container; SIGCHLD alone is ours.
+    fn pass_on(&self, signals: &SignalFd) -> Result<(), Errno> {
+        while let Some(signal) = signals
+            .read_signal()
+            .map_err(|errno| Errno::from_raw_os_error(errno as i32))?
+        {
+            let number = i32::try_from(signal.ssi_signo).unwrap_or(0);
+            if number == NamedSignal::SIGCHLD as i32 {
+                self.reap_adopted()?;
+            } else {
+                self.signal(number)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reaps what was handed to us as subreaper, but not the container's first process, whose status is needed.
+    fn reap_adopted(&self) -> Result<(), Errno> {
+        loop {
+            let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+            let Some(pid) =
+                crate::sys::signal::ended_child(options)?.filter(|pid| *pid != self.pid)
+            else {
+                return Ok(());
+            };
+            rustix::process::waitpid(Some(pid), WaitOptions::NOHANG)?;
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Client {
+    There,
+    Gone,
+}
+
+/// The child has ended before it could be told to go on: what it said tells why.
+fn gone(errno: Errno) -> Result<usize, Errno> {
+    if errno == Errno::PIPE {
+        Ok(0)
+    } else {
+        Err(errno)
+    }
+}
+
+fn watched_signals() -> SigSet {
+    use NamedSignal::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
+    [SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2]
+        .into_iter()
+        .collect()
+}
+
+/// Reads what the child says until its end of the socket closes: exec did it.
+fn await_exec(report: BorrowedFd<'_>, plan: &Plan) -> Result<Option<OwnedFd>, Failed> {
+    let mut terminal = None;
+    loop {
+        let mut message = [0; Failure::BYTES];
+        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let received = rustix::io::retry_on_intr(|| {
+            recvmsg(
+                report,
+                &mut [std::io::IoSliceMut::new(&mut message)],
+                &mut control,
+                RecvFlags::CMSG_CLOEXEC,
+            )
+        })
+        .map_err(|errno| failed("report socket", errno))?;
+        for item in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(mut rights) = item {
+                terminal = rights.next().or(terminal);
+            }
+        }
+        if received.bytes == 0 {
+            return Ok(terminal);
+        }
+        if received.bytes == Failure::BYTES {
+            let unknown = || Failed {
+                what: "the container's first process failed in an unknown way".to_owned(),
+                errno: 0,
+                exit_code: ENGINE_ERROR,
+            };
+            return Err(
+                Failure::from_bytes(message).map_or_else(unknown, |failure| failure.describe(plan))
+            );
+        }
+    }
+}
+
+/// Kills the first process and waits for its end, and so for the end of all in its pid namespace.
+fn end(pidfd: BorrowedFd<'_>) -> Result<(), Failed> {
+    match pidfd_send_signal(pidfd, Signal::KILL) {
+        Ok(()) | Err(Errno::SRCH) => {}
+        Err(errno) => return Err(failed("kill the container", errno)),
+    }
+    let waited = waitid(
+        WaitId::PidFd(pidfd),
+        WaitIdOptions::EXITED | WaitIdOptions::NOWAIT,
+    );
+    waited
+        .map(drop)
+        .map_err(|errno| failed("wait for the container", errno))
+}

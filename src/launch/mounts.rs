@@ -1,0 +1,336 @@
+//! The mounts of a container, made by descriptor: a file system is made detached (`fsopen`, `fsmount`) and attached to a directory that is
+//! open (`move_mount`), so no path is looked up that an image could have bent. Runs in the child, without allocation. Caller: [`crate::init`].
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+
+use rustix::fs::{
+    CWD, FileType, Mode, OFlags, fstat, fstatfs, makedev, mkdirat, mknodat, openat, symlinkat,
+};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
+    fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount_change,
+    move_mount,
+};
+
+use crate::arena::{Arena, CgroupMounts, LegacyMount, NODES, Nodes, Volume, clone_mount};
+use crate::path::{InRoot, plain, real_directory};
+use crate::step::{At as _, Failure, Step};
+use crate::sys::mount::{Change, mount_setattr};
+
+const NO_EXEC: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID
+    .union(MountAttrFlags::MOUNT_ATTR_NODEV)
+    .union(MountAttrFlags::MOUNT_ATTR_NOEXEC);
+const NO_EXEC_READ_ONLY: MountAttrFlags = NO_EXEC.union(MountAttrFlags::MOUNT_ATTR_RDONLY);
+/// statfs(2), linux/magic.h.
+const PROC_SUPER_MAGIC: rustix::fs::FsWord = 0x9fa0;
+
+/// A parameter of a file system: with a value, or a flag.
+type Parameter<'p> = (&'p CStr, Option<&'p CStr>);
+
+/// A new file system, attached to nothing.
+fn new_filesystem(
+    name: &CStr,
+    parameters: &[Parameter<'_>],
+    attributes: MountAttrFlags,
+) -> Result<OwnedFd, Errno> {
+    let context = fsopen(name, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(context.as_fd(), c"source", name)?;
+    configure_and_mount(context.as_fd(), parameters.iter().copied(), attributes)
+}
+
+fn configure_and_mount<'p>(
+    context: BorrowedFd<'_>,
+    parameters: impl Iterator<Item = Parameter<'p>>,
+    attributes: MountAttrFlags,
+) -> Result<OwnedFd, Errno> {
+    for (key, value) in parameters {
+        match value {
+            Some(value) => fsconfig_set_string(context, key, value)?,
+            None => fsconfig_set_flag(context, key)?,
+        }
+    }
+    fsconfig_create(context)?;
+    fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+}
+
+/// Attaches a detached mount to what is open.
+fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<(), Errno> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(mount, c"", target, c"", flags)
+}
+
+/// Makes a directory of a mount of ours, which nobody else has seen yet.
+fn new_directory(parent: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
+    mkdirat(parent, name, Mode::from_raw_mode(0o755))?;
+    plain(parent, name, OFlags::PATH | OFlags::DIRECTORY)
+}
+
+/// Cuts our copies of the host's mounts off from the host's, and puts the container's root over them.
+pub(crate) fn attach_root(arena: &Arena) -> Result<(), Failure> {
+    mount_change(
+        c"/",
+        MountPropagationFlags::REC | MountPropagationFlags::PRIVATE,
+    )
+    .at(Step::Detach)?;
+    mount_setattr(arena.rootfs.as_fd(), arena.rootfs_change).at(Step::Root)?;
+    // The root of this process stays the one below, so the host's paths are still there; only the descriptor leads into the new one.
+    move_mount(
+        arena.rootfs.as_fd(),
+        c"",
+        CWD,
+        c"/",
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+    )
+    .at(Step::Root)
+}
+
+/// /proc and /sys.
+pub(crate) fn kernel_filesystems(root: BorrowedFd<'_>) -> Result<(), Failure> {
+    let proc = || {
+        attach(
+            new_filesystem(c"proc", &[], NO_EXEC)?.as_fd(),
+            real_directory(root, c"proc")?.as_fd(),
+        )
+    };
+    proc().at(Step::Proc)?;
+    let sys = || {
+        attach(
+            new_filesystem(c"sysfs", &[], NO_EXEC_READ_ONLY)?.as_fd(),
+            real_directory(root, c"sys")?.as_fd(),
+        )
+    };
+    sys().at(Step::Sys)
+}
+
+/// /dev with all that belongs in it. Returns it, and the container's devpts.
+pub(crate) fn dev(arena: &Arena) -> Result<(OwnedFd, OwnedFd), Failure> {
+    let root = arena.rootfs.as_fd();
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_STRICTATIME;
+    let dev = new_filesystem(
+        c"tmpfs",
+        &[(c"mode", Some(c"755")), (c"size", Some(c"65536k"))],
+        attributes,
+    )
+    .at(Step::Dev)?;
+    real_directory(root, c"dev")
+        .and_then(|target| attach(dev.as_fd(), target.as_fd()))
+        .at(Step::Dev)?;
+    nodes(&arena.nodes, dev.as_fd()).at(Step::Node)?;
+    links(dev.as_fd()).at(Step::Node)?;
+
+    let group: Parameter<'_> = (c"gid", Some(c"5"));
+    let parameters = [
+        (c"newinstance", None),
+        (c"ptmxmode", Some(c"0666")),
+        (c"mode", Some(c"0620")),
+        group,
+    ];
+    let parameters = if arena.terminal_group {
+        &parameters[..]
+    } else {
+        parameters.split_last().map_or(&[][..], |(_, rest)| rest)
+    };
+    let no_suid_exec = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let pts = new_filesystem(c"devpts", parameters, no_suid_exec).at(Step::Pts)?;
+    new_directory(dev.as_fd(), c"pts")
+        .and_then(|target| attach(pts.as_fd(), target.as_fd()))
+        .at(Step::Pts)?;
+
+    let shm = || {
+        let mount = new_filesystem(
+            c"tmpfs",
+            &[(c"mode", Some(c"1777")), (c"size", Some(c"65536k"))],
+            NO_EXEC,
+        )?;
+        attach(mount.as_fd(), new_directory(dev.as_fd(), c"shm")?.as_fd())
+    };
+    shm().at(Step::Shm)?;
+    let mqueue = || {
+        attach(
+            new_filesystem(c"mqueue", &[], NO_EXEC)?.as_fd(),
+            new_directory(dev.as_fd(), c"mqueue")?.as_fd(),
+        )
+    };
+    mqueue().at(Step::Mqueue)?;
+    Ok((dev, pts))
+}
+
+fn nodes(nodes: &Nodes, dev: BorrowedFd<'_>) -> Result<(), Errno> {
+    match nodes {
+        Nodes::Made => NODES.iter().try_for_each(|(name, major, minor)| {
+            mknodat(
+                dev,
+                *name,
+                FileType::CharacterDevice,
+                Mode::from_raw_mode(0o666),
+                makedev(*major, *minor),
+            )
+        }),
+        Nodes::Bound(mounts) => NODES
+            .iter()
+            .zip(mounts)
+            .try_for_each(|((name, _, _), mount)| {
+                let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+                attach(
+                    mount.as_fd(),
+                    openat(dev, *name, flags, Mode::from_raw_mode(0o666))?.as_fd(),
+                )
+            }),
+    }
+}
+
+fn links(dev: BorrowedFd<'_>) -> Result<(), Errno> {
+    const LINKS: [(&CStr, &CStr); 6] = [
+        (c"pts/ptmx", c"ptmx"),
+        (c"/proc/self/fd", c"fd"),
+        (c"/proc/self/fd/0", c"stdin"),
+        (c"/proc/self/fd/1", c"stdout"),
+        (c"/proc/self/fd/2", c"stderr"),
+        (c"/proc/kcore", c"core"),
+    ];
+    LINKS
+        .iter()
+        .try_for_each(|(target, name)| symlinkat(*target, dev, *name))
+}
+
+/// /sys/fs/cgroup, read-only. The process must be in its cgroups and in a cgroup namespace of its own.
+pub(crate) fn cgroups(root: BorrowedFd<'_>, mounts: &CgroupMounts) -> Result<(), Errno> {
+    let target = || plain(root, c"sys/fs/cgroup", OFlags::PATH | OFlags::DIRECTORY);
+    match mounts {
+        CgroupMounts::None => Ok(()),
+        CgroupMounts::Unified => attach(
+            new_filesystem(c"cgroup2", &[], NO_EXEC_READ_ONLY)?.as_fd(),
+            target()?.as_fd(),
+        ),
+        CgroupMounts::Legacy(hierarchies) => {
+            let directory = new_filesystem(c"tmpfs", &[(c"mode", Some(c"755"))], NO_EXEC)?;
+            attach(directory.as_fd(), target()?.as_fd())?;
+            hierarchies
+                .iter()
+                .try_for_each(|hierarchy| legacy_cgroup(directory.as_fd(), hierarchy))?;
+            mount_setattr(
+                directory.as_fd(),
+                Change {
+                    read_only: true,
+                    ..Change::default()
+                },
+            )
+        }
+    }
+}
+
+fn legacy_cgroup(directory: BorrowedFd<'_>, hierarchy: &LegacyMount) -> Result<(), Errno> {
+    let context = fsopen(c"cgroup", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(context.as_fd(), c"source", c"cgroup")?;
+    let controllers = hierarchy
+        .controllers
+        .iter()
+        .map(|name| (name.as_c_str(), None));
+    let mount = configure_and_mount(context.as_fd(), controllers, NO_EXEC_READ_ONLY)?;
+    attach(
+        mount.as_fd(),
+        new_directory(directory, &hierarchy.name)?.as_fd(),
+    )?;
+    hierarchy
+        .links
+        .iter()
+        .try_for_each(|link| symlinkat(&*hierarchy.name, directory, link.as_c_str()))
+}
+
+/// Covers what a container has no business with. The covers are ours: nothing of the image's is used as one (CVE-2025-31133).
+pub(crate) fn mask(
+    root: BorrowedFd<'_>,
+    dev: BorrowedFd<'_>,
+    paths: &[InRoot],
+) -> Result<(), Failure> {
+    let null = plain(dev, c"null", OFlags::PATH).at(Step::Mask)?;
+    let mut empty: Option<OwnedFd> = None;
+    for (index, path) in paths.iter().enumerate() {
+        let mut cover = || {
+            let target = match path.open(root) {
+                Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
+                other => other?,
+            };
+            if FileType::from_raw_mode(fstat(&target)?.st_mode) != FileType::Directory {
+                return attach(clone_mount(null.as_fd(), false)?.as_fd(), target.as_fd());
+            }
+            if let Some(first) = &empty {
+                return attach(clone_mount(first.as_fd(), false)?.as_fd(), target.as_fd());
+            }
+            // Copies can only be made of a mount that is attached, as this one is from here on.
+            let first = new_filesystem(c"tmpfs", &[(c"size", Some(c"0"))], NO_EXEC_READ_ONLY)?;
+            attach(first.as_fd(), target.as_fd())?;
+            empty = Some(first);
+            Ok(())
+        };
+        cover().at_index(Step::Mask, index)?;
+    }
+    Ok(())
+}
+
+/// Makes parts of /proc and /sys read-only, by a mount of each over itself.
+pub(crate) fn read_only(root: BorrowedFd<'_>, paths: &[InRoot]) -> Result<(), Failure> {
+    for (index, path) in paths.iter().enumerate() {
+        let protect = || {
+            let target = match path.open(root) {
+                Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
+                other => other?,
+            };
+            let mount = clone_mount(target.as_fd(), true)?;
+            mount_setattr(
+                mount.as_fd(),
+                Change {
+                    read_only: true,
+                    recursive: true,
+                    ..Change::default()
+                },
+            )?;
+            attach(mount.as_fd(), target.as_fd())
+        };
+        protect().at_index(Step::ReadOnly, index)?;
+    }
+    Ok(())
+}
+
+/// Mounts the volumes in their order; a later one may lie in an earlier one.
+pub(crate) fn volumes(root: BorrowedFd<'_>, volumes: &[Volume]) -> Result<(), Failure> {
+    for (index, volume) in volumes.iter().enumerate() {
+        let mount = || {
+            let target = volume.destination.open_or_make(root, volume.kind)?;
+            // Over /proc it would catch what is written there on the container's behalf.
+            if fstatfs(&target)?.f_type == PROC_SUPER_MAGIC {
+                return Err(Errno::PERM);
+            }
+            attach(volume.mount.as_fd(), target.as_fd())
+        };
+        mount().at_index(Step::Volume, index)?;
+    }
+    Ok(())
+}
+
+/// The container's terminal at /dev/console: by descriptor, onto a file that is new (CVE-2025-52565).
+pub(crate) fn console(dev: BorrowedFd<'_>, terminal: BorrowedFd<'_>) -> Result<(), Errno> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let target = openat(dev, c"console", flags, Mode::from_raw_mode(0o620))?;
+    attach(clone_mount(terminal, false)?.as_fd(), target.as_fd())
+}
+
+/// Makes the container's root the process's, and lets go of the host's.
+pub(crate) fn pivot(arena: &Arena) -> Result<(), Errno> {
+    if arena.readonly_root {
+        mount_setattr(
+            arena.rootfs.as_fd(),
+            Change {
+                read_only: true,
+                ..Change::default()
+            },
+        )?;
+    }
+    rustix::process::fchdir(&arena.rootfs)?;
+    // The host's root goes over the new one, from where it is taken off: no directory is needed for it (pivot_root(2), NOTES).
+    rustix::process::pivot_root(c".", c".")?;
+    rustix::mount::unmount(c".", rustix::mount::UnmountFlags::DETACH)?;
+    rustix::process::chdir(c"/")
+}

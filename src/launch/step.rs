@@ -1,0 +1,223 @@
+//! What goes wrong between clone and exec, in eight bytes: the child can't allocate a message, so the monitor makes the words.
+
+use std::os::unix::ffi::OsStrExt as _;
+
+use rustix::io::Errno;
+
+use crate::plan::{Failed, Plan};
+
+macro_rules! steps {
+    ($($name:ident = $number:literal: $text:literal,)*) => {
+        /// A step of the child; the number is what travels.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(crate) enum Step {
+            $(#[doc = $text] $name = $number,)*
+        }
+
+        impl Step {
+            fn from_number(number: u16) -> Option<Self> {
+                match number {
+                    $($number => Some(Self::$name),)*
+                    _ => None,
+                }
+            }
+
+            fn text(self) -> &'static str {
+                match self {
+                    $(Self::$name => $text,)*
+                }
+            }
+        }
+    };
+}
+
+steps! {
+    Detach = 1: "separate the container's mounts from the host's",
+    Root = 2: "mount the container's root",
+    Proc = 3: "mount /proc",
+    Dev = 4: "mount /dev",
+    Node = 5: "make the devices in /dev",
+    Pts = 6: "mount /dev/pts",
+    Shm = 7: "mount /dev/shm",
+    Mqueue = 8: "mount /dev/mqueue",
+    Sys = 9: "mount /sys",
+    Barrier = 10: "wait for the monitor",
+    CgroupNamespace = 11: "make a cgroup namespace",
+    Cgroup = 12: "mount /sys/fs/cgroup",
+    Mask = 13: "mask",
+    ReadOnly = 14: "make read-only",
+    Volume = 15: "mount the volume at",
+    Terminal = 16: "open a terminal",
+    Console = 17: "mount /dev/console",
+    Pivot = 18: "enter the container's root",
+    HostName = 19: "set the host name",
+    Loopback = 20: "bring up the loopback interface",
+    Stdio = 21: "set up standard input and output",
+    Session = 22: "make a session",
+    Passwd = 23: "read the container's /etc/passwd",
+    Group = 24: "read the container's /etc/group",
+    UnknownUser = 25: "no entry in the container's /etc/passwd for user",
+    UnknownGroup = 26: "no entry in the container's /etc/group for the group of user",
+    UserNumber = 27: "number out of range in user",
+    TooManyGroups = 28: "too many groups in the container's /etc/group for user",
+    WorkingDirectory = 29: "enter the working directory",
+    BoundingSet = 30: "drop capabilities",
+    Credentials = 31: "become user",
+    Capabilities = 32: "set capabilities",
+    NewPrivileges = 33: "set no_new_privs",
+    ParentDeath = 34: "tie the container's life to the monitor's",
+    Signals = 35: "reset signals",
+    Descriptors = 36: "mark descriptors close-on-exec",
+    Home = 37: "set HOME",
+    Exec = 38: "exec",
+}
+
+/// A step that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Failure {
+    pub(crate) step: Step,
+    /// Which of several: a volume or path of the plan.
+    pub(crate) index: u16,
+    pub(crate) errno: Errno,
+}
+
+/// Gives an error its step.
+pub(crate) trait At<T> {
+    fn at(self, step: Step) -> Result<T, Failure>;
+    fn at_index(self, step: Step, index: usize) -> Result<T, Failure>;
+}
+
+impl<T> At<T> for Result<T, Errno> {
+    fn at(self, step: Step) -> Result<T, Failure> {
+        self.at_index(step, 0)
+    }
+
+    fn at_index(self, step: Step, index: usize) -> Result<T, Failure> {
+        self.map_err(|errno| Failure {
+            step,
+            index: u16::try_from(index).unwrap_or(u16::MAX),
+            errno,
+        })
+    }
+}
+
+impl Failure {
+    pub(crate) const BYTES: usize = 8;
+
+    pub(crate) fn to_bytes(self) -> [u8; Self::BYTES] {
+        let [s0, s1] = (self.step as u16).to_le_bytes();
+        let [i0, i1] = self.index.to_le_bytes();
+        let [e0, e1, e2, e3] = self.errno.raw_os_error().to_le_bytes();
+        [s0, s1, i0, i1, e0, e1, e2, e3]
+    }
+
+    pub(crate) fn from_bytes(bytes: [u8; Self::BYTES]) -> Option<Self> {
+        let [s0, s1, i0, i1, errno @ ..] = bytes;
+        let step = Step::from_number(u16::from_le_bytes([s0, s1]))?;
+        let index = u16::from_le_bytes([i0, i1]);
+        Some(Self {
+            step,
+            index,
+            errno: Errno::from_raw_os_error(i32::from_le_bytes(errno)),
+        })
+    }
+
+    /// In words, with the names that the plan has for it.
+    pub(crate) fn describe(self, plan: &Plan) -> Failed {
+        let index = usize::from(self.index);
+        let subject = match self.step {
+            Step::Volume => plan.volumes.get(index).map(|volume| &volume.destination),
+            Step::Mask => plan.masked_paths.get(index),
+            Step::ReadOnly => plan.readonly_paths.get(index),
+            Step::UnknownUser
+            | Step::UnknownGroup
+            | Step::UserNumber
+            | Step::TooManyGroups
+            | Step::Credentials => Some(&plan.user),
+            Step::WorkingDirectory => Some(&plan.cwd),
+            Step::Exec => plan.argv.first(),
+            _ => None,
+        };
+        let mut what = self.step.text().to_owned();
+        if let Some(subject) = subject {
+            what = format!(
+                "{what} \"{}\"",
+                std::ffi::OsStr::from_bytes(subject).display()
+            );
+        }
+        let no_reason = matches!(
+            self.step,
+            Step::UnknownUser | Step::UnknownGroup | Step::UserNumber | Step::TooManyGroups
+        );
+        let errno = if no_reason {
+            0
+        } else {
+            self.errno.raw_os_error()
+        };
+        Failed {
+            what,
+            errno,
+            exit_code: self.exit_code(),
+        }
+    }
+
+    /// Docker's: 127 for a program that isn't there, 126 for one that can't be run, 125 for all else.
+    fn exit_code(self) -> u8 {
+        match (self.step, self.errno) {
+            (Step::Exec, Errno::NOENT) => 127,
+            (Step::Exec, _) => 126,
+            _ => 125,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_survives_its_eight_bytes_and_gets_words() {
+        let mut plan = Plan::new("id", vec![b"prog".to_vec()]);
+        plan.user = b"app".to_vec();
+        for (step, errno, text, code) in [
+            (
+                Step::Exec,
+                Errno::NOENT,
+                "exec \"prog\": No such file or directory (os error 2)",
+                127,
+            ),
+            (
+                Step::Exec,
+                Errno::ACCESS,
+                "exec \"prog\": Permission denied (os error 13)",
+                126,
+            ),
+            (
+                Step::Proc,
+                Errno::PERM,
+                "mount /proc: Operation not permitted (os error 1)",
+                125,
+            ),
+            (
+                Step::UnknownUser,
+                Errno::NOENT,
+                "no entry in the container's /etc/passwd for user \"app\"",
+                125,
+            ),
+        ] {
+            let failure = Failure {
+                step,
+                index: 0,
+                errno,
+            };
+            assert_eq!(Failure::from_bytes(failure.to_bytes()), Some(failure));
+            let failed = failure.describe(&plan);
+            assert_eq!(
+                (failed.to_string().as_str(), failed.exit_code),
+                (text, code)
+            );
+        }
+        assert_eq!(Failure::from_bytes([0; 8]), None);
+        assert_eq!(Failure::from_bytes([0xff; 8]), None);
+    }
+}

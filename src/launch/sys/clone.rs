@@ -1,0 +1,70 @@
+//! `clone3`, `unshare` of one namespace, `_exit`.
+
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+
+use rustix::io::Errno;
+use rustix::process::Pid;
+
+use super::checked;
+
+/// linux/sched.h; libc's is too narrow for it.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// Which of the two processes this is.
+#[derive(Debug)]
+pub(crate) enum Cloned {
+    /// The new one.
+    Child,
+    /// The old one, with a descriptor of the new one.
+    Parent { pid: Pid, pidfd: OwnedFd },
+}
+
+/// A new process in namespaces of its own for mounts, pids, host name, IPC and network, in the given cgroup (v2) if one is given.
+///
+/// Meant for a process with one thread: the child has a copy of its memory and descriptors, and no other thread's locks.
+pub(crate) fn clone_into_namespaces(cgroup: Option<BorrowedFd<'_>>) -> Result<Cloned, Errno> {
+    let namespaces = libc::CLONE_NEWNS
+        | libc::CLONE_NEWPID
+        | libc::CLONE_NEWUTS
+        | libc::CLONE_NEWIPC
+        | libc::CLONE_NEWNET;
+    let mut flags = u64::from((namespaces | libc::CLONE_PIDFD).cast_unsigned());
+    let mut pidfd: RawFd = -1;
+    // SAFETY: clone_args is a struct of integers, for which zero is a value.
+    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    if let Some(cgroup) = cgroup {
+        flags |= CLONE_INTO_CGROUP;
+        arguments.cgroup = u64::from(cgroup.as_raw_fd().cast_unsigned());
+    }
+    arguments.flags = flags;
+    arguments.pidfd = (&raw mut pidfd).addr() as u64;
+    arguments.exit_signal = u64::from(libc::SIGCHLD.cast_unsigned());
+    // SAFETY: the arguments live during the call, their pidfd points at a live integer, and without CLONE_VM and a stack the child returns
+    // from this call on a copy of this stack, as after fork.
+    let returned = unsafe {
+        libc::syscall(
+            libc::SYS_clone3,
+            &raw mut arguments,
+            size_of::<libc::clone_args>(),
+        )
+    };
+    let returned = checked(returned)?;
+    let Some(pid) = i32::try_from(returned).ok().and_then(Pid::from_raw) else {
+        return Ok(Cloned::Child);
+    };
+    // SAFETY: the kernel has just made this descriptor for us (CLONE_PIDFD), close-on-exec.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    Ok(Cloned::Parent { pid, pidfd })
+}
+
+/// A cgroup namespace whose roots are the cgroups that the process is in now.
+pub(crate) fn unshare_cgroup_namespace() -> Result<(), Errno> {
+    // SAFETY: unsafe since CLONE_FILES could take descriptors away from under others; this flag touches no descriptor.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWCGROUP) }
+}
+
+/// Ends the process at once, without the exit handlers that belong to the process it was cloned from.
+pub(crate) fn exit_now(status: u8) -> ! {
+    // SAFETY: always allowed; nothing runs after it.
+    unsafe { libc::_exit(i32::from(status)) }
+}

@@ -1,0 +1,55 @@
+//! `mount_setattr` (Linux 5.12).
+
+use std::os::fd::{AsRawFd as _, BorrowedFd};
+
+use rustix::io::Errno;
+
+/// What is to change of a mount, and of all below it if `recursive`.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Change {
+    /// Read-only.
+    pub(crate) read_only: bool,
+    /// Device nodes on it can't be opened.
+    pub(crate) no_devices: bool,
+    /// Neither receives mounts from elsewhere nor sends any.
+    pub(crate) private: bool,
+    /// All mounts below too.
+    pub(crate) recursive: bool,
+}
+
+/// Changes the mount whose root the descriptor is.
+pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, change: Change) -> Result<(), Errno> {
+    let mut attributes = libc::mount_attr {
+        attr_set: 0,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: 0,
+    };
+    if change.read_only {
+        attributes.attr_set |= libc::MOUNT_ATTR_RDONLY;
+    }
+    if change.no_devices {
+        attributes.attr_set |= libc::MOUNT_ATTR_NODEV;
+    }
+    if change.private {
+        attributes.propagation = libc::MS_PRIVATE;
+    }
+    let flags = libc::AT_EMPTY_PATH
+        | if change.recursive {
+            libc::AT_RECURSIVE
+        } else {
+            0
+        };
+    // SAFETY: the path is a NUL-terminated literal and the attributes live during the call, their size is given.
+    let returned = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    super::checked(returned).map(drop)
+}

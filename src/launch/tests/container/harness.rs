@@ -1,0 +1,210 @@
+//! A busybox root in a temporary directory, and one container over it per test. Needs root.
+
+use std::fs::File;
+use std::io::{Read as _, Seek as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use cowl_launch::client::{Launch, Monitor, StartError};
+use cowl_launch::plan::{Event, Exited, Failed, Plan, VolumeMount};
+use rustix::fs::CWD;
+use rustix::mount::{OpenTreeFlags, open_tree};
+
+pub(crate) struct Fixture {
+    pub(crate) directory: tempfile::TempDir,
+    id: String,
+    volumes: Vec<OwnedFd>,
+}
+
+pub(crate) struct Outcome {
+    pub(crate) exited: Exited,
+    pub(crate) output: String,
+    pub(crate) record: String,
+}
+
+pub(crate) struct Running {
+    pub(crate) monitor: Monitor,
+    pub(crate) pid: u32,
+    pub(crate) terminal: Option<File>,
+    output: File,
+}
+
+impl Fixture {
+    /// A root of busybox alone: no /proc, /dev or /sys in it.
+    pub(crate) fn new(name: &str) -> Self {
+        assert!(
+            rustix::process::getuid().is_root(),
+            "these tests make namespaces and mounts: run them as root"
+        );
+        let directory = tempfile::tempdir().unwrap();
+        for path in ["rootfs/bin", "rootfs/etc", "rootfs/root", "status"] {
+            std::fs::create_dir_all(directory.path().join(path)).unwrap();
+        }
+        let fixture = Self {
+            directory,
+            id: format!("launch-{name}-{}", std::process::id()),
+            volumes: Vec::new(),
+        };
+        let busybox = std::fs::read("/bin/busybox").expect("busybox-static is installed");
+        fixture.write("bin/busybox", &busybox, 0o755);
+        for applet in [
+            "sh", "true", "cat", "ps", "sleep", "id", "hostname", "ls", "mount", "touch", "stty",
+            "tty", "mknod", "dd", "ip",
+        ] {
+            symlink("busybox", fixture.path(&format!("bin/{applet}"))).unwrap();
+        }
+        fixture.write(
+            "etc/passwd",
+            b"root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000::/home/app:/bin/sh\n",
+            0o644,
+        );
+        fixture.write(
+            "etc/group",
+            b"root:x:0:root\nwheel:x:10:app\napp:x:1000:\n",
+            0o644,
+        );
+        fixture
+    }
+
+    pub(crate) fn path(&self, path: &str) -> PathBuf {
+        self.directory.path().join("rootfs").join(path)
+    }
+
+    pub(crate) fn write(&self, path: &str, content: &[u8], mode: u32) {
+        use std::os::unix::fs::PermissionsExt as _;
+        std::fs::write(self.path(path), content).unwrap();
+        std::fs::set_permissions(self.path(path), std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    pub(crate) fn status(&self) -> File {
+        File::open(self.directory.path().join("status")).unwrap()
+    }
+
+    pub(crate) fn plan(&self, argv: &[&str]) -> Plan {
+        let mut plan = Plan::new(
+            &self.id,
+            argv.iter()
+                .map(|argument| argument.as_bytes().to_vec())
+                .collect(),
+        );
+        "/cowl-test".clone_into(&mut plan.cgroup_parent);
+        plan
+    }
+
+    pub(crate) fn sh(&self, script: &str) -> Plan {
+        self.plan(&["sh", "-c", script])
+    }
+
+    /// Adds a volume to the fixture and its mount to the plan.
+    pub(crate) fn volume(
+        &mut self,
+        plan: &mut Plan,
+        source: &Path,
+        destination: &str,
+        read_only: bool,
+    ) {
+        self.volumes.push(File::open(source).unwrap().into());
+        plan.volumes.push(VolumeMount {
+            destination: destination.as_bytes().to_vec(),
+            read_only,
+        });
+    }
+
+    pub(crate) fn start(&self, plan: &Plan) -> Result<Running, StartError> {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let rootfs = open_tree(CWD, self.path(""), flags).unwrap();
+        let status = self.status();
+        let output = tempfile::tempfile().unwrap();
+        let null = File::open("/dev/null").unwrap();
+        let volumes: Vec<_> = self.volumes.iter().map(OwnedFd::as_fd).collect();
+        let launch = Launch {
+            runtime: Path::new(env!("CARGO_BIN_EXE_cowl-runtime")),
+            plan,
+            rootfs: rootfs.as_fd(),
+            status: status.as_fd(),
+            stdio: plan
+                .terminal
+                .is_none()
+                .then(|| [null.as_fd(), output.as_fd(), output.as_fd()]),
+            volumes: &volumes,
+        };
+        let monitor = launch.spawn().unwrap();
+        match monitor.wait_started() {
+            Ok((started, terminal)) => Ok(Running {
+                monitor,
+                pid: started.pid,
+                terminal: terminal.map(File::from),
+                output,
+            }),
+            Err(error) => {
+                monitor.reap().unwrap();
+                Err(error)
+            }
+        }
+    }
+
+    pub(crate) fn run(&self, plan: &Plan) -> Outcome {
+        let running = self.start(plan).unwrap();
+        self.finish(running)
+    }
+
+    pub(crate) fn finish(&self, running: Running) -> Outcome {
+        let Running {
+            monitor,
+            mut output,
+            ..
+        } = running;
+        let exited = match monitor.next_event().unwrap() {
+            (Event::Exited(exited), _) => exited,
+            (other, _) => panic!("{other:?}"),
+        };
+        monitor.reap().unwrap();
+        self.assert_no_cgroups();
+        let mut text = String::new();
+        output.rewind().unwrap();
+        output.read_to_string(&mut text).unwrap();
+        Outcome {
+            exited,
+            output: text,
+            record: self.record(),
+        }
+    }
+
+    /// Runs a plan that must not start.
+    pub(crate) fn fail(&self, plan: &Plan) -> Failed {
+        match self.start(plan) {
+            Err(StartError::Failed(failed)) => {
+                self.assert_no_cgroups();
+                failed
+            }
+            Err(other) => panic!("{other}"),
+            Ok(running) => panic!("started: {:?}", self.finish(running).exited),
+        }
+    }
+
+    pub(crate) fn record(&self) -> String {
+        cowl_launch::status::read_exit(self.status().as_fd())
+            .unwrap()
+            .unwrap_or_default()
+    }
+
+    /// Directories of this fixture's container in any hierarchy.
+    pub(crate) fn cgroups(&self) -> Vec<PathBuf> {
+        let mut roots = vec![PathBuf::from("/sys/fs/cgroup")];
+        roots.extend(
+            std::fs::read_dir("/sys/fs/cgroup")
+                .unwrap()
+                .map(|entry| entry.unwrap().path()),
+        );
+        roots
+            .into_iter()
+            .map(|root| root.join("cowl-test").join(&self.id))
+            .filter(|path| path.try_exists().unwrap())
+            .collect()
+    }
+
+    pub(crate) fn assert_no_cgroups(&self) {
+        assert_eq!(self.cgroups(), Vec::<PathBuf>::new());
+    }
+}

@@ -1,0 +1,520 @@
+//! Real containers over a busybox root: what is promised of `cowl-runtime`, promise by promise.
+
+use std::io::{Read as _, Write as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::symlink;
+
+use crate::harness::Fixture;
+use cowl_launch::plan::{Event, WindowSize};
+use cowl_launch::status::is_running;
+
+#[test]
+fn the_program_sees_only_its_own_processes() {
+    let fixture = Fixture::new("ps");
+    let outcome = fixture.run(&fixture.sh("sleep 100 & ps -o pid,args; true"));
+    let lines: Vec<&str> = outcome.output.lines().map(str::trim).collect();
+    assert_eq!(lines.len(), 4, "{}", outcome.output);
+    assert!(
+        lines[1].starts_with("1 sh -c")
+            && lines[2].contains("sleep 100")
+            && lines[3].contains("ps -o"),
+        "{lines:?}"
+    );
+    assert_eq!(
+        (outcome.exited.exit_code, outcome.exited.oom_killed),
+        (0, false)
+    );
+}
+
+#[test]
+fn exit_codes_are_dockers() {
+    let fixture = Fixture::new("codes");
+    fixture.write("bin/data", b"not a program", 0o644);
+    fixture.write("bin/garbage", b"\x7fELFgarbage", 0o755);
+    fixture.write("bin/lost", b"#!/no/such/interpreter\n", 0o755);
+    for (argv, code) in [
+        (&["true"][..], 0),
+        (&["sh", "-c", "exit 7"], 7),
+        (&["/bin/sh", "-c", "exit 255"], 255),
+    ] {
+        assert_eq!(
+            fixture.run(&fixture.plan(argv)).exited.exit_code,
+            code,
+            "{argv:?}"
+        );
+    }
+    for (program, code, text) in [
+        (
+            "no-such-program",
+            127,
+            "exec \"no-such-program\": No such file or directory (os error 2)",
+        ),
+        (
+            "/no/such",
+            127,
+            "exec \"/no/such\": No such file or directory (os error 2)",
+        ),
+        (
+            "lost",
+            127,
+            "exec \"lost\": No such file or directory (os error 2)",
+        ),
+        (
+            "data",
+            126,
+            "exec \"data\": Permission denied (os error 13)",
+        ),
+        (
+            "/bin/data",
+            126,
+            "exec \"/bin/data\": Permission denied (os error 13)",
+        ),
+        (
+            "/etc",
+            126,
+            "exec \"/etc\": Permission denied (os error 13)",
+        ),
+        (
+            "garbage",
+            126,
+            "exec \"garbage\": Exec format error (os error 8)",
+        ),
+    ] {
+        let failed = fixture.fail(&fixture.plan(&[program]));
+        assert_eq!(
+            (failed.exit_code, failed.to_string().as_str()),
+            (code, text)
+        );
+        let record = fixture.record();
+        assert!(
+            record.contains("\"pid\":0,") && record.contains(&format!("\"exit_code\":{code}")),
+            "{record}"
+        );
+        assert!(!is_running(fixture.status().as_fd()).unwrap());
+    }
+}
+
+#[test]
+fn capabilities_are_dockers() {
+    let fixture = Fixture::new("caps");
+    let status = "grep -E '^(Cap|NoNewPrivs)' /proc/self/status";
+    symlink("busybox", fixture.path("bin/grep")).unwrap();
+    let expected = |inherited: &str, permitted: &str, bounding: &str, nnp: u8| {
+        format!(
+            "CapInh:\t{inherited}\nCapPrm:\t{permitted}\nCapEff:\t{permitted}\nCapBnd:\t{bounding}\nCapAmb:\t{inherited}\nNoNewPrivs:\t{nnp}\n"
+        )
+    };
+    let (none, default) = ("0000000000000000", "00000000a80425fb");
+    assert_eq!(
+        fixture.run(&fixture.sh(status)).output,
+        expected(none, default, default, 0)
+    );
+    let mut plan = fixture.sh(status);
+    plan.user = b"app".to_vec();
+    assert_eq!(fixture.run(&plan).output, expected(none, none, default, 0));
+    plan.no_new_privileges = true;
+    plan.capabilities = 0;
+    plan.user.clear();
+    assert_eq!(fixture.run(&plan).output, expected(none, none, none, 1));
+}
+
+#[test]
+fn users_groups_home_and_environment() {
+    let fixture = Fixture::new("user");
+    let script = "id; echo $HOME $HOSTNAME $A; echo $PATH; pwd; umask; hostname";
+    let mut plan = fixture.sh(script);
+    plan.user = b"app".to_vec();
+    plan.env = vec![b"A=b c".to_vec()];
+    plan.cwd = b"/made/by us".to_vec();
+    plan.hostname = "box".to_owned();
+    let outcome = fixture.run(&plan);
+    assert_eq!(
+        outcome.output,
+        "uid=1000(app) gid=1000(app) groups=10(wheel),1000(app)\n/home/app box b c\n\
+         /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n/made/by us\n0022\nbox\n"
+    );
+    plan.user = b"nobody".to_vec();
+    let failed = fixture.fail(&plan);
+    assert_eq!(
+        failed.to_string(),
+        "no entry in the container's /etc/passwd for user \"nobody\""
+    );
+    assert_eq!(failed.exit_code, 125);
+    plan.user.clear();
+    plan.cwd = b"/etc/passwd".to_vec();
+    assert_eq!(
+        fixture.fail(&plan).to_string(),
+        "enter the working directory \"/etc/passwd\": Not a directory (os error 20)"
+    );
+}
+
+#[test]
+fn a_hostile_passwd_is_not_waited_for() {
+    let fixture = Fixture::new("fifo");
+    std::fs::remove_file(fixture.path("etc/passwd")).unwrap();
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        fixture.path("etc/passwd"),
+        rustix::fs::FileType::Fifo,
+        0o644.into(),
+        0,
+    )
+    .unwrap();
+    assert_eq!(
+        fixture.fail(&fixture.plan(&["true"])).what,
+        "read the container's /etc/passwd"
+    );
+    std::fs::remove_file(fixture.path("etc/passwd")).unwrap();
+    let large = std::fs::File::create(fixture.path("etc/passwd")).unwrap();
+    large.set_len(1 << 30).unwrap();
+    assert_eq!(
+        fixture.fail(&fixture.plan(&["true"])).errno,
+        rustix::io::Errno::FBIG.raw_os_error()
+    );
+    // A link out of the root is looked up inside of it, where there is nothing.
+    std::fs::remove_file(fixture.path("etc/passwd")).unwrap();
+    symlink(
+        "../../../../../../../../etc/passwd",
+        fixture.path("etc/passwd"),
+    )
+    .unwrap();
+    let mut plan = fixture.plan(&["true"]);
+    plan.user = b"daemon".to_vec();
+    assert!(
+        fixture.fail(&plan).what.starts_with("read the container's")
+            || fixture.fail(&plan).what.starts_with("no entry")
+    );
+}
+
+#[test]
+fn mounts_are_dockers() {
+    let fixture = Fixture::new("mounts");
+    symlink("busybox", fixture.path("bin/awk")).unwrap();
+    let outcome = fixture.run(&fixture.sh("awk '{print $5, $6, $9 == \"-\" ? $10 : $8}' /proc/self/mountinfo; ls /dev; echo; cat /proc/interrupts; ls /sys/firmware; echo x > /proc/sys/kernel/core_pattern"));
+    for line in [
+        "/proc rw,nosuid,nodev,noexec",
+        "/sys ro,nosuid,nodev,noexec",
+        "/dev rw,nosuid ",
+        "/dev/pts rw,nosuid,noexec",
+        "/dev/shm rw,nosuid,nodev,noexec",
+        "/dev/mqueue rw,nosuid,nodev,noexec",
+        "/proc/sys ro,nosuid,nodev,noexec",
+        "/proc/interrupts rw,nosuid ",
+    ] {
+        assert!(
+            outcome.output.lines().any(|found| found.starts_with(line)),
+            "{line}\n{}",
+            outcome.output
+        );
+    }
+    assert!(outcome.output.contains("\ncore\nfd\nfull\nmqueue\nnull\nptmx\npts\nrandom\nshm\nstderr\nstdin\nstdout\ntty\nurandom\nzero\n"), "{}", outcome.output);
+    assert!(
+        outcome
+            .output
+            .ends_with("can't create /proc/sys/kernel/core_pattern: Read-only file system\n"),
+        "{}",
+        outcome.output
+    );
+    assert!(
+        !outcome
+            .output
+            .lines()
+            .any(|line| line.starts_with("/tmp") || line.contains("/mnt")),
+        "{}",
+        outcome.output
+    );
+}
+
+#[test]
+fn a_symlinked_proc_is_refused() {
+    let fixture = Fixture::new("linked");
+    symlink("/etc", fixture.path("proc")).unwrap();
+    assert_eq!(fixture.fail(&fixture.plan(&["true"])).what, "mount /proc");
+    std::fs::remove_file(fixture.path("proc")).unwrap();
+    symlink("etc", fixture.path("dev")).unwrap();
+    assert_eq!(fixture.fail(&fixture.plan(&["true"])).what, "mount /dev");
+}
+
+#[test]
+fn volumes_are_mounted_where_the_container_sees_them() {
+    let mut fixture = Fixture::new("volume");
+    let data = tempfile::tempdir().unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "127.0.0.1 here\n").unwrap();
+    symlink("/srv", fixture.path("link")).unwrap();
+    std::fs::create_dir(fixture.path("srv")).unwrap();
+    let mut plan =
+        fixture.sh("echo kept > /srv/data/file; cat /etc/hosts; touch /ro/x; cat /ro/file");
+    fixture.volume(&mut plan, data.path(), "/link/data", false);
+    fixture.volume(&mut plan, file.path(), "/etc/hosts", true);
+    fixture.volume(&mut plan, data.path(), "/ro", true);
+    let outcome = fixture.run(&plan);
+    assert_eq!(
+        outcome.output,
+        "127.0.0.1 here\ntouch: /ro/x: Read-only file system\nkept\n"
+    );
+    assert_eq!(
+        std::fs::read_to_string(data.path().join("file")).unwrap(),
+        "kept\n"
+    );
+    assert!(fixture.path("srv/data").is_dir());
+
+    let mut fixture = Fixture::new("volume-proc");
+    symlink("/proc", fixture.path("link")).unwrap();
+    let mut plan = fixture.plan(&["true"]);
+    fixture.volume(&mut plan, data.path(), "/link/sys", false);
+    assert_eq!(
+        fixture.fail(&plan).what,
+        "mount the volume at \"/link/sys\""
+    );
+    plan.volumes[0].destination = b"/".to_vec();
+    assert_eq!(
+        fixture.fail(&plan).what,
+        "a volume can't be mounted at \"/\""
+    );
+}
+
+#[test]
+fn a_read_only_root_cannot_be_written() {
+    let fixture = Fixture::new("roroot");
+    let mut plan = fixture.sh("touch /x; touch /dev/shm/x && echo ok");
+    plan.readonly_root = true;
+    assert_eq!(
+        fixture.run(&plan).output,
+        "touch: /x: Read-only file system\nok\n"
+    );
+}
+
+#[test]
+fn the_network_is_loopback_alone() {
+    let fixture = Fixture::new("net");
+    let outcome = fixture.run(&fixture.sh("ip -o addr"));
+    let addresses: Vec<&str> = outcome.output.lines().collect();
+    assert!(
+        addresses.iter().all(|line| line.contains(" lo ")),
+        "{addresses:?}"
+    );
+    assert!(outcome.output.contains("127.0.0.1/8"), "{addresses:?}");
+}
+
+#[test]
+fn signals_reach_the_program_and_are_told() {
+    let fixture = Fixture::new("signals");
+    let running = fixture
+        .start(&fixture.sh("trap 'exit 9' TERM; touch /ready; while :; do sleep 0.01; done"))
+        .unwrap();
+    wait_for(&fixture.path("ready"));
+    assert!(is_running(fixture.status().as_fd()).unwrap());
+    running.monitor.signal(15).unwrap();
+    let outcome = fixture.finish(running);
+    assert_eq!((outcome.exited.exit_code, outcome.exited.signal), (9, None));
+
+    let running = fixture.start(&fixture.plan(&["sleep", "1000"])).unwrap();
+    running.monitor.signal(9).unwrap();
+    let outcome = fixture.finish(running);
+    assert_eq!(
+        (
+            outcome.exited.exit_code,
+            outcome.exited.signal,
+            outcome.exited.oom_killed
+        ),
+        (137, Some(9), false)
+    );
+    assert!(
+        outcome
+            .record
+            .contains("\"exit_code\":137,\"signal\":9,\"oom_killed\":false"),
+        "{}",
+        outcome.record
+    );
+}
+
+#[test]
+fn nothing_is_inherited_but_stdio() {
+    let fixture = Fixture::new("inherit");
+    symlink("busybox", fixture.path("bin/grep")).unwrap();
+    let signals = fixture.plan(&["grep", "-E", "^Sig(Blk|Ign|Cgt)", "/proc/self/status"]);
+    let none = "0000000000000000";
+    assert_eq!(
+        fixture.run(&signals).output,
+        format!("SigBlk:\t{none}\nSigIgn:\t{none}\nSigCgt:\t{none}\n")
+    );
+    // The fourth descriptor is the directory that is listed.
+    assert_eq!(
+        fixture.run(&fixture.plan(&["ls", "/proc/self/fd"])).output,
+        "0\n1\n2\n3\n"
+    );
+}
+
+#[test]
+fn a_terminal_is_the_containers_own() {
+    let fixture = Fixture::new("tty");
+    let mut plan = fixture.sh("tty; stty size; echo $TERM; read line; stty size; echo got $line; ls -l /dev/console | cut -c1; exit 4");
+    symlink("busybox", fixture.path("bin/cut")).unwrap();
+    plan.terminal = Some(WindowSize {
+        rows: 33,
+        columns: 77,
+    });
+    let running = fixture.start(&plan).unwrap();
+    let mut terminal = running.terminal.as_ref().unwrap().try_clone().unwrap();
+    let mut shown = read_until(&mut terminal, "xterm\r\n");
+    running
+        .monitor
+        .resize(WindowSize {
+            rows: 10,
+            columns: 20,
+        })
+        .unwrap();
+    // Requests are served in their order: an answer to this one shows that the size is set.
+    running.monitor.signal(0).unwrap();
+    wait_for_size(&terminal, 10);
+    terminal.write_all(b"hello\n").unwrap();
+    shown += &read_until(&mut terminal, "c\r\n");
+    assert_eq!(
+        shown,
+        "/dev/pts/0\r\n33 77\r\nxterm\r\nhello\r\n10 20\r\ngot hello\r\nc\r\n"
+    );
+    drop(terminal);
+    assert_eq!(fixture.finish(running).exited.exit_code, 4);
+}
+
+#[test]
+fn zombies_of_the_container_go_with_it() {
+    let fixture = Fixture::new("zombies");
+    let running = fixture
+        .start(
+            &fixture.sh("for i in 1 2 3; do (sleep 1000 &) ; done; touch /ready; exec sleep 0.2"),
+        )
+        .unwrap();
+    wait_for(&fixture.path("ready"));
+    let (monitor, init) = (running.monitor.pid(), running.pid);
+    let outcome = fixture.finish(running);
+    assert_eq!(outcome.exited.exit_code, 0);
+    for pid in [monitor, init] {
+        assert!(
+            !std::path::Path::new(&format!("/proc/{pid}"))
+                .try_exists()
+                .unwrap()
+        );
+    }
+}
+
+#[test]
+fn the_container_outlives_its_engine_and_leaves_a_record() {
+    let fixture = Fixture::new("orphan");
+    let running = fixture
+        .start(&fixture.sh("while [ ! -e /go ]; do sleep 0.01; done; exit 3"))
+        .unwrap();
+    let monitor = pidfd(running.monitor.pid());
+    // Closes the control socket, as the engine's death does.
+    drop(running);
+    assert!(is_running(fixture.status().as_fd()).unwrap());
+    std::fs::write(fixture.path("go"), "").unwrap();
+    wait_for_end(&monitor);
+    assert!(
+        fixture.record().contains("\"exit_code\":3,"),
+        "{}",
+        fixture.record()
+    );
+    fixture.assert_no_cgroups();
+}
+
+#[test]
+fn the_container_dies_with_its_monitor() {
+    let fixture = Fixture::new("killed");
+    let running = fixture
+        .start(&fixture.sh("sleep 1000 & touch /ready; sleep 1000"))
+        .unwrap();
+    wait_for(&fixture.path("ready"));
+    let (init, monitor) = (pidfd(running.pid), pidfd(running.monitor.pid()));
+    rustix::process::pidfd_send_signal(&monitor, rustix::process::Signal::KILL).unwrap();
+    wait_for_end(&init);
+    assert!(running.monitor.next_event().is_err());
+    running.monitor.reap().unwrap();
+    assert!(!is_running(fixture.status().as_fd()).unwrap());
+    assert_eq!(fixture.record(), "");
+    // What a killed monitor can't do is left to the engine.
+    let id = &fixture.plan(&[]).id;
+    cowl_launch::cgroup::remove_leftovers("/cowl-test", id).unwrap();
+    fixture.assert_no_cgroups();
+}
+
+#[test]
+fn one_status_directory_has_one_container() {
+    let fixture = Fixture::new("twice");
+    let running = fixture.start(&fixture.plan(&["sleep", "1000"])).unwrap();
+    assert_eq!(
+        fixture
+            .start(&fixture.plan(&["true"]))
+            .err()
+            .unwrap()
+            .to_string(),
+        "the container is running already"
+    );
+    running.monitor.signal(9).unwrap();
+    assert!(matches!(
+        running.monitor.next_event().unwrap(),
+        (Event::Exited(_), None)
+    ));
+}
+
+fn pidfd(pid: u32) -> std::os::fd::OwnedFd {
+    let pid = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
+    rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap()
+}
+
+fn wait_for_end(pidfd: &std::os::fd::OwnedFd) {
+    let mut poll = [rustix::event::PollFd::new(
+        pidfd,
+        rustix::event::PollFlags::IN,
+    )];
+    let patience = rustix::fs::Timespec {
+        tv_sec: 20,
+        tv_nsec: 0,
+    };
+    assert_eq!(
+        rustix::event::poll(&mut poll, Some(&patience)).unwrap(),
+        1,
+        "still running"
+    );
+}
+
+/// Waits for a file to appear, by inotify on its directory.
+fn wait_for(path: &std::path::Path) {
+    use rustix::fs::inotify;
+    let watch = inotify::init(inotify::CreateFlags::CLOEXEC).unwrap();
+    inotify::add_watch(&watch, path.parent().unwrap(), inotify::WatchFlags::CREATE).unwrap();
+    let mut poll = [rustix::event::PollFd::new(
+        &watch,
+        rustix::event::PollFlags::IN,
+    )];
+    let patience = rustix::fs::Timespec {
+        tv_sec: 20,
+        tv_nsec: 0,
+    };
+    while !path.try_exists().unwrap() {
+        assert_eq!(
+            rustix::event::poll(&mut poll, Some(&patience)).unwrap(),
+            1,
+            "{} does not appear",
+            path.display()
+        );
+        rustix::io::read(&watch, &mut [0; 4096][..]).unwrap();
+    }
+}
+
+fn wait_for_size(terminal: &std::fs::File, rows: u16) {
+    while rustix::termios::tcgetwinsize(terminal).unwrap().ws_row != rows {
+        std::thread::yield_now();
+    }
+}
+
+fn read_until(terminal: &mut std::fs::File, end: &str) -> String {
+    let mut shown = String::new();
+    let mut buffer = [0; 256];
+    while !shown.ends_with(end) {
+        let count = terminal.read(&mut buffer).unwrap();
+        shown.push_str(std::str::from_utf8(&buffer[..count]).unwrap());
+    }
+    shown
+}
