@@ -1,12 +1,14 @@
 //! Entries become nodes: names are cleaned, whiteouts told apart, contents handed to the sink, everything given to the tree's builder.
 
 use std::io::{Read, Write};
+use std::ops::ControlFlow::{Break, Continue};
 
 use bstr::BString;
 
+use super::entry::{Content, Entry, EntryKind};
 use super::error::{EntryFault, ImportError, Role};
 use super::path::{self, Meaning};
-use super::reader::{Content, Entry, EntryKind, TarReader};
+use super::reader::TarReader;
 use super::sink::{ObjectSink, ObjectWrite, StoredObject};
 use super::sparse::Stretch;
 use super::{ImportStats, ImportedLayer, Limits};
@@ -36,8 +38,8 @@ pub fn import<R: Read, S: ObjectSink>(
     };
     let end = loop {
         match reader.next()? {
-            Ok(entry) => importer.entry(&mut reader, entry)?,
-            Err(end) => break end,
+            Continue(entry) => importer.entry(&mut reader, entry)?,
+            Break(end) => break end,
         }
     };
     let Importer {
@@ -196,9 +198,14 @@ impl<S: ObjectSink> Importer<'_, S> {
         for stretch in content.stretches() {
             match stretch {
                 Stretch::Hole(length) => writer.zeros(length).map_err(failed)?,
-                Stretch::Data(length) => reader
-                    .content(length, |piece| writer.write_all(piece))?
-                    .map_err(failed)?,
+                Stretch::Data(length) => {
+                    let mut left = length;
+                    while left > 0 {
+                        let piece = reader.piece(left)?;
+                        writer.write_all(piece).map_err(failed)?;
+                        left = left.saturating_sub(piece.len() as u64);
+                    }
+                }
             }
         }
         let StoredObject { id, elf, new } = writer.finish().map_err(failed)?;

@@ -18,6 +18,7 @@
 //! are kept), bookkeeping of aufs. Symbolic links always have mode 0777, as Linux has it. A 0:0 device is a device.
 
 mod decompress;
+mod entry;
 mod error;
 mod header;
 mod import;

@@ -9,67 +9,18 @@
 //! peer that this reader is compared with in the tests.
 
 use std::io::Read;
+use std::ops::ControlFlow::{self, Break, Continue};
 
 use bstr::BString;
 
-use super::error::{EntryFault, HeaderFault, ImportError, TypeName};
+use super::entry::{Entry, KindFault, kind, stored_size};
+use super::error::{EntryFault, HeaderFault, ImportError};
 use super::header::{self, BLOCK, Extent, Format, Header};
 use super::pax::{Pax, decimal};
-use super::sparse::{SparseMap, Stretch};
+use super::sparse::SparseMap;
 use super::stream::TarStream;
-use super::{ArchiveEnd, Limits, path};
-use crate::tree::{Rdev, Timestamp};
-
-/// The largest size an octal field of 11 digits holds; below it a PAX `size` has nothing to add to the header's.
-const OCTAL_MAX: u64 = 0o77_777_777_777;
-
-/// One entry, before anything is made of its name.
-#[derive(Debug)]
-pub(super) struct Entry {
-    pub(super) path: Vec<u8>,
-    pub(super) kind: EntryKind,
-    pub(super) mode: u32,
-    pub(super) uid: u32,
-    pub(super) gid: u32,
-    pub(super) mtime: Timestamp,
-    pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-}
-
-#[derive(Debug)]
-pub(super) enum EntryKind {
-    /// A regular file with its content, to be fetched by [`TarReader::content`] before the next entry is.
-    Regular(Content),
-    Directory,
-    Symlink(Vec<u8>),
-    HardLink(Vec<u8>),
-    CharDevice(Rdev),
-    BlockDevice(Rdev),
-    Fifo,
-}
-
-/// Where the bytes of a regular file are.
-#[derive(Debug)]
-pub(super) enum Content {
-    Plain(u64),
-    Sparse(SparseMap),
-}
-
-impl Content {
-    /// Bytes of the file.
-    pub(super) fn size(&self) -> u64 {
-        match self {
-            Self::Plain(size) => *size,
-            Self::Sparse(map) => map.real_size(),
-        }
-    }
-
-    pub(super) fn stretches(&self) -> Vec<Stretch> {
-        match self {
-            Self::Plain(size) => vec![Stretch::Data(*size)],
-            Self::Sparse(map) => map.stretches(),
-        }
-    }
-}
+use super::{ArchiveEnd, Limits};
+use crate::tree::Timestamp;
 
 /// Headers that say more about the entry after them.
 #[derive(Default)]
@@ -104,16 +55,16 @@ impl<'l, R: Read> TarReader<'l, R> {
     }
 
     /// The next entry, or how the archive ended.
-    pub(super) fn next(&mut self) -> Result<Result<Entry, ArchiveEnd>, ImportError> {
+    pub(super) fn next(&mut self) -> Result<ControlFlow<ArchiveEnd, Entry>, ImportError> {
         self.skip_data()?;
         let mut extended = Extended::default();
         loop {
             let offset = self.stream.offset();
             let at = |fault| ImportError::Header { offset, fault };
             let (header, format) = match self.header(offset)? {
-                Ok(header) => header,
-                Err(_) if extended.bytes > 0 => return Err(at(HeaderFault::Orphan)),
-                Err(end) => return Ok(Err(end)),
+                Continue(header) => header,
+                Break(_) if extended.bytes > 0 => return Err(at(HeaderFault::Orphan)),
+                Break(end) => return Ok(Break(end)),
             };
             match header.typeflag {
                 _ if format == Format::V7 => {}
@@ -147,64 +98,55 @@ impl<'l, R: Read> TarReader<'l, R> {
                 }
                 _ => {}
             }
-            return self.entry(&header, format, extended, offset).map(Ok);
+            return self.entry(&header, format, extended, offset).map(Continue);
         }
     }
 
-    /// Passes the next stretch of data to `each`, piece by piece. Must be asked for exactly what the entry's content says.
-    pub(super) fn content<E>(
-        &mut self,
-        length: u64,
-        mut each: impl FnMut(&[u8]) -> Result<(), E>,
-    ) -> Result<Result<(), E>, ImportError> {
-        let mut left = length.min(self.data);
-        self.data = self.data.saturating_sub(left);
-        while left > 0 {
-            let piece = self.stream.chunk(left)?;
-            if piece.is_empty() {
-                return Err(ImportError::Truncated {
-                    offset: self.stream.offset(),
-                    what: "a file's content",
-                });
-            }
-            left = left.saturating_sub(piece.len() as u64);
-            if let Err(error) = each(piece) {
-                return Ok(Err(error));
-            }
+    /// The next piece of the current entry's data, at most `at_most` bytes; empty only if that is 0 or nothing is left.
+    pub(super) fn piece(&mut self, at_most: u64) -> Result<&[u8], ImportError> {
+        let wanted = at_most.min(self.data);
+        let position = self.stream.offset();
+        let piece = self.stream.chunk(wanted)?;
+        if piece.is_empty() && wanted > 0 {
+            return Err(ImportError::Truncated {
+                offset: position,
+                what: "the data of an entry",
+            });
         }
-        Ok(Ok(()))
+        self.data = self.data.saturating_sub(piece.len() as u64);
+        Ok(piece)
     }
 
+    /// What nobody asked for, and the padding.
     fn skip_data(&mut self) -> Result<(), ImportError> {
-        let data = self.data;
-        match self.content(data, |_| Ok::<(), std::convert::Infallible>(()))? {
-            Ok(()) => {}
-            Err(never) => match never {},
+        while self.data > 0 {
+            self.piece(self.data)?;
         }
         // padding that is missing at the very end is no loss, and what a writer that was not closed leaves: as in Go
         while self.padding > 0 {
-            let skipped = self.stream.chunk(self.padding)?.len() as u64;
-            self.padding = if skipped == 0 {
-                0
-            } else {
-                self.padding.saturating_sub(skipped)
-            };
+            match self.stream.chunk(self.padding)?.len() as u64 {
+                0 => self.padding = 0,
+                skipped => self.padding = self.padding.saturating_sub(skipped),
+            }
         }
         Ok(())
     }
 
     /// A header that is not zeros, or the end: two blocks of zeros, or no more bytes (after one block of zeros as well).
-    fn header(&mut self, offset: u64) -> Result<Result<(Header, Format), ArchiveEnd>, ImportError> {
+    fn header(
+        &mut self,
+        offset: u64,
+    ) -> Result<ControlFlow<ArchiveEnd, (Header, Format)>, ImportError> {
         let at = |fault| ImportError::Header { offset, fault };
         let Some(block) = self.stream.block()? else {
-            return Ok(Err(ArchiveEnd::Unmarked));
+            return Ok(Break(ArchiveEnd::Unmarked));
         };
         if let Some(header) = Header::parse(&block).map_err(at)? {
-            return Ok(Ok(header));
+            return Ok(Continue(header));
         }
         match self.stream.block()? {
-            None => Ok(Err(ArchiveEnd::Unmarked)),
-            Some(second) if second.iter().all(|&byte| byte == 0) => Ok(Err(ArchiveEnd::Marked)),
+            None => Ok(Break(ArchiveEnd::Unmarked)),
+            Some(second) if second.iter().all(|&byte| byte == 0) => Ok(Break(ArchiveEnd::Marked)),
             Some(_) => Err(at(HeaderFault::LoneZeroBlock)),
         }
     }
@@ -232,13 +174,8 @@ impl<'l, R: Read> TarReader<'l, R> {
         }
         self.frame(size);
         let mut data = Vec::new();
-        let taken = self.content(size, |piece| {
-            data.extend_from_slice(piece);
-            Ok::<(), std::convert::Infallible>(())
-        })?;
-        match taken {
-            Ok(()) => {}
-            Err(never) => match never {},
+        while self.data > 0 {
+            data.extend_from_slice(self.piece(size)?);
         }
         self.skip_data()?;
         Ok(data)
@@ -460,79 +397,6 @@ impl<'l, R: Read> TarReader<'l, R> {
             what: "extents in one sparse file",
             limit: self.limits.sparse_extents as u64,
         }
-    }
-}
-
-enum KindFault {
-    Header(HeaderFault),
-    Entry(EntryFault),
-}
-
-impl From<HeaderFault> for KindFault {
-    fn from(fault: HeaderFault) -> Self {
-        Self::Header(fault)
-    }
-}
-
-impl From<EntryFault> for KindFault {
-    fn from(fault: EntryFault) -> Self {
-        Self::Entry(fault)
-    }
-}
-
-/// The type byte's meaning.
-fn kind(
-    header: &Header,
-    format: Format,
-    path: &[u8],
-    link: Vec<u8>,
-    stored: u64,
-    map: Option<SparseMap>,
-) -> Result<EntryKind, KindFault> {
-    let without_content = |kind| {
-        if stored == 0 {
-            Ok(kind)
-        } else {
-            Err(EntryFault::UnexpectedContent(stored).into())
-        }
-    };
-    let device = || -> Result<Rdev, KindFault> {
-        let (major, minor) = header.device(format)?;
-        let number = |field, value| {
-            u32::try_from(value).map_err(|_range| EntryFault::OutOfRange { field, value })
-        };
-        Ok(Rdev {
-            major: number("device major", major)?,
-            minor: number("device minor", minor)?,
-        })
-    };
-    let kind = match (header.typeflag, map) {
-        (b'0' | b'7' | 0 | b'S', Some(map)) => return Ok(EntryKind::Regular(Content::Sparse(map))),
-        (_, Some(_)) => {
-            return Err(HeaderFault::Sparse("on something that is not a regular file").into());
-        }
-        // before there was a type for directories
-        (0, None) if path::says_directory(path) => EntryKind::Directory,
-        (b'5', None) => EntryKind::Directory,
-        (b'0' | b'7' | 0, None) => return Ok(EntryKind::Regular(Content::Plain(stored))),
-        (b'1', None) => EntryKind::HardLink(link),
-        (b'2', None) => EntryKind::Symlink(link),
-        (b'3', None) => EntryKind::CharDevice(device()?),
-        (b'4', None) => EntryKind::BlockDevice(device()?),
-        (b'6', None) => EntryKind::Fifo,
-        (other, None) => return Err(EntryFault::Type(TypeName(other)).into()),
-    };
-    without_content(kind)
-}
-
-/// PAX's size where there is one. It is for sizes that the header cannot hold; any other must be the header's too.
-fn stored_size(header: &Header, pax: Option<u64>) -> Result<u64, HeaderFault> {
-    match (pax, header.size()) {
-        (Some(pax), Ok(header)) if pax <= OCTAL_MAX && pax != header => {
-            Err(HeaderFault::SizeDisagreement { pax, header })
-        }
-        (Some(pax), _) if pax > OCTAL_MAX => Ok(pax),
-        (_, size) => size,
     }
 }
 

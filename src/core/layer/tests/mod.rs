@@ -1,3 +1,5 @@
 //! Import as a whole, held against other readers.
 
+mod meaning;
+mod mutation;
 mod oracle;

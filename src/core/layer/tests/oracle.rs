@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -21,9 +21,15 @@ use crate::tree::{FileType, Target, Tree, TreeIno};
 
 /// Keeps contents, so that they can be compared byte by byte.
 #[derive(Default)]
-struct Memory(RefCell<BTreeMap<ObjectId, Vec<u8>>>);
+pub(super) struct Memory(RefCell<BTreeMap<ObjectId, Vec<u8>>>);
 
-struct MemoryWriter<'m>(&'m Memory, Vec<u8>);
+pub(super) struct MemoryWriter<'m>(&'m Memory, Vec<u8>);
+
+impl Memory {
+    pub(super) fn contents(&self) -> Vec<(ObjectId, Vec<u8>)> {
+        self.0.borrow().clone().into_iter().collect()
+    }
+}
 
 impl ObjectSink for Memory {
     type Writer<'s> = MemoryWriter<'s>;
@@ -235,11 +241,7 @@ fn group(walk: &mut Walk, mut names: Vec<Vec<u8>>) {
     }
 }
 
-fn tars(arguments: &[&str]) {
-    assert!(
-        rustix::process::geteuid().is_root(),
-        "these tests make devices and owners: run them as root"
-    );
+pub(super) fn tars(arguments: &[&str]) {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/tars.py");
     let status = Command::new("python3")
         .arg(script)
@@ -252,16 +254,20 @@ fn tars(arguments: &[&str]) {
 fn import(archive: &Path) -> Result<(ImportedLayer, Memory), ImportError> {
     let sink = Memory::default();
     let stream = layer::decompress(File::open(archive).unwrap()).unwrap();
+    import_with(stream, &sink).map(|layer| (layer, sink))
+}
+
+pub(super) fn import_with(stream: impl Read, sink: &Memory) -> Result<ImportedLayer, ImportError> {
     // contents are kept in memory here, so a bomb has to meet its limit early
     let limits = Limits {
         content_bytes: 1 << 30,
         ..Limits::default()
     };
-    layer::import(stream, &sink, &limits).map(|layer| (layer, sink))
+    layer::import(stream, sink, &limits)
 }
 
 /// The error and all its causes, as a person would see them.
-fn message(error: &ImportError) -> String {
+pub(super) fn message(error: &ImportError) -> String {
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {
@@ -271,7 +277,7 @@ fn message(error: &ImportError) -> String {
     text
 }
 
-fn archives(directory: &Path) -> Vec<PathBuf> {
+pub(super) fn archives(directory: &Path) -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> = fs::read_dir(directory)
         .unwrap()
         .map(|entry| entry.unwrap().path())
@@ -367,6 +373,10 @@ fn compare(archive: &Path, scratch: &Path) -> usize {
 
 #[test]
 fn every_writer_and_format_gives_what_gnu_tar_extracts() {
+    assert!(
+        rustix::process::geteuid().is_root(),
+        "this test makes devices and owners: run it as root"
+    );
     let scratch = tempfile::tempdir().unwrap();
     let at = |name: &str| scratch.path().join(name);
     tars(&["tree", at("tree").to_str().unwrap()]);

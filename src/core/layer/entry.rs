@@ -1,0 +1,132 @@
+//! An entry of an archive, and what its type byte and sizes make of it.
+
+use super::error::{EntryFault, HeaderFault, TypeName};
+use super::header::{Format, Header};
+use super::path;
+use super::sparse::{SparseMap, Stretch};
+use crate::tree::{Rdev, Timestamp};
+
+/// The largest size an octal field of 11 digits holds; below it a PAX `size` has nothing to add to the header's.
+const OCTAL_MAX: u64 = 0o77_777_777_777;
+
+/// One entry, before anything is made of its name.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) path: Vec<u8>,
+    pub(super) kind: EntryKind,
+    pub(super) mode: u32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) mtime: Timestamp,
+    pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+#[derive(Debug)]
+pub(super) enum EntryKind {
+    /// A regular file with its content, to be fetched by [`TarReader::content`] before the next entry is.
+    Regular(Content),
+    Directory,
+    Symlink(Vec<u8>),
+    HardLink(Vec<u8>),
+    CharDevice(Rdev),
+    BlockDevice(Rdev),
+    Fifo,
+}
+
+/// Where the bytes of a regular file are.
+#[derive(Debug)]
+pub(super) enum Content {
+    Plain(u64),
+    Sparse(SparseMap),
+}
+
+impl Content {
+    /// Bytes of the file.
+    pub(super) fn size(&self) -> u64 {
+        match self {
+            Self::Plain(size) => *size,
+            Self::Sparse(map) => map.real_size(),
+        }
+    }
+
+    pub(super) fn stretches(&self) -> Vec<Stretch> {
+        match self {
+            Self::Plain(size) => vec![Stretch::Data(*size)],
+            Self::Sparse(map) => map.stretches(),
+        }
+    }
+}
+
+/// The header is bad, or well-formed and refused.
+pub(super) enum KindFault {
+    Header(HeaderFault),
+    Entry(EntryFault),
+}
+
+impl From<HeaderFault> for KindFault {
+    fn from(fault: HeaderFault) -> Self {
+        Self::Header(fault)
+    }
+}
+
+impl From<EntryFault> for KindFault {
+    fn from(fault: EntryFault) -> Self {
+        Self::Entry(fault)
+    }
+}
+
+/// The type byte's meaning.
+pub(super) fn kind(
+    header: &Header,
+    format: Format,
+    path: &[u8],
+    link: Vec<u8>,
+    stored: u64,
+    map: Option<SparseMap>,
+) -> Result<EntryKind, KindFault> {
+    let without_content = |kind| {
+        if stored == 0 {
+            Ok(kind)
+        } else {
+            Err(EntryFault::UnexpectedContent(stored).into())
+        }
+    };
+    let device = || -> Result<Rdev, KindFault> {
+        let (major, minor) = header.device(format)?;
+        let number = |field, value| {
+            u32::try_from(value).map_err(|_range| EntryFault::OutOfRange { field, value })
+        };
+        Ok(Rdev {
+            major: number("device major", major)?,
+            minor: number("device minor", minor)?,
+        })
+    };
+    let kind = match (header.typeflag, map) {
+        (b'0' | b'7' | 0 | b'S', Some(map)) => return Ok(EntryKind::Regular(Content::Sparse(map))),
+        (_, Some(_)) => {
+            return Err(HeaderFault::Sparse("on something that is not a regular file").into());
+        }
+        // before there was a type for directories
+        (0, None) if path::says_directory(path) => EntryKind::Directory,
+        (b'5', None) => EntryKind::Directory,
+        (b'0' | b'7' | 0, None) => return Ok(EntryKind::Regular(Content::Plain(stored))),
+        (b'1', None) => EntryKind::HardLink(link),
+        (b'2', None) => EntryKind::Symlink(link),
+        (b'3', None) => EntryKind::CharDevice(device()?),
+        (b'4', None) => EntryKind::BlockDevice(device()?),
+        (b'6', None) => EntryKind::Fifo,
+        (other, None) => return Err(EntryFault::Type(TypeName(other)).into()),
+    };
+    without_content(kind)
+}
+
+/// PAX's size where there is one. It is for sizes that the header cannot hold; any other must be the header's too.
+pub(super) fn stored_size(header: &Header, pax: Option<u64>) -> Result<u64, HeaderFault> {
+    match (pax, header.size()) {
+        (Some(pax), Ok(header)) if pax <= OCTAL_MAX && pax != header => {
+            Err(HeaderFault::SizeDisagreement { pax, header })
+        }
+        (Some(pax), _) if pax > OCTAL_MAX => Ok(pax),
+        (_, size) => size,
+    }
+}

@@ -1,0 +1,236 @@
+//! What a layer says of the layers below, what reaches the store, and what happens where import stops.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::path::Path;
+
+use super::oracle::{Memory, import_with, message, tars};
+use crate::layer::{
+    HashOnly, ImportError, ImportedLayer, Limits, ObjectSink, ObjectWrite, StoredObject, import,
+};
+use crate::store::Store;
+use crate::tree::{FileType, Rdev, Target, Tree};
+
+fn archive(kind: &str, name: &str) -> Vec<u8> {
+    let scratch = tempfile::tempdir().unwrap();
+    tars(&[kind, scratch.path().to_str().unwrap()]);
+    fs::read(scratch.path().join(name)).unwrap()
+}
+
+fn hashed(bytes: &[u8], limits: &Limits) -> Result<ImportedLayer, ImportError> {
+    import(bytes, &HashOnly, limits)
+}
+
+#[test]
+fn whiteouts_opaque_marks_and_links_below_are_told_apart() {
+    let layer = hashed(&archive("layer", "layer.tar"), &Limits::default()).unwrap();
+    assert_eq!(
+        (
+            layer.stats.entries,
+            layer.stats.skipped,
+            layer.stats.whiteouts
+        ),
+        (18, 3, 6)
+    );
+    let tree = Tree::from_bytes(layer.tree_bytes).unwrap();
+    tree.verify().unwrap();
+    let names = |path: &[u8]| {
+        let directory = tree.resolve(path).unwrap().unwrap();
+        let children = tree.children(directory).unwrap().map(Result::unwrap);
+        children
+            .map(|child| {
+                (
+                    String::from_utf8_lossy(child.name).into_owned(),
+                    child.target,
+                )
+            })
+            .collect::<Vec<_>>()
+    };
+    let root: Vec<String> = names(b"").into_iter().map(|(name, _)| name).collect();
+    assert_eq!(
+        root,
+        [
+            "device",
+            "gone",
+            "implied",
+            "link-absolute",
+            "link-below",
+            "link-here",
+            "opaque"
+        ]
+    );
+    let gone = names(b"gone");
+    let whiteouts: Vec<&str> = gone
+        .iter()
+        .filter(|(_, target)| *target == Target::Whiteout)
+        .map(|(name, _)| name.as_str())
+        .collect();
+    assert_eq!(
+        whiteouts,
+        [".hidden", "before", "by-aufs"],
+        "a whiteout beside an entry of its name leaves the entry"
+    );
+    assert_eq!(gone.len(), 5);
+
+    let node = |path: &[u8]| tree.node(tree.resolve(path).unwrap().unwrap()).unwrap();
+    assert!(node(b"opaque").opaque && !node(b"opaque").implied);
+    assert_eq!(names(b"opaque").len(), 2);
+    assert!(node(b"implied/deep").opaque && node(b"implied/deep").implied && node(b"gone").implied);
+    assert_eq!(
+        (node(b"device").file_type, node(b"device").rdev),
+        (FileType::CharDevice, Rdev { major: 0, minor: 0 })
+    );
+    assert_eq!(
+        tree.resolve(b"link-here").unwrap(),
+        tree.resolve(b"gone/stays").unwrap()
+    );
+    for name in [&b"link-below"[..], b"link-absolute"] {
+        let link = tree
+            .lookup(crate::tree::TreeIno::ROOT, name)
+            .unwrap()
+            .unwrap();
+        assert_eq!(
+            (link.target, tree.link_target(&link).unwrap()),
+            (Target::LinkBelow, &b"usr/bin/tool"[..])
+        );
+    }
+}
+
+#[test]
+fn a_store_holds_exactly_the_contents() {
+    let scratch = tempfile::tempdir().unwrap();
+    let bytes = archive("odd", "replaced.tar");
+    let memory = Memory::default();
+    let expected = import_with(bytes.as_slice(), &memory).unwrap();
+    let store = Store::open_or_create(&scratch.path().join("store")).unwrap();
+    let transaction = store.begin().unwrap();
+    let layer = import(bytes.as_slice(), &transaction, &Limits::default()).unwrap();
+    assert_eq!(
+        (layer.diff_id, layer.stats),
+        (expected.diff_id, expected.stats)
+    );
+    assert_eq!(layer.tree_bytes, expected.tree_bytes);
+    assert_eq!(memory.contents().len(), 2);
+    let again = import(bytes.as_slice(), &transaction, &Limits::default()).unwrap();
+    assert_eq!(
+        (again.stats.new_objects, again.stats.new_bytes),
+        (0, 0),
+        "known contents are not written again"
+    );
+    transaction.publish(&[]).unwrap();
+    for (id, content) in memory.contents() {
+        let mut stored = Vec::new();
+        store
+            .open_object(id)
+            .unwrap()
+            .read_to_end(&mut stored)
+            .unwrap();
+        assert_eq!(stored, content);
+    }
+}
+
+/// A store on a full disk.
+struct Full;
+
+impl ObjectSink for Full {
+    type Writer<'s> = Full;
+
+    fn object(&self) -> io::Result<Full> {
+        Ok(Full)
+    }
+}
+
+impl Write for Full {
+    fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::StorageFull.into())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl ObjectWrite for Full {
+    fn finish(self) -> io::Result<StoredObject> {
+        Err(io::ErrorKind::StorageFull.into())
+    }
+}
+
+#[test]
+fn a_failing_sink_and_a_failing_source_are_told_apart_and_named() {
+    let bytes = archive("odd", "no-end.tar");
+    let error = import(bytes.as_slice(), &Full, &Limits::default()).unwrap_err();
+    assert!(
+        matches!(&error, ImportError::Sink { source, .. } if source.kind() == io::ErrorKind::StorageFull)
+    );
+    assert_eq!(
+        message(&error),
+        "entry \"x\": cannot store its content: no storage space"
+    );
+
+    struct Broken;
+    impl Read for Broken {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Err(io::Error::other("the disk is gone"))
+        }
+    }
+    let error = import(
+        bytes.as_slice().chain(Broken),
+        &HashOnly,
+        &Limits::default(),
+    )
+    .unwrap_err();
+    assert!(
+        message(&error).contains("the disk is gone"),
+        "{}",
+        message(&error)
+    );
+}
+
+#[test]
+fn each_limit_holds() {
+    let bytes = archive("odd", "pax-long-everything.tar");
+    let with = |change: fn(&mut Limits)| {
+        let mut limits = Limits::default();
+        change(&mut limits);
+        hashed(&bytes, &limits)
+            .map(drop)
+            .map_err(|error| message(&error))
+    };
+    with(|_| ()).unwrap();
+    let refused: [(fn(&mut Limits), &str); 6] = [
+        (|limits| limits.entries = 0, "entries"),
+        (|limits| limits.path_bytes = 600, "the limit is 600"),
+        (|limits| limits.depth = 300, "300 directories"),
+        (|limits| limits.extended_bytes = 4000, "extended headers"),
+        (|limits| limits.stream_bytes = 6000, "bytes"),
+        // 4.7 KiB of strings, and 301 directories that no entry names
+        (|limits| limits.metadata_bytes = 60_000, "metadata"),
+    ];
+    for (change, part) in refused {
+        let message = with(change).unwrap_err();
+        assert!(message.contains(part), "{part}: {message}");
+    }
+}
+
+#[test]
+fn a_name_in_a_message_cannot_speak_to_the_terminal() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("x.tar");
+    let script = "import sys, tarfile\nwith tarfile.open(sys.argv[1], 'w') as tar: tar.addfile(tarfile.TarInfo('../\\x1b[2J\\n'))";
+    python(script, &path);
+    let error = hashed(&fs::read(&path).unwrap(), &Limits::default()).unwrap_err();
+    assert!(
+        message(&error).chars().all(|letter| !letter.is_control()),
+        "{error:?}"
+    );
+}
+
+fn python(script: &str, argument: &Path) {
+    let status = std::process::Command::new("python3")
+        .args(["-c", script])
+        .arg(argument)
+        .status()
+        .unwrap();
+    assert!(status.success());
+}
