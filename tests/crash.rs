@@ -13,7 +13,7 @@ use cowl_tests::store::{Store, make_image};
 use cowl_tests::tree::{self, Tree};
 
 /// Every k-th system call is one to die at; odd, so that it meets both sides of pairs that repeat.
-const STRIDE: usize = 13;
+const STRIDE: usize = 5;
 
 /// Two layers, enough kinds of files to go through every part of an import, few enough to do it often.
 const CONTENT: &str = r"
