@@ -6,3 +6,6 @@
         reason = "tests build their inputs with plain std::fs"
     )
 )]
+
+pub mod overlay;
+mod sys;

@@ -107,6 +107,17 @@ fn host(what: &'static str) -> impl FnOnce(Errno) -> UpperError {
     move |errno| UpperError::Host { what, errno }
 }
 
+/// How an upper was found.
+#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+pub enum Condition {
+    /// With nothing in it and no stamp: its root wants the attributes of the tree's root, then [`Upper::stamp`].
+    Empty,
+    /// With files that something else put there: its root's attributes stand, [`Upper::stamp`] is wanted.
+    Unstamped,
+    /// Written over the tree that is to be mounted.
+    Stamped,
+}
+
 /// An upper, locked for one mount. What only reads is `&self`; ordering of changes is the caller's affair.
 #[derive(Debug)]
 pub struct Upper {
@@ -117,8 +128,8 @@ pub struct Upper {
     /// The lock lives as long as this description.
     _lock: OwnedFd,
     space: Namespace,
-    fresh: bool,
-    next_name: AtomicU64,
+    condition: Condition,
+    next_number: AtomicU64,
 }
 
 impl Upper {
@@ -142,7 +153,7 @@ impl Upper {
         probe::drop_default_acl(tmp.as_fd())?;
         probe::whiteouts(tmp.as_fd())?;
         let space = probe::namespace(lock.as_fd(), tmp.as_fd())?;
-        let fresh = probe::compare_stamp(root.as_fd(), space, stamp)?;
+        let condition = probe::compare_stamp(root.as_fd(), space, stamp)?;
         let upper = Self {
             root,
             tmp,
@@ -150,8 +161,8 @@ impl Upper {
             orphans,
             _lock: lock,
             space,
-            fresh,
-            next_name: AtomicU64::new(0),
+            condition,
+            next_number: AtomicU64::new(0),
         };
         Ok(upper)
     }
@@ -181,9 +192,9 @@ impl Upper {
         self.space
     }
 
-    /// Whether this upper was empty and unstamped: its root then wants the attributes of the tree's root, and then [`Upper::stamp`].
-    pub fn is_fresh(&self) -> bool {
-        self.fresh
+    /// How it was found.
+    pub fn condition(&self) -> Condition {
+        self.condition
     }
 
     /// Writes the stamp on the root and makes it durable: from here on the upper belongs to this tree.
@@ -194,12 +205,14 @@ impl Upper {
         rustix::fs::fsync(&self.root).map_err(host("stamping the upper"))
     }
 
-    /// A name that nothing in `work/tmp` or `work/orphans` has or ever had in this mount.
+    /// A number that no file in `work/tmp` or `work/orphans` has or ever had in this mount.
+    pub fn new_number(&self) -> u64 {
+        self.next_number.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Such a number as the name of a file.
     pub fn new_name(&self) -> Vec<u8> {
-        self.next_name
-            .fetch_add(1, Ordering::Relaxed)
-            .to_string()
-            .into_bytes()
+        self.new_number().to_string().into_bytes()
     }
 
     /// The nodes that have a file in `work/index`.

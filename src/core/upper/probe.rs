@@ -7,7 +7,7 @@ use rustix::io::Errno;
 
 use super::marks::{Mark, Namespace, Stamp};
 use super::spot::{Spot, is_whiteout};
-use super::{UpperError, each_entry, host, try_lock};
+use super::{Condition, UpperError, each_entry, host, try_lock};
 
 /// Opens and locks `work/lock`.
 pub(super) fn lock(work: BorrowedFd<'_>) -> Result<OwnedFd, UpperError> {
@@ -122,12 +122,12 @@ fn works(tmp: BorrowedFd<'_>, space: Namespace) -> Result<bool, UpperError> {
     Ok(read.as_deref() == Some(b"y"))
 }
 
-/// Whether the upper is new; an error if it belongs to another tree.
+/// How the upper was found; an error if it belongs to another tree.
 pub(super) fn compare_stamp(
     root: BorrowedFd<'_>,
     space: Namespace,
     wanted: &Stamp,
-) -> Result<bool, UpperError> {
+) -> Result<Condition, UpperError> {
     let read = Spot::new(root, b".")
         .mark(space, Mark::Stamp)
         .map_err(host("reading the upper's stamp"))?;
@@ -138,7 +138,11 @@ pub(super) fn compare_stamp(
             Ok(())
         })
         .map_err(host("reading the upper"))?;
-        return Ok(entries == 0);
+        return Ok(if entries == 0 {
+            Condition::Empty
+        } else {
+            Condition::Unstamped
+        });
     };
     let found = Stamp::decode(&bytes)?;
     if found.chain != wanted.chain {
@@ -153,5 +157,5 @@ pub(super) fn compare_stamp(
             wanted: wanted.numbering,
         });
     }
-    Ok(false)
+    Ok(Condition::Stamped)
 }

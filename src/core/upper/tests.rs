@@ -24,10 +24,19 @@ fn open(base: &Path, stamp: &Stamp) -> Result<Upper, UpperError> {
 fn a_new_upper_is_fresh_until_it_is_stamped() {
     let base = tempfile::tempdir().unwrap();
     let upper = open(base.path(), &stamp("a", 1)).unwrap();
-    assert!(upper.is_fresh());
+    assert_eq!(upper.condition(), Condition::Empty);
     upper.stamp(&stamp("a", 1)).unwrap();
     drop(upper);
-    assert!(!open(base.path(), &stamp("a", 1)).unwrap().is_fresh());
+    assert_eq!(
+        open(base.path(), &stamp("a", 1)).unwrap().condition(),
+        Condition::Stamped
+    );
+    let base = tempfile::tempdir().unwrap();
+    fs::create_dir_all(base.path().join("upper/something")).unwrap();
+    assert_eq!(
+        open(base.path(), &stamp("a", 1)).unwrap().condition(),
+        Condition::Unstamped
+    );
 }
 
 #[test]

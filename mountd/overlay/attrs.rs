@@ -1,0 +1,320 @@
+//! What is known of a file beside its bytes: reading it, and changing it (which copies metadata up, never data).
+
+use cowl_core::tree::{FileType, Rdev, Timestamp};
+use cowl_core::upper::spot::Spot;
+use rustix::fs::{OFlags, Statx, Timespec, Timestamps};
+
+use super::iomode::Serving;
+use super::state::{Content, Home, UpperFile};
+use super::types::{Attr, Errno, HandleId, NodeId, SetAttr, SetTime};
+use super::{Overlay, lookup::tree_side};
+
+/// `st_ino` of a file that no tree has: above every node number, with the host's inode number in it.
+const BORN_INO: u64 = 1 << 40;
+
+const SUID: u32 = 0o4000;
+const SGID: u32 = 0o2000;
+const GROUP_EXEC: u32 = 0o010;
+
+/// Room for a reader who meets a rename; more than one in a row is met by nobody, then the node is guarded.
+const TRIES: u32 = 3;
+
+impl Overlay {
+    /// The attributes of a node.
+    ///
+    /// # Locking
+    /// Takes no guard but in a race that was lost three times.
+    pub fn getattr(&self, id: NodeId, handle: Option<HandleId>) -> Result<Attr, Errno> {
+        let id = self.current(id);
+        for _ in 0..TRIES {
+            if let Some(attr) = self.try_attr(id, handle)? {
+                return Ok(attr);
+            }
+        }
+        let _guard = self.busy.lock(&[id]);
+        self.attr_guarded(id)
+    }
+
+    /// The id that a node goes by today.
+    pub(super) fn current(&self, id: NodeId) -> NodeId {
+        if self.upper.is_none() {
+            return id;
+        }
+        let state = self.state.read();
+        state
+            .node(id)
+            .and_then(super::state::Node::successor)
+            .unwrap_or(id)
+    }
+
+    /// Attributes of a node that the caller guards.
+    pub(super) fn attr_guarded(&self, id: NodeId) -> Result<Attr, Errno> {
+        if self.unread(id) {
+            self.read_upper(id)?;
+        }
+        self.try_attr(id, None)?.ok_or(Errno::STALE)
+    }
+
+    /// None: the file was renamed or replaced between looking in the state and on the host.
+    fn try_attr(&self, id: NodeId, handle: Option<HandleId>) -> Result<Option<Attr>, Errno> {
+        let (file, origin, file_type) = {
+            let state = self.state.read();
+            let Some(node) = state.node(id) else {
+                drop(state);
+                return self.lower.attr(id.tree().ok_or(Errno::STALE)?).map(Some);
+            };
+            match (&node.upper, node.gone()) {
+                (Some(file), _) => (file.clone(), node.origin, node.file_type),
+                (None, Some(attr)) => return Ok(Some(*attr)),
+                (None, None) => return Ok(None),
+            }
+        };
+        let Some(stat) = self.host_stat(id, &file, handle)? else {
+            return Ok(None);
+        };
+        let mut attr = attr_of_host(&stat, &file, file_type);
+        if let Some(origin) = origin {
+            attr.ino = NodeId::of_tree(origin).0;
+        }
+        if file_type == FileType::Directory {
+            attr.nlink = self.directory_links(id, attr.nlink)?;
+        }
+        Ok(Some(attr))
+    }
+
+    fn host_stat(
+        &self,
+        id: NodeId,
+        file: &UpperFile,
+        handle: Option<HandleId>,
+    ) -> Result<Option<Statx>, Errno> {
+        if let Some(open) = handle.and_then(|handle| self.opens.upper_file(handle)) {
+            let flags = rustix::fs::AtFlags::EMPTY_PATH;
+            return rustix::fs::statx(&*open, "", flags, rustix::fs::StatxFlags::BASIC_STATS)
+                .map(Some);
+        }
+        let place = match self.place_of(id) {
+            Ok(place) => place,
+            Err(Errno::STALE | Errno::NOENT) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        match place.spot().stat() {
+            Ok(stat) if stat.stx_ino == file.host => Ok(Some(stat)),
+            Ok(_) | Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// 2 + subdirectories. The host's count is that where the tree has no part in it; else the directory must have been read.
+    fn directory_links(&self, id: NodeId, host: u32) -> Result<u32, Errno> {
+        let tree = tree_side(&self.state.read(), id);
+        match tree.map(|tree| self.lower.subdir_count(tree)).transpose()? {
+            None | Some(0) => return Ok(host),
+            Some(_) => {}
+        }
+        self.ensure_read(id)?;
+        Ok(self
+            .state
+            .read()
+            .dir(id)
+            .map_or(host, |table| table.subdirs.saturating_add(2)))
+    }
+
+    /// What a symbolic link points to.
+    pub fn readlink(&self, id: NodeId) -> Result<Vec<u8>, Errno> {
+        if let Some(target) = id.tree().filter(|_| !self.in_upper(id)) {
+            return Ok(self.lower.symlink_target(target)?.to_vec());
+        }
+        let _guard = self.busy.lock(&[id]);
+        let place = self.place_of(id)?;
+        let Spot { dir, name } = place.spot();
+        Ok(rustix::fs::readlinkat(dir, name, Vec::new())?.into_bytes())
+    }
+
+    /// Changes attributes and shows the new ones. A change of nothing but `kill_priv` copies nothing up where nothing is to be dropped.
+    pub fn setattr(
+        &self,
+        id: NodeId,
+        handle: Option<HandleId>,
+        set: &SetAttr,
+    ) -> Result<Attr, Errno> {
+        self.writable()?;
+        let id = self.current(id);
+        let attr = self.getattr(id, handle)?;
+        let wanted = SetAttr {
+            kill_priv: false,
+            ..*set
+        };
+        if wanted == SetAttr::default() && !(set.kill_priv && self.has_privilege(id, &attr)?) {
+            return Ok(attr);
+        }
+        if set.size.is_some() && attr.file_type != FileType::Regular {
+            return Err(if attr.file_type == FileType::Directory {
+                Errno::ISDIR
+            } else {
+                Errno::INVAL
+            });
+        }
+        self.copy_up(id)?;
+        let _guard = self.busy.lock(&[id]);
+        if let Some(size) = set.size {
+            self.resize(id, size, set.kill_priv)?;
+        } else if set.kill_priv {
+            self.drop_privilege(id)?;
+        }
+        self.change_attributes(id, set)?;
+        self.attr_guarded(id)
+    }
+
+    fn resize(&self, id: NodeId, size: u64, kill_priv: bool) -> Result<(), Errno> {
+        if self.opens.serving(id) == Some(Serving::Lower) {
+            self.own_content(id, size)?;
+            self.renumber(id)?;
+            return Err(Errno::STALE); // the kernel looks the name up again and comes back
+        }
+        if kill_priv {
+            self.drop_privilege(id)?;
+        }
+        self.own_content(id, size)?;
+        rustix::fs::ftruncate(self.place_of(id)?.open(OFlags::WRONLY)?, size)
+    }
+
+    fn change_attributes(&self, id: NodeId, set: &SetAttr) -> Result<(), Errno> {
+        let place = self.place_of(id)?;
+        let spot = place.spot();
+        if set.uid.is_some() || set.gid.is_some() {
+            spot.chown(set.uid, set.gid)?;
+        }
+        if let Some(mode) = set.mode {
+            if self
+                .state
+                .read()
+                .node(id)
+                .is_some_and(|node| node.file_type == FileType::Symlink)
+            {
+                return Err(Errno::OPNOTSUPP);
+            }
+            spot.chmod(mode)?;
+        }
+        if set.atime.is_some() || set.mtime.is_some() {
+            let times = Timestamps {
+                last_access: timespec(set.atime),
+                last_modification: timespec(set.mtime),
+            };
+            spot.utimens(&times)?;
+        }
+        Ok(())
+    }
+
+    /// Whether there is a set-id bit that a write by a stranger takes away, or a capability.
+    fn has_privilege(&self, id: NodeId, attr: &Attr) -> Result<bool, Errno> {
+        if attr.file_type != FileType::Regular {
+            return Ok(false);
+        }
+        Ok(attr.mode & SUID != 0
+            || attr.mode & (SGID | GROUP_EXEC) == SGID | GROUP_EXEC
+            || self.find_xattr(id, b"security.capability")?.is_some())
+    }
+
+    /// What the kernel does before a write by someone without `CAP_FSETID`: set-user-id goes, set-group-id of a file its group may
+    /// execute too, and so do capabilities. The caller guards the node, which has its file in the upper.
+    pub(super) fn drop_privilege(&self, id: NodeId) -> Result<(), Errno> {
+        let place = self.place_of(id)?;
+        let spot = place.spot();
+        let mode = u32::from(spot.stat()?.stx_mode);
+        let mut kept = mode & !SUID;
+        if mode & GROUP_EXEC != 0 {
+            kept &= !SGID;
+        }
+        if kept != mode {
+            spot.chmod(kept)?;
+        }
+        match spot.remove_xattr(b"security.capability") {
+            Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether a file's content must not be written behind our back: the host would leave privileges on it.
+    pub(super) fn is_privileged(&self, id: NodeId) -> Result<bool, Errno> {
+        let attr = self.attr_guarded(id)?;
+        Ok(
+            attr.mode & (SUID | SGID) != 0
+                || self.find_xattr(id, b"security.capability")?.is_some(),
+        )
+    }
+}
+
+fn timespec(time: Option<SetTime>) -> Timespec {
+    match time {
+        None => Timespec {
+            tv_sec: 0,
+            tv_nsec: rustix::fs::UTIME_OMIT,
+        },
+        Some(SetTime::Now) => Timespec {
+            tv_sec: 0,
+            tv_nsec: rustix::fs::UTIME_NOW,
+        },
+        Some(SetTime::At(Timestamp { secs, nanos })) => Timespec {
+            tv_sec: secs,
+            tv_nsec: i64::from(nanos),
+        },
+    }
+}
+
+/// What the mount shows of a file of the upper, `ino` of one that was born there.
+pub(super) fn attr_of_host(stat: &Statx, file: &UpperFile, file_type: FileType) -> Attr {
+    let time = |time: rustix::fs::StatxTimestamp| Timestamp {
+        secs: time.tv_sec,
+        nanos: time.tv_nsec,
+    };
+    let links = match file.home {
+        Home::Named => i64::from(stat.stx_nlink),
+        // One link is ours.
+        Home::Index(_) => i64::from(stat.stx_nlink) - 1 + i64::from(file.nlink_delta),
+        Home::Orphan(_) => i64::from(stat.stx_nlink) - 1,
+    };
+    let blocks = match file.content {
+        Content::Own => stat.stx_blocks,
+        Content::Object(_) => stat.stx_size.div_ceil(512),
+    };
+    let rdev = if file.device {
+        Rdev { major: 0, minor: 0 }
+    } else {
+        rdev_of(stat)
+    };
+    Attr {
+        ino: BORN_INO | stat.stx_ino,
+        size: stat.stx_size,
+        blocks,
+        atime: time(stat.stx_atime),
+        mtime: time(stat.stx_mtime),
+        ctime: time(stat.stx_ctime),
+        file_type,
+        mode: u32::from(stat.stx_mode) & 0o7777,
+        nlink: u32::try_from(links).unwrap_or(0),
+        uid: stat.stx_uid,
+        gid: stat.stx_gid,
+        rdev,
+        blksize: stat.stx_blksize,
+    }
+}
+
+fn rdev_of(stat: &Statx) -> Rdev {
+    Rdev {
+        major: stat.stx_rdev_major,
+        minor: stat.stx_rdev_minor,
+    }
+}
+
+/// `d_ino` of a node as far as it is known without asking the host.
+pub(super) fn ino_of(id: NodeId, node: Option<&super::state::Node>) -> u64 {
+    match node {
+        Some(node) => match (node.origin, &node.upper) {
+            (Some(origin), _) => NodeId::of_tree(origin).0,
+            (None, Some(file)) => BORN_INO | file.host,
+            (None, None) => node.gone().map_or(id.0, |attr| attr.ino),
+        },
+        None => id.0,
+    }
+}

@@ -1,0 +1,90 @@
+//! Guards that put changes of one node in order, so that no table lock has to be held over I/O.
+//!
+//! Level: outermost. A set of guards is taken all at once by a thread that holds none, so no two threads can wait for each other.
+//! Whoever reads attributes takes none: he looks at the host and compares what he found with the state.
+
+use std::cell::Cell;
+use std::collections::HashSet;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::types::NodeId;
+
+thread_local! {
+    /// Whether this thread holds guards: a second set could be the one that another thread holds while it waits for the first.
+    static HOLDS: Cell<bool> = const { Cell::new(false) };
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Busy {
+    held: Mutex<HashSet<NodeId>>,
+    freed: Condvar,
+}
+
+/// Some nodes, guarded until this is dropped.
+#[derive(Debug)]
+pub(super) struct Guard<'b> {
+    busy: &'b Busy,
+    nodes: Vec<NodeId>,
+}
+
+impl Busy {
+    /// Waits until none of the nodes is guarded, then guards them all.
+    pub(super) fn lock(&self, nodes: &[NodeId]) -> Guard<'_> {
+        let nested = HOLDS.replace(true);
+        debug_assert!(!nested, "guards are taken all at once");
+        let mut nodes = nodes.to_vec();
+        nodes.sort_unstable();
+        nodes.dedup();
+        let mut held = self.held.lock();
+        while nodes.iter().any(|node| held.contains(node)) {
+            self.freed.wait(&mut held);
+        }
+        held.extend(&nodes);
+        Guard { busy: self, nodes }
+    }
+}
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        let mut held = self.busy.held.lock();
+        for node in &self.nodes {
+            held.remove(node);
+        }
+        drop(held);
+        HOLDS.set(false);
+        self.busy.freed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn overlapping_sets_exclude_each_other_and_never_deadlock() {
+        let busy = Busy::default();
+        let inside = [const { AtomicU32::new(0) }; 4];
+        std::thread::scope(|scope| {
+            for thread in 0..4_usize {
+                let (busy, inside) = (&busy, &inside);
+                scope.spawn(move || {
+                    for round in 0..2000_usize {
+                        let pair = [(thread + round) % 4, (thread * 3 + round / 2) % 4];
+                        let guard = busy.lock(&pair.map(|index| NodeId(index as u64)));
+                        for index in pair {
+                            let before = inside[index].fetch_add(1, Ordering::SeqCst);
+                            assert!(before == 0 || pair[0] == pair[1]);
+                        }
+                        for index in pair {
+                            inside[index].fetch_sub(1, Ordering::SeqCst);
+                        }
+                        drop(guard);
+                    }
+                });
+            }
+        });
+    }
+}

@@ -1,0 +1,417 @@
+//! How a file of the tree gets into the upper: metadata first and by itself (for chmod, chown, times, attributes, rename, link), its bytes
+//! with the first write.
+//!
+//! Metadata: a file is made in `work/tmp`, given everything, marked, and renamed into place, which is the one step that counts. Bytes: they
+//! are copied into the upper's file while its mark still says that the object has them, made durable, and then the mark goes, which again
+//! is one step; readers are served from the object until then. Times of the directory above are put back: nothing visible happened to it.
+
+use std::os::fd::AsFd;
+
+use cowl_core::sys::copy::copy_data;
+use cowl_core::tree::{FileType, Node, Rdev, TreeIno};
+use cowl_core::upper::Upper;
+use cowl_core::upper::marks::{self, Mark, Namespace, escape};
+use cowl_core::upper::spot::{Spot, times};
+use rustix::fs::{
+    Mode, OFlags, RenameFlags, Statx, StatxTimestamp, Timespec, Timestamps, XattrFlags,
+};
+
+use super::state::{Content, Event, Home, Under, UpperFile};
+use super::types::{Errno, NodeId};
+use super::{Overlay, new_file, places::Place};
+
+/// Where a file is to be put.
+enum Destination {
+    Name { dir: NodeId, name: Vec<u8> },
+    Index(TreeIno),
+    Orphan(u64),
+}
+
+impl Overlay {
+    /// Gives a node a file in the upper, with all its metadata and, if it is a regular file, a mark for its bytes. A directory comes with its
+    /// parents.
+    ///
+    /// # Locking
+    /// Guards the node and the directory it is in for a few system calls each; the caller may hold no guard.
+    pub(super) fn copy_up(&self, id: NodeId) -> Result<(), Errno> {
+        let mut below = vec![id];
+        while let Some(next) = below.last().copied() {
+            if self.in_upper(next) {
+                below.pop();
+                continue;
+            }
+            let Some(dir) = self.dir_to_copy_into(next)? else {
+                self.copy_up_one(next, None)?;
+                continue;
+            };
+            if self.in_upper(dir) {
+                self.ensure_read(dir)?;
+                self.copy_up_one(next, Some(dir))?;
+            } else {
+                below.push(dir);
+            }
+        }
+        Ok(())
+    }
+
+    /// A directory with its upper part, which is read: ready for names to be changed in it.
+    pub(super) fn raise(&self, dir: NodeId) -> Result<(), Errno> {
+        self.writable()?;
+        self.copy_up(dir)?;
+        self.ensure_read(dir)
+    }
+
+    /// The directory whose upper part a node's file will be put in. None: it goes into the work directory.
+    fn dir_to_copy_into(&self, id: NodeId) -> Result<Option<NodeId>, Errno> {
+        let record = self.lower.node(id.tree().ok_or(Errno::STALE)?)?;
+        let gone = self.is_gone(id);
+        if gone && record.file_type == FileType::Directory {
+            return Err(Errno::NOENT);
+        }
+        if gone || has_more_names(&record) {
+            return Ok(None);
+        }
+        self.name_of(id).map(|(dir, _)| Some(dir))
+    }
+
+    /// Whether a node has no name any more.
+    pub(super) fn is_gone(&self, id: NodeId) -> bool {
+        self.state
+            .read()
+            .node(id)
+            .is_some_and(|node| node.gone().is_some())
+    }
+
+    fn copy_up_one(&self, id: NodeId, dir: Option<NodeId>) -> Result<(), Errno> {
+        let upper = self.writable()?;
+        let guarded: Vec<NodeId> = dir.into_iter().chain([id]).collect();
+        let _guard = self.busy.lock(&guarded);
+        // What was true before the guard may have changed: someone else copied it, or removed it.
+        if self.in_upper(id) || self.dir_to_copy_into(id)? != dir {
+            return Ok(());
+        }
+        let node = id.tree().ok_or(Errno::STALE)?;
+        let record = self.lower.node(node)?;
+        let into = match dir {
+            Some(_) => {
+                let (dir, name) = self.name_of(id)?;
+                Destination::Name { dir, name }
+            }
+            None if self.is_gone(id) => Destination::Orphan(upper.new_number()),
+            None => Destination::Index(node),
+        };
+        let temporary = upper.new_name();
+        let made = Spot::new(upper.tmp(), &temporary);
+        let file = self
+            .make_copy(upper, made, node, &record, &into)
+            .and_then(|file| {
+                self.put_copy(upper, made, &into)?;
+                Ok(file)
+            });
+        match file {
+            Ok(file) => {
+                self.copied(id, node, &record, file, into);
+                Ok(())
+            }
+            Err(error) => {
+                discard(made, record.file_type);
+                Err(error)
+            }
+        }
+    }
+
+    fn copied(&self, id: NodeId, node: TreeIno, record: &Node, file: UpperFile, into: Destination) {
+        let file_type = record.file_type;
+        self.commit(|state| {
+            let mut events = vec![Event::Copied {
+                node: id,
+                file_type,
+                origin: Some(node),
+                file,
+            }];
+            if let Destination::Name { dir, name } = into {
+                let under = if file_type == FileType::Directory {
+                    Under::Directory
+                } else {
+                    Under::File
+                };
+                // A tree file that was never moved is at its name in the tree.
+                debug_assert!(state.dir(dir).is_some());
+                events.push(Event::Named {
+                    dir,
+                    name: name.into(),
+                    node: id,
+                    file_type,
+                    under,
+                });
+            }
+            events
+        });
+    }
+
+    /// Makes the file in `work/tmp` with everything but its place.
+    fn make_copy(
+        &self,
+        upper: &Upper,
+        made: Spot<'_>,
+        node: TreeIno,
+        record: &Node,
+        into: &Destination,
+    ) -> Result<UpperFile, Errno> {
+        let mut file = UpperFile {
+            unsynced: true,
+            ..new_file(0)
+        };
+        crate::sys::identity::own()?;
+        self.make_like(made, node, record)?;
+        let space = upper.namespace();
+        if is_null_device(record) {
+            made.set_mark(space, Mark::Device, &marks::encode_device())?;
+            file.device = true;
+        }
+        if let Some(object) = self.lower.object(record)? {
+            made.set_mark(space, Mark::Data, &marks::encode_data(object))?;
+            file.content = Content::Object(object);
+        }
+        match into {
+            Destination::Name { .. } => {}
+            Destination::Orphan(number) => file.home = Home::Orphan(*number),
+            Destination::Index(node) => {
+                file.home = Home::Index(*node);
+                file.nlink_delta =
+                    i32::try_from(record.nlink).map_err(|_beyond_i32| Errno::OVERFLOW)?;
+                if space.marks(host_type(record)) {
+                    made.set_mark(space, Mark::Nlink, &marks::encode_nlink(file.nlink_delta))?;
+                }
+            }
+        }
+        self.dress(made, node, record.file_type)?;
+        file.host = made.stat()?.stx_ino;
+        Ok(file)
+    }
+
+    fn make_like(&self, made: Spot<'_>, node: TreeIno, record: &Node) -> Result<(), Errno> {
+        let private = Mode::RUSR | Mode::WUSR;
+        match record.file_type {
+            FileType::Directory => rustix::fs::mkdirat(made.dir, made.name, Mode::RWXU),
+            FileType::Symlink => {
+                rustix::fs::symlinkat(self.lower.symlink_target(node)?, made.dir, made.name)
+            }
+            FileType::Regular => {
+                let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+                let file = rustix::fs::openat(made.dir, made.name, flags, private)?;
+                rustix::fs::ftruncate(&file, record.size)
+            }
+            _ if is_null_device(record) => rustix::fs::mknodat(
+                made.dir,
+                made.name,
+                rustix::fs::FileType::RegularFile,
+                private,
+                0,
+            ),
+            special => make_special(made, special, private, record.rdev),
+        }
+    }
+
+    /// Gives a file owner, permissions, attributes and times of a node of the tree, and the mark of where it came from.
+    pub(super) fn dress(
+        &self,
+        spot: Spot<'_>,
+        node: TreeIno,
+        file_type: FileType,
+    ) -> Result<(), Errno> {
+        let record = self.lower.node(node)?;
+        let space = self.writable()?.namespace();
+        spot.chown(Some(record.uid), Some(record.gid))?;
+        if file_type != FileType::Symlink {
+            spot.chmod(record.mode)?;
+        }
+        for (name, value) in self.lower.xattrs(node)? {
+            match spot.set_xattr(&escape(name), value, XattrFlags::empty()) {
+                Ok(()) => {}
+                Err(errno @ (Errno::OPNOTSUPP | Errno::PERM)) if !must_be_copied(name, space) => {
+                    tracing::debug!(name = %name.escape_ascii(), %errno, "an attribute cannot be kept by the upper");
+                }
+                Err(errno) => return Err(errno),
+            }
+        }
+        if space.marks(host_type(&record)) {
+            spot.set_mark(space, Mark::Origin, &marks::encode_origin(node))?;
+        }
+        spot.utimens(&times(record.mtime, record.mtime))
+    }
+
+    fn put_copy(&self, upper: &Upper, made: Spot<'_>, into: &Destination) -> Result<(), Errno> {
+        match into {
+            Destination::Name { dir, name } => {
+                self.mark_impure(*dir)?;
+                let place = self.place_in(*dir, name)?;
+                self.keeping_times(*dir, || made.rename(place.spot(), RenameFlags::NOREPLACE))
+            }
+            Destination::Index(node) => made.rename(
+                Spot::new(upper.index(), &Upper::index_name(*node)),
+                RenameFlags::NOREPLACE,
+            ),
+            Destination::Orphan(number) => made.rename(
+                Spot::new(upper.orphans(), number.to_string().as_bytes()),
+                RenameFlags::NOREPLACE,
+            ),
+        }
+    }
+
+    /// Says on a directory that files in it bear marks. Before the first of them is there. The caller guards it.
+    pub(super) fn mark_impure(&self, dir: NodeId) -> Result<(), Errno> {
+        if self.state.read().dir(dir).is_some_and(|table| table.impure) {
+            return Ok(());
+        }
+        let fd = self.dir_fd(dir)?;
+        Spot::new(fd.as_fd(), b".").set_mark(
+            self.writable()?.namespace(),
+            Mark::Impure,
+            marks::YES,
+        )?;
+        self.commit(|_| [Event::Impure { dir }]);
+        Ok(())
+    }
+
+    /// Does something to a directory of the upper that nobody shall see in its times. The caller guards it.
+    fn keeping_times(
+        &self,
+        dir: NodeId,
+        change: impl FnOnce() -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        let fd = self.dir_fd(dir)?;
+        let own = Spot::new(fd.as_fd(), b".");
+        let before = own.stat()?;
+        change()?;
+        restore_times(own, &before)
+    }
+
+    /// Takes the first `keep` bytes of a file's content into the upper, or all if there are fewer; nothing happens if the upper has them.
+    /// On an error (a full disk) the file is as it was. The caller guards the node, which has its file in the upper.
+    pub(super) fn own_content(&self, id: NodeId, keep: u64) -> Result<(), Errno> {
+        let content = self
+            .state
+            .read()
+            .node(id)
+            .and_then(|node| node.upper.as_ref())
+            .map(|file| file.content);
+        let object = match content {
+            Some(Content::Object(object)) => object,
+            Some(Content::Own) => return Ok(()),
+            None => return Err(Errno::STALE),
+        };
+        let place = self.place_of(id)?;
+        let file = place.open(OFlags::WRONLY)?;
+        let stat = place.spot().stat()?;
+        let copied = self
+            .fill(&file, object, keep.min(stat.stx_size))
+            .and_then(|()| {
+                // Without it a power cut could leave the file without mark and without bytes.
+                rustix::fs::fdatasync(&file)?;
+                place
+                    .spot()
+                    .clear_mark(self.writable()?.namespace(), Mark::Data)
+            });
+        if let Err(error) = copied {
+            unfill(&file, stat.stx_size, &place);
+            return Err(error);
+        }
+        self.commit(|_| [Event::Owned { node: id }]);
+        // Nobody wrote yet: whoever copied up for a change of the length will have new times anyway.
+        restore_times(place.spot(), &stat)
+    }
+
+    fn fill(
+        &self,
+        file: &std::fs::File,
+        object: cowl_core::digest::ObjectId,
+        keep: u64,
+    ) -> Result<(), Errno> {
+        if keep > 0 {
+            copy_data(self.lower.open_object(object)?, file, keep)?;
+        } else {
+            rustix::fs::ftruncate(file, 0)?;
+        }
+        Ok(())
+    }
+}
+
+/// Gives the blocks of a copy that failed back. The mark is still there, so whatever happens here the content is the object's.
+fn unfill(file: &std::fs::File, size: u64, place: &Place<'_>) {
+    if let Err(errno) =
+        rustix::fs::ftruncate(file, 0).and_then(|()| rustix::fs::ftruncate(file, size))
+    {
+        tracing::warn!(name = %place.spot().name.escape_ascii(), %errno, "what a failed copy-up left cannot be cut");
+    }
+}
+
+fn restore_times(spot: Spot<'_>, before: &Statx) -> Result<(), Errno> {
+    let spec = |time: StatxTimestamp| Timespec {
+        tv_sec: time.tv_sec,
+        tv_nsec: i64::from(time.tv_nsec),
+    };
+    let times = Timestamps {
+        last_access: spec(before.stx_atime),
+        last_modification: spec(before.stx_mtime),
+    };
+    spot.utimens(&times)
+}
+
+/// Makes a device, a pipe or a socket.
+pub(super) fn make_special(
+    made: Spot<'_>,
+    file_type: FileType,
+    mode: Mode,
+    rdev: Rdev,
+) -> Result<(), Errno> {
+    let host = rustix::fs::FileType::from_raw_mode(file_type.to_mode_bits());
+    rustix::fs::mknodat(
+        made.dir,
+        made.name,
+        host,
+        mode,
+        rustix::fs::makedev(rdev.major, rdev.minor),
+    )
+}
+
+/// A file of several names is found through the index, whichever of them was used.
+fn has_more_names(record: &Node) -> bool {
+    record.file_type != FileType::Directory && record.nlink > 1
+}
+
+/// A device that the upper would take for a whiteout.
+fn is_null_device(record: &Node) -> bool {
+    record.file_type == FileType::CharDevice && record.rdev == Rdev::default()
+}
+
+/// The type of the file that stands for a node in the upper.
+fn host_type(record: &Node) -> FileType {
+    if is_null_device(record) {
+        FileType::Regular
+    } else {
+        record.file_type
+    }
+}
+
+/// As overlayfs: a copy without its ACL or its capabilities would be another file; `trusted.` cannot be written, nor read, without
+/// privilege.
+fn must_be_copied(name: &[u8], space: Namespace) -> bool {
+    name.starts_with(b"system.posix_acl_")
+        || name == b"security.capability"
+        || (space == Namespace::Trusted && name.starts_with(b"security."))
+}
+
+/// Removes what a failed copy-up left in `work/tmp`; what stays goes at the next mount.
+fn discard(made: Spot<'_>, file_type: FileType) {
+    let removed = if file_type == FileType::Directory {
+        made.rmdir()
+    } else {
+        made.unlink()
+    };
+    if let Err(errno) = removed
+        && errno != Errno::NOENT
+    {
+        tracing::warn!(name = %made.name.escape_ascii(), %errno, "work/tmp keeps a file until the next mount");
+    }
+}

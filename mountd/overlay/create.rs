@@ -1,0 +1,520 @@
+//! How names come: new files, directories, links and unnamed files, each with its owner, permissions and ACL right from birth.
+//!
+//! A file is made at its name where the upper has nothing there, which is one step. Where a whiteout must go with the same step, or a mark
+//! must be there first, it is made in a nursery, a directory in `work/tmp` that hands down what its real parent would, and moved.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use cowl_core::tree::{FileType, Rdev};
+use cowl_core::upper::marks::{self, Mark};
+use cowl_core::upper::spot::Spot;
+use cowl_core::upper::{Upper, remove_temporary};
+use rustix::fs::{Mode, OFlags, RenameFlags, XattrFlags};
+
+use super::copyup::make_special;
+use super::iomode::Source;
+use super::lookup::check_name;
+use super::state::{Event, Home, Target, Under, UpperFile};
+use super::types::{Caller, Entry, Errno, NodeId, OpenFlags, Opened, Side};
+use super::{Overlay, new_file};
+
+const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
+const SGID: u32 = 0o2000;
+
+/// What is to be made.
+#[derive(Copy, Clone, Debug)]
+pub(super) enum Kind<'k> {
+    Regular,
+    Directory,
+    Symlink(&'k [u8]),
+    Special(FileType, Rdev),
+}
+
+/// As whom, and with which permissions.
+#[derive(Copy, Clone, Debug)]
+pub(super) struct Birth {
+    pub(super) mode: u32,
+    pub(super) umask: u32,
+    pub(super) caller: Caller,
+}
+
+impl Kind<'_> {
+    fn file_type(self) -> FileType {
+        match self {
+            Kind::Regular => FileType::Regular,
+            Kind::Directory => FileType::Directory,
+            Kind::Symlink(_) => FileType::Symlink,
+            Kind::Special(file_type, _) => file_type,
+        }
+    }
+
+    /// A device that the upper would take for a whiteout.
+    fn is_null_device(self) -> bool {
+        matches!(
+            self,
+            Kind::Special(FileType::CharDevice, Rdev { major: 0, minor: 0 })
+        )
+    }
+}
+
+impl Overlay {
+    /// Makes a file of any type but a directory or a symbolic link.
+    #[expect(clippy::too_many_arguments, reason = "mknod(2) and who calls it")]
+    pub fn mknod(
+        &self,
+        parent: NodeId,
+        name: &[u8],
+        file_type: FileType,
+        mode: u32,
+        rdev: Rdev,
+        umask: u32,
+        caller: &Caller,
+    ) -> Result<Entry, Errno> {
+        let kind = match file_type {
+            FileType::Regular => Kind::Regular,
+            FileType::Directory => return Err(Errno::PERM),
+            FileType::Symlink => return Err(Errno::INVAL),
+            FileType::CharDevice | FileType::BlockDevice => Kind::Special(file_type, rdev),
+            FileType::Fifo | FileType::Socket => Kind::Special(file_type, Rdev::default()),
+        };
+        self.make(
+            parent,
+            name,
+            kind,
+            Birth {
+                mode,
+                umask,
+                caller: *caller,
+            },
+        )
+        .map(|(entry, _)| entry)
+    }
+
+    /// Makes a directory.
+    pub fn mkdir(
+        &self,
+        parent: NodeId,
+        name: &[u8],
+        mode: u32,
+        umask: u32,
+        caller: &Caller,
+    ) -> Result<Entry, Errno> {
+        let birth = Birth {
+            mode,
+            umask,
+            caller: *caller,
+        };
+        self.make(parent, name, Kind::Directory, birth)
+            .map(|(entry, _)| entry)
+    }
+
+    /// Makes a symbolic link.
+    pub fn symlink(
+        &self,
+        parent: NodeId,
+        name: &[u8],
+        target: &[u8],
+        caller: &Caller,
+    ) -> Result<Entry, Errno> {
+        let birth = Birth {
+            mode: 0o777,
+            umask: 0,
+            caller: *caller,
+        };
+        self.make(parent, name, Kind::Symlink(target), birth)
+            .map(|(entry, _)| entry)
+    }
+
+    /// Makes a regular file and opens it. EEXIST if the name is taken, whatever the flags: the kernel has looked before.
+    pub fn create(
+        &self,
+        parent: NodeId,
+        name: &[u8],
+        mode: u32,
+        umask: u32,
+        flags: OpenFlags,
+        caller: &Caller,
+    ) -> Result<(Entry, Opened), Errno> {
+        let birth = Birth {
+            mode,
+            umask,
+            caller: *caller,
+        };
+        let (entry, file) = self.make(parent, name, Kind::Regular, birth)?;
+        let opened = self.open_new(entry.id, flags.write, file.ok_or(Errno::IO)?)?;
+        Ok((entry, opened))
+    }
+
+    /// Makes a regular file without a name and opens it (`O_TMPFILE`).
+    pub fn tmpfile(
+        &self,
+        parent: NodeId,
+        mode: u32,
+        umask: u32,
+        flags: OpenFlags,
+        caller: &Caller,
+    ) -> Result<(Entry, Opened), Errno> {
+        let upper = self.writable()?;
+        self.raise(parent)?;
+        let nursery = self.nursery(upper, parent)?;
+        let spot = Spot::new(nursery.dir.as_fd(), b"f");
+        let number = upper.new_number();
+        let birth = Birth {
+            mode,
+            umask,
+            caller: *caller,
+        };
+        let made = give_birth(spot, Kind::Regular, birth).and_then(|file| {
+            let host = spot.stat()?.stx_ino;
+            spot.rename(
+                Spot::new(upper.orphans(), number.to_string().as_bytes()),
+                RenameFlags::NOREPLACE,
+            )?;
+            Ok((file, host))
+        });
+        nursery.close(upper);
+        let (file, host) = made?;
+        let file_on_disk = UpperFile {
+            home: Home::Orphan(number),
+            ..new_file(host)
+        };
+        let id = self.enter_new(FileType::Regular, file_on_disk, |_| Vec::new());
+        let attr = self.getattr(id, None)?;
+        let opened = self.open_new(id, flags.write, file.ok_or(Errno::IO)?)?;
+        Ok((Entry { id, attr }, opened))
+    }
+
+    fn open_new(&self, id: NodeId, write: bool, file: OwnedFd) -> Result<Opened, Errno> {
+        let _guard = self.busy.lock(&[id]);
+        self.enter(
+            id,
+            write,
+            Source {
+                side: Side::Upper,
+                file: Some(Arc::new(file.into())),
+            },
+        )
+    }
+
+    fn make(
+        &self,
+        parent: NodeId,
+        name: &[u8],
+        kind: Kind<'_>,
+        birth: Birth,
+    ) -> Result<(Entry, Option<OwnedFd>), Errno> {
+        let upper = self.writable()?;
+        check_name(name)?;
+        if self.resolve(parent, name)?.is_some() {
+            return Err(Errno::EXIST);
+        }
+        self.raise(parent)?;
+        let _guard = self.busy.lock(&[parent]);
+        if self.is_gone(parent) {
+            return Err(Errno::NOENT);
+        }
+        if self.resolve(parent, name)?.is_some() {
+            return Err(Errno::EXIST);
+        }
+        let under = self.under(parent, name)?;
+        let whiteout = self.slot(parent, name).is_some();
+        let opaque = matches!(kind, Kind::Directory) && under == Under::Directory;
+        let device = kind.is_null_device();
+        let place = self.place_in(parent, name)?;
+        let fd = if whiteout || opaque || device {
+            self.make_in_nursery(
+                upper,
+                parent,
+                place.spot(),
+                kind,
+                birth,
+                Special {
+                    whiteout,
+                    opaque,
+                    device,
+                },
+            )?
+        } else {
+            give_birth(place.spot(), kind, birth)?
+        };
+        let stat = place.spot().stat()?;
+        let file = UpperFile {
+            opaque,
+            device,
+            ..new_file(stat.stx_ino)
+        };
+        let file_type = kind.file_type();
+        let attr = super::attrs::attr_of_host(&stat, &file, file_type);
+        let id = self.enter_new(file_type, file, |id| {
+            let mut events = Vec::new();
+            if file_type == FileType::Directory {
+                // Nothing is in it, so it need never be read.
+                events.push(Event::DirRead {
+                    dir: id,
+                    subdirs: 0,
+                    visible: 0,
+                    impure: false,
+                    found: Vec::new(),
+                });
+            }
+            events.push(Event::Named {
+                dir: parent,
+                name: name.into(),
+                node: id,
+                file_type,
+                under,
+            });
+            events
+        });
+        Ok((Entry { id, attr }, fd))
+    }
+
+    /// Takes a file that was just made into the state, counted as looked up; its id.
+    fn enter_new(
+        &self,
+        file_type: FileType,
+        file: UpperFile,
+        more: impl FnOnce(NodeId) -> Vec<Event>,
+    ) -> NodeId {
+        let mut id = NodeId::ROOT;
+        self.commit(|state| {
+            id = state.next_born();
+            let mut events = vec![Event::Copied {
+                node: id,
+                file_type,
+                origin: None,
+                file,
+            }];
+            events.extend(more(id));
+            events.push(Event::Looked { node: id });
+            events
+        });
+        id
+    }
+
+    fn make_in_nursery(
+        &self,
+        upper: &Upper,
+        parent: NodeId,
+        to: Spot<'_>,
+        kind: Kind<'_>,
+        birth: Birth,
+        special: Special,
+    ) -> Result<Option<OwnedFd>, Errno> {
+        if special.device {
+            self.mark_impure(parent)?;
+        }
+        let nursery = self.nursery(upper, parent)?;
+        let spot = Spot::new(nursery.dir.as_fd(), b"f");
+        let space = upper.namespace();
+        let made = give_birth(
+            spot,
+            if special.device { Kind::Regular } else { kind },
+            birth,
+        )
+        .and_then(|fd| {
+            if special.opaque {
+                spot.set_mark(space, Mark::Opaque, marks::YES)?;
+            }
+            if special.device {
+                spot.set_mark(space, Mark::Device, &marks::encode_device())?;
+            }
+            let flags = match (special.whiteout, kind) {
+                (false, _) => RenameFlags::NOREPLACE,
+                // A directory cannot replace a whiteout, but can change places with it.
+                (true, Kind::Directory) => RenameFlags::EXCHANGE,
+                (true, _) => RenameFlags::empty(),
+            };
+            spot.rename(to, flags)?;
+            Ok(fd)
+        });
+        nursery.close(upper);
+        made
+    }
+
+    /// A directory in `work/tmp` that hands down to what is made in it what `parent` does: group, set-group-id and default ACL.
+    fn nursery(&self, upper: &Upper, parent: NodeId) -> Result<Nursery, Errno> {
+        let parent = self.dir_fd(parent)?;
+        let parent = Spot::new(parent.as_fd(), b".");
+        let name = upper.new_name();
+        let spot = Spot::new(upper.tmp(), &name);
+        crate::sys::identity::own()?;
+        rustix::fs::mkdirat(spot.dir, spot.name, Mode::RWXU)?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let nursery = Nursery {
+            dir: rustix::fs::openat(spot.dir, spot.name, flags, Mode::empty())?,
+            name,
+        };
+        let prepared = nursery.prepare(parent);
+        if prepared.is_err() {
+            nursery.close(upper);
+            return Err(prepared.err().unwrap_or(Errno::IO));
+        }
+        Ok(nursery)
+    }
+
+    /// Gives a file another name.
+    pub fn link(&self, id: NodeId, parent: NodeId, name: &[u8]) -> Result<Entry, Errno> {
+        let upper = self.writable()?;
+        check_name(name)?;
+        let id = self.current(id);
+        if self.resolve(parent, name)?.is_some() {
+            return Err(Errno::EXIST);
+        }
+        self.copy_up(id)?;
+        self.raise(parent)?;
+        let _guard = self.busy.lock(&[id, parent]);
+        if self.is_gone(parent) || self.is_gone(id) {
+            return Err(Errno::NOENT);
+        }
+        if self.resolve(parent, name)?.is_some() {
+            return Err(Errno::EXIST);
+        }
+        let Some((file_type, origin, file)) = self.upper_node(id) else {
+            return Err(Errno::STALE);
+        };
+        if file_type == FileType::Directory {
+            return Err(Errno::PERM);
+        }
+        if origin.is_some() || file.device {
+            self.mark_impure(parent)?;
+        }
+        let under = self.under(parent, name)?;
+        let from = self.place_of(id)?;
+        let to = self.place_in(parent, name)?;
+        link_spot(
+            upper,
+            from.spot(),
+            to.spot(),
+            file.home,
+            self.slot(parent, name).is_some(),
+        )?;
+        self.commit(|_| {
+            let mut events = Vec::new();
+            if let Home::Orphan(_) = file.home {
+                events.push(Event::Moved {
+                    node: id,
+                    home: Home::Named,
+                });
+            }
+            events.push(Event::Named {
+                dir: parent,
+                name: name.into(),
+                node: id,
+                file_type,
+                under,
+            });
+            events.push(Event::Looked { node: id });
+            events
+        });
+        Ok(Entry {
+            id,
+            attr: self.attr_guarded(id)?,
+        })
+    }
+
+    /// A node that has a file in the upper.
+    pub(super) fn upper_node(
+        &self,
+        id: NodeId,
+    ) -> Option<(FileType, Option<cowl_core::tree::TreeIno>, UpperFile)> {
+        let state = self.state.read();
+        let node = state.node(id)?;
+        Some((node.file_type, node.origin, node.upper.clone()?))
+    }
+
+    /// Whether the upper has a node, and not a whiteout, at a name.
+    pub(super) fn has_node(&self, dir: NodeId, name: &[u8]) -> bool {
+        matches!(
+            self.slot(dir, name).map(|slot| slot.target),
+            Some(Target::Node(..))
+        )
+    }
+}
+
+/// Why a file cannot just be made at its name.
+#[derive(Copy, Clone, Debug)]
+struct Special {
+    whiteout: bool,
+    opaque: bool,
+    device: bool,
+}
+
+struct Nursery {
+    dir: OwnedFd,
+    name: Vec<u8>,
+}
+
+impl Nursery {
+    fn prepare(&self, parent: Spot<'_>) -> Result<(), Errno> {
+        let own = Spot::new(self.dir.as_fd(), b".");
+        let stat = parent.stat()?;
+        if u32::from(stat.stx_mode) & SGID != 0 {
+            own.chown(None, Some(stat.stx_gid))?;
+            own.chmod(0o700 | SGID)?;
+        }
+        if let Some(acl) = parent.xattr(DEFAULT_ACL)? {
+            own.set_xattr(DEFAULT_ACL, &acl, XattrFlags::empty())?;
+        }
+        Ok(())
+    }
+
+    /// Removes it with what is left in it.
+    fn close(self, upper: &Upper) {
+        if let Err(errno) = remove_temporary(Spot::new(upper.tmp(), &self.name)) {
+            tracing::warn!(%errno, "work/tmp keeps a directory until the next mount");
+        }
+    }
+}
+
+/// Puts a file's new name in its place.
+fn link_spot(
+    upper: &Upper,
+    from: Spot<'_>,
+    to: Spot<'_>,
+    home: Home,
+    whiteout: bool,
+) -> Result<(), Errno> {
+    match (home, whiteout) {
+        // An unnamed file gets its first name by moving out of the orphans.
+        (Home::Orphan(_), true) => from.rename(to, RenameFlags::empty()),
+        (Home::Orphan(_), false) => from.rename(to, RenameFlags::NOREPLACE),
+        (_, false) => from.link(to),
+        (_, true) => {
+            let name = upper.new_name();
+            let temporary = Spot::new(upper.tmp(), &name);
+            from.link(temporary)?;
+            temporary
+                .rename(to, RenameFlags::empty())
+                .inspect_err(|_| tidy(temporary))
+        }
+    }
+}
+
+fn tidy(temporary: Spot<'_>) {
+    if let Err(errno) = temporary.unlink() {
+        tracing::warn!(%errno, "work/tmp keeps a file until the next mount");
+    }
+}
+
+/// Makes a file as the caller; a regular one is open for reading and writing.
+fn give_birth(spot: Spot<'_>, kind: Kind<'_>, birth: Birth) -> Result<Option<OwnedFd>, Errno> {
+    let Birth {
+        mode,
+        umask,
+        caller,
+    } = birth;
+    crate::sys::identity::assume(caller.uid, caller.gid, umask)?;
+    let mode = Mode::from_raw_mode(mode & 0o7777);
+    match kind {
+        Kind::Regular => {
+            let flags =
+                OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            rustix::fs::openat(spot.dir, spot.name, flags, mode).map(Some)
+        }
+        Kind::Directory => rustix::fs::mkdirat(spot.dir, spot.name, mode).map(|()| None),
+        Kind::Symlink(target) => rustix::fs::symlinkat(target, spot.dir, spot.name).map(|()| None),
+        Kind::Special(file_type, rdev) => make_special(spot, file_type, mode, rdev).map(|()| None),
+    }
+}

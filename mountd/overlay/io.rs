@@ -1,0 +1,409 @@
+//! A file's bytes: opening, reading, writing, and making them durable.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use cowl_core::tree::FileType;
+use parking_lot::Mutex;
+use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom};
+
+use super::iomode::{Serving, Source};
+use super::state::{Event, Home};
+use super::types::{CopyEnd, Errno, HandleId, NodeId, OpenFlags, Opened, Seek, Side};
+use super::{Overlay, Profile};
+
+/// Files kept open where the kernel does not tell which are.
+const KEPT: usize = 128;
+
+/// Open files by node, for [`Profile::Cached`].
+#[derive(Debug, Default)]
+pub(super) struct NodeFiles {
+    kept: Mutex<Kept>,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    files: HashMap<NodeId, KeptFile>,
+    clock: u64,
+}
+
+#[derive(Debug)]
+struct KeptFile {
+    source: Source,
+    write: bool,
+    used: u64,
+}
+
+impl NodeFiles {
+    fn get(&self, id: NodeId, write: bool) -> Option<Source> {
+        let mut kept = self.kept.lock();
+        kept.clock += 1;
+        let now = kept.clock;
+        let file = kept
+            .files
+            .get_mut(&id)
+            .filter(|file| file.write || !write)?;
+        file.used = now;
+        Some(file.source.clone())
+    }
+
+    fn put(&self, id: NodeId, write: bool, source: Source) {
+        let mut kept = self.kept.lock();
+        if kept.files.len() >= KEPT {
+            let oldest = kept
+                .files
+                .iter()
+                .min_by_key(|(_, file)| file.used)
+                .map(|(id, _)| *id);
+            if let Some(oldest) = oldest {
+                kept.files.remove(&oldest);
+            }
+        }
+        kept.clock += 1;
+        let used = kept.clock;
+        kept.files.insert(
+            id,
+            KeptFile {
+                source,
+                write,
+                used,
+            },
+        );
+    }
+
+    pub(super) fn forget(&self, id: NodeId) {
+        self.kept.lock().files.remove(&id);
+    }
+}
+
+impl Overlay {
+    /// Opens a regular file. For writing, its bytes are copied up first, unless they are to be cut off anyway.
+    ///
+    /// # Errors
+    /// ESTALE where the kernel reads the file from the object already and now wants to write: it looks the name up again, which gives
+    /// another node, and comes back.
+    pub fn open(&self, id: NodeId, flags: OpenFlags) -> Result<Opened, Errno> {
+        if self.current(id) != id {
+            return Err(Errno::STALE);
+        }
+        match self.type_of(id)? {
+            FileType::Regular => {}
+            FileType::Directory => return Err(Errno::ISDIR),
+            _ => return Err(Errno::OPNOTSUPP),
+        }
+        if flags.write {
+            self.writable()?;
+            self.copy_up(id)?;
+        }
+        let _guard = self.busy.lock(&[id]);
+        if flags.write {
+            self.make_writable(id, flags)?;
+        }
+        let source = self.source_of(id, flags.write)?;
+        self.enter(id, flags.write, source)
+    }
+
+    fn make_writable(&self, id: NodeId, flags: OpenFlags) -> Result<(), Errno> {
+        let keep = if flags.truncate { 0 } else { u64::MAX };
+        self.own_content(id, keep)?;
+        if flags.truncate {
+            if flags.kill_priv {
+                self.drop_privilege(id)?;
+            }
+            rustix::fs::ftruncate(self.place_of(id)?.open(OFlags::WRONLY)?, 0)?;
+        }
+        if self.opens.serving(id) == Some(Serving::Lower) {
+            self.renumber(id)?;
+            return Err(Errno::STALE);
+        }
+        Ok(())
+    }
+
+    fn type_of(&self, id: NodeId) -> Result<FileType, Errno> {
+        if let Some(node) = self.state.read().node(id) {
+            return Ok(node.file_type);
+        }
+        Ok(self.lower.node(id.tree().ok_or(Errno::STALE)?)?.file_type)
+    }
+
+    /// Gives a handle back; a file without a name that nobody uses any more goes.
+    pub fn release(&self, _node: NodeId, handle: HandleId) -> Result<(), Errno> {
+        let node = self.opens.remove(handle)?;
+        self.drop_orphan(node);
+        Ok(())
+    }
+
+    /// Reads; the number of bytes is less than asked for at the end of the file only.
+    pub fn read(
+        &self,
+        id: NodeId,
+        handle: Option<HandleId>,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<usize, Errno> {
+        let Some(file) = self.file_to_read(id, handle)? else {
+            return Ok(0);
+        };
+        let mut done = 0;
+        while let Some(room) = buffer.get_mut(done..).filter(|room| !room.is_empty()) {
+            match rustix::io::pread(&*file, room, offset.saturating_add(done as u64)) {
+                Ok(0) => break,
+                Ok(read) => done += read,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(done)
+    }
+
+    /// Writes, all or an error. `kill_priv`: the writer is one for whom privileges of the file are dropped.
+    pub fn write(
+        &self,
+        id: NodeId,
+        handle: Option<HandleId>,
+        offset: u64,
+        data: &[u8],
+        kill_priv: bool,
+    ) -> Result<usize, Errno> {
+        self.writable()?;
+        let file = self.file_to_write(id, handle)?;
+        if kill_priv {
+            let id = self.current(id);
+            let _guard = self.busy.lock(&[id]);
+            self.drop_privilege(id)?;
+        }
+        let mut done = 0;
+        while let Some(rest) = data.get(done..).filter(|rest| !rest.is_empty()) {
+            match rustix::io::pwrite(&*file, rest, offset.saturating_add(done as u64)) {
+                Ok(0) => return Err(Errno::IO),
+                Ok(written) => done += written,
+                Err(Errno::INTR) => {}
+                // What was written counts; the rest is tried again and then says why it can't be.
+                Err(_) if done > 0 => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(done)
+    }
+
+    fn file_to_read(
+        &self,
+        id: NodeId,
+        handle: Option<HandleId>,
+    ) -> Result<Option<Arc<File>>, Errno> {
+        let Some(handle) = handle else {
+            return self.node_file(id, false).map(|source| source.file);
+        };
+        let handle = self.opens.get(handle)?;
+        let source = handle.source.lock().clone();
+        if source.side == Side::Upper || !self.owns_content(handle.node) {
+            return Ok(source.file);
+        }
+        // Someone wrote to it since: who reads through the kernel's cache sees that, as on any file system.
+        let fresh = {
+            let _guard = self.busy.lock(&[handle.node]);
+            self.source_of(handle.node, false)?
+        };
+        handle.source.lock().clone_from(&fresh);
+        Ok(fresh.file)
+    }
+
+    fn file_to_write(&self, id: NodeId, handle: Option<HandleId>) -> Result<Arc<File>, Errno> {
+        let source = if let Some(handle) = handle {
+            let handle = self.opens.get(handle)?;
+            if !handle.write {
+                return Err(Errno::BADF);
+            }
+            handle.source.lock().clone()
+        } else {
+            if !self.owns_content(id) {
+                self.copy_up(id)?;
+                let _guard = self.busy.lock(&[id]);
+                self.own_content(id, u64::MAX)?;
+            }
+            self.node_file(id, true)?
+        };
+        source
+            .file
+            .filter(|_| source.side == Side::Upper)
+            .ok_or(Errno::BADF)
+    }
+
+    fn node_file(&self, id: NodeId, write: bool) -> Result<Source, Errno> {
+        if let Some(source) = self.files.get(id, write)
+            && (source.side == Side::Upper || !self.owns_content(id))
+        {
+            return Ok(source);
+        }
+        let _guard = self.busy.lock(&[id]);
+        let source = self.source_of(id, write)?;
+        self.files.put(id, write, source.clone());
+        Ok(source)
+    }
+
+    /// Makes a file durable, with its marks, its name and everything above it that was copied up.
+    pub fn fsync(
+        &self,
+        id: NodeId,
+        handle: Option<HandleId>,
+        data_only: bool,
+    ) -> Result<(), Errno> {
+        let id = self.current(id);
+        if !self.in_upper(id) {
+            return Ok(());
+        }
+        let unsynced = {
+            let state = self.state.read();
+            state
+                .node(id)
+                .and_then(|node| node.upper.as_ref())
+                .is_some_and(|file| file.unsynced)
+        };
+        let open = handle
+            .and_then(|handle| self.opens.upper_file(handle))
+            .map_or_else(
+                || {
+                    let _guard = self.busy.lock(&[id]);
+                    self.place_of(id)?.open(OFlags::RDONLY).map(Arc::new)
+                },
+                Ok,
+            )?;
+        // The mark and the owner of a copied-up file are no data, but without them the data are not there.
+        if data_only && !unsynced {
+            rustix::fs::fdatasync(&*open)?
+        } else {
+            rustix::fs::fsync(&*open)?
+        }
+        self.sync_above(id)
+    }
+
+    /// Makes a directory durable.
+    pub fn fsyncdir(&self, id: NodeId, _data_only: bool) -> Result<(), Errno> {
+        if !self.in_upper(id) {
+            return Ok(());
+        }
+        self.sync_directory(id)?;
+        self.sync_above(id)
+    }
+
+    fn sync_directory(&self, id: NodeId) -> Result<(), Errno> {
+        let dir = self.dir_fd(id)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::fsync(rustix::fs::openat(dir.as_fd(), ".", flags, Mode::empty())?)
+    }
+
+    /// Makes the names of a copied-up node durable, from itself to the root, as far as they are not.
+    fn sync_above(&self, id: NodeId) -> Result<(), Errno> {
+        let mut at = id;
+        while at != NodeId::ROOT {
+            let (home, unsynced) = {
+                let state = self.state.read();
+                match state.node(at).and_then(|node| node.upper.as_ref()) {
+                    Some(file) => (file.home, file.unsynced),
+                    None => return Ok(()),
+                }
+            };
+            match home {
+                Home::Orphan(_) => return Ok(()),
+                Home::Index(_) => {
+                    if unsynced {
+                        rustix::fs::fsync(self.writable()?.index())?;
+                        self.commit(|_| [Event::Synced { node: at }]);
+                    }
+                    return Ok(());
+                }
+                Home::Named => {}
+            }
+            let dir = self.parent_of(at)?;
+            if unsynced {
+                self.sync_directory(dir)?;
+                self.commit(|_| [Event::Synced { node: at }]);
+            }
+            at = dir;
+        }
+        Ok(())
+    }
+
+    /// Reserves or frees space; `mode` as in `fallocate(2)`.
+    pub fn fallocate(
+        &self,
+        id: NodeId,
+        handle: Option<HandleId>,
+        offset: u64,
+        length: u64,
+        mode: u32,
+    ) -> Result<(), Errno> {
+        let mode = FallocateFlags::from_bits(mode).ok_or(Errno::OPNOTSUPP)?;
+        self.writable()?;
+        rustix::fs::fallocate(&*self.file_to_write(id, handle)?, mode, offset, length)
+    }
+
+    /// Where data or a hole comes next; ENXIO beyond the last of it.
+    pub fn lseek(
+        &self,
+        id: NodeId,
+        handle: Option<HandleId>,
+        offset: u64,
+        seek: Seek,
+    ) -> Result<u64, Errno> {
+        let file = self.file_to_read(id, handle)?.ok_or(Errno::NXIO)?;
+        let from = match seek {
+            Seek::Data => SeekFrom::Data(offset),
+            Seek::Hole => SeekFrom::Hole(offset),
+        };
+        rustix::fs::seek(&*file, from)
+    }
+
+    /// Copies bytes from one file to another within the host; how many.
+    pub fn copy_file_range(&self, from: CopyEnd, to: CopyEnd, length: u64) -> Result<usize, Errno> {
+        self.writable()?;
+        let Some(source) = self.file_to_read(from.node, from.handle)? else {
+            return Ok(0);
+        };
+        let target = self.file_to_write(to.node, to.handle)?;
+        let (mut read, mut write) = (from.offset, to.offset);
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        rustix::fs::copy_file_range(
+            &*source,
+            Some(&mut read),
+            &*target,
+            Some(&mut write),
+            length,
+        )
+    }
+
+    /// Removes a file without a name once nobody can reach it any more.
+    pub(super) fn drop_orphan(&self, id: NodeId) {
+        let Some(upper) = &self.upper else { return };
+        if self.unused_orphan(id).is_none() {
+            return;
+        }
+        let _guard = self.busy.lock(&[id]);
+        let Some(number) = self.unused_orphan(id) else {
+            return;
+        };
+        let name = number.to_string();
+        match rustix::fs::unlinkat(upper.orphans(), name, rustix::fs::AtFlags::empty()) {
+            Ok(()) => {}
+            Err(errno) => {
+                tracing::warn!(number, %errno, "work/orphans keeps a file until the next mount")
+            }
+        }
+        self.files.forget(id);
+        self.commit(|_| [Event::Dropped { node: id }]);
+    }
+
+    fn unused_orphan(&self, id: NodeId) -> Option<u64> {
+        if self.profile == Profile::Passthrough && self.opens.serving(id).is_some() {
+            return None;
+        }
+        let state = self.state.read();
+        let node = state.node(id)?;
+        match node.upper.as_ref()?.home {
+            Home::Orphan(number) if node.known_names() == 0 && node.lookups() == 0 => Some(number),
+            _ => None,
+        }
+    }
+}

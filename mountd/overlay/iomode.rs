@@ -1,0 +1,249 @@
+//! Who serves an open file's bytes, and which files are open.
+//!
+//! The kernel allows one backing file for an inode at a time, and no cached open beside a passthrough one (it answers EIO). So the way is
+//! a property of the node, chosen when it goes from closed to open, and every further open takes it. Opening is done under the node's
+//! guard.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::state::Content;
+use super::types::{Attr, Backing, Errno, HandleId, NodeId, OpenMode, Opened, Side};
+use super::{Overlay, Profile};
+
+/// A lower file of at least this many bytes is served in passthrough, as is everything that is executed: there the shared page cache
+/// pays. For the others the kernel's cache behaves better when someone writes under a reader. To be measured; see `ARCHITECTURE.md`.
+const LARGE: u64 = 1 << 20;
+
+/// How an open node is served.
+#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+pub(super) enum Serving {
+    /// Through us and the kernel's cache.
+    Cached,
+    /// By the kernel, from the object.
+    Lower,
+    /// By the kernel, from the upper's file.
+    Upper,
+}
+
+/// Open files. Level 3: its lock is held for table work only.
+#[derive(Debug, Default)]
+pub(super) struct Opens {
+    table: Mutex<Table>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    last: u64,
+    handles: HashMap<HandleId, Arc<Handle>>,
+    nodes: HashMap<NodeId, OpenNode>,
+}
+
+#[derive(Debug)]
+struct OpenNode {
+    count: u64,
+    serving: Serving,
+}
+
+/// An open file.
+#[derive(Debug)]
+pub(super) struct Handle {
+    pub(super) node: NodeId,
+    pub(super) write: bool,
+    /// Changes from the object to the upper's file when someone writes to what this one only reads.
+    pub(super) source: Mutex<Source>,
+}
+
+/// Where bytes come from.
+#[derive(Clone, Debug)]
+pub(super) struct Source {
+    pub(super) side: Side,
+    /// None: an empty file of the tree, which has no object.
+    pub(super) file: Option<Arc<File>>,
+}
+
+impl Opens {
+    /// How a node is served, if it is open.
+    pub(super) fn serving(&self, id: NodeId) -> Option<Serving> {
+        self.table.lock().nodes.get(&id).map(|node| node.serving)
+    }
+
+    pub(super) fn get(&self, handle: HandleId) -> Result<Arc<Handle>, Errno> {
+        self.table
+            .lock()
+            .handles
+            .get(&handle)
+            .cloned()
+            .ok_or(Errno::BADF)
+    }
+
+    /// The upper's file that a handle has open.
+    pub(super) fn upper_file(&self, handle: HandleId) -> Option<Arc<File>> {
+        let handle = self.table.lock().handles.get(&handle).cloned()?;
+        let source = handle.source.lock();
+        if source.side == Side::Upper {
+            source.file.clone()
+        } else {
+            None
+        }
+    }
+
+    fn add(&self, handle: Handle, serving: Serving) -> HandleId {
+        let mut table = self.table.lock();
+        table.last += 1;
+        let id = HandleId(table.last);
+        table
+            .nodes
+            .entry(handle.node)
+            .or_insert(OpenNode { count: 0, serving })
+            .count += 1;
+        table.handles.insert(id, Arc::new(handle));
+        id
+    }
+
+    /// Forgets a handle; the node it was for.
+    pub(super) fn remove(&self, handle: HandleId) -> Result<NodeId, Errno> {
+        let mut table = self.table.lock();
+        let handle = table.handles.remove(&handle).ok_or(Errno::BADF)?;
+        if let Some(node) = table.nodes.get_mut(&handle.node) {
+            node.count -= 1;
+            if node.count == 0 {
+                table.nodes.remove(&handle.node);
+            }
+        }
+        Ok(handle.node)
+    }
+}
+
+impl Overlay {
+    /// Whether a file without a name has to be kept: someone may still use it.
+    pub(super) fn may_be_open(&self, id: NodeId) -> bool {
+        self.profile == Profile::Cached || self.opens.serving(id).is_some()
+    }
+
+    /// Enters an opened file and says how it is served. The caller guards the node.
+    pub(super) fn enter(&self, id: NodeId, write: bool, source: Source) -> Result<Opened, Errno> {
+        if self.profile == Profile::Cached {
+            return Ok(Opened {
+                handle: HandleId(0),
+                mode: OpenMode::Cached,
+            });
+        }
+        let serving = match self.opens.serving(id) {
+            Some(serving) => serving,
+            None => self.choose(id, &source)?,
+        };
+        let mode = match (serving, &source.file) {
+            (Serving::Cached, _) | (_, None) => OpenMode::Cached,
+            (_, Some(file)) => OpenMode::Passthrough(Backing {
+                file: Arc::clone(file),
+                side: source.side,
+            }),
+        };
+        let handle = self.opens.add(
+            Handle {
+                node: id,
+                write,
+                source: Mutex::new(source),
+            },
+            serving,
+        );
+        Ok(Opened { handle, mode })
+    }
+
+    fn choose(&self, id: NodeId, source: &Source) -> Result<Serving, Errno> {
+        match source {
+            Source { file: None, .. } => Ok(Serving::Cached),
+            Source {
+                side: Side::Upper, ..
+            } => Ok(if self.is_privileged(id)? {
+                Serving::Cached
+            } else {
+                Serving::Upper
+            }),
+            Source {
+                side: Side::Lower, ..
+            } => {
+                let attr = self.attr_guarded(id)?;
+                Ok(if attr.nlink == 1 && self.pays(id, &attr)? {
+                    Serving::Lower
+                } else {
+                    Serving::Cached
+                })
+            }
+        }
+    }
+
+    /// Whether passthrough of a lower file pays, and shows what it should: a copied-up file whose length was cut short does not.
+    fn pays(&self, id: NodeId, attr: &Attr) -> Result<bool, Errno> {
+        let origin = self
+            .state
+            .read()
+            .node(id)
+            .map_or(id.tree(), |node| node.origin);
+        let Some(origin) = origin else {
+            return Ok(false);
+        };
+        let record = self.lower.node(origin)?;
+        Ok(record.size == attr.size && (record.elf || record.size >= LARGE))
+    }
+
+    /// Where a node's bytes are, opened. The caller guards the node.
+    pub(super) fn source_of(&self, id: NodeId, write: bool) -> Result<Source, Errno> {
+        let content = self
+            .state
+            .read()
+            .node(id)
+            .and_then(|node| node.upper.as_ref())
+            .map(|file| file.content);
+        let object = match content {
+            Some(Content::Own) => {
+                let access = if write {
+                    rustix::fs::OFlags::RDWR
+                } else {
+                    rustix::fs::OFlags::RDONLY
+                };
+                let file = self.place_of(id)?.open(access)?;
+                return Ok(Source {
+                    side: Side::Upper,
+                    file: Some(Arc::new(file)),
+                });
+            }
+            Some(Content::Object(object)) => Some(object),
+            None => self
+                .lower
+                .object(&self.lower.node(id.tree().ok_or(Errno::STALE)?)?)?,
+        };
+        let file = object
+            .map(|object| self.lower.open_object(object))
+            .transpose()?;
+        Ok(Source {
+            side: Side::Lower,
+            file: file.map(Arc::new),
+        })
+    }
+
+    /// Whether a node's bytes are in the upper.
+    pub(super) fn owns_content(&self, id: NodeId) -> bool {
+        let state = self.state.read();
+        let file = state.node(id).and_then(|node| node.upper.as_ref());
+        file.is_some_and(|file| file.content == Content::Own)
+    }
+
+    /// Gives a node's names a new id, since its content changed while the kernel reads the old one from the object. The caller guards it.
+    pub(super) fn renumber(&self, id: NodeId) -> Result<(), Errno> {
+        if !self.in_upper(id) {
+            return Err(Errno::STALE);
+        }
+        self.commit(|state| {
+            [super::state::Event::Renumbered {
+                from: id,
+                to: state.next_born(),
+            }]
+        });
+        Ok(())
+    }
+}

@@ -1,0 +1,266 @@
+//! The copy-on-write rules: what a mount shows of a read-only tree with a writable upper over it, and what a change does to the upper.
+//!
+//! Invariants: the lower is never written to. Whenever the worker stops, the upper shows every finished change whole and no unfinished
+//! one. Nobody else writes to the upper while the mount lives. No kernel struct comes in here: `fuse` translates, and calls each method
+//! from any of its threads.
+//!
+//! One module for each rule: [`lookup`] what a name means, [`copyup`] how a file of the tree gets into the upper, [`create`], [`remove`],
+//! [`rename`] how names come, go and move, [`attrs`] and [`xattrs`] what is known of a file, [`io`] its bytes, [`iomode`] who serves
+//! them, [`readdir`] a directory's names, [`state`] what is known beyond the tree, [`places`] where a file of the upper is found.
+//!
+//! # Locks, outermost first
+//! 1. [`busy`]: guards of single nodes, taken all at once; held over I/O by whoever changes these nodes or where they are.
+//! 2. `places.moves`: shared while a path is walked, exclusive while a directory is renamed on the host.
+//! 3. `state`, `opens`, the caches of descriptors: for table work only, never over I/O.
+//!
+//! A read of attributes takes no guard, so it waits for no copy-up.
+
+mod attrs;
+mod busy;
+mod copyup;
+mod create;
+mod io;
+mod iomode;
+mod lookup;
+mod lower;
+mod places;
+mod readdir;
+mod remove;
+mod rename;
+mod state;
+mod types;
+mod xattrs;
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use cowl_core::digest::ChainId;
+use cowl_core::tree::{FileType, Tree, TreeIno};
+use cowl_core::upper::marks::Stamp;
+use cowl_core::upper::spot::Spot;
+use cowl_core::upper::{Condition, Upper, UpperError};
+use parking_lot::RwLock;
+
+pub use types::*;
+
+use busy::Busy;
+use io::NodeFiles;
+use iomode::Opens;
+use lookup::Wanted;
+use lower::Lower;
+use places::Places;
+use state::{Content, Event, Home, State, UpperFile};
+
+/// Why a mount cannot be made of what was given.
+#[derive(Debug, thiserror::Error)]
+pub enum OverlayError {
+    /// The upper.
+    #[error(transparent)]
+    Upper(#[from] UpperError),
+    /// The host, or a tree that cannot be read.
+    #[error("{what}: {errno}")]
+    Host {
+        /// What was tried.
+        what: &'static str,
+        /// What was said.
+        errno: Errno,
+    },
+}
+
+/// How files are served.
+#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+pub enum Profile {
+    /// By handle; the kernel reads and writes the host's files itself where that is safe.
+    Passthrough,
+    /// Without handles (OPEN is answered ENOSYS), all through the kernel's cache.
+    Cached,
+}
+
+/// The two directories that a mount writes to.
+#[derive(Debug)]
+pub struct UpperDirs {
+    /// What was changed.
+    pub upper: OwnedFd,
+    /// Beside it, on the same file system.
+    pub work: OwnedFd,
+}
+
+/// What a mount is made of.
+#[derive(Debug)]
+pub struct Config {
+    /// The merged tree.
+    pub tree: Tree,
+    /// The stack it was merged from.
+    pub chain: ChainId,
+    /// The store's objects; a read-only clone where the kernel allows one.
+    pub objects: OwnedFd,
+    /// Without it the mount is read-only.
+    pub upper: Option<UpperDirs>,
+    /// How files are served.
+    pub profile: Profile,
+}
+
+/// A mounted image: see the head of this module.
+#[derive(Debug)]
+pub struct Overlay {
+    lower: Lower,
+    upper: Option<Upper>,
+    profile: Profile,
+    state: RwLock<State>,
+    busy: Busy,
+    places: Places,
+    opens: Opens,
+    files: NodeFiles,
+}
+
+impl Overlay {
+    /// Opens the upper, if there is one, and takes over what it holds of the root and of files with several names; everything else is
+    /// read when it is asked for.
+    ///
+    /// # Errors
+    /// An upper that is in use, belongs to another image, or lies where it cannot work.
+    pub fn new(config: Config) -> Result<Overlay, OverlayError> {
+        let Config {
+            tree,
+            chain,
+            objects,
+            upper,
+            profile,
+        } = config;
+        let lower = Lower::new(tree, objects);
+        let stamp = Stamp {
+            chain,
+            numbering: lower.numbering(),
+        };
+        let upper = upper
+            .map(|dirs| Upper::open(dirs.upper, &dirs.work, &stamp))
+            .transpose()?;
+        let overlay = Overlay {
+            lower,
+            upper,
+            profile,
+            state: RwLock::default(),
+            busy: Busy::default(),
+            places: Places::default(),
+            opens: Opens::default(),
+            files: NodeFiles::default(),
+        };
+        if let Some(upper) = &overlay.upper {
+            overlay.take_over_root(upper, &stamp)?;
+            overlay
+                .take_over_index(upper)
+                .map_err(host("reading work/index"))?;
+        }
+        Ok(overlay)
+    }
+
+    fn take_over_root(&self, upper: &Upper, stamp: &Stamp) -> Result<(), OverlayError> {
+        let root = Spot::new(upper.root(), b".");
+        if upper.condition() == Condition::Empty {
+            self.dress(root, TreeIno::ROOT, FileType::Directory)
+                .map_err(host("giving the upper the root's attributes"))?;
+        }
+        if upper.condition() != Condition::Stamped {
+            upper.stamp(stamp)?;
+        }
+        let found = self
+            .read_marks(upper, root, FileType::Directory, Wanted::ALL)
+            .map_err(host("reading the upper's root"))?;
+        let stat = root.stat().map_err(host("reading the upper's root"))?;
+        let file = UpperFile {
+            host: stat.stx_ino,
+            ..found.file
+        };
+        self.commit(|_| {
+            [Event::Copied {
+                node: NodeId::ROOT,
+                file_type: FileType::Directory,
+                origin: Some(TreeIno::ROOT),
+                file,
+            }]
+        });
+        Ok(())
+    }
+
+    fn take_over_index(&self, upper: &Upper) -> Result<(), Errno> {
+        for node in upper.indexed()? {
+            let name = Upper::index_name(node);
+            let spot = Spot::new(upper.index(), &name);
+            if self.lower.node(node).is_err() {
+                tracing::warn!(
+                    node = node.0,
+                    "work/index has a file that the tree does not"
+                );
+                continue;
+            }
+            let stat = spot.stat()?;
+            let host_type = lookup::from_host(rustix::fs::FileType::from_raw_mode(u32::from(
+                stat.stx_mode,
+            )))?;
+            let found = self.read_marks(upper, spot, host_type, Wanted::ALL)?;
+            let file = UpperFile {
+                host: stat.stx_ino,
+                home: Home::Index(node),
+                ..found.file
+            };
+            let file_type = found.file_type;
+            self.commit(|state| {
+                [Event::Copied {
+                    node: state.id_of(node),
+                    file_type,
+                    origin: Some(node),
+                    file,
+                }]
+            });
+        }
+        Ok(())
+    }
+
+    /// The upper; EROFS without one.
+    fn writable(&self) -> Result<&Upper, Errno> {
+        self.upper.as_ref().ok_or(Errno::ROFS)
+    }
+
+    /// Applies what `events` makes of the state, as one step to everyone else. It runs under the lock, so new ids are its alone.
+    fn commit<E: IntoIterator<Item = Event>>(&self, events: impl FnOnce(&State) -> E) {
+        let mut state = self.state.write();
+        for event in events(&state).into_iter().collect::<Vec<_>>() {
+            state.apply(event);
+        }
+    }
+
+    /// Blocks and inodes of the file system that changes go to; without an upper, of the objects'.
+    pub fn statfs(&self) -> Result<Statfs, Errno> {
+        match &self.upper {
+            Some(upper) => lower::statfs_of(&upper.root()),
+            None => self.lower.statfs(),
+        }
+    }
+
+    /// Makes everything written so far durable.
+    pub fn syncfs(&self) -> Result<(), Errno> {
+        match &self.upper {
+            Some(upper) => rustix::fs::syncfs(upper.root().as_fd()),
+            None => Ok(()),
+        }
+    }
+}
+
+fn host(what: &'static str) -> impl FnOnce(Errno) -> OverlayError {
+    move |errno| OverlayError::Host { what, errno }
+}
+
+/// A new file's part of the state, at its name.
+fn new_file(host: u64) -> UpperFile {
+    UpperFile {
+        host,
+        home: Home::Named,
+        content: Content::Own,
+        opaque: false,
+        device: false,
+        nlink_delta: 0,
+        unsynced: false,
+    }
+}
+
+#[cfg(test)]
+mod tests;

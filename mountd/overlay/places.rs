@@ -1,0 +1,231 @@
+//! Where a node's file is in the upper: a directory by descriptor and a name in it.
+//!
+//! Invariant: a path is never walked from text that a client gave; it is put together from the state, and walked without leaving the
+//! upper, crossing a mount or following a link.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use cowl_core::tree::FileType;
+use cowl_core::upper::Upper;
+use cowl_core::upper::spot::Spot;
+use parking_lot::{Mutex, RwLock};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+
+use super::state::{Home, State};
+use super::types::{Errno, NodeId};
+use super::{Overlay, lower::Lower};
+
+/// Descriptors of directories that are kept.
+const KEPT: usize = 256;
+/// Bytes of a path that are walked in one call, well below PATH_MAX.
+const STRETCH: usize = 2048;
+/// A path of more components than this is a loop; no system call can make one: each level costs a mkdir in the one above.
+const DEEPEST: usize = 1 << 20;
+
+#[derive(Debug, Default)]
+pub(super) struct Places {
+    /// Shared while a path is put together and walked, exclusive while a directory is renamed and the state told.
+    pub(super) moves: RwLock<()>,
+    kept: Mutex<Kept>,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    dirs: HashMap<NodeId, (Arc<OwnedFd>, u64)>,
+    clock: u64,
+}
+
+impl Places {
+    fn get(&self, id: NodeId) -> Option<Arc<OwnedFd>> {
+        let mut kept = self.kept.lock();
+        kept.clock += 1;
+        let now = kept.clock;
+        let (dir, used) = kept.dirs.get_mut(&id)?;
+        *used = now;
+        Some(Arc::clone(dir))
+    }
+
+    fn put(&self, id: NodeId, dir: &Arc<OwnedFd>) {
+        let mut kept = self.kept.lock();
+        if kept.dirs.len() >= KEPT {
+            let oldest = kept
+                .dirs
+                .iter()
+                .min_by_key(|(_, (_, used))| *used)
+                .map(|(id, _)| *id);
+            if let Some(oldest) = oldest {
+                kept.dirs.remove(&oldest);
+            }
+        }
+        kept.clock += 1;
+        let now = kept.clock;
+        kept.dirs.insert(id, (Arc::clone(dir), now));
+    }
+
+    /// A removed directory's descriptor is of no more use.
+    pub(super) fn forget(&self, id: NodeId) {
+        self.kept.lock().dirs.remove(&id);
+    }
+}
+
+/// A file of the upper: its directory is open, so it stays valid while the node is guarded.
+#[derive(Debug)]
+pub(super) struct Place<'o> {
+    dir: DirFd<'o>,
+    name: Vec<u8>,
+}
+
+#[derive(Debug)]
+enum DirFd<'o> {
+    Upper(BorrowedFd<'o>),
+    Kept(Arc<OwnedFd>),
+}
+
+impl Place<'_> {
+    pub(super) fn spot(&self) -> Spot<'_> {
+        let dir = match &self.dir {
+            DirFd::Upper(dir) => *dir,
+            DirFd::Kept(dir) => dir.as_fd(),
+        };
+        Spot::new(dir, &self.name)
+    }
+
+    /// Opens the regular file.
+    pub(super) fn open(&self, access: OFlags) -> Result<std::fs::File, Errno> {
+        let Spot { dir, name } = self.spot();
+        let flags = access | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+        rustix::fs::openat(dir, name, flags, Mode::empty()).map(std::fs::File::from)
+    }
+}
+
+/// The steps from a directory whose descriptor may be known down to one that is wanted.
+fn parent(state: &State, lower: &Lower, id: NodeId) -> Result<(NodeId, Vec<u8>), Errno> {
+    if let Some((dir, name)) = state.node(id).and_then(|node| node.name()) {
+        return Ok((dir, name.to_vec()));
+    }
+    let node = id.tree().ok_or(Errno::STALE)?;
+    let (dir, name) = lower.name_of(node)?.ok_or(Errno::STALE)?;
+    Ok((NodeId::of_tree(dir), name.to_vec()))
+}
+
+impl Overlay {
+    /// The directory that a directory is in: as the overlay has it, or as the tree does.
+    pub(super) fn parent_of(&self, id: NodeId) -> Result<NodeId, Errno> {
+        if id == NodeId::ROOT {
+            return Ok(id);
+        }
+        parent(&self.state.read(), &self.lower, id).map(|(dir, _)| dir)
+    }
+
+    /// The name, in a directory, of a node that has one name.
+    pub(super) fn name_of(&self, id: NodeId) -> Result<(NodeId, Vec<u8>), Errno> {
+        parent(&self.state.read(), &self.lower, id)
+    }
+
+    /// A descriptor (`O_PATH`) of a directory that the upper has.
+    pub(super) fn dir_fd(&self, id: NodeId) -> Result<Arc<OwnedFd>, Errno> {
+        if let Some(dir) = self.places.get(id) {
+            return Ok(dir);
+        }
+        let upper = self.writable()?;
+        let _still = self.places.moves.read();
+        let mut names = Vec::new();
+        let mut at = id;
+        let mut from = None;
+        while at != NodeId::ROOT {
+            if let Some(dir) = self.places.get(at) {
+                from = Some(dir);
+                break;
+            }
+            if names.len() >= DEEPEST {
+                return Err(Errno::LOOP);
+            }
+            let (dir, name) = self.name_of(at)?;
+            names.push(name);
+            at = dir;
+        }
+        names.reverse();
+        let dir = match &from {
+            Some(from) => walk(from.as_fd(), &names)?,
+            None => walk(upper.root(), &names)?,
+        };
+        let dir = Arc::new(dir);
+        self.places.put(id, &dir);
+        Ok(dir)
+    }
+
+    /// A name in a directory that the upper has.
+    pub(super) fn place_in(&self, dir: NodeId, name: &[u8]) -> Result<Place<'static>, Errno> {
+        Ok(Place {
+            dir: DirFd::Kept(self.dir_fd(dir)?),
+            name: name.to_vec(),
+        })
+    }
+
+    /// The file of a node that has one in the upper. It stays there while the node is guarded.
+    pub(super) fn place_of(&self, id: NodeId) -> Result<Place<'_>, Errno> {
+        let upper = self.writable()?;
+        let named = {
+            let state = self.state.read();
+            let node = state.node(id).ok_or(Errno::STALE)?;
+            let file = node.upper.as_ref().ok_or(Errno::STALE)?;
+            match file.home {
+                Home::Index(node) => {
+                    return Ok(Place {
+                        dir: DirFd::Upper(upper.index()),
+                        name: Upper::index_name(node),
+                    });
+                }
+                Home::Orphan(number) => {
+                    return Ok(Place {
+                        dir: DirFd::Upper(upper.orphans()),
+                        name: number.to_string().into_bytes(),
+                    });
+                }
+                Home::Named if node.file_type == FileType::Directory => None,
+                Home::Named => {
+                    let (dir, name) = node.name().ok_or(Errno::STALE)?;
+                    Some((dir, name.to_vec()))
+                }
+            }
+        };
+        match named {
+            Some((dir, name)) => self.place_in(dir, &name),
+            // A directory is found by its own descriptor, which no rename disturbs.
+            None => self.place_in(id, b"."),
+        }
+    }
+}
+
+fn walk(from: BorrowedFd<'_>, names: &[Vec<u8>]) -> Result<OwnedFd, Errno> {
+    let resolve = ResolveFlags::BENEATH
+        | ResolveFlags::NO_SYMLINKS
+        | ResolveFlags::NO_XDEV
+        | ResolveFlags::NO_MAGICLINKS;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let mut stretch = b".".to_vec();
+    let mut at: Option<OwnedFd> = None;
+    for name in names {
+        if stretch.len() + name.len() > STRETCH {
+            at = Some(rustix::fs::openat2(
+                at.as_ref().map_or(from, |at| at.as_fd()),
+                &*stretch,
+                flags,
+                Mode::empty(),
+                resolve,
+            )?);
+            stretch = b".".to_vec();
+        }
+        stretch.push(b'/');
+        stretch.extend_from_slice(name);
+    }
+    rustix::fs::openat2(
+        at.as_ref().map_or(from, |at| at.as_fd()),
+        &*stretch,
+        flags,
+        Mode::empty(),
+        resolve,
+    )
+}

@@ -1,0 +1,401 @@
+//! How names go: nothing is copied for it, a whiteout says that the tree's file is gone, and a file that may still be in use is kept in
+//! `work/orphans` until nobody uses it.
+
+use cowl_core::tree::FileType;
+use cowl_core::upper::marks::{self, Mark};
+use cowl_core::upper::remove_temporary;
+use cowl_core::upper::spot::Spot;
+use rustix::fs::RenameFlags;
+
+use super::Overlay;
+use super::lookup::{Hit, check_name, tree_side};
+use super::state::{Event, Home, Under, UpperFile};
+use super::types::{Attr, Errno, NodeId};
+
+impl Overlay {
+    /// Removes the name of a file that is no directory.
+    pub fn unlink(&self, parent: NodeId, name: &[u8]) -> Result<(), Errno> {
+        self.writable()?;
+        check_name(name)?;
+        loop {
+            let hit = self.resolve(parent, name)?.ok_or(Errno::NOENT)?;
+            if hit.file_type == FileType::Directory {
+                return Err(Errno::ISDIR);
+            }
+            self.raise(parent)?;
+            self.count_links(hit.id)?;
+            let _guard = self.busy.lock(&[parent, hit.id]);
+            if self.resolve(parent, name)? != Some(hit) {
+                continue; // someone was faster; look again
+            }
+            let after = self.after_unlink(parent, name, hit)?;
+            return self.unlink_guarded(parent, name, hit, after);
+        }
+    }
+
+    /// A file of several names has to have one inode before the first of them goes.
+    pub(super) fn count_links(&self, id: NodeId) -> Result<(), Errno> {
+        let Some(node) = id.tree() else { return Ok(()) };
+        if self.in_upper(id) || self.lower.node(node)?.nlink <= 1 {
+            Ok(())
+        } else {
+            self.copy_up(id)
+        }
+    }
+
+    fn unlink_guarded(
+        &self,
+        parent: NodeId,
+        name: &[u8],
+        hit: Hit,
+        after: After,
+    ) -> Result<(), Errno> {
+        let upper = self.writable()?;
+        let place = self.place_in(parent, name)?;
+        let under = self.under(parent, name)?;
+        let flags = if under == Under::Nothing {
+            RenameFlags::empty()
+        } else {
+            RenameFlags::WHITEOUT
+        };
+        match (&after.keep, self.has_node(parent, name)) {
+            (_, false) => place.spot().make_whiteout()?,
+            (Some(Keep::ThisName(number)), true) => {
+                place.spot().rename(
+                    Spot::new(upper.orphans(), number.to_string().as_bytes()),
+                    flags,
+                )?;
+            }
+            (_, true) if under == Under::Nothing => place.spot().unlink()?,
+            (_, true) => {
+                let name = upper.new_name();
+                let temporary = Spot::new(upper.tmp(), &name);
+                place.spot().rename(temporary, flags)?;
+                discard(temporary.unlink());
+            }
+        }
+        let gone = match under {
+            Under::Nothing => Event::Unnamed {
+                dir: parent,
+                name: name.into(),
+            },
+            under => Event::Hidden {
+                dir: parent,
+                name: name.into(),
+                under,
+            },
+        };
+        self.commit(|_| [gone]);
+        self.finish_unlink(hit, after)
+    }
+
+    /// What one name less means for a file: found out before the name goes, so that whatever fails, nothing has happened. The caller guards
+    /// the file and its directory.
+    pub(super) fn after_unlink(
+        &self,
+        parent: NodeId,
+        name: &[u8],
+        hit: Hit,
+    ) -> Result<After, Errno> {
+        let attr = self.attr_guarded(hit.id)?;
+        let Some((_, _, file)) = self.upper_node(hit.id) else {
+            return Ok(After {
+                attr: Attr { nlink: 0, ..attr },
+                last: true,
+                keep: None,
+                delta: None,
+            });
+        };
+        let last = attr.nlink <= 1;
+        let in_use = self.may_be_open(hit.id);
+        let number = self.writable()?.new_number();
+        let keep = match file.home {
+            Home::Index(_) if last => Some(if in_use {
+                Keep::Index(number)
+            } else {
+                Keep::Nothing
+            }),
+            Home::Named if last && in_use => Some(Keep::ThisName(number)),
+            // The others are in directories that were not read yet: it would not be found any more.
+            Home::Named if !last && self.known_names(hit.id) == 1 => Some(Keep::ThisName(number)),
+            _ => None,
+        };
+        // A name of the tree was counted by the difference, one of the upper by the host.
+        let delta = (matches!(file.home, Home::Index(_)) && !self.has_node(parent, name))
+            .then(|| file.nlink_delta.saturating_sub(1));
+        Ok(After {
+            attr: Attr {
+                nlink: attr.nlink.saturating_sub(1),
+                ..attr
+            },
+            last,
+            keep,
+            delta,
+        })
+    }
+
+    fn known_names(&self, id: NodeId) -> usize {
+        self.state
+            .read()
+            .node(id)
+            .map_or(0, super::state::Node::known_names)
+    }
+
+    /// The rest of an unlink, once the name is gone. A stop in between leaves a link count that is one too high.
+    pub(super) fn finish_unlink(&self, hit: Hit, after: After) -> Result<(), Errno> {
+        let upper = self.writable()?;
+        let mut events = Vec::new();
+        if let Some(delta) = after.delta {
+            self.write_delta(hit.id, delta)?;
+            events.push(Event::Nlink {
+                node: hit.id,
+                delta,
+            });
+        }
+        match after.keep {
+            None => {}
+            Some(Keep::ThisName(number)) => events.push(Event::Moved {
+                node: hit.id,
+                home: Home::Orphan(number),
+            }),
+            Some(Keep::Index(number)) => {
+                let place = self.place_of(hit.id)?;
+                let to = number.to_string();
+                place.spot().rename(
+                    Spot::new(upper.orphans(), to.as_bytes()),
+                    RenameFlags::NOREPLACE,
+                )?;
+                events.push(Event::Moved {
+                    node: hit.id,
+                    home: Home::Orphan(number),
+                });
+            }
+            Some(Keep::Nothing) => self.place_of(hit.id)?.spot().unlink()?,
+        }
+        if after.last {
+            let (file_type, attr) = (hit.file_type, after.attr);
+            let origin = self.origin_of(hit.id);
+            events.push(Event::Gone {
+                node: hit.id,
+                file_type,
+                origin,
+                attr,
+            });
+        }
+        self.commit(|_| events);
+        if after.last && after.keep.is_none() {
+            self.files.forget(hit.id);
+        }
+        Ok(())
+    }
+
+    pub(super) fn origin_of(&self, id: NodeId) -> Option<cowl_core::tree::TreeIno> {
+        self.state
+            .read()
+            .node(id)
+            .map_or(id.tree(), |node| node.origin)
+    }
+
+    /// Writes the difference of link counts where the file can bear marks.
+    pub(super) fn write_delta(&self, id: NodeId, delta: i32) -> Result<(), Errno> {
+        let Some((file_type, _, file)) = self.upper_node(id) else {
+            return Err(Errno::STALE);
+        };
+        let space = self.writable()?.namespace();
+        let on_disk = if file.device {
+            FileType::Regular
+        } else {
+            file_type
+        };
+        if !space.marks(on_disk) {
+            return Ok(());
+        }
+        self.place_of(id)?
+            .spot()
+            .set_mark(space, Mark::Nlink, &marks::encode_nlink(delta))
+    }
+
+    /// Removes an empty directory.
+    pub fn rmdir(&self, parent: NodeId, name: &[u8]) -> Result<(), Errno> {
+        self.writable()?;
+        check_name(name)?;
+        loop {
+            let hit = self.resolve(parent, name)?.ok_or(Errno::NOENT)?;
+            if hit.file_type != FileType::Directory {
+                return Err(Errno::NOTDIR);
+            }
+            self.raise(parent)?;
+            self.ensure_read(hit.id)?;
+            let _guard = self.busy.lock(&[parent, hit.id]);
+            if self.resolve(parent, name)? != Some(hit) {
+                continue;
+            }
+            if !self.is_empty(hit.id)? {
+                return Err(Errno::NOTEMPTY);
+            }
+            return self.rmdir_guarded(parent, name, hit);
+        }
+    }
+
+    /// Whether the merged view of a directory that was read has no names.
+    pub(super) fn is_empty(&self, dir: NodeId) -> Result<bool, Errno> {
+        let tree = {
+            let state = self.state.read();
+            if let Some(table) = state.dir(dir) {
+                return Ok(table.visible == 0);
+            }
+            tree_side(&state, dir)
+        };
+        tree.map_or(Ok(true), |tree| Ok(self.lower.child_count(tree)? == 0))
+    }
+
+    fn rmdir_guarded(&self, parent: NodeId, name: &[u8], hit: Hit) -> Result<(), Errno> {
+        let upper = self.writable()?;
+        let attr = Attr {
+            nlink: 0,
+            ..self.attr_guarded(hit.id)?
+        };
+        let place = self.place_in(parent, name)?;
+        let under = self.under(parent, name)?;
+        let held = self
+            .state
+            .read()
+            .dir(hit.id)
+            .map_or(0, super::state::Dir::held);
+        if !self.has_node(parent, name) {
+            place.spot().make_whiteout()?;
+        } else if under == Under::Nothing && held == 0 {
+            place.spot().rmdir()?;
+        } else {
+            let name = upper.new_name();
+            let temporary = Spot::new(upper.tmp(), &name);
+            let flags = if under == Under::Nothing {
+                RenameFlags::NOREPLACE
+            } else {
+                RenameFlags::WHITEOUT
+            };
+            place.spot().rename(temporary, flags)?;
+            discard(remove_temporary(temporary));
+        }
+        self.forget_directory(parent, name, hit, attr, under);
+        Ok(())
+    }
+
+    fn forget_directory(&self, parent: NodeId, name: &[u8], hit: Hit, attr: Attr, under: Under) {
+        let origin = self.origin_of(hit.id);
+        self.commit(|_| {
+            [
+                match under {
+                    Under::Nothing => Event::Unnamed {
+                        dir: parent,
+                        name: name.into(),
+                    },
+                    under => Event::Hidden {
+                        dir: parent,
+                        name: name.into(),
+                        under,
+                    },
+                },
+                Event::Gone {
+                    node: hit.id,
+                    file_type: FileType::Directory,
+                    origin,
+                    attr,
+                },
+            ]
+        });
+        self.places.forget(hit.id);
+    }
+
+    /// Makes an empty directory of the upper empty on disk too: whiteouts go, and an opaque mark stands for all of them. For a rename over
+    /// it, which the host refuses while anything is in it. The caller guards it and its parent.
+    pub(super) fn clear_directory(
+        &self,
+        parent: NodeId,
+        name: &[u8],
+        dir: NodeId,
+    ) -> Result<(), Errno> {
+        if self
+            .state
+            .read()
+            .dir(dir)
+            .is_none_or(|table| table.held() == 0)
+        {
+            return Ok(());
+        }
+        let upper = self.writable()?;
+        let space = upper.namespace();
+        let place = self.place_in(parent, name)?;
+        let stat = place.spot().stat()?;
+        let temporary = upper.new_name();
+        let clean = Spot::new(upper.tmp(), &temporary);
+        crate::sys::identity::own()?;
+        rustix::fs::mkdirat(clean.dir, clean.name, rustix::fs::Mode::RWXU)?;
+        let prepared = (|| {
+            clean.chown(Some(stat.stx_uid), Some(stat.stx_gid))?;
+            clean.chmod(u32::from(stat.stx_mode))?;
+            clean.set_mark(space, Mark::Opaque, marks::YES)?;
+            if let Some(origin) = self.origin_of(dir) {
+                clean.set_mark(space, Mark::Origin, &marks::encode_origin(origin))?;
+            }
+            clean.rename(place.spot(), RenameFlags::EXCHANGE)
+        })();
+        discard(remove_temporary(clean));
+        prepared?;
+        self.places.forget(dir);
+        let found = place.spot().stat()?;
+        let file = UpperFile {
+            opaque: true,
+            ..super::new_file(found.stx_ino)
+        };
+        let (origin, file_type) = (self.origin_of(dir), FileType::Directory);
+        self.commit(|_| {
+            [
+                Event::Copied {
+                    node: dir,
+                    file_type,
+                    origin,
+                    file,
+                },
+                Event::DirRead {
+                    dir,
+                    subdirs: 0,
+                    visible: 0,
+                    impure: false,
+                    found: Vec::new(),
+                },
+            ]
+        });
+        Ok(())
+    }
+}
+
+/// What one name less means for a file.
+#[derive(Copy, Clone, Debug)]
+pub(super) struct After {
+    /// What `stat` shows then.
+    pub(super) attr: Attr,
+    /// It has no name then.
+    pub(super) last: bool,
+    pub(super) keep: Option<Keep>,
+    /// The new difference of link counts, where the name is one of the tree.
+    pub(super) delta: Option<i32>,
+}
+
+/// What becomes of the file itself.
+#[derive(Copy, Clone, Debug)]
+pub(super) enum Keep {
+    /// The name moves to the orphans, under this number.
+    ThisName(u64),
+    /// The index's link does.
+    Index(u64),
+    /// The index's link goes.
+    Nothing,
+}
+
+/// What can't be removed from the work directory now goes at the next mount.
+pub(super) fn discard(removed: Result<(), Errno>) {
+    if let Err(errno) = removed {
+        tracing::warn!(%errno, "work/tmp keeps something until the next mount");
+    }
+}

@@ -1,0 +1,346 @@
+//! How names move. One `renameat2` does it on disk; what must be true for that is done before, each step of it invisible.
+//!
+//! A directory of the tree moves as an upper directory with an origin: its children follow by themselves. Where the old name is also one of
+//! the tree, the same call leaves a whiteout (`RENAME_WHITEOUT`).
+
+use cowl_core::tree::FileType;
+use cowl_core::upper::marks::{self, Mark};
+use cowl_core::upper::spot::Spot;
+use rustix::fs::RenameFlags;
+
+use super::Overlay;
+use super::lookup::{Hit, check_name};
+use super::remove::{After, Keep, discard};
+use super::state::{Event, Target, Under};
+use super::types::{Attr, Errno, NodeId, RenameMode};
+
+/// A name in a directory, and what is there.
+#[derive(Copy, Clone, Debug)]
+struct End<'n> {
+    dir: NodeId,
+    name: &'n [u8],
+}
+
+/// What the file at the new name turns into.
+enum Replaced {
+    Nothing,
+    File(Hit, After),
+    Directory(Hit, Attr),
+}
+
+impl Overlay {
+    /// Moves a name, or swaps two.
+    pub fn rename(
+        &self,
+        parent: NodeId,
+        name: &[u8],
+        new_parent: NodeId,
+        new_name: &[u8],
+        mode: RenameMode,
+    ) -> Result<(), Errno> {
+        self.writable()?;
+        check_name(name)?;
+        check_name(new_name)?;
+        let (from, to) = (
+            End { dir: parent, name },
+            End {
+                dir: new_parent,
+                name: new_name,
+            },
+        );
+        loop {
+            let source = self.resolve(from.dir, from.name)?.ok_or(Errno::NOENT)?;
+            let target = self.resolve(to.dir, to.name)?;
+            self.check_rename(source, to, target, mode)?;
+            if target.is_some_and(|target| target.id == source.id) {
+                return Ok(()); // two names of one file stay both (rename(2))
+            }
+            self.raise(from.dir)?;
+            self.raise(to.dir)?;
+            self.copy_up(source.id)?;
+            if let Some(target) = target {
+                self.prepare_target(target, mode)?;
+            }
+            let nodes: Vec<NodeId> = [from.dir, to.dir, source.id]
+                .into_iter()
+                .chain(target.map(|hit| hit.id))
+                .collect();
+            let _guard = self.busy.lock(&nodes);
+            if self.resolve(from.dir, from.name)? != Some(source)
+                || self.resolve(to.dir, to.name)? != target
+            {
+                continue; // someone was faster; look again
+            }
+            if self.is_gone(to.dir) {
+                return Err(Errno::NOENT);
+            }
+            return match (mode, target) {
+                (RenameMode::Exchange, Some(target)) => self.exchange(from, source, to, target),
+                _ => self.move_over(from, source, to, target),
+            };
+        }
+    }
+
+    fn check_rename(
+        &self,
+        source: Hit,
+        to: End<'_>,
+        target: Option<Hit>,
+        mode: RenameMode,
+    ) -> Result<(), Errno> {
+        match (mode, target) {
+            (RenameMode::NoReplace, Some(_)) => return Err(Errno::EXIST),
+            (RenameMode::Exchange, None) => return Err(Errno::NOENT),
+            (RenameMode::Replace, Some(target)) => {
+                let is_dir = |hit: Hit| hit.file_type == FileType::Directory;
+                match (is_dir(source), is_dir(target)) {
+                    (true, false) => return Err(Errno::NOTDIR),
+                    (false, true) => return Err(Errno::ISDIR),
+                    _ => {}
+                }
+            }
+            _ => {}
+        }
+        if source.file_type == FileType::Directory && self.is_inside(to.dir, source.id)? {
+            return Err(Errno::INVAL);
+        }
+        Ok(())
+    }
+
+    /// Whether a directory is another or is below it. The kernel has seen to that; a rename that broke it would make a loop.
+    fn is_inside(&self, dir: NodeId, other: NodeId) -> Result<bool, Errno> {
+        let mut at = dir;
+        while at != NodeId::ROOT {
+            if at == other {
+                return Ok(true);
+            }
+            at = self.parent_of(at)?;
+        }
+        Ok(at == other)
+    }
+
+    fn prepare_target(&self, target: Hit, mode: RenameMode) -> Result<(), Errno> {
+        match mode {
+            RenameMode::Exchange => self.copy_up(target.id),
+            _ if target.file_type == FileType::Directory => self.ensure_read(target.id),
+            _ => self.count_links(target.id),
+        }
+    }
+
+    /// Puts the source's name into the upper where it is only one of the tree: a file of several names, which has its file in the index.
+    fn ensure_name(&self, end: End<'_>, hit: Hit) -> Result<(), Errno> {
+        if self.has_node(end.dir, end.name) {
+            return Ok(());
+        }
+        let Some((file_type, _, file)) = self.upper_node(hit.id) else {
+            return Err(Errno::STALE);
+        };
+        let under = self.under(end.dir, end.name)?;
+        self.mark_impure(end.dir)?;
+        self.place_of(hit.id)?
+            .spot()
+            .link(self.place_in(end.dir, end.name)?.spot())?;
+        let name = end.name.into();
+        self.commit(|_| {
+            [Event::Named {
+                dir: end.dir,
+                name,
+                node: hit.id,
+                file_type,
+                under,
+            }]
+        });
+        let delta = file.nlink_delta.saturating_sub(1);
+        self.write_delta(hit.id, delta)?;
+        self.commit(|_| {
+            [Event::Nlink {
+                node: hit.id,
+                delta,
+            }]
+        });
+        Ok(())
+    }
+
+    /// Marks that a file needs at its new place: what it came from, and that the tree's directory of that name is not part of it.
+    fn mark_for(&self, hit: Hit, to: End<'_>) -> Result<(), Errno> {
+        let Some((_, origin, file)) = self.upper_node(hit.id) else {
+            return Err(Errno::STALE);
+        };
+        if origin.is_some() || file.device {
+            self.mark_impure(to.dir)?;
+        }
+        if hit.file_type != FileType::Directory {
+            return Ok(());
+        }
+        let space = self.writable()?.namespace();
+        let place = self.place_of(hit.id)?;
+        match origin {
+            // One that merged by its name so far has none on disk.
+            Some(origin) if place.spot().mark(space, Mark::Origin)?.is_none() => place
+                .spot()
+                .set_mark(space, Mark::Origin, &marks::encode_origin(origin)),
+            None if !file.opaque && self.under(to.dir, to.name)? == Under::Directory => {
+                place.spot().set_mark(space, Mark::Opaque, marks::YES)?;
+                self.commit(|_| [Event::Opaque { node: hit.id }]);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn move_over(
+        &self,
+        from: End<'_>,
+        source: Hit,
+        to: End<'_>,
+        target: Option<Hit>,
+    ) -> Result<(), Errno> {
+        self.ensure_name(from, source)?;
+        let replaced = self.prepare_replaced(to, target)?;
+        self.mark_for(source, to)?;
+        let under = self.under(from.dir, from.name)?;
+        let whiteout = matches!(
+            self.slot(to.dir, to.name).map(|slot| slot.target),
+            Some(Target::Whiteout)
+        );
+        // A directory cannot replace a whiteout, but can change places with it, and leaves it where one is wanted.
+        let swap = whiteout && source.file_type == FileType::Directory;
+        let flags = match (swap, under) {
+            (true, _) => RenameFlags::EXCHANGE,
+            (false, Under::Nothing) => RenameFlags::empty(),
+            (false, _) => RenameFlags::WHITEOUT,
+        };
+        let place = self.place_in(from.dir, from.name)?;
+        let new_place = self.place_in(to.dir, to.name)?;
+        let new_under = self.under(to.dir, to.name)?;
+        {
+            let _alone =
+                (source.file_type == FileType::Directory).then(|| self.places.moves.write());
+            place
+                .spot()
+                .rename(new_place.spot(), flags)
+                .inspect_err(|_| self.undo_replaced(&replaced))?;
+            self.commit(|_| {
+                let old = match under {
+                    Under::Nothing => Event::Unnamed {
+                        dir: from.dir,
+                        name: from.name.into(),
+                    },
+                    under => Event::Hidden {
+                        dir: from.dir,
+                        name: from.name.into(),
+                        under,
+                    },
+                };
+                let (node, file_type, name) = (source.id, source.file_type, to.name.into());
+                [
+                    old,
+                    Event::Named {
+                        dir: to.dir,
+                        name,
+                        node,
+                        file_type,
+                        under: new_under,
+                    },
+                ]
+            });
+        }
+        if swap && under == Under::Nothing {
+            discard(place.spot().unlink());
+        }
+        match replaced {
+            Replaced::Nothing => Ok(()),
+            Replaced::File(hit, after) => self.finish_unlink(hit, after),
+            Replaced::Directory(hit, attr) => {
+                let origin = self.origin_of(hit.id);
+                let file_type = FileType::Directory;
+                self.commit(|_| {
+                    [Event::Gone {
+                        node: hit.id,
+                        file_type,
+                        origin,
+                        attr,
+                    }]
+                });
+                self.places.forget(hit.id);
+                Ok(())
+            }
+        }
+    }
+
+    /// Makes what is at the new name ready to be replaced. Nothing of it is visible.
+    fn prepare_replaced(&self, to: End<'_>, target: Option<Hit>) -> Result<Replaced, Errno> {
+        let Some(hit) = target else {
+            return Ok(Replaced::Nothing);
+        };
+        if hit.file_type == FileType::Directory {
+            if !self.is_empty(hit.id)? {
+                return Err(Errno::NOTEMPTY);
+            }
+            let attr = Attr {
+                nlink: 0,
+                ..self.attr_guarded(hit.id)?
+            };
+            if self.has_node(to.dir, to.name) {
+                self.clear_directory(to.dir, to.name, hit.id)?;
+            }
+            return Ok(Replaced::Directory(hit, attr));
+        }
+        let after = self.after_unlink(to.dir, to.name, hit)?;
+        if let Some(Keep::ThisName(number)) = after.keep {
+            let orphans = self.writable()?.orphans();
+            self.place_in(to.dir, to.name)?
+                .spot()
+                .link(Spot::new(orphans, number.to_string().as_bytes()))?;
+        }
+        Ok(Replaced::File(hit, after))
+    }
+
+    fn undo_replaced(&self, replaced: &Replaced) {
+        if let (
+            Replaced::File(
+                _,
+                After {
+                    keep: Some(Keep::ThisName(number)),
+                    ..
+                },
+            ),
+            Some(upper),
+        ) = (replaced, &self.upper)
+        {
+            discard(Spot::new(upper.orphans(), number.to_string().as_bytes()).unlink());
+        }
+    }
+
+    fn exchange(&self, from: End<'_>, source: Hit, to: End<'_>, target: Hit) -> Result<(), Errno> {
+        if target.file_type == FileType::Directory && self.is_inside(from.dir, target.id)? {
+            return Err(Errno::INVAL);
+        }
+        self.ensure_name(from, source)?;
+        self.ensure_name(to, target)?;
+        self.mark_for(source, to)?;
+        self.mark_for(target, from)?;
+        let place = self.place_in(from.dir, from.name)?;
+        let new_place = self.place_in(to.dir, to.name)?;
+        let (under, new_under) = (
+            self.under(from.dir, from.name)?,
+            self.under(to.dir, to.name)?,
+        );
+        let directories = [source, target]
+            .iter()
+            .any(|hit| hit.file_type == FileType::Directory);
+        let _alone = directories.then(|| self.places.moves.write());
+        place
+            .spot()
+            .rename(new_place.spot(), RenameFlags::EXCHANGE)?;
+        let named = |end: End<'_>, hit: Hit, under| Event::Named {
+            dir: end.dir,
+            name: end.name.into(),
+            node: hit.id,
+            file_type: hit.file_type,
+            under,
+        };
+        self.commit(|_| [named(from, target, under), named(to, source, new_under)]);
+        Ok(())
+    }
+}

@@ -1,0 +1,572 @@
+//! What the overlay knows beyond the tree: which nodes have a file in the upper and where, what the upper's directories hold,
+//! and who was looked up.
+//!
+//! Invariant: [`State::apply`] is the only way it changes, and an [`Event`] is a plain value that says what has already happened on
+//! disk. So a log of events is a state. No operation here does I/O; the overlay keeps the lock around it for table work only.
+
+use std::collections::{BTreeMap, HashMap};
+
+use cowl_core::digest::ObjectId;
+use cowl_core::tree::{FileType, TreeIno};
+
+use super::types::{Attr, NodeId};
+
+/// A name in a directory.
+pub(super) type Name = Box<[u8]>;
+
+/// Everything that was changed.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    nodes: HashMap<NodeId, Node>,
+    dirs: HashMap<NodeId, Dir>,
+    /// Host inode to node: how a hard link is known again in another directory. Directories are not in it.
+    hosts: HashMap<u64, NodeId>,
+    /// Nodes of the tree that go by another id since their content changed under a passthrough reader.
+    renumbered: HashMap<TreeIno, NodeId>,
+    born: u64,
+}
+
+/// A node that has a file in the upper, or no name any more.
+#[derive(Debug)]
+pub(super) struct Node {
+    pub(super) file_type: FileType,
+    /// The tree's node that `st_ino`, and a directory's children, come from.
+    pub(super) origin: Option<TreeIno>,
+    pub(super) upper: Option<UpperFile>,
+    /// Names of this node in the upper's directories, as far as those were read.
+    names: Vec<(NodeId, Name)>,
+    /// Lookups that the kernel has not given back.
+    lookups: u64,
+    /// Without a name: what `stat` shows where no file is kept for it.
+    gone: Option<Attr>,
+    /// The id that took over, see [`Event::Renumbered`].
+    successor: Option<NodeId>,
+}
+
+/// A node's file in the upper.
+#[derive(Clone, Debug)]
+pub(super) struct UpperFile {
+    /// The host's inode number.
+    pub(super) host: u64,
+    pub(super) home: Home,
+    pub(super) content: Content,
+    /// A directory that shows nothing of the tree.
+    pub(super) opaque: bool,
+    /// A character device 0:0, kept as an empty regular file.
+    pub(super) device: bool,
+    /// What to add to the host's link count, see `cowl.nlink`.
+    pub(super) nlink_delta: i32,
+    /// Copied up and not yet synced.
+    pub(super) unsynced: bool,
+}
+
+/// Where a node's file is found.
+#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+pub(super) enum Home {
+    /// At the first of its names.
+    Named,
+    /// `work/index`.
+    Index(TreeIno),
+    /// `work/orphans`, under this number.
+    Orphan(u64),
+}
+
+/// Where a regular file's bytes are.
+#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+pub(super) enum Content {
+    /// In the upper's file.
+    Own,
+    /// In the object, up to the length of the upper's file.
+    Object(ObjectId),
+}
+
+/// The upper's part of a directory, read from it once.
+#[derive(Debug)]
+pub(super) struct Dir {
+    slots: BTreeMap<Name, Slot>,
+    by_cookie: BTreeMap<u64, Name>,
+    next_cookie: u64,
+    /// Directories among the visible names.
+    pub(super) subdirs: u32,
+    /// Visible names.
+    pub(super) visible: u64,
+    /// Files in it bear marks.
+    pub(super) impure: bool,
+}
+
+/// A name that the upper's directory holds.
+#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+pub(super) struct Slot {
+    pub(super) target: Target,
+    pub(super) under: Under,
+    cookie: u64,
+}
+
+/// What the upper says about a name.
+#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+pub(super) enum Target {
+    Whiteout,
+    Node(NodeId, FileType),
+}
+
+/// What the tree has under a name of the upper.
+#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+pub(super) enum Under {
+    Nothing,
+    File,
+    Directory,
+}
+
+/// What an upper's directory showed when it was read, one name of it.
+#[derive(Clone, Debug)]
+pub(super) struct Found {
+    pub(super) name: Name,
+    pub(super) under: Under,
+    pub(super) what: FoundWhat,
+}
+
+/// See [`Found`].
+#[derive(Clone, Debug)]
+pub(super) enum FoundWhat {
+    Whiteout,
+    File {
+        file_type: FileType,
+        origin: Option<TreeIno>,
+        file: UpperFile,
+    },
+}
+
+/// Something that has happened on disk, or that the kernel has told.
+#[derive(Clone, Debug)]
+pub(super) enum Event {
+    /// A directory's upper part was read, or is new. `subdirs` and `visible` are the tree's part alone.
+    DirRead {
+        dir: NodeId,
+        subdirs: u32,
+        visible: u64,
+        impure: bool,
+        found: Vec<Found>,
+    },
+    /// A directory of the upper now says that files in it bear marks.
+    Impure { dir: NodeId },
+    /// A node has its first file in the upper.
+    Copied {
+        node: NodeId,
+        file_type: FileType,
+        origin: Option<TreeIno>,
+        file: UpperFile,
+    },
+    /// A name in the upper now is this node's, whatever it was before.
+    Named {
+        dir: NodeId,
+        name: Name,
+        node: NodeId,
+        file_type: FileType,
+        under: Under,
+    },
+    /// A name is whited out.
+    Hidden {
+        dir: NodeId,
+        name: Name,
+        under: Under,
+    },
+    /// The upper no longer has the name, and the tree never had.
+    Unnamed { dir: NodeId, name: Name },
+    /// A node's file is somewhere else, its names untouched.
+    Moved { node: NodeId, home: Home },
+    /// The node has no name left; `attr` is what `stat` shows from here on where no file is kept.
+    Gone {
+        node: NodeId,
+        file_type: FileType,
+        origin: Option<TreeIno>,
+        attr: Attr,
+    },
+    /// The file that was kept for a node without a name was removed.
+    Dropped { node: NodeId },
+    /// The content is the upper's own now.
+    Owned { node: NodeId },
+    /// The directory shows nothing of the tree any more.
+    Opaque { node: NodeId },
+    /// The difference of link counts.
+    Nlink { node: NodeId, delta: i32 },
+    /// The node and its names on disk will survive a power cut.
+    Synced { node: NodeId },
+    /// A node's content changed under a passthrough reader: its names go by another id from here on.
+    Renumbered { from: NodeId, to: NodeId },
+    /// The kernel was told of the node.
+    Looked { node: NodeId },
+    /// The kernel gave lookups back.
+    Forgotten { node: NodeId, count: u64 },
+}
+
+impl State {
+    /// The node that the upper has under a host inode number.
+    pub(super) fn by_host(&self, host: u64) -> Option<NodeId> {
+        self.hosts.get(&host).copied()
+    }
+
+    /// The id that a node of the tree goes by.
+    pub(super) fn id_of(&self, node: TreeIno) -> NodeId {
+        self.renumbered
+            .get(&node)
+            .copied()
+            .unwrap_or(NodeId::of_tree(node))
+    }
+
+    pub(super) fn node(&self, id: NodeId) -> Option<&Node> {
+        self.nodes.get(&id)
+    }
+
+    pub(super) fn dir(&self, id: NodeId) -> Option<&Dir> {
+        self.dirs.get(&id)
+    }
+
+    /// The id that the next node born in the upper will have. Ids of events already made count.
+    pub(super) fn next_born(&self) -> NodeId {
+        NodeId(NodeId::FIRST_BORN.0 + self.born)
+    }
+
+    /// Takes over something that has happened.
+    pub(super) fn apply(&mut self, event: Event) {
+        match event {
+            Event::DirRead {
+                dir,
+                subdirs,
+                visible,
+                impure,
+                found,
+            } => self.read(dir, subdirs, visible, impure, found),
+            Event::Impure { dir } => self.with_dir(dir, |dir| dir.impure = true),
+            Event::Copied {
+                node,
+                file_type,
+                origin,
+                file,
+            } => self.copied(node, file_type, origin, file),
+            Event::Named {
+                dir,
+                name,
+                node,
+                file_type,
+                under,
+            } => {
+                self.put(dir, name, Target::Node(node, file_type), under);
+            }
+            Event::Hidden { dir, name, under } => self.put(dir, name, Target::Whiteout, under),
+            Event::Unnamed { dir, name } => self.take(dir, &name),
+            Event::Moved { node, home } => self.with_file(node, |file| file.home = home),
+            Event::Gone {
+                node,
+                file_type,
+                origin,
+                attr,
+            } => self.gone(node, file_type, origin, attr),
+            Event::Dropped { node } => self.dropped(node),
+            Event::Owned { node } => self.with_file(node, |file| file.content = Content::Own),
+            Event::Opaque { node } => self.with_file(node, |file| file.opaque = true),
+            Event::Nlink { node, delta } => self.with_file(node, |file| file.nlink_delta = delta),
+            Event::Synced { node } => self.with_file(node, |file| file.unsynced = false),
+            Event::Renumbered { from, to } => self.renumber(from, to),
+            Event::Looked { node } => {
+                if let Some(node) = self.nodes.get_mut(&node) {
+                    node.lookups += 1;
+                }
+            }
+            Event::Forgotten { node, count } => self.forgotten(node, count),
+        }
+    }
+
+    fn with_dir(&mut self, dir: NodeId, change: impl FnOnce(&mut Dir)) {
+        if let Some(dir) = self.dirs.get_mut(&dir) {
+            change(dir);
+        }
+    }
+
+    fn with_file(&mut self, node: NodeId, change: impl FnOnce(&mut UpperFile)) {
+        if let Some(file) = self
+            .nodes
+            .get_mut(&node)
+            .and_then(|node| node.upper.as_mut())
+        {
+            change(file);
+        }
+    }
+
+    fn read(&mut self, dir: NodeId, subdirs: u32, visible: u64, impure: bool, found: Vec<Found>) {
+        let (slots, by_cookie) = (BTreeMap::new(), BTreeMap::new());
+        self.dirs.insert(
+            dir,
+            Dir {
+                slots,
+                by_cookie,
+                next_cookie: 0,
+                subdirs,
+                visible,
+                impure,
+            },
+        );
+        for Found { name, under, what } in found {
+            let FoundWhat::File {
+                file_type,
+                origin,
+                file,
+            } = what
+            else {
+                self.put(dir, name, Target::Whiteout, under);
+                continue;
+            };
+            let known = self
+                .by_host(file.host)
+                .filter(|_| file_type != FileType::Directory);
+            let node = known
+                .or(origin.map(|origin| self.id_of(origin)))
+                .unwrap_or(self.next_born());
+            if self
+                .nodes
+                .get(&node)
+                .is_none_or(|node| node.upper.is_none())
+            {
+                self.copied(node, file_type, origin, file);
+            }
+            self.put(dir, name, Target::Node(node, file_type), under);
+        }
+    }
+
+    fn copied(
+        &mut self,
+        id: NodeId,
+        file_type: FileType,
+        origin: Option<TreeIno>,
+        file: UpperFile,
+    ) {
+        if id >= self.next_born() {
+            self.born = id.0 - NodeId::FIRST_BORN.0 + 1;
+        }
+        if file_type != FileType::Directory {
+            self.hosts.insert(file.host, id);
+        }
+        let node = self.nodes.entry(id).or_insert(Node::new(file_type, origin));
+        node.upper = Some(file);
+    }
+
+    fn put(&mut self, dir: NodeId, name: Name, target: Target, under: Under) {
+        self.take(dir, &name);
+        let Some(table) = self.dirs.get_mut(&dir) else {
+            return;
+        };
+        let cookie = table.next_cookie;
+        table.next_cookie += 1;
+        table.count(
+            Slot {
+                target,
+                under,
+                cookie,
+            },
+            Sign::Add,
+        );
+        table.by_cookie.insert(cookie, name.clone());
+        table.slots.insert(
+            name.clone(),
+            Slot {
+                target,
+                under,
+                cookie,
+            },
+        );
+        if let Target::Node(id, _) = target
+            && let Some(node) = self.nodes.get_mut(&id)
+        {
+            node.names.push((dir, name));
+            node.gone = None;
+        }
+    }
+
+    fn take(&mut self, dir: NodeId, name: &[u8]) {
+        let Some(table) = self.dirs.get_mut(&dir) else {
+            return;
+        };
+        let Some(slot) = table.slots.remove(name) else {
+            return;
+        };
+        table.by_cookie.remove(&slot.cookie);
+        table.count(slot, Sign::Remove);
+        if let Target::Node(id, _) = slot.target
+            && let Some(node) = self.nodes.get_mut(&id)
+        {
+            node.names
+                .retain(|(of, known)| !(*of == dir && **known == *name));
+        }
+    }
+
+    fn gone(&mut self, id: NodeId, file_type: FileType, origin: Option<TreeIno>, attr: Attr) {
+        self.dirs.remove(&id);
+        let node = self.nodes.entry(id).or_insert(Node::new(file_type, origin));
+        node.gone = Some(attr);
+        let kept = node
+            .upper
+            .as_ref()
+            .is_some_and(|file| matches!(file.home, Home::Orphan(_)));
+        if !kept && let Some(file) = node.upper.take() {
+            self.hosts.remove(&file.host);
+        }
+        self.tidy(id);
+    }
+
+    fn dropped(&mut self, id: NodeId) {
+        let Some(node) = self.nodes.get_mut(&id) else {
+            return;
+        };
+        if let Some(file) = node.upper.take() {
+            self.hosts.remove(&file.host);
+        }
+        self.tidy(id);
+    }
+
+    fn forgotten(&mut self, id: NodeId, count: u64) {
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.lookups = node.lookups.saturating_sub(count);
+            self.tidy(id);
+        }
+    }
+
+    /// A node that nothing leads to is not kept. One of the tree is, since without it the tree would speak for it again.
+    fn tidy(&mut self, id: NodeId) {
+        let dead = self.nodes.get(&id).is_some_and(|node| {
+            id.tree().is_none()
+                && node.upper.is_none()
+                && node.names.is_empty()
+                && node.lookups == 0
+        });
+        if dead {
+            self.nodes.remove(&id);
+        }
+    }
+
+    fn renumber(&mut self, from: NodeId, to: NodeId) {
+        if to >= self.next_born() {
+            self.born = to.0 - NodeId::FIRST_BORN.0 + 1;
+        }
+        let Some(old) = self.nodes.get_mut(&from) else {
+            return;
+        };
+        old.successor = Some(to);
+        let mut new = Node::new(old.file_type, old.origin);
+        new.upper = old.upper.take();
+        new.names = std::mem::take(&mut old.names);
+        if let Some(file) = &new.upper {
+            self.hosts.insert(file.host, to);
+        }
+        for (dir, name) in &new.names {
+            if let Some(slot) = self
+                .dirs
+                .get_mut(dir)
+                .and_then(|dir| dir.slots.get_mut(name))
+            {
+                slot.target = Target::Node(to, new.file_type);
+            }
+        }
+        if let Some(origin) = new.origin {
+            self.renumbered.insert(origin, to);
+        }
+        self.nodes.insert(to, new);
+    }
+}
+
+#[derive(Copy, Clone)]
+enum Sign {
+    Add,
+    Remove,
+}
+
+impl Node {
+    fn new(file_type: FileType, origin: Option<TreeIno>) -> Node {
+        Node {
+            file_type,
+            origin,
+            upper: None,
+            names: Vec::new(),
+            lookups: 0,
+            gone: None,
+            successor: None,
+        }
+    }
+
+    /// A name under which the upper has it, among those that are known.
+    pub(super) fn name(&self) -> Option<(NodeId, &[u8])> {
+        self.names.first().map(|(dir, name)| (*dir, &**name))
+    }
+
+    /// How many names the upper is known to have for it.
+    pub(super) fn known_names(&self) -> usize {
+        self.names.len()
+    }
+
+    /// What `stat` shows once the last name is gone, if it is.
+    pub(super) fn gone(&self) -> Option<&Attr> {
+        self.gone.as_ref()
+    }
+
+    /// The id that this node goes by now, if not by the one it was found under.
+    pub(super) fn successor(&self) -> Option<NodeId> {
+        self.successor
+    }
+
+    pub(super) fn lookups(&self) -> u64 {
+        self.lookups
+    }
+}
+
+impl Dir {
+    pub(super) fn slot(&self, name: &[u8]) -> Option<Slot> {
+        self.slots.get(name).copied()
+    }
+
+    /// Names that the tree does not have, from a cookie on, oldest first.
+    pub(super) fn own_names_from(
+        &self,
+        cookie: u64,
+    ) -> impl Iterator<Item = (u64, &[u8], NodeId, FileType)> {
+        self.by_cookie.range(cookie..).filter_map(|(cookie, name)| {
+            let slot = self.slots.get(name)?;
+            match (slot.target, slot.under) {
+                (Target::Node(id, file_type), Under::Nothing) => {
+                    Some((*cookie, &**name, id, file_type))
+                }
+                _ => None,
+            }
+        })
+    }
+
+    /// Every node that the upper has in it.
+    pub(super) fn nodes(&self) -> impl Iterator<Item = NodeId> {
+        self.slots.values().filter_map(|slot| match slot.target {
+            Target::Node(id, _) => Some(id),
+            Target::Whiteout => None,
+        })
+    }
+
+    /// How many names the upper holds, whiteouts among them.
+    pub(super) fn held(&self) -> usize {
+        self.slots.len()
+    }
+
+    fn count(&mut self, slot: Slot, sign: Sign) {
+        let own = match slot.target {
+            Target::Whiteout => Under::Nothing,
+            Target::Node(_, FileType::Directory) => Under::Directory,
+            Target::Node(..) => Under::File,
+        };
+        let (more, less) = match sign {
+            Sign::Add => (own, slot.under),
+            Sign::Remove => (slot.under, own),
+        };
+        self.visible += u64::from(more != Under::Nothing);
+        self.visible = self
+            .visible
+            .saturating_sub(u64::from(less != Under::Nothing));
+        self.subdirs += u32::from(more == Under::Directory);
+        self.subdirs = self
+            .subdirs
+            .saturating_sub(u32::from(less == Under::Directory));
+    }
+}

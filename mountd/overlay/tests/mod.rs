@@ -1,0 +1,215 @@
+//! The rules without a mount: an overlay over a tree made here, with an upper in a temporary directory.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests build their inputs with plain std::fs"
+)]
+
+mod model;
+mod rules;
+mod seen;
+
+use std::fs::{self, File};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use cowl_core::digest::{DiffId, ObjectId, Sha256Digest};
+use cowl_core::tree::{Kind, LayerBuilder, Meta, Rdev, Timestamp, Tree};
+use tempfile::TempDir;
+
+use super::*;
+
+/// When everything in the test's tree was last changed: long before any test runs.
+pub(super) const OLD: Timestamp = Timestamp {
+    secs: 1_000_000_000,
+    nanos: 123_456_789,
+};
+
+/// One file of the tree.
+pub(super) enum Made<'a> {
+    File(&'a [u8]),
+    Dir,
+    Link(&'a str),
+    Symlink(&'a str),
+    Fifo,
+    Device(u32, u32),
+}
+
+/// A tree that both an overlay and a plain directory are made of.
+pub(super) struct Fixture {
+    pub(super) base: TempDir,
+    tree: Vec<u8>,
+}
+
+/// An entry of the tree: path, mode, what, attributes.
+pub(super) type Item<'a> = (&'a str, u32, Made<'a>, &'a [(&'a str, &'a [u8])]);
+
+impl Fixture {
+    pub(super) fn new(items: &[Item<'_>]) -> Fixture {
+        let base = tempfile::tempdir().unwrap();
+        for name in ["objects", "upper", "work", "plain"] {
+            fs::create_dir(base.path().join(name)).unwrap();
+        }
+        let mut layer = LayerBuilder::new();
+        layer
+            .insert(&[], meta(0o755, &[]), Kind::Directory)
+            .unwrap();
+        for (path, mode, made, xattrs) in items {
+            let path: Vec<&[u8]> = path.split('/').map(str::as_bytes).collect();
+            let kind = match made {
+                Made::Link(target) => {
+                    let target: Vec<&[u8]> = target.split('/').map(str::as_bytes).collect();
+                    layer.hard_link(&path, &target).unwrap();
+                    continue;
+                }
+                Made::File(content) => regular(base.path(), content),
+                Made::Dir => Kind::Directory,
+                Made::Symlink(target) => Kind::Symlink(target.as_bytes().to_vec()),
+                Made::Fifo => Kind::Fifo,
+                Made::Device(major, minor) => Kind::CharDevice(Rdev {
+                    major: *major,
+                    minor: *minor,
+                }),
+            };
+            layer.insert(&path, meta(*mode, xattrs), kind).unwrap();
+        }
+        // A layer with no whiteouts is its own merged tree.
+        Fixture {
+            base,
+            tree: layer.finish().unwrap(),
+        }
+    }
+
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.base.path().join(name)
+    }
+
+    fn dir(&self, name: &str) -> OwnedFd {
+        File::open(self.path(name)).unwrap().into()
+    }
+
+    pub(super) fn open_with(
+        &self,
+        profile: Profile,
+        writable: bool,
+    ) -> Result<Overlay, OverlayError> {
+        Overlay::new(Config {
+            tree: Tree::from_bytes(self.tree.clone()).unwrap(),
+            chain: ChainId::first(DiffId(Sha256Digest::of(b"layer"))),
+            objects: self.dir("objects"),
+            upper: writable.then(|| UpperDirs {
+                upper: self.dir("upper"),
+                work: self.dir("work"),
+            }),
+            profile,
+        })
+    }
+
+    pub(super) fn overlay(&self) -> Overlay {
+        self.open_with(Profile::Passthrough, true).unwrap()
+    }
+}
+
+fn meta(mode: u32, xattrs: &[(&str, &[u8])]) -> Meta {
+    let xattrs = xattrs
+        .iter()
+        .map(|(name, value)| (name.as_bytes().to_vec(), value.to_vec()))
+        .collect();
+    Meta {
+        mode,
+        uid: 0,
+        gid: 0,
+        mtime: OLD,
+        xattrs,
+    }
+}
+
+fn regular(base: &Path, content: &[u8]) -> Kind {
+    if content.is_empty() {
+        return Kind::Regular {
+            size: 0,
+            object: None,
+            elf: false,
+        };
+    }
+    let id = ObjectId::of(content);
+    let hex = id.to_string();
+    let (shard, rest) = hex.split_at(2);
+    let dir = base.join("objects").join(shard);
+    fs::create_dir_all(&dir).unwrap();
+    fs::write(dir.join(rest), content).unwrap();
+    Kind::Regular {
+        size: content.len() as u64,
+        object: Some(id),
+        elf: content.starts_with(b"\x7fELF"),
+    }
+}
+
+pub(super) const ROOT_CALLER: Caller = Caller { uid: 0, gid: 0 };
+
+/// Walks to a path, without counting lookups.
+pub(super) fn walk(overlay: &Overlay, path: &str) -> Result<NodeId, Errno> {
+    let mut at = NodeId::ROOT;
+    for name in path.split('/').filter(|name| !name.is_empty()) {
+        at = overlay
+            .resolve(at, name.as_bytes())?
+            .ok_or(Errno::NOENT)?
+            .id;
+    }
+    Ok(at)
+}
+
+/// A path's directory and last name.
+pub(super) fn parent_and_name<'p>(
+    overlay: &Overlay,
+    path: &'p str,
+) -> Result<(NodeId, &'p [u8]), Errno> {
+    let (dir, name) = path.rsplit_once('/').unwrap_or(("", path));
+    Ok((walk(overlay, dir)?, name.as_bytes()))
+}
+
+pub(super) fn content(overlay: &Overlay, path: &str) -> Vec<u8> {
+    let id = walk(overlay, path).unwrap();
+    read_all(overlay, id, None)
+}
+
+pub(super) fn read_all(overlay: &Overlay, id: NodeId, handle: Option<HandleId>) -> Vec<u8> {
+    let size = overlay.getattr(id, handle).unwrap().size;
+    let mut bytes = vec![0; usize::try_from(size).unwrap() + 1];
+    let length = overlay.read(id, handle, 0, &mut bytes).unwrap();
+    bytes.truncate(length);
+    bytes
+}
+
+pub(super) fn names(overlay: &Overlay, path: &str) -> Vec<String> {
+    let dir = walk(overlay, path).unwrap();
+    let mut names = Vec::new();
+    overlay
+        .readdir(dir, 0, false, &mut |entry| {
+            names.push(String::from_utf8(entry.name.to_vec()).unwrap());
+            true
+        })
+        .unwrap();
+    names.retain(|name| name != "." && name != "..");
+    names
+}
+
+/// What is in a directory of the host, relative paths, sorted; whiteouts with a `!`.
+pub(super) fn on_disk(dir: &Path) -> Vec<String> {
+    use std::os::unix::fs::MetadataExt;
+    fn visit(dir: &Path, prefix: &str, out: &mut Vec<String>) {
+        for entry in fs::read_dir(dir).unwrap() {
+            let entry = entry.unwrap();
+            let meta = fs::symlink_metadata(entry.path()).unwrap();
+            let path = format!("{prefix}{}", entry.file_name().to_str().unwrap());
+            let whiteout = meta.mode() & 0o170_000 == 0o020_000 && meta.rdev() == 0;
+            out.push(format!("{path}{}", if whiteout { "!" } else { "" }));
+            if meta.is_dir() {
+                visit(&entry.path(), &format!("{path}/"), out);
+            }
+        }
+    }
+    let mut out = Vec::new();
+    visit(dir, "", &mut out);
+    out.sort();
+    out
+}

@@ -1,0 +1,698 @@
+//! One test for each rule.
+
+use super::*;
+
+fn small() -> Fixture {
+    Fixture::new(&[
+        ("file", 0o644, Made::File(b"content"), &[("user.a", b"1")]),
+        ("dir", 0o755, Made::Dir, &[]),
+        ("dir/one", 0o600, Made::File(b"one"), &[]),
+        ("dir/sub", 0o700, Made::Dir, &[]),
+        ("dir/sub/deep", 0o644, Made::File(b"deep"), &[]),
+        ("hard", 0o644, Made::File(b"linked"), &[]),
+        ("dir/hard", 0o644, Made::Link("hard"), &[]),
+        ("link", 0o777, Made::Symlink("dir/one"), &[]),
+        ("empty", 0o755, Made::Dir, &[]),
+        ("null", 0o666, Made::Device(0, 0), &[]),
+        ("fifo", 0o600, Made::Fifo, &[]),
+    ])
+}
+
+fn write_to(overlay: &Overlay, path: &str, offset: u64, data: &[u8]) {
+    let id = walk(overlay, path).unwrap();
+    let opened = overlay
+        .open(
+            id,
+            OpenFlags {
+                write: true,
+                ..OpenFlags::default()
+            },
+        )
+        .unwrap();
+    assert_eq!(
+        overlay
+            .write(id, Some(opened.handle), offset, data, false)
+            .unwrap(),
+        data.len()
+    );
+    overlay.release(id, opened.handle).unwrap();
+}
+
+#[test]
+fn a_read_only_mount_shows_the_tree_and_refuses_every_change() {
+    let fixture = small();
+    let overlay = fixture.open_with(Profile::Passthrough, false).unwrap();
+    assert_eq!(
+        names(&overlay, ""),
+        ["dir", "empty", "fifo", "file", "hard", "link", "null"]
+    );
+    assert_eq!(content(&overlay, "dir/sub/deep"), b"deep");
+    let file = overlay.lookup(NodeId::ROOT, b"file").unwrap().unwrap();
+    assert_eq!(
+        (file.id.0, file.attr.ino, file.attr.mtime),
+        (file.attr.ino, file.id.0, OLD)
+    );
+    assert_eq!(overlay.getxattr(file.id, b"user.a").unwrap(), b"1");
+    assert_eq!(overlay.listxattr(file.id).unwrap(), b"user.a\0");
+    assert_eq!(
+        overlay.readlink(walk(&overlay, "link").unwrap()).unwrap(),
+        b"dir/one"
+    );
+    assert_eq!(
+        overlay
+            .getattr(walk(&overlay, "dir").unwrap(), None)
+            .unwrap()
+            .nlink,
+        3
+    );
+    assert_eq!(overlay.lookup(NodeId::ROOT, b"nothing").unwrap(), None);
+    assert_eq!(overlay.lookup(file.id, b"x").unwrap_err(), Errno::NOTDIR);
+    let root = NodeId::ROOT;
+    let caller = &ROOT_CALLER;
+    let write = OpenFlags {
+        write: true,
+        ..OpenFlags::default()
+    };
+    let changes: [(&str, Result<(), Errno>); 12] = [
+        (
+            "mkdir",
+            overlay.mkdir(root, b"x", 0o755, 0, caller).map(drop),
+        ),
+        (
+            "create",
+            overlay
+                .create(root, b"x", 0o644, 0, write, caller)
+                .map(drop),
+        ),
+        (
+            "tmpfile",
+            overlay.tmpfile(root, 0o644, 0, write, caller).map(drop),
+        ),
+        (
+            "symlink",
+            overlay.symlink(root, b"x", b"y", caller).map(drop),
+        ),
+        ("link", overlay.link(file.id, root, b"x").map(drop)),
+        ("unlink", overlay.unlink(root, b"file")),
+        ("rmdir", overlay.rmdir(root, b"empty")),
+        (
+            "rename",
+            overlay.rename(root, b"file", root, b"x", RenameMode::Replace),
+        ),
+        (
+            "setattr",
+            overlay
+                .setattr(
+                    file.id,
+                    None,
+                    &SetAttr {
+                        mode: Some(0),
+                        ..SetAttr::default()
+                    },
+                )
+                .map(drop),
+        ),
+        (
+            "setxattr",
+            overlay.setxattr(file.id, b"user.b", b"", XattrFlags::default()),
+        ),
+        ("removexattr", overlay.removexattr(file.id, b"user.a")),
+        ("open", overlay.open(file.id, write).map(drop)),
+    ];
+    for (what, result) in changes {
+        assert_eq!(result, Err(Errno::ROFS), "{what}");
+    }
+}
+
+#[test]
+fn chmod_copies_no_data_and_a_write_copies_all() {
+    let fixture = small();
+    let overlay = fixture.overlay();
+    let id = walk(&overlay, "dir/one").unwrap();
+    let before = overlay.getattr(id, None).unwrap();
+    let attr = overlay
+        .setattr(
+            id,
+            None,
+            &SetAttr {
+                mode: Some(0o640),
+                ..SetAttr::default()
+            },
+        )
+        .unwrap();
+    assert_eq!(
+        (attr.mode, attr.ino, attr.size, attr.mtime),
+        (0o640, before.ino, 3, OLD)
+    );
+    assert_eq!(on_disk(&fixture.path("upper")), ["dir", "dir/one"]);
+    let raw = fs::read(fixture.path("upper/dir/one")).unwrap();
+    assert_eq!(raw, [0; 3]);
+    assert_eq!(content(&overlay, "dir/one"), b"one");
+    // Nothing visible happened to the directories above.
+    assert_eq!(
+        overlay
+            .getattr(walk(&overlay, "dir").unwrap(), None)
+            .unwrap()
+            .mtime,
+        OLD
+    );
+    assert_eq!(overlay.getattr(NodeId::ROOT, None).unwrap().mtime, OLD);
+    write_to(&overlay, "dir/one", 1, b"XY!");
+    assert_eq!(fs::read(fixture.path("upper/dir/one")).unwrap(), b"oXY!");
+    assert_eq!(content(&overlay, "dir/one"), b"oXY!");
+    assert_eq!(walk(&overlay, "dir/one").unwrap(), id);
+    drop(overlay);
+    let overlay = fixture.overlay();
+    assert_eq!(content(&overlay, "dir/one"), b"oXY!");
+    assert_eq!(
+        overlay
+            .getattr(walk(&overlay, "dir/one").unwrap(), None)
+            .unwrap()
+            .ino,
+        before.ino
+    );
+}
+
+#[test]
+fn a_reader_sees_what_is_written_after_it_opened() {
+    let fixture = small();
+    let overlay = fixture.overlay();
+    let id = walk(&overlay, "file").unwrap();
+    let reader = overlay.open(id, OpenFlags::default()).unwrap();
+    assert!(matches!(reader.mode, OpenMode::Cached));
+    write_to(&overlay, "file", 0, b"CON");
+    assert_eq!(read_all(&overlay, id, Some(reader.handle)), b"CONtent");
+}
+
+#[test]
+fn a_large_file_read_from_its_object_gets_another_node_when_it_is_written() {
+    let big = vec![7_u8; 2 << 20];
+    let fixture = Fixture::new(&[("big", 0o644, Made::File(&big), &[])]);
+    let overlay = fixture.overlay();
+    let before = overlay.lookup(NodeId::ROOT, b"big").unwrap().unwrap();
+    let reader = overlay.open(before.id, OpenFlags::default()).unwrap();
+    assert!(matches!(
+        reader.mode,
+        OpenMode::Passthrough(Backing {
+            side: Side::Lower,
+            ..
+        })
+    ));
+    let write = OpenFlags {
+        write: true,
+        ..OpenFlags::default()
+    };
+    assert_eq!(overlay.open(before.id, write).unwrap_err(), Errno::STALE);
+    let after = overlay.lookup(NodeId::ROOT, b"big").unwrap().unwrap();
+    assert_ne!(after.id, before.id);
+    assert_eq!(after.attr.ino, before.attr.ino);
+    let writer = overlay.open(after.id, write).unwrap();
+    assert!(matches!(
+        writer.mode,
+        OpenMode::Passthrough(Backing {
+            side: Side::Upper,
+            ..
+        })
+    ));
+    overlay
+        .write(after.id, Some(writer.handle), 0, b"new", false)
+        .unwrap();
+    assert_eq!(
+        &read_all(&overlay, before.id, Some(reader.handle))[..3],
+        [7, 7, 7]
+    );
+    assert_eq!(&content(&overlay, "big")[..3], b"new");
+    assert_eq!(
+        overlay.open(before.id, OpenFlags::default()).unwrap_err(),
+        Errno::STALE
+    );
+    assert_eq!(
+        overlay.getattr(before.id, None).unwrap().ino,
+        before.attr.ino
+    );
+}
+
+#[test]
+fn removing_copies_nothing() {
+    let fixture = small();
+    let overlay = fixture.overlay();
+    overlay.unlink(NodeId::ROOT, b"file").unwrap();
+    assert_eq!(on_disk(&fixture.path("upper")), ["file!"]);
+    assert_eq!(overlay.lookup(NodeId::ROOT, b"file").unwrap(), None);
+    assert_eq!(
+        overlay.rmdir(NodeId::ROOT, b"dir").unwrap_err(),
+        Errno::NOTEMPTY
+    );
+    overlay.rmdir(NodeId::ROOT, b"empty").unwrap();
+    assert_eq!(on_disk(&fixture.path("upper")), ["empty!", "file!"]);
+    drop(overlay);
+    let overlay = fixture.overlay();
+    assert_eq!(names(&overlay, ""), ["dir", "fifo", "hard", "link", "null"]);
+}
+
+#[test]
+fn a_directory_made_over_a_removed_one_shows_nothing_of_it() {
+    let fixture = small();
+    let overlay = fixture.overlay();
+    let sub = walk(&overlay, "dir/sub").unwrap();
+    overlay.unlink(sub, b"deep").unwrap();
+    let dir = walk(&overlay, "dir").unwrap();
+    overlay.rmdir(dir, b"sub").unwrap();
+    overlay.mkdir(dir, b"sub", 0o755, 0, &ROOT_CALLER).unwrap();
+    assert_eq!(names(&overlay, "dir/sub"), [""; 0]);
+    drop(overlay);
+    let overlay = fixture.overlay();
+    assert_eq!(names(&overlay, "dir/sub"), [""; 0]);
+    assert_eq!(on_disk(&fixture.path("work/tmp")), [""; 0]);
+}
+
+#[test]
+fn a_moved_directory_takes_its_children_along() {
+    let fixture = small();
+    let overlay = fixture.overlay();
+    let ino = overlay
+        .getattr(walk(&overlay, "dir/sub/deep").unwrap(), None)
+        .unwrap()
+        .ino;
+    overlay
+        .rename(
+            NodeId::ROOT,
+            b"dir",
+            NodeId::ROOT,
+            b"moved",
+            RenameMode::Replace,
+        )
+        .unwrap();
+    assert_eq!(on_disk(&fixture.path("upper")), ["dir!", "moved"]);
+    assert_eq!(content(&overlay, "moved/sub/deep"), b"deep");
+    write_to(&overlay, "moved/sub/deep", 0, b"D");
+    assert_eq!(names(&overlay, "moved"), ["hard", "one", "sub"]);
+    drop(overlay);
+    let overlay = fixture.overlay();
+    assert_eq!(content(&overlay, "moved/sub/deep"), b"Deep");
+    assert_eq!(
+        overlay
+            .getattr(walk(&overlay, "moved/sub/deep").unwrap(), None)
+            .unwrap()
+            .ino,
+        ino
+    );
+    assert_eq!(walk(&overlay, "dir"), Err(Errno::NOENT));
+}
+
+#[test]
+fn hard_links_stay_links_over_copy_up_and_lose_names_one_by_one() {
+    let fixture = small();
+    let overlay = fixture.overlay();
+    assert_eq!(
+        walk(&overlay, "hard").unwrap(),
+        walk(&overlay, "dir/hard").unwrap()
+    );
+    write_to(&overlay, "dir/hard", 0, b"L");
+    assert_eq!(content(&overlay, "hard"), b"Linked");
+    let links = |overlay: &Overlay, path: &str| {
+        overlay
+            .getattr(walk(overlay, path).unwrap(), None)
+            .unwrap()
+            .nlink
+    };
+    assert_eq!(links(&overlay, "hard"), 2);
+    overlay
+        .link(walk(&overlay, "hard").unwrap(), NodeId::ROOT, b"third")
+        .unwrap();
+    assert_eq!(links(&overlay, "dir/hard"), 3);
+    overlay.unlink(NodeId::ROOT, b"hard").unwrap();
+    assert_eq!(links(&overlay, "third"), 2);
+    drop(overlay);
+    let overlay = fixture.overlay();
+    assert_eq!(
+        (links(&overlay, "third"), content(&overlay, "dir/hard")),
+        (2, b"Linked".to_vec())
+    );
+    assert_eq!(
+        walk(&overlay, "third").unwrap(),
+        walk(&overlay, "dir/hard").unwrap()
+    );
+    overlay
+        .rename(
+            NodeId::ROOT,
+            b"third",
+            NodeId::ROOT,
+            b"fourth",
+            RenameMode::Replace,
+        )
+        .unwrap();
+    let dir = walk(&overlay, "dir").unwrap();
+    overlay.unlink(dir, b"hard").unwrap();
+    assert_eq!(links(&overlay, "fourth"), 1);
+    overlay.unlink(NodeId::ROOT, b"fourth").unwrap();
+    assert_eq!(on_disk(&fixture.path("work/index")), [""; 0]);
+}
+
+#[test]
+fn an_unlinked_open_file_stays_until_it_is_released_and_forgotten() {
+    let fixture = small();
+    let overlay = fixture.overlay();
+    let id = overlay.lookup(NodeId::ROOT, b"file").unwrap().unwrap().id;
+    let opened = overlay
+        .open(
+            id,
+            OpenFlags {
+                write: true,
+                ..OpenFlags::default()
+            },
+        )
+        .unwrap();
+    overlay.unlink(NodeId::ROOT, b"file").unwrap();
+    assert_eq!(on_disk(&fixture.path("work/orphans")).len(), 1);
+    assert_eq!(overlay.getattr(id, None).unwrap().nlink, 0);
+    overlay
+        .write(id, Some(opened.handle), 0, b"still", false)
+        .unwrap();
+    assert_eq!(read_all(&overlay, id, Some(opened.handle)), b"stillnt");
+    overlay
+        .setattr(
+            id,
+            None,
+            &SetAttr {
+                size: Some(2),
+                ..SetAttr::default()
+            },
+        )
+        .unwrap();
+    assert_eq!(read_all(&overlay, id, Some(opened.handle)), b"st");
+    overlay.forget(id, 1);
+    overlay.release(id, opened.handle).unwrap();
+    assert_eq!(on_disk(&fixture.path("work/orphans")), [""; 0]);
+    assert_eq!(overlay.getattr(id, None).unwrap().nlink, 0);
+}
+
+#[test]
+fn an_unnamed_file_can_be_given_a_name() {
+    let fixture = small();
+    let overlay = fixture.overlay();
+    let write = OpenFlags {
+        write: true,
+        ..OpenFlags::default()
+    };
+    let (entry, opened) = overlay
+        .tmpfile(NodeId::ROOT, 0o640, 0, write, &ROOT_CALLER)
+        .unwrap();
+    assert_eq!((entry.attr.nlink, entry.attr.mode), (0, 0o640));
+    overlay
+        .write(entry.id, Some(opened.handle), 0, b"named", false)
+        .unwrap();
+    let linked = overlay.link(entry.id, NodeId::ROOT, b"named").unwrap();
+    assert_eq!((linked.id, linked.attr.nlink), (entry.id, 1));
+    overlay.release(entry.id, opened.handle).unwrap();
+    assert_eq!(content(&overlay, "named"), b"named");
+    let (other, opened) = overlay
+        .tmpfile(NodeId::ROOT, 0o640, 0, write, &ROOT_CALLER)
+        .unwrap();
+    overlay.forget(other.id, 1);
+    overlay.release(other.id, opened.handle).unwrap();
+    assert_eq!(on_disk(&fixture.path("work/orphans")), [""; 0]);
+}
+
+#[test]
+fn marks_cannot_be_forged_and_a_null_device_is_no_whiteout() {
+    let fixture = small();
+    let overlay = fixture.overlay();
+    let space = overlay.upper.as_ref().unwrap().namespace().prefix();
+    let id = walk(&overlay, "dir").unwrap();
+    let name = format!("{space}overlay.opaque").into_bytes();
+    overlay
+        .setxattr(id, &name, b"y", XattrFlags::default())
+        .unwrap();
+    assert_eq!(overlay.getxattr(id, &name).unwrap(), b"y");
+    assert_eq!(overlay.listxattr(id).unwrap(), [&*name, b"\0"].concat());
+    let device = FileType::CharDevice;
+    let made = overlay
+        .mknod(
+            NodeId::ROOT,
+            b"zero",
+            device,
+            0o644,
+            Rdev::default(),
+            0,
+            &ROOT_CALLER,
+        )
+        .unwrap();
+    assert_eq!(made.attr.file_type, device);
+    overlay
+        .setattr(
+            walk(&overlay, "null").unwrap(),
+            None,
+            &SetAttr {
+                mode: Some(0o600),
+                ..SetAttr::default()
+            },
+        )
+        .unwrap();
+    let zero_ino = made.attr.ino;
+    drop(overlay);
+    let overlay = fixture.overlay();
+    for (path, mode) in [("zero", 0o644), ("null", 0o600)] {
+        let attr = overlay
+            .getattr(walk(&overlay, path).unwrap(), None)
+            .unwrap();
+        assert_eq!(
+            (attr.file_type, attr.mode, attr.rdev.major, attr.size),
+            (device, mode, 0, 0),
+            "{path}"
+        );
+    }
+    assert_eq!(
+        overlay
+            .getattr(walk(&overlay, "zero").unwrap(), None)
+            .unwrap()
+            .ino,
+        zero_ino
+    );
+    assert_eq!(
+        names(&overlay, "dir").len(),
+        3,
+        "a forged mark hid the tree"
+    );
+}
+
+#[test]
+fn a_write_by_a_stranger_drops_privileges() {
+    let fixture = small();
+    let overlay = fixture.overlay();
+    let id = walk(&overlay, "file").unwrap();
+    let mode = |mode| SetAttr {
+        mode: Some(mode),
+        ..SetAttr::default()
+    };
+    overlay.setattr(id, None, &mode(0o6777)).unwrap();
+    let writer = overlay
+        .open(
+            id,
+            OpenFlags {
+                write: true,
+                ..OpenFlags::default()
+            },
+        )
+        .unwrap();
+    assert!(
+        matches!(writer.mode, OpenMode::Cached),
+        "a set-user-id file is not written behind our back"
+    );
+    overlay
+        .write(id, Some(writer.handle), 0, b"x", false)
+        .unwrap();
+    assert_eq!(overlay.getattr(id, None).unwrap().mode, 0o6777);
+    overlay
+        .write(id, Some(writer.handle), 0, b"x", true)
+        .unwrap();
+    assert_eq!(overlay.getattr(id, None).unwrap().mode, 0o777);
+    // Without execution by the group, set-group-id is mandatory locking and stays.
+    overlay.setattr(id, None, &mode(0o6767)).unwrap();
+    let attr = overlay
+        .setattr(
+            id,
+            None,
+            &SetAttr {
+                kill_priv: true,
+                ..SetAttr::default()
+            },
+        )
+        .unwrap();
+    assert_eq!(attr.mode, 0o2767);
+    overlay.setattr(id, None, &mode(0o6755)).unwrap();
+    let attr = overlay
+        .setattr(
+            id,
+            None,
+            &SetAttr {
+                uid: Some(0),
+                ..SetAttr::default()
+            },
+        )
+        .unwrap();
+    assert_eq!(attr.mode, 0o755, "chown drops them for everyone");
+}
+
+#[test]
+fn umask_and_default_acl_are_what_the_host_makes_of_them() {
+    let fixture = small();
+    let overlay = fixture.overlay();
+    let root = NodeId::ROOT;
+    let flags = OpenFlags {
+        write: true,
+        ..OpenFlags::default()
+    };
+    let (made, opened) = overlay
+        .create(root, b"masked", 0o666, 0o027, flags, &ROOT_CALLER)
+        .unwrap();
+    overlay.release(made.id, opened.handle).unwrap();
+    assert_eq!(made.attr.mode, 0o640);
+    // Version 2; user::rwx, user:1:rwx, group::r-x, mask::rwx, other::---.
+    let acl: Vec<u8> = [2_u32.to_le_bytes().to_vec()]
+        .into_iter()
+        .chain(
+            [
+                (1_u16, 7_u16, u32::MAX),
+                (2, 7, 0),
+                (4, 5, u32::MAX),
+                (16, 7, u32::MAX),
+                (32, 0, u32::MAX),
+            ]
+            .map(|(tag, perm, id)| {
+                [
+                    tag.to_le_bytes().to_vec(),
+                    perm.to_le_bytes().to_vec(),
+                    id.to_le_bytes().to_vec(),
+                ]
+                .concat()
+            }),
+        )
+        .collect::<Vec<_>>()
+        .concat();
+    let dir = walk(&overlay, "dir").unwrap();
+    overlay
+        .setxattr(
+            dir,
+            b"system.posix_acl_default",
+            &acl,
+            XattrFlags::default(),
+        )
+        .unwrap();
+    overlay.unlink(dir, b"one").unwrap();
+    let plain = fixture.path("plain/dir");
+    fs::create_dir(&plain).unwrap();
+    rustix::fs::lsetxattr(
+        &plain,
+        "system.posix_acl_default",
+        &acl,
+        rustix::fs::XattrFlags::empty(),
+    )
+    .unwrap();
+    // At a free name, and at one that has a whiteout.
+    for name in [&b"fresh"[..], b"one"] {
+        let (ours, opened) = overlay
+            .create(dir, name, 0o666, 0o077, flags, &ROOT_CALLER)
+            .unwrap();
+        overlay.release(ours.id, opened.handle).unwrap();
+        let host = plain.join(std::str::from_utf8(name).unwrap());
+        File::create(&host).unwrap();
+        let want = std::os::unix::fs::MetadataExt::mode(&fs::metadata(&host).unwrap()) & 0o7777;
+        assert_eq!(ours.attr.mode, want);
+        let mut value = [0; 128];
+        let length =
+            rustix::fs::lgetxattr(&host, "system.posix_acl_access", &mut value[..]).unwrap();
+        assert_eq!(
+            overlay
+                .getxattr(ours.id, b"system.posix_acl_access")
+                .unwrap(),
+            value[..length]
+        );
+    }
+    // What is copied up into that directory inherits nothing.
+    let hard = walk(&overlay, "dir/sub/deep").unwrap();
+    overlay
+        .setattr(
+            hard,
+            None,
+            &SetAttr {
+                mode: Some(0o644),
+                ..SetAttr::default()
+            },
+        )
+        .unwrap();
+    assert_eq!(
+        overlay
+            .listxattr(walk(&overlay, "dir/sub").unwrap())
+            .unwrap(),
+        b""
+    );
+}
+
+#[test]
+fn a_new_file_belongs_to_who_made_it() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let fixture = small();
+    let overlay = fixture.overlay();
+    let caller = Caller {
+        uid: 1234,
+        gid: 4321,
+    };
+    let flags = OpenFlags {
+        write: true,
+        ..OpenFlags::default()
+    };
+    if overlay
+        .create(NodeId::ROOT, b"probe", 0o600, 0, flags, &caller)
+        .is_err()
+    {
+        return; // a user namespace of one id
+    }
+    overlay.unlink(NodeId::ROOT, b"file").unwrap();
+    let (made, _) = overlay
+        .create(NodeId::ROOT, b"file", 0o600, 0, flags, &caller)
+        .unwrap();
+    assert_eq!((made.attr.uid, made.attr.gid), (1234, 4321));
+    let dir = overlay
+        .mkdir(NodeId::ROOT, b"d", 0o2770, 0, &ROOT_CALLER)
+        .unwrap();
+    overlay
+        .setattr(
+            dir.id,
+            None,
+            &SetAttr {
+                gid: Some(99),
+                mode: Some(0o2770),
+                ..SetAttr::default()
+            },
+        )
+        .unwrap();
+    let inside = overlay.mkdir(dir.id, b"e", 0o755, 0, &caller).unwrap();
+    assert_eq!(
+        (inside.attr.uid, inside.attr.gid, inside.attr.mode),
+        (1234, 99, 0o2755)
+    );
+    let link = overlay
+        .symlink(NodeId::ROOT, b"l", b"x", &ROOT_CALLER)
+        .unwrap();
+    assert_eq!((link.attr.uid, link.attr.gid), (0, 0));
+    // Copying up is nobody's doing.
+    let caller_again = overlay
+        .mkdir(NodeId::ROOT, b"f", 0o755, 0, &caller)
+        .unwrap();
+    assert_eq!(caller_again.attr.uid, 1234);
+    let one = walk(&overlay, "dir/one").unwrap();
+    let attr = overlay
+        .setattr(
+            one,
+            None,
+            &SetAttr {
+                mode: Some(0o600),
+                ..SetAttr::default()
+            },
+        )
+        .unwrap();
+    assert_eq!((attr.uid, attr.gid), (0, 0));
+}

@@ -1,0 +1,256 @@
+//! The words that `overlay` and its callers share. No kernel struct is among them: `fuse` translates.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use cowl_core::tree::{FileType, Rdev, Timestamp, TreeIno};
+
+/// The error every overlay operation ends in: what the caller of the system call will see.
+pub type Errno = rustix::io::Errno;
+
+/// The number the kernel and the overlay call a node by. It is never reused while the mount lives.
+///
+/// A node of the tree is its number there plus one, so the root is 1 and needs no table; a node born in the upper counts up from
+/// 2^32 + 1. `st_ino` is a number of its own ([`Attr::ino`]).
+#[derive(Copy, Clone, Debug, Eq, PartialEq, Ord, PartialOrd, Hash)]
+pub struct NodeId(pub u64);
+
+/// The highest id a node of a tree can have; ids above it are born in the upper.
+const LAST_TREE_ID: u64 = 1 << 32;
+
+impl NodeId {
+    /// The root directory.
+    pub const ROOT: NodeId = NodeId(1);
+    /// The first id of a node that no tree has.
+    pub(super) const FIRST_BORN: NodeId = NodeId(LAST_TREE_ID + 1);
+
+    /// The id of a tree's node.
+    pub const fn of_tree(node: TreeIno) -> NodeId {
+        // Widening; `From` is not const.
+        NodeId(node.0 as u64 + 1)
+    }
+
+    /// The tree's node that this id was given for, if it was.
+    pub fn tree(self) -> Option<TreeIno> {
+        u32::try_from(self.0.checked_sub(1)?).ok().map(TreeIno)
+    }
+}
+
+/// An open file, from [`Overlay::open`](super::Overlay::open) or a creation to [`Overlay::release`](super::Overlay::release).
+#[derive(Copy, Clone, Debug, Eq, PartialEq, Hash)]
+pub struct HandleId(pub u64);
+
+/// Who asks: the ids a new file belongs to, in the user namespace of the worker. Permission was checked by the kernel
+/// (`default_permissions`) before a request was sent.
+#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+pub struct Caller {
+    /// File system user id of the calling thread.
+    pub uid: u32,
+    /// File system group id of the calling thread.
+    pub gid: u32,
+}
+
+/// What `stat` shows.
+#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+pub struct Attr {
+    /// `st_ino`: node number + 1 for a node of the tree (kept when it is copied up), 2^40 | host inode for one born in the upper.
+    pub ino: u64,
+    /// Length in bytes.
+    pub size: u64,
+    /// Space taken, in units of 512 bytes.
+    pub blocks: u64,
+    /// Last access; of a node of the tree: `mtime`, never updated.
+    pub atime: Timestamp,
+    /// Last change of the content.
+    pub mtime: Timestamp,
+    /// Last change of the inode; of a node of the tree: `mtime`.
+    pub ctime: Timestamp,
+    /// Type.
+    pub file_type: FileType,
+    /// Permission bits, with set-uid, set-gid and sticky (07777).
+    pub mode: u32,
+    /// Number of names; of a directory: 2 + subdirectories, or 1 where the host does not count.
+    pub nlink: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Device number, of a device.
+    pub rdev: Rdev,
+    /// Preferred size of a request.
+    pub blksize: u32,
+}
+
+/// A name's node, counted as looked up once.
+#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+pub struct Entry {
+    /// The node.
+    pub id: NodeId,
+    /// Its attributes.
+    pub attr: Attr,
+}
+
+/// A time to set.
+#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+pub enum SetTime {
+    /// The present, from the clock that the host stamps files with.
+    Now,
+    /// This moment.
+    At(Timestamp),
+}
+
+/// What to change of a node's attributes; what is `None` stays.
+#[derive(Copy, Clone, Debug, Default, Eq, PartialEq)]
+pub struct SetAttr {
+    /// Permission bits (07777).
+    pub mode: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Length in bytes.
+    pub size: Option<u64>,
+    /// Last access.
+    pub atime: Option<SetTime>,
+    /// Last change of the content.
+    pub mtime: Option<SetTime>,
+    /// Drop set-uid, set-gid (of a file its group may execute) and `security.capability` first: `FATTR_KILL_SUIDGID`, or a
+    /// request that sets nothing at all, which is how the kernel asks for just this.
+    pub kill_priv: bool,
+}
+
+/// How a file is to be opened. `O_APPEND` is not here: the kernel turns it into offsets.
+#[derive(Copy, Clone, Debug, Default, Eq, PartialEq)]
+pub struct OpenFlags {
+    /// For writing (`O_WRONLY`, `O_RDWR`).
+    pub write: bool,
+    /// Cut to nothing (`O_TRUNC`); needs `write`.
+    pub truncate: bool,
+    /// With `truncate`: drop privileges of the file as [`SetAttr::kill_priv`] does (`FUSE_OPEN_KILL_SUIDGID`).
+    pub kill_priv: bool,
+}
+
+/// Which side a file's content is on.
+#[derive(Copy, Clone, Debug, Eq, PartialEq, Hash)]
+pub enum Side {
+    /// A shared object, only ever read.
+    Lower,
+    /// A file of the upper.
+    Upper,
+}
+
+/// The host's file that the kernel may read and write in place of asking us.
+#[derive(Clone, Debug)]
+pub struct Backing {
+    /// The file to register. All opens of a node that are alive at one time carry the same inode.
+    pub file: Arc<File>,
+    /// A backing id may be kept for a node only as long as this does not change.
+    pub side: Side,
+}
+
+/// How the kernel is to serve an open file. All opens of a node that are alive at one time have the same mode.
+#[derive(Clone, Debug)]
+pub enum OpenMode {
+    /// Through the page cache of the mount, kept over opens (`FOPEN_KEEP_CACHE`).
+    Cached,
+    /// From the host's file (`FOPEN_PASSTHROUGH`).
+    Passthrough(Backing),
+}
+
+/// An opened file.
+#[derive(Clone, Debug)]
+pub struct Opened {
+    /// To be given back to `release`; 0 where files have none ([`Profile::Cached`](super::Profile::Cached)).
+    pub handle: HandleId,
+    /// How to serve it.
+    pub mode: OpenMode,
+}
+
+/// An entry of a directory.
+#[derive(Copy, Clone, Debug)]
+pub struct DirEntry<'n> {
+    /// Its name; `.` and `..` come first.
+    pub name: &'n [u8],
+    /// `d_ino`.
+    pub ino: u64,
+    /// Type.
+    pub file_type: FileType,
+    /// What to pass to go on behind this entry.
+    pub cookie: u64,
+    /// When asked for with attributes: the node, counted as looked up if the entry is taken. Never there for `.` and `..`.
+    pub entry: Option<Entry>,
+}
+
+/// Flags of `renameat2`.
+#[derive(Copy, Clone, Debug, Default, Eq, PartialEq)]
+pub enum RenameMode {
+    /// Replace what is at the new name.
+    #[default]
+    Replace,
+    /// Fail with EEXIST if there is something.
+    NoReplace,
+    /// Swap the two.
+    Exchange,
+}
+
+impl RenameMode {
+    /// From the bits of `renameat2(2)`. `RENAME_WHITEOUT` is for file systems below an overlay: EINVAL, as is what is unknown.
+    pub fn from_bits(bits: u32) -> Result<RenameMode, Errno> {
+        match bits {
+            0 => Ok(RenameMode::Replace),
+            1 => Ok(RenameMode::NoReplace),
+            2 => Ok(RenameMode::Exchange),
+            _ => Err(Errno::INVAL),
+        }
+    }
+}
+
+/// Flags of `setxattr`.
+#[derive(Copy, Clone, Debug, Default, Eq, PartialEq)]
+pub struct XattrFlags {
+    /// Fail with EEXIST if it is there (`XATTR_CREATE`).
+    pub create: bool,
+    /// Fail with ENODATA if it is not (`XATTR_REPLACE`).
+    pub replace: bool,
+    /// The ACL being set takes set-gid away (`FUSE_SETXATTR_ACL_KILL_SGID`).
+    pub kill_sgid: bool,
+}
+
+/// One end of a copy.
+#[derive(Copy, Clone, Debug)]
+pub struct CopyEnd {
+    /// The file.
+    pub node: NodeId,
+    /// As it is open, if it is by handle.
+    pub handle: Option<HandleId>,
+    /// The first byte.
+    pub offset: u64,
+}
+
+/// Where `lseek` looks from its offset.
+#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+pub enum Seek {
+    /// The next byte that is stored (`SEEK_DATA`).
+    Data,
+    /// The next that is not (`SEEK_HOLE`).
+    Hole,
+}
+
+/// What `statfs` shows.
+#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+pub struct Statfs {
+    /// Size of a block in bytes; the counts below are in it.
+    pub block_size: u64,
+    /// All blocks.
+    pub blocks: u64,
+    /// Free ones.
+    pub blocks_free: u64,
+    /// Free ones for those without privilege.
+    pub blocks_available: u64,
+    /// All inodes.
+    pub files: u64,
+    /// Free inodes.
+    pub files_free: u64,
+    /// Longest name in bytes.
+    pub name_max: u64,
+}

@@ -1,0 +1,125 @@
+//! Extended attributes, POSIX ACLs among them. Names that could be marks are escaped on their way in and back.
+
+use std::borrow::Cow;
+
+use cowl_core::upper::marks::{escape, unescape};
+use rustix::fs::XattrFlags as HostFlags;
+
+use super::Overlay;
+use super::types::{Errno, NodeId, XattrFlags};
+
+const ACL_ACCESS: &[u8] = b"system.posix_acl_access";
+const SGID: u32 = 0o2000;
+/// Longest name of an attribute (XATTR_NAME_MAX).
+const NAME_MAX: usize = 255;
+
+impl Overlay {
+    /// The value of an attribute; ENODATA if there is none.
+    pub fn getxattr(&self, id: NodeId, name: &[u8]) -> Result<Vec<u8>, Errno> {
+        let id = self.current(id);
+        let _guard = self.upper.is_some().then(|| self.busy.lock(&[id]));
+        Ok(self
+            .find_xattr(id, name)?
+            .ok_or(Errno::NODATA)?
+            .into_owned())
+    }
+
+    /// The names of all attributes, each ended by a NUL.
+    pub fn listxattr(&self, id: NodeId) -> Result<Vec<u8>, Errno> {
+        let id = self.current(id);
+        let mut names = Vec::new();
+        if !self.in_upper(id) {
+            for (name, _) in self.lower.xattrs(id.tree().ok_or(Errno::STALE)?)? {
+                names.extend_from_slice(name);
+                names.push(0);
+            }
+            return Ok(names);
+        }
+        let _guard = self.busy.lock(&[id]);
+        let stored = self.place_of(id)?.spot().xattr_names()?;
+        for name in stored
+            .split(|byte| *byte == 0)
+            .filter(|name| !name.is_empty())
+            .filter_map(unescape)
+        {
+            names.extend_from_slice(&name);
+            names.push(0);
+        }
+        Ok(names)
+    }
+
+    /// Sets an attribute.
+    pub fn setxattr(
+        &self,
+        id: NodeId,
+        name: &[u8],
+        value: &[u8],
+        flags: XattrFlags,
+    ) -> Result<(), Errno> {
+        self.writable()?;
+        check_attribute(name)?;
+        let id = self.current(id);
+        self.copy_up(id)?;
+        let _guard = self.busy.lock(&[id]);
+        let mut host = HostFlags::empty();
+        host.set(HostFlags::CREATE, flags.create);
+        host.set(HostFlags::REPLACE, flags.replace);
+        let place = self.place_of(id)?;
+        place.spot().set_xattr(&escape(name), value, host)?;
+        if flags.kill_sgid && name == ACL_ACCESS {
+            let mode = u32::from(place.spot().stat()?.stx_mode);
+            place.spot().chmod(mode & !SGID)?;
+        }
+        Ok(())
+    }
+
+    /// Removes an attribute; ENODATA if there is none, and then nothing is copied up.
+    pub fn removexattr(&self, id: NodeId, name: &[u8]) -> Result<(), Errno> {
+        self.writable()?;
+        check_attribute(name)?;
+        self.getxattr(id, name)?;
+        let id = self.current(id);
+        self.copy_up(id)?;
+        let _guard = self.busy.lock(&[id]);
+        self.place_of(id)?.spot().remove_xattr(&escape(name))
+    }
+
+    /// An attribute's value. The caller guards the node.
+    pub(super) fn find_xattr(
+        &self,
+        id: NodeId,
+        name: &[u8],
+    ) -> Result<Option<Cow<'_, [u8]>>, Errno> {
+        check_attribute(name)?;
+        if self.in_upper(id) {
+            return Ok(self
+                .place_of(id)?
+                .spot()
+                .xattr(&escape(name))?
+                .map(Cow::Owned));
+        }
+        let Some(node) = id.tree() else {
+            return Ok(None);
+        };
+        Ok(self.lower.xattr(node, name)?.map(Cow::Borrowed))
+    }
+
+    /// Whether a node has a file in the upper.
+    pub(super) fn in_upper(&self, id: NodeId) -> bool {
+        self.upper.is_some()
+            && self
+                .state
+                .read()
+                .node(id)
+                .is_some_and(|node| node.upper.is_some())
+    }
+}
+
+fn check_attribute(name: &[u8]) -> Result<(), Errno> {
+    match name.len() {
+        0 => Err(Errno::INVAL),
+        length if length > NAME_MAX => Err(Errno::RANGE),
+        _ if name.contains(&0) => Err(Errno::INVAL),
+        _ => Ok(()),
+    }
+}

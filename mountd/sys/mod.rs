@@ -1,0 +1,3 @@
+//! Safe wrappers for what the system-call crates lack: one small file each, the only `unsafe` of this crate.
+
+pub(crate) mod identity;
