@@ -272,9 +272,9 @@ impl Overlay {
             )?;
         // The mark and the owner of a copied-up file are no data, but without them the data are not there.
         if data_only && !unsynced {
-            rustix::fs::fdatasync(&*open)?
+            rustix::fs::fdatasync(&*open)?;
         } else {
-            rustix::fs::fsync(&*open)?
+            rustix::fs::fsync(&*open)?;
         }
         self.sync_above(id)
     }
@@ -388,7 +388,7 @@ impl Overlay {
         match rustix::fs::unlinkat(upper.orphans(), name, rustix::fs::AtFlags::empty()) {
             Ok(()) => {}
             Err(errno) => {
-                tracing::warn!(number, %errno, "work/orphans keeps a file until the next mount")
+                tracing::warn!(number, %errno, "work/orphans keeps a file until the next mount");
             }
         }
         self.files.forget(id);

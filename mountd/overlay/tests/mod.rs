@@ -213,3 +213,20 @@ pub(super) fn on_disk(dir: &Path) -> Vec<String> {
     out.sort();
     out
 }
+
+pub(super) const WRITE: OpenFlags = OpenFlags {
+    write: true,
+    truncate: false,
+    kill_priv: false,
+};
+
+pub(super) fn mode(mode: u32) -> SetAttr {
+    SetAttr {
+        mode: Some(mode),
+        ..SetAttr::default()
+    }
+}
+
+pub(super) fn stat(overlay: &Overlay, path: &str) -> Attr {
+    overlay.getattr(walk(overlay, path).unwrap(), None).unwrap()
+}

@@ -2,6 +2,11 @@
 
 use super::*;
 
+/// Version 2; `user::rwx,user:1:rwx,group::r-x,mask::rwx,other::---`: tag and permissions u16, id u32, little-endian.
+const DEFAULT_ACL: &[u8] =
+    b"\x02\0\0\0\x01\0\x07\0\xff\xff\xff\xff\x02\0\x07\0\x01\0\0\0\x04\0\x05\0\xff\xff\xff\xff\
+    \x10\0\x07\0\xff\xff\xff\xff\x20\0\0\0\xff\xff\xff\xff";
+
 fn small() -> Fixture {
     Fixture::new(&[
         ("file", 0o644, Made::File(b"content"), &[("user.a", b"1")]),
@@ -20,15 +25,7 @@ fn small() -> Fixture {
 
 fn write_to(overlay: &Overlay, path: &str, offset: u64, data: &[u8]) {
     let id = walk(overlay, path).unwrap();
-    let opened = overlay
-        .open(
-            id,
-            OpenFlags {
-                write: true,
-                ..OpenFlags::default()
-            },
-        )
-        .unwrap();
+    let opened = overlay.open(id, WRITE).unwrap();
     assert_eq!(
         overlay
             .write(id, Some(opened.handle), offset, data, false)
@@ -58,21 +55,11 @@ fn a_read_only_mount_shows_the_tree_and_refuses_every_change() {
         overlay.readlink(walk(&overlay, "link").unwrap()).unwrap(),
         b"dir/one"
     );
-    assert_eq!(
-        overlay
-            .getattr(walk(&overlay, "dir").unwrap(), None)
-            .unwrap()
-            .nlink,
-        3
-    );
+    assert_eq!(stat(&overlay, "dir").nlink, 3);
     assert_eq!(overlay.lookup(NodeId::ROOT, b"nothing").unwrap(), None);
     assert_eq!(overlay.lookup(file.id, b"x").unwrap_err(), Errno::NOTDIR);
     let root = NodeId::ROOT;
     let caller = &ROOT_CALLER;
-    let write = OpenFlags {
-        write: true,
-        ..OpenFlags::default()
-    };
     let changes: [(&str, Result<(), Errno>); 12] = [
         (
             "mkdir",
@@ -81,12 +68,12 @@ fn a_read_only_mount_shows_the_tree_and_refuses_every_change() {
         (
             "create",
             overlay
-                .create(root, b"x", 0o644, 0, write, caller)
+                .create(root, b"x", 0o644, 0, WRITE, caller)
                 .map(drop),
         ),
         (
             "tmpfile",
-            overlay.tmpfile(root, 0o644, 0, write, caller).map(drop),
+            overlay.tmpfile(root, 0o644, 0, WRITE, caller).map(drop),
         ),
         (
             "symlink",
@@ -101,23 +88,14 @@ fn a_read_only_mount_shows_the_tree_and_refuses_every_change() {
         ),
         (
             "setattr",
-            overlay
-                .setattr(
-                    file.id,
-                    None,
-                    &SetAttr {
-                        mode: Some(0),
-                        ..SetAttr::default()
-                    },
-                )
-                .map(drop),
+            overlay.setattr(file.id, None, &mode(0)).map(drop),
         ),
         (
             "setxattr",
             overlay.setxattr(file.id, b"user.b", b"", XattrFlags::default()),
         ),
         ("removexattr", overlay.removexattr(file.id, b"user.a")),
-        ("open", overlay.open(file.id, write).map(drop)),
+        ("open", overlay.open(file.id, WRITE).map(drop)),
     ];
     for (what, result) in changes {
         assert_eq!(result, Err(Errno::ROFS), "{what}");
@@ -130,16 +108,7 @@ fn chmod_copies_no_data_and_a_write_copies_all() {
     let overlay = fixture.overlay();
     let id = walk(&overlay, "dir/one").unwrap();
     let before = overlay.getattr(id, None).unwrap();
-    let attr = overlay
-        .setattr(
-            id,
-            None,
-            &SetAttr {
-                mode: Some(0o640),
-                ..SetAttr::default()
-            },
-        )
-        .unwrap();
+    let attr = overlay.setattr(id, None, &mode(0o640)).unwrap();
     assert_eq!(
         (attr.mode, attr.ino, attr.size, attr.mtime),
         (0o640, before.ino, 3, OLD)
@@ -149,13 +118,7 @@ fn chmod_copies_no_data_and_a_write_copies_all() {
     assert_eq!(raw, [0; 3]);
     assert_eq!(content(&overlay, "dir/one"), b"one");
     // Nothing visible happened to the directories above.
-    assert_eq!(
-        overlay
-            .getattr(walk(&overlay, "dir").unwrap(), None)
-            .unwrap()
-            .mtime,
-        OLD
-    );
+    assert_eq!(stat(&overlay, "dir").mtime, OLD);
     assert_eq!(overlay.getattr(NodeId::ROOT, None).unwrap().mtime, OLD);
     write_to(&overlay, "dir/one", 1, b"XY!");
     assert_eq!(fs::read(fixture.path("upper/dir/one")).unwrap(), b"oXY!");
@@ -164,13 +127,7 @@ fn chmod_copies_no_data_and_a_write_copies_all() {
     drop(overlay);
     let overlay = fixture.overlay();
     assert_eq!(content(&overlay, "dir/one"), b"oXY!");
-    assert_eq!(
-        overlay
-            .getattr(walk(&overlay, "dir/one").unwrap(), None)
-            .unwrap()
-            .ino,
-        before.ino
-    );
+    assert_eq!(stat(&overlay, "dir/one").ino, before.ino);
 }
 
 #[test]
@@ -198,15 +155,11 @@ fn a_large_file_read_from_its_object_gets_another_node_when_it_is_written() {
             ..
         })
     ));
-    let write = OpenFlags {
-        write: true,
-        ..OpenFlags::default()
-    };
-    assert_eq!(overlay.open(before.id, write).unwrap_err(), Errno::STALE);
+    assert_eq!(overlay.open(before.id, WRITE).unwrap_err(), Errno::STALE);
     let after = overlay.lookup(NodeId::ROOT, b"big").unwrap().unwrap();
     assert_ne!(after.id, before.id);
     assert_eq!(after.attr.ino, before.attr.ino);
-    let writer = overlay.open(after.id, write).unwrap();
+    let writer = overlay.open(after.id, WRITE).unwrap();
     assert!(matches!(
         writer.mode,
         OpenMode::Passthrough(Backing {
@@ -270,10 +223,7 @@ fn a_directory_made_over_a_removed_one_shows_nothing_of_it() {
 fn a_moved_directory_takes_its_children_along() {
     let fixture = small();
     let overlay = fixture.overlay();
-    let ino = overlay
-        .getattr(walk(&overlay, "dir/sub/deep").unwrap(), None)
-        .unwrap()
-        .ino;
+    let ino = stat(&overlay, "dir/sub/deep").ino;
     overlay
         .rename(
             NodeId::ROOT,
@@ -290,13 +240,7 @@ fn a_moved_directory_takes_its_children_along() {
     drop(overlay);
     let overlay = fixture.overlay();
     assert_eq!(content(&overlay, "moved/sub/deep"), b"Deep");
-    assert_eq!(
-        overlay
-            .getattr(walk(&overlay, "moved/sub/deep").unwrap(), None)
-            .unwrap()
-            .ino,
-        ino
-    );
+    assert_eq!(stat(&overlay, "moved/sub/deep").ino, ino);
     assert_eq!(walk(&overlay, "dir"), Err(Errno::NOENT));
 }
 
@@ -354,15 +298,7 @@ fn an_unlinked_open_file_stays_until_it_is_released_and_forgotten() {
     let fixture = small();
     let overlay = fixture.overlay();
     let id = overlay.lookup(NodeId::ROOT, b"file").unwrap().unwrap().id;
-    let opened = overlay
-        .open(
-            id,
-            OpenFlags {
-                write: true,
-                ..OpenFlags::default()
-            },
-        )
-        .unwrap();
+    let opened = overlay.open(id, WRITE).unwrap();
     overlay.unlink(NodeId::ROOT, b"file").unwrap();
     assert_eq!(on_disk(&fixture.path("work/orphans")).len(), 1);
     assert_eq!(overlay.getattr(id, None).unwrap().nlink, 0);
@@ -391,12 +327,8 @@ fn an_unlinked_open_file_stays_until_it_is_released_and_forgotten() {
 fn an_unnamed_file_can_be_given_a_name() {
     let fixture = small();
     let overlay = fixture.overlay();
-    let write = OpenFlags {
-        write: true,
-        ..OpenFlags::default()
-    };
     let (entry, opened) = overlay
-        .tmpfile(NodeId::ROOT, 0o640, 0, write, &ROOT_CALLER)
+        .tmpfile(NodeId::ROOT, 0o640, 0, WRITE, &ROOT_CALLER)
         .unwrap();
     assert_eq!((entry.attr.nlink, entry.attr.mode), (0, 0o640));
     overlay
@@ -407,7 +339,7 @@ fn an_unnamed_file_can_be_given_a_name() {
     overlay.release(entry.id, opened.handle).unwrap();
     assert_eq!(content(&overlay, "named"), b"named");
     let (other, opened) = overlay
-        .tmpfile(NodeId::ROOT, 0o640, 0, write, &ROOT_CALLER)
+        .tmpfile(NodeId::ROOT, 0o640, 0, WRITE, &ROOT_CALLER)
         .unwrap();
     overlay.forget(other.id, 1);
     overlay.release(other.id, opened.handle).unwrap();
@@ -440,35 +372,20 @@ fn marks_cannot_be_forged_and_a_null_device_is_no_whiteout() {
         .unwrap();
     assert_eq!(made.attr.file_type, device);
     overlay
-        .setattr(
-            walk(&overlay, "null").unwrap(),
-            None,
-            &SetAttr {
-                mode: Some(0o600),
-                ..SetAttr::default()
-            },
-        )
+        .setattr(walk(&overlay, "null").unwrap(), None, &mode(0o600))
         .unwrap();
     let zero_ino = made.attr.ino;
     drop(overlay);
     let overlay = fixture.overlay();
     for (path, mode) in [("zero", 0o644), ("null", 0o600)] {
-        let attr = overlay
-            .getattr(walk(&overlay, path).unwrap(), None)
-            .unwrap();
+        let attr = stat(&overlay, path);
         assert_eq!(
             (attr.file_type, attr.mode, attr.rdev.major, attr.size),
             (device, mode, 0, 0),
             "{path}"
         );
     }
-    assert_eq!(
-        overlay
-            .getattr(walk(&overlay, "zero").unwrap(), None)
-            .unwrap()
-            .ino,
-        zero_ino
-    );
+    assert_eq!(stat(&overlay, "zero").ino, zero_ino);
     assert_eq!(
         names(&overlay, "dir").len(),
         3,
@@ -481,20 +398,8 @@ fn a_write_by_a_stranger_drops_privileges() {
     let fixture = small();
     let overlay = fixture.overlay();
     let id = walk(&overlay, "file").unwrap();
-    let mode = |mode| SetAttr {
-        mode: Some(mode),
-        ..SetAttr::default()
-    };
     overlay.setattr(id, None, &mode(0o6777)).unwrap();
-    let writer = overlay
-        .open(
-            id,
-            OpenFlags {
-                write: true,
-                ..OpenFlags::default()
-            },
-        )
-        .unwrap();
+    let writer = overlay.open(id, WRITE).unwrap();
     assert!(
         matches!(writer.mode, OpenMode::Cached),
         "a set-user-id file is not written behind our back"
@@ -539,43 +444,17 @@ fn umask_and_default_acl_are_what_the_host_makes_of_them() {
     let fixture = small();
     let overlay = fixture.overlay();
     let root = NodeId::ROOT;
-    let flags = OpenFlags {
-        write: true,
-        ..OpenFlags::default()
-    };
     let (made, opened) = overlay
-        .create(root, b"masked", 0o666, 0o027, flags, &ROOT_CALLER)
+        .create(root, b"masked", 0o666, 0o027, WRITE, &ROOT_CALLER)
         .unwrap();
     overlay.release(made.id, opened.handle).unwrap();
     assert_eq!(made.attr.mode, 0o640);
-    // Version 2; user::rwx, user:1:rwx, group::r-x, mask::rwx, other::---.
-    let acl: Vec<u8> = [2_u32.to_le_bytes().to_vec()]
-        .into_iter()
-        .chain(
-            [
-                (1_u16, 7_u16, u32::MAX),
-                (2, 7, 0),
-                (4, 5, u32::MAX),
-                (16, 7, u32::MAX),
-                (32, 0, u32::MAX),
-            ]
-            .map(|(tag, perm, id)| {
-                [
-                    tag.to_le_bytes().to_vec(),
-                    perm.to_le_bytes().to_vec(),
-                    id.to_le_bytes().to_vec(),
-                ]
-                .concat()
-            }),
-        )
-        .collect::<Vec<_>>()
-        .concat();
     let dir = walk(&overlay, "dir").unwrap();
     overlay
         .setxattr(
             dir,
             b"system.posix_acl_default",
-            &acl,
+            DEFAULT_ACL,
             XattrFlags::default(),
         )
         .unwrap();
@@ -585,14 +464,14 @@ fn umask_and_default_acl_are_what_the_host_makes_of_them() {
     rustix::fs::lsetxattr(
         &plain,
         "system.posix_acl_default",
-        &acl,
+        DEFAULT_ACL,
         rustix::fs::XattrFlags::empty(),
     )
     .unwrap();
     // At a free name, and at one that has a whiteout.
     for name in [&b"fresh"[..], b"one"] {
         let (ours, opened) = overlay
-            .create(dir, name, 0o666, 0o077, flags, &ROOT_CALLER)
+            .create(dir, name, 0o666, 0o077, WRITE, &ROOT_CALLER)
             .unwrap();
         overlay.release(ours.id, opened.handle).unwrap();
         let host = plain.join(std::str::from_utf8(name).unwrap());
@@ -611,16 +490,7 @@ fn umask_and_default_acl_are_what_the_host_makes_of_them() {
     }
     // What is copied up into that directory inherits nothing.
     let hard = walk(&overlay, "dir/sub/deep").unwrap();
-    overlay
-        .setattr(
-            hard,
-            None,
-            &SetAttr {
-                mode: Some(0o644),
-                ..SetAttr::default()
-            },
-        )
-        .unwrap();
+    overlay.setattr(hard, None, &mode(0o644)).unwrap();
     assert_eq!(
         overlay
             .listxattr(walk(&overlay, "dir/sub").unwrap())
@@ -640,19 +510,15 @@ fn a_new_file_belongs_to_who_made_it() {
         uid: 1234,
         gid: 4321,
     };
-    let flags = OpenFlags {
-        write: true,
-        ..OpenFlags::default()
-    };
     if overlay
-        .create(NodeId::ROOT, b"probe", 0o600, 0, flags, &caller)
+        .create(NodeId::ROOT, b"probe", 0o600, 0, WRITE, &caller)
         .is_err()
     {
         return; // a user namespace of one id
     }
     overlay.unlink(NodeId::ROOT, b"file").unwrap();
     let (made, _) = overlay
-        .create(NodeId::ROOT, b"file", 0o600, 0, flags, &caller)
+        .create(NodeId::ROOT, b"file", 0o600, 0, WRITE, &caller)
         .unwrap();
     assert_eq!((made.attr.uid, made.attr.gid), (1234, 4321));
     let dir = overlay
@@ -684,15 +550,6 @@ fn a_new_file_belongs_to_who_made_it() {
         .unwrap();
     assert_eq!(caller_again.attr.uid, 1234);
     let one = walk(&overlay, "dir/one").unwrap();
-    let attr = overlay
-        .setattr(
-            one,
-            None,
-            &SetAttr {
-                mode: Some(0o600),
-                ..SetAttr::default()
-            },
-        )
-        .unwrap();
+    let attr = overlay.setattr(one, None, &mode(0o600)).unwrap();
     assert_eq!((attr.uid, attr.gid), (0, 0));
 }

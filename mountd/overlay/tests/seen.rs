@@ -45,13 +45,8 @@ pub(super) fn of_overlay(overlay: &Overlay) -> Tree {
     tree
 }
 
-fn visit_overlay(
-    overlay: &Overlay,
-    dir: NodeId,
-    prefix: &str,
-    tree: &mut Tree,
-    first: &mut BTreeMap<u64, String>,
-) {
+/// Name, `d_ino` and type of every entry.
+fn names_of(overlay: &Overlay, dir: NodeId, prefix: &str) -> Vec<(Vec<u8>, u64, FileType)> {
     let mut names = Vec::new();
     let mut cookie = 0;
     // A few at a time, so that going on is tried too.
@@ -83,6 +78,17 @@ fn visit_overlay(
         names.len(),
         "a name comes twice in {prefix:?}"
     );
+    names
+}
+
+fn visit_overlay(
+    overlay: &Overlay,
+    dir: NodeId,
+    prefix: &str,
+    tree: &mut Tree,
+    first: &mut BTreeMap<u64, String>,
+) {
+    let names = names_of(overlay, dir, prefix);
     for (name, d_ino, d_type) in names {
         let entry = overlay
             .lookup(dir, &name)
