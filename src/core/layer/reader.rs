@@ -6,7 +6,7 @@
 //! Why not the crate `tar-core`: its lenient mode takes an unreadable `size` for absent, its strict mode refuses times before 1970, so
 //! every field would have to be read a second time; base-256 sizes of 2^64 and more wrap, a PAX 1.0 sparse map may grow without
 //! bound, and a `size` record beside one counts the map as content. Two readings of one header are what smuggling lives on. It is the
-//! peer that this reader is compared with in the tests.
+//! peer that this reader is compared with in the tests. (`image` indexes outer archives with it: what it finds there is checked by digest.)
 
 use std::io::Read;
 use std::ops::ControlFlow::{self, Break, Continue};
