@@ -19,8 +19,8 @@
 //! ```
 //!
 //! # Publishing
-//! A transaction writes under `tmp/`, then: `syncfs` -> rename everything into place, objects first -> `syncfs` -> tags
-//! (write, fsync, rename, fsync of the directory). The first `syncfs` makes every content durable *before* it gets the
+//! A transaction writes under `tmp/`, tags included, then: `syncfs` -> rename everything into place, objects first ->
+//! `syncfs` -> rename the tags -> `fsync` of `refs/`. The first `syncfs` makes every content durable *before* it gets the
 //! name by which others trust it, and an error of it aborts. Therefore no name in `objects/` ever stands for bytes that
 //! a power cut can take away, and there is no "written since the last sync" window after an unclean shutdown: what such
 //! a window would hold is still in `tmp/` and is thrown away. The second `syncfs` makes the names durable before a tag

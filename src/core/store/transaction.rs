@@ -5,7 +5,7 @@
 //! its flock is free, and the flock of `tmp/` itself keeps a directory that was just made, and is not locked yet, from
 //! being taken for a dead one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::dir::{Dir, PUBLISHED};
+use super::dir::{Dir, PRIVATE, PUBLISHED};
 use super::{BlobWriter, Locked, ObjectWriter, Outcome, RefRecord, Store, StoreError, object_name, random_name, remove_tree};
 use crate::digest::{ChainId, DiffId, ObjectHasher, ObjectId, Sha256Digest};
 
@@ -48,7 +48,7 @@ pub struct Transaction<'s> {
 #[derive(Debug, Default)]
 pub(super) struct Staged {
     pub(super) objects: BTreeSet<ObjectId>,
-    pub(super) blobs: BTreeMap<Sha256Digest, u64>,
+    pub(super) blobs: BTreeSet<Sha256Digest>,
     pub(super) layers: BTreeSet<DiffId>,
     pub(super) merged: BTreeSet<ChainId>,
 }
@@ -164,17 +164,27 @@ impl Transaction<'_> {
     ///
     /// After an error before the first tag, nothing refers to what may already have its place, and gc removes it.
     pub fn publish(self, refs: &[RefRecord]) -> Result<(), StoreError> {
-        // Whatever can be refused is refused before anything moves.
+        // Written first of all: what is refused, or does not fit on the disk, fails before anything moves.
         let mut tags = Vec::with_capacity(refs.len());
         for record in refs {
             let name = record.file_name()?;
-            let content = super::to_json(record, &self.store.refs.join(&name))?;
-            tags.push((name, content));
+            let temporary = self.temporary();
+            self.dir.create_with(&temporary, PRIVATE, &super::to_json(record, &self.store.refs.join(&name))?)?;
+            tags.push((temporary, name));
         }
+        self.sync_all()?;
+        self.place()?;
+        // Also for what was found present: its publisher may not have come to its own second sync yet.
+        self.sync_all()?;
+        for (temporary, name) in &tags {
+            self.dir.rename(temporary, &self.store.refs, name)?;
+        }
+        if tags.is_empty() { Ok(()) } else { self.store.refs.sync() }
+    }
+
+    /// Renames all that is staged to where it belongs; what others refer to goes first.
+    fn place(&self) -> Result<(), StoreError> {
         let staged = std::mem::take(&mut *self.staged.lock());
-        if !staged.is_empty() {
-            self.sync_all()?;
-        }
         for id in &staged.objects {
             self.dir.rename(id.to_string(), &self.store.objects, object_name(*id))?;
         }
@@ -185,13 +195,8 @@ impl Transaction<'_> {
             let name = super::layer::merged_name(*chain);
             self.dir.rename(&name, &self.store.merged, &name)?;
         }
-        for digest in staged.blobs.keys() {
+        for digest in &staged.blobs {
             self.dir.rename(digest.hex(), &self.store.blobs, digest.hex())?;
-        }
-        // Also for what was found present: its publisher may not have come to its own second sync yet.
-        self.sync_all()?;
-        for (name, content) in tags {
-            self.store.refs.replace(&name, &content, &self.dir, &self.temporary())?;
         }
         Ok(())
     }
@@ -254,19 +259,12 @@ impl Transaction<'_> {
     pub(super) fn stage_blob(&self, digest: Sha256Digest, size: u64, stream: &str) -> Result<(), StoreError> {
         let there = self.store.blobs.stat(digest.hex())?;
         let present = there.is_some_and(|meta| meta.file_type == FileType::RegularFile && meta.size == size);
-        if present && self.trust == Trust::Size || self.staged.lock().blobs.contains_key(&digest) {
+        if present && self.trust == Trust::Size || self.staged.lock().blobs.contains(&digest) {
             return self.discard(stream);
         }
         self.dir.rename(stream, &self.dir, digest.hex())?;
-        self.staged.lock().blobs.insert(digest, size);
+        self.staged.lock().blobs.insert(digest);
         Ok(())
-    }
-}
-
-impl Staged {
-    fn is_empty(&self) -> bool {
-        let Self { objects, blobs, layers, merged } = self;
-        objects.is_empty() && blobs.is_empty() && layers.is_empty() && merged.is_empty()
     }
 }
 
