@@ -23,11 +23,15 @@ pub use names::short;
 
 use crate::volume::{Volume, VolumeName, Volumes};
 use container::config::Config;
-use container::state::Status;
+use container::state::{Exit, Status};
 use container::{Container, Containers};
 use cowl_core::store::Store;
+use cowl_launch::cgroup::remove_leftovers;
 use error::{Context, Error, Result};
 use std::path::Path;
+
+/// Where the cgroups of containers are, in each hierarchy.
+const CGROUP_PARENT: &str = "/cowl";
 
 /// An open store with its containers and volumes.
 #[derive(Debug)]
@@ -96,6 +100,19 @@ impl Engine {
     /// Removes a container that is over or about to be: waits for its monitor and its mount, never for longer than they live.
     fn remove_container(&self, container: &Container, with_volumes: bool) -> Result<()> {
         container.wait_over()?;
+        if matches!(
+            container.status()?,
+            Status::Abandoned
+                | Status::Exited(Exit {
+                    finished_at: None,
+                    ..
+                })
+        ) {
+            // Its monitor was killed and could not do it.
+            remove_leftovers(CGROUP_PARENT, &container.config.id)?;
+        }
+        // Of a mount that a killed command left behind.
+        self.store.wait_lease_end(short(&container.config.id))?;
         let guard = self.containers.guard()?;
         self.containers.vanish(&guard, container, with_volumes)?;
         drop(guard);

@@ -7,10 +7,11 @@ use super::image::Image;
 use super::mountpoint::{self, MountPoint};
 use super::{Engine, helpers, names};
 use cowl_core::digest::{DiffId, ImageId};
-use cowl_core::handover::{self, MountSources, Mounted, ProfileChoice, UpperSource};
+use cowl_core::handover::{self, MountSources, ProfileChoice, UpperSource};
 use cowl_core::store::{Store, remove_tree};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::process::Child;
 
 /// What is to be mounted.
 #[derive(Debug, Clone, Copy)]
@@ -27,6 +28,22 @@ pub(super) struct Request<'a> {
     pub layers: &'a [DiffId],
     /// Upper and work directory; without them the mount is read-only.
     pub upper: Option<(BorrowedFd<'a>, BorrowedFd<'a>)>,
+}
+
+/// A mount that this process asked for, attached nowhere.
+#[derive(Debug)]
+pub(super) struct Mounted {
+    /// Its root; closing the last descriptor of it ends the mount.
+    pub(super) root: OwnedFd,
+    /// The process that serves it.
+    pub(super) keeper: Keeper,
+}
+
+/// The process that holds a mount's connection and lease.
+#[derive(Debug)]
+pub(super) struct Keeper {
+    process: Child,
+    lease: String,
 }
 
 /// Mounts, attached nowhere. From the return on, everything the mount needs is in the keeper's hands.
@@ -51,17 +68,34 @@ pub(super) fn mount(store: &Store, request: &Request<'_>) -> Result<Mounted> {
         handover::mount(&program, &sources).context(|| format!("mounting {}", request.title))?;
     // The keeper holds it now; its file stays until the last copy of the lock is gone.
     drop(lease.into_fd());
-    Ok(mounted)
+    let keeper = Keeper {
+        process: mounted.keeper,
+        lease: request.id.to_owned(),
+    };
+    Ok(Mounted {
+        root: mounted.mount,
+        keeper,
+    })
 }
 
-/// Waits until the keeper of a mount has let go of everything. Only for a mount that this process made.
-pub(super) fn wait_released(mut mounted: Mounted) -> Result<()> {
-    drop(mounted.mount);
-    mounted
-        .keeper
-        .wait()
-        .context(|| "waiting for the mount's keeper")?;
-    Ok(())
+impl Mounted {
+    /// Gives the mount up, and waits until its keeper has let go of everything.
+    pub(super) fn discard(self, store: &Store) -> Result<()> {
+        let Self { root, keeper } = self;
+        drop(root);
+        keeper.wait(store)
+    }
+}
+
+impl Keeper {
+    /// Waits until the mount is gone and its keeper has let go of everything.
+    pub(super) fn wait(mut self, store: &Store) -> Result<()> {
+        self.process
+            .wait()
+            .context(|| "waiting for the mount's keeper")?;
+        store.wait_lease_end(&self.lease)?;
+        Ok(())
+    }
 }
 
 /// What `cowl mount` is asked for.
@@ -167,10 +201,10 @@ impl Engine {
                 return Err(error.context(format!("upper {}", path.display())));
             }
         };
-        match point.attach(&mounted.mount) {
+        match point.attach(&mounted.root) {
             Ok(()) => Ok(()),
             Err(error) => {
-                wait_released(mounted)?;
+                mounted.discard(&self.store)?;
                 Err(error)
             }
         }

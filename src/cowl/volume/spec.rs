@@ -168,7 +168,7 @@ fn clean(path: &str) -> Result<String, String> {
     for component in Path::new(path).components() {
         match component {
             Component::Normal(name) => {
-                parts.push(name.to_str().ok_or_else(|| "not UTF-8".to_owned())?)
+                parts.push(name.to_str().ok_or_else(|| "not UTF-8".to_owned())?);
             }
             Component::ParentDir => {
                 parts.pop();

@@ -17,11 +17,11 @@ use super::container::config::{Config, Mount, MountSource, VERSION};
 use super::container::{Container, Making};
 use super::error::{Context, Error, Kind, Result};
 use super::image::Image;
+use super::mount::{self, Mounted};
 use super::process::{Overrides, Process};
 use super::signals::Signals;
-use super::{Engine, helpers, mount, names};
+use super::{CGROUP_PARENT, Engine, helpers, names};
 use crate::volume::{Source, VolumeName, VolumeSpec, is_name};
-use cowl_core::handover::Mounted;
 use cowl_launch::client::{Launch, Monitor, StartError};
 use cowl_launch::plan::{Limits, Plan, VolumeMount};
 use jiff::Timestamp;
@@ -236,14 +236,14 @@ impl Engine {
             upper,
         };
         let mounted = mount::mount(&self.store, &request)?;
-        match self.launch(container, mounted.mount.as_fd(), signals) {
+        match self.launch(container, mounted.root.as_fd(), signals) {
             Ok(Start::Running(running)) => Ok(Start::Running((mounted, running))),
             Ok(Start::Interrupted(signal)) => {
-                mount::wait_released(mounted)?;
+                mounted.discard(&self.store)?;
                 Ok(Start::Interrupted(signal))
             }
             Err(error) => {
-                mount::wait_released(mounted)?;
+                mounted.discard(&self.store)?;
                 Err(error)
             }
         }
@@ -334,18 +334,16 @@ impl Engine {
             init,
             streams,
         } = running;
-        let Mounted {
-            mount, mut keeper, ..
-        } = mounted;
+        let Mounted { root, keeper } = mounted;
         // Only the container holds its root now, so that its end is the mount's.
-        drop(mount);
+        drop(root);
         let ended = foreground::stay(&container.config, &monitor, init, streams, signals);
         if ended.is_err() {
             // Nobody reads its output any more, and nobody will.
             container.kill()?;
         }
         monitor.reap().context(|| "waiting for the monitor")?;
-        keeper.wait().context(|| "waiting for the mount's keeper")?;
+        keeper.wait(&self.store)?;
         if container.config.auto_remove {
             self.remove_container(container, true)?;
         }
@@ -410,6 +408,7 @@ fn plan(config: &Config) -> Plan {
         config.process.argv.iter().map(bytes).collect(),
     );
     plan.env = config.process.env.iter().map(bytes).collect();
+    CGROUP_PARENT.clone_into(&mut plan.cgroup_parent);
     plan.cwd = bytes(&config.process.cwd);
     plan.user = bytes(&config.process.user);
     plan.hostname.clone_from(&config.hostname);
