@@ -143,6 +143,9 @@ impl Job {
                 errno: 0,
                 exit_code: ENGINE_ERROR,
             })?;
+        // Whoever wants to end the container needs to know whom to kill from the first moment on.
+        lock.describe(getpid().as_raw_nonzero().get().cast_unsigned(), 0, None)
+            .map_err(|error| io_failed("describe the container", &error))?;
         let outcome = Container::start(&plan, descriptors)
             .and_then(|started| started.watch(&mut lock, control));
         let record = match &outcome {
