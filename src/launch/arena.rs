@@ -49,10 +49,17 @@ impl Host {
     /// Looks at the user namespace we are in (user_namespaces(7)).
     pub(crate) fn look() -> std::io::Result<Self> {
         let uid_map = std::fs::read_to_string("/proc/self/uid_map")?;
+        if maps_everything(&uid_map) {
+            return Ok(Self {
+                initial_user_namespace: true,
+                terminal_group: true,
+                groups_fixed: false,
+            });
+        }
         let gid_map = std::fs::read_to_string("/proc/self/gid_map")?;
         let setgroups = std::fs::read_to_string("/proc/self/setgroups")?;
         Ok(Self {
-            initial_user_namespace: maps_everything(&uid_map),
+            initial_user_namespace: false,
             terminal_group: maps(&gid_map, 5),
             groups_fixed: setgroups.trim() == "deny",
         })

@@ -3,15 +3,11 @@
 //! It allocates nothing and takes no lock. What fails is told to the monitor in eight bytes; success is the end of the report socket, which
 //! exec closes. The container has no other process yet, so nothing it looks at changes under it, but for volumes shared with others.
 
-use std::io::IoSlice;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use rustix::fs::{FileType, Mode, OFlags, fstat};
 use rustix::io::Errno;
-use rustix::net::{
-    RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recv, send, sendmsg,
-};
+use rustix::net::{RecvFlags, recv};
 use rustix::process::{Signal, set_parent_process_death_signal, setsid, umask};
 use rustix::thread::{
     CapabilitySets, remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
@@ -26,7 +22,10 @@ use crate::step::{At as _, Failure, Step};
 use crate::user::{self, User, UserError};
 
 /// What the child sends before it ends in exec: a terminal's master end comes with it.
-pub(crate) const TERMINAL: &[u8] = b"T";
+const TERMINAL: &[u8] = b"T";
+
+/// What the child sends to learn whether the monitor is still there; nobody reads anything into it.
+const ALIVE: &[u8] = b"E";
 
 /// Does everything and becomes the program; returns only to say what failed.
 pub(crate) fn run(mut arena: Arena, report: BorrowedFd<'_>) -> Failure {
@@ -117,20 +116,7 @@ fn open_terminal(
     };
     rustix::termios::tcsetwinsize(&master, size)?;
 
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    let descriptors = [master.as_fd()];
-    if !control.push(SendAncillaryMessage::ScmRights(&descriptors)) {
-        return Err(Errno::NOBUFS);
-    }
-    rustix::io::retry_on_intr(|| {
-        sendmsg(
-            report,
-            &[IoSlice::new(TERMINAL)],
-            &mut control,
-            SendFlags::NOSIGNAL,
-        )
-    })?;
+    crate::socket::send(report, TERMINAL, &[master.as_fd()])?;
     Ok(terminal)
 }
 
@@ -259,9 +245,7 @@ fn drop_privileges(arena: &Arena, user: &User<'_>) -> Result<(), Failure> {
 /// the socket is closed.
 fn tie_to_monitor(report: BorrowedFd<'_>) -> Result<(), Failure> {
     set_parent_process_death_signal(Some(Signal::KILL)).at(Step::ParentDeath)?;
-    send(report, b"E", SendFlags::NOSIGNAL)
-        .map(drop)
-        .at(Step::ParentDeath)
+    crate::socket::send(report, ALIVE, &[]).at(Step::ParentDeath)
 }
 
 /// Tries each place where the program may be, as execvp(3) does: one that can't be run is told only if no later one can.

@@ -11,10 +11,7 @@ use nix::sys::signal::{SigSet, Signal as NamedSignal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::epoll;
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
-    recvmsg, socketpair,
-};
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, socketpair};
 use rustix::process::{
     Pid, Signal, WaitId, WaitIdOptions, WaitOptions, getpid, pidfd_send_signal, setsid, waitid,
 };
@@ -23,6 +20,7 @@ use crate::arena::{Arena, Descriptors, Host};
 use crate::cgroup::ContainerCgroups;
 use crate::init;
 use crate::plan::{Event, Exited, Failed, Plan, Request, Started, WindowSize};
+use crate::socket;
 use crate::status::{ExitRecord, Lock, Moment};
 use crate::step::Failure;
 use crate::sys::clone::{Cloned, clone_into_namespaces, exit_now};
@@ -246,26 +244,23 @@ impl Container {
         let Cloned::Parent { pid, pidfd } = cloned else {
             drop(ours);
             let failure = init::run(arena, theirs.as_fd());
-            match rustix::net::send(
-                theirs.as_fd(),
-                &failure.to_bytes(),
-                rustix::net::SendFlags::NOSIGNAL,
-            ) {
+            match socket::send(theirs.as_fd(), &failure.to_bytes(), &[]) {
                 // If it can't be told, the monitor is gone, and so are we.
-                Ok(_) | Err(_) => exit_now(ENGINE_ERROR),
+                Ok(()) | Err(_) => exit_now(ENGINE_ERROR),
             }
         };
         // The child has its own copies. Ours would keep pipes open after its end.
         drop((arena, theirs));
         let attached = cgroups
             .attach(pid)
-            .map_err(|error| io_failed("move the container into its cgroups", &error))
-            .and_then(|()| {
-                rustix::net::send(ours.as_fd(), b"G", rustix::net::SendFlags::NOSIGNAL)
-                    .or_else(gone)
-                    .map_err(|errno| failed("report socket", errno))
-            });
-        let terminal = attached.and_then(|_sent| await_exec(ours.as_fd(), plan));
+            .map_err(|error| io_failed("move the container into its cgroups", &error));
+        let terminal = attached.and_then(|()| {
+            match socket::send(ours.as_fd(), b"G", &[]) {
+                // A child that is gone by now has said why.
+                Ok(()) | Err(Errno::PIPE) => await_exec(ours.as_fd(), plan),
+                Err(errno) => Err(failed("report socket", errno)),
+            }
+        });
         match terminal {
             Ok(terminal) => Ok(Self {
                 pid,
@@ -451,15 +446,6 @@ enum Client {
     Gone,
 }
 
-/// The child has ended before it could be told to go on: what it said tells why.
-fn gone(errno: Errno) -> Result<usize, Errno> {
-    if errno == Errno::PIPE {
-        Ok(0)
-    } else {
-        Err(errno)
-    }
-}
-
 fn watched_signals() -> SigSet {
     use NamedSignal::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
     [SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2]
@@ -472,31 +458,14 @@ fn await_exec(report: BorrowedFd<'_>, plan: &Plan) -> Result<Option<OwnedFd>, Fa
     let mut terminal = None;
     loop {
         let mut message = [0; Failure::BYTES];
-        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let received = rustix::io::retry_on_intr(|| {
-            recvmsg(
-                report,
-                &mut [std::io::IoSliceMut::new(&mut message)],
-                &mut control,
-                RecvFlags::CMSG_CLOEXEC,
-            )
-        })
-        .map_err(|errno| failed("report socket", errno))?;
-        for item in control.drain() {
-            if let RecvAncillaryMessage::ScmRights(mut rights) = item {
-                terminal = rights.next().or(terminal);
-            }
-        }
+        let received = socket::receive(report, RecvFlags::empty(), &mut message)
+            .map_err(|errno| failed("report socket", errno))?;
+        terminal = received.descriptors.into_iter().next().or(terminal);
         if received.bytes == 0 {
             return Ok(terminal);
         }
         if received.bytes == Failure::BYTES {
-            let unknown = || Failed {
-                what: "the container's first process failed in an unknown way".to_owned(),
-                errno: 0,
-                exit_code: ENGINE_ERROR,
-            };
+            let unknown = || failed("understand the container's first process", Errno::BADMSG);
             return Err(
                 Failure::from_bytes(message).map_or_else(unknown, |failure| failure.describe(plan))
             );

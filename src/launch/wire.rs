@@ -15,19 +15,15 @@
 //! in a memory file, the first descriptor of `Run`. Callers: [`crate::client`] and [`crate::monitor`].
 
 use std::fs::File;
-use std::io::{IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 
 use bincode::{Decode, Encode};
 use rustix::fs::MemfdFlags;
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
-};
+use rustix::net::RecvFlags;
 
 use crate::plan::{Event, Exited, Failed, Plan, Request, Signal, Started, WindowSize};
+use crate::socket::{self, MAX_DESCRIPTORS};
 
 const MAGIC: [u8; 8] = *b"cowl-run";
 const VERSION: u32 = 1;
@@ -35,8 +31,6 @@ const HEADER: usize = 16;
 const RECORD: usize = 8;
 const OPTIONAL: u16 = 0x8000;
 
-/// The kernel takes no more descriptors than this in one message (`SCM_MAX_FD`).
-pub const MAX_DESCRIPTORS: usize = 253;
 /// Arguments and environment are limited by the kernel to a quarter of the stack's limit, 2 MiB by default; the rest of a plan is small.
 const MAX_PLAN: usize = 8 << 20;
 /// Any message but a plan is smaller; the longest is a `Failed` that quotes a path.
@@ -301,51 +295,20 @@ fn send(
     if descriptors.len() > MAX_DESCRIPTORS {
         return Err(WireError::TooManyDescriptors(descriptors.len()));
     }
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
-        return Err(WireError::TooManyDescriptors(descriptors.len()));
-    }
-    rustix::io::retry_on_intr(|| {
-        sendmsg(
-            socket,
-            &[IoSlice::new(message)],
-            &mut control,
-            SendFlags::NOSIGNAL,
-        )
-    })?;
-    Ok(())
+    Ok(socket::send(socket, message, descriptors)?)
 }
 
 fn receive(socket: BorrowedFd<'_>, flags: RecvFlags) -> Result<(Vec<u8>, Vec<OwnedFd>), WireError> {
     let mut message = vec![0; MAX_DATAGRAM];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let received = rustix::io::retry_on_intr(|| {
-        recvmsg(
-            socket,
-            &mut [IoSliceMut::new(&mut message)],
-            &mut control,
-            flags | RecvFlags::CMSG_CLOEXEC,
-        )
-    })?;
-    let mut descriptors = Vec::new();
-    for item in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(rights) = item {
-            descriptors.extend(rights);
-        }
-    }
+    let received = socket::receive(socket, flags, &mut message)?;
     if received.bytes == 0 {
         return Err(WireError::Closed);
     }
-    if received
-        .flags
-        .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC)
-    {
+    if received.truncated {
         return Err(WireError::Malformed("longer than a message may be"));
     }
     message.truncate(received.bytes);
-    Ok((message, descriptors))
+    Ok((message, received.descriptors))
 }
 
 #[cfg(test)]

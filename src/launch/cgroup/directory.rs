@@ -53,6 +53,16 @@ impl Directory {
         write(&self.path.join(file), text)
     }
 
+    /// Each line in a `write(2)` of its own.
+    pub(super) fn write_lines(
+        &self,
+        file: &str,
+        mut lines: impl Iterator<Item = String>,
+    ) -> io::Result<()> {
+        let mut file = OpenOptions::new().write(true).open(self.path.join(file))?;
+        lines.try_for_each(|line| file.write_all(line.as_bytes()))
+    }
+
     /// Writes where there is such a file; whether there was.
     pub(super) fn write_if_present(&self, file: &str, text: &str) -> io::Result<bool> {
         match self.write(file, text) {
@@ -86,7 +96,8 @@ pub(super) fn write(path: &Path, text: &str) -> io::Result<()> {
 }
 
 pub(super) fn read(path: &Path) -> io::Result<String> {
-    let mut text = String::new();
+    // Files of /proc don't tell their size; this is enough for most in one read.
+    let mut text = String::with_capacity(16 << 10);
     File::open(path)?.take(1 << 20).read_to_string(&mut text)?;
     Ok(text)
 }

@@ -7,6 +7,7 @@
 mod devices;
 mod directory;
 mod layout;
+mod unified;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
@@ -181,17 +182,15 @@ impl ContainerCgroups {
                 Errno::NOENT.into(),
             ));
         };
+        let base = unified::base(root);
         if controller != Controller::Devices {
-            enable_unified(root, relative, controller.name())?;
+            unified::enable(&base, relative, controller.name())?;
         }
         if self.unified.is_none() {
-            make_parents(root, relative)?;
-            let path = root.join(relative);
-            let directory = Directory::create(path.clone())
-                .map_err(|source| io_error("make", &path, source))?;
+            let directory = make(&base, relative)?;
             let descriptor = directory
                 .open()
-                .map_err(|source| io_error("open", &path, source))?;
+                .map_err(|source| io_error("open", &base.join(relative), source))?;
             self.unified = Some((directory, descriptor));
         }
         Ok(())
@@ -319,13 +318,13 @@ pub fn remove_leftovers(parent: &str, id: &str) -> Result<(), CgroupError> {
     let path = Path::new("/proc/self/mountinfo");
     let mountinfo = directory::read(path).map_err(|source| io_error("read", path, source))?;
     let layout = Layout::parse(mountinfo.as_bytes());
-    let mount_points = layout
+    let legacy = layout
         .legacy
         .iter()
-        .map(|mounted| &mounted.mount_point)
-        .chain(&layout.unified);
-    mount_points
-        .map(|mount_point| mount_point.join(&relative))
+        .map(|mounted| mounted.mount_point.clone());
+    legacy
+        .chain(layout.unified.as_deref().map(unified::base))
+        .map(|base| base.join(&relative))
         .try_for_each(|path| {
             Directory::existing(path.clone())
                 .remove()
@@ -335,11 +334,8 @@ pub fn remove_leftovers(parent: &str, id: &str) -> Result<(), CgroupError> {
 
 impl LegacyCgroup {
     fn create(mounted: &layout::Legacy, relative: &Path) -> Result<Self, CgroupError> {
-        make_parents(&mounted.mount_point, relative)?;
-        let path = mounted.mount_point.join(relative);
-        let directory =
-            Directory::create(path.clone()).map_err(|source| io_error("make", &path, source))?;
-        let path = path.join("cgroup.procs");
+        let directory = make(&mounted.mount_point, relative)?;
+        let path = mounted.mount_point.join(relative).join("cgroup.procs");
         let procs = OpenOptions::new()
             .write(true)
             .open(&path)
@@ -377,7 +373,7 @@ fn limit_unified_memory(made: &Directory, bytes: u64) -> io::Result<()> {
 
 fn restrict_legacy(made: &Directory) -> io::Result<()> {
     made.write("devices.deny", "a")?;
-    devices::legacy_lines().try_for_each(|line| made.write("devices.allow", &line))
+    made.write_lines("devices.allow", devices::legacy_lines())
 }
 
 fn restrict_unified(cgroup: BorrowedFd<'_>) -> io::Result<()> {
@@ -388,45 +384,17 @@ fn restrict_unified(cgroup: BorrowedFd<'_>) -> io::Result<()> {
     )?)
 }
 
-/// Makes the controller available to the cgroups at `relative`, from the root down.
-fn enable_unified(root: &Path, relative: &Path, controller: &str) -> Result<(), CgroupError> {
-    make_parents(root, relative)?;
-    let parent = relative.parent().unwrap_or(Path::new(""));
-    let mut level = root.to_owned();
-    for component in std::iter::once(None).chain(parent.components().map(Some)) {
-        level.extend(component);
-        let control = level.join("cgroup.subtree_control");
-        let enable = || directory::write(&control, &format!("+{controller}"));
-        match enable() {
-            Err(error) if Errno::from_io_error(&error) == Some(Errno::BUSY) => {
-                empty_into_leaf(&level)?;
-                enable().map_err(|source| io_error("write", &control, source))?;
-            }
-            other => other.map_err(|source| io_error("write", &control, source))?,
+/// Makes the container's cgroup below `base`; all above it is there but the first time.
+fn make(base: &Path, relative: &Path) -> Result<Directory, CgroupError> {
+    let path = base.join(relative);
+    let made = match Directory::create(path.clone()) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            make_parents(base, relative)?;
+            Directory::create(path.clone())
         }
-    }
-    Ok(())
-}
-
-/// Moves the processes of a cgroup into a child of it: but for the root of all, a cgroup that distributes controllers to its children may
-/// have no process itself (admin-guide/cgroup-v2.rst, "No Internal Process Constraint"). Happens inside a container or a delegated unit.
-fn empty_into_leaf(level: &Path) -> Result<(), CgroupError> {
-    let leaf = level.join("cowl-leaf");
-    match std::fs::create_dir(&leaf) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            return Err(io_error("make", &leaf, error));
-        }
-        _ => {}
-    }
-    let (from, to) = (level.join("cgroup.procs"), leaf.join("cgroup.procs"));
-    let processes = directory::read(&from).map_err(|source| io_error("read", &from, source))?;
-    for process in processes.lines() {
-        match directory::write(&to, process) {
-            Err(error) if Errno::from_io_error(&error) == Some(Errno::SRCH) => {}
-            other => other.map_err(|source| io_error("write", &to, source))?,
-        }
-    }
-    Ok(())
+        other => other,
+    };
+    made.map_err(|source| io_error("make", &path, source))
 }
 
 /// Makes all above the last component.
@@ -535,24 +503,5 @@ mod tests {
             unavailable("memory", Controller::Memory, error).to_string(),
             "a memory limit needs the memory cgroup controller, which is not available here"
         );
-    }
-
-    /// A directory stands for a hierarchy: what is written to it must be what the kernel would get.
-    #[test]
-    fn controllers_are_enabled_from_the_root_down() {
-        let root = tempfile::tempdir().unwrap();
-        std::fs::create_dir_all(root.path().join("a/b")).unwrap();
-        for level in ["", "a", "a/b"] {
-            std::fs::write(root.path().join(level).join("cgroup.subtree_control"), "").unwrap();
-        }
-        enable_unified(root.path(), Path::new("a/b/c"), "pids").unwrap();
-        for level in ["", "a", "a/b"] {
-            assert_eq!(
-                std::fs::read_to_string(root.path().join(level).join("cgroup.subtree_control"))
-                    .unwrap(),
-                "+pids"
-            );
-        }
-        assert!(!root.path().join("a/b/c").try_exists().unwrap());
     }
 }

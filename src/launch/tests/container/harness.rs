@@ -191,15 +191,13 @@ impl Fixture {
 
     /// Directories of this fixture's container in any hierarchy.
     pub(crate) fn cgroups(&self) -> Vec<PathBuf> {
-        let mut roots = vec![PathBuf::from("/sys/fs/cgroup")];
-        roots.extend(
-            std::fs::read_dir("/sys/fs/cgroup")
-                .unwrap()
-                .map(|entry| entry.unwrap().path()),
-        );
-        roots
+        let mut hierarchies = vec![PathBuf::from("/sys/fs/cgroup")];
+        let mounted = std::fs::read_dir("/sys/fs/cgroup").unwrap();
+        hierarchies.extend(mounted.map(|entry| entry.unwrap().path()));
+        hierarchies.retain(|path| path.is_dir());
+        hierarchies
             .into_iter()
-            .map(|root| root.join("cowl-test").join(&self.id))
+            .map(|hierarchy| hierarchy.join("cowl-test").join(&self.id))
             .filter(|path| path.try_exists().unwrap())
             .collect()
     }

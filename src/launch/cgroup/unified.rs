@@ -1,0 +1,111 @@
+//! What version 2 asks for before a cgroup has a controller (admin-guide/cgroup-v2.rst).
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Access, CWD, accessat};
+use rustix::io::Errno;
+
+use super::{CgroupError, directory, io_error, make_parents};
+
+/// Where below a version 2 mount our cgroups begin: at its root, or, where that isn't ours to write, at our own cgroup, which a service
+/// manager may have delegated to us.
+pub(super) fn base(mount_point: &Path) -> PathBuf {
+    if writable(mount_point) {
+        return mount_point.to_owned();
+    }
+    let own = directory::read(Path::new("/proc/self/cgroup"))
+        .ok()
+        .and_then(|text| own_cgroup(&text));
+    own.map(|own| mount_point.join(own))
+        .filter(|path| writable(path))
+        .unwrap_or_else(|| mount_point.to_owned())
+}
+
+fn writable(path: &Path) -> bool {
+    accessat(
+        CWD,
+        path.join("cgroup.subtree_control"),
+        Access::WRITE_OK,
+        rustix::fs::AtFlags::EACCESS,
+    )
+    .is_ok()
+}
+
+/// The version 2 line of /proc/self/cgroup, without its leading slash; none if it is outside of our cgroup namespace.
+fn own_cgroup(text: &str) -> Option<PathBuf> {
+    let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    (!path.split('/').any(|name| name == "..")).then(|| PathBuf::from(path))
+}
+
+/// Makes the controller available to the cgroup at `relative`, from the base down.
+pub(super) fn enable(base: &Path, relative: &Path, controller: &str) -> Result<(), CgroupError> {
+    make_parents(base, relative)?;
+    let parent = relative.parent().unwrap_or(Path::new(""));
+    let mut level = base.to_owned();
+    for component in std::iter::once(None).chain(parent.components().map(Some)) {
+        level.extend(component);
+        let control = level.join("cgroup.subtree_control");
+        let enable = || directory::write(&control, &format!("+{controller}"));
+        match enable() {
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::BUSY) => {
+                empty_into_leaf(&level)?;
+                enable().map_err(|source| io_error("write", &control, source))?;
+            }
+            other => other.map_err(|source| io_error("write", &control, source))?,
+        }
+    }
+    Ok(())
+}
+
+/// Moves the processes of a cgroup into a child of it: but for the root of all, a cgroup that distributes controllers to its children may
+/// have no process itself ("No Internal Process Constraint"). Happens inside a container or a delegated unit.
+fn empty_into_leaf(level: &Path) -> Result<(), CgroupError> {
+    let leaf = level.join("cowl-leaf");
+    match std::fs::create_dir(&leaf) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(io_error("make", &leaf, error));
+        }
+        _ => {}
+    }
+    let (from, to) = (level.join("cgroup.procs"), leaf.join("cgroup.procs"));
+    let processes = directory::read(&from).map_err(|source| io_error("read", &from, source))?;
+    for process in processes.lines() {
+        match directory::write(&to, process) {
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::SRCH) => {}
+            other => other.map_err(|source| io_error("write", &to, source))?,
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_own_cgroup_is_the_line_without_a_hierarchy_number() {
+        let hybrid = "4:memory:/a\n1:name=systemd:/b\n0::/user.slice/x.scope\n";
+        assert_eq!(own_cgroup(hybrid), Some("user.slice/x.scope".into()));
+        assert_eq!(own_cgroup("0::/\n"), Some("".into()));
+        assert_eq!(own_cgroup("0::/../outside\n"), None);
+        assert_eq!(own_cgroup("4:memory:/a\n"), None);
+    }
+
+    /// A directory stands for a hierarchy: what is written to it must be what the kernel would get.
+    #[test]
+    fn controllers_are_enabled_from_the_base_down() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(root.path().join("a/b")).unwrap();
+        for level in ["", "a", "a/b"] {
+            std::fs::write(root.path().join(level).join("cgroup.subtree_control"), "").unwrap();
+        }
+        enable(root.path(), Path::new("a/b/c"), "pids").unwrap();
+        for level in ["", "a", "a/b"] {
+            let control = root.path().join(level).join("cgroup.subtree_control");
+            assert_eq!(std::fs::read_to_string(control).unwrap(), "+pids");
+        }
+        assert!(!root.path().join("a/b/c").try_exists().unwrap());
+        assert_eq!(base(root.path()), root.path());
+    }
+}
