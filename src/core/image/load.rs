@@ -108,6 +108,10 @@ impl Loader<'_> {
         let id = ImageId(Sha256Digest::of(&candidate.config));
         let name = format!("the configuration of {}", candidate.names.first().map_or_else(|| id.to_string(), ToString::to_string));
         let config = ImageConfig::from_slice(&candidate.config).map_err(|source| ImageError::Json { name, source })?;
+        if !matches!(config.os.as_str(), "" | "linux") {
+            let what = format!("it is an image for {}, only Linux runs here", config.os);
+            return Err(ImageError::Unsupported { name: id.to_string(), what });
+        }
         let layers = config.rootfs.diff_ids;
         if layers.len() != candidate.layers.len() {
             return Err(ImageError::LayerCount { config: layers.len(), manifest: candidate.layers.len() });

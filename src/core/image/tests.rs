@@ -392,6 +392,14 @@ fn an_artifact_is_no_image() {
 }
 
 #[test]
+fn an_image_for_another_system_is_refused() {
+    let config: Vec<u8> = json!({ "architecture": "amd64", "os": "windows", "rootfs": { "diff_ids": [] } }).to_string().into();
+    let manifest = json!([{ "Config": "config", "RepoTags": ["app:1"], "Layers": [] }]).to_string().into();
+    let error = fixture().refused(&vec![("config".to_owned(), config), ("manifest.json".to_owned(), manifest)]);
+    assert!(error.to_string().contains("windows"), "{error}");
+}
+
+#[test]
 fn the_same_archive_may_be_loaded_many_times_at_once() {
     let fixture = fixture();
     let layers: Vec<_> = (0..5).map(|n| layer(&format!("dir/{n}"), &"x".repeat(n * 100_000))).collect();

@@ -165,11 +165,6 @@ impl<'t> BlobWriter<'t> {
         Ok(Self { transaction, hasher: Sha256Hasher::new(), size: 0, file, name })
     }
 
-    /// Bytes so far.
-    pub fn size(&self) -> u64 {
-        self.size
-    }
-
     /// The blob is complete; its digest.
     pub fn finish(self) -> Result<Sha256Digest, StoreError> {
         let digest = self.hasher.finish();
