@@ -9,6 +9,10 @@ use crate::tree::{Rdev, Timestamp};
 /// The largest size an octal field of 11 digits holds; below it a PAX `size` has nothing to add to the header's.
 const OCTAL_MAX: u64 = 0o77_777_777_777;
 
+/// What Linux's device numbers hold: 12 and 20 bits.
+const MAJOR_MAX: u32 = 0xfff;
+const MINOR_MAX: u32 = 0xf_ffff;
+
 /// One entry, before anything is made of its name.
 #[derive(Debug)]
 pub(super) struct Entry {
@@ -93,12 +97,13 @@ pub(super) fn kind(
     };
     let device = || -> Result<Rdev, KindFault> {
         let (major, minor) = header.device(format)?;
-        let number = |field, value| {
-            u32::try_from(value).map_err(|_range| EntryFault::OutOfRange { field, value })
+        let number = |field, value, max| {
+            let number = u32::try_from(value).ok().filter(|&number| number <= max);
+            number.ok_or(EntryFault::OutOfRange { field, value })
         };
         Ok(Rdev {
-            major: number("device major", major)?,
-            minor: number("device minor", minor)?,
+            major: number("device major", major, MAJOR_MAX)?,
+            minor: number("device minor", minor, MINOR_MAX)?,
         })
     };
     let kind = match (header.typeflag, map) {

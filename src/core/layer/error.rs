@@ -27,8 +27,8 @@ pub enum ImportError {
         /// What was being read.
         what: &'static str,
     },
-    /// A block that should be a tar header is none.
-    #[error("not a tar archive: byte {offset}: {fault}")]
+    /// A block that should be a tar header is none, or one that readers would not agree on.
+    #[error("{}byte {offset}: {fault}", if *.fault == HeaderFault::Checksum && *.offset == 0 { "not a tar archive: " } else { "malformed tar archive: " })]
     Header {
         /// Where the block begins in the uncompressed stream.
         offset: u64,

@@ -1,7 +1,7 @@
-//! Layers: a tar stream becomes a tree and objects.
+//! Layers: a tar stream becomes a tree and objects; a tree becomes a tar.
 //!
 //! Who calls it: `image` (archives), the engine (`import`), later `build` and `registry`. [`decompress`] undoes gzip, [`import`] does
-//! the rest. Nothing of a layer is ever laid out as directories: a path in an archive becomes components in a tree, a symbolic link is
+//! the rest; [`export()`] is the way out. Nothing of a layer is ever laid out as directories: a path in an archive becomes components in a tree, a symbolic link is
 //! data, and the only files that are written are objects, whose names are hashes. So no entry can reach anything of the host;
 //! one that tries is refused by name all the same.
 //!
@@ -20,11 +20,13 @@
 mod decompress;
 mod entry;
 mod error;
+mod export;
 mod header;
 mod import;
 mod path;
 mod pax;
 mod reader;
+mod record;
 mod sink;
 mod sparse;
 mod stream;
@@ -33,6 +35,7 @@ mod tests;
 
 pub use decompress::{Compression, DecompressError, Decompressed, decompress};
 pub use error::{EntryFault, HeaderFault, ImportError, Role, TypeName};
+pub use export::{ExportError, ExportStats, ObjectSource, export};
 pub use import::import;
 pub use sink::{HashOnly, ObjectSink, ObjectWrite, StoredObject};
 

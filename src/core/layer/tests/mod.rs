@@ -3,3 +3,4 @@
 mod meaning;
 mod mutation;
 mod oracle;
+mod out;

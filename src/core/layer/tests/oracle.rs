@@ -60,7 +60,7 @@ impl ObjectWrite for MemoryWriter<'_> {
 
 /// All that a layer can say about one name; what two walks must agree on.
 #[derive(Debug, PartialEq, Eq, Clone)]
-struct Facts {
+pub(super) struct Facts {
     file_type: FileType,
     mode: u32,
     owner: (u32, u32),
@@ -74,9 +74,9 @@ struct Facts {
     same_as: Vec<u8>,
 }
 
-type Walk = BTreeMap<Vec<u8>, Facts>;
+pub(super) type Walk = BTreeMap<Vec<u8>, Facts>;
 
-fn walk_tree(tree: &Tree, sink: &Memory) -> Walk {
+pub(super) fn walk_tree(tree: &Tree, sink: &Memory) -> Walk {
     let mut walk = Walk::new();
     let mut first = BTreeMap::new();
     let mut todo = vec![(TreeIno::ROOT, Vec::new())];
@@ -153,7 +153,7 @@ fn tree_facts(tree: &Tree, sink: &Memory, ino: TreeIno) -> Facts {
     }
 }
 
-fn walk_directory(root: &Path) -> Walk {
+pub(super) fn walk_directory(root: &Path) -> Walk {
     let mut walk = Walk::new();
     let mut first = BTreeMap::new();
     let mut todo = vec![PathBuf::new()];
@@ -251,7 +251,7 @@ pub(super) fn tars(arguments: &[&str]) {
     assert!(status.success(), "tars.py {arguments:?}");
 }
 
-fn import(archive: &Path) -> Result<(ImportedLayer, Memory), ImportError> {
+pub(super) fn import(archive: &Path) -> Result<(ImportedLayer, Memory), ImportError> {
     let sink = Memory::default();
     let stream = layer::decompress(File::open(archive).unwrap()).unwrap();
     import_with(stream, &sink).map(|layer| (layer, sink))
@@ -289,7 +289,7 @@ pub(super) fn archives(directory: &Path) -> Vec<PathBuf> {
 }
 
 /// Extracts as GNU tar does for root, all attributes kept.
-fn extract(archive: &Path, to: &Path) {
+pub(super) fn extract(archive: &Path, to: &Path) {
     fs::create_dir(to).unwrap();
     let output = Command::new("tar")
         .args([
@@ -316,7 +316,7 @@ fn extract(archive: &Path, to: &Path) {
 
 /// Compares entry by entry; all differences are told. The root, where the archive has none, and implied directories say nothing to
 /// compare.
-fn assert_same(archive: &Path, tree: &Tree, ours: &Walk, theirs: &Walk) {
+pub(super) fn assert_same(archive: &Path, tree: &Tree, ours: &Walk, theirs: &Walk) {
     let shown = |name: &[u8]| String::from_utf8_lossy(name).into_owned();
     let mut wrong = Vec::new();
     for name in theirs.keys().filter(|name| !ours.contains_key(*name)) {
