@@ -141,6 +141,8 @@ impl Job {
                 errno: 0,
                 exit_code: ENGINE_ERROR,
             })?;
+        ExitRecord::clear(status.as_fd())
+            .map_err(|error| io_failed("remove the last exit record", &error))?;
         // Whoever wants to end the container needs to know whom to kill from the first moment on.
         lock.describe(getpid().as_raw_nonzero().get().cast_unsigned(), 0, None)
             .map_err(|error| io_failed("describe the container", &error))?;

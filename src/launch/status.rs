@@ -111,6 +111,14 @@ impl ExitRecord {
         )
     }
 
+    /// Takes away what an earlier run of the container left, which would be taken for this one's if this one is killed.
+    pub fn clear(status: BorrowedFd<'_>) -> std::io::Result<()> {
+        match unlinkat(status, EXIT, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
     /// Writes `exit.json` into the status directory: a reader sees all of it or nothing.
     pub fn write(&self, status: BorrowedFd<'_>) -> std::io::Result<()> {
         const TEMPORARY: &str = ".exit.json.new";

@@ -11,6 +11,9 @@ use cowl_launch::plan::{Event, Exited, Failed, Plan, VolumeMount};
 use rustix::fs::CWD;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
+/// Names another `cowl-runtime` than the one just built, to test it on another machine.
+pub(crate) const RUNTIME: &str = "COWL_RUNTIME";
+
 pub(crate) struct Fixture {
     pub(crate) directory: tempfile::TempDir,
     id: String,
@@ -118,8 +121,10 @@ impl Fixture {
         let output = tempfile::tempfile().unwrap();
         let null = File::open("/dev/null").unwrap();
         let volumes: Vec<_> = self.volumes.iter().map(OwnedFd::as_fd).collect();
+        let runtime = std::env::var_os(RUNTIME)
+            .map_or_else(|| env!("CARGO_BIN_EXE_cowl-runtime").into(), PathBuf::from);
         let launch = Launch {
-            runtime: Path::new(env!("CARGO_BIN_EXE_cowl-runtime")),
+            runtime: &runtime,
             plan,
             rootfs: rootfs.as_fd(),
             status: status.as_fd(),

@@ -10,5 +10,6 @@
 )]
 
 mod harness;
+mod hosts;
 mod limits;
 mod run;
