@@ -172,14 +172,14 @@ fn signals_reach_the_container() {
     let trapped = Running::start(
         &store,
         &["--rm"],
-        "trap 'exit 7' TERM; while :; do read -r line < /host/ready; done",
+        "trap 'exit 7' TERM; ready; while :; do read -r line < /host/never; done",
     );
     trapped.signal(Signal::TERM);
     assert_eq!(trapped.end(), 7);
     let removed = Running::start(
         &store,
         &["--name", "victim"],
-        "read -r line < /host/ready; read -r line < /host/ready",
+        "ready; read -r line < /host/never",
     );
     assert_eq!(
         store.ok(["ps"]).lines().count(),
@@ -275,12 +275,10 @@ fn a_terminal_is_the_containers_own() {
         cowl.get_program().display(),
         store.root().display()
     );
-    // A terminal for `cowl run` itself.
-    let seen = run(&mut program(
-        "script",
-        ["-q", "-e", "-c", &line, "/dev/null"],
-    ))
-    .ok();
+    // A terminal for `cowl run` itself. Its input stays open: at an end `script` would send a character of its own.
+    let (input, _open) = std::io::pipe().unwrap();
+    let mut script = program("script", ["-q", "-e", "-c", &line, "/dev/null"]);
+    let seen = run(script.stdin(input)).ok();
     assert_eq!(seen.replace('\r', ""), "/dev/pts/0\nterminal\n");
 }
 

@@ -118,7 +118,7 @@ fn a_container_survives_cowl_run() {
     let running = Running::start(
         &store,
         &["--name", "alone"],
-        "read -r line < /host/ready; read -r line < /host/ready",
+        "ready; read -r line < /host/never",
     );
     running.signal(Signal::KILL);
     assert_eq!(running.end_by_signal(), Signal::KILL.as_raw());
@@ -149,7 +149,7 @@ fn a_killed_monitor_leaves_nothing_that_cannot_be_removed() {
         let running = Running::start(
             &store,
             &["--name", "victim", "-m", "64m"],
-            "read -r line < /host/ready; read -r line < /host/ready",
+            "ready; read -r line < /host/never",
         );
         for (pid, line) in processes() {
             if line.contains("cowl-runtime") {

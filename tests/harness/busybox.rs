@@ -92,18 +92,24 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts it, with a directory of the host at /host, and waits until the container has made the file `ready` there.
+    /// Starts it, with a directory of the host at /host, and waits until `script` has called `ready`: what is sent to
+    /// the container earlier could come before its traps are set. Reading /host/never waits without end.
     #[track_caller]
     pub fn start(store: &Store, options: &[&str], script: &str) -> Self {
         let host = directory().join("host");
         std::fs::create_dir_all(&host).unwrap();
         let fifo = host.join("ready");
-        shell(&host, "rm -f ready; mkfifo ready", [""; 0]);
+        shell(&host, "rm -f ready never; mkfifo ready never", [""; 0]);
         let mut command = store.command(["run", "-v"]);
         command
             .arg(format!("{}:/host", host.display()))
             .args(options);
-        command.args(["shop", "sh", "-c", &format!("echo > /host/ready; {script}")]);
+        command.args([
+            "shop",
+            "sh",
+            "-c",
+            &format!("ready() {{ echo > /host/ready; }}; {script}"),
+        ]);
         let child = command.spawn().unwrap();
         // Opening ends when the container opens the other side; if `cowl run` fails nobody would, so it is watched.
         let ready = std::fs::OpenOptions::new()
