@@ -304,9 +304,11 @@ impl Overlay {
         let place = self.place_of(id)?;
         let file = place.open(OFlags::WRONLY)?;
         let stat = place.spot().stat()?;
+        let before = Privileges::of(place.spot(), &stat)?;
         let copied = self
             .fill(&file, object, keep.min(stat.stx_size))
             .and_then(|()| {
+                before.restore(place.spot())?;
                 // Without it a power cut could leave the file without mark and without bytes.
                 rustix::fs::fdatasync(&file)?;
                 place
@@ -334,6 +336,35 @@ impl Overlay {
             rustix::fs::ftruncate(file, 0)?;
         }
         Ok(())
+    }
+}
+
+/// What the host takes from a file whenever it is written: capabilities always, set-id bits outside of the initial user namespace. A copy
+/// is no write by anyone; should the worker stop in the midst of one, less privilege stays, never more.
+struct Privileges {
+    mode: u32,
+    capability: Option<Vec<u8>>,
+}
+
+const CAPABILITY: &[u8] = b"security.capability";
+
+impl Privileges {
+    fn of(spot: Spot<'_>, stat: &Statx) -> Result<Privileges, Errno> {
+        let mode = u32::from(stat.stx_mode);
+        Ok(Privileges {
+            mode,
+            capability: spot.xattr(CAPABILITY)?,
+        })
+    }
+
+    fn restore(&self, spot: Spot<'_>) -> Result<(), Errno> {
+        if self.mode & 0o6000 != 0 {
+            spot.chmod(self.mode)?;
+        }
+        match &self.capability {
+            Some(capability) => spot.set_xattr(CAPABILITY, capability, XattrFlags::empty()),
+            None => Ok(()),
+        }
     }
 }
 

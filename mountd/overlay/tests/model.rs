@@ -68,6 +68,8 @@ struct World {
     log: Vec<String>,
     rng: Rng,
     profile: Profile,
+    /// Paths that were there at the last check.
+    there: Vec<String>,
 }
 
 fn tree() -> Fixture {
@@ -158,6 +160,7 @@ impl World {
             plain,
             open: Vec::new(),
             log: Vec::new(),
+            there: Vec::new(),
             rng: Rng(seed),
             profile,
         }
@@ -188,12 +191,19 @@ impl World {
         self.overlay().lookup(dir, name)?.ok_or(Errno::NOENT)
     }
 
-    fn check(&self) {
-        assert_same(
-            &of_overlay(self.overlay()),
-            &of_directory(&self.fixture.path("plain")),
-            &self.log,
-        );
+    /// One that is there, or anything.
+    fn path(&mut self) -> String {
+        if self.there.is_empty() || self.rng.below(3) == 0 {
+            return self.rng.path();
+        }
+        let index = usize::try_from(self.rng.below(self.there.len() as u64)).unwrap();
+        self.there[index].clone()
+    }
+
+    fn check(&mut self) {
+        let plain = of_directory(&self.fixture.path("plain"));
+        assert_same(&of_overlay(self.overlay()), &plain, &self.log);
+        self.there = plain.into_keys().collect();
         for both in &self.open {
             let size = both.plain.metadata().unwrap().len();
             let mut theirs = vec![0; usize::try_from(size).unwrap()];
@@ -260,14 +270,14 @@ impl World {
             93..=96 => self.use_open(),
             97 => self.unnamed(),
             _ => {
-                let path = self.rng.path();
+                let path = self.path();
                 self.truncate(&path);
             }
         }
     }
 
     fn make(&mut self) {
-        let path = self.rng.path();
+        let path = self.path();
         let Some((plain, name)) = self.plain_parent(&path) else {
             return;
         };
@@ -314,7 +324,7 @@ impl World {
     }
 
     fn remove(&mut self) {
-        let path = self.rng.path();
+        let path = self.path();
         let Some((plain, name)) = self.plain_parent(&path) else {
             return;
         };
@@ -337,7 +347,7 @@ impl World {
     }
 
     fn rename(&mut self) {
-        let (from, to) = (self.rng.path(), self.rng.path());
+        let (from, to) = (self.path(), self.path());
         let (Some((plain, name)), Some((new_plain, new_name))) =
             (self.plain_parent(&from), self.plain_parent(&to))
         else {
@@ -360,7 +370,7 @@ impl World {
     }
 
     fn link(&mut self) {
-        let (from, to) = (self.rng.path(), self.rng.path());
+        let (from, to) = (self.path(), self.path());
         let (Some((plain, name)), Some((new_plain, new_name))) =
             (self.plain_parent(&from), self.plain_parent(&to))
         else {
@@ -376,7 +386,7 @@ impl World {
     }
 
     fn attributes(&mut self) {
-        let path = self.rng.path();
+        let path = self.path();
         let Some((plain, name)) = self.plain_parent(&path) else {
             return;
         };
@@ -464,7 +474,7 @@ impl World {
     }
 
     fn xattr(&mut self) {
-        let path = self.rng.path();
+        let path = self.path();
         let Some((plain, name)) = self.plain_parent(&path) else {
             return;
         };
@@ -515,7 +525,7 @@ impl World {
     }
 
     fn write(&mut self) {
-        let path = self.rng.path();
+        let path = self.path();
         let Some(plain) = self.open_plain(&path, true) else {
             return;
         };
@@ -548,7 +558,7 @@ impl World {
         if self.profile == Profile::Cached || self.open.len() > 5 {
             return;
         }
-        let path = self.rng.path();
+        let path = self.path();
         let write = self.rng.below(2) == 0;
         let Some(plain) = self.open_plain(&path, write) else {
             return;
@@ -608,7 +618,7 @@ impl World {
     }
 
     fn unnamed(&mut self) {
-        let path = self.rng.path();
+        let path = self.path();
         let Some((plain, name)) = self.plain_parent(&path) else {
             return;
         };
