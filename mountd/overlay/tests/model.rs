@@ -15,6 +15,9 @@ use super::super::*;
 use super::seen::{assert_same, of_directory, of_overlay};
 use super::{Fixture, Made, OLD, ROOT_CALLER, parent_and_name};
 
+/// Steps on one tree: what is special about it is used up after some time.
+const ROUND: u64 = 250;
+
 struct Rng(u64);
 
 impl Rng {
@@ -277,7 +280,7 @@ impl World {
     }
 
     fn make(&mut self) {
-        let path = self.path();
+        let path = self.rng.path();
         let Some((plain, name)) = self.plain_parent(&path) else {
             return;
         };
@@ -324,7 +327,12 @@ impl World {
     }
 
     fn remove(&mut self) {
-        let path = self.path();
+        // What is gone is not tried any more: let some stay.
+        let path = if self.there.len() > 12 {
+            self.path()
+        } else {
+            self.rng.path()
+        };
         let Some((plain, name)) = self.plain_parent(&path) else {
             return;
         };
@@ -347,7 +355,12 @@ impl World {
     }
 
     fn rename(&mut self) {
-        let (from, to) = (self.path(), self.path());
+        let to = if self.there.len() > 12 && self.rng.below(2) == 0 {
+            self.path()
+        } else {
+            self.rng.path()
+        };
+        let from = self.path();
         let (Some((plain, name)), Some((new_plain, new_name))) =
             (self.plain_parent(&from), self.plain_parent(&to))
         else {
@@ -370,7 +383,7 @@ impl World {
     }
 
     fn link(&mut self) {
-        let (from, to) = (self.path(), self.path());
+        let (from, to) = (self.path(), self.rng.path());
         let (Some((plain, name)), Some((new_plain, new_name))) =
             (self.plain_parent(&from), self.plain_parent(&to))
         else {
@@ -669,13 +682,11 @@ fn run(profile: Profile, default_seed: u64) {
         setting("COWL_MODEL_STEPS", 2000),
         setting("COWL_MODEL_SEED", default_seed),
     );
-    let mut round = 0;
-    let mut done = 0;
-    while done < steps {
+    for round in 0..steps.div_ceil(ROUND) {
         println!("COWL_MODEL_SEED={}", seed + round);
         let mut world = World::new(seed + round, profile);
         world.check();
-        for step in 1..=1000.min(steps) {
+        for step in 1..=ROUND.min(steps) {
             world.step();
             if step % 7 == 0 || steps < 100 {
                 world.check();
@@ -685,8 +696,6 @@ fn run(profile: Profile, default_seed: u64) {
                 world.check();
             }
         }
-        done += 1000;
-        round += 1;
     }
 }
 
