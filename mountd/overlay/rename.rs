@@ -246,7 +246,7 @@ impl Overlay {
             });
         }
         if swap && under == Under::Nothing {
-            discard(place.spot().unlink());
+            self.drop_whiteout(from, place.spot());
         }
         match replaced {
             Replaced::Nothing => Ok(()),
@@ -265,6 +265,15 @@ impl Overlay {
                 self.places.forget(hit.id);
                 Ok(())
             }
+        }
+    }
+
+    /// Removes a whiteout that hides nothing. One that stays does no harm, but it is there.
+    fn drop_whiteout(&self, end: End<'_>, spot: Spot<'_>) {
+        if let Err(errno) = spot.unlink() {
+            tracing::warn!(%errno, "a whiteout that hides nothing stays in the upper");
+            let (dir, name, under) = (end.dir, end.name.into(), Under::Nothing);
+            self.commit(|_| [Event::Hidden { dir, name, under }]);
         }
     }
 

@@ -449,6 +449,29 @@ fn a_write_by_a_stranger_drops_privileges() {
     assert_eq!(attr.mode, 0o755, "chown drops them for everyone");
 }
 
+#[test]
+fn an_upper_without_marks_is_read_as_overlayfs_reads_it() {
+    let fixture = small();
+    let upper = fixture.path("upper");
+    fs::create_dir_all(upper.join("dir/sub")).unwrap();
+    fs::write(upper.join("dir/new"), "new").unwrap();
+    let whiteout = rustix::fs::FileType::CharacterDevice;
+    let mode = rustix::fs::Mode::empty();
+    rustix::fs::mknodat(rustix::fs::CWD, upper.join("dir/one"), whiteout, mode, 0).unwrap();
+    let overlay = fixture.overlay();
+    assert_eq!(names(&overlay, "dir"), ["hard", "sub", "new"]);
+    assert_eq!(content(&overlay, "dir/sub/deep"), b"deep");
+    // It still shows the tree's children after it was moved.
+    let root = NodeId::ROOT;
+    overlay
+        .rename(root, b"dir", root, b"moved", RenameMode::Replace)
+        .unwrap();
+    drop(overlay);
+    let overlay = fixture.overlay();
+    assert_eq!(names(&overlay, "moved"), ["hard", "sub", "new"]);
+    assert_eq!(content(&overlay, "moved/sub/deep"), b"deep");
+}
+
 /// `cap_net_raw=p` as the kernel stores it: version 2 and permitted, inheritable sets, u32 little-endian.
 const CAPABILITY: &[u8] = b"\0\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
 
