@@ -23,7 +23,9 @@ for i in range(100):
 const READ_FILES: &str = "
 import os, sys
 for name in ('etc/motd', 'etc/passwd', 'srv/hello'):
-    with open(os.path.join(sys.argv[1], name), 'rb') as file: file.read()
+    file = os.open(os.path.join(sys.argv[1], name), os.O_RDONLY)
+    os.read(file, 65536)
+    os.close(file)
 ";
 
 fn warm_is_free() {

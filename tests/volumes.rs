@@ -128,6 +128,7 @@ fn a_link_in_the_image_does_not_lead_a_volume_out() {
         let outside = directory().join("outside");
         std::fs::create_dir(&outside).unwrap();
         std::fs::create_dir_all(content.join("bin")).unwrap();
+        std::fs::create_dir_all(content.join(outside.strip_prefix("/").unwrap())).unwrap();
         std::os::unix::fs::symlink(&outside, content.join("data")).unwrap();
         std::fs::copy("/bin/busybox", content.join("bin/sh")).unwrap();
         store.import_directory(&content, "evil");
