@@ -298,4 +298,24 @@ mod tests {
             );
         }
     }
+
+    #[test]
+    fn what_stands_behind_the_name_depends_on_the_format() {
+        let path = |magic: &[u8; 8], end: &[u8; 4]| {
+            let mut block = [0; BLOCK];
+            block[..4].copy_from_slice(b"name");
+            block[257..265].copy_from_slice(magic);
+            // star's prefix ends after 131 bytes, and times follow
+            block[345..345 + 155].fill(b'p');
+            block[508..].copy_from_slice(end);
+            let sum: u32 = block.iter().map(|&byte| u32::from(byte)).sum::<u32>() + 8 * 32;
+            block[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+            let (header, format) = Header::parse(&block).unwrap().unwrap();
+            header.path(format).len()
+        };
+        assert_eq!(path(b"ustar\x0000", b"\0\0\0\0"), 155 + 1 + 4);
+        assert_eq!(path(b"ustar\x0000", b"tar\0"), 131 + 1 + 4);
+        assert_eq!(path(b"ustar  \0", b"\0\0\0\0"), 4);
+        assert_eq!(path(&[0; 8], b"\0\0\0\0"), 4);
+    }
 }

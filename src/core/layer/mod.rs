@@ -1,9 +1,9 @@
 //! Layers: a tar stream becomes a tree and objects; a tree becomes a tar.
 //!
 //! Who calls it: `image` (archives), the engine (`import`), later `build` and `registry`. [`decompress`] undoes gzip, [`import`] does
-//! the rest; [`export()`] is the way out. Nothing of a layer is ever laid out as directories: a path in an archive becomes components in a tree, a symbolic link is
-//! data, and the only files that are written are objects, whose names are hashes. So no entry can reach anything of the host;
-//! one that tries is refused by name all the same.
+//! the rest; [`export()`] is the way out. Nothing of a layer is ever laid out as directories: a path in an archive becomes components
+//! in a tree, a symbolic link is data, and the only files that are written are objects, whose names are hashes. So no entry can reach
+//! anything of the host; one that tries is refused by name all the same.
 //!
 //! Invariants
 //! * The digest returned is the SHA-256 of every byte of the uncompressed stream, padding and whatever follows the end marker included:
