@@ -1,0 +1,149 @@
+//! Which system calls a container may make: Docker's default profile, compiled to a seccomp filter (seccomp(2)).
+//!
+//! A filter is a search tree over ranges of system-call numbers, not a list: the kernel runs it once for every number when it is loaded, and
+//! once for every call that is not plainly allowed. What it answers is Docker's, with two differences, both where libseccomp compares 64 bits
+//! of an argument of which the kernel looks at 32: `socket(1 << 32 | AF_ALG)` is refused here and allowed there, and `personality` is judged
+//! by what the kernel will see. Pure functions: the plan makes a [`Program`] before the container's first process exists.
+
+mod compile;
+#[cfg(test)]
+mod oracle;
+mod profile;
+mod table;
+#[cfg(test)]
+mod tests;
+
+use std::ops::RangeInclusive;
+
+use rustix::io::Errno;
+
+use profile::{Abi, FIRST_PRIVATE, X32_BIT};
+
+/// A machine, with the older ones whose programs it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arch {
+    /// And x32, and 32-bit x86.
+    X86_64,
+    /// And 32-bit Arm.
+    Aarch64,
+}
+
+/// `AUDIT_ARCH_*` of linux/audit.h: ELF machine, 64-bit and little-endian bits.
+mod audit {
+    pub(super) const X86_64: u32 = 0xc000_003e;
+    pub(super) const I386: u32 = 0x4000_0003;
+    pub(super) const AARCH64: u32 = 0xc000_00b7;
+    pub(super) const ARM: u32 = 0x4000_0028;
+}
+
+impl Arch {
+    /// Each architecture that a call may come from, with its numberings and the bit that is in all numbers of one.
+    const fn numberings(self) -> &'static [(u32, &'static [(Abi, u32)])] {
+        match self {
+            Self::X86_64 => &[
+                (audit::X86_64, &[(Abi::X86_64, 0), (Abi::X32, X32_BIT)]),
+                (audit::I386, &[(Abi::I386, 0)]),
+            ],
+            Self::Aarch64 => &[
+                (audit::AARCH64, &[(Abi::Aarch64, 0)]),
+                (audit::ARM, &[(Abi::Arm, 0)]),
+            ],
+        }
+    }
+}
+
+/// What becomes of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Allow,
+    Errno(Errno),
+    /// Allowed if the condition holds, else EPERM.
+    If(&'static Condition),
+}
+
+/// What an argument has to be. Only its low 32 bits are looked at, as by the kernel in every call that has a condition.
+#[derive(Debug, PartialEq, Eq)]
+enum Condition {
+    /// One of these; ascending, with gaps between them.
+    In {
+        argument: u8,
+        allowed: &'static [RangeInclusive<u32>],
+    },
+    /// None of these bits set.
+    NoBits { argument: u8, bits: u32 },
+}
+
+/// A filter as the kernel takes it (linux/filter.h).
+#[derive(Clone, Debug)]
+pub struct Program(Vec<libc::sock_filter>);
+
+impl Program {
+    /// In the order of execution.
+    pub fn instructions(&self) -> &[libc::sock_filter] {
+        &self.0
+    }
+}
+
+/// Docker's default profile for a container with these capabilities (bit n is capability n).
+pub fn default_filter(capabilities: u64, arch: Arch) -> Program {
+    let architectures = arch.numberings().iter().map(|(architecture, abis)| {
+        let ranges = abis
+            .iter()
+            .flat_map(|(abi, bit)| ranges(*abi, *bit, capabilities))
+            .collect();
+        (*architecture, ranges)
+    });
+    Program(compile::program(architectures.collect()))
+}
+
+/// The verdict on every number of a numbering: where each range of equal verdicts starts, ascending.
+fn ranges(abi: Abi, bit: u32, capabilities: u64) -> Vec<(u32, Verdict)> {
+    let mut named: Vec<(u32, Verdict)> = table::ROWS
+        .iter()
+        .filter_map(|row| {
+            row.number(abi)
+                .map(|number| (number, row.rule.verdict(capabilities)))
+        })
+        .collect();
+    named.sort_unstable_by_key(|(number, _)| *number);
+
+    let newest = named
+        .iter()
+        .map(|(number, _)| *number)
+        .filter(|number| *number < FIRST_PRIVATE)
+        .max()
+        .unwrap_or(0);
+    let private = abi.private();
+    // Of a call that is younger than the profile a program is told that there is none, and does without.
+    let unnamed = |number: u32| {
+        let old = number <= newest
+            || private
+                .as_ref()
+                .is_some_and(|private| private.contains(&number));
+        Verdict::Errno(if old { Errno::PERM } else { Errno::NOSYS })
+    };
+
+    let mut starts = vec![0, newest + 1];
+    starts.extend(
+        private
+            .iter()
+            .flat_map(|private| [*private.start(), private.end() + 1]),
+    );
+    starts.extend(named.iter().flat_map(|(number, _)| [*number, number + 1]));
+    starts.sort_unstable();
+    starts.dedup();
+
+    let mut named = named.into_iter().peekable();
+    let mut ranges: Vec<(u32, Verdict)> = Vec::new();
+    for start in starts {
+        let mut verdict = unnamed(start);
+        // A number may have two names.
+        while let Some((_, rule)) = named.next_if(|(number, _)| *number == start) {
+            verdict = rule;
+        }
+        if ranges.last().is_none_or(|(_, last)| *last != verdict) {
+            ranges.push((start | bit, verdict));
+        }
+    }
+    ranges
+}
