@@ -197,6 +197,13 @@ impl Overlay {
                 stat.stx_mode,
             )))?;
             let found = self.read_marks(upper, spot, host_type, Wanted::ALL)?;
+            if stat.stx_nlink == 1
+                && found.file.nlink_delta == 0
+                && upper.namespace().marks(host_type)
+            {
+                spot.unlink()?; // its last name went right before the worker did
+                continue;
+            }
             let file = UpperFile {
                 host: stat.stx_ino,
                 home: Home::Index(node),

@@ -4,6 +4,7 @@
     reason = "tests build their inputs with plain std::fs"
 )]
 
+mod killed;
 mod model;
 mod rules;
 mod seen;
@@ -41,7 +42,7 @@ pub(super) struct Fixture {
 }
 
 /// An entry of the tree: path, mode, what, attributes.
-pub(super) type Item<'a> = (&'a str, u32, Made<'a>, &'a [(&'a str, &'a [u8])]);
+type Item<'a> = (&'a str, u32, Made<'a>, &'a [(&'a str, &'a [u8])]);
 
 impl Fixture {
     pub(super) fn new(items: &[Item<'_>]) -> Fixture {
@@ -72,6 +73,7 @@ impl Fixture {
             };
             layer.insert(&path, meta(*mode, xattrs), kind).unwrap();
         }
+        make_plain(&base.path().join("plain"), items);
         // A layer with no whiteouts is its own merged tree.
         Fixture {
             base,
@@ -83,29 +85,72 @@ impl Fixture {
         self.base.path().join(name)
     }
 
-    fn dir(&self, name: &str) -> OwnedFd {
-        File::open(self.path(name)).unwrap().into()
-    }
-
     pub(super) fn open_with(
         &self,
         profile: Profile,
         writable: bool,
     ) -> Result<Overlay, OverlayError> {
-        Overlay::new(Config {
-            tree: Tree::from_bytes(self.tree.clone()).unwrap(),
-            chain: ChainId::first(DiffId(Sha256Digest::of(b"layer"))),
-            objects: self.dir("objects"),
-            upper: writable.then(|| UpperDirs {
-                upper: self.dir("upper"),
-                work: self.dir("work"),
-            }),
-            profile,
-        })
+        open_at(self.base.path(), &self.tree, profile, writable)
+    }
+
+    /// For another process to read.
+    pub(super) fn write_tree(&self) {
+        fs::write(self.path("tree"), &self.tree).unwrap();
     }
 
     pub(super) fn overlay(&self) -> Overlay {
         self.open_with(Profile::Passthrough, true).unwrap()
+    }
+}
+
+/// An overlay over a fixture's directories.
+pub(super) fn open_at(
+    base: &Path,
+    tree: &[u8],
+    profile: Profile,
+    writable: bool,
+) -> Result<Overlay, OverlayError> {
+    let dir = |name: &str| OwnedFd::from(File::open(base.join(name)).unwrap());
+    Overlay::new(Config {
+        tree: Tree::from_bytes(tree.to_vec()).unwrap(),
+        chain: ChainId::first(DiffId(Sha256Digest::of(b"layer"))),
+        objects: dir("objects"),
+        upper: writable.then(|| UpperDirs {
+            upper: dir("upper"),
+            work: dir("work"),
+        }),
+        profile,
+    })
+}
+
+/// The same files as a plain directory, by system calls.
+fn make_plain(root: &Path, items: &[Item<'_>]) {
+    use rustix::fs::{AtFlags, CWD, FileType as HostType, Mode, XattrFlags as Host};
+    for (path, mode, made, xattrs) in items {
+        let at = root.join(path);
+        let node =
+            |kind, device| rustix::fs::mknodat(CWD, &at, kind, Mode::empty(), device).unwrap();
+        match made {
+            Made::File(content) => fs::write(&at, content).unwrap(),
+            Made::Dir => fs::create_dir(&at).unwrap(),
+            Made::Link(target) => fs::hard_link(root.join(target), &at).unwrap(),
+            Made::Symlink(target) => std::os::unix::fs::symlink(target, &at).unwrap(),
+            Made::Fifo => node(HostType::Fifo, 0),
+            Made::Device(major, minor) => node(
+                HostType::CharacterDevice,
+                rustix::fs::makedev(*major, *minor),
+            ),
+        }
+        if !matches!(made, Made::Symlink(_)) {
+            rustix::fs::chmod(&at, Mode::from_raw_mode(*mode)).unwrap();
+        }
+        for (name, value) in *xattrs {
+            rustix::fs::lsetxattr(&at, *name, value, Host::empty()).unwrap();
+        }
+    }
+    let old = cowl_core::upper::spot::times(OLD, OLD);
+    for (path, ..) in items {
+        rustix::fs::utimensat(CWD, root.join(path), &old, AtFlags::SYMLINK_NOFOLLOW).unwrap();
     }
 }
 
@@ -229,4 +274,24 @@ pub(super) fn mode(mode: u32) -> SetAttr {
 
 pub(super) fn stat(overlay: &Overlay, path: &str) -> Attr {
     overlay.getattr(walk(overlay, path).unwrap(), None).unwrap()
+}
+
+/// Everything again as root of a user namespace: marks in `user.`, one id, no privilege in the initial namespace.
+#[test]
+fn the_same_without_privilege() {
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap();
+    if map.split_whitespace().nth(2) == Some("1") {
+        return; // this is it
+    }
+    let output = std::process::Command::new("unshare")
+        .args(["--user", "--map-root-user"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["overlay::", "--skip", "killed"])
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stdout)
+    );
 }

@@ -13,7 +13,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, ResolveFlags};
 
 use super::super::*;
 use super::seen::{assert_same, of_directory, of_overlay};
-use super::{Fixture, Made, OLD, ROOT_CALLER, parent_and_name};
+use super::{Fixture, Made, ROOT_CALLER, parent_and_name};
 
 /// Steps on one tree: what is special about it is used up after some time.
 const ROUND: u64 = 250;
@@ -77,7 +77,7 @@ struct World {
 
 fn tree() -> Fixture {
     let big = vec![3_u8; 1 << 20];
-    let fixture = Fixture::new(&[
+    Fixture::new(&[
         ("d0", 0o755, Made::Dir, &[]),
         ("d0/d1", 0o750, Made::Dir, &[("user.d", b"dir")]),
         ("d0/d1/f0", 0o644, Made::File(b"d0 d1 f0"), &[]),
@@ -97,59 +97,7 @@ fn tree() -> Fixture {
         ("f1", 0o644, Made::File(&big), &[]),
         ("f2", 0o777, Made::Symlink("d0/d1/f0"), &[]),
         ("f3", 0o4755, Made::File(b"set-id"), &[]),
-    ]);
-    let plain = fixture.path("plain");
-    let at = |path: &str| plain.join(path);
-    let write = |path: &str, bytes: &[u8]| std::fs::write(at(path), bytes).unwrap();
-    for dir in ["d0", "d0/d1", "d0/d2", "d1", "d1/d0", "d2"] {
-        std::fs::create_dir(at(dir)).unwrap();
-    }
-    write("d0/d1/f0", b"d0 d1 f0");
-    write("d0/d1/f1", b"\x7fELF program");
-    write("d0/f0", b"first");
-    write("d0/f2", b"");
-    write("f0", b"at the root");
-    write("f1", &big);
-    write("f3", b"set-id");
-    for (target, link) in [("../f0", "d0/f1"), ("d0/d1/f0", "f2")] {
-        std::os::unix::fs::symlink(target, at(link)).unwrap();
-    }
-    std::fs::hard_link(at("d0/f0"), at("d1/f0")).unwrap();
-    std::fs::hard_link(at("d0/f0"), at("d1/f1")).unwrap();
-    for (path, kind) in [
-        ("d1/d0/f3", rustix::fs::FileType::Fifo),
-        ("d1/f2", rustix::fs::FileType::CharacterDevice),
-    ] {
-        rustix::fs::mknodat(rustix::fs::CWD, at(path), kind, Mode::empty(), 0).unwrap();
-    }
-    for (path, name, value) in [("d0/d1", "user.d", &b"dir"[..]), ("d0/f0", "user.x", b"1")] {
-        rustix::fs::lsetxattr(at(path), name, value, rustix::fs::XattrFlags::empty()).unwrap();
-    }
-    let modes = [
-        ("d0", 0o755),
-        ("d0/d1", 0o750),
-        ("d0/d1/f0", 0o644),
-        ("d0/d1/f1", 0o755),
-        ("d0/d2", 0o755),
-        ("d0/f0", 0o644),
-        ("d0/f2", 0o644),
-        ("d1", 0o2775),
-        ("d1/d0", 0o755),
-        ("d1/d0/f3", 0o600),
-        ("d1/f2", 0o644),
-        ("d2", 0o755),
-        ("f0", 0o644),
-        ("f1", 0o644),
-        ("f3", 0o4755),
-    ];
-    for (path, mode) in modes {
-        rustix::fs::chmod(at(path), Mode::from_raw_mode(mode)).unwrap();
-    }
-    let old = cowl_core::upper::spot::times(OLD, OLD);
-    for path in modes.iter().map(|(path, _)| *path).chain(["d0/f1", "f2"]) {
-        rustix::fs::utimensat(rustix::fs::CWD, at(path), &old, AtFlags::SYMLINK_NOFOLLOW).unwrap();
-    }
-    fixture
+    ])
 }
 
 impl World {
@@ -668,7 +616,7 @@ fn own_gid() -> u32 {
 }
 
 /// Whether files can be given away here: not in a user namespace of one id.
-fn owners() -> bool {
+pub(super) fn owners() -> bool {
     let map = std::fs::read_to_string("/proc/self/uid_map").unwrap();
     rustix::process::geteuid().is_root() && map.split_whitespace().nth(2) != Some("1")
 }

@@ -9,7 +9,7 @@ const DEFAULT_ACL: &[u8] =
     b"\x02\0\0\0\x01\0\x07\0\xff\xff\xff\xff\x02\0\x07\0\0\0\0\0\x04\0\x05\0\xff\xff\xff\xff\
     \x10\0\x07\0\xff\xff\xff\xff\x20\0\0\0\xff\xff\xff\xff";
 
-fn small() -> Fixture {
+pub(super) fn small() -> Fixture {
     Fixture::new(&[
         ("file", 0o644, Made::File(b"content"), &[("user.a", b"1")]),
         ("dir", 0o755, Made::Dir, &[]),
@@ -600,7 +600,7 @@ fn umask_and_default_acl_are_what_the_host_makes_of_them() {
         )
         .unwrap();
     overlay.unlink(dir, b"one").unwrap();
-    let plain = fixture.path("plain/dir");
+    let plain = fixture.path("plain/acl");
     fs::create_dir(&plain).unwrap();
     rustix::fs::lsetxattr(
         &plain,
