@@ -32,7 +32,10 @@ pub(super) struct Archive {
 
 enum Source {
     Directory(File),
-    Tar { file: File, members: HashMap<Vec<u8>, Member> },
+    Tar {
+        file: File,
+        members: HashMap<Vec<u8>, Member>,
+    },
 }
 
 enum Member {
@@ -46,20 +49,43 @@ impl Archive {
     /// Opens a directory, a tar, a gzip'ed tar, or a pipe of one; what cannot be read twice is copied into `transaction`.
     pub(super) fn open(path: &Path, transaction: &Transaction<'_>) -> Result<Self, ImageError> {
         let name = path.display().to_string();
-        let unreadable = |source: io::Error| ImageError::Read { name: name.clone(), source };
+        let unreadable = |source: io::Error| ImageError::Read {
+            name: name.clone(),
+            source,
+        };
         let file = File::open(path).map_err(unreadable)?;
         let kind = file.metadata().map_err(unreadable)?.file_type();
         if kind.is_dir() {
-            return Ok(Self { name, source: Source::Directory(file) });
+            return Ok(Self {
+                name,
+                source: Source::Directory(file),
+            });
         }
         if kind.is_char_device() || kind.is_block_device() {
-            return Err(ImageError::NotAnArchive { name, what: "it is a device".to_owned() });
+            return Err(ImageError::NotAnArchive {
+                name,
+                what: "it is a device".to_owned(),
+            });
         }
-        let mut stream = decompress(&file).map_err(|source| ImageError::Decompress { name: name.clone(), source })?;
-        let rewindable = stream.compression() == Compression::None && !kind.is_fifo() && !kind.is_socket();
-        let seekable = if rewindable { file } else { spool(&name, &mut stream, transaction)? };
+        let mut stream = decompress(&file).map_err(|source| ImageError::Decompress {
+            name: name.clone(),
+            source,
+        })?;
+        let rewindable =
+            stream.compression() == Compression::None && !kind.is_fifo() && !kind.is_socket();
+        let seekable = if rewindable {
+            file
+        } else {
+            spool(&name, &mut stream, transaction)?
+        };
         let members = index(&name, &seekable)?;
-        Ok(Self { name, source: Source::Tar { file: seekable, members } })
+        Ok(Self {
+            name,
+            source: Source::Tar {
+                file: seekable,
+                members,
+            },
+        })
     }
 
     /// Whether there is a file of this name.
@@ -69,18 +95,37 @@ impl Archive {
 
     /// A small file whole. None when there is none.
     pub(super) fn read(&self, name: &str, limit: u64) -> Result<Option<Vec<u8>>, ImageError> {
-        let Some(member) = self.open_member(name)? else { return Ok(None) };
+        let Some(member) = self.open_member(name)? else {
+            return Ok(None);
+        };
         if member.size > limit {
-            return Err(ImageError::Unsupported { name: name.to_owned(), what: format!("it is larger than {limit} bytes") });
+            return Err(ImageError::Unsupported {
+                name: name.to_owned(),
+                what: format!("it is larger than {limit} bytes"),
+            });
         }
         let mut bytes = Vec::new();
-        member.take(limit).read_to_end(&mut bytes).map_err(|source| ImageError::Read { name: name.to_owned(), source })?;
+        member
+            .take(limit)
+            .read_to_end(&mut bytes)
+            .map_err(|source| ImageError::Read {
+                name: name.to_owned(),
+                source,
+            })?;
         Ok(Some(bytes))
     }
 
     /// A small file that `needed_by` speaks of.
-    pub(super) fn need(&self, name: &str, limit: u64, needed_by: &str) -> Result<Vec<u8>, ImageError> {
-        self.read(name, limit)?.ok_or_else(|| ImageError::Missing { name: name.to_owned(), needed_by: needed_by.to_owned() })
+    pub(super) fn need(
+        &self,
+        name: &str,
+        limit: u64,
+        needed_by: &str,
+    ) -> Result<Vec<u8>, ImageError> {
+        self.read(name, limit)?.ok_or_else(|| ImageError::Missing {
+            name: name.to_owned(),
+            needed_by: needed_by.to_owned(),
+        })
     }
 
     /// A file for reading. None when there is none.
@@ -88,17 +133,33 @@ impl Archive {
         match &self.source {
             Source::Directory(dir) => open_in(dir, name),
             Source::Tar { file, members } => {
-                Ok(find(members, name).map(|(start, size)| Contents { file: Handle::Shared(file), at: start, left: size, size }))
+                Ok(find(members, name).map(|(start, size)| Contents {
+                    file: Handle::Shared(file),
+                    at: start,
+                    left: size,
+                    size,
+                }))
             }
         }
     }
 
     /// A few names, to say what else an archive is.
     pub(super) fn looks_like_root(&self) -> bool {
-        let names = ["bin", "etc", "usr", "etc/", "bin/", "usr/", "bin/sh", "etc/passwd"];
+        let names = [
+            "bin",
+            "etc",
+            "usr",
+            "etc/",
+            "bin/",
+            "usr/",
+            "bin/sh",
+            "etc/passwd",
+        ];
         match &self.source {
             Source::Directory(_) => false,
-            Source::Tar { members, .. } => names.iter().any(|name| members.contains_key(name.as_bytes())),
+            Source::Tar { members, .. } => names
+                .iter()
+                .any(|name| members.contains_key(name.as_bytes())),
         }
     }
 }
@@ -119,14 +180,19 @@ enum Handle<'a> {
 impl Read for Contents<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let wanted = usize::try_from(self.left).map_or(buffer.len(), |left| left.min(buffer.len()));
-        let Some(buffer) = buffer.get_mut(..wanted).filter(|buffer| !buffer.is_empty()) else { return Ok(0) };
+        let Some(buffer) = buffer.get_mut(..wanted).filter(|buffer| !buffer.is_empty()) else {
+            return Ok(0);
+        };
         let file = match &self.file {
             Handle::Shared(file) => file,
             Handle::Own(file) => file,
         };
         let read = file.read_at(buffer, self.at)?;
         if read == 0 {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file ends too early"));
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the file ends too early",
+            ));
         }
         self.at += read as u64;
         self.left -= read as u64;
@@ -135,7 +201,10 @@ impl Read for Contents<'_> {
 }
 
 fn open_in(dir: &File, name: &str) -> Result<Option<Contents<'static>>, ImageError> {
-    let failed = |source: io::Error| ImageError::Read { name: name.to_owned(), source };
+    let failed = |source: io::Error| ImageError::Read {
+        name: name.to_owned(),
+        source,
+    };
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
     let file = match rustix::fs::openat2(dir, name, flags, Mode::empty(), resolve) {
@@ -147,10 +216,19 @@ fn open_in(dir: &File, name: &str) -> Result<Option<Contents<'static>>, ImageErr
     if !rustix::fs::FileType::from_raw_mode(std::os::unix::fs::MetadataExt::mode(&meta)).is_file() {
         return Ok(None);
     }
-    Ok(Some(Contents { file: Handle::Own(file), at: 0, left: meta.len(), size: meta.len() }))
+    Ok(Some(Contents {
+        file: Handle::Own(file),
+        at: 0,
+        left: meta.len(),
+        size: meta.len(),
+    }))
 }
 
-fn spool(name: &str, stream: &mut impl Read, transaction: &Transaction<'_>) -> Result<File, ImageError> {
+fn spool(
+    name: &str,
+    stream: &mut impl Read,
+    transaction: &Transaction<'_>,
+) -> Result<File, ImageError> {
     let mut scratch = transaction.scratch()?;
     let mut buffer = vec![0; 128 * 1024];
     loop {
@@ -159,33 +237,69 @@ fn spool(name: &str, stream: &mut impl Read, transaction: &Transaction<'_>) -> R
             Ok(read) => read,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                return Err(ImageError::Truncated { name: name.to_owned(), what: error.to_string() });
+                return Err(ImageError::Truncated {
+                    name: name.to_owned(),
+                    what: error.to_string(),
+                });
             }
-            Err(source) => return Err(ImageError::Read { name: name.to_owned(), source }),
+            Err(source) => {
+                return Err(ImageError::Read {
+                    name: name.to_owned(),
+                    source,
+                });
+            }
         };
         let piece = buffer.get(..read).unwrap_or_default();
-        io::Write::write_all(&mut scratch, piece).map_err(|source| transaction.scratch_error(source))?;
+        io::Write::write_all(&mut scratch, piece)
+            .map_err(|source| transaction.scratch_error(source))?;
     }
 }
 
 /// Reads all headers of a tar; the contents are skipped, so this costs one read per member.
 fn index(name: &str, file: &File) -> Result<HashMap<Vec<u8>, Member>, ImageError> {
-    let unreadable = |source| ImageError::Read { name: name.to_owned(), source };
+    let unreadable = |source| ImageError::Read {
+        name: name.to_owned(),
+        source,
+    };
     let length = file.metadata().map_err(unreadable)?.len();
-    let cut = |what: String| ImageError::Truncated { name: name.to_owned(), what };
+    let cut = |what: String| ImageError::Truncated {
+        name: name.to_owned(),
+        what,
+    };
     let mut members = HashMap::new();
-    let mut parser = Parser::new(Limits { max_path_len: Some(4096), ..Limits::default() });
+    let mut parser = Parser::new(Limits {
+        max_path_len: Some(4096),
+        ..Limits::default()
+    });
     let mut at = 0;
     let mut wanted = 2 * BLOCK;
     loop {
         let mut header = Vec::new();
-        FileRange { file, at, left: wanted }.read_to_end(&mut header).map_err(unreadable)?;
+        FileRange {
+            file,
+            at,
+            left: wanted,
+        }
+        .read_to_end(&mut header)
+        .map_err(unreadable)?;
         match parser.parse(&header) {
-            Ok(ParseEvent::NeedData { min_bytes }) if (min_bytes as u64) > wanted && at + wanted <= length => wanted = min_bytes as u64,
+            Ok(ParseEvent::NeedData { min_bytes })
+                if (min_bytes as u64) > wanted && at + wanted <= length =>
+            {
+                wanted = min_bytes as u64
+            }
             // Some writers leave out the end marker, or half of it.
-            Ok(ParseEvent::NeedData { .. }) if header.iter().all(|byte| *byte == 0) && !members.is_empty() => return Ok(members),
-            Ok(ParseEvent::NeedData { .. }) if members.is_empty() => return Err(not_a_tar(name, "it is too short for one".to_owned())),
-            Ok(ParseEvent::NeedData { .. }) => return Err(cut("it ends within a header".to_owned())),
+            Ok(ParseEvent::NeedData { .. })
+                if header.iter().all(|byte| *byte == 0) && !members.is_empty() =>
+            {
+                return Ok(members);
+            }
+            Ok(ParseEvent::NeedData { .. }) if members.is_empty() => {
+                return Err(not_a_tar(name, "it is too short for one".to_owned()));
+            }
+            Ok(ParseEvent::NeedData { .. }) => {
+                return Err(cut("it ends within a header".to_owned()));
+            }
             Ok(ParseEvent::End { .. }) => return Ok(members),
             Ok(ParseEvent::GlobalExtensions { consumed, .. }) => {
                 at += consumed as u64;
@@ -195,25 +309,41 @@ fn index(name: &str, file: &File) -> Result<HashMap<Vec<u8>, Member>, ImageError
                 let start = at + consumed as u64;
                 let path = normal(&entry.path);
                 let link = entry.is_symlink() || entry.is_hard_link();
-                let size = if link || entry.is_dir() { 0 } else { entry.size };
-                let end = start.checked_add(size.next_multiple_of(BLOCK)).filter(|_| start + size <= length);
+                let size = if link || entry.is_dir() {
+                    0
+                } else {
+                    entry.size
+                };
+                let end = start
+                    .checked_add(size.next_multiple_of(BLOCK))
+                    .filter(|_| start + size <= length);
                 let Some(end) = end else {
-                    return Err(cut(format!("{} should have {size} bytes", path.escape_ascii())));
+                    return Err(cut(format!(
+                        "{} should have {size} bytes",
+                        path.escape_ascii()
+                    )));
                 };
                 let member = match &entry.link_target {
-                    Some(target) if entry.is_symlink() => Some(Member::Link(resolve(&path, target))),
+                    Some(target) if entry.is_symlink() => {
+                        Some(Member::Link(resolve(&path, target)))
+                    }
                     Some(target) if link => Some(Member::Link(normal(target))),
                     _ if entry.is_file() => Some(Member::Content { start, size }),
                     _ => None,
                 };
                 members.extend(member.map(|member| (path, member)));
                 if members.len() > MAX_MEMBERS {
-                    return Err(not_a_tar(name, format!("it has more than {MAX_MEMBERS} members")));
+                    return Err(not_a_tar(
+                        name,
+                        format!("it has more than {MAX_MEMBERS} members"),
+                    ));
                 }
                 at = end;
                 wanted = 2 * BLOCK;
             }
-            Ok(ParseEvent::SparseEntry { .. }) => return Err(not_a_tar(name, "it holds sparse files".to_owned())),
+            Ok(ParseEvent::SparseEntry { .. }) => {
+                return Err(not_a_tar(name, "it holds sparse files".to_owned()));
+            }
             Err(error) if at == 0 => return Err(not_a_tar(name, first_error(&error))),
             Err(error) => return Err(not_a_tar(name, format!("byte {at}: {error}"))),
         }
@@ -228,7 +358,10 @@ fn first_error(error: &ParseError) -> String {
 }
 
 fn not_a_tar(name: &str, what: String) -> ImageError {
-    ImageError::NotAnArchive { name: name.to_owned(), what }
+    ImageError::NotAnArchive {
+        name: name.to_owned(),
+        what,
+    }
 }
 
 /// Bytes of a file from a place on.
@@ -241,7 +374,9 @@ struct FileRange<'a> {
 impl Read for FileRange<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let wanted = usize::try_from(self.left).map_or(buffer.len(), |left| left.min(buffer.len()));
-        let read = self.file.read_at(buffer.get_mut(..wanted).unwrap_or_default(), self.at)?;
+        let read = self
+            .file
+            .read_at(buffer.get_mut(..wanted).unwrap_or_default(), self.at)?;
         self.at += read as u64;
         self.left -= read as u64;
         Ok(read)
@@ -277,7 +412,11 @@ fn resolve(link: &[u8], target: &[u8]) -> Vec<u8> {
     if target.starts_with(b"/") {
         return normal(target);
     }
-    let dir = link.iter().rposition(|byte| *byte == b'/').and_then(|slash| link.get(..slash)).unwrap_or_default();
+    let dir = link
+        .iter()
+        .rposition(|byte| *byte == b'/')
+        .and_then(|slash| link.get(..slash))
+        .unwrap_or_default();
     normal(&[dir, target].join(&b'/'))
 }
 

@@ -2,23 +2,37 @@
 
 use super::archive::Archive;
 use super::documents::{DockerImage, from_json};
-use super::{CONFIG_LIMIT, Candidate, DOCUMENT_LIMIT, ImageError, LayerPart, Reference, check_digest};
+use super::{
+    CONFIG_LIMIT, Candidate, DOCUMENT_LIMIT, ImageError, LayerPart, Reference, check_digest,
+};
 use crate::digest::{ImageId, Sha256Digest};
 
 pub(super) const MANIFEST: &str = "manifest.json";
 
 /// The images of an archive.
 pub(super) fn candidates(archive: &Archive) -> Result<Vec<Candidate>, ImageError> {
-    let images: Vec<DockerImage> = from_json(MANIFEST, &archive.need(MANIFEST, DOCUMENT_LIMIT, "the format")?)?;
-    images.into_iter().map(|image| candidate(archive, image)).collect()
+    let images: Vec<DockerImage> = from_json(
+        MANIFEST,
+        &archive.need(MANIFEST, DOCUMENT_LIMIT, "the format")?,
+    )?;
+    images
+        .into_iter()
+        .map(|image| candidate(archive, image))
+        .collect()
 }
 
 /// The names that the archive's `manifest.json`, if it has one, gives an image: a new `docker save` writes both kinds.
 pub(super) fn names(archive: &Archive, id: ImageId) -> Result<Vec<Reference>, ImageError> {
-    let Some(bytes) = archive.read(MANIFEST, DOCUMENT_LIMIT)? else { return Ok(Vec::new()) };
+    let Some(bytes) = archive.read(MANIFEST, DOCUMENT_LIMIT)? else {
+        return Ok(Vec::new());
+    };
     let images: Vec<DockerImage> = from_json(MANIFEST, &bytes)?;
-    let tags = images.iter().filter(|image| promised(&image.config) == Some(id.0)).flat_map(|image| &image.repo_tags);
-    tags.map(|tag| tag.parse().map_err(ImageError::from)).collect()
+    let tags = images
+        .iter()
+        .filter(|image| promised(&image.config) == Some(id.0))
+        .flat_map(|image| &image.repo_tags);
+    tags.map(|tag| tag.parse().map_err(ImageError::from))
+        .collect()
 }
 
 fn candidate(archive: &Archive, image: DockerImage) -> Result<Candidate, ImageError> {
@@ -26,9 +40,26 @@ fn candidate(archive: &Archive, image: DockerImage) -> Result<Candidate, ImageEr
     if let Some(digest) = promised(&image.config) {
         check_digest(&image.config, &config, digest)?;
     }
-    let names = image.repo_tags.iter().map(|tag| tag.parse()).collect::<Result<_, _>>()?;
-    let layers = image.layers.into_iter().map(|name| LayerPart { digest: blob_digest(&name), name, size: None }).collect();
-    Ok(Candidate { names, config, manifest: None, layers })
+    let names = image
+        .repo_tags
+        .iter()
+        .map(|tag| tag.parse())
+        .collect::<Result<_, _>>()?;
+    let layers = image
+        .layers
+        .into_iter()
+        .map(|name| LayerPart {
+            digest: blob_digest(&name),
+            name,
+            size: None,
+        })
+        .collect();
+    Ok(Candidate {
+        names,
+        config,
+        manifest: None,
+        layers,
+    })
 }
 
 /// The digest in a configuration's name: `<hex>.json`, or `blobs/sha256/<hex>`. Others may call it what they like.
@@ -38,7 +69,9 @@ fn promised(name: &str) -> Option<Sha256Digest> {
 
 /// Only names under `blobs/sha256/` promise something: `<hex>.tar` is what the layer was before it was unpacked, at best.
 fn blob_digest(name: &str) -> Option<Sha256Digest> {
-    hex(name.trim_start_matches("./").strip_prefix("blobs/sha256/")?)
+    hex(name
+        .trim_start_matches("./")
+        .strip_prefix("blobs/sha256/")?)
 }
 
 fn hex(digits: &str) -> Option<Sha256Digest> {

@@ -113,7 +113,10 @@ pub(super) struct Platform {
 
 impl Descriptor {
     pub(super) fn sha256(&self) -> Result<Sha256Digest, ImageError> {
-        self.digest.parse().map_err(|source| ImageError::BadDigest { digest: self.digest.clone(), source })
+        self.digest.parse().map_err(|source| ImageError::BadDigest {
+            digest: self.digest.clone(),
+            source,
+        })
     }
 }
 
@@ -162,22 +165,36 @@ impl Document {
     pub(super) fn parse(name: &str, bytes: &[u8], media_type: &str) -> Result<Self, ImageError> {
         let kinds: Kinds = from_json(name, bytes)?;
         let has_manifest = kinds.config.is_some() || kinds.layers.is_some();
-        let confused = |what: String| Err(ImageError::Confused { name: name.to_owned(), what });
+        let confused = |what: String| {
+            Err(ImageError::Confused {
+                name: name.to_owned(),
+                what,
+            })
+        };
         let own = kinds.media_type.as_deref().unwrap_or_default();
         if !own.is_empty() && !media_type.is_empty() && own != media_type {
-            return confused(format!("it is announced as {media_type} and calls itself {own}"));
+            return confused(format!(
+                "it is announced as {media_type} and calls itself {own}"
+            ));
         }
         if has_manifest && kinds.manifests.is_some() {
             return confused("it has the fields of a manifest and of an index".to_owned());
         }
         match if own.is_empty() { media_type } else { own } {
-            OCI_MANIFEST | DOCKER_MANIFEST if kinds.manifests.is_some() => confused("it is called a manifest and is an index".to_owned()),
-            OCI_INDEX | DOCKER_LIST if has_manifest => confused("it is called an index and is a manifest".to_owned()),
+            OCI_MANIFEST | DOCKER_MANIFEST if kinds.manifests.is_some() => {
+                confused("it is called a manifest and is an index".to_owned())
+            }
+            OCI_INDEX | DOCKER_LIST if has_manifest => {
+                confused("it is called an index and is a manifest".to_owned())
+            }
             OCI_MANIFEST | DOCKER_MANIFEST => Ok(Self::Manifest(from_json(name, bytes)?)),
             OCI_INDEX | DOCKER_LIST => Ok(Self::Index(from_json(name, bytes)?)),
             "" if has_manifest => Ok(Self::Manifest(from_json(name, bytes)?)),
             "" if kinds.manifests.is_some() => Ok(Self::Index(from_json(name, bytes)?)),
-            other => Err(ImageError::Unsupported { name: name.to_owned(), what: format!("its media type {other:?} is no image") }),
+            other => Err(ImageError::Unsupported {
+                name: name.to_owned(),
+                what: format!("its media type {other:?} is no image"),
+            }),
         }
     }
 }
@@ -202,10 +219,15 @@ pub(super) struct OciLayout {
 
 /// Reads a document of an archive.
 pub(super) fn from_json<T: DeserializeOwned>(name: &str, bytes: &[u8]) -> Result<T, ImageError> {
-    serde_json::from_slice(bytes).map_err(|source| ImageError::Json { name: name.to_owned(), source })
+    serde_json::from_slice(bytes).map_err(|source| ImageError::Json {
+        name: name.to_owned(),
+        source,
+    })
 }
 
-fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
+fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
     Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
@@ -227,23 +249,44 @@ mod tests {
         )
         .unwrap();
         let process = config.config.unwrap();
-        assert_eq!((process.cmd, process.volumes), (vec!["sh".to_owned()], vec!["/a".to_owned(), "/b".to_owned()]));
-        assert!(process.env.is_empty() && config.history.is_empty() && config.rootfs.diff_ids.is_empty());
+        assert_eq!(
+            (process.cmd, process.volumes),
+            (
+                vec!["sh".to_owned()],
+                vec!["/a".to_owned(), "/b".to_owned()]
+            )
+        );
+        assert!(
+            process.env.is_empty()
+                && config.history.is_empty()
+                && config.rootfs.diff_ids.is_empty()
+        );
         assert!(ImageConfig::from_slice(b"{}").unwrap().config.is_none());
     }
 
     const DIGEST: &str = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
 
     fn manifest(extra: &str) -> String {
-        format!(r#"{{"schemaVersion": 2, "config": {{"digest": "{DIGEST}", "size": 1}}, "layers": []{extra}}}"#)
+        format!(
+            r#"{{"schemaVersion": 2, "config": {{"digest": "{DIGEST}", "size": 1}}, "layers": []{extra}}}"#
+        )
     }
 
     #[test]
     fn a_document_is_one_thing() {
-        let parse = |text: &str, media_type: &str| Document::parse("x", text.as_bytes(), media_type);
-        let index = format!(r#"{{"manifests": [{{"mediaType": "{OCI_MANIFEST}", "digest": "{DIGEST}", "size": 1}}]}}"#);
-        assert!(matches!(parse(&manifest(""), OCI_MANIFEST), Ok(Document::Manifest(_))));
-        assert!(matches!(parse(&manifest(""), ""), Ok(Document::Manifest(_))));
+        let parse =
+            |text: &str, media_type: &str| Document::parse("x", text.as_bytes(), media_type);
+        let index = format!(
+            r#"{{"manifests": [{{"mediaType": "{OCI_MANIFEST}", "digest": "{DIGEST}", "size": 1}}]}}"#
+        );
+        assert!(matches!(
+            parse(&manifest(""), OCI_MANIFEST),
+            Ok(Document::Manifest(_))
+        ));
+        assert!(matches!(
+            parse(&manifest(""), ""),
+            Ok(Document::Manifest(_))
+        ));
         assert!(matches!(parse(&index, OCI_INDEX), Ok(Document::Index(_))));
         assert!(matches!(parse(&index, ""), Ok(Document::Index(_))));
         let own = |media_type: &str| manifest(&format!(r#", "mediaType": "{media_type}""#));
@@ -256,9 +299,15 @@ mod tests {
             (own(DOCKER_MANIFEST), OCI_MANIFEST),
             (own(OCI_INDEX), ""),
         ] {
-            assert!(matches!(parse(&text, media_type), Err(ImageError::Confused { .. })), "{text} as {media_type}");
+            assert!(
+                matches!(parse(&text, media_type), Err(ImageError::Confused { .. })),
+                "{text} as {media_type}"
+            );
         }
-        assert!(matches!(parse(&own("application/x"), ""), Err(ImageError::Unsupported { .. })));
+        assert!(matches!(
+            parse(&own("application/x"), ""),
+            Err(ImageError::Unsupported { .. })
+        ));
         assert!(matches!(parse("{", ""), Err(ImageError::Json { .. })));
     }
 }

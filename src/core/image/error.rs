@@ -115,7 +115,9 @@ pub enum ImageError {
         manifest: usize,
     },
     /// A layer is not the one that the configuration promises.
-    #[error("layer {number} is not the one the image was made of: its tar has digest {found}, the configuration says {expected}")]
+    #[error(
+        "layer {number} is not the one the image was made of: its tar has digest {found}, the configuration says {expected}"
+    )]
     DiffId {
         /// Counted from 1, lowest first.
         number: usize,

@@ -30,11 +30,18 @@ pub fn load(store: &Store, path: &Path) -> Result<Vec<Loaded>, ImageError> {
 pub fn load_with(store: &Store, path: &Path, trust: Trust) -> Result<Vec<Loaded>, ImageError> {
     let transaction = store.begin_with(trust)?;
     let archive = Archive::open(path, &transaction)?;
-    let mut loader = Loader { transaction: &transaction, archive: &archive, layers: BTreeMap::new() };
+    let mut loader = Loader {
+        transaction: &transaction,
+        archive: &archive,
+        layers: BTreeMap::new(),
+    };
     let mut images: Vec<Image> = Vec::new();
     for candidate in candidates(&archive, path)? {
         let image = loader.image(candidate)?;
-        match images.iter_mut().find(|other| other.record.image == image.record.image) {
+        match images
+            .iter_mut()
+            .find(|other| other.record.image == image.record.image)
+        {
             Some(known) => known.names.extend(image.names),
             None => images.push(image),
         }
@@ -42,16 +49,29 @@ pub fn load_with(store: &Store, path: &Path, trust: Trust) -> Result<Vec<Loaded>
     if images.is_empty() {
         return Err(ImageError::Empty);
     }
-    let known: BTreeSet<ImageId> =
-        store.refs()?.into_iter().filter(|record| record.reference.is_some()).map(|record| record.image).collect();
+    let known: BTreeSet<ImageId> = store
+        .refs()?
+        .into_iter()
+        .filter(|record| record.reference.is_some())
+        .map(|record| record.image)
+        .collect();
     // One without a name is kept by its id, unless a name keeps it already.
-    let records = images.iter().flat_map(|image| image.records(known.contains(&image.record.image))).collect::<Vec<_>>();
+    let records = images
+        .iter()
+        .flat_map(|image| image.records(known.contains(&image.record.image)))
+        .collect::<Vec<_>>();
     transaction.publish(&records)?;
     for image in images.iter().filter(|image| !image.names.is_empty()) {
         // It may have been here without a name, which it needs no more.
         store.untag(&image.record)?;
     }
-    Ok(images.into_iter().map(|image| Loaded { image: image.record.image, tags: image.names.into_iter().collect() }).collect())
+    Ok(images
+        .into_iter()
+        .map(|image| Loaded {
+            image: image.record.image,
+            tags: image.names.into_iter().collect(),
+        })
+        .collect())
 }
 
 /// What is in the archive. A new `docker save` writes both forms; the OCI one has the manifests, so it goes first.
@@ -69,7 +89,10 @@ fn candidates(archive: &Archive, path: &Path) -> Result<Vec<Candidate>, ImageErr
     } else {
         "it has neither oci-layout nor manifest.json"
     };
-    Err(ImageError::NotAnArchive { name: archive.name.clone(), what: what.to_owned() })
+    Err(ImageError::NotAnArchive {
+        name: archive.name.clone(),
+        what: what.to_owned(),
+    })
 }
 
 /// An image whose parts are in the transaction.
@@ -85,7 +108,13 @@ impl Image {
         if self.names.is_empty() && !kept {
             return vec![self.record.clone()];
         }
-        self.names.iter().map(|name| RefRecord { reference: Some(name.clone()), ..self.record.clone() }).collect()
+        self.names
+            .iter()
+            .map(|name| RefRecord {
+                reference: Some(name.clone()),
+                ..self.record.clone()
+            })
+            .collect()
     }
 }
 
@@ -106,22 +135,39 @@ struct Done {
 impl Loader<'_> {
     fn image(&mut self, candidate: Candidate) -> Result<Image, ImageError> {
         let id = ImageId(Sha256Digest::of(&candidate.config));
-        let name = format!("the configuration of {}", candidate.names.first().map_or_else(|| id.to_string(), ToString::to_string));
-        let config = ImageConfig::from_slice(&candidate.config).map_err(|source| ImageError::Json { name, source })?;
+        let name = format!(
+            "the configuration of {}",
+            candidate
+                .names
+                .first()
+                .map_or_else(|| id.to_string(), ToString::to_string)
+        );
+        let config = ImageConfig::from_slice(&candidate.config)
+            .map_err(|source| ImageError::Json { name, source })?;
         if !matches!(config.os.as_str(), "" | "linux") {
             let what = format!("it is an image for {}, only Linux runs here", config.os);
-            return Err(ImageError::Unsupported { name: id.to_string(), what });
+            return Err(ImageError::Unsupported {
+                name: id.to_string(),
+                what,
+            });
         }
         let layers = config.rootfs.diff_ids;
         if layers.len() != candidate.layers.len() {
-            return Err(ImageError::LayerCount { config: layers.len(), manifest: candidate.layers.len() });
+            return Err(ImageError::LayerCount {
+                config: layers.len(),
+                manifest: candidate.layers.len(),
+            });
         }
         let mut blobs = BTreeSet::new();
         for (at, (part, expected)) in candidate.layers.iter().zip(&layers).enumerate() {
             let number = at + 1;
             let done = self.layer(number, part)?;
             if done.diff != *expected {
-                return Err(ImageError::DiffId { number, expected: *expected, found: done.diff });
+                return Err(ImageError::DiffId {
+                    number,
+                    expected: *expected,
+                    found: done.diff,
+                });
             }
             blobs.extend(done.blob);
         }
@@ -129,11 +175,23 @@ impl Loader<'_> {
             self.transaction.put_merged(&layers)?;
         }
         blobs.insert(self.transaction.put_blob(&candidate.config)?);
-        let manifest = candidate.manifest.map(|bytes| self.transaction.put_blob(&bytes)).transpose()?;
+        let manifest = candidate
+            .manifest
+            .map(|bytes| self.transaction.put_blob(&bytes))
+            .transpose()?;
         blobs.extend(manifest);
         let mut names: BTreeSet<Reference> = candidate.names.into_iter().collect();
         names.extend(docker::names(self.archive, id)?);
-        Ok(Image { record: RefRecord { reference: None, image: id, manifest, layers, blobs: blobs.into_iter().collect() }, names })
+        Ok(Image {
+            record: RefRecord {
+                reference: None,
+                image: id,
+                manifest,
+                layers,
+                blobs: blobs.into_iter().collect(),
+            },
+            names,
+        })
     }
 
     fn layer(&mut self, number: usize, part: &LayerPart) -> Result<Done, ImageError> {
@@ -146,7 +204,11 @@ impl Loader<'_> {
             Err(source) => {
                 // A part that is not what its digest says is the better reason, whatever the damage did to the tar in it.
                 self.check_part(part)?;
-                return Err(ImageError::Layer { number, name: part.name.clone(), source });
+                return Err(ImageError::Layer {
+                    number,
+                    name: part.name.clone(),
+                    source,
+                });
             }
         };
         let mut source = stream.into_inner();
@@ -155,10 +217,21 @@ impl Loader<'_> {
         let blob = source.blob.map(BlobWriter::finish).transpose()?;
         let found = blob.unwrap_or(imported.diff_id.0);
         if let Some(expected) = part.digest.filter(|expected| *expected != found) {
-            return Err(ImageError::Digest { name: part.name.clone(), expected, found });
+            return Err(ImageError::Digest {
+                name: part.name.clone(),
+                expected,
+                found,
+            });
         }
-        self.transaction.put_layer(imported.diff_id, imported.tree_bytes, imported.stats.stream_bytes)?;
-        let done = Done { diff: imported.diff_id, blob };
+        self.transaction.put_layer(
+            imported.diff_id,
+            imported.tree_bytes,
+            imported.stats.stream_bytes,
+        )?;
+        let done = Done {
+            diff: imported.diff_id,
+            blob,
+        };
         self.layers.insert(part.name.clone(), done);
         Ok(done)
     }
@@ -166,31 +239,59 @@ impl Loader<'_> {
     fn open_layer(&self, part: &LayerPart) -> Result<Decompressed<Kept<'_>>, ImageError> {
         let contents = self.member(part)?;
         if let Some(expected) = part.size.filter(|expected| *expected != contents.size) {
-            return Err(ImageError::Size { name: part.name.clone(), expected, found: contents.size });
+            return Err(ImageError::Size {
+                name: part.name.clone(),
+                expected,
+                found: contents.size,
+            });
         }
-        let refuse = |source| ImageError::Decompress { name: part.name.clone(), source };
+        let refuse = |source| ImageError::Decompress {
+            name: part.name.clone(),
+            source,
+        };
         // Looked at by itself first, since the copy begins with the first byte.
-        let compression = layer::decompress(self.member(part)?).map_err(refuse)?.compression();
-        let blob = (compression != Compression::None).then(|| self.transaction.blob_writer()).transpose()?;
+        let compression = layer::decompress(self.member(part)?)
+            .map_err(refuse)?
+            .compression();
+        let blob = (compression != Compression::None)
+            .then(|| self.transaction.blob_writer())
+            .transpose()?;
         layer::decompress(Kept { contents, blob }).map_err(refuse)
     }
 
     fn check_part(&self, part: &LayerPart) -> Result<(), ImageError> {
-        let Some(expected) = part.digest else { return Ok(()) };
+        let Some(expected) = part.digest else {
+            return Ok(());
+        };
         let mut hasher = Sha256Hasher::new();
-        io::copy(&mut self.member(part)?, &mut hasher).map_err(|source| read_error(part, source))?;
+        io::copy(&mut self.member(part)?, &mut hasher)
+            .map_err(|source| read_error(part, source))?;
         let found = hasher.finish();
-        if found == expected { Ok(()) } else { Err(ImageError::Digest { name: part.name.clone(), expected, found }) }
+        if found == expected {
+            Ok(())
+        } else {
+            Err(ImageError::Digest {
+                name: part.name.clone(),
+                expected,
+                found,
+            })
+        }
     }
 
     fn member(&self, part: &LayerPart) -> Result<Contents<'_>, ImageError> {
-        let missing = || ImageError::Missing { name: part.name.clone(), needed_by: "its manifest".to_owned() };
+        let missing = || ImageError::Missing {
+            name: part.name.clone(),
+            needed_by: "its manifest".to_owned(),
+        };
         self.archive.open_member(&part.name)?.ok_or_else(missing)
     }
 }
 
 fn read_error(part: &LayerPart, source: io::Error) -> ImageError {
-    ImageError::Read { name: part.name.clone(), source }
+    ImageError::Read {
+        name: part.name.clone(),
+        source,
+    }
 }
 
 /// A layer of the archive; what is read of it is kept, if it is compressed.

@@ -57,5 +57,13 @@ struct LayerPart {
 /// A part's bytes are what its digest says.
 fn check_digest(name: &str, bytes: &[u8], expected: Sha256Digest) -> Result<(), ImageError> {
     let found = Sha256Digest::of(bytes);
-    if found == expected { Ok(()) } else { Err(ImageError::Digest { name: name.to_owned(), expected, found }) }
+    if found == expected {
+        Ok(())
+    } else {
+        Err(ImageError::Digest {
+            name: name.to_owned(),
+            expected,
+            found,
+        })
+    }
 }

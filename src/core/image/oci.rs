@@ -5,7 +5,9 @@ use std::path::Path;
 
 use super::archive::Archive;
 use super::documents::{Descriptor, Document, Manifest, OciLayout, Platform, from_json};
-use super::{CONFIG_LIMIT, Candidate, DOCUMENT_LIMIT, ImageError, LayerPart, Reference, check_digest};
+use super::{
+    CONFIG_LIMIT, Candidate, DOCUMENT_LIMIT, ImageError, LayerPart, Reference, check_digest,
+};
 use crate::digest::Sha256Digest;
 
 pub(super) const LAYOUT: &str = "oci-layout";
@@ -20,21 +22,40 @@ const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// Set by BuildKit on what stands beside an image and is none.
 const ATTESTATION: &str = "vnd.docker.reference.type";
 
-const CONFIG_TYPES: [&str; 3] = ["", "application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
+const CONFIG_TYPES: [&str; 3] = [
+    "",
+    "application/vnd.oci.image.config.v1+json",
+    "application/vnd.docker.container.image.v1+json",
+];
 
 /// The images of a layout: of each name the one for this machine, and each that has no name.
 pub(super) fn candidates(archive: &Archive, base: &Path) -> Result<Vec<Candidate>, ImageError> {
-    let layout: OciLayout = from_json(LAYOUT, &archive.need(LAYOUT, DOCUMENT_LIMIT, "the format")?)?;
+    let layout: OciLayout =
+        from_json(LAYOUT, &archive.need(LAYOUT, DOCUMENT_LIMIT, "the format")?)?;
     if !layout.image_layout_version.starts_with("1.") {
-        let what = format!("layout version {:?} is not supported, 1.x is", layout.image_layout_version);
-        return Err(ImageError::Unsupported { name: LAYOUT.to_owned(), what });
+        let what = format!(
+            "layout version {:?} is not supported, 1.x is",
+            layout.image_layout_version
+        );
+        return Err(ImageError::Unsupported {
+            name: LAYOUT.to_owned(),
+            what,
+        });
     }
-    let Document::Index(index) = Document::parse(INDEX, &archive.need(INDEX, DOCUMENT_LIMIT, LAYOUT)?, "")? else {
-        return Err(ImageError::Confused { name: INDEX.to_owned(), what: "it is a manifest, not an index".to_owned() });
+    let Document::Index(index) =
+        Document::parse(INDEX, &archive.need(INDEX, DOCUMENT_LIMIT, LAYOUT)?, "")?
+    else {
+        return Err(ImageError::Confused {
+            name: INDEX.to_owned(),
+            what: "it is a manifest, not an index".to_owned(),
+        });
     };
     let mut candidates = Vec::new();
     for group in groups(index.manifests) {
-        let name = group.first().and_then(|descriptor| reference(descriptor, base).transpose()).transpose()?;
+        let name = group
+            .first()
+            .and_then(|descriptor| reference(descriptor, base).transpose())
+            .transpose()?;
         let mut candidate = candidate(archive, &choose(group)?)?;
         candidate.names.extend(name);
         candidates.push(candidate);
@@ -45,16 +66,35 @@ pub(super) fn candidates(archive: &Archive, base: &Path) -> Result<Vec<Candidate
 fn candidate(archive: &Archive, descriptor: &Descriptor) -> Result<Candidate, ImageError> {
     let (bytes, manifest) = manifest(archive, descriptor)?;
     if !CONFIG_TYPES.contains(&manifest.config.media_type.as_str()) {
-        let what = format!("it is an artifact of type {}, no image", manifest.config.media_type);
-        return Err(ImageError::Unsupported { name: blob_name(manifest.config.sha256()?), what });
+        let what = format!(
+            "it is an artifact of type {}, no image",
+            manifest.config.media_type
+        );
+        return Err(ImageError::Unsupported {
+            name: blob_name(manifest.config.sha256()?),
+            what,
+        });
     }
     let config = blob(archive, &manifest.config, CONFIG_LIMIT, "the manifest")?;
     let part = |layer: &Descriptor| {
         let digest = layer.sha256()?;
-        Ok(LayerPart { name: blob_name(digest), digest: Some(digest), size: Some(layer.size) })
+        Ok(LayerPart {
+            name: blob_name(digest),
+            digest: Some(digest),
+            size: Some(layer.size),
+        })
     };
-    let layers = manifest.layers.iter().map(part).collect::<Result<_, ImageError>>()?;
-    Ok(Candidate { names: Vec::new(), config, manifest: Some(bytes), layers })
+    let layers = manifest
+        .layers
+        .iter()
+        .map(part)
+        .collect::<Result<_, ImageError>>()?;
+    Ok(Candidate {
+        names: Vec::new(),
+        config,
+        manifest: Some(bytes),
+        layers,
+    })
 }
 
 /// The manifest that a descriptor leads to, through indexes if need be.
@@ -62,12 +102,21 @@ fn manifest(archive: &Archive, descriptor: &Descriptor) -> Result<(Vec<u8>, Mani
     let mut descriptor = descriptor.clone();
     for _ in 0..MAX_DEPTH {
         let bytes = blob(archive, &descriptor, DOCUMENT_LIMIT, INDEX)?;
-        match Document::parse(&blob_name(descriptor.sha256()?), &bytes, &descriptor.media_type)? {
+        match Document::parse(
+            &blob_name(descriptor.sha256()?),
+            &bytes,
+            &descriptor.media_type,
+        )? {
             Document::Manifest(manifest) => return Ok((bytes, manifest)),
-            Document::Index(index) => descriptor = choose(index.manifests.into_iter().filter(is_image).collect())?,
+            Document::Index(index) => {
+                descriptor = choose(index.manifests.into_iter().filter(is_image).collect())?
+            }
         }
     }
-    Err(ImageError::Unsupported { name: INDEX.to_owned(), what: format!("indexes are nested deeper than {MAX_DEPTH}") })
+    Err(ImageError::Unsupported {
+        name: INDEX.to_owned(),
+        what: format!("indexes are nested deeper than {MAX_DEPTH}"),
+    })
 }
 
 fn blob_name(digest: Sha256Digest) -> String {
@@ -75,20 +124,32 @@ fn blob_name(digest: Sha256Digest) -> String {
 }
 
 /// A small blob, its size and digest checked.
-fn blob(archive: &Archive, descriptor: &Descriptor, limit: u64, needed_by: &str) -> Result<Vec<u8>, ImageError> {
+fn blob(
+    archive: &Archive,
+    descriptor: &Descriptor,
+    limit: u64,
+    needed_by: &str,
+) -> Result<Vec<u8>, ImageError> {
     let digest = descriptor.sha256()?;
     let name = blob_name(digest);
     let bytes = archive.need(&name, limit, needed_by)?;
     let found = bytes.len() as u64;
     if found != descriptor.size {
-        return Err(ImageError::Size { name, expected: descriptor.size, found });
+        return Err(ImageError::Size {
+            name,
+            expected: descriptor.size,
+            found,
+        });
     }
     check_digest(&name, &bytes, digest)?;
     Ok(bytes)
 }
 
 fn is_image(descriptor: &Descriptor) -> bool {
-    let nowhere = descriptor.platform.as_ref().is_some_and(|platform| platform.os == "unknown");
+    let nowhere = descriptor
+        .platform
+        .as_ref()
+        .is_some_and(|platform| platform.os == "unknown");
     !descriptor.annotations.contains_key(ATTESTATION) && !nowhere
 }
 
@@ -98,9 +159,10 @@ fn groups(descriptors: Vec<Descriptor>) -> Vec<Vec<Descriptor>> {
     for descriptor in descriptors.into_iter().filter(is_image) {
         let alone = name_of(&descriptor).is_none() && descriptor.platform.is_none();
         let same = |group: &&mut Vec<Descriptor>| {
-            group
-                .first()
-                .is_some_and(|first| name_of(first) == name_of(&descriptor) && first.platform.is_some() == descriptor.platform.is_some())
+            group.first().is_some_and(|first| {
+                name_of(first) == name_of(&descriptor)
+                    && first.platform.is_some() == descriptor.platform.is_some()
+            })
         };
         match groups.iter_mut().find(same).filter(|_| !alone) {
             Some(group) => group.push(descriptor),
@@ -111,7 +173,10 @@ fn groups(descriptors: Vec<Descriptor>) -> Vec<Vec<Descriptor>> {
 }
 
 fn name_of(descriptor: &Descriptor) -> Option<&str> {
-    [FULL_NAME, REF_NAME].iter().find_map(|key| descriptor.annotations.get(*key)).map(String::as_str)
+    [FULL_NAME, REF_NAME]
+        .iter()
+        .find_map(|key| descriptor.annotations.get(*key))
+        .map(String::as_str)
 }
 
 /// The name of an image. A bare word in `ref.name` is a tag, as skopeo and umoci write it (`oci:NAME:TAG`), and the
@@ -120,12 +185,17 @@ fn reference(descriptor: &Descriptor, base: &Path) -> Result<Option<Reference>, 
     if let Some(name) = descriptor.annotations.get(FULL_NAME) {
         return Ok(Some(name.parse()?));
     }
-    let Some(name) = descriptor.annotations.get(REF_NAME) else { return Ok(None) };
+    let Some(name) = descriptor.annotations.get(REF_NAME) else {
+        return Ok(None);
+    };
     if name.contains([':', '/']) {
         return Ok(name.parse().ok());
     }
     let file = base.file_name().and_then(OsStr::to_str).unwrap_or_default();
-    let repository = [".tar.gz", ".tgz", ".tar", ".oci"].iter().find_map(|suffix| file.strip_suffix(suffix)).unwrap_or(file);
+    let repository = [".tar.gz", ".tgz", ".tar", ".oci"]
+        .iter()
+        .find_map(|suffix| file.strip_suffix(suffix))
+        .unwrap_or(file);
     Ok(format!("{repository}:{name}").parse().ok())
 }
 
@@ -133,9 +203,15 @@ fn reference(descriptor: &Descriptor, base: &Path) -> Result<Option<Reference>, 
 fn choose(mut group: Vec<Descriptor>) -> Result<Descriptor, ImageError> {
     let wanted = host_platform();
     let rank = |descriptor: &Descriptor| match &descriptor.platform {
-        Some(platform) if platform.os == wanted.os && platform.architecture == wanted.architecture => {
+        Some(platform)
+            if platform.os == wanted.os && platform.architecture == wanted.architecture =>
+        {
             // v8 is what arm64 is by itself; v2 to v4 of amd64 may need more than this machine has.
-            if matches!(platform.variant.as_str(), "" | "v8") { Some(0) } else { Some(1) }
+            if matches!(platform.variant.as_str(), "" | "v8") {
+                Some(0)
+            } else {
+                Some(1)
+            }
         }
         Some(_) => None,
         None => Some(2),
@@ -143,26 +219,49 @@ fn choose(mut group: Vec<Descriptor>) -> Result<Descriptor, ImageError> {
     if let [only] = group.as_slice() {
         return Ok(only.clone());
     }
-    let best = group.iter().enumerate().filter_map(|(at, descriptor)| Some((rank(descriptor)?, at))).min();
+    let best = group
+        .iter()
+        .enumerate()
+        .filter_map(|(at, descriptor)| Some((rank(descriptor)?, at)))
+        .min();
     if let Some((_, at)) = best {
         return Ok(group.swap_remove(at));
     }
-    let mut available: Vec<String> = group.iter().filter_map(|descriptor| descriptor.platform.as_ref()).map(show).collect();
+    let mut available: Vec<String> = group
+        .iter()
+        .filter_map(|descriptor| descriptor.platform.as_ref())
+        .map(show)
+        .collect();
     available.dedup();
     if available.is_empty() {
         return Err(ImageError::Empty);
     }
-    Err(ImageError::Platform { wanted: show(&wanted), available: available.join(", ") })
+    Err(ImageError::Platform {
+        wanted: show(&wanted),
+        available: available.join(", "),
+    })
 }
 
 fn show(platform: &Platform) -> String {
-    let Platform { os, architecture, variant } = platform;
-    if variant.is_empty() { format!("{os}/{architecture}") } else { format!("{os}/{architecture}/{variant}") }
+    let Platform {
+        os,
+        architecture,
+        variant,
+    } = platform;
+    if variant.is_empty() {
+        format!("{os}/{architecture}")
+    } else {
+        format!("{os}/{architecture}/{variant}")
+    }
 }
 
 /// This machine in Go's words.
 fn host_platform() -> Platform {
-    Platform { os: "linux".to_owned(), architecture: host_architecture().to_owned(), variant: String::new() }
+    Platform {
+        os: "linux".to_owned(),
+        architecture: host_architecture().to_owned(),
+        variant: String::new(),
+    }
 }
 
 /// This machine's architecture in Go's words.

@@ -14,16 +14,32 @@ use crate::store::{RefRecord, Store};
 ///
 /// All or nothing. A tar without its end marker is refused: with no digest to compare, nothing else tells one that was cut
 /// between two entries.
-pub fn import_rootfs(store: &Store, tar: impl Read, reference: &Reference) -> Result<ImageId, ImageError> {
+pub fn import_rootfs(
+    store: &Store,
+    tar: impl Read,
+    reference: &Reference,
+) -> Result<ImageId, ImageError> {
     let transaction = store.begin()?;
     let name = || "the tar".to_owned();
-    let stream = layer::decompress(tar).map_err(|source| ImageError::Decompress { name: name(), source })?;
-    let imported = layer::import(stream, &transaction, &Limits::default()).map_err(|source| ImageError::Import { name: name(), source })?;
+    let stream = layer::decompress(tar).map_err(|source| ImageError::Decompress {
+        name: name(),
+        source,
+    })?;
+    let imported = layer::import(stream, &transaction, &Limits::default()).map_err(|source| {
+        ImageError::Import {
+            name: name(),
+            source,
+        }
+    })?;
     if imported.end == ArchiveEnd::Unmarked {
         let what = "it ends without the two blocks of zeros that end a tar".to_owned();
         return Err(ImageError::Truncated { name: name(), what });
     }
-    transaction.put_layer(imported.diff_id, imported.tree_bytes, imported.stats.stream_bytes)?;
+    transaction.put_layer(
+        imported.diff_id,
+        imported.tree_bytes,
+        imported.stats.stream_bytes,
+    )?;
     transaction.put_merged(&[imported.diff_id])?;
     let created = rfc3339(SystemTime::now());
     let config = json!({
@@ -48,10 +64,17 @@ pub fn import_rootfs(store: &Store, tar: impl Read, reference: &Reference) -> Re
 
 /// UTC to the second: `2026-11-25T01:02:03Z`. A clock before 1970 says 1970.
 fn rfc3339(time: SystemTime) -> String {
-    let seconds = time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let seconds = time
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs());
     let (days, second) = (seconds / 86_400, seconds % 86_400);
     let (year, month, day) = civil(days);
-    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", second / 3600, second / 60 % 60, second % 60)
+    format!(
+        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z",
+        second / 3600,
+        second / 60 % 60,
+        second % 60
+    )
 }
 
 /// Year, month and day of a day since 1970, in the Gregorian calendar; counted in years that begin with March, so that the
@@ -64,7 +87,11 @@ fn civil(days: u64) -> (u64, u64, u64) {
     let day = day - (365 * year + year / 4 - year / 100);
     let month = (5 * day + 2) / 153;
     let day = day - (153 * month + 2) / 5 + 1;
-    let (month, year) = if month < 10 { (month + 3, year) } else { (month - 9, year + 1) };
+    let (month, year) = if month < 10 {
+        (month + 3, year)
+    } else {
+        (month - 9, year + 1)
+    };
     (year + 400 * era, month, day)
 }
 

@@ -89,14 +89,24 @@ impl Layout {
     }
 
     fn image(&mut self, layers: &[Vec<u8>], comment: &str) -> Value {
-        let config = self.blob(config(layers, comment), "application/vnd.oci.image.config.v1+json");
-        let layers: Vec<_> = layers.iter().map(|layer| self.blob(gzip(layer), "application/vnd.oci.image.layer.v1.tar+gzip")).collect();
+        let config = self.blob(
+            config(layers, comment),
+            "application/vnd.oci.image.config.v1+json",
+        );
+        let layers: Vec<_> = layers
+            .iter()
+            .map(|layer| self.blob(gzip(layer), "application/vnd.oci.image.layer.v1.tar+gzip"))
+            .collect();
         let manifest = json!({ "schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": layers });
         self.blob(manifest.to_string().into(), OCI_MANIFEST)
     }
 
     fn named(&mut self, descriptor: Value, name: &str) {
-        self.with(descriptor, "annotations", json!({ "org.opencontainers.image.ref.name": name }));
+        self.with(
+            descriptor,
+            "annotations",
+            json!({ "org.opencontainers.image.ref.name": name }),
+        );
     }
 
     fn with(&mut self, mut descriptor: Value, key: &str, value: Value) {
@@ -105,10 +115,17 @@ impl Layout {
     }
 
     fn files(&self) -> Files {
-        let blobs = self.blobs.iter().map(|(digest, bytes)| (format!("blobs/sha256/{}", digest.hex()), bytes.clone()));
+        let blobs = self
+            .blobs
+            .iter()
+            .map(|(digest, bytes)| (format!("blobs/sha256/{}", digest.hex()), bytes.clone()));
         let index = json!({ "schemaVersion": 2, "manifests": self.manifests });
-        let documents = [("oci-layout", json!({ "imageLayoutVersion": "1.0.0" })), ("index.json", index)];
-        let documents = documents.map(|(name, value)| (name.to_owned(), value.to_string().into_bytes()));
+        let documents = [
+            ("oci-layout", json!({ "imageLayoutVersion": "1.0.0" })),
+            ("index.json", index),
+        ];
+        let documents =
+            documents.map(|(name, value)| (name.to_owned(), value.to_string().into_bytes()));
         blobs.chain(documents).collect()
     }
 }
@@ -120,7 +137,10 @@ struct Fixture {
 
 fn fixture() -> Fixture {
     let dir = tempfile::tempdir().unwrap();
-    Fixture { store: Store::open_or_create(&dir.path().join("store")).unwrap(), dir }
+    Fixture {
+        store: Store::open_or_create(&dir.path().join("store")).unwrap(),
+        dir,
+    }
 }
 
 impl Fixture {
@@ -136,7 +156,10 @@ impl Fixture {
     }
 
     fn record(&self, name: &str) -> RefRecord {
-        self.store.find_ref(&name.parse().unwrap()).unwrap().unwrap()
+        self.store
+            .find_ref(&name.parse().unwrap())
+            .unwrap()
+            .unwrap()
     }
 
     /// Loads what must be refused, and looks that it left nothing.
@@ -161,27 +184,51 @@ fn a_layout_is_loaded_from_a_tar_a_gzip_and_a_directory() {
     layout.named(image.clone(), "app:1");
     let files = layout.files();
     let fixture = fixture();
-    let paths = [fixture.file("a.tar", &tar(&files)), fixture.file("b.tar.gz", &gzip(&tar(&files))), fixture.dir.path().join("layout")];
+    let paths = [
+        fixture.file("a.tar", &tar(&files)),
+        fixture.file("b.tar.gz", &gzip(&tar(&files))),
+        fixture.dir.path().join("layout"),
+    ];
     for (name, bytes) in &files {
         fixture.file(&format!("layout/{name}"), bytes);
     }
     let id = ImageId(digest(&config(&layers, "")));
     for path in paths {
         let loaded = load(&fixture.store, &path).unwrap();
-        assert_eq!(loaded, [Loaded { image: id, tags: vec!["app:1".parse().unwrap()] }], "{}", path.display());
+        assert_eq!(
+            loaded,
+            [Loaded {
+                image: id,
+                tags: vec!["app:1".parse().unwrap()]
+            }],
+            "{}",
+            path.display()
+        );
     }
     let record = fixture.record("app:1");
-    assert_eq!(record.layers, layers.each_ref().map(|layer| DiffId(digest(layer))));
-    assert_eq!(record.manifest, Some(image["digest"].as_str().unwrap().parse().unwrap()));
+    assert_eq!(
+        record.layers,
+        layers.each_ref().map(|layer| DiffId(digest(layer)))
+    );
+    assert_eq!(
+        record.manifest,
+        Some(image["digest"].as_str().unwrap().parse().unwrap())
+    );
     // Configuration, manifest, two layers as they came, each with the bytes it came with.
     assert_eq!(record.blobs.len(), 4);
     for blob in &record.blobs {
-        assert_eq!(fixture.store.read_blob(*blob, 1 << 20).unwrap(), layout.blobs[blob]);
+        assert_eq!(
+            fixture.store.read_blob(*blob, 1 << 20).unwrap(),
+            layout.blobs[blob]
+        );
     }
     let merged = fixture.store.merged(&record.layers).unwrap();
     assert!(merged.tree.resolve(b"etc").unwrap().is_some());
     assert!(merged.tree.resolve(b"etc/motd").unwrap().is_none());
-    assert_eq!(fixture.store.objects_of(&record.layers).unwrap(), BTreeMap::from([(ObjectId::of(b"hello"), 5)]));
+    assert_eq!(
+        fixture.store.objects_of(&record.layers).unwrap(),
+        BTreeMap::from([(ObjectId::of(b"hello"), 5)])
+    );
     assert_eq!(fixture.store.check(true).unwrap().problems, []);
 }
 
@@ -189,7 +236,10 @@ fn a_layout_is_loaded_from_a_tar_a_gzip_and_a_directory() {
 fn plain_layers_are_kept_as_trees_and_objects_alone() {
     let layers = [layer("a", "1")];
     let mut layout = Layout::default();
-    let config = layout.blob(config(&layers, ""), "application/vnd.oci.image.config.v1+json");
+    let config = layout.blob(
+        config(&layers, ""),
+        "application/vnd.oci.image.config.v1+json",
+    );
     let plain = layout.blob(layers[0].clone(), "application/vnd.oci.image.layer.v1.tar");
     let manifest = json!({ "schemaVersion": 2, "config": config, "layers": [plain] });
     let manifest = layout.blob(manifest.to_string().into(), OCI_MANIFEST);
@@ -202,7 +252,11 @@ fn plain_layers_are_kept_as_trees_and_objects_alone() {
 fn docker_archive(layers: &[Vec<u8>], tags: &Value) -> Files {
     let config = config(layers, "");
     let config_name = format!("{}.json", digest(&config).hex());
-    let mut files: Files = layers.iter().enumerate().map(|(at, layer)| (format!("{at}/layer.tar"), layer.clone())).collect();
+    let mut files: Files = layers
+        .iter()
+        .enumerate()
+        .map(|(at, layer)| (format!("{at}/layer.tar"), layer.clone()))
+        .collect();
     let names: Vec<_> = files.iter().map(|(name, _)| name.clone()).collect();
     let manifest = json!([{ "Config": config_name, "RepoTags": tags, "Layers": names }]);
     files.push((config_name, config));
@@ -214,9 +268,24 @@ fn docker_archive(layers: &[Vec<u8>], tags: &Value) -> Files {
 fn a_docker_archive_is_loaded_with_all_its_names() {
     let layers = [layer("a", "1"), layer("b", "2")];
     let fixture = fixture();
-    let loaded = fixture.load(&docker_archive(&layers, &json!(["app:1", "registry.example/app:2"]))).unwrap();
-    assert_eq!(loaded[0].tags.iter().map(ToString::to_string).collect::<Vec<_>>(), ["app:1", "registry.example/app:2"]);
-    assert_eq!(fixture.record("app:1").layers, fixture.record("registry.example/app:2").layers);
+    let loaded = fixture
+        .load(&docker_archive(
+            &layers,
+            &json!(["app:1", "registry.example/app:2"]),
+        ))
+        .unwrap();
+    assert_eq!(
+        loaded[0]
+            .tags
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>(),
+        ["app:1", "registry.example/app:2"]
+    );
+    assert_eq!(
+        fixture.record("app:1").layers,
+        fixture.record("registry.example/app:2").layers
+    );
     assert_eq!(fixture.record("app:1").manifest, None);
     assert_eq!(fixture.store.check(true).unwrap().problems, []);
 }
@@ -225,12 +294,22 @@ fn a_docker_archive_is_loaded_with_all_its_names() {
 fn an_image_without_a_name_is_kept_by_its_id_until_it_has_one() {
     let layers = [layer("a", "1")];
     let fixture = fixture();
-    let loaded = fixture.load(&docker_archive(&layers, &Value::Null)).unwrap();
+    let loaded = fixture
+        .load(&docker_archive(&layers, &Value::Null))
+        .unwrap();
     assert!(loaded[0].tags.is_empty());
     assert_eq!(fixture.store.refs().unwrap()[0].reference, None);
-    fixture.load(&docker_archive(&layers, &json!(["app:1"]))).unwrap();
+    fixture
+        .load(&docker_archive(&layers, &json!(["app:1"])))
+        .unwrap();
     fixture.load(&docker_archive(&layers, &json!([]))).unwrap();
-    let names: Vec<_> = fixture.store.refs().unwrap().into_iter().map(|record| record.reference.map(|name| name.to_string())).collect();
+    let names: Vec<_> = fixture
+        .store
+        .refs()
+        .unwrap()
+        .into_iter()
+        .map(|record| record.reference.map(|name| name.to_string()))
+        .collect();
     assert_eq!(names, [Some("app:1".to_owned())]);
 }
 
@@ -244,7 +323,10 @@ fn a_repeated_layer_may_be_a_link_to_the_first() {
     fixture.load(&files).unwrap();
     assert_eq!(fixture.record("app:1").layers.len(), 2);
     files[1] = ("1/layer.tar -> ../1/layer.tar".to_owned(), Vec::new());
-    assert!(matches!(fixture.load(&files), Err(ImageError::Missing { .. })));
+    assert!(matches!(
+        fixture.load(&files),
+        Err(ImageError::Missing { .. })
+    ));
 }
 
 #[test]
@@ -262,7 +344,14 @@ fn new_docker_save_gives_manifests_by_one_form_and_names_by_both() {
     let manifest = json!([{ "Config": config, "RepoTags": ["app:1", "other:2"], "Layers": [] }]);
     files.push(("manifest.json".to_owned(), manifest.to_string().into()));
     let loaded = fixture().load(&files).unwrap();
-    assert_eq!(loaded[0].tags.iter().map(ToString::to_string).collect::<Vec<_>>(), ["app:1", "other:2"]);
+    assert_eq!(
+        loaded[0]
+            .tags
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>(),
+        ["app:1", "other:2"]
+    );
 }
 
 #[test]
@@ -275,10 +364,21 @@ fn a_bare_tag_is_one_of_the_archives_name() {
     let fixture = fixture();
     let path = fixture.file("my-app.tar.gz", &gzip(&tar(&layout.files())));
     let loaded = load(&fixture.store, &path).unwrap();
-    assert_eq!(loaded.iter().map(|image| image.tags[0].to_string()).collect::<Vec<_>>(), ["my-app:v1", "my-app:v2"]);
+    assert_eq!(
+        loaded
+            .iter()
+            .map(|image| image.tags[0].to_string())
+            .collect::<Vec<_>>(),
+        ["my-app:v1", "my-app:v2"]
+    );
     // Not a name that an image could have.
     let path = fixture.file("My App.tar", &tar(&layout.files()));
-    assert!(load(&fixture.store, &path).unwrap().iter().all(|image| image.tags.is_empty()));
+    assert!(
+        load(&fixture.store, &path)
+            .unwrap()
+            .iter()
+            .all(|image| image.tags.is_empty())
+    );
 }
 
 #[test]
@@ -288,7 +388,8 @@ fn of_several_platforms_this_one_is_loaded_and_the_others_need_not_be_there() {
     let image = layout.image(&[layer("a", "here")], "here");
     let absent = json!({ "mediaType": OCI_MANIFEST, "digest": digest(b"absent"), "size": 6 });
     let with = |mut descriptor: Value, os: &str, architecture: &str, variant: &str| {
-        descriptor["platform"] = json!({ "os": os, "architecture": architecture, "variant": variant });
+        descriptor["platform"] =
+            json!({ "os": os, "architecture": architecture, "variant": variant });
         descriptor
     };
     let index = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [
@@ -301,12 +402,24 @@ fn of_several_platforms_this_one_is_loaded_and_the_others_need_not_be_there() {
     layout.named(index, "app:1");
     let fixture = fixture();
     let loaded = fixture.load(&layout.files()).unwrap();
-    assert_eq!(loaded[0].image, ImageId(digest(&config(&[layer("a", "here")], "here"))));
+    assert_eq!(
+        loaded[0].image,
+        ImageId(digest(&config(&[layer("a", "here")], "here")))
+    );
 
-    let manifests = vec![with(absent.clone(), "linux", "s390x", ""), with(absent, "windows", here, "")];
-    let layout = Layout { manifests, ..Layout::default() };
+    let manifests = vec![
+        with(absent.clone(), "linux", "s390x", ""),
+        with(absent, "windows", here, ""),
+    ];
+    let layout = Layout {
+        manifests,
+        ..Layout::default()
+    };
     let error = fixture.load(&layout.files()).unwrap_err().to_string();
-    assert!(error.contains("linux/s390x") && error.contains(&format!("windows/{here}")), "{error}");
+    assert!(
+        error.contains("linux/s390x") && error.contains(&format!("windows/{here}")),
+        "{error}"
+    );
 }
 
 #[test]
@@ -321,11 +434,17 @@ fn damage_is_refused_by_the_part_it_is_in() {
         let middle = damaged[at].1.len() / 2;
         damaged[at].1[middle] ^= 0x20;
         let name = damaged[at].0.clone();
-        assert!(matches!(fixture.refused(&damaged), ImageError::Digest { name: part, .. } if part == name));
+        assert!(
+            matches!(fixture.refused(&damaged), ImageError::Digest { name: part, .. } if part == name)
+        );
         damaged[at].1.push(0);
-        assert!(matches!(fixture.refused(&damaged), ImageError::Size { name: part, .. } if part == name));
+        assert!(
+            matches!(fixture.refused(&damaged), ImageError::Size { name: part, .. } if part == name)
+        );
         damaged.remove(at);
-        assert!(matches!(fixture.refused(&damaged), ImageError::Missing { name: part, .. } if part == name));
+        assert!(
+            matches!(fixture.refused(&damaged), ImageError::Missing { name: part, .. } if part == name)
+        );
     }
 }
 
@@ -334,15 +453,33 @@ fn a_layer_that_is_not_the_configurations_is_refused_by_its_number() {
     let fixture = fixture();
     let mut files = docker_archive(&[layer("a", "1"), layer("b", "2")], &json!(["app:1"]));
     files[1].1 = layer("b", "3");
-    assert!(matches!(fixture.refused(&files), ImageError::DiffId { number: 2, .. }));
+    assert!(matches!(
+        fixture.refused(&files),
+        ImageError::DiffId { number: 2, .. }
+    ));
     files[1].1 = b"no tar at all".repeat(100);
-    assert!(matches!(fixture.refused(&files), ImageError::Layer { number: 2, .. }));
+    assert!(matches!(
+        fixture.refused(&files),
+        ImageError::Layer { number: 2, .. }
+    ));
     files[1].1 = b"\x28\xb5\x2f\xfd zstd".to_vec();
     let error = fixture.refused(&files);
-    assert!(std::error::Error::source(&error).unwrap().to_string().contains("zstd"), "{error}");
+    assert!(
+        std::error::Error::source(&error)
+            .unwrap()
+            .to_string()
+            .contains("zstd"),
+        "{error}"
+    );
     let manifest = json!([{ "Config": files[2].0, "Layers": ["0/layer.tar"] }]);
     files[3].1 = manifest.to_string().into();
-    assert!(matches!(fixture.refused(&files), ImageError::LayerCount { config: 2, manifest: 1 }));
+    assert!(matches!(
+        fixture.refused(&files),
+        ImageError::LayerCount {
+            config: 2,
+            manifest: 1
+        }
+    ));
 }
 
 #[test]
@@ -351,10 +488,18 @@ fn layers_that_do_not_stack_are_refused() {
     link[..512].copy_from_slice(&header("a", 0, Some("nowhere")));
     // The same header as a hard link, its checksum one digit of type less.
     link[156] = b'1';
-    let sum: u32 = link[..148].iter().chain(&[b' '; 8]).chain(&link[156..512]).map(|byte| u32::from(*byte)).sum();
+    let sum: u32 = link[..148]
+        .iter()
+        .chain(&[b' '; 8])
+        .chain(&link[156..512])
+        .map(|byte| u32::from(*byte))
+        .sum();
     link[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
     let error = fixture().refused(&docker_archive(&[link], &json!(["app:1"])));
-    assert!(matches!(error, ImageError::Store(crate::store::StoreError::Merge(_))), "{error:?}");
+    assert!(
+        matches!(error, ImageError::Store(crate::store::StoreError::Merge(_))),
+        "{error:?}"
+    );
 }
 
 #[test]
@@ -366,7 +511,9 @@ fn other_files_are_told_for_what_they_are() {
     };
     assert!(what(&fixture.file("text", &b"hello\n".repeat(1000))).contains("not a tar"));
     assert!(what(&fixture.file("empty", b"")).contains("too short"));
-    assert!(what(&fixture.file("root.tar", &layer("etc/passwd", "root"))).contains("root file system"));
+    assert!(
+        what(&fixture.file("root.tar", &layer("etc/passwd", "root"))).contains("root file system")
+    );
     assert!(what(&fixture.file("other.tar", &layer("x", ""))).contains("neither"));
     assert!(what(fixture.dir.path()).contains("neither"));
     assert!(what("/dev/null".as_ref()).contains("device"));
@@ -375,9 +522,18 @@ fn other_files_are_told_for_what_they_are() {
     assert!(what(&fixture.file("cut.tar", &archive[..2700])).contains("header"));
     let zipped = gzip(&archive);
     assert!(what(&fixture.file("cut.tar.gz", &zipped[..zipped.len() / 2])).contains("cut off"));
-    assert!(matches!(load(&fixture.store, &fixture.dir.path().join("none")), Err(ImageError::Read { .. })));
-    assert!(matches!(fixture.refused(&vec![("manifest.json".to_owned(), b"[]".to_vec())]), ImageError::Empty));
-    assert!(matches!(fixture.refused(&vec![("manifest.json".to_owned(), b"[".to_vec())]), ImageError::Json { .. }));
+    assert!(matches!(
+        load(&fixture.store, &fixture.dir.path().join("none")),
+        Err(ImageError::Read { .. })
+    ));
+    assert!(matches!(
+        fixture.refused(&vec![("manifest.json".to_owned(), b"[]".to_vec())]),
+        ImageError::Empty
+    ));
+    assert!(matches!(
+        fixture.refused(&vec![("manifest.json".to_owned(), b"[".to_vec())]),
+        ImageError::Json { .. }
+    ));
     fixture.untouched();
 }
 
@@ -388,21 +544,34 @@ fn an_artifact_is_no_image() {
     let manifest = json!({ "schemaVersion": 2, "config": config, "layers": [] });
     let manifest = layout.blob(manifest.to_string().into(), OCI_MANIFEST);
     layout.named(manifest, "app:1");
-    assert!(matches!(fixture().refused(&layout.files()), ImageError::Unsupported { .. }));
+    assert!(matches!(
+        fixture().refused(&layout.files()),
+        ImageError::Unsupported { .. }
+    ));
 }
 
 #[test]
 fn an_image_for_another_system_is_refused() {
-    let config: Vec<u8> = json!({ "architecture": "amd64", "os": "windows", "rootfs": { "diff_ids": [] } }).to_string().into();
-    let manifest = json!([{ "Config": "config", "RepoTags": ["app:1"], "Layers": [] }]).to_string().into();
-    let error = fixture().refused(&vec![("config".to_owned(), config), ("manifest.json".to_owned(), manifest)]);
+    let config: Vec<u8> =
+        json!({ "architecture": "amd64", "os": "windows", "rootfs": { "diff_ids": [] } })
+            .to_string()
+            .into();
+    let manifest = json!([{ "Config": "config", "RepoTags": ["app:1"], "Layers": [] }])
+        .to_string()
+        .into();
+    let error = fixture().refused(&vec![
+        ("config".to_owned(), config),
+        ("manifest.json".to_owned(), manifest),
+    ]);
     assert!(error.to_string().contains("windows"), "{error}");
 }
 
 #[test]
 fn the_same_archive_may_be_loaded_many_times_at_once() {
     let fixture = fixture();
-    let layers: Vec<_> = (0..5).map(|n| layer(&format!("dir/{n}"), &"x".repeat(n * 100_000))).collect();
+    let layers: Vec<_> = (0..5)
+        .map(|n| layer(&format!("dir/{n}"), &"x".repeat(n * 100_000)))
+        .collect();
     let path = fixture.file("a.tar", &tar(&docker_archive(&layers, &json!(["app:1"]))));
     std::thread::scope(|scope| {
         for _ in 0..4 {
@@ -411,7 +580,10 @@ fn the_same_archive_may_be_loaded_many_times_at_once() {
         scope.spawn(|| fixture.store.gc().unwrap());
     });
     let report = fixture.store.check(true).unwrap();
-    assert_eq!((report.problems, report.transactions, report.objects.number), (vec![], 0, 4));
+    assert_eq!(
+        (report.problems, report.transactions, report.objects.number),
+        (vec![], 0, 4)
+    );
 }
 
 #[test]
@@ -421,15 +593,26 @@ fn a_root_file_system_becomes_an_image() {
     let name: Reference = "mine".parse().unwrap();
     let id = import_rootfs(&fixture.store, gzip(&rootfs).as_slice(), &name).unwrap();
     let record = fixture.record("mine:latest");
-    assert_eq!((record.image, record.layers.clone()), (id, vec![DiffId(digest(&rootfs))]));
+    assert_eq!(
+        (record.image, record.layers.clone()),
+        (id, vec![DiffId(digest(&rootfs))])
+    );
     let config = ImageConfig::from_slice(&fixture.store.read_blob(id.0, 1 << 20).unwrap()).unwrap();
-    assert_eq!((config.architecture.as_str(), config.rootfs.diff_ids, config.history.len()), (oci::host_architecture(), record.layers, 1));
+    assert_eq!(
+        (
+            config.architecture.as_str(),
+            config.rootfs.diff_ids,
+            config.history.len()
+        ),
+        (oci::host_architecture(), record.layers, 1)
+    );
     assert_eq!(config.created, config.history[0].created);
 
     let other: Reference = "other".parse().unwrap();
     let cut = import_rootfs(&fixture.store, &rootfs[..1024], &other).unwrap_err();
     assert!(matches!(cut, ImageError::Truncated { .. }), "{cut}");
-    let text = import_rootfs(&fixture.store, "hello\n".repeat(1000).as_bytes(), &other).unwrap_err();
+    let text =
+        import_rootfs(&fixture.store, "hello\n".repeat(1000).as_bytes(), &other).unwrap_err();
     assert!(matches!(text, ImageError::Import { .. }), "{text}");
     assert_eq!(fixture.store.find_ref(&other).unwrap(), None);
 }

@@ -56,9 +56,22 @@ impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Stray(path) => write!(f, "{}: does not belong here", path.display()),
-            Self::Mode { path, found, expected } => write!(f, "{}: has mode {found:04o}, should have {expected:04o}", path.display()),
+            Self::Mode {
+                path,
+                found,
+                expected,
+            } => write!(
+                f,
+                "{}: has mode {found:04o}, should have {expected:04o}",
+                path.display()
+            ),
             Self::Damaged { path, reason } => write!(f, "{}: damaged: {reason}", path.display()),
-            Self::Missing { path, needed_by } => write!(f, "{}: missing, needed by {}", path.display(), needed_by.display()),
+            Self::Missing { path, needed_by } => write!(
+                f,
+                "{}: missing, needed by {}",
+                path.display(),
+                needed_by.display()
+            ),
         }
     }
 }
@@ -80,13 +93,18 @@ pub struct CheckReport {
 
 impl CheckReport {
     fn damaged(&mut self, path: impl Into<PathBuf>, reason: impl fmt::Display) {
-        self.problems.push(Problem::Damaged { path: path.into(), reason: reason.to_string() });
+        self.problems.push(Problem::Damaged {
+            path: path.into(),
+            reason: reason.to_string(),
+        });
     }
 
     /// An error about a file of the store is a problem found; anything else ends the check.
     fn note(&mut self, error: StoreError) {
         match error {
-            StoreError::Malformed { path, reason } => self.problems.push(Problem::Damaged { path, reason }),
+            StoreError::Malformed { path, reason } => {
+                self.problems.push(Problem::Damaged { path, reason })
+            }
             StoreError::Tree { path, source } => self.damaged(path, source),
             StoreError::Io { path, source, .. } => self.damaged(path, source),
             other => self.damaged(PathBuf::new(), other),
@@ -100,7 +118,10 @@ impl Store {
     /// Locking: holds the store's lock shared, so loads go on meanwhile and gc waits.
     pub fn check(&self, deep: bool) -> Result<CheckReport, StoreError> {
         let _lock = self.lock_shared()?;
-        let mut report = CheckReport { transactions: self.tmp.names()?.len() as u64, ..CheckReport::default() };
+        let mut report = CheckReport {
+            transactions: self.tmp.names()?.len() as u64,
+            ..CheckReport::default()
+        };
         self.check_root(&mut report)?;
         let (roots, errors) = self.roots()?;
         for error in errors {
@@ -119,13 +140,20 @@ impl Store {
     }
 
     fn check_root(&self, report: &mut CheckReport) -> Result<(), StoreError> {
-        let stat = rustix::fs::fstat(&self.root).map_err(|errno| StoreError::io("look at", self.root(), errno))?;
+        let stat = rustix::fs::fstat(&self.root)
+            .map_err(|errno| StoreError::io("look at", self.root(), errno))?;
         let (found, expected) = (Mode::from_raw_mode(stat.st_mode).bits(), ROOT_MODE.bits());
         if found & !expected != 0 {
-            report.problems.push(Problem::Mode { path: self.root().to_owned(), found, expected });
+            report.problems.push(Problem::Mode {
+                path: self.root().to_owned(),
+                found,
+                expected,
+            });
         }
         for name in self.root.names()? {
-            let known = name.to_str().is_some_and(|name| name == LOCK || name == format::NAME || DIRECTORIES.contains(&name));
+            let known = name.to_str().is_some_and(|name| {
+                name == LOCK || name == format::NAME || DIRECTORIES.contains(&name)
+            });
             if !known {
                 report.problems.push(Problem::Stray(self.root.join(&name)));
             }
@@ -138,17 +166,26 @@ impl Store {
         let blobs = root.blobs.iter().map(|digest| (&self.blobs, digest.hex()));
         for (dir, name) in layers.chain(blobs) {
             if dir.stat(&name)?.is_none() {
-                report.problems.push(Problem::Missing { path: dir.join(name), needed_by: root.path.clone() });
+                report.problems.push(Problem::Missing {
+                    path: dir.join(name),
+                    needed_by: root.path.clone(),
+                });
             }
         }
         Ok(())
     }
 
-    fn check_layers(&self, reachable: &Reachable, report: &mut CheckReport) -> Result<(), StoreError> {
+    fn check_layers(
+        &self,
+        reachable: &Reachable,
+        report: &mut CheckReport,
+    ) -> Result<(), StoreError> {
         let mut seen = HashSet::new();
         for name in self.layers.names()? {
             let Some(diff) = name.to_str().and_then(from_hex).map(DiffId) else {
-                report.problems.push(Problem::Stray(self.layers.join(&name)));
+                report
+                    .problems
+                    .push(Problem::Stray(self.layers.join(&name)));
                 continue;
             };
             report.layers += 1;
@@ -175,19 +212,30 @@ impl Store {
         seen: &mut HashSet<ObjectId>,
         report: &mut CheckReport,
     ) -> Result<(), StoreError> {
-        let damaged = |source| StoreError::Tree { path: path.to_owned(), source };
+        let damaged = |source| StoreError::Tree {
+            path: path.to_owned(),
+            source,
+        };
         for number in 0..tree.node_count() {
             let node = tree.node(TreeIno(number)).map_err(damaged)?;
-            let (NodeType::Regular, Some(object)) = (node.file_type, node.object) else { continue };
+            let (NodeType::Regular, Some(object)) = (node.file_type, node.object) else {
+                continue;
+            };
             let id = tree.object_id(object).map_err(damaged)?;
             if !seen.insert(id) {
                 continue;
             }
             let name = object_name(id);
             match self.objects.stat(&name)? {
-                None => report.problems.push(Problem::Missing { path: self.objects.join(name), needed_by: path.to_owned() }),
+                None => report.problems.push(Problem::Missing {
+                    path: self.objects.join(name),
+                    needed_by: path.to_owned(),
+                }),
                 Some(meta) if meta.size != node.size => {
-                    report.damaged(self.objects.join(name), format_args!("it has {} bytes, should have {}", meta.size, node.size));
+                    report.damaged(
+                        self.objects.join(name),
+                        format_args!("it has {} bytes, should have {}", meta.size, node.size),
+                    );
                 }
                 Some(_) => {}
             }
@@ -224,17 +272,29 @@ impl Store {
         Ok(())
     }
 
-    fn check_fan_out(&self, fan_out: &std::ffi::OsStr, deep: bool, report: &mut CheckReport) -> Result<(), StoreError> {
-        let is_fan_out = fan_out.to_str().is_some_and(|name| name.len() == 2 && u8::from_str_radix(name, 16).is_ok());
+    fn check_fan_out(
+        &self,
+        fan_out: &std::ffi::OsStr,
+        deep: bool,
+        report: &mut CheckReport,
+    ) -> Result<(), StoreError> {
+        let is_fan_out = fan_out
+            .to_str()
+            .is_some_and(|name| name.len() == 2 && u8::from_str_radix(name, 16).is_ok());
         let dir = match self.objects.sub(fan_out) {
             Ok(dir) if is_fan_out => dir,
             _ => {
-                report.problems.push(Problem::Stray(self.objects.join(fan_out)));
+                report
+                    .problems
+                    .push(Problem::Stray(self.objects.join(fan_out)));
                 return Ok(());
             }
         };
         for name in dir.names()? {
-            let id = fan_out.to_str().zip(name.to_str()).and_then(|(a, b)| format!("{a}{b}").parse::<ObjectId>().ok());
+            let id = fan_out
+                .to_str()
+                .zip(name.to_str())
+                .and_then(|(a, b)| format!("{a}{b}").parse::<ObjectId>().ok());
             let (Some(id), Some(meta)) = (id, dir.stat(&name)?) else {
                 report.problems.push(Problem::Stray(dir.join(&name)));
                 continue;
@@ -246,7 +306,10 @@ impl Store {
             if deep {
                 match self.hash_object(id) {
                     Ok(found) if found == id => {}
-                    Ok(found) => report.damaged(dir.join(&name), format_args!("its bytes have BLAKE3 {found}")),
+                    Ok(found) => report.damaged(
+                        dir.join(&name),
+                        format_args!("its bytes have BLAKE3 {found}"),
+                    ),
                     Err(error) => report.note(error),
                 }
             }
@@ -254,10 +317,21 @@ impl Store {
         Ok(())
     }
 
-    fn check_merged(&self, deep: bool, roots: &[Root], report: &mut CheckReport) -> Result<(), StoreError> {
+    fn check_merged(
+        &self,
+        deep: bool,
+        roots: &[Root],
+        report: &mut CheckReport,
+    ) -> Result<(), StoreError> {
         for name in self.merged.names()? {
-            let Some(chain) = name.to_str().and_then(|name| from_hex(name.strip_suffix(TREE_SUFFIX)?)).map(ChainId) else {
-                report.problems.push(Problem::Stray(self.merged.join(&name)));
+            let Some(chain) = name
+                .to_str()
+                .and_then(|name| from_hex(name.strip_suffix(TREE_SUFFIX)?))
+                .map(ChainId)
+            else {
+                report
+                    .problems
+                    .push(Problem::Stray(self.merged.join(&name)));
                 continue;
             };
             let path = self.merged.join(&name);
@@ -272,11 +346,16 @@ impl Store {
             if let Err(error) = tree.verify() {
                 report.damaged(&path, error);
             } else if deep
-                && let Some(root) = roots.iter().find(|root| ChainId::of(&root.layers) == Some(chain))
+                && let Some(root) = roots
+                    .iter()
+                    .find(|root| ChainId::of(&root.layers) == Some(chain))
                 && let Some(digest) = self.merge_again(&root.layers)?
                 && digest != tree.digest()
             {
-                report.damaged(&path, "its layers merge to something else; remove the file, it is a cache");
+                report.damaged(
+                    &path,
+                    "its layers merge to something else; remove the file, it is a cache",
+                );
             }
         }
         Ok(())
@@ -292,20 +371,28 @@ impl Store {
             }
         }
         let path = || self.merged.path().to_owned();
-        let tree = Tree::from_bytes(merge(&trees)?).map_err(|source| StoreError::Tree { path: path(), source })?;
+        let tree = Tree::from_bytes(merge(&trees)?).map_err(|source| StoreError::Tree {
+            path: path(),
+            source,
+        })?;
         Ok(Some(tree.digest()))
     }
 
     fn check_blobs(&self, deep: bool, report: &mut CheckReport) -> Result<(), StoreError> {
         for name in self.blobs.names()? {
-            let (Some(digest), Some(meta)) = (name.to_str().and_then(from_hex), self.blobs.stat(&name)?) else {
+            let (Some(digest), Some(meta)) =
+                (name.to_str().and_then(from_hex), self.blobs.stat(&name)?)
+            else {
                 report.problems.push(Problem::Stray(self.blobs.join(&name)));
                 continue;
             };
             if check_mode(&self.blobs, &name, meta, report) && deep {
                 match self.hash_blob(digest) {
                     Ok(found) if found == digest => {}
-                    Ok(found) => report.damaged(self.blobs.join(&name), format_args!("its bytes have digest {found}")),
+                    Ok(found) => report.damaged(
+                        self.blobs.join(&name),
+                        format_args!("its bytes have digest {found}"),
+                    ),
                     Err(error) => report.note(error),
                 }
             }
@@ -316,14 +403,22 @@ impl Store {
     fn hash_blob(&self, digest: Sha256Digest) -> Result<Sha256Digest, StoreError> {
         let mut file = self.open_blob(digest)?;
         let mut hasher = Sha256Hasher::new();
-        copy(&mut file, &mut hasher).map_err(|source| StoreError::io("read", self.blobs.join(digest.hex()), source))?;
+        copy(&mut file, &mut hasher)
+            .map_err(|source| StoreError::io("read", self.blobs.join(digest.hex()), source))?;
         Ok(hasher.finish())
     }
 }
 
 /// The layer's tree if it is whole.
-fn check_layer(dir: &Dir, diff: DiffId, report: &mut CheckReport) -> Result<Option<Tree>, StoreError> {
-    let missing = |name| Problem::Missing { path: dir.join(name), needed_by: dir.path().to_owned() };
+fn check_layer(
+    dir: &Dir,
+    diff: DiffId,
+    report: &mut CheckReport,
+) -> Result<Option<Tree>, StoreError> {
+    let missing = |name| Problem::Missing {
+        path: dir.join(name),
+        needed_by: dir.path().to_owned(),
+    };
     for name in dir.names()? {
         if *name != *TREE && *name != *RECORD {
             report.problems.push(Problem::Stray(dir.join(&name)));
@@ -331,7 +426,10 @@ fn check_layer(dir: &Dir, diff: DiffId, report: &mut CheckReport) -> Result<Opti
     }
     match read_record(dir) {
         Ok(Some(record)) if record.diff_id == diff => {}
-        Ok(Some(record)) => report.damaged(dir.join(RECORD), format_args!("it speaks of {}", record.diff_id)),
+        Ok(Some(record)) => report.damaged(
+            dir.join(RECORD),
+            format_args!("it speaks of {}", record.diff_id),
+        ),
         Ok(None) => report.problems.push(missing(RECORD)),
         Err(error) => report.note(error),
     }
@@ -347,13 +445,22 @@ fn check_layer(dir: &Dir, diff: DiffId, report: &mut CheckReport) -> Result<Opti
 }
 
 /// Whether a published file is a file that nobody may write; a problem is noted when it isn't.
-fn check_mode(dir: &Dir, name: &std::ffi::OsStr, meta: super::dir::Meta, report: &mut CheckReport) -> bool {
+fn check_mode(
+    dir: &Dir,
+    name: &std::ffi::OsStr,
+    meta: super::dir::Meta,
+    report: &mut CheckReport,
+) -> bool {
     if meta.file_type != FileType::RegularFile {
         report.damaged(dir.join(name), "it is not a regular file");
         return false;
     }
     if meta.mode != PUBLISHED.bits() {
-        report.problems.push(Problem::Mode { path: dir.join(name), found: meta.mode, expected: PUBLISHED.bits() });
+        report.problems.push(Problem::Mode {
+            path: dir.join(name),
+            found: meta.mode,
+            expected: PUBLISHED.bits(),
+        });
     }
     true
 }

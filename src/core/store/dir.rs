@@ -41,16 +41,23 @@ impl AsFd for Dir {
     }
 }
 
-const OPEN_DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+const OPEN_DIR: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::CLOEXEC);
 
 impl Dir {
     /// Opens a directory by path, following links: the root that the user named.
     pub(super) fn open_root(path: &Path) -> Result<Self, StoreError> {
         let fd = fs::open(path, OPEN_DIR, Mode::empty()).map_err(|errno| match errno {
-            Errno::NOENT => StoreError::NotFound { path: path.to_owned() },
+            Errno::NOENT => StoreError::NotFound {
+                path: path.to_owned(),
+            },
             other => StoreError::io("open", path, other),
         })?;
-        Ok(Self { fd, path: path.to_owned() })
+        Ok(Self {
+            fd,
+            path: path.to_owned(),
+        })
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -67,8 +74,12 @@ impl Dir {
 
     pub(super) fn sub(&self, name: impl AsRef<OsStr>) -> Result<Self, StoreError> {
         let name = name.as_ref();
-        let fd = fs::openat(&self.fd, name, OPEN_DIR | OFlags::NOFOLLOW, Mode::empty()).map_err(|errno| self.error("open", name, errno))?;
-        Ok(Self { fd, path: self.join(name) })
+        let fd = fs::openat(&self.fd, name, OPEN_DIR | OFlags::NOFOLLOW, Mode::empty())
+            .map_err(|errno| self.error("open", name, errno))?;
+        Ok(Self {
+            fd,
+            path: self.join(name),
+        })
     }
 
     /// Like [`Dir::sub`], but a directory that is not there is no error.
@@ -90,8 +101,10 @@ impl Dir {
 
     /// Makes a file that must not be there yet, and opens it for writing.
     pub(super) fn create(&self, name: &str, mode: Mode) -> Result<File, StoreError> {
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = fs::openat(&self.fd, name, flags, PRIVATE).map_err(|errno| self.error("make", name, errno))?;
+        let flags =
+            OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = fs::openat(&self.fd, name, flags, PRIVATE)
+            .map_err(|errno| self.error("make", name, errno))?;
         if mode != PRIVATE {
             // By descriptor, so that the user's umask has no say.
             fs::fchmod(&fd, mode).map_err(|errno| self.error("set the mode of", name, errno))?;
@@ -100,9 +113,15 @@ impl Dir {
     }
 
     /// Makes a file with this content. Not durable before a later sync.
-    pub(super) fn create_with(&self, name: &str, mode: Mode, content: &[u8]) -> Result<File, StoreError> {
+    pub(super) fn create_with(
+        &self,
+        name: &str,
+        mode: Mode,
+        content: &[u8],
+    ) -> Result<File, StoreError> {
         let mut file = self.create(name, mode)?;
-        file.write_all(content).map_err(|source| StoreError::io("write", self.join(name), source))?;
+        file.write_all(content)
+            .map_err(|source| StoreError::io("write", self.join(name), source))?;
         Ok(file)
     }
 
@@ -118,13 +137,24 @@ impl Dir {
     }
 
     /// The whole of a small file; one larger than `limit` bytes is refused.
-    pub(super) fn read(&self, name: impl AsRef<OsStr>, limit: u64) -> Result<Option<Vec<u8>>, StoreError> {
+    pub(super) fn read(
+        &self,
+        name: impl AsRef<OsStr>,
+        limit: u64,
+    ) -> Result<Option<Vec<u8>>, StoreError> {
         let name = name.as_ref();
-        let Some(file) = self.open(name)? else { return Ok(None) };
+        let Some(file) = self.open(name)? else {
+            return Ok(None);
+        };
         let mut bytes = Vec::new();
-        file.take(limit + 1).read_to_end(&mut bytes).map_err(|source| StoreError::io("read", self.join(name), source))?;
+        file.take(limit + 1)
+            .read_to_end(&mut bytes)
+            .map_err(|source| StoreError::io("read", self.join(name), source))?;
         if bytes.len() as u64 > limit {
-            return Err(StoreError::malformed(self.join(name), format!("larger than {limit} bytes")));
+            return Err(StoreError::malformed(
+                self.join(name),
+                format!("larger than {limit} bytes"),
+            ));
         }
         Ok(Some(bytes))
     }
@@ -144,9 +174,15 @@ impl Dir {
     }
 
     /// Renames into another directory of the store, over what is there.
-    pub(super) fn rename(&self, from: impl AsRef<OsStr>, to: &Self, name: impl AsRef<OsStr>) -> Result<(), StoreError> {
+    pub(super) fn rename(
+        &self,
+        from: impl AsRef<OsStr>,
+        to: &Self,
+        name: impl AsRef<OsStr>,
+    ) -> Result<(), StoreError> {
         let (from, name) = (from.as_ref(), name.as_ref());
-        fs::renameat(&self.fd, from, &to.fd, name).map_err(|errno| to.error("rename a file to", name, errno))
+        fs::renameat(&self.fd, from, &to.fd, name)
+            .map_err(|errno| to.error("rename a file to", name, errno))
     }
 
     /// Removes a file; false when there was none.
@@ -179,7 +215,13 @@ impl Dir {
 
     /// Replaces a small file so that a crash leaves the old content or the new: written and synced in `aside` under
     /// `temporary`, renamed, the directory synced.
-    pub(super) fn replace(&self, name: &str, content: &[u8], aside: &Self, temporary: &str) -> Result<(), StoreError> {
+    pub(super) fn replace(
+        &self,
+        name: &str,
+        content: &[u8],
+        aside: &Self,
+        temporary: &str,
+    ) -> Result<(), StoreError> {
         let file = aside.create_with(temporary, PRIVATE, content)?;
         fs::fsync(&file).map_err(|errno| aside.error("sync", temporary, errno))?;
         aside.rename(temporary, self, name)?;

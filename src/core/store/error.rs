@@ -122,19 +122,30 @@ pub enum StoreError {
 impl StoreError {
     /// An error of a system call on `path`; full disks get their own variant. One that is ours already, on its way
     /// through an [`io::Write`], stays as it is.
-    pub(super) fn io(doing: &'static str, path: impl Into<PathBuf>, source: impl Into<io::Error>) -> Self {
+    pub(super) fn io(
+        doing: &'static str,
+        path: impl Into<PathBuf>,
+        source: impl Into<io::Error>,
+    ) -> Self {
         let path = path.into();
         match source.into().downcast::<Self>() {
             Ok(ours) => ours,
             Err(source) => match Errno::from_io_error(&source) {
                 Some(errno @ (Errno::NOSPC | Errno::DQUOT)) => Self::NoSpace { doing, path, errno },
-                _ => Self::Io { doing, path, source },
+                _ => Self::Io {
+                    doing,
+                    path,
+                    source,
+                },
             },
         }
     }
 
     pub(super) fn malformed(path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
-        Self::Malformed { path: path.as_ref().to_owned(), reason: reason.into() }
+        Self::Malformed {
+            path: path.as_ref().to_owned(),
+            reason: reason.into(),
+        }
     }
 
     /// The errno behind this error, if a system call is.

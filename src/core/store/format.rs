@@ -27,19 +27,35 @@ pub(super) struct Format {
 impl Format {
     /// A new store: version 1 has no optional features.
     pub(super) const fn current() -> Self {
-        Self { version: VERSION, compat: Vec::new(), ro_compat: Vec::new(), incompat: Vec::new() }
+        Self {
+            version: VERSION,
+            compat: Vec::new(),
+            ro_compat: Vec::new(),
+            incompat: Vec::new(),
+        }
     }
 
     /// Reads and judges the file; `None` when there is none. Whoever gets a `Format` may read the store.
     pub(super) fn read(root: &Dir) -> Result<Option<Self>, StoreError> {
-        let Some(bytes) = root.read(NAME, LIMIT)? else { return Ok(None) };
+        let Some(bytes) = root.read(NAME, LIMIT)? else {
+            return Ok(None);
+        };
         let path = root.join(NAME);
-        let format: Self = serde_json::from_slice(&bytes).map_err(|error| StoreError::malformed(&path, error.to_string()))?;
+        let format: Self = serde_json::from_slice(&bytes)
+            .map_err(|error| StoreError::malformed(&path, error.to_string()))?;
         if format.version > VERSION {
-            return Err(StoreError::Version { path, found: format.version, known: VERSION });
+            return Err(StoreError::Version {
+                path,
+                found: format.version,
+                known: VERSION,
+            });
         }
         if !format.incompat.is_empty() {
-            return Err(StoreError::Features { path, features: format.incompat, readable: false });
+            return Err(StoreError::Features {
+                path,
+                features: format.incompat,
+                readable: false,
+            });
         }
         Ok(Some(format))
     }

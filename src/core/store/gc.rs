@@ -77,7 +77,8 @@ impl Store {
             let reachable = Reachable::of(&roots);
             let objects = self.mark(&reachable)?;
             // A root that was removed without a sync could come back after a power cut, and then must find its things.
-            rustix::fs::syncfs(&self.root).map_err(|errno| StoreError::io("sync", self.root(), errno))?;
+            rustix::fs::syncfs(&self.root)
+                .map_err(|errno| StoreError::io("sync", self.root(), errno))?;
             self.sweep(&reachable, &objects, &mut report)?
         };
         self.empty_trash(&trash)?;
@@ -98,27 +99,59 @@ impl Store {
     fn mark(&self, reachable: &Reachable) -> Result<HashSet<ObjectId>, StoreError> {
         let mut objects = HashSet::new();
         for diff in &reachable.layers {
-            let dir = self.layers.sub_if_there(diff.0.hex())?.ok_or(StoreError::NoLayer(*diff))?;
-            let (tree, _) = open_tree(&dir, TREE, TreeKind::Layer)?.ok_or(StoreError::NoLayer(*diff))?;
+            let dir = self
+                .layers
+                .sub_if_there(diff.0.hex())?
+                .ok_or(StoreError::NoLayer(*diff))?;
+            let (tree, _) =
+                open_tree(&dir, TREE, TreeKind::Layer)?.ok_or(StoreError::NoLayer(*diff))?;
             // As a whole: a damaged tree could hide an object that an image needs.
-            tree.verify().map_err(|source| StoreError::Tree { path: dir.join(TREE), source })?;
+            tree.verify().map_err(|source| StoreError::Tree {
+                path: dir.join(TREE),
+                source,
+            })?;
             objects.extend(tree.object_ids());
         }
         Ok(objects)
     }
 
-    fn sweep(&self, reachable: &Reachable, objects: &HashSet<ObjectId>, report: &mut GcReport) -> Result<Trash, StoreError> {
+    fn sweep(
+        &self,
+        reachable: &Reachable,
+        objects: &HashSet<ObjectId>,
+        report: &mut GcReport,
+    ) -> Result<Trash, StoreError> {
         let mut trash = self.new_trash()?;
         let chain = |name: &str| from_hex(name.strip_suffix(TREE_SUFFIX)?).map(ChainId);
-        sweep_dir(&self.merged, |name| chain(name).is_some_and(|id| !reachable.chains.contains(&id)), &mut trash, &mut report.merged)?;
+        sweep_dir(
+            &self.merged,
+            |name| chain(name).is_some_and(|id| !reachable.chains.contains(&id)),
+            &mut trash,
+            &mut report.merged,
+        )?;
         let layer = |name: &str| from_hex(name).map(DiffId);
-        sweep_dir(&self.layers, |name| layer(name).is_some_and(|id| !reachable.layers.contains(&id)), &mut trash, &mut report.layers)?;
+        sweep_dir(
+            &self.layers,
+            |name| layer(name).is_some_and(|id| !reachable.layers.contains(&id)),
+            &mut trash,
+            &mut report.layers,
+        )?;
         for fan_out in self.objects.names()? {
             let object = |name: &str| format!("{}{name}", fan_out.to_str()?).parse().ok();
             let dir = self.objects.sub(&fan_out)?;
-            sweep_dir(&dir, |name| object(name).is_some_and(|id| !objects.contains(&id)), &mut trash, &mut report.objects)?;
+            sweep_dir(
+                &dir,
+                |name| object(name).is_some_and(|id| !objects.contains(&id)),
+                &mut trash,
+                &mut report.objects,
+            )?;
         }
-        sweep_dir(&self.blobs, |name| from_hex(name).is_some_and(|id| !reachable.blobs.contains(&id)), &mut trash, &mut report.blobs)?;
+        sweep_dir(
+            &self.blobs,
+            |name| from_hex(name).is_some_and(|id| !reachable.blobs.contains(&id)),
+            &mut trash,
+            &mut report.blobs,
+        )?;
         Ok(trash)
     }
 
@@ -128,13 +161,19 @@ impl Store {
         self.trash.make(&name, Mode::RWXU)?;
         let dir = self.trash.sub(&name)?;
         try_flock(&dir)?;
-        Ok(Trash { dir, name, moved: 0 })
+        Ok(Trash {
+            dir,
+            name,
+            moved: 0,
+        })
     }
 
     /// Deletes what this gc moved, and what dead ones left.
     fn empty_trash(&self, own: &Trash) -> Result<(), StoreError> {
         for name in self.trash.names()? {
-            let Some(dir) = self.trash.sub_if_there(&name)? else { continue };
+            let Some(dir) = self.trash.sub_if_there(&name)? else {
+                continue;
+            };
             if *name == *own.name || try_flock(&dir)? {
                 remove_tree(&self.trash, &name)?;
             }
@@ -144,12 +183,19 @@ impl Store {
 }
 
 /// Moves what is ours and not kept. A stray name is left alone: `check` reports it, its owner knows what it is.
-fn sweep_dir(dir: &Dir, unreachable: impl Fn(&str) -> bool, trash: &mut Trash, count: &mut Count) -> Result<(), StoreError> {
+fn sweep_dir(
+    dir: &Dir,
+    unreachable: impl Fn(&str) -> bool,
+    trash: &mut Trash,
+    count: &mut Count,
+) -> Result<(), StoreError> {
     for name in dir.names()? {
         if !name.to_str().is_some_and(&unreachable) {
             continue;
         }
-        let Some(meta) = dir.stat(&name)? else { continue };
+        let Some(meta) = dir.stat(&name)? else {
+            continue;
+        };
         let bytes = match meta.file_type {
             FileType::Directory => dir.sub(&name)?.stat(TREE)?.map_or(0, |tree| tree.size),
             _ => meta.size,

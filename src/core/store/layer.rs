@@ -56,7 +56,9 @@ impl Store {
     /// A layer's tree, whiteouts and all. None when the store has no such layer.
     pub fn layer_tree(&self, diff: DiffId) -> Result<Option<Tree>, StoreError> {
         match self.layers.sub_if_there(diff.0.hex())? {
-            Some(dir) => open_tree(&dir, TREE, TreeKind::Layer).map(|opened| opened.map(|(tree, _)| tree)),
+            Some(dir) => {
+                open_tree(&dir, TREE, TreeKind::Layer).map(|opened| opened.map(|(tree, _)| tree))
+            }
             None => Ok(None),
         }
     }
@@ -75,7 +77,9 @@ impl Store {
     /// is [`StoreError::NoLayer`]. Opening checks the header alone; a cached tree that fails even that is made anew.
     pub fn merged(&self, layers: &[DiffId]) -> Result<MergedTree, StoreError> {
         let chain = ChainId::of(layers).ok_or(StoreError::NoLayers)?;
-        if let Ok(Some((tree, file))) = open_tree(&self.merged, &merged_name(chain), TreeKind::Merged) {
+        if let Ok(Some((tree, file))) =
+            open_tree(&self.merged, &merged_name(chain), TreeKind::Merged)
+        {
             return Ok(MergedTree { tree, file, chain });
         }
         let transaction = self.begin()?;
@@ -83,14 +87,20 @@ impl Store {
         transaction.publish(&[])?;
         let name = merged_name(chain);
         let opened = open_tree(&self.merged, &name, TreeKind::Merged)?;
-        let (tree, file) = opened.ok_or_else(|| StoreError::io("open", self.merged.join(&name), Errno::NOENT))?;
+        let (tree, file) =
+            opened.ok_or_else(|| StoreError::io("open", self.merged.join(&name), Errno::NOENT))?;
         Ok(MergedTree { tree, file, chain })
     }
 }
 
 impl Transaction<'_> {
     /// Adds a layer: its tree as `LayerBuilder` made it, verified once more, and the size of its tar.
-    pub fn put_layer(&self, diff: DiffId, tree: Vec<u8>, tar_size: u64) -> Result<LayerRecord, StoreError> {
+    pub fn put_layer(
+        &self,
+        diff: DiffId,
+        tree: Vec<u8>,
+        tar_size: u64,
+    ) -> Result<LayerRecord, StoreError> {
         let name = staged_name(diff);
         let path = self.dir.join(&name).join(TREE);
         if self.staged.lock().layers.contains(&diff) {
@@ -100,8 +110,13 @@ impl Transaction<'_> {
         self.dir.make(&name, Mode::RWXU)?;
         let dir = self.dir.sub(&name)?;
         dir.create_with(TREE, PUBLISHED, &tree)?;
-        let record = describe(diff, tree, tar_size).map_err(|source| StoreError::Tree { path, source })?;
-        dir.create_with(RECORD, PUBLISHED, &super::to_json(&record, &dir.join(RECORD))?)?;
+        let record =
+            describe(diff, tree, tar_size).map_err(|source| StoreError::Tree { path, source })?;
+        dir.create_with(
+            RECORD,
+            PUBLISHED,
+            &super::to_json(&record, &dir.join(RECORD))?,
+        )?;
         self.staged.lock().layers.insert(diff);
         Ok(record)
     }
@@ -114,12 +129,18 @@ impl Transaction<'_> {
         if self.staged.lock().merged.contains(&chain) {
             return Ok(());
         }
-        let trees = layers.iter().map(|diff| self.verified_layer(*diff)).collect::<Result<Vec<_>, _>>()?;
+        let trees = layers
+            .iter()
+            .map(|diff| self.verified_layer(*diff))
+            .collect::<Result<Vec<_>, _>>()?;
         let bytes = merge(&trees)?;
         let name = merged_name(chain);
         self.dir.create_with(&name, PUBLISHED, &bytes)?;
         let verified = Tree::from_bytes(bytes).and_then(|tree| tree.verify());
-        verified.map_err(|source| StoreError::Tree { path: self.dir.join(&name), source })?;
+        verified.map_err(|source| StoreError::Tree {
+            path: self.dir.join(&name),
+            source,
+        })?;
         self.staged.lock().merged.insert(chain);
         Ok(())
     }
@@ -128,10 +149,16 @@ impl Transaction<'_> {
         let dir = if self.staged.lock().layers.contains(&diff) {
             self.dir.sub(staged_name(diff))?
         } else {
-            self.store.layers.sub_if_there(diff.0.hex())?.ok_or(StoreError::NoLayer(diff))?
+            self.store
+                .layers
+                .sub_if_there(diff.0.hex())?
+                .ok_or(StoreError::NoLayer(diff))?
         };
         let (tree, _) = open_tree(&dir, TREE, TreeKind::Layer)?.ok_or(StoreError::NoLayer(diff))?;
-        tree.verify().map_err(|source| StoreError::Tree { path: dir.join(TREE), source })?;
+        tree.verify().map_err(|source| StoreError::Tree {
+            path: dir.join(TREE),
+            source,
+        })?;
         Ok(tree)
     }
 
@@ -139,7 +166,11 @@ impl Transaction<'_> {
     pub(super) fn publish_layer(&self, diff: DiffId) -> Result<(), StoreError> {
         let (staged, name) = (staged_name(diff), diff.0.hex());
         match self.dir.rename(&staged, &self.store.layers, &name) {
-            Err(error) if matches!(error.errno(), Some(Errno::EXIST | Errno::NOTEMPTY | Errno::NOTDIR)) => {}
+            Err(error)
+                if matches!(
+                    error.errno(),
+                    Some(Errno::EXIST | Errno::NOTEMPTY | Errno::NOTDIR)
+                ) => {}
             done => return done,
         }
         if same_layer(&self.dir.sub(&staged)?, &self.store.layers, &name)? {
@@ -147,14 +178,18 @@ impl Transaction<'_> {
         }
         // Into the transaction's directory, which takes it along at its end. A crash between the two renames leaves
         // no layer in place of a damaged one; the same load again puts it there.
-        self.store.layers.rename(&name, &self.dir, self.temporary())?;
+        self.store
+            .layers
+            .rename(&name, &self.dir, self.temporary())?;
         self.dir.rename(&staged, &self.store.layers, &name)
     }
 }
 
 /// Whether what stands in `layers/` is what was just made. A file where a directory should be is not.
 fn same_layer(staged: &Dir, layers: &Dir, name: &str) -> Result<bool, StoreError> {
-    let Ok(there) = layers.sub(name) else { return Ok(false) };
+    let Ok(there) = layers.sub(name) else {
+        return Ok(false);
+    };
     for file in [TREE, RECORD] {
         let ours = staged.read(file, u64::MAX - 1)?;
         // One that can't even be read is not the same either.
@@ -166,23 +201,43 @@ fn same_layer(staged: &Dir, layers: &Dir, name: &str) -> Result<bool, StoreError
 }
 
 /// Opens a tree and checks its header and kind. None when there is no such file.
-pub(super) fn open_tree(dir: &Dir, name: &str, kind: TreeKind) -> Result<Option<(Tree, File)>, StoreError> {
-    let Some(file) = dir.open(name)? else { return Ok(None) };
+pub(super) fn open_tree(
+    dir: &Dir,
+    name: &str,
+    kind: TreeKind,
+) -> Result<Option<(Tree, File)>, StoreError> {
+    let Some(file) = dir.open(name)? else {
+        return Ok(None);
+    };
     let path = dir.join(name);
-    let tree = Tree::open(&file).map_err(|source| StoreError::Tree { path: path.clone(), source })?;
+    let tree = Tree::open(&file).map_err(|source| StoreError::Tree {
+        path: path.clone(),
+        source,
+    })?;
     if tree.kind() != kind {
-        return Err(StoreError::malformed(path, "it is a tree of the other kind"));
+        return Err(StoreError::malformed(
+            path,
+            "it is a tree of the other kind",
+        ));
     }
     Ok(Some((tree, file)))
 }
 
 pub(super) fn read_record(dir: &Dir) -> Result<Option<LayerRecord>, StoreError> {
-    let Some(bytes) = dir.read(RECORD, RECORD_LIMIT)? else { return Ok(None) };
-    serde_json::from_slice(&bytes).map(Some).map_err(|error| StoreError::malformed(dir.join(RECORD), error.to_string()))
+    let Some(bytes) = dir.read(RECORD, RECORD_LIMIT)? else {
+        return Ok(None);
+    };
+    serde_json::from_slice(&bytes)
+        .map(Some)
+        .map_err(|error| StoreError::malformed(dir.join(RECORD), error.to_string()))
 }
 
 /// Verifies a new layer's tree and counts what is in it.
-fn describe(diff_id: DiffId, bytes: Vec<u8>, tar_size: u64) -> Result<LayerRecord, crate::tree::TreeError> {
+fn describe(
+    diff_id: DiffId,
+    bytes: Vec<u8>,
+    tar_size: u64,
+) -> Result<LayerRecord, crate::tree::TreeError> {
     let tree = Tree::from_bytes(bytes)?;
     tree.verify()?;
     let mut content_size = 0;
@@ -192,5 +247,10 @@ fn describe(diff_id: DiffId, bytes: Vec<u8>, tar_size: u64) -> Result<LayerRecor
             content_size += node.size;
         }
     }
-    Ok(LayerRecord { diff_id, tar_size, content_size, nodes: tree.node_count() })
+    Ok(LayerRecord {
+        diff_id,
+        tar_size,
+        content_size,
+        nodes: tree.node_count(),
+    })
 }

@@ -50,34 +50,68 @@ impl Store {
     ///
     /// Locking: holds the store's lock shared while it makes sure that the layers are there and publishes the file; so
     /// from its return on they stay, and so does everything built of them.
-    pub fn lease(&self, mount: &str, image: Option<ImageId>, layers: &[DiffId]) -> Result<Lease, StoreError> {
+    pub fn lease(
+        &self,
+        mount: &str,
+        image: Option<ImageId>,
+        layers: &[DiffId],
+    ) -> Result<Lease, StoreError> {
         let good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
-        if mount.is_empty() || mount.len() > 128 || mount.starts_with('.') || !mount.bytes().all(good) {
-            return Err(StoreError::Name { name: mount.to_owned(), reason: "a mount id is letters, digits, _ . - only" });
+        if mount.is_empty()
+            || mount.len() > 128
+            || mount.starts_with('.')
+            || !mount.bytes().all(good)
+        {
+            return Err(StoreError::Name {
+                name: mount.to_owned(),
+                reason: "a mount id is letters, digits, _ . - only",
+            });
         }
         let chain = ChainId::of(layers).ok_or(StoreError::NoLayers)?;
         let transaction = self.begin()?;
         self.check_present(layers, &[])?;
-        let record = LeaseRecord { mount: mount.to_owned(), image, chain, boot: boot_id()?, layers: layers.to_vec() };
+        let record = LeaseRecord {
+            mount: mount.to_owned(),
+            image,
+            chain,
+            boot: boot_id()?,
+            layers: layers.to_vec(),
+        };
         // Locked and complete before it has its name. Its random part makes each file new: nobody ever has to decide
         // whether an old one may be taken over.
         let name = format!("{mount}-{}{SUFFIX}", random_name()?);
         let path = self.leases.join(&name);
         let temporary = transaction.temporary();
-        let file = transaction.dir.create_with(&temporary, PRIVATE, &super::to_json(&record, &path)?)?;
-        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|errno| StoreError::io("lock", &path, errno))?;
+        let file =
+            transaction
+                .dir
+                .create_with(&temporary, PRIVATE, &super::to_json(&record, &path)?)?;
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|errno| StoreError::io("lock", &path, errno))?;
         transaction.dir.rename(&temporary, &self.leases, &name)?;
-        Ok(Lease { file, name: Removed { leases: self.root.sub("leases")?, name: Some(name) } })
+        Ok(Lease {
+            file,
+            name: Removed {
+                leases: self.root.sub("leases")?,
+                name: Some(name),
+            },
+        })
     }
 
     /// Waits until no process holds a lease of `mount` any more, and removes its file. Ends at once when there is none.
     pub fn wait_lease_end(&self, mount: &str) -> Result<(), StoreError> {
         for name in self.leases.names()? {
-            let random = name.to_str().and_then(|name| name.strip_prefix(mount)?.strip_prefix('-')?.strip_suffix(SUFFIX));
+            let random = name.to_str().and_then(|name| {
+                name.strip_prefix(mount)?
+                    .strip_prefix('-')?
+                    .strip_suffix(SUFFIX)
+            });
             if random.is_none_or(|random| random.len() != RANDOM_NAME) {
                 continue;
             }
-            let Some(file) = self.leases.open(&name)? else { continue };
+            let Some(file) = self.leases.open(&name)? else {
+                continue;
+            };
             rustix::io::retry_on_intr(|| rustix::fs::flock(&file, FlockOperation::LockShared))
                 .map_err(|errno| StoreError::io("wait for", self.leases.join(&name), errno))?;
             self.leases.remove(&name)?;
@@ -86,17 +120,26 @@ impl Store {
     }
 
     /// The record of a lease that is held; None when it is stale or gone.
-    pub(super) fn held_lease(&self, name: &std::ffi::OsStr) -> Result<Option<LeaseRecord>, StoreError> {
+    pub(super) fn held_lease(
+        &self,
+        name: &std::ffi::OsStr,
+    ) -> Result<Option<LeaseRecord>, StoreError> {
         let path = self.leases.join(name);
-        let Some(file) = self.leases.open(name)? else { return Ok(None) };
+        let Some(file) = self.leases.open(name)? else {
+            return Ok(None);
+        };
         // Shared, so that two who look do not take each other for a holder.
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
             Ok(()) => return Ok(None),
             Err(Errno::WOULDBLOCK) => {}
             Err(errno) => return Err(StoreError::io("lock", path, errno)),
         }
-        let Some(bytes) = self.leases.read(name, LIMIT)? else { return Ok(None) };
-        serde_json::from_slice(&bytes).map(Some).map_err(|error| StoreError::malformed(path, error.to_string()))
+        let Some(bytes) = self.leases.read(name, LIMIT)? else {
+            return Ok(None);
+        };
+        serde_json::from_slice(&bytes)
+            .map(Some)
+            .map_err(|error| StoreError::malformed(path, error.to_string()))
     }
 }
 
@@ -129,6 +172,7 @@ impl Drop for Removed {
 
 fn boot_id() -> Result<String, StoreError> {
     let path = "/proc/sys/kernel/random/boot_id";
-    let text = std::fs::read_to_string(path).map_err(|source| StoreError::io("read", path, source))?;
+    let text =
+        std::fs::read_to_string(path).map_err(|source| StoreError::io("read", path, source))?;
     Ok(text.trim_end().to_owned())
 }

@@ -81,8 +81,19 @@ use self::dir::{Dir, PRIVATE};
 use self::format::Format;
 
 /// The directories of a store, parents first.
-const DIRECTORIES: [&str; 11] =
-    ["objects", "layers", "merged", "blobs", "blobs/sha256", "refs", "containers", "volumes", "leases", "trash", "tmp"];
+const DIRECTORIES: [&str; 11] = [
+    "objects",
+    "layers",
+    "merged",
+    "blobs",
+    "blobs/sha256",
+    "refs",
+    "containers",
+    "volumes",
+    "leases",
+    "trash",
+    "tmp",
+];
 const LOCK: &str = "lock";
 /// The store is its owner's alone: objects are content of images, some of them secret.
 const ROOT_MODE: Mode = Mode::RWXU;
@@ -110,8 +121,13 @@ struct Locked(#[expect(dead_code, reason = "held for its flock")] File);
 impl Store {
     /// Opens the store at `root`, or makes one there when the directory is missing or empty.
     pub fn open_or_create(root: &Path) -> Result<Self, StoreError> {
-        let path = std::path::absolute(root).map_err(|source| StoreError::io("find", root, source))?;
-        DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(|source| StoreError::io("make", &path, source))?;
+        let path =
+            std::path::absolute(root).map_err(|source| StoreError::io("find", root, source))?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&path)
+            .map_err(|source| StoreError::io("make", &path, source))?;
         let dir = Dir::open_root(&path)?;
         if Format::read(&dir)?.is_none() {
             create(&dir)?;
@@ -121,13 +137,16 @@ impl Store {
 
     /// Opens the store at `root`; [`StoreError::NotFound`] when there is none.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
-        let path = std::path::absolute(root).map_err(|source| StoreError::io("find", root, source))?;
+        let path =
+            std::path::absolute(root).map_err(|source| StoreError::io("find", root, source))?;
         Self::from_root(Dir::open_root(&path)?)
     }
 
     fn from_root(root: Dir) -> Result<Self, StoreError> {
         let Some(format) = Format::read(&root)? else {
-            return Err(StoreError::NotFound { path: root.path().to_owned() });
+            return Err(StoreError::NotFound {
+                path: root.path().to_owned(),
+            });
         };
         Ok(Self {
             objects: root.sub("objects")?,
@@ -166,27 +185,41 @@ impl Store {
 
     /// A descriptor of `objects/`, to be handed to a mount.
     pub fn objects_dir(&self) -> Result<OwnedFd, StoreError> {
-        self.objects.as_fd().try_clone_to_owned().map_err(|source| StoreError::io("open", self.objects.path(), source))
+        self.objects
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(|source| StoreError::io("open", self.objects.path(), source))
     }
 
     /// Opens an object for reading.
     pub fn open_object(&self, id: ObjectId) -> Result<File, StoreError> {
-        self.objects.open(object_name(id))?.ok_or(StoreError::NoObject(id))
+        self.objects
+            .open(object_name(id))?
+            .ok_or(StoreError::NoObject(id))
     }
 
     /// A blob of at most `limit` bytes, its digest checked.
     pub fn read_blob(&self, digest: Sha256Digest, limit: u64) -> Result<Vec<u8>, StoreError> {
-        let bytes = self.blobs.read(digest.hex(), limit)?.ok_or(StoreError::NoBlob(digest))?;
+        let bytes = self
+            .blobs
+            .read(digest.hex(), limit)?
+            .ok_or(StoreError::NoBlob(digest))?;
         let found = Sha256Digest::of(&bytes);
         if found != digest {
-            return Err(StoreError::Digest { what: self.blobs.join(digest.hex()).display().to_string(), expected: digest, found });
+            return Err(StoreError::Digest {
+                what: self.blobs.join(digest.hex()).display().to_string(),
+                expected: digest,
+                found,
+            });
         }
         Ok(bytes)
     }
 
     /// Opens a blob for reading; its digest is not checked.
     pub fn open_blob(&self, digest: Sha256Digest) -> Result<File, StoreError> {
-        self.blobs.open(digest.hex())?.ok_or(StoreError::NoBlob(digest))
+        self.blobs
+            .open(digest.hex())?
+            .ok_or(StoreError::NoBlob(digest))
     }
 
     /// Refuses when the store has features that only let us read.
@@ -194,7 +227,11 @@ impl Store {
         if self.format.ro_compat.is_empty() {
             return Ok(());
         }
-        Err(StoreError::Features { path: self.root.join(format::NAME), features: self.format.ro_compat.clone(), readable: true })
+        Err(StoreError::Features {
+            path: self.root.join(format::NAME),
+            features: self.format.ro_compat.clone(),
+            readable: true,
+        })
     }
 
     fn lock_shared(&self) -> Result<Locked, StoreError> {
@@ -209,8 +246,11 @@ impl Store {
 /// Waits for the store's lock; each call has a descriptor, and so a lock, of its own.
 fn lock(root: &Dir, operation: FlockOperation) -> Result<Locked, StoreError> {
     let failed = |doing, errno| StoreError::io(doing, root.join(LOCK), errno);
-    let file = root.open(LOCK)?.ok_or_else(|| failed("open", Errno::NOENT))?;
-    rustix::io::retry_on_intr(|| rustix::fs::flock(&file, operation)).map_err(|errno| failed("lock", errno))?;
+    let file = root
+        .open(LOCK)?
+        .ok_or_else(|| failed("open", Errno::NOENT))?;
+    rustix::io::retry_on_intr(|| rustix::fs::flock(&file, operation))
+        .map_err(|errno| failed("lock", errno))?;
     Ok(Locked(file))
 }
 
@@ -232,10 +272,14 @@ fn create(root: &Dir) -> Result<(), StoreError> {
     for name in root.names()? {
         let name = name.to_string_lossy();
         if name != LOCK && !DIRECTORIES.contains(&&*name) {
-            return Err(StoreError::NotAStore { path: root.path().to_owned(), entry: name.into_owned() });
+            return Err(StoreError::NotAStore {
+                path: root.path().to_owned(),
+                entry: name.into_owned(),
+            });
         }
     }
-    rustix::fs::fchmod(root, ROOT_MODE).map_err(|errno| StoreError::io("set the mode of", root.path(), errno))?;
+    rustix::fs::fchmod(root, ROOT_MODE)
+        .map_err(|errno| StoreError::io("set the mode of", root.path(), errno))?;
     for name in DIRECTORIES {
         root.make(name, ROOT_MODE)?;
     }
@@ -253,12 +297,18 @@ fn create(root: &Dir) -> Result<(), StoreError> {
         return Ok(());
     }
     rustix::fs::syncfs(root).map_err(|errno| StoreError::io("sync", root.path(), errno))?;
-    root.replace(format::NAME, &to_json(&Format::current(), &root.join(format::NAME))?, &root.sub("tmp")?, &random_name()?)
+    root.replace(
+        format::NAME,
+        &to_json(&Format::current(), &root.join(format::NAME))?,
+        &root.sub("tmp")?,
+        &random_name()?,
+    )
 }
 
 /// JSON as people read it, with a newline at the end.
 fn to_json(value: &impl serde::Serialize, path: &Path) -> Result<Vec<u8>, StoreError> {
-    let mut bytes = serde_json::to_vec_pretty(value).map_err(|error| StoreError::malformed(path, error.to_string()))?;
+    let mut bytes = serde_json::to_vec_pretty(value)
+        .map_err(|error| StoreError::malformed(path, error.to_string()))?;
     bytes.push(b'\n');
     Ok(bytes)
 }
@@ -268,6 +318,12 @@ const RANDOM_NAME: usize = 16;
 
 /// 16 hex digits that no other process picks.
 fn random_name() -> Result<String, StoreError> {
-    let number = getrandom::u64().map_err(|error| StoreError::io("get random bytes from", "/dev/urandom", std::io::Error::other(error)))?;
+    let number = getrandom::u64().map_err(|error| {
+        StoreError::io(
+            "get random bytes from",
+            "/dev/urandom",
+            std::io::Error::other(error),
+        )
+    })?;
     Ok(format!("{number:016x}"))
 }

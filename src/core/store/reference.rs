@@ -63,7 +63,10 @@ impl Reference {
         if self.host != DEFAULT_HOST {
             return format!("{}/{}", self.host, self.path);
         }
-        let short = self.path.strip_prefix(OFFICIAL).filter(|rest| !rest.contains('/'));
+        let short = self
+            .path
+            .strip_prefix(OFFICIAL)
+            .filter(|rest| !rest.contains('/'));
         short.unwrap_or(&self.path).to_owned()
     }
 
@@ -99,12 +102,22 @@ impl FromStr for Reference {
     type Err = ReferenceError;
 
     fn from_str(text: &str) -> Result<Self, ReferenceError> {
-        let refuse = |reason| ReferenceError { text: text.chars().take(2 * MAX_NAME).collect(), reason };
+        let refuse = |reason| ReferenceError {
+            text: text.chars().take(2 * MAX_NAME).collect(),
+            reason,
+        };
         if text.is_empty() {
             return Err(refuse("it is empty"));
         }
         let (rest, digest) = match text.split_once('@') {
-            Some((rest, digest)) => (rest, Some(digest.parse().map_err(|_error| refuse("behind the @ stands no sha256 digest"))?)),
+            Some((rest, digest)) => (
+                rest,
+                Some(
+                    digest
+                        .parse()
+                        .map_err(|_error| refuse("behind the @ stands no sha256 digest"))?,
+                ),
+            ),
             None => (text, None),
         };
         // A colon behind the last slash is the tag's, one before it the port's.
@@ -125,18 +138,33 @@ impl FromStr for Reference {
         if host.len() + 1 + path.len() > MAX_NAME {
             return Err(refuse("it is longer than 255 characters"));
         }
-        let tag = tag.or((digest.is_none()).then_some(DEFAULT_TAG)).map(str::to_owned);
-        Ok(Self { host, path, tag, digest })
+        let tag = tag
+            .or((digest.is_none()).then_some(DEFAULT_TAG))
+            .map(str::to_owned);
+        Ok(Self {
+            host,
+            path,
+            tag,
+            digest,
+        })
     }
 }
 
 fn split_host(name: &str) -> (String, String) {
-    let is_host = |first: &str| first.contains(['.', ':']) || first == "localhost" || first.chars().any(|c| c.is_ascii_uppercase());
+    let is_host = |first: &str| {
+        first.contains(['.', ':'])
+            || first == "localhost"
+            || first.chars().any(|c| c.is_ascii_uppercase())
+    };
     let (host, path) = match name.split_once('/') {
         Some((first, path)) if is_host(first) => (first, path),
         _ => (DEFAULT_HOST, name),
     };
-    let host = if host == "index.docker.io" { DEFAULT_HOST } else { host };
+    let host = if host == "index.docker.io" {
+        DEFAULT_HOST
+    } else {
+        host
+    };
     if host == DEFAULT_HOST && !path.contains('/') {
         return (host.to_owned(), format!("{OFFICIAL}{path}"));
     }
@@ -144,7 +172,9 @@ fn split_host(name: &str) -> (String, String) {
 }
 
 fn bad_host(host: &str) -> Option<&'static str> {
-    let (name, port) = host.split_once(':').map_or((host, None), |(name, port)| (name, Some(port)));
+    let (name, port) = host
+        .split_once(':')
+        .map_or((host, None), |(name, port)| (name, Some(port)));
     if port.is_some_and(|port| port.is_empty() || !port.bytes().all(|b| b.is_ascii_digit())) {
         return Some("the host's port is not a number");
     }
@@ -152,7 +182,9 @@ fn bad_host(host: &str) -> Option<&'static str> {
         !label.is_empty()
             && !label.starts_with('-')
             && !label.ends_with('-')
-            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+            && label
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-')
     };
     (!name.split('.').all(good)).then_some("its host is not a host name")
 }
@@ -161,18 +193,24 @@ fn bad_path(path: &str) -> Option<&'static str> {
     if path.bytes().any(|b| b.is_ascii_uppercase()) {
         return Some("capitals are allowed in tags only");
     }
-    (!path.split('/').all(good_component)).then_some("use lower-case letters, digits and single . _ - between them, parts divided by /")
+    (!path.split('/').all(good_component)).then_some(
+        "use lower-case letters, digits and single . _ - between them, parts divided by /",
+    )
 }
 
 /// `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*`
 fn good_component(component: &str) -> bool {
     let is_word = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
-    let runs = component.as_bytes().chunk_by(|a, b| is_word(*a) == is_word(*b)).collect::<Vec<_>>();
+    let runs = component
+        .as_bytes()
+        .chunk_by(|a, b| is_word(*a) == is_word(*b))
+        .collect::<Vec<_>>();
     let good_run = |run: &&[u8]| match run {
         [b'.' | b'_'] | [b'_', b'_'] => true,
         run => run.iter().all(|b| is_word(*b)) || run.iter().all(|b| *b == b'-'),
     };
-    let at_edge = |run: Option<&&[u8]>| run.and_then(|run| run.first()).is_some_and(|b| is_word(*b));
+    let at_edge =
+        |run: Option<&&[u8]>| run.and_then(|run| run.first()).is_some_and(|b| is_word(*b));
     runs.iter().all(good_run) && at_edge(runs.first()) && at_edge(runs.last())
 }
 
@@ -212,14 +250,42 @@ mod tests {
         ("app", "app:latest", "docker.io/library/app:latest"),
         ("debian:12", "debian:12", "docker.io/library/debian:12"),
         ("user/app", "user/app:latest", "docker.io/user/app:latest"),
-        ("docker.io/library/app:1", "app:1", "docker.io/library/app:1"),
-        ("docker.io/app", "app:latest", "docker.io/library/app:latest"),
-        ("index.docker.io/app", "app:latest", "docker.io/library/app:latest"),
-        ("library/foo/bar", "library/foo/bar:latest", "docker.io/library/foo/bar:latest"),
-        ("localhost/app", "localhost/app:latest", "localhost/app:latest"),
-        ("localhost:5000/a/b:v1.2-x_y", "localhost:5000/a/b:v1.2-x_y", "localhost:5000/a/b:v1.2-x_y"),
+        (
+            "docker.io/library/app:1",
+            "app:1",
+            "docker.io/library/app:1",
+        ),
+        (
+            "docker.io/app",
+            "app:latest",
+            "docker.io/library/app:latest",
+        ),
+        (
+            "index.docker.io/app",
+            "app:latest",
+            "docker.io/library/app:latest",
+        ),
+        (
+            "library/foo/bar",
+            "library/foo/bar:latest",
+            "docker.io/library/foo/bar:latest",
+        ),
+        (
+            "localhost/app",
+            "localhost/app:latest",
+            "localhost/app:latest",
+        ),
+        (
+            "localhost:5000/a/b:v1.2-x_y",
+            "localhost:5000/a/b:v1.2-x_y",
+            "localhost:5000/a/b:v1.2-x_y",
+        ),
         ("Registry/app", "Registry/app:latest", "Registry/app:latest"),
-        ("a.b_c__d---e", "a.b_c__d---e:latest", "docker.io/library/a.b_c__d---e:latest"),
+        (
+            "a.b_c__d---e",
+            "a.b_c__d---e:latest",
+            "docker.io/library/a.b_c__d---e:latest",
+        ),
         ("app:5000", "app:5000", "docker.io/library/app:5000"),
     ];
 
@@ -227,7 +293,11 @@ mod tests {
     fn docker_names() {
         for (text, short, canonical) in GOOD {
             let reference: Reference = text.parse().unwrap();
-            assert_eq!((reference.to_string(), reference.canonical()), ((*short).to_owned(), (*canonical).to_owned()), "{text}");
+            assert_eq!(
+                (reference.to_string(), reference.canonical()),
+                ((*short).to_owned(), (*canonical).to_owned()),
+                "{text}"
+            );
             assert_eq!(canonical.parse::<Reference>().unwrap(), reference);
             assert_eq!(short.parse::<Reference>().unwrap(), reference);
         }
@@ -239,7 +309,10 @@ mod tests {
         let both: Reference = format!("app:1@{digest}").parse().unwrap();
         assert_eq!((both.tag(), both.digest()), (Some("1"), Some(digest)));
         let alone: Reference = format!("app@{digest}").parse().unwrap();
-        assert_eq!((alone.tag(), alone.to_string()), (None, format!("app@{digest}")));
+        assert_eq!(
+            (alone.tag(), alone.to_string()),
+            (None, format!("app@{digest}"))
+        );
     }
 
     #[test]

@@ -39,10 +39,15 @@ impl RefRecord {
 }
 
 fn file_name(reference: Option<&Reference>, image: ImageId) -> Result<String, StoreError> {
-    let Some(reference) = reference else { return Ok(format!("{image}{SUFFIX}")) };
+    let Some(reference) = reference else {
+        return Ok(format!("{image}{SUFFIX}"));
+    };
     let name = format!("{}{SUFFIX}", reference.canonical().replace('/', "%2F"));
     if name.len() > NAME_MAX {
-        return Err(StoreError::Name { name: reference.to_string(), reason: "too long for a file name" });
+        return Err(StoreError::Name {
+            name: reference.to_string(),
+            reason: "too long for a file name",
+        });
     }
     Ok(name)
 }
@@ -59,9 +64,12 @@ impl Store {
     }
 
     pub(super) fn read_ref(&self, name: &OsStr) -> Result<Option<RefRecord>, StoreError> {
-        let Some(bytes) = self.refs.read(name, LIMIT)? else { return Ok(None) };
+        let Some(bytes) = self.refs.read(name, LIMIT)? else {
+            return Ok(None);
+        };
         let malformed = |reason| StoreError::malformed(self.refs.join(name), reason);
-        let record: RefRecord = serde_json::from_slice(&bytes).map_err(|error| malformed(error.to_string()))?;
+        let record: RefRecord =
+            serde_json::from_slice(&bytes).map_err(|error| malformed(error.to_string()))?;
         let own = record.file_name()?;
         if OsStr::new(&own) != name {
             return Err(malformed(format!("it speaks of {own}")));
@@ -95,12 +103,20 @@ impl Store {
     }
 
     /// Refuses when a layer or a blob is missing. The caller holds the store's lock.
-    pub(super) fn check_present(&self, layers: &[DiffId], blobs: &[Sha256Digest]) -> Result<(), StoreError> {
+    pub(super) fn check_present(
+        &self,
+        layers: &[DiffId],
+        blobs: &[Sha256Digest],
+    ) -> Result<(), StoreError> {
         for diff in layers {
-            self.layers.stat(diff.0.hex())?.ok_or(StoreError::NoLayer(*diff))?;
+            self.layers
+                .stat(diff.0.hex())?
+                .ok_or(StoreError::NoLayer(*diff))?;
         }
         for blob in blobs {
-            self.blobs.stat(blob.hex())?.ok_or(StoreError::NoBlob(*blob))?;
+            self.blobs
+                .stat(blob.hex())?
+                .ok_or(StoreError::NoBlob(*blob))?;
         }
         Ok(())
     }

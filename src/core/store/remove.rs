@@ -33,8 +33,13 @@ struct Level {
 pub fn remove_tree(parent: impl AsFd, name: impl AsRef<OsStr>) -> Result<bool, StoreError> {
     let parent = parent.as_fd();
     let name = name.as_ref();
-    let invalid = StoreError::Name { name: name.to_string_lossy().into_owned(), reason: "not a single file name" };
-    let Ok(first) = CString::new(name.as_bytes()) else { return Err(invalid) };
+    let invalid = StoreError::Name {
+        name: name.to_string_lossy().into_owned(),
+        reason: "not a single file name",
+    };
+    let Ok(first) = CString::new(name.as_bytes()) else {
+        return Err(invalid);
+    };
     if name.is_empty() || name.as_bytes().contains(&b'/') || is_dot(&first) {
         return Err(invalid);
     }
@@ -44,7 +49,11 @@ pub fn remove_tree(parent: impl AsFd, name: impl AsRef<OsStr>) -> Result<bool, S
         Err(Errno::ISDIR) => {}
         Err(errno) => return Err(StoreError::io("remove", name, errno)),
     }
-    Walk { parent, levels: Vec::new() }.run(first)?;
+    Walk {
+        parent,
+        levels: Vec::new(),
+    }
+    .run(first)?;
     Ok(true)
 }
 
@@ -62,7 +71,9 @@ impl Walk<'_> {
                 current = self.enter(Some(current.as_fd()), name)?;
                 continue;
             }
-            let Some(done) = self.levels.pop() else { return Ok(()) };
+            let Some(done) = self.levels.pop() else {
+                return Ok(());
+            };
             let above = match self.levels.last() {
                 Some(level) => Some(self.back_to(&current, level)?),
                 None => None,
@@ -78,10 +89,20 @@ impl Walk<'_> {
     }
 
     /// Opens a directory, removes its files and puts it with its subdirectories on the way.
-    fn enter(&mut self, holder: Option<BorrowedFd<'_>>, name: CString) -> Result<OwnedFd, StoreError> {
-        let fd = open_child(holder.unwrap_or(self.parent), &name).map_err(|errno| self.error("open", Some(&name), errno))?;
+    fn enter(
+        &mut self,
+        holder: Option<BorrowedFd<'_>>,
+        name: CString,
+    ) -> Result<OwnedFd, StoreError> {
+        let fd = open_child(holder.unwrap_or(self.parent), &name)
+            .map_err(|errno| self.error("open", Some(&name), errno))?;
         let stat = fs::fstat(&fd).map_err(|errno| self.error("look at", Some(&name), errno))?;
-        self.levels.push(Level { name, device: stat.st_dev, inode: stat.st_ino, pending: Vec::new() });
+        self.levels.push(Level {
+            name,
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            pending: Vec::new(),
+        });
         // Listed to the end before anything goes: some file systems skip names when entries vanish under the reader.
         let mut pending = Vec::new();
         for (name, file_type) in self.list(&fd)? {
@@ -118,26 +139,47 @@ impl Walk<'_> {
         let failed = |errno| self.error("go back to", None, errno);
         let above = fs::openat(current, c"..", OPEN_DIR, Mode::empty()).map_err(failed)?;
         let stat = fs::fstat(&above).map_err(failed)?;
-        if (stat.st_dev, stat.st_ino) == (level.device, level.inode) { Ok(above) } else { Err(failed(Errno::STALE)) }
+        if (stat.st_dev, stat.st_ino) == (level.device, level.inode) {
+            Ok(above)
+        } else {
+            Err(failed(Errno::STALE))
+        }
     }
 
     fn error(&self, doing: &'static str, name: Option<&CStr>, errno: Errno) -> StoreError {
-        let names = self.levels.iter().map(|level| level.name.as_c_str()).chain(name);
-        let path: PathBuf = names.map(|name| OsString::from(OsStr::from_bytes(name.to_bytes()))).collect();
+        let names = self
+            .levels
+            .iter()
+            .map(|level| level.name.as_c_str())
+            .chain(name);
+        let path: PathBuf = names
+            .map(|name| OsString::from(OsStr::from_bytes(name.to_bytes())))
+            .collect();
         StoreError::io(doing, path, errno)
     }
 }
 
-const OPEN_DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const OPEN_DIR: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
 
 /// Opens a subdirectory so that its entries can be listed and removed.
 fn open_child(holder: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let resolve = ResolveFlags::BENEATH
+        | ResolveFlags::NO_XDEV
+        | ResolveFlags::NO_SYMLINKS
+        | ResolveFlags::NO_MAGICLINKS;
     let fd = match fs::openat2(holder, name, OPEN_DIR, Mode::empty(), resolve) {
         Err(Errno::ACCESS) => {
             // Its owner may not read it. By an O_PATH descriptor, since chmod by name would follow a link put there since.
-            let path =
-                fs::openat2(holder, name, OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty(), resolve)?;
+            let path = fs::openat2(
+                holder,
+                name,
+                OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+                Mode::empty(),
+                resolve,
+            )?;
             fs::chmod(format!("/proc/self/fd/{}", path.as_raw_fd()), Mode::RWXU)?;
             fs::openat2(holder, name, OPEN_DIR, Mode::empty(), resolve)?
         }

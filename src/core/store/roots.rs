@@ -76,23 +76,44 @@ impl Store {
 
     fn ref_root(&self, name: &OsStr) -> Result<Option<Root>, StoreError> {
         let record = self.read_ref(name)?;
-        Ok(record.map(|record| Root { path: self.refs.join(name), layers: record.layers, blobs: record.blobs }))
+        Ok(record.map(|record| Root {
+            path: self.refs.join(name),
+            layers: record.layers,
+            blobs: record.blobs,
+        }))
     }
 
     /// A container without a configuration is being made (its lease keeps its image) or being removed.
     fn container_root(&self, name: &OsStr) -> Result<Option<Root>, StoreError> {
-        if self.containers.stat(name)?.is_none_or(|meta| meta.file_type != FileType::Directory) {
+        if self
+            .containers
+            .stat(name)?
+            .is_none_or(|meta| meta.file_type != FileType::Directory)
+        {
             return Ok(None);
         }
-        let Some(dir) = self.containers.sub_if_there(name)? else { return Ok(None) };
-        let Some(bytes) = dir.read(CONFIG, LIMIT)? else { return Ok(None) };
+        let Some(dir) = self.containers.sub_if_there(name)? else {
+            return Ok(None);
+        };
+        let Some(bytes) = dir.read(CONFIG, LIMIT)? else {
+            return Ok(None);
+        };
         let path = dir.join(CONFIG);
-        let container: Container = serde_json::from_slice(&bytes).map_err(|error| StoreError::malformed(&path, error.to_string()))?;
-        Ok(Some(Root { path, layers: container.layers, blobs: container.blobs }))
+        let container: Container = serde_json::from_slice(&bytes)
+            .map_err(|error| StoreError::malformed(&path, error.to_string()))?;
+        Ok(Some(Root {
+            path,
+            layers: container.layers,
+            blobs: container.blobs,
+        }))
     }
 
     fn lease_root(&self, name: &OsStr) -> Result<Option<Root>, StoreError> {
         let lease = self.held_lease(name)?;
-        Ok(lease.map(|lease| Root { path: self.leases.join(name), layers: lease.layers, blobs: Vec::new() }))
+        Ok(lease.map(|lease| Root {
+            path: self.leases.join(name),
+            layers: lease.layers,
+            blobs: Vec::new(),
+        }))
     }
 }

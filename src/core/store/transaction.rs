@@ -16,7 +16,10 @@ use rustix::fs::{FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::dir::{Dir, PRIVATE, PUBLISHED};
-use super::{BlobWriter, Locked, ObjectWriter, Outcome, RefRecord, Store, StoreError, object_name, random_name, remove_tree};
+use super::{
+    BlobWriter, Locked, ObjectWriter, Outcome, RefRecord, Store, StoreError, object_name,
+    random_name, remove_tree,
+};
 use crate::digest::{ChainId, DiffId, ObjectHasher, ObjectId, Sha256Digest};
 
 /// How much an object that is already there is trusted.
@@ -75,9 +78,18 @@ impl Store {
             dir
         };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let sync =
-            rustix::fs::openat(&self.root, ".", flags, Mode::empty()).map_err(|errno| StoreError::io("open", self.root.path(), errno))?;
-        Ok(Transaction { store: self, dir, name, trust, sync, staged: Mutex::default(), serial: AtomicU64::new(0), _lock: lock })
+        let sync = rustix::fs::openat(&self.root, ".", flags, Mode::empty())
+            .map_err(|errno| StoreError::io("open", self.root.path(), errno))?;
+        Ok(Transaction {
+            store: self,
+            dir,
+            name,
+            trust,
+            sync,
+            staged: Mutex::default(),
+            serial: AtomicU64::new(0),
+            _lock: lock,
+        })
     }
 
     /// Removes what dead transactions left; the number of them. The caller holds the store's lock in either way.
@@ -91,7 +103,9 @@ impl Store {
             // Exclusive, so that no directory is between being made and being locked.
             let _looking = self.lock_tmp(FlockOperation::LockExclusive)?;
             for name in names {
-                let Some(meta) = self.tmp.stat(&name)? else { continue };
+                let Some(meta) = self.tmp.stat(&name)? else {
+                    continue;
+                };
                 if meta.file_type != FileType::Directory {
                     // Only the making of a store writes here directly, under the exclusive lock that we exclude.
                     dead.push((name, None));
@@ -118,7 +132,8 @@ impl Store {
 }
 
 fn flock(dir: &Dir, operation: FlockOperation) -> Result<(), StoreError> {
-    rustix::io::retry_on_intr(|| rustix::fs::flock(dir, operation)).map_err(|errno| StoreError::io("lock", dir.path(), errno))
+    rustix::io::retry_on_intr(|| rustix::fs::flock(dir, operation))
+        .map_err(|errno| StoreError::io("lock", dir.path(), errno))
 }
 
 /// Whether the lock was free and is now ours.
@@ -144,7 +159,8 @@ impl Transaction<'_> {
     /// Adds a blob that is in memory: a manifest or a configuration.
     pub fn put_blob(&self, bytes: &[u8]) -> Result<Sha256Digest, StoreError> {
         let mut writer = self.blob_writer()?;
-        io::Write::write_all(&mut writer, bytes).map_err(|source| StoreError::io("write a blob in", self.dir.path(), source))?;
+        io::Write::write_all(&mut writer, bytes)
+            .map_err(|source| StoreError::io("write a blob in", self.dir.path(), source))?;
         writer.finish()
     }
 
@@ -169,7 +185,11 @@ impl Transaction<'_> {
         for record in refs {
             let name = record.file_name()?;
             let temporary = self.temporary();
-            self.dir.create_with(&temporary, PRIVATE, &super::to_json(record, &self.store.refs.join(&name))?)?;
+            self.dir.create_with(
+                &temporary,
+                PRIVATE,
+                &super::to_json(record, &self.store.refs.join(&name))?,
+            )?;
             tags.push((temporary, name));
         }
         self.sync_all()?;
@@ -179,14 +199,19 @@ impl Transaction<'_> {
         for (temporary, name) in &tags {
             self.dir.rename(temporary, &self.store.refs, name)?;
         }
-        if tags.is_empty() { Ok(()) } else { self.store.refs.sync() }
+        if tags.is_empty() {
+            Ok(())
+        } else {
+            self.store.refs.sync()
+        }
     }
 
     /// Renames all that is staged to where it belongs; what others refer to goes first.
     fn place(&self) -> Result<(), StoreError> {
         let staged = std::mem::take(&mut *self.staged.lock());
         for id in &staged.objects {
-            self.dir.rename(id.to_string(), &self.store.objects, object_name(*id))?;
+            self.dir
+                .rename(id.to_string(), &self.store.objects, object_name(*id))?;
         }
         for diff in &staged.layers {
             self.publish_layer(*diff)?;
@@ -196,13 +221,15 @@ impl Transaction<'_> {
             self.dir.rename(&name, &self.store.merged, &name)?;
         }
         for digest in &staged.blobs {
-            self.dir.rename(digest.hex(), &self.store.blobs, digest.hex())?;
+            self.dir
+                .rename(digest.hex(), &self.store.blobs, digest.hex())?;
         }
         Ok(())
     }
 
     fn sync_all(&self) -> Result<(), StoreError> {
-        rustix::fs::syncfs(&self.sync).map_err(|errno| StoreError::io("sync", self.store.root.path(), errno))
+        rustix::fs::syncfs(&self.sync)
+            .map_err(|errno| StoreError::io("sync", self.store.root.path(), errno))
     }
 
     /// A new name in the transaction's directory.
@@ -239,7 +266,11 @@ impl Transaction<'_> {
         }
         let outcome = match self.store.objects.stat(object_name(id))? {
             None => Outcome::Added,
-            Some(there) if there.file_type == FileType::RegularFile && there.size == size && self.trusted(id)? => {
+            Some(there)
+                if there.file_type == FileType::RegularFile
+                    && there.size == size
+                    && self.trusted(id)? =>
+            {
                 return Ok(Outcome::AlreadyPresent);
             }
             Some(_) => Outcome::Healed,
@@ -256,9 +287,15 @@ impl Transaction<'_> {
         }
     }
 
-    pub(super) fn stage_blob(&self, digest: Sha256Digest, size: u64, stream: &str) -> Result<(), StoreError> {
+    pub(super) fn stage_blob(
+        &self,
+        digest: Sha256Digest,
+        size: u64,
+        stream: &str,
+    ) -> Result<(), StoreError> {
         let there = self.store.blobs.stat(digest.hex())?;
-        let present = there.is_some_and(|meta| meta.file_type == FileType::RegularFile && meta.size == size);
+        let present =
+            there.is_some_and(|meta| meta.file_type == FileType::RegularFile && meta.size == size);
         if present && self.trust == Trust::Size || self.staged.lock().blobs.contains(&digest) {
             return self.discard(stream);
         }
@@ -281,7 +318,8 @@ impl Store {
     pub(super) fn hash_object(&self, id: ObjectId) -> Result<ObjectId, StoreError> {
         let mut file = self.open_object(id)?;
         let mut hasher = ObjectHasher::new();
-        copy(&mut file, &mut hasher).map_err(|source| StoreError::io("read", self.objects.join(object_name(id)), source))?;
+        copy(&mut file, &mut hasher)
+            .map_err(|source| StoreError::io("read", self.objects.join(object_name(id)), source))?;
         Ok(hasher.finish())
     }
 }

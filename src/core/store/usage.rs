@@ -42,14 +42,19 @@ pub struct Usage {
 impl Store {
     /// Counts everything; O(files).
     pub fn usage(&self) -> Result<Usage, StoreError> {
-        let mut usage = Usage { refs: self.refs.names()?.len() as u64, ..Usage::default() };
+        let mut usage = Usage {
+            refs: self.refs.names()?.len() as u64,
+            ..Usage::default()
+        };
         for fan_out in self.objects.names()? {
             count_files(&self.objects.sub(&fan_out)?, &mut usage.objects)?;
         }
         count_files(&self.merged, &mut usage.merged)?;
         count_files(&self.blobs, &mut usage.blobs)?;
         for name in self.layers.names()? {
-            let Some(layer) = self.layers.sub_if_there(&name)? else { continue };
+            let Some(layer) = self.layers.sub_if_there(&name)? else {
+                continue;
+            };
             if let Some(tree) = layer.stat(super::layer::TREE)? {
                 usage.layers.add(tree.size);
             }
@@ -63,7 +68,10 @@ impl Store {
         for diff in layers {
             let path = || self.layers.join(diff.0.hex()).join(super::layer::TREE);
             let tree = self.layer_tree(*diff)?.ok_or(StoreError::NoLayer(*diff))?;
-            let damaged = |source| StoreError::Tree { path: path(), source };
+            let damaged = |source| StoreError::Tree {
+                path: path(),
+                source,
+            };
             for number in 0..tree.node_count() {
                 let node = tree.node(TreeIno(number)).map_err(damaged)?;
                 if let (FileType::Regular, Some(object)) = (node.file_type, node.object) {

@@ -65,7 +65,14 @@ struct Spilled {
 
 impl<'t> ObjectWriter<'t> {
     pub(super) fn new(transaction: &'t Transaction<'_>) -> Self {
-        Self { transaction, hasher: ObjectHasher::new(), size: 0, head: [0; ELF_MAGIC.len()], buffer: Vec::new(), spilled: None }
+        Self {
+            transaction,
+            hasher: ObjectHasher::new(),
+            size: 0,
+            head: [0; ELF_MAGIC.len()],
+            buffer: Vec::new(),
+            spilled: None,
+        }
     }
 
     /// The content is complete.
@@ -79,14 +86,21 @@ impl<'t> ObjectWriter<'t> {
             })?,
             Some(Spilled { file, name: stream }) => {
                 drop(file);
-                let outcome = self.transaction.stage_object(id, self.size, |dir, name| dir.rename(&stream, dir, name))?;
+                let outcome = self
+                    .transaction
+                    .stage_object(id, self.size, |dir, name| dir.rename(&stream, dir, name))?;
                 if outcome == Outcome::AlreadyPresent {
                     self.transaction.discard(&stream)?;
                 }
                 outcome
             }
         };
-        Ok(Added { id, size: self.size, outcome, elf: self.head == ELF_MAGIC })
+        Ok(Added {
+            id,
+            size: self.size,
+            outcome,
+            elf: self.head == ELF_MAGIC,
+        })
     }
 
     /// A hole: the content goes on with `length` zeros, which take no room in the object's file.
@@ -94,7 +108,10 @@ impl<'t> ObjectWriter<'t> {
         static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
         let mut left = length;
         while left > 0 {
-            let piece = usize::try_from(left).ok().and_then(|left| ZEROS.get(..left)).unwrap_or(&ZEROS);
+            let piece = usize::try_from(left)
+                .ok()
+                .and_then(|left| ZEROS.get(..left))
+                .unwrap_or(&ZEROS);
             if self.makes_file(piece.len()) {
                 self.spill()?;
             }
@@ -107,7 +124,9 @@ impl<'t> ObjectWriter<'t> {
         self.size += length;
         if let Some(Spilled { file, name }) = &mut self.spilled {
             // The size first, since a hole at the very end would otherwise not be there.
-            let grown = file.set_len(self.size).and_then(|()| file.seek(SeekFrom::Start(self.size)));
+            let grown = file
+                .set_len(self.size)
+                .and_then(|()| file.seek(SeekFrom::Start(self.size)));
             grown.map_err(|source| self.transaction.write_error(name, source))?;
         }
         Ok(())
@@ -120,7 +139,8 @@ impl<'t> ObjectWriter<'t> {
 
     fn spill(&mut self) -> Result<(), StoreError> {
         let (mut file, name) = self.transaction.stream()?;
-        file.write_all(&self.buffer).map_err(|source| self.transaction.write_error(&name, source))?;
+        file.write_all(&self.buffer)
+            .map_err(|source| self.transaction.write_error(&name, source))?;
         self.buffer = Vec::new();
         self.spilled = Some(Spilled { file, name });
         Ok(())
@@ -133,11 +153,18 @@ impl Write for ObjectWriter<'_> {
             self.spill()?;
         }
         match &mut self.spilled {
-            Some(Spilled { file, name }) => file.write_all(piece).map_err(|source| self.transaction.write_error(name, source))?,
+            Some(Spilled { file, name }) => file
+                .write_all(piece)
+                .map_err(|source| self.transaction.write_error(name, source))?,
             None => self.buffer.extend_from_slice(piece),
         }
-        if let Some(head) = usize::try_from(self.size).ok().and_then(|size| self.head.get_mut(size..)) {
-            head.iter_mut().zip(piece).for_each(|(head, byte)| *head = *byte);
+        if let Some(head) = usize::try_from(self.size)
+            .ok()
+            .and_then(|size| self.head.get_mut(size..))
+        {
+            head.iter_mut()
+                .zip(piece)
+                .for_each(|(head, byte)| *head = *byte);
         }
         self.hasher.update(piece);
         self.size += piece.len() as u64;
@@ -162,7 +189,13 @@ pub struct BlobWriter<'t> {
 impl<'t> BlobWriter<'t> {
     pub(super) fn new(transaction: &'t Transaction<'_>) -> Result<Self, StoreError> {
         let (file, name) = transaction.stream()?;
-        Ok(Self { transaction, hasher: Sha256Hasher::new(), size: 0, file, name })
+        Ok(Self {
+            transaction,
+            hasher: Sha256Hasher::new(),
+            size: 0,
+            file,
+            name,
+        })
     }
 
     /// The blob is complete; its digest.
@@ -175,7 +208,9 @@ impl<'t> BlobWriter<'t> {
 
 impl Write for BlobWriter<'_> {
     fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
-        self.file.write_all(piece).map_err(|source| self.transaction.write_error(&self.name, source))?;
+        self.file
+            .write_all(piece)
+            .map_err(|source| self.transaction.write_error(&self.name, source))?;
         self.hasher.update(piece);
         self.size += piece.len() as u64;
         Ok(piece.len())

@@ -26,14 +26,32 @@ fn each_damage_is_found_and_named() {
     std::fs::write(&stray, "").unwrap();
     let before = fixture.files("");
 
-    let shallow: Vec<String> = fixture.store.check(false).unwrap().problems.iter().map(ToString::to_string).collect();
-    let names = |path: &Path, texts: &[String]| texts.iter().any(|text| text.starts_with(&format!("{}:", path.display())));
+    let shallow: Vec<String> = fixture
+        .store
+        .check(false)
+        .unwrap()
+        .problems
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    let names = |path: &Path, texts: &[String]| {
+        texts
+            .iter()
+            .any(|text| text.starts_with(&format!("{}:", path.display())))
+    };
     for path in [&lost, &short, &loose, &stray] {
         assert!(names(path, &shallow), "{} in {shallow:#?}", path.display());
     }
     assert_eq!(shallow.len(), 4, "{shallow:#?}");
 
-    let deep: Vec<String> = fixture.store.check(true).unwrap().problems.iter().map(ToString::to_string).collect();
+    let deep: Vec<String> = fixture
+        .store
+        .check(true)
+        .unwrap()
+        .problems
+        .iter()
+        .map(ToString::to_string)
+        .collect();
     for path in [&lost, &short, &loose, &stray, &rotten, &blob] {
         assert!(names(path, &deep), "{} in {deep:#?}", path.display());
     }
@@ -48,10 +66,23 @@ fn a_tag_of_what_is_not_there_is_named_with_it() {
     std::fs::remove_dir_all(&layer).unwrap();
     let tag = fixture.path("refs/docker.io%2Flibrary%2Fapp:latest.json");
     let problems = fixture.store.check(false).unwrap().problems;
-    assert_eq!(problems, [Problem::Missing { path: layer, needed_by: tag.clone() }]);
-    std::fs::rename(&tag, fixture.path("refs/docker.io%2Flibrary%2Fother:latest.json")).unwrap();
+    assert_eq!(
+        problems,
+        [Problem::Missing {
+            path: layer,
+            needed_by: tag.clone()
+        }]
+    );
+    std::fs::rename(
+        &tag,
+        fixture.path("refs/docker.io%2Flibrary%2Fother:latest.json"),
+    )
+    .unwrap();
     let problems = fixture.store.check(false).unwrap().problems;
-    assert!(matches!(&problems[..], [Problem::Damaged { reason, .. }] if reason.contains("app:latest")), "{problems:?}");
+    assert!(
+        matches!(&problems[..], [Problem::Damaged { reason, .. }] if reason.contains("app:latest")),
+        "{problems:?}"
+    );
 }
 
 #[test]
@@ -59,7 +90,9 @@ fn damaged_trees_and_records_are_found_without_reading_objects() {
     let fixture = fixture();
     let app = fixture.image("app", &[&[b"content"]]);
     let layer = fixture.path("layers").join(app.layers[0].0.hex());
-    let merged = fixture.path("merged").join(fixture.files("merged").keys().next().unwrap());
+    let merged = fixture
+        .path("merged")
+        .join(fixture.files("merged").keys().next().unwrap());
     for path in [layer.join("tree"), merged] {
         let mut bytes = std::fs::read(&path).unwrap();
         let middle = bytes.len() / 2;
@@ -67,7 +100,14 @@ fn damaged_trees_and_records_are_found_without_reading_objects() {
         replace(&path, &bytes);
     }
     replace(&layer.join("layer.json"), b"{}");
-    let texts: Vec<String> = fixture.store.check(false).unwrap().problems.iter().map(ToString::to_string).collect();
+    let texts: Vec<String> = fixture
+        .store
+        .check(false)
+        .unwrap()
+        .problems
+        .iter()
+        .map(ToString::to_string)
+        .collect();
     assert_eq!(texts.len(), 3, "{texts:#?}");
 }
 
@@ -78,11 +118,16 @@ fn a_merged_tree_that_is_whole_but_wrong_is_found_by_deep() {
     let other = fixture.image("other", &[&[b"more", b"files"]]);
     let path = |record: &RefRecord| {
         let chain = crate::digest::ChainId::of(&record.layers).unwrap();
-        fixture.path("merged").join(format!("{}.tree", chain.0.hex()))
+        fixture
+            .path("merged")
+            .join(format!("{}.tree", chain.0.hex()))
     };
     replace(&path(&app), &std::fs::read(path(&other)).unwrap());
     assert_eq!(fixture.store.check(false).unwrap().problems, []);
-    assert!(matches!(&fixture.store.check(true).unwrap().problems[..], [Problem::Damaged { .. }]));
+    assert!(matches!(
+        &fixture.store.check(true).unwrap().problems[..],
+        [Problem::Damaged { .. }]
+    ));
 }
 
 #[test]
@@ -102,8 +147,25 @@ fn usage_counts_what_lies_there() {
     let fixture = fixture();
     let app = fixture.image("app", &[&[b"12345", b"123"], &[b"12345"]]);
     let usage = fixture.store.usage().unwrap();
-    assert_eq!(usage.objects, Count { number: 2, bytes: 8 });
-    assert_eq!((usage.layers.number, usage.merged.number, usage.blobs.number, usage.refs), (2, 1, 1, 1));
+    assert_eq!(
+        usage.objects,
+        Count {
+            number: 2,
+            bytes: 8
+        }
+    );
+    assert_eq!(
+        (
+            usage.layers.number,
+            usage.merged.number,
+            usage.blobs.number,
+            usage.refs
+        ),
+        (2, 1, 1, 1)
+    );
     let objects = fixture.store.objects_of(&app.layers).unwrap();
-    assert_eq!(objects, BTreeMap::from([(ObjectId::of(b"12345"), 5), (ObjectId::of(b"123"), 3)]));
+    assert_eq!(
+        objects,
+        BTreeMap::from([(ObjectId::of(b"12345"), 5), (ObjectId::of(b"123"), 3)])
+    );
 }

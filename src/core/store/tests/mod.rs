@@ -23,7 +23,10 @@ pub(super) struct Fixture {
 
 pub(super) fn fixture() -> Fixture {
     let dir = tempfile::tempdir().unwrap();
-    Fixture { store: Store::open_or_create(&dir.path().join("store")).unwrap(), dir }
+    Fixture {
+        store: Store::open_or_create(&dir.path().join("store")).unwrap(),
+        dir,
+    }
 }
 
 impl Fixture {
@@ -39,13 +42,17 @@ impl Fixture {
     }
 
     pub(super) fn object_path(&self, content: &[u8]) -> PathBuf {
-        self.path("objects").join(object_name(ObjectId::of(content)))
+        self.path("objects")
+            .join(object_name(ObjectId::of(content)))
     }
 
     /// Publishes an image of one layer per list of contents.
     pub(super) fn image(&self, name: &str, layers: &[&[&[u8]]]) -> RefRecord {
         let transaction = self.store.begin().unwrap();
-        let layers: Vec<DiffId> = layers.iter().map(|contents| put_layer(&transaction, contents)).collect();
+        let layers: Vec<DiffId> = layers
+            .iter()
+            .map(|contents| put_layer(&transaction, contents))
+            .collect();
         let config = transaction.put_blob(name.as_bytes()).unwrap();
         transaction.put_merged(&layers).unwrap();
         let record = record(name, config, layers);
@@ -55,7 +62,13 @@ impl Fixture {
 }
 
 pub(super) fn record(name: &str, config: Sha256Digest, layers: Vec<DiffId>) -> RefRecord {
-    RefRecord { reference: Some(name.parse().unwrap()), image: ImageId(config), manifest: None, layers, blobs: vec![config] }
+    RefRecord {
+        reference: Some(name.parse().unwrap()),
+        image: ImageId(config),
+        manifest: None,
+        layers,
+        blobs: vec![config],
+    }
 }
 
 pub(super) fn put(transaction: &Transaction<'_>, content: &[u8]) -> Added {
@@ -69,12 +82,26 @@ pub(super) fn put_layer(transaction: &Transaction<'_>, contents: &[&[u8]]) -> Di
     let mut builder = LayerBuilder::new();
     for (number, content) in contents.iter().enumerate() {
         let added = put(transaction, content);
-        let meta = Meta { mode: 0o644, uid: 0, gid: 0, mtime: Timestamp { secs: 0, nanos: 0 }, xattrs: Vec::new() };
-        let kind = Kind::Regular { size: added.size, object: added.object(), elf: added.elf };
-        builder.insert(&[number.to_string().as_bytes()], meta, kind).unwrap();
+        let meta = Meta {
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            mtime: Timestamp { secs: 0, nanos: 0 },
+            xattrs: Vec::new(),
+        };
+        let kind = Kind::Regular {
+            size: added.size,
+            object: added.object(),
+            elf: added.elf,
+        };
+        builder
+            .insert(&[number.to_string().as_bytes()], meta, kind)
+            .unwrap();
     }
     let diff = DiffId(Sha256Digest::of(&contents.concat()));
-    transaction.put_layer(diff, builder.finish().unwrap(), 10_240).unwrap();
+    transaction
+        .put_layer(diff, builder.finish().unwrap(), 10_240)
+        .unwrap();
     diff
 }
 

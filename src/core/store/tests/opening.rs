@@ -13,14 +13,42 @@ const FORMAT: &str = r#"{
 #[test]
 fn a_new_store_is_laid_out_as_the_design_says() {
     let fixture = fixture();
-    assert_eq!(std::fs::read_to_string(fixture.path("format.json")).unwrap(), FORMAT);
-    assert_eq!(std::fs::metadata(fixture.path("")).unwrap().permissions().mode() & 0o7777, 0o700);
-    let mut names: Vec<_> = std::fs::read_dir(fixture.path("")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(
+        std::fs::read_to_string(fixture.path("format.json")).unwrap(),
+        FORMAT
+    );
+    assert_eq!(
+        std::fs::metadata(fixture.path(""))
+            .unwrap()
+            .permissions()
+            .mode()
+            & 0o7777,
+        0o700
+    );
+    let mut names: Vec<_> = std::fs::read_dir(fixture.path(""))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
     names.sort();
-    let expected =
-        ["blobs", "containers", "format.json", "layers", "leases", "lock", "merged", "objects", "refs", "tmp", "trash", "volumes"];
+    let expected = [
+        "blobs",
+        "containers",
+        "format.json",
+        "layers",
+        "leases",
+        "lock",
+        "merged",
+        "objects",
+        "refs",
+        "tmp",
+        "trash",
+        "volumes",
+    ];
     assert_eq!(names, expected);
-    assert_eq!(std::fs::read_dir(fixture.path("objects")).unwrap().count(), 256);
+    assert_eq!(
+        std::fs::read_dir(fixture.path("objects")).unwrap().count(),
+        256
+    );
     assert_eq!(fixture.files("tmp"), BTreeMap::new());
     assert_eq!(fixture.store.check(true).unwrap().problems, []);
 }
@@ -45,7 +73,10 @@ fn stores_made_at_once_are_one_store() {
             scope.spawn(|| Store::open_or_create(&root).unwrap());
         }
     });
-    assert_eq!(Store::open(&root).unwrap().check(true).unwrap().problems, []);
+    assert_eq!(
+        Store::open(&root).unwrap().check(true).unwrap().problems,
+        []
+    );
 }
 
 #[test]
@@ -78,10 +109,16 @@ fn reopen_with(format: &str) -> Result<Store, StoreError> {
 #[test]
 fn formats_of_the_future_are_refused_by_what_they_are() {
     let newer = reopen_with(r#"{"version": 2}"#).unwrap_err();
-    assert!(matches!(newer, StoreError::Version { found: 2, .. }), "{newer}");
+    assert!(
+        matches!(newer, StoreError::Version { found: 2, .. }),
+        "{newer}"
+    );
     let incompat = reopen_with(r#"{"version": 1, "incompat": ["packs"]}"#).unwrap_err();
     assert!(incompat.to_string().contains("packs"), "{incompat}");
-    assert!(matches!(reopen_with("{").unwrap_err(), StoreError::Malformed { .. }));
+    assert!(matches!(
+        reopen_with("{").unwrap_err(),
+        StoreError::Malformed { .. }
+    ));
     assert!(reopen_with(r#"{"version": 1, "compat": ["hints"], "more": 1}"#).is_ok());
 }
 
@@ -89,11 +126,22 @@ fn formats_of_the_future_are_refused_by_what_they_are() {
 fn an_unknown_ro_compat_feature_lets_read_and_not_write() {
     let fixture = fixture();
     let record = fixture.image("app", &[&[b"content"]]);
-    std::fs::write(fixture.path("format.json"), r#"{"version": 1, "ro-compat": ["quota"]}"#).unwrap();
+    std::fs::write(
+        fixture.path("format.json"),
+        r#"{"version": 1, "ro-compat": ["quota"]}"#,
+    )
+    .unwrap();
     let store = Store::open(&fixture.path("")).unwrap();
     assert_eq!(store.refs().unwrap(), std::slice::from_ref(&record));
     store.merged(&record.layers).unwrap();
-    for refused in [store.begin().map(drop), store.gc().map(drop), store.untag(&record).map(drop)] {
-        assert!(matches!(refused, Err(StoreError::Features { readable: true, .. })));
+    for refused in [
+        store.begin().map(drop),
+        store.gc().map(drop),
+        store.untag(&record).map(drop),
+    ] {
+        assert!(matches!(
+            refused,
+            Err(StoreError::Features { readable: true, .. })
+        ));
     }
 }

@@ -32,7 +32,13 @@ fn a_tree_goes_and_what_its_links_point_at_stays() {
 fn only_single_names_are_taken() {
     let dir = tempfile::tempdir().unwrap();
     for name in ["", ".", "..", "a/b", "/etc", "a\0b"] {
-        assert!(matches!(remove_tree(open(dir.path()), name), Err(StoreError::Name { .. })), "{name:?}");
+        assert!(
+            matches!(
+                remove_tree(open(dir.path()), name),
+                Err(StoreError::Name { .. })
+            ),
+            "{name:?}"
+        );
     }
 }
 
@@ -44,7 +50,13 @@ fn depth_beyond_descriptors_and_path_max_is_fine() {
         for name in ["deep", "side"] {
             rustix::fs::mkdirat(&at, name, Mode::RWXU).unwrap();
         }
-        at = rustix::fs::openat(&at, "deep", OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        at = rustix::fs::openat(
+            &at,
+            "deep",
+            OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .unwrap();
     }
     assert!(remove_tree(open(dir.path()), "deep").unwrap());
     assert!(remove_tree(open(dir.path()), "side").unwrap());
@@ -74,12 +86,26 @@ fn directories_closed_to_their_owner_are_opened() {
     fs::write(dir.path().join("t/no-write/file"), "x").unwrap();
     fs::write(dir.path().join("t/no-read/file"), "x").unwrap();
     if rustix::process::geteuid().is_root() {
-        let all = ["", "t", "t/none", "t/none/below", "t/no-write", "t/no-write/file", "t/no-read", "t/no-read/file"];
+        let all = [
+            "",
+            "t",
+            "t/none",
+            "t/none/below",
+            "t/no-write",
+            "t/no-write/file",
+            "t/no-read",
+            "t/no-read/file",
+        ];
         for path in all {
             chown(dir.path().join(path), Some(NOBODY), None).unwrap();
         }
     }
-    for (path, mode) in [("t/none/below", 0), ("t/none", 0), ("t/no-write", 0o500), ("t/no-read", 0o300)] {
+    for (path, mode) in [
+        ("t/none/below", 0),
+        ("t/none", 0),
+        ("t/no-write", 0o500),
+        ("t/no-read", 0o300),
+    ] {
         fs::set_permissions(dir.path().join(path), fs::Permissions::from_mode(mode)).unwrap();
     }
     as_nobody(|| assert!(remove_tree(open(dir.path()), "t").unwrap()));
@@ -93,7 +119,10 @@ fn an_ordinary_users_own_store_works() {
         chown(dir.path(), Some(NOBODY), None).unwrap();
     }
     as_nobody(|| {
-        let fixture = Fixture { store: Store::open_or_create(&dir.path().join("store")).unwrap(), dir: tempfile::tempdir().unwrap() };
+        let fixture = Fixture {
+            store: Store::open_or_create(&dir.path().join("store")).unwrap(),
+            dir: tempfile::tempdir().unwrap(),
+        };
         let app = fixture.image("app", &[&[b"content"]]);
         assert_eq!(fixture.store.check(true).unwrap().problems, []);
         fixture.store.merged(&app.layers).unwrap();
