@@ -7,5 +7,11 @@
     )
 )]
 
+pub mod counters;
+mod failure;
+pub mod fuse;
+pub mod keeper;
 pub mod overlay;
+pub mod process;
 mod sys;
+pub mod worker;

@@ -1,2 +1,69 @@
-//! Command-line entry.
-fn main() {}
+//! The `cowl-mountd` command.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use cowl_mountd::{counters, fuse, keeper, process, worker};
+
+/// Serves cowl's mounts: container images with a writable layer on top.
+///
+/// `cowl mount` and `cowl run` start this program; it has no command that makes a mount by hand.
+#[derive(Debug, Parser)]
+#[command(name = "cowl-mountd", version, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a mount and hold it (started by cowl, with a socket as descriptor 0)
+    Keeper,
+    /// Serve a mount (started by the keeper, with a socket as descriptor 0)
+    Worker,
+    /// Print how many requests a mount has answered, by kind
+    ///
+    /// One line a kind of request that came at least once: its name in the FUSE protocol and the
+    /// number. Needs the right to look into the daemon: its user's, or root's.
+    Requests {
+        /// The mount point
+        mount: PathBuf,
+    },
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    match Arguments::parse().command {
+        Command::Keeper => Ok(keeper::run(begin()?)),
+        Command::Worker => Ok(worker::run(begin()?)),
+        Command::Requests { mount } => print_requests(&mount).map(|()| ExitCode::SUCCESS),
+    }
+}
+
+fn begin() -> anyhow::Result<std::os::fd::OwnedFd> {
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_target(false)
+        .init();
+    process::begin().context("starting up")
+}
+
+fn print_requests(mount: &Path) -> anyhow::Result<()> {
+    let shown = mount.display();
+    let counts = counters::read(mount)
+        .with_context(|| format!("{shown}"))?
+        .with_context(|| {
+            format!("{shown}: no daemon of cowl that this user may look into serves it")
+        })?;
+    let mut out = std::io::stdout().lock();
+    for (opcode, count) in counts {
+        match fuse::request_name(opcode) {
+            Some(name) => writeln!(out, "{name} {count}")?,
+            None => writeln!(out, "{opcode} {count}")?,
+        }
+    }
+    Ok(())
+}

@@ -35,6 +35,11 @@ impl Overlay {
         self.attr_guarded(id)
     }
 
+    /// Whether another node has this one's names now; its attributes are then that one's, and change without its being told.
+    pub fn is_succeeded(&self, id: NodeId) -> bool {
+        self.current(id) != id
+    }
+
     /// The id that a node goes by today.
     pub(super) fn current(&self, id: NodeId) -> NodeId {
         if self.upper.is_none() {

@@ -10,7 +10,7 @@ use thiserror::Error;
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::message::Message;
+use super::message::{Message, MountFailed};
 
 /// The longest message, in bytes.
 pub const MAX_MESSAGE: usize = 64 << 10;
@@ -89,6 +89,20 @@ pub enum HandoverError {
     /// The system refused to send or receive.
     #[error("handover socket")]
     Socket(#[from] rustix::io::Errno),
+}
+
+impl From<HandoverError> for MountFailed {
+    /// For a process that cannot go on since it did not understand, or was not understood.
+    fn from(error: HandoverError) -> Self {
+        let errno = match &error {
+            HandoverError::Socket(errno) => errno.raw_os_error(),
+            _ => 0,
+        };
+        Self {
+            what: error.to_string(),
+            errno,
+        }
+    }
 }
 
 const fn payload_format() -> Configuration<LittleEndian, Varint, Limit<MAX_MESSAGE>> {

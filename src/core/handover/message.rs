@@ -120,8 +120,10 @@ impl fmt::Display for MountFailed {
 
 impl std::error::Error for MountFailed {}
 
-/// Wants a mounted connection served. With it: [`Role::Fuse`], [`Role::Counters`], [`Role::Tree`], [`Role::Objects`] (read-only where the
-/// system let the keeper make it so) and, for a writable mount, [`Role::Upper`] and [`Role::Work`].
+/// Wants a mounted connection served. With it: [`Role::Fuse`], [`Role::Counters`], [`Role::Tree`],
+/// [`Role::Objects`] (read-only where the system let the keeper make it so), [`Role::Lease`] (the
+/// same open file as the keeper's, so the lock goes with the last of the two) and, for a writable
+/// mount, [`Role::Upper`] and [`Role::Work`].
 #[derive(Clone, Debug, Eq, PartialEq, Encode, Decode)]
 pub struct WorkerRequest {
     /// As in [`MountRequest`].

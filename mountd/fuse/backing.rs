@@ -1,0 +1,252 @@
+//! Backing ids: which host file the kernel reads and writes in place of asking us, one id a node.
+//!
+//! Rules of the kernel: all opens of an inode that are alive at one time carry the same id, else EIO; an id keeps its file open in the
+//! kernel until it is closed. Invariant: a node has at most one id here; an id with opens stays, idle ones are kept for the next open and
+//! given back oldest first beyond [`MAX_IDLE`], or when their node is forgotten or its content moved to the other side.
+//!
+//! Lock: `table`, a leaf, never held over a system call.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use fuser::BackingId;
+use parking_lot::Mutex;
+use rustix::io::Errno;
+use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+
+use crate::overlay::{NodeId, Side};
+use crate::sys;
+
+/// Idle ids kept: each holds one open file in the kernel, and saves the next open of its node two system calls.
+const MAX_IDLE: usize = 2048;
+
+/// The ids of a connection.
+#[derive(Debug, Default)]
+pub(super) struct BackingIds {
+    table: Mutex<Table>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    nodes: HashMap<NodeId, Slot>,
+    /// Nodes without opens by when they became so.
+    idle: BTreeMap<u64, NodeId>,
+    clock: u64,
+}
+
+#[derive(Debug)]
+struct Slot {
+    id: u32,
+    side: Side,
+    opens: u32,
+    /// Its key in `idle`; meaningless while there are opens.
+    since: u64,
+    /// The kernel forgot the node while a RELEASE was still under way.
+    forgotten: bool,
+}
+
+impl BackingIds {
+    /// The id for one more open of `node`, whose content is `file` on `side`; every call that succeeds is undone by a [`release`].
+    ///
+    /// [`release`]: Self::release
+    pub(super) fn acquire(
+        &self,
+        device: BorrowedFd<'_>,
+        node: NodeId,
+        file: impl AsFd,
+        side: Side,
+    ) -> io::Result<u32> {
+        let (known, stale) = self.table.lock().reuse(node, side)?;
+        close_all(device, stale);
+        if let Some(id) = known {
+            return Ok(id);
+        }
+        let id = register(device, file)?;
+        let (used, surplus) = self.table.lock().insert(node, side, id)?;
+        close_all(device, surplus);
+        Ok(used)
+    }
+
+    /// Undoes one [`acquire`](Self::acquire).
+    pub(super) fn release(&self, device: BorrowedFd<'_>, node: NodeId) {
+        let evicted = self.table.lock().release(node);
+        close_all(device, evicted);
+    }
+
+    /// The kernel forgot `node`: an idle id would only keep its file from being freed.
+    pub(super) fn forget(&self, device: BorrowedFd<'_>, node: NodeId) {
+        let dropped = self.table.lock().forget(node);
+        close_all(device, dropped);
+    }
+}
+
+impl Table {
+    /// Counts an open on the id that `node` has for `side`, if any; and an id that became useless.
+    fn reuse(&mut self, node: NodeId, side: Side) -> io::Result<(Option<u32>, Option<u32>)> {
+        let Some(slot) = self.nodes.get_mut(&node) else {
+            return Ok((None, None));
+        };
+        if slot.side == side {
+            if slot.opens == 0 {
+                self.idle.remove(&slot.since);
+            }
+            slot.opens += 1;
+            slot.forgotten = false;
+            return Ok((Some(slot.id), None));
+        }
+        if slot.opens > 0 {
+            // The overlay answers ESTALE before it comes to this; the kernel would refuse the open.
+            return Err(Errno::IO.into());
+        }
+        Ok((None, self.drop_idle(node)))
+    }
+
+    /// Enters a fresh id with one open, unless another thread was faster: then its id is used, and ours given back.
+    fn insert(&mut self, node: NodeId, side: Side, id: u32) -> io::Result<(u32, Option<u32>)> {
+        match self.reuse(node, side)? {
+            (Some(theirs), _) => Ok((theirs, Some(id))),
+            (None, stale) => {
+                self.nodes.insert(
+                    node,
+                    Slot {
+                        id,
+                        side,
+                        opens: 1,
+                        since: 0,
+                        forgotten: false,
+                    },
+                );
+                Ok((id, stale))
+            }
+        }
+    }
+
+    /// Gives back an id that has to go for the one that became idle.
+    fn release(&mut self, node: NodeId) -> Option<u32> {
+        // An idle id: this open went another way.
+        let slot = self.nodes.get_mut(&node).filter(|slot| slot.opens > 0)?;
+        slot.opens -= 1;
+        if slot.opens > 0 {
+            return None;
+        }
+        if slot.forgotten {
+            return self.nodes.remove(&node).map(|slot| slot.id);
+        }
+        self.clock += 1;
+        slot.since = self.clock;
+        self.idle.insert(self.clock, node);
+        if self.idle.len() <= MAX_IDLE {
+            return None;
+        }
+        let (_, oldest) = self.idle.pop_first()?;
+        self.nodes.remove(&oldest).map(|slot| slot.id)
+    }
+
+    fn forget(&mut self, node: NodeId) -> Option<u32> {
+        self.nodes.get_mut(&node)?.forgotten = true;
+        self.drop_idle(node)
+    }
+
+    fn drop_idle(&mut self, node: NodeId) -> Option<u32> {
+        let slot = self.nodes.get(&node).filter(|slot| slot.opens == 0)?;
+        self.idle.remove(&slot.since);
+        self.nodes.remove(&node).map(|slot| slot.id)
+    }
+}
+
+fn close_all(device: BorrowedFd<'_>, ids: impl IntoIterator<Item = u32>) {
+    for id in ids {
+        if let Err(error) = sys::backing::close(device, id) {
+            tracing::warn!(id, %error, "a backing id could not be closed");
+        }
+    }
+}
+
+/// Whether files like `file` may back inodes of this connection.
+pub(crate) fn probe(device: BorrowedFd<'_>, file: impl AsFd) -> io::Result<()> {
+    let id = register(device, file)?;
+    sys::backing::close(device, id)
+}
+
+/// Registers `file`, an `O_PATH` descriptor or a readable one.
+///
+/// The kernel acts on a backing file with the capabilities its registrar had. Without `CAP_FSETID` a write or fallocate clears set-uid
+/// and set-gid there by itself, as it must for every writer but a privileged one; with it the bits would survive a stranger's write.
+fn register(device: BorrowedFd<'_>, file: impl AsFd) -> io::Result<u32> {
+    let whole = capabilities(None)?;
+    let mut less = whole;
+    less.effective.remove(CapabilitySet::FSETID);
+    set_capabilities(None, less)?;
+    let id = BackingId::create_raw(device, file);
+    set_capabilities(None, whole)?;
+    id
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NODE: NodeId = NodeId(7);
+
+    #[test]
+    fn opens_of_a_node_share_an_id_that_outlives_them() {
+        let mut table = Table::default();
+        assert_eq!(table.reuse(NODE, Side::Lower).unwrap(), (None, None));
+        assert_eq!(table.insert(NODE, Side::Lower, 1).unwrap(), (1, None));
+        assert_eq!(table.reuse(NODE, Side::Lower).unwrap(), (Some(1), None));
+        assert_eq!(table.release(NODE), None);
+        assert_eq!(table.release(NODE), None);
+        assert_eq!(table.reuse(NODE, Side::Lower).unwrap(), (Some(1), None));
+        assert!(table.idle.is_empty());
+    }
+
+    #[test]
+    fn of_two_registrations_at_once_one_is_given_back() {
+        let mut table = Table::default();
+        table.insert(NODE, Side::Upper, 1).unwrap();
+        assert_eq!(table.insert(NODE, Side::Upper, 2).unwrap(), (1, Some(2)));
+        assert_eq!(table.nodes[&NODE].opens, 2);
+    }
+
+    #[test]
+    fn an_id_of_the_other_side_goes_once_nobody_has_it_open() {
+        let mut table = Table::default();
+        table.insert(NODE, Side::Lower, 1).unwrap();
+        assert_eq!(
+            table.reuse(NODE, Side::Upper).unwrap_err().raw_os_error(),
+            Some(libc::EIO)
+        );
+        table.release(NODE);
+        assert_eq!(table.reuse(NODE, Side::Upper).unwrap(), (None, Some(1)));
+        assert!(table.nodes.is_empty() && table.idle.is_empty());
+    }
+
+    #[test]
+    fn idle_ids_are_bounded_and_the_oldest_goes_first() {
+        let mut table = Table::default();
+        for node in 0..u32::try_from(MAX_IDLE).unwrap() + 2 {
+            table
+                .insert(NodeId(node.into()), Side::Lower, node)
+                .unwrap();
+        }
+        let evicted: Vec<u32> = (0..MAX_IDLE + 2)
+            .filter_map(|node| table.release(NodeId(node.try_into().unwrap())))
+            .collect();
+        assert_eq!(evicted, [0, 1]);
+        assert_eq!((table.idle.len(), table.nodes.len()), (MAX_IDLE, MAX_IDLE));
+    }
+
+    #[test]
+    fn a_forgotten_node_keeps_its_id_only_while_open() {
+        let mut table = Table::default();
+        table.insert(NODE, Side::Upper, 9).unwrap();
+        table.release(NODE);
+        assert_eq!(table.forget(NODE), Some(9));
+        // The other order: another thread is still busy with the RELEASE.
+        table.insert(NODE, Side::Upper, 10).unwrap();
+        assert_eq!(table.forget(NODE), None);
+        assert_eq!(table.release(NODE), Some(10));
+        assert!(table.nodes.is_empty() && table.idle.is_empty());
+    }
+}

@@ -1,0 +1,552 @@
+//! Bytes of a request, read into what is asked for.
+//!
+//! Invariant: no bytes make this panic, loop or read outside of them, and nothing is copied: names and contents borrow the buffer. The
+//! kernel's own requests always decode; what doesn't is answered with EINVAL by the caller, so the client is not left waiting.
+
+use zerocopy::{FromBytes, Immutable, KnownLayout};
+
+use super::wire::{self, opcode};
+
+/// A request that cannot be read.
+#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+pub(super) struct Malformed;
+
+/// The header: all that an answer needs.
+#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+pub(super) struct Header {
+    /// The number the answer carries back.
+    pub(super) unique: u64,
+    /// The request code.
+    pub(super) opcode: u32,
+    /// The node it is about.
+    pub(super) node: u64,
+    /// The caller's file system user id.
+    pub(super) uid: u32,
+    /// The caller's file system group id.
+    pub(super) gid: u32,
+    /// Bytes of body: what is between the header and the extensions, of which none is negotiated.
+    body: usize,
+}
+
+impl Header {
+    /// Reads the header of a request that was received whole.
+    pub(super) fn read(request: &[u8]) -> Result<Self, Malformed> {
+        let (header, rest) =
+            wire::InHeader::read_from_prefix(request).map_err(|_short| Malformed)?;
+        if u32::try_from(request.len()) != Ok(header.len) {
+            return Err(Malformed);
+        }
+        let extensions = usize::from(header.total_extlen) * 8;
+        Ok(Self {
+            unique: header.unique,
+            opcode: header.opcode,
+            node: header.nodeid,
+            uid: header.uid,
+            gid: header.gid,
+            body: rest.len().checked_sub(extensions).ok_or(Malformed)?,
+        })
+    }
+
+    /// What is asked for; `request` are the bytes this header was read from.
+    pub(super) fn operation<'r>(&self, request: &'r [u8]) -> Result<Operation<'r>, Malformed> {
+        let start = size_of::<wire::InHeader>();
+        let body = request.get(start..start + self.body).ok_or(Malformed)?;
+        Operation::read(self.opcode, Cursor(body))
+    }
+}
+
+/// A time to set.
+#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+pub(super) enum WireTime {
+    Now,
+    At { secs: i64, nanos: u32 },
+}
+
+/// SETATTR: what to change; what is `None` stays.
+#[derive(Copy, Clone, Debug, Default, Eq, PartialEq)]
+pub(super) struct Setattr {
+    pub(super) handle: Option<u64>,
+    pub(super) mode: Option<u32>,
+    pub(super) uid: Option<u32>,
+    pub(super) gid: Option<u32>,
+    pub(super) size: Option<u64>,
+    pub(super) atime: Option<WireTime>,
+    pub(super) mtime: Option<WireTime>,
+    /// `FATTR_KILL_SUIDGID`, or nothing at all is set, which is how the kernel asks for the same.
+    pub(super) kill_priv: bool,
+}
+
+/// What is asked for.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) enum Operation<'r> {
+    Lookup {
+        name: &'r [u8],
+    },
+    Forget {
+        count: u64,
+    },
+    BatchForget(Forgets<'r>),
+    Getattr {
+        handle: Option<u64>,
+    },
+    Setattr(Setattr),
+    Readlink,
+    Symlink {
+        name: &'r [u8],
+        target: &'r [u8],
+    },
+    Mknod {
+        name: &'r [u8],
+        mode: u32,
+        rdev: u32,
+        umask: u32,
+    },
+    Mkdir {
+        name: &'r [u8],
+        mode: u32,
+        umask: u32,
+    },
+    Unlink {
+        name: &'r [u8],
+    },
+    Rmdir {
+        name: &'r [u8],
+    },
+    Rename {
+        name: &'r [u8],
+        new_parent: u64,
+        new_name: &'r [u8],
+        flags: u32,
+    },
+    Link {
+        node: u64,
+        name: &'r [u8],
+    },
+    Open {
+        flags: u32,
+        kill_priv: bool,
+    },
+    Create {
+        name: &'r [u8],
+        flags: u32,
+        mode: u32,
+        umask: u32,
+    },
+    Tmpfile {
+        flags: u32,
+        mode: u32,
+        umask: u32,
+    },
+    Read {
+        handle: u64,
+        offset: u64,
+        size: u32,
+    },
+    Write {
+        handle: u64,
+        offset: u64,
+        data: &'r [u8],
+        kill_priv: bool,
+    },
+    Release {
+        handle: u64,
+    },
+    Fsync {
+        handle: u64,
+        data_only: bool,
+    },
+    Fsyncdir {
+        data_only: bool,
+    },
+    Syncfs,
+    Statfs,
+    Getxattr {
+        name: &'r [u8],
+        size: u32,
+    },
+    Setxattr {
+        name: &'r [u8],
+        value: &'r [u8],
+        flags: u32,
+        kill_sgid: bool,
+    },
+    Listxattr {
+        size: u32,
+    },
+    Removexattr {
+        name: &'r [u8],
+    },
+    Readdir {
+        cookie: u64,
+        size: u32,
+        plus: bool,
+    },
+    Fallocate {
+        handle: u64,
+        offset: u64,
+        length: u64,
+        mode: u32,
+    },
+    Lseek {
+        handle: u64,
+        offset: u64,
+        whence: u32,
+    },
+    CopyFileRange(CopyRange),
+    Interrupt,
+    Ioctl,
+    Destroy,
+    /// A code that is not answered here.
+    Unknown,
+}
+
+/// COPY_FILE_RANGE.
+#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+pub(super) struct CopyRange {
+    pub(super) handle_in: u64,
+    pub(super) offset_in: u64,
+    pub(super) node_out: u64,
+    pub(super) handle_out: u64,
+    pub(super) offset_out: u64,
+    pub(super) length: u64,
+    pub(super) flags: u64,
+}
+
+/// The nodes of a BATCH_FORGET.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct Forgets<'r>(&'r [u8]);
+
+impl Iterator for Forgets<'_> {
+    type Item = wire::ForgetOne;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (one, rest) = wire::ForgetOne::read_from_prefix(self.0).ok()?;
+        self.0 = rest;
+        Some(one)
+    }
+}
+
+impl<'r> Operation<'r> {
+    fn read(code: u32, mut body: Cursor<'r>) -> Result<Self, Malformed> {
+        Ok(match code {
+            opcode::LOOKUP => Self::Lookup { name: body.name()? },
+            opcode::FORGET => Self::Forget {
+                count: body.take::<wire::ForgetIn>()?.nlookup,
+            },
+            opcode::BATCH_FORGET => Self::BatchForget(body.forgets()?),
+            opcode::GETATTR => {
+                let asked: wire::GetattrIn = body.take()?;
+                Self::Getattr {
+                    handle: (asked.getattr_flags & wire::GETATTR_FH != 0).then_some(asked.fh),
+                }
+            }
+            opcode::SETATTR => Self::Setattr(setattr(&body.take()?)),
+            opcode::STATFS => Self::Statfs,
+            opcode::GETXATTR => {
+                let asked: wire::GetxattrIn = body.take()?;
+                Self::Getxattr {
+                    name: body.name()?,
+                    size: asked.size,
+                }
+            }
+            opcode::SETXATTR => body.setxattr()?,
+            opcode::LISTXATTR => Self::Listxattr {
+                size: body.take::<wire::GetxattrIn>()?.size,
+            },
+            opcode::REMOVEXATTR => Self::Removexattr { name: body.name()? },
+            opcode::READLINK => Self::Readlink,
+            opcode::READDIR => body.readdir(false)?,
+            opcode::READDIRPLUS => body.readdir(true)?,
+            opcode::INTERRUPT => Self::Interrupt,
+            opcode::IOCTL => Self::Ioctl,
+            opcode::DESTROY => Self::Destroy,
+            opcode::SYNCFS => Self::Syncfs,
+            _ => match Self::read_of_names(code, &mut body)? {
+                Some(operation) => operation,
+                None => Self::read_of_files(code, &mut body)?.unwrap_or(Self::Unknown),
+            },
+        })
+    }
+
+    /// What changes names.
+    fn read_of_names(code: u32, body: &mut Cursor<'r>) -> Result<Option<Self>, Malformed> {
+        Ok(Some(match code {
+            opcode::SYMLINK => Self::Symlink {
+                name: body.name()?,
+                target: body.name()?,
+            },
+            opcode::MKNOD => {
+                let asked: wire::MknodIn = body.take()?;
+                Self::Mknod {
+                    name: body.name()?,
+                    mode: asked.mode,
+                    rdev: asked.rdev,
+                    umask: asked.umask,
+                }
+            }
+            opcode::MKDIR => {
+                let asked: wire::MkdirIn = body.take()?;
+                Self::Mkdir {
+                    name: body.name()?,
+                    mode: asked.mode,
+                    umask: asked.umask,
+                }
+            }
+            opcode::UNLINK => Self::Unlink { name: body.name()? },
+            opcode::RMDIR => Self::Rmdir { name: body.name()? },
+            opcode::RENAME => {
+                let asked: wire::RenameIn = body.take()?;
+                Self::Rename {
+                    name: body.name()?,
+                    new_parent: asked.newdir,
+                    new_name: body.name()?,
+                    flags: 0,
+                }
+            }
+            opcode::RENAME2 => {
+                let asked: wire::Rename2In = body.take()?;
+                Self::Rename {
+                    name: body.name()?,
+                    new_parent: asked.newdir,
+                    new_name: body.name()?,
+                    flags: asked.flags,
+                }
+            }
+            opcode::LINK => {
+                let asked: wire::LinkIn = body.take()?;
+                Self::Link {
+                    node: asked.oldnodeid,
+                    name: body.name()?,
+                }
+            }
+            opcode::CREATE => {
+                let asked: wire::CreateIn = body.take()?;
+                Self::Create {
+                    name: body.name()?,
+                    flags: asked.flags,
+                    mode: asked.mode,
+                    umask: asked.umask,
+                }
+            }
+            opcode::TMPFILE => {
+                let asked: wire::CreateIn = body.take()?;
+                Self::Tmpfile {
+                    flags: asked.flags,
+                    mode: asked.mode,
+                    umask: asked.umask,
+                }
+            }
+            _ => return Ok(None),
+        }))
+    }
+
+    /// What is done with files.
+    fn read_of_files(code: u32, body: &mut Cursor<'r>) -> Result<Option<Self>, Malformed> {
+        Ok(Some(match code {
+            opcode::OPEN => {
+                let asked: wire::OpenIn = body.take()?;
+                Self::Open {
+                    flags: asked.flags,
+                    kill_priv: asked.open_flags & wire::OPEN_KILL_SUIDGID != 0,
+                }
+            }
+            opcode::READ => {
+                let asked: wire::ReadIn = body.take()?;
+                Self::Read {
+                    handle: asked.fh,
+                    offset: asked.offset,
+                    size: asked.size,
+                }
+            }
+            opcode::WRITE => {
+                let asked: wire::WriteIn = body.take()?;
+                let data = body.bytes(asked.size)?;
+                let kill_priv = asked.write_flags & wire::WRITE_KILL_SUIDGID != 0;
+                Self::Write {
+                    handle: asked.fh,
+                    offset: asked.offset,
+                    data,
+                    kill_priv,
+                }
+            }
+            opcode::RELEASE => Self::Release {
+                handle: body.take::<wire::ReleaseIn>()?.fh,
+            },
+            opcode::FSYNC => {
+                let asked: wire::FsyncIn = body.take()?;
+                Self::Fsync {
+                    handle: asked.fh,
+                    data_only: asked.fsync_flags & wire::FSYNC_FDATASYNC != 0,
+                }
+            }
+            opcode::FSYNCDIR => {
+                let asked: wire::FsyncIn = body.take()?;
+                Self::Fsyncdir {
+                    data_only: asked.fsync_flags & wire::FSYNC_FDATASYNC != 0,
+                }
+            }
+            opcode::FALLOCATE => {
+                let asked: wire::FallocateIn = body.take()?;
+                Self::Fallocate {
+                    handle: asked.fh,
+                    offset: asked.offset,
+                    length: asked.length,
+                    mode: asked.mode,
+                }
+            }
+            opcode::LSEEK => {
+                let asked: wire::LseekIn = body.take()?;
+                Self::Lseek {
+                    handle: asked.fh,
+                    offset: asked.offset,
+                    whence: asked.whence,
+                }
+            }
+            opcode::COPY_FILE_RANGE => {
+                let asked: wire::CopyFileRangeIn = body.take()?;
+                Self::CopyFileRange(CopyRange {
+                    handle_in: asked.fh_in,
+                    offset_in: asked.off_in,
+                    node_out: asked.nodeid_out,
+                    handle_out: asked.fh_out,
+                    offset_out: asked.off_out,
+                    length: asked.len,
+                    flags: asked.flags,
+                })
+            }
+            _ => return Ok(None),
+        }))
+    }
+
+    /// Whether answering may wait for a disk or copy a file's contents: then another thread must be there for what comes meanwhile.
+    pub(super) const fn may_take_long(&self) -> bool {
+        match self {
+            Self::Open { .. }
+            | Self::Read { .. }
+            | Self::Write { .. }
+            | Self::Setattr(_)
+            | Self::Link { .. }
+            | Self::Rename { .. }
+            | Self::Release { .. }
+            | Self::Fsync { .. }
+            | Self::Fsyncdir { .. }
+            | Self::Syncfs
+            | Self::Setxattr { .. }
+            | Self::Removexattr { .. }
+            | Self::Fallocate { .. }
+            | Self::CopyFileRange(_) => true,
+            Self::Lookup { .. }
+            | Self::Forget { .. }
+            | Self::BatchForget(_)
+            | Self::Getattr { .. }
+            | Self::Readlink
+            | Self::Symlink { .. }
+            | Self::Mknod { .. }
+            | Self::Mkdir { .. }
+            | Self::Unlink { .. }
+            | Self::Rmdir { .. }
+            | Self::Create { .. }
+            | Self::Tmpfile { .. }
+            | Self::Statfs
+            | Self::Getxattr { .. }
+            | Self::Listxattr { .. }
+            | Self::Readdir { .. }
+            | Self::Lseek { .. }
+            | Self::Interrupt
+            | Self::Ioctl
+            | Self::Destroy
+            | Self::Unknown => false,
+        }
+    }
+}
+
+fn setattr(asked: &wire::SetattrIn) -> Setattr {
+    use wire::fattr;
+    let has = |flag: u32| asked.valid & flag != 0;
+    let time = |set: u32, now: u32, secs: i64, nanos: u32| {
+        has(set).then_some(if has(now) {
+            WireTime::Now
+        } else {
+            WireTime::At { secs, nanos }
+        })
+    };
+    let set = Setattr {
+        handle: has(fattr::FH).then_some(asked.fh),
+        mode: has(fattr::MODE).then_some(asked.mode),
+        uid: has(fattr::UID).then_some(asked.uid),
+        gid: has(fattr::GID).then_some(asked.gid),
+        size: has(fattr::SIZE).then_some(asked.size),
+        atime: time(fattr::ATIME, fattr::ATIME_NOW, asked.atime, asked.atimensec),
+        mtime: time(fattr::MTIME, fattr::MTIME_NOW, asked.mtime, asked.mtimensec),
+        kill_priv: has(fattr::KILL_SUIDGID),
+    };
+    let changes = fattr::MODE
+        | fattr::UID
+        | fattr::GID
+        | fattr::SIZE
+        | fattr::ATIME
+        | fattr::MTIME
+        | fattr::CTIME;
+    Setattr {
+        kill_priv: set.kill_priv || asked.valid & changes == 0,
+        ..set
+    }
+}
+
+/// What is left of a body.
+#[derive(Copy, Clone)]
+struct Cursor<'r>(&'r [u8]);
+
+impl<'r> Cursor<'r> {
+    fn take<T: FromBytes + KnownLayout + Immutable>(&mut self) -> Result<T, Malformed> {
+        let (it, rest) = T::read_from_prefix(self.0).map_err(|_short| Malformed)?;
+        self.0 = rest;
+        Ok(it)
+    }
+
+    /// A name, up to its NUL.
+    fn name(&mut self) -> Result<&'r [u8], Malformed> {
+        let end = self.0.iter().position(|byte| *byte == 0).ok_or(Malformed)?;
+        let (name, rest) = self.0.split_at_checked(end).ok_or(Malformed)?;
+        self.0 = rest.get(1..).ok_or(Malformed)?;
+        Ok(name)
+    }
+
+    fn bytes(&mut self, count: u32) -> Result<&'r [u8], Malformed> {
+        let count = usize::try_from(count).map_err(|_beyond_usize| Malformed)?;
+        let (bytes, rest) = self.0.split_at_checked(count).ok_or(Malformed)?;
+        self.0 = rest;
+        Ok(bytes)
+    }
+
+    fn forgets(&mut self) -> Result<Forgets<'r>, Malformed> {
+        let count = usize::try_from(self.take::<wire::BatchForgetIn>()?.count)
+            .map_err(|_beyond_usize| Malformed)?;
+        let length = count
+            .checked_mul(size_of::<wire::ForgetOne>())
+            .ok_or(Malformed)?;
+        Ok(Forgets(self.0.get(..length).ok_or(Malformed)?))
+    }
+
+    fn setxattr(&mut self) -> Result<Operation<'r>, Malformed> {
+        let asked: wire::SetxattrIn = self.take()?;
+        Ok(Operation::Setxattr {
+            name: self.name()?,
+            value: self.bytes(asked.size)?,
+            flags: asked.flags,
+            kill_sgid: asked.setxattr_flags & wire::SETXATTR_ACL_KILL_SGID != 0,
+        })
+    }
+
+    fn readdir(&mut self, plus: bool) -> Result<Operation<'r>, Malformed> {
+        let asked: wire::ReadIn = self.take()?;
+        Ok(Operation::Readdir {
+            cookie: asked.offset,
+            size: asked.size,
+            plus,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

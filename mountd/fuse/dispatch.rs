@@ -1,0 +1,489 @@
+//! From what the kernel asks to what the overlay does, and back.
+//!
+//! Invariant: everything here is translation; rules of the filesystem are the overlay's, bytes are `decode`'s and `reply`'s. The overlay's
+//! [`NodeId`] is the kernel's node id, `st_ino` is a number of its own.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use cowl_core::tree::{FileType, Timestamp};
+use fuser::{INodeNo, Notifier};
+use rustix::io::Errno;
+
+use super::backing::BackingIds;
+use super::decode::{CopyRange, Header, Operation, Setattr, WireTime};
+use super::negotiate::Connection;
+use super::reply::{self, Reply};
+use super::wire::{self, fopen};
+use crate::overlay::{
+    Attr, Caller, CopyEnd, Entry, HandleId, NodeId, OpenFlags, OpenMode, Opened, Overlay,
+    RenameMode, Seek, SetAttr, SetTime, XattrFlags,
+};
+
+/// Whether the kernel waits for an answer.
+#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+pub(super) enum Answer {
+    /// What is in the [`Reply`].
+    Reply,
+    /// It does not.
+    Silence,
+}
+
+/// Translates the requests of one connection.
+#[derive(Debug)]
+pub(crate) struct Dispatcher<'m> {
+    overlay: &'m Overlay,
+    device: BorrowedFd<'m>,
+    notifier: Notifier,
+    backing: BackingIds,
+    /// Whether OPEN is answered ENOSYS: files then have no handles, and the kernel asks no more.
+    skip_open: bool,
+}
+
+impl<'m> Dispatcher<'m> {
+    /// A dispatcher of `connection`'s requests to `overlay`.
+    pub(crate) fn new(overlay: &'m Overlay, connection: &'m Connection) -> Self {
+        Self {
+            overlay,
+            device: connection.as_fd(),
+            notifier: connection.notifier(),
+            backing: BackingIds::default(),
+            skip_open: connection.may_skip_open(),
+        }
+    }
+
+    /// Does what is asked; the answer's payload is in `reply`, or the answer is the error.
+    pub(super) fn dispatch(
+        &self,
+        header: &Header,
+        operation: Operation<'_>,
+        reply: &mut Reply,
+    ) -> Result<Answer, Errno> {
+        let node = NodeId(header.node);
+        match operation {
+            Operation::Forget { count } => {
+                self.forget(node, count);
+                Ok(Answer::Silence)
+            }
+            Operation::BatchForget(nodes) => {
+                for one in nodes {
+                    self.forget(NodeId(one.nodeid), one.nlookup);
+                }
+                Ok(Answer::Silence)
+            }
+            awaited => self
+                .answer(header, node, &awaited, reply)
+                .map(|()| Answer::Reply),
+        }
+    }
+
+    fn answer(
+        &self,
+        header: &Header,
+        node: NodeId,
+        operation: &Operation<'_>,
+        reply: &mut Reply,
+    ) -> Result<(), Errno> {
+        let overlay = self.overlay;
+        let caller = Caller {
+            uid: header.uid,
+            gid: header.gid,
+        };
+        match *operation {
+            Operation::Lookup { name } => self.lookup(node, name, reply),
+            Operation::Getattr { handle } => self.getattr(node, handle, reply),
+            Operation::Setattr(changes) => self.setattr(node, &changes, reply),
+            Operation::Readlink => reply.put_bytes(&overlay.readlink(node)?),
+            Operation::Readdir { cookie, size, plus } => {
+                self.readdir(node, cookie, size, plus, reply)
+            }
+            Operation::Statfs => reply.put(&reply::statfs_out(&overlay.statfs()?)),
+            Operation::Getxattr { name, size } => {
+                sized(&overlay.getxattr(node, name)?, size, reply)
+            }
+            Operation::Listxattr { size } => sized(&overlay.listxattr(node)?, size, reply),
+            Operation::Setxattr {
+                name,
+                value,
+                flags,
+                kill_sgid,
+            } => overlay.setxattr(node, name, value, xattr_flags(flags, kill_sgid)?),
+            Operation::Removexattr { name } => overlay.removexattr(node, name),
+            Operation::Fsyncdir { data_only } => overlay.fsyncdir(node, data_only),
+            Operation::Syncfs => overlay.syncfs(),
+            // Nothing to do ahead of the ENODEV that the next read will give.
+            Operation::Destroy => Ok(()),
+            // As on a local filesystem, what is under way is finished. ENOSYS stops the kernel from
+            // asking again.
+            Operation::Interrupt | Operation::Unknown => Err(Errno::NOSYS),
+            Operation::Ioctl => Err(Errno::NOTTY),
+            Operation::Symlink { .. }
+            | Operation::Mknod { .. }
+            | Operation::Mkdir { .. }
+            | Operation::Unlink { .. }
+            | Operation::Rmdir { .. }
+            | Operation::Rename { .. }
+            | Operation::Link { .. } => self.change_names(node, caller, operation, reply),
+            _ => self.use_file(node, caller, operation, reply),
+        }
+    }
+
+    fn change_names(
+        &self,
+        parent: NodeId,
+        caller: Caller,
+        operation: &Operation<'_>,
+        reply: &mut Reply,
+    ) -> Result<(), Errno> {
+        let entry = match *operation {
+            Operation::Symlink { name, target } => {
+                self.overlay.symlink(parent, name, target, &caller)?
+            }
+            Operation::Mknod {
+                name,
+                mode,
+                rdev,
+                umask,
+            } => {
+                let file_type = FileType::from_mode_bits(mode).ok_or(Errno::INVAL)?;
+                self.overlay.mknod(
+                    parent,
+                    name,
+                    file_type,
+                    mode & 0o7777,
+                    reply::decode_rdev(rdev),
+                    umask,
+                    &caller,
+                )?
+            }
+            Operation::Mkdir { name, mode, umask } => {
+                self.overlay
+                    .mkdir(parent, name, mode & 0o7777, umask, &caller)?
+            }
+            Operation::Link { node, name } => self.overlay.link(NodeId(node), parent, name)?,
+            Operation::Unlink { name } => return self.overlay.unlink(parent, name),
+            Operation::Rmdir { name } => return self.overlay.rmdir(parent, name),
+            Operation::Rename {
+                name,
+                new_parent,
+                new_name,
+                flags,
+            } => {
+                return self.overlay.rename(
+                    parent,
+                    name,
+                    NodeId(new_parent),
+                    new_name,
+                    RenameMode::from_bits(flags)?,
+                );
+            }
+            _ => return Err(Errno::NOSYS),
+        };
+        reply.put(&reply::entry_out(&entry))
+    }
+
+    fn use_file(
+        &self,
+        node: NodeId,
+        caller: Caller,
+        operation: &Operation<'_>,
+        reply: &mut Reply,
+    ) -> Result<(), Errno> {
+        match *operation {
+            Operation::Open { flags, kill_priv } => self.open(node, flags, kill_priv, reply),
+            Operation::Create {
+                name,
+                flags,
+                mode,
+                umask,
+            } => {
+                let (entry, opened) = self.overlay.create(
+                    node,
+                    name,
+                    mode & 0o7777,
+                    umask,
+                    open_flags(flags, false),
+                    &caller,
+                )?;
+                self.created(&entry, &opened, reply)
+            }
+            Operation::Tmpfile { flags, mode, umask } => {
+                let (entry, opened) = self.overlay.tmpfile(
+                    node,
+                    mode & 0o7777,
+                    umask,
+                    open_flags(flags, false),
+                    &caller,
+                )?;
+                self.created(&entry, &opened, reply)
+            }
+            Operation::Read {
+                handle,
+                offset,
+                size,
+            } => {
+                let read = self
+                    .overlay
+                    .read(node, handle_of(handle), offset, reply.room(size)?)?;
+                reply.filled(read);
+                Ok(())
+            }
+            Operation::Write {
+                handle,
+                offset,
+                data,
+                kill_priv,
+            } => {
+                let written =
+                    self.overlay
+                        .write(node, handle_of(handle), offset, data, kill_priv)?;
+                put_size(written, reply)
+            }
+            Operation::Release { handle } => {
+                self.backing.release(self.device, node);
+                handle_of(handle).map_or(Ok(()), |handle| self.overlay.release(node, handle))
+            }
+            Operation::Fsync { handle, data_only } => {
+                self.overlay.fsync(node, handle_of(handle), data_only)
+            }
+            Operation::Fallocate {
+                handle,
+                offset,
+                length,
+                mode,
+            } => self
+                .overlay
+                .fallocate(node, handle_of(handle), offset, length, mode),
+            Operation::Lseek {
+                handle,
+                offset,
+                whence,
+            } => {
+                let offset = self
+                    .overlay
+                    .lseek(node, handle_of(handle), offset, seek(whence)?)?;
+                reply.put(&wire::LseekOut { offset })
+            }
+            Operation::CopyFileRange(range) => self.copy_file_range(node, &range, reply),
+            _ => Err(Errno::NOSYS),
+        }
+    }
+}
+
+impl Dispatcher<'_> {
+    fn lookup(&self, parent: NodeId, name: &[u8], reply: &mut Reply) -> Result<(), Errno> {
+        match self.overlay.lookup(parent, name)? {
+            Some(entry) => reply.put(&reply::entry_out(&entry)),
+            None => reply.put(&reply::absent()),
+        }
+    }
+
+    fn getattr(&self, node: NodeId, handle: Option<u64>, reply: &mut Reply) -> Result<(), Errno> {
+        let attr = self.overlay.getattr(node, handle.and_then(handle_of))?;
+        self.put_attr(node, &attr, reply)
+    }
+
+    fn setattr(&self, node: NodeId, changes: &Setattr, reply: &mut Reply) -> Result<(), Errno> {
+        let set = SetAttr {
+            mode: changes.mode.map(|mode| mode & 0o7777),
+            uid: changes.uid,
+            gid: changes.gid,
+            size: changes.size,
+            atime: changes.atime.map(set_time),
+            mtime: changes.mtime.map(set_time),
+            kill_priv: changes.kill_priv,
+        };
+        let handle = changes.handle.and_then(handle_of);
+        let attr = self
+            .overlay
+            .setattr(node, handle, &set)
+            .inspect_err(|errno| self.note_stale(node, *errno))?;
+        self.put_attr(node, &attr, reply)
+    }
+
+    /// A node that gave its names to another one while it was being read shows that one's attributes,
+    /// and is not told when they change: the kernel has to ask each time.
+    fn put_attr(&self, node: NodeId, attr: &Attr, reply: &mut Reply) -> Result<(), Errno> {
+        let valid = if self.overlay.is_succeeded(node) {
+            0
+        } else {
+            reply::FOR_GOOD
+        };
+        reply.put(&reply::attr_out(attr, valid))
+    }
+
+    /// After ESTALE the kernel must not believe what it knew of `node`.
+    ///
+    /// This notification takes no lock of a directory in the kernel, so it may go out before the answer.
+    fn note_stale(&self, node: NodeId, errno: Errno) {
+        if errno != Errno::STALE {
+            return;
+        }
+        if let Err(error) = self.notifier.inval_inode(INodeNo(node.0), -1, 0) {
+            tracing::warn!(node = node.0, %error, "old attributes of a node may be seen");
+        }
+    }
+
+    fn readdir(
+        &self,
+        directory: NodeId,
+        cookie: u64,
+        size: u32,
+        plus: bool,
+        reply: &mut Reply,
+    ) -> Result<(), Errno> {
+        let limit = usize::try_from(size).map_err(|_beyond_usize| Errno::INVAL)?;
+        let mut failed = None;
+        self.overlay
+            .readdir(directory, cookie, plus, &mut |entry| {
+                reply
+                    .put_entry(&entry, limit, plus)
+                    .unwrap_or_else(|errno| {
+                        failed = Some(errno);
+                        false
+                    })
+            })?;
+        failed.map_or(Ok(()), Err)
+    }
+
+    fn open(
+        &self,
+        node: NodeId,
+        flags: u32,
+        kill_priv: bool,
+        reply: &mut Reply,
+    ) -> Result<(), Errno> {
+        if self.skip_open {
+            return Err(Errno::NOSYS);
+        }
+        let opened = self
+            .overlay
+            .open(node, open_flags(flags, kill_priv))
+            .inspect_err(|errno| self.note_stale(node, *errno))?;
+        let open = self.open_out(node, &opened)?;
+        reply.put(&open)
+    }
+
+    fn created(&self, entry: &Entry, opened: &Opened, reply: &mut Reply) -> Result<(), Errno> {
+        let open = self
+            .open_out(entry.id, opened)
+            .inspect_err(|_| self.overlay.forget(entry.id, 1))?;
+        reply.put(&wire::CreateOut {
+            entry: reply::entry_out(entry),
+            open,
+        })
+    }
+
+    /// The answer to an open; on an error the handle is released again.
+    fn open_out(&self, node: NodeId, opened: &Opened) -> Result<wire::OpenOut, Errno> {
+        let fh = opened.handle.0;
+        match &opened.mode {
+            OpenMode::Cached => Ok(wire::OpenOut {
+                fh,
+                open_flags: fopen::KEEP_CACHE,
+                backing_id: 0,
+            }),
+            // Together with KEEP_CACHE the kernel refuses the open: there is no cache of ours.
+            OpenMode::Passthrough(backing) => {
+                match self
+                    .backing
+                    .acquire(self.device, node, &*backing.file, backing.side)
+                {
+                    Ok(backing_id) => Ok(wire::OpenOut {
+                        fh,
+                        open_flags: fopen::PASSTHROUGH,
+                        backing_id,
+                    }),
+                    Err(error) => {
+                        tracing::error!(node = node.0, %error, "a file cannot be handed to the kernel");
+                        self.overlay.release(node, opened.handle)?;
+                        Err(Errno::from_io_error(&error).unwrap_or(Errno::IO))
+                    }
+                }
+            }
+        }
+    }
+
+    fn copy_file_range(
+        &self,
+        node: NodeId,
+        range: &CopyRange,
+        reply: &mut Reply,
+    ) -> Result<(), Errno> {
+        if range.flags != 0 {
+            return Err(Errno::INVAL);
+        }
+        let from = CopyEnd {
+            node,
+            handle: handle_of(range.handle_in),
+            offset: range.offset_in,
+        };
+        let to = CopyEnd {
+            node: NodeId(range.node_out),
+            handle: handle_of(range.handle_out),
+            offset: range.offset_out,
+        };
+        put_size(self.overlay.copy_file_range(from, to, range.length)?, reply)
+    }
+
+    fn forget(&self, node: NodeId, count: u64) {
+        self.backing.forget(self.device, node);
+        self.overlay.forget(node, count);
+    }
+}
+
+/// A file that was never opened, since OPEN was answered ENOSYS, has handle 0; the overlay gives no such handle.
+fn handle_of(handle: u64) -> Option<HandleId> {
+    (handle != 0).then_some(HandleId(handle))
+}
+
+fn open_flags(flags: u32, kill_priv: bool) -> OpenFlags {
+    use rustix::fs::OFlags;
+    let flags = OFlags::from_bits_retain(flags);
+    OpenFlags {
+        write: flags.intersects(OFlags::WRONLY | OFlags::RDWR),
+        truncate: flags.contains(OFlags::TRUNC),
+        kill_priv,
+    }
+}
+
+fn set_time(time: WireTime) -> SetTime {
+    match time {
+        WireTime::Now => SetTime::Now,
+        WireTime::At { secs, nanos } => SetTime::At(Timestamp { secs, nanos }),
+    }
+}
+
+fn xattr_flags(flags: u32, kill_sgid: bool) -> Result<XattrFlags, Errno> {
+    use rustix::fs::XattrFlags as Flags;
+    let flags = Flags::from_bits(flags).ok_or(Errno::INVAL)?;
+    Ok(XattrFlags {
+        create: flags.contains(Flags::CREATE),
+        replace: flags.contains(Flags::REPLACE),
+        kill_sgid,
+    })
+}
+
+fn seek(whence: u32) -> Result<Seek, Errno> {
+    match i32::try_from(whence) {
+        Ok(libc::SEEK_DATA) => Ok(Seek::Data),
+        Ok(libc::SEEK_HOLE) => Ok(Seek::Hole),
+        // The kernel does the others by itself.
+        _ => Err(Errno::INVAL),
+    }
+}
+
+/// An attribute's value or names: their size if `size` is 0, themselves if they fit.
+fn sized(value: &[u8], size: u32, reply: &mut Reply) -> Result<(), Errno> {
+    if size == 0 {
+        put_size(value.len(), reply)
+    } else if usize::try_from(size).is_ok_and(|size| value.len() <= size) {
+        reply.put_bytes(value)
+    } else {
+        Err(Errno::RANGE)
+    }
+}
+
+fn put_size(size: usize, reply: &mut Reply) -> Result<(), Errno> {
+    let size = u32::try_from(size).map_err(|_beyond_u32| Errno::OVERFLOW)?;
+    reply.put(&wire::SizeOut { size, padding: 0 })
+}

@@ -1,0 +1,120 @@
+//! INIT: what kernel and daemon agree on, once a connection.
+//!
+//! `fuser` reads the request and writes the answer; everything after it is our own loop. Invariant: passthrough and the writeback cache
+//! exclude each other (the kernel refuses backing files under it), and so do skipping OPEN and cutting files in OPEN.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, OnceLock};
+
+use cowl_core::handover::Profile;
+use fuser::{Config, Filesystem, InitFlags, KernelConfig, Notifier, Request, Session, SessionACL};
+
+/// Longest write in one request, and so the longest read: 1 MiB.
+pub(super) const MAX_WRITE: u32 = 1 << 20;
+
+/// A connection that is negotiated and whose requests nobody has read yet.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    session: Session<Negotiator>,
+    /// The profile that came about.
+    pub(crate) profile: Profile,
+}
+
+impl Connection {
+    /// Answers INIT on `device`, for `wanted` where the kernel offers it.
+    pub(crate) fn negotiate(device: OwnedFd, wanted: Profile, writable: bool) -> io::Result<Self> {
+        let agreed = Arc::new(OnceLock::new());
+        let negotiator = Negotiator {
+            wanted,
+            writable,
+            agreed: Arc::clone(&agreed),
+        };
+        // The access check of `SessionACL` is part of fuser's own loop; here the mount's allow_other and default_permissions hold.
+        let session = Session::from_fd(negotiator, device, SessionACL::All, Config::default())?;
+        let profile = *agreed.get().ok_or(io::ErrorKind::InvalidData)?;
+        Ok(Self { session, profile })
+    }
+
+    /// Whether OPEN may be answered ENOSYS: nothing depends on being asked, and the kernel was not told
+    /// to leave cutting files to it.
+    pub(super) fn may_skip_open(&self) -> bool {
+        self.profile == Profile::Cached
+    }
+
+    /// For invalidations.
+    pub(super) fn notifier(&self) -> Notifier {
+        self.session.notifier()
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.session.as_fd()
+    }
+}
+
+#[derive(Debug)]
+struct Negotiator {
+    wanted: Profile,
+    writable: bool,
+    agreed: Arc<OnceLock<Profile>>,
+}
+
+impl Filesystem for Negotiator {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        let offered = config.capabilities();
+        let profile = match self.wanted {
+            Profile::Passthrough if offered.contains(InitFlags::FUSE_PASSTHROUGH) => {
+                Profile::Passthrough
+            }
+            _ => Profile::Cached,
+        };
+        let flags = (always() | of_profile(profile, self.writable)) & offered;
+        config
+            .add_capabilities(flags)
+            .map_err(|missing| io::Error::other(format!("the kernel takes {missing:?} back")))?;
+        config
+            .set_max_write(MAX_WRITE)
+            .map_err(|_nearest| io::ErrorKind::InvalidInput)?;
+        if profile == Profile::Passthrough {
+            // 1: backing files lie on a plain filesystem, and an overlay may lie on this mount.
+            config
+                .set_max_stack_depth(1)
+                .map_err(|_nearest| io::ErrorKind::InvalidInput)?;
+        }
+        self.agreed
+            .set(profile)
+            .map_err(|_twice| io::ErrorKind::InvalidData.into())
+    }
+}
+
+/// What either profile wants, where the kernel has it.
+///
+/// Not among it: `CREATE_SUPP_GROUP` (the system strips set-gid of a new file by the caller's groups before it asks us, so the one group
+/// that this would tell is not missed), `SECURITY_CTX`, and locks, which are the kernel's own.
+fn always() -> InitFlags {
+    InitFlags::FUSE_PARALLEL_DIROPS
+        | InitFlags::FUSE_DO_READDIRPLUS
+        | InitFlags::FUSE_CACHE_SYMLINKS
+        // Nobody else writes: pages go stale only by what the kernel did itself.
+        | InitFlags::FUSE_EXPLICIT_INVAL_DATA
+        | InitFlags::FUSE_POSIX_ACL
+        | InitFlags::FUSE_DONT_MASK
+        // Without it every write costs a GETXATTR.
+        | InitFlags::FUSE_HANDLE_KILLPRIV_V2
+        | InitFlags::FUSE_SETXATTR_EXT
+        | InitFlags::FUSE_ALLOW_IDMAP
+        | InitFlags::FUSE_ASYNC_DIO
+        // Tells an aborted connection (ECONNABORTED) from an unmounted one (ENODEV).
+        | InitFlags::FUSE_ABORT_ERROR
+}
+
+fn of_profile(profile: Profile, writable: bool) -> InitFlags {
+    match profile {
+        Profile::Passthrough => InitFlags::FUSE_PASSTHROUGH | InitFlags::FUSE_ATOMIC_O_TRUNC,
+        // Under the writeback cache the kernel believes no `st_blocks` it knew before a close, so it is only for mounts that can be written.
+        Profile::Cached if writable => InitFlags::FUSE_WRITEBACK_CACHE,
+        Profile::Cached => InitFlags::empty(),
+    }
+}

@@ -1,0 +1,292 @@
+//! The keeper: one process a mount, which makes it and outlives whoever asked for it.
+//!
+//! It opens the connection to the kernel, makes the mount by descriptor (nothing appears in anyone's directory tree), starts the worker that
+//! serves it, hands the mount to the asker and then only holds: the connection, so that a dead worker does not end the mount's clients before
+//! this process has said so, and the lease, so that no object of the tree is swept away. Whatever fails before the mount answers is said to
+//! the asker in one line and leaves nothing behind.
+//!
+//! Invariants: it takes no request off the connection; descriptors it doesn't hold for the mount's life are closed once the worker runs;
+//! it ends with 0 exactly when the mount was unmounted.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitCode, Stdio};
+
+use cowl_core::handover::{
+    Descriptors, HandoverError, Message, MountFailed, MountReady, MountRequest, Role, WorkerReady,
+    WorkerRequest, pair, receive, send,
+};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, open_tree,
+};
+
+use crate::failure::{OrFail, failure};
+use crate::{counters, sys};
+
+/// Keeps one mount, asked for over `socket`, to its end.
+pub fn run(socket: OwnedFd) -> ExitCode {
+    match rustix::process::setsid() {
+        // A caller that made us a session leader already has done the same.
+        Ok(_) | Err(Errno::PERM) => {}
+        Err(error) => {
+            tracing::warn!(%error, "no session of its own: signals of the caller's terminal reach this mount");
+        }
+    }
+    match establish(socket.as_fd()) {
+        Ok(kept) => {
+            drop(socket);
+            kept.hold()
+        }
+        Err(error) => {
+            tracing::error!("{error}");
+            if let Err(error) = send(socket.as_fd(), &Message::MountFailed(error), &[]) {
+                tracing::error!(%error, "nobody to tell");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A mount that answers.
+#[derive(Debug)]
+struct Kept {
+    name: String,
+    worker: Child,
+    /// Held, not read: the connection lives as long as somebody holds it.
+    device: OwnedFd,
+    lease: OwnedFd,
+    counters: OwnedFd,
+}
+
+impl Kept {
+    fn hold(mut self) -> ExitCode {
+        let ended = self.worker.wait();
+        // Closing the connection answers clients that still wait; until here the worker's death is not theirs.
+        drop((self.device, self.lease, self.counters));
+        match ended {
+            Ok(status) if status.success() => {
+                tracing::info!(name = self.name, "unmounted");
+                ExitCode::SUCCESS
+            }
+            Ok(status) => {
+                tracing::error!(
+                    name = self.name,
+                    "the worker died ({status}); the mount is cut off"
+                );
+                ExitCode::FAILURE
+            }
+            Err(error) => {
+                tracing::error!(name = self.name, %error, "cannot wait for the worker; the mount is cut off");
+                ExitCode::FAILURE
+            }
+        }
+    }
+}
+
+fn establish(socket: BorrowedFd<'_>) -> Result<Kept, MountFailed> {
+    let (request, mut files) = match receive(socket)? {
+        (Message::MountRequest(request), files) => (request, files),
+        (other, _) => return Err(HandoverError::Unexpected(other.name()).into()),
+    };
+    let lease = files.take(Role::Lease)?;
+    let device = open_device()?;
+    let mount = make_mount(&request, device.as_fd())?;
+    let counters = counters::device_of(&mount)
+        .and_then(counters::create)
+        .or_fail("cannot make the request counters")?;
+    let (mut worker, ready) = start_worker(
+        &request,
+        &mut files,
+        device.as_fd(),
+        lease.as_fd(),
+        counters.as_fd(),
+    )?;
+    let answer = MountReady {
+        profile: ready.profile,
+        worker: worker.id(),
+        roles: vec![Role::Mount],
+    };
+    if let Err(error) = send(socket, &Message::MountReady(answer), &[mount.as_fd()]) {
+        // Nobody wants the mount any more. Closing it ends the connection, and so the worker.
+        drop(mount);
+        end(&mut worker);
+        return Err(error.into());
+    }
+    tracing::info!(name = request.name, profile = %ready.profile, worker = worker.id(), "mounted");
+    Ok(Kept {
+        name: request.name,
+        worker,
+        device,
+        lease,
+        counters,
+    })
+}
+
+fn open_device() -> Result<OwnedFd, MountFailed> {
+    rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(|errno| {
+        let hint = match errno {
+            Errno::NOENT | Errno::NODEV | Errno::NXIO => {
+                " (is the fuse module loaded? try: modprobe fuse)"
+            }
+            Errno::ACCESS | Errno::PERM => " (it must be readable and writable for this user)",
+            _ => "",
+        };
+        failure(format!("cannot open /dev/fuse{hint}"), &errno.into())
+    })
+}
+
+/// The mount, attached nowhere.
+fn make_mount(request: &MountRequest, device: BorrowedFd<'_>) -> Result<OwnedFd, MountFailed> {
+    let context = fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC).map_err(|errno| {
+        let what = match errno {
+            Errno::PERM => {
+                "no privilege to mount (be root, or run in a user namespace: unshare -Urm)"
+            }
+            Errno::NODEV => "the kernel has no fuse filesystem (try: modprobe fuse)",
+            Errno::NOSYS => "the kernel cannot mount by descriptor (Linux 5.6 or later is needed)",
+            _ => "cannot begin a fuse mount",
+        };
+        failure(what, &errno.into())
+    })?;
+    configure(context.as_fd(), request, device).or_fail("the kernel refuses the fuse mount")?;
+    fsmount(
+        &context,
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::empty(),
+    )
+    .or_fail("the kernel refuses the fuse mount")
+}
+
+fn configure(
+    context: BorrowedFd<'_>,
+    request: &MountRequest,
+    device: BorrowedFd<'_>,
+) -> Result<(), Errno> {
+    use std::os::fd::AsRawFd;
+    fsconfig_set_string(context, "source", &*request.name)?;
+    fsconfig_set_string(context, "subtype", "cowl")?;
+    fsconfig_set_string(context, "fd", device.as_raw_fd().to_string())?;
+    // The root's type, in octal; INIT's answer is followed by its real attributes.
+    fsconfig_set_string(context, "rootmode", "40000")?;
+    fsconfig_set_string(
+        context,
+        "user_id",
+        rustix::process::geteuid().as_raw().to_string(),
+    )?;
+    fsconfig_set_string(
+        context,
+        "group_id",
+        rustix::process::getegid().as_raw().to_string(),
+    )?;
+    // The kernel checks permissions by the attributes, for everyone: that is what the tree's modes and owners are for.
+    fsconfig_set_flag(context, "default_permissions")?;
+    fsconfig_set_flag(context, "allow_other")?;
+    if !request.roles.contains(&Role::Upper) {
+        fsconfig_set_flag(context, "ro")?;
+    }
+    fsconfig_create(context)
+}
+
+/// Starts the worker and waits until it serves; takes what it needs out of `files`.
+fn start_worker(
+    request: &MountRequest,
+    files: &mut Descriptors,
+    device: BorrowedFd<'_>,
+    lease: BorrowedFd<'_>,
+    counters: BorrowedFd<'_>,
+) -> Result<(Child, WorkerReady), MountFailed> {
+    let tree = files.take(Role::Tree)?;
+    let objects = files.take(Role::Objects)?;
+    let (objects, objects_read_only) = match read_only_clone(objects.as_fd()) {
+        Ok(clone) => (clone, true),
+        Err(error) => {
+            tracing::info!(%error, "no read-only view of the objects, so none of them is handed to the kernel");
+            (objects, false)
+        }
+    };
+    let mut roles = vec![
+        Role::Fuse,
+        Role::Lease,
+        Role::Counters,
+        Role::Tree,
+        Role::Objects,
+    ];
+    let mut handed = vec![device, lease, counters, tree.as_fd(), objects.as_fd()];
+    let upper = files.take_if_any(Role::Upper);
+    let work = files.take_if_any(Role::Work);
+    for (role, directory) in [(Role::Upper, &upper), (Role::Work, &work)] {
+        if let Some(directory) = directory {
+            roles.push(role);
+            handed.push(directory.as_fd());
+        }
+    }
+    let order = WorkerRequest {
+        name: request.name.clone(),
+        chain: request.chain,
+        profile: request.profile,
+        objects_read_only,
+        roles,
+    };
+    let (ours, theirs) = pair()?;
+    let mut worker = spawn_worker(theirs).or_fail("cannot start a worker")?;
+    match send(ours.as_fd(), &Message::WorkerRequest(order), &handed)
+        .and_then(|()| receive(ours.as_fd()))
+    {
+        Ok((Message::WorkerReady(ready), _)) => Ok((worker, ready)),
+        Ok((Message::MountFailed(failed), _)) => {
+            end(&mut worker);
+            Err(failed)
+        }
+        Ok((other, _)) => {
+            end(&mut worker);
+            Err(HandoverError::Unexpected(other.name()).into())
+        }
+        Err(HandoverError::Closed) => {
+            // Its end of the socket closes with it, so it is dead or about to be.
+            let how = worker
+                .wait()
+                .map_or_else(|_| String::new(), |status| format!(" ({status})"));
+            Err(MountFailed {
+                what: format!("the worker died before the mount answered{how}"),
+                errno: 0,
+            })
+        }
+        Err(error) => {
+            end(&mut worker);
+            Err(error.into())
+        }
+    }
+}
+
+/// This very program again, also if its file was replaced since. Its only descriptor but the standard ones is the socket, as 0.
+fn spawn_worker(socket: OwnedFd) -> io::Result<Child> {
+    Command::new("/proc/self/exe")
+        .arg0("cowl-mountd")
+        .arg("worker")
+        .env_clear()
+        .current_dir("/")
+        .stdin(socket)
+        .stdout(Stdio::null())
+        .spawn()
+}
+
+/// Ends a worker that is of no use any more, and leaves no zombie.
+fn end(worker: &mut Child) {
+    if let Err(error) = worker.kill().and_then(|()| worker.wait()) {
+        tracing::warn!(%error, "cannot end the worker");
+    }
+}
+
+/// A second mount of the directory `objects` is in, attached nowhere, through which nothing can be written.
+fn read_only_clone(objects: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    let clone = open_tree(objects, "", flags)?;
+    sys::mount::set_read_only(clone.as_fd())?;
+    Ok(clone)
+}

@@ -1,0 +1,242 @@
+//! Images made of lists, and mounts of them that end with the test.
+//!
+//! A mount is used by its descriptor (`/proc/self/fd/N/...`) and attached nowhere, so nothing can stay behind in the host's tree; it is gone
+//! when the descriptor is closed.
+
+use std::fs::{self, File};
+use std::io::{Read, Seek, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ExitStatus};
+
+use cowl_core::digest::ObjectId;
+use cowl_core::handover::{
+    self, MountError, MountSources, Mounted, Profile, ProfileChoice, UpperSource,
+};
+use cowl_core::tree::{Kind, LayerBuilder, Meta, Timestamp, Tree, merge};
+use tempfile::TempDir;
+
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_cowl-mountd");
+
+/// What a merged tree and its objects are on disk.
+pub struct Image {
+    directory: TempDir,
+    pub chain: [u8; 32],
+}
+
+impl Image {
+    /// Regular files by path and content, root's, 0644; directories come by themselves.
+    pub fn of(files: &[(&str, &[u8])]) -> Self {
+        Self::build(|builder, objects| {
+            for (path, content) in files {
+                objects.add_file(builder, path, content, 0o644);
+            }
+        })
+    }
+
+    pub fn build(fill: impl FnOnce(&mut LayerBuilder, &Objects)) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let objects = Objects(directory.path().join("objects"));
+        fs::create_dir(&objects.0).unwrap();
+        let mut builder = LayerBuilder::new();
+        fill(&mut builder, &objects);
+        let layer = Tree::from_bytes(builder.finish().unwrap()).unwrap();
+        fs::write(directory.path().join("tree"), merge(&[layer]).unwrap()).unwrap();
+        fs::write(directory.path().join("lease"), "").unwrap();
+        Self {
+            directory,
+            chain: [7; 32],
+        }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// The log lines of every mount of this image.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.path("log")).unwrap_or_default()
+    }
+
+    /// Whether somebody holds the lease.
+    pub fn is_leased(&self) -> bool {
+        let lease = File::open(self.path("lease")).unwrap();
+        rustix::fs::flock(&lease, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err()
+    }
+
+    pub fn mount(&self, choice: ProfileChoice) -> Mount {
+        self.try_mount(choice, None).unwrap()
+    }
+
+    /// A writable mount, over the upper and work directories `name` and `name.work` beside the image.
+    pub fn mount_writable(&self, choice: ProfileChoice, name: &str) -> Mount {
+        self.try_mount(choice, Some(name)).unwrap()
+    }
+
+    pub fn try_mount(
+        &self,
+        choice: ProfileChoice,
+        upper: Option<&str>,
+    ) -> Result<Mount, MountError> {
+        let lease = File::open(self.path("lease")).unwrap();
+        rustix::fs::flock(&lease, rustix::fs::FlockOperation::LockShared).unwrap();
+        let log = File::options()
+            .append(true)
+            .create(true)
+            .open(self.path("log"))
+            .unwrap();
+        let directories = upper.map(|name| {
+            [name.to_owned(), format!("{name}.work")].map(|name| {
+                fs::create_dir_all(self.path(&name)).unwrap();
+                File::open(self.path(&name)).unwrap()
+            })
+        });
+        let [tree, objects] = ["tree", "objects"].map(|name| File::open(self.path(name)).unwrap());
+        let sources = MountSources {
+            name: "test:image",
+            chain: self.chain,
+            profile: choice,
+            tree: tree.as_fd(),
+            objects: objects.as_fd(),
+            lease: lease.as_fd(),
+            upper: directories.as_ref().map(|[upper, work]| UpperSource {
+                upper: upper.as_fd(),
+                work: work.as_fd(),
+            }),
+            log: Some(log.as_fd()),
+        };
+        handover::mount(Path::new(PROGRAM), &sources).map(
+            |Mounted {
+                 ready,
+                 mount,
+                 keeper,
+             }| Mount {
+                profile: ready.profile,
+                worker: ready.worker,
+                root: Some(mount),
+                keeper,
+            },
+        )
+    }
+}
+
+/// A directory of objects.
+pub struct Objects(PathBuf);
+
+impl Objects {
+    pub fn add(&self, content: &[u8]) -> Option<ObjectId> {
+        if content.is_empty() {
+            return None;
+        }
+        let id = ObjectId::of(content);
+        let name = id.to_string();
+        let (shard, rest) = name.split_at(2);
+        fs::create_dir_all(self.0.join(shard)).unwrap();
+        fs::write(self.0.join(shard).join(rest), content).unwrap();
+        Some(id)
+    }
+
+    pub fn add_file(&self, builder: &mut LayerBuilder, path: &str, content: &[u8], mode: u32) {
+        let kind = Kind::Regular {
+            size: content.len().try_into().unwrap(),
+            object: self.add(content),
+            elf: content.starts_with(b"\x7fELF"),
+        };
+        builder.insert(&components(path), meta(mode), kind).unwrap();
+    }
+}
+
+pub fn components(path: &str) -> Vec<&[u8]> {
+    path.split('/').map(str::as_bytes).collect()
+}
+
+pub fn meta(mode: u32) -> Meta {
+    Meta {
+        mode,
+        uid: 0,
+        gid: 0,
+        mtime: Timestamp {
+            secs: 1_700_000_000,
+            nanos: 123_456_789,
+        },
+        xattrs: Vec::new(),
+    }
+}
+
+/// A mount that answers.
+pub struct Mount {
+    pub profile: Profile,
+    pub worker: u32,
+    pub root: Option<OwnedFd>,
+    pub keeper: Child,
+}
+
+impl Mount {
+    pub fn path(&self, below: &str) -> PathBuf {
+        let mount = self.root.as_ref().unwrap().as_raw_fd();
+        PathBuf::from(format!("/proc/self/fd/{mount}/{below}"))
+    }
+
+    /// Requests of a kind so far.
+    pub fn count(&self, name: &str) -> u64 {
+        self.counts()
+            .into_iter()
+            .find(|(kind, _)| *kind == name)
+            .map_or(0, |(_, count)| count)
+    }
+
+    /// All requests so far.
+    pub fn requests(&self) -> u64 {
+        self.counts().into_iter().map(|(_, count)| count).sum()
+    }
+
+    /// Requests so far, by kind.
+    pub fn counts(&self) -> Vec<(&'static str, u64)> {
+        let counts = cowl_mountd::counters::read(&self.path(""))
+            .unwrap()
+            .unwrap();
+        counts
+            .into_iter()
+            .map(|(code, count)| (cowl_mountd::fuse::request_name(code).unwrap_or("?"), count))
+            .collect()
+    }
+
+    pub fn unmount(mut self) -> ExitStatus {
+        drop(self.root.take());
+        self.keeper.wait().unwrap()
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        drop(self.root.take());
+        if let Err(error) = self.keeper.wait() {
+            eprintln!("keeper: {error}");
+        }
+    }
+}
+
+/// Contents of any size that are not zeroes.
+pub fn noise(size: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut bytes = vec![0; size];
+    for chunk in bytes.chunks_mut(8) {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        chunk.copy_from_slice(&state.to_le_bytes()[..chunk.len()]);
+    }
+    bytes
+}
+
+/// All of a file, by one open.
+pub fn read_all(file: &mut File) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    file.rewind().unwrap();
+    Read::read_to_end(file, &mut bytes).unwrap();
+    bytes
+}
+
+pub fn write_all(file: &mut File, bytes: &[u8]) {
+    file.write_all(bytes).unwrap();
+}

@@ -1,0 +1,149 @@
+//! What a mount does when processes die and descriptors run out, and that it keeps nothing of what it did.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    missing_docs,
+    dead_code,
+    unreachable_pub,
+    clippy::verbose_file_reads,
+    reason = "a test stops at the first surprise and builds its inputs with plain std::fs"
+)]
+
+mod common;
+
+use std::fs::{self, File};
+
+use common::{Image, Mount};
+use cowl_core::handover::ProfileChoice;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{
+    Pid, PidfdFlags, Resource, Rlimit, Signal, kill_process, pidfd_open, prlimit,
+};
+
+fn pid(number: u32) -> Pid {
+    Pid::from_raw(number.try_into().unwrap()).unwrap()
+}
+
+fn descriptors(mount: &Mount) -> usize {
+    fs::read_dir(format!("/proc/{}/fd", mount.worker))
+        .unwrap()
+        .count()
+}
+
+#[test]
+fn a_dead_keeper_leaves_the_mount_and_its_lease_alone() {
+    let image = Image::of(&[("x", b"y")]);
+    let mut mount = image.mount(ProfileChoice::Cached);
+    let worker = pidfd_open(pid(mount.worker), PidfdFlags::empty()).unwrap();
+    kill_process(pid(mount.keeper.id()), Signal::KILL).unwrap();
+    mount.keeper.wait().unwrap();
+    assert_eq!(fs::read(mount.path("x")).unwrap(), b"y");
+    assert!(image.is_leased());
+    drop(mount.root.take());
+    // The worker ends when nothing is mounted any more; ten seconds stand for never.
+    let mut ended = [PollFd::new(&worker, PollFlags::IN)];
+    let ten_seconds = rustix::event::Timespec {
+        tv_sec: 10,
+        tv_nsec: 0,
+    };
+    assert_eq!(poll(&mut ended, Some(&ten_seconds)).unwrap(), 1);
+    assert!(!image.is_leased());
+}
+
+#[test]
+fn work_leaves_no_descriptors_behind() {
+    let image = Image::of(&[("d/a", b"a"), ("d/b", b"b"), ("e/c", b"c")]);
+    for (choice, upper) in [
+        (ProfileChoice::Best, "best"),
+        (ProfileChoice::Cached, "cached"),
+    ] {
+        let mount = image.mount_writable(choice, upper);
+        let work = |round: u32| {
+            for number in 0..50 {
+                let name = mount.path(&format!("d/new-{round}-{number}"));
+                fs::write(&name, "new").unwrap();
+                fs::read(&name).unwrap();
+                fs::rename(&name, mount.path("e/moved")).unwrap();
+                fs::remove_file(mount.path("e/moved")).unwrap();
+                assert!(
+                    fs::read_dir(mount.path("d"))
+                        .unwrap()
+                        .all(|entry| entry.is_ok())
+                );
+                assert!(File::open(mount.path("absent")).is_err());
+            }
+        };
+        work(0);
+        let before = descriptors(&mount);
+        (1..10).for_each(work);
+        // Of the removed files one or another may still be on its way to be forgotten.
+        assert!(
+            descriptors(&mount) <= before + 10,
+            "{before} became {}",
+            descriptors(&mount)
+        );
+        assert!(mount.unmount().success());
+    }
+}
+
+#[test]
+fn out_of_descriptors_is_an_error_of_some_opens_and_passes() {
+    let names: Vec<String> = (0..200).map(|number| format!("file-{number}")).collect();
+    let files: Vec<(&str, &[u8])> = names
+        .iter()
+        .map(|name| (name.as_str(), &b"content"[..]))
+        .collect();
+    let image = Image::of(&files);
+    let mount = image.mount(ProfileChoice::Best);
+    let few = Rlimit {
+        current: Some(60),
+        maximum: Some(60),
+    };
+    prlimit(Some(pid(mount.worker)), Resource::Nofile, few).unwrap();
+    let opened: Vec<_> = names
+        .iter()
+        .map(|name| File::open(mount.path(name)))
+        .collect();
+    if mount.profile == cowl_core::handover::Profile::Passthrough {
+        let error = opened
+            .iter()
+            .find_map(|opened| opened.as_ref().err())
+            .unwrap();
+        assert_eq!(error.raw_os_error(), Some(libc::EMFILE));
+    }
+    drop(opened);
+    for name in &names {
+        assert_eq!(fs::read(mount.path(name)).unwrap(), b"content");
+    }
+    assert!(mount.unmount().success());
+}
+
+#[test]
+fn more_files_can_be_open_than_the_caller_may_have() {
+    let names: Vec<String> = (0..1500).map(|number| format!("file-{number}")).collect();
+    let files: Vec<(&str, &[u8])> = names
+        .iter()
+        .map(|name| (name.as_str(), &b"content"[..]))
+        .collect();
+    let image = Image::of(&files);
+    let own = rustix::process::getrlimit(Resource::Nofile);
+    let soft = Rlimit {
+        current: Some(1024),
+        maximum: own.maximum,
+    };
+    rustix::process::setrlimit(Resource::Nofile, soft).unwrap();
+    let mount = image.mount(ProfileChoice::Best);
+    let all = Rlimit {
+        current: own.maximum,
+        ..own
+    };
+    rustix::process::setrlimit(Resource::Nofile, all).unwrap();
+    let opened: Vec<File> = names
+        .iter()
+        .map(|name| File::open(mount.path(name)).unwrap())
+        .collect();
+    assert_eq!(opened.len(), 1500);
+}

@@ -1,0 +1,162 @@
+//! Where there is less: a user namespace, no privilege at all, no `/dev/fuse`. These start other tests, or themselves, in such a place.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    missing_docs,
+    dead_code,
+    unreachable_pub,
+    clippy::verbose_file_reads,
+    reason = "a test stops at the first surprise and builds its inputs with plain std::fs"
+)]
+
+mod common;
+
+use std::fs::{self, File};
+use std::process::Command;
+
+use common::Image;
+use cowl_core::handover::{Profile, ProfileChoice};
+
+/// Says to a test below that it is where it belongs.
+const HERE: &str = "COWL_TEST_PLACE";
+
+/// Runs a test of this file by way of `place`, a command that starts another.
+fn there(place: &[&str], test: &str) {
+    let own = std::env::current_exe().unwrap();
+    let mut command = Command::new(place[0]);
+    command
+        .args(&place[1..])
+        .arg(own)
+        .args(["--exact", test, "--nocapture"])
+        .env(HERE, "1");
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success(),
+        "{said}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(said.contains("1 passed"), "{said}");
+}
+
+fn is_here() -> bool {
+    std::env::var_os(HERE).is_some()
+}
+
+#[test]
+fn in_a_user_namespace_a_mount_reads_and_writes_without_opening() {
+    if !is_here() {
+        return there(
+            &["unshare", "-Urm"],
+            "in_a_user_namespace_a_mount_reads_and_writes_without_opening",
+        );
+    }
+    let image = Image::of(&[("d/old", b"old"), ("d/large", &common::noise(3 << 20))]);
+    let mount = image.mount_writable(ProfileChoice::Best, "upper");
+    assert_eq!(mount.profile, Profile::Cached);
+    assert_eq!(
+        fs::read(mount.path("d/large")).unwrap(),
+        common::noise(3 << 20)
+    );
+    fs::write(mount.path("d/old"), "new").unwrap();
+    fs::write(mount.path("d/born"), "born").unwrap();
+    fs::rename(mount.path("d/born"), mount.path("d/moved")).unwrap();
+    fs::remove_file(mount.path("d/large")).unwrap();
+    (0..100).for_each(|_| drop(File::open(mount.path("d/old")).unwrap()));
+    // One OPEN to learn that there need be none; the RELEASE is of the file that was created.
+    assert_eq!(mount.count("OPEN"), 1, "{:?}", mount.counts());
+    assert!(mount.count("RELEASE") <= 1, "{:?}", mount.counts());
+    assert!(mount.unmount().success());
+    let mount = image.mount_writable(ProfileChoice::Best, "upper");
+    assert_eq!(fs::read(mount.path("d/old")).unwrap(), b"new");
+    assert_eq!(fs::read(mount.path("d/moved")).unwrap(), b"born");
+    assert!(!mount.path("d/large").try_exists().unwrap());
+    assert!(mount.unmount().success(), "{}", image.log());
+}
+
+#[test]
+fn without_privilege_the_mount_fails_in_one_line() {
+    if !is_here() {
+        return there(
+            &["setpriv", "--reuid=65534", "--clear-groups"],
+            "without_privilege_the_mount_fails_in_one_line",
+        );
+    }
+    let error = Image::of(&[])
+        .try_mount(ProfileChoice::Best, None)
+        .err()
+        .unwrap()
+        .to_string();
+    assert_eq!(
+        error,
+        "cannot open /dev/fuse (it must be readable and writable for this user): Permission denied"
+    );
+}
+
+#[test]
+fn without_the_right_to_mount_it_fails_in_one_line() {
+    if !is_here() {
+        return there(
+            &["setpriv", "--bounding-set=-sys_admin"],
+            "without_the_right_to_mount_it_fails_in_one_line",
+        );
+    }
+    let error = Image::of(&[])
+        .try_mount(ProfileChoice::Best, None)
+        .err()
+        .unwrap()
+        .to_string();
+    assert_eq!(
+        error,
+        "no privilege to mount (be root, or run in a user namespace: unshare -Urm): Operation not permitted"
+    );
+}
+
+#[test]
+fn without_the_device_it_fails_in_one_line() {
+    if !is_here() {
+        return there(
+            &[
+                "unshare",
+                "-m",
+                "sh",
+                "-c",
+                "mount -t tmpfs none /dev && mknod /dev/null c 1 3 && \"$@\"",
+                "sh",
+            ],
+            "without_the_device_it_fails_in_one_line",
+        );
+    }
+    let error = Image::of(&[])
+        .try_mount(ProfileChoice::Best, None)
+        .err()
+        .unwrap()
+        .to_string();
+    assert_eq!(
+        error,
+        "cannot open /dev/fuse (is the fuse module loaded? try: modprobe fuse): No such file or directory"
+    );
+}
+
+#[test]
+fn a_store_on_an_overlay_is_served_through_the_daemon() {
+    if !is_here() {
+        let script = "t=$(mktemp -d) && mount -t tmpfs none $t && mkdir $t/l $t/u $t/w $t/m && mount -t overlay -o lowerdir=$t/l,upperdir=$t/u,workdir=$t/w none $t/m && \
+                      TMPDIR=$t/m \"$@\"; s=$?; umount $t/m $t && rmdir $t; exit $s";
+        return there(
+            &["unshare", "-m", "sh", "-c", script, "sh"],
+            "a_store_on_an_overlay_is_served_through_the_daemon",
+        );
+    }
+    let image = Image::of(&[("large", &common::noise(3 << 20))]);
+    let mount = image.mount(ProfileChoice::Best);
+    assert_eq!(mount.profile, Profile::Cached);
+    assert_eq!(
+        fs::read(mount.path("large")).unwrap(),
+        common::noise(3 << 20)
+    );
+    assert!(mount.unmount().success(), "{}", image.log());
+}

@@ -1,0 +1,175 @@
+//! A read-only mount of a tree, by keeper and worker: what it shows, what it costs, and how it ends.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    missing_docs,
+    dead_code,
+    unreachable_pub,
+    clippy::verbose_file_reads,
+    reason = "a test stops at the first surprise and builds its inputs with plain std::fs"
+)]
+
+mod common;
+
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt};
+
+use common::{Image, noise};
+use cowl_core::handover::{Profile, ProfileChoice};
+
+const BOTH: [ProfileChoice; 2] = [ProfileChoice::Best, ProfileChoice::Cached];
+
+#[test]
+fn a_mount_shows_the_tree() {
+    let image = Image::of(&[
+        ("etc/motd", b"hello\n"),
+        ("usr/empty", b""),
+        ("usr/share/big", &noise(3 << 20)),
+    ]);
+    for choice in BOTH {
+        let mount = image.mount(choice);
+        assert_eq!(fs::read(mount.path("etc/motd")).unwrap(), b"hello\n");
+        assert_eq!(fs::read(mount.path("usr/empty")).unwrap(), b"");
+        assert_eq!(
+            fs::read(mount.path("usr/share/big")).unwrap(),
+            noise(3 << 20)
+        );
+        let stat = fs::symlink_metadata(mount.path("etc/motd")).unwrap();
+        assert_eq!(
+            (stat.mode(), stat.size(), stat.mtime(), stat.mtime_nsec()),
+            (0o100_644, 6, 1_700_000_000, 123_456_789)
+        );
+        let mut names: Vec<_> = fs::read_dir(mount.path("usr"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        names.sort();
+        assert_eq!(names, ["empty", "share"]);
+        assert_eq!(
+            fs::read(mount.path("usr/nothing")).unwrap_err().kind(),
+            std::io::ErrorKind::NotFound
+        );
+        assert!(mount.unmount().success());
+    }
+    assert_eq!(
+        image.log().matches("unmounted").count(),
+        2,
+        "{}",
+        image.log()
+    );
+}
+
+#[test]
+fn what_is_warm_costs_no_request() {
+    let big = noise(4 << 20);
+    let image = Image::of(&[("a/b/c", b"x"), ("a/big", &big)]);
+    for choice in BOTH {
+        let mount = image.mount(choice);
+        let work = || {
+            fs::symlink_metadata(mount.path("a/b/c")).unwrap();
+            assert!(fs::symlink_metadata(mount.path("a/absent")).is_err());
+            assert!(
+                fs::read_dir(mount.path("a"))
+                    .unwrap()
+                    .all(|entry| entry.is_ok())
+            );
+        };
+        work();
+        let before = mount.requests();
+        (0..100).for_each(|_| work());
+        assert_eq!(mount.requests() - before, 0, "{choice:?}");
+
+        fs::read(mount.path("a/b/c")).unwrap();
+        let before = mount.requests();
+        (0..100).for_each(|_| drop(fs::read(mount.path("a/b/c")).unwrap()));
+        // OPEN and RELEASE, of which the last may still be on its way.
+        let spent = mount.requests() - before;
+        match mount.profile {
+            Profile::Passthrough => assert!((199..=200).contains(&spent), "{:?}", mount.counts()),
+            Profile::Cached => assert_eq!(spent, 0, "{:?}", mount.counts()),
+        }
+    }
+}
+
+#[test]
+fn a_large_file_is_read_by_the_kernel_itself() {
+    let big = noise(4 << 20);
+    let image = Image::of(&[("big", &big)]);
+    let mount = image.mount(ProfileChoice::Best);
+    if mount.profile == Profile::Cached {
+        eprintln!("no passthrough here: {}", image.log());
+        return;
+    }
+    let file = File::open(mount.path("big")).unwrap();
+    let mut bytes = vec![0; big.len()];
+    file.read_exact_at(&mut bytes, 0).unwrap();
+    assert!(bytes == big);
+    assert_eq!(mount.count("READ"), 0);
+    assert_eq!(mount.count("OPEN"), 1);
+}
+
+#[test]
+fn the_lease_is_free_when_the_mount_is_gone_and_not_before() {
+    let image = Image::of(&[("x", b"y")]);
+    assert!(!image.is_leased());
+    let mount = image.mount(ProfileChoice::Best);
+    assert!(image.is_leased());
+    assert!(mount.unmount().success());
+    assert!(!image.is_leased());
+}
+
+#[test]
+fn a_dead_worker_cuts_the_mount_off_and_the_keeper_says_so() {
+    let image = Image::of(&[("x", b"y")]);
+    let mut mount = image.mount(ProfileChoice::Cached);
+    let worker = rustix::process::Pid::from_raw(mount.worker.try_into().unwrap()).unwrap();
+    rustix::process::kill_process(worker, rustix::process::Signal::KILL).unwrap();
+    assert_eq!(mount.keeper.wait().unwrap().code(), Some(1));
+    assert_eq!(
+        fs::read(mount.path("x")).unwrap_err().raw_os_error(),
+        Some(libc::ENOTCONN)
+    );
+    assert!(!image.is_leased());
+    assert!(
+        image.log().contains("the worker died (signal: 9"),
+        "{}",
+        image.log()
+    );
+}
+
+#[test]
+fn a_tree_that_is_none_is_a_failure_said_in_one_line() {
+    let image = Image::of(&[("x", b"y")]);
+    fs::write(image.path("tree"), "not a tree").unwrap();
+    let error = image
+        .try_mount(ProfileChoice::Best, None)
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(error.starts_with("cannot open the merged tree"), "{error}");
+    assert!(!error.contains('\n'));
+    assert!(!image.is_leased());
+}
+
+#[test]
+fn the_worker_holds_what_it_was_handed_and_nothing_else() {
+    let image = Image::of(&[("x", b"y")]);
+    // As a careless parent would leave it open.
+    let stray = File::open("/etc/passwd").unwrap();
+    rustix::io::fcntl_setfd(&stray, rustix::io::FdFlags::empty()).unwrap();
+    let mount = image.mount(ProfileChoice::Best);
+    for (process, most) in [(mount.worker, 10), (mount.keeper.id(), 8)] {
+        let open: Vec<_> = fs::read_dir(format!("/proc/{process}/fd"))
+            .unwrap()
+            .map(|fd| fs::read_link(fd.unwrap().path()).unwrap())
+            .collect();
+        assert!(
+            open.len() <= most && !open.iter().any(|target| target.ends_with("passwd")),
+            "{open:?}"
+        );
+    }
+    assert!(mount.unmount().success());
+}

@@ -1,0 +1,416 @@
+//! A writable mount: every kind of change, in both profiles, with the host's own files as the measure.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    missing_docs,
+    dead_code,
+    unreachable_pub,
+    clippy::verbose_file_reads,
+    reason = "a test stops at the first surprise and builds its inputs with plain std::fs"
+)]
+
+mod common;
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use common::{Image, Mount, noise};
+use cowl_core::handover::{Profile, ProfileChoice};
+use rustix::fs::{
+    AtFlags, CWD, FallocateFlags, OFlags, RenameFlags, SeekFrom, Timespec, Timestamps, XattrFlags,
+    renameat_with,
+};
+use rustix::io::Errno;
+
+const BOTH: [ProfileChoice; 2] = [ProfileChoice::Best, ProfileChoice::Cached];
+
+/// A mount in each profile, over uppers of their own.
+fn each(image: &Image, test: impl Fn(&Mount)) {
+    for (choice, upper) in BOTH.into_iter().zip(["upper-best", "upper-cached"]) {
+        let mount = image.mount_writable(choice, upper);
+        test(&mount);
+        assert!(mount.unmount().success(), "{}", image.log());
+        assert!(!image.log().contains("panicked"), "{}", image.log());
+    }
+}
+
+#[test]
+fn changes_are_seen_and_outlive_the_mount() {
+    let image = Image::of(&[("d/file", b"old content"), ("d/gone", b"x"), ("e/f", b"f")]);
+    each(&image, |mount| {
+        let mut file = File::options()
+            .append(true)
+            .open(mount.path("d/file"))
+            .unwrap();
+        file.write_all(b", and new").unwrap();
+        drop(file);
+        fs::write(mount.path("d/born"), "born here").unwrap();
+        fs::remove_file(mount.path("d/gone")).unwrap();
+        fs::create_dir(mount.path("d/dir")).unwrap();
+        fs::rename(mount.path("e/f"), mount.path("d/dir/moved")).unwrap();
+        symlink("file", mount.path("d/link")).unwrap();
+        fs::hard_link(mount.path("d/born"), mount.path("d/twin")).unwrap();
+        fs::remove_dir(mount.path("e")).unwrap();
+    });
+    for (choice, upper) in BOTH.into_iter().zip(["upper-best", "upper-cached"]) {
+        let mount = image.mount_writable(choice, upper);
+        assert_eq!(
+            fs::read(mount.path("d/file")).unwrap(),
+            b"old content, and new"
+        );
+        assert_eq!(
+            fs::read(mount.path("d/link")).unwrap(),
+            b"old content, and new"
+        );
+        assert_eq!(fs::read(mount.path("d/twin")).unwrap(), b"born here");
+        assert_eq!(fs::metadata(mount.path("d/born")).unwrap().nlink(), 2);
+        assert_eq!(fs::read(mount.path("d/dir/moved")).unwrap(), b"f");
+        assert!(
+            !mount.path("d/gone").try_exists().unwrap() && !mount.path("e").try_exists().unwrap()
+        );
+        assert!(mount.unmount().success());
+    }
+}
+
+#[test]
+fn ranges_of_a_file_are_freed_found_and_copied() {
+    let image = Image::of(&[("d/file", &noise(100_000))]);
+    each(&image, |mount| {
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .open(mount.path("d/file"))
+            .unwrap();
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        rustix::fs::fallocate(&file, punch, 4096, 8192).unwrap();
+        let mut bytes = [1; 8192];
+        file.read_exact_at(&mut bytes, 4096).unwrap();
+        assert!(bytes.iter().all(|byte| *byte == 0));
+        rustix::fs::fsync(&file).unwrap();
+        rustix::fs::fdatasync(&file).unwrap();
+        rustix::fs::syncfs(&file).unwrap();
+        assert_eq!(rustix::fs::seek(&file, SeekFrom::Data(0)).unwrap(), 0);
+        assert!(rustix::fs::seek(&file, SeekFrom::Hole(0)).unwrap() <= 100_000);
+        let copy = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(mount.path("d/copy"))
+            .unwrap();
+        let copied =
+            rustix::fs::copy_file_range(&file, Some(&mut 0), &copy, Some(&mut 0), 50_000).unwrap();
+        let mut both = [vec![0; copied], vec![0; copied]];
+        file.read_exact_at(&mut both[0], 0).unwrap();
+        copy.read_exact_at(&mut both[1], 0).unwrap();
+        assert!(copied > 0 && both[0] == both[1]);
+    });
+}
+
+#[test]
+fn names_are_swapped_refused_and_given_later() {
+    let image = Image::of(&[("d/one", b"one"), ("d/two", b"two")]);
+    each(&image, |mount| {
+        let at = |name: &str| mount.path("d").join(name);
+        renameat_with(CWD, at("one"), CWD, at("two"), RenameFlags::EXCHANGE).unwrap();
+        assert_eq!(fs::read(at("one")).unwrap(), b"two");
+        assert_eq!(
+            renameat_with(CWD, at("one"), CWD, at("two"), RenameFlags::NOREPLACE),
+            Err(Errno::EXIST)
+        );
+
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let nameless = File::from(rustix::fs::open(mount.path("d"), flags, 0o640.into()).unwrap());
+        nameless.write_all_at(b"no name yet", 0).unwrap();
+        let opened = format!("/proc/self/fd/{}", nameless.as_raw_fd());
+        rustix::fs::linkat(CWD, opened, CWD, at("named"), AtFlags::SYMLINK_FOLLOW).unwrap();
+        assert_eq!(fs::read(at("named")).unwrap(), b"no name yet");
+    });
+}
+
+#[test]
+fn attributes_and_times_before_1970_are_kept() {
+    let image = Image::of(&[("d/file", b"x")]);
+    each(&image, |mount| {
+        let file = mount.path("d/file");
+        rustix::fs::setxattr(&file, "user.colour", b"green", XattrFlags::CREATE).unwrap();
+        let again = rustix::fs::setxattr(&file, "user.colour", b"x", XattrFlags::CREATE);
+        assert_eq!(again, Err(Errno::EXIST));
+        let mut value = [0; 16];
+        assert_eq!(
+            rustix::fs::getxattr(&file, "user.colour", &mut value),
+            Ok(5)
+        );
+        assert_eq!(
+            rustix::fs::getxattr(&file, "user.colour", &mut [0; 2]),
+            Err(Errno::RANGE)
+        );
+        rustix::fs::removexattr(&file, "user.colour").unwrap();
+        assert_eq!(
+            rustix::fs::getxattr(&file, "user.colour", &mut value),
+            Err(Errno::NODATA)
+        );
+
+        let before = Timespec {
+            tv_sec: -2,
+            tv_nsec: 750_000_000,
+        };
+        let times = Timestamps {
+            last_access: before,
+            last_modification: before,
+        };
+        rustix::fs::utimensat(CWD, &file, &times, AtFlags::empty()).unwrap();
+        let stat = fs::metadata(&file).unwrap();
+        assert_eq!((stat.mtime(), stat.mtime_nsec()), (-2, 750_000_000));
+        assert!(rustix::fs::statvfs(mount.path("")).unwrap().f_blocks > 0);
+    });
+}
+
+#[test]
+fn new_files_have_the_callers_owner_and_umask() {
+    let image = Image::of(&[("d/x", b"x")]);
+    each(&image, |mount| {
+        fs::set_permissions(mount.path("d"), fs::Permissions::from_mode(0o777)).unwrap();
+        run(
+            mount,
+            &["setpriv", "--reuid=1234", "--regid=2345", "--clear-groups"],
+            "umask 027; echo hi > d/file; mkdir d/dir; mkfifo d/fifo; ln -s x d/link",
+        );
+        for (name, mode) in [
+            ("file", 0o100_640),
+            ("dir", 0o040_750),
+            ("fifo", 0o010_640),
+            ("link", 0o120_777),
+        ] {
+            let stat = fs::symlink_metadata(mount.path("d").join(name)).unwrap();
+            assert_eq!(
+                (stat.mode(), stat.uid(), stat.gid()),
+                (mode, 1234, 2345),
+                "{name}"
+            );
+        }
+    });
+}
+
+/// The truth for comparison is a plain file on the host, changed by the same stranger.
+#[test]
+fn a_strangers_change_takes_the_set_id_bits_away() {
+    let image = Image::build(|builder, objects| {
+        for (name, content) in [("small", noise(100)), ("large", noise(2 << 20))] {
+            for change in ["write", "cut", "truncate", "fallocate", "append"] {
+                objects.add_file(builder, &format!("d/{name}-{change}"), &content, 0o6777);
+            }
+        }
+    });
+    let plain = tempfile::tempdir().unwrap();
+    fs::set_permissions(plain.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    let script = |directory: &str| {
+        format!(
+            "cd {directory}; for f in small large; do printf x | dd of=$f-write conv=notrunc status=none; : > $f-cut; truncate -s 9 $f-truncate; \
+             fallocate -l 4194304 $f-fallocate; printf x >> $f-append; done"
+        )
+    };
+    let stranger = ["setpriv", "--reuid=1234", "--regid=2345", "--clear-groups"];
+    for name in ["small", "large"] {
+        for change in ["write", "cut", "truncate", "fallocate", "append"] {
+            let path = plain.path().join(format!("{name}-{change}"));
+            fs::write(&path, noise(100)).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o6777)).unwrap();
+        }
+    }
+    assert!(
+        command(&stranger, &script(plain.path().to_str().unwrap()))
+            .status()
+            .unwrap()
+            .success()
+    );
+    each(&image, |mount| {
+        run(mount, &stranger, &script("d"));
+        for entry in fs::read_dir(plain.path()).unwrap() {
+            let entry = entry.unwrap();
+            let ours = fs::metadata(mount.path("d").join(entry.file_name())).unwrap();
+            assert_eq!(
+                format!("{:o}", ours.mode()),
+                format!("{:o}", entry.metadata().unwrap().mode()),
+                "{:?}",
+                entry.file_name()
+            );
+        }
+    });
+}
+
+#[test]
+fn another_files_stat_does_not_wait_for_a_copy_up() {
+    let size = 256 << 20;
+    let image = Image::of(&[("large", &noise(size)), ("small", b"x")]);
+    each(&image, |mount| {
+        let large = mount.path("large");
+        let small = mount.path("small");
+        // Absent names by the hundred thousand, so that each look goes to the daemon.
+        let copying = std::thread::spawn(move || {
+            let file = File::options().write(true).open(large).unwrap();
+            file.write_all_at(b"x", 0).unwrap();
+        });
+        let mut took = Vec::new();
+        while !copying.is_finished() || took.len() < 100 {
+            let start = Instant::now();
+            assert!(
+                fs::symlink_metadata(small.with_file_name(format!("absent-{}", took.len())))
+                    .is_err()
+            );
+            took.push(start.elapsed());
+        }
+        copying.join().unwrap();
+        took.sort();
+        let p99 = took[took.len() * 99 / 100];
+        eprintln!(
+            "{:?}: {} lookups during the copy-up, median {:?}, p99 {p99:?}",
+            mount.profile,
+            took.len(),
+            took[took.len() / 2]
+        );
+        assert!(
+            p99 < Duration::from_millis(if cfg!(debug_assertions) { 5 } else { 1 }),
+            "{p99:?}"
+        );
+    });
+}
+
+#[test]
+fn names_are_looked_up_while_more_files_are_copied_up_than_there_were_threads() {
+    let content = noise(64 << 20);
+    let names = ["a", "b", "c", "d", "e"];
+    let image = Image::build(|builder, objects| {
+        for name in names {
+            objects.add_file(builder, name, &content, 0o644);
+        }
+    });
+    each(&image, |mount| {
+        std::thread::scope(|scope| {
+            let copies = names.map(|name| {
+                let path = mount.path(name);
+                scope.spawn(move || {
+                    File::options()
+                        .append(true)
+                        .open(path)
+                        .unwrap()
+                        .write_all(b"x")
+                        .unwrap();
+                })
+            });
+            let mut answered = 0;
+            while !copies
+                .iter()
+                .any(std::thread::ScopedJoinHandle::is_finished)
+            {
+                assert!(fs::symlink_metadata(mount.path(&format!("absent-{answered}"))).is_err());
+                answered += 1;
+            }
+            assert!(answered > 10, "{answered}");
+        });
+        for name in names {
+            assert_eq!(
+                fs::metadata(mount.path(name)).unwrap().len(),
+                1 + (64 << 20)
+            );
+        }
+    });
+}
+
+#[test]
+fn objects_cannot_be_written_by_the_worker_either() {
+    let content = noise(2 << 20);
+    let image = Image::of(&[("large", &content)]);
+    each(&image, |mount| {
+        if mount.profile != Profile::Passthrough {
+            return;
+        }
+        let objects = fs::read_dir(format!("/proc/{}/fd", mount.worker))
+            .unwrap()
+            .map(|fd| fd.unwrap().path());
+        let objects = objects.filter(|fd| {
+            fs::read_dir(fd)
+                .is_ok_and(|mut inside| inside.any(|name| name.unwrap().file_name().len() == 2))
+        });
+        let id = cowl_core::digest::ObjectId::of(&content).to_string();
+        let (shard, rest) = id.split_at(2);
+        let object = objects
+            .map(|fd| fd.join(shard).join(rest))
+            .find(|path| path.try_exists().unwrap())
+            .unwrap();
+        let error = File::options().write(true).open(object).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EROFS));
+    });
+}
+
+#[test]
+fn a_reader_of_a_large_file_and_its_writer_get_along() {
+    let content = noise(2 << 20);
+    let image = Image::of(&[("large", &content)]);
+    each(&image, |mount| {
+        let reader = File::open(mount.path("large")).unwrap();
+        let inode = reader.metadata().unwrap().ino();
+        let writer = File::options()
+            .write(true)
+            .open(mount.path("large"))
+            .unwrap();
+        writer.write_all_at(b"NEW", 0).unwrap();
+        let mut start = [0; 3];
+        File::open(mount.path("large"))
+            .unwrap()
+            .read_exact_at(&mut start, 0)
+            .unwrap();
+        assert_eq!(&start, b"NEW");
+        assert_eq!(fs::metadata(mount.path("large")).unwrap().ino(), inode);
+        reader.read_exact_at(&mut start, 0).unwrap();
+        // A passthrough reader keeps what it opened; through the cache it sees the change.
+        let expected = if mount.profile == Profile::Passthrough {
+            &content[..3]
+        } else {
+            b"NEW"
+        };
+        assert_eq!(start, expected);
+        writer.set_len(1 << 20).unwrap();
+        assert_eq!(reader.metadata().unwrap().len(), 1 << 20);
+    });
+}
+
+#[test]
+fn an_upper_in_use_or_of_another_image_is_refused_in_one_line() {
+    let mut image = Image::of(&[("x", b"y")]);
+    let mount = image.mount_writable(ProfileChoice::Best, "upper");
+    let refused = |image: &Image| {
+        image
+            .try_mount(ProfileChoice::Best, Some("upper"))
+            .err()
+            .unwrap()
+            .to_string()
+    };
+    let in_use = refused(&image);
+    assert!(in_use.contains("use") && !in_use.contains('\n'), "{in_use}");
+    assert!(mount.unmount().success());
+    image.chain = [8; 32];
+    let other = refused(&image);
+    assert!(other.contains("image") && !other.contains('\n'), "{other}");
+    eprintln!("{in_use}\n{other}");
+}
+
+fn run(mount: &Mount, prefix: &[&str], script: &str) {
+    let status = command(prefix, script)
+        .current_dir(mount.path(""))
+        .status()
+        .unwrap();
+    assert!(status.success(), "{script}");
+}
+
+fn command(prefix: &[&str], script: &str) -> Command {
+    let mut command = Command::new(prefix[0]);
+    command.args(&prefix[1..]).args(["bash", "-ec", script]);
+    command
+}

@@ -1,0 +1,246 @@
+//! The worker: serves one mount with nothing but the descriptors it was handed.
+//!
+//! It negotiates the connection, builds the overlay over the tree and the upper, tells the keeper that it serves, and does so until the
+//! mount is gone. Invariants: it opens no path of the host but beneath the directories it was handed; it says [`WorkerReady`] or
+//! [`MountFailed`] exactly once; it ends with 0 exactly when the mount was unmounted.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::ExitCode;
+
+use cowl_core::digest::{ChainId, Sha256Digest};
+use cowl_core::handover::{
+    HandoverError, Message, MountFailed, Profile, ProfileChoice, Role, WorkerReady, WorkerRequest,
+    receive, send,
+};
+use cowl_core::tree::Tree;
+use rustix::fs::{Mode, OFlags};
+use rustix::process::{Resource, Rlimit};
+use rustix::thread::{CapabilitySet, capabilities};
+
+use crate::counters::Counters;
+use crate::failure::{OrFail, failure};
+use crate::fuse::{Connection, Dispatcher, End, Server, may_back};
+use crate::overlay::{self, Config, Overlay, UpperDirs};
+
+/// `OVERLAYFS_SUPER_MAGIC` and `FUSE_SUPER_MAGIC`: files of filesystems that stand on others may not back a mount that others stand on.
+const STACKED: [u64; 2] = [0x794c_7630, 0x6573_5546];
+
+/// Serves the mount that is asked for over `socket`, to its end.
+pub fn run(socket: OwnedFd) -> ExitCode {
+    match serve(socket) {
+        Ok(End::Unmounted) => ExitCode::SUCCESS,
+        Ok(End::Aborted) => {
+            tracing::error!("the connection was cut");
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            tracing::error!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(socket: OwnedFd) -> Result<End, MountFailed> {
+    let mount = match prepare(socket.as_fd()) {
+        Ok(mount) => mount,
+        Err(error) => {
+            if let Err(error) = send(socket.as_fd(), &Message::MountFailed(error.clone()), &[]) {
+                tracing::error!(%error, "nobody to tell");
+            }
+            return Err(error);
+        }
+    };
+    let Mount {
+        connection,
+        overlay,
+        counters,
+        profile,
+        lease: _held,
+    } = &mount;
+    let server = Server::new(
+        connection.as_fd(),
+        Dispatcher::new(overlay, connection),
+        counters,
+    );
+    let ready = Message::WorkerReady(WorkerReady { profile: *profile });
+    server
+        .run(move || {
+            send(socket.as_fd(), &ready, &[]).map_err(io::Error::other)
+            // The socket closes here: whoever is started from now on finds the keeper gone if it is.
+        })
+        .or_fail("serving the mount")
+}
+
+/// All that serving needs.
+#[derive(Debug)]
+struct Mount {
+    connection: Connection,
+    overlay: Overlay,
+    counters: Counters,
+    /// How files are served; cached also where the connection allows passthrough and the host's filesystem does not.
+    profile: Profile,
+    /// The lock lives as long as this process or its keeper.
+    lease: OwnedFd,
+}
+
+fn prepare(socket: BorrowedFd<'_>) -> Result<Mount, MountFailed> {
+    let (request, mut files) = match receive(socket)? {
+        (Message::WorkerRequest(request), files) => (request, files),
+        (other, _) => return Err(HandoverError::Unexpected(other.name()).into()),
+    };
+    raise_descriptor_limit();
+    let device = files.take(Role::Fuse)?;
+    let lease = files.take(Role::Lease)?;
+    let counters = files.take(Role::Counters)?;
+    let counters = Counters::map(counters.as_fd()).or_fail("cannot map the request counters")?;
+    let tree = files.take(Role::Tree)?;
+    let tree = Tree::open(&File::from(tree))
+        .map_err(|error| failure("cannot open the merged tree", &io::Error::other(error)))?;
+    let objects = files.take(Role::Objects)?;
+    let upper = match (
+        files.take_if_any(Role::Upper),
+        files.take_if_any(Role::Work),
+    ) {
+        (Some(upper), Some(work)) => Some(UpperDirs { upper, work }),
+        (None, None) => None,
+        (Some(_), None) => return Err(HandoverError::Missing(Role::Work).into()),
+        (None, Some(_)) => return Err(HandoverError::Missing(Role::Upper).into()),
+    };
+    let wanted = wanted_profile(
+        &request,
+        objects.as_fd(),
+        upper.as_ref().map(|dirs| dirs.upper.as_fd()),
+    );
+    let connection = Connection::negotiate(device, wanted, upper.is_some())
+        .or_fail("negotiating with the kernel")?;
+    let profile = settle(
+        &connection,
+        &tree,
+        objects.as_fd(),
+        upper.as_ref().map(|dirs| dirs.work.as_fd()),
+    );
+    let config = Config {
+        tree,
+        chain: ChainId(Sha256Digest::from_bytes(request.chain)),
+        objects,
+        upper,
+        profile: match profile {
+            Profile::Passthrough => overlay::Profile::Passthrough,
+            Profile::Cached => overlay::Profile::Cached,
+        },
+    };
+    let overlay = Overlay::new(config).map_err(|error| MountFailed {
+        what: error.to_string(),
+        errno: 0,
+    })?;
+    Ok(Mount {
+        connection,
+        overlay,
+        counters,
+        profile,
+        lease,
+    })
+}
+
+/// Passthrough only where the kernel will take a backing file from us; said again by [`settle`] once it can be tried.
+fn wanted_profile(
+    request: &WorkerRequest,
+    objects: BorrowedFd<'_>,
+    upper: Option<BorrowedFd<'_>>,
+) -> Profile {
+    let wished = request.profile == ProfileChoice::Best && request.objects_read_only;
+    let stacked = [Some(objects), upper].into_iter().flatten().any(is_stacked);
+    if wished && !stacked && is_privileged() {
+        Profile::Passthrough
+    } else {
+        Profile::Cached
+    }
+}
+
+fn is_stacked(directory: BorrowedFd<'_>) -> bool {
+    match rustix::fs::fstatfs(directory) {
+        Ok(statfs) => u64::try_from(statfs.f_type).is_ok_and(|magic| STACKED.contains(&magic)),
+        Err(error) => {
+            tracing::warn!(%error, "cannot tell the filesystem of a directory");
+            true
+        }
+    }
+}
+
+/// Registering backing files needs CAP_SYS_ADMIN in the initial user namespace, whose root may name every id.
+fn is_privileged() -> bool {
+    let admin =
+        capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN));
+    admin && ids_are_the_hosts()
+}
+
+/// Whether this user namespace maps every id to itself, which only the initial one (or one that may as well be) does.
+fn ids_are_the_hosts() -> bool {
+    match std::fs::read_to_string("/proc/self/uid_map") {
+        Ok(map) => map.split_ascii_whitespace().eq(["0", "0", "4294967295"]),
+        Err(_) => false,
+    }
+}
+
+/// Tries to register what this mount would: a first object, and a file made in the work directory.
+fn settle(
+    connection: &Connection,
+    tree: &Tree,
+    objects: BorrowedFd<'_>,
+    work: Option<BorrowedFd<'_>>,
+) -> Profile {
+    if connection.profile == Profile::Cached {
+        return Profile::Cached;
+    }
+    let tried = first_object(tree, objects).and_then(|object| {
+        let files = [object, work.map(scratch_file).transpose()?];
+        files
+            .iter()
+            .flatten()
+            .try_for_each(|file| may_back(connection.as_fd(), file))
+    });
+    match tried {
+        Ok(()) => Profile::Passthrough,
+        Err(error) => {
+            tracing::info!(%error, "the kernel takes no files of this host; contents go through the daemon");
+            Profile::Cached
+        }
+    }
+}
+
+fn first_object(tree: &Tree, objects: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
+    let Some(id) = tree.object_ids().next() else {
+        return Ok(None);
+    };
+    let id = id.to_string();
+    let (shard, rest) = id.split_at(2);
+    Ok(Some(rustix::fs::openat(
+        objects,
+        format!("{shard}/{rest}"),
+        OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?))
+}
+
+fn scratch_file(work: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    Ok(rustix::fs::openat(
+        work,
+        ".",
+        OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC,
+        Mode::RUSR | Mode::WUSR,
+    )?)
+}
+
+/// Open files of clients are open files of ours, so as many as the system allows.
+fn raise_descriptor_limit() {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "the limit of open files stays as it was");
+    }
+}
