@@ -202,27 +202,18 @@ fn run_killed(fixture: &Fixture, call: &str, n: usize) -> bool {
         fs::create_dir(fixture.path(name)).unwrap();
     }
     fs::write(fixture.path("done"), "").unwrap();
-    let ended = Command::new("strace")
-        .args([
-            "-f",
-            "-qq",
-            "-o",
-            "/dev/null",
-            "-e",
-            &format!("trace={call}"),
-        ])
+    let mut command = Command::new("strace");
+    command
+        .args(["-f", "-qq", "-o", "/dev/null"])
+        .args(["-e", &format!("trace={call}")])
         .args(["-e", &format!("inject={call}:signal=KILL:when={n}")])
         .arg(std::env::current_exe().unwrap())
-        .args([
-            "--exact",
-            "overlay::tests::killed::the_one_that_is_killed",
-            "--test-threads=1",
-        ])
+        .args(["--exact", "overlay::tests::killed::the_one_that_is_killed"])
+        .arg("--test-threads=1")
         .env(BASE, fixture.base.path())
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .expect("strace, which the tests need");
+        .stderr(Stdio::null());
+    let ended = super::start(&mut command).wait().unwrap();
     assert!(
         ended.success() || ended.signal() == Some(9),
         "{n}: {ended:?}"

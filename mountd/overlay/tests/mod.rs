@@ -12,6 +12,7 @@ mod seen;
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 
 use cowl_core::digest::{DiffId, ObjectId, Sha256Digest};
 use cowl_core::tree::{Kind, LayerBuilder, Meta, Rdev, Timestamp, Tree};
@@ -103,6 +104,15 @@ impl Fixture {
     }
 }
 
+/// A process that is being started holds what this one has open, locks too, until it becomes another program.
+static STARTING: RwLock<()> = RwLock::new(());
+
+/// Starts a program while no upper is being opened.
+pub(super) fn start(command: &mut Command) -> Child {
+    let _alone = STARTING.write();
+    command.spawn().unwrap()
+}
+
 /// An overlay over a fixture's directories.
 pub(super) fn open_at(
     base: &Path,
@@ -110,6 +120,7 @@ pub(super) fn open_at(
     profile: Profile,
     writable: bool,
 ) -> Result<Overlay, OverlayError> {
+    let _no_start = STARTING.read();
     let dir = |name: &str| OwnedFd::from(File::open(base.join(name)).unwrap());
     Overlay::new(Config {
         tree: Tree::from_bytes(tree.to_vec()).unwrap(),
@@ -283,15 +294,13 @@ fn the_same_without_privilege() {
     if map.split_whitespace().nth(2) == Some("1") {
         return; // this is it
     }
-    let output = std::process::Command::new("unshare")
+    let mut command = Command::new("unshare");
+    command
         .args(["--user", "--map-root-user"])
         .arg(std::env::current_exe().unwrap())
         .args(["overlay::", "--skip", "killed"])
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stdout)
-    );
+        .stdout(Stdio::piped());
+    let output = start(&mut command).wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}");
 }
