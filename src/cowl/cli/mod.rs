@@ -27,6 +27,13 @@ use table::Out;
 /// Standard output of a command.
 type Stdout = Out<BufWriter<StdoutLock<'static>>>;
 
+/// What the system says of a full disk.
+const FULL: &str = "No space left on device";
+/// What is written elsewhere than in the store.
+const OUTPUT: [&str; 2] = [
+    "writing to standard output",
+    "writing the container's output",
+];
 const USAGE: u8 = 125;
 const FAILURE: u8 = 1;
 
@@ -140,10 +147,16 @@ fn version(out: &mut Stdout) -> Result<u8> {
     Ok(0)
 }
 
-/// One line on standard error. If nobody can read it there is nobody to tell.
+/// One line on standard error, in one piece, so that those of several commands don't mix. If nobody can read it there is nobody to tell.
 fn complain(what: &impl std::fmt::Display) {
-    let line = table::printable(&what.to_string());
-    if writeln!(io::stderr(), "cowl: {line}").is_err() {
+    let mut line = table::printable(&format!("cowl: {what}"));
+    if line.ends_with(FULL) && !OUTPUT.iter().any(|output| line.contains(output)) {
+        line.push_str(
+            "; free some space (cowl rmi, cowl rm, cowl volume rm), or use another --root",
+        );
+    }
+    line.push('\n');
+    if io::stderr().write_all(line.as_bytes()).is_err() {
         // The exit code still says it.
     }
 }

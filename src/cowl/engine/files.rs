@@ -3,6 +3,7 @@
 //! Called by `container` and `volume`. The big things (objects, trees) belong to the store.
 
 use super::error::{Context, Error, Result};
+use cowl_core::store::remove_tree;
 use rustix::fs::{self, AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Serialize, de::DeserializeOwned};
@@ -69,6 +70,28 @@ pub(crate) fn names(dir: impl AsFd) -> Result<Vec<String>> {
         }
     }
     Ok(names)
+}
+
+/// Removes the directories below `dir` whose names begin with `prefix`, each after `before` has seen it.
+///
+/// One remover at a time for each, since two would trip over each other's removals; whoever comes second waits and finds it gone.
+pub(crate) fn purge(
+    dir: impl AsFd,
+    prefix: &str,
+    before: impl Fn(&OwnedFd) -> Result<()>,
+) -> Result<()> {
+    let removing = |name: &str| format!("removing {name}");
+    for name in names(&dir)?.iter().filter(|name| name.starts_with(prefix)) {
+        let doomed = match open_dir_at(&dir, name) {
+            Ok(doomed) => doomed,
+            Err(Errno::NOENT) => continue,
+            Err(errno) => return Err(Error::from(errno).context(removing(name))),
+        };
+        let _alone = lock_dir(&doomed)?;
+        before(&doomed)?;
+        remove_tree(&dir, name).context(|| removing(name))?;
+    }
+    Ok(())
 }
 
 /// Reads a JSON file; `None` if it isn't there.

@@ -19,6 +19,7 @@ mod signals;
 mod terminal;
 
 pub use mount::MountRequest;
+pub(crate) use names::new_id;
 pub use names::short;
 
 use crate::volume::{Volume, VolumeName, Volumes};
@@ -72,6 +73,11 @@ impl Engine {
 
     /// Removes what killed commands left, and containers that were to go at their end.
     pub fn sweep(&self) -> Result<()> {
+        {
+            let guard = self.containers.guard()?;
+            self.containers.remove_unfinished(&guard)?;
+            self.volumes.remove_unfinished()?;
+        }
         for container in self.containers.forsaken()? {
             self.remove_container(&container, true)?;
         }
@@ -141,7 +147,8 @@ impl Engine {
                 }
             }
             Ok(())
-        })
+        })?;
+        self.volumes.purge()
     }
 
     /// All volumes, by name.
@@ -157,7 +164,7 @@ impl Engine {
     /// Makes a volume; one that is there stays as it is. Without a name it gets a generated one.
     pub fn create_volume(&self, name: Option<&str>) -> Result<String> {
         let generated = if name.is_none() {
-            Some(names::new_id()?)
+            Some(new_id()?)
         } else {
             None
         };
@@ -171,7 +178,7 @@ impl Engine {
 
     /// Removes a volume that no container uses. With `force` one that isn't there is fine.
     pub fn remove_volume(&self, name: &str, force: bool) -> Result<()> {
-        let _guard = self.containers.guard()?;
+        let guard = self.containers.guard()?;
         let users = self.users_of_volume(name)?;
         if !users.is_empty() {
             return Err(Error::conflict(format!(
@@ -179,11 +186,11 @@ impl Engine {
                 users.join(", ")
             )));
         }
-        if self.volumes.remove(name)? || force {
-            Ok(())
-        } else {
-            Err(Error::not_found(format!("get {name}: no such volume")))
+        if !self.volumes.remove(name)? && !force {
+            return Err(Error::not_found(format!("get {name}: no such volume")));
         }
+        drop(guard);
+        self.volumes.purge()
     }
 
     /// Ids of the containers that use a volume.

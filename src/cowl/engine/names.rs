@@ -50,7 +50,7 @@ const GARMENTS: [&str; 32] = [
 pub(super) const SHORT: usize = 12;
 
 /// A new id: 64 lower-case hex digits.
-pub(super) fn new_id() -> Result<String> {
+pub(crate) fn new_id() -> Result<String> {
     let mut bytes = [0_u8; 32];
     getrandom::fill(&mut bytes).context(|| "reading random bytes for an id")?;
     Ok(bytes

@@ -4,6 +4,8 @@
 //! volumes/<name>/               locked (flock) while an image fills it
 //!   _data/                      the content, mounted into containers
 //!   volume.json                 when it was made, and whether an image still may fill it
+//! volumes/.new-<id>/            not yet a volume
+//! volumes/.gone-<id>/           no longer one
 //! ```
 //!
 //! A new volume takes what its first container's image has at the place it is mounted on; a fill that was killed is begun again by the next container.
@@ -18,6 +20,7 @@ pub use spec::{Source, VolumeName, VolumeSpec, is_name};
 
 use crate::engine::error::{Context, Error, Result};
 use crate::engine::files;
+use crate::engine::new_id;
 use cowl_core::store::remove_tree;
 use jiff::Timestamp;
 use rustix::io::Errno;
@@ -27,6 +30,8 @@ use std::path::{Path, PathBuf};
 
 const DATA: &str = "_data";
 const RECORD: &str = "volume.json";
+const NEW: &str = ".new-";
+const GONE: &str = ".gone-";
 
 /// The directory `volumes/`.
 #[derive(Debug)]
@@ -107,16 +112,18 @@ impl Volumes {
         if let Some(volume) = self.get(name.as_str())? {
             return Ok(volume);
         }
-        let made = self.make(name.as_str(), anonymous);
+        let temporary = format!("{NEW}{}", new_id()?);
+        let made = self.make(name.as_str(), &temporary, anonymous);
         if made.is_err() {
-            remove_tree(&self.dir, name.as_str()).context(|| format!("removing volumes/{name}"))?;
+            remove_tree(&self.dir, &temporary)
+                .context(|| format!("removing volumes/{temporary}"))?;
         }
         made.context(|| format!("making volume {name}"))
     }
 
-    /// A directory without its record was left by a maker that was killed: the making goes on where it stopped.
-    fn make(&self, name: &str, anonymous: bool) -> Result<Volume> {
-        let dir = files::ensure_dir_at(&self.dir, name, 0o700)?;
+    /// Made under another name, so that what has a volume's name is one.
+    fn make(&self, name: &str, temporary: &str, anonymous: bool) -> Result<Volume> {
+        let dir = files::ensure_dir_at(&self.dir, temporary, 0o700)?;
         files::ensure_dir_at(&dir, DATA, 0o755)?;
         let record = Record {
             created: Timestamp::now(),
@@ -124,6 +131,7 @@ impl Volumes {
             usage: Usage::Fresh,
         };
         files::write_json(&dir, RECORD, &record)?;
+        rustix::fs::renameat(&self.dir, temporary, &self.dir, name)?;
         rustix::fs::fsync(&self.dir)?;
         Ok(Volume {
             name: name.to_owned(),
@@ -132,23 +140,27 @@ impl Volumes {
         })
     }
 
-    /// Removes a volume and all that is in it; false if there was none. The caller knows that no container uses it.
+    /// Takes a volume away from all eyes; [`Volumes::purge`] removes what was in it. False if there was none. The caller holds the containers' guard and
+    /// knows that no container uses it.
     pub fn remove(&self, name: &str) -> Result<bool> {
         if !is_name(name) {
             return Ok(false);
         }
-        // Without its record it is no volume any more, whatever happens next.
-        match files::open_dir_at(&self.dir, name) {
-            Ok(dir) => match rustix::fs::unlinkat(&dir, RECORD, rustix::fs::AtFlags::empty()) {
-                Ok(()) | Err(Errno::NOENT) => {}
-                Err(errno) => {
-                    return Err(Error::from(errno).context(format!("removing volume {name}")));
-                }
-            },
-            Err(Errno::NOENT) => return Ok(false),
-            Err(errno) => return Err(Error::from(errno).context(format!("removing volume {name}"))),
+        match rustix::fs::renameat(&self.dir, name, &self.dir, format!("{GONE}{}", new_id()?)) {
+            Ok(()) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
+            Err(errno) => Err(Error::from(errno).context(format!("removing volume {name}"))),
         }
-        remove_tree(&self.dir, name).context(|| format!("removing volume {name}"))
+    }
+
+    /// Removes what has vanished. Call it without the guard: a volume can be large.
+    pub fn purge(&self) -> Result<()> {
+        files::purge(&self.dir, GONE, |_| Ok(())).context(|| format!("in {}", self.path.display()))
+    }
+
+    /// Removes what never became a volume, since its maker was killed. The caller holds the containers' guard, as every maker does.
+    pub fn remove_unfinished(&self) -> Result<()> {
+        files::purge(&self.dir, NEW, |_| Ok(())).context(|| format!("in {}", self.path.display()))
     }
 
     /// Where a volume's content is on the host.
@@ -244,6 +256,13 @@ mod tests {
         assert!(volumes.remove("vol1").unwrap());
         assert!(!volumes.remove("vol1").unwrap());
         assert_eq!(
+            files::names(&volumes.dir).unwrap().len(),
+            1,
+            "its content is for purge to remove"
+        );
+        volumes.purge().unwrap();
+        assert_eq!(files::names(&volumes.dir).unwrap(), [""; 0]);
+        assert_eq!(
             volumes.find("vol1").unwrap_err().to_string(),
             "get vol1: no such volume"
         );
@@ -297,5 +316,14 @@ mod tests {
         std::fs::write(volumes.mountpoint("vol2").join("mine"), "").unwrap();
         volume.prepare(image("x").1, "/srv", true).unwrap();
         assert_eq!(files::names(volume.data().unwrap()).unwrap(), ["mine"]);
+    }
+
+    #[test]
+    fn what_a_killed_maker_left_is_no_volume_and_is_removed() {
+        let (root, volumes) = volumes();
+        std::fs::create_dir_all(root.path().join("volumes/.new-x/_data")).unwrap();
+        assert!(volumes.list().unwrap().is_empty());
+        volumes.remove_unfinished().unwrap();
+        assert_eq!(files::names(&volumes.dir).unwrap(), [""; 0]);
     }
 }

@@ -2,11 +2,11 @@
 //!
 //! ```text
 //! containers/             locked while a name is given out or a container disappears
-//! containers/<id>/        64 hex digits; locked by the engine until the container runs
+//! containers/<id>/        64 hex digits; locked by the engine that makes it and, without a gap, by the monitor
 //!   config.json           what the container is (config); without it the directory is not a container yet
 //!   lock, exit.json       the monitor's (cowl_launch::status)
-//!   upper/ work/          the container's own files; work/lock is held while they are mounted
-//! containers/.gone-<id>/  on its way out: no longer a container, removed by whoever comes next if its remover was killed; locked by its remover
+//!   upper/ work/          the container's own files; work/lock is held while they are mounted, upper/ is locked until the container runs
+//! containers/.gone-alone-<id>/   no longer a container, removed by whoever comes next if its remover was killed; locked by its remover
 //! containers/.gone-with-volumes-<id>/   likewise, and its anonymous volumes go with it
 //! ```
 //!
@@ -25,7 +25,7 @@ use super::names;
 use config::Config;
 use cowl_core::store::remove_tree;
 use cowl_launch::status;
-use rustix::fs::Mode;
+use rustix::fs::{AtFlags, Mode, statat};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use state::{Exit, Facts, Monitored, Status};
@@ -33,10 +33,12 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-/// The lock that the engine holds while it makes a container: the directory's own.
-const MAKING: &str = ".";
+/// Held by the engine and then by the monitor: the directory's own lock. Handed over, never let go in between.
+const ALIVE: &str = ".";
+/// Held by the engine until the container runs: the upper's lock.
+const MAKING: &str = "upper";
 const CONFIG: &str = "config.json";
-const GONE: &str = ".gone-";
+const GONE: &str = ".gone-alone-";
 const GONE_WITH_VOLUMES: &str = ".gone-with-volumes-";
 
 /// The directory `containers/`.
@@ -63,13 +65,19 @@ pub struct Container {
 pub struct Making {
     /// The container.
     pub container: Container,
-    lock: OwnedFd,
+    alive: OwnedFd,
+    starting: OwnedFd,
 }
 
 impl Making {
-    /// Lets go: from now on the monitor's lock says what the container is doing, or nothing does.
+    /// The container's directory, opened so that whoever holds it keeps the container from being taken for abandoned: the monitor's status directory.
+    pub fn status_dir(&self) -> BorrowedFd<'_> {
+        self.alive.as_fd()
+    }
+
+    /// Lets go: from now on the monitor's locks say what the container is doing, or nothing does.
     pub fn done(self) -> Container {
-        drop(self.lock);
+        drop((self.alive, self.starting));
         self.container
     }
 }
@@ -146,15 +154,38 @@ impl Containers {
     fn make(&self, config: Config) -> Result<Making> {
         rustix::fs::mkdirat(&self.dir, &config.id, Mode::RWXU)?;
         let dir = files::open_dir_at(&self.dir, &config.id)?;
-        let lock = files::lock_dir(&dir)?;
-        files::ensure_dir_at(&dir, "upper", 0o755)?;
+        let alive = files::lock_dir(&dir)?;
+        let making = files::lock_dir(files::ensure_dir_at(&dir, MAKING, 0o755)?)?;
         files::ensure_dir_at(&dir, "work", 0o700)?;
         files::write_json(&dir, CONFIG, &config)?;
         rustix::fs::fsync(&self.dir)?;
         Ok(Making {
             container: Container { dir, config },
-            lock,
+            alive,
+            starting: making,
         })
+    }
+
+    /// Removes directories that never became containers, since their maker was killed.
+    pub fn remove_unfinished(&self, _guard: &Guard) -> Result<()> {
+        for name in self.entries()?.iter().filter(|name| is_id(name)) {
+            // Whoever makes one holds the guard, so nobody does.
+            match statat(
+                &self.dir,
+                format!("{name}/{CONFIG}"),
+                AtFlags::SYMLINK_NOFOLLOW,
+            ) {
+                Ok(_) => {}
+                Err(Errno::NOENT) => {
+                    remove_tree(&self.dir, name)
+                        .context(|| format!("removing containers/{name}"))?;
+                }
+                Err(errno) => {
+                    return Err(Error::from(errno).context(format!("looking at containers/{name}")));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Containers whose time is over: made by a process that was killed, or to be removed at their end.
@@ -191,25 +222,13 @@ impl Containers {
     /// Removes what has vanished, each after `belongings` has removed the anonymous volumes that go with it. Call it without the guard: an upper can be
     /// large.
     pub fn purge(&self, belongings: impl Fn(&Config) -> Result<()>) -> Result<()> {
-        for name in self.entries()?.iter().filter(|name| name.starts_with(GONE)) {
-            let dir = match files::open_dir_at(&self.dir, name) {
-                Ok(dir) => dir,
-                Err(Errno::NOENT) => continue,
-                Err(errno) => {
-                    return Err(Error::from(errno).context(format!("opening containers/{name}")));
-                }
-            };
-            // One at a time, since two would trip over each other's removals.
-            let _removing = files::lock_dir(&dir)?;
-            if name.starts_with(GONE_WITH_VOLUMES) {
-                files::read_json(&dir, CONFIG)?
-                    .as_ref()
-                    .map_or(Ok(()), &belongings)?;
-            }
-            remove_tree(&self.dir, name)
-                .context(|| format!("removing {}", self.path.join(name).display()))?;
-        }
-        Ok(())
+        let with_volumes = |dir: &OwnedFd| {
+            let config = files::read_json(dir, CONFIG)?;
+            config.as_ref().map_or(Ok(()), &belongings)
+        };
+        files::purge(&self.dir, GONE_WITH_VOLUMES, with_volumes)
+            .and_then(|()| files::purge(&self.dir, GONE, |_| Ok(())))
+            .context(|| format!("in {}", self.path.display()))
     }
 
     fn read(&self, id: &str) -> Result<Option<Container>> {
@@ -243,12 +262,12 @@ impl Container {
 
     /// What it is doing now.
     pub fn status(&self) -> Result<Status> {
-        let making = files::is_locked(&self.dir, MAKING)?;
+        let alive = files::is_locked(&self.dir, ALIVE)?;
         let monitored = files::is_locked(&self.dir, status::LOCK)?;
         let started = self.monitored().is_some_and(|monitored| monitored.pid != 0);
         let exit: Option<Exit> = files::read_json(&self.dir, status::EXIT)?;
         Ok(Status::derive(Facts {
-            making,
+            alive,
             monitored,
             started,
             exit,
@@ -282,7 +301,7 @@ impl Container {
 
     /// Waits until its monitor is gone and its files are mounted nowhere.
     pub fn wait_over(&self) -> Result<()> {
-        files::wait_unlocked(&self.dir, MAKING)?;
+        files::wait_unlocked(&self.dir, ALIVE)?;
         files::wait_unlocked(&self.dir, status::LOCK)?;
         let work = files::open_dir_at(&self.dir, "work").context(|| "opening work")?;
         files::wait_unlocked(&work, "lock")

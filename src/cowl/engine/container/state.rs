@@ -1,7 +1,7 @@
 //! What a container is doing, derived from facts that a killed process can't leave wrong.
 //!
-//! The facts: who holds the lock of the directory (the engine, from before the container can be seen until its monitor has said that it runs) and the
-//! lock `lock` (the monitor, until the container is over; its text names the two processes), and `exit.json` (written by the monitor before it lets go). See
+//! The facts: who holds the lock of the directory (the engine, from before the container can be seen, and without a gap the monitor) and the lock
+//! `lock` (the monitor, until the container is over; its text names the two processes), and `exit.json` (written by the monitor before it lets go). See
 //! `cowl_launch::status`. Whatever is killed in between, the kernel lets go of its lock.
 
 use jiff::Timestamp;
@@ -30,8 +30,8 @@ pub struct Monitored {
 /// The facts, read in the order of the fields, which is the order in which they come true: a reader may find an older one gone, never a newer one missing.
 #[derive(Debug, Clone)]
 pub struct Facts {
-    /// The engine holds the directory's lock.
-    pub making: bool,
+    /// The engine or the monitor holds the directory's lock.
+    pub alive: bool,
     /// The monitor holds `lock`.
     pub monitored: bool,
     /// The monitor once said that the program had been started.
@@ -66,7 +66,7 @@ impl Status {
             Facts {
                 monitored: true, ..
             } => Self::Running,
-            Facts { making: true, .. } => Self::Created,
+            Facts { alive: true, .. } => Self::Created,
             Facts { started: true, .. } => Self::Exited(Exit {
                 exit_code: LOST,
                 oom_killed: false,
@@ -93,22 +93,21 @@ mod tests {
             oom_killed: false,
             finished_at: None,
         };
-        // (making, monitored, started, exited)
+        // (alive, monitored, started, exited)
         let table = [
             ((false, false, false, false), Status::Abandoned),
             ((true, false, false, false), Status::Created),
             ((true, true, false, false), Status::Running),
             ((true, true, true, false), Status::Running),
-            ((false, true, true, false), Status::Running),
             ((false, false, true, false), Status::Exited(lost)),
             // The record is written before the lock is released: over is over.
             ((false, true, true, true), Status::Exited(exit())),
             ((true, true, true, true), Status::Exited(exit())),
             ((false, false, true, true), Status::Exited(exit())),
         ];
-        for ((making, monitored, started, exited), status) in table {
+        for ((alive, monitored, started, exited), status) in table {
             let facts = Facts {
-                making,
+                alive,
                 monitored,
                 started,
                 exit: exited.then(exit),

@@ -226,3 +226,27 @@ fn only_the_monitors_own_child_is_killed() {
     drop(lock);
     container.wait_over().unwrap();
 }
+
+#[test]
+fn what_a_killed_maker_left_is_removed_and_a_container_in_the_making_is_not() {
+    let store = Store::new();
+    let _making = store.make("ab", "web");
+    std::fs::create_dir(store.temp.path().join("containers").join("cd".repeat(32))).unwrap();
+    let guard = store.containers.guard().unwrap();
+    store.containers.remove_unfinished(&guard).unwrap();
+    assert_eq!(store.names(), ["ab".repeat(32)]);
+}
+
+/// The monitor gets the locked directory itself, so there is no moment at which a container that is about to run looks abandoned.
+#[test]
+fn a_container_is_not_abandoned_between_its_engine_and_its_monitor() {
+    let store = Store::new();
+    let making = store.make("ab", "web");
+    let status_dir = making.status_dir().try_clone_to_owned().unwrap();
+    // Killed here.
+    let container = making.done();
+    assert_eq!(container.status().unwrap(), Status::Created);
+    assert!(store.containers.forsaken().unwrap().is_empty());
+    drop(status_dir);
+    assert_eq!(container.status().unwrap(), Status::Abandoned);
+}

@@ -91,138 +91,79 @@ impl Engine {
         let signals = Signals::block()?;
         self.sweep()?;
         let image = self.image(&request.image)?;
-        let Made {
-            making,
-            new_volumes,
-        } = self.make(request, &image)?;
-        let (mounted, running) = match self.start(&making.container, &image, &signals) {
+        let made = self.make(request, &image)?;
+        let (mounted, running) = match self.start(&made.making, &image, &signals) {
             Ok(Start::Running(started)) => started,
             Ok(Start::Interrupted(signal)) => {
-                self.discard(making, &new_volumes)?;
+                self.discard(made)?;
                 return Ok(SIGNALLED.saturating_add(signal));
             }
-            Err(error) => {
-                return Err(match self.discard(making, &new_volumes) {
-                    Ok(()) => error,
-                    Err(second) => error.context(format!("{second}; before that")),
-                });
-            }
+            Err(error) => return Err(self.undo(made, error)),
         };
-        let container = making.done();
+        let container = made.making.done();
         self.accompany(&container, mounted, running, &signals)
     }
 
-    /// Gives the container its name, its volumes and its directory.
+    /// Gives the container its name, its directory and its volumes, in this order: who finds half of it knows what belongs to it.
     fn make(&self, request: &Request, image: &Image) -> Result<Made> {
         let id = names::new_id()?;
         let guard = self.containers.guard()?;
         let others = self.containers.list()?;
         let name = choose_name(request.name.as_deref(), &others)?;
         let process = Process::merge(&image.defaults, &request.overrides, names::short(&id))?;
+        let mounts = mounts(request, &image.volumes)?;
+        let config = Config {
+            version: VERSION,
+            name,
+            created: Timestamp::now(),
+            image: request.image.clone(),
+            image_id: image.id,
+            layers: image.layers.clone(),
+            blobs: image.blobs.clone(),
+            process,
+            hostname: names::short(&id).to_owned(),
+            tty: request.tty,
+            open_stdin: request.open_stdin,
+            memory: request.memory,
+            auto_remove: request.auto_remove,
+            mounts,
+            id,
+        };
         let mut new_volumes = Vec::new();
-        let made = self
-            .mounts(request, &image.volumes, &mut new_volumes)
-            .and_then(|mounts| {
-                let config = Config {
-                    version: VERSION,
-                    name,
-                    created: Timestamp::now(),
-                    image: request.image.clone(),
-                    image_id: image.id,
-                    layers: image.layers.clone(),
-                    blobs: image.blobs.clone(),
-                    process,
-                    hostname: names::short(&id).to_owned(),
-                    tty: request.tty,
-                    open_stdin: request.open_stdin,
-                    memory: request.memory,
-                    auto_remove: request.auto_remove,
-                    mounts,
-                    id,
-                };
-                self.containers.create(&guard, config)
-            });
-        match made {
-            Ok(making) => Ok(Made {
-                making,
-                new_volumes,
-            }),
-            Err(error) => {
-                self.remove_volumes(&new_volumes)?;
-                Err(error)
-            }
+        let making = self.containers.create(&guard, config)?;
+        let volumes = self.make_volumes(&making.container.config, &mut new_volumes);
+        drop(guard);
+        let made = Made {
+            making,
+            new_volumes,
+        };
+        match volumes {
+            Ok(()) => Ok(made),
+            Err(error) => Err(self.undo(made, error)),
         }
     }
 
-    /// The container's mounts, a parent before what is below it; volumes that aren't there are made and noted in `new`.
-    fn mounts(
-        &self,
-        request: &Request,
-        of_image: &[String],
-        new: &mut Vec<VolumeName>,
-    ) -> Result<Vec<Mount>> {
-        let mut specs = request.volumes.clone();
-        for destination in of_image {
-            let spec = VolumeSpec::of_image(destination).map_err(Error::invalid)?;
-            if specs
-                .iter()
-                .all(|other| other.destination != spec.destination)
-            {
-                specs.push(spec);
-            }
-        }
-        let mut mounts: Vec<Mount> = Vec::new();
-        for spec in specs {
-            if mounts
-                .iter()
-                .any(|mount| mount.destination == spec.destination)
-            {
-                return Err(Error::invalid(format!(
-                    "Duplicate mount point: {}",
-                    spec.destination
-                )));
-            }
-            let (name, anonymous) = match spec.source {
-                Source::Host(path) => {
-                    mounts.push(Mount {
-                        source: MountSource::Bind(path),
-                        destination: spec.destination,
-                        read_only: spec.read_only,
-                    });
-                    continue;
-                }
-                Source::Named(name) => (name, false),
-                Source::Anonymous => (
-                    VolumeName::parse(&names::new_id()?).map_err(Error::invalid)?,
-                    true,
-                ),
-            };
+    /// Makes those volumes of the container that aren't there, and notes them in `new`.
+    fn make_volumes(&self, config: &Config, new: &mut Vec<VolumeName>) -> Result<()> {
+        for name in config.volumes() {
+            let name = VolumeName::parse(name).map_err(Error::invalid)?;
             if !self.volumes.has(&name)? {
+                let anonymous = config.anonymous_volumes().any(|own| own == name.as_str());
                 new.push(name.clone());
                 self.volumes.create(&name, anonymous)?;
             }
-            let source = MountSource::Volume {
-                name: name.to_string(),
-                anonymous,
-                no_copy: spec.no_copy,
-            };
-            mounts.push(Mount {
-                source,
-                destination: spec.destination,
-                read_only: spec.read_only,
-            });
         }
-        mounts.sort_by_key(|mount| mount.destination.split('/').count());
-        Ok(mounts)
+        Ok(())
     }
 
     /// Mounts and launches. On any other way out the mount is gone again, so that the upper is free to be removed.
     fn start(
         &self,
-        container: &Container,
+        making: &Making,
         image: &Image,
         signals: &Signals,
     ) -> Result<Start<(Mounted, Running)>> {
+        let container = &making.container;
         let config = &container.config;
         let short = names::short(&config.id);
         let (upper, work) = container.upper()?;
@@ -236,7 +177,7 @@ impl Engine {
             upper,
         };
         let mounted = mount::mount(&self.store, &request)?;
-        match self.launch(container, mounted.root.as_fd(), signals) {
+        match self.launch(making, mounted.root.as_fd(), signals) {
             Ok(Start::Running(running)) => Ok(Start::Running((mounted, running))),
             Ok(Start::Interrupted(signal)) => {
                 mounted.discard(&self.store)?;
@@ -252,11 +193,11 @@ impl Engine {
     /// Fills new volumes, starts the monitor and waits until the program runs.
     fn launch(
         &self,
-        container: &Container,
+        making: &Making,
         root: BorrowedFd<'_>,
         signals: &Signals,
     ) -> Result<Start<Running>> {
-        let config = &container.config;
+        let config = &making.container.config;
         let volumes = config
             .mounts
             .iter()
@@ -276,7 +217,7 @@ impl Engine {
             runtime: &runtime,
             plan: &plan,
             rootfs: root,
-            status: container.dir(),
+            status: making.status_dir(),
             stdio: stdio.as_ref().map(|stdio| {
                 [
                     stdio.stdin.as_fd(),
@@ -352,25 +293,28 @@ impl Engine {
         })
     }
 
-    /// Removes a container that didn't come to be, and the volumes made for it that nobody else has taken up meanwhile.
-    fn discard(&self, making: Making, new_volumes: &[VolumeName]) -> Result<()> {
-        let container = making.done();
-        container.kill()?;
-        self.remove_container(&container, true)?;
-        let _guard = self.containers.guard()?;
-        let mut unused = Vec::new();
-        for name in new_volumes {
-            if self.users_of_volume(name.as_str())?.is_empty() {
-                unused.push(name.clone());
-            }
+    /// Removes what was made before an error. The error is the one to tell.
+    fn undo(&self, made: Made, error: Error) -> Error {
+        match self.discard(made) {
+            Ok(()) => error,
+            Err(second) => error.context(format!("{second}; before that")),
         }
-        self.remove_volumes(&unused)
     }
 
-    fn remove_volumes(&self, names: &[VolumeName]) -> Result<()> {
-        names
-            .iter()
-            .try_for_each(|name| self.volumes.remove(name.as_str()).map(drop))
+    /// Removes a container that didn't come to be, and the volumes made for it that nobody else has taken up meanwhile.
+    fn discard(&self, made: Made) -> Result<()> {
+        let container = made.making.done();
+        container.kill()?;
+        self.remove_container(&container, true)?;
+        {
+            let _guard = self.containers.guard()?;
+            for name in &made.new_volumes {
+                if self.users_of_volume(name.as_str())?.is_empty() {
+                    self.volumes.remove(name.as_str())?;
+                }
+            }
+        }
+        self.volumes.purge()
     }
 }
 
@@ -379,6 +323,53 @@ fn check(request: &Request) -> Result<()> {
         return Err(Error::invalid("Minimum memory limit allowed is 6MB"));
     }
     super::host::require_mounts("run")
+}
+
+/// The container's mounts, a parent before what is below it.
+fn mounts(request: &Request, of_image: &[String]) -> Result<Vec<Mount>> {
+    let mut specs = request.volumes.clone();
+    for destination in of_image {
+        let spec = VolumeSpec::of_image(destination).map_err(Error::invalid)?;
+        if specs
+            .iter()
+            .all(|other| other.destination != spec.destination)
+        {
+            specs.push(spec);
+        }
+    }
+    let mut mounts: Vec<Mount> = Vec::new();
+    for spec in specs {
+        if mounts
+            .iter()
+            .any(|mount| mount.destination == spec.destination)
+        {
+            return Err(Error::invalid(format!(
+                "Duplicate mount point: {}",
+                spec.destination
+            )));
+        }
+        let no_copy = spec.no_copy;
+        let source = match spec.source {
+            Source::Host(path) => MountSource::Bind(path),
+            Source::Named(name) => MountSource::Volume {
+                name: name.to_string(),
+                anonymous: false,
+                no_copy,
+            },
+            Source::Anonymous => MountSource::Volume {
+                name: names::new_id()?,
+                anonymous: true,
+                no_copy,
+            },
+        };
+        mounts.push(Mount {
+            source,
+            destination: spec.destination,
+            read_only: spec.read_only,
+        });
+    }
+    mounts.sort_by_key(|mount| mount.destination.split('/').count());
+    Ok(mounts)
 }
 
 fn choose_name(wanted: Option<&str>, others: &[Container]) -> Result<String> {
