@@ -1,12 +1,15 @@
 //! What version 2 asks for before a cgroup has a controller (admin-guide/cgroup-v2.rst).
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{Access, CWD, accessat};
 use rustix::io::Errno;
 
 use super::{CgroupError, directory, io_error, make_parents};
+
+/// Where the processes of a cgroup go that gets children with controllers.
+const LEAF: &str = "cowl-leaf";
 
 /// Where below a version 2 mount our cgroups begin: at its root, or, where that isn't ours to write, at our own cgroup, which a service
 /// manager may have delegated to us.
@@ -32,10 +35,20 @@ fn writable(path: &Path) -> bool {
     .is_ok()
 }
 
-/// The version 2 line of /proc/self/cgroup, without its leading slash; none if it is outside of our cgroup namespace.
+/// The version 2 line of /proc/self/cgroup, without its leading slash; none if it is outside of our cgroup namespace. The leaf that we were
+/// moved to by an earlier container ([`empty_into_leaf`]) is not where the next one's begins.
 fn own_cgroup(text: &str) -> Option<PathBuf> {
     let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    (!path.split('/').any(|name| name == "..")).then(|| PathBuf::from(path))
+    let path = Path::new(path);
+    let path = if path.ends_with(LEAF) {
+        path.parent()?
+    } else {
+        path
+    };
+    let plain = path
+        .components()
+        .all(|name| matches!(name, Component::Normal(_)));
+    plain.then(|| path.to_owned())
 }
 
 /// Makes the controller available to the cgroup at `relative`, from the base down.
@@ -61,7 +74,7 @@ pub(super) fn enable(base: &Path, relative: &Path, controller: &str) -> Result<(
 /// Moves the processes of a cgroup into a child of it: but for the root of all, a cgroup that distributes controllers to its children may
 /// have no process itself ("No Internal Process Constraint"). Happens inside a container or a delegated unit.
 fn empty_into_leaf(level: &Path) -> Result<(), CgroupError> {
-    let leaf = level.join("cowl-leaf");
+    let leaf = level.join(LEAF);
     match std::fs::create_dir(&leaf) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
             return Err(io_error("make", &leaf, error));
@@ -88,6 +101,7 @@ mod tests {
         let hybrid = "4:memory:/a\n1:name=systemd:/b\n0::/user.slice/x.scope\n";
         assert_eq!(own_cgroup(hybrid), Some("user.slice/x.scope".into()));
         assert_eq!(own_cgroup("0::/\n"), Some("".into()));
+        assert_eq!(own_cgroup("0::/a/b/cowl-leaf\n"), Some("a/b".into()));
         assert_eq!(own_cgroup("0::/../outside\n"), None);
         assert_eq!(own_cgroup("4:memory:/a\n"), None);
     }
