@@ -41,6 +41,7 @@ fn become_program(arena: &mut Arena, report: BorrowedFd<'_>) -> Result<Failure, 
     rustix::system::sethostname(&arena.hostname).at(Step::HostName)?;
     crate::sys::net::loopback_up().at(Step::Loopback)?;
     setsid().at(Step::Session)?;
+    crate::sys::keyring::join_new_session().at(Step::Keyring)?;
     let user = find_user(arena)?;
     stdio(arena, terminal.as_ref(), user.uid).at(Step::Stdio)?;
     // The image's mode bits decide who may write what is made from here on.

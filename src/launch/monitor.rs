@@ -181,6 +181,8 @@ struct Ended {
     pid: Pid,
     exited: Exited,
     started_at: Moment,
+    /// What could not be cleaned up, or read; empty if all was.
+    error: String,
 }
 
 impl Ended {
@@ -192,7 +194,7 @@ impl Ended {
             oom_killed: self.exited.oom_killed,
             started_at: Some(self.started_at),
             finished_at: Moment::now(),
-            error: String::new(),
+            error: self.error.clone(),
         }
     }
 }
@@ -312,22 +314,33 @@ impl Container {
             .as_ref()
             .and_then(rustix::process::WaitIdStatus::exit_status)
             .and_then(|code| u8::try_from(code & 0xff).ok());
-        let oom_killed = self
-            .cgroups
-            .oom_killed()
-            .map_err(|error| io_failed("read the container's memory events", &error))?;
-        self.cgroups
-            .remove()
-            .map_err(|error| io_failed("remove the container's cgroups", &error))?;
-        let exit_code = signal.map_or(code.unwrap_or(ENGINE_ERROR), |signal| 128 | signal);
+        // How the program ended is known; what goes wrong from here on goes into the record beside it.
+        let counted = self.cgroups.oom_killed();
+        let removed = self.cgroups.remove();
+        let mut error = String::new();
+        for (what, result) in [
+            ("read the container's memory events", counted.as_ref().err()),
+            ("remove the container's cgroups", removed.as_ref().err()),
+        ] {
+            if let Some(reason) = result {
+                error.extend([
+                    if error.is_empty() { "" } else { "; " },
+                    what,
+                    ": ",
+                    &reason.to_string(),
+                ]);
+            }
+        }
+        let exited = Exited {
+            exit_code: signal.map_or(code.unwrap_or(ENGINE_ERROR), |signal| 128 | signal),
+            signal,
+            oom_killed: counted.unwrap_or(false),
+        };
         Ok(Ended {
             pid: self.pid,
-            exited: Exited {
-                exit_code,
-                signal,
-                oom_killed,
-            },
+            exited,
             started_at: self.started_at,
+            error,
         })
     }
 
@@ -383,19 +396,17 @@ impl Container {
                 .map(|()| Client::There),
             Ok(Request::Resize(size)) => self.resize(size).map(|()| Client::There),
             Err(WireError::Socket(Errno::AGAIN | Errno::INTR)) => Ok(Client::There),
-            // Closed, or speaking another language: either way there is nobody to listen to.
-            Err(_) => Ok(Client::Gone),
+            Err(WireError::Closed | WireError::Socket(_)) => Ok(Client::Gone),
+            // A request of a later version than ours can't be served, and is no reason to stop listening.
+            Err(_) => Ok(Client::There),
         }
     }
 
     fn signal(&self, number: i32) -> Result<(), Errno> {
-        // A number that is no signal is the client's mistake, and no reason to end a container.
-        let Some(signal) = Signal::from_named_raw(number) else {
-            return Ok(());
-        };
-        match pidfd_send_signal(&self.pidfd, signal) {
-            Err(Errno::SRCH) => Ok(()),
-            other => other,
+        match crate::sys::signal::send(self.pidfd.as_fd(), number) {
+            // A process that has ended needs none; a number that is no signal is the client's mistake, and no reason to end a container.
+            Ok(()) | Err(Errno::SRCH | Errno::INVAL) => Ok(()),
+            Err(errno) => Err(errno),
         }
     }
 

@@ -4,7 +4,8 @@
 //!   `{"monitor":12,"pid":13,"started_at":"..."}`: two process ids in the monitor's pid namespace, `pid` 0 until the program is started.
 //! * `exit.json`: written once, whole or not at all, when the program has ended or could not be started:
 //!   `{"pid":13,"exit_code":137,"signal":9,"oom_killed":true,"started_at":"2026-11-25T01:02:03.000000004Z","finished_at":"...","error":""}`.
-//!   `signal` is null where none ended it; `pid` is 0, `started_at` empty and `error` a sentence where nothing was started.
+//!   `signal` is null where none ended it; `pid` is 0 and `started_at` empty where nothing was started. `error` is a sentence there, and also
+//!   where something could not be cleaned up after the end; else it is empty.
 //!
 //! So: lock held = running; lock free and `exit.json` there = ended; lock free and none = the monitor was killed, and the container with
 //! it. The record is not flushed: a power cut ends the container anyway, and
@@ -87,7 +88,7 @@ pub struct ExitRecord {
     pub started_at: Option<Moment>,
     /// When it ended or failed.
     pub finished_at: Moment,
-    /// Empty where the program was started.
+    /// Why the program was not started, or what could not be cleaned up after it; else empty.
     pub error: String,
 }
 

@@ -70,6 +70,7 @@ steps! {
     Descriptors = 36: "mark descriptors close-on-exec",
     Home = 37: "set HOME",
     Exec = 38: "exec",
+    Keyring = 40: "make a session keyring",
 }
 
 /// A step that failed.

@@ -1,5 +1,7 @@
 //! Signal dispositions between clone and exec.
 
+use std::os::fd::{AsRawFd as _, BorrowedFd};
+
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitIdOptions};
 
@@ -49,4 +51,20 @@ pub(crate) fn ended_child(options: WaitIdOptions) -> Result<Option<Pid>, Errno> 
         // SAFETY: waitid has filled in the fields of a SIGCHLD, or left the zeros that say that no child has ended.
         Ok(_) => Ok(Pid::from_raw(unsafe { information.si_pid() })),
     }
+}
+
+/// Sends a signal by number, real-time ones included, which rustix's `pidfd_send_signal` can't name.
+pub(crate) fn send(pidfd: BorrowedFd<'_>, number: i32) -> Result<(), Errno> {
+    let information = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: without a siginfo_t the kernel reads no memory of ours.
+    let returned = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            number,
+            information,
+            0,
+        )
+    };
+    super::checked(returned).map(drop)
 }

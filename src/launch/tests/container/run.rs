@@ -309,6 +309,14 @@ fn signals_reach_the_program_and_are_told() {
     let outcome = fixture.finish(running);
     assert_eq!((outcome.exited.exit_code, outcome.exited.signal), (9, None));
 
+    // Real-time signals have no names; a number that is no signal is passed over.
+    let script = "trap 'exit 8' 40; touch /ready40; while :; do sleep 0.01; done";
+    let running = fixture.start(&fixture.sh(script)).unwrap();
+    wait_for(&fixture.path("ready40"));
+    running.monitor.signal(99).unwrap();
+    running.monitor.signal(40).unwrap();
+    assert_eq!(fixture.finish(running).exited.exit_code, 8);
+
     let running = fixture.start(&fixture.plan(&["sleep", "1000"])).unwrap();
     running.monitor.signal(9).unwrap();
     let outcome = fixture.finish(running);
