@@ -7,7 +7,7 @@ use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use cowl_core::tree::{FileType, Rdev};
 use rustix::fs::{AtFlags, CWD, FileType as HostType, Mode, RenameFlags};
@@ -210,10 +210,8 @@ fn run_killed(fixture: &Fixture, call: &str, n: usize) -> bool {
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", "overlay::tests::killed::the_one_that_is_killed"])
         .arg("--test-threads=1")
-        .env(BASE, fixture.base.path())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    let ended = super::start(&mut command).wait().unwrap();
+        .env(BASE, fixture.base.path());
+    let ended = super::run(&mut command).status;
     assert!(
         ended.success() || ended.signal() == Some(9),
         "{n}: {ended:?}"

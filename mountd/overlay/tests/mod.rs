@@ -12,7 +12,7 @@ mod seen;
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Output};
 
 use cowl_core::digest::{DiffId, ObjectId, Sha256Digest};
 use cowl_core::tree::{Kind, LayerBuilder, Meta, Rdev, Timestamp, Tree};
@@ -104,13 +104,14 @@ impl Fixture {
     }
 }
 
-/// A process that is being started holds what this one has open, locks too, until it becomes another program.
+/// A process that is being started has the files of this one open, and so holds its locks, until some time after it became another
+/// program.
 static STARTING: RwLock<()> = RwLock::new(());
 
-/// Starts a program while no upper is being opened.
-pub(super) fn start(command: &mut Command) -> Child {
+/// Runs a program to its end while no upper is being opened.
+pub(super) fn run(command: &mut Command) -> Output {
     let _alone = STARTING.write();
-    command.spawn().unwrap()
+    command.output().unwrap()
 }
 
 /// An overlay over a fixture's directories.
@@ -120,7 +121,7 @@ pub(super) fn open_at(
     profile: Profile,
     writable: bool,
 ) -> Result<Overlay, OverlayError> {
-    let _no_start = STARTING.read();
+    let _none_starts = STARTING.read();
     let dir = |name: &str| OwnedFd::from(File::open(base.join(name)).unwrap());
     Overlay::new(Config {
         tree: Tree::from_bytes(tree.to_vec()).unwrap(),
@@ -298,9 +299,8 @@ fn the_same_without_privilege() {
     command
         .args(["--user", "--map-root-user"])
         .arg(std::env::current_exe().unwrap())
-        .args(["overlay::", "--skip", "killed"])
-        .stdout(Stdio::piped());
-    let output = start(&mut command).wait_with_output().unwrap();
+        .args(["overlay::", "--skip", "killed"]);
+    let output = run(&mut command);
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{text}");
 }
