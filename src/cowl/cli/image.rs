@@ -3,7 +3,7 @@
 use super::args::{Check, History, Images, Import, Load, Rmi};
 use super::table::{Table, ellipsis, printable};
 use super::units::{human_duration, human_size};
-use super::{FAILURE, Stdout, each};
+use super::{FAILURE, Stdout, complain, each};
 use crate::engine::container::state::Status;
 use crate::engine::error::{Context, Error, Result};
 use crate::engine::image::{Listed, Removed, Step, short_id};
@@ -61,6 +61,14 @@ pub(super) fn images(engine: &Engine, args: &Images, out: &mut Stdout) -> Result
                 }
             })
         });
+    }
+    for image in &listed {
+        if let Some(damage) = &image.damage {
+            complain(&format!(
+                "warning: image {}: {damage}; load it again",
+                short_id(image.id)
+            ));
+        }
     }
     let now = Timestamp::now();
     if args.quiet {
@@ -163,13 +171,15 @@ pub(super) fn history(engine: &Engine, args: &History, out: &mut Stdout) -> Resu
 
 pub(super) fn rmi(engine: &Engine, args: &Rmi, out: &mut Stdout) -> u8 {
     each(&args.images, |name| {
-        for removed in engine.remove_image(name, args.force)? {
+        let mut removed = Vec::new();
+        let done = engine.remove_image(name, args.force, &mut removed);
+        for removed in removed {
             match removed {
                 Removed::Untagged(name) => out.line(&format!("Untagged: {name}"))?,
                 Removed::Deleted(id) => out.line(&format!("Deleted: {id}"))?,
             }
         }
-        Ok(())
+        done
     })
 }
 

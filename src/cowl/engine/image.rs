@@ -30,7 +30,7 @@ pub struct Image {
 }
 
 /// A name of an image, or an image without one.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Listed {
     /// None: `<none>`.
     pub reference: Option<Reference>,
@@ -40,6 +40,8 @@ pub struct Listed {
     pub created: Option<Timestamp>,
     /// Bytes of all files of all layers.
     pub size: u64,
+    /// Why its configuration can't be read. It can still be removed, or loaded again.
+    pub damage: Option<Error>,
 }
 
 /// One step of an image's making.
@@ -111,12 +113,13 @@ impl Engine {
     pub fn images(&self) -> Result<Vec<Listed>> {
         let mut listed = Vec::new();
         for record in self.store.refs()? {
-            let created = self
-                .config(&record)?
-                .created
-                .and_then(|text| text.parse().ok());
+            let (created, damage) = match self.config(&record) {
+                Ok(config) => (config.created.and_then(|text| text.parse().ok()), None),
+                Err(error) => (None, Some(error)),
+            };
             listed.push(Listed {
                 created,
+                damage,
                 size: self.size(&record.layers)?,
                 id: record.image,
                 reference: record.reference,
@@ -194,7 +197,14 @@ impl Engine {
     }
 
     /// Removes a name of an image, or all of it by its id; frees what nothing else uses. Docker's rules for what `force` overrides.
-    pub fn remove_image(&self, needle: &str, force: bool) -> Result<Vec<Removed>> {
+    ///
+    /// What was done is noted in `removed`, also when an error ends it half-way.
+    pub fn remove_image(
+        &self,
+        needle: &str,
+        force: bool,
+        removed: &mut Vec<Removed>,
+    ) -> Result<()> {
         // So that no container comes to use it meanwhile.
         let guard = self.containers.guard()?;
         let Meant { records, by_name } = self.meant(needle)?;
@@ -234,7 +244,6 @@ impl Engine {
             }
             records.clone()
         };
-        let mut removed = Vec::new();
         for record in &doomed {
             self.store.untag(record)?;
             removed.extend(
@@ -253,7 +262,7 @@ impl Engine {
                 removed.push(Removed::Deleted(id));
             }
         }
-        Ok(removed)
+        Ok(())
     }
 
     fn meant(&self, needle: &str) -> Result<Meant> {
