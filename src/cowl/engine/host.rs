@@ -71,7 +71,7 @@ fn open_fuse() -> rustix::io::Result<OwnedFd> {
 pub fn require_mounts(command: &str) -> Result<()> {
     if !rustix::process::geteuid().is_root() {
         return Err(Error::failed(format!(
-            "cowl {command} has to mount, which user {} may not; run it as root, or in a user namespace of your own: unshare -Urm cowl {command} ...",
+            "cowl {command} has to mount, which user {} may not; run it as root, or in a shell with a user namespace of its own: unshare -Urm",
             rustix::process::geteuid().as_raw()
         )));
     }

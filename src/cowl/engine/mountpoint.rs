@@ -103,6 +103,9 @@ pub(super) fn detach(path: &Path) -> Result<String> {
             "umount {shown}: it is in use; close what is open in it and leave it (fuser -vm {shown} names who)"
         ))),
         Err(Errno::INVAL) => Err(absent()),
+        Err(Errno::PERM) => Err(Error::failed(format!(
+            "umount {shown}: no privilege; do it as who mounted it: root, or in the same user namespace"
+        ))),
         Err(errno) => Err(Error::from(errno).context(format!("umount {shown}"))),
     }
 }
