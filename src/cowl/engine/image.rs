@@ -9,6 +9,7 @@ use cowl_core::digest::{DiffId, ImageId, Sha256Digest};
 use cowl_core::image::{self, ImageConfig, Loaded};
 use cowl_core::store::{RefRecord, Reference};
 use jiff::Timestamp;
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::Path;
 
@@ -287,21 +288,18 @@ impl Engine {
             && digits
                 .bytes()
                 .all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'));
-        let mut ids: Vec<ImageId> = all
+        let ids: BTreeSet<ImageId> = all
             .iter()
             .map(|record| record.image)
             .filter(|id| is_id && id.0.hex().starts_with(digits))
             .collect();
-        ids.dedup();
-        ids.sort();
-        ids.dedup();
-        match ids.as_slice() {
-            [] => Err(missing(needle)),
-            [id] => Ok(Meant {
+        match (ids.first(), ids.len()) {
+            (Some(id), 1) => Ok(Meant {
                 records: of(*id),
                 by_name: None,
             }),
-            _ => Err(Error::invalid(format!(
+            (None, _) => Err(missing(needle)),
+            (Some(_), _) => Err(Error::invalid(format!(
                 "image {needle}: several images have ids that begin so; give more of it (cowl images --no-trunc)"
             ))),
         }

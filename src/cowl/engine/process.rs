@@ -51,8 +51,6 @@ pub enum EnvChange {
 pub struct Process {
     /// Program and arguments; never empty.
     pub argv: Vec<String>,
-    /// How many leading elements of `argv` are the entrypoint.
-    pub entrypoint_len: usize,
     /// `NAME=VALUE` each, no name twice.
     pub env: Vec<String>,
     /// Absolute.
@@ -93,7 +91,6 @@ impl Process {
             Some(program) => (vec![program.to_owned()], &[][..]),
             None => (image.entrypoint.clone(), image.cmd.as_slice()),
         };
-        let entrypoint_len = entrypoint.len();
         let arguments = if given.command.is_empty() {
             image_cmd
         } else {
@@ -113,7 +110,6 @@ impl Process {
         }
         Ok(Self {
             argv,
-            entrypoint_len,
             env: environment(image, given, hostname),
             cwd: working_directory(image, given)?,
             user: given.user.clone().unwrap_or_else(|| image.user.clone()),

@@ -56,12 +56,12 @@ impl Signals {
         else {
             return Ok(None);
         };
-        let winch = u32::try_from(Signal::SIGWINCH as i32);
-        Ok(match u8::try_from(info.ssi_signo) {
-            Ok(_) if Ok(info.ssi_signo) == winch => Some(Event::Resized),
-            Ok(number) => Some(Event::Forward(number)),
-            Err(_range) => None,
-        })
+        let number = u8::try_from(info.ssi_signo).unwrap_or(0);
+        Ok(Some(if is(number, Signal::SIGWINCH) {
+            Event::Resized
+        } else {
+            Event::Forward(number)
+        }))
     }
 
     /// A signal that has arrived and ends what is being done, if any; others are dropped: there is nobody yet to pass them to.
@@ -91,8 +91,12 @@ pub(super) fn ends(number: u8) -> bool {
         Signal::SIGHUP,
         Signal::SIGQUIT,
     ]
-    .iter()
-    .any(|signal| i32::from(number) == *signal as i32)
+    .into_iter()
+    .any(|signal| is(number, signal))
+}
+
+fn is(number: u8, signal: Signal) -> bool {
+    i32::from(number) == signal as i32
 }
 
 /// Whether the kernel would drop the signal because `init` is the first process of its namespace and has no handler for it (pid_namespaces(7)).

@@ -255,11 +255,6 @@ impl Containers {
 }
 
 impl Container {
-    /// Its directory.
-    pub fn dir(&self) -> BorrowedFd<'_> {
-        self.dir.as_fd()
-    }
-
     /// What it is doing now.
     pub fn status(&self) -> Result<Status> {
         let alive = files::is_locked(&self.dir, ALIVE)?;

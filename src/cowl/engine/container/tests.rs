@@ -39,7 +39,6 @@ impl Store {
 fn config(id: &str, name: &str) -> Config {
     let process = Process {
         argv: vec!["true".into()],
-        entrypoint_len: 0,
         env: vec![],
         cwd: "/".into(),
         user: String::new(),
