@@ -8,8 +8,11 @@ use std::path::{Path, PathBuf};
 
 use cowl_launch::client::{Launch, Monitor, StartError};
 use cowl_launch::plan::{Event, Exited, Failed, Plan, VolumeMount};
-use rustix::fs::CWD;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{CWD, Timespec};
+use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 /// Names another `cowl-runtime` than the one just built, to test it on another machine.
 pub(crate) const RUNTIME: &str = "COWL_RUNTIME";
@@ -115,26 +118,8 @@ impl Fixture {
     }
 
     pub(crate) fn start(&self, plan: &Plan) -> Result<Running, StartError> {
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        let rootfs = open_tree(CWD, self.path(""), flags).unwrap();
-        let status = self.status();
         let output = tempfile::tempfile().unwrap();
-        let null = File::open("/dev/null").unwrap();
-        let volumes: Vec<_> = self.volumes.iter().map(OwnedFd::as_fd).collect();
-        let runtime = std::env::var_os(RUNTIME)
-            .map_or_else(|| env!("CARGO_BIN_EXE_cowl-runtime").into(), PathBuf::from);
-        let launch = Launch {
-            runtime: &runtime,
-            plan,
-            rootfs: rootfs.as_fd(),
-            status: status.as_fd(),
-            stdio: plan
-                .terminal
-                .is_none()
-                .then(|| [null.as_fd(), output.as_fd(), output.as_fd()]),
-            volumes: &volumes,
-        };
-        let monitor = launch.spawn().unwrap();
+        let monitor = self.spawn(plan, &output);
         match monitor.wait_started() {
             Ok((started, terminal)) => Ok(Running {
                 monitor,
@@ -147,6 +132,45 @@ impl Fixture {
                 Err(error)
             }
         }
+    }
+
+    /// A monitor that may still be at anything.
+    pub(crate) fn spawn(&self, plan: &Plan, output: &File) -> Monitor {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let rootfs = open_tree(CWD, self.path(""), flags).unwrap();
+        let status = self.status();
+        let null = File::open("/dev/null").unwrap();
+        let volumes: Vec<_> = self.volumes.iter().map(OwnedFd::as_fd).collect();
+        let runtime = std::env::var_os(RUNTIME)
+            .map_or_else(|| env!("CARGO_BIN_EXE_cowl-runtime").into(), PathBuf::from);
+        let stdio = [null.as_fd(), output.as_fd(), output.as_fd()];
+        let launch = Launch {
+            runtime: &runtime,
+            plan,
+            rootfs: rootfs.as_fd(),
+            status: status.as_fd(),
+            stdio: plan.terminal.is_none().then_some(stdio),
+            volumes: &volumes,
+        };
+        launch.spawn().unwrap()
+    }
+
+    /// All that is in the container's cgroups now.
+    pub(crate) fn processes(&self) -> Vec<OwnedFd> {
+        let mut processes = Vec::new();
+        for cgroup in self.cgroups() {
+            let text = std::fs::read_to_string(cgroup.join("cgroup.procs")).unwrap();
+            for pid in text
+                .lines()
+                .map(|line| Pid::from_raw(line.parse().unwrap()).unwrap())
+            {
+                match pidfd_open(pid, PidfdFlags::empty()) {
+                    Err(Errno::SRCH) => {}
+                    other => processes.push(other.unwrap()),
+                }
+            }
+        }
+        processes
     }
 
     pub(crate) fn run(&self, plan: &Plan) -> Outcome {
@@ -209,5 +233,43 @@ impl Fixture {
 
     pub(crate) fn assert_no_cgroups(&self) {
         assert_eq!(self.cgroups(), Vec::<PathBuf>::new());
+    }
+}
+
+pub(crate) fn pidfd(pid: u32) -> OwnedFd {
+    let pid = Pid::from_raw(pid.cast_signed()).unwrap();
+    pidfd_open(pid, PidfdFlags::empty()).unwrap()
+}
+
+pub(crate) fn wait_for_end(pidfd: &OwnedFd) {
+    let mut ready = [PollFd::new(pidfd, PollFlags::IN)];
+    let patience = Timespec {
+        tv_sec: 20,
+        tv_nsec: 0,
+    };
+    assert_eq!(
+        poll(&mut ready, Some(&patience)).unwrap(),
+        1,
+        "still running"
+    );
+}
+
+pub(crate) fn wait_for(path: &Path) {
+    use rustix::fs::inotify;
+    let watch = inotify::init(inotify::CreateFlags::CLOEXEC).unwrap();
+    inotify::add_watch(&watch, path.parent().unwrap(), inotify::WatchFlags::CREATE).unwrap();
+    let mut ready = [PollFd::new(&watch, PollFlags::IN)];
+    let patience = Timespec {
+        tv_sec: 20,
+        tv_nsec: 0,
+    };
+    while !path.try_exists().unwrap() {
+        assert_eq!(
+            poll(&mut ready, Some(&patience)).unwrap(),
+            1,
+            "{} does not appear",
+            path.display()
+        );
+        rustix::io::read(&watch, &mut [0; 4096][..]).unwrap();
     }
 }

@@ -11,5 +11,6 @@
 
 mod harness;
 mod hosts;
+mod life;
 mod limits;
 mod run;

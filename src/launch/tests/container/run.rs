@@ -5,7 +5,7 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::symlink;
 
 use crate::harness::Fixture;
-use cowl_launch::plan::{Event, WindowSize};
+use cowl_launch::plan::WindowSize;
 use cowl_launch::status::is_running;
 
 #[test]
@@ -298,46 +298,6 @@ fn the_network_is_loopback_alone() {
 }
 
 #[test]
-fn signals_reach_the_program_and_are_told() {
-    let fixture = Fixture::new("signals");
-    let running = fixture
-        .start(&fixture.sh("trap 'exit 9' TERM; touch /ready; while :; do sleep 0.01; done"))
-        .unwrap();
-    wait_for(&fixture.path("ready"));
-    assert!(is_running(fixture.status().as_fd()).unwrap());
-    running.monitor.signal(15).unwrap();
-    let outcome = fixture.finish(running);
-    assert_eq!((outcome.exited.exit_code, outcome.exited.signal), (9, None));
-
-    // Real-time signals have no names; a number that is no signal is passed over.
-    let script = "trap 'exit 8' 40; touch /ready40; while :; do sleep 0.01; done";
-    let running = fixture.start(&fixture.sh(script)).unwrap();
-    wait_for(&fixture.path("ready40"));
-    running.monitor.signal(99).unwrap();
-    running.monitor.signal(40).unwrap();
-    assert_eq!(fixture.finish(running).exited.exit_code, 8);
-
-    let running = fixture.start(&fixture.plan(&["sleep", "1000"])).unwrap();
-    running.monitor.signal(9).unwrap();
-    let outcome = fixture.finish(running);
-    assert_eq!(
-        (
-            outcome.exited.exit_code,
-            outcome.exited.signal,
-            outcome.exited.oom_killed
-        ),
-        (137, Some(9), false)
-    );
-    assert!(
-        outcome
-            .record
-            .contains("\"exit_code\":137,\"signal\":9,\"oom_killed\":false"),
-        "{}",
-        outcome.record
-    );
-}
-
-#[test]
 fn nothing_is_inherited_but_stdio() {
     let fixture = Fixture::new("inherit");
     symlink("busybox", fixture.path("bin/grep")).unwrap();
@@ -386,131 +346,7 @@ fn a_terminal_is_the_containers_own() {
     assert_eq!(fixture.finish(running).exited.exit_code, 4);
 }
 
-#[test]
-fn zombies_of_the_container_go_with_it() {
-    let fixture = Fixture::new("zombies");
-    let running = fixture
-        .start(
-            &fixture.sh("for i in 1 2 3; do (sleep 1000 &) ; done; touch /ready; exec sleep 0.2"),
-        )
-        .unwrap();
-    wait_for(&fixture.path("ready"));
-    let (monitor, init) = (running.monitor.pid(), running.pid);
-    let outcome = fixture.finish(running);
-    assert_eq!(outcome.exited.exit_code, 0);
-    for pid in [monitor, init] {
-        assert!(
-            !std::path::Path::new(&format!("/proc/{pid}"))
-                .try_exists()
-                .unwrap()
-        );
-    }
-}
-
-#[test]
-fn the_container_outlives_its_engine_and_leaves_a_record() {
-    let fixture = Fixture::new("orphan");
-    let running = fixture
-        .start(&fixture.sh("while [ ! -e /go ]; do sleep 0.01; done; exit 3"))
-        .unwrap();
-    let monitor = pidfd(running.monitor.pid());
-    // Closes the control socket, as the engine's death does.
-    drop(running);
-    assert!(is_running(fixture.status().as_fd()).unwrap());
-    std::fs::write(fixture.path("go"), "").unwrap();
-    wait_for_end(&monitor);
-    assert!(
-        fixture.record().contains("\"exit_code\":3,"),
-        "{}",
-        fixture.record()
-    );
-    fixture.assert_no_cgroups();
-}
-
-#[test]
-fn the_container_dies_with_its_monitor() {
-    let fixture = Fixture::new("killed");
-    let running = fixture
-        .start(&fixture.sh("sleep 1000 & touch /ready; sleep 1000"))
-        .unwrap();
-    wait_for(&fixture.path("ready"));
-    let (init, monitor) = (pidfd(running.pid), pidfd(running.monitor.pid()));
-    rustix::process::pidfd_send_signal(&monitor, rustix::process::Signal::KILL).unwrap();
-    wait_for_end(&init);
-    assert!(running.monitor.next_event().is_err());
-    running.monitor.reap().unwrap();
-    assert!(!is_running(fixture.status().as_fd()).unwrap());
-    assert_eq!(fixture.record(), "");
-    // What a killed monitor can't do is left to the engine.
-    let id = &fixture.plan(&[]).id;
-    cowl_launch::cgroup::remove_leftovers("/cowl-test", id).unwrap();
-    fixture.assert_no_cgroups();
-}
-
-#[test]
-fn one_status_directory_has_one_container() {
-    let fixture = Fixture::new("twice");
-    let running = fixture.start(&fixture.plan(&["sleep", "1000"])).unwrap();
-    assert_eq!(
-        fixture
-            .start(&fixture.plan(&["true"]))
-            .err()
-            .unwrap()
-            .to_string(),
-        "the container is running already"
-    );
-    running.monitor.signal(9).unwrap();
-    assert!(matches!(
-        running.monitor.next_event().unwrap(),
-        (Event::Exited(_), None)
-    ));
-}
-
-fn pidfd(pid: u32) -> std::os::fd::OwnedFd {
-    let pid = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
-    rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap()
-}
-
-fn wait_for_end(pidfd: &std::os::fd::OwnedFd) {
-    let mut poll = [rustix::event::PollFd::new(
-        pidfd,
-        rustix::event::PollFlags::IN,
-    )];
-    let patience = rustix::fs::Timespec {
-        tv_sec: 20,
-        tv_nsec: 0,
-    };
-    assert_eq!(
-        rustix::event::poll(&mut poll, Some(&patience)).unwrap(),
-        1,
-        "still running"
-    );
-}
-
 /// Waits for a file to appear, by inotify on its directory.
-fn wait_for(path: &std::path::Path) {
-    use rustix::fs::inotify;
-    let watch = inotify::init(inotify::CreateFlags::CLOEXEC).unwrap();
-    inotify::add_watch(&watch, path.parent().unwrap(), inotify::WatchFlags::CREATE).unwrap();
-    let mut poll = [rustix::event::PollFd::new(
-        &watch,
-        rustix::event::PollFlags::IN,
-    )];
-    let patience = rustix::fs::Timespec {
-        tv_sec: 20,
-        tv_nsec: 0,
-    };
-    while !path.try_exists().unwrap() {
-        assert_eq!(
-            rustix::event::poll(&mut poll, Some(&patience)).unwrap(),
-            1,
-            "{} does not appear",
-            path.display()
-        );
-        rustix::io::read(&watch, &mut [0; 4096][..]).unwrap();
-    }
-}
-
 fn wait_for_size(terminal: &std::fs::File, rows: u16) {
     while rustix::termios::tcgetwinsize(terminal).unwrap().ws_row != rows {
         std::thread::yield_now();
