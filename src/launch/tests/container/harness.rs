@@ -17,6 +17,9 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 /// Names another `cowl-runtime` than the one just built, to test it on another machine.
 pub(crate) const RUNTIME: &str = "COWL_RUNTIME";
 
+/// Of the cgroups of all tests.
+pub(crate) const PARENT: &str = "/cowl-test";
+
 pub(crate) struct Fixture {
     pub(crate) directory: tempfile::TempDir,
     id: String,
@@ -34,6 +37,13 @@ pub(crate) struct Running {
     pub(crate) pid: u32,
     pub(crate) terminal: Option<File>,
     output: File,
+}
+
+impl Drop for Fixture {
+    /// A test that fails leaves no cgroups to the next.
+    fn drop(&mut self) {
+        drop(cowl_launch::cgroup::remove_leftovers(PARENT, &self.id));
+    }
 }
 
 impl Fixture {
@@ -94,7 +104,7 @@ impl Fixture {
                 .map(|argument| argument.as_bytes().to_vec())
                 .collect(),
         );
-        "/cowl-test".clone_into(&mut plan.cgroup_parent);
+        PARENT.clone_into(&mut plan.cgroup_parent);
         plan
     }
 

@@ -8,7 +8,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::Timespec;
 use rustix::process::Signal;
 
-use crate::harness::{Fixture, pidfd, wait_for, wait_for_end};
+use crate::harness::{Fixture, PARENT, pidfd, wait_for, wait_for_end};
 
 #[test]
 fn signals_reach_the_program_and_are_told() {
@@ -107,7 +107,7 @@ fn the_container_dies_with_its_monitor() {
     assert_eq!(fixture.record(), "");
     // What a killed monitor can't do is left to the engine.
     let id = &fixture.plan(&[]).id;
-    cowl_launch::cgroup::remove_leftovers("/cowl-test", id).unwrap();
+    cowl_launch::cgroup::remove_leftovers(PARENT, id).unwrap();
     fixture.assert_no_cgroups();
 }
 
@@ -136,7 +136,7 @@ fn a_monitor_killed_at_any_moment_leaves_nothing_running() {
             rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockShared).unwrap();
         }
         assert!(!is_running(fixture.status().as_fd()).unwrap());
-        cowl_launch::cgroup::remove_leftovers("/cowl-test", &plan.id).unwrap();
+        cowl_launch::cgroup::remove_leftovers(PARENT, &plan.id).unwrap();
         fixture.assert_no_cgroups();
     }
 }
