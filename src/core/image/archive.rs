@@ -12,7 +12,7 @@ use std::path::Path;
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
-use tar_core::parse::{Limits, ParseError, ParseEvent, Parser};
+use tar_core::parse::{Limits, ParseError, ParseEvent, ParsedEntry, Parser};
 
 use super::ImageError;
 use crate::layer::{Compression, decompress};
@@ -286,7 +286,7 @@ fn index(name: &str, file: &File) -> Result<HashMap<Vec<u8>, Member>, ImageError
             Ok(ParseEvent::NeedData { min_bytes })
                 if (min_bytes as u64) > wanted && at + wanted <= length =>
             {
-                wanted = min_bytes as u64
+                wanted = min_bytes as u64;
             }
             // Some writers leave out the end marker, or half of it.
             Ok(ParseEvent::NeedData { .. })
@@ -306,31 +306,8 @@ fn index(name: &str, file: &File) -> Result<HashMap<Vec<u8>, Member>, ImageError
                 wanted = 2 * BLOCK;
             }
             Ok(ParseEvent::Entry { consumed, entry }) => {
-                let start = at + consumed as u64;
-                let path = normal(&entry.path);
-                let link = entry.is_symlink() || entry.is_hard_link();
-                let size = if link || entry.is_dir() {
-                    0
-                } else {
-                    entry.size
-                };
-                let end = start
-                    .checked_add(size.next_multiple_of(BLOCK))
-                    .filter(|_| start + size <= length);
-                let Some(end) = end else {
-                    return Err(cut(format!(
-                        "{} should have {size} bytes",
-                        path.escape_ascii()
-                    )));
-                };
-                let member = match &entry.link_target {
-                    Some(target) if entry.is_symlink() => {
-                        Some(Member::Link(resolve(&path, target)))
-                    }
-                    Some(target) if link => Some(Member::Link(normal(target))),
-                    _ if entry.is_file() => Some(Member::Content { start, size }),
-                    _ => None,
-                };
+                let (path, member, end) =
+                    place(&entry, at + consumed as u64, length).map_err(cut)?;
                 members.extend(member.map(|member| (path, member)));
                 if members.len() > MAX_MEMBERS {
                     return Err(not_a_tar(
@@ -348,6 +325,33 @@ fn index(name: &str, file: &File) -> Result<HashMap<Vec<u8>, Member>, ImageError
             Err(error) => return Err(not_a_tar(name, format!("byte {at}: {error}"))),
         }
     }
+}
+
+/// Name and place of an entry whose content begins at `start`, and where the next header is. Text: why it can't be there.
+fn place(
+    entry: &ParsedEntry<'_>,
+    start: u64,
+    length: u64,
+) -> Result<(Vec<u8>, Option<Member>, u64), String> {
+    let path = normal(&entry.path);
+    let link = entry.is_symlink() || entry.is_hard_link();
+    let size = if link || entry.is_dir() {
+        0
+    } else {
+        entry.size
+    };
+    let padded = size.checked_next_multiple_of(BLOCK);
+    let end = padded
+        .and_then(|padded| start.checked_add(padded))
+        .filter(|_| start + size <= length)
+        .ok_or_else(|| format!("{} should have {size} bytes", path.escape_ascii()))?;
+    let member = match &entry.link_target {
+        Some(target) if entry.is_symlink() => Some(Member::Link(resolve(&path, target))),
+        Some(target) if link => Some(Member::Link(normal(target))),
+        _ if entry.is_file() => Some(Member::Content { start, size }),
+        _ => None,
+    };
+    Ok((path, member, end))
 }
 
 fn first_error(error: &ParseError) -> String {

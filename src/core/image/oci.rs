@@ -109,7 +109,7 @@ fn manifest(archive: &Archive, descriptor: &Descriptor) -> Result<(Vec<u8>, Mani
         )? {
             Document::Manifest(manifest) => return Ok((bytes, manifest)),
             Document::Index(index) => {
-                descriptor = choose(index.manifests.into_iter().filter(is_image).collect())?
+                descriptor = choose(index.manifests.into_iter().filter(is_image).collect())?;
             }
         }
     }

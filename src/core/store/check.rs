@@ -103,7 +103,7 @@ impl CheckReport {
     fn note(&mut self, error: StoreError) {
         match error {
             StoreError::Malformed { path, reason } => {
-                self.problems.push(Problem::Damaged { path, reason })
+                self.problems.push(Problem::Damaged { path, reason });
             }
             StoreError::Tree { path, source } => self.damaged(path, source),
             StoreError::Io { path, source, .. } => self.damaged(path, source),
