@@ -162,7 +162,7 @@ impl Overlay {
             unsynced: true,
             ..new_file(0)
         };
-        crate::sys::identity::own()?;
+        let creator = crate::sys::identity::own()?;
         self.make_like(made, node, record)?;
         let space = upper.namespace();
         if is_null_device(record) {
@@ -185,45 +185,50 @@ impl Overlay {
                 }
             }
         }
-        self.dress(made, node, record.file_type)?;
+        self.dress(made, node, Some(creator))?;
         file.host = made.stat()?.stx_ino;
         Ok(file)
     }
 
     fn make_like(&self, made: Spot<'_>, node: TreeIno, record: &Node) -> Result<(), Errno> {
-        let private = Mode::RUSR | Mode::WUSR;
+        // Set-id bits come once the owner is right.
+        let mode = Mode::from_raw_mode(record.mode & !SET_ID);
         match record.file_type {
-            FileType::Directory => rustix::fs::mkdirat(made.dir, made.name, Mode::RWXU),
+            FileType::Directory => rustix::fs::mkdirat(made.dir, made.name, mode),
             FileType::Symlink => {
                 rustix::fs::symlinkat(self.lower.symlink_target(node)?, made.dir, made.name)
             }
             FileType::Regular => {
                 let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-                let file = rustix::fs::openat(made.dir, made.name, flags, private)?;
+                let file = rustix::fs::openat(made.dir, made.name, flags, mode)?;
                 rustix::fs::ftruncate(&file, record.size)
             }
             _ if is_null_device(record) => rustix::fs::mknodat(
                 made.dir,
                 made.name,
                 rustix::fs::FileType::RegularFile,
-                private,
+                mode,
                 0,
             ),
-            special => make_special(made, special, private, record.rdev),
+            special => make_special(made, special, mode, record.rdev),
         }
     }
 
-    /// Gives a file owner, permissions, attributes and times of a node of the tree, and the mark of where it came from.
+    /// Gives a file owner, permissions, attributes and times of a node of the tree, and the mark of where it came from. One that was just
+    /// made by `creator` has its permissions but for set-id bits.
     pub(super) fn dress(
         &self,
         spot: Spot<'_>,
         node: TreeIno,
-        file_type: FileType,
+        creator: Option<(u32, u32)>,
     ) -> Result<(), Errno> {
         let record = self.lower.node(node)?;
         let space = self.writable()?.namespace();
-        spot.chown(Some(record.uid), Some(record.gid))?;
-        if file_type != FileType::Symlink {
+        if creator != Some((record.uid, record.gid)) {
+            spot.chown(Some(record.uid), Some(record.gid))?;
+        }
+        if record.file_type != FileType::Symlink && (creator.is_none() || record.mode & SET_ID != 0)
+        {
             spot.chmod(record.mode)?;
         }
         for (name, value) in self.lower.xattrs(node)? {
@@ -346,6 +351,8 @@ struct Privileges {
     capability: Option<Vec<u8>>,
 }
 
+const SET_ID: u32 = 0o6000;
+
 const CAPABILITY: &[u8] = b"security.capability";
 
 impl Privileges {
@@ -358,7 +365,7 @@ impl Privileges {
     }
 
     fn restore(&self, spot: Spot<'_>) -> Result<(), Errno> {
-        if self.mode & 0o6000 != 0 {
+        if self.mode & SET_ID != 0 {
             spot.chmod(self.mode)?;
         }
         match &self.capability {

@@ -142,7 +142,7 @@ impl Overlay {
             caller: *caller,
         };
         let (entry, file) = self.make(parent, name, Kind::Regular, birth)?;
-        let opened = self.open_new(entry.id, flags.write, file.ok_or(Errno::IO)?)?;
+        let opened = self.open_new(&entry, flags.write, file.ok_or(Errno::IO)?)?;
         Ok((entry, opened))
     }
 
@@ -181,20 +181,16 @@ impl Overlay {
         };
         let id = self.enter_new(FileType::Regular, file_on_disk, |_| Vec::new());
         let attr = self.getattr(id, None)?;
-        let opened = self.open_new(id, flags.write, file.ok_or(Errno::IO)?)?;
-        Ok((Entry { id, attr }, opened))
+        let entry = Entry { id, attr };
+        let opened = self.open_new(&entry, flags.write, file.ok_or(Errno::IO)?)?;
+        Ok((entry, opened))
     }
 
-    fn open_new(&self, id: NodeId, write: bool, file: OwnedFd) -> Result<Opened, Errno> {
-        let _guard = self.busy.lock(&[id]);
-        self.enter(
-            id,
-            write,
-            Source {
-                side: Side::Upper,
-                file: Some(Arc::new(file.into())),
-            },
-        )
+    fn open_new(&self, new: &Entry, write: bool, file: OwnedFd) -> Result<Opened, Errno> {
+        let _guard = self.busy.lock(&[new.id]);
+        let file = Some(Arc::new(file.into()));
+        let side = Side::Upper;
+        self.enter(new.id, write, Source { side, file }, Some(new.attr.mode))
     }
 
     fn make(

@@ -102,7 +102,7 @@ impl Overlay {
             self.make_writable(id, flags)?;
         }
         let source = self.source_of(id, flags.write)?;
-        self.enter(id, flags.write, source)
+        self.enter(id, flags.write, source, None)
     }
 
     fn make_writable(&self, id: NodeId, flags: OpenFlags) -> Result<(), Errno> {

@@ -18,6 +18,8 @@ use super::{Overlay, Profile};
 /// pays. For the others the kernel's cache behaves better when someone writes under a reader. To be measured; see `ARCHITECTURE.md`.
 const LARGE: u64 = 1 << 20;
 
+const SET_ID: u32 = 0o6000;
+
 /// How an open node is served.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
 pub(super) enum Serving {
@@ -124,8 +126,14 @@ impl Overlay {
         self.profile == Profile::Cached || self.opens.serving(id).is_some()
     }
 
-    /// Enters an opened file and says how it is served. The caller guards the node.
-    pub(super) fn enter(&self, id: NodeId, write: bool, source: Source) -> Result<Opened, Errno> {
+    /// Enters an opened file and says how it is served; of one that was just made the permissions are known. The caller guards the node.
+    pub(super) fn enter(
+        &self,
+        id: NodeId,
+        write: bool,
+        source: Source,
+        new: Option<u32>,
+    ) -> Result<Opened, Errno> {
         if self.profile == Profile::Cached {
             return Ok(Opened {
                 handle: HandleId(0),
@@ -134,7 +142,7 @@ impl Overlay {
         }
         let serving = match self.opens.serving(id) {
             Some(serving) => serving,
-            None => self.choose(id, &source)?,
+            None => self.choose(id, &source, new)?,
         };
         let mode = match (serving, &source.file) {
             (Serving::Cached, _) | (_, None) => OpenMode::Cached,
@@ -154,16 +162,22 @@ impl Overlay {
         Ok(Opened { handle, mode })
     }
 
-    fn choose(&self, id: NodeId, source: &Source) -> Result<Serving, Errno> {
+    fn choose(&self, id: NodeId, source: &Source, new: Option<u32>) -> Result<Serving, Errno> {
         match source {
             Source { file: None, .. } => Ok(Serving::Cached),
             Source {
                 side: Side::Upper, ..
-            } => Ok(if self.is_privileged(id)? {
-                Serving::Cached
-            } else {
-                Serving::Upper
-            }),
+            } => {
+                let privileged = match new {
+                    Some(mode) => mode & SET_ID != 0,
+                    None => self.is_privileged(id)?,
+                };
+                Ok(if privileged {
+                    Serving::Cached
+                } else {
+                    Serving::Upper
+                })
+            }
             Source {
                 side: Side::Lower, ..
             } => {

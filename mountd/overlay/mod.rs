@@ -156,7 +156,7 @@ impl Overlay {
     fn take_over_root(&self, upper: &Upper, stamp: &Stamp) -> Result<(), OverlayError> {
         let root = Spot::new(upper.root(), b".");
         if upper.condition() == Condition::Empty {
-            self.dress(root, TreeIno::ROOT, FileType::Directory)
+            self.dress_root(root)
                 .map_err(host("giving the upper the root's attributes"))?;
         }
         if upper.condition() != Condition::Stamped {
@@ -181,6 +181,17 @@ impl Overlay {
         Ok(())
     }
 
+    /// A directory that a person made may have inherited a default ACL; the image's root has what the image says.
+    fn dress_root(&self, root: Spot<'_>) -> Result<(), Errno> {
+        for acl in [&b"system.posix_acl_default"[..], b"system.posix_acl_access"] {
+            match root.remove_xattr(acl) {
+                Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        self.dress(root, TreeIno::ROOT, None)
+    }
+
     fn take_over_index(&self, upper: &Upper) -> Result<(), Errno> {
         for node in upper.indexed()? {
             let name = Upper::index_name(node);
@@ -196,7 +207,12 @@ impl Overlay {
             let host_type = lookup::from_host(rustix::fs::FileType::from_raw_mode(u32::from(
                 stat.stx_mode,
             )))?;
-            let found = self.read_marks(upper, spot, host_type, Wanted::ALL)?;
+            let mut found = self.read_marks(upper, spot, host_type, Wanted::ALL)?;
+            if !upper.namespace().marks(host_type) {
+                // No difference was kept: as many names as the tree has, for all we know.
+                found.file.nlink_delta =
+                    i32::try_from(self.lower.node(node)?.nlink).unwrap_or(i32::MAX);
+            }
             if stat.stx_nlink == 1
                 && found.file.nlink_delta == 0
                 && upper.namespace().marks(host_type)

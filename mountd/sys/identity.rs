@@ -86,8 +86,9 @@ pub(crate) fn assume(uid: u32, gid: u32, umask: u32) -> Result<()> {
     }
 }
 
-/// From here on this thread creates files as the worker itself, for itself.
-pub(crate) fn own() -> Result<()> {
+/// From here on this thread creates files as the worker itself, with the permissions it says; the worker's user and group id.
+pub(crate) fn own() -> Result<(u32, u32)> {
     let now = begin()?;
-    assume(now.own.0, now.own.1, 0o077)
+    assume(now.own.0, now.own.1, 0)?;
+    Ok(now.own)
 }

@@ -450,6 +450,48 @@ fn a_write_by_a_stranger_drops_privileges() {
 }
 
 #[test]
+fn a_path_may_be_longer_than_any_system_call_takes() {
+    let fixture = small();
+    let overlay = fixture.overlay();
+    let name = [b'n'; 250];
+    let mut dirs = vec![NodeId::ROOT];
+    for _ in 0..40 {
+        let parent = *dirs.last().unwrap();
+        let made = overlay.mkdir(parent, &name, 0o755, 0, &ROOT_CALLER);
+        dirs.push(made.unwrap().id);
+    }
+    for dir in &dirs {
+        overlay.places.forget(*dir);
+    }
+    let deepest = *dirs.last().unwrap();
+    let made = overlay
+        .mkdir(deepest, b"in", 0o700, 0, &ROOT_CALLER)
+        .unwrap();
+    assert_eq!(overlay.getattr(deepest, None).unwrap().nlink, 3);
+    overlay.rmdir(deepest, b"in").unwrap();
+    assert_eq!(overlay.getattr(made.id, None).unwrap().nlink, 0);
+    let long = [b'n'; 256];
+    assert_eq!(overlay.lookup(deepest, &long), Err(Errno::NAMETOOLONG));
+}
+
+#[test]
+fn an_upper_made_below_a_default_acl_does_not_inherit_it() {
+    let fixture = small();
+    for name in ["upper", "work"] {
+        let none = rustix::fs::XattrFlags::empty();
+        let dir = fixture.path(name);
+        rustix::fs::lsetxattr(dir, "system.posix_acl_default", DEFAULT_ACL, none).unwrap();
+    }
+    let overlay = fixture.overlay();
+    let id = walk(&overlay, "dir/one").unwrap();
+    overlay.setattr(id, None, &mode(0o600)).unwrap();
+    for path in ["", "dir", "dir/one"] {
+        let names = overlay.listxattr(walk(&overlay, path).unwrap()).unwrap();
+        assert_eq!(names, b"", "{path}");
+    }
+}
+
+#[test]
 fn an_upper_without_marks_is_read_as_overlayfs_reads_it() {
     let fixture = small();
     let upper = fixture.path("upper");
