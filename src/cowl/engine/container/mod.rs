@@ -35,8 +35,10 @@ use std::path::{Path, PathBuf};
 
 /// Held by the engine and then by the monitor: the directory's own lock. Handed over, never let go in between.
 const ALIVE: &str = ".";
+const UPPER: &str = "upper";
 /// Held by the engine until the container runs: the upper's lock.
-const MAKING: &str = "upper";
+const MAKING: &str = UPPER;
+const WORK: &str = "work";
 const CONFIG: &str = "config.json";
 const GONE: &str = ".gone-alone-";
 const GONE_WITH_VOLUMES: &str = ".gone-with-volumes-";
@@ -155,8 +157,8 @@ impl Containers {
         rustix::fs::mkdirat(&self.dir, &config.id, Mode::RWXU)?;
         let dir = files::open_dir_at(&self.dir, &config.id)?;
         let alive = files::lock_dir(&dir)?;
-        let making = files::lock_dir(files::ensure_dir_at(&dir, MAKING, 0o755)?)?;
-        files::ensure_dir_at(&dir, "work", 0o700)?;
+        let making = files::lock_dir(files::ensure_dir_at(&dir, UPPER, 0o755)?)?;
+        files::ensure_dir_at(&dir, WORK, 0o700)?;
         files::write_json(&dir, CONFIG, &config)?;
         rustix::fs::fsync(&self.dir)?;
         Ok(Making {
@@ -298,8 +300,15 @@ impl Container {
     pub fn wait_over(&self) -> Result<()> {
         files::wait_unlocked(&self.dir, ALIVE)?;
         files::wait_unlocked(&self.dir, status::LOCK)?;
-        let work = files::open_dir_at(&self.dir, "work").context(|| "opening work")?;
-        files::wait_unlocked(&work, "lock")
+        match files::open_dir_at(&self.dir, WORK) {
+            Ok(work) => files::wait_unlocked(work, "lock"),
+            // Somebody else has removed it.
+            Err(Errno::NOENT) => Ok(()),
+            Err(errno) => {
+                let id = names::short(&self.config.id);
+                Err(Error::from(errno).context(format!("opening {WORK} of container {id}")))
+            }
+        }
     }
 
     /// Upper and work, to be mounted.
@@ -312,7 +321,7 @@ impl Container {
                 )
             })
         };
-        Ok((open("upper")?, open("work")?))
+        Ok((open(UPPER)?, open(WORK)?))
     }
 
     /// What the monitor wrote into its lock; half a text is none.

@@ -195,6 +195,8 @@ fn a_removal_that_was_killed_is_completed_with_what_belongs_to_it() {
     assert_eq!(removed, ["anonymous-web"]);
     assert_eq!(store.names(), [""; 0]);
     // A second remover that comes too late is content.
+    container.wait_over().unwrap();
+    container.kill().unwrap();
     store
         .containers
         .vanish(&store.containers.guard().unwrap(), &container, true)
