@@ -43,15 +43,14 @@ fn warm_is_free() {
         assert_eq!(ask(script), Requests::new(), "{what}, the second time");
     }
     ask(READ_FILES);
+    let mut again = ask(READ_FILES);
+    // Releases come after the close, some of them after the count.
+    again.remove(&RELEASE);
     let expected = match current() {
-        Profile::Root => Requests::from([(OPEN, 3), (RELEASE, 3)]),
+        Profile::Root => Requests::from([(OPEN, 3)]),
         Profile::User => Requests::new(),
     };
-    assert_eq!(
-        ask(READ_FILES),
-        expected,
-        "open, read, close, the second time"
-    );
+    assert_eq!(again, expected, "open, read, close, the second time");
     mount.unmount();
 }
 

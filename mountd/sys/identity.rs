@@ -42,8 +42,9 @@ fn begin() -> Result<Identity> {
     rustix::process::umask(Mode::from_raw_mode(umask));
     let effective = rustix::thread::capabilities(None)?.effective;
     let identity = Identity {
-        uid: own.0,
-        gid: own.1,
+        // Nobody yet: whoever started this thread may have been acting for somebody, and it has inherited that.
+        uid: u32::MAX,
+        gid: u32::MAX,
         umask,
         own,
         effective,

@@ -195,7 +195,7 @@ fn explore(subject: &dyn Subject, seed: u64, steps: &mut Vec<Step>) -> Option<St
     None
 }
 
-/// Drops steps, in ever smaller pieces, as long as a difference remains.
+/// Drops steps, in ever smaller pieces, as long as a difference of the same kind remains.
 fn shorten(subject: &dyn Subject, mut steps: Vec<Step>, mut last: String) -> (Vec<Step>, String) {
     let mut replays = 0;
     let mut piece = steps.len() / 2;
@@ -205,23 +205,37 @@ fn shorten(subject: &dyn Subject, mut steps: Vec<Step>, mut last: String) -> (Ve
             let mut fewer = steps.clone();
             fewer.drain(start..(start + piece).min(steps.len()));
             replays += 1;
-            let mut run = Run::new(subject, &format!("replay-{replays}"));
-            match fewer.iter().position(|step| {
-                run.step(step)
-                    .inspect(|found| last.clone_from(found))
-                    .is_some()
-            }) {
-                Some(end) => {
+            match replay(subject, &format!("replay-{replays}"), &fewer) {
+                Some((end, found)) if kind(&found) == kind(&last) => {
                     fewer.truncate(end + 1);
-                    steps = fewer;
+                    (steps, last) = (fewer, found);
                 }
-                None => start += piece,
+                _ => start += piece,
             }
-            run.end();
         }
         piece /= 2;
     }
     (steps, last)
+}
+
+/// Runs a program up to its first difference.
+fn replay(subject: &dyn Subject, name: &str, steps: &[Step]) -> Option<(usize, String)> {
+    let mut run = Run::new(subject, name);
+    let found = steps
+        .iter()
+        .enumerate()
+        .find_map(|(end, step)| run.step(step).map(|found| (end, found)));
+    run.end();
+    found
+}
+
+/// The operation that saw it, or that the trees differ: what it was found in, not where.
+fn kind(found: &str) -> &str {
+    let name = |text: &str| text.split(' ').next().map(str::len).unwrap_or_default();
+    match found.split_once("operation: ") {
+        Some((_, operation)) => &operation[..name(operation)],
+        None => "trees",
+    }
 }
 
 /// Existing paths and directories of the model, in a fixed order; only the first few hundred.

@@ -7,9 +7,10 @@ use std::path::Path as FsPath;
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 use rustix::fs::{
     Access, AtFlags, CWD, Dev, FallocateFlags, FileType, Gid as RawGid, Mode, OFlags, RawDir,
-    RenameFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid as RawUid, XattrFlags, accessat,
-    chmodat, chownat, copy_file_range, fallocate, fchmod, fsync, ftruncate, linkat, makedev,
-    mkdirat, mknodat, openat, readlinkat, renameat_with, statx, symlinkat, unlinkat, utimensat,
+    RenameFlags, StatxFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid as RawUid,
+    XattrFlags, accessat, chmodat, chownat, copy_file_range, fallocate, fchmod, fsync, ftruncate,
+    linkat, makedev, mkdirat, mknodat, openat, readlinkat, renameat_with, statx, symlinkat,
+    unlinkat, utimensat,
 };
 use rustix::io::{Errno, pread, pwrite, write};
 use rustix::process::umask;
@@ -295,7 +296,10 @@ impl Side {
                 let mut flags = if *write { OFlags::RDWR } else { OFlags::RDONLY };
                 flags.set(OFlags::APPEND, *append);
                 self.slots[*slot] = None;
-                self.slots[*slot] = Some(self.open(path, flags)?);
+                let file = self.open(path, flags)?;
+                if keeps(&file, *write)? {
+                    self.slots[*slot] = Some(file);
+                }
                 Ok(String::new())
             }
             Operation::SlotWrite {
@@ -303,7 +307,17 @@ impl Side {
                 offset,
                 length,
                 seed,
-            } => pwrite(file(slot)?, &bytes(*length, *seed), *offset).map(number),
+            } => {
+                let file = file(slot)?;
+                // Not standard: a write that goes past us clears these bits whoever writes; see `passthrough`.
+                let mode = u32::from(
+                    statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS)?.stx_mode,
+                );
+                if mode & 0o6000 != 0 {
+                    return Ok(String::new());
+                }
+                pwrite(file, &bytes(*length, *seed), *offset).map(number)
+            }
             Operation::SlotRead {
                 slot,
                 offset,
@@ -335,10 +349,9 @@ impl Side {
     }
 
     fn copy_range(&self, from: &Path, to: &Path, length: usize) -> Seen {
-        let (from, to) = (
-            self.open(from, OFlags::RDONLY)?,
-            self.open(to, OFlags::WRONLY)?,
-        );
+        // In this order: see `keeps`.
+        let to = self.open(to, OFlags::WRONLY)?;
+        let from = self.open(from, OFlags::RDONLY)?;
         let mut copied = 0;
         while copied < length {
             match copy_file_range(&from, None, &to, None, length - copied)? {
@@ -360,6 +373,22 @@ impl Side {
         }
         Ok(format!("{written} {before} {}", status(&file, b"")?))
     }
+}
+
+/// Whether a file may stay open while others write to it, which is not standard in two cases (each has a test of its
+/// own): programs and big files of the lower that are open for reading go on showing the image's content, and FUSE does
+/// not hear of what is written to a fifo, so its time stays.
+fn keeps(file: &OwnedFd, write: bool) -> Result<bool, Errno> {
+    let status = statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS)?;
+    if FileType::from_raw_mode(u32::from(status.stx_mode)) == FileType::Fifo {
+        return Ok(false);
+    }
+    let mut magic = [0; 4];
+    let regular = FileType::from_raw_mode(u32::from(status.stx_mode)) == FileType::RegularFile;
+    let of_the_object = regular
+        && !write
+        && (status.stx_size >= 1 << 20 || pread(file, &mut magic, 0)? == 4 && &magic == b"\x7fELF");
+    Ok(!of_the_object)
 }
 
 fn nothing<T>(_: T) -> String {
@@ -437,7 +466,7 @@ fn sorted(list: &[u8]) -> String {
 /// What stat tells, but for what two file systems cannot agree on: numbers of inodes and blocks, times of the clock.
 fn status(directory: &OwnedFd, path: &[u8]) -> Seen {
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::EMPTY_PATH;
-    let status = statx(directory, path, flags, rustix::fs::StatxFlags::BASIC_STATS)?;
+    let status = statx(directory, path, flags, StatxFlags::BASIC_STATS)?;
     let is_directory = FileType::from_raw_mode(u32::from(status.stx_mode)) == FileType::Directory;
     let mtime = match status.stx_mtime {
         time if time.tv_sec < SET_BEFORE => format!("{}.{:09}", time.tv_sec, time.tv_nsec),
