@@ -60,7 +60,7 @@ fn serve(socket: OwnedFd) -> Result<End, MountFailed> {
         lease: _held,
     } = &mount;
     let server = Server::new(
-        connection.as_fd(),
+        connection,
         Dispatcher::new(overlay, connection),
         counters,
     );

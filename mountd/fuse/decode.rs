@@ -11,6 +11,13 @@ use super::wire::{self, opcode};
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
 pub(super) struct Malformed;
 
+/// What INIT settled about how requests are laid out.
+#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+pub(super) struct Dialect {
+    /// `SETXATTR_EXT` (Linux 5.14): SETXATTR has flags of its own.
+    pub(super) long_setxattr: bool,
+}
+
 /// The header: all that an answer needs.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
 pub(super) struct Header {
@@ -48,10 +55,14 @@ impl Header {
     }
 
     /// What is asked for; `request` are the bytes this header was read from.
-    pub(super) fn operation<'r>(&self, request: &'r [u8]) -> Result<Operation<'r>, Malformed> {
+    pub(super) fn operation<'r>(
+        &self,
+        request: &'r [u8],
+        dialect: Dialect,
+    ) -> Result<Operation<'r>, Malformed> {
         let start = size_of::<wire::InHeader>();
         let body = request.get(start..start + self.body).ok_or(Malformed)?;
-        Operation::read(self.opcode, Cursor(body))
+        Operation::read(self.opcode, Cursor(body), dialect)
     }
 }
 
@@ -227,7 +238,7 @@ impl Iterator for Forgets<'_> {
 }
 
 impl<'r> Operation<'r> {
-    fn read(code: u32, mut body: Cursor<'r>) -> Result<Self, Malformed> {
+    fn read(code: u32, mut body: Cursor<'r>, dialect: Dialect) -> Result<Self, Malformed> {
         Ok(match code {
             opcode::LOOKUP => Self::Lookup { name: body.name()? },
             opcode::FORGET => Self::Forget {
@@ -249,7 +260,7 @@ impl<'r> Operation<'r> {
                     size: asked.size,
                 }
             }
-            opcode::SETXATTR => body.setxattr()?,
+            opcode::SETXATTR => body.setxattr(dialect)?,
             opcode::LISTXATTR => Self::Listxattr {
                 size: body.take::<wire::GetxattrIn>()?.size,
             },
@@ -528,13 +539,18 @@ impl<'r> Cursor<'r> {
         Ok(Forgets(self.0.get(..length).ok_or(Malformed)?))
     }
 
-    fn setxattr(&mut self) -> Result<Operation<'r>, Malformed> {
+    fn setxattr(&mut self, dialect: Dialect) -> Result<Operation<'r>, Malformed> {
         let asked: wire::SetxattrIn = self.take()?;
+        let more = if dialect.long_setxattr {
+            self.take::<wire::SetxattrMore>()?.setxattr_flags
+        } else {
+            0
+        };
         Ok(Operation::Setxattr {
             name: self.name()?,
             value: self.bytes(asked.size)?,
             flags: asked.flags,
-            kill_sgid: asked.setxattr_flags & wire::SETXATTR_ACL_KILL_SGID != 0,
+            kill_sgid: more & wire::SETXATTR_ACL_KILL_SGID != 0,
         })
     }
 

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use super::backing::BackingIds;
 use super::decode::{CopyRange, Header, Operation, Setattr, WireTime};
-use super::negotiate::Connection;
+use super::negotiate::{Connection, MAX_WRITE};
 use super::reply::{self, Reply};
 use super::wire::{self, fopen};
 use crate::overlay::{
@@ -331,7 +331,8 @@ impl Dispatcher<'_> {
         plus: bool,
         reply: &mut Reply,
     ) -> Result<(), Errno> {
-        let limit = usize::try_from(size).map_err(|_beyond_usize| Errno::INVAL)?;
+        // The kernel asks for no more than a read's size, and may get less.
+        let limit = usize::try_from(size.min(MAX_WRITE)).map_err(|_beyond_usize| Errno::INVAL)?;
         let mut failed = None;
         self.overlay
             .readdir(directory, cookie, plus, &mut |entry| {

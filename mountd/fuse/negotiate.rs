@@ -10,6 +10,8 @@ use std::sync::{Arc, OnceLock};
 use cowl_core::handover::Profile;
 use fuser::{Config, Filesystem, InitFlags, KernelConfig, Notifier, Request, Session, SessionACL};
 
+use super::decode::Dialect;
+
 /// Longest write in one request, and so the longest read: 1 MiB.
 pub(super) const MAX_WRITE: u32 = 1 << 20;
 
@@ -19,6 +21,8 @@ pub(crate) struct Connection {
     session: Session<Negotiator>,
     /// The profile that came about.
     pub(crate) profile: Profile,
+    /// How its requests are laid out.
+    pub(super) dialect: Dialect,
 }
 
 impl Connection {
@@ -32,8 +36,12 @@ impl Connection {
         };
         // The access check of `SessionACL` is part of fuser's own loop; here the mount's allow_other and default_permissions hold.
         let session = Session::from_fd(negotiator, device, SessionACL::All, Config::default())?;
-        let profile = *agreed.get().ok_or(io::ErrorKind::InvalidData)?;
-        Ok(Self { session, profile })
+        let (profile, dialect) = *agreed.get().ok_or(io::ErrorKind::InvalidData)?;
+        Ok(Self {
+            session,
+            profile,
+            dialect,
+        })
     }
 
     /// Whether OPEN may be answered ENOSYS: nothing depends on being asked, and the kernel was not told
@@ -58,7 +66,7 @@ impl AsFd for Connection {
 struct Negotiator {
     wanted: Profile,
     writable: bool,
-    agreed: Arc<OnceLock<Profile>>,
+    agreed: Arc<OnceLock<(Profile, Dialect)>>,
 }
 
 impl Filesystem for Negotiator {
@@ -83,8 +91,11 @@ impl Filesystem for Negotiator {
                 .set_max_stack_depth(1)
                 .map_err(|_nearest| io::ErrorKind::InvalidInput)?;
         }
+        let dialect = Dialect {
+            long_setxattr: flags.contains(InitFlags::FUSE_SETXATTR_EXT),
+        };
         self.agreed
-            .set(profile)
+            .set((profile, dialect))
             .map_err(|_twice| io::ErrorKind::InvalidData.into())
     }
 }

@@ -15,9 +15,9 @@ use std::thread::{Builder, Scope};
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
-use super::decode::{Header, Malformed};
+use super::decode::{Dialect, Header, Malformed};
 use super::dispatch::{Answer, Dispatcher};
-use super::negotiate::MAX_WRITE;
+use super::negotiate::{Connection, MAX_WRITE};
 use super::reply::Reply;
 use crate::counters::Counters;
 
@@ -43,6 +43,7 @@ pub(crate) enum End {
 #[derive(Debug)]
 pub(crate) struct Server<'m> {
     device: BorrowedFd<'m>,
+    dialect: Dialect,
     dispatcher: Dispatcher<'m>,
     counters: &'m Counters,
     /// Threads that wait for a request, or are about to.
@@ -53,14 +54,15 @@ pub(crate) struct Server<'m> {
 }
 
 impl<'m> Server<'m> {
-    /// A server of the negotiated connection `device`.
+    /// A server of `connection`.
     pub(crate) fn new(
-        device: BorrowedFd<'m>,
+        connection: &'m Connection,
         dispatcher: Dispatcher<'m>,
         counters: &'m Counters,
     ) -> Self {
         Self {
-            device,
+            device: connection.as_fd(),
+            dialect: connection.dialect,
             dispatcher,
             counters,
             waiting: AtomicUsize::new(0),
@@ -168,7 +170,7 @@ impl<'m> Server<'m> {
             );
             Errno::INVAL
         };
-        let operation = header.operation(request).map_err(malformed)?;
+        let operation = header.operation(request, self.dialect).map_err(malformed)?;
         if operation.may_take_long()
             && self.waiting.load(Ordering::Relaxed) == 0
             && self.threads.load(Ordering::Relaxed) < MAX_THREADS

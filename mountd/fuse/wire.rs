@@ -54,7 +54,7 @@ pub(super) mod opcode {
             .map(|(_, name)| *name)
     }
 
-    const NAMES: [(u32, &str); 50] = [
+    const NAMES: [(u32, &str); 51] = [
         (1, "LOOKUP"),
         (2, "FORGET"),
         (3, "GETATTR"),
@@ -105,6 +105,7 @@ pub(super) mod opcode {
         (50, "SYNCFS"),
         (51, "TMPFILE"),
         (52, "STATX"),
+        (53, "COPY_FILE_RANGE_64"),
     ];
 }
 
@@ -136,7 +137,7 @@ pub(super) const OPEN_KILL_SUIDGID: u32 = 1 << 0;
 pub(super) const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 /// `FsyncIn::fsync_flags`: contents only.
 pub(super) const FSYNC_FDATASYNC: u32 = 1 << 0;
-/// `SetxattrIn::setxattr_flags`: the ACL being set takes set-gid away.
+/// `SetxattrMore::setxattr_flags`: the ACL being set takes set-gid away.
 pub(super) const SETXATTR_ACL_KILL_SGID: u32 = 1 << 0;
 
 #[derive(Copy, Clone, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -298,12 +299,17 @@ pub(super) struct FsyncIn {
     pub(super) padding: u32,
 }
 
-/// The long form, which `SETXATTR_EXT` stands for.
+/// The short form, which [`SetxattrMore`] follows where `SETXATTR_EXT` was negotiated.
 #[derive(Copy, Clone, Debug, FromBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub(super) struct SetxattrIn {
     pub(super) size: u32,
     pub(super) flags: u32,
+}
+
+#[derive(Copy, Clone, Debug, FromBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(super) struct SetxattrMore {
     pub(super) setxattr_flags: u32,
     pub(super) padding: u32,
 }
@@ -477,7 +483,8 @@ mod tests {
             (size_of::<ReadIn>(), 40),
             (size_of::<WriteIn>(), 40),
             (size_of::<FsyncIn>(), 16),
-            (size_of::<SetxattrIn>(), 16),
+            (size_of::<SetxattrIn>(), 8),
+            (size_of::<SetxattrMore>(), 8),
             (size_of::<GetxattrIn>(), 8),
             (size_of::<FallocateIn>(), 32),
             (size_of::<LseekIn>(), 24),

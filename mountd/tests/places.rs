@@ -160,3 +160,42 @@ fn a_store_on_an_overlay_is_served_through_the_daemon() {
     );
     assert!(mount.unmount().success(), "{}", image.log());
 }
+
+/// A user namespace that maps every id to itself cannot be told from the initial one by its map; the kernel refuses backing files all the same.
+#[test]
+fn where_the_kernel_takes_no_backing_file_contents_go_through_the_daemon() {
+    if !is_here() {
+        let script = "d=$(mktemp -d); mkfifo $d/ready $d/go
+            unshare -Um sh -c 'echo > $0/ready; read go < $0/go; exec \"$@\"' $d \"$@\" &
+            read ready < $d/ready
+            echo 0 0 4294967295 > /proc/$!/uid_map; echo 0 0 4294967295 > /proc/$!/gid_map
+            echo > $d/go; wait $!; s=$?; rm -r $d; exit $s";
+        return there(
+            &["sh", "-c", script, "sh"],
+            "where_the_kernel_takes_no_backing_file_contents_go_through_the_daemon",
+        );
+    }
+    let image = Image::of(&[("large", &common::noise(3 << 20))]);
+    let mount = image.mount_writable(ProfileChoice::Best, "upper");
+    assert_eq!(mount.profile, Profile::Cached);
+    assert!(
+        image
+            .log()
+            .contains("the kernel takes no files of this host"),
+        "{}",
+        image.log()
+    );
+    let mut expected = common::noise(3 << 20);
+    assert!(fs::read(mount.path("large")).unwrap() == expected);
+    let file = File::options()
+        .write(true)
+        .open(mount.path("large"))
+        .unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, b"changed", 9).unwrap();
+    drop(file);
+    expected[9..16].copy_from_slice(b"changed");
+    assert!(fs::read(mount.path("large")).unwrap() == expected);
+    fs::write(mount.path("large"), "cut").unwrap();
+    assert_eq!(fs::read(mount.path("large")).unwrap(), b"cut");
+    assert!(mount.unmount().success(), "{}", image.log());
+}

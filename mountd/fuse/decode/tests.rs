@@ -4,6 +4,11 @@ use proptest::prelude::*;
 
 use super::*;
 
+/// What the connection that was recorded had negotiated.
+const LINUX_6_18: Dialect = Dialect {
+    long_setxattr: true,
+};
+
 fn recorded() -> Vec<(&'static str, Vec<u8>)> {
     let lines = include_str!("../../../fixtures/golden/fuse/requests").lines();
     lines
@@ -180,7 +185,11 @@ fn expected(name: &str) -> Operation<'static> {
 fn every_recorded_request_is_read_as_what_was_asked() {
     for (name, bytes) in recorded() {
         let header = Header::read(&bytes).unwrap();
-        assert_eq!(header.operation(&bytes).unwrap(), expected(name), "{name}");
+        assert_eq!(
+            header.operation(&bytes, LINUX_6_18).unwrap(),
+            expected(name),
+            "{name}"
+        );
         // On a connection that allows idmapped mounts only what creates says who asks.
         let creates = matches!(name, "symlink" | "mknod" | "mkdir" | "create" | "tmpfile");
         let asker = if creates || matches!(name, "forget" | "release") {
@@ -190,6 +199,22 @@ fn every_recorded_request_is_read_as_what_was_asked() {
         };
         assert_eq!((header.uid, header.gid), (asker, asker), "{name}");
     }
+}
+
+/// As Linux 5.6 lays it out: the flags of its own are not there.
+#[test]
+fn setxattr_is_shorter_before_linux_5_14() {
+    let (_, mut bytes) = recorded()
+        .into_iter()
+        .find(|(name, _)| *name == "setxattr")
+        .unwrap();
+    bytes.drain(48..56);
+    bytes[0] -= 8;
+    let header = Header::read(&bytes).unwrap();
+    let old = Dialect {
+        long_setxattr: false,
+    };
+    assert_eq!(header.operation(&bytes, old), Ok(expected("setxattr")));
 }
 
 #[test]
@@ -215,7 +240,7 @@ fn swallow(bytes: &[u8]) {
     let Ok(header) = Header::read(bytes) else {
         return;
     };
-    if let Ok(Operation::BatchForget(nodes)) = header.operation(bytes) {
+    if let Ok(Operation::BatchForget(nodes)) = header.operation(bytes, LINUX_6_18) {
         assert!(nodes.count() <= bytes.len() / 16);
     }
 }
