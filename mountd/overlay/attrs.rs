@@ -213,12 +213,17 @@ impl Overlay {
 
     /// Whether there is a set-id bit that a write by a stranger takes away, or a capability.
     fn has_privilege(&self, id: NodeId, attr: &Attr) -> Result<bool, Errno> {
-        if attr.file_type != FileType::Regular {
+        if attr.file_type == FileType::Directory {
             return Ok(false);
         }
-        Ok(attr.mode & SUID != 0
-            || attr.mode & (SGID | GROUP_EXEC) == SGID | GROUP_EXEC
-            || self.find_xattr(id, b"security.capability")?.is_some())
+        if attr.mode & SUID != 0 || attr.mode & (SGID | GROUP_EXEC) == SGID | GROUP_EXEC {
+            return Ok(true);
+        }
+        match self.getxattr(id, b"security.capability") {
+            Ok(_) => Ok(true),
+            Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(false),
+            Err(errno) => Err(errno),
+        }
     }
 
     /// What the kernel does before a write by someone without `CAP_FSETID`: set-user-id goes, set-group-id of a file its group may

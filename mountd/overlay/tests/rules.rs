@@ -435,6 +435,14 @@ fn a_write_by_a_stranger_drops_privileges() {
         )
         .unwrap();
     assert_eq!(attr.mode, 0o2767);
+    let fifo = walk(&overlay, "fifo").unwrap();
+    overlay.setattr(fifo, None, &mode(0o6755)).unwrap();
+    let kill = SetAttr {
+        kill_priv: true,
+        ..SetAttr::default()
+    };
+    // As chown(-1, -1) asks for, of anything but a directory.
+    assert_eq!(overlay.setattr(fifo, None, &kill).unwrap().mode, 0o755);
     overlay.setattr(id, None, &mode(0o6755)).unwrap();
     let attr = overlay
         .setattr(
