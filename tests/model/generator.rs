@@ -34,9 +34,8 @@ type Xattr = (&'static str, &'static [u8]);
 
 /// user::rwx, user:0:rw-, group::r-x, mask::rwx, other::r--, as the kernel takes it (version 2).
 const ACL: &[u8] = b"\x02\0\0\0\x01\0\x07\0\xff\xff\xff\xff\x02\0\x06\0\0\0\0\0\x04\0\x05\0\xff\xff\xff\xff\x10\0\x07\0\xff\xff\xff\xff\x20\0\x04\0\xff\xff\xff\xff";
-/// cap_net_raw=ep, version 2.
-const CAPABILITY: &[u8] = b"\x01\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
-
+// No security.capability here: losing it must cost a file of root's its set-group-id bit too, since the kernel's request
+// for the one does not tell it from one for both. `non_standard` has the test.
 const XATTRS: [Xattr; 8] = [
     ("user.one", b"1"),
     ("user.two", b"value \0 with a zero"),
@@ -157,7 +156,9 @@ impl Generator {
     }
 
     fn mask(&mut self) -> u32 {
-        self.random.pick(&[0o022, 0o022, 0o077, 0])
+        // None that leaves a set-group-id bit without the group's x: who may keep that one depends on groups that no
+        // request tells.
+        self.random.pick(&[0o022, 0o022, 0o027, 0])
     }
 
     fn length(&mut self) -> usize {
@@ -341,11 +342,7 @@ impl Generator {
     }
 
     fn xattr(&mut self) -> Xattr {
-        if self.privileged && self.random.one_in(8) {
-            ("security.capability", CAPABILITY)
-        } else {
-            self.random.pick(&XATTRS)
-        }
+        self.random.pick(&XATTRS)
     }
 
     fn slot_operation(&mut self, paths: &[Path]) -> Operation {
