@@ -16,7 +16,8 @@ use rustix::fs::{
     Mode, OFlags, RenameFlags, Statx, StatxTimestamp, Timespec, Timestamps, XattrFlags,
 };
 
-use super::state::{Content, Event, Home, Under, UpperFile};
+use super::event::Event;
+use super::state::{Content, Home, Under, UpperFile};
 use super::types::{Errno, NodeId};
 use super::{Overlay, new_file, places::Place};
 

@@ -13,9 +13,10 @@ use cowl_core::upper::{Upper, remove_temporary};
 use rustix::fs::{Mode, OFlags, RenameFlags, XattrFlags};
 
 use super::copyup::make_special;
+use super::event::Event;
 use super::iomode::Source;
 use super::lookup::check_name;
-use super::state::{Event, Home, Target, Under, UpperFile};
+use super::state::{Home, Target, Under, UpperFile};
 use super::types::{Caller, Entry, Errno, NodeId, OpenFlags, Opened, Side};
 use super::{Overlay, new_file};
 
@@ -350,66 +351,6 @@ impl Overlay {
         Ok(nursery)
     }
 
-    /// Gives a file another name.
-    pub fn link(&self, id: NodeId, parent: NodeId, name: &[u8]) -> Result<Entry, Errno> {
-        let upper = self.writable()?;
-        check_name(name)?;
-        let id = self.current(id);
-        if self.resolve(parent, name)?.is_some() {
-            return Err(Errno::EXIST);
-        }
-        self.copy_up(id)?;
-        self.raise(parent)?;
-        let _guard = self.busy.lock(&[id, parent]);
-        if self.is_gone(parent) || self.is_gone(id) {
-            return Err(Errno::NOENT);
-        }
-        if self.resolve(parent, name)?.is_some() {
-            return Err(Errno::EXIST);
-        }
-        let Some((file_type, origin, file)) = self.upper_node(id) else {
-            return Err(Errno::STALE);
-        };
-        if file_type == FileType::Directory {
-            return Err(Errno::PERM);
-        }
-        if origin.is_some() || file.device {
-            self.mark_impure(parent)?;
-        }
-        let under = self.under(parent, name)?;
-        let from = self.place_of(id)?;
-        let to = self.place_in(parent, name)?;
-        link_spot(
-            upper,
-            from.spot(),
-            to.spot(),
-            file.home,
-            self.slot(parent, name).is_some(),
-        )?;
-        self.commit(|_| {
-            let mut events = Vec::new();
-            if let Home::Orphan(_) = file.home {
-                events.push(Event::Moved {
-                    node: id,
-                    home: Home::Named,
-                });
-            }
-            events.push(Event::Named {
-                dir: parent,
-                name: name.into(),
-                node: id,
-                file_type,
-                under,
-            });
-            events.push(Event::Looked { node: id });
-            events
-        });
-        Ok(Entry {
-            id,
-            attr: self.attr_guarded(id)?,
-        })
-    }
-
     /// A node that has a file in the upper.
     pub(super) fn upper_node(
         &self,
@@ -461,36 +402,6 @@ impl Nursery {
         if let Err(errno) = remove_temporary(Spot::new(upper.tmp(), &self.name)) {
             tracing::warn!(%errno, "work/tmp keeps a directory until the next mount");
         }
-    }
-}
-
-/// Puts a file's new name in its place.
-fn link_spot(
-    upper: &Upper,
-    from: Spot<'_>,
-    to: Spot<'_>,
-    home: Home,
-    whiteout: bool,
-) -> Result<(), Errno> {
-    match (home, whiteout) {
-        // An unnamed file gets its first name by moving out of the orphans.
-        (Home::Orphan(_), true) => from.rename(to, RenameFlags::empty()),
-        (Home::Orphan(_), false) => from.rename(to, RenameFlags::NOREPLACE),
-        (_, false) => from.link(to),
-        (_, true) => {
-            let name = upper.new_name();
-            let temporary = Spot::new(upper.tmp(), &name);
-            from.link(temporary)?;
-            temporary
-                .rename(to, RenameFlags::empty())
-                .inspect_err(|_| tidy(temporary))
-        }
-    }
-}
-
-fn tidy(temporary: Spot<'_>) {
-    if let Err(errno) = temporary.unlink() {
-        tracing::warn!(%errno, "work/tmp keeps a file until the next mount");
     }
 }
 

@@ -9,8 +9,9 @@ use cowl_core::tree::FileType;
 use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom};
 
+use super::event::Event;
 use super::iomode::{Serving, Source};
-use super::state::{Event, Home};
+use super::state::Home;
 use super::types::{CopyEnd, Errno, HandleId, NodeId, OpenFlags, Opened, Seek, Side};
 use super::{Overlay, Profile};
 

@@ -253,7 +253,7 @@ impl Overlay {
             return Err(Errno::STALE);
         }
         self.commit(|state| {
-            [super::state::Event::Renumbered {
+            [super::event::Event::Renumbered {
                 from: id,
                 to: state.next_born(),
             }]

@@ -8,7 +8,8 @@ use cowl_core::upper::spot::{Spot, is_whiteout};
 use cowl_core::upper::{Upper, each_entry};
 use rustix::fs::FileType as HostType;
 
-use super::state::{Content, Event, Found, FoundWhat, Home, Slot, State, Target, Under, UpperFile};
+use super::event::{Event, Found, FoundWhat};
+use super::state::{Content, Home, Slot, State, Target, Under, UpperFile};
 use super::types::{Entry, Errno, NodeId};
 use super::{Overlay, new_file};
 

@@ -4,9 +4,10 @@
 //! one. Nobody else writes to the upper while the mount lives. No kernel struct comes in here: `fuse` translates, and calls each method
 //! from any of its threads.
 //!
-//! One module for each rule: [`lookup`] what a name means, [`copyup`] how a file of the tree gets into the upper, [`create`], [`remove`],
+//! One module for each rule: [`lookup`] what a name means, [`copyup`] how a file of the tree gets into the upper, [`create`], [`link`], [`remove`],
 //! [`rename`] how names come, go and move, [`attrs`] and [`xattrs`] what is known of a file, [`io`] its bytes, [`iomode`] who serves
-//! them, [`readdir`] a directory's names, [`state`] what is known beyond the tree, [`places`] where a file of the upper is found.
+//! them, [`readdir`] a directory's names, [`state`] what is known beyond the tree and [`event`] what
+//! changes it, [`places`] where a file of the upper is found.
 //!
 //! # Locks, outermost first
 //! 1. [`busy`]: guards of single nodes, taken all at once; held over I/O by whoever changes these nodes or where they are.
@@ -19,8 +20,10 @@ mod attrs;
 mod busy;
 mod copyup;
 mod create;
+mod event;
 mod io;
 mod iomode;
+mod link;
 mod lookup;
 mod lower;
 mod places;
@@ -43,12 +46,13 @@ use parking_lot::RwLock;
 pub use types::*;
 
 use busy::Busy;
+use event::Event;
 use io::NodeFiles;
 use iomode::Opens;
 use lookup::Wanted;
 use lower::Lower;
 use places::Places;
-use state::{Content, Event, Home, State, UpperFile};
+use state::{Content, Home, State, UpperFile};
 
 /// Why a mount cannot be made of what was given.
 #[derive(Debug, thiserror::Error)]

@@ -8,8 +8,9 @@ use cowl_core::upper::spot::Spot;
 use rustix::fs::RenameFlags;
 
 use super::Overlay;
+use super::event::Event;
 use super::lookup::{Hit, check_name, tree_side};
-use super::state::{Event, Home, Under, UpperFile};
+use super::state::{Home, Under, UpperFile};
 use super::types::{Attr, Errno, NodeId};
 
 impl Overlay {

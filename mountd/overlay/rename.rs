@@ -9,9 +9,10 @@ use cowl_core::upper::spot::Spot;
 use rustix::fs::RenameFlags;
 
 use super::Overlay;
+use super::event::Event;
 use super::lookup::{Hit, check_name};
 use super::remove::{After, Keep, discard};
-use super::state::{Event, Target, Under};
+use super::state::{Target, Under};
 use super::types::{Attr, Errno, NodeId, RenameMode};
 
 /// A name in a directory, and what is there.

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use cowl_core::digest::ObjectId;
 use cowl_core::tree::{FileType, TreeIno};
 
+use super::event::{Event, Found, FoundWhat};
 use super::types::{Attr, NodeId};
 
 /// A name in a directory.
@@ -115,88 +116,6 @@ pub(super) enum Under {
     Nothing,
     File,
     Directory,
-}
-
-/// What an upper's directory showed when it was read, one name of it.
-#[derive(Clone, Debug)]
-pub(super) struct Found {
-    pub(super) name: Name,
-    pub(super) under: Under,
-    pub(super) what: FoundWhat,
-}
-
-/// See [`Found`].
-#[derive(Clone, Debug)]
-pub(super) enum FoundWhat {
-    Whiteout,
-    File {
-        file_type: FileType,
-        origin: Option<TreeIno>,
-        file: UpperFile,
-    },
-}
-
-/// Something that has happened on disk, or that the kernel has told.
-#[derive(Clone, Debug)]
-pub(super) enum Event {
-    /// A directory's upper part was read, or is new. `subdirs` and `visible` are the tree's part alone.
-    DirRead {
-        dir: NodeId,
-        subdirs: u32,
-        visible: u64,
-        impure: bool,
-        found: Vec<Found>,
-    },
-    /// A directory of the upper now says that files in it bear marks.
-    Impure { dir: NodeId },
-    /// A node has its first file in the upper.
-    Copied {
-        node: NodeId,
-        file_type: FileType,
-        origin: Option<TreeIno>,
-        file: UpperFile,
-    },
-    /// A name in the upper now is this node's, whatever it was before.
-    Named {
-        dir: NodeId,
-        name: Name,
-        node: NodeId,
-        file_type: FileType,
-        under: Under,
-    },
-    /// A name is whited out.
-    Hidden {
-        dir: NodeId,
-        name: Name,
-        under: Under,
-    },
-    /// The upper no longer has the name, and the tree never had.
-    Unnamed { dir: NodeId, name: Name },
-    /// A node's file is somewhere else, its names untouched.
-    Moved { node: NodeId, home: Home },
-    /// The node has no name left; `attr` is what `stat` shows from here on where no file is kept.
-    Gone {
-        node: NodeId,
-        file_type: FileType,
-        origin: Option<TreeIno>,
-        attr: Attr,
-    },
-    /// The file that was kept for a node without a name was removed.
-    Dropped { node: NodeId },
-    /// The content is the upper's own now.
-    Owned { node: NodeId },
-    /// The directory shows nothing of the tree any more.
-    Opaque { node: NodeId },
-    /// The difference of link counts.
-    Nlink { node: NodeId, delta: i32 },
-    /// The node and its names on disk will survive a power cut.
-    Synced { node: NodeId },
-    /// A node's content changed under a passthrough reader: its names go by another id from here on.
-    Renumbered { from: NodeId, to: NodeId },
-    /// The kernel was told of the node.
-    Looked { node: NodeId },
-    /// The kernel gave lookups back.
-    Forgotten { node: NodeId, count: u64 },
 }
 
 impl State {

@@ -4,8 +4,12 @@
     reason = "tests build their inputs with plain std::fs"
 )]
 
+mod data;
 mod killed;
+mod links;
 mod model;
+mod operations;
+mod privileges;
 mod rules;
 mod seen;
 

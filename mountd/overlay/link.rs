@@ -1,0 +1,99 @@
+//! A file's further names, and the first one of an unnamed file.
+
+use cowl_core::tree::FileType;
+use cowl_core::upper::Upper;
+use cowl_core::upper::spot::Spot;
+use rustix::fs::RenameFlags;
+
+use super::Overlay;
+use super::event::Event;
+use super::lookup::check_name;
+use super::remove::discard;
+use super::state::Home;
+use super::types::{Entry, Errno, NodeId};
+
+impl Overlay {
+    /// Gives a file another name.
+    pub fn link(&self, id: NodeId, parent: NodeId, name: &[u8]) -> Result<Entry, Errno> {
+        let upper = self.writable()?;
+        check_name(name)?;
+        let id = self.current(id);
+        if self.resolve(parent, name)?.is_some() {
+            return Err(Errno::EXIST);
+        }
+        self.copy_up(id)?;
+        self.raise(parent)?;
+        let _guard = self.busy.lock(&[id, parent]);
+        if self.is_gone(parent) || self.is_gone(id) {
+            return Err(Errno::NOENT);
+        }
+        if self.resolve(parent, name)?.is_some() {
+            return Err(Errno::EXIST);
+        }
+        let Some((file_type, origin, file)) = self.upper_node(id) else {
+            return Err(Errno::STALE);
+        };
+        if file_type == FileType::Directory {
+            return Err(Errno::PERM);
+        }
+        if origin.is_some() || file.device {
+            self.mark_impure(parent)?;
+        }
+        let under = self.under(parent, name)?;
+        let from = self.place_of(id)?;
+        let to = self.place_in(parent, name)?;
+        link_spot(
+            upper,
+            from.spot(),
+            to.spot(),
+            file.home,
+            self.slot(parent, name).is_some(),
+        )?;
+        self.commit(|_| {
+            let mut events = Vec::new();
+            if let Home::Orphan(_) = file.home {
+                events.push(Event::Moved {
+                    node: id,
+                    home: Home::Named,
+                });
+            }
+            events.push(Event::Named {
+                dir: parent,
+                name: name.into(),
+                node: id,
+                file_type,
+                under,
+            });
+            events.push(Event::Looked { node: id });
+            events
+        });
+        Ok(Entry {
+            id,
+            attr: self.attr_guarded(id)?,
+        })
+    }
+}
+
+/// Puts a file's new name in its place.
+fn link_spot(
+    upper: &Upper,
+    from: Spot<'_>,
+    to: Spot<'_>,
+    home: Home,
+    whiteout: bool,
+) -> Result<(), Errno> {
+    match (home, whiteout) {
+        // An unnamed file gets its first name by moving out of the orphans.
+        (Home::Orphan(_), true) => from.rename(to, RenameFlags::empty()),
+        (Home::Orphan(_), false) => from.rename(to, RenameFlags::NOREPLACE),
+        (_, false) => from.link(to),
+        (_, true) => {
+            let name = upper.new_name();
+            let temporary = Spot::new(upper.tmp(), &name);
+            from.link(temporary)?;
+            temporary
+                .rename(to, RenameFlags::empty())
+                .inspect_err(|_| discard(temporary.unlink()))
+        }
+    }
+}

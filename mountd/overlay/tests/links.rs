@@ -1,0 +1,106 @@
+//! Files of several names, and of none.
+
+use super::rules::{small, write_to};
+use super::*;
+
+#[test]
+fn hard_links_stay_links_over_copy_up_and_lose_names_one_by_one() {
+    let fixture = small();
+    let overlay = fixture.overlay();
+    assert_eq!(
+        walk(&overlay, "hard").unwrap(),
+        walk(&overlay, "dir/hard").unwrap()
+    );
+    write_to(&overlay, "dir/hard", 0, b"L");
+    assert_eq!(content(&overlay, "hard"), b"Linked");
+    let links = |overlay: &Overlay, path: &str| {
+        overlay
+            .getattr(walk(overlay, path).unwrap(), None)
+            .unwrap()
+            .nlink
+    };
+    assert_eq!(links(&overlay, "hard"), 2);
+    overlay
+        .link(walk(&overlay, "hard").unwrap(), NodeId::ROOT, b"third")
+        .unwrap();
+    assert_eq!(links(&overlay, "dir/hard"), 3);
+    overlay.unlink(NodeId::ROOT, b"hard").unwrap();
+    assert_eq!(links(&overlay, "third"), 2);
+    drop(overlay);
+    let overlay = fixture.overlay();
+    assert_eq!(
+        (links(&overlay, "third"), content(&overlay, "dir/hard")),
+        (2, b"Linked".to_vec())
+    );
+    assert_eq!(
+        walk(&overlay, "third").unwrap(),
+        walk(&overlay, "dir/hard").unwrap()
+    );
+    overlay
+        .rename(
+            NodeId::ROOT,
+            b"third",
+            NodeId::ROOT,
+            b"fourth",
+            RenameMode::Replace,
+        )
+        .unwrap();
+    let dir = walk(&overlay, "dir").unwrap();
+    overlay.unlink(dir, b"hard").unwrap();
+    assert_eq!(links(&overlay, "fourth"), 1);
+    overlay.unlink(NodeId::ROOT, b"fourth").unwrap();
+    assert_eq!(on_disk(&fixture.path("work/index")), [""; 0]);
+}
+
+#[test]
+fn an_unlinked_open_file_stays_until_it_is_released_and_forgotten() {
+    let fixture = small();
+    let overlay = fixture.overlay();
+    let id = overlay.lookup(NodeId::ROOT, b"file").unwrap().unwrap().id;
+    let opened = overlay.open(id, WRITE).unwrap();
+    overlay.unlink(NodeId::ROOT, b"file").unwrap();
+    assert_eq!(on_disk(&fixture.path("work/orphans")).len(), 1);
+    assert_eq!(overlay.getattr(id, None).unwrap().nlink, 0);
+    overlay
+        .write(id, Some(opened.handle), 0, b"still", false)
+        .unwrap();
+    assert_eq!(read_all(&overlay, id, Some(opened.handle)), b"stillnt");
+    overlay
+        .setattr(
+            id,
+            None,
+            &SetAttr {
+                size: Some(2),
+                ..SetAttr::default()
+            },
+        )
+        .unwrap();
+    assert_eq!(read_all(&overlay, id, Some(opened.handle)), b"st");
+    overlay.forget(id, 1);
+    overlay.release(id, opened.handle).unwrap();
+    assert_eq!(on_disk(&fixture.path("work/orphans")), [""; 0]);
+    assert_eq!(overlay.getattr(id, None).unwrap().nlink, 0);
+}
+
+#[test]
+fn an_unnamed_file_can_be_given_a_name() {
+    let fixture = small();
+    let overlay = fixture.overlay();
+    let (entry, opened) = overlay
+        .tmpfile(NodeId::ROOT, 0o640, 0, WRITE, &ROOT_CALLER)
+        .unwrap();
+    assert_eq!((entry.attr.nlink, entry.attr.mode), (0, 0o640));
+    overlay
+        .write(entry.id, Some(opened.handle), 0, b"named", false)
+        .unwrap();
+    let linked = overlay.link(entry.id, NodeId::ROOT, b"named").unwrap();
+    assert_eq!((linked.id, linked.attr.nlink), (entry.id, 1));
+    overlay.release(entry.id, opened.handle).unwrap();
+    assert_eq!(content(&overlay, "named"), b"named");
+    let (other, opened) = overlay
+        .tmpfile(NodeId::ROOT, 0o640, 0, WRITE, &ROOT_CALLER)
+        .unwrap();
+    overlay.forget(other.id, 1);
+    overlay.release(other.id, opened.handle).unwrap();
+    assert_eq!(on_disk(&fixture.path("work/orphans")), [""; 0]);
+}
