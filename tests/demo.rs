@@ -1,0 +1,85 @@
+//! The demonstration behind `make run` shows what it says, and leaves nothing behind: not at its end, not when it fails
+//! half-way, not when it is interrupted. (Mounts and processes are the harness's to look for.)
+
+use std::io::{BufRead as _, BufReader};
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process_group};
+
+use cowl_tests::command::{Outcome, binary, fixture, program, run, shell};
+use cowl_tests::profile::{directory, root};
+
+/// The demonstration with these binaries, not yet started.
+fn demo(binaries: &Path) -> Command {
+    let mut command = program(fixture("demo/run.sh").to_str().unwrap(), [binaries]);
+    command.arg("busybox");
+    command
+}
+
+fn finished(binaries: &Path) -> Outcome {
+    run(&mut demo(binaries))
+}
+
+/// What is still in the directory for temporary files.
+fn left() -> String {
+    shell(
+        &directory(),
+        "find . -name 'cowl-demo*' -o -name 'tmp.*'",
+        [""; 0],
+    )
+}
+
+#[test]
+fn it_shows_what_it_says() {
+    root(|| {
+        let text = finished(&binary("")).ok();
+        assert!(text.ends_with("all shown; cleaning up\n"), "{text}");
+        assert_eq!(left(), "");
+    });
+}
+
+#[test]
+fn failing_half_way_it_leaves_nothing() {
+    root(|| {
+        shell(
+            &directory(),
+            "mkdir bin; cp \"$1\"/cowl \"$1\"/cowl-mountd \"$1\"/cowl-runtime bin",
+            [binary("")],
+        );
+        let outcome = finished(&directory().join("bin"));
+        assert_ne!(outcome.code(), 0, "there is no cowl-dedup: {outcome}");
+        assert!(
+            outcome.stdout.contains("a volume outlives"),
+            "it came that far: {outcome}"
+        );
+        assert_eq!(left(), "");
+    });
+}
+
+#[test]
+fn interrupted_it_leaves_nothing() {
+    root(|| {
+        // At each of its claims, as a terminal does it: the signal goes to everything that runs.
+        for claim in 1..=8 {
+            let mut command = demo(&binary(""));
+            let mut child = command
+                .stdout(Stdio::piped())
+                .stderr(Stdio::null())
+                .process_group(0)
+                .spawn()
+                .unwrap();
+            let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+            let heading = lines
+                .map(Result::unwrap)
+                .filter(|line| line.starts_with("== "))
+                .nth(claim - 1);
+            assert!(heading.is_some(), "claim {claim}");
+            kill_process_group(Pid::from_child(&child), Signal::INT).unwrap();
+            let status = child.wait().unwrap();
+            assert!(!status.success(), "interrupted at {heading:?}");
+            assert_eq!(left(), "", "interrupted at {heading:?}");
+        }
+    });
+}
