@@ -43,15 +43,7 @@ pub fn run(socket: OwnedFd) -> ExitCode {
 }
 
 fn serve(socket: OwnedFd) -> Result<End, MountFailed> {
-    let mount = match prepare(socket.as_fd()) {
-        Ok(mount) => mount,
-        Err(error) => {
-            if let Err(error) = send(socket.as_fd(), &Message::MountFailed(error.clone()), &[]) {
-                tracing::error!(%error, "nobody to tell");
-            }
-            return Err(error);
-        }
-    };
+    let mount = told(socket.as_fd(), prepare(socket.as_fd()))?;
     let Mount {
         connection,
         overlay,
@@ -59,18 +51,22 @@ fn serve(socket: OwnedFd) -> Result<End, MountFailed> {
         profile,
         lease: _held,
     } = &mount;
-    let server = Server::new(
-        connection,
-        Dispatcher::new(overlay, connection),
-        counters,
-    );
+    let dispatcher = Dispatcher::new(overlay, connection).or_fail("cannot tell our capabilities");
+    let dispatcher = told(socket.as_fd(), dispatcher)?;
+    let server = Server::new(connection, dispatcher, counters);
     let ready = Message::WorkerReady(WorkerReady { profile: *profile });
     server
-        .run(move || {
-            send(socket.as_fd(), &ready, &[]).map_err(io::Error::other)
-            // The socket closes here: whoever is started from now on finds the keeper gone if it is.
-        })
+        .run(move || send(socket.as_fd(), &ready, &[]).map_err(io::Error::other))
         .or_fail("serving the mount")
+}
+
+/// Tells the keeper of a failure before going on with it.
+fn told<T>(socket: BorrowedFd<'_>, outcome: Result<T, MountFailed>) -> Result<T, MountFailed> {
+    outcome.inspect_err(|failed| {
+        if let Err(error) = send(socket, &Message::MountFailed(failed.clone()), &[]) {
+            tracing::error!(%error, "nobody to tell");
+        }
+    })
 }
 
 /// All that serving needs.

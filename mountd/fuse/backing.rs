@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use fuser::BackingId;
 use parking_lot::Mutex;
 use rustix::io::Errno;
-use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
 use crate::overlay::{NodeId, Side};
 use crate::sys;
@@ -22,8 +22,9 @@ use crate::sys;
 const MAX_IDLE: usize = 2048;
 
 /// The ids of a connection.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct BackingIds {
+    registrar: Registrar,
     table: Mutex<Table>,
 }
 
@@ -47,6 +48,14 @@ struct Slot {
 }
 
 impl BackingIds {
+    /// None yet.
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Self {
+            registrar: Registrar::new()?,
+            table: Mutex::default(),
+        })
+    }
+
     /// The id for one more open of `node`, whose content is `file` on `side`; every call that succeeds is undone by a [`release`].
     ///
     /// [`release`]: Self::release
@@ -62,7 +71,7 @@ impl BackingIds {
         if let Some(id) = known {
             return Ok(id);
         }
-        let id = register(device, file)?;
+        let id = self.registrar.register(device, file)?;
         let (used, surplus) = self.table.lock().insert(node, side, id)?;
         close_all(device, surplus);
         Ok(used)
@@ -163,24 +172,38 @@ fn close_all(device: BorrowedFd<'_>, ids: impl IntoIterator<Item = u32>) {
     }
 }
 
-/// Whether files like `file` may back inodes of this connection.
-pub(crate) fn probe(device: BorrowedFd<'_>, file: impl AsFd) -> io::Result<()> {
-    let id = register(device, file)?;
-    sys::backing::close(device, id)
+/// Registers files, as a thread of this process with all the capabilities it has between requests.
+///
+/// The kernel acts on a backing file with the capabilities its registrar had. Without `CAP_FSETID` a
+/// write or fallocate clears set-uid and set-gid there by itself, as it must for every writer but a
+/// privileged one; with it the bits would survive a stranger's write.
+#[derive(Debug)]
+struct Registrar {
+    whole: CapabilitySets,
+    less: CapabilitySets,
 }
 
-/// Registers `file`, an `O_PATH` descriptor or a readable one.
-///
-/// The kernel acts on a backing file with the capabilities its registrar had. Without `CAP_FSETID` a write or fallocate clears set-uid
-/// and set-gid there by itself, as it must for every writer but a privileged one; with it the bits would survive a stranger's write.
-fn register(device: BorrowedFd<'_>, file: impl AsFd) -> io::Result<u32> {
-    let whole = capabilities(None)?;
-    let mut less = whole;
-    less.effective.remove(CapabilitySet::FSETID);
-    set_capabilities(None, less)?;
-    let id = BackingId::create_raw(device, file);
-    set_capabilities(None, whole)?;
-    id
+impl Registrar {
+    fn new() -> io::Result<Self> {
+        let whole = capabilities(None)?;
+        let mut less = whole;
+        less.effective.remove(CapabilitySet::FSETID);
+        Ok(Self { whole, less })
+    }
+
+    /// The id of `file`, an `O_PATH` descriptor or a readable one.
+    fn register(&self, device: BorrowedFd<'_>, file: impl AsFd) -> io::Result<u32> {
+        set_capabilities(None, self.less)?;
+        let id = BackingId::create_raw(device, file);
+        set_capabilities(None, self.whole)?;
+        id
+    }
+}
+
+/// Whether files like `file` may back inodes of this connection.
+pub(crate) fn probe(device: BorrowedFd<'_>, file: impl AsFd) -> io::Result<()> {
+    let id = Registrar::new()?.register(device, file)?;
+    sys::backing::close(device, id)
 }
 
 #[cfg(test)]

@@ -492,12 +492,7 @@ fn setattr(asked: &wire::SetattrIn) -> Setattr {
         kill_priv: has(fattr::KILL_SUIDGID),
     };
     // With the writeback cache the kernel adds its time of change to every request; that alone asks for nothing.
-    let changes = fattr::MODE
-        | fattr::UID
-        | fattr::GID
-        | fattr::SIZE
-        | fattr::ATIME
-        | fattr::MTIME;
+    let changes = fattr::MODE | fattr::UID | fattr::GID | fattr::SIZE | fattr::ATIME | fattr::MTIME;
     Setattr {
         kill_priv: set.kill_priv || asked.valid & changes == 0,
         ..set

@@ -3,6 +3,7 @@
 //! Invariant: everything here is translation; rules of the filesystem are the overlay's, bytes are `decode`'s and `reply`'s. The overlay's
 //! [`NodeId`] is the kernel's node id, `st_ino` is a number of its own.
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use cowl_core::tree::{FileType, Timestamp};
@@ -41,14 +42,14 @@ pub(crate) struct Dispatcher<'m> {
 
 impl<'m> Dispatcher<'m> {
     /// A dispatcher of `connection`'s requests to `overlay`.
-    pub(crate) fn new(overlay: &'m Overlay, connection: &'m Connection) -> Self {
-        Self {
+    pub(crate) fn new(overlay: &'m Overlay, connection: &'m Connection) -> io::Result<Self> {
+        Ok(Self {
             overlay,
             device: connection.as_fd(),
             notifier: connection.notifier(),
-            backing: BackingIds::default(),
+            backing: BackingIds::new()?,
             skip_open: connection.may_skip_open(),
-        }
+        })
     }
 
     /// Does what is asked; the answer's payload is in `reply`, or the answer is the error.

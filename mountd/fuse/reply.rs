@@ -6,6 +6,7 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
+use memmap2::MmapMut;
 use rustix::io::Errno;
 use zerocopy::{Immutable, IntoBytes};
 
@@ -25,18 +26,21 @@ const CAPACITY: usize = HEADER + MAX_WRITE as usize;
 /// An answer in the making.
 #[derive(Debug)]
 pub(super) struct Reply {
-    bytes: Vec<u8>,
+    bytes: MmapMut,
     /// How far `bytes` is filled.
     length: usize,
 }
 
 impl Reply {
-    /// Room for the longest answer. Pages of it that no answer reaches stay untouched.
-    pub(super) fn new() -> Self {
-        Self {
-            bytes: vec![0; CAPACITY],
+    /// Room for the longest answer.
+    ///
+    /// A mapping of its own, of which only the pages that an answer reaches are memory. The allocator would take it off its heap, and
+    /// zero it, as soon as one like it was ever freed.
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Self {
+            bytes: MmapMut::map_anon(CAPACITY)?,
             length: HEADER,
-        }
+        })
     }
 
     /// Starts over.

@@ -12,6 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{Builder, Scope};
 
+use memmap2::MmapMut;
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
@@ -84,11 +85,14 @@ impl<'m> Server<'m> {
     }
 
     fn start_thread<'s>(&'s self, scope: &'s Scope<'s, '_>) -> io::Result<()> {
+        // As with the reply: mapped, so that what no request fills is no memory.
+        let request = MmapMut::map_anon(REQUEST)?;
+        let reply = Reply::new()?;
         let number = self.threads.fetch_add(1, Ordering::Relaxed);
         self.waiting.fetch_add(1, Ordering::Relaxed);
         let started = Builder::new()
             .name(format!("fuse-{number}"))
-            .spawn_scoped(scope, move || self.serve(scope));
+            .spawn_scoped(scope, move || self.serve(scope, request, reply));
         if let Err(error) = started {
             self.threads.fetch_sub(1, Ordering::Relaxed);
             self.waiting.fetch_sub(1, Ordering::Relaxed);
@@ -104,9 +108,7 @@ impl<'m> Server<'m> {
     }
 
     /// One thread's life. It counts as waiting when it comes here.
-    fn serve<'s>(&'s self, scope: &'s Scope<'s, '_>) {
-        let mut request = vec![0; REQUEST];
-        let mut reply = Reply::new();
+    fn serve<'s>(&'s self, scope: &'s Scope<'s, '_>, mut request: MmapMut, mut reply: Reply) {
         loop {
             let received = receive(self.device, &mut request);
             self.waiting.fetch_sub(1, Ordering::Relaxed);

@@ -101,7 +101,7 @@ fn answers_have_the_bytes_of_the_kernels_header() {
             reply.put_bytes(b"nobody sees this").and(Err(Errno::ROFS))
         }),
     ];
-    let mut reply = Reply::new();
+    let mut reply = Reply::new().unwrap();
     for (name, fill) in cases {
         reply.clear();
         let outcome = fill(&mut reply);
@@ -119,7 +119,7 @@ fn directories_have_them_too_and_end_where_the_next_entry_does_not_fit() {
         let expected = golden(name);
         let fits = expected.len() - HEADER;
         for (limit, taken) in [(fits, 2), (fits - 1, 1), (0, 0)] {
-            let mut reply = Reply::new();
+            let mut reply = Reply::new().unwrap();
             let count = names
                 .iter()
                 .take_while(|(name, ino, file_type, cookie, entry)| {
@@ -150,7 +150,7 @@ fn a_device_number_survives_the_protocol() {
 
 #[test]
 fn what_does_not_fit_is_an_error_and_not_a_short_answer() {
-    let mut reply = Reply::new();
+    let mut reply = Reply::new().unwrap();
     assert_eq!(reply.room(MAX_WRITE).unwrap().len(), MAX_WRITE as usize);
     assert_eq!(reply.room(MAX_WRITE + 1).unwrap_err(), Errno::INVAL);
     reply.filled(MAX_WRITE as usize);
