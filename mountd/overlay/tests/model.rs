@@ -2,7 +2,8 @@
 //! the same errno, and the trees must look the same in everything a program can see. In between the overlay is dropped and opened again on
 //! the same upper.
 //!
-//! `COWL_MODEL_STEPS` and `COWL_MODEL_SEED` set how long and which; a failure prints both.
+//! `COWL_MODEL_STEPS` and `COWL_MODEL_SEED` set how long and which; a failure prints the seed. By default it is a hundred thousand steps in
+//! all, over two profiles with and without privilege; with `COWL_TEST_LONG` a million.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -246,8 +247,9 @@ fn setting(name: &str, default: u64) -> u64 {
 }
 
 fn run(profile: Profile, default_seed: u64) {
+    let long = std::env::var_os("COWL_TEST_LONG").is_some();
     let (steps, seed) = (
-        setting("COWL_MODEL_STEPS", 2000),
+        setting("COWL_MODEL_STEPS", if long { 250_000 } else { 25_000 }),
         setting("COWL_MODEL_SEED", default_seed),
     );
     for round in 0..steps.div_ceil(ROUND) {
