@@ -3,9 +3,13 @@
 //! Invariant: no bytes make this panic, loop or read outside of them, and nothing is copied: names and contents borrow the buffer. The
 //! kernel's own requests always decode; what doesn't is answered with EINVAL by the caller, so the client is not left waiting.
 
-use zerocopy::{FromBytes, Immutable, KnownLayout};
+mod cursor;
 
-use super::wire::{self, opcode};
+use zerocopy::FromBytes;
+
+use super::opcode;
+use super::wire;
+use cursor::Cursor;
 
 /// A request that cannot be read.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
@@ -496,66 +500,6 @@ fn setattr(asked: &wire::SetattrIn) -> Setattr {
     Setattr {
         kill_priv: set.kill_priv || asked.valid & changes == 0,
         ..set
-    }
-}
-
-/// What is left of a body.
-#[derive(Copy, Clone)]
-struct Cursor<'r>(&'r [u8]);
-
-impl<'r> Cursor<'r> {
-    fn take<T: FromBytes + KnownLayout + Immutable>(&mut self) -> Result<T, Malformed> {
-        let (it, rest) = T::read_from_prefix(self.0).map_err(|_short| Malformed)?;
-        self.0 = rest;
-        Ok(it)
-    }
-
-    /// A name, up to its NUL.
-    fn name(&mut self) -> Result<&'r [u8], Malformed> {
-        let end = self.0.iter().position(|byte| *byte == 0).ok_or(Malformed)?;
-        let (name, rest) = self.0.split_at_checked(end).ok_or(Malformed)?;
-        self.0 = rest.get(1..).ok_or(Malformed)?;
-        Ok(name)
-    }
-
-    fn bytes(&mut self, count: u32) -> Result<&'r [u8], Malformed> {
-        let count = usize::try_from(count).map_err(|_beyond_usize| Malformed)?;
-        let (bytes, rest) = self.0.split_at_checked(count).ok_or(Malformed)?;
-        self.0 = rest;
-        Ok(bytes)
-    }
-
-    fn forgets(&mut self) -> Result<Forgets<'r>, Malformed> {
-        let count = usize::try_from(self.take::<wire::BatchForgetIn>()?.count)
-            .map_err(|_beyond_usize| Malformed)?;
-        let length = count
-            .checked_mul(size_of::<wire::ForgetOne>())
-            .ok_or(Malformed)?;
-        Ok(Forgets(self.0.get(..length).ok_or(Malformed)?))
-    }
-
-    fn setxattr(&mut self, dialect: Dialect) -> Result<Operation<'r>, Malformed> {
-        let asked: wire::SetxattrIn = self.take()?;
-        let more = if dialect.long_setxattr {
-            self.take::<wire::SetxattrMore>()?.setxattr_flags
-        } else {
-            0
-        };
-        Ok(Operation::Setxattr {
-            name: self.name()?,
-            value: self.bytes(asked.size)?,
-            flags: asked.flags,
-            kill_sgid: more & wire::SETXATTR_ACL_KILL_SGID != 0,
-        })
-    }
-
-    fn readdir(&mut self, plus: bool) -> Result<Operation<'r>, Malformed> {
-        let asked: wire::ReadIn = self.take()?;
-        Ok(Operation::Readdir {
-            cookie: asked.offset,
-            size: asked.size,
-            plus,
-        })
     }
 }
 

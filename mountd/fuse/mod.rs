@@ -8,14 +8,16 @@
 //!
 //! | request | answer |
 //! |---|---|
-//! | OPEN in the cached profile; OPENDIR, FLUSH, STATX, POLL, INTERRUPT, ACCESS and other codes | ENOSYS once, after which the kernel sends no more |
-//! | STATX | an inode's birth time is in no tree, and answering it costs a request for each `stat` that asks |
+//! | OPEN in the cached profile; OPENDIR, FLUSH, POLL, INTERRUPT and other codes | ENOSYS, after which the kernel sends no more |
+//! | STATX | the same: it would add the birth time, which no tree has, to what GETATTR says |
+//! | IOCTL | ENOTTY: no file here is a terminal, and none has flags or extents of its own to show |
 //! | entries, attributes, absent names | valid for good: nobody else changes the mount |
 
 mod backing;
 mod decode;
 mod dispatch;
 mod negotiate;
+mod opcode;
 mod reply;
 mod serve;
 mod wire;
@@ -23,5 +25,5 @@ mod wire;
 pub(crate) use backing::probe as may_back;
 pub(crate) use dispatch::Dispatcher;
 pub(crate) use negotiate::Connection;
+pub use opcode::name as request_name;
 pub(crate) use serve::{End, Server};
-pub use wire::opcode::name as request_name;

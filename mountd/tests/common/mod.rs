@@ -14,9 +14,13 @@ use cowl_core::handover::{
     self, MountError, MountSources, Mounted, Profile, ProfileChoice, UpperSource,
 };
 use cowl_core::tree::{Kind, LayerBuilder, Meta, Timestamp, Tree, merge};
+use parking_lot::Mutex;
 use tempfile::TempDir;
 
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_cowl-mountd");
+
+/// Whoever starts a process while another test has a lease open hands it a copy until it executes: one at a time.
+static ALONE: Mutex<()> = Mutex::new(());
 
 /// What a merged tree and its objects are on disk.
 pub struct Image {
@@ -60,6 +64,7 @@ impl Image {
 
     /// Whether somebody holds the lease.
     pub fn is_leased(&self) -> bool {
+        let _alone = ALONE.lock();
         let lease = File::open(self.path("lease")).unwrap();
         rustix::fs::flock(&lease, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err()
     }
@@ -78,6 +83,7 @@ impl Image {
         choice: ProfileChoice,
         upper: Option<&str>,
     ) -> Result<Mount, MountError> {
+        let _alone = ALONE.lock();
         let lease = File::open(self.path("lease")).unwrap();
         rustix::fs::flock(&lease, rustix::fs::FlockOperation::LockShared).unwrap();
         let log = File::options()
@@ -175,6 +181,12 @@ impl Mount {
     pub fn path(&self, below: &str) -> PathBuf {
         let mount = self.root.as_ref().unwrap().as_raw_fd();
         PathBuf::from(format!("/proc/self/fd/{mount}/{below}"))
+    }
+
+    /// The same for a process that has not inherited the mount.
+    pub fn path_for_others(&self, below: &str) -> PathBuf {
+        let mount = self.root.as_ref().unwrap().as_raw_fd();
+        PathBuf::from(format!("/proc/{}/fd/{mount}/{below}", std::process::id()))
     }
 
     /// Requests of a kind so far.
