@@ -147,3 +147,41 @@ fn more_files_can_be_open_than_the_caller_may_have() {
         .collect();
     assert_eq!(opened.len(), 1500);
 }
+
+/// Memory that is the worker's alone and not a file's, in KiB.
+fn private(mount: &Mount) -> u64 {
+    let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", mount.worker)).unwrap();
+    let line = rollup
+        .lines()
+        .find_map(|line| line.strip_prefix("Anonymous:"))
+        .unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[test]
+fn a_worker_is_small_and_a_walk_costs_it_no_memory() {
+    let image = Image::build(|builder, objects| {
+        for number in 0..100_000 {
+            objects.add_file(
+                builder,
+                &format!("d-{}/f-{number}", number / 100),
+                b"",
+                0o644,
+            );
+        }
+    });
+    let mount = image.mount_writable(ProfileChoice::Best, "upper");
+    let idle = private(&mount);
+    assert!(idle < 1536, "{idle} KiB idle");
+    let mut seen = 0;
+    for directory in fs::read_dir(mount.path("")).unwrap() {
+        for file in fs::read_dir(directory.unwrap().path()).unwrap() {
+            assert_eq!(file.unwrap().metadata().unwrap().len(), 0);
+            seen += 1;
+        }
+    }
+    assert_eq!(seen, 100_000);
+    let walked = private(&mount);
+    eprintln!("{idle} KiB idle, {walked} KiB after a walk over {seen} files");
+    assert!(walked - idle < 4096, "{idle} KiB became {walked}");
+}
