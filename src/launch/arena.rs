@@ -13,7 +13,8 @@ use rustix::thread::CapabilitySet;
 use crate::cgroup::View;
 use crate::environment::Environment;
 use crate::path::{InRoot, Kind};
-use crate::plan::{Plan, WindowSize};
+use crate::plan::{Plan, Seccomp, WindowSize};
+use crate::seccomp::{self, Program};
 use crate::sys::exec::Vectors;
 use crate::sys::mount::{Change, mount_setattr};
 
@@ -150,6 +151,7 @@ pub(crate) struct Arena {
     pub(crate) capabilities: CapabilitySet,
     pub(crate) dropped: Vec<CapabilitySet>,
     pub(crate) no_new_privileges: bool,
+    pub(crate) filter: Option<Program>,
     pub(crate) arguments: Vectors,
     pub(crate) environment: Vectors,
     pub(crate) needs_home: bool,
@@ -241,6 +243,13 @@ impl Arena {
                 .filter(|capability| !capabilities.contains(*capability))
                 .collect(),
             no_new_privileges: plan.no_new_privileges,
+            filter: match plan.seccomp {
+                Seccomp::Default => Some(seccomp::default_filter(
+                    capabilities.bits(),
+                    seccomp::NATIVE,
+                )),
+                Seccomp::Unconfined => None,
+            },
             arguments: Vectors::new(strings(&plan.argv, "an argument")?, 0),
             programs: strings(&environment.programs(program), "the program's path")?,
             needs_home: environment.needs_home,

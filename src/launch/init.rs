@@ -207,7 +207,7 @@ fn working_directory(arena: &mut Arena) -> Result<(), Errno> {
     }
 }
 
-/// Bounding set, groups, ids, then what is left of the capabilities. Inheritable and ambient sets end empty (CVE-2022-24769).
+/// Bounding set, groups, the filter of system calls, ids, then what is left of the capabilities. Inheritable and ambient sets end empty (CVE-2022-24769).
 fn drop_privileges(arena: &Arena, user: &User<'_>) -> Result<(), Failure> {
     for capability in &arena.dropped {
         match remove_capability_from_bounding_set(*capability) {
@@ -218,6 +218,10 @@ fn drop_privileges(arena: &Arena, user: &User<'_>) -> Result<(), Failure> {
     }
     if arena.set_groups {
         set_thread_groups(&arena.groups).at(Step::Credentials)?;
+    }
+    if let Some(filter) = &arena.filter {
+        // Wants CAP_SYS_ADMIN, which ends with the next call. All that is still to be done is allowed by every filter.
+        crate::sys::seccomp::load(filter).at(Step::Seccomp)?;
     }
     let (uid, gid) = (
         rustix::fs::Uid::from_raw(user.uid),

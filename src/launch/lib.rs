@@ -20,7 +20,7 @@ pub mod monitor;
 mod mounts;
 mod path;
 pub mod plan;
-pub mod seccomp;
+mod seccomp;
 mod socket;
 pub mod status;
 mod step;

@@ -41,6 +41,17 @@ pub struct Plan {
     pub readonly_root: bool,
     /// `PR_SET_NO_NEW_PRIVS`: set-user-ID programs and file capabilities give nothing.
     pub no_new_privileges: bool,
+    /// Which system calls the program may make.
+    pub seccomp: Seccomp,
+}
+
+/// See [`Plan::seccomp`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Seccomp {
+    /// What Docker's default profile gives to [`Plan::capabilities`].
+    Default,
+    /// All that the kernel lets it.
+    Unconfined,
 }
 
 /// One volume's place in the container.
@@ -124,6 +135,7 @@ impl Plan {
             readonly_paths: bytes(&DEFAULT_READONLY_PATHS),
             readonly_root: false,
             no_new_privileges: false,
+            seccomp: Seccomp::Default,
         }
     }
 }

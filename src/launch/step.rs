@@ -70,6 +70,7 @@ steps! {
     Descriptors = 36: "mark descriptors close-on-exec",
     Home = 37: "set HOME",
     Exec = 38: "exec",
+    Seccomp = 39: "filter system calls",
     Keyring = 40: "make a session keyring",
 }
 

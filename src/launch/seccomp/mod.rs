@@ -3,7 +3,8 @@
 //! A filter is a search tree over ranges of system-call numbers, not a list: the kernel runs it once for every number when it is loaded, and
 //! once for every call that is not plainly allowed. What it answers is Docker's, with two differences, both where libseccomp compares 64 bits
 //! of an argument of which the kernel looks at 32: `socket(1 << 32 | AF_ALG)` is refused here and allowed there, and `personality` is judged
-//! by what the kernel will see. Pure functions: the plan makes a [`Program`] before the container's first process exists.
+//! by what the kernel will see. Pure functions; [`crate::arena`] makes a [`Program`] before the container's first process exists, and
+//! [`crate::init`] loads it.
 
 mod compile;
 #[cfg(test)]
@@ -21,12 +22,20 @@ use profile::{Abi, FIRST_PRIVATE, X32_BIT};
 
 /// A machine, with the older ones whose programs it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Arch {
+pub(crate) enum Arch {
     /// And x32, and 32-bit x86.
     X86_64,
     /// And 32-bit Arm.
     Aarch64,
 }
+
+/// The machine that this program is for.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+pub(crate) const NATIVE: Arch = if cfg!(target_arch = "x86_64") {
+    Arch::X86_64
+} else {
+    Arch::Aarch64
+};
 
 /// `AUDIT_ARCH_*` of linux/audit.h: ELF machine, 64-bit and little-endian bits.
 mod audit {
@@ -75,17 +84,17 @@ enum Condition {
 
 /// A filter as the kernel takes it (linux/filter.h).
 #[derive(Clone, Debug)]
-pub struct Program(Vec<libc::sock_filter>);
+pub(crate) struct Program(Vec<libc::sock_filter>);
 
 impl Program {
     /// In the order of execution.
-    pub fn instructions(&self) -> &[libc::sock_filter] {
+    pub(crate) fn instructions(&self) -> &[libc::sock_filter] {
         &self.0
     }
 }
 
 /// Docker's default profile for a container with these capabilities (bit n is capability n).
-pub fn default_filter(capabilities: u64, arch: Arch) -> Program {
+pub(crate) fn default_filter(capabilities: u64, arch: Arch) -> Program {
     let architectures = arch.numberings().iter().map(|(architecture, abis)| {
         let ranges = abis
             .iter()

@@ -218,6 +218,9 @@ fn the_launcher_can_go_on_after_loading() {
                 "close_range",
                 "execve",
                 "exit_group",
+                "close",
+                "munmap",
+                "brk",
                 "write",
             ] {
                 assert_eq!(

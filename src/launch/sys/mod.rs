@@ -10,6 +10,7 @@ pub(crate) mod exec;
 pub(crate) mod keyring;
 pub(crate) mod mount;
 pub(crate) mod net;
+pub(crate) mod seccomp;
 pub(crate) mod signal;
 
 use rustix::io::Errno;

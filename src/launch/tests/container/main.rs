@@ -14,3 +14,4 @@ mod hosts;
 mod life;
 mod limits;
 mod run;
+mod seccomp;
