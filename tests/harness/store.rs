@@ -209,6 +209,11 @@ impl<'s> Mount<'s> {
         self.detach();
     }
 
+    /// It was taken down by other hands.
+    pub fn forget(mut self) {
+        self.mounted = false;
+    }
+
     #[track_caller]
     fn detach(&mut self) {
         self.mounted = false;

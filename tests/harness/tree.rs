@@ -83,8 +83,8 @@ pub fn read(root: &Path) -> Tree {
 
 struct Reader {
     tree: Tree,
-    /// Inode number -> its first path.
-    files: HashMap<u64, String>,
+    /// Inode number -> its first path, and the content of a file that has several.
+    files: HashMap<u64, (String, Content)>,
 }
 
 type Failure = (String, Errno);
@@ -111,10 +111,11 @@ impl Reader {
         let (content, xattrs) = match kind {
             FileType::RegularFile => {
                 let file = opened(OFlags::RDONLY).map_err(fail)?;
-                (
-                    Content::Hash(hash(&file).map_err(fail)?),
-                    xattrs_of(&file).map_err(fail)?,
-                )
+                let content = match self.files.get(&status.stx_ino) {
+                    Some((_, content)) => content.clone(),
+                    None => Content::Hash(hash(&file).map_err(fail)?),
+                };
+                (content, xattrs_of(&file).map_err(fail)?)
             }
             FileType::Directory => (
                 Content::None,
@@ -133,7 +134,8 @@ impl Reader {
         let first_name = self
             .files
             .entry(status.stx_ino)
-            .or_insert_with(|| path.to_owned())
+            .or_insert_with(|| (path.to_owned(), content.clone()))
+            .0
             .clone();
         self.tree.insert(
             path.to_owned(),

@@ -72,6 +72,9 @@ pub(super) struct Load {
     /// Print nothing
     #[arg(short, long)]
     pub(super) quiet: bool,
+    /// Read and hash what the store has already, and repair what is damaged
+    #[arg(long)]
+    pub(super) verify: bool,
 }
 
 #[derive(Debug, Args)]

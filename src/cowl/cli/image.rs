@@ -9,14 +9,19 @@ use crate::engine::error::{Context, Error, Result};
 use crate::engine::image::{Listed, Removed, Step, short_id};
 use crate::engine::{Engine, host};
 use cowl_core::digest::ImageId;
-use cowl_core::store::Reference;
+use cowl_core::store::{Reference, Trust};
 use jiff::Timestamp;
 use serde_json::json;
 
 const NONE: &str = "<none>";
 
 pub(super) fn load(engine: &Engine, args: &Load, out: &mut Stdout) -> Result<u8> {
-    for loaded in engine.load(args.input.as_deref())? {
+    let trust = if args.verify {
+        Trust::Hash
+    } else {
+        Trust::Size
+    };
+    for loaded in engine.load(args.input.as_deref(), trust)? {
         if args.quiet {
             continue;
         }
@@ -258,7 +263,7 @@ pub(super) fn check(engine: &Engine, args: &Check, out: &mut Stdout) -> Result<u
     }
     let problems = counted(report.problems.len() as u64, "problem");
     out.line(&format!(
-        "{problems}: {looked_at}; {depth}. Loading an image again repairs what is its own"
+        "{problems}: {looked_at}; {depth}. `cowl load --verify -i ARCHIVE` repairs what the archive holds"
     ))?;
     Ok(FAILURE)
 }

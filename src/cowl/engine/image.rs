@@ -7,7 +7,7 @@ use super::names;
 use super::process::ImageDefaults;
 use cowl_core::digest::{DiffId, ImageId, Sha256Digest};
 use cowl_core::image::{self, ImageConfig, Loaded};
-use cowl_core::store::{RefRecord, Reference};
+use cowl_core::store::{RefRecord, Reference, Trust};
 use jiff::Timestamp;
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -134,10 +134,10 @@ impl Engine {
         Ok(listed)
     }
 
-    /// Brings in the images of an archive; without a path, of standard input.
-    pub fn load(&self, archive: Option<&Path>) -> Result<Vec<Loaded>> {
+    /// Brings in the images of an archive; without a path, of standard input. `trust` is in what the store has already.
+    pub fn load(&self, archive: Option<&Path>, trust: Trust) -> Result<Vec<Loaded>> {
         let path = archive.unwrap_or(Path::new(STDIN));
-        image::load(&self.store, path).map_err(|error| {
+        image::load_with(&self.store, path, trust).map_err(|error| {
             let error = Error::from(error);
             let named = error.to_string().contains(&path.display().to_string());
             if named {

@@ -1,0 +1,158 @@
+//! What came in can be listed, explained, checked and removed; blobs stay as they came.
+
+use std::fs;
+
+use cowl_tests::busybox::{add_blog, layers, shop};
+use cowl_tests::command::{python, shell};
+use cowl_tests::profile::{directory, root, user};
+use cowl_tests::store::{Store, make_image};
+
+fn images_are_listed_and_explained() {
+    let store = shop("store");
+    add_blog(&store);
+    let base = layers().join("base.tar");
+    store.ok(["import", base.to_str().unwrap(), "plain:2"]);
+    let listed = store.ok(["images"]);
+    let rows: Vec<Vec<&str>> = listed
+        .lines()
+        .skip(1)
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    let mut names: Vec<String> = rows
+        .iter()
+        .map(|row| format!("{}:{}", row[0], row[1]))
+        .collect();
+    names.sort_unstable();
+    assert_eq!(names, ["blog:latest", "plain:2", "shop:latest"]);
+    // An id is the digest of the configuration, as the archive has it.
+    let ids = store.ok(["images", "-q", "--no-trunc"]);
+    assert!(
+        ids.lines().all(|id| id
+            .strip_prefix("sha256:")
+            .is_some_and(|hex| hex.len() == 64)),
+        "{ids}"
+    );
+    let history = store.ok(["history", "shop"]);
+    assert!(
+        history.contains("base.tar") && history.contains("shop.tar"),
+        "{history}"
+    );
+    assert!(
+        history.find("shop.tar") < history.find("base.tar"),
+        "last step first: {history}"
+    );
+    let info = store.ok(["info"]);
+    assert!(info.contains(store.root().to_str().unwrap()), "{info}");
+    let checked = store.ok(["check", "--deep"]);
+    assert!(checked.contains("No problems"), "{checked}");
+}
+
+#[test]
+fn images_are_listed_and_explained_as_root() {
+    root(|| images_are_listed_and_explained());
+}
+
+#[test]
+fn images_are_listed_and_explained_as_user() {
+    user(|| images_are_listed_and_explained());
+}
+
+/// Manifest, configuration and compressed layers have the digests that the archive's own index gives them.
+#[test]
+fn blobs_stay_as_they_came() {
+    root(|| {
+        let parts = layers();
+        let layout = directory().join("layout");
+        let (base, blog) = (parts.join("base.tar"), parts.join("blog.tar"));
+        make_image(
+            "oci",
+            &layout,
+            "blog:1",
+            &["--compress", "gzip"],
+            &[&base, &blog],
+        );
+        let store = Store::new("store");
+        store.load(&layout);
+        for entry in fs::read_dir(layout.join("blobs/sha256")).unwrap() {
+            let name = entry.unwrap().file_name();
+            let kept = fs::read(store.root().join("blobs/sha256").join(&name))
+                .unwrap_or_else(|error| panic!("{name:?}: {error}"));
+            assert!(
+                kept == fs::read(layout.join("blobs/sha256").join(&name)).unwrap(),
+                "{name:?} was changed"
+            );
+        }
+        assert_eq!(
+            shell(
+                &store.root().join("blobs/sha256"),
+                "sha256sum * | awk '$1 != $2'",
+                [""; 0]
+            ),
+            ""
+        );
+    });
+}
+
+/// Each distinct content is one file, however often, under whatever names, in whatever layers and images it came.
+#[test]
+fn a_content_is_kept_once() {
+    root(|| {
+        let store = shop("store");
+        add_blog(&store);
+        let contents = "
+import hashlib, sys, tarfile
+seen = {}
+for path in sys.argv[1:]:
+    with tarfile.open(path) as archive:
+        for member in archive:
+            if member.isreg() and member.size:
+                data = archive.extractfile(member).read()
+                seen[hashlib.sha256(data).hexdigest()] = len(data)
+for digest in sorted(seen): print(digest, seen[digest])
+";
+        let parts = layers();
+        let expected = python(
+            &directory(),
+            contents,
+            ["base.tar", "shop.tar", "blog.tar"].map(|name| parts.join(name)),
+        );
+        let script = "find objects -type f | while read -r f; do echo \"$(sha256sum < $f | cut -d ' ' -f 1) $(stat -c %s $f)\"; done | sort";
+        assert_eq!(shell(store.root(), script, [""; 0]), expected);
+    });
+}
+
+/// A damaged object, tree or blob is found, named, and healed by loading again.
+#[test]
+fn damage_is_found_and_healed() {
+    root(|| {
+        let store = shop("store");
+        let object = shell(
+            store.root(),
+            "find objects -type f -size +1000 | sort | head -n 1",
+            [""; 0],
+        );
+        let object = object.trim();
+        shell(
+            store.root(),
+            "chmod u+w \"$1\"; printf X | dd of=\"$1\" bs=1 seek=100 conv=notrunc status=none; chmod u-w \"$1\"",
+            [object],
+        );
+        let found = store.run(["check", "--deep"]);
+        assert_eq!(found.code(), 1, "{found}");
+        assert!(found.stdout.contains(object), "{found}");
+        // The same layers again, with what is there read instead of trusted by its size.
+        let parts = layers();
+        let archive = directory().join("again.tar");
+        let options = ["--compress", "none", "--cmd", "/srv/hello"];
+        make_image(
+            "docker",
+            &archive,
+            "again",
+            &options,
+            &[&parts.join("base.tar"), &parts.join("shop.tar")],
+        );
+        store.ok(["load", "--verify", "-i", archive.to_str().unwrap()]);
+        let after = store.run(["check", "--deep"]);
+        assert_eq!(after.code(), 0, "{after}");
+    });
+}

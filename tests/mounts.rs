@@ -1,0 +1,213 @@
+//! What `cowl mount` promises beside the behaviour of files: read-only without an upper, several at once, figures of
+//! the file system below, and nothing left when it is gone.
+
+use std::fs;
+
+use cowl_tests::busybox::shop;
+use cowl_tests::command::{program, python, run, shell, system};
+use cowl_tests::profile::{Profile, current, directory, processes, root, user};
+use cowl_tests::store::mounted_kind;
+use cowl_tests::tree;
+
+fn without_an_upper_it_is_read_only() {
+    let store = shop("store");
+    let mount = store.mount("shop", "mnt");
+    let changes = [
+        "echo x > new",
+        "echo x >> etc/motd",
+        "rm etc/motd",
+        "mkdir new",
+        "mv etc/motd etc/other",
+        "ln etc/motd hard",
+        "ln -s x soft",
+        "chmod 0 etc/motd",
+        "touch etc/motd",
+        "setfattr -n user.x -v y etc/motd",
+        "truncate -s 0 etc/motd",
+    ];
+    for change in changes {
+        let refused = run(program("sh", ["-c", change]).current_dir(mount.path()));
+        assert!(
+            refused.stderr.contains("Read-only file system"),
+            "{refused}"
+        );
+    }
+    assert_eq!(
+        fs::read_to_string(mount.path().join("etc/motd")).unwrap(),
+        "welcome to the base\n"
+    );
+    mount.unmount();
+}
+
+#[test]
+fn without_an_upper_it_is_read_only_as_root() {
+    root(|| without_an_upper_it_is_read_only());
+}
+
+#[test]
+fn without_an_upper_it_is_read_only_as_user() {
+    user(|| without_an_upper_it_is_read_only());
+}
+
+/// Mounts of one image do not see each other's changes, and each comes back as it was left.
+fn several_mounts_are_apart() {
+    let store = shop("store");
+    let plain = store.mount("shop", "plain");
+    let before = tree::read(plain.path());
+    let (mut one, two) = (
+        store.mount_upper("shop", "one"),
+        store.mount_upper("shop", "two"),
+    );
+    shell(
+        one.path(),
+        "echo one > etc/motd; rm -r srv; mkdir new",
+        [""; 0],
+    );
+    shell(two.path(), "echo two > etc/motd; mv srv moved", [""; 0]);
+    let seen = tree::read(one.path());
+    assert_eq!(
+        fs::read_to_string(two.path().join("etc/motd")).unwrap(),
+        "two\n"
+    );
+    assert!(two.path().join("moved/hello").exists() && !one.path().join("srv").exists());
+    one.remount();
+    tree::assert_same(&seen, &tree::read(one.path()), "after a remount");
+    tree::assert_same(
+        &before,
+        &tree::read(plain.path()),
+        "the mount without an upper",
+    );
+    one.unmount();
+    two.unmount();
+    plain.unmount();
+}
+
+#[test]
+fn several_mounts_are_apart_as_root() {
+    root(|| several_mounts_are_apart());
+}
+
+#[test]
+fn several_mounts_are_apart_as_user() {
+    user(|| several_mounts_are_apart());
+}
+
+/// Free space is that of the file system the upper lies on; names may be as long as there.
+fn figures_are_the_uppers() {
+    let store = shop("store");
+    let mount = store.mount_upper("shop", "mnt");
+    let figures =
+        |path: &std::path::Path| system("stat", ["-f", "-c", "%S %b %l", path.to_str().unwrap()]);
+    assert_eq!(figures(mount.path()), figures(mount.upper()));
+    mount.unmount();
+}
+
+#[test]
+fn figures_are_the_uppers_as_root() {
+    root(|| figures_are_the_uppers());
+}
+
+#[test]
+fn figures_are_the_uppers_as_user() {
+    user(|| figures_are_the_uppers());
+}
+
+/// Numbers of files stay what they were: over copy-up, rename and remount; two names of a file have one.
+fn inode_numbers_stay() {
+    let store = shop("store");
+    let mut mount = store.mount_upper("shop", "mnt");
+    let number = |point: &std::path::Path, name: &str| {
+        use std::os::unix::fs::MetadataExt as _;
+        fs::symlink_metadata(point.join(name)).unwrap().ino()
+    };
+    let mut names = vec!["etc/motd", "srv", "srv/catalogue.txt", "bin/sh"];
+    if current() == Profile::Root {
+        // Without privilege a symbolic link takes no mark, so one that is copied up is another file after a remount.
+        names.push("usr/bin/env");
+    }
+    let before: Vec<u64> = names
+        .iter()
+        .map(|name| number(mount.path(), name))
+        .collect();
+    assert_eq!(
+        number(mount.path(), "bin/sh"),
+        number(mount.path(), "bin/ls"),
+        "busybox under two names"
+    );
+    shell(
+        mount.path(),
+        "echo x >> etc/motd; chmod 0700 srv; echo x >> srv/catalogue.txt; touch bin/sh; chown -h 0:0 usr/bin/env",
+        [""; 0],
+    );
+    let listed = "
+import os, sys
+for name in os.scandir(sys.argv[1]):
+    assert name.inode() == os.lstat(name.path).st_ino, name.path
+";
+    for _ in 0..2 {
+        let after: Vec<u64> = names
+            .iter()
+            .map(|name| number(mount.path(), name))
+            .collect();
+        assert_eq!(before, after);
+        assert_eq!(
+            number(mount.path(), "bin/sh"),
+            number(mount.path(), "bin/ls")
+        );
+        for directory_name in ["", "etc", "bin"] {
+            python(&directory(), listed, [mount.path().join(directory_name)]);
+        }
+        mount.remount();
+    }
+    mount.unmount();
+}
+
+#[test]
+fn inode_numbers_stay_as_root() {
+    root(|| inode_numbers_stay());
+}
+
+#[test]
+fn inode_numbers_stay_as_user() {
+    user(|| inode_numbers_stay());
+}
+
+/// Unmounted by other hands (`umount`, as a system that shuts down does it): keeper and worker end, the lease goes.
+fn a_foreign_umount_ends_it() {
+    let store = shop("store");
+    let mount = store.mount_upper("shop", "mnt");
+    shell(mount.path(), "echo x > new", [""; 0]);
+    let point = mount.path().to_owned();
+    assert!(
+        processes()
+            .iter()
+            .any(|(_, line)| line.contains("cowl-mountd"))
+    );
+    system("umount", [&point]);
+    assert_eq!(mounted_kind(&point), None);
+    mount.forget();
+    // The same upper can be mounted again at once, or as soon as the keeper has let go; cowl waits for that.
+    let mount = store.mount_upper("shop", "mnt");
+    assert_eq!(fs::read_to_string(mount.path().join("new")).unwrap(), "x\n");
+    mount.unmount();
+}
+
+#[test]
+fn a_foreign_umount_ends_it_as_root() {
+    root(|| a_foreign_umount_ends_it());
+}
+
+/// Nothing of the caller stays open in the daemons: a pipe that was its output ends with `cowl mount`.
+#[test]
+fn the_daemons_hold_nothing_of_the_caller() {
+    root(|| {
+        let store = shop("store");
+        let point = directory().join("mnt");
+        fs::create_dir(&point).unwrap();
+        let mut command = store.command(["mount", "shop"]);
+        // `output` returns when both pipes are closed by everybody.
+        let output = command.arg(&point).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        store.ok(["umount", point.to_str().unwrap()]);
+    });
+}
