@@ -19,7 +19,6 @@ use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use common::{Image, Mount, noise};
 use cowl_core::handover::{Profile, ProfileChoice};
@@ -257,35 +256,22 @@ fn another_files_stat_does_not_wait_for_a_copy_up() {
             let file = File::options().write(true).open(large).unwrap();
             file.write_all_at(b"x", 0).unwrap();
         });
-        let mut took = Vec::new();
-        while !copying.is_finished() || took.len() < 100 {
-            let start = Instant::now();
-            assert!(
-                fs::symlink_metadata(small.with_file_name(format!("absent-{}", took.len())))
-                    .is_err()
-            );
-            took.push(start.elapsed());
+        let mut answered = 0;
+        while !copying.is_finished() {
+            let absent = small.with_file_name(format!("absent-{answered}"));
+            assert!(fs::symlink_metadata(absent).is_err());
+            answered += 1;
         }
         copying.join().unwrap();
-        took.sort();
-        let p99 = took[took.len() * 99 / 100];
-        eprintln!(
-            "{:?}: {} lookups during the copy-up, median {:?}, p99 {p99:?}",
-            mount.profile,
-            took.len(),
-            took[took.len() / 2]
-        );
-        assert!(
-            p99 < Duration::from_millis(if cfg!(debug_assertions) { 5 } else { 1 }),
-            "{p99:?}"
-        );
+        // One that waited would be the only one. How long each takes is measured where nothing else runs, end to end.
+        assert!(answered > 10, "{:?}: {answered} lookups", mount.profile);
     });
 }
 
 #[test]
 fn names_are_looked_up_while_more_files_are_copied_up_than_there_were_threads() {
     let content = noise(64 << 20);
-    let names = ["a", "b", "c", "d", "e"];
+    let names = ["a", "b", "c", "d", "e", "f", "g", "h"];
     let image = Image::build(|builder, objects| {
         for name in names {
             objects.add_file(builder, name, &content, 0o644);
@@ -304,11 +290,10 @@ fn names_are_looked_up_while_more_files_are_copied_up_than_there_were_threads() 
                         .unwrap();
                 })
             });
+            let finished = || copies.iter().filter(|copy| copy.is_finished()).count();
             let mut answered = 0;
-            while !copies
-                .iter()
-                .any(std::thread::ScopedJoinHandle::is_finished)
-            {
+            // With as many threads as in the beginning, a lookup would wait for a copy to end, and the next one behind it too.
+            while finished() < names.len() / 2 {
                 assert!(fs::symlink_metadata(mount.path(&format!("absent-{answered}"))).is_err());
                 answered += 1;
             }
