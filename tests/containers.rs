@@ -139,6 +139,32 @@ fn capabilities_are_dockers_as_user() {
     user(|| capabilities_are_dockers());
 }
 
+fn system_calls_are_filtered_unless_asked_otherwise() {
+    let store = shop("store");
+    let command = ["grep", "^Seccomp:", "/proc/self/status"];
+    assert_eq!(in_shop(&store, &["--rm"], &command).ok(), "Seccomp:\t2\n");
+    let unconfined = ["--rm", "--security-opt", "seccomp=unconfined"];
+    let ours = std::fs::read_to_string("/proc/self/status").unwrap();
+    let ours = ours
+        .lines()
+        .find(|line| line.starts_with("Seccomp:"))
+        .unwrap();
+    assert_eq!(
+        in_shop(&store, &unconfined, &command).ok(),
+        format!("{ours}\n")
+    );
+}
+
+#[test]
+fn system_calls_are_filtered_unless_asked_otherwise_as_root() {
+    root(|| system_calls_are_filtered_unless_asked_otherwise());
+}
+
+#[test]
+fn system_calls_are_filtered_unless_asked_otherwise_as_user() {
+    user(|| system_calls_are_filtered_unless_asked_otherwise());
+}
+
 fn exit_codes_are_dockers() {
     let store = shop("store");
     let code = |command: &[&str]| in_shop(&store, &["--rm"], command).code();

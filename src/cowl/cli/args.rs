@@ -1,6 +1,6 @@
 //! The command line, as clap reads it. What an option means is decided where it is used.
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -181,9 +181,18 @@ pub(super) struct Run {
     /// User and group, by name or number
     #[arg(short, long, value_name = "USER[:GROUP]")]
     pub(super) user: Option<String>,
+    /// Let the container make any system call
+    #[arg(long, value_name = "OPTION", value_enum)]
+    pub(super) security_opt: Vec<SecurityOpt>,
     /// The image, then the command; what follows the image belongs to the command
     #[arg(required = true, trailing_var_arg = true, value_names = ["IMAGE", "COMMAND"], num_args = 1..)]
     pub(super) image_and_command: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum SecurityOpt {
+    #[value(name = "seccomp=unconfined")]
+    SeccompUnconfined,
 }
 
 #[derive(Debug, Args)]

@@ -1,6 +1,6 @@
 //! `cowl run`, `ps`, `rm`.
 
-use super::args::{Ps, Rm, Run};
+use super::args::{Ps, Rm, Run, SecurityOpt};
 use super::table::{Table, ellipsis, printable};
 use super::units::human_duration;
 use super::{Stdout, complain, each};
@@ -47,6 +47,7 @@ fn request(args: Run) -> Result<run::Request> {
         user: args.user,
         tty: args.tty,
     };
+    let seccomp_unconfined = args.security_opt.contains(&SecurityOpt::SeccompUnconfined);
     Ok(run::Request {
         image,
         overrides,
@@ -54,6 +55,7 @@ fn request(args: Run) -> Result<run::Request> {
         volumes,
         // 0 is Docker's "no limit".
         memory: args.memory.filter(|bytes| *bytes != 0),
+        seccomp_unconfined,
         auto_remove: args.rm,
         tty: args.tty,
         open_stdin: args.interactive,

@@ -110,6 +110,10 @@ fn a_wrong_command_line_is_told_in_one_line_with_125() {
             "invalid volume specification: 'v1:rel': invalid mount path: 'rel' mount path must be absolute",
         ),
         (
+            &["run", "--security-opt", "seccomp=my.json", "i"],
+            "invalid argument \"seccomp=my.json\" for --security-opt: use seccomp=unconfined; see 'cowl run --help'",
+        ),
+        (
             &["run", "-it", "i"],
             "the input device is not a TTY; leave out -t, or run cowl in a terminal",
         ),

@@ -40,6 +40,9 @@ pub struct Config {
     pub open_stdin: bool,
     /// Limit in bytes.
     pub memory: Option<u64>,
+    /// It may make any system call. Else, and where the file is older than this field, Docker's default profile holds.
+    #[serde(default)]
+    pub seccomp_unconfined: bool,
     /// Removed, with its anonymous volumes, when it is over.
     pub auto_remove: bool,
     /// In the order in which they are mounted: a parent before what is below it.

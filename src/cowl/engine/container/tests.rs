@@ -62,6 +62,7 @@ fn config(id: &str, name: &str) -> Config {
         tty: false,
         open_stdin: false,
         memory: None,
+        seccomp_unconfined: false,
         auto_remove: false,
         mounts: vec![Mount {
             source: volume,

@@ -23,7 +23,7 @@ use super::signals::Signals;
 use super::{CGROUP_PARENT, Engine, helpers, names};
 use crate::volume::{Source, VolumeName, VolumeSpec, is_name};
 use cowl_launch::client::{Launch, Monitor, StartError};
-use cowl_launch::plan::{Limits, Plan, VolumeMount};
+use cowl_launch::plan::{Limits, Plan, Seccomp, VolumeMount};
 use jiff::Timestamp;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
@@ -44,6 +44,8 @@ pub struct Request {
     pub volumes: Vec<VolumeSpec>,
     /// `-m`, in bytes.
     pub memory: Option<u64>,
+    /// `--security-opt seccomp=unconfined`.
+    pub seccomp_unconfined: bool,
     /// `--rm`.
     pub auto_remove: bool,
     /// `-t`.
@@ -125,6 +127,7 @@ impl Engine {
             tty: request.tty,
             open_stdin: request.open_stdin,
             memory: request.memory,
+            seccomp_unconfined: request.seccomp_unconfined,
             auto_remove: request.auto_remove,
             mounts,
             id,
@@ -415,6 +418,9 @@ fn plan(config: &Config) -> Plan {
         memory: config.memory,
         pids: None,
     };
+    if config.seccomp_unconfined {
+        plan.seccomp = Seccomp::Unconfined;
+    }
     plan.terminal = config.tty.then(foreground::window_size);
     plan
 }
