@@ -127,6 +127,7 @@ fn capabilities_are_dockers() {
     for name in ["CapInh:", "CapAmb:"] {
         assert_eq!(set(name), "0000000000000000", "{name}");
     }
+    assert_eq!(set("Seccomp:"), "2", "a filter of system calls");
 }
 
 #[test]
