@@ -16,9 +16,7 @@ fn the_program_sees_only_its_own_processes() {
     assert_eq!(lines.len(), 4, "{}", outcome.output);
     // By number: the two that sh starts may not have got to their programs yet.
     assert!(
-        lines[1].starts_with("1 sh -c")
-            && lines[2].starts_with("2 ")
-            && lines[3].starts_with("3 "),
+        lines[1].starts_with("1 sh -c") && lines[2].starts_with("2 ") && lines[3].starts_with("3 "),
         "{lines:?}"
     );
     assert_eq!(
