@@ -4,6 +4,7 @@ use cowl_core::tree::{FileType, Rdev, Timestamp};
 use cowl_core::upper::spot::Spot;
 use rustix::fs::{OFlags, Statx, Timespec, Timestamps};
 
+use super::event::Event;
 use super::iomode::Serving;
 use super::state::{Content, Home, UpperFile};
 use super::types::{Attr, Errno, HandleId, NodeId, SetAttr, SetTime};
@@ -160,6 +161,9 @@ impl Overlay {
                 Errno::INVAL
             });
         }
+        if attr.file_type == FileType::Directory && self.is_gone(id) {
+            return self.change_removed_directory(id, set);
+        }
         self.copy_up(id)?;
         let _guard = self.busy.lock(&[id]);
         if let Some(size) = set.size {
@@ -169,6 +173,37 @@ impl Overlay {
         }
         self.change_attributes(id, set)?;
         self.attr_guarded(id)
+    }
+
+    /// A directory without a name has no file any more: what is set is shown to whoever has it open still, and ends with that.
+    fn change_removed_directory(&self, id: NodeId, set: &SetAttr) -> Result<Attr, Errno> {
+        let _guard = self.busy.lock(&[id]);
+        let before = self.attr_guarded(id)?;
+        let now = present();
+        let time = |wanted, before| match wanted {
+            None => before,
+            Some(SetTime::Now) => now,
+            Some(SetTime::At(moment)) => moment,
+        };
+        let attr = Attr {
+            mode: set.mode.unwrap_or(before.mode),
+            uid: set.uid.unwrap_or(before.uid),
+            gid: set.gid.unwrap_or(before.gid),
+            atime: time(set.atime, before.atime),
+            mtime: time(set.mtime, before.mtime),
+            ctime: now,
+            ..before
+        };
+        let origin = self.origin_of(id);
+        self.commit(|_| {
+            [Event::Gone {
+                node: id,
+                file_type: FileType::Directory,
+                origin,
+                attr,
+            }]
+        });
+        Ok(attr)
     }
 
     fn resize(&self, id: NodeId, size: u64, kill_priv: bool) -> Result<(), Errno> {
@@ -252,6 +287,15 @@ impl Overlay {
             attr.mode & (SUID | SGID) != 0
                 || self.find_xattr(id, b"security.capability")?.is_some(),
         )
+    }
+}
+
+/// Now, by the clock that the host stamps files with.
+fn present() -> Timestamp {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
+    Timestamp {
+        secs: now.tv_sec,
+        nanos: u32::try_from(now.tv_nsec).unwrap_or(0),
     }
 }
 

@@ -370,3 +370,32 @@ fn change_things(overlay: &Overlay, thread: u32) {
         }
     }
 }
+
+#[test]
+fn a_removed_directory_that_is_still_open_takes_attributes() {
+    let fixture = small();
+    let overlay = fixture.overlay();
+    overlay
+        .mkdir(NodeId::ROOT, b"born", 0o755, 0, &ROOT_CALLER)
+        .unwrap();
+    for name in ["born", "empty"] {
+        let found = overlay
+            .lookup(NodeId::ROOT, name.as_bytes())
+            .unwrap()
+            .unwrap();
+        overlay.rmdir(NodeId::ROOT, name.as_bytes()).unwrap();
+        let wanted = SetAttr {
+            uid: Some(7),
+            mtime: Some(SetTime::At(OLD)),
+            ..mode(0o2444)
+        };
+        overlay.setattr(found.id, None, &wanted).unwrap();
+        let shown = overlay.getattr(found.id, None).unwrap();
+        assert_eq!(
+            (shown.mode, shown.uid, shown.gid, shown.mtime, shown.nlink),
+            (0o2444, 7, found.attr.gid, OLD, 0),
+            "{name}"
+        );
+        assert_eq!(overlay.lookup(NodeId::ROOT, name.as_bytes()), Ok(None));
+    }
+}
