@@ -42,6 +42,11 @@ impl Side {
         }
     }
 
+    /// Whether `file` has set-id bits that came when somebody may have had it open already: from then on it is served past us.
+    fn may_go_past_us(&self, file: &OwnedFd) -> Result<bool, Errno> {
+        Ok(self.slots.iter().any(Option::is_some) && has_set_id(file)?)
+    }
+
     /// Does it with the file system rights of user and group `who`.
     pub(crate) fn carry_out(&mut self, who: u32, operation: &Operation) -> Seen {
         let (old_group, old_user) = (setfsgid(Gid::from_raw(who)), setfsuid(Uid::from_raw(who)));
@@ -91,14 +96,20 @@ impl Side {
                 offset,
                 length,
                 seed,
-            } => self
-                .open(path, OFlags::WRONLY)
-                .and_then(|file| pwrite(file, &bytes(*length, *seed), *offset))
-                .map(number),
+            } => self.open(path, OFlags::WRONLY).and_then(|file| {
+                if self.may_go_past_us(&file)? {
+                    return Ok(String::new());
+                }
+                pwrite(file, &bytes(*length, *seed), *offset).map(number)
+            }),
             Operation::Append { path, length, seed } => self
                 .open(path, OFlags::WRONLY | OFlags::APPEND)
-                .and_then(|file| write(file, &bytes(*length, *seed)))
-                .map(number),
+                .and_then(|file| {
+                    if self.may_go_past_us(&file)? {
+                        return Ok(String::new());
+                    }
+                    write(file, &bytes(*length, *seed)).map(number)
+                }),
             Operation::OpenTruncated { path } => {
                 self.open(path, OFlags::WRONLY | OFlags::TRUNC).map(nothing)
             }
@@ -309,11 +320,7 @@ impl Side {
                 seed,
             } => {
                 let file = file(slot)?;
-                // Not standard: a write that goes past us clears these bits whoever writes; see `passthrough`.
-                let mode = u32::from(
-                    statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS)?.stx_mode,
-                );
-                if mode & 0o6000 != 0 {
+                if has_set_id(file)? {
                     return Ok(String::new());
                 }
                 pwrite(file, &bytes(*length, *seed), *offset).map(number)
@@ -389,6 +396,12 @@ fn keeps(file: &OwnedFd, write: bool) -> Result<bool, Errno> {
         && !write
         && (status.stx_size >= 1 << 20 || pread(file, &mut magic, 0)? == 4 && &magic == b"\x7fELF");
     Ok(!of_the_object)
+}
+
+/// Not standard: a write that goes past us clears these bits whoever writes; see `non_standard`.
+fn has_set_id(file: &OwnedFd) -> Result<bool, Errno> {
+    let stat = statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS)?;
+    Ok(u32::from(stat.stx_mode) & 0o6000 != 0)
 }
 
 fn nothing<T>(_: T) -> String {
