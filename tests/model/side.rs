@@ -1,7 +1,9 @@
 //! One side of the comparison: carries an operation out below a directory and says, in a line, what the caller saw.
+//!
+//! The directory is the root meanwhile: a link that leads up ends there, and never in what another program left beside it.
 
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path as FsPath;
 
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
@@ -13,7 +15,7 @@ use rustix::fs::{
     unlinkat, utimensat,
 };
 use rustix::io::{Errno, pread, pwrite, write};
-use rustix::process::umask;
+use rustix::process::{chroot, fchdir, umask};
 
 use cowl_tests::tree::SET_BEFORE;
 
@@ -49,6 +51,7 @@ impl Side {
 
     /// Does it with the file system rights of user and group `who`.
     pub(crate) fn carry_out(&mut self, who: u32, operation: &Operation) -> Seen {
+        let _outside = Outside::entering(&self.root);
         let (old_group, old_user) = (setfsgid(Gid::from_raw(who)), setfsuid(Uid::from_raw(who)));
         let seen = self
             .contents(operation)
@@ -276,19 +279,19 @@ impl Side {
                 let mut flags = XattrFlags::empty();
                 flags.set(XattrFlags::CREATE, *create);
                 flags.set(XattrFlags::REPLACE, *replace);
-                rustix::fs::lsetxattr(self.absolute(path), *name, value, flags).map(nothing)
+                rustix::fs::lsetxattr(&*path.0, *name, value, flags).map(nothing)
             }
             Operation::RemoveXattr { path, name } => {
-                rustix::fs::lremovexattr(self.absolute(path), *name).map(nothing)
+                rustix::fs::lremovexattr(&*path.0, *name).map(nothing)
             }
             Operation::GetXattr { path, name } => {
                 let mut buffer = [0; 4096];
-                rustix::fs::lgetxattr(self.absolute(path), *name, &mut buffer)
+                rustix::fs::lgetxattr(&*path.0, *name, &mut buffer)
                     .map(|n| buffer[..n].escape_ascii().to_string())
             }
             Operation::ListXattr { path } => {
                 let mut buffer = [0; 4096];
-                rustix::fs::llistxattr(self.absolute(path), &mut buffer)
+                rustix::fs::llistxattr(&*path.0, &mut buffer)
                     .map(|n| sorted(&buffer[..n]))
             }
             _ => return None,
@@ -346,15 +349,6 @@ impl Side {
         }
     }
 
-    /// The *xattr calls of this kernel know no directory descriptor.
-    fn absolute(&self, path: &Path) -> Vec<u8> {
-        [
-            format!("/proc/self/fd/{}/", self.root.as_raw_fd()).as_bytes(),
-            &path.0,
-        ]
-        .concat()
-    }
-
     fn copy_range(&self, from: &Path, to: &Path, length: usize) -> Seen {
         // In this order: see `keeps`.
         let to = self.open(to, OFlags::WRONLY)?;
@@ -375,10 +369,36 @@ impl Side {
         let written = pwrite(&file, content, 0)?;
         let before = status(&file, b"")?;
         if let Some(name) = link {
-            let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-            linkat(CWD, path, &self.root, &*name.0, AtFlags::SYMLINK_FOLLOW)?;
+            linkat(&file, "", &self.root, &*name.0, AtFlags::EMPTY_PATH)?;
         }
         Ok(format!("{written} {before} {}", status(&file, b"")?))
+    }
+}
+
+/// The root and the working directory to return to.
+struct Outside {
+    root: OwnedFd,
+    working: OwnedFd,
+}
+
+impl Outside {
+    fn entering(root: &OwnedFd) -> Self {
+        let open = |path| openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        let outside = Self {
+            root: open("/"),
+            working: open("."),
+        };
+        fchdir(root).and_then(|()| chroot(".")).unwrap();
+        outside
+    }
+}
+
+impl Drop for Outside {
+    fn drop(&mut self) {
+        fchdir(&self.root)
+            .and_then(|()| chroot("."))
+            .and_then(|()| fchdir(&self.working))
+            .unwrap();
     }
 }
 
