@@ -296,13 +296,7 @@ impl Overlay {
     /// Takes the first `keep` bytes of a file's content into the upper, or all if there are fewer; nothing happens if the upper has them.
     /// On an error (a full disk) the file is as it was. The caller guards the node, which has its file in the upper.
     pub(super) fn own_content(&self, id: NodeId, keep: u64) -> Result<(), Errno> {
-        let content = self
-            .state
-            .read()
-            .node(id)
-            .and_then(|node| node.upper.as_ref())
-            .map(|file| file.content);
-        let object = match content {
+        let object = match self.content_of(id) {
             Some(Content::Object(object)) => object,
             Some(Content::Own) => return Ok(()),
             None => return Err(Errno::STALE),

@@ -86,3 +86,14 @@ pub(super) enum Event {
     /// The kernel gave lookups back.
     Forgotten { node: NodeId, count: u64 },
 }
+
+impl Event {
+    /// A name shows nothing any more: whited out where the tree has something under it.
+    pub(super) fn vacated(dir: NodeId, name: &[u8], under: Under) -> Event {
+        let name = name.into();
+        match under {
+            Under::Nothing => Event::Unnamed { dir, name },
+            under => Event::Hidden { dir, name, under },
+        }
+    }
+}

@@ -207,13 +207,7 @@ impl Overlay {
 
     /// Where a node's bytes are, opened. The caller guards the node.
     pub(super) fn source_of(&self, id: NodeId, write: bool) -> Result<Source, Errno> {
-        let content = self
-            .state
-            .read()
-            .node(id)
-            .and_then(|node| node.upper.as_ref())
-            .map(|file| file.content);
-        let object = match content {
+        let object = match self.content_of(id) {
             Some(Content::Own) => {
                 let access = if write {
                     rustix::fs::OFlags::RDWR
@@ -240,11 +234,15 @@ impl Overlay {
         })
     }
 
+    /// Where the bytes of a node are that has a file in the upper.
+    pub(super) fn content_of(&self, id: NodeId) -> Option<Content> {
+        let state = self.state.read();
+        Some(state.node(id)?.upper.as_ref()?.content)
+    }
+
     /// Whether a node's bytes are in the upper.
     pub(super) fn owns_content(&self, id: NodeId) -> bool {
-        let state = self.state.read();
-        let file = state.node(id).and_then(|node| node.upper.as_ref());
-        file.is_some_and(|file| file.content == Content::Own)
+        self.content_of(id) == Some(Content::Own)
     }
 
     /// Gives a node's names a new id, since its content changed while the kernel reads the old one from the object. The caller guards it.

@@ -75,18 +75,7 @@ impl Overlay {
                 discard(temporary.unlink());
             }
         }
-        let gone = match under {
-            Under::Nothing => Event::Unnamed {
-                dir: parent,
-                name: name.into(),
-            },
-            under => Event::Hidden {
-                dir: parent,
-                name: name.into(),
-                under,
-            },
-        };
-        self.commit(|_| [gone]);
+        self.commit(|_| [Event::vacated(parent, name, under)]);
         self.finish_unlink(hit, after)
     }
 
@@ -286,17 +275,7 @@ impl Overlay {
         let origin = self.origin_of(hit.id);
         self.commit(|_| {
             [
-                match under {
-                    Under::Nothing => Event::Unnamed {
-                        dir: parent,
-                        name: name.into(),
-                    },
-                    under => Event::Hidden {
-                        dir: parent,
-                        name: name.into(),
-                        under,
-                    },
-                },
+                Event::vacated(parent, name, under),
                 Event::Gone {
                     node: hit.id,
                     file_type: FileType::Directory,

@@ -222,20 +222,9 @@ impl Overlay {
                 .rename(new_place.spot(), flags)
                 .inspect_err(|_| self.undo_replaced(&replaced))?;
             self.commit(|_| {
-                let old = match under {
-                    Under::Nothing => Event::Unnamed {
-                        dir: from.dir,
-                        name: from.name.into(),
-                    },
-                    under => Event::Hidden {
-                        dir: from.dir,
-                        name: from.name.into(),
-                        under,
-                    },
-                };
                 let (node, file_type, name) = (source.id, source.file_type, to.name.into());
                 [
-                    old,
+                    Event::vacated(from.dir, from.name, under),
                     Event::Named {
                         dir: to.dir,
                         name,

@@ -291,8 +291,7 @@ impl Side {
             }
             Operation::ListXattr { path } => {
                 let mut buffer = [0; 4096];
-                rustix::fs::llistxattr(&*path.0, &mut buffer)
-                    .map(|n| sorted(&buffer[..n]))
+                rustix::fs::llistxattr(&*path.0, &mut buffer).map(|n| sorted(&buffer[..n]))
             }
             _ => return None,
         })
