@@ -348,7 +348,8 @@ impl State {
         }
     }
 
-    /// A node that nothing leads to is not kept. One of the tree is, since without it the tree would speak for it again.
+    /// A node that nothing leads to is not kept. One of the tree is, since without it the tree would speak for it again; so what is
+    /// known of one that took over from a node of the tree goes back to that.
     fn tidy(&mut self, id: NodeId) {
         let dead = self.nodes.get(&id).is_some_and(|node| {
             id.tree().is_none()
@@ -356,8 +357,17 @@ impl State {
                 && node.names.is_empty()
                 && node.lookups == 0
         });
-        if dead {
-            self.nodes.remove(&id);
+        if !dead {
+            return;
+        }
+        if let Some(node) = self.nodes.remove(&id)
+            && let Some(origin) = node.origin
+            && self.renumbered.get(&origin) == Some(&id)
+            && let Some(first) = self.nodes.get_mut(&NodeId::of_tree(origin))
+        {
+            self.renumbered.remove(&origin);
+            first.successor = None;
+            first.gone = node.gone;
         }
     }
 

@@ -181,6 +181,25 @@ fn a_large_file_read_from_its_object_gets_another_node_when_it_is_written() {
 }
 
 #[test]
+fn a_reader_of_the_object_outlives_the_node_that_took_over() {
+    let big = vec![7_u8; 2 << 20];
+    let fixture = Fixture::new(&[("big", 0o644, Made::File(&big), &[])]);
+    let overlay = fixture.overlay();
+    let before = overlay.lookup(NodeId::ROOT, b"big").unwrap().unwrap();
+    let reader = overlay.open(before.id, OpenFlags::default()).unwrap();
+    assert_eq!(overlay.open(before.id, WRITE).unwrap_err(), Errno::STALE);
+    let after = overlay.lookup(NodeId::ROOT, b"big").unwrap().unwrap();
+    overlay.unlink(NodeId::ROOT, b"big").unwrap();
+    overlay.forget(after.id, 1);
+    let attr = overlay.getattr(before.id, Some(reader.handle)).unwrap();
+    assert_eq!((attr.ino, attr.nlink), (before.attr.ino, 0));
+    let mut bytes = [0; 3];
+    let read = overlay.read(before.id, Some(reader.handle), 0, &mut bytes);
+    assert_eq!((read, bytes), (Ok(3), [7; 3]));
+    assert_eq!(overlay.lookup(NodeId::ROOT, b"big"), Ok(None));
+}
+
+#[test]
 fn removing_copies_nothing() {
     let fixture = small();
     let overlay = fixture.overlay();
