@@ -28,7 +28,9 @@ impl Overlay {
     pub fn getattr(&self, id: NodeId, handle: Option<HandleId>) -> Result<Attr, Errno> {
         let id = self.current(id);
         for _ in 0..TRIES {
-            if let Some(attr) = self.try_attr(id, handle)? {
+            let glance = self.unseen.glance(id);
+            let read = self.try_attr(id, handle)?;
+            if let Some(attr) = read.and_then(|attr| self.unseen.shown(&glance, attr)) {
                 return Ok(attr);
             }
         }
@@ -58,7 +60,8 @@ impl Overlay {
         if self.unread(id) {
             self.read_upper(id)?;
         }
-        self.try_attr(id, None)?.ok_or(Errno::STALE)
+        let read = self.try_attr(id, None)?.ok_or(Errno::STALE)?;
+        Ok(self.unseen.glance(id).shown_to_guard(read))
     }
 
     /// None: the file was renamed or replaced between looking in the state and on the host.
@@ -165,11 +168,16 @@ impl Overlay {
             return self.change_removed_directory(id, set);
         }
         self.copy_up(id)?;
-        let _guard = self.busy.lock(&[id]);
         if let Some(size) = set.size {
-            self.resize(id, size, set.kill_priv)?;
-        } else if set.kill_priv {
+            self.own_content(id, size)?;
+        }
+        let _unfilled = self.unfilled(id);
+        let _guard = self.busy.lock(&[id]);
+        if set.kill_priv {
             self.drop_privilege(id)?;
+        }
+        if let Some(size) = set.size {
+            self.resize(id, size)?;
         }
         self.change_attributes(id, set)?;
         self.attr_guarded(id)
@@ -206,16 +214,11 @@ impl Overlay {
         Ok(attr)
     }
 
-    fn resize(&self, id: NodeId, size: u64, kill_priv: bool) -> Result<(), Errno> {
+    fn resize(&self, id: NodeId, size: u64) -> Result<(), Errno> {
         if self.opens.serving(id) == Some(Serving::Lower) {
-            self.own_content(id, size)?;
             self.renumber(id)?;
             return Err(Errno::STALE); // the kernel looks the name up again and comes back
         }
-        if kill_priv {
-            self.drop_privilege(id)?;
-        }
-        self.own_content(id, size)?;
         rustix::fs::ftruncate(self.place_of(id)?.open(OFlags::WRONLY)?, size)
     }
 

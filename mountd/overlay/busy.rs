@@ -1,7 +1,7 @@
 //! Guards that put changes of one node in order, so that no table lock has to be held over I/O.
 //!
-//! Level: outermost. A set of guards is taken all at once by a thread that holds none, so no two threads can wait for each other.
-//! Whoever reads attributes takes none: he looks at the host and compares what he found with the state.
+//! A set of guards is taken all at once by a thread that holds none of the same or a later level, so no two threads can wait for each
+//! other. Whoever reads attributes takes none: he looks at the host and compares what he found with the state.
 
 use std::cell::Cell;
 use std::collections::HashSet;
@@ -11,12 +11,23 @@ use parking_lot::{Condvar, Mutex};
 use super::types::NodeId;
 
 thread_local! {
-    /// Whether this thread holds guards: a second set could be the one that another thread holds while it waits for the first.
-    static HOLDS: Cell<bool> = const { Cell::new(false) };
+    /// The latest level of which this thread holds guards: a second set of it could be the one that another thread holds while it
+    /// waits for the first.
+    static LEVEL: Cell<Option<Level>> = const { Cell::new(None) };
 }
 
-#[derive(Debug, Default)]
+/// In the order in which guards are taken.
+#[derive(Copy, Clone, Debug, Eq, PartialEq, Ord, PartialOrd)]
+pub(super) enum Level {
+    /// Who copies a file's bytes into the upper, for as long as that takes.
+    Filling,
+    /// Who changes nodes, or where they are, for a few system calls.
+    Changing,
+}
+
+#[derive(Debug)]
 pub(super) struct Busy {
+    level: Level,
     held: Mutex<HashSet<NodeId>>,
     freed: Condvar,
 }
@@ -26,13 +37,22 @@ pub(super) struct Busy {
 pub(super) struct Guard<'b> {
     busy: &'b Busy,
     nodes: Vec<NodeId>,
+    outer: Option<Level>,
 }
 
 impl Busy {
+    pub(super) fn new(level: Level) -> Busy {
+        Busy {
+            level,
+            held: Mutex::default(),
+            freed: Condvar::new(),
+        }
+    }
+
     /// Waits until none of the nodes is guarded, then guards them all.
     pub(super) fn lock(&self, nodes: &[NodeId]) -> Guard<'_> {
-        let nested = HOLDS.replace(true);
-        debug_assert!(!nested, "guards are taken all at once");
+        let outer = LEVEL.replace(Some(self.level));
+        debug_assert!(outer < Some(self.level), "guards are taken all at once");
         let mut nodes = nodes.to_vec();
         nodes.sort_unstable();
         nodes.dedup();
@@ -41,7 +61,11 @@ impl Busy {
             self.freed.wait(&mut held);
         }
         held.extend(&nodes);
-        Guard { busy: self, nodes }
+        Guard {
+            busy: self,
+            nodes,
+            outer,
+        }
     }
 }
 
@@ -52,7 +76,7 @@ impl Drop for Guard<'_> {
             held.remove(node);
         }
         drop(held);
-        HOLDS.set(false);
+        LEVEL.set(self.outer);
         self.busy.freed.notify_all();
     }
 }
@@ -65,7 +89,7 @@ mod tests {
 
     #[test]
     fn overlapping_sets_exclude_each_other_and_never_deadlock() {
-        let busy = Busy::default();
+        let busy = Busy::new(Level::Changing);
         let inside = [const { AtomicU32::new(0) }; 4];
         std::thread::scope(|scope| {
             for thread in 0..4_usize {

@@ -1,25 +1,23 @@
-//! How a file of the tree gets into the upper: metadata first and by itself (for chmod, chown, times, attributes, rename, link), its bytes
-//! with the first write.
+//! How a file of the tree gets into the upper: its metadata, by themselves (for chmod, chown, times, attributes, rename, link); its bytes
+//! come with the first write, see [`super::content`].
 //!
-//! Metadata: a file is made in `work/tmp`, given everything, marked, and renamed into place, which is the one step that counts. Bytes: they
-//! are copied into the upper's file while its mark still says that the object has them, made durable, and then the mark goes, which again
-//! is one step; readers are served from the object until then. Times of the directory above are put back: nothing visible happened to it.
+//! A file is made in `work/tmp`, given everything, marked, and renamed into place, which is the one step that counts. Times of the
+//! directory above are put back: nothing visible happened to it.
 
 use std::os::fd::AsFd;
 
-use cowl_core::sys::copy::copy_data;
 use cowl_core::tree::{FileType, Node, Rdev, TreeIno};
 use cowl_core::upper::Upper;
 use cowl_core::upper::marks::{self, Mark, Namespace, escape};
 use cowl_core::upper::spot::{Spot, times};
-use rustix::fs::{
-    Mode, OFlags, RenameFlags, Statx, StatxTimestamp, Timespec, Timestamps, XattrFlags,
-};
+use rustix::fs::{Mode, OFlags, RenameFlags, XattrFlags};
 
 use super::event::Event;
 use super::state::{Content, Home, Under, UpperFile};
 use super::types::{Errno, NodeId};
-use super::{Overlay, new_file, places::Place};
+use super::{Overlay, new_file};
+
+const SET_ID: u32 = 0o6000;
 
 /// Where a file is to be put.
 enum Destination {
@@ -287,108 +285,11 @@ impl Overlay {
         change: impl FnOnce() -> Result<(), Errno>,
     ) -> Result<(), Errno> {
         let fd = self.dir_fd(dir)?;
-        let own = Spot::new(fd.as_fd(), b".");
-        let before = own.stat()?;
+        let before = self.attr_guarded(dir)?;
+        let _under_way = self.unseen.begin(dir, before);
         change()?;
-        restore_times(own, &before)
+        Spot::new(fd.as_fd(), b".").utimens(&times(before.atime, before.mtime))
     }
-
-    /// Takes the first `keep` bytes of a file's content into the upper, or all if there are fewer; nothing happens if the upper has them.
-    /// On an error (a full disk) the file is as it was. The caller guards the node, which has its file in the upper.
-    pub(super) fn own_content(&self, id: NodeId, keep: u64) -> Result<(), Errno> {
-        let object = match self.content_of(id) {
-            Some(Content::Object(object)) => object,
-            Some(Content::Own) => return Ok(()),
-            None => return Err(Errno::STALE),
-        };
-        let place = self.place_of(id)?;
-        let file = place.open(OFlags::WRONLY)?;
-        let stat = place.spot().stat()?;
-        let before = Privileges::of(place.spot(), &stat)?;
-        let copied = self
-            .fill(&file, object, keep.min(stat.stx_size))
-            .and_then(|()| {
-                before.restore(place.spot())?;
-                // Without it a power cut could leave the file without mark and without bytes.
-                rustix::fs::fdatasync(&file)?;
-                place
-                    .spot()
-                    .clear_mark(self.writable()?.namespace(), Mark::Data)
-            });
-        if let Err(error) = copied {
-            unfill(&file, stat.stx_size, &place);
-            return Err(error);
-        }
-        self.commit(|_| [Event::Owned { node: id }]);
-        // Nobody wrote yet: whoever copied up for a change of the length will have new times anyway.
-        restore_times(place.spot(), &stat)
-    }
-
-    fn fill(
-        &self,
-        file: &std::fs::File,
-        object: cowl_core::digest::ObjectId,
-        keep: u64,
-    ) -> Result<(), Errno> {
-        if keep > 0 {
-            copy_data(self.lower.open_object(object)?, file, keep)?;
-        } else {
-            rustix::fs::ftruncate(file, 0)?;
-        }
-        Ok(())
-    }
-}
-
-/// What the host takes from a file whenever it is written: capabilities always, set-id bits outside of the initial user namespace. A copy
-/// is no write by anyone; should the worker stop in the midst of one, less privilege stays, never more.
-struct Privileges {
-    mode: u32,
-    capability: Option<Vec<u8>>,
-}
-
-const SET_ID: u32 = 0o6000;
-
-const CAPABILITY: &[u8] = b"security.capability";
-
-impl Privileges {
-    fn of(spot: Spot<'_>, stat: &Statx) -> Result<Privileges, Errno> {
-        let mode = u32::from(stat.stx_mode);
-        Ok(Privileges {
-            mode,
-            capability: spot.xattr(CAPABILITY)?,
-        })
-    }
-
-    fn restore(&self, spot: Spot<'_>) -> Result<(), Errno> {
-        if self.mode & SET_ID != 0 {
-            spot.chmod(self.mode)?;
-        }
-        match &self.capability {
-            Some(capability) => spot.set_xattr(CAPABILITY, capability, XattrFlags::empty()),
-            None => Ok(()),
-        }
-    }
-}
-
-/// Gives the blocks of a copy that failed back. The mark is still there, so whatever happens here the content is the object's.
-fn unfill(file: &std::fs::File, size: u64, place: &Place<'_>) {
-    if let Err(errno) =
-        rustix::fs::ftruncate(file, 0).and_then(|()| rustix::fs::ftruncate(file, size))
-    {
-        tracing::warn!(name = %place.spot().name.escape_ascii(), %errno, "what a failed copy-up left cannot be cut");
-    }
-}
-
-fn restore_times(spot: Spot<'_>, before: &Statx) -> Result<(), Errno> {
-    let spec = |time: StatxTimestamp| Timespec {
-        tv_sec: time.tv_sec,
-        tv_nsec: i64::from(time.tv_nsec),
-    };
-    let times = Timestamps {
-        last_access: spec(before.stx_atime),
-        last_modification: spec(before.stx_mtime),
-    };
-    spot.utimens(&times)
 }
 
 /// Makes a device, a pipe or a socket.

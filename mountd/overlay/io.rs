@@ -97,6 +97,7 @@ impl Overlay {
         if flags.write {
             self.writable()?;
             self.copy_up(id)?;
+            self.own_content(id, if flags.truncate { 0 } else { u64::MAX })?;
         }
         let _guard = self.busy.lock(&[id]);
         if flags.write {
@@ -107,8 +108,9 @@ impl Overlay {
     }
 
     fn make_writable(&self, id: NodeId, flags: OpenFlags) -> Result<(), Errno> {
-        let keep = if flags.truncate { 0 } else { u64::MAX };
-        self.own_content(id, keep)?;
+        if !self.owns_content(id) {
+            return Err(Errno::STALE); // removed, or renumbered, before it was guarded
+        }
         if flags.truncate {
             if flags.kill_priv {
                 self.drop_privilege(id)?;
@@ -221,7 +223,6 @@ impl Overlay {
         } else {
             if !self.owns_content(id) {
                 self.copy_up(id)?;
-                let _guard = self.busy.lock(&[id]);
                 self.own_content(id, u64::MAX)?;
             }
             self.node_file(id, true)?

@@ -234,17 +234,6 @@ impl Overlay {
         })
     }
 
-    /// Where the bytes of a node are that has a file in the upper.
-    pub(super) fn content_of(&self, id: NodeId) -> Option<Content> {
-        let state = self.state.read();
-        Some(state.node(id)?.upper.as_ref()?.content)
-    }
-
-    /// Whether a node's bytes are in the upper.
-    pub(super) fn owns_content(&self, id: NodeId) -> bool {
-        self.content_of(id) == Some(Content::Own)
-    }
-
     /// Gives a node's names a new id, since its content changed while the kernel reads the old one from the object. The caller guards it.
     pub(super) fn renumber(&self, id: NodeId) -> Result<(), Errno> {
         if !self.in_upper(id) {

@@ -5,19 +5,21 @@
 //! from any of its threads.
 //!
 //! One module for each rule: [`lookup`] what a name means, [`copyup`] how a file of the tree gets into the upper, [`create`], [`link`], [`remove`],
-//! [`rename`] how names come, go and move, [`attrs`] and [`xattrs`] what is known of a file, [`io`] its bytes, [`iomode`] who serves
-//! them, [`readdir`] a directory's names, [`state`] what is known beyond the tree and [`event`] what
+//! [`rename`] how names come, go and move, [`attrs`] and [`xattrs`] what is known of a file, [`io`] its bytes, [`content`] how they get
+//! into the upper, [`iomode`] who serves them, [`unseen`] what of all this shows in attributes, [`readdir`] a directory's names, [`state`] what is known beyond the tree and [`event`] what
 //! changes it, [`places`] where a file of the upper is found.
 //!
 //! # Locks, outermost first
-//! 1. [`busy`]: guards of single nodes, taken all at once; held over I/O by whoever changes these nodes or where they are.
-//! 2. `places.moves`: shared while a path is walked, exclusive while a directory is renamed on the host.
-//! 3. `state`, `opens`, the caches of descriptors: for table work only, never over I/O.
+//! 1. `filling`: a guard of a single file, held while its bytes are copied up. Who wants them there waits, and who changes the file.
+//! 2. [`busy`]: guards of single nodes, taken all at once; held over a few system calls by whoever changes these nodes or where they are.
+//! 3. `places.moves`: shared while a path is walked, exclusive while a directory is renamed on the host.
+//! 4. `state`, `opens`, `unseen`, the caches of descriptors: for table work only, never over I/O.
 //!
-//! A read of attributes takes no guard, so it waits for no copy-up.
+//! A read of attributes takes no guard.
 
 mod attrs;
 mod busy;
+mod content;
 mod copyup;
 mod create;
 mod event;
@@ -32,6 +34,7 @@ mod remove;
 mod rename;
 mod state;
 mod types;
+mod unseen;
 mod xattrs;
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -45,7 +48,7 @@ use parking_lot::RwLock;
 
 pub use types::*;
 
-use busy::Busy;
+use busy::{Busy, Level};
 use event::Event;
 use io::NodeFiles;
 use iomode::Opens;
@@ -53,6 +56,7 @@ use lookup::Wanted;
 use lower::Lower;
 use places::Places;
 use state::{Content, Home, State, UpperFile};
+use unseen::Unseen;
 
 /// Why a mount cannot be made of what was given.
 #[derive(Debug, thiserror::Error)]
@@ -110,7 +114,9 @@ pub struct Overlay {
     upper: Option<Upper>,
     profile: Profile,
     state: RwLock<State>,
+    filling: Busy,
     busy: Busy,
+    unseen: Unseen,
     places: Places,
     opens: Opens,
     files: NodeFiles,
@@ -143,7 +149,9 @@ impl Overlay {
             upper,
             profile,
             state: RwLock::default(),
-            busy: Busy::default(),
+            filling: Busy::new(Level::Filling),
+            busy: Busy::new(Level::Changing),
+            unseen: Unseen::default(),
             places: Places::default(),
             opens: Opens::default(),
             files: NodeFiles::default(),

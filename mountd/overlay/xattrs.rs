@@ -61,6 +61,7 @@ impl Overlay {
         check_attribute(name)?;
         let id = self.current(id);
         self.copy_up(id)?;
+        let _unfilled = self.unfilled(id);
         let _guard = self.busy.lock(&[id]);
         let mut host = HostFlags::empty();
         host.set(HostFlags::CREATE, flags.create);
@@ -85,6 +86,7 @@ impl Overlay {
         }
         let id = self.current(id);
         self.copy_up(id)?;
+        let _unfilled = self.unfilled(id);
         let _guard = self.busy.lock(&[id]);
         self.place_of(id)?.spot().remove_xattr(&escape(name))
     }

@@ -7,6 +7,7 @@
 mod data;
 mod killed;
 mod links;
+mod meanwhile;
 mod model;
 mod operations;
 mod privileges;

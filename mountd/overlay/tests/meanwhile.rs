@@ -1,0 +1,173 @@
+//! What others see and can do while something is copied up.
+
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use super::rules::{small, write_to};
+use super::*;
+
+/// Longer than anything here takes; a test that waits for it has failed.
+const LIMIT: Duration = Duration::from_secs(20);
+
+#[test]
+fn a_directorys_times_stand_still_while_files_are_copied_up_into_it() {
+    const FILES: usize = 400;
+    let names: Vec<String> = (0..FILES).map(|i| format!("dir/{i}")).collect();
+    let mut items: Vec<Item<'_>> = vec![("dir", 0o755, Made::Dir, &[])];
+    items.extend(
+        names
+            .iter()
+            .map(|name| (&**name, 0o644, Made::File(b"content"), &[][..])),
+    );
+    let fixture = Fixture::new(&items);
+    let overlay = fixture.overlay();
+    let dir = walk(&overlay, "dir").unwrap();
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let looking = scope.spawn(|| {
+            let mut seen = Vec::new();
+            while !done.load(Ordering::Relaxed) {
+                seen.push(overlay.getattr(dir, None).unwrap().mtime);
+            }
+            seen.dedup();
+            seen
+        });
+        for name in &names {
+            let id = walk(&overlay, name).unwrap();
+            overlay.setattr(id, None, &mode(0o600)).unwrap();
+        }
+        done.store(true, Ordering::Relaxed);
+        assert_eq!(looking.join().unwrap(), [OLD]);
+    });
+}
+
+/// A copy of bytes that lasts until the test has seen enough: the object is a fifo meanwhile.
+struct Gate {
+    object: PathBuf,
+    kept: PathBuf,
+    fifo: PathBuf,
+}
+
+impl Gate {
+    fn before(fixture: &Fixture, bytes: &[u8]) -> Gate {
+        let hex = ObjectId::of(bytes).to_string();
+        let (shard, rest) = hex.split_at(2);
+        let gate = Gate {
+            object: fixture.path("objects").join(shard).join(rest),
+            kept: fixture.path("kept"),
+            fifo: fixture.path("fifo"),
+        };
+        fs::rename(&gate.object, &gate.kept).unwrap();
+        let fifo = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, &gate.fifo, fifo, rustix::fs::Mode::RUSR, 0).unwrap();
+        fs::set_permissions(&gate.fifo, Permissions::from_mode(0o600)).unwrap();
+        fs::hard_link(&gate.fifo, &gate.object).unwrap();
+        gate
+    }
+
+    /// For whoever opens the object from now on.
+    fn bring_the_object_back(&self) {
+        fs::rename(&self.kept, &self.object).unwrap();
+    }
+
+    /// Lets the copy go on, which fails: a fifo has no holes to look for.
+    fn open(&self) {
+        drop(fs::OpenOptions::new().write(true).open(&self.fifo).unwrap());
+    }
+}
+
+fn wait_for(condition: impl Fn() -> bool) {
+    while !condition() {
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn a_file_is_read_looked_at_and_renamed_while_its_bytes_are_copied_up() {
+    let fixture = small();
+    let overlay = fixture.overlay();
+    let id = walk(&overlay, "file").unwrap();
+    overlay.setattr(id, None, &mode(0o6755)).unwrap();
+    let before = overlay.getattr(id, None).unwrap();
+    let gate = Gate::before(&fixture, b"content");
+    thread::scope(|scope| {
+        let writer = scope.spawn(|| overlay.open(id, WRITE).map(drop));
+        wait_for(|| overlay.unseen.is_under_way(id));
+        gate.bring_the_object_back();
+        let (tell, told) = mpsc::channel();
+        scope.spawn({
+            let overlay = &overlay;
+            move || {
+                let value = overlay.getxattr(id, b"user.a").unwrap();
+                let bytes = content(overlay, "file");
+                let mode = RenameMode::Replace;
+                let dir = walk(overlay, "dir").unwrap();
+                overlay
+                    .rename(NodeId::ROOT, b"file", dir, b"moved", mode)
+                    .unwrap();
+                let attr = overlay.getattr(id, None).unwrap();
+                tell.send((value, bytes, attr)).unwrap();
+            }
+        });
+        let seen = told.recv_timeout(LIMIT);
+        gate.open();
+        assert_eq!(writer.join().unwrap(), Err(Errno::SPIPE));
+        let (value, bytes, attr) = seen.expect("waits for the copy");
+        assert_eq!((&*value, &*bytes), (&b"1"[..], &b"content"[..]));
+        assert_eq!((attr.mtime, attr.mode), (before.mtime, 0o6755));
+    });
+    // A copy that failed changed nothing, and the next one finds the file where it is now.
+    let after = overlay.getattr(id, None).unwrap();
+    assert_eq!(
+        (after.mtime, after.mode, after.size),
+        (before.mtime, 0o6755, before.size)
+    );
+    write_to(&overlay, "dir/moved", 0, b"CON");
+    assert_eq!(content(&overlay, "dir/moved"), b"CONtent");
+}
+
+#[test]
+fn a_file_that_is_removed_while_its_bytes_are_copied_up_is_gone() {
+    let fixture = small();
+    let overlay = fixture.overlay();
+    let id = walk(&overlay, "file").unwrap();
+    overlay.setattr(id, None, &mode(0o600)).unwrap();
+    let gate = Gate::before(&fixture, b"content");
+    thread::scope(|scope| {
+        let writer = scope.spawn(|| overlay.open(id, WRITE).map(drop));
+        wait_for(|| overlay.unseen.is_under_way(id));
+        let (tell, told) = mpsc::channel();
+        scope.spawn({
+            let overlay = &overlay;
+            move || tell.send(overlay.unlink(NodeId::ROOT, b"file")).unwrap()
+        });
+        let removed = told.recv_timeout(LIMIT);
+        gate.open();
+        assert_eq!(removed, Ok(Ok(())), "waits for the copy");
+        assert_eq!(writer.join().unwrap(), Err(Errno::STALE));
+    });
+    assert_eq!(overlay.lookup(NodeId::ROOT, b"file"), Ok(None));
+}
+
+/// `chmod` while bytes are copied would be taken back at the end; it comes after it.
+#[test]
+fn a_change_of_attributes_waits_for_the_bytes_and_is_kept() {
+    let fixture = small();
+    let overlay = fixture.overlay();
+    let id = walk(&overlay, "file").unwrap();
+    overlay.setattr(id, None, &mode(0o6755)).unwrap();
+    let gate = Gate::before(&fixture, b"content");
+    thread::scope(|scope| {
+        let writer = scope.spawn(|| overlay.open(id, WRITE).map(drop));
+        wait_for(|| overlay.unseen.is_under_way(id));
+        let changed = scope.spawn(|| overlay.setattr(id, None, &mode(0o4711)).unwrap().mode);
+        gate.open();
+        assert_eq!(writer.join().unwrap(), Err(Errno::SPIPE));
+        assert_eq!(changed.join().unwrap(), 0o4711);
+    });
+    assert_eq!(overlay.getattr(id, None).unwrap().mode, 0o4711);
+}
