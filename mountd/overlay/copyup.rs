@@ -67,6 +67,9 @@ impl Overlay {
         if gone && record.file_type == FileType::Directory {
             return Err(Errno::NOENT);
         }
+        if self.is_lost(id) {
+            return Err(Errno::STALE);
+        }
         if gone || has_more_names(&record) {
             return Ok(None);
         }
@@ -79,6 +82,12 @@ impl Overlay {
             .read()
             .node(id)
             .is_some_and(|node| node.gone().is_some())
+    }
+
+    /// Whether a node's own bytes were removed with its last name: nobody had it open.
+    pub(super) fn is_lost(&self, id: NodeId) -> bool {
+        let state = self.state.read();
+        state.node(id).is_some_and(super::state::Node::lost)
     }
 
     fn copy_up_one(&self, id: NodeId, dir: Option<NodeId>) -> Result<(), Errno> {

@@ -221,6 +221,7 @@ impl Overlay {
                 });
             }
             Some(Content::Object(object)) => Some(object),
+            None if self.is_lost(id) => return Err(Errno::STALE),
             None => self
                 .lower
                 .object(&self.lower.node(id.tree().ok_or(Errno::STALE)?)?)?,

@@ -40,6 +40,8 @@ pub(super) struct Node {
     lookups: u64,
     /// Without a name: what `stat` shows where no file is kept for it.
     gone: Option<Attr>,
+    /// Its own bytes went with its file: the tree does not speak for it.
+    lost: bool,
     /// The id that took over, see [`Event::Renumbered`].
     successor: Option<NodeId>,
 }
@@ -325,17 +327,18 @@ impl State {
             .upper
             .as_ref()
             .is_some_and(|file| matches!(file.home, Home::Orphan(_)));
-        if !kept && let Some(file) = node.upper.take() {
-            self.hosts.remove(&file.host);
+        if kept {
+            self.tidy(id);
+        } else {
+            self.dropped(id);
         }
-        self.tidy(id);
     }
 
     fn dropped(&mut self, id: NodeId) {
-        let Some(node) = self.nodes.get_mut(&id) else {
-            return;
-        };
-        if let Some(file) = node.upper.take() {
+        if let Some(node) = self.nodes.get_mut(&id)
+            && let Some(file) = node.upper.take()
+        {
+            node.lost = file.content == Content::Own;
             self.hosts.remove(&file.host);
         }
         self.tidy(id);
@@ -416,6 +419,7 @@ impl Node {
             names: Vec::new(),
             lookups: 0,
             gone: None,
+            lost: false,
             successor: None,
         }
     }
@@ -433,6 +437,11 @@ impl Node {
     /// What `stat` shows once the last name is gone, if it is.
     pub(super) fn gone(&self) -> Option<&Attr> {
         self.gone.as_ref()
+    }
+
+    /// Whether its bytes are nowhere any more.
+    pub(super) fn lost(&self) -> bool {
+        self.lost
     }
 
     /// The id that this node goes by now, if not by the one it was found under.

@@ -82,6 +82,27 @@ fn an_unlinked_open_file_stays_until_it_is_released_and_forgotten() {
     assert_eq!(overlay.getattr(id, None).unwrap().nlink, 0);
 }
 
+/// By whom has looked it up, and may still open it: through /proc/self/fd, or in a race with the one who removes it.
+#[test]
+fn a_removed_file_is_not_opened_with_the_bytes_that_it_had_in_the_image() {
+    let fixture = small();
+    let overlay = fixture.overlay();
+    let (changed, untouched) = (
+        walk(&overlay, "file").unwrap(),
+        walk(&overlay, "dir/one").unwrap(),
+    );
+    write_to(&overlay, "file", 0, b"CON");
+    overlay.unlink(NodeId::ROOT, b"file").unwrap();
+    for flags in [OpenFlags::default(), WRITE] {
+        assert_eq!(overlay.open(changed, flags).unwrap_err(), Errno::STALE);
+    }
+    overlay
+        .unlink(walk(&overlay, "dir").unwrap(), b"one")
+        .unwrap();
+    let opened = overlay.open(untouched, OpenFlags::default()).unwrap();
+    assert_eq!(read_all(&overlay, untouched, Some(opened.handle)), b"one");
+}
+
 #[test]
 fn an_unnamed_file_can_be_given_a_name() {
     let fixture = small();
