@@ -7,6 +7,7 @@ use cowl_tests::busybox::{add_blog, containers, in_shop, layers, shop};
 use cowl_tests::command::{program, shell};
 use cowl_tests::profile::{directory, root, user};
 use cowl_tests::store::{Store, make_image};
+use cowl_tests::tree;
 
 /// One of several processes on a mount, `me` of `all`: appends to files of the lower that all append to (each must be
 /// copied up once), makes names that only one can make, moves files through a shared directory.
@@ -116,6 +117,101 @@ fn many_processes_lose_nothing_as_root() {
 #[test]
 fn many_processes_lose_nothing_as_user() {
     user(|| many_processes_lose_nothing());
+}
+
+/// One of several processes that do whatever they like to the same few names, `seed` being its own: prints each error that
+/// a file system has no reason for.
+const UNRULY: &str = r#"
+import ctypes, errno, os, random, sys
+root, seed = sys.argv[1], int(sys.argv[2])
+os.chdir(root)
+random = random.Random(seed)
+libc = ctypes.CDLL(None, use_errno=True)
+directories = [".", "lower", "lower/deep", "lower/deep/er", "a", "b", "a/b", "b/a", "c"]
+names = ["a", "b", "c", "0", "1", "linked", "deep", "er", "p0", "p1", "p2", "p3", "p4", "p5"]
+usual = {errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY, errno.EISDIR, errno.ENOTDIR, errno.EINVAL, errno.ELOOP,
+    errno.EPERM, errno.ENXIO, errno.EBUSY}
+def path(): return random.choice(directories) + "/" + random.choice(names)
+def rename(flags):
+    if libc.renameat2(-100, path().encode(), -100, path().encode(), flags):
+        raise OSError(ctypes.get_errno(), "renameat2")
+def create(): os.close(os.open(path(), os.O_CREAT | os.O_WRONLY | random.choice([0, os.O_EXCL]), 0o644))
+def truncate(): os.truncate(path(), random.randrange(30000))
+def write():
+    file = os.open(path(), os.O_WRONLY | os.O_NONBLOCK)
+    os.pwrite(file, b"x" * random.randrange(1, 9000), random.randrange(20000))
+    os.close(file)
+held = []
+def hold():
+    held.append(os.open(path(), random.choice([os.O_RDONLY, os.O_RDWR])))
+    if len(held) > 8: os.close(held.pop(random.randrange(8)))
+def use():
+    for file in held:
+        os.fstat(file)
+        try: os.read(file, 5000)
+        except IsADirectoryError: pass
+operations = [
+    create, lambda: os.mkdir(path()), lambda: os.unlink(path()), lambda: os.rmdir(path()),
+    lambda: rename(0), lambda: rename(0), lambda: rename(1), lambda: rename(2),
+    lambda: os.link(path(), path(), follow_symlinks=False), lambda: os.symlink(random.choice(names), path()),
+    write, truncate, hold, use,
+    lambda: os.chmod(path(), random.choice([0o644, 0o755])), lambda: os.setxattr(path(), "user.x", b"%d" % seed),
+    lambda: os.listdir(random.choice(directories)), lambda: os.stat(path()),
+]
+for step in range(5000):
+    operation = random.randrange(len(operations))
+    try: operations[operation]()
+    except OSError as error:
+        # Not standard: the name was another program's at each of two tries, or went in between.
+        twice = error.errno == errno.ESTALE and operations[operation] in [create, write, truncate]
+        if error.errno not in usual and not twice: print("step", step, "operation", operation, error)
+"#;
+
+/// Whatever processes do to one another, nothing fails without a reason, and a new mount shows what the old one did.
+fn unruly_processes_leave_one_tree() {
+    let place = directory();
+    shell(
+        &place,
+        "mkdir -p content/lower/deep/er; for i in 0 1; do echo $i > content/lower/$i; echo $i > content/lower/deep/$i; done
+        ln content/lower/0 content/lower/linked; ln content/lower/0 content/lower/deep/er/linked
+        for i in 0 1 2 3 4 5; do { printf '\\177ELF'; head -c 30000 /dev/zero; } > content/lower/p$i; cp content/lower/p$i content/lower/deep; done",
+        [""; 0],
+    );
+    let store = Store::new("store");
+    store.import_directory(&place.join("content"), "content");
+    let objects = store.objects();
+    let mut mount = store.mount_upper("content", "mnt");
+    let started: Vec<Child> = (0..WORKERS)
+        .map(|seed| {
+            let mut command = program("python3", ["-B", "-c", UNRULY]);
+            command
+                .arg(mount.path())
+                .arg(seed.to_string())
+                .stdout(std::process::Stdio::piped())
+                .spawn()
+                .unwrap()
+        })
+        .collect();
+    for worker in started {
+        let output = worker.wait_with_output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "");
+        assert!(output.status.success());
+    }
+    let before = tree::read(mount.path());
+    mount.remount();
+    tree::assert_same(&before, &tree::read(mount.path()), "after a remount");
+    mount.unmount();
+    assert_eq!(store.objects(), objects, "the lower never changes");
+}
+
+#[test]
+fn unruly_processes_leave_one_tree_as_root() {
+    root(|| unruly_processes_leave_one_tree());
+}
+
+#[test]
+fn unruly_processes_leave_one_tree_as_user() {
+    user(|| unruly_processes_leave_one_tree());
 }
 
 /// Loads, removals and checks of images that share layers and contents, all at once: no error, and the store is whole.

@@ -4,6 +4,7 @@ use cowl_core::tree::{FileType, Rdev, Timestamp};
 use cowl_core::upper::spot::Spot;
 use rustix::fs::{OFlags, Statx, Timespec, Timestamps};
 
+use super::busy::Guard;
 use super::event::Event;
 use super::iomode::Serving;
 use super::state::{Content, Home, UpperFile};
@@ -26,15 +27,15 @@ impl Overlay {
     /// # Locking
     /// Takes no guard but in a race that was lost three times.
     pub fn getattr(&self, id: NodeId, handle: Option<HandleId>) -> Result<Attr, Errno> {
-        let id = self.current(id);
         for _ in 0..TRIES {
+            let id = self.current(id);
             let glance = self.unseen.glance(id);
             let read = self.try_attr(id, handle)?;
             if let Some(attr) = read.and_then(|attr| self.unseen.shown(&glance, attr)) {
                 return Ok(attr);
             }
         }
-        let _guard = self.busy.lock(&[id]);
+        let (id, _guard) = self.guard_current(id);
         self.attr_guarded(id)
     }
 
@@ -55,6 +56,17 @@ impl Overlay {
             .unwrap_or(id)
     }
 
+    /// Guards the node that an id goes by: one that took over may be removed and forgotten while its guard is waited for.
+    pub(super) fn guard_current(&self, id: NodeId) -> (NodeId, Guard<'_>) {
+        loop {
+            let now = self.current(id);
+            let guard = self.busy.lock(&[now]);
+            if self.current(id) == now {
+                return (now, guard);
+            }
+        }
+    }
+
     /// Attributes of a node that the caller guards.
     pub(super) fn attr_guarded(&self, id: NodeId) -> Result<Attr, Errno> {
         if self.unread(id) {
@@ -64,13 +76,13 @@ impl Overlay {
         Ok(self.unseen.glance(id).shown_to_guard(read))
     }
 
-    /// None: the file was renamed or replaced between looking in the state and on the host.
+    /// None: the file was renamed, replaced or forgotten between looking in the state and on the host.
     fn try_attr(&self, id: NodeId, handle: Option<HandleId>) -> Result<Option<Attr>, Errno> {
         let (file, origin, file_type) = {
             let state = self.state.read();
             let Some(node) = state.node(id) else {
                 drop(state);
-                return self.lower.attr(id.tree().ok_or(Errno::STALE)?).map(Some);
+                return id.tree().map(|node| self.lower.attr(node)).transpose();
             };
             match (&node.upper, node.gone()) {
                 (Some(file), _) => (file.clone(), node.origin, node.file_type),

@@ -17,17 +17,14 @@ const NAME_MAX: usize = 255;
 impl Overlay {
     /// The value of an attribute; ENODATA if there is none.
     pub fn getxattr(&self, id: NodeId, name: &[u8]) -> Result<Vec<u8>, Errno> {
-        let id = self.current(id);
-        let _guard = self.upper.is_some().then(|| self.busy.lock(&[id]));
-        Ok(self
-            .find_xattr(id, name)?
-            .ok_or(Errno::NODATA)?
-            .into_owned())
+        let (id, _guard) = self.guard_current(id);
+        let value = self.find_xattr(id, name)?;
+        Ok(value.ok_or(Errno::NODATA)?.into_owned())
     }
 
     /// The names of all attributes, each ended by a NUL.
     pub fn listxattr(&self, id: NodeId) -> Result<Vec<u8>, Errno> {
-        let id = self.current(id);
+        let (id, _guard) = self.guard_current(id);
         let mut names = Vec::new();
         if !self.in_upper(id) {
             for (name, _) in self.lower.xattrs(id.tree().ok_or(Errno::STALE)?)? {
@@ -36,7 +33,6 @@ impl Overlay {
             }
             return Ok(names);
         }
-        let _guard = self.busy.lock(&[id]);
         let stored = self.place_of(id)?.spot().xattr_names()?;
         for name in stored
             .split(|byte| *byte == 0)
