@@ -5,7 +5,7 @@
 //! and what it moved is deleted by the next. A root or a tree that cannot be read ends it before anything is touched.
 
 use std::collections::HashSet;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 
 use rustix::fs::{FileType, Mode};
 
@@ -42,10 +42,10 @@ impl GcReport {
     }
 }
 
-/// One gc's directory in the trash.
+/// One gc's directory in the trash, flock'ed: whoever has it deletes it.
 struct Trash {
     dir: Dir,
-    name: String,
+    name: Box<OsStr>,
     moved: u64,
 }
 
@@ -68,6 +68,7 @@ impl Store {
         let mut report = GcReport::default();
         let trash = {
             let _lock = self.lock_exclusive()?;
+            let mut trash = self.dead_trash()?;
             report.transactions = self.remove_dead_transactions()?;
             report.leases = self.remove_stale_leases()?;
             let (roots, errors) = self.roots()?;
@@ -79,9 +80,12 @@ impl Store {
             // A root that was removed without a sync could come back after a power cut, and then must find its things.
             rustix::fs::syncfs(&self.root)
                 .map_err(|errno| StoreError::io("sync", self.root(), errno))?;
-            self.sweep(&reachable, &objects, &mut report)?
+            trash.push(self.sweep(&reachable, &objects, &mut report)?);
+            trash
         };
-        self.empty_trash(&trash)?;
+        for Trash { name, .. } in &trash {
+            remove_tree(&self.trash, name)?;
+        }
         Ok(report)
     }
 
@@ -155,7 +159,21 @@ impl Store {
         Ok(trash)
     }
 
-    /// A directory in the trash, flock'ed, so that another gc leaves it to us. The caller holds the exclusive lock.
+    /// What killed ones left. The caller holds the exclusive lock, so none is between being made and being flock'ed.
+    fn dead_trash(&self) -> Result<Vec<Trash>, StoreError> {
+        let mut dead = Vec::new();
+        for name in self.trash.names()? {
+            if let Some(dir) = self.trash.sub_if_there(&name)?
+                && try_flock(&dir)?
+            {
+                let moved = 0;
+                dead.push(Trash { dir, name, moved });
+            }
+        }
+        Ok(dead)
+    }
+
+    /// A new directory in the trash. The caller holds the exclusive lock.
     fn new_trash(&self) -> Result<Trash, StoreError> {
         let name = random_name()?;
         self.trash.make(&name, Mode::RWXU)?;
@@ -163,22 +181,9 @@ impl Store {
         try_flock(&dir)?;
         Ok(Trash {
             dir,
-            name,
+            name: OsString::from(name).into(),
             moved: 0,
         })
-    }
-
-    /// Deletes what this gc moved, and what dead ones left.
-    fn empty_trash(&self, own: &Trash) -> Result<(), StoreError> {
-        for name in self.trash.names()? {
-            let Some(dir) = self.trash.sub_if_there(&name)? else {
-                continue;
-            };
-            if *name == *own.name || try_flock(&dir)? {
-                remove_tree(&self.trash, &name)?;
-            }
-        }
-        Ok(())
     }
 }
 
