@@ -20,7 +20,7 @@ use super::transaction::copy;
 use super::usage::Count;
 use super::{DIRECTORIES, LOCK, ROOT_MODE, Store, StoreError, format, from_hex, object_name};
 use crate::digest::{ChainId, DiffId, ObjectId, Sha256Digest, Sha256Hasher};
-use crate::tree::{FileType as NodeType, Tree, TreeIno, TreeKind, merge};
+use crate::tree::{FileType as NodeType, MergeError, Tree, TreeIno, TreeKind, merge};
 
 /// One thing that is wrong, with the file it is wrong with.
 #[derive(Debug, PartialEq, Eq)]
@@ -335,6 +335,11 @@ impl Store {
                 continue;
             };
             let path = self.merged.join(&name);
+            if let Some(meta) = self.merged.stat(&name)?
+                && !check_mode(&self.merged, &name, meta, report)
+            {
+                continue;
+            }
             let tree = match open_tree(&self.merged, &name.to_string_lossy(), TreeKind::Merged) {
                 Ok(Some((tree, _))) => tree,
                 Ok(None) => continue,
@@ -349,33 +354,29 @@ impl Store {
                 && let Some(root) = roots
                     .iter()
                     .find(|root| ChainId::of(&root.layers) == Some(chain))
-                && let Some(digest) = self.merge_again(&root.layers)?
-                && digest != tree.digest()
+                && let Some(merged) = self.merge_again(&root.layers)
             {
-                report.damaged(
-                    &path,
-                    "its layers merge to something else; remove the file, it is a cache",
-                );
+                match merged {
+                    Ok(bytes) if bytes.ends_with(&tree.digest()) => {}
+                    Ok(_) => report.damaged(
+                        &path,
+                        "its layers merge to something else; remove the file, it is a cache",
+                    ),
+                    Err(error) => report.damaged(&path, format_args!("its layers: {error}")),
+                }
             }
         }
         Ok(())
     }
 
-    /// The digest of a stack merged anew. None when its layers can't be merged, which was reported with them.
-    fn merge_again(&self, layers: &[DiffId]) -> Result<Option<[u8; 32]>, StoreError> {
-        let mut trees = Vec::new();
-        for diff in layers {
-            match self.layer_tree(*diff) {
-                Ok(Some(tree)) if tree.verify().is_ok() => trees.push(tree),
-                _ => return Ok(None),
-            }
-        }
-        let path = || self.merged.path().to_owned();
-        let tree = Tree::from_bytes(merge(&trees)?).map_err(|source| StoreError::Tree {
-            path: path(),
-            source,
-        })?;
-        Ok(Some(tree.digest()))
+    /// A stack merged anew. None when a layer of it can't be read, which was reported with the layer.
+    fn merge_again(&self, layers: &[DiffId]) -> Option<Result<Vec<u8>, MergeError>> {
+        let whole = |diff: &DiffId| {
+            let tree = self.layer_tree(*diff).ok().flatten();
+            tree.filter(|tree| tree.verify().is_ok())
+        };
+        let trees: Option<Vec<Tree>> = layers.iter().map(whole).collect();
+        trees.map(|trees| merge(&trees))
     }
 
     fn check_blobs(&self, deep: bool, report: &mut CheckReport) -> Result<(), StoreError> {
@@ -419,29 +420,49 @@ fn check_layer(
         path: dir.join(name),
         needed_by: dir.path().to_owned(),
     };
+    let damaged = |source| StoreError::Tree {
+        path: dir.join(TREE),
+        source,
+    };
     for name in dir.names()? {
-        if *name != *TREE && *name != *RECORD {
-            report.problems.push(Problem::Stray(dir.join(&name)));
+        match dir.stat(&name)? {
+            Some(meta) if *name == *TREE || *name == *RECORD => {
+                check_mode(dir, &name, meta, report);
+            }
+            _ => report.problems.push(Problem::Stray(dir.join(&name))),
         }
     }
+    let tree = match open_tree(dir, TREE, TreeKind::Layer) {
+        Ok(Some((tree, _))) => match tree.verify() {
+            Ok(()) => Some(tree),
+            Err(error) => {
+                report.damaged(dir.join(TREE), error);
+                None
+            }
+        },
+        Ok(None) => {
+            report.problems.push(missing(TREE));
+            None
+        }
+        Err(error) => {
+            report.note(error);
+            None
+        }
+    };
     match read_record(dir) {
-        Ok(Some(record)) if record.diff_id == diff => {}
-        Ok(Some(record)) => report.damaged(
-            dir.join(RECORD),
-            format_args!("it speaks of {}", record.diff_id),
-        ),
+        Ok(Some(record)) => {
+            let fits = match &tree {
+                Some(tree) => record.describes(diff, tree).map_err(damaged)?,
+                None => record.diff_id == diff,
+            };
+            if !fits {
+                report.damaged(dir.join(RECORD), "it describes another layer");
+            }
+        }
         Ok(None) => report.problems.push(missing(RECORD)),
         Err(error) => report.note(error),
     }
-    match open_tree(dir, TREE, TreeKind::Layer) {
-        Ok(Some((tree, _))) => match tree.verify() {
-            Ok(()) => return Ok(Some(tree)),
-            Err(error) => report.damaged(dir.join(TREE), error),
-        },
-        Ok(None) => report.problems.push(missing(TREE)),
-        Err(error) => report.note(error),
-    }
-    Ok(None)
+    Ok(tree)
 }
 
 /// Whether a published file is a file that nobody may write; a problem is noted when it isn't.

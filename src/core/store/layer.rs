@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::dir::{Dir, PUBLISHED};
 use super::{Store, StoreError, Transaction, remove_tree};
 use crate::digest::{ChainId, DiffId};
-use crate::tree::{FileType, Tree, TreeIno, TreeKind, merge};
+use crate::tree::{FileType, Tree, TreeError, TreeIno, TreeKind, merge};
 use rustix::fs::Mode;
 use rustix::io::Errno;
 
@@ -31,6 +31,30 @@ pub struct LayerRecord {
     pub content_size: u64,
     /// Files, directories and all else that is not a second name of something; whiteouts do not count.
     pub nodes: u32,
+}
+
+impl LayerRecord {
+    /// What there is to note about a layer.
+    fn of(diff_id: DiffId, tree: &Tree, tar_size: u64) -> Result<Self, TreeError> {
+        let mut content_size = 0;
+        for number in 0..tree.node_count() {
+            let node = tree.node(TreeIno(number))?;
+            if node.file_type == FileType::Regular {
+                content_size += node.size;
+            }
+        }
+        Ok(Self {
+            diff_id,
+            tar_size,
+            content_size,
+            nodes: tree.node_count(),
+        })
+    }
+
+    /// Whether this was noted about a layer; the size of the tar is taken as it stands.
+    pub(super) fn describes(&self, diff_id: DiffId, tree: &Tree) -> Result<bool, TreeError> {
+        Ok(*self == Self::of(diff_id, tree, self.tar_size)?)
+    }
 }
 
 /// The tree of a stack, and the file it is mapped from, to be handed to a mount.
@@ -110,8 +134,11 @@ impl Transaction<'_> {
         self.dir.make(&name, Mode::RWXU)?;
         let dir = self.dir.sub(&name)?;
         dir.create_with(TREE, PUBLISHED, &tree)?;
-        let record =
-            describe(diff, tree, tar_size).map_err(|source| StoreError::Tree { path, source })?;
+        let verified = Tree::from_bytes(tree).and_then(|tree| {
+            tree.verify()?;
+            LayerRecord::of(diff, &tree, tar_size)
+        });
+        let record = verified.map_err(|source| StoreError::Tree { path, source })?;
         dir.create_with(
             RECORD,
             PUBLISHED,
@@ -230,27 +257,4 @@ pub(super) fn read_record(dir: &Dir) -> Result<Option<LayerRecord>, StoreError> 
     serde_json::from_slice(&bytes)
         .map(Some)
         .map_err(|error| StoreError::malformed(dir.join(RECORD), error.to_string()))
-}
-
-/// Verifies a new layer's tree and counts what is in it.
-fn describe(
-    diff_id: DiffId,
-    bytes: Vec<u8>,
-    tar_size: u64,
-) -> Result<LayerRecord, crate::tree::TreeError> {
-    let tree = Tree::from_bytes(bytes)?;
-    tree.verify()?;
-    let mut content_size = 0;
-    for number in 0..tree.node_count() {
-        let node = tree.node(TreeIno(number))?;
-        if node.file_type == FileType::Regular {
-            content_size += node.size;
-        }
-    }
-    Ok(LayerRecord {
-        diff_id,
-        tar_size,
-        content_size,
-        nodes: tree.node_count(),
-    })
 }

@@ -116,18 +116,76 @@ fn a_merged_tree_that_is_whole_but_wrong_is_found_by_deep() {
     let fixture = fixture();
     let app = fixture.image("app", &[&[b"content"]]);
     let other = fixture.image("other", &[&[b"more", b"files"]]);
-    let path = |record: &RefRecord| {
-        let chain = crate::digest::ChainId::of(&record.layers).unwrap();
-        fixture
-            .path("merged")
-            .join(format!("{}.tree", chain.0.hex()))
-    };
-    replace(&path(&app), &std::fs::read(path(&other)).unwrap());
+    replace(
+        &fixture.merged_path(&app),
+        &std::fs::read(fixture.merged_path(&other)).unwrap(),
+    );
     assert_eq!(fixture.store.check(false).unwrap().problems, []);
     assert!(matches!(
         &fixture.store.check(true).unwrap().problems[..],
         [Problem::Damaged { .. }]
     ));
+}
+
+#[test]
+fn trees_and_records_that_can_be_written_are_named() {
+    let fixture = fixture();
+    let app = fixture.image("app", &[&[b"content"]]);
+    let layer = fixture.path("layers").join(app.layers[0].0.hex());
+    let paths = [
+        layer.join("layer.json"),
+        layer.join("tree"),
+        fixture.merged_path(&app),
+    ];
+    for path in &paths {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666)).unwrap();
+    }
+    let expected = paths.map(|path| Problem::Mode {
+        path,
+        found: 0o666,
+        expected: 0o444,
+    });
+    assert_eq!(fixture.store.check(false).unwrap().problems, expected);
+}
+
+#[test]
+fn a_tree_in_another_layers_place_is_found() {
+    let fixture = fixture();
+    let app = fixture.image("app", &[&[b"content"], &[b"two", b"files"]]);
+    let layer = |number: usize| fixture.path("layers").join(app.layers[number].0.hex());
+    replace(
+        &layer(0).join("tree"),
+        &std::fs::read(layer(1).join("tree")).unwrap(),
+    );
+    let problems = fixture.store.check(false).unwrap().problems;
+    assert!(
+        matches!(&problems[..], [Problem::Damaged { path, .. }] if *path == layer(0).join("layer.json")),
+        "{problems:?}"
+    );
+}
+
+/// The check goes on and reports it.
+#[test]
+fn layers_that_do_not_stack_any_more_are_found_by_deep() {
+    let fixture = fixture();
+    let app = fixture.image("app", &[&[b"content"]]);
+    let mut builder = LayerBuilder::new();
+    builder.hard_link(&[b"0"], &[b"nowhere"]).unwrap();
+    let layer = fixture.path("layers").join(app.layers[0].0.hex());
+    replace(&layer.join("tree"), &builder.finish().unwrap());
+    let merged = fixture.merged_path(&app);
+    let problems = fixture.store.check(true).unwrap().problems;
+    let about = |path: &Path| {
+        problems
+            .iter()
+            .filter(|problem| matches!(problem, Problem::Damaged { path: its, .. } if its == path))
+            .count()
+    };
+    assert_eq!(
+        (about(&merged), about(&layer.join("layer.json"))),
+        (1, 1),
+        "{problems:?}"
+    );
 }
 
 #[test]

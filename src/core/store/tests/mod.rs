@@ -46,6 +46,11 @@ impl Fixture {
             .join(object_name(ObjectId::of(content)))
     }
 
+    pub(super) fn merged_path(&self, record: &RefRecord) -> PathBuf {
+        let chain = crate::digest::ChainId::of(&record.layers).unwrap();
+        self.path("merged").join(format!("{}.tree", chain.0.hex()))
+    }
+
     /// Publishes an image of one layer per list of contents.
     pub(super) fn image(&self, name: &str, layers: &[&[&[u8]]]) -> RefRecord {
         let transaction = self.store.begin().unwrap();
