@@ -4,6 +4,7 @@
 //!   a process or a mount behind. Whatever a failing test leaves goes with its namespaces.
 //! * [`store`] is a cowl store with guards for what is mounted and run from it.
 //! * [`busybox`] is such a store with real images in it.
+//! * [`disk`] is a disk with all that it would hold after a power cut at any moment.
 //! * [`command`] runs programs to their end and says what came out.
 //! * [`requests`] counts what the kernel asks a worker.
 //! * [`tree`] reads a whole directory tree and tells two of them apart.
@@ -13,6 +14,7 @@
 
 pub mod busybox;
 pub mod command;
+pub mod disk;
 pub mod profile;
 pub mod requests;
 pub mod store;

@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 
 use crate::command::{Outcome, binary, fixture, program, run, shell, system};
 use crate::profile::directory;
+use crate::tree::{self, Tree};
 
 /// A store of its own directory.
 #[derive(Debug)]
@@ -27,6 +28,13 @@ impl Store {
     /// The store's directory.
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// The store at `root`.
+    pub fn at(root: &Path) -> Self {
+        Self {
+            root: root.to_owned(),
+        }
     }
 
     /// `cowl --root STORE ARGUMENTS`, not yet started.
@@ -86,6 +94,16 @@ impl Store {
             std::fs::create_dir_all(made).unwrap();
         }
         Mount::new(self, image, point, Some(upper))
+    }
+
+    /// Mounts `image` for as long as it takes to see that it shows what it should.
+    #[track_caller]
+    pub fn assert_shows(&self, image: &str, expected: &Tree, what: &str) {
+        let mount = self.mount(image, "shown");
+        tree::assert_same(expected, &tree::read(mount.path()), what);
+        let point = mount.path().to_owned();
+        mount.unmount();
+        std::fs::remove_dir(point).unwrap();
     }
 
     /// Every object's path, size, mode, time and content hash, as the system's own tools see them.

@@ -1,0 +1,223 @@
+//! A disk that remembers what it was told, and in which order: what it would hold after a power cut at any moment.
+//!
+//! The disk is one file of a FUSE file system, under a loop device. The loop driver hands on each write and each flush
+//! of the file system above, so the list is what a real disk would have seen. A disk may keep what it was told since
+//! the last flush in its cache, in any order: after a power cut any part of that may be there and any part not.
+
+use std::fs::{self, File};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, INodeNo,
+    LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyWrite, Request, WriteFlags,
+};
+
+/// What comes over a power cut as a whole or not at all: a block of the file system.
+const BLOCK: usize = 4096;
+
+/// One thing that the disk was told.
+#[derive(Debug)]
+enum Told {
+    Write { offset: usize, bytes: Vec<u8> },
+    Flush,
+}
+
+/// What the disk holds, cache and all, and how it came to that.
+#[derive(Debug)]
+struct State {
+    first: Vec<u8>,
+    now: Vec<u8>,
+    told: Vec<Told>,
+}
+
+/// Which of the writes since the last flush a power cut takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lost {
+    /// None of them.
+    Nothing,
+    /// About half of their blocks, which ones is drawn from the moment of the cut.
+    Some,
+}
+
+/// A disk. Dropped after what is mounted from it.
+#[derive(Debug)]
+pub struct Disk {
+    path: PathBuf,
+    state: Arc<Mutex<State>>,
+    session: Option<BackgroundSession>,
+}
+
+impl Disk {
+    /// Takes the place of a file, with its content, and remembers from here on.
+    pub fn over(path: &Path) -> Self {
+        let first = fs::read(path).unwrap();
+        let state = Arc::new(Mutex::new(State {
+            now: first.clone(),
+            first,
+            told: Vec::new(),
+        }));
+        let recorder = Recorder(Arc::clone(&state));
+        let session = fuser::spawn_mount(recorder, path, &Config::default()).expect("root");
+        Self {
+            path: path.to_owned(),
+            state,
+            session: Some(session),
+        }
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// How many writes and flushes it was told so far: a moment.
+    pub fn moment(&self) -> usize {
+        self.state.lock().unwrap().told.len()
+    }
+
+    /// Writes what the disk holds after a power cut at a moment into a new file.
+    pub fn cut(&self, moment: usize, lost: Lost, path: &Path) {
+        let state = self.state.lock().unwrap();
+        let told = &state.told[..moment];
+        let flushed = told
+            .iter()
+            .rposition(|told| matches!(told, Told::Flush))
+            .unwrap_or(0);
+        let mut held = state.first.clone();
+        for (number, told) in told.iter().enumerate() {
+            let Told::Write { offset, bytes } = told else {
+                continue;
+            };
+            for (at, block) in (*offset..).step_by(BLOCK).zip(bytes.chunks(BLOCK)) {
+                if number < flushed || lost == Lost::Nothing || survives(moment, number, at) {
+                    held[at..at + block.len()].copy_from_slice(block);
+                }
+            }
+        }
+        fs::write(path, held).unwrap();
+    }
+
+    /// Ends it; nothing is mounted from it any more.
+    pub fn end(mut self) {
+        let session = self.session.take().expect("ends once");
+        session.umount_and_join().unwrap();
+    }
+}
+
+/// Drawn anew for each block and moment, the same each time.
+fn survives(moment: usize, write: usize, block: usize) -> bool {
+    let mut hasher = DefaultHasher::new();
+    (moment, write, block).hash(&mut hasher);
+    hasher.finish().is_multiple_of(2)
+}
+
+/// The file system of one file, which is its root.
+struct Recorder(Arc<Mutex<State>>);
+
+/// No attribute changes but by who holds them cached.
+const TTL: Duration = Duration::from_hours(1);
+
+impl Filesystem for Recorder {
+    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        let size = self.0.lock().unwrap().now.len() as u64;
+        let time = SystemTime::UNIX_EPOCH;
+        reply.attr(
+            &TTL,
+            &FileAttr {
+                ino,
+                size,
+                blocks: size / 512,
+                atime: time,
+                mtime: time,
+                ctime: time,
+                crtime: time,
+                kind: FileType::RegularFile,
+                perm: 0o600,
+                nlink: 1,
+                uid: 0,
+                gid: 0,
+                rdev: 0,
+                blksize: 4096,
+                flags: 0,
+            },
+        );
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let state = self.0.lock().unwrap();
+        let start = usize::try_from(offset).unwrap().min(state.now.len());
+        let end = (start + size as usize).min(state.now.len());
+        reply.data(&state.now[start..end]);
+    }
+
+    fn write(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        bytes: &[u8],
+        _: WriteFlags,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let offset = usize::try_from(offset).unwrap();
+        let mut state = self.0.lock().unwrap();
+        let Some(place) = state.now.get_mut(offset..offset + bytes.len()) else {
+            return reply.error(Errno::ENOSPC);
+        };
+        place.copy_from_slice(bytes);
+        state.told.push(Told::Write {
+            offset,
+            bytes: bytes.to_vec(),
+        });
+        reply.written(u32::try_from(bytes.len()).unwrap());
+    }
+
+    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        self.0.lock().unwrap().told.push(Told::Flush);
+        reply.ok();
+    }
+}
+
+/// A file system that is mounted through a loop device of its own, which goes with it.
+#[derive(Debug)]
+pub struct Mounted(PathBuf);
+
+impl Mounted {
+    /// Mounts the file system in a file; its journal is replayed.
+    pub fn new(file: &Path, point: &Path) -> Self {
+        crate::command::run(
+            crate::command::program("mount", ["-o", "loop"])
+                .arg(file)
+                .arg(point),
+        )
+        .ok();
+        Self(point.to_owned())
+    }
+
+    /// Takes it away.
+    pub fn unmount(self) {
+        crate::command::system("umount", [&self.0]);
+    }
+}
+
+/// An empty ext4 in a new file.
+pub fn ext4(path: &Path, size: u64) {
+    File::create_new(path).unwrap().set_len(size).unwrap();
+    crate::command::run(crate::command::program("mkfs.ext4", ["-q", "-F"]).arg(path)).ok();
+}
