@@ -153,9 +153,70 @@ fn ask(
     match receive(socket)? {
         (Message::MountReady(ready), mut descriptors) => {
             let mount = descriptors.take(Role::Mount)?;
+            until_let_go(socket)?;
             Ok(Ok((ready, mount)))
         }
         (Message::MountFailed(failed), _) => Ok(Err(failed)),
         (other, _) => Err(HandoverError::Unexpected(other.name())),
+    }
+}
+
+/// Waits until the keeper has let go of the mount: as long as it has a descriptor of it, too, the mount is busy, and whoever
+/// wants to unmount it is refused. It closes its end of the socket after that.
+fn until_let_go(socket: BorrowedFd<'_>) -> Result<(), HandoverError> {
+    match receive(socket) {
+        Err(HandoverError::Closed) => Ok(()),
+        Err(error) => Err(error),
+        Ok((other, _)) => Err(HandoverError::Unexpected(other.name())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+    use crate::handover::Profile;
+
+    /// A pipe is at its end for its reader when nobody has a descriptor of the other end: the mount's stand-in.
+    #[test]
+    fn nobody_but_the_asker_has_the_mount_when_it_is_told() {
+        for _ in 0..100 {
+            let (ours, theirs) = pair().unwrap();
+            let (reader, writer) = rustix::pipe::pipe().unwrap();
+            let keeper = std::thread::spawn(move || {
+                receive(theirs.as_fd()).unwrap();
+                let ready = MountReady {
+                    profile: Profile::Cached,
+                    worker: 1,
+                    roles: vec![Role::Mount],
+                };
+                send(
+                    theirs.as_fd(),
+                    &Message::MountReady(ready),
+                    &[writer.as_fd()],
+                )
+                .unwrap();
+                drop(writer);
+                drop(theirs);
+            });
+            let file = tempfile::tempfile().unwrap();
+            let sources = MountSources {
+                name: "x",
+                chain: [0; 32],
+                profile: ProfileChoice::Best,
+                tree: file.as_fd(),
+                objects: file.as_fd(),
+                lease: file.as_fd(),
+                upper: None,
+                log: None,
+            };
+            let (_, mount) = ask(ours.as_fd(), &sources).unwrap().unwrap();
+            drop(mount);
+            rustix::io::ioctl_fionbio(&reader, true).unwrap();
+            let end = io::Read::read(&mut File::from(reader), &mut [0]);
+            assert_eq!(end.unwrap(), 0, "somebody still has it");
+            keeper.join().unwrap();
+        }
     }
 }

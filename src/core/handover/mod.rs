@@ -30,7 +30,8 @@
 //!     | <-- MountReady + mount -----|                                   |
 //! ```
 //!
-//! Either answer can be a [`MountFailed`] instead.
+//! Either answer can be a [`MountFailed`] instead. After [`MountReady`] the keeper lets go of its own descriptor of the mount and then
+//! closes its end of the socket, which the engine waits for: a mount that somebody holds a descriptor of can't be unmounted.
 
 mod client;
 mod codec;
