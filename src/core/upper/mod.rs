@@ -152,7 +152,7 @@ impl Upper {
         probe::same_file_system(root.as_fd(), tmp.as_fd())?;
         probe::drop_default_acl(tmp.as_fd())?;
         probe::whiteouts(tmp.as_fd())?;
-        let space = probe::namespace(lock.as_fd(), tmp.as_fd())?;
+        let space = probe::namespace(work.as_fd(), lock.as_fd(), tmp.as_fd())?;
         let condition = probe::compare_stamp(root.as_fd(), space, stamp)?;
         let upper = Self {
             root,

@@ -69,15 +69,18 @@ pub(super) fn whiteouts(tmp: BorrowedFd<'_>) -> Result<(), UpperError> {
 
 /// The namespace that this upper's marks are in: the one written down at its first mount, else the better one that works.
 ///
-/// It has to be written down: without privilege, marks in `trusted.` cannot even be seen.
+/// It has to be written down, and durable before there is any mark: without privilege marks in `trusted.` cannot even be seen, and
+/// where both namespaces work the marks in the other one would be passed over.
 pub(super) fn namespace(
+    work: BorrowedFd<'_>,
     lock: BorrowedFd<'_>,
     tmp: BorrowedFd<'_>,
 ) -> Result<Namespace, UpperError> {
     let mut text = [0; 8];
     let length = rustix::io::pread(lock, &mut text, 0).map_err(host("reading work/lock"))?;
     match text.get(..length).unwrap_or_default() {
-        b"" => {}
+        // New, or a power cut came before the sync below, which can leave zeros: there are no marks yet.
+        text if text.iter().all(|byte| *byte == 0) => {}
         b"trusted\n" => {
             return works(tmp, Namespace::Trusted)?
                 .then_some(Namespace::Trusted)
@@ -99,6 +102,9 @@ pub(super) fn namespace(
         return Err(UpperError::NoXattrs("trusted. or user."));
     };
     rustix::io::pwrite(lock, text, 0).map_err(host("writing work/lock"))?;
+    for written in [lock, work] {
+        rustix::fs::fsync(written).map_err(host("writing work/lock"))?;
+    }
     Ok(space)
 }
 

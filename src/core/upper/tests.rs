@@ -39,6 +39,26 @@ fn a_new_upper_is_fresh_until_it_is_stamped() {
     );
 }
 
+/// What ext4 keeps of a small file that the power went before the sync of: its length, its name, or nothing.
+#[test]
+fn a_lock_that_a_power_cut_left_blank_is_as_a_new_one() {
+    for left in ["", "\0\0\0\0\0\0\0\0"] {
+        let base = tempfile::tempdir().unwrap();
+        fs::create_dir(base.path().join("work")).unwrap();
+        fs::write(base.path().join("work/lock"), left).unwrap();
+        let space = open(base.path(), &stamp("a", 1)).unwrap().namespace();
+        let said = fs::read_to_string(base.path().join("work/lock")).unwrap();
+        assert_eq!(
+            format!("{}.\n", said.trim_end()),
+            format!("{}\n", space.prefix())
+        );
+    }
+    let base = tempfile::tempdir().unwrap();
+    fs::create_dir(base.path().join("work")).unwrap();
+    fs::write(base.path().join("work/lock"), "sidecar\n").unwrap();
+    assert!(open(base.path(), &stamp("a", 1)).is_err());
+}
+
 #[test]
 fn another_tree_is_refused() {
     let base = tempfile::tempdir().unwrap();
