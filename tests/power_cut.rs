@@ -1,16 +1,16 @@
 //! The power may go at any write of a load, an import or a removal: then the store is whole (nothing corrupt, nothing
-//! half visible), what a command had reported done is there, and everything goes on as if nothing had been.
+//! half visible), what a command had reported done is there, and everything goes on as if nothing had been. What was
+//! synced through a mount is there, too.
 //!
-//! The store lies on an ext4 on a disk that remembers every write and flush (`harness/disk.rs`). Beside it something
-//! else writes and syncs a file of its own without end, so that the journal is committed at moments of its choosing and
-//! not only when the store asks; names then reach the disk before contents that were not synced.
+//! The store or the upper lies on an ext4 on a disk that remembers every write and flush (`harness/disk.rs`). Beside it
+//! something else writes and syncs a file of its own without end, so that the journal is committed at moments of its
+//! choosing and not only when it is asked to; names then reach the disk before contents that were not synced.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Child;
 
-use cowl_tests::command::{fixture, program, run, shell};
+use cowl_tests::command::{fixture, program, python, run, shell};
 use cowl_tests::disk::{Disk, Lost, Mounted, ext4};
 use cowl_tests::profile::{directory, long, root};
 use cowl_tests::store::{Store, make_image};
@@ -18,7 +18,7 @@ use cowl_tests::tree::{self, Tree};
 
 const DISK: u64 = 48 << 20;
 /// How many moments are tried when not all are.
-const SAMPLE: usize = 60;
+const SAMPLE: usize = 40;
 
 /// Three layers that share contents, with a file large enough to be streamed.
 const CONTENT: &str = r"
@@ -44,35 +44,58 @@ struct Image {
 #[test]
 fn the_power_may_go_at_any_write() {
     root(|| {
-        let place = directory();
-        let images = images(&place);
-        let device = place.join("disk");
-        ext4(&device, DISK);
-        let disk = Disk::over(&device);
-        let point = place.join("recorded");
-        fs::create_dir(&point).unwrap();
-        let mounted = Mounted::new(disk.path(), &point);
-        let neighbour = neighbour(&point);
-        let steps = record(&disk, &Store::at(&point.join("store")), &images);
-        fs::write(point.join("stop"), "").unwrap();
-        assert!({ neighbour }.wait().unwrap().success());
-        mounted.unmount();
-
-        let moments = disk.moment();
-        let stride = if long() { 1 } else { moments.div_ceil(SAMPLE) };
-        println!("{moments} writes and flushes, cut at every {stride}.");
-        assert!(moments > 100, "nothing was recorded");
-        for moment in (0..moments).step_by(stride).chain([moments]) {
-            for lost in [Lost::Nothing, Lost::Some] {
-                let what = format!("power cut at write {moment} of {moments}, lost: {lost:?}");
-                let after = place.join("after");
-                disk.cut(moment, lost, &after);
-                survives(&after, &steps, moment, &images, &what);
-                fs::remove_file(after).unwrap();
-            }
-        }
-        disk.end();
+        let images = images(&directory());
+        let (disk, steps) =
+            recorded(|disk, point| record(disk, &Store::at(&point.join("store")), &images));
+        cut(disk, [], |point, moment, what| {
+            survives(point, &steps, moment, &images, what);
+        });
     });
+}
+
+/// Does something on a file system with a neighbour, on a new disk.
+fn recorded<R>(work: impl FnOnce(&Disk, &Path) -> R) -> (Disk, R) {
+    let place = directory();
+    let (device, point) = (place.join("disk"), place.join("recorded"));
+    ext4(&device, DISK);
+    fs::create_dir(&point).unwrap();
+    let disk = Disk::over(&device);
+    let mounted = Mounted::new(disk.path(), &point);
+    let mut neighbour = program("sh", ["-euc", NEIGHBOUR, "sh"])
+        .arg(&point)
+        .spawn()
+        .unwrap();
+    let result = work(&disk, &point);
+    fs::write(point.join("stop"), "").unwrap();
+    assert!(neighbour.wait().unwrap().success());
+    mounted.unmount();
+    (disk, result)
+}
+
+/// Shows the file system after power cuts: at the given moments, and at every one or a sample of all.
+fn cut(
+    disk: Disk,
+    always: impl IntoIterator<Item = usize>,
+    mut show: impl FnMut(&Path, usize, &str),
+) {
+    let all = disk.moment();
+    assert!(all > 100, "{all} writes and flushes: nothing was recorded");
+    let stride = if long() { 1 } else { all.div_ceil(SAMPLE) };
+    let moments: BTreeSet<usize> = (0..=all).step_by(stride).chain(always).collect();
+    println!("{all} writes and flushes, cut at {}", moments.len());
+    let (device, point) = (directory().join("after"), directory().join("point"));
+    fs::create_dir(&point).unwrap();
+    for moment in moments {
+        for lost in [Lost::Nothing, Lost::Some] {
+            disk.cut(moment, lost, &device);
+            let mounted = Mounted::new(&device, &point);
+            let what = format!("power cut at write {moment} of {all}, lost: {lost:?}");
+            show(&point, moment, &what);
+            mounted.unmount();
+            fs::remove_file(&device).unwrap();
+        }
+    }
+    disk.end();
 }
 
 fn images(place: &Path) -> [Image; 3] {
@@ -113,13 +136,6 @@ fn images(place: &Path) -> [Image; 3] {
     ]
 }
 
-fn neighbour(point: &Path) -> Child {
-    program("sh", ["-euc", NEIGHBOUR, "sh"])
-        .arg(point)
-        .spawn()
-        .unwrap()
-}
-
 /// A command that was run: from when to when, and which images there were after it.
 struct Step {
     begin: usize,
@@ -152,10 +168,7 @@ fn record(disk: &Disk, store: &Store, images: &[Image; 3]) -> Vec<Step> {
         .collect()
 }
 
-fn survives(disk: &Path, steps: &[Step], moment: usize, images: &[Image; 3], what: &str) {
-    let point = directory().join("point");
-    fs::create_dir(&point).unwrap();
-    let mounted = Mounted::new(disk, &point);
+fn survives(point: &Path, steps: &[Step], moment: usize, images: &[Image; 3], what: &str) {
     let store = Store::at(&point.join("store"));
     let names = listed(&store);
     let found: BTreeSet<&str> = names.iter().map(String::as_str).collect();
@@ -185,8 +198,6 @@ fn survives(disk: &Path, steps: &[Step], moment: usize, images: &[Image; 3], wha
         [""; 0],
     );
     assert_eq!(left, "", "{what}: left when all was removed");
-    mounted.unmount();
-    fs::remove_dir(point).unwrap();
 }
 
 /// The names of the images, as a person sees them.
@@ -205,4 +216,80 @@ fn whole(store: &Store, images: &[Image; 3], there: &BTreeSet<&str>, what: &str)
     for image in images.iter().filter(|image| there.contains(image.name)) {
         store.assert_shows(image.name, &image.content, what);
     }
+}
+
+/// What is done through a mount and synced, in Python below the mount; and what is true from then on.
+const SYNCED: [(&str, &str); 6] = [
+    (
+        "with open('dir/1', 'r+') as f: f.seek(5); f.write('new'); f.flush(); os.fsync(f)",
+        "open('dir/1', 'rb').read(8) == open('dir/2', 'rb').read(5) + b'new' and os.stat('linked').st_ino == os.stat('dir/1').st_ino",
+    ),
+    (
+        "with open('dir/made', 'w') as f: f.write('made'); f.flush(); os.fsync(f)",
+        "open('dir/made').read() == 'made'",
+    ),
+    (
+        "os.mkdir('fresh'); f = open('fresh/file', 'w'); f.write('x'); f.flush(); os.fsync(f)",
+        "open('fresh/file').read() == 'x'",
+    ),
+    (
+        "os.chmod('dir/4', 0o711); os.fsync(os.open('dir/4', os.O_RDONLY))",
+        "os.stat('dir/4').st_mode & 0o7777 == 0o711 and os.path.getsize('dir/4') == 80000 and open('dir/4', 'rb').read(4) == b'\\x7fELF'",
+    ),
+    (
+        "os.rename('dir/5', 'dir/moved'); os.fsync(os.open('dir', os.O_RDONLY))",
+        "not os.path.exists('dir/5') and os.path.getsize('dir/moved') == 100000",
+    ),
+    (
+        "os.remove('dir/6'); os.fsync(os.open('dir', os.O_RDONLY))",
+        "not os.path.exists('dir/6')",
+    ),
+];
+
+#[test]
+fn what_was_synced_through_a_mount_is_there() {
+    root(|| {
+        let [image, ..] = images(&directory());
+        let store = Store::new("store");
+        store.ok(&image.arguments);
+        let seen = directory().join("seen");
+        fs::create_dir(&seen).unwrap();
+        let (disk, steps) = recorded(|disk, point| {
+            mount_over(&store, image.name, point, &seen);
+            let steps = SYNCED.map(|(change, _)| {
+                python(&seen, &format!("import os\n{change}"), [""; 0]);
+                disk.moment()
+            });
+            store.ok([Path::new("umount"), &seen]);
+            steps
+        });
+        // The end of a step is where it shows what it did not sync.
+        cut(disk, steps, |point, moment, what| {
+            // Marks mean nothing to who does not know their namespace: no upper is stamped before it is written down.
+            shell(
+                point,
+                "! getfattr -n trusted.overlay.cowl.stamp upper 2>/dev/null || test \"$(cat work/lock)\" = trusted",
+                [""; 0],
+            );
+            mount_over(&store, image.name, point, &seen);
+            let done = steps.iter().filter(|end| **end <= moment).count();
+            for (_, truth) in &SYNCED[..done] {
+                let told = python(&seen, &format!("import os\nprint({truth})"), [""; 0]);
+                assert_eq!(told.trim(), "True", "{what}: {truth}");
+            }
+            store.ok([Path::new("umount"), &seen]);
+        });
+    });
+}
+
+fn mount_over(store: &Store, image: &str, point: &Path, seen: &Path) {
+    store.ok([
+        "mount".as_ref(),
+        image.as_ref(),
+        seen.as_os_str(),
+        "--upper".as_ref(),
+        point.join("upper").as_os_str(),
+        "--work".as_ref(),
+        point.join("work").as_os_str(),
+    ]);
 }
