@@ -50,11 +50,14 @@ struct Trash {
 }
 
 impl Trash {
-    /// Moves a file or a directory out of the way.
+    /// Moves a file or a directory out of the way. A full disk may have no room for one more name; there it is deleted at
+    /// once, which is what makes room.
     fn take(&mut self, from: &Dir, name: &OsStr) -> Result<(), StoreError> {
-        from.rename(name, &self.dir, self.moved.to_string())?;
         self.moved += 1;
-        Ok(())
+        match from.rename(name, &self.dir, self.moved.to_string()) {
+            Err(StoreError::NoSpace { .. }) => remove_tree(from, name).map(drop),
+            moved => moved,
+        }
     }
 }
 
@@ -66,7 +69,7 @@ impl Store {
     pub fn gc(&self) -> Result<GcReport, StoreError> {
         self.check_writable()?;
         let mut report = GcReport::default();
-        let trash = {
+        let (trash, swept) = {
             let _lock = self.lock_exclusive()?;
             let mut trash = self.dead_trash()?;
             report.transactions = self.remove_dead_transactions()?;
@@ -80,13 +83,16 @@ impl Store {
             // A root that was removed without a sync could come back after a power cut, and then must find its things.
             rustix::fs::syncfs(&self.root)
                 .map_err(|errno| StoreError::io("sync", self.root(), errno))?;
-            trash.push(self.sweep(&reachable, &objects, &mut report)?);
-            trash
+            let mut own = self.new_trash()?;
+            let swept = self.sweep(&reachable, &objects, &mut own, &mut report);
+            trash.push(own);
+            (trash, swept)
         };
+        // What was moved goes also where not all could be.
         for Trash { name, .. } in &trash {
             remove_tree(&self.trash, name)?;
         }
-        Ok(report)
+        swept.map(|()| report)
     }
 
     fn remove_stale_leases(&self) -> Result<u64, StoreError> {
@@ -123,21 +129,21 @@ impl Store {
         &self,
         reachable: &Reachable,
         objects: &HashSet<ObjectId>,
+        trash: &mut Trash,
         report: &mut GcReport,
-    ) -> Result<Trash, StoreError> {
-        let mut trash = self.new_trash()?;
+    ) -> Result<(), StoreError> {
         let chain = |name: &str| from_hex(name.strip_suffix(TREE_SUFFIX)?).map(ChainId);
         sweep_dir(
             &self.merged,
             |name| chain(name).is_some_and(|id| !reachable.chains.contains(&id)),
-            &mut trash,
+            trash,
             &mut report.merged,
         )?;
         let layer = |name: &str| from_hex(name).map(DiffId);
         sweep_dir(
             &self.layers,
             |name| layer(name).is_some_and(|id| !reachable.layers.contains(&id)),
-            &mut trash,
+            trash,
             &mut report.layers,
         )?;
         for fan_out in self.objects.names()? {
@@ -146,17 +152,16 @@ impl Store {
             sweep_dir(
                 &dir,
                 |name| object(name).is_some_and(|id| !objects.contains(&id)),
-                &mut trash,
+                trash,
                 &mut report.objects,
             )?;
         }
         sweep_dir(
             &self.blobs,
             |name| from_hex(name).is_some_and(|id| !reachable.blobs.contains(&id)),
-            &mut trash,
+            trash,
             &mut report.blobs,
-        )?;
-        Ok(trash)
+        )
     }
 
     /// What killed ones left. The caller holds the exclusive lock, so none is between being made and being flock'ed.
