@@ -1,7 +1,9 @@
 //! Trees of version 1, byte for byte as they were when it was made, and read by their offsets alone.
 
+use std::path::PathBuf;
+
 use super::super::{Kind, LayerBuilder, Meta, Rdev, Timestamp, Tree, TreeIno, merge};
-use super::{file, parts};
+use super::{file, parts, read_by_another};
 use crate::digest::ObjectId;
 
 const DIR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/golden/tree");
@@ -112,6 +114,16 @@ fn golden_trees_are_whole() {
     for name in ["v1-lower.tree", "v1-upper.tree", "v1-merged.tree"] {
         let file = std::fs::File::open(format!("{DIR}/{name}")).unwrap();
         Tree::open(&file).unwrap().verify().unwrap();
+    }
+}
+
+/// A second reader, made from FORMAT.md alone, sees in them what was put in.
+#[test]
+fn golden_trees_say_the_same_to_another_reader() {
+    for (name, _) in made() {
+        let path = PathBuf::from(format!("{DIR}/{name}"));
+        let listing = std::fs::read_to_string(path.with_extension("txt")).unwrap();
+        assert_eq!(read_by_another(&[path]), listing, "{name}");
     }
 }
 

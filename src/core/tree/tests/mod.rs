@@ -6,8 +6,24 @@ mod hostile;
 mod merging;
 mod model;
 
+use std::path::PathBuf;
+use std::process::Command;
+
 use super::{Kind, LayerBuilder, Meta, Timestamp, Tree};
 use crate::digest::ObjectId;
+
+/// What `fixtures/readtree.py` lists, which fails where FORMAT.md does not allow what it reads.
+fn read_by_another(trees: &[PathBuf]) -> String {
+    let reader = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/readtree.py");
+    let told = Command::new("python3")
+        .args(["-B", reader])
+        .args(trees)
+        .output()
+        .unwrap();
+    let complaint = String::from_utf8_lossy(&told.stderr);
+    assert!(told.status.success(), "{complaint}");
+    String::from_utf8(told.stdout).unwrap()
+}
 
 /// `usr/bin/x` as the builder wants it; an empty text is the root.
 fn parts(path: &str) -> Vec<&[u8]> {
