@@ -1,9 +1,10 @@
 //! What came in can be listed, explained, checked and removed; blobs stay as they came.
 
 use std::fs;
+use std::path::Path;
 
 use cowl_tests::busybox::{add_blog, layers, shop};
-use cowl_tests::command::{python, shell};
+use cowl_tests::command::{binary, python, shell};
 use cowl_tests::profile::{directory, root, user};
 use cowl_tests::store::{Store, make_image};
 
@@ -154,5 +155,45 @@ fn damage_is_found_and_healed() {
         store.ok(["load", "--verify", "-i", archive.to_str().unwrap()]);
         let after = store.run(["check", "--deep"]);
         assert_eq!(after.code(), 0, "{after}");
+    });
+}
+
+/// Standard input as other programs make it: a pipe, a socket (Node.js), a pipe that another user made (sudo).
+#[test]
+fn an_archive_comes_from_any_standard_input() {
+    root(|| {
+        let base = layers().join("base.tar");
+        let archive = directory().join("image.tar");
+        make_image("docker", &archive, "piped:1", &[], &[&base]);
+        let script = "
+import os, socket, subprocess, sys, threading
+kind, path, *command = sys.argv[1:]
+if kind == 'socket':
+    near, far = (end.detach() for end in socket.socketpair())
+else:
+    far, near = os.pipe()
+if kind == 'stranger':
+    os.fchown(far, 1000, 1000)
+    os.fchmod(far, 0)
+def feed():
+    with open(path, 'rb') as file, open(near, 'wb') as out: out.write(file.read())
+threading.Thread(target=feed, daemon=True).start()
+os.set_inheritable(near, False)
+drop = ['setpriv', '--bounding-set=-dac_override,-dac_read_search', '--inh-caps=-all'] if kind == 'stranger' else []
+done = subprocess.run([*drop, *command], stdin=far, capture_output=True, text=True)
+sys.exit(done.stderr) if done.returncode else print(done.stdout, end='')
+";
+        for kind in ["pipe", "socket", "stranger"] {
+            let store = Store::new(&format!("store-{kind}"));
+            let (cowl, at) = (binary("cowl"), store.root());
+            let run = |arguments: &[&str], input: &Path| {
+                let command = [kind.as_ref(), input, cowl.as_ref(), "--root".as_ref(), at];
+                let arguments = arguments.iter().map(Path::new);
+                python(&directory(), script, command.into_iter().chain(arguments))
+            };
+            assert_eq!(run(&["load"], &archive), "Loaded image: piped:1\n");
+            run(&["import", "-", "plain"], &base);
+            assert!(store.ok(["images"]).contains("plain"), "{kind}");
+        }
     });
 }

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek};
 use std::os::unix::fs::FileExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
@@ -46,14 +46,17 @@ enum Member {
 }
 
 impl Archive {
-    /// Opens a directory, a tar, a gzip'ed tar, or a pipe of one; what cannot be read twice is copied into `transaction`.
-    pub(super) fn open(path: &Path, transaction: &Transaction<'_>) -> Result<Self, ImageError> {
+    /// A directory, a tar, a gzip'ed tar, or a stream of one; what cannot be read twice is copied into `transaction`.
+    pub(super) fn open(
+        mut file: File,
+        path: &Path,
+        transaction: &Transaction<'_>,
+    ) -> Result<Self, ImageError> {
         let name = path.display().to_string();
         let unreadable = |source: io::Error| ImageError::Read {
             name: name.clone(),
             source,
         };
-        let file = File::open(path).map_err(unreadable)?;
         let kind = file.metadata().map_err(unreadable)?.file_type();
         if kind.is_dir() {
             return Ok(Self {
@@ -67,13 +70,14 @@ impl Archive {
                 what: "it is a device".to_owned(),
             });
         }
+        // Standard input may be a file of which something was read already.
+        let seeks = !kind.is_fifo() && !kind.is_socket();
+        let whole = seeks && file.stream_position().map_err(unreadable)? == 0;
         let mut stream = decompress(&file).map_err(|source| ImageError::Decompress {
             name: name.clone(),
             source,
         })?;
-        let rewindable =
-            stream.compression() == Compression::None && !kind.is_fifo() && !kind.is_socket();
-        let seekable = if rewindable {
+        let seekable = if whole && stream.compression() == Compression::None {
             file
         } else {
             spool(&name, &mut stream, transaction)?

@@ -1,6 +1,7 @@
 //! From an archive to the store: every layer a tree and objects, every document a blob, every name a tag, or nothing at all.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::Path;
 
@@ -28,8 +29,23 @@ pub fn load(store: &Store, path: &Path) -> Result<Vec<Loaded>, ImageError> {
 
 /// [`load`]; with [`Trust::Hash`] objects that are there already are read and hashed too.
 pub fn load_with(store: &Store, path: &Path, trust: Trust) -> Result<Vec<Loaded>, ImageError> {
+    let file = File::open(path).map_err(|source| ImageError::Read {
+        name: path.display().to_string(),
+        source,
+    })?;
+    load_file(store, file, path, trust)
+}
+
+/// [`load_with`] of a file that is open already, which may be a pipe or a socket, from where it is read next. `path` is what
+/// messages call it, and what a bare tag in it is one of.
+pub fn load_file(
+    store: &Store,
+    file: File,
+    path: &Path,
+    trust: Trust,
+) -> Result<Vec<Loaded>, ImageError> {
     let transaction = store.begin_with(trust)?;
-    let archive = Archive::open(path, &transaction)?;
+    let archive = Archive::open(file, path, &transaction)?;
     let mut loader = Loader {
         transaction: &transaction,
         archive: &archive,

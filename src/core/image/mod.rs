@@ -25,7 +25,7 @@ mod tests;
 
 pub use self::documents::{HistoryEntry, ImageConfig, ProcessConfig, RootFs};
 pub use self::error::ImageError;
-pub use self::load::{Loaded, load, load_with};
+pub use self::load::{Loaded, load, load_file, load_with};
 pub use self::rootfs::import_rootfs;
 pub use crate::store::{Reference, ReferenceError};
 

@@ -1,7 +1,7 @@
 //! Archives of every form, made here byte by byte. Those that real tools make are in the end-to-end tests.
 
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::PathBuf;
 
 use flate2::write::GzEncoder;
@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::digest::{DiffId, ImageId, ObjectId};
-use crate::store::{RefRecord, Store};
+use crate::store::{RefRecord, Store, Trust};
 
 const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -500,6 +500,18 @@ fn layers_that_do_not_stack_are_refused() {
         matches!(error, ImageError::Store(crate::store::StoreError::Merge(_))),
         "{error:?}"
     );
+}
+
+/// As a shell's group of commands leaves it that has read a line of the file already.
+#[test]
+fn an_open_file_is_read_from_where_it_is() {
+    let archive = tar(&docker_archive(&[layer("a", "1")], &json!(["app:1"])));
+    let fixture = fixture();
+    let path = fixture.file("archive", &[b"a line\n", archive.as_slice()].concat());
+    let mut file = std::fs::File::open(path).unwrap();
+    file.read_exact(&mut [0; 7]).unwrap();
+    let loaded = load_file(&fixture.store, file, "input".as_ref(), Trust::Size).unwrap();
+    assert_eq!(tags(&loaded), [["app:1"]]);
 }
 
 #[test]

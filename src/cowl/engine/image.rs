@@ -11,6 +11,7 @@ use cowl_core::store::{RefRecord, Reference, Trust};
 use jiff::Timestamp;
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::os::fd::AsFd;
 use std::path::Path;
 
 /// What is needed of an image to run or mount it.
@@ -137,7 +138,11 @@ impl Engine {
     /// Brings in the images of an archive; without a path, of standard input. `trust` is in what the store has already.
     pub fn load(&self, archive: Option<&Path>, trust: Trust) -> Result<Vec<Loaded>> {
         let path = archive.unwrap_or(Path::new(STDIN));
-        image::load_with(&self.store, path, trust).map_err(|error| {
+        let loaded = match archive {
+            Some(path) => image::load_with(&self.store, path, trust),
+            None => image::load_file(&self.store, standard_input()?, path, trust),
+        };
+        loaded.map_err(|error| {
             let error = Error::from(error);
             let named = error.to_string().contains(&path.display().to_string());
             if named {
@@ -150,9 +155,11 @@ impl Engine {
 
     /// Makes an image of the tar of a root file system; without a path, of standard input.
     pub fn import(&self, tar: Option<&Path>, name: &Reference) -> Result<ImageId> {
-        let path = tar.unwrap_or(Path::new(STDIN));
-        let what = || format!("importing {}", path.display());
-        let file = File::open(path).context(what)?;
+        let what = || format!("importing {}", tar.unwrap_or(Path::new(STDIN)).display());
+        let file = match tar {
+            Some(path) => File::open(path).context(what)?,
+            None => standard_input()?,
+        };
         image::import_rootfs(&self.store, file, name).context(what)
     }
 
@@ -338,7 +345,14 @@ impl Engine {
     }
 }
 
-const STDIN: &str = "/dev/stdin";
+const STDIN: &str = "standard input";
+
+/// By its descriptor: to open `/dev/stdin` fails where it is a socket, or a pipe of another user's.
+fn standard_input() -> Result<File> {
+    let descriptor = std::io::stdin().as_fd().try_clone_to_owned();
+    Ok(File::from(descriptor.context(|| STDIN.to_owned())?))
+}
+
 /// Far above any real configuration.
 const CONFIG_LIMIT: u64 = 16 << 20;
 
