@@ -2,36 +2,18 @@
 
 use super::archive::Archive;
 use super::documents::{DockerImage, from_json};
-use super::{
-    CONFIG_LIMIT, Candidate, DOCUMENT_LIMIT, ImageError, LayerPart, Reference, check_digest,
-};
-use crate::digest::{ImageId, Sha256Digest};
+use super::{CONFIG_LIMIT, Candidate, DOCUMENT_LIMIT, ImageError, LayerPart, check_digest};
+use crate::digest::Sha256Digest;
 
 pub(super) const MANIFEST: &str = "manifest.json";
 
 /// The images of an archive.
 pub(super) fn candidates(archive: &Archive) -> Result<Vec<Candidate>, ImageError> {
-    let images: Vec<DockerImage> = from_json(
-        MANIFEST,
-        &archive.need(MANIFEST, DOCUMENT_LIMIT, "the format")?,
-    )?;
+    let bytes = archive.need(MANIFEST, DOCUMENT_LIMIT, "the format")?;
+    let images: Vec<DockerImage> = from_json(MANIFEST, &bytes)?;
     images
         .into_iter()
         .map(|image| candidate(archive, image))
-        .collect()
-}
-
-/// The names that the archive's `manifest.json`, if it has one, gives an image: a new `docker save` writes both kinds.
-pub(super) fn names(archive: &Archive, id: ImageId) -> Result<Vec<Reference>, ImageError> {
-    let Some(bytes) = archive.read(MANIFEST, DOCUMENT_LIMIT)? else {
-        return Ok(Vec::new());
-    };
-    let images: Vec<DockerImage> = from_json(MANIFEST, &bytes)?;
-    let tags = images
-        .iter()
-        .filter(|image| promised(&image.config) == Some(id.0))
-        .flat_map(|image| &image.repo_tags);
-    tags.map(|tag| tag.parse().map_err(ImageError::from))
         .collect()
 }
 

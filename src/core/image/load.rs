@@ -90,14 +90,60 @@ pub fn load_file(
         .collect())
 }
 
-/// What is in the archive. A new `docker save` writes both forms; the OCI one has the manifests, so it goes first.
+/// What is in the archive, in whichever form; a new `docker save` writes both.
 fn candidates(archive: &Archive, path: &Path) -> Result<Vec<Candidate>, ImageError> {
-    if archive.has(oci::LAYOUT)? {
-        return oci::candidates(archive, path);
+    let (layout, docker) = (archive.has(oci::LAYOUT)?, archive.has(docker::MANIFEST)?);
+    if !layout && !docker {
+        return Err(no_image_archive(archive)?);
     }
-    if archive.has(docker::MANIFEST)? {
-        return docker::candidates(archive);
+    let mut found = if layout {
+        oci::candidates(archive, path)?
+    } else {
+        Vec::new()
+    };
+    if docker {
+        for image in docker::candidates(archive)? {
+            add(&mut found, image);
+        }
     }
+    Ok(found)
+}
+
+/// Adds an image of `manifest.json` to those of the layout beside it.
+///
+/// Docker itself loads by `manifest.json`, and its layouts are not always whole: they leave out images without a tag
+/// (moby#51389), and in 25.0 layers (moby#47065). The layout has what the other cannot: manifests, and a choice of platforms,
+/// so what it has by name is not replaced by another image.
+fn add(found: &mut Vec<Candidate>, mut image: Candidate) {
+    let mut known = false;
+    for same in found
+        .iter_mut()
+        .filter(|other| other.config == image.config)
+    {
+        known = true;
+        same.names.extend(image.names.iter().cloned());
+        let parts = |candidate: &Candidate| -> Vec<String> {
+            let layers = candidate.layers.iter();
+            layers.map(|layer| layer.name.clone()).collect()
+        };
+        if parts(same) != parts(&image) {
+            same.layers.clone_from(&image.layers);
+            same.manifest = None;
+        }
+    }
+    if known {
+        return;
+    }
+    let named = !image.names.is_empty();
+    let taken = |name: &Reference| found.iter().any(|other| other.names.contains(name));
+    image.names.retain(|name| !taken(name));
+    if image.names.is_empty() != named {
+        found.push(image);
+    }
+}
+
+/// Says what the archive is instead.
+fn no_image_archive(archive: &Archive) -> Result<ImageError, ImageError> {
     let what = if archive.has("repositories")? {
         "it is of a Docker older than 1.10; save it again with a newer one"
     } else if archive.looks_like_root() {
@@ -105,7 +151,7 @@ fn candidates(archive: &Archive, path: &Path) -> Result<Vec<Candidate>, ImageErr
     } else {
         "it has neither oci-layout nor manifest.json"
     };
-    Err(ImageError::NotAnArchive {
+    Ok(ImageError::NotAnArchive {
         name: archive.name.clone(),
         what: what.to_owned(),
     })
@@ -196,8 +242,6 @@ impl Loader<'_> {
             .map(|bytes| self.transaction.put_blob(&bytes))
             .transpose()?;
         blobs.extend(manifest);
-        let mut names: BTreeSet<Reference> = candidate.names.into_iter().collect();
-        names.extend(docker::names(self.archive, id)?);
         Ok(Image {
             record: RefRecord {
                 reference: None,
@@ -206,7 +250,7 @@ impl Loader<'_> {
                 layers,
                 blobs: blobs.into_iter().collect(),
             },
-            names,
+            names: candidate.names.into_iter().collect(),
         })
     }
 
