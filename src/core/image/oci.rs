@@ -153,18 +153,20 @@ fn is_image(descriptor: &Descriptor) -> bool {
     !descriptor.annotations.contains_key(ATTESTATION) && !nowhere
 }
 
-/// What has one name is one image for several platforms; of what has none, each without a platform is an image by itself.
+/// What has one name is one image for several platforms. Of what has none, each without a platform is an image by itself, and so
+/// is a second for the same platform.
 fn groups(descriptors: Vec<Descriptor>) -> Vec<Vec<Descriptor>> {
     let mut groups: Vec<Vec<Descriptor>> = Vec::new();
     for descriptor in descriptors.into_iter().filter(is_image) {
-        let alone = name_of(&descriptor).is_none() && descriptor.platform.is_none();
-        let same = |group: &&mut Vec<Descriptor>| {
-            group.first().is_some_and(|first| {
-                name_of(first) == name_of(&descriptor)
-                    && first.platform.is_some() == descriptor.platform.is_some()
+        let name = name_of(&descriptor);
+        let belongs = |group: &&mut Vec<Descriptor>| {
+            group.iter().all(|other| {
+                name_of(other) == name
+                    && other.platform.is_some() == descriptor.platform.is_some()
+                    && (name.is_some() || other.platform != descriptor.platform)
             })
         };
-        match groups.iter_mut().find(same).filter(|_| !alone) {
+        match groups.iter_mut().find(belongs) {
             Some(group) => group.push(descriptor),
             None => groups.push(vec![descriptor]),
         }

@@ -506,6 +506,31 @@ fn of_several_platforms_this_one_is_loaded_and_the_others_need_not_be_there() {
     );
 }
 
+/// Docker gives each image its platform, and one that has no tag no name.
+#[test]
+fn nameless_images_for_one_platform_are_several_images() {
+    let mut layout = Layout::default();
+    let platform = json!({ "os": "linux", "architecture": oci::host_architecture() });
+    for content in ["1", "2"] {
+        let image = layout.image(&[layer("a", content)], content);
+        layout.with(image, "platform", platform.clone());
+    }
+    let loaded = fixture().load(&layout.files()).unwrap();
+    assert_eq!(tags(&loaded), [vec![""; 0], vec![]]);
+}
+
+/// As a shell's group of commands leaves it that has read a line of the file already.
+#[test]
+fn an_open_file_is_read_from_where_it_is() {
+    let archive = tar(&docker_archive(&[layer("a", "1")], &json!(["app:1"])));
+    let fixture = fixture();
+    let path = fixture.file("archive", &[b"a line\n", archive.as_slice()].concat());
+    let mut file = std::fs::File::open(path).unwrap();
+    file.read_exact(&mut [0; 7]).unwrap();
+    let loaded = load_file(&fixture.store, file, "input".as_ref(), Trust::Size).unwrap();
+    assert_eq!(tags(&loaded), [["app:1"]]);
+}
+
 #[test]
 fn damage_is_refused_by_the_part_it_is_in() {
     let fixture = fixture();
