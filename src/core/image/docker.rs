@@ -10,6 +10,13 @@ pub(super) const MANIFEST: &str = "manifest.json";
 /// The images of an archive.
 pub(super) fn candidates(archive: &Archive) -> Result<Vec<Candidate>, ImageError> {
     let bytes = archive.need(MANIFEST, DOCUMENT_LIMIT, "the format")?;
+    if bytes.trim_ascii_start().starts_with(b"{") {
+        return Err(ImageError::NotAnArchive {
+            name: archive.name.clone(),
+            what: "it is what skopeo writes as dir:, which holds one manifest and no layout"
+                .to_owned(),
+        });
+    }
     let images: Vec<DockerImage> = from_json(MANIFEST, &bytes)?;
     images
         .into_iter()

@@ -611,18 +611,6 @@ fn layers_that_do_not_stack_are_refused() {
     );
 }
 
-/// As a shell's group of commands leaves it that has read a line of the file already.
-#[test]
-fn an_open_file_is_read_from_where_it_is() {
-    let archive = tar(&docker_archive(&[layer("a", "1")], &json!(["app:1"])));
-    let fixture = fixture();
-    let path = fixture.file("archive", &[b"a line\n", archive.as_slice()].concat());
-    let mut file = std::fs::File::open(path).unwrap();
-    file.read_exact(&mut [0; 7]).unwrap();
-    let loaded = load_file(&fixture.store, file, "input".as_ref(), Trust::Size).unwrap();
-    assert_eq!(tags(&loaded), [["app:1"]]);
-}
-
 #[test]
 fn other_files_are_told_for_what_they_are() {
     let fixture = fixture();
@@ -637,6 +625,9 @@ fn other_files_are_told_for_what_they_are() {
     );
     assert!(what(&fixture.file("other.tar", &layer("x", ""))).contains("neither"));
     assert!(what(fixture.dir.path()).contains("neither"));
+    // skopeo copy ... dir:
+    fixture.file("dir/manifest.json", br#"{"schemaVersion": 2}"#);
+    assert!(what(&fixture.dir.path().join("dir")).contains("dir:"));
     assert!(what("/dev/null".as_ref()).contains("device"));
     let archive = tar(&docker_archive(&[layer("a", "1")], &json!(["app:1"])));
     assert!(what(&fixture.file("cut.tar", &archive[..700])).contains("layer.tar"));
