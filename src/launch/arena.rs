@@ -12,7 +12,7 @@ use rustix::thread::CapabilitySet;
 
 use crate::cgroup::View;
 use crate::environment::Environment;
-use crate::path::{InRoot, Kind};
+use crate::path::{InRoot, Kind, kind_of};
 use crate::plan::{Plan, Seccomp, WindowSize};
 use crate::seccomp::{self, Program};
 use crate::sys::exec::Vectors;
@@ -289,12 +289,7 @@ fn volumes(
         let destination = InRoot::new(&volume.destination)
             .filter(|path| !path.is_root() && volume.destination.starts_with(b"/"));
         let destination = destination.ok_or_else(|| ArenaError::Destination(name.clone()))?;
-        let status = fstat(descriptor).map_err(failed)?;
-        let kind = if FileType::from_raw_mode(status.st_mode) == FileType::Directory {
-            Kind::Directory
-        } else {
-            Kind::File
-        };
+        let kind = kind_of(descriptor.as_fd()).map_err(failed)?;
         let mount = clone_mount(descriptor.as_fd(), true).map_err(failed)?;
         let change = Change {
             read_only: volume.read_only,

@@ -5,7 +5,7 @@ use std::ffi::CStr;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use rustix::fs::{
-    CWD, FileType, Mode, OFlags, fstat, fstatfs, makedev, mkdirat, mknodat, openat, symlinkat,
+    CWD, FileType, Mode, OFlags, fstatfs, makedev, mkdirat, mknodat, openat, symlinkat,
 };
 use rustix::io::Errno;
 use rustix::mount::{
@@ -15,7 +15,7 @@ use rustix::mount::{
 };
 
 use crate::arena::{Arena, CgroupMounts, LegacyMount, NODES, Nodes, Volume, clone_mount};
-use crate::path::{InRoot, plain, real_directory};
+use crate::path::{InRoot, Kind, kind_of, plain, real_directory};
 use crate::step::{At as _, Failure, Step};
 use crate::sys::mount::{Change, mount_setattr};
 
@@ -253,7 +253,7 @@ pub(crate) fn mask(
                 Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
                 other => other?,
             };
-            if FileType::from_raw_mode(fstat(&target)?.st_mode) != FileType::Directory {
+            if kind_of(target.as_fd())? != Kind::Directory {
                 return attach(clone_mount(null.as_fd(), false)?.as_fd(), target.as_fd());
             }
             if let Some(first) = &empty {
@@ -302,6 +302,12 @@ pub(crate) fn volumes(root: BorrowedFd<'_>, volumes: &[Volume]) -> Result<(), Fa
             // Over /proc it would catch what is written there on the container's behalf.
             if fstatfs(&target)?.f_type == PROC_SUPER_MAGIC {
                 return Err(Errno::PERM);
+            }
+            // move_mount's own word for both is EINVAL.
+            match (kind_of(target.as_fd())?, volume.kind) {
+                (Kind::File, Kind::Directory) => return Err(Errno::NOTDIR),
+                (Kind::Directory, Kind::File) => return Err(Errno::ISDIR),
+                _ => {}
             }
             attach(volume.mount.as_fd(), target.as_fd())
         };

@@ -7,7 +7,7 @@
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
-use rustix::fs::{Mode, OFlags, ResolveFlags, mkdirat, openat, openat2};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, openat, openat2};
 use rustix::io::Errno;
 
 /// A path whose missing components can be made without allocation.
@@ -17,11 +17,19 @@ pub(crate) struct InRoot {
     components: Vec<(CString, CString)>,
 }
 
-/// What a path is made as where it is missing.
+/// What a path is made as where it is missing; whatever is no directory counts as a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Directory,
     File,
+}
+
+/// Which of the two is open here.
+pub(crate) fn kind_of(descriptor: BorrowedFd<'_>) -> Result<Kind, Errno> {
+    Ok(match FileType::from_raw_mode(fstat(descriptor)?.st_mode) {
+        FileType::Directory => Kind::Directory,
+        _ => Kind::File,
+    })
 }
 
 impl InRoot {
@@ -151,7 +159,7 @@ mod tests {
             let made = InRoot::new(path.as_bytes())
                 .unwrap()
                 .open_or_make(root.as_fd(), kind)?;
-            Ok(rustix::fs::fstat(&made)?.st_ino)
+            Ok(fstat(&made)?.st_ino)
         }
 
         fn inode(&self, path: &str) -> u64 {

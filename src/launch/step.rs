@@ -142,23 +142,27 @@ impl Failure {
         };
         let mut what = self.step.text().to_owned();
         if let Some(subject) = subject {
-            what = format!(
-                "{what} \"{}\"",
-                std::ffi::OsStr::from_bytes(subject).display()
-            );
+            what = format!("{what} \"{}\"", shortened(subject));
         }
-        let no_reason = matches!(
-            self.step,
-            Step::UnknownUser | Step::UnknownGroup | Step::UserNumber | Step::TooManyGroups
-        );
-        let errno = if no_reason {
-            0
-        } else {
-            self.errno.raw_os_error()
+        let says_all = match (self.step, self.errno) {
+            (
+                Step::UnknownUser | Step::UnknownGroup | Step::UserNumber | Step::TooManyGroups,
+                _,
+            ) => true,
+            // The only reason that the kernel has for it here (setresuid(2)).
+            (Step::Credentials, Errno::INVAL) => {
+                what.push_str(": this user namespace has no such ids");
+                true
+            }
+            _ => false,
         };
         Failed {
             what,
-            errno,
+            errno: if says_all {
+                0
+            } else {
+                self.errno.raw_os_error()
+            },
             exit_code: self.exit_code(),
         }
     }
@@ -171,6 +175,18 @@ impl Failure {
             _ => 125,
         }
     }
+}
+
+/// For a person to read, and for a message that has to fit a datagram: a program's name may have 128 KiB.
+fn shortened(subject: &[u8]) -> String {
+    const LONGEST: usize = 256;
+    let shown = subject.get(..LONGEST).unwrap_or(subject);
+    let more = if shown.len() < subject.len() {
+        "..."
+    } else {
+        ""
+    };
+    format!("{}{more}", std::ffi::OsStr::from_bytes(shown).display())
 }
 
 #[cfg(test)]
@@ -198,6 +214,12 @@ mod tests {
                 Step::Proc,
                 Errno::PERM,
                 "mount /proc: Operation not permitted (os error 1)",
+                125,
+            ),
+            (
+                Step::Credentials,
+                Errno::INVAL,
+                "become user \"app\": this user namespace has no such ids",
                 125,
             ),
             (

@@ -114,7 +114,10 @@ fn inside_a_user_namespace() {
     // Only root has a number in this namespace.
     let mut plan = fixture.plan(&["true"]);
     plan.user = b"app".to_vec();
-    assert_eq!(fixture.fail(&plan).what, "become user \"app\"");
+    assert_eq!(
+        fixture.fail(&plan).to_string(),
+        "become user \"app\": this user namespace has no such ids"
+    );
 }
 
 #[test]

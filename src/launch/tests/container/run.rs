@@ -94,6 +94,20 @@ fn exit_codes_are_dockers() {
 }
 
 #[test]
+fn a_program_with_an_endless_name_is_refused_in_few_words() {
+    let fixture = Fixture::new("longname");
+    let failed = fixture.fail(&fixture.plan(&[&"x".repeat(100_000)]));
+    assert_eq!(failed.exit_code, 126);
+    assert_eq!(
+        failed.to_string(),
+        format!(
+            "exec \"{}...\": File name too long (os error 36)",
+            "x".repeat(256)
+        )
+    );
+}
+
+#[test]
 fn capabilities_are_dockers() {
     let fixture = Fixture::new("caps");
     let status = "grep -E '^(Cap|NoNewPrivs)' /proc/self/status";
@@ -270,6 +284,18 @@ fn volumes_are_mounted_where_the_container_sees_them() {
     assert_eq!(
         fixture.fail(&plan).what,
         "a volume can't be mounted at \"/\""
+    );
+    plan.volumes[0].destination = b"/etc/group".to_vec();
+    assert_eq!(
+        fixture.fail(&plan).to_string(),
+        "mount the volume at \"/etc/group\": Not a directory (os error 20)"
+    );
+    let mut fixture = Fixture::new("volume-file");
+    let mut plan = fixture.plan(&["true"]);
+    fixture.volume(&mut plan, file.path(), "/etc", false);
+    assert_eq!(
+        fixture.fail(&plan).to_string(),
+        "mount the volume at \"/etc\": Is a directory (os error 21)"
     );
 }
 
