@@ -5,7 +5,7 @@
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
-use rustix::fs::{FileType, Mode, OFlags, fstat};
+use rustix::fs::{FileType, Mode, OFlags, fstat, makedev};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 use rustix::process::{Signal, set_parent_process_death_signal, setsid, umask};
@@ -37,13 +37,14 @@ pub(crate) fn run(mut arena: Arena, report: BorrowedFd<'_>) -> Failure {
 fn become_program(arena: &mut Arena, report: BorrowedFd<'_>) -> Result<Failure, Failure> {
     // Modes are given as they are meant.
     umask(Mode::empty());
-    let terminal = build_root(arena, report)?;
+    let (terminal, null) = build_root(arena, report)?;
     rustix::system::sethostname(&arena.hostname).at(Step::HostName)?;
     crate::sys::net::loopback_up().at(Step::Loopback)?;
     setsid().at(Step::Session)?;
     crate::sys::keyring::join_new_session().at(Step::Keyring)?;
     let user = find_user(arena)?;
-    stdio(arena, terminal.as_ref(), user.uid).at(Step::Stdio)?;
+    stdio(arena, terminal.as_ref(), null.as_fd()).at(Step::Stdio)?;
+    own_stdio(terminal.as_ref(), user.uid).at(Step::Credentials)?;
     // The image's mode bits decide who may write what is made from here on.
     umask(Mode::from_raw_mode(0o022));
     working_directory(arena).at(Step::WorkingDirectory)?;
@@ -62,13 +63,16 @@ fn become_program(arena: &mut Arena, report: BorrowedFd<'_>) -> Result<Failure, 
     })
 }
 
-/// All mounts, then the root. Returns the program's end of the terminal, if it has one.
-fn build_root(arena: &Arena, report: BorrowedFd<'_>) -> Result<Option<OwnedFd>, Failure> {
+/// All mounts, then the root. Returns the program's end of the terminal, if it has one, and the container's /dev/null.
+fn build_root(
+    arena: &Arena,
+    report: BorrowedFd<'_>,
+) -> Result<(Option<OwnedFd>, OwnedFd), Failure> {
     let root = arena.rootfs.as_fd();
     mounts::attach_root(arena)?;
     mounts::kernel_filesystems(root)?;
-    let (dev, pts) = mounts::dev(arena)?;
-    mounts::mask(root, dev.as_fd(), &arena.masked)?;
+    let dev = mounts::dev(arena)?;
+    mounts::mask(root, dev.null.as_fd(), &arena.masked)?;
     mounts::read_only(root, &arena.readonly)?;
     wait_for_monitor(report).at(Step::Barrier)?;
     crate::sys::clone::unshare_cgroup_namespace().at(Step::CgroupNamespace)?;
@@ -76,13 +80,13 @@ fn build_root(arena: &Arena, report: BorrowedFd<'_>) -> Result<Option<OwnedFd>, 
     mounts::volumes(root, &arena.volumes)?;
     let terminal = arena
         .terminal
-        .map(|size| open_terminal(pts.as_fd(), size, report).at(Step::Terminal))
+        .map(|size| open_terminal(dev.pts.as_fd(), size, report).at(Step::Terminal))
         .transpose()?;
     if let Some(terminal) = &terminal {
-        mounts::console(dev.as_fd(), terminal.as_fd()).at(Step::Console)?;
+        mounts::console(dev.directory.as_fd(), terminal.as_fd()).at(Step::Console)?;
     }
     mounts::pivot(arena).at(Step::Pivot)?;
-    Ok(terminal)
+    Ok((terminal, dev.null))
 }
 
 /// The monitor moves us into our cgroups while we mount; before this point their namespace would have the wrong roots.
@@ -121,19 +125,49 @@ fn open_terminal(
     Ok(terminal)
 }
 
-fn stdio(arena: &Arena, terminal: Option<&OwnedFd>, uid: u32) -> Result<(), Errno> {
+fn stdio(arena: &Arena, terminal: Option<&OwnedFd>, null: BorrowedFd<'_>) -> Result<(), Errno> {
     if let Some(terminal) = terminal {
         rustix::process::ioctl_tiocsctty(terminal)?;
-        rustix::fs::fchown(terminal, Some(rustix::fs::Uid::from_raw(uid)), None)?;
     }
-    let [input, output, error] = match (&arena.stdio, terminal) {
+    let given = match (&arena.stdio, terminal) {
         (Some([input, output, error]), _) => [input, output, error].map(OwnedFd::as_fd),
         (None, Some(terminal)) => [terminal.as_fd(); 3],
         (None, None) => return Err(Errno::BADF),
     };
-    rustix::stdio::dup2_stdin(input)?;
-    rustix::stdio::dup2_stdout(output)?;
-    rustix::stdio::dup2_stderr(error)
+    let [input, output, error] = given.map(|given| {
+        // Through /proc/self/fd the container could change mode and owner of the host's.
+        is_null(given).map(|is_null| if is_null { null } else { given })
+    });
+    rustix::stdio::dup2_stdin(input?)?;
+    rustix::stdio::dup2_stdout(output?)?;
+    rustix::stdio::dup2_stderr(error?)
+}
+
+/// By its number (admin-guide/devices.txt).
+fn is_null(descriptor: BorrowedFd<'_>) -> Result<bool, Errno> {
+    let status = fstat(descriptor)?;
+    let kind = FileType::from_raw_mode(status.st_mode);
+    Ok(kind == FileType::CharacterDevice && status.st_rdev == makedev(1, 3))
+}
+
+/// Makes the terminal or the pipes the user's, who may then open them by name too (/dev/stdout), as Docker does. What else it was given
+/// stays its owner's.
+fn own_stdio(terminal: Option<&OwnedFd>, uid: u32) -> Result<(), Errno> {
+    let own = |stream| rustix::fs::fchown(stream, Some(rustix::fs::Uid::from_raw(uid)), None);
+    if let Some(terminal) = terminal {
+        return own(terminal.as_fd());
+    }
+    let streams = [
+        rustix::stdio::stdin(),
+        rustix::stdio::stdout(),
+        rustix::stdio::stderr(),
+    ];
+    for stream in streams {
+        if FileType::from_raw_mode(fstat(stream)?.st_mode) == FileType::Fifo {
+            own(stream)?;
+        }
+    }
+    Ok(())
 }
 
 /// Who the program is to be, with `HOME` set for it.

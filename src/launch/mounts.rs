@@ -104,21 +104,29 @@ pub(crate) fn kernel_filesystems(root: BorrowedFd<'_>) -> Result<(), Failure> {
     sys().at(Step::Sys)
 }
 
-/// /dev with all that belongs in it. Returns it, and the container's devpts.
-pub(crate) fn dev(arena: &Arena) -> Result<(OwnedFd, OwnedFd), Failure> {
+/// The container's own /dev, and what of it is used before the program runs.
+pub(crate) struct Dev {
+    pub(crate) directory: OwnedFd,
+    pub(crate) pts: OwnedFd,
+    pub(crate) null: OwnedFd,
+}
+
+/// /dev with all that belongs in it.
+pub(crate) fn dev(arena: &Arena) -> Result<Dev, Failure> {
     let root = arena.rootfs.as_fd();
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_STRICTATIME;
-    let dev = new_filesystem(
+    let directory = new_filesystem(
         c"tmpfs",
         &[(c"mode", Some(c"755")), (c"size", Some(c"65536k"))],
         attributes,
     )
     .at(Step::Dev)?;
     real_directory(root, c"dev")
-        .and_then(|target| attach(dev.as_fd(), target.as_fd()))
+        .and_then(|target| attach(directory.as_fd(), target.as_fd()))
         .at(Step::Dev)?;
-    nodes(&arena.nodes, dev.as_fd()).at(Step::Node)?;
-    links(dev.as_fd()).at(Step::Node)?;
+    nodes(&arena.nodes, directory.as_fd()).at(Step::Node)?;
+    links(directory.as_fd()).at(Step::Node)?;
+    let null = plain(directory.as_fd(), c"null", OFlags::RDWR | OFlags::NOCTTY).at(Step::Node)?;
 
     let group: Parameter<'_> = (c"gid", Some(c"5"));
     let parameters = [
@@ -134,7 +142,7 @@ pub(crate) fn dev(arena: &Arena) -> Result<(OwnedFd, OwnedFd), Failure> {
     };
     let no_suid_exec = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     let pts = new_filesystem(c"devpts", parameters, no_suid_exec).at(Step::Pts)?;
-    new_directory(dev.as_fd(), c"pts")
+    new_directory(directory.as_fd(), c"pts")
         .and_then(|target| attach(pts.as_fd(), target.as_fd()))
         .at(Step::Pts)?;
 
@@ -144,17 +152,24 @@ pub(crate) fn dev(arena: &Arena) -> Result<(OwnedFd, OwnedFd), Failure> {
             &[(c"mode", Some(c"1777")), (c"size", Some(c"65536k"))],
             NO_EXEC,
         )?;
-        attach(mount.as_fd(), new_directory(dev.as_fd(), c"shm")?.as_fd())
+        attach(
+            mount.as_fd(),
+            new_directory(directory.as_fd(), c"shm")?.as_fd(),
+        )
     };
     shm().at(Step::Shm)?;
     let mqueue = || {
         attach(
             new_filesystem(c"mqueue", &[], NO_EXEC)?.as_fd(),
-            new_directory(dev.as_fd(), c"mqueue")?.as_fd(),
+            new_directory(directory.as_fd(), c"mqueue")?.as_fd(),
         )
     };
     mqueue().at(Step::Mqueue)?;
-    Ok((dev, pts))
+    Ok(Dev {
+        directory,
+        pts,
+        null,
+    })
 }
 
 fn nodes(nodes: &Nodes, dev: BorrowedFd<'_>) -> Result<(), Errno> {
@@ -242,10 +257,9 @@ fn legacy_cgroup(directory: BorrowedFd<'_>, hierarchy: &LegacyMount) -> Result<(
 /// Covers what a container has no business with. The covers are ours: nothing of the image's is used as one (CVE-2025-31133).
 pub(crate) fn mask(
     root: BorrowedFd<'_>,
-    dev: BorrowedFd<'_>,
+    null: BorrowedFd<'_>,
     paths: &[InRoot],
 ) -> Result<(), Failure> {
-    let null = plain(dev, c"null", OFlags::PATH).at(Step::Mask)?;
     let mut empty: Option<OwnedFd> = None;
     for (index, path) in paths.iter().enumerate() {
         let mut cover = || {
@@ -254,7 +268,7 @@ pub(crate) fn mask(
                 other => other?,
             };
             if kind_of(target.as_fd())? != Kind::Directory {
-                return attach(clone_mount(null.as_fd(), false)?.as_fd(), target.as_fd());
+                return attach(clone_mount(null, false)?.as_fd(), target.as_fd());
             }
             if let Some(first) = &empty {
                 return attach(clone_mount(first.as_fd(), false)?.as_fd(), target.as_fd());

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
@@ -146,14 +146,18 @@ impl Fixture {
 
     /// A monitor that may still be at anything.
     pub(crate) fn spawn(&self, plan: &Plan, output: &File) -> Monitor {
+        let null = File::open("/dev/null").unwrap();
+        self.spawn_with(plan, [null.as_fd(), output.as_fd(), output.as_fd()])
+    }
+
+    /// The same with standard streams of the test's choice, which a terminal replaces.
+    pub(crate) fn spawn_with(&self, plan: &Plan, stdio: [BorrowedFd<'_>; 3]) -> Monitor {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let rootfs = open_tree(CWD, self.path(""), flags).unwrap();
         let status = self.status();
-        let null = File::open("/dev/null").unwrap();
         let volumes: Vec<_> = self.volumes.iter().map(OwnedFd::as_fd).collect();
         let runtime = std::env::var_os(RUNTIME)
             .map_or_else(|| env!("CARGO_BIN_EXE_cowl-runtime").into(), PathBuf::from);
-        let stdio = [null.as_fd(), output.as_fd(), output.as_fd()];
         let launch = Launch {
             runtime: &runtime,
             plan,

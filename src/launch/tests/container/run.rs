@@ -339,6 +339,50 @@ fn nothing_is_inherited_but_stdio() {
     );
 }
 
+/// The harness hands over the host's /dev/null as standard input. What the container's root does to it is seen on the host.
+#[test]
+fn dev_null_as_standard_input_is_the_containers_own() {
+    use std::os::unix::fs::MetadataExt as _;
+    let host = std::fs::metadata("/dev/null").unwrap();
+    let fixture = Fixture::new("null");
+    symlink("busybox", fixture.path("bin/stat")).unwrap();
+    let outcome =
+        fixture.run(&fixture.sh("stat -L -c '%d:%i' /dev/null /proc/self/fd/0; echo x >&0"));
+    let lines: Vec<&str> = outcome.output.lines().collect();
+    assert_eq!(lines.len(), 2, "{}", outcome.output);
+    assert_eq!(lines[0], lines[1]);
+    assert_ne!(lines[0], format!("{}:{}", host.dev(), host.ino()));
+}
+
+/// As it can in Docker, where programs that log to /dev/stdout rely on it.
+#[test]
+fn a_user_can_open_its_pipes_by_name() {
+    let fixture = Fixture::new("stdout");
+    let mut plan = fixture.sh("echo out > /dev/stdout; echo error > /dev/stderr; cat /dev/stdin");
+    plan.user = b"app".to_vec();
+    let (stdin, feed) = std::io::pipe().unwrap();
+    let (mut read, write) = std::io::pipe().unwrap();
+    let file = tempfile::tempfile().unwrap();
+    let before = rustix::fs::fstat(&file).unwrap().st_uid;
+    let monitor = fixture.spawn_with(&plan, [stdin.as_fd(), write.as_fd(), write.as_fd()]);
+    drop((stdin, write));
+    monitor.wait_started().unwrap();
+    (&feed).write_all(b"in\n").unwrap();
+    drop(feed);
+    let mut output = String::new();
+    read.read_to_string(&mut output).unwrap();
+    assert_eq!(output, "out\nerror\nin\n");
+    monitor.next_event().unwrap();
+    monitor.reap().unwrap();
+
+    // A file is its owner's, whoever writes to it.
+    let monitor = fixture.spawn(&plan, &file);
+    monitor.wait_started().unwrap();
+    monitor.next_event().unwrap();
+    monitor.reap().unwrap();
+    assert_eq!(rustix::fs::fstat(&file).unwrap().st_uid, before);
+}
+
 #[test]
 fn a_terminal_is_the_containers_own() {
     let fixture = Fixture::new("tty");
