@@ -151,11 +151,7 @@ fn a_killed_monitor_leaves_nothing_that_cannot_be_removed() {
             &["--name", "victim", "-m", "64m"],
             "ready; read -r line < /host/never",
         );
-        for (pid, line) in processes() {
-            if line.contains("cowl-runtime") {
-                kill_process(pid, Signal::KILL).unwrap();
-            }
-        }
+        kill_all("cowl-runtime");
         assert_ne!(running.end(), 0);
         // Its program may be ready before cowl is told that it runs: then cowl has taken the container away again by itself.
         for id in containers(&store) {
@@ -164,6 +160,55 @@ fn a_killed_monitor_leaves_nothing_that_cannot_be_removed() {
         }
         assert_eq!(containers(&store), [""; 0]);
     });
+}
+
+/// A program may tell the kernel not to end it with its monitor (as any does that becomes another user by a set-user-ID program).
+/// Whoever comes next ends it: `cowl run` itself, or any later command.
+fn a_program_that_outlives_its_monitor_is_ended() {
+    let store = shop("store");
+    // setpriv, with the libraries that it needs, comes from the host.
+    let libraries: Vec<String> = ["/usr", "/lib", "/lib64"]
+        .iter()
+        .filter(|path| fs::exists(path).unwrap())
+        .map(|path| format!("{path}:{path}:ro"))
+        .collect();
+    let mut options = vec!["--name", "stubborn"];
+    options.extend(libraries.iter().flat_map(|library| ["-v", library]));
+    let script = "exec /usr/bin/setpriv --pdeathsig clear sh -c 'echo > /host/ready; read -r line < /host/never'";
+    for cowl_run_lives in [true, false] {
+        let running = Running::start(&store, &options, script);
+        if !cowl_run_lives {
+            running.signal(Signal::KILL);
+        }
+        kill_all("cowl-runtime");
+        if cowl_run_lives {
+            assert_eq!(running.end(), 125);
+        } else {
+            running.end_by_signal();
+        }
+        let listed = store.ok(["ps", "-a"]);
+        assert!(listed.contains("Exited (255)"), "{listed}");
+        store.ok(["rm", "stubborn"]);
+        assert_eq!(containers(&store), [""; 0]);
+    }
+}
+
+#[test]
+fn a_program_that_outlives_its_monitor_is_ended_as_root() {
+    root(|| a_program_that_outlives_its_monitor_is_ended());
+}
+
+#[test]
+fn a_program_that_outlives_its_monitor_is_ended_as_user() {
+    user(|| a_program_that_outlives_its_monitor_is_ended());
+}
+
+fn kill_all(name: &str) {
+    for (pid, line) in processes() {
+        if line.contains(name) {
+            kill_process(pid, Signal::KILL).unwrap();
+        }
+    }
 }
 
 /// A keeper without a worker, and a worker without a keeper, end by themselves.

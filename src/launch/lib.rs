@@ -15,6 +15,7 @@ mod arena;
 pub mod cgroup;
 pub mod client;
 mod environment;
+pub mod identity;
 mod init;
 pub mod monitor;
 mod mounts;

@@ -2,7 +2,8 @@
 //!
 //! It makes the cgroups, clones the container's first process, waits for it and leaves the exit record; it depends on nobody meanwhile. That
 //! the engine goes away is no error: messages to it are then dropped, and the container runs on. When the monitor itself is killed, the kernel
-//! kills the container (parent death signal, then the end of its pid namespace). Caller: `cowl-runtime run`, with the control socket as
+//! kills the container (parent death signal, then the end of its pid namespace); one that has got rid of that signal is left to whoever
+//! looks at the container next ([`crate::status`]). Caller: `cowl-runtime run`, with the control socket as
 //! standard input.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -18,10 +19,11 @@ use rustix::process::{
 
 use crate::arena::{Arena, Descriptors, Host};
 use crate::cgroup::ContainerCgroups;
+use crate::identity::Identity;
 use crate::init;
 use crate::plan::{Event, Exited, Failed, Plan, Request, Started, WindowSize};
 use crate::socket;
-use crate::status::{ExitRecord, Lock, Moment};
+use crate::status::{ExitRecord, Lock, Moment, Program};
 use crate::step::Failure;
 use crate::sys::clone::{Cloned, clone_into_namespaces, exit_now};
 use crate::wire::{self, WireError};
@@ -144,7 +146,7 @@ impl Job {
         ExitRecord::clear(status.as_fd())
             .map_err(|error| io_failed("remove the last exit record", &error))?;
         // Whoever wants to end the container needs to know whom to kill from the first moment on.
-        lock.describe(getpid().as_raw_nonzero().get().cast_unsigned(), 0, None)
+        lock.describe(getpid().as_raw_nonzero().get().cast_unsigned(), None)
             .map_err(|error| io_failed("describe the container", &error))?;
         let outcome = Container::start(&plan, descriptors)
             .and_then(|started| started.watch(&mut lock, control));
@@ -284,11 +286,15 @@ impl Container {
     /// Waits for the end, serving requests and signals meanwhile.
     fn watch(mut self, lock: &mut Lock, control: BorrowedFd<'_>) -> Result<Ended, Failed> {
         let pid = self.pid.as_raw_nonzero().get().cast_unsigned();
-        let described = lock.describe(
-            getpid().as_raw_nonzero().get().cast_unsigned(),
-            pid,
-            Some(self.started_at),
-        );
+        let described = Identity::of(pid).and_then(|identity| {
+            let program = Program {
+                pid,
+                identity,
+                started_at: self.started_at,
+            };
+            let monitor = getpid().as_raw_nonzero().get().cast_unsigned();
+            lock.describe(monitor, Some(&program))
+        });
         let served = described
             .map_err(|error| io_failed("describe the container", &error))
             .and_then(|()| {

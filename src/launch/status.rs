@@ -1,15 +1,17 @@
 //! What a monitor leaves in its container's status directory, for whoever looks while it runs and after.
 //!
 //! * `lock`: held exclusively (flock) from before the program starts until after `exit.json` is there. It says, as JSON,
-//!   `{"monitor":12,"pid":13,"started_at":"..."}`: two process ids in the monitor's pid namespace, `pid` 0 until the program is started.
+//!   `{"monitor":12,"pid":13,"boot":"...","start_time":4711,"started_at":"..."}`: two process ids in the monitor's pid namespace, with what
+//!   tells the second from another process of that number ([`Identity`]; empty and 0 if /proc doesn't show it). `pid` is 0 until the program
+//!   is started.
 //! * `exit.json`: written once, whole or not at all, when the program has ended or could not be started:
 //!   `{"pid":13,"exit_code":137,"signal":9,"oom_killed":true,"started_at":"2026-11-25T01:02:03.000000004Z","finished_at":"...","error":""}`.
 //!   `signal` is null where none ended it; `pid` is 0 and `started_at` empty where nothing was started. `error` is a sentence there, and also
 //!   where something could not be cleaned up after the end; else it is empty.
 //!
 //! So: lock held = running; lock free and `exit.json` there = ended; lock free and none = the monitor was killed, and the container with
-//! it. The record is not flushed: a power cut ends the container anyway, and
-//! a missing or empty record says so.
+//! it, unless its program had freed itself from the monitor's death (prctl(2), PR_SET_PDEATHSIG): then the text of the lock says whom to kill.
+//! The record is not flushed: a power cut ends the container anyway, and a missing or empty record says so.
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
@@ -18,6 +20,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, flock, openat, renameat, unlinkat};
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
+
+use crate::identity::Identity;
 
 /// Name of the lock file.
 pub const LOCK: &str = "lock";
@@ -158,6 +162,17 @@ fn quoted(text: &str) -> String {
     out
 }
 
+/// The program of a container.
+#[derive(Clone, Debug)]
+pub struct Program {
+    /// Its process.
+    pub pid: u32,
+    /// What tells it from another one of that number; none if /proc doesn't show it.
+    pub identity: Option<Identity>,
+    /// When it began.
+    pub started_at: Moment,
+}
+
 /// The monitor's lock on its container: while it lives, the container is running.
 #[derive(Debug)]
 pub struct Lock {
@@ -176,18 +191,16 @@ impl Lock {
         }
     }
 
-    /// Says in the file who holds it.
-    pub fn describe(
-        &mut self,
-        monitor: u32,
-        pid: u32,
-        started_at: Option<Moment>,
-    ) -> std::io::Result<()> {
-        let started = started_at
-            .map(|moment| moment.to_string())
-            .unwrap_or_default();
-        let text =
-            format!("{{\"monitor\":{monitor},\"pid\":{pid},\"started_at\":\"{started}\"}}\n");
+    /// Says in the file who holds it, and for which program once it runs.
+    pub fn describe(&mut self, monitor: u32, program: Option<&Program>) -> std::io::Result<()> {
+        let pid = program.map_or(0, |program| program.pid);
+        let started = program.map_or_else(String::new, |program| program.started_at.to_string());
+        let (boot, start_time) = program
+            .and_then(|program| program.identity.as_ref())
+            .map_or(("", 0), |known| (known.boot.as_str(), known.start_time));
+        let text = format!(
+            "{{\"monitor\":{monitor},\"pid\":{pid},\"boot\":\"{boot}\",\"start_time\":{start_time},\"started_at\":\"{started}\"}}\n"
+        );
         rustix::io::pwrite(&self.file, text.as_bytes(), 0)?;
         self.file.set_len(text.len() as u64)
     }
@@ -268,15 +281,28 @@ mod tests {
         let status = File::open(directory.path()).unwrap();
         assert!(!is_running(status.as_fd()).unwrap());
         let mut lock = Lock::take(status.as_fd()).unwrap().unwrap();
-        lock.describe(1, 22, None).unwrap();
-        lock.describe(1, 2, Some(Moment { secs: 0, nanos: 0 }))
-            .unwrap();
+        let mut program = Program {
+            pid: 22,
+            identity: Some(Identity {
+                boot: "0-1".to_owned(),
+                start_time: 4711,
+            }),
+            started_at: Moment { secs: 0, nanos: 0 },
+        };
+        lock.describe(1, Some(&program)).unwrap();
+        let text = std::fs::read_to_string(directory.path().join(LOCK)).unwrap();
+        assert_eq!(
+            text,
+            "{\"monitor\":1,\"pid\":22,\"boot\":\"0-1\",\"start_time\":4711,\"started_at\":\"1970-01-01T00:00:00.000000000Z\"}\n"
+        );
+        program.identity = None;
+        lock.describe(1, Some(&program)).unwrap();
         assert!(is_running(status.as_fd()).unwrap());
         assert!(Lock::take(status.as_fd()).unwrap().is_none());
         let text = std::fs::read_to_string(directory.path().join(LOCK)).unwrap();
         assert_eq!(
             text,
-            "{\"monitor\":1,\"pid\":2,\"started_at\":\"1970-01-01T00:00:00.000000000Z\"}\n"
+            "{\"monitor\":1,\"pid\":22,\"boot\":\"\",\"start_time\":0,\"started_at\":\"1970-01-01T00:00:00.000000000Z\"}\n"
         );
         drop(lock);
         assert!(!is_running(status.as_fd()).unwrap());

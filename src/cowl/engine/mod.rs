@@ -24,7 +24,7 @@ pub use names::short;
 
 use crate::volume::{Volume, VolumeName, Volumes};
 use container::config::Config;
-use container::state::{Exit, Status};
+use container::state::Status;
 use container::{Container, Containers};
 use cowl_core::store::Store;
 use cowl_launch::cgroup::remove_leftovers;
@@ -78,8 +78,13 @@ impl Engine {
             self.containers.remove_unfinished(&guard)?;
             self.volumes.remove_unfinished()?;
         }
-        for container in self.containers.forsaken()? {
-            self.remove_container(&container, true)?;
+        for (container, status) in self.containers()? {
+            if container.is_forsaken(&status) {
+                self.remove_container(&container, true)?;
+            } else if status.is_without_record() {
+                // Over, but for a program that has outlived its monitor.
+                container.kill()?;
+            }
         }
         self.purge()
     }
@@ -105,16 +110,14 @@ impl Engine {
 
     /// Removes a container that is over or about to be: waits for its monitor and its mount, never for longer than they live.
     fn remove_container(&self, container: &Container, with_volumes: bool) -> Result<()> {
-        container.wait_over()?;
-        if matches!(
-            container.status()?,
-            Status::Abandoned
-                | Status::Exited(Exit {
-                    finished_at: None,
-                    ..
-                })
-        ) {
+        container.wait_unwatched()?;
+        let forsaken = container.status()?.is_without_record();
+        if forsaken {
             // Its monitor was killed and could not do it.
+            container.kill()?;
+        }
+        container.wait_unmounted()?;
+        if forsaken {
             remove_leftovers(CGROUP_PARENT, &container.config.id)?;
         }
         // Of a mount that a killed command left behind.

@@ -24,12 +24,12 @@ use super::files;
 use super::names;
 use config::Config;
 use cowl_core::store::remove_tree;
+use cowl_launch::identity::Identity;
 use cowl_launch::status;
 use rustix::fs::{AtFlags, Mode, statat};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use state::{Exit, Facts, Monitored, Status};
-use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -190,22 +190,6 @@ impl Containers {
         Ok(())
     }
 
-    /// Containers whose time is over: made by a process that was killed, or to be removed at their end.
-    pub fn forsaken(&self) -> Result<Vec<Container>> {
-        let mut forsaken = Vec::new();
-        for container in self.list()? {
-            let over = match container.status()? {
-                Status::Abandoned => true,
-                Status::Exited(_) => container.config.auto_remove,
-                Status::Created | Status::Running => false,
-            };
-            if over {
-                forsaken.push(container);
-            }
-        }
-        Ok(forsaken)
-    }
-
     /// Takes a container away from all eyes; [`Containers::purge`] removes what it was. Its processes and its mount must be gone.
     pub fn vanish(&self, _guard: &Guard, container: &Container, with_volumes: bool) -> Result<()> {
         let id = &container.config.id;
@@ -257,6 +241,15 @@ impl Containers {
 }
 
 impl Container {
+    /// Whether its time is over: made by a process that was killed, or to be removed at its end.
+    pub fn is_forsaken(&self, status: &Status) -> bool {
+        match status {
+            Status::Abandoned => true,
+            Status::Exited(_) => self.config.auto_remove,
+            Status::Created | Status::Running => false,
+        }
+    }
+
     /// What it is doing now.
     pub fn status(&self) -> Result<Status> {
         let alive = files::is_locked(&self.dir, ALIVE)?;
@@ -271,7 +264,7 @@ impl Container {
         }))
     }
 
-    /// Kills its processes. They are gone when [`Container::wait_over`] returns.
+    /// Kills its processes, also those that have outlived its monitor. They are gone when [`Container::wait_unmounted`] returns.
     pub fn kill(&self) -> Result<()> {
         files::wait_unlocked(&self.dir, MAKING)?;
         let Some(monitored) = self.monitored() else {
@@ -280,7 +273,13 @@ impl Container {
         let killed = match monitored.pid {
             // Killed before it started anything: its container doesn't come to be.
             0 => self.kill_monitor(monitored.monitor),
-            pid => kill_child(pid, monitored.monitor),
+            pid => kill_program(
+                pid,
+                &Identity {
+                    boot: monitored.boot,
+                    start_time: monitored.start_time,
+                },
+            ),
         };
         killed.context(|| format!("killing container {}", names::short(&self.config.id)))
     }
@@ -296,10 +295,14 @@ impl Container {
         Ok(())
     }
 
-    /// Waits until its monitor is gone and its files are mounted nowhere.
-    pub fn wait_over(&self) -> Result<()> {
+    /// Waits until nobody makes it or watches over it any more.
+    pub fn wait_unwatched(&self) -> Result<()> {
         files::wait_unlocked(&self.dir, ALIVE)?;
-        files::wait_unlocked(&self.dir, status::LOCK)?;
+        files::wait_unlocked(&self.dir, status::LOCK)
+    }
+
+    /// Waits until its files are mounted nowhere, as they are while any process of it lives.
+    pub fn wait_unmounted(&self) -> Result<()> {
         match files::open_dir_at(&self.dir, WORK) {
             Ok(work) => files::wait_unlocked(work, "lock"),
             // Somebody else has removed it.
@@ -352,38 +355,14 @@ fn send_kill(pidfd: &OwnedFd) -> Result<()> {
     }
 }
 
-/// Kills `pid` if it is a child of `monitor`: a number that has passed to another process since is left alone.
-fn kill_child(pid: i32, monitor: i32) -> Result<()> {
+/// Kills the process `pid` if it is the one that `known` says: a number that has passed to another process since is left alone.
+fn kill_program(pid: i32, known: &Identity) -> Result<()> {
     let Some(pidfd) = open_process(pid)? else {
         return Ok(());
     };
     // Asked while the descriptor is open: if the process it means is alive, the answer is about that one.
-    if parent(pid)? == Some(monitor) {
+    if Identity::of(pid.cast_unsigned())?.as_ref() == Some(known) {
         send_kill(&pidfd)?;
     }
     Ok(())
-}
-
-/// Parent of a process; none if it is gone.
-fn parent(pid: i32) -> Result<Option<i32>> {
-    use std::io::Read;
-    let mut stat = String::new();
-    match File::open(format!("/proc/{pid}/stat"))
-        .and_then(|file| file.take(4096).read_to_string(&mut stat))
-    {
-        Ok(_) => {}
-        Err(error)
-            if matches!(
-                Errno::from_io_error(&error),
-                Some(Errno::NOENT | Errno::SRCH)
-            ) =>
-        {
-            return Ok(None);
-        }
-        Err(error) => return Err(error.into()),
-    }
-    // Fields 3 and 4 follow the last parenthesis: the name before it may hold anything.
-    Ok(stat
-        .rsplit_once(") ")
-        .and_then(|(_, after)| after.split(' ').nth(1)?.parse().ok()))
 }

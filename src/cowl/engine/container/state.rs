@@ -19,12 +19,16 @@ pub struct Exit {
 }
 
 /// What the monitor wrote into its lock.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Monitored {
     /// The monitor's process id.
     pub monitor: i32,
     /// The container's first process; 0 until it is started.
     pub pid: i32,
+    /// With `start_time`, which process of that number; empty if the monitor couldn't tell.
+    pub boot: String,
+    /// See `cowl_launch::identity`.
+    pub start_time: u64,
 }
 
 /// The facts, read in the order of the fields, which is the order in which they come true: a reader may find an older one gone, never a newer one missing.
@@ -57,6 +61,18 @@ pub enum Status {
 pub const LOST: u8 = 255;
 
 impl Status {
+    /// Over, and nobody has written down how: whoever should have was killed, and something of the container may be left.
+    pub fn is_without_record(&self) -> bool {
+        matches!(
+            self,
+            Self::Abandoned
+                | Self::Exited(Exit {
+                    finished_at: None,
+                    ..
+                })
+        )
+    }
+
     /// Derives the status from the facts.
     pub fn derive(facts: Facts) -> Self {
         match facts {
@@ -126,13 +142,17 @@ mod tests {
             exit.finished_at.unwrap().to_string(),
             "2026-11-25T01:02:04.5Z"
         );
-        let running: Monitored =
-            serde_json::from_str(r#"{"monitor":12,"pid":0,"started_at":""}"#).unwrap();
+        let running: Monitored = serde_json::from_str(
+            r#"{"monitor":12,"pid":13,"boot":"0-1","start_time":4711,"started_at":"..."}"#,
+        )
+        .unwrap();
         assert_eq!(
             running,
             Monitored {
                 monitor: 12,
-                pid: 0
+                pid: 13,
+                boot: "0-1".to_owned(),
+                start_time: 4711,
             }
         );
     }

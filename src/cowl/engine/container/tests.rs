@@ -6,6 +6,7 @@ use config::{Mount, MountSource, VERSION};
 use cowl_core::digest::{ImageId, Sha256Digest};
 use jiff::Timestamp;
 use rustix::fs::{FlockOperation, flock};
+use std::fs::File;
 
 struct Store {
     temp: tempfile::TempDir,
@@ -25,9 +26,19 @@ impl Store {
     }
 
     fn remove(&self, container: &Container) {
-        container.wait_over().unwrap();
+        container.wait_unwatched().unwrap();
+        container.wait_unmounted().unwrap();
         let guard = self.containers.guard().unwrap();
         self.containers.vanish(&guard, container, true).unwrap();
+    }
+
+    /// Names of the containers that are to go.
+    fn forsaken(&self) -> Vec<String> {
+        let containers = self.containers.list().unwrap().into_iter();
+        containers
+            .filter(|container| container.is_forsaken(&container.status().unwrap()))
+            .map(|container| container.config.name)
+            .collect()
     }
 
     /// Names in `containers/`.
@@ -79,12 +90,13 @@ fn monitor(container: &Container, pid: i32) -> File {
         std::os::fd::AsRawFd::as_raw_fd(&container.dir),
         status::LOCK
     );
+    let known = Identity::of(pid.cast_unsigned()).unwrap();
+    let (boot, start_time) =
+        known.map_or((String::new(), 0), |known| (known.boot, known.start_time));
+    let monitor = std::process::id();
     std::fs::write(
         &path,
-        format!(
-            "{{\"monitor\":{},\"pid\":{pid},\"started_at\":\"\"}}",
-            std::process::id()
-        ),
+        format!("{{\"monitor\":{monitor},\"pid\":{pid},\"boot\":\"{boot}\",\"start_time\":{start_time},\"started_at\":\"\"}}"),
     )
     .unwrap();
     let lock = File::open(&path).unwrap();
@@ -114,7 +126,7 @@ fn a_container_is_created_then_runs_then_is_over() {
         container.status().unwrap(),
         Status::Exited(Exit { exit_code: 3, .. })
     ));
-    assert!(store.containers.forsaken().unwrap().is_empty());
+    assert_eq!(store.forsaken(), [""; 0]);
 }
 
 #[test]
@@ -133,14 +145,7 @@ fn whoever_was_killed_the_status_is_true() {
     // The engine, before there was a monitor.
     let container = store.make("cd", "two").done();
     assert_eq!(container.status().unwrap(), Status::Abandoned);
-    let forsaken = store.containers.forsaken().unwrap();
-    assert_eq!(
-        forsaken
-            .iter()
-            .map(|container| container.config.name.as_str())
-            .collect::<Vec<_>>(),
-        ["two"]
-    );
+    assert_eq!(store.forsaken(), ["two"]);
 }
 
 #[test]
@@ -196,7 +201,8 @@ fn a_removal_that_was_killed_is_completed_with_what_belongs_to_it() {
     assert_eq!(removed, ["anonymous-web"]);
     assert_eq!(store.names(), [""; 0]);
     // A second remover that comes too late is content.
-    container.wait_over().unwrap();
+    container.wait_unwatched().unwrap();
+    container.wait_unmounted().unwrap();
     container.kill().unwrap();
     store
         .containers
@@ -205,7 +211,7 @@ fn a_removal_that_was_killed_is_completed_with_what_belongs_to_it() {
 }
 
 #[test]
-fn only_the_monitors_own_child_is_killed() {
+fn only_the_very_process_is_killed_and_also_without_its_monitor() {
     let store = Store::new();
     let container = store.make("ab", "web").done();
     let mut child = std::process::Command::new("sleep")
@@ -213,20 +219,24 @@ fn only_the_monitors_own_child_is_killed() {
         .spawn()
         .unwrap();
     let pid = i32::try_from(child.id()).unwrap();
-    let lock = monitor(&container, pid);
-    assert_eq!(
-        parent(pid).unwrap(),
-        Some(i32::try_from(std::process::id()).unwrap())
-    );
-    kill_child(pid, 1).unwrap();
-    assert!(
-        child.try_wait().unwrap().is_none(),
-        "it is not the child of process 1"
-    );
+    let known = Identity::of(child.id()).unwrap().unwrap();
+    let later = Identity {
+        start_time: known.start_time + 1,
+        ..known.clone()
+    };
+    let another_boot = Identity {
+        boot: "another".into(),
+        ..known
+    };
+    for other in [later, another_boot] {
+        kill_program(pid, &other).unwrap();
+        assert!(child.try_wait().unwrap().is_none(), "{other:?}");
+    }
+    // The monitor is dead.
+    drop(monitor(&container, pid));
+    container.wait_unwatched().unwrap();
     container.kill().unwrap();
     assert!(!child.wait().unwrap().success());
-    drop(lock);
-    container.wait_over().unwrap();
 }
 
 #[test]
@@ -248,7 +258,7 @@ fn a_container_is_not_abandoned_between_its_engine_and_its_monitor() {
     // Killed here.
     let container = making.done();
     assert_eq!(container.status().unwrap(), Status::Created);
-    assert!(store.containers.forsaken().unwrap().is_empty());
+    assert_eq!(store.forsaken(), [""; 0]);
     drop(status_dir);
     assert_eq!(container.status().unwrap(), Status::Abandoned);
 }

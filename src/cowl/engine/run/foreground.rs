@@ -4,6 +4,7 @@
 
 use super::{SIGNALLED, Streams};
 use crate::engine::attach;
+use crate::engine::container::Container;
 use crate::engine::container::config::Config;
 use crate::engine::error::{Error, Result};
 use crate::engine::signals::{self, Event, Signals};
@@ -37,12 +38,13 @@ pub(super) fn window_size() -> WindowSize {
 
 /// Streams and signals until the container is over. Gives the exit code, none if the monitor was killed.
 pub(super) fn stay(
-    config: &Config,
+    container: &Container,
     monitor: &Monitor,
     init: Option<Pid>,
     streams: Streams,
     signals: &Signals,
 ) -> Result<Option<u8>> {
+    let config = &container.config;
     let stdin = std::io::stdin();
     let raw = if config.tty && config.open_stdin {
         Some(Raw::new(stdin.as_fd())?)
@@ -54,6 +56,10 @@ pub(super) fn stay(
         Streams::Terminal(master) => attach::relay_terminal(master, config.open_stdin)?,
     };
     let ended = watch(config, monitor, init, signals)?;
+    if ended.is_none() {
+        // A program that has outlived its monitor would write without end.
+        container.kill()?;
+    }
     let passed_on = drain(output, signals);
     drop(raw);
     passed_on.map(|()| ended)

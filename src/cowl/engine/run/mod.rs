@@ -281,7 +281,7 @@ impl Engine {
         let Mounted { root, keeper } = mounted;
         // Only the container holds its root now, so that its end is the mount's.
         drop(root);
-        let ended = foreground::stay(&container.config, &monitor, init, streams, signals);
+        let ended = foreground::stay(container, &monitor, init, streams, signals);
         if ended.is_err() {
             // Nobody reads its output any more, and nobody will.
             container.kill()?;
