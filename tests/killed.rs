@@ -203,6 +203,27 @@ fn a_program_that_outlives_its_monitor_is_ended_as_user() {
     user(|| a_program_that_outlives_its_monitor_is_ended());
 }
 
+/// What a container makes of files that fail is its own affair; that they were lost is not told by its exit code.
+fn a_container_without_its_worker_is_no_success() {
+    let store = shop("store");
+    let script = "ready; i=0; while : > /srv/$i; do i=$((i + 1)); done; exit 0";
+    let running = Running::start(&store, &["--name", "cut"], script);
+    kill_process(worker(), Signal::KILL).unwrap();
+    assert_eq!(running.end(), 125);
+    store.ok(["rm", "cut"]);
+    assert_eq!(containers(&store), [""; 0]);
+}
+
+#[test]
+fn a_container_without_its_worker_is_no_success_as_root() {
+    root(|| a_container_without_its_worker_is_no_success());
+}
+
+#[test]
+fn a_container_without_its_worker_is_no_success_as_user() {
+    user(|| a_container_without_its_worker_is_no_success());
+}
+
 fn kill_all(name: &str) {
     for (pid, line) in processes() {
         if line.contains(name) {

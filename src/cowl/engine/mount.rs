@@ -46,6 +46,15 @@ pub(super) struct Keeper {
     lease: String,
 }
 
+/// How a mount ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// Nobody needed it any more.
+    Unmounted,
+    /// The process that served it died before.
+    CutOff,
+}
+
 /// Mounts, attached nowhere. From the return on, everything the mount needs is in the keeper's hands.
 pub(super) fn mount(store: &Store, request: &Request<'_>) -> Result<Mounted> {
     let program = helpers::find("cowl-mountd")?;
@@ -83,18 +92,23 @@ impl Mounted {
     pub(super) fn discard(self, store: &Store) -> Result<()> {
         let Self { root, keeper } = self;
         drop(root);
-        keeper.wait(store)
+        keeper.wait(store).map(drop)
     }
 }
 
 impl Keeper {
     /// Waits until the mount is gone and its keeper has let go of everything.
-    pub(super) fn wait(mut self, store: &Store) -> Result<()> {
-        self.process
+    pub(super) fn wait(mut self, store: &Store) -> Result<Ending> {
+        let status = self
+            .process
             .wait()
             .context(|| "waiting for the mount's keeper")?;
         store.wait_lease_end(&self.lease)?;
-        Ok(())
+        // A keeper that was killed has nothing to say; its worker went on without it.
+        Ok(match status.code() {
+            Some(0) | None => Ending::Unmounted,
+            Some(_) => Ending::CutOff,
+        })
     }
 }
 

@@ -17,7 +17,7 @@ use super::container::config::{Config, Mount, MountSource, VERSION};
 use super::container::{Container, Making};
 use super::error::{Context, Error, Kind, Result};
 use super::image::Image;
-use super::mount::{self, Mounted};
+use super::mount::{self, Ending, Mounted};
 use super::process::{Overrides, Process};
 use super::signals::Signals;
 use super::{CGROUP_PARENT, Engine, helpers, names};
@@ -287,13 +287,20 @@ impl Engine {
             container.kill()?;
         }
         monitor.reap().context(|| "waiting for the monitor")?;
-        keeper.wait(&self.store)?;
+        let mount = keeper.wait(&self.store)?;
         if container.config.auto_remove {
             self.remove_container(container, true)?;
         }
-        ended?.ok_or_else(|| {
-            Error::failed("the container's monitor was killed, and the container with it")
-        })
+        match (ended?, mount) {
+            (Some(code), Ending::Unmounted) => Ok(code),
+            // Whatever its programs made of that: what they wrote last may be lost.
+            (_, Ending::CutOff) => Err(Error::failed(
+                "the container was cut off from its files: the process that served them (cowl-mountd) died",
+            )),
+            (None, Ending::Unmounted) => Err(Error::failed(
+                "the container's monitor was killed, and the container with it",
+            )),
+        }
     }
 
     /// Removes what was made before an error. The error is the one to tell.
