@@ -37,6 +37,9 @@ pub(crate) fn run(mut arena: Arena, report: BorrowedFd<'_>) -> Failure {
 fn become_program(arena: &mut Arena, report: BorrowedFd<'_>) -> Result<Failure, Failure> {
     // Modes are given as they are meant.
     umask(Mode::empty());
+    if arena.spared {
+        spare_no_more().at(Step::OomScore)?;
+    }
     let (terminal, null) = build_root(arena, report)?;
     rustix::system::sethostname(&arena.hostname).at(Step::HostName)?;
     crate::sys::net::loopback_up().at(Step::Loopback)?;
@@ -61,6 +64,13 @@ fn become_program(arena: &mut Arena, report: BorrowedFd<'_>) -> Result<Failure, 
         index: 0,
         errno: exec(arena),
     })
+}
+
+/// A caller's protection from the OOM killer is not the container's: with all of it protected a memory limit would stop it for good.
+fn spare_no_more() -> Result<(), Errno> {
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::open(c"/proc/self/oom_score_adj", flags, Mode::empty())?;
+    rustix::io::write(file, b"0").map(drop)
 }
 
 /// All mounts, then the root. Returns the program's end of the terminal, if it has one, and the container's /dev/null.

@@ -72,6 +72,7 @@ steps! {
     Exec = 38: "exec",
     Seccomp = 39: "filter system calls",
     Keyring = 40: "make a session keyring",
+    OomScore = 41: "let the container be killed when memory is short",
 }
 
 /// A step that failed.
