@@ -1,7 +1,10 @@
 //! Volumes are made at their first use, outlive containers, and go from one image to another.
 
+use std::os::unix::fs::MetadataExt as _;
+
 use cowl_tests::busybox::{add_blog, in_shop, shop};
-use cowl_tests::profile::{directory, root, user};
+use cowl_tests::command::shell;
+use cowl_tests::profile::{Profile, current, directory, root, user};
 
 fn a_volume_outlives_its_container() {
     let store = shop("store");
@@ -117,6 +120,57 @@ fn an_empty_volume_takes_what_the_image_has_there_as_root() {
 #[test]
 fn an_empty_volume_takes_what_the_image_has_there_as_user() {
     user(|| an_empty_volume_takes_what_the_image_has_there());
+}
+
+/// Where the namespace has no such owner, the copy is the caller's, and no program is run as somebody else.
+fn a_volume_takes_owners_along() {
+    let store = shop("store");
+    let place = directory();
+    shell(
+        &place,
+        "mkdir -p own/bin own/var/www; cp /bin/busybox own/bin/sh; echo page > own/var/www/page
+         chmod 755 own own/* own/var/www; chmod 4755 own/var/www/page
+         tar -cf own.tar --owner=0 --group=0 -C own ./bin; tar -rf own.tar --owner=33 --group=33 -C own ./var/www",
+        [""; 0],
+    );
+    store.ok(["import", place.join("own.tar").to_str().unwrap(), "own"]);
+    store.ok([
+        "run",
+        "--rm",
+        "-v",
+        "www:/var/www",
+        "own",
+        "/bin/sh",
+        "-c",
+        ":",
+    ]);
+    let data = store.root().join("volumes/www/_data");
+    let (owner, mode) = match current() {
+        Profile::Root => (33, 0o4755),
+        Profile::User => (0, 0o755),
+    };
+    for (path, mode) in [("", 0o755), ("page", mode)] {
+        let found = std::fs::metadata(data.join(path)).unwrap();
+        assert_eq!(
+            (found.uid(), found.gid(), found.mode() & 0o7777),
+            (owner, owner, mode),
+            "{path}"
+        );
+    }
+    assert_eq!(
+        std::fs::read_to_string(data.join("page")).unwrap(),
+        "page\n"
+    );
+}
+
+#[test]
+fn a_volume_takes_owners_along_as_root() {
+    root(|| a_volume_takes_owners_along());
+}
+
+#[test]
+fn a_volume_takes_owners_along_as_user() {
+    user(|| a_volume_takes_owners_along());
 }
 
 /// A link in the image at the volume's place leads inside the image, never to the host's directory of that name.

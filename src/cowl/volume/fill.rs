@@ -1,4 +1,5 @@
 //! Copies a directory of an image into a new volume, with everything a file is: owner, mode, times, extended attributes, hard links, devices, holes.
+//! In a user namespace, what belongs to ids that it doesn't have becomes the caller's.
 //!
 //! Called by `Volume::prepare`. The source is reached through the container's root by descriptor and never leaves it; symlinks on the way are resolved inside.
 
@@ -136,11 +137,14 @@ fn finish(from: BorrowedFd<'_>, to: BorrowedFd<'_>, stat: &Statx) -> Result<()> 
         fs::Uid::from_raw(stat.stx_uid),
         fs::Gid::from_raw(stat.stx_gid),
     );
-    fs::chownat(to, c"", Some(uid), Some(gid), AtFlags::EMPTY_PATH)
-        .context(|| "setting the owner")?;
+    let mut mode = Mode::from_raw_mode(stat.stx_mode.into());
+    match fs::chownat(to, c"", Some(uid), Some(gid), AtFlags::EMPTY_PATH) {
+        // This user namespace has no such ids (chown(2)): the copy stays the caller's, and runs with nobody else's rights.
+        Err(Errno::INVAL) => mode.remove(Mode::SUID | Mode::SGID),
+        other => other.context(|| "setting the owner")?,
+    }
     if FileType::from_raw_mode(stat.stx_mode.into()) != FileType::Symlink {
-        fs::chmod(by_descriptor(to), Mode::from_raw_mode(stat.stx_mode.into()))
-            .context(|| "setting the mode")?;
+        fs::chmod(by_descriptor(to), mode).context(|| "setting the mode")?;
     }
     copy_xattrs(from, to).context(|| "copying extended attributes")?;
     let time = |at: fs::StatxTimestamp| Timespec {
