@@ -1,7 +1,9 @@
 //! Mistakes that a new user makes: each is answered by one line that names the thing and says what to do, with the
 //! right exit code, and leaves nothing behind.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 
 use cowl_tests::busybox::{containers, in_shop, layers, shop};
@@ -303,6 +305,36 @@ fn a_missing_mount_point_is_named_as_root() {
 #[test]
 fn a_missing_mount_point_is_named_as_user() {
     user(|| a_missing_mount_point());
+}
+
+/// Anyone's mount on such a path stands in everyone's mount table.
+fn a_mount_whose_path_is_not_utf_8() {
+    let store = shop("store");
+    let [foreign, own] =
+        [b"foreign-\xff", b"own-mnt-\xff"].map(|name| directory().join(OsStr::from_bytes(name)));
+    for dir in [&foreign, &own] {
+        fs::create_dir(dir).unwrap();
+    }
+    shell(&directory(), "mount -t tmpfs tmpfs \"$1\"", [&foreign]);
+    assert_eq!(
+        in_shop(&store, &["--rm"], &["echo", "there"]).ok(),
+        "there\n"
+    );
+    store.ok([OsStr::new("mount"), OsStr::new("shop"), own.as_os_str()]);
+    assert!(own.join("etc/motd").exists());
+    store.ok([OsStr::new("umount"), own.as_os_str()]);
+    assert!(!own.join("etc").exists());
+    shell(&directory(), "umount \"$1\"", [&foreign]);
+}
+
+#[test]
+fn a_mount_whose_path_is_not_utf_8_stops_nothing_as_root() {
+    root(|| a_mount_whose_path_is_not_utf_8());
+}
+
+#[test]
+fn a_mount_whose_path_is_not_utf_8_stops_nothing_as_user() {
+    user(|| a_mount_whose_path_is_not_utf_8());
 }
 
 #[test]

@@ -6,7 +6,6 @@ use super::error::{Context, Error, Result};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, UnmountFlags, move_mount, unmount};
-use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -72,11 +71,10 @@ impl MountPoint {
         if !stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
             return Ok(None);
         }
-        let mut table = String::new();
-        std::fs::File::open("/proc/self/mountinfo")?
-            .read_to_string(&mut table)
-            .context(|| "reading /proc/self/mountinfo")?;
-        Ok(find(&table, stat.stx_mnt_id)
+        // Paths in it need not be UTF-8; what is looked for is.
+        let table =
+            std::fs::read("/proc/self/mountinfo").context(|| "reading /proc/self/mountinfo")?;
+        Ok(find(&String::from_utf8_lossy(&table), stat.stx_mnt_id)
             .filter(|(kind, _)| kind == TYPE)
             .map(|(_, source)| source))
     }

@@ -123,9 +123,7 @@ impl ContainerCgroups {
         restrict_devices: bool,
     ) -> Result<Self, CgroupError> {
         let relative = relative_path(parent, id)?;
-        let path = Path::new("/proc/self/mountinfo");
-        let mountinfo = directory::read(path).map_err(|source| io_error("read", path, source))?;
-        let layout = Layout::parse(mountinfo.as_bytes());
+        let layout = mounted_hierarchies()?;
         let mut made = Self {
             legacy: Vec::new(),
             unified: None,
@@ -315,9 +313,7 @@ impl Drop for ContainerCgroups {
 /// To be called only when no monitor runs ([`crate::status::is_running`]).
 pub fn remove_leftovers(parent: &str, id: &str) -> Result<(), CgroupError> {
     let relative = relative_path(parent, id)?;
-    let path = Path::new("/proc/self/mountinfo");
-    let mountinfo = directory::read(path).map_err(|source| io_error("read", path, source))?;
-    let layout = Layout::parse(mountinfo.as_bytes());
+    let layout = mounted_hierarchies()?;
     let legacy = layout
         .legacy
         .iter()
@@ -410,6 +406,13 @@ fn make_parents(root: &Path, relative: &Path) -> Result<(), CgroupError> {
         }
     }
     Ok(())
+}
+
+/// As bytes: anyone's mount on a path that is not UTF-8 stands in this table too.
+fn mounted_hierarchies() -> Result<Layout, CgroupError> {
+    let path = Path::new("/proc/self/mountinfo");
+    let mountinfo = std::fs::read(path).map_err(|source| io_error("read", path, source))?;
+    Ok(Layout::parse(&mountinfo))
 }
 
 /// `parent`/`id` without the leading slash: only plain names, so that it can't leave the hierarchy.
