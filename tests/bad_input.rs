@@ -307,6 +307,57 @@ fn a_missing_mount_point_is_named_as_user() {
     user(|| a_missing_mount_point());
 }
 
+fn an_upper_that_is_not_apart() {
+    let store = shop("store");
+    let other = directory().join("other");
+    fs::create_dir(&other).unwrap();
+    let mount = |point: &std::path::Path, upper: &str, work: &[&str]| {
+        let upper = directory().join(upper);
+        let [point, upper] = [point, &upper].map(|path| path.to_str().unwrap().to_owned());
+        let mut arguments = vec!["mount", "shop", &point, "--upper", &upper];
+        arguments.extend(work);
+        store.run(arguments)
+    };
+    let at = |name: &str| directory().join(name).to_str().unwrap().to_owned();
+    for (upper, work) in [("up", "up"), ("up", "up/work"), ("w/up", "w")] {
+        fs::create_dir_all(directory().join("w")).unwrap();
+        refusal(
+            mount(&point(), upper, &["--work", &at(work)]),
+            1,
+            &at(upper),
+            "--work",
+        );
+        assert_eq!(mounted_kind(&point()), None);
+        assert!(!directory().join(upper).exists(), "{upper}");
+    }
+    // A slash at the end, as a shell's completion leaves it, is the same upper.
+    mount(&point(), "up/", &[]).ok();
+    assert_eq!(
+        shell(
+            &directory(),
+            "ls -A up; ls -A up.work; ls -A mnt | grep work || true",
+            [""; 0]
+        ),
+        "index\nlock\norphans\ntmp\n"
+    );
+    for work in [&[][..], &["--work", &at("other.work")]] {
+        refusal(mount(&other, "up", work), 1, "up", "in use");
+        assert_eq!(mounted_kind(&other), None);
+    }
+    assert!(!directory().join("other.work").exists());
+    store.ok(["umount", point().to_str().unwrap()]);
+}
+
+#[test]
+fn an_upper_that_is_not_apart_is_refused_as_root() {
+    root(|| an_upper_that_is_not_apart());
+}
+
+#[test]
+fn an_upper_that_is_not_apart_is_refused_as_user() {
+    user(|| an_upper_that_is_not_apart());
+}
+
 /// Anyone's mount on such a path stands in everyone's mount table.
 fn a_mount_whose_path_is_not_utf_8() {
     let store = shop("store");

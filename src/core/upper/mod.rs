@@ -6,7 +6,7 @@
 //!
 //! # Layout
 //! ```text
-//! upper/                 files, directories, links as they are; beside them whiteouts and marks
+//! upper/                 files, directories, links as they are; beside them whiteouts and marks; itself locked while a mount lives
 //! work/lock              locked while a mount lives; holds the namespace of the marks: "trusted" or "user"
 //! work/tmp/              what is being made; emptied at mount
 //! work/index/<node>      one link to each copied-up file that has several names in the tree (decimal node number)
@@ -48,8 +48,8 @@ use spot::Spot;
 /// Why an upper cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum UpperError {
-    /// Another mount holds the lock.
-    #[error("the upper is in use by another mount")]
+    /// Another mount holds one of the locks.
+    #[error("the upper or its work directory is in use by another mount")]
     InUse,
     /// Written over another stack of layers.
     #[error(
@@ -125,8 +125,8 @@ pub struct Upper {
     tmp: OwnedFd,
     index: OwnedFd,
     orphans: OwnedFd,
-    /// The lock lives as long as this description.
-    _lock: OwnedFd,
+    /// The locks live as long as these descriptions.
+    _locks: [OwnedFd; 2],
     space: Namespace,
     condition: Condition,
     next_number: AtomicU64,
@@ -137,9 +137,11 @@ impl Upper {
     /// compares the stamp.
     ///
     /// # Locking
-    /// `work/lock`, exclusively, for the life of the value; it is not waited for.
+    /// `work/lock` and the upper's root, exclusively, for the life of the value; neither is waited for. Both, since a second mount may
+    /// name the same upper with another work directory.
     pub fn open(root: OwnedFd, work: &OwnedFd, stamp: &Stamp) -> Result<Self, UpperError> {
         let lock = probe::lock(work.as_fd())?;
+        let claim = probe::claim(root.as_fd())?;
         let tmp = subdirectory(work.as_fd(), b"tmp")?;
         let index = subdirectory(work.as_fd(), b"index")?;
         let orphans = subdirectory(work.as_fd(), b"orphans")?;
@@ -159,7 +161,7 @@ impl Upper {
             tmp,
             index,
             orphans,
-            _lock: lock,
+            _locks: [lock, claim],
             space,
             condition,
             next_number: AtomicU64::new(0),
@@ -298,7 +300,7 @@ fn try_lock(file: BorrowedFd<'_>) -> Result<(), UpperError> {
     match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(()),
         Err(Errno::WOULDBLOCK) => Err(UpperError::InUse),
-        Err(errno) => Err(host("locking the work directory")(errno)),
+        Err(errno) => Err(host("locking the upper")(errno)),
     }
 }
 

@@ -18,6 +18,15 @@ pub(super) fn lock(work: BorrowedFd<'_>) -> Result<OwnedFd, UpperError> {
     Ok(file)
 }
 
+/// Locks the upper's root, through a description of its own: the one handed over may live longer elsewhere.
+pub(super) fn claim(root: BorrowedFd<'_>) -> Result<OwnedFd, UpperError> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir =
+        rustix::fs::openat(root, ".", flags, Mode::empty()).map_err(host("opening the upper"))?;
+    try_lock(std::os::fd::AsFd::as_fd(&dir))?;
+    Ok(dir)
+}
+
 /// Upper and work must be one file system: a change ends in a rename from one to the other.
 pub(super) fn same_file_system(
     root: BorrowedFd<'_>,

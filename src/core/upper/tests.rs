@@ -94,6 +94,20 @@ fn a_second_mount_is_refused_and_a_later_one_is_not() {
 }
 
 #[test]
+fn one_upper_with_two_work_directories_is_refused() {
+    let base = tempfile::tempdir().unwrap();
+    let first = open(base.path(), &stamp("a", 1)).unwrap();
+    fs::create_dir(base.path().join("other")).unwrap();
+    let second = || {
+        let dir = |name: &str| OwnedFd::from(File::open(base.path().join(name)).unwrap());
+        Upper::open(dir("upper"), &dir("other"), &stamp("a", 1))
+    };
+    assert!(matches!(second().unwrap_err(), UpperError::InUse));
+    drop(first);
+    second().unwrap();
+}
+
+#[test]
 fn what_was_under_way_is_removed_and_the_index_is_not() {
     let base = tempfile::tempdir().unwrap();
     drop(open(base.path(), &stamp("a", 1)).unwrap());

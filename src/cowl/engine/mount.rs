@@ -2,7 +2,7 @@
 //!
 //! Called by `run` for a container's root and by `cowl mount`.
 
-use super::error::{Context, Result};
+use super::error::{Context, Error, Result};
 use super::image::Image;
 use super::mountpoint::{self, MountPoint};
 use super::{Engine, helpers, names};
@@ -143,20 +143,30 @@ impl NewDirs {
         Ok(fd)
     }
 
-    /// The upper and its workshop.
+    /// The upper and its workshop, neither within the other: what is under way would show in the mount.
     fn open_upper(&mut self, upper: &Path, work: Option<&Path>) -> Result<(OwnedFd, OwnedFd)> {
-        let upper = mountpoint::absolute(upper)?;
+        let upper = self.open(&mountpoint::absolute(upper)?, 0o755)?;
+        // By where the upper is, not by what it was called: with a slash at its end, "<upper>.work" would lie within.
+        let place = mountpoint::place(&upper)?;
         let beside = || {
-            let mut name = upper.clone().into_os_string();
+            let mut name = place.clone().into_os_string();
             name.push(".work");
             Ok(PathBuf::from(name))
         };
-        let work = work.map_or_else(beside, mountpoint::absolute)?;
-        Ok((self.open(&upper, 0o755)?, self.open(&work, 0o700)?))
+        let work = self.open(&work.map_or_else(beside, mountpoint::absolute)?, 0o700)?;
+        let workplace = mountpoint::place(&work)?;
+        if workplace.starts_with(&place) || place.starts_with(&workplace) {
+            return Err(Error::invalid(format!(
+                "upper {}: its work directory {} may neither be in it nor hold it; leave out --work, or name a directory beside the upper",
+                place.display(),
+                workplace.display()
+            )));
+        }
+        Ok((upper, work))
     }
 
     fn discard(self) -> Result<()> {
-        for path in self.0 {
+        for path in self.0.into_iter().rev() {
             let (parent, name) = (
                 path.parent().unwrap_or(Path::new("/")),
                 path.file_name().unwrap_or_default(),

@@ -92,8 +92,7 @@ pub(super) fn detach(path: &Path) -> Result<String> {
         .map_err(|errno| Error::from(errno).context(format!("umount {shown}")))?;
     let source = point.mounted()?.ok_or_else(absent)?;
     // By the path that the kernel knows, since the open descriptor itself would keep the mount busy.
-    let real = std::fs::read_link(format!("/proc/self/fd/{}", point.fd.as_raw_fd()))
-        .context(|| format!("umount {shown}"))?;
+    let real = place(&point.fd).context(|| format!("umount {shown}"))?;
     drop(point);
     match unmount(&real, UnmountFlags::NOFOLLOW) {
         Ok(()) => Ok(source),
@@ -132,6 +131,12 @@ fn unescape(text: &str) -> String {
         plain = plain.replace(escaped, character);
     }
     plain
+}
+
+/// The path that the kernel knows an open file or directory by: absolute, with no link, dot or slash too many in it.
+pub(super) fn place(fd: &OwnedFd) -> Result<PathBuf> {
+    let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    std::fs::read_link(&link).context(|| format!("reading {link}"))
 }
 
 /// A path made absolute, so that it means the same to a process elsewhere.

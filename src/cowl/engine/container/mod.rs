@@ -5,7 +5,7 @@
 //! containers/<id>/        64 hex digits; locked by the engine that makes it and, without a gap, by the monitor
 //!   config.json           what the container is (config); without it the directory is not a container yet
 //!   lock, exit.json       the monitor's (cowl_launch::status)
-//!   upper/ work/          the container's own files; work/lock is held while they are mounted, upper/ is locked until the container runs
+//!   upper/ work/          the container's own files; work/lock and upper/ are locked while they are mounted, work/ until the container runs
 //! containers/.gone-alone-<id>/   no longer a container, removed by whoever comes next if its remover was killed; locked by its remover
 //! containers/.gone-with-volumes-<id>/   likewise, and its anonymous volumes go with it
 //! ```
@@ -36,9 +36,9 @@ use std::path::{Path, PathBuf};
 /// Held by the engine and then by the monitor: the directory's own lock. Handed over, never let go in between.
 const ALIVE: &str = ".";
 const UPPER: &str = "upper";
-/// Held by the engine until the container runs: the upper's lock.
-const MAKING: &str = UPPER;
 const WORK: &str = "work";
+/// Held by the engine until the container runs: the work directory's own lock. (The upper's is its mount's.)
+const MAKING: &str = WORK;
 const CONFIG: &str = "config.json";
 const GONE: &str = ".gone-alone-";
 const GONE_WITH_VOLUMES: &str = ".gone-with-volumes-";
@@ -157,8 +157,8 @@ impl Containers {
         rustix::fs::mkdirat(&self.dir, &config.id, Mode::RWXU)?;
         let dir = files::open_dir_at(&self.dir, &config.id)?;
         let alive = files::lock_dir(&dir)?;
-        let making = files::lock_dir(files::ensure_dir_at(&dir, UPPER, 0o755)?)?;
-        files::ensure_dir_at(&dir, WORK, 0o700)?;
+        files::ensure_dir_at(&dir, UPPER, 0o755)?;
+        let making = files::lock_dir(files::ensure_dir_at(&dir, WORK, 0o700)?)?;
         files::write_json(&dir, CONFIG, &config)?;
         rustix::fs::fsync(&self.dir)?;
         Ok(Making {
