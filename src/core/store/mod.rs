@@ -56,6 +56,7 @@ mod writer;
 mod tests;
 
 use std::fs::{DirBuilder, File};
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -127,7 +128,11 @@ impl Store {
             .recursive(true)
             .mode(0o700)
             .create(&path)
-            .map_err(|source| StoreError::io("make", &path, source))?;
+            .map_err(|source| match source.kind() {
+                // Something else is there.
+                ErrorKind::AlreadyExists => StoreError::io("use", &path, ErrorKind::NotADirectory),
+                _ => StoreError::io("make", &path, source),
+            })?;
         let dir = Dir::open_root(&path)?;
         if Format::read(&dir)?.is_none() {
             create(&dir)?;

@@ -40,6 +40,12 @@ pub(super) fn import(engine: &Engine, args: &Import, out: &mut Stdout) -> Result
         .name
         .parse()
         .map_err(|error| Error::invalid(format!("import: {error}")))?;
+    // A digest is of what is there already.
+    if name.digest().is_some() {
+        return Err(Error::invalid(format!(
+            "import: {name}: an image cannot be given a digest; name it NAME[:TAG]"
+        )));
+    }
     let file = (args.file.as_os_str() != "-").then_some(args.file.as_path());
     let id = engine.import(file, &name)?;
     out.line(&id.to_string())?;

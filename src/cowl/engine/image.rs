@@ -289,16 +289,10 @@ impl Engine {
                 by_name: Some(record),
             });
         }
-        let digits = needle.strip_prefix("sha256:").unwrap_or(needle);
-        let is_id = !digits.is_empty()
-            && digits.len() <= 64
-            && digits
-                .bytes()
-                .all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'));
         let ids: BTreeSet<ImageId> = all
             .iter()
             .map(|record| record.image)
-            .filter(|id| is_id && id.0.hex().starts_with(digits))
+            .filter(|id| is_id(needle) && id.0.hex().starts_with(digits(needle)))
             .collect();
         match (ids.first(), ids.len()) {
             (Some(id), 1) => Ok(Meant {
@@ -356,11 +350,24 @@ fn standard_input() -> Result<File> {
 /// Far above any real configuration.
 const CONFIG_LIMIT: u64 = 16 << 20;
 
+fn digits(needle: &str) -> &str {
+    needle.strip_prefix("sha256:").unwrap_or(needle)
+}
+
+/// Whether it can be an id or the beginning of one.
+fn is_id(needle: &str) -> bool {
+    let digits = digits(needle);
+    let is_digit = |c| matches!(c, b'0'..=b'9' | b'a'..=b'f');
+    (1..=64).contains(&digits.len()) && digits.bytes().all(is_digit)
+}
+
 fn missing(needle: &str) -> Error {
     // Said with the tag that was looked for, as Docker does.
-    let name = needle
-        .parse::<Reference>()
-        .map_or_else(|_| needle.to_owned(), |reference| reference.to_string());
+    let name = match needle.parse::<Reference>() {
+        Ok(reference) => reference.to_string(),
+        Err(_) if is_id(needle) => needle.to_owned(),
+        Err(error) => return Error::invalid(error.to_string()),
+    };
     Error::not_found(format!(
         "No such image: {name}; cowl images lists what there is, cowl load -i FILE brings in an archive"
     ))
