@@ -55,6 +55,10 @@ fn a_missing_image() {
     );
     refusal(store.run(["rmi", "nosuch"]), 1, "nosuch", "");
     refusal(store.run(["history", "nosuch"]), 1, "nosuch", "");
+    // The same store as for any other command.
+    assert!(store.ok(["dedup", "shop"]).contains("shop:latest"));
+    let line = store.run(["dedup", "nosuch"]).refused(1);
+    assert!(line.contains("no image nosuch:latest"), "{line}");
     assert_eq!(contents(&store), before);
 }
 
@@ -449,7 +453,13 @@ fn without_privilege_it_says_what_is_missing() {
             "unshare -Urm",
         );
         assert_eq!(mounted_kind(&other), None);
-        shell(&directory(), "umount /dev/fuse", [""; 0]);
+        shell(&directory(), "umount /dev/fuse; chmod 0700 store", [""; 0]);
+        refusal(
+            as_nobody(&["images"]),
+            1,
+            store.root().to_str().unwrap(),
+            "--root DIR",
+        );
     });
 }
 
@@ -463,6 +473,11 @@ fn a_wrong_command_line() {
         "--help",
     );
     refusal(store.run(["nosuch"]), 125, "nosuch", "cowl --help");
+    let line = store.run(["dedup", "--nosuch"]).refused(125);
+    assert!(
+        line.contains("--nosuch") && line.contains("cowl dedup --help"),
+        "{line}"
+    );
     refusal(store.run(["run"]), 125, "IMAGE", "--help");
     refusal(
         store.run(["run", "-m", "lots", "shop"]),

@@ -38,6 +38,7 @@ struct Arguments {
         long,
         value_name = "DIR",
         env = "COWL_ROOT",
+        hide_env_values = true,
         default_value = "/var/lib/cowl"
     )]
     root: PathBuf,
@@ -52,15 +53,35 @@ struct Arguments {
     images: Vec<String>,
 }
 
+/// Of a wrong command line, as `cowl`'s.
+const USAGE: u8 = 125;
+const FAILURE: u8 = 1;
+
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // Where even this cannot be written, the exit code says it.
-            let told = writeln!(anstream::stderr(), "cowl-dedup: {error:#}");
-            ExitCode::from(if told.is_ok() { 1 } else { 2 })
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) if error.use_stderr() => {
+            let text = error.to_string();
+            let what = text.lines().next().unwrap_or_default();
+            let what = what.trim_start_matches("error: ");
+            return complain(&format!("{what}; see 'cowl dedup --help'"), USAGE);
         }
+        Err(help) => return ended(help.print().context("standard output")),
+    };
+    ended(run(&arguments))
+}
+
+fn ended(result: Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => complain(&format!("{error:#}"), FAILURE),
     }
+}
+
+/// One line on standard error. Where even this cannot be written, the exit code says it.
+fn complain(what: &str, code: u8) -> ExitCode {
+    let told = writeln!(anstream::stderr(), "cowl-dedup: {what}");
+    ExitCode::from(if told.is_ok() { code } else { 2 })
 }
 
 fn run(arguments: &Arguments) -> Result<()> {

@@ -9,19 +9,14 @@ use std::path::PathBuf;
 #[command(
     name = "cowl",
     version,
-    disable_help_subcommand = true,
     arg_required_else_help = true,
-    max_term_width = 110
+    max_term_width = 110,
+    after_help = "Any other NAME runs the program cowl-NAME. `cowl dedup` shows what images have in common, in bytes."
 )]
 pub(super) struct Cli {
-    /// Directory of the store [default: /var/lib/cowl for root, else $XDG_DATA_HOME/cowl or ~/.local/share/cowl]
-    #[arg(
-        long,
-        global = true,
-        value_name = "DIR",
-        env = "COWL_ROOT",
-        hide_env_values = true
-    )]
+    /// Directory of the store [default: $COWL_ROOT; else /var/lib/cowl for root, $XDG_DATA_HOME/cowl or
+    /// ~/.local/share/cowl for anyone else]
+    #[arg(long, global = true, value_name = "DIR", display_order = 100)]
     pub(super) root: Option<PathBuf>,
     #[command(subcommand)]
     pub(super) command: Command,
@@ -104,6 +99,7 @@ pub(super) struct Images {
 
 #[derive(Debug, Args)]
 pub(super) struct History {
+    /// Its name, or its id or the beginning of that
     pub(super) image: String,
     /// Only ids
     #[arg(short, long)]
@@ -115,6 +111,7 @@ pub(super) struct History {
 
 #[derive(Debug, Args)]
 pub(super) struct Rmi {
+    /// A name, which is taken away, or an id or the beginning of one: all names of that image
     #[arg(required = true, value_name = "IMAGE")]
     pub(super) images: Vec<String>,
     /// Also if a stopped container uses the image or it has several names
@@ -131,13 +128,14 @@ pub(super) struct Check {
 
 #[derive(Debug, Args)]
 pub(super) struct Mount {
+    /// Its name, or its id or the beginning of that
     pub(super) image: String,
     /// Where; a directory that exists
     pub(super) dir: PathBuf,
-    /// Where changes go; without it the mount is read-only
+    /// The upper, where changes go; made if it isn't there. Without it the mount is read-only
     #[arg(long, value_name = "DIR")]
     pub(super) upper: Option<PathBuf>,
-    /// Workshop of the upper, on the same file system [default: UPPER.work]
+    /// Work directory of the upper: beside it, on the same file system [default: UPPER.work]
     #[arg(long, value_name = "DIR", requires = "upper")]
     pub(super) work: Option<PathBuf>,
 }
@@ -160,7 +158,7 @@ pub(super) struct Run {
     /// Give the container a terminal
     #[arg(short, long)]
     pub(super) tty: bool,
-    /// Memory limit, such as 512m
+    /// Memory limit in bytes, or with a unit (b, k, m, g) in powers of 1024: 512m
     #[arg(short, long, value_name = "BYTES", value_parser = super::units::parse_memory)]
     pub(super) memory: Option<u64>,
     /// Set a variable, or pass on one of the caller's
@@ -181,7 +179,7 @@ pub(super) struct Run {
     /// User and group, by name or number
     #[arg(short, long, value_name = "USER[:GROUP]")]
     pub(super) user: Option<String>,
-    /// Let the container make any system call
+    /// Let the container make any system call, not only those of Docker's default profile
     #[arg(long, value_name = "OPTION", value_enum)]
     pub(super) security_opt: Vec<SecurityOpt>,
     /// The image, then the command; what follows the image belongs to the command
@@ -210,6 +208,7 @@ pub(super) struct Ps {
 
 #[derive(Debug, Args)]
 pub(super) struct Rm {
+    /// A name, or an id or the beginning of one
     #[arg(required = true, value_name = "CONTAINER")]
     pub(super) containers: Vec<String>,
     /// Kill a running container first
@@ -235,11 +234,13 @@ pub(super) enum Volume {
     },
     /// Show volumes as JSON
     Inspect {
+        /// Names of volumes
         #[arg(required = true, value_name = "VOLUME")]
         names: Vec<String>,
     },
     /// Remove volumes
     Rm {
+        /// Names of volumes that no container uses
         #[arg(required = true, value_name = "VOLUME")]
         names: Vec<String>,
         /// One that isn't there is fine

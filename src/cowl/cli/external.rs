@@ -1,16 +1,17 @@
-//! `cowl NAME` for a NAME that is no command of ours: runs the program `cowl-NAME`, as git does.
+//! `cowl NAME` for a NAME that is no command of ours: runs the program `cowl-NAME`, as git does, on the same store.
 
 use super::args::Cli;
 use super::usage;
 use crate::engine::error::{Context, Error, Result};
-use crate::engine::helpers;
+use crate::engine::{helpers, host};
 use clap::CommandFactory;
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::Command;
 
 /// Becomes `cowl-NAME`; returns only if that can't be.
-pub(super) fn run(words: &[OsString]) -> Result<u8> {
+pub(super) fn run(words: &[OsString], root: Option<PathBuf>) -> Result<u8> {
     let Some((name, arguments)) = words.split_first() else {
         return Err(Error::invalid("missing command; see 'cowl --help'"));
     };
@@ -18,7 +19,11 @@ pub(super) fn run(words: &[OsString]) -> Result<u8> {
         return Err(unknown(&name.to_string_lossy()));
     };
     let program = helpers::lookup(&format!("cowl-{name}")).ok_or_else(|| unknown(name))?;
-    let failed = Command::new(&program).args(arguments).exec();
+    let root = root.map_or_else(host::default_root, Ok)?;
+    let failed = Command::new(&program)
+        .args(arguments)
+        .env(super::ROOT, root)
+        .exec();
     Err(failed).context(|| format!("running {}", program.display()))
 }
 

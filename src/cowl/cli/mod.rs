@@ -27,8 +27,12 @@ use table::Out;
 /// Standard output of a command.
 type Stdout = Out<BufWriter<StdoutLock<'static>>>;
 
+/// Names the store where --root does not; programs that `cowl NAME` runs are told by it.
+const ROOT: &str = "COWL_ROOT";
 /// What the system says of a full disk.
 const FULL: &str = "No space left on device";
+/// What the system says of another user's directory.
+const FORBIDDEN: &str = "Permission denied";
 /// What is written elsewhere than in the store.
 const OUTPUT: [&str; 2] = [
     "writing to standard output",
@@ -85,7 +89,7 @@ fn parse(arguments: &[OsString]) -> Result<Cli, ExitCode> {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => 0,
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => USAGE,
         _ => {
-            complain(&usage::one_line(&error, &understood(arguments)));
+            complain(&usage::one_line(&error, arguments, &understood(arguments)));
             return Err(ExitCode::from(USAGE));
         }
     };
@@ -93,7 +97,13 @@ fn parse(arguments: &[OsString]) -> Result<Cli, ExitCode> {
     Err(match error.print() {
         Ok(()) => ExitCode::from(code),
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::from(code),
-        Err(_) => ExitCode::from(FAILURE),
+        Err(error) => {
+            complain(&format!(
+                "writing to standard output: {}",
+                Error::from(error)
+            ));
+            ExitCode::from(FAILURE)
+        }
     })
 }
 
@@ -109,7 +119,7 @@ fn understood(arguments: &[OsString]) -> String {
 }
 
 fn dispatch(cli: Cli, out: &mut Stdout) -> Result<u8> {
-    let root = cli.root;
+    let root = cli.root.or_else(variable);
     match cli.command {
         Command::Load(args) => image::load(&open(root)?, &args, out),
         Command::Import(args) => image::import(&open(root)?, &args, out),
@@ -125,20 +135,19 @@ fn dispatch(cli: Cli, out: &mut Stdout) -> Result<u8> {
         Command::Rm(args) => container::rm(&open(root)?, &args, out),
         Command::Volume(command) => volume::volume(&open(root)?, command, out),
         Command::Version => version(out),
-        Command::External(words) => external::run(&words),
+        Command::External(words) => external::run(&words, root),
     }
 }
 
+/// The store that the environment names; an empty variable is none.
+fn variable() -> Option<PathBuf> {
+    std::env::var_os(ROOT)
+        .filter(|root| !root.is_empty())
+        .map(PathBuf::from)
+}
+
 fn open(root: Option<PathBuf>) -> Result<Engine> {
-    let root = match root {
-        Some(root) if root.as_os_str().is_empty() => {
-            return Err(Error::invalid(
-                "the store's directory has an empty name (--root, COWL_ROOT)",
-            ));
-        }
-        Some(root) => root,
-        None => host::default_root()?,
-    };
+    let root = root.map_or_else(host::default_root, Ok)?;
     Engine::open(&root).map_err(|error| error.context(format!("store {}", root.display())))
 }
 
@@ -154,6 +163,9 @@ fn complain(what: &impl std::fmt::Display) {
         line.push_str(
             "; free some space (cowl rmi, cowl rm, cowl volume rm), or use another --root",
         );
+    }
+    if line.starts_with("cowl: store ") && line.ends_with(FORBIDDEN) {
+        line.push_str("; be who owns it, or name a store of your own with --root DIR");
     }
     line.push('\n');
     if io::stderr().write_all(line.as_bytes()).is_err() {

@@ -1,9 +1,10 @@
 //! A wrong command line, told in one line: what, and what to do.
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
+use std::ffi::OsString;
 
 /// What clap has against the command line. `command` is how far it was understood, such as `cowl run`.
-pub(super) fn one_line(error: &clap::Error, command: &str) -> String {
+pub(super) fn one_line(error: &clap::Error, arguments: &[OsString], command: &str) -> String {
     let text = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.clone()),
         Some(ContextValue::Strings(texts)) => Some(texts.join(", ")),
@@ -35,7 +36,13 @@ pub(super) fn one_line(error: &clap::Error, command: &str) -> String {
         ErrorKind::MissingRequiredArgument => format!("missing {argument}"),
         ErrorKind::MissingSubcommand => "missing command".to_owned(),
         ErrorKind::ArgumentConflict => format!("{option} can be given only once"),
-        ErrorKind::InvalidUtf8 => "an argument is not valid UTF-8".to_owned(),
+        ErrorKind::InvalidUtf8 => {
+            let odd = arguments.iter().find(|word| word.to_str().is_none());
+            format!(
+                "an argument is not valid UTF-8: {}",
+                odd.cloned().unwrap_or_default().display()
+            )
+        }
         // Whatever else: clap's own first line.
         _ => {
             let all = error.to_string();

@@ -5,6 +5,8 @@
     reason = "helpers of tests, which build their inputs with plain std::fs"
 )]
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -125,11 +127,19 @@ fn a_wrong_command_line_is_told_in_one_line_with_125() {
             &["ps", "extra"],
             "unexpected argument: extra; see 'cowl ps --help'",
         ),
-        (&["volume"], "missing command; see 'cowl volume --help'"),
         (&["rmi"], "missing <IMAGE>...; see 'cowl rmi --help'"),
         (
             &["mount", "i", "/", "--work", "w"],
             "missing --upper <DIR>; see 'cowl mount --help'",
+        ),
+        (
+            &["run", "Shop"],
+            "\"Shop\" is not an image name: capitals are allowed in tags only",
+        ),
+        (&["run", ""], "\"\" is not an image name: it is empty"),
+        (
+            &["help", "imges"],
+            "unrecognized subcommand 'imges'; see 'cowl --help'",
         ),
     ];
     for (arguments, stderr) in table {
@@ -172,8 +182,68 @@ fn what_is_not_there_is_named() {
         1,
         "umount /proc: it is not a cowl mount; findmnt -t fuse.cowl lists them",
     );
+    cowl.refused(
+        &["--root", "TEMP/file", "images"],
+        1,
+        "store TEMP/file: cannot use TEMP/file: not a directory",
+    );
     cowl.prints(&["ps", "-aq"], "");
     cowl.prints(&["volume", "ls", "-q"], "");
+}
+
+#[test]
+fn an_argument_that_is_not_utf_8_is_shown() {
+    let cowl = Cowl::new();
+    let output = cowl
+        .command(&["images"])
+        .arg(OsStr::from_bytes(b"caf\xe9"))
+        .output()
+        .unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&output.stderr),
+        "cowl: an argument is not valid UTF-8: caf\u{fffd}; see 'cowl images --help'\n"
+    );
+    assert_eq!(output.status.code(), Some(125));
+}
+
+#[test]
+fn an_import_is_not_named_by_a_digest() {
+    let cowl = Cowl::new();
+    let digest = format!("sha256:{}", "a".repeat(64));
+    cowl.refused(
+        &["import", "-", &format!("x@{digest}")],
+        1,
+        &format!("import: x@{digest}: an image cannot be given a digest; name it NAME[:TAG]"),
+    );
+}
+
+#[test]
+fn help_is_the_same_however_it_is_asked_for() {
+    let cowl = Cowl::new();
+    let shown = |arguments: &[&str]| {
+        let output = cowl.run(arguments);
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(shown(&["help", "run"]), shown(&["run", "--help"]));
+    assert_eq!(
+        shown(&["help", "volume", "rm"]),
+        shown(&["volume", "rm", "--help"])
+    );
+    assert_eq!(shown(&["help"]), shown(&["--help"]));
+    // No command at all is a wrong command line; a store in the environment is none.
+    for group in [&[][..], &["volume"]] {
+        let output = cowl.run(group);
+        assert_eq!(output.status.code(), Some(125));
+        let help = shown(&[group, &["--help"]].concat());
+        assert_eq!(String::from_utf8_lossy(&output.stderr), help);
+    }
+    for command in ["load", "images", "run", "volume"] {
+        assert!(
+            shown(&["help"]).contains(&format!("\n  {command} ")),
+            "{command}"
+        );
+    }
 }
 
 #[test]
@@ -196,20 +266,46 @@ fn an_unknown_command_runs_a_program_of_that_name_or_is_told_with_a_suggestion()
     );
 
     let program = cowl.temp.path().join("cowl-greet");
-    std::fs::write(&program, "#!/bin/sh\necho hello \"$@\"\nexit 7\n").unwrap();
+    std::fs::write(
+        &program,
+        "#!/bin/sh\necho hello \"$@\" from $COWL_ROOT\nexit 7\n",
+    )
+    .unwrap();
     std::fs::set_permissions(
         &program,
         std::os::unix::fs::PermissionsExt::from_mode(0o755),
     )
     .unwrap();
     let path = format!("{}:/usr/bin:/bin", cowl.temp.path().display());
-    let output = cowl
-        .command(&["greet", "--all", "x y"])
-        .env("PATH", path)
-        .output()
-        .unwrap();
-    assert_eq!(output.stdout, b"hello --all x y\n");
-    assert_eq!(output.status.code(), Some(7));
+    // On the same store as a command of cowl's own.
+    let table: &[(&[&str], &str, &str)] = &[
+        (
+            &["greet", "--all", "x y"],
+            "TEMP/store",
+            "--all x y from TEMP/store",
+        ),
+        (
+            &["--root", "TEMP/other", "greet"],
+            "TEMP/store",
+            "from TEMP/other",
+        ),
+        (&["greet"], "", "from TEMP/home/cowl"),
+    ];
+    for (arguments, variable, said) in table {
+        let mut command = Command::new("unshare");
+        command
+            .args(["-Ur", env!("CARGO_BIN_EXE_cowl")])
+            .args(arguments.iter().map(|argument| cowl.expand(argument)))
+            .env("COWL_ROOT", cowl.expand(variable))
+            .env("XDG_DATA_HOME", cowl.expand("TEMP/home"))
+            .env("PATH", &path);
+        let output = command.output().unwrap();
+        assert_eq!(
+            String::from_utf8_lossy(&output.stdout),
+            format!("hello {}\n", cowl.expand(said))
+        );
+        assert_eq!(output.status.code(), Some(7));
+    }
 }
 
 #[test]
