@@ -57,7 +57,7 @@ impl Side {
             .contents(operation)
             .or_else(|| self.names(operation))
             .or_else(|| self.attributes(operation))
-            .or_else(|| self.xattrs(operation))
+            .or_else(|| Self::xattrs(operation))
             .unwrap_or_else(|| self.open_files(operation));
         setfsuid(old_user);
         setfsgid(old_group);
@@ -267,7 +267,7 @@ impl Side {
         })
     }
 
-    fn xattrs(&self, operation: &Operation) -> Option<Seen> {
+    fn xattrs(operation: &Operation) -> Option<Seen> {
         Some(match operation {
             Operation::SetXattr {
                 path,
