@@ -6,7 +6,7 @@ use rustix::fs::{OFlags, Statx, Timespec, Timestamps};
 
 use super::busy::Guard;
 use super::event::Event;
-use super::iomode::Serving;
+use super::opens::Serving;
 use super::state::{Content, Home, UpperFile};
 use super::types::{Attr, Errno, HandleId, NodeId, SetAttr, SetTime};
 use super::{Overlay, lookup::tree_side};
@@ -109,7 +109,7 @@ impl Overlay {
         file: &UpperFile,
         handle: Option<HandleId>,
     ) -> Result<Option<Statx>, Errno> {
-        if let Some(open) = handle.and_then(|handle| self.opens.upper_file(handle)) {
+        if let Some(open) = handle.and_then(|handle| self.handles.upper_file(handle)) {
             let flags = rustix::fs::AtFlags::EMPTY_PATH;
             return rustix::fs::statx(&*open, "", flags, rustix::fs::StatxFlags::BASIC_STATS)
                 .map(Some);
@@ -227,7 +227,7 @@ impl Overlay {
     }
 
     fn resize(&self, id: NodeId, size: u64) -> Result<(), Errno> {
-        if self.opens.serving(id) == Some(Serving::Lower) {
+        if self.serving(id) == Some(Serving::Lower) {
             self.renumber(id)?;
             return Err(Errno::STALE); // the kernel looks the name up again and comes back
         }

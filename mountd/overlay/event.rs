@@ -2,8 +2,9 @@
 
 use cowl_core::tree::{FileType, TreeIno};
 
+use super::opens::{OpenFile, Serving};
 use super::state::{Home, Name, Under, UpperFile};
-use super::types::{Attr, NodeId};
+use super::types::{Attr, HandleId, NodeId};
 
 /// What an upper's directory showed when it was read, one name of it.
 #[derive(Clone, Debug)]
@@ -81,6 +82,14 @@ pub(super) enum Event {
     Synced { node: NodeId },
     /// A node's content changed under a passthrough reader: its names go by another id from here on.
     Renumbered { from: NodeId, to: NodeId },
+    /// A file was opened; how all opens of its node are served.
+    Opened {
+        handle: HandleId,
+        file: OpenFile,
+        serving: Serving,
+    },
+    /// The kernel gave a handle back.
+    Released { handle: HandleId },
     /// The kernel was told of the node.
     Looked { node: NodeId },
     /// The kernel gave lookups back.

@@ -10,7 +10,8 @@ use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom};
 
 use super::event::Event;
-use super::iomode::{Serving, Source};
+use super::iomode::Source;
+use super::opens::Serving;
 use super::state::Home;
 use super::types::{CopyEnd, Errno, HandleId, NodeId, OpenFlags, Opened, Seek, Side};
 use super::{Overlay, Profile};
@@ -117,7 +118,7 @@ impl Overlay {
             }
             rustix::fs::ftruncate(self.place_of(id)?.open(OFlags::WRONLY)?, 0)?;
         }
-        if self.opens.serving(id) == Some(Serving::Lower) {
+        if self.serving(id) == Some(Serving::Lower) {
             self.renumber(id)?;
             return Err(Errno::STALE);
         }
@@ -133,8 +134,10 @@ impl Overlay {
 
     /// Gives a handle back; a file without a name that nobody uses any more goes.
     pub fn release(&self, _node: NodeId, handle: HandleId) -> Result<(), Errno> {
-        let node = self.opens.remove(handle)?;
-        self.drop_orphan(node);
+        let (file, _) = self.open_file(handle)?;
+        self.handles.forget(handle);
+        self.commit(|_| [Event::Released { handle }]);
+        self.drop_orphan(file.node);
         Ok(())
     }
 
@@ -199,27 +202,26 @@ impl Overlay {
         let Some(handle) = handle else {
             return self.node_file(id, false).map(|source| source.file);
         };
-        let handle = self.opens.get(handle)?;
-        let source = handle.source.lock().clone();
-        if source.side == Side::Upper || !self.owns_content(handle.node) {
+        let (file, source) = self.open_file(handle)?;
+        if source.side == Side::Upper || !self.owns_content(file.node) {
             return Ok(source.file);
         }
         // Someone wrote to it since: who reads through the kernel's cache sees that, as on any file system.
         let fresh = {
-            let _guard = self.busy.lock(&[handle.node]);
-            self.source_of(handle.node, false)?
+            let _guard = self.busy.lock(&[file.node]);
+            self.source_of(file.node, false)?
         };
-        handle.source.lock().clone_from(&fresh);
+        self.handles.put(handle, fresh.clone());
         Ok(fresh.file)
     }
 
     fn file_to_write(&self, id: NodeId, handle: Option<HandleId>) -> Result<Arc<File>, Errno> {
         let source = if let Some(handle) = handle {
-            let handle = self.opens.get(handle)?;
-            if !handle.write {
+            let (file, source) = self.open_file(handle)?;
+            if !file.write {
                 return Err(Errno::BADF);
             }
-            handle.source.lock().clone()
+            source
         } else {
             if !self.owns_content(id) {
                 self.copy_up(id)?;
@@ -264,7 +266,7 @@ impl Overlay {
                 .is_some_and(|file| file.unsynced)
         };
         let open = handle
-            .and_then(|handle| self.opens.upper_file(handle))
+            .and_then(|handle| self.handles.upper_file(handle))
             .map_or_else(
                 || {
                     let _guard = self.busy.lock(&[id]);
@@ -398,7 +400,7 @@ impl Overlay {
     }
 
     fn unused_orphan(&self, id: NodeId) -> Option<u64> {
-        if self.profile == Profile::Passthrough && self.opens.serving(id).is_some() {
+        if self.profile == Profile::Passthrough && self.serving(id).is_some() {
             return None;
         }
         let state = self.state.read();

@@ -1,4 +1,4 @@
-//! Who serves an open file's bytes, and which files are open.
+//! Who serves an open file's bytes.
 //!
 //! The kernel allows one backing file for an inode at a time, and no cached open beside a passthrough one (it answers EIO). So the way is
 //! a property of the node, chosen when it goes from closed to open, and every further open takes it. Opening is done under the node's
@@ -10,6 +10,8 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::event::Event;
+use super::opens::{OpenFile, Serving};
 use super::state::Content;
 use super::types::{Attr, Backing, Errno, HandleId, NodeId, OpenMode, Opened, Side};
 use super::{Overlay, Profile};
@@ -20,43 +22,10 @@ const LARGE: u64 = 1 << 20;
 
 const SET_ID: u32 = 0o6000;
 
-/// How an open node is served.
-#[derive(Copy, Clone, Debug, Eq, PartialEq)]
-pub(super) enum Serving {
-    /// Through us and the kernel's cache.
-    Cached,
-    /// By the kernel, from the object.
-    Lower,
-    /// By the kernel, from the upper's file.
-    Upper,
-}
-
-/// Open files. Level 3: its lock is held for table work only.
+/// Descriptors of open files. Level 4: its lock is held for table work only.
 #[derive(Debug, Default)]
-pub(super) struct Opens {
-    table: Mutex<Table>,
-}
-
-#[derive(Debug, Default)]
-struct Table {
-    last: u64,
-    handles: HashMap<HandleId, Arc<Handle>>,
-    nodes: HashMap<NodeId, OpenNode>,
-}
-
-#[derive(Debug)]
-struct OpenNode {
-    count: u64,
-    serving: Serving,
-}
-
-/// An open file.
-#[derive(Debug)]
-pub(super) struct Handle {
-    pub(super) node: NodeId,
-    pub(super) write: bool,
-    /// Changes from the object to the upper's file when someone writes to what this one only reads.
-    pub(super) source: Mutex<Source>,
+pub(super) struct HandleFiles {
+    kept: Mutex<HashMap<HandleId, Source>>,
 }
 
 /// Where bytes come from.
@@ -67,63 +36,42 @@ pub(super) struct Source {
     pub(super) file: Option<Arc<File>>,
 }
 
-impl Opens {
-    /// How a node is served, if it is open.
-    pub(super) fn serving(&self, id: NodeId) -> Option<Serving> {
-        self.table.lock().nodes.get(&id).map(|node| node.serving)
-    }
-
-    pub(super) fn get(&self, handle: HandleId) -> Result<Arc<Handle>, Errno> {
-        self.table
-            .lock()
-            .handles
-            .get(&handle)
-            .cloned()
-            .ok_or(Errno::BADF)
+impl HandleFiles {
+    pub(super) fn get(&self, handle: HandleId) -> Option<Source> {
+        self.kept.lock().get(&handle).cloned()
     }
 
     /// The upper's file that a handle has open.
     pub(super) fn upper_file(&self, handle: HandleId) -> Option<Arc<File>> {
-        let handle = self.table.lock().handles.get(&handle).cloned()?;
-        let source = handle.source.lock();
-        if source.side == Side::Upper {
-            source.file.clone()
-        } else {
-            None
-        }
+        let source = self.get(handle)?;
+        source.file.filter(|_| source.side == Side::Upper)
     }
 
-    fn add(&self, handle: Handle, serving: Serving) -> HandleId {
-        let mut table = self.table.lock();
-        table.last += 1;
-        let id = HandleId(table.last);
-        table
-            .nodes
-            .entry(handle.node)
-            .or_insert(OpenNode { count: 0, serving })
-            .count += 1;
-        table.handles.insert(id, Arc::new(handle));
-        id
+    pub(super) fn put(&self, handle: HandleId, source: Source) {
+        self.kept.lock().insert(handle, source);
     }
 
-    /// Forgets a handle; the node it was for.
-    pub(super) fn remove(&self, handle: HandleId) -> Result<NodeId, Errno> {
-        let mut table = self.table.lock();
-        let handle = table.handles.remove(&handle).ok_or(Errno::BADF)?;
-        if let Some(node) = table.nodes.get_mut(&handle.node) {
-            node.count -= 1;
-            if node.count == 0 {
-                table.nodes.remove(&handle.node);
-            }
-        }
-        Ok(handle.node)
+    pub(super) fn forget(&self, handle: HandleId) {
+        self.kept.lock().remove(&handle);
     }
 }
 
 impl Overlay {
+    /// How a node is served, if it is open.
+    pub(super) fn serving(&self, id: NodeId) -> Option<Serving> {
+        self.state.read().opens().serving(id)
+    }
+
+    /// An open file, and where its bytes come from.
+    pub(super) fn open_file(&self, handle: HandleId) -> Result<(OpenFile, Source), Errno> {
+        let file = self.state.read().opens().file(handle).ok_or(Errno::BADF)?;
+        let source = self.handles.get(handle).ok_or(Errno::BADF)?;
+        Ok((file, source))
+    }
+
     /// Whether a file without a name has to be kept: someone may still use it.
     pub(super) fn may_be_open(&self, id: NodeId) -> bool {
-        self.profile == Profile::Cached || self.opens.serving(id).is_some()
+        self.profile == Profile::Cached || self.serving(id).is_some()
     }
 
     /// Enters an opened file and says how it is served; of one that was just made the permissions are known. The caller guards the node.
@@ -140,7 +88,7 @@ impl Overlay {
                 mode: OpenMode::Cached,
             });
         }
-        let serving = match self.opens.serving(id) {
+        let serving = match self.serving(id) {
             Some(serving) => serving,
             None => self.choose(id, &source, new)?,
         };
@@ -151,14 +99,17 @@ impl Overlay {
                 side: source.side,
             }),
         };
-        let handle = self.opens.add(
-            Handle {
-                node: id,
-                write,
-                source: Mutex::new(source),
-            },
-            serving,
-        );
+        let file = OpenFile { node: id, write };
+        let mut handle = HandleId(0);
+        self.commit(|state| {
+            handle = state.opens().next_handle();
+            [Event::Opened {
+                handle,
+                file,
+                serving,
+            }]
+        });
+        self.handles.put(handle, source);
         Ok(Opened { handle, mode })
     }
 
@@ -241,7 +192,7 @@ impl Overlay {
             return Err(Errno::STALE);
         }
         self.commit(|state| {
-            [super::event::Event::Renumbered {
+            [Event::Renumbered {
                 from: id,
                 to: state.next_born(),
             }]

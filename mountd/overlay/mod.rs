@@ -6,14 +6,14 @@
 //!
 //! One module for each rule: [`lookup`] what a name means, [`copyup`] how a file of the tree gets into the upper, [`create`], [`link`], [`remove`],
 //! [`rename`] how names come, go and move, [`attrs`] and [`xattrs`] what is known of a file, [`io`] its bytes, [`content`] how they get
-//! into the upper, [`iomode`] who serves them, [`unseen`] what of all this shows in attributes, [`readdir`] a directory's names, [`state`] what is known beyond the tree and [`event`] what
+//! into the upper, [`opens`] which files are open and [`iomode`] who serves them, [`unseen`] what of all this shows in attributes, [`readdir`] a directory's names, [`state`] what is known beyond the tree and [`event`] what
 //! changes it, [`places`] where a file of the upper is found.
 //!
 //! # Locks, outermost first
 //! 1. `filling`: a guard of a single file, held while its bytes are copied up. Who wants them there waits, and who changes the file.
 //! 2. [`busy`]: guards of single nodes, taken all at once; held over a few system calls by whoever changes these nodes or where they are.
 //! 3. `places.moves`: shared while a path is walked, exclusive while a directory is renamed on the host.
-//! 4. `state`, `opens`, `unseen`, the caches of descriptors: for table work only, never over I/O.
+//! 4. `state`, `unseen`, the caches of descriptors: for table work only, never over I/O.
 //!
 //! A read of attributes takes no guard.
 
@@ -28,6 +28,7 @@ mod iomode;
 mod link;
 mod lookup;
 mod lower;
+mod opens;
 mod places;
 mod readdir;
 mod remove;
@@ -51,7 +52,7 @@ pub use types::*;
 use busy::{Busy, Level};
 use event::Event;
 use io::NodeFiles;
-use iomode::Opens;
+use iomode::HandleFiles;
 use lookup::Wanted;
 use lower::Lower;
 use places::Places;
@@ -118,7 +119,7 @@ pub struct Overlay {
     busy: Busy,
     unseen: Unseen,
     places: Places,
-    opens: Opens,
+    handles: HandleFiles,
     files: NodeFiles,
 }
 
@@ -153,7 +154,7 @@ impl Overlay {
             busy: Busy::new(Level::Changing),
             unseen: Unseen::default(),
             places: Places::default(),
-            opens: Opens::default(),
+            handles: HandleFiles::default(),
             files: NodeFiles::default(),
         };
         if let Some(upper) = &overlay.upper {

@@ -1,5 +1,5 @@
 //! What the overlay knows beyond the tree: which nodes have a file in the upper and where, what the upper's directories hold,
-//! and who was looked up.
+//! which files are open, and who was looked up.
 //!
 //! Invariant: [`State::apply`] is the only way it changes, and an [`Event`] is a plain value that says what has already happened on
 //! disk. So a log of events is a state. No operation here does I/O; the overlay keeps the lock around it for table work only.
@@ -10,6 +10,7 @@ use cowl_core::digest::ObjectId;
 use cowl_core::tree::{FileType, TreeIno};
 
 use super::event::{Event, Found, FoundWhat};
+use super::opens::Opens;
 use super::types::{Attr, NodeId};
 
 /// A name in a directory.
@@ -25,6 +26,7 @@ pub(super) struct State {
     /// Nodes of the tree that go by another id since their content changed under a passthrough reader.
     renumbered: HashMap<TreeIno, NodeId>,
     born: u64,
+    opens: Opens,
 }
 
 /// A node that has a file in the upper, or no name any more.
@@ -142,6 +144,11 @@ impl State {
         self.dirs.get(&id)
     }
 
+    /// Which files are open.
+    pub(super) fn opens(&self) -> &Opens {
+        &self.opens
+    }
+
     /// The id that the next node born in the upper will have. Ids of events already made count.
     pub(super) fn next_born(&self) -> NodeId {
         NodeId(NodeId::FIRST_BORN.0 + self.born)
@@ -188,6 +195,12 @@ impl State {
             Event::Nlink { node, delta } => self.with_file(node, |file| file.nlink_delta = delta),
             Event::Synced { node } => self.with_file(node, |file| file.unsynced = false),
             Event::Renumbered { from, to } => self.renumber(from, to),
+            Event::Opened {
+                handle,
+                file,
+                serving,
+            } => self.opens.opened(handle, file, serving),
+            Event::Released { handle } => self.opens.released(handle),
             Event::Looked { node } => {
                 if let Some(node) = self.nodes.get_mut(&node) {
                     node.lookups += 1;

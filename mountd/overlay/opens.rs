@@ -1,0 +1,73 @@
+//! Which files are open, by handle and by node: a part of the state, so plain values. Their descriptors are kept elsewhere and can be had
+//! again from what is here.
+
+use std::collections::HashMap;
+
+use super::types::{HandleId, NodeId};
+
+/// How an open node is served.
+#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+pub(super) enum Serving {
+    /// Through us and the kernel's cache.
+    Cached,
+    /// By the kernel, from the object.
+    Lower,
+    /// By the kernel, from the upper's file.
+    Upper,
+}
+
+/// An open file.
+#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+pub(super) struct OpenFile {
+    pub(super) node: NodeId,
+    pub(super) write: bool,
+}
+
+/// See the head of this module.
+#[derive(Debug, Default)]
+pub(super) struct Opens {
+    last: u64,
+    files: HashMap<HandleId, OpenFile>,
+    nodes: HashMap<NodeId, OpenNode>,
+}
+
+#[derive(Debug)]
+struct OpenNode {
+    count: u64,
+    serving: Serving,
+}
+
+impl Opens {
+    /// How a node is served, if it is open.
+    pub(super) fn serving(&self, node: NodeId) -> Option<Serving> {
+        self.nodes.get(&node).map(|open| open.serving)
+    }
+
+    pub(super) fn file(&self, handle: HandleId) -> Option<OpenFile> {
+        self.files.get(&handle).copied()
+    }
+
+    /// The handle that the next file opened will have.
+    pub(super) fn next_handle(&self) -> HandleId {
+        HandleId(self.last + 1)
+    }
+
+    pub(super) fn opened(&mut self, handle: HandleId, file: OpenFile, serving: Serving) {
+        self.last = self.last.max(handle.0);
+        self.files.insert(handle, file);
+        let closed = OpenNode { count: 0, serving };
+        self.nodes.entry(file.node).or_insert(closed).count += 1;
+    }
+
+    pub(super) fn released(&mut self, handle: HandleId) {
+        let Some(file) = self.files.remove(&handle) else {
+            return;
+        };
+        if let Some(open) = self.nodes.get_mut(&file.node) {
+            open.count -= 1;
+            if open.count == 0 {
+                self.nodes.remove(&file.node);
+            }
+        }
+    }
+}
