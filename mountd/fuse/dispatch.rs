@@ -38,6 +38,9 @@ pub(crate) struct Dispatcher<'m> {
     backing: BackingIds,
     /// Whether OPEN is answered ENOSYS: files then have no handles, and the kernel asks no more.
     skip_open: bool,
+    /// Whether LSEEK is answered ENOSYS: the kernel does not hand over what it holds back before it asks, so our files may lack data that
+    /// a client has written. It then takes all below the end for data, and asks no more.
+    skip_seek: bool,
 }
 
 impl<'m> Dispatcher<'m> {
@@ -49,6 +52,7 @@ impl<'m> Dispatcher<'m> {
             notifier: connection.notifier(),
             backing: BackingIds::new()?,
             skip_open: connection.may_skip_open(),
+            skip_seek: connection.writes_back,
         })
     }
 
@@ -258,12 +262,7 @@ impl<'m> Dispatcher<'m> {
                 handle,
                 offset,
                 whence,
-            } => {
-                let offset = self
-                    .overlay
-                    .lseek(node, handle_of(handle), offset, seek(whence)?)?;
-                reply.put(&wire::LseekOut { offset })
-            }
+            } => self.lseek(node, handle, offset, whence, reply),
             Operation::CopyFileRange(range) => self.copy_file_range(node, &range, reply),
             _ => Err(Errno::NOSYS),
         }
@@ -403,6 +402,23 @@ impl Dispatcher<'_> {
                 }
             }
         }
+    }
+
+    fn lseek(
+        &self,
+        node: NodeId,
+        handle: u64,
+        offset: u64,
+        whence: u32,
+        reply: &mut Reply,
+    ) -> Result<(), Errno> {
+        if self.skip_seek {
+            return Err(Errno::NOSYS);
+        }
+        let offset = self
+            .overlay
+            .lseek(node, handle_of(handle), offset, seek(whence)?)?;
+        reply.put(&wire::LseekOut { offset })
     }
 
     fn copy_file_range(

@@ -9,6 +9,7 @@
 //! | request | answer |
 //! |---|---|
 //! | OPEN in the cached profile; OPENDIR, FLUSH, POLL, INTERRUPT and other codes | ENOSYS, after which the kernel sends no more |
+//! | LSEEK under the writeback cache | the same: what the kernel has not written yet would be taken for a hole |
 //! | STATX | the same: it would add the birth time, which no tree has, to what GETATTR says |
 //! | IOCTL | ENOTTY: no file here is a terminal, and none has flags or extents of its own to show |
 //! | entries, attributes, absent names | valid for good: nobody else changes the mount |

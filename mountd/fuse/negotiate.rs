@@ -23,6 +23,16 @@ pub(crate) struct Connection {
     pub(crate) profile: Profile,
     /// How its requests are laid out.
     pub(super) dialect: Dialect,
+    /// Whether the kernel keeps what is written for a while before it tells us.
+    pub(super) writes_back: bool,
+}
+
+/// What came of INIT.
+#[derive(Copy, Clone, Debug)]
+struct Agreed {
+    profile: Profile,
+    dialect: Dialect,
+    writes_back: bool,
 }
 
 impl Connection {
@@ -36,11 +46,16 @@ impl Connection {
         };
         // The access check of `SessionACL` is part of fuser's own loop; here the mount's allow_other and default_permissions hold.
         let session = Session::from_fd(negotiator, device, SessionACL::All, Config::default())?;
-        let (profile, dialect) = *agreed.get().ok_or(io::ErrorKind::InvalidData)?;
+        let Agreed {
+            profile,
+            dialect,
+            writes_back,
+        } = *agreed.get().ok_or(io::ErrorKind::InvalidData)?;
         Ok(Self {
             session,
             profile,
             dialect,
+            writes_back,
         })
     }
 
@@ -66,7 +81,7 @@ impl AsFd for Connection {
 struct Negotiator {
     wanted: Profile,
     writable: bool,
-    agreed: Arc<OnceLock<(Profile, Dialect)>>,
+    agreed: Arc<OnceLock<Agreed>>,
 }
 
 impl Filesystem for Negotiator {
@@ -94,8 +109,13 @@ impl Filesystem for Negotiator {
         let dialect = Dialect {
             long_setxattr: flags.contains(InitFlags::FUSE_SETXATTR_EXT),
         };
+        let agreed = Agreed {
+            profile,
+            dialect,
+            writes_back: flags.contains(InitFlags::FUSE_WRITEBACK_CACHE),
+        };
         self.agreed
-            .set((profile, dialect))
+            .set(agreed)
             .map_err(|_twice| io::ErrorKind::InvalidData.into())
     }
 }

@@ -112,6 +112,37 @@ fn ranges_of_a_file_are_freed_found_and_copied() {
     });
 }
 
+/// Data and holes are where they are on a plain file, also while nothing of it was written out.
+#[test]
+fn data_just_written_is_found_by_who_looks_for_holes() {
+    let image = Image::of(&[("d/file", b"x")]);
+    let plain = tempfile::tempdir().unwrap();
+    let fresh = |path: std::path::PathBuf| {
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(path)
+            .unwrap();
+        file.write_all_at(&noise(100_000), 0).unwrap();
+        file
+    };
+    let starts = [0, 50_000, 100_000];
+    let seek = |file: &File| {
+        starts.map(|start| {
+            (
+                rustix::fs::seek(file, SeekFrom::Data(start)),
+                rustix::fs::seek(file, SeekFrom::Hole(start)),
+            )
+        })
+    };
+    each(&image, |mount| {
+        let name = format!("{:?}", mount.profile);
+        let ours = fresh(mount.path("d").join(&name));
+        assert_eq!(seek(&ours), seek(&fresh(plain.path().join(&name))));
+    });
+}
+
 #[test]
 fn names_are_swapped_refused_and_given_later() {
     let image = Image::of(&[("d/one", b"one"), ("d/two", b"two")]);
