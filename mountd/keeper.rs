@@ -38,6 +38,7 @@ pub fn run(socket: OwnedFd) -> ExitCode {
     }
     match establish(socket.as_fd()) {
         Ok(kept) => {
+            // The asker waits for this: no descriptor of the mount is left here.
             drop(socket);
             kept.hold()
         }

@@ -4,7 +4,7 @@
 use std::fs;
 
 use cowl_tests::busybox::shop;
-use cowl_tests::command::{program, python, run, shell, system};
+use cowl_tests::command::{binary, program, python, run, shell, system};
 use cowl_tests::profile::{Profile, current, directory, processes, root, user};
 use cowl_tests::store::mounted_kind;
 use cowl_tests::tree;
@@ -195,6 +195,23 @@ fn a_foreign_umount_ends_it() {
 #[test]
 fn a_foreign_umount_ends_it_as_root() {
     root(|| a_foreign_umount_ends_it());
+}
+
+/// A mount can be taken away as soon as `cowl mount` has returned, however slow the daemons are in finishing what they do.
+#[test]
+fn a_mount_is_free_for_unmounting_at_once() {
+    root(|| {
+        let store = shop("store");
+        let point = directory().join("mnt");
+        fs::create_dir(&point).unwrap();
+        let slow = "strace -f -qq -o strace.log -e trace=sendmsg -e inject=sendmsg:delay_exit=300000 \"$@\"";
+        let both = "\"$1\" --root \"$2\" mount shop \"$3\"; \"$1\" --root \"$2\" umount \"$3\" || { umount -l \"$3\"; exit 1; }";
+        let outcome = run(program("sh", ["-ec", slow, "sh", "sh", "-ec", both, "sh"])
+            .arg(binary("cowl"))
+            .args([store.root(), &point])
+            .current_dir(directory()));
+        outcome.ok();
+    });
 }
 
 /// Nothing of the caller stays open in the daemons: a pipe that was its output ends with `cowl mount`.
