@@ -1,11 +1,18 @@
 //! What `cowl mount` promises beside the behaviour of files: read-only without an upper, several at once, figures of
 //! the file system below, and nothing left when it is gone.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::io::Read as _;
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use rustix::process::{PidfdFlags, pidfd_open};
 
 use cowl_tests::busybox::shop;
 use cowl_tests::command::{binary, program, python, run, shell, system};
-use cowl_tests::profile::{Profile, current, directory, processes, root, user};
+use cowl_tests::profile::{Profile, current, directory, processes, readable, root, user};
+use cowl_tests::requests::worker;
 use cowl_tests::store::mounted_kind;
 use cowl_tests::tree;
 
@@ -195,6 +202,66 @@ fn a_foreign_umount_ends_it() {
 #[test]
 fn a_foreign_umount_ends_it_as_root() {
     root(|| a_foreign_umount_ends_it());
+}
+
+/// Runs a shell in a mount namespace of its own until it is told to end: `script` first, then it waits.
+struct Elsewhere {
+    shell: Child,
+}
+
+impl Elsewhere {
+    fn new<S: AsRef<OsStr>>(script: &str, arguments: impl IntoIterator<Item = S>) -> Self {
+        let script = format!("{script}\necho ready; read -r line");
+        let mut shell = program("unshare", ["--mount", "sh", "-ec", &script, "sh"])
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut ready = [0; 6];
+        shell
+            .stdout
+            .as_mut()
+            .unwrap()
+            .read_exact(&mut ready)
+            .unwrap();
+        assert_eq!(&ready, b"ready\n");
+        Self { shell }
+    }
+
+    fn end(mut self) {
+        drop(self.shell.stdin.take());
+        self.shell.wait().unwrap();
+    }
+}
+
+/// A namespace that was made while something was mounted has a copy of it; who takes the mount away is told, and does
+/// not wait for the end of a process that may never end.
+fn a_copy_elsewhere_is_named() {
+    let store = shop("store");
+    let mount = store.mount_upper("shop", "mnt");
+    let elsewhere = Elsewhere::new("", [""; 0]);
+    let point = mount.path().to_owned();
+    let refusal = store
+        .run([OsStr::new("umount"), point.as_os_str()])
+        .refused(1);
+    let process = format!("process {} (sh) has it", elsewhere.shell.id());
+    assert!(refusal.contains(&process), "{refusal}");
+    assert_eq!(mounted_kind(&point), None);
+    mount.forget();
+    let served = pidfd_open(worker(), PidfdFlags::empty()).unwrap();
+    elsewhere.end();
+    assert!(readable(&served, Duration::from_secs(10)));
+}
+
+#[test]
+fn a_copy_elsewhere_is_named_as_root() {
+    root(|| a_copy_elsewhere_is_named());
+}
+
+#[test]
+fn a_copy_elsewhere_is_named_as_user() {
+    user(|| a_copy_elsewhere_is_named());
 }
 
 /// A mount can be taken away as soon as `cowl mount` has returned, however slow the daemons are in finishing what they do.

@@ -6,8 +6,11 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::Duration;
 
-use rustix::fs::FlockOperation;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FlockOperation, inotify};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -100,6 +103,15 @@ impl Store {
 
     /// Waits until no process holds a lease of `mount` any more, and removes its file. Ends at once when there is none.
     pub fn wait_lease_end(&self, mount: &str) -> Result<(), StoreError> {
+        self.wait_lease(mount, None).map(drop)
+    }
+
+    /// The same, but for no longer than `patience`; false if somebody holds one still.
+    pub fn lease_ends_within(&self, mount: &str, patience: Duration) -> Result<bool, StoreError> {
+        self.wait_lease(mount, Some(patience))
+    }
+
+    fn wait_lease(&self, mount: &str, patience: Option<Duration>) -> Result<bool, StoreError> {
         for name in self.leases.names()? {
             let random = name.to_str().and_then(|name| {
                 name.strip_prefix(mount)?
@@ -112,11 +124,15 @@ impl Store {
             let Some(file) = self.leases.open(&name)? else {
                 continue;
             };
-            rustix::io::retry_on_intr(|| rustix::fs::flock(&file, FlockOperation::LockShared))
-                .map_err(|errno| StoreError::io("wait for", self.leases.join(&name), errno))?;
+            let path = self.leases.join(&name);
+            if !is_released(&file, &path, patience)
+                .map_err(|errno| StoreError::io("wait for", path, errno))?
+            {
+                return Ok(false);
+            }
             self.leases.remove(&name)?;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// The record of a lease that is held; None when it is stale or gone.
@@ -167,6 +183,31 @@ impl Drop for Removed {
         {
             // It is free from now on, and gc removes free ones.
         }
+    }
+}
+
+/// Waits until nobody holds the lease that `file`, at `path`, is; false if that takes longer than `patience`.
+fn is_released(file: &File, path: &Path, patience: Option<Duration>) -> Result<bool, Errno> {
+    let lock = |how| rustix::io::retry_on_intr(|| rustix::fs::flock(file, how));
+    let Some(patience) = patience else {
+        return lock(FlockOperation::LockShared).map(|()| true);
+    };
+    // Only its holders have it open for writing, and their lock goes with the last of them. The watch comes before the look.
+    let closed = inotify::init(inotify::CreateFlags::CLOEXEC)?;
+    match inotify::add_watch(&closed, path, inotify::WatchFlags::CLOSE_WRITE) {
+        // Somebody else saw its end.
+        Err(Errno::NOENT) => return Ok(true),
+        watched => drop(watched?),
+    }
+    match lock(FlockOperation::NonBlockingLockShared) {
+        Err(Errno::WOULDBLOCK) => {}
+        locked => return locked.map(|()| true),
+    }
+    let patience = Timespec::try_from(patience).map_err(|_too_long| Errno::INVAL)?;
+    let mut closed = [PollFd::new(&closed, PollFlags::IN)];
+    match rustix::io::retry_on_intr(|| poll(&mut closed, Some(&patience)))? {
+        0 => Ok(false),
+        _ => lock(FlockOperation::LockShared).map(|()| true),
     }
 }
 

@@ -12,6 +12,7 @@ use cowl_core::store::{Store, remove_tree};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Child;
+use std::time::Duration;
 
 /// What is to be mounted.
 #[derive(Debug, Clone, Copy)]
@@ -125,6 +126,8 @@ pub struct MountRequest<'a> {
     pub work: Option<&'a Path>,
 }
 
+/// How long a mount's processes may take to end once it is gone. A container that is just being started may hold it for a moment.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Digits of a mount's id: unique among the leases of a store.
 const MOUNT_ID: usize = 12;
 /// Between the image's name and the mount's id; in neither of them, and not escaped in the mount table.
@@ -240,7 +243,17 @@ impl Engine {
         let Some((_, id)) = source.rsplit_once(MARK) else {
             return Ok(());
         };
-        self.store.wait_lease_end(id)?;
-        Ok(())
+        if self.store.lease_ends_within(id, PATIENCE)? {
+            return Ok(());
+        }
+        // A mount namespace that was made meanwhile has a copy of the mount, and may last for ever.
+        let holder = match mountpoint::holder(&source)? {
+            Some(process) => format!("process {process} has it in a mount namespace of its own"),
+            None => "it is still in use somewhere".to_owned(),
+        };
+        Err(Error::conflict(format!(
+            "umount {}: it is gone here, but {holder}; what it was made of stays in use until that ends",
+            dir.display()
+        )))
     }
 }

@@ -107,12 +107,36 @@ pub(super) fn detach(path: &Path) -> Result<String> {
     }
 }
 
+/// A process, by number and name, that sees our mount called `source`, whatever namespace it is in; none if nobody we can see does.
+pub(super) fn holder(source: &str) -> Result<Option<String>> {
+    let processes = std::fs::read_dir("/proc").context(|| "reading /proc")?;
+    for process in processes {
+        let process = process.context(|| "reading /proc")?.path();
+        // Not a process, one that ended meanwhile, or one of somebody else.
+        let Ok(table) = std::fs::read(process.join("mountinfo")) else {
+            continue;
+        };
+        let ours = |line: &str| kind_and_source(line) == Some((TYPE.to_owned(), source.to_owned()));
+        if String::from_utf8_lossy(&table).lines().any(ours) {
+            let number = process.file_name().unwrap_or_default().to_string_lossy();
+            let name = std::fs::read(process.join("comm")).unwrap_or_default();
+            let name = String::from_utf8_lossy(&name);
+            return Ok(Some(format!("{number} ({})", name.trim_end())));
+        }
+    }
+    Ok(None)
+}
+
 /// Type and source of the mount `id` (proc_pid_mountinfo(5)).
 fn find(table: &str, id: u64) -> Option<(String, String)> {
     let id = id.to_string();
     let line = table
         .lines()
         .find(|line| line.split(' ').next() == Some(&id))?;
+    kind_and_source(line)
+}
+
+fn kind_and_source(line: &str) -> Option<(String, String)> {
     let (_, after) = line.split_once(" - ")?;
     let mut fields = after.split(' ');
     Some((unescape(fields.next()?), unescape(fields.next()?)))

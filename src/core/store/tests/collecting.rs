@@ -1,4 +1,5 @@
 use std::fs::File;
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 
@@ -134,6 +135,26 @@ fn waiting_for_a_lease_ends_with_it_and_not_for_another() {
     });
     assert_eq!(fixture.files("leases").len(), 1);
     drop(other);
+}
+
+#[test]
+fn waiting_for_a_lease_can_be_given_up() {
+    let fixture = fixture();
+    let app = fixture.image("app", &[&[b"a"]]);
+    let within = |patience| fixture.store.lease_ends_within("m", patience).unwrap();
+    assert!(within(Duration::ZERO), "there is none");
+    let held = fixture
+        .store
+        .lease("m", None, &app.layers)
+        .unwrap()
+        .into_fd();
+    assert!(!within(Duration::ZERO));
+    std::thread::scope(|scope| {
+        let waiter = scope.spawn(|| within(Duration::from_hours(1)));
+        drop(held);
+        assert!(waiter.join().unwrap());
+    });
+    assert_eq!(fixture.files("leases"), BTreeMap::new());
 }
 
 #[test]
