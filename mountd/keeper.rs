@@ -6,7 +6,8 @@
 //! the asker in one line and leaves nothing behind.
 //!
 //! Invariants: it takes no request off the connection; descriptors it doesn't hold for the mount's life are closed once the worker runs;
-//! it ends with 0 exactly when the mount was unmounted.
+//! once the mount answers, it and the worker are in mount namespaces of their own, so that the caller's can end and the mount with it; it
+//! ends with 0 exactly when the mount was unmounted.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -25,7 +26,7 @@ use rustix::mount::{
 };
 
 use crate::failure::{OrFail, failure};
-use crate::{counters, sys};
+use crate::{counters, process, sys};
 
 /// Keeps one mount, asked for over `socket`, to its end.
 pub fn run(socket: OwnedFd) -> ExitCode {
@@ -106,6 +107,7 @@ fn establish(socket: BorrowedFd<'_>) -> Result<Kept, MountFailed> {
         lease.as_fd(),
         counters.as_fd(),
     )?;
+    process::seclude();
     let answer = MountReady {
         profile: ready.profile,
         worker: worker.id(),

@@ -1,4 +1,4 @@
-//! What the entry of keeper and worker have in common: a clean process with a socket as descriptor 0.
+//! What keeper and worker have in common: at the entry a clean process with a socket as descriptor 0, and later one that is apart.
 //!
 //! Invariant: nothing else of the process that started us is left open but standard error, which is the log.
 
@@ -25,4 +25,11 @@ pub fn begin() -> io::Result<OwnedFd> {
     rustix::process::umask(Mode::empty());
     rustix::thread::set_name(c"cowl-mountd")?;
     Ok(socket)
+}
+
+/// Leaves the mount namespace of whoever started us, so that it can end while the mount lives. Afterwards no program can be started.
+pub(crate) fn seclude() {
+    if let Err(error) = sys::namespace::leave() {
+        tracing::warn!(%error, "this process stays among its caller's mounts, and may keep them from ending");
+    }
 }

@@ -23,6 +23,7 @@ use crate::counters::Counters;
 use crate::failure::{OrFail, failure};
 use crate::fuse::{Connection, Dispatcher, End, Server, may_back};
 use crate::overlay::{self, Config, Overlay, UpperDirs};
+use crate::process;
 
 /// `OVERLAYFS_SUPER_MAGIC` and `FUSE_SUPER_MAGIC`: files of filesystems that stand on others may not back a mount that others stand on.
 const STACKED: [u64; 2] = [0x794c_7630, 0x6573_5546];
@@ -54,6 +55,8 @@ fn serve(socket: OwnedFd) -> Result<End, MountFailed> {
     let dispatcher = Dispatcher::new(overlay, connection).or_fail("cannot tell our capabilities");
     let dispatcher = told(socket.as_fd(), dispatcher)?;
     let server = Server::new(connection, dispatcher, counters);
+    // While there is one thread, and before the keeper is told.
+    process::seclude();
     let ready = Message::WorkerReady(WorkerReady { profile: *profile });
     server
         .run(move || send(socket.as_fd(), &ready, &[]).map_err(io::Error::other))

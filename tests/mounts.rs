@@ -235,6 +235,49 @@ impl Elsewhere {
     }
 }
 
+/// What was mounted in a mount namespace ends with it: its processes do not keep it alive, so they end too, and the
+/// upper can be mounted again.
+fn a_mount_ends_with_its_namespace() {
+    let store = shop("store");
+    let (point, upper) = (directory().join("mnt"), directory().join("mnt.upper"));
+    fs::create_dir(&point).unwrap();
+    let cowl = binary("cowl");
+    let command = [
+        cowl.as_os_str(),
+        "--root".as_ref(),
+        store.root().as_os_str(),
+        "mount".as_ref(),
+        "shop".as_ref(),
+        point.as_os_str(),
+        "--upper".as_ref(),
+        upper.as_os_str(),
+    ];
+    let elsewhere = Elsewhere::new("\"$@\"; echo there > \"$6/new\"", command);
+    assert_eq!(mounted_kind(&point), None);
+    let served = pidfd_open(worker(), PidfdFlags::empty()).unwrap();
+    elsewhere.end();
+    assert!(
+        readable(&served, Duration::from_secs(10)),
+        "nobody sees the mount any more"
+    );
+    let mount = store.mount_upper("shop", "mnt");
+    assert_eq!(
+        fs::read_to_string(mount.path().join("new")).unwrap(),
+        "there\n"
+    );
+    mount.unmount();
+}
+
+#[test]
+fn a_mount_ends_with_its_namespace_as_root() {
+    root(|| a_mount_ends_with_its_namespace());
+}
+
+#[test]
+fn a_mount_ends_with_its_namespace_as_user() {
+    user(|| a_mount_ends_with_its_namespace());
+}
+
 /// A namespace that was made while something was mounted has a copy of it; who takes the mount away is told, and does
 /// not wait for the end of a process that may never end.
 fn a_copy_elsewhere_is_named() {

@@ -4,4 +4,5 @@ pub(crate) mod backing;
 pub(crate) mod descriptors;
 pub(crate) mod identity;
 pub(crate) mod mount;
+pub(crate) mod namespace;
 pub(crate) mod shared;
