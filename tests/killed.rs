@@ -232,6 +232,37 @@ fn kill_all(name: &str) {
     }
 }
 
+/// What became of a mount can be read afterwards: in the store's log, since its processes have no terminal.
+fn the_death_of_a_worker_is_in_the_log() {
+    let store = shop("store");
+    let mount = store.mount("shop", "mnt");
+    let victim = worker();
+    let (keeper, _) = processes()
+        .into_iter()
+        .find(|(_, line)| line.contains("cowl-mountd") && line.contains("keeper"))
+        .expect("a keeper");
+    let keeper = pidfd_open(keeper, PidfdFlags::empty()).unwrap();
+    kill_process(victim, Signal::ABORT).unwrap();
+    assert!(readable(&keeper, Duration::from_secs(10)));
+    let log = fs::read_to_string(store.root().join("mountd.log")).unwrap();
+    assert!(
+        log.contains("shop") && log.contains("the worker died (signal: 6"),
+        "{log}"
+    );
+    mount.unmount();
+    store.ok(["check"]);
+}
+
+#[test]
+fn the_death_of_a_worker_is_in_the_log_as_root() {
+    root(|| the_death_of_a_worker_is_in_the_log());
+}
+
+#[test]
+fn the_death_of_a_worker_is_in_the_log_as_user() {
+    user(|| the_death_of_a_worker_is_in_the_log());
+}
+
 /// A keeper without a worker, and a worker without a keeper, end by themselves.
 #[test]
 fn a_killed_keeper_takes_the_mount_along() {

@@ -18,7 +18,7 @@ use super::layer::{RECORD, TREE, TREE_SUFFIX, open_tree, read_record};
 use super::roots::{Reachable, Root};
 use super::transaction::copy;
 use super::usage::Count;
-use super::{DIRECTORIES, LOCK, ROOT_MODE, Store, StoreError, format, from_hex, object_name};
+use super::{DIRECTORIES, LOCK, ROOT_MODE, Store, StoreError, format, from_hex, log, object_name};
 use crate::digest::{ChainId, DiffId, ObjectId, Sha256Digest, Sha256Hasher};
 use crate::tree::{FileType as NodeType, MergeError, Tree, TreeIno, TreeKind, merge};
 
@@ -152,7 +152,8 @@ impl Store {
         }
         for name in self.root.names()? {
             let known = name.to_str().is_some_and(|name| {
-                name == LOCK || name == format::NAME || DIRECTORIES.contains(&name)
+                [LOCK, format::NAME, log::LOG, log::OLD_LOG].contains(&name)
+                    || DIRECTORIES.contains(&name)
             });
             if !known {
                 report.problems.push(Problem::Stray(self.root.join(&name)));

@@ -16,6 +16,7 @@
 //!   leases/<name>.json         flock'ed by whoever mounts (lease.rs)
 //!   tmp/<random>/              one transaction each, flock'ed by its owner (transaction.rs)
 //!   trash/<random>/            what gc took out and is deleting (gc.rs)
+//!   mountd.log[.old]           what the processes of mounts had to say (log.rs)
 //! ```
 //!
 //! # Publishing
@@ -44,6 +45,7 @@ mod format;
 mod gc;
 mod layer;
 mod lease;
+mod log;
 mod reference;
 mod refs;
 mod remove;

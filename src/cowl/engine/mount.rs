@@ -62,6 +62,7 @@ pub(super) fn mount(store: &Store, request: &Request<'_>) -> Result<Mounted> {
     let lease = store.lease(request.id, Some(request.image), request.layers)?;
     let merged = store.merged(request.layers)?;
     let objects = store.objects_dir()?;
+    let log = store.log()?;
     let sources = MountSources {
         name: request.name,
         chain: *merged.chain.0.as_bytes(),
@@ -72,7 +73,7 @@ pub(super) fn mount(store: &Store, request: &Request<'_>) -> Result<Mounted> {
         upper: request
             .upper
             .map(|(upper, work)| UpperSource { upper, work }),
-        log: None,
+        log: Some(log.as_fd()),
     };
     let mounted =
         handover::mount(&program, &sources).context(|| format!("mounting {}", request.title))?;

@@ -3,6 +3,7 @@
 mod adding;
 mod checking;
 mod collecting;
+mod logging;
 mod opening;
 mod removing;
 
