@@ -137,13 +137,8 @@ pub enum ImageError {
         source: ImportError,
     },
     /// The root file system's tar could not be imported.
-    #[error("cannot import {name}")]
-    Import {
-        /// The file.
-        name: String,
-        /// Why.
-        source: ImportError,
-    },
+    #[error(transparent)]
+    Import(ImportError),
     /// No image of an index runs here.
     #[error("the archive has no image for {wanted}, only for {available}")]
     Platform {

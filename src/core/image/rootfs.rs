@@ -25,14 +25,14 @@ pub fn import_rootfs(
         name: name(),
         source,
     })?;
-    let imported = layer::import(stream, &transaction, &Limits::default()).map_err(|source| {
-        ImageError::Import {
-            name: name(),
-            source,
-        }
-    })?;
+    let imported =
+        layer::import(stream, &transaction, &Limits::default()).map_err(ImageError::Import)?;
     if imported.end == ArchiveEnd::Unmarked {
-        let what = "it ends without the two blocks of zeros that end a tar".to_owned();
+        let what = match imported.stats.stream_bytes {
+            0 => "it is empty",
+            _ => "it ends without the two blocks of zeros that end a tar",
+        }
+        .to_owned();
         return Err(ImageError::Truncated { name: name(), what });
     }
     transaction.put_layer(

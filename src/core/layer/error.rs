@@ -27,6 +27,12 @@ pub enum ImportError {
         /// What was being read.
         what: &'static str,
     },
+    /// Not even one header, so nothing says that it is a tar.
+    #[error("not a tar archive: it has only {length} bytes")]
+    Short {
+        /// Length of the stream.
+        length: u64,
+    },
     /// A block that should be a tar header is none, or one that readers would not agree on.
     #[error("{}byte {offset}: {fault}", if *.fault == HeaderFault::Checksum && *.offset == 0 { "not a tar archive: " } else { "malformed tar archive: " })]
     Header {

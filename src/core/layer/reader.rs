@@ -63,7 +63,15 @@ impl<'l, R: Read> TarReader<'l, R> {
             let at = |fault| ImportError::Header { offset, fault };
             let (header, format) = match self.header(offset)? {
                 Continue(header) => header,
-                Break(_) if extended.bytes > 0 => return Err(at(HeaderFault::Orphan)),
+                Break(ArchiveEnd::Marked) if extended.bytes > 0 => {
+                    return Err(at(HeaderFault::Orphan));
+                }
+                Break(ArchiveEnd::Unmarked) if extended.bytes > 0 => {
+                    return Err(ImportError::Truncated {
+                        offset: self.stream.offset(),
+                        what: "the headers of an entry",
+                    });
+                }
                 Break(end) => return Ok(Break(end)),
             };
             match header.typeflag {
@@ -138,7 +146,13 @@ impl<'l, R: Read> TarReader<'l, R> {
         offset: u64,
     ) -> Result<ControlFlow<ArchiveEnd, (Header, Format)>, ImportError> {
         let at = |fault| ImportError::Header { offset, fault };
-        let Some(block) = self.stream.block()? else {
+        let block = self.stream.block().map_err(|error| match error {
+            ImportError::Truncated { offset: length, .. } if offset == 0 => {
+                ImportError::Short { length }
+            }
+            other => other,
+        })?;
+        let Some(block) = block else {
             return Ok(Break(ArchiveEnd::Unmarked));
         };
         if let Some(header) = Header::parse(&block).map_err(at)? {
