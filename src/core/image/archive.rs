@@ -18,8 +18,11 @@ use super::ImageError;
 use crate::layer::{Compression, decompress};
 use crate::store::Transaction;
 
-/// More members than any archive has, and few enough for memory.
-const MAX_MEMBERS: usize = 1_000_000;
+/// Bytes of an index: more than any archive needs, and few enough for memory. A member costs its name, what it links to, and
+/// [`MEMBER_COST`].
+const MAX_INDEX: usize = 128 << 20;
+/// What a map's entry takes besides the names.
+const MEMBER_COST: usize = 128;
 /// Old `docker save` links a repeated layer to the first; chains are short.
 const MAX_LINKS: usize = 16;
 const BLOCK: u64 = 512;
@@ -82,7 +85,7 @@ impl Archive {
         } else {
             spool(&name, &mut stream, transaction)?
         };
-        let members = index(&name, &seekable)?;
+        let members = index(&name, &seekable, MAX_INDEX)?;
         Ok(Self {
             name,
             source: Source::Tar {
@@ -260,7 +263,7 @@ fn spool(
 }
 
 /// Reads all headers of a tar; the contents are skipped, so this costs one read per member.
-fn index(name: &str, file: &File) -> Result<HashMap<Vec<u8>, Member>, ImageError> {
+fn index(name: &str, file: &File, limit: usize) -> Result<HashMap<Vec<u8>, Member>, ImageError> {
     let unreadable = |source| ImageError::Read {
         name: name.to_owned(),
         source,
@@ -277,6 +280,7 @@ fn index(name: &str, file: &File) -> Result<HashMap<Vec<u8>, Member>, ImageError
     });
     let mut at = 0;
     let mut wanted = 2 * BLOCK;
+    let mut size = 0_usize;
     loop {
         let mut header = Vec::new();
         FileRange {
@@ -312,13 +316,12 @@ fn index(name: &str, file: &File) -> Result<HashMap<Vec<u8>, Member>, ImageError
             Ok(ParseEvent::Entry { consumed, entry }) => {
                 let (path, member, end) =
                     place(&entry, at + consumed as u64, length).map_err(cut)?;
-                members.extend(member.map(|member| (path, member)));
-                if members.len() > MAX_MEMBERS {
-                    return Err(not_a_tar(
-                        name,
-                        format!("it has more than {MAX_MEMBERS} members"),
-                    ));
+                size = size.saturating_add(cost(&path, member.as_ref()));
+                if size > limit {
+                    let what = "it has more members than an image archive could have";
+                    return Err(not_a_tar(name, what.to_owned()));
                 }
+                members.extend(member.map(|member| (path, member)));
                 at = end;
                 wanted = 2 * BLOCK;
             }
@@ -356,6 +359,15 @@ fn place(
         _ => None,
     };
     Ok((path, member, end))
+}
+
+/// What a member adds to the index; one that is not kept took its time all the same.
+fn cost(path: &[u8], member: Option<&Member>) -> usize {
+    let target = match member {
+        Some(Member::Link(target)) => target.len(),
+        Some(Member::Content { .. }) | None => 0,
+    };
+    MEMBER_COST + path.len() + target
 }
 
 fn first_error(error: &ParseError) -> String {
@@ -431,6 +443,29 @@ fn resolve(link: &[u8], target: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Names of 4,000 bytes compress to nothing.
+    #[test]
+    fn the_index_of_an_archive_is_bounded() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("many.tar");
+        let script = "
+import sys, tarfile
+with tarfile.open(sys.argv[1], 'w', format=tarfile.GNU_FORMAT) as archive:
+    for number in range(100): archive.addfile(tarfile.TarInfo('p/' * 2000 + str(number)))";
+        let made = std::process::Command::new("python3")
+            .args(["-c", script])
+            .arg(&path)
+            .status();
+        assert!(made.unwrap().success());
+        let file = File::open(path).unwrap();
+        let indexed = |limit| index("many.tar", &file, limit);
+        assert_eq!(indexed(100 * 4200).unwrap().len(), 100);
+        assert!(matches!(
+            indexed(50 * 4200),
+            Err(ImageError::NotAnArchive { .. })
+        ));
+    }
 
     #[test]
     fn names_are_seen_from_the_root() {
