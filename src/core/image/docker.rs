@@ -51,9 +51,13 @@ fn candidate(archive: &Archive, image: DockerImage) -> Result<Candidate, ImageEr
     })
 }
 
-/// The digest in a configuration's name: `<hex>.json`, or `blobs/sha256/<hex>`. Others may call it what they like.
+/// The digest in a configuration's name: `<hex>.json`, `blobs/sha256/<hex>`, or `sha256:<hex>` (go-containerregistry, and so
+/// crane, ko and kaniko). Others may call it what they like.
 fn promised(name: &str) -> Option<Sha256Digest> {
-    blob_digest(name).or_else(|| hex(name.strip_suffix(".json")?))
+    let plain = || name.strip_suffix(".json").and_then(hex);
+    blob_digest(name)
+        .or_else(plain)
+        .or_else(|| name.parse().ok())
 }
 
 /// Only names under `blobs/sha256/` promise something: `<hex>.tar` is what the layer was before it was unpacked, at best.

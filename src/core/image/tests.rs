@@ -592,6 +592,29 @@ fn a_layer_that_is_not_the_configurations_is_refused_by_its_number() {
 }
 
 #[test]
+fn a_configuration_is_what_its_name_says_in_each_spelling() {
+    let good = docker_archive(&[layer("a", "1")], &json!(["app:1"]));
+    let hex = digest(&good[1].1).hex();
+    for name in [
+        format!("{hex}.json"),
+        format!("blobs/sha256/{hex}"),
+        format!("sha256:{hex}"),
+    ] {
+        let mut files = good.clone();
+        files[1].0.clone_from(&name);
+        let manifest = json!([{ "Config": name, "Layers": ["0/layer.tar"] }]);
+        files[2].1 = manifest.to_string().into();
+        let fixture = fixture();
+        files[1].1.push(b' ');
+        assert!(
+            matches!(fixture.refused(&files), ImageError::Digest { name: part, .. } if part == name)
+        );
+        files[1].1.pop();
+        fixture.load(&files).unwrap();
+    }
+}
+
+#[test]
 fn layers_that_do_not_stack_are_refused() {
     let mut link = layer("a", "");
     link[..512].copy_from_slice(&header("a", 0, Some("nowhere")));
