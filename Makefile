@@ -46,6 +46,7 @@ test-long: export COWL_TEST_LONG = 1
 test-long: test
 
 lint:
+	fixtures/install-deps.sh build
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	fixtures/check-borders.sh
