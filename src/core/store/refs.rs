@@ -4,6 +4,7 @@
 //! the canonical reference with `/` as `%2F` (`docker.io%2Flibrary%2Fapp:latest.json`), or `sha256:<hex>.json` for an
 //! image without a name.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 
 use serde::{Deserialize, Serialize};
@@ -100,6 +101,35 @@ impl Store {
         let removed = self.refs.remove(record.file_name()?)?;
         self.refs.sync()?;
         Ok(removed)
+    }
+
+    /// Records by id of the images whose last name `refs` gives to others: a name that moves takes no image away.
+    pub(super) fn displaced(&self, refs: &[RefRecord]) -> Result<Vec<RefRecord>, StoreError> {
+        let moves = |record: &RefRecord| {
+            record.reference.is_some() && refs.iter().any(|new| new.reference == record.reference)
+        };
+        let (moving, staying): (Vec<_>, Vec<_>) = self.refs()?.into_iter().partition(moves);
+        let is_kept = |image| {
+            staying
+                .iter()
+                .chain(refs)
+                .any(|record| record.image == image)
+        };
+        let displaced: BTreeMap<ImageId, RefRecord> = moving
+            .into_iter()
+            .filter(|record| !is_kept(record.image))
+            .map(|record| {
+                let reference = None;
+                (
+                    record.image,
+                    RefRecord {
+                        reference,
+                        ..record
+                    },
+                )
+            })
+            .collect();
+        Ok(displaced.into_values().collect())
     }
 
     /// Refuses when a layer or a blob is missing. The caller holds the store's lock.

@@ -176,13 +176,14 @@ impl Transaction<'_> {
         StoreError::io("copy the archive to", self.dir.path(), source)
     }
 
-    /// Makes all of it visible, then points the tags at it. See the room's head for why in this order.
+    /// Makes all of it visible, then points the tags at it. See the room's head for why in this order. An image whose last name
+    /// goes to another one stays, by its id.
     ///
     /// After an error before the first tag, nothing refers to what may already have its place, and gc removes it.
     pub fn publish(self, refs: &[RefRecord]) -> Result<(), StoreError> {
         // Written first of all: what is refused, or does not fit on the disk, fails before anything moves.
         let mut tags = Vec::with_capacity(refs.len());
-        for record in refs {
+        for record in self.store.displaced(refs)?.iter().chain(refs) {
             let name = record.file_name()?;
             let temporary = self.temporary();
             self.dir.create_with(

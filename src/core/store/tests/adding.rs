@@ -157,6 +157,38 @@ fn a_tag_that_cannot_be_written_stops_the_publish_before_it_begins() {
 }
 
 #[test]
+fn an_image_that_loses_its_last_name_to_another_stays_by_its_id() {
+    let fixture = fixture();
+    let old = fixture.image("app:1", &[&[b"old"]]);
+    let second = RefRecord {
+        reference: Some("app:2".parse().unwrap()),
+        ..old.clone()
+    };
+    fixture.store.tag(&second).unwrap();
+    let new = fixture.image("other", &[&[b"new"]]);
+    let named = |name: &str| RefRecord {
+        reference: Some(name.parse().unwrap()),
+        ..new.clone()
+    };
+    fixture.store.tag(&named("app:1")).unwrap();
+    let of_old = || -> Vec<Option<String>> {
+        let records = fixture.store.refs().unwrap().into_iter();
+        let records = records.filter(|record| record.image == old.image);
+        records
+            .map(|record| record.reference.map(|name| name.to_string()))
+            .collect()
+    };
+    assert_eq!(of_old(), [Some("app:2".to_owned())], "it has a name still");
+    fixture.store.tag(&named("app:2")).unwrap();
+    assert_eq!(of_old(), [None]);
+    fixture.store.gc().unwrap();
+    assert!(fixture.object_path(b"old").exists());
+    // The same again moves nothing.
+    fixture.store.tag(&named("app:2")).unwrap();
+    assert_eq!(of_old(), [None]);
+}
+
+#[test]
 fn a_damaged_object_is_replaced_when_it_is_added_again() {
     let fixture = fixture();
     fixture.image("app", &[&[b"content"]]);
