@@ -107,15 +107,17 @@ fn parse(arguments: &[OsString]) -> Result<Cli, ExitCode> {
     })
 }
 
-/// `cowl` and the command that the arguments begin with, if there is such a one.
+/// `cowl` and the commands that the arguments name, as far as there are such.
 fn understood(arguments: &[OsString]) -> String {
     let ours = Cli::command();
-    let word = arguments
-        .iter()
-        .skip(1)
-        .filter_map(|argument| argument.to_str())
-        .find(|word| ours.find_subcommand(word).is_some());
-    word.map_or_else(|| "cowl".to_owned(), |word| format!("cowl {word}"))
+    let (mut at, mut words) = (&ours, vec!["cowl"]);
+    for word in arguments.iter().skip(1).filter_map(|word| word.to_str()) {
+        if let Some(command) = at.find_subcommand(word) {
+            at = command;
+            words.push(command.get_name());
+        }
+    }
+    words.join(" ")
 }
 
 fn dispatch(cli: Cli, out: &mut Stdout) -> Result<u8> {

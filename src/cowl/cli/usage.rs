@@ -35,6 +35,13 @@ pub(super) fn one_line(error: &clap::Error, arguments: &[OsString], command: &st
         }
         ErrorKind::MissingRequiredArgument => format!("missing {argument}"),
         ErrorKind::MissingSubcommand => "missing command".to_owned(),
+        ErrorKind::InvalidSubcommand => {
+            let word = text(ContextKind::InvalidSubcommand).unwrap_or_default();
+            let hint = text(ContextKind::SuggestedSubcommand)
+                .map(|similar| format!(" (did you mean {similar}?)"))
+                .unwrap_or_default();
+            format!("unknown command: {word}{hint}")
+        }
         ErrorKind::ArgumentConflict => format!("{option} can be given only once"),
         ErrorKind::InvalidUtf8 => {
             let odd = arguments.iter().find(|word| word.to_str().is_none());

@@ -139,7 +139,15 @@ fn a_wrong_command_line_is_told_in_one_line_with_125() {
         (&["run", ""], "\"\" is not an image name: it is empty"),
         (
             &["help", "imges"],
-            "unrecognized subcommand 'imges'; see 'cowl --help'",
+            "unknown command: imges; see 'cowl --help'",
+        ),
+        (
+            &["volume", "lss"],
+            "unknown command: lss (did you mean ls?); see 'cowl volume --help'",
+        ),
+        (
+            &["volume", "rm"],
+            "missing <VOLUME>...; see 'cowl volume rm --help'",
         ),
     ];
     for (arguments, stderr) in table {
