@@ -1,7 +1,7 @@
 //! `cowl run`, `ps`, `rm`.
 
 use super::args::{Ps, Rm, Run, SecurityOpt};
-use super::table::{Table, ellipsis, printable};
+use super::table::{Table, ellipsis, quoted};
 use super::units::human_duration;
 use super::{Stdout, complain, each};
 use crate::engine::container::config::Config;
@@ -91,11 +91,11 @@ pub(super) fn ps(engine: &Engine, args: &Ps, out: &mut Stdout) -> Result<u8> {
             out.line(id)?;
             continue;
         }
-        let command = format!("\"{}\"", printable(&config.process.shown()));
+        let command = config.process.shown();
         let command = if args.no_trunc {
-            command
+            quoted(&command)
         } else {
-            ellipsis(&command, 20)
+            quoted(&ellipsis(&command, 20))
         };
         let created = format!("{} ago", age(config.created, now));
         table.row([

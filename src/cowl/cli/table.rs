@@ -118,6 +118,12 @@ pub(super) fn printable(text: &str) -> String {
         .collect()
 }
 
+/// Between double quotes, with those and backslashes in it escaped, and control characters made visible.
+pub(super) fn quoted(text: &str) -> String {
+    let escaped = text.replace('\\', "\\\\").replace('"', "\\\"");
+    format!("\"{}\"", printable(&escaped))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -143,6 +149,7 @@ mod tests {
             "abcdefghijklmnopqrs…"
         );
         assert_eq!(printable("a\x1b[2Jb\n"), "a\\u{1b}[2Jb\\n");
+        assert_eq!(quoted("a \"b\" \\\n"), r#""a \"b\" \\\n""#);
     }
 
     #[test]

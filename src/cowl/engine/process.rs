@@ -116,9 +116,15 @@ impl Process {
         })
     }
 
-    /// The command as `ps` shows it.
+    /// The command as Docker tells it: arguments with a space in them between quotes.
     pub fn shown(&self) -> String {
-        self.argv.join(" ")
+        let mut words = self.argv.iter();
+        let mut shown = words.next().cloned().unwrap_or_default();
+        for word in words {
+            let quote = if word.contains(' ') { "'" } else { "" };
+            shown.extend([" ", quote, word.as_str(), quote]);
+        }
+        shown
     }
 }
 
@@ -182,6 +188,18 @@ mod tests {
             cmd: words(cmd),
             ..ImageDefaults::default()
         }
+    }
+
+    #[test]
+    fn a_command_is_shown_as_dockers() {
+        let process = Process {
+            argv: ["sh", "-c", "echo 'a' b", ""].map(str::to_owned).into(),
+            env: Vec::new(),
+            cwd: "/".to_owned(),
+            user: String::new(),
+        };
+        // As transform() of moby's container/view.go joins them.
+        assert_eq!(process.shown(), "sh -c 'echo 'a' b' ");
     }
 
     #[test]
