@@ -146,12 +146,21 @@ fn shown_id(id: ImageId, whole: bool) -> String {
 }
 
 fn ago(then: Option<Timestamp>, now: Timestamp) -> String {
-    let seconds =
-        |then: Timestamp| u64::try_from(now.duration_since(then).as_secs()).unwrap_or_default();
-    then.map_or_else(
-        || "N/A".to_owned(),
-        |then| format!("{} ago", human_duration(seconds(then))),
-    )
+    then.map_or_else(|| "N/A".to_owned(), |then| since(then, now))
+}
+
+fn since(then: Timestamp, now: Timestamp) -> String {
+    let seconds = u64::try_from(now.duration_since(then).as_secs()).unwrap_or_default();
+    format!("{} ago", human_duration(seconds))
+}
+
+/// In a history a time before this one, as of a reproducible build, is none.
+const MILLENNIUM: i64 = 946_684_800;
+
+/// When a step of a history was made: unlike in a list of images, nothing stands where no time does.
+fn step_ago(then: Option<Timestamp>, now: Timestamp) -> String {
+    then.filter(|then| then.as_second() > MILLENNIUM)
+        .map_or_else(String::new, |then| since(then, now))
 }
 
 pub(super) fn history(engine: &Engine, args: &History, out: &mut Stdout) -> Result<u8> {
@@ -172,7 +181,7 @@ pub(super) fn history(engine: &Engine, args: &History, out: &mut Stdout) -> Resu
         }
         let (by, comment) = (printable(&created_by), printable(&comment));
         let by = if args.no_trunc { by } else { ellipsis(&by, 45) };
-        table.row([id, ago(created, now), by, human_size(size), comment]);
+        table.row([id, step_ago(created, now), by, human_size(size), comment]);
     }
     if !args.quiet {
         table.lines().iter().try_for_each(|line| out.line(line))?;
@@ -276,4 +285,33 @@ pub(super) fn check(engine: &Engine, args: &Check, out: &mut Stdout) -> Result<u
 
 fn counted(number: u64, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_of_images_and_of_their_steps_are_dockers() {
+        let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        let table = [
+            (None, "N/A", ""),
+            (Some("1970-01-01T00:00:00Z"), "56 years ago", ""),
+            (Some("2000-01-01T00:00:00Z"), "26 years ago", ""),
+            (Some("2000-01-01T00:00:01Z"), "26 years ago", "26 years ago"),
+            (
+                Some("2026-01-02T00:00:00Z"),
+                "Less than a second ago",
+                "Less than a second ago",
+            ),
+        ];
+        for (created, image, step) in table {
+            let created = created.map(|text| text.parse().unwrap());
+            assert_eq!(
+                (ago(created, now), step_ago(created, now)),
+                (image.to_owned(), step.to_owned()),
+                "{created:?}"
+            );
+        }
+    }
 }
