@@ -3,6 +3,7 @@
 //! Names are looked up as they are spelled but for a leading `./`. Nothing here trusts a content: who reads one checks its
 //! digest. Links are followed within the archive only.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read, Seek};
@@ -27,10 +28,15 @@ const MEMBER_COST: usize = 128;
 const MAX_LINKS: usize = 16;
 const BLOCK: u64 = 512;
 
+/// All documents of an archive together, since they are in memory until the last is checked: thousands of real ones.
+const DOCUMENTS_LIMIT: u64 = 64 << 20;
+
 pub(super) struct Archive {
     /// For messages.
     pub(super) name: String,
     source: Source,
+    /// Bytes of the documents that were read.
+    documents: Cell<u64>,
 }
 
 enum Source {
@@ -65,6 +71,7 @@ impl Archive {
             return Ok(Self {
                 name,
                 source: Source::Directory(file),
+                documents: Cell::new(0),
             });
         }
         if kind.is_char_device() || kind.is_block_device() {
@@ -92,6 +99,7 @@ impl Archive {
                 file: seekable,
                 members,
             },
+            documents: Cell::new(0),
         })
     }
 
@@ -111,6 +119,14 @@ impl Archive {
                 what: format!("it is larger than {limit} bytes"),
             });
         }
+        let documents = self.documents.get().saturating_add(member.size);
+        if documents > DOCUMENTS_LIMIT {
+            return Err(ImageError::Unsupported {
+                name: name.to_owned(),
+                what: format!("with it, the documents are larger than {DOCUMENTS_LIMIT} bytes"),
+            });
+        }
+        self.documents.set(documents);
         let mut bytes = Vec::new();
         member
             .take(limit)

@@ -672,6 +672,30 @@ fn other_files_are_told_for_what_they_are() {
     fixture.untouched();
 }
 
+/// A configuration of spaces compresses to nothing, and may be named any number of times.
+#[test]
+fn the_documents_of_an_archive_are_bounded_together() {
+    let layers = [layer("a", "1")];
+    let mut files = docker_archive(&layers, &json!(["app:1"]));
+    files[1].0 = "config".to_owned();
+    files[1].1.resize(15 << 20, b' ');
+    let image = json!({ "Config": "config", "RepoTags": ["app:1"], "Layers": ["0/layer.tar"] });
+    let fixture = fixture();
+    files[2].1 = vec![image.clone(); 5]
+        .into_iter()
+        .collect::<Value>()
+        .to_string()
+        .into();
+    let error = fixture.refused(&files).to_string();
+    assert!(error.contains("documents"), "{error}");
+    files[2].1 = vec![image; 4]
+        .into_iter()
+        .collect::<Value>()
+        .to_string()
+        .into();
+    assert_eq!(fixture.load(&files).unwrap().len(), 1);
+}
+
 #[test]
 fn an_artifact_is_no_image() {
     let mut layout = Layout::default();
