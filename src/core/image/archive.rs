@@ -233,6 +233,12 @@ fn open_in(dir: &File, name: &str) -> Result<Option<Contents<'static>>, ImageErr
     let file = match rustix::fs::openat2(dir, name, flags, Mode::empty(), resolve) {
         Ok(fd) => File::from(fd),
         Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
+        Err(Errno::XDEV) => {
+            return Err(ImageError::Unsupported {
+                name: name.to_owned(),
+                what: "it is a symbolic link out of the archive's directory".to_owned(),
+            });
+        }
         Err(errno) => return Err(failed(errno.into())),
     };
     let meta = file.metadata().map_err(failed)?;

@@ -233,6 +233,35 @@ fn a_layout_is_loaded_from_a_tar_a_gzip_and_a_directory() {
 }
 
 #[test]
+fn links_of_a_directory_are_followed_within_it() {
+    let mut layout = Layout::default();
+    let image = layout.image(&[layer("a", "1")], "");
+    layout.named(image, "app:1");
+    let fixture = fixture();
+    for (name, bytes) in layout.files() {
+        fixture.file(&format!("layout/{name}"), &bytes);
+    }
+    let directory = fixture.dir.path().join("layout");
+    let moved = |to: &str| {
+        let index = directory.join("index.json");
+        std::fs::rename(&index, directory.join(to)).unwrap();
+        std::os::unix::fs::symlink(to, &index).unwrap();
+    };
+    moved("blobs/index");
+    assert_eq!(
+        tags(&load(&fixture.store, &directory).unwrap()),
+        [["app:1"]]
+    );
+    std::fs::rename(directory.join("blobs/index"), directory.join("index.json")).unwrap();
+    moved("../index");
+    let error = load(&fixture.store, &directory).unwrap_err().to_string();
+    assert!(
+        error.contains("index.json") && error.contains("symbolic link"),
+        "{error}"
+    );
+}
+
+#[test]
 fn plain_layers_are_kept_as_trees_and_objects_alone() {
     let layers = [layer("a", "1")];
     let mut layout = Layout::default();
