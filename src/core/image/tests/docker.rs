@@ -1,0 +1,170 @@
+//! docker-archives, and what `docker save` writes since 25.0: both forms in one.
+
+use super::*;
+
+#[test]
+fn a_docker_archive_is_loaded_with_all_its_names() {
+    let layers = [layer("a", "1"), layer("b", "2")];
+    let fixture = fixture();
+    let loaded = fixture
+        .load(&docker_archive(
+            &layers,
+            &json!(["app:1", "registry.example/app:2"]),
+        ))
+        .unwrap();
+    assert_eq!(
+        loaded[0]
+            .tags
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>(),
+        ["app:1", "registry.example/app:2"]
+    );
+    assert_eq!(
+        fixture.record("app:1").layers,
+        fixture.record("registry.example/app:2").layers
+    );
+    assert_eq!(fixture.record("app:1").manifest, None);
+    assert_eq!(fixture.store.check(true).unwrap().problems, []);
+}
+
+#[test]
+fn a_repeated_layer_may_be_a_link_to_the_first() {
+    // As docker save wrote it up to 24: the second directory's layer.tar is a symbolic link.
+    let one = layer("a", "1");
+    let mut files = docker_archive(&[one.clone(), one], &json!(["app:1"]));
+    files[1] = ("1/layer.tar -> ../0/layer.tar".to_owned(), Vec::new());
+    let fixture = fixture();
+    fixture.load(&files).unwrap();
+    assert_eq!(fixture.record("app:1").layers.len(), 2);
+    files[1] = ("1/layer.tar -> ../1/layer.tar".to_owned(), Vec::new());
+    assert!(matches!(
+        fixture.load(&files),
+        Err(ImageError::Missing { .. })
+    ));
+}
+
+/// What `docker save` writes since 25.0: a layout, and the same images once more in `manifest.json`. `images`: layers, and tags.
+fn docker_25(images: &[(&[Vec<u8>], &[&str])]) -> (Layout, Value) {
+    let mut layout = Layout::default();
+    let mut items = Vec::new();
+    for (layers, tags) in images {
+        let config = config(layers, "");
+        let parts: Vec<_> = layers
+            .iter()
+            .map(|layer| layout.blob(layer.clone(), "application/vnd.oci.image.layer.v1.tar"))
+            .collect();
+        let config = layout.blob(config, "application/vnd.oci.image.config.v1+json");
+        let manifest = json!({ "schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": parts });
+        let manifest = layout.blob(manifest.to_string().into(), OCI_MANIFEST);
+        for tag in *tags {
+            layout.with(
+                manifest.clone(),
+                "annotations",
+                json!({ "io.containerd.image.name": format!("docker.io/library/{tag}"), "org.opencontainers.image.ref.name": "1" }),
+            );
+        }
+        let path = |blob: &Value| {
+            blob["digest"]
+                .as_str()
+                .unwrap()
+                .replace("sha256:", "blobs/sha256/")
+        };
+        let parts: Vec<_> = parts.iter().map(path).collect();
+        items.push(json!({ "Config": path(&config), "RepoTags": tags, "Layers": parts }));
+    }
+    (layout, items.into())
+}
+
+fn with_manifest_json(layout: &Layout, items: &Value) -> Files {
+    let mut files = layout.files();
+    files.push(("manifest.json".to_owned(), items.to_string().into()));
+    files
+}
+
+#[test]
+fn new_docker_save_gives_manifests_by_one_form_and_names_by_both() {
+    let layers = [layer("a", "1")];
+    let (layout, mut items) = docker_25(&[(&layers, &["app:1"])]);
+    items[0]["RepoTags"] = json!(["app:1", "other:2"]);
+    let fixture = fixture();
+    let loaded = fixture.load(&with_manifest_json(&layout, &items)).unwrap();
+    assert_eq!(tags(&loaded), [["app:1", "other:2"]]);
+    let manifest = layout.manifests[0]["digest"].as_str().unwrap();
+    assert_eq!(
+        fixture.record("other:2").manifest,
+        Some(manifest.parse().unwrap())
+    );
+}
+
+/// moby#51389: with a tag anywhere in the archive, its index has no image that has none.
+#[test]
+fn an_image_that_only_manifest_json_names_is_loaded() {
+    let (one, two) = ([layer("a", "1")], [layer("a", "2")]);
+    let (layout, items) = docker_25(&[(&one, &["app:1"]), (&two, &[])]);
+    let files = with_manifest_json(&layout, &items);
+    let loaded = fixture().load(&files).unwrap();
+    assert_eq!(tags(&loaded), [vec!["app:1"], vec![]]);
+    let id = |layers: &[Vec<u8>]| ImageId(digest(&config(layers, "")));
+    assert_eq!(loaded[1].image, id(&two));
+}
+
+/// moby#47065: 25.0.0 wrote manifests without layers.
+#[test]
+fn manifest_json_has_the_layers_that_a_manifest_lacks() {
+    let layers = [layer("a", "1"), layer("b", "2")];
+    let (mut layout, items) = docker_25(&[(&layers, &["app:1"])]);
+    let whole = layout.manifests[0]["digest"].as_str().unwrap();
+    let mut manifest: Value =
+        serde_json::from_slice(&layout.blobs[&whole.parse().unwrap()]).unwrap();
+    manifest["layers"] = json!([]);
+    let lacking = layout.blob(manifest.to_string().into(), OCI_MANIFEST);
+    for key in ["digest", "size"] {
+        layout.manifests[0][key] = lacking[key].clone();
+    }
+    let fixture = fixture();
+    let loaded = fixture.load(&with_manifest_json(&layout, &items)).unwrap();
+    assert_eq!(tags(&loaded), [["app:1"]]);
+    assert_eq!(
+        fixture.record("app:1").layers,
+        layers.each_ref().map(|layer| DiffId(digest(layer)))
+    );
+    assert_eq!(fixture.record("app:1").manifest, None);
+}
+
+/// An archive for all platforms, made on another one: there `manifest.json` names the image of that platform.
+#[test]
+fn a_name_of_the_layout_stays_with_its_image() {
+    let (here, there) = ([layer("a", "here")], [layer("a", "there")]);
+    let (mut layout, mut items) = docker_25(&[(&here, &["app:1"]), (&there, &["app:1"])]);
+    layout.manifests.truncate(1);
+    items = json!([items[1]]);
+    let loaded = fixture()
+        .load(&with_manifest_json(&layout, &items))
+        .unwrap();
+    assert_eq!(tags(&loaded), [["app:1"]]);
+    assert_eq!(loaded[0].image, ImageId(digest(&config(&here, ""))));
+}
+
+#[test]
+fn a_configuration_is_what_its_name_says_in_each_spelling() {
+    let good = docker_archive(&[layer("a", "1")], &json!(["app:1"]));
+    let hex = digest(&good[1].1).hex();
+    for name in [
+        format!("{hex}.json"),
+        format!("blobs/sha256/{hex}"),
+        format!("sha256:{hex}"),
+    ] {
+        let mut files = good.clone();
+        files[1].0.clone_from(&name);
+        let manifest = json!([{ "Config": name, "Layers": ["0/layer.tar"] }]);
+        files[2].1 = manifest.to_string().into();
+        let fixture = fixture();
+        files[1].1.push(b' ');
+        assert!(
+            matches!(fixture.refused(&files), ImageError::Digest { name: part, .. } if part == name)
+        );
+        files[1].1.pop();
+        fixture.load(&files).unwrap();
+    }
+}

@@ -1,0 +1,200 @@
+//! OCI layouts.
+
+use super::*;
+use crate::digest::ObjectId;
+
+#[test]
+fn a_layout_is_loaded_from_a_tar_a_gzip_and_a_directory() {
+    let layers = [layer("etc/motd", "hello"), layer("etc/.wh.motd", "")];
+    let mut layout = Layout::default();
+    let image = layout.image(&layers, "");
+    layout.named(image.clone(), "app:1");
+    let files = layout.files();
+    let fixture = fixture();
+    let paths = [
+        fixture.file("a.tar", &tar(&files)),
+        fixture.file("b.tar.gz", &gzip(&tar(&files))),
+        fixture.dir.path().join("layout"),
+    ];
+    for (name, bytes) in &files {
+        fixture.file(&format!("layout/{name}"), bytes);
+    }
+    let id = ImageId(digest(&config(&layers, "")));
+    for path in paths {
+        let loaded = load(&fixture.store, &path).unwrap();
+        assert_eq!(
+            loaded,
+            [Loaded {
+                image: id,
+                tags: vec!["app:1".parse().unwrap()]
+            }],
+            "{}",
+            path.display()
+        );
+    }
+    let record = fixture.record("app:1");
+    assert_eq!(
+        record.layers,
+        layers.each_ref().map(|layer| DiffId(digest(layer)))
+    );
+    assert_eq!(
+        record.manifest,
+        Some(image["digest"].as_str().unwrap().parse().unwrap())
+    );
+    // Configuration, manifest, two layers as they came, each with the bytes it came with.
+    assert_eq!(record.blobs.len(), 4);
+    for blob in &record.blobs {
+        assert_eq!(
+            fixture.store.read_blob(*blob, 1 << 20).unwrap(),
+            layout.blobs[blob]
+        );
+    }
+    let merged = fixture.store.merged(&record.layers).unwrap();
+    assert!(merged.tree.resolve(b"etc").unwrap().is_some());
+    assert!(merged.tree.resolve(b"etc/motd").unwrap().is_none());
+    assert_eq!(
+        fixture.store.objects_of(&record.layers).unwrap(),
+        BTreeMap::from([(ObjectId::of(b"hello"), 5)])
+    );
+    assert_eq!(fixture.store.check(true).unwrap().problems, []);
+}
+
+#[test]
+fn links_of_a_directory_are_followed_within_it() {
+    let mut layout = Layout::default();
+    let image = layout.image(&[layer("a", "1")], "");
+    layout.named(image, "app:1");
+    let fixture = fixture();
+    for (name, bytes) in layout.files() {
+        fixture.file(&format!("layout/{name}"), &bytes);
+    }
+    let directory = fixture.dir.path().join("layout");
+    let moved = |to: &str| {
+        let index = directory.join("index.json");
+        std::fs::rename(&index, directory.join(to)).unwrap();
+        std::os::unix::fs::symlink(to, &index).unwrap();
+    };
+    moved("blobs/index");
+    assert_eq!(
+        tags(&load(&fixture.store, &directory).unwrap()),
+        [["app:1"]]
+    );
+    std::fs::rename(directory.join("blobs/index"), directory.join("index.json")).unwrap();
+    moved("../index");
+    let error = load(&fixture.store, &directory).unwrap_err().to_string();
+    assert!(
+        error.contains("index.json") && error.contains("symbolic link"),
+        "{error}"
+    );
+}
+
+#[test]
+fn plain_layers_are_kept_as_trees_and_objects_alone() {
+    let layers = [layer("a", "1")];
+    let mut layout = Layout::default();
+    let config = layout.blob(
+        config(&layers, ""),
+        "application/vnd.oci.image.config.v1+json",
+    );
+    let plain = layout.blob(layers[0].clone(), "application/vnd.oci.image.layer.v1.tar");
+    let manifest = json!({ "schemaVersion": 2, "config": config, "layers": [plain] });
+    let manifest = layout.blob(manifest.to_string().into(), OCI_MANIFEST);
+    layout.named(manifest, "app:1");
+    let fixture = fixture();
+    fixture.load(&layout.files()).unwrap();
+    assert_eq!(fixture.record("app:1").blobs.len(), 2);
+}
+
+#[test]
+fn a_bare_tag_is_one_of_the_archives_name() {
+    let mut layout = Layout::default();
+    for tag in ["v1", "v2"] {
+        let image = layout.image(&[layer("a", tag)], tag);
+        layout.named(image, tag);
+    }
+    let fixture = fixture();
+    let path = fixture.file("my-app.tar.gz", &gzip(&tar(&layout.files())));
+    let loaded = load(&fixture.store, &path).unwrap();
+    assert_eq!(
+        loaded
+            .iter()
+            .map(|image| image.tags[0].to_string())
+            .collect::<Vec<_>>(),
+        ["my-app:v1", "my-app:v2"]
+    );
+    // Not a name that an image could have.
+    let path = fixture.file("My App.tar", &tar(&layout.files()));
+    assert!(
+        load(&fixture.store, &path)
+            .unwrap()
+            .iter()
+            .all(|image| image.tags.is_empty())
+    );
+}
+
+#[test]
+fn of_several_platforms_this_one_is_loaded_and_the_others_need_not_be_there() {
+    let here = oci::host_architecture();
+    let mut layout = Layout::default();
+    let image = layout.image(&[layer("a", "here")], "here");
+    let absent = json!({ "mediaType": OCI_MANIFEST, "digest": digest(b"absent"), "size": 6 });
+    let with = |mut descriptor: Value, os: &str, architecture: &str, variant: &str| {
+        descriptor["platform"] =
+            json!({ "os": os, "architecture": architecture, "variant": variant });
+        descriptor
+    };
+    let index = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [
+        with(absent.clone(), "linux", "s390x", ""),
+        with(absent.clone(), "linux", here, "v9"),
+        with(image, "linux", here, ""),
+        with(absent.clone(), "unknown", "unknown", ""),
+    ]});
+    let index = layout.blob(index.to_string().into(), OCI_INDEX);
+    layout.named(index, "app:1");
+    let fixture = fixture();
+    let loaded = fixture.load(&layout.files()).unwrap();
+    assert_eq!(
+        loaded[0].image,
+        ImageId(digest(&config(&[layer("a", "here")], "here")))
+    );
+
+    let manifests = vec![
+        with(absent.clone(), "linux", "s390x", ""),
+        with(absent, "windows", here, ""),
+    ];
+    let layout = Layout {
+        manifests,
+        ..Layout::default()
+    };
+    let error = fixture.load(&layout.files()).unwrap_err().to_string();
+    assert!(
+        error.contains("linux/s390x") && error.contains(&format!("windows/{here}")),
+        "{error}"
+    );
+}
+
+/// Docker gives each image its platform, and one that has no tag no name.
+#[test]
+fn nameless_images_for_one_platform_are_several_images() {
+    let mut layout = Layout::default();
+    let platform = json!({ "os": "linux", "architecture": oci::host_architecture() });
+    for content in ["1", "2"] {
+        let image = layout.image(&[layer("a", content)], content);
+        layout.with(image, "platform", platform.clone());
+    }
+    let loaded = fixture().load(&layout.files()).unwrap();
+    assert_eq!(tags(&loaded), [vec![""; 0], vec![]]);
+}
+
+#[test]
+fn an_artifact_is_no_image() {
+    let mut layout = Layout::default();
+    let config = layout.blob(b"{}".to_vec(), "application/vnd.oci.empty.v1+json");
+    let manifest = json!({ "schemaVersion": 2, "config": config, "layers": [] });
+    let manifest = layout.blob(manifest.to_string().into(), OCI_MANIFEST);
+    layout.named(manifest, "app:1");
+    assert!(matches!(
+        fixture().refused(&layout.files()),
+        ImageError::Unsupported { .. }
+    ));
+}

@@ -1,0 +1,131 @@
+//! Images in the store: by name, by id, from standard input, many at once.
+
+use std::io::Read;
+
+use super::*;
+use crate::store::Trust;
+
+#[test]
+fn an_image_without_a_name_is_kept_by_its_id_until_it_has_one() {
+    let layers = [layer("a", "1")];
+    let fixture = fixture();
+    let loaded = fixture
+        .load(&docker_archive(&layers, &Value::Null))
+        .unwrap();
+    assert!(loaded[0].tags.is_empty());
+    assert_eq!(fixture.store.refs().unwrap()[0].reference, None);
+    fixture
+        .load(&docker_archive(&layers, &json!(["app:1"])))
+        .unwrap();
+    fixture.load(&docker_archive(&layers, &json!([]))).unwrap();
+    let names: Vec<_> = fixture
+        .store
+        .refs()
+        .unwrap()
+        .into_iter()
+        .map(|record| record.reference.map(|name| name.to_string()))
+        .collect();
+    assert_eq!(names, [Some("app:1".to_owned())]);
+}
+
+/// As Docker and podman do: `<none>` in their lists.
+#[test]
+fn an_image_that_loses_its_last_name_is_kept_by_its_id() {
+    let fixture = fixture();
+    let load = |content: &str, tags: Value| {
+        let archive = docker_archive(&[layer("a", content)], &tags);
+        fixture.load(&archive).unwrap().remove(0).image
+    };
+    let names = || -> Vec<(ImageId, Option<String>)> {
+        let records = fixture.store.refs().unwrap();
+        let name = |record: &RefRecord| record.reference.as_ref().map(ToString::to_string);
+        records
+            .iter()
+            .map(|record| (record.image, name(record)))
+            .collect()
+    };
+    let named = |name: &str| Some(name.to_owned());
+    let one = load("1", json!(["app:1", "app:2"]));
+    let two = load("2", json!(["app:1"]));
+    assert_eq!(names(), [(two, named("app:1")), (one, named("app:2"))]);
+    let three = load("3", json!(["app:1", "app:2"]));
+    let mut listed = names();
+    listed.sort_by_key(|(image, name)| (name.clone(), *image != one));
+    let kept = [(one, None), (two, None)];
+    let held = [(three, named("app:1")), (three, named("app:2"))];
+    assert_eq!(listed, [kept, held].concat());
+    fixture.store.gc().unwrap();
+    assert_eq!(fixture.store.check(true).unwrap().problems, []);
+    // The same again moves no name; one of them named again needs its id no more.
+    load("3", json!(["app:1", "app:2"]));
+    load("1", json!(["app:3"]));
+    assert_eq!(names().iter().filter(|(_, name)| name.is_none()).count(), 1);
+    let rootfs = layer("a", "4");
+    import_rootfs(&fixture.store, rootfs.as_slice(), &"app:3".parse().unwrap()).unwrap();
+    assert!(names().contains(&(one, None)));
+}
+
+/// As a shell's group of commands leaves it that has read a line of the file already.
+#[test]
+fn an_open_file_is_read_from_where_it_is() {
+    let archive = tar(&docker_archive(&[layer("a", "1")], &json!(["app:1"])));
+    let fixture = fixture();
+    let path = fixture.file("archive", &[b"a line\n", archive.as_slice()].concat());
+    let mut file = std::fs::File::open(path).unwrap();
+    file.read_exact(&mut [0; 7]).unwrap();
+    let loaded = load_file(&fixture.store, file, "input".as_ref(), Trust::Size).unwrap();
+    assert_eq!(tags(&loaded), [["app:1"]]);
+}
+
+#[test]
+fn the_same_archive_may_be_loaded_many_times_at_once() {
+    let fixture = fixture();
+    let layers: Vec<_> = (0..5)
+        .map(|n| layer(&format!("dir/{n}"), &"x".repeat(n * 100_000)))
+        .collect();
+    let path = fixture.file("a.tar", &tar(&docker_archive(&layers, &json!(["app:1"]))));
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| load(&fixture.store, &path).unwrap());
+        }
+        scope.spawn(|| fixture.store.gc().unwrap());
+    });
+    let report = fixture.store.check(true).unwrap();
+    assert_eq!(
+        (report.problems, report.transactions, report.objects.number),
+        (vec![], 0, 4)
+    );
+}
+
+#[test]
+fn a_root_file_system_becomes_an_image() {
+    let fixture = fixture();
+    let rootfs = layer("etc/motd", "hello");
+    let name: Reference = "mine".parse().unwrap();
+    let id = import_rootfs(&fixture.store, gzip(&rootfs).as_slice(), &name).unwrap();
+    let record = fixture.record("mine:latest");
+    assert_eq!(
+        (record.image, record.layers.clone()),
+        (id, vec![DiffId(digest(&rootfs))])
+    );
+    let config = ImageConfig::from_slice(&fixture.store.read_blob(id.0, 1 << 20).unwrap()).unwrap();
+    assert_eq!(
+        (
+            config.architecture.as_str(),
+            config.rootfs.diff_ids,
+            config.history.len()
+        ),
+        (oci::host_architecture(), record.layers, 1)
+    );
+    assert_eq!(config.created, config.history[0].created);
+
+    let other: Reference = "other".parse().unwrap();
+    let cut = import_rootfs(&fixture.store, &rootfs[..1024], &other).unwrap_err();
+    assert!(matches!(cut, ImageError::Truncated { .. }), "{cut}");
+    let text =
+        import_rootfs(&fixture.store, "hello\n".repeat(1000).as_bytes(), &other).unwrap_err();
+    assert!(text.to_string().starts_with("not a tar archive"), "{text}");
+    let empty = import_rootfs(&fixture.store, std::io::empty(), &other).unwrap_err();
+    assert!(empty.to_string().contains("it is empty"), "{empty}");
+    assert_eq!(fixture.store.find_ref(&other).unwrap(), None);
+}

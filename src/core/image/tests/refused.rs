@@ -1,0 +1,161 @@
+//! What is refused, by which name, and that nothing is left of it.
+
+use super::*;
+
+#[test]
+fn damage_is_refused_by_the_part_it_is_in() {
+    let fixture = fixture();
+    let mut layout = Layout::default();
+    let image = layout.image(&[layer("a", "1")], "");
+    layout.named(image, "app:1");
+    let files = layout.files();
+    for at in 0..3 {
+        let mut damaged = files.clone();
+        let middle = damaged[at].1.len() / 2;
+        damaged[at].1[middle] ^= 0x20;
+        let name = damaged[at].0.clone();
+        assert!(
+            matches!(fixture.refused(&damaged), ImageError::Digest { name: part, .. } if part == name)
+        );
+        damaged[at].1.push(0);
+        assert!(
+            matches!(fixture.refused(&damaged), ImageError::Size { name: part, .. } if part == name)
+        );
+        damaged.remove(at);
+        assert!(
+            matches!(fixture.refused(&damaged), ImageError::Missing { name: part, .. } if part == name)
+        );
+    }
+}
+
+#[test]
+fn a_layer_that_is_not_the_configurations_is_refused_by_its_number() {
+    let fixture = fixture();
+    let mut files = docker_archive(&[layer("a", "1"), layer("b", "2")], &json!(["app:1"]));
+    files[1].1 = layer("b", "3");
+    assert!(matches!(
+        fixture.refused(&files),
+        ImageError::DiffId { number: 2, .. }
+    ));
+    files[1].1 = b"no tar at all".repeat(100);
+    assert!(matches!(
+        fixture.refused(&files),
+        ImageError::Layer { number: 2, .. }
+    ));
+    files[1].1 = b"\x28\xb5\x2f\xfd zstd".to_vec();
+    let error = fixture.refused(&files);
+    assert!(
+        std::error::Error::source(&error)
+            .unwrap()
+            .to_string()
+            .contains("zstd"),
+        "{error}"
+    );
+    let manifest = json!([{ "Config": files[2].0, "Layers": ["0/layer.tar"] }]);
+    files[3].1 = manifest.to_string().into();
+    assert!(matches!(
+        fixture.refused(&files),
+        ImageError::LayerCount {
+            config: 2,
+            manifest: 1
+        }
+    ));
+}
+
+#[test]
+fn layers_that_do_not_stack_are_refused() {
+    let mut link = layer("a", "");
+    link[..512].copy_from_slice(&header("a", 0, Some("nowhere")));
+    // The same header as a hard link, its checksum one digit of type less.
+    link[156] = b'1';
+    let sum: u32 = link[..148]
+        .iter()
+        .chain(&[b' '; 8])
+        .chain(&link[156..512])
+        .map(|byte| u32::from(*byte))
+        .sum();
+    link[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+    let error = fixture().refused(&docker_archive(&[link], &json!(["app:1"])));
+    assert!(
+        matches!(error, ImageError::Store(crate::store::StoreError::Merge(_))),
+        "{error:?}"
+    );
+}
+
+#[test]
+fn other_files_are_told_for_what_they_are() {
+    let fixture = fixture();
+    let what = |path: &std::path::Path| match load(&fixture.store, path).unwrap_err() {
+        ImageError::NotAnArchive { what, .. } | ImageError::Truncated { what, .. } => what,
+        other => panic!("{other:?}"),
+    };
+    assert!(what(&fixture.file("text", &b"hello\n".repeat(1000))).contains("not a tar"));
+    assert!(what(&fixture.file("empty", b"")).contains("too short"));
+    assert!(
+        what(&fixture.file("root.tar", &layer("etc/passwd", "root"))).contains("root file system")
+    );
+    assert!(what(&fixture.file("other.tar", &layer("x", ""))).contains("neither"));
+    assert!(what(fixture.dir.path()).contains("neither"));
+    // skopeo copy ... dir:
+    fixture.file("dir/manifest.json", br#"{"schemaVersion": 2}"#);
+    assert!(what(&fixture.dir.path().join("dir")).contains("dir:"));
+    assert!(what("/dev/null".as_ref()).contains("device"));
+    let archive = tar(&docker_archive(&[layer("a", "1")], &json!(["app:1"])));
+    assert!(what(&fixture.file("cut.tar", &archive[..700])).contains("layer.tar"));
+    assert!(what(&fixture.file("cut.tar", &archive[..2700])).contains("header"));
+    let zipped = gzip(&archive);
+    assert!(what(&fixture.file("cut.tar.gz", &zipped[..zipped.len() / 2])).contains("cut off"));
+    assert!(matches!(
+        load(&fixture.store, &fixture.dir.path().join("none")),
+        Err(ImageError::Read { .. })
+    ));
+    assert!(matches!(
+        fixture.refused(&vec![("manifest.json".to_owned(), b"[]".to_vec())]),
+        ImageError::Empty
+    ));
+    assert!(matches!(
+        fixture.refused(&vec![("manifest.json".to_owned(), b"[".to_vec())]),
+        ImageError::Json { .. }
+    ));
+    fixture.untouched();
+}
+
+/// A configuration of spaces compresses to nothing, and may be named any number of times.
+#[test]
+fn the_documents_of_an_archive_are_bounded_together() {
+    let layers = [layer("a", "1")];
+    let mut files = docker_archive(&layers, &json!(["app:1"]));
+    files[1].0 = "config".to_owned();
+    files[1].1.resize(15 << 20, b' ');
+    let image = json!({ "Config": "config", "RepoTags": ["app:1"], "Layers": ["0/layer.tar"] });
+    let fixture = fixture();
+    files[2].1 = vec![image.clone(); 5]
+        .into_iter()
+        .collect::<Value>()
+        .to_string()
+        .into();
+    let error = fixture.refused(&files).to_string();
+    assert!(error.contains("documents"), "{error}");
+    files[2].1 = vec![image; 4]
+        .into_iter()
+        .collect::<Value>()
+        .to_string()
+        .into();
+    assert_eq!(fixture.load(&files).unwrap().len(), 1);
+}
+
+#[test]
+fn an_image_for_another_system_is_refused() {
+    let config: Vec<u8> =
+        json!({ "architecture": "amd64", "os": "windows", "rootfs": { "diff_ids": [] } })
+            .to_string()
+            .into();
+    let manifest = json!([{ "Config": "config", "RepoTags": ["app:1"], "Layers": [] }])
+        .to_string()
+        .into();
+    let error = fixture().refused(&vec![
+        ("config".to_owned(), config),
+        ("manifest.json".to_owned(), manifest),
+    ]);
+    assert!(error.to_string().contains("windows"), "{error}");
+}
