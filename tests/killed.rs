@@ -186,10 +186,18 @@ fn a_program_that_outlives_its_monitor_is_ended() {
         } else {
             running.end_by_signal();
         }
-        let listed = store.ok(["ps", "-a"]);
-        assert!(listed.contains("Exited (255)"), "{listed}");
-        store.ok(["rm", "stubborn"]);
+        // Its program may be ready before the monitor has said that it runs: then there was never a container.
+        for _ in containers(&store) {
+            let listed = store.ok(["ps", "-a"]);
+            assert!(listed.contains("Exited (255)"), "{listed}");
+            store.ok(["rm", "stubborn"]);
+        }
         assert_eq!(containers(&store), [""; 0]);
+        let left: Vec<_> = processes()
+            .into_iter()
+            .filter(|(_, line)| line.contains("/host/never"))
+            .collect();
+        assert!(left.is_empty(), "{left:?}");
     }
 }
 
@@ -224,10 +232,13 @@ fn a_container_without_its_worker_is_no_success_as_user() {
     user(|| a_container_without_its_worker_is_no_success());
 }
 
+/// They are dead when it returns.
 fn kill_all(name: &str) {
     for (pid, line) in processes() {
         if line.contains(name) {
+            let pidfd = pidfd_open(pid, PidfdFlags::empty()).unwrap();
             kill_process(pid, Signal::KILL).unwrap();
+            assert!(readable(&pidfd, Duration::from_secs(10)));
         }
     }
 }

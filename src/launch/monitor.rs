@@ -146,9 +146,9 @@ impl Job {
         ExitRecord::clear(status.as_fd())
             .map_err(|error| io_failed("remove the last exit record", &error))?;
         // Whoever wants to end the container needs to know whom to kill from the first moment on.
-        lock.describe(getpid().as_raw_nonzero().get().cast_unsigned(), None)
+        lock.describe(own_pid(), None)
             .map_err(|error| io_failed("describe the container", &error))?;
-        let outcome = Container::start(&plan, descriptors)
+        let outcome = Container::start(&plan, descriptors, &mut lock)
             .and_then(|started| started.watch(&mut lock, control));
         let record = match &outcome {
             Ok(ended) => ended.record(),
@@ -175,7 +175,22 @@ struct Container {
     pidfd: OwnedFd,
     terminal: Option<OwnedFd>,
     cgroups: ContainerCgroups,
+    program: Program,
     started_at: Moment,
+}
+
+fn own_pid() -> u32 {
+    getpid().as_raw_nonzero().get().cast_unsigned()
+}
+
+/// Finds out which process the program's is, and writes it down.
+fn describe(lock: &mut Lock, program: &mut Program) -> Result<(), Failed> {
+    Identity::of(program.pid)
+        .and_then(|identity| {
+            program.identity = identity;
+            lock.describe(own_pid(), Some(program))
+        })
+        .map_err(|error| io_failed("describe the container", &error))
 }
 
 /// How a container ended.
@@ -203,7 +218,7 @@ impl Ended {
 
 impl Container {
     /// Makes the container and waits until its program runs.
-    fn start(plan: &Plan, descriptors: Descriptors) -> Result<Self, Failed> {
+    fn start(plan: &Plan, descriptors: Descriptors, lock: &mut Lock) -> Result<Self, Failed> {
         rustix::process::set_child_subreaper(Some(getpid()))
             .map_err(|errno| failed("become a subreaper", errno))?;
         let host = Host::look().map_err(|error| io_failed("look at the user namespace", &error))?;
@@ -234,10 +249,15 @@ impl Container {
         watched_signals()
             .thread_block()
             .map_err(|errno| failed("block signals", Errno::from_raw_os_error(errno as i32)))?;
-        Self::clone(plan, arena, cgroups)
+        Self::clone(plan, arena, cgroups, lock)
     }
 
-    fn clone(plan: &Plan, arena: Arena, mut cgroups: ContainerCgroups) -> Result<Self, Failed> {
+    fn clone(
+        plan: &Plan,
+        arena: Arena,
+        mut cgroups: ContainerCgroups,
+        lock: &mut Lock,
+    ) -> Result<Self, Failed> {
         let (ours, theirs) = socketpair(
             AddressFamily::UNIX,
             SocketType::SEQPACKET,
@@ -257,9 +277,18 @@ impl Container {
         };
         // The child has its own copies. Ours would keep pipes open after its end.
         drop((arena, theirs));
-        let attached = cgroups
-            .attach(pid)
-            .map_err(|error| io_failed("move the container into its cgroups", &error));
+        // While the child mounts. Whom to kill is written down before it may become a program that can outlive us.
+        let mut program = Program {
+            pid: pid.as_raw_nonzero().get().cast_unsigned(),
+            identity: None,
+            started_at: None,
+        };
+        let described = describe(lock, &mut program);
+        let attached = described.and_then(|()| {
+            cgroups
+                .attach(pid)
+                .map_err(|error| io_failed("move the container into its cgroups", &error))
+        });
         let terminal = attached.and_then(|()| {
             match socket::send(ours.as_fd(), b"G", &[]) {
                 // A child that is gone by now has said why.
@@ -273,6 +302,7 @@ impl Container {
                 pidfd,
                 terminal,
                 cgroups,
+                program,
                 started_at: Moment::now(),
             }),
             Err(error) => {
@@ -286,15 +316,8 @@ impl Container {
     /// Waits for the end, serving requests and signals meanwhile.
     fn watch(mut self, lock: &mut Lock, control: BorrowedFd<'_>) -> Result<Ended, Failed> {
         let pid = self.pid.as_raw_nonzero().get().cast_unsigned();
-        let described = Identity::of(pid).and_then(|identity| {
-            let program = Program {
-                pid,
-                identity,
-                started_at: self.started_at,
-            };
-            let monitor = getpid().as_raw_nonzero().get().cast_unsigned();
-            lock.describe(monitor, Some(&program))
-        });
+        self.program.started_at = Some(self.started_at);
+        let described = lock.describe(own_pid(), Some(&self.program));
         let served = described
             .map_err(|error| io_failed("describe the container", &error))
             .and_then(|()| {

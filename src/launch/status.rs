@@ -2,8 +2,8 @@
 //!
 //! * `lock`: held exclusively (flock) from before the program starts until after `exit.json` is there. It says, as JSON,
 //!   `{"monitor":12,"pid":13,"boot":"...","start_time":4711,"started_at":"..."}`: two process ids in the monitor's pid namespace, with what
-//!   tells the second from another process of that number ([`Identity`]; empty and 0 if /proc doesn't show it). `pid` is 0 until the program
-//!   is started.
+//!   tells the second from another process of that number ([`Identity`]; empty and 0 if /proc doesn't show it). `pid` is 0 until there is a
+//!   process that will become the program, `started_at` empty until it has.
 //! * `exit.json`: written once, whole or not at all, when the program has ended or could not be started:
 //!   `{"pid":13,"exit_code":137,"signal":9,"oom_killed":true,"started_at":"2026-11-25T01:02:03.000000004Z","finished_at":"...","error":""}`.
 //!   `signal` is null where none ended it; `pid` is 0 and `started_at` empty where nothing was started. `error` is a sentence there, and also
@@ -169,8 +169,8 @@ pub struct Program {
     pub pid: u32,
     /// What tells it from another one of that number; none if /proc doesn't show it.
     pub identity: Option<Identity>,
-    /// When it began.
-    pub started_at: Moment,
+    /// When it began; none while its process is still being readied for it.
+    pub started_at: Option<Moment>,
 }
 
 /// The monitor's lock on its container: while it lives, the container is running.
@@ -194,7 +194,9 @@ impl Lock {
     /// Says in the file who holds it, and for which program once it runs.
     pub fn describe(&mut self, monitor: u32, program: Option<&Program>) -> std::io::Result<()> {
         let pid = program.map_or(0, |program| program.pid);
-        let started = program.map_or_else(String::new, |program| program.started_at.to_string());
+        let started = program
+            .and_then(|program| program.started_at)
+            .map_or_else(String::new, |moment| moment.to_string());
         let (boot, start_time) = program
             .and_then(|program| program.identity.as_ref())
             .map_or(("", 0), |known| (known.boot.as_str(), known.start_time));
@@ -287,7 +289,7 @@ mod tests {
                 boot: "0-1".to_owned(),
                 start_time: 4711,
             }),
-            started_at: Moment { secs: 0, nanos: 0 },
+            started_at: Some(Moment { secs: 0, nanos: 0 }),
         };
         lock.describe(1, Some(&program)).unwrap();
         let text = std::fs::read_to_string(directory.path().join(LOCK)).unwrap();
@@ -295,14 +297,14 @@ mod tests {
             text,
             "{\"monitor\":1,\"pid\":22,\"boot\":\"0-1\",\"start_time\":4711,\"started_at\":\"1970-01-01T00:00:00.000000000Z\"}\n"
         );
-        program.identity = None;
+        (program.identity, program.started_at) = (None, None);
         lock.describe(1, Some(&program)).unwrap();
         assert!(is_running(status.as_fd()).unwrap());
         assert!(Lock::take(status.as_fd()).unwrap().is_none());
         let text = std::fs::read_to_string(directory.path().join(LOCK)).unwrap();
         assert_eq!(
             text,
-            "{\"monitor\":1,\"pid\":22,\"boot\":\"\",\"start_time\":0,\"started_at\":\"1970-01-01T00:00:00.000000000Z\"}\n"
+            "{\"monitor\":1,\"pid\":22,\"boot\":\"\",\"start_time\":0,\"started_at\":\"\"}\n"
         );
         drop(lock);
         assert!(!is_running(status.as_fd()).unwrap());

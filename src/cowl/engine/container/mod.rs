@@ -254,7 +254,9 @@ impl Container {
     pub fn status(&self) -> Result<Status> {
         let alive = files::is_locked(&self.dir, ALIVE)?;
         let monitored = files::is_locked(&self.dir, status::LOCK)?;
-        let started = self.monitored().is_some_and(|monitored| monitored.pid != 0);
+        let started = self
+            .monitored()
+            .is_some_and(|monitored| !monitored.started_at.is_empty());
         let exit: Option<Exit> = files::read_json(&self.dir, status::EXIT)?;
         Ok(Status::derive(Facts {
             alive,
@@ -267,6 +269,11 @@ impl Container {
     /// Kills its processes, also those that have outlived its monitor. They are gone when [`Container::wait_unmounted`] returns.
     pub fn kill(&self) -> Result<()> {
         files::wait_unlocked(&self.dir, MAKING)?;
+        self.kill_processes()
+    }
+
+    /// The same for who is making it: nobody else starts anything.
+    pub fn kill_processes(&self) -> Result<()> {
         let Some(monitored) = self.monitored() else {
             return Ok(());
         };

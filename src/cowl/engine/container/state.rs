@@ -23,12 +23,14 @@ pub struct Exit {
 pub struct Monitored {
     /// The monitor's process id.
     pub monitor: i32,
-    /// The container's first process; 0 until it is started.
+    /// The container's first process; 0 until there is one.
     pub pid: i32,
     /// With `start_time`, which process of that number; empty if the monitor couldn't tell.
     pub boot: String,
     /// See `cowl_launch::identity`.
     pub start_time: u64,
+    /// Empty until that process has become the program.
+    pub started_at: String,
 }
 
 /// The facts, read in the order of the fields, which is the order in which they come true: a reader may find an older one gone, never a newer one missing.
@@ -143,7 +145,7 @@ mod tests {
             "2026-11-25T01:02:04.5Z"
         );
         let running: Monitored = serde_json::from_str(
-            r#"{"monitor":12,"pid":13,"boot":"0-1","start_time":4711,"started_at":"..."}"#,
+            r#"{"monitor":12,"pid":13,"boot":"0-1","start_time":4711,"started_at":""}"#,
         )
         .unwrap();
         assert_eq!(
@@ -153,6 +155,7 @@ mod tests {
                 pid: 13,
                 boot: "0-1".to_owned(),
                 start_time: 4711,
+                started_at: String::new(),
             }
         );
     }

@@ -96,7 +96,7 @@ fn monitor(container: &Container, pid: i32) -> File {
     let monitor = std::process::id();
     std::fs::write(
         &path,
-        format!("{{\"monitor\":{monitor},\"pid\":{pid},\"boot\":\"{boot}\",\"start_time\":{start_time},\"started_at\":\"\"}}"),
+        format!("{{\"monitor\":{monitor},\"pid\":{pid},\"boot\":\"{boot}\",\"start_time\":{start_time},\"started_at\":\"now\"}}"),
     )
     .unwrap();
     let lock = File::open(&path).unwrap();

@@ -237,6 +237,8 @@ impl Engine {
             Ok(started) => started,
             Err(error) => {
                 monitor.reap()?;
+                // Killed before it could say so, it may have started a program that outlives it.
+                making.container.kill_processes()?;
                 return Err(refused(error));
             }
         };
