@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use rustix::process::{PidfdFlags, Signal, kill_process, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
 use cowl_tests::busybox::{Running, containers, shop};
 use cowl_tests::command::{program, run, shell};
@@ -209,6 +209,48 @@ fn a_program_that_outlives_its_monitor_is_ended_as_root() {
 #[test]
 fn a_program_that_outlives_its_monitor_is_ended_as_user() {
     user(|| a_program_that_outlives_its_monitor_is_ended());
+}
+
+/// Somebody who holds a descriptor of a container's files, as another container may that was sent one, holds up nobody else.
+fn a_mount_that_somebody_holds_holds_up_no_command() {
+    let store = shop("store");
+    let options = ["--rm", "--name", "held"];
+    let running = Running::start(&store, &options, "ready; read -r line < /host/never");
+    let (init, _) = processes()
+        .into_iter()
+        .find(|(_, line)| line.starts_with("sh -c ready()"))
+        .unwrap();
+    let held = fs::File::open(format!("/proc/{}/root", init.as_raw_nonzero())).unwrap();
+    running.signal(Signal::KILL);
+    running.end_by_signal();
+    kill_process(init, Signal::KILL).unwrap();
+    for arguments in [["ps", "-a"], ["run", "--rm"]] {
+        let mut command = store.command(arguments);
+        if arguments[0] == "run" {
+            command.args(["shop", "true"]);
+        }
+        let mut child = command.spawn().unwrap();
+        let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).unwrap();
+        assert!(
+            readable(&pidfd, Duration::from_secs(30)),
+            "cowl {arguments:?} waits"
+        );
+        assert!(child.wait().unwrap().success());
+    }
+    assert!(store.ok(["ps", "-a"]).contains("Exited (137)"));
+    drop(held);
+    store.ok(["ps"]);
+    assert_eq!(containers(&store), [""; 0]);
+}
+
+#[test]
+fn a_mount_that_somebody_holds_holds_up_no_command_as_root() {
+    root(|| a_mount_that_somebody_holds_holds_up_no_command());
+}
+
+#[test]
+fn a_mount_that_somebody_holds_holds_up_no_command_as_user() {
+    user(|| a_mount_that_somebody_holds_holds_up_no_command());
 }
 
 /// What a container makes of files that fail is its own affair; that they were lost is not told by its exit code.

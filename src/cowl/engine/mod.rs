@@ -71,7 +71,7 @@ impl Engine {
             .collect()
     }
 
-    /// Removes what killed commands left, and containers that were to go at their end.
+    /// Removes what killed commands left, and containers that were to go at their end. What somebody still holds is left to a later command.
     pub fn sweep(&self) -> Result<()> {
         {
             let guard = self.containers.guard()?;
@@ -79,11 +79,12 @@ impl Engine {
             self.volumes.remove_unfinished()?;
         }
         for (container, status) in self.containers()? {
-            if container.is_forsaken(&status) {
-                self.remove_container(&container, true)?;
-            } else if status.is_without_record() {
+            if status.is_without_record() {
                 // Over, but for a program that has outlived its monitor.
                 container.kill()?;
+            }
+            if container.is_forsaken(&status) && container.is_soon_unmounted()? {
+                self.remove_container(&container, true)?;
             }
         }
         self.purge()

@@ -5,10 +5,14 @@
 use super::error::{Context, Error, Result};
 use super::image::Image;
 use super::mountpoint::{self, MountPoint};
+use super::signals::Signals;
 use super::{Engine, helpers, names};
 use cowl_core::digest::{DiffId, ImageId};
 use cowl_core::handover::{self, MountSources, ProfileChoice, UpperSource};
 use cowl_core::store::{Store, remove_tree};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Child;
@@ -99,6 +103,32 @@ impl Mounted {
 }
 
 impl Keeper {
+    /// Waits until the keeper has ended (true), or until a signal says that nobody wants to wait for it: whatever holds the mount, it stays
+    /// as long.
+    pub(super) fn ends_before_a_signal(&self, signals: &Signals) -> Result<bool> {
+        let keeper = pidfd_open(Pid::from_child(&self.process), PidfdFlags::empty())
+            .context(|| "watching the mount's keeper")?;
+        loop {
+            let mut waiting = [
+                PollFd::new(signals, PollFlags::IN),
+                PollFd::new(&keeper, PollFlags::IN),
+            ];
+            match poll(&mut waiting, None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => {
+                    return Err(Error::from(errno).context("waiting for the mount's keeper"));
+                }
+            }
+            let [_, keeper] = waiting;
+            if !keeper.revents().is_empty() {
+                return Ok(true);
+            }
+            if signals.interrupted()?.is_some() {
+                return Ok(false);
+            }
+        }
+    }
+
     /// Waits until the mount is gone and its keeper has let go of everything.
     pub(super) fn wait(mut self, store: &Store) -> Result<Ending> {
         let status = self
@@ -256,5 +286,30 @@ impl Engine {
             "umount {}: it is gone here, but {holder}; what it was made of stays in use until that ends",
             dir.display()
         )))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::signal::{Signal, raise};
+
+    #[test]
+    fn a_signal_ends_the_wait_for_a_mount_that_somebody_holds() {
+        let signals = Signals::block().unwrap();
+        let process = std::process::Command::new("sleep")
+            .arg("1000")
+            .spawn()
+            .unwrap();
+        let mut keeper = Keeper {
+            process,
+            lease: String::new(),
+        };
+        raise(Signal::SIGUSR1).unwrap();
+        raise(Signal::SIGTERM).unwrap();
+        assert!(!keeper.ends_before_a_signal(&signals).unwrap());
+        keeper.process.kill().unwrap();
+        assert!(keeper.ends_before_a_signal(&signals).unwrap());
+        keeper.process.wait().unwrap();
     }
 }

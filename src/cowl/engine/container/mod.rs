@@ -26,12 +26,14 @@ use config::Config;
 use cowl_core::store::remove_tree;
 use cowl_launch::identity::Identity;
 use cowl_launch::status;
+use rustix::event::{Timespec, poll};
 use rustix::fs::{AtFlags, Mode, statat};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use state::{Exit, Facts, Monitored, Status};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// Held by the engine and then by the monitor: the directory's own lock. Handed over, never let go in between.
 const ALIVE: &str = ".";
@@ -39,9 +41,18 @@ const UPPER: &str = "upper";
 const WORK: &str = "work";
 /// Held by the engine until the container runs: the work directory's own lock. (The upper's is its mount's.)
 const MAKING: &str = WORK;
+/// In `work/`, held by the worker of the mount.
+const MOUNTED: &str = "lock";
 const CONFIG: &str = "config.json";
 const GONE: &str = ".gone-alone-";
 const GONE_WITH_VOLUMES: &str = ".gone-with-volumes-";
+
+/// How long the end of a mount that nothing holds takes at most, and how often it is looked for: a lock can't be waited for with a limit.
+const PATIENCE: Duration = Duration::from_secs(2);
+const PAUSE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 10_000_000,
+};
 
 /// The directory `containers/`.
 #[derive(Debug)]
@@ -310,10 +321,31 @@ impl Container {
 
     /// Waits until its files are mounted nowhere, as they are while any process of it lives.
     pub fn wait_unmounted(&self) -> Result<()> {
+        self.mounted_work()?
+            .map_or(Ok(()), |work| files::wait_unlocked(work, MOUNTED))
+    }
+
+    /// The same for at most [`PATIENCE`]: another process may hold its files, by a descriptor that it was given or through /proc, for as
+    /// long as it likes. Whether they are mounted nowhere.
+    pub fn is_soon_unmounted(&self) -> Result<bool> {
+        let Some(work) = self.mounted_work()? else {
+            return Ok(true);
+        };
+        let end = Instant::now() + PATIENCE;
+        while files::is_locked(&work, MOUNTED)? {
+            if Instant::now() >= end {
+                return Ok(false);
+            }
+            poll(&mut [], Some(&PAUSE))?;
+        }
+        Ok(true)
+    }
+
+    /// The work directory; none if somebody else has removed the container.
+    fn mounted_work(&self) -> Result<Option<OwnedFd>> {
         match files::open_dir_at(&self.dir, WORK) {
-            Ok(work) => files::wait_unlocked(work, "lock"),
-            // Somebody else has removed it.
-            Err(Errno::NOENT) => Ok(()),
+            Ok(work) => Ok(Some(work)),
+            Err(Errno::NOENT) => Ok(None),
             Err(errno) => {
                 let id = names::short(&self.config.id);
                 Err(Error::from(errno).context(format!("opening {WORK} of container {id}")))

@@ -289,6 +289,11 @@ impl Engine {
             container.kill()?;
         }
         monitor.reap().context(|| "waiting for the monitor")?;
+        let lost = "the container's monitor was killed, and the container with it";
+        if !keeper.ends_before_a_signal(signals)? {
+            // The sweep of a later command removes what is left.
+            return ended?.ok_or_else(|| Error::failed(lost));
+        }
         let mount = keeper.wait(&self.store)?;
         if container.config.auto_remove {
             self.remove_container(container, true)?;
@@ -299,9 +304,7 @@ impl Engine {
             (_, Ending::CutOff) => Err(Error::failed(
                 "the container was cut off from its files: the process that served them (cowl-mountd) died",
             )),
-            (None, Ending::Unmounted) => Err(Error::failed(
-                "the container's monitor was killed, and the container with it",
-            )),
+            (None, Ending::Unmounted) => Err(Error::failed(lost)),
         }
     }
 
