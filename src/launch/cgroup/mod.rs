@@ -1,8 +1,9 @@
 //! A container's cgroups: limits, device rules, the count of out-of-memory kills, and their end.
 //!
 //! The container has one cgroup per hierarchy that has a controller it needs (memory, pids, devices), all of the same path. They are made
-//! before the process and removed after it on every way out, since [`ContainerCgroups`] removes them when dropped. On version 1 the process
-//! is moved in; on version 2 it is born there. Caller: [`crate::monitor`].
+//! before the process and removed after it on every way out, since [`ContainerCgroups`] removes them when dropped. Their parent stays, as
+//! Docker's does: limits that an administrator has put on it are for the next container too. On version 1 the process is moved in; on version
+//! 2 it is born there. Caller: [`crate::monitor`].
 
 mod devices;
 mod directory;
