@@ -3,17 +3,23 @@
 //! Two threads to begin with. One that takes up work that may last (copying a file up, waiting for a disk) first makes sure that another
 //! one is waiting for requests, so a `stat` is never behind it in a queue; threads beyond what the load needs end again.
 //!
+//! The first thread gets every request it is free for. The kernel wakes threads that wait in read(2) in turn, each of them on a processor
+//! where it ran last and whose caches know nothing of what the others just did; who waits by an exclusive epoll keeps its place at the head
+//! of that queue, and is passed over while it is at work.
+//!
 //! Invariants: a request is answered exactly once, also when answering it panics (EIO); a thread that serves holds no lock between
 //! requests; [`run`](Server::run) returns when the connection is gone, after the last answer.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{Builder, Scope};
 
 use memmap2::MmapMut;
 use parking_lot::Mutex;
+use rustix::event::epoll;
 use rustix::io::Errno;
 
 use super::decode::{Dialect, Header, Malformed};
@@ -74,8 +80,9 @@ impl<'m> Server<'m> {
 
     /// Serves until the connection ends. `started` is called once requests are being read.
     pub(crate) fn run(&self, started: impl FnOnce() -> io::Result<()>) -> io::Result<End> {
+        let first = Precedence::over(self.device)?;
         std::thread::scope(|scope| {
-            self.start_thread(scope)?;
+            self.start_thread(scope, Some(first))?;
             for _ in 1..THREADS {
                 self.grow(scope);
             }
@@ -84,15 +91,22 @@ impl<'m> Server<'m> {
         self.end.lock().take().unwrap_or(Ok(End::Unmounted))
     }
 
-    fn start_thread<'s>(&'s self, scope: &'s Scope<'s, '_>) -> io::Result<()> {
+    fn start_thread<'s>(
+        &'s self,
+        scope: &'s Scope<'s, '_>,
+        first: Option<Precedence>,
+    ) -> io::Result<()> {
         // As with the reply: mapped, so that what no request fills is no memory.
         let request = MmapMut::map_anon(REQUEST)?;
         let reply = Reply::new()?;
         let number = self.threads.fetch_add(1, Ordering::Relaxed);
         self.waiting.fetch_add(1, Ordering::Relaxed);
-        let started = Builder::new()
-            .name(format!("fuse-{number}"))
-            .spawn_scoped(scope, move || self.serve(scope, request, reply));
+        let started =
+            Builder::new()
+                .name(format!("fuse-{number}"))
+                .spawn_scoped(scope, move || {
+                    self.serve(scope, first.as_ref(), request, reply);
+                });
         if let Err(error) = started {
             self.threads.fetch_sub(1, Ordering::Relaxed);
             self.waiting.fetch_sub(1, Ordering::Relaxed);
@@ -102,14 +116,23 @@ impl<'m> Server<'m> {
     }
 
     fn grow<'s>(&'s self, scope: &'s Scope<'s, '_>) {
-        if let Err(error) = self.start_thread(scope) {
+        if let Err(error) = self.start_thread(scope, None) {
             tracing::warn!(%error, "no further thread; requests may have to wait for the others");
         }
     }
 
     /// One thread's life. It counts as waiting when it comes here.
-    fn serve<'s>(&'s self, scope: &'s Scope<'s, '_>, mut request: MmapMut, mut reply: Reply) {
+    fn serve<'s>(
+        &'s self,
+        scope: &'s Scope<'s, '_>,
+        first: Option<&Precedence>,
+        mut request: MmapMut,
+        mut reply: Reply,
+    ) {
         loop {
+            if let Some(first) = first {
+                first.wait();
+            }
             let received = receive(self.device, &mut request);
             self.waiting.fetch_sub(1, Ordering::Relaxed);
             match received {
@@ -122,7 +145,8 @@ impl<'m> Server<'m> {
                     break;
                 }
             }
-            if self.waiting.fetch_add(1, Ordering::Relaxed) >= KEEP_WAITING {
+            let waiting = self.waiting.fetch_add(1, Ordering::Relaxed);
+            if waiting >= KEEP_WAITING && first.is_none() {
                 self.waiting.fetch_sub(1, Ordering::Relaxed);
                 break;
             }
@@ -180,6 +204,29 @@ impl<'m> Server<'m> {
             self.grow(scope);
         }
         self.dispatcher.dispatch(header, operation, reply)
+    }
+}
+
+/// The first place among the threads that wait for requests.
+#[derive(Debug)]
+struct Precedence(OwnedFd);
+
+impl Precedence {
+    /// Before anybody waits: who comes later stands behind.
+    fn over(device: BorrowedFd<'_>) -> io::Result<Self> {
+        let queue = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let how = epoll::EventFlags::IN | epoll::EventFlags::EXCLUSIVE;
+        epoll::add(&queue, device, epoll::EventData::new_u64(0), how)?;
+        Ok(Self(queue))
+    }
+
+    /// Waits until there is a request or the connection's end. Another thread may still take the request first.
+    fn wait(&self) {
+        let mut event = [MaybeUninit::uninit()];
+        match epoll::wait(&self.0, &mut event, None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => tracing::warn!(%error, "the first thread waits in turn with the others"),
+        }
     }
 }
 

@@ -53,6 +53,39 @@ fn a_dead_keeper_leaves_the_mount_and_its_lease_alone() {
     assert!(!image.is_leased());
 }
 
+/// How often each thread of the worker has waited for something.
+fn waits(mount: &Mount) -> Vec<u64> {
+    let tasks = fs::read_dir(format!("/proc/{}/task", mount.worker)).unwrap();
+    tasks
+        .map(|task| {
+            let status = fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+            let count = status
+                .lines()
+                .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))
+                .unwrap();
+            count.trim().parse().unwrap()
+        })
+        .collect()
+}
+
+#[test]
+fn one_thread_answers_one_client() {
+    let image = Image::of(&[("x", b"y")]);
+    let mount = image.mount(ProfileChoice::Best);
+    let before = waits(&mount);
+    for number in 0..2000 {
+        assert!(fs::symlink_metadata(mount.path(&format!("absent-{number}"))).is_err());
+    }
+    let waited: Vec<u64> = waits(&mount)
+        .into_iter()
+        .zip(before)
+        .map(|(now, before)| now - before)
+        .collect();
+    // Turn and turn about, it would be half of them.
+    let (most, all) = (waited.iter().max().unwrap(), waited.iter().sum::<u64>());
+    assert!(most * 3 > all * 2, "{waited:?}");
+}
+
 #[test]
 fn work_leaves_no_descriptors_behind() {
     let image = Image::of(&[("d/a", b"a"), ("d/b", b"b"), ("e/c", b"c")]);
