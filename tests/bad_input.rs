@@ -262,6 +262,36 @@ fn a_full_disk_leaves_the_store_as_it_was() {
     });
 }
 
+#[test]
+fn a_read_only_disk_is_named_as_what_it_is() {
+    root(|| {
+        shell(
+            &directory(),
+            "mkdir disk; mount -t tmpfs tmpfs disk",
+            [""; 0],
+        );
+        let store = shop("disk/store");
+        let before = contents(&store);
+        shell(&directory(), "mount -o remount,ro disk", [""; 0]);
+        store.ok(["images"]);
+        let archive = layers().join("shop.tar");
+        let refused: [(&[&str], i32, &str); 3] = [
+            (&["run", "--rm", "shop", "true"], 125, "cowl: making"),
+            (&["rmi", "shop"], 1, "shop"),
+            (
+                &["import", archive.to_str().unwrap(), "other"],
+                1,
+                "shop.tar",
+            ),
+        ];
+        for (arguments, code, what) in refused {
+            refusal(store.run(arguments), code, what, "Read-only file system");
+        }
+        assert_eq!(contents(&store), before);
+        shell(&directory(), "umount disk", [""; 0]);
+    });
+}
+
 fn a_missing_mount_point() {
     let store = shop("store");
     let missing = directory().join("missing");

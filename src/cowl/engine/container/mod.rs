@@ -157,15 +157,16 @@ impl Containers {
     /// Makes a container's directory. Its name must be free: ask under the same guard.
     pub fn create(&self, _guard: &Guard, config: Config) -> Result<Making> {
         let id = config.id.clone();
-        let made = self.make(config);
+        let what = || format!("making {}", self.path.join(&id).display());
+        rustix::fs::mkdirat(&self.dir, &id, Mode::RWXU).context(what)?;
+        let made = self.fill(config);
         if made.is_err() {
             remove_tree(&self.dir, &id).context(|| format!("removing containers/{id}"))?;
         }
-        made.context(|| format!("making {}", self.path.join(&id).display()))
+        made.context(what)
     }
 
-    fn make(&self, config: Config) -> Result<Making> {
-        rustix::fs::mkdirat(&self.dir, &config.id, Mode::RWXU)?;
+    fn fill(&self, config: Config) -> Result<Making> {
         let dir = files::open_dir_at(&self.dir, &config.id)?;
         let alive = files::lock_dir(&dir)?;
         files::ensure_dir_at(&dir, UPPER, 0o755)?;
