@@ -167,8 +167,18 @@ fn a_lease_on_what_is_gone_is_refused() {
         fixture.store.lease("m1", None, &app.layers),
         Err(StoreError::NoLayer(_))
     ));
+    // Nor where nobody has merged them yet.
+    let bare = fixture.image("bare", &[&[b"content"], &[b"more"]]);
+    std::fs::remove_file(fixture.merged_path(&bare)).unwrap();
+    drop(fixture.store.lease("m1", None, &bare.layers).unwrap());
+    let layer = fixture.path("layers").join(bare.layers[1].0.hex());
+    std::fs::remove_dir_all(layer).unwrap();
     assert!(matches!(
-        fixture.store.tag(&app),
+        fixture.store.lease("m1", None, &bare.layers),
+        Err(StoreError::NoLayer(_))
+    ));
+    assert!(matches!(
+        fixture.store.tag(&bare),
         Err(StoreError::NoLayer(_))
     ));
     assert!(matches!(

@@ -1,0 +1,73 @@
+//! What a mount costs does not depend on its layers: they were merged when the image came in.
+
+use std::path::{Path, PathBuf};
+
+use cowl_tests::command::{program, python, run, shell};
+use cowl_tests::profile::{directory, root};
+use cowl_tests::store::{Store, make_image};
+
+const LAYERS: usize = 500;
+/// System calls that longer files cost: an image's configuration and its record name every layer.
+const READING: usize = 50;
+
+/// A layer of one file for each number, and one layer of all files.
+const MAKE: &str = r#"
+import io, sys, tarfile
+count = int(sys.argv[1])
+with tarfile.open("all.tar", "w") as all:
+    for number in range(count):
+        with tarfile.open("%d.tar" % number, "w") as one:
+            for layer in (one, all):
+                entry = tarfile.TarInfo("file-%d" % number)
+                entry.size = 3
+                layer.addfile(entry, io.BytesIO(b"%03d" % number))
+"#;
+
+#[test]
+fn a_mount_of_500_layers_takes_the_system_calls_of_one() {
+    root(|| {
+        let place = directory();
+        python(&place, MAKE, [LAYERS.to_string()]);
+        let many: Vec<PathBuf> = (0..LAYERS)
+            .map(|number| place.join(format!("{number}.tar")))
+            .collect();
+        let calls = |name: &str, layers: &[&Path]| {
+            let archive = place.join(format!("image-{name}"));
+            make_image("docker", &archive, name, &[], layers);
+            // A store of its own: a mount looks for its image among all names.
+            let store = Store::new(&format!("store-{name}"));
+            store.load(&archive);
+            system_calls_of_mount(&store, name)
+        };
+        let one = calls("one", &[&place.join("all.tar")]);
+        let many = calls(
+            "many",
+            &many.iter().map(PathBuf::as_path).collect::<Vec<_>>(),
+        );
+        println!("{one} system calls over one layer, {many} over {LAYERS}");
+        assert!(
+            many < one + READING,
+            "{many} over {LAYERS} layers, {one} over one"
+        );
+    });
+}
+
+/// Of the command itself: what the keeper and the worker do begins with the merged tree.
+fn system_calls_of_mount(store: &Store, image: &str) -> usize {
+    let place = directory();
+    shell(&place, "mkdir mnt", [""; 0]);
+    let mount = store.command(["mount", image]);
+    let mut traced = program("strace", ["-qq", "-o", "calls", "--"]);
+    run(traced
+        .arg(mount.get_program())
+        .args(mount.get_args())
+        .arg(place.join("mnt"))
+        .current_dir(&place))
+    .ok();
+    assert_eq!(shell(&place, "cat mnt/file-7", [""; 0]), "007");
+    store.ok([Path::new("umount"), &place.join("mnt")]);
+    shell(&place, "rmdir mnt; wc -l < calls", [""; 0])
+        .trim()
+        .parse()
+        .unwrap()
+}
