@@ -191,7 +191,7 @@ impl Store {
             };
             report.layers += 1;
             let tree = match self.layers.sub(&name) {
-                Ok(dir) => check_layer(&dir, diff, report)?,
+                Ok(dir) => check_layer(&dir, diff, reachable.layers.contains(&diff), report)?,
                 Err(error) => {
                     report.note(error);
                     None
@@ -411,15 +411,18 @@ impl Store {
     }
 }
 
-/// The layer's tree if it is whole.
+/// The layer's tree if it is whole. One that nothing keeps may lack files.
 fn check_layer(
     dir: &Dir,
     diff: DiffId,
+    kept: bool,
     report: &mut CheckReport,
 ) -> Result<Option<Tree>, StoreError> {
-    let missing = |name| Problem::Missing {
-        path: dir.join(name),
-        needed_by: dir.path().to_owned(),
+    let missing = |name| {
+        kept.then(|| Problem::Missing {
+            path: dir.join(name),
+            needed_by: dir.path().to_owned(),
+        })
     };
     let damaged = |source| StoreError::Tree {
         path: dir.join(TREE),
@@ -442,7 +445,7 @@ fn check_layer(
             }
         },
         Ok(None) => {
-            report.problems.push(missing(TREE));
+            report.problems.extend(missing(TREE));
             None
         }
         Err(error) => {
@@ -460,7 +463,7 @@ fn check_layer(
                 report.damaged(dir.join(RECORD), "it describes another layer");
             }
         }
-        Ok(None) => report.problems.push(missing(RECORD)),
+        Ok(None) => report.problems.extend(missing(RECORD)),
         Err(error) => report.note(error),
     }
     Ok(tree)

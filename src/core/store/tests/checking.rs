@@ -194,6 +194,8 @@ fn what_nothing_keeps_may_be_incomplete() {
     let app = fixture.image("app", &[&[b"content"]]);
     fixture.store.untag(&app).unwrap();
     std::fs::remove_file(fixture.object_path(b"content")).unwrap();
+    let layer = fixture.path("layers").join(app.layers[0].0.hex());
+    std::fs::remove_file(layer.join("tree")).unwrap();
     assert_eq!(fixture.store.check(true).unwrap().problems, []);
     // And loading it again makes it whole.
     fixture.image("app", &[&[b"content"]]);
