@@ -1,11 +1,12 @@
-//! `cowl load` may be killed at any system call: what is in the store then is whole, loading again succeeds, and the
-//! image it gives is the right one.
+//! `cowl load` and `cowl rmi` may be killed at any system call: what is in the store then is whole, loading or removing
+//! again succeeds, and the images there are the right ones.
 //!
-//! strace delivers SIGKILL at the n-th system call of each thread, for every k-th n over the whole import (`make
+//! strace delivers SIGKILL at the n-th system call of each thread, for every k-th n over the whole command (`make
 //! test-long`: for every n).
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use cowl_tests::command::{Outcome, fixture, program, run, shell};
 use cowl_tests::profile::{directory, long, root};
@@ -14,6 +15,8 @@ use cowl_tests::tree::{self, Tree};
 
 /// Every k-th system call is one to die at; odd, so that it meets both sides of pairs that repeat.
 const STRIDE: usize = 5;
+/// A removal looks into 256 directories, with the same calls each.
+const REMOVAL_STRIDE: usize = 23;
 
 /// Two layers, enough kinds of files to go through every part of an import, few enough to do it often.
 const CONTENT: &str = r"
@@ -51,7 +54,8 @@ fn a_load_killed_at_any_system_call_leaves_a_clean_store() {
         loop {
             let name = format!("store-{at}");
             let store = Store::new(&name);
-            let outcome = load_and_die(&store, &archive, at);
+            let mut load = store.command(["load", "-i"]);
+            let outcome = run_and_die(load.arg(&archive), at);
             if outcome.code() == 0 {
                 break;
             }
@@ -67,17 +71,64 @@ fn a_load_killed_at_any_system_call_leaves_a_clean_store() {
     });
 }
 
-fn load_and_die(store: &Store, archive: &Path, at: usize) -> Outcome {
+#[test]
+fn a_removal_killed_at_any_system_call_leaves_a_clean_store() {
+    root(|| {
+        let place = directory();
+        shell(&place, CONTENT, [""; 0]);
+        let full = Store::new("full");
+        for (image, layer) in [("gone:1", "one.tar"), ("image:1", "two.tar")] {
+            full.ok([
+                "import".as_ref(),
+                place.join(layer).as_path(),
+                image.as_ref(),
+            ]);
+        }
+        let plain = place.join("plain");
+        run(program("python3", ["-B"])
+            .arg(fixture("extract.py"))
+            .arg(&plain)
+            .arg(place.join("two.tar")))
+        .ok();
+        let expected = tree::read(&plain);
+
+        let stride = if long() { 1 } else { REMOVAL_STRIDE };
+        let (mut at, mut killed) = (1, 0);
+        loop {
+            shell(&place, "cp -a full store", [""; 0]);
+            let store = Store::new("store");
+            let outcome = run_and_die(&store.command(["rmi", "gone:1"]), at);
+            let what = format!("after a kill at system call {at}");
+            if outcome.code() == 0 {
+                break;
+            }
+            assert_eq!(outcome.code(), 137, "dies by the signal only: {outcome}");
+            killed += 1;
+            store.ok(["check", "--deep"]);
+            store.assert_shows("image:1", &expected, &what);
+            if store.run(["rmi", "gone:1"]).code() != 0 {
+                // The name was gone already. What it kept goes with the next removal, whatever that removes.
+                store.ok(["rmi", "image:1"]);
+                assert_eq!(store.objects_by_name(), "", "{what}");
+            }
+            let left = shell(store.root(), "find trash tmp -mindepth 1", [""; 0]);
+            assert_eq!(left, "", "{what}");
+            store.ok(["check"]);
+            fs::remove_dir_all(store.root()).unwrap();
+            at += stride;
+        }
+        assert!(killed * stride > 100, "killed {killed} times only");
+        println!("killed {killed} times, at every {stride}. of {at} system calls");
+    });
+}
+
+fn run_and_die(command: &Command, at: usize) -> Outcome {
     let inject = format!("inject=all:signal=KILL:when={at}");
-    let load = store.command(["load", "-i"]);
     let mut traced = program(
         "strace",
         ["-f", "-qq", "-o", "/dev/null", "-e", &inject, "--"],
     );
-    run(traced
-        .arg(load.get_program())
-        .args(load.get_args())
-        .arg(archive))
+    run(traced.arg(command.get_program()).args(command.get_args()))
 }
 
 fn survives(store: &Store, archive: &Path, expected: &Tree, at: usize) {
