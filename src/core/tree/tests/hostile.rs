@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 
 use super::super::fuzz;
-use super::super::{Kind, LayerBuilder, Meta, Tree, TreeError, merge};
+use super::super::{Kind, LayerBuilder, Meta, Tree, TreeError, TreeIno, merge};
 use super::{layer, meta, parts};
 
 /// Where v1 has the digest of its header, and how long that is.
@@ -112,6 +112,35 @@ fn what_a_newer_cowl_wrote_is_refused_with_its_reason() {
     let renumbered = with(10, 9).unwrap();
     assert_eq!(renumbered.numbering(), 9);
     assert!(renumbered.verify().is_err());
+}
+
+/// A longer table still ends before the first section, at 320, so nothing has to move for it.
+#[test]
+fn a_section_of_a_newer_cowl_is_passed_over() {
+    for mut bytes in samples() {
+        let old = Tree::from_bytes(bytes.clone()).unwrap();
+        bytes[16] = 1; // a compatible feature
+        bytes[44] = 9; // sections
+        let entry = [
+            &99u32.to_le_bytes()[..],
+            &1u32.to_le_bytes(),
+            &320u64.to_le_bytes(),
+            &4u64.to_le_bytes(),
+        ];
+        bytes[256..280].copy_from_slice(&entry.concat());
+        let digest = blake3::hash(&bytes[..280]);
+        bytes[280..312].copy_from_slice(digest.as_bytes());
+        let (hashed, place) = bytes.split_last_chunk_mut::<32>().unwrap();
+        *place = *blake3::hash(hashed).as_bytes();
+        let new = Tree::from_bytes(bytes).unwrap();
+        new.verify().unwrap();
+        assert_eq!(new.node_count(), old.node_count());
+        for number in 0..old.node_count() {
+            let ino = TreeIno(number);
+            assert_eq!(new.node(ino).unwrap(), old.node(ino).unwrap());
+            assert_eq!(new.path_of(ino).unwrap(), old.path_of(ino).unwrap());
+        }
+    }
 }
 
 /// Values that make trouble: ends, beginnings, sizes, flags.
