@@ -76,8 +76,9 @@ pub enum StoreError {
         /// What is wrong with it.
         reason: String,
     },
-    /// A tree file is damaged.
-    #[error("{} is damaged; load its image again to replace it", .path.display())]
+    /// A tree file is damaged, or newer than this build.
+    #[error("{} {}", .path.display(), if source.is_of_newer_format() { "was written by a newer cowl: use that" }
+        else { "is damaged; load its image again to replace it" })]
     Tree {
         /// The tree file.
         path: PathBuf,

@@ -55,6 +55,13 @@ pub enum TreeError {
     NotALink(u32),
 }
 
+impl TreeError {
+    /// Whether the tree may well be whole, and only too new to be read here.
+    pub const fn is_of_newer_format(&self) -> bool {
+        matches!(self, Self::Version(_) | Self::Features(_))
+    }
+}
+
 pub(super) const fn corrupt(what: &'static str, at: u32) -> TreeError {
     TreeError::Corrupt { what, at }
 }

@@ -145,3 +145,22 @@ fn an_unknown_ro_compat_feature_lets_read_and_not_write() {
         ));
     }
 }
+
+#[test]
+fn a_tree_of_the_future_is_not_called_damaged() {
+    let fixture = fixture();
+    let app = fixture.image("app", &[&[b"content"]]);
+    let tree = fixture
+        .path("layers")
+        .join(app.layers[0].0.hex())
+        .join("tree");
+    let mut bytes = std::fs::read(&tree).unwrap();
+    for (position, said) in [(8, "newer cowl"), (100, "is damaged")] {
+        bytes[position] ^= 2;
+        std::fs::remove_file(&tree).unwrap();
+        std::fs::write(&tree, &bytes).unwrap();
+        let error = fixture.store.layer_tree(app.layers[0]).unwrap_err();
+        assert!(error.to_string().contains(said), "{error}");
+        bytes[position] ^= 2;
+    }
+}
