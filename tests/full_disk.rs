@@ -1,14 +1,13 @@
-//! A full disk refuses what does not fit and nothing else: what was there stays as it was, and removing makes room.
-//!
-//! On ext4, where a directory needs a block for its names: on a tmpfs there is always room for one more.
+//! A disk that is full, or fails: what was there stays as it was, the error is told in one line, and removing makes room.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use cowl_tests::command::shell;
+use cowl_tests::command::{fixture, program, run, shell};
 use cowl_tests::disk::{Mounted, ext4};
 use cowl_tests::profile::{directory, root};
-use cowl_tests::store::Store;
+use cowl_tests::store::{Store, make_image};
+use cowl_tests::tree;
 
 /// An image of more objects than one block of a directory has names for.
 const MANY: &str = r"
@@ -22,6 +21,7 @@ for size in 65536 1024; do dd if=/dev/zero of=filled-$size bs=$size status=none 
 ! mkdir more 2>/dev/null
 ";
 
+/// On ext4, where a directory needs a block for its names: on a tmpfs there is always room for one more.
 #[test]
 fn a_full_disk_can_be_made_empty_again() {
     root(|| {
@@ -58,4 +58,74 @@ fn a_full_disk_can_be_made_empty_again() {
         assert_eq!(store.objects_by_name().lines().count(), 2000);
         disk.unmount();
     });
+}
+
+/// What writes to the disk, or makes it durable.
+const CALLS: [&str; 5] = ["write", "mkdirat", "renameat,renameat2", "syncfs", "fsync"];
+
+/// Two layers with a file large enough to be streamed.
+const CONTENT: &str = r"
+mkdir -p one/dir two/dir
+for i in 1 2 3; do head -c $((i * 100000)) /bin/bash > one/dir/$i; done
+: > two/dir/.wh.2; echo new > two/dir/new
+for layer in one two; do tar -c -f $layer.tar --sort=name -C $layer .; done
+";
+
+#[test]
+fn a_disk_that_fails_at_any_call_leaves_the_store_clean() {
+    root(|| {
+        let place = directory();
+        shell(&place, CONTENT, [""; 0]);
+        let (one, two) = (place.join("one.tar"), place.join("two.tar"));
+        let archive = place.join("image.tar");
+        make_image(
+            "docker",
+            &archive,
+            "image:1",
+            &["--compress", "gzip"],
+            &[&one, &two],
+        );
+        let plain = place.join("plain");
+        run(program("python3", ["-B"])
+            .arg(fixture("extract.py"))
+            .arg(&plain)
+            .args([&one, &two]))
+        .ok();
+        let expected = tree::read(&plain);
+        let store = Store::new("store");
+        store.ok(["import".as_ref(), one.as_path(), "other".as_ref()]);
+        for call in CALLS {
+            let mut failed = 0;
+            while load_and_fail(&store, &archive, call, failed + 1) {
+                failed += 1;
+                let what = format!("{call} failed for the {failed}. time");
+                let check = store.run(["check", "--deep"]);
+                assert!(check.status.success(), "{what}: {check}");
+                store.load(&archive);
+                store.assert_shows("image:1", &expected, &what);
+                store.ok(["rmi", "image:1"]);
+                let left = shell(store.root(), "find tmp trash -mindepth 1", [""; 0]);
+                assert_eq!(left, "", "{what}");
+            }
+            assert!(failed > 0, "{call} was never called");
+            store.ok(["rmi", "image:1"]);
+        }
+    });
+}
+
+/// False if the call came less often than that, and so nothing failed.
+fn load_and_fail(store: &Store, archive: &Path, call: &str, at: usize) -> bool {
+    let inject = format!("inject={call}:error=EIO:when={at}");
+    let load = store.command(["load", "-q", "-i"]);
+    let mut traced = program("strace", ["-qq", "-o", "/dev/null", "-e", &inject, "--"]);
+    let outcome = run(traced
+        .arg(load.get_program())
+        .args(load.get_args())
+        .arg(archive));
+    let failed = !outcome.status.success();
+    if failed {
+        let line = outcome.refused(1);
+        assert!(line.contains("Input/output error"), "{line}");
+    }
+    failed
 }
