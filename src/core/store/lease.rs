@@ -191,10 +191,13 @@ impl Drop for Removed {
     }
 }
 
+/// How often a lease is looked at that no event was seen of.
+const PAUSE: Duration = Duration::from_millis(100);
+
 /// Waits until nobody holds the lease that `file`, at `path`, is; false if that takes longer than `patience`.
 fn is_released(file: &File, path: &Path, patience: Option<Duration>) -> Result<bool, Errno> {
     let lock = |how| rustix::io::retry_on_intr(|| rustix::fs::flock(file, how));
-    let Some(patience) = patience else {
+    let Some(mut left) = patience else {
         return lock(FlockOperation::LockShared).map(|()| true);
     };
     // Only its holders have it open for writing, and their lock goes with the last of them. The watch comes before the look.
@@ -208,12 +211,19 @@ fn is_released(file: &File, path: &Path, patience: Option<Duration>) -> Result<b
         Err(Errno::WOULDBLOCK) => {}
         locked => return locked.map(|()| true),
     }
-    let patience = Timespec::try_from(patience).map_err(|_too_long| Errno::INVAL)?;
-    let mut closed = [PollFd::new(&closed, PollFlags::IN)];
-    match rustix::io::retry_on_intr(|| poll(&mut closed, Some(&patience)))? {
-        0 => Ok(false),
-        _ => lock(FlockOperation::LockShared).map(|()| true),
+    while !left.is_zero() {
+        let pause = Timespec::try_from(left.min(PAUSE)).map_err(|_too_long| Errno::INVAL)?;
+        let mut events = [PollFd::new(&closed, PollFlags::IN)];
+        match rustix::io::retry_on_intr(|| poll(&mut events, Some(&pause)))? {
+            // A file is said to be closed before its lock goes (__fput in fs/file_table.c): that may have been before the watch.
+            0 => match lock(FlockOperation::NonBlockingLockShared) {
+                Err(Errno::WOULDBLOCK) => left = left.saturating_sub(PAUSE),
+                locked => return locked.map(|()| true),
+            },
+            _ => return lock(FlockOperation::LockShared).map(|()| true),
+        }
     }
+    Ok(false)
 }
 
 fn boot_id() -> Result<String, StoreError> {

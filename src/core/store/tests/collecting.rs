@@ -154,6 +154,21 @@ fn waiting_for_a_lease_can_be_given_up() {
         drop(held);
         assert!(waiter.join().unwrap());
     });
+    // Whose end nobody is told of: it is not open for writing.
+    let held = fixture
+        .store
+        .lease("m", None, &app.layers)
+        .unwrap()
+        .into_fd();
+    let name = fixture.files("leases").into_keys().next().unwrap();
+    let silent = File::open(fixture.path("leases").join(name)).unwrap();
+    drop(held);
+    flock(&silent, FlockOperation::LockExclusive).unwrap();
+    std::thread::scope(|scope| {
+        let waiter = scope.spawn(|| within(Duration::from_secs(30)));
+        drop(silent);
+        assert!(waiter.join().unwrap());
+    });
     assert_eq!(fixture.files("leases"), BTreeMap::new());
 }
 
