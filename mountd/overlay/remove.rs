@@ -60,7 +60,7 @@ impl Overlay {
             RenameFlags::WHITEOUT
         };
         match (&after.keep, self.has_node(parent, name)) {
-            (_, false) => place.spot().make_whiteout()?,
+            (_, false) => upper.make_whiteout(place.spot())?,
             (Some(Keep::ThisName(number)), true) => {
                 place.spot().rename(
                     Spot::new(upper.orphans(), number.to_string().as_bytes()),
@@ -253,7 +253,7 @@ impl Overlay {
             .dir(hit.id)
             .map_or(0, super::state::Dir::held);
         if !self.has_node(parent, name) {
-            place.spot().make_whiteout()?;
+            upper.make_whiteout(place.spot())?;
         } else if under == Under::Nothing && held == 0 {
             place.spot().rmdir()?;
         } else {

@@ -337,7 +337,9 @@ fn many_threads_leave_an_upper_that_reads_the_same_after_a_remount() {
         }
     });
     let before = seen::of_overlay(&overlay);
-    assert_eq!(on_disk(&fixture.path("work/tmp")), [""; 0]);
+    let mut left = on_disk(&fixture.path("work/tmp"));
+    left.retain(|name| !name.ends_with('!')); // the whiteout that others are links to
+    assert_eq!(left, [""; 0]);
     drop(overlay);
     let after = seen::of_overlay(&fixture.overlay());
     seen::assert_same(&before, &after, &[]);

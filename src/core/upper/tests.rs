@@ -1,5 +1,5 @@
 use std::fs::{self, File};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use super::*;
@@ -196,14 +196,20 @@ fn marks_and_attributes_of_every_type_of_file() {
 fn a_whiteout_is_overlayfs_s() {
     let base = tempfile::tempdir().unwrap();
     let upper = open(base.path(), &stamp("a", 1)).unwrap();
-    let spot = Spot::new(upper.root(), b"gone");
-    spot.make_whiteout().unwrap();
-    assert!(spot::is_whiteout(&spot.stat().unwrap()));
-    assert!(
-        fs::symlink_metadata(base.path().join("upper/gone"))
-            .unwrap()
-            .file_type()
-            .is_char_device()
-    );
-    assert_eq!(spot.make_whiteout(), Err(Errno::EXIST));
+    for name in [&b"gone"[..], b"gone too"] {
+        let spot = Spot::new(upper.root(), name);
+        upper.make_whiteout(spot).unwrap();
+        assert!(spot::is_whiteout(&spot.stat().unwrap()));
+        assert_eq!(upper.make_whiteout(spot), Err(Errno::EXIST));
+    }
+    let of = |name: &str| fs::symlink_metadata(base.path().join("upper").join(name)).unwrap();
+    assert!(of("gone").file_type().is_char_device());
+    assert_eq!(of("gone").ino(), of("gone too").ino(), "one inode for all");
+    // Another mount has one of its own, and the old ones stay.
+    drop(upper);
+    let upper = open(base.path(), &stamp("a", 1)).unwrap();
+    let spot = Spot::new(upper.root(), b"later");
+    upper.make_whiteout(spot).unwrap();
+    assert_ne!(of("later").ino(), of("gone").ino());
+    assert_eq!(of("gone").nlink(), 2);
 }
