@@ -433,7 +433,8 @@ impl<'r> Operation<'r> {
         }))
     }
 
-    /// Whether answering may wait for a disk or copy a file's contents: then another thread must be there for what comes meanwhile.
+    /// Whether answering may wait for a disk, copy a file's contents or free them: then another thread must be there for what comes
+    /// meanwhile.
     pub(super) const fn may_take_long(&self) -> bool {
         match self {
             Self::Open { .. }
@@ -441,8 +442,11 @@ impl<'r> Operation<'r> {
             | Self::Write { .. }
             | Self::Setattr(_)
             | Self::Link { .. }
+            | Self::Unlink { .. }
             | Self::Rename { .. }
             | Self::Release { .. }
+            | Self::Forget { .. }
+            | Self::BatchForget(_)
             | Self::Fsync { .. }
             | Self::Fsyncdir { .. }
             | Self::Syncfs
@@ -451,14 +455,11 @@ impl<'r> Operation<'r> {
             | Self::Fallocate { .. }
             | Self::CopyFileRange(_) => true,
             Self::Lookup { .. }
-            | Self::Forget { .. }
-            | Self::BatchForget(_)
             | Self::Getattr { .. }
             | Self::Readlink
             | Self::Symlink { .. }
             | Self::Mknod { .. }
             | Self::Mkdir { .. }
-            | Self::Unlink { .. }
             | Self::Rmdir { .. }
             | Self::Create { .. }
             | Self::Tmpfile { .. }

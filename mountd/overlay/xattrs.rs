@@ -11,6 +11,8 @@ use super::types::{Errno, NodeId, XattrFlags};
 const ACL_ACCESS: &[u8] = b"system.posix_acl_access";
 const ACL_DEFAULT: &[u8] = b"system.posix_acl_default";
 const SGID: u32 = 0o2000;
+/// Namespaces of attributes (xattr(7)).
+const NAMESPACES: [&[u8]; 4] = [b"user.", b"trusted.", b"security.", b"system."];
 /// Longest name of an attribute (XATTR_NAME_MAX).
 const NAME_MAX: usize = 255;
 
@@ -27,7 +29,8 @@ impl Overlay {
         let (id, _guard) = self.guard_current(id);
         let mut names = Vec::new();
         if !self.in_upper(id) {
-            for (name, _) in self.lower.xattrs(id.tree().ok_or(Errno::STALE)?)? {
+            let all = self.lower.xattrs(id.tree().ok_or(Errno::STALE)?)?;
+            for (name, _) in all.into_iter().filter(|(name, _)| has_namespace(name)) {
                 names.extend_from_slice(name);
                 names.push(0);
             }
@@ -118,11 +121,17 @@ impl Overlay {
     }
 }
 
+/// Whether a file system of Linux can have such an attribute at all: a tar from elsewhere may bring others (com.apple.provenance).
+fn has_namespace(name: &[u8]) -> bool {
+    NAMESPACES.iter().any(|space| name.starts_with(space))
+}
+
 fn check_attribute(name: &[u8]) -> Result<(), Errno> {
     match name.len() {
         0 => Err(Errno::INVAL),
         length if length > NAME_MAX => Err(Errno::RANGE),
         _ if name.contains(&0) => Err(Errno::INVAL),
+        _ if !has_namespace(name) => Err(Errno::OPNOTSUPP),
         _ => Ok(()),
     }
 }

@@ -161,7 +161,8 @@ fn make_plain(root: &Path, items: &[Item<'_>]) {
         if !matches!(made, Made::Symlink(_)) {
             rustix::fs::chmod(&at, Mode::from_raw_mode(*mode)).unwrap();
         }
-        for (name, value) in *xattrs {
+        // The others are for trees only: no file system of Linux takes them.
+        for (name, value) in xattrs.iter().filter(|(name, _)| !name.starts_with("com.")) {
             rustix::fs::lsetxattr(&at, *name, value, Host::empty()).unwrap();
         }
     }

@@ -200,6 +200,20 @@ fn a_reader_of_the_object_outlives_the_node_that_took_over() {
 }
 
 #[test]
+fn attributes_that_no_linux_file_system_has_are_not_shown() {
+    let all: &[(&str, &[u8])] = &[("com.apple.provenance", b"x"), ("user.a", b"1")];
+    let fixture = Fixture::new(&[("file", 0o644, Made::File(b"content"), all)]);
+    let overlay = fixture.overlay();
+    let id = walk(&overlay, "file").unwrap();
+    for way in ["the tree", "the upper"] {
+        assert_eq!(overlay.listxattr(id).unwrap(), b"user.a\0", "{way}");
+        let foreign = overlay.getxattr(id, b"com.apple.provenance");
+        assert_eq!(foreign, Err(Errno::OPNOTSUPP), "{way}");
+        overlay.setattr(id, None, &mode(0o600)).unwrap();
+    }
+}
+
+#[test]
 fn removing_copies_nothing() {
     let fixture = small();
     let overlay = fixture.overlay();
