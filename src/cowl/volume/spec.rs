@@ -42,7 +42,17 @@ pub struct VolumeName(String);
 impl VolumeName {
     /// Checks a name, with Docker's words for a bad one.
     pub fn parse(name: &str) -> Result<Self, String> {
-        if is_name(name) && name.len() <= 255 {
+        if name.chars().count() == 1 {
+            return Err(format!(
+                "create {name}: volume name is too short, names should be at least two alphanumeric characters"
+            ));
+        }
+        if name.len() > 255 {
+            return Err(format!(
+                "create {name}: volume name is longer than 255 bytes"
+            ));
+        }
+        if is_name(name) {
             return Ok(Self(name.to_owned()));
         }
         Err(format!(
@@ -242,10 +252,8 @@ mod tests {
                 "a/b:/data",
                 "includes invalid characters for a local volume name",
             ),
-            (
-                "v:/data",
-                "includes invalid characters for a local volume name",
-            ),
+            ("v:/data", "volume name is too short"),
+            (&format!("{}:/data", "v".repeat(256)), "longer than 255"),
             (
                 "-v1:/data",
                 "includes invalid characters for a local volume name",

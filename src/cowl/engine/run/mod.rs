@@ -393,8 +393,13 @@ fn choose_name(wanted: Option<&str>, others: &[Container]) -> Result<String> {
         return names::new_name(|name| holder(name).is_some());
     };
     if !is_name(name) {
+        let short = if name.chars().count() == 1 {
+            ", two characters at least"
+        } else {
+            ""
+        };
         return Err(Error::invalid(format!(
-            "Invalid container name ({name}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed"
+            "Invalid container name ({name}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed{short}"
         )));
     }
     match holder(name) {
