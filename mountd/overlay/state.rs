@@ -384,6 +384,7 @@ impl State {
             self.renumbered.remove(&origin);
             first.successor = None;
             first.gone = node.gone;
+            first.lost = node.lost;
         }
     }
 

@@ -197,6 +197,9 @@ fn a_reader_of_the_object_outlives_the_node_that_took_over() {
     let read = overlay.read(before.id, Some(reader.handle), 0, &mut bytes);
     assert_eq!((read, bytes), (Ok(3), [7; 3]));
     assert_eq!(overlay.lookup(NodeId::ROOT, b"big"), Ok(None));
+    // What was written is gone, and what was there before is not what the file had in the end.
+    let again = overlay.open(before.id, OpenFlags::default());
+    assert_eq!(again.unwrap_err(), Errno::STALE);
 }
 
 #[test]
