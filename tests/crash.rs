@@ -8,10 +8,10 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use cowl_tests::command::{Outcome, fixture, program, run, shell};
+use cowl_tests::command::{Outcome, program, run, shell};
 use cowl_tests::profile::{directory, long, root};
-use cowl_tests::store::{Store, make_image};
-use cowl_tests::tree::{self, Tree};
+use cowl_tests::store::{Store, extract, make_image};
+use cowl_tests::tree::Tree;
 
 /// Every k-th system call is one to die at; odd, so that it meets both sides of pairs that repeat.
 const STRIDE: usize = 5;
@@ -41,13 +41,7 @@ fn a_load_killed_at_any_system_call_leaves_a_clean_store() {
             &["--compress", "gzip"],
             &[&one, &two],
         );
-        let plain = place.join("plain");
-        run(program("python3", ["-B"])
-            .arg(fixture("extract.py"))
-            .arg(&plain)
-            .args([&one, &two]))
-        .ok();
-        let expected = tree::read(&plain);
+        let expected = extract(&place.join("plain"), [&one, &two]);
 
         let stride = if long() { 1 } else { STRIDE };
         let (mut at, mut killed) = (1, 0);
@@ -84,13 +78,7 @@ fn a_removal_killed_at_any_system_call_leaves_a_clean_store() {
                 image.as_ref(),
             ]);
         }
-        let plain = place.join("plain");
-        run(program("python3", ["-B"])
-            .arg(fixture("extract.py"))
-            .arg(&plain)
-            .arg(place.join("two.tar")))
-        .ok();
-        let expected = tree::read(&plain);
+        let expected = extract(&place.join("plain"), [place.join("two.tar")]);
 
         let stride = if long() { 1 } else { REMOVAL_STRIDE };
         let (mut at, mut killed) = (1, 0);

@@ -3,11 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use cowl_tests::command::{fixture, program, run, shell};
+use cowl_tests::command::{program, run, shell};
 use cowl_tests::disk::{Mounted, ext4};
 use cowl_tests::profile::{directory, root};
-use cowl_tests::store::{Store, make_image};
-use cowl_tests::tree;
+use cowl_tests::store::{Store, extract, make_image};
 
 /// An image of more objects than one block of a directory has names for.
 const MANY: &str = r"
@@ -85,13 +84,7 @@ fn a_disk_that_fails_at_any_call_leaves_the_store_clean() {
             &["--compress", "gzip"],
             &[&one, &two],
         );
-        let plain = place.join("plain");
-        run(program("python3", ["-B"])
-            .arg(fixture("extract.py"))
-            .arg(&plain)
-            .args([&one, &two]))
-        .ok();
-        let expected = tree::read(&plain);
+        let expected = extract(&place.join("plain"), [&one, &two]);
         let store = Store::new("store");
         store.ok(["import".as_ref(), one.as_path(), "other".as_ref()]);
         for call in CALLS {

@@ -4,9 +4,9 @@
 
 use std::path::{Path, PathBuf};
 
-use cowl_tests::command::{fixture, program, python, run, shell};
+use cowl_tests::command::{program, python, run, shell};
 use cowl_tests::profile::{Profile, current, directory, root, user};
-use cowl_tests::store::{Store, make_image};
+use cowl_tests::store::{Store, extract, make_image};
 use cowl_tests::tree;
 
 /// What every format can say. `$1`: root adds devices and other owners.
@@ -145,21 +145,11 @@ fn every_maker_agrees() {
         let layer = place.join("layer.tar");
         if *richness == ALL.len() && matches!(maker, Maker::Gnu(_)) {
             // Nothing is lost here (Python splits links to links), so the judge itself is judged.
-            let judge = extract(&format!("judge-{number}"), &[&layer]);
-            tree::assert_same(&tree::read(&place.join("src")), &tree::read(&judge), name);
+            let judge = extract(&place.join(format!("judge-{number}")), [&layer]);
+            tree::assert_same(&tree::read(&place.join("src")), &judge, name);
         }
         compare(name, &format!("{number}"), "docker", &[], &[&layer]);
     }
-}
-
-fn extract(name: &str, layers: &[&Path]) -> PathBuf {
-    let plain = directory().join(name);
-    run(program("python3", ["-B"])
-        .arg(fixture("extract.py"))
-        .arg(&plain)
-        .args(layers))
-    .ok();
-    plain
 }
 
 /// Loads an image of the layers and compares its mount with their extraction.
@@ -174,9 +164,9 @@ fn compare(what: &str, name: &str, kind: &str, options: &[&str], layers: &[&Path
     let maker = if kind == "docker" { "docker" } else { "oci" };
     make_image(maker, &archive, "image:1", options, layers);
     store.load(&archive);
-    let plain = extract(&format!("plain-{name}"), layers);
+    let plain = extract(&place.join(format!("plain-{name}")), layers);
     let mount = store.mount("image:1", &format!("mount-{name}"));
-    tree::assert_same(&tree::read(&plain), &tree::read(mount.path()), what);
+    tree::assert_same(&plain, &tree::read(mount.path()), what);
     mount.unmount();
     store.ok(["check"]);
 }

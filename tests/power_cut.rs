@@ -10,11 +10,11 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use cowl_tests::command::{fixture, program, python, run, shell};
+use cowl_tests::command::{program, python, shell};
 use cowl_tests::disk::{Disk, Lost, Mounted, ext4};
 use cowl_tests::profile::{directory, long, root};
-use cowl_tests::store::{Store, make_image};
-use cowl_tests::tree::{self, Tree};
+use cowl_tests::store::{Store, extract, make_image};
+use cowl_tests::tree::Tree;
 
 const DISK: u64 = 48 << 20;
 /// How many moments are tried when not all are.
@@ -110,12 +110,7 @@ fn images(place: &Path) -> [Image; 3] {
     };
     let content = |layers: &[&str]| {
         let plain = place.join(format!("plain-{}", layers.join("-")));
-        run(program("python3", ["-B"])
-            .arg(fixture("extract.py"))
-            .arg(&plain)
-            .args(layers.iter().map(|layer| tar(layer))))
-        .ok();
-        tree::read(&plain)
+        extract(&plain, layers.iter().map(|layer| tar(layer)))
     };
     [
         Image {

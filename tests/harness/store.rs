@@ -163,6 +163,14 @@ pub fn make_image(kind: &str, archive: &Path, tag: &str, options: &[&str], layer
     system("python3", arguments);
 }
 
+/// What the layers of a stack, bottom first, mean to a plain extraction by GNU tar (fixtures/extract.py): their files below `to`.
+#[track_caller]
+pub fn extract<L: AsRef<OsStr>>(to: &Path, layers: impl IntoIterator<Item = L>) -> Tree {
+    let mut command = program("python3", ["-B"]);
+    run(command.arg(fixture("extract.py")).arg(to).args(layers)).ok();
+    tree::read(to)
+}
+
 /// A mounted image; unmounted at the end of its scope.
 #[derive(Debug)]
 pub struct Mount<'s> {
