@@ -19,7 +19,7 @@ use std::thread::{Builder, Scope};
 
 use memmap2::MmapMut;
 use parking_lot::Mutex;
-use rustix::event::epoll;
+use rustix::event::{PollFd, PollFlags, epoll, poll};
 use rustix::io::Errno;
 
 use super::decode::{Dialect, Header, Malformed};
@@ -240,12 +240,28 @@ fn unpanicked(answer: impl FnOnce() -> Result<Answer, Errno>) -> Result<Answer, 
 
 /// One request, or none (it was withdrawn), or the connection's end.
 fn receive(device: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Option<usize>, io::Result<End>> {
-    match rustix::io::read(device.as_fd(), buffer) {
+    match rustix::io::read(device.as_fd(), &mut *buffer) {
         Ok(length) => Ok(Some(length)),
         Err(Errno::NOENT | Errno::INTR | Errno::AGAIN) => Ok(None),
         Err(Errno::NODEV) => Err(Ok(End::Unmounted)),
-        Err(Errno::CONNABORTED) => Err(Ok(End::Aborted)),
+        Err(Errno::CONNABORTED) => Err(end_of(device, buffer)),
         Err(errno) => Err(Err(errno.into())),
+    }
+}
+
+/// How the connection ended. Whoever is just taking up a request is told that it was cut, also when it was unmounted (fuse_dev_do_read in
+/// fs/fuse/dev.c); who asks once the end is complete gets the truth.
+fn end_of(device: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<End> {
+    // No event is asked for: what is reported is the end alone.
+    let mut ended = [PollFd::from_borrowed_fd(device, PollFlags::empty())];
+    rustix::io::retry_on_intr(|| poll(&mut ended, None))?;
+    match rustix::io::read(device, buffer) {
+        Err(Errno::NODEV) => Ok(End::Unmounted),
+        Err(Errno::CONNABORTED) => Ok(End::Aborted),
+        Err(errno) => Err(errno.into()),
+        Ok(_) => Err(io::Error::other(
+            "a connection that has ended gives requests",
+        )),
     }
 }
 

@@ -86,6 +86,20 @@ fn one_thread_answers_one_client() {
     assert!(most * 5 > all * 3, "{waited:?}");
 }
 
+/// What was closed last is still on its way to the worker then.
+#[test]
+fn an_unmount_in_the_midst_of_requests_is_no_cut() {
+    let image = Image::of(&[("x", b"y")]);
+    for round in 0..150 {
+        let mount = image.mount(ProfileChoice::Best);
+        let files: Vec<File> = (0..100)
+            .map(|_| File::open(mount.path("x")).unwrap())
+            .collect();
+        drop(files);
+        assert!(mount.unmount().success(), "{round}: {}", image.log());
+    }
+}
+
 #[test]
 fn work_leaves_no_descriptors_behind() {
     let image = Image::of(&[("d/a", b"a"), ("d/b", b"b"), ("e/c", b"c")]);
