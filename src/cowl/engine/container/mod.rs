@@ -337,7 +337,7 @@ impl Container {
             if Instant::now() >= end {
                 return Ok(false);
             }
-            poll(&mut [], Some(&PAUSE))?;
+            rustix::io::retry_on_intr(|| poll(&mut [], Some(&PAUSE)))?;
         }
         Ok(true)
     }
