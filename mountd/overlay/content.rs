@@ -8,8 +8,8 @@ use std::fs::File;
 use cowl_core::digest::ObjectId;
 use cowl_core::sys::copy::copy_data;
 use cowl_core::upper::marks::Mark;
-use cowl_core::upper::spot::{Spot, times};
-use rustix::fs::{OFlags, XattrFlags};
+use cowl_core::upper::spot::times;
+use rustix::fs::{Mode, OFlags, XattrFlags};
 
 use super::Overlay;
 use super::busy::Guard;
@@ -98,18 +98,20 @@ impl Overlay {
         filling: &Filling,
         filled: Result<(), Errno>,
     ) -> Result<(), Errno> {
-        let place = self.place_of(id)?;
+        if self.content_of(id).is_none() {
+            return Err(Errno::STALE); // removed, and with it what was copied
+        }
         let space = self.writable()?.namespace();
         let owned = filled
-            .and_then(|()| filling.restore_privileges(place.spot()))
-            .and_then(|()| place.spot().clear_mark(space, Mark::Data));
+            .and_then(|()| filling.restore_privileges())
+            .and_then(|()| self.place_of(id)?.spot().clear_mark(space, Mark::Data));
         if let Err(error) = owned {
-            filling.undo(place.spot());
+            filling.undo();
             return Err(error);
         }
         self.commit(|_| [Event::Owned { node: id }]);
         // Nobody wrote yet: whoever copied up for a change of the length will have new times anyway.
-        filling.restore_times(place.spot())
+        filling.restore_times()
     }
 }
 
@@ -126,28 +128,30 @@ impl Filling {
     }
 
     /// A copy is no write by anyone. Should the worker stop in the midst of one, less privilege stays, never more.
-    fn restore_privileges(&self, spot: Spot<'_>) -> Result<(), Errno> {
+    fn restore_privileges(&self) -> Result<(), Errno> {
         if self.before.mode & SET_ID != 0 {
-            spot.chmod(self.before.mode)?;
+            rustix::fs::fchmod(&self.file, Mode::from_raw_mode(self.before.mode))?;
         }
         match &self.capability {
-            Some(capability) => spot.set_xattr(CAPABILITY, capability, XattrFlags::empty()),
+            Some(value) => {
+                rustix::fs::fsetxattr(&self.file, CAPABILITY, value, XattrFlags::empty())
+            }
             None => Ok(()),
         }
     }
 
-    fn restore_times(&self, spot: Spot<'_>) -> Result<(), Errno> {
-        spot.utimens(&times(self.before.atime, self.before.mtime))
+    fn restore_times(&self) -> Result<(), Errno> {
+        rustix::fs::futimens(&self.file, &times(self.before.atime, self.before.mtime))
     }
 
     /// Gives the blocks of a copy that failed back. The mark is still there, so whatever happens here the content is the object's.
-    fn undo(&self, spot: Spot<'_>) {
+    fn undo(&self) {
         let undone = rustix::fs::ftruncate(&self.file, 0)
             .and_then(|()| rustix::fs::ftruncate(&self.file, self.before.size))
-            .and_then(|()| self.restore_privileges(spot))
-            .and_then(|()| self.restore_times(spot));
+            .and_then(|()| self.restore_privileges())
+            .and_then(|()| self.restore_times());
         if let Err(errno) = undone {
-            tracing::warn!(name = %spot.name.escape_ascii(), %errno, "what a failed copy-up left cannot be taken back");
+            tracing::warn!(object = %self.object, %errno, "what a failed copy-up left cannot be taken back");
         }
     }
 }
