@@ -28,3 +28,17 @@ pub(crate) use dispatch::Dispatcher;
 pub(crate) use negotiate::Connection;
 pub use opcode::name as request_name;
 pub(crate) use serve::{End, Server};
+
+/// Decodes `request` as the request loop does, for the fuzz target: any bytes give a request or an error, none a panic.
+///
+/// `long_setxattr` is what INIT would have settled (`FUSE_SETXATTR_EXT`). Returns whether the bytes were a request.
+#[doc(hidden)]
+pub fn decodes(request: &[u8], long_setxattr: bool) -> bool {
+    let dialect = decode::Dialect { long_setxattr };
+    match decode::Header::read(request).and_then(|header| header.operation(request, dialect)) {
+        // A batch is decoded as it is walked.
+        Ok(decode::Operation::BatchForget(nodes)) => nodes.count() > 0,
+        Ok(_) => true,
+        Err(decode::Malformed) => false,
+    }
+}
