@@ -1,4 +1,4 @@
-//! What is not as on a local file system, line by line as ARCHITECTURE.md lists it: each deviation is exactly this and
+//! What is not as on a local file system, line by line as docs/posix.md lists it: each deviation is exactly this and
 //! no more, and where it could be dangerous it is on the safe side.
 
 use std::fs::{self, File, OpenOptions};

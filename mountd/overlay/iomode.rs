@@ -17,7 +17,7 @@ use super::types::{Attr, Backing, Errno, HandleId, NodeId, OpenMode, Opened, Sid
 use super::{Overlay, Profile};
 
 /// A lower file of at least this many bytes is served in passthrough, as is everything that is executed: there the shared page cache
-/// pays. For the others the kernel's cache behaves better when someone writes under a reader. To be measured; see `ARCHITECTURE.md`.
+/// pays. For the others the kernel's cache behaves better when someone writes under a reader. The differences are in `docs/posix.md`.
 const LARGE: u64 = 1 << 20;
 
 const SET_ID: u32 = 0o6000;
