@@ -13,6 +13,7 @@ pub mod digest;
 pub mod handover;
 pub mod image;
 pub mod layer;
+pub mod recipe;
 pub mod store;
 pub mod sys;
 pub mod tree;

@@ -1,0 +1,269 @@
+//! The format held by golden bytes; readers held against damage of every kind.
+
+use std::io::Cursor;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::digest::{DiffId, ObjectId, Sha256Digest};
+
+const GOLDEN: &[u8] = include_bytes!("../../../fixtures/golden/recipe/split-v1");
+const GOLDEN_CANONICAL: &[u8] = include_bytes!("../../../fixtures/golden/recipe/canonical-v1");
+
+fn diff_id() -> DiffId {
+    DiffId(Sha256Digest::of(b"the tar"))
+}
+
+fn written(steps: &[Step]) -> Vec<u8> {
+    let mut writer = RecipeWriter::new(Cursor::new(Vec::new())).unwrap();
+    for step in steps {
+        match step {
+            Step::Literal(bytes) => writer.literal(bytes).unwrap(),
+            Step::Zeros(count) => writer.zeros(*count).unwrap(),
+            Step::Object(content, offset, length) => writer
+                .object(ObjectId::of(&[*content]), *offset, *length)
+                .unwrap(),
+        }
+    }
+    let mut out = Vec::new();
+    writer.finish(diff_id(), &mut out).unwrap();
+    out
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Literal(Vec<u8>),
+    Zeros(u64),
+    Object(u8, u64, u64),
+}
+
+/// What a tar is, literals as bytes, objects by name.
+#[derive(Debug, PartialEq)]
+enum Part {
+    Bytes(Vec<u8>),
+    Object(ObjectId, u64, u64),
+}
+
+fn push(parts: &mut Vec<Part>, bytes: &[u8]) {
+    match parts.last_mut() {
+        _ if bytes.is_empty() => {}
+        Some(Part::Bytes(last)) => last.extend_from_slice(bytes),
+        _ => parts.push(Part::Bytes(bytes.to_vec())),
+    }
+}
+
+fn meant(steps: &[Step]) -> Vec<Part> {
+    let mut parts = Vec::new();
+    for step in steps {
+        match step {
+            Step::Literal(bytes) => push(&mut parts, bytes),
+            Step::Zeros(count) => push(&mut parts, &vec![0; usize::try_from(*count).unwrap()]),
+            Step::Object(_, _, 0) => {}
+            Step::Object(content, offset, length) => {
+                parts.push(Part::Object(ObjectId::of(&[*content]), *offset, *length));
+            }
+        }
+    }
+    parts
+}
+
+fn read(bytes: &[u8]) -> Result<Vec<Part>, RecipeError> {
+    let recipe = Recipe::open(bytes)?;
+    let mut instructions = recipe.instructions()?;
+    let mut parts = Vec::new();
+    while let Some(instruction) = instructions.next()? {
+        match instruction {
+            Instruction::Literal(bytes) => push(&mut parts, bytes),
+            Instruction::Zeros(count) => {
+                push(&mut parts, &vec![0; usize::try_from(count).unwrap()]);
+            }
+            Instruction::Object {
+                index,
+                offset,
+                length,
+            } => parts.push(Part::Object(recipe.object(index).unwrap(), offset, length)),
+        }
+    }
+    Ok(parts)
+}
+
+/// A recipe by hand, its digest right: what an encoder would never write.
+fn forged(unpacked: &[u8], objects: u32, tar_bytes: u64) -> Vec<u8> {
+    let packed = zstd::bulk::compress(unpacked, 1).unwrap();
+    let mut bytes = canonical(diff_id(), tar_bytes);
+    bytes.truncate(HEADER_LEN);
+    bytes[10] = 2;
+    bytes[72..76].copy_from_slice(&objects.to_le_bytes());
+    bytes[80..88].copy_from_slice(&(packed.len() as u64).to_le_bytes());
+    bytes[88..96].copy_from_slice(&(unpacked.len() as u64).to_le_bytes());
+    bytes.extend(vec![7; ID_LEN * objects as usize]);
+    bytes.extend(packed);
+    let digest = blake3::hash(&bytes);
+    bytes.extend(digest.as_bytes());
+    bytes
+}
+
+fn golden_steps() -> Vec<Step> {
+    vec![
+        Step::Literal(b"header".to_vec()),
+        Step::Object(1, 0, 5),
+        Step::Literal(b"more".to_vec()),
+        Step::Object(2, 300, 70_000),
+        Step::Object(1, 0, 5),
+        Step::Zeros(1024),
+    ]
+}
+
+#[test]
+fn golden_recipes_of_version_1_are_read_as_they_were_written() {
+    let recipe = Recipe::open(GOLDEN).unwrap();
+    recipe.verify().unwrap();
+    assert_eq!(
+        (recipe.kind(), recipe.diff_id(), recipe.tar_bytes()),
+        (Kind::Split, diff_id(), 6 + 5 + 4 + 70_000 + 5 + 1024)
+    );
+    assert_eq!(read(GOLDEN).unwrap(), meant(&golden_steps()));
+    let ids: Vec<ObjectId> = object_ids(GOLDEN).unwrap().collect();
+    assert_eq!(ids, [ObjectId::of(&[1]), ObjectId::of(&[2])]);
+
+    assert_eq!(canonical(diff_id(), 10_240), GOLDEN_CANONICAL);
+    let recipe = Recipe::open(GOLDEN_CANONICAL).unwrap();
+    recipe.verify().unwrap();
+    assert_eq!(
+        (recipe.kind(), recipe.tar_bytes()),
+        (Kind::Canonical, 10_240)
+    );
+    assert_eq!(read(GOLDEN_CANONICAL).unwrap(), []);
+}
+
+/// zstd may pack them otherwise one day; the header, the ids and the unpacked instructions stay.
+#[test]
+fn a_recipe_is_written_byte_by_byte_as_the_format_says() {
+    let bytes = written(&golden_steps());
+    let ids_end = HEADER_LEN + 2 * ID_LEN;
+    let without_packed = |bytes: &[u8]| [&bytes[..80], &bytes[88..ids_end]].concat();
+    assert_eq!(without_packed(&bytes), without_packed(GOLDEN));
+    let unpacked = zstd::bulk::decompress(&bytes[ids_end..bytes.len() - DIGEST_LEN], 1024).unwrap();
+    let expected = [
+        &b"\x18header"[..],
+        b"\x16\x00\x00",
+        b"\x10more",
+        b"\xc2\x8b\x11\x01\xac\x02",
+        b"\x16\x00\x00",
+        b"\x81\x20",
+    ]
+    .concat();
+    assert_eq!(unpacked, expected);
+}
+
+#[test]
+fn a_terabyte_of_zeros_is_one_instruction() {
+    let bytes = written(&[Step::Literal(vec![1]), Step::Zeros(1 << 40)]);
+    assert!(bytes.len() < 200, "{}", bytes.len());
+    assert_eq!(Recipe::open(&bytes).unwrap().tar_bytes(), (1 << 40) + 1);
+}
+
+#[test]
+fn instructions_that_contradict_the_header_are_refused() {
+    let refused = |unpacked: &[u8], objects, tar_bytes, part: &str| {
+        let message = read(&forged(unpacked, objects, tar_bytes))
+            .unwrap_err()
+            .to_string();
+        assert!(message.contains(part), "{part}: {message}");
+    };
+    assert_eq!(
+        read(&forged(b"\x04x", 0, 1)).unwrap(),
+        [Part::Bytes(vec![b'x'])]
+    );
+    refused(b"\x04x", 0, 2, "end too early");
+    refused(b"\x04x", 0, 0, "too much");
+    refused(b"\x08x", 0, 2, "end too early");
+    refused(b"\x07", 0, 1, "unknown instruction");
+    refused(b"\x00", 0, 0, "gives nothing");
+    refused(b"\x84\x00x", 0, 1, "number");
+    refused(&[0xff; 11], 0, 1, "number");
+    refused(b"\x06\x00\x00", 0, 1, "no object");
+    refused(b"\x06\x01\x00", 1, 1, "no object");
+    // 2^64 - 1
+    refused(
+        b"\x06\x00\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01",
+        1,
+        1,
+        "2^64",
+    );
+    // a count of 2^62 - 1 within a tar of as many bytes asks for no memory
+    refused(
+        b"\xfc\xff\xff\xff\xff\xff\xff\xff\xff\x01",
+        0,
+        u64::MAX >> 2,
+        "end too early",
+    );
+}
+
+#[test]
+fn any_changed_or_missing_byte_is_found() {
+    for golden in [GOLDEN, GOLDEN_CANONICAL] {
+        for at in 0..golden.len() {
+            let mut damaged = golden.to_vec();
+            damaged[at] ^= 1;
+            assert!(
+                Recipe::open(&damaged).is_err()
+                    || Recipe::open(&damaged).unwrap().verify().is_err(),
+                "byte {at}"
+            );
+            assert!(object_ids(&golden[..at]).is_err(), "cut at {at}");
+        }
+    }
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        prop::collection::vec(any::<u8>(), 0..2000).prop_map(Step::Literal),
+        (0_u64..200_000).prop_map(Step::Zeros),
+        prop::sample::select(vec![65_535_u64, 65_536, 65_537, 131_072]).prop_map(Step::Zeros),
+        (any::<u8>(), 0_u64..1 << 40, 0_u64..1 << 40)
+            .prop_map(|(content, offset, length)| Step::Object(content, offset, length)),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_was_written_is_read(steps in prop::collection::vec(step(), 0..20)) {
+        let bytes = written(&steps);
+        Recipe::open(&bytes).unwrap().verify().unwrap();
+        prop_assert_eq!(read(&bytes).unwrap(), meant(&steps));
+    }
+
+    /// Which is how a canonical tar is recognised.
+    #[test]
+    fn equal_tars_have_equal_recipes(
+        bytes in prop::collection::vec(prop::sample::select(vec![0_u8, 0, 0, 1]), 0..200),
+        zeros in 0_u64..200_000,
+        cut in 0_usize..200,
+    ) {
+        let whole = [bytes.clone(), vec![0; usize::try_from(zeros).unwrap()]].concat();
+        let cut = cut.min(bytes.len());
+        prop_assert_eq!(
+            written(&[Step::Literal(whole)]),
+            written(&[
+                Step::Literal(bytes[..cut].to_vec()),
+                Step::Literal(bytes[cut..].to_vec()),
+                Step::Zeros(zeros),
+            ])
+        );
+    }
+
+    #[test]
+    fn no_bytes_make_a_reader_panic(
+        unpacked in prop::collection::vec(any::<u8>(), 0..200),
+        objects in 0_u32..3,
+        tar_bytes in 0_u64..10_000,
+        raw in prop::collection::vec(any::<u8>(), 0..300),
+    ) {
+        // a run of zeros is no longer than the tar, so nothing here is large
+        drop(read(&forged(&unpacked, objects, tar_bytes)));
+        drop(read(&raw));
+    }
+}
