@@ -95,13 +95,15 @@ impl Overlay {
             FileType::Directory => return Err(Errno::ISDIR),
             _ => return Err(Errno::OPNOTSUPP),
         }
-        if flags.write {
+        // O_RDONLY | O_TRUNC cuts the file as well.
+        let changes = flags.write || flags.truncate;
+        if changes {
             self.writable()?;
             self.copy_up(id)?;
             self.own_content(id, if flags.truncate { 0 } else { u64::MAX })?;
         }
         let _guard = self.busy.lock(&[id]);
-        if flags.write {
+        if changes {
             self.make_writable(id, flags)?;
         }
         let source = self.source_of(id, flags.write)?;

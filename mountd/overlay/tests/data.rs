@@ -150,3 +150,33 @@ fn flags_of_rename_that_are_for_other_file_systems_are_refused() {
         [taken[0], taken[1], taken[2], refused, refused, refused]
     );
 }
+
+#[test]
+fn open_for_reading_with_truncation_cuts_the_file() {
+    let fixture = sparse();
+    let overlay = fixture.overlay();
+    let flags = OpenFlags {
+        truncate: true,
+        ..OpenFlags::default()
+    };
+    let id = walk(&overlay, "dir/sparse").unwrap();
+    // The first reader is served from the object, so the cut file gets another node.
+    let reader = overlay.open(id, OpenFlags::default()).unwrap();
+    assert_eq!(overlay.open(id, flags).unwrap_err(), Errno::STALE);
+    overlay.release(id, reader.handle).unwrap();
+    let id = walk(&overlay, "dir/sparse").unwrap();
+    let opened = overlay.open(id, flags).unwrap();
+    assert_eq!(overlay.getattr(id, None).unwrap().size, 0);
+    assert_eq!(read_all(&overlay, id, Some(opened.handle)), b"");
+    let written = overlay.write(id, Some(opened.handle), 0, b"x", false);
+    assert_eq!(written, Err(Errno::BADF), "it is open for reading");
+    assert_eq!(
+        fs::metadata(fixture.path("upper/dir/sparse"))
+            .unwrap()
+            .len(),
+        0
+    );
+    let overlay = fixture.open_with(Profile::Passthrough, false).unwrap();
+    let id = walk(&overlay, "dir/sparse").unwrap();
+    assert_eq!(overlay.open(id, flags).unwrap_err(), Errno::ROFS);
+}
