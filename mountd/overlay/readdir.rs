@@ -1,19 +1,17 @@
 //! A directory's names, from any of them on.
 //!
 //! A cookie says where to go on behind the entry it came with: 1 and 2 behind `.` and `..`; 3 + position behind a name that the tree has,
-//! whoever has the file now; 2^32 + number behind one that only the upper has, where numbers grow and are never used again. So a name that
-//! stays is given exactly once in one pass, whatever comes and goes meanwhile.
+//! whoever has the file now; 2^62 + hash of the name behind one that only the upper has. So a name that stays is given exactly once in one
+//! pass, and a pass ends whatever is renamed or replaced meanwhile: no name is behind itself.
 
 use cowl_core::tree::{FileType, TreeIno};
 
 use super::attrs::ino_of;
 use super::lookup::tree_side;
-use super::state::{State, Target};
+use super::state::{FIRST_OWN_COOKIE, State, Target};
 use super::types::{DirEntry, Errno, NodeId};
 use super::{Overlay, state};
 
-/// First cookie of the names that only the upper has.
-const OWN: u64 = 1 << 32;
 /// Entries taken from the tables at a time: no lock is held while the caller takes them, nor while attributes are read.
 const BATCH: usize = 64;
 
@@ -113,7 +111,7 @@ impl Overlay {
         }
         let state = self.state.read();
         if let Some(tree) = tree_side(&state, dir)
-            && cookie < OWN
+            && cookie < FIRST_OWN_COOKIE
         {
             let position =
                 u32::try_from(cookie.saturating_sub(2)).map_err(|_beyond_u32| Errno::INVAL)?;
@@ -122,15 +120,14 @@ impl Overlay {
         if rows.len() < BATCH
             && let Some(table) = state.dir(dir)
         {
-            let from = cookie.checked_sub(OWN).map_or(0, |last| last + 1);
-            for (number, name, id, file_type) in table.own_names_from(from).take(BATCH) {
+            for (cookie, name, id, file_type) in table.own_names_behind(cookie).take(BATCH) {
                 let ino = ino_of(id, state.node(id));
                 rows.push(Row {
                     name: name.to_vec(),
                     id,
                     ino,
                     file_type,
-                    cookie: OWN + number,
+                    cookie,
                 });
             }
         }

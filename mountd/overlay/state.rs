@@ -5,6 +5,7 @@
 //! disk. So a log of events is a state. No operation here does I/O; the overlay keeps the lock around it for table work only.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
 
 use cowl_core::digest::ObjectId;
 use cowl_core::tree::{FileType, TreeIno};
@@ -12,6 +13,9 @@ use cowl_core::tree::{FileType, TreeIno};
 use super::event::{Event, Found, FoundWhat};
 use super::opens::Opens;
 use super::types::{Attr, NodeId};
+
+/// Cookies of names that the tree does not have; those of the tree's names are below 2^33.
+pub(super) const FIRST_OWN_COOKIE: u64 = 1 << 62;
 
 /// A name in a directory.
 pub(super) type Name = Box<[u8]>;
@@ -89,8 +93,8 @@ pub(super) enum Content {
 #[derive(Debug)]
 pub(super) struct Dir {
     slots: BTreeMap<Name, Slot>,
+    /// The visible names that the tree does not have, in the order in which they are listed.
     by_cookie: BTreeMap<u64, Name>,
-    next_cookie: u64,
     /// Directories among the visible names.
     pub(super) subdirs: u32,
     /// Visible names.
@@ -104,7 +108,8 @@ pub(super) struct Dir {
 pub(super) struct Slot {
     pub(super) target: Target,
     pub(super) under: Under,
-    cookie: u64,
+    /// Of a name that is listed by itself, not in the place of the tree's.
+    cookie: Option<u64>,
 }
 
 /// What the upper says about a name.
@@ -233,7 +238,6 @@ impl State {
             Dir {
                 slots,
                 by_cookie,
-                next_cookie: 0,
                 subdirs,
                 visible,
                 impure,
@@ -288,25 +292,20 @@ impl State {
         let Some(table) = self.dirs.get_mut(&dir) else {
             return;
         };
-        let cookie = table.next_cookie;
-        table.next_cookie += 1;
-        table.count(
-            Slot {
-                target,
-                under,
-                cookie,
-            },
-            Sign::Add,
-        );
-        table.by_cookie.insert(cookie, name.clone());
-        table.slots.insert(
-            name.clone(),
-            Slot {
-                target,
-                under,
-                cookie,
-            },
-        );
+        let cookie = match (target, under) {
+            (Target::Node(..), Under::Nothing) => Some(table.free_cookie(&name)),
+            _ => None,
+        };
+        let slot = Slot {
+            target,
+            under,
+            cookie,
+        };
+        table.count(slot, Sign::Add);
+        if let Some(cookie) = cookie {
+            table.by_cookie.insert(cookie, name.clone());
+        }
+        table.slots.insert(name.clone(), slot);
         if let Target::Node(id, _) = target
             && let Some(node) = self.nodes.get_mut(&id)
         {
@@ -322,7 +321,9 @@ impl State {
         let Some(slot) = table.slots.remove(name) else {
             return;
         };
-        table.by_cookie.remove(&slot.cookie);
+        if let Some(cookie) = slot.cookie {
+            table.by_cookie.remove(&cookie);
+        }
         table.count(slot, Sign::Remove);
         if let Target::Node(id, _) = slot.target
             && let Some(node) = self.nodes.get_mut(&id)
@@ -473,20 +474,33 @@ impl Dir {
         self.slots.get(name).copied()
     }
 
-    /// Names that the tree does not have, from a cookie on, oldest first.
-    pub(super) fn own_names_from(
+    /// Names that the tree does not have, behind a cookie.
+    pub(super) fn own_names_behind(
         &self,
         cookie: u64,
     ) -> impl Iterator<Item = (u64, &[u8], NodeId, FileType)> {
-        self.by_cookie.range(cookie..).filter_map(|(cookie, name)| {
-            let slot = self.slots.get(name)?;
-            match (slot.target, slot.under) {
-                (Target::Node(id, file_type), Under::Nothing) => {
-                    Some((*cookie, &**name, id, file_type))
-                }
-                _ => None,
+        let behind = (Bound::Excluded(cookie), Bound::Unbounded);
+        self.by_cookie.range(behind).filter_map(|(cookie, name)| {
+            match self.slots.get(name)?.target {
+                Target::Node(id, file_type) => Some((*cookie, &**name, id, file_type)),
+                Target::Whiteout => None,
             }
         })
+    }
+
+    /// A cookie that depends on the name alone, unless another name has it: a name that is replaced, or moved away and back, keeps its place.
+    fn free_cookie(&self, name: &[u8]) -> u64 {
+        const WITHIN: u64 = FIRST_OWN_COOKIE - 1;
+        let hash = ObjectId::of(name);
+        let hash = hash.as_bytes().first_chunk().copied().unwrap_or_default();
+        let mut cookie = u64::from_le_bytes(hash);
+        loop {
+            cookie = FIRST_OWN_COOKIE | (cookie & WITHIN);
+            if !self.by_cookie.contains_key(&cookie) {
+                return cookie;
+            }
+            cookie += 1;
+        }
     }
 
     /// Every node that the upper has in it.

@@ -7,6 +7,7 @@
 mod data;
 mod killed;
 mod links;
+mod listing;
 mod meanwhile;
 mod model;
 mod operations;
