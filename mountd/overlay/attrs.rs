@@ -176,8 +176,11 @@ impl Overlay {
                 Errno::INVAL
             });
         }
-        if attr.file_type == FileType::Directory && self.is_gone(id) {
-            return self.change_removed_directory(id, set);
+        if self.is_gone(id) && (attr.file_type == FileType::Directory || set.is_times_only()) {
+            let _guard = self.busy.lock(&[id]);
+            if !self.in_upper(id) {
+                return self.change_removed(id, set);
+            }
         }
         self.copy_up(id)?;
         if let Some(size) = set.size {
@@ -195,9 +198,9 @@ impl Overlay {
         self.attr_guarded(id)
     }
 
-    /// A directory without a name has no file any more: what is set is shown to whoever has it open still, and ends with that.
-    fn change_removed_directory(&self, id: NodeId, set: &SetAttr) -> Result<Attr, Errno> {
-        let _guard = self.busy.lock(&[id]);
+    /// A removed node without a file in the upper keeps its attributes in memory, for whoever has it open still. Directories, and the times
+    /// of files: the kernel's writeback cache sends those of every file that is unlinked. The caller guards it.
+    fn change_removed(&self, id: NodeId, set: &SetAttr) -> Result<Attr, Errno> {
         let before = self.attr_guarded(id)?;
         let now = present();
         let time = |wanted, before| match wanted {
@@ -218,7 +221,7 @@ impl Overlay {
         self.commit(|_| {
             [Event::Gone {
                 node: id,
-                file_type: FileType::Directory,
+                file_type: attr.file_type,
                 origin,
                 attr,
             }]

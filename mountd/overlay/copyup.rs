@@ -14,7 +14,7 @@ use rustix::fs::{Mode, OFlags, RenameFlags, XattrFlags};
 
 use super::event::Event;
 use super::state::{Content, Home, Under, UpperFile};
-use super::types::{Errno, NodeId};
+use super::types::{Attr, Errno, NodeId};
 use super::{Overlay, new_file};
 
 const SET_ID: u32 = 0o6000;
@@ -78,10 +78,12 @@ impl Overlay {
 
     /// Whether a node has no name any more.
     pub(super) fn is_gone(&self, id: NodeId) -> bool {
-        self.state
-            .read()
-            .node(id)
-            .is_some_and(|node| node.gone().is_some())
+        self.gone_attr(id).is_some()
+    }
+
+    /// The attributes of a node that has no name any more.
+    fn gone_attr(&self, id: NodeId) -> Option<Attr> {
+        self.state.read().node(id)?.gone().copied()
     }
 
     /// Whether a node's own bytes were removed with its last name: nobody had it open.
@@ -111,7 +113,7 @@ impl Overlay {
         let temporary = upper.new_name();
         let made = Spot::new(upper.tmp(), &temporary);
         let file = self
-            .make_copy(upper, made, node, &record, &into)
+            .make_copy(upper, made, id, node, &record, &into)
             .and_then(|file| {
                 self.put_copy(upper, made, &into)?;
                 Ok(file)
@@ -162,6 +164,7 @@ impl Overlay {
         &self,
         upper: &Upper,
         made: Spot<'_>,
+        id: NodeId,
         node: TreeIno,
         record: &Node,
         into: &Destination,
@@ -194,6 +197,9 @@ impl Overlay {
             }
         }
         self.dress(made, node, Some(creator))?;
+        if let Some(attr) = self.gone_attr(id) {
+            made.utimens(&times(attr.atime, attr.mtime))?;
+        }
         file.host = made.stat()?.stx_ino;
         Ok(file)
     }

@@ -119,12 +119,24 @@ pub struct SetAttr {
     pub kill_priv: bool,
 }
 
+impl SetAttr {
+    /// Whether nothing but times changes.
+    pub(super) fn is_times_only(&self) -> bool {
+        let times = SetAttr {
+            atime: self.atime,
+            mtime: self.mtime,
+            ..SetAttr::default()
+        };
+        *self == times
+    }
+}
+
 /// How a file is to be opened. `O_APPEND` is not here: the kernel turns it into offsets.
 #[derive(Copy, Clone, Debug, Default, Eq, PartialEq)]
 pub struct OpenFlags {
     /// For writing (`O_WRONLY`, `O_RDWR`).
     pub write: bool,
-    /// Cut to nothing (`O_TRUNC`); needs `write`.
+    /// Cut to nothing (`O_TRUNC`), also when opened for reading only.
     pub truncate: bool,
     /// With `truncate`: drop privileges of the file as [`SetAttr::kill_priv`] does (`FUSE_OPEN_KILL_SUIDGID`).
     pub kill_priv: bool,

@@ -125,3 +125,26 @@ fn an_unnamed_file_can_be_given_a_name() {
     overlay.release(other.id, opened.handle).unwrap();
     assert_eq!(on_disk(&fixture.path("work/orphans")), [""; 0]);
 }
+
+/// As the kernel's writeback cache sends them at the end of an inode whose link count it has lowered.
+#[test]
+fn times_of_an_unlinked_lower_file_copy_nothing_up() {
+    let fixture = small();
+    let overlay = fixture.open_with(Profile::Cached, true).unwrap();
+    let id = overlay.lookup(NodeId::ROOT, b"file").unwrap().unwrap().id;
+    overlay.unlink(NodeId::ROOT, b"file").unwrap();
+    let later = Timestamp { secs: 77, nanos: 7 };
+    let times = SetAttr {
+        mtime: Some(SetTime::At(later)),
+        ..SetAttr::default()
+    };
+    let attr = overlay.setattr(id, None, &times).unwrap();
+    assert_eq!((attr.mtime, attr.nlink), (later, 0));
+    assert_eq!(on_disk(&fixture.path("work/orphans")), [""; 0]);
+    // What does need a file takes the times along.
+    let attr = overlay.setattr(id, None, &mode(0o600)).unwrap();
+    assert_eq!((attr.mtime, attr.mode, attr.nlink), (later, 0o600, 0));
+    assert_eq!(on_disk(&fixture.path("work/orphans")).len(), 1);
+    assert_eq!(read_all(&overlay, id, None), b"content");
+    overlay.forget(id, 1);
+}
