@@ -148,7 +148,7 @@ mod tests {
         }
         let diff = DiffId(Sha256Digest::of(format!("{files:?}").as_bytes()));
         transaction
-            .put_layer(diff, builder.finish().unwrap(), 0)
+            .put_layer(diff, builder.finish(diff).unwrap(), 0)
             .unwrap();
         diff
     }

@@ -84,7 +84,7 @@ impl Fixture {
         // A layer with no whiteouts is its own merged tree.
         Fixture {
             base,
-            tree: layer.finish().unwrap(),
+            tree: layer.finish(DiffId(Sha256Digest::of(b"layer"))).unwrap(),
         }
     }
 

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus};
 
-use cowl_core::digest::ObjectId;
+use cowl_core::digest::{DiffId, ObjectId, Sha256Digest};
 use cowl_core::handover::{
     self, MountError, MountSources, Mounted, Profile, ProfileChoice, UpperSource,
 };
@@ -44,7 +44,8 @@ impl Image {
         fs::create_dir(&objects.0).unwrap();
         let mut builder = LayerBuilder::new();
         fill(&mut builder, &objects);
-        let layer = Tree::from_bytes(builder.finish().unwrap()).unwrap();
+        let layer =
+            Tree::from_bytes(builder.finish(DiffId(Sha256Digest::of(b"layer"))).unwrap()).unwrap();
         fs::write(directory.path().join("tree"), merge(&[layer]).unwrap()).unwrap();
         fs::write(directory.path().join("lease"), "").unwrap();
         Self {

@@ -47,9 +47,10 @@ pub fn import<R: Read, S: ObjectSink>(
     } = importer;
     let (digest, stream_bytes) = reader.into_stream().finish()?;
     stats.stream_bytes = stream_bytes;
+    let diff_id = DiffId(digest);
     Ok(ImportedLayer {
-        diff_id: DiffId(digest),
-        tree_bytes: builder.finish()?,
+        diff_id,
+        tree_bytes: builder.finish(diff_id)?,
         stats,
         end,
     })

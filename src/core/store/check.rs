@@ -14,13 +14,13 @@ use parking_lot::Mutex;
 use rustix::fs::{FileType, Mode};
 
 use super::dir::{Dir, PUBLISHED};
-use super::layer::{RECORD, TREE, TREE_SUFFIX, open_tree, read_record};
+use super::layer::{RECORD, TREE, TREE_SUFFIX, open_layer, open_merged, read_record};
 use super::roots::{Reachable, Root};
 use super::transaction::copy;
 use super::usage::Count;
 use super::{DIRECTORIES, LOCK, ROOT_MODE, Store, StoreError, format, from_hex, log, object_name};
 use crate::digest::{ChainId, DiffId, ObjectId, Sha256Digest, Sha256Hasher};
-use crate::tree::{FileType as NodeType, MergeError, Tree, TreeIno, TreeKind, merge};
+use crate::tree::{MergeError, Tree, merge};
 
 /// One thing that is wrong, with the file it is wrong with.
 #[derive(Debug, PartialEq, Eq)]
@@ -213,16 +213,7 @@ impl Store {
         seen: &mut HashSet<ObjectId>,
         report: &mut CheckReport,
     ) -> Result<(), StoreError> {
-        let damaged = |source| StoreError::Tree {
-            path: path.to_owned(),
-            source,
-        };
-        for number in 0..tree.node_count() {
-            let node = tree.node(TreeIno(number)).map_err(damaged)?;
-            let (NodeType::Regular, Some(object)) = (node.file_type, node.object) else {
-                continue;
-            };
-            let id = tree.object_id(object).map_err(damaged)?;
+        for (id, size) in tree.object_sizes() {
             if !seen.insert(id) {
                 continue;
             }
@@ -232,10 +223,10 @@ impl Store {
                     path: self.objects.join(name),
                     needed_by: path.to_owned(),
                 }),
-                Some(meta) if meta.size != node.size => {
+                Some(meta) if meta.size != size => {
                     report.damaged(
                         self.objects.join(name),
-                        format_args!("it has {} bytes, should have {}", meta.size, node.size),
+                        format_args!("it has {} bytes, should have {}", meta.size, size),
                     );
                 }
                 Some(_) => {}
@@ -341,7 +332,7 @@ impl Store {
             {
                 continue;
             }
-            let tree = match open_tree(&self.merged, &name.to_string_lossy(), TreeKind::Merged) {
+            let tree = match open_merged(&self.merged, chain) {
                 Ok(Some((tree, _))) => tree,
                 Ok(None) => continue,
                 Err(error) => {
@@ -436,8 +427,8 @@ fn check_layer(
             _ => report.problems.push(Problem::Stray(dir.join(&name))),
         }
     }
-    let tree = match open_tree(dir, TREE, TreeKind::Layer) {
-        Ok(Some((tree, _))) => match tree.verify() {
+    let tree = match open_layer(dir, diff) {
+        Ok(Some(tree)) => match tree.verify() {
             Ok(()) => Some(tree),
             Err(error) => {
                 report.damaged(dir.join(TREE), error);

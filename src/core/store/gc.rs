@@ -10,13 +10,12 @@ use std::ffi::{OsStr, OsString};
 use rustix::fs::{FileType, Mode};
 
 use super::dir::Dir;
-use super::layer::{TREE, TREE_SUFFIX, open_tree};
+use super::layer::{TREE, TREE_SUFFIX, open_layer};
 use super::roots::Reachable;
 use super::transaction::try_flock;
 use super::usage::Count;
 use super::{Store, StoreError, from_hex, random_name, remove_tree};
 use crate::digest::{ChainId, DiffId, ObjectId};
-use crate::tree::TreeKind;
 
 /// What a gc removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -113,8 +112,7 @@ impl Store {
                 .layers
                 .sub_if_there(diff.0.hex())?
                 .ok_or(StoreError::NoLayer(*diff))?;
-            let (tree, _) =
-                open_tree(&dir, TREE, TreeKind::Layer)?.ok_or(StoreError::NoLayer(*diff))?;
+            let tree = open_layer(&dir, *diff)?.ok_or(StoreError::NoLayer(*diff))?;
             // As a whole: a damaged tree could hide an object that an image needs.
             tree.verify().map_err(|source| StoreError::Tree {
                 path: dir.join(TREE),

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::dir::{Dir, PUBLISHED};
 use super::{Store, StoreError, Transaction, remove_tree};
 use crate::digest::{ChainId, DiffId};
-use crate::tree::{FileType, Tree, TreeError, TreeIno, TreeKind, merge};
+use crate::tree::{FileType, Tree, TreeError, TreeIno, merge};
 use rustix::fs::Mode;
 use rustix::io::Errno;
 
@@ -80,9 +80,7 @@ impl Store {
     /// A layer's tree, whiteouts and all. None when the store has no such layer.
     pub fn layer_tree(&self, diff: DiffId) -> Result<Option<Tree>, StoreError> {
         match self.layers.sub_if_there(diff.0.hex())? {
-            Some(dir) => {
-                open_tree(&dir, TREE, TreeKind::Layer).map(|opened| opened.map(|(tree, _)| tree))
-            }
+            Some(dir) => open_layer(&dir, diff),
             None => Ok(None),
         }
     }
@@ -101,16 +99,14 @@ impl Store {
     /// is [`StoreError::NoLayer`]. Opening checks the header alone; a cached tree that fails even that is made anew.
     pub fn merged(&self, layers: &[DiffId]) -> Result<MergedTree, StoreError> {
         let chain = ChainId::of(layers).ok_or(StoreError::NoLayers)?;
-        if let Ok(Some((tree, file))) =
-            open_tree(&self.merged, &merged_name(chain), TreeKind::Merged)
-        {
+        if let Ok(Some((tree, file))) = open_merged(&self.merged, chain) {
             return Ok(MergedTree { tree, file, chain });
         }
         let transaction = self.begin()?;
         transaction.put_merged(layers)?;
         transaction.publish(&[])?;
         let name = merged_name(chain);
-        let opened = open_tree(&self.merged, &name, TreeKind::Merged)?;
+        let opened = open_merged(&self.merged, chain)?;
         let (tree, file) =
             opened.ok_or_else(|| StoreError::io("open", self.merged.join(&name), Errno::NOENT))?;
         Ok(MergedTree { tree, file, chain })
@@ -181,7 +177,7 @@ impl Transaction<'_> {
                 .sub_if_there(diff.0.hex())?
                 .ok_or(StoreError::NoLayer(diff))?
         };
-        let (tree, _) = open_tree(&dir, TREE, TreeKind::Layer)?.ok_or(StoreError::NoLayer(diff))?;
+        let tree = open_layer(&dir, diff)?.ok_or(StoreError::NoLayer(diff))?;
         tree.verify().map_err(|source| StoreError::Tree {
             path: dir.join(TREE),
             source,
@@ -227,11 +223,27 @@ fn same_layer(staged: &Dir, layers: &Dir, name: &str) -> Result<bool, StoreError
     Ok(true)
 }
 
-/// Opens a tree and checks its header and kind. None when there is no such file.
-pub(super) fn open_tree(
+/// Opens the tree of a layer in its directory, and refuses another layer's. None when there is no such file.
+pub(super) fn open_layer(dir: &Dir, diff: DiffId) -> Result<Option<Tree>, StoreError> {
+    let opened = open_tree(dir, TREE, |tree| tree.diff_id() == Some(diff))?;
+    Ok(opened.map(|(tree, _)| tree))
+}
+
+/// Opens the merged tree of a stack, and refuses another stack's. None when there is no such file.
+pub(super) fn open_merged(
+    merged: &Dir,
+    chain: ChainId,
+) -> Result<Option<(Tree, File)>, StoreError> {
+    open_tree(merged, &merged_name(chain), |tree| {
+        tree.chain_id() == Some(chain)
+    })
+}
+
+/// Checks no more than the header.
+fn open_tree(
     dir: &Dir,
     name: &str,
-    kind: TreeKind,
+    is_its_own: impl FnOnce(&Tree) -> bool,
 ) -> Result<Option<(Tree, File)>, StoreError> {
     let Some(file) = dir.open(name)? else {
         return Ok(None);
@@ -241,10 +253,10 @@ pub(super) fn open_tree(
         path: path.clone(),
         source,
     })?;
-    if tree.kind() != kind {
+    if !is_its_own(&tree) {
         return Err(StoreError::malformed(
             path,
-            "it is a tree of the other kind",
+            "it is the tree of another layer or stack; load its image again to replace it",
         ));
     }
     Ok(Some((tree, file)))

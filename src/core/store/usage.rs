@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use super::dir::Dir;
 use super::{Store, StoreError};
 use crate::digest::{DiffId, ObjectId};
-use crate::tree::{FileType, TreeIno};
 
 /// Files of one kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -66,18 +65,8 @@ impl Store {
     pub fn objects_of(&self, layers: &[DiffId]) -> Result<BTreeMap<ObjectId, u64>, StoreError> {
         let mut objects = BTreeMap::new();
         for diff in layers {
-            let path = || self.layers.join(diff.0.hex()).join(super::layer::TREE);
             let tree = self.layer_tree(*diff)?.ok_or(StoreError::NoLayer(*diff))?;
-            let damaged = |source| StoreError::Tree {
-                path: path(),
-                source,
-            };
-            for number in 0..tree.node_count() {
-                let node = tree.node(TreeIno(number)).map_err(damaged)?;
-                if let (FileType::Regular, Some(object)) = (node.file_type, node.object) {
-                    objects.insert(tree.object_id(object).map_err(damaged)?, node.size);
-                }
-            }
+            objects.extend(tree.object_sizes());
         }
         Ok(objects)
     }

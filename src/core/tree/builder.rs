@@ -15,6 +15,7 @@ use super::layer;
 use super::types::{Kind, Meta, Timestamp};
 use super::writer::WriteError;
 use super::xattr::{self, XattrError};
+use crate::digest::DiffId;
 
 /// Why an entry can't be in a layer. Each names the entry by its path.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -231,9 +232,9 @@ impl LayerBuilder {
         Ok(())
     }
 
-    /// The tree's bytes.
-    pub fn finish(self) -> Result<Vec<u8>, BuildError> {
-        Ok(layer::write(self)?)
+    /// The bytes of the tree, which says that it is this layer's.
+    pub fn finish(self, diff: DiffId) -> Result<Vec<u8>, BuildError> {
+        Ok(layer::write(self, diff)?)
     }
 
     #[expect(

@@ -1,10 +1,10 @@
-//! Format v1 as Rust structs. The byte diagrams are in the room's head; sizes are asserted here.
+//! Format 2 as Rust structs. The byte diagrams are in FORMAT.md; sizes are asserted here.
 
 use zerocopy::little_endian::{I64, U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 pub(super) const MAGIC: [u8; 8] = *b"cowltree";
-pub(super) const VERSION: u16 = 1;
+pub(super) const VERSION: u16 = 2;
 /// The rule by which nodes got their numbers; marks in uppers are only as good as it.
 pub(super) const NUMBERING: u16 = 1;
 pub(super) const KIND_LAYER: u8 = 1;
@@ -38,7 +38,7 @@ pub(super) const DIRENT_NODE: u8 = 0;
 pub(super) const DIRENT_WHITEOUT: u8 = 1;
 pub(super) const DIRENT_LINK: u8 = 2;
 
-/// The sections of v1, in their order in the file.
+/// The sections of format 2, in their order in the file.
 #[derive(Debug, Copy, Clone, PartialEq, Eq)]
 #[repr(u32)]
 pub(super) enum Section {
@@ -93,6 +93,8 @@ pub(super) struct RawHeader {
     pub(super) sections: U32,
     pub(super) length: U64,
     pub(super) reserved_too: [u8; 8],
+    /// The SHA-256 that names the layer or the stack: its DiffID or ChainID.
+    pub(super) owner: [u8; 32],
 }
 
 #[derive(Debug, Clone, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -145,12 +147,16 @@ pub(super) struct RawLink {
 
 #[derive(Debug, Clone, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
-pub(super) struct RawObject(pub(super) [u8; 32]);
+pub(super) struct RawObject {
+    pub(super) id: [u8; 32],
+    pub(super) size: U64,
+}
 
-const _: () = assert!(size_of::<RawHeader>() == 64);
+const _: () = assert!(size_of::<RawHeader>() == 96);
 const _: () = assert!(size_of::<RawSection>() == 24);
 const _: () = assert!(size_of::<RawNode>() == 64);
 const _: () = assert!(size_of::<RawDirent>() == 16);
+const _: () = assert!(size_of::<RawObject>() == 40);
 
 /// Where the sections of a file with `sections` of them may begin at the earliest.
 pub(super) const fn header_length(sections: usize) -> usize {

@@ -11,10 +11,12 @@ use super::format::{
     VERSION, header_length,
 };
 use super::types::TreeKind;
+use crate::digest::Sha256Digest;
 
 /// What opening finds out.
 pub(super) struct Opened {
     pub(super) kind: TreeKind,
+    pub(super) owner: Sha256Digest,
     pub(super) numbering: u16,
     pub(super) sections: [Range<usize>; Section::ALL.len()],
 }
@@ -66,12 +68,13 @@ pub(super) fn open_header(all: &[u8]) -> Result<Opened, TreeError> {
     let sections = find_sections(header, table, body..all.len().saturating_sub(DIGEST_LEN))?;
     Ok(Opened {
         kind,
+        owner: Sha256Digest::from_bytes(header.owner),
         numbering: header.numbering.get(),
         sections,
     })
 }
 
-/// Finds the sections of v1 in the table and checks that they fit the file and the counts. Others are left alone: a
+/// Finds the sections of format 2 in the table and checks that they fit the file and the counts. Others are left alone: a
 /// feature that adds one and can be ignored is a compatible one.
 fn find_sections(
     header: &RawHeader,

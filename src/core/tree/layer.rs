@@ -7,9 +7,10 @@ use std::collections::VecDeque;
 use super::builder::{Attributes, Dir, Entry, LayerBuilder, Leaf, LeafId, ROOT};
 use super::types::{FileType, Kind, TreeIno, TreeKind};
 use super::writer::{NewNode, NewTarget, WriteError, Writer};
+use crate::digest::DiffId;
 
 /// Numbers and writes all that is reached from the root, directory by directory.
-pub(super) fn write(mut builder: LayerBuilder) -> Result<Vec<u8>, WriteError> {
+pub(super) fn write(mut builder: LayerBuilder, diff: DiffId) -> Result<Vec<u8>, WriteError> {
     let mut writer = Writer::new(TreeKind::Layer);
     let mut numbers: Vec<Option<TreeIno>> = vec![None; builder.leaves.len()];
     let mut queue = VecDeque::from([(writer.node(&directory(builder.dir(ROOT), false))?, ROOT)]);
@@ -33,7 +34,7 @@ pub(super) fn write(mut builder: LayerBuilder) -> Result<Vec<u8>, WriteError> {
             writer.dirent(ino, &bytes, &target)?;
         }
     }
-    Ok(writer.finish())
+    Ok(writer.finish(diff.0))
 }
 
 /// A directory that its layer also deletes from below is a new one: opaque, and never with the attributes of the old.

@@ -15,6 +15,10 @@ use super::reader::Tree;
 use super::stack::{LayerError, Place, Shown, Stack};
 use super::types::{Dirent, FileType, TreeIno, TreeKind};
 use super::writer::{NewNode, NewTarget, WriteError, Writer};
+use crate::digest::{ChainId, Sha256Digest};
+
+/// What names the stack of no layers, which has no ChainID.
+const NO_CHAIN: Sha256Digest = Sha256Digest::from_bytes([0; 32]);
 
 /// Why a stack makes no tree. Layers are counted from the bottom, beginning with 0.
 #[derive(Debug, thiserror::Error)]
@@ -79,13 +83,12 @@ impl From<LayerError> for MergeError {
 /// The layers' bytes are taken as written; reading errors end the merge, but a layer of doubtful origin is to be
 /// [verified](Tree::verify) first.
 pub fn merge(layers: &[Tree]) -> Result<Vec<u8>, MergeError> {
-    if let Some(layer) = layers
-        .iter()
-        .position(|tree| tree.kind() != TreeKind::Layer)
-    {
-        return Err(MergeError::NotALayer { layer });
-    }
-    Merge::new(Stack(layers)).run()
+    let stack = (0..)
+        .zip(layers)
+        .map(|(layer, tree)| tree.diff_id().ok_or(MergeError::NotALayer { layer }))
+        .collect::<Result<Vec<_>, _>>()?;
+    let chain = ChainId::of(&stack).map_or(NO_CHAIN, |chain| chain.0);
+    Merge::new(Stack(layers)).run(chain)
 }
 
 /// A merged directory whose names are still to be written.
@@ -122,7 +125,7 @@ impl<'t> Merge<'t> {
         }
     }
 
-    fn run(mut self) -> Result<Vec<u8>, MergeError> {
+    fn run(mut self, chain: Sha256Digest) -> Result<Vec<u8>, MergeError> {
         let mut places = Vec::new();
         let shown = self.stack.root(&mut places)?;
         self.add_directory(shown, places)?;
@@ -135,7 +138,7 @@ impl<'t> Merge<'t> {
                 self.add_name(ino, &group)?;
             }
         }
-        Ok(self.writer.finish())
+        Ok(self.writer.finish(chain))
     }
 
     /// Writes what shows at one name, given the entries of all layers' directories that show together.

@@ -16,7 +16,7 @@ use super::format::{
 use super::header::open_header;
 use super::types::{Dirent, FileType, Node, ObjectRef, Rdev, Target, Timestamp, TreeIno, TreeKind};
 use super::xattr::Set;
-use crate::digest::ObjectId;
+use crate::digest::{ChainId, DiffId, ObjectId, Sha256Digest};
 use crate::sys::mmap::map_published;
 
 /// An extended attribute: its name with the prefix, and its value.
@@ -31,6 +31,7 @@ enum Bytes {
 pub struct Tree {
     bytes: Bytes,
     kind: TreeKind,
+    owner: Sha256Digest,
     numbering: u16,
     digest: [u8; DIGEST_LEN],
     sections: [Range<usize>; Section::ALL.len()],
@@ -67,6 +68,7 @@ impl Tree {
             .ok_or(TreeError::Magic)?;
         let tree = Self {
             kind: opened.kind,
+            owner: opened.owner,
             numbering: opened.numbering,
             digest: *digest,
             sections: opened.sections,
@@ -125,6 +127,16 @@ impl Tree {
 
     pub(super) fn objects(&self) -> &[RawObject] {
         self.records(Section::Objects)
+    }
+
+    /// The layer that this is the tree of. None: it is a merged tree.
+    pub fn diff_id(&self) -> Option<DiffId> {
+        (self.kind == TreeKind::Layer).then_some(DiffId(self.owner))
+    }
+
+    /// The stack that this is the merged tree of. None: it is a layer's.
+    pub fn chain_id(&self) -> Option<ChainId> {
+        (self.kind == TreeKind::Merged).then_some(ChainId(self.owner))
     }
 
     /// One layer or a whole stack.
@@ -408,7 +420,7 @@ impl Tree {
             .objects()
             .get(object.0 as usize)
             .ok_or(corrupt("an object outside the table", object.0))?;
-        Ok(ObjectId::from_bytes(raw.0))
+        Ok(ObjectId::from_bytes(raw.id))
     }
 
     /// Distinct contents in the tree.
@@ -418,7 +430,13 @@ impl Tree {
 
     /// The ids of all contents, each once.
     pub fn object_ids(&self) -> impl Iterator<Item = ObjectId> + use<'_> {
-        self.objects().iter().map(|raw| ObjectId::from_bytes(raw.0))
+        self.object_sizes().map(|(id, _)| id)
+    }
+
+    /// The ids and sizes of all contents, each once: what gc, check and dedup read instead of the nodes.
+    pub fn object_sizes(&self) -> impl Iterator<Item = (ObjectId, u64)> + use<'_> {
+        let table = self.objects().iter();
+        table.map(|raw| (ObjectId::from_bytes(raw.id), raw.size.get()))
     }
 
     /// Directories directly in a directory.

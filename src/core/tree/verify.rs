@@ -208,6 +208,12 @@ impl Contents {
         if self.sizes.len() != tree.objects().len() {
             return Err(corrupt("an object is not used", tree.object_count()));
         }
+        if !tree.object_sizes().map(|(_, size)| size).eq(self.sizes) {
+            return Err(corrupt(
+                "an object has another size than its files",
+                tree.object_count(),
+            ));
+        }
         if tree.object_ids().collect::<HashSet<_>>().len() != tree.objects().len() {
             return Err(corrupt("an object is there twice", tree.object_count()));
         }

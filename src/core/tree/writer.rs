@@ -13,10 +13,10 @@ use zerocopy::little_endian::U32;
 use super::format::{
     ALIGN, DIGEST_LEN, DIRENT_LINK, DIRENT_NODE, DIRENT_WHITEOUT, KIND_LAYER, KIND_MERGED, MAGIC,
     NODE_ELF, NODE_IMPLIED, NODE_OPAQUE, NONE, NUMBERING, RawDirent, RawHeader, RawLink, RawNode,
-    RawSection, Section, VERSION, header_length,
+    RawObject, RawSection, Section, VERSION, header_length,
 };
 use super::types::{FileType, Rdev, Timestamp, TreeIno, TreeKind};
-use crate::digest::ObjectId;
+use crate::digest::{ObjectId, Sha256Digest};
 
 /// A tree would be larger than its 32-bit numbers allow, or two statements about one content differ.
 #[derive(Debug, Copy, Clone, PartialEq, Eq, thiserror::Error)]
@@ -337,9 +337,22 @@ impl Writer {
         (index.into_iter().map(U32::new).collect(), list)
     }
 
-    /// The whole file.
-    pub(super) fn finish(self) -> Vec<u8> {
+    /// Ids and sizes of the contents, in order of first use.
+    fn object_table(&self) -> Vec<RawObject> {
+        let (ids, _) = self.objects.bytes.as_chunks::<DIGEST_LEN>();
+        let table = ids.iter().zip(&self.object_sizes);
+        table
+            .map(|(id, size)| RawObject {
+                id: *id,
+                size: (*size).into(),
+            })
+            .collect()
+    }
+
+    /// The whole file: the tree of the layer or stack called `owner`.
+    pub(super) fn finish(self, owner: Sha256Digest) -> Vec<u8> {
         let (inverse_index, inverse_list) = self.inverse();
+        let objects = self.object_table();
         let sections = [
             self.nodes.as_bytes(),
             self.dirents.as_bytes(),
@@ -348,7 +361,7 @@ impl Writer {
             self.links.as_bytes(),
             &self.names.bytes,
             &self.xattrs.bytes,
-            &self.objects.bytes,
+            objects.as_bytes(),
         ];
         let mut end = header_length(sections.len());
         let mut table = Vec::with_capacity(sections.len());
@@ -364,7 +377,7 @@ impl Writer {
         }
         let length = end + DIGEST_LEN;
         let mut file = Vec::with_capacity(length);
-        file.extend_from_slice(self.header(&table, length).as_bytes());
+        file.extend_from_slice(self.header(&table, length, owner).as_bytes());
         file.extend_from_slice(table.as_bytes());
         append_digest(&mut file);
         for bytes in sections {
@@ -375,7 +388,7 @@ impl Writer {
         file
     }
 
-    fn header(&self, table: &[RawSection], length: usize) -> RawHeader {
+    fn header(&self, table: &[RawSection], length: usize, owner: Sha256Digest) -> RawHeader {
         // The makers of nodes, names and objects have kept these counts below NONE.
         let count = |records: usize| U32::new(u32::try_from(records).unwrap_or(NONE));
         RawHeader {
@@ -395,6 +408,7 @@ impl Writer {
             sections: count(table.len()),
             length: (length as u64).into(),
             reserved_too: [0; 8],
+            owner: *owner.as_bytes(),
         }
     }
 }

@@ -1,6 +1,7 @@
 use std::os::unix::fs::PermissionsExt;
 
 use super::*;
+use crate::tree::Tree;
 
 fn replace(path: &Path, content: &[u8]) {
     std::fs::remove_file(path).unwrap();
@@ -115,11 +116,10 @@ fn damaged_trees_and_records_are_found_without_reading_objects() {
 fn a_merged_tree_that_is_whole_but_wrong_is_found_by_deep() {
     let fixture = fixture();
     let app = fixture.image("app", &[&[b"content"]]);
-    let other = fixture.image("other", &[&[b"more", b"files"]]);
-    replace(
-        &fixture.merged_path(&app),
-        &std::fs::read(fixture.merged_path(&other)).unwrap(),
-    );
+    // A layer of the same name with nothing in it merges to a tree of the same stack.
+    let empty = LayerBuilder::new().finish(app.layers[0]).unwrap();
+    let wrong = crate::tree::merge(&[Tree::from_bytes(empty).unwrap()]).unwrap();
+    replace(&fixture.merged_path(&app), &wrong);
     assert_eq!(fixture.store.check(false).unwrap().problems, []);
     assert!(matches!(
         &fixture.store.check(true).unwrap().problems[..],
@@ -149,7 +149,7 @@ fn trees_and_records_that_can_be_written_are_named() {
 }
 
 #[test]
-fn a_tree_in_another_layers_place_is_found() {
+fn a_tree_in_anothers_place_is_found_and_never_opened() {
     let fixture = fixture();
     let app = fixture.image("app", &[&[b"content"], &[b"two", b"files"]]);
     let layer = |number: usize| fixture.path("layers").join(app.layers[number].0.hex());
@@ -159,9 +159,20 @@ fn a_tree_in_another_layers_place_is_found() {
     );
     let problems = fixture.store.check(false).unwrap().problems;
     assert!(
-        matches!(&problems[..], [Problem::Damaged { path, .. }] if *path == layer(0).join("layer.json")),
+        matches!(&problems[..], [Problem::Damaged { path, .. }] if *path == layer(0).join("tree")),
         "{problems:?}"
     );
+    let opened = fixture.store.layer_tree(app.layers[0]);
+    assert!(matches!(opened, Err(StoreError::Malformed { .. })));
+    // Nor is a merged tree, which is made anew from the right layers.
+    let other = fixture.image("other", &[&[b"other"]]);
+    let own = std::fs::read(fixture.merged_path(&other)).unwrap();
+    replace(
+        &fixture.merged_path(&other),
+        &std::fs::read(fixture.merged_path(&app)).unwrap(),
+    );
+    fixture.store.merged(&other.layers).unwrap();
+    assert_eq!(std::fs::read(fixture.merged_path(&other)).unwrap(), own);
 }
 
 /// The check goes on and reports it.
@@ -172,7 +183,7 @@ fn layers_that_do_not_stack_any_more_are_found_by_deep() {
     let mut builder = LayerBuilder::new();
     builder.hard_link(&[b"0"], &[b"nowhere"]).unwrap();
     let layer = fixture.path("layers").join(app.layers[0].0.hex());
-    replace(&layer.join("tree"), &builder.finish().unwrap());
+    replace(&layer.join("tree"), &builder.finish(app.layers[0]).unwrap());
     let merged = fixture.merged_path(&app);
     let problems = fixture.store.check(true).unwrap().problems;
     let about = |path: &Path| {

@@ -106,7 +106,7 @@ pub(super) fn put_layer(transaction: &Transaction<'_>, contents: &[&[u8]]) -> Di
     }
     let diff = DiffId(Sha256Digest::of(&contents.concat()));
     transaction
-        .put_layer(diff, builder.finish().unwrap(), 10_240)
+        .put_layer(diff, builder.finish(diff).unwrap(), 10_240)
         .unwrap();
     diff
 }

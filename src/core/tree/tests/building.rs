@@ -5,7 +5,7 @@ use super::super::{
     TreeIno,
 };
 use super::super::{Kind, Meta, Tree, TreeKind};
-use super::{file, layer, meta, parts};
+use super::{LAYER, file, layer, meta, parts};
 use crate::digest::ObjectId;
 
 fn at(tree: &Tree, path: &str) -> TreeIno {
@@ -56,7 +56,7 @@ fn every_attribute_comes_back() {
         elf: true,
     };
     builder.insert(&parts("x"), odd(&[]), kind).unwrap();
-    let tree = Tree::from_bytes(builder.finish().unwrap()).unwrap();
+    let tree = Tree::from_bytes(builder.finish(LAYER).unwrap()).unwrap();
     assert_eq!(tree.kind(), TreeKind::Layer);
     let expected = Node {
         file_type: FileType::Regular,
@@ -90,7 +90,7 @@ fn extended_attributes_come_back_sorted_and_the_later_holds() {
         .insert(&parts("x"), odd(&xattrs), Kind::Fifo)
         .unwrap();
     builder.insert(&parts("y"), odd(&[]), Kind::Fifo).unwrap();
-    let tree = Tree::from_bytes(builder.finish().unwrap()).unwrap();
+    let tree = Tree::from_bytes(builder.finish(LAYER).unwrap()).unwrap();
     let x = at(&tree, "x");
     let found: Vec<_> = tree.xattrs(x).unwrap().map(Result::unwrap).collect();
     let sorted: [(&[u8], &[u8]); 3] = [
@@ -125,7 +125,7 @@ fn devices_and_other_types_come_back() {
             .insert(&parts(name), odd(&[]), kind.clone())
             .unwrap();
     }
-    let tree = Tree::from_bytes(builder.finish().unwrap()).unwrap();
+    let tree = Tree::from_bytes(builder.finish(LAYER).unwrap()).unwrap();
     for (name, (_, file_type, rdev)) in names.iter().zip(&kinds) {
         let node = tree.node(at(&tree, name)).unwrap();
         assert_eq!((node.file_type, node.rdev), (*file_type, *rdev));
@@ -321,7 +321,7 @@ fn what_no_file_can_be_is_refused_by_name() {
         .insert(&parts("y"), meta(0), content(2, object))
         .unwrap();
     assert!(
-        matches!(builder.finish(), Err(BuildError::Write(_))),
+        matches!(builder.finish(LAYER), Err(BuildError::Write(_))),
         "one object, two sizes"
     );
 }

@@ -1,10 +1,13 @@
-//! Trees of version 1, byte for byte as they were when it was made, and read by their offsets alone.
+//! Trees of version 2, byte for byte as they were when it was made, and read by their offsets alone.
 
 use std::path::PathBuf;
 
 use super::super::{Kind, LayerBuilder, Meta, Rdev, Timestamp, Tree, TreeIno, merge};
 use super::{file, parts, read_by_another};
-use crate::digest::ObjectId;
+use crate::digest::{ChainId, DiffId, ObjectId, Sha256Digest};
+
+const LOWER: DiffId = DiffId(Sha256Digest::from_bytes([1; 32]));
+const UPPER: DiffId = DiffId(Sha256Digest::from_bytes([2; 32]));
 
 const DIR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/golden/tree");
 
@@ -55,7 +58,7 @@ fn lower() -> Vec<u8> {
     builder
         .hard_link(&parts("bin/ping6"), &parts("bin/ping"))
         .unwrap();
-    builder.finish().unwrap()
+    builder.finish(LOWER).unwrap()
 }
 
 fn upper() -> Vec<u8> {
@@ -72,7 +75,7 @@ fn upper() -> Vec<u8> {
     builder
         .insert(&parts("run/old"), before_1970, file("hello\n"))
         .unwrap();
-    builder.finish().unwrap()
+    builder.finish(UPPER).unwrap()
 }
 
 /// Two layers and their merge, with one of each kind of record.
@@ -80,9 +83,9 @@ fn made() -> [(&'static str, Vec<u8>); 3] {
     let layers = [lower(), upper()].map(|bytes| Tree::from_bytes(bytes).unwrap());
     let merged = merge(&layers).unwrap();
     [
-        ("v1-lower.tree", lower()),
-        ("v1-upper.tree", upper()),
-        ("v1-merged.tree", merged),
+        ("v2-lower.tree", lower()),
+        ("v2-upper.tree", upper()),
+        ("v2-merged.tree", merged),
     ]
 }
 
@@ -91,7 +94,7 @@ fn golden(name: &str) -> Vec<u8> {
 }
 
 #[test]
-fn the_bytes_of_version_1_have_not_changed() {
+fn the_bytes_of_version_2_have_not_changed() {
     for (name, bytes) in made() {
         assert!(
             golden(name) == bytes,
@@ -111,7 +114,7 @@ fn write_fixtures() {
 
 #[test]
 fn golden_trees_are_whole() {
-    for name in ["v1-lower.tree", "v1-upper.tree", "v1-merged.tree"] {
+    for name in ["v2-lower.tree", "v2-upper.tree", "v2-merged.tree"] {
         let file = std::fs::File::open(format!("{DIR}/{name}")).unwrap();
         Tree::open(&file).unwrap().verify().unwrap();
     }
@@ -130,18 +133,18 @@ fn golden_trees_say_the_same_to_another_reader() {
 /// Reads a merged tree with nothing but the numbers of FORMAT.md.
 #[test]
 fn the_diagrams_tell_the_truth() {
-    let bytes = golden("v1-merged.tree");
+    let bytes = golden("v2-merged.tree");
     let u16_at = |at: usize| u16::from_le_bytes(bytes[at..at + 2].try_into().unwrap());
     let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
     let u64_at = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
     assert_eq!(&bytes[..8], b"cowltree");
-    assert_eq!((u16_at(8), u16_at(10), bytes[12]), (1, 1, 2));
+    assert_eq!((u16_at(8), u16_at(10), bytes[12]), (2, 1, 2));
     assert_eq!((u32_at(44), u64_at(48)), (8, bytes.len() as u64));
-    assert_eq!(bytes[256..288], *blake3::hash(&bytes[..256]).as_bytes());
+    assert_eq!(bytes[288..320], *blake3::hash(&bytes[..288]).as_bytes());
     let end = bytes.len() - 32;
     assert_eq!(bytes[end..], *blake3::hash(&bytes[..end]).as_bytes());
     let section = |id: usize| {
-        let entry = 64 + (id - 1) * 24;
+        let entry = 96 + (id - 1) * 24;
         assert_eq!(u32_at(entry) as usize, id);
         usize::try_from(u64_at(entry + 8)).unwrap()
     };
@@ -174,11 +177,14 @@ fn the_diagrams_tell_the_truth() {
     );
     assert_eq!([16, 24].map(|at| u64_at(node + at)), [5, 1_700_000_000]);
     assert_eq!([32, 36].map(|at| u32_at(node + at)), [123_456_789, 1]);
-    let object = objects + u32_at(node + 40) as usize * 32;
+    let object = objects + u32_at(node + 40) as usize * 40;
     assert_eq!(
         bytes[object..object + 32],
         *ObjectId::of(b"\x7fELF\n").as_bytes()
     );
+    assert_eq!(u64_at(object + 32), 5);
+    let chain = ChainId::of(&[LOWER, UPPER]).unwrap();
+    assert_eq!(bytes[64..96], *chain.0.as_bytes());
     let set = xattrs + u32_at(node + 48) as usize;
     assert_eq!((u16_at(set), u16_at(set + 2), u32_at(set + 4)), (2, 19, 12));
     assert_eq!(&bytes[set + 8..set + 8 + 19], b"security.capability");

@@ -5,11 +5,11 @@ use proptest::prelude::*;
 
 use super::super::fuzz;
 use super::super::{Kind, LayerBuilder, Meta, Tree, TreeError, TreeIno, merge};
-use super::{layer, meta, parts};
+use super::{LAYER, layer, meta, parts};
 
-/// Where v1 has the digest of its header, and how long that is.
-const HEADER_DIGEST: usize = 256;
-const BODY: usize = 288;
+/// Where format 2 has the digest of its header, and how long that is.
+const HEADER_DIGEST: usize = 288;
+const BODY: usize = 320;
 
 fn samples() -> Vec<Vec<u8>> {
     let script = "d \nf a/b/c 1\nf a/b/d 22\nh e a/b/c\nl a/l b/c\nw gone\nw a/gone\no o\nh far a/x/y\nf o/p 1";
@@ -30,7 +30,7 @@ fn samples() -> Vec<Vec<u8>> {
             Kind::Fifo,
         )
         .unwrap();
-    let attributes = Tree::from_bytes(builder.finish().unwrap()).unwrap();
+    let attributes = Tree::from_bytes(builder.finish(LAYER).unwrap()).unwrap();
     let merged = merge(&[base, upper]).unwrap();
     vec![
         merged,
@@ -104,7 +104,7 @@ fn what_a_newer_cowl_wrote_is_refused_with_its_reason() {
         Tree::from_bytes(bytes)
     };
     assert!(matches!(with(0, b'C'), Err(TreeError::Magic)));
-    assert!(matches!(with(8, 2), Err(TreeError::Version(2))));
+    assert!(matches!(with(8, 3), Err(TreeError::Version(3))));
     assert!(matches!(with(24, 4), Err(TreeError::Features(4))));
     assert!(matches!(with(12, 3), Err(TreeError::Corrupt { .. })));
     // Compatible features change nothing; an unknown numbering matters to who keeps numbers, and to the check.
@@ -114,24 +114,33 @@ fn what_a_newer_cowl_wrote_is_refused_with_its_reason() {
     assert!(renumbered.verify().is_err());
 }
 
-/// A longer table still ends before the first section, at 320, so nothing has to move for it.
 #[test]
 fn a_section_of_a_newer_cowl_is_passed_over() {
-    for mut bytes in samples() {
-        let old = Tree::from_bytes(bytes.clone()).unwrap();
+    for old in samples() {
+        let mut bytes = old.clone();
+        // The sections move by 64 bytes, to make room for one more entry of the table.
+        bytes.splice(320..320, [0; 64]);
+        for position in 0..8 {
+            let at = 96 + 24 * position + 8;
+            let offset = u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()) + 64;
+            bytes[at..at + 8].copy_from_slice(&offset.to_le_bytes());
+        }
+        let length = bytes.len() as u64;
+        bytes[48..56].copy_from_slice(&length.to_le_bytes());
         bytes[16] = 1; // a compatible feature
         bytes[44] = 9; // sections
         let entry = [
             &99u32.to_le_bytes()[..],
             &1u32.to_le_bytes(),
-            &320u64.to_le_bytes(),
+            &360u64.to_le_bytes(),
             &4u64.to_le_bytes(),
         ];
-        bytes[256..280].copy_from_slice(&entry.concat());
-        let digest = blake3::hash(&bytes[..280]);
-        bytes[280..312].copy_from_slice(digest.as_bytes());
+        bytes[288..312].copy_from_slice(&entry.concat());
+        let digest = blake3::hash(&bytes[..312]);
+        bytes[312..344].copy_from_slice(digest.as_bytes());
         let (hashed, place) = bytes.split_last_chunk_mut::<32>().unwrap();
         *place = *blake3::hash(hashed).as_bytes();
+        let old = Tree::from_bytes(old).unwrap();
         let new = Tree::from_bytes(bytes).unwrap();
         new.verify().unwrap();
         assert_eq!(new.node_count(), old.node_count());
@@ -161,7 +170,7 @@ proptest! {
         sample in 0..3usize,
         bytes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
         words in prop::collection::vec((any::<prop::sample::Index>(), word()), 0..4),
-        header in prop::collection::vec((0..256usize, any::<u8>()), 0..2),
+        header in prop::collection::vec((0..288usize, any::<u8>()), 0..2),
     ) {
         let mut tree = samples().swap_remove(sample);
         let body = tree.len() - BODY;

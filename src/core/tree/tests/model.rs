@@ -8,7 +8,7 @@ use proptest::strategy::ValueTree as _;
 use proptest::test_runner::TestRunner;
 
 use super::super::{FileType, Kind, LayerBuilder, Meta, Timestamp, Tree, TreeIno, merge};
-use super::{file, parts, read_by_another};
+use super::{LAYER, file, parts, read_by_another};
 
 /// One entry of a layer's tar.
 #[derive(Debug, Clone)]
@@ -266,7 +266,7 @@ fn another_reader_agrees_about_layers_and_stacks() {
             for op in layer {
                 build(&mut builder, op);
             }
-            Tree::from_bytes(builder.finish().unwrap()).unwrap()
+            Tree::from_bytes(builder.finish(LAYER).unwrap()).unwrap()
         });
         let mut trees: Vec<Tree> = trees.collect();
         // Links without a file make no stack.
@@ -305,7 +305,7 @@ proptest! {
                 prop_assert_eq!(build(&mut builder, op), say(&mut said, op, identity).is_some(), "{:?}", op);
             }
             apply(&mut files, &said);
-            let tree = Tree::from_bytes(builder.finish().unwrap()).unwrap();
+            let tree = Tree::from_bytes(builder.finish(LAYER).unwrap()).unwrap();
             tree.verify().unwrap();
             trees.push(tree);
         }
