@@ -1,14 +1,15 @@
-//! What is not as on a local file system, line by line as docs/posix.md lists it: each deviation is exactly this and
-//! no more, and where it could be dangerous it is on the safe side.
+//! Where a mount differs from a local file system: one test for each line of docs/posix.md, so that each difference is
+//! exactly that one.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use cowl_tests::command::{python, shell};
 use cowl_tests::profile::{directory, root, user};
+use cowl_tests::requests::{SYNCFS, during, worker};
 use cowl_tests::store::{Mount, Store};
 
 fn with_mount(content: &str, test: impl FnOnce(&Mount<'_>)) {
@@ -32,7 +33,7 @@ fn whole(mut file: &File) -> String {
 /// Programs (ELF) of the image that are open for reading, as root: the open file keeps the image's content after
 /// somebody else writes; whoever opens afterwards sees what was written.
 #[test]
-fn an_open_program_keeps_the_images_content() {
+fn reader_in_passthrough_keeps_the_images_content() {
     root(|| {
         with_mount(
             "printf '\\177ELF first' > program; echo first > text",
@@ -58,7 +59,7 @@ fn an_open_program_keeps_the_images_content() {
 
 /// As an ordinary user the same program behaves like any file: nothing is read past the worker.
 #[test]
-fn an_open_program_follows_as_user() {
+fn reader_sees_later_writes_as_user() {
     user(|| {
         with_mount("printf '\\177ELF first' > program", |mount| {
             let reader = File::open(mount.path().join("program")).unwrap();
@@ -76,7 +77,7 @@ fn an_open_program_follows_as_user() {
 /// Such an open file cannot be opened again for writing through /proc/self/fd once another has changed it: ESTALE. By
 /// its name it can.
 #[test]
-fn an_open_program_is_not_opened_again_for_writing() {
+fn reopening_a_passthrough_reader_for_writing_gives_estale() {
     root(|| {
         with_mount("printf '\\177ELF first' > program", |mount| {
             let path = mount.path().join("program");
@@ -92,7 +93,7 @@ fn an_open_program_is_not_opened_again_for_writing() {
 
 /// A program that is mapped and running keeps running while its file is replaced under it.
 #[test]
-fn a_running_program_is_not_disturbed() {
+fn truncating_open_does_not_disturb_a_running_program() {
     root(|| {
         with_mount("cp /bin/cat cat", |mount| {
             let path = mount.path().join("cat");
@@ -124,7 +125,7 @@ fn a_running_program_is_not_disturbed() {
 /// What is written through a file that was open before it became set-id loses the bit, whoever writes: on other file
 /// systems root's writes would keep it.
 #[test]
-fn a_write_past_the_worker_clears_set_id_bits_for_all() {
+fn write_to_an_open_file_that_became_set_id_drops_the_bits() {
     root(|| {
         with_mount("echo text > file", |mount| {
             let path = mount.path().join("file");
@@ -171,7 +172,7 @@ except PermissionError: print('refused')
 
 /// A stranger's change takes set-id bits and capabilities away, in every way there is to write.
 #[test]
-fn a_strangers_change_takes_privileges_away() {
+fn write_by_a_stranger_drops_set_id_bits_and_capabilities() {
     root(|| {
         with_mount(
             "for i in write append truncate open fallocate; do echo text > lower-$i; chmod 6777 lower-$i; done",
@@ -202,7 +203,7 @@ fn a_strangers_change_takes_privileges_away() {
 
 /// A stranger who may not write the file takes nothing away from it by trying to.
 #[test]
-fn a_stranger_without_the_right_to_write_takes_nothing_away() {
+fn refused_write_by_a_stranger_drops_nothing() {
     root(|| {
         with_mount("echo text > file; chmod 6755 file", |mount| {
             let path = mount.path().join("file");
@@ -222,7 +223,7 @@ fn a_stranger_without_the_right_to_write_takes_nothing_away() {
 /// clears set-id bits for anybody, where other file systems refuse it to all but the owner. Nothing is gained by it, but
 /// a set-id program can be made an ordinary one.
 #[test]
-fn a_change_of_owner_to_nobody_in_particular_is_not_refused() {
+fn chown_to_minus_one_by_a_stranger_drops_set_id_bits() {
     root(|| {
         with_mount("echo text > file; chmod 6755 file", |mount| {
             let path = mount.path().join("file");
@@ -233,4 +234,136 @@ fn a_change_of_owner_to_nobody_in_particular_is_not_refused() {
             assert_eq!(mode(&path), 0o755);
         });
     });
+}
+
+/// In a user namespace each write drops the bits, root's too: the worker cannot tell root by `CAP_FSETID`.
+#[test]
+fn write_in_a_user_namespace_drops_set_id_bits() {
+    user(|| {
+        with_mount("echo text > file; chmod 6755 file", |mount| {
+            let path = mount.path().join("file");
+            let mut file = OpenOptions::new().append(true).open(&path).unwrap();
+            file.write_all(b"x").unwrap();
+            assert_eq!(mode(&path), 0o755);
+        });
+    });
+}
+
+/// Symbolic links take no `user.` attribute, so nothing tells which node of the tree one was copied up from.
+#[test]
+fn st_ino_of_a_copied_up_symlink_changes_with_a_remount_as_user() {
+    user(|| {
+        shell(
+            &directory(),
+            "mkdir content; ln -s target content/link",
+            [""; 0],
+        );
+        let store = Store::new("store");
+        store.import_directory(&directory().join("content"), "content");
+        let mut mount = store.mount_upper("content", "mnt");
+        let ino = |mount: &Mount<'_>| {
+            let link = mount.path().join("link");
+            fs::symlink_metadata(link).unwrap().ino()
+        };
+        let before = ino(&mount);
+        shell(mount.path(), "chown -h 0:0 link", [""; 0]);
+        assert_eq!(ino(&mount), before, "while it is mounted");
+        mount.remount();
+        assert_ne!(ino(&mount), before);
+        mount.unmount();
+    });
+}
+
+/// Set-group-id without the group's execute bit is kept by a stranger's write; ext4 drops it.
+#[test]
+fn write_by_a_stranger_keeps_setgid_without_group_execute() {
+    root(|| {
+        with_mount("echo text > file; chmod 2766 file", |mount| {
+            let path = mount.path().join("file");
+            assert_eq!(
+                python(&directory(), STRANGER, [path.as_os_str(), "write".as_ref()]),
+                ""
+            );
+            assert_eq!(mode(&path), 0o2766);
+        });
+    });
+}
+
+/// Root's write takes a capability away, as everywhere, and set-group-id with it.
+#[test]
+fn write_by_root_to_a_file_with_a_capability_drops_setgid_too() {
+    root(|| {
+        with_mount("echo text > file", |mount| {
+            let path = mount.path().join("file");
+            shell(
+                mount.path(),
+                "chmod 2755 file; setfattr -n security.capability -v 0x0100000200200000000000000000000000000000 file; echo x >> file",
+                [""; 0],
+            );
+            assert_eq!(mode(&path), 0o755);
+            assert_eq!(shell(mount.path(), "getfattr -d -m - file", [""; 0]), "");
+        });
+    });
+}
+
+/// A removed directory has no place in the upper where an attribute could be kept.
+#[test]
+fn setxattr_on_a_removed_open_directory_fails() {
+    root(|| {
+        with_mount("mkdir dir", |mount| {
+            let path = mount.path().join("dir");
+            let open = File::open(&path).unwrap();
+            fs::remove_dir(&path).unwrap();
+            let set =
+                rustix::fs::fsetxattr(&open, "user.test", b"x", rustix::fs::XattrFlags::empty());
+            assert_eq!(set, Err(rustix::io::Errno::NOENT));
+        });
+    });
+}
+
+/// What the kernel has not written out yet would be taken for a hole.
+#[test]
+fn seek_hole_gives_the_end_of_the_file_as_user() {
+    user(|| {
+        with_mount("truncate -s 1M sparse; echo x >> sparse", |mount| {
+            let file = File::open(mount.path().join("sparse")).unwrap();
+            let hole = rustix::fs::seek(&file, rustix::fs::SeekFrom::Hole(0)).unwrap();
+            assert_eq!(hole, file.metadata().unwrap().len());
+        });
+    });
+}
+
+/// The kernel writes out what it holds back and does not tell the worker, so the disk below is not asked to sync.
+#[test]
+fn syncfs_is_not_passed_on() {
+    root(|| {
+        with_mount("echo text > file", |mount| {
+            fs::write(mount.path().join("new"), "text").unwrap();
+            let file = File::open(mount.path()).unwrap();
+            let requests = during(worker(), || rustix::fs::syncfs(&file).unwrap());
+            assert!(!requests.contains_key(&SYNCFS), "{requests:?}");
+        });
+    });
+}
+
+fn times_of_an_unchanged_file() {
+    with_mount("echo text > file; touch -d @1000 file", |mount| {
+        let path = mount.path().join("file");
+        fs::read(&path).unwrap();
+        let meta = fs::metadata(&path).unwrap();
+        assert_eq!(
+            (meta.mtime(), meta.ctime(), meta.atime()),
+            (1000, 1000, 1000)
+        );
+    });
+}
+
+#[test]
+fn ctime_and_atime_of_an_unchanged_file_are_its_mtime_as_root() {
+    root(|| times_of_an_unchanged_file());
+}
+
+#[test]
+fn ctime_and_atime_of_an_unchanged_file_are_its_mtime_as_user() {
+    user(|| times_of_an_unchanged_file());
 }

@@ -19,6 +19,8 @@ pub const READ: u32 = 15;
 pub const OPEN: u32 = 14;
 /// FUSE_RELEASE.
 pub const RELEASE: u32 = 18;
+/// FUSE_SYNCFS.
+pub const SYNCFS: u32 = 50;
 /// FUSE_FORGET and FUSE_BATCH_FORGET: the kernel's housekeeping, at times of its own choosing.
 const FORGETS: [u32; 2] = [2, 42];
 const PATIENCE: Duration = Duration::from_secs(30);
