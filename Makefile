@@ -4,6 +4,7 @@
 #   make run           two small images from busybox; IMAGE=debian: the same on a Debian root
 #   make test          every test, on real mounts and in real containers: root needed
 #   make test-long     the same, with every step of what `make test` samples
+#   make bench         times of cowl beside kernel overlayfs and fuse-overlayfs (PEERS: programs); BENCH: more options
 #   make lint          formatting, clippy, and the borders that Cargo.toml alone cannot hold
 
 SHELL := /bin/bash
@@ -15,9 +16,10 @@ BIN := $(TARGET)/bin
 TOOLS := $(TARGET)/tools
 HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 IMAGE ?= busybox
+PEERS ?= fuse-overlayfs
 PJDFSTEST_VERSION := 0.2.2
 
-.PHONY: build run test test-long test-deps lint clean
+.PHONY: build run bench test test-long test-deps lint clean
 
 build:
 	fixtures/install-deps.sh build
@@ -30,6 +32,10 @@ build:
 run: build
 	fixtures/install-deps.sh run $(IMAGE)
 	fixtures/demo/run.sh $(BIN) $(IMAGE)
+
+bench: build
+	fixtures/install-deps.sh run
+	fixtures/bench/run.py $(BIN) $(addprefix --peer ,$(PEERS)) $(BENCH)
 
 # pjdfstest is an outside judge: built from crates.io, beside our own build, once per version.
 $(TOOLS)/bin/pjdfstest-$(PJDFSTEST_VERSION):
