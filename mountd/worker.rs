@@ -172,15 +172,7 @@ fn is_stacked(directory: BorrowedFd<'_>) -> bool {
 fn is_privileged() -> bool {
     let admin =
         capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN));
-    admin && ids_are_the_hosts()
-}
-
-/// Whether this user namespace maps every id to itself, which only the initial one (or one that may as well be) does.
-fn ids_are_the_hosts() -> bool {
-    match std::fs::read_to_string("/proc/self/uid_map") {
-        Ok(map) => map.split_ascii_whitespace().eq(["0", "0", "4294967295"]),
-        Err(_) => false,
-    }
+    admin && cowl_sys::userns::is_initial().unwrap_or(false)
 }
 
 /// Tries to register what this mount would: a first object, and a file made in the work directory.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use cowl_core::tree::FileType;
 use cowl_core::upper::Upper;
 use cowl_core::upper::spot::Spot;
+use cowl_sys::open::openat2;
 use parking_lot::{Mutex, RwLock};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
@@ -204,16 +205,15 @@ fn walk(from: BorrowedFd<'_>, names: &[Vec<u8>]) -> Result<OwnedFd, Errno> {
         | ResolveFlags::NO_SYMLINKS
         | ResolveFlags::NO_XDEV
         | ResolveFlags::NO_MAGICLINKS;
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let flags = OFlags::PATH | OFlags::DIRECTORY;
     let mut stretch = b".".to_vec();
     let mut at: Option<OwnedFd> = None;
     for name in names {
         if stretch.len() + name.len() > STRETCH {
-            at = Some(rustix::fs::openat2(
+            at = Some(openat2(
                 at.as_ref().map_or(from, |at| at.as_fd()),
                 &*stretch,
                 flags,
-                Mode::empty(),
                 resolve,
             )?);
             stretch = b".".to_vec();
@@ -221,11 +221,10 @@ fn walk(from: BorrowedFd<'_>, names: &[Vec<u8>]) -> Result<OwnedFd, Errno> {
         stretch.push(b'/');
         stretch.extend_from_slice(name);
     }
-    rustix::fs::openat2(
+    openat2(
         at.as_ref().map_or(from, |at| at.as_fd()),
         &*stretch,
         flags,
-        Mode::empty(),
         resolve,
     )
 }

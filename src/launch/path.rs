@@ -7,7 +7,8 @@
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, openat, openat2};
+use cowl_sys::open::openat2;
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, openat};
 use rustix::io::Errno;
 
 /// A path whose missing components can be made without allocation.
@@ -110,13 +111,13 @@ fn make(directory: BorrowedFd<'_>, name: &CStr, kind: Kind) -> Result<(), Errno>
 /// Opens a path as a process of the container would see it.
 pub(crate) fn follow(root: BorrowedFd<'_>, path: &CStr, flags: OFlags) -> Result<OwnedFd, Errno> {
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
+    openat2(root, path, flags, resolve)
 }
 
 /// Opens a path that has no symlink in it.
 pub(crate) fn plain(root: BorrowedFd<'_>, path: &CStr, flags: OFlags) -> Result<OwnedFd, Errno> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-    openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
+    openat2(root, path, flags, resolve)
 }
 
 /// A directory of this name directly in `parent`, made where missing. A symlink is refused: over it /proc could be mounted elsewhere, and

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{OFlags, ResolveFlags};
 
 use super::super::*;
 use super::seen::{assert_same, of_directory, of_overlay};
@@ -125,14 +125,8 @@ impl World {
     pub(super) fn plain_parent<'p>(&self, path: &'p str) -> Option<(OwnedFd, &'p str)> {
         let (dir, name) = path.rsplit_once('/').unwrap_or((".", path));
         let flags = OFlags::PATH | OFlags::DIRECTORY;
-        let dir = rustix::fs::openat2(
-            &self.plain,
-            dir,
-            flags,
-            Mode::empty(),
-            ResolveFlags::NO_SYMLINKS,
-        )
-        .ok()?;
+        let dir =
+            cowl_sys::open::openat2(&self.plain, dir, flags, ResolveFlags::NO_SYMLINKS).ok()?;
         Some((dir, name))
     }
 

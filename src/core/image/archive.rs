@@ -11,7 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{OFlags, ResolveFlags};
 use rustix::io::Errno;
 use tar_core::parse::{Limits, ParseError, ParseEvent, ParsedEntry, Parser};
 
@@ -228,9 +228,9 @@ fn open_in(dir: &File, name: &str) -> Result<Option<Contents<'static>>, ImageErr
         name: name.to_owned(),
         source,
     };
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-    let file = match rustix::fs::openat2(dir, name, flags, Mode::empty(), resolve) {
+    let file = match cowl_sys::open::openat2(dir, name, flags, resolve) {
         Ok(fd) => File::from(fd),
         Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
         Err(Errno::XDEV) => {

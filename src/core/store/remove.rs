@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
+use cowl_sys::open::openat2;
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
@@ -170,18 +171,17 @@ fn open_child(holder: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
         | ResolveFlags::NO_XDEV
         | ResolveFlags::NO_SYMLINKS
         | ResolveFlags::NO_MAGICLINKS;
-    let fd = match fs::openat2(holder, name, OPEN_DIR, Mode::empty(), resolve) {
+    let fd = match openat2(holder, name, OPEN_DIR, resolve) {
         Err(Errno::ACCESS) => {
             // Its owner may not read it. By an O_PATH descriptor, since chmod by name would follow a link put there since.
-            let path = fs::openat2(
+            let path = openat2(
                 holder,
                 name,
-                OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-                Mode::empty(),
+                OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW,
                 resolve,
             )?;
             fs::chmod(format!("/proc/self/fd/{}", path.as_raw_fd()), Mode::RWXU)?;
-            fs::openat2(holder, name, OPEN_DIR, Mode::empty(), resolve)?
+            openat2(holder, name, OPEN_DIR, resolve)?
         }
         other => other?,
     };

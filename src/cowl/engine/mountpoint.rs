@@ -3,6 +3,7 @@
 //! A mount of `cowl mount` is called `IMAGE+ID` in /proc/self/mountinfo, and ID names the lease that the mount's keeper holds until the last of it is gone.
 
 use super::error::{Context, Error, Result};
+use cowl_sys::mountinfo::{self, Mount};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, UnmountFlags, move_mount, unmount};
@@ -71,12 +72,12 @@ impl MountPoint {
         if !stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
             return Ok(None);
         }
-        // Paths in it need not be UTF-8; what is looked for is.
         let table =
             std::fs::read("/proc/self/mountinfo").context(|| "reading /proc/self/mountinfo")?;
-        Ok(find(&String::from_utf8_lossy(&table), stat.stx_mnt_id)
-            .filter(|(kind, _)| kind == TYPE)
-            .map(|(_, source)| source))
+        let ours = |mount: &Mount| mount.id == stat.stx_mnt_id && mount.filesystem == TYPE;
+        Ok(mountinfo::parse(&table)
+            .find(ours)
+            .map(|mount| mount.source.to_string_lossy().into_owned()))
     }
 }
 
@@ -116,8 +117,8 @@ pub(super) fn holder(source: &str) -> Result<Option<String>> {
         let Ok(table) = std::fs::read(process.join("mountinfo")) else {
             continue;
         };
-        let ours = |line: &str| kind_and_source(line) == Some((TYPE.to_owned(), source.to_owned()));
-        if String::from_utf8_lossy(&table).lines().any(ours) {
+        let ours = |mount: Mount| mount.filesystem == TYPE && mount.source == source;
+        if mountinfo::parse(&table).any(ours) {
             let number = process.file_name().unwrap_or_default().to_string_lossy();
             let name = std::fs::read(process.join("comm")).unwrap_or_default();
             let name = String::from_utf8_lossy(&name);
@@ -125,36 +126,6 @@ pub(super) fn holder(source: &str) -> Result<Option<String>> {
         }
     }
     Ok(None)
-}
-
-/// Type and source of the mount `id` (proc_pid_mountinfo(5)).
-fn find(table: &str, id: u64) -> Option<(String, String)> {
-    let id = id.to_string();
-    let line = table
-        .lines()
-        .find(|line| line.split(' ').next() == Some(&id))?;
-    kind_and_source(line)
-}
-
-fn kind_and_source(line: &str) -> Option<(String, String)> {
-    let (_, after) = line.split_once(" - ")?;
-    let mut fields = after.split(' ');
-    Some((unescape(fields.next()?), unescape(fields.next()?)))
-}
-
-/// The kernel writes space, tab, newline, backslash and `#` in octal.
-fn unescape(text: &str) -> String {
-    let mut plain = text.to_owned();
-    for (escaped, character) in [
-        ("\\040", " "),
-        ("\\011", "\t"),
-        ("\\012", "\n"),
-        ("\\043", "#"),
-        ("\\134", "\\"),
-    ] {
-        plain = plain.replace(escaped, character);
-    }
-    plain
 }
 
 /// The path that the kernel knows an open file or directory by: absolute, with no link, dot or slash too many in it.
@@ -188,19 +159,6 @@ pub(super) fn open_or_make(path: &Path, mode: u32) -> Result<(OwnedFd, bool)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_mount_is_found_by_its_id_whatever_its_path_holds() {
-        let table = "22 1 0:20 / /proc rw - proc proc rw\n\
-                     31 22 0:57 / /a\\040-\\040b rw,relatime shared:7 - fuse.cowl debian:12+ab rw,user_id=0\n\
-                     131 22 0:58 / /c rw - ext4 a\\040b rw\n";
-        assert_eq!(
-            find(table, 31),
-            Some(("fuse.cowl".into(), "debian:12+ab".into()))
-        );
-        assert_eq!(find(table, 131), Some(("ext4".into(), "a b".into())));
-        assert_eq!(find(table, 3), None);
-    }
 
     #[test]
     fn a_directory_that_is_no_mount_is_refused_by_name() {

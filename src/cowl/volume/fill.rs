@@ -5,6 +5,7 @@
 
 use crate::engine::error::{Context, Error, Result};
 use cowl_core::sys::copy::copy_data;
+use cowl_sys::open::openat2;
 use rustix::buffer::spare_capacity;
 use rustix::fs::{
     self, AtFlags, FileType, Mode, OFlags, ResolveFlags, Statx, StatxFlags, Timespec, Timestamps,
@@ -21,13 +22,7 @@ use std::path::{Path, PathBuf};
 pub(super) fn copy_tree(root: impl AsFd, path: &str, to: OwnedFd) -> Result<()> {
     let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
     let relative = path.trim_start_matches('/');
-    let from = match fs::openat2(
-        &root,
-        relative,
-        READ | OFlags::DIRECTORY,
-        Mode::empty(),
-        inside,
-    ) {
+    let from = match openat2(&root, relative, READ | OFlags::DIRECTORY, inside) {
         Ok(from) => from,
         Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
         Err(errno) => return Err(Error::from(errno).context(format!("opening {path}"))),

@@ -3,9 +3,10 @@
 //! A host has version 1, version 2 or both, and a controller belongs to whichever it is mounted in. So nothing asks what kind of host this is;
 //! each controller is looked up on its own.
 
-use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
+
+use cowl_sys::mountinfo;
 
 /// One mounted version 1 hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,18 +40,10 @@ impl Layout {
     /// Reads the text of /proc/self/mountinfo (proc_pid_mountinfo(5)). Lines that make no sense are passed over.
     pub(super) fn parse(mountinfo: &[u8]) -> Self {
         let mut layout = Self::default();
-        for line in mountinfo.split(|byte| *byte == b'\n') {
-            let mut fields = line.split(|byte| *byte == b' ');
-            let Some(mount_point) = fields.nth(4).map(unescape) else {
-                continue;
-            };
-            let mut after_separator = fields.skip_while(|field| *field != b"-").skip(1);
-            let (filesystem, options) = (after_separator.next(), after_separator.nth(1));
-            match (filesystem, options) {
-                (Some(b"cgroup2"), _) if layout.unified.is_none() => {
-                    layout.unified = Some(mount_point);
-                }
-                (Some(b"cgroup"), Some(options)) => layout.push_legacy(mount_point, options),
+        for mount in mountinfo::parse(mountinfo) {
+            match mount.filesystem.as_bytes() {
+                b"cgroup2" if layout.unified.is_none() => layout.unified = Some(mount.point),
+                b"cgroup" => layout.push_legacy(mount.point, mount.options.as_bytes()),
                 _ => {}
             }
         }
@@ -84,27 +77,6 @@ impl Layout {
             .iter()
             .find(|mounted| mounted.controllers.iter().any(|name| name == controller))
     }
-}
-
-/// Undoes the kernel's octal escapes of space, tab, newline and backslash.
-fn unescape(field: &[u8]) -> PathBuf {
-    let mut path = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((&byte, after)) = rest.split_first() {
-        let octal = after.first_chunk::<3>().filter(|digits| {
-            byte == b'\\' && digits.iter().all(|digit| (b'0'..b'8').contains(digit))
-        });
-        if let Some(digits) = octal {
-            path.push(digits.iter().fold(0_u8, |value, digit| {
-                value.wrapping_mul(8).wrapping_add(digit - b'0')
-            }));
-            rest = after.get(3..).unwrap_or_default();
-        } else {
-            path.push(byte);
-            rest = after;
-        }
-    }
-    PathBuf::from(OsString::from_vec(path))
 }
 
 #[cfg(test)]
@@ -166,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_unescaped_and_nonsense_is_passed_over() {
+    fn mount_points_are_unescaped_and_nonsense_is_passed_over() {
         let layout = Layout::parse(b"1 2 0:1 / /a\\040b\\134c rw - cgroup x rw,pids\n\n- - -\n1 2 3 4\n1 2 3 / /x rw - cgroup\n");
         assert_eq!(mount_point(&layout, "pids").as_deref(), Some("/a b\\c"));
         assert_eq!(layout.legacy.len(), 1);
