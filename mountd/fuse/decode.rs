@@ -432,48 +432,6 @@ impl<'r> Operation<'r> {
             _ => return Ok(None),
         }))
     }
-
-    /// Whether answering may wait for a disk, copy a file's contents or free them: then another thread must be there for what comes
-    /// meanwhile.
-    pub(super) const fn may_take_long(&self) -> bool {
-        match self {
-            Self::Open { .. }
-            | Self::Read { .. }
-            | Self::Write { .. }
-            | Self::Setattr(_)
-            | Self::Link { .. }
-            | Self::Unlink { .. }
-            | Self::Rename { .. }
-            | Self::Release { .. }
-            | Self::Forget { .. }
-            | Self::BatchForget(_)
-            | Self::Fsync { .. }
-            | Self::Fsyncdir { .. }
-            | Self::Syncfs
-            | Self::Setxattr { .. }
-            | Self::Removexattr { .. }
-            | Self::Fallocate { .. }
-            | Self::CopyFileRange(_) => true,
-            Self::Lookup { .. }
-            | Self::Getattr { .. }
-            | Self::Readlink
-            | Self::Symlink { .. }
-            | Self::Mknod { .. }
-            | Self::Mkdir { .. }
-            | Self::Rmdir { .. }
-            | Self::Create { .. }
-            | Self::Tmpfile { .. }
-            | Self::Statfs
-            | Self::Getxattr { .. }
-            | Self::Listxattr { .. }
-            | Self::Readdir { .. }
-            | Self::Lseek { .. }
-            | Self::Interrupt
-            | Self::Ioctl
-            | Self::Destroy
-            | Self::Unknown => false,
-        }
-    }
 }
 
 fn setattr(asked: &wire::SetattrIn) -> Setattr {

@@ -1,7 +1,8 @@
 //! The kernel's side of a mount: the FUSE protocol, read and answered by our own loop.
 //!
-//! `negotiate` leaves INIT to `fuser`; from then on `serve`'s threads read requests, `decode` says what is asked, `dispatch` has the
-//! overlay do it, `reply` writes the answer, and `backing` hands host files to the kernel. The worker sets it up.
+//! `negotiate` leaves INIT to `fuser`; from then on the threads of `threads` read requests into a `buffer` and `serve` answers them:
+//! `decode` says what is asked, `dispatch` has the overlay do it, `reply` writes the answer, and `backing` hands host files to the kernel.
+//! The worker sets it up.
 //!
 //! Invariant: no struct of the kernel leaves this room, and no rule of the filesystem enters it. Any bytes read from the connection are
 //! answered or logged, never a panic.
@@ -15,19 +16,22 @@
 //! | entries, attributes, absent names | valid for good: nobody else changes the mount |
 
 mod backing;
+mod buffer;
 mod decode;
 mod dispatch;
 mod negotiate;
 mod opcode;
 mod reply;
 mod serve;
+mod threads;
 mod wire;
 
 pub(crate) use backing::probe as may_back;
 pub(crate) use dispatch::Dispatcher;
 pub(crate) use negotiate::Connection;
 pub use opcode::name as request_name;
-pub(crate) use serve::{End, Server};
+pub(crate) use serve::Server;
+pub(crate) use threads::End;
 
 /// Decodes `request` as the request loop does, for the fuzz target: any bytes give a request or an error, none a panic.
 ///

@@ -6,12 +6,12 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use memmap2::MmapMut;
 use rustix::io::Errno;
 use zerocopy::{Immutable, IntoBytes};
 
 use cowl_core::tree::{FileType, Rdev};
 
+use super::buffer::Buffer;
 use super::negotiate::MAX_WRITE;
 use super::wire;
 use crate::overlay::{Attr, DirEntry, Entry, Statfs};
@@ -26,21 +26,23 @@ const CAPACITY: usize = HEADER + MAX_WRITE as usize;
 /// An answer in the making.
 #[derive(Debug)]
 pub(super) struct Reply {
-    bytes: MmapMut,
-    /// How far `bytes` is filled.
+    buffer: Buffer,
+    /// How far `buffer` is filled.
     length: usize,
 }
 
 impl Reply {
     /// Room for the longest answer.
-    ///
-    /// A mapping of its own, of which only the pages that an answer reaches are memory. The allocator would take it off its heap, and
-    /// zero it, as soon as one like it was ever freed.
     pub(super) fn new() -> io::Result<Self> {
         Ok(Self {
-            bytes: MmapMut::map_anon(CAPACITY)?,
+            buffer: Buffer::new(CAPACITY)?,
             length: HEADER,
         })
+    }
+
+    /// The memory behind it; between answers it may be given back.
+    pub(super) fn buffer(&mut self) -> &mut Buffer {
+        &mut self.buffer
     }
 
     /// Starts over.
@@ -56,7 +58,8 @@ impl Reply {
     /// Adds bytes to the payload.
     pub(super) fn put_bytes(&mut self, bytes: &[u8]) -> Result<(), Errno> {
         let end = self.length + bytes.len();
-        self.bytes
+        self.buffer
+            .bytes()
             .get_mut(self.length..end)
             .ok_or(Errno::RANGE)?
             .copy_from_slice(bytes);
@@ -67,14 +70,15 @@ impl Reply {
     /// Room for `size` bytes of payload; [`filled`](Self::filled) says how many of them count.
     pub(super) fn room(&mut self, size: u32) -> Result<&mut [u8], Errno> {
         let size = usize::try_from(size).map_err(|_beyond_usize| Errno::INVAL)?;
-        self.bytes
+        self.buffer
+            .bytes()
             .get_mut(self.length..self.length + size)
             .ok_or(Errno::INVAL)
     }
 
     /// The first `count` bytes of the room are payload.
     pub(super) fn filled(&mut self, count: usize) {
-        self.length = (self.length + count).min(self.bytes.len());
+        self.length = (self.length + count).min(CAPACITY);
     }
 
     /// Bytes of payload.
@@ -128,12 +132,12 @@ impl Reply {
         };
         let len = u32::try_from(self.length).map_err(io::Error::other)?;
         let header = wire::OutHeader { len, error, unique };
-        if let Some(room) = self.bytes.get_mut(..HEADER) {
+        if let Some(room) = self.buffer.bytes().get_mut(..HEADER) {
             room.copy_from_slice(header.as_bytes());
         }
         let whole = self
-            .bytes
-            .get(..self.length)
+            .buffer
+            .filled(self.length)
             .ok_or(io::ErrorKind::InvalidData)?;
         // The kernel takes an answer whole or not at all.
         rustix::io::retry_on_intr(|| rustix::io::write(device, whole))?;

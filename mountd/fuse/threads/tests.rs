@@ -1,0 +1,120 @@
+//! Over a socket that keeps its messages apart, as the connection does; an empty one stands for the connection's end.
+
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+use std::os::fd::AsFd;
+
+use super::*;
+
+/// What a test does with the other end of the connection.
+struct Client {
+    socket: OwnedFd,
+    /// Requests that are under way, by their first byte.
+    begun: Receiver<u8>,
+    /// Ends the answer to a request that blocks.
+    finish: Sender<()>,
+}
+
+impl Client {
+    fn ask(&self, request: &[u8]) {
+        rustix::io::write(&self.socket, request).unwrap();
+    }
+
+    /// The next request that somebody begins to answer.
+    fn begun(&self) -> u8 {
+        let ten_seconds = std::time::Duration::from_secs(10);
+        self.begun.recv_timeout(ten_seconds).unwrap()
+    }
+}
+
+const BLOCKS: u8 = 1;
+const QUICK: u8 = 2;
+
+/// Runs `client` against threads to which a request of [`BLOCKS`] takes until it is told to finish.
+fn against_threads(client: impl FnOnce(&Client, &dyn Fn() -> usize)) {
+    let (ours, theirs) = socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .unwrap();
+    let (begin, begun) = channel();
+    let (finish, finished) = channel();
+    let finished = Mutex::new(finished);
+    let mut threads = Threads::new(theirs.as_fd(), 4096, |request: &[u8], _: &mut Reply| {
+        begin.send(request[0]).unwrap();
+        if request[0] == BLOCKS {
+            finished.lock().recv().unwrap();
+        }
+    })
+    .unwrap();
+    threads.pause = Timespec {
+        tv_sec: 0,
+        tv_nsec: 1_000_000,
+    };
+    let client_end = Client {
+        socket: ours,
+        begun,
+        finish,
+    };
+    std::thread::scope(|scope| {
+        let run = scope.spawn(|| threads.run(|| Ok(())));
+        client(&client_end, &|| threads.count.load(Ordering::Relaxed));
+        drop(client_end);
+        assert!(run.join().unwrap().is_err());
+    });
+    assert_eq!(threads.count.load(Ordering::Relaxed), 0);
+    assert_eq!(threads.waiting.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn a_request_is_answered_while_any_number_of_others_block() {
+    against_threads(|client, threads| {
+        for blocked in 1..=100 {
+            client.ask(&[BLOCKS]);
+            assert_eq!(client.begun(), BLOCKS);
+            client.ask(&[QUICK]);
+            assert_eq!(client.begun(), QUICK, "behind {blocked}");
+        }
+        assert!(threads() > 100);
+        (0..100).for_each(|_| client.finish.send(()).unwrap());
+    });
+}
+
+#[test]
+fn threads_that_are_no_longer_needed_end() {
+    against_threads(|client, threads| {
+        for _ in 0..20 {
+            client.ask(&[BLOCKS]);
+            client.begun();
+        }
+        assert!(threads() > 20);
+        (0..20).for_each(|_| client.finish.send(()).unwrap());
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while threads() > THREADS && std::time::Instant::now() < end {
+            std::thread::yield_now();
+        }
+        assert_eq!(threads(), THREADS);
+        client.ask(&[QUICK]);
+        assert_eq!(client.begun(), QUICK);
+    });
+}
+
+#[test]
+fn at_the_most_threads_further_requests_wait_for_the_others() {
+    against_threads(|client, threads| {
+        for _ in 0..MAX_THREADS {
+            client.ask(&[BLOCKS]);
+            client.begun();
+        }
+        assert_eq!(threads(), MAX_THREADS);
+        client.ask(&[QUICK]);
+        assert!(client.begun.try_recv().is_err());
+        client.finish.send(()).unwrap();
+        assert_eq!(client.begun(), QUICK);
+        (1..MAX_THREADS).for_each(|_| client.finish.send(()).unwrap());
+    });
+}
