@@ -8,7 +8,7 @@ use std::path::Path;
 use super::archive::{Archive, Contents};
 use super::{Candidate, ImageConfig, ImageError, LayerPart, Reference, docker, oci};
 use crate::digest::{DiffId, ImageId, Sha256Digest, Sha256Hasher};
-use crate::layer::{self, Compression, Decompressed, Limits};
+use crate::layer::{self, Compression, Limits};
 use crate::store::{BlobWriter, RefRecord, Store, Transaction, Trust};
 
 /// An image that is in the store now.
@@ -258,8 +258,12 @@ impl Loader<'_> {
         if let Some(done) = self.layers.get(&part.name) {
             return Ok(*done);
         }
-        let mut stream = self.open_layer(part)?;
-        let imported = match layer::import(&mut stream, self.transaction, &Limits::default()) {
+        let mut source = self.open_layer(part)?;
+        let stream = layer::decompress(&mut source).map_err(|source| ImageError::Decompress {
+            name: part.name.clone(),
+            source,
+        })?;
+        let imported = match layer::import(stream, self.transaction, &Limits::default()) {
             Ok(imported) => imported,
             Err(source) => {
                 // A part that is not what its digest says is the better reason, whatever the damage did to the tar in it.
@@ -271,7 +275,6 @@ impl Loader<'_> {
                 });
             }
         };
-        let mut source = stream.into_inner();
         // To the last byte, which a decompressor need not have read.
         io::copy(&mut source, &mut io::sink()).map_err(|source| read_error(part, source))?;
         let blob = source.blob.map(BlobWriter::finish).transpose()?;
@@ -296,7 +299,7 @@ impl Loader<'_> {
         Ok(done)
     }
 
-    fn open_layer(&self, part: &LayerPart) -> Result<Decompressed<Kept<'_>>, ImageError> {
+    fn open_layer(&self, part: &LayerPart) -> Result<Kept<'_>, ImageError> {
         let contents = self.member(part)?;
         if let Some(expected) = part.size.filter(|expected| *expected != contents.size) {
             return Err(ImageError::Size {
@@ -316,7 +319,7 @@ impl Loader<'_> {
         let blob = (compression != Compression::None)
             .then(|| self.transaction.blob_writer())
             .transpose()?;
-        layer::decompress(Kept { contents, blob }).map_err(refuse)
+        Ok(Kept { contents, blob })
     }
 
     fn check_part(&self, part: &LayerPart) -> Result<(), ImageError> {

@@ -1,10 +1,23 @@
 //! The compression of a layer or archive, told by its first bytes, never by a name or media type.
+//!
+//! Taken: gzip, bzip2, xz and zstd, as by `docker load` and `docker import`. Streams behind one another are one stream, as the
+//! formats say. Zeros behind a gzip or bzip2 stream are padding, as for GNU gzip; anything else there is damage.
+//!
+//! Invariant: memory is bounded whatever the stream asks for ([`ZSTD_WINDOW_LOG`], [`XZ_MEMORY_KIB`]).
 
 use std::fmt;
-use std::io::{self, BufReader, Cursor, ErrorKind, Read};
+use std::io::{self, BufRead, BufReader, Cursor, ErrorKind, Read};
 
-use flate2::bufread::MultiGzDecoder;
+use bzip2::bufread::BzDecoder;
+use flate2::bufread::GzDecoder;
+use lzma_rust2::XzReader;
 use thiserror::Error;
+
+/// The largest zstd window, 128 MiB: what `zstd -d` takes without `--long`, and more than any level makes by itself.
+const ZSTD_WINDOW_LOG: u32 = 27;
+
+/// What an xz stream may need: the dictionary of `xz -9`, 64 MiB, twice over.
+const XZ_MEMORY_KIB: u32 = 128 * 1024;
 
 /// What a stream is compressed with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,13 +26,13 @@ pub enum Compression {
     None,
     /// RFC 1952; several members are one stream.
     Gzip,
-    /// RFC 8878. Recognised, not read yet.
+    /// RFC 8878.
     Zstd,
-    /// Recognised, not read: no writer of layers makes it.
+    /// xz, with LZMA2 in it.
     Xz,
-    /// Recognised, not read.
+    /// bzip2.
     Bzip2,
-    /// Recognised, not read.
+    /// Recognised, not read: Docker takes none.
     Lz4,
 }
 
@@ -87,7 +100,9 @@ pub enum DecompressError {
     #[error("cannot read the beginning of the stream")]
     Read(#[from] io::Error),
     /// Known, and not supported.
-    #[error("the stream is compressed with {0}, which is not supported; gzip and plain tar are")]
+    #[error(
+        "the stream is compressed with {0}, which is not supported; gzip, bzip2, xz, zstd and plain tar are"
+    )]
     Unsupported(Compression),
 }
 
@@ -95,14 +110,36 @@ pub enum DecompressError {
 pub struct Decompressed<R: Read> {
     compression: Compression,
     inner: Inner<R>,
+    failed: bool,
 }
 
 /// The bytes that were looked at, then the rest.
 type Sniffed<R> = io::Chain<Cursor<Vec<u8>>, R>;
 
+type Buffered<R> = BufReader<Source<Sniffed<R>>>;
+
+/// Marks errors of the source, which a decoder passes on, since they say nothing of the compression.
+struct Source<R>(R);
+
+#[derive(Debug, Error)]
+#[error(transparent)]
+struct SourceError(io::Error);
+
+impl<R: Read> Read for Source<R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        self.0.read(out).map_err(|error| match error.kind() {
+            ErrorKind::Interrupted => error,
+            kind => io::Error::new(kind, SourceError(error)),
+        })
+    }
+}
+
 enum Inner<R: Read> {
     Plain(Sniffed<R>),
-    Gzip(Box<MultiGzDecoder<BufReader<Sniffed<R>>>>),
+    Gzip(Members<GzDecoder<Buffered<R>>>),
+    Bzip2(Members<BzDecoder<Buffered<R>>>),
+    Xz(Box<XzReader<Filling<Buffered<R>>>>),
+    Zstd(zstd::Decoder<'static, Buffered<R>>),
 }
 
 /// Compressed bytes are read in pieces of this size.
@@ -115,14 +152,28 @@ pub fn decompress<R: Read>(mut source: R) -> Result<Decompressed<R>, DecompressE
     let head = read_head(&mut source)?;
     let compression = Compression::detect(&head);
     let sniffed = Cursor::new(head).chain(source);
+    let buffered = |sniffed| BufReader::with_capacity(INPUT, Source(sniffed));
     let inner = match compression {
         Compression::None => Inner::Plain(sniffed),
-        Compression::Gzip => Inner::Gzip(Box::new(MultiGzDecoder::new(BufReader::with_capacity(
-            INPUT, sniffed,
-        )))),
-        other => return Err(DecompressError::Unsupported(other)),
+        Compression::Gzip => Inner::Gzip(Members::new(buffered(sniffed))),
+        Compression::Bzip2 => Inner::Bzip2(Members::new(buffered(sniffed))),
+        Compression::Xz => Inner::Xz(Box::new(XzReader::new_mem_limit(
+            Filling(buffered(sniffed)),
+            true,
+            XZ_MEMORY_KIB,
+        ))),
+        Compression::Zstd => {
+            let mut decoder = zstd::Decoder::with_buffer(buffered(sniffed))?;
+            decoder.window_log_max(ZSTD_WINDOW_LOG)?;
+            Inner::Zstd(decoder)
+        }
+        Compression::Lz4 => return Err(DecompressError::Unsupported(compression)),
     };
-    Ok(Decompressed { compression, inner })
+    Ok(Decompressed {
+        compression,
+        inner,
+        failed: false,
+    })
 }
 
 fn read_head(source: &mut impl Read) -> io::Result<Vec<u8>> {
@@ -137,31 +188,154 @@ impl<R: Read> Decompressed<R> {
         self.compression
     }
 
-    /// The source, wherever reading has come to; after the end of the stream it is at its own end.
-    pub fn into_inner(self) -> R {
-        match self.inner {
-            Inner::Plain(sniffed) => sniffed.into_inner().1,
-            Inner::Gzip(decoder) => decoder.into_inner().into_inner().into_inner().1,
+    fn describe(&self, error: io::Error) -> io::Error {
+        let compression = self.compression;
+        let error = match error.downcast::<SourceError>() {
+            Ok(SourceError(error)) => return error,
+            Err(error) => error,
+        };
+        match error.kind() {
+            ErrorKind::Interrupted => error,
+            ErrorKind::UnexpectedEof => io::Error::new(
+                ErrorKind::UnexpectedEof,
+                format!("the {compression} stream is cut off"),
+            ),
+            ErrorKind::OutOfMemory => io::Error::new(
+                ErrorKind::OutOfMemory,
+                format!("the {compression} stream needs more than {XZ_MEMORY_KIB} KiB of memory"),
+            ),
+            _ => damaged(compression, &error),
         }
     }
 }
 
+fn damaged(compression: Compression, error: &io::Error) -> io::Error {
+    io::Error::new(
+        ErrorKind::InvalidData,
+        format!("the {compression} stream is damaged: {error}"),
+    )
+}
+
 impl<R: Read> Read for Decompressed<R> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        match &mut self.inner {
-            Inner::Plain(sniffed) => sniffed.read(out),
-            Inner::Gzip(decoder) => decoder.read(out).map_err(|error| match error.kind() {
-                // flate2 says no more than this
-                ErrorKind::UnexpectedEof => {
-                    io::Error::new(ErrorKind::UnexpectedEof, "the gzip stream is cut off")
-                }
-                ErrorKind::InvalidInput | ErrorKind::InvalidData => io::Error::new(
-                    ErrorKind::InvalidData,
-                    format!("the gzip stream is damaged: {error}"),
-                ),
-                _ => error,
-            }),
+        if self.failed {
+            return Err(damaged(self.compression, &ErrorKind::InvalidData.into()));
         }
+        let result = match &mut self.inner {
+            Inner::Plain(sniffed) => return sniffed.read(out),
+            Inner::Gzip(members) => members.read(out),
+            Inner::Bzip2(members) => members.read(out),
+            Inner::Xz(reader) => reader.read(out),
+            Inner::Zstd(decoder) => decoder.read(out),
+        };
+        result.map_err(|error| {
+            // a decoder that has failed is not asked again: what it would do then is not specified
+            self.failed = error.kind() != ErrorKind::Interrupted;
+            self.describe(error)
+        })
+    }
+}
+
+/// A decoder of one member.
+trait Member: Read {
+    type Source: BufRead;
+
+    fn open(source: Self::Source) -> Self;
+
+    /// The source, right behind the member if that was read to its end.
+    fn close(self) -> Self::Source;
+}
+
+impl<S: BufRead> Member for GzDecoder<S> {
+    type Source = S;
+
+    fn open(source: S) -> Self {
+        Self::new(source)
+    }
+
+    fn close(self) -> S {
+        self.into_inner()
+    }
+}
+
+impl<S: BufRead> Member for BzDecoder<S> {
+    type Source = S;
+
+    fn open(source: S) -> Self {
+        Self::new(source)
+    }
+
+    fn close(self) -> S {
+        self.into_inner()
+    }
+}
+
+/// Members behind one another, then maybe zeros. None: all was read.
+struct Members<D: Member>(Option<Box<D>>);
+
+impl<D: Member> Members<D> {
+    fn new(source: D::Source) -> Self {
+        Self(Some(Box::new(D::open(source))))
+    }
+}
+
+impl<D: Member> Read for Members<D> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        while let Some(member) = &mut self.0 {
+            let count = member.read(out)?;
+            if count > 0 || out.is_empty() {
+                return Ok(count);
+            }
+            if let Some(member) = self.0.take()
+                && let Some(source) = behind_a_member(member.close())?
+            {
+                *self = Self::new(source);
+            }
+        }
+        Ok(0)
+    }
+}
+
+/// The source if another member begins there. Padding is skipped; what is neither is an error.
+fn behind_a_member<S: BufRead>(mut source: S) -> io::Result<Option<S>> {
+    let mut padded = false;
+    loop {
+        let bytes = match source.fill_buf() {
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            other => other?,
+        };
+        match bytes.first() {
+            None => return Ok(None),
+            Some(0) => {}
+            Some(_) if padded => {
+                return Err(io::Error::new(
+                    ErrorKind::InvalidData,
+                    "other data behind the padding",
+                ));
+            }
+            Some(_) => return Ok(Some(source)),
+        }
+        padded = true;
+        let zeros = bytes.iter().take_while(|&&byte| byte == 0).count();
+        source.consume(zeros);
+    }
+}
+
+/// Fills what it is given but at the end, as the xz decoder expects where it looks for another stream.
+struct Filling<R>(R);
+
+impl<R: Read> Read for Filling<R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let mut filled = 0;
+        while let Some(free) = out.get_mut(filled..).filter(|free| !free.is_empty()) {
+            match self.0.read(free) {
+                Ok(0) => break,
+                Ok(count) => filled += count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(filled)
     }
 }
 
@@ -176,6 +350,7 @@ impl<R: Read> fmt::Debug for Decompressed<R> {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+    use std::process::{Command, Stdio};
 
     use flate2::write::GzEncoder;
 
@@ -207,38 +382,160 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_damaged_or_cut_gzip_stream_is_an_error_that_says_so() {
-        let good = [gzip(b"first"), gzip(&vec![7; 100_000])].concat();
-        for cut in [3, 12, 30, good.len() - 4] {
-            assert!(
-                all(&good[..cut]).unwrap_err().to_string().contains("gzip"),
-                "{cut}"
-            );
+    /// Bytes as a program of the system compresses them.
+    fn squeezed(program: &str, arguments: &[&str], bytes: &[u8]) -> Vec<u8> {
+        let mut child = Command::new(program)
+            .args(arguments)
+            .arg("-c")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{program}: {error}"));
+        let mut input = child.stdin.take().unwrap();
+        let mut output = child.stdout.take().unwrap();
+        let mut out = Vec::new();
+        std::thread::scope(|scope| {
+            scope.spawn(move || input.write_all(bytes).unwrap());
+            output.read_to_end(&mut out).unwrap();
+        });
+        assert!(child.wait().unwrap().success());
+        out
+    }
+
+    const PROGRAMS: [(&str, Compression); 4] = [
+        ("gzip", Compression::Gzip),
+        ("bzip2", Compression::Bzip2),
+        ("xz", Compression::Xz),
+        ("zstd", Compression::Zstd),
+    ];
+
+    /// More than a block of any of them, and not all alike.
+    fn sample() -> Vec<u8> {
+        (0..3_000_000_u32)
+            .map(|n| n.wrapping_mul(n).to_le_bytes()[2])
+            .collect()
+    }
+
+    /// Gives few bytes at a time, as a pipe may.
+    struct Trickle<'a>(&'a [u8]);
+
+    impl Read for Trickle<'_> {
+        fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+            let count = self.0.len().min(out.len()).min(4093);
+            out[..count].copy_from_slice(&self.0[..count]);
+            self.0 = &self.0[count..];
+            Ok(count)
         }
-        let mut flipped = good.clone();
-        let last = flipped.len() - 6;
-        flipped[last] ^= 1;
-        assert!(all(&flipped).unwrap_err().to_string().contains("gzip"));
-        assert!(
-            all(&[&good[..], b"garbage"].concat())
-                .unwrap_err()
-                .to_string()
-                .contains("gzip")
-        );
     }
 
     #[test]
-    fn other_compressions_are_refused_by_name() {
-        for (head, name) in [
-            (&b"\x28\xb5\x2f\xfd\x04\0"[..], "zstd"),
-            (b"\x50\x2a\x4d\x18\0\0\0\0", "zstd"),
-            (b"\xfd7zXZ\0\0\x04", "xz"),
-            (b"BZh91AY&SY\xff", "bzip2"),
-            (b"\x04\x22\x4d\x18@@", "lz4"),
-        ] {
-            let message = decompress(head).unwrap_err().to_string();
-            assert!(message.contains(name), "{message}");
+    fn what_the_usual_programs_compress_is_read_also_in_several_streams() {
+        let sample = sample();
+        for (program, compression) in PROGRAMS {
+            let whole = squeezed(program, &[], &sample);
+            assert_eq!(decompress(&whole[..]).unwrap().compression(), compression);
+            assert_eq!(all(&whole).unwrap(), sample, "{program}");
+            let (first, second) = sample.split_at(1_234_567);
+            let parts = [
+                squeezed(program, &["-1"], first),
+                squeezed(program, &[], b""),
+                squeezed(program, &[], second),
+            ]
+            .concat();
+            let mut out = Vec::new();
+            decompress(Trickle(&parts))
+                .unwrap()
+                .read_to_end(&mut out)
+                .unwrap();
+            assert_eq!(out, sample, "{program}, three streams");
         }
+    }
+
+    #[test]
+    fn damage_and_cuts_are_errors_that_name_the_compression() {
+        let sample = sample();
+        for (program, _) in PROGRAMS {
+            let whole = squeezed(program, &[], &sample[..100_000]);
+            for cut in [whole.len() - 1, whole.len() - 9, whole.len() / 2, 12] {
+                let error = all(&whole[..cut]).unwrap_err().to_string();
+                assert!(error.contains(program), "{program} cut at {cut}: {error}");
+            }
+            for at in [whole.len() / 3, whole.len() - 6] {
+                let mut flipped = whole.clone();
+                flipped[at] ^= 4;
+                let error = all(&flipped).unwrap_err().to_string();
+                assert!(
+                    error.contains(program),
+                    "{program} flipped at {at}: {error}"
+                );
+            }
+            let error = all(&[&whole[..], b"garbage"].concat())
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains(program), "{program}: {error}");
+        }
+    }
+
+    #[test]
+    fn zeros_behind_a_stream_are_padding_where_the_usual_programs_take_them() {
+        for (program, _) in PROGRAMS.iter().filter(|(program, _)| *program != "zstd") {
+            let padded = [squeezed(program, &[], b"hello"), vec![0; 100_000]].concat();
+            assert_eq!(all(&padded).unwrap(), b"hello", "{program}");
+            let more = [&padded[..], b"more"].concat();
+            assert!(all(&more).is_err(), "{program}");
+        }
+    }
+
+    #[test]
+    fn streams_that_want_too_much_memory_are_refused() {
+        // the window that `zstd --long=31` asks for; a dictionary of 1.5 GiB, as `xz --lzma2=dict=1536MiB` writes
+        let long = squeezed("zstd", &["--long=31", "-q"], &vec![7; 200 << 20]);
+        let error = all(&long).unwrap_err().to_string();
+        assert!(
+            error.contains("zstd") && error.contains("memory"),
+            "{error}"
+        );
+        let xz = squeezed("xz", &["--lzma2=preset=0,dict=192MiB"], b"hello");
+        let error = all(&xz).unwrap_err().to_string();
+        assert!(error.contains("xz") && error.contains("memory"), "{error}");
+    }
+
+    /// A disk that is gone.
+    struct Broken;
+
+    impl Read for Broken {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Err(io::Error::other("the disk is gone"))
+        }
+    }
+
+    #[test]
+    fn an_error_of_the_source_is_not_taken_for_damage() {
+        for (program, _) in PROGRAMS {
+            let whole = squeezed(program, &[], &sample()[..100_000]);
+            let mut stream = decompress(whole[..whole.len() / 2].chain(Broken)).unwrap();
+            let error = io::copy(&mut stream, &mut io::sink()).unwrap_err();
+            assert_eq!(error.to_string(), "the disk is gone", "{program}");
+        }
+    }
+
+    #[test]
+    fn a_decoder_that_failed_is_not_asked_again() {
+        for (program, _) in PROGRAMS {
+            let mut whole = squeezed(program, &[], &sample()[..100_000]);
+            let middle = whole.len() / 2;
+            whole[middle..].fill(0x55);
+            let mut stream = decompress(&whole[..]).unwrap();
+            assert!(io::copy(&mut stream, &mut io::sink()).is_err());
+            assert!(stream.read(&mut [0; 10]).is_err(), "{program}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_taken_is_refused_by_name() {
+        let message = decompress(&b"\x04\x22\x4d\x18@@"[..])
+            .unwrap_err()
+            .to_string();
+        assert!(message.contains("lz4"), "{message}");
     }
 }
