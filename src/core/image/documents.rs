@@ -97,6 +97,8 @@ pub(super) struct Descriptor {
     pub(super) size: u64,
     pub(super) platform: Option<Platform>,
     #[serde(default, deserialize_with = "or_default")]
+    pub(super) artifact_type: String,
+    #[serde(default, deserialize_with = "or_default")]
     pub(super) annotations: BTreeMap<String, String>,
 }
 
@@ -122,8 +124,11 @@ impl Descriptor {
 
 /// A manifest: one image.
 #[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub(super) struct Manifest {
     pub(super) config: Descriptor,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(super) artifact_type: String,
     #[serde(default, deserialize_with = "or_default")]
     pub(super) layers: Vec<Descriptor>,
 }

@@ -44,8 +44,8 @@ pub fn load_file(
     path: &Path,
     trust: Trust,
 ) -> Result<Vec<Loaded>, ImageError> {
+    let archive = Archive::open(file, path, store)?;
     let transaction = store.begin_with(trust)?;
-    let archive = Archive::open(file, path, &transaction)?;
     let mut loader = Loader {
         transaction: &transaction,
         archive: &archive,

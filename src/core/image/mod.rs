@@ -5,7 +5,8 @@
 //! configuration, whatever it came in.
 //!
 //! ```text
-//! documents  the JSON, leniently              archive  files of a directory, tar or tar.gz by name
+//! documents  the JSON, leniently              archive  files of a directory or a tar by name
+//! input      a file, or a copy of a stream    index    where in a tar each name is
 //! oci        OCI layout  -> candidates        docker   docker-archive -> candidates
 //! load       candidates  -> store             rootfs   a root file system's tar -> an image
 //! ```
@@ -16,6 +17,8 @@ mod archive;
 mod docker;
 mod documents;
 mod error;
+mod index;
+mod input;
 mod load;
 mod oci;
 mod rootfs;

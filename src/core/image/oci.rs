@@ -28,6 +28,12 @@ const CONFIG_TYPES: [&str; 3] = [
     "application/vnd.docker.container.image.v1+json",
 ];
 
+/// What a layer's media type begins with; the rest is its compression, which the bytes say too.
+const LAYER_TYPES: [&str; 2] = [
+    "application/vnd.oci.image.layer.",
+    "application/vnd.docker.image.rootfs.",
+];
+
 /// The images of a layout: of each name the one for this machine, and each that has no name.
 pub(super) fn candidates(archive: &Archive, base: &Path) -> Result<Vec<Candidate>, ImageError> {
     let layout: OciLayout =
@@ -51,72 +57,184 @@ pub(super) fn candidates(archive: &Archive, base: &Path) -> Result<Vec<Candidate
         });
     };
     let mut candidates = Vec::new();
+    let mut others = Vec::new();
     for group in groups(index.manifests) {
         let name = group
             .first()
             .and_then(|descriptor| reference(descriptor, base).transpose())
             .transpose()?;
-        let mut candidate = candidate(archive, &choose(group)?)?;
-        candidate.names.extend(name);
-        candidates.push(candidate);
-    }
-    Ok(candidates)
-}
-
-fn candidate(archive: &Archive, descriptor: &Descriptor) -> Result<Candidate, ImageError> {
-    let (bytes, manifest) = manifest(archive, descriptor)?;
-    if !CONFIG_TYPES.contains(&manifest.config.media_type.as_str()) {
-        let what = format!(
-            "it is an artifact of type {}, no image",
-            manifest.config.media_type
-        );
-        return Err(ImageError::Unsupported {
-            name: blob_name(manifest.config.sha256()?),
-            what,
-        });
-    }
-    let config = blob(archive, &manifest.config, CONFIG_LIMIT, "the manifest")?;
-    let part = |layer: &Descriptor| {
-        let digest = layer.sha256()?;
-        Ok(LayerPart {
-            name: blob_name(digest),
-            digest: Some(digest),
-            size: Some(layer.size),
-        })
-    };
-    let layers = manifest
-        .layers
-        .iter()
-        .map(part)
-        .collect::<Result<_, ImageError>>()?;
-    Ok(Candidate {
-        names: Vec::new(),
-        config,
-        manifest: Some(bytes),
-        layers,
-    })
-}
-
-/// The manifest that a descriptor leads to, through indexes if need be.
-fn manifest(archive: &Archive, descriptor: &Descriptor) -> Result<(Vec<u8>, Manifest), ImageError> {
-    let mut descriptor = descriptor.clone();
-    for _ in 0..MAX_DEPTH {
-        let bytes = blob(archive, &descriptor, DOCUMENT_LIMIT, INDEX)?;
-        match Document::parse(
-            &blob_name(descriptor.sha256()?),
-            &bytes,
-            &descriptor.media_type,
-        )? {
-            Document::Manifest(manifest) => return Ok((bytes, manifest)),
-            Document::Index(index) => {
-                descriptor = choose(index.manifests.into_iter().filter(is_image).collect())?;
+        let mut found = Found::default();
+        for descriptor in &group {
+            found.add(archive, descriptor, MAX_DEPTH)?;
+        }
+        match found.choose(archive)? {
+            Ok(mut candidate) => {
+                candidate.names.extend(name);
+                candidates.push(candidate);
             }
+            Err(other) => others.push(other),
         }
     }
-    Err(ImageError::Unsupported {
-        name: INDEX.to_owned(),
-        what: format!("indexes are nested deeper than {MAX_DEPTH}"),
+    match others.into_iter().next() {
+        Some(other) if candidates.is_empty() => Err(other),
+        _ => Ok(candidates),
+    }
+}
+
+/// What the descriptors of one name lead to.
+#[derive(Default)]
+struct Found {
+    images: Vec<(Platform, Candidate)>,
+    /// Manifests that are no images: signatures, attestations, other artifacts.
+    artifacts: Vec<ImageError>,
+    /// What the archive does not have, as is usual for all platforms but one.
+    absent: Vec<ImageError>,
+}
+
+impl Found {
+    /// Reads what a descriptor leads to, through indexes if need be.
+    fn add(
+        &mut self,
+        archive: &Archive,
+        descriptor: &Descriptor,
+        depth: usize,
+    ) -> Result<(), ImageError> {
+        let name = blob_name(descriptor.sha256()?);
+        if !archive.has(&name)? {
+            self.absent.push(ImageError::Missing {
+                name,
+                needed_by: INDEX.to_owned(),
+            });
+            return Ok(());
+        }
+        let Some(depth) = depth.checked_sub(1) else {
+            return Err(ImageError::Unsupported {
+                name: INDEX.to_owned(),
+                what: format!("indexes are nested deeper than {MAX_DEPTH}"),
+            });
+        };
+        let bytes = blob(archive, descriptor, DOCUMENT_LIMIT, INDEX)?;
+        match Document::parse(&name, &bytes, &descriptor.media_type)? {
+            Document::Manifest(manifest) => match not_an_image(&name, &manifest) {
+                Some(artifact) => self.artifacts.push(artifact),
+                None => self.image(archive, descriptor, bytes, &manifest)?,
+            },
+            Document::Index(index) => {
+                for descriptor in index.manifests.iter().filter(|inner| is_image(inner)) {
+                    self.add(archive, descriptor, depth)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn image(
+        &mut self,
+        archive: &Archive,
+        descriptor: &Descriptor,
+        bytes: Vec<u8>,
+        manifest: &Manifest,
+    ) -> Result<(), ImageError> {
+        let config = blob(archive, &manifest.config, CONFIG_LIMIT, "the manifest")?;
+        let platform = match &descriptor.platform {
+            Some(platform) => platform.clone(),
+            None => from_json(&blob_name(manifest.config.sha256()?), &config)?,
+        };
+        let part = |layer: &Descriptor| {
+            let digest = layer.sha256()?;
+            Ok(LayerPart {
+                name: blob_name(digest),
+                digest: Some(digest),
+                size: Some(layer.size),
+            })
+        };
+        let layers = manifest
+            .layers
+            .iter()
+            .map(part)
+            .collect::<Result<_, ImageError>>()?;
+        let candidate = Candidate {
+            names: Vec::new(),
+            config,
+            manifest: Some(bytes),
+            layers,
+        };
+        self.images.push((platform, candidate));
+        Ok(())
+    }
+
+    /// The image for this machine, or the only one that is there: who loads it knows. Else why there is none.
+    fn choose(mut self, archive: &Archive) -> Result<Result<Candidate, ImageError>, ImageError> {
+        let mut whole = Vec::new();
+        for (_, candidate) in &self.images {
+            whole.push(is_whole(archive, candidate)?);
+        }
+        if whole.contains(&true) {
+            let mut whole = whole.into_iter();
+            self.images.retain(|_| whole.next() == Some(true));
+        }
+        let host = host_platform();
+        let only = self.images.len() == 1;
+        let best = self
+            .images
+            .iter()
+            .enumerate()
+            .filter_map(|(at, (platform, _))| {
+                let rank = rank(platform, &host).or(only.then_some(usize::MAX))?;
+                Some((rank, at))
+            })
+            .min();
+        if let Some((_, at)) = best {
+            return Ok(Ok(self.images.swap_remove(at).1));
+        }
+        if self.images.is_empty() {
+            let reason = self.absent.into_iter().chain(self.artifacts).next();
+            return Ok(Err(reason.unwrap_or(ImageError::Empty)));
+        }
+        let mut available: Vec<String> = self
+            .images
+            .iter()
+            .map(|(platform, _)| show(platform))
+            .collect();
+        available.dedup();
+        Err(ImageError::Platform {
+            wanted: show(&host),
+            available: available.join(", "),
+        })
+    }
+}
+
+/// Whether the archive has all its layers.
+fn is_whole(archive: &Archive, candidate: &Candidate) -> Result<bool, ImageError> {
+    for layer in &candidate.layers {
+        if !archive.has(&layer.name)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Why a manifest is no image: its kind, its configuration or its parts say so.
+fn not_an_image(name: &str, manifest: &Manifest) -> Option<ImageError> {
+    let kind = if !manifest.artifact_type.is_empty() {
+        &manifest.artifact_type
+    } else if !CONFIG_TYPES.contains(&manifest.config.media_type.as_str()) {
+        &manifest.config.media_type
+    } else {
+        &manifest
+            .layers
+            .iter()
+            .find(|layer| !is_layer(&layer.media_type))?
+            .media_type
+    };
+    Some(ImageError::Unsupported {
+        name: name.to_owned(),
+        what: format!("it is an artifact of type {kind}, no image"),
     })
+}
+
+fn is_layer(media_type: &str) -> bool {
+    media_type.is_empty() || LAYER_TYPES.iter().any(|kind| media_type.starts_with(kind))
 }
 
 fn blob_name(digest: Sha256Digest) -> String {
@@ -150,7 +268,9 @@ fn is_image(descriptor: &Descriptor) -> bool {
         .platform
         .as_ref()
         .is_some_and(|platform| platform.os == "unknown");
-    !descriptor.annotations.contains_key(ATTESTATION) && !nowhere
+    descriptor.artifact_type.is_empty()
+        && !descriptor.annotations.contains_key(ATTESTATION)
+        && !nowhere
 }
 
 /// What has one name is one image for several platforms. Of what has none, each without a platform is an image by itself, and so
@@ -201,47 +321,15 @@ fn reference(descriptor: &Descriptor, base: &Path) -> Result<Option<Reference>, 
     Ok(format!("{repository}:{name}").parse().ok())
 }
 
-/// The one that runs here. One alone is taken whatever it is for: who loads it knows.
-fn choose(mut group: Vec<Descriptor>) -> Result<Descriptor, ImageError> {
-    let wanted = host_platform();
-    let rank = |descriptor: &Descriptor| match &descriptor.platform {
-        Some(platform)
-            if platform.os == wanted.os && platform.architecture == wanted.architecture =>
-        {
-            // v8 is what arm64 is by itself; v2 to v4 of amd64 may need more than this machine has.
-            if matches!(platform.variant.as_str(), "" | "v8") {
-                Some(0)
-            } else {
-                Some(1)
-            }
-        }
-        Some(_) => None,
-        None => Some(2),
-    };
-    if let [only] = group.as_slice() {
-        return Ok(only.clone());
+/// How well an image for `platform` runs here, best first. None: not at all.
+fn rank(platform: &Platform, host: &Platform) -> Option<usize> {
+    match platform {
+        platform if platform.os.is_empty() && platform.architecture.is_empty() => Some(2),
+        platform if platform.os != host.os || platform.architecture != host.architecture => None,
+        // v8 is what arm64 is by itself; v2 to v4 of amd64 may need more than this machine has.
+        platform if matches!(platform.variant.as_str(), "" | "v8") => Some(0),
+        _ => Some(1),
     }
-    let best = group
-        .iter()
-        .enumerate()
-        .filter_map(|(at, descriptor)| Some((rank(descriptor)?, at)))
-        .min();
-    if let Some((_, at)) = best {
-        return Ok(group.swap_remove(at));
-    }
-    let mut available: Vec<String> = group
-        .iter()
-        .filter_map(|descriptor| descriptor.platform.as_ref())
-        .map(show)
-        .collect();
-    available.dedup();
-    if available.is_empty() {
-        return Err(ImageError::Empty);
-    }
-    Err(ImageError::Platform {
-        wanted: show(&wanted),
-        available: available.join(", "),
-    })
 }
 
 fn show(platform: &Platform) -> String {

@@ -124,6 +124,24 @@ impl Store {
         Ok(count)
     }
 
+    /// A file for what must be read twice, an archive from a pipe for instance. It has no name, so it ends with its descriptor.
+    ///
+    /// Locking: none beyond the call.
+    pub fn scratch(&self) -> Result<File, StoreError> {
+        self.check_writable()?;
+        // A lone file in tmp/ is taken for a left-over; the lock keeps it until it is ours alone.
+        let _making = self.lock_tmp(FlockOperation::LockShared)?;
+        let name = random_name()?;
+        let file = self.tmp.create(&name, PRIVATE)?;
+        self.tmp.remove(&name)?;
+        Ok(file)
+    }
+
+    /// The error of a write to [`Store::scratch`].
+    pub fn scratch_error(&self, source: io::Error) -> StoreError {
+        StoreError::io("copy the archive to", self.tmp.path(), source)
+    }
+
     fn lock_tmp(&self, operation: FlockOperation) -> Result<Dir, StoreError> {
         let tmp = self.root.sub("tmp")?;
         flock(&tmp, operation)?;
@@ -162,18 +180,6 @@ impl Transaction<'_> {
         io::Write::write_all(&mut writer, bytes)
             .map_err(|source| StoreError::io("write a blob in", self.dir.path(), source))?;
         writer.finish()
-    }
-
-    /// A file for what must be read twice, an archive from a pipe for instance. Gone with the transaction.
-    pub fn scratch(&self) -> Result<File, StoreError> {
-        let (file, name) = self.stream()?;
-        self.discard(&name)?;
-        Ok(file)
-    }
-
-    /// The error of a write to [`Transaction::scratch`].
-    pub fn scratch_error(&self, source: io::Error) -> StoreError {
-        StoreError::io("copy the archive to", self.dir.path(), source)
     }
 
     /// Makes all of it visible, then points the tags at it. See the room's head for why in this order. An image whose last name

@@ -166,11 +166,67 @@ fn of_several_platforms_this_one_is_loaded_and_the_others_need_not_be_there() {
         manifests,
         ..Layout::default()
     };
+    assert!(matches!(
+        fixture.load(&layout.files()),
+        Err(ImageError::Missing { .. })
+    ));
+
+    // two that are there, and none runs here: the refusal names both
+    let mut layout = Layout::default();
+    let foreign = ["s390x", "mips64le"].map(|architecture| {
+        let image = layout.image(&[layer("a", architecture)], architecture);
+        with(image, "linux", architecture, "")
+    });
+    let index = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": foreign });
+    let index = layout.blob(index.to_string().into(), OCI_INDEX);
+    layout.named(index, "app:1");
     let error = fixture.load(&layout.files()).unwrap_err().to_string();
     assert!(
-        error.contains("linux/s390x") && error.contains(&format!("windows/{here}")),
+        error.contains("linux/s390x") && error.contains("linux/mips64le"),
         "{error}"
     );
+}
+
+#[test]
+fn the_only_platform_that_is_there_is_loaded_whatever_the_index_names_besides() {
+    let mut layout = Layout::default();
+    let image = layout.image(&[layer("a", "elsewhere")], "elsewhere");
+    let platform = |mut descriptor: Value, architecture: &str| {
+        descriptor["platform"] = json!({ "os": "linux", "architecture": architecture });
+        descriptor
+    };
+    let absent = json!({ "mediaType": OCI_MANIFEST, "digest": digest(b"absent"), "size": 6 });
+    let index = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [
+        platform(absent, oci::host_architecture()),
+        platform(image, "s390x"),
+    ]});
+    let index = layout.blob(index.to_string().into(), OCI_INDEX);
+    layout.named(index, "app:1");
+    let loaded = fixture().load(&layout.files()).unwrap();
+    assert_eq!(tags(&loaded), [["app:1"]]);
+}
+
+#[test]
+fn a_platform_without_its_layers_does_not_stand_in_the_way_of_one_with_them() {
+    let mut layout = Layout::default();
+    let hollow = layout.image(&[layer("a", "hollow")], "hollow");
+    let gone = digest(&gzip(&layer("a", "hollow")));
+    assert!(layout.blobs.remove(&gone).is_some());
+    let image = layout.image(&[layer("a", "whole")], "whole");
+    let architectures = [oci::host_architecture(), "s390x"];
+    let manifests = [hollow, image].into_iter().zip(architectures);
+    let manifests: Vec<Value> = manifests
+        .map(|(mut descriptor, architecture)| {
+            descriptor["platform"] = json!({ "os": "linux", "architecture": architecture });
+            descriptor
+        })
+        .collect();
+    let index = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests });
+    let index = layout.blob(index.to_string().into(), OCI_INDEX);
+    layout.named(index, "app:1");
+    let loaded = fixture().load(&layout.files()).unwrap();
+    let whole = ImageId(digest(&config(&[layer("a", "whole")], "whole")));
+    assert_eq!(loaded[0].image, whole);
 }
 
 /// Docker gives each image its platform, and one that has no tag no name.
@@ -184,6 +240,71 @@ fn nameless_images_for_one_platform_are_several_images() {
     }
     let loaded = fixture().load(&layout.files()).unwrap();
     assert_eq!(tags(&loaded), [vec![""; 0], vec![]]);
+}
+
+/// An artifact's manifest: a descriptor of it. `more` goes into the manifest.
+fn artifact(layout: &mut Layout, config_type: &str, layer_type: &str, more: &Value) -> Value {
+    let config = layout.blob(config(&[layer("a", "1")], "signed"), config_type);
+    let part = layout.blob(b"{\"signed\": true}".to_vec(), layer_type);
+    let mut manifest = json!({ "schemaVersion": 2, "config": config, "layers": [part] });
+    for (key, value) in more.as_object().unwrap() {
+        manifest[key] = value.clone();
+    }
+    layout.blob(manifest.to_string().into(), OCI_MANIFEST)
+}
+
+/// Signatures of cosign, attestations of BuildKit, and what image-spec 1.1 calls artifacts.
+const ARTIFACTS: [(&str, &str, &str); 4] = [
+    (
+        "application/vnd.oci.empty.v1+json",
+        "application/vnd.example",
+        "",
+    ),
+    (
+        "application/vnd.in-toto+json",
+        "application/vnd.in-toto+json",
+        "",
+    ),
+    (
+        "application/vnd.oci.image.config.v1+json",
+        "application/vnd.dev.cosign.simplesigning.v1+json",
+        "",
+    ),
+    (
+        "application/vnd.oci.image.config.v1+json",
+        "application/vnd.oci.image.layer.v1.tar",
+        "application/vnd.example.kind",
+    ),
+];
+
+#[test]
+fn what_is_no_image_is_passed_over_beside_one_and_refused_alone() {
+    for (config_type, layer_type, kind) in ARTIFACTS {
+        for at in 0..2 {
+            let mut layout = Layout::default();
+            let image = layout.image(&[layer("a", "1")], "");
+            layout.named(image, "app:1");
+            let more = json!({ "artifactType": kind });
+            let other = artifact(&mut layout, config_type, layer_type, &more);
+            layout.manifests.insert(at, other.clone());
+            let loaded = fixture().load(&layout.files()).unwrap();
+            assert_eq!(tags(&loaded), [["app:1"]], "{config_type} {layer_type}");
+
+            layout.manifests = vec![other];
+            assert!(matches!(
+                fixture().refused(&layout.files()),
+                ImageError::Unsupported { .. }
+            ));
+        }
+    }
+    let mut layout = Layout::default();
+    let image = layout.image(&[layer("a", "1")], "");
+    layout.named(image, "app:1");
+    let absent = digest(b"absent");
+    layout.manifests.push(
+        json!({ "mediaType": OCI_MANIFEST, "digest": absent, "size": 6, "artifactType": "x" }),
+    );
+    assert_eq!(tags(&fixture().load(&layout.files()).unwrap()), [["app:1"]]);
 }
 
 #[test]

@@ -42,15 +42,20 @@ fn a_layer_that_is_not_the_configurations_is_refused_by_its_number() {
         fixture.refused(&files),
         ImageError::Layer { number: 2, .. }
     ));
-    files[1].1 = b"\x28\xb5\x2f\xfd zstd".to_vec();
-    let error = fixture.refused(&files);
-    assert!(
-        std::error::Error::source(&error)
-            .unwrap()
-            .to_string()
-            .contains("zstd"),
-        "{error}"
-    );
+    for (bytes, compression) in [
+        (&b"\x28\xb5\x2f\xfd zstd"[..], "zstd"),
+        (b"\x04\x22\x4d\x18", "lz4"),
+    ] {
+        files[1].1 = bytes.to_vec();
+        let error = fixture.refused(&files);
+        let mut causes = std::iter::successors(Some(&error as &dyn std::error::Error), |error| {
+            error.source()
+        });
+        assert!(
+            causes.any(|cause| cause.to_string().contains(compression)),
+            "{error}"
+        );
+    }
     let manifest = json!([{ "Config": files[2].0, "Layers": ["0/layer.tar"] }]);
     files[3].1 = manifest.to_string().into();
     assert!(matches!(
@@ -158,4 +163,42 @@ fn an_image_for_another_system_is_refused() {
         ("manifest.json".to_owned(), manifest),
     ]);
     assert!(error.to_string().contains("windows"), "{error}");
+}
+
+#[test]
+fn an_archive_with_two_lists_of_images_is_refused_by_their_name() {
+    let fixture = fixture();
+    let archive = |content| docker_archive(&[layer("a", content)], &json!(["app:1"]));
+    let confused = |files: &Files, name: &str| {
+        assert!(
+            matches!(fixture.refused(files), ImageError::Confused { name: part, .. } if part == name)
+        );
+    };
+    let files = [archive("1"), archive("2")].concat();
+    confused(&files, "manifest.json");
+    for again in ["./manifest.json", "/manifest.json", "x/../manifest.json"] {
+        let mut files = archive("1");
+        let mut other = archive("2");
+        other[2].0 = again.to_owned();
+        files.extend(other);
+        confused(&files, "manifest.json");
+    }
+    // a link is another content just as well
+    let mut files = archive("1");
+    files.push(("manifest.json -> other.json".to_owned(), Vec::new()));
+    files.push(("other.json".to_owned(), archive("2")[2].1.clone()));
+    confused(&files, "manifest.json");
+    for name in ["index.json", "oci-layout"] {
+        let mut layout = Layout::default();
+        let image = layout.image(&[layer("a", "1")], "");
+        layout.named(image, "app:1");
+        let mut files = layout.files();
+        let again = files.iter().find(|(file, _)| file == name).unwrap().clone();
+        files.push(again);
+        confused(&files, name);
+    }
+    // repeated layers are what their digests say, whichever is read
+    let mut files = archive("1");
+    files.push(files[0].clone());
+    assert_eq!(tags(&fixture.load(&files).unwrap()), [["app:1"]]);
 }
