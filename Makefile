@@ -2,10 +2,11 @@
 #
 #   make, make build   the binaries, side by side in $(BIN), where they look for each other
 #   make run           two small images from busybox; IMAGE=debian: the same on a Debian root
-#   make test          every test, on real mounts and in real containers: root needed
-#   make test-long     the same, with every step of what `make test` samples
+#   make test          every test, on real mounts, in real containers and in a virtual machine: root needed
+#   make test-unit, test-mount, test-container, test-long
+#                      one tier of them: what each needs and may take is in .config/nextest.toml
 #   make bench         times of cowl beside kernel overlayfs and fuse-overlayfs (PEERS: programs); BENCH: more options
-#   make lint          formatting, clippy, and the borders that Cargo.toml alone cannot hold
+#   make lint          formatting, clippy, licences and bans, and the borders that Cargo.toml alone cannot hold
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -19,7 +20,11 @@ IMAGE ?= busybox
 PEERS ?= fuse-overlayfs
 PJDFSTEST_VERSION := 0.2.2
 
-.PHONY: build run bench test test-long test-deps lint clean
+TIERS := unit mount container long
+RUN_TESTS = PATH=$(TOOLS)/bin:$$PATH COWL_BIN_DIR=$(BIN) \
+  COWL_PJDFSTEST=$(TOOLS)/bin/pjdfstest-$(PJDFSTEST_VERSION) fixtures/run-tests.sh
+
+.PHONY: build run bench test $(TIERS:%=test-%) test-deps test-tools lint clean
 
 build:
 	fixtures/install-deps.sh build
@@ -42,20 +47,24 @@ $(TOOLS)/bin/pjdfstest-$(PJDFSTEST_VERSION):
 	cargo install --locked --quiet --root $(TOOLS) --target-dir $(TOOLS)/build pjdfstest --version =$(PJDFSTEST_VERSION)
 	ln -f $(TOOLS)/bin/pjdfstest $@
 
-test-deps: build $(TOOLS)/bin/pjdfstest-$(PJDFSTEST_VERSION)
+test-tools:
+	fixtures/install-deps.sh tools
+	fixtures/install-tools.sh $(TOOLS)
+
+test-deps: build test-tools $(TOOLS)/bin/pjdfstest-$(PJDFSTEST_VERSION)
 	fixtures/install-deps.sh test
 
 test: test-deps
-	COWL_BIN_DIR=$(BIN) COWL_PJDFSTEST=$(TOOLS)/bin/pjdfstest-$(PJDFSTEST_VERSION) fixtures/run-tests.sh
+	$(RUN_TESTS) $(TIERS)
 
-test-long: export COWL_TEST_LONG = 1
-test-long: test
+$(TIERS:%=test-%): test-%: test-deps
+	$(RUN_TESTS) $*
 
-lint:
+lint: test-tools
 	fixtures/install-deps.sh build
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
-	fixtures/check-borders.sh
+	PATH=$(TOOLS)/bin:$$PATH fixtures/check-borders.sh
 
 clean:
 	cargo clean

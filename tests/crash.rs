@@ -1,22 +1,22 @@
 //! `cowl load` and `cowl rmi` may be killed at any system call: what is in the store then is whole, loading or removing
 //! again succeeds, and the images there are the right ones.
 //!
-//! strace delivers SIGKILL at the n-th system call of each thread, for every k-th n over the whole command (`make
-//! test-long`: for every n).
+//! strace delivers SIGKILL at the n-th system call of each thread, for a sample of all n (`harness/sample.rs`).
 
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
 use cowl_tests::command::{Outcome, program, run, shell};
-use cowl_tests::profile::{directory, long, root};
+use cowl_tests::profile::{directory, root, user};
+use cowl_tests::sample::{is_repeated, strided};
 use cowl_tests::store::{Store, extract, make_image};
 use cowl_tests::tree::Tree;
 
 /// Every k-th system call is one to die at; odd, so that it meets both sides of pairs that repeat.
-const STRIDE: usize = 5;
+const STRIDE: u64 = 5;
 /// A removal looks into 256 directories, with the same calls each.
-const REMOVAL_STRIDE: usize = 23;
+const REMOVAL_STRIDE: u64 = 23;
 
 /// Two layers, enough kinds of files to go through every part of an import, few enough to do it often.
 const CONTENT: &str = r"
@@ -27,87 +27,103 @@ ln one/dir/1 one/linked; ln -s dir/1 one/soft; : > one/empty; setfattr -n user.x
 for layer in one two; do tar -c -f $layer.tar --format=posix --xattrs --sort=name -C $layer .; done
 ";
 
-#[test]
-fn a_load_killed_at_any_system_call_leaves_a_clean_store() {
-    root(|| {
-        let place = directory();
-        shell(&place, CONTENT, [""; 0]);
-        let (one, two) = (place.join("one.tar"), place.join("two.tar"));
-        let archive = place.join("image.tar");
-        make_image(
-            "docker",
-            &archive,
-            "image:1",
-            &["--compress", "gzip"],
-            &[&one, &two],
-        );
-        let expected = extract(&place.join("plain"), [&one, &two]);
+fn load_killed_at_any_system_call_leaves_a_clean_store() {
+    let place = directory();
+    shell(&place, CONTENT, [""; 0]);
+    let (one, two) = (place.join("one.tar"), place.join("two.tar"));
+    let archive = place.join("image.tar");
+    let options = ["--compress", "gzip"];
+    make_image("docker", &archive, "image:1", &options, &[&one, &two]);
+    let expected = extract(&place.join("plain"), [&one, &two]);
 
-        let stride = if long() { 1 } else { STRIDE };
-        let (mut at, mut killed) = (1, 0);
-        loop {
-            let name = format!("store-{at}");
-            let store = Store::new(&name);
-            let mut load = store.command(["load", "-i"]);
-            let outcome = run_and_die(load.arg(&archive), at);
-            if outcome.code() == 0 {
-                break;
-            }
-            assert_eq!(outcome.code(), 137, "dies by the signal only: {outcome}");
-            killed += 1;
+    let kills = killed_at(STRIDE, |at| {
+        let store = Store::new("store");
+        let mut load = store.command(["load", "-i"]);
+        let outcome = run_and_die(load.arg(&archive), at);
+        if outcome.code() == 137 {
             survives(&store, &archive, &expected, at);
-            fs::remove_dir_all(store.root()).unwrap();
-            at += stride;
         }
-        // An import of two layers takes hundreds of calls; fewer would mean that nothing was injected.
-        assert!(killed * stride > 100, "killed {killed} times only");
-        println!("killed {killed} times, at every {stride}. of {at} system calls");
+        fs::remove_dir_all(store.root()).unwrap();
+        outcome
     });
+    println!("{kills}");
+}
+
+fn removal_killed_at_any_system_call_leaves_a_clean_store() {
+    let place = directory();
+    shell(&place, CONTENT, [""; 0]);
+    let full = Store::new("full");
+    for (image, layer) in [("gone:1", "one.tar"), ("image:1", "two.tar")] {
+        let layer = place.join(layer);
+        full.ok(["import".as_ref(), layer.as_path(), image.as_ref()]);
+    }
+    let expected = extract(&place.join("plain"), [place.join("two.tar")]);
+
+    let kills = killed_at(REMOVAL_STRIDE, |at| {
+        shell(&place, "cp -a full store", [""; 0]);
+        let store = Store::new("store");
+        let outcome = run_and_die(&store.command(["rmi", "gone:1"]), at);
+        if outcome.code() == 137 {
+            is_clean_after_removal(&store, &expected, at);
+        }
+        fs::remove_dir_all(store.root()).unwrap();
+        outcome
+    });
+    println!("{kills}");
+}
+
+fn is_clean_after_removal(store: &Store, expected: &Tree, at: usize) {
+    let what = format!("after a kill at system call {at}");
+    store.ok(["check", "--deep"]);
+    store.assert_shows("image:1", expected, &what);
+    if store.run(["rmi", "gone:1"]).code() != 0 {
+        // The name was gone already. What it kept goes with the next removal, whatever that removes.
+        store.ok(["rmi", "image:1"]);
+        assert_eq!(store.objects_by_name(), "", "{what}");
+    }
+    let left = shell(store.root(), "find trash tmp -mindepth 1", [""; 0]);
+    assert_eq!(left, "", "{what}");
+    store.ok(["check"]);
 }
 
 #[test]
-fn a_removal_killed_at_any_system_call_leaves_a_clean_store() {
-    root(|| {
-        let place = directory();
-        shell(&place, CONTENT, [""; 0]);
-        let full = Store::new("full");
-        for (image, layer) in [("gone:1", "one.tar"), ("image:1", "two.tar")] {
-            full.ok([
-                "import".as_ref(),
-                place.join(layer).as_path(),
-                image.as_ref(),
-            ]);
-        }
-        let expected = extract(&place.join("plain"), [place.join("two.tar")]);
+fn load_killed_at_any_system_call_leaves_a_clean_store_as_root() {
+    root(|| load_killed_at_any_system_call_leaves_a_clean_store());
+}
 
-        let stride = if long() { 1 } else { REMOVAL_STRIDE };
-        let (mut at, mut killed) = (1, 0);
-        loop {
-            shell(&place, "cp -a full store", [""; 0]);
-            let store = Store::new("store");
-            let outcome = run_and_die(&store.command(["rmi", "gone:1"]), at);
-            let what = format!("after a kill at system call {at}");
-            if outcome.code() == 0 {
-                break;
-            }
-            assert_eq!(outcome.code(), 137, "dies by the signal only: {outcome}");
-            killed += 1;
-            store.ok(["check", "--deep"]);
-            store.assert_shows("image:1", &expected, &what);
-            if store.run(["rmi", "gone:1"]).code() != 0 {
-                // The name was gone already. What it kept goes with the next removal, whatever that removes.
-                store.ok(["rmi", "image:1"]);
-                assert_eq!(store.objects_by_name(), "", "{what}");
-            }
-            let left = shell(store.root(), "find trash tmp -mindepth 1", [""; 0]);
-            assert_eq!(left, "", "{what}");
-            store.ok(["check"]);
-            fs::remove_dir_all(store.root()).unwrap();
-            at += stride;
+#[test]
+fn load_killed_at_any_system_call_leaves_a_clean_store_as_user() {
+    user(|| load_killed_at_any_system_call_leaves_a_clean_store());
+}
+
+#[test]
+fn rmi_killed_at_any_system_call_leaves_a_clean_store_as_root() {
+    root(|| removal_killed_at_any_system_call_leaves_a_clean_store());
+}
+
+#[test]
+fn rmi_killed_at_any_system_call_leaves_a_clean_store_as_user() {
+    user(|| removal_killed_at_any_system_call_leaves_a_clean_store());
+}
+
+/// Tries a sample of the system calls of a command, until one comes after the command's end. Says how many were tried.
+fn killed_at(stride: u64, attempt: impl Fn(usize) -> Outcome) -> String {
+    let mut killed = 0;
+    for point in strided(1, stride) {
+        let outcome = attempt(point.index());
+        if outcome.code() == 0 {
+            // An import or a removal takes hundreds of calls; fewer would mean that nothing was injected.
+            assert!(
+                is_repeated() || point.number() > 100,
+                "ended before system call {}",
+                point.number()
+            );
+            return format!("killed at {killed} of {} system calls", point.number());
         }
-        assert!(killed * stride > 100, "killed {killed} times only");
-        println!("killed {killed} times, at every {stride}. of {at} system calls");
-    });
+        assert_eq!(outcome.code(), 137, "dies by the signal only: {outcome}");
+        killed += 1;
+    }
+    format!("killed at {killed}")
 }
 
 fn run_and_die(command: &Command, at: usize) -> Outcome {

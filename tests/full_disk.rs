@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use cowl_tests::command::{program, run, shell};
 use cowl_tests::disk::{Mounted, ext4};
-use cowl_tests::profile::{directory, root};
+use cowl_tests::profile::{directory, root, user};
 use cowl_tests::store::{Store, extract, make_image};
 
 /// An image of more objects than one block of a directory has names for.
@@ -70,55 +70,64 @@ for i in 1 2 3; do head -c $((i * 100000)) /bin/bash > one/dir/$i; done
 for layer in one two; do tar -c -f $layer.tar --sort=name -C $layer .; done
 ";
 
-#[test]
-fn a_disk_that_fails_at_any_call_leaves_the_store_clean() {
-    root(|| {
-        let place = directory();
-        shell(&place, CONTENT, [""; 0]);
-        let (one, two) = (place.join("one.tar"), place.join("two.tar"));
-        let archive = place.join("image.tar");
-        make_image(
-            "docker",
-            &archive,
-            "image:1",
-            &["--compress", "gzip"],
-            &[&one, &two],
-        );
-        let expected = extract(&place.join("plain"), [&one, &two]);
-        let store = Store::new("store");
-        store.ok(["import".as_ref(), one.as_path(), "other".as_ref()]);
-        for call in CALLS {
-            let mut failed = 0;
-            while load_and_fail(&store, &archive, call, failed + 1) {
-                failed += 1;
-                let what = format!("{call} failed for the {failed}. time");
-                let check = store.run(["check", "--deep"]);
-                assert!(check.status.success(), "{what}: {check}");
-                store.load(&archive);
-                store.assert_shows("image:1", &expected, &what);
-                store.ok(["rmi", "image:1"]);
-                let left = shell(store.root(), "find tmp trash -mindepth 1", [""; 0]);
-                assert_eq!(left, "", "{what}");
-            }
-            assert!(failed > 0, "{call} was never called");
+fn load_on_a_disk_that_fails_at_any_call_leaves_the_store_clean() {
+    let place = directory();
+    shell(&place, CONTENT, [""; 0]);
+    let (one, two) = (place.join("one.tar"), place.join("two.tar"));
+    let archive = place.join("image.tar");
+    let options = ["--compress", "gzip"];
+    make_image("docker", &archive, "image:1", &options, &[&one, &two]);
+    let expected = extract(&place.join("plain"), [&one, &two]);
+    let store = Store::new("store");
+    store.ok(["import".as_ref(), one.as_path(), "other".as_ref()]);
+    for call in CALLS {
+        let mut failed = 0;
+        while load_and_fail(&store, &archive, call, failed + 1) {
+            failed += 1;
+            let what = format!("{call} failed for the {failed}. time");
+            let check = store.run(["check", "--deep"]);
+            assert!(check.status.success(), "{what}: {check}");
+            store.load(&archive);
+            store.assert_shows("image:1", &expected, &what);
             store.ok(["rmi", "image:1"]);
+            let left = shell(store.root(), "find tmp trash -mindepth 1", [""; 0]);
+            assert_eq!(left, "", "{what}");
         }
-    });
+        assert!(failed > 0, "{call} was never called");
+        store.ok(["rmi", "image:1"]);
+    }
 }
 
-/// False if the call came less often than that, and so nothing failed.
+#[test]
+fn load_on_a_disk_that_fails_at_any_call_leaves_the_store_clean_as_root() {
+    root(|| load_on_a_disk_that_fails_at_any_call_leaves_the_store_clean());
+}
+
+#[test]
+fn load_on_a_disk_that_fails_at_any_call_leaves_the_store_clean_as_user() {
+    user(|| load_on_a_disk_that_fails_at_any_call_leaves_the_store_clean());
+}
+
+/// False if the call came less often than that, so that no call failed. An error that was returned to `cowl load` must be
+/// reported by it: success after one is a swallowed error and not the end of the calls.
 fn load_and_fail(store: &Store, archive: &Path, call: &str, at: usize) -> bool {
+    let calls = directory().join("calls");
     let inject = format!("inject={call}:error=EIO:when={at}");
     let load = store.command(["load", "-q", "-i"]);
-    let mut traced = program("strace", ["-qq", "-o", "/dev/null", "-e", &inject, "--"]);
+    let mut traced = program("strace", ["-f", "-qq", "-e", &inject, "-o"]);
     let outcome = run(traced
+        .arg(&calls)
+        .arg("--")
         .arg(load.get_program())
         .args(load.get_args())
         .arg(archive));
-    let failed = !outcome.status.success();
-    if failed {
-        let line = outcome.refused(1);
-        assert!(line.contains("Input/output error"), "{line}");
-    }
-    failed
+    let calls = fs::read_to_string(&calls).unwrap();
+    let Some(injected) = calls.lines().find(|line| line.ends_with("(INJECTED)")) else {
+        assert!(outcome.status.success(), "{outcome}");
+        return false;
+    };
+    assert!(!outcome.status.success(), "swallowed: {injected}");
+    let line = outcome.refused(1);
+    assert!(line.contains("Input/output error"), "{line}: {injected}");
+    true
 }

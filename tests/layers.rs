@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use cowl_tests::command::{program, python, run, shell};
-use cowl_tests::profile::{Profile, current, directory, root, user};
+use cowl_tests::profile::{Privilege, current, directory, root, user};
 use cowl_tests::store::{Store, extract, make_image};
 use cowl_tests::tree;
 
@@ -131,7 +131,7 @@ impl Maker {
 
 fn every_maker_agrees() {
     let place = directory();
-    let who = if current() == Profile::Root {
+    let who = if current() == Privilege::Root {
         "root"
     } else {
         "user"

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use cowl_tests::busybox::{add_blog, in_shop, shop};
 use cowl_tests::command::{python, shell};
-use cowl_tests::profile::{Profile, current, directory, root, user};
+use cowl_tests::profile::{Privilege, current, directory, root, user};
 use cowl_tests::store::Store;
 
 /// Every way to change a file that has a name here. Files with readers that stay open, and mappings, come first: the
@@ -80,7 +80,7 @@ fn objects_stay_as_they_are() {
         [""; 0],
     );
     assert_eq!(modes, "444\n");
-    if current() == Profile::Root {
+    if current() == Privilege::Root {
         assert_eq!(
             std::fs::metadata(store.root())
                 .unwrap()

@@ -11,7 +11,7 @@ use rustix::process::{PidfdFlags, pidfd_open};
 
 use cowl_tests::busybox::shop;
 use cowl_tests::command::{binary, program, python, run, shell, system};
-use cowl_tests::profile::{Profile, current, directory, processes, readable, root, user};
+use cowl_tests::profile::{Privilege, current, directory, processes, readable, root, user};
 use cowl_tests::requests::worker;
 use cowl_tests::store::mounted_kind;
 use cowl_tests::tree;
@@ -128,7 +128,7 @@ fn inode_numbers_stay() {
         fs::symlink_metadata(point.join(name)).unwrap().ino()
     };
     let mut names = vec!["etc/motd", "srv", "srv/catalogue.txt", "bin/sh"];
-    if current() == Profile::Root {
+    if current() == Privilege::Root {
         // Without privilege a symbolic link takes no mark, so one that is copied up is another file after a remount.
         names.push("usr/bin/env");
     }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use cowl_tests::command::{program, python};
+use cowl_tests::host::has_passthrough;
 use cowl_tests::profile::{current, directory, readable, root_alone, user_alone};
 use cowl_tests::requests::{READ, during, worker};
 use cowl_tests::store::Store;
@@ -48,19 +49,27 @@ fn image(mebibytes: u32, files: u32) -> Store {
 }
 
 #[test]
-fn reading_a_gibibyte_as_root_asks_us_for_nothing() {
-    root_alone(|| assert_eq!(reads_of(1024), 0));
+fn read_of_a_gibibyte_sends_no_read_request_as_root() {
+    root_alone(|| {
+        if has_passthrough() {
+            assert_eq!(reads_of(1024), 0);
+        } else {
+            assert_every_mebibyte_is_asked_for();
+        }
+    });
 }
 
 #[test]
-fn the_count_of_reads_counts() {
-    user_alone(|| {
-        let reads = reads_of(64);
-        assert!(
-            reads >= 64,
-            "64 MiB in requests of at most 1 MiB, but {reads} were seen"
-        );
-    });
+fn read_sends_a_read_request_for_every_mebibyte_as_user() {
+    user_alone(|| assert_every_mebibyte_is_asked_for());
+}
+
+fn assert_every_mebibyte_is_asked_for() {
+    let reads = reads_of(64);
+    assert!(
+        reads >= 64,
+        "64 MiB in requests of at most 1 MiB, but {reads} were seen"
+    );
 }
 
 /// READ requests that the worker gets while `big` is read from one end to the other.

@@ -12,13 +12,14 @@ use std::path::{Path, PathBuf};
 
 use cowl_tests::command::{program, python, shell};
 use cowl_tests::disk::{Disk, Lost, Mounted, ext4};
-use cowl_tests::profile::{directory, long, root};
+use cowl_tests::profile::{directory, root};
+use cowl_tests::sample::{Point, is_repeated, stride_for, strided};
 use cowl_tests::store::{Store, extract, make_image};
 use cowl_tests::tree::Tree;
 
 const DISK: u64 = 48 << 20;
-/// How many moments are tried when not all are.
-const SAMPLE: usize = 40;
+/// How many moments are tried, before the scale.
+const SAMPLE: u64 = 40;
 
 /// Three layers that share contents, with a file large enough to be streamed.
 const CONTENT: &str = r"
@@ -72,7 +73,7 @@ fn recorded<R>(work: impl FnOnce(&Disk, &Path) -> R) -> (Disk, R) {
     (disk, result)
 }
 
-/// Shows the file system after power cuts: at the given moments, and at every one or a sample of all.
+/// Shows the file system after power cuts: at the given moments and at a sample of all.
 fn cut(
     disk: Disk,
     always: impl IntoIterator<Item = usize>,
@@ -80,13 +81,22 @@ fn cut(
 ) {
     let all = disk.moment();
     assert!(all > 100, "{all} writes and flushes: nothing was recorded");
-    let stride = if long() { 1 } else { all.div_ceil(SAMPLE) };
-    let moments: BTreeSet<usize> = (0..=all).step_by(stride).chain(always).collect();
+    let sample = strided(0, stride_for(all as u64, SAMPLE)).map(|point| point.number());
+    let mut moments: BTreeSet<u64> = sample.take_while(|moment| *moment <= all as u64).collect();
+    if !is_repeated() {
+        moments.extend(
+            always
+                .into_iter()
+                .chain([0, all])
+                .map(|moment| moment as u64),
+        );
+    }
     println!("{all} writes and flushes, cut at {}", moments.len());
     let (device, point) = (directory().join("after"), directory().join("point"));
     fs::create_dir(&point).unwrap();
-    for moment in moments {
+    for moment in moments.into_iter().map(Point::new) {
         for lost in [Lost::Nothing, Lost::Some] {
+            let moment = moment.index();
             disk.cut(moment, lost, &device);
             let mounted = Mounted::new(&device, &point);
             let what = format!("power cut at write {moment} of {all}, lost: {lost:?}");

@@ -4,7 +4,7 @@ use std::os::unix::fs::MetadataExt as _;
 
 use cowl_tests::busybox::{add_blog, in_shop, shop};
 use cowl_tests::command::shell;
-use cowl_tests::profile::{Profile, current, directory, root, user};
+use cowl_tests::profile::{Privilege, current, directory, root, user};
 
 fn a_volume_outlives_its_container() {
     let store = shop("store");
@@ -146,8 +146,8 @@ fn a_volume_takes_owners_along() {
     ]);
     let data = store.root().join("volumes/www/_data");
     let (owner, mode) = match current() {
-        Profile::Root => (33, 0o4755),
-        Profile::User => (0, 0o755),
+        Privilege::Root => (33, 0o4755),
+        Privilege::User => (0, 0o755),
     };
     for (path, mode) in [("", 0o755), ("page", mode)] {
         let found = std::fs::metadata(data.join(path)).unwrap();

@@ -9,55 +9,36 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
 use crate::command::{Outcome, fixture, program, run, shell};
 use crate::profile::{directory, readable};
-use crate::store::{Store, make_image};
+use crate::store::Store;
 
 /// Loads `shop:latest` (docker archive) into a store named `name`.
 #[track_caller]
 pub fn shop(name: &str) -> Store {
     let store = Store::new(name);
-    load(&store, "docker", "shop");
+    store.load(&layers().join("shop.image.tar"));
     store
 }
 
 /// Loads `blog:latest` (OCI layout, gzip) beside it.
 #[track_caller]
 pub fn add_blog(store: &Store) {
-    load(store, "oci", "blog");
+    store.load(&layers().join("blog.image.tar"));
 }
 
-fn load(store: &Store, kind: &str, name: &str) {
-    let layers = layers();
-    let archive = directory().join(format!("{name}.image.tar"));
-    let compress = if kind == "oci" { "gzip" } else { "none" };
-    let options = [
-        "--compress",
-        compress,
-        "--cmd",
-        "/srv/hello",
-        "--env",
-        "PATH=/bin:/usr/bin",
-        "--env",
-        "FROM=image",
-    ];
-    let parts = [layers.join("base.tar"), layers.join(format!("{name}.tar"))];
-    make_image(
-        kind,
-        &archive,
-        &format!("{name}:latest"),
-        &options,
-        &[&parts[0], &parts[1]],
-    );
-    store.load(&archive);
-    std::fs::remove_file(archive).unwrap();
-}
-
-/// The directory with base.tar, shop.tar and blog.tar, made at first use.
+/// The directory with base.tar, shop.tar and blog.tar and the archives of both images: the run's own, or made here.
 pub fn layers() -> PathBuf {
-    let layers = directory().join("layers");
-    if !layers.exists() {
-        run(program(fixture("layers.sh").to_str().unwrap(), ["busybox"]).arg(&layers)).ok();
+    if let Some(images) = std::env::var_os("COWL_IMAGES") {
+        return images.into();
     }
-    layers
+    let images = directory().join("images");
+    if !images.exists() {
+        run(&mut program(
+            fixture("images.sh").to_str().unwrap(),
+            [&images],
+        ))
+        .ok();
+    }
+    images
 }
 
 /// `cowl run OPTIONS shop COMMAND`, to its end.

@@ -5,6 +5,8 @@
 //! * [`store`] is a cowl store with guards for what is mounted and run from it.
 //! * [`busybox`] is such a store with real images in it.
 //! * [`disk`] is a disk with all that it would hold after a power cut at any moment.
+//! * [`host`] says what this host can do, [`skip`] what happens to a test that it cannot run.
+//! * [`sample`] draws the points that a test tries, and prints how to repeat one.
 //! * [`command`] runs programs to their end and says what came out.
 //! * [`requests`] counts what the kernel asks a worker.
 //! * [`tree`] reads a whole directory tree and tells two of them apart.
@@ -15,7 +17,10 @@
 pub mod busybox;
 pub mod command;
 pub mod disk;
+pub mod host;
 pub mod profile;
 pub mod requests;
+pub mod sample;
+pub mod skip;
 pub mod store;
 pub mod tree;

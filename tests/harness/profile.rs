@@ -24,15 +24,16 @@ use crate::command::{binary, fixture};
 
 /// The user and group that the user profile becomes: nobody, nogroup.
 pub const USER: u32 = 65534;
-/// A test that takes longer than this hangs; in `make test-long` a hundred times as long.
-const LIMIT: Duration = Duration::from_mins(10);
+/// A test that takes longer hangs. Below the limits of .config/nextest.toml, which would leave its namespaces behind.
+const LIMIT: Duration = Duration::from_mins(9);
+const LONG_LIMIT: Duration = Duration::from_mins(17);
 /// What a daemon may take to end after its mount went.
 const GRACE: Duration = Duration::from_secs(10);
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// With whose rights a test runs.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
-pub enum Profile {
+pub enum Privilege {
     /// Root of the initial user namespace.
     Root,
     /// An ordinary user, as the only id of a user namespace of its own.
@@ -47,10 +48,10 @@ enum Company {
 }
 
 /// The profile that the running test has.
-pub fn current() -> Profile {
+pub fn current() -> Privilege {
     match std::env::var("COWL_TEST_PROFILE").as_deref() {
-        Ok("root") => Profile::Root,
-        Ok("user") => Profile::User,
+        Ok("root") => Privilege::Root,
+        Ok("user") => Privilege::User,
         other => panic!("not inside root(|| ...) or user(|| ...): COWL_TEST_PROFILE is {other:?}"),
     }
 }
@@ -60,37 +61,41 @@ pub fn directory() -> PathBuf {
     PathBuf::from(std::env::var_os("COWL_TEST_DIR").expect("inside root(|| ...) or user(|| ...)"))
 }
 
-/// Whether each step is asked for instead of a sample (`make test-long`).
-pub fn long() -> bool {
-    std::env::var_os("COWL_TEST_LONG").is_some()
+/// The running test, as its runner names it.
+pub fn test_path() -> String {
+    std::env::var("COWL_TEST_INNER")
+        .or_else(|_| std::env::var("NEXTEST_TEST_NAME"))
+        .ok()
+        .or_else(|| std::thread::current().name().map(str::to_owned))
+        .expect("inside a test")
 }
 
 /// Runs the body as root.
 pub fn root<F: FnOnce()>(body: F) {
-    enter(Profile::Root, Company::Any, body);
+    enter(Privilege::Root, Company::Any, body);
 }
 
 /// Runs the body as an ordinary user.
 pub fn user<F: FnOnce()>(body: F) {
-    enter(Profile::User, Company::Any, body);
+    enter(Privilege::User, Company::Any, body);
 }
 
 /// Runs the body as root while no other test of this crate runs: for what is measured in time.
 pub fn root_alone<F: FnOnce()>(body: F) {
-    enter(Profile::Root, Company::Alone, body);
+    enter(Privilege::Root, Company::Alone, body);
 }
 
 /// Runs the body as an ordinary user while no other test of this crate runs.
 pub fn user_alone<F: FnOnce()>(body: F) {
-    enter(Profile::User, Company::Alone, body);
+    enter(Privilege::User, Company::Alone, body);
 }
 
-fn enter<F: FnOnce()>(profile: Profile, company: Company, body: F) {
+fn enter<F: FnOnce()>(privilege: Privilege, company: Company, body: F) {
     let test = test_name::<F>();
     if std::env::var("COWL_TEST_INNER").as_deref() == Ok(test) {
         inner(body);
     } else {
-        outer(profile, company, test);
+        outer(privilege, company, test);
     }
 }
 
@@ -189,7 +194,7 @@ pub fn readable(descriptor: impl std::os::fd::AsFd, limit: Duration) -> bool {
 
 // Outside.
 
-fn outer(profile: Profile, company: Company, test: &str) {
+fn outer(privilege: Privilege, company: Company, test: &str) {
     assert!(
         rustix::process::geteuid().is_root(),
         "this test mounts file systems and makes namespaces for an ordinary user: it has to be started by root"
@@ -202,11 +207,11 @@ fn outer(profile: Profile, company: Company, test: &str) {
         .unwrap();
     let work = base.path().join("work");
     fs::create_dir(&work).unwrap();
-    if profile == Profile::User {
+    if privilege == Privilege::User {
         chown(&work, Some(USER), Some(USER)).unwrap();
     }
     let output = base.path().join("output");
-    let mut child = start(profile, test, base.path(), &output);
+    let mut child = start(privilege, test, base.path(), &output);
     let ended = wait(&mut child);
     let text = String::from_utf8_lossy(&fs::read(&output).unwrap()).into_owned();
     let status = child.wait().unwrap();
@@ -238,9 +243,10 @@ fn turn(company: Company) -> File {
 /// Prepares the mount namespace as root, then runs `"$@"` as the profile wants. `$1` is the test's base directory.
 const ENTER_USER: &str = r#"
 base=$1; shift
-mkdir "$base/bin" "$base/fixtures" "$base/exe" "$base/dev"
+mkdir "$base/bin" "$base/fixtures" "$base/images" "$base/exe" "$base/dev"
 mount --bind "$COWL_BIN_DIR" "$base/bin"
 mount --bind "$COWL_FIXTURES" "$base/fixtures"
+if [ -n "${COWL_IMAGES:-}" ]; then mount --bind "$COWL_IMAGES" "$base/images"; export COWL_IMAGES="$base/images"; fi
 mount --bind "$(dirname "$1")" "$base/exe"
 mount -t tmpfs -o mode=0755 tmpfs "$base/dev"
 mknod -m 0666 "$base/dev/fuse" c 10 229
@@ -251,7 +257,7 @@ exec setpriv --reuid 65534 --regid 65534 --clear-groups -- \
   unshare --user --map-root-user --mount --pid --fork --kill-child --mount-proc -- sh -c '"$@"; exit $?' sh "$exe" "$@"
 "#;
 
-fn start(profile: Profile, test: &str, base: &Path, output: &Path) -> Child {
+fn start(privilege: Privilege, test: &str, base: &Path, output: &Path) -> Child {
     assert!(
         Path::new("/dev/fuse").exists(),
         "/dev/fuse is missing: these tests mount FUSE file systems (modprobe fuse)"
@@ -259,9 +265,9 @@ fn start(profile: Profile, test: &str, base: &Path, output: &Path) -> Child {
     let exe = std::env::current_exe().unwrap();
     let mut command = Command::new("unshare");
     command.args(["--mount", "--propagation", "private"]);
-    match profile {
+    match privilege {
         // A shell as init: it reaps what daemons leave to it, which a test would not.
-        Profile::Root => {
+        Privilege::Root => {
             command.args([
                 "--pid",
                 "--fork",
@@ -274,7 +280,7 @@ fn start(profile: Profile, test: &str, base: &Path, output: &Path) -> Child {
                 "sh",
             ]);
         }
-        Profile::User => {
+        Privilege::User => {
             command
                 .args(["--", "sh", "-euc", ENTER_USER, "sh"])
                 .arg(base);
@@ -288,9 +294,13 @@ fn start(profile: Profile, test: &str, base: &Path, output: &Path) -> Child {
         .env_clear()
         .envs(
             [
-                "COWL_TEST_LONG",
+                "COWL_ALLOW_SKIP",
+                "COWL_IMAGES",
                 "COWL_PJDFSTEST",
-                "COWL_MODEL_SEED",
+                "COWL_TEST_REPEAT",
+                "COWL_TEST_SCALE",
+                "COWL_TEST_SEED",
+                "NEXTEST_BINARY_ID",
                 "RUST_BACKTRACE",
             ]
             .iter()
@@ -303,7 +313,7 @@ fn start(profile: Profile, test: &str, base: &Path, output: &Path) -> Child {
         .env("COWL_TEST_INNER", test)
         .env(
             "COWL_TEST_PROFILE",
-            if profile == Profile::Root {
+            if privilege == Privilege::Root {
                 "root"
             } else {
                 "user"
@@ -320,7 +330,11 @@ fn start(profile: Profile, test: &str, base: &Path, output: &Path) -> Child {
 }
 
 fn limit() -> Duration {
-    if long() { LIMIT * 100 } else { LIMIT }
+    if std::env::var_os("COWL_TEST_SCALE").is_some() {
+        LONG_LIMIT
+    } else {
+        LIMIT
+    }
 }
 
 /// False when the limit passed first; the whole namespace is dead then.

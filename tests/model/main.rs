@@ -1,8 +1,8 @@
 //! A mount behaves as a plain directory does: random programs of system calls run on both, and after each step what
 //! the caller sees must be the same, as must the whole trees from time to time and after each new mount.
 //!
-//! A program that finds a difference is shortened before it is shown, and its seed is printed:
-//! `COWL_MODEL_SEED=7 make test` runs that one alone.
+//! The programs' seeds move with the commit (`harness/sample.rs`). A program that finds a difference is shortened before it is
+//! shown, and the command that runs it again is printed.
 
 mod generator;
 mod operation;
@@ -14,7 +14,8 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path as FsPath, PathBuf};
 
 use cowl_tests::command::{program, run, shell};
-use cowl_tests::profile::{Profile, current, directory, long, root, user};
+use cowl_tests::profile::{Privilege, current, directory, root, user};
+use cowl_tests::sample::seeds;
 use cowl_tests::store::{Mount, Store};
 use cowl_tests::tree;
 
@@ -24,7 +25,7 @@ use crate::side::Side;
 
 /// Steps of one program.
 const STEPS: usize = 2_500;
-/// Programs a profile runs: 100,000 steps over both; `make test-long` takes ten times as many.
+/// Programs for each privilege: 100,000 steps over both; the long tier runs ten times as many.
 const PROGRAMS: u64 = 20;
 /// Paths are looked up anew after so many steps.
 const LOOK_EVERY: usize = 20;
@@ -49,7 +50,7 @@ fn a_mount_agrees_with_a_plain_directory_as_user() {
 fn a_mount_agrees() {
     let subject = Cowl::new();
     let objects = subject.0.objects();
-    agree(&subject, if long() { PROGRAMS * 10 } else { PROGRAMS });
+    agree(&subject, PROGRAMS);
     assert_eq!(subject.0.objects(), objects, "the lower never changes");
 }
 
@@ -132,7 +133,7 @@ find base -depth -exec touch -h -d '1999-12-31T23:59:58.123456789Z' {} +
 "#;
 
 fn make_base() {
-    let who = if current() == Profile::Root {
+    let who = if current() == Privilege::Root {
         "root"
     } else {
         "user"
@@ -153,14 +154,8 @@ fn copy_of_base(name: &str) -> PathBuf {
 }
 
 fn agree(subject: &dyn Subject, programs: u64) {
-    let seeds = match std::env::var("COWL_MODEL_SEED") {
-        Ok(seed) => {
-            let seed = seed.parse().expect("COWL_MODEL_SEED is a number");
-            seed..seed + 1
-        }
-        Err(_) => 0..programs,
-    };
-    for seed in seeds {
+    for point in seeds(programs) {
+        let seed = point.number();
         let mut steps = Vec::new();
         let Some(found) = explore(subject, seed, &mut steps) else {
             continue;
@@ -178,7 +173,7 @@ fn agree(subject: &dyn Subject, programs: u64) {
 /// Runs the program of a seed; gives the first difference, with the steps up to it.
 fn explore(subject: &dyn Subject, seed: u64, steps: &mut Vec<Step>) -> Option<String> {
     let mut run = Run::new(subject, &format!("seed-{seed}"));
-    let mut generator = Generator::new(seed, current() == Profile::Root);
+    let mut generator = Generator::new(seed, current() == Privilege::Root);
     let (mut paths, mut directories) = (Vec::new(), Vec::new());
     for made in 0..STEPS {
         if made % LOOK_EVERY == 0 {

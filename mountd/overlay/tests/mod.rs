@@ -306,7 +306,10 @@ fn the_same_without_privilege() {
     command
         .args(["--user", "--map-root-user"])
         .arg(std::env::current_exe().unwrap())
-        .args(["overlay::", "--skip", "killed"]);
+        .args(["overlay::", "--skip", "killed"])
+        .env("COWL_ALLOW_SKIP", "overlay::tests::privileges")
+        .env_remove("COWL_SKIP_LOG")
+        .env_remove("NEXTEST_TEST_NAME");
     let output = run(&mut command);
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{text}");

@@ -2,13 +2,14 @@
 //! the same errno, and the trees must look the same in everything a program can see. In between the overlay is dropped and opened again on
 //! the same upper.
 //!
-//! `COWL_MODEL_STEPS` and `COWL_MODEL_SEED` set how long and which; a failure prints the seed. By default it is a hundred thousand steps in
-//! all, over two profiles with and without privilege; with `COWL_TEST_LONG` a million.
+//! `COWL_TEST_SEED` moves the seeds, `COWL_TEST_SCALE` makes the programs more; a failure prints the command that runs its program
+//! again. By default it is a hundred thousand steps in all, over two profiles with and without privilege.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 
+use cowl_tests::sample::seeds;
 use rustix::fs::{OFlags, ResolveFlags};
 
 use super::super::*;
@@ -236,23 +237,16 @@ pub(super) fn owners() -> bool {
     rustix::process::geteuid().is_root() && map.split_whitespace().nth(2) != Some("1")
 }
 
-fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name).map_or(default, |value| value.parse().unwrap())
-}
+/// Steps that a test takes, before the scale.
+const STEPS: u64 = 25_000;
 
-fn run(profile: Profile, default_seed: u64) {
-    let long = std::env::var_os("COWL_TEST_LONG").is_some();
-    let (steps, seed) = (
-        setting("COWL_MODEL_STEPS", if long { 250_000 } else { 25_000 }),
-        setting("COWL_MODEL_SEED", default_seed),
-    );
-    for round in 0..steps.div_ceil(ROUND) {
-        println!("COWL_MODEL_SEED={}", seed + round);
-        let mut world = World::new(seed + round, profile);
+fn run(profile: Profile) {
+    for point in seeds(STEPS / ROUND) {
+        let mut world = World::new(point.number(), profile);
         world.check();
-        for step in 1..=ROUND.min(steps) {
+        for step in 1..=ROUND {
             world.step();
-            if step % 7 == 0 || steps < 100 {
+            if step % 7 == 0 {
                 world.check();
             }
             if world.rng.below(40) == 0 {
@@ -265,10 +259,10 @@ fn run(profile: Profile, default_seed: u64) {
 
 #[test]
 fn random_operations_are_those_of_a_plain_directory_with_handles() {
-    run(Profile::Passthrough, 1);
+    run(Profile::Passthrough);
 }
 
 #[test]
 fn random_operations_are_those_of_a_plain_directory_without_handles() {
-    run(Profile::Cached, 1000);
+    run(Profile::Cached);
 }

@@ -1,0 +1,23 @@
+//! What this host can do. Tests ask here for what depends on the kernel, instead of taking root for a recent one.
+
+use crate::profile::{Privilege, current};
+
+/// Major and minor number of the kernel's version.
+pub fn kernel() -> (u32, u32) {
+    let uname = rustix::system::uname();
+    let release = uname.release().to_string_lossy().into_owned();
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map(|number| number.parse().expect("a version of numbers"));
+    (numbers.next().unwrap(), numbers.next().unwrap())
+}
+
+/// Whether a mount of the running test reads large files past its worker: Linux 6.9, and root of the host.
+pub fn has_passthrough() -> bool {
+    current() == Privilege::Root && kernel_has_passthrough()
+}
+
+/// Whether this kernel's FUSE knows passthrough at all.
+pub fn kernel_has_passthrough() -> bool {
+    kernel() >= (6, 9)
+}
