@@ -4,7 +4,7 @@
 //! `decode` says what is asked, `dispatch` has the overlay do it, `reply` writes the answer, and `backing` hands host files to the kernel.
 //! The worker sets it up.
 //!
-//! Invariant: no struct of the kernel leaves this room, and no rule of the filesystem enters it. Any bytes read from the connection are
+//! Invariant: no struct of the kernel leaves this module, and no rule of the filesystem enters it. Any bytes read from the connection are
 //! answered or logged, never a panic.
 //!
 //! | request | answer |

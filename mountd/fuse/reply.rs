@@ -1,6 +1,6 @@
 //! Bytes of an answer.
 //!
-//! Invariant: a [`Reply`] is one buffer for the life of its thread; the header's room comes first and the payload behind it, so an answer is
+//! Invariant: a [`Reply`] is one buffer for the life of its thread; the header comes first and the payload behind it, so an answer is
 //! one write and nothing is moved. What does not fit is an error before anything is written, never a short answer.
 
 use std::io;

@@ -1,7 +1,7 @@
 //! Names of contents: BLAKE3 for what the store holds, SHA-256 for what OCI speaks of.
 //!
 //! Invariant: the two never mix, and neither do the three meanings of a SHA-256 (one layer, a stack of layers, an image):
-//! each is a type of its own. Every room uses these; nothing here does I/O.
+//! each is a type of its own. Every module uses these; nothing here does I/O.
 //!
 //! Texts: an [`ObjectId`] is 64 lower-case hex digits, the others are `sha256:` and 64 of them. Parsing accepts exactly
 //! what printing gives, since these texts are compared, used as file names and hashed again.

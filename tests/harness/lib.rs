@@ -1,4 +1,4 @@
-//! Shared harness of the end-to-end tests: one file in this directory per promise, all of them through these rooms.
+//! Shared harness of the end-to-end tests: one file in this directory per promise, all of them through these modules.
 //!
 //! * [`profile`] puts a test into namespaces of its own, as root or as an ordinary user, and fails it if it leaves
 //!   a process or a mount behind. Whatever a failing test leaves goes with its namespaces.

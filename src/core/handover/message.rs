@@ -1,6 +1,6 @@
 //! What is said: one type a message, and what each descriptor that comes along is for.
 //!
-//! Invariant: a struct here is one (type, version) of the wire; see the rule in the room's head before touching a field.
+//! Invariant: a struct here is one (type, version) of the wire; see the rule at the head of the module before touching a field.
 
 use std::fmt;
 

@@ -1,7 +1,7 @@
 //! A directory of the store, held open: every file of the store is reached from one of these by a plain name.
 //!
 //! Invariant: no call here follows a symbolic link in the last component or leaves the directory, and every error names
-//! the full path. Used by the other files of this room only.
+//! the full path. Used by the other files of this module only.
 
 use std::ffi::{CStr, OsStr};
 use std::fs::File;

@@ -12,7 +12,7 @@
 //!   merged/<chain-id hex>.tree a stack's merged tree: a cache, the same bytes each time it is rebuilt (layer.rs)
 //!   blobs/sha256/<hex>         manifests, configurations, compressed layers as they came, 0444
 //!   refs/<name>.json           tags (refs.rs); what gc starts from, with containers/*/config.json and leases
-//!   containers/ volumes/       the engine's; this room reads `layers` and `blobs` of containers/*/config.json, no more
+//!   containers/ volumes/       the engine's; this module reads `layers` and `blobs` of containers/*/config.json, no more
 //!   leases/<name>.json         flock'ed by whoever mounts (lease.rs)
 //!   tmp/<random>/              one transaction each, flock'ed by its owner (transaction.rs)
 //!   trash/<random>/            what gc took out and is deleting (gc.rs)

@@ -24,7 +24,7 @@ pub(super) struct Root {
     pub(super) blobs: Vec<Sha256Digest>,
 }
 
-/// The two fields of a container's `config.json` that this room reads. The engine writes the file before it lets go of
+/// The two fields of a container's `config.json` that this module reads. The engine writes the file before it lets go of
 /// the lease it mounted with.
 #[derive(Deserialize)]
 struct Container {

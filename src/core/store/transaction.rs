@@ -25,7 +25,7 @@ use crate::digest::{ChainId, DiffId, ObjectHasher, ObjectId, Sha256Digest};
 /// How much an object that is already there is trusted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Trust {
-    /// Its size must be right: what has its name is durable (see the room's head).
+    /// Its size must be right: what has its name is durable (see the head of the module).
     #[default]
     Size,
     /// It is hashed, so that one that rotted on the disk is found and replaced.
@@ -182,7 +182,7 @@ impl Transaction<'_> {
         writer.finish()
     }
 
-    /// Makes all of it visible, then points the tags at it. See the room's head for why in this order. An image whose last name
+    /// Makes all of it visible, then points the tags at it. See the head of the module for why in this order. An image whose last name
     /// goes to another one stays, by its id.
     ///
     /// After an error before the first tag, nothing refers to what may already have its place, and gc removes it.

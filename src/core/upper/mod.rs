@@ -2,7 +2,7 @@
 //!
 //! Invariant: whenever the worker or the machine stops, the upper is a state that was, or was about to be, visible through the
 //! mount; what was under way lies in `work/tmp` and is removed at the next mount. Called by `mountd::overlay`, which has the rules
-//! of *when* to write what; only this room knows how a mark is spelled.
+//! of *when* to write what; only this module knows how a mark is spelled.
 //!
 //! # Layout
 //! ```text

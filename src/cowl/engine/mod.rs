@@ -1,6 +1,6 @@
 //! The engine: containers and their life, images and volumes as people use them, mounts.
 //!
-//! It stands between `cli` (which prints) and the rooms that know files: `core::store` for images, `volume`, `container`. It has no state of its own: each
+//! It stands between `cli` (which prints) and the modules that know files: `core::store` for images, `volume`, `container`. It has no state of its own: each
 //! call looks at the store, so any number of `cowl` processes work on one store at a time. Whatever a killed one left is put right by the next command.
 
 mod attach;

@@ -11,7 +11,7 @@
 //! A new volume takes what its first container's image has at the place it is mounted on; a fill that was killed is begun again by the next container.
 //! Invariant: the engine writes into a volume only while its record says `filling`, and only ever into one that was found empty.
 //!
-//! Which volumes containers use is the engine's knowledge; it holds the containers' guard while it asks this room to make or remove one.
+//! Which volumes containers use is the engine's knowledge; it holds the containers' guard while it asks this module to make or remove one.
 
 mod fill;
 mod spec;

@@ -1,4 +1,4 @@
-//! Tests of the room, by promise. Helpers here.
+//! Tests of the module, by promise. Helpers here.
 
 mod building;
 mod golden;
