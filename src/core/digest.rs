@@ -10,6 +10,7 @@ use std::fmt;
 use std::io;
 use std::str::FromStr;
 
+use data_encoding::HEXLOWER;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use sha2::Digest as _;
 
@@ -31,28 +32,14 @@ const LEN: usize = 32;
 const SHA256_PREFIX: &str = "sha256:";
 
 fn write_hex(bytes: [u8; LEN], f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    write!(f, "{}", HEXLOWER.encode_display(&bytes))
 }
 
 fn parse_hex(text: &str) -> Result<[u8; LEN], DigestError> {
-    let bad = || DigestError::Hex(text.chars().take(2 * LEN + 8).collect());
-    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
-    if pairs.len() != LEN || !rest.is_empty() {
-        return Err(bad());
-    }
-    let mut bytes = [0; LEN];
-    for (byte, [high, low]) in bytes.iter_mut().zip(pairs) {
-        *byte = hex_digit(*high).ok_or_else(bad)? << 4 | hex_digit(*low).ok_or_else(bad)?;
-    }
-    Ok(bytes)
-}
-
-const fn hex_digit(digit: u8) -> Option<u8> {
-    match digit {
-        b'0'..=b'9' => Some(digit - b'0'),
-        b'a'..=b'f' => Some(digit - b'a' + 10),
-        _ => None,
-    }
+    let bytes = HEXLOWER.decode(text.as_bytes()).ok();
+    bytes
+        .and_then(|bytes| bytes.try_into().ok())
+        .ok_or_else(|| DigestError::Hex(text.chars().take(2 * LEN + 8).collect()))
 }
 
 /// The BLAKE3 of a file's content: the name of an object in the store.

@@ -17,9 +17,9 @@ use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd};
 
+use jiff::Timestamp;
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, flock, openat, renameat, unlinkat};
 use rustix::io::Errno;
-use rustix::time::{ClockId, clock_gettime};
 
 use crate::identity::Identity;
 
@@ -28,53 +28,21 @@ pub const LOCK: &str = "lock";
 /// Name of the exit record.
 pub const EXIT: &str = "exit.json";
 
-/// A moment as Docker prints it: RFC 3339 in UTC with nanoseconds.
+/// A point in time, printed as Docker does: RFC 3339 in UTC with nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Moment {
-    secs: i64,
-    nanos: i64,
-}
+pub struct Moment(Timestamp);
 
 impl Moment {
     /// The wall clock.
     pub fn now() -> Self {
-        let now = clock_gettime(ClockId::Realtime);
-        Self {
-            secs: now.tv_sec,
-            nanos: now.tv_nsec,
-        }
+        Self(Timestamp::now())
     }
 }
 
 impl std::fmt::Display for Moment {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (days, second) = (self.secs.div_euclid(86_400), self.secs.rem_euclid(86_400));
-        let (year, month, day) = civil(days);
-        let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-        write!(
-            formatter,
-            "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:09}Z",
-            self.nanos
-        )
+        write!(formatter, "{:.9}", self.0)
     }
-}
-
-/// Year, month and day of a day counted from 1970-01-01 (Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", civil_from_days).
-fn civil(days: i64) -> (i64, i64, i64) {
-    let shifted = days + 719_468;
-    let era = shifted.div_euclid(146_097);
-    let day_of_era = shifted.rem_euclid(146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 {
-        month_from_march + 3
-    } else {
-        month_from_march - 9
-    };
-    (year_of_era + era * 400 + i64::from(month <= 2), month, day)
 }
 
 /// How a container ended, or why it did not begin.
@@ -249,16 +217,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn moments_are_printed_as_gnu_date_prints_them() {
-        for (secs, text) in [
-            (0, "1970-01-01T00:00:00.000000007Z"),
-            (951_782_400, "2000-02-29T00:00:00.000000007Z"),
-            (1_735_689_599, "2024-12-31T23:59:59.000000007Z"),
-            (4_107_542_400, "2100-03-01T00:00:00.000000007Z"),
-            (-1, "1969-12-31T23:59:59.000000007Z"),
-        ] {
-            assert_eq!(Moment { secs, nanos: 7 }.to_string(), text);
-        }
+    fn a_moment_has_nine_digits_of_a_second() {
+        let moment = Moment(Timestamp::new(951_782_400, 7).unwrap());
+        assert_eq!(moment.to_string(), "2000-02-29T00:00:00.000000007Z");
     }
 
     #[test]
@@ -269,7 +230,7 @@ mod tests {
             signal: None,
             oom_killed: false,
             started_at: None,
-            finished_at: Moment { secs: 0, nanos: 0 },
+            finished_at: Moment(Timestamp::UNIX_EPOCH),
             error: "exec \"a\\b\"\n".to_owned(),
         };
         let expected = "{\"pid\":0,\"exit_code\":127,\"signal\":null,\"oom_killed\":false,\"started_at\":\"\",\
@@ -289,7 +250,7 @@ mod tests {
                 boot: "0-1".to_owned(),
                 start_time: 4711,
             }),
-            started_at: Some(Moment { secs: 0, nanos: 0 }),
+            started_at: Some(Moment(Timestamp::UNIX_EPOCH)),
         };
         lock.describe(1, Some(&program)).unwrap();
         let text = std::fs::read_to_string(directory.path().join(LOCK)).unwrap();

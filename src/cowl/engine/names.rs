@@ -3,6 +3,7 @@
 //! An id is 32 random bytes in hex, shown as its first 12 digits; a name not given is an adjective and a thing one can wear.
 
 use super::error::{Context, Result};
+use data_encoding::HEXLOWER;
 
 const ADJECTIVES: [&str; 32] = [
     "amber", "brisk", "calm", "crisp", "dapper", "deft", "eager", "faded", "gentle", "hazy",
@@ -53,11 +54,7 @@ pub(super) const SHORT: usize = 12;
 pub(crate) fn new_id() -> Result<String> {
     let mut bytes = [0_u8; 32];
     getrandom::fill(&mut bytes).context(|| "reading random bytes for an id")?;
-    Ok(bytes
-        .iter()
-        .flat_map(|byte| [byte >> 4, byte & 15])
-        .filter_map(|digit| char::from_digit(digit.into(), 16))
-        .collect())
+    Ok(HEXLOWER.encode(&bytes))
 }
 
 /// The first 12 digits of an id.
