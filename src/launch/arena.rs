@@ -44,20 +44,16 @@ pub(crate) struct Host {
     pub(crate) terminal_group: bool,
     /// `setgroups` is denied in this user namespace, so its groups stay.
     pub(crate) groups_fixed: bool,
-    /// The kernel spares us when memory is short, more than others or altogether (proc_pid_oom_score_adj(5)).
-    pub(crate) spared: bool,
 }
 
 impl Host {
-    /// Looks at the user namespace we are in (user_namespaces(7)), and at what we were given.
+    /// Looks at the user namespace we are in (user_namespaces(7)).
     pub(crate) fn look() -> std::io::Result<Self> {
-        let spared = std::fs::read_to_string("/proc/self/oom_score_adj")?.starts_with('-');
         if cowl_sys::userns::is_initial()? {
             return Ok(Self {
                 initial_user_namespace: true,
                 terminal_group: true,
                 groups_fixed: false,
-                spared,
             });
         }
         let gid_map = std::fs::read_to_string("/proc/self/gid_map")?;
@@ -66,7 +62,6 @@ impl Host {
             initial_user_namespace: false,
             terminal_group: maps(&gid_map, 5),
             groups_fixed: setgroups.trim() == "deny",
-            spared,
         })
     }
 }
@@ -146,7 +141,6 @@ pub(crate) struct Arena {
     pub(crate) stdio: Option<[OwnedFd; 3]>,
     pub(crate) hostname: Vec<u8>,
     pub(crate) user: Vec<u8>,
-    pub(crate) spared: bool,
     pub(crate) set_groups: bool,
     pub(crate) cwd: InRoot,
     pub(crate) capabilities: CapabilitySet,
@@ -219,7 +213,7 @@ impl Arena {
                 private: true,
                 recursive: true,
                 no_devices,
-                read_only: false,
+                ..Change::default()
             },
             readonly_root: plan.readonly_root,
             nodes: if host.initial_user_namespace {
@@ -236,7 +230,6 @@ impl Arena {
             stdio: descriptors.stdio,
             hostname: plan.hostname.clone().into_bytes(),
             user: plan.user.clone(),
-            spared: host.spared,
             set_groups: !host.groups_fixed,
             cwd: InRoot::new(&plan.cwd).ok_or(ArenaError::Nul("the working directory"))?,
             capabilities,
@@ -298,6 +291,7 @@ fn volumes(
             no_devices,
             private: true,
             recursive: true,
+            ..Change::default()
         };
         mount_setattr(mount.as_fd(), change).map_err(failed)?;
         volumes.push(Volume {

@@ -3,13 +3,18 @@
 //! The monitor is spawned (never forked from a process with threads) with its control socket as standard input, and lives on when the
 //! client goes away; what became of the container is then in the status directory ([`crate::status`]).
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use rustix::fs::CWD;
+use rustix::io::Errno;
+use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use crate::plan::{Event, Plan, Request, Signal, Started, WindowSize};
+use crate::sys::mount::{Change, mount_setattr};
 use crate::wire::{self, Run, WireError};
 
 /// What a container is started with.
@@ -78,7 +83,8 @@ impl Launch<'_> {
         let volumes = u16::try_from(self.volumes.len())
             .map_err(|_range| WireError::TooManyDescriptors(self.volumes.len()))?;
         let (plan, plan_bytes) = wire::write_plan(self.plan)?;
-        let mut descriptors = vec![plan.as_fd(), self.rootfs, self.status];
+        let program = seal(self.runtime).map_err(|errno| self.spawn_error(errno.into()))?;
+        let mut descriptors = vec![plan.as_fd(), program.as_fd(), self.rootfs, self.status];
         descriptors.extend(self.stdio.iter().flatten());
         descriptors.extend(self.volumes);
 
@@ -99,22 +105,41 @@ impl Launch<'_> {
             },
             &descriptors,
         )?;
-        let child = Command::new(self.runtime)
+        // By descriptor, which exec closes.
+        let child = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
+            .arg0("cowl-runtime")
             .arg("run")
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .env_clear()
             .spawn()
-            .map_err(|source| LaunchError::Spawn {
-                runtime: self.runtime.display().to_string(),
-                source,
-            })?;
+            .map_err(|source| self.spawn_error(source))?;
         Ok(Monitor {
             socket: ours,
             child,
         })
     }
+
+    fn spawn_error(&self, source: std::io::Error) -> LaunchError {
+        LaunchError::Spawn {
+            runtime: self.runtime.display().to_string(),
+            source,
+        }
+    }
+}
+
+/// A mount of a program's file alone, attached nowhere and read-only. What is run from it can't be changed through
+/// `/proc/self/exe`, in which the monitor's child shows it to the container before it becomes its program (CVE-2019-5736).
+fn seal(program: &Path) -> Result<OwnedFd, Errno> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let sealed = open_tree(CWD, program, flags)?;
+    let read_only = Change {
+        read_only: true,
+        ..Change::default()
+    };
+    mount_setattr(sealed.as_fd(), read_only)?;
+    Ok(sealed)
 }
 
 /// A running monitor. Dropping it ends neither the monitor nor the container.

@@ -3,9 +3,10 @@
 //! It allocates nothing and takes no lock. What fails is told to the monitor in eight bytes; success is the end of the report socket, which
 //! exec closes. The container has no other process yet, so nothing it looks at changes under it, but for volumes shared with others.
 
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
-use rustix::fs::{FileType, Mode, OFlags, fstat, makedev};
+use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, makedev};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 use rustix::process::{Signal, set_parent_process_death_signal, setsid, umask};
@@ -28,18 +29,15 @@ const TERMINAL: &[u8] = b"T";
 const ALIVE: &[u8] = b"E";
 
 /// Does everything and becomes the program; returns only to say what failed.
-pub(crate) fn run(mut arena: Arena, report: BorrowedFd<'_>) -> Failure {
+pub(crate) fn run(arena: Arena, report: BorrowedFd<'_>) -> Failure {
+    // Never dropped: its descriptors are closed by number, and the process ends with exec or without destructors.
+    let mut arena = ManuallyDrop::new(arena);
     match become_program(&mut arena, report) {
         Ok(failure) | Err(failure) => failure,
     }
 }
 
 fn become_program(arena: &mut Arena, report: BorrowedFd<'_>) -> Result<Failure, Failure> {
-    // Modes are given as they are meant.
-    umask(Mode::empty());
-    if arena.spared {
-        spare_no_more().at(Step::OomScore)?;
-    }
     let (terminal, null) = build_root(arena, report)?;
     rustix::system::sethostname(&arena.hostname).at(Step::HostName)?;
     crate::sys::net::loopback_up().at(Step::Loopback)?;
@@ -48,6 +46,10 @@ fn become_program(arena: &mut Arena, report: BorrowedFd<'_>) -> Result<Failure, 
     let user = find_user(arena)?;
     stdio(arena, terminal.as_ref(), null.as_fd()).at(Step::Stdio)?;
     own_stdio(terminal.as_ref(), user.uid).at(Step::Credentials)?;
+    drop((terminal, null));
+    // Before any path of the plan is looked up that may lead through /proc/self/fd (CVE-2024-21626): the working
+    // directory below, the program and its interpreter at exec.
+    crate::sys::exec::close_others(report).at(Step::Descriptors)?;
     // The image's mode bits decide who may write what is made from here on.
     umask(Mode::from_raw_mode(0o022));
     working_directory(arena).at(Step::WorkingDirectory)?;
@@ -58,19 +60,11 @@ fn become_program(arena: &mut Arena, report: BorrowedFd<'_>) -> Result<Failure, 
         .thread_set_mask()
         .map_err(|errno| Errno::from_raw_os_error(errno as i32))
         .at(Step::Signals)?;
-    crate::sys::exec::close_on_exec_from(3).at(Step::Descriptors)?;
     Ok(Failure {
         step: Step::Exec,
         index: 0,
         errno: exec(arena),
     })
-}
-
-/// A caller's protection from the OOM killer is not the container's: with all of it protected a memory limit would stop it for good.
-fn spare_no_more() -> Result<(), Errno> {
-    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-    let file = rustix::fs::open(c"/proc/self/oom_score_adj", flags, Mode::empty())?;
-    rustix::io::write(file, b"0").map(drop)
 }
 
 /// All mounts, then the root. Returns the program's end of the terminal, if it has one, and the container's /dev/null.
@@ -237,11 +231,10 @@ fn read_file(
     Err(Errno::FBIG)
 }
 
-/// The working directory, made where missing, and looked at from inside: a path that doesn't start at our root is not ours (CVE-2024-21626).
+/// Enters the working directory, made where missing. It is looked up below the root, which [`mounts::pivot`] has made the current
+/// directory, and checked from inside: the kernel's name of a directory outside begins with "(unreachable)".
 fn working_directory(arena: &mut Arena) -> Result<(), Errno> {
-    let directory = arena
-        .cwd
-        .open_or_make(arena.rootfs.as_fd(), Kind::Directory)?;
+    let directory = arena.cwd.open_or_make(CWD, Kind::Directory)?;
     rustix::process::fchdir(&directory)?;
     let path = rustix::process::getcwd(std::mem::take(&mut arena.cwd_text))?;
     if path.to_bytes().starts_with(b"/") {

@@ -10,10 +10,12 @@ mod serve;
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
+use cowl_sys::startup;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, socketpair};
 use rustix::process::{
-    Pid, Signal, WaitId, WaitIdOptions, getpid, pidfd_send_signal, setsid, waitid,
+    DumpableBehavior, Pid, Signal, WaitId, WaitIdOptions, getpid, pidfd_send_signal,
+    set_dumpable_behavior, setsid, waitid,
 };
 
 use serve::watched_signals;
@@ -27,10 +29,13 @@ use crate::socket;
 use crate::status::{ExitRecord, Lock, Moment, Program};
 use crate::step::Failure;
 use crate::sys::clone::{Cloned, clone_into_namespaces, exit_now};
+use crate::sys::mount::{Change, mount_setattr};
 use crate::wire::{self, WireError};
 
 /// Docker's exit code for an error that is not the program's.
 const ENGINE_ERROR: u8 = 125;
+/// Soft limit of open files, which the container inherits: a program that uses `select` takes no more, one that wants more raises it.
+const OPEN_FILES: u64 = 1024;
 
 /// A sentence and a reason for [`Failed`].
 fn failed(what: impl Into<String>, errno: Errno) -> Failed {
@@ -54,12 +59,18 @@ fn io_failed(what: &str, error: &std::io::Error) -> Failed {
 
 /// Runs one container whose plan waits in standard input; the exit code is the container's.
 pub fn run() -> u8 {
+    // First of all, as it closes what it does not own. Told to the client once there is a socket to it.
+    let reset = startup::reset(OPEN_FILES);
     let control = match take_control() {
         Ok(control) => control,
         // There is nobody to tell.
         Err(_errno) => return ENGINE_ERROR,
     };
-    let outcome = receive(control.as_fd()).and_then(|job| job.run(control.as_fd()));
+    let outcome = reset
+        .map_err(|error| failed(format!("start the monitor: {error}"), error.errno()))
+        .and_then(|()| hide().map_err(|errno| failed("start the monitor", errno)))
+        .and_then(|()| receive(control.as_fd()))
+        .and_then(|job| job.run(control.as_fd()));
     let (event, code) = match outcome {
         Ok(exited) => (Event::Exited(exited), exited.exit_code),
         Err(failed) => (Event::Failed(failed.clone()), failed.exit_code),
@@ -73,7 +84,15 @@ fn tell(control: BorrowedFd<'_>, event: &Event, terminal: Option<BorrowedFd<'_>>
     drop(wire::send_event(control, event, terminal));
 }
 
-/// Takes the control socket out of standard input, and leaves the session and directory of whoever started us.
+/// What is in this process is none of a container's business, while its child is in the container's namespaces and before it has become
+/// the program: neither can be traced, nor its memory or descriptors looked at (CVE-2016-9962). exec ends that for the child.
+fn hide() -> Result<(), Errno> {
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    // The program was started by descriptor, whose number would be its name.
+    rustix::thread::set_name(c"cowl-runtime")
+}
+
+/// Takes the control socket out of standard input, and leaves the session of the process that started us.
 fn take_control() -> Result<OwnedFd, Errno> {
     let control = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
     let null = rustix::fs::open(
@@ -82,12 +101,21 @@ fn take_control() -> Result<OwnedFd, Errno> {
         rustix::fs::Mode::empty(),
     )?;
     rustix::stdio::dup2_stdin(&null)?;
-    rustix::process::chdir(c"/")?;
     match setsid() {
         // Already the leader of one.
         Ok(_) | Err(Errno::PERM) => Ok(control),
         Err(errno) => Err(errno),
     }
+}
+
+/// From here on nothing can be run from the mount that this program was run from, which `/proc/self/exe` leads to (CVE-2019-5736).
+/// Not done by the client: exec maps the program after it has let the client go on.
+fn seal(program: BorrowedFd<'_>) -> Result<(), Errno> {
+    let no_exec = Change {
+        no_exec: true,
+        ..Change::default()
+    };
+    mount_setattr(program, no_exec)
 }
 
 /// What came over the socket.
@@ -108,6 +136,7 @@ fn receive(control: BorrowedFd<'_>) -> Result<Job, Failed> {
     let mut descriptors = descriptors.into_iter();
     let mut next = || descriptors.next().ok_or_else(missing);
     let plan = wire::read_plan(next()?, run.plan_bytes).map_err(unreadable)?;
+    seal(next()?.as_fd()).map_err(|errno| failed("seal the launcher", errno))?;
     let (rootfs, status) = (next()?, next()?);
     let stdio = if run.stdio {
         Some([next()?, next()?, next()?])

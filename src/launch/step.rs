@@ -67,12 +67,11 @@ steps! {
     NewPrivileges = 33: "set no_new_privs",
     ParentDeath = 34: "tie the container's life to the monitor's",
     Signals = 35: "reset signals",
-    Descriptors = 36: "mark descriptors close-on-exec",
+    Descriptors = 36: "close descriptors",
     Home = 37: "set HOME",
     Exec = 38: "exec",
     Seccomp = 39: "filter system calls",
     Keyring = 40: "make a session keyring",
-    OomScore = 41: "let the container be killed when memory is short",
 }
 
 /// A step that failed.

@@ -82,7 +82,7 @@ macro_rules! payload {
     };
 }
 
-payload!(Run, 0x0001, version 1);
+payload!(Run, 0x0001, version 2);
 payload!(Plan, 0x0002, version 2);
 payload!(Signal, 0x0010, version 1);
 payload!(WindowSize, 0x0011, version 1);
@@ -90,7 +90,8 @@ payload!(Started, 0x0020, version 1);
 payload!(Failed, 0x0021, version 1);
 payload!(Exited, 0x0022, version 1);
 
-/// The first message: how to read the descriptors that come with it.
+/// The first message: how to read the descriptors that come with it, which are the plan's memory file, the mount that the
+/// monitor's own program is run from, the container's root, the status directory, standard streams and volumes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Run {
     /// Length of the plan's message in the memory file.
@@ -358,7 +359,7 @@ mod tests {
     fn released_bytes_stay() {
         golden("plan-v2", &encode(&sample()).unwrap());
         golden(
-            "run-v1",
+            "run-v2",
             &encode(&Run {
                 plan_bytes: 700,
                 stdio: true,

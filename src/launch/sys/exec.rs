@@ -1,6 +1,7 @@
 //! `execve` with vectors that are made before the clone.
 
 use std::ffi::{CStr, CString, c_char};
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 use rustix::io::Errno;
 
@@ -56,16 +57,20 @@ pub(crate) fn execve(path: &CStr, arguments: &Vectors, environment: &Vectors) ->
     super::last_errno()
 }
 
-/// Marks every descriptor from `first` on as close-on-exec.
-pub(crate) fn close_on_exec_from(first: u32) -> Result<(), Errno> {
-    // SAFETY: changes a flag of descriptors, no memory.
-    let returned = unsafe {
-        libc::syscall(
-            libc::SYS_close_range,
-            first,
-            u32::MAX,
-            libc::CLOSE_RANGE_CLOEXEC,
-        )
-    };
+/// Closes every descriptor but the standard three and `kept` (close_range(2), Linux 5.9).
+///
+/// The owners of the others must not be used, nor dropped, afterwards: between clone and exec, where everything is forgotten.
+pub(crate) fn close_others(kept: BorrowedFd<'_>) -> Result<(), Errno> {
+    let kept = kept.as_raw_fd().cast_unsigned();
+    close_range(3, kept.saturating_sub(1))?;
+    close_range(kept.saturating_add(1).max(3), u32::MAX)
+}
+
+fn close_range(first: u32, last: u32) -> Result<(), Errno> {
+    if first > last {
+        return Ok(());
+    }
+    // SAFETY: touches no memory; see the caller for the descriptors.
+    let returned = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0_u32) };
     super::checked(returned).map(drop)
 }

@@ -11,6 +11,8 @@ pub(crate) struct Change {
     pub(crate) read_only: bool,
     /// Device nodes on it can't be opened.
     pub(crate) no_devices: bool,
+    /// Nothing on it can be executed.
+    pub(crate) no_exec: bool,
     /// Neither receives mounts from elsewhere nor sends any.
     pub(crate) private: bool,
     /// All mounts below too.
@@ -30,6 +32,9 @@ pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, change: Change) -> Result<(),
     }
     if change.no_devices {
         attributes.attr_set |= libc::MOUNT_ATTR_NODEV;
+    }
+    if change.no_exec {
+        attributes.attr_set |= libc::MOUNT_ATTR_NOEXEC;
     }
     if change.private {
         attributes.propagation = libc::MS_PRIVATE;

@@ -9,6 +9,7 @@
     reason = "tests build their inputs and look at the results with plain std::fs, and fail by panic"
 )]
 
+mod attacks;
 mod harness;
 mod hosts;
 mod life;

@@ -1,0 +1,280 @@
+//! Ways out of a container that other launchers once had, each with its CVE.
+
+use std::os::fd::AsRawFd as _;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::fs::symlink;
+use std::os::unix::net::{SocketAddr, UnixListener};
+use std::path::Path;
+
+use crate::harness::{Fixture, wait_for};
+use cowl_launch::plan::Plan;
+use rustix::fs::Mode;
+use rustix::io::Errno;
+
+/// More than the launcher has open at any time.
+const NUMBERS: std::ops::Range<u32> = 3..40;
+/// From any directory to the root of whatever it is in.
+const UP: &str = "/../../../../../../../../../../../..";
+
+/// A file of the host, and what it says.
+struct Secret {
+    directory: tempfile::TempDir,
+}
+
+impl Secret {
+    const TEXT: &str = "of the host";
+
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("file"), Self::TEXT).unwrap();
+        std::fs::copy("/bin/busybox", directory.path().join("echo")).unwrap();
+        Self { directory }
+    }
+
+    /// The same directory as seen from a descriptor of the host.
+    fn beyond_descriptor(&self, number: u32) -> String {
+        format!(
+            "/proc/self/fd/{number}{UP}{}",
+            self.directory.path().display()
+        )
+    }
+}
+
+fn output(fixture: &Fixture, plan: &Plan) -> String {
+    match fixture.start(plan) {
+        Ok(running) => fixture.finish(running).output,
+        Err(error) => error.to_string(),
+    }
+}
+
+/// CVE-2024-21626, runc: a descriptor of the host left open until exec, and `/proc/self/fd/N` as program or working directory.
+#[test]
+fn no_descriptor_number_leads_to_the_host() {
+    let fixture = Fixture::new("numbers");
+    let secret = Secret::new();
+    for number in NUMBERS {
+        let place = secret.beyond_descriptor(number);
+        let program = format!("{place}/echo");
+        fixture.write("bin/script", format!("#!{program}\n").as_bytes(), 0o755);
+
+        let relative = program.strip_prefix("/proc/self/fd/").unwrap();
+        let mut from_proc = fixture.plan(&[relative, Secret::TEXT]);
+        from_proc.cwd = b"/proc/self/fd".to_vec();
+        let mut by_path = fixture.plan(&["echo", Secret::TEXT]);
+        by_path.env = vec![format!("PATH={place}").into_bytes()];
+        let inside = |cwd: String, look: &str| {
+            let mut plan = fixture.plan(&["cat", look]);
+            plan.cwd = cwd.into_bytes();
+            plan
+        };
+        let ways = [
+            ("the program", fixture.plan(&[&program, Secret::TEXT])),
+            ("the program, relative", from_proc),
+            ("PATH", by_path),
+            ("an interpreter", fixture.plan(&["script", Secret::TEXT])),
+            ("the working directory", inside(place.clone(), "file")),
+            (
+                "the working directory itself",
+                inside(
+                    format!("/proc/self/fd/{number}"),
+                    &format!(".{UP}{}/file", secret.directory.path().display()),
+                ),
+            ),
+        ];
+        for (way, plan) in ways {
+            let said = output(&fixture, &plan);
+            assert!(!said.contains(Secret::TEXT), "{number} as {way}: {said}");
+        }
+    }
+}
+
+/// The same CVE: whatever is asked for, the working directory is a path of the container.
+#[test]
+fn the_working_directory_is_a_path_of_the_container() {
+    let fixture = Fixture::new("cwd");
+    symlink("../../../../../..", fixture.path("up")).unwrap();
+    symlink("busybox", fixture.path("bin/pwd")).unwrap();
+    for (cwd, expected) in [("/up", "/"), ("/up/etc", "/etc"), ("/proc/self", "/proc/1")] {
+        let mut plan = fixture.plan(&["pwd", "-P"]);
+        plan.cwd = cwd.as_bytes().to_vec();
+        assert_eq!(output(&fixture, &plan).trim(), expected, "{cwd}");
+    }
+    // Links of /proc that lead anywhere: refused, whatever they lead to.
+    for cwd in ["/proc/self/root", "/proc/1/cwd", "/proc/self/exe"] {
+        let mut plan = fixture.plan(&["true"]);
+        plan.cwd = cwd.as_bytes().to_vec();
+        let failed = fixture.fail(&plan);
+        assert_eq!(failed.errno, Errno::LOOP.raw_os_error(), "{cwd}: {failed}");
+    }
+}
+
+/// CVE-2019-5736, runc: the launcher's own file, found through /proc/self/exe, run and overwritten.
+#[test]
+fn the_launcher_can_neither_be_run_nor_changed_through_proc() {
+    let fixture = Fixture::new("exe");
+    fixture.write("bin/script", b"#!/proc/self/exe run\n", 0o755);
+    for program in ["/proc/self/exe", "script", "/proc/1/exe"] {
+        let failed = fixture.fail(&fixture.plan(&[program, "--version"]));
+        assert_eq!(
+            failed.errno,
+            Errno::ACCESS.raw_os_error(),
+            "{program}: {failed}"
+        );
+        assert_eq!(failed.exit_code, 126);
+    }
+    // The monitor runs from the same mount as its child did.
+    let running = fixture.start(&fixture.plan(&["sleep", "1000"])).unwrap();
+    let exe = format!("/proc/{}/exe", running.monitor.pid());
+    let changed = rustix::fs::chmod(&exe, Mode::from_raw_mode(0o4755));
+    assert_eq!(changed, Err(Errno::ROFS));
+    running.monitor.signal(9).unwrap();
+    fixture.finish(running);
+}
+
+/// CVE-2025-31133, runc: the image's own /dev/null as the cover of a masked path. The covers are the
+/// launcher's.
+#[test]
+fn masks_are_not_made_of_the_images_files() {
+    let fixture = Fixture::new("masks");
+    std::fs::create_dir(fixture.path("dev")).unwrap();
+    fixture.write("dev/null", b"of the image", 0o644);
+    symlink("busybox", fixture.path("bin/stat")).unwrap();
+    let script =
+        "stat -c '%F %t:%T' /proc/interrupts /dev/null; cat /proc/interrupts; ls -A /sys/firmware";
+    let null = "character special file 1:3\n";
+    assert_eq!(
+        output(&fixture, &fixture.sh(script)),
+        format!("{null}{null}")
+    );
+}
+
+/// CVE-2021-30465, runc, and CVE-2024-45310: the target of a mount is a link, or becomes one, and leads out of the root.
+#[test]
+fn volumes_are_not_mounted_outside_of_the_root() {
+    let outside = tempfile::tempdir().unwrap();
+    let volume = tempfile::tempdir().unwrap();
+    for (link, target) in [
+        ("absolute", outside.path().to_str().unwrap().to_owned()),
+        ("dots", format!("..{UP}{}", outside.path().display())),
+        (
+            "magic",
+            format!("/proc/self/fd/3{UP}{}", outside.path().display()),
+        ),
+    ] {
+        let mut fixture = Fixture::new(link);
+        symlink(&target, fixture.path("link")).unwrap();
+        let mut plan = fixture.plan(&["true"]);
+        fixture.volume(&mut plan, volume.path(), "/link/made/here", false);
+        drop(fixture.start(&plan).map(|running| fixture.finish(running)));
+        assert_eq!(
+            std::fs::read_dir(outside.path()).unwrap().count(),
+            0,
+            "{link}"
+        );
+    }
+}
+
+/// A volume whose directories another process swaps for links to the host while the container starts (CVE-2021-30465's race).
+#[test]
+fn a_mount_point_that_is_swapped_for_a_link_stays_inside() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let outside = tempfile::tempdir().unwrap();
+    let shared = tempfile::tempdir().unwrap();
+    let secret = tempfile::tempdir().unwrap();
+    std::fs::create_dir(shared.path().join("a")).unwrap();
+    symlink(outside.path(), shared.path().join("b")).unwrap();
+    let (a, b) = (shared.path().join("a"), shared.path().join("b"));
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let exchange = rustix::fs::RenameFlags::EXCHANGE;
+            while !done.load(Ordering::Relaxed) {
+                rustix::fs::renameat_with(rustix::fs::CWD, &a, rustix::fs::CWD, &b, exchange)
+                    .unwrap();
+            }
+        });
+        for round in 0..40 {
+            let mut fixture = Fixture::new(&format!("swap{round}"));
+            let mut plan = fixture.plan(&["true"]);
+            fixture.volume(&mut plan, shared.path(), "/shared", false);
+            fixture.volume(&mut plan, secret.path(), "/shared/a/made", false);
+            drop(fixture.start(&plan).map(|running| fixture.finish(running)));
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
+}
+
+/// CVE-2026-30892, crun, and its like: a number that the parser reads as another, 0 most of all.
+#[test]
+fn a_user_that_is_no_number_is_not_root() {
+    let fixture = Fixture::new("users");
+    for user in [
+        "4294967296",
+        "4294967295",
+        "-1",
+        "+1",
+        "0x1",
+        "1000abc",
+        " 1000",
+        "1000 ",
+        "1000:",
+        ":1000",
+        "1000:4294967296",
+        "nobody",
+        "1e3",
+        "00x",
+        "\u{661}",
+    ] {
+        let mut plan = fixture.plan(&["id", "-u"]);
+        plan.user = user.as_bytes().to_vec();
+        let said = output(&fixture, &plan);
+        let number = user.split(':').next().unwrap();
+        assert!(said.trim() != "0" || number.is_empty(), "{user:?}: {said}");
+    }
+}
+
+/// CVE-2022-0492 and CVE-2023-25809: cgroup files that a container could write, release_agent among them.
+#[test]
+fn cgroup_files_cannot_be_written() {
+    let fixture = Fixture::new("cgroups");
+    symlink("busybox", fixture.path("bin/find")).unwrap();
+    let script = "for f in $(find /sys/fs/cgroup -type f); do echo 0 2>/dev/null >$f && echo wrote $f; done; \
+                  mount -o remount,rw /sys/fs/cgroup 2>/dev/null && echo remounted; echo looked";
+    assert_eq!(output(&fixture, &fixture.sh(script)), "looked\n");
+}
+
+/// CVE-2020-15257, containerd: an abstract socket of the host, reached from a network namespace that is shared.
+#[test]
+fn abstract_sockets_of_the_host_are_not_reached() {
+    let fixture = Fixture::new("abstract");
+    symlink("busybox", fixture.path("bin/grep")).unwrap();
+    let name = format!("cowl-test-{}", std::process::id());
+    let address = SocketAddr::from_abstract_name(&name).unwrap();
+    let _listener = UnixListener::bind_addr(&address).unwrap();
+    let host = std::fs::read_to_string("/proc/net/unix").unwrap();
+    assert!(host.contains(&name), "{host}");
+    let script = format!("grep {name} /proc/net/unix || echo none");
+    assert_eq!(output(&fixture, &fixture.sh(&script)), "none\n");
+}
+
+/// The caller's own state, handed down by exec to the monitor (CVE-2016-9962's kind).
+#[test]
+fn the_monitor_keeps_nothing_of_its_caller() {
+    let fixture = Fixture::new("caller");
+    let left = std::fs::File::open(fixture.path("etc")).unwrap();
+    rustix::io::fcntl_setfd(&left, rustix::io::FdFlags::empty()).unwrap();
+    let running = fixture
+        .start(&fixture.sh("touch /ready; exec sleep 1000"))
+        .unwrap();
+    wait_for(&fixture.path("ready"));
+    for pid in [running.monitor.pid(), running.pid] {
+        let number = left.as_raw_fd();
+        let link = std::fs::read_link(format!("/proc/{pid}/fd/{number}"));
+        assert_ne!(link.ok(), Some(fixture.path("etc")), "{pid} has it");
+        let cwd = std::fs::read_link(format!("/proc/{pid}/cwd")).unwrap();
+        assert_eq!(cwd, Path::new("/"));
+    }
+    running.monitor.signal(9).unwrap();
+    fixture.finish(running);
+}
