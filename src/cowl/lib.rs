@@ -1,4 +1,5 @@
-//! The engine: containers, volumes and the `cowl` command over the store, the filesystem daemon and the launcher.
+//! The engine: containers, volumes and the `cowl` command over the store, the filesystem daemon
+//! and the launcher.
 #![cfg_attr(
     test,
     allow(

@@ -1,21 +1,21 @@
-//! The command line, as clap reads it. What an option means is decided where it is used.
+//! The command line as clap parses it. The commands give the options their meaning.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-/// Runs containers over content-addressed, deduplicated layers.
+/// Run containers over content-addressed, deduplicated layers
 #[derive(Debug, Parser)]
 #[command(
     name = "cowl",
     version,
     arg_required_else_help = true,
     max_term_width = 110,
-    after_help = "Any other NAME runs the program cowl-NAME. `cowl dedup` shows what images have in common, in bytes."
+    after_help = "`cowl NAME` runs the program cowl-NAME for any other NAME. `cowl dedup` shows what images share, in bytes."
 )]
 pub(super) struct Cli {
-    /// Directory of the store [default: $COWL_ROOT; else /var/lib/cowl for root, $XDG_DATA_HOME/cowl or
-    /// ~/.local/share/cowl for anyone else]
+    /// Directory of the store [default: $COWL_ROOT; else /var/lib/cowl for root,
+    /// $XDG_DATA_HOME/cowl or ~/.local/share/cowl for anyone else]
     #[arg(long, global = true, value_name = "DIR", display_order = 100)]
     pub(super) root: Option<PathBuf>,
     #[command(subcommand)]
@@ -24,50 +24,50 @@ pub(super) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Load images from an archive of `docker save` or an OCI layout (file, directory or standard input)
+    /// Load images from a tar archive (`docker save` or OCI layout), a directory or STDIN
     Load(Load),
-    /// Make an image of one layer from a tar of a root file system
+    /// Import the contents of a root file system's tarball to create an image
     Import(Import),
     /// List images
     Images(Images),
-    /// Show how an image was made
+    /// Show the history of an image
     History(History),
-    /// Remove images and free what only they used
+    /// Remove one or more images
     Rmi(Rmi),
-    /// Show what the store holds and what the host can do
+    /// Display information about the store and the host
     Info,
     /// Check the store for damage
     Check(Check),
     /// Mount an image on a directory
     Mount(Mount),
-    /// Take a mounted image away
+    /// Unmount an image
     #[command(visible_alias = "unmount")]
     Umount(Umount),
-    /// Run a command in a new container
+    /// Create and run a new container from an image
     Run(Box<Run>),
     /// List containers
     Ps(Ps),
-    /// Remove containers
+    /// Remove one or more containers
     Rm(Rm),
-    /// Make, list and remove volumes
+    /// Manage volumes
     #[command(subcommand)]
     Volume(Volume),
-    /// Show the version
+    /// Show the version information
     Version,
-    /// Any other: `cowl NAME` runs the program `cowl-NAME`
+    /// `cowl NAME` runs the program `cowl-NAME`
     #[command(external_subcommand)]
     External(Vec<OsString>),
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Load {
-    /// The archive or OCI directory [default: standard input]
+    /// Read from a tar archive or an OCI directory, instead of STDIN
     #[arg(short, long, value_name = "FILE")]
     pub(super) input: Option<PathBuf>,
-    /// Print nothing
+    /// Suppress the load output
     #[arg(short, long)]
     pub(super) quiet: bool,
-    /// Read and hash what the store has already, and repair what is damaged
+    /// Hash the layers that the store already has, and repair damaged ones
     #[arg(long)]
     pub(super) verify: bool,
 }
@@ -83,106 +83,106 @@ pub(super) struct Import {
 
 #[derive(Debug, Args)]
 pub(super) struct Images {
-    /// Only images of this repository, or this name and tag
+    /// Only images of this repository or with this name and tag
     #[arg(value_name = "NAME[:TAG]")]
     pub(super) name: Option<String>,
-    /// Only ids
+    /// Only display IDs
     #[arg(short, long)]
     pub(super) quiet: bool,
-    /// Don't shorten ids
+    /// Don't truncate output
     #[arg(long)]
     pub(super) no_trunc: bool,
-    /// One JSON object a line
+    /// Print one JSON object per line
     #[arg(long, value_name = "json", value_parser = ["json"])]
     pub(super) format: Option<String>,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct History {
-    /// Its name, or its id or the beginning of that
+    /// Name of the image, its ID or the beginning of its ID
     pub(super) image: String,
-    /// Only ids
+    /// Only display IDs
     #[arg(short, long)]
     pub(super) quiet: bool,
-    /// Don't shorten ids and commands
+    /// Don't truncate output
     #[arg(long)]
     pub(super) no_trunc: bool,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Rmi {
-    /// A name, which is taken away, or an id or the beginning of one: all names of that image
+    /// Name to remove, or ID (or the beginning of one) of an image to remove with all its names
     #[arg(required = true, value_name = "IMAGE")]
     pub(super) images: Vec<String>,
-    /// Also if a stopped container uses the image or it has several names
+    /// Force the removal of an image that has several names or that a stopped container uses
     #[arg(short, long)]
     pub(super) force: bool,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Check {
-    /// Hash every object and blob again
+    /// Hash every object and blob
     #[arg(long)]
     pub(super) deep: bool,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Mount {
-    /// Its name, or its id or the beginning of that
+    /// Name of the image, its ID or the beginning of its ID
     pub(super) image: String,
-    /// Where; a directory that exists
+    /// Mount point: an existing directory
     pub(super) dir: PathBuf,
-    /// The upper, where changes go; made if it isn't there. Without it the mount is read-only
+    /// Upper directory for changes, created if missing [default: mount read-only]
     #[arg(long, value_name = "DIR")]
     pub(super) upper: Option<PathBuf>,
-    /// Work directory of the upper: beside it, on the same file system [default: UPPER.work]
+    /// Work directory, on the same file system as the upper [default: UPPER.work]
     #[arg(long, value_name = "DIR", requires = "upper")]
     pub(super) work: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Umount {
-    /// Where it is mounted
+    /// Mount point
     pub(super) dir: PathBuf,
 }
 
 #[derive(Debug, Args)]
 #[command(override_usage = "cowl run [OPTIONS] IMAGE [COMMAND] [ARG]...")]
 pub(super) struct Run {
-    /// Remove the container, with its anonymous volumes, when it ends
+    /// Automatically remove the container and its anonymous volumes when it exits
     #[arg(long)]
     pub(super) rm: bool,
-    /// Keep standard input open
+    /// Keep STDIN open
     #[arg(short, long)]
     pub(super) interactive: bool,
-    /// Give the container a terminal
+    /// Allocate a pseudo-TTY
     #[arg(short, long)]
     pub(super) tty: bool,
-    /// Memory limit in bytes, or with a unit (b, k, m, g) in powers of 1024: 512m
+    /// Memory limit in bytes, or with a unit of b, k, m or g: 512m
     #[arg(short, long, value_name = "BYTES", value_parser = super::units::parse_memory)]
     pub(super) memory: Option<u64>,
-    /// Set a variable, or pass on one of the caller's
+    /// Set an environment variable, or pass on the caller's
     #[arg(short, long, value_name = "NAME[=VALUE]", allow_hyphen_values = true)]
     pub(super) env: Vec<String>,
-    /// Working directory
+    /// Working directory inside the container
     #[arg(short, long, value_name = "DIR")]
     pub(super) workdir: Option<String>,
-    /// Name of the container
+    /// Assign a name to the container
     #[arg(long)]
     pub(super) name: Option<String>,
     /// Mount a volume or a directory of the host
     #[arg(short, long, value_name = "VOLUME:/DIR[:ro]")]
     pub(super) volume: Vec<String>,
-    /// Run this instead of the image's entrypoint
+    /// Overwrite the ENTRYPOINT of the image
     #[arg(long, value_name = "PROGRAM")]
     pub(super) entrypoint: Option<String>,
-    /// User and group, by name or number
+    /// Username or UID, and group or GID
     #[arg(short, long, value_name = "USER[:GROUP]")]
     pub(super) user: Option<String>,
-    /// Let the container make any system call, not only those of Docker's default profile
+    /// Security option: seccomp=unconfined allows all system calls
     #[arg(long, value_name = "OPTION", value_enum)]
     pub(super) security_opt: Vec<SecurityOpt>,
-    /// The image, then the command; what follows the image belongs to the command
+    /// Image, then command and arguments
     #[arg(required = true, trailing_var_arg = true, value_names = ["IMAGE", "COMMAND"], num_args = 1..)]
     pub(super) image_and_command: Vec<String>,
 }
@@ -195,26 +195,26 @@ pub(super) enum SecurityOpt {
 
 #[derive(Debug, Args)]
 pub(super) struct Ps {
-    /// Also those that don't run
+    /// Show all containers, not only running ones
     #[arg(short, long)]
     pub(super) all: bool,
-    /// Only ids
+    /// Only display IDs
     #[arg(short, long)]
     pub(super) quiet: bool,
-    /// Don't shorten ids and commands
+    /// Don't truncate output
     #[arg(long)]
     pub(super) no_trunc: bool,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Rm {
-    /// A name, or an id or the beginning of one
+    /// Name of a container, its ID or the beginning of its ID
     #[arg(required = true, value_name = "CONTAINER")]
     pub(super) containers: Vec<String>,
-    /// Kill a running container first
+    /// Force the removal of a running container (SIGKILL)
     #[arg(short, long)]
     pub(super) force: bool,
-    /// Remove its anonymous volumes too
+    /// Remove the container's anonymous volumes too
     #[arg(short, long)]
     pub(super) volumes: bool,
 }
@@ -223,27 +223,27 @@ pub(super) struct Rm {
 pub(super) enum Volume {
     /// List volumes
     Ls {
-        /// Only names
+        /// Only display volume names
         #[arg(short, long)]
         quiet: bool,
     },
-    /// Make a volume
+    /// Create a volume
     Create {
-        /// Its name [default: generated]
+        /// Name of the volume [default: generated]
         name: Option<String>,
     },
-    /// Show volumes as JSON
+    /// Display detailed information on one or more volumes, as JSON
     Inspect {
         /// Names of volumes
         #[arg(required = true, value_name = "VOLUME")]
         names: Vec<String>,
     },
-    /// Remove volumes
+    /// Remove one or more volumes
     Rm {
-        /// Names of volumes that no container uses
+        /// Names of volumes
         #[arg(required = true, value_name = "VOLUME")]
         names: Vec<String>,
-        /// One that isn't there is fine
+        /// Don't fail if a volume doesn't exist
         #[arg(short, long)]
         force: bool,
     },

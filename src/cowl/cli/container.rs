@@ -3,7 +3,7 @@
 use super::args::{Ps, Rm, Run, SecurityOpt};
 use super::table::{Table, ellipsis, quoted};
 use super::units::human_duration;
-use super::{Stdout, complain, each};
+use super::{Stdout, each, print_error};
 use crate::engine::container::config::Config;
 use crate::engine::container::state::Status;
 use crate::engine::error::{Context, Error, Kind, Result};
@@ -16,7 +16,7 @@ use std::io::IsTerminal;
 pub(super) fn run(engine: &Engine, args: Run) -> Result<u8> {
     if args.tty && args.interactive && !std::io::stdin().is_terminal() {
         return Err(Error::invalid(
-            "the input device is not a TTY; leave out -t, or run cowl in a terminal",
+            "the input device is not a TTY; omit -t or run cowl in a terminal",
         ));
     }
     engine.run(&request(args)?)
@@ -64,8 +64,8 @@ fn request(args: Run) -> Result<run::Request> {
 
 pub(super) fn ps(engine: &Engine, args: &Ps, out: &mut Stdout) -> Result<u8> {
     if let Err(error) = engine.sweep() {
-        // What can't be removed now is no reason not to tell what there is.
-        complain(&format!("warning: {error}"));
+        // List the containers even if leftovers can't be removed now.
+        print_error(&format!("warning: {error}"));
     }
     let mut table = Table::new([
         "CONTAINER ID",
@@ -118,7 +118,7 @@ pub(super) fn ps(engine: &Engine, args: &Ps, out: &mut Stdout) -> Result<u8> {
 fn shown(config: &Config, status: &Status, now: Timestamp) -> String {
     match status {
         Status::Created | Status::Abandoned => "Created".to_owned(),
-        // It is started as soon as it is made.
+        // A container starts as soon as it is created.
         Status::Running => format!("Up {}", age(config.created, now)),
         Status::Exited(exit) => match exit.finished_at {
             Some(at) => format!("Exited ({}) {} ago", exit.exit_code, age(at, now)),
@@ -136,9 +136,9 @@ pub(super) fn rm(engine: &Engine, args: &Rm, out: &mut Stdout) -> Result<u8> {
     Ok(each(&args.containers, |name| {
         match engine.remove(name, args.force, args.volumes) {
             Ok(()) => Ok(out.line(name)?),
-            // What -f asks for is that it be gone: said, and no failure, as Docker does.
+            // As Docker: with -f a missing container is reported, and no failure.
             Err(error) if args.force && error.kind() == Kind::NotFound => {
-                complain(&error);
+                print_error(&error);
                 Ok(())
             }
             Err(error) => Err(error),

@@ -1,4 +1,5 @@
-//! `cowl NAME` for a NAME that is no command of ours: runs the program `cowl-NAME`, as git does, on the same store.
+//! `cowl NAME` for an external command: runs the program `cowl-NAME`, as git does, on the same
+//! store.
 
 use super::args::Cli;
 use super::usage;
@@ -10,7 +11,7 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
 
-/// Becomes `cowl-NAME`; returns only if that can't be.
+/// Replaces this process by `cowl-NAME`; returns only on failure.
 pub(super) fn run(words: &[OsString], root: Option<PathBuf>) -> Result<u8> {
     let Some((name, arguments)) = words.split_first() else {
         return Err(Error::invalid("missing command; see 'cowl --help'"));
@@ -27,7 +28,7 @@ pub(super) fn run(words: &[OsString], root: Option<PathBuf>) -> Result<u8> {
     Err(failed).context(|| format!("running {}", program.display()))
 }
 
-/// A name that can't be a path.
+/// Whether a name cannot be a path.
 fn is_plain(name: &str) -> bool {
     !name.is_empty()
         && name
@@ -35,7 +36,7 @@ fn is_plain(name: &str) -> bool {
             .all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
 }
 
-/// Helpers of ours that are no commands.
+/// Programs of cowl that are no commands.
 const INTERNAL: [&str; 2] = ["mountd", "runtime"];
 
 fn unknown(name: &str) -> Error {

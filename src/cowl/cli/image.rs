@@ -3,7 +3,7 @@
 use super::args::{Check, History, Images, Import, Load, Rmi};
 use super::table::{Table, ellipsis, printable};
 use super::units::{human_duration, human_size};
-use super::{FAILURE, Stdout, complain, each};
+use super::{FAILURE, Stdout, each, print_error};
 use crate::engine::container::state::Status;
 use crate::engine::error::{Context, Error, Result};
 use crate::engine::image::{Listed, Removed, Step, short_id};
@@ -75,7 +75,7 @@ pub(super) fn images(engine: &Engine, args: &Images, out: &mut Stdout) -> Result
     }
     for image in &listed {
         if let Some(damage) = &image.damage {
-            complain(&format!(
+            print_error(&format!(
                 "warning: image {}: {damage}; load it again",
                 short_id(image.id)
             ));

@@ -1,7 +1,9 @@
-//! The `cowl` command: reads the command line, calls the engine, prints as Docker's command line does. It keeps no state and decides nothing.
+//! The `cowl` command: parses the command line, calls the engine and prints as Docker's CLI does.
+//! It keeps no state and decides nothing.
 //!
-//! Errors are one line on standard error. Exit codes are Docker's: 125 for a wrong command line and for every error of `run` that is not the program's own
-//! (126 not executable, 127 not found), 1 for errors of the other commands, else 0 or what the container's program ended with.
+//! Errors are one line on standard error. Exit codes are Docker's: 125 for a wrong command line
+//! and for each error of `run` itself, 126 if the container's program cannot be executed, 127 if
+//! it is not found, 1 for errors of the other commands, else 0 or the exit code of the program.
 
 mod args;
 mod container;
@@ -27,13 +29,13 @@ use table::Out;
 /// Standard output of a command.
 type Stdout = Out<BufWriter<StdoutLock<'static>>>;
 
-/// Names the store where --root does not; programs that `cowl NAME` runs are told by it.
+/// Environment variable that names the store. `cowl NAME` sets it for the program it runs.
 const ROOT: &str = "COWL_ROOT";
-/// What the system says of a full disk.
+/// Text of ENOSPC.
 const FULL: &str = "No space left on device";
-/// What the system says of another user's directory.
+/// Text of EACCES.
 const FORBIDDEN: &str = "Permission denied";
-/// What is written elsewhere than in the store.
+/// Contexts of writes that do not go to the store.
 const OUTPUT: [&str; 2] = [
     "writing to standard output",
     "writing the container's output",
@@ -48,7 +50,7 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(code) => return code,
     };
-    // `run` keeps 1 and the like for the container's program; a command that doesn't exist is a wrong command line.
+    // `run` leaves 1 and the like to the container's program; an unknown command is a usage error.
     let failure = if matches!(cli.command, Command::Run(_) | Command::External(_)) {
         USAGE
     } else {
@@ -63,7 +65,7 @@ pub fn main() -> ExitCode {
     match done {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            complain(&error);
+            print_error(&error);
             ExitCode::from(exit_code(error.kind(), failure))
         }
     }
@@ -89,16 +91,20 @@ fn parse(arguments: &[OsString]) -> Result<Cli, ExitCode> {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => 0,
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => USAGE,
         _ => {
-            complain(&usage::one_line(&error, arguments, &understood(arguments)));
+            print_error(&usage::one_line(
+                &error,
+                arguments,
+                &command_path(arguments),
+            ));
             return Err(ExitCode::from(USAGE));
         }
     };
-    // clap's own text; a reader that went away doesn't want it.
+    // clap's own text. EPIPE is no error.
     Err(match error.print() {
         Ok(()) => ExitCode::from(code),
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::from(code),
         Err(error) => {
-            complain(&format!(
+            print_error(&format!(
                 "writing to standard output: {}",
                 Error::from(error)
             ));
@@ -107,8 +113,8 @@ fn parse(arguments: &[OsString]) -> Result<Cli, ExitCode> {
     })
 }
 
-/// `cowl` and the commands that the arguments name, as far as there are such.
-fn understood(arguments: &[OsString]) -> String {
+/// `cowl` and the subcommands among the arguments, such as `cowl volume ls`.
+fn command_path(arguments: &[OsString]) -> String {
     let ours = Cli::command();
     let (mut at, mut words) = (&ours, vec!["cowl"]);
     for word in arguments.iter().skip(1).filter_map(|word| word.to_str()) {
@@ -121,7 +127,7 @@ fn understood(arguments: &[OsString]) -> String {
 }
 
 fn dispatch(cli: Cli, out: &mut Stdout) -> Result<u8> {
-    let root = cli.root.or_else(variable);
+    let root = cli.root.or_else(root_of_environment);
     match cli.command {
         Command::Load(args) => image::load(&open(root)?, &args, out),
         Command::Import(args) => image::import(&open(root)?, &args, out),
@@ -141,8 +147,8 @@ fn dispatch(cli: Cli, out: &mut Stdout) -> Result<u8> {
     }
 }
 
-/// The store that the environment names; an empty variable is none.
-fn variable() -> Option<PathBuf> {
+/// The store of the environment; an empty variable counts as unset.
+fn root_of_environment() -> Option<PathBuf> {
     std::env::var_os(ROOT)
         .filter(|root| !root.is_empty())
         .map(PathBuf::from)
@@ -158,29 +164,30 @@ fn version(out: &mut Stdout) -> Result<u8> {
     Ok(0)
 }
 
-/// One line on standard error, in one piece, so that those of several commands don't mix. If nobody can read it there is nobody to tell.
-fn complain(what: &impl std::fmt::Display) {
+/// Prints an error as one line on standard error, in one write: lines of several commands don't
+/// mix.
+fn print_error(what: &impl std::fmt::Display) {
     let mut line = table::printable(&format!("cowl: {what}"));
     if line.ends_with(FULL) && !OUTPUT.iter().any(|output| line.contains(output)) {
         line.push_str(
-            "; free some space (cowl rmi, cowl rm, cowl volume rm), or use another --root",
+            "; free some space (cowl rmi, cowl rm, cowl volume rm) or use another --root",
         );
     }
     if line.starts_with("cowl: store ") && line.ends_with(FORBIDDEN) {
-        line.push_str("; be who owns it, or name a store of your own with --root DIR");
+        line.push_str("; run as its owner, or use a store of your own with --root DIR");
     }
     line.push('\n');
     if io::stderr().write_all(line.as_bytes()).is_err() {
-        // The exit code still says it.
+        // The exit code still reports the failure.
     }
 }
 
-/// Does something for each of several names. Complains about those that failed and goes on, as Docker does.
-fn each(names: &[String], mut what: impl FnMut(&str) -> Result<()>) -> u8 {
+/// Calls `action` for each name; prints an error and goes on where one fails, as Docker does.
+fn each(names: &[String], mut action: impl FnMut(&str) -> Result<()>) -> u8 {
     let mut code = 0;
     for name in names {
-        if let Err(error) = what(name) {
-            complain(&error);
+        if let Err(error) = action(name) {
+            print_error(&error);
             code = FAILURE;
         }
     }

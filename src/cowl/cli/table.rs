@@ -1,42 +1,42 @@
-//! Columns as Docker lays them out, and a standard output that ends quietly when its reader is gone.
+//! Docker's table layout, and a standard output on which EPIPE is no error.
 //!
-//! Everything `cowl` says on standard output goes through [`Out`]: `println!` would panic on a closed pipe.
+//! All of `cowl`'s output goes through [`Out`]: `println!` would panic on a closed pipe.
 
 use std::io::{self, Write};
 
-/// Standard output of one command. A reader that went away (EPIPE) is not an error: what follows is dropped.
+/// Standard output of one command. After EPIPE further output is dropped.
 #[derive(Debug)]
 pub(super) struct Out<W> {
     to: W,
-    gone: bool,
+    closed: bool,
 }
 
 impl<W: Write> Out<W> {
     /// Writes to `to`.
     pub(super) fn new(to: W) -> Self {
-        Self { to, gone: false }
+        Self { to, closed: false }
     }
 
-    /// One line and its newline.
+    /// Writes a line and a newline.
     pub(super) fn line(&mut self, line: &str) -> io::Result<()> {
-        self.keep_going(|to| {
+        self.unless_closed(|to| {
             to.write_all(line.as_bytes())?;
             to.write_all(b"\n")
         })
     }
 
-    /// What is still buffered.
+    /// Flushes the buffer.
     pub(super) fn flush(&mut self) -> io::Result<()> {
-        self.keep_going(Write::flush)
+        self.unless_closed(Write::flush)
     }
 
-    fn keep_going(&mut self, write: impl FnOnce(&mut W) -> io::Result<()>) -> io::Result<()> {
-        if self.gone {
+    fn unless_closed(&mut self, write: impl FnOnce(&mut W) -> io::Result<()>) -> io::Result<()> {
+        if self.closed {
             return Ok(());
         }
         match write(&mut self.to) {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
-                self.gone = true;
+                self.closed = true;
                 Ok(())
             }
             other => other,
@@ -44,7 +44,8 @@ impl<W: Write> Out<W> {
     }
 }
 
-/// Rows under a header. Each column but the last is as wide as its widest cell plus three, and at least ten (docker's tabwriter).
+/// Rows under a header. Each column but the last is three wider than its widest cell, and at least
+/// ten wide (Docker's tabwriter).
 #[derive(Debug)]
 pub(super) struct Table<const N: usize> {
     rows: Vec<[String; N]>,
@@ -54,14 +55,14 @@ impl<const N: usize> Table<N> {
     const MIN_WIDTH: usize = 10;
     const PADDING: usize = 3;
 
-    /// A table with its header row.
+    /// A table with a header row.
     pub(super) fn new(header: [&str; N]) -> Self {
         Self {
             rows: vec![header.map(str::to_owned)],
         }
     }
 
-    /// One more row.
+    /// Adds a row.
     pub(super) fn row(&mut self, cells: [String; N]) {
         self.rows.push(cells);
     }
@@ -95,7 +96,7 @@ impl<const N: usize> Table<N> {
     }
 }
 
-/// Cuts to `limit` characters, the last one an ellipsis, as Docker shows commands.
+/// Truncates to `limit` characters with an ellipsis at the end, as Docker shows commands.
 pub(super) fn ellipsis(text: &str, limit: usize) -> String {
     if text.chars().count() <= limit {
         return text.to_owned();
@@ -105,7 +106,7 @@ pub(super) fn ellipsis(text: &str, limit: usize) -> String {
     short
 }
 
-/// Control characters made visible, so that a hostile name or command cannot move the cursor of who lists it.
+/// Escapes control characters, so that a hostile name or command cannot drive the terminal.
 pub(super) fn printable(text: &str) -> String {
     text.chars()
         .flat_map(|c| {
@@ -118,7 +119,7 @@ pub(super) fn printable(text: &str) -> String {
         .collect()
 }
 
-/// Between double quotes, with those and backslashes in it escaped, and control characters made visible.
+/// Quotes text: escapes double quotes, backslashes and control characters.
 pub(super) fn quoted(text: &str) -> String {
     let escaped = text.replace('\\', "\\\\").replace('"', "\\\"");
     format!("\"{}\"", printable(&escaped))
@@ -142,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn long_commands_are_cut_and_control_characters_shown() {
+    fn long_commands_are_truncated_and_control_characters_escaped() {
         assert_eq!(ellipsis("\"sleep 300\"", 20), "\"sleep 300\"");
         assert_eq!(
             ellipsis("abcdefghijklmnopqrstuvwxyz", 20),
@@ -153,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_left_is_no_error() {
+    fn epipe_is_no_error() {
         struct Gone;
         impl Write for Gone {
             fn write(&mut self, _: &[u8]) -> io::Result<usize> {

@@ -1,12 +1,12 @@
-//! Sizes and durations as Docker's command line writes and reads them (the rules of docker/go-units).
+//! Sizes and durations as Docker's CLI prints and parses them (docker/go-units).
 //!
 //! Called by the tables of `cli` and by the parsers of its options. Pure: no clock, no locale.
 
 const KIB: u64 = 1 << 10;
 
-/// "3 minutes ago" without the "ago": the words Docker uses for an age in seconds.
+/// An age in seconds in Docker's words: "3 minutes".
 ///
-/// Minutes and hours are named in the singular only as "About a minute" and "About an hour"; hours round to the nearest, everything above is cut.
+/// Hours are rounded to the nearest, longer units are rounded down.
 pub(super) fn human_duration(seconds: u64) -> String {
     let minutes = seconds / 60;
     let hours = (seconds + 1800) / 3600;
@@ -62,7 +62,8 @@ fn decimal(value: u128, scale: u128) -> String {
     )
 }
 
-/// Reads a size in powers of 1024: a number, possibly with a fraction, and a unit `b k m g t p` in either case, optionally followed by `b` or `ib`.
+/// Parses a size in powers of 1024: a number, maybe with a fraction, and a unit of `b k m g t p`
+/// in either case, maybe followed by `b` or `ib`.
 pub(super) fn parse_memory(text: &str) -> Result<u64, String> {
     let invalid = || format!("invalid size: '{text}'");
     let number_len = text
@@ -89,7 +90,7 @@ pub(super) fn parse_memory(text: &str) -> Result<u64, String> {
     scaled(number, KIB.pow(power)).ok_or_else(invalid)
 }
 
-/// `number * unit` for a decimal number with at most nine digits after the point, cut to whole bytes.
+/// `number * unit` in whole bytes, for a decimal number with at most nine decimals.
 fn scaled(number: &str, unit: u64) -> Option<u64> {
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
     if whole.is_empty() || fraction.len() > 9 || fraction.contains('.') {
@@ -111,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_sizes_are_read_in_powers_of_1024() {
+    fn memory_sizes_are_powers_of_1024() {
         let table = [
             ("512m", 512 << 20),
             ("512M", 512 << 20),
@@ -131,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn malformed_sizes_are_refused_by_name() {
+    fn malformed_sizes_are_refused() {
         for text in [
             "",
             "m",

@@ -1,16 +1,16 @@
-//! A wrong command line, told in one line: what, and what to do.
+//! Usage errors in one line: what is wrong and what to do.
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use std::ffi::OsString;
 
-/// What clap has against the command line. `command` is how far it was understood, such as `cowl run`.
+/// A clap error as one line. `command` is the subcommand to get help on, such as `cowl run`.
 pub(super) fn one_line(error: &clap::Error, arguments: &[OsString], command: &str) -> String {
     let text = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.clone()),
         Some(ContextValue::Strings(texts)) => Some(texts.join(", ")),
         _ => None,
     };
-    // Without its placeholder: "--memory <BYTES>".
+    // The option without its placeholder: "--memory <BYTES>".
     let argument = text(ContextKind::InvalidArg).unwrap_or_default();
     let option = argument.split(" <").next().unwrap_or_default();
     let value = text(ContextKind::InvalidValue).unwrap_or_default();
@@ -50,7 +50,7 @@ pub(super) fn one_line(error: &clap::Error, arguments: &[OsString], command: &st
                 odd.cloned().unwrap_or_default().display()
             )
         }
-        // Whatever else: clap's own first line.
+        // Any other: the first line of clap's text.
         _ => {
             let all = error.to_string();
             all.lines()
@@ -63,7 +63,7 @@ pub(super) fn one_line(error: &clap::Error, arguments: &[OsString], command: &st
     format!("{what}; see '{command} --help'")
 }
 
-/// The command of ours that is closest to `word`, if any is close: at most a third of the letters differ.
+/// The command closest to `word`, if at most a third of its letters differ.
 pub(super) fn similar<'a>(
     word: &str,
     commands: impl IntoIterator<Item = &'a str>,
@@ -79,7 +79,7 @@ pub(super) fn similar<'a>(
         .map(|(_, command)| command)
 }
 
-/// Letters to insert, remove, replace or swap with their neighbour (optimal string alignment).
+/// Edit distance with transpositions (optimal string alignment).
 fn distance(a: &str, b: &str) -> usize {
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
     let mut before: Vec<usize> = Vec::new();
@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_slip_of_the_finger_finds_its_command() {
+    fn a_misspelt_command_finds_its_suggestion() {
         let commands = [
             "load", "images", "import", "info", "rm", "rmi", "run", "ps", "volume",
         ];

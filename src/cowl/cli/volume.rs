@@ -1,4 +1,4 @@
-//! `cowl volume`: prints volumes as Docker does.
+//! `cowl volume`: volumes, printed as Docker does.
 
 use super::args::Volume;
 use super::table::Table;

@@ -1,23 +1,25 @@
-//! What can go wrong in the engine, by what a caller does about it.
+//! Errors of the engine, classified by what a caller does about them.
 //!
-//! `cli` turns a kind into an exit code; an HTTP front turns it into a status. The text is one line: what, which thing, why, and what to do.
+//! `cli` maps a kind to an exit code; an HTTP front end would map it to a status. The text is one
+//! line: what failed, on which thing, why, and what to do.
 
 use std::fmt;
 
-/// What a caller may decide on.
+/// The class of an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// No such image, container or volume.
     NotFound,
-    /// The thing is there and its state forbids the request: a name in use, a running container, an image in use.
+    /// The state of the thing forbids the request: a name in use, a running container, an image in
+    /// use.
     Conflict,
-    /// The request itself is wrong.
+    /// The request is wrong.
     Invalid,
     /// The container's program was not found (exit code 127).
     CommandNotFound,
-    /// The container's program is there and can't be executed (exit code 126).
+    /// The container's program cannot be executed (exit code 126).
     CommandNotExecutable,
-    /// Everything else: the host, the store, the helpers.
+    /// Any other failure: of the host, the store or a helper program.
     Failed,
 }
 
@@ -60,12 +62,12 @@ impl Error {
         Self::new(Kind::Failed, text)
     }
 
-    /// What a caller may decide on.
+    /// The class of the error.
     pub fn kind(&self) -> Kind {
         self.kind
     }
 
-    /// The same kind, with what was being done in front of the text.
+    /// Prefixes the text with what was being done.
     #[must_use]
     pub fn context(self, what: impl fmt::Display + Send + Sync + 'static) -> Self {
         Self {
@@ -75,7 +77,8 @@ impl Error {
     }
 }
 
-/// The whole chain on one line, outermost first. What an error already says of its cause isn't said twice.
+/// The chain of causes on one line, outermost first. A text that ends in its cause's is not
+/// repeated.
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut last = String::new();
@@ -91,7 +94,7 @@ impl fmt::Display for Error {
     }
 }
 
-/// Without the " (os error 2)" that the standard library adds to what the system says.
+/// Removes the " (os error 2)" that the standard library appends.
 fn without_numbers(text: &str) -> String {
     let mut parts = text.split(" (os error ");
     let mut plain = parts.next().unwrap_or_default().to_owned();
@@ -114,7 +117,7 @@ impl<E: std::error::Error + Send + Sync + 'static> From<E> for Error {
     }
 }
 
-/// Adds what was being done to an error, as the outer part of its text.
+/// Prefixes an error with what was being done.
 pub trait Context<T> {
     /// `what: error`.
     fn context<D: fmt::Display + Send + Sync + 'static>(
@@ -145,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cause_is_not_said_twice() {
+    fn a_cause_is_not_repeated() {
         #[derive(Debug, thiserror::Error)]
         #[error("cannot open x: {source}")]
         struct Outer {
@@ -162,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_system_error_is_a_failure_with_its_words() {
+    fn a_system_error_is_a_failure_without_its_number() {
         let error = std::result::Result::<(), _>::Err(rustix::io::Errno::NOSPC)
             .context(|| "writing /x/config.json")
             .unwrap_err();

@@ -1,6 +1,7 @@
-//! Small files of the engine, by directory descriptor: JSON written so that a reader sees the old or the new, and locks.
+//! Small files of the engine, reached by directory descriptor: locks, and JSON replaced
+//! atomically.
 //!
-//! Called by `container` and `volume`. The big things (objects, trees) belong to the store.
+//! Called by `container` and `volume`. Objects and trees belong to the store.
 
 use super::error::{Context, Error, Result};
 use cowl_core::store::remove_tree;
@@ -12,7 +13,7 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-/// No JSON file of the engine is larger; what is, was not written by it.
+/// Largest JSON file the engine reads; it writes none that large.
 const JSON_LIMIT: u64 = 4 << 20;
 
 /// Opens a directory.
@@ -24,7 +25,7 @@ pub(crate) fn open_dir(path: &Path) -> Result<OwnedFd> {
     )?)
 }
 
-/// Opens a directory below `dir`; a symlink in its place is refused.
+/// Opens a directory below `dir`; refuses a symlink.
 pub(crate) fn open_dir_at(dir: impl AsFd, name: &str) -> Result<OwnedFd, Errno> {
     fs::openat(
         dir,
@@ -34,27 +35,26 @@ pub(crate) fn open_dir_at(dir: impl AsFd, name: &str) -> Result<OwnedFd, Errno> 
     )
 }
 
-/// Makes the directory `name` below `dir` if it isn't there, with exactly this mode whatever the umask, and opens it.
+/// Opens the directory `name` below `dir`; creates it with exactly this mode if it is missing.
 pub(crate) fn ensure_dir_at(dir: impl AsFd, name: &str, mode: u32) -> Result<OwnedFd> {
     let mode = Mode::from_raw_mode(mode);
     let made = match fs::mkdirat(&dir, name, mode) {
         Ok(()) => true,
         Err(Errno::EXIST) => false,
         Err(errno) => {
-            return Err(Error::from(errno).context(format!("making the directory {name}")));
+            return Err(Error::from(errno).context(format!("creating directory {name}")));
         }
     };
-    let opened = open_dir_at(dir, name).context(|| format!("opening the directory {name}"))?;
+    let opened = open_dir_at(dir, name).context(|| format!("opening directory {name}"))?;
     if made {
-        fs::fchmod(&opened, mode)
-            .context(|| format!("setting the mode of the directory {name}"))?;
+        fs::fchmod(&opened, mode).context(|| format!("setting the mode of directory {name}"))?;
     }
     Ok(opened)
 }
 
-/// The names in a directory, without those that aren't UTF-8 (none of ours), in no order.
+/// The names in a directory, in no order. Skips names that are not UTF-8: the engine writes none.
 pub(crate) fn names(dir: impl AsFd) -> Result<Vec<String>> {
-    // A descriptor of its own: the position in a directory belongs to the open file.
+    // A new open file: the position in a directory belongs to it.
     let own = fs::openat(
         dir,
         ".",
@@ -72,9 +72,10 @@ pub(crate) fn names(dir: impl AsFd) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Removes the directories below `dir` whose names begin with `prefix`, each after `before` has seen it.
+/// Removes the directories below `dir` whose names begin with `prefix`; calls `before` on each
+/// first.
 ///
-/// One remover at a time for each, since two would trip over each other's removals; whoever comes second waits and finds it gone.
+/// A lock on the directory serialises removers; the second one waits and finds it gone.
 pub(crate) fn purge(
     dir: impl AsFd,
     prefix: &str,
@@ -82,19 +83,19 @@ pub(crate) fn purge(
 ) -> Result<()> {
     let removing = |name: &str| format!("removing {name}");
     for name in names(&dir)?.iter().filter(|name| name.starts_with(prefix)) {
-        let doomed = match open_dir_at(&dir, name) {
-            Ok(doomed) => doomed,
+        let directory = match open_dir_at(&dir, name) {
+            Ok(directory) => directory,
             Err(Errno::NOENT) => continue,
             Err(errno) => return Err(Error::from(errno).context(removing(name))),
         };
-        let _alone = lock_dir(&doomed)?;
-        before(&doomed)?;
+        let _alone = lock_dir(&directory)?;
+        before(&directory)?;
         remove_tree(&dir, name).context(|| removing(name))?;
     }
     Ok(())
 }
 
-/// Reads a JSON file; `None` if it isn't there.
+/// Reads a JSON file; `None` if it is missing.
 pub(crate) fn read_json<T: DeserializeOwned>(dir: impl AsFd, name: &str) -> Result<Option<T>> {
     let file = match fs::openat(
         dir,
@@ -115,7 +116,7 @@ pub(crate) fn read_json<T: DeserializeOwned>(dir: impl AsFd, name: &str) -> Resu
         .context(|| format!("{name} is damaged"))
 }
 
-/// Replaces a JSON file: written beside it, synced, renamed over it, directory synced.
+/// Replaces a JSON file atomically and durably: write, fsync, rename, fsync of the directory.
 pub(crate) fn write_json<T: Serialize>(dir: impl AsFd, name: &str, value: &T) -> Result<()> {
     let temporary = format!(".{name}.new");
     let written = write_new(dir.as_fd(), &temporary, value).and_then(|()| {
@@ -124,7 +125,7 @@ pub(crate) fn write_json<T: Serialize>(dir: impl AsFd, name: &str, value: &T) ->
         Ok(())
     });
     if let Err(error) = written {
-        // The first error is the one to tell; what remains is removed with the directory.
+        // Report the first error; a leftover is removed with the directory.
         return match fs::unlinkat(&dir, &temporary, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Err(error),
             Err(second) => {
@@ -147,15 +148,15 @@ fn write_new<T: Serialize>(dir: impl AsFd, name: &str, value: &T) -> Result<()> 
     Ok(())
 }
 
-/// Locks a directory itself, waiting for it. The lock lives as long as what is returned.
+/// Takes the lock of a directory, waiting for it; dropping the result releases it.
 pub(crate) fn lock_dir(dir: impl AsFd) -> Result<OwnedFd> {
-    // A descriptor of its own: the lock belongs to the open file.
+    // A new open file: the lock belongs to it.
     let own = open_dir_at(dir, ".")?;
     wait_for(&own, FlockOperation::LockExclusive)?;
     Ok(own)
 }
 
-/// A signal that is caught doesn't end the wait.
+/// Retries after a signal.
 fn wait_for(file: impl AsFd, operation: FlockOperation) -> Result<()> {
     loop {
         match fs::flock(&file, operation) {
@@ -165,7 +166,8 @@ fn wait_for(file: impl AsFd, operation: FlockOperation) -> Result<()> {
     }
 }
 
-/// Whether somebody else holds the lock `name` (`.` is the directory's own) exclusively. Asked with a shared lock on a descriptor of its own, so that askers never stand in each other's way.
+/// Whether the lock `name` (`.` for the directory's own) is held exclusively. Tries a shared lock,
+/// so that concurrent checks don't disturb one another.
 pub(crate) fn is_locked(dir: impl AsFd, name: &str) -> Result<bool> {
     let file = match fs::openat(
         dir,
@@ -175,16 +177,16 @@ pub(crate) fn is_locked(dir: impl AsFd, name: &str) -> Result<bool> {
     ) {
         Ok(file) => file,
         Err(Errno::NOENT) => return Ok(false),
-        Err(errno) => return Err(Error::from(errno).context(format!("opening the lock {name}"))),
+        Err(errno) => return Err(Error::from(errno).context(format!("opening lock {name}"))),
     };
     match fs::flock(&file, FlockOperation::NonBlockingLockShared) {
         Ok(()) => Ok(false),
         Err(Errno::WOULDBLOCK) => Ok(true),
-        Err(errno) => Err(Error::from(errno).context(format!("asking for the lock {name}"))),
+        Err(errno) => Err(Error::from(errno).context(format!("trying lock {name}"))),
     }
 }
 
-/// Waits until nobody holds the lock `name` exclusively; at once if there is no such file.
+/// Waits until the lock `name` is not held exclusively; returns at once if the file is missing.
 pub(crate) fn wait_unlocked(dir: impl AsFd, name: &str) -> Result<()> {
     match fs::openat(
         dir,
@@ -194,7 +196,7 @@ pub(crate) fn wait_unlocked(dir: impl AsFd, name: &str) -> Result<()> {
     ) {
         Ok(file) => wait_for(file, FlockOperation::LockShared),
         Err(Errno::NOENT) => Ok(()),
-        Err(errno) => Err(Error::from(errno).context(format!("opening the lock {name}"))),
+        Err(errno) => Err(Error::from(errno).context(format!("opening lock {name}"))),
     }
 }
 
@@ -203,7 +205,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_json_file_is_replaced_whole_and_leaves_no_temporary() {
+    fn write_json_replaces_the_file_and_leaves_no_temporary() {
         let temp = tempfile::tempdir().unwrap();
         let dir = open_dir(temp.path()).unwrap();
         assert_eq!(read_json::<Vec<u32>>(&dir, "x.json").unwrap(), None);
@@ -224,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_is_seen_while_held_and_not_after() {
+    fn is_locked_while_the_lock_is_held() {
         let temp = tempfile::tempdir().unwrap();
         let dir = open_dir(temp.path()).unwrap();
         assert!(!is_locked(&dir, ".").unwrap());

@@ -1,4 +1,4 @@
-//! The programs that stand beside `cowl`: found next to its own executable, else in PATH.
+//! Finds cowl's helper programs: beside its own executable, else in PATH.
 
 use super::error::{Error, Result};
 use rustix::fs::{Access, access};
@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 pub fn find(name: &str) -> Result<PathBuf> {
     lookup(name).ok_or_else(|| {
         Error::failed(format!(
-            "{name} is neither beside cowl nor in PATH; install it where cowl is"
+            "{name}: not found beside cowl or in PATH; install it in the directory of cowl"
         ))
     })
 }
 
-/// Path of the program `name`, if it is anywhere.
+/// Path of the program `name`, if it is found.
 pub fn lookup(name: &str) -> Option<PathBuf> {
     let beside = std::env::current_exe()
         .ok()
@@ -26,7 +26,7 @@ pub fn lookup(name: &str) -> Option<PathBuf> {
         .find(|program| is_program(program))
 }
 
-/// All programs in the searched directories whose name begins with `prefix`, without it.
+/// Names of the programs with this prefix in the searched directories, without the prefix.
 pub fn with_prefix(prefix: &str) -> Vec<String> {
     let beside = std::env::current_exe()
         .ok()

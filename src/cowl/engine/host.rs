@@ -1,21 +1,21 @@
-//! What the host lets this process do.
+//! What this process may do on the host.
 
 use super::error::{Context, Error, Result};
 use rustix::fs::{Mode, OFlags};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
-/// Whether this process is root of the machine, not of a user namespace.
+/// Whether this process is root in the initial user namespace.
 pub fn is_privileged() -> bool {
     rustix::process::geteuid().is_root() && in_initial_namespace()
 }
 
-/// Without /proc there is no telling; no mount can be made then either.
+/// False without /proc, where no mount can be made either.
 fn in_initial_namespace() -> bool {
     cowl_sys::userns::is_initial().unwrap_or(false)
 }
 
-/// The store when none is named: the machine's for root, else the user's own.
+/// The default store: /var/lib/cowl for root, else a directory of the user.
 pub fn default_root() -> Result<PathBuf> {
     if is_privileged() {
         return Ok(PathBuf::from("/var/lib/cowl"));
@@ -29,22 +29,20 @@ pub fn default_root() -> Result<PathBuf> {
         .or_else(|| absolute("HOME").map(|home| home.join(".local/share")))
         .map(|data| data.join("cowl"))
         .ok_or_else(|| {
-            Error::invalid(
-                "neither XDG_DATA_HOME nor HOME says where your store is; name it with --root DIR",
-            )
+            Error::invalid("no default store: XDG_DATA_HOME and HOME are unset; use --root DIR")
         })
 }
 
-/// For `cowl info`.
+/// What `cowl info` prints about the host.
 #[derive(Debug, Clone)]
 pub struct Host {
-    /// Whether and as whom this process may mount.
+    /// The privilege that mounts are made with.
     pub privilege: &'static str,
-    /// Whether mounts can be served.
+    /// Whether /dev/fuse can be opened.
     pub fuse: String,
 }
 
-/// What the host lets this process do, in words.
+/// Describes the host.
 pub fn describe() -> Host {
     let privilege = match (rustix::process::geteuid().is_root(), in_initial_namespace()) {
         (true, true) => "root",
@@ -58,20 +56,20 @@ pub fn describe() -> Host {
     Host { privilege, fuse }
 }
 
-/// Opened as the keeper will: a device that is there and forbidden is as good as none.
+/// Opens the device as the keeper will: one without permission is as good as none.
 fn open_fuse() -> rustix::io::Result<OwnedFd> {
     rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
 }
 
-/// Refuses what needs mounts before anything is made for it, and says how an ordinary user gets there.
+/// Fails early where no mount can be made, and says how an ordinary user gets one.
 pub fn require_mounts(command: &str) -> Result<()> {
     if !rustix::process::geteuid().is_root() {
         return Err(Error::failed(format!(
-            "cowl {command} has to mount, which user {} may not; run it as root, or in a shell with a user namespace of its own: unshare -Urm",
+            "cowl {command} needs the right to mount, which user {} lacks; run it as root or in a user namespace: unshare -Urm",
             rustix::process::geteuid().as_raw()
         )));
     }
     open_fuse()
         .map(drop)
-        .context(|| "no mount without /dev/fuse (load the kernel module: modprobe fuse; in a container or VM, hand the device in)")
+        .context(|| "cannot open /dev/fuse (load the module: modprobe fuse; in a container, pass the device in)")
 }

@@ -1,7 +1,8 @@
 //! The engine: containers and their life, images and volumes as people use them, mounts.
 //!
-//! It stands between `cli` (which prints) and the modules that know files: `core::store` for images, `volume`, `container`. It has no state of its own: each
-//! call looks at the store, so any number of `cowl` processes work on one store at a time. Whatever a killed one left is put right by the next command.
+//! It stands between `cli`, which prints, and the modules for files: `core::store`, `volume`,
+//! `container`. It keeps no state: each call reads the store, so any number of `cowl` processes can work
+//! on one store. The next command cleans up after a killed one.
 
 mod attach;
 pub mod container;

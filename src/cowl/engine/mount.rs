@@ -1,4 +1,5 @@
-//! A merged tree of the store, mounted: the engine opens what the mount is made of and takes the lease, a keeper of its own gets the descriptors.
+//! Mounts of images. The engine opens the tree, objects, upper and work directories, takes the
+//! lease and hands all of them to a keeper of the mount.
 //!
 //! Called by `run` for a container's root and by `cowl mount`.
 
@@ -18,33 +19,33 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::Duration;
 
-/// What is to be mounted.
+/// A mount to make.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Request<'a> {
-    /// Names the lease: letters and digits.
+    /// Name of the lease: letters and digits.
     pub id: &'a str,
-    /// What the mount is called in the mount table.
+    /// Source in the mount table.
     pub name: &'a str,
-    /// What it is called in messages.
+    /// Name in messages.
     pub title: &'a str,
-    /// For people who read the lease.
+    /// Image, recorded in the lease.
     pub image: ImageId,
-    /// Bottom first.
+    /// Layers, bottom first.
     pub layers: &'a [DiffId],
-    /// Upper and work directory; without them the mount is read-only.
+    /// Upper and work directories; `None` mounts read-only.
     pub upper: Option<(BorrowedFd<'a>, BorrowedFd<'a>)>,
 }
 
-/// A mount that this process asked for, attached nowhere.
+/// A detached mount.
 #[derive(Debug)]
 pub(super) struct Mounted {
-    /// Its root; closing the last descriptor of it ends the mount.
+    /// Its root; closing the last descriptor ends the mount.
     pub(super) root: OwnedFd,
-    /// The process that serves it.
+    /// Its keeper.
     pub(super) keeper: Keeper,
 }
 
-/// The process that holds a mount's connection and lease.
+/// The process that holds a mount's FUSE connection and lease.
 #[derive(Debug)]
 pub(super) struct Keeper {
     process: Child,
@@ -54,13 +55,13 @@ pub(super) struct Keeper {
 /// How a mount ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ending {
-    /// Nobody needed it any more.
+    /// It was unmounted.
     Unmounted,
-    /// The process that served it died before.
+    /// Its worker died first.
     CutOff,
 }
 
-/// Mounts, attached nowhere. From the return on, everything the mount needs is in the keeper's hands.
+/// Makes a detached mount. On return its keeper holds everything that it needs.
 pub(super) fn mount(store: &Store, request: &Request<'_>) -> Result<Mounted> {
     let program = helpers::find("cowl-mountd")?;
     let lease = store.lease(request.id, Some(request.image), request.layers)?;
@@ -81,7 +82,7 @@ pub(super) fn mount(store: &Store, request: &Request<'_>) -> Result<Mounted> {
     };
     let mounted =
         handover::mount(&program, &sources).context(|| format!("mounting {}", request.title))?;
-    // The keeper holds it now; its file stays until the last copy of the lock is gone.
+    // The keeper holds a copy of the descriptor, which keeps the lease.
     drop(lease.into_fd());
     let keeper = Keeper {
         process: mounted.keeper,
@@ -94,7 +95,7 @@ pub(super) fn mount(store: &Store, request: &Request<'_>) -> Result<Mounted> {
 }
 
 impl Mounted {
-    /// Gives the mount up, and waits until its keeper has let go of everything.
+    /// Drops the mount and waits for its keeper to release everything.
     pub(super) fn discard(self, store: &Store) -> Result<()> {
         let Self { root, keeper } = self;
         drop(root);
@@ -103,8 +104,8 @@ impl Mounted {
 }
 
 impl Keeper {
-    /// Waits until the keeper has ended (true), or until a signal says that nobody wants to wait for it: whatever holds the mount, it stays
-    /// as long.
+    /// Waits until the keeper has ended (true) or a signal arrives (false). The mount lives as
+    /// long as any process uses it.
     pub(super) fn ends_before_a_signal(&self, signals: &Signals) -> Result<bool> {
         let keeper = pidfd_open(Pid::from_child(&self.process), PidfdFlags::empty())
             .context(|| "watching the mount's keeper")?;
@@ -129,14 +130,14 @@ impl Keeper {
         }
     }
 
-    /// Waits until the mount is gone and its keeper has let go of everything.
+    /// Waits until the mount is gone and its keeper has released everything.
     pub(super) fn wait(mut self, store: &Store) -> Result<Ending> {
         let status = self
             .process
             .wait()
             .context(|| "waiting for the mount's keeper")?;
         store.wait_lease_end(&self.lease)?;
-        // A keeper that was killed has nothing to say; its worker went on without it.
+        // A killed keeper reports nothing; its worker went on.
         Ok(match status.code() {
             Some(0) | None => Ending::Unmounted,
             Some(_) => Ending::CutOff,
@@ -144,27 +145,29 @@ impl Keeper {
     }
 }
 
-/// What `cowl mount` is asked for.
+/// The arguments of `cowl mount`.
 #[derive(Debug, Clone, Copy)]
 pub struct MountRequest<'a> {
-    /// As the user names it.
+    /// Image, as the user named it.
     pub image: &'a str,
-    /// Where: a directory that exists.
+    /// Mount point: an existing directory.
     pub dir: &'a Path,
-    /// Where changes go; made if it isn't there. None mounts read-only.
+    /// Upper directory, created if missing. `None` mounts read-only.
     pub upper: Option<&'a Path>,
-    /// Its workshop; `<upper>.work` if not given.
+    /// Work directory; `<upper>.work` by default.
     pub work: Option<&'a Path>,
 }
 
-/// How long a mount's processes may take to end once it is gone. A container that is just being started may hold it for a moment.
+/// How long a mount's processes may take to end after `umount`. A container that is starting may
+/// hold a copy of the mount for a moment.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Digits of a mount's id: unique among the leases of a store.
 const MOUNT_ID: usize = 12;
-/// Between the image's name and the mount's id; in neither of them, and not escaped in the mount table.
-const MARK: char = '+';
+/// Separates the image's name and the mount's id in the mount's source. Neither can contain it,
+/// and the mount table does not escape it.
+const SEPARATOR: char = '+';
 
-/// Directories that didn't exist before, removed again unless they are kept.
+/// Directories created for a mount, to be removed if it fails.
 #[derive(Debug, Default)]
 struct NewDirs(Vec<PathBuf>);
 
@@ -177,23 +180,23 @@ impl NewDirs {
         Ok(fd)
     }
 
-    /// The upper and its workshop, neither within the other: what is under way would show in the mount.
+    /// Opens upper and work directory. Neither may contain the other: temporary files would show.
     fn open_upper(&mut self, upper: &Path, work: Option<&Path>) -> Result<(OwnedFd, OwnedFd)> {
         let upper = self.open(&mountpoint::absolute(upper)?, 0o755)?;
-        // By where the upper is, not by what it was called: with a slash at its end, "<upper>.work" would lie within.
-        let place = mountpoint::place(&upper)?;
+        // From the canonical path: for "upper/" the default would lie inside it.
+        let place = mountpoint::canonical(&upper)?;
         let beside = || {
             let mut name = place.clone().into_os_string();
             name.push(".work");
             Ok(PathBuf::from(name))
         };
         let work = self.open(&work.map_or_else(beside, mountpoint::absolute)?, 0o700)?;
-        let workplace = mountpoint::place(&work)?;
-        if workplace.starts_with(&place) || place.starts_with(&workplace) {
+        let work_place = mountpoint::canonical(&work)?;
+        if work_place.starts_with(&place) || place.starts_with(&work_place) {
             return Err(Error::invalid(format!(
-                "upper {}: its work directory {} may neither be in it nor hold it; leave out --work, or name a directory beside the upper",
+                "upper {}: the work directory {} must not contain it or lie inside it; omit --work or use a directory beside the upper",
                 place.display(),
-                workplace.display()
+                work_place.display()
             )));
         }
         Ok((upper, work))
@@ -212,7 +215,8 @@ impl NewDirs {
 }
 
 impl Engine {
-    /// Mounts an image on a directory. The mount lives until [`Engine::umount`], whatever becomes of this process.
+    /// Mounts an image on a directory. The mount outlives this process and ends with
+    /// [`Engine::umount`].
     pub fn mount(&self, request: &MountRequest<'_>) -> Result<()> {
         super::host::require_mounts("mount")?;
         let point = MountPoint::open(request.dir)?;
@@ -241,7 +245,7 @@ impl Engine {
             .map(|path| new.open_upper(path, request.work))
             .transpose()?;
         let id: String = names::new_id()?.chars().take(MOUNT_ID).collect();
-        let name = format!("{}{MARK}{id}", image.name);
+        let name = format!("{}{SEPARATOR}{id}", image.name);
         let request = Request {
             id: &id,
             name: &name,
@@ -268,22 +272,23 @@ impl Engine {
         }
     }
 
-    /// Takes a mount away. When it returns, the keeper has let go of everything: the upper may be mounted again, moved or removed.
+    /// Unmounts. On return the keeper has released everything: the upper can be mounted again,
+    /// moved or removed.
     pub fn umount(&self, dir: &Path) -> Result<()> {
         let source = mountpoint::detach(dir)?;
-        let Some((_, id)) = source.rsplit_once(MARK) else {
+        let Some((_, id)) = source.rsplit_once(SEPARATOR) else {
             return Ok(());
         };
         if self.store.lease_ends_within(id, PATIENCE)? {
             return Ok(());
         }
-        // A mount namespace that was made meanwhile has a copy of the mount, and may last for ever.
+        // Another mount namespace has a copy of the mount and may live for ever.
         let holder = match mountpoint::holder(&source)? {
-            Some(process) => format!("process {process} has it in a mount namespace of its own"),
-            None => "it is still in use somewhere".to_owned(),
+            Some(process) => format!("process {process} still has it in another mount namespace"),
+            None => "it is still in use".to_owned(),
         };
         Err(Error::conflict(format!(
-            "umount {}: it is gone here, but {holder}; what it was made of stays in use until that ends",
+            "umount {}: unmounted here, but {holder}; the image and upper stay in use until that ends",
             dir.display()
         )))
     }
@@ -295,7 +300,7 @@ mod tests {
     use nix::sys::signal::{Signal, raise};
 
     #[test]
-    fn a_signal_ends_the_wait_for_a_mount_that_somebody_holds() {
+    fn wait_for_a_keeper_ends_with_a_signal() {
         let signals = Signals::block().unwrap();
         let process = std::process::Command::new("sleep")
             .arg("1000")

@@ -1,6 +1,7 @@
-//! Attaching a mount to a directory, and taking it away again.
+//! Attaching a mount to a directory, and detaching it.
 //!
-//! A mount of `cowl mount` is called `IMAGE+ID` in /proc/self/mountinfo, and ID names the lease that the mount's keeper holds until the last of it is gone.
+//! The source of a mount by `cowl mount` is `IMAGE+ID` in /proc/self/mountinfo. ID names the
+//! lease, which the mount's keeper holds until the last copy of the mount is gone.
 
 use super::error::{Context, Error, Result};
 use cowl_sys::mountinfo::{self, Mount};
@@ -10,7 +11,7 @@ use rustix::mount::{MoveMountFlags, UnmountFlags, move_mount, unmount};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-/// What FUSE mounts of ours have as their type.
+/// File system type of cowl's mounts.
 const TYPE: &str = "fuse.cowl";
 
 /// A directory that exists, held open.
@@ -21,16 +22,14 @@ pub(super) struct MountPoint {
 }
 
 impl MountPoint {
-    /// Opens the directory; says what is wrong with it otherwise.
+    /// Opens a mount point.
     pub(super) fn open(path: &Path) -> Result<Self> {
         let shown = path.display();
         Self::at(path).map_err(|errno| match errno {
             Errno::NOENT => Error::invalid(format!(
-                "mount point {shown}: no such directory; make it first: mkdir -p {shown}"
+                "mount point {shown}: no such directory; create it first: mkdir -p {shown}"
             )),
-            Errno::NOTDIR => Error::invalid(format!(
-                "mount point {shown}: not a directory; give a directory"
-            )),
+            Errno::NOTDIR => Error::invalid(format!("mount point {shown}: not a directory")),
             errno => Error::from(errno).context(format!("mount point {shown}")),
         })
     }
@@ -44,13 +43,13 @@ impl MountPoint {
         })
     }
 
-    /// Refuses a directory on which one of our mounts is already.
+    /// Fails if cowl has a mount on this directory.
     pub(super) fn require_free(&self) -> Result<()> {
         match self.mounted()? {
             Some(source) => {
                 let path = self.path.display();
                 Err(Error::conflict(format!(
-                    "mount point {path}: {source} is mounted there; cowl umount {path} first, or give another directory"
+                    "mount point {path}: {source} is mounted there; run cowl umount {path} first or use another directory"
                 )))
             }
             None => Ok(()),
@@ -65,10 +64,10 @@ impl MountPoint {
             .context(|| format!("attaching the mount to {}", self.path.display()))
     }
 
-    /// The source of our mount whose root this is; none if it isn't one.
+    /// The source of cowl's mount whose root this is, if it is one.
     pub(super) fn mounted(&self) -> Result<Option<String>> {
         let stat = rustix::fs::statx(&self.fd, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)
-            .context(|| format!("looking at {}", self.path.display()))?;
+            .context(|| format!("statx {}", self.path.display()))?;
         if !stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
             return Ok(None);
         }
@@ -81,39 +80,39 @@ impl MountPoint {
     }
 }
 
-/// Takes the mount away from `path`. Gives its source.
+/// Unmounts `path`; returns the mount's source.
 pub(super) fn detach(path: &Path) -> Result<String> {
     let shown = path.display();
     let absent = || {
         Error::invalid(format!(
-            "umount {shown}: it is not a cowl mount; findmnt -t {TYPE} lists them"
+            "umount {shown}: not a cowl mount; findmnt -t {TYPE} lists them"
         ))
     };
     let point = MountPoint::at(path)
         .map_err(|errno| Error::from(errno).context(format!("umount {shown}")))?;
     let source = point.mounted()?.ok_or_else(absent)?;
-    // By the path that the kernel knows, since the open descriptor itself would keep the mount busy.
-    let real = place(&point.fd).context(|| format!("umount {shown}"))?;
+    // By path: an open descriptor would keep the mount busy.
+    let real = canonical(&point.fd).context(|| format!("umount {shown}"))?;
     drop(point);
     match unmount(&real, UnmountFlags::NOFOLLOW) {
         Ok(()) => Ok(source),
         Err(Errno::BUSY) => Err(Error::conflict(format!(
-            "umount {shown}: it is in use; close what is open in it and leave it (fuser -vm {shown} names who)"
+            "umount {shown}: target is busy; fuser -vm {shown} lists the processes that use it"
         ))),
         Err(Errno::INVAL) => Err(absent()),
         Err(Errno::PERM) => Err(Error::failed(format!(
-            "umount {shown}: no privilege; do it as who mounted it: root, or in the same user namespace"
+            "umount {shown}: permission denied; run it as root or in the user namespace that mounted it"
         ))),
         Err(errno) => Err(Error::from(errno).context(format!("umount {shown}"))),
     }
 }
 
-/// A process, by number and name, that sees our mount called `source`, whatever namespace it is in; none if nobody we can see does.
+/// A process (pid and name) that has the mount `source` in its mount namespace, if one is visible.
 pub(super) fn holder(source: &str) -> Result<Option<String>> {
     let processes = std::fs::read_dir("/proc").context(|| "reading /proc")?;
     for process in processes {
         let process = process.context(|| "reading /proc")?.path();
-        // Not a process, one that ended meanwhile, or one of somebody else.
+        // Not a process, one that has ended, or one of another user.
         let Ok(table) = std::fs::read(process.join("mountinfo")) else {
             continue;
         };
@@ -128,31 +127,31 @@ pub(super) fn holder(source: &str) -> Result<Option<String>> {
     Ok(None)
 }
 
-/// The path that the kernel knows an open file or directory by: absolute, with no link, dot or slash too many in it.
-pub(super) fn place(fd: &OwnedFd) -> Result<PathBuf> {
+/// The canonical path of an open file or directory.
+pub(super) fn canonical(fd: &OwnedFd) -> Result<PathBuf> {
     let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
     std::fs::read_link(&link).context(|| format!("reading {link}"))
 }
 
-/// A path made absolute, so that it means the same to a process elsewhere.
+/// Makes a path absolute.
 pub(super) fn absolute(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).context(|| format!("the path {}", path.display()))
 }
 
-/// Opens a directory, making it (not its parents) if it isn't there. True if it was made.
+/// Opens a directory, creating it (but not its parents) if missing. True if it was created.
 pub(super) fn open_or_make(path: &Path, mode: u32) -> Result<(OwnedFd, bool)> {
     let made = match rustix::fs::mkdirat(CWD, path, Mode::from_raw_mode(mode)) {
         Ok(()) => true,
         Err(Errno::EXIST) => false,
         Err(errno) => {
             return Err(
-                Error::from(errno).context(format!("making the directory {}", path.display()))
+                Error::from(errno).context(format!("creating directory {}", path.display()))
             );
         }
     };
     let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
     let fd = rustix::fs::open(path, flags, Mode::empty())
-        .context(|| format!("opening the directory {}", path.display()))?;
+        .context(|| format!("opening directory {}", path.display()))?;
     Ok((fd, made))
 }
 
@@ -161,23 +160,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_directory_that_is_no_mount_is_refused_by_name() {
+    fn umount_of_a_plain_directory_is_refused() {
         let temp = tempfile::tempdir().unwrap();
         let error = detach(temp.path()).unwrap_err();
-        assert!(
-            error.to_string().contains("it is not a cowl mount"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("not a cowl mount"), "{error}");
         assert!(
             detach(Path::new("/proc"))
                 .unwrap_err()
                 .to_string()
-                .contains("it is not a cowl mount")
+                .contains("not a cowl mount")
         );
         let error = MountPoint::open(&temp.path().join("missing")).unwrap_err();
         assert!(
             error.to_string().ends_with(&format!(
-                "make it first: mkdir -p {}",
+                "create it first: mkdir -p {}",
                 temp.path().join("missing").display()
             )),
             "{error}"

@@ -1,6 +1,7 @@
 //! Ids and names of containers and volumes.
 //!
-//! An id is 32 random bytes in hex, shown as its first 12 digits; a name not given is an adjective and a thing one can wear.
+//! An id is 32 random bytes in hex, of which 12 digits are shown. A generated name is an adjective
+//! and a garment.
 
 use super::error::{Context, Result};
 use data_encoding::HEXLOWER;
@@ -47,7 +48,7 @@ const GARMENTS: [&str; 32] = [
     "waistcoat",
 ];
 
-/// Digits of an id that people see.
+/// Number of digits of a short id.
 pub(super) const SHORT: usize = 12;
 
 /// A new id: 64 lower-case hex digits.
@@ -62,7 +63,7 @@ pub fn short(id: &str) -> &str {
     id.get(..SHORT).unwrap_or(id)
 }
 
-/// A name that `taken` doesn't know.
+/// Generates a name that is not `taken`.
 pub(super) fn new_name(taken: impl Fn(&str) -> bool) -> Result<String> {
     let mut attempt = 0_u32;
     loop {
@@ -71,7 +72,7 @@ pub(super) fn new_name(taken: impl Fn(&str) -> bool) -> Result<String> {
         let [first, second] = bytes;
         let name = match attempt {
             0..10 => format!("{}_{}", pick(&ADJECTIVES, first), pick(&GARMENTS, second)),
-            // With many containers around, a number makes the lists endless.
+            // After ten collisions a number makes the name unique.
             _ => format!(
                 "{}_{}{attempt}",
                 pick(&ADJECTIVES, first),
@@ -105,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_valid_and_a_number_is_added_when_all_are_taken() {
+    fn generated_names_are_valid_and_numbered_after_collisions() {
         assert!(is_name(&new_name(|_| false).unwrap()));
         let name = new_name(|name| !name.ends_with(|c: char| c.is_ascii_digit())).unwrap();
         assert!(name.ends_with("10"), "{name}");

@@ -1,4 +1,5 @@
-//! What a new user types wrong: one line that names the thing and what to do, the right exit code, nothing left behind.
+//! What a new user types wrong: one line that names the thing and what to do, the right exit code,
+//! nothing left behind.
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
@@ -76,7 +77,7 @@ impl Cowl {
 }
 
 #[test]
-fn a_wrong_command_line_is_told_in_one_line_with_125() {
+fn usage_errors_are_one_line_with_125() {
     let cowl = Cowl::new();
     let table: &[(&[&str], &str)] = &[
         (
@@ -117,7 +118,7 @@ fn a_wrong_command_line_is_told_in_one_line_with_125() {
         ),
         (
             &["run", "-it", "i"],
-            "the input device is not a TTY; leave out -t, or run cowl in a terminal",
+            "the input device is not a TTY; omit -t or run cowl in a terminal",
         ),
         (
             &["images", "--format", "table"],
@@ -156,7 +157,7 @@ fn a_wrong_command_line_is_told_in_one_line_with_125() {
 }
 
 #[test]
-fn what_is_not_there_is_named() {
+fn missing_things_are_named() {
     let cowl = Cowl::new();
     let image = |name: &str| {
         format!(
@@ -177,18 +178,18 @@ fn what_is_not_there_is_named() {
     cowl.refused(
         &["mount", "nosuch", "TEMP/dir"],
         1,
-        "mount point TEMP/dir: no such directory; make it first: mkdir -p TEMP/dir",
+        "mount point TEMP/dir: no such directory; create it first: mkdir -p TEMP/dir",
     );
     std::fs::write(cowl.temp.path().join("file"), "").unwrap();
     cowl.refused(
         &["mount", "nosuch", "TEMP/file"],
         1,
-        "mount point TEMP/file: not a directory; give a directory",
+        "mount point TEMP/file: not a directory",
     );
     cowl.refused(
         &["umount", "/proc"],
         1,
-        "umount /proc: it is not a cowl mount; findmnt -t fuse.cowl lists them",
+        "umount /proc: not a cowl mount; findmnt -t fuse.cowl lists them",
     );
     cowl.refused(
         &["--root", "TEMP/file", "images"],
@@ -200,7 +201,7 @@ fn what_is_not_there_is_named() {
 }
 
 #[test]
-fn an_argument_that_is_not_utf_8_is_shown() {
+fn argument_that_is_not_utf_8_is_shown() {
     let cowl = Cowl::new();
     let output = cowl
         .command(&["images"])
@@ -215,7 +216,7 @@ fn an_argument_that_is_not_utf_8_is_shown() {
 }
 
 #[test]
-fn an_import_is_not_named_by_a_digest() {
+fn import_refuses_a_digest_as_name() {
     let cowl = Cowl::new();
     let digest = format!("sha256:{}", "a".repeat(64));
     cowl.refused(
@@ -226,7 +227,7 @@ fn an_import_is_not_named_by_a_digest() {
 }
 
 #[test]
-fn help_is_the_same_however_it_is_asked_for() {
+fn help_and_dash_dash_help_agree() {
     let cowl = Cowl::new();
     let shown = |arguments: &[&str]| {
         let output = cowl.run(arguments);
@@ -255,7 +256,7 @@ fn help_is_the_same_however_it_is_asked_for() {
 }
 
 #[test]
-fn an_unknown_command_runs_a_program_of_that_name_or_is_told_with_a_suggestion() {
+fn unknown_command_runs_cowl_name_or_gets_a_suggestion() {
     let cowl = Cowl::new();
     cowl.refused(
         &["imges"],
@@ -317,7 +318,7 @@ fn an_unknown_command_runs_a_program_of_that_name_or_is_told_with_a_suggestion()
 }
 
 #[test]
-fn volumes_are_made_listed_and_removed() {
+fn volume_create_ls_inspect_rm() {
     let cowl = Cowl::new();
     cowl.prints(&["volume", "create", "vol1"], "vol1\n");
     cowl.prints(&["volume", "create", "vol1"], "vol1\n");
@@ -340,7 +341,7 @@ fn volumes_are_made_listed_and_removed() {
 }
 
 #[test]
-fn a_reader_that_leaves_early_is_no_crash() {
+fn closed_standard_output_is_no_error() {
     let cowl = Cowl::new();
     for arguments in [&["images"][..], &["--help"], &["info"]] {
         let (reader, writer) = std::io::pipe().unwrap();
@@ -359,7 +360,7 @@ fn a_reader_that_leaves_early_is_no_crash() {
 }
 
 #[test]
-fn a_full_standard_output_is_told() {
+fn full_standard_output_is_reported() {
     let cowl = Cowl::new();
     let full = std::fs::File::options()
         .write(true)
@@ -374,7 +375,7 @@ fn a_full_standard_output_is_told() {
 }
 
 #[test]
-fn a_directory_that_is_not_a_store_is_left_alone() {
+fn directory_that_is_not_a_store_is_left_alone() {
     let cowl = Cowl::new();
     std::fs::create_dir(cowl.root()).unwrap();
     std::fs::write(cowl.root().join("thesis.txt"), "work of years").unwrap();
@@ -391,7 +392,7 @@ fn a_directory_that_is_not_a_store_is_left_alone() {
 }
 
 #[test]
-fn a_store_is_its_users_own_by_default() {
+fn default_store_is_the_users_own() {
     let temp = tempfile::tempdir().unwrap();
     // Root of a user namespace is an ordinary user; root of the machine has /var/lib/cowl.
     let mut command = Command::new("unshare");

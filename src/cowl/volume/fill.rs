@@ -1,7 +1,8 @@
-//! Copies a directory of an image into a new volume, with everything a file is: owner, mode, times, extended attributes, hard links, devices, holes.
-//! In a user namespace, what belongs to ids that it doesn't have becomes the caller's.
+//! Copies a directory of an image into a new volume: owner, mode, times, xattrs, hard links,
+//! devices and holes included. In a user namespace, files of unmapped ids become the caller's.
 //!
-//! Called by `Volume::prepare`. The source is reached through the container's root by descriptor and never leaves it; symlinks on the way are resolved inside.
+//! Called by `Volume::prepare`. The source is opened inside the container's root; symlinks are
+//! resolved there.
 
 use crate::engine::error::{Context, Error, Result};
 use cowl_core::sys::copy::copy_data;
@@ -18,7 +19,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// Copies what `root` has at `path` into the empty directory `to`. Nothing happens if there is no such directory.
+/// Copies the directory `path` of `root` into the empty directory `to`. Does nothing if it is
+/// missing.
 pub(super) fn copy_tree(root: impl AsFd, path: &str, to: OwnedFd) -> Result<()> {
     let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
     let relative = path.trim_start_matches('/');
@@ -41,11 +43,11 @@ const READ: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC);
 
 struct Copier {
     top: OwnedFd,
-    /// Where the first name of a file with several was copied to.
+    /// By inode: the copy of a hard-linked file's first name.
     links: HashMap<u64, PathBuf>,
 }
 
-/// An error and the path below the source it is about.
+/// A result whose error carries the path below the source.
 type At<T> = std::result::Result<T, (PathBuf, Error)>;
 
 impl Copier {
@@ -61,7 +63,7 @@ impl Copier {
             self.entry(from, to, name, &below)?;
         }
         let stat = stat(from, c"").map_err(here)?;
-        finish(from.as_fd(), to.as_fd(), &stat).map_err(here)
+        apply_metadata(from.as_fd(), to.as_fd(), &stat).map_err(here)
     }
 
     fn entry(&mut self, from: &OwnedFd, to: &OwnedFd, name: &CStr, path: &Path) -> At<()> {
@@ -86,7 +88,7 @@ impl Copier {
             }
             self.links.insert(stat.stx_ino, path.to_owned());
         }
-        other(from, to, name, &stat, kind).map_err(here)
+        copy_file(from, to, name, &stat, kind).map_err(here)
     }
 }
 
@@ -100,8 +102,14 @@ fn make_directory(to: &OwnedFd, name: &CStr) -> Result<OwnedFd> {
     )?)
 }
 
-/// Everything but directories.
-fn other(from: &OwnedFd, to: &OwnedFd, name: &CStr, stat: &Statx, kind: FileType) -> Result<()> {
+/// Copies anything but a directory.
+fn copy_file(
+    from: &OwnedFd,
+    to: &OwnedFd,
+    name: &CStr,
+    stat: &Statx,
+    kind: FileType,
+) -> Result<()> {
     match kind {
         FileType::RegularFile => {
             let source = fs::openat(from, name, READ | OFlags::NOFOLLOW, Mode::empty())?;
@@ -109,7 +117,7 @@ fn other(from: &OwnedFd, to: &OwnedFd, name: &CStr, stat: &Statx, kind: FileType
                 OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let copy = fs::openat(to, name, flags, Mode::RUSR | Mode::WUSR)?;
             copy_data(&source, &copy, stat.stx_size)?;
-            return finish(source.as_fd(), copy.as_fd(), stat);
+            return apply_metadata(source.as_fd(), copy.as_fd(), stat);
         }
         FileType::Symlink => fs::symlinkat(fs::readlinkat(from, name, Vec::new())?, to, name)?,
         _ => fs::mknodat(
@@ -123,18 +131,20 @@ fn other(from: &OwnedFd, to: &OwnedFd, name: &CStr, stat: &Statx, kind: FileType
     let path_only = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let source = fs::openat(from, name, path_only, Mode::empty())?;
     let copy = fs::openat(to, name, path_only, Mode::empty())?;
-    finish(source.as_fd(), copy.as_fd(), stat)
+    apply_metadata(source.as_fd(), copy.as_fd(), stat)
 }
 
-/// Owner first, since changing it clears set-user-ID bits; times last, since everything else changes them.
-fn finish(from: BorrowedFd<'_>, to: BorrowedFd<'_>, stat: &Statx) -> Result<()> {
+/// Applies owner, mode, xattrs and times. Owner first, since chown clears set-id bits; times last,
+/// since all else changes them.
+fn apply_metadata(from: BorrowedFd<'_>, to: BorrowedFd<'_>, stat: &Statx) -> Result<()> {
     let (uid, gid) = (
         fs::Uid::from_raw(stat.stx_uid),
         fs::Gid::from_raw(stat.stx_gid),
     );
     let mut mode = Mode::from_raw_mode(stat.stx_mode.into());
     match fs::chownat(to, c"", Some(uid), Some(gid), AtFlags::EMPTY_PATH) {
-        // This user namespace has no such ids (chown(2)): the copy stays the caller's, and runs with nobody else's rights.
+        // Ids that the user namespace does not map: the copy stays the caller's, without set-id
+        // bits.
         Err(Errno::INVAL) => mode.remove(Mode::SUID | Mode::SGID),
         other => other.context(|| "setting the owner")?,
     }
@@ -169,7 +179,7 @@ fn copy_xattrs(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Reads into a buffer that grows until the answer fits (64 KiB is the most the kernel gives).
+/// Calls `read` with a growing buffer until the answer fits (the kernel's limit is 64 KiB).
 fn grown(
     mut read: impl FnMut(&mut Vec<u8>) -> rustix::io::Result<usize>,
 ) -> rustix::io::Result<Vec<u8>> {
@@ -185,7 +195,7 @@ fn grown(
     }
 }
 
-/// The path of an open file, also of one opened with O_PATH, also of a symlink.
+/// A path to an open file, for calls that take no O_PATH descriptor.
 fn by_descriptor(fd: BorrowedFd<'_>) -> CString {
     CString::new(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap_or_default()
 }
@@ -206,7 +216,7 @@ mod tests {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
     #[test]
-    fn a_copy_has_the_same_files_modes_times_links_and_attributes() {
+    fn copy_tree_keeps_modes_times_links_and_xattrs() {
         let image = tempfile::tempdir().unwrap();
         let srv = image.path().join("srv");
         std::fs::create_dir_all(srv.join("deep/er")).unwrap();
@@ -268,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_the_image_lacks_or_a_file_leaves_the_volume_empty() {
+    fn copy_tree_of_a_missing_directory_copies_nothing() {
         let image = tempfile::tempdir().unwrap();
         std::fs::write(image.path().join("file"), "").unwrap();
         let volume = tempfile::tempdir().unwrap();

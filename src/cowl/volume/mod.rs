@@ -3,15 +3,17 @@
 //! ```text
 //! volumes/<name>/               locked (flock) while an image fills it
 //!   _data/                      the content, mounted into containers
-//!   volume.json                 when it was made, and whether an image still may fill it
-//! volumes/.new-<id>/            not yet a volume
-//! volumes/.gone-<id>/           no longer one
+//!   volume.json                 when it was created, and whether an image may still fill it
+//! volumes/.new-<id>/            being created
+//! volumes/.gone-<id>/           being removed
 //! ```
 //!
-//! A new volume takes what its first container's image has at the place it is mounted on; a fill that was killed is begun again by the next container.
-//! Invariant: the engine writes into a volume only while its record says `filling`, and only ever into one that was found empty.
+//! A new volume is filled with the content of its first container's image at the mount point. The
+//! next container repeats a fill that was killed. Invariant: the engine writes into a volume only
+//! while its record says `filling`, and only if the volume was empty.
 //!
-//! Which volumes containers use is the engine's knowledge; it holds the containers' guard while it asks this module to make or remove one.
+//! The engine knows which containers use a volume; it holds the containers' guard while it creates
+//! or removes one.
 
 mod fill;
 mod spec;
@@ -43,23 +45,23 @@ pub struct Volumes {
 /// `volume.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    /// When it was made.
+    /// When it was created.
     pub created: Timestamp,
-    /// Made for one container, with a generated name.
+    /// Created for one container, with a generated name.
     pub anonymous: bool,
-    /// Who may write into it.
+    /// How far it has come.
     pub usage: Usage,
 }
 
-/// How far a volume has come.
+/// The life of a volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Usage {
-    /// No container has had it.
+    /// No container has used it.
     Fresh,
-    /// What is in it comes from an image and may be incomplete.
+    /// An image is filling it; the content may be incomplete.
     Filling,
-    /// Its content is its users'.
+    /// Containers have used it; the engine writes to it no more.
     InUse,
 }
 
@@ -68,13 +70,13 @@ pub enum Usage {
 pub struct Volume {
     /// Its name.
     pub name: String,
-    /// What is known of it.
+    /// Its record.
     pub record: Record,
     dir: OwnedFd,
 }
 
 impl Volumes {
-    /// Opens (and makes, if need be) `volumes/` of a store.
+    /// Opens `volumes/` of a store, creating it if missing.
     pub fn open(root: &Path) -> Result<Self> {
         let store =
             files::open_dir(root).context(|| format!("opening the store {}", root.display()))?;
@@ -96,18 +98,18 @@ impl Volumes {
         Ok(volumes)
     }
 
-    /// A volume by its whole name.
+    /// Finds a volume by its full name.
     pub fn find(&self, name: &str) -> Result<Volume> {
         let found = if is_name(name) { self.get(name)? } else { None };
         found.ok_or_else(|| Error::not_found(format!("get {name}: no such volume")))
     }
 
-    /// Whether there is such a volume.
+    /// Whether a volume exists.
     pub fn has(&self, name: &VolumeName) -> Result<bool> {
         Ok(self.get(name.as_str())?.is_some())
     }
 
-    /// Makes a volume; one that is there stays as it is. The caller holds the containers' guard.
+    /// Creates a volume, or returns the existing one. The caller holds the containers' guard.
     pub fn create(&self, name: &VolumeName, anonymous: bool) -> Result<Volume> {
         if let Some(volume) = self.get(name.as_str())? {
             return Ok(volume);
@@ -118,10 +120,11 @@ impl Volumes {
             remove_tree(&self.dir, &temporary)
                 .context(|| format!("removing volumes/{temporary}"))?;
         }
-        made.context(|| format!("making volume {name}"))
+        made.context(|| format!("creating volume {name}"))
     }
 
-    /// Made under another name, so that what has a volume's name is one.
+    /// Creates the volume under a temporary name and renames it: a volume's name is never
+    /// incomplete.
     fn make(&self, name: &str, temporary: &str, anonymous: bool) -> Result<Volume> {
         let dir = files::ensure_dir_at(&self.dir, temporary, 0o700)?;
         files::ensure_dir_at(&dir, DATA, 0o755)?;
@@ -140,8 +143,8 @@ impl Volumes {
         })
     }
 
-    /// Takes a volume away from all eyes; [`Volumes::purge`] removes what was in it. False if there was none. The caller holds the containers' guard and
-    /// knows that no container uses it.
+    /// Renames a volume away; [`Volumes::purge`] removes its content. False if it does not exist.
+    /// The caller holds the containers' guard and has checked that no container uses it.
     pub fn remove(&self, name: &str) -> Result<bool> {
         if !is_name(name) {
             return Ok(false);
@@ -153,17 +156,17 @@ impl Volumes {
         }
     }
 
-    /// Removes what has vanished. Call it without the guard: a volume can be large.
+    /// Removes the content of removed volumes. Call it without the guard: it can take long.
     pub fn purge(&self) -> Result<()> {
         files::purge(&self.dir, GONE, |_| Ok(())).context(|| format!("in {}", self.path.display()))
     }
 
-    /// Removes what never became a volume, since its maker was killed. The caller holds the containers' guard, as every maker does.
+    /// Removes volumes whose creation was killed. The caller holds the containers' guard.
     pub fn remove_unfinished(&self) -> Result<()> {
         files::purge(&self.dir, NEW, |_| Ok(())).context(|| format!("in {}", self.path.display()))
     }
 
-    /// Where a volume's content is on the host.
+    /// Directory of a volume's content on the host.
     pub fn mountpoint(&self, name: &str) -> PathBuf {
         self.path.join(name).join(DATA)
     }
@@ -185,14 +188,16 @@ impl Volumes {
 }
 
 impl Volume {
-    /// Its content, to be mounted.
+    /// Opens the directory of its content.
     pub fn data(&self) -> Result<OwnedFd> {
         files::open_dir_at(&self.dir, DATA).context(|| format!("opening volume {}", self.name))
     }
 
-    /// Readies the volume for its first container: what `root` (a container's root) has at `destination` is copied into it if `copy`.
+    /// Prepares the volume for its first container: with `copy`, copies the content of
+    /// `destination` in the container's `root` into it.
     ///
-    /// Does nothing for a volume that has been in use. Waits while another container's start fills it.
+    /// Does nothing for a volume that has been used. Waits while another container's start fills
+    /// it.
     pub fn prepare(&self, root: impl AsFd, destination: &str, copy: bool) -> Result<()> {
         let _filling = files::lock_dir(&self.dir)?;
         let record: Option<Record> = files::read_json(&self.dir, RECORD)?;
@@ -226,7 +231,8 @@ impl Volume {
         )
     }
 
-    /// Begins with an empty directory: what a killed fill left is worth nothing, and no container has it mounted.
+    /// Starts over with an empty directory: a killed fill may have left a part, and no container
+    /// uses it.
     fn fill(&self, root: impl AsFd, destination: &str) -> Result<()> {
         remove_tree(&self.dir, DATA)?;
         let data = files::ensure_dir_at(&self.dir, DATA, 0o755)?;
@@ -245,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_volume_is_made_once_listed_and_removed() {
+    fn create_list_and_remove() {
         let (root, volumes) = volumes();
         let name = VolumeName::parse("vol1").unwrap();
         assert!(!volumes.has(&name).unwrap());
@@ -278,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_image_fills_a_volume_and_no_later_one() {
+    fn only_the_first_image_fills_a_volume() {
         let (_root, volumes) = volumes();
         let volume = volumes
             .create(&VolumeName::parse("vol1").unwrap(), false)
@@ -292,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn a_killed_fill_begins_again_and_what_a_user_put_there_stays() {
+    fn prepare_repeats_a_killed_fill_and_keeps_a_users_files() {
         let (_root, volumes) = volumes();
         let volume = volumes
             .create(&VolumeName::parse("vol1").unwrap(), false)
@@ -319,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_killed_maker_left_is_no_volume_and_is_removed() {
+    fn remove_unfinished_removes_a_killed_creation() {
         let (root, volumes) = volumes();
         std::fs::create_dir_all(root.path().join("volumes/.new-x/_data")).unwrap();
         assert!(volumes.list().unwrap().is_empty());

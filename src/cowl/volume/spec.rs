@@ -1,20 +1,20 @@
-//! The grammar of `-v`: what a volume option means, before anything on disk is looked at.
+//! The syntax of `-v`.
 //!
-//! Called by `cli` for each `-v` and by the engine for the `Volumes` of an image. Docker's rules:
+//! Called by `cli` for each `-v` and by the engine for the `Volumes` of an image. As Docker's:
 //!
 //! ```text
 //! /dir              an anonymous volume at /dir
-//! NAME:/dir[:mode]  a named volume, made on first use
-//! /host:/dir[:mode] a host path (also ./rel and ../rel, taken from the current directory)
+//! NAME:/dir[:mode]  a named volume, created on first use
+//! /host:/dir[:mode] a host path (also ./rel and ../rel, relative to the current directory)
 //! mode              ro | rw | nocopy, comma separated
 //! ```
 
 use std::path::{Component, Path, PathBuf};
 
-/// Where the content of a mount comes from.
+/// The source of a mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
-    /// A volume that lives and dies with its container.
+    /// A volume of one container.
     Anonymous,
     /// A volume by name.
     Named(VolumeName),
@@ -25,22 +25,23 @@ pub enum Source {
 /// One `-v` option.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VolumeSpec {
-    /// What is mounted.
+    /// Source of the mount.
     pub source: Source,
-    /// Where: an absolute path in the container, cleaned of `.`, `..` and doubled slashes, never `/`.
+    /// Absolute path in the container without `.`, `..` and doubled slashes; never `/`.
     pub destination: String,
     /// Mounted read-only.
     pub read_only: bool,
-    /// Leave a new volume empty instead of filling it with what the image has at the destination.
+    /// Do not fill a new volume with the image's content.
     pub no_copy: bool,
 }
 
-/// A name that is safe as one component of a path: `[a-zA-Z0-9][a-zA-Z0-9_.-]+`, at most 255 bytes.
+/// A name that is safe as one component of a path: `[a-zA-Z0-9][a-zA-Z0-9_.-]+`, at most 255
+/// bytes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct VolumeName(String);
 
 impl VolumeName {
-    /// Checks a name, with Docker's words for a bad one.
+    /// Checks a name; errors are worded as Docker's.
     pub fn parse(name: &str) -> Result<Self, String> {
         if name.chars().count() == 1 {
             return Err(format!(
@@ -73,7 +74,8 @@ impl std::fmt::Display for VolumeName {
     }
 }
 
-/// The shape that Docker asks of names of containers and volumes: two characters or more, the first a letter or digit.
+/// Whether a name is valid for a container or volume, as in Docker: two characters or more, the
+/// first a letter or digit.
 pub fn is_name(name: &str) -> bool {
     let mut chars = name.chars();
     let first = chars.next().is_some_and(|c| c.is_ascii_alphanumeric());
@@ -86,7 +88,7 @@ pub fn is_name(name: &str) -> bool {
 }
 
 impl VolumeSpec {
-    /// Reads one `-v` option; `cwd` is where relative host paths begin.
+    /// Parses a `-v` option; host paths are relative to `cwd`.
     pub fn parse(text: &str, cwd: &Path) -> Result<Self, String> {
         let invalid = |why: &str| format!("invalid volume specification: '{text}': {why}");
         let parts: Vec<&str> = text.split(':').collect();
@@ -102,12 +104,12 @@ impl VolumeSpec {
             [source, destination, modes] if !modes.is_empty() => {
                 (Some(*source), *destination, *modes)
             }
-            _ => return Err(invalid("it has the form SOURCE:DESTINATION[:ro]")),
+            _ => return Err(invalid("expected SOURCE:DESTINATION[:ro]")),
         };
         let destination = clean(destination).map_err(|why| invalid(&why))?;
         let source = match source {
             None => Source::Anonymous,
-            Some("") => return Err(invalid("the part before the colon is empty")),
+            Some("") => return Err(invalid("the source is empty")),
             Some(path) if path.starts_with('/') => Source::Host(PathBuf::from(path)),
             Some(path) if is_relative(path) => Source::Host(cwd.join(path)),
             Some(name) => Source::Named(VolumeName::parse(name)?),
@@ -122,7 +124,7 @@ impl VolumeSpec {
         Ok(spec)
     }
 
-    /// The anonymous volume that an image asks for at `destination`.
+    /// An anonymous volume declared by an image.
     pub fn of_image(destination: &str) -> Result<Self, String> {
         let destination = clean(destination)
             .map_err(|why| format!("volume '{destination}' of the image: {why}"))?;
@@ -210,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn what_docker_accepts() {
+    fn parse_accepts_what_docker_accepts() {
         let named = || Source::Named(VolumeName("vol1".to_owned()));
         let host = |path: &str| Source::Host(PathBuf::from(path));
         let table = [
@@ -235,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn what_docker_refuses() {
+    fn parse_refuses_what_docker_refuses() {
         let table = [
             ("", "mount path must be absolute"),
             ("data", "mount path must be absolute"),
