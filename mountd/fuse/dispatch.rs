@@ -460,6 +460,7 @@ fn open_flags(flags: u32, kill_priv: bool) -> OpenFlags {
     OpenFlags {
         write: flags.intersects(OFlags::WRONLY | OFlags::RDWR),
         truncate: flags.contains(OFlags::TRUNC),
+        sync: flags.contains(OFlags::DSYNC),
         kill_priv,
     }
 }

@@ -7,7 +7,7 @@ use rustix::fs::{OFlags, Statx, Timespec, Timestamps};
 use super::busy::Guard;
 use super::event::Event;
 use super::opens::Serving;
-use super::state::{Content, Home, UpperFile};
+use super::state::{Home, UpperFile};
 use super::types::{Attr, Errno, HandleId, NodeId, SetAttr, SetTime};
 use super::{Overlay, lookup::tree_side};
 
@@ -336,19 +336,16 @@ fn timespec(time: Option<SetTime>) -> Timespec {
 
 /// What the mount shows of a file of the upper, `ino` of one that was born there.
 pub(super) fn attr_of_host(stat: &Statx, file: &UpperFile, file_type: FileType) -> Attr {
-    let time = |time: rustix::fs::StatxTimestamp| Timestamp {
-        secs: time.tv_sec,
-        nanos: time.tv_nsec,
-    };
     let links = match file.home {
         Home::Named => i64::from(stat.stx_nlink),
         // One link is ours.
-        Home::Index(_) => i64::from(stat.stx_nlink) - 1 + i64::from(file.nlink_delta),
+        Home::Index(_) => i64::from(stat.stx_nlink) - 1 + i64::from(file.link_delta),
         Home::Orphan(_) => i64::from(stat.stx_nlink) - 1,
     };
-    let blocks = match file.content {
-        Content::Own => stat.stx_blocks,
-        Content::Object(_) => stat.stx_size.div_ceil(512),
+    let blocks = if file.metadata_only {
+        stat.stx_size.div_ceil(512)
+    } else {
+        stat.stx_blocks
     };
     let rdev = if file.device {
         Rdev { major: 0, minor: 0 }
@@ -356,12 +353,12 @@ pub(super) fn attr_of_host(stat: &Statx, file: &UpperFile, file_type: FileType) 
         rdev_of(stat)
     };
     Attr {
-        ino: BORN_INO | stat.stx_ino,
+        ino: ino_of_host(stat.stx_ino),
         size: stat.stx_size,
         blocks,
-        atime: time(stat.stx_atime),
-        mtime: time(stat.stx_mtime),
-        ctime: time(stat.stx_ctime),
+        atime: timestamp(stat.stx_atime),
+        mtime: timestamp(stat.stx_mtime),
+        ctime: timestamp(stat.stx_ctime),
         file_type,
         mode: u32::from(stat.stx_mode) & 0o7777,
         nlink: u32::try_from(links).unwrap_or(0),
@@ -372,6 +369,13 @@ pub(super) fn attr_of_host(stat: &Statx, file: &UpperFile, file_type: FileType) 
     }
 }
 
+pub(super) fn timestamp(time: rustix::fs::StatxTimestamp) -> Timestamp {
+    Timestamp {
+        secs: time.tv_sec,
+        nanos: time.tv_nsec,
+    }
+}
+
 fn rdev_of(stat: &Statx) -> Rdev {
     Rdev {
         major: stat.stx_rdev_major,
@@ -379,12 +383,17 @@ fn rdev_of(stat: &Statx) -> Rdev {
     }
 }
 
+/// `st_ino` of a file that no tree has.
+pub(super) const fn ino_of_host(host: u64) -> u64 {
+    BORN_INO | host
+}
+
 /// `d_ino` of a node as far as it is known without asking the host.
 pub(super) fn ino_of(id: NodeId, node: Option<&super::state::Node>) -> u64 {
     match node {
         Some(node) => match (node.origin, &node.upper) {
             (Some(origin), _) => NodeId::of_tree(origin).0,
-            (None, Some(file)) => BORN_INO | file.host,
+            (None, Some(file)) => ino_of_host(file.host),
             (None, None) => node.gone().map_or(id.0, |attr| attr.ino),
         },
         None => id.0,

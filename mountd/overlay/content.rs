@@ -7,39 +7,57 @@ use std::fs::File;
 
 use cowl_core::digest::ObjectId;
 use cowl_core::sys::copy::copy_data;
-use cowl_core::upper::marks::Mark;
-use cowl_core::upper::spot::times;
+use cowl_core::tree::Timestamp;
+use cowl_core::upper::marks::{FileMark, Saved};
+use cowl_core::upper::scan::Marks;
+use cowl_core::upper::spot::{Spot, times};
 use rustix::fs::{Mode, OFlags, XattrFlags};
 
 use super::Overlay;
 use super::busy::Guard;
 use super::event::Event;
-use super::state::Content;
+use super::state::UpperFile;
 use super::types::{Attr, Errno, NodeId};
 
 const SET_ID: u32 = 0o6000;
 
 const CAPABILITY: &[u8] = b"security.capability";
 
-/// A file whose bytes are about to come, and what copying them must not change.
+/// Where the bytes of a node are that has a file in the upper.
+#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+pub(super) enum Content {
+    /// In the upper's file.
+    Upper,
+    /// In the object, up to the length of the upper's file.
+    Lower(Option<ObjectId>),
+}
+
+/// A copy-up of a file's content, and what it must not change.
 struct Filling {
-    object: ObjectId,
+    object: Option<ObjectId>,
     file: File,
     before: Attr,
-    /// The host takes it from a file whenever that is written, as it does set-id bits outside of the initial user namespace.
-    capability: Option<Vec<u8>>,
+    saved: Saved,
 }
 
 impl Overlay {
     /// Where the bytes of a node are that has a file in the upper.
-    pub(super) fn content_of(&self, id: NodeId) -> Option<Content> {
-        let state = self.state.read();
-        Some(state.node(id)?.upper.as_ref()?.content)
+    pub(super) fn content_of(&self, id: NodeId) -> Result<Option<Content>, Errno> {
+        let Some((_, origin, file)) = self.upper_node(id) else {
+            return Ok(None);
+        };
+        if !file.metadata_only {
+            return Ok(Some(Content::Upper));
+        }
+        let record = self.lower.node(origin.ok_or(Errno::IO)?)?;
+        Ok(Some(Content::Lower(self.lower.object(&record)?)))
     }
 
     /// Whether a node's bytes are in the upper. They stay there.
     pub(super) fn owns_content(&self, id: NodeId) -> bool {
-        self.content_of(id) == Some(Content::Own)
+        let state = self.state.read();
+        let file = state.node(id).and_then(|node| node.upper.as_ref());
+        file.is_some_and(|file| !file.metadata_only)
     }
 
     /// Waits until nobody copies a file's bytes, and keeps it so.
@@ -50,8 +68,8 @@ impl Overlay {
         self.filling.lock(&[id])
     }
 
-    /// Takes the first `keep` bytes of a file's content into the upper, or all if there are fewer; nothing happens if the upper has them.
-    /// On an error (a full disk) the file is as it was. The node has its file in the upper.
+    /// Takes the first `keep` bytes of a file's content into the upper, or all if there are fewer, and cuts the file there; nothing happens
+    /// if the upper has them. On an error (a full disk) the file is as it was. The node has its file in the upper.
     ///
     /// # Locking
     /// Guards the node for a few system calls before and after; the caller may hold no guard.
@@ -66,6 +84,9 @@ impl Overlay {
                 return Ok(());
             };
             let under_way = self.unseen.begin(id, filling.before);
+            if keep > 0 {
+                self.save_attributes(id, Some(&filling.saved))?;
+            }
             (filling, under_way)
         };
         let filled = filling.fill(&self.lower, keep);
@@ -77,18 +98,40 @@ impl Overlay {
 
     /// None: somebody else was faster. The caller guards the node.
     fn prepare_filling(&self, id: NodeId) -> Result<Option<Filling>, Errno> {
-        let object = match self.content_of(id) {
-            Some(Content::Object(object)) => object,
-            Some(Content::Own) => return Ok(None),
+        let object = match self.content_of(id)? {
+            Some(Content::Lower(object)) => object,
+            Some(Content::Upper) => return Ok(None),
             None => return Err(Errno::STALE),
         };
         let place = self.place_of(id)?;
+        let before = self.attr_guarded(id)?;
         Ok(Some(Filling {
             object,
             file: place.open(OFlags::WRONLY)?,
-            before: self.attr_guarded(id)?,
-            capability: place.spot().xattr(CAPABILITY)?,
+            before,
+            saved: Saved {
+                size: before.size,
+                mtime: before.mtime,
+                mode: before.mode,
+                capability: place.spot().xattr(CAPABILITY)?,
+            },
         }))
+    }
+
+    /// Writes the attributes that a copy of the content changes into the file's mark, or takes them out again. The caller guards the node.
+    fn save_attributes(&self, id: NodeId, saved: Option<&Saved>) -> Result<(), Errno> {
+        let Some((_, origin, mut file)) = self.upper_node(id) else {
+            return Err(Errno::STALE);
+        };
+        file.copying = saved.cloned();
+        self.write_mark(self.place_of(id)?.spot(), &file.mark(origin))?;
+        self.commit(|_| {
+            [Event::Copying {
+                node: id,
+                saved: file.copying,
+            }]
+        });
+        Ok(())
     }
 
     /// The caller guards the node, which may have been renamed meanwhile, or be gone.
@@ -98,20 +141,53 @@ impl Overlay {
         filling: &Filling,
         filled: Result<(), Errno>,
     ) -> Result<(), Errno> {
-        if self.content_of(id).is_none() {
+        let Some((_, origin, file)) = self.upper_node(id) else {
             return Err(Errno::STALE); // removed, and with it what was copied
+        };
+        let mark = UpperFile {
+            metadata_only: false,
+            copying: None,
+            ..file
         }
-        let space = self.writable()?.namespace();
-        let owned = filled
-            .and_then(|()| filling.restore_privileges())
-            .and_then(|()| self.place_of(id)?.spot().clear_mark(space, Mark::Data));
-        if let Err(error) = owned {
-            filling.undo();
+        .mark(origin);
+        let copied = filled
+            .and_then(|()| filling.restore_attributes())
+            .and_then(|()| self.write_mark(self.place_of(id)?.spot(), &mark));
+        if let Err(error) = copied {
+            let undone = filling.undo().and_then(|()| self.save_attributes(id, None));
+            if let Err(errno) = undone {
+                tracing::warn!(%errno, "what a failed copy-up left goes when the next mount finds it");
+            }
             return Err(error);
         }
-        self.commit(|_| [Event::Owned { node: id }]);
-        // Nobody wrote yet: whoever copied up for a change of the length will have new times anyway.
-        filling.restore_times()
+        self.commit(|_| [Event::ContentCopied { node: id }]);
+        Ok(())
+    }
+
+    /// Takes back a copy of content that the end of its worker cut short. The caller guards the file.
+    pub(super) fn undo_copying(
+        &self,
+        spot: Spot<'_>,
+        marks: &Marks,
+        saved: &Saved,
+    ) -> Result<(), Errno> {
+        let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = File::from(rustix::fs::openat(
+            spot.dir,
+            spot.name,
+            flags,
+            Mode::empty(),
+        )?);
+        let atime = super::attrs::timestamp(spot.stat()?.stx_atime);
+        undo(&file, atime, saved)?;
+        let mark = FileMark {
+            origin: marks.origin,
+            metadata_only: marks.metadata_only,
+            device: marks.device,
+            link_delta: marks.link_delta,
+            copying: None,
+        };
+        self.write_mark(spot, &mark)
     }
 }
 
@@ -120,38 +196,42 @@ impl Filling {
         match keep.min(self.before.size) {
             0 => rustix::fs::ftruncate(&self.file, 0)?,
             keep => {
-                copy_data(lower.open_object(self.object)?, &self.file, keep)?;
+                let object = lower.open_object(self.object.ok_or(Errno::IO)?)?;
+                copy_data(object, &self.file, keep)?;
+                if keep < self.before.size {
+                    rustix::fs::ftruncate(&self.file, keep)?;
+                }
             }
         }
         // Without it a power cut could leave the file without mark and without bytes.
         rustix::fs::fdatasync(&self.file)
     }
 
-    /// A copy is no write by anyone. Should the worker stop in the midst of one, less privilege stays, never more.
-    fn restore_privileges(&self) -> Result<(), Errno> {
-        if self.before.mode & SET_ID != 0 {
-            rustix::fs::fchmod(&self.file, Mode::from_raw_mode(self.before.mode))?;
-        }
-        match &self.capability {
-            Some(value) => {
-                rustix::fs::fsetxattr(&self.file, CAPABILITY, value, XattrFlags::empty())
-            }
-            None => Ok(()),
-        }
-    }
-
-    fn restore_times(&self) -> Result<(), Errno> {
-        rustix::fs::futimens(&self.file, &times(self.before.atime, self.before.mtime))
+    /// A copy is no write by anyone.
+    fn restore_attributes(&self) -> Result<(), Errno> {
+        restore(&self.file, self.before.atime, &self.saved)
     }
 
     /// Gives the blocks of a copy that failed back. The mark is still there, so whatever happens here the content is the object's.
-    fn undo(&self) {
-        let undone = rustix::fs::ftruncate(&self.file, 0)
-            .and_then(|()| rustix::fs::ftruncate(&self.file, self.before.size))
-            .and_then(|()| self.restore_privileges())
-            .and_then(|()| self.restore_times());
-        if let Err(errno) = undone {
-            tracing::warn!(object = %self.object, %errno, "what a failed copy-up left cannot be taken back");
-        }
+    fn undo(&self) -> Result<(), Errno> {
+        undo(&self.file, self.before.atime, &self.saved)
     }
+}
+
+/// Makes a file as sparse as it was before its content was copied.
+fn undo(file: &File, atime: Timestamp, saved: &Saved) -> Result<(), Errno> {
+    rustix::fs::ftruncate(file, 0)?;
+    rustix::fs::ftruncate(file, saved.size)?;
+    restore(file, atime, saved)
+}
+
+/// The host has changed these as at any write: the time, the capability, and outside of the initial user namespace the set-id bits.
+fn restore(file: &File, atime: Timestamp, saved: &Saved) -> Result<(), Errno> {
+    if saved.mode & SET_ID != 0 {
+        rustix::fs::fchmod(file, Mode::from_raw_mode(saved.mode))?;
+    }
+    if let Some(value) = &saved.capability {
+        rustix::fs::fsetxattr(file, CAPABILITY, value, XattrFlags::empty())?;
+    }
+    rustix::fs::futimens(file, &times(atime, saved.mtime))
 }

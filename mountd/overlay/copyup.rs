@@ -8,12 +8,13 @@ use std::os::fd::AsFd;
 
 use cowl_core::tree::{FileType, Node, Rdev, TreeIno};
 use cowl_core::upper::Upper;
-use cowl_core::upper::marks::{self, Mark, Namespace, escape};
+use cowl_core::upper::marks::{self, FileMark, Mark, Namespace, escape};
+use cowl_core::upper::scan::{is_null_device, stored_type};
 use cowl_core::upper::spot::{Spot, times};
 use rustix::fs::{Mode, OFlags, RenameFlags, XattrFlags};
 
 use super::event::Event;
-use super::state::{Content, Home, Under, UpperFile};
+use super::state::{Home, Under, Unsynced, UpperFile};
 use super::types::{Attr, Errno, NodeId};
 use super::{Overlay, new_file};
 
@@ -170,31 +171,27 @@ impl Overlay {
         into: &Destination,
     ) -> Result<UpperFile, Errno> {
         let mut file = UpperFile {
-            unsynced: true,
+            device: is_null_device(record),
+            metadata_only: record.object.is_some(),
+            unsynced: Unsynced {
+                inode: true,
+                name: true,
+            },
             ..new_file(0)
         };
         let creator = crate::sys::identity::own()?;
         self.make_like(made, node, record)?;
-        let space = upper.namespace();
-        if is_null_device(record) {
-            made.set_mark(space, Mark::Device, &marks::encode_device())?;
-            file.device = true;
-        }
-        if let Some(object) = self.lower.object(record)? {
-            made.set_mark(space, Mark::Data, &marks::encode_data(object))?;
-            file.content = Content::Object(object);
-        }
         match into {
             Destination::Name { .. } => {}
             Destination::Orphan(number) => file.home = Home::Orphan(*number),
             Destination::Index(node) => {
                 file.home = Home::Index(*node);
-                file.nlink_delta =
+                file.link_delta =
                     i32::try_from(record.nlink).map_err(|_beyond_i32| Errno::OVERFLOW)?;
-                if space.marks(host_type(record)) {
-                    made.set_mark(space, Mark::Nlink, &marks::encode_nlink(file.nlink_delta))?;
-                }
             }
+        }
+        if upper.namespace().marks(stored_type(record)) {
+            self.write_mark(made, &file.mark(Some(node)))?;
         }
         self.dress(made, node, Some(creator))?;
         if let Some(attr) = self.gone_attr(id) {
@@ -228,7 +225,7 @@ impl Overlay {
         }
     }
 
-    /// Gives a file owner, permissions, attributes and times of a node of the tree, and the mark of where it came from. One that was just
+    /// Gives a file owner, permissions, attributes and times of a node of the tree. One that was just
     /// made by `creator` has its permissions but for set-id bits.
     pub(super) fn dress(
         &self,
@@ -254,10 +251,12 @@ impl Overlay {
                 Err(errno) => return Err(errno),
             }
         }
-        if space.marks(host_type(&record)) {
-            spot.set_mark(space, Mark::Origin, &marks::encode_origin(node))?;
-        }
         spot.utimens(&times(record.mtime, record.mtime))
+    }
+
+    /// Writes what a file was copied up from.
+    pub(super) fn write_mark(&self, spot: Spot<'_>, mark: &FileMark) -> Result<(), Errno> {
+        spot.set_mark(self.writable()?.namespace(), Mark::File, &mark.encode())
     }
 
     fn put_copy(&self, upper: &Upper, made: Spot<'_>, into: &Destination) -> Result<(), Errno> {
@@ -327,20 +326,6 @@ pub(super) fn make_special(
 /// A file of several names is found through the index, whichever of them was used.
 fn has_more_names(record: &Node) -> bool {
     record.file_type != FileType::Directory && record.nlink > 1
-}
-
-/// A device that the upper would take for a whiteout.
-fn is_null_device(record: &Node) -> bool {
-    record.file_type == FileType::CharDevice && record.rdev == Rdev::default()
-}
-
-/// The type of the file that stands for a node in the upper.
-fn host_type(record: &Node) -> FileType {
-    if is_null_device(record) {
-        FileType::Regular
-    } else {
-        record.file_type
-    }
 }
 
 /// As overlayfs: a copy without its ACL or its capabilities would be another file; `trusted.` cannot be written, nor read, without

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use cowl_core::tree::{FileType, Rdev};
-use cowl_core::upper::marks::{self, Mark};
+use cowl_core::upper::marks::{self, FileMark, Mark};
 use cowl_core::upper::spot::Spot;
 use cowl_core::upper::{Upper, remove_temporary};
 use rustix::fs::{Mode, OFlags, RenameFlags, XattrFlags};
@@ -252,7 +252,7 @@ impl Overlay {
                     subdirs: 0,
                     visible: 0,
                     impure: false,
-                    found: Vec::new(),
+                    names: Vec::new(),
                 });
             }
             events.push(Event::Named {
@@ -315,7 +315,11 @@ impl Overlay {
                 spot.set_mark(space, Mark::Opaque, marks::YES)?;
             }
             if special.device {
-                spot.set_mark(space, Mark::Device, &marks::encode_device())?;
+                let device = FileMark {
+                    device: true,
+                    ..FileMark::default()
+                };
+                self.write_mark(spot, &device)?;
             }
             let flags = match (special.whiteout, kind) {
                 (false, _) => RenameFlags::NOREPLACE,

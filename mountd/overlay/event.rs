@@ -1,29 +1,11 @@
 //! What can happen to the state: plain values, so that a log of them can be written, and read by another process.
 
 use cowl_core::tree::{FileType, TreeIno};
+use cowl_core::upper::marks::Saved;
 
 use super::opens::{OpenFile, Serving};
-use super::state::{Home, Name, Under, UpperFile};
+use super::state::{Home, Name, Target, Under, UpperFile};
 use super::types::{Attr, HandleId, NodeId};
-
-/// What an upper's directory showed when it was read, one name of it.
-#[derive(Clone, Debug)]
-pub(super) struct Found {
-    pub(super) name: Name,
-    pub(super) under: Under,
-    pub(super) what: FoundWhat,
-}
-
-/// See [`Found`].
-#[derive(Clone, Debug)]
-pub(super) enum FoundWhat {
-    Whiteout,
-    File {
-        file_type: FileType,
-        origin: Option<TreeIno>,
-        file: UpperFile,
-    },
-}
 
 /// Something that has happened on disk, or that the kernel has told.
 #[derive(Clone, Debug)]
@@ -34,8 +16,19 @@ pub(super) enum Event {
         subdirs: u32,
         visible: u64,
         impure: bool,
-        found: Vec<Found>,
+        names: Vec<(Name, Target, Under)>,
     },
+    /// The marks of a name that was only listed so far were read: it is this node's.
+    MarksRead {
+        dir: NodeId,
+        name: Name,
+        node: NodeId,
+        origin: Option<TreeIno>,
+        file_type: FileType,
+        file: UpperFile,
+    },
+    /// The marks of a file in `work/index` contradict themselves or the tree: its node cannot be used.
+    Damaged { node: NodeId },
     /// A directory of the upper now says that files in it bear marks.
     Impure { dir: NodeId },
     /// A node has its first file in the upper.
@@ -72,14 +65,18 @@ pub(super) enum Event {
     },
     /// The file that was kept for a node without a name was removed.
     Dropped { node: NodeId },
-    /// The content is the upper's own now.
-    Owned { node: NodeId },
+    /// The content is being copied up, with these attributes saved in the file's mark; None: that failed, and is undone.
+    Copying { node: NodeId, saved: Option<Saved> },
+    /// The content is in the upper's file now, and its mark says so.
+    ContentCopied { node: NodeId },
     /// The directory shows nothing of the tree any more.
     Opaque { node: NodeId },
     /// The difference of link counts.
     Nlink { node: NodeId, delta: i32 },
-    /// The node and its names on disk will survive a power cut.
-    Synced { node: NodeId },
+    /// A file's attributes and marks will survive a power cut.
+    InodeSynced { node: NodeId },
+    /// So will its name.
+    NameSynced { node: NodeId },
     /// A node's content changed under a passthrough reader: its names go by another id from here on.
     Renumbered { from: NodeId, to: NodeId },
     /// A file was opened; how all opens of its node are served.

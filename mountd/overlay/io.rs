@@ -12,7 +12,7 @@ use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom};
 use super::event::Event;
 use super::iomode::Source;
 use super::opens::Serving;
-use super::state::Home;
+use super::state::{Home, Unsynced};
 use super::types::{CopyEnd, Errno, HandleId, NodeId, OpenFlags, Opened, Seek, Side};
 use super::{Overlay, Profile};
 
@@ -101,6 +101,9 @@ impl Overlay {
             self.writable()?;
             self.copy_up(id)?;
             self.own_content(id, if flags.truncate { 0 } else { u64::MAX })?;
+        }
+        if flags.write {
+            self.sync_before_passthrough(id, flags)?;
         }
         let _guard = self.busy.lock(&[id]);
         if changes {
@@ -260,13 +263,6 @@ impl Overlay {
         if !self.in_upper(id) {
             return Ok(());
         }
-        let unsynced = {
-            let state = self.state.read();
-            state
-                .node(id)
-                .and_then(|node| node.upper.as_ref())
-                .is_some_and(|file| file.unsynced)
-        };
         let open = handle
             .and_then(|handle| self.handles.upper_file(handle))
             .map_or_else(
@@ -276,13 +272,55 @@ impl Overlay {
                 },
                 Ok,
             )?;
-        // The mark and the owner of a copied-up file are no data, but without them the data are not there.
-        if data_only && !unsynced {
-            rustix::fs::fdatasync(&*open)?;
-        } else {
-            rustix::fs::fsync(&*open)?;
+        if !self.sync_inode(id, &open)? {
+            if data_only {
+                rustix::fs::fdatasync(&*open)?;
+            } else {
+                rustix::fs::fsync(&*open)?;
+            }
         }
         self.sync_above(id)
+    }
+
+    /// Syncs a file whose marks and attributes are not durable yet: they are no data, but without them the data are not there. Whether it
+    /// was one.
+    fn sync_inode(&self, id: NodeId, open: &File) -> Result<bool, Errno> {
+        let unsynced = || self.unsynced(id).is_some_and(|unsynced| unsynced.inode);
+        if !unsynced() {
+            return Ok(false);
+        }
+        let _guard = self.busy.lock(&[id]);
+        if !unsynced() {
+            return Ok(false);
+        }
+        rustix::fs::fsync(open)?;
+        self.commit(|_| [Event::InodeSynced { node: id }]);
+        Ok(true)
+    }
+
+    fn unsynced(&self, id: NodeId) -> Option<Unsynced> {
+        let state = self.state.read();
+        Some(state.node(id)?.upper.as_ref()?.unsynced)
+    }
+
+    /// In passthrough the kernel writes, and syncs for `O_DSYNC` and `RWF_DSYNC`, without asking: what such a sync does not cover, that the
+    /// content is the upper's, is durable before the file is open.
+    fn sync_before_passthrough(&self, id: NodeId, flags: OpenFlags) -> Result<(), Errno> {
+        if self.profile == Profile::Cached {
+            return Ok(());
+        }
+        if self.unsynced(id).is_some_and(|unsynced| unsynced.inode) {
+            let file = {
+                let _guard = self.busy.lock(&[id]);
+                self.place_of(id)?.open(OFlags::RDONLY)?
+            };
+            self.sync_inode(id, &file)?;
+        }
+        if flags.sync {
+            self.sync_above(id)
+        } else {
+            Ok(())
+        }
     }
 
     /// Makes a directory durable.
@@ -307,7 +345,7 @@ impl Overlay {
             let (home, unsynced) = {
                 let state = self.state.read();
                 match state.node(at).and_then(|node| node.upper.as_ref()) {
-                    Some(file) => (file.home, file.unsynced),
+                    Some(file) => (file.home, file.unsynced.name),
                     None => return Ok(()),
                 }
             };
@@ -316,7 +354,7 @@ impl Overlay {
                 Home::Index(_) => {
                     if unsynced {
                         rustix::fs::fsync(self.writable()?.index())?;
-                        self.commit(|_| [Event::Synced { node: at }]);
+                        self.commit(|_| [Event::NameSynced { node: at }]);
                     }
                     return Ok(());
                 }
@@ -325,7 +363,7 @@ impl Overlay {
             let dir = self.parent_of(at)?;
             if unsynced {
                 self.sync_directory(dir)?;
-                self.commit(|_| [Event::Synced { node: at }]);
+                self.commit(|_| [Event::NameSynced { node: at }]);
             }
             at = dir;
         }

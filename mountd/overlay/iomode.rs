@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::content::Content;
 use super::event::Event;
 use super::opens::{OpenFile, Serving};
-use super::state::Content;
 use super::types::{Attr, Backing, Errno, HandleId, NodeId, OpenMode, Opened, Side};
 use super::{Overlay, Profile};
 
@@ -158,8 +158,8 @@ impl Overlay {
 
     /// Where a node's bytes are, opened. The caller guards the node.
     pub(super) fn source_of(&self, id: NodeId, write: bool) -> Result<Source, Errno> {
-        let object = match self.content_of(id) {
-            Some(Content::Own) => {
+        let object = match self.content_of(id)? {
+            Some(Content::Upper) => {
                 let access = if write {
                     rustix::fs::OFlags::RDWR
                 } else {
@@ -171,7 +171,7 @@ impl Overlay {
                     file: Some(Arc::new(file)),
                 });
             }
-            Some(Content::Object(object)) => Some(object),
+            Some(Content::Lower(object)) => object,
             None if self.is_lost(id) => return Err(Errno::STALE),
             None => self
                 .lower

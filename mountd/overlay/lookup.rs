@@ -1,15 +1,16 @@
-//! What a name means: the upper's word first, then the tree's; and the reading of an upper's directory, once.
+//! What a name means: the upper's word first, then the tree's; and the reading of an upper's directory: its names once, the marks of a name when it is looked up.
 
 use std::os::fd::AsFd;
 
 use cowl_core::tree::{FileType, TreeIno};
-use cowl_core::upper::marks::{self, Mark};
-use cowl_core::upper::spot::{Spot, is_whiteout};
-use cowl_core::upper::{Upper, each_entry};
-use rustix::fs::FileType as HostType;
+use cowl_core::upper::Upper;
+use cowl_core::upper::scan::{self, Listed, MarkError, Marks};
+use cowl_core::upper::spot::Spot;
+use rustix::fs::{FileType as HostType, Statx};
 
-use super::event::{Event, Found, FoundWhat};
-use super::state::{Content, Home, Slot, State, Target, Under, UpperFile};
+use super::event::Event;
+use super::lower::Child;
+use super::state::{Home, Slot, State, Target, Under, Unsynced, UpperFile};
 use super::types::{Entry, Errno, NodeId};
 use super::{Overlay, new_file};
 
@@ -21,30 +22,6 @@ const NAME_MAX: usize = 255;
 pub(super) struct Hit {
     pub(super) id: NodeId,
     pub(super) file_type: FileType,
-}
-
-/// What the marks of a file say.
-#[derive(Debug)]
-pub(super) struct Marked {
-    pub(super) file_type: FileType,
-    pub(super) origin: Option<TreeIno>,
-    pub(super) file: UpperFile,
-}
-
-/// Which marks can be there, so that the others need not be asked for.
-#[derive(Copy, Clone, Debug)]
-pub(super) struct Wanted {
-    /// A directory over one of the tree.
-    pub(super) opaque: bool,
-    /// In a directory that is impure.
-    pub(super) others: bool,
-}
-
-impl Wanted {
-    pub(super) const ALL: Wanted = Wanted {
-        opaque: true,
-        others: true,
-    };
 }
 
 /// Whether a name can be looked up or given at all.
@@ -108,6 +85,9 @@ impl Overlay {
     /// What is at a name.
     pub(super) fn resolve(&self, dir: NodeId, name: &[u8]) -> Result<Option<Hit>, Errno> {
         self.ensure_read(dir)?;
+        if let Some(Target::Unread { .. }) = self.slot(dir, name).map(|slot| slot.target) {
+            self.read_name(dir, name)?;
+        }
         let state = self.state.read();
         if state
             .node(dir)
@@ -115,21 +95,25 @@ impl Overlay {
         {
             return Err(Errno::NOTDIR);
         }
-        match state
-            .dir(dir)
-            .and_then(|table| table.slot(name))
-            .map(|slot| slot.target)
-        {
+        let slot = state.dir(dir).and_then(|table| table.slot(name));
+        match slot.map(|slot| slot.target) {
             Some(Target::Whiteout) => return Ok(None),
             Some(Target::Node(id, file_type)) => return Ok(Some(Hit { id, file_type })),
+            Some(Target::Unread { .. }) => return Err(Errno::IO),
             None => {}
         }
         let Some(tree) = tree_side(&state, dir) else {
             return Ok(None);
         };
-        let child = self.lower.lookup(tree, name)?;
-        Ok(child.map(|child| Hit {
-            id: state.id_of(child.node),
+        let Some(child) = self.lower.lookup(tree, name)? else {
+            return Ok(None);
+        };
+        let id = state.id_of(child.node);
+        if state.is_damaged(id) {
+            return Err(Errno::IO);
+        }
+        Ok(Some(Hit {
+            id,
             file_type: child.file_type,
         }))
     }
@@ -142,17 +126,22 @@ impl Overlay {
     /// What the tree has at a name.
     pub(super) fn under(&self, dir: NodeId, name: &[u8]) -> Result<Under, Errno> {
         let tree = tree_side(&self.state.read(), dir);
-        Ok(
-            match tree
-                .map(|tree| self.lower.lookup(tree, name))
-                .transpose()?
-                .flatten()
-            {
-                None => Under::Nothing,
-                Some(child) if child.file_type == FileType::Directory => Under::Directory,
-                Some(_) => Under::File,
-            },
-        )
+        self.under_in(tree, name)
+    }
+
+    fn under_in(&self, tree: Option<TreeIno>, name: &[u8]) -> Result<Under, Errno> {
+        Ok(match self.lower_child(tree, name)? {
+            None => Under::Nothing,
+            Some(child) if child.file_type == FileType::Directory => Under::Directory,
+            Some(_) => Under::File,
+        })
+    }
+
+    fn lower_child(&self, tree: Option<TreeIno>, name: &[u8]) -> Result<Option<Child<'_>>, Errno> {
+        match tree {
+            Some(tree) => self.lower.lookup(tree, name),
+            None => Ok(None),
+        }
     }
 
     /// Whether a directory's upper part is still to be read.
@@ -177,28 +166,24 @@ impl Overlay {
         }
     }
 
-    /// Reads a directory's upper part. The caller guards it.
+    /// Lists a directory's upper part. The marks of a name are read when it is looked up. The caller guards the directory.
     pub(super) fn read_upper(&self, dir: NodeId) -> Result<(), Errno> {
-        let upper = self.writable()?;
+        let space = self.writable()?.namespace();
         let fd = self.dir_fd(dir)?;
-        let own = Spot::new(fd.as_fd(), b".");
-        let impure = own.mark(upper.namespace(), Mark::Impure)?.is_some();
+        let impure = scan::is_impure(fd.as_fd(), space)?;
         let tree = tree_side(&self.state.read(), dir);
-        let mut listed = Vec::new();
-        each_entry(fd.as_fd(), |name, file_type, inode| {
-            listed.push((name.to_vec(), file_type, inode));
+        let mut names = Vec::new();
+        scan::list(fd.as_fd(), |name, listed| {
+            let target = match listed {
+                Listed::Whiteout => Target::Whiteout,
+                Listed::File { file_type, inode } => Target::Unread {
+                    file_type,
+                    host: inode,
+                },
+            };
+            names.push((name.into(), target, self.under_in(tree, name)?));
             Ok(())
         })?;
-        let mut found = Vec::with_capacity(listed.len());
-        for (name, host_type, inode) in listed {
-            found.push(self.read_name(
-                upper,
-                Spot::new(fd.as_fd(), &name),
-                (host_type, inode),
-                tree,
-                impure,
-            )?);
-        }
         let (subdirs, visible) = match tree {
             Some(tree) => (
                 self.lower.subdir_count(tree)?,
@@ -212,176 +197,129 @@ impl Overlay {
                 subdirs,
                 visible,
                 impure,
-                found,
+                names,
             }]
         });
-        self.adopt_orphans(dir)
+        Ok(())
     }
 
-    fn read_name(
-        &self,
-        upper: &Upper,
-        spot: Spot<'_>,
-        (host_type, inode): (HostType, u64),
-        tree: Option<TreeIno>,
-        impure: bool,
-    ) -> Result<Found, Errno> {
-        let child = tree
-            .map(|tree| self.lower.lookup(tree, spot.name))
-            .transpose()?
-            .flatten();
-        let under = match child {
-            None => Under::Nothing,
-            Some(child) if child.file_type == FileType::Directory => Under::Directory,
-            Some(_) => Under::File,
-        };
-        let name = spot.name.into();
-        let host_type = match host_type {
-            HostType::Unknown => HostType::from_raw_mode(u32::from(spot.stat()?.stx_mode)),
-            known => known,
-        };
-        if host_type == HostType::CharacterDevice && is_whiteout(&spot.stat()?) {
-            return Ok(Found {
-                name,
-                under,
-                what: FoundWhat::Whiteout,
-            });
-        }
-        let file_type = from_host(host_type)?;
-        let wanted = Wanted {
-            opaque: impure || under == Under::Directory,
-            others: impure,
-        };
-        let mut marked = self.read_marks(upper, spot, file_type, wanted)?;
-        marked.file.host = inode;
-        if let (FileType::Directory, None, false, Under::Directory, Some(child)) =
-            (file_type, marked.origin, marked.file.opaque, under, child)
-        {
-            marked.origin = Some(child.node); // by name, as in overlayfs
-        }
-        let Marked {
-            file_type,
-            origin,
-            file,
-        } = marked;
-        Ok(Found {
-            name,
-            under,
-            what: FoundWhat::File {
-                file_type,
-                origin,
-                file,
-            },
-        })
-    }
-
-    /// Reads a file's marks; `host` of the result is left to the caller.
-    pub(super) fn read_marks(
-        &self,
-        upper: &Upper,
-        spot: Spot<'_>,
-        file_type: FileType,
-        wanted: Wanted,
-    ) -> Result<Marked, Errno> {
-        let space = upper.namespace();
-        let read = |mark| {
-            if space.marks(file_type) {
-                spot.mark(space, mark)
-            } else {
-                Ok(None)
-            }
-        };
-        let mut marked = Marked {
-            file_type,
-            origin: None,
-            file: new_file(0),
-        };
-        if file_type == FileType::Directory && wanted.opaque {
-            marked.file.opaque = read(Mark::Opaque)?.as_deref() == Some(marks::YES);
-        }
-        if !wanted.others {
-            return Ok(marked);
-        }
-        if let Some(bytes) = read(Mark::Origin)? {
-            let origin = known(marks::decode_origin(&bytes), spot)?;
-            let record = self
-                .lower
-                .node(origin)
-                .map_err(|_errno| damaged(spot, "an origin that the tree does not have"))?;
-            if record.file_type != file_type && !is_escaped_device(record, file_type) {
-                return Err(damaged(spot, "an origin of another type"));
-            }
-            marked.origin = Some(origin);
-        }
-        if file_type == FileType::Regular {
-            if let Some(bytes) = read(Mark::Data)? {
-                marked.file.content = Content::Object(known(marks::decode_data(&bytes), spot)?);
-            }
-            if let Some(bytes) = read(Mark::Device)? {
-                known(marks::decode_device(&bytes), spot)?;
-                marked.file.device = true;
-                marked.file_type = FileType::CharDevice;
-            }
-        }
-        if let Some(bytes) = read(Mark::Nlink)? {
-            marked.file.nlink_delta = known(marks::decode_nlink(&bytes), spot)?;
-        }
-        Ok(marked)
-    }
-
-    /// A file that was put aside since none of its names was known, and turns out to have one here, is found by that from now on.
-    fn adopt_orphans(&self, dir: NodeId) -> Result<(), Errno> {
+    /// Reads the marks of a name that was only listed so far. EIO if they make no sense.
+    ///
+    /// # Locking
+    /// Guards the directory; the caller may hold no guard. A caller with guards has looked the name up before it took them.
+    fn read_name(&self, dir: NodeId, name: &[u8]) -> Result<(), Errno> {
         let upper = self.writable()?;
-        let orphans: Vec<(NodeId, u64)> = {
+        let _guard = self.busy.lock(&[dir]);
+        let (target, impure) = {
             let state = self.state.read();
             let Some(table) = state.dir(dir) else {
                 return Ok(());
             };
-            let home = |id| {
-                state
-                    .node(id)
-                    .and_then(|node| node.upper.as_ref())
-                    .map(|file| file.home)
-            };
-            table
-                .nodes()
-                .filter_map(|id| match home(id) {
-                    Some(Home::Orphan(number)) => Some((id, number)),
-                    _ => None,
-                })
-                .collect()
+            (table.slot(name).map(|slot| slot.target), table.impure)
         };
-        for (node, number) in orphans {
-            Spot::new(upper.orphans(), number.to_string().as_bytes()).unlink()?;
-            self.commit(|_| {
-                [Event::Moved {
-                    node,
-                    home: Home::Named,
-                }]
-            });
+        let Some(Target::Unread { file_type, host }) = target else {
+            return Ok(()); // someone was faster
+        };
+        let fd = self.dir_fd(dir)?;
+        let spot = Spot::new(fd.as_fd(), name);
+        let tree = tree_side(&self.state.read(), dir);
+        let same_name = self
+            .lower_child(tree, name)?
+            .filter(|child| child.file_type == FileType::Directory)
+            .map(|child| child.node);
+        let space = upper.namespace();
+        let marks = scan::read_marks(spot, file_type, space, self.lower.tree(), same_name, impure)
+            .map_err(|error| unreadable(spot, &error))?;
+        let mut file = upper_file(host, &marks);
+        if let Some(saved) = &marks.interrupted {
+            self.undo_copying(spot, &marks, saved)?;
+            file.copying = None;
         }
+        let mut taken = None;
+        self.commit(|state| {
+            let (file_type, origin) = (marks.file_type, marks.origin);
+            taken = state.node_of_file(host, file_type, origin);
+            taken.map(|node| Event::MarksRead {
+                dir,
+                name: name.into(),
+                node,
+                origin,
+                file_type,
+                file,
+            })
+        });
+        let Some(node) = taken else {
+            tracing::error!(name = %name.escape_ascii(), "another file of the upper has the same origin");
+            return Err(Errno::IO);
+        };
+        self.adopt_orphan(upper, node)
+    }
+
+    /// Reads the marks of a file in `work/index`.
+    pub(super) fn read_indexed(
+        &self,
+        upper: &Upper,
+        spot: Spot<'_>,
+        node: TreeIno,
+        stat: &Statx,
+    ) -> Result<(Marks, UpperFile), Errno> {
+        let host_type = HostType::from_raw_mode(u32::from(stat.stx_mode));
+        let host_type = scan::file_type(host_type).ok_or(Errno::IO)?;
+        let space = upper.namespace();
+        let marks = scan::read_marks(spot, host_type, space, self.lower.tree(), None, true)
+            .map_err(|error| unreadable(spot, &error))?;
+        let expected = scan::stored_type(&self.lower.node(node)?) == host_type;
+        if !expected || (space.marks(host_type) && marks.origin != Some(node)) {
+            tracing::error!(
+                node = node.0,
+                "a file in work/index is not what its name says"
+            );
+            return Err(Errno::IO);
+        }
+        if let Some(saved) = &marks.interrupted {
+            self.undo_copying(spot, &marks, saved)?;
+        }
+        let file = upper_file(stat.stx_ino, &marks);
+        Ok((marks, file))
+    }
+
+    /// A file that was put aside since none of its names was known, and turns out to have one, is found by that from now on.
+    fn adopt_orphan(&self, upper: &Upper, node: NodeId) -> Result<(), Errno> {
+        let home = self.upper_node(node).map(|(_, _, file)| file.home);
+        let Some(Home::Orphan(number)) = home else {
+            return Ok(());
+        };
+        Spot::new(upper.orphans(), number.to_string().as_bytes()).unlink()?;
+        self.commit(|_| {
+            [Event::Moved {
+                node,
+                home: Home::Named,
+            }]
+        });
         Ok(())
     }
 }
 
-fn is_escaped_device(record: cowl_core::tree::Node, file_type: FileType) -> bool {
-    file_type == FileType::Regular
-        && record.file_type == FileType::CharDevice
-        && (record.rdev.major, record.rdev.minor) == (0, 0)
+/// A file's part of the state, at its name. What an earlier mount copied up may not be durable yet.
+fn upper_file(host: u64, marks: &Marks) -> UpperFile {
+    let copied_up = marks.origin.is_some();
+    UpperFile {
+        metadata_only: marks.metadata_only,
+        opaque: marks.opaque,
+        device: marks.device,
+        link_delta: marks.link_delta.unwrap_or(0),
+        unsynced: Unsynced {
+            inode: copied_up,
+            name: copied_up,
+        },
+        ..new_file(host)
+    }
 }
 
-fn known<T>(decoded: Result<T, marks::UnknownMark>, spot: Spot<'_>) -> Result<T, Errno> {
-    decoded.map_err(|error| {
-        tracing::error!(name = %spot.name.escape_ascii(), %error, "the upper cannot be read");
-        Errno::IO
-    })
-}
-
-fn damaged(spot: Spot<'_>, what: &str) -> Errno {
-    tracing::error!(name = %spot.name.escape_ascii(), what, "the upper cannot be read");
+fn unreadable(spot: Spot<'_>, error: &MarkError) -> Errno {
+    if let MarkError::Host(errno) = error {
+        return *errno;
+    }
+    tracing::error!(name = %spot.name.escape_ascii(), %error, "a file of the upper cannot be used");
     Errno::IO
-}
-
-pub(super) fn from_host(host: HostType) -> Result<FileType, Errno> {
-    FileType::from_mode_bits(host.as_raw_mode()).ok_or(Errno::IO)
 }

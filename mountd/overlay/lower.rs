@@ -43,6 +43,10 @@ impl Lower {
         self.tree.numbering()
     }
 
+    pub(super) fn tree(&self) -> &Tree {
+        &self.tree
+    }
+
     pub(super) fn node(&self, node: TreeIno) -> Result<Node, Errno> {
         if node.0 >= self.tree.node_count() {
             return Err(Errno::STALE); // an id that was never given out

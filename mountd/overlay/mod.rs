@@ -43,6 +43,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use cowl_core::digest::ChainId;
 use cowl_core::tree::{FileType, Tree, TreeIno};
 use cowl_core::upper::marks::Stamp;
+use cowl_core::upper::scan::is_opaque;
 use cowl_core::upper::spot::Spot;
 use cowl_core::upper::{Condition, Upper, UpperError};
 use parking_lot::RwLock;
@@ -53,10 +54,9 @@ use busy::{Busy, Level};
 use event::Event;
 use io::NodeFiles;
 use iomode::HandleFiles;
-use lookup::Wanted;
 use lower::Lower;
 use places::Places;
-use state::{Content, Home, State, UpperFile};
+use state::{Home, State, Unsynced, UpperFile};
 use unseen::Unseen;
 
 /// Why a mount cannot be made of what was given.
@@ -175,13 +175,12 @@ impl Overlay {
         if upper.condition() != Condition::Stamped {
             upper.stamp(stamp)?;
         }
-        let found = self
-            .read_marks(upper, root, FileType::Directory, Wanted::ALL)
-            .map_err(host("reading the upper's root"))?;
+        let opaque =
+            is_opaque(root, upper.namespace()).map_err(host("reading the upper's root"))?;
         let stat = root.stat().map_err(host("reading the upper's root"))?;
         let file = UpperFile {
-            host: stat.stx_ino,
-            ..found.file
+            opaque,
+            ..new_file(stat.stx_ino)
         };
         self.commit(|_| {
             [Event::Copied {
@@ -205,10 +204,9 @@ impl Overlay {
         self.dress(root, TreeIno::ROOT, None)
     }
 
+    /// Files of several names are known before any of these is looked up. One with marks that make no sense is an error of its node only.
     fn take_over_index(&self, upper: &Upper) -> Result<(), Errno> {
         for node in upper.indexed()? {
-            let name = Upper::index_name(node);
-            let spot = Spot::new(upper.index(), &name);
             if self.lower.node(node).is_err() {
                 tracing::warn!(
                     node = node.0,
@@ -216,38 +214,41 @@ impl Overlay {
                 );
                 continue;
             }
-            let stat = spot.stat()?;
-            let host_type = lookup::from_host(rustix::fs::FileType::from_raw_mode(u32::from(
-                stat.stx_mode,
-            )))?;
-            let mut found = self.read_marks(upper, spot, host_type, Wanted::ALL)?;
-            if !upper.namespace().marks(host_type) {
-                // No difference was kept: as many names as the tree has, for all we know.
-                found.file.nlink_delta =
-                    i32::try_from(self.lower.node(node)?.nlink).unwrap_or(i32::MAX);
+            match self.take_over_indexed(upper, node) {
+                Ok(()) => {}
+                Err(Errno::IO) => self.commit(|state| {
+                    [Event::Damaged {
+                        node: state.id_of(node),
+                    }]
+                }),
+                Err(errno) => return Err(errno),
             }
-            if stat.stx_nlink == 1
-                && found.file.nlink_delta == 0
-                && upper.namespace().marks(host_type)
-            {
-                spot.unlink()?; // its last name went right before the worker did
-                continue;
-            }
-            let file = UpperFile {
-                host: stat.stx_ino,
-                home: Home::Index(node),
-                ..found.file
-            };
-            let file_type = found.file_type;
-            self.commit(|state| {
-                [Event::Copied {
-                    node: state.id_of(node),
-                    file_type,
-                    origin: Some(node),
-                    file,
-                }]
-            });
         }
+        Ok(())
+    }
+
+    fn take_over_indexed(&self, upper: &Upper, node: TreeIno) -> Result<(), Errno> {
+        let name = Upper::index_name(node);
+        let spot = Spot::new(upper.index(), &name);
+        let stat = spot.stat()?;
+        let (marks, mut file) = self.read_indexed(upper, spot, node, &stat)?;
+        if !upper.namespace().marks(marks.file_type) {
+            // No difference was kept: as many names as the tree has, for all we know.
+            file.link_delta = i32::try_from(self.lower.node(node)?.nlink).unwrap_or(i32::MAX);
+        } else if stat.stx_nlink == 1 && file.link_delta == 0 {
+            return spot.unlink(); // its last name went right before the worker did
+        }
+        self.commit(|state| {
+            [Event::Copied {
+                node: state.id_of(node),
+                file_type: marks.file_type,
+                origin: Some(node),
+                file: UpperFile {
+                    home: Home::Index(node),
+                    ..file
+                },
+            }]
+        });
         Ok(())
     }
 
@@ -290,11 +291,12 @@ fn new_file(host: u64) -> UpperFile {
     UpperFile {
         host,
         home: Home::Named,
-        content: Content::Own,
+        metadata_only: false,
+        copying: None,
         opaque: false,
         device: false,
-        nlink_delta: 0,
-        unsynced: false,
+        link_delta: 0,
+        unsynced: Unsynced::default(),
     }
 }
 

@@ -6,7 +6,7 @@
 
 use cowl_core::tree::{FileType, TreeIno};
 
-use super::attrs::ino_of;
+use super::attrs::{ino_of, ino_of_host};
 use super::lookup::tree_side;
 use super::state::{FIRST_OWN_COOKIE, State, Target};
 use super::types::{DirEntry, Errno, NodeId};
@@ -17,10 +17,47 @@ const BATCH: usize = 64;
 
 struct Row {
     name: Vec<u8>,
-    id: NodeId,
+    /// None: of a name whose marks were not read, and need not be for this.
+    id: Option<NodeId>,
     ino: u64,
     file_type: FileType,
     cookie: u64,
+    /// The marks say more than what is here.
+    unread: bool,
+}
+
+impl Row {
+    fn of_node(
+        state: &State,
+        name: &[u8],
+        (id, file_type): (NodeId, FileType),
+        cookie: u64,
+    ) -> Row {
+        Row {
+            name: name.to_vec(),
+            id: Some(id),
+            ino: ino_of(id, state.node(id)),
+            file_type,
+            cookie,
+            unread: false,
+        }
+    }
+
+    fn of_unread(
+        name: &[u8],
+        (file_type, host): (FileType, u64),
+        cookie: u64,
+        marked: bool,
+    ) -> Row {
+        Row {
+            name: name.to_vec(),
+            id: None,
+            ino: ino_of_host(host),
+            file_type,
+            cookie,
+            unread: marked,
+        }
+    }
 }
 
 impl Overlay {
@@ -42,7 +79,7 @@ impl Overlay {
             };
             cookie = last.cookie;
             for row in rows {
-                if !self.give(row, plus, take)? {
+                if !self.give(dir, row, plus, take)? {
                     return Ok(());
                 }
             }
@@ -51,37 +88,42 @@ impl Overlay {
 
     fn give(
         &self,
-        row: Row,
+        dir: NodeId,
+        mut row: Row,
         plus: bool,
         take: &mut dyn FnMut(DirEntry<'_>) -> bool,
     ) -> Result<bool, Errno> {
-        let Row {
-            name,
-            id,
-            ino,
-            file_type,
-            cookie,
-        } = row;
-        let dots = name == b"." || name == b"..";
-        let entry = if plus && !dots {
-            match self.getattr(id, None) {
+        if row.unread || (plus && row.id.is_none()) {
+            match self.resolve(dir, &row.name) {
+                Ok(Some(hit)) => {
+                    row.ino = ino_of(hit.id, self.state.read().node(hit.id));
+                    (row.id, row.file_type) = (Some(hit.id), hit.file_type);
+                }
+                Ok(None) => return Ok(true), // removed since
+                // Marks that make no sense are an error of looking the name up, not of listing it.
+                Err(Errno::IO) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let dots = row.name == b"." || row.name == b"..";
+        let entry = match row.id {
+            Some(id) if plus && !dots => match self.getattr(id, None) {
                 Ok(attr) => Some(super::types::Entry { id, attr }),
                 // Removed since: it is still a name that was there when the pass began.
                 Err(Errno::STALE | Errno::NOENT) => None,
                 Err(error) => return Err(error),
-            }
-        } else {
-            None
+            },
+            _ => None,
         };
         let taken = take(DirEntry {
-            name: &name,
-            ino,
-            file_type,
-            cookie,
+            name: &row.name,
+            ino: row.ino,
+            file_type: row.file_type,
+            cookie: row.cookie,
             entry,
         });
-        if taken && entry.is_some() {
-            self.count_lookup(id);
+        if taken && let Some(entry) = entry {
+            self.count_lookup(entry.id);
         }
         Ok(taken)
     }
@@ -98,14 +140,8 @@ impl Overlay {
             let state = self.state.read();
             for (number, name, id) in [(1, ".", dir), (2, "..", parent)] {
                 if cookie < number {
-                    let ino = ino_of(id, state.node(id));
-                    rows.push(Row {
-                        name: name.into(),
-                        id,
-                        ino,
-                        file_type: FileType::Directory,
-                        cookie: number,
-                    });
+                    let node = (id, FileType::Directory);
+                    rows.push(Row::of_node(&state, name.as_bytes(), node, number));
                 }
             }
         }
@@ -120,14 +156,16 @@ impl Overlay {
         if rows.len() < BATCH
             && let Some(table) = state.dir(dir)
         {
-            for (cookie, name, id, file_type) in table.own_names_behind(cookie).take(BATCH) {
-                let ino = ino_of(id, state.node(id));
-                rows.push(Row {
-                    name: name.to_vec(),
-                    id,
-                    ino,
-                    file_type,
-                    cookie,
+            for (cookie, name, target) in table.own_names_behind(cookie).take(BATCH) {
+                rows.extend(match target {
+                    Target::Whiteout => None,
+                    Target::Node(id, file_type) => {
+                        Some(Row::of_node(&state, name, (id, file_type), cookie))
+                    }
+                    Target::Unread { file_type, host } => {
+                        let marked = table.impure;
+                        Some(Row::of_unread(name, (file_type, host), cookie, marked))
+                    }
                 });
             }
         }
@@ -147,22 +185,26 @@ impl Overlay {
             && let Some(child) = self.lower.child(tree, position)?
         {
             position += 1;
-            let (id, file_type) = match table
-                .and_then(|table| table.slot(child.name))
-                .map(|slot| slot.target)
-            {
+            let cookie = u64::from(position) + 2;
+            let slot = table.and_then(|table| table.slot(child.name));
+            let node = match slot.map(|slot| slot.target) {
                 Some(Target::Whiteout) => continue,
+                Some(Target::Unread { file_type, host }) => {
+                    let merges = (file_type, child.file_type);
+                    let marked = table.is_some_and(|table| table.impure)
+                        || merges == (FileType::Directory, FileType::Directory);
+                    rows.push(Row::of_unread(
+                        child.name,
+                        (file_type, host),
+                        cookie,
+                        marked,
+                    ));
+                    continue;
+                }
                 Some(Target::Node(id, file_type)) => (id, file_type),
                 None => (state.id_of(child.node), child.file_type),
             };
-            let ino = ino_of(id, state.node(id));
-            rows.push(Row {
-                name: child.name.to_vec(),
-                id,
-                ino,
-                file_type,
-                cookie: u64::from(position) + 2,
-            });
+            rows.push(Row::of_node(state, child.name, node, cookie));
         }
         Ok(())
     }

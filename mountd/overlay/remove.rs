@@ -2,7 +2,7 @@
 //! `work/orphans` until nobody uses it.
 
 use cowl_core::tree::FileType;
-use cowl_core::upper::marks::{self, Mark};
+use cowl_core::upper::marks::{self, FileMark, Mark};
 use cowl_core::upper::remove_temporary;
 use cowl_core::upper::spot::Spot;
 use rustix::fs::RenameFlags;
@@ -112,7 +112,7 @@ impl Overlay {
         };
         // A name of the tree was counted by the difference, one of the upper by the host.
         let delta = (matches!(file.home, Home::Index(_)) && !self.has_node(parent, name))
-            .then(|| file.nlink_delta.saturating_sub(1));
+            .then(|| file.link_delta.saturating_sub(1));
         Ok(After {
             attr: Attr {
                 nlink: attr.nlink.saturating_sub(1),
@@ -188,21 +188,23 @@ impl Overlay {
 
     /// Writes the difference of link counts where the file can bear marks.
     pub(super) fn write_delta(&self, id: NodeId, delta: i32) -> Result<(), Errno> {
-        let Some((file_type, _, file)) = self.upper_node(id) else {
+        let Some((file_type, origin, file)) = self.upper_node(id) else {
             return Err(Errno::STALE);
         };
-        let space = self.writable()?.namespace();
-        let on_disk = if file.device {
+        let stored = if file.device {
             FileType::Regular
         } else {
             file_type
         };
-        if !space.marks(on_disk) {
+        if !self.writable()?.namespace().marks(stored) {
             return Ok(());
         }
-        self.place_of(id)?
-            .spot()
-            .set_mark(space, Mark::Nlink, &marks::encode_nlink(delta))
+        let mark = UpperFile {
+            link_delta: delta,
+            ..file
+        }
+        .mark(origin);
+        self.write_mark(self.place_of(id)?.spot(), &mark)
     }
 
     /// Removes an empty directory.
@@ -316,7 +318,7 @@ impl Overlay {
             clean.chmod(u32::from(stat.stx_mode))?;
             clean.set_mark(space, Mark::Opaque, marks::YES)?;
             if let Some(origin) = self.origin_of(dir) {
-                clean.set_mark(space, Mark::Origin, &marks::encode_origin(origin))?;
+                self.write_mark(clean, &FileMark::of_origin(origin))?;
             }
             clean.rename(place.spot(), RenameFlags::EXCHANGE)
         })();
@@ -342,7 +344,7 @@ impl Overlay {
                     subdirs: 0,
                     visible: 0,
                     impure: false,
-                    found: Vec::new(),
+                    names: Vec::new(),
                 },
             ]
         });

@@ -4,7 +4,7 @@
 //! the tree, the same call leaves a whiteout (`RENAME_WHITEOUT`).
 
 use cowl_core::tree::FileType;
-use cowl_core::upper::marks::{self, Mark};
+use cowl_core::upper::marks::{self, FileMark, Mark};
 use cowl_core::upper::spot::Spot;
 use rustix::fs::RenameFlags;
 
@@ -151,7 +151,7 @@ impl Overlay {
                 under,
             }]
         });
-        let delta = file.nlink_delta.saturating_sub(1);
+        let delta = file.link_delta.saturating_sub(1);
         self.write_delta(hit.id, delta)?;
         self.commit(|_| {
             [Event::Nlink {
@@ -177,9 +177,9 @@ impl Overlay {
         let place = self.place_of(hit.id)?;
         match origin {
             // One that merged by its name so far has none on disk.
-            Some(origin) if place.spot().mark(space, Mark::Origin)?.is_none() => place
-                .spot()
-                .set_mark(space, Mark::Origin, &marks::encode_origin(origin)),
+            Some(origin) if place.spot().mark(space, Mark::File)?.is_none() => {
+                self.write_mark(place.spot(), &FileMark::of_origin(origin))
+            }
             None if !file.opaque && self.under(to.dir, to.name)? == Under::Directory => {
                 place.spot().set_mark(space, Mark::Opaque, marks::YES)?;
                 self.commit(|_| [Event::Opaque { node: hit.id }]);

@@ -4,13 +4,14 @@
 //! Invariant: [`State::apply`] is the only way it changes, and an [`Event`] is a plain value that says what has already happened on
 //! disk. So a log of events is a state. No operation here does I/O; the overlay keeps the lock around it for table work only.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Bound;
 
 use cowl_core::digest::ObjectId;
 use cowl_core::tree::{FileType, TreeIno};
+use cowl_core::upper::marks::{FileMark, Saved};
 
-use super::event::{Event, Found, FoundWhat};
+use super::event::Event;
 use super::opens::Opens;
 use super::types::{Attr, NodeId};
 
@@ -29,6 +30,8 @@ pub(super) struct State {
     hosts: HashMap<u64, NodeId>,
     /// Nodes of the tree that go by another id since their content changed under a passthrough reader.
     renumbered: HashMap<TreeIno, NodeId>,
+    /// Nodes whose file in `work/index` has marks that make no sense.
+    damaged: HashSet<NodeId>,
     born: u64,
     opens: Opens,
 }
@@ -58,15 +61,39 @@ pub(super) struct UpperFile {
     /// The host's inode number.
     pub(super) host: u64,
     pub(super) home: Home,
-    pub(super) content: Content,
+    /// The content is the origin's object, up to the length of this file.
+    pub(super) metadata_only: bool,
+    /// The content is being copied up; what is saved in the mark meanwhile.
+    pub(super) copying: Option<Saved>,
     /// A directory that shows nothing of the tree.
     pub(super) opaque: bool,
     /// A character device 0:0, kept as an empty regular file.
     pub(super) device: bool,
-    /// What to add to the host's link count, see `cowl.nlink`.
-    pub(super) nlink_delta: i32,
-    /// Copied up and not yet synced.
-    pub(super) unsynced: bool,
+    /// What to add to the host's link count, see [`FileMark::link_delta`].
+    pub(super) link_delta: i32,
+    pub(super) unsynced: Unsynced,
+}
+
+/// What a power cut could still undo of a file that was copied up.
+#[derive(Copy, Clone, Debug, Default, Eq, PartialEq)]
+pub(super) struct Unsynced {
+    /// Its attributes and marks.
+    pub(super) inode: bool,
+    /// Its name.
+    pub(super) name: bool,
+}
+
+impl UpperFile {
+    /// What its mark says.
+    pub(super) fn mark(&self, origin: Option<TreeIno>) -> FileMark {
+        FileMark {
+            origin,
+            metadata_only: self.metadata_only,
+            device: self.device,
+            link_delta: matches!(self.home, Home::Index(_)).then_some(self.link_delta),
+            copying: self.copying.clone(),
+        }
+    }
 }
 
 /// Where a node's file is found.
@@ -78,15 +105,6 @@ pub(super) enum Home {
     Index(TreeIno),
     /// `work/orphans`, under this number.
     Orphan(u64),
-}
-
-/// Where a regular file's bytes are.
-#[derive(Copy, Clone, Debug, Eq, PartialEq)]
-pub(super) enum Content {
-    /// In the upper's file.
-    Own,
-    /// In the object, up to the length of the upper's file.
-    Object(ObjectId),
 }
 
 /// The upper's part of a directory, read from it once.
@@ -116,6 +134,11 @@ pub(super) struct Slot {
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
 pub(super) enum Target {
     Whiteout,
+    /// A file of which no marks were read yet.
+    Unread {
+        file_type: FileType,
+        host: u64,
+    },
     Node(NodeId, FileType),
 }
 
@@ -128,17 +151,36 @@ pub(super) enum Under {
 }
 
 impl State {
-    /// The node that the upper has under a host inode number.
-    pub(super) fn by_host(&self, host: u64) -> Option<NodeId> {
-        self.hosts.get(&host).copied()
-    }
-
     /// The id that a node of the tree goes by.
     pub(super) fn id_of(&self, node: TreeIno) -> NodeId {
         self.renumbered
             .get(&node)
             .copied()
             .unwrap_or(NodeId::of_tree(node))
+    }
+
+    /// The node that a file of the upper is. None: another file is that node already, so one of the two marks is forged.
+    pub(super) fn node_of_file(
+        &self,
+        host: u64,
+        file_type: FileType,
+        origin: Option<TreeIno>,
+    ) -> Option<NodeId> {
+        let linked = self.hosts.get(&host).copied();
+        if let Some(id) = linked.filter(|_| file_type != FileType::Directory) {
+            return Some(id);
+        }
+        let Some(origin) = origin else {
+            return Some(self.next_born());
+        };
+        let id = self.id_of(origin);
+        let other = self.node(id).and_then(|node| node.upper.as_ref());
+        other.is_none_or(|file| file.host == host).then_some(id)
+    }
+
+    /// Whether a node's marks make no sense.
+    pub(super) fn is_damaged(&self, id: NodeId) -> bool {
+        self.damaged.contains(&id)
     }
 
     pub(super) fn node(&self, id: NodeId) -> Option<&Node> {
@@ -167,8 +209,19 @@ impl State {
                 subdirs,
                 visible,
                 impure,
-                found,
-            } => self.read(dir, subdirs, visible, impure, found),
+                names,
+            } => self.listed(dir, subdirs, visible, impure, names),
+            Event::MarksRead {
+                dir,
+                name,
+                node,
+                origin,
+                file_type,
+                file,
+            } => self.marks_read(dir, name, node, origin, file_type, file),
+            Event::Damaged { node } => {
+                self.damaged.insert(node);
+            }
             Event::Impure { dir } => self.with_dir(dir, |dir| dir.impure = true),
             Event::Copied {
                 node,
@@ -195,10 +248,18 @@ impl State {
                 attr,
             } => self.gone(node, file_type, origin, attr),
             Event::Dropped { node } => self.dropped(node),
-            Event::Owned { node } => self.with_file(node, |file| file.content = Content::Own),
+            Event::Copying { node, saved } => self.with_file(node, |file| file.copying = saved),
+            Event::ContentCopied { node } => self.with_file(node, |file| {
+                file.metadata_only = false;
+                file.copying = None;
+                file.unsynced.inode = true;
+            }),
             Event::Opaque { node } => self.with_file(node, |file| file.opaque = true),
-            Event::Nlink { node, delta } => self.with_file(node, |file| file.nlink_delta = delta),
-            Event::Synced { node } => self.with_file(node, |file| file.unsynced = false),
+            Event::Nlink { node, delta } => self.with_file(node, |file| file.link_delta = delta),
+            Event::InodeSynced { node } => {
+                self.with_file(node, |file| file.unsynced.inode = false);
+            }
+            Event::NameSynced { node } => self.with_file(node, |file| file.unsynced.name = false),
             Event::Renumbered { from, to } => self.renumber(from, to),
             Event::Opened {
                 handle,
@@ -231,7 +292,14 @@ impl State {
         }
     }
 
-    fn read(&mut self, dir: NodeId, subdirs: u32, visible: u64, impure: bool, found: Vec<Found>) {
+    fn listed(
+        &mut self,
+        dir: NodeId,
+        subdirs: u32,
+        visible: u64,
+        impure: bool,
+        names: Vec<(Name, Target, Under)>,
+    ) {
         let (slots, by_cookie) = (BTreeMap::new(), BTreeMap::new());
         self.dirs.insert(
             dir,
@@ -243,31 +311,31 @@ impl State {
                 impure,
             },
         );
-        for Found { name, under, what } in found {
-            let FoundWhat::File {
-                file_type,
-                origin,
-                file,
-            } = what
-            else {
-                self.put(dir, name, Target::Whiteout, under);
-                continue;
-            };
-            let known = self
-                .by_host(file.host)
-                .filter(|_| file_type != FileType::Directory);
-            let node = known
-                .or(origin.map(|origin| self.id_of(origin)))
-                .unwrap_or(self.next_born());
-            if self
-                .nodes
-                .get(&node)
-                .is_none_or(|node| node.upper.is_none())
-            {
-                self.copied(node, file_type, origin, file);
-            }
-            self.put(dir, name, Target::Node(node, file_type), under);
+        for (name, target, under) in names {
+            self.put(dir, name, target, under);
         }
+    }
+
+    fn marks_read(
+        &mut self,
+        dir: NodeId,
+        name: Name,
+        node: NodeId,
+        origin: Option<TreeIno>,
+        file_type: FileType,
+        file: UpperFile,
+    ) {
+        let Some(under) = self.dir(dir).and_then(|table| table.slot(&name)) else {
+            return;
+        };
+        if self
+            .nodes
+            .get(&node)
+            .is_none_or(|node| node.upper.is_none())
+        {
+            self.copied(node, file_type, origin, file);
+        }
+        self.put(dir, name, Target::Node(node, file_type), under.under);
     }
 
     fn copied(
@@ -293,8 +361,8 @@ impl State {
             return;
         };
         let cookie = match (target, under) {
-            (Target::Node(..), Under::Nothing) => Some(table.free_cookie(&name)),
-            _ => None,
+            (Target::Whiteout, _) | (_, Under::File | Under::Directory) => None,
+            _ => Some(table.free_cookie(&name)),
         };
         let slot = Slot {
             target,
@@ -352,7 +420,7 @@ impl State {
         if let Some(node) = self.nodes.get_mut(&id)
             && let Some(file) = node.upper.take()
         {
-            node.lost = file.content == Content::Own;
+            node.lost = !file.metadata_only;
             self.hosts.remove(&file.host);
         }
         self.tidy(id);
@@ -478,13 +546,11 @@ impl Dir {
     pub(super) fn own_names_behind(
         &self,
         cookie: u64,
-    ) -> impl Iterator<Item = (u64, &[u8], NodeId, FileType)> {
+    ) -> impl Iterator<Item = (u64, &[u8], Target)> {
         let behind = (Bound::Excluded(cookie), Bound::Unbounded);
         self.by_cookie.range(behind).filter_map(|(cookie, name)| {
-            match self.slots.get(name)?.target {
-                Target::Node(id, file_type) => Some((*cookie, &**name, id, file_type)),
-                Target::Whiteout => None,
-            }
+            let slot = self.slots.get(name)?;
+            Some((*cookie, &**name, slot.target))
         })
     }
 
@@ -503,14 +569,6 @@ impl Dir {
         }
     }
 
-    /// Every node that the upper has in it.
-    pub(super) fn nodes(&self) -> impl Iterator<Item = NodeId> {
-        self.slots.values().filter_map(|slot| match slot.target {
-            Target::Node(id, _) => Some(id),
-            Target::Whiteout => None,
-        })
-    }
-
     /// How many names the upper holds, whiteouts among them.
     pub(super) fn held(&self) -> usize {
         self.slots.len()
@@ -519,8 +577,10 @@ impl Dir {
     fn count(&mut self, slot: Slot, sign: Sign) {
         let own = match slot.target {
             Target::Whiteout => Under::Nothing,
-            Target::Node(_, FileType::Directory) => Under::Directory,
-            Target::Node(..) => Under::File,
+            Target::Node(_, file_type) | Target::Unread { file_type, .. } => match file_type {
+                FileType::Directory => Under::Directory,
+                _ => Under::File,
+            },
         };
         let (more, less) = match sign {
             Sign::Add => (own, slot.under),

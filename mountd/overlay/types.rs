@@ -138,6 +138,8 @@ pub struct OpenFlags {
     pub write: bool,
     /// Cut to nothing (`O_TRUNC`), also when opened for reading only.
     pub truncate: bool,
+    /// Each write is durable when it returns (`O_DSYNC`, `O_SYNC`).
+    pub sync: bool,
     /// With `truncate`: drop privileges of the file as [`SetAttr::kill_priv`] does (`FUSE_OPEN_KILL_SUIDGID`).
     pub kill_priv: bool,
 }

@@ -94,9 +94,14 @@ fn a_sync_makes_what_was_copied_up_durable_to_the_root() {
     overlay.setattr(id, None, &mode(0o600)).unwrap();
     let dir = walk(&overlay, "dir").unwrap();
     let unsynced = || [id, dir].map(|node| overlay.upper_node(node).unwrap().2.unsynced);
-    assert_eq!(unsynced(), [true, true]);
+    let all = Unsynced {
+        inode: true,
+        name: true,
+    };
+    assert_eq!(unsynced(), [all, all]);
     overlay.fsync(id, None, true).unwrap();
-    assert_eq!(unsynced(), [false, false]);
+    assert!(unsynced().iter().all(|unsynced| !unsynced.name));
+    assert!(!unsynced()[0].inode);
     overlay.fsyncdir(dir, false).unwrap();
     overlay.syncfs().unwrap();
 }
@@ -128,6 +133,7 @@ fn opening_with_truncation_copies_nothing() {
         write: true,
         truncate: true,
         kill_priv: true,
+        ..WRITE
     };
     let opened = overlay.open(id, flags).unwrap();
     let attr = overlay.getattr(id, Some(opened.handle)).unwrap();

@@ -5,6 +5,7 @@
 )]
 
 mod data;
+mod forged;
 mod killed;
 mod links;
 mod listing;
@@ -281,6 +282,7 @@ pub(super) fn on_disk(dir: &Path) -> Vec<String> {
 pub(super) const WRITE: OpenFlags = OpenFlags {
     write: true,
     truncate: false,
+    sync: false,
     kill_priv: false,
 };
 

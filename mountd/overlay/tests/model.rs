@@ -19,7 +19,7 @@ use super::{Fixture, Made, parent_and_name};
 /// Steps on one tree: what is special about it is used up after some time.
 const ROUND: u64 = 250;
 
-pub(super) struct Rng(u64);
+pub(super) struct Rng(pub(super) u64);
 
 impl Rng {
     // splitmix64

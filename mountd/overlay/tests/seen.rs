@@ -31,10 +31,11 @@ pub(super) struct Seen {
 }
 
 impl Seen {
-    /// Whether this can be `plain` after a kill: with a link counted twice, or with a time that was about to be put back.
+    /// Whether this can be `plain` after a kill: with a link counted twice, or a directory with a time that was about to be put back.
     pub(super) fn may_be(&self, plain: &Seen) -> bool {
         let links = self.nlink == plain.nlink || self.nlink == plain.nlink + 1;
-        let mtime = if self.mtime.is_none() {
+        let directory = self.kind == FileType::Directory.to_mode_bits();
+        let mtime = if directory && self.mtime.is_none() {
             None
         } else {
             plain.mtime

@@ -17,22 +17,46 @@
 //! # Marks
 //! Extended attributes below `trusted.overlay.` where the worker has `CAP_SYS_ADMIN` in the initial user namespace, else below
 //! `user.overlay.`; there, symbolic links and special files bear none. The first two and the whiteout are overlayfs's own
-//! (Documentation/filesystems/overlayfs.rst); the kernel ignores the others. All numbers are little-endian.
+//! (Documentation/filesystems/overlayfs.rst); the kernel ignores the others. [`scan`] says what they mean.
 //! ```text
-//! a character device 0:0   whiteout: the tree's file of this name is gone
-//! opaque        "y"                                  directory: what the tree has under this name or origin is hidden
-//! impure        "y"                                  directory: files in it bear marks
-//! cowl.origin   01 00 00 00 | node u32               copied up from this node of the tree; a directory shows its children
-//! cowl.data     01 00 00 00 | object id, 32 bytes    the content is the object's, up to the length of this (sparse) file
-//! cowl.device   01 00 00 00                          empty regular file: a character device 0:0 made through the mount
-//! cowl.nlink    01 00 00 00 | difference i32         in work/index: links shown = links of the host - 1 + difference
-//! cowl.stamp    01 00 | numbering u16 | chain id, 32 bytes     root: the stack and numbering that the marks speak of
+//! a character device 0:0    whiteout: hides the tree's file of this name
+//! opaque        "y"         directory: hides what the tree has under this name or origin
+//! impure        "y"         directory: files in it bear the mark `cowl`
+//! cowl          below       what a file was copied up from
+//! cowl.stamp    below       root: the stack of layers and the numbering of its tree that the marks speak of
 //! ```
-//! A directory without origin that is not opaque shows the children of the tree's directory of the same name, as in overlayfs.
+//! A directory that is neither opaque nor marked with an origin shows the children of the tree's directory of the same name, as in overlayfs.
 //! An attribute that a user of the mount calls `trusted.overlay.x` is stored as `trusted.overlay.overlay.x` ([`marks::escape`]).
+//!
+//! Numbers are little-endian; a field is there if its flag is, in this order, and the bytes end with the last.
+//! ```text
+//! cowl
+//!   0        1        2                 4
+//!  +--------+--------+--------+--------+----------------------+----------------------+--------------
+//!  | 02     | flags  | 00     | 00     | 01: origin u32       | 08: link delta i32   | 10: saved
+//!  +--------+--------+--------+--------+----------------------+----------------------+--------------
+//!   01  origin: copied up from this node of the tree, whose id and `st_ino` it has; a directory shows its children
+//!   02  metadata only: the content is the origin's object, up to the length of this (sparse) file; only with 01
+//!   04  device: this empty regular file is a character device 0:0
+//!   08  in work/index: links shown = links of the host - 1 + link delta
+//!   10  copying: the content is being written; after a crash these attributes are restored; only with 02
+//!
+//! saved
+//!  +-----------+----------------------+-----------+-----------+--------------------------------+
+//!  | size u64  | mtime, seconds i64   | ns u32    | mode u32  | security.capability, the rest  |
+//!  +-----------+----------------------+-----------+-----------+--------------------------------+
+//!
+//! cowl.stamp
+//!  +--------+--------+-----------------+----------------------------------------------------+
+//!  | 02     | 00     | numbering u16   | chain id, 32 bytes                                 |
+//!  +--------+--------+-----------------+----------------------------------------------------+
+//! ```
+//! `cowl` without saved attributes, a capability of 20 bytes and ext4's own part fit into an inode of 256 bytes: a copied-up file takes no
+//! block for its marks.
 
 pub mod marks;
 mod probe;
+pub mod scan;
 pub mod spot;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

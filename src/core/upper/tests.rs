@@ -172,20 +172,21 @@ fn marks_and_attributes_of_every_type_of_file() {
         if name == b"link" && space == Namespace::User {
             continue;
         }
-        assert_eq!(spot.mark(space, Mark::Origin).unwrap(), None);
-        spot.set_mark(space, Mark::Origin, &marks::encode_origin(TreeIno(5)))
-            .unwrap();
-        assert_eq!(
-            spot.mark(space, Mark::Origin).unwrap().unwrap(),
-            marks::encode_origin(TreeIno(5))
-        );
+        let value = marks::FileMark {
+            origin: Some(TreeIno(5)),
+            ..marks::FileMark::default()
+        }
+        .encode();
+        assert_eq!(spot.mark(space, Mark::File).unwrap(), None);
+        spot.set_mark(space, Mark::File, &value).unwrap();
+        assert_eq!(spot.mark(space, Mark::File).unwrap().unwrap(), value);
         let names = spot.xattr_names().unwrap();
         assert_eq!(
             names.split(|byte| *byte == 0).next().unwrap(),
-            Mark::Origin.name(space).as_bytes()
+            Mark::File.name(space).as_bytes()
         );
-        spot.clear_mark(space, Mark::Origin).unwrap();
-        spot.clear_mark(space, Mark::Origin).unwrap();
+        spot.clear_mark(space, Mark::File).unwrap();
+        spot.clear_mark(space, Mark::File).unwrap();
     }
     let long = vec![b'v'; 3000];
     let file = Spot::new(upper.root(), b"file");

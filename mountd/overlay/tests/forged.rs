@@ -1,0 +1,240 @@
+//! Uppers whose marks somebody forged or a broken disk changed: such a name is an error, its neighbours are not, and nothing panics.
+
+use cowl_core::upper::marks::{FileMark, Mark, Namespace, Saved};
+
+use super::model::Rng;
+use super::rules::{small, write_to};
+use super::*;
+
+/// An upper with something of everything: a file with its content and one without, a directory, a file of two names, a device.
+fn filled(fixture: &Fixture) -> Namespace {
+    let overlay = fixture.overlay();
+    write_to(&overlay, "file", 0, b"CON");
+    for path in ["dir/one", "hard", "null", "empty"] {
+        let id = walk(&overlay, path).unwrap();
+        overlay.setattr(id, None, &mode(0o700)).unwrap();
+    }
+    let dir = walk(&overlay, "dir").unwrap();
+    overlay
+        .rename(NodeId::ROOT, b"empty", dir, b"moved", RenameMode::Replace)
+        .unwrap();
+    overlay.upper.as_ref().unwrap().namespace()
+}
+
+fn set(fixture: &Fixture, path: &str, mark: Mark, space: Namespace, value: &[u8]) {
+    let dir = File::open(fixture.base.path()).unwrap();
+    Spot::new(dir.as_fd(), path.as_bytes())
+        .set_mark(space, mark, value)
+        .unwrap();
+}
+
+#[test]
+fn a_forged_mark_is_eio_of_its_name_only() {
+    let origin = |node| FileMark::of_origin(TreeIno(node));
+    let fixture = small();
+    let of = |path: &str| walk(&fixture.overlay(), path).unwrap().tree().unwrap();
+    let (dir, sub, one) = (of("dir"), of("dir/sub"), of("dir/one"));
+    let metadata_only = |node| FileMark {
+        metadata_only: true,
+        ..FileMark::of_origin(node)
+    };
+    let forged: [(&str, Vec<u8>); 8] = [
+        ("bytes of no meaning", b"y".to_vec()),
+        ("of another version", vec![1, 1, 0, 0, 1, 0, 0, 0]),
+        ("a node beyond the tree", origin(1 << 20).encode()),
+        ("a directory", FileMark::of_origin(sub).encode()),
+        ("a directory's content", metadata_only(dir).encode()),
+        (
+            "a node that another file is",
+            FileMark::of_origin(one).encode(),
+        ),
+        (
+            "a device that is none",
+            FileMark {
+                device: true,
+                ..FileMark::of_origin(one)
+            }
+            .encode(),
+        ),
+        ("the root", origin(0).encode()),
+    ];
+    for (what, value) in forged {
+        let fixture = small();
+        let space = filled(&fixture);
+        set(&fixture, "upper/file", Mark::File, space, &value);
+        let overlay = fixture.overlay();
+        assert_eq!(content(&overlay, "dir/one"), b"one", "{what}");
+        assert_eq!(walk(&overlay, "file"), Err(Errno::IO), "{what}");
+        assert!(names(&overlay, "").contains(&"file".to_owned()), "{what}");
+        assert_eq!(content(&overlay, "hard"), b"linked", "{what}");
+        overlay
+            .mkdir(NodeId::ROOT, b"new", 0o755, 0, &ROOT_CALLER)
+            .unwrap();
+    }
+}
+
+#[test]
+fn a_forged_mark_in_the_index_is_eio_of_all_names_of_the_file() {
+    for value in [&b"y"[..], &FileMark::of_origin(TreeIno(0)).encode()] {
+        let fixture = small();
+        let space = filled(&fixture);
+        let [indexed] = &on_disk(&fixture.path("work/index"))[..] else {
+            panic!("one file is indexed")
+        };
+        set(
+            &fixture,
+            &format!("work/index/{indexed}"),
+            Mark::File,
+            space,
+            value,
+        );
+        let overlay = fixture.overlay();
+        for name in ["hard", "dir/hard"] {
+            assert_eq!(walk(&overlay, name), Err(Errno::IO), "{name}");
+        }
+        assert_eq!(content(&overlay, "dir/one"), b"one");
+    }
+}
+
+/// A kill in the midst of a copy of content, as the killing tests leave it now and then, taken apart.
+#[test]
+fn an_interrupted_copy_up_is_undone_at_the_next_lookup() {
+    let fixture = small();
+    let space = filled(&fixture);
+    let path = fixture.path("upper/dir/one");
+    let node = walk(&fixture.overlay(), "dir/one").unwrap().tree();
+    let copying = FileMark {
+        origin: node,
+        metadata_only: true,
+        copying: Some(Saved {
+            size: 3,
+            mtime: OLD,
+            mode: 0o700,
+            capability: None,
+        }),
+        ..FileMark::default()
+    };
+    set(
+        &fixture,
+        "upper/dir/one",
+        Mark::File,
+        space,
+        &copying.encode(),
+    );
+    fs::write(&path, "o").unwrap();
+    let overlay = fixture.overlay();
+    let attr = stat(&overlay, "dir/one");
+    assert_eq!((attr.size, attr.mtime, attr.mode), (3, OLD, 0o700));
+    assert_eq!(content(&overlay, "dir/one"), b"one");
+    assert_eq!(fs::read(&path).unwrap(), [0; 3]);
+    drop(overlay);
+    // Once is enough: what is written afterwards stays.
+    let overlay = fixture.overlay();
+    write_to(&overlay, "dir/one", 0, b"O");
+    drop(overlay);
+    let overlay = fixture.overlay();
+    assert_eq!(content(&overlay, "dir/one"), b"One");
+    assert!(stat(&overlay, "dir/one").mtime > OLD);
+}
+
+#[test]
+fn random_marks_give_errors_and_no_panic() {
+    let mut rng = Rng(5);
+    let mut failed = 0;
+    for _ in 0..60 {
+        let fixture = small();
+        let space = filled(&fixture);
+        let mut paths: Vec<String> = on_disk(&fixture.path("upper"))
+            .iter()
+            .map(|path| format!("upper/{path}"))
+            .chain(
+                on_disk(&fixture.path("work/index"))
+                    .iter()
+                    .map(|name| format!("work/index/{name}")),
+            )
+            .filter(|path| !path.ends_with('!'))
+            .collect();
+        paths.sort();
+        for _ in 0..3 {
+            let index = usize::try_from(rng.below(paths.len() as u64)).unwrap();
+            let length = usize::try_from(rng.below(14)).unwrap();
+            let mut value: Vec<u8> = (0..length).map(|_| rng.next().to_le_bytes()[0]).collect();
+            if let Some(head) = value.first_chunk_mut::<4>() {
+                *head = [2, head[1] & 31, 0, 0];
+            }
+            for origin in value.iter_mut().skip(5).take(3) {
+                *origin = 0;
+            }
+            if let Some(origin) = value.get_mut(4) {
+                *origin %= 14;
+            }
+            let mark =
+                [Mark::File, Mark::File, Mark::Opaque][usize::try_from(rng.below(3)).unwrap()];
+            set(
+                &fixture,
+                &paths[index],
+                mark,
+                space,
+                if mark == Mark::Opaque { b"y" } else { &value },
+            );
+        }
+        let overlay = fixture.overlay();
+        failed += use_everything(&overlay, NodeId::ROOT, 0);
+        drop(overlay);
+        use_everything(&fixture.overlay(), NodeId::ROOT, 0);
+    }
+    assert!(failed > 10, "{failed} errors");
+}
+
+/// Looks at everything below a directory and changes some of it; how many names were errors.
+fn use_everything(overlay: &Overlay, dir: NodeId, depth: u32) -> u32 {
+    assert!(depth < 30, "the tree has no end");
+    let mut names = Vec::new();
+    overlay
+        .readdir(dir, 0, true, &mut |entry| {
+            names.push(entry.name.to_vec());
+            true
+        })
+        .unwrap();
+    let mut failed = 0;
+    for name in names
+        .iter()
+        .filter(|name| !matches!(&name[..], b"." | b".."))
+    {
+        let entry = match overlay.lookup(dir, name) {
+            Ok(Some(entry)) => entry,
+            Ok(None) => continue,
+            Err(errno) => {
+                assert_eq!(errno, Errno::IO);
+                failed += 1;
+                continue;
+            }
+        };
+        overlay.listxattr(entry.id).unwrap();
+        match entry.attr.file_type {
+            FileType::Directory => failed += use_everything(overlay, entry.id, depth + 1),
+            FileType::Regular => {
+                let mut bytes = [0; 20];
+                if let Ok(opened) = overlay.open(entry.id, WRITE) {
+                    overlay
+                        .read(entry.id, Some(opened.handle), 0, &mut bytes)
+                        .unwrap();
+                    overlay
+                        .write(entry.id, Some(opened.handle), 3, b"x", false)
+                        .unwrap();
+                    overlay.fsync(entry.id, Some(opened.handle), false).unwrap();
+                    overlay.release(entry.id, opened.handle).unwrap();
+                }
+            }
+            _ => {}
+        }
+        for done in [
+            overlay.setattr(entry.id, None, &mode(0o711)).map(drop),
+            overlay.rename(dir, name, dir, b"renamed", RenameMode::Replace),
+            overlay.unlink(dir, b"renamed"),
+        ] {
+            failed += u32::from(done.is_err());
+        }
+    }
+    failed
+}
