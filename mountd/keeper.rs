@@ -6,8 +6,8 @@
 //! the asker in one line and leaves nothing behind.
 //!
 //! Invariants: it takes no request off the connection; descriptors it doesn't hold for the mount's life are closed once the worker runs;
-//! once the mount answers, it and the worker are in mount namespaces of their own, so that the caller's can end and the mount with it; it
-//! ends with 0 exactly when the mount was unmounted.
+//! once the mount answers, it and the worker are in mount namespaces of their own, so that the caller's can end and the mount with it, and
+//! it has no capability; it ends with 0 exactly when the mount was unmounted.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -24,19 +24,13 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
     fsconfig_set_string, fsmount, fsopen, open_tree,
 };
+use rustix::thread::CapabilitySet;
 
 use crate::failure::{OrFail, failure};
 use crate::{counters, process, sys};
 
 /// Keeps one mount, asked for over `socket`, to its end.
 pub fn run(socket: OwnedFd) -> ExitCode {
-    match rustix::process::setsid() {
-        // A caller that made us a session leader already has done the same.
-        Ok(_) | Err(Errno::PERM) => {}
-        Err(error) => {
-            tracing::warn!(%error, "no session of its own: signals of the caller's terminal reach this mount");
-        }
-    }
     match establish(socket.as_fd()) {
         Ok(kept) => {
             // The asker waits for this: no descriptor of the mount is left here.
@@ -107,7 +101,10 @@ fn establish(socket: BorrowedFd<'_>) -> Result<Kept, MountFailed> {
         lease.as_fd(),
         counters.as_fd(),
     )?;
-    process::seclude();
+    if let Err(error) = process::confine(CapabilitySet::empty()) {
+        end(&mut worker);
+        return Err(error);
+    }
     let answer = MountReady {
         profile: ready.profile,
         worker: worker.id(),
@@ -271,7 +268,6 @@ fn spawn_worker(socket: OwnedFd) -> io::Result<Child> {
         .arg0("cowl-mountd")
         .arg("worker")
         .env_clear()
-        .current_dir("/")
         .stdin(socket)
         .stdout(Stdio::null())
         .spawn()

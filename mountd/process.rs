@@ -1,17 +1,31 @@
-//! What keeper and worker have in common: at the entry a clean process with a socket as descriptor 0, and later one that is apart.
+//! What keeper and worker have in common: a known start, a socket as descriptor 0, and, once the mount stands, no more than they need.
 //!
-//! Invariant: nothing else of the process that started us is left open but standard error, which is the log.
+//! Invariant: nothing else of the process that started us is left but the environment, ids, niceness and standard error, which is the log.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
+use cowl_core::handover::MountFailed;
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set,
+    remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
+};
 
+use crate::failure::OrFail;
 use crate::sys;
 
 /// Drops what was inherited and takes the socket off descriptor 0.
 pub fn begin() -> io::Result<OwnedFd> {
-    sys::descriptors::close_inherited()?;
+    // Open files of clients are open files of ours, so as many as the system allows.
+    cowl_sys::startup::reset(u64::MAX).map_err(io::Error::other)?;
+    cowl_sys::startup::survive_file_size_limit().map_err(io::Error::other)?;
+    match rustix::process::setsid() {
+        // A caller that made us a session leader already has done the same.
+        Ok(_) | Err(Errno::PERM) => {}
+        Err(errno) => return Err(errno.into()),
+    }
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     let stdin = io::stdin();
     let socket = stdin.as_fd().try_clone_to_owned()?;
@@ -21,15 +35,43 @@ pub fn begin() -> io::Result<OwnedFd> {
         ));
     }
     rustix::stdio::dup2_stdin(&null)?;
-    // Modes come from the clients, who have umasks of their own.
-    rustix::process::umask(Mode::empty());
     rustix::thread::set_name(c"cowl-mountd")?;
     Ok(socket)
 }
 
-/// Leaves the mount namespace of whoever started us, so that it can end while the mount lives. Afterwards no program can be started.
-pub(crate) fn seclude() {
+/// Leaves the caller's mount namespace, so that it can end while the mount lives, and gives up every capability but those in `kept`, for
+/// good. For a process of one thread that has started whatever it has to start; threads that it starts later have the same.
+///
+/// Where the mount namespace cannot be left the process stays in it, and the log says so.
+pub(crate) fn confine(kept: CapabilitySet) -> Result<(), MountFailed> {
     if let Err(error) = sys::namespace::leave() {
         tracing::warn!(%error, "this process stays among its caller's mounts, and may keep them from ending");
     }
+    drop_capabilities(kept).or_fail("cannot give up capabilities")
+}
+
+fn drop_capabilities(kept: CapabilitySet) -> Result<(), Errno> {
+    let held = capabilities(None)?;
+    let kept = kept & held.permitted;
+    clear_ambient_capability_set()?;
+    if held.effective.contains(CapabilitySet::SETPCAP) {
+        for number in 0..u64::BITS {
+            match remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(1 << number))
+            {
+                Ok(()) => {}
+                // The kernel has no more.
+                Err(Errno::INVAL) => break,
+                Err(errno) => return Err(errno),
+            }
+        }
+    }
+    set_capabilities(
+        None,
+        CapabilitySets {
+            effective: kept,
+            permitted: kept,
+            inheritable: CapabilitySet::empty(),
+        },
+    )?;
+    set_no_new_privs(true)
 }

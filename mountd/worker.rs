@@ -16,7 +16,6 @@ use cowl_core::handover::{
 };
 use cowl_core::tree::Tree;
 use rustix::fs::{Mode, OFlags};
-use rustix::process::{Resource, Rlimit};
 use rustix::thread::{CapabilitySet, capabilities};
 
 use crate::counters::Counters;
@@ -52,15 +51,41 @@ fn serve(socket: OwnedFd) -> Result<End, MountFailed> {
         profile,
         lease: _held,
     } = &mount;
+    // While there is one thread, and before the keeper is told.
+    let confined = process::confine(needed(overlay.is_writable(), *profile));
+    told(socket.as_fd(), confined)?;
     let dispatcher = Dispatcher::new(overlay, connection).or_fail("cannot tell our capabilities");
     let dispatcher = told(socket.as_fd(), dispatcher)?;
     let server = Server::new(connection, dispatcher, counters);
-    // While there is one thread, and before the keeper is told.
-    process::seclude();
     let ready = Message::WorkerReady(WorkerReady { profile: *profile });
     server
         .run(move || send(socket.as_fd(), &ready, &[]).map_err(io::Error::other))
         .or_fail("serving the mount")
+}
+
+/// The capabilities that serving takes. Not among them is CAP_SYS_RESOURCE, which passes quotas and takes reserved blocks.
+fn needed(writable: bool, profile: Profile) -> CapabilitySet {
+    // A store of another user than the one that mounts.
+    let mut needed = CapabilitySet::DAC_READ_SEARCH;
+    if profile == Profile::Passthrough {
+        // Backing ids.
+        needed |= CapabilitySet::SYS_ADMIN;
+    }
+    if writable {
+        // What the kernel has allowed the client, the upper's filesystem must allow us.
+        needed |= CapabilitySet::DAC_OVERRIDE
+            | CapabilitySet::FOWNER
+            | CapabilitySet::CHOWN
+            | CapabilitySet::FSETID
+            | CapabilitySet::MKNOD
+            // Creating as the client.
+            | CapabilitySet::SETUID
+            | CapabilitySet::SETGID
+            // Extended attributes of `security.` and `trusted.`.
+            | CapabilitySet::SETFCAP
+            | CapabilitySet::SYS_ADMIN;
+    }
+    needed
 }
 
 /// Tells the keeper of a failure before going on with it.
@@ -89,7 +114,6 @@ fn prepare(socket: BorrowedFd<'_>) -> Result<Mount, MountFailed> {
         (Message::WorkerRequest(request), files) => (request, files),
         (other, _) => return Err(HandoverError::Unexpected(other.name()).into()),
     };
-    raise_descriptor_limit();
     let device = files.take(Role::Fuse)?;
     let lease = files.take(Role::Lease)?;
     let counters = files.take(Role::Counters)?;
@@ -222,16 +246,4 @@ fn scratch_file(work: BorrowedFd<'_>) -> io::Result<OwnedFd> {
         OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC,
         Mode::RUSR | Mode::WUSR,
     )?)
-}
-
-/// Open files of clients are open files of ours, so as many as the system allows.
-fn raise_descriptor_limit() {
-    let limit = rustix::process::getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        maximum: limit.maximum,
-    };
-    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, raised) {
-        tracing::warn!(%error, "the limit of open files stays as it was");
-    }
 }

@@ -252,6 +252,11 @@ impl Overlay {
         Ok(())
     }
 
+    /// Whether there is an upper.
+    pub fn is_writable(&self) -> bool {
+        self.upper.is_some()
+    }
+
     /// The upper; EROFS without one.
     fn writable(&self) -> Result<&Upper, Errno> {
         self.upper.as_ref().ok_or(Errno::ROFS)

@@ -1,7 +1,6 @@
 //! Safe wrappers for what the system-call crates lack: one small file each, the only `unsafe` of this crate.
 
 pub(crate) mod backing;
-pub(crate) mod descriptors;
 pub(crate) mod identity;
 pub(crate) mod mount;
 pub(crate) mod namespace;

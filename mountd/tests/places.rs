@@ -164,6 +164,129 @@ fn a_store_on_an_overlay_is_served_through_the_daemon() {
     assert!(mount.unmount().success(), "{}", image.log());
 }
 
+/// What `/proc/PID/status` says of a process.
+fn status(process: u32, field: &str) -> String {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(field));
+    line.unwrap().trim().to_owned()
+}
+
+#[test]
+fn keeper_and_worker_start_the_same_whatever_their_caller_had() {
+    if !is_here() {
+        let script = "ulimit -S -f 100; ulimit -S -n 200; ulimit -S -v 8000000; ulimit -t 1000; umask 077; cd /tmp
+            trap '' TERM HUP XFSZ; echo 500 > /proc/self/oom_score_adj
+            exec env --block-signal=TERM --block-signal=INT --block-signal=CHLD \"$@\"";
+        return there(
+            &["bash", "-c", script, "bash"],
+            "keeper_and_worker_start_the_same_whatever_their_caller_had",
+        );
+    }
+    let image = Image::of(&[("x", b"y")]);
+    let mount = image.mount(ProfileChoice::Best);
+    for process in [mount.keeper.id(), mount.worker] {
+        assert_eq!(status(process, "SigBlk:"), "0000000000000000");
+        // SIGPIPE and SIGXFSZ: what they stand for are errors of system calls.
+        assert_eq!(status(process, "SigIgn:"), "0000000001001000");
+        let limits = fs::read_to_string(format!("/proc/{process}/limits")).unwrap();
+        for limit in [
+            "Max cpu time",
+            "Max file size",
+            "Max address space",
+            "Max open files",
+        ] {
+            let line = limits.lines().find_map(|line| line.strip_prefix(limit));
+            let mut words = line.unwrap().split_whitespace();
+            assert_eq!(words.next(), words.next(), "{limit}");
+        }
+        let score = fs::read_to_string(format!("/proc/{process}/oom_score_adj")).unwrap();
+        assert_eq!(score, "0\n");
+        assert_eq!(status(process, "Umask:"), "0000");
+        // Nothing of the caller's keeps it busy, and no terminal of the caller's sends it signals.
+        let cwd = fs::read_link(format!("/proc/{process}/cwd")).unwrap();
+        assert_eq!(cwd.to_str(), Some("/"));
+        let session = fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+        let session = session.rsplit_once(") ").unwrap().1.split(' ').nth(3);
+        assert_eq!(session.unwrap(), process.to_string());
+    }
+    assert!(mount.unmount().success(), "{}", image.log());
+}
+
+/// Those that serving takes, by their numbers (capability.h).
+fn capabilities(names: &[u32]) -> String {
+    format!(
+        "{:016x}",
+        names.iter().fold(0_u64, |set, one| set | 1 << one)
+    )
+}
+
+const CHOWN: u32 = 0;
+const DAC_OVERRIDE: u32 = 1;
+const DAC_READ_SEARCH: u32 = 2;
+const FOWNER: u32 = 3;
+const FSETID: u32 = 4;
+const SETGID: u32 = 6;
+const SETUID: u32 = 7;
+const SYS_ADMIN: u32 = 21;
+const MKNOD: u32 = 27;
+const SETFCAP: u32 = 31;
+
+#[test]
+fn keeper_and_worker_have_only_the_capabilities_that_they_use() {
+    if !is_here() {
+        check_capabilities();
+        return there(
+            &["unshare", "-Urm"],
+            "keeper_and_worker_have_only_the_capabilities_that_they_use",
+        );
+    }
+    check_capabilities();
+}
+
+fn check_capabilities() {
+    let image = Image::of(&[("x", b"y")]);
+    let writable = image.mount_writable(ProfileChoice::Best, "upper");
+    let read_only = image.mount(ProfileChoice::Best);
+    let mut reading = vec![DAC_READ_SEARCH];
+    if read_only.profile == Profile::Passthrough {
+        reading.push(SYS_ADMIN);
+    }
+    let writing = [
+        CHOWN,
+        DAC_OVERRIDE,
+        DAC_READ_SEARCH,
+        FOWNER,
+        FSETID,
+        SETGID,
+        SETUID,
+        SYS_ADMIN,
+        MKNOD,
+        SETFCAP,
+    ];
+    // Each of these threads has answered, so it has been what they become.
+    fs::write(writable.path("x"), "changed").unwrap();
+    for (process, held) in [
+        (writable.keeper.id(), capabilities(&[])),
+        (read_only.keeper.id(), capabilities(&[])),
+        (writable.worker, capabilities(&writing)),
+        (read_only.worker, capabilities(&reading)),
+    ] {
+        let none = capabilities(&[]);
+        for thread in fs::read_dir(format!("/proc/{process}/task")).unwrap() {
+            let thread = thread.unwrap().file_name();
+            let thread = thread.to_str().unwrap().parse().unwrap();
+            assert_eq!(status(thread, "CapPrm:"), held);
+            assert_eq!(status(thread, "CapEff:"), held);
+            for empty in ["CapInh:", "CapBnd:", "CapAmb:"] {
+                assert_eq!(status(thread, empty), none, "{empty}");
+            }
+            assert_eq!(status(thread, "NoNewPrivs:"), "1");
+        }
+    }
+    assert!(writable.unmount().success(), "{}", image.log());
+    assert!(read_only.unmount().success(), "{}", image.log());
+}
+
 /// A user namespace that maps every id to itself cannot be told from the initial one by its map; the kernel refuses backing files all the same.
 #[test]
 fn where_the_kernel_takes_no_backing_file_contents_go_through_the_daemon() {

@@ -72,6 +72,12 @@ pub fn reset(open_files: u64) -> Result<(), Error> {
         .map_err(at("raise the limit of open files"))
 }
 
+/// Makes a write beyond `RLIMIT_FSIZE` an error (EFBIG) and no more: for processes that go on serving where [`reset`] was not
+/// allowed to raise the hard limit. A program that is run inherits this.
+pub fn survive_file_size_limit() -> Result<(), Error> {
+    sys::ignore_signal(libc::SIGXFSZ).map_err(at("ignore SIGXFSZ"))
+}
+
 /// Sets a limit to `soft`, or as high as the hard one goes, and the hard one to `hard` at least, where that is allowed
 /// (CAP_SYS_RESOURCE). None is no limit.
 fn raise(resource: Resource, soft: Option<u64>, hard: Option<u64>) -> Result<(), Errno> {

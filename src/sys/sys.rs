@@ -18,10 +18,52 @@ fn checked(returned: libc::c_long) -> Result<(), Errno> {
     }
 }
 
-/// Closes every descriptor from `first` on (close_range(2), Linux 5.9).
-pub(crate) fn close_from(first: u32) -> Result<(), Errno> {
+/// Closes every descriptor from `first` on.
+pub(crate) fn close_from(first: i32) -> Result<(), Errno> {
     // SAFETY: called before this process has opened or wrapped any of these.
-    checked(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0_u32) })
+    let closed = checked(unsafe { libc::syscall(libc::SYS_close_range, first, i32::MAX, 0_u32) });
+    match closed {
+        Err(Errno::NOSYS) => close_one_by_one(first),
+        other => other,
+    }
+}
+
+/// Before Linux 5.9.
+fn close_one_by_one(first: i32) -> Result<(), Errno> {
+    let listed = || -> std::io::Result<Vec<i32>> {
+        let mut numbers = Vec::new();
+        for entry in std::fs::read_dir("/proc/self/fd")? {
+            let name = entry?.file_name();
+            numbers.extend(name.to_str().and_then(|name| name.parse::<i32>().ok()));
+        }
+        Ok(numbers)
+    };
+    let listed = listed().map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    // The listing's own descriptor is closed already, so its number says nothing any more.
+    for number in listed.into_iter().filter(|number| *number >= first) {
+        // SAFETY: as above. The only error there can be is of a number that is not open.
+        unsafe { libc::close(number) };
+    }
+    Ok(())
+}
+
+/// Ignores `signal`: what it stands for is an error of a system call.
+pub(crate) fn ignore_signal(signal: i32) -> Result<(), Errno> {
+    let mut ignore: Action = [0; 8];
+    if let Some(handler) = ignore.first_mut() {
+        *handler = libc::SIG_IGN;
+    }
+    let nowhere = std::ptr::null_mut::<usize>();
+    // SAFETY: the kernel reads one sigaction, which is not larger than `ignore`; ignoring runs no code of ours.
+    checked(unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigaction,
+            signal,
+            ignore.as_ptr(),
+            nowhere,
+            SET_BYTES,
+        )
+    })
 }
 
 /// Gives every ignored signal but SIGPIPE its default action. Handlers are this program's own: exec has removed all others.
@@ -61,4 +103,32 @@ pub(crate) fn unblock_signals() -> Result<(), Errno> {
             SET_BYTES,
         )
     })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use std::fs::File;
+    use std::process::Command;
+
+    use super::*;
+
+    /// In a process of its own, since it closes what the other tests have open.
+    #[test]
+    fn close_from_closes_all_but_the_standard_streams_with_and_without_close_range() {
+        const CHILD: &str = "COWL_TEST_CLOSE";
+        if std::env::var_os(CHILD).is_none() {
+            let own = std::env::current_exe().unwrap();
+            let test = "sys::tests::close_from_closes_all_but_the_standard_streams_with_and_without_close_range";
+            let mut command = Command::new(own);
+            command.args(["--exact", test, "--test-threads=1"]);
+            assert!(command.env(CHILD, "1").status().unwrap().success());
+            return;
+        }
+        for close in [close_one_by_one, close_from] {
+            let file = std::mem::ManuallyDrop::new(File::open("/dev/null").unwrap());
+            close(3).unwrap();
+            assert_eq!(rustix::io::fcntl_getfd(&*file), Err(Errno::BADF));
+        }
+    }
 }

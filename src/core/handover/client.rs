@@ -122,7 +122,6 @@ fn start(program: &Path, socket: OwnedFd, log: Option<BorrowedFd<'_>>) -> io::Re
     Command::new(program)
         .arg("keeper")
         .env_clear()
-        .current_dir("/")
         .stdin(socket)
         .stdout(Stdio::null())
         .stderr(log)

@@ -56,6 +56,8 @@ fn check() {
     assert_eq!(field("SigBlk:"), "0000000000000000");
     // SIGPIPE alone, which Rust's start-up ignores.
     assert_eq!(field("SigIgn:"), "0000000000001000");
+    cowl_sys::startup::survive_file_size_limit().unwrap();
+    assert_eq!(field("SigIgn:"), "0000000001001000", "SIGXFSZ beside it");
     assert_eq!(field("Umask:"), "0000");
     assert_eq!(std::env::current_dir().unwrap().as_os_str(), "/");
     for number in 3..64 {
