@@ -161,6 +161,8 @@ pub(super) enum Operation<'r> {
         handle: u64,
         offset: u64,
         data: &'r [u8],
+        /// Pages that the kernel held back: no client waits for the answer, and one that says less was written is taken for success.
+        from_cache: bool,
         kill_priv: bool,
     },
     Release {
@@ -376,12 +378,13 @@ impl<'r> Operation<'r> {
             opcode::WRITE => {
                 let asked: wire::WriteIn = body.take()?;
                 let data = body.bytes(asked.size)?;
-                let kill_priv = asked.write_flags & wire::WRITE_KILL_SUIDGID != 0;
+                let has = |flag: u32| asked.write_flags & flag != 0;
                 Self::Write {
                     handle: asked.fh,
                     offset: asked.offset,
                     data,
-                    kill_priv,
+                    from_cache: has(wire::WRITE_CACHE),
+                    kill_priv: has(wire::WRITE_KILL_SUIDGID),
                 }
             }
             opcode::RELEASE => Self::Release {

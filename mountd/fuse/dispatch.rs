@@ -236,11 +236,18 @@ impl<'m> Dispatcher<'m> {
                 handle,
                 offset,
                 data,
+                from_cache,
                 kill_priv,
             } => {
-                let written =
+                let write = |data: &[u8], offset: u64| {
                     self.overlay
-                        .write(node, handle_of(handle), offset, data, kill_priv)?;
+                        .write(node, handle_of(handle), offset, data, kill_priv)
+                };
+                let written = if from_cache {
+                    write_whole(data, offset, write)?
+                } else {
+                    write(data, offset)?
+                };
                 put_size(written, reply)
             }
             Operation::Release { handle } => {
@@ -452,6 +459,19 @@ impl Dispatcher<'_> {
 /// A file that was never opened, since OPEN was answered ENOSYS, has handle 0; the overlay gives no such handle.
 fn handle_of(handle: u64) -> Option<HandleId> {
     (handle != 0).then_some(HandleId(handle))
+}
+
+/// Calls `write` until all of `data` is written, or nothing more can be and it says why.
+fn write_whole(
+    data: &[u8],
+    offset: u64,
+    write: impl Fn(&[u8], u64) -> Result<usize, Errno>,
+) -> Result<usize, Errno> {
+    let mut written = 0;
+    while let Some(rest) = data.get(written..).filter(|rest| !rest.is_empty()) {
+        written += write(rest, offset.saturating_add(written as u64))?;
+    }
+    Ok(written)
 }
 
 fn open_flags(flags: u32, kill_priv: bool) -> OpenFlags {

@@ -31,6 +31,8 @@ pub(super) mod fopen {
 pub(super) const GETATTR_FH: u32 = 1 << 0;
 /// `OpenIn::open_flags`: drop set-uid, set-gid and capabilities of the file if it is cut.
 pub(super) const OPEN_KILL_SUIDGID: u32 = 1 << 0;
+/// `WriteIn::write_flags`: from the page cache, on behalf of no client.
+pub(super) const WRITE_CACHE: u32 = 1 << 0;
 /// `WriteIn::write_flags`: drop them after this write.
 pub(super) const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 /// `FsyncIn::fsync_flags`: contents only.

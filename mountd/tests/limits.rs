@@ -15,6 +15,7 @@
 mod common;
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use common::{Image, Mount, noise};
@@ -216,6 +217,35 @@ fn private(mount: &Mount) -> u64 {
         .find_map(|line| line.strip_prefix("Anonymous:"))
         .unwrap();
     line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+/// As a caller's `ulimit -f` would be where nobody may raise it.
+#[test]
+fn a_write_beyond_the_workers_file_size_limit_fails_and_the_mount_goes_on() {
+    let image = Image::of(&[
+        ("small", b"small"),
+        ("large", &noise(2 << 20)),
+        ("untouched", b"untouched"),
+    ]);
+    let mount = image.mount_writable(ProfileChoice::Cached, "upper");
+    let short = Rlimit {
+        current: Some(100 << 10),
+        maximum: Some(100 << 10),
+    };
+    prlimit(Some(pid(mount.worker)), Resource::Fsize, short).unwrap();
+    for name in ["small", "large", "new"] {
+        let append = |name| -> std::io::Result<()> {
+            let mut options = File::options();
+            let mut file = options.create(true).append(true).open(mount.path(name))?;
+            file.write_all(&noise(1 << 20))?;
+            file.sync_all()
+        };
+        let error = append(name).unwrap_err().raw_os_error();
+        assert_eq!(error, Some(libc::EFBIG), "{name}");
+    }
+    assert_eq!(fs::read(mount.path("untouched")).unwrap(), b"untouched");
+    fs::write(mount.path("other"), "other").unwrap();
+    assert!(mount.unmount().success(), "{}", image.log());
 }
 
 #[test]

@@ -126,6 +126,7 @@ fn expected(name: &str) -> Operation<'static> {
             handle: 8,
             offset: 1,
             data: b"abc",
+            from_cache: false,
             kill_priv: false,
         },
         "release" => Operation::Release { handle: 1 },
