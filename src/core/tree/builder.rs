@@ -1,7 +1,8 @@
 //! Builds one layer's tree from entries in the order of its tar.
 //!
 //! Invariant: after each call the builder holds what extracting the entries so far would leave (a later entry replaces an
-//! earlier one), and beside it what they delete from the layers below. Nothing is ever reached through a symbolic link.
+//! earlier one), and beside it what they delete from the layers below. A path through a symbolic link of the same layer leads
+//! where the link does, to a directory that the layer has by then; a link out of the root or to nothing leads nowhere.
 //!
 //! Whiteouts and opaque marks are kept apart from the entries and joined with them at the end, since they speak of the
 //! layers below only, wherever in the tar they stand.
@@ -73,6 +74,14 @@ pub enum BuildError {
         /// The link.
         path: BString,
     },
+    /// Symbolic links were followed over and over.
+    #[error(
+        "{path:?}: the layer's paths lead through symbolic links more than {MAX_FOLLOWED} steps in all"
+    )]
+    TooManySteps {
+        /// The entry.
+        path: BString,
+    },
     /// Nanoseconds of a whole second or more.
     #[error("{path:?}: a time with {nanos} nanoseconds")]
     Time {
@@ -104,6 +113,13 @@ pub enum BuildError {
     Write(#[from] WriteError),
 }
 
+/// Symbolic links on the way to one entry: Linux's own limit.
+const MAX_LINKS: usize = 40;
+
+/// Components of link targets that are walked for one layer: a second of work. Real layers have a few at most, but two long links
+/// named by millions of entries would keep a processor busy for hours.
+const MAX_FOLLOWED: u64 = 1 << 23;
+
 /// A layer's tree in the making.
 #[derive(Debug)]
 pub struct LayerBuilder {
@@ -111,6 +127,24 @@ pub struct LayerBuilder {
     dirs: Vec<Dir>,
     /// Files that are no directories; hard links share one.
     pub(super) leaves: Vec<Leaf>,
+    /// Counts against [`MAX_FOLLOWED`].
+    followed: u64,
+}
+
+/// How far a path leads in what the layer has.
+struct Reached<'b> {
+    /// The directories from the root on, each but the root with its name.
+    chain: Vec<(DirId, &'b [u8])>,
+    /// So many components of the path lead there; the next is not in the layer.
+    components: usize,
+    /// Components of link targets that were walked.
+    followed: u64,
+}
+
+impl Reached<'_> {
+    fn dir(&self) -> DirId {
+        self.chain.last().map_or(ROOT, |(dir, _)| *dir)
+    }
 }
 
 /// The place of a directory in [`LayerBuilder::dirs`], which only grows.
@@ -173,6 +207,7 @@ impl LayerBuilder {
         Self {
             dirs: vec![Dir::default()],
             leaves: Vec::new(),
+            followed: 0,
         }
     }
 
@@ -197,23 +232,38 @@ impl LayerBuilder {
     pub fn hard_link(&mut self, path: &[&[u8]], target: &[&[u8]]) -> Result<(), BuildError> {
         check_path(path)?;
         check_path(target)?;
-        let entry = match self.find(target) {
-            Err(ancestor) => {
-                return Err(BuildError::LinkThrough {
-                    path: join(path),
-                    target: join(target),
-                    ancestor,
-                });
-            }
-            Ok(Some(Entry::Dir(_))) => {
+        let (name, parents) = target.split_last().ok_or(BuildError::Root)?;
+        let reached = self.follow(path, parents).map_err(|error| match error {
+            BuildError::Ancestor { path, ancestor } => BuildError::LinkThrough {
+                path,
+                target: join(target),
+                ancestor,
+            },
+            other => other,
+        })?;
+        let found = (reached.components == parents.len())
+            .then(|| self.entry(reached.dir(), name))
+            .flatten();
+        let entry = match found {
+            Some(Entry::Dir(_)) => {
                 return Err(BuildError::LinkToDirectory {
                     path: join(path),
                     target: join(target),
                 });
             }
-            Ok(Some(entry)) => entry.clone(),
-            Ok(None) => Entry::LinkBelow(Vec::from(join(target)).into()),
+            Some(entry) => entry.clone(),
+            None => {
+                let mut below: Vec<&[u8]> = reached
+                    .chain
+                    .iter()
+                    .skip(1)
+                    .map(|(_, name)| *name)
+                    .collect();
+                below.extend(target.iter().skip(reached.components));
+                Entry::LinkBelow(Vec::from(join(&below)).into())
+            }
         };
+        self.followed = self.followed.saturating_add(reached.followed);
         self.name(path)?.entry = Some(entry);
         Ok(())
     }
@@ -253,46 +303,104 @@ impl LayerBuilder {
         &mut self.dirs[dir.0]
     }
 
-    /// What this layer has at a path; an error is the ancestor that is no directory.
-    fn find(&self, path: &[&[u8]]) -> Result<Option<&Entry>, BString> {
-        let mut current = &Entry::Dir(ROOT);
-        for (depth, name) in path.iter().enumerate() {
-            let Entry::Dir(dir) = current else {
-                return Err(join(path.get(..depth).unwrap_or_default()));
-            };
-            match self
-                .dir(*dir)
-                .names
-                .get(*name)
-                .and_then(|name| name.entry.as_ref())
-            {
-                None => return Ok(None),
-                Some(entry) => current = entry,
+    fn entry(&self, dir: DirId, name: &[u8]) -> Option<&Entry> {
+        self.dir(dir).names.get(name)?.entry.as_ref()
+    }
+
+    /// Walks `parents`, on the way to `path`, as far as the layer has them; through its symbolic links too.
+    fn follow<'b>(
+        &'b self,
+        path: &[&[u8]],
+        parents: &[&'b [u8]],
+    ) -> Result<Reached<'b>, BuildError> {
+        let mut reached = Reached {
+            chain: vec![(ROOT, b"")],
+            components: 0,
+            followed: 0,
+        };
+        let mut links = MAX_LINKS;
+        for name in parents {
+            match self.entry(reached.dir(), name) {
+                None => return Ok(reached),
+                Some(Entry::Dir(dir)) => reached.chain.push((*dir, name)),
+                Some(entry) => {
+                    self.follow_link(entry, &mut reached, &mut links)
+                        .ok_or_else(|| BuildError::Ancestor {
+                            path: join(path),
+                            ancestor: join(parents.get(..=reached.components).unwrap_or_default()),
+                        })?;
+                    if self.followed.saturating_add(reached.followed) > MAX_FOLLOWED {
+                        return Err(BuildError::TooManySteps { path: join(path) });
+                    }
+                }
             }
+            reached.components += 1;
         }
-        Ok(Some(current))
+        Ok(reached)
+    }
+
+    /// Goes where a symbolic link in the directory reached so far leads, `links` of them at most. None: to no directory that the
+    /// layer has, or out of the root.
+    fn follow_link<'b>(
+        &'b self,
+        link: &'b Entry,
+        reached: &mut Reached<'b>,
+        links: &mut usize,
+    ) -> Option<()> {
+        // what is left of the targets, the next component last
+        let mut left: Vec<&[u8]> = Vec::new();
+        let mut entry = Some(link);
+        loop {
+            if let Some(Entry::Leaf(id)) = entry {
+                *links = links.checked_sub(1)?;
+                let target = self.symlink(*id)?;
+                if target.starts_with(b"/") {
+                    reached.chain.truncate(1);
+                }
+                left.extend(target.split(|byte| *byte == b'/').rev());
+            } else if entry.is_some() {
+                // a hard link into the layers below
+                return None;
+            }
+            let Some(name) = left.pop() else {
+                return Some(());
+            };
+            reached.followed += 1;
+            entry = match name {
+                b"" | b"." => None,
+                b".." if reached.chain.len() > 1 => {
+                    reached.chain.pop();
+                    None
+                }
+                name => match self.entry(reached.dir(), name)? {
+                    Entry::Dir(dir) => {
+                        reached.chain.push((*dir, name));
+                        None
+                    }
+                    other => Some(other),
+                },
+            };
+        }
+    }
+
+    fn symlink(&self, id: LeafId) -> Option<&[u8]> {
+        match &self.leaves.get(id.0)?.kind {
+            Kind::Symlink(target) => Some(target),
+            _ => None,
+        }
     }
 
     /// The directory at `parents`, on the way to `path`. Missing ones are made, as implied.
     fn descend(&mut self, path: &[&[u8]], parents: &[&[u8]]) -> Result<DirId, BuildError> {
-        let mut current = ROOT;
-        for (depth, name) in parents.iter().enumerate() {
-            let known = self
-                .dir(current)
-                .names
-                .get(*name)
-                .and_then(|name| name.entry.as_ref());
-            current = match known {
-                Some(Entry::Dir(dir)) => *dir,
-                None => self.make_dir(current, name),
-                Some(Entry::Leaf(_) | Entry::LinkBelow(_)) => {
-                    let ancestor = join(parents.get(..=depth).unwrap_or_default());
-                    return Err(BuildError::Ancestor {
-                        path: join(path),
-                        ancestor,
-                    });
-                }
-            };
+        let reached = self.follow(path, parents)?;
+        let (mut current, components) = (reached.dir(), reached.components);
+        // Links may lead deeper than the path is long.
+        if reached.chain.len() - 1 + path.len() - components > MAX_DEPTH {
+            return Err(BuildError::TooDeep { path: join(path) });
+        }
+        self.followed = self.followed.saturating_add(reached.followed);
+        for name in parents.iter().skip(components) {
+            current = self.make_dir(current, name);
         }
         Ok(current)
     }
@@ -316,12 +424,7 @@ impl LayerBuilder {
             return Ok(ROOT);
         };
         let parent = self.descend(path, parents)?;
-        match self
-            .dir(parent)
-            .names
-            .get(*name)
-            .and_then(|name| name.entry.as_ref())
-        {
+        match self.entry(parent, name) {
             Some(Entry::Dir(dir)) => Ok(*dir),
             _ => Ok(self.make_dir(parent, name)),
         }

@@ -26,6 +26,10 @@ pub(super) struct Memory(RefCell<BTreeMap<ObjectId, Vec<u8>>>);
 pub(super) struct MemoryWriter<'m>(&'m Memory, Vec<u8>);
 
 impl Memory {
+    pub(super) fn content(&self, id: ObjectId) -> Option<Vec<u8>> {
+        self.0.borrow().get(&id).cloned()
+    }
+
     pub(super) fn contents(&self) -> Vec<(ObjectId, Vec<u8>)> {
         self.0.borrow().clone().into_iter().collect()
     }

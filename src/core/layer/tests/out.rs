@@ -15,9 +15,8 @@ impl ObjectSource for Memory {
     type Reader = Cursor<Vec<u8>>;
 
     fn open(&self, id: ObjectId) -> io::Result<Self::Reader> {
-        let found = self.contents().into_iter().find(|(known, _)| *known == id);
-        found
-            .map(|(_, content)| Cursor::new(content))
+        self.content(id)
+            .map(Cursor::new)
             .ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 }

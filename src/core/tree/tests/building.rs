@@ -232,7 +232,7 @@ fn whiteouts_and_opaque_marks_speak_of_the_layers_below_wherever_they_stand() {
 }
 
 #[test]
-fn nothing_is_reached_through_a_symbolic_link() {
+fn a_symbolic_link_to_nothing_of_the_layer_leads_nowhere() {
     let mut builder = LayerBuilder::new();
     builder
         .insert(&parts("lib"), meta(0o777), Kind::Symlink(b"/etc".to_vec()))

@@ -1,6 +1,7 @@
 //! Tests of the module, by promise. Helpers here.
 
 mod building;
+mod following;
 mod golden;
 mod hostile;
 mod merging;
