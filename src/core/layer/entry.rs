@@ -27,7 +27,7 @@ pub(super) struct Entry {
 
 #[derive(Debug)]
 pub(super) enum EntryKind {
-    /// A regular file with its content, to be fetched by [`TarReader::content`] before the next entry is.
+    /// A regular file with its content, to be fetched by [`TarReader::content`](super::reader::TarReader::content) before the next entry is.
     Regular(Content),
     Directory,
     Symlink(Vec<u8>),

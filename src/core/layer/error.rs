@@ -65,6 +65,9 @@ pub enum ImportError {
         /// What the sink said.
         source: io::Error,
     },
+    /// What was recorded for the recipe cannot be read again.
+    #[error("cannot make the layer's recipe")]
+    Recipe(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The tree refuses an entry, which the error names: an ancestor is no directory in this layer, a hard link to a directory,
     /// an extended attribute that Linux could not hold, and the like.
     #[error("entry {0}")]

@@ -14,8 +14,10 @@ use std::io::{self, Read, Write};
 use bstr::BString;
 use thiserror::Error;
 
-use super::record::{Record, write_record};
+use super::recipe::RECIPE_BYTES;
+use super::record::{Record, headers, padding};
 use crate::digest::{ObjectHasher, ObjectId};
+use crate::recipe::{Recorder, Recording};
 use crate::store::Store;
 use crate::tree::{Dirent, FileType, Node, Target, Tree, TreeError, TreeIno, TreeKind};
 
@@ -83,31 +85,54 @@ pub struct ExportStats {
 }
 
 /// Writes a layer's or a merged tree as a tar, end marker included. Nothing is flushed beyond `out`.
+///
+/// Frozen: of a layer's tree these bytes are version 1 of what canonical recipes stand for (`recipe/FORMAT.md`).
 pub fn export<S: ObjectSource, W: Write>(
     tree: &Tree,
     source: &S,
     out: W,
 ) -> Result<ExportStats, ExportError> {
+    let mut outlet = Archive {
+        source,
+        inner: out,
+        written: 0,
+    };
+    let mut stats = write_tree(tree, &mut outlet)?;
+    stats.bytes = outlet.written;
+    Ok(stats)
+}
+
+/// What the tar of a tree would be, its contents by name.
+pub(super) fn record(tree: &Tree) -> Result<Recording, ExportError> {
+    let mut recorder = Recorder::new(RECIPE_BYTES)?;
+    write_tree(tree, &mut recorder)?;
+    Ok(recorder.finish()?)
+}
+
+/// Where a tar goes.
+trait Outlet {
+    /// It goes on with these bytes.
+    fn bytes(&mut self, bytes: &[u8]) -> Result<(), ExportError>;
+
+    /// It goes on with a content.
+    fn content(&mut self, path: &[u8], id: ObjectId, size: u64) -> Result<(), ExportError>;
+}
+
+fn write_tree<O: Outlet>(tree: &Tree, out: &mut O) -> Result<ExportStats, ExportError> {
     let mut exporter = Exporter {
         tree,
-        source,
-        out: Counting {
-            inner: out,
-            written: 0,
-        },
+        out,
         names: HashMap::new(),
         stats: ExportStats::default(),
     };
     exporter.walk()?;
-    exporter.out.write_all(&[0; 1024])?;
-    exporter.stats.bytes = exporter.out.written;
+    exporter.out.bytes(&[0; 1024])?;
     Ok(exporter.stats)
 }
 
-struct Exporter<'e, S, W> {
+struct Exporter<'e, O> {
     tree: &'e Tree,
-    source: &'e S,
-    out: Counting<W>,
+    out: &'e mut O,
     /// The first name of each file that has several.
     names: HashMap<TreeIno, Vec<u8>>,
     stats: ExportStats,
@@ -120,7 +145,7 @@ struct Level {
     path: usize,
 }
 
-impl<S: ObjectSource, W: Write> Exporter<'_, S, W> {
+impl<O: Outlet> Exporter<'_, O> {
     /// All entries, depth first, without recursion.
     fn walk(&mut self) -> Result<(), ExportError> {
         let mut path = Vec::new();
@@ -150,7 +175,7 @@ impl<S: ObjectSource, W: Write> Exporter<'_, S, W> {
                     self.mark(&[path.as_slice(), b".wh.", dirent.name].concat())?;
                 }
                 Target::LinkBelow => {
-                    self.hard_link(&path, self.tree.link_target(&dirent)?)?;
+                    self.link_below(&path, self.tree.link_target(&dirent)?)?;
                 }
             }
             path.truncate(before);
@@ -188,7 +213,8 @@ impl<S: ObjectSource, W: Write> Exporter<'_, S, W> {
         if node.nlink > 1 {
             if let Some(first) = self.names.get(&ino) {
                 let first = first.clone();
-                return self.hard_link(path, &first);
+                // with all attributes: Docker sets those of a hard link's header on the file
+                return self.header(ino, &node, b'1', path, &first, 0);
             }
             self.names.insert(ino, path.to_vec());
         }
@@ -211,7 +237,10 @@ impl<S: ObjectSource, W: Write> Exporter<'_, S, W> {
         let size = if kind == b'0' { node.size } else { 0 };
         self.header(ino, &node, kind, path, link, size)?;
         match node.object {
-            Some(object) => self.content(path, self.tree.object_id(object)?, size),
+            Some(object) => {
+                self.out.content(path, self.tree.object_id(object)?, size)?;
+                self.out.bytes(padding(size))
+            }
             None => Ok(()),
         }
     }
@@ -229,7 +258,7 @@ impl<S: ObjectSource, W: Write> Exporter<'_, S, W> {
         for xattr in self.tree.xattrs(ino)? {
             xattrs.push(xattr?);
         }
-        let record = Record {
+        self.entry(&Record {
             path,
             link,
             kind,
@@ -240,26 +269,50 @@ impl<S: ObjectSource, W: Write> Exporter<'_, S, W> {
             mtime: node.mtime,
             rdev: node.rdev,
             xattrs: &xattrs,
-        };
-        self.stats.entries += 1;
-        Ok(write_record(&mut self.out, &record)?)
+        })
     }
 
-    fn hard_link(&mut self, path: &[u8], target: &[u8]) -> Result<(), ExportError> {
+    fn entry(&mut self, record: &Record<'_>) -> Result<(), ExportError> {
         self.stats.entries += 1;
-        Ok(write_record(
-            &mut self.out,
-            &Record {
-                link: target,
-                ..Record::bare(path, b'1')
-            },
-        )?)
+        self.out.bytes(&headers(record))
+    }
+
+    /// A hard link into the layers below, whose attributes the tree does not know.
+    fn link_below(&mut self, path: &[u8], target: &[u8]) -> Result<(), ExportError> {
+        self.entry(&Record {
+            link: target,
+            ..Record::bare(path, b'1')
+        })
     }
 
     /// A whiteout or opaque mark: an empty file.
     fn mark(&mut self, path: &[u8]) -> Result<(), ExportError> {
-        self.stats.entries += 1;
-        Ok(write_record(&mut self.out, &Record::bare(path, b'0'))?)
+        self.entry(&Record::bare(path, b'0'))
+    }
+}
+
+impl Outlet for Recorder {
+    fn bytes(&mut self, bytes: &[u8]) -> Result<(), ExportError> {
+        Ok(self.literal(bytes)?)
+    }
+
+    fn content(&mut self, _: &[u8], id: ObjectId, size: u64) -> Result<(), ExportError> {
+        Ok(self.object(id, 0, size)?)
+    }
+}
+
+/// A tar with its contents, each hashed on its way.
+struct Archive<'e, S, W> {
+    source: &'e S,
+    inner: W,
+    written: u64,
+}
+
+impl<S: ObjectSource, W: Write> Outlet for Archive<'_, S, W> {
+    fn bytes(&mut self, bytes: &[u8]) -> Result<(), ExportError> {
+        self.inner.write_all(bytes)?;
+        self.written = self.written.saturating_add(bytes.len() as u64);
+        Ok(())
     }
 
     fn content(&mut self, path: &[u8], id: ObjectId, size: u64) -> Result<(), ExportError> {
@@ -284,7 +337,7 @@ impl<S: ObjectSource, W: Write> Exporter<'_, S, W> {
                 });
             }
             hasher.update(piece);
-            self.out.write_all(piece)?;
+            self.bytes(piece)?;
             left = left.saturating_sub(count as u64);
         }
         if hasher.finish() != id {
@@ -293,23 +346,6 @@ impl<S: ObjectSource, W: Write> Exporter<'_, S, W> {
                 id,
             });
         }
-        Ok(super::record::pad(&mut self.out, size)?)
-    }
-}
-
-struct Counting<W> {
-    inner: W,
-    written: u64,
-}
-
-impl<W: Write> Write for Counting<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = self.inner.write(bytes)?;
-        self.written = self.written.saturating_add(count as u64);
-        Ok(count)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.inner.flush()
+        Ok(())
     }
 }

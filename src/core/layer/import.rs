@@ -1,6 +1,7 @@
 //! Entries become nodes: names are cleaned, whiteouts told apart, contents handed to the sink, everything given to the tree's builder.
 
-use std::io::{Read, Write};
+use std::collections::HashSet;
+use std::io::{self, Read, Write};
 use std::ops::ControlFlow::{Break, Continue};
 
 use bstr::BString;
@@ -9,14 +10,19 @@ use super::entry::{Content, Entry, EntryKind};
 use super::error::{EntryFault, ImportError, Role};
 use super::path::{self, Meaning};
 use super::reader::TarReader;
+use super::recipe::{RECIPE_BYTES, compose, too_large};
 use super::sink::{ObjectSink, ObjectWrite, StoredObject};
 use super::sparse::Stretch;
 use super::{ImportStats, ImportedLayer, Limits};
-use crate::digest::DiffId;
-use crate::tree::{Kind, LayerBuilder, Meta};
+use crate::digest::{DiffId, ObjectId};
+use crate::recipe::Recorder;
+use crate::tree::{Kind, LayerBuilder, Meta, Tree};
 
 /// What a node costs beyond its names and attributes, roughly: a record of the builder and an entry of a map.
 const NODE_COST: u64 = 256;
+
+/// Shorter runs of zeros are not worth a hole.
+const HOLE: usize = 64 * 1024;
 
 /// Reads an uncompressed layer to the end of the stream: contents into `sink`, everything else into a tree.
 ///
@@ -27,14 +33,17 @@ pub fn import<R: Read, S: ObjectSink>(
     sink: &S,
     limits: &Limits,
 ) -> Result<ImportedLayer, ImportError> {
-    let mut reader = TarReader::new(source, limits);
+    let recorder = Recorder::new(RECIPE_BYTES).map_err(|error| too_large(&error))?;
+    let mut reader = TarReader::new(source, recorder, limits);
     let mut importer = Importer {
         sink,
         limits,
         builder: LayerBuilder::new(),
         stats: ImportStats::default(),
         metadata: 0,
+        holes: 0,
         last: Vec::new(),
+        new: HashSet::new(),
     };
     let end = loop {
         match reader.next()? {
@@ -43,14 +52,23 @@ pub fn import<R: Read, S: ObjectSink>(
         }
     };
     let Importer {
-        builder, mut stats, ..
+        builder,
+        mut stats,
+        new,
+        ..
     } = importer;
-    let (digest, stream_bytes) = reader.into_stream().finish()?;
+    let (digest, stream_bytes, recorder) = reader.into_stream().finish()?;
     stats.stream_bytes = stream_bytes;
     let diff_id = DiffId(digest);
+    let tree_bytes = builder.finish(diff_id)?;
+    let recording = recorder.finish().map_err(|error| too_large(&error))?;
+    let tree =
+        Tree::from_bytes(tree_bytes.clone()).map_err(|error| ImportError::Recipe(error.into()))?;
+    let recipe = compose(recording, &tree, diff_id, &new, sink)?;
     Ok(ImportedLayer {
         diff_id,
-        tree_bytes: builder.finish(diff_id)?,
+        tree_bytes,
+        recipe,
         stats,
         end,
     })
@@ -63,14 +81,18 @@ struct Importer<'i, S> {
     stats: ImportStats,
     /// What counts against [`Limits::metadata_bytes`].
     metadata: u64,
+    /// What counts against [`Limits::hole_bytes`].
+    holes: u64,
     /// The last entry's name, to tell how many directories a new one may imply.
     last: Vec<u8>,
+    /// Contents that the sink did not have.
+    new: HashSet<ObjectId>,
 }
 
 impl<S: ObjectSink> Importer<'_, S> {
     fn entry<R: Read>(
         &mut self,
-        reader: &mut TarReader<'_, R>,
+        reader: &mut TarReader<'_, R, Recorder>,
         entry: Entry,
     ) -> Result<(), ImportError> {
         self.stats.entries += 1;
@@ -120,7 +142,7 @@ impl<S: ObjectSink> Importer<'_, S> {
 
     fn node<R: Read>(
         &mut self,
-        reader: &mut TarReader<'_, R>,
+        reader: &mut TarReader<'_, R, Recorder>,
         entry: Entry,
         path: &[&[u8]],
     ) -> Result<(), ImportError> {
@@ -171,7 +193,7 @@ impl<S: ObjectSink> Importer<'_, S> {
 
     fn regular<R: Read>(
         &mut self,
-        reader: &mut TarReader<'_, R>,
+        reader: &mut TarReader<'_, R, Recorder>,
         name: &[u8],
         content: &Content,
     ) -> Result<Kind, ImportError> {
@@ -195,22 +217,30 @@ impl<S: ObjectSink> Importer<'_, S> {
             path: name.into(),
             source,
         };
+        let stretches = content.stretches();
+        self.count_holes(&stretches)?;
         let mut writer = self.sink.object().map_err(failed)?;
-        for stretch in content.stretches() {
-            match stretch {
+        for stretch in &stretches {
+            match *stretch {
                 Stretch::Hole(length) => writer.zeros(length).map_err(failed)?,
                 Stretch::Data(length) => {
                     let mut left = length;
                     while left > 0 {
-                        let piece = reader.piece(left)?;
-                        writer.write_all(piece).map_err(failed)?;
+                        let piece = reader.content(left)?;
+                        if is_hole(piece) {
+                            writer.zeros(piece.len() as u64).map_err(failed)?;
+                        } else {
+                            writer.write_all(piece).map_err(failed)?;
+                        }
                         left = left.saturating_sub(piece.len() as u64);
                     }
                 }
             }
         }
         let StoredObject { id, elf, new } = writer.finish().map_err(failed)?;
+        take_down(reader.tape(), id, &stretches).map_err(|error| too_large(&error))?;
         if new {
+            self.new.insert(id);
             self.stats.new_objects += 1;
             self.stats.new_bytes = self.stats.new_bytes.saturating_add(size);
         }
@@ -219,6 +249,21 @@ impl<S: ObjectSink> Importer<'_, S> {
             object: Some(id),
             elf,
         })
+    }
+
+    fn count_holes(&mut self, stretches: &[Stretch]) -> Result<(), ImportError> {
+        for stretch in stretches {
+            if let Stretch::Hole(length) = stretch {
+                self.holes = self.holes.saturating_add(*length);
+            }
+        }
+        if self.holes > self.limits.hole_bytes {
+            return Err(ImportError::Limit {
+                what: "bytes of holes in sparse files",
+                limit: self.limits.hole_bytes,
+            });
+        }
+        Ok(())
     }
 
     /// Counts what the entry may add to the tree: its strings, and a node for it and for each directory it may imply, which are
@@ -259,6 +304,26 @@ impl<S: ObjectSink> Importer<'_, S> {
         }
         Ok(())
     }
+}
+
+/// Zeros enough to be left out of an object's file, so that a bomb of zeros takes no disk.
+fn is_hole(piece: &[u8]) -> bool {
+    piece.len() >= HOLE && piece.iter().all(|&byte| byte == 0)
+}
+
+/// Tells the recipe which ranges of an object the tar has.
+fn take_down(tape: &mut Recorder, id: ObjectId, stretches: &[Stretch]) -> io::Result<()> {
+    let mut offset = 0_u64;
+    for stretch in stretches {
+        match *stretch {
+            Stretch::Hole(length) => offset = offset.saturating_add(length),
+            Stretch::Data(length) => {
+                tape.object(id, offset, length)?;
+                offset = offset.saturating_add(length);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Image-spec: a whiteout is an empty regular file; in layers made by aufs it is a hard link to one.

@@ -26,6 +26,7 @@ mod import;
 mod path;
 mod pax;
 mod reader;
+mod recipe;
 mod record;
 mod sink;
 mod sparse;
@@ -37,6 +38,7 @@ pub use decompress::{Compression, DecompressError, Decompressed, decompress};
 pub use error::{EntryFault, HeaderFault, ImportError, Role, TypeName};
 pub use export::{ExportError, ExportStats, ObjectSource, export};
 pub use import::import;
+pub use recipe::{RestoreError, restore};
 pub use sink::{HashOnly, ObjectSink, ObjectWrite, StoredObject};
 
 use crate::digest::DiffId;
@@ -59,6 +61,8 @@ pub struct Limits {
     pub metadata_bytes: u64,
     /// Bytes of all contents, holes of sparse files included.
     pub content_bytes: u64,
+    /// Bytes of the holes of sparse files, which cost no stream but are hashed: half a minute of it.
+    pub hole_bytes: u64,
     /// Bytes of the uncompressed stream.
     pub stream_bytes: u64,
 }
@@ -73,6 +77,7 @@ impl Default for Limits {
             sparse_extents: 1_000_000,
             metadata_bytes: 1 << 30,
             content_bytes: 1 << 40,
+            hole_bytes: 64 << 30,
             stream_bytes: 1 << 40,
         }
     }
@@ -85,6 +90,8 @@ pub struct ImportedLayer {
     pub diff_id: DiffId,
     /// The layer's tree, ready to be stored.
     pub tree_bytes: Vec<u8>,
+    /// How to give its tar back, ready to be stored beside the tree; [`restore()`] reads it.
+    pub recipe: Vec<u8>,
     /// What was in it.
     pub stats: ImportStats,
     /// How the archive ended; a caller that has no digest to compare may want the marker.

@@ -18,7 +18,7 @@ use super::error::{EntryFault, HeaderFault, ImportError};
 use super::header::{self, BLOCK, Extent, Format, Header};
 use super::pax::{Pax, decimal};
 use super::sparse::SparseMap;
-use super::stream::TarStream;
+use super::stream::{Tape, TarStream};
 use super::{ArchiveEnd, Limits};
 use crate::tree::Timestamp;
 
@@ -31,18 +31,18 @@ struct Extended {
     bytes: u64,
 }
 
-pub(super) struct TarReader<'l, R> {
-    stream: TarStream<R>,
+pub(super) struct TarReader<'l, R, T> {
+    stream: TarStream<R, T>,
     limits: &'l Limits,
     /// Bytes of the current entry's data not consumed so far, and the padding after them.
     data: u64,
     padding: u64,
 }
 
-impl<'l, R: Read> TarReader<'l, R> {
-    pub(super) fn new(source: R, limits: &'l Limits) -> Self {
+impl<'l, R: Read, T: Tape> TarReader<'l, R, T> {
+    pub(super) fn new(source: R, tape: T, limits: &'l Limits) -> Self {
         Self {
-            stream: TarStream::new(source, limits.stream_bytes),
+            stream: TarStream::new(source, tape, limits.stream_bytes),
             limits,
             data: 0,
             padding: 0,
@@ -50,7 +50,7 @@ impl<'l, R: Read> TarReader<'l, R> {
     }
 
     /// The underlying stream, for its end.
-    pub(super) fn into_stream(self) -> TarStream<R> {
+    pub(super) fn into_stream(self) -> TarStream<R, T> {
         self.stream
     }
 
@@ -110,22 +110,36 @@ impl<'l, R: Read> TarReader<'l, R> {
         }
     }
 
-    /// The next piece of the current entry's data, at most `at_most` bytes; empty only if that is 0 or nothing is left.
-    pub(super) fn piece(&mut self, at_most: u64) -> Result<&[u8], ImportError> {
+    /// The next piece of the current file's content, at most `at_most` bytes; empty only if that is 0 or nothing is left.
+    pub(super) fn content(&mut self, at_most: u64) -> Result<&[u8], ImportError> {
         let wanted = at_most.min(self.data);
         let position = self.stream.offset();
-        let piece = self.stream.chunk(wanted)?;
+        let piece = self.stream.content(wanted)?;
         if piece.is_empty() && wanted > 0 {
-            return Err(ImportError::Truncated {
-                offset: position,
-                what: "the data of an entry",
-            });
+            return Err(cut_data(position));
         }
         self.data = self.data.saturating_sub(piece.len() as u64);
         Ok(piece)
     }
 
-    /// What nobody asked for, and the padding.
+    /// The tape, to be told what the content was.
+    pub(super) fn tape(&mut self) -> &mut T {
+        self.stream.tape()
+    }
+
+    /// Likewise of data that is no file's content.
+    fn piece(&mut self, at_most: u64) -> Result<&[u8], ImportError> {
+        let wanted = at_most.min(self.data);
+        let position = self.stream.offset();
+        let piece = self.stream.chunk(wanted)?;
+        if piece.is_empty() && wanted > 0 {
+            return Err(cut_data(position));
+        }
+        self.data = self.data.saturating_sub(piece.len() as u64);
+        Ok(piece)
+    }
+
+    /// Data that was not asked for, and the padding.
     fn skip_data(&mut self) -> Result<(), ImportError> {
         while self.data > 0 {
             self.piece(self.data)?;
@@ -411,6 +425,13 @@ impl<'l, R: Read> TarReader<'l, R> {
             what: "extents in one sparse file",
             limit: self.limits.sparse_extents as u64,
         }
+    }
+}
+
+fn cut_data(offset: u64) -> ImportError {
+    ImportError::Truncated {
+        offset,
+        what: "the data of an entry",
     }
 }
 

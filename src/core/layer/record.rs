@@ -3,8 +3,6 @@
 //! The PAX records are few and in a fixed order, so that equal entries are equal bytes; a reader that knows no PAX still sees the
 //! beginning of the name and the right framing.
 
-use std::io::{self, Write};
-
 use zerocopy::{Immutable, IntoBytes, Unaligned};
 
 use super::header::BLOCK;
@@ -63,8 +61,9 @@ struct Ustar {
     prefix_and_pad: [u8; 167],
 }
 
-/// Writes the headers. The content, and [`pad`], are up to the caller.
-pub(super) fn write_record(out: &mut impl Write, record: &Record<'_>) -> io::Result<()> {
+/// The headers. The content, and its [`padding`], are up to the caller.
+pub(super) fn headers(record: &Record<'_>) -> Vec<u8> {
+    let mut out = Vec::new();
     let mut extended = Vec::new();
     let mut raw_name = false;
     if record.path.len() > 100 {
@@ -112,20 +111,21 @@ pub(super) fn write_record(out: &mut impl Write, record: &Record<'_>) -> io::Res
             size: extended.len() as u64,
             ..Record::bare(b"PaxHeaders/x", b'x')
         };
-        out.write_all(ustar(&header, 0, 0, header.size, 0).as_bytes())?;
-        out.write_all(&extended)?;
-        pad(out, header.size)?;
+        out.extend_from_slice(ustar(&header, 0, 0, header.size, 0).as_bytes());
+        out.extend_from_slice(&extended);
+        out.extend_from_slice(padding(header.size));
     }
-    out.write_all(ustar(record, uid, gid, size, mtime).as_bytes())
+    out.extend_from_slice(ustar(record, uid, gid, size, mtime).as_bytes());
+    out
 }
 
 /// The zeros after `size` bytes of content.
-pub(super) fn pad(out: &mut impl Write, size: u64) -> io::Result<()> {
-    let rest = usize::try_from(size % BLOCK as u64).unwrap_or(0);
-    if rest == 0 {
-        return Ok(());
+pub(super) fn padding(size: u64) -> &'static [u8] {
+    static ZEROS: [u8; BLOCK] = [0; BLOCK];
+    match usize::try_from(size % BLOCK as u64) {
+        Ok(0) | Err(_) => &[],
+        Ok(rest) => ZEROS.get(rest..).unwrap_or_default(),
     }
-    out.write_all([0; BLOCK].get(rest..).unwrap_or_default())
 }
 
 /// `length key=value\n`, the length counting itself.

@@ -1,6 +1,6 @@
 //! Where contents go. All that import needs to know of a store: a writer for one content, and what it was.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 
 use crate::digest::{ObjectHasher, ObjectId};
 use crate::store::{Added, ObjectWriter, Outcome, Transaction};
@@ -14,6 +14,12 @@ pub trait ObjectSink {
 
     /// A writer for the next content.
     fn object(&self) -> io::Result<Self::Writer<'_>>;
+
+    /// Reads a content that was given here.
+    fn read_back(&self, id: ObjectId) -> io::Result<Box<dyn Read + '_>>;
+
+    /// Forgets a content that was new here: nothing of the layer needs it.
+    fn discard(&self, id: ObjectId) -> io::Result<()>;
 }
 
 /// One content on its way in; dropped unfinished, it is as if it had never begun.
@@ -57,6 +63,14 @@ impl ObjectSink for Transaction<'_> {
     fn object(&self) -> io::Result<ObjectWriter<'_>> {
         Ok(self.object_writer())
     }
+
+    fn read_back(&self, id: ObjectId) -> io::Result<Box<dyn Read + '_>> {
+        Ok(Box::new(self.open_object(id)?))
+    }
+
+    fn discard(&self, id: ObjectId) -> io::Result<()> {
+        Ok(self.discard_object(id)?)
+    }
 }
 
 impl ObjectWrite for ObjectWriter<'_> {
@@ -94,6 +108,15 @@ impl ObjectSink for HashOnly {
 
     fn object(&self) -> io::Result<HashingWriter> {
         Ok(HashingWriter::default())
+    }
+
+    /// What was only hashed is gone; a recipe then gives other bytes.
+    fn read_back(&self, _: ObjectId) -> io::Result<Box<dyn Read + '_>> {
+        Ok(Box::new(io::repeat(0)))
+    }
+
+    fn discard(&self, _: ObjectId) -> io::Result<()> {
+        Ok(())
     }
 }
 

@@ -4,6 +4,7 @@
 //! the digest that [`TarStream::finish`] returns is that of the whole stream whatever its end looks like. Memory: one fixed buffer.
 
 use std::io::{ErrorKind, Read};
+use std::ops::Range;
 
 use super::error::ImportError;
 use super::header::BLOCK;
@@ -12,8 +13,21 @@ use crate::digest::{Sha256Digest, Sha256Hasher};
 /// Large enough that neither system calls nor the hash's start-up show; a multiple of the block size.
 const BUFFER: usize = 256 * 1024;
 
-pub(super) struct TarStream<R> {
+/// Takes down what is in no file, for the recipe.
+pub(super) trait Tape {
+    fn literal(&mut self, bytes: &[u8]) -> Result<(), ImportError>;
+}
+
+/// Nothing is taken down.
+impl Tape for () {
+    fn literal(&mut self, _: &[u8]) -> Result<(), ImportError> {
+        Ok(())
+    }
+}
+
+pub(super) struct TarStream<R, T> {
     source: R,
+    tape: T,
     hasher: Sha256Hasher,
     buffer: Vec<u8>,
     start: usize,
@@ -23,11 +37,12 @@ pub(super) struct TarStream<R> {
     limit: u64,
 }
 
-impl<R: Read> TarStream<R> {
+impl<R: Read, T: Tape> TarStream<R, T> {
     /// `limit`: bytes of the whole stream, beyond which reading fails.
-    pub(super) fn new(source: R, limit: u64) -> Self {
+    pub(super) fn new(source: R, tape: T, limit: u64) -> Self {
         Self {
             source,
+            tape,
             hasher: Sha256Hasher::new(),
             buffer: vec![0; BUFFER],
             start: 0,
@@ -100,11 +115,32 @@ impl<R: Read> TarStream<R> {
             .and_then(<[u8]>::first_chunk)
             .copied();
         self.start = self.start.saturating_add(BLOCK);
+        if let Some(block) = &block {
+            self.tape.literal(block)?;
+        }
         Ok(block)
     }
 
-    /// Up to `at_most` bytes, as many as are at hand without copying; empty only for `at_most == 0` or at the end of the stream.
+    /// Up to `at_most` bytes that are in no file, which the tape takes down; empty as [`TarStream::content`].
     pub(super) fn chunk(&mut self, at_most: u64) -> Result<&[u8], ImportError> {
+        let taken = self.take(at_most)?;
+        let bytes = self.buffer.get(taken).unwrap_or_default();
+        self.tape.literal(bytes)?;
+        Ok(bytes)
+    }
+
+    /// Up to `at_most` bytes of a file's content, as many as are at hand without copying; empty only for `at_most == 0` or at the end of the stream.
+    pub(super) fn content(&mut self, at_most: u64) -> Result<&[u8], ImportError> {
+        let taken = self.take(at_most)?;
+        Ok(self.buffer.get(taken).unwrap_or_default())
+    }
+
+    /// The tape, for what the caller knows better.
+    pub(super) fn tape(&mut self) -> &mut T {
+        &mut self.tape
+    }
+
+    fn take(&mut self, at_most: u64) -> Result<Range<usize>, ImportError> {
         if at_most > 0 && self.available() == 0 {
             self.fill()?;
         }
@@ -113,16 +149,13 @@ impl<R: Read> TarStream<R> {
             .min(self.available());
         let from = self.start;
         self.start = self.start.saturating_add(count);
-        Ok(self.buffer.get(from..self.start).unwrap_or_default())
+        Ok(from..self.start)
     }
 
-    /// Consumes the rest; the digest of all bytes, and how many they were.
-    pub(super) fn finish(mut self) -> Result<(Sha256Digest, u64), ImportError> {
-        self.start = self.end;
-        while self.fill()? {
-            self.start = self.end;
-        }
-        Ok((self.hasher.finish(), self.read))
+    /// Consumes the rest; the digest of all bytes, how many they were, and the tape.
+    pub(super) fn finish(mut self) -> Result<(Sha256Digest, u64, T), ImportError> {
+        while !self.chunk(u64::MAX)?.is_empty() {}
+        Ok((self.hasher.finish(), self.read, self.tape))
     }
 }
 
@@ -151,7 +184,7 @@ mod tests {
             .map(|n| n.to_le_bytes()[n as usize % 3])
             .collect();
         for sizes in [vec![1 << 20], vec![511, 513], vec![1, 70_000, 3]] {
-            let mut stream = TarStream::new(Dribble(&bytes, sizes, 0), u64::MAX);
+            let mut stream = TarStream::new(Dribble(&bytes, sizes, 0), (), u64::MAX);
             let mut seen = Vec::new();
             for turn in 0..40_u64 {
                 if turn % 3 == 0 {
@@ -164,18 +197,18 @@ mod tests {
             assert_eq!(seen, bytes[..seen.len()]);
             assert_eq!(
                 stream.finish().unwrap(),
-                (Sha256Digest::of(&bytes), bytes.len() as u64)
+                (Sha256Digest::of(&bytes), bytes.len() as u64, ())
             );
         }
     }
 
     #[test]
     fn a_cut_off_block_is_an_error_and_a_missing_one_is_not() {
-        let mut stream = TarStream::new(&[7_u8; 1024][..], u64::MAX);
+        let mut stream = TarStream::new(&[7_u8; 1024][..], (), u64::MAX);
         assert!(stream.block().unwrap().is_some());
         assert!(stream.block().unwrap().is_some());
         assert!(stream.block().unwrap().is_none());
-        let mut stream = TarStream::new(&[7_u8; 513][..], u64::MAX);
+        let mut stream = TarStream::new(&[7_u8; 513][..], (), u64::MAX);
         assert!(stream.block().unwrap().is_some());
         assert!(matches!(
             stream.block(),
@@ -185,7 +218,7 @@ mod tests {
 
     #[test]
     fn a_stream_without_end_meets_its_limit() {
-        let stream = TarStream::new(std::io::repeat(0), 10_000_000);
+        let stream = TarStream::new(std::io::repeat(0), (), 10_000_000);
         assert!(matches!(
             stream.finish(),
             Err(ImportError::Limit {

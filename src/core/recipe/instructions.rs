@@ -56,7 +56,7 @@ impl Head {
 
 /// Encodes a tar as instructions. Equal calls but for how literal bytes are divided over them give equal bytes.
 #[derive(Debug)]
-pub struct Encoder<W> {
+pub(super) struct Encoder<W> {
     out: W,
     /// Literal bytes that are not written yet; fewer than [`PIECE`].
     pending: Vec<u8>,
@@ -68,7 +68,7 @@ pub struct Encoder<W> {
 
 impl<W: Write> Encoder<W> {
     /// Encodes into `out`.
-    pub fn new(out: W) -> Self {
+    pub(super) fn new(out: W) -> Self {
         Self {
             out,
             pending: Vec::with_capacity(PIECE),
@@ -79,7 +79,7 @@ impl<W: Write> Encoder<W> {
     }
 
     /// The tar goes on with these bytes.
-    pub fn literal(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+    pub(super) fn literal(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         self.tar_bytes = self.tar_bytes.saturating_add(bytes.len() as u64);
         while !bytes.is_empty() {
             let room = PIECE.saturating_sub(self.pending.len()).min(bytes.len());
@@ -94,7 +94,7 @@ impl<W: Write> Encoder<W> {
     }
 
     /// The tar goes on with `count` zeros.
-    pub fn zeros(&mut self, count: u64) -> io::Result<()> {
+    pub(super) fn zeros(&mut self, count: u64) -> io::Result<()> {
         static SOME: [u8; PIECE] = [0; PIECE];
         let mut left = count;
         // to the next cut, then whole pieces at once
@@ -112,7 +112,7 @@ impl<W: Write> Encoder<W> {
     }
 
     /// The tar goes on with `length` bytes of an object.
-    pub fn object(&mut self, index: u32, offset: u64, length: u64) -> io::Result<()> {
+    pub(super) fn object(&mut self, index: u32, offset: u64, length: u64) -> io::Result<()> {
         if length == 0 {
             return Ok(());
         }
@@ -124,7 +124,7 @@ impl<W: Write> Encoder<W> {
     }
 
     /// Writes what is pending. The writer, bytes of the tar, and bytes of the instructions.
-    pub fn finish(mut self) -> io::Result<(W, u64, u64)> {
+    pub(super) fn finish(mut self) -> io::Result<(W, u64, u64)> {
         self.flush_literals()?;
         Ok((self.out, self.tar_bytes, self.unpacked))
     }

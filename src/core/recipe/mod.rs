@@ -16,9 +16,9 @@ mod tests;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-pub use self::instructions::{Encoder, Instruction};
+pub use self::instructions::Instruction;
 pub use self::reader::{Instructions, Recipe, object_ids};
-pub use self::writer::{RecipeWriter, canonical};
+pub use self::writer::{Recorder, Recording, canonical};
 
 /// The name of the file in a layer's directory.
 pub const FILE_NAME: &str = "recipe-v1";

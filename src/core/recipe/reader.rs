@@ -1,6 +1,6 @@
 //! A recipe opened: its header checked in O(1), its instructions read one by one.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufReader, Read};
 
 use zerocopy::FromBytes;
 
@@ -122,35 +122,21 @@ impl<'b> Recipe<'b> {
 
     /// The instructions from the first on. A canonical recipe has none.
     pub fn instructions(&self) -> Result<Instructions<'b>, RecipeError> {
-        let source: Box<dyn BufRead + 'b> = if self.kind == Kind::Canonical {
-            Box::new(std::io::empty())
-        } else {
-            let mut decoder = zstd::Decoder::with_buffer(self.packed)
-                .map_err(RecipeError::Unpack)?
-                .single_frame();
-            decoder
-                .window_log_max(WINDOW_LOG_MAX)
-                .map_err(RecipeError::Unpack)?;
-            Box::new(BufReader::with_capacity(PIECE, decoder))
-        };
-        Ok(Instructions {
-            source,
-            objects: self.ids.len(),
-            unpacked_left: self.unpacked_bytes,
-            tar_left: if self.kind == Kind::Canonical {
-                0
-            } else {
-                self.tar_bytes
-            },
-            literal_left: 0,
-            piece: Vec::new(),
-        })
+        match self.kind {
+            Kind::Canonical => Ok(Instructions::none()),
+            Kind::Split => Instructions::unpack(
+                self.packed,
+                self.ids.len(),
+                self.unpacked_bytes,
+                self.tar_bytes,
+            ),
+        }
     }
 }
 
 /// Reads instructions. Literals come in pieces, so memory is bounded whatever their length.
 pub struct Instructions<'b> {
-    source: Box<dyn BufRead + 'b>,
+    source: Box<dyn Read + 'b>,
     objects: usize,
     unpacked_left: u64,
     /// What the instructions may still give.
@@ -167,18 +153,37 @@ impl std::fmt::Debug for Instructions<'_> {
     }
 }
 
-impl Instructions<'_> {
-    /// Reads instructions that stand by themselves, as an [`Encoder`](super::Encoder) wrote them: `unpacked` bytes that give
-    /// `tar_bytes`.
-    pub fn of<'s>(source: impl BufRead + 's, unpacked: u64, tar_bytes: u64) -> Instructions<'s> {
-        Instructions {
-            source: Box::new(source),
-            objects: usize::MAX,
-            unpacked_left: unpacked,
-            tar_left: tar_bytes,
+impl<'b> Instructions<'b> {
+    fn none() -> Self {
+        Self {
+            source: Box::new(std::io::empty()),
+            objects: 0,
+            unpacked_left: 0,
+            tar_left: 0,
             literal_left: 0,
             piece: Vec::new(),
         }
+    }
+
+    pub(super) fn unpack(
+        packed: &'b [u8],
+        objects: usize,
+        unpacked: u64,
+        tar_bytes: u64,
+    ) -> Result<Self, RecipeError> {
+        let mut decoder = zstd::Decoder::with_buffer(packed)
+            .map_err(RecipeError::Unpack)?
+            .single_frame();
+        decoder
+            .window_log_max(WINDOW_LOG_MAX)
+            .map_err(RecipeError::Unpack)?;
+        Ok(Self {
+            source: Box::new(BufReader::with_capacity(PIECE, decoder)),
+            objects,
+            unpacked_left: unpacked,
+            tar_left: tar_bytes,
+            ..Self::none()
+        })
     }
 
     /// The next one. None: the tar is complete.

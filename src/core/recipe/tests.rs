@@ -1,7 +1,5 @@
 //! The format held by golden bytes; readers held against damage of every kind.
 
-use std::io::Cursor;
-
 use proptest::prelude::*;
 
 use super::*;
@@ -15,7 +13,7 @@ fn diff_id() -> DiffId {
 }
 
 fn written(steps: &[Step]) -> Vec<u8> {
-    let mut writer = RecipeWriter::new(Cursor::new(Vec::new())).unwrap();
+    let mut writer = Recorder::new(1 << 20).unwrap();
     for step in steps {
         match step {
             Step::Literal(bytes) => writer.literal(bytes).unwrap(),
@@ -25,9 +23,7 @@ fn written(steps: &[Step]) -> Vec<u8> {
                 .unwrap(),
         }
     }
-    let mut out = Vec::new();
-    writer.finish(diff_id(), &mut out).unwrap();
-    out
+    writer.finish().unwrap().into_recipe(diff_id()).unwrap()
 }
 
 #[derive(Debug, Clone)]
@@ -161,6 +157,25 @@ fn a_terabyte_of_zeros_is_one_instruction() {
     let bytes = written(&[Step::Literal(vec![1]), Step::Zeros(1 << 40)]);
     assert!(bytes.len() < 200, "{}", bytes.len());
     assert_eq!(Recipe::open(&bytes).unwrap().tar_bytes(), (1 << 40) + 1);
+}
+
+#[test]
+fn what_does_not_pack_meets_the_limit() {
+    let mut recorder = Recorder::new(10_000).unwrap();
+    let mut number = 1_u64;
+    let noise: Vec<u8> = std::iter::repeat_with(|| {
+        number = number
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        number.to_le_bytes()[7]
+    })
+    .take(500_000)
+    .collect();
+    let error = recorder
+        .literal(&noise)
+        .and_then(|()| recorder.finish())
+        .unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::FileTooLarge);
 }
 
 #[test]

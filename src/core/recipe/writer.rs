@@ -1,12 +1,12 @@
-//! A recipe written to a file.
+//! Recipes written: a tar recorded piece by piece, or known to be canonical.
 
 use std::collections::HashMap;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Write};
 
 use zerocopy::IntoBytes;
 
 use super::instructions::Encoder;
-use super::{Kind, MAGIC, RawHeader, VERSION};
+use super::{DIGEST_LEN, Instructions, Kind, MAGIC, RawHeader, RecipeError, VERSION};
 use crate::digest::{DiffId, ObjectId};
 
 /// The highest level that does not show beside hashing the layer.
@@ -39,29 +39,33 @@ fn header(kind: Kind, diff_id: DiffId, tar_bytes: u64) -> RawHeader {
     }
 }
 
-/// Takes a tar piece by piece and makes a recipe of kind split of it.
-///
-/// The object ids stand before the instructions and are not known before the last, so the instructions are packed into a file of
-/// their own, `scratch`, first. Memory: 32 bytes an object and some pieces.
-pub struct RecipeWriter<F: Write> {
-    encoder: Encoder<zstd::Encoder<'static, F>>,
+/// A tar written down while it is read: in memory, since what is in no file is little once it is packed.
+pub struct Recorder {
+    encoder: Encoder<Packer>,
     ids: Vec<ObjectId>,
     numbers: HashMap<ObjectId, u32>,
 }
 
-impl<F: Write> std::fmt::Debug for RecipeWriter<F> {
+impl std::fmt::Debug for Recorder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RecipeWriter")
+        f.debug_struct("Recorder")
             .field("objects", &self.ids.len())
             .finish_non_exhaustive()
     }
 }
 
-impl<F: Read + Write + Seek> RecipeWriter<F> {
-    /// `scratch` is empty.
-    pub fn new(scratch: F) -> io::Result<Self> {
+impl Recorder {
+    /// More than `limit` bytes of instructions, packed, are an error.
+    pub fn new(limit: usize) -> io::Result<Self> {
+        let packed = Limited {
+            bytes: Vec::new(),
+            limit,
+        };
         Ok(Self {
-            encoder: Encoder::new(zstd::Encoder::new(scratch, LEVEL)?),
+            encoder: Encoder::new(Packer {
+                packed: zstd::Encoder::new(packed, LEVEL)?,
+                digest: blake3::Hasher::new(),
+            }),
             ids: Vec::new(),
             numbers: HashMap::new(),
         })
@@ -87,48 +91,113 @@ impl<F: Read + Write + Seek> RecipeWriter<F> {
         self.encoder.object(index, offset, length)
     }
 
-    /// Writes the recipe to `out`.
-    pub fn finish(self, diff_id: DiffId, out: impl Write) -> io::Result<()> {
+    /// The tar is complete.
+    pub fn finish(self) -> io::Result<Recording> {
         let (packer, tar_bytes, unpacked) = self.encoder.finish()?;
-        let mut scratch = packer.finish()?;
-        let packed = scratch.stream_position()?;
-        scratch.seek(SeekFrom::Start(0))?;
-        let mut out = Hashed {
-            inner: out,
-            hasher: blake3::Hasher::new(),
-        };
+        Ok(Recording {
+            ids: self.ids,
+            packed: packer.packed.finish()?.bytes,
+            unpacked,
+            tar_bytes,
+            digest: packer.digest.finalize().into(),
+        })
+    }
+}
+
+/// A tar that was written down.
+#[derive(Debug)]
+pub struct Recording {
+    ids: Vec<ObjectId>,
+    packed: Vec<u8>,
+    unpacked: u64,
+    tar_bytes: u64,
+    /// BLAKE3 of the unpacked instructions.
+    digest: [u8; DIGEST_LEN],
+}
+
+impl Recording {
+    /// The objects that it needs, in order of first use.
+    pub fn object_ids(&self) -> &[ObjectId] {
+        &self.ids
+    }
+
+    /// The object that an instruction names.
+    pub fn object(&self, index: u32) -> Result<ObjectId, RecipeError> {
+        let id = usize::try_from(index).ok().and_then(|at| self.ids.get(at));
+        id.copied()
+            .ok_or(RecipeError::Corrupt("an instruction names no object"))
+    }
+
+    /// Bytes of the tar.
+    pub fn tar_bytes(&self) -> u64 {
+        self.tar_bytes
+    }
+
+    /// Whether two tars are equal, byte by byte.
+    pub fn is_equal(&self, other: &Self) -> bool {
+        (&self.ids, self.tar_bytes, self.digest) == (&other.ids, other.tar_bytes, other.digest)
+    }
+
+    /// How the tar goes on, from its beginning.
+    pub fn instructions(&self) -> Result<Instructions<'_>, RecipeError> {
+        Instructions::unpack(&self.packed, self.ids.len(), self.unpacked, self.tar_bytes)
+    }
+
+    /// The recipe, of kind split.
+    pub fn into_recipe(self, diff_id: DiffId) -> io::Result<Vec<u8>> {
         let header = RawHeader {
             objects: u32::try_from(self.ids.len())
                 .map_err(io::Error::other)?
                 .into(),
-            packed_bytes: packed.into(),
-            unpacked_bytes: unpacked.into(),
-            ..header(Kind::Split, diff_id, tar_bytes)
+            packed_bytes: (self.packed.len() as u64).into(),
+            unpacked_bytes: self.unpacked.into(),
+            ..header(Kind::Split, diff_id, self.tar_bytes)
         };
-        out.write_all(header.as_bytes())?;
+        let mut recipe = header.as_bytes().to_vec();
         for id in &self.ids {
-            out.write_all(id.as_bytes())?;
+            recipe.extend_from_slice(id.as_bytes());
         }
-        io::copy(&mut scratch.take(packed), &mut out)?;
-        let digest = out.hasher.finalize();
-        out.inner.write_all(digest.as_bytes())?;
-        out.inner.flush()
+        recipe.extend_from_slice(&self.packed);
+        let digest = blake3::hash(&recipe);
+        recipe.extend_from_slice(digest.as_bytes());
+        Ok(recipe)
     }
 }
 
-struct Hashed<W> {
-    inner: W,
-    hasher: blake3::Hasher,
+/// Packs and hashes.
+struct Packer {
+    packed: zstd::Encoder<'static, Limited>,
+    digest: blake3::Hasher,
 }
 
-impl<W: Write> Write for Hashed<W> {
+impl Write for Packer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = self.inner.write(bytes)?;
-        self.hasher.update(bytes.get(..count).unwrap_or_default());
+        let count = self.packed.write(bytes)?;
+        self.digest.update(bytes.get(..count).unwrap_or_default());
         Ok(count)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.inner.flush()
+        self.packed.flush()
+    }
+}
+
+/// Bytes in memory, so many at most.
+struct Limited {
+    bytes: Vec<u8>,
+    limit: usize,
+}
+
+impl Write for Limited {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if bytes.len() > self.limit.saturating_sub(self.bytes.len()) {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }

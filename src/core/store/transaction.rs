@@ -259,6 +259,20 @@ impl Transaction<'_> {
         StoreError::io("write", self.dir.join(name), source)
     }
 
+    /// Reads a content that this transaction was given, wherever it is.
+    pub fn open_object(&self, id: ObjectId) -> Result<File, StoreError> {
+        match self.dir.open(id.to_string())? {
+            Some(file) => Ok(file),
+            None => self.store.open_object(id),
+        }
+    }
+
+    /// Takes a new content back: nothing of the layer that brought it needs it.
+    pub fn discard_object(&self, id: ObjectId) -> Result<(), StoreError> {
+        self.staged.lock().objects.remove(&id);
+        self.discard(&id.to_string())
+    }
+
     /// Gives a complete content its name in the transaction, by `place`, unless it is there already.
     ///
     /// Two threads with the same content may both place it: the same bytes, and a rename over them, do no harm.

@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 
 use super::oracle::{Memory, import_with, message, tars};
+use crate::digest::ObjectId;
 use crate::layer::{
     HashOnly, ImportError, ImportedLayer, Limits, ObjectSink, ObjectWrite, StoredObject, import,
 };
@@ -99,7 +100,7 @@ fn whiteouts_opaque_marks_and_links_below_are_told_apart() {
 #[test]
 fn a_store_holds_exactly_the_contents() {
     let scratch = tempfile::tempdir().unwrap();
-    let bytes = archive("odd", "replaced.tar");
+    let bytes = archive("odd", "link-names-once-more.tar");
     let memory = Memory::default();
     let expected = import_with(bytes.as_slice(), &memory).unwrap();
     let store = Store::open_or_create(&scratch.path().join("store")).unwrap();
@@ -137,6 +138,14 @@ impl ObjectSink for Full {
 
     fn object(&self) -> io::Result<Full> {
         Ok(Full)
+    }
+
+    fn read_back(&self, _: ObjectId) -> io::Result<Box<dyn Read + '_>> {
+        Err(io::ErrorKind::NotFound.into())
+    }
+
+    fn discard(&self, _: ObjectId) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -209,6 +218,45 @@ fn each_limit_holds() {
     refused("bytes", |limits| limits.stream_bytes = 6000);
     // 4.7 KiB of strings, and 301 directories that no entry names
     refused("metadata", |limits| limits.metadata_bytes = 60_000);
+}
+
+/// Terabytes of holes are a few hundred bytes of a tar, and an hour of hashing.
+#[test]
+fn holes_meet_a_limit_of_their_own_before_they_are_hashed() {
+    let script = "
+import sys, tarfile
+with tarfile.open(sys.argv[1], 'w', format=tarfile.PAX_FORMAT) as tar:
+    for number in range(3):
+        records = {'GNU.sparse.size': str(30 << 30), 'GNU.sparse.numblocks': '0', 'GNU.sparse.map': ''}
+        info = tarfile.TarInfo(f'hole-{number}'); info.pax_headers = records
+        tar.addfile(info)";
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("x.tar");
+    python(script, &path);
+    let bytes = fs::read(path).unwrap();
+    let limits = Limits {
+        hole_bytes: (30 << 30) - 1,
+        ..Limits::default()
+    };
+    let error = hashed(&bytes, &limits).unwrap_err();
+    assert!(message(&error).contains("holes"), "{error:?}");
+}
+
+/// As those of a bomb are.
+#[test]
+fn long_runs_of_zeros_in_a_content_reach_the_sink_as_holes() {
+    let memory = Memory::default();
+    let mut bytes = archive("odd", "no-end.tar");
+    bytes.truncate(512);
+    // a file of 4 MiB in place of the one of 7 bytes, its checksum by hand
+    bytes[124..136].copy_from_slice(b"00020000000\0");
+    bytes[148..156].fill(b' ');
+    let sum: u32 = bytes[..512].iter().map(|&byte| u32::from(byte)).sum();
+    bytes[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+    bytes.resize(512 + (4 << 20), 0);
+    let layer = import_with(bytes.as_slice(), &memory).unwrap();
+    assert_eq!(layer.stats.content_bytes, 4 << 20);
+    assert!(memory.zeros() >= 3 << 20, "{}", memory.zeros());
 }
 
 #[test]

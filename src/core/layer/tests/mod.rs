@@ -4,3 +4,4 @@ mod meaning;
 mod mutation;
 mod oracle;
 mod out;
+mod recipes;

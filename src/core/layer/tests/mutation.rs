@@ -11,7 +11,8 @@ use bstr::ByteSlice;
 use proptest::prelude::*;
 use tar_core::parse::{ParseEvent, Parser};
 
-use super::oracle::{archives, tars};
+use super::oracle::{Memory, archives, tars};
+use super::recipes::given_back;
 use crate::digest::Sha256Digest;
 use crate::layer::entry::{Entry, EntryKind};
 use crate::layer::reader::TarReader;
@@ -127,7 +128,7 @@ type Listing = Vec<(Vec<u8>, u8, u64)>;
 
 fn ours(bytes: &[u8]) -> Option<Listing> {
     let limits = limits();
-    let mut reader = TarReader::new(bytes, &limits);
+    let mut reader = TarReader::new(bytes, (), &limits);
     let mut listing = Listing::new();
     while let Some(Entry { path, kind, .. }) = reader.next().ok()?.continue_value() {
         let letter = match kind {
@@ -141,7 +142,7 @@ fn ours(bytes: &[u8]) -> Option<Listing> {
         };
         let mut stored = 0;
         loop {
-            match reader.piece(u64::MAX).ok()? {
+            match reader.content(u64::MAX).ok()? {
                 [] => break,
                 piece => stored += piece.len() as u64,
             }
@@ -213,6 +214,9 @@ proptest! {
         if let Ok(layer) = import(bytes.as_slice(), &HashOnly, &limits()) {
             prop_assert_eq!(layer.diff_id.0, Sha256Digest::of(&bytes));
             Tree::from_bytes(layer.tree_bytes).unwrap().verify().unwrap();
+            let contents = Memory::default();
+            let kept = import(bytes.as_slice(), &contents, &limits()).unwrap();
+            prop_assert!(given_back(&kept, &contents) == bytes, "the recipe gives other bytes");
             let ours = ours(&bytes);
             prop_assert!(ours.is_some());
             if let Some(theirs) = theirs(&bytes) {

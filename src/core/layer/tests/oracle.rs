@@ -3,7 +3,7 @@
 //! The oracle is GNU tar as root, and a walk over what it extracted. Archives come from `fixtures/tars.py`. Devices, owners and
 //! `trusted.*` attributes need root in the initial user namespace: without, the tests fail and say so.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -21,11 +21,16 @@ use crate::tree::{FileType, Target, Tree, TreeIno};
 
 /// Keeps contents, so that they can be compared byte by byte.
 #[derive(Default)]
-pub(super) struct Memory(RefCell<BTreeMap<ObjectId, Vec<u8>>>);
+pub(super) struct Memory(RefCell<BTreeMap<ObjectId, Vec<u8>>>, Cell<u64>);
 
 pub(super) struct MemoryWriter<'m>(&'m Memory, Vec<u8>);
 
 impl Memory {
+    /// Zeros that came as holes.
+    pub(super) fn zeros(&self) -> u64 {
+        self.1.get()
+    }
+
     pub(super) fn content(&self, id: ObjectId) -> Option<Vec<u8>> {
         self.0.borrow().get(&id).cloned()
     }
@@ -41,6 +46,16 @@ impl ObjectSink for Memory {
     fn object(&self) -> io::Result<MemoryWriter<'_>> {
         Ok(MemoryWriter(self, Vec::new()))
     }
+
+    fn read_back(&self, id: ObjectId) -> io::Result<Box<dyn Read + '_>> {
+        let content = self.content(id).ok_or(io::ErrorKind::NotFound)?;
+        Ok(Box::new(io::Cursor::new(content)))
+    }
+
+    fn discard(&self, id: ObjectId) -> io::Result<()> {
+        assert!(self.0.borrow_mut().remove(&id).is_some());
+        Ok(())
+    }
 }
 
 impl Write for MemoryWriter<'_> {
@@ -54,6 +69,13 @@ impl Write for MemoryWriter<'_> {
 }
 
 impl ObjectWrite for MemoryWriter<'_> {
+    fn zeros(&mut self, length: u64) -> io::Result<()> {
+        self.0.1.set(self.0.1.get() + length);
+        self.1
+            .resize(self.1.len() + usize::try_from(length).unwrap(), 0);
+        Ok(())
+    }
+
     fn finish(self) -> io::Result<StoredObject> {
         let id = ObjectId::of(&self.1);
         let elf = self.1.starts_with(b"\x7fELF");

@@ -130,12 +130,12 @@ fn links_cannot_make_a_tree_deeper_than_a_tree_may_be() {
     builder
         .insert(&parts("a"), meta(0o777), symlink(&target))
         .unwrap();
-    let below = |levels: usize| [vec![b"a".as_slice()], vec![b"x"; levels]].concat();
+    let below = |name, levels| [vec![b"a".as_slice()], vec![name; levels]].concat();
     let most = MAX_DEPTH - deep;
     builder
-        .insert(&below(most), meta(0o644), file("x"))
+        .insert(&below(b"x".as_slice(), most), meta(0o644), file("x"))
         .unwrap();
-    let error = builder.insert(&below(most + 1), meta(0o644), file("x"));
+    let error = builder.insert(&below(b"y", most + 1), meta(0o644), file("x"));
     assert!(
         matches!(error, Err(BuildError::TooDeep { .. })),
         "{error:?}"

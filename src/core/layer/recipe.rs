@@ -1,0 +1,297 @@
+//! A layer's recipe: made of what was recorded while its tar was read, and turned back into the tar.
+//!
+//! Invariant: what is restored is the tar, or an error: its DiffID is checked while it is written. A caller that must not hand on wrong
+//! bytes, even with an error at the end, writes to a file first.
+
+use std::collections::{HashMap, HashSet};
+use std::io::{self, Read, Write};
+
+use thiserror::Error;
+
+use super::export::{ExportError, ObjectSource, export, record};
+use super::stream::Tape;
+use super::{ImportError, ObjectSink};
+use crate::digest::{DiffId, ObjectId, Sha256Hasher};
+use crate::recipe::{
+    Instruction, Instructions, Kind, Recipe, RecipeError, Recorder, Recording, canonical,
+};
+use crate::tree::Tree;
+
+/// Packed bytes of what is in no file: a hundred times those of a large layer. They are in memory while a layer is imported.
+pub(super) const RECIPE_BYTES: usize = 64 << 20;
+
+/// Contents that a later entry replaced are kept inline up to so many bytes; beyond, they stay objects, which the recipe keeps.
+const INLINE_BYTES: u64 = 32 << 20;
+
+impl Tape for Recorder {
+    fn literal(&mut self, bytes: &[u8]) -> Result<(), ImportError> {
+        Self::literal(self, bytes).map_err(|error| too_large(&error))
+    }
+}
+
+/// Recording is in memory: the only thing that can go wrong is its limit.
+pub(super) fn too_large(_: &io::Error) -> ImportError {
+    ImportError::Limit {
+        what: "packed bytes outside of its files",
+        limit: RECIPE_BYTES as u64,
+    }
+}
+
+/// The recipe of a layer that was recorded while it was imported into `sink`. `new`: the contents that the sink did not have.
+pub(super) fn compose<S: ObjectSink>(
+    recording: Recording,
+    tree: &Tree,
+    diff_id: DiffId,
+    new: &HashSet<ObjectId>,
+    sink: &S,
+) -> Result<Vec<u8>, ImportError> {
+    let broken = |error: ExportError| ImportError::Recipe(error.into());
+    match record(tree) {
+        Ok(own) if own.is_equal(&recording) => {
+            return Ok(canonical(diff_id, recording.tar_bytes()));
+        }
+        // what a tar cannot say, or not within the limit, was in another form in this one
+        Ok(_) | Err(ExportError::WhiteoutName { .. } | ExportError::Write(_)) => {}
+        Err(error) => return Err(broken(error)),
+    }
+    let kept: HashSet<ObjectId> = tree.object_sizes().map(|(id, _)| id).collect();
+    let replaced = recording.object_ids().iter().any(|id| !kept.contains(id));
+    let recording = if replaced {
+        inline(&recording, &kept, new, sink)?
+    } else {
+        recording
+    };
+    recording
+        .into_recipe(diff_id)
+        .map_err(|error| ImportError::Recipe(error.into()))
+}
+
+/// The same tar; contents that nothing in the tree has come inline, and are gone from the sink if they were new there.
+fn inline<S: ObjectSink>(
+    recording: &Recording,
+    kept: &HashSet<ObjectId>,
+    new: &HashSet<ObjectId>,
+    sink: &S,
+) -> Result<Recording, ImportError> {
+    let broken = |error: RecipeError| ImportError::Recipe(error.into());
+    let unreadable = |id: ObjectId| {
+        move |source| ImportError::Sink {
+            path: format!("a replaced file ({id})").into(),
+            source,
+        }
+    };
+    let inlined = choose(recording, kept).map_err(broken)?;
+    let mut out = Recorder::new(RECIPE_BYTES).map_err(|error| too_large(&error))?;
+    let mut instructions = recording.instructions().map_err(broken)?;
+    while let Some(instruction) = instructions.next().map_err(broken)? {
+        let written = match instruction {
+            Instruction::Literal(bytes) => out.literal(bytes),
+            Instruction::Zeros(count) => out.zeros(count),
+            Instruction::Object {
+                index,
+                offset,
+                length,
+            } => {
+                let id = recording.object(index).map_err(broken)?;
+                if inlined.contains(&id) {
+                    let mut content = sink.read_back(id).map_err(unreadable(id))?;
+                    copy_range(&mut content, offset, length, |piece| out.literal(piece)).map_err(
+                        |error| match error {
+                            Copy::Read(source) => unreadable(id)(source),
+                            Copy::Write(error) => too_large(&error),
+                        },
+                    )?;
+                    continue;
+                }
+                out.object(id, offset, length)
+            }
+        };
+        written.map_err(|error| too_large(&error))?;
+    }
+    for id in inlined.intersection(new) {
+        sink.discard(*id).map_err(unreadable(*id))?;
+    }
+    out.finish().map_err(|error| too_large(&error))
+}
+
+/// The contents that come inline: those that nothing in the tree has, in the order of the tar, as many as may be.
+fn choose(
+    recording: &Recording,
+    kept: &HashSet<ObjectId>,
+) -> Result<HashSet<ObjectId>, RecipeError> {
+    let mut sizes: HashMap<ObjectId, u64> = HashMap::new();
+    let mut instructions = recording.instructions()?;
+    while let Some(instruction) = instructions.next()? {
+        if let Instruction::Object { index, length, .. } = instruction {
+            let size = sizes.entry(recording.object(index)?).or_default();
+            *size = size.saturating_add(length);
+        }
+    }
+    let mut left = INLINE_BYTES;
+    let ids = recording.object_ids().iter().copied();
+    Ok(ids
+        .filter(|id| !kept.contains(id))
+        .filter(|id| {
+            let rest = left.checked_sub(sizes.get(id).copied().unwrap_or_default());
+            left = rest.unwrap_or(left);
+            rest.is_some()
+        })
+        .collect())
+}
+
+enum Copy {
+    Read(io::Error),
+    Write(io::Error),
+}
+
+/// Gives a range of a content to `write`, piece by piece.
+fn copy_range(
+    content: &mut impl Read,
+    offset: u64,
+    length: u64,
+    mut write: impl FnMut(&[u8]) -> io::Result<()>,
+) -> Result<(), Copy> {
+    let skipped = io::copy(&mut content.take(offset), &mut io::sink()).map_err(Copy::Read)?;
+    let mut buffer = vec![0; 64 * 1024];
+    let mut left = if skipped == offset { length } else { 0 };
+    while left > 0 {
+        let wanted = usize::try_from(left).map_or(buffer.len(), |left| left.min(buffer.len()));
+        let piece = buffer.get_mut(..wanted).unwrap_or_default();
+        content.read_exact(piece).map_err(Copy::Read)?;
+        write(piece).map_err(Copy::Write)?;
+        left = left.saturating_sub(wanted as u64);
+    }
+    if skipped == offset {
+        Ok(())
+    } else {
+        Err(Copy::Read(io::ErrorKind::UnexpectedEof.into()))
+    }
+}
+
+/// Why a tar was not given back.
+#[derive(Debug, Error)]
+pub enum RestoreError {
+    /// The recipe is damaged.
+    #[error(transparent)]
+    Recipe(#[from] RecipeError),
+    /// The tree cannot be written out.
+    #[error(transparent)]
+    Export(#[from] ExportError),
+    /// The tar cannot be written.
+    #[error("cannot write the layer's tar")]
+    Write(#[source] io::Error),
+    /// A content cannot be read.
+    #[error("cannot read object {id}")]
+    Content {
+        /// The object.
+        id: ObjectId,
+        /// What the source said.
+        source: io::Error,
+    },
+    /// The bytes are not the layer's.
+    #[error("the recipe of layer {expected} gives another tar, {found}")]
+    DiffId {
+        /// The layer.
+        expected: DiffId,
+        /// What was written.
+        found: DiffId,
+    },
+}
+
+/// Writes the exact tar of a layer: the bytes that were imported.
+pub fn restore<S: ObjectSource, W: Write>(
+    recipe: &Recipe<'_>,
+    tree: &Tree,
+    source: &S,
+    out: W,
+) -> Result<(), RestoreError> {
+    let mut out = Hashed {
+        inner: out,
+        hasher: Sha256Hasher::new(),
+    };
+    match recipe.kind() {
+        Kind::Canonical => {
+            export(tree, source, &mut out)?;
+        }
+        Kind::Split => follow(recipe, &mut recipe.instructions()?, source, &mut out)?,
+    }
+    let found = DiffId(out.hasher.finish());
+    if found == recipe.diff_id() {
+        Ok(())
+    } else {
+        Err(RestoreError::DiffId {
+            expected: recipe.diff_id(),
+            found,
+        })
+    }
+}
+
+/// A content that is being read, and how far.
+struct Open<R> {
+    id: ObjectId,
+    reader: R,
+    at: u64,
+}
+
+fn follow<S: ObjectSource, W: Write>(
+    recipe: &Recipe<'_>,
+    instructions: &mut Instructions<'_>,
+    source: &S,
+    out: &mut W,
+) -> Result<(), RestoreError> {
+    // ranges of one sparse file come one after the other
+    let mut last: Option<Open<S::Reader>> = None;
+    while let Some(instruction) = instructions.next()? {
+        match instruction {
+            Instruction::Literal(bytes) => out.write_all(bytes).map_err(RestoreError::Write)?,
+            Instruction::Zeros(count) => {
+                io::copy(&mut io::repeat(0).take(count), out).map_err(RestoreError::Write)?;
+            }
+            Instruction::Object {
+                index,
+                offset,
+                length,
+            } => {
+                let id = recipe
+                    .object(index)
+                    .ok_or(RecipeError::Corrupt("no such object"))?;
+                let unreadable = |source| RestoreError::Content { id, source };
+                let mut open = match last.take() {
+                    Some(open) if open.id == id && open.at <= offset => open,
+                    _ => Open {
+                        id,
+                        reader: source.open(id).map_err(unreadable)?,
+                        at: 0,
+                    },
+                };
+                let skip = offset.saturating_sub(open.at);
+                copy_range(&mut open.reader, skip, length, |piece| out.write_all(piece)).map_err(
+                    |error| match error {
+                        Copy::Read(source) => unreadable(source),
+                        Copy::Write(source) => RestoreError::Write(source),
+                    },
+                )?;
+                open.at = offset.saturating_add(length);
+                last = Some(open);
+            }
+        }
+    }
+    Ok(())
+}
+
+struct Hashed<W> {
+    inner: W,
+    hasher: Sha256Hasher,
+}
+
+impl<W: Write> Write for Hashed<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.inner.write(bytes)?;
+        self.hasher.update(bytes.get(..count).unwrap_or_default());
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}

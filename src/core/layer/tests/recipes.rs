@@ -1,0 +1,149 @@
+//! A recipe gives back the very bytes that were imported, whoever wrote them.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use super::oracle::{Memory, archives, import_with, message, tars};
+use crate::digest::ObjectId;
+use crate::layer::{ImportedLayer, RestoreError, restore};
+use crate::recipe::{Kind, Recipe, object_ids};
+use crate::tree::Tree;
+
+const CANONICAL: &[u8] = include_bytes!("../../../../fixtures/golden/recipe/canonical-v1.tar");
+
+pub(super) fn given_back(layer: &ImportedLayer, contents: &Memory) -> Vec<u8> {
+    let recipe = Recipe::open(&layer.recipe).unwrap();
+    recipe.verify().unwrap();
+    assert_eq!(recipe.diff_id(), layer.diff_id);
+    let tree = Tree::from_bytes(layer.tree_bytes.clone()).unwrap();
+    let mut tar = Vec::new();
+    restore(&recipe, &tree, contents, &mut tar).unwrap();
+    assert_eq!(recipe.tar_bytes(), tar.len() as u64);
+    tar
+}
+
+/// The layer and what it is made of, its tar given back and compared.
+fn checked(name: &str, tar: &[u8]) -> (ImportedLayer, Memory) {
+    let contents = Memory::default();
+    let layer =
+        import_with(tar, &contents).unwrap_or_else(|error| panic!("{name}: {}", message(&error)));
+    assert!(given_back(&layer, &contents) == tar, "{name}: other bytes");
+    (layer, contents)
+}
+
+fn kind(layer: &ImportedLayer) -> Kind {
+    Recipe::open(&layer.recipe).unwrap().kind()
+}
+
+#[test]
+fn the_tar_of_every_writer_is_given_back() {
+    let scratch = tempfile::tempdir().unwrap();
+    let at = |name: &str| scratch.path().join(name);
+    let text = |path: &Path| path.to_str().unwrap().to_owned();
+    tars(&["tree", &text(&at("tree"))]);
+    tars(&["archives", &text(&at("tree")), &text(&at("archives"))]);
+    tars(&["odd", &text(&at("odd"))]);
+    tars(&["layer", &text(&at("layer"))]);
+    let mut found = 0;
+    for directory in ["archives", "odd", "layer"] {
+        for archive in archives(&at(directory)) {
+            checked(&text(&archive), &fs::read(&archive).unwrap());
+            found += 1;
+        }
+    }
+    assert!(found > 40, "{found}");
+}
+
+#[test]
+fn what_our_writer_wrote_needs_128_bytes() {
+    let (layer, contents) = checked("canonical", CANONICAL);
+    assert_eq!((kind(&layer), layer.recipe.len()), (Kind::Canonical, 128));
+    // ... and not one that is longer by a byte
+    let (layer, _) = checked("canonical and a byte", &[CANONICAL, b"x"].concat());
+    assert_eq!(kind(&layer), Kind::Split);
+    // the writer is frozen: the tree of the golden tar gives the golden tar
+    let (layer, _) = checked("canonical", CANONICAL);
+    assert_eq!(given_back(&layer, &contents), CANONICAL);
+}
+
+/// A tar of python's making: name and content of each file.
+fn files(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let scratch = tempfile::tempdir().unwrap();
+    let script = "
+import io, sys, tarfile
+names, out = sys.argv[2:], sys.argv[1]
+with tarfile.open(out + '/tar', 'w') as tar:
+    for number, name in enumerate(names):
+        info = tarfile.TarInfo(name)
+        data = open(f'{out}/{number}', 'rb').read()
+        info.size = len(data)
+        tar.addfile(info, io.BytesIO(data))";
+    for (number, (_, content)) in files.iter().enumerate() {
+        fs::write(scratch.path().join(number.to_string()), content).unwrap();
+    }
+    let status = Command::new("python3")
+        .args(["-c", script])
+        .arg(scratch.path())
+        .args(files.iter().map(|(name, _)| name))
+        .status()
+        .unwrap();
+    assert!(status.success());
+    fs::read(scratch.path().join("tar")).unwrap()
+}
+
+#[test]
+fn a_content_that_was_replaced_is_in_the_recipe_and_nowhere_else() {
+    let tar = files(&[("a", b"first"), ("b", b"other"), ("a", b"last")]);
+    let (layer, contents) = checked("replaced", &tar);
+    let kept: Vec<Vec<u8>> = contents
+        .contents()
+        .into_iter()
+        .map(|(_, content)| content)
+        .collect();
+    assert_eq!(kept.len(), 2);
+    assert!(!kept.contains(&b"first".to_vec()));
+    let tree = Tree::from_bytes(layer.tree_bytes.clone()).unwrap();
+    let mut needed: Vec<ObjectId> = object_ids(&layer.recipe).unwrap().collect();
+    let mut there: Vec<ObjectId> = tree.object_sizes().map(|(id, _)| id).collect();
+    needed.sort();
+    there.sort();
+    assert_eq!(needed, there);
+
+    // one that another name has stays
+    let tar = files(&[("a", b"first"), ("b", b"first"), ("a", b"last")]);
+    assert_eq!(checked("shared", &tar).1.contents().len(), 2);
+}
+
+/// 40 MiB are more than may be inline.
+#[test]
+fn large_contents_that_were_replaced_stay_as_objects_of_the_recipe() {
+    let large = vec![1; 40 << 20];
+    let tar = files(&[("a", &large), ("a", b"small"), ("a", b"last")]);
+    let (layer, contents) = checked("replaced", &tar);
+    let ids: Vec<ObjectId> = object_ids(&layer.recipe).unwrap().collect();
+    assert_eq!(ids, [ObjectId::of(&large), ObjectId::of(b"last")]);
+    assert_eq!(contents.contents().len(), 2);
+}
+
+#[test]
+fn another_tree_or_another_content_is_an_error() {
+    let tar = files(&[("a", b"first"), ("b", b"second")]);
+    let (layer, contents) = checked("split", &tar);
+    let tree = Tree::from_bytes(layer.tree_bytes).unwrap();
+    let recipe = Recipe::open(&layer.recipe).unwrap();
+    let other = Memory::default();
+    let error = restore(&recipe, &tree, &other, Vec::new()).unwrap_err();
+    assert!(matches!(error, RestoreError::Content { .. }), "{error:?}");
+
+    let (golden, golden_contents) = checked("canonical", CANONICAL);
+    let error = restore(
+        &Recipe::open(&golden.recipe).unwrap(),
+        &tree,
+        &contents,
+        Vec::new(),
+    )
+    .unwrap_err();
+    assert!(matches!(error, RestoreError::DiffId { .. }), "{error:?}");
+    drop(golden_contents);
+}
