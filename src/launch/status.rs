@@ -1,21 +1,23 @@
-//! What a monitor leaves in its container's status directory, for whoever looks while it runs and after.
+//! The files that a monitor keeps in its container's status directory.
 //!
-//! * `lock`: held exclusively (flock) from before the program starts until after `exit.json` is there. It says, as JSON,
-//!   `{"monitor":12,"pid":13,"boot":"...","start_time":4711,"started_at":"..."}`: two process ids in the monitor's pid namespace, with what
-//!   tells the second from another process of that number ([`Identity`]; empty and 0 if /proc doesn't show it). `pid` is 0 until there is a
-//!   process that will become the program, `started_at` empty until it has.
-//! * `exit.json`: written once, whole or not at all, when the program has ended or could not be started:
+//! * `lock`: empty, held exclusively (flock) from before the program starts until after `exit.json` is there.
+//! * `running.json`: `{"monitor":12,"pid":13,"boot":"...","start_time":4711,"started_at":"..."}`. Two process ids in the monitor's pid
+//!   namespace, with what tells the second from another process of that number ([`Identity`]; empty and 0 if /proc doesn't show it).
+//!   `pid` is 0 until there is a process that will become the program, `started_at` empty until it has.
+//! * `exit.json`, when the program has ended or could not be started:
 //!   `{"pid":13,"exit_code":137,"signal":9,"oom_killed":true,"started_at":"2026-11-25T01:02:03.000000004Z","finished_at":"...","error":""}`.
 //!   `signal` is null where none ended it; `pid` is 0 and `started_at` empty where nothing was started. `error` is a sentence there, and also
 //!   where something could not be cleaned up after the end; else it is empty.
 //!
 //! So: lock held = running; lock free and `exit.json` there = ended; lock free and none = the monitor was killed, and the container with
-//! it, unless its program had freed itself from the monitor's death (prctl(2), PR_SET_PDEATHSIG): then the text of the lock says whom to kill.
-//! The record is not flushed: a power cut ends the container anyway, and a missing or empty record says so.
+//! it, unless its program had freed itself from the monitor's death (prctl(2), PR_SET_PDEATHSIG): then `running.json` says what to kill.
+//!
+//! Invariant: a record is renamed into place, so neither a kill at any moment nor a reader meets half of one. It is not flushed: a power
+//! cut ends the container anyway, and may leave a record empty.
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use jiff::Timestamp;
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, flock, openat, renameat, unlinkat};
@@ -25,6 +27,8 @@ use crate::identity::Identity;
 
 /// Name of the lock file.
 pub const LOCK: &str = "lock";
+/// Name of the record of what runs.
+pub const RUNNING: &str = "running.json";
 /// Name of the exit record.
 pub const EXIT: &str = "exit.json";
 
@@ -92,24 +96,30 @@ impl ExitRecord {
         }
     }
 
-    /// Writes `exit.json` into the status directory: a reader sees all of it or nothing.
+    /// Writes `exit.json`.
     pub fn write(&self, status: BorrowedFd<'_>) -> std::io::Result<()> {
-        const TEMPORARY: &str = ".exit.json.new";
-        match unlinkat(status, TEMPORARY, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        let mut file = File::from(openat(
-            status,
-            TEMPORARY,
-            flags,
-            Mode::from_raw_mode(0o644),
-        )?);
-        file.write_all(self.to_json().as_bytes())?;
-        renameat(status, TEMPORARY, status, EXIT)?;
-        Ok(())
+        replace(status, EXIT, &self.to_json())
     }
+}
+
+/// Replaces a record: a reader sees all of the old or all of the new.
+fn replace(status: BorrowedFd<'_>, name: &str, text: &str) -> std::io::Result<()> {
+    let temporary = format!(".{name}.new");
+    // Of a monitor that was killed.
+    match unlinkat(status, &temporary, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let mut file = File::from(openat(
+        status,
+        &temporary,
+        flags,
+        Mode::from_raw_mode(0o644),
+    )?);
+    file.write_all(text.as_bytes())?;
+    renameat(status, &temporary, status, name)?;
+    Ok(())
 }
 
 /// A JSON string (RFC 8259, section 7).
@@ -144,22 +154,27 @@ pub struct Program {
 /// The monitor's lock on its container: while it lives, the container is running.
 #[derive(Debug)]
 pub struct Lock {
-    file: File,
+    #[expect(dead_code, reason = "held for its lock")]
+    file: OwnedFd,
+    status: OwnedFd,
 }
 
 impl Lock {
     /// Takes the lock; `None` if another monitor has it.
     pub fn take(status: BorrowedFd<'_>) -> std::io::Result<Option<Self>> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file = File::from(openat(status, LOCK, flags, Mode::from_raw_mode(0o644))?);
+        let file = openat(status, LOCK, flags, Mode::from_raw_mode(0o644))?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(Self { file })),
+            Ok(()) => Ok(Some(Self {
+                file,
+                status: status.try_clone_to_owned()?,
+            })),
             Err(Errno::WOULDBLOCK) => Ok(None),
             Err(errno) => Err(errno.into()),
         }
     }
 
-    /// Says in the file who holds it, and for which program once it runs.
+    /// Writes `running.json`: the monitor that holds the lock, and its program once there is one.
     pub fn describe(&mut self, monitor: u32, program: Option<&Program>) -> std::io::Result<()> {
         let pid = program.map_or(0, |program| program.pid);
         let started = program
@@ -171,8 +186,7 @@ impl Lock {
         let text = format!(
             "{{\"monitor\":{monitor},\"pid\":{pid},\"boot\":\"{boot}\",\"start_time\":{start_time},\"started_at\":\"{started}\"}}\n"
         );
-        rustix::io::pwrite(&self.file, text.as_bytes(), 0)?;
-        self.file.set_len(text.len() as u64)
+        replace(self.status.as_fd(), RUNNING, &text)
     }
 }
 
@@ -253,7 +267,7 @@ mod tests {
             started_at: Some(Moment(Timestamp::UNIX_EPOCH)),
         };
         lock.describe(1, Some(&program)).unwrap();
-        let text = std::fs::read_to_string(directory.path().join(LOCK)).unwrap();
+        let text = std::fs::read_to_string(directory.path().join(RUNNING)).unwrap();
         assert_eq!(
             text,
             "{\"monitor\":1,\"pid\":22,\"boot\":\"0-1\",\"start_time\":4711,\"started_at\":\"1970-01-01T00:00:00.000000000Z\"}\n"
@@ -262,7 +276,7 @@ mod tests {
         lock.describe(1, Some(&program)).unwrap();
         assert!(is_running(status.as_fd()).unwrap());
         assert!(Lock::take(status.as_fd()).unwrap().is_none());
-        let text = std::fs::read_to_string(directory.path().join(LOCK)).unwrap();
+        let text = std::fs::read_to_string(directory.path().join(RUNNING)).unwrap();
         assert_eq!(
             text,
             "{\"monitor\":1,\"pid\":22,\"boot\":\"\",\"start_time\":0,\"started_at\":\"\"}\n"

@@ -4,7 +4,7 @@
 //! containers/             locked while a name is given out or a container disappears
 //! containers/<id>/        64 hex digits; locked by the engine that makes it and, without a gap, by the monitor
 //!   config.json           what the container is (config); without it the directory is not a container yet
-//!   lock, exit.json       the monitor's (cowl_launch::status)
+//!   lock, running.json, exit.json   the monitor's (cowl_launch::status)
 //!   upper/ work/          the container's own files; work/lock and upper/ are locked while they are mounted, work/ until the container runs
 //! containers/.gone-alone-<id>/   no longer a container, removed by whoever comes next if its remover was killed; locked by its remover
 //! containers/.gone-with-volumes-<id>/   likewise, and its anonymous volumes go with it
@@ -21,9 +21,10 @@ mod tests;
 
 use super::error::{Context, Error, Result};
 use super::files;
-use super::names;
+use super::{CGROUP_PARENT, names};
 use config::Config;
 use cowl_core::store::remove_tree;
+use cowl_launch::cgroup::remove_leftovers;
 use cowl_launch::identity::Identity;
 use cowl_launch::status;
 use rustix::event::{Timespec, poll};
@@ -266,9 +267,11 @@ impl Container {
     pub fn status(&self) -> Result<Status> {
         let alive = files::is_locked(&self.dir, ALIVE)?;
         let monitored = files::is_locked(&self.dir, status::LOCK)?;
-        let started = self
-            .monitored()
-            .is_some_and(|monitored| !monitored.started_at.is_empty());
+        let started = match self.monitored() {
+            Ok(monitored) => monitored.is_some_and(|monitored| !monitored.started_at.is_empty()),
+            // It had a monitor, so there may be something to end.
+            Err(_damaged) => true,
+        };
         let exit: Option<Exit> = files::read_json(&self.dir, status::EXIT)?;
         Ok(Status::derive(Facts {
             alive,
@@ -281,13 +284,18 @@ impl Container {
     /// Kills its processes, also those that have outlived its monitor. They are gone when [`Container::wait_unmounted`] returns.
     pub fn kill(&self) -> Result<()> {
         files::wait_unlocked(&self.dir, MAKING)?;
+        self.wait_described()?;
         self.kill_processes()
     }
 
     /// The same for who is making it: nobody else starts anything.
     pub fn kill_processes(&self) -> Result<()> {
-        let Some(monitored) = self.monitored() else {
-            return Ok(());
+        let monitored = match self.monitored() {
+            Ok(Some(monitored)) => monitored,
+            Ok(None) => return Ok(()),
+            Err(error) if files::is_locked(&self.dir, status::LOCK)? => return Err(error),
+            // A power cut may leave the record empty. What runs then, if anything, is in the container's cgroups.
+            Err(_damaged) => return Ok(remove_leftovers(CGROUP_PARENT, &self.config.id)?),
         };
         let killed = match monitored.pid {
             // Killed before it started anything: its container doesn't come to be.
@@ -367,9 +375,25 @@ impl Container {
         Ok((open(UPPER)?, open(WORK)?))
     }
 
-    /// What the monitor wrote into its lock; half a text is none.
-    fn monitored(&self) -> Option<Monitored> {
-        files::read_json(&self.dir, status::LOCK).ok().flatten()
+    /// What the monitor says that it runs; none if it never said so.
+    fn monitored(&self) -> Result<Option<Monitored>> {
+        files::read_json(&self.dir, status::RUNNING)
+            .context(|| format!("container {}", names::short(&self.config.id)))
+    }
+
+    /// Waits until a monitor that has just been started has said what it runs, or has ended. It does so before it starts anything.
+    fn wait_described(&self) -> Result<()> {
+        let end = Instant::now() + PATIENCE;
+        while matches!(self.monitored(), Ok(None)) && files::is_locked(&self.dir, ALIVE)? {
+            if Instant::now() >= end {
+                let id = names::short(&self.config.id);
+                return Err(Error::failed(format!(
+                    "the monitor of container {id} does not start"
+                )));
+            }
+            rustix::io::retry_on_intr(|| poll(&mut [], Some(&PAUSE)))?;
+        }
+        Ok(())
     }
 }
 

@@ -1,7 +1,7 @@
 //! What a container is doing, derived from facts that a killed process can't leave wrong.
 //!
 //! The facts: who holds the lock of the directory (the engine, from before the container can be seen, and without a gap the monitor) and the lock
-//! `lock` (the monitor, until the container is over; its text names the two processes), and `exit.json` (written by the monitor before it lets go). See
+//! `lock` (the monitor, until the container is over; its `running.json` names the two processes), and `exit.json` (written by the monitor before it lets go). See
 //! `cowl_launch::status`. Whatever is killed in between, the kernel lets go of its lock.
 
 use jiff::Timestamp;
@@ -18,7 +18,7 @@ pub struct Exit {
     pub finished_at: Option<Timestamp>,
 }
 
-/// What the monitor wrote into its lock.
+/// What the monitor wrote into `running.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Monitored {
     /// The monitor's process id.

@@ -85,21 +85,18 @@ fn config(id: &str, name: &str) -> Config {
 
 /// Locks and writes what the monitor locks and writes.
 fn monitor(container: &Container, pid: i32) -> File {
-    let path = format!(
-        "/proc/self/fd/{}/{}",
-        std::os::fd::AsRawFd::as_raw_fd(&container.dir),
-        status::LOCK
-    );
+    let number = std::os::fd::AsRawFd::as_raw_fd(&container.dir);
+    let path = |name| format!("/proc/self/fd/{number}/{name}");
     let known = Identity::of(pid.cast_unsigned()).unwrap();
     let (boot, start_time) =
         known.map_or((String::new(), 0), |known| (known.boot, known.start_time));
     let monitor = std::process::id();
-    std::fs::write(
-        &path,
-        format!("{{\"monitor\":{monitor},\"pid\":{pid},\"boot\":\"{boot}\",\"start_time\":{start_time},\"started_at\":\"now\"}}"),
-    )
-    .unwrap();
-    let lock = File::open(&path).unwrap();
+    let text = format!(
+        "{{\"monitor\":{monitor},\"pid\":{pid},\"boot\":\"{boot}\",\"start_time\":{start_time},\"started_at\":\"now\"}}"
+    );
+    std::fs::write(path(".new"), text).unwrap();
+    rustix::fs::rename(path(".new"), path(status::RUNNING)).unwrap();
+    let lock = File::create(path(status::LOCK)).unwrap();
     flock(&lock, FlockOperation::NonBlockingLockExclusive).unwrap();
     lock
 }
@@ -237,6 +234,45 @@ fn only_the_very_process_is_killed_and_also_without_its_monitor() {
     container.wait_unwatched().unwrap();
     container.kill().unwrap();
     assert!(!child.wait().unwrap().success());
+}
+
+/// As a power cut leaves it, and as a disk that lies does.
+#[test]
+fn a_damaged_record_is_not_taken_for_nothing_to_kill() {
+    let store = Store::new();
+    let container = store.make("ab", "web").done();
+    let lock = monitor(&container, 4_000_000);
+    let record = format!("containers/{}/{}", container.config.id, status::RUNNING);
+    for text in ["", "{\"monitor\":12,\"pid\":1"] {
+        std::fs::write(store.temp.path().join(&record), text).unwrap();
+        assert_eq!(container.status().unwrap(), Status::Running);
+        let error = container.kill().unwrap_err().to_string();
+        assert!(error.contains("running.json is damaged"), "{error}");
+    }
+    drop(lock);
+    assert!(container.status().unwrap().is_without_record());
+    container.kill().unwrap();
+}
+
+/// The engine is killed just after it has started the monitor.
+#[test]
+fn a_monitor_that_has_not_said_what_it_runs_is_waited_for() {
+    let store = Store::new();
+    let pending = store.make("ab", "web");
+    let status_dir = pending.status_dir().try_clone_to_owned().unwrap();
+    let container = pending.done();
+    let mut child = std::process::Command::new("sleep")
+        .arg("1000")
+        .spawn()
+        .unwrap();
+    let pid = i32::try_from(child.id()).unwrap();
+    std::thread::scope(|scope| {
+        let killing = scope.spawn(|| container.kill());
+        let lock = monitor(&container, pid);
+        assert!(!child.wait().unwrap().success());
+        killing.join().unwrap().unwrap();
+        drop((lock, status_dir));
+    });
 }
 
 #[test]
