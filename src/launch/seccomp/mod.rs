@@ -10,6 +10,8 @@ mod compile;
 #[cfg(test)]
 mod oracle;
 mod profile;
+#[cfg(test)]
+mod published;
 mod table;
 #[cfg(test)]
 mod tests;
