@@ -1,6 +1,6 @@
 //! Formats and files of cowl: digests, trees, layers, the store, the upper and the records that processes hand each other.
 //!
-//! Nothing here is async, talks to a network or prints. Errors are typed; callers decide what a person reads.
+//! Nothing here is async, uses a network or prints. Errors are typed; callers word them for users.
 #![cfg_attr(
     test,
     allow(

@@ -1,4 +1,4 @@
-//! Reads images and their layers out of a store, each layer once.
+//! Reads images and their layers from a store, each layer once.
 
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;

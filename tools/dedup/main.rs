@@ -1,8 +1,7 @@
-//! `cowl-dedup` (or `cowl dedup`): what images hold and what they have in common, layers that they share and, beyond
-//! those, contents that no layer shows to be the same.
+//! `cowl-dedup` (or `cowl dedup`): what images share: layers, and equal contents in different layers.
 //!
-//! Reads a store and changes nothing. What is shared is told by sizes of objects, each counted once, so `du` of the files
-//! that `--objects` lists confirms it to the byte.
+//! Reads a store and changes nothing. Sizes are those of objects, each counted once, so `du` of the files that
+//! `--objects` lists confirms them to the byte.
 
 mod gather;
 mod report;
@@ -53,7 +52,7 @@ struct Arguments {
     images: Vec<String>,
 }
 
-/// Of a wrong command line, as `cowl`'s.
+/// Exit code of a usage error, as `cowl`'s.
 const USAGE: u8 = 125;
 const FAILURE: u8 = 1;
 

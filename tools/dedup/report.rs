@@ -1,4 +1,4 @@
-//! The arithmetic of sharing: sets of contents and their sizes, no files.
+//! The arithmetic of sharing, on sets of contents and their sizes.
 //!
 //! Every sum is exact. `stored = exclusive + shared` for each image, and the fair shares of all images of the store sum to
 //! what they keep: of a content of 10 bytes in three images one has 4 and two have 3.

@@ -1,6 +1,6 @@
-//! Asking for a mount: starts a keeper and waits for its answer.
+//! Requests a mount: starts a keeper and waits for its answer.
 //!
-//! Invariant: an error leaves no process and no mount behind. Called by the engine; a keeper that answered lives on without its caller.
+//! Invariant: an error leaves no process and no mount behind. Called by the engine; the keeper outlives its caller.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -1,4 +1,4 @@
-//! Bytes of a message: the header, the records, their payloads.
+//! Encodes and decodes messages: header, records, payloads.
 //!
 //! Invariant: [`decode`] returns an error for any bytes that [`encode`] would not give, but for optional records, and never allocates more
 //! than [`MAX_MESSAGE`].

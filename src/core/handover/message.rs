@@ -1,4 +1,4 @@
-//! What is said: one type a message, and what each descriptor that comes along is for.
+//! The messages, and the roles of the descriptors that they carry.
 //!
 //! Invariant: a struct here is one (type, version) of the wire; see the rule at the head of the module before touching a field.
 

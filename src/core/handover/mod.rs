@@ -1,7 +1,7 @@
-//! The messages by which a mount is asked for: between whoever wants one (the engine) and the keeper, and between the keeper and its worker.
+//! The messages that make a mount: between the engine and the keeper, and between the keeper and its worker.
 //!
-//! One message is one datagram of a `SOCK_SEQPACKET` socket; the descriptors it speaks of ride with it (`SCM_RIGHTS`). A process started
-//! for one of these talks finds its end of the socket as descriptor 0.
+//! A message is one datagram of a `SOCK_SEQPACKET` socket and carries its descriptors (`SCM_RIGHTS`). Keeper and worker
+//! are started with their end of the socket as descriptor 0.
 //!
 //! ```text
 //!   0               8       10      12              16
@@ -15,12 +15,12 @@
 //!   +-------+-------+---------------+------------------------+
 //! ```
 //!
-//! All integers are little-endian; payloads are bincode 2's standard configuration. Exactly one record is a message; a record whose type
-//! has the high bit set is optional: a receiver that does not know it goes on without it. An unknown type without that bit, or an unknown
-//! feature bit, ends the talk.
+//! Integers are little-endian; payloads are bincode 2 in its standard configuration. A datagram has exactly one message.
+//! A record whose type has the high bit set is optional: a receiver skips it if it does not know it. Any other unknown
+//! type, or an unknown feature bit, is an error.
 //!
-//! Invariant: a (type, version) never changes its fields. A new field is a new version, or an optional record of its own, and the bytes of
-//! every released version stay in `fixtures/golden/handover`. The numbers that a payload gives an enumeration's cases are part of that.
+//! Invariant: a (type, version) never changes its fields, nor the numbers of its enumerations. A new field is a new
+//! version or an optional record. `fixtures/golden/handover` has the bytes of every released version.
 //!
 //! ```text
 //!   engine                        keeper                              worker
@@ -30,8 +30,8 @@
 //!     | <-- MountReady + mount -----|                                   |
 //! ```
 //!
-//! Either answer can be a [`MountFailed`] instead. After [`MountReady`] the keeper lets go of its own descriptor of the mount and then
-//! closes its end of the socket, which the engine waits for: a mount that somebody holds a descriptor of can't be unmounted.
+//! Either answer can be a [`MountFailed`]. After [`MountReady`] the keeper closes its descriptor of the mount and then its
+//! end of the socket, which the engine waits for: a mount with an open descriptor cannot be unmounted.
 
 mod client;
 mod codec;

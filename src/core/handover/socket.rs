@@ -1,7 +1,7 @@
-//! A message and its descriptors over a `SOCK_SEQPACKET` socket.
+//! Sends and receives messages with descriptors over a `SOCK_SEQPACKET` socket.
 //!
-//! Invariant: a message is handed out only with exactly the descriptors it names, all close-on-exec; descriptors of a message that is
-//! refused are closed.
+//! Invariant: a received message has exactly the descriptors that it names, all close-on-exec; the descriptors of a
+//! refused message are closed.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;

@@ -1,6 +1,6 @@
-//! Copying a file's content without reading it where the host can: a reflink, else `copy_file_range`, and holes stay holes.
+//! Copies a file's content: a reflink where the host can, else `copy_file_range`. Holes stay holes.
 //!
-//! No `unsafe` here; it lives beside the wrappers since it is what several modules need of the kernel.
+//! No `unsafe` here; it is beside the wrappers since several modules use it.
 
 use rustix::fd::AsFd;
 use rustix::fs::{SeekFrom, copy_file_range, ftruncate, ioctl_ficlone, seek};

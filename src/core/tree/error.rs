@@ -1,10 +1,10 @@
-//! What can be wrong with a tree, or with a question to it.
+//! Errors of reading a tree.
 
 use std::io;
 
 use super::types::TreeIno;
 
-/// Why a tree can't be read, or a question has no answer.
+/// Why a tree or a part of it cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum TreeError {
     /// The file could not be mapped.

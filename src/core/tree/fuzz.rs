@@ -1,15 +1,15 @@
-//! The entry for fuzzers: any bytes go in, and everything that a tree can be asked is asked. Errors are fine, panics and
-//! endless loops are bugs. The property tests use it too.
+//! Entry point for fuzzers and property tests: reads any bytes as a tree, through the whole interface. Errors are
+//! fine; panics and endless loops are bugs.
 
 use super::error::TreeError;
 use super::merge::merge;
 use super::reader::Tree;
 use super::types::{ObjectRef, TreeIno};
 
-/// Nodes and names that are asked one by one: enough for any fuzzer's input, and a bound for a hostile count.
+/// Most nodes and names to visit one by one: enough for a fuzzer's input, and a bound for a hostile count.
 const MOST: u32 = 4096;
 
-/// Reads bytes as a tree in all ways there are. Says whether [`Tree::verify`] was content.
+/// Reads bytes as a tree in every way. Returns whether [`Tree::verify`] accepts them.
 pub fn read(bytes: Vec<u8>) -> Result<(), TreeError> {
     let tree = Tree::from_bytes(bytes)?;
     for number in 0..tree.node_count().min(MOST) {

@@ -1,5 +1,5 @@
-//! What opening checks: the header, the section table and their digest, and nothing behind them, so that the cost does
-//! not depend on the tree.
+//! Opening a tree: checks the header, the section table and their digest, and nothing after them, so that the cost
+//! does not depend on the tree's size.
 
 use std::ops::Range;
 
@@ -13,7 +13,7 @@ use super::format::{
 use super::types::TreeKind;
 use crate::digest::Sha256Digest;
 
-/// What opening finds out.
+/// A checked header.
 pub(super) struct Opened {
     pub(super) kind: TreeKind,
     pub(super) owner: Sha256Digest,
@@ -21,7 +21,7 @@ pub(super) struct Opened {
     pub(super) sections: [Range<usize>; Section::ALL.len()],
 }
 
-/// Checks what opening checks: header, section table and their digest, nothing behind them.
+/// Checks the header, the section table and their digest.
 pub(super) fn open_header(all: &[u8]) -> Result<Opened, TreeError> {
     let (header, rest) = RawHeader::ref_from_prefix(all).map_err(|_short| TreeError::Magic)?;
     if header.magic != MAGIC {

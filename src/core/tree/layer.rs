@@ -1,6 +1,6 @@
-//! Numbers what a [`LayerBuilder`] has gathered and hands it to the writer.
+//! Numbers the nodes of a [`LayerBuilder`] and hands them to the writer.
 //!
-//! Here entries and what the layer deletes come together: a whiteout stands alone only where the layer has nothing.
+//! Joins a layer's entries with its whiteouts: a whiteout is written only where the layer has no entry.
 
 use std::collections::VecDeque;
 
@@ -9,7 +9,7 @@ use super::types::{FileType, Kind, TreeIno, TreeKind};
 use super::writer::{NewNode, NewTarget, WriteError, Writer};
 use crate::digest::DiffId;
 
-/// Numbers and writes all that is reached from the root, directory by directory.
+/// Numbers and writes everything below the root, directory by directory.
 pub(super) fn write(mut builder: LayerBuilder, diff: DiffId) -> Result<Vec<u8>, WriteError> {
     let mut writer = Writer::new(TreeKind::Layer);
     let mut numbers: Vec<Option<TreeIno>> = vec![None; builder.leaves.len()];
@@ -37,7 +37,7 @@ pub(super) fn write(mut builder: LayerBuilder, diff: DiffId) -> Result<Vec<u8>, 
     Ok(writer.finish(diff.0))
 }
 
-/// A directory that its layer also deletes from below is a new one: opaque, and never with the attributes of the old.
+/// A directory with a whiteout in the same layer replaces the one below: it is opaque and keeps none of its attributes.
 fn directory(dir: &Dir, whiteout: bool) -> NewNode<'_> {
     let new = NewNode {
         opaque: dir.opaque || whiteout,

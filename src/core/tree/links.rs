@@ -1,8 +1,8 @@
-//! Finds the file that a layer's hard link into the layers below means.
+//! Resolves a layer's hard links into the layers below.
 //!
-//! The target is looked for as an extractor would have found it when it came to the link: in the stack below the link's
-//! layer, whatever this layer does to the target besides. Only if nothing shows there, this layer's own entry is taken (a
-//! link that stands in its tar before its target).
+//! The target is looked up as an extractor would have found it on reaching the link: in the stack below the link's
+//! layer, whatever this layer does to the target. Only if nothing is visible there, this layer's own entry is used (a
+//! link that precedes its target in the tar).
 
 use std::collections::{HashMap, HashSet};
 
@@ -11,11 +11,11 @@ use super::reader::Tree;
 use super::stack::{LayerError, Place, Shown, Stack};
 use super::types::{Dirent, FileType, Target};
 
-/// Why a link has no file.
+/// Why a link has no target.
 #[derive(Debug)]
 pub(super) enum LinkError {
     Layer(LayerError),
-    /// Nothing shows at the target.
+    /// The target does not exist.
     Missing,
     /// The target is a directory.
     Directory,

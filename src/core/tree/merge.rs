@@ -1,8 +1,8 @@
-//! Folds a stack of layers into one tree without whiteouts, implied directories or links between layers.
+//! Merges a stack of layers into one tree without whiteouts, implied directories or links between layers.
 //!
-//! The walk goes from the top, one merged directory after the other in the order of their numbers. The names of the
-//! layers' directories that show together are merged as sorted lists, so each name of each layer is touched once, and the
-//! file is written as the walk goes.
+//! The walk starts at the root and takes the merged directories in the order of their numbers. The sorted names of the
+//! layers' directories that are visible together are merged, so each name of each layer is read once, and the file is
+//! written during the walk.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -78,7 +78,7 @@ impl From<LayerError> for MergeError {
     }
 }
 
-/// Folds layers, the lowest first, into the bytes of one merged tree. No layers make an empty root.
+/// Merges layers, the lowest first, into the bytes of one tree. No layers make an empty root.
 ///
 /// The layers' bytes are taken as written; reading errors end the merge, but a layer of doubtful origin is to be
 /// [verified](Tree::verify) first.

@@ -1,4 +1,4 @@
-//! Reading a tree where it lies: nothing is parsed ahead, each access checks its own bounds.
+//! Reads a mapped tree in place: nothing is parsed ahead, each access checks its bounds.
 
 use std::fmt;
 use std::fs::File;

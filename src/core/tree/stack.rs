@@ -1,7 +1,7 @@
-//! One name seen through a stack of layers: which layer's file shows, or which layers' directories show together.
+//! A name in a stack of layers: which layer's file is visible, or which layers' directories are visible together.
 //!
-//! Invariant: this is the only place that knows what hides what. The merge asks it for every name, the search for a hard
-//! link's target for the names of one path, so both see the same files.
+//! Invariant: only this module decides what hides what. The merge asks for every name and the resolution of hard links
+//! for the names of one path, so both see the same files.
 
 use super::error::{TreeError, corrupt};
 use super::reader::Tree;

@@ -1,4 +1,4 @@
-//! The values that a tree speaks in. No bytes of the format here, so that the overlay and the importer need know none.
+//! The values of a tree's interface. They hide the format from the overlay and the importer.
 
 use crate::digest::ObjectId;
 

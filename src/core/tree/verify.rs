@@ -1,7 +1,7 @@
-//! Checks all of a tree, at the price of reading it: for `cowl check` and for trees of doubtful origin.
+//! Checks a whole tree by reading it: for `cowl check` and for trees of doubtful origin.
 //!
-//! What passes has exactly the shape that the writer gives, so the reader's answers about it contradict each other
-//! nowhere: each node is reached, by a path that ends, and what is counted twice is the same twice.
+//! A tree that passes has exactly the shape that the writer produces: each node is reachable by a finite path, and
+//! redundant records agree.
 
 use std::collections::HashSet;
 

@@ -1,7 +1,7 @@
-//! Puts a tree's records into a file's bytes. The layer builder and the merge both end here, so both number alike.
+//! Writes a tree's records. The layer builder and the merge both use it, so both number nodes alike.
 //!
-//! Invariant: directories are begun in the order of their numbers and given their names sorted, and a node is made when
-//! its first name comes. That *is* the numbering rule; the writer only appends.
+//! Invariant: directories are written in the order of their numbers with sorted names, and a node gets its number at
+//! its first name. This is the numbering rule; the writer only appends.
 
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;

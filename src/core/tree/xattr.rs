@@ -1,6 +1,6 @@
 //! A set of extended attributes as bytes: a count, then each name and value with their lengths, sorted by name.
 //!
-//! Sorted and without doubles, so that equal sets are equal bytes and are stored once.
+//! Sorted and without duplicates, so that equal sets have equal bytes and are stored once.
 
 use std::collections::BTreeMap;
 
