@@ -200,7 +200,7 @@ fn survives(point: &Path, steps: &[Step], moment: usize, images: &[Image; 3], wh
     }
     let left = shell(
         store.root(),
-        "find objects layers merged blobs refs trash tmp leases -type f",
+        "find objects layers merged blobs refs trash tmp pins -type f",
         [""; 0],
     );
     assert_eq!(left, "", "{what}: left when all was removed");

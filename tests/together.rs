@@ -302,7 +302,7 @@ fn an_image_that_is_removed_leaves_no_object() {
         assert_eq!(store.objects_by_name(), "");
         let left = shell(
             store.root(),
-            "find layers merged blobs refs trash tmp leases -type f",
+            "find layers merged blobs refs trash tmp pins -type f",
             [""; 0],
         );
         assert_eq!(left, "");

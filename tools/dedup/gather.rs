@@ -4,35 +4,54 @@ use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
 use anyhow::{Context, Result, bail};
-use cowl_core::digest::{DiffId, ImageId, ObjectId};
-use cowl_core::store::{RefRecord, Reference, Store};
+use cowl_core::digest::{DiffId, ImageId};
+use cowl_core::store::{Reference, Store, Tag, TaggedImage};
 use cowl_core::tree::{FileType, Tree, TreeError, TreeIno, merge};
 
-use crate::report::{Held, Layer, Objects};
+use crate::report::{Held, Layer};
+
+/// The images of a store, and what could not be read of it.
+pub(crate) struct Images {
+    pub(crate) images: Vec<Held>,
+    pub(crate) skipped: Vec<anyhow::Error>,
+}
 
 /// All images of the store, those that were named marked; if none was named, all are.
-pub(crate) fn images(store: &Store, named: &[String]) -> Result<Vec<Held>> {
-    let mut records: BTreeMap<ImageId, Vec<RefRecord>> = BTreeMap::new();
-    for record in store.refs()? {
-        records.entry(record.image).or_default().push(record);
+pub(crate) fn images(store: &Store, named: &[String]) -> Result<Images> {
+    let mut tags: BTreeMap<ImageId, Vec<Tag>> = BTreeMap::new();
+    let found = store.tags()?;
+    let mut skipped: Vec<_> = found.damaged.into_iter().map(anyhow::Error::from).collect();
+    for tag in found.tags {
+        if let Some(id) = tag.id() {
+            tags.entry(id).or_default().push(tag);
+        }
     }
     let mut chosen: Vec<ImageId> = Vec::new();
     for name in named {
         let reference: Reference = name.parse()?;
-        match store.find_ref(&reference)? {
-            Some(record) => chosen.push(record.image),
+        match store.find_tag(&reference)?.and_then(|tag| tag.id()) {
+            Some(id) => chosen.push(id),
             None => bail!("no image {reference} in the store; `cowl images` lists what there is"),
         }
     }
     let mut layers = HashMap::new();
     let mut images = Vec::new();
-    for (id, records) in &records {
-        let name = name(*id, records);
-        let Some(record) = records.first() else {
+    for (id, tags) in &tags {
+        let name = name(*id, tags);
+        let Some(image) = tags.first().and_then(Tag::image) else {
             continue;
         };
         let place = chosen.iter().position(|chosen| chosen == id);
-        let image = held(store, record, &mut layers).with_context(|| format!("image {name}"))?;
+        let image = held(store, image, &mut layers).with_context(|| format!("image {name}"));
+        let image = match image {
+            Ok(image) => image,
+            // What was asked for by name is not passed over.
+            Err(error) if place.is_some() => return Err(error),
+            Err(error) => {
+                skipped.push(error);
+                continue;
+            }
+        };
         images.push((
             place,
             Held {
@@ -49,14 +68,17 @@ pub(crate) fn images(store: &Store, named: &[String]) -> Result<Vec<Held>> {
             .cmp(&other.unwrap_or(usize::MAX));
         places.then_with(|| image.name.cmp(&than.name))
     });
-    Ok(images.into_iter().map(|(_, image)| image).collect())
+    Ok(Images {
+        images: images.into_iter().map(|(_, image)| image).collect(),
+        skipped,
+    })
 }
 
 /// All names of one image, or its id.
-fn name(id: ImageId, records: &[RefRecord]) -> String {
-    let mut names: Vec<String> = records
+fn name(id: ImageId, tags: &[Tag]) -> String {
+    let mut names: Vec<String> = tags
         .iter()
-        .filter_map(|record| record.reference.as_ref().map(Reference::to_string))
+        .filter_map(|tag| tag.reference.as_ref().map(Reference::to_string))
         .collect();
     if names.is_empty() {
         return id.to_string();
@@ -65,54 +87,49 @@ fn name(id: ImageId, records: &[RefRecord]) -> String {
     names.join(", ")
 }
 
-fn held(store: &Store, record: &RefRecord, known: &mut HashMap<DiffId, Rc<Layer>>) -> Result<Held> {
+fn held(
+    store: &Store,
+    image: &TaggedImage,
+    known: &mut HashMap<DiffId, Rc<Layer>>,
+) -> Result<Held> {
     let mut trees = Vec::new();
     let mut layers = Vec::new();
-    for diff in &record.layers {
+    for diff in &image.diff_ids() {
         let tree = store
             .layer_tree(*diff)?
             .with_context(|| format!("layer {diff} is not in the store"))?;
         if !known.contains_key(diff) {
-            let layer = layer(*diff, &tree).with_context(|| format!("layer {diff}"))?;
+            let info = store.layer_info(*diff)?;
+            let info = info.with_context(|| format!("layer {diff} has no layer.json"))?;
+            let layer = Layer {
+                diff: *diff,
+                logical: info.content_size,
+                objects: tree.object_sizes().collect(),
+            };
             known.insert(*diff, Rc::new(layer));
         }
         layers.extend(known.get(diff).cloned());
         trees.push(tree);
     }
     let merged = Tree::from_bytes(merge(&trees)?)?;
-    let mut visible = 0;
-    contents(&merged, |_, size| visible += size)?;
     Ok(Held {
         name: String::new(),
         chosen: false,
         layers,
-        visible,
+        visible: content_size(&merged)?,
     })
 }
 
-fn layer(diff: DiffId, tree: &Tree) -> Result<Layer, TreeError> {
-    let mut logical = 0;
-    let mut objects = Objects::new();
-    contents(tree, |object, size| {
-        logical += size;
-        objects.insert(object, size);
-    })?;
-    Ok(Layer {
-        diff,
-        logical,
-        objects,
-    })
-}
-
-/// Calls back for each file of a tree that has a content; hard links are one file.
-fn contents(tree: &Tree, mut each: impl FnMut(ObjectId, u64)) -> Result<(), TreeError> {
+/// Bytes of all files; hard links are one file.
+fn content_size(tree: &Tree) -> Result<u64, TreeError> {
+    let mut bytes = 0;
     for number in 0..tree.node_count() {
         let node = tree.node(TreeIno(number))?;
-        if let (FileType::Regular, Some(object)) = (node.file_type, node.object) {
-            each(tree.object_id(object)?, node.size);
+        if node.file_type == FileType::Regular {
+            bytes += node.size;
         }
     }
-    Ok(())
+    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -121,7 +138,7 @@ mod tests {
     use std::path::Path;
 
     use cowl_core::digest::Sha256Digest;
-    use cowl_core::store::Transaction;
+    use cowl_core::store::{Platform, TaggedLayer, Transaction};
     use cowl_core::tree::{Kind, LayerBuilder, Meta};
 
     use super::*;
@@ -148,7 +165,7 @@ mod tests {
         }
         let diff = DiffId(Sha256Digest::of(format!("{files:?}").as_bytes()));
         transaction
-            .put_layer(diff, builder.finish(diff).unwrap(), 0)
+            .put_layer(diff, builder.finish(diff).unwrap(), 0, None)
             .unwrap();
         diff
     }
@@ -160,14 +177,26 @@ mod tests {
             .map(|files| put_layer(&transaction, files))
             .collect();
         let config = transaction.put_blob(names.concat().as_bytes()).unwrap();
-        let records = names.iter().map(|name| RefRecord {
-            reference: Some(name.parse().unwrap()),
-            image: ImageId(config),
-            manifest: None,
-            layers: layers.clone(),
-            blobs: vec![config],
+        let layers = layers.into_iter().map(|diff_id| TaggedLayer {
+            diff_id,
+            blob: None,
         });
-        transaction.publish(&records.collect::<Vec<_>>()).unwrap();
+        let image = TaggedImage {
+            platform: Platform {
+                os: "linux".to_owned(),
+                architecture: "amd64".to_owned(),
+                variant: String::new(),
+            },
+            config: ImageId(config),
+            manifest: None,
+            layers: layers.collect(),
+        };
+        let tags = names.iter().map(|name| Tag {
+            reference: Some(name.parse().unwrap()),
+            target: None,
+            images: vec![image.clone()],
+        });
+        transaction.publish(&tags.collect::<Vec<_>>()).unwrap();
     }
 
     /// Sizes of the files in a directory and one below it, as `find -type f` would sum them.
@@ -196,7 +225,7 @@ mod tests {
             &["blog"],
             &[base, &[("copy", "same"), ("again", "same")]],
         );
-        let all = images(&store, &[]).unwrap();
+        let all = images(&store, &[]).unwrap().images;
         let report = Report::new(&all, store.usage().unwrap().objects.bytes);
         let json = serde_json::to_value(&report).unwrap();
         let disk = on_disk(&dir.path().join("store/objects"));
@@ -235,7 +264,7 @@ mod tests {
             put_image(&store, &[name], &[&[("x", name)]]);
         }
         let named = ["c".to_owned(), "a:latest".to_owned()];
-        let found = images(&store, &named).unwrap();
+        let found = images(&store, &named).unwrap().images;
         let order: Vec<_> = found
             .iter()
             .map(|image| (image.name.as_str(), image.chosen))
@@ -244,7 +273,7 @@ mod tests {
             order,
             [("c:latest", true), ("a:latest", true), ("b:latest", false)]
         );
-        let error = images(&store, &["d".to_owned()]).unwrap_err();
+        let error = images(&store, &["d".to_owned()]).err().unwrap();
         assert!(error.to_string().starts_with("no image d:latest"));
     }
 }

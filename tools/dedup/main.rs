@@ -86,7 +86,10 @@ fn complain(what: &str, code: u8) -> ExitCode {
 fn run(arguments: &Arguments) -> Result<()> {
     let store = Store::open(&arguments.root)
         .with_context(|| format!("store {}", arguments.root.display()))?;
-    let images = gather::images(&store, &arguments.images)?;
+    let gather::Images { images, skipped } = gather::images(&store, &arguments.images)?;
+    for error in &skipped {
+        writeln!(anstream::stderr(), "cowl-dedup: warning: {error:#}").context("standard error")?;
+    }
     let report = Report::new(&images, store.usage()?.objects.bytes);
     let text = if arguments.json {
         serde_json::to_string_pretty(&report).context("the report as JSON")? + "\n"

@@ -20,6 +20,9 @@ pub struct ImageConfig {
     /// `linux`.
     #[serde(default, deserialize_with = "or_default")]
     pub os: String,
+    /// `v7`, `v8`, ...; mostly empty.
+    #[serde(default, deserialize_with = "or_default")]
+    pub variant: String,
     /// RFC 3339.
     pub created: Option<String>,
     /// How to run it.

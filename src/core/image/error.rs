@@ -106,6 +106,14 @@ pub enum ImageError {
         /// The bytes.
         found: u64,
     },
+    /// More layers than the store records.
+    #[error("the image has {found} layers; more than {limit} are not supported")]
+    TooManyLayers {
+        /// Of this image.
+        found: usize,
+        /// What the store takes.
+        limit: usize,
+    },
     /// The configuration and the manifest speak of different numbers of layers.
     #[error("the image's configuration names {config} layers, its manifest {manifest}")]
     LayerCount {

@@ -9,7 +9,10 @@ use super::archive::{Archive, Contents};
 use super::{Candidate, ImageConfig, ImageError, LayerPart, Reference, docker, oci};
 use crate::digest::{DiffId, ImageId, Sha256Digest, Sha256Hasher};
 use crate::layer::{self, Compression, Limits};
-use crate::store::{BlobWriter, RefRecord, Store, Transaction, Trust};
+use crate::store::{
+    BlobWriter, Descriptor, MAX_LAYERS, Platform, Store, Tag, TaggedImage, TaggedLayer,
+    Transaction, Trust,
+};
 
 /// An image that is in the store now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,10 +57,7 @@ pub fn load_file(
     let mut images: Vec<Image> = Vec::new();
     for candidate in candidates(&archive, path)? {
         let image = loader.image(candidate)?;
-        match images
-            .iter_mut()
-            .find(|other| other.record.image == image.record.image)
-        {
+        match images.iter_mut().find(|other| other.id == image.id) {
             Some(known) => known.names.extend(image.names),
             None => images.push(image),
         }
@@ -65,26 +65,12 @@ pub fn load_file(
     if images.is_empty() {
         return Err(ImageError::Empty);
     }
-    let known: BTreeSet<ImageId> = store
-        .refs()?
-        .into_iter()
-        .filter(|record| record.reference.is_some())
-        .map(|record| record.image)
-        .collect();
-    // One without a name is kept by its id, unless a name keeps it already.
-    let records = images
-        .iter()
-        .flat_map(|image| image.records(known.contains(&image.record.image)))
-        .collect::<Vec<_>>();
-    transaction.publish(&records)?;
-    for image in images.iter().filter(|image| !image.names.is_empty()) {
-        // It may have been here without a name, which it needs no more.
-        store.untag(&image.record)?;
-    }
+    let tags = images.iter().flat_map(Image::tags).collect::<Vec<_>>();
+    transaction.publish(&tags)?;
     Ok(images
         .into_iter()
         .map(|image| Loaded {
-            image: image.record.image,
+            image: image.id,
             tags: image.names.into_iter().collect(),
         })
         .collect())
@@ -159,22 +145,23 @@ fn no_image_archive(archive: &Archive) -> Result<ImageError, ImageError> {
 
 /// An image whose parts are in the transaction.
 struct Image {
+    id: ImageId,
     /// Without a name.
-    record: RefRecord,
+    tag: Tag,
     names: BTreeSet<Reference>,
 }
 
 impl Image {
-    /// A tag for each name, or one without if nothing else keeps it.
-    fn records(&self, kept: bool) -> Vec<RefRecord> {
-        if self.names.is_empty() && !kept {
-            return vec![self.record.clone()];
+    /// A tag for each name, or one without.
+    fn tags(&self) -> Vec<Tag> {
+        if self.names.is_empty() {
+            return vec![self.tag.clone()];
         }
         self.names
             .iter()
-            .map(|name| RefRecord {
+            .map(|name| Tag {
                 reference: Some(name.clone()),
-                ..self.record.clone()
+                ..self.tag.clone()
             })
             .collect()
     }
@@ -187,11 +174,11 @@ struct Loader<'l> {
     layers: BTreeMap<String, Done>,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Done {
     diff: DiffId,
     /// The layer as it came, if it was compressed. What was not is its tree and objects alone.
-    blob: Option<Sha256Digest>,
+    blob: Option<Descriptor>,
 }
 
 impl Loader<'_> {
@@ -220,7 +207,14 @@ impl Loader<'_> {
                 manifest: candidate.layers.len(),
             });
         }
-        let mut blobs = BTreeSet::new();
+        if layers.len() > MAX_LAYERS {
+            return Err(ImageError::TooManyLayers {
+                found: layers.len(),
+                limit: MAX_LAYERS,
+            });
+        }
+        self.transaction.keep_layers(&layers)?;
+        let mut tagged = Vec::with_capacity(layers.len());
         for (at, (part, expected)) in candidate.layers.iter().zip(&layers).enumerate() {
             let number = at + 1;
             let done = self.layer(number, part)?;
@@ -231,24 +225,39 @@ impl Loader<'_> {
                     found: done.diff,
                 });
             }
-            blobs.extend(done.blob);
+            tagged.push(TaggedLayer {
+                diff_id: done.diff,
+                blob: done.blob,
+            });
         }
         if !layers.is_empty() {
             self.transaction.put_merged(&layers)?;
         }
-        blobs.insert(self.transaction.put_blob(&candidate.config)?);
-        let manifest = candidate
-            .manifest
-            .map(|bytes| self.transaction.put_blob(&bytes))
-            .transpose()?;
-        blobs.extend(manifest);
+        self.transaction.put_blob(&candidate.config)?;
+        let target = match candidate.manifest {
+            None => None,
+            Some(bytes) => Some(Descriptor {
+                media_type: manifest_type(&bytes),
+                digest: self.transaction.put_blob(&bytes)?,
+                size: bytes.len() as u64,
+            }),
+        };
+        let image = TaggedImage {
+            platform: Platform {
+                os: config.os,
+                architecture: config.architecture,
+                variant: config.variant,
+            },
+            config: id,
+            manifest: target.as_ref().map(|target| target.digest),
+            layers: tagged,
+        };
         Ok(Image {
-            record: RefRecord {
+            id,
+            tag: Tag {
                 reference: None,
-                image: id,
-                manifest,
-                layers,
-                blobs: blobs.into_iter().collect(),
+                target,
+                images: vec![image],
             },
             names: candidate.names.into_iter().collect(),
         })
@@ -256,13 +265,14 @@ impl Loader<'_> {
 
     fn layer(&mut self, number: usize, part: &LayerPart) -> Result<Done, ImageError> {
         if let Some(done) = self.layers.get(&part.name) {
-            return Ok(*done);
+            return Ok(done.clone());
         }
         let mut source = self.open_layer(part)?;
         let stream = layer::decompress(&mut source).map_err(|source| ImageError::Decompress {
             name: part.name.clone(),
             source,
         })?;
+        let compression = stream.compression();
         let imported = match layer::import(stream, self.transaction, &Limits::default()) {
             Ok(imported) => imported,
             Err(source) => {
@@ -278,7 +288,12 @@ impl Loader<'_> {
         // To the last byte, which a decompressor need not have read.
         io::copy(&mut source, &mut io::sink()).map_err(|source| read_error(part, source))?;
         let blob = source.blob.map(BlobWriter::finish).transpose()?;
-        let found = blob.unwrap_or(imported.diff_id.0);
+        let blob = blob.map(|(digest, size)| Descriptor {
+            media_type: layer_type(compression).to_owned(),
+            digest,
+            size,
+        });
+        let found = blob.as_ref().map_or(imported.diff_id.0, |blob| blob.digest);
         if let Some(expected) = part.digest.filter(|expected| *expected != found) {
             return Err(ImageError::Digest {
                 name: part.name.clone(),
@@ -290,12 +305,13 @@ impl Loader<'_> {
             imported.diff_id,
             imported.tree_bytes,
             imported.stats.stream_bytes,
+            None,
         )?;
         let done = Done {
             diff: imported.diff_id,
             blob,
         };
-        self.layers.insert(part.name.clone(), done);
+        self.layers.insert(part.name.clone(), done.clone());
         Ok(done)
     }
 
@@ -347,6 +363,28 @@ impl Loader<'_> {
             needed_by: "its manifest".to_owned(),
         };
         self.archive.open_member(&part.name)?.ok_or_else(missing)
+    }
+}
+
+/// What a manifest says it is; OCI lets it leave that out.
+fn manifest_type(bytes: &[u8]) -> String {
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Own {
+        media_type: String,
+    }
+    serde_json::from_slice::<Own>(bytes).map_or_else(
+        |_| "application/vnd.oci.image.manifest.v1+json".to_owned(),
+        |own| own.media_type,
+    )
+}
+
+/// What OCI calls a layer of this compression.
+fn layer_type(compression: Compression) -> &'static str {
+    match compression {
+        Compression::Gzip => "application/vnd.oci.image.layer.v1.tar+gzip",
+        Compression::Zstd => "application/vnd.oci.image.layer.v1.tar+zstd",
+        _ => "application/vnd.oci.image.layer.v1.tar",
     }
 }
 

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::{ImageError, Reference, oci};
 use crate::digest::ImageId;
 use crate::layer::{self, ArchiveEnd, Limits};
-use crate::store::{RefRecord, Store};
+use crate::store::{Platform, Store, Tag, TaggedImage, TaggedLayer};
 
 /// Imports a tar, plain or gzip'ed, as the one layer of a new image, with a configuration that says no more than it must.
 ///
@@ -39,6 +39,7 @@ pub fn import_rootfs(
         imported.diff_id,
         imported.tree_bytes,
         imported.stats.stream_bytes,
+        None,
     )?;
     transaction.put_merged(&[imported.diff_id])?;
     let created = format!("{:.0}", Timestamp::now());
@@ -51,13 +52,23 @@ pub fn import_rootfs(
         "history": [{ "created": created, "created_by": "cowl import", "comment": "imported root file system" }],
     });
     let config = transaction.put_blob(config.to_string().as_bytes())?;
-    let record = RefRecord {
-        reference: Some(reference.clone()),
-        image: ImageId(config),
+    let image = TaggedImage {
+        platform: Platform {
+            os: "linux".to_owned(),
+            architecture: oci::host_architecture().to_owned(),
+            variant: String::new(),
+        },
+        config: ImageId(config),
         manifest: None,
-        layers: vec![imported.diff_id],
-        blobs: vec![config],
+        layers: vec![TaggedLayer {
+            diff_id: imported.diff_id,
+            blob: None,
+        }],
     };
-    transaction.publish(&[record])?;
+    transaction.publish(&[Tag {
+        reference: Some(reference.clone()),
+        target: None,
+        images: vec![image],
+    }])?;
     Ok(ImageId(config))
 }

@@ -14,12 +14,17 @@ use parking_lot::Mutex;
 use rustix::fs::{FileType, Mode};
 
 use super::dir::{Dir, PUBLISHED};
-use super::layer::{RECORD, TREE, TREE_SUFFIX, open_layer, open_merged, read_record};
+use super::layer::{
+    RECORD, TREE, TREE_LINK, TREE_SUFFIX, open_layer, open_merged, read_info, read_recipe_objects,
+};
+use super::pins::PinKind;
 use super::roots::{Reachable, Root};
+use super::tags::is_tag_file;
 use super::transaction::copy;
-use super::usage::Count;
+use super::usage::{Count, is_fan_out};
 use super::{DIRECTORIES, LOCK, ROOT_MODE, Store, StoreError, format, from_hex, log, object_name};
 use crate::digest::{ChainId, DiffId, ObjectId, Sha256Digest, Sha256Hasher};
+use crate::recipe::FILE_NAME as RECIPE;
 use crate::tree::{MergeError, Tree, merge};
 
 /// One thing that is wrong, with the file it is wrong with.
@@ -86,7 +91,7 @@ pub struct CheckReport {
     /// Layers looked at.
     pub layers: u64,
     /// Tags.
-    pub refs: u64,
+    pub tags: u64,
     /// Directories of transactions that are running or died; the next load removes dead ones.
     pub transactions: u64,
 }
@@ -127,9 +132,10 @@ impl Store {
         for error in errors {
             report.note(error);
         }
-        report.refs = self.refs.names()?.len() as u64;
+        report.tags = self.tag_count()?;
+        self.check_strays(&mut report)?;
         let reachable = Reachable::of(&roots);
-        for root in &roots {
+        for root in roots.iter().filter(|root| !root.pending) {
             self.check_present_for(root, &mut report)?;
         }
         self.check_layers(&reachable, &mut report)?;
@@ -157,6 +163,21 @@ impl Store {
             });
             if !known {
                 report.problems.push(Problem::Stray(self.root.join(&name)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Files in `refs/` and `pins/` that are none of the store's.
+    fn check_strays(&self, report: &mut CheckReport) -> Result<(), StoreError> {
+        for name in self.refs.names()? {
+            if !is_tag_file(&name) {
+                report.problems.push(Problem::Stray(self.refs.join(&name)));
+            }
+        }
+        for name in self.pins.names()? {
+            if PinKind::of(&name).is_none() {
+                report.problems.push(Problem::Stray(self.pins.join(&name)));
             }
         }
         Ok(())
@@ -191,29 +212,37 @@ impl Store {
             };
             report.layers += 1;
             let tree = match self.layers.sub(&name) {
-                Ok(dir) => check_layer(&dir, diff, reachable.layers.contains(&diff), report)?,
+                Ok(dir) => check_layer(&dir, diff, reachable.complete.contains(&diff), report)?,
                 Err(error) => {
                     report.note(error);
                     None
                 }
             };
-            if let Some(tree) = tree.filter(|_| reachable.layers.contains(&diff)) {
-                let path = self.layers.join(&name).join(TREE);
-                self.check_tree_objects(&tree, &path, &mut seen, report)?;
+            if let Some(tree) = tree.filter(|_| reachable.complete.contains(&diff)) {
+                let dir = self.layers.join(&name);
+                let sized = tree.object_sizes().map(|(id, size)| (id, Some(size)));
+                self.check_objects_of(&dir.join(TREE), sized, &mut seen, report)?;
+                match read_recipe_objects(&self.layers.sub(&name)?, diff) {
+                    Ok(recipe) => {
+                        let recipe = recipe.unwrap_or_default().into_iter().map(|id| (id, None));
+                        self.check_objects_of(&dir.join(RECIPE), recipe, &mut seen, report)?;
+                    }
+                    Err(error) => report.note(error),
+                }
             }
         }
         Ok(())
     }
 
-    /// Every object of a verified tree is there and has the size that the tree says.
-    fn check_tree_objects(
+    /// Every object that the file at `path` names is there, and has the size that it says.
+    fn check_objects_of(
         &self,
-        tree: &Tree,
         path: &Path,
+        objects: impl Iterator<Item = (ObjectId, Option<u64>)>,
         seen: &mut HashSet<ObjectId>,
         report: &mut CheckReport,
     ) -> Result<(), StoreError> {
-        for (id, size) in tree.object_sizes() {
+        for (id, size) in objects {
             if !seen.insert(id) {
                 continue;
             }
@@ -223,13 +252,14 @@ impl Store {
                     path: self.objects.join(name),
                     needed_by: path.to_owned(),
                 }),
-                Some(meta) if meta.size != size => {
-                    report.damaged(
-                        self.objects.join(name),
-                        format_args!("it has {} bytes, should have {}", meta.size, size),
-                    );
+                Some(meta) => {
+                    if let Some(size) = size.filter(|size| *size != meta.size) {
+                        report.damaged(
+                            self.objects.join(name),
+                            format_args!("it has {} bytes, should have {size}", meta.size),
+                        );
+                    }
                 }
-                Some(_) => {}
             }
         }
         Ok(())
@@ -270,9 +300,7 @@ impl Store {
         deep: bool,
         report: &mut CheckReport,
     ) -> Result<(), StoreError> {
-        let is_fan_out = fan_out
-            .to_str()
-            .is_some_and(|name| name.len() == 2 && u8::from_str_radix(name, 16).is_ok());
+        let is_fan_out = fan_out.to_str().is_some_and(is_fan_out);
         let dir = match self.objects.sub(fan_out) {
             Ok(dir) if is_fan_out => dir,
             _ => {
@@ -343,10 +371,11 @@ impl Store {
             if let Err(error) = tree.verify() {
                 report.damaged(&path, error);
             } else if deep
-                && let Some(root) = roots
+                && let Some(layers) = roots
                     .iter()
-                    .find(|root| ChainId::of(&root.layers) == Some(chain))
-                && let Some(merged) = self.merge_again(&root.layers)
+                    .flat_map(|root| &root.stacks)
+                    .find(|layers| ChainId::of(layers) == Some(chain))
+                && let Some(merged) = self.merge_again(layers)
             {
                 match merged {
                     Ok(bytes) if bytes.ends_with(&tree.digest()) => {}
@@ -393,7 +422,7 @@ impl Store {
         Ok(())
     }
 
-    fn hash_blob(&self, digest: Sha256Digest) -> Result<Sha256Digest, StoreError> {
+    pub(super) fn hash_blob(&self, digest: Sha256Digest) -> Result<Sha256Digest, StoreError> {
         let mut file = self.open_blob(digest)?;
         let mut hasher = Sha256Hasher::new();
         copy(&mut file, &mut hasher)
@@ -421,9 +450,10 @@ fn check_layer(
     };
     for name in dir.names()? {
         match dir.stat(&name)? {
-            Some(meta) if *name == *TREE || *name == *RECORD => {
+            Some(meta) if [TREE, RECORD, RECIPE].iter().any(|known| *name == **known) => {
                 check_mode(dir, &name, meta, report);
             }
+            Some(meta) if *name == *TREE_LINK && meta.file_type == FileType::Symlink => {}
             _ => report.problems.push(Problem::Stray(dir.join(&name))),
         }
     }
@@ -444,7 +474,7 @@ fn check_layer(
             None
         }
     };
-    match read_record(dir) {
+    match read_info(dir) {
         Ok(Some(record)) => {
             let fits = match &tree {
                 Some(tree) => record.describes(diff, tree).map_err(damaged)?,

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, StatxFlags};
+use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, RenameFlags, StatxFlags};
 use rustix::io::Errno;
 
 use super::StoreError;
@@ -27,6 +27,16 @@ pub(super) struct Meta {
     pub(super) size: u64,
     /// Permission bits, `07777`.
     pub(super) mode: u32,
+}
+
+/// What came of [`Dir::link`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Linked {
+    Done,
+    /// There is no such file.
+    Absent,
+    /// Nothing can be linked here, or not this.
+    Unsupported,
 }
 
 #[derive(Debug)]
@@ -183,6 +193,53 @@ impl Dir {
         let (from, name) = (from.as_ref(), name.as_ref());
         fs::renameat(&self.fd, from, &to.fd, name)
             .map_err(|errno| to.error("rename a file to", name, errno))
+    }
+
+    /// Gives a file a second name in another directory of the store.
+    pub(super) fn link(
+        &self,
+        from: impl AsRef<OsStr>,
+        to: &Self,
+        name: impl AsRef<OsStr>,
+    ) -> Result<Linked, StoreError> {
+        let (from, name) = (from.as_ref(), name.as_ref());
+        match fs::linkat(&self.fd, from, &to.fd, name, AtFlags::empty()) {
+            // Contents are named by their digests, so what has the name here already is the same.
+            Ok(()) | Err(Errno::EXIST) => Ok(Linked::Done),
+            Err(Errno::NOENT) => Ok(Linked::Absent),
+            Err(Errno::PERM | Errno::ACCESS | Errno::MLINK | Errno::OPNOTSUPP | Errno::XDEV) => {
+                Ok(Linked::Unsupported)
+            }
+            Err(errno) => Err(to.error("link a file to", name, errno)),
+        }
+    }
+
+    /// Exchanges two names. False where one of them is not there, or the file system cannot.
+    pub(super) fn exchange(
+        &self,
+        own: impl AsRef<OsStr>,
+        with: &Self,
+        name: impl AsRef<OsStr>,
+    ) -> Result<bool, StoreError> {
+        let (own, name) = (own.as_ref(), name.as_ref());
+        match fs::renameat_with(&self.fd, own, &with.fd, name, RenameFlags::EXCHANGE) {
+            Ok(()) => Ok(true),
+            Err(Errno::NOENT | Errno::INVAL | Errno::NOSYS) => Ok(false),
+            Err(errno) => Err(with.error("rename a file to", name, errno)),
+        }
+    }
+
+    /// Makes a symbolic link.
+    pub(super) fn symlink(&self, target: &str, name: &str) -> Result<(), StoreError> {
+        fs::symlinkat(target, &self.fd, name).map_err(|errno| self.error("make", name, errno))
+    }
+
+    /// Makes a file's content durable.
+    pub(super) fn sync_file(&self, name: &str) -> Result<(), StoreError> {
+        let file = self
+            .open(name)?
+            .ok_or_else(|| self.error("sync", name, Errno::NOENT))?;
+        fs::fsync(&file).map_err(|errno| self.error("sync", name, errno))
     }
 
     /// Removes a file; false when there was none.

@@ -47,8 +47,9 @@ pub enum StoreError {
         /// One entry that does not belong to a store.
         entry: String,
     },
-    /// Written by a later cowl in a format that this one does not know.
-    #[error("{} has store format {found}, this cowl knows up to {known}: use a newer cowl", .path.display())]
+    /// Written by another cowl in a format that this one does not read.
+    #[error("{} has store format {found}, this cowl has {known}: {}", .path.display(),
+        if found > known { "use a newer cowl" } else { "use a new --root and load the images again" })]
     Version {
         /// format.json.
         path: PathBuf,
@@ -73,6 +74,22 @@ pub enum StoreError {
     Malformed {
         /// The file.
         path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A record would be larger than it may be.
+    #[error("{} would be larger than {limit} bytes", .path.display())]
+    TooLarge {
+        /// The file that is not written.
+        path: PathBuf,
+        /// The limit, for writing as for reading.
+        limit: u64,
+    },
+    /// A tag that no store takes.
+    #[error("{name}: {reason}")]
+    Refused {
+        /// The tag.
+        name: String,
         /// What is wrong with it.
         reason: String,
     },

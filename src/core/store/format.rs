@@ -1,7 +1,7 @@
 //! `format.json`: which format a store has, so that an older cowl never misreads a newer store.
 //!
 //! The rule of ext4 and composefs: a feature in `incompat` that is not known here forbids everything, one in `ro-compat`
-//! forbids changes, one in `compat` forbids nothing. A larger version forbids everything.
+//! forbids changes, one in `compat` forbids nothing. Another version forbids everything.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +10,7 @@ use super::dir::Dir;
 
 pub(super) const NAME: &str = "format.json";
 /// The format this build writes.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 const LIMIT: u64 = 64 * 1024;
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -25,7 +25,7 @@ pub(super) struct Format {
 }
 
 impl Format {
-    /// A new store: version 1 has no optional features.
+    /// A new store: version 2 has no optional features.
     pub(super) const fn current() -> Self {
         Self {
             version: VERSION,
@@ -43,7 +43,7 @@ impl Format {
         let path = root.join(NAME);
         let format: Self = serde_json::from_slice(&bytes)
             .map_err(|error| StoreError::malformed(&path, error.to_string()))?;
-        if format.version > VERSION {
+        if format.version != VERSION {
             return Err(StoreError::Version {
                 path,
                 found: format.version,

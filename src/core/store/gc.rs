@@ -1,8 +1,9 @@
 //! Removing what nothing keeps: mark from the roots, move the rest to `trash/`, delete it.
 //!
-//! Invariant: under the exclusive lock, what is not reachable from a tag, a container or a held lease is nobody's. Things go
+//! Invariant: under the exclusive lock, what is not reachable from a tag or a live pin belongs to no one. Things go
 //! in the order merged trees, layers, objects, blobs: a gc that is killed leaves no tree in place whose objects it took,
-//! and what it moved is deleted by the next. A root or a tree that cannot be read ends it before anything is touched.
+//! and what it moved is deleted by the next. While a tag or pin cannot be read nothing is swept, and while a layer that is
+//! kept cannot be read no object is, since what they keep is unknown.
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
@@ -10,7 +11,7 @@ use std::ffi::{OsStr, OsString};
 use rustix::fs::{FileType, Mode};
 
 use super::dir::Dir;
-use super::layer::{TREE, TREE_SUFFIX, open_layer};
+use super::layer::{TREE, TREE_SUFFIX, open_layer, read_recipe_objects};
 use super::roots::Reachable;
 use super::transaction::try_flock;
 use super::usage::Count;
@@ -18,7 +19,7 @@ use super::{Store, StoreError, from_hex, random_name, remove_tree};
 use crate::digest::{ChainId, DiffId, ObjectId};
 
 /// What a gc removed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Default)]
 pub struct GcReport {
     /// Contents.
     pub objects: Count,
@@ -28,10 +29,12 @@ pub struct GcReport {
     pub merged: Count,
     /// Manifests, configurations, compressed layers.
     pub blobs: Count,
-    /// Leases of mounts that are gone.
-    pub leases: u64,
+    /// Pins of mounts and loads that are gone.
+    pub pins: u64,
     /// Directories of transactions that died.
     pub transactions: u64,
+    /// What could not be read, so that what it keeps was not freed.
+    pub damaged: Vec<StoreError>,
 }
 
 impl GcReport {
@@ -61,10 +64,9 @@ impl Trash {
 }
 
 impl Store {
-    /// Removes what no tag, container or held lease keeps.
+    /// Removes what no tag and no live pin keeps.
     ///
-    /// Locking: waits for every running transaction, then holds the store's lock exclusively while it marks and moves;
-    /// deleting happens after. The caller holds no [`super::Transaction`] of this store.
+    /// Locking: holds the store's lock exclusively while it marks and moves; deleting happens after.
     pub fn gc(&self) -> Result<GcReport, StoreError> {
         self.check_writable()?;
         let mut report = GcReport::default();
@@ -72,19 +74,22 @@ impl Store {
             let _lock = self.lock_exclusive()?;
             let mut trash = self.dead_trash()?;
             report.transactions = self.remove_dead_transactions()?;
-            report.leases = self.remove_stale_leases()?;
-            let (roots, errors) = self.roots()?;
-            if let Some(error) = errors.into_iter().next() {
-                return Err(error);
-            }
-            let reachable = Reachable::of(&roots);
-            let objects = self.mark(&reachable)?;
-            // A root that was removed without a sync could come back after a power cut, and then must find its things.
-            rustix::fs::syncfs(&self.root)
-                .map_err(|errno| StoreError::io("sync", self.root(), errno))?;
-            let mut own = self.new_trash()?;
-            let swept = self.sweep(&reachable, &objects, &mut own, &mut report);
-            trash.push(own);
+            report.pins = self.remove_stale_pins()?;
+            let (roots, damaged) = self.roots()?;
+            report.damaged = damaged;
+            let swept = if report.damaged.is_empty() {
+                let reachable = Reachable::of(&roots);
+                let objects = self.mark(&reachable, &mut report.damaged);
+                // A root that was removed without a sync could come back after a power cut, and then must find its things.
+                rustix::fs::syncfs(&self.root)
+                    .map_err(|errno| StoreError::io("sync", self.root(), errno))?;
+                let mut own = self.new_trash()?;
+                let swept = self.sweep(&reachable, objects.as_ref(), &mut own, &mut report);
+                trash.push(own);
+                swept
+            } else {
+                Ok(())
+            };
             (trash, swept)
         };
         // What was moved goes also where not all could be.
@@ -94,39 +99,45 @@ impl Store {
         swept.map(|()| report)
     }
 
-    fn remove_stale_leases(&self) -> Result<u64, StoreError> {
-        let mut stale = 0;
-        for name in self.leases.names()? {
-            if self.held_lease(&name)?.is_none() && self.leases.remove(&name)? {
-                stale += 1;
+    /// The objects of all reachable layers; None when one of the layers can't be read.
+    fn mark(
+        &self,
+        reachable: &Reachable,
+        damaged: &mut Vec<StoreError>,
+    ) -> Option<HashSet<ObjectId>> {
+        let mut objects = HashSet::new();
+        let before = damaged.len();
+        for diff in &reachable.layers {
+            match self.objects_kept_by(*diff) {
+                Ok(Some(kept)) => objects.extend(kept),
+                // A load that is on its way has not come to it.
+                Ok(None) if !reachable.complete.contains(diff) => {}
+                Ok(None) => damaged.push(StoreError::NoLayer(*diff)),
+                Err(error) => damaged.push(error),
             }
         }
-        Ok(stale)
+        (damaged.len() == before).then_some(objects)
     }
 
-    /// The objects of all reachable layers.
-    fn mark(&self, reachable: &Reachable) -> Result<HashSet<ObjectId>, StoreError> {
-        let mut objects = HashSet::new();
-        for diff in &reachable.layers {
-            let dir = self
-                .layers
-                .sub_if_there(diff.0.hex())?
-                .ok_or(StoreError::NoLayer(*diff))?;
-            let tree = open_layer(&dir, *diff)?.ok_or(StoreError::NoLayer(*diff))?;
-            // As a whole: a damaged tree could hide an object that an image needs.
-            tree.verify().map_err(|source| StoreError::Tree {
-                path: dir.join(TREE),
-                source,
-            })?;
-            objects.extend(tree.object_ids());
-        }
-        Ok(objects)
+    fn objects_kept_by(&self, diff: DiffId) -> Result<Option<Vec<ObjectId>>, StoreError> {
+        let Some(dir) = self.layers.sub_if_there(diff.0.hex())? else {
+            return Ok(None);
+        };
+        let tree = open_layer(&dir, diff)?.ok_or(StoreError::NoLayer(diff))?;
+        // As a whole: a damaged tree could hide an object that an image needs.
+        tree.verify().map_err(|source| StoreError::Tree {
+            path: dir.join(TREE),
+            source,
+        })?;
+        let mut objects = read_recipe_objects(&dir, diff)?.unwrap_or_default();
+        objects.extend(tree.object_ids());
+        Ok(Some(objects))
     }
 
     fn sweep(
         &self,
         reachable: &Reachable,
-        objects: &HashSet<ObjectId>,
+        objects: Option<&HashSet<ObjectId>>,
         trash: &mut Trash,
         report: &mut GcReport,
     ) -> Result<(), StoreError> {
@@ -144,15 +155,17 @@ impl Store {
             trash,
             &mut report.layers,
         )?;
-        for fan_out in self.objects.names()? {
-            let object = |name: &str| format!("{}{name}", fan_out.to_str()?).parse().ok();
-            let dir = self.objects.sub(&fan_out)?;
-            sweep_dir(
-                &dir,
-                |name| object(name).is_some_and(|id| !objects.contains(&id)),
-                trash,
-                &mut report.objects,
-            )?;
+        if let Some(objects) = objects {
+            for fan_out in self.fan_outs()? {
+                let dir = self.objects.sub(&fan_out)?;
+                let object = |name: &str| format!("{fan_out}{name}").parse().ok();
+                sweep_dir(
+                    &dir,
+                    |name| object(name).is_some_and(|id| !objects.contains(&id)),
+                    trash,
+                    &mut report.objects,
+                )?;
+            }
         }
         sweep_dir(
             &self.blobs,

@@ -1,30 +1,49 @@
 //! Layers and the merged trees of their stacks.
 //!
-//! `layers/<diff-id>/tree` is what a layer's tar said, `layer.json` the few numbers a person or `history` asks for.
-//! `merged/<chain-id>.tree` is a cache: the merge of a stack is deterministic, so whoever makes it makes the same bytes,
-//! and replacing one by another changes nothing for those who have it open.
+//! ```text
+//! layers/<diff-id>/
+//!   tree-v2          what the layer's tar said; the number is that of the tree's format
+//!   tree             a symbolic link to the tree that this store is read by, for people and tools
+//!   recipe-v1        how to give back the tar itself; not every layer has one (recipe.rs)
+//!   layer.json       the tree's digest, and the few numbers that `history` asks for
+//! merged/<chain-id>.tree-v2
+//! ```
+//!
+//! A merged tree is a cache: the merge of a stack is deterministic, so each process that makes it makes the same bytes, and
+//! replacing one by another changes nothing for those who have it open. A tree of another format lies beside these under
+//! a name of its own, so two versions of cowl never replace each other's trees.
 
 use std::fs::File;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::dir::{Dir, PUBLISHED};
-use super::{Store, StoreError, Transaction, remove_tree};
-use crate::digest::{ChainId, DiffId};
+use super::record::{self, Versioned, decode, encode};
+use super::{Store, StoreError, Transaction, Trust, object_name, remove_tree};
+use crate::digest::{ChainId, DiffId, ObjectId};
+use crate::recipe::{FILE_NAME as RECIPE, Recipe};
+use crate::sys::mmap::map_published;
 use crate::tree::{FileType, Tree, TreeError, TreeIno, merge};
 use rustix::fs::Mode;
 use rustix::io::Errno;
 
-pub(super) const TREE: &str = "tree";
+/// The tree, with the number of its format.
+pub(super) const TREE: &str = "tree-v2";
+/// The name without the number, a symbolic link to [`TREE`].
+pub(super) const TREE_LINK: &str = "tree";
 pub(super) const RECORD: &str = "layer.json";
-pub(super) const RECORD_LIMIT: u64 = 64 * 1024;
-pub(super) const TREE_SUFFIX: &str = ".tree";
+pub(super) const TREE_SUFFIX: &str = ".tree-v2";
+/// A recipe is at most 1.5 % of its tar; this is one of a terabyte.
+pub(super) const RECIPE_LIMIT: u64 = 16 << 30;
 
 /// `layer.json`: what was seen when the layer came in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LayerRecord {
+pub struct LayerInfo {
     /// The layer's name, once more.
     pub diff_id: DiffId,
+    /// The BLAKE3 that the tree ends with, in hex digits.
+    pub tree: ObjectId,
     /// Bytes of the uncompressed tar.
     pub tar_size: u64,
     /// Bytes of all regular files in it, each hard-linked file once: the size that Docker shows.
@@ -33,18 +52,23 @@ pub struct LayerRecord {
     pub nodes: u32,
 }
 
-impl LayerRecord {
+impl Versioned for LayerInfo {
+    const VERSION: u32 = 1;
+}
+
+impl LayerInfo {
     /// What there is to note about a layer.
     fn of(diff_id: DiffId, tree: &Tree, tar_size: u64) -> Result<Self, TreeError> {
-        let mut content_size = 0;
+        let mut content_size = 0_u64;
         for number in 0..tree.node_count() {
             let node = tree.node(TreeIno(number))?;
             if node.file_type == FileType::Regular {
-                content_size += node.size;
+                content_size = content_size.saturating_add(node.size);
             }
         }
         Ok(Self {
             diff_id,
+            tree: ObjectId::from_bytes(tree.digest()),
             tar_size,
             content_size,
             nodes: tree.node_count(),
@@ -86,11 +110,48 @@ impl Store {
     }
 
     /// What was noted when the layer came in.
-    pub fn layer_record(&self, diff: DiffId) -> Result<Option<LayerRecord>, StoreError> {
+    pub fn layer_info(&self, diff: DiffId) -> Result<Option<LayerInfo>, StoreError> {
         match self.layers.sub_if_there(diff.0.hex())? {
-            Some(dir) => read_record(&dir),
+            Some(dir) => read_info(&dir),
             None => Ok(None),
         }
+    }
+
+    /// The layer's recipe. None when it has none, or the store has no such layer.
+    pub fn layer_recipe(&self, diff: DiffId) -> Result<Option<File>, StoreError> {
+        match self.layers.sub_if_there(diff.0.hex())? {
+            Some(dir) => dir.open(RECIPE),
+            None => Ok(None),
+        }
+    }
+
+    /// Whether a layer is here with all that belongs to it: files that fit one another, and every object in its size. With
+    /// [`Trust::Hash`] the objects are read too.
+    fn has_whole_layer(&self, diff: DiffId, trust: Trust) -> Result<bool, StoreError> {
+        let Some(dir) = self.layers.sub_if_there(diff.0.hex())? else {
+            return Ok(false);
+        };
+        let (Some(tree), Some(info)) = (open_layer(&dir, diff)?, read_info(&dir)?) else {
+            return Ok(false);
+        };
+        if tree.verify().is_err()
+            || !info.describes(diff, &tree).unwrap_or(false)
+            || dir.stat(TREE_LINK)?.is_none()
+        {
+            return Ok(false);
+        }
+        let recipe = read_recipe_objects(&dir, diff)?.unwrap_or_default();
+        let sized = tree.object_sizes().map(|(id, size)| (id, Some(size)));
+        for (id, size) in sized.chain(recipe.into_iter().map(|id| (id, None))) {
+            let there = self.objects.stat(object_name(id))?;
+            let sound = there.is_some_and(|meta| {
+                meta.file_type.is_file() && size.is_none_or(|size| size == meta.size)
+            });
+            if !sound || trust == Trust::Hash && self.hash_object(id)? != id {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// The merged tree of a stack, lowest layer first; made and published when the cache does not have it.
@@ -114,34 +175,58 @@ impl Store {
 }
 
 impl Transaction<'_> {
-    /// Adds a layer: its tree as `LayerBuilder` made it, verified once more, and the size of its tar.
+    /// Whether the store or this transaction has a layer, whole; it stays then, and need not be added again. What is
+    /// damaged of it counts as not there, so adding it heals. With [`Trust::Hash`] its contents are read and hashed.
+    pub fn has_layer(&self, diff: DiffId) -> Result<bool, StoreError> {
+        if self.staged.borrow().layers.contains(&diff) {
+            return Ok(true);
+        }
+        self.keep_layers(&[diff])?;
+        // What cannot be read is not whole.
+        Ok(self
+            .store
+            .has_whole_layer(diff, self.trust)
+            .unwrap_or(false))
+    }
+
+    /// Adds a layer: its tree as `LayerBuilder` made it, verified once more, the size of its tar, and the recipe that gives
+    /// the tar back (see [`crate::recipe`]).
     pub fn put_layer(
         &self,
         diff: DiffId,
         tree: Vec<u8>,
         tar_size: u64,
-    ) -> Result<LayerRecord, StoreError> {
+        recipe: Option<&[u8]>,
+    ) -> Result<LayerInfo, StoreError> {
         let name = staged_name(diff);
         let path = self.dir.join(&name).join(TREE);
-        if self.staged.lock().layers.contains(&diff) {
+        if self.staged.borrow().layers.contains(&diff) {
             // The same layer twice in an image, or in two images of an archive: the same bytes.
             remove_tree(&self.dir, &name)?;
         }
         self.dir.make(&name, Mode::RWXU)?;
         let dir = self.dir.sub(&name)?;
         dir.create_with(TREE, PUBLISHED, &tree)?;
+        dir.symlink(TREE, TREE_LINK)?;
         let verified = Tree::from_bytes(tree).and_then(|tree| {
             tree.verify()?;
-            LayerRecord::of(diff, &tree, tar_size)
+            Ok((tree.diff_id(), LayerInfo::of(diff, &tree, tar_size)?))
         });
-        let record = verified.map_err(|source| StoreError::Tree { path, source })?;
-        dir.create_with(
-            RECORD,
-            PUBLISHED,
-            &super::to_json(&record, &dir.join(RECORD))?,
-        )?;
-        self.staged.lock().layers.insert(diff);
-        Ok(record)
+        let (of, info) = verified.map_err(|source| StoreError::Tree {
+            path: path.clone(),
+            source,
+        })?;
+        if of != Some(diff) {
+            return Err(StoreError::malformed(path, OTHER_TREE));
+        }
+        if let Some(recipe) = recipe {
+            read_recipe(recipe, diff, &dir.join(RECIPE))?;
+            dir.create_with(RECIPE, PUBLISHED, recipe)?;
+        }
+        dir.create_with(RECORD, PUBLISHED, &encode(&info, &dir.join(RECORD))?)?;
+        self.staged.borrow_mut().layers.insert(diff);
+        self.publish_early()?;
+        Ok(info)
     }
 
     /// Adds the merged tree of a stack whose layers are in this transaction or in the store, lowest first.
@@ -149,9 +234,10 @@ impl Transaction<'_> {
     /// Each layer's tree is verified as a whole first: what a disk did to one must not get into what all mounts share.
     pub fn put_merged(&self, layers: &[DiffId]) -> Result<(), StoreError> {
         let chain = ChainId::of(layers).ok_or(StoreError::NoLayers)?;
-        if self.staged.lock().merged.contains(&chain) {
+        if self.staged.borrow().merged.contains(&chain) {
             return Ok(());
         }
+        self.keep_layers(layers)?;
         let trees = layers
             .iter()
             .map(|diff| self.verified_layer(*diff))
@@ -164,12 +250,12 @@ impl Transaction<'_> {
             path: self.dir.join(&name),
             source,
         })?;
-        self.staged.lock().merged.insert(chain);
+        self.staged.borrow_mut().merged.insert(chain);
         Ok(())
     }
 
     fn verified_layer(&self, diff: DiffId) -> Result<Tree, StoreError> {
-        let dir = if self.staged.lock().layers.contains(&diff) {
+        let dir = if self.staged.borrow().layers.contains(&diff) {
             self.dir.sub(staged_name(diff))?
         } else {
             self.store
@@ -185,26 +271,32 @@ impl Transaction<'_> {
         Ok(tree)
     }
 
-    /// Gives a staged layer its place. One that is there with the same bytes stays; a damaged one makes room.
+    /// Gives a staged layer its place. One that is there with the same bytes stays; a damaged one changes places with it, and
+    /// goes with the transaction. The caller holds the store's lock, which others who do the same share with it.
     pub(super) fn publish_layer(&self, diff: DiffId) -> Result<(), StoreError> {
         let (staged, name) = (staged_name(diff), diff.0.hex());
-        match self.dir.rename(&staged, &self.store.layers, &name) {
-            Err(error)
-                if matches!(
-                    error.errno(),
-                    Some(Errno::EXIST | Errno::NOTEMPTY | Errno::NOTDIR)
-                ) => {}
-            done => return done,
+        let layers = &self.store.layers;
+        loop {
+            match self.dir.rename(&staged, layers, &name) {
+                Err(error)
+                    if matches!(
+                        error.errno(),
+                        Some(Errno::EXIST | Errno::NOTEMPTY | Errno::NOTDIR)
+                    ) => {}
+                done => return done,
+            }
+            if same_layer(&self.dir.sub(&staged)?, layers, &name)?
+                || self.dir.exchange(&staged, layers, &name)?
+            {
+                return Ok(());
+            }
+            // Where names cannot be exchanged, or another process took it away meanwhile. A crash before the next rename
+            // leaves no layer in place of a damaged one; the same load again puts it there.
+            match layers.rename(&name, &self.dir, self.temporary()) {
+                Err(error) if error.errno() == Some(Errno::NOENT) => {}
+                moved => moved?,
+            }
         }
-        if same_layer(&self.dir.sub(&staged)?, &self.store.layers, &name)? {
-            return Ok(());
-        }
-        // Into the transaction's directory, which takes it along at its end. A crash between the two renames leaves
-        // no layer in place of a damaged one; the same load again puts it there.
-        self.store
-            .layers
-            .rename(&name, &self.dir, self.temporary())?;
-        self.dir.rename(&staged, &self.store.layers, &name)
     }
 }
 
@@ -213,14 +305,45 @@ fn same_layer(staged: &Dir, layers: &Dir, name: &str) -> Result<bool, StoreError
     let Ok(there) = layers.sub(name) else {
         return Ok(false);
     };
-    for file in [TREE, RECORD] {
-        let ours = staged.read(file, u64::MAX - 1)?;
+    for file in [TREE, RECORD, RECIPE] {
+        let ours = staged.read(file, RECIPE_LIMIT)?;
         // One that can't even be read is not the same either.
-        if there.read(file, u64::MAX - 1).ok() != Some(ours) {
+        if there.read(file, RECIPE_LIMIT).ok() != Some(ours) {
             return Ok(false);
         }
     }
-    Ok(true)
+    Ok(there.stat(TREE_LINK)?.is_some())
+}
+
+const OTHER_TREE: &str =
+    "it is the tree of another layer or stack; load its image again to replace it";
+/// The objects that a layer's recipe needs; None where there is no recipe.
+pub(super) fn read_recipe_objects(
+    dir: &Dir,
+    diff: DiffId,
+) -> Result<Option<Vec<ObjectId>>, StoreError> {
+    let Some(file) = dir.open(RECIPE)? else {
+        return Ok(None);
+    };
+    let path = dir.join(RECIPE);
+    let map = map_published(&file).map_err(|source| StoreError::io("map", &path, source))?;
+    read_recipe(&map, diff, &path).map(Some)
+}
+
+/// Checks a recipe as a whole, and that it is this layer's; the objects it needs.
+fn read_recipe(bytes: &[u8], diff: DiffId, path: &Path) -> Result<Vec<ObjectId>, StoreError> {
+    let opened = Recipe::open(bytes).and_then(|recipe| {
+        recipe.verify()?;
+        Ok(recipe)
+    });
+    let recipe = opened.map_err(|error| StoreError::malformed(path, error.to_string()))?;
+    if recipe.diff_id() != diff {
+        return Err(StoreError::malformed(
+            path,
+            "it is the recipe of another layer",
+        ));
+    }
+    Ok(recipe.object_ids().collect())
 }
 
 /// Opens the tree of a layer in its directory, and refuses another layer's. None when there is no such file.
@@ -254,19 +377,14 @@ fn open_tree(
         source,
     })?;
     if !is_its_own(&tree) {
-        return Err(StoreError::malformed(
-            path,
-            "it is the tree of another layer or stack; load its image again to replace it",
-        ));
+        return Err(StoreError::malformed(path, OTHER_TREE));
     }
     Ok(Some((tree, file)))
 }
 
-pub(super) fn read_record(dir: &Dir) -> Result<Option<LayerRecord>, StoreError> {
-    let Some(bytes) = dir.read(RECORD, RECORD_LIMIT)? else {
+pub(super) fn read_info(dir: &Dir) -> Result<Option<LayerInfo>, StoreError> {
+    let Some(bytes) = dir.read(RECORD, record::LIMIT)? else {
         return Ok(None);
     };
-    serde_json::from_slice(&bytes)
-        .map(Some)
-        .map_err(|error| StoreError::malformed(dir.join(RECORD), error.to_string()))
+    decode(&bytes, &dir.join(RECORD)).map(Some)
 }

@@ -8,12 +8,12 @@
 //!   format.json                version and features (format.rs)
 //!   lock                       empty; flock: shared by whoever adds or relies on things, exclusive by gc
 //!   objects/ab/cdef...         a file's content by its BLAKE3, 0444; the empty content has none
-//!   layers/<diff-id hex>/      tree (with whiteouts) and layer.json (layer.rs)
-//!   merged/<chain-id hex>.tree a stack's merged tree: a cache, the same bytes each time it is rebuilt (layer.rs)
+//!   layers/<diff-id hex>/      tree-v2 (with whiteouts), layer.json, perhaps recipe-v1 (layer.rs)
+//!   merged/<chain-id hex>.tree-v2   a stack's merged tree: a cache, the same bytes each time it is rebuilt (layer.rs)
 //!   blobs/sha256/<hex>         manifests, configurations, compressed layers as they came, 0444
-//!   refs/<name>.json           tags (refs.rs); what gc starts from, with containers/*/config.json and leases
-//!   containers/ volumes/       the engine's; this module reads `layers` and `blobs` of containers/*/config.json, no more
-//!   leases/<name>.json         flock'ed by whoever mounts (lease.rs)
+//!   refs/<name>-<hash>.json    tags (tags.rs)
+//!   pins/<name>.json           what containers, mounts, loads and builds keep (pins.rs); tags and pins are all gc starts from
+//!   containers/ volumes/       the engine's; nothing here looks into them
 //!   tmp/<random>/              one transaction each, flock'ed by its owner (transaction.rs)
 //!   trash/<random>/            what gc took out and is deleting (gc.rs)
 //!   mountd.log[.old]           what the processes of mounts had to say (log.rs)
@@ -29,10 +29,11 @@
 //! (Before Linux 5.8 `syncfs` reports no write-back errors; there, `check --deep` is what finds them.)
 //!
 //! # Locking
-//! Level 1: `lock`. A [`Transaction`] holds it shared from [`Store::begin`] to its end, so nothing it found present is swept
-//! before it is published; [`Store::lease`], [`Store::tag`] and [`Store::check`] hold it shared while they look and act;
-//! [`Store::gc`] holds it exclusively. So never call gc while holding a transaction in the same thread.
-//! Level 2: the flock of one directory in `tmp/` or one file in `leases/`: held means alive.
+//! Level 1: `lock`. Shared while things get their places, while a pin appears, and while [`Store::check`] looks; exclusive
+//! by [`Store::gc`]. It is never held while input is awaited: how a transaction is safe from gc without it stands at the
+//! head of transaction.rs.
+//! Level 2: the flock of `refs/`, exclusive while tags change.
+//! Level 3: the flock of one directory in `tmp/` or one file in `pins/`: held means alive.
 //! flock on NFS is a lease of the server's, which works between hosts but not over a server's restart.
 //!
 //! Called by `image` and `layer` (adding) and by the engine (everything else). A mount worker never opens a store: it is
@@ -44,12 +45,13 @@ mod error;
 mod format;
 mod gc;
 mod layer;
-mod lease;
 mod log;
+mod pins;
+mod record;
 mod reference;
-mod refs;
 mod remove;
 mod roots;
+mod tags;
 mod transaction;
 mod usage;
 mod writer;
@@ -71,11 +73,12 @@ use crate::digest::{ObjectId, Sha256Digest};
 pub use self::check::{CheckReport, Problem};
 pub use self::error::StoreError;
 pub use self::gc::GcReport;
-pub use self::layer::{LayerRecord, MergedTree};
-pub use self::lease::Lease;
+pub use self::layer::{LayerInfo, MergedTree};
+pub use self::pins::Lease;
+pub use self::record::MAX_LAYERS;
 pub use self::reference::{Reference, ReferenceError};
-pub use self::refs::RefRecord;
 pub use self::remove::remove_tree;
+pub use self::tags::{Descriptor, Platform, Tag, TagList, TaggedImage, TaggedLayer};
 pub use self::transaction::{Transaction, Trust};
 pub use self::usage::{Count, Usage};
 pub use self::writer::{Added, BlobWriter, ObjectWriter, Outcome};
@@ -93,7 +96,7 @@ const DIRECTORIES: [&str; 11] = [
     "refs",
     "containers",
     "volumes",
-    "leases",
+    "pins",
     "trash",
     "tmp",
 ];
@@ -110,8 +113,7 @@ pub struct Store {
     merged: Dir,
     blobs: Dir,
     refs: Dir,
-    containers: Dir,
-    leases: Dir,
+    pins: Dir,
     trash: Dir,
     tmp: Dir,
     format: Format,
@@ -161,8 +163,7 @@ impl Store {
             merged: root.sub("merged")?,
             blobs: root.sub("blobs")?.sub("sha256")?,
             refs: root.sub("refs")?,
-            containers: root.sub("containers")?,
-            leases: root.sub("leases")?,
+            pins: root.sub("pins")?,
             trash: root.sub("trash")?,
             tmp: root.sub("tmp")?,
             root,

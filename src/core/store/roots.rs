@@ -1,4 +1,4 @@
-//! What keeps things alive: tags, containers and held leases, each naming its layers and blobs.
+//! What gc starts from: tags and pins, each naming its layers and blobs.
 //!
 //! Invariant: a root that cannot be read is an error, never "keeps nothing".
 
@@ -6,37 +6,28 @@ use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::path::PathBuf;
 
-use rustix::fs::FileType;
-use serde::Deserialize;
-
+use super::pins::PinKind;
+use super::tags::is_tag_file;
 use super::{Store, StoreError};
 use crate::digest::{ChainId, DiffId, Sha256Digest};
-
-const CONFIG: &str = "config.json";
-const LIMIT: u64 = 16 * 1024 * 1024;
 
 /// One root: the file that says it, and what it keeps.
 #[derive(Debug)]
 pub(super) struct Root {
     pub(super) path: PathBuf,
-    /// Lowest first.
     pub(super) layers: Vec<DiffId>,
+    pub(super) stacks: Vec<Vec<DiffId>>,
     pub(super) blobs: Vec<Sha256Digest>,
-}
-
-/// The two fields of a container's `config.json` that this module reads. The engine writes the file before it lets go of
-/// the lease it mounted with.
-#[derive(Deserialize)]
-struct Container {
-    layers: Vec<DiffId>,
-    #[serde(default)]
-    blobs: Vec<Sha256Digest>,
+    /// What it names is on its way, and need not be there.
+    pub(super) pending: bool,
 }
 
 /// All that is kept.
 #[derive(Debug, Default)]
 pub(super) struct Reachable {
     pub(super) layers: BTreeSet<DiffId>,
+    /// Of these layers, the ones that must be there.
+    pub(super) complete: BTreeSet<DiffId>,
     pub(super) chains: BTreeSet<ChainId>,
     pub(super) blobs: BTreeSet<Sha256Digest>,
 }
@@ -46,7 +37,11 @@ impl Reachable {
         let mut reachable = Self::default();
         for root in roots {
             reachable.layers.extend(&root.layers);
-            reachable.chains.extend(ChainId::of(&root.layers));
+            if !root.pending {
+                reachable.complete.extend(&root.layers);
+            }
+            let chains = root.stacks.iter().filter_map(|layers| ChainId::of(layers));
+            reachable.chains.extend(chains);
             reachable.blobs.extend(&root.blobs);
         }
         reachable
@@ -54,7 +49,7 @@ impl Reachable {
 }
 
 impl Store {
-    /// Every root there is, or the error of each that cannot be read. The caller holds the store's lock.
+    /// Every root there is, and the error of each that cannot be read. The caller holds the store's lock.
     pub(super) fn roots(&self) -> Result<(Vec<Root>, Vec<StoreError>), StoreError> {
         let mut roots = Vec::new();
         let mut errors = Vec::new();
@@ -63,57 +58,41 @@ impl Store {
             Err(error) => errors.push(error),
         };
         for name in self.refs.names()? {
-            keep(self.ref_root(&name));
+            if is_tag_file(&name) {
+                keep(self.tag_root(&name));
+            }
         }
-        for name in self.containers.names()? {
-            keep(self.container_root(&name));
-        }
-        for name in self.leases.names()? {
-            keep(self.lease_root(&name));
+        for name in self.pins.names()? {
+            if let Some(kind) = PinKind::of(&name) {
+                keep(self.pin_root(&name, kind));
+            }
         }
         Ok((roots, errors))
     }
 
-    fn ref_root(&self, name: &OsStr) -> Result<Option<Root>, StoreError> {
-        let record = self.read_ref(name)?;
-        Ok(record.map(|record| Root {
+    fn tag_root(&self, name: &OsStr) -> Result<Option<Root>, StoreError> {
+        let tag = self.read_tag(name)?;
+        Ok(tag.map(|tag| Root {
             path: self.refs.join(name),
-            layers: record.layers,
-            blobs: record.blobs,
+            layers: tag.layers().collect(),
+            stacks: tag
+                .images
+                .iter()
+                .map(super::TaggedImage::diff_ids)
+                .collect(),
+            blobs: tag.blobs().collect(),
+            pending: false,
         }))
     }
 
-    /// A container without a configuration is being made (its lease keeps its image) or being removed.
-    fn container_root(&self, name: &OsStr) -> Result<Option<Root>, StoreError> {
-        if self
-            .containers
-            .stat(name)?
-            .is_none_or(|meta| meta.file_type != FileType::Directory)
-        {
-            return Ok(None);
-        }
-        let Some(dir) = self.containers.sub_if_there(name)? else {
-            return Ok(None);
-        };
-        let Some(bytes) = dir.read(CONFIG, LIMIT)? else {
-            return Ok(None);
-        };
-        let path = dir.join(CONFIG);
-        let container: Container = serde_json::from_slice(&bytes)
-            .map_err(|error| StoreError::malformed(&path, error.to_string()))?;
-        Ok(Some(Root {
-            path,
-            layers: container.layers,
-            blobs: container.blobs,
-        }))
-    }
-
-    fn lease_root(&self, name: &OsStr) -> Result<Option<Root>, StoreError> {
-        let lease = self.held_lease(name)?;
-        Ok(lease.map(|lease| Root {
-            path: self.leases.join(name),
-            layers: lease.layers,
-            blobs: Vec::new(),
+    fn pin_root(&self, name: &OsStr, kind: PinKind) -> Result<Option<Root>, StoreError> {
+        let pin = self.read_pin(name, kind)?;
+        Ok(pin.map(|pin| Root {
+            path: self.pins.join(name),
+            stacks: vec![pin.layers.clone()],
+            layers: pin.layers,
+            blobs: pin.blobs,
+            pending: kind == PinKind::Load,
         }))
     }
 }

@@ -1,73 +1,94 @@
-//! Adding things to the store: everything is written into one private directory of `tmp/` and appears at once.
+//! Adding things to the store: all is written into one private directory of `tmp/` and then renamed into place.
 //!
-//! Invariant: until [`Transaction::publish`] nothing outside that directory changes; a transaction that is dropped, or
-//! whose process dies, leaves the store as it was. A dead one's directory is removed by the next [`Store::begin`] or gc:
-//! its flock is free, and the flock of `tmp/` itself keeps a directory that was just made, and is not locked yet, from
-//! being taken for a dead one.
+//! Invariant: nothing that waits for input holds a lock. Until its publish a transaction changes nothing outside its
+//! directory, and what it found present is safe from gc all the same:
+//! * a content that is there already gets a second hard link in the transaction's directory. When the links are renamed into
+//!   place, the content has its name whether gc took the first one meanwhile or not (rename of two links to one file does
+//!   nothing);
+//! * a layer that is there already is named by the transaction's pin *before* it is looked at. A gc that began earlier has
+//!   ended by then (the pin is made under the store's lock), one that begins later reads the pin;
+//! * what was placed before the tags are is named by the pin before it is placed.
+//!
+//! A transaction that is dropped, or whose process dies, leaves no trace but layers that were published early
+//! ([`PUBLISH_EARLY`]): no tag names them, so the next gc frees them, unless the same load finds them first and goes on from
+//! there. The directory of a dead one is removed by the next [`Store::begin`] or gc: its flock is free, and the flock of
+//! `tmp/` itself keeps a directory that was just made, and is not locked yet, from being taken for a dead one.
 
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::Mutex;
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::dir::{Dir, PRIVATE, PUBLISHED};
+use super::dir::{Dir, Linked, PRIVATE, PUBLISHED};
+use super::pins::HeldPin;
 use super::{
-    BlobWriter, Locked, ObjectWriter, Outcome, RefRecord, Store, StoreError, object_name,
-    random_name, remove_tree,
+    BlobWriter, ObjectWriter, Outcome, Store, StoreError, Tag, object_name, random_name,
+    remove_tree,
 };
 use crate::digest::{ChainId, DiffId, ObjectHasher, ObjectId, Sha256Digest};
 
 /// How much an object that is already there is trusted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Trust {
-    /// Its size must be right: what has its name is durable (see the head of the module).
+    /// Its size must be right: what has its name is durable (see the module's head).
     #[default]
     Size,
     /// It is hashed, so that one that rotted on the disk is found and replaced.
     Hash,
 }
 
-/// An addition in the making. May be used from several threads.
+/// Bytes of contents after which the layers that are complete are published, so that a long pull or load that is
+/// interrupted need not begin anew. Smaller ones cost two `syncfs` in all, however many layers they have.
+const PUBLISH_EARLY: u64 = 64 << 20;
+
+/// An addition in the making. One thread's: it is not `Sync`.
 #[derive(Debug)]
 pub struct Transaction<'s> {
     pub(super) store: &'s Store,
     pub(super) dir: Dir,
     name: String,
-    trust: Trust,
+    pub(super) trust: Trust,
     /// Opened before the first write: `syncfs` on it reports every write-back error since then (Linux 5.8).
     sync: OwnedFd,
-    pub(super) staged: Mutex<Staged>,
-    serial: AtomicU64,
-    /// Last, so that the directory is gone before gc may run.
-    _lock: Locked,
+    pub(super) staged: RefCell<Staged>,
+    pub(super) pinned: RefCell<Pinned>,
+    serial: Cell<u64>,
 }
 
-/// What waits in the directory, by kind. Level of its lock: below everything, no I/O under it.
+/// What waits in the directory, by kind.
 #[derive(Debug, Default)]
 pub(super) struct Staged {
     pub(super) objects: BTreeSet<ObjectId>,
     pub(super) blobs: BTreeSet<Sha256Digest>,
     pub(super) layers: BTreeSet<DiffId>,
     pub(super) merged: BTreeSet<ChainId>,
+    /// Bytes of new contents.
+    bytes: u64,
+}
+
+/// What the transaction's pin names, and the pin, once it names anything.
+#[derive(Debug, Default)]
+pub(super) struct Pinned {
+    pub(super) layers: BTreeSet<DiffId>,
+    pub(super) blobs: BTreeSet<Sha256Digest>,
+    pub(super) held: Option<HeldPin>,
 }
 
 impl Store {
     /// Begins an addition, trusting what is there by its size.
-    ///
-    /// Locking: holds the store's lock shared until published or dropped; waits while gc runs.
     pub fn begin(&self) -> Result<Transaction<'_>, StoreError> {
         self.begin_with(Trust::Size)
     }
 
     /// Begins an addition; says how much what is there is trusted.
+    ///
+    /// Locking: none is held between two calls of the transaction but its own directory's.
     pub fn begin_with(&self, trust: Trust) -> Result<Transaction<'_>, StoreError> {
         self.check_writable()?;
-        let lock = self.lock_shared()?;
         self.remove_dead_transactions()?;
         let name = random_name()?;
         let dir = {
@@ -86,13 +107,13 @@ impl Store {
             name,
             trust,
             sync,
-            staged: Mutex::default(),
-            serial: AtomicU64::new(0),
-            _lock: lock,
+            staged: RefCell::default(),
+            pinned: RefCell::default(),
+            serial: Cell::new(0),
         })
     }
 
-    /// Removes what dead transactions left; the number of them. The caller holds the store's lock in either way.
+    /// Removes what dead transactions left; the number of them.
     pub(super) fn remove_dead_transactions(&self) -> Result<u64, StoreError> {
         let names = self.tmp.names()?;
         if names.is_empty() {
@@ -107,7 +128,7 @@ impl Store {
                     continue;
                 };
                 if meta.file_type != FileType::Directory {
-                    // Only the making of a store writes here directly, under the exclusive lock that we exclude.
+                    // Only the making of a store writes here directly, before there is one to be opened.
                     dead.push((name, None));
                 } else if let Some(dir) = self.tmp.sub_if_there(&name)?
                     && try_flock(&dir)?
@@ -149,7 +170,7 @@ impl Store {
     }
 }
 
-fn flock(dir: &Dir, operation: FlockOperation) -> Result<(), StoreError> {
+pub(super) fn flock(dir: &Dir, operation: FlockOperation) -> Result<(), StoreError> {
     rustix::io::retry_on_intr(|| rustix::fs::flock(dir, operation))
         .map_err(|errno| StoreError::io("lock", dir.path(), errno))
 }
@@ -179,59 +200,82 @@ impl Transaction<'_> {
         let mut writer = self.blob_writer()?;
         io::Write::write_all(&mut writer, bytes)
             .map_err(|source| StoreError::io("write a blob in", self.dir.path(), source))?;
-        writer.finish()
+        Ok(writer.finish()?.0)
     }
 
-    /// Makes all of it visible, then points the tags at it. See the head of the module for why in this order. An image whose last name
-    /// goes to another one stays, by its id.
+    /// The name of its directory in `tmp/`.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Makes all of it visible, then points the tags at it. See the module's head for why in this order. An image whose last
+    /// name goes to another one stays, by its id; one without a name gets no tag while a name keeps it.
     ///
     /// After an error before the first tag, nothing refers to what may already have its place, and gc removes it.
-    pub fn publish(self, refs: &[RefRecord]) -> Result<(), StoreError> {
+    ///
+    /// Locking: holds the store's lock shared while things get their places.
+    pub fn publish(self, tags: &[Tag]) -> Result<(), StoreError> {
         // Written first of all: what is refused, or does not fit on the disk, fails before anything moves.
-        let mut tags = Vec::with_capacity(refs.len());
-        for record in self.store.displaced(refs)?.iter().chain(refs) {
-            let name = record.file_name()?;
-            let temporary = self.temporary();
-            self.dir.create_with(
-                &temporary,
-                PRIVATE,
-                &super::to_json(record, &self.store.refs.join(&name))?,
-            )?;
-            tags.push((temporary, name));
-        }
+        let staged = self.stage_tags(tags)?;
         self.sync_all()?;
+        let _lock = self.store.lock_shared()?;
         self.place()?;
         // Also for what was found present: its publisher may not have come to its own second sync yet.
         self.sync_all()?;
-        for (temporary, name) in &tags {
-            self.dir.rename(temporary, &self.store.refs, name)?;
-        }
         if tags.is_empty() {
-            Ok(())
-        } else {
-            self.store.refs.sync()
+            return Ok(());
         }
+        self.publish_tags(&staged)
     }
 
-    /// Renames all that is staged to where it belongs; what others refer to goes first.
+    /// Publishes the layers that are complete if that much was written; the pin keeps them and their blobs.
+    pub(super) fn publish_early(&self) -> Result<(), StoreError> {
+        let (layers, blobs) = {
+            let staged = self.staged.borrow();
+            if staged.bytes < PUBLISH_EARLY {
+                return Ok(());
+            }
+            let layers: Vec<_> = staged.layers.iter().copied().collect();
+            let blobs: Vec<_> = staged.blobs.iter().copied().collect();
+            (layers, blobs)
+        };
+        self.extend_pin(&layers, &blobs)?;
+        self.sync_all()?;
+        let _lock = self.store.lock_shared()?;
+        self.place()
+    }
+
+    /// Renames all that is staged to where it belongs; what others refer to goes first. The caller holds the store's lock.
     fn place(&self) -> Result<(), StoreError> {
-        let staged = std::mem::take(&mut *self.staged.lock());
+        let staged = self.staged.take();
+        let store = self.store;
         for id in &staged.objects {
-            self.dir
-                .rename(id.to_string(), &self.store.objects, object_name(*id))?;
+            let (from, to) = (id.to_string(), object_name(*id));
+            self.put(&from, &store.objects, &to)?;
         }
         for diff in &staged.layers {
             self.publish_layer(*diff)?;
         }
         for chain in &staged.merged {
             let name = super::layer::merged_name(*chain);
-            self.dir.rename(&name, &self.store.merged, &name)?;
+            self.put(&name, &store.merged, &name)?;
         }
         for digest in &staged.blobs {
-            self.dir
-                .rename(digest.hex(), &self.store.blobs, digest.hex())?;
+            let name = digest.hex();
+            self.put(&name, &store.blobs, &name)?;
         }
         Ok(())
+    }
+
+    /// Renames a file into place. A directory that stands there is damage, and makes room.
+    fn put(&self, from: &str, to: &Dir, name: &str) -> Result<(), StoreError> {
+        match self.dir.rename(from, to, name) {
+            Err(error) if error.errno() == Some(Errno::ISDIR) => {
+                to.rename(name, &self.dir, self.temporary())?;
+                self.dir.rename(from, to, name)
+            }
+            done => done,
+        }
     }
 
     fn sync_all(&self) -> Result<(), StoreError> {
@@ -241,7 +285,9 @@ impl Transaction<'_> {
 
     /// A new name in the transaction's directory.
     pub(super) fn temporary(&self) -> String {
-        format!("stream-{}", self.serial.fetch_add(1, Ordering::Relaxed))
+        let number = self.serial.get();
+        self.serial.set(number + 1);
+        format!("stream-{number}")
     }
 
     /// A new file in the transaction's directory.
@@ -269,60 +315,79 @@ impl Transaction<'_> {
 
     /// Takes a new content back: nothing of the layer that brought it needs it.
     pub fn discard_object(&self, id: ObjectId) -> Result<(), StoreError> {
-        self.staged.lock().objects.remove(&id);
+        self.staged.borrow_mut().objects.remove(&id);
         self.discard(&id.to_string())
     }
 
-    /// Gives a complete content its name in the transaction, by `place`, unless it is there already.
-    ///
-    /// Two threads with the same content may both place it: the same bytes, and a rename over them, do no harm.
+    /// Gives a complete content its name in the transaction, by `place`, unless the store or the transaction has it.
     pub(super) fn stage_object(
         &self,
         id: ObjectId,
         size: u64,
         place: impl FnOnce(&Dir, &str) -> Result<(), StoreError>,
     ) -> Result<Outcome, StoreError> {
-        if self.staged.lock().objects.contains(&id) {
+        if self.staged.borrow().objects.contains(&id) {
             return Ok(Outcome::AlreadyPresent);
         }
-        let outcome = match self.store.objects.stat(object_name(id))? {
-            None => Outcome::Added,
-            Some(there)
-                if there.file_type == FileType::RegularFile
-                    && there.size == size
-                    && self.trusted(id)? =>
-            {
+        let name = id.to_string();
+        let outcome = match self.store.objects.link(object_name(id), &self.dir, &name)? {
+            Linked::Absent | Linked::Unsupported => Outcome::Added,
+            Linked::Done if self.is_sound(&name, id, size)? => {
+                self.staged.borrow_mut().objects.insert(id);
                 return Ok(Outcome::AlreadyPresent);
             }
-            Some(_) => Outcome::Healed,
+            Linked::Done => {
+                self.discard(&name)?;
+                Outcome::Healed
+            }
         };
-        place(&self.dir, &id.to_string())?;
-        self.staged.lock().objects.insert(id);
+        place(&self.dir, &name)?;
+        let mut staged = self.staged.borrow_mut();
+        staged.objects.insert(id);
+        staged.bytes = staged.bytes.saturating_add(size);
         Ok(outcome)
     }
 
-    fn trusted(&self, id: ObjectId) -> Result<bool, StoreError> {
+    /// Whether the transaction's own link of an object is what it should be, as far as it has to be looked at.
+    fn is_sound(&self, name: &str, id: ObjectId, size: u64) -> Result<bool, StoreError> {
+        let regular =
+            |meta: super::dir::Meta| meta.file_type == FileType::RegularFile && meta.size == size;
+        if !self.dir.stat(name)?.is_some_and(regular) {
+            return Ok(false);
+        }
         match self.trust {
             Trust::Size => Ok(true),
-            Trust::Hash => Ok(self.store.hash_object(id)? == id),
+            Trust::Hash => hash(&self.dir, name).map(|found| found == Some(id)),
         }
     }
 
-    pub(super) fn stage_blob(
-        &self,
-        digest: Sha256Digest,
-        size: u64,
-        stream: &str,
-    ) -> Result<(), StoreError> {
-        let there = self.store.blobs.stat(digest.hex())?;
-        let present =
-            there.is_some_and(|meta| meta.file_type == FileType::RegularFile && meta.size == size);
-        if present && self.trust == Trust::Size || self.staged.lock().blobs.contains(&digest) {
+    pub(super) fn stage_blob(&self, digest: Sha256Digest, stream: &str) -> Result<(), StoreError> {
+        if !self.staged.borrow_mut().blobs.insert(digest) {
             return self.discard(stream);
         }
-        self.dir.rename(stream, &self.dir, digest.hex())?;
-        self.staged.lock().blobs.insert(digest);
-        Ok(())
+        self.dir.rename(stream, &self.dir, digest.hex())
+    }
+
+    /// Whether the store or this transaction has a blob of this size, which then stays: there is no need to write it again.
+    /// With [`Trust::Hash`] it is read and hashed.
+    pub fn has_blob(&self, digest: Sha256Digest, size: u64) -> Result<bool, StoreError> {
+        if self.staged.borrow().blobs.contains(&digest) {
+            return Ok(true);
+        }
+        let name = digest.hex();
+        if self.store.blobs.link(&name, &self.dir, &name)? != Linked::Done {
+            return Ok(false);
+        }
+        let right =
+            |meta: super::dir::Meta| meta.file_type == FileType::RegularFile && meta.size == size;
+        let sound = self.dir.stat(&name)?.is_some_and(right)
+            && (self.trust == Trust::Size || self.store.hash_blob(digest)? == digest);
+        if sound {
+            self.staged.borrow_mut().blobs.insert(digest);
+        } else {
+            self.discard(&name)?;
+        }
+        Ok(sound)
     }
 }
 
@@ -337,12 +402,18 @@ impl Drop for Transaction<'_> {
 impl Store {
     /// The BLAKE3 of an object as it is on the disk.
     pub(super) fn hash_object(&self, id: ObjectId) -> Result<ObjectId, StoreError> {
-        let mut file = self.open_object(id)?;
-        let mut hasher = ObjectHasher::new();
-        copy(&mut file, &mut hasher)
-            .map_err(|source| StoreError::io("read", self.objects.join(object_name(id)), source))?;
-        Ok(hasher.finish())
+        hash(&self.objects, &object_name(id))?.ok_or(StoreError::NoObject(id))
     }
+}
+
+fn hash(dir: &Dir, name: &str) -> Result<Option<ObjectId>, StoreError> {
+    let Some(mut file) = dir.open(name)? else {
+        return Ok(None);
+    };
+    let mut hasher = ObjectHasher::new();
+    copy(&mut file, &mut hasher)
+        .map_err(|source| StoreError::io("read", dir.join(name), source))?;
+    Ok(Some(hasher.finish()))
 }
 
 /// Like [`io::copy`], in pieces that BLAKE3 is fast with; the number of bytes.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::dir::Dir;
+use super::tags::is_tag_file;
 use super::{Store, StoreError};
 use crate::digest::{DiffId, ObjectId};
 
@@ -35,23 +36,24 @@ pub struct Usage {
     /// Manifests, configurations, compressed layers.
     pub blobs: Count,
     /// Tags.
-    pub refs: u64,
+    pub tags: u64,
 }
 
 impl Store {
     /// Counts everything; O(files).
     pub fn usage(&self) -> Result<Usage, StoreError> {
         let mut usage = Usage {
-            refs: self.refs.names()?.len() as u64,
+            tags: self.tag_count()?,
             ..Usage::default()
         };
-        for fan_out in self.objects.names()? {
+        for fan_out in self.fan_outs()? {
             count_files(&self.objects.sub(&fan_out)?, &mut usage.objects)?;
         }
         count_files(&self.merged, &mut usage.merged)?;
         count_files(&self.blobs, &mut usage.blobs)?;
         for name in self.layers.names()? {
-            let Some(layer) = self.layers.sub_if_there(&name)? else {
+            // A stray, or gone since the listing.
+            let Ok(layer) = self.layers.sub(&name) else {
                 continue;
             };
             if let Some(tree) = layer.stat(super::layer::TREE)? {
@@ -59,6 +61,25 @@ impl Store {
             }
         }
         Ok(usage)
+    }
+
+    /// The names of the directories in `objects/`; `check` reports what else is there.
+    pub(super) fn fan_outs(&self) -> Result<Vec<String>, StoreError> {
+        let mut names: Vec<String> = Vec::new();
+        for name in self.objects.names()? {
+            if let Some(name) = name.to_str().filter(|name| is_fan_out(name))
+                && self.objects.sub(name).is_ok()
+            {
+                names.push(name.to_owned());
+            }
+        }
+        Ok(names)
+    }
+
+    /// Tags, the damaged ones with them.
+    pub(super) fn tag_count(&self) -> Result<u64, StoreError> {
+        let names = self.refs.names()?;
+        Ok(names.iter().filter(|name| is_tag_file(name)).count() as u64)
     }
 
     /// The objects of some layers with their sizes, each once: what an image holds, hidden files included.
@@ -70,6 +91,12 @@ impl Store {
         }
         Ok(objects)
     }
+}
+
+/// Two digits of a hash.
+pub(super) fn is_fan_out(name: &str) -> bool {
+    let digit = |byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    name.len() == 2 && name.bytes().all(digit)
 }
 
 fn count_files(dir: &Dir, count: &mut Count) -> Result<(), StoreError> {

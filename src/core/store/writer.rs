@@ -198,11 +198,11 @@ impl<'t> BlobWriter<'t> {
         })
     }
 
-    /// The blob is complete; its digest.
-    pub fn finish(self) -> Result<Sha256Digest, StoreError> {
+    /// The blob is complete; its digest and its bytes.
+    pub fn finish(self) -> Result<(Sha256Digest, u64), StoreError> {
         let digest = self.hasher.finish();
-        self.transaction.stage_blob(digest, self.size, &self.name)?;
-        Ok(digest)
+        self.transaction.stage_blob(digest, &self.name)?;
+        Ok((digest, self.size))
     }
 }
 

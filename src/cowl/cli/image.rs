@@ -7,7 +7,7 @@ use super::{FAILURE, Stdout, each, print_error};
 use crate::engine::container::state::Status;
 use crate::engine::error::{Context, Error, Result};
 use crate::engine::image::{Listed, Removed, Step, short_id};
-use crate::engine::{Engine, host};
+use crate::engine::{Engine, Listing, host};
 use cowl_core::digest::ImageId;
 use cowl_core::store::{Reference, Trust};
 use jiff::Timestamp;
@@ -53,7 +53,11 @@ pub(super) fn import(engine: &Engine, args: &Import, out: &mut Stdout) -> Result
 }
 
 pub(super) fn images(engine: &Engine, args: &Images, out: &mut Stdout) -> Result<u8> {
-    let mut listed = engine.images()?;
+    let Listing {
+        items: mut listed,
+        skipped,
+    } = engine.images()?;
+    warn(&skipped);
     if let Some(name) = &args.name {
         let wanted: Reference = name
             .parse()
@@ -109,6 +113,13 @@ pub(super) fn images(engine: &Engine, args: &Images, out: &mut Stdout) -> Result
         table.lines().iter().try_for_each(|line| out.line(line))?;
     }
     Ok(0)
+}
+
+/// What is damaged is told beside what is not.
+fn warn(damage: &[Error]) {
+    for error in damage {
+        print_error(&format!("warning: {error}"));
+    }
 }
 
 fn names(image: &Listed) -> (String, String) {
@@ -197,6 +208,7 @@ pub(super) fn rmi(engine: &Engine, args: &Rmi, out: &mut Stdout) -> u8 {
             match removed {
                 Removed::Untagged(name) => out.line(&format!("Untagged: {name}"))?,
                 Removed::Deleted(id) => out.line(&format!("Deleted: {id}"))?,
+                Removed::NotFreed(error) => warn(&[error]),
             }
         }
         done
@@ -210,12 +222,9 @@ pub(super) fn info(engine: &Engine, out: &mut Stdout) -> Result<u8> {
         .filter(|(_, status)| *status == Status::Running)
         .count();
     let usage = engine.store().usage()?;
-    let mut images: Vec<_> = engine
-        .store()
-        .refs()?
-        .into_iter()
-        .map(|record| record.image)
-        .collect();
+    let found = engine.images()?;
+    warn(&found.skipped);
+    let mut images: Vec<_> = found.items.into_iter().map(|image| image.id).collect();
     images.sort();
     images.dedup();
     let host = host::describe();
@@ -267,7 +276,7 @@ pub(super) fn check(engine: &Engine, args: &Check, out: &mut Stdout) -> Result<u
         "contents not hashed (--deep does)"
     };
     let looked_at = [
-        counted(report.refs, "name"),
+        counted(report.tags, "name"),
         counted(report.layers, "layer"),
         counted(report.objects.number, "object"),
     ]

@@ -1,15 +1,15 @@
 //! Images as people name, list and remove them. What an image is, the store and `core::image` know.
 
-use super::Engine;
 use super::container::state::Status;
 use super::error::{Context, Error, Result};
 use super::names;
 use super::process::ImageDefaults;
+use super::{Engine, Listing};
 use cowl_core::digest::{DiffId, ImageId, Sha256Digest};
 use cowl_core::image::{self, ImageConfig, Loaded};
-use cowl_core::store::{RefRecord, Reference, Trust};
+use cowl_core::store::{Reference, Tag, TaggedImage, Trust};
 use jiff::Timestamp;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -62,34 +62,32 @@ pub struct Step {
 }
 
 /// What removing an image did.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub enum Removed {
     /// It lost this name.
     Untagged(String),
     /// Its last name is gone, and what only it used was freed.
     Deleted(ImageId),
+    /// Something that cannot be read keeps what it is unknown, so not all was freed.
+    NotFreed(Error),
 }
 
-/// What a user may mean by the word for an image.
-struct Meant {
-    /// The names (or the nameless record) of the one image.
-    records: Vec<RefRecord>,
-    /// It was called by this name, not by its id.
-    by_name: Option<RefRecord>,
+/// The image that the user's word stands for.
+struct Found {
+    image: TaggedImage,
+    /// All names of it, or the tag without a name.
+    tags: Vec<Tag>,
+    /// The word is this name, not an id.
+    by_name: Option<Tag>,
 }
 
 impl Engine {
     /// The image that `needle` means: a name, a whole id, or the beginning of one id only.
     pub fn image(&self, needle: &str) -> Result<Image> {
-        let Meant { records, by_name } = self.meant(needle)?;
-        let record = by_name
-            .or_else(|| records.into_iter().next())
-            .ok_or_else(|| missing(needle))?;
-        let config = self.config(&record)?;
-        let name = match &record.reference {
-            Some(reference) => reference.to_string(),
-            None => short_id(record.image),
-        };
+        let Found { image, by_name, .. } = self.find_image(needle)?;
+        let config = self.config(image.config)?;
+        let reference = by_name.and_then(|tag| tag.reference);
+        let name = reference.map_or_else(|| short_id(image.config), |name| name.to_string());
         let process = config.config.unwrap_or_default();
         let defaults = ImageDefaults {
             entrypoint: process.entrypoint,
@@ -98,41 +96,52 @@ impl Engine {
             working_dir: process.working_dir,
             user: process.user,
         };
-        let blobs = std::iter::once(record.image.0)
-            .chain(record.manifest)
-            .collect();
         Ok(Image {
             name,
-            id: record.image,
-            layers: record.layers,
-            blobs,
+            id: image.config,
+            layers: image.diff_ids(),
+            blobs: std::iter::once(image.config.0)
+                .chain(image.manifest)
+                .collect(),
             defaults,
             volumes: process.volumes,
         })
     }
 
     /// Every name of every image, newest first.
-    pub fn images(&self) -> Result<Vec<Listed>> {
-        let mut listed = Vec::new();
-        for record in self.store.refs()? {
-            let (created, damage) = match self.config(&record) {
-                Ok(config) => (config.created.and_then(|text| text.parse().ok()), None),
-                Err(error) => (None, Some(error)),
+    pub fn images(&self) -> Result<Listing<Listed>> {
+        let found = self.store.tags()?;
+        let mut items = Vec::new();
+        for tag in found.tags {
+            let Some(image) = tag.image() else { continue };
+            let (created, size, damage) = match self.describe(image) {
+                Ok((config, size)) => (config.created.and_then(|at| at.parse().ok()), size, None),
+                Err(error) => (None, 0, Some(error)),
             };
-            listed.push(Listed {
+            items.push(Listed {
+                id: image.config,
                 created,
+                size,
                 damage,
-                size: self.size(&record.layers)?,
-                id: record.image,
-                reference: record.reference,
+                reference: tag.reference,
             });
         }
-        listed.sort_by(|a, b| {
+        items.sort_by(|a, b| {
             b.created
                 .cmp(&a.created)
                 .then_with(|| a.reference.cmp(&b.reference))
         });
-        Ok(listed)
+        Ok(Listing {
+            items,
+            skipped: found.damaged.into_iter().map(Error::from).collect(),
+        })
+    }
+
+    fn describe(&self, image: &TaggedImage) -> Result<(ImageConfig, u64)> {
+        Ok((
+            self.config(image.config)?,
+            self.size(image.layers.iter().map(|layer| &layer.diff_id))?,
+        ))
     }
 
     /// Brings in the images of an archive; without a path, of standard input. `trust` is in what the store has already.
@@ -165,12 +174,9 @@ impl Engine {
 
     /// How the image was made, last step first.
     pub fn history(&self, needle: &str) -> Result<Vec<Step>> {
-        let Meant { records, by_name } = self.meant(needle)?;
-        let record = by_name
-            .or_else(|| records.into_iter().next())
-            .ok_or_else(|| missing(needle))?;
-        let config = self.config(&record)?;
-        let mut layers = record.layers.iter();
+        let image = self.find_image(needle)?.image;
+        let config = self.config(image.config)?;
+        let mut layers = image.layers.iter().map(|layer| &layer.diff_id);
         let mut steps = Vec::new();
         for step in config.history {
             let layer = if step.empty_layer {
@@ -182,13 +188,13 @@ impl Engine {
                 image: None,
                 created: step.created.and_then(|text| text.parse().ok()),
                 created_by: step.created_by,
-                size: layer.map_or(Ok(0), |layer| self.size(std::slice::from_ref(layer)))?,
+                size: self.size(layer)?,
                 comment: step.comment,
             });
         }
         // Layers that the history doesn't speak of; an image need not have one.
         for layer in layers {
-            let size = self.size(std::slice::from_ref(layer))?;
+            let size = self.size([layer])?;
             steps.push(Step {
                 image: None,
                 created: None,
@@ -199,7 +205,7 @@ impl Engine {
         }
         steps.reverse();
         if let Some(last) = steps.first_mut() {
-            last.image = Some(record.image);
+            last.image = Some(image.config);
         }
         Ok(steps)
     }
@@ -215,57 +221,29 @@ impl Engine {
     ) -> Result<()> {
         // So that no container comes to use it meanwhile.
         let guard = self.containers.guard()?;
-        let Meant { records, by_name } = self.meant(needle)?;
-        let id = records.first().ok_or_else(|| missing(needle))?.image;
-        let users = self.users_of_image(id)?;
-        let short = short_id(id);
-        let doomed = if let Some(record) = by_name {
-            if let (Some((user, _)), 1, false) = (users.first(), records.len(), force) {
-                return Err(Error::conflict(format!(
-                    "conflict: unable to remove repository reference \"{needle}\" (must force) - container {user} is using its referenced image {short}"
-                )));
-            }
-            vec![record]
-        } else {
-            let refuse = |how: &str, why: String| {
-                Err(Error::conflict(format!(
-                    "conflict: unable to delete {short} ({how}) - {why}"
-                )))
-            };
-            if let Some((user, _)) = users.iter().find(|(_, running)| *running) {
-                return refuse(
-                    "cannot be forced",
-                    format!("image is being used by running container {user}"),
-                );
-            }
-            if let (Some((user, _)), false) = (users.first(), force) {
-                return refuse(
-                    "must be forced",
-                    format!("image is being used by stopped container {user}"),
-                );
-            }
-            if records.len() > 1 && !force {
-                return refuse(
-                    "must be forced",
-                    "image is referenced in multiple repositories".to_owned(),
-                );
-            }
-            records.clone()
+        self.drop_pins_of_gone_containers(&guard)?;
+        let Found {
+            image,
+            tags,
+            by_name,
+        } = match self.find_image(needle) {
+            Err(error) => return self.remove_damaged_tag(needle, error, removed),
+            Ok(found) => found,
         };
-        for record in &doomed {
-            self.store.untag(record)?;
-            removed.extend(
-                record
-                    .reference
-                    .as_ref()
-                    .map(|reference| Removed::Untagged(reference.to_string())),
-            );
-        }
+        let id = image.config;
+        let users = self.users_of_image(id)?;
+        check_removable(needle, id, &tags, by_name.is_some(), &users, force)?;
+        let gone = match by_name {
+            Some(tag) if self.store.untag(&tag)? => vec![tag],
+            // It stands for another image by now.
+            Some(_) => return Err(missing(needle)),
+            None => self.store.untag_image(id)?,
+        };
+        let names = gone.iter().filter_map(|tag| tag.reference.as_ref());
+        removed.extend(names.map(|name| Removed::Untagged(name.to_string())));
         drop(guard);
-        if doomed.len() == records.len() {
-            self.store
-                .gc()
-                .context(|| "freeing what only the image used")?;
+        if gone.len() >= tags.len() {
+            self.free(removed)?;
             if users.is_empty() {
                 removed.push(Removed::Deleted(id));
             }
@@ -273,37 +251,71 @@ impl Engine {
         Ok(())
     }
 
-    fn meant(&self, needle: &str) -> Result<Meant> {
-        let all = self.store.refs()?;
-        let of = |id: ImageId| {
-            all.iter()
-                .filter(|record| record.image == id)
-                .cloned()
-                .collect::<Vec<_>>()
+    /// Frees what nothing keeps.
+    fn free(&self, removed: &mut Vec<Removed>) -> Result<()> {
+        let report = self
+            .store
+            .gc()
+            .context(|| "freeing what only the image used")?;
+        let damaged = report.damaged.into_iter().map(Error::from);
+        removed.extend(damaged.map(Removed::NotFreed));
+        Ok(())
+    }
+
+    /// Removes a tag that cannot be read, if that is what was asked for.
+    fn remove_damaged_tag(
+        &self,
+        needle: &str,
+        error: Error,
+        removed: &mut Vec<Removed>,
+    ) -> Result<()> {
+        let Ok(name) = needle.parse::<Reference>() else {
+            return Err(error);
         };
+        if self.store.find_tag(&name).is_ok() || !self.store.untag_name(&name)? {
+            return Err(error);
+        }
+        removed.push(Removed::Untagged(name.to_string()));
+        self.free(removed)
+    }
+
+    fn find_image(&self, needle: &str) -> Result<Found> {
         if let Ok(reference) = needle.parse::<Reference>()
-            && let Some(record) = self.store.find_ref(&reference)?
+            && let Some(tag) = self.store.find_tag(&reference)?
+            && let Some(image) = tag.image().cloned()
         {
-            return Ok(Meant {
-                records: of(record.image),
-                by_name: Some(record),
+            return Ok(Found {
+                tags: self.tags_of(image.config)?,
+                image,
+                by_name: Some(tag),
             });
         }
-        let ids: BTreeSet<ImageId> = all
-            .iter()
-            .map(|record| record.image)
-            .filter(|id| is_id(needle) && id.0.hex().starts_with(digits(needle)))
+        let all = self.store.tags()?.tags;
+        let images = all.iter().filter_map(Tag::image);
+        let wanted = |image: &&TaggedImage| {
+            is_id(needle) && image.config.0.hex().starts_with(digits(needle))
+        };
+        let found: BTreeMap<ImageId, &TaggedImage> = images
+            .filter(wanted)
+            .map(|image| (image.config, image))
             .collect();
-        match (ids.first(), ids.len()) {
-            (Some(id), 1) => Ok(Meant {
-                records: of(*id),
+        match (found.into_values().collect::<Vec<_>>()).as_slice() {
+            [] => Err(missing(needle)),
+            [image] => Ok(Found {
+                tags: self.tags_of(image.config)?,
+                image: (*image).clone(),
                 by_name: None,
             }),
-            (None, _) => Err(missing(needle)),
-            (Some(_), _) => Err(Error::invalid(format!(
+            _ => Err(Error::invalid(format!(
                 "image {needle}: several images have ids that begin so; give more of it (cowl images --no-trunc)"
             ))),
         }
+    }
+
+    fn tags_of(&self, id: ImageId) -> Result<Vec<Tag>> {
+        let mut tags = self.store.tags()?.tags;
+        tags.retain(|tag| tag.id() == Some(id));
+        Ok(tags)
     }
 
     /// Short ids of the containers that use an image, and whether they run; running ones first.
@@ -321,22 +333,66 @@ impl Engine {
         Ok(users)
     }
 
-    fn config(&self, record: &RefRecord) -> Result<ImageConfig> {
-        let bytes = self.store.read_blob(record.image.0, CONFIG_LIMIT)?;
+    fn config(&self, image: ImageId) -> Result<ImageConfig> {
+        let bytes = self.store.read_blob(image.0, CONFIG_LIMIT)?;
         ImageConfig::from_slice(&bytes)
-            .context(|| format!("configuration of image {}", short_id(record.image)))
+            .context(|| format!("configuration of image {}", short_id(image)))
     }
 
-    fn size(&self, layers: &[DiffId]) -> Result<u64> {
+    fn size<'l>(&self, layers: impl IntoIterator<Item = &'l DiffId>) -> Result<u64> {
         let mut size = 0;
         for layer in layers {
             size += self
                 .store
-                .layer_record(*layer)?
+                .layer_info(*layer)?
                 .map_or(0, |layer| layer.content_size);
         }
         Ok(size)
     }
+}
+
+/// Docker's rules for what `force` overrides.
+fn check_removable(
+    needle: &str,
+    id: ImageId,
+    tags: &[Tag],
+    by_name: bool,
+    users: &[(String, bool)],
+    force: bool,
+) -> Result<()> {
+    let short = short_id(id);
+    if by_name {
+        if let (Some((user, _)), 1, false) = (users.first(), tags.len(), force) {
+            return Err(Error::conflict(format!(
+                "conflict: unable to remove repository reference \"{needle}\" (must force) - container {user} is using its referenced image {short}"
+            )));
+        }
+        return Ok(());
+    }
+    let refuse = |how: &str, why: String| {
+        Err(Error::conflict(format!(
+            "conflict: unable to delete {short} ({how}) - {why}"
+        )))
+    };
+    if let Some((user, _)) = users.iter().find(|(_, running)| *running) {
+        return refuse(
+            "cannot be forced",
+            format!("image is being used by running container {user}"),
+        );
+    }
+    if let (Some((user, _)), false) = (users.first(), force) {
+        return refuse(
+            "must be forced",
+            format!("image is being used by stopped container {user}"),
+        );
+    }
+    if tags.len() > 1 && !force {
+        return refuse(
+            "must be forced",
+            "image is referenced in multiple repositories".to_owned(),
+        );
+    }
+    Ok(())
 }
 
 const STDIN: &str = "standard input";

@@ -26,14 +26,31 @@ pub use names::short;
 use crate::volume::{Volume, VolumeName, Volumes};
 use container::config::Config;
 use container::state::Status;
-use container::{Container, Containers};
+use container::{Container, Containers, Guard};
 use cowl_core::store::Store;
 use cowl_launch::cgroup::remove_leftovers;
 use error::{Context, Error, Result};
 use std::path::Path;
 
+/// What the name of a container's pin in the store begins with.
+const PIN_OF_CONTAINER: &str = "container-";
+
+/// The pin that keeps a container's layers. It is made before the container and removed after it.
+fn pin_name(id: &str) -> String {
+    format!("{PIN_OF_CONTAINER}{id}")
+}
+
 /// Where the cgroups of containers are, in each hierarchy.
 const CGROUP_PARENT: &str = "/cowl";
+
+/// What there is, and what could not be read.
+#[derive(Debug)]
+pub struct Listing<T> {
+    /// In the order of the list.
+    pub items: Vec<T>,
+    /// One error for each that is damaged, to be told beside the list.
+    pub skipped: Vec<Error>,
+}
 
 /// An open store with its containers and volumes.
 #[derive(Debug)]
@@ -77,6 +94,7 @@ impl Engine {
         {
             let guard = self.containers.guard()?;
             self.containers.remove_unfinished(&guard)?;
+            self.drop_pins_of_gone_containers(&guard)?;
             self.volumes.remove_unfinished()?;
         }
         for (container, status) in self.containers()? {
@@ -126,21 +144,31 @@ impl Engine {
         self.store.wait_lease_end(short(&container.config.id))?;
         let guard = self.containers.guard()?;
         self.containers.vanish(&guard, container, with_volumes)?;
+        self.store.unpin(&pin_name(&container.config.id))?;
         drop(guard);
         self.purge()?;
         // An image that was removed while the container needed its files goes with it.
-        if self
-            .store
-            .refs()?
-            .iter()
-            .any(|record| record.layers == container.config.layers)
-        {
+        let tags = self.store.tags()?.tags;
+        let mut images = tags.iter().flat_map(|tag| &tag.images);
+        if images.any(|image| image.config == container.config.image_id) {
             return Ok(());
         }
         self.store
             .gc()
             .map(drop)
             .context(|| "freeing what only the container used")
+    }
+
+    /// Of containers that a killed command made half or removed half.
+    fn drop_pins_of_gone_containers(&self, guard: &Guard) -> Result<()> {
+        for pin in self.store.pins()? {
+            if let Some(id) = pin.strip_prefix(PIN_OF_CONTAINER)
+                && !self.containers.has(guard, id)?
+            {
+                self.store.unpin(&pin)?;
+            }
+        }
+        Ok(())
     }
 
     fn purge(&self) -> Result<()> {

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::digest::{DiffId, ImageId};
-use crate::store::{RefRecord, Store};
+use crate::store::{Store, Tag};
 
 const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -148,6 +148,14 @@ fn fixture() -> Fixture {
     }
 }
 
+/// What a tag says of its only image.
+struct Recorded {
+    image: ImageId,
+    manifest: Option<Sha256Digest>,
+    layers: Vec<DiffId>,
+    blobs: Vec<Sha256Digest>,
+}
+
 impl Fixture {
     fn file(&self, name: &str, bytes: &[u8]) -> PathBuf {
         let path = self.dir.path().join(name);
@@ -160,11 +168,21 @@ impl Fixture {
         load(&self.store, &self.file("archive.tar", &tar(files)))
     }
 
-    fn record(&self, name: &str) -> RefRecord {
-        self.store
-            .find_ref(&name.parse().unwrap())
-            .unwrap()
-            .unwrap()
+    fn record(&self, name: &str) -> Recorded {
+        let tag = self.store.find_tag(&name.parse().unwrap());
+        let mut tag: Tag = tag.unwrap().unwrap();
+        let image = tag.images.remove(0);
+        let layers = image.layers.iter();
+        let blobs = layers.filter_map(|layer| layer.blob.as_ref().map(|blob| blob.digest));
+        Recorded {
+            image: image.config,
+            manifest: image.manifest,
+            layers: image.diff_ids(),
+            blobs: blobs
+                .chain(image.manifest)
+                .chain([image.config.0])
+                .collect(),
+        }
     }
 
     /// Loads what must be refused, and looks that it left nothing.

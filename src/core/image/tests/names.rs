@@ -13,15 +13,16 @@ fn an_image_without_a_name_is_kept_by_its_id_until_it_has_one() {
         .load(&docker_archive(&layers, &Value::Null))
         .unwrap();
     assert!(loaded[0].tags.is_empty());
-    assert_eq!(fixture.store.refs().unwrap()[0].reference, None);
+    assert_eq!(fixture.store.tags().unwrap().tags[0].reference, None);
     fixture
         .load(&docker_archive(&layers, &json!(["app:1"])))
         .unwrap();
     fixture.load(&docker_archive(&layers, &json!([]))).unwrap();
     let names: Vec<_> = fixture
         .store
-        .refs()
+        .tags()
         .unwrap()
+        .tags
         .into_iter()
         .map(|record| record.reference.map(|name| name.to_string()))
         .collect();
@@ -37,11 +38,11 @@ fn an_image_that_loses_its_last_name_is_kept_by_its_id() {
         fixture.load(&archive).unwrap().remove(0).image
     };
     let names = || -> Vec<(ImageId, Option<String>)> {
-        let records = fixture.store.refs().unwrap();
-        let name = |record: &RefRecord| record.reference.as_ref().map(ToString::to_string);
-        records
-            .iter()
-            .map(|record| (record.image, name(record)))
+        let mut tags = fixture.store.tags().unwrap().tags;
+        tags.sort_by(|a, b| a.reference.cmp(&b.reference));
+        let name = |tag: &Tag| tag.reference.as_ref().map(ToString::to_string);
+        tags.iter()
+            .map(|tag| (tag.id().unwrap(), name(tag)))
             .collect()
     };
     let named = |name: &str| Some(name.to_owned());
@@ -127,5 +128,5 @@ fn a_root_file_system_becomes_an_image() {
     assert!(text.to_string().starts_with("not a tar archive"), "{text}");
     let empty = import_rootfs(&fixture.store, std::io::empty(), &other).unwrap_err();
     assert!(empty.to_string().contains("it is empty"), "{empty}");
-    assert_eq!(fixture.store.find_ref(&other).unwrap(), None);
+    assert_eq!(fixture.store.find_tag(&other).unwrap(), None);
 }

@@ -144,48 +144,117 @@ fn nothing_is_visible_before_the_publish_and_nothing_left_without_one() {
 }
 
 #[test]
-fn a_tag_that_cannot_be_written_stops_the_publish_before_it_begins() {
+fn a_tag_with_too_many_layers_is_refused_before_anything_moves() {
     let fixture = fixture();
     let transaction = fixture.store.begin().unwrap();
     let diff = put_layer(&transaction, &[b"one"]);
-    let name = format!("{}:{}", "a/".repeat(90) + "a", "t".repeat(120));
+    let config = transaction.put_blob(b"{}").unwrap();
     let refused = transaction
-        .publish(&[record(&name, Sha256Digest::of(b""), vec![diff])])
+        .publish(&[tag("app", config, vec![diff; MAX_LAYERS + 1])])
         .unwrap_err();
-    assert!(matches!(refused, StoreError::Name { .. }), "{refused}");
+    assert!(refused.to_string().contains("1001 layers"), "{refused}");
     assert_eq!(fixture.files("objects"), BTreeMap::new());
+    let transaction = fixture.store.begin().unwrap();
+    put_layer(&transaction, &[b"one"]);
+    transaction.put_blob(b"{}").unwrap();
+    let most = tag("app", config, vec![diff; MAX_LAYERS]);
+    transaction.publish(std::slice::from_ref(&most)).unwrap();
+    assert_eq!(fixture.store.tags().unwrap().tags, [most]);
+}
+
+#[test]
+fn a_tag_of_what_is_not_there_is_refused() {
+    let fixture = fixture();
+    let app = fixture.image("app", &[&[b"content"]]);
+    let nowhere = Sha256Digest::of(b"nowhere");
+    let refused = fixture.store.tag(&tag("x", nowhere, layers(&app)));
+    assert!(matches!(refused, Err(StoreError::NoBlob(_))));
+    let config = app.images[0].config.0;
+    let refused = fixture.store.tag(&tag("x", config, vec![DiffId(nowhere)]));
+    assert!(matches!(refused, Err(StoreError::NoLayer(_))));
+    assert_eq!(fixture.store.tags().unwrap().tags, [app]);
+}
+
+#[test]
+fn names_of_255_bytes_and_tags_of_128_have_a_record() {
+    let fixture = fixture();
+    let app = fixture.image("app", &[&[b"content"]]);
+    let repository = format!("registry.example/{}", "a/".repeat(118) + "aa");
+    assert_eq!(repository.len(), 255);
+    let long = named(&app, Some(&format!("{repository}:{}", "t".repeat(128))));
+    fixture.store.tag(&long).unwrap();
+    let reference = long.reference.as_ref().unwrap();
+    assert_eq!(
+        fixture.store.find_tag(reference).unwrap(),
+        Some(long.clone())
+    );
+    assert!(fixture.store.untag(&long).unwrap());
+    assert_eq!(fixture.store.check(true).unwrap().problems, []);
 }
 
 #[test]
 fn an_image_that_loses_its_last_name_to_another_stays_by_its_id() {
     let fixture = fixture();
     let old = fixture.image("app:1", &[&[b"old"]]);
-    let second = RefRecord {
-        reference: Some("app:2".parse().unwrap()),
-        ..old.clone()
-    };
-    fixture.store.tag(&second).unwrap();
+    fixture.store.tag(&named(&old, Some("app:2"))).unwrap();
     let new = fixture.image("other", &[&[b"new"]]);
-    let named = |name: &str| RefRecord {
-        reference: Some(name.parse().unwrap()),
-        ..new.clone()
-    };
-    fixture.store.tag(&named("app:1")).unwrap();
     let of_old = || -> Vec<Option<String>> {
-        let records = fixture.store.refs().unwrap().into_iter();
-        let records = records.filter(|record| record.image == old.image);
-        records
-            .map(|record| record.reference.map(|name| name.to_string()))
+        let tags = fixture.store.tags().unwrap().tags.into_iter();
+        let tags = tags.filter(|tag| tag.images == old.images);
+        tags.map(|tag| tag.reference.map(|name| name.to_string()))
             .collect()
     };
+    fixture.store.tag(&named(&new, Some("app:1"))).unwrap();
     assert_eq!(of_old(), [Some("app:2".to_owned())], "it has a name still");
-    fixture.store.tag(&named("app:2")).unwrap();
+    fixture.store.tag(&named(&new, Some("app:2"))).unwrap();
     assert_eq!(of_old(), [None]);
     fixture.store.gc().unwrap();
     assert!(fixture.object_path(b"old").exists());
     // The same again moves nothing.
-    fixture.store.tag(&named("app:2")).unwrap();
+    fixture.store.tag(&named(&new, Some("app:2"))).unwrap();
     assert_eq!(of_old(), [None]);
+    // With a name again it needs no record without one.
+    fixture.store.tag(&named(&old, Some("back"))).unwrap();
+    fixture.store.tag(&named(&old, None)).unwrap();
+    assert_eq!(of_old(), [Some("back:latest".to_owned())]);
+}
+
+#[test]
+fn of_two_images_tagged_at_once_by_one_name_both_stay() {
+    let fixture = fixture();
+    for round in 0..20_u8 {
+        let contents = [[round, b'a'], [round, b'b']];
+        let images = contents
+            .map(|content| fixture.image(&format!("{}-{round}", content[1]), &[&[&content]]));
+        for image in &images {
+            fixture.store.untag(image).unwrap();
+        }
+        std::thread::scope(|scope| {
+            for image in &images {
+                scope.spawn(|| fixture.store.tag(&named(image, Some("app"))).unwrap());
+            }
+        });
+        let tags = fixture.store.tags().unwrap().tags;
+        for image in &images {
+            assert!(tags.iter().any(|tag| tag.images == image.images), "{round}");
+        }
+    }
+}
+
+#[test]
+fn untag_image_leaves_a_name_that_moved_on() {
+    let fixture = fixture();
+    let old = fixture.image("app", &[&[b"old"]]);
+    let new = fixture.image("new", &[&[b"new"]]);
+    let moved = named(&new, Some("app"));
+    fixture.store.tag(&moved).unwrap();
+    assert!(!fixture.store.untag(&old).unwrap());
+    assert_eq!(
+        fixture.store.untag_image(old.id().unwrap()).unwrap(),
+        [named(&old, None)]
+    );
+    let name = moved.reference.as_ref().unwrap();
+    assert_eq!(fixture.store.find_tag(name).unwrap(), Some(moved.clone()));
 }
 
 #[test]
@@ -223,10 +292,7 @@ fn rot_of_the_same_size_is_found_and_replaced_by_who_trusts_hashes_only() {
 fn a_damaged_layer_is_replaced_and_a_sound_one_kept() {
     let fixture = fixture();
     let record = fixture.image("app", &[&[b"content"]]);
-    let tree = fixture
-        .path("layers")
-        .join(record.layers[0].0.hex())
-        .join("tree");
+    let tree = fixture.tree_path(&record, 0);
     let sound = std::fs::read(&tree).unwrap();
     let inode = std::fs::metadata(&tree).unwrap().ino();
     fixture.image("app", &[&[b"content"]]);
@@ -241,17 +307,17 @@ fn a_damaged_layer_is_replaced_and_a_sound_one_kept() {
 fn the_merged_tree_is_a_cache() {
     let fixture = fixture();
     let record = fixture.image("app", &[&[b"below", b"hidden"], &[b"above"]]);
-    let merged = fixture.store.merged(&record.layers).unwrap();
+    let merged = fixture.store.merged(&layers(&record)).unwrap();
     let path = fixture
         .path("merged")
-        .join(format!("{}.tree", merged.chain.0.hex()));
+        .join(format!("{}.tree-v2", merged.chain.0.hex()));
     let bytes = std::fs::read(&path).unwrap();
     std::fs::remove_file(&path).unwrap();
-    fixture.store.merged(&record.layers).unwrap();
+    fixture.store.merged(&layers(&record)).unwrap();
     assert_eq!(std::fs::read(&path).unwrap(), bytes);
     std::fs::remove_file(&path).unwrap();
     std::fs::write(&path, &bytes[..40]).unwrap();
-    fixture.store.merged(&record.layers).unwrap();
+    fixture.store.merged(&layers(&record)).unwrap();
     assert_eq!(std::fs::read(&path).unwrap(), bytes);
     assert!(matches!(
         fixture.store.merged(&[]),
@@ -280,26 +346,98 @@ fn what_dead_transactions_left_goes_and_what_live_ones_write_stays() {
 #[test]
 fn json_files_are_as_published() {
     let fixture = fixture();
-    let record = fixture.image(
-        "registry.example/team/app:1.0",
-        &[&[b"content", b"content", b""]],
-    );
-    let (diff, image) = (record.layers[0], record.image);
-    let text = std::fs::read_to_string(fixture.path("refs/registry.example%2Fteam%2Fapp:1.0.json"))
+    let transaction = fixture.store.begin().unwrap();
+    let diff = put_layer(&transaction, &[b"content", b"content", b""]);
+    let config = transaction.put_blob(b"config").unwrap();
+    let manifest = transaction.put_blob(b"manifest").unwrap();
+    let blob = transaction.put_blob(b"compressed").unwrap();
+    let mut tag = tag("registry.example/team/app:1.0", config, vec![diff]);
+    tag.target = Some(Descriptor {
+        media_type: "application/vnd.oci.image.manifest.v1+json".to_owned(),
+        digest: manifest,
+        size: 8,
+    });
+    tag.images[0].manifest = Some(manifest);
+    tag.images[0].layers[0].blob = Some(Descriptor {
+        media_type: "application/vnd.oci.image.layer.v1.tar+gzip".to_owned(),
+        digest: blob,
+        size: 10,
+    });
+    transaction.publish(std::slice::from_ref(&tag)).unwrap();
+    fixture
+        .store
+        .pin("container-1", "container web", &[diff], &[config])
         .unwrap();
-    let expected = format!(
-        "{{\n  \"reference\": \"registry.example/team/app:1.0\",\n  \"image\": \"{image}\",\n  \"manifest\": null,\n  \
-         \"layers\": [\n    \"{diff}\"\n  ],\n  \"blobs\": [\n    \"{image}\"\n  ]\n}}\n"
-    );
-    assert_eq!(text, expected);
-    let text =
-        std::fs::read_to_string(fixture.path("layers").join(diff.0.hex()).join("layer.json"))
-            .unwrap();
-    let expected = format!(
-        "{{\n  \"diff_id\": \"{diff}\",\n  \"tar_size\": 10240,\n  \"content_size\": 14,\n  \"nodes\": 4\n}}\n"
-    );
-    assert_eq!(text, expected);
+    let read = |path: &str| std::fs::read_to_string(fixture.path(path)).unwrap();
+    let hash = Sha256Digest::of(b"registry.example/team/app:1.0").hex();
+    let tree = fixture.store.layer_tree(diff).unwrap().unwrap();
+    let digest = ObjectId::from_bytes(tree.digest());
+    let expected = GOLDEN
+        .replace("DIFF", &diff.to_string())
+        .replace("CONFIG", &config.to_string())
+        .replace("MANIFEST", &manifest.to_string())
+        .replace("BLOB", &blob.to_string())
+        .replace("TREE", &digest.to_string());
+    let written = [
+        read(&format!(
+            "refs/registry.example%2Fteam%2Fapp:1.0-{hash}.json"
+        )),
+        read(&format!("layers/{}/layer.json", diff.0.hex())),
+        read("pins/container-1.json"),
+    ];
+    assert_eq!(written.concat(), expected);
 }
+
+/// Version 1 of a tag, a `layer.json` and a pin.
+const GOLDEN: &str = r#"{
+  "version": 1,
+  "reference": "registry.example/team/app:1.0",
+  "target": {
+    "mediaType": "application/vnd.oci.image.manifest.v1+json",
+    "digest": "MANIFEST",
+    "size": 8
+  },
+  "images": [
+    {
+      "platform": {
+        "os": "linux",
+        "architecture": "amd64",
+        "variant": ""
+      },
+      "config": "CONFIG",
+      "manifest": "MANIFEST",
+      "layers": [
+        {
+          "diff_id": "DIFF",
+          "blob": {
+            "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip",
+            "digest": "BLOB",
+            "size": 10
+          }
+        }
+      ]
+    }
+  ]
+}
+{
+  "version": 1,
+  "diff_id": "DIFF",
+  "tree": "TREE",
+  "tar_size": 10240,
+  "content_size": 14,
+  "nodes": 4
+}
+{
+  "version": 1,
+  "owner": "container web",
+  "layers": [
+    "DIFF"
+  ],
+  "blobs": [
+    "CONFIG"
+  ]
+}
+"#;
 
 #[test]
 fn many_at_once_add_the_same_image_while_gc_runs() {
@@ -323,7 +461,7 @@ fn many_at_once_add_the_same_image_while_gc_runs() {
     });
     let report = fixture.store.check(true).unwrap();
     assert_eq!(report.problems, []);
-    assert_eq!((report.objects.number, report.refs), (41, 2));
+    assert_eq!((report.objects.number, report.tags), (41, 2));
     assert_eq!(fixture.store.gc().unwrap().bytes(), 0);
     assert_eq!(
         (fixture.files("tmp"), fixture.files("trash")),

@@ -21,7 +21,9 @@ fn each_damage_is_found_and_named() {
     replace(&rotten, b"r0tten");
     let loose = fixture.object_path(b"fine");
     std::fs::set_permissions(&loose, std::fs::Permissions::from_mode(0o644)).unwrap();
-    let blob = fixture.path("blobs/sha256").join(app.image.0.hex());
+    let blob = fixture
+        .path("blobs/sha256")
+        .join(app.images[0].config.0.hex());
     replace(&blob, b"xxx");
     let stray = fixture.path("merged/notes.txt");
     std::fs::write(&stray, "").unwrap();
@@ -63,9 +65,13 @@ fn each_damage_is_found_and_named() {
 fn a_tag_of_what_is_not_there_is_named_with_it() {
     let fixture = fixture();
     let app = fixture.image("app", &[&[b"content"]]);
-    let layer = fixture.path("layers").join(app.layers[0].0.hex());
+    let layer = fixture.path("layers").join(layers(&app)[0].0.hex());
     std::fs::remove_dir_all(&layer).unwrap();
-    let tag = fixture.path("refs/docker.io%2Flibrary%2Fapp:latest.json");
+    let file = |name: &str| {
+        let hash = Sha256Digest::of(format!("docker.io/library/{name}").as_bytes()).hex();
+        fixture.path(&format!("refs/docker.io%2Flibrary%2F{name}-{hash}.json"))
+    };
+    let tag = file("app:latest");
     let problems = fixture.store.check(false).unwrap().problems;
     assert_eq!(
         problems,
@@ -74,11 +80,7 @@ fn a_tag_of_what_is_not_there_is_named_with_it() {
             needed_by: tag.clone()
         }]
     );
-    std::fs::rename(
-        &tag,
-        fixture.path("refs/docker.io%2Flibrary%2Fother:latest.json"),
-    )
-    .unwrap();
+    std::fs::rename(&tag, file("other:latest")).unwrap();
     let problems = fixture.store.check(false).unwrap().problems;
     assert!(
         matches!(&problems[..], [Problem::Damaged { reason, .. }] if reason.contains("app:latest")),
@@ -90,11 +92,11 @@ fn a_tag_of_what_is_not_there_is_named_with_it() {
 fn damaged_trees_and_records_are_found_without_reading_objects() {
     let fixture = fixture();
     let app = fixture.image("app", &[&[b"content"]]);
-    let layer = fixture.path("layers").join(app.layers[0].0.hex());
+    let layer = fixture.path("layers").join(layers(&app)[0].0.hex());
     let merged = fixture
         .path("merged")
         .join(fixture.files("merged").keys().next().unwrap());
-    for path in [layer.join("tree"), merged] {
+    for path in [layer.join("tree-v2"), merged] {
         let mut bytes = std::fs::read(&path).unwrap();
         let middle = bytes.len() / 2;
         bytes[middle] ^= 0x10;
@@ -117,7 +119,7 @@ fn a_merged_tree_that_is_whole_but_wrong_is_found_by_deep() {
     let fixture = fixture();
     let app = fixture.image("app", &[&[b"content"]]);
     // A layer of the same name with nothing in it merges to a tree of the same stack.
-    let empty = LayerBuilder::new().finish(app.layers[0]).unwrap();
+    let empty = LayerBuilder::new().finish(layers(&app)[0]).unwrap();
     let wrong = crate::tree::merge(&[Tree::from_bytes(empty).unwrap()]).unwrap();
     replace(&fixture.merged_path(&app), &wrong);
     assert_eq!(fixture.store.check(false).unwrap().problems, []);
@@ -131,10 +133,10 @@ fn a_merged_tree_that_is_whole_but_wrong_is_found_by_deep() {
 fn trees_and_records_that_can_be_written_are_named() {
     let fixture = fixture();
     let app = fixture.image("app", &[&[b"content"]]);
-    let layer = fixture.path("layers").join(app.layers[0].0.hex());
+    let layer = fixture.path("layers").join(layers(&app)[0].0.hex());
     let paths = [
         layer.join("layer.json"),
-        layer.join("tree"),
+        layer.join("tree-v2"),
         fixture.merged_path(&app),
     ];
     for path in &paths {
@@ -152,17 +154,17 @@ fn trees_and_records_that_can_be_written_are_named() {
 fn a_tree_in_anothers_place_is_found_and_never_opened() {
     let fixture = fixture();
     let app = fixture.image("app", &[&[b"content"], &[b"two", b"files"]]);
-    let layer = |number: usize| fixture.path("layers").join(app.layers[number].0.hex());
+    let layer = |number: usize| fixture.path("layers").join(layers(&app)[number].0.hex());
     replace(
-        &layer(0).join("tree"),
-        &std::fs::read(layer(1).join("tree")).unwrap(),
+        &layer(0).join("tree-v2"),
+        &std::fs::read(layer(1).join("tree-v2")).unwrap(),
     );
     let problems = fixture.store.check(false).unwrap().problems;
     assert!(
-        matches!(&problems[..], [Problem::Damaged { path, .. }] if *path == layer(0).join("tree")),
+        matches!(&problems[..], [Problem::Damaged { path, .. }] if *path == layer(0).join("tree-v2")),
         "{problems:?}"
     );
-    let opened = fixture.store.layer_tree(app.layers[0]);
+    let opened = fixture.store.layer_tree(layers(&app)[0]);
     assert!(matches!(opened, Err(StoreError::Malformed { .. })));
     // Nor is a merged tree, which is made anew from the right layers.
     let other = fixture.image("other", &[&[b"other"]]);
@@ -171,7 +173,7 @@ fn a_tree_in_anothers_place_is_found_and_never_opened() {
         &fixture.merged_path(&other),
         &std::fs::read(fixture.merged_path(&app)).unwrap(),
     );
-    fixture.store.merged(&other.layers).unwrap();
+    fixture.store.merged(&layers(&other)).unwrap();
     assert_eq!(std::fs::read(fixture.merged_path(&other)).unwrap(), own);
 }
 
@@ -182,8 +184,11 @@ fn layers_that_do_not_stack_any_more_are_found_by_deep() {
     let app = fixture.image("app", &[&[b"content"]]);
     let mut builder = LayerBuilder::new();
     builder.hard_link(&[b"0"], &[b"nowhere"]).unwrap();
-    let layer = fixture.path("layers").join(app.layers[0].0.hex());
-    replace(&layer.join("tree"), &builder.finish(app.layers[0]).unwrap());
+    let layer = fixture.path("layers").join(layers(&app)[0].0.hex());
+    replace(
+        &layer.join("tree-v2"),
+        &builder.finish(layers(&app)[0]).unwrap(),
+    );
     let merged = fixture.merged_path(&app);
     let problems = fixture.store.check(true).unwrap().problems;
     let about = |path: &Path| {
@@ -205,8 +210,8 @@ fn what_nothing_keeps_may_be_incomplete() {
     let app = fixture.image("app", &[&[b"content"]]);
     fixture.store.untag(&app).unwrap();
     std::fs::remove_file(fixture.object_path(b"content")).unwrap();
-    let layer = fixture.path("layers").join(app.layers[0].0.hex());
-    std::fs::remove_file(layer.join("tree")).unwrap();
+    let layer = fixture.path("layers").join(layers(&app)[0].0.hex());
+    std::fs::remove_file(layer.join("tree-v2")).unwrap();
     assert_eq!(fixture.store.check(true).unwrap().problems, []);
     // And loading it again makes it whole.
     fixture.image("app", &[&[b"content"]]);
@@ -230,11 +235,11 @@ fn usage_counts_what_lies_there() {
             usage.layers.number,
             usage.merged.number,
             usage.blobs.number,
-            usage.refs
+            usage.tags
         ),
         (2, 1, 1, 1)
     );
-    let objects = fixture.store.objects_of(&app.layers).unwrap();
+    let objects = fixture.store.objects_of(&layers(&app)).unwrap();
     assert_eq!(
         objects,
         BTreeMap::from([(ObjectId::of(b"12345"), 5), (ObjectId::of(b"123"), 3)])

@@ -30,13 +30,13 @@ fn what_no_tag_keeps_goes_and_what_is_shared_stays() {
         ),
         (1, 1, 1)
     );
-    assert_eq!(fixture.store.refs().unwrap(), [base]);
+    assert_eq!(fixture.store.tags().unwrap().tags, [base]);
     assert_eq!(fixture.store.check(true).unwrap().problems, []);
     assert_eq!(fixture.files("trash"), BTreeMap::new());
 
     fixture
         .store
-        .untag(&fixture.store.refs().unwrap()[0])
+        .untag(&fixture.store.tags().unwrap().tags[0])
         .unwrap();
     fixture.store.gc().unwrap();
     for place in ["objects", "layers", "merged", "blobs", "refs"] {
@@ -45,16 +45,15 @@ fn what_no_tag_keeps_goes_and_what_is_shared_stays() {
 }
 
 #[test]
-fn a_container_keeps_its_layers() {
+fn a_pin_keeps_layers_and_blobs_until_it_is_removed() {
     let fixture = fixture();
     let app = fixture.image("app", &[&[b"content"]]);
-    std::fs::create_dir(fixture.path("containers/c1")).unwrap();
-    std::fs::create_dir(fixture.path("containers/being-made")).unwrap();
-    let config = format!(
-        r#"{{"name": "c1", "layers": ["{}"], "other": {{}}}}"#,
-        app.layers[0]
-    );
-    std::fs::write(fixture.path("containers/c1/config.json"), config).unwrap();
+    let config = app.images[0].config.0;
+    fixture
+        .store
+        .pin("container-1", "container web", &layers(&app), &[config])
+        .unwrap();
+    assert_eq!(fixture.store.pins().unwrap(), ["container-1"]);
     fixture.store.untag(&app).unwrap();
     let report = fixture.store.gc().unwrap();
     assert_eq!(
@@ -64,10 +63,17 @@ fn a_container_keeps_its_layers() {
             report.merged.number,
             report.blobs.number
         ),
-        (0, 0, 0, 1)
+        (0, 0, 0, 0)
     );
-    std::fs::remove_dir_all(fixture.path("containers/c1")).unwrap();
+    assert!(fixture.store.unpin("container-1").unwrap());
+    assert!(!fixture.store.unpin("container-1").unwrap());
     assert_eq!(fixture.store.gc().unwrap().objects.number, 1);
+    let refused = fixture.store.pin("container-1", "", &layers(&app), &[]);
+    assert!(matches!(refused, Err(StoreError::NoLayer(_))));
+    for name in ["", "a/b", ".x", "held-x"] {
+        let refused = fixture.store.pin(name, "", &[], &[]);
+        assert!(matches!(refused, Err(StoreError::Name { .. })), "{name}");
+    }
 }
 
 #[test]
@@ -76,7 +82,7 @@ fn a_lease_keeps_its_layers_until_the_last_holder_of_its_file_is_gone() {
     let app = fixture.image("app", &[&[b"content"]]);
     let lease = fixture
         .store
-        .lease("m1", Some(app.image), &app.layers)
+        .lease("m1", Some(app.images[0].config), &layers(&app))
         .unwrap();
     fixture.store.untag(&app).unwrap();
     assert_eq!(fixture.store.gc().unwrap().objects.number, 0);
@@ -86,35 +92,36 @@ fn a_lease_keeps_its_layers_until_the_last_holder_of_its_file_is_gone() {
     assert_eq!(fixture.store.gc().unwrap().objects.number, 0);
     drop(copy);
     let report = fixture.store.gc().unwrap();
-    assert_eq!((report.objects.number, report.leases), (1, 1));
-    assert_eq!(fixture.files("leases"), BTreeMap::new());
+    assert_eq!((report.objects.number, report.pins), (1, 1));
+    assert_eq!(fixture.files("pins"), BTreeMap::new());
 }
 
 #[test]
-fn a_lease_says_what_it_is_and_ends_when_dropped() {
+fn a_lease_is_a_pin_that_ends_when_dropped() {
     let fixture = fixture();
     let app = fixture.image("app", &[&[b"a"], &[b"b"]]);
+    let image = app.id().unwrap();
     let lease = fixture
         .store
-        .lease("m-1", Some(app.image), &app.layers)
+        .lease("m-1", Some(image), &layers(&app))
         .unwrap();
-    let files = fixture.files("leases");
+    let files = fixture.files("pins");
     let name = files.keys().next().unwrap();
     assert!(
-        name.starts_with("m-1-") && name.len() == "m-1-0123456789abcdef.json".len(),
+        name.starts_with("held-mount-m-1-")
+            && name.len() == "held-mount-m-1-0123456789abcdef.json".len(),
         "{name}"
     );
     let json: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(fixture.path("leases").join(name)).unwrap()).unwrap();
-    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
-    let chain = crate::digest::ChainId::of(&app.layers).unwrap();
+        serde_json::from_slice(&std::fs::read(fixture.path("pins").join(name)).unwrap()).unwrap();
     let expected = serde_json::json!({
-        "mount": "m-1", "image": app.image, "chain": chain, "boot": boot.trim(), "layers": app.layers,
+        "version": 1, "owner": format!("mount m-1 of image {image}"), "layers": layers(&app), "blobs": [],
     });
     assert_eq!(json, expected);
+    assert_eq!(fixture.store.pins().unwrap(), [""; 0]);
     drop(lease);
-    assert_eq!(fixture.files("leases"), BTreeMap::new());
-    // Nobody holds one: no wait.
+    assert_eq!(fixture.files("pins"), BTreeMap::new());
+    // Nothing holds one: no wait.
     fixture.store.wait_lease_end("m-1").unwrap();
 }
 
@@ -122,10 +129,10 @@ fn a_lease_says_what_it_is_and_ends_when_dropped() {
 fn waiting_for_a_lease_ends_with_it_and_not_for_another() {
     let fixture = fixture();
     let app = fixture.image("app", &[&[b"a"]]);
-    let other = fixture.store.lease("m-1", None, &app.layers).unwrap();
+    let other = fixture.store.lease("m-1", None, &layers(&app)).unwrap();
     let fd = fixture
         .store
-        .lease("m", None, &app.layers)
+        .lease("m", None, &layers(&app))
         .unwrap()
         .into_fd();
     std::thread::scope(|scope| {
@@ -133,7 +140,7 @@ fn waiting_for_a_lease_ends_with_it_and_not_for_another() {
         drop(fd);
         waiter.join().unwrap().unwrap();
     });
-    assert_eq!(fixture.files("leases").len(), 1);
+    assert_eq!(fixture.files("pins").len(), 1);
     drop(other);
 }
 
@@ -145,7 +152,7 @@ fn waiting_for_a_lease_can_be_given_up() {
     assert!(within(Duration::ZERO), "there is none");
     let held = fixture
         .store
-        .lease("m", None, &app.layers)
+        .lease("m", None, &layers(&app))
         .unwrap()
         .into_fd();
     assert!(!within(Duration::ZERO));
@@ -157,11 +164,11 @@ fn waiting_for_a_lease_can_be_given_up() {
     // Whose end nobody is told of: it is not open for writing.
     let held = fixture
         .store
-        .lease("m", None, &app.layers)
+        .lease("m", None, &layers(&app))
         .unwrap()
         .into_fd();
-    let name = fixture.files("leases").into_keys().next().unwrap();
-    let silent = File::open(fixture.path("leases").join(name)).unwrap();
+    let name = fixture.files("pins").into_keys().next().unwrap();
+    let silent = File::open(fixture.path("pins").join(name)).unwrap();
     drop(held);
     flock(&silent, FlockOperation::LockExclusive).unwrap();
     std::thread::scope(|scope| {
@@ -169,7 +176,7 @@ fn waiting_for_a_lease_can_be_given_up() {
         drop(silent);
         assert!(waiter.join().unwrap());
     });
-    assert_eq!(fixture.files("leases"), BTreeMap::new());
+    assert_eq!(fixture.files("pins"), BTreeMap::new());
 }
 
 #[test]
@@ -179,17 +186,17 @@ fn a_lease_on_what_is_gone_is_refused() {
     fixture.store.untag(&app).unwrap();
     fixture.store.gc().unwrap();
     assert!(matches!(
-        fixture.store.lease("m1", None, &app.layers),
+        fixture.store.lease("m1", None, &layers(&app)),
         Err(StoreError::NoLayer(_))
     ));
     // Nor where nobody has merged them yet.
     let bare = fixture.image("bare", &[&[b"content"], &[b"more"]]);
     std::fs::remove_file(fixture.merged_path(&bare)).unwrap();
-    drop(fixture.store.lease("m1", None, &bare.layers).unwrap());
-    let layer = fixture.path("layers").join(bare.layers[1].0.hex());
+    drop(fixture.store.lease("m1", None, &layers(&bare)).unwrap());
+    let layer = fixture.path("layers").join(layers(&bare)[1].0.hex());
     std::fs::remove_dir_all(layer).unwrap();
     assert!(matches!(
-        fixture.store.lease("m1", None, &bare.layers),
+        fixture.store.lease("m1", None, &layers(&bare)),
         Err(StoreError::NoLayer(_))
     ));
     assert!(matches!(
@@ -197,102 +204,166 @@ fn a_lease_on_what_is_gone_is_refused() {
         Err(StoreError::NoLayer(_))
     ));
     assert!(matches!(
-        fixture.store.lease("a/b", None, &app.layers),
+        fixture.store.lease("a/b", None, &layers(&app)),
         Err(StoreError::Name { .. })
     ));
-    assert_eq!(fixture.files("leases"), BTreeMap::new());
+    assert_eq!(fixture.files("pins"), BTreeMap::new());
 }
 
 #[test]
-fn gc_waits_for_transactions() {
+fn a_transaction_on_its_way_keeps_what_it_found_and_holds_nothing_up() {
     let fixture = fixture();
+    let app = fixture.image("app", &[&[b"shared", b"own"], &[b"top"]]);
     let lock = File::open(fixture.path("lock")).unwrap();
     let transaction = fixture.store.begin().unwrap();
     assert_eq!(
-        flock(&lock, FlockOperation::NonBlockingLockExclusive),
-        Err(Errno::WOULDBLOCK)
+        put(&transaction, b"shared").outcome,
+        Outcome::AlreadyPresent
     );
-    drop(transaction);
+    assert!(transaction.has_layer(layers(&app)[1]).unwrap());
+    let config = app.images[0].config.0;
+    assert!(!transaction.has_blob(config, 4).unwrap());
+    assert!(transaction.has_blob(config, 3).unwrap());
     flock(&lock, FlockOperation::NonBlockingLockExclusive).unwrap();
+    flock(&lock, FlockOperation::Unlock).unwrap();
+
+    fixture.store.untag(&app).unwrap();
+    let report = fixture.store.gc().unwrap();
+    assert_eq!((report.layers.number, report.damaged.len()), (1, 0));
+    assert!(!fixture.object_path(b"shared").exists());
+    let diff = put_layer(&transaction, &[b"shared"]);
+    let again = tag("again", config, vec![diff, layers(&app)[1]]);
+    transaction.put_merged(&layers(&again)).unwrap();
+    transaction.publish(std::slice::from_ref(&again)).unwrap();
+    assert_eq!(fixture.store.check(true).unwrap().problems, []);
+    assert_eq!(fixture.store.gc().unwrap().bytes(), 0);
+    assert_eq!(fixture.files("pins"), BTreeMap::new());
 }
 
 #[test]
-fn a_root_that_cannot_be_read_stops_gc_before_it_touches_anything() {
+fn what_a_dead_load_pinned_goes_with_it() {
+    let fixture = fixture();
+    let app = fixture.image("app", &[&[b"content"]]);
+    fixture.store.untag(&app).unwrap();
+    let transaction = fixture.store.begin().unwrap();
+    transaction.keep_layers(&layers(&app)).unwrap();
+    // As SIGKILL leaves it: the descriptors are closed, no destructor has run.
+    let name = fixture.files("pins").into_keys().next().unwrap();
+    let pin = fixture.path("pins").join(&name);
+    std::fs::copy(&pin, fixture.path("pins/held-load-0123456789abcdef.json")).unwrap();
+    drop(transaction);
+    let report = fixture.store.gc().unwrap();
+    assert_eq!((report.pins, report.layers.number), (1, 1));
+    assert_eq!(fixture.files("pins"), BTreeMap::new());
+}
+
+#[test]
+fn gc_frees_nothing_while_a_tag_or_pin_cannot_be_read() {
     let fixture = fixture();
     let app = fixture.image("app", &[&[b"content"]]);
     fixture.store.untag(&app).unwrap();
     let objects = fixture.files("objects");
-    for (file, text) in [
-        ("refs/x:latest.json", "{"),
-        ("containers/c/config.json", r#"{"layers": "all"}"#),
-    ] {
-        std::fs::create_dir_all(fixture.path(file).parent().unwrap()).unwrap();
-        std::fs::write(fixture.path(file), text).unwrap();
-        let error = fixture.store.gc().unwrap_err();
-        assert!(error.to_string().contains(file), "{error}");
-        assert_eq!(fixture.files("objects"), objects);
+    let hash = Sha256Digest::of(b"docker.io/library/x:latest").hex();
+    let tag = format!("refs/docker.io%2Flibrary%2Fx:latest-{hash}.json");
+    for file in [tag.as_str(), "pins/container-1.json"] {
+        for text in [
+            "{",
+            r#"{"version": 2}"#,
+            r#"{"version": 1, "layers": "all"}"#,
+        ] {
+            std::fs::write(fixture.path(file), text).unwrap();
+            let damaged = fixture.store.gc().unwrap().damaged;
+            assert_eq!(damaged.len(), 1);
+            assert!(damaged[0].to_string().contains(file), "{}", damaged[0]);
+            assert_eq!(fixture.files("objects"), objects);
+            assert!(!fixture.store.check(false).unwrap().problems.is_empty());
+        }
         std::fs::remove_file(fixture.path(file)).unwrap();
     }
     assert_eq!(fixture.store.gc().unwrap().objects.number, 1);
 }
 
 #[test]
-fn a_damaged_tree_stops_gc_since_its_objects_are_unknown() {
+fn a_damaged_tag_costs_that_tag_alone() {
+    let fixture = fixture();
+    let good = fixture.image("good", &[&[b"good"]]);
+    let hurt = fixture.image("hurt", &[&[b"hurt"]]);
+    let name = hurt.reference.as_ref().unwrap();
+    let damage = || {
+        let files = fixture.files("refs").into_keys();
+        let file = files
+            .into_iter()
+            .find(|file| file.contains("hurt"))
+            .unwrap();
+        std::fs::write(fixture.path("refs").join(file), r#"{"version": 1, "ref"#).unwrap();
+    };
+    std::fs::write(fixture.path("refs/notes~"), "mine").unwrap();
+    damage();
+    let list = fixture.store.tags().unwrap();
+    assert_eq!((list.tags, list.damaged.len()), (vec![good.clone()], 1));
+    assert!(fixture.store.find_tag(name).is_err());
+    assert_eq!(fixture.store.usage().unwrap().tags, 2);
+    // Another name is given and taken; the damaged one is healed by giving it again, or removed.
+    let more = named(&good, Some("more"));
+    fixture.store.tag(&more).unwrap();
+    assert!(fixture.store.untag(&more).unwrap());
+    fixture.store.tag(&hurt).unwrap();
+    assert_eq!(fixture.store.find_tag(name).unwrap(), Some(hurt.clone()));
+    damage();
+    assert!(fixture.store.untag_name(name).unwrap());
+    assert_eq!(fixture.store.tags().unwrap().damaged.len(), 0);
+}
+
+#[test]
+fn gc_frees_no_object_while_a_layer_cannot_be_read() {
     let fixture = fixture();
     let app = fixture.image("app", &[&[b"content"]]);
-    fixture.image("other", &[&[b"more"]]);
-    let tree = fixture
-        .path("layers")
-        .join(app.layers[0].0.hex())
-        .join("tree");
-    let mut bytes = std::fs::read(&tree).unwrap();
+    let doomed = fixture.image("other", &[&[b"more"]]);
+    fixture.store.untag(&doomed).unwrap();
+    let tree = fixture.tree_path(&app, 0);
+    let whole = std::fs::read(&tree).unwrap();
+    let mut bytes = whole.clone();
     let last = bytes.len() - 40;
     bytes[last] ^= 1;
     std::fs::remove_file(&tree).unwrap();
     std::fs::write(&tree, bytes).unwrap();
-    assert!(fixture.store.gc().is_err());
-    fixture.store.untag(&app).unwrap();
-    fixture.store.gc().unwrap();
-    assert_eq!(fixture.store.check(true).unwrap().problems, []);
+    let report = fixture.store.gc().unwrap();
+    assert_eq!((report.damaged.len(), report.layers.number), (1, 1));
+    assert_eq!(fixture.files("objects").len(), 2);
+    std::fs::write(&tree, whole).unwrap();
+    assert_eq!(fixture.store.gc().unwrap().objects.number, 1);
 }
 
 #[test]
-fn what_a_killed_gc_left_is_finished_by_the_next_and_strays_are_nobodys_business() {
+fn gc_finishes_what_a_killed_one_left_and_ignores_foreign_files() {
     let fixture = fixture();
     std::fs::create_dir(fixture.path("trash/feed")).unwrap();
     std::fs::write(fixture.path("trash/feed/0"), "x").unwrap();
     std::fs::write(fixture.path("objects/00/notes"), "mine").unwrap();
+    std::fs::write(fixture.path("objects/notes~"), "mine").unwrap();
     fixture.store.gc().unwrap();
     assert_eq!(fixture.files("trash"), BTreeMap::new());
     assert_eq!(
         fixture.files("objects"),
-        BTreeMap::from([("00/notes".to_owned(), 4)])
+        BTreeMap::from([("00/notes".to_owned(), 4), ("notes~".to_owned(), 4)])
     );
 }
 
 #[test]
-fn names_move_and_multiply() {
+fn an_image_stays_while_one_of_its_names_does() {
     let fixture = fixture();
     let app = fixture.image("app", &[&[b"content"]]);
-    let second = RefRecord {
-        reference: Some("other:2".parse().unwrap()),
-        ..app.clone()
-    };
-    let nameless = RefRecord {
-        reference: None,
-        ..app.clone()
-    };
+    let second = named(&app, Some("other:2"));
     fixture.store.tag(&second).unwrap();
-    fixture.store.tag(&nameless).unwrap();
     fixture.store.untag(&app).unwrap();
     assert_eq!(fixture.store.gc().unwrap().objects.number, 0);
     assert_eq!(
-        fixture.store.find_ref(&"other:2".parse().unwrap()).unwrap(),
+        fixture.store.find_tag(&"other:2".parse().unwrap()).unwrap(),
         Some(second.clone())
     );
     assert_eq!(
-        fixture.store.find_ref(&"app".parse().unwrap()).unwrap(),
+        fixture.store.find_tag(&"app".parse().unwrap()).unwrap(),
         None
     );
-    assert_eq!(fixture.store.refs().unwrap(), [second, nameless]);
+    assert_eq!(fixture.store.tags().unwrap().tags, [second]);
 }

@@ -47,13 +47,22 @@ impl Fixture {
             .join(object_name(ObjectId::of(content)))
     }
 
-    pub(super) fn merged_path(&self, record: &RefRecord) -> PathBuf {
-        let chain = crate::digest::ChainId::of(&record.layers).unwrap();
-        self.path("merged").join(format!("{}.tree", chain.0.hex()))
+    pub(super) fn merged_path(&self, tag: &Tag) -> PathBuf {
+        let chain = crate::digest::ChainId::of(&layers(tag)).unwrap();
+        let name = format!("{}.tree-v2", chain.0.hex());
+        self.path("merged").join(name)
+    }
+
+    pub(super) fn layer_path(&self, tag: &Tag, number: usize) -> PathBuf {
+        self.path("layers").join(layers(tag)[number].0.hex())
+    }
+
+    pub(super) fn tree_path(&self, tag: &Tag, number: usize) -> PathBuf {
+        self.layer_path(tag, number).join("tree-v2")
     }
 
     /// Publishes an image of one layer per list of contents.
-    pub(super) fn image(&self, name: &str, layers: &[&[&[u8]]]) -> RefRecord {
+    pub(super) fn image(&self, name: &str, layers: &[&[&[u8]]]) -> Tag {
         let transaction = self.store.begin().unwrap();
         let layers: Vec<DiffId> = layers
             .iter()
@@ -61,20 +70,43 @@ impl Fixture {
             .collect();
         let config = transaction.put_blob(name.as_bytes()).unwrap();
         transaction.put_merged(&layers).unwrap();
-        let record = record(name, config, layers);
-        transaction.publish(std::slice::from_ref(&record)).unwrap();
-        record
+        let tag = tag(name, config, layers);
+        transaction.publish(std::slice::from_ref(&tag)).unwrap();
+        tag
     }
 }
 
-pub(super) fn record(name: &str, config: Sha256Digest, layers: Vec<DiffId>) -> RefRecord {
-    RefRecord {
+pub(super) fn tag(name: &str, config: Sha256Digest, layers: Vec<DiffId>) -> Tag {
+    let layers = layers.into_iter().map(|diff_id| TaggedLayer {
+        diff_id,
+        blob: None,
+    });
+    Tag {
         reference: Some(name.parse().unwrap()),
-        image: ImageId(config),
-        manifest: None,
-        layers,
-        blobs: vec![config],
+        target: None,
+        images: vec![TaggedImage {
+            platform: Platform {
+                os: "linux".to_owned(),
+                architecture: "amd64".to_owned(),
+                variant: String::new(),
+            },
+            config: ImageId(config),
+            manifest: None,
+            layers: layers.collect(),
+        }],
     }
+}
+
+/// The same images under another name, or under none.
+pub(super) fn named(tag: &Tag, name: Option<&str>) -> Tag {
+    Tag {
+        reference: name.map(|name| name.parse().unwrap()),
+        ..tag.clone()
+    }
+}
+
+pub(super) fn layers(tag: &Tag) -> Vec<DiffId> {
+    tag.images[0].diff_ids()
 }
 
 pub(super) fn put(transaction: &Transaction<'_>, content: &[u8]) -> Added {
@@ -106,7 +138,7 @@ pub(super) fn put_layer(transaction: &Transaction<'_>, contents: &[&[u8]]) -> Di
     }
     let diff = DiffId(Sha256Digest::of(&contents.concat()));
     transaction
-        .put_layer(diff, builder.finish(diff).unwrap(), 10_240)
+        .put_layer(diff, builder.finish(diff).unwrap(), 10_240, None)
         .unwrap();
     diff
 }

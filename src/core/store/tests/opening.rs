@@ -3,7 +3,7 @@ use std::os::unix::fs::PermissionsExt;
 use super::*;
 
 const FORMAT: &str = r#"{
-  "version": 1,
+  "version": 2,
   "compat": [],
   "ro-compat": [],
   "incompat": []
@@ -11,7 +11,7 @@ const FORMAT: &str = r#"{
 "#;
 
 #[test]
-fn a_new_store_is_laid_out_as_the_design_says() {
+fn a_new_store_has_its_directories_and_no_more() {
     let fixture = fixture();
     assert_eq!(
         std::fs::read_to_string(fixture.path("format.json")).unwrap(),
@@ -35,10 +35,10 @@ fn a_new_store_is_laid_out_as_the_design_says() {
         "containers",
         "format.json",
         "layers",
-        "leases",
         "lock",
         "merged",
         "objects",
+        "pins",
         "refs",
         "tmp",
         "trash",
@@ -108,18 +108,23 @@ fn reopen_with(format: &str) -> Result<Store, StoreError> {
 
 #[test]
 fn formats_of_the_future_are_refused_by_what_they_are() {
-    let newer = reopen_with(r#"{"version": 2}"#).unwrap_err();
+    let older = reopen_with(r#"{"version": 1}"#).unwrap_err();
     assert!(
-        matches!(newer, StoreError::Version { found: 2, .. }),
+        older.to_string().contains("load the images again"),
+        "{older}"
+    );
+    let newer = reopen_with(r#"{"version": 3}"#).unwrap_err();
+    assert!(
+        matches!(newer, StoreError::Version { found: 3, .. }),
         "{newer}"
     );
-    let incompat = reopen_with(r#"{"version": 1, "incompat": ["packs"]}"#).unwrap_err();
+    let incompat = reopen_with(r#"{"version": 2, "incompat": ["packs"]}"#).unwrap_err();
     assert!(incompat.to_string().contains("packs"), "{incompat}");
     assert!(matches!(
         reopen_with("{").unwrap_err(),
         StoreError::Malformed { .. }
     ));
-    assert!(reopen_with(r#"{"version": 1, "compat": ["hints"], "more": 1}"#).is_ok());
+    assert!(reopen_with(r#"{"version": 2, "compat": ["hints"], "more": 1}"#).is_ok());
 }
 
 #[test]
@@ -128,12 +133,12 @@ fn an_unknown_ro_compat_feature_lets_read_and_not_write() {
     let record = fixture.image("app", &[&[b"content"]]);
     std::fs::write(
         fixture.path("format.json"),
-        r#"{"version": 1, "ro-compat": ["quota"]}"#,
+        r#"{"version": 2, "ro-compat": ["quota"]}"#,
     )
     .unwrap();
     let store = Store::open(&fixture.path("")).unwrap();
-    assert_eq!(store.refs().unwrap(), std::slice::from_ref(&record));
-    store.merged(&record.layers).unwrap();
+    assert_eq!(store.tags().unwrap().tags, std::slice::from_ref(&record));
+    store.merged(&layers(&record)).unwrap();
     for refused in [
         store.begin().map(drop),
         store.gc().map(drop),
@@ -152,15 +157,15 @@ fn a_tree_of_the_future_is_not_called_damaged() {
     let app = fixture.image("app", &[&[b"content"]]);
     let tree = fixture
         .path("layers")
-        .join(app.layers[0].0.hex())
-        .join("tree");
+        .join(layers(&app)[0].0.hex())
+        .join("tree-v2");
     let mut bytes = std::fs::read(&tree).unwrap();
-    for (position, said) in [(8, "newer cowl"), (100, "is damaged")] {
-        bytes[position] ^= 2;
+    for (position, said) in [(8, "newer cowl"), (200, "is damaged")] {
+        bytes[position] ^= 4;
         std::fs::remove_file(&tree).unwrap();
         std::fs::write(&tree, &bytes).unwrap();
-        let error = fixture.store.layer_tree(app.layers[0]).unwrap_err();
+        let error = fixture.store.layer_tree(layers(&app)[0]).unwrap_err();
         assert!(error.to_string().contains(said), "{error}");
-        bytes[position] ^= 2;
+        bytes[position] ^= 4;
     }
 }

@@ -125,7 +125,7 @@ fn an_ordinary_users_own_store_works() {
         };
         let app = fixture.image("app", &[&[b"content"]]);
         assert_eq!(fixture.store.check(true).unwrap().problems, []);
-        fixture.store.merged(&app.layers).unwrap();
+        fixture.store.merged(&layers(&app)).unwrap();
         fixture.store.untag(&app).unwrap();
         assert_eq!(fixture.store.gc().unwrap().objects.number, 1);
     });

@@ -1,9 +1,9 @@
 //! `config.json`: what a container is. Written once when it is made, never changed.
 //!
-//! The store's gc reads `layers` and `blobs` of it and nothing else.
+//! What it needs of the store is kept by a pin of the same id.
 
 use crate::engine::process::Process;
-use cowl_core::digest::{DiffId, ImageId, Sha256Digest};
+use cowl_core::digest::{DiffId, ImageId};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -26,10 +26,8 @@ pub struct Config {
     pub image: String,
     /// The image that name meant at that time.
     pub image_id: ImageId,
-    /// The layers below the container's upper, bottom first. They stay in the store while the container does, whatever becomes of the image.
+    /// The layers below the container's upper, bottom first.
     pub layers: Vec<DiffId>,
-    /// The image's configuration and manifest, which stay likewise.
-    pub blobs: Vec<Sha256Digest>,
     /// Program, arguments, environment, user.
     pub process: Process,
     /// Of the container's own UTS namespace.

@@ -181,6 +181,15 @@ impl Containers {
         })
     }
 
+    /// Whether there is a container of this id, or one in the making.
+    pub fn has(&self, _guard: &Guard, id: &str) -> Result<bool> {
+        match statat(&self.dir, id, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(_) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
+            Err(errno) => Err(Error::from(errno).context(format!("looking at containers/{id}"))),
+        }
+    }
+
     /// Removes directories that never became containers, since their maker was killed.
     pub fn remove_unfinished(&self, _guard: &Guard) -> Result<()> {
         for name in self.entries()?.iter().filter(|name| is_id(name)) {

@@ -67,7 +67,6 @@ fn config(id: &str, name: &str) -> Config {
         image: "app".into(),
         image_id: ImageId(Sha256Digest::of(b"")),
         layers: vec![],
-        blobs: vec![],
         process,
         hostname: "h".into(),
         tty: false,

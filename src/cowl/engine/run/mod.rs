@@ -121,7 +121,6 @@ impl Engine {
             image: request.image.clone(),
             image_id: image.id,
             layers: image.layers.clone(),
-            blobs: image.blobs.clone(),
             process,
             hostname: names::short(&id).to_owned(),
             tty: request.tty,
@@ -133,7 +132,16 @@ impl Engine {
             id,
         };
         let mut new_volumes = Vec::new();
-        let making = self.containers.create(&guard, config)?;
+        let pin = super::pin_name(&config.id);
+        let owner = format!("container {}", config.name);
+        self.store.pin(&pin, &owner, &image.layers, &image.blobs)?;
+        let making = match self.containers.create(&guard, config) {
+            Ok(making) => making,
+            Err(error) => {
+                self.store.unpin(&pin)?;
+                return Err(error);
+            }
+        };
         let volumes = self.make_volumes(&making.container.config, &mut new_volumes);
         drop(guard);
         let made = Made {
