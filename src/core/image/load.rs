@@ -305,7 +305,7 @@ impl Loader<'_> {
             imported.diff_id,
             imported.tree_bytes,
             imported.stats.stream_bytes,
-            None,
+            Some(&imported.recipe),
         )?;
         let done = Done {
             diff: imported.diff_id,

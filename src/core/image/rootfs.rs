@@ -39,7 +39,7 @@ pub fn import_rootfs(
         imported.diff_id,
         imported.tree_bytes,
         imported.stats.stream_bytes,
-        None,
+        Some(&imported.recipe),
     )?;
     transaction.put_merged(&[imported.diff_id])?;
     let created = format!("{:.0}", Timestamp::now());
