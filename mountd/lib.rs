@@ -11,6 +11,7 @@ pub mod counters;
 mod failure;
 pub mod fuse;
 pub mod keeper;
+mod lru;
 pub mod overlay;
 pub mod process;
 mod sys;

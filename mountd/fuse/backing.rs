@@ -6,7 +6,7 @@
 //!
 //! Lock: `table`, a leaf, never held over a system call.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
+use crate::lru::Lru;
 use crate::overlay::{NodeId, Side};
 use crate::sys;
 
@@ -28,21 +29,23 @@ pub(super) struct BackingIds {
     table: Mutex<Table>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Table {
-    nodes: HashMap<NodeId, Slot>,
-    /// Nodes without opens by when they became so.
-    idle: BTreeMap<u64, NodeId>,
-    clock: u64,
+    open: HashMap<NodeId, OpenId>,
+    /// Ids of nodes without opens.
+    idle: Lru<NodeId, Id>,
+}
+
+#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+struct Id {
+    number: u32,
+    side: Side,
 }
 
 #[derive(Debug)]
-struct Slot {
-    id: u32,
-    side: Side,
+struct OpenId {
+    id: Id,
     opens: u32,
-    /// Its key in `idle`; meaningless while there are opens.
-    since: u64,
     /// The kernel forgot the node while a RELEASE was still under way.
     forgotten: bool,
 }
@@ -52,7 +55,7 @@ impl BackingIds {
     pub(super) fn new() -> io::Result<Self> {
         Ok(Self {
             registrar: Registrar::new()?,
-            table: Mutex::default(),
+            table: Mutex::new(Table::new()),
         })
     }
 
@@ -91,76 +94,73 @@ impl BackingIds {
 }
 
 impl Table {
+    fn new() -> Self {
+        Self {
+            open: HashMap::new(),
+            idle: Lru::new(MAX_IDLE),
+        }
+    }
+
     /// Counts an open on the id that `node` has for `side`, if any; and an id that became useless.
     fn reuse(&mut self, node: NodeId, side: Side) -> io::Result<(Option<u32>, Option<u32>)> {
-        let Some(slot) = self.nodes.get_mut(&node) else {
-            return Ok((None, None));
-        };
-        if slot.side == side {
-            if slot.opens == 0 {
-                self.idle.remove(&slot.since);
+        if let Some(open) = self.open.get_mut(&node) {
+            if open.id.side != side {
+                // The overlay answers ESTALE before it comes to this; the kernel would refuse the open.
+                return Err(Errno::IO.into());
             }
-            slot.opens += 1;
-            slot.forgotten = false;
-            return Ok((Some(slot.id), None));
+            open.opens += 1;
+            open.forgotten = false;
+            return Ok((Some(open.id.number), None));
         }
-        if slot.opens > 0 {
-            // The overlay answers ESTALE before it comes to this; the kernel would refuse the open.
-            return Err(Errno::IO.into());
+        match self.idle.remove(node) {
+            Some(id) if id.side == side => {
+                self.enter(node, id);
+                Ok((Some(id.number), None))
+            }
+            stale => Ok((None, stale.map(|id| id.number))),
         }
-        Ok((None, self.drop_idle(node)))
     }
 
     /// Enters a fresh id with one open, unless another thread was faster: then its id is used, and ours given back.
-    fn insert(&mut self, node: NodeId, side: Side, id: u32) -> io::Result<(u32, Option<u32>)> {
+    fn insert(&mut self, node: NodeId, side: Side, number: u32) -> io::Result<(u32, Option<u32>)> {
         match self.reuse(node, side)? {
-            (Some(theirs), _) => Ok((theirs, Some(id))),
+            (Some(theirs), _) => Ok((theirs, Some(number))),
             (None, stale) => {
-                self.nodes.insert(
-                    node,
-                    Slot {
-                        id,
-                        side,
-                        opens: 1,
-                        since: 0,
-                        forgotten: false,
-                    },
-                );
-                Ok((id, stale))
+                self.enter(node, Id { number, side });
+                Ok((number, stale))
             }
         }
+    }
+
+    fn enter(&mut self, node: NodeId, id: Id) {
+        let open = OpenId {
+            id,
+            opens: 1,
+            forgotten: false,
+        };
+        self.open.insert(node, open);
     }
 
     /// Gives back an id that has to go for the one that became idle.
     fn release(&mut self, node: NodeId) -> Option<u32> {
-        // An idle id: this open went another way.
-        let slot = self.nodes.get_mut(&node).filter(|slot| slot.opens > 0)?;
-        slot.opens -= 1;
-        if slot.opens > 0 {
+        // Not open here: this open went another way.
+        let open = self.open.get_mut(&node)?;
+        open.opens -= 1;
+        if open.opens > 0 {
             return None;
         }
-        if slot.forgotten {
-            return self.nodes.remove(&node).map(|slot| slot.id);
+        let OpenId { id, forgotten, .. } = self.open.remove(&node)?;
+        if forgotten {
+            return Some(id.number);
         }
-        self.clock += 1;
-        slot.since = self.clock;
-        self.idle.insert(self.clock, node);
-        if self.idle.len() <= MAX_IDLE {
-            return None;
-        }
-        let (_, oldest) = self.idle.pop_first()?;
-        self.nodes.remove(&oldest).map(|slot| slot.id)
+        self.idle.insert(node, id).map(|oldest| oldest.number)
     }
 
     fn forget(&mut self, node: NodeId) -> Option<u32> {
-        self.nodes.get_mut(&node)?.forgotten = true;
-        self.drop_idle(node)
-    }
-
-    fn drop_idle(&mut self, node: NodeId) -> Option<u32> {
-        let slot = self.nodes.get(&node).filter(|slot| slot.opens == 0)?;
-        self.idle.remove(&slot.since);
-        self.nodes.remove(&node).map(|slot| slot.id)
+        if let Some(open) = self.open.get_mut(&node) {
+            open.forgotten = true;
+        }
+        self.idle.remove(node).map(|id| id.number)
     }
 }
 
@@ -214,27 +214,27 @@ mod tests {
 
     #[test]
     fn opens_of_a_node_share_an_id_that_outlives_them() {
-        let mut table = Table::default();
+        let mut table = Table::new();
         assert_eq!(table.reuse(NODE, Side::Lower).unwrap(), (None, None));
         assert_eq!(table.insert(NODE, Side::Lower, 1).unwrap(), (1, None));
         assert_eq!(table.reuse(NODE, Side::Lower).unwrap(), (Some(1), None));
         assert_eq!(table.release(NODE), None);
         assert_eq!(table.release(NODE), None);
         assert_eq!(table.reuse(NODE, Side::Lower).unwrap(), (Some(1), None));
-        assert!(table.idle.is_empty());
+        assert_eq!(table.idle.len(), 0);
     }
 
     #[test]
     fn of_two_registrations_at_once_one_is_given_back() {
-        let mut table = Table::default();
+        let mut table = Table::new();
         table.insert(NODE, Side::Upper, 1).unwrap();
         assert_eq!(table.insert(NODE, Side::Upper, 2).unwrap(), (1, Some(2)));
-        assert_eq!(table.nodes[&NODE].opens, 2);
+        assert_eq!(table.open[&NODE].opens, 2);
     }
 
     #[test]
     fn an_id_of_the_other_side_goes_once_nobody_has_it_open() {
-        let mut table = Table::default();
+        let mut table = Table::new();
         table.insert(NODE, Side::Lower, 1).unwrap();
         assert_eq!(
             table.reuse(NODE, Side::Upper).unwrap_err().raw_os_error(),
@@ -242,12 +242,12 @@ mod tests {
         );
         table.release(NODE);
         assert_eq!(table.reuse(NODE, Side::Upper).unwrap(), (None, Some(1)));
-        assert!(table.nodes.is_empty() && table.idle.is_empty());
+        assert_eq!((table.open.len(), table.idle.len()), (0, 0));
     }
 
     #[test]
     fn idle_ids_are_bounded_and_the_oldest_goes_first() {
-        let mut table = Table::default();
+        let mut table = Table::new();
         for node in 0..u32::try_from(MAX_IDLE).unwrap() + 2 {
             table
                 .insert(NodeId(node.into()), Side::Lower, node)
@@ -257,12 +257,12 @@ mod tests {
             .filter_map(|node| table.release(NodeId(node.try_into().unwrap())))
             .collect();
         assert_eq!(evicted, [0, 1]);
-        assert_eq!((table.idle.len(), table.nodes.len()), (MAX_IDLE, MAX_IDLE));
+        assert_eq!((table.idle.len(), table.open.len()), (MAX_IDLE, 0));
     }
 
     #[test]
     fn a_forgotten_node_keeps_its_id_only_while_open() {
-        let mut table = Table::default();
+        let mut table = Table::new();
         table.insert(NODE, Side::Upper, 9).unwrap();
         table.release(NODE);
         assert_eq!(table.forget(NODE), Some(9));
@@ -270,6 +270,6 @@ mod tests {
         table.insert(NODE, Side::Upper, 10).unwrap();
         assert_eq!(table.forget(NODE), None);
         assert_eq!(table.release(NODE), Some(10));
-        assert!(table.nodes.is_empty() && table.idle.is_empty());
+        assert_eq!((table.open.len(), table.idle.len()), (0, 0));
     }
 }

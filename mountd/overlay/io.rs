@@ -1,6 +1,5 @@
 //! A file's bytes: opening, reading, writing, and making them durable.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -15,68 +14,45 @@ use super::opens::Serving;
 use super::state::{Home, Unsynced};
 use super::types::{CopyEnd, Errno, HandleId, NodeId, OpenFlags, Opened, Seek, Side};
 use super::{Overlay, Profile};
+use crate::lru::Lru;
 
 /// Files kept open where the kernel does not tell which are.
 const KEPT: usize = 128;
 
 /// Open files by node, for [`Profile::Cached`].
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct NodeFiles {
-    kept: Mutex<Kept>,
-}
-
-#[derive(Debug, Default)]
-struct Kept {
-    files: HashMap<NodeId, KeptFile>,
-    clock: u64,
+    kept: Mutex<Lru<NodeId, KeptFile>>,
 }
 
 #[derive(Debug)]
 struct KeptFile {
     source: Source,
     write: bool,
-    used: u64,
 }
 
 impl NodeFiles {
+    pub(super) fn new() -> Self {
+        Self {
+            kept: Mutex::new(Lru::new(KEPT)),
+        }
+    }
+
     fn get(&self, id: NodeId, write: bool) -> Option<Source> {
         let mut kept = self.kept.lock();
-        kept.clock += 1;
-        let now = kept.clock;
-        let file = kept
-            .files
-            .get_mut(&id)
-            .filter(|file| file.write || !write)?;
-        file.used = now;
+        let file = kept.get(id).filter(|file| file.write || !write)?;
         Some(file.source.clone())
     }
 
     fn put(&self, id: NodeId, write: bool, source: Source) {
-        let mut kept = self.kept.lock();
-        if kept.files.len() >= KEPT {
-            let oldest = kept
-                .files
-                .iter()
-                .min_by_key(|(_, file)| file.used)
-                .map(|(id, _)| *id);
-            if let Some(oldest) = oldest {
-                kept.files.remove(&oldest);
-            }
-        }
-        kept.clock += 1;
-        let used = kept.clock;
-        kept.files.insert(
-            id,
-            KeptFile {
-                source,
-                write,
-                used,
-            },
-        );
+        let dropped = self.kept.lock().insert(id, KeptFile { source, write });
+        // Closes a file without the lock, and frees it where it was its last use.
+        drop(dropped);
     }
 
     pub(super) fn forget(&self, id: NodeId) {
-        self.kept.lock().files.remove(&id);
+        let dropped = self.kept.lock().remove(id);
+        drop(dropped);
     }
 }
 

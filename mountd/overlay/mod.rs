@@ -153,9 +153,9 @@ impl Overlay {
             filling: Busy::new(Level::Filling),
             busy: Busy::new(Level::Changing),
             unseen: Unseen::default(),
-            places: Places::default(),
+            places: Places::new(),
             handles: HandleFiles::default(),
-            files: NodeFiles::default(),
+            files: NodeFiles::new(),
         };
         if let Some(upper) = &overlay.upper {
             overlay.take_over_root(upper, &stamp)?;

@@ -3,7 +3,6 @@
 //! Invariant: a path is never walked from text that a client gave; it is put together from the state, and walked without leaving the
 //! upper, crossing a mount or following a link.
 
-use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -17,6 +16,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use super::state::{Home, State};
 use super::types::{Errno, NodeId};
 use super::{Overlay, lower::Lower};
+use crate::lru::Lru;
 
 /// Descriptors of directories that are kept.
 const KEPT: usize = 256;
@@ -25,49 +25,35 @@ const STRETCH: usize = 2048;
 /// A path of more components than this is a loop; no system call can make one: each level costs a mkdir in the one above.
 const DEEPEST: usize = 1 << 20;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Places {
     /// Shared while a path is put together and walked, exclusive while a directory is renamed and the state told.
     pub(super) moves: RwLock<()>,
-    kept: Mutex<Kept>,
-}
-
-#[derive(Debug, Default)]
-struct Kept {
-    dirs: HashMap<NodeId, (Arc<OwnedFd>, u64)>,
-    clock: u64,
+    kept: Mutex<Lru<NodeId, Arc<OwnedFd>>>,
 }
 
 impl Places {
+    pub(super) fn new() -> Self {
+        Self {
+            moves: RwLock::default(),
+            kept: Mutex::new(Lru::new(KEPT)),
+        }
+    }
+
     fn get(&self, id: NodeId) -> Option<Arc<OwnedFd>> {
-        let mut kept = self.kept.lock();
-        kept.clock += 1;
-        let now = kept.clock;
-        let (dir, used) = kept.dirs.get_mut(&id)?;
-        *used = now;
-        Some(Arc::clone(dir))
+        self.kept.lock().get(id).map(Arc::clone)
     }
 
     fn put(&self, id: NodeId, dir: &Arc<OwnedFd>) {
-        let mut kept = self.kept.lock();
-        if kept.dirs.len() >= KEPT {
-            let oldest = kept
-                .dirs
-                .iter()
-                .min_by_key(|(_, (_, used))| *used)
-                .map(|(id, _)| *id);
-            if let Some(oldest) = oldest {
-                kept.dirs.remove(&oldest);
-            }
-        }
-        kept.clock += 1;
-        let now = kept.clock;
-        kept.dirs.insert(id, (Arc::clone(dir), now));
+        let dropped = self.kept.lock().insert(id, Arc::clone(dir));
+        // Closes a descriptor without the lock.
+        drop(dropped);
     }
 
     /// A removed directory's descriptor is of no more use.
     pub(super) fn forget(&self, id: NodeId) {
-        self.kept.lock().dirs.remove(&id);
+        let dropped = self.kept.lock().remove(id);
+        drop(dropped);
     }
 }
 
