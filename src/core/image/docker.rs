@@ -2,7 +2,9 @@
 
 use super::archive::Archive;
 use super::documents::{DockerImage, from_json};
-use super::{CONFIG_LIMIT, Candidate, DOCUMENT_LIMIT, ImageError, LayerPart, check_digest};
+use super::{
+    CONFIG_LIMIT, Candidate, CandidateImage, DOCUMENT_LIMIT, ImageError, LayerPart, check_digest,
+};
 use crate::digest::Sha256Digest;
 
 pub(super) const MANIFEST: &str = "manifest.json";
@@ -45,9 +47,12 @@ fn candidate(archive: &Archive, image: DockerImage) -> Result<Candidate, ImageEr
         .collect();
     Ok(Candidate {
         names,
-        config,
-        manifest: None,
-        layers,
+        index: None,
+        images: vec![CandidateImage {
+            config,
+            manifest: None,
+            layers,
+        }],
     })
 }
 

@@ -106,6 +106,14 @@ pub enum ImageError {
         /// The bytes.
         found: u64,
     },
+    /// The archive leaves a layer to the store, which does not have it either.
+    #[error("the archive leaves out layer {number} ({diff_id}), and the store does not have it")]
+    LeftOut {
+        /// Counted from 1, lowest first.
+        number: usize,
+        /// The layer.
+        diff_id: DiffId,
+    },
     /// More layers than the store records.
     #[error("the image has {found} layers; more than {limit} are not supported")]
     TooManyLayers {

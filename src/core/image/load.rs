@@ -1,17 +1,15 @@
 //! From an archive to the store: every layer a tree and objects, every document a blob, every name a tag, or nothing at all.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{self, Read, Write};
 use std::path::Path;
 
-use super::archive::{Archive, Contents};
-use super::{Candidate, ImageConfig, ImageError, LayerPart, Reference, docker, oci};
-use crate::digest::{DiffId, ImageId, Sha256Digest, Sha256Hasher};
-use crate::layer::{self, Compression, Limits};
+use super::archive::Archive;
+use super::parts::LayerLoader;
+use super::{Candidate, CandidateImage, ImageConfig, ImageError, Reference, docker, oci};
+use crate::digest::{ImageId, Sha256Digest};
 use crate::store::{
-    BlobWriter, Descriptor, MAX_LAYERS, Platform, Store, Tag, TaggedImage, TaggedLayer,
-    Transaction, Trust,
+    Descriptor, MAX_LAYERS, Platform, Store, Tag, TaggedImage, TaggedLayer, Transaction, Trust,
 };
 
 /// An image that is in the store now.
@@ -51,13 +49,13 @@ pub fn load_file(
     let transaction = store.begin_with(trust)?;
     let mut loader = Loader {
         transaction: &transaction,
-        archive: &archive,
-        layers: BTreeMap::new(),
+        layers: LayerLoader::new(&archive, &transaction),
     };
     let mut images: Vec<Image> = Vec::new();
     for candidate in candidates(&archive, path)? {
         let image = loader.image(candidate)?;
-        match images.iter_mut().find(|other| other.id == image.id) {
+        let same = |other: &&mut Image| other.tag.images == image.tag.images;
+        match images.iter_mut().find(same) {
             Some(known) => known.names.extend(image.names),
             None => images.push(image),
         }
@@ -100,31 +98,38 @@ fn candidates(archive: &Archive, path: &Path) -> Result<Vec<Candidate>, ImageErr
 /// Docker itself loads by `manifest.json`, and its layouts are not always whole: they leave out images without a tag
 /// (moby#51389), and in 25.0 layers (moby#47065). The layout has what the other cannot: manifests, and a choice of platforms,
 /// so what it has by name is not replaced by another image.
-fn add(found: &mut Vec<Candidate>, mut image: Candidate) {
+fn add(found: &mut Vec<Candidate>, mut candidate: Candidate) {
     let mut known = false;
-    for same in found
-        .iter_mut()
-        .filter(|other| other.config == image.config)
-    {
-        known = true;
-        same.names.extend(image.names.iter().cloned());
-        let parts = |candidate: &Candidate| -> Vec<String> {
-            let layers = candidate.layers.iter();
-            layers.map(|layer| layer.name.clone()).collect()
-        };
-        if parts(same) != parts(&image) {
-            same.layers.clone_from(&image.layers);
-            same.manifest = None;
+    for image in &candidate.images {
+        for other in found.iter_mut() {
+            let Some(same) = other
+                .images
+                .iter_mut()
+                .find(|same| same.config == image.config)
+            else {
+                continue;
+            };
+            known = true;
+            other.names.extend(candidate.names.iter().cloned());
+            if !same
+                .layers
+                .iter()
+                .map(|layer| &layer.name)
+                .eq(image.layers.iter().map(|layer| &layer.name))
+            {
+                same.layers.clone_from(&image.layers);
+                same.manifest = None;
+            }
         }
     }
     if known {
         return;
     }
-    let named = !image.names.is_empty();
+    let named = !candidate.names.is_empty();
     let taken = |name: &Reference| found.iter().any(|other| other.names.contains(name));
-    image.names.retain(|name| !taken(name));
-    if image.names.is_empty() != named {
-        found.push(image);
+    candidate.names.retain(|name| !taken(name));
+    if candidate.names.is_empty() != named {
+        found.push(candidate);
     }
 }
 
@@ -169,30 +174,61 @@ impl Image {
 
 struct Loader<'l> {
     transaction: &'l Transaction<'l>,
-    archive: &'l Archive,
-    /// Layers of the archive that are in the transaction, by the names of their parts.
-    layers: BTreeMap<String, Done>,
-}
-
-#[derive(Clone)]
-struct Done {
-    diff: DiffId,
-    /// The layer as it came, if it was compressed. What was not is its tree and objects alone.
-    blob: Option<Descriptor>,
+    layers: LayerLoader<'l>,
 }
 
 impl Loader<'_> {
     fn image(&mut self, candidate: Candidate) -> Result<Image, ImageError> {
-        let id = ImageId(Sha256Digest::of(&candidate.config));
-        let name = format!(
-            "the configuration of {}",
-            candidate
-                .names
+        let Candidate {
+            names,
+            index,
+            images,
+        } = candidate;
+        let mut tagged = Vec::with_capacity(images.len());
+        let mut manifests = Vec::with_capacity(images.len());
+        for image in images {
+            manifests.push(image.manifest.clone());
+            tagged.push(self.platform(&names, image)?);
+        }
+        let id = tagged.first().map(|image| image.config);
+        // an index says more than the manifest of one of its images
+        let target = index.or(manifests.into_iter().next().flatten());
+        let target = match target {
+            None => None,
+            Some(bytes) => Some(Descriptor {
+                media_type: document_type(&bytes),
+                digest: self.transaction.put_blob(&bytes)?,
+                size: bytes.len() as u64,
+            }),
+        };
+        Ok(Image {
+            id: id.ok_or(ImageError::Empty)?,
+            tag: Tag {
+                reference: None,
+                target,
+                images: tagged,
+            },
+            names: names.into_iter().collect(),
+        })
+    }
+
+    /// The image of one platform.
+    fn platform(
+        &mut self,
+        names: &[Reference],
+        image: CandidateImage,
+    ) -> Result<TaggedImage, ImageError> {
+        let id = ImageId(Sha256Digest::of(&image.config));
+        let name = || {
+            let name = names
                 .first()
-                .map_or_else(|| id.to_string(), ToString::to_string)
-        );
-        let config = ImageConfig::from_slice(&candidate.config)
-            .map_err(|source| ImageError::Json { name, source })?;
+                .map_or_else(|| id.to_string(), ToString::to_string);
+            format!("the configuration of {name}")
+        };
+        let config = ImageConfig::from_slice(&image.config).map_err(|source| ImageError::Json {
+            name: name(),
+            source,
+        })?;
         if !matches!(config.os.as_str(), "" | "linux") {
             let what = format!("it is an image for {}, only Linux runs here", config.os);
             return Err(ImageError::Unsupported {
@@ -200,174 +236,51 @@ impl Loader<'_> {
                 what,
             });
         }
-        let layers = config.rootfs.diff_ids;
-        if layers.len() != candidate.layers.len() {
+        let diff_ids = config.rootfs.diff_ids;
+        if diff_ids.len() != image.layers.len() {
             return Err(ImageError::LayerCount {
-                config: layers.len(),
-                manifest: candidate.layers.len(),
+                config: diff_ids.len(),
+                manifest: image.layers.len(),
             });
         }
-        if layers.len() > MAX_LAYERS {
+        if diff_ids.len() > MAX_LAYERS {
             return Err(ImageError::TooManyLayers {
-                found: layers.len(),
+                found: diff_ids.len(),
                 limit: MAX_LAYERS,
             });
         }
-        self.transaction.keep_layers(&layers)?;
-        let mut tagged = Vec::with_capacity(layers.len());
-        for (at, (part, expected)) in candidate.layers.iter().zip(&layers).enumerate() {
-            let number = at + 1;
-            let done = self.layer(number, part)?;
-            if done.diff != *expected {
-                return Err(ImageError::DiffId {
-                    number,
-                    expected: *expected,
-                    found: done.diff,
-                });
-            }
-            tagged.push(TaggedLayer {
-                diff_id: done.diff,
-                blob: done.blob,
+        self.transaction.keep_layers(&diff_ids)?;
+        let mut layers = Vec::with_capacity(diff_ids.len());
+        for (at, (part, diff_id)) in image.layers.iter().zip(&diff_ids).enumerate() {
+            let blob = self.layers.load(at + 1, part, *diff_id)?;
+            layers.push(TaggedLayer {
+                diff_id: *diff_id,
+                blob,
             });
         }
-        if !layers.is_empty() {
-            self.transaction.put_merged(&layers)?;
+        if !diff_ids.is_empty() {
+            self.transaction.put_merged(&diff_ids)?;
         }
-        self.transaction.put_blob(&candidate.config)?;
-        let target = match candidate.manifest {
-            None => None,
-            Some(bytes) => Some(Descriptor {
-                media_type: manifest_type(&bytes),
-                digest: self.transaction.put_blob(&bytes)?,
-                size: bytes.len() as u64,
-            }),
-        };
-        let image = TaggedImage {
+        self.transaction.put_blob(&image.config)?;
+        let manifest = image
+            .manifest
+            .map(|bytes| self.transaction.put_blob(&bytes))
+            .transpose()?;
+        Ok(TaggedImage {
             platform: Platform {
                 os: config.os,
                 architecture: config.architecture,
                 variant: config.variant,
             },
             config: id,
-            manifest: target.as_ref().map(|target| target.digest),
-            layers: tagged,
-        };
-        Ok(Image {
-            id,
-            tag: Tag {
-                reference: None,
-                target,
-                images: vec![image],
-            },
-            names: candidate.names.into_iter().collect(),
+            manifest,
+            layers,
         })
-    }
-
-    fn layer(&mut self, number: usize, part: &LayerPart) -> Result<Done, ImageError> {
-        if let Some(done) = self.layers.get(&part.name) {
-            return Ok(done.clone());
-        }
-        let mut source = self.open_layer(part)?;
-        let stream = layer::decompress(&mut source).map_err(|source| ImageError::Decompress {
-            name: part.name.clone(),
-            source,
-        })?;
-        let compression = stream.compression();
-        let imported = match layer::import(stream, self.transaction, &Limits::default()) {
-            Ok(imported) => imported,
-            Err(source) => {
-                // A part that is not what its digest says is the better reason, whatever the damage did to the tar in it.
-                self.check_part(part)?;
-                return Err(ImageError::Layer {
-                    number,
-                    name: part.name.clone(),
-                    source,
-                });
-            }
-        };
-        // To the last byte, which a decompressor need not have read.
-        io::copy(&mut source, &mut io::sink()).map_err(|source| read_error(part, source))?;
-        let blob = source.blob.map(BlobWriter::finish).transpose()?;
-        let blob = blob.map(|(digest, size)| Descriptor {
-            media_type: layer_type(compression).to_owned(),
-            digest,
-            size,
-        });
-        let found = blob.as_ref().map_or(imported.diff_id.0, |blob| blob.digest);
-        if let Some(expected) = part.digest.filter(|expected| *expected != found) {
-            return Err(ImageError::Digest {
-                name: part.name.clone(),
-                expected,
-                found,
-            });
-        }
-        self.transaction.put_layer(
-            imported.diff_id,
-            imported.tree_bytes,
-            imported.stats.stream_bytes,
-            Some(&imported.recipe),
-        )?;
-        let done = Done {
-            diff: imported.diff_id,
-            blob,
-        };
-        self.layers.insert(part.name.clone(), done.clone());
-        Ok(done)
-    }
-
-    fn open_layer(&self, part: &LayerPart) -> Result<Kept<'_>, ImageError> {
-        let contents = self.member(part)?;
-        if let Some(expected) = part.size.filter(|expected| *expected != contents.size) {
-            return Err(ImageError::Size {
-                name: part.name.clone(),
-                expected,
-                found: contents.size,
-            });
-        }
-        let refuse = |source| ImageError::Decompress {
-            name: part.name.clone(),
-            source,
-        };
-        // Looked at by itself first, since the copy begins with the first byte.
-        let compression = layer::decompress(self.member(part)?)
-            .map_err(refuse)?
-            .compression();
-        let blob = (compression != Compression::None)
-            .then(|| self.transaction.blob_writer())
-            .transpose()?;
-        Ok(Kept { contents, blob })
-    }
-
-    fn check_part(&self, part: &LayerPart) -> Result<(), ImageError> {
-        let Some(expected) = part.digest else {
-            return Ok(());
-        };
-        let mut hasher = Sha256Hasher::new();
-        io::copy(&mut self.member(part)?, &mut hasher)
-            .map_err(|source| read_error(part, source))?;
-        let found = hasher.finish();
-        if found == expected {
-            Ok(())
-        } else {
-            Err(ImageError::Digest {
-                name: part.name.clone(),
-                expected,
-                found,
-            })
-        }
-    }
-
-    fn member(&self, part: &LayerPart) -> Result<Contents<'_>, ImageError> {
-        let missing = || ImageError::Missing {
-            name: part.name.clone(),
-            needed_by: "its manifest".to_owned(),
-        };
-        self.archive.open_member(&part.name)?.ok_or_else(missing)
     }
 }
 
-/// What a manifest says it is; OCI lets it leave that out.
-fn manifest_type(bytes: &[u8]) -> String {
+/// What a manifest or an index says it is; OCI lets a manifest leave that out.
+fn document_type(bytes: &[u8]) -> String {
     #[derive(serde::Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Own {
@@ -377,36 +290,4 @@ fn manifest_type(bytes: &[u8]) -> String {
         |_| "application/vnd.oci.image.manifest.v1+json".to_owned(),
         |own| own.media_type,
     )
-}
-
-/// What OCI calls a layer of this compression.
-fn layer_type(compression: Compression) -> &'static str {
-    match compression {
-        Compression::Gzip => "application/vnd.oci.image.layer.v1.tar+gzip",
-        Compression::Zstd => "application/vnd.oci.image.layer.v1.tar+zstd",
-        _ => "application/vnd.oci.image.layer.v1.tar",
-    }
-}
-
-fn read_error(part: &LayerPart, source: io::Error) -> ImageError {
-    ImageError::Read {
-        name: part.name.clone(),
-        source,
-    }
-}
-
-/// A layer of the archive; what is read of it is kept, if it is compressed.
-struct Kept<'a> {
-    contents: Contents<'a>,
-    blob: Option<BlobWriter<'a>>,
-}
-
-impl Read for Kept<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.contents.read(buffer)?;
-        if let Some(blob) = &mut self.blob {
-            blob.write_all(buffer.get(..read).unwrap_or_default())?;
-        }
-        Ok(read)
-    }
 }

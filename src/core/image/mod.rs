@@ -8,7 +8,8 @@
 //! documents  the JSON, leniently              archive  files of a directory or a tar by name
 //! input      a file, or a copy of a stream    index    where in a tar each name is
 //! oci        OCI layout  -> candidates        docker   docker-archive -> candidates
-//! load       candidates  -> store             rootfs   a root file system's tar -> an image
+//! load       candidates  -> store            parts    layers -> store
+//! rootfs     a root file system's tar -> an image
 //! ```
 //!
 //! Called by the engine. Formats only: what an image is *for* (running, listing) is not known here.
@@ -21,6 +22,7 @@ mod index;
 mod input;
 mod load;
 mod oci;
+mod parts;
 mod rootfs;
 
 #[cfg(test)]
@@ -39,9 +41,17 @@ const DOCUMENT_LIMIT: u64 = 4 << 20;
 /// Configurations: far above any real one.
 const CONFIG_LIMIT: u64 = 16 << 20;
 
-/// An image as an archive describes it.
+/// What an archive has under one name, or under none.
 struct Candidate {
     names: Vec<Reference>,
+    /// What the images were found by, if that was an index.
+    index: Option<Vec<u8>>,
+    /// At least one. Of several, each for another platform, the first is the one that runs here.
+    images: Vec<CandidateImage>,
+}
+
+/// The image of one platform.
+struct CandidateImage {
     config: Vec<u8>,
     /// None: it came without one.
     manifest: Option<Vec<u8>>,

@@ -6,7 +6,8 @@ use std::path::Path;
 use super::archive::Archive;
 use super::documents::{Descriptor, Document, Manifest, OciLayout, Platform, from_json};
 use super::{
-    CONFIG_LIMIT, Candidate, DOCUMENT_LIMIT, ImageError, LayerPart, Reference, check_digest,
+    CONFIG_LIMIT, Candidate, CandidateImage, DOCUMENT_LIMIT, ImageError, LayerPart, Reference,
+    check_digest,
 };
 use crate::digest::Sha256Digest;
 
@@ -84,7 +85,9 @@ pub(super) fn candidates(archive: &Archive, base: &Path) -> Result<Vec<Candidate
 /// What the descriptors of one name lead to.
 #[derive(Default)]
 struct Found {
-    images: Vec<(Platform, Candidate)>,
+    /// The index that they were in, if it is not the layout's own.
+    index: Option<Vec<u8>>,
+    images: Vec<(Platform, CandidateImage)>,
     /// Manifests that are no images: signatures, attestations, other artifacts.
     artifacts: Vec<ImageError>,
     /// What the archive does not have, as is usual for all platforms but one.
@@ -120,6 +123,7 @@ impl Found {
                 None => self.image(archive, descriptor, bytes, &manifest)?,
             },
             Document::Index(index) => {
+                self.index.get_or_insert(bytes);
                 for descriptor in index.manifests.iter().filter(|inner| is_image(inner)) {
                     self.add(archive, descriptor, depth)?;
                 }
@@ -153,60 +157,68 @@ impl Found {
             .iter()
             .map(part)
             .collect::<Result<_, ImageError>>()?;
-        let candidate = Candidate {
-            names: Vec::new(),
+        let image = CandidateImage {
             config,
             manifest: Some(bytes),
             layers,
         };
-        self.images.push((platform, candidate));
+        self.images.push((platform, image));
         Ok(())
     }
 
-    /// The image for this machine, or the only one that is there: who loads it knows. Else why there is none.
+    /// All images that are there, the one for this machine first, or the only one: who loads it knows. Else why there is none.
     fn choose(mut self, archive: &Archive) -> Result<Result<Candidate, ImageError>, ImageError> {
+        self.drop_hollow(archive)?;
+        if self.images.is_empty() {
+            let reason = self.absent.into_iter().chain(self.artifacts).next();
+            return Ok(Err(reason.unwrap_or(ImageError::Empty)));
+        }
+        let host = host_platform();
+        if self.images.len() > 1 {
+            let available: Vec<String> = self
+                .images
+                .iter()
+                .map(|(platform, _)| show(platform))
+                .collect();
+            self.images
+                .retain(|(platform, _)| matches!(platform.os.as_str(), "" | "linux"));
+            if !self
+                .images
+                .iter()
+                .any(|(platform, _)| rank(platform, &host).is_some())
+            {
+                return Err(ImageError::Platform {
+                    wanted: show(&host),
+                    available: available.join(", "),
+                });
+            }
+        }
+        self.images
+            .sort_by_key(|(platform, _)| rank(platform, &host).unwrap_or(usize::MAX));
+        Ok(Ok(Candidate {
+            names: Vec::new(),
+            index: self.index,
+            images: self.images.into_iter().map(|(_, image)| image).collect(),
+        }))
+    }
+
+    /// Drops images whose layers are not all there, if any has all.
+    fn drop_hollow(&mut self, archive: &Archive) -> Result<(), ImageError> {
         let mut whole = Vec::new();
-        for (_, candidate) in &self.images {
-            whole.push(is_whole(archive, candidate)?);
+        for (_, image) in &self.images {
+            whole.push(is_whole(archive, image)?);
         }
         if whole.contains(&true) {
             let mut whole = whole.into_iter();
             self.images.retain(|_| whole.next() == Some(true));
         }
-        let host = host_platform();
-        let only = self.images.len() == 1;
-        let best = self
-            .images
-            .iter()
-            .enumerate()
-            .filter_map(|(at, (platform, _))| {
-                let rank = rank(platform, &host).or(only.then_some(usize::MAX))?;
-                Some((rank, at))
-            })
-            .min();
-        if let Some((_, at)) = best {
-            return Ok(Ok(self.images.swap_remove(at).1));
-        }
-        if self.images.is_empty() {
-            let reason = self.absent.into_iter().chain(self.artifacts).next();
-            return Ok(Err(reason.unwrap_or(ImageError::Empty)));
-        }
-        let mut available: Vec<String> = self
-            .images
-            .iter()
-            .map(|(platform, _)| show(platform))
-            .collect();
-        available.dedup();
-        Err(ImageError::Platform {
-            wanted: show(&host),
-            available: available.join(", "),
-        })
+        Ok(())
     }
 }
 
 /// Whether the archive has all its layers.
-fn is_whole(archive: &Archive, candidate: &Candidate) -> Result<bool, ImageError> {
-    for layer in &candidate.layers {
+fn is_whole(archive: &Archive, image: &CandidateImage) -> Result<bool, ImageError> {
+    for layer in &image.layers {
         if !archive.has(&layer.name)? {
             return Ok(false);
         }

@@ -1,54 +1,49 @@
 //! A root file system's tar becomes an image of one layer.
 
-use std::io::Read;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
 
 use jiff::Timestamp;
+use rustix::fs::FileType;
 use serde_json::json;
 
 use super::{ImageError, Reference, oci};
-use crate::digest::ImageId;
-use crate::layer::{self, ArchiveEnd, Limits};
-use crate::store::{Platform, Store, Tag, TaggedImage, TaggedLayer};
+use crate::digest::{DiffId, ImageId};
+use crate::layer::{self, ArchiveEnd, HashOnly, ImportedLayer, Limits, ObjectSink};
+use crate::store::{Platform, Store, Tag, TaggedImage, TaggedLayer, Transaction};
 
-/// Imports a tar, plain or gzip'ed, as the one layer of a new image, with a configuration that says no more than it must.
+/// Imports a tar, plain or compressed, as the one layer of a new image, with a configuration that says no more than it must.
+/// The tar is read from the file's position on; a pipe will do.
 ///
 /// All or nothing. A tar without its end marker is refused: with no digest to compare, nothing else tells one that was cut
 /// between two entries.
 pub fn import_rootfs(
     store: &Store,
-    tar: impl Read,
+    tar: &File,
     reference: &Reference,
 ) -> Result<ImageId, ImageError> {
     let transaction = store.begin()?;
-    let name = || "the tar".to_owned();
-    let stream = layer::decompress(tar).map_err(|source| ImageError::Decompress {
-        name: name(),
-        source,
-    })?;
-    let imported =
-        layer::import(stream, &transaction, &Limits::default()).map_err(ImageError::Import)?;
-    if imported.end == ArchiveEnd::Unmarked {
-        let what = match imported.stats.stream_bytes {
-            0 => "it is empty",
-            _ => "it ends without the two blocks of zeros that end a tar",
-        }
-        .to_owned();
-        return Err(ImageError::Truncated { name: name(), what });
-    }
-    transaction.put_layer(
-        imported.diff_id,
-        imported.tree_bytes,
-        imported.stats.stream_bytes,
-        Some(&imported.recipe),
-    )?;
-    transaction.put_merged(&[imported.diff_id])?;
+    let diff_id = if let Some(diff_id) = present(store, &transaction, tar)? {
+        diff_id
+    } else {
+        let imported = import(tar, &transaction)?;
+        transaction.put_layer(
+            imported.diff_id,
+            imported.tree_bytes,
+            imported.stats.stream_bytes,
+            Some(&imported.recipe),
+        )?;
+        imported.diff_id
+    };
+    transaction.put_merged(&[diff_id])?;
     let created = format!("{:.0}", Timestamp::now());
     let config = json!({
         "architecture": oci::host_architecture(),
         "os": "linux",
         "created": created,
         "config": {},
-        "rootfs": { "type": "layers", "diff_ids": [imported.diff_id] },
+        "rootfs": { "type": "layers", "diff_ids": [diff_id] },
         "history": [{ "created": created, "created_by": "cowl import", "comment": "imported root file system" }],
     });
     let config = transaction.put_blob(config.to_string().as_bytes())?;
@@ -61,7 +56,7 @@ pub fn import_rootfs(
         config: ImageId(config),
         manifest: None,
         layers: vec![TaggedLayer {
-            diff_id: imported.diff_id,
+            diff_id,
             blob: None,
         }],
     };
@@ -71,4 +66,59 @@ pub fn import_rootfs(
         images: vec![image],
     }])?;
     Ok(ImageId(config))
+}
+
+fn import<S: ObjectSink>(tar: impl Read, sink: &S) -> Result<ImportedLayer, ImageError> {
+    let name = || "the tar".to_owned();
+    let stream = layer::decompress(tar).map_err(|source| ImageError::Decompress {
+        name: name(),
+        source,
+    })?;
+    let imported = layer::import(stream, sink, &Limits::default()).map_err(ImageError::Import)?;
+    if imported.end == ArchiveEnd::Unmarked {
+        let what = match imported.stats.stream_bytes {
+            0 => "it is empty",
+            _ => "it ends without the two blocks of zeros that end a tar",
+        }
+        .to_owned();
+        return Err(ImageError::Truncated { name: name(), what });
+    }
+    Ok(imported)
+}
+
+/// The layer, if the store has it: then the tar is read and nothing is written. Only a plain file can be read twice, and it is only where
+/// an image has a layer of its size; a compressed one is imported.
+fn present(
+    store: &Store,
+    transaction: &Transaction<'_>,
+    mut tar: &File,
+) -> Result<Option<DiffId>, ImageError> {
+    let unreadable = |source| ImageError::Read {
+        name: "the tar".to_owned(),
+        source,
+    };
+    let meta = tar.metadata().map_err(unreadable)?;
+    if !FileType::from_raw_mode(meta.mode()).is_file() {
+        return Ok(None);
+    }
+    let start = tar.stream_position().map_err(unreadable)?;
+    let length = meta.len().saturating_sub(start);
+    let of_this_size = |layer: &TaggedLayer| {
+        let info = store.layer_info(layer.diff_id).ok().flatten();
+        info.is_some_and(|info| info.tar_size == length)
+    };
+    let tags = store.tags()?.tags;
+    let layers = tags
+        .iter()
+        .flat_map(|tag| &tag.images)
+        .flat_map(|image| &image.layers);
+    if !layers.into_iter().any(of_this_size) {
+        return Ok(None);
+    }
+    let imported = import(tar, &HashOnly)?;
+    if transaction.has_layer(imported.diff_id)? {
+        return Ok(Some(imported.diff_id));
+    }
+    tar.seek(SeekFrom::Start(start)).map_err(unreadable)?;
+    Ok(None)
 }

@@ -41,7 +41,6 @@ pub fn import<R: Read, S: ObjectSink>(
         builder: LayerBuilder::new(),
         stats: ImportStats::default(),
         metadata: 0,
-        holes: 0,
         last: Vec::new(),
         new: HashSet::new(),
     };
@@ -81,8 +80,6 @@ struct Importer<'i, S> {
     stats: ImportStats,
     /// What counts against [`Limits::metadata_bytes`].
     metadata: u64,
-    /// What counts against [`Limits::hole_bytes`].
-    holes: u64,
     /// The last entry's name, to tell how many directories a new one may imply.
     last: Vec<u8>,
     /// Contents that the sink did not have.
@@ -254,10 +251,10 @@ impl<S: ObjectSink> Importer<'_, S> {
     fn count_holes(&mut self, stretches: &[Stretch]) -> Result<(), ImportError> {
         for stretch in stretches {
             if let Stretch::Hole(length) = stretch {
-                self.holes = self.holes.saturating_add(*length);
+                self.stats.hole_bytes = self.stats.hole_bytes.saturating_add(*length);
             }
         }
-        if self.holes > self.limits.hole_bytes {
+        if self.stats.hole_bytes > self.limits.hole_bytes {
             return Err(ImportError::Limit {
                 what: "bytes of holes in sparse files",
                 limit: self.limits.hole_bytes,

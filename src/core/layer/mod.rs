@@ -122,6 +122,8 @@ pub struct ImportStats {
     pub skipped: u64,
     /// Bytes of all regular files.
     pub content_bytes: u64,
+    /// Bytes of the holes of sparse files.
+    pub hole_bytes: u64,
     /// Contents that the sink did not have.
     pub new_objects: u64,
     /// Their bytes.

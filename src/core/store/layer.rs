@@ -189,6 +189,15 @@ impl Transaction<'_> {
             .unwrap_or(false))
     }
 
+    /// The size of the tar of a layer that the store has, whole, as [`Transaction::has_layer`] says. None: it has none, or this
+    /// transaction brings it.
+    pub fn whole_layer(&self, diff: DiffId) -> Result<Option<u64>, StoreError> {
+        if !self.has_layer(diff)? {
+            return Ok(None);
+        }
+        Ok(self.store.layer_info(diff)?.map(|info| info.tar_size))
+    }
+
     /// Adds a layer: its tree as `LayerBuilder` made it, verified once more, the size of its tar, and the recipe that gives
     /// the tar back (see [`crate::recipe`]).
     pub fn put_layer(

@@ -169,7 +169,7 @@ impl Engine {
             Some(path) => File::open(path).context(what)?,
             None => standard_input()?,
         };
-        image::import_rootfs(&self.store, file, name).context(what)
+        image::import_rootfs(&self.store, &file, name).context(what)
     }
 
     /// How the image was made, last step first.

@@ -3,6 +3,7 @@
 mod docker;
 mod layout;
 mod names;
+mod present;
 mod refused;
 
 use std::collections::BTreeMap;
@@ -183,6 +184,16 @@ impl Fixture {
                 .chain([image.config.0])
                 .collect(),
         }
+    }
+
+    fn import(&self, bytes: &[u8], name: &str) -> Result<ImageId, ImageError> {
+        let file = std::fs::File::open(self.file("root.tar", bytes)).unwrap();
+        import_rootfs(&self.store, &file, &name.parse().unwrap())
+    }
+
+    fn tag(&self, name: &str) -> Tag {
+        let tag = self.store.find_tag(&name.parse().unwrap());
+        tag.unwrap().unwrap()
     }
 
     /// Loads what must be refused, and looks that it left nothing.

@@ -62,7 +62,7 @@ fn an_image_that_loses_its_last_name_is_kept_by_its_id() {
     load("1", json!(["app:3"]));
     assert_eq!(names().iter().filter(|(_, name)| name.is_none()).count(), 1);
     let rootfs = layer("a", "4");
-    import_rootfs(&fixture.store, rootfs.as_slice(), &"app:3".parse().unwrap()).unwrap();
+    fixture.import(&rootfs, "app:3").unwrap();
     assert!(names().contains(&(one, None)));
 }
 
@@ -102,8 +102,7 @@ fn the_same_archive_may_be_loaded_many_times_at_once() {
 fn a_root_file_system_becomes_an_image() {
     let fixture = fixture();
     let rootfs = layer("etc/motd", "hello");
-    let name: Reference = "mine".parse().unwrap();
-    let id = import_rootfs(&fixture.store, gzip(&rootfs).as_slice(), &name).unwrap();
+    let id = fixture.import(&gzip(&rootfs), "mine").unwrap();
     let record = fixture.record("mine:latest");
     assert_eq!(
         (record.image, record.layers.clone()),
@@ -120,13 +119,14 @@ fn a_root_file_system_becomes_an_image() {
     );
     assert_eq!(config.created, config.history[0].created);
 
-    let other: Reference = "other".parse().unwrap();
-    let cut = import_rootfs(&fixture.store, &rootfs[..1024], &other).unwrap_err();
+    let cut = fixture.import(&rootfs[..1024], "other").unwrap_err();
     assert!(matches!(cut, ImageError::Truncated { .. }), "{cut}");
-    let text =
-        import_rootfs(&fixture.store, "hello\n".repeat(1000).as_bytes(), &other).unwrap_err();
+    let text = fixture
+        .import("hello\n".repeat(1000).as_bytes(), "other")
+        .unwrap_err();
     assert!(text.to_string().starts_with("not a tar archive"), "{text}");
-    let empty = import_rootfs(&fixture.store, std::io::empty(), &other).unwrap_err();
+    let empty = fixture.import(b"", "other").unwrap_err();
     assert!(empty.to_string().contains("it is empty"), "{empty}");
+    let other: Reference = "other".parse().unwrap();
     assert_eq!(fixture.store.find_tag(&other).unwrap(), None);
 }
