@@ -40,7 +40,7 @@ pub(super) fn import(engine: &Engine, args: &Import, out: &mut Stdout) -> Result
         .name
         .parse()
         .map_err(|error| Error::invalid(format!("import: {error}")))?;
-    // A digest is of what is there already.
+    // The digest of a new image is not known beforehand.
     if name.digest().is_some() {
         return Err(Error::invalid(format!(
             "import: {name}: an image cannot be given a digest; name it NAME[:TAG]"
@@ -62,7 +62,7 @@ pub(super) fn images(engine: &Engine, args: &Images, out: &mut Stdout) -> Result
         let wanted: Reference = name
             .parse()
             .map_err(|error| Error::invalid(format!("images: {error}")))?;
-        // A name without a tag means all of them.
+        // A name without a tag matches all tags.
         let tagged = name
             .rsplit('/')
             .next()
@@ -115,7 +115,7 @@ pub(super) fn images(engine: &Engine, args: &Images, out: &mut Stdout) -> Result
     Ok(0)
 }
 
-/// What is damaged is told beside what is not.
+/// Reports damaged items beside the list of the others.
 fn warn(damage: &[Error]) {
     for error in damage {
         print_error(&format!("warning: {error}"));
@@ -130,7 +130,7 @@ fn names(image: &Listed) -> (String, String) {
     )
 }
 
-/// The fields of docker's `--format json`.
+/// The fields of Docker's `--format json`.
 fn as_json(image: &Listed, no_trunc: bool, now: Timestamp) -> serde_json::Value {
     let (repository, tag) = names(image);
     let digest = image
@@ -165,10 +165,10 @@ fn since(then: Timestamp, now: Timestamp) -> String {
     format!("{} ago", human_duration(seconds))
 }
 
-/// In a history a time before this one, as of a reproducible build, is none.
+/// `history` shows no time before this one, which reproducible builds use.
 const MILLENNIUM: i64 = 946_684_800;
 
-/// When a step of a history was made: unlike in a list of images, nothing stands where no time does.
+/// Age of a step in a history; empty without a time, as Docker shows it.
 fn step_ago(then: Option<Timestamp>, now: Timestamp) -> String {
     then.filter(|then| then.as_second() > MILLENNIUM)
         .map_or_else(String::new, |then| since(then, now))

@@ -1,8 +1,8 @@
-//! The engine: containers and their life, images and volumes as people use them, mounts.
+//! The engine: containers, images, volumes and mounts, as the commands use them.
 //!
 //! It stands between `cli`, which prints, and the modules for files: `core::store`, `volume`,
-//! `container`. It keeps no state: each call reads the store, so any number of `cowl` processes can work
-//! on one store. The next command cleans up after a killed one.
+//! `container`. It keeps no state: each call reads the store, so any number of `cowl` processes
+//! can work on one store. The next command cleans up after a killed one.
 
 mod attach;
 pub mod container;
@@ -32,23 +32,24 @@ use cowl_launch::cgroup::remove_leftovers;
 use error::{Context, Error, Result};
 use std::path::Path;
 
-/// What the name of a container's pin in the store begins with.
+/// Prefix of the names of containers' pins.
 const PIN_OF_CONTAINER: &str = "container-";
 
-/// The pin that keeps a container's layers. It is made before the container and removed after it.
+/// Name of the pin that keeps a container's layers, created before the container and removed after
+/// it.
 fn pin_name(id: &str) -> String {
     format!("{PIN_OF_CONTAINER}{id}")
 }
 
-/// Where the cgroups of containers are, in each hierarchy.
+/// Parent cgroup of all containers, in each hierarchy.
 const CGROUP_PARENT: &str = "/cowl";
 
-/// What there is, and what could not be read.
+/// A list, and the errors of items that could not be read.
 #[derive(Debug)]
 pub struct Listing<T> {
-    /// In the order of the list.
+    /// The readable items, in order.
     pub items: Vec<T>,
-    /// One error for each that is damaged, to be told beside the list.
+    /// One error for each damaged item.
     pub skipped: Vec<Error>,
 }
 
@@ -61,7 +62,7 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Opens the store at `root`, making it if there is none.
+    /// Opens the store at `root`, creating it if missing.
     pub fn open(root: &Path) -> Result<Self> {
         let store = Store::open_or_create(root)?;
         let containers = Containers::open(store.root())?;
@@ -73,12 +74,12 @@ impl Engine {
         })
     }
 
-    /// The store itself.
+    /// The store.
     pub fn store(&self) -> &Store {
         &self.store
     }
 
-    /// All containers and what they are doing, newest first.
+    /// All containers with their status, newest first.
     pub fn containers(&self) -> Result<Vec<(Container, Status)>> {
         let with_status =
             |container: Container| container.status().map(|status| (container, status));
@@ -89,7 +90,8 @@ impl Engine {
             .collect()
     }
 
-    /// Removes what killed commands left, and containers that were to go at their end. What somebody still holds is left to a later command.
+    /// Cleans up after killed commands and removes ended containers that were run with `--rm`.
+    /// Leaves to a later command what is still in use.
     pub fn sweep(&self) -> Result<()> {
         {
             let guard = self.containers.guard()?;
@@ -99,7 +101,7 @@ impl Engine {
         }
         for (container, status) in self.containers()? {
             if status.is_without_record() {
-                // Over, but for a program that has outlived its monitor.
+                // Its monitor is dead; its program may live on.
                 container.kill()?;
             }
             if container.is_forsaken(&status) && container.is_soon_unmounted()? {
@@ -109,10 +111,11 @@ impl Engine {
         self.purge()
     }
 
-    /// Removes a container by id or name; `force` kills a running one, `with_volumes` removes its anonymous volumes too.
+    /// Removes a container by id or name; `force` kills a running one, `with_volumes` removes its
+    /// anonymous volumes too.
     pub fn remove(&self, needle: &str, force: bool, with_volumes: bool) -> Result<()> {
         let container = self.containers.find(needle)?;
-        // One that was to be removed at its end goes as it would have gone.
+        // `--rm` implies the removal of anonymous volumes.
         let with_volumes = with_volumes || container.config.auto_remove;
         match container.status()? {
             Status::Running | Status::Created if !force => Err(Error::conflict(format!(
@@ -128,26 +131,27 @@ impl Engine {
         }
     }
 
-    /// Removes a container that is over or about to be: waits for its monitor and its mount, never for longer than they live.
+    /// Removes a container that has ended or is about to: waits for its monitor and its mount to
+    /// end.
     fn remove_container(&self, container: &Container, with_volumes: bool) -> Result<()> {
         container.wait_unwatched()?;
-        let forsaken = container.status()?.is_without_record();
-        if forsaken {
-            // Its monitor was killed and could not do it.
+        let orphaned = container.status()?.is_without_record();
+        if orphaned {
+            // Its monitor was killed before it could.
             container.kill()?;
         }
         container.wait_unmounted()?;
-        if forsaken {
+        if orphaned {
             remove_leftovers(CGROUP_PARENT, &container.config.id)?;
         }
-        // Of a mount that a killed command left behind.
+        // A killed command may have left a mount.
         self.store.wait_lease_end(short(&container.config.id))?;
         let guard = self.containers.guard()?;
         self.containers.vanish(&guard, container, with_volumes)?;
         self.store.unpin(&pin_name(&container.config.id))?;
         drop(guard);
         self.purge()?;
-        // An image that was removed while the container needed its files goes with it.
+        // The container may have been the last user of an untagged image.
         let tags = self.store.tags()?.tags;
         let mut images = tags.iter().flat_map(|tag| &tag.images);
         if images.any(|image| image.config == container.config.image_id) {
@@ -159,7 +163,7 @@ impl Engine {
             .context(|| "freeing what only the container used")
     }
 
-    /// Of containers that a killed command made half or removed half.
+    /// Removes pins of containers that no longer exist or were never completed.
     fn drop_pins_of_gone_containers(&self, guard: &Guard) -> Result<()> {
         for pin in self.store.pins()? {
             if let Some(id) = pin.strip_prefix(PIN_OF_CONTAINER)
@@ -184,17 +188,18 @@ impl Engine {
         self.volumes.purge()
     }
 
-    /// All volumes, by name.
+    /// All volumes, sorted by name.
     pub fn volumes(&self) -> Result<Vec<Volume>> {
         self.volumes.list()
     }
 
-    /// A volume, and where its content is on the host.
+    /// A volume, and the directory of its content on the host.
     pub fn volume_named(&self, name: &str) -> Result<(Volume, std::path::PathBuf)> {
         Ok((self.volumes.find(name)?, self.volumes.mountpoint(name)))
     }
 
-    /// Makes a volume; one that is there stays as it is. Without a name it gets a generated one.
+    /// Creates a volume, with a generated name if `name` is `None`. An existing volume stays as it
+    /// is.
     pub fn create_volume(&self, name: Option<&str>) -> Result<String> {
         let generated = if name.is_none() {
             Some(new_id()?)
@@ -209,7 +214,7 @@ impl Engine {
             .map(|volume| volume.name)
     }
 
-    /// Removes a volume that no container uses. With `force` one that isn't there is fine.
+    /// Removes a volume that no container uses. With `force` a missing volume is no error.
     pub fn remove_volume(&self, name: &str, force: bool) -> Result<()> {
         let guard = self.containers.guard()?;
         let users = self.users_of_volume(name)?;
