@@ -14,9 +14,9 @@ use crate::cgroup::View;
 use crate::environment::Environment;
 use crate::path::{InRoot, Kind, kind_of};
 use crate::plan::{Plan, Seccomp, WindowSize};
-use crate::seccomp::{self, Program};
-use crate::sys::exec::Vectors;
-use crate::sys::mount::{Change, mount_setattr};
+use crate::seccomp::{self, Filter};
+use crate::sys::exec::StringArray;
+use crate::sys::mount::{MountAttributes, mount_setattr};
 
 /// Passwd and group files are read up to this; an image's are a few KiB.
 const USER_FILE: usize = 1 << 20;
@@ -129,7 +129,7 @@ pub(crate) struct Volume {
 #[derive(Debug)]
 pub(crate) struct Arena {
     pub(crate) rootfs: OwnedFd,
-    pub(crate) rootfs_change: Change,
+    pub(crate) rootfs_change: MountAttributes,
     pub(crate) readonly_root: bool,
     pub(crate) nodes: Nodes,
     pub(crate) terminal_group: bool,
@@ -146,9 +146,9 @@ pub(crate) struct Arena {
     pub(crate) capabilities: CapabilitySet,
     pub(crate) dropped: Vec<CapabilitySet>,
     pub(crate) no_new_privileges: bool,
-    pub(crate) filter: Option<Program>,
-    pub(crate) arguments: Vectors,
-    pub(crate) environment: Vectors,
+    pub(crate) filter: Option<Filter>,
+    pub(crate) arguments: StringArray,
+    pub(crate) environment: StringArray,
     pub(crate) needs_home: bool,
     pub(crate) programs: Vec<CString>,
     /// Buffers to be filled by the child.
@@ -209,11 +209,11 @@ impl Arena {
         );
         Ok(Self {
             rootfs: descriptors.rootfs,
-            rootfs_change: Change {
+            rootfs_change: MountAttributes {
                 private: true,
                 recursive: true,
                 no_devices,
-                ..Change::default()
+                ..MountAttributes::default()
             },
             readonly_root: plan.readonly_root,
             nodes: if host.initial_user_namespace {
@@ -245,10 +245,10 @@ impl Arena {
                 )),
                 Seccomp::Unconfined => None,
             },
-            arguments: Vectors::new(strings(&plan.argv, "an argument")?, 0),
+            arguments: StringArray::new(strings(&plan.argv, "an argument")?, 0),
             programs: strings(&environment.programs(program), "the program's path")?,
             needs_home: environment.needs_home,
-            environment: Vectors::new(
+            environment: StringArray::new(
                 strings(&environment.variables, "the environment")?,
                 b"HOME=".len() + PATH_MAX,
             ),
@@ -286,12 +286,12 @@ fn volumes(
         let destination = destination.ok_or_else(|| ArenaError::Destination(name.clone()))?;
         let kind = kind_of(descriptor.as_fd()).map_err(failed)?;
         let mount = clone_mount(descriptor.as_fd(), true).map_err(failed)?;
-        let change = Change {
+        let change = MountAttributes {
             read_only: volume.read_only,
             no_devices,
             private: true,
             recursive: true,
-            ..Change::default()
+            ..MountAttributes::default()
         };
         mount_setattr(mount.as_fd(), change).map_err(failed)?;
         volumes.push(Volume {

@@ -14,7 +14,7 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use crate::plan::{Event, Plan, Request, Signal, Started, WindowSize};
-use crate::sys::mount::{Change, mount_setattr};
+use crate::sys::mount::{MountAttributes, mount_setattr};
 use crate::wire::{self, Run, WireError};
 
 /// What a container is started with.
@@ -134,9 +134,9 @@ impl Launch<'_> {
 fn seal(program: &Path) -> Result<OwnedFd, Errno> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let sealed = open_tree(CWD, program, flags)?;
-    let read_only = Change {
+    let read_only = MountAttributes {
         read_only: true,
-        ..Change::default()
+        ..MountAttributes::default()
     };
     mount_setattr(sealed.as_fd(), read_only)?;
     Ok(sealed)

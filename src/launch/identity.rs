@@ -1,12 +1,12 @@
-//! Which process a number means: the kernel gives numbers out again, to later processes and after a reboot.
+//! Identifies a process beyond its pid, which the kernel reuses, within a boot and after a reboot.
 //!
-//! The monitor writes down what its program is ([`crate::status`]); whoever has to end a program that has lost its monitor asks again.
+//! The monitor records the identity of its program ([`crate::status`]). A command that kills a program whose monitor is dead compares.
 
 use std::io::{self, Read as _};
 
 use rustix::io::Errno;
 
-/// What no other process with the same number has in common with it.
+/// What differs between two processes of the same pid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// `/proc/sys/kernel/random/boot_id`.
@@ -16,7 +16,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Of the process that has this number now; none if none has.
+    /// Identity of the process that has this pid now; none if there is no such process.
     pub fn of(pid: u32) -> io::Result<Option<Self>> {
         let stat = match read(&format!("/proc/{pid}/stat")) {
             Err(error)
@@ -30,7 +30,7 @@ impl Identity {
             other => other?,
         };
         let start_time = start_time(&stat)
-            .ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat makes no sense")))?;
+            .ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat is malformed")))?;
         let boot = read("/proc/sys/kernel/random/boot_id")?
             .trim_end()
             .to_owned();
@@ -38,7 +38,7 @@ impl Identity {
     }
 }
 
-/// Fields are counted from the last parenthesis, which ends the second: the name in it may hold anything.
+/// Field 22. Fields are counted from the last parenthesis, which ends the second: the name between may hold anything.
 fn start_time(stat: &str) -> Option<u64> {
     let (_, after) = stat.rsplit_once(") ")?;
     after.split(' ').nth(22 - 3)?.parse().ok()
@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_time_is_found_whatever_the_name_is() {
+    fn start_time_is_found_behind_any_process_name() {
         let stat = "7 (a) b) 1 2) S 1 7 7 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4711 1 2\n";
         assert_eq!(start_time(stat), Some(4711));
         assert_eq!(start_time("7 (a) S 1"), None);
@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn processes_are_told_apart() {
+    fn two_processes_have_different_identities() {
         let own = Identity::of(std::process::id()).unwrap().unwrap();
         assert_eq!(Identity::of(std::process::id()).unwrap(), Some(own.clone()));
         let mut child = std::process::Command::new("cat")

@@ -194,10 +194,7 @@ fn find_user(arena: &mut Arena) -> Result<User<'static>, Failure> {
         },
     )?;
     if arena.needs_home {
-        arena
-            .environment
-            .push_late(b"HOME=", user.home)
-            .at(Step::Home)?;
+        arena.environment.push(b"HOME=", user.home).at(Step::Home)?;
     }
     Ok(User { home: b"", ..user })
 }

@@ -29,7 +29,7 @@ use crate::socket;
 use crate::status::{ExitRecord, Lock, Moment, Program};
 use crate::step::Failure;
 use crate::sys::clone::{Cloned, clone_into_namespaces, exit_now};
-use crate::sys::mount::{Change, mount_setattr};
+use crate::sys::mount::{MountAttributes, mount_setattr};
 use crate::wire::{self, WireError};
 
 /// Docker's exit code for an error that is not the program's.
@@ -111,9 +111,9 @@ fn take_control() -> Result<OwnedFd, Errno> {
 /// From here on nothing can be run from the mount that this program was run from, which `/proc/self/exe` leads to (CVE-2019-5736).
 /// Not done by the client: exec maps the program after it has let the client go on.
 fn seal(program: BorrowedFd<'_>) -> Result<(), Errno> {
-    let no_exec = Change {
+    let no_exec = MountAttributes {
         no_exec: true,
-        ..Change::default()
+        ..MountAttributes::default()
     };
     mount_setattr(program, no_exec)
 }
@@ -295,7 +295,7 @@ impl Container {
             None,
         )
         .map_err(|errno| failed("make the report socket", errno))?;
-        let cloned = clone_into_namespaces(cgroups.birthplace())
+        let cloned = clone_into_namespaces(cgroups.clone_into())
             .map_err(|errno| failed("make the container's namespaces", errno))?;
         let Cloned::Parent { pid, pidfd } = cloned else {
             drop(ours);

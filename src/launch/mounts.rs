@@ -17,7 +17,7 @@ use rustix::mount::{
 use crate::arena::{Arena, CgroupMounts, LegacyMount, NODES, Nodes, Volume, clone_mount};
 use crate::path::{InRoot, Kind, kind_of, plain, real_directory};
 use crate::step::{At as _, Failure, Step};
-use crate::sys::mount::{Change, mount_setattr};
+use crate::sys::mount::{MountAttributes, mount_setattr};
 
 const NO_EXEC: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID
     .union(MountAttrFlags::MOUNT_ATTR_NODEV)
@@ -227,9 +227,9 @@ pub(crate) fn cgroups(root: BorrowedFd<'_>, mounts: &CgroupMounts) -> Result<(),
                 .try_for_each(|hierarchy| legacy_cgroup(directory.as_fd(), hierarchy))?;
             mount_setattr(
                 directory.as_fd(),
-                Change {
+                MountAttributes {
                     read_only: true,
-                    ..Change::default()
+                    ..MountAttributes::default()
                 },
             )
         }
@@ -295,10 +295,10 @@ pub(crate) fn read_only(root: BorrowedFd<'_>, paths: &[InRoot]) -> Result<(), Fa
             let mount = clone_mount(target.as_fd(), true)?;
             mount_setattr(
                 mount.as_fd(),
-                Change {
+                MountAttributes {
                     read_only: true,
                     recursive: true,
-                    ..Change::default()
+                    ..MountAttributes::default()
                 },
             )?;
             attach(mount.as_fd(), target.as_fd())
@@ -342,9 +342,9 @@ pub(crate) fn pivot(arena: &Arena) -> Result<(), Errno> {
     if arena.readonly_root {
         mount_setattr(
             arena.rootfs.as_fd(),
-            Change {
+            MountAttributes {
                 read_only: true,
-                ..Change::default()
+                ..MountAttributes::default()
             },
         )?;
     }

@@ -1,24 +1,24 @@
-//! Who a program runs as: an image's user string against the container's passwd and group files.
+//! Resolves an image's user string with the container's passwd and group files.
 //!
-//! The rules are Docker's (moby/sys `user.GetExecUser`). The files are an image's, so hostile: they are data of a limited size, lines that
-//! make no sense are passed over, numbers are decimal and at most 2^31 - 1. Nothing here allocates or makes a system call: it runs between
-//! clone and exec, on buffers made before. Caller: [`crate::init`].
+//! The rules are Docker's (moby/sys `user.GetExecUser`). The files come from an image and may be hostile: their size is limited, malformed
+//! lines are skipped, numbers are decimal and at most 2^31 - 1. Nothing here allocates or makes a system call, since it runs between clone
+//! and exec, on buffers reserved before. Caller: [`crate::init`].
 
 use rustix::fs::Gid;
 
-/// Largest user and group number that Docker takes.
+/// Largest user or group id that Docker accepts.
 const MAX_ID: u32 = i32::MAX.cast_unsigned();
 
-/// A user as the program sees it.
+/// The ids and the home directory that the program gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct User<'f> {
     pub(crate) uid: u32,
     pub(crate) gid: u32,
-    /// Home directory, `/` where the passwd file says none.
+    /// Home directory; `/` if the passwd file has none.
     pub(crate) home: &'f [u8],
 }
 
-/// Why a user string has no meaning in this container.
+/// Why a user string can't be resolved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum UserError {
     /// A name that isn't in the passwd file.
@@ -27,11 +27,11 @@ pub(crate) enum UserError {
     NoSuchGroup,
     /// A number out of range.
     BadNumber,
-    /// More groups than there is room for.
+    /// More groups than the buffer holds.
     TooManyGroups,
 }
 
-/// Finds the user and pushes the groups, its own first, into `groups`, not beyond its capacity.
+/// Finds the user and pushes its groups, primary first, into `groups`, within its capacity.
 pub(crate) fn resolve<'f>(
     spec: &[u8],
     passwd: &'f [u8],
@@ -44,7 +44,7 @@ pub(crate) fn resolve<'f>(
     } else {
         user_part
     };
-    let wanted = Wanted::parse(user_part)?;
+    let wanted = NameOrId::parse(user_part)?;
     let found = lines(passwd).find_map(|line| {
         PasswdLine::parse(line).filter(|entry| wanted.matches(entry.name, entry.uid))
     });
@@ -54,22 +54,22 @@ pub(crate) fn resolve<'f>(
             gid: entry.gid,
             home: entry.home,
         },
-        (None, Wanted::Number(uid)) => User {
+        (None, NameOrId::Number(uid)) => User {
             uid,
             gid: 0,
             home: b"/",
         },
-        (None, Wanted::Name(_)) => return Err(UserError::NoSuchUser),
+        (None, NameOrId::Name(_)) => return Err(UserError::NoSuchUser),
     };
     if !group_part.is_empty() {
-        let wanted = Wanted::parse(group_part)?;
+        let wanted = NameOrId::parse(group_part)?;
         let found = lines(group).find_map(|line| {
             GroupLine::parse(line).filter(|entry| wanted.matches(entry.name, entry.gid))
         });
         user.gid = match (found, wanted) {
             (Some(entry), _) => entry.gid,
-            (None, Wanted::Number(gid)) => gid,
-            (None, Wanted::Name(_)) => return Err(UserError::NoSuchGroup),
+            (None, NameOrId::Number(gid)) => gid,
+            (None, NameOrId::Name(_)) => return Err(UserError::NoSuchGroup),
         };
     }
     push(groups, user.gid)?;
@@ -98,12 +98,12 @@ fn push(groups: &mut Vec<Gid>, gid: u32) -> Result<(), UserError> {
 }
 
 #[derive(Clone, Copy)]
-enum Wanted<'s> {
+enum NameOrId<'s> {
     Number(u32),
     Name(&'s [u8]),
 }
 
-impl<'s> Wanted<'s> {
+impl<'s> NameOrId<'s> {
     fn parse(text: &'s [u8]) -> Result<Self, UserError> {
         if !text.iter().all(u8::is_ascii_digit) {
             return Ok(Self::Name(text));
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn users_are_found_as_docker_finds_them() {
+    fn resolve_finds_users_as_docker_does() {
         assert_eq!(resolved(""), Ok((0, 0, "/root".to_owned(), vec![0, 10])));
         assert_eq!(
             resolved("app"),
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_is_an_error_and_not_root() {
+    fn resolve_refuses_unknown_names_and_bad_numbers() {
         assert_eq!(resolved("nobody"), Err(UserError::NoSuchUser));
         assert_eq!(resolved("app:nogroup"), Err(UserError::NoSuchGroup));
         assert_eq!(resolved("4294967296"), Err(UserError::BadNumber));
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_stop_at_the_room_there_is() {
+    fn resolve_refuses_more_groups_than_fit() {
         let group: Vec<u8> = (0..9)
             .flat_map(|gid| format!("g{gid}:x:{}:root\n", gid + 100).into_bytes())
             .collect();
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_without_lines_has_no_users() {
+    fn resolve_with_empty_files_knows_numbers_only() {
         let mut groups = Vec::with_capacity(4);
         assert_eq!(
             resolve(b"", b"", b"", &mut groups),

@@ -1,17 +1,17 @@
-//! Which devices a container may open: Docker's list, in the two languages that cgroups speak.
+//! The devices that a container may open: Docker's list, for version 1 and version 2.
 //!
-//! A container may make any node (`mknod`), since images and package managers do, but opens only those that give it nothing of the host's.
+//! A container may create any node (`mknod`), since images and package managers do, but open only devices that hold nothing of the host.
 
 use crate::sys::bpf::Instruction;
 
-/// One allowance.
+/// One allowed kind of device.
 #[derive(Clone, Copy, Debug)]
 struct Rule {
     /// `c` or `b`.
     kind: char,
     major: Option<u32>,
     minor: Option<u32>,
-    /// Only making nodes, not reading or writing.
+    /// Creating nodes only, not reading or writing.
     only_mknod: bool,
 }
 
@@ -86,7 +86,7 @@ const fn instruction(code: u8, registers: u8, offset: i16, constant: i32) -> Ins
     }
 }
 
-/// The same rules as a program for version 2: it returns 1 to allow.
+/// The same rules as a BPF program for version 2, which returns 1 to allow.
 pub(super) fn filter() -> Vec<Instruction> {
     // r2 = type, r3 = access, r4 = major, r5 = minor
     let mut program = vec![
@@ -109,7 +109,7 @@ pub(super) fn filter() -> Vec<Instruction> {
         }
         tests.extend(rule.major.map(|major| (0x04, major.cast_signed())));
         tests.extend(rule.minor.map(|minor| (0x05, minor.cast_signed())));
-        // A test that fails jumps over the tests after it and over the two instructions that allow.
+        // A failed test jumps over the other tests and the two instructions that allow.
         let after = (2..).take(tests.len()).collect::<Vec<i16>>();
         for ((register, value), offset) in tests.iter().zip(after.iter().rev()) {
             program.push(instruction(JUMP_IF_NOT, *register, *offset, *value));
@@ -124,7 +124,7 @@ pub(super) fn filter() -> Vec<Instruction> {
 mod tests {
     use super::*;
 
-    /// The kernel's semantics of the few instructions that are used.
+    /// Interprets the few instructions that the filter uses, as the kernel does.
     fn allows(access: u32, kind: u32, major: u32, minor: u32) -> bool {
         let program = filter();
         let context = [(access << 16) | kind, major, minor];
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn the_filter_says_what_the_lines_say() {
+    fn the_version_2_filter_allows_what_the_version_1_lines_allow() {
         let (mknod, read, write) = (1, 2, 4);
         let (block, character) = (1, 2);
         assert!(allows(read | write, character, 1, 3));

@@ -1,4 +1,4 @@
-//! One cgroup as a directory: made, written, emptied, removed.
+//! One cgroup as a directory: create, write, empty, remove.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -10,9 +10,9 @@ use rustix::fs::{Mode, OFlags, Timespec};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-/// How long the processes of a cgroup may take to end after SIGKILL before it is given up; one in an uninterruptible wait can take for ever.
+/// How long [`Directory::remove`] waits for processes to end after SIGKILL. One in an uninterruptible wait may never end.
 const PATIENCE: usize = 100;
-/// Between two looks at a cgroup whose processes are ending; version 1 has nothing to wait on.
+/// Pause between two checks for the end of a process in another pid namespace; version 1 has no event to wait for.
 const PAUSE: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 20_000_000,
@@ -25,7 +25,7 @@ pub(super) struct Directory {
 }
 
 impl Directory {
-    /// Makes a cgroup that nobody has. What a killed monitor left under the same name is removed first.
+    /// Creates the cgroup. One that a killed monitor left under the same name is removed first.
     pub(super) fn create(path: PathBuf) -> io::Result<Self> {
         match std::fs::create_dir(&path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -53,7 +53,7 @@ impl Directory {
         write(&self.path.join(file), text)
     }
 
-    /// Each line in a `write(2)` of its own.
+    /// Writes each line with its own `write(2)`.
     pub(super) fn write_lines(
         &self,
         file: &str,
@@ -63,7 +63,7 @@ impl Directory {
         lines.try_for_each(|line| file.write_all(line.as_bytes()))
     }
 
-    /// Writes where there is such a file; whether there was.
+    /// Writes the file if it exists; true if it does.
     pub(super) fn write_if_present(&self, file: &str, text: &str) -> io::Result<bool> {
         match self.write(file, text) {
             Ok(()) => Ok(true),
@@ -81,13 +81,13 @@ impl Directory {
         Ok(value.unwrap_or(0))
     }
 
-    /// Removes the cgroup and all below it, ending what is left in them.
+    /// Removes the cgroup and all below it, and kills the processes in them.
     pub(super) fn remove(&self) -> io::Result<()> {
         remove(&self.path)
     }
 }
 
-/// Writes in one `write(2)`, as cgroup files want it.
+/// Writes with one `write(2)`, as cgroup files require.
 pub(super) fn write(path: &Path, text: &str) -> io::Result<()> {
     OpenOptions::new()
         .write(true)
@@ -96,7 +96,7 @@ pub(super) fn write(path: &Path, text: &str) -> io::Result<()> {
 }
 
 pub(super) fn read(path: &Path) -> io::Result<String> {
-    // Files of /proc don't tell their size; this is enough for most in one read.
+    // Files of /proc have no size; most fit in one read of this length.
     let mut text = String::with_capacity(16 << 10);
     File::open(path)?.take(1 << 20).read_to_string(&mut text)?;
     Ok(text)
@@ -123,14 +123,14 @@ fn remove(path: &Path) -> io::Result<()> {
     Err(Errno::BUSY.into())
 }
 
-/// Sends SIGKILL to all in the cgroup and waits for the first of them to end; whether there was one.
+/// Sends SIGKILL to every process in the cgroup and waits for the first to end; false if there is none.
 fn kill_all(path: &Path) -> io::Result<bool> {
     let mut last = None;
     for line in read(&path.join("cgroup.procs"))?.lines() {
         let Some(pid) = line.parse().ok().and_then(Pid::from_raw) else {
             continue;
         };
-        // Opened first and looked up again after: the number may have been reused since the file was read.
+        // Look the pid up again after opening it: it may have been reused since the file was read.
         let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
             Err(Errno::SRCH) => continue,
             other => other?,

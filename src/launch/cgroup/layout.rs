@@ -1,7 +1,7 @@
-//! Where the host's cgroup hierarchies are mounted.
+//! The mounted cgroup hierarchies of the host.
 //!
-//! A host has version 1, version 2 or both, and a controller belongs to whichever it is mounted in. So nothing asks what kind of host this is;
-//! each controller is looked up on its own.
+//! A host has version 1, version 2 or both, and each controller is in one of them. So there is no test for the kind of host: each
+//! controller is looked up by itself.
 
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use cowl_sys::mountinfo;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Legacy {
     pub(super) mount_point: PathBuf,
-    /// All that are mounted together in it, e.g. `cpu` and `cpuacct`.
+    /// Controllers mounted together in it, e.g. `cpu` and `cpuacct`.
     pub(super) controllers: Vec<String>,
 }
 
@@ -24,7 +24,7 @@ pub(super) struct Layout {
     pub(super) unified: Option<PathBuf>,
 }
 
-/// Super block options of a version 1 mount that are no controllers (cgroups(7), kernel/cgroup/cgroup-v1.c).
+/// Super block options of a version 1 mount other than controllers (cgroups(7), kernel/cgroup/cgroup-v1.c).
 const OPTIONS: [&str; 8] = [
     "rw",
     "ro",
@@ -37,7 +37,7 @@ const OPTIONS: [&str; 8] = [
 ];
 
 impl Layout {
-    /// Reads the text of /proc/self/mountinfo (proc_pid_mountinfo(5)). Lines that make no sense are passed over.
+    /// Reads the text of /proc/self/mountinfo.
     pub(super) fn parse(mountinfo: &[u8]) -> Self {
         let mut layout = Self::default();
         for mount in mountinfo::parse(mountinfo) {
@@ -62,7 +62,7 @@ impl Layout {
                 .iter()
                 .any(|controller| controllers.contains(controller))
         };
-        // A hierarchy mounted twice, or one with a name and no controller (name=systemd), is of no use.
+        // Skip a hierarchy that is mounted twice, and a named one without controllers (name=systemd).
         if !controllers.is_empty() && !self.legacy.iter().any(known) {
             self.legacy.push(Legacy {
                 mount_point,
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn each_controller_is_found_where_it_is_mounted() {
+    fn legacy_of_finds_each_controller_where_it_is_mounted() {
         let v1 = Layout::parse(V1.as_bytes());
         assert_eq!(
             mount_point(&v1, "memory").as_deref(),
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn mount_points_are_unescaped_and_nonsense_is_passed_over() {
+    fn parse_unescapes_mount_points_and_skips_malformed_lines() {
         let layout = Layout::parse(b"1 2 0:1 / /a\\040b\\134c rw - cgroup x rw,pids\n\n- - -\n1 2 3 4\n1 2 3 / /x rw - cgroup\n");
         assert_eq!(mount_point(&layout, "pids").as_deref(), Some("/a b\\c"));
         assert_eq!(layout.legacy.len(), 1);

@@ -1,9 +1,9 @@
-//! A container's cgroups: limits, device rules, the count of out-of-memory kills, and their end.
+//! The cgroups of a container: limits, device rules, the count of OOM kills, and removal.
 //!
-//! The container has one cgroup per hierarchy that has a controller it needs (memory, pids, devices), all of the same path. They are made
-//! before the process and removed after it on every way out, since [`ContainerCgroups`] removes them when dropped. Their parent stays, as
-//! Docker's does: limits that an administrator has put on it are for the next container too. On version 1 the process is moved in; on version
-//! 2 it is born there. Caller: [`crate::monitor`].
+//! A container has one cgroup in each hierarchy that has a controller it needs (memory, pids, devices), at the same path in each. They
+//! are created before the process. [`ContainerCgroups`] removes them when dropped, so they go on every way out. Their parent stays, as
+//! Docker's does: an administrator's limits on it hold for the next container too. On version 1 the process is moved in; on version 2 it
+//! is cloned into its cgroup (CLONE_INTO_CGROUP). Caller: [`crate::monitor`].
 
 mod devices;
 mod directory;
@@ -25,12 +25,12 @@ use layout::Layout;
 /// Why a container has no cgroups.
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
-    /// A limit was asked for that nothing here can enforce.
+    /// No controller can enforce a limit that was asked for.
     #[error("a {what} limit needs the {controller} cgroup controller, which is not available here")]
     NoController {
         /// What was to be limited.
         what: &'static str,
-        /// What would do it.
+        /// The controller that would enforce it.
         controller: &'static str,
         /// Why it is not available, if it is mounted.
         source: Option<io::Error>,
@@ -45,7 +45,7 @@ pub enum CgroupError {
         /// Why it failed.
         source: io::Error,
     },
-    /// Not a path that can be below a hierarchy's root.
+    /// The name could leave the hierarchy.
     #[error("{0:?} is not the name of a cgroup")]
     BadName(String),
 }
@@ -53,7 +53,7 @@ pub enum CgroupError {
 /// How a hierarchy is shown inside the container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum View {
-    /// Nothing: there is no cgroup of its own.
+    /// Nothing: the container has no cgroup of its own.
     None,
     /// A version 2 mount at /sys/fs/cgroup.
     Unified,
@@ -70,7 +70,7 @@ pub(crate) struct LegacyView {
     pub(crate) controllers: Vec<String>,
 }
 
-/// The cgroups of one container. Dropped, they are removed, with whatever is left in them ended.
+/// The cgroups of one container. Dropping it kills what is left in them and removes them.
 #[derive(Debug)]
 pub(crate) struct ContainerCgroups {
     legacy: Vec<LegacyCgroup>,
@@ -93,7 +93,7 @@ enum MemoryAt {
     Unified,
 }
 
-/// What a controller is needed for.
+/// A controller that containers use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Controller {
     Memory,
@@ -114,9 +114,9 @@ impl Controller {
 }
 
 impl ContainerCgroups {
-    /// Makes the cgroups and sets the limits. `restrict_devices`: also say which devices may be opened.
+    /// Creates the cgroups, sets the limits and, if `restrict_devices`, the device rules.
     ///
-    /// Where a hierarchy can't be written and no limit needs it, the container does without.
+    /// A hierarchy that can't be written is left out unless a limit needs it.
     pub(crate) fn create(
         parent: &str,
         id: &str,
@@ -136,7 +136,7 @@ impl ContainerCgroups {
                 continue;
             }
             let outcome = made
-                .add(&layout, controller, &relative)
+                .ensure(&layout, controller, &relative)
                 .and_then(|()| made.configure(controller, limits));
             match outcome {
                 Ok(()) => {}
@@ -157,8 +157,8 @@ impl ContainerCgroups {
         Ok(made)
     }
 
-    /// Has the container's cgroup in the hierarchy of this controller made, if it isn't yet.
-    fn add(
+    /// Creates the cgroup in the hierarchy of this controller, unless it exists.
+    fn ensure(
         &mut self,
         layout: &Layout,
         controller: Controller,
@@ -239,19 +239,19 @@ impl ContainerCgroups {
         Ok(())
     }
 
-    /// Whether the kernel keeps the container from devices that it may not open.
+    /// Whether the kernel enforces the device rules.
     pub(crate) fn devices_restricted(&self) -> bool {
         self.devices_restricted
     }
 
-    /// The cgroup that the process is to be born in.
-    pub(crate) fn birthplace(&self) -> Option<BorrowedFd<'_>> {
+    /// The version 2 cgroup to clone the process into.
+    pub(crate) fn clone_into(&self) -> Option<BorrowedFd<'_>> {
         self.unified
             .as_ref()
             .map(|(_, descriptor)| descriptor.as_fd())
     }
 
-    /// Moves the process into those it wasn't born in.
+    /// Moves the process into its version 1 cgroups.
     pub(crate) fn attach(&mut self, pid: Pid) -> io::Result<()> {
         let text = pid.as_raw_nonzero().to_string();
         self.legacy
@@ -259,7 +259,7 @@ impl ContainerCgroups {
             .try_for_each(|made| made.procs.write_all(text.as_bytes()))
     }
 
-    /// What the container is to see.
+    /// What the container sees at /sys/fs/cgroup.
     pub(crate) fn view(&self) -> View {
         if !self.legacy.is_empty() {
             return View::Legacy(self.legacy.iter().map(|made| made.view.clone()).collect());
@@ -271,7 +271,7 @@ impl ContainerCgroups {
         }
     }
 
-    /// Whether the kernel killed a process of the container for want of memory.
+    /// Whether the OOM killer has killed a process of the container.
     pub(crate) fn oom_killed(&self) -> io::Result<bool> {
         let count = match (self.memory, &self.unified) {
             (Some(MemoryAt::Legacy(position)), _) => {
@@ -288,7 +288,7 @@ impl ContainerCgroups {
         Ok(count? > 0)
     }
 
-    /// Removes the cgroups; tries each even if one can't be removed.
+    /// Removes the cgroups. Tries each, and gives the first error.
     pub(crate) fn remove(&mut self) -> io::Result<()> {
         let unified = self.unified.take().map(|(directory, _)| directory);
         let legacy = std::mem::take(&mut self.legacy)
@@ -304,14 +304,14 @@ impl ContainerCgroups {
 
 impl Drop for ContainerCgroups {
     fn drop(&mut self) {
-        // Only on a way out that has an error to report already; what can't be removed now is found by its name at the next start.
+        // Only after another error, which is the one to report. The next start removes what stays, by its name.
         drop(self.remove());
     }
 }
 
-/// Removes the cgroups that a monitor had to leave since it was killed, ending what is left in them.
+/// Removes the cgroups that a killed monitor left, and kills the processes in them.
 ///
-/// To be called only when no monitor runs ([`crate::status::is_running`]).
+/// Call it only when no monitor runs ([`crate::status::is_running`]).
 pub fn remove_leftovers(parent: &str, id: &str) -> Result<(), CgroupError> {
     let relative = relative_path(parent, id)?;
     let layout = mounted_hierarchies()?;
@@ -352,7 +352,7 @@ impl LegacyCgroup {
     }
 }
 
-/// Memory and swap together get the limit of memory alone, so that a process that allocates more dies, and doesn't swap instead.
+/// Limits memory, and memory plus swap to the same value: a process that allocates more is killed instead of swapped.
 fn limit_legacy_memory(made: &Directory, bytes: u64) -> io::Result<()> {
     made.write("memory.limit_in_bytes", &bytes.to_string())?;
     if !made.write_if_present("memory.memsw.limit_in_bytes", &bytes.to_string())? {
@@ -381,7 +381,7 @@ fn restrict_unified(cgroup: BorrowedFd<'_>) -> io::Result<()> {
     )?)
 }
 
-/// Makes the container's cgroup below `base`; all above it is there but the first time.
+/// Creates the container's cgroup below `base`. The levels above it exist after the first container.
 fn make(base: &Path, relative: &Path) -> Result<Directory, CgroupError> {
     let path = base.join(relative);
     let made = match Directory::create(path.clone()) {
@@ -394,7 +394,7 @@ fn make(base: &Path, relative: &Path) -> Result<Directory, CgroupError> {
     made.map_err(|source| io_error("make", &path, source))
 }
 
-/// Makes all above the last component.
+/// Creates every level above the last.
 fn make_parents(root: &Path, relative: &Path) -> Result<(), CgroupError> {
     let mut path = root.to_owned();
     for component in relative.parent().into_iter().flat_map(Path::components) {
@@ -409,14 +409,14 @@ fn make_parents(root: &Path, relative: &Path) -> Result<(), CgroupError> {
     Ok(())
 }
 
-/// As bytes: anyone's mount on a path that is not UTF-8 stands in this table too.
+/// Reads the mount table as bytes: mount points need not be UTF-8.
 fn mounted_hierarchies() -> Result<Layout, CgroupError> {
     let path = Path::new("/proc/self/mountinfo");
     let mountinfo = std::fs::read(path).map_err(|source| io_error("read", path, source))?;
     Ok(Layout::parse(&mountinfo))
 }
 
-/// `parent`/`id` without the leading slash: only plain names, so that it can't leave the hierarchy.
+/// `parent`/`id` without the leading slash. Only plain names, so that it can't leave the hierarchy.
 fn relative_path(parent: &str, id: &str) -> Result<PathBuf, CgroupError> {
     let components: Vec<&str> = parent
         .split('/')
@@ -431,7 +431,7 @@ fn relative_path(parent: &str, id: &str) -> Result<PathBuf, CgroupError> {
     Ok(components.iter().collect())
 }
 
-/// The host doesn't let us, in contrast to a step that went wrong.
+/// Whether the host refuses the cgroup, as opposed to a step that failed.
 fn is_refusal(error: &CgroupError) -> bool {
     let CgroupError::Io { source, .. } = error else {
         return false;
@@ -473,7 +473,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_cannot_leave_the_hierarchy() {
+    fn relative_path_refuses_names_that_leave_the_hierarchy() {
         assert_eq!(
             relative_path("/cowl", "abc").unwrap(),
             Path::new("cowl/abc")
@@ -492,7 +492,7 @@ mod tests {
     }
 
     #[test]
-    fn a_controller_that_is_nowhere_refuses_limits_and_nothing_else() {
+    fn a_missing_controller_refuses_limits_only() {
         let mut made = ContainerCgroups {
             legacy: Vec::new(),
             unified: None,
@@ -500,7 +500,7 @@ mod tests {
             devices_restricted: false,
         };
         let error = made
-            .add(&Layout::default(), Controller::Memory, Path::new("cowl/x"))
+            .ensure(&Layout::default(), Controller::Memory, Path::new("cowl/x"))
             .unwrap_err();
         assert!(is_refusal(&error));
         assert_eq!(

@@ -1,4 +1,4 @@
-//! What version 2 asks for before a cgroup has a controller (admin-guide/cgroup-v2.rst).
+//! Making controllers available in a version 2 hierarchy (admin-guide/cgroup-v2.rst).
 
 use std::io;
 use std::path::{Component, Path, PathBuf};
@@ -8,11 +8,11 @@ use rustix::io::Errno;
 
 use super::{CgroupError, directory, io_error, make_parents};
 
-/// Where the processes of a cgroup go that gets children with controllers.
+/// The child that takes the processes of a cgroup whose other children get controllers.
 const LEAF: &str = "cowl-leaf";
 
-/// Where below a version 2 mount our cgroups begin: at its root, or, where that isn't ours to write, at our own cgroup, which a service
-/// manager may have delegated to us.
+/// The base of our cgroups below a version 2 mount: its root if that is writable, else our own cgroup, which a service manager may
+/// have delegated to us.
 pub(super) fn base(mount_point: &Path) -> PathBuf {
     if writable(mount_point) {
         return mount_point.to_owned();
@@ -35,8 +35,8 @@ fn writable(path: &Path) -> bool {
     .is_ok()
 }
 
-/// The version 2 line of /proc/self/cgroup, without its leading slash; none if it is outside of our cgroup namespace. The leaf that we were
-/// moved to by an earlier container ([`empty_into_leaf`]) is not where the next one's begins.
+/// Our cgroup, from the version 2 line of /proc/self/cgroup, without the leading slash; none if it is outside of our cgroup
+/// namespace. If an earlier container moved us into a leaf ([`empty_into_leaf`]), the parent of that leaf.
 fn own_cgroup(text: &str) -> Option<PathBuf> {
     let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
     let path = Path::new(path);
@@ -51,7 +51,7 @@ fn own_cgroup(text: &str) -> Option<PathBuf> {
     plain.then(|| path.to_owned())
 }
 
-/// Makes the controller available to the cgroup at `relative`, from the base down.
+/// Enables the controller in every level from the base down to the parent of `relative`.
 pub(super) fn enable(base: &Path, relative: &Path, controller: &str) -> Result<(), CgroupError> {
     make_parents(base, relative)?;
     let parent = relative.parent().unwrap_or(Path::new(""));
@@ -71,8 +71,8 @@ pub(super) fn enable(base: &Path, relative: &Path, controller: &str) -> Result<(
     Ok(())
 }
 
-/// Moves the processes of a cgroup into a child of it: but for the root of all, a cgroup that distributes controllers to its children may
-/// have no process itself ("No Internal Process Constraint"). Happens inside a container or a delegated unit.
+/// Moves the processes of a cgroup into a child of it. Except for the root, a cgroup that distributes controllers to its children may
+/// hold no processes ("No Internal Process Constraint"). Needed inside a container or a delegated unit.
 fn empty_into_leaf(level: &Path) -> Result<(), CgroupError> {
     let leaf = level.join(LEAF);
     match std::fs::create_dir(&leaf) {
@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn our_own_cgroup_is_the_line_without_a_hierarchy_number() {
+    fn own_cgroup_is_the_version_2_line() {
         let hybrid = "4:memory:/a\n1:name=systemd:/b\n0::/user.slice/x.scope\n";
         assert_eq!(own_cgroup(hybrid), Some("user.slice/x.scope".into()));
         assert_eq!(own_cgroup("0::/\n"), Some("".into()));
@@ -106,9 +106,9 @@ mod tests {
         assert_eq!(own_cgroup("4:memory:/a\n"), None);
     }
 
-    /// A directory stands for a hierarchy: what is written to it must be what the kernel would get.
+    /// Plain directories instead of a hierarchy: the files hold what the kernel would have got.
     #[test]
-    fn controllers_are_enabled_from_the_base_down() {
+    fn enable_writes_subtree_control_from_the_base_down() {
         let root = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(root.path().join("a/b")).unwrap();
         for level in ["", "a", "a/b"] {

@@ -1,8 +1,8 @@
-//! From ranges of numbers to BPF: a binary search whose leaves are verdicts.
+//! Compiles ranges of system-call numbers to BPF: a binary search with verdicts as leaves.
 //!
-//! Jumps of seccomp's BPF only lead forward, and a condition reaches 255 instructions at most. So the program is written from its end to its
-//! start: whatever an instruction jumps to is there already, and where it is too far away, a jump or return is put in between. Caller:
-//! [`super::default_filter`].
+//! BPF jumps only lead forward, and a conditional jump at most 255 instructions far. So the program is emitted from its end to its start:
+//! the target of a jump is always there already, and a target out of reach gets an unconditional jump or a return of its own in between.
+//! Caller: [`super::default_filter`].
 
 use libc::sock_filter;
 
@@ -29,27 +29,27 @@ const fn argument_low(argument: u8) -> u32 {
 
 const REFUSED: Verdict = Verdict::Errno(rustix::io::Errno::PERM);
 
-/// Where a jump leads.
+/// The target of a jump.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Target {
-    /// Any return of this value (`SECCOMP_RET_*`).
+    /// A return of this value (`SECCOMP_RET_*`), wherever it is.
     Return(u32),
-    /// The instruction with this position, counted from the end.
+    /// The instruction at this position, counted from the end.
     At(u32),
 }
 
 #[derive(Default)]
-struct Backwards {
-    /// The last instruction first.
+struct ReverseEmitter {
+    /// Last instruction first.
     code: Vec<sock_filter>,
     length: u32,
-    /// The most recent return of each value, with its position.
+    /// Position of the latest return of each value.
     returns: Vec<(u32, u32)>,
 }
 
-/// A program for these architectures (`AUDIT_ARCH_*`), each with its [ranges](super::ranges); calls from others are fatal, as libseccomp has it.
+/// Compiles the [ranges](super::ranges) of each architecture (`AUDIT_ARCH_*`). A call from any other is fatal, as with libseccomp.
 pub(super) fn program(architectures: Vec<(u32, Vec<(u32, Verdict)>)>) -> Vec<sock_filter> {
-    let mut code = Backwards::default();
+    let mut code = ReverseEmitter::default();
     let mut next = Target::Return(libc::SECCOMP_RET_KILL_THREAD);
     for (architecture, ranges) in architectures.into_iter().rev() {
         let tree = code.tree(&ranges);
@@ -61,8 +61,8 @@ pub(super) fn program(architectures: Vec<(u32, Vec<(u32, Verdict)>)>) -> Vec<soc
     code.code
 }
 
-impl Backwards {
-    /// A search in ascending ranges for the one that holds the loaded value; what is below the first counts to it.
+impl ReverseEmitter {
+    /// Emits a search for the range that holds the loaded value. Values below the first range count to it.
     fn tree(&mut self, ranges: &[(u32, Verdict)]) -> Target {
         let (low, high) = ranges.split_at(ranges.len() / 2);
         match high.first() {
@@ -129,7 +129,7 @@ impl Backwards {
         self.push(operation, value, yes, no + u8::from(stepped))
     }
 
-    /// The offset that leads to a target from the next instruction, with `spare` ones left; and whether a step was put in between for that.
+    /// Offset to the target from the next instruction, with room for `spare` more; true if a jump had to be emitted in between.
     fn reach(&mut self, target: Target, spare: u8) -> (u8, bool) {
         let offset = self
             .distance(target)
@@ -141,7 +141,7 @@ impl Backwards {
         (0, true)
     }
 
-    /// How many instructions the next one would jump over.
+    /// Instructions between the next one and the target.
     fn distance(&self, target: Target) -> Option<u32> {
         let position = match target {
             Target::At(position) => Some(position),
@@ -154,7 +154,7 @@ impl Backwards {
         position.map(|position| self.length - 1 - position)
     }
 
-    /// An instruction that does nothing but go to the target.
+    /// Emits an unconditional jump, or a return, to the target.
     fn step(&mut self, target: Target) {
         match target {
             Target::At(position) => {

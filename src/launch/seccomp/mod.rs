@@ -1,9 +1,9 @@
-//! Which system calls a container may make: Docker's default profile, compiled to a seccomp filter (seccomp(2)).
+//! The system calls that a container may make: Docker's default profile, compiled to a seccomp filter (seccomp(2)).
 //!
-//! A filter is a search tree over ranges of system-call numbers, not a list: the kernel runs it once for every number when it is loaded, and
-//! once for every call that is not plainly allowed. What it answers is Docker's, with two differences, both where libseccomp compares 64 bits
-//! of an argument of which the kernel looks at 32: `socket(1 << 32 | AF_ALG)` is refused here and allowed there, and `personality` is judged
-//! by what the kernel will see. Pure functions; [`crate::arena`] makes a [`Program`] before the container's first process exists, and
+//! A filter is a search tree over ranges of system-call numbers, not a list: the kernel runs it once for every number when it is loaded,
+//! and once for every call that is not allowed unconditionally. Its verdicts are Docker's, with two differences. Both are arguments of
+//! which libseccomp compares 64 bits and the kernel reads 32: `socket(1 << 32 | AF_ALG)` is refused here and allowed there, and
+//! `personality` is judged by the value that the kernel reads. Pure functions: [`crate::arena`] compiles the [`Filter`] before the clone,
 //! [`crate::init`] loads it.
 
 mod compile;
@@ -22,7 +22,7 @@ use rustix::io::Errno;
 
 use profile::{Abi, FIRST_PRIVATE, X32_BIT};
 
-/// A machine, with the older ones whose programs it runs.
+/// A processor architecture, with the older ones whose programs it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Arch {
     /// And x32, and 32-bit x86.
@@ -31,7 +31,7 @@ pub(crate) enum Arch {
     Aarch64,
 }
 
-/// The machine that this program is for.
+/// The architecture that this program is built for.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(crate) const NATIVE: Arch = if cfg!(target_arch = "x86_64") {
     Arch::X86_64
@@ -48,7 +48,7 @@ mod audit {
 }
 
 impl Arch {
-    /// Each architecture that a call may come from, with its numberings and the bit that is in all numbers of one.
+    /// Each `AUDIT_ARCH_*` that a call may come from, with its numberings and the bit that is set in all numbers of each.
     const fn numberings(self) -> &'static [(u32, &'static [(Abi, u32)])] {
         match self {
             Self::X86_64 => &[
@@ -63,7 +63,7 @@ impl Arch {
     }
 }
 
-/// What becomes of a call.
+/// What the filter does with a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     Allow,
@@ -72,31 +72,31 @@ enum Verdict {
     If(&'static Condition),
 }
 
-/// What an argument has to be. Only its low 32 bits are looked at, as by the kernel in every call that has a condition.
+/// A condition on an argument. It tests the low 32 bits: the kernel reads no more in any call that has a condition.
 #[derive(Debug, PartialEq, Eq)]
 enum Condition {
-    /// One of these; ascending, with gaps between them.
+    /// The argument is one of these: ascending, no two adjacent.
     In {
         argument: u8,
         allowed: &'static [RangeInclusive<u32>],
     },
-    /// None of these bits set.
+    /// The argument has none of these bits.
     NoBits { argument: u8, bits: u32 },
 }
 
 /// A filter as the kernel takes it (linux/filter.h).
 #[derive(Clone, Debug)]
-pub(crate) struct Program(Vec<libc::sock_filter>);
+pub(crate) struct Filter(Vec<libc::sock_filter>);
 
-impl Program {
-    /// In the order of execution.
+impl Filter {
+    /// The instructions, first to last.
     pub(crate) fn instructions(&self) -> &[libc::sock_filter] {
         &self.0
     }
 }
 
 /// Docker's default profile for a container with these capabilities (bit n is capability n).
-pub(crate) fn default_filter(capabilities: u64, arch: Arch) -> Program {
+pub(crate) fn default_filter(capabilities: u64, arch: Arch) -> Filter {
     let architectures = arch.numberings().iter().map(|(architecture, abis)| {
         let ranges = abis
             .iter()
@@ -104,10 +104,10 @@ pub(crate) fn default_filter(capabilities: u64, arch: Arch) -> Program {
             .collect();
         (*architecture, ranges)
     });
-    Program(compile::program(architectures.collect()))
+    Filter(compile::program(architectures.collect()))
 }
 
-/// The verdict on every number of a numbering: where each range of equal verdicts starts, ascending.
+/// The verdicts of a numbering as ranges: the first number of each, ascending.
 fn ranges(abi: Abi, bit: u32, capabilities: u64) -> Vec<(u32, Verdict)> {
     let mut named: Vec<(u32, Verdict)> = table::ROWS
         .iter()
@@ -125,7 +125,7 @@ fn ranges(abi: Abi, bit: u32, capabilities: u64) -> Vec<(u32, Verdict)> {
         .max()
         .unwrap_or(0);
     let private = abi.private();
-    // Of a call that is younger than the profile a program is told that there is none, and does without.
+    // A call newer than the profile gets ENOSYS, so that a program falls back to an older one.
     let unnamed = |number: u32| {
         let old = number <= newest
             || private
@@ -148,7 +148,7 @@ fn ranges(abi: Abi, bit: u32, capabilities: u64) -> Vec<(u32, Verdict)> {
     let mut ranges: Vec<(u32, Verdict)> = Vec::new();
     for start in starts {
         let mut verdict = unnamed(start);
-        // A number may have two names.
+        // Two calls may share a number.
         while let Some((_, rule)) = named.next_if(|(number, _)| *number == start) {
             verdict = rule;
         }

@@ -1,6 +1,6 @@
-//! What a row of the [table](super::table) is made of: the profile's rules, and the numberings of the kernel.
+//! The parts of a row of the [table](super::table): the profile's rules and the kernel's numberings.
 //!
-//! A rule depends on nothing but the container's capabilities. Callers: the table and [`super::default_filter`].
+//! A rule depends on the container's capabilities only. Callers: the table and [`super::default_filter`].
 
 use std::ops::RangeInclusive;
 
@@ -8,7 +8,7 @@ use rustix::io::Errno;
 
 use super::{Condition, Verdict};
 
-/// What is done with a call: allowed if the container has any of the capabilities, else the verdict.
+/// The rule for a call: allowed if the container has any of the capabilities, else the verdict.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rule {
     /// Bit n is capability n.
@@ -17,7 +17,7 @@ pub(super) struct Rule {
 }
 
 impl Rule {
-    /// For a container with these capabilities.
+    /// The verdict for a container with these capabilities.
     pub(super) const fn verdict(self, capabilities: u64) -> Verdict {
         if self.capabilities & capabilities == 0 {
             self.otherwise
@@ -67,13 +67,13 @@ pub(super) const CLONE: Rule = Rule {
     }),
 };
 
-/// Its flags are in memory, where no filter sees them; libc takes ENOSYS for "try clone".
+/// clone3's flags are in memory, which no filter reads. libc falls back to clone on ENOSYS.
 pub(super) const CLONE3: Rule = Rule {
     capabilities: SYS_ADMIN,
     otherwise: Verdict::Errno(Errno::NOSYS),
 };
 
-/// Any family but AF_ALG (38) and AF_VSOCK (40), which are not confined by a network namespace.
+/// Any address family but AF_ALG (38) and AF_VSOCK (40), which no network namespace confines.
 pub(super) const SOCKET: Rule = Rule {
     capabilities: 0,
     otherwise: Verdict::If(&Condition::In {
@@ -82,7 +82,7 @@ pub(super) const SOCKET: Rule = Rule {
     }),
 };
 
-/// Execution domains that give no attack: PER_LINUX, PER_LINUX32, each also with UNAME26, and the question which one it is.
+/// Harmless execution domains: PER_LINUX and PER_LINUX32, each also with UNAME26, and the query of the current one.
 pub(super) const PERSONALITY: Rule = Rule {
     capabilities: 0,
     otherwise: Verdict::If(&Condition::In {
@@ -97,7 +97,7 @@ pub(super) const PERSONALITY: Rule = Rule {
     }),
 };
 
-/// Where numberings of the kernel differ.
+/// A system-call numbering of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Abi {
     /// Its x86_64.
@@ -115,11 +115,11 @@ pub(super) enum Abi {
 /// `__X32_SYSCALL_BIT` of asm/unistd.h.
 pub(super) const X32_BIT: u32 = 0x4000_0000;
 
-/// The kernel gives a new call one number for all, so far below this; above are the private ones.
+/// New calls have one number in all numberings, below this. Numbers above are private to one.
 pub(super) const FIRST_PRIVATE: u32 = 512;
 
 impl Abi {
-    /// Numbers that are its own (syscall_64.tbl, arch/arm/include/uapi/asm/unistd.h).
+    /// Private numbers (syscall_64.tbl, arch/arm/include/uapi/asm/unistd.h).
     pub(super) const fn private(self) -> Option<RangeInclusive<u32>> {
         match self {
             Self::X32 => Some(512..=547),
@@ -129,7 +129,7 @@ impl Abi {
     }
 }
 
-/// The call has no number in a numbering.
+/// Marks a call that a numbering lacks.
 pub(super) const NONE: u32 = u32::MAX;
 
 /// One system call.

@@ -73,7 +73,7 @@ pub(super) fn run(program: &[libc::sock_filter], call: &Call) -> (u32, usize) {
     }
 }
 
-pub(super) fn answer(program: &Program, call: Call) -> u32 {
+pub(super) fn answer(program: &Filter, call: Call) -> u32 {
     run(program.instructions(), &call).0
 }
 

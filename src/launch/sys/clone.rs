@@ -10,18 +10,18 @@ use super::checked;
 /// linux/sched.h; libc's is too narrow for it.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
-/// Which of the two processes this is.
+/// The process that a clone returned in.
 #[derive(Debug)]
 pub(crate) enum Cloned {
-    /// The new one.
+    /// In the new process.
     Child,
-    /// The old one, with a descriptor of the new one.
+    /// In the caller, with the new process.
     Parent { pid: Pid, pidfd: OwnedFd },
 }
 
-/// A new process in namespaces of its own for mounts, pids, host name, IPC and network, in the given cgroup (v2) if one is given.
+/// Clones a process into new mount, pid, UTS, IPC and network namespaces, and into the version 2 cgroup if one is given.
 ///
-/// Meant for a process with one thread: the child has a copy of its memory and descriptors, and no other thread's locks.
+/// For a process with one thread: the child has a copy of its memory and descriptors, but no other thread to release a lock.
 pub(crate) fn clone_into_namespaces(cgroup: Option<BorrowedFd<'_>>) -> Result<Cloned, Errno> {
     let namespaces = libc::CLONE_NEWNS
         | libc::CLONE_NEWPID
@@ -57,13 +57,13 @@ pub(crate) fn clone_into_namespaces(cgroup: Option<BorrowedFd<'_>>) -> Result<Cl
     Ok(Cloned::Parent { pid, pidfd })
 }
 
-/// A cgroup namespace whose roots are the cgroups that the process is in now.
+/// Enters a new cgroup namespace, rooted at the current cgroups.
 pub(crate) fn unshare_cgroup_namespace() -> Result<(), Errno> {
     // SAFETY: unsafe since CLONE_FILES could take descriptors away from under others; this flag touches no descriptor.
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWCGROUP) }
 }
 
-/// Ends the process at once, without the exit handlers that belong to the process it was cloned from.
+/// Ends the process without exit handlers, which belong to the process it was cloned from.
 pub(crate) fn exit_now(status: u8) -> ! {
     // SAFETY: always allowed; nothing runs after it.
     unsafe { libc::_exit(i32::from(status)) }

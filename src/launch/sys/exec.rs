@@ -1,23 +1,23 @@
-//! `execve` with vectors that are made before the clone.
+//! `execve` with arrays that are allocated before the clone, and the end of inherited descriptors.
 
 use std::ffi::{CStr, CString, c_char};
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 use rustix::io::Errno;
 
-/// A NULL-terminated array of strings, as `execve` wants it, with room for one more that is only known later.
+/// A NULL-terminated array of strings for `execve`, with space reserved for one more.
 #[derive(Debug)]
-pub(crate) struct Vectors {
-    /// Owns what `pointers` points at; never changed after [`Vectors::new`].
+pub(crate) struct StringArray {
+    /// Owns what `pointers` points at; unchanged after [`StringArray::new`].
     strings: Vec<CString>,
-    /// One per string, and one NULL; another fits without allocation.
+    /// One per string, then NULL; has capacity for another.
     pointers: Vec<*const c_char>,
-    /// The late string, NUL included.
+    /// The string added by [`StringArray::push`], with its NUL.
     late: Vec<u8>,
 }
 
-impl Vectors {
-    /// With room for a late string of `late` bytes.
+impl StringArray {
+    /// Reserves `late` bytes for a string that is known later.
     pub(crate) fn new(strings: Vec<CString>, late: usize) -> Self {
         let mut pointers = Vec::with_capacity(strings.len() + 2);
         pointers.extend(strings.iter().map(|string| string.as_ptr()));
@@ -29,8 +29,8 @@ impl Vectors {
         }
     }
 
-    /// Adds `key` + `value` once, without allocation; refused if there is no room or a NUL byte in it.
-    pub(crate) fn push_late(&mut self, key: &[u8], value: &[u8]) -> Result<(), Errno> {
+    /// Adds `key` + `value`, once and without allocation. ENAMETOOLONG if it exceeds the space or has a NUL byte.
+    pub(crate) fn push(&mut self, key: &[u8], value: &[u8]) -> Result<(), Errno> {
         let needed = key.len() + value.len() + 1;
         if !self.late.is_empty() || needed > self.late.capacity() || value.contains(&0) {
             return Err(Errno::NAMETOOLONG);
@@ -45,7 +45,7 @@ impl Vectors {
 }
 
 /// Becomes the program at `path`; returns only if that fails.
-pub(crate) fn execve(path: &CStr, arguments: &Vectors, environment: &Vectors) -> Errno {
+pub(crate) fn execve(path: &CStr, arguments: &StringArray, environment: &StringArray) -> Errno {
     // SAFETY: both arrays end with NULL and point at NUL-terminated strings that their owner keeps alive and unchanged.
     unsafe {
         libc::execve(

@@ -5,7 +5,7 @@ use rustix::io::Errno;
 /// linux/keyctl.h.
 const KEYCTL_JOIN_SESSION_KEYRING: libc::c_long = 1;
 
-/// Leaves the session keyring of whoever started us, whose keys are no container's business, for a new and empty one.
+/// Joins a new, empty session keyring, so that the container can't reach the caller's keys.
 pub(crate) fn join_new_session() -> Result<(), Errno> {
     // SAFETY: without a name the kernel reads no memory of ours.
     let returned = unsafe {
@@ -16,7 +16,7 @@ pub(crate) fn join_new_session() -> Result<(), Errno> {
         )
     };
     match super::checked(returned) {
-        // A kernel without keys has none to keep.
+        // A kernel without keyrings.
         Ok(_) | Err(Errno::NOSYS) => Ok(()),
         Err(errno) => Err(errno),
     }
@@ -33,7 +33,7 @@ mod tests {
     }
 
     #[test]
-    fn the_session_is_another_one_afterwards() {
+    fn join_new_session_changes_the_session_keyring() {
         let before = session();
         join_new_session().unwrap();
         let after = session();

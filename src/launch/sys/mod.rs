@@ -1,7 +1,7 @@
-//! The system calls that neither rustix nor nix has, and the pieces of theirs that are unsafe; the only unsafe code of the crate.
+//! System calls that rustix and nix lack or call unsafe: the only unsafe code of this crate.
 //!
-//! One function is one system call. All but [`exec::Vectors::new`] are free of allocation and locks, so that they may be used between clone
-//! and exec. Floor: Linux 5.12 (`mount_setattr`); an older kernel answers ENOSYS, which is reported as it is.
+//! One function is one system call. All but [`exec::StringArray::new`] neither allocate nor lock, so that they may be called between clone
+//! and exec. Minimum: Linux 5.12 (`mount_setattr`); on an older kernel the caller reports ENOSYS.
 #![expect(unsafe_code, reason = "system calls without a safe wrapper elsewhere")]
 
 pub(crate) mod bpf;
@@ -15,7 +15,7 @@ pub(crate) mod signal;
 
 use rustix::io::Errno;
 
-/// The result of a raw system call made through libc, whose errors are in the calling thread's errno.
+/// Result of a raw system call made through libc, with its error from errno.
 fn checked(returned: libc::c_long) -> Result<libc::c_long, Errno> {
     if returned < 0 {
         Err(last_errno())
@@ -25,6 +25,6 @@ fn checked(returned: libc::c_long) -> Result<libc::c_long, Errno> {
 }
 
 fn last_errno() -> Errno {
-    // A system call that failed has set it, so there is always a number.
+    // A failed system call has set it.
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL)
 }

@@ -4,23 +4,23 @@ use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 use rustix::io::Errno;
 
-/// What is to change of a mount, and of all below it if `recursive`.
+/// Attributes to set on a mount, and on all below it if `recursive`.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Change {
-    /// Read-only.
+pub(crate) struct MountAttributes {
+    /// MOUNT_ATTR_RDONLY.
     pub(crate) read_only: bool,
-    /// Device nodes on it can't be opened.
+    /// MOUNT_ATTR_NODEV.
     pub(crate) no_devices: bool,
-    /// Nothing on it can be executed.
+    /// MOUNT_ATTR_NOEXEC.
     pub(crate) no_exec: bool,
-    /// Neither receives mounts from elsewhere nor sends any.
+    /// MS_PRIVATE: mounts propagate neither in nor out.
     pub(crate) private: bool,
-    /// All mounts below too.
+    /// AT_RECURSIVE.
     pub(crate) recursive: bool,
 }
 
-/// Changes the mount whose root the descriptor is.
-pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, change: Change) -> Result<(), Errno> {
+/// Sets attributes of the mount whose root is open as `mount`.
+pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, change: MountAttributes) -> Result<(), Errno> {
     let mut attributes = libc::mount_attr {
         attr_set: 0,
         attr_clr: 0,

@@ -2,15 +2,15 @@
 
 use rustix::io::Errno;
 
-use crate::seccomp::Program;
+use crate::seccomp::Filter;
 
-/// Puts the calling thread, and all that it becomes and makes, under a filter for good.
+/// Puts the calling thread under a filter, for good and with all its descendants.
 ///
-/// EACCES without CAP_SYS_ADMIN in its user namespace and without no_new_privs. The filter does not ask for the defence against speculative
-/// store bypass (which kernels before 5.16 gave to whoever had a filter, at a price for every program): nor does runc's.
-pub(crate) fn load(program: &Program) -> Result<(), Errno> {
-    let instructions = program.instructions();
-    let filter = libc::sock_fprog {
+/// EACCES without CAP_SYS_ADMIN in its user namespace and without no_new_privs. Like runc, without the mitigation of speculative
+/// store bypass, which kernels before 5.16 turned on for every filtered process, at a cost for all of its code.
+pub(crate) fn load(filter: &Filter) -> Result<(), Errno> {
+    let instructions = filter.instructions();
+    let program = libc::sock_fprog {
         len: u16::try_from(instructions.len()).map_err(|_range| Errno::TOOBIG)?,
         filter: instructions.as_ptr().cast_mut(),
     };
@@ -20,7 +20,7 @@ pub(crate) fn load(program: &Program) -> Result<(), Errno> {
             libc::SYS_seccomp,
             libc::SECCOMP_SET_MODE_FILTER,
             libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW,
-            &raw const filter,
+            &raw const program,
         )
     };
     super::checked(returned).map(drop)

@@ -1,17 +1,17 @@
-//! Signal dispositions between clone and exec.
+//! Signals: dispositions between clone and exec, ended children, sending by number.
 
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitIdOptions};
 
-/// The kernel's `struct sigaction` is four words at most here, and all zero is the default disposition.
+/// The kernel's `struct sigaction` has at most four words; all zero is SIG_DFL.
 const DEFAULT: [u64; 4] = [0; 4];
 /// Bytes of the kernel's signal set.
 const SET_BYTES: usize = 8;
 
-/// Sets every signal to its default: what the monitor ignores (Rust's start-up ignores SIGPIPE) or was made to ignore would stay ignored in
-/// the program. Raw, since the C library keeps the first real-time signals for itself.
+/// Sets every signal to its default, since an ignored signal (SIGPIPE, by Rust's start-up) would stay ignored in the program. A raw call,
+/// since the C library reserves the first real-time signals.
 pub(crate) fn reset_dispositions() -> Result<(), Errno> {
     for number in 1..=64 {
         if matches!(number, libc::SIGKILL | libc::SIGSTOP) {
@@ -32,7 +32,7 @@ pub(crate) fn reset_dispositions() -> Result<(), Errno> {
     Ok(())
 }
 
-/// A child that has ended, whoever it is; it stays to be waited for if the options say so. rustix's `waitid` keeps the pid to itself.
+/// A child that has ended, by `waitid(P_ALL)`; WNOWAIT leaves it waitable. rustix's `waitid` does not give the pid.
 pub(crate) fn ended_child(options: WaitIdOptions) -> Result<Option<Pid>, Errno> {
     // SAFETY: siginfo_t is made of integers and pointers, for which zero is a value.
     let mut information: libc::siginfo_t = unsafe { std::mem::zeroed() };
@@ -53,7 +53,7 @@ pub(crate) fn ended_child(options: WaitIdOptions) -> Result<Option<Pid>, Errno> 
     }
 }
 
-/// Sends a signal by number, real-time ones included, which rustix's `pidfd_send_signal` can't name.
+/// Sends a signal by number. rustix's `pidfd_send_signal` has no real-time signals.
 pub(crate) fn send(pidfd: BorrowedFd<'_>, number: i32) -> Result<(), Errno> {
     let information = std::ptr::null::<libc::siginfo_t>();
     // SAFETY: without a siginfo_t the kernel reads no memory of ours.
