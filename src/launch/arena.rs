@@ -1,6 +1,8 @@
-//! Everything the child needs, made before it exists: paths as C strings, descriptors opened, mounts cloned, buffers reserved.
+//! Everything that the child needs, prepared before the clone: C strings, descriptors, cloned
+//! mounts, buffers.
 //!
-//! The child ([`crate::init`]) only reads it and fills the buffers that are here, within their capacity. Caller: [`crate::monitor`].
+//! The child ([`crate::init`]) reads it and fills the buffers within their capacity. Caller:
+//! [`crate::monitor`].
 
 use std::ffi::CString;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -18,16 +20,16 @@ use crate::seccomp::{self, Filter};
 use crate::sys::exec::StringArray;
 use crate::sys::mount::{MountAttributes, mount_setattr};
 
-/// Passwd and group files are read up to this; an image's are a few KiB.
+/// Longest passwd or group file that is read; an image's have a few KiB.
 const USER_FILE: usize = 1 << 20;
 /// Groups of one user; the kernel allows 65536.
 const GROUPS: usize = 1024;
 /// Longest path.
 const PATH_MAX: usize = 4096;
-/// Highest capability number that fits the 64 bits; the kernel says EINVAL beyond its own last.
+/// Highest capability number in 64 bits. The kernel gives EINVAL beyond its last.
 const CAPABILITIES: u32 = 63;
 
-/// Descriptors that came with the plan.
+/// The descriptors sent with the plan.
 #[derive(Debug)]
 pub(crate) struct Descriptors {
     pub(crate) rootfs: OwnedFd,
@@ -35,20 +37,20 @@ pub(crate) struct Descriptors {
     pub(crate) volumes: Vec<OwnedFd>,
 }
 
-/// What the host lets us do.
+/// The user namespace that the monitor is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Host {
-    /// In the initial user namespace: devices can be made, and have to be restricted.
+    /// It is the initial one: device nodes can be created, and have to be restricted.
     pub(crate) initial_user_namespace: bool,
-    /// Group 5, which owns terminals, exists in this user namespace.
+    /// It has group 5, which owns terminals.
     pub(crate) terminal_group: bool,
-    /// `setgroups` is denied in this user namespace, so its groups stay.
+    /// It denies `setgroups`.
     pub(crate) groups_fixed: bool,
 }
 
 impl Host {
-    /// Looks at the user namespace we are in (user_namespaces(7)).
-    pub(crate) fn look() -> std::io::Result<Self> {
+    /// Reads the state of the user namespace (user_namespaces(7)).
+    pub(crate) fn probe() -> std::io::Result<Self> {
         if cowl_sys::userns::is_initial()? {
             return Ok(Self {
                 initial_user_namespace: true,
@@ -92,16 +94,17 @@ pub(crate) const NODES: [(&std::ffi::CStr, u32, u32); 6] = [
     (c"tty", 5, 0),
 ];
 
-/// How the nodes of /dev come about.
+/// How the nodes of /dev are created.
 #[derive(Debug)]
 pub(crate) enum Nodes {
     /// By mknod.
-    Made,
-    /// As binds of the host's, in the order of [`NODES`], since a user namespace may not make any.
-    Bound(Vec<OwnedFd>),
+    Mknod,
+    /// As binds of the host's, in the order of [`NODES`], since a user namespace may not create
+    /// nodes.
+    Bind(Vec<OwnedFd>),
 }
 
-/// What is shown at /sys/fs/cgroup.
+/// The mounts at /sys/fs/cgroup.
 #[derive(Debug)]
 pub(crate) enum CgroupMounts {
     None,
@@ -113,11 +116,11 @@ pub(crate) enum CgroupMounts {
 pub(crate) struct LegacyMount {
     pub(crate) name: CString,
     pub(crate) controllers: Vec<CString>,
-    /// Names of controllers that lead to `name`, where several are mounted together.
+    /// Controllers that get a link to `name`, if several are mounted together.
     pub(crate) links: Vec<CString>,
 }
 
-/// One volume, cloned and ready to be attached.
+/// A cloned volume, ready to be attached.
 #[derive(Debug)]
 pub(crate) struct Volume {
     pub(crate) mount: OwnedFd,
@@ -151,14 +154,14 @@ pub(crate) struct Arena {
     pub(crate) environment: StringArray,
     pub(crate) needs_home: bool,
     pub(crate) programs: Vec<CString>,
-    /// Buffers to be filled by the child.
+    /// Buffers that the child fills.
     pub(crate) passwd: Vec<u8>,
     pub(crate) group: Vec<u8>,
     pub(crate) groups: Vec<rustix::fs::Gid>,
     pub(crate) cwd_text: Vec<u8>,
 }
 
-/// Why a plan can't be carried out.
+/// Why a plan can't be run.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ArenaError {
     #[error("no program to run")]
@@ -200,7 +203,8 @@ impl Arena {
         if !plan.cwd.is_empty() && !plan.cwd.starts_with(b"/") {
             return Err(ArenaError::RelativeWorkingDirectory);
         }
-        // With nothing to keep it from opening the host's disks through a node it makes, a container can neither make nor open any.
+        // Where the device rules can't be enforced, a container may neither create nor open device
+        // nodes: it could open the host's disks.
         let no_devices = host.initial_user_namespace && !devices_restricted;
         let mut capabilities = CapabilitySet::from_bits_retain(plan.capabilities);
         capabilities.set(
@@ -217,9 +221,9 @@ impl Arena {
             },
             readonly_root: plan.readonly_root,
             nodes: if host.initial_user_namespace {
-                Nodes::Made
+                Nodes::Mknod
             } else {
-                Nodes::Bound(host_nodes()?)
+                Nodes::Bind(host_nodes()?)
             },
             terminal_group: host.terminal_group,
             cgroups: cgroup_mounts(view)?,
@@ -303,7 +307,7 @@ fn volumes(
     Ok(volumes)
 }
 
-/// A detached copy of what is mounted here.
+/// Clones the mount at this descriptor, detached.
 pub(crate) fn clone_mount(descriptor: BorrowedFd<'_>, recursive: bool) -> Result<OwnedFd, Errno> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
@@ -320,7 +324,7 @@ fn host_nodes() -> Result<Vec<OwnedFd>, ArenaError> {
             path.as_slice(),
             OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
         )?;
-        // What is there may be anything where we are inside a container ourselves.
+        // Inside a container it may be anything.
         let status = fstat(&node)?;
         let expected = rustix::fs::makedev(major, minor);
         if FileType::from_raw_mode(status.st_mode) != FileType::CharacterDevice

@@ -1,7 +1,9 @@
-//! The engine's side: starts a monitor, hands it a plan and descriptors, and talks to it.
+//! The engine's side: starts a monitor, sends it a plan and descriptors, and exchanges messages
+//! with it.
 //!
-//! The monitor is spawned (never forked from a process with threads) with its control socket as standard input, and lives on when the
-//! client goes away; what became of the container is then in the status directory ([`crate::status`]).
+//! The monitor is spawned (not forked from a process with threads) with its control socket as
+//! standard input. It lives on when the client goes away; the outcome is then in the status
+//! directory ([`crate::status`]).
 
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
@@ -13,42 +15,43 @@ use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
-use crate::plan::{Event, Plan, Request, Signal, Started, WindowSize};
+use crate::plan::{ControlRequest, Event, Plan, Signal, Started, WindowSize};
 use crate::sys::mount::{MountAttributes, mount_setattr};
 use crate::wire::{self, Run, WireError};
 
-/// What a container is started with.
+/// Everything that a container is started with.
 #[derive(Debug)]
 pub struct Launch<'a> {
     /// Path of `cowl-runtime`.
     pub runtime: &'a Path,
-    /// Everything but the descriptors.
+    /// The container, without descriptors.
     pub plan: &'a Plan,
-    /// A detached mount (`fsmount`, or `open_tree` with `OPEN_TREE_CLONE`) that becomes the container's root.
+    /// A detached mount (`fsmount`, or `open_tree` with `OPEN_TREE_CLONE`) that becomes the
+    /// container's root.
     pub rootfs: BorrowedFd<'a>,
     /// The container's directory, where the monitor holds its lock and writes the exit record.
     pub status: BorrowedFd<'a>,
-    /// Stdin, stdout and stderr of the program; none when the plan asks for a terminal.
+    /// Stdin, stdout and stderr of the program; none if the plan has a terminal.
     pub stdio: Option<[BorrowedFd<'a>; 3]>,
     /// A directory or file for each of the plan's volumes, in the same order.
     pub volumes: &'a [BorrowedFd<'a>],
 }
 
-/// Why there is no monitor.
+/// Why the monitor was not started.
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
     /// The program could not be started.
     #[error("start {runtime}: {source}")]
     Spawn {
-        /// What was to be started.
+        /// The program.
         runtime: String,
-        /// Why it was not.
+        /// The cause.
         source: std::io::Error,
     },
-    /// The plan could not be handed over.
+    /// The plan could not be sent.
     #[error(transparent)]
     Wire(#[from] WireError),
-    /// The plan and the descriptors don't fit together.
+    /// The plan and the descriptors don't match.
     #[error("{0}")]
     Mismatch(&'static str),
 }
@@ -56,19 +59,19 @@ pub enum LaunchError {
 /// Why a container did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The monitor says so; its `exit_code` is what a command line ends with.
+    /// The monitor reports it, with Docker's exit code.
     #[error(transparent)]
     Failed(#[from] crate::plan::Failed),
-    /// The monitor could not be understood, or is gone.
+    /// The monitor sent no valid message, or is gone.
     #[error(transparent)]
     Wire(#[from] WireError),
-    /// The monitor broke the order of messages.
-    #[error("the monitor said that the program ended before it said that it began")]
+    /// The monitor sent `Exited` before `Started`.
+    #[error("the monitor sent the end of the program before its start")]
     Order,
 }
 
 impl Launch<'_> {
-    /// Starts the monitor and hands over the plan. The next event is `Started` or `Failed`.
+    /// Starts the monitor and sends it the plan. The next event is `Started` or `Failed`.
     pub fn spawn(&self) -> Result<Monitor, LaunchError> {
         if self.plan.volumes.len() != self.volumes.len() {
             return Err(LaunchError::Mismatch(
@@ -95,7 +98,8 @@ impl Launch<'_> {
             None,
         )
         .map_err(WireError::from)?;
-        // Sent before the program runs: it waits in the socket, and a plan that can't be sent starts nothing.
+        // Sent before the monitor is started: it waits in the socket, and if it can't be sent
+        // nothing is started.
         wire::send_run(
             ours.as_fd(),
             &Run {
@@ -105,7 +109,7 @@ impl Launch<'_> {
             },
             &descriptors,
         )?;
-        // By descriptor, which exec closes.
+        // By the descriptor, which exec closes.
         let child = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
             .arg0("cowl-runtime")
             .arg("run")
@@ -129,8 +133,9 @@ impl Launch<'_> {
     }
 }
 
-/// A mount of a program's file alone, attached nowhere and read-only. What is run from it can't be changed through
-/// `/proc/self/exe`, in which the monitor's child shows it to the container before it becomes its program (CVE-2019-5736).
+/// A detached, read-only mount of the program's file. The monitor's child runs it inside the
+/// container until exec, so `/proc/self/exe` there leads to it, and must not lead to a file that
+/// can be written (CVE-2019-5736).
 fn seal(program: &Path) -> Result<OwnedFd, Errno> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let sealed = open_tree(CWD, program, flags)?;
@@ -150,7 +155,7 @@ pub struct Monitor {
 }
 
 impl Monitor {
-    /// Waits for the program to start. With a terminal, its master end is returned too.
+    /// Waits for the program to start. Returns the master end of the terminal, if there is one.
     pub fn wait_started(&self) -> Result<(Started, Option<OwnedFd>), StartError> {
         match self.next_event()? {
             (Event::Started(started), terminal) => Ok((started, terminal)),
@@ -159,27 +164,31 @@ impl Monitor {
         }
     }
 
-    /// Waits for the next event. To wait for other things too, poll the descriptor ([`AsFd`]) for input first.
+    /// Waits for the next event. Poll the descriptor ([`AsFd`]) for input to wait for other things
+    /// too.
     pub fn next_event(&self) -> Result<(Event, Option<OwnedFd>), WireError> {
         wire::receive_event(self.socket.as_fd())
     }
 
     /// Sends a signal to the container's first process.
     pub fn signal(&self, number: u8) -> Result<(), WireError> {
-        wire::send_request(self.socket.as_fd(), Request::Signal(Signal { number }))
+        wire::send_request(
+            self.socket.as_fd(),
+            ControlRequest::Signal(Signal { number }),
+        )
     }
 
     /// Sets the size of the container's terminal.
     pub fn resize(&self, size: WindowSize) -> Result<(), WireError> {
-        wire::send_request(self.socket.as_fd(), Request::Resize(size))
+        wire::send_request(self.socket.as_fd(), ControlRequest::Resize(size))
     }
 
-    /// The monitor's own process id.
+    /// The monitor's pid.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Waits for the monitor's own end, which follows its last event at once.
+    /// Waits for the monitor to exit, which follows its last event.
     pub fn reap(mut self) -> std::io::Result<()> {
         self.child.wait().map(drop)
     }

@@ -1,4 +1,5 @@
-//! Environment and search path of the program, as Docker makes them (moby, `container/env.go` and `daemon/container.go`).
+//! Environment and search path of the program, as Docker makes them (moby, `container/env.go` and
+//! `daemon/container.go`).
 
 use crate::plan::Plan;
 
@@ -38,7 +39,8 @@ impl Environment {
         }
     }
 
-    /// Where the program may be, in the order of trial: its own path if it has a slash, else one per directory of `PATH`.
+    /// Where the program may be, in the order of trial: its own path if it has a slash, else one
+    /// per directory of `PATH`.
     pub(crate) fn programs(&self, name: &[u8]) -> Vec<Vec<u8>> {
         if name.contains(&b'/') {
             return vec![name.to_vec()];
@@ -50,7 +52,8 @@ impl Environment {
         let path = path
             .and_then(|variable| variable.strip_prefix(b"PATH="))
             .unwrap_or(DEFAULT_PATH);
-        // An empty directory in PATH means the current one to a shell; the current directory of a container is the image's, so it is left out.
+        // An empty directory in PATH means the current one to a shell; the current directory of a
+        // container is the image's, so it is left out.
         path.split(|byte| *byte == b':')
             .filter(|directory| !directory.is_empty())
             .map(|directory| [directory, b"/", name].concat())
@@ -77,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_image_says_goes_before_the_defaults() {
+    fn the_images_environment_overrides_the_defaults() {
         let mut plan = Plan::new("abc", vec![b"sh".to_vec()]);
         plan.terminal = Some(WindowSize {
             rows: 1,

@@ -1,6 +1,7 @@
 //! Identifies a process beyond its pid, which the kernel reuses, within a boot and after a reboot.
 //!
-//! The monitor records the identity of its program ([`crate::status`]). A command that kills a program whose monitor is dead compares.
+//! The monitor records the identity of its program ([`crate::status`]). A command that kills a
+//! program whose monitor is dead compares.
 
 use std::io::{self, Read as _};
 
@@ -38,7 +39,8 @@ impl Identity {
     }
 }
 
-/// Field 22. Fields are counted from the last parenthesis, which ends the second: the name between may hold anything.
+/// Field 22. Fields are counted from the last parenthesis, which ends the second: the name between
+/// may hold anything.
 fn start_time(stat: &str) -> Option<u64> {
     let (_, after) = stat.rsplit_once(") ")?;
     after.split(' ').nth(22 - 3)?.parse().ok()

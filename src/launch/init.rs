@@ -1,7 +1,8 @@
-//! The child between clone and exec: a flat list of system calls over what the [`Arena`] holds, top to bottom.
+//! The child between clone and exec: a flat list of system calls on what the [`Arena`] holds.
 //!
-//! It allocates nothing and takes no lock. What fails is told to the monitor in eight bytes; success is the end of the report socket, which
-//! exec closes. The container has no other process yet, so nothing it looks at changes under it, but for volumes shared with others.
+//! It allocates nothing and takes no lock. A failure is sent to the monitor in eight bytes; success
+//! closes the report socket, by exec. The container has no other process yet, so its files don't
+//! change meanwhile, except in volumes that others share.
 
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -17,20 +18,20 @@ use rustix::thread::{
 
 use crate::arena::Arena;
 use crate::mounts;
-use crate::path::{Kind, follow};
+use crate::path::{Kind, open_in_root};
 use crate::plan::WindowSize;
 use crate::step::{At as _, Failure, Step};
 use crate::user::{self, User, UserError};
 
-/// What the child sends before it ends in exec: a terminal's master end comes with it.
+/// Report that carries the master end of the terminal.
 const TERMINAL: &[u8] = b"T";
 
-/// What the child sends to learn whether the monitor is still there; nobody reads anything into it.
+/// Report without meaning: sending it fails if the monitor is dead.
 const ALIVE: &[u8] = b"E";
 
-/// Does everything and becomes the program; returns only to say what failed.
+/// Sets up the container and becomes the program. Returns only on failure.
 pub(crate) fn run(arena: Arena, report: BorrowedFd<'_>) -> Failure {
-    // Never dropped: its descriptors are closed by number, and the process ends with exec or without destructors.
+    // Never dropped: its descriptors are closed by number, and the process ends in exec or `_exit`.
     let mut arena = ManuallyDrop::new(arena);
     match become_program(&mut arena, report) {
         Ok(failure) | Err(failure) => failure,
@@ -45,16 +46,16 @@ fn become_program(arena: &mut Arena, report: BorrowedFd<'_>) -> Result<Failure, 
     crate::sys::keyring::join_new_session().at(Step::Keyring)?;
     let user = find_user(arena)?;
     stdio(arena, terminal.as_ref(), null.as_fd()).at(Step::Stdio)?;
-    own_stdio(terminal.as_ref(), user.uid).at(Step::Credentials)?;
+    chown_stdio(terminal.as_ref(), user.uid).at(Step::Credentials)?;
     drop((terminal, null));
-    // Before any path of the plan is looked up that may lead through /proc/self/fd (CVE-2024-21626): the working
-    // directory below, the program and its interpreter at exec.
+    // Before a path of the plan could lead through /proc/self/fd (CVE-2024-21626): the working
+    // directory here, the program and its interpreter at exec.
     crate::sys::exec::close_others(report).at(Step::Descriptors)?;
-    // The image's mode bits decide who may write what is made from here on.
+    // The default for everything that is created from here on.
     umask(Mode::from_raw_mode(0o022));
     working_directory(arena).at(Step::WorkingDirectory)?;
     drop_privileges(arena, &user)?;
-    tie_to_monitor(report)?;
+    die_with_monitor(report)?;
     crate::sys::signal::reset_dispositions().at(Step::Signals)?;
     nix::sys::signal::SigSet::empty()
         .thread_set_mask()
@@ -67,7 +68,8 @@ fn become_program(arena: &mut Arena, report: BorrowedFd<'_>) -> Result<Failure, 
     })
 }
 
-/// All mounts, then the root. Returns the program's end of the terminal, if it has one, and the container's /dev/null.
+/// Mounts everything and enters the root. Returns the program's end of the terminal, if it has one,
+/// and the container's /dev/null.
 fn build_root(
     arena: &Arena,
     report: BorrowedFd<'_>,
@@ -93,7 +95,8 @@ fn build_root(
     Ok((terminal, dev.null))
 }
 
-/// The monitor moves us into our cgroups while we mount; before this point their namespace would have the wrong roots.
+/// Waits until the monitor has moved the child into its cgroups, which become the roots of the
+/// cgroup namespace.
 fn wait_for_monitor(report: BorrowedFd<'_>) -> Result<(), Errno> {
     let mut byte = [0; 1];
     let (received, _) = rustix::io::retry_on_intr(|| recv(report, &mut byte, RecvFlags::empty()))?;
@@ -104,7 +107,8 @@ fn wait_for_monitor(report: BorrowedFd<'_>) -> Result<(), Errno> {
     }
 }
 
-/// A terminal of the container's own devpts; the other end is asked of its descriptor, never of a path.
+/// Opens a terminal in the container's devpts and sends its master end. The peer is opened by
+/// descriptor (TIOCGPTPEER), not by path.
 fn open_terminal(
     pts: BorrowedFd<'_>,
     size: WindowSize,
@@ -139,7 +143,7 @@ fn stdio(arena: &Arena, terminal: Option<&OwnedFd>, null: BorrowedFd<'_>) -> Res
         (None, None) => return Err(Errno::BADF),
     };
     let [input, output, error] = given.map(|given| {
-        // Through /proc/self/fd the container could change mode and owner of the host's.
+        // Not the host's: through /proc/self/fd the container could change its mode and owner.
         is_null(given).map(|is_null| if is_null { null } else { given })
     });
     rustix::stdio::dup2_stdin(input?)?;
@@ -147,16 +151,16 @@ fn stdio(arena: &Arena, terminal: Option<&OwnedFd>, null: BorrowedFd<'_>) -> Res
     rustix::stdio::dup2_stderr(error?)
 }
 
-/// By its number (admin-guide/devices.txt).
+/// Whether this is /dev/null, by its device number (admin-guide/devices.txt).
 fn is_null(descriptor: BorrowedFd<'_>) -> Result<bool, Errno> {
     let status = fstat(descriptor)?;
     let kind = FileType::from_raw_mode(status.st_mode);
     Ok(kind == FileType::CharacterDevice && status.st_rdev == makedev(1, 3))
 }
 
-/// Makes the terminal or the pipes the user's, who may then open them by name too (/dev/stdout), as Docker does. What else it was given
-/// stays its owner's.
-fn own_stdio(terminal: Option<&OwnedFd>, uid: u32) -> Result<(), Errno> {
+/// Gives the terminal or the pipes to the user, so that it can open /dev/stdout by name, as Docker
+/// does. Other files keep their owner.
+fn chown_stdio(terminal: Option<&OwnedFd>, uid: u32) -> Result<(), Errno> {
     let own = |stream| rustix::fs::fchown(stream, Some(rustix::fs::Uid::from_raw(uid)), None);
     if let Some(terminal) = terminal {
         return own(terminal.as_fd());
@@ -174,7 +178,7 @@ fn own_stdio(terminal: Option<&OwnedFd>, uid: u32) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Who the program is to be, with `HOME` set for it.
+/// Resolves the plan's user, and adds `HOME` to the environment if it is missing.
 fn find_user(arena: &mut Arena) -> Result<User<'static>, Failure> {
     read_file(arena.rootfs.as_fd(), c"etc/passwd", &mut arena.passwd).at(Step::Passwd)?;
     read_file(arena.rootfs.as_fd(), c"etc/group", &mut arena.group).at(Step::Group)?;
@@ -199,14 +203,15 @@ fn find_user(arena: &mut Arena) -> Result<User<'static>, Failure> {
     Ok(User { home: b"", ..user })
 }
 
-/// Reads a regular file of the container up to the buffer's capacity; one that is missing is empty. A larger one is refused.
+/// Reads a regular file of the container into the buffer's capacity. A missing file is empty; a
+/// larger one is refused.
 fn read_file(
     root: BorrowedFd<'_>,
     path: &std::ffi::CStr,
     buffer: &mut Vec<u8>,
 ) -> Result<(), Errno> {
-    // Not blocked by a FIFO that an image has there.
-    let file = match follow(
+    // O_NONBLOCK: the image may have a FIFO there.
+    let file = match open_in_root(
         root,
         path,
         OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY,
@@ -228,10 +233,11 @@ fn read_file(
     Err(Errno::FBIG)
 }
 
-/// Enters the working directory, made where missing. It is looked up below the root, which [`mounts::pivot`] has made the current
-/// directory, and checked from inside: the kernel's name of a directory outside begins with "(unreachable)".
+/// Enters the working directory, created if missing. It is looked up below the root, which
+/// [`mounts::pivot`] has made the current directory, and checked: getcwd of a directory outside
+/// begins with "(unreachable)".
 fn working_directory(arena: &mut Arena) -> Result<(), Errno> {
-    let directory = arena.cwd.open_or_make(CWD, Kind::Directory)?;
+    let directory = arena.cwd.open_or_create(CWD, Kind::Directory)?;
     rustix::process::fchdir(&directory)?;
     let path = rustix::process::getcwd(std::mem::take(&mut arena.cwd_text))?;
     if path.to_bytes().starts_with(b"/") {
@@ -241,11 +247,12 @@ fn working_directory(arena: &mut Arena) -> Result<(), Errno> {
     }
 }
 
-/// Bounding set, groups, the filter of system calls, ids, then what is left of the capabilities. Inheritable and ambient sets end empty (CVE-2022-24769).
+/// Drops the bounding set, sets groups, loads the seccomp filter, sets ids and capabilities.
+/// Inheritable and ambient sets end empty (CVE-2022-24769).
 fn drop_privileges(arena: &Arena, user: &User<'_>) -> Result<(), Failure> {
     for capability in &arena.dropped {
         match remove_capability_from_bounding_set(*capability) {
-            // Beyond the last one that this kernel knows.
+            // Beyond the last capability of this kernel.
             Err(Errno::INVAL) => break,
             other => other.at(Step::BoundingSet)?,
         }
@@ -254,7 +261,8 @@ fn drop_privileges(arena: &Arena, user: &User<'_>) -> Result<(), Failure> {
         set_thread_groups(&arena.groups).at(Step::Credentials)?;
     }
     if let Some(filter) = &arena.filter {
-        // Wants CAP_SYS_ADMIN, which ends with the next call. All that is still to be done is allowed by every filter.
+        // Needs CAP_SYS_ADMIN, which the next call drops. Every filter allows the calls that
+        // follow.
         crate::sys::seccomp::load(filter).at(Step::Seccomp)?;
     }
     let (uid, gid) = (
@@ -280,14 +288,15 @@ fn drop_privileges(arena: &Arena, user: &User<'_>) -> Result<(), Failure> {
     Ok(())
 }
 
-/// From here on the kernel kills us when the monitor dies; set last, as a change of credentials clears it. If it has died before, its end of
-/// the socket is closed.
-fn tie_to_monitor(report: BorrowedFd<'_>) -> Result<(), Failure> {
+/// Has the kernel kill this process when the monitor dies. Set last, since a change of credentials
+/// clears it. If the monitor is dead already, its end of the socket is closed.
+fn die_with_monitor(report: BorrowedFd<'_>) -> Result<(), Failure> {
     set_parent_process_death_signal(Some(Signal::KILL)).at(Step::ParentDeath)?;
     crate::socket::send(report, ALIVE, &[]).at(Step::ParentDeath)
 }
 
-/// Tries each place where the program may be, as execvp(3) does: one that can't be run is told only if no later one can.
+/// Tries each path of the program, as execvp(3) does: EACCES is reported only if no later one can
+/// be run.
 fn exec(arena: &Arena) -> Errno {
     let mut worst = Errno::NOENT;
     for program in &arena.programs {

@@ -1,8 +1,10 @@
-//! The launcher: puts a process into namespaces and cgroups over a root that someone else mounted, and watches it to its end.
+//! The launcher: runs a process in namespaces and cgroups over a mounted root, and monitors it
+//! until it ends.
 //!
-//! It knows no image, no store and no engine. An engine fills in a [`plan::Plan`], opens the descriptors it speaks of and calls
-//! [`client::Launch::spawn`]; what runs then is `cowl-runtime run`, one small single-threaded process per container (the *monitor*), which
-//! neither needs the engine to stay alive nor shares a page with it. What the monitor leaves behind is described in [`status`].
+//! It knows no images and no store. An engine fills in a [`plan::Plan`], opens the descriptors that
+//! belong to it and calls [`client::Launch::spawn`]. That starts `cowl-runtime run`, a small
+//! single-threaded process per container, the *monitor*, which does not depend on the engine. The
+//! files that it leaves are described in [`status`].
 #![cfg_attr(
     test,
     allow(

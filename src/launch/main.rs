@@ -1,4 +1,5 @@
-//! `cowl-runtime`: `run` is the monitor of one container ([`cowl_launch::monitor`]), started by an engine.
+//! The `cowl-runtime` command: `run` is the monitor of one container ([`cowl_launch::monitor`]),
+//! started by the engine.
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -7,7 +8,7 @@ use lexopt::prelude::{Long, Short, Value};
 
 const USAGE: &str = "usage: cowl-runtime run | --version | --help
 
-run        run one container; the plan comes over a socket that is standard input, so this is for an engine to call, not for a person
+run        run one container, whose plan is read from the socket on standard input; `cowl run` calls it
 ";
 
 enum Command {
@@ -37,7 +38,7 @@ fn main() -> ExitCode {
         Ok(Command::Version) => concat!("cowl-runtime ", env!("CARGO_PKG_VERSION"), "\n"),
         Ok(Command::Help) => USAGE,
         Err(error) => {
-            // Where standard error is closed the exit code has to do.
+            // If standard error is closed, the exit code has to do.
             drop(write!(std::io::stderr(), "cowl-runtime: {error}\n{USAGE}"));
             return ExitCode::from(125);
         }

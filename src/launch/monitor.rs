@@ -1,10 +1,12 @@
-//! The monitor: one process per container, from its making to its end.
+//! The monitor: the parent of one container's first process, from before its clone to after its
+//! end.
 //!
-//! It makes the cgroups, clones the container's first process, waits for it and leaves the exit record; it depends on nobody meanwhile. That
-//! the engine goes away is no error: messages to it are then dropped, and the container runs on. When the monitor itself is killed, the kernel
-//! kills the container (parent death signal, then the end of its pid namespace); one that has got rid of that signal is left to whoever
-//! looks at the container next ([`crate::status`]). Caller: `cowl-runtime run`, with the control socket as
-//! standard input.
+//! It creates the cgroups, clones the first process, waits for it and writes the exit record, and
+//! depends on no other process meanwhile. If the engine goes away, messages to it are dropped and
+//! the container runs on. If the monitor is killed, the kernel kills the container (parent death
+//! signal, then the end of its pid namespace). A program that has cleared that signal is killed by
+//! the next command that looks at the container ([`crate::status`]). Caller: `cowl-runtime run`,
+//! with the control socket as standard input.
 
 mod serve;
 
@@ -34,10 +36,11 @@ use crate::wire::{self, WireError};
 
 /// Docker's exit code for an error that is not the program's.
 const ENGINE_ERROR: u8 = 125;
-/// Soft limit of open files, which the container inherits: a program that uses `select` takes no more, one that wants more raises it.
+/// Soft limit of open files, which the container inherits: a program that uses `select` takes no
+/// more, one that wants more raises it.
 const OPEN_FILES: u64 = 1024;
 
-/// A sentence and a reason for [`Failed`].
+/// A [`Failed`] that is not the program's fault.
 fn failed(what: impl Into<String>, errno: Errno) -> Failed {
     Failed {
         what: what.into(),
@@ -57,42 +60,42 @@ fn io_failed(what: &str, error: &std::io::Error) -> Failed {
     }
 }
 
-/// Runs one container whose plan waits in standard input; the exit code is the container's.
+/// Runs the container whose plan is in the socket on standard input. Returns its exit code.
 pub fn run() -> u8 {
-    // First of all, as it closes what it does not own. Told to the client once there is a socket to it.
+    // First of all, as it closes descriptors by number. Its error is sent once there is a socket.
     let reset = startup::reset(OPEN_FILES);
     let control = match take_control() {
         Ok(control) => control,
-        // There is nobody to tell.
+        // Without a socket there is no client.
         Err(_errno) => return ENGINE_ERROR,
     };
     let outcome = reset
         .map_err(|error| failed(format!("start the monitor: {error}"), error.errno()))
-        .and_then(|()| hide().map_err(|errno| failed("start the monitor", errno)))
+        .and_then(|()| protect().map_err(|errno| failed("start the monitor", errno)))
         .and_then(|()| receive(control.as_fd()))
         .and_then(|job| job.run(control.as_fd()));
     let (event, code) = match outcome {
         Ok(exited) => (Event::Exited(exited), exited.exit_code),
         Err(failed) => (Event::Failed(failed.clone()), failed.exit_code),
     };
-    tell(control.as_fd(), &event, None);
+    notify(control.as_fd(), &event, None);
     code
 }
 
-/// A client that is gone needs no message; what there is to know is in the status directory.
-fn tell(control: BorrowedFd<'_>, event: &Event, terminal: Option<BorrowedFd<'_>>) {
+/// Sends an event. A client that is gone finds the outcome in the status directory.
+fn notify(control: BorrowedFd<'_>, event: &Event, terminal: Option<BorrowedFd<'_>>) {
     drop(wire::send_event(control, event, terminal));
 }
 
-/// What is in this process is none of a container's business, while its child is in the container's namespaces and before it has become
-/// the program: neither can be traced, nor its memory or descriptors looked at (CVE-2016-9962). exec ends that for the child.
-fn hide() -> Result<(), Errno> {
+/// Makes this process, and its child until exec, non-dumpable: a process in the container's
+/// namespaces can neither trace it nor look at its memory and descriptors (CVE-2016-9962).
+fn protect() -> Result<(), Errno> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
-    // The program was started by descriptor, whose number would be its name.
+    // Started by descriptor, the process is named after its number.
     rustix::thread::set_name(c"cowl-runtime")
 }
 
-/// Takes the control socket out of standard input, and leaves the session of the process that started us.
+/// Moves the control socket from standard input to a descriptor of its own, and starts a session.
 fn take_control() -> Result<OwnedFd, Errno> {
     let control = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
     let null = rustix::fs::open(
@@ -108,8 +111,8 @@ fn take_control() -> Result<OwnedFd, Errno> {
     }
 }
 
-/// From here on nothing can be run from the mount that this program was run from, which `/proc/self/exe` leads to (CVE-2019-5736).
-/// Not done by the client: exec maps the program after it has let the client go on.
+/// Makes the mount of this program noexec, so that the container can't run `/proc/self/exe`
+/// (CVE-2019-5736). The client can't do it: exec lets it continue before the program is mapped.
 fn seal(program: BorrowedFd<'_>) -> Result<(), Errno> {
     let no_exec = MountAttributes {
         no_exec: true,
@@ -118,7 +121,7 @@ fn seal(program: BorrowedFd<'_>) -> Result<(), Errno> {
     mount_setattr(program, no_exec)
 }
 
-/// What came over the socket.
+/// What the client sent.
 struct Job {
     plan: Plan,
     status: OwnedFd,
@@ -159,7 +162,8 @@ fn receive(control: BorrowedFd<'_>) -> Result<Job, Failed> {
 }
 
 impl Job {
-    /// Holds the lock around everything, and leaves a record whatever happens.
+    /// Runs the container under the lock of its status directory, and writes the exit record on
+    /// every way out.
     fn run(self, control: BorrowedFd<'_>) -> Result<Exited, Failed> {
         let Self {
             plan,
@@ -175,7 +179,7 @@ impl Job {
             })?;
         ExitRecord::clear(status.as_fd())
             .map_err(|error| io_failed("remove the last exit record", &error))?;
-        // Whoever wants to end the container needs to know whom to kill from the first moment on.
+        // Before anything is started: a command that kills the container needs a pid at any time.
         lock.describe(own_pid(), None)
             .map_err(|error| io_failed("describe the container", &error))?;
         let outcome = Container::start(&plan, descriptors, &mut lock)
@@ -199,7 +203,7 @@ impl Job {
     }
 }
 
-/// A container whose first process has been cloned. Its cgroups go when it goes.
+/// A container whose first process exists. Dropping it removes the cgroups.
 struct Container {
     pid: Pid,
     pidfd: OwnedFd,
@@ -213,8 +217,8 @@ fn own_pid() -> u32 {
     getpid().as_raw_nonzero().get().cast_unsigned()
 }
 
-/// Finds out which process the program's is, and writes it down.
-fn describe(lock: &mut Lock, program: &mut Program) -> Result<(), Failed> {
+/// Records the identity of the program's process.
+fn record_identity(lock: &mut Lock, program: &mut Program) -> Result<(), Failed> {
     Identity::of(program.pid)
         .and_then(|identity| {
             program.identity = identity;
@@ -224,15 +228,15 @@ fn describe(lock: &mut Lock, program: &mut Program) -> Result<(), Failed> {
 }
 
 /// How a container ended.
-struct Ended {
+struct Outcome {
     pid: Pid,
     exited: Exited,
     started_at: Moment,
-    /// What could not be cleaned up, or read; empty if all was.
+    /// What could not be read or cleaned up; else empty.
     error: String,
 }
 
-impl Ended {
+impl Outcome {
     fn record(&self) -> ExitRecord {
         ExitRecord {
             pid: self.pid.as_raw_nonzero().get().cast_unsigned(),
@@ -247,11 +251,12 @@ impl Ended {
 }
 
 impl Container {
-    /// Makes the container and waits until its program runs.
+    /// Creates the container and waits until its program runs.
     fn start(plan: &Plan, descriptors: Descriptors, lock: &mut Lock) -> Result<Self, Failed> {
         rustix::process::set_child_subreaper(Some(getpid()))
             .map_err(|errno| failed("become a subreaper", errno))?;
-        let host = Host::look().map_err(|error| io_failed("look at the user namespace", &error))?;
+        let host =
+            Host::probe().map_err(|error| io_failed("look at the user namespace", &error))?;
         let cgroups = ContainerCgroups::create(
             &plan.cgroup_parent,
             &plan.id,
@@ -275,7 +280,7 @@ impl Container {
             errno: error.errno(),
             exit_code: ENGINE_ERROR,
         })?;
-        // What comes while we are busy is read from the signal descriptor later.
+        // Signals that arrive during the start are read from the signal descriptor afterwards.
         watched_signals()
             .thread_block()
             .map_err(|errno| failed("block signals", Errno::from_raw_os_error(errno as i32)))?;
@@ -301,19 +306,20 @@ impl Container {
             drop(ours);
             let failure = init::run(arena, theirs.as_fd());
             match socket::send(theirs.as_fd(), &failure.to_bytes(), &[]) {
-                // If it can't be told, the monitor is gone, and so are we.
+                // If that fails the monitor is dead, and nothing else is left to do.
                 Ok(()) | Err(_) => exit_now(ENGINE_ERROR),
             }
         };
-        // The child has its own copies. Ours would keep pipes open after its end.
+        // The child has copies. Ours would keep pipes open after its end.
         drop((arena, theirs));
-        // While the child mounts. Whom to kill is written down before it may become a program that can outlive us.
+        // While the child mounts. Its pid is recorded before it can exec a program that outlives
+        // the monitor.
         let mut program = Program {
             pid: pid.as_raw_nonzero().get().cast_unsigned(),
             identity: None,
             started_at: None,
         };
-        let described = describe(lock, &mut program);
+        let described = record_identity(lock, &mut program);
         let attached = described.and_then(|()| {
             cgroups
                 .attach(pid)
@@ -321,7 +327,7 @@ impl Container {
         });
         let terminal = attached.and_then(|()| {
             match socket::send(ours.as_fd(), b"G", &[]) {
-                // A child that is gone by now has said why.
+                // A child that has ended has sent the reason.
                 Ok(()) | Err(Errno::PIPE) => await_exec(ours.as_fd(), plan),
                 Err(errno) => Err(failed("report socket", errno)),
             }
@@ -336,22 +342,22 @@ impl Container {
                 started_at: Moment::now(),
             }),
             Err(error) => {
-                // Its namespaces end with it, and with them all that it could have started.
-                end(pidfd.as_fd())?;
+                // The end of its pid namespace kills every process that it could have started.
+                kill_and_wait(pidfd.as_fd())?;
                 Err(error)
             }
         }
     }
 
-    /// Waits for the end, serving requests and signals meanwhile.
-    fn watch(mut self, lock: &mut Lock, control: BorrowedFd<'_>) -> Result<Ended, Failed> {
+    /// Serves requests and signals until the container ends.
+    fn watch(mut self, lock: &mut Lock, control: BorrowedFd<'_>) -> Result<Outcome, Failed> {
         let pid = self.pid.as_raw_nonzero().get().cast_unsigned();
         self.program.started_at = Some(self.started_at);
         let described = lock.describe(own_pid(), Some(&self.program));
         let served = described
             .map_err(|error| io_failed("describe the container", &error))
             .and_then(|()| {
-                tell(
+                notify(
                     control,
                     &Event::Started(Started { pid }),
                     self.terminal.as_ref().map(OwnedFd::as_fd),
@@ -360,7 +366,7 @@ impl Container {
                     .map_err(|errno| failed("watch the container", errno))
             });
         if served.is_err() {
-            end(self.pidfd.as_fd())?;
+            kill_and_wait(self.pidfd.as_fd())?;
         }
         let status = waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
         served?;
@@ -373,7 +379,7 @@ impl Container {
             .as_ref()
             .and_then(rustix::process::WaitIdStatus::exit_status)
             .and_then(|code| u8::try_from(code & 0xff).ok());
-        // How the program ended is known; what goes wrong from here on goes into the record beside it.
+        // From here on an error does not replace the exit status: the record has both.
         let counted = self.cgroups.oom_killed();
         let removed = self.cgroups.remove();
         let mut error = String::new();
@@ -395,7 +401,7 @@ impl Container {
             signal,
             oom_killed: counted.unwrap_or(false),
         };
-        Ok(Ended {
+        Ok(Outcome {
             pid: self.pid,
             exited,
             started_at: self.started_at,
@@ -404,7 +410,7 @@ impl Container {
     }
 }
 
-/// Reads what the child says until its end of the socket closes: exec did it.
+/// Reads reports of the child until exec closes its end of the socket.
 fn await_exec(report: BorrowedFd<'_>, plan: &Plan) -> Result<Option<OwnedFd>, Failed> {
     let mut terminal = None;
     loop {
@@ -424,8 +430,8 @@ fn await_exec(report: BorrowedFd<'_>, plan: &Plan) -> Result<Option<OwnedFd>, Fa
     }
 }
 
-/// Kills the first process and waits for its end, and so for the end of all in its pid namespace.
-fn end(pidfd: BorrowedFd<'_>) -> Result<(), Failed> {
+/// Kills the first process, and with it all others of its pid namespace, and waits for its end.
+fn kill_and_wait(pidfd: BorrowedFd<'_>) -> Result<(), Failed> {
     match pidfd_send_signal(pidfd, Signal::KILL) {
         Ok(()) | Err(Errno::SRCH) => {}
         Err(errno) => return Err(failed("kill the container", errno)),

@@ -1,5 +1,6 @@
-//! The mounts of a container, made by descriptor: a file system is made detached (`fsopen`, `fsmount`) and attached to a directory that is
-//! open (`move_mount`), so no path is looked up that an image could have bent. Runs in the child, without allocation. Caller: [`crate::init`].
+//! The mounts of a container, by descriptor: a file system is created detached (`fsopen`,
+//! `fsmount`) and attached to an open directory (`move_mount`), so that an image's symlinks can't
+//! redirect it. Runs in the child, without allocation. Caller: [`crate::init`].
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -15,7 +16,7 @@ use rustix::mount::{
 };
 
 use crate::arena::{Arena, CgroupMounts, LegacyMount, NODES, Nodes, Volume, clone_mount};
-use crate::path::{InRoot, Kind, kind_of, plain, real_directory};
+use crate::path::{InRoot, Kind, kind_of, open_no_symlinks, real_directory};
 use crate::step::{At as _, Failure, Step};
 use crate::sys::mount::{MountAttributes, mount_setattr};
 
@@ -29,7 +30,7 @@ const PROC_SUPER_MAGIC: rustix::fs::FsWord = 0x9fa0;
 /// A parameter of a file system: with a value, or a flag.
 type Parameter<'p> = (&'p CStr, Option<&'p CStr>);
 
-/// A new file system, attached to nothing.
+/// Creates a detached mount of a new file system.
 fn new_filesystem(
     name: &CStr,
     parameters: &[Parameter<'_>],
@@ -55,19 +56,19 @@ fn configure_and_mount<'p>(
     fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
 }
 
-/// Attaches a detached mount to what is open.
+/// Attaches a detached mount to an open file or directory.
 fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<(), Errno> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     move_mount(mount, c"", target, c"", flags)
 }
 
-/// Makes a directory of a mount of ours, which nobody else has seen yet.
+/// Creates a directory in one of our own mounts, which no other process can reach yet.
 fn new_directory(parent: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
     mkdirat(parent, name, Mode::from_raw_mode(0o755))?;
-    plain(parent, name, OFlags::PATH | OFlags::DIRECTORY)
+    open_no_symlinks(parent, name, OFlags::PATH | OFlags::DIRECTORY)
 }
 
-/// Cuts our copies of the host's mounts off from the host's, and puts the container's root over them.
+/// Makes our copies of the host's mounts private and attaches the container's root over them.
 pub(crate) fn attach_root(arena: &Arena) -> Result<(), Failure> {
     mount_change(
         c"/",
@@ -75,7 +76,7 @@ pub(crate) fn attach_root(arena: &Arena) -> Result<(), Failure> {
     )
     .at(Step::Detach)?;
     mount_setattr(arena.rootfs.as_fd(), arena.rootfs_change).at(Step::Root)?;
-    // The root of this process stays the one below, so the host's paths are still there; only the descriptor leads into the new one.
+    // This process still has the host's root; only the descriptor leads into the container's.
     move_mount(
         arena.rootfs.as_fd(),
         c"",
@@ -104,14 +105,14 @@ pub(crate) fn kernel_filesystems(root: BorrowedFd<'_>) -> Result<(), Failure> {
     sys().at(Step::Sys)
 }
 
-/// The container's own /dev, and what of it is used before the program runs.
+/// The container's /dev, and the parts of it that are used before exec.
 pub(crate) struct Dev {
     pub(crate) directory: OwnedFd,
     pub(crate) pts: OwnedFd,
     pub(crate) null: OwnedFd,
 }
 
-/// /dev with all that belongs in it.
+/// Mounts /dev, with its nodes, links, pts, shm and mqueue.
 pub(crate) fn dev(arena: &Arena) -> Result<Dev, Failure> {
     let root = arena.rootfs.as_fd();
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_STRICTATIME;
@@ -126,7 +127,8 @@ pub(crate) fn dev(arena: &Arena) -> Result<Dev, Failure> {
         .at(Step::Dev)?;
     nodes(&arena.nodes, directory.as_fd()).at(Step::Node)?;
     links(directory.as_fd()).at(Step::Node)?;
-    let null = plain(directory.as_fd(), c"null", OFlags::RDWR | OFlags::NOCTTY).at(Step::Node)?;
+    let null = open_no_symlinks(directory.as_fd(), c"null", OFlags::RDWR | OFlags::NOCTTY)
+        .at(Step::Node)?;
 
     let group: Parameter<'_> = (c"gid", Some(c"5"));
     let parameters = [
@@ -174,7 +176,7 @@ pub(crate) fn dev(arena: &Arena) -> Result<Dev, Failure> {
 
 fn nodes(nodes: &Nodes, dev: BorrowedFd<'_>) -> Result<(), Errno> {
     match nodes {
-        Nodes::Made => NODES.iter().try_for_each(|(name, major, minor)| {
+        Nodes::Mknod => NODES.iter().try_for_each(|(name, major, minor)| {
             mknodat(
                 dev,
                 *name,
@@ -183,7 +185,7 @@ fn nodes(nodes: &Nodes, dev: BorrowedFd<'_>) -> Result<(), Errno> {
                 makedev(*major, *minor),
             )
         }),
-        Nodes::Bound(mounts) => NODES
+        Nodes::Bind(mounts) => NODES
             .iter()
             .zip(mounts)
             .try_for_each(|((name, _, _), mount)| {
@@ -210,9 +212,10 @@ fn links(dev: BorrowedFd<'_>) -> Result<(), Errno> {
         .try_for_each(|(target, name)| symlinkat(*target, dev, *name))
 }
 
-/// /sys/fs/cgroup, read-only. The process must be in its cgroups and in a cgroup namespace of its own.
+/// /sys/fs/cgroup, read-only. The process must be in its cgroups and in a cgroup namespace of its
+/// own.
 pub(crate) fn cgroups(root: BorrowedFd<'_>, mounts: &CgroupMounts) -> Result<(), Errno> {
-    let target = || plain(root, c"sys/fs/cgroup", OFlags::PATH | OFlags::DIRECTORY);
+    let target = || open_no_symlinks(root, c"sys/fs/cgroup", OFlags::PATH | OFlags::DIRECTORY);
     match mounts {
         CgroupMounts::None => Ok(()),
         CgroupMounts::Unified => attach(
@@ -254,7 +257,8 @@ fn legacy_cgroup(directory: BorrowedFd<'_>, hierarchy: &LegacyMount) -> Result<(
         .try_for_each(|link| symlinkat(&*hierarchy.name, directory, link.as_c_str()))
 }
 
-/// Covers what a container has no business with. The covers are ours: nothing of the image's is used as one (CVE-2025-31133).
+/// Masks paths: a file with our /dev/null, a directory with an empty tmpfs of ours. No file of the
+/// image is used (CVE-2025-31133).
 pub(crate) fn mask(
     root: BorrowedFd<'_>,
     null: BorrowedFd<'_>,
@@ -273,7 +277,7 @@ pub(crate) fn mask(
             if let Some(first) = &empty {
                 return attach(clone_mount(first.as_fd(), false)?.as_fd(), target.as_fd());
             }
-            // Copies can only be made of a mount that is attached, as this one is from here on.
+            // Only an attached mount can be cloned.
             let first = new_filesystem(c"tmpfs", &[(c"size", Some(c"0"))], NO_EXEC_READ_ONLY)?;
             attach(first.as_fd(), target.as_fd())?;
             empty = Some(first);
@@ -284,7 +288,7 @@ pub(crate) fn mask(
     Ok(())
 }
 
-/// Makes parts of /proc and /sys read-only, by a mount of each over itself.
+/// Makes parts of /proc and /sys read-only, by a bind mount of each over itself.
 pub(crate) fn read_only(root: BorrowedFd<'_>, paths: &[InRoot]) -> Result<(), Failure> {
     for (index, path) in paths.iter().enumerate() {
         let protect = || {
@@ -308,16 +312,16 @@ pub(crate) fn read_only(root: BorrowedFd<'_>, paths: &[InRoot]) -> Result<(), Fa
     Ok(())
 }
 
-/// Mounts the volumes in their order; a later one may lie in an earlier one.
+/// Mounts the volumes in their order. A later one may be inside an earlier one.
 pub(crate) fn volumes(root: BorrowedFd<'_>, volumes: &[Volume]) -> Result<(), Failure> {
     for (index, volume) in volumes.iter().enumerate() {
         let mount = || {
-            let target = volume.destination.open_or_make(root, volume.kind)?;
-            // Over /proc it would catch what is written there on the container's behalf.
+            let target = volume.destination.open_or_create(root, volume.kind)?;
+            // Over /proc it would intercept what the launcher writes there.
             if fstatfs(&target)?.f_type == PROC_SUPER_MAGIC {
                 return Err(Errno::PERM);
             }
-            // move_mount's own word for both is EINVAL.
+            // move_mount gives EINVAL for both.
             match (kind_of(target.as_fd())?, volume.kind) {
                 (Kind::File, Kind::Directory) => return Err(Errno::NOTDIR),
                 (Kind::Directory, Kind::File) => return Err(Errno::ISDIR),
@@ -330,14 +334,15 @@ pub(crate) fn volumes(root: BorrowedFd<'_>, volumes: &[Volume]) -> Result<(), Fa
     Ok(())
 }
 
-/// The container's terminal at /dev/console: by descriptor, onto a file that is new (CVE-2025-52565).
+/// Binds the container's terminal to /dev/console: by descriptor, onto a file created for it
+/// (CVE-2025-52565).
 pub(crate) fn console(dev: BorrowedFd<'_>, terminal: BorrowedFd<'_>) -> Result<(), Errno> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let target = openat(dev, c"console", flags, Mode::from_raw_mode(0o620))?;
     attach(clone_mount(terminal, false)?.as_fd(), target.as_fd())
 }
 
-/// Makes the container's root the process's, and lets go of the host's.
+/// Makes the container's root the root of this process and unmounts the host's.
 pub(crate) fn pivot(arena: &Arena) -> Result<(), Errno> {
     if arena.readonly_root {
         mount_setattr(
@@ -349,7 +354,8 @@ pub(crate) fn pivot(arena: &Arena) -> Result<(), Errno> {
         )?;
     }
     rustix::process::fchdir(&arena.rootfs)?;
-    // The host's root goes over the new one, from where it is taken off: no directory is needed for it (pivot_root(2), NOTES).
+    // Stacks the host's root on the new one and unmounts it there, which needs no directory for it
+    // (pivot_root(2), NOTES).
     rustix::process::pivot_root(c".", c".")?;
     rustix::mount::unmount(c".", rustix::mount::UnmountFlags::DETACH)?;
     rustix::process::chdir(c"/")

@@ -1,8 +1,9 @@
-//! Paths inside a container's root, which an image or a process may have filled with symlinks to anywhere.
+//! Paths inside a container's root, where an image or a process may have put symlinks to anywhere.
 //!
-//! Every look-up goes through the kernel's `openat2` with the root's descriptor: `RESOLVE_IN_ROOT` follows symlinks as the container would
-//! see them and can't leave the root, `RESOLVE_NO_MAGICLINKS` refuses the links of /proc. What is found is a descriptor, and is used as
-//! one: a path is never looked up a second time. No function but [`InRoot::new`] allocates.
+//! Every path is looked up with `openat2` below the root's descriptor: `RESOLVE_IN_ROOT` follows
+//! symlinks as the container sees them and can't leave the root, `RESOLVE_NO_MAGICLINKS` refuses
+//! those of /proc. The result is a descriptor and used as one: no path is looked up twice. No
+//! function but [`InRoot::new`] allocates.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -11,21 +12,21 @@ use cowl_sys::open::openat2;
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, openat};
 use rustix::io::Errno;
 
-/// A path whose missing components can be made without allocation.
+/// A path whose missing components can be created without allocation.
 #[derive(Debug)]
 pub(crate) struct InRoot {
-    /// Each component with the path that ends in it: `usr`, `usr/bin`.
+    /// Each component's name and the path up to it: (`bin`, `usr/bin`).
     components: Vec<(CString, CString)>,
 }
 
-/// What a path is made as where it is missing; whatever is no directory counts as a file.
+/// The kind of file to create for a missing path. Everything but a directory counts as a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Directory,
     File,
 }
 
-/// Which of the two is open here.
+/// The kind of an open file.
 pub(crate) fn kind_of(descriptor: BorrowedFd<'_>) -> Result<Kind, Errno> {
     Ok(match FileType::from_raw_mode(fstat(descriptor)?.st_mode) {
         FileType::Directory => Kind::Directory,
@@ -34,7 +35,8 @@ pub(crate) fn kind_of(descriptor: BorrowedFd<'_>) -> Result<Kind, Errno> {
 }
 
 impl InRoot {
-    /// Takes an absolute path; `.` and `..` are resolved by name, as Docker does with what a user types. `None` if there is a NUL in it.
+    /// Takes an absolute path. `.` and `..` are resolved by name, as Docker does with options.
+    /// `None` if it has a NUL byte.
     pub(crate) fn new(path: &[u8]) -> Option<Self> {
         let mut names: Vec<&[u8]> = Vec::new();
         for name in path.split(|byte| *byte == b'/') {
@@ -60,29 +62,34 @@ impl InRoot {
         self.components.is_empty()
     }
 
-    /// Opens what is there.
+    /// Opens the path.
     pub(crate) fn open(&self, root: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
-        follow(
+        open_in_root(
             root,
             self.components.last().map_or(c".", |(_, path)| path),
             OFlags::PATH,
         )
     }
 
-    /// Opens what is there, or makes it: directories 0755, a file 0644, of the process's user, component by component.
-    pub(crate) fn open_or_make(&self, root: BorrowedFd<'_>, kind: Kind) -> Result<OwnedFd, Errno> {
+    /// Opens the path, or creates it component by component: directories with mode 0755, a file
+    /// with 0644.
+    pub(crate) fn open_or_create(
+        &self,
+        root: BorrowedFd<'_>,
+        kind: Kind,
+    ) -> Result<OwnedFd, Errno> {
         match self.open(root) {
             Err(Errno::NOENT) => {}
             other => return other,
         }
         let mut parent: Option<OwnedFd> = None;
         for (position, (name, path)) in self.components.iter().enumerate() {
-            let found = match follow(root, path, OFlags::PATH) {
+            let found = match open_in_root(root, path, OFlags::PATH) {
                 Err(Errno::NOENT) => {
                     let last = position + 1 == self.components.len();
                     let directory = parent.as_ref().map_or(root, |parent| parent.as_fd());
-                    make(directory, name, if last { kind } else { Kind::Directory })?;
-                    follow(root, path, OFlags::PATH)?
+                    create(directory, name, if last { kind } else { Kind::Directory })?;
+                    open_in_root(root, path, OFlags::PATH)?
                 }
                 other => other?,
             };
@@ -92,8 +99,8 @@ impl InRoot {
     }
 }
 
-/// Makes one name in a directory; if something is there by now, that is as good.
-fn make(directory: BorrowedFd<'_>, name: &CStr, kind: Kind) -> Result<(), Errno> {
+/// Creates one name in a directory. An existing file is left as it is.
+fn create(directory: BorrowedFd<'_>, name: &CStr, kind: Kind) -> Result<(), Errno> {
     let made = match kind {
         Kind::Directory => mkdirat(directory, name, Mode::from_raw_mode(0o755)),
         Kind::File => {
@@ -108,25 +115,34 @@ fn make(directory: BorrowedFd<'_>, name: &CStr, kind: Kind) -> Result<(), Errno>
     }
 }
 
-/// Opens a path as a process of the container would see it.
-pub(crate) fn follow(root: BorrowedFd<'_>, path: &CStr, flags: OFlags) -> Result<OwnedFd, Errno> {
+/// Opens a path as a process of the container would.
+pub(crate) fn open_in_root(
+    root: BorrowedFd<'_>,
+    path: &CStr,
+    flags: OFlags,
+) -> Result<OwnedFd, Errno> {
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     openat2(root, path, flags, resolve)
 }
 
-/// Opens a path that has no symlink in it.
-pub(crate) fn plain(root: BorrowedFd<'_>, path: &CStr, flags: OFlags) -> Result<OwnedFd, Errno> {
+/// Opens a path without symlinks.
+pub(crate) fn open_no_symlinks(
+    root: BorrowedFd<'_>,
+    path: &CStr,
+    flags: OFlags,
+) -> Result<OwnedFd, Errno> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
     openat2(root, path, flags, resolve)
 }
 
-/// A directory of this name directly in `parent`, made where missing. A symlink is refused: over it /proc could be mounted elsewhere, and
-/// what a runtime then writes to it could be caught (CVE-2019-16884, CVE-2019-19921).
+/// Opens the directory `name` of `parent`, created if missing. A symlink is refused: it could
+/// redirect the mount of /proc, and so what the launcher writes there (CVE-2019-16884,
+/// CVE-2019-19921).
 pub(crate) fn real_directory(parent: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
-    let open = || plain(parent, name, OFlags::PATH | OFlags::DIRECTORY);
+    let open = || open_no_symlinks(parent, name, OFlags::PATH | OFlags::DIRECTORY);
     match open() {
         Err(Errno::NOENT) => {
-            make(parent, name, Kind::Directory)?;
+            create(parent, name, Kind::Directory)?;
             open()
         }
         other => other,
@@ -155,11 +171,11 @@ mod tests {
             symlink(target, self.directory.path().join(name)).unwrap();
         }
 
-        fn make(&self, path: &str, kind: Kind) -> Result<u64, Errno> {
+        fn create(&self, path: &str, kind: Kind) -> Result<u64, Errno> {
             let root = std::fs::File::open(self.directory.path()).unwrap();
             let made = InRoot::new(path.as_bytes())
                 .unwrap()
-                .open_or_make(root.as_fd(), kind)?;
+                .open_or_create(root.as_fd(), kind)?;
             Ok(fstat(&made)?.st_ino)
         }
 
@@ -178,12 +194,12 @@ mod tests {
     }
 
     #[test]
-    fn missing_components_are_made_inside() {
+    fn open_or_create_creates_missing_components_inside_the_root() {
         let root = Root::new();
-        let made = root.make("/a/./b/../c", Kind::Directory).unwrap();
+        let made = root.create("/a/./b/../c", Kind::Directory).unwrap();
         assert_eq!(made, root.inode("a/c"));
-        assert_eq!(root.make("/a/c", Kind::File).unwrap(), made);
-        root.make("/etc/hosts", Kind::File).unwrap();
+        assert_eq!(root.create("/a/c", Kind::File).unwrap(), made);
+        root.create("/etc/hosts", Kind::File).unwrap();
         assert!(
             root.directory
                 .path()
@@ -195,27 +211,31 @@ mod tests {
     }
 
     #[test]
-    fn symlinks_stay_inside_the_root() {
+    fn open_or_create_follows_symlinks_inside_the_root() {
         let root = Root::new();
         root.link(root.outside.path(), "absolute");
         root.link("../../../../../../../../etc", "dots");
         root.link("/dir", "inside");
         std::fs::create_dir(root.directory.path().join("dir")).unwrap();
-        // The absolute target does not exist below the root, and a dangling link is not made into anything.
+        // The absolute target does not exist below the root, and a dangling link is not made into
+        // anything.
         assert_eq!(
-            root.make("/absolute/data", Kind::Directory),
+            root.create("/absolute/data", Kind::Directory),
             Err(Errno::NOENT)
         );
-        assert_eq!(root.make("/dots/data", Kind::Directory), Err(Errno::NOENT));
         assert_eq!(
-            root.make("/inside/data", Kind::Directory).unwrap(),
+            root.create("/dots/data", Kind::Directory),
+            Err(Errno::NOENT)
+        );
+        assert_eq!(
+            root.create("/inside/data", Kind::Directory).unwrap(),
             root.inode("dir/data")
         );
         root.assert_nothing_outside();
     }
 
     #[test]
-    fn magic_links_are_refused() {
+    fn open_or_create_refuses_magic_links() {
         let root = Root::new();
         let outside = std::fs::File::open(root.outside.path()).unwrap();
         let proc = std::fs::File::open("/proc").unwrap();
@@ -223,7 +243,7 @@ mod tests {
         assert_eq!(
             InRoot::new(path.as_bytes())
                 .unwrap()
-                .open_or_make(proc.as_fd(), Kind::Directory)
+                .open_or_create(proc.as_fd(), Kind::Directory)
                 .err(),
             Some(Errno::LOOP)
         );
@@ -231,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_symlinked_proc_or_dev_is_refused() {
+    fn real_directory_refuses_symlinks() {
         let root = Root::new();
         root.link(root.outside.path(), "proc");
         root.link("tmp", "dev");

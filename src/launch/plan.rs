@@ -1,25 +1,29 @@
-//! What the engine asks for, and what the monitor answers.
+//! The payloads of the records of [`crate::wire`]: what the engine asks for and what the monitor
+//! answers.
 //!
-//! These are the payloads of the records of [`crate::wire`]; a record's fields never change once released, a new need is a new record
-//! version. Nothing here touches the system. Callers: the engine (through [`crate::client`]) and the monitor.
+//! A released record's fields never change; a new field is a new record version. Plain data,
+//! without system calls. Callers: the engine (through [`crate::client`]) and the monitor.
 
 use bincode::{Decode, Encode};
 
-/// Everything that defines a container but its descriptors, which travel beside it in the order of [`crate::client::Launch`].
+/// Everything that defines a container except its descriptors, which are sent beside it.
 ///
-/// Names, paths and arguments are bytes as the kernel has them; a NUL byte in one is refused by the monitor.
+/// Names, paths and arguments are bytes, as the kernel has them. The monitor refuses a NUL byte in
+/// one.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Plan {
-    /// Names the container's cgroups below [`Plan::cgroup_parent`]: one path component, no slash, not `.` or `..`.
+    /// Names the container's cgroups below [`Plan::cgroup_parent`]: one path component, no slash,
+    /// not `.` or `..`.
     pub id: String,
-    /// Program and arguments, at least the program; without a slash it is searched in the container's own `PATH`.
+    /// Program and arguments. A program without a slash is looked up in the container's `PATH`.
     pub argv: Vec<Vec<u8>>,
-    /// `KEY=VALUE` each; of two with one key the later wins. `PATH`, `HOSTNAME`, `HOME` (from the container's passwd) and, with a
-    /// terminal, `TERM` are added where missing, as Docker does.
+    /// `KEY=VALUE` each; of two with one key the later wins. `PATH`, `HOSTNAME`, `HOME` (from the
+    /// container's passwd) and, with a terminal, `TERM` are added where missing, as Docker does.
     pub env: Vec<Vec<u8>>,
     /// Absolute, or empty for `/`. Made (0755, root's) where missing.
     pub cwd: Vec<u8>,
-    /// `user`, `uid`, `user:group`, ... as in an image's `User`; empty for root. Resolved in the container's /etc/passwd and /etc/group.
+    /// `user`, `uid`, `user:group`, ... as in an image's `User`; empty for root. Resolved in the
+    /// container's /etc/passwd and /etc/group.
     pub user: Vec<u8>,
     /// Of the container's own UTS namespace; at most 64 bytes.
     pub hostname: String,
@@ -27,17 +31,21 @@ pub struct Plan {
     pub volumes: Vec<VolumeMount>,
     /// Limits, enforced by cgroups.
     pub limits: Limits,
-    /// Where the container's cgroups are made in each hierarchy, e.g. `/cowl`: absolute, no `.` or `..`.
+    /// Where the container's cgroups are made in each hierarchy, e.g. `/cowl`: absolute, no `.` or
+    /// `..`.
     pub cgroup_parent: String,
-    /// A terminal of the container's own; without one the three stdio descriptors are used as they are.
+    /// Gives the container a terminal of its own. Without, the three stdio descriptors are used as
+    /// they are.
     pub terminal: Option<WindowSize>,
-    /// The bounding, permitted and effective set: bit n is capability number n of linux/capability.h.
+    /// The bounding, permitted and effective set: bit n is capability number n of
+    /// linux/capability.h.
     pub capabilities: u64,
-    /// Paths below /proc and /sys that are covered: files by /dev/null, directories by an empty read-only one. Missing ones are skipped.
+    /// Masked paths below /proc and /sys: files by /dev/null, directories by an empty read-only
+    /// one. Missing ones are skipped.
     pub masked_paths: Vec<Vec<u8>>,
-    /// Paths below /proc and /sys that are made read-only. Missing ones are skipped.
+    /// Read-only paths below /proc and /sys. Missing ones are skipped.
     pub readonly_paths: Vec<Vec<u8>>,
-    /// The root itself read-only (volumes, /dev and the like stay as they are).
+    /// Makes the root mount read-only, but not volumes, /dev and the other mounts.
     pub readonly_root: bool,
     /// `PR_SET_NO_NEW_PRIVS`: set-user-ID programs and file capabilities give nothing.
     pub no_new_privileges: bool,
@@ -48,28 +56,29 @@ pub struct Plan {
 /// See [`Plan::seccomp`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum Seccomp {
-    /// What Docker's default profile gives to [`Plan::capabilities`].
+    /// Those that Docker's default profile allows with [`Plan::capabilities`].
     Default,
-    /// All that the kernel lets it.
+    /// All.
     Unconfined,
 }
 
 /// One volume's place in the container.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct VolumeMount {
-    /// Absolute; resolved inside the container's root, symlinks included. Made where missing: a directory, or an empty file if the
-    /// volume's descriptor is not a directory. Never below /proc.
+    /// Absolute; resolved inside the container's root, symlinks included. Made where missing: a
+    /// directory, or an empty file if the volume's descriptor is not a directory. Never below
+    /// /proc.
     pub destination: Vec<u8>,
     /// The whole mount tree read-only.
     pub read_only: bool,
 }
 
-/// What the container may use at most; `None` is no limit.
+/// Resource limits; `None` is no limit.
 ///
-/// A limit that the host's cgroups can't enforce is an error, never ignored.
+/// A limit that the host's cgroups can't enforce is an error.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct Limits {
-    /// Bytes of memory. Swap is not an escape: memory and swap together have the same limit.
+    /// Bytes of memory, and of memory and swap together.
     pub memory: Option<u64>,
     /// Tasks (processes and threads).
     pub pids: Option<u64>,
@@ -84,8 +93,9 @@ pub struct WindowSize {
     pub columns: u16,
 }
 
-/// Docker's default capabilities (moby, `oci/caps/defaults.go`): CHOWN, DAC_OVERRIDE, FOWNER, FSETID, KILL, SETGID, SETUID, SETPCAP,
-/// NET_BIND_SERVICE, NET_RAW, SYS_CHROOT, MKNOD, AUDIT_WRITE, SETFCAP.
+/// Docker's default capabilities (moby, `oci/caps/defaults.go`): CHOWN, DAC_OVERRIDE, FOWNER,
+/// FSETID, KILL, SETGID, SETUID, SETPCAP, NET_BIND_SERVICE, NET_RAW, SYS_CHROOT, MKNOD,
+/// AUDIT_WRITE, SETFCAP.
 pub const DEFAULT_CAPABILITIES: u64 = 0xa804_25fb;
 
 /// Paths that Docker masks by default (moby, `oci/defaults.go`).
@@ -114,7 +124,7 @@ pub const DEFAULT_READONLY_PATHS: [&str; 5] = [
 ];
 
 impl Plan {
-    /// A plan with Docker's defaults for what isn't named here.
+    /// A plan with Docker's defaults for everything else.
     pub fn new(id: impl Into<String>, argv: Vec<Vec<u8>>) -> Self {
         let id = id.into();
         let hostname = id.chars().take(12).collect();
@@ -140,12 +150,12 @@ impl Plan {
     }
 }
 
-/// What a client may ask of a running monitor.
+/// A message of the client to a running monitor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Request {
+pub enum ControlRequest {
     /// Send a signal to the container's first process.
     Signal(Signal),
-    /// Set the size of the container's terminal; without one it does nothing.
+    /// Set the size of the container's terminal, if it has one.
     Resize(WindowSize),
 }
 
@@ -156,43 +166,43 @@ pub struct Signal {
     pub number: u8,
 }
 
-/// What a monitor tells its client. After `Failed` or `Exited` nothing more comes.
+/// A message of the monitor to its client. `Failed` or `Exited` is the last.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// The program runs. With a terminal, its master end comes with this message.
+    /// The program runs. The master end of its terminal comes with this message.
     Started(Started),
-    /// The program did not start, and nothing is left of it.
+    /// The program did not start. Everything is cleaned up.
     Failed(Failed),
-    /// The program ran and ended, and nothing is left of it but what [`crate::status`] says.
+    /// The program has ended. Everything is cleaned up but the [exit record](crate::status).
     Exited(Exited),
 }
 
 /// See [`Event::Started`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Started {
-    /// Of the container's first process, in the monitor's pid namespace.
+    /// Pid of the container's first process in the monitor's pid namespace.
     pub pid: u32,
 }
 
 /// See [`Event::Failed`].
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Failed {
-    /// What was tried, to be read by a person: `mount /proc`.
+    /// The step that failed, in words: `mount /proc`.
     pub what: String,
-    /// Why, from the kernel; 0 where `what` says all.
+    /// The error of the kernel; 0 if there is none.
     pub errno: i32,
-    /// Docker's: 127 program not found, 126 found but can't be run, 125 all else.
+    /// As Docker's: 127 program not found, 126 program can't be run, 125 everything else.
     pub exit_code: u8,
 }
 
 /// See [`Event::Exited`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Exited {
-    /// The program's, or 128 + the signal that ended it.
+    /// The program's, or 128 + the signal that killed it.
     pub exit_code: u8,
-    /// The signal that ended it, if one did.
+    /// The signal that killed it, if one did.
     pub signal: Option<u8>,
-    /// The kernel killed at least one process of the container for want of memory.
+    /// The OOM killer has killed a process of the container.
     pub oom_killed: bool,
 }
 

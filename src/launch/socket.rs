@@ -1,5 +1,5 @@
-//! Datagrams with descriptors over a `SOCK_SEQPACKET` socket. [`send`] allocates nothing. Callers: [`crate::wire`] and both sides of the report
-//! between [`crate::monitor`] and its child.
+//! Datagrams with descriptors over a `SOCK_SEQPACKET` socket. [`send`] does not allocate. Callers:
+//! [`crate::wire`], and [`crate::monitor`] and its child for reports.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -11,14 +11,14 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
-/// The kernel takes no more descriptors than this in one message (`SCM_MAX_FD`).
+/// Most descriptors that the kernel takes in one message (`SCM_MAX_FD`).
 pub(crate) const MAX_DESCRIPTORS: usize = 253;
 
-/// What has arrived; no bytes means that the other end is closed.
+/// A received message. No bytes: the other end is closed.
 #[derive(Debug)]
 pub(crate) struct Received {
     pub(crate) bytes: usize,
-    /// The message or its descriptors were longer than there was room for.
+    /// The message or its descriptors did not fit.
     pub(crate) truncated: bool,
     pub(crate) descriptors: Vec<OwnedFd>,
 }
@@ -54,8 +54,8 @@ pub(crate) fn receive(
             &mut control,
             flags | RecvFlags::CMSG_CLOEXEC,
         ) {
-            // An end that is closed with messages unread leaves this error at the other, before the messages that it had sent; once told, it
-            // is gone (net/unix/af_unix.c, unix_release_sock).
+            // A peer that closed with messages unread causes this error once, before the messages
+            // that it sent are read (net/unix/af_unix.c, unix_release_sock).
             Err(Errno::INTR | Errno::CONNRESET) => {}
             other => break other?,
         }
@@ -83,7 +83,7 @@ mod tests {
     use std::os::fd::AsFd as _;
 
     #[test]
-    fn what_was_sent_before_a_rude_end_still_arrives() {
+    fn receive_gets_messages_of_a_peer_that_closed_with_others_unread() {
         let (ours, theirs) = socketpair(
             AddressFamily::UNIX,
             SocketType::SEQPACKET,

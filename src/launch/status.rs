@@ -1,19 +1,24 @@
 //! The files that a monitor keeps in its container's status directory.
 //!
-//! * `lock`: empty, held exclusively (flock) from before the program starts until after `exit.json` is there.
-//! * `running.json`: `{"monitor":12,"pid":13,"boot":"...","start_time":4711,"started_at":"..."}`. Two process ids in the monitor's pid
-//!   namespace, with what tells the second from another process of that number ([`Identity`]; empty and 0 if /proc doesn't show it).
-//!   `pid` is 0 until there is a process that will become the program, `started_at` empty until it has.
+//! * `lock`: empty, held exclusively (flock) from before the program starts until after `exit.json`
+//!   is there.
+//! * `running.json`: `{"monitor":12,"pid":13,"boot":"...","start_time":4711,"started_at":"..."}`.
+//!   Two process ids in the monitor's pid namespace, with what tells the second from another
+//!   process of that number ([`Identity`]; empty and 0 if /proc doesn't show it). `pid` is 0 until
+//!   there is a process that will become the program, `started_at` empty until it has.
 //! * `exit.json`, when the program has ended or could not be started:
 //!   `{"pid":13,"exit_code":137,"signal":9,"oom_killed":true,"started_at":"2026-11-25T01:02:03.000000004Z","finished_at":"...","error":""}`.
-//!   `signal` is null where none ended it; `pid` is 0 and `started_at` empty where nothing was started. `error` is a sentence there, and also
-//!   where something could not be cleaned up after the end; else it is empty.
+//!   `signal` is null where none ended it; `pid` is 0 and `started_at` empty where nothing was
+//!   started. `error` is a sentence there, and also where something could not be cleaned up after
+//!   the end; else it is empty.
 //!
-//! So: lock held = running; lock free and `exit.json` there = ended; lock free and none = the monitor was killed, and the container with
-//! it, unless its program had freed itself from the monitor's death (prctl(2), PR_SET_PDEATHSIG): then `running.json` says what to kill.
+//! So: lock held = running; lock free and `exit.json` there = ended; lock free and none = the
+//! monitor was killed, and the container with it, unless its program had freed itself from the
+//! monitor's death (prctl(2), PR_SET_PDEATHSIG): then `running.json` says what to kill.
 //!
-//! Invariant: a record is renamed into place, so neither a kill at any moment nor a reader meets half of one. It is not flushed: a power
-//! cut ends the container anyway, and may leave a record empty.
+//! Invariant: a record is renamed into place, so neither a kill at any moment nor a reader meets
+//! half of one. It is not flushed: a power cut ends the container anyway, and may leave a record
+//! empty.
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
@@ -32,7 +37,7 @@ pub const RUNNING: &str = "running.json";
 /// Name of the exit record.
 pub const EXIT: &str = "exit.json";
 
-/// A point in time, printed as Docker does: RFC 3339 in UTC with nanoseconds.
+/// A point in time, printed like Docker's: RFC 3339 in UTC with nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Moment(Timestamp);
 
@@ -49,22 +54,22 @@ impl std::fmt::Display for Moment {
     }
 }
 
-/// How a container ended, or why it did not begin.
+/// How a container ended, or why it did not start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExitRecord {
-    /// 0 where nothing was started.
+    /// 0 if no process was started.
     pub pid: u32,
-    /// Docker's.
+    /// As Docker's.
     pub exit_code: u8,
-    /// The signal that ended the program.
+    /// The signal that killed the program.
     pub signal: Option<u8>,
-    /// The kernel killed at least one process of the container for want of memory.
+    /// The OOM killer has killed a process of the container.
     pub oom_killed: bool,
-    /// None where nothing was started.
+    /// None if no process was started.
     pub started_at: Option<Moment>,
-    /// When it ended or failed.
+    /// When it ended, or failed to start.
     pub finished_at: Moment,
-    /// Why the program was not started, or what could not be cleaned up after it; else empty.
+    /// Why the program did not start, or what could not be cleaned up after it; else empty.
     pub error: String,
 }
 
@@ -88,7 +93,8 @@ impl ExitRecord {
         )
     }
 
-    /// Takes away what an earlier run of the container left, which would be taken for this one's if this one is killed.
+    /// Removes the record of an earlier run, which would be taken for that of this one if this one
+    /// is killed.
     pub fn clear(status: BorrowedFd<'_>) -> std::io::Result<()> {
         match unlinkat(status, EXIT, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
@@ -105,7 +111,7 @@ impl ExitRecord {
 /// Replaces a record: a reader sees all of the old or all of the new.
 fn replace(status: BorrowedFd<'_>, name: &str, text: &str) -> std::io::Result<()> {
     let temporary = format!(".{name}.new");
-    // Of a monitor that was killed.
+    // One that a killed monitor left.
     match unlinkat(status, &temporary, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => {}
         Err(errno) => return Err(errno.into()),
@@ -143,15 +149,15 @@ fn quoted(text: &str) -> String {
 /// The program of a container.
 #[derive(Clone, Debug)]
 pub struct Program {
-    /// Its process.
+    /// Its pid.
     pub pid: u32,
-    /// What tells it from another one of that number; none if /proc doesn't show it.
+    /// What differs in another process of that pid; none if /proc doesn't show it.
     pub identity: Option<Identity>,
-    /// When it began; none while its process is still being readied for it.
+    /// When it was started; none before exec.
     pub started_at: Option<Moment>,
 }
 
-/// The monitor's lock on its container: while it lives, the container is running.
+/// The monitor's lock: held as long as the container runs.
 #[derive(Debug)]
 pub struct Lock {
     #[expect(dead_code, reason = "held for its lock")]
@@ -160,7 +166,7 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Takes the lock; `None` if another monitor has it.
+    /// Takes the lock; `None` if another monitor holds it.
     pub fn take(status: BorrowedFd<'_>) -> std::io::Result<Option<Self>> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let file = openat(status, LOCK, flags, Mode::from_raw_mode(0o644))?;
@@ -231,13 +237,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_moment_has_nine_digits_of_a_second() {
+    fn moment_prints_nanoseconds() {
         let moment = Moment(Timestamp::new(951_782_400, 7).unwrap());
         assert_eq!(moment.to_string(), "2000-02-29T00:00:00.000000007Z");
     }
 
     #[test]
-    fn the_record_is_json_whatever_the_error_says() {
+    fn to_json_escapes_the_error() {
         let record = ExitRecord {
             pid: 0,
             exit_code: 127,
@@ -253,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_is_seen_while_it_is_held() {
+    fn is_running_while_the_lock_is_held() {
         let directory = tempfile::tempdir().unwrap();
         let status = File::open(directory.path()).unwrap();
         assert!(!is_running(status.as_fd()).unwrap());

@@ -1,4 +1,5 @@
-//! What goes wrong between clone and exec, in eight bytes: the child can't allocate a message, so the monitor makes the words.
+//! What goes wrong between clone and exec, in eight bytes: the child can't allocate a message, so
+//! the monitor makes the words.
 
 use std::os::unix::ffi::OsStrExt as _;
 
@@ -167,7 +168,8 @@ impl Failure {
         }
     }
 
-    /// Docker's: 127 for a program that isn't there, 126 for one that can't be run, 125 for all else.
+    /// Docker's: 127 for a program that isn't there, 126 for one that can't be run, 125 for all
+    /// else.
     fn exit_code(self) -> u8 {
         match (self.step, self.errno) {
             (Step::Exec, Errno::NOENT) => 127,
@@ -177,7 +179,8 @@ impl Failure {
     }
 }
 
-/// For a person to read, and for a message that has to fit a datagram: a program's name may have 128 KiB.
+/// For a person to read, and for a message that has to fit a datagram: a program's name may have
+/// 128 KiB.
 fn shortened(subject: &[u8]) -> String {
     const LONGEST: usize = 256;
     let shown = subject.get(..LONGEST).unwrap_or(subject);
@@ -194,7 +197,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failure_survives_its_eight_bytes_and_gets_words() {
+    fn a_failure_is_decoded_from_its_eight_bytes() {
         let mut plan = Plan::new("id", vec![b"prog".to_vec()]);
         plan.user = b"app".to_vec();
         for (step, errno, text, code) in [

@@ -1,8 +1,9 @@
 //! Resolves an image's user string with the container's passwd and group files.
 //!
-//! The rules are Docker's (moby/sys `user.GetExecUser`). The files come from an image and may be hostile: their size is limited, malformed
-//! lines are skipped, numbers are decimal and at most 2^31 - 1. Nothing here allocates or makes a system call, since it runs between clone
-//! and exec, on buffers reserved before. Caller: [`crate::init`].
+//! The rules are Docker's (moby/sys `user.GetExecUser`). The files come from an image and may be
+//! hostile: their size is limited, malformed lines are skipped, numbers are decimal and at most
+//! 2^31 - 1. Nothing here allocates or makes a system call, since it runs between clone and exec,
+//! on buffers reserved before. Caller: [`crate::init`].
 
 use rustix::fs::Gid;
 

@@ -1,4 +1,4 @@
-//! Messages between an engine and a monitor: framing, payloads and the descriptors that travel with them.
+//! Messages between engine and monitor: framing, payloads and the descriptors sent with them.
 //!
 //! A message is one datagram of a `SOCK_SEQPACKET` socket:
 //!
@@ -10,9 +10,10 @@
 //!   cowl-run  u32 = 1   u32 = 0     u16     u16       u32      bincode 2, standard configuration
 //! ```
 //!
-//! Numbers are little-endian. Types with bit 15 set are optional: a reader skips those it doesn't know; any other unknown type, an unknown
-//! version of a known type and an unknown feature bit are errors. A plan may be larger than a datagram, so it comes as a message of its own
-//! in a memory file, the first descriptor of `Run`. Callers: [`crate::client`] and [`crate::monitor`].
+//! Numbers are little-endian. Types with bit 15 set are optional: a reader skips those it doesn't
+//! know. Any other unknown type, an unknown version of a known type and an unknown feature bit are
+//! errors. A plan may be larger than a datagram, so it is a message of its own in a memory file,
+//! the first descriptor of `Run`. Callers: [`crate::client`] and [`crate::monitor`].
 
 use std::fs::File;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -22,7 +23,7 @@ use bincode::{Decode, Encode};
 use rustix::fs::MemfdFlags;
 use rustix::net::RecvFlags;
 
-use crate::plan::{Event, Exited, Failed, Plan, Request, Signal, Started, WindowSize};
+use crate::plan::{ControlRequest, Event, Exited, Failed, Plan, Signal, Started, WindowSize};
 use crate::socket::{self, MAX_DESCRIPTORS};
 
 const MAGIC: [u8; 8] = *b"cowl-run";
@@ -31,9 +32,10 @@ const HEADER: usize = 16;
 const RECORD: usize = 8;
 const OPTIONAL: u16 = 0x8000;
 
-/// Arguments and environment are limited by the kernel to a quarter of the stack's limit, 2 MiB by default; the rest of a plan is small.
+/// The kernel limits arguments and environment to a quarter of the stack limit, 2 MiB by default.
+/// The rest of a plan is small.
 const MAX_PLAN: usize = 8 << 20;
-/// Any message but a plan is smaller; the longest is a `Failed` that quotes a path.
+/// Every message but a plan is shorter. The longest is a `Failed` that quotes a path.
 const MAX_DATAGRAM: usize = 16 << 10;
 
 /// Why a message was not understood or did not arrive.
@@ -48,10 +50,10 @@ pub enum WireError {
     /// The other end has closed.
     #[error("the other end of the control socket is gone")]
     Closed,
-    /// Not a message of ours, or cut short.
+    /// Not a valid message.
     #[error("malformed message: {0}")]
     Malformed(&'static str),
-    /// A record that this version doesn't know.
+    /// A record that this version does not know.
     #[error("record type {kind:#06x} version {version} is not known here")]
     Unknown {
         /// Of the record.
@@ -90,8 +92,8 @@ payload!(Started, 0x0020, version 1);
 payload!(Failed, 0x0021, version 1);
 payload!(Exited, 0x0022, version 1);
 
-/// The first message: how to read the descriptors that come with it, which are the plan's memory file, the mount that the
-/// monitor's own program is run from, the container's root, the status directory, standard streams and volumes.
+/// The first message, with these descriptors: the plan's memory file, the mount of the monitor's
+/// program, the container's root, the status directory, the standard streams and the volumes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Run {
     /// Length of the plan's message in the memory file.
@@ -171,7 +173,8 @@ impl<'m> Record<'m> {
         if self.version != P::VERSION {
             return Err(self.unknown());
         }
-        // The limit keeps a length field in a payload from allocating more than any message can hold.
+        // The limit keeps a length field in a payload from allocating more than any message can
+        // hold.
         let config = bincode::config::standard().with_limit::<MAX_PLAN>();
         let (payload, used) = bincode::decode_from_slice(self.body, config)
             .map_err(|_decoding| WireError::Malformed("payload can't be decoded"))?;
@@ -236,24 +239,24 @@ pub fn receive_run(socket: BorrowedFd<'_>) -> Result<(Run, Vec<OwnedFd>), WireEr
 }
 
 /// Engine to monitor, at any time after `Run`.
-pub fn send_request(socket: BorrowedFd<'_>, request: Request) -> Result<(), WireError> {
+pub fn send_request(socket: BorrowedFd<'_>, request: ControlRequest) -> Result<(), WireError> {
     let message = match request {
-        Request::Signal(signal) => encode(&signal)?,
-        Request::Resize(size) => encode(&size)?,
+        ControlRequest::Signal(signal) => encode(&signal)?,
+        ControlRequest::Resize(size) => encode(&size)?,
     };
     send(socket, &message, &[])
 }
 
 /// Takes a request that has arrived; doesn't wait for one.
-pub fn receive_request(socket: BorrowedFd<'_>) -> Result<Request, WireError> {
+pub fn receive_request(socket: BorrowedFd<'_>) -> Result<ControlRequest, WireError> {
     let (message, _none_expected) = receive(socket, RecvFlags::DONTWAIT)?;
     let record = Record::first(&message)?;
     if let Some(signal) = record.parse()? {
-        return Ok(Request::Signal(signal));
+        return Ok(ControlRequest::Signal(signal));
     }
     record
         .parse()?
-        .map(Request::Resize)
+        .map(ControlRequest::Resize)
         .ok_or_else(|| record.unknown())
 }
 
@@ -342,7 +345,7 @@ mod tests {
         plan
     }
 
-    /// Files of the bytes of each record as first released; they are never written again, a new version gets new files.
+    /// The bytes of each record version. A new version gets a new file.
     fn golden(name: &str, bytes: &[u8]) {
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("../../fixtures/golden/launch")
@@ -356,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn released_bytes_stay() {
+    fn records_have_their_golden_bytes() {
         golden("plan-v2", &encode(&sample()).unwrap());
         golden(
             "run-v2",
@@ -397,7 +400,7 @@ mod tests {
         );
     }
 
-    /// It can't say what becomes of system calls, so it is not guessed.
+    /// Version 1 has no seccomp field.
     #[test]
     fn a_plan_of_version_1_is_refused() {
         let path = concat!(
@@ -442,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn no_cut_and_no_flipped_byte_panics() {
+    fn truncated_and_flipped_messages_are_errors() {
         let message = encode(&sample()).unwrap();
         for end in 0..message.len() {
             assert!(
@@ -484,7 +487,7 @@ mod tests {
 
         send_request(
             engine.as_fd(),
-            Request::Resize(WindowSize {
+            ControlRequest::Resize(WindowSize {
                 rows: 1,
                 columns: 2,
             }),
@@ -492,7 +495,7 @@ mod tests {
         .unwrap();
         assert_eq!(
             receive_request(monitor.as_fd()).unwrap(),
-            Request::Resize(WindowSize {
+            ControlRequest::Resize(WindowSize {
                 rows: 1,
                 columns: 2
             })

@@ -1,7 +1,8 @@
-//! System calls and kernel tables that more than one crate needs, so that none of them is wrapped or parsed twice.
+//! System calls and kernel tables that more than one crate needs, so that none of them is wrapped
+//! or parsed twice.
 //!
-//! It knows nothing of images, stores or containers, depends on no other crate of cowl and allocates nothing
-//! where a caller may be between `clone` and `exec` ([`open::openat2`]).
+//! It knows nothing of images, stores or containers, depends on no other crate of cowl and
+//! allocates nothing where a caller may be between `clone` and `exec` ([`open::openat2`]).
 #![cfg_attr(
     test,
     allow(

@@ -41,7 +41,8 @@ pub fn parse(table: &[u8]) -> impl Iterator<Item = Mount> {
     table.split(|byte| *byte == b'\n').filter_map(Mount::parse)
 }
 
-/// The kernel writes space, tab, newline, backslash and `#` as three octal digits (fs/seq_file.c, mangle_path).
+/// The kernel writes space, tab, newline, backslash and `#` as three octal digits (fs/seq_file.c,
+/// mangle_path).
 fn unescape(field: &[u8]) -> OsString {
     let mut plain = Vec::with_capacity(field.len());
     let mut rest = field;

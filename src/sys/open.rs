@@ -6,16 +6,17 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::path::Arg;
 
-/// Attempts before EAGAIN is given to the caller. One attempt is lost to each rename or mount on the
-/// host that falls into it, so only a host that does nothing else loses all of them.
+/// Attempts before EAGAIN is given to the caller. One attempt is lost to each rename or mount on
+/// the host that falls into it, so only a host that does nothing else loses all of them.
 const ATTEMPTS: u32 = 1 << 16;
 /// Attempts before each further one lets other processes run first.
 const EAGER: u32 = 32;
 
 /// Opens `path` below `directory` as `resolve` says; the descriptor is close-on-exec.
 ///
-/// With `RESOLVE_IN_ROOT` or `RESOLVE_BENEATH` the kernel answers EAGAIN when anything on the host was
-/// renamed or mounted while a `..` was resolved (openat2(2), ERRORS): then it is asked again. EINTR too.
+/// With `RESOLVE_IN_ROOT` or `RESOLVE_BENEATH` the kernel answers EAGAIN when anything on the host
+/// was renamed or mounted while a `..` was resolved (openat2(2), ERRORS): then it is asked again.
+/// EINTR too.
 #[expect(
     clippy::disallowed_methods,
     reason = "this is the wrapper the others use"

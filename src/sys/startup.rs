@@ -1,9 +1,10 @@
 //! What each long-lived process of cowl starts with, whatever its caller had.
 //!
-//! The monitor of a container and the processes of a mount live on when their caller is gone. A `RLIMIT_FSIZE`, an
-//! ignored SIGTERM or an open lock of the caller would hold for as long as they do; so each of them calls [`reset`]
-//! first of all, and nothing else of the caller's reaches it but standard streams, environment, ids, niceness,
-//! and what these have no business with (the limits of cores, stacks and locked memory).
+//! The monitor of a container and the processes of a mount live on when their caller is gone. A
+//! `RLIMIT_FSIZE`, an ignored SIGTERM or an open lock of the caller would hold for as long as they
+//! do; so each of them calls [`reset`] first of all, and nothing else of the caller's reaches it
+//! but standard streams, environment, ids, niceness, and what these have no business with (the
+//! limits of cores, stacks and locked memory).
 
 use std::fmt;
 
@@ -22,7 +23,8 @@ const UNLIMITED: [Resource; 5] = [
     Resource::Nproc,
 ];
 
-/// Open files a process may have at least, where it may raise its own limit: systemd's for every service.
+/// Open files a process may have at least, where it may raise its own limit: systemd's for every
+/// service.
 const OPEN_FILES: u64 = 524_288;
 
 /// What could not be set.
@@ -51,13 +53,14 @@ fn at(what: &'static str) -> impl FnOnce(Errno) -> Error {
     move |errno| Error { what, errno }
 }
 
-/// Drops what the process inherited. To be called first of all, with one thread and nothing open but the standard
-/// streams: every other descriptor is closed.
+/// Drops what the process inherited. To be called first of all, with one thread and nothing open
+/// but the standard streams: every other descriptor is closed.
 ///
-/// Afterwards no signal is blocked or ignored but SIGPIPE (Rust's start-up ignores it, so that a closed pipe is an
-/// error of `write`), the working directory is `/`, the umask 0 (callers give whole modes), the OOM killer treats
-/// the process like any other, and limits that are not its own are as high as it may set them. `open_files` is the
-/// soft limit of descriptors: 1024 where a program may be run that uses `select`, else `u64::MAX`.
+/// Afterwards no signal is blocked or ignored but SIGPIPE (Rust's start-up ignores it, so that a
+/// closed pipe is an error of `write`), the working directory is `/`, the umask 0 (callers give
+/// whole modes), the OOM killer treats the process like any other, and limits that are not its own
+/// are as high as it may set them. `open_files` is the soft limit of descriptors: 1024 where a
+/// program may be run that uses `select`, else `u64::MAX`.
 pub fn reset(open_files: u64) -> Result<(), Error> {
     sys::close_from(3).map_err(at("close inherited descriptors"))?;
     sys::unignore_signals().map_err(at("reset signal dispositions"))?;
@@ -72,14 +75,15 @@ pub fn reset(open_files: u64) -> Result<(), Error> {
         .map_err(at("raise the limit of open files"))
 }
 
-/// Makes a write beyond `RLIMIT_FSIZE` an error (EFBIG) and no more: for processes that go on serving where [`reset`] was not
-/// allowed to raise the hard limit. A program that is run inherits this.
+/// Makes a write beyond `RLIMIT_FSIZE` an error (EFBIG) and no more: for processes that go on
+/// serving where [`reset`] was not allowed to raise the hard limit. A program that is run inherits
+/// this.
 pub fn survive_file_size_limit() -> Result<(), Error> {
     sys::ignore_signal(libc::SIGXFSZ).map_err(at("ignore SIGXFSZ"))
 }
 
-/// Sets a limit to `soft`, or as high as the hard one goes, and the hard one to `hard` at least, where that is allowed
-/// (CAP_SYS_RESOURCE). None is no limit.
+/// Sets a limit to `soft`, or as high as the hard one goes, and the hard one to `hard` at least,
+/// where that is allowed (CAP_SYS_RESOURCE). None is no limit.
 fn raise(resource: Resource, soft: Option<u64>, hard: Option<u64>) -> Result<(), Errno> {
     let now = getrlimit(resource);
     let maximum = now.maximum.and_then(|now| Some(hard?.max(now)));
@@ -103,9 +107,9 @@ fn raise(resource: Resource, soft: Option<u64>, hard: Option<u64>) -> Result<(),
     }
 }
 
-/// A caller's protection from the OOM killer is not meant for a container, which its memory limit could not stop then;
-/// a caller that offers itself does not offer the mount that others use. Lowering the score takes CAP_SYS_RESOURCE:
-/// without it the score stays where the caller put it.
+/// A caller's protection from the OOM killer is not meant for a container, which its memory limit
+/// could not stop then; a caller that offers itself does not offer the mount that others use.
+/// Lowering the score takes CAP_SYS_RESOURCE: without it the score stays where the caller put it.
 fn reset_oom_score() -> Result<(), Errno> {
     let flags = OFlags::WRONLY | OFlags::CLOEXEC;
     let file = rustix::fs::open(c"/proc/self/oom_score_adj", flags, Mode::empty())?;

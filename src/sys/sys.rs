@@ -3,7 +3,8 @@
 
 use rustix::io::Errno;
 
-/// The kernel's `struct sigaction` without its mask: handler, flags, restorer; and room for the mask.
+/// The kernel's `struct sigaction` without its mask: handler, flags, restorer; and room for the
+/// mask.
 type Action = [usize; 8];
 /// Bytes of the kernel's signal set.
 const SET_BYTES: usize = 8;
@@ -54,7 +55,8 @@ pub(crate) fn ignore_signal(signal: i32) -> Result<(), Errno> {
         *handler = libc::SIG_IGN;
     }
     let nowhere = std::ptr::null_mut::<usize>();
-    // SAFETY: the kernel reads one sigaction, which is not larger than `ignore`; ignoring runs no code of ours.
+    // SAFETY: the kernel reads one sigaction, which is not larger than `ignore`; ignoring runs no
+    // code of ours.
     checked(unsafe {
         libc::syscall(
             libc::SYS_rt_sigaction,
@@ -66,8 +68,8 @@ pub(crate) fn ignore_signal(signal: i32) -> Result<(), Errno> {
     })
 }
 
-/// Gives every ignored signal but SIGPIPE its default action. Handlers are this program's own: exec has removed all others.
-/// Raw, since the C library keeps the first real-time signals for itself.
+/// Gives every ignored signal but SIGPIPE its default action. Handlers are this program's own: exec
+/// has removed all others. Raw, since the C library keeps the first real-time signals for itself.
 pub(crate) fn unignore_signals() -> Result<(), Errno> {
     const DEFAULT: Action = [0; 8];
     let none = std::ptr::null::<usize>();
@@ -81,7 +83,8 @@ pub(crate) fn unignore_signals() -> Result<(), Errno> {
         }
         let from = DEFAULT.as_ptr();
         let nowhere = std::ptr::null_mut::<usize>();
-        // SAFETY: the kernel reads one sigaction, which is not larger than the constant; the default action runs no code of ours.
+        // SAFETY: the kernel reads one sigaction, which is not larger than the constant; the
+        // default action runs no code of ours.
         checked(unsafe {
             libc::syscall(libc::SYS_rt_sigaction, number, from, nowhere, SET_BYTES)
         })?;

@@ -2,8 +2,8 @@
 
 use std::io;
 
-/// Whether this user namespace maps every id to itself, as only the initial one does, or one that may as
-/// well be (user_namespaces(7)).
+/// Whether this user namespace maps every id to itself, as only the initial one does, or one that
+/// may as well be (user_namespaces(7)).
 pub fn is_initial() -> io::Result<bool> {
     std::fs::read_to_string("/proc/self/uid_map").map(|map| is_identity(&map))
 }

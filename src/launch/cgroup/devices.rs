@@ -1,6 +1,7 @@
 //! The devices that a container may open: Docker's list, for version 1 and version 2.
 //!
-//! A container may create any node (`mknod`), since images and package managers do, but open only devices that hold nothing of the host.
+//! A container may create any node (`mknod`), since images and package managers do, but open only
+//! devices that hold nothing of the host.
 
 use crate::sys::bpf::Instruction;
 
@@ -72,7 +73,8 @@ const SET: u8 = 0xb4; // ALU | MOV | K
 const JUMP_IF_NOT: u8 = 0x55; // JMP | JNE | K
 const RETURN: u8 = 0x95; // JMP | EXIT
 
-// struct bpf_cgroup_dev_ctx: access in the upper and type in the lower half of the first word, then major and minor.
+// struct bpf_cgroup_dev_ctx: access in the upper and type in the lower half of the first word, then
+// major and minor.
 const TYPE_BLOCK: i32 = 1;
 const TYPE_CHARACTER: i32 = 2;
 const ACCESS_MKNOD: i32 = 1;

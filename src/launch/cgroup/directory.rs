@@ -10,9 +10,11 @@ use rustix::fs::{Mode, OFlags, Timespec};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-/// How long [`Directory::remove`] waits for processes to end after SIGKILL. One in an uninterruptible wait may never end.
+/// How long [`Directory::remove`] waits for processes to end after SIGKILL. One in an
+/// uninterruptible wait may never end.
 const PATIENCE: usize = 100;
-/// Pause between two checks for the end of a process in another pid namespace; version 1 has no event to wait for.
+/// Pause between two checks for the end of a process in another pid namespace; version 1 has no
+/// event to wait for.
 const PAUSE: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 20_000_000,
@@ -123,7 +125,8 @@ fn remove(path: &Path) -> io::Result<()> {
     Err(Errno::BUSY.into())
 }
 
-/// Sends SIGKILL to every process in the cgroup and waits for the first to end; false if there is none.
+/// Sends SIGKILL to every process in the cgroup and waits for the first to end; false if there is
+/// none.
 fn kill_all(path: &Path) -> io::Result<bool> {
     let mut last = None;
     for line in read(&path.join("cgroup.procs"))?.lines() {

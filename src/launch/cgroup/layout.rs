@@ -1,7 +1,7 @@
 //! The mounted cgroup hierarchies of the host.
 //!
-//! A host has version 1, version 2 or both, and each controller is in one of them. So there is no test for the kind of host: each
-//! controller is looked up by itself.
+//! A host has version 1, version 2 or both, and each controller is in one of them. So there is no
+//! test for the kind of host: each controller is looked up by itself.
 
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
@@ -24,7 +24,8 @@ pub(super) struct Layout {
     pub(super) unified: Option<PathBuf>,
 }
 
-/// Super block options of a version 1 mount other than controllers (cgroups(7), kernel/cgroup/cgroup-v1.c).
+/// Super block options of a version 1 mount other than controllers (cgroups(7),
+/// kernel/cgroup/cgroup-v1.c).
 const OPTIONS: [&str; 8] = [
     "rw",
     "ro",
@@ -62,7 +63,8 @@ impl Layout {
                 .iter()
                 .any(|controller| controllers.contains(controller))
         };
-        // Skip a hierarchy that is mounted twice, and a named one without controllers (name=systemd).
+        // Skip a hierarchy that is mounted twice, and a named one without controllers
+        // (name=systemd).
         if !controllers.is_empty() && !self.legacy.iter().any(known) {
             self.legacy.push(Legacy {
                 mount_point,

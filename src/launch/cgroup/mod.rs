@@ -1,9 +1,10 @@
 //! The cgroups of a container: limits, device rules, the count of OOM kills, and removal.
 //!
-//! A container has one cgroup in each hierarchy that has a controller it needs (memory, pids, devices), at the same path in each. They
-//! are created before the process. [`ContainerCgroups`] removes them when dropped, so they go on every way out. Their parent stays, as
-//! Docker's does: an administrator's limits on it hold for the next container too. On version 1 the process is moved in; on version 2 it
-//! is cloned into its cgroup (CLONE_INTO_CGROUP). Caller: [`crate::monitor`].
+//! A container has one cgroup in each hierarchy that has a controller it needs (memory, pids,
+//! devices), at the same path in each. They are created before the process. [`ContainerCgroups`]
+//! removes them when dropped, so they go on every way out. Their parent stays, as Docker's does: an
+//! administrator's limits on it hold for the next container too. On version 1 the process is moved
+//! in; on version 2 it is cloned into its cgroup (CLONE_INTO_CGROUP). Caller: [`crate::monitor`].
 
 mod devices;
 mod directory;
@@ -304,7 +305,8 @@ impl ContainerCgroups {
 
 impl Drop for ContainerCgroups {
     fn drop(&mut self) {
-        // Only after another error, which is the one to report. The next start removes what stays, by its name.
+        // Only after another error, which is the one to report. The next start removes what stays,
+        // by its name.
         drop(self.remove());
     }
 }
@@ -352,11 +354,13 @@ impl LegacyCgroup {
     }
 }
 
-/// Limits memory, and memory plus swap to the same value: a process that allocates more is killed instead of swapped.
+/// Limits memory, and memory plus swap to the same value: a process that allocates more is killed
+/// instead of swapped.
 fn limit_legacy_memory(made: &Directory, bytes: u64) -> io::Result<()> {
     made.write("memory.limit_in_bytes", &bytes.to_string())?;
     if !made.write_if_present("memory.memsw.limit_in_bytes", &bytes.to_string())? {
-        // A kernel that doesn't account swap: with swappiness 0 a version 1 cgroup never swaps (admin-guide/cgroup-v1/memory.rst, 5.3).
+        // A kernel that doesn't account swap: with swappiness 0 a version 1 cgroup never swaps
+        // (admin-guide/cgroup-v1/memory.rst, 5.3).
         made.write("memory.swappiness", "0")?;
     }
     Ok(())
@@ -381,7 +385,8 @@ fn restrict_unified(cgroup: BorrowedFd<'_>) -> io::Result<()> {
     )?)
 }
 
-/// Creates the container's cgroup below `base`. The levels above it exist after the first container.
+/// Creates the container's cgroup below `base`. The levels above it exist after the first
+/// container.
 fn make(base: &Path, relative: &Path) -> Result<Directory, CgroupError> {
     let path = base.join(relative);
     let made = match Directory::create(path.clone()) {

@@ -11,8 +11,8 @@ use super::{CgroupError, directory, io_error, make_parents};
 /// The child that takes the processes of a cgroup whose other children get controllers.
 const LEAF: &str = "cowl-leaf";
 
-/// The base of our cgroups below a version 2 mount: its root if that is writable, else our own cgroup, which a service manager may
-/// have delegated to us.
+/// The base of our cgroups below a version 2 mount: its root if that is writable, else our own
+/// cgroup, which a service manager may have delegated to us.
 pub(super) fn base(mount_point: &Path) -> PathBuf {
     if writable(mount_point) {
         return mount_point.to_owned();
@@ -35,8 +35,9 @@ fn writable(path: &Path) -> bool {
     .is_ok()
 }
 
-/// Our cgroup, from the version 2 line of /proc/self/cgroup, without the leading slash; none if it is outside of our cgroup
-/// namespace. If an earlier container moved us into a leaf ([`empty_into_leaf`]), the parent of that leaf.
+/// Our cgroup, from the version 2 line of /proc/self/cgroup, without the leading slash; none if it
+/// is outside of our cgroup namespace. If an earlier container moved us into a leaf
+/// ([`empty_into_leaf`]), the parent of that leaf.
 fn own_cgroup(text: &str) -> Option<PathBuf> {
     let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
     let path = Path::new(path);
@@ -71,8 +72,9 @@ pub(super) fn enable(base: &Path, relative: &Path, controller: &str) -> Result<(
     Ok(())
 }
 
-/// Moves the processes of a cgroup into a child of it. Except for the root, a cgroup that distributes controllers to its children may
-/// hold no processes ("No Internal Process Constraint"). Needed inside a container or a delegated unit.
+/// Moves the processes of a cgroup into a child of it. Except for the root, a cgroup that
+/// distributes controllers to its children may hold no processes ("No Internal Process
+/// Constraint"). Needed inside a container or a delegated unit.
 fn empty_into_leaf(level: &Path) -> Result<(), CgroupError> {
     let leaf = level.join(LEAF);
     match std::fs::create_dir(&leaf) {

@@ -1,6 +1,7 @@
-//! A monitor while its program runs: requests of its client, signals, and the ends of processes.
+//! The monitor's event loop while the program runs: requests of the client, signals, ended
+//! processes.
 //!
-//! A request that makes no sense is passed over; only what fails of the system's own ends the container.
+//! A malformed request is ignored; only a failed system call ends the container.
 
 use std::os::fd::{AsFd as _, BorrowedFd};
 
@@ -11,11 +12,11 @@ use rustix::io::Errno;
 use rustix::process::{WaitIdOptions, WaitOptions};
 
 use super::Container;
-use crate::plan::{Request, WindowSize};
+use crate::plan::{ControlRequest, WindowSize};
 use crate::wire::{self, WireError};
 
 impl Container {
-    /// Returns when the first process has ended; it is still to be waited for.
+    /// Returns when the first process has ended. It is not reaped yet.
     pub(super) fn serve(&mut self, control: BorrowedFd<'_>) -> Result<(), Errno> {
         const ENDED: u64 = 0;
         const CONTROL: u64 = 1;
@@ -48,34 +49,35 @@ impl Container {
                 match event.data.u64() {
                     ENDED => return Ok(()),
                     CONTROL => {
-                        if self.serve_request(control)? == Client::Gone {
+                        if self.serve_request(control)? == ClientState::Gone {
                             epoll::delete(&events, control)?;
-                            // As when a terminal's window is closed, the program gets SIGHUP.
+                            // Hangs up the terminal: the program gets SIGHUP, as when a window is
+                            // closed.
                             self.terminal = None;
                         }
                     }
-                    _ => self.pass_on(&signals)?,
+                    _ => self.forward_signals(&signals)?,
                 }
             }
         }
     }
 
-    fn serve_request(&self, control: BorrowedFd<'_>) -> Result<Client, Errno> {
+    fn serve_request(&self, control: BorrowedFd<'_>) -> Result<ClientState, Errno> {
         match wire::receive_request(control) {
-            Ok(Request::Signal(signal)) => self
+            Ok(ControlRequest::Signal(signal)) => self
                 .signal(i32::from(signal.number))
-                .map(|()| Client::There),
-            Ok(Request::Resize(size)) => self.resize(size).map(|()| Client::There),
-            Err(WireError::Socket(Errno::AGAIN | Errno::INTR)) => Ok(Client::There),
-            Err(WireError::Closed | WireError::Socket(_)) => Ok(Client::Gone),
-            // A request of a later version than ours can't be served, and is no reason to stop listening.
-            Err(_) => Ok(Client::There),
+                .map(|()| ClientState::Connected),
+            Ok(ControlRequest::Resize(size)) => self.resize(size).map(|()| ClientState::Connected),
+            Err(WireError::Socket(Errno::AGAIN | Errno::INTR)) => Ok(ClientState::Connected),
+            Err(WireError::Closed | WireError::Socket(_)) => Ok(ClientState::Gone),
+            // A request of a later version is ignored.
+            Err(_) => Ok(ClientState::Connected),
         }
     }
 
     fn signal(&self, number: i32) -> Result<(), Errno> {
         match crate::sys::signal::send(self.pidfd.as_fd(), number) {
-            // A process that has ended needs none; a number that is no signal is the client's mistake, and no reason to end a container.
+            // The process has ended, or the client sent a number that is no signal.
             Ok(()) | Err(Errno::SRCH | Errno::INVAL) => Ok(()),
             Err(errno) => Err(errno),
         }
@@ -94,8 +96,8 @@ impl Container {
         rustix::termios::tcsetwinsize(terminal, size)
     }
 
-    /// Signals to the monitor are meant for the container; SIGCHLD alone is ours.
-    fn pass_on(&self, signals: &SignalFd) -> Result<(), Errno> {
+    /// Forwards signals to the program. SIGCHLD is the monitor's own.
+    fn forward_signals(&self, signals: &SignalFd) -> Result<(), Errno> {
         while let Some(signal) = signals
             .read_signal()
             .map_err(|errno| Errno::from_raw_os_error(errno as i32))?
@@ -110,7 +112,8 @@ impl Container {
         Ok(())
     }
 
-    /// Reaps what was handed to us as subreaper, but not the container's first process, whose status is needed.
+    /// Reaps processes that were reparented to the monitor, but not the first process, whose status
+    /// is needed.
     fn reap_adopted(&self) -> Result<(), Errno> {
         loop {
             let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
@@ -125,8 +128,8 @@ impl Container {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Client {
-    There,
+enum ClientState {
+    Connected,
     Gone,
 }
 

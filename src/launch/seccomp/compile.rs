@@ -1,8 +1,9 @@
 //! Compiles ranges of system-call numbers to BPF: a binary search with verdicts as leaves.
 //!
-//! BPF jumps only lead forward, and a conditional jump at most 255 instructions far. So the program is emitted from its end to its start:
-//! the target of a jump is always there already, and a target out of reach gets an unconditional jump or a return of its own in between.
-//! Caller: [`super::default_filter`].
+//! BPF jumps only lead forward, and a conditional jump at most 255 instructions far. So the program
+//! is emitted from its end to its start: the target of a jump is always there already, and a target
+//! out of reach gets an unconditional jump or a return of its own in between. Caller:
+//! [`super::default_filter`].
 
 use libc::sock_filter;
 
@@ -47,7 +48,8 @@ struct ReverseEmitter {
     returns: Vec<(u32, u32)>,
 }
 
-/// Compiles the [ranges](super::ranges) of each architecture (`AUDIT_ARCH_*`). A call from any other is fatal, as with libseccomp.
+/// Compiles the [ranges](super::ranges) of each architecture (`AUDIT_ARCH_*`). A call from any
+/// other is fatal, as with libseccomp.
 pub(super) fn program(architectures: Vec<(u32, Vec<(u32, Verdict)>)>) -> Vec<sock_filter> {
     let mut code = ReverseEmitter::default();
     let mut next = Target::Return(libc::SECCOMP_RET_KILL_THREAD);
@@ -62,7 +64,8 @@ pub(super) fn program(architectures: Vec<(u32, Vec<(u32, Verdict)>)>) -> Vec<soc
 }
 
 impl ReverseEmitter {
-    /// Emits a search for the range that holds the loaded value. Values below the first range count to it.
+    /// Emits a search for the range that holds the loaded value. Values below the first range count
+    /// to it.
     fn tree(&mut self, ranges: &[(u32, Verdict)]) -> Target {
         let (low, high) = ranges.split_at(ranges.len() / 2);
         match high.first() {
@@ -129,7 +132,8 @@ impl ReverseEmitter {
         self.push(operation, value, yes, no + u8::from(stepped))
     }
 
-    /// Offset to the target from the next instruction, with room for `spare` more; true if a jump had to be emitted in between.
+    /// Offset to the target from the next instruction, with room for `spare` more; true if a jump
+    /// had to be emitted in between.
     fn reach(&mut self, target: Target, spare: u8) -> (u8, bool) {
         let offset = self
             .distance(target)

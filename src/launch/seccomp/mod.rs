@@ -1,10 +1,12 @@
-//! The system calls that a container may make: Docker's default profile, compiled to a seccomp filter (seccomp(2)).
+//! The system calls that a container may make: Docker's default profile, compiled to a seccomp
+//! filter (seccomp(2)).
 //!
-//! A filter is a search tree over ranges of system-call numbers, not a list: the kernel runs it once for every number when it is loaded,
-//! and once for every call that is not allowed unconditionally. Its verdicts are Docker's, with two differences. Both are arguments of
-//! which libseccomp compares 64 bits and the kernel reads 32: `socket(1 << 32 | AF_ALG)` is refused here and allowed there, and
-//! `personality` is judged by the value that the kernel reads. Pure functions: [`crate::arena`] compiles the [`Filter`] before the clone,
-//! [`crate::init`] loads it.
+//! A filter is a search tree over ranges of system-call numbers, not a list: the kernel runs it
+//! once for every number when it is loaded, and once for every call that is not allowed
+//! unconditionally. Its verdicts are Docker's, with two differences. Both are arguments of which
+//! libseccomp compares 64 bits and the kernel reads 32: `socket(1 << 32 | AF_ALG)` is refused here
+//! and allowed there, and `personality` is judged by the value that the kernel reads. Pure
+//! functions: [`crate::arena`] compiles the [`Filter`] before the clone, [`crate::init`] loads it.
 
 mod compile;
 #[cfg(test)]
@@ -48,7 +50,8 @@ mod audit {
 }
 
 impl Arch {
-    /// Each `AUDIT_ARCH_*` that a call may come from, with its numberings and the bit that is set in all numbers of each.
+    /// Each `AUDIT_ARCH_*` that a call may come from, with its numberings and the bit that is set
+    /// in all numbers of each.
     const fn numberings(self) -> &'static [(u32, &'static [(Abi, u32)])] {
         match self {
             Self::X86_64 => &[
@@ -72,7 +75,8 @@ enum Verdict {
     If(&'static Condition),
 }
 
-/// A condition on an argument. It tests the low 32 bits: the kernel reads no more in any call that has a condition.
+/// A condition on an argument. It tests the low 32 bits: the kernel reads no more in any call that
+/// has a condition.
 #[derive(Debug, PartialEq, Eq)]
 enum Condition {
     /// The argument is one of these: ascending, no two adjacent.

@@ -1,4 +1,5 @@
-//! libseccomp as the judge: it makes a filter of the published profile, and both are asked about every number.
+//! libseccomp as the judge: it makes a filter of the published profile, and both are asked about
+//! every number.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -37,7 +38,8 @@ fn policy(arch: Arch, capabilities: u64) -> String {
         .join("\n")
 }
 
-/// libseccomp's filter for a policy, and the names that it doesn't know; `None` if it isn't installed.
+/// libseccomp's filter for a policy, and the names that it doesn't know; `None` if it isn't
+/// installed.
 fn oracle(policy: &str) -> Option<(Vec<libc::sock_filter>, Vec<String>)> {
     let script = concat!(
         env!("CARGO_MANIFEST_DIR"),
@@ -83,7 +85,8 @@ fn oracle(policy: &str) -> Option<(Vec<libc::sock_filter>, Vec<String>)> {
     ))
 }
 
-/// Every number and argument is answered as by the filter that libseccomp makes of the published names, conditions and errnos.
+/// Every number and argument is answered as by the filter that libseccomp makes of the published
+/// names, conditions and errnos.
 #[test]
 fn default_filter_answers_as_libseccomps_of_the_published_profile() {
     let each = (0..41).map(|bit| 1 << bit);

@@ -1,6 +1,8 @@
-//! The parts of a row of the [table](super::table): the profile's rules and the kernel's numberings.
+//! The parts of a row of the [table](super::table): the profile's rules and the kernel's
+//! numberings.
 //!
-//! A rule depends on the container's capabilities only. Callers: the table and [`super::default_filter`].
+//! A rule depends on the container's capabilities only. Callers: the table and
+//! [`super::default_filter`].
 
 use std::ops::RangeInclusive;
 
@@ -58,7 +60,8 @@ pub(super) mod capability {
 }
 use capability::SYS_ADMIN;
 
-/// No new namespaces: flags are CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID and NEWNET (linux/sched.h).
+/// No new namespaces: flags are CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID and NEWNET
+/// (linux/sched.h).
 pub(super) const CLONE: Rule = Rule {
     capabilities: SYS_ADMIN,
     otherwise: Verdict::If(&Condition::NoBits {
@@ -82,7 +85,8 @@ pub(super) const SOCKET: Rule = Rule {
     }),
 };
 
-/// Harmless execution domains: PER_LINUX and PER_LINUX32, each also with UNAME26, and the query of the current one.
+/// Harmless execution domains: PER_LINUX and PER_LINUX32, each also with UNAME26, and the query of
+/// the current one.
 pub(super) const PERSONALITY: Rule = Rule {
     capabilities: 0,
     otherwise: Verdict::If(&Condition::In {

@@ -1,5 +1,6 @@
-//! Docker's default profile as its authors publish it: names and conditions, as data in `fixtures/seccomp`. The table of this
-//! module was written by hand, so it is compared with these and never with itself.
+//! Docker's default profile as its authors publish it: names and conditions, as data in
+//! `fixtures/seccomp`. The table of this module was written by hand, so it is compared with these
+//! and never with itself.
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,5 @@
-//! The filter is run by an interpreter of the kernel's rules, and judged by what Docker says, by the kernel's headers and, in
-//! [`super::oracle`], by libseccomp.
+//! The filter is run by an interpreter of the kernel's rules, and judged by what Docker says, by
+//! the kernel's headers and, in [`super::oracle`], by libseccomp.
 
 use std::collections::BTreeMap;
 
@@ -51,7 +51,8 @@ impl Call {
     }
 }
 
-/// Runs a program as the kernel does: `seccomp_check_filter` says what is in one. Gives the answer and the number of instructions it took.
+/// Runs a program as the kernel does: `seccomp_check_filter` says what is in one. Gives the answer
+/// and the number of instructions it took.
 pub(super) fn run(program: &[libc::sock_filter], call: &Call) -> (u32, usize) {
     let (mut accumulator, mut at, mut taken) = (0_u32, 0_usize, 0_usize);
     loop {
@@ -97,7 +98,7 @@ pub(super) fn abis() -> impl Iterator<Item = (Arch, u32, Abi, u32)> {
 }
 
 #[test]
-fn docker_answers_so() {
+fn the_default_profile_gives_dockers_answers() {
     let filter = default_filter(DOCKER, Arch::X86_64);
     let ask = |name, first| {
         answer(
@@ -128,7 +129,8 @@ fn docker_answers_so() {
     ] {
         assert_eq!(ask(name, argument), expected, "{name}({argument:#x})");
     }
-    // No row of their own: keyctl and add_key are refused, what is younger than the profile is unknown.
+    // No row of their own: keyctl and add_key are refused, what is younger than the profile is
+    // unknown.
     assert_eq!(answer(&filter, Call::new(audit::X86_64, 250, 0)), REFUSED);
     assert_eq!(answer(&filter, Call::new(audit::X86_64, 248, 0)), REFUSED);
     assert_eq!(answer(&filter, Call::new(audit::X86_64, 467, 0)), UNKNOWN);
@@ -143,7 +145,7 @@ fn docker_answers_so() {
 }
 
 #[test]
-fn capabilities_open_what_they_are_for() {
+fn capabilities_allow_their_calls() {
     for (name, bit) in [
         ("mount", 21),
         ("clone3", 21),
@@ -178,9 +180,10 @@ fn capabilities_open_what_they_are_for() {
     );
 }
 
-/// The kernel takes family and personality as 32 bits; the rest of the register is no way around the filter.
+/// The kernel takes family and personality as 32 bits; the rest of the register is no way around
+/// the filter.
 #[test]
-fn what_the_kernel_ignores_of_an_argument_changes_nothing() {
+fn the_high_half_of_an_argument_is_ignored() {
     let filter = default_filter(DOCKER, Arch::X86_64);
     for (name, argument, expected) in [
         ("socket", 38, REFUSED),
@@ -202,7 +205,7 @@ fn what_the_kernel_ignores_of_an_argument_changes_nothing() {
 
 /// [`crate::init`] loads the filter while it still may, and has these calls to make after it.
 #[test]
-fn the_launcher_can_go_on_after_loading() {
+fn the_filter_allows_the_calls_after_loading() {
     for capabilities in [0, DOCKER, ALL] {
         for (arch, abi) in [(Arch::X86_64, Abi::X86_64), (Arch::Aarch64, Abi::Aarch64)] {
             let filter = default_filter(capabilities, arch);
@@ -235,7 +238,7 @@ fn the_launcher_can_go_on_after_loading() {
 
 /// Load time is the sum of the paths of all numbers, so both are promises.
 #[test]
-fn a_filter_is_short_and_its_paths_are_shorter() {
+fn a_filter_has_few_instructions_and_short_paths() {
     for capabilities in [0, DOCKER, ALL] {
         for arch in EVERY_ARCH {
             let filter = default_filter(capabilities, arch);
@@ -261,7 +264,7 @@ fn a_filter_is_short_and_its_paths_are_shorter() {
 
 /// More ranges than a condition can jump over.
 #[test]
-fn far_jumps_arrive() {
+fn jumps_beyond_255_instructions_reach_their_target() {
     let verdict = |number: u32| match number.wrapping_mul(0x9e37_79b9) >> 30 {
         0 => Verdict::Allow,
         1 => Verdict::Errno(Errno::PERM),
@@ -318,7 +321,7 @@ fn header(path: &str) -> BTreeMap<String, u32> {
 
 #[test]
 #[cfg(target_arch = "x86_64")]
-fn numbers_are_the_kernels() {
+fn system_call_numbers_match_the_kernel_headers() {
     let asm = "/usr/include/x86_64-linux-gnu/asm";
     for (abi, path) in [
         (Abi::X86_64, format!("{asm}/unistd_64.h")),
@@ -327,7 +330,8 @@ fn numbers_are_the_kernels() {
         (Abi::Aarch64, "/usr/include/asm-generic/unistd.h".to_owned()),
     ] {
         let header = header(&path);
-        // Calls that are younger than the installed headers have numbers above theirs, but for one that took a gap.
+        // Calls that are younger than the installed headers have numbers above theirs, but for one
+        // that took a gap.
         let calls = header
             .iter()
             .filter(|(name, number)| *name != "syscalls" && **number < 512);

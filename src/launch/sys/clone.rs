@@ -19,9 +19,11 @@ pub(crate) enum Cloned {
     Parent { pid: Pid, pidfd: OwnedFd },
 }
 
-/// Clones a process into new mount, pid, UTS, IPC and network namespaces, and into the version 2 cgroup if one is given.
+/// Clones a process into new mount, pid, UTS, IPC and network namespaces, and into the version 2
+/// cgroup if one is given.
 ///
-/// For a process with one thread: the child has a copy of its memory and descriptors, but no other thread to release a lock.
+/// For a process with one thread: the child has a copy of its memory and descriptors, but no other
+/// thread to release a lock.
 pub(crate) fn clone_into_namespaces(cgroup: Option<BorrowedFd<'_>>) -> Result<Cloned, Errno> {
     let namespaces = libc::CLONE_NEWNS
         | libc::CLONE_NEWPID
@@ -39,8 +41,8 @@ pub(crate) fn clone_into_namespaces(cgroup: Option<BorrowedFd<'_>>) -> Result<Cl
     arguments.flags = flags;
     arguments.pidfd = (&raw mut pidfd).addr() as u64;
     arguments.exit_signal = u64::from(libc::SIGCHLD.cast_unsigned());
-    // SAFETY: the arguments live during the call, their pidfd points at a live integer, and without CLONE_VM and a stack the child returns
-    // from this call on a copy of this stack, as after fork.
+    // SAFETY: the arguments live during the call, their pidfd points at a live integer, and without
+    // CLONE_VM and a stack the child returns from this call on a copy of this stack, as after fork.
     let returned = unsafe {
         libc::syscall(
             libc::SYS_clone3,
@@ -59,7 +61,8 @@ pub(crate) fn clone_into_namespaces(cgroup: Option<BorrowedFd<'_>>) -> Result<Cl
 
 /// Enters a new cgroup namespace, rooted at the current cgroups.
 pub(crate) fn unshare_cgroup_namespace() -> Result<(), Errno> {
-    // SAFETY: unsafe since CLONE_FILES could take descriptors away from under others; this flag touches no descriptor.
+    // SAFETY: unsafe since CLONE_FILES could take descriptors away from under others; this flag
+    // touches no descriptor.
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWCGROUP) }
 }
 

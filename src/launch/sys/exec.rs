@@ -29,7 +29,8 @@ impl StringArray {
         }
     }
 
-    /// Adds `key` + `value`, once and without allocation. ENAMETOOLONG if it exceeds the space or has a NUL byte.
+    /// Adds `key` + `value`, once and without allocation. ENAMETOOLONG if it exceeds the space or
+    /// has a NUL byte.
     pub(crate) fn push(&mut self, key: &[u8], value: &[u8]) -> Result<(), Errno> {
         let needed = key.len() + value.len() + 1;
         if !self.late.is_empty() || needed > self.late.capacity() || value.contains(&0) {
@@ -46,7 +47,8 @@ impl StringArray {
 
 /// Becomes the program at `path`; returns only if that fails.
 pub(crate) fn execve(path: &CStr, arguments: &StringArray, environment: &StringArray) -> Errno {
-    // SAFETY: both arrays end with NULL and point at NUL-terminated strings that their owner keeps alive and unchanged.
+    // SAFETY: both arrays end with NULL and point at NUL-terminated strings that their owner keeps
+    // alive and unchanged.
     unsafe {
         libc::execve(
             path.as_ptr(),
@@ -59,7 +61,8 @@ pub(crate) fn execve(path: &CStr, arguments: &StringArray, environment: &StringA
 
 /// Closes every descriptor but the standard three and `kept` (close_range(2), Linux 5.9).
 ///
-/// The owners of the others must not be used, nor dropped, afterwards: between clone and exec, where everything is forgotten.
+/// The owners of the others must not be used, nor dropped, afterwards: between clone and exec,
+/// where everything is forgotten.
 pub(crate) fn close_others(kept: BorrowedFd<'_>) -> Result<(), Errno> {
     let kept = kept.as_raw_fd().cast_unsigned();
     close_range(3, kept.saturating_sub(1))?;

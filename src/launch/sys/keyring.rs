@@ -26,7 +26,8 @@ pub(crate) fn join_new_session() -> Result<(), Errno> {
 mod tests {
     use super::*;
 
-    /// Number of the calling thread's session keyring (KEYCTL_GET_KEYRING_ID, KEY_SPEC_SESSION_KEYRING).
+    /// Number of the calling thread's session keyring (KEYCTL_GET_KEYRING_ID,
+    /// KEY_SPEC_SESSION_KEYRING).
     fn session() -> libc::c_long {
         // SAFETY: reads no memory.
         unsafe { libc::syscall(libc::SYS_keyctl, 0, -3, 0) }

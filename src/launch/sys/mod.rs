@@ -1,7 +1,8 @@
 //! System calls that rustix and nix lack or call unsafe: the only unsafe code of this crate.
 //!
-//! One function is one system call. All but [`exec::StringArray::new`] neither allocate nor lock, so that they may be called between clone
-//! and exec. Minimum: Linux 5.12 (`mount_setattr`); on an older kernel the caller reports ENOSYS.
+//! One function is one system call. All but [`exec::StringArray::new`] neither allocate nor lock,
+//! so that they may be called between clone and exec. Minimum: Linux 5.12 (`mount_setattr`); on an
+//! older kernel the caller reports ENOSYS.
 #![expect(unsafe_code, reason = "system calls without a safe wrapper elsewhere")]
 
 pub(crate) mod bpf;

@@ -45,7 +45,8 @@ pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, change: MountAttributes) -> R
         } else {
             0
         };
-    // SAFETY: the path is a NUL-terminated literal and the attributes live during the call, their size is given.
+    // SAFETY: the path is a NUL-terminated literal and the attributes live during the call, their
+    // size is given.
     let returned = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,

@@ -21,7 +21,8 @@ pub(crate) fn loopback_up() -> Result<(), Errno> {
     for (to, from) in request.ifr_name.iter_mut().zip(c"lo".to_bytes_with_nul()) {
         *to = from.cast_signed();
     }
-    // `lo` of a new namespace has no flag but IFF_LOOPBACK, which can't be changed: there is nothing to read first.
+    // `lo` of a new namespace has no flag but IFF_LOOPBACK, which can't be changed: there is
+    // nothing to read first.
     request.ifr_ifru.ifru_flags = UP_AND_RUNNING;
     // SAFETY: SIOCSIFFLAGS reads a whole ifreq, which lives during the call.
     let returned =

@@ -6,8 +6,9 @@ use crate::seccomp::Filter;
 
 /// Puts the calling thread under a filter, for good and with all its descendants.
 ///
-/// EACCES without CAP_SYS_ADMIN in its user namespace and without no_new_privs. Like runc, without the mitigation of speculative
-/// store bypass, which kernels before 5.16 turned on for every filtered process, at a cost for all of its code.
+/// EACCES without CAP_SYS_ADMIN in its user namespace and without no_new_privs. Like runc, without
+/// the mitigation of speculative store bypass, which kernels before 5.16 turned on for every
+/// filtered process, at a cost for all of its code.
 pub(crate) fn load(filter: &Filter) -> Result<(), Errno> {
     let instructions = filter.instructions();
     let program = libc::sock_fprog {

@@ -10,14 +10,16 @@ const DEFAULT: [u64; 4] = [0; 4];
 /// Bytes of the kernel's signal set.
 const SET_BYTES: usize = 8;
 
-/// Sets every signal to its default, since an ignored signal (SIGPIPE, by Rust's start-up) would stay ignored in the program. A raw call,
-/// since the C library reserves the first real-time signals.
+/// Sets every signal to its default, since an ignored signal (SIGPIPE, by Rust's start-up) would
+/// stay ignored in the program. A raw call, since the C library reserves the first real-time
+/// signals.
 pub(crate) fn reset_dispositions() -> Result<(), Errno> {
     for number in 1..=64 {
         if matches!(number, libc::SIGKILL | libc::SIGSTOP) {
             continue;
         }
-        // SAFETY: the kernel reads one sigaction, which is not larger than the constant; the default disposition runs no code of ours.
+        // SAFETY: the kernel reads one sigaction, which is not larger than the constant; the
+        // default disposition runs no code of ours.
         let returned = unsafe {
             libc::syscall(
                 libc::SYS_rt_sigaction,
@@ -32,7 +34,8 @@ pub(crate) fn reset_dispositions() -> Result<(), Errno> {
     Ok(())
 }
 
-/// A child that has ended, by `waitid(P_ALL)`; WNOWAIT leaves it waitable. rustix's `waitid` does not give the pid.
+/// A child that has ended, by `waitid(P_ALL)`; WNOWAIT leaves it waitable. rustix's `waitid` does
+/// not give the pid.
 pub(crate) fn ended_child(options: WaitIdOptions) -> Result<Option<Pid>, Errno> {
     // SAFETY: siginfo_t is made of integers and pointers, for which zero is a value.
     let mut information: libc::siginfo_t = unsafe { std::mem::zeroed() };
@@ -48,7 +51,8 @@ pub(crate) fn ended_child(options: WaitIdOptions) -> Result<Option<Pid>, Errno> 
     match super::checked(libc::c_long::from(returned)) {
         Err(Errno::CHILD) => Ok(None),
         Err(errno) => Err(errno),
-        // SAFETY: waitid has filled in the fields of a SIGCHLD, or left the zeros that say that no child has ended.
+        // SAFETY: waitid has filled in the fields of a SIGCHLD, or left the zeros that say that no
+        // child has ended.
         Ok(_) => Ok(Pid::from_raw(unsafe { information.si_pid() })),
     }
 }

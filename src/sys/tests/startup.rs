@@ -11,7 +11,8 @@ use std::process::Command;
 /// Set in the process that is the victim.
 const VICTIM: &str = "COWL_TEST_STARTUP";
 
-/// What a caller may have done, in its own words. 2147483647 is more than any limit here can lift to by chance.
+/// What a caller may have done, in its own words. 2147483647 is more than any limit here can lift
+/// to by chance.
 const CALLER: &str = r#"
 cd /tmp; umask 077; ulimit -S -n 40; ulimit -n 64; ulimit -f 1; ulimit -t 1000; ulimit -v 2000000
 trap '' TERM INT HUP USR1 RTMIN; exec 7</dev/null 33<.

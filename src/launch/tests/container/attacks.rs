@@ -47,7 +47,8 @@ fn output(fixture: &Fixture, plan: &Plan) -> String {
     }
 }
 
-/// CVE-2024-21626, runc: a descriptor of the host left open until exec, and `/proc/self/fd/N` as program or working directory.
+/// CVE-2024-21626, runc: a descriptor of the host left open until exec, and `/proc/self/fd/N` as
+/// program or working directory.
 #[test]
 fn no_descriptor_number_leads_to_the_host() {
     let fixture = Fixture::new("numbers");
@@ -131,8 +132,8 @@ fn the_launcher_can_neither_be_run_nor_changed_through_proc() {
     fixture.finish(running);
 }
 
-/// CVE-2025-31133, runc: the image's own /dev/null as the cover of a masked path. The covers are the
-/// launcher's.
+/// CVE-2025-31133, runc: the image's own /dev/null as the cover of a masked path. The covers are
+/// the launcher's.
 #[test]
 fn masks_are_not_made_of_the_images_files() {
     let fixture = Fixture::new("masks");
@@ -148,7 +149,8 @@ fn masks_are_not_made_of_the_images_files() {
     );
 }
 
-/// CVE-2021-30465, runc, and CVE-2024-45310: the target of a mount is a link, or becomes one, and leads out of the root.
+/// CVE-2021-30465, runc, and CVE-2024-45310: the target of a mount is a link, or becomes one, and
+/// leads out of the root.
 #[test]
 fn volumes_are_not_mounted_outside_of_the_root() {
     let outside = tempfile::tempdir().unwrap();
@@ -174,7 +176,8 @@ fn volumes_are_not_mounted_outside_of_the_root() {
     }
 }
 
-/// A volume whose directories another process swaps for links to the host while the container starts (CVE-2021-30465's race).
+/// A volume whose directories another process swaps for links to the host while the container
+/// starts (CVE-2021-30465's race).
 #[test]
 fn a_mount_point_that_is_swapped_for_a_link_stays_inside() {
     use std::sync::atomic::{AtomicBool, Ordering};
@@ -234,7 +237,8 @@ fn a_user_that_is_no_number_is_not_root() {
     }
 }
 
-/// CVE-2022-0492 and CVE-2023-25809: cgroup files that a container could write, release_agent among them.
+/// CVE-2022-0492 and CVE-2023-25809: cgroup files that a container could write, release_agent among
+/// them.
 #[test]
 fn cgroup_files_cannot_be_written() {
     let fixture = Fixture::new("cgroups");
@@ -244,7 +248,8 @@ fn cgroup_files_cannot_be_written() {
     assert_eq!(output(&fixture, &fixture.sh(script)), "looked\n");
 }
 
-/// CVE-2020-15257, containerd: an abstract socket of the host, reached from a network namespace that is shared.
+/// CVE-2020-15257, containerd: an abstract socket of the host, reached from a network namespace
+/// that is shared.
 #[test]
 fn abstract_sockets_of_the_host_are_not_reached() {
     let fixture = Fixture::new("abstract");

@@ -1,5 +1,5 @@
-//! The same containers on other hosts than this one: in an ordinary user's namespaces, and where no cgroups are mounted. These tests run this
-//! very program again, inside.
+//! The same containers on other hosts than this one: in an ordinary user's namespaces, and where no
+//! cgroups are mounted. These tests run this very program again, inside.
 
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
@@ -11,16 +11,16 @@ use crate::harness::{Fixture, RUNTIME};
 
 /// What needs neither limits nor a second user.
 const ANYWHERE: [&str; 12] = [
-    "run::a_hostile_passwd_is_not_waited_for",
-    "run::a_read_only_root_cannot_be_written",
-    "run::a_symlinked_proc_is_refused",
-    "run::a_terminal_is_the_containers_own",
+    "run::a_passwd_that_is_a_fifo_or_too_large_is_refused",
+    "run::readonly_root_makes_the_root_read_only",
+    "run::a_symlink_as_proc_or_dev_is_refused",
+    "run::tty_is_a_terminal_of_the_container",
     "run::exit_codes_are_dockers",
     "run::mounts_are_dockers",
-    "run::nothing_is_inherited_but_stdio",
-    "life::signals_reach_the_program_and_are_told",
+    "run::the_program_inherits_stdio_only",
+    "life::signal_reaches_the_program_and_the_exit_record",
     "life::the_container_dies_with_its_monitor",
-    "run::the_network_is_loopback_alone",
+    "run::the_network_has_loopback_only",
     "run::the_program_sees_only_its_own_processes",
     "run::volumes_are_mounted_where_the_container_sees_them",
 ];
@@ -134,7 +134,8 @@ fn a_host_without_cgroups() {
 fn inside_a_host_without_cgroups() {
     let fixture = Fixture::new("nocgroups");
     symlink("busybox", fixture.path("bin/grep")).unwrap();
-    // Nothing here says which devices may be opened, so none can be made (no MKNOD), and those that an image brings don't work.
+    // Nothing here says which devices may be opened, so none can be made (no MKNOD), and those that
+    // an image brings don't work.
     let zero = rustix::fs::makedev(1, 5);
     let path = fixture.path("zero");
     rustix::fs::mknodat(

@@ -11,7 +11,7 @@ use rustix::process::Signal;
 use crate::harness::{Fixture, PARENT, pidfd, wait_for, wait_for_end};
 
 #[test]
-fn signals_reach_the_program_and_are_told() {
+fn signal_reaches_the_program_and_the_exit_record() {
     let fixture = Fixture::new("signals");
     let running = fixture
         .start(&fixture.sh("trap 'exit 9' TERM; touch /ready; while :; do sleep 0.01; done"))
@@ -51,7 +51,7 @@ fn signals_reach_the_program_and_are_told() {
 }
 
 #[test]
-fn zombies_of_the_container_go_with_it() {
+fn children_of_the_program_die_with_it() {
     let fixture = Fixture::new("zombies");
     let running = fixture
         .start(
@@ -118,7 +118,8 @@ fn a_monitor_killed_at_any_moment_leaves_nothing_running() {
     let output = tempfile::tempfile().unwrap();
     for step in 0..40 {
         let monitor = fixture.spawn(&plan, &output);
-        // Answers when the program runs, which ends the wait early: the last rounds kill after the start.
+        // Answers when the program runs, which ends the wait early: the last rounds kill after the
+        // start.
         let mut answered = [PollFd::new(&monitor, PollFlags::IN)];
         let moment = Timespec {
             tv_sec: 0,
@@ -142,7 +143,7 @@ fn a_monitor_killed_at_any_moment_leaves_nothing_running() {
 }
 
 #[test]
-fn one_status_directory_has_one_container() {
+fn a_second_monitor_in_a_status_directory_is_refused() {
     let fixture = Fixture::new("twice");
     let running = fixture.start(&fixture.plan(&["sleep", "1000"])).unwrap();
     assert_eq!(

@@ -28,7 +28,7 @@ fn limits_are_seen_inside() {
 }
 
 #[test]
-fn the_container_cannot_raise_its_limits() {
+fn limits_cannot_be_raised_from_inside() {
     let fixture = Fixture::new("raise");
     let mut plan = fixture.sh("cd /sys/fs/cgroup; for f in memory/memory.limit_in_bytes memory.max; do [ -e $f ] && echo 1000000000 > $f; done; exit 0");
     plan.limits.memory = Some(64 << 20);
@@ -84,7 +84,7 @@ fn the_oom_score_of_the_caller_is_not_the_containers() {
 }
 
 #[test]
-fn tasks_are_limited() {
+fn pids_limit_refuses_further_processes() {
     let fixture = Fixture::new("pids");
     let mut plan = fixture.sh("for i in 1 2 3 4 5 6 7 8; do sleep 100 & done; true");
     plan.limits.pids = Some(5);
@@ -93,7 +93,7 @@ fn tasks_are_limited() {
 }
 
 #[test]
-fn the_hosts_disks_cannot_be_opened() {
+fn a_node_of_a_host_disk_cannot_be_opened() {
     let fixture = Fixture::new("devices");
     let disk = std::fs::read_to_string("/proc/partitions").unwrap();
     let Some(disk) = disk.lines().nth(2) else {

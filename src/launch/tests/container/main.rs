@@ -1,4 +1,5 @@
-//! Real containers over a busybox root: what is promised of `cowl-runtime`, promise by promise. Needs root.
+//! Real containers over a busybox root: what is promised of `cowl-runtime`, promise by promise.
+//! Needs root.
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,

@@ -94,7 +94,7 @@ fn exit_codes_are_dockers() {
 }
 
 #[test]
-fn a_program_with_an_endless_name_is_refused_in_few_words() {
+fn exec_error_quotes_at_most_256_bytes_of_the_name() {
     let fixture = Fixture::new("longname");
     let failed = fixture.fail(&fixture.plan(&[&"x".repeat(100_000)]));
     assert_eq!(failed.exit_code, 126);
@@ -132,7 +132,7 @@ fn capabilities_are_dockers() {
 }
 
 #[test]
-fn users_groups_home_and_environment() {
+fn user_sets_ids_groups_home_and_environment() {
     let fixture = Fixture::new("user");
     let script = "id; echo $HOME $HOSTNAME $A; echo $PATH; pwd; umask; hostname";
     let mut plan = fixture.sh(script);
@@ -162,7 +162,7 @@ fn users_groups_home_and_environment() {
 }
 
 #[test]
-fn a_hostile_passwd_is_not_waited_for() {
+fn a_passwd_that_is_a_fifo_or_too_large_is_refused() {
     let fixture = Fixture::new("fifo");
     std::fs::remove_file(fixture.path("etc/passwd")).unwrap();
     rustix::fs::mknodat(
@@ -239,7 +239,7 @@ fn mounts_are_dockers() {
 }
 
 #[test]
-fn a_symlinked_proc_is_refused() {
+fn a_symlink_as_proc_or_dev_is_refused() {
     let fixture = Fixture::new("linked");
     symlink("/etc", fixture.path("proc")).unwrap();
     assert_eq!(fixture.fail(&fixture.plan(&["true"])).what, "mount /proc");
@@ -300,7 +300,7 @@ fn volumes_are_mounted_where_the_container_sees_them() {
 }
 
 #[test]
-fn a_read_only_root_cannot_be_written() {
+fn readonly_root_makes_the_root_read_only() {
     let fixture = Fixture::new("roroot");
     let mut plan = fixture.sh("touch /x; touch /dev/shm/x && echo ok");
     plan.readonly_root = true;
@@ -311,7 +311,7 @@ fn a_read_only_root_cannot_be_written() {
 }
 
 #[test]
-fn the_network_is_loopback_alone() {
+fn the_network_has_loopback_only() {
     let fixture = Fixture::new("net");
     let outcome = fixture.run(&fixture.sh("ip -o addr"));
     let addresses: Vec<&str> = outcome.output.lines().collect();
@@ -323,7 +323,7 @@ fn the_network_is_loopback_alone() {
 }
 
 #[test]
-fn nothing_is_inherited_but_stdio() {
+fn the_program_inherits_stdio_only() {
     let fixture = Fixture::new("inherit");
     symlink("busybox", fixture.path("bin/grep")).unwrap();
     let signals = fixture.plan(&["grep", "-E", "^Sig(Blk|Ign|Cgt)", "/proc/self/status"]);
@@ -339,9 +339,10 @@ fn nothing_is_inherited_but_stdio() {
     );
 }
 
-/// The harness hands over the host's /dev/null as standard input. What the container's root does to it is seen on the host.
+/// The harness hands over the host's /dev/null as standard input. What the container's root does to
+/// it is seen on the host.
 #[test]
-fn dev_null_as_standard_input_is_the_containers_own() {
+fn dev_null_as_stdin_is_replaced_by_the_containers() {
     use std::os::unix::fs::MetadataExt as _;
     let host = std::fs::metadata("/dev/null").unwrap();
     let fixture = Fixture::new("null");
@@ -384,7 +385,7 @@ fn a_user_can_open_its_pipes_by_name() {
 }
 
 #[test]
-fn a_terminal_is_the_containers_own() {
+fn tty_is_a_terminal_of_the_container() {
     let fixture = Fixture::new("tty");
     let mut plan = fixture.sh("tty; stty size; echo $TERM; read line; stty size; echo got $line; ls -l /dev/console | cut -c1; exit 4");
     symlink("busybox", fixture.path("bin/cut")).unwrap();

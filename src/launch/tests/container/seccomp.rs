@@ -1,4 +1,5 @@
-//! The filter of system calls as a program in a container meets it. What each answer is, `src/launch/seccomp` tests without a container.
+//! The filter of system calls as a program in a container meets it. What each answer is,
+//! `src/launch/seccomp` tests without a container.
 
 use std::os::unix::fs::symlink;
 use std::path::Path;
@@ -41,7 +42,8 @@ const CALLS: [(&str, &str, &str); 9] = [
     // personality(ADDR_NO_RANDOMIZE), personality(PER_LINUX).
     ("135, 0x40000", "1", "0"),
     ("135, 0", "0", "0"),
-    // socket(AF_UNIX, SOCK_STREAM, 0); socket(AF_ALG, 99, 0) in a register whose high half the kernel ignores: there is no type 99.
+    // socket(AF_UNIX, SOCK_STREAM, 0); socket(AF_ALG, 99, 0) in a register whose high half the
+    // kernel ignores: there is no type 99.
     ("41, 1, 1, 0", "0", "0"),
     ("41, 38 | 1 << 32, 99, 0", "1", "22"),
     // None of that number.
@@ -50,7 +52,7 @@ const CALLS: [(&str, &str, &str); 9] = [
 
 #[test]
 #[cfg(target_arch = "x86_64")]
-fn system_calls_are_answered_as_dockers() {
+fn system_calls_get_dockers_answers() {
     let mut fixture = with_perl("seccomp");
     let mut plan = errnos(&mut fixture, &CALLS.map(|(call, ..)| call));
     let joined = |errnos: [&str; 9]| errnos.map(|errno| format!("{errno} ")).concat();
@@ -73,7 +75,7 @@ fn system_calls_are_answered_as_dockers() {
 /// Docker's profile opens with the capability that the calls are for.
 #[test]
 #[cfg(target_arch = "x86_64")]
-fn a_container_that_may_mount_may_call_mount() {
+fn cap_sys_admin_allows_mount() {
     let mut fixture = with_perl("seccomp-admin");
     // unshare(CLONE_NEWNS), then clone3 of nothing.
     let mut plan = errnos(&mut fixture, &["272, 1 << 17", "435, 0, 0"]);
@@ -83,7 +85,7 @@ fn a_container_that_may_mount_may_call_mount() {
 }
 
 #[test]
-fn status_says_that_there_is_a_filter() {
+fn proc_status_shows_the_filter() {
     let fixture = Fixture::new("seccomp-status");
     symlink("busybox", fixture.path("bin/grep")).unwrap();
     let plan = fixture.sh("grep -E '^(Seccomp|Speculation_Store_Bypass):' /proc/self/status");
