@@ -94,6 +94,17 @@ pub(crate) const NODES: [(&std::ffi::CStr, u32, u32); 6] = [
     (c"tty", 5, 0),
 ];
 
+/// A file of /proc and what is written into it.
+pub(crate) type Sysctl = (&'static std::ffi::CStr, &'static [u8]);
+
+/// Set in the container's network namespace, as by Docker: any user may listen on any port, and any
+/// group may open ping sockets (moby, `daemon/oci_linux.go`). The last needs the initial user
+/// namespace, since it names groups that another has not.
+const SYSCTLS: [Sysctl; 2] = [
+    (c"sys/net/ipv4/ip_unprivileged_port_start", b"0"),
+    (c"sys/net/ipv4/ping_group_range", b"0 2147483647"),
+];
+
 /// How the nodes of /dev are created.
 #[derive(Debug)]
 pub(crate) enum Nodes {
@@ -137,6 +148,7 @@ pub(crate) struct Arena {
     pub(crate) nodes: Nodes,
     pub(crate) terminal_group: bool,
     pub(crate) cgroups: CgroupMounts,
+    pub(crate) sysctls: &'static [Sysctl],
     pub(crate) masked: Vec<InRoot>,
     pub(crate) readonly: Vec<InRoot>,
     pub(crate) volumes: Vec<Volume>,
@@ -194,11 +206,7 @@ impl Arena {
         view: View,
         devices_restricted: bool,
     ) -> Result<Self, ArenaError> {
-        let program = plan
-            .argv
-            .first()
-            .filter(|program| !program.is_empty())
-            .ok_or(ArenaError::NoProgram)?;
+        let program = plan.argv.first().ok_or(ArenaError::NoProgram)?;
         let environment = Environment::new(plan);
         if !plan.cwd.is_empty() && !plan.cwd.starts_with(b"/") {
             return Err(ArenaError::RelativeWorkingDirectory);
@@ -227,6 +235,10 @@ impl Arena {
             },
             terminal_group: host.terminal_group,
             cgroups: cgroup_mounts(view)?,
+            sysctls: match &SYSCTLS {
+                all if host.initial_user_namespace => all,
+                [port, _] => std::slice::from_ref(port),
+            },
             masked: paths(&plan.masked_paths, "a masked path")?,
             readonly: paths(&plan.readonly_paths, "a read-only path")?,
             volumes: volumes(plan, &descriptors.volumes, no_devices)?,

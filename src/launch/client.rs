@@ -188,6 +188,12 @@ impl Monitor {
         self.child.id()
     }
 
+    /// Kills the monitor and waits for its end. What it has started may have to be killed too.
+    pub fn kill(mut self) -> std::io::Result<()> {
+        self.child.kill()?;
+        self.child.wait().map(drop)
+    }
+
     /// Waits for the monitor to exit, which follows its last event.
     pub fn reap(mut self) -> std::io::Result<()> {
         self.child.wait().map(drop)

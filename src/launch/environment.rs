@@ -39,9 +39,12 @@ impl Environment {
         }
     }
 
-    /// Where the program may be, in the order of trial: its own path if it has a slash, else one
-    /// per directory of `PATH`.
+    /// Paths to try for a program, in order: its own if it has a slash, else one per directory of
+    /// `PATH`. None has the empty name.
     pub(crate) fn programs(&self, name: &[u8]) -> Vec<Vec<u8>> {
+        if name.is_empty() {
+            return Vec::new();
+        }
         if name.contains(&b'/') {
             return vec![name.to_vec()];
         }
@@ -103,6 +106,7 @@ mod tests {
         assert!(environment.needs_home);
         assert_eq!(texts(&environment.programs(b"sh")), ["/x/sh", "/y/sh"]);
         assert_eq!(texts(&environment.programs(b"./sh")), ["./sh"]);
+        assert_eq!(texts(&environment.programs(b"")), [""; 0]);
 
         plan.env = vec![b"HOME=/h".to_vec()];
         let environment = Environment::new(&plan);

@@ -76,7 +76,7 @@ fn build_root(
 ) -> Result<(Option<OwnedFd>, OwnedFd), Failure> {
     let root = arena.rootfs.as_fd();
     mounts::attach_root(arena)?;
-    mounts::kernel_filesystems(root)?;
+    mounts::kernel_filesystems(arena)?;
     let dev = mounts::dev(arena)?;
     mounts::mask(root, dev.null.as_fd(), &arena.masked)?;
     mounts::read_only(root, &arena.readonly)?;

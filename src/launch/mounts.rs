@@ -87,15 +87,17 @@ pub(crate) fn attach_root(arena: &Arena) -> Result<(), Failure> {
     .at(Step::Root)
 }
 
-/// /proc and /sys.
-pub(crate) fn kernel_filesystems(root: BorrowedFd<'_>) -> Result<(), Failure> {
-    let proc = || {
-        attach(
-            new_filesystem(c"proc", &[], NO_EXEC)?.as_fd(),
-            real_directory(root, c"proc")?.as_fd(),
-        )
-    };
-    proc().at(Step::Proc)?;
+/// /proc and /sys, with the network namespace set up as Docker does.
+pub(crate) fn kernel_filesystems(arena: &Arena) -> Result<(), Failure> {
+    let root = arena.rootfs.as_fd();
+    let proc = new_filesystem(c"proc", &[], NO_EXEC).at(Step::Proc)?;
+    // Through the descriptor of the mount: by path, the image could bend the way (CVE-2025-52881).
+    for (path, value) in arena.sysctls {
+        set_sysctl(proc.as_fd(), path, value).at(Step::Sysctl)?;
+    }
+    real_directory(root, c"proc")
+        .and_then(|target| attach(proc.as_fd(), target.as_fd()))
+        .at(Step::Proc)?;
     let sys = || {
         attach(
             new_filesystem(c"sysfs", &[], NO_EXEC_READ_ONLY)?.as_fd(),
@@ -103,6 +105,15 @@ pub(crate) fn kernel_filesystems(root: BorrowedFd<'_>) -> Result<(), Failure> {
         )
     };
     sys().at(Step::Sys)
+}
+
+/// Sets a parameter of the kernel. One that this kernel lacks is passed over, as by Docker.
+fn set_sysctl(proc: BorrowedFd<'_>, path: &CStr, value: &[u8]) -> Result<(), Errno> {
+    match open_no_symlinks(proc, path, OFlags::WRONLY) {
+        Ok(file) => rustix::io::write(file, value).map(drop),
+        Err(Errno::NOENT) => Ok(()),
+        Err(errno) => Err(errno),
+    }
 }
 
 /// The container's /dev, and the parts of it that are used before exec.

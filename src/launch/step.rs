@@ -73,6 +73,7 @@ steps! {
     Exec = 38: "exec",
     Seccomp = 39: "filter system calls",
     Keyring = 40: "make a session keyring",
+    Sysctl = 41: "set a network parameter in /proc/sys",
 }
 
 /// A step that failed.

@@ -111,6 +111,8 @@ fn inside_a_user_namespace() {
         "CapEff:\t00000000a80425fb\nmknod: /n: Operation not permitted\n"
     );
     refused_limits(&fixture);
+    let ports = fixture.run(&fixture.sh("cat /proc/sys/net/ipv4/ip_unprivileged_port_start"));
+    assert_eq!(ports.output, "0\n");
     // Only root has a number in this namespace.
     let mut plan = fixture.plan(&["true"]);
     plan.user = b"app".to_vec();

@@ -53,6 +53,7 @@ fn exit_codes_are_dockers() {
             127,
             "exec \"/no/such\": No such file or directory (os error 2)",
         ),
+        ("", 127, "exec \"\": No such file or directory (os error 2)"),
         (
             "lost",
             127,
@@ -308,6 +309,32 @@ fn readonly_root_makes_the_root_read_only() {
         fixture.run(&plan).output,
         "touch: /x: Read-only file system\nok\n"
     );
+}
+
+/// The host keeps its own: the parameters belong to the network namespace.
+#[test]
+fn any_user_listens_on_any_port_and_opens_ping_sockets() {
+    const PARAMETERS: [&str; 2] = [
+        "/proc/sys/net/ipv4/ip_unprivileged_port_start",
+        "/proc/sys/net/ipv4/ping_group_range",
+    ];
+    let host = || PARAMETERS.map(|path| std::fs::read_to_string(path).unwrap());
+    let before = host();
+    let fixture = Fixture::new("sysctls");
+    symlink("busybox", fixture.path("bin/nc")).unwrap();
+    let mut plan = fixture.sh(&format!(
+        "cat {}; nc -l -p 80 -e true & n=0; until nc 127.0.0.1 80 -e true; do n=$((n+1)); [ $n -lt 1000 ] || exit 1; done",
+        PARAMETERS.join(" ")
+    ));
+    plan.user = b"app".to_vec();
+    let outcome = fixture.run(&plan);
+    assert_eq!(outcome.exited.exit_code, 0, "{}", outcome.output);
+    assert!(
+        outcome.output.starts_with("0\n0\t2147483647\n"),
+        "{}",
+        outcome.output
+    );
+    assert_eq!(host(), before);
 }
 
 #[test]
