@@ -1,6 +1,7 @@
 //! `cowl run`, `ps`, `rm`.
 
 use super::args::{Ps, Rm, Run, SecurityOpt};
+use super::image::warn;
 use super::table::{Table, ellipsis, quoted};
 use super::units::human_duration;
 use super::{Stdout, each, print_error};
@@ -77,7 +78,9 @@ pub(super) fn ps(engine: &Engine, args: &Ps, out: &mut Stdout) -> Result<u8> {
         "NAMES",
     ]);
     let now = Timestamp::now();
-    for (container, status) in engine.containers()? {
+    let containers = engine.containers()?;
+    warn(&containers.skipped);
+    for (container, status) in containers.items {
         if !args.all && status != Status::Running {
             continue;
         }

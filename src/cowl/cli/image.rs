@@ -116,7 +116,7 @@ pub(super) fn images(engine: &Engine, args: &Images, out: &mut Stdout) -> Result
 }
 
 /// Reports damaged items beside the list of the others.
-fn warn(damage: &[Error]) {
+pub(super) fn warn(damage: &[Error]) {
     for error in damage {
         print_error(&format!("warning: {error}"));
     }
@@ -216,7 +216,11 @@ pub(super) fn rmi(engine: &Engine, args: &Rmi, out: &mut Stdout) -> u8 {
 }
 
 pub(super) fn info(engine: &Engine, out: &mut Stdout) -> Result<u8> {
-    let containers = engine.containers()?;
+    let Listing {
+        items: containers,
+        skipped,
+    } = engine.containers()?;
+    warn(&skipped);
     let running = containers
         .iter()
         .filter(|(_, status)| *status == Status::Running)

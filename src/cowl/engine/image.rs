@@ -321,7 +321,7 @@ impl Engine {
     /// Short ids of the containers that use an image, and whether they run; running ones first.
     fn users_of_image(&self, id: ImageId) -> Result<Vec<(String, bool)>> {
         let mut users = Vec::new();
-        for (container, status) in self.containers()? {
+        for (container, status) in self.containers()?.items {
             if container.config.image_id == id {
                 users.push((
                     names::short(&container.config.id).to_owned(),

@@ -80,14 +80,14 @@ impl Engine {
     }
 
     /// All containers with their status, newest first.
-    pub fn containers(&self) -> Result<Vec<(Container, Status)>> {
+    pub fn containers(&self) -> Result<Listing<(Container, Status)>> {
+        let Listing { items, skipped } = self.containers.list()?;
         let with_status =
             |container: Container| container.status().map(|status| (container, status));
-        self.containers
-            .list()?
-            .into_iter()
-            .map(with_status)
-            .collect()
+        Ok(Listing {
+            items: items.into_iter().map(with_status).collect::<Result<_>>()?,
+            skipped,
+        })
     }
 
     /// Cleans up after killed commands and removes ended containers that were run with `--rm`.
@@ -99,7 +99,7 @@ impl Engine {
             self.drop_pins_of_gone_containers(&guard)?;
             self.volumes.remove_unfinished()?;
         }
-        for (container, status) in self.containers()? {
+        for (container, status) in self.containers()?.items {
             if status.is_without_record() {
                 // Its monitor is dead; its program may live on.
                 container.kill()?;
@@ -114,7 +114,17 @@ impl Engine {
     /// Removes a container by id or name; `force` kills a running one, `with_volumes` removes its
     /// anonymous volumes too.
     pub fn remove(&self, needle: &str, force: bool, with_volumes: bool) -> Result<()> {
-        let container = self.containers.find(needle)?;
+        let container = match self.containers.find(needle) {
+            Err(error) if force => match self.containers.find_damaged(needle)? {
+                // Its anonymous volumes are not known, so they stay.
+                Some((container, _)) => {
+                    container.kill()?;
+                    return self.remove_container(&container, false);
+                }
+                None => return Err(error),
+            },
+            found => found?,
+        };
         // `--rm` implies the removal of anonymous volumes.
         let with_volumes = with_volumes || container.config.auto_remove;
         match container.status()? {
@@ -233,11 +243,13 @@ impl Engine {
 
     /// Ids of the containers that use a volume.
     fn users_of_volume(&self, name: &str) -> Result<Vec<String>> {
-        let containers = self.containers.list()?;
-        Ok(containers
+        let Listing { items, skipped } = self.containers.list()?;
+        let users = items
             .into_iter()
             .filter(|container| container.config.volumes().any(|used| used == name))
-            .map(|container| container.config.id)
-            .collect())
+            .map(|container| container.config.id);
+        // What a damaged one uses is unknown, so it may be this.
+        let damaged = skipped.iter().map(|_| "a damaged container".to_owned());
+        Ok(users.chain(damaged).collect())
     }
 }

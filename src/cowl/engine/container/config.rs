@@ -3,7 +3,7 @@
 //! What it needs of the store is kept by a pin of the same id.
 
 use crate::engine::process::Process;
-use cowl_core::digest::{DiffId, ImageId};
+use cowl_core::digest::{DiffId, ImageId, Sha256Digest};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -76,6 +76,32 @@ pub enum MountSource {
 }
 
 impl Config {
+    /// Stands for a configuration that cannot be read.
+    pub(super) fn unknown(id: &str) -> Self {
+        Self {
+            version: VERSION,
+            id: id.to_owned(),
+            name: String::new(),
+            created: Timestamp::UNIX_EPOCH,
+            image: String::new(),
+            image_id: ImageId(Sha256Digest::from_bytes([0; 32])),
+            layers: Vec::new(),
+            process: Process {
+                argv: Vec::new(),
+                env: Vec::new(),
+                cwd: "/".to_owned(),
+                user: String::new(),
+            },
+            hostname: String::new(),
+            tty: false,
+            open_stdin: false,
+            memory: None,
+            seccomp_unconfined: false,
+            auto_remove: false,
+            mounts: Vec::new(),
+        }
+    }
+
     /// Names of the volumes it uses.
     pub fn volumes(&self) -> impl Iterator<Item = &str> {
         self.mounts.iter().filter_map(|mount| match &mount.source {

@@ -19,6 +19,7 @@ pub mod state;
 #[cfg(test)]
 mod tests;
 
+use super::Listing;
 use super::error::{Context, Error, Result};
 use super::files;
 use super::{CGROUP_PARENT, names};
@@ -115,13 +116,13 @@ impl Containers {
     }
 
     /// All containers, newest first.
-    pub fn list(&self) -> Result<Vec<Container>> {
+    pub fn list(&self) -> Result<Listing<Container>> {
         let mut containers = Vec::new();
-        for name in self.entries()? {
-            if is_id(&name)
-                && let Some(container) = self.read(&name)?
-            {
-                containers.push(container);
+        let mut skipped = Vec::new();
+        for name in self.entries()?.iter().filter(|name| is_id(name)) {
+            match self.read(name) {
+                Ok(container) => containers.extend(container),
+                Err(error) => skipped.push(error),
             }
         }
         containers.sort_by(|a, b| {
@@ -130,7 +131,10 @@ impl Containers {
                 .cmp(&a.config.created)
                 .then_with(|| a.config.id.cmp(&b.config.id))
         });
-        Ok(containers)
+        Ok(Listing {
+            items: containers,
+            skipped,
+        })
     }
 
     /// The container that `needle` means: a whole id, a name, or the beginning of one id only.
@@ -138,7 +142,7 @@ impl Containers {
         let missing = || Error::not_found(format!("No such container: {needle}"));
         let name = needle.strip_prefix('/').unwrap_or(needle);
         let mut by_prefix = Vec::new();
-        for container in self.list()? {
+        for container in self.list()?.items {
             if container.config.id == needle || container.config.name == name {
                 return Ok(container);
             }
@@ -151,8 +155,33 @@ impl Containers {
             (Some(_), false) => Err(Error::invalid(format!(
                 "multiple IDs found with provided prefix: {needle}"
             ))),
-            (None, _) => Err(missing()),
+            (None, _) => match self.find_damaged(needle)? {
+                Some((_, error)) => Err(error),
+                None => Err(missing()),
+            },
         }
+    }
+
+    /// A container whose `config.json` cannot be read, by its id or the beginning of it, and why. Good for removing it only.
+    pub fn find_damaged(&self, needle: &str) -> Result<Option<(Container, Error)>> {
+        let mut found = None;
+        for id in self.entries()?.iter().filter(|id| is_id(id)) {
+            if !needle.is_empty()
+                && id.starts_with(needle)
+                && let Err(error) = self.read(id)
+            {
+                if found.is_some() {
+                    return Err(Error::invalid(format!(
+                        "multiple IDs found with provided prefix: {needle}"
+                    )));
+                }
+                let dir = files::open_dir_at(&self.dir, id)
+                    .context(|| format!("opening containers/{id}"))?;
+                let config = Config::unknown(id);
+                found = Some((Container { dir, config }, error));
+            }
+        }
+        Ok(found)
     }
 
     /// Makes a container's directory. Its name must be free: ask under the same guard.
@@ -249,9 +278,9 @@ impl Containers {
         };
         let config: Option<Config> = files::read_json(&dir, CONFIG).context(|| {
             format!(
-                "container {}; remove {} to go on without it",
+                "container {}: its config.json is damaged; cowl rm -f {} removes it",
                 names::short(id),
-                self.path.join(id).display()
+                names::short(id)
             )
         })?;
         Ok(config.map(|config| Container { dir, config }))

@@ -34,7 +34,7 @@ impl Store {
 
     /// Names of the containers that are to go.
     fn forsaken(&self) -> Vec<String> {
-        let containers = self.containers.list().unwrap().into_iter();
+        let containers = self.containers.list().unwrap().items.into_iter();
         containers
             .filter(|container| container.is_forsaken(&container.status().unwrap()))
             .map(|container| container.config.name)
@@ -181,7 +181,7 @@ fn a_removal_that_was_killed_is_completed_with_what_belongs_to_it() {
     .unwrap();
     store.remove(&container);
     // Killed here: it is no container any more, and the next one to purge finishes.
-    assert!(store.containers.list().unwrap().is_empty());
+    assert!(store.containers.list().unwrap().items.is_empty());
     assert_eq!(store.names().len(), 1);
     let mut removed = Vec::new();
     let belongings = std::cell::RefCell::new(&mut removed);
@@ -296,4 +296,26 @@ fn a_container_is_not_abandoned_between_its_engine_and_its_monitor() {
     assert_eq!(store.forsaken(), [""; 0]);
     drop(status_dir);
     assert_eq!(container.status().unwrap(), Status::Abandoned);
+}
+
+#[test]
+fn a_container_whose_config_is_cut_short_is_skipped_and_can_be_removed() {
+    let store = Store::new();
+    let good = store.make("ab", "web").done();
+    drop(store.make("cd", "hurt").done());
+    let id = "cd".repeat(32);
+    let path = store.temp.path().join("containers").join(&id);
+    std::fs::write(path.join("config.json"), r#"{"version": 1, "id""#).unwrap();
+    let listed = store.containers.list().unwrap();
+    assert_eq!((listed.items.len(), listed.skipped.len()), (1, 1));
+    assert_eq!(listed.items[0].config, good.config);
+    let refused = store.containers.find("cdcd").unwrap_err();
+    assert!(
+        refused.to_string().contains("cowl rm -f cdcdcdcdcdcd"),
+        "{refused}"
+    );
+    assert!(store.containers.find_damaged("ab").unwrap().is_none());
+    let (damaged, _) = store.containers.find_damaged("cdcd").unwrap().unwrap();
+    store.remove(&damaged);
+    assert!(!path.exists());
 }

@@ -110,7 +110,7 @@ impl Engine {
     fn make(&self, request: &Request, image: &Image) -> Result<Made> {
         let id = names::new_id()?;
         let guard = self.containers.guard()?;
-        let others = self.containers.list()?;
+        let others = self.containers.list()?.items;
         let name = choose_name(request.name.as_deref(), &others)?;
         let process = Process::merge(&image.defaults, &request.overrides, names::short(&id))?;
         let mounts = mounts(request, &image.volumes)?;
