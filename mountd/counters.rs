@@ -1,4 +1,5 @@
-//! How many requests of each kind a mount has answered: shared memory that anyone who may look into the keeper can read.
+//! How many requests of each kind a mount has answered: shared memory that anyone who may look
+//! into the keeper can read.
 //!
 //! Keeper and worker of a mount both hold a sealed memfd called `cowl-requests`:
 //!
@@ -9,11 +10,13 @@
 //!   +------------+--------------+--------------------------+
 //! ```
 //!
-//! All are u64 (the machine's byte order); `device` is the mount's `st_dev`. Invariant: a count only grows; it is raised before the request
-//! is acted on, so a client that has its answer finds it counted. Counting costs one addition and no system call. A worker's successor goes
-//! on counting in the same memory.
+//! All are u64 (the machine's byte order); `device` is the mount's `st_dev`. Invariant: a count
+//! only grows; it is raised before the request is acted on, so a client that has its answer finds
+//! it counted. Counting costs one addition and no system call. A worker's successor goes on
+//! counting in the same memory.
 //!
-//! `cowl-mountd requests DIR` finds the memory by looking for the device of `DIR` among the descriptors under `/proc`.
+//! `cowl-mountd requests DIR` finds the memory by looking for the device of `DIR` among the
+//! descriptors under `/proc`.
 
 use std::fs::File;
 use std::io;
@@ -74,7 +77,8 @@ impl Counters {
     }
 }
 
-/// The counts of the mount at `mount`, by opcode, without the opcodes that never came. `None`: nobody whose descriptors we may see serves it.
+/// The counts of the mount at `mount`, by opcode, without the opcodes that never came. `None`:
+/// nobody whose descriptors we may see serves it.
 pub fn read(mount: &Path) -> io::Result<Option<Vec<(u32, u64)>>> {
     let root = rustix::fs::open(mount, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
     let device = device_of(&root)?;

@@ -1,13 +1,15 @@
 //! The keeper: one process a mount, which makes it and outlives whoever asked for it.
 //!
-//! It opens the connection to the kernel, makes the mount by descriptor (nothing appears in anyone's directory tree), starts the worker that
-//! serves it, hands the mount to the asker and then only holds: the connection, so that a dead worker does not end the mount's clients before
-//! this process has said so, and the lease, so that no object of the tree is swept away. Whatever fails before the mount answers is said to
-//! the asker in one line and leaves nothing behind.
+//! It opens the connection to the kernel, makes the mount by descriptor (nothing appears in
+//! anyone's directory tree), starts the worker that serves it, hands the mount to the asker and
+//! then only holds: the connection, so that a dead worker does not end the mount's clients before
+//! this process has said so, and the lease, so that no object of the tree is swept away. Whatever
+//! fails before the mount answers is said to the asker in one line and leaves nothing behind.
 //!
-//! Invariants: it takes no request off the connection; descriptors it doesn't hold for the mount's life are closed once the worker runs;
-//! once the mount answers, it and the worker are in mount namespaces of their own, so that the caller's can end and the mount with it, and
-//! it has no capability; it ends with 0 exactly when the mount was unmounted.
+//! Invariants: it takes no request off the connection; descriptors it doesn't hold for the mount's
+//! life are closed once the worker runs; once the mount answers, it and the worker are in mount
+//! namespaces of their own, so that the caller's can end and the mount with it, and it has no
+//! capability; it ends with 0 exactly when the mount was unmounted.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -61,7 +63,8 @@ struct Kept {
 impl Kept {
     fn hold(mut self) -> ExitCode {
         let ended = self.worker.wait();
-        // Closing the connection answers clients that still wait; until here the worker's death is not theirs.
+        // Closing the connection answers clients that still wait; until here the worker's death is
+        // not theirs.
         drop((self.device, self.lease, self.counters));
         match ended {
             Ok(status) if status.success() => {
@@ -106,7 +109,7 @@ fn establish(socket: BorrowedFd<'_>) -> Result<Kept, MountFailed> {
         return Err(error);
     }
     let answer = MountReady {
-        profile: ready.profile,
+        io_mode: ready.io_mode,
         worker: worker.id(),
         roles: vec![Role::Mount],
     };
@@ -116,7 +119,7 @@ fn establish(socket: BorrowedFd<'_>) -> Result<Kept, MountFailed> {
         end(&mut worker);
         return Err(error.into());
     }
-    tracing::info!(name = request.name, profile = %ready.profile, worker = worker.id(), "mounted");
+    tracing::info!(name = request.name, io_mode = %ready.io_mode, worker = worker.id(), "mounted");
     Ok(Kept {
         name: request.name,
         worker,
@@ -182,7 +185,8 @@ fn configure(
         "group_id",
         rustix::process::getegid().as_raw().to_string(),
     )?;
-    // The kernel checks permissions by the attributes, for everyone: that is what the tree's modes and owners are for.
+    // The kernel checks permissions by the attributes, for everyone: that is what the tree's modes
+    // and owners are for.
     fsconfig_set_flag(context, "default_permissions")?;
     fsconfig_set_flag(context, "allow_other")?;
     if !request.roles.contains(&Role::Upper) {
@@ -227,7 +231,7 @@ fn start_worker(
     let order = WorkerRequest {
         name: request.name.clone(),
         chain: request.chain,
-        profile: request.profile,
+        io_mode: request.io_mode,
         objects_read_only,
         roles,
     };
@@ -262,7 +266,8 @@ fn start_worker(
     }
 }
 
-/// This very program again, also if its file was replaced since. Its only descriptor but the standard ones is the socket, as 0.
+/// This very program again, also if its file was replaced since. Its only descriptor but the
+/// standard ones is the socket, as 0.
 fn spawn_worker(socket: OwnedFd) -> io::Result<Child> {
     Command::new("/proc/self/exe")
         .arg0("cowl-mountd")
@@ -280,7 +285,8 @@ fn end(worker: &mut Child) {
     }
 }
 
-/// A second mount of the directory `objects` is in, attached nowhere, through which nothing can be written.
+/// A second mount of the directory `objects` is in, attached nowhere, through which nothing can be
+/// written.
 fn read_only_clone(objects: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC

@@ -35,7 +35,8 @@ impl<K: Copy + Eq + Hash, V> Lru<K, V> {
         Some(value)
     }
 
-    /// Stores a value, and returns the one of this key before, or else the one that was used longest ago if there was no room.
+    /// Stores a value, and returns the one of this key before, or else the one that was used
+    /// longest ago if there was no room.
     pub(crate) fn insert(&mut self, key: K, value: V) -> Option<V> {
         let replaced = self.remove(key);
         self.clock += 1;

@@ -1,6 +1,8 @@
-//! What keeper and worker have in common: a known start, a socket as descriptor 0, and, once the mount stands, no more than they need.
+//! What keeper and worker have in common: a known start, a socket as descriptor 0, and, once the
+//! mount stands, no more than they need.
 //!
-//! Invariant: nothing else of the process that started us is left but the environment, ids, niceness and standard error, which is the log.
+//! Invariant: nothing else of the process that started us is left but the environment, ids,
+//! niceness and standard error, which is the log.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -39,8 +41,9 @@ pub fn begin() -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Leaves the caller's mount namespace, so that it can end while the mount lives, and gives up every capability but those in `kept`, for
-/// good. For a process of one thread that has started whatever it has to start; threads that it starts later have the same.
+/// Leaves the caller's mount namespace, so that it can end while the mount lives, and gives up
+/// every capability but those in `kept`, for good. For a process of one thread that has started
+/// whatever it has to start; threads that it starts later have the same.
 ///
 /// Where the mount namespace cannot be left the process stays in it, and the log says so.
 pub(crate) fn confine(kept: CapabilitySet) -> Result<(), MountFailed> {

@@ -1,8 +1,9 @@
 //! The worker: serves one mount with nothing but the descriptors it was handed.
 //!
-//! It negotiates the connection, builds the overlay over the tree and the upper, tells the keeper that it serves, and does so until the
-//! mount is gone. Invariants: it opens no path of the host but beneath the directories it was handed; it says [`WorkerReady`] or
-//! [`MountFailed`] exactly once; it ends with 0 exactly when the mount was unmounted.
+//! It negotiates the connection, builds the overlay over the tree and the upper, tells the keeper
+//! that it serves, and does so until the mount is gone. Invariants: it opens no path of the host
+//! but beneath the directories it was handed; it says [`WorkerReady`] or [`MountFailed`] exactly
+//! once; it ends with 0 exactly when the mount was unmounted.
 
 use std::fs::File;
 use std::io;
@@ -11,7 +12,7 @@ use std::process::ExitCode;
 
 use cowl_core::digest::{ChainId, Sha256Digest};
 use cowl_core::handover::{
-    HandoverError, Message, MountFailed, Profile, ProfileChoice, Role, WorkerReady, WorkerRequest,
+    HandoverError, IoMode, IoModeChoice, Message, MountFailed, Role, WorkerReady, WorkerRequest,
     receive, send,
 };
 use cowl_core::tree::Tree;
@@ -21,10 +22,11 @@ use rustix::thread::{CapabilitySet, capabilities};
 use crate::counters::Counters;
 use crate::failure::{OrFail, failure};
 use crate::fuse::{Connection, Dispatcher, End, Server, may_back};
-use crate::overlay::{self, Config, Overlay, UpperDirs};
+use crate::overlay::{Config, Overlay, UpperDirs};
 use crate::process;
 
-/// `OVERLAYFS_SUPER_MAGIC` and `FUSE_SUPER_MAGIC`: files of filesystems that stand on others may not back a mount that others stand on.
+/// `OVERLAYFS_SUPER_MAGIC` and `FUSE_SUPER_MAGIC`: files of filesystems that stand on others may
+/// not back a mount that others stand on.
 const STACKED: [u64; 2] = [0x794c_7630, 0x6573_5546];
 
 /// Serves the mount that is asked for over `socket`, to its end.
@@ -48,26 +50,27 @@ fn serve(socket: OwnedFd) -> Result<End, MountFailed> {
         connection,
         overlay,
         counters,
-        profile,
+        io_mode,
         lease: _held,
     } = &mount;
     // While there is one thread, and before the keeper is told.
-    let confined = process::confine(needed(overlay.is_writable(), *profile));
+    let confined = process::confine(needed(overlay.is_writable(), *io_mode));
     told(socket.as_fd(), confined)?;
     let dispatcher = Dispatcher::new(overlay, connection).or_fail("cannot tell our capabilities");
     let dispatcher = told(socket.as_fd(), dispatcher)?;
     let server = Server::new(connection, dispatcher, counters);
-    let ready = Message::WorkerReady(WorkerReady { profile: *profile });
+    let ready = Message::WorkerReady(WorkerReady { io_mode: *io_mode });
     server
         .run(move || send(socket.as_fd(), &ready, &[]).map_err(io::Error::other))
         .or_fail("serving the mount")
 }
 
-/// The capabilities that serving takes. Not among them is CAP_SYS_RESOURCE, which passes quotas and takes reserved blocks.
-fn needed(writable: bool, profile: Profile) -> CapabilitySet {
+/// The capabilities that serving takes. Not among them is CAP_SYS_RESOURCE, which passes quotas
+/// and takes reserved blocks.
+fn needed(writable: bool, io_mode: IoMode) -> CapabilitySet {
     // A store of another user than the one that mounts.
     let mut needed = CapabilitySet::DAC_READ_SEARCH;
-    if profile == Profile::Passthrough {
+    if io_mode == IoMode::Passthrough {
         // Backing ids.
         needed |= CapabilitySet::SYS_ADMIN;
     }
@@ -103,8 +106,9 @@ struct Mount {
     connection: Connection,
     overlay: Overlay,
     counters: Counters,
-    /// How files are served; cached also where the connection allows passthrough and the host's filesystem does not.
-    profile: Profile,
+    /// How files are served; cached also where the connection allows passthrough and the host's
+    /// filesystem does not.
+    io_mode: IoMode,
     /// The lock lives as long as this process or its keeper.
     lease: OwnedFd,
 }
@@ -131,14 +135,14 @@ fn prepare(socket: BorrowedFd<'_>) -> Result<Mount, MountFailed> {
         (Some(_), None) => return Err(HandoverError::Missing(Role::Work).into()),
         (None, Some(_)) => return Err(HandoverError::Missing(Role::Upper).into()),
     };
-    let wanted = wanted_profile(
+    let wanted = wanted_io_mode(
         &request,
         objects.as_fd(),
         upper.as_ref().map(|dirs| dirs.upper.as_fd()),
     );
     let connection = Connection::negotiate(device, wanted, upper.is_some())
         .or_fail("negotiating with the kernel")?;
-    let profile = settle(
+    let io_mode = settle(
         &connection,
         &tree,
         objects.as_fd(),
@@ -149,10 +153,7 @@ fn prepare(socket: BorrowedFd<'_>) -> Result<Mount, MountFailed> {
         chain: ChainId(Sha256Digest::from_bytes(request.chain)),
         objects,
         upper,
-        profile: match profile {
-            Profile::Passthrough => overlay::Profile::Passthrough,
-            Profile::Cached => overlay::Profile::Cached,
-        },
+        io_mode,
     };
     let overlay = Overlay::new(config).map_err(|error| MountFailed {
         what: error.to_string(),
@@ -162,23 +163,24 @@ fn prepare(socket: BorrowedFd<'_>) -> Result<Mount, MountFailed> {
         connection,
         overlay,
         counters,
-        profile,
+        io_mode,
         lease,
     })
 }
 
-/// Passthrough only where the kernel will take a backing file from us; said again by [`settle`] once it can be tried.
-fn wanted_profile(
+/// Passthrough only where the kernel will take a backing file from us; said again by [`settle`]
+/// once it can be tried.
+fn wanted_io_mode(
     request: &WorkerRequest,
     objects: BorrowedFd<'_>,
     upper: Option<BorrowedFd<'_>>,
-) -> Profile {
-    let wished = request.profile == ProfileChoice::Best && request.objects_read_only;
+) -> IoMode {
+    let wished = request.io_mode == IoModeChoice::Auto && request.objects_read_only;
     let stacked = [Some(objects), upper].into_iter().flatten().any(is_stacked);
     if wished && !stacked && is_privileged() {
-        Profile::Passthrough
+        IoMode::Passthrough
     } else {
-        Profile::Cached
+        IoMode::Cached
     }
 }
 
@@ -192,7 +194,8 @@ fn is_stacked(directory: BorrowedFd<'_>) -> bool {
     }
 }
 
-/// Registering backing files needs CAP_SYS_ADMIN in the initial user namespace, whose root may name every id.
+/// Registering backing files needs CAP_SYS_ADMIN in the initial user namespace, whose root may
+/// name every id.
 fn is_privileged() -> bool {
     let admin =
         capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN));
@@ -205,9 +208,9 @@ fn settle(
     tree: &Tree,
     objects: BorrowedFd<'_>,
     work: Option<BorrowedFd<'_>>,
-) -> Profile {
-    if connection.profile == Profile::Cached {
-        return Profile::Cached;
+) -> IoMode {
+    if connection.io_mode == IoMode::Cached {
+        return IoMode::Cached;
     }
     let tried = first_object(tree, objects).and_then(|object| {
         let files = [object, work.map(scratch_file).transpose()?];
@@ -217,10 +220,10 @@ fn settle(
             .try_for_each(|file| may_back(connection.as_fd(), file))
     });
     match tried {
-        Ok(()) => Profile::Passthrough,
+        Ok(()) => IoMode::Passthrough,
         Err(error) => {
             tracing::info!(%error, "the kernel takes no files of this host; contents go through the daemon");
-            Profile::Cached
+            IoMode::Cached
         }
     }
 }

@@ -1,8 +1,10 @@
 //! Backing ids: which host file the kernel reads and writes in place of asking us, one id a node.
 //!
-//! Rules of the kernel: all opens of an inode that are alive at one time carry the same id, else EIO; an id keeps its file open in the
-//! kernel until it is closed. Invariant: a node has at most one id here; an id with opens stays, idle ones are kept for the next open and
-//! given back oldest first beyond [`MAX_IDLE`], or when their node is forgotten or its content moved to the other side.
+//! Rules of the kernel: all opens of an inode that are alive at one time carry the same id, else
+//! EIO; an id keeps its file open in the kernel until it is closed. Invariant: a node has at most
+//! one id here; an id with opens stays, idle ones are kept for the next open and given back oldest
+//! first beyond [`MAX_IDLE`], or when their node is forgotten or its content moved to the other
+//! side.
 //!
 //! Lock: `table`, a leaf, never held over a system call.
 
@@ -19,7 +21,8 @@ use crate::lru::Lru;
 use crate::overlay::{NodeId, Side};
 use crate::sys;
 
-/// Idle ids kept: each holds one open file in the kernel, and saves the next open of its node two system calls.
+/// Idle ids kept: each holds one open file in the kernel, and saves the next open of its node two
+/// system calls.
 const MAX_IDLE: usize = 2048;
 
 /// The ids of a connection.
@@ -59,7 +62,8 @@ impl BackingIds {
         })
     }
 
-    /// The id for one more open of `node`, whose content is `file` on `side`; every call that succeeds is undone by a [`release`].
+    /// The id for one more open of `node`, whose content is `file` on `side`; every call that
+    /// succeeds is undone by a [`release`].
     ///
     /// [`release`]: Self::release
     pub(super) fn acquire(
@@ -105,7 +109,8 @@ impl Table {
     fn reuse(&mut self, node: NodeId, side: Side) -> io::Result<(Option<u32>, Option<u32>)> {
         if let Some(open) = self.open.get_mut(&node) {
             if open.id.side != side {
-                // The overlay answers ESTALE before it comes to this; the kernel would refuse the open.
+                // The overlay answers ESTALE before it comes to this; the kernel would refuse the
+                // open.
                 return Err(Errno::IO.into());
             }
             open.opens += 1;
@@ -121,7 +126,8 @@ impl Table {
         }
     }
 
-    /// Enters a fresh id with one open, unless another thread was faster: then its id is used, and ours given back.
+    /// Enters a fresh id with one open, unless another thread was faster: then its id is used, and
+    /// ours given back.
     fn insert(&mut self, node: NodeId, side: Side, number: u32) -> io::Result<(u32, Option<u32>)> {
         match self.reuse(node, side)? {
             (Some(theirs), _) => Ok((theirs, Some(number))),
@@ -174,9 +180,9 @@ fn close_all(device: BorrowedFd<'_>, ids: impl IntoIterator<Item = u32>) {
 
 /// Registers files, as a thread of this process with all the capabilities it has between requests.
 ///
-/// The kernel acts on a backing file with the capabilities its registrar had. Without `CAP_FSETID` a
-/// write or fallocate clears set-uid and set-gid there by itself, as it must for every writer but a
-/// privileged one; with it the bits would survive a stranger's write.
+/// The kernel acts on a backing file with the capabilities its registrar had. Without `CAP_FSETID`
+/// a write or fallocate clears set-uid and set-gid there by itself, as it must for every writer
+/// but a privileged one; with it the bits would survive a stranger's write.
 #[derive(Debug)]
 struct Registrar {
     whole: CapabilitySets,

@@ -1,13 +1,15 @@
 //! The memory that one request, or one answer, is read into.
 //!
-//! Invariant: only the pages that a request or answer reached are memory, and [`give_back`](Buffer::give_back) frees those beyond
-//! [`KEPT`]. Every thread has two buffers as long as the longest request; most requests fill a few hundred bytes of one.
+//! Invariant: only the pages that a request or answer reached are memory, and
+//! [`give_back`](Buffer::give_back) frees those beyond [`KEPT`]. Every thread has two buffers as
+//! long as the longest request; most requests fill a few hundred bytes of one.
 
 use std::io;
 
 use memmap2::MmapMut;
 
-/// Bytes that a buffer keeps over a pause: what the requests that change names and look them up fill.
+/// Bytes that a buffer keeps over a pause: what the requests that change names and look them up
+/// fill.
 const KEPT: usize = 64 << 10;
 
 /// A buffer of fixed length.
@@ -19,7 +21,8 @@ pub(super) struct Buffer {
 }
 
 impl Buffer {
-    /// A mapping of its own: the allocator would take it off its heap, and zero it, as soon as one like it was ever freed.
+    /// A mapping of its own: the allocator would take it off its heap, and zero it, as soon as one
+    /// like it was ever freed.
     pub(super) fn new(length: usize) -> io::Result<Self> {
         Ok(Self {
             bytes: MmapMut::map_anon(length)?,
@@ -43,7 +46,8 @@ impl Buffer {
         self.reached > KEPT
     }
 
-    /// Frees the memory of a buffer that [`is_large`](Self::is_large). What it was filled with is gone.
+    /// Frees the memory of a buffer that [`is_large`](Self::is_large). What it was filled with is
+    /// gone.
     pub(super) fn give_back(&mut self) -> io::Result<()> {
         if self.is_large() {
             *self = Self::new(self.bytes.len())?;

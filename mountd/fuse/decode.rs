@@ -1,7 +1,8 @@
 //! Bytes of a request, read into what is asked for.
 //!
-//! Invariant: no bytes make this panic, loop or read outside of them, and nothing is copied: names and contents borrow the buffer. The
-//! kernel's own requests always decode; what doesn't is answered with EINVAL by the caller, so the client is not left waiting.
+//! Invariant: no bytes make this panic, loop or read outside of them, and nothing is copied: names
+//! and contents borrow the buffer. The kernel's own requests always decode; what doesn't is
+//! answered with EINVAL by the caller, so the client is not left waiting.
 
 mod cursor;
 
@@ -161,7 +162,8 @@ pub(super) enum Operation<'r> {
         handle: u64,
         offset: u64,
         data: &'r [u8],
-        /// Pages that the kernel held back: no client waits for the answer, and one that says less was written is taken for success.
+        /// Pages that the kernel held back: no client waits for the answer, and one that says less
+        /// was written is taken for success.
         from_cache: bool,
         kill_priv: bool,
     },
@@ -457,7 +459,8 @@ fn setattr(asked: &wire::SetattrIn) -> Setattr {
         mtime: time(fattr::MTIME, fattr::MTIME_NOW, asked.mtime, asked.mtimensec),
         kill_priv: has(fattr::KILL_SUIDGID),
     };
-    // With the writeback cache the kernel adds its time of change to every request; that alone asks for nothing.
+    // With the writeback cache the kernel adds its time of change to every request; that alone
+    // asks for nothing.
     let changes = fattr::MODE | fattr::UID | fattr::GID | fattr::SIZE | fattr::ATIME | fattr::MTIME;
     Setattr {
         kill_priv: set.kill_priv || asked.valid & changes == 0,

@@ -1,7 +1,8 @@
 //! From what the kernel asks to what the overlay does, and back.
 //!
-//! Invariant: everything here is translation; rules of the filesystem are the overlay's, bytes are `decode`'s and `reply`'s. The overlay's
-//! [`NodeId`] is the kernel's node id, `st_ino` is a number of its own.
+//! Invariant: everything here is translation; rules of the filesystem are the overlay's, bytes are
+//! `decode`'s and `reply`'s. The overlay's [`NodeId`] is the kernel's node id, `st_ino` is a
+//! number of its own.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -38,8 +39,9 @@ pub(crate) struct Dispatcher<'m> {
     backing: BackingIds,
     /// Whether OPEN is answered ENOSYS: files then have no handles, and the kernel asks no more.
     skip_open: bool,
-    /// Whether LSEEK is answered ENOSYS: the kernel does not hand over what it holds back before it asks, so our files may lack data that
-    /// a client has written. It then takes all below the end for data, and asks no more.
+    /// Whether LSEEK is answered ENOSYS: the kernel does not hand over what it holds back before
+    /// it asks, so our files may lack data that a client has written. It then takes all below the
+    /// end for data, and asks no more.
     skip_seek: bool,
 }
 
@@ -117,8 +119,8 @@ impl<'m> Dispatcher<'m> {
             Operation::Syncfs => overlay.syncfs(),
             // Nothing to do ahead of the ENODEV that the next read will give.
             Operation::Destroy => Ok(()),
-            // As on a local filesystem, what is under way is finished. ENOSYS stops the kernel from
-            // asking again.
+            // As on a local filesystem, what is under way is finished. ENOSYS stops the kernel
+            // from asking again.
             Operation::Interrupt | Operation::Unknown => Err(Errno::NOSYS),
             Operation::Ioctl => Err(Errno::NOTTY),
             Operation::Symlink { .. }
@@ -307,8 +309,8 @@ impl Dispatcher<'_> {
         self.put_attr(node, &attr, reply)
     }
 
-    /// A node that gave its names to another one while it was being read shows that one's attributes,
-    /// and is not told when they change: the kernel has to ask each time.
+    /// A node that gave its names to another one while it was being read shows that one's
+    /// attributes, and is not told when they change: the kernel has to ask each time.
     fn put_attr(&self, node: NodeId, attr: &Attr, reply: &mut Reply) -> Result<(), Errno> {
         let valid = if self.overlay.is_succeeded(node) {
             0
@@ -320,7 +322,8 @@ impl Dispatcher<'_> {
 
     /// After ESTALE the kernel must not believe what it knew of `node`.
     ///
-    /// This notification takes no lock of a directory in the kernel, so it may go out before the answer.
+    /// This notification takes no lock of a directory in the kernel, so it may go out before the
+    /// answer.
     fn note_stale(&self, node: NodeId, errno: Errno) {
         if errno != Errno::STALE {
             return;
@@ -456,7 +459,8 @@ impl Dispatcher<'_> {
     }
 }
 
-/// A file that was never opened, since OPEN was answered ENOSYS, has handle 0; the overlay gives no such handle.
+/// A file that was never opened, since OPEN was answered ENOSYS, has handle 0; the overlay gives
+/// no such handle.
 fn handle_of(handle: u64) -> Option<HandleId> {
     (handle != 0).then_some(HandleId(handle))
 }

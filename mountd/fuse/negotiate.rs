@@ -1,13 +1,14 @@
 //! INIT: what kernel and daemon agree on, once a connection.
 //!
-//! `fuser` reads the request and writes the answer; everything after it is our own loop. Invariant: passthrough and the writeback cache
-//! exclude each other (the kernel refuses backing files under it), and so do skipping OPEN and cutting files in OPEN.
+//! `fuser` reads the request and writes the answer; everything after it is our own loop.
+//! Invariant: passthrough and the writeback cache exclude each other (the kernel refuses backing
+//! files under it), and so do skipping OPEN and cutting files in OPEN.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 
-use cowl_core::handover::Profile;
+use cowl_core::handover::IoMode;
 use fuser::{Config, Filesystem, InitFlags, KernelConfig, Notifier, Request, Session, SessionACL};
 
 use super::decode::Dialect;
@@ -19,8 +20,8 @@ pub(super) const MAX_WRITE: u32 = 1 << 20;
 #[derive(Debug)]
 pub(crate) struct Connection {
     session: Session<Negotiator>,
-    /// The profile that came about.
-    pub(crate) profile: Profile,
+    /// The I/O mode that came about.
+    pub(crate) io_mode: IoMode,
     /// How its requests are laid out.
     pub(super) dialect: Dialect,
     /// Whether the kernel keeps what is written for a while before it tells us.
@@ -30,39 +31,40 @@ pub(crate) struct Connection {
 /// What came of INIT.
 #[derive(Copy, Clone, Debug)]
 struct Agreed {
-    profile: Profile,
+    io_mode: IoMode,
     dialect: Dialect,
     writes_back: bool,
 }
 
 impl Connection {
     /// Answers INIT on `device`, for `wanted` where the kernel offers it.
-    pub(crate) fn negotiate(device: OwnedFd, wanted: Profile, writable: bool) -> io::Result<Self> {
+    pub(crate) fn negotiate(device: OwnedFd, wanted: IoMode, writable: bool) -> io::Result<Self> {
         let agreed = Arc::new(OnceLock::new());
         let negotiator = Negotiator {
             wanted,
             writable,
             agreed: Arc::clone(&agreed),
         };
-        // The access check of `SessionACL` is part of fuser's own loop; here the mount's allow_other and default_permissions hold.
+        // The access check of `SessionACL` is part of fuser's own loop; here the mount's
+        // allow_other and default_permissions hold.
         let session = Session::from_fd(negotiator, device, SessionACL::All, Config::default())?;
         let Agreed {
-            profile,
+            io_mode,
             dialect,
             writes_back,
         } = *agreed.get().ok_or(io::ErrorKind::InvalidData)?;
         Ok(Self {
             session,
-            profile,
+            io_mode,
             dialect,
             writes_back,
         })
     }
 
-    /// Whether OPEN may be answered ENOSYS: nothing depends on being asked, and the kernel was not told
-    /// to leave cutting files to it.
+    /// Whether OPEN may be answered ENOSYS: nothing depends on being asked, and the kernel was not
+    /// told to leave cutting files to it.
     pub(super) fn may_skip_open(&self) -> bool {
-        self.profile == Profile::Cached
+        self.io_mode == IoMode::Cached
     }
 
     /// For invalidations.
@@ -79,7 +81,7 @@ impl AsFd for Connection {
 
 #[derive(Debug)]
 struct Negotiator {
-    wanted: Profile,
+    wanted: IoMode,
     writable: bool,
     agreed: Arc<OnceLock<Agreed>>,
 }
@@ -87,20 +89,20 @@ struct Negotiator {
 impl Filesystem for Negotiator {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
         let offered = config.capabilities();
-        let profile = match self.wanted {
-            Profile::Passthrough if offered.contains(InitFlags::FUSE_PASSTHROUGH) => {
-                Profile::Passthrough
+        let io_mode = match self.wanted {
+            IoMode::Passthrough if offered.contains(InitFlags::FUSE_PASSTHROUGH) => {
+                IoMode::Passthrough
             }
-            _ => Profile::Cached,
+            _ => IoMode::Cached,
         };
-        let flags = (always() | of_profile(profile, self.writable)) & offered;
+        let flags = (always() | flags_of(io_mode, self.writable)) & offered;
         config
             .add_capabilities(flags)
             .map_err(|missing| io::Error::other(format!("the kernel takes {missing:?} back")))?;
         config
             .set_max_write(MAX_WRITE)
             .map_err(|_nearest| io::ErrorKind::InvalidInput)?;
-        if profile == Profile::Passthrough {
+        if io_mode == IoMode::Passthrough {
             // 1: backing files lie on a plain filesystem, and an overlay may lie on this mount.
             config
                 .set_max_stack_depth(1)
@@ -110,7 +112,7 @@ impl Filesystem for Negotiator {
             long_setxattr: flags.contains(InitFlags::FUSE_SETXATTR_EXT),
         };
         let agreed = Agreed {
-            profile,
+            io_mode,
             dialect,
             writes_back: flags.contains(InitFlags::FUSE_WRITEBACK_CACHE),
         };
@@ -120,10 +122,11 @@ impl Filesystem for Negotiator {
     }
 }
 
-/// What either profile wants, where the kernel has it.
+/// What either I/O mode wants, where the kernel has it.
 ///
-/// Not among it: `CREATE_SUPP_GROUP` (the system strips set-gid of a new file by the caller's groups before it asks us, so the one group
-/// that this would tell is not missed), `SECURITY_CTX`, and locks, which are the kernel's own.
+/// Not among it: `CREATE_SUPP_GROUP` (the system strips set-gid of a new file by the caller's
+/// groups before it asks us, so the one group that this would tell is not missed), `SECURITY_CTX`,
+/// and locks, which are the kernel's own.
 fn always() -> InitFlags {
     InitFlags::FUSE_PARALLEL_DIROPS
         | InitFlags::FUSE_DO_READDIRPLUS
@@ -141,11 +144,12 @@ fn always() -> InitFlags {
         | InitFlags::FUSE_ABORT_ERROR
 }
 
-fn of_profile(profile: Profile, writable: bool) -> InitFlags {
-    match profile {
-        Profile::Passthrough => InitFlags::FUSE_PASSTHROUGH | InitFlags::FUSE_ATOMIC_O_TRUNC,
-        // Under the writeback cache the kernel believes no `st_blocks` it knew before a close, so it is only for mounts that can be written.
-        Profile::Cached if writable => InitFlags::FUSE_WRITEBACK_CACHE,
-        Profile::Cached => InitFlags::empty(),
+fn flags_of(io_mode: IoMode, writable: bool) -> InitFlags {
+    match io_mode {
+        IoMode::Passthrough => InitFlags::FUSE_PASSTHROUGH | InitFlags::FUSE_ATOMIC_O_TRUNC,
+        // Under the writeback cache the kernel believes no `st_blocks` it knew before a close, so
+        // it is only for mounts that can be written.
+        IoMode::Cached if writable => InitFlags::FUSE_WRITEBACK_CACHE,
+        IoMode::Cached => InitFlags::empty(),
     }
 }

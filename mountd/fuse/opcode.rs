@@ -1,4 +1,5 @@
-//! Request codes (`enum fuse_opcode` of the header that `wire` names): those that are answered here, and the names of all.
+//! Request codes (`enum fuse_opcode` of the header that `wire` names): those that are answered
+//! here, and the names of all.
 
 pub(super) const LOOKUP: u32 = 1;
 pub(super) const FORGET: u32 = 2;

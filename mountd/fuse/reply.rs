@@ -1,7 +1,8 @@
 //! Bytes of an answer.
 //!
-//! Invariant: a [`Reply`] is one buffer for the life of its thread; the header comes first and the payload behind it, so an answer is
-//! one write and nothing is moved. What does not fit is an error before anything is written, never a short answer.
+//! Invariant: a [`Reply`] is one buffer for the life of its thread; the header comes first and the
+//! payload behind it, so an answer is one write and nothing is moved. What does not fit is an
+//! error before anything is written, never a short answer.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -16,7 +17,8 @@ use super::negotiate::MAX_WRITE;
 use super::wire;
 use crate::overlay::{Attr, DirEntry, Entry, Statfs};
 
-/// How long the kernel may believe an entry, its absence, or attributes, in seconds: for good (136 years). Nobody else changes the mount.
+/// How long the kernel may believe an entry, its absence, or attributes, in seconds: for good (136
+/// years). Nobody else changes the mount.
 pub(super) const FOR_GOOD: u64 = 1 << 32;
 
 const HEADER: usize = size_of::<wire::OutHeader>();
@@ -86,7 +88,8 @@ impl Reply {
         self.length - HEADER
     }
 
-    /// Adds a directory's entry if it fits in `limit` bytes of payload; a plain one, or one with its node.
+    /// Adds a directory's entry if it fits in `limit` bytes of payload; a plain one, or one with
+    /// its node.
     pub(super) fn put_entry(
         &mut self,
         entry: &DirEntry<'_>,

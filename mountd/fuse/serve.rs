@@ -15,7 +15,8 @@ use super::reply::Reply;
 use super::threads::{End, Threads};
 use crate::counters::Counters;
 
-/// A request's greatest length: the longest write and its headers, which the kernel asks room for (one page is plenty).
+/// A request's greatest length: the longest write and its headers, which the kernel asks room for
+/// (one page is plenty).
 const REQUEST: usize = MAX_WRITE as usize + 4096;
 
 /// Serves one connection.

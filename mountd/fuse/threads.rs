@@ -1,15 +1,19 @@
 //! The threads that read requests from the connection and have them answered.
 //!
-//! Invariants: while there are fewer than [`MAX_THREADS`], a request is read at once, however many others wait for a disk: the thread
-//! that takes a request when no other waits starts one before it answers. Nothing is guessed from what a request asks. A thread holds no
-//! lock between requests. [`run`](Threads::run) returns when the connection has ended, after the last answer.
+//! Invariants: while there are fewer than [`MAX_THREADS`], a request is read at once, however many
+//! others wait for a disk: the thread that takes a request when no other waits starts one before
+//! it answers. Nothing is guessed from what a request asks. A thread holds no lock between
+//! requests. [`run`](Threads::run) returns when the connection has ended, after the last answer.
 //!
-//! Each thread waits by an epoll of its own, exclusively, and so keeps its place in the kernel's queue: the first one that is free gets the
-//! request, with its caches warm, and the last ones find nothing to do for a while, and end. (Threads that wait in read(2) are woken in
-//! turn.) The connection does not block, so a thread that comes too late for a request goes back to its place.
+//! Each thread waits by an epoll of its own, exclusively, and so keeps its place in the kernel's
+//! queue: the first one that is free gets the request, with its caches warm, and the last ones
+//! find nothing to do for a while, and end. (Threads that wait in read(2) are woken in turn.) The
+//! connection does not block, so a thread that comes too late for a request goes back to its
+//! place.
 //!
-//! At [`MAX_THREADS`] further requests wait for one of those under way, as they do in a disk's own queue. A thread at work stands for a
-//! client that waits, so a mount has as many threads as its clients have at once.
+//! At [`MAX_THREADS`] further requests wait for one of those under way, as they do in a disk's own
+//! queue. A thread at work stands for a client that waits, so a mount has as many threads as its
+//! clients have at once.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -29,7 +33,8 @@ use super::reply::Reply;
 const THREADS: usize = 2;
 /// Threads at most.
 const MAX_THREADS: usize = 512;
-/// Without a request for so long, a thread beyond [`THREADS`] ends, and the others give back the memory of large requests.
+/// Without a request for so long, a thread beyond [`THREADS`] ends, and the others give back the
+/// memory of large requests.
 const PAUSE: Timespec = Timespec {
     tv_sec: 1,
     tv_nsec: 0,
@@ -63,7 +68,8 @@ pub(super) struct Threads<'m, A> {
 }
 
 impl<'m, A: Fn(&[u8], &mut Reply) + Sync> Threads<'m, A> {
-    /// Threads that have `answer` answer what comes over `device`, which no longer blocks from here on.
+    /// Threads that have `answer` answer what comes over `device`, which no longer blocks from
+    /// here on.
     pub(super) fn new(device: BorrowedFd<'m>, longest: usize, answer: A) -> io::Result<Self> {
         let flags = rustix::fs::fcntl_getfl(device)?;
         rustix::fs::fcntl_setfl(device, flags | OFlags::NONBLOCK)?;
@@ -212,7 +218,8 @@ impl Place {
         }
     }
 
-    /// Waits until there is a request, which another thread may take first, or the connection's end. `false`: neither came in time.
+    /// Waits until there is a request, which another thread may take first, or the connection's
+    /// end. `false`: neither came in time.
     fn wait(&self, device: BorrowedFd<'_>, patience: Option<&Timespec>) -> Result<bool, Errno> {
         let events = match &self.queue {
             Some(queue) => epoll::wait(queue, &mut [MaybeUninit::uninit()], patience)
@@ -230,7 +237,8 @@ impl Place {
     }
 }
 
-/// The length of a request; none if there is none (another thread has it, or it was withdrawn); or the connection's end.
+/// The length of a request; none if there is none (another thread has it, or it was withdrawn); or
+/// the connection's end.
 fn receive(device: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Option<usize>, io::Result<End>> {
     match rustix::io::read(device, &mut *buffer) {
         Ok(0) => Err(Err(io::ErrorKind::UnexpectedEof.into())),
@@ -242,8 +250,9 @@ fn receive(device: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Option<usize>, i
     }
 }
 
-/// How the connection ended. A thread that is just taking a request up is told that it was cut, also when it was unmounted
-/// (fuse_dev_do_read in fs/fuse/dev.c); once the end is complete, a read tells the truth.
+/// How the connection ended. A thread that is just taking a request up is told that it was cut,
+/// also when it was unmounted (fuse_dev_do_read in fs/fuse/dev.c); once the end is complete, a
+/// read tells the truth.
 fn end_of(device: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<End> {
     // No event is asked for: what is reported is the end alone.
     let mut ended = [PollFd::from_borrowed_fd(device, PollFlags::empty())];

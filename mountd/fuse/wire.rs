@@ -1,9 +1,11 @@
 //! The structs of the FUSE protocol, as they lie in a request and in a reply.
 //!
-//! From Linux `include/uapi/linux/fuse.h`, protocol 7.40 (Linux 6.9; `ALLOW_IDMAP` of 7.41 changes no struct); `negotiate` says 7.40 to the
-//! kernel. Integers are the machine's own. Names follow the header, less its `fuse_`.
+//! From Linux `include/uapi/linux/fuse.h`, protocol 7.40 (Linux 6.9; `ALLOW_IDMAP` of 7.41 changes
+//! no struct); `negotiate` says 7.40 to the kernel. Integers are the machine's own. Names follow
+//! the header, less its `fuse_`.
 //!
-//! Invariant: a struct has the header's size and offsets; padding is spelt out, so the derives refuse any that isn't.
+//! Invariant: a struct has the header's size and offsets; padding is spelt out, so the derives
+//! refuse any that isn't.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -319,7 +321,8 @@ pub(super) struct CreateOut {
     pub(super) open: OpenOut,
 }
 
-/// Of WRITE and COPY_FILE_RANGE, and, as `getxattr_out`, of GETXATTR and LISTXATTR when they ask for a size.
+/// Of WRITE and COPY_FILE_RANGE, and, as `getxattr_out`, of GETXATTR and LISTXATTR when they ask
+/// for a size.
 #[derive(Copy, Clone, Debug, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub(super) struct SizeOut {

@@ -13,13 +13,13 @@ use super::iomode::Source;
 use super::opens::Serving;
 use super::state::{Home, Unsynced};
 use super::types::{CopyEnd, Errno, HandleId, NodeId, OpenFlags, Opened, Seek, Side};
-use super::{Overlay, Profile};
+use super::{IoMode, Overlay};
 use crate::lru::Lru;
 
 /// Files kept open where the kernel does not tell which are.
 const KEPT: usize = 128;
 
-/// Open files by node, for [`Profile::Cached`].
+/// Open files by node, for [`IoMode::Cached`].
 #[derive(Debug)]
 pub(super) struct NodeFiles {
     kept: Mutex<Lru<NodeId, KeptFile>>,
@@ -282,7 +282,7 @@ impl Overlay {
     /// In passthrough the kernel writes, and syncs for `O_DSYNC` and `RWF_DSYNC`, without asking: what such a sync does not cover, that the
     /// content is the upper's, is durable before the file is open.
     fn sync_before_passthrough(&self, id: NodeId, flags: OpenFlags) -> Result<(), Errno> {
-        if self.profile == Profile::Cached {
+        if self.io_mode == IoMode::Cached {
             return Ok(());
         }
         if self.unsynced(id).is_some_and(|unsynced| unsynced.inode) {
@@ -416,7 +416,7 @@ impl Overlay {
     }
 
     fn unused_orphan(&self, id: NodeId) -> Option<u64> {
-        if self.profile == Profile::Passthrough && self.serving(id).is_some() {
+        if self.io_mode == IoMode::Passthrough && self.serving(id).is_some() {
             return None;
         }
         let state = self.state.read();

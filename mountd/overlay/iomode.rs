@@ -14,7 +14,7 @@ use super::content::Content;
 use super::event::Event;
 use super::opens::{OpenFile, Serving};
 use super::types::{Attr, Backing, Errno, HandleId, NodeId, OpenMode, Opened, Side};
-use super::{Overlay, Profile};
+use super::{IoMode, Overlay};
 
 /// A lower file of at least this many bytes is served in passthrough, as is everything that is executed: there the shared page cache
 /// pays. For the others the kernel's cache behaves better when someone writes under a reader. The differences are in `docs/posix.md`.
@@ -71,7 +71,7 @@ impl Overlay {
 
     /// Whether a file without a name has to be kept: someone may still use it.
     pub(super) fn may_be_open(&self, id: NodeId) -> bool {
-        self.profile == Profile::Cached || self.serving(id).is_some()
+        self.io_mode == IoMode::Cached || self.serving(id).is_some()
     }
 
     /// Enters an opened file and says how it is served; of one that was just made the permissions are known. The caller guards the node.
@@ -82,7 +82,7 @@ impl Overlay {
         source: Source,
         new: Option<u32>,
     ) -> Result<Opened, Errno> {
-        if self.profile == Profile::Cached {
+        if self.io_mode == IoMode::Cached {
             return Ok(Opened {
                 handle: HandleId(0),
                 mode: OpenMode::Cached,

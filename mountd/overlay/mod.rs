@@ -41,6 +41,7 @@ mod xattrs;
 use std::os::fd::{AsFd, OwnedFd};
 
 use cowl_core::digest::ChainId;
+use cowl_core::handover::IoMode;
 use cowl_core::tree::{FileType, Tree, TreeIno};
 use cowl_core::upper::marks::Stamp;
 use cowl_core::upper::scan::is_opaque;
@@ -75,15 +76,6 @@ pub enum OverlayError {
     },
 }
 
-/// How files are served.
-#[derive(Copy, Clone, Debug, Eq, PartialEq)]
-pub enum Profile {
-    /// By handle; the kernel reads and writes the host's files itself where that is safe.
-    Passthrough,
-    /// Without handles (OPEN is answered ENOSYS), all through the kernel's cache.
-    Cached,
-}
-
 /// The two directories that a mount writes to.
 #[derive(Debug)]
 pub struct UpperDirs {
@@ -105,7 +97,7 @@ pub struct Config {
     /// Without it the mount is read-only.
     pub upper: Option<UpperDirs>,
     /// How files are served.
-    pub profile: Profile,
+    pub io_mode: IoMode,
 }
 
 /// A mounted image: see the head of this module.
@@ -113,7 +105,7 @@ pub struct Config {
 pub struct Overlay {
     lower: Lower,
     upper: Option<Upper>,
-    profile: Profile,
+    io_mode: IoMode,
     state: RwLock<State>,
     filling: Busy,
     busy: Busy,
@@ -135,7 +127,7 @@ impl Overlay {
             chain,
             objects,
             upper,
-            profile,
+            io_mode,
         } = config;
         let lower = Lower::new(tree, objects);
         let stamp = Stamp {
@@ -148,7 +140,7 @@ impl Overlay {
         let overlay = Overlay {
             lower,
             upper,
-            profile,
+            io_mode,
             state: RwLock::default(),
             filling: Busy::new(Level::Filling),
             busy: Busy::new(Level::Changing),

@@ -174,7 +174,7 @@ pub enum OpenMode {
 /// An opened file.
 #[derive(Clone, Debug)]
 pub struct Opened {
-    /// To be given back to `release`; 0 where files have none ([`Profile::Cached`](super::Profile::Cached)).
+    /// To be given back to `release`; 0 where files have none ([`IoMode::Cached`](super::IoMode::Cached)).
     pub handle: HandleId,
     /// How to serve it.
     pub mode: OpenMode,

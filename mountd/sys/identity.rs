@@ -1,8 +1,9 @@
 //! Whom a thread creates files as: file system user and group id and umask, of this thread alone.
 //!
-//! A file made under the caller's ids has the right owner, group (in a set-group-id directory), ACL and quota from birth; one that is
-//! handed over afterwards was somebody else's for a moment, and stays so when the worker stops in between. The ids are left in place
-//! for the thread's next request, which most often comes from the same caller.
+//! A file made under the caller's ids has the right owner, group (in a set-group-id directory),
+//! ACL and quota from birth; one that is handed over afterwards was somebody else's for a moment,
+//! and stays so when the worker stops in between. The ids are left in place for the thread's next
+//! request, which most often comes from the same caller.
 #![expect(unsafe_code, reason = "unshare(2) has no safe wrapper")]
 
 use std::cell::Cell;
@@ -31,8 +32,9 @@ fn begin() -> Result<Identity> {
     if let Some(now) = NOW.get() {
         return Ok(now);
     }
-    // umask(2) belongs to what threads share by default (CLONE_FS).
-    // SAFETY: CLONE_FS alone gives this thread its own root, working directory and umask; no descriptor or memory changes hands.
+    // umask(2) belongs to what threads share by default (CLONE_FS). SAFETY: CLONE_FS alone gives
+    // this thread its own root, working directory and umask; no descriptor or memory changes
+    // hands.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS)? };
     let own = (
         rustix::process::geteuid().as_raw(),
@@ -42,7 +44,8 @@ fn begin() -> Result<Identity> {
     rustix::process::umask(Mode::from_raw_mode(umask));
     let effective = rustix::thread::capabilities(None)?.effective;
     let identity = Identity {
-        // Nobody yet: whoever started this thread may have been acting for somebody, and it has inherited that.
+        // Nobody yet: whoever started this thread may have been acting for somebody, and it has
+        // inherited that.
         uid: u32::MAX,
         gid: u32::MAX,
         umask,
@@ -56,7 +59,8 @@ fn begin() -> Result<Identity> {
 /// From here on this thread creates files as `uid` and `gid`, less the permissions in `umask`.
 ///
 /// # Errors
-/// EPERM if this process may not act as them: ids that its user namespace does not have, or no privilege.
+/// EPERM if this process may not act as them: ids that its user namespace does not have, or no
+/// privilege.
 pub(crate) fn assume(uid: u32, gid: u32, umask: u32) -> Result<()> {
     let mut now = begin()?;
     if now.umask != umask {
@@ -67,14 +71,16 @@ pub(crate) fn assume(uid: u32, gid: u32, umask: u32) -> Result<()> {
     if (now.uid, now.gid) == (uid, gid) {
         return Ok(());
     }
-    // Both calls say what was before, whether they worked or not; asked with an impossible id they say what is.
+    // Both calls say what was before, whether they worked or not; asked with an impossible id they
+    // say what is.
     setfsgid(Gid::from_raw(gid));
     setfsuid(Uid::from_raw(uid));
     let none = u32::MAX;
     now.gid = setfsgid(Gid::from_raw(none)).as_raw();
     now.uid = setfsuid(Uid::from_raw(none)).as_raw();
     NOW.set(Some(now));
-    // Leaving user id 0 drops the capabilities over files (capabilities(7)); the overlay needs them whoever asks.
+    // Leaving user id 0 drops the capabilities over files (capabilities(7)); the overlay needs
+    // them whoever asks.
     let mut sets = rustix::thread::capabilities(None)?;
     if sets.effective != now.effective {
         sets.effective = now.effective;
@@ -87,7 +93,8 @@ pub(crate) fn assume(uid: u32, gid: u32, umask: u32) -> Result<()> {
     }
 }
 
-/// From here on this thread creates files as the worker itself, with the permissions it says; the worker's user and group id.
+/// From here on this thread creates files as the worker itself, with the permissions it says; the
+/// worker's user and group id.
 pub(crate) fn own() -> Result<(u32, u32)> {
     let now = begin()?;
     assume(now.own.0, now.own.1, 0)?;

@@ -1,4 +1,5 @@
-//! Safe wrappers for what the system-call crates lack: one small file each, the only `unsafe` of this crate.
+//! Safe wrappers for what the system-call crates lack: one small file each, the only `unsafe` of
+//! this crate.
 
 pub(crate) mod backing;
 pub(crate) mod identity;

@@ -12,7 +12,8 @@ pub(crate) fn set_read_only(mount: BorrowedFd<'_>) -> io::Result<()> {
         propagation: 0,
         userns_fd: 0,
     };
-    // SAFETY: the path is a NUL-terminated string and the struct is as long as the size says; the kernel only reads both.
+    // SAFETY: the path is a NUL-terminated string and the struct is as long as the size says; the
+    // kernel only reads both.
     let done = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,

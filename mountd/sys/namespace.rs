@@ -1,7 +1,8 @@
 //! A mount namespace of this process's own, with nothing in it but `/proc`.
 //!
-//! Whoever stays in the mount namespace of its caller keeps it alive, and with it every mount that was made in it: a user's `unshare -m` would
-//! go on for ever behind the back of who left it, since the mount in it that this process serves can only end with it.
+//! Whoever stays in the mount namespace of its caller keeps it alive, and with it every mount that
+//! was made in it: a user's `unshare -m` would go on for ever behind the back of who left it,
+//! since the mount in it that this process serves can only end with it.
 #![expect(unsafe_code, reason = "unshare(2) has no safe wrapper")]
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -15,12 +16,13 @@ use rustix::mount::{
 };
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
-/// Leaves the caller's mount namespace: from here on paths of the host mean nothing, and descriptors what they did before. For a process
-/// of one thread that has started whatever it has to start.
+/// Leaves the caller's mount namespace: from here on paths of the host mean nothing, and
+/// descriptors what they did before. For a process of one thread that has started whatever it has
+/// to start.
 ///
 /// # Errors
-/// Where the root cannot be left: it is no mount, as after `chroot`, or the first of all, as in an initial ramdisk. This process then stays
-/// where it was.
+/// Where the root cannot be left: it is no mount, as after `chroot`, or the first of all, as in an
+/// initial ramdisk. This process then stays where it was.
 pub(crate) fn leave() -> Result<()> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let callers = rustix::fs::open("/proc/self/ns/mnt", flags, Mode::empty())?;
@@ -48,7 +50,8 @@ fn empty_this_one() -> Result<()> {
     rustix::process::fchdir(&root)?;
     rustix::fs::mkdirat(&root, "proc", Mode::RWXU)?;
     move_mount(&proc, "", &root, "proc", by_descriptor)?;
-    // The old root comes to lie over the new one, from where it is taken away with everything in it (pivot_root(2)).
+    // The old root comes to lie over the new one, from where it is taken away with everything in
+    // it (pivot_root(2)).
     rustix::process::pivot_root(".", ".")?;
     unmount(".", UnmountFlags::DETACH)
 }

@@ -17,13 +17,15 @@ pub(crate) struct SharedWords {
     count: NonZeroUsize,
 }
 
-// SAFETY: the mapping belongs to the process, not to a thread, and is only ever touched atomically.
+// SAFETY: the mapping belongs to the process, not to a thread, and is only ever touched
+// atomically.
 unsafe impl Send for SharedWords {}
 // SAFETY: as above.
 unsafe impl Sync for SharedWords {}
 
 impl SharedWords {
-    /// Maps the first `count` words of `memory`, a file of at least that size that nobody can shrink (a sealed memfd).
+    /// Maps the first `count` words of `memory`, a file of at least that size that nobody can
+    /// shrink (a sealed memfd).
     pub(crate) fn map(memory: BorrowedFd<'_>, count: NonZeroUsize) -> io::Result<Self> {
         let length = count.get() * size_of::<AtomicU64>();
         // SAFETY: a new mapping at an address the kernel chooses touches no memory of ours.
@@ -43,7 +45,8 @@ impl SharedWords {
 
     /// The numbers.
     pub(crate) fn words(&self) -> &[AtomicU64] {
-        // SAFETY: the mapping is page-aligned, `count` words long, zero-filled, and lives as long as `self`.
+        // SAFETY: the mapping is page-aligned, `count` words long, zero-filled, and lives as long
+        // as `self`.
         unsafe { slice::from_raw_parts(self.start.as_ptr(), self.count.get()) }
     }
 }

@@ -1,7 +1,8 @@
 //! A file's bytes under random use, on a mount and on the host at once: they never differ.
 //!
-//! In the spirit of fsx: writes, cuts, holes, copies and shared mappings, through descriptors that stay open and through new ones. The
-//! file starts as one of the image, so the first change copies it up under whoever has it open.
+//! In the spirit of fsx: writes, cuts, holes, copies and shared mappings, through descriptors that
+//! stay open and through new ones. The file starts as one of the image, so the first change copies
+//! it up under whoever has it open.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -21,7 +22,7 @@ use std::fs;
 use std::process::Command;
 
 use common::{Image, noise};
-use cowl_core::handover::ProfileChoice;
+use cowl_core::handover::IoModeChoice;
 
 /// Steps a run. Each compares a part, every hundredth all.
 const STEPS: u32 = 1200;
@@ -106,8 +107,8 @@ fn bytes_are_those_of_a_plain_file_whatever_is_done_to_them() {
         let content = noise(size);
         let image = Image::of(&[("file", &content)]);
         for (choice, upper) in [
-            (ProfileChoice::Best, "best"),
-            (ProfileChoice::Cached, "cached"),
+            (IoModeChoice::Auto, "best"),
+            (IoModeChoice::Cached, "cached"),
         ] {
             let plain = image.path(&format!("plain-{upper}"));
             fs::write(&plain, &content).unwrap();
@@ -122,7 +123,7 @@ fn bytes_are_those_of_a_plain_file_whatever_is_done_to_them() {
             assert!(
                 status.success(),
                 "size {size}, seed {seed}, {:?}",
-                mount.profile
+                mount.io_mode
             );
             assert!(mount.unmount().success());
             let mount = image.mount_writable(choice, upper);

@@ -1,4 +1,5 @@
-//! What a mount does when processes die and descriptors run out, and that it keeps nothing of what it did.
+//! What a mount does when processes die and descriptors run out, and that it keeps nothing of what
+//! it did.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -19,7 +20,7 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use common::{Image, Mount, noise};
-use cowl_core::handover::ProfileChoice;
+use cowl_core::handover::IoModeChoice;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{
     Pid, PidfdFlags, Resource, Rlimit, Signal, kill_process, pidfd_open, prlimit,
@@ -50,7 +51,7 @@ fn descriptors(mount: &Mount) -> usize {
 #[test]
 fn a_dead_keeper_leaves_the_mount_and_its_lease_alone() {
     let image = Image::of(&[("x", b"y")]);
-    let mut mount = image.mount(ProfileChoice::Cached);
+    let mut mount = image.mount(IoModeChoice::Cached);
     let worker = pidfd_open(pid(mount.worker), PidfdFlags::empty()).unwrap();
     kill_process(pid(mount.keeper.id()), Signal::KILL).unwrap();
     mount.keeper.wait().unwrap();
@@ -85,7 +86,7 @@ fn waits(mount: &Mount) -> Vec<u64> {
 #[test]
 fn one_thread_answers_one_client() {
     let image = Image::of(&[("x", b"y")]);
-    let mount = image.mount(ProfileChoice::Best);
+    let mount = image.mount(IoModeChoice::Auto);
     let before = waits(&mount);
     for number in 0..2000 {
         assert!(fs::symlink_metadata(mount.path(&format!("absent-{number}"))).is_err());
@@ -95,7 +96,8 @@ fn one_thread_answers_one_client() {
         .zip(before)
         .map(|(now, before)| now - before)
         .collect();
-    // Turn and turn about, it would be half of them; on a busy machine another one is faster now and then.
+    // Turn and turn about, it would be half of them; on a busy machine another one is faster now
+    // and then.
     let (most, all) = (waited.iter().max().unwrap(), waited.iter().sum::<u64>());
     assert!(most * 5 > all * 3, "{waited:?}");
 }
@@ -105,7 +107,7 @@ fn one_thread_answers_one_client() {
 fn an_unmount_in_the_midst_of_requests_is_no_cut() {
     let image = Image::of(&[("x", b"y")]);
     for round in 0..150 {
-        let mount = image.mount(ProfileChoice::Best);
+        let mount = image.mount(IoModeChoice::Auto);
         let files: Vec<File> = (0..100)
             .map(|_| File::open(mount.path("x")).unwrap())
             .collect();
@@ -118,8 +120,8 @@ fn an_unmount_in_the_midst_of_requests_is_no_cut() {
 fn work_leaves_no_descriptors_behind() {
     let image = Image::of(&[("d/a", b"a"), ("d/b", b"b"), ("e/c", b"c")]);
     for (choice, upper) in [
-        (ProfileChoice::Best, "best"),
-        (ProfileChoice::Cached, "cached"),
+        (IoModeChoice::Auto, "best"),
+        (IoModeChoice::Cached, "cached"),
     ] {
         let mount = image.mount_writable(choice, upper);
         let work = |round: u32| {
@@ -140,7 +142,8 @@ fn work_leaves_no_descriptors_behind() {
         work(0);
         let before = descriptors(&mount);
         (1..10).for_each(work);
-        // Removed files are on their way to be forgotten, and the threads that this took end after a pause.
+        // Removed files are on their way to be forgotten, and the threads that this took end after
+        // a pause.
         assert!(
             eventually(|| descriptors(&mount) <= before),
             "{before} became {}",
@@ -158,7 +161,7 @@ fn out_of_descriptors_is_an_error_of_some_opens_and_passes() {
         .map(|name| (name.as_str(), &b"content"[..]))
         .collect();
     let image = Image::of(&files);
-    let mount = image.mount(ProfileChoice::Best);
+    let mount = image.mount(IoModeChoice::Auto);
     let few = Rlimit {
         current: Some(60),
         maximum: Some(60),
@@ -168,7 +171,7 @@ fn out_of_descriptors_is_an_error_of_some_opens_and_passes() {
         .iter()
         .map(|name| File::open(mount.path(name)))
         .collect();
-    if mount.profile == cowl_core::handover::Profile::Passthrough {
+    if mount.io_mode == cowl_core::handover::IoMode::Passthrough {
         let error = opened
             .iter()
             .find_map(|opened| opened.as_ref().err())
@@ -196,7 +199,7 @@ fn more_files_can_be_open_than_the_caller_may_have() {
         maximum: own.maximum,
     };
     rustix::process::setrlimit(Resource::Nofile, soft).unwrap();
-    let mount = image.mount(ProfileChoice::Best);
+    let mount = image.mount(IoModeChoice::Auto);
     let all = Rlimit {
         current: own.maximum,
         ..own
@@ -227,7 +230,7 @@ fn a_write_beyond_the_workers_file_size_limit_fails_and_the_mount_goes_on() {
         ("large", &noise(2 << 20)),
         ("untouched", b"untouched"),
     ]);
-    let mount = image.mount_writable(ProfileChoice::Cached, "upper");
+    let mount = image.mount_writable(IoModeChoice::Cached, "upper");
     let short = Rlimit {
         current: Some(100 << 10),
         maximum: Some(100 << 10),
@@ -251,7 +254,7 @@ fn a_write_beyond_the_workers_file_size_limit_fails_and_the_mount_goes_on() {
 #[test]
 fn a_large_write_s_memory_is_given_back() {
     let image = Image::of(&[]);
-    let mount = image.mount_writable(ProfileChoice::Cached, "upper");
+    let mount = image.mount_writable(IoModeChoice::Cached, "upper");
     let idle = private(&mount);
     let content = noise(64 << 20);
     std::thread::scope(|scope| {
@@ -282,7 +285,7 @@ fn a_worker_is_small_and_a_walk_costs_it_no_memory() {
             );
         }
     });
-    let mount = image.mount_writable(ProfileChoice::Best, "upper");
+    let mount = image.mount_writable(IoModeChoice::Auto, "upper");
     let idle = private(&mount);
     assert!(idle < 1536, "{idle} KiB idle");
     let mut seen = 0;

@@ -1,4 +1,5 @@
-//! Where there is less: a user namespace, no privilege at all, no `/dev/fuse`. These start other tests, or themselves, in such a place.
+//! Where there is less: a user namespace, no privilege at all, no `/dev/fuse`. These start other
+//! tests, or themselves, in such a place.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -18,7 +19,7 @@ use std::fs::{self, File};
 use std::process::Command;
 
 use common::Image;
-use cowl_core::handover::{Profile, ProfileChoice};
+use cowl_core::handover::{IoMode, IoModeChoice};
 
 /// Says to a test below that it is where it belongs.
 const HERE: &str = "COWL_TEST_PLACE";
@@ -55,8 +56,8 @@ fn in_a_user_namespace_a_mount_reads_and_writes_without_opening() {
         );
     }
     let image = Image::of(&[("d/old", b"old"), ("d/large", &common::noise(3 << 20))]);
-    let mount = image.mount_writable(ProfileChoice::Best, "upper");
-    assert_eq!(mount.profile, Profile::Cached);
+    let mount = image.mount_writable(IoModeChoice::Auto, "upper");
+    assert_eq!(mount.io_mode, IoMode::Cached);
     assert_eq!(
         fs::read(mount.path("d/large")).unwrap(),
         common::noise(3 << 20)
@@ -70,7 +71,7 @@ fn in_a_user_namespace_a_mount_reads_and_writes_without_opening() {
     assert_eq!(mount.count("OPEN"), 1, "{:?}", mount.counts());
     assert!(mount.count("RELEASE") <= 1, "{:?}", mount.counts());
     assert!(mount.unmount().success());
-    let mount = image.mount_writable(ProfileChoice::Best, "upper");
+    let mount = image.mount_writable(IoModeChoice::Auto, "upper");
     assert_eq!(fs::read(mount.path("d/old")).unwrap(), b"new");
     assert_eq!(fs::read(mount.path("d/moved")).unwrap(), b"born");
     assert!(!mount.path("d/large").try_exists().unwrap());
@@ -89,7 +90,7 @@ fn with_a_device_that_may_not_be_opened_it_fails_in_one_line() {
         );
     }
     let error = Image::of(&[])
-        .try_mount(ProfileChoice::Best, None)
+        .try_mount(IoModeChoice::Auto, None)
         .err()
         .unwrap()
         .to_string();
@@ -108,7 +109,7 @@ fn without_the_right_to_mount_it_fails_in_one_line() {
         );
     }
     let error = Image::of(&[])
-        .try_mount(ProfileChoice::Best, None)
+        .try_mount(IoModeChoice::Auto, None)
         .err()
         .unwrap()
         .to_string();
@@ -134,7 +135,7 @@ fn without_the_device_it_fails_in_one_line() {
         );
     }
     let error = Image::of(&[])
-        .try_mount(ProfileChoice::Best, None)
+        .try_mount(IoModeChoice::Auto, None)
         .err()
         .unwrap()
         .to_string();
@@ -155,8 +156,8 @@ fn a_store_on_an_overlay_is_served_through_the_daemon() {
         );
     }
     let image = Image::of(&[("large", &common::noise(3 << 20))]);
-    let mount = image.mount(ProfileChoice::Best);
-    assert_eq!(mount.profile, Profile::Cached);
+    let mount = image.mount(IoModeChoice::Auto);
+    assert_eq!(mount.io_mode, IoMode::Cached);
     assert_eq!(
         fs::read(mount.path("large")).unwrap(),
         common::noise(3 << 20)
@@ -183,7 +184,7 @@ fn keeper_and_worker_start_the_same_whatever_their_caller_had() {
         );
     }
     let image = Image::of(&[("x", b"y")]);
-    let mount = image.mount(ProfileChoice::Best);
+    let mount = image.mount(IoModeChoice::Auto);
     for process in [mount.keeper.id(), mount.worker] {
         assert_eq!(status(process, "SigBlk:"), "0000000000000000");
         // SIGPIPE and SIGXFSZ: what they stand for are errors of system calls.
@@ -245,10 +246,10 @@ fn keeper_and_worker_have_only_the_capabilities_that_they_use() {
 
 fn check_capabilities() {
     let image = Image::of(&[("x", b"y")]);
-    let writable = image.mount_writable(ProfileChoice::Best, "upper");
-    let read_only = image.mount(ProfileChoice::Best);
+    let writable = image.mount_writable(IoModeChoice::Auto, "upper");
+    let read_only = image.mount(IoModeChoice::Auto);
     let mut reading = vec![DAC_READ_SEARCH];
-    if read_only.profile == Profile::Passthrough {
+    if read_only.io_mode == IoMode::Passthrough {
         reading.push(SYS_ADMIN);
     }
     let writing = [
@@ -287,7 +288,8 @@ fn check_capabilities() {
     assert!(read_only.unmount().success(), "{}", image.log());
 }
 
-/// A user namespace that maps every id to itself cannot be told from the initial one by its map; the kernel refuses backing files all the same.
+/// A user namespace that maps every id to itself cannot be told from the initial one by its map;
+/// the kernel refuses backing files all the same.
 #[test]
 fn where_the_kernel_takes_no_backing_file_contents_go_through_the_daemon() {
     if !is_here() {
@@ -302,8 +304,8 @@ fn where_the_kernel_takes_no_backing_file_contents_go_through_the_daemon() {
         );
     }
     let image = Image::of(&[("large", &common::noise(3 << 20))]);
-    let mount = image.mount_writable(ProfileChoice::Best, "upper");
-    assert_eq!(mount.profile, Profile::Cached);
+    let mount = image.mount_writable(IoModeChoice::Auto, "upper");
+    assert_eq!(mount.io_mode, IoMode::Cached);
     assert!(
         image
             .log()

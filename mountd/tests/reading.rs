@@ -1,4 +1,5 @@
-//! A read-only mount of a tree, by keeper and worker: what it shows, what it costs, and how it ends.
+//! A read-only mount of a tree, by keeper and worker: what it shows, what it costs, and how it
+//! ends.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -20,9 +21,9 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use cowl_tests::host::kernel_has_passthrough;
 
 use common::{Image, noise};
-use cowl_core::handover::{Profile, ProfileChoice};
+use cowl_core::handover::{IoMode, IoModeChoice};
 
-const BOTH: [ProfileChoice; 2] = [ProfileChoice::Best, ProfileChoice::Cached];
+const BOTH: [IoModeChoice; 2] = [IoModeChoice::Auto, IoModeChoice::Cached];
 
 #[test]
 fn a_mount_shows_the_tree() {
@@ -100,9 +101,9 @@ fn what_is_warm_costs_no_request() {
         };
         let (opens, others) = asked();
         (0..100).for_each(|_| drop(fs::read(mount.path("a/b/c")).unwrap()));
-        let expected = match mount.profile {
-            Profile::Passthrough => 100,
-            Profile::Cached => 0,
+        let expected = match mount.io_mode {
+            IoMode::Passthrough => 100,
+            IoMode::Cached => 0,
         };
         assert_eq!(asked(), (opens + expected, others), "{:?}", mount.counts());
     }
@@ -112,16 +113,16 @@ fn what_is_warm_costs_no_request() {
 fn a_large_file_is_read_by_the_kernel_itself() {
     let big = noise(4 << 20);
     let image = Image::of(&[("big", &big)]);
-    let mount = image.mount(ProfileChoice::Best);
+    let mount = image.mount(IoModeChoice::Auto);
     let file = File::open(mount.path("big")).unwrap();
     let mut bytes = vec![0; big.len()];
     file.read_exact_at(&mut bytes, 0).unwrap();
     assert!(bytes == big);
     if kernel_has_passthrough() {
-        assert_eq!(mount.profile, Profile::Passthrough, "{}", image.log());
+        assert_eq!(mount.io_mode, IoMode::Passthrough, "{}", image.log());
         assert_eq!((mount.count("OPEN"), mount.count("READ")), (1, 0));
     } else {
-        assert_eq!(mount.profile, Profile::Cached);
+        assert_eq!(mount.io_mode, IoMode::Cached);
         assert!(mount.count("READ") >= 4, "{:?}", mount.counts());
     }
 }
@@ -130,7 +131,7 @@ fn a_large_file_is_read_by_the_kernel_itself() {
 fn the_lease_is_free_when_the_mount_is_gone_and_not_before() {
     let image = Image::of(&[("x", b"y")]);
     assert!(!image.is_leased());
-    let mount = image.mount(ProfileChoice::Best);
+    let mount = image.mount(IoModeChoice::Auto);
     assert!(image.is_leased());
     assert!(mount.unmount().success());
     assert!(!image.is_leased());
@@ -139,7 +140,7 @@ fn the_lease_is_free_when_the_mount_is_gone_and_not_before() {
 #[test]
 fn a_dead_worker_cuts_the_mount_off_and_the_keeper_says_so() {
     let image = Image::of(&[("x", b"y")]);
-    let mut mount = image.mount(ProfileChoice::Cached);
+    let mut mount = image.mount(IoModeChoice::Cached);
     let worker = rustix::process::Pid::from_raw(mount.worker.try_into().unwrap()).unwrap();
     rustix::process::kill_process(worker, rustix::process::Signal::KILL).unwrap();
     assert_eq!(mount.keeper.wait().unwrap().code(), Some(1));
@@ -160,7 +161,7 @@ fn a_tree_that_is_none_is_a_failure_said_in_one_line() {
     let image = Image::of(&[("x", b"y")]);
     fs::write(image.path("tree"), "not a tree").unwrap();
     let error = image
-        .try_mount(ProfileChoice::Best, None)
+        .try_mount(IoModeChoice::Auto, None)
         .err()
         .unwrap()
         .to_string();
@@ -175,7 +176,7 @@ fn the_worker_holds_what_it_was_handed_and_nothing_else() {
     // As a careless parent would leave it open.
     let stray = File::open("/etc/passwd").unwrap();
     rustix::io::fcntl_setfd(&stray, rustix::io::FdFlags::empty()).unwrap();
-    let mount = image.mount(ProfileChoice::Best);
+    let mount = image.mount(IoModeChoice::Auto);
     for (process, most) in [(mount.worker, 10), (mount.keeper.id(), 8)] {
         let open: Vec<_> = fs::read_dir(format!("/proc/{process}/fd"))
             .unwrap()

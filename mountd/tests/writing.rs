@@ -1,4 +1,5 @@
-//! A writable mount: every kind of change, in both profiles, with the host's own files as the measure.
+//! A writable mount: every kind of change, in both I/O modes, with the host's own files as the
+//! measure.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -21,16 +22,16 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::process::Command;
 
 use common::{Image, Mount, noise};
-use cowl_core::handover::{Profile, ProfileChoice};
+use cowl_core::handover::{IoMode, IoModeChoice};
 use rustix::fs::{
     AtFlags, CWD, FallocateFlags, OFlags, RenameFlags, SeekFrom, Timespec, Timestamps, XattrFlags,
     renameat_with,
 };
 use rustix::io::Errno;
 
-const BOTH: [ProfileChoice; 2] = [ProfileChoice::Best, ProfileChoice::Cached];
+const BOTH: [IoModeChoice; 2] = [IoModeChoice::Auto, IoModeChoice::Cached];
 
-/// A mount in each profile, over uppers of their own.
+/// A mount in each io_mode, over uppers of their own.
 fn each(image: &Image, test: impl Fn(&Mount)) {
     for (choice, upper) in BOTH.into_iter().zip(["upper-best", "upper-cached"]) {
         let mount = image.mount_writable(choice, upper);
@@ -137,7 +138,7 @@ fn data_just_written_is_found_by_who_looks_for_holes() {
         })
     };
     each(&image, |mount| {
-        let name = format!("{:?}", mount.profile);
+        let name = format!("{:?}", mount.io_mode);
         let ours = fresh(mount.path("d").join(&name));
         assert_eq!(seek(&ours), seek(&fresh(plain.path().join(&name))));
     });
@@ -294,8 +295,9 @@ fn another_files_stat_does_not_wait_for_a_copy_up() {
             answered += 1;
         }
         copying.join().unwrap();
-        // One that waited would be the only one. How long each takes is measured where nothing else runs, end to end.
-        assert!(answered > 10, "{:?}: {answered} lookups", mount.profile);
+        // One that waited would be the only one. How long each takes is measured where nothing
+        // else runs, end to end.
+        assert!(answered > 10, "{:?}: {answered} lookups", mount.io_mode);
     });
 }
 
@@ -323,7 +325,8 @@ fn names_are_looked_up_while_more_files_are_copied_up_than_there_were_threads() 
             });
             let finished = || copies.iter().filter(|copy| copy.is_finished()).count();
             let mut answered = 0;
-            // With as many threads as in the beginning, a lookup would wait for a copy to end, and the next one behind it too.
+            // With as many threads as in the beginning, a lookup would wait for a copy to end, and
+            // the next one behind it too.
             while finished() < names.len() / 2 {
                 assert!(fs::symlink_metadata(mount.path(&format!("absent-{answered}"))).is_err());
                 answered += 1;
@@ -344,7 +347,7 @@ fn objects_cannot_be_written_by_the_worker_either() {
     let content = noise(2 << 20);
     let image = Image::of(&[("large", &content)]);
     each(&image, |mount| {
-        if mount.profile != Profile::Passthrough {
+        if mount.io_mode != IoMode::Passthrough {
             return;
         }
         let objects = fs::read_dir(format!("/proc/{}/fd", mount.worker))
@@ -386,7 +389,7 @@ fn a_reader_of_a_large_file_and_its_writer_get_along() {
         assert_eq!(fs::metadata(mount.path("large")).unwrap().ino(), inode);
         reader.read_exact_at(&mut start, 0).unwrap();
         // A passthrough reader keeps what it opened; through the cache it sees the change.
-        let expected = if mount.profile == Profile::Passthrough {
+        let expected = if mount.io_mode == IoMode::Passthrough {
             &content[..3]
         } else {
             b"NEW"
@@ -400,10 +403,10 @@ fn a_reader_of_a_large_file_and_its_writer_get_along() {
 #[test]
 fn an_upper_in_use_or_of_another_image_is_refused_in_one_line() {
     let mut image = Image::of(&[("x", b"y")]);
-    let mount = image.mount_writable(ProfileChoice::Best, "upper");
+    let mount = image.mount_writable(IoModeChoice::Auto, "upper");
     let refused = |image: &Image| {
         image
-            .try_mount(ProfileChoice::Best, Some("upper"))
+            .try_mount(IoModeChoice::Auto, Some("upper"))
             .err()
             .unwrap()
             .to_string()

@@ -1,6 +1,7 @@
 //! Taking a request's body apart, from its front.
 //!
-//! Invariant: what is not there is [`Malformed`]; nothing is copied but the small structs of `wire`.
+//! Invariant: what is not there is [`Malformed`]; nothing is copied but the small structs of
+//! `wire`.
 
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 

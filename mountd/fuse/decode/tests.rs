@@ -1,4 +1,5 @@
-//! Requests as Linux 6.18 sent them (`fixtures/golden/fuse/requests`, read off the connection with strace), and bytes nobody would send.
+//! Requests as Linux 6.18 sent them (`fixtures/golden/fuse/requests`, read off the connection with
+//! strace), and bytes nobody would send.
 
 use proptest::prelude::*;
 

@@ -1,4 +1,5 @@
-//! Answers against bytes that a C program laid out with the kernel's own header (`fixtures/golden/fuse/replies`).
+//! Answers against bytes that a C program laid out with the kernel's own header
+//! (`fixtures/golden/fuse/replies`).
 
 use std::fs::File;
 use std::io::Read;

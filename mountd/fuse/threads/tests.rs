@@ -1,4 +1,5 @@
-//! Over a socket that keeps its messages apart, as the connection does; an empty one stands for the connection's end.
+//! Over a socket that keeps its messages apart, as the connection does; an empty one stands for
+//! the connection's end.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 
@@ -32,7 +33,8 @@ impl Client {
 const BLOCKS: u8 = 1;
 const QUICK: u8 = 2;
 
-/// Runs `client` against threads to which a request of [`BLOCKS`] takes until it is told to finish.
+/// Runs `client` against threads to which a request of [`BLOCKS`] takes until it is told to
+/// finish.
 fn against_threads(client: impl FnOnce(&Client, &dyn Fn() -> usize)) {
     let (ours, theirs) = socketpair(
         AddressFamily::UNIX,

@@ -182,7 +182,7 @@ fn open_for_reading_with_truncation_cuts_the_file() {
             .len(),
         0
     );
-    let overlay = fixture.open_with(Profile::Passthrough, false).unwrap();
+    let overlay = fixture.open_with(IoMode::Passthrough, false).unwrap();
     let id = walk(&overlay, "dir/sparse").unwrap();
     assert_eq!(overlay.open(id, flags).unwrap_err(), Errno::ROFS);
 }

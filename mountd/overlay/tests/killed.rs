@@ -184,7 +184,7 @@ fn the_one_that_is_killed() {
     };
     let base = Path::new(&base);
     let tree = fs::read(base.join("tree")).unwrap();
-    let overlay = super::open_at(base, &tree, Profile::Passthrough, true).unwrap();
+    let overlay = super::open_at(base, &tree, IoMode::Passthrough, true).unwrap();
     let mut done = OpenOptions::new()
         .append(true)
         .create(true)

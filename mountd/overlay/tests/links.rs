@@ -130,7 +130,7 @@ fn an_unnamed_file_can_be_given_a_name() {
 #[test]
 fn times_of_an_unlinked_lower_file_copy_nothing_up() {
     let fixture = small();
-    let overlay = fixture.open_with(Profile::Cached, true).unwrap();
+    let overlay = fixture.open_with(IoMode::Cached, true).unwrap();
     let id = overlay.lookup(NodeId::ROOT, b"file").unwrap().unwrap().id;
     overlay.unlink(NodeId::ROOT, b"file").unwrap();
     let later = Timestamp { secs: 77, nanos: 7 };

@@ -95,10 +95,10 @@ impl Fixture {
 
     pub(super) fn open_with(
         &self,
-        profile: Profile,
+        io_mode: IoMode,
         writable: bool,
     ) -> Result<Overlay, OverlayError> {
-        open_at(self.base.path(), &self.tree, profile, writable)
+        open_at(self.base.path(), &self.tree, io_mode, writable)
     }
 
     /// For another process to read.
@@ -107,7 +107,7 @@ impl Fixture {
     }
 
     pub(super) fn overlay(&self) -> Overlay {
-        self.open_with(Profile::Passthrough, true).unwrap()
+        self.open_with(IoMode::Passthrough, true).unwrap()
     }
 }
 
@@ -125,7 +125,7 @@ pub(super) fn run(command: &mut Command) -> Output {
 pub(super) fn open_at(
     base: &Path,
     tree: &[u8],
-    profile: Profile,
+    io_mode: IoMode,
     writable: bool,
 ) -> Result<Overlay, OverlayError> {
     let _none_starts = STARTING.read();
@@ -138,7 +138,7 @@ pub(super) fn open_at(
             upper: dir("upper"),
             work: dir("work"),
         }),
-        profile,
+        io_mode,
     })
 }
 

@@ -3,7 +3,7 @@
 //! the same upper.
 //!
 //! `COWL_TEST_SEED` moves the seeds, `COWL_TEST_SCALE` makes the programs more; a failure prints the command that runs its program
-//! again. By default it is a hundred thousand steps in all, over two profiles with and without privilege.
+//! again. By default it is a hundred thousand steps in all, over two I/O modes with and without privilege.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -71,7 +71,7 @@ pub(super) struct World {
     pub(super) open: Vec<Both>,
     pub(super) log: Vec<String>,
     pub(super) rng: Rng,
-    pub(super) profile: Profile,
+    pub(super) io_mode: IoMode,
     /// Paths that were there at the last check.
     pub(super) there: Vec<String>,
 }
@@ -102,10 +102,10 @@ fn tree() -> Fixture {
 }
 
 impl World {
-    fn new(seed: u64, profile: Profile) -> World {
+    fn new(seed: u64, io_mode: IoMode) -> World {
         let fixture = tree();
         let plain = File::open(fixture.path("plain")).unwrap().into();
-        let overlay = Some(fixture.open_with(profile, true).unwrap());
+        let overlay = Some(fixture.open_with(io_mode, true).unwrap());
         World {
             fixture,
             overlay,
@@ -114,7 +114,7 @@ impl World {
             log: Vec::new(),
             there: Vec::new(),
             rng: Rng(seed),
-            profile,
+            io_mode,
         }
     }
 
@@ -192,7 +192,7 @@ impl World {
         self.close_all();
         self.log.push("remount".into());
         self.overlay = None;
-        self.overlay = Some(self.fixture.open_with(self.profile, true).unwrap());
+        self.overlay = Some(self.fixture.open_with(self.io_mode, true).unwrap());
         assert_eq!(
             std::fs::read_dir(self.fixture.path("work/orphans"))
                 .unwrap()
@@ -240,9 +240,9 @@ pub(super) fn owners() -> bool {
 /// Steps that a test takes, before the scale.
 const STEPS: u64 = 25_000;
 
-fn run(profile: Profile) {
+fn run(io_mode: IoMode) {
     for point in seeds(STEPS / ROUND) {
-        let mut world = World::new(point.number(), profile);
+        let mut world = World::new(point.number(), io_mode);
         world.check();
         for step in 1..=ROUND {
             world.step();
@@ -259,10 +259,10 @@ fn run(profile: Profile) {
 
 #[test]
 fn random_operations_are_those_of_a_plain_directory_with_handles() {
-    run(Profile::Passthrough);
+    run(IoMode::Passthrough);
 }
 
 #[test]
 fn random_operations_are_those_of_a_plain_directory_without_handles() {
-    run(Profile::Cached);
+    run(IoMode::Cached);
 }

@@ -279,7 +279,7 @@ impl World {
         let byte = u8::try_from(self.rng.below(256)).unwrap();
         let data = [byte; 5];
         plain.write_all_at(&data, offset).unwrap();
-        let ours = if self.profile == Profile::Cached {
+        let ours = if self.io_mode == IoMode::Cached {
             self.find(&path).and_then(|entry| {
                 self.overlay()
                     .write(entry.id, None, offset, &data, false)
@@ -301,7 +301,7 @@ impl World {
     }
 
     pub(super) fn open(&mut self) {
-        if self.profile == Profile::Cached || self.open.len() > 5 {
+        if self.io_mode == IoMode::Cached || self.open.len() > 5 {
             return;
         }
         let path = self.path();
@@ -383,7 +383,7 @@ impl World {
         let host = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&theirs));
         let theirs =
             rustix::fs::linkat(rustix::fs::CWD, host, &plain, name, AtFlags::SYMLINK_FOLLOW);
-        if self.profile == Profile::Passthrough {
+        if self.io_mode == IoMode::Passthrough {
             self.overlay().release(entry.id, opened.handle).unwrap();
         }
         let lookups = 1 + u64::from(ours.is_ok());

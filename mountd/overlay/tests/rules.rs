@@ -33,7 +33,7 @@ pub(super) fn write_to(overlay: &Overlay, path: &str, offset: u64, data: &[u8]) 
 #[test]
 fn a_read_only_mount_shows_the_tree_and_refuses_every_change() {
     let fixture = small();
-    let overlay = fixture.open_with(Profile::Passthrough, false).unwrap();
+    let overlay = fixture.open_with(IoMode::Passthrough, false).unwrap();
     assert_eq!(
         names(&overlay, ""),
         ["dir", "empty", "fifo", "file", "hard", "link", "null"]

@@ -1,7 +1,7 @@
 //! Images made of lists, and mounts of them that end with the test.
 //!
-//! A mount is used by its descriptor (`/proc/self/fd/N/...`) and attached nowhere, so nothing can stay behind in the host's tree; it is gone
-//! when the descriptor is closed.
+//! A mount is used by its descriptor (`/proc/self/fd/N/...`) and attached nowhere, so nothing can
+//! stay behind in the host's tree; it is gone when the descriptor is closed.
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, Write};
@@ -11,7 +11,7 @@ use std::process::{Child, ExitStatus};
 
 use cowl_core::digest::{DiffId, ObjectId, Sha256Digest};
 use cowl_core::handover::{
-    self, MountError, MountSources, Mounted, Profile, ProfileChoice, UpperSource,
+    self, IoMode, IoModeChoice, MountError, MountSources, Mounted, UpperSource,
 };
 use cowl_core::tree::{Kind, LayerBuilder, Meta, Timestamp, Tree, merge};
 use parking_lot::Mutex;
@@ -19,7 +19,8 @@ use tempfile::TempDir;
 
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_cowl-mountd");
 
-/// Whoever starts a process while another test has a lease open hands it a copy until it executes: one at a time.
+/// Whoever starts a process while another test has a lease open hands it a copy until it executes:
+/// one at a time.
 static ALONE: Mutex<()> = Mutex::new(());
 
 /// What a merged tree and its objects are on disk.
@@ -70,18 +71,19 @@ impl Image {
         rustix::fs::flock(&lease, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err()
     }
 
-    pub fn mount(&self, choice: ProfileChoice) -> Mount {
+    pub fn mount(&self, choice: IoModeChoice) -> Mount {
         self.try_mount(choice, None).unwrap()
     }
 
-    /// A writable mount, over the upper and work directories `name` and `name.work` beside the image.
-    pub fn mount_writable(&self, choice: ProfileChoice, name: &str) -> Mount {
+    /// A writable mount, over the upper and work directories `name` and `name.work` beside the
+    /// image.
+    pub fn mount_writable(&self, choice: IoModeChoice, name: &str) -> Mount {
         self.try_mount(choice, Some(name)).unwrap()
     }
 
     pub fn try_mount(
         &self,
-        choice: ProfileChoice,
+        choice: IoModeChoice,
         upper: Option<&str>,
     ) -> Result<Mount, MountError> {
         let _alone = ALONE.lock();
@@ -102,7 +104,7 @@ impl Image {
         let sources = MountSources {
             name: "test:image",
             chain: self.chain,
-            profile: choice,
+            io_mode: choice,
             tree: tree.as_fd(),
             objects: objects.as_fd(),
             lease: lease.as_fd(),
@@ -118,7 +120,7 @@ impl Image {
                  mount,
                  keeper,
              }| Mount {
-                profile: ready.profile,
+                io_mode: ready.io_mode,
                 worker: ready.worker,
                 root: Some(mount),
                 keeper,
@@ -172,7 +174,7 @@ pub fn meta(mode: u32) -> Meta {
 
 /// A mount that answers.
 pub struct Mount {
-    pub profile: Profile,
+    pub io_mode: IoMode,
     pub worker: u32,
     pub root: Option<OwnedFd>,
     pub keeper: Child,

@@ -1,6 +1,7 @@
 //! Requests a mount: starts a keeper and waits for its answer.
 //!
-//! Invariant: an error leaves no process and no mount behind. Called by the engine; the keeper outlives its caller.
+//! Invariant: an error leaves no process and no mount behind. Called by the engine; the keeper
+//! outlives its caller.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -10,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use thiserror::Error;
 
 use super::codec::HandoverError;
-use super::message::{Message, MountFailed, MountReady, MountRequest, ProfileChoice, Role};
+use super::message::{IoModeChoice, Message, MountFailed, MountReady, MountRequest, Role};
 use super::socket::{pair, receive, send};
 
 /// The two directories of a writable mount, on one filesystem.
@@ -29,13 +30,14 @@ pub struct MountSources<'fd> {
     pub name: &'fd str,
     /// The chain id (sha256) that `tree` was merged from.
     pub chain: [u8; 32],
-    /// The profile wanted.
-    pub profile: ProfileChoice,
+    /// The I/O mode wanted.
+    pub io_mode: IoModeChoice,
     /// The merged tree, opened for reading.
     pub tree: BorrowedFd<'fd>,
     /// The store's `objects/` directory.
     pub objects: BorrowedFd<'fd>,
-    /// A locked lease. The lock belongs to the open file, which the keeper holds from here on: the caller may close its own.
+    /// A locked lease. The lock belongs to the open file, which the keeper holds from here on: the
+    /// caller may close its own.
     pub lease: BorrowedFd<'fd>,
     /// Where changes go; none makes the mount read-only.
     pub upper: Option<UpperSource<'fd>>,
@@ -43,15 +45,16 @@ pub struct MountSources<'fd> {
     pub log: Option<BorrowedFd<'fd>>,
 }
 
-/// A mount that answers and is attached nowhere yet (`move_mount` does that). Closing [`mount`](Self::mount) unattached ends it.
+/// A mount that answers and is attached nowhere yet (`move_mount` does that). Closing
+/// [`mount`](Self::mount) unattached ends it.
 #[derive(Debug)]
 pub struct Mounted {
     /// What came about.
     pub ready: MountReady,
     /// The mount.
     pub mount: OwnedFd,
-    /// The process that holds the connection and the lease until the mount is gone, and then exits with 0. A caller that goes on living
-    /// reaps it; one that ends leaves it to init.
+    /// The process that holds the connection and the lease until the mount is gone, and then exits
+    /// with 0. A caller that goes on living reaps it; one that ends leaves it to init.
     pub keeper: Child,
 }
 
@@ -80,7 +83,8 @@ pub enum MountError {
     },
 }
 
-/// Starts `program` (a `cowl-mountd`) as the keeper of a new mount and waits until the mount answers.
+/// Starts `program` (a `cowl-mountd`) as the keeper of a new mount and waits until the mount
+/// answers.
 pub fn mount(program: &Path, sources: &MountSources<'_>) -> Result<Mounted, MountError> {
     let name = || program.display().to_string();
     let talk = |source| MountError::Talk {
@@ -145,7 +149,7 @@ fn ask(
     let request = MountRequest {
         name: sources.name.to_owned(),
         chain: sources.chain,
-        profile: sources.profile,
+        io_mode: sources.io_mode,
         roles,
     };
     send(socket, &Message::MountRequest(request), &descriptors)?;
@@ -160,8 +164,9 @@ fn ask(
     }
 }
 
-/// Waits until the keeper has let go of the mount: as long as it has a descriptor of it, too, the mount is busy, and whoever
-/// wants to unmount it is refused. It closes its end of the socket after that.
+/// Waits until the keeper has let go of the mount: as long as it has a descriptor of it, too, the
+/// mount is busy, and whoever wants to unmount it is refused. It closes its end of the socket
+/// after that.
 fn until_let_go(socket: BorrowedFd<'_>) -> Result<(), HandoverError> {
     match receive(socket) {
         Err(HandoverError::Closed) => Ok(()),
@@ -175,9 +180,10 @@ mod tests {
     use std::fs::File;
 
     use super::*;
-    use crate::handover::Profile;
+    use crate::handover::IoMode;
 
-    /// A pipe is at its end for its reader when nobody has a descriptor of the other end: the mount's stand-in.
+    /// A pipe is at its end for its reader when nobody has a descriptor of the other end: the
+    /// mount's stand-in.
     #[test]
     fn nobody_but_the_asker_has_the_mount_when_it_is_told() {
         for _ in 0..100 {
@@ -186,7 +192,7 @@ mod tests {
             let keeper = std::thread::spawn(move || {
                 receive(theirs.as_fd()).unwrap();
                 let ready = MountReady {
-                    profile: Profile::Cached,
+                    io_mode: IoMode::Cached,
                     worker: 1,
                     roles: vec![Role::Mount],
                 };
@@ -203,7 +209,7 @@ mod tests {
             let sources = MountSources {
                 name: "x",
                 chain: [0; 32],
-                profile: ProfileChoice::Best,
+                io_mode: IoModeChoice::Auto,
                 tree: file.as_fd(),
                 objects: file.as_fd(),
                 lease: file.as_fd(),

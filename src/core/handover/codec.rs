@@ -1,7 +1,7 @@
 //! Encodes and decodes messages: header, records, payloads.
 //!
-//! Invariant: [`decode`] returns an error for any bytes that [`encode`] would not give, but for optional records, and never allocates more
-//! than [`MAX_MESSAGE`].
+//! Invariant: [`decode`] returns an error for any bytes that [`encode`] would not give, but for
+//! optional records, and never allocates more than [`MAX_MESSAGE`].
 
 use bincode::config::{Configuration, Limit, LittleEndian, Varint};
 use bincode::error::{DecodeError, EncodeError};

@@ -1,14 +1,15 @@
 //! The messages, and the roles of the descriptors that they carry.
 //!
-//! Invariant: a struct here is one (type, version) of the wire; see the rule at the head of the module before touching a field.
+//! Invariant: each struct here is one (type, version) on the wire; read the rule at the head of
+//! [`super`] before changing a field.
 
 use std::fmt;
 
 use bincode::{Decode, Encode};
 
-/// What a descriptor sent along with a message is.
+/// What a descriptor sent with a message is.
 ///
-/// The order of the cases is the wire's: append only.
+/// The order of the variants is the wire's: append only.
 #[derive(Copy, Clone, Debug, Eq, PartialEq, Encode, Decode)]
 pub enum Role {
     /// The merged tree's file, opened for reading.
@@ -21,11 +22,11 @@ pub enum Role {
     Upper,
     /// The work directory, on the same filesystem as the upper.
     Work,
-    /// The connection to the kernel: an opened `/dev/fuse`.
+    /// The FUSE connection: an open `/dev/fuse`.
     Fuse,
-    /// The mount itself, attached nowhere yet.
+    /// The mount, not yet attached to a directory.
     Mount,
-    /// Shared memory that counts requests, one number an opcode.
+    /// Shared memory with a counter of requests for each opcode.
     Counters,
 }
 
@@ -44,16 +45,18 @@ impl fmt::Display for Role {
     }
 }
 
-/// How a mount's reads and writes of contents travel.
+/// How a mount's file contents are read and written.
 #[derive(Copy, Clone, Debug, Eq, PartialEq, Encode, Decode)]
-pub enum Profile {
-    /// The kernel reads and writes the backing file itself where it may, everything else through the daemon.
+pub enum IoMode {
+    /// The kernel reads and writes backing files itself where the overlay allows it; the rest goes
+    /// through the worker.
     Passthrough,
-    /// Contents go through the daemon once and stay in the kernel's cache, writes are gathered there.
+    /// Contents go through the worker and the kernel's page cache; writes are written back from
+    /// there.
     Cached,
 }
 
-impl fmt::Display for Profile {
+impl fmt::Display for IoMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Passthrough => "passthrough",
@@ -62,47 +65,50 @@ impl fmt::Display for Profile {
     }
 }
 
-/// Which [`Profile`] a mount shall have.
+/// The [`IoMode`] that a mount is asked to have.
 #[derive(Copy, Clone, Debug, Default, Eq, PartialEq, Encode, Decode)]
-pub enum ProfileChoice {
-    /// Passthrough where kernel and privilege allow it, else cached.
+pub enum IoModeChoice {
+    /// Passthrough where kernel and privilege allow it, otherwise cached.
     #[default]
-    Best,
-    /// Cached, whatever else were possible.
+    Auto,
+    /// Cached in any case.
     Cached,
 }
 
-/// Wants a mount of one merged tree. With it: [`Role::Tree`], [`Role::Objects`], [`Role::Lease`] and, for a writable mount, [`Role::Upper`]
-/// and [`Role::Work`].
+/// Asks for a mount of one merged tree. With it: [`Role::Tree`], [`Role::Objects`],
+/// [`Role::Lease`] and, for a writable mount, [`Role::Upper`] and [`Role::Work`].
 #[derive(Clone, Debug, Eq, PartialEq, Encode, Decode)]
 pub struct MountRequest {
-    /// What the mount is called in log lines and in `/proc/self/mountinfo` (the source): an image or a container.
+    /// The mount's name in log lines, and its source in `/proc/self/mountinfo`: an image or a
+    /// container.
     pub name: String,
-    /// The chain id (sha256) of the layers that the tree was merged from; the upper's stamp is compared with it.
+    /// The ChainID (sha256) of the layers that the tree was merged from; the upper's stamp must
+    /// match it.
     pub chain: [u8; 32],
-    /// The profile wanted.
-    pub profile: ProfileChoice,
+    /// The I/O mode asked for.
+    pub io_mode: IoModeChoice,
     /// The descriptors of this message, in order.
     pub roles: Vec<Role>,
 }
 
-/// The mount stands and answers. With it: [`Role::Mount`].
+/// The mount is ready to use. With it: [`Role::Mount`].
 #[derive(Clone, Debug, Eq, PartialEq, Encode, Decode)]
 pub struct MountReady {
-    /// The profile that came about.
-    pub profile: Profile,
-    /// The process that serves the mount. It belongs to the keeper, which waits for it.
+    /// The I/O mode in effect.
+    pub io_mode: IoMode,
+    /// The worker's process id. The worker is a child of the keeper, which reaps it.
     pub worker: u32,
     /// The descriptors of this message, in order.
     pub roles: Vec<Role>,
 }
 
-/// There is no mount, and nothing is left of the attempt.
+/// The mount could not be made, and nothing is left of the attempt.
 #[derive(Clone, Debug, Eq, PartialEq, Encode, Decode)]
 pub struct MountFailed {
-    /// What was tried and, where it is known, what to do about it: one line for a person, without the system's error text.
+    /// What failed and, where known, what to do about it: one line, without the system's error
+    /// text.
     pub what: String,
-    /// The system's error number, 0 if the system had no part in it.
+    /// The system's error number; 0 if no system call failed.
     pub errno: i32,
 }
 
@@ -120,10 +126,10 @@ impl fmt::Display for MountFailed {
 
 impl std::error::Error for MountFailed {}
 
-/// Wants a mounted connection served. With it: [`Role::Fuse`], [`Role::Counters`], [`Role::Tree`],
-/// [`Role::Objects`] (read-only where the system let the keeper make it so), [`Role::Lease`] (the
-/// same open file as the keeper's, so the lock goes with the last of the two) and, for a writable
-/// mount, [`Role::Upper`] and [`Role::Work`].
+/// Asks the worker to serve a mount. With it: [`Role::Fuse`], [`Role::Counters`], [`Role::Tree`],
+/// [`Role::Objects`] (a read-only clone where the kernel allows one), [`Role::Lease`] (the
+/// keeper's open file, so the lock lasts until both have closed it) and, for a writable mount,
+/// [`Role::Upper`] and [`Role::Work`].
 #[derive(Clone, Debug, Eq, PartialEq, Encode, Decode)]
 pub struct WorkerRequest {
     /// As in [`MountRequest`].
@@ -131,18 +137,19 @@ pub struct WorkerRequest {
     /// As in [`MountRequest`].
     pub chain: [u8; 32],
     /// As in [`MountRequest`].
-    pub profile: ProfileChoice,
-    /// Whether a write-open below [`Role::Objects`] is refused by the system. Without that nothing of it may be handed to the kernel.
+    pub io_mode: IoModeChoice,
+    /// Whether [`Role::Objects`] is a read-only mount. Objects may back files in the kernel only
+    /// if it is.
     pub objects_read_only: bool,
     /// The descriptors of this message, in order.
     pub roles: Vec<Role>,
 }
 
-/// The connection is negotiated and its requests are being answered.
+/// The worker has negotiated INIT and answers requests.
 #[derive(Clone, Debug, Eq, PartialEq, Encode, Decode)]
 pub struct WorkerReady {
-    /// The profile that came about.
-    pub profile: Profile,
+    /// The I/O mode in effect.
+    pub io_mode: IoMode,
 }
 
 /// Any of the messages.
@@ -161,7 +168,7 @@ pub enum Message {
 }
 
 impl Message {
-    /// The roles of the descriptors that travel with this message, in order.
+    /// The roles of the descriptors sent with this message, in order.
     #[must_use]
     pub fn roles(&self) -> &[Role] {
         match self {
@@ -172,15 +179,15 @@ impl Message {
         }
     }
 
-    /// What the message is called in an error line.
+    /// The message's name in error messages.
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {
             Self::MountRequest(_) => "mount request",
-            Self::MountReady(_) => "mount answer",
+            Self::MountReady(_) => "mount reply",
             Self::MountFailed(_) => "mount failure",
             Self::WorkerRequest(_) => "worker request",
-            Self::WorkerReady(_) => "worker answer",
+            Self::WorkerReady(_) => "worker reply",
         }
     }
 }

@@ -1,7 +1,8 @@
-//! The messages that make a mount: between the engine and the keeper, and between the keeper and its worker.
+//! The messages that make a mount: between the engine and the keeper, and between the keeper and
+//! its worker.
 //!
-//! A message is one datagram of a `SOCK_SEQPACKET` socket and carries its descriptors (`SCM_RIGHTS`). Keeper and worker
-//! are started with their end of the socket as descriptor 0.
+//! A message is one datagram of a `SOCK_SEQPACKET` socket and carries its descriptors
+//! (`SCM_RIGHTS`). Keeper and worker are started with their end of the socket as descriptor 0.
 //!
 //! ```text
 //!   0               8       10      12              16
@@ -15,12 +16,13 @@
 //!   +-------+-------+---------------+------------------------+
 //! ```
 //!
-//! Integers are little-endian; payloads are bincode 2 in its standard configuration. A datagram has exactly one message.
-//! A record whose type has the high bit set is optional: a receiver skips it if it does not know it. Any other unknown
-//! type, or an unknown feature bit, is an error.
+//! Integers are little-endian; payloads are bincode 2 in its standard configuration. A datagram
+//! has exactly one message. A record whose type has the high bit set is optional: a receiver skips
+//! it if it does not know it. Any other unknown type, or an unknown feature bit, is an error.
 //!
-//! Invariant: a (type, version) never changes its fields, nor the numbers of its enumerations. A new field is a new
-//! version or an optional record. `fixtures/golden/handover` has the bytes of every released version.
+//! Invariant: a (type, version) never changes its fields, nor the numbers of its enumerations. A
+//! new field is a new version or an optional record. `fixtures/golden/handover` has the bytes of
+//! every released version.
 //!
 //! ```text
 //!   engine                        keeper                              worker
@@ -30,8 +32,9 @@
 //!     | <-- MountReady + mount -----|                                   |
 //! ```
 //!
-//! Either answer can be a [`MountFailed`]. After [`MountReady`] the keeper closes its descriptor of the mount and then its
-//! end of the socket, which the engine waits for: a mount with an open descriptor cannot be unmounted.
+//! Either answer can be a [`MountFailed`]. After [`MountReady`] the keeper closes its descriptor
+//! of the mount and then its end of the socket, which the engine waits for: a mount with an open
+//! descriptor cannot be unmounted.
 
 mod client;
 mod codec;
@@ -41,7 +44,7 @@ mod socket;
 pub use client::{MountError, MountSources, Mounted, UpperSource, mount};
 pub use codec::{HandoverError, MAX_MESSAGE, decode, encode};
 pub use message::{
-    Message, MountFailed, MountReady, MountRequest, Profile, ProfileChoice, Role, WorkerReady,
+    IoMode, IoModeChoice, Message, MountFailed, MountReady, MountRequest, Role, WorkerReady,
     WorkerRequest,
 };
 pub use socket::{Descriptors, pair, receive, send};

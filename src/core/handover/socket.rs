@@ -1,7 +1,7 @@
 //! Sends and receives messages with descriptors over a `SOCK_SEQPACKET` socket.
 //!
-//! Invariant: a received message has exactly the descriptors that it names, all close-on-exec; the descriptors of a
-//! refused message are closed.
+//! Invariant: a received message has exactly the descriptors that it names, all close-on-exec; the
+//! descriptors of a refused message are closed.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;

@@ -17,7 +17,7 @@ fn every_message() -> Vec<(&'static str, Message)> {
             Message::MountRequest(MountRequest {
                 name: "debian:12".into(),
                 chain,
-                profile: ProfileChoice::Best,
+                io_mode: IoModeChoice::Auto,
                 roles: vec![
                     Role::Tree,
                     Role::Objects,
@@ -30,7 +30,7 @@ fn every_message() -> Vec<(&'static str, Message)> {
         (
             "mount-ready-1",
             Message::MountReady(MountReady {
-                profile: Profile::Passthrough,
+                io_mode: IoMode::Passthrough,
                 worker: 4711,
                 roles: vec![Role::Mount],
             }),
@@ -47,7 +47,7 @@ fn every_message() -> Vec<(&'static str, Message)> {
             Message::WorkerRequest(WorkerRequest {
                 name: "debian:12".into(),
                 chain,
-                profile: ProfileChoice::Cached,
+                io_mode: IoModeChoice::Cached,
                 objects_read_only: true,
                 roles: vec![Role::Fuse, Role::Counters, Role::Tree, Role::Objects],
             }),
@@ -55,7 +55,7 @@ fn every_message() -> Vec<(&'static str, Message)> {
         (
             "worker-ready-1",
             Message::WorkerReady(WorkerReady {
-                profile: Profile::Cached,
+                io_mode: IoMode::Cached,
             }),
         ),
     ]
@@ -69,7 +69,8 @@ fn golden(name: &str) -> PathBuf {
     .join(name)
 }
 
-/// `COWL_GOLDEN_WRITE=1` writes the files of messages that have none yet; an existing one is never changed.
+/// `COWL_GOLDEN_WRITE=1` writes the files of messages that have none yet; an existing one is never
+/// changed.
 #[test]
 fn the_bytes_of_every_message_stay_what_they_are() {
     for (name, message) in every_message() {
@@ -207,7 +208,7 @@ fn a_program_that_cannot_be_started_is_named() {
     let sources = MountSources {
         name: "x",
         chain: [0; 32],
-        profile: ProfileChoice::Best,
+        io_mode: IoModeChoice::Auto,
         tree: file.as_fd(),
         objects: file.as_fd(),
         lease: file.as_fd(),

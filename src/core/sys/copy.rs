@@ -1,4 +1,5 @@
-//! Copies a file's content: a reflink where the host can, else `copy_file_range`. Holes stay holes.
+//! Copies a file's content: a reflink where the host can, else `copy_file_range`. Holes stay
+//! holes.
 //!
 //! No `unsafe` here; it is beside the wrappers since several modules use it.
 
@@ -18,9 +19,9 @@ pub enum Copied {
 /// How much is asked for in one call, so that a signal or a full disk is noticed in time.
 const CHUNK: usize = 64 << 20;
 
-/// Makes the first `len` bytes of `to` those of `from`; `to` ends up `len` long, with zeros where `from` is shorter. `to` must
-/// hold nothing but holes. Moves the offset of `from`, so its description may not be in other use. After an error `to` is partly
-/// written and of any length.
+/// Makes the first `len` bytes of `to` those of `from`; `to` ends up `len` long, with zeros where
+/// `from` is shorter. `to` must hold nothing but holes. Moves the offset of `from`, so its
+/// description may not be in other use. After an error `to` is partly written and of any length.
 ///
 /// # Errors
 /// What the host says; ENOSPC and EDQUOT among it.
@@ -30,7 +31,8 @@ pub fn copy_data(from: impl AsFd, to: impl AsFd, len: u64) -> Result<Copied> {
             ftruncate(&to, len)?;
             return Ok(Copied::Reflinked);
         }
-        // ENOTTY and EOPNOTSUPP: the file system has none; EXDEV: two of them; EINVAL: not these files; EPERM: a seal or flag.
+        // ENOTTY and EOPNOTSUPP: the file system has none; EXDEV: two of them; EINVAL: not these
+        // files; EPERM: a seal or flag.
         Err(Errno::NOTTY | Errno::OPNOTSUPP | Errno::XDEV | Errno::INVAL | Errno::PERM) => {}
         Err(error) => return Err(error),
     }
@@ -50,7 +52,8 @@ pub fn copy_data(from: impl AsFd, to: impl AsFd, len: u64) -> Result<Copied> {
     Ok(Copied::Copied)
 }
 
-/// Where data or a hole comes next; None behind the last of it. A host that keeps no holes says "here" to both questions.
+/// Where data or a hole comes next; None behind the last of it. A host that keeps no holes says
+/// "here" to both questions.
 fn next(file: impl AsFd, from: SeekFrom) -> Result<Option<u64>> {
     match seek(file, from) {
         Ok(position) => Ok(Some(position)),

@@ -11,10 +11,12 @@ use memmap2::{Mmap, MmapOptions};
 
 /// Maps a whole file read-only and private.
 ///
-/// The caller promises that the file is *published*: nobody truncates it or changes it in place, as holds for everything
-/// in the store (written aside, renamed into place, mode 0444, replaced by rename only). A file that shrinks while it is
-/// mapped ends the process with SIGBUS at the next touch of a lost page, so no file of a stranger goes in here.
+/// The caller promises that the file is *published*: nobody truncates it or changes it in place,
+/// as holds for everything in the store (written aside, renamed into place, mode 0444, replaced by
+/// rename only). A file that shrinks while it is mapped ends the process with SIGBUS at the next
+/// touch of a lost page, so no file of a stranger goes in here.
 pub fn map_published(file: &File) -> io::Result<Mmap> {
-    // SAFETY: the mapping is private and never writable; by the promise above its bytes do not change while it lives.
+    // SAFETY: the mapping is private and never writable; by the promise above its bytes do not
+    // change while it lives.
     unsafe { MmapOptions::new().map_copy_read_only(file) }
 }

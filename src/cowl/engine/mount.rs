@@ -9,7 +9,7 @@ use super::mountpoint::{self, MountPoint};
 use super::signals::Signals;
 use super::{Engine, helpers, names};
 use cowl_core::digest::{DiffId, ImageId};
-use cowl_core::handover::{self, MountSources, ProfileChoice, UpperSource};
+use cowl_core::handover::{self, IoModeChoice, MountSources, UpperSource};
 use cowl_core::store::{Store, remove_tree};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -71,7 +71,7 @@ pub(super) fn mount(store: &Store, request: &Request<'_>) -> Result<Mounted> {
     let sources = MountSources {
         name: request.name,
         chain: *merged.chain.0.as_bytes(),
-        profile: ProfileChoice::Best,
+        io_mode: IoModeChoice::Auto,
         tree: merged.file.as_fd(),
         objects: objects.as_fd(),
         lease: lease.as_fd(),
