@@ -13,7 +13,7 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::thread::CapabilitySet;
 
 use crate::cgroup::View;
-use crate::environment::Environment;
+use crate::environment;
 use crate::path::{InRoot, Kind, kind_of};
 use crate::plan::{Plan, Seccomp, WindowSize};
 use crate::seccomp::{self, Filter};
@@ -207,7 +207,6 @@ impl Arena {
         devices_restricted: bool,
     ) -> Result<Self, ArenaError> {
         let program = plan.argv.first().ok_or(ArenaError::NoProgram)?;
-        let environment = Environment::new(plan);
         if !plan.cwd.is_empty() && !plan.cwd.starts_with(b"/") {
             return Err(ArenaError::RelativeWorkingDirectory);
         }
@@ -262,10 +261,13 @@ impl Arena {
                 Seccomp::Unconfined => None,
             },
             arguments: StringArray::new(strings(&plan.argv, "an argument")?, 0),
-            programs: strings(&environment.programs(program), "the program's path")?,
-            needs_home: environment.needs_home,
+            programs: strings(
+                &environment::search(&plan.env, program),
+                "the program's path",
+            )?,
+            needs_home: environment::value(&plan.env, b"HOME").is_none(),
             environment: StringArray::new(
-                strings(&environment.variables, "the environment")?,
+                strings(&plan.env, "the environment")?,
                 b"HOME=".len() + PATH_MAX,
             ),
             passwd: Vec::with_capacity(USER_FILE),

@@ -17,8 +17,7 @@ pub struct Plan {
     pub id: String,
     /// Program and arguments. A program without a slash is looked up in the container's `PATH`.
     pub argv: Vec<Vec<u8>>,
-    /// `KEY=VALUE` each; of two with one key the later wins. `PATH`, `HOSTNAME`, `HOME` (from the
-    /// container's passwd) and, with a terminal, `TERM` are added where missing, as Docker does.
+    /// `KEY=VALUE` each, no key twice. `HOME` is added from the container's passwd if it is missing.
     pub env: Vec<Vec<u8>>,
     /// Absolute, or empty for `/`. Made (0755, root's) where missing.
     pub cwd: Vec<u8>,
@@ -98,6 +97,9 @@ pub struct WindowSize {
 /// AUDIT_WRITE, SETFCAP.
 pub const DEFAULT_CAPABILITIES: u64 = 0xa804_25fb;
 
+/// Docker's `PATH` for an image that sets none (moby, `oci/defaults.go`).
+pub const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// Paths that Docker masks by default (moby, `oci/defaults.go`).
 pub const DEFAULT_MASKED_PATHS: [&str; 12] = [
     "/proc/acpi",
@@ -132,7 +134,7 @@ impl Plan {
         Self {
             id,
             argv,
-            env: Vec::new(),
+            env: vec![DEFAULT_PATH.as_bytes().to_vec()],
             cwd: Vec::new(),
             user: Vec::new(),
             hostname,

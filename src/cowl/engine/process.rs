@@ -3,6 +3,7 @@
 //! Called once, when a container is made; the result is kept in its `config.json` and never merged again.
 
 use super::error::{Error, Result};
+use cowl_launch::plan::DEFAULT_PATH;
 use serde::{Deserialize, Serialize};
 
 /// What an image says about its process (the `config` object of the OCI image configuration).
@@ -58,9 +59,6 @@ pub struct Process {
     /// `name|uid[:group|gid]`, resolved inside the container's root at start; empty is root.
     pub user: String,
 }
-
-/// PATH of a container whose image sets none.
-const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 impl EnvChange {
     /// Reads `NAME=VALUE`, or `NAME` whose value `lookup` finds in the caller's environment.
