@@ -1,5 +1,5 @@
-//! Where a mount differs from a local file system: one test for each line of docs/posix.md, so that each difference is
-//! exactly that one.
+//! Where a mount differs from a local file system: one test for each line of docs/posix.md, so
+//! that each difference is exactly that one.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
@@ -30,8 +30,8 @@ fn whole(mut file: &File) -> String {
     text
 }
 
-/// Programs (ELF) of the image that are open for reading, as root: the open file keeps the image's content after
-/// somebody else writes; whoever opens afterwards sees what was written.
+/// Programs (ELF) of the image that are open for reading, as root: the open file keeps the image's
+/// content after somebody else writes; whoever opens afterwards sees what was written.
 #[test]
 fn reader_in_passthrough_keeps_the_images_content() {
     root(|| {
@@ -74,8 +74,8 @@ fn reader_sees_later_writes_as_user() {
     });
 }
 
-/// Such an open file cannot be opened again for writing through /proc/self/fd once another has changed it: ESTALE. By
-/// its name it can.
+/// Such an open file cannot be opened again for writing through /proc/self/fd once another has
+/// changed it: ESTALE. By its name it can.
 #[test]
 fn reopening_a_passthrough_reader_for_writing_gives_estale() {
     root(|| {
@@ -122,8 +122,8 @@ fn truncating_open_does_not_disturb_a_running_program() {
     });
 }
 
-/// What is written through a file that was open before it became set-id loses the bit, whoever writes: on other file
-/// systems root's writes would keep it.
+/// What is written through a file that was open before it became set-id loses the bit, whoever
+/// writes: on other file systems root's writes would keep it.
 #[test]
 fn write_to_an_open_file_that_became_set_id_drops_the_bits() {
     root(|| {
@@ -219,9 +219,9 @@ fn refused_write_by_a_stranger_drops_nothing() {
     });
 }
 
-/// The kernel asks for `chown(path, -1, -1)` with the same request as before a write, and does not say who asks: so this
-/// clears set-id bits for anybody, where other file systems refuse it to all but the owner. Nothing is gained by it, but
-/// a set-id program can be made an ordinary one.
+/// The kernel asks for `chown(path, -1, -1)` with the same request as before a write, and does not
+/// say who asks: so this clears set-id bits for anybody, where other file systems refuse it to all
+/// but the owner. Nothing is gained by it, but a set-id program can be made an ordinary one.
 #[test]
 fn chown_to_minus_one_by_a_stranger_drops_set_id_bits() {
     root(|| {
@@ -236,7 +236,8 @@ fn chown_to_minus_one_by_a_stranger_drops_set_id_bits() {
     });
 }
 
-/// In a user namespace each write drops the bits, root's too: the worker cannot tell root by `CAP_FSETID`.
+/// In a user namespace each write drops the bits, root's too: the worker cannot tell root by
+/// `CAP_FSETID`.
 #[test]
 fn write_in_a_user_namespace_drops_set_id_bits() {
     user(|| {
@@ -249,7 +250,8 @@ fn write_in_a_user_namespace_drops_set_id_bits() {
     });
 }
 
-/// Symbolic links take no `user.` attribute, so nothing tells which node of the tree one was copied up from.
+/// Symbolic links take no `user.` attribute, so nothing tells which node of the tree one was
+/// copied up from.
 #[test]
 fn st_ino_of_a_copied_up_symlink_changes_with_a_remount_as_user() {
     user(|| {
@@ -333,7 +335,8 @@ fn seek_hole_gives_the_end_of_the_file_as_user() {
     });
 }
 
-/// The kernel writes out what it holds back and does not tell the worker, so the disk below is not asked to sync.
+/// The kernel writes out what it holds back and does not tell the worker, so the disk below is not
+/// asked to sync.
 #[test]
 fn syncfs_is_not_passed_on() {
     root(|| {

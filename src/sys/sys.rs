@@ -68,8 +68,9 @@ pub(crate) fn ignore_signal(signal: i32) -> Result<(), Errno> {
     })
 }
 
-/// Gives every ignored signal but SIGPIPE its default action. Handlers are this program's own: exec
-/// has removed all others. Raw, since the C library keeps the first real-time signals for itself.
+/// Gives every ignored signal but SIGPIPE its default action. Handlers are this program's own:
+/// exec has removed all others. Raw, since the C library keeps the first real-time signals for
+/// itself.
 pub(crate) fn unignore_signals() -> Result<(), Errno> {
     const DEFAULT: Action = [0; 8];
     let none = std::ptr::null::<usize>();

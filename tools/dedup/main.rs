@@ -1,7 +1,8 @@
-//! `cowl-dedup` (or `cowl dedup`): what images share: layers, and equal contents in different layers.
+//! `cowl-dedup` (or `cowl dedup`): what images share: layers, and equal contents in different
+//! layers.
 //!
-//! Reads a store and changes nothing. Sizes are those of objects, each counted once, so `du` of the files that
-//! `--objects` lists confirms them to the byte.
+//! Reads a store and changes nothing. Sizes are those of objects, each counted once, so `du` of
+//! the files that `--objects` lists confirms them to the byte.
 
 mod gather;
 mod report;
@@ -28,7 +29,8 @@ Columns, in bytes:
   FAIR       each content's size divided by the number of images that hold it;
              over all images of the store this sums to what they keep";
 
-/// Shows what images hold and have in common: shared layers, and equal contents in layers of their own.
+/// Shows what images hold and have in common: shared layers, and equal contents in layers of their
+/// own.
 #[derive(Debug, Parser)]
 #[command(name = "cowl-dedup", version, after_help = COLUMNS)]
 struct Arguments {

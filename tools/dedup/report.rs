@@ -1,7 +1,8 @@
 //! The arithmetic of sharing, on sets of contents and their sizes.
 //!
-//! Every sum is exact. `stored = exclusive + shared` for each image, and the fair shares of all images of the store sum to
-//! what they keep: of a content of 10 bytes in three images one has 4 and two have 3.
+//! Every sum is exact. `stored = exclusive + shared` for each image, and the fair shares of all
+//! images of the store sum to what they keep: of a content of 10 bytes in three images one has 4
+//! and two have 3.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

@@ -1,11 +1,12 @@
 //! Builds one layer's tree from entries in the order of its tar.
 //!
-//! Invariant: after each call the builder holds what extracting the entries so far would leave (a later entry replaces an
-//! earlier one), and beside it what they delete from the layers below. A path through a symbolic link of the same layer leads
-//! where the link does, to a directory that the layer has by then; a link out of the root or to nothing leads nowhere.
+//! Invariant: after each call the builder holds what extracting the entries so far would leave (a
+//! later entry replaces an earlier one), and beside it what they delete from the layers below. A
+//! path through a symbolic link of the same layer leads where the link does, to a directory that
+//! the layer has by then; a link out of the root or to nothing leads nowhere.
 //!
-//! Whiteouts and opaque marks are kept apart from the entries and joined with them at the end, since they speak of the
-//! layers below only, wherever in the tar they stand.
+//! Whiteouts and opaque marks are kept apart from the entries and joined with them at the end,
+//! since they speak of the layers below only, wherever in the tar they stand.
 
 use std::collections::BTreeMap;
 
@@ -18,10 +19,10 @@ use super::writer::WriteError;
 use super::xattr::{self, XattrError};
 use crate::digest::DiffId;
 
-/// Why an entry can't be in a layer. Each names the entry by its path.
+/// Why an entry is refused. Each error names the entry by its path.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BuildError {
-    /// A component of the path is no file name.
+    /// A component of the path is not a file name.
     #[error(
         "{path:?}: {name:?} is not a file name (1 to 255 bytes, no slash, no NUL, not . or ..)"
     )]
@@ -42,7 +43,7 @@ pub enum BuildError {
     Ancestor {
         /// The entry.
         path: BString,
-        /// What is in the way.
+        /// The file or symbolic link.
         ancestor: BString,
     },
     /// The root can only be a directory, and can't be deleted.
@@ -53,19 +54,20 @@ pub enum BuildError {
     LinkToDirectory {
         /// The link.
         path: BString,
-        /// What it should be the same file as.
+        /// The target.
         target: BString,
     },
-    /// A hard link whose target would have to be reached through a file or a symbolic link of the same layer.
+    /// A hard link whose target would have to be reached through a file or a symbolic link of the
+    /// same layer.
     #[error(
         "{path:?}: a hard link to {target:?}, but {ancestor:?} is not a directory in this layer"
     )]
     LinkThrough {
         /// The link.
         path: BString,
-        /// What it should be the same file as.
+        /// The target.
         target: BString,
-        /// What is in the way.
+        /// The file or symbolic link.
         ancestor: BString,
     },
     /// A symbolic link that symlink(2) would refuse.
@@ -74,7 +76,7 @@ pub enum BuildError {
         /// The link.
         path: BString,
     },
-    /// Symbolic links were followed over and over.
+    /// Too many symbolic links.
     #[error(
         "{path:?}: the layer's paths lead through symbolic links more than {MAX_FOLLOWED} steps in all"
     )]
@@ -82,20 +84,21 @@ pub enum BuildError {
         /// The entry.
         path: BString,
     },
-    /// Nanoseconds of a whole second or more.
+    /// Nanoseconds of 1,000,000,000 or more.
     #[error("{path:?}: a time with {nanos} nanoseconds")]
     Time {
         /// The entry.
         path: BString,
-        /// What the entry says.
+        /// The value.
         nanos: u32,
     },
-    /// A regular file has an object exactly if it has bytes, and not more than a file offset can say.
+    /// A regular file has an object exactly if it has bytes, and not more than a file offset can
+    /// say.
     #[error("{path:?}: a file of {size} bytes {} an object", if *.object { "with" } else { "without" })]
     Content {
         /// The entry.
         path: BString,
-        /// What the entry says.
+        /// The value.
         size: u64,
         /// Whether an object was given.
         object: bool,
@@ -116,11 +119,12 @@ pub enum BuildError {
 /// Symbolic links on the way to one entry: Linux's own limit.
 const MAX_LINKS: usize = 40;
 
-/// Components of link targets that are walked for one layer: a second of work. Real layers have a few at most, but two long links
-/// named by millions of entries would keep a processor busy for hours.
+/// Components of link targets that are walked for one layer: a second of work. Real layers have a
+/// few at most, but two long links named by millions of entries would keep a processor busy for
+/// hours.
 const MAX_FOLLOWED: u64 = 1 << 23;
 
-/// A layer's tree in the making.
+/// A layer's tree under construction.
 #[derive(Debug)]
 pub struct LayerBuilder {
     /// The root first. Directories that were replaced stay here and are not reached.
@@ -159,7 +163,7 @@ pub(super) const ROOT: DirId = DirId(0);
 
 #[derive(Debug, Default)]
 pub(super) struct Dir {
-    /// None: implied by what is in it.
+    /// None: implied by an entry below it.
     pub(super) attributes: Option<Attributes>,
     pub(super) opaque: bool,
     pub(super) names: BTreeMap<Box<[u8]>, Name>,
@@ -202,7 +206,7 @@ impl Default for LayerBuilder {
 }
 
 impl LayerBuilder {
-    /// A layer that changes nothing.
+    /// An empty layer.
     pub fn new() -> Self {
         Self {
             dirs: vec![Dir::default()],
@@ -211,8 +215,8 @@ impl LayerBuilder {
         }
     }
 
-    /// Adds a file. An empty path is the root. A directory over a directory keeps what is in it and takes the new
-    /// attributes; anything else replaces what this layer had at the path.
+    /// Adds a file. An empty path is the root. A directory over a directory keeps what is in it
+    /// and takes the new attributes; anything else replaces what this layer had at the path.
     pub fn insert(&mut self, path: &[&[u8]], meta: Meta, kind: Kind) -> Result<(), BuildError> {
         let attributes = attributes(path, meta)?;
         check_kind(path, &kind)?;
@@ -227,8 +231,8 @@ impl LayerBuilder {
         Ok(())
     }
 
-    /// Makes `path` another name of the file at `target`. If this layer has no such file so far, it is one of the layers
-    /// below and [`merge`](super::merge) finds it.
+    /// Makes `path` another name of the file at `target`. If this layer has no such file so far,
+    /// it is one of the layers below and [`merge`](super::merge) finds it.
     pub fn hard_link(&mut self, path: &[&[u8]], target: &[&[u8]]) -> Result<(), BuildError> {
         check_path(path)?;
         check_path(target)?;
@@ -274,7 +278,8 @@ impl LayerBuilder {
         Ok(())
     }
 
-    /// Hides everything in a directory of the layers below. What this layer has in it, before or after, stays.
+    /// Hides everything in a directory of the layers below. What this layer has in it, before or
+    /// after, stays.
     pub fn opaque(&mut self, dir: &[&[u8]]) -> Result<(), BuildError> {
         check_path(dir)?;
         let dir = self.descend(dir, dir)?;
@@ -307,7 +312,8 @@ impl LayerBuilder {
         self.dir(dir).names.get(name)?.entry.as_ref()
     }
 
-    /// Walks `parents`, on the way to `path`, as far as the layer has them; through its symbolic links too.
+    /// Walks `parents`, on the way to `path`, as far as the layer has them; through its symbolic
+    /// links too.
     fn follow<'b>(
         &'b self,
         path: &[&[u8]],
@@ -339,8 +345,8 @@ impl LayerBuilder {
         Ok(reached)
     }
 
-    /// Goes where a symbolic link in the directory reached so far leads, `links` of them at most. None: to no directory that the
-    /// layer has, or out of the root.
+    /// Goes where a symbolic link in the directory reached so far leads, `links` of them at most.
+    /// None: to no directory that the layer has, or out of the root.
     fn follow_link<'b>(
         &'b self,
         link: &'b Entry,
@@ -405,7 +411,7 @@ impl LayerBuilder {
         Ok(current)
     }
 
-    /// Puts a new implied directory at a name, in place of what is there.
+    /// Replaces a name by a new implied directory.
     fn make_dir(&mut self, parent: DirId, name: &[u8]) -> DirId {
         let made = DirId(self.dirs.len());
         self.dirs.push(Dir::default());

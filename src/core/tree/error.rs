@@ -10,7 +10,7 @@ pub enum TreeError {
     /// The file could not be mapped.
     #[error("mapping the tree: {0}")]
     Io(#[from] io::Error),
-    /// Other bytes than a tree's at the beginning.
+    /// The magic is not a tree's.
     #[error("not a tree (no \"cowltree\" at its beginning)")]
     Magic,
     /// A version this code does not know.
@@ -22,15 +22,15 @@ pub enum TreeError {
     /// The file ends early or goes on too long.
     #[error("the tree is {found} bytes long, {expected} were written")]
     Length {
-        /// What the header says.
+        /// The length in the header.
         expected: u64,
-        /// What there is.
+        /// The length of the file.
         found: u64,
     },
-    /// The header is not what was written.
+    /// The digest of the header does not match.
     #[error("the tree's header is damaged")]
     HeaderDigest,
-    /// The file is not what was written.
+    /// The digest of the file does not match.
     #[error("the tree is damaged: its digest is wrong")]
     Digest,
     /// A record contradicts the format.
@@ -44,13 +44,13 @@ pub enum TreeError {
     /// The tree has no such node.
     #[error("the tree has no node {}", .0.0)]
     NoSuchNode(TreeIno),
-    /// Names were asked of something that has none.
+    /// The node is not a directory.
     #[error("node {} is not a directory", .0.0)]
     NotADirectory(TreeIno),
-    /// A target was asked of something that has none.
+    /// The node is not a symbolic link.
     #[error("node {} is not a symbolic link", .0.0)]
     NotASymlink(TreeIno),
-    /// A link target was asked of a name that is no link into the layers below.
+    /// The name is not a link into the layers below.
     #[error("name {0} is not a link into the layers below")]
     NotALink(u32),
 }

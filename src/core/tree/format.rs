@@ -18,7 +18,8 @@ pub(super) const DIGEST_LEN: usize = 32;
 /// More sections than this are no tree: bounds what opening hashes.
 pub(super) const MAX_SECTIONS: u32 = 32;
 
-/// Directories below one another. Twice what fits into a PATH_MAX; the limit is there for loops made of bad bytes.
+/// Directories below one another. Twice what fits into a PATH_MAX; the limit is there for loops
+/// made of bad bytes.
 pub(super) const MAX_DEPTH: usize = 4096;
 /// NAME_MAX.
 pub(super) const MAX_NAME: usize = 255;
@@ -106,8 +107,8 @@ pub(super) struct RawSection {
     pub(super) length: U64,
 }
 
-/// `data` by type: regular = object or [`NONE`], 0; directory = first name, number of names; symbolic link = offset and
-/// length in the names; device = major, minor; else 0, 0.
+/// `data` by type: regular = object or [`NONE`], 0; directory = first name, number of names;
+/// symbolic link = offset and length in the names; device = major, minor; else 0, 0.
 #[derive(Debug, Clone, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub(super) struct RawNode {
@@ -125,7 +126,8 @@ pub(super) struct RawNode {
     pub(super) reserved: [u8; 8],
 }
 
-/// `target` by `flags`: [`DIRENT_NODE`] = node; [`DIRENT_WHITEOUT`] = 0; [`DIRENT_LINK`] = index into the links.
+/// `target` by `flags`: [`DIRENT_NODE`] = node; [`DIRENT_WHITEOUT`] = 0; [`DIRENT_LINK`] = index
+/// into the links.
 #[derive(Debug, Clone, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub(super) struct RawDirent {

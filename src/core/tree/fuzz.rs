@@ -1,12 +1,13 @@
-//! Entry point for fuzzers and property tests: reads any bytes as a tree, through the whole interface. Errors are
-//! fine; panics and endless loops are bugs.
+//! Entry point for fuzzers and property tests: reads any bytes as a tree, through the whole
+//! interface. Errors are fine; panics and endless loops are bugs.
 
 use super::error::TreeError;
 use super::merge::merge;
 use super::reader::Tree;
 use super::types::{ObjectRef, TreeIno};
 
-/// Most nodes and names to visit one by one: enough for a fuzzer's input, and a bound for a hostile count.
+/// Most nodes and names to visit one by one: enough for a fuzzer's input, and a bound for a
+/// hostile count.
 const MOST: u32 = 4096;
 
 /// Reads bytes as a tree in every way. Returns whether [`Tree::verify`] accepts them.

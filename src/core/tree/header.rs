@@ -1,5 +1,5 @@
-//! Opening a tree: checks the header, the section table and their digest, and nothing after them, so that the cost
-//! does not depend on the tree's size.
+//! Opening a tree: checks the header, the section table and their digest, and nothing after them,
+//! so that the cost does not depend on the tree's size.
 
 use std::ops::Range;
 
@@ -74,8 +74,8 @@ pub(super) fn open_header(all: &[u8]) -> Result<Opened, TreeError> {
     })
 }
 
-/// Finds the sections of format 2 in the table and checks that they fit the file and the counts. Others are left alone: a
-/// feature that adds one and can be ignored is a compatible one.
+/// Finds the sections of format 2 in the table and checks that they fit the file and the counts.
+/// Others are left alone: a feature that adds one and can be ignored is a compatible one.
 fn find_sections(
     header: &RawHeader,
     table: &[RawSection],

@@ -1,6 +1,7 @@
 //! Numbers the nodes of a [`LayerBuilder`] and hands them to the writer.
 //!
-//! Joins a layer's entries with its whiteouts: a whiteout is written only where the layer has no entry.
+//! Joins a layer's entries with its whiteouts: a whiteout is written only where the layer has no
+//! entry.
 
 use std::collections::VecDeque;
 
@@ -37,7 +38,8 @@ pub(super) fn write(mut builder: LayerBuilder, diff: DiffId) -> Result<Vec<u8>, 
     Ok(writer.finish(diff.0))
 }
 
-/// A directory with a whiteout in the same layer replaces the one below: it is opaque and keeps none of its attributes.
+/// A directory with a whiteout in the same layer replaces the one below: it is opaque and keeps
+/// none of its attributes.
 fn directory(dir: &Dir, whiteout: bool) -> NewNode<'_> {
     let new = NewNode {
         opaque: dir.opaque || whiteout,

@@ -1,8 +1,8 @@
 //! Resolves a layer's hard links into the layers below.
 //!
-//! The target is looked up as an extractor would have found it on reaching the link: in the stack below the link's
-//! layer, whatever this layer does to the target. Only if nothing is visible there, this layer's own entry is used (a
-//! link that precedes its target in the tar).
+//! The target is looked up as an extractor would have found it on reaching the link: in the stack
+//! below the link's layer, whatever this layer does to the target. Only if nothing is visible
+//! there, this layer's own entry is used (a link that precedes its target in the tar).
 
 use std::collections::{HashMap, HashSet};
 
@@ -75,7 +75,8 @@ impl<'t> Links<'t> {
             if let Some(file) = self.known.get(&link) {
                 break *file;
             }
-            // Links lead downwards, or to another of the same layer: only there can they go in a circle.
+            // Links lead downwards, or to another of the same layer: only there can they go in a
+            // circle.
             if !passed.insert(link) {
                 return Err(LinkError::Loop);
             }

@@ -1,8 +1,9 @@
-//! Merges a stack of layers into one tree without whiteouts, implied directories or links between layers.
+//! Merges a stack of layers into one tree without whiteouts, implied directories or links between
+//! layers.
 //!
-//! The walk starts at the root and takes the merged directories in the order of their numbers. The sorted names of the
-//! layers' directories that are visible together are merged, so each name of each layer is read once, and the file is
-//! written during the walk.
+//! The walk starts at the root and takes the merged directories in the order of their numbers. The
+//! sorted names of the layers' directories that are visible together are merged, so each name of
+//! each layer is read once, and the file is written during the walk.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -17,13 +18,13 @@ use super::types::{Dirent, FileType, TreeIno, TreeKind};
 use super::writer::{NewNode, NewTarget, WriteError, Writer};
 use crate::digest::{ChainId, Sha256Digest};
 
-/// What names the stack of no layers, which has no ChainID.
+/// Names the empty stack, which has no ChainID.
 const NO_CHAIN: Sha256Digest = Sha256Digest::from_bytes([0; 32]);
 
-/// Why a stack makes no tree. Layers are counted from the bottom, beginning with 0.
+/// Why a stack cannot be merged. Layers are counted from the bottom, from 0.
 #[derive(Debug, thiserror::Error)]
 pub enum MergeError {
-    /// A merged tree in the place of a layer.
+    /// A merged tree instead of a layer's.
     #[error("layer {layer} is a merged tree")]
     NotALayer {
         /// Which layer.
@@ -44,7 +45,7 @@ pub enum MergeError {
         layer: usize,
         /// The link.
         path: BString,
-        /// What it should be the same file as.
+        /// The target.
         target: BString,
     },
     /// A hard link's target is a directory.
@@ -54,7 +55,7 @@ pub enum MergeError {
         layer: usize,
         /// The link.
         path: BString,
-        /// What it should be the same file as.
+        /// The target.
         target: BString,
     },
     /// A hard link that leads back to itself.
@@ -64,7 +65,7 @@ pub enum MergeError {
         layer: usize,
         /// The link.
         path: BString,
-        /// What it should be the same file as.
+        /// The target.
         target: BString,
     },
     /// The stack is too large, or contradicts itself.
@@ -80,8 +81,8 @@ impl From<LayerError> for MergeError {
 
 /// Merges layers, the lowest first, into the bytes of one tree. No layers make an empty root.
 ///
-/// The layers' bytes are taken as written; reading errors end the merge, but a layer of doubtful origin is to be
-/// [verified](Tree::verify) first.
+/// The layers' bytes are taken as written; reading errors end the merge, but a layer of doubtful
+/// origin is to be [verified](Tree::verify) first.
 pub fn merge(layers: &[Tree]) -> Result<Vec<u8>, MergeError> {
     let stack = (0..)
         .zip(layers)
@@ -91,7 +92,7 @@ pub fn merge(layers: &[Tree]) -> Result<Vec<u8>, MergeError> {
     Merge::new(Stack(layers)).run(chain)
 }
 
-/// A merged directory whose names are still to be written.
+/// A merged directory to be written.
 struct Pending {
     ino: TreeIno,
     /// The layers' directories that show together, the topmost first.
@@ -104,7 +105,8 @@ struct Merge<'t> {
     writer: Writer,
     /// For each layer, for each of its nodes, its number in the merged tree.
     numbers: Vec<Vec<Option<TreeIno>>>,
-    /// For each layer, how many of its names may still come: more would mean that directories share names.
+    /// For each layer, how many of its names may still come: more would mean that directories
+    /// share names.
     names_left: Vec<u32>,
     queue: VecDeque<Pending>,
 }
@@ -141,7 +143,8 @@ impl<'t> Merge<'t> {
         Ok(self.writer.finish(chain))
     }
 
-    /// Writes what shows at one name, given the entries of all layers' directories that show together.
+    /// Writes what shows at one name, given the entries of all layers' directories that show
+    /// together.
     fn add_name(
         &mut self,
         parent: TreeIno,
@@ -192,7 +195,8 @@ impl<'t> Merge<'t> {
             } => self.copy(place)?,
             _ => self.writer.node(&NewNode::DIRECTORY)?,
         };
-        // A directory has one name, so it comes once; a damaged tree that contains itself would go on forever.
+        // A directory has one name, so it comes once; a damaged tree that contains itself would go
+        // on forever.
         for place in &places {
             if self.number(*place)?.replace(number).is_some() {
                 let source = corrupt("a directory has two names", place.ino.0);

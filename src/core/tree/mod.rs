@@ -1,12 +1,13 @@
 //! The tree: the index file of a layer, or of a stack of layers merged into one.
 //!
-//! A tree is mapped and never parsed. It names file contents, which are objects of the store. Invariants: equal input
-//! gives equal bytes, node numbers included; no bytes make the reader panic or loop. The importer builds trees with
-//! [`LayerBuilder`], the store keeps them and their [`merge()`], the overlay reads them.
+//! A tree is mapped and never parsed. It names file contents, which are objects of the store.
+//! Invariants: equal input gives equal bytes, node numbers included; no bytes make the reader
+//! panic or loop. The importer builds trees with [`LayerBuilder`], the store keeps them and their
+//! [`merge()`], the overlay reads them.
 //!
-//! Opening checks the header only, so it costs the same for ten files and for a million. Each lookup checks what it
-//! touches; [`Tree::verify`] checks everything. A mapped file must not change
-//! ([`map_published`](crate::sys::mmap::map_published)).
+//! Opening checks the header only, so it costs the same for ten files and for a million. Each
+//! lookup checks what it touches; [`Tree::verify`] checks everything. A mapped file must not
+//! change ([`map_published`](crate::sys::mmap::map_published)).
 #![doc = include_str!("FORMAT.md")]
 
 mod builder;

@@ -47,7 +47,8 @@ impl fmt::Debug for Tree {
 }
 
 impl Tree {
-    /// Maps a published tree (see [`map_published`]) and checks its header: the cost does not depend on its size.
+    /// Maps a published tree (see [`map_published`]) and checks its header: the cost does not
+    /// depend on its size.
     pub fn open(file: &File) -> Result<Self, TreeError> {
         Self::new(Bytes::Mapped(map_published(file)?))
     }
@@ -87,8 +88,8 @@ impl Tree {
         }
     }
 
-    /// A section's bytes. Opening has checked its place; were it wrong, an empty section would answer each access with an
-    /// error.
+    /// A section's bytes. Opening has checked its place; were it wrong, an empty section would
+    /// answer each access with an error.
     pub(super) fn section(&self, section: Section) -> &[u8] {
         let range = self
             .sections
@@ -154,7 +155,8 @@ impl Tree {
         u32::try_from(self.dirents().len()).unwrap_or(NONE)
     }
 
-    /// The rule by which the nodes got their numbers; equal rules over equal layers give equal numbers.
+    /// The rule by which the nodes got their numbers; equal rules over equal layers give equal
+    /// numbers.
     pub const fn numbering(&self) -> u16 {
         self.numbering
     }
@@ -295,8 +297,8 @@ impl Tree {
         Ok(self.names_in(dir)?.map(|index| self.dirent(index)))
     }
 
-    /// All names of a node, in the order in which the tree was numbered: the first is what gave it its number. The root
-    /// has none.
+    /// All names of a node, in the order in which the tree was numbered: the first is what gave it
+    /// its number. The root has none.
     pub fn names_of(
         &self,
         ino: TreeIno,
@@ -331,8 +333,9 @@ impl Tree {
         Ok(upwards.join(b"/".as_slice()))
     }
 
-    /// The node at a path below the root; slashes in front, behind and doubled don't matter. Nothing is followed: a path
-    /// through anything but directories, like one that ends at a whiteout or a link into other layers, names no node.
+    /// The node at a path below the root; slashes in front, behind and doubled don't matter.
+    /// Nothing is followed: a path through anything but directories, like one that ends at a
+    /// whiteout or a link into other layers, names no node.
     pub fn resolve(&self, path: &[u8]) -> Result<Option<TreeIno>, TreeError> {
         let mut current = TreeIno::ROOT;
         for name in path
@@ -433,7 +436,8 @@ impl Tree {
         self.object_sizes().map(|(id, _)| id)
     }
 
-    /// The ids and sizes of all contents, each once: what gc, check and dedup read instead of the nodes.
+    /// The ids and sizes of all contents, each once: what gc, check and dedup read instead of the
+    /// nodes.
     pub fn object_sizes(&self) -> impl Iterator<Item = (ObjectId, u64)> + use<'_> {
         let table = self.objects().iter();
         table.map(|raw| (ObjectId::from_bytes(raw.id), raw.size.get()))

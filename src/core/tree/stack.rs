@@ -1,7 +1,8 @@
-//! A name in a stack of layers: which layer's file is visible, or which layers' directories are visible together.
+//! A name in a stack of layers: which layer's file is visible, or which layers' directories are
+//! visible together.
 //!
-//! Invariant: only this module decides what hides what. The merge asks for every name and the resolution of hard links
-//! for the names of one path, so both see the same files.
+//! Invariant: only this module decides what hides what. The merge asks for every name and the
+//! resolution of hard links for the names of one path, so both see the same files.
 
 use super::error::{TreeError, corrupt};
 use super::reader::Tree;
@@ -24,7 +25,8 @@ pub(super) enum Shown<'t> {
         layer: usize,
         dirent: Dirent<'t>,
     },
-    /// The directories whose names show together were appended to the caller's list, the topmost first.
+    /// The directories whose names show together were appended to the caller's list, the topmost
+    /// first.
     Directory {
         /// The one whose attributes show. None: every layer only implied it.
         attributes: Option<Place>,
@@ -58,9 +60,10 @@ impl<'t> Stack<'t> {
             .map_err(|source| LayerError { layer, source })
     }
 
-    /// Folds one name's entries, the topmost first, by the rules of overlays: a file hides what is below; a directory shows
-    /// together with the directories directly below it, down to an opaque one. Attributes are those of the topmost
-    /// directory that a tar named, an opaque mark notwithstanding: it empties a directory and does not remake it.
+    /// Folds one name's entries, the topmost first, by the rules of overlays: a file hides what is
+    /// below; a directory shows together with the directories directly below it, down to an opaque
+    /// one. Attributes are those of the topmost directory that a tar named, an opaque mark
+    /// notwithstanding: it empties a directory and does not remake it.
     pub(super) fn fold(
         self,
         entries: impl IntoIterator<Item = Result<(usize, Dirent<'t>), LayerError>>,
@@ -127,7 +130,8 @@ impl<'t> Stack<'t> {
         Ok(*hidden && attributes.is_some())
     }
 
-    /// The directories that show together at a path; None if anything else shows there or on the way. Nothing is followed.
+    /// The directories that show together at a path; None if anything else shows there or on the
+    /// way. Nothing is followed.
     pub(super) fn directories(self, path: &[u8]) -> Result<Option<Vec<Place>>, LayerError> {
         let mut directories = Vec::new();
         self.root(&mut directories)?;
@@ -144,7 +148,8 @@ impl<'t> Stack<'t> {
         Ok(Some(directories))
     }
 
-    /// What shows at a name in directories that show together; `below` gets the directories that show there.
+    /// What shows at a name in directories that show together; `below` gets the directories that
+    /// show there.
     pub(super) fn look_up(
         self,
         directories: &[Place],

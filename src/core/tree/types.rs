@@ -2,7 +2,8 @@
 
 use crate::digest::ObjectId;
 
-/// The number of a node in one tree: dense, breadth-first, the root is 0. What the mount shows as `st_ino` less one.
+/// The number of a node in one tree: dense, breadth-first, the root is 0. What the mount shows as
+/// `st_ino` less one.
 #[derive(Debug, Copy, Clone, Eq, PartialEq, Ord, PartialOrd, Hash)]
 pub struct TreeIno(pub u32);
 
@@ -14,7 +15,8 @@ impl TreeIno {
 /// What a tree describes.
 #[derive(Debug, Copy, Clone, Eq, PartialEq)]
 pub enum TreeKind {
-    /// One layer: has whiteouts, opaque marks, implied directories and links into the layers below.
+    /// One layer: has whiteouts, opaque marks, implied directories and links into the layers
+    /// below.
     Layer,
     /// A whole stack folded into one, without any of these.
     Merged,
@@ -77,7 +79,8 @@ impl FileType {
     }
 }
 
-/// A point in time: seconds since 1970 (negative before) and nanoseconds within that second, below 1,000,000,000.
+/// A point in time: seconds since 1970 (negative before) and nanoseconds within that second, below
+/// 1,000,000,000.
 #[derive(Debug, Copy, Clone, Eq, PartialEq, Ord, PartialOrd, Hash, Default)]
 pub struct Timestamp {
     /// Whole seconds, rounded down.
@@ -120,7 +123,8 @@ pub struct Node {
     pub rdev: Rdev,
     /// The content begins as an ELF file does.
     pub elf: bool,
-    /// Layer trees: a directory that the tar never named, made as another's parent. Its attributes are those below.
+    /// Layer trees: a directory that the tar never named, made as another's parent. Its attributes
+    /// are those below.
     pub implied: bool,
     /// Layer trees: a directory whose namesake's children in the layers below are hidden.
     pub opaque: bool,
@@ -135,7 +139,8 @@ pub enum Target {
     Node(TreeIno),
     /// Layer trees: the name is deleted from the layers below.
     Whiteout,
-    /// Layer trees: a hard link to a path of the layers below; [`Tree::link_target`](super::Tree::link_target) has it.
+    /// Layer trees: a hard link to a path of the layers below;
+    /// [`Tree::link_target`](super::Tree::link_target) has it.
     LinkBelow,
 }
 
@@ -165,7 +170,8 @@ pub struct Meta {
     pub gid: u32,
     /// Last change.
     pub mtime: Timestamp,
-    /// Extended attributes with their prefixes, in any order; of two with one name the later holds.
+    /// Extended attributes with their prefixes, in any order; of two with one name the later
+    /// holds.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 

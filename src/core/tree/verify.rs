@@ -1,7 +1,7 @@
 //! Checks a whole tree by reading it: for `cowl check` and for trees of doubtful origin.
 //!
-//! A tree that passes has exactly the shape that the writer produces: each node is reachable by a finite path, and
-//! redundant records agree.
+//! A tree that passes has exactly the shape that the writer produces: each node is reachable by a
+//! finite path, and redundant records agree.
 
 use std::collections::HashSet;
 
@@ -302,7 +302,8 @@ fn check_xattrs(tree: &Tree, number: u32, raw: &RawNode) -> Result<(), TreeError
     }
 }
 
-/// With the counts known to be right it is enough that each entry is a name of its node, and that none comes twice.
+/// With the counts known to be right it is enough that each entry is a name of its node, and that
+/// none comes twice.
 fn check_inverse(tree: &Tree, links: &[u32]) -> Result<(), TreeError> {
     let index = tree.inverse_index();
     let mut begin = 0;

@@ -1,7 +1,8 @@
-//! Writes a tree's records. The layer builder and the merge both use it, so both number nodes alike.
+//! Writes a tree's records. The layer builder and the merge both use it, so both number nodes
+//! alike.
 //!
-//! Invariant: directories are written in the order of their numbers with sorted names, and a node gets its number at
-//! its first name. This is the numbering rule; the writer only appends.
+//! Invariant: directories are written in the order of their numbers with sorted names, and a node
+//! gets its number at its first name. This is the numbering rule; the writer only appends.
 
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
@@ -18,7 +19,8 @@ use super::format::{
 use super::types::{FileType, Rdev, Timestamp, TreeIno, TreeKind};
 use crate::digest::{ObjectId, Sha256Digest};
 
-/// A tree would be larger than its 32-bit numbers allow, or two statements about one content differ.
+/// A tree would be larger than its 32-bit numbers allow, or two statements about one content
+/// differ.
 #[derive(Debug, Copy, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WriteError {
     /// More of something than the format can number.
@@ -36,8 +38,8 @@ pub enum WriteError {
     },
 }
 
-/// Byte strings one after the other, each distinct one once. Equality is of the bytes; the hash only finds candidates, so
-/// the result does not depend on its random key.
+/// Byte strings one after the other, each distinct one once. Equality is of the bytes; the hash
+/// only finds candidates, so the result does not depend on its random key.
 #[derive(Default)]
 struct Heap {
     bytes: Vec<u8>,
@@ -311,7 +313,8 @@ impl Writer {
                 .filter(|(_, raw)| raw.flags == DIRENT_NODE)
                 .map(|(index, raw)| (index, raw.target.get() as usize))
         };
-        // Counts, shifted by two so that filling in below leaves beginnings shifted by one, as the file has them.
+        // Counts, shifted by two so that filling in below leaves beginnings shifted by one, as the
+        // file has them.
         let mut index = vec![0u32; self.nodes.len() + 2];
         for (_, node) in targets() {
             if let Some(count) = index.get_mut(node + 2) {

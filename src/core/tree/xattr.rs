@@ -1,4 +1,5 @@
-//! A set of extended attributes as bytes: a count, then each name and value with their lengths, sorted by name.
+//! A set of extended attributes as bytes: a count, then each name and value with their lengths,
+//! sorted by name.
 //!
 //! Sorted and without duplicates, so that equal sets have equal bytes and are stored once.
 

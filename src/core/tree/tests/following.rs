@@ -8,7 +8,8 @@ fn symlink(target: &str) -> Kind {
     Kind::Symlink(target.as_bytes().to_vec())
 }
 
-/// What an entry `a/f` becomes where `links` are there before it, beside the directories b and b/c. None: refused.
+/// What an entry `a/f` becomes where `links` are there before it, beside the directories b and
+/// b/c. None: refused.
 fn through(links: &[(&str, &str)], path: &str) -> Option<Vec<String>> {
     let mut builder = LayerBuilder::new();
     for dir in ["b", "b/c"] {

@@ -1,4 +1,5 @@
-//! Trees of version 2, byte for byte as they were when it was made, and read by their offsets alone.
+//! Trees of version 2, byte for byte as they were when it was made, and read by their offsets
+//! alone.
 
 use std::path::PathBuf;
 

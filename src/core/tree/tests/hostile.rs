@@ -1,5 +1,5 @@
-//! No bytes make the reader panic, loop or say yes: trees with flipped bytes and lost ends, with the header's digest made
-//! right again so that the damage gets past the door.
+//! No bytes make the reader panic, loop or say yes: trees with flipped bytes and lost ends, with
+//! the header's digest made right again so that the damage gets past the door.
 
 use proptest::prelude::*;
 
@@ -107,7 +107,8 @@ fn what_a_newer_cowl_wrote_is_refused_with_its_reason() {
     assert!(matches!(with(8, 3), Err(TreeError::Version(3))));
     assert!(matches!(with(24, 4), Err(TreeError::Features(4))));
     assert!(matches!(with(12, 3), Err(TreeError::Corrupt { .. })));
-    // Compatible features change nothing; an unknown numbering matters to who keeps numbers, and to the check.
+    // Compatible features change nothing; an unknown numbering matters to who keeps numbers, and
+    // to the check.
     with(16, 1).unwrap().verify().unwrap();
     let renumbered = with(10, 9).unwrap();
     assert_eq!(renumbered.numbering(), 9);

@@ -11,7 +11,8 @@ fn merged(layers: &[&str]) -> Result<Tree, MergeError> {
     Ok(tree)
 }
 
-/// Every path with what it is: `d` and `-` for attributes that an entry gave, `D` for those of a directory never named.
+/// Every path with what it is: `d` and `-` for attributes that an entry gave, `D` for those of a
+/// directory never named.
 fn list(tree: &Tree) -> Vec<String> {
     let mut list = Vec::new();
     for number in 0..tree.node_count() {

@@ -56,8 +56,8 @@ fn file(content: &str) -> Kind {
     }
 }
 
-/// A layer in one line per entry, in a small language of its own: `d PATH`, `f PATH CONTENT`, `l PATH TARGET` (symbolic),
-/// `h PATH TARGET` (hard), `w PATH` (whiteout), `o PATH` (opaque).
+/// A layer in one line per entry, in a small language of its own: `d PATH`, `f PATH CONTENT`, `l
+/// PATH TARGET` (symbolic), `h PATH TARGET` (hard), `w PATH` (whiteout), `o PATH` (opaque).
 fn layer(script: &str) -> Tree {
     let mut builder = LayerBuilder::new();
     for line in script

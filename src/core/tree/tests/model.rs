@@ -1,5 +1,5 @@
-//! Random stacks of layers against a model that knows no trees: a map from paths to files, changed by one layer after the
-//! other as an extractor would.
+//! Random stacks of layers against a model that knows no trees: a map from paths to files, changed
+//! by one layer after the other as an extractor would.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -57,7 +57,8 @@ fn below<T>(map: &mut BTreeMap<String, T>, dir: &str) {
     map.retain(|path, _| path == dir || !path.starts_with(&prefix));
 }
 
-/// The layer's own final contents, or None where an entry is refused: then both sides leave it out.
+/// The layer's own final contents, or None where an entry is refused: then both sides leave it
+/// out.
 fn say(said: &mut BTreeMap<String, Said>, op: &Op, identity: usize) -> Option<()> {
     let (Op::Dir(path, _)
     | Op::File(path, _)
@@ -252,7 +253,8 @@ fn layers() -> impl Strategy<Value = Vec<Vec<Op>>> {
     prop::collection::vec(prop::collection::vec(op(), 0..10), 0..7)
 }
 
-/// FORMAT.md says all there is to know: a reader made from it alone finds nothing in them that it does not allow.
+/// FORMAT.md says all there is to know: a reader made from it alone finds nothing in them that it
+/// does not allow.
 #[test]
 fn another_reader_agrees_about_layers_and_stacks() {
     let mut runner = TestRunner::deterministic();
