@@ -1,6 +1,7 @@
 //! The command line as clap parses it. The commands give the options their meaning.
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::builder::ArgAction;
+use clap::{Args, Command as Definition, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -10,6 +11,7 @@ use std::path::PathBuf;
     name = "cowl",
     version,
     arg_required_else_help = true,
+    args_override_self = true,
     max_term_width = 110,
     after_help = "`cowl NAME` runs the program cowl-NAME for any other NAME. `cowl dedup` shows what images share, in bytes."
 )]
@@ -20,6 +22,34 @@ pub(super) struct Cli {
     pub(super) root: Option<PathBuf>,
     #[command(subcommand)]
     pub(super) command: Command,
+}
+
+/// The same command line with a value allowed for every switch (`--rm=false`), as Docker takes it.
+///
+/// Help is made from the plain definition, which shows switches without values.
+pub(super) fn with_switch_values(definition: Definition) -> Definition {
+    definition
+        .mut_args(|arg| match arg.get_action() {
+            ArgAction::SetTrue => arg
+                .action(ArgAction::Set)
+                .num_args(0..=1)
+                .require_equals(true)
+                .default_value("false")
+                .default_missing_value("true")
+                .value_name("BOOL")
+                .value_parser(parse_switch),
+            _ => arg,
+        })
+        .mut_subcommands(with_switch_values)
+}
+
+/// The spellings of Go's `strconv.ParseBool`.
+fn parse_switch(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        _ => Err("use true or false".to_owned()),
+    }
 }
 
 #[derive(Debug, Subcommand)]

@@ -75,15 +75,29 @@ fn exit_code(kind: Kind, otherwise: u8) -> u8 {
     match kind {
         Kind::CommandNotFound => 127,
         Kind::CommandNotExecutable => 126,
+        Kind::Interrupted => FAILURE,
         Kind::NotFound | Kind::Conflict | Kind::Invalid | Kind::Failed => otherwise,
     }
 }
 
 fn parse(arguments: &[OsString]) -> Result<Cli, ExitCode> {
-    let error = match Cli::command()
-        .try_get_matches_from(arguments)
-        .and_then(|matches| Cli::from_arg_matches(&matches))
-    {
+    let read = |definition: clap::Command| {
+        let matches = definition.try_get_matches_from(arguments)?;
+        Cli::from_arg_matches(&matches)
+    };
+    let is_help = |error: &clap::Error| {
+        matches!(
+            error.kind(),
+            ErrorKind::DisplayHelp
+                | ErrorKind::DisplayVersion
+                | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+        )
+    };
+    let read = match read(Cli::command()) {
+        Err(error) if !is_help(&error) => read(args::with_switch_values(Cli::command())),
+        read => read,
+    };
+    let error = match read {
         Ok(cli) => return Ok(cli),
         Err(error) => error,
     };
@@ -138,7 +152,7 @@ fn dispatch(cli: Cli, out: &mut Stdout) -> Result<u8> {
         Command::Check(args) => image::check(&open(root)?, &args, out),
         Command::Mount(args) => mount::mount(&open(root)?, &args),
         Command::Umount(args) => mount::umount(&open(root)?, &args),
-        Command::Run(args) => container::run(&open(root)?, *args),
+        Command::Run(args) => container::run(&mut open(root)?, *args),
         Command::Ps(args) => container::ps(&open(root)?, &args, out),
         Command::Rm(args) => container::rm(&open(root)?, &args, out),
         Command::Volume(command) => volume::volume(&open(root)?, command, out),

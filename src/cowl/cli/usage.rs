@@ -10,9 +10,9 @@ pub(super) fn one_line(error: &clap::Error, arguments: &[OsString], command: &st
         Some(ContextValue::Strings(texts)) => Some(texts.join(", ")),
         _ => None,
     };
-    // The option without its placeholder: "--memory <BYTES>".
     let argument = text(ContextKind::InvalidArg).unwrap_or_default();
-    let option = argument.split(" <").next().unwrap_or_default();
+    // Without its placeholder: "--memory <BYTES>", "--rm[=<BOOL>]".
+    let option = argument.split([' ', '[']).next().unwrap_or_default();
     let value = text(ContextKind::InvalidValue).unwrap_or_default();
     let what = match error.kind() {
         ErrorKind::UnknownArgument if argument.starts_with('-') => {

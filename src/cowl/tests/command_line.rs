@@ -226,6 +226,62 @@ fn import_refuses_a_digest_as_name() {
     );
 }
 
+/// What Docker's flags take (spf13/pflag, Go's `strconv.ParseBool`); the last of several holds.
+#[test]
+fn every_switch_takes_a_value() {
+    let cowl = Cowl::new();
+    for switches in [
+        &["-q=true", "--no-trunc=false"][..],
+        &["--quiet=1", "--no-trunc=F"],
+        &["--quiet=TRUE", "--quiet"],
+        &["-aq=True", "--all=0"],
+        &["-qa=t"],
+        &["-q=false", "-q"],
+    ] {
+        let arguments: Vec<&str> = ["ps"].iter().chain(switches).copied().collect();
+        cowl.prints(&arguments, "");
+    }
+    // Off: the header is there.
+    for switches in [
+        &["-q=false"][..],
+        &["--quiet=0"],
+        &["-aq=f"],
+        &["-q", "-q=False"],
+    ] {
+        let arguments: Vec<&str> = ["ps"].iter().chain(switches).copied().collect();
+        let output = cowl.run(&arguments);
+        let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(shown.starts_with("CONTAINER ID"), "{arguments:?}: {shown}");
+    }
+    // A value is for a switch only with `=`; the word after it is the image.
+    let image = "No such image: false:latest; cowl images lists what there is, cowl load -i FILE brings in an archive";
+    cowl.refused(&["run", "--rm", "false"], 125, image);
+    // What follows the image is the command's.
+    cowl.refused(&["run", "--rm=true", "false", "--rm=what"], 125, image);
+    cowl.refused(
+        &["run", "-it=", "i"],
+        125,
+        "invalid argument \"\" for --tty: use true or false; see 'cowl run --help'",
+    );
+    for command in [
+        &["load", "--quiet=what"][..],
+        &["load", "--verify=what"],
+        &["images", "-q=what"],
+        &["history", "--no-trunc=what", "i"],
+        &["rmi", "--force=what", "i"],
+        &["check", "--deep=what"],
+        &["run", "--interactive=what", "i"],
+        &["rm", "-v=what", "c"],
+        &["volume", "ls", "-q=what"],
+        &["volume", "rm", "--force=what", "v"],
+    ] {
+        let output = cowl.run(command);
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(told.contains("use true or false"), "{command:?}: {told}");
+        assert_eq!(output.status.code(), Some(125));
+    }
+}
+
 #[test]
 fn help_and_dash_dash_help_agree() {
     let cowl = Cowl::new();

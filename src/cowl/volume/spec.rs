@@ -6,7 +6,7 @@
 //! /dir              an anonymous volume at /dir
 //! NAME:/dir[:mode]  a named volume, created on first use
 //! /host:/dir[:mode] a host path (also ./rel and ../rel, relative to the current directory)
-//! mode              ro | rw | nocopy, comma separated
+//! mode              ro | rw | nocopy | z | Z, comma separated; z and Z relabel under SELinux, which cowl doesn't use
 //! ```
 
 use std::path::{Component, Path, PathBuf};
@@ -138,6 +138,7 @@ impl VolumeSpec {
 
     fn modes(&mut self, modes: &str) -> Result<(), String> {
         let (mut ro, mut rw) = (false, false);
+        let (mut shared, mut private) = (false, false);
         for mode in modes.split(',').filter(|m| !m.is_empty()) {
             match mode {
                 "ro" => ro = true,
@@ -146,11 +147,21 @@ impl VolumeSpec {
                     return Err("nocopy is for volumes, not for host paths".to_owned());
                 }
                 "nocopy" => self.no_copy = true,
-                other => return Err(format!("invalid mode: {other} (known: ro, rw, nocopy)")),
+                // No label is set, as by Docker on a host without SELinux.
+                "z" => shared = true,
+                "Z" => private = true,
+                other => {
+                    return Err(format!(
+                        "invalid mode: {other} (known: ro, rw, nocopy, z, Z)"
+                    ));
+                }
             }
         }
         if ro && rw {
             return Err("invalid mode: ro and rw exclude each other".to_owned());
+        }
+        if shared && private {
+            return Err("invalid mode: z and Z exclude each other".to_owned());
         }
         self.read_only = ro;
         Ok(())
@@ -159,7 +170,7 @@ impl VolumeSpec {
 
 fn is_modes(text: &str) -> bool {
     text.split(',')
-        .all(|mode| matches!(mode, "ro" | "rw" | "nocopy"))
+        .all(|mode| matches!(mode, "ro" | "rw" | "nocopy" | "z" | "Z"))
 }
 
 fn is_relative(path: &str) -> bool {
@@ -225,6 +236,13 @@ mod tests {
             ("/host:/data", spec(host("/host"), "/data", false, false)),
             ("/host:/ro", spec(host("/host"), "/ro", false, false)),
             ("/host:/data:ro", spec(host("/host"), "/data", true, false)),
+            ("/host:/data:z", spec(host("/host"), "/data", false, false)),
+            (
+                "/host:/data:ro,Z",
+                spec(host("/host"), "/data", true, false),
+            ),
+            ("vol1:/data:Z,ro", spec(named(), "/data", true, false)),
+            ("/data:z", spec(Source::Anonymous, "/data", false, false)),
             (
                 "./sub:/data",
                 spec(host("/here/./sub"), "/data", false, false),
@@ -249,6 +267,7 @@ mod tests {
             ("vol1:/data:ro:x", "SOURCE:DESTINATION"),
             ("vol1:/data:rx", "invalid mode: rx"),
             ("vol1:/data:ro,rw", "exclude each other"),
+            ("vol1:/data:z,Z", "exclude each other"),
             ("/h:/data:nocopy", "not for host paths"),
             (
                 "a/b:/data",
