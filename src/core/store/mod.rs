@@ -61,7 +61,7 @@ mod tests;
 
 use std::fs::{DirBuilder, File};
 use std::io::ErrorKind;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -117,6 +117,7 @@ pub struct Store {
     trash: Dir,
     tmp: Dir,
     format: Format,
+    interrupt: Option<OwnedFd>,
 }
 
 /// A flock on the store's lock file; goes with the descriptor.
@@ -168,7 +169,13 @@ impl Store {
             tmp: root.sub("tmp")?,
             root,
             format,
+            interrupt: None,
         })
+    }
+
+    /// From now on a wait for the store's lock ends with an error (EINTR) once `interrupt` is readable.
+    pub fn set_interrupt(&mut self, interrupt: OwnedFd) {
+        self.interrupt = Some(interrupt);
     }
 
     /// The store's directory, absolute.
@@ -243,22 +250,33 @@ impl Store {
     }
 
     fn lock_shared(&self) -> Result<Locked, StoreError> {
-        lock(&self.root, FlockOperation::LockShared)
+        self.lock(FlockOperation::LockShared)
     }
 
     fn lock_exclusive(&self) -> Result<Locked, StoreError> {
-        lock(&self.root, FlockOperation::LockExclusive)
+        self.lock(FlockOperation::LockExclusive)
+    }
+
+    fn lock(&self, operation: FlockOperation) -> Result<Locked, StoreError> {
+        lock(
+            &self.root,
+            operation,
+            self.interrupt.as_ref().map(OwnedFd::as_fd),
+        )
     }
 }
 
 /// Waits for the store's lock; each call has a descriptor, and so a lock, of its own.
-fn lock(root: &Dir, operation: FlockOperation) -> Result<Locked, StoreError> {
+fn lock(
+    root: &Dir,
+    operation: FlockOperation,
+    interrupt: Option<BorrowedFd<'_>>,
+) -> Result<Locked, StoreError> {
     let failed = |doing, errno| StoreError::io(doing, root.join(LOCK), errno);
     let file = root
         .open(LOCK)?
         .ok_or_else(|| failed("open", Errno::NOENT))?;
-    rustix::io::retry_on_intr(|| rustix::fs::flock(&file, operation))
-        .map_err(|errno| failed("lock", errno))?;
+    crate::sys::lock::lock(&file, operation, interrupt).map_err(|errno| failed("lock", errno))?;
     Ok(Locked(file))
 }
 
@@ -300,7 +318,7 @@ fn create(root: &Dir) -> Result<(), StoreError> {
         Err(error) if error.errno() == Some(Errno::EXIST) => {}
         Err(error) => return Err(error),
     }
-    let _lock = lock(root, FlockOperation::LockExclusive)?;
+    let _lock = lock(root, FlockOperation::LockExclusive, None)?;
     if Format::read(root)?.is_some() {
         return Ok(());
     }

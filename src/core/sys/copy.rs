@@ -16,7 +16,10 @@ pub enum Copied {
     Copied,
 }
 
-/// How much is asked for in one call, so that a signal or a full disk is noticed in time.
+/// Asked before each chunk; an error ends the copy.
+type Check<'c> = &'c dyn Fn() -> Result<()>;
+
+/// How much is asked for in one call, so that a [`Check`] or a full disk is noticed in time.
 const CHUNK: usize = 64 << 20;
 
 /// Makes the first `len` bytes of `to` those of `from`; `to` ends up `len` long, with zeros where
@@ -26,6 +29,19 @@ const CHUNK: usize = 64 << 20;
 /// # Errors
 /// What the host says; ENOSPC and EDQUOT among it.
 pub fn copy_data(from: impl AsFd, to: impl AsFd, len: u64) -> Result<Copied> {
+    copy_data_checked(from, to, len, &|| Ok(()))
+}
+
+/// [`copy_data`] for a caller that may have to stop: `check` is asked before each chunk that is copied.
+///
+/// # Errors
+/// What `check` says, and what the host says.
+pub fn copy_data_checked(
+    from: impl AsFd,
+    to: impl AsFd,
+    len: u64,
+    check: Check<'_>,
+) -> Result<Copied> {
     match ioctl_ficlone(&to, &from) {
         Ok(()) => {
             ftruncate(&to, len)?;
@@ -46,7 +62,7 @@ pub fn copy_data(from: impl AsFd, to: impl AsFd, len: u64) -> Result<Copied> {
             break;
         }
         let end = next(&from, SeekFrom::Hole(start))?.unwrap_or(len).min(len);
-        copy_range(&from, &to, start, end)?;
+        copy_range(&from, &to, start, end, check)?;
         position = end;
     }
     Ok(Copied::Copied)
@@ -62,9 +78,16 @@ fn next(file: impl AsFd, from: SeekFrom) -> Result<Option<u64>> {
     }
 }
 
-fn copy_range(from: impl AsFd, to: impl AsFd, start: u64, end: u64) -> Result<()> {
+fn copy_range(
+    from: impl AsFd,
+    to: impl AsFd,
+    start: u64,
+    end: u64,
+    check: Check<'_>,
+) -> Result<()> {
     let mut position = start;
     while position < end {
+        check()?;
         let want = usize::try_from(end - position).unwrap_or(CHUNK).min(CHUNK);
         let (mut source, mut target) = (position, position);
         match copy_file_range(&from, Some(&mut source), &to, Some(&mut target), want) {
@@ -73,7 +96,7 @@ fn copy_range(from: impl AsFd, to: impl AsFd, start: u64, end: u64) -> Result<()
             Err(Errno::INTR) => {}
             // Not between these two (before 5.19 not over file systems at all): through memory.
             Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS | Errno::PERM) => {
-                return copy_by_hand(from, to, position, end);
+                return copy_by_hand(from, to, position, end, check);
             }
             Err(error) => return Err(error),
         }
@@ -81,9 +104,16 @@ fn copy_range(from: impl AsFd, to: impl AsFd, start: u64, end: u64) -> Result<()
     Ok(())
 }
 
-fn copy_by_hand(from: impl AsFd, to: impl AsFd, mut position: u64, end: u64) -> Result<()> {
+fn copy_by_hand(
+    from: impl AsFd,
+    to: impl AsFd,
+    mut position: u64,
+    end: u64,
+    check: Check<'_>,
+) -> Result<()> {
     let mut buffer = vec![0; 256 << 10];
     while position < end {
+        check()?;
         let want = usize::try_from(end - position)
             .unwrap_or(buffer.len())
             .min(buffer.len());
@@ -130,6 +160,24 @@ mod tests {
         let mut bytes = [0; 6];
         to.read_exact_at(&mut bytes, 4 << 20).unwrap();
         assert_eq!(&bytes, b"middle");
+    }
+
+    #[test]
+    fn copy_data_checked_stops_between_two_chunks() {
+        let from = tempfile::tempfile().unwrap();
+        from.write_all_at(b"x", 2 * CHUNK as u64 - 1).unwrap();
+        from.write_all_at(b"x", 0).unwrap();
+        let to = tempfile::tempfile().unwrap();
+        let left = std::cell::Cell::new(1);
+        let check = || match left.replace(left.get() - 1) {
+            0 => Err(Errno::INTR),
+            _ => Ok(()),
+        };
+        let copied = copy_range(&from, &to, 0, 2 * CHUNK as u64, &check);
+        assert_eq!((copied, left.get()), (Err(Errno::INTR), -1));
+        left.set(1);
+        let copied = copy_by_hand(&from, &to, 0, CHUNK as u64, &check);
+        assert_eq!((copied, left.get()), (Err(Errno::INTR), -1));
     }
 
     #[test]

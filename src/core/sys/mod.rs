@@ -2,4 +2,5 @@
 //! this crate.
 
 pub mod copy;
+pub mod lock;
 pub mod mmap;
