@@ -14,7 +14,7 @@ use crate::volume::VolumeSpec;
 use jiff::Timestamp;
 use std::io::IsTerminal;
 
-pub(super) fn run(engine: &Engine, args: Run) -> Result<u8> {
+pub(super) fn run(engine: &mut Engine, args: Run) -> Result<u8> {
     if args.tty && args.interactive && !std::io::stdin().is_terminal() {
         return Err(Error::invalid(
             "the input device is not a TTY; omit -t or run cowl in a terminal",

@@ -19,6 +19,8 @@ pub enum Kind {
     CommandNotFound,
     /// The container's program cannot be executed (exit code 126).
     CommandNotExecutable,
+    /// A signal ended the command before it was done.
+    Interrupted,
     /// Any other failure: of the host, the store or a helper program.
     Failed,
 }
@@ -55,6 +57,11 @@ impl Error {
     /// [`Kind::Invalid`].
     pub fn invalid(text: impl Into<String>) -> Self {
         Self::new(Kind::Invalid, text)
+    }
+
+    /// [`Kind::Interrupted`].
+    pub fn interrupted(text: impl Into<String>) -> Self {
+        Self::new(Kind::Interrupted, text)
     }
 
     /// [`Kind::Failed`].

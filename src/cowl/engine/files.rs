@@ -5,12 +5,13 @@
 
 use super::error::{Context, Error, Result};
 use cowl_core::store::remove_tree;
+use cowl_core::sys::lock::lock;
 use rustix::fs::{self, AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Serialize, de::DeserializeOwned};
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 /// Largest JSON file the engine reads; it writes none that large.
@@ -150,20 +151,15 @@ fn write_new<T: Serialize>(dir: impl AsFd, name: &str, value: &T) -> Result<()> 
 
 /// Takes the lock of a directory, waiting for it; dropping the result releases it.
 pub(crate) fn lock_dir(dir: impl AsFd) -> Result<OwnedFd> {
-    // A new open file: the lock belongs to it.
-    let own = open_dir_at(dir, ".")?;
-    wait_for(&own, FlockOperation::LockExclusive)?;
-    Ok(own)
+    lock_dir_until(dir, None)
 }
 
-/// Retries after a signal.
-fn wait_for(file: impl AsFd, operation: FlockOperation) -> Result<()> {
-    loop {
-        match fs::flock(&file, operation) {
-            Err(Errno::INTR) => {}
-            other => return Ok(other?),
-        }
-    }
+/// [`lock_dir`] whose wait ends with EINTR once `interrupt` is readable.
+pub(crate) fn lock_dir_until(dir: impl AsFd, interrupt: Option<BorrowedFd<'_>>) -> Result<OwnedFd> {
+    // A new open file: the lock belongs to it.
+    let own = open_dir_at(dir, ".")?;
+    lock(&own, FlockOperation::LockExclusive, interrupt)?;
+    Ok(own)
 }
 
 /// Whether the lock `name` (`.` for the directory's own) is held exclusively. Tries a shared lock,
@@ -194,7 +190,7 @@ pub(crate) fn wait_unlocked(dir: impl AsFd, name: &str) -> Result<()> {
         OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
         Mode::empty(),
     ) {
-        Ok(file) => wait_for(file, FlockOperation::LockShared),
+        Ok(file) => Ok(lock(file, FlockOperation::LockShared, None)?),
         Err(Errno::NOENT) => Ok(()),
         Err(errno) => Err(Error::from(errno).context(format!("opening lock {name}"))),
     }

@@ -104,14 +104,14 @@ impl Mounted {
 }
 
 impl Keeper {
-    /// Waits until the keeper has ended (true) or a signal arrives (false). The mount lives as
+    /// Waits until the keeper has ended (true) or an interrupt arrives (false). The mount lives as
     /// long as any process uses it.
     pub(super) fn ends_before_a_signal(&self, signals: &Signals) -> Result<bool> {
         let keeper = pidfd_open(Pid::from_child(&self.process), PidfdFlags::empty())
             .context(|| "watching the mount's keeper")?;
         loop {
             let mut waiting = [
-                PollFd::new(signals, PollFlags::IN),
+                PollFd::from_borrowed_fd(signals.interrupt(), PollFlags::IN),
                 PollFd::new(&keeper, PollFlags::IN),
             ];
             match poll(&mut waiting, None) {
@@ -124,7 +124,7 @@ impl Keeper {
             if !keeper.revents().is_empty() {
                 return Ok(true);
             }
-            if signals.interrupted()?.is_some() {
+            if signals.take_interrupt()?.is_some() {
                 return Ok(false);
             }
         }

@@ -1,140 +1,141 @@
-//! The signals that a foreground `cowl run` passes on, taken by a descriptor instead of handlers.
+//! The signals of a foreground `cowl run`, taken by descriptors instead of handlers.
 //!
-//! Blocked before any thread or process is started: threads inherit the mask, and `std::process::Command` gives children an empty one.
+//! They are blocked before any thread or process is started: threads inherit the mask, and `std::process::Command`
+//! gives children an empty one. Until the container runs, an [interrupt](Signals::interrupt) ends the start; from then
+//! on every signal goes to the container, as with Docker's `--sig-proxy`.
 
 use super::error::{Context, Result};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use rustix::process::Pid;
-use std::io::Read;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{Errno, retry_on_intr};
+use std::io::IsTerminal;
 use std::os::fd::{AsFd, BorrowedFd};
 
-/// Passed on to the container.
-const FORWARDED: [Signal; 6] = [
+/// Left as they are: signals about this process itself (Docker's exceptions).
+const OWN: [Signal; 3] = [Signal::SIGCHLD, Signal::SIGPIPE, Signal::SIGURG];
+/// Left as they are in a terminal: with these blocked, a background process reads an end of file from its terminal, and
+/// changes the settings that the foreground uses.
+const JOB_CONTROL: [Signal; 2] = [Signal::SIGTTIN, Signal::SIGTTOU];
+/// End a start, and the wait for what is left after the container's end.
+const INTERRUPTS: [Signal; 4] = [
     Signal::SIGINT,
     Signal::SIGTERM,
     Signal::SIGHUP,
     Signal::SIGQUIT,
-    Signal::SIGUSR1,
-    Signal::SIGUSR2,
 ];
 
 /// The signals of this process, blocked and readable.
 #[derive(Debug)]
 pub(super) struct Signals {
-    descriptor: SignalFd,
-}
-
-/// What a signal means for a running container.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Event {
-    /// To be passed on.
-    Forward(u8),
-    /// The caller's terminal has another size.
-    Resized,
+    all: SignalFd,
+    interrupts: SignalFd,
 }
 
 impl Signals {
-    /// Blocks the forwarded signals and SIGWINCH for this thread and all that come from it.
+    /// Blocks every signal that can be passed on, for this thread and all that it starts.
     pub(super) fn block() -> Result<Self> {
-        let mut set = SigSet::empty();
-        for signal in FORWARDED.into_iter().chain([Signal::SIGWINCH]) {
-            set.add(signal);
+        let mut all = SigSet::all();
+        let in_terminal = std::io::stdin().is_terminal()
+            || std::io::stdout().is_terminal()
+            || std::io::stderr().is_terminal();
+        let job_control = JOB_CONTROL.iter().filter(|_signal| in_terminal);
+        for signal in OWN.iter().chain(job_control) {
+            all.remove(*signal);
         }
-        set.thread_block().context(|| "blocking signals")?;
-        let descriptor = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
-            .context(|| "opening a signal descriptor")?;
-        Ok(Self { descriptor })
-    }
-
-    /// The next signal that has arrived, if any.
-    pub(super) fn next(&self) -> Result<Option<Event>> {
-        let Some(info) = self
-            .descriptor
-            .read_signal()
-            .context(|| "reading the signal descriptor")?
-        else {
-            return Ok(None);
+        all.thread_block().context(|| "blocking signals")?;
+        let open = |set: &SigSet| {
+            SignalFd::with_flags(set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+                .context(|| "opening a signal descriptor")
         };
-        let number = u8::try_from(info.ssi_signo).unwrap_or(0);
-        Ok(Some(if is(number, Signal::SIGWINCH) {
-            Event::Resized
-        } else {
-            Event::Forward(number)
-        }))
+        Ok(Self {
+            all: open(&all)?,
+            interrupts: open(&INTERRUPTS.into_iter().collect())?,
+        })
     }
 
-    /// A signal that has arrived and ends what is being done, if any; others are dropped: there is nobody yet to pass them to.
-    pub(super) fn interrupted(&self) -> Result<Option<u8>> {
-        while let Some(event) = self.next()? {
-            if let Event::Forward(number) = event
-                && ends(number)
-            {
-                return Ok(Some(number));
-            }
+    /// The number of the next signal that has arrived, if any.
+    pub(super) fn next(&self) -> Result<Option<u8>> {
+        read(&self.all)
+    }
+
+    /// A descriptor that is readable while an interrupt is pending, for waits that it ends.
+    pub(super) fn interrupt(&self) -> BorrowedFd<'_> {
+        self.interrupts.as_fd()
+    }
+
+    /// EINTR if an interrupt is pending.
+    pub(super) fn check_interrupt(&self) -> Result<()> {
+        let at_once = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let mut asked = [PollFd::from_borrowed_fd(self.interrupt(), PollFlags::IN)];
+        match retry_on_intr(|| poll(&mut asked, Some(&at_once)))? {
+            0 => Ok(()),
+            _ => Err(Errno::INTR.into()),
         }
-        Ok(None)
+    }
+
+    /// Takes a pending interrupt. Other signals stay pending, for the container.
+    pub(super) fn take_interrupt(&self) -> Result<Option<u8>> {
+        read(&self.interrupts)
     }
 }
 
 impl AsFd for Signals {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.descriptor.as_fd()
+        self.all.as_fd()
     }
 }
 
-/// Whether the signal is one by which people end a program.
-pub(super) fn ends(number: u8) -> bool {
-    [
-        Signal::SIGINT,
-        Signal::SIGTERM,
-        Signal::SIGHUP,
-        Signal::SIGQUIT,
-    ]
-    .into_iter()
-    .any(|signal| is(number, signal))
+fn read(descriptor: &SignalFd) -> Result<Option<u8>> {
+    let info = descriptor
+        .read_signal()
+        .context(|| "reading the signal descriptor")?;
+    Ok(info.map(|info| u8::try_from(info.ssi_signo).unwrap_or(0)))
 }
 
-fn is(number: u8, signal: Signal) -> bool {
+/// Whether a signal of this number is the named one.
+pub(super) fn is(number: u8, signal: Signal) -> bool {
     i32::from(number) == signal as i32
-}
-
-/// Whether the kernel would drop the signal because `init` is the first process of its namespace and has no handler for it (pid_namespaces(7)).
-///
-/// One that is ignored on purpose isn't dropped by accident: false.
-pub(super) fn falls_on_deaf_ears(init: Pid, number: u8) -> bool {
-    let mut status = String::new();
-    let read = std::fs::File::open(format!("/proc/{}/status", init.as_raw_nonzero()))
-        .and_then(|file| file.take(1 << 16).read_to_string(&mut status));
-    read.is_ok() && has_default_action(&status, number)
-}
-
-fn has_default_action(status: &str, number: u8) -> bool {
-    let mask = |field: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(field))?;
-        u64::from_str_radix(line.trim(), 16).ok()
-    };
-    let Some(bit) = number
-        .checked_sub(1)
-        .and_then(|shift| 1_u64.checked_shl(shift.into()))
-    else {
-        return false;
-    };
-    matches!((mask("SigIgn:"), mask("SigCgt:")), (Some(ignored), Some(caught)) if (ignored | caught) & bit == 0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::sys::signal::raise;
 
     #[test]
-    fn default_ignored_and_caught_are_told_apart() {
-        // bash as it waits for a command: SIGINT (2) and SIGCHLD (17) caught, SIGTERM (15) and SIGQUIT (3) ignored.
-        let status = "Name:\tbash\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000004004\nSigCgt:\t0000000000010002\n";
-        assert!(!has_default_action(status, 2));
-        assert!(!has_default_action(status, 15));
-        assert!(has_default_action(status, 1));
-        assert!(!has_default_action("", 2));
-        assert!(!has_default_action(status, 0));
+    fn every_signal_but_the_process_s_own_is_blocked() {
+        let signals = Signals::block().unwrap();
+        let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+        let mask = status
+            .lines()
+            .find_map(|line| line.strip_prefix("SigBlk:\t"))
+            .unwrap();
+        let blocked = u64::from_str_radix(mask, 16).unwrap();
+        let is_blocked = |number: i32| blocked & 1 << (number - 1) != 0;
+        // KILL and STOP can't be; 32 and 33 are the C library's; the terminal's depend on how the test is run.
+        for number in (1..=64).filter(|number| !matches!(number, 9 | 19 | 21 | 22 | 32 | 33)) {
+            let own = [17, 13, 23].contains(&number);
+            assert_eq!(is_blocked(number), !own, "{number}");
+        }
+        for number in [Signal::SIGWINCH, Signal::SIGALRM] {
+            raise(number).unwrap();
+            assert_eq!(signals.next().unwrap(), Some(number as u8));
+        }
+        assert_eq!(signals.next().unwrap(), None);
+    }
+
+    #[test]
+    fn an_interrupt_is_taken_and_other_signals_stay_for_the_container() {
+        let signals = Signals::block().unwrap();
+        raise(Signal::SIGUSR1).unwrap();
+        assert_eq!(signals.take_interrupt().unwrap(), None);
+        raise(Signal::SIGTERM).unwrap();
+        assert_eq!(signals.take_interrupt().unwrap(), Some(15));
+        assert_eq!(signals.take_interrupt().unwrap(), None);
+        assert_eq!(signals.next().unwrap(), Some(10));
     }
 }

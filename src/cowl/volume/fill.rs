@@ -5,9 +5,10 @@
 //! resolved there.
 
 use crate::engine::error::{Context, Error, Result};
-use cowl_core::sys::copy::copy_data;
+use cowl_core::sys::copy::copy_data_checked;
 use cowl_sys::open::openat2;
 use rustix::buffer::spare_capacity;
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{
     self, AtFlags, FileType, Mode, OFlags, ResolveFlags, Statx, StatxFlags, Timespec, Timestamps,
     XattrFlags,
@@ -20,8 +21,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 /// Copies the directory `path` of `root` into the empty directory `to`. Does nothing if it is
-/// missing.
-pub(super) fn copy_tree(root: impl AsFd, path: &str, to: OwnedFd) -> Result<()> {
+/// missing. Ends with EINTR once `interrupt` is readable.
+pub(super) fn copy_tree(
+    root: impl AsFd,
+    path: &str,
+    to: OwnedFd,
+    interrupt: Option<BorrowedFd<'_>>,
+) -> Result<()> {
     let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
     let relative = path.trim_start_matches('/');
     let from = match openat2(&root, relative, READ | OFlags::DIRECTORY, inside) {
@@ -32,6 +38,7 @@ pub(super) fn copy_tree(root: impl AsFd, path: &str, to: OwnedFd) -> Result<()> 
     let mut copier = Copier {
         top: to,
         links: HashMap::new(),
+        interrupt,
     };
     let top = copier.top.try_clone()?;
     copier
@@ -41,16 +48,17 @@ pub(super) fn copy_tree(root: impl AsFd, path: &str, to: OwnedFd) -> Result<()> 
 
 const READ: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC);
 
-struct Copier {
+struct Copier<'i> {
     top: OwnedFd,
     /// By inode: the copy of a hard-linked file's first name.
     links: HashMap<u64, PathBuf>,
+    interrupt: Option<BorrowedFd<'i>>,
 }
 
 /// A result whose error carries the path below the source.
 type At<T> = std::result::Result<T, (PathBuf, Error)>;
 
-impl Copier {
+impl Copier<'_> {
     fn directory(&mut self, from: &OwnedFd, to: &OwnedFd, path: &Path) -> At<()> {
         let here = |error: Error| (path.to_owned(), error);
         for entry in fs::Dir::read_from(from).map_err(|errno| here(errno.into()))? {
@@ -68,6 +76,7 @@ impl Copier {
 
     fn entry(&mut self, from: &OwnedFd, to: &OwnedFd, name: &CStr, path: &Path) -> At<()> {
         let here = |error: Error| (path.to_owned(), error);
+        self.check().map_err(|errno| here(errno.into()))?;
         let stat = stat(from, name).map_err(here)?;
         let kind = FileType::from_raw_mode(stat.stx_mode.into());
         if kind == FileType::Directory {
@@ -88,7 +97,59 @@ impl Copier {
             }
             self.links.insert(stat.stx_ino, path.to_owned());
         }
-        copy_file(from, to, name, &stat, kind).map_err(here)
+        self.copy_file(from, to, name, &stat, kind).map_err(here)
+    }
+
+    /// EINTR once the interrupt is readable.
+    fn check(&self) -> Result<(), Errno> {
+        let Some(interrupt) = self.interrupt else {
+            return Ok(());
+        };
+        let at_once = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let mut asked = [PollFd::from_borrowed_fd(interrupt, PollFlags::IN)];
+        match rustix::io::retry_on_intr(|| poll(&mut asked, Some(&at_once)))? {
+            0 => Ok(()),
+            _ => Err(Errno::INTR),
+        }
+    }
+
+    /// Copies anything but a directory.
+    fn copy_file(
+        &self,
+        from: &OwnedFd,
+        to: &OwnedFd,
+        name: &CStr,
+        stat: &Statx,
+        kind: FileType,
+    ) -> Result<()> {
+        match kind {
+            FileType::RegularFile => {
+                let source = fs::openat(from, name, READ | OFlags::NOFOLLOW, Mode::empty())?;
+                let flags = OFlags::WRONLY
+                    | OFlags::CREATE
+                    | OFlags::EXCL
+                    | OFlags::NOFOLLOW
+                    | OFlags::CLOEXEC;
+                let copy = fs::openat(to, name, flags, Mode::RUSR | Mode::WUSR)?;
+                copy_data_checked(&source, &copy, stat.stx_size, &|| self.check())?;
+                return apply_metadata(source.as_fd(), copy.as_fd(), stat);
+            }
+            FileType::Symlink => fs::symlinkat(fs::readlinkat(from, name, Vec::new())?, to, name)?,
+            _ => fs::mknodat(
+                to,
+                name,
+                kind,
+                Mode::RUSR | Mode::WUSR,
+                fs::makedev(stat.stx_rdev_major, stat.stx_rdev_minor),
+            )?,
+        }
+        let path_only = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let source = fs::openat(from, name, path_only, Mode::empty())?;
+        let copy = fs::openat(to, name, path_only, Mode::empty())?;
+        apply_metadata(source.as_fd(), copy.as_fd(), stat)
     }
 }
 
@@ -100,38 +161,6 @@ fn make_directory(to: &OwnedFd, name: &CStr) -> Result<OwnedFd> {
         READ | OFlags::DIRECTORY | OFlags::NOFOLLOW,
         Mode::empty(),
     )?)
-}
-
-/// Copies anything but a directory.
-fn copy_file(
-    from: &OwnedFd,
-    to: &OwnedFd,
-    name: &CStr,
-    stat: &Statx,
-    kind: FileType,
-) -> Result<()> {
-    match kind {
-        FileType::RegularFile => {
-            let source = fs::openat(from, name, READ | OFlags::NOFOLLOW, Mode::empty())?;
-            let flags =
-                OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let copy = fs::openat(to, name, flags, Mode::RUSR | Mode::WUSR)?;
-            copy_data(&source, &copy, stat.stx_size)?;
-            return apply_metadata(source.as_fd(), copy.as_fd(), stat);
-        }
-        FileType::Symlink => fs::symlinkat(fs::readlinkat(from, name, Vec::new())?, to, name)?,
-        _ => fs::mknodat(
-            to,
-            name,
-            kind,
-            Mode::RUSR | Mode::WUSR,
-            fs::makedev(stat.stx_rdev_major, stat.stx_rdev_minor),
-        )?,
-    }
-    let path_only = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let source = fs::openat(from, name, path_only, Mode::empty())?;
-    let copy = fs::openat(to, name, path_only, Mode::empty())?;
-    apply_metadata(source.as_fd(), copy.as_fd(), stat)
 }
 
 /// Applies owner, mode, xattrs and times. Owner first, since chown clears set-id bits; times last,
@@ -238,6 +267,7 @@ mod tests {
             open_dir(image.path()).unwrap(),
             "/data",
             open_dir(volume.path()).unwrap(),
+            None,
         )
         .unwrap();
 
@@ -287,6 +317,7 @@ mod tests {
                 open_dir(image.path()).unwrap(),
                 path,
                 open_dir(volume.path()).unwrap(),
+                None,
             )
             .unwrap();
         }

@@ -27,7 +27,7 @@ use cowl_core::store::remove_tree;
 use jiff::Timestamp;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 const DATA: &str = "_data";
@@ -197,9 +197,17 @@ impl Volume {
     /// `destination` in the container's `root` into it.
     ///
     /// Does nothing for a volume that has been used. Waits while another container's start fills
-    /// it.
-    pub fn prepare(&self, root: impl AsFd, destination: &str, copy: bool) -> Result<()> {
-        let _filling = files::lock_dir(&self.dir)?;
+    /// it. Once `interrupt` is readable, the wait or the copy ends with an error, and the volume
+    /// is as it was.
+    pub fn prepare(
+        &self,
+        root: impl AsFd,
+        destination: &str,
+        copy: bool,
+        interrupt: Option<BorrowedFd<'_>>,
+    ) -> Result<()> {
+        let _filling = files::lock_dir_until(&self.dir, interrupt)
+            .context(|| format!("locking volume {}", self.name))?;
         let record: Option<Record> = files::read_json(&self.dir, RECORD)?;
         let Some(record) = record.filter(|record| record.usage != Usage::InUse) else {
             return Ok(());
@@ -214,12 +222,18 @@ impl Volume {
                     ..record
                 },
             )?;
-            self.fill(root, destination).context(|| {
+            let filled = self.fill(root, destination, interrupt).context(|| {
                 format!(
                     "copying {destination} of the image into volume {}",
                     self.name
                 )
-            })?;
+            });
+            if let Err(error) = filled {
+                return match self.empty(record) {
+                    Ok(()) => Err(error),
+                    Err(second) => Err(error.context(format!("{second}; before that"))),
+                };
+            }
         }
         files::write_json(
             &self.dir,
@@ -233,10 +247,25 @@ impl Volume {
 
     /// Starts over with an empty directory: a killed fill may have left a part, and no container
     /// uses it.
-    fn fill(&self, root: impl AsFd, destination: &str) -> Result<()> {
+    fn fill(
+        &self,
+        root: impl AsFd,
+        destination: &str,
+        interrupt: Option<BorrowedFd<'_>>,
+    ) -> Result<()> {
+        fill::copy_tree(root, destination, self.new_data()?, interrupt)
+    }
+
+    /// Undoes a fill that failed.
+    fn empty(&self, record: Record) -> Result<()> {
+        self.new_data()?;
+        let usage = Usage::Fresh;
+        files::write_json(&self.dir, RECORD, &Record { usage, ..record })
+    }
+
+    fn new_data(&self) -> Result<OwnedFd> {
         remove_tree(&self.dir, DATA)?;
-        let data = files::ensure_dir_at(&self.dir, DATA, 0o755)?;
-        fill::copy_tree(root, destination, data)
+        files::ensure_dir_at(&self.dir, DATA, 0o755)
     }
 }
 
@@ -290,10 +319,14 @@ mod tests {
             .create(&VolumeName::parse("vol1").unwrap(), false)
             .unwrap();
         let file = volumes.mountpoint("vol1").join("a");
-        volume.prepare(image("first").1, "/srv", true).unwrap();
+        volume
+            .prepare(image("first").1, "/srv", true, None)
+            .unwrap();
         assert_eq!(std::fs::read_to_string(&file).unwrap(), "first");
         std::fs::write(&file, "mine").unwrap();
-        volume.prepare(image("second").1, "/srv", true).unwrap();
+        volume
+            .prepare(image("second").1, "/srv", true, None)
+            .unwrap();
         assert_eq!(std::fs::read_to_string(&file).unwrap(), "mine");
     }
 
@@ -313,15 +346,35 @@ mod tests {
             },
         )
         .unwrap();
-        volume.prepare(image("x").1, "/srv", true).unwrap();
+        volume.prepare(image("x").1, "/srv", true, None).unwrap();
         assert_eq!(files::names(volume.data().unwrap()).unwrap(), ["a"]);
 
         let volume = volumes
             .create(&VolumeName::parse("vol2").unwrap(), false)
             .unwrap();
         std::fs::write(volumes.mountpoint("vol2").join("mine"), "").unwrap();
-        volume.prepare(image("x").1, "/srv", true).unwrap();
+        volume.prepare(image("x").1, "/srv", true, None).unwrap();
         assert_eq!(files::names(volume.data().unwrap()).unwrap(), ["mine"]);
+    }
+
+    #[test]
+    fn an_interrupted_fill_leaves_the_volume_empty_for_the_next() {
+        let (_root, volumes) = volumes();
+        let volume = volumes
+            .create(&VolumeName::parse("vol1").unwrap(), false)
+            .unwrap();
+        let interrupt = rustix::event::eventfd(1, rustix::event::EventfdFlags::CLOEXEC).unwrap();
+        let interrupted = volume
+            .prepare(image("x").1, "/srv", true, Some(interrupt.as_fd()))
+            .unwrap_err();
+        assert!(
+            interrupted.to_string().ends_with("Interrupted system call"),
+            "{interrupted}"
+        );
+        assert_eq!(files::names(volume.data().unwrap()).unwrap(), [""; 0]);
+        assert_eq!(volumes.find("vol1").unwrap().record.usage, Usage::Fresh);
+        volume.prepare(image("x").1, "/srv", true, None).unwrap();
+        assert_eq!(files::names(volume.data().unwrap()).unwrap(), ["a"]);
     }
 
     #[test]

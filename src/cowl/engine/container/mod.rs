@@ -42,7 +42,7 @@ const ALIVE: &str = ".";
 const UPPER: &str = "upper";
 const WORK: &str = "work";
 /// Held by the engine until the container runs: the work directory's own lock. (The upper's is its mount's.)
-const MAKING: &str = WORK;
+const STARTING: &str = WORK;
 /// In `work/`, held by the worker of the mount.
 const MOUNTED: &str = "lock";
 const CONFIG: &str = "config.json";
@@ -75,23 +75,23 @@ pub struct Container {
     pub config: Config,
 }
 
-/// A container that is being made: nobody else takes it for abandoned.
+/// A container that is being created or started. Its locks keep others from taking it for abandoned.
 #[derive(Debug)]
-pub struct Making {
+pub struct PendingContainer {
     /// The container.
     pub container: Container,
     alive: OwnedFd,
     starting: OwnedFd,
 }
 
-impl Making {
-    /// The container's directory, opened so that whoever holds it keeps the container from being taken for abandoned: the monitor's status directory.
+impl PendingContainer {
+    /// The monitor's status directory: the container's, locked. A process that has this descriptor keeps the lock.
     pub fn status_dir(&self) -> BorrowedFd<'_> {
         self.alive.as_fd()
     }
 
-    /// Lets go: from now on the monitor's locks say what the container is doing, or nothing does.
-    pub fn done(self) -> Container {
+    /// Gives up the locks. From now on the monitor's say what the container is doing.
+    pub fn release(self) -> Container {
         drop((self.alive, self.starting));
         self.container
     }
@@ -185,7 +185,7 @@ impl Containers {
     }
 
     /// Makes a container's directory. Its name must be free: ask under the same guard.
-    pub fn create(&self, _guard: &Guard, config: Config) -> Result<Making> {
+    pub fn create(&self, _guard: &Guard, config: Config) -> Result<PendingContainer> {
         let id = config.id.clone();
         let what = || format!("making {}", self.path.join(&id).display());
         rustix::fs::mkdirat(&self.dir, &id, Mode::RWXU).context(what)?;
@@ -196,17 +196,17 @@ impl Containers {
         made.context(what)
     }
 
-    fn fill(&self, config: Config) -> Result<Making> {
+    fn fill(&self, config: Config) -> Result<PendingContainer> {
         let dir = files::open_dir_at(&self.dir, &config.id)?;
         let alive = files::lock_dir(&dir)?;
         files::ensure_dir_at(&dir, UPPER, 0o755)?;
-        let making = files::lock_dir(files::ensure_dir_at(&dir, WORK, 0o700)?)?;
+        let starting = files::lock_dir(files::ensure_dir_at(&dir, WORK, 0o700)?)?;
         files::write_json(&dir, CONFIG, &config)?;
         rustix::fs::fsync(&self.dir)?;
-        Ok(Making {
+        Ok(PendingContainer {
             container: Container { dir, config },
             alive,
-            starting: making,
+            starting,
         })
     }
 
@@ -321,7 +321,7 @@ impl Container {
 
     /// Kills its processes, also those that have outlived its monitor. They are gone when [`Container::wait_unmounted`] returns.
     pub fn kill(&self) -> Result<()> {
-        files::wait_unlocked(&self.dir, MAKING)?;
+        files::wait_unlocked(&self.dir, STARTING)?;
         self.wait_described()?;
         self.kill_processes()
     }

@@ -20,7 +20,7 @@ impl Store {
         Self { temp, containers }
     }
 
-    fn make(&self, id: &str, name: &str) -> Making {
+    fn make(&self, id: &str, name: &str) -> PendingContainer {
         let guard = self.containers.guard().unwrap();
         self.containers.create(&guard, config(id, name)).unwrap()
     }
@@ -103,10 +103,10 @@ fn monitor(container: &Container, pid: i32) -> File {
 #[test]
 fn a_container_is_created_then_runs_then_is_over() {
     let store = Store::new();
-    let making = store.make("ab", "web");
-    assert_eq!(making.container.status().unwrap(), Status::Created);
-    let lock = monitor(&making.container, 4_000_000);
-    let container = making.done();
+    let pending = store.make("ab", "web");
+    assert_eq!(pending.container.status().unwrap(), Status::Created);
+    let lock = monitor(&pending.container, 4_000_000);
+    let container = pending.release();
     assert_eq!(container.status().unwrap(), Status::Running);
     std::fs::write(
         format!(
@@ -129,7 +129,7 @@ fn a_container_is_created_then_runs_then_is_over() {
 fn whoever_was_killed_the_status_is_true() {
     let store = Store::new();
     // The monitor: it had said that the program runs.
-    let container = store.make("ab", "one").done();
+    let container = store.make("ab", "one").release();
     drop(monitor(&container, 4_000_000));
     assert!(matches!(
         container.status().unwrap(),
@@ -139,7 +139,7 @@ fn whoever_was_killed_the_status_is_true() {
         })
     ));
     // The engine, before there was a monitor.
-    let container = store.make("cd", "two").done();
+    let container = store.make("cd", "two").release();
     assert_eq!(container.status().unwrap(), Status::Abandoned);
     assert_eq!(store.forsaken(), ["two"]);
 }
@@ -169,7 +169,7 @@ fn a_container_is_found_by_id_name_or_an_unambiguous_beginning() {
 #[test]
 fn a_removal_that_was_killed_is_completed_with_what_belongs_to_it() {
     let store = Store::new();
-    let container = store.make("ab", "web").done();
+    let container = store.make("ab", "web").release();
     std::fs::write(
         format!(
             "{}/containers/{}/upper/file",
@@ -209,7 +209,7 @@ fn a_removal_that_was_killed_is_completed_with_what_belongs_to_it() {
 #[test]
 fn only_the_very_process_is_killed_and_also_without_its_monitor() {
     let store = Store::new();
-    let container = store.make("ab", "web").done();
+    let container = store.make("ab", "web").release();
     let mut child = std::process::Command::new("sleep")
         .arg("1000")
         .spawn()
@@ -239,7 +239,7 @@ fn only_the_very_process_is_killed_and_also_without_its_monitor() {
 #[test]
 fn a_damaged_record_is_not_taken_for_nothing_to_kill() {
     let store = Store::new();
-    let container = store.make("ab", "web").done();
+    let container = store.make("ab", "web").release();
     let lock = monitor(&container, 4_000_000);
     let record = format!("containers/{}/{}", container.config.id, status::RUNNING);
     for text in ["", "{\"monitor\":12,\"pid\":1"] {
@@ -259,7 +259,7 @@ fn a_monitor_that_has_not_said_what_it_runs_is_waited_for() {
     let store = Store::new();
     let pending = store.make("ab", "web");
     let status_dir = pending.status_dir().try_clone_to_owned().unwrap();
-    let container = pending.done();
+    let container = pending.release();
     let mut child = std::process::Command::new("sleep")
         .arg("1000")
         .spawn()
@@ -277,7 +277,7 @@ fn a_monitor_that_has_not_said_what_it_runs_is_waited_for() {
 #[test]
 fn what_a_killed_maker_left_is_removed_and_a_container_in_the_making_is_not() {
     let store = Store::new();
-    let _making = store.make("ab", "web");
+    let _pending = store.make("ab", "web");
     std::fs::create_dir(store.temp.path().join("containers").join("cd".repeat(32))).unwrap();
     let guard = store.containers.guard().unwrap();
     store.containers.remove_unfinished(&guard).unwrap();
@@ -288,10 +288,10 @@ fn what_a_killed_maker_left_is_removed_and_a_container_in_the_making_is_not() {
 #[test]
 fn a_container_is_not_abandoned_between_its_engine_and_its_monitor() {
     let store = Store::new();
-    let making = store.make("ab", "web");
-    let status_dir = making.status_dir().try_clone_to_owned().unwrap();
+    let pending = store.make("ab", "web");
+    let status_dir = pending.status_dir().try_clone_to_owned().unwrap();
     // Killed here.
-    let container = making.done();
+    let container = pending.release();
     assert_eq!(container.status().unwrap(), Status::Created);
     assert_eq!(store.forsaken(), [""; 0]);
     drop(status_dir);
@@ -301,8 +301,8 @@ fn a_container_is_not_abandoned_between_its_engine_and_its_monitor() {
 #[test]
 fn a_container_whose_config_is_cut_short_is_skipped_and_can_be_removed() {
     let store = Store::new();
-    let good = store.make("ab", "web").done();
-    drop(store.make("cd", "hurt").done());
+    let good = store.make("ab", "web").release();
+    drop(store.make("cd", "hurt").release());
     let id = "cd".repeat(32);
     let path = store.temp.path().join("containers").join(&id);
     std::fs::write(path.join("config.json"), r#"{"version": 1, "id""#).unwrap();

@@ -2,22 +2,33 @@
 //!
 //! Called by `run` for a container that has started. Invariant: whatever happens, the caller's terminal is as it was when [`stay`] returns.
 
-use super::{SIGNALLED, Streams};
+use super::Streams;
 use crate::engine::attach;
 use crate::engine::container::Container;
 use crate::engine::container::config::Config;
 use crate::engine::error::{Error, Result};
-use crate::engine::signals::{self, Event, Signals};
+use crate::engine::signals::{Signals, is};
 use crate::engine::terminal::{self, Raw};
 use cowl_launch::client::Monitor;
 use cowl_launch::plan::{self, Exited, WindowSize};
 use cowl_launch::wire::WireError;
+use nix::sys::signal::Signal;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rustix::process::Pid;
 use std::os::fd::AsFd;
 
-const SIGKILL: u8 = 9;
+/// SIGINT and SIGTERM after which `run` leaves the container alone, as Docker's client does.
+pub(super) const FORCED: u8 = 3;
+
+/// Why a foreground container needs us no longer.
+pub(super) enum Ended {
+    /// It ended with this exit code.
+    Exited(u8),
+    /// Its monitor was killed.
+    Lost,
+    /// It runs on, and [`FORCED`] signals were received.
+    Left,
+}
 
 /// Of the caller's terminal; 0 x 0 where there is none.
 pub(super) fn window_size() -> WindowSize {
@@ -36,14 +47,13 @@ pub(super) fn window_size() -> WindowSize {
     )
 }
 
-/// Streams and signals until the container is over. Gives the exit code, none if the monitor was killed.
+/// Copies streams and passes signals on until the container ends.
 pub(super) fn stay(
     container: &Container,
     monitor: &Monitor,
-    init: Option<Pid>,
     streams: Streams,
     signals: &Signals,
-) -> Result<Option<u8>> {
+) -> Result<Ended> {
     let config = &container.config;
     let stdin = std::io::stdin();
     let raw = if config.tty && config.open_stdin {
@@ -55,22 +65,24 @@ pub(super) fn stay(
         Streams::Pipes(pipes) => pipes.relay()?,
         Streams::Terminal(master) => attach::relay_terminal(master, config.open_stdin)?,
     };
-    let ended = watch(config, monitor, init, signals)?;
-    if ended.is_none() {
+    let ended = watch(config, monitor, signals)?;
+    match ended {
+        Ended::Exited(_) => {}
         // A program that has outlived its monitor would write without end.
-        container.kill()?;
+        Ended::Lost => container.kill()?,
+        Ended::Left => return Ok(ended),
     }
     let passed_on = drain(output, signals);
     drop(raw);
     passed_on.map(|()| ended)
 }
 
-/// Waits until the container's last output has been passed on, or a signal says that nobody wants to wait for it.
+/// Waits until the container's last output has been passed on, or an interrupt comes.
 fn drain(output: attach::Output, signals: &Signals) -> Result<()> {
     loop {
         let done = output.done();
         let mut waiting = [
-            PollFd::new(signals, PollFlags::IN),
+            PollFd::from_borrowed_fd(signals.interrupt(), PollFlags::IN),
             PollFd::from_borrowed_fd(done, PollFlags::IN),
         ];
         match poll(&mut waiting, None) {
@@ -83,48 +95,37 @@ fn drain(output: attach::Output, signals: &Signals) -> Result<()> {
         if !done.revents().is_empty() {
             return output.finish();
         }
-        if signals.interrupted()?.is_some() {
+        if signals.take_interrupt()?.is_some() {
             return Ok(());
         }
     }
 }
 
-/// Passes signals on until the monitor says that the container is over, or is gone (none).
-fn watch(
-    config: &Config,
-    monitor: &Monitor,
-    init: Option<Pid>,
-    signals: &Signals,
-) -> Result<Option<u8>> {
-    let mut ended_by = None;
+/// Passes signals on until the monitor says that the container has ended, or is gone.
+///
+/// Each goes to the first process as it is. The kernel drops what that process neither handles, blocks nor waits for
+/// (pid_namespaces(7)), so a program without handlers runs on, as with Docker without `--init`.
+fn watch(config: &Config, monitor: &Monitor, signals: &Signals) -> Result<Ended> {
+    let mut terminations = 0;
     loop {
         wait(signals, monitor)?;
-        while let Some(event) = signals.next()? {
-            match event {
-                Event::Resized if config.tty => told(monitor.resize(window_size()))?,
-                Event::Resized => {}
-                // The kernel would drop it: the first process of a namespace gets only signals it has handlers for.
-                Event::Forward(number)
-                    if signals::ends(number)
-                        && init.is_some_and(|init| signals::falls_on_deaf_ears(init, number)) =>
-                {
-                    ended_by = Some(number);
-                    told(monitor.signal(SIGKILL))?;
-                }
-                Event::Forward(number) => told(monitor.signal(number))?,
+        while let Some(number) = signals.next()? {
+            if config.tty && is(number, Signal::SIGWINCH) {
+                // The container's own terminal tells its processes.
+                told(monitor.resize(window_size()))?;
+                continue;
+            }
+            told(monitor.signal(number))?;
+            if is(number, Signal::SIGINT) || is(number, Signal::SIGTERM) {
+                terminations += 1;
             }
         }
-        let exited = match next_message(monitor)? {
-            Message::Exited(exited) => exited,
-            Message::Closed => return Ok(None),
-            Message::None => continue,
-        };
-        let killed = exited.signal == Some(SIGKILL);
-        return Ok(Some(
-            ended_by
-                .filter(|_| killed)
-                .map_or(exited.exit_code, |number| SIGNALLED.saturating_add(number)),
-        ));
+        match next_message(monitor)? {
+            Message::Exited(exited) => return Ok(Ended::Exited(exited.exit_code)),
+            Message::Closed => return Ok(Ended::Lost),
+            Message::None if terminations >= FORCED => return Ok(Ended::Left),
+            Message::None => {}
+        }
     }
 }
 

@@ -1,20 +1,18 @@
-//! `run`: makes a container, starts it, stays with it to its end.
+//! `run`: creates a container, starts it, stays with it to its end.
 //!
 //! ```text
-//!   name, volumes, directory   under the containers' guard
-//!   mount                      a keeper takes lease and descriptors
-//!   volumes filled             through the mount, before anything runs
-//!   monitor                    takes the mount; from here on the container lives without us
-//!   streams, signals           until the monitor says that it is over (foreground)
+//!   create    name, directory and volumes, under the containers' guard
+//!   start     a keeper mounts; new volumes are filled through the mount; the monitor takes it and runs the program
+//!   stay      streams and signals until the container's end (foreground), then the removal that --rm asks for
 //! ```
 //!
-//! Invariant: an error before the monitor said "started" leaves nothing: no container, no mount, no volume that wasn't there before.
+//! Invariant: an error or an interrupt before the program runs leaves nothing: no container, no mount, no volume that wasn't there before.
 
 mod foreground;
 
 use super::attach;
 use super::container::config::{Config, Mount, MountSource, VERSION};
-use super::container::{Container, Making};
+use super::container::{Container, Guard, PendingContainer};
 use super::error::{Context, Error, Kind, Result};
 use super::image::Image;
 use super::mount::{self, Ending, Mounted};
@@ -23,11 +21,12 @@ use super::signals::Signals;
 use super::{CGROUP_PARENT, Engine, helpers, names};
 use crate::volume::{Source, VolumeName, VolumeSpec, is_name};
 use cowl_launch::client::{Launch, Monitor, StartError};
-use cowl_launch::plan::{Limits, Plan, Seccomp, VolumeMount};
+use cowl_launch::plan::{Limits, Plan, Seccomp, Started, VolumeMount};
+use foreground::Ended;
 use jiff::Timestamp;
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::process::Pid;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -59,17 +58,16 @@ const MIN_MEMORY: u64 = 6 << 20;
 /// What a signal adds to the exit code of what it ended.
 const SIGNALLED: u8 = 128;
 
-/// A container with the volumes that were made for it.
-struct Made {
-    making: Making,
+/// A container that doesn't run yet, with the volumes that were made for it.
+struct CreatedContainer {
+    pending: PendingContainer,
     new_volumes: Vec<VolumeName>,
 }
 
-/// A program that runs.
+/// A container that runs.
 struct Running {
+    mounted: Mounted,
     monitor: Monitor,
-    /// The container's first process.
-    init: Option<Pid>,
     streams: Streams,
 }
 
@@ -78,38 +76,34 @@ enum Streams {
     Terminal(OwnedFd),
 }
 
-/// How starting went.
-enum Start<T> {
-    Running(T),
-    /// A signal came first.
-    Interrupted(u8),
-}
-
 impl Engine {
     /// Runs a container in the foreground. Gives its exit code.
-    pub fn run(&self, request: &Request) -> Result<u8> {
+    ///
+    /// An interrupt (SIGINT, SIGTERM, SIGHUP, SIGQUIT) before the container runs ends the start at once and leaves nothing.
+    pub fn run(&mut self, request: &Request) -> Result<u8> {
         check(request)?;
-        // Before any thread or process is started, which inherit the mask.
-        let signals = Signals::block()?;
         self.sweep()?;
         let image = self.image(&request.image)?;
-        let made = self.make(request, &image)?;
-        let (mounted, running) = match self.start(&made.making, &image, &signals) {
-            Ok(Start::Running(started)) => started,
-            Ok(Start::Interrupted(signal)) => {
-                self.discard(made)?;
-                return Ok(SIGNALLED.saturating_add(signal));
-            }
-            Err(error) => return Err(self.undo(made, error)),
+        let guard = self.containers.guard()?;
+        // Up to here there is nothing to clean up, so signals keep their default action.
+        let signals = Signals::block()?;
+        let interrupt = signals.interrupt().try_clone_to_owned()?;
+        self.store.set_interrupt(interrupt);
+        let mut created = match self.create(&guard, request, &image) {
+            Ok(created) => created,
+            Err(error) => return signals.take_interrupt()?.map(exit_code).ok_or(error),
         };
-        let container = made.making.done();
-        self.accompany(&container, mounted, running, &signals)
+        let has_volumes = self.create_volumes(&mut created);
+        drop(guard);
+        match has_volumes.and_then(|()| self.start(&created.pending, &image, &signals)) {
+            Ok(running) => self.stay(&created.pending.release(), running, &signals),
+            Err(error) => self.abort(created, error, &signals),
+        }
     }
 
-    /// Gives the container its name, its directory and its volumes, in this order: who finds half of it knows what belongs to it.
-    fn make(&self, request: &Request, image: &Image) -> Result<Made> {
+    /// Gives the container its name and its directory. After a kill, they say what belongs to it.
+    fn create(&self, guard: &Guard, request: &Request, image: &Image) -> Result<CreatedContainer> {
         let id = names::new_id()?;
-        let guard = self.containers.guard()?;
         let others = self.containers.list()?.items;
         let name = choose_name(request.name.as_deref(), &others)?;
         let process = Process::merge(&image.defaults, &request.overrides, names::short(&id))?;
@@ -131,50 +125,43 @@ impl Engine {
             mounts,
             id,
         };
-        let mut new_volumes = Vec::new();
         let pin = super::pin_name(&config.id);
         let owner = format!("container {}", config.name);
         self.store.pin(&pin, &owner, &image.layers, &image.blobs)?;
-        let making = match self.containers.create(&guard, config) {
-            Ok(making) => making,
+        match self.containers.create(guard, config) {
+            Ok(pending) => Ok(CreatedContainer {
+                pending,
+                new_volumes: Vec::new(),
+            }),
             Err(error) => {
                 self.store.unpin(&pin)?;
-                return Err(error);
+                Err(error)
             }
-        };
-        let volumes = self.make_volumes(&making.container.config, &mut new_volumes);
-        drop(guard);
-        let made = Made {
-            making,
-            new_volumes,
-        };
-        match volumes {
-            Ok(()) => Ok(made),
-            Err(error) => Err(self.undo(made, error)),
         }
     }
 
-    /// Makes those volumes of the container that aren't there, and notes them in `new`.
-    fn make_volumes(&self, config: &Config, new: &mut Vec<VolumeName>) -> Result<()> {
+    /// Creates those volumes of the container that don't exist. The caller holds the containers' guard.
+    fn create_volumes(&self, created: &mut CreatedContainer) -> Result<()> {
+        let config = &created.pending.container.config;
         for name in config.volumes() {
             let name = VolumeName::parse(name).map_err(Error::invalid)?;
             if !self.volumes.has(&name)? {
                 let anonymous = config.anonymous_volumes().any(|own| own == name.as_str());
-                new.push(name.clone());
+                created.new_volumes.push(name.clone());
                 self.volumes.create(&name, anonymous)?;
             }
         }
         Ok(())
     }
 
-    /// Mounts and launches. On any other way out the mount is gone again, so that the upper is free to be removed.
+    /// Mounts and launches. After an error the mount is gone again, so that the upper is free to be removed.
     fn start(
         &self,
-        making: &Making,
+        pending: &PendingContainer,
         image: &Image,
         signals: &Signals,
-    ) -> Result<Start<(Mounted, Running)>> {
-        let container = &making.container;
+    ) -> Result<Running> {
+        let container = &pending.container;
         let config = &container.config;
         let short = names::short(&config.id);
         let (upper, work) = container.upper()?;
@@ -188,12 +175,12 @@ impl Engine {
             upper,
         };
         let mounted = mount::mount(&self.store, &request)?;
-        match self.launch(making, mounted.root.as_fd(), signals) {
-            Ok(Start::Running(running)) => Ok(Start::Running((mounted, running))),
-            Ok(Start::Interrupted(signal)) => {
-                mounted.discard(&self.store)?;
-                Ok(Start::Interrupted(signal))
-            }
+        match self.launch(pending, mounted.root.as_fd(), signals) {
+            Ok((monitor, streams)) => Ok(Running {
+                mounted,
+                monitor,
+                streams,
+            }),
             Err(error) => {
                 mounted.discard(&self.store)?;
                 Err(error)
@@ -204,19 +191,16 @@ impl Engine {
     /// Fills new volumes, starts the monitor and waits until the program runs.
     fn launch(
         &self,
-        making: &Making,
+        pending: &PendingContainer,
         root: BorrowedFd<'_>,
         signals: &Signals,
-    ) -> Result<Start<Running>> {
-        let config = &making.container.config;
+    ) -> Result<(Monitor, Streams)> {
+        let config = &pending.container.config;
         let volumes = config
             .mounts
             .iter()
-            .map(|mount| self.volume(mount, root))
+            .map(|mount| self.volume(mount, root, signals))
             .collect::<Result<Vec<_>>>()?;
-        if let Some(signal) = signals.interrupted()? {
-            return Ok(Start::Interrupted(signal));
-        }
         let plan = plan(config);
         let runtime = helpers::find("cowl-runtime")?;
         let (stdio, pipes) = if config.tty {
@@ -228,7 +212,7 @@ impl Engine {
             runtime: &runtime,
             plan: &plan,
             rootfs: root,
-            status: making.status_dir(),
+            status: pending.status_dir(),
             stdio: stdio.as_ref().map(|stdio| {
                 [
                     stdio.stdin.as_fd(),
@@ -238,16 +222,17 @@ impl Engine {
             }),
             volumes: &volumes.iter().map(AsFd::as_fd).collect::<Vec<_>>(),
         };
+        signals.check_interrupt()?;
         let monitor = launch.spawn()?;
         // The container's ends are the monitor's now; ours would keep the pipes open after the container's end.
         drop(stdio);
-        let (started, master) = match monitor.wait_started() {
+        let (_started, master) = match wait_started(&monitor, signals) {
             Ok(started) => started,
             Err(error) => {
-                monitor.reap()?;
-                // Killed before it could say so, it may have started a program that outlives it.
-                making.container.kill_processes()?;
-                return Err(refused(error));
+                monitor.kill().context(|| "killing the monitor")?;
+                // It may have started a program that outlives it.
+                pending.container.kill_processes()?;
+                return Err(error);
             }
         };
         let streams = match (pipes, master) {
@@ -255,89 +240,126 @@ impl Engine {
             (None, Some(master)) => Streams::Terminal(master),
             (None, None) => return Err(Error::failed("the monitor handed over no terminal")),
         };
-        let init = i32::try_from(started.pid).ok().and_then(Pid::from_raw);
-        Ok(Start::Running(Running {
-            monitor,
-            init,
-            streams,
-        }))
+        Ok((monitor, streams))
     }
 
     /// The descriptor of what is mounted; a new volume is filled first.
-    fn volume(&self, mount: &Mount, root: BorrowedFd<'_>) -> Result<OwnedFd> {
+    fn volume(&self, mount: &Mount, root: BorrowedFd<'_>, signals: &Signals) -> Result<OwnedFd> {
         match &mount.source {
             MountSource::Volume { name, no_copy, .. } => {
                 let volume = self.volumes.find(name)?;
-                volume.prepare(root, &mount.destination, !no_copy)?;
+                let interrupt = Some(signals.interrupt());
+                volume.prepare(root, &mount.destination, !no_copy, interrupt)?;
                 volume.data()
             }
             MountSource::Bind(path) => open_bind(path),
         }
     }
 
-    /// From start to end: copies streams, passes signals on, removes what was to be removed.
-    fn accompany(
-        &self,
-        container: &Container,
-        mounted: Mounted,
-        running: Running,
-        signals: &Signals,
-    ) -> Result<u8> {
+    /// Stays with a container to its end: copies its streams, passes signals on, and removes what is to be removed.
+    fn stay(&self, container: &Container, running: Running, signals: &Signals) -> Result<u8> {
         let Running {
+            mounted: Mounted { root, keeper },
             monitor,
-            init,
             streams,
         } = running;
-        let Mounted { root, keeper } = mounted;
         // Only the container holds its root now, so that its end is the mount's.
         drop(root);
-        let ended = foreground::stay(container, &monitor, init, streams, signals);
-        if ended.is_err() {
-            // Nobody reads its output any more, and nobody will.
-            container.kill()?;
-        }
+        let ended = foreground::stay(container, &monitor, streams, signals);
+        let exited = match ended {
+            Ok(Ended::Exited(code)) => Ok(code),
+            Ok(Ended::Lost) => Err(Error::failed(
+                "the container's monitor was killed, and the container with it",
+            )),
+            Ok(Ended::Left) => {
+                return Err(Error::interrupted(format!(
+                    "got {} SIGTERM/SIGINTs, forcefully exiting; the container runs on: cowl rm -f {}",
+                    foreground::FORCED,
+                    container.config.name
+                )));
+            }
+            Err(error) => {
+                // Its output has no reader any more.
+                container.kill()?;
+                Err(error)
+            }
+        };
         monitor.reap().context(|| "waiting for the monitor")?;
-        let lost = "the container's monitor was killed, and the container with it";
         if !keeper.ends_before_a_signal(signals)? {
             // The sweep of a later command removes what is left.
-            return ended?.ok_or_else(|| Error::failed(lost));
+            return exited;
         }
         let mount = keeper.wait(&self.store)?;
         if container.config.auto_remove {
-            self.remove_container(container, true)?;
+            match self.remove_container(container, true) {
+                Err(_interrupted) if signals.take_interrupt()?.is_some() => return exited,
+                removed => removed?,
+            }
         }
-        match (ended?, mount) {
-            (Some(code), Ending::Unmounted) => Ok(code),
+        match mount {
+            Ending::Unmounted => exited,
             // Whatever its programs made of that: what they wrote last may be lost.
-            (_, Ending::CutOff) => Err(Error::failed(
+            Ending::CutOff => Err(Error::failed(
                 "the container was cut off from its files: the process that served them (cowl-mountd) died",
             )),
-            (None, Ending::Unmounted) => Err(Error::failed(lost)),
         }
     }
 
-    /// Removes what was made before an error. The error is the one to tell.
-    fn undo(&self, made: Made, error: Error) -> Error {
-        match self.discard(made) {
-            Ok(()) => error,
-            Err(second) => error.context(format!("{second}; before that")),
+    /// Removes a container that failed to start. Gives the exit code of an interrupt, else the error.
+    fn abort(&self, created: CreatedContainer, error: Error, signals: &Signals) -> Result<u8> {
+        // Taken before the removal, whose waits it would end.
+        let interrupt = signals.take_interrupt()?;
+        let discarded = self.discard(created);
+        let Some(signal) = interrupt else {
+            return Err(match discarded {
+                Ok(()) => error,
+                Err(second) => error.context(format!("{second}; before that")),
+            });
+        };
+        match discarded {
+            // A second interrupt. The sweep of a later command removes what is left.
+            Err(_interrupted) if signals.take_interrupt()?.is_some() => {}
+            discarded => discarded?,
         }
+        Ok(exit_code(signal))
     }
 
-    /// Removes a container that didn't come to be, and the volumes made for it that nobody else has taken up meanwhile.
-    fn discard(&self, made: Made) -> Result<()> {
-        let container = made.making.done();
+    /// Removes a container that didn't come to be, and the volumes created for it that no other container uses.
+    fn discard(&self, created: CreatedContainer) -> Result<()> {
+        let container = created.pending.release();
         container.kill()?;
         self.remove_container(&container, true)?;
         {
             let _guard = self.containers.guard()?;
-            for name in &made.new_volumes {
+            for name in &created.new_volumes {
                 if self.users_of_volume(name.as_str())?.is_empty() {
                     self.volumes.remove(name.as_str())?;
                 }
             }
         }
         self.volumes.purge()
+    }
+}
+
+/// As a shell gives it.
+fn exit_code(signal: u8) -> u8 {
+    SIGNALLED.saturating_add(signal)
+}
+
+/// Waits for the program to start, or for an interrupt (EINTR).
+fn wait_started(monitor: &Monitor, signals: &Signals) -> Result<(Started, Option<OwnedFd>)> {
+    loop {
+        let mut waiting = [
+            PollFd::new(monitor, PollFlags::IN),
+            PollFd::from_borrowed_fd(signals.interrupt(), PollFlags::IN),
+        ];
+        rustix::io::retry_on_intr(|| poll(&mut waiting, None))
+            .context(|| "waiting for the monitor")?;
+        let [told, _interrupt] = waiting;
+        if !told.revents().is_empty() {
+            return monitor.wait_started().map_err(refused);
+        }
+        signals.check_interrupt()?;
     }
 }
 
