@@ -52,9 +52,9 @@ fn every_signal_reaches_the_container_as_user() {
     user(|| every_signal_reaches_the_container());
 }
 
-/// An image with nothing but a program that blocks SIGTERM and SIGINT and waits for them.
-fn waiting_image(store: &Store) {
-    let content = directory().join("waiting");
+/// An image with nothing but the program of fixtures/sigwait.c.
+fn sigwait_image(store: &Store) {
+    let content = directory().join("sigwait");
     std::fs::create_dir(&content).unwrap();
     let source = fixture("sigwait.c");
     let program = content.join("init");
@@ -67,16 +67,16 @@ fn waiting_image(store: &Store) {
             source.as_os_str(),
         ],
     );
-    store.import_directory(&content, "waiting");
+    store.import_directory(&content, "sigwait");
 }
 
 fn a_signal_reaches_a_first_process_that_waits_for_it() {
-    let store = shop("store");
-    waiting_image(&store);
+    let store = Store::new("store");
+    sigwait_image(&store);
     for way in ["sigwait", "signalfd"] {
         for signal in [Signal::TERM, Signal::INT] {
             let mut client = store
-                .command(["run", "--rm", "waiting", "/init", way])
+                .command(["run", "--rm", "sigwait", "/init", way])
                 .stdout(Stdio::piped())
                 .spawn()
                 .unwrap();
@@ -99,10 +99,10 @@ fn a_signal_reaches_a_first_process_that_waits_for_it_as_user() {
 
 /// The kernel drops a signal whose action in a first process is the default (pid_namespaces(7)).
 fn a_first_process_without_handlers_is_left_running_by_the_third_interrupt() {
-    let store = shop("store");
+    let store = Store::new("store");
+    sigwait_image(&store);
     let mut client = store
-        .command(["run", "--name", "deaf", "shop"])
-        .args(["sh", "-c", "echo ready; exec sleep 1000"])
+        .command(["run", "--name", "deaf", "sigwait", "/init", "pause"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -155,7 +155,7 @@ fn interrupts_end_a_start_that_waits() {
             let by = status.signal().or(status.code().map(|code| code - 128));
             assert_eq!(by, Some(signal.as_raw()), "{lock}: {status}");
             // Before the lock is free.
-            assert_eq!(names(&store, "leases"), [""; 0], "{lock} {signal:?}");
+            assert_eq!(names(&store, "pins"), [""; 0], "{lock} {signal:?}");
             assert_eq!(names(&store, "tmp"), [""; 0], "{lock} {signal:?}");
             assert_eq!(names(&store, "containers"), [""; 0], "{lock} {signal:?}");
             assert_eq!(names(&store, "volumes"), ["shared"], "{lock} {signal:?}");

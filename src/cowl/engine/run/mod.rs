@@ -24,7 +24,7 @@ use cowl_launch::client::{Launch, Monitor, StartError};
 use cowl_launch::plan::{Limits, Plan, Seccomp, Started, VolumeMount};
 use foreground::Ended;
 use jiff::Timestamp;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -55,6 +55,11 @@ pub struct Request {
 
 /// Docker's: less can't even start a program.
 const MIN_MEMORY: u64 = 6 << 20;
+/// How long a start may go on after an interrupt once the monitor has it.
+const START_PATIENCE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 500_000_000,
+};
 /// What a signal adds to the exit code of what it ended.
 const SIGNALLED: u8 = 128;
 
@@ -347,20 +352,20 @@ fn exit_code(signal: u8) -> u8 {
 }
 
 /// Waits for the program to start, or for an interrupt (EINTR).
+///
+/// The program may run before the monitor has said so, and the signal may be meant for it: the monitor gets
+/// [`START_PATIENCE`] to say so, and then the signal is passed on.
 fn wait_started(monitor: &Monitor, signals: &Signals) -> Result<(Started, Option<OwnedFd>)> {
-    loop {
-        let mut waiting = [
-            PollFd::new(monitor, PollFlags::IN),
-            PollFd::from_borrowed_fd(signals.interrupt(), PollFlags::IN),
-        ];
-        rustix::io::retry_on_intr(|| poll(&mut waiting, None))
-            .context(|| "waiting for the monitor")?;
-        let [told, _interrupt] = waiting;
-        if !told.revents().is_empty() {
-            return monitor.wait_started().map_err(refused);
-        }
+    let told = || PollFd::new(monitor, PollFlags::IN);
+    let interrupt = || PollFd::from_borrowed_fd(signals.interrupt(), PollFlags::IN);
+    let wait = |waiting: &mut [PollFd<'_>], limit| {
+        rustix::io::retry_on_intr(|| poll(waiting, limit)).context(|| "waiting for the monitor")
+    };
+    wait(&mut [told(), interrupt()], None)?;
+    if wait(&mut [told()], Some(&START_PATIENCE))? == 0 {
         signals.check_interrupt()?;
     }
+    monitor.wait_started().map_err(refused)
 }
 
 fn check(request: &Request) -> Result<()> {
