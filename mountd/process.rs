@@ -23,6 +23,7 @@ pub fn begin() -> io::Result<OwnedFd> {
     // Open files of clients are open files of ours, so as many as the system allows.
     cowl_sys::startup::reset(u64::MAX).map_err(io::Error::other)?;
     cowl_sys::startup::survive_file_size_limit().map_err(io::Error::other)?;
+    sys::memory::keep_little();
     match rustix::process::setsid() {
         // A caller that made us a session leader already has done the same.
         Ok(_) | Err(Errno::PERM) => {}

@@ -74,6 +74,10 @@ fn needed(writable: bool, io_mode: IoMode) -> CapabilitySet {
         // Backing ids.
         needed |= CapabilitySet::SYS_ADMIN;
     }
+    if writable && io_mode == IoMode::Passthrough {
+        // A lease on a file tells whether it is mapped.
+        needed |= CapabilitySet::LEASE;
+    }
     if writable {
         // What the kernel has allowed the client, the upper's filesystem must allow us.
         needed |= CapabilitySet::DAC_OVERRIDE

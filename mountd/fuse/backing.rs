@@ -90,6 +90,12 @@ impl BackingIds {
         close_all(device, evicted);
     }
 
+    /// Gives the id of `node` back if nobody has it open.
+    pub(super) fn drop_idle(&self, device: BorrowedFd<'_>, node: NodeId) {
+        let dropped = self.table.lock().idle.remove(node).map(|id| id.number);
+        close_all(device, dropped);
+    }
+
     /// The kernel forgot `node`: an idle id would only keep its file from being freed.
     pub(super) fn forget(&self, device: BorrowedFd<'_>, node: NodeId) {
         let dropped = self.table.lock().forget(node);

@@ -17,8 +17,8 @@ use super::negotiate::{Connection, MAX_WRITE};
 use super::reply::{self, Reply};
 use super::wire::{self, fopen};
 use crate::overlay::{
-    Attr, Caller, CopyEnd, Entry, HandleId, NodeId, OpenFlags, OpenMode, Opened, Overlay,
-    RenameMode, Seek, SetAttr, SetTime, XattrFlags,
+    Caller, CopyEnd, Entry, HandleId, NodeId, OpenFlags, OpenMode, Opened, Overlay, RenameMode,
+    Seek, SetAttr, SetTime, XattrFlags,
 };
 
 /// Whether the kernel waits for an answer.
@@ -287,8 +287,9 @@ impl Dispatcher<'_> {
     }
 
     fn getattr(&self, node: NodeId, handle: Option<u64>, reply: &mut Reply) -> Result<(), Errno> {
+        let valid = self.validity(node);
         let attr = self.overlay.getattr(node, handle.and_then(handle_of))?;
-        self.put_attr(node, &attr, reply)
+        reply.put(&reply::attr_out(&attr, valid))
     }
 
     fn setattr(&self, node: NodeId, changes: &Setattr, reply: &mut Reply) -> Result<(), Errno> {
@@ -302,22 +303,30 @@ impl Dispatcher<'_> {
             kill_priv: changes.kill_priv,
         };
         let handle = changes.handle.and_then(handle_of);
+        let valid = self.validity(node);
         let attr = self
             .overlay
             .setattr(node, handle, &set)
             .inspect_err(|errno| self.note_stale(node, *errno))?;
-        self.put_attr(node, &attr, reply)
+        reply.put(&reply::attr_out(&attr, valid))
     }
 
-    /// A node that gave its names to another one while it was being read shows that one's
-    /// attributes, and is not told when they change: the kernel has to ask each time.
-    fn put_attr(&self, node: NodeId, attr: &Attr, reply: &mut Reply) -> Result<(), Errno> {
-        let valid = if self.overlay.is_succeeded(node) {
-            0
-        } else {
-            reply::FOR_GOOD
-        };
-        reply.put(&reply::attr_out(attr, valid))
+    /// How long the kernel may believe attributes of a node that are read after this.
+    ///
+    /// Not at all where it is not told when they change: of a node that gave its names to another one while it was being read, which shows
+    /// that one's attributes, and of one that is written in passthrough.
+    fn validity(&self, node: NodeId) -> u64 {
+        if self.overlay.is_succeeded(node) {
+            return 0;
+        }
+        if self.overlay.is_written_past(node) {
+            // An idle backing id has the file open, and so looks like a writer.
+            self.backing.drop_idle(self.device, node);
+            if !self.overlay.settle(node) {
+                return 0;
+            }
+        }
+        reply::FOR_GOOD
     }
 
     /// After ESTALE the kernel must not believe what it knew of `node`.
@@ -325,9 +334,12 @@ impl Dispatcher<'_> {
     /// This notification takes no lock of a directory in the kernel, so it may go out before the
     /// answer.
     fn note_stale(&self, node: NodeId, errno: Errno) {
-        if errno != Errno::STALE {
-            return;
+        if errno == Errno::STALE {
+            self.invalidate_attributes(node);
         }
+    }
+
+    fn invalidate_attributes(&self, node: NodeId) {
         if let Err(error) = self.notifier.inval_inode(INodeNo(node.0), -1, 0) {
             tracing::warn!(node = node.0, %error, "old attributes of a node may be seen");
         }
@@ -371,6 +383,9 @@ impl Dispatcher<'_> {
             .open(node, open_flags(flags, kill_priv))
             .inspect_err(|errno| self.note_stale(node, *errno))?;
         let open = self.open_out(node, &opened)?;
+        if opened.unsettles {
+            self.invalidate_attributes(node);
+        }
         reply.put(&open)
     }
 

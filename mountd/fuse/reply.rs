@@ -193,7 +193,7 @@ pub(super) fn entry_out(entry: &Entry) -> wire::EntryOut {
         // Ids are never used twice, so the generation never changes.
         generation: 0,
         entry_valid: FOR_GOOD,
-        attr_valid: FOR_GOOD,
+        attr_valid: if entry.settled { FOR_GOOD } else { 0 },
         entry_valid_nsec: 0,
         attr_valid_nsec: 0,
         attr: attr_body(&entry.attr),

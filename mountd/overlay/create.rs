@@ -142,8 +142,8 @@ impl Overlay {
             umask,
             caller: *caller,
         };
-        let (entry, file) = self.make(parent, name, Kind::Regular, birth)?;
-        let opened = self.open_new(&entry, flags.write, file.ok_or(Errno::IO)?)?;
+        let (mut entry, file) = self.make(parent, name, Kind::Regular, birth)?;
+        let opened = self.open_new(&mut entry, flags.write, file.ok_or(Errno::IO)?)?;
         Ok((entry, opened))
     }
 
@@ -182,16 +182,22 @@ impl Overlay {
         };
         let id = self.enter_new(FileType::Regular, file_on_disk, |_| Vec::new());
         let attr = self.getattr(id, None)?;
-        let entry = Entry { id, attr };
-        let opened = self.open_new(&entry, flags.write, file.ok_or(Errno::IO)?)?;
+        let mut entry = Entry {
+            id,
+            attr,
+            settled: true,
+        };
+        let opened = self.open_new(&mut entry, flags.write, file.ok_or(Errno::IO)?)?;
         Ok((entry, opened))
     }
 
-    fn open_new(&self, new: &Entry, write: bool, file: OwnedFd) -> Result<Opened, Errno> {
+    fn open_new(&self, new: &mut Entry, write: bool, file: OwnedFd) -> Result<Opened, Errno> {
         let _guard = self.busy.lock(&[new.id]);
         let file = Some(Arc::new(file.into()));
         let side = Side::Upper;
-        self.enter(new.id, write, Source { side, file }, Some(new.attr.mode))
+        let opened = self.enter(new.id, write, Source { side, file }, Some(new.attr.mode))?;
+        new.settled = !opened.unsettles;
+        Ok(opened)
     }
 
     fn make(
@@ -264,7 +270,8 @@ impl Overlay {
             });
             events
         });
-        Ok((Entry { id, attr }, fd))
+        let settled = true;
+        Ok((Entry { id, attr, settled }, fd))
     }
 
     /// Takes a file that was just made into the state, counted as looked up; its id.

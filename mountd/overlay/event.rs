@@ -87,6 +87,8 @@ pub(super) enum Event {
     },
     /// The kernel gave a handle back.
     Released { handle: HandleId },
+    /// Nobody can write to the node's file but by opening it anew.
+    Settled { node: NodeId },
     /// The kernel was told of the node.
     Looked { node: NodeId },
     /// The kernel gave lookups back.

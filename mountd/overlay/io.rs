@@ -422,7 +422,9 @@ impl Overlay {
         let state = self.state.read();
         let node = state.node(id)?;
         match node.upper.as_ref()?.home {
-            Home::Orphan(number) if node.known_names() == 0 && node.lookups() == 0 => Some(number),
+            Home::Orphan(number) if node.known_names() == 0 && !state.is_looked_up(id) => {
+                Some(number)
+            }
             _ => None,
         }
     }

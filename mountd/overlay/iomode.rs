@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -69,6 +70,37 @@ impl Overlay {
         Ok((file, source))
     }
 
+    /// Whether a node's attributes may change without a request: the kernel writes to its file itself, and does not tell of a write
+    /// through a shared mapping. What it is told of them is not to be kept.
+    pub fn is_written_past(&self, id: NodeId) -> bool {
+        self.io_mode == IoMode::Passthrough && self.state.read().is_written_past(id)
+    }
+
+    /// Finds out whether that is over: the file is closed and no mapping of it is left, and with them no backing id that holds it open.
+    pub fn settle(&self, id: NodeId) -> bool {
+        let _guard = self.busy.lock(&[id]);
+        if self.serving(id).is_some() {
+            return false;
+        }
+        let writers = self
+            .place_of(id)
+            .and_then(|place| place.open(rustix::fs::OFlags::RDONLY))
+            .map_err(std::io::Error::from)
+            .and_then(|file| crate::sys::lease::has_writers(file.as_fd()));
+        match writers {
+            Ok(false) => {
+                self.commit(|_| [Event::Settled { node: id }]);
+                true
+            }
+            Ok(true) => false,
+            // Then the kernel goes on asking each time.
+            Err(error) => {
+                tracing::debug!(node = id.0, %error, "whether a file is mapped cannot be told");
+                false
+            }
+        }
+    }
+
     /// Whether a file without a name has to be kept: someone may still use it.
     pub(super) fn may_be_open(&self, id: NodeId) -> bool {
         self.io_mode == IoMode::Cached || self.serving(id).is_some()
@@ -86,6 +118,7 @@ impl Overlay {
             return Ok(Opened {
                 handle: HandleId(0),
                 mode: OpenMode::Cached,
+                unsettles: false,
             });
         }
         let serving = match self.serving(id) {
@@ -100,9 +133,10 @@ impl Overlay {
             }),
         };
         let file = OpenFile { node: id, write };
-        let mut handle = HandleId(0);
+        let (mut handle, mut unsettles) = (HandleId(0), false);
         self.commit(|state| {
             handle = state.opens().next_handle();
+            unsettles = write && serving == Serving::Upper && !state.is_written_past(id);
             [Event::Opened {
                 handle,
                 file,
@@ -110,7 +144,11 @@ impl Overlay {
             }]
         });
         self.handles.put(handle, source);
-        Ok(Opened { handle, mode })
+        Ok(Opened {
+            handle,
+            mode,
+            unsettles,
+        })
     }
 
     fn choose(&self, id: NodeId, source: &Source, new: Option<u32>) -> Result<Serving, Errno> {

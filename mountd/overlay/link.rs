@@ -67,10 +67,7 @@ impl Overlay {
             events.push(Event::Looked { node: id });
             events
         });
-        Ok(Entry {
-            id,
-            attr: self.attr_guarded(id)?,
-        })
+        self.entry_with(id, |id| self.attr_guarded(id))
     }
 }
 

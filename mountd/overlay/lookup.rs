@@ -11,7 +11,7 @@ use rustix::fs::{FileType as HostType, Statx};
 use super::event::Event;
 use super::lower::Child;
 use super::state::{Home, Slot, State, Target, Under, Unsynced, UpperFile};
-use super::types::{Entry, Errno, NodeId};
+use super::types::{Attr, Entry, Errno, NodeId};
 use super::{Overlay, new_file};
 
 /// Longest name of a file (NAME_MAX).
@@ -61,22 +61,44 @@ impl Overlay {
 
     /// A node with its attributes, counted as looked up.
     pub(super) fn entry(&self, id: NodeId) -> Result<Entry, Errno> {
-        let attr = self.getattr(id, None)?;
+        let entry = self.entry_with(id, |id| self.getattr(id, None))?;
         self.count_lookup(id);
-        Ok(Entry { id, attr })
+        Ok(entry)
     }
 
-    /// Untouched nodes of the tree are not counted: forgetting them costs nothing either.
+    /// A node with attributes that `read` reads, and whether these will do for good.
+    pub(super) fn entry_with(
+        &self,
+        id: NodeId,
+        read: impl FnOnce(NodeId) -> Result<Attr, Errno>,
+    ) -> Result<Entry, Errno> {
+        let settled = !self.is_written_past(id);
+        let attr = read(id)?;
+        let settled = settled && !self.is_written_past(id);
+        Ok(Entry { id, attr, settled })
+    }
+
+    /// Lookups of the tree's nodes are counted whether they were changed or not: one may be changed later.
     pub(super) fn count_lookup(&self, id: NodeId) {
-        if self.upper.is_some() && self.state.read().node(id).is_some() {
-            self.commit(|_| [Event::Looked { node: id }]);
+        if self.upper.is_none() {
+            return;
+        }
+        match id.tree() {
+            Some(node) => self.state.read().tree_lookups().add(node),
+            None => self.commit(|_| [Event::Looked { node: id }]),
         }
     }
 
     /// The kernel gives lookups back.
     pub fn forget(&self, id: NodeId, count: u64) {
-        if self.upper.is_none() || self.state.read().node(id).is_none() {
+        if self.upper.is_none() {
             return;
+        }
+        {
+            let state = self.state.read();
+            if let (Some(node), None) = (id.tree(), state.node(id)) {
+                return state.tree_lookups().subtract(node, count);
+            }
         }
         self.commit(|_| [Event::Forgotten { node: id, count }]);
         self.drop_orphan(id);

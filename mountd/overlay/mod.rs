@@ -27,6 +27,7 @@ mod io;
 mod iomode;
 mod link;
 mod lookup;
+mod lookups;
 mod lower;
 mod opens;
 mod places;
@@ -130,6 +131,8 @@ impl Overlay {
             io_mode,
         } = config;
         let lower = Lower::new(tree, objects);
+        // Nothing goes on a read-only mount, so nobody needs to know what the kernel knows.
+        let counted = upper.as_ref().map_or(0, |_| lower.tree().node_count());
         let stamp = Stamp {
             chain,
             numbering: lower.numbering(),
@@ -141,7 +144,7 @@ impl Overlay {
             lower,
             upper,
             io_mode,
-            state: RwLock::default(),
+            state: RwLock::new(State::new(counted)),
             filling: Busy::new(Level::Filling),
             busy: Busy::new(Level::Changing),
             unseen: Unseen::default(),
@@ -256,9 +259,15 @@ impl Overlay {
 
     /// Applies what `events` makes of the state, as one step to everyone else. It runs under the lock, so new ids are its alone.
     fn commit<E: IntoIterator<Item = Event>>(&self, events: impl FnOnce(&State) -> E) {
-        let mut state = self.state.write();
-        for event in events(&state).into_iter().collect::<Vec<_>>() {
-            state.apply(event);
+        let has_shrunk = {
+            let mut state = self.state.write();
+            for event in events(&state).into_iter().collect::<Vec<_>>() {
+                state.apply(event);
+            }
+            state.take_has_shrunk()
+        };
+        if has_shrunk {
+            crate::sys::memory::give_back();
         }
     }
 

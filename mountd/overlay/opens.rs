@@ -59,15 +59,14 @@ impl Opens {
         self.nodes.entry(file.node).or_insert(closed).count += 1;
     }
 
-    pub(super) fn released(&mut self, handle: HandleId) {
-        let Some(file) = self.files.remove(&handle) else {
-            return;
-        };
+    pub(super) fn released(&mut self, handle: HandleId) -> Option<OpenFile> {
+        let file = self.files.remove(&handle)?;
         if let Some(open) = self.nodes.get_mut(&file.node) {
             open.count -= 1;
             if open.count == 0 {
                 self.nodes.remove(&file.node);
             }
         }
+        Some(file)
     }
 }

@@ -5,6 +5,7 @@
 //! disk. So a log of events is a state. No operation here does I/O; the overlay keeps the lock around it for table work only.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::Hash;
 use std::ops::Bound;
 
 use cowl_core::digest::ObjectId;
@@ -12,8 +13,9 @@ use cowl_core::tree::{FileType, TreeIno};
 use cowl_core::upper::marks::{FileMark, Saved};
 
 use super::event::Event;
-use super::opens::Opens;
-use super::types::{Attr, NodeId};
+use super::lookups::TreeLookups;
+use super::opens::{OpenFile, Opens, Serving};
+use super::types::{Attr, HandleId, NodeId};
 
 /// Cookies of names that the tree does not have; those of the tree's names are below 2^33.
 pub(super) const FIRST_OWN_COOKIE: u64 = 1 << 62;
@@ -24,6 +26,8 @@ pub(super) type Name = Box<[u8]>;
 /// Everything that was changed.
 #[derive(Debug, Default)]
 pub(super) struct State {
+    /// Of nodes of the tree, changed or not; those of others are with their entries.
+    tree_lookups: TreeLookups,
     nodes: HashMap<NodeId, Node>,
     dirs: HashMap<NodeId, Dir>,
     /// Host inode to node: how a hard link is known again in another directory. Directories are not in it.
@@ -32,9 +36,15 @@ pub(super) struct State {
     renumbered: HashMap<TreeIno, NodeId>,
     /// Nodes whose file in `work/index` has marks that make no sense.
     damaged: HashSet<NodeId>,
+    /// Open for writing in passthrough, or once so and perhaps mapped still: their attributes change without a request.
+    written_past: HashSet<NodeId>,
     born: u64,
     opens: Opens,
+    has_shrunk: bool,
 }
+
+/// A table that has room for so many entries is not made smaller.
+const SMALL: usize = 256;
 
 /// A node that has a file in the upper, or no name any more.
 #[derive(Debug)]
@@ -45,7 +55,7 @@ pub(super) struct Node {
     pub(super) upper: Option<UpperFile>,
     /// Names of this node in the upper's directories, as far as those were read.
     names: Vec<(NodeId, Name)>,
-    /// Lookups that the kernel has not given back.
+    /// Lookups that the kernel has not given back, of a node that no tree has.
     lookups: u64,
     /// Without a name: what `stat` shows where no file is kept for it.
     gone: Option<Attr>,
@@ -151,6 +161,46 @@ pub(super) enum Under {
 }
 
 impl State {
+    /// Nothing is changed yet; `counted` nodes of the tree have their lookups counted.
+    pub(super) fn new(counted: u32) -> State {
+        State {
+            tree_lookups: TreeLookups::new(counted),
+            ..State::default()
+        }
+    }
+
+    /// Whether a table has become much smaller since this was asked last.
+    pub(super) fn take_has_shrunk(&mut self) -> bool {
+        std::mem::take(&mut self.has_shrunk)
+    }
+
+    /// Entries of all tables, and how many they have room for.
+    #[cfg(test)]
+    pub(super) fn size(&self) -> (usize, usize) {
+        let (nodes, hosts) = (&self.nodes, &self.hosts);
+        let rest = self.dirs.len() + self.renumbered.len() + self.written_past.len();
+        let room = nodes.capacity() + hosts.capacity() + self.written_past.capacity();
+        (nodes.len() + hosts.len() + rest, room)
+    }
+
+    /// Lookups of nodes of the tree.
+    pub(super) fn tree_lookups(&self) -> &TreeLookups {
+        &self.tree_lookups
+    }
+
+    /// Whether the kernel may know a node.
+    pub(super) fn is_looked_up(&self, id: NodeId) -> bool {
+        match id.tree() {
+            Some(node) => self.tree_lookups.is_known(node),
+            None => self.node(id).is_some_and(|node| node.lookups > 0),
+        }
+    }
+
+    /// Whether the kernel may be writing to a file without telling.
+    pub(super) fn is_written_past(&self, id: NodeId) -> bool {
+        self.written_past.contains(&id)
+    }
+
     /// The id that a node of the tree goes by.
     pub(super) fn id_of(&self, node: TreeIno) -> NodeId {
         self.renumbered
@@ -265,13 +315,10 @@ impl State {
                 handle,
                 file,
                 serving,
-            } => self.opens.opened(handle, file, serving),
-            Event::Released { handle } => self.opens.released(handle),
-            Event::Looked { node } => {
-                if let Some(node) = self.nodes.get_mut(&node) {
-                    node.lookups += 1;
-                }
-            }
+            } => self.opened(handle, file, serving),
+            Event::Released { handle } => self.released(handle),
+            Event::Settled { node } => self.settled(node),
+            Event::Looked { node } => self.looked(node),
             Event::Forgotten { node, count } => self.forgotten(node, count),
         }
     }
@@ -402,7 +449,9 @@ impl State {
     }
 
     fn gone(&mut self, id: NodeId, file_type: FileType, origin: Option<TreeIno>, attr: Attr) {
-        self.dirs.remove(&id);
+        if let Some(table) = self.dirs.remove(&id) {
+            self.has_shrunk |= table.slots.len() > SMALL || shrink(&mut self.dirs);
+        }
         let node = self.nodes.entry(id).or_insert(Node::new(file_type, origin));
         node.gone = Some(attr);
         let kept = node
@@ -422,39 +471,78 @@ impl State {
         {
             node.lost = !file.metadata_only;
             self.hosts.remove(&file.host);
+            self.has_shrunk |= shrink(&mut self.hosts);
         }
         self.tidy(id);
     }
 
-    fn forgotten(&mut self, id: NodeId, count: u64) {
-        if let Some(node) = self.nodes.get_mut(&id) {
-            node.lookups = node.lookups.saturating_sub(count);
-            self.tidy(id);
+    fn opened(&mut self, handle: HandleId, file: OpenFile, serving: Serving) {
+        if file.write && serving == Serving::Upper {
+            self.written_past.insert(file.node);
+        }
+        self.opens.opened(handle, file, serving);
+    }
+
+    fn released(&mut self, handle: HandleId) {
+        if let Some(file) = self.opens.released(handle) {
+            self.tidy(file.node);
         }
     }
 
-    /// A node that nothing leads to is not kept. One of the tree is, since without it the tree would speak for it again; so what is
-    /// known of one that took over from a node of the tree goes back to that.
+    fn settled(&mut self, id: NodeId) {
+        self.written_past.remove(&id);
+        self.has_shrunk |= shrink_set(&mut self.written_past);
+    }
+
+    fn looked(&mut self, id: NodeId) {
+        if let Some(node) = id.tree() {
+            self.tree_lookups.add(node);
+        } else if let Some(node) = self.nodes.get_mut(&id) {
+            node.lookups += 1;
+        }
+    }
+
+    fn forgotten(&mut self, id: NodeId, count: u64) {
+        if let Some(node) = id.tree() {
+            self.tree_lookups.subtract(node, count);
+        } else if let Some(node) = self.nodes.get_mut(&id) {
+            node.lookups = node.lookups.saturating_sub(count);
+        }
+        self.tidy(id);
+    }
+
+    /// A node that nothing leads to is not kept: it has no name, no file, and the kernel doesn't know it. A node of the tree is kept only
+    /// when it was removed, and needs to be only as long as the kernel could ask for it, since without it the tree would speak for it again.
+    /// What is known of one that took over from a node of the tree goes back to that.
     fn tidy(&mut self, id: NodeId) {
         let dead = self.nodes.get(&id).is_some_and(|node| {
-            id.tree().is_none()
-                && node.upper.is_none()
+            node.upper.is_none()
                 && node.names.is_empty()
-                && node.lookups == 0
+                && node.successor.is_none()
+                && (id.tree().is_none() || node.gone.is_some())
         });
-        if !dead {
+        if !dead || self.is_looked_up(id) || self.opens.serving(id).is_some() {
             return;
         }
-        if let Some(node) = self.nodes.remove(&id)
-            && let Some(origin) = node.origin
-            && self.renumbered.get(&origin) == Some(&id)
-            && let Some(first) = self.nodes.get_mut(&NodeId::of_tree(origin))
-        {
-            self.renumbered.remove(&origin);
+        let Some(node) = self.nodes.remove(&id) else {
+            return;
+        };
+        self.written_past.remove(&id);
+        self.has_shrunk |= shrink(&mut self.nodes) | shrink_set(&mut self.written_past);
+        let Some(origin) = node
+            .origin
+            .filter(|origin| self.renumbered.get(origin) == Some(&id))
+        else {
+            return;
+        };
+        self.renumbered.remove(&origin);
+        let first_id = NodeId::of_tree(origin);
+        if let Some(first) = self.nodes.get_mut(&first_id) {
             first.successor = None;
             first.gone = node.gone;
             first.lost = node.lost;
         }
+        self.tidy(first_id);
     }
 
     fn renumber(&mut self, from: NodeId, to: NodeId) {
@@ -485,6 +573,23 @@ impl State {
         }
         self.nodes.insert(to, new);
     }
+}
+
+/// Gives back the room of a table of which three quarters are empty; whether it did.
+fn shrink<K: Eq + Hash, V>(table: &mut HashMap<K, V>) -> bool {
+    let sparse = table.capacity() > SMALL && table.len() < table.capacity() / 4;
+    if sparse {
+        table.shrink_to(table.len() * 2);
+    }
+    sparse
+}
+
+fn shrink_set<K: Eq + Hash>(table: &mut HashSet<K>) -> bool {
+    let sparse = table.capacity() > SMALL && table.len() < table.capacity() / 4;
+    if sparse {
+        table.shrink_to(table.len() * 2);
+    }
+    sparse
 }
 
 #[derive(Copy, Clone)]
@@ -530,10 +635,6 @@ impl Node {
     /// The id that this node goes by now, if not by the one it was found under.
     pub(super) fn successor(&self) -> Option<NodeId> {
         self.successor
-    }
-
-    pub(super) fn lookups(&self) -> u64 {
-        self.lookups
     }
 }
 

@@ -88,6 +88,8 @@ pub struct Entry {
     pub id: NodeId,
     /// Its attributes.
     pub attr: Attr,
+    /// Whether they change only by requests; see [`Overlay::settle`](super::Overlay::settle).
+    pub settled: bool,
 }
 
 /// A time to set.
@@ -178,6 +180,8 @@ pub struct Opened {
     pub handle: HandleId,
     /// How to serve it.
     pub mode: OpenMode,
+    /// From here on its attributes change without a request: those that the kernel knows are not to be believed.
+    pub unsettles: bool,
 }
 
 /// An entry of a directory.

@@ -135,3 +135,65 @@ fn bytes_are_those_of_a_plain_file_whatever_is_done_to_them() {
         }
     }
 }
+
+const MAP: &str = r"
+import mmap, os, sys
+ours, host = sys.argv[1:]
+size = 1 << 20
+
+def shown(path):
+    seen = os.stat(path)
+    return seen.st_size, seen.st_blocks, seen.st_mtime_ns
+
+for outlives in (False, True):
+    file = os.open(ours, os.O_RDWR | os.O_CREAT)
+    os.ftruncate(file, size)
+    mapping = mmap.mmap(file, size)
+    before = shown(ours)
+    if outlives:
+        os.close(file)
+    for part in range(4):
+        begin = part * (size >> 2)
+        mapping[begin:begin + 4096] = bytes([part + 1]) * 4096
+        mapping.flush()
+        assert shown(ours) == shown(host), (outlives, part)
+    assert shown(ours) != before, outlives
+    mapping.close()
+    if not outlives:
+        os.close(file)
+    assert shown(ours) == shown(host), outlives
+    os.truncate(ours, 0)
+";
+
+/// The kernel does not tell of writes through a mapping: attributes of a file that is open for writing, or mapped still, are asked for each
+/// time.
+#[test]
+fn stat_shows_what_was_written_through_a_shared_mapping() {
+    let image = Image::of(&[("lower", &noise(1 << 20))]);
+    for (choice, upper) in [
+        (IoModeChoice::Auto, "best"),
+        (IoModeChoice::Cached, "cached"),
+    ] {
+        let mount = image.mount_writable(choice, upper);
+        if mount.io_mode == cowl_core::handover::IoMode::Cached {
+            continue; // what is held back has no blocks on the host yet
+        }
+        for name in ["new", "lower"] {
+            let host = image.path(upper).join(name);
+            let output = Command::new("python3")
+                .args(["-c", MAP])
+                .args([mount.path_for_others(name), host])
+                .output()
+                .unwrap();
+            let text = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{name}: {text}");
+        }
+        // Once the RELEASE of the last writer has come, one more GETATTR will do for good.
+        let asks = || {
+            let before = mount.count("GETATTR");
+            fs::metadata(mount.path("new")).unwrap();
+            mount.count("GETATTR") > before
+        };
+        assert!((0..1000).any(|_| !asks()), "the kernel asks for ever");
+    }
+}

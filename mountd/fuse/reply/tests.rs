@@ -64,6 +64,7 @@ fn entry() -> Entry {
     Entry {
         id: NodeId(0x1_0000_0007),
         attr,
+        settled: true,
     }
 }
 

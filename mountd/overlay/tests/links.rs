@@ -76,10 +76,10 @@ fn an_unlinked_open_file_stays_until_it_is_released_and_forgotten() {
         )
         .unwrap();
     assert_eq!(read_all(&overlay, id, Some(opened.handle)), b"st");
-    overlay.forget(id, 1);
     overlay.release(id, opened.handle).unwrap();
-    assert_eq!(on_disk(&fixture.path("work/orphans")), [""; 0]);
     assert_eq!(overlay.getattr(id, None).unwrap().nlink, 0);
+    overlay.forget(id, 1);
+    assert_eq!(on_disk(&fixture.path("work/orphans")), [""; 0]);
 }
 
 /// By whom has looked it up, and may still open it: through /proc/self/fd, or in a race with the one who removes it.
@@ -87,18 +87,15 @@ fn an_unlinked_open_file_stays_until_it_is_released_and_forgotten() {
 fn a_removed_file_is_not_opened_with_the_bytes_that_it_had_in_the_image() {
     let fixture = small();
     let overlay = fixture.overlay();
-    let (changed, untouched) = (
-        walk(&overlay, "file").unwrap(),
-        walk(&overlay, "dir/one").unwrap(),
-    );
+    let dir = walk(&overlay, "dir").unwrap();
+    let [changed, untouched] = [(NodeId::ROOT, &b"file"[..]), (dir, b"one")]
+        .map(|(dir, name)| overlay.lookup(dir, name).unwrap().unwrap().id);
     write_to(&overlay, "file", 0, b"CON");
     overlay.unlink(NodeId::ROOT, b"file").unwrap();
     for flags in [OpenFlags::default(), WRITE] {
         assert_eq!(overlay.open(changed, flags).unwrap_err(), Errno::STALE);
     }
-    overlay
-        .unlink(walk(&overlay, "dir").unwrap(), b"one")
-        .unwrap();
+    overlay.unlink(dir, b"one").unwrap();
     let opened = overlay.open(untouched, OpenFlags::default()).unwrap();
     assert_eq!(read_all(&overlay, untouched, Some(opened.handle)), b"one");
 }
@@ -147,4 +144,72 @@ fn times_of_an_unlinked_lower_file_copy_nothing_up() {
     assert_eq!(on_disk(&fixture.path("work/orphans")).len(), 1);
     assert_eq!(read_all(&overlay, id, None), b"content");
     overlay.forget(id, 1);
+}
+
+/// The kernel gives single lookups back now and then (fuse_dentry_revalidate), those of before a change among them.
+#[test]
+fn lookups_of_before_a_change_count_for_an_unlinked_file() {
+    let fixture = small();
+    let overlay = fixture.open_with(IoMode::Cached, true).unwrap();
+    let find = || overlay.lookup(NodeId::ROOT, b"file").unwrap().unwrap().id;
+    let id = find();
+    find();
+    write_to_node(&overlay, id, b"CON");
+    overlay.unlink(NodeId::ROOT, b"file").unwrap();
+    overlay.forget(id, 1);
+    assert_eq!(
+        read_all(&overlay, id, None),
+        b"CONtent",
+        "it may be open still"
+    );
+    overlay.forget(id, 1);
+    assert_eq!(on_disk(&fixture.path("work/orphans")), [""; 0]);
+}
+
+fn write_to_node(overlay: &Overlay, id: NodeId, data: &[u8]) {
+    assert_eq!(overlay.write(id, None, 0, data, false), Ok(data.len()));
+}
+
+#[test]
+fn the_state_keeps_nothing_of_what_is_removed_and_forgotten() {
+    let fixture = small();
+    for io_mode in [IoMode::Passthrough, IoMode::Cached] {
+        let overlay = fixture.open_with(io_mode, true).unwrap();
+        let size = || overlay.state.read().size();
+        let dir = overlay
+            .mkdir(NodeId::ROOT, b"made", 0o755, 0, &ROOT_CALLER)
+            .unwrap();
+        let before = size();
+        for number in 0..2000 {
+            let name = format!("{number}").into_bytes();
+            let (entry, opened) = overlay
+                .create(dir.id, &name, 0o644, 0, WRITE, &ROOT_CALLER)
+                .unwrap();
+            if io_mode == IoMode::Passthrough {
+                overlay.release(entry.id, opened.handle).unwrap();
+            }
+        }
+        let ids: Vec<NodeId> = (0..2000)
+            .map(|number| walk(&overlay, &format!("made/{number}")).unwrap())
+            .collect();
+        assert!(size().0 > before.0 + 2000);
+        for (number, id) in ids.into_iter().enumerate() {
+            let name = format!("{number}").into_bytes();
+            overlay.unlink(dir.id, &name).unwrap();
+            overlay.forget(id, 1);
+        }
+        let (entries, room) = size();
+        assert_eq!(entries, before.0, "{io_mode:?}");
+        assert!(room < 3000, "room for {room}, {io_mode:?}");
+        overlay.rmdir(NodeId::ROOT, b"made").unwrap();
+        overlay.forget(dir.id, 1);
+        // Nor of what is removed of the image, but the whiteout.
+        let id = overlay.lookup(NodeId::ROOT, b"fifo").unwrap();
+        if let Some(entry) = id {
+            let before = size();
+            overlay.unlink(NodeId::ROOT, b"fifo").unwrap();
+            overlay.forget(entry.id, 1);
+            assert_eq!(size().0, before.0);
+        }
+    }
 }

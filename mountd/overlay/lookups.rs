@@ -1,0 +1,88 @@
+//! How often the kernel was told of each node of the tree and has not given that back.
+//!
+//! Invariant: a count never errs downwards, or a file that somebody has open would be taken for forgotten. A count that grew too large to
+//! be kept stays so for good. Untouched nodes have no other entry anywhere, so a count is two bytes, in blocks that appear with the first
+//! lookup of one of their nodes.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use cowl_core::tree::TreeIno;
+
+/// Counts that appear together: a page of memory.
+const BLOCK: usize = 2048;
+
+/// A count from here on is not known.
+const MANY: u16 = u16::MAX;
+
+/// See the head of this module.
+#[derive(Debug, Default)]
+pub(super) struct TreeLookups {
+    blocks: Box<[OnceLock<Box<[AtomicU16]>>]>,
+}
+
+impl TreeLookups {
+    /// Counts for a tree of so many nodes.
+    pub(super) fn new(nodes: u32) -> Self {
+        let blocks = usize::try_from(nodes).unwrap_or(usize::MAX).div_ceil(BLOCK);
+        Self {
+            blocks: (0..blocks).map(|_| OnceLock::new()).collect(),
+        }
+    }
+
+    fn count(&self, node: TreeIno) -> Option<&AtomicU16> {
+        let number = usize::try_from(node.0).ok()?;
+        let block = self.blocks.get(number / BLOCK)?;
+        let counts = block.get_or_init(|| (0..BLOCK).map(|_| AtomicU16::new(0)).collect());
+        counts.get(number % BLOCK)
+    }
+
+    /// The kernel was told of the node once more.
+    pub(super) fn add(&self, node: TreeIno) {
+        if let Some(count) = self.count(node) {
+            count.update(Ordering::Relaxed, Ordering::Relaxed, |count| {
+                count.saturating_add(1)
+            });
+        }
+    }
+
+    /// The kernel gave lookups back.
+    pub(super) fn subtract(&self, node: TreeIno, lookups: u64) {
+        if let Some(count) = self.count(node) {
+            count.update(Ordering::Relaxed, Ordering::Relaxed, |count| match count {
+                MANY => MANY,
+                count => count.saturating_sub(u16::try_from(lookups).unwrap_or(MANY)),
+            });
+        }
+    }
+
+    /// Whether the kernel may know the node.
+    pub(super) fn is_known(&self, node: TreeIno) -> bool {
+        self.count(node)
+            .is_some_and(|count| count.load(Ordering::Relaxed) > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lookups_are_counted_until_they_are_too_many() {
+        let lookups = TreeLookups::new(5000);
+        let (one, many) = (TreeIno(4999), TreeIno(7));
+        lookups.add(one);
+        lookups.add(one);
+        lookups.subtract(one, 1);
+        assert!(lookups.is_known(one) && !lookups.is_known(many));
+        lookups.subtract(one, 1);
+        assert!(!lookups.is_known(one));
+        for _ in 0..70_000 {
+            lookups.add(many);
+        }
+        lookups.subtract(many, 70_000);
+        assert!(lookups.is_known(many), "nobody knows how many there were");
+        lookups.add(TreeIno(5_000_000));
+        assert!(!lookups.is_known(TreeIno(5_000_000)));
+    }
+}
