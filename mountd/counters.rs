@@ -139,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counts_are_seen_from_outside_by_the_device_of_the_directory() {
+    fn counters_are_found_by_the_mounts_device() {
         let directory = tempfile::tempdir().unwrap();
         let file = File::open(directory.path()).unwrap();
         let memory = create(device_of(&file).unwrap()).unwrap();
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_that_could_shrink_is_not_mapped() {
+    fn map_refuses_memory_that_is_not_sealed() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(BYTES.try_into().unwrap()).unwrap();
         assert!(Counters::map(file.as_fd()).is_err());

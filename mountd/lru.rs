@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn insert_drops_what_was_used_longest_ago() {
+    fn insert_evicts_the_least_recently_used() {
         let mut lru = Lru::new(2);
         assert_eq!(lru.insert('a', 1), None);
         assert_eq!(lru.insert('b', 2), None);

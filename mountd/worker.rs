@@ -21,7 +21,7 @@ use rustix::thread::{CapabilitySet, capabilities};
 
 use crate::counters::Counters;
 use crate::failure::{OrFail, failure};
-use crate::fuse::{Connection, Dispatcher, End, Server, may_back};
+use crate::fuse::{Connection, Dispatcher, End, Server, probe_backing};
 use crate::overlay::{Config, Overlay, UpperDirs};
 use crate::process;
 
@@ -221,7 +221,7 @@ fn settle(
         files
             .iter()
             .flatten()
-            .try_for_each(|file| may_back(connection.as_fd(), file))
+            .try_for_each(|file| probe_backing(connection.as_fd(), file))
     });
     match tried {
         Ok(()) => IoMode::Passthrough,

@@ -225,7 +225,7 @@ mod tests {
     const NODE: NodeId = NodeId(7);
 
     #[test]
-    fn opens_of_a_node_share_an_id_that_outlives_them() {
+    fn opens_of_a_node_share_one_id() {
         let mut table = Table::new();
         assert_eq!(table.reuse(NODE, Side::Lower).unwrap(), (None, None));
         assert_eq!(table.insert(NODE, Side::Lower, 1).unwrap(), (1, None));
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_registrations_at_once_one_is_given_back() {
+    fn insert_returns_a_second_id_of_a_node() {
         let mut table = Table::new();
         table.insert(NODE, Side::Upper, 1).unwrap();
         assert_eq!(table.insert(NODE, Side::Upper, 2).unwrap(), (1, Some(2)));
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_of_the_other_side_goes_once_nobody_has_it_open() {
+    fn id_of_the_other_side_is_closed_once_idle() {
         let mut table = Table::new();
         table.insert(NODE, Side::Lower, 1).unwrap();
         assert_eq!(
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn idle_ids_are_bounded_and_the_oldest_goes_first() {
+    fn release_evicts_the_oldest_idle_id() {
         let mut table = Table::new();
         for node in 0..u32::try_from(MAX_IDLE).unwrap() + 2 {
             table
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_forgotten_node_keeps_its_id_only_while_open() {
+    fn forget_closes_the_id_of_a_closed_node() {
         let mut table = Table::new();
         table.insert(NODE, Side::Upper, 9).unwrap();
         table.release(NODE);

@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_memory_of_a_large_request_is_given_back_and_that_of_a_small_one_kept() {
+    fn give_back_frees_only_large_buffers() {
         let mut buffer = Buffer::new(1 << 20).unwrap();
         buffer.bytes().fill(1);
         assert_eq!(buffer.filled(1 << 20).unwrap().len(), 1 << 20);
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn more_than_a_buffer_holds_is_not_there() {
+    fn filled_beyond_the_buffer_is_none() {
         assert_eq!(Buffer::new(4096).unwrap().filled(4097), None);
     }
 }

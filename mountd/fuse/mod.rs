@@ -27,7 +27,7 @@ mod serve;
 mod threads;
 mod wire;
 
-pub(crate) use backing::probe as may_back;
+pub(crate) use backing::probe as probe_backing;
 pub(crate) use dispatch::Dispatcher;
 pub(crate) use negotiate::Connection;
 pub use opcode::name as request_name;

@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_panic_is_an_input_output_error_of_one_request() {
+    fn panic_in_a_request_is_answered_with_eio() {
         assert_eq!(unpanicked(|| Ok(Answer::Silence)), Ok(Answer::Silence));
         assert_eq!(unpanicked(|| Err(Errno::NOENT)), Err(Errno::NOENT));
         assert_eq!(unpanicked(|| panic!("one bad request")), Err(Errno::IO));

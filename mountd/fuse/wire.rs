@@ -367,7 +367,7 @@ mod tests {
 
     /// Sizes as the C compiler gives them for the kernel's header.
     #[test]
-    fn every_struct_has_the_size_of_the_header() {
+    fn structs_have_the_sizes_of_the_kernels_header() {
         let sizes = [
             (size_of::<InHeader>(), 40),
             (size_of::<ForgetIn>(), 8),

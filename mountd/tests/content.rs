@@ -102,7 +102,7 @@ with open(ours, 'rb') as first, open(hosts, 'rb') as second: assert first.read()
 "#;
 
 #[test]
-fn bytes_are_those_of_a_plain_file_whatever_is_done_to_them() {
+fn random_reads_and_writes_match_a_plain_file() {
     for (size, seed) in [(70_000, 1), (3 << 20, 2)] {
         let content = noise(size);
         let image = Image::of(&[("file", &content)]);

@@ -49,7 +49,7 @@ fn descriptors(mount: &Mount) -> usize {
 }
 
 #[test]
-fn a_dead_keeper_leaves_the_mount_and_its_lease_alone() {
+fn killing_the_keeper_keeps_the_mount_and_its_lease() {
     let image = Image::of(&[("x", b"y")]);
     let mut mount = image.mount(IoModeChoice::Cached);
     let worker = pidfd_open(pid(mount.worker), PidfdFlags::empty()).unwrap();
@@ -104,7 +104,7 @@ fn one_thread_answers_one_client() {
 
 /// What was closed last is still on its way to the worker then.
 #[test]
-fn an_unmount_in_the_midst_of_requests_is_no_cut() {
+fn unmount_amid_requests_is_not_an_abort() {
     let image = Image::of(&[("x", b"y")]);
     for round in 0..150 {
         let mount = image.mount(IoModeChoice::Auto);
@@ -117,7 +117,7 @@ fn an_unmount_in_the_midst_of_requests_is_no_cut() {
 }
 
 #[test]
-fn work_leaves_no_descriptors_behind() {
+fn file_operations_leak_no_descriptors() {
     let image = Image::of(&[("d/a", b"a"), ("d/b", b"b"), ("e/c", b"c")]);
     for (choice, upper) in [
         (IoModeChoice::Auto, "best"),
@@ -154,7 +154,7 @@ fn work_leaves_no_descriptors_behind() {
 }
 
 #[test]
-fn out_of_descriptors_is_an_error_of_some_opens_and_passes() {
+fn open_fails_with_emfile_while_descriptors_run_out() {
     let names: Vec<String> = (0..200).map(|number| format!("file-{number}")).collect();
     let files: Vec<(&str, &[u8])> = names
         .iter()
@@ -186,7 +186,7 @@ fn out_of_descriptors_is_an_error_of_some_opens_and_passes() {
 }
 
 #[test]
-fn more_files_can_be_open_than_the_caller_may_have() {
+fn open_files_exceed_the_callers_soft_limit() {
     let names: Vec<String> = (0..1500).map(|number| format!("file-{number}")).collect();
     let files: Vec<(&str, &[u8])> = names
         .iter()
@@ -224,7 +224,7 @@ fn private(mount: &Mount) -> u64 {
 
 /// As a caller's `ulimit -f` would be where nobody may raise it.
 #[test]
-fn a_write_beyond_the_workers_file_size_limit_fails_and_the_mount_goes_on() {
+fn write_beyond_the_workers_rlimit_fsize_fails_with_efbig() {
     let image = Image::of(&[
         ("small", b"small"),
         ("large", &noise(2 << 20)),
@@ -252,7 +252,7 @@ fn a_write_beyond_the_workers_file_size_limit_fails_and_the_mount_goes_on() {
 }
 
 #[test]
-fn a_large_write_s_memory_is_given_back() {
+fn buffers_of_large_writes_are_freed() {
     let image = Image::of(&[]);
     let mount = image.mount_writable(IoModeChoice::Cached, "upper");
     let idle = private(&mount);
@@ -274,7 +274,7 @@ fn a_large_write_s_memory_is_given_back() {
 }
 
 #[test]
-fn a_worker_is_small_and_a_walk_costs_it_no_memory() {
+fn worker_memory_stays_small_over_a_walk() {
     let image = Image::build(|builder, objects| {
         for number in 0..100_000 {
             objects.add_file(

@@ -48,11 +48,11 @@ fn is_here() -> bool {
 }
 
 #[test]
-fn in_a_user_namespace_a_mount_reads_and_writes_without_opening() {
+fn mount_in_a_user_namespace_reads_and_writes_without_open() {
     if !is_here() {
         return there(
             &["unshare", "-Urm"],
-            "in_a_user_namespace_a_mount_reads_and_writes_without_opening",
+            "mount_in_a_user_namespace_reads_and_writes_without_open",
         );
     }
     let image = Image::of(&[("d/old", b"old"), ("d/large", &common::noise(3 << 20))]);
@@ -80,13 +80,13 @@ fn in_a_user_namespace_a_mount_reads_and_writes_without_opening() {
 
 /// With a device of its own: the machine's may be open to everyone, as Debian's is.
 #[test]
-fn with_a_device_that_may_not_be_opened_it_fails_in_one_line() {
+fn mount_without_access_to_dev_fuse_fails_in_one_line() {
     if !is_here() {
         let script = "mount -t tmpfs none /dev && mknod -m 0666 /dev/null c 1 3 && mknod -m 0 /dev/fuse c 10 229 && \
                       setpriv --bounding-set=-dac_override \"$@\"";
         return there(
             &["unshare", "-m", "sh", "-c", script, "sh"],
-            "with_a_device_that_may_not_be_opened_it_fails_in_one_line",
+            "mount_without_access_to_dev_fuse_fails_in_one_line",
         );
     }
     let error = Image::of(&[])
@@ -101,11 +101,11 @@ fn with_a_device_that_may_not_be_opened_it_fails_in_one_line() {
 }
 
 #[test]
-fn without_the_right_to_mount_it_fails_in_one_line() {
+fn mount_without_cap_sys_admin_fails_in_one_line() {
     if !is_here() {
         return there(
             &["setpriv", "--bounding-set=-sys_admin"],
-            "without_the_right_to_mount_it_fails_in_one_line",
+            "mount_without_cap_sys_admin_fails_in_one_line",
         );
     }
     let error = Image::of(&[])
@@ -120,7 +120,7 @@ fn without_the_right_to_mount_it_fails_in_one_line() {
 }
 
 #[test]
-fn without_the_device_it_fails_in_one_line() {
+fn mount_without_dev_fuse_fails_in_one_line() {
     if !is_here() {
         return there(
             &[
@@ -131,7 +131,7 @@ fn without_the_device_it_fails_in_one_line() {
                 "mount -t tmpfs none /dev && mknod /dev/null c 1 3 && \"$@\"",
                 "sh",
             ],
-            "without_the_device_it_fails_in_one_line",
+            "mount_without_dev_fuse_fails_in_one_line",
         );
     }
     let error = Image::of(&[])
@@ -146,13 +146,13 @@ fn without_the_device_it_fails_in_one_line() {
 }
 
 #[test]
-fn a_store_on_an_overlay_is_served_through_the_daemon() {
+fn store_on_overlayfs_uses_cached_mode() {
     if !is_here() {
         let script = "t=$(mktemp -d) && mount -t tmpfs none $t && mkdir $t/l $t/u $t/w $t/m && mount -t overlay -o lowerdir=$t/l,upperdir=$t/u,workdir=$t/w none $t/m && \
                       TMPDIR=$t/m \"$@\"; s=$?; umount $t/m $t && rmdir $t; exit $s";
         return there(
             &["unshare", "-m", "sh", "-c", script, "sh"],
-            "a_store_on_an_overlay_is_served_through_the_daemon",
+            "store_on_overlayfs_uses_cached_mode",
         );
     }
     let image = Image::of(&[("large", &common::noise(3 << 20))]);
@@ -173,14 +173,14 @@ fn status(process: u32, field: &str) -> String {
 }
 
 #[test]
-fn keeper_and_worker_start_the_same_whatever_their_caller_had() {
+fn keeper_and_worker_inherit_no_limits_or_signals() {
     if !is_here() {
         let script = "ulimit -S -f 100; ulimit -S -n 200; ulimit -S -v 8000000; ulimit -t 1000; umask 077; cd /tmp
             trap '' TERM HUP XFSZ; echo 500 > /proc/self/oom_score_adj
             exec env --block-signal=TERM --block-signal=INT --block-signal=CHLD \"$@\"";
         return there(
             &["bash", "-c", script, "bash"],
-            "keeper_and_worker_start_the_same_whatever_their_caller_had",
+            "keeper_and_worker_inherit_no_limits_or_signals",
         );
     }
     let image = Image::of(&[("x", b"y")]);
@@ -233,12 +233,12 @@ const MKNOD: u32 = 27;
 const SETFCAP: u32 = 31;
 
 #[test]
-fn keeper_and_worker_have_only_the_capabilities_that_they_use() {
+fn keeper_and_worker_keep_only_the_capabilities_they_use() {
     if !is_here() {
         check_capabilities();
         return there(
             &["unshare", "-Urm"],
-            "keeper_and_worker_have_only_the_capabilities_that_they_use",
+            "keeper_and_worker_keep_only_the_capabilities_they_use",
         );
     }
     check_capabilities();
@@ -291,7 +291,7 @@ fn check_capabilities() {
 /// A user namespace that maps every id to itself cannot be told from the initial one by its map;
 /// the kernel refuses backing files all the same.
 #[test]
-fn where_the_kernel_takes_no_backing_file_contents_go_through_the_daemon() {
+fn refused_backing_files_fall_back_to_cached_mode() {
     if !is_here() {
         let script = "d=$(mktemp -d); mkfifo $d/ready $d/go
             unshare -Um sh -c 'echo > $0/ready; read go < $0/go; exec \"$@\"' $d \"$@\" &
@@ -300,7 +300,7 @@ fn where_the_kernel_takes_no_backing_file_contents_go_through_the_daemon() {
             echo > $d/go; wait $!; s=$?; rm -r $d; exit $s";
         return there(
             &["sh", "-c", script, "sh"],
-            "where_the_kernel_takes_no_backing_file_contents_go_through_the_daemon",
+            "refused_backing_files_fall_back_to_cached_mode",
         );
     }
     let image = Image::of(&[("large", &common::noise(3 << 20))]);

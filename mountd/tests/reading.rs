@@ -26,7 +26,7 @@ use cowl_core::handover::{IoMode, IoModeChoice};
 const BOTH: [IoModeChoice; 2] = [IoModeChoice::Auto, IoModeChoice::Cached];
 
 #[test]
-fn a_mount_shows_the_tree() {
+fn mount_shows_the_tree() {
     let image = Image::of(&[
         ("etc/motd", b"hello\n"),
         ("usr/empty", b""),
@@ -66,7 +66,7 @@ fn a_mount_shows_the_tree() {
 }
 
 #[test]
-fn what_is_warm_costs_no_request() {
+fn warm_calls_cost_no_request() {
     let big = noise(4 << 20);
     let image = Image::of(&[("a/b/c", b"x"), ("a/big", &big)]);
     for choice in BOTH {
@@ -110,7 +110,7 @@ fn what_is_warm_costs_no_request() {
 }
 
 #[test]
-fn a_large_file_is_read_by_the_kernel_itself() {
+fn read_of_a_large_file_is_passed_through() {
     let big = noise(4 << 20);
     let image = Image::of(&[("big", &big)]);
     let mount = image.mount(IoModeChoice::Auto);
@@ -128,7 +128,7 @@ fn a_large_file_is_read_by_the_kernel_itself() {
 }
 
 #[test]
-fn the_lease_is_free_when_the_mount_is_gone_and_not_before() {
+fn unmount_releases_the_lease() {
     let image = Image::of(&[("x", b"y")]);
     assert!(!image.is_leased());
     let mount = image.mount(IoModeChoice::Auto);
@@ -138,7 +138,7 @@ fn the_lease_is_free_when_the_mount_is_gone_and_not_before() {
 }
 
 #[test]
-fn a_dead_worker_cuts_the_mount_off_and_the_keeper_says_so() {
+fn killing_the_worker_aborts_the_mount_and_is_logged() {
     let image = Image::of(&[("x", b"y")]);
     let mut mount = image.mount(IoModeChoice::Cached);
     let worker = rustix::process::Pid::from_raw(mount.worker.try_into().unwrap()).unwrap();
@@ -157,7 +157,7 @@ fn a_dead_worker_cuts_the_mount_off_and_the_keeper_says_so() {
 }
 
 #[test]
-fn a_tree_that_is_none_is_a_failure_said_in_one_line() {
+fn mount_of_an_invalid_tree_fails_in_one_line() {
     let image = Image::of(&[("x", b"y")]);
     fs::write(image.path("tree"), "not a tree").unwrap();
     let error = image
@@ -171,7 +171,7 @@ fn a_tree_that_is_none_is_a_failure_said_in_one_line() {
 }
 
 #[test]
-fn the_worker_holds_what_it_was_handed_and_nothing_else() {
+fn keeper_and_worker_inherit_no_descriptors() {
     let image = Image::of(&[("x", b"y")]);
     // As a careless parent would leave it open.
     let stray = File::open("/etc/passwd").unwrap();

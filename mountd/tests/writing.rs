@@ -42,7 +42,7 @@ fn each(image: &Image, test: impl Fn(&Mount)) {
 }
 
 #[test]
-fn changes_are_seen_and_outlive_the_mount() {
+fn changes_survive_a_remount() {
     let image = Image::of(&[("d/file", b"old content"), ("d/gone", b"x"), ("e/f", b"f")]);
     each(&image, |mount| {
         let mut file = File::options()
@@ -80,7 +80,7 @@ fn changes_are_seen_and_outlive_the_mount() {
 }
 
 #[test]
-fn ranges_of_a_file_are_freed_found_and_copied() {
+fn fallocate_lseek_and_copy_file_range_work() {
     let image = Image::of(&[("d/file", &noise(100_000))]);
     each(&image, |mount| {
         let file = File::options()
@@ -115,7 +115,7 @@ fn ranges_of_a_file_are_freed_found_and_copied() {
 
 /// Data and holes are where they are on a plain file, also while nothing of it was written out.
 #[test]
-fn data_just_written_is_found_by_who_looks_for_holes() {
+fn lseek_finds_data_just_written() {
     let image = Image::of(&[("d/file", b"x")]);
     let plain = tempfile::tempdir().unwrap();
     let fresh = |path: std::path::PathBuf| {
@@ -145,7 +145,7 @@ fn data_just_written_is_found_by_who_looks_for_holes() {
 }
 
 #[test]
-fn names_are_swapped_refused_and_given_later() {
+fn renameat2_flags_and_linked_tmpfiles_work() {
     let image = Image::of(&[("d/one", b"one"), ("d/two", b"two")]);
     each(&image, |mount| {
         let at = |name: &str| mount.path("d").join(name);
@@ -231,7 +231,7 @@ fn new_files_have_the_callers_owner_and_umask() {
 
 /// The truth for comparison is a plain file on the host, changed by the same stranger.
 #[test]
-fn a_strangers_change_takes_the_set_id_bits_away() {
+fn change_by_a_non_owner_clears_set_id_bits() {
     let image = Image::build(|builder, objects| {
         for (name, content) in [("small", noise(100)), ("large", noise(2 << 20))] {
             for change in ["write", "cut", "truncate", "fallocate", "append"] {
@@ -277,7 +277,7 @@ fn a_strangers_change_takes_the_set_id_bits_away() {
 }
 
 #[test]
-fn another_files_stat_does_not_wait_for_a_copy_up() {
+fn stat_does_not_wait_for_a_copy_up() {
     let size = 256 << 20;
     let image = Image::of(&[("large", &noise(size)), ("small", b"x")]);
     each(&image, |mount| {
@@ -302,7 +302,7 @@ fn another_files_stat_does_not_wait_for_a_copy_up() {
 }
 
 #[test]
-fn names_are_looked_up_while_more_files_are_copied_up_than_there_were_threads() {
+fn lookup_does_not_wait_for_eight_copy_ups() {
     let content = noise(64 << 20);
     let names = ["a", "b", "c", "d", "e", "f", "g", "h"];
     let image = Image::build(|builder, objects| {
@@ -343,7 +343,7 @@ fn names_are_looked_up_while_more_files_are_copied_up_than_there_were_threads() 
 }
 
 #[test]
-fn objects_cannot_be_written_by_the_worker_either() {
+fn open_of_an_object_for_writing_fails_in_the_worker() {
     let content = noise(2 << 20);
     let image = Image::of(&[("large", &content)]);
     each(&image, |mount| {
@@ -369,7 +369,7 @@ fn objects_cannot_be_written_by_the_worker_either() {
 }
 
 #[test]
-fn a_reader_of_a_large_file_and_its_writer_get_along() {
+fn large_file_is_written_while_it_is_read() {
     let content = noise(2 << 20);
     let image = Image::of(&[("large", &content)]);
     each(&image, |mount| {
@@ -401,7 +401,7 @@ fn a_reader_of_a_large_file_and_its_writer_get_along() {
 }
 
 #[test]
-fn an_upper_in_use_or_of_another_image_is_refused_in_one_line() {
+fn mount_refuses_an_upper_in_use_or_of_another_image() {
     let mut image = Image::of(&[("x", b"y")]);
     let mount = image.mount_writable(IoModeChoice::Auto, "upper");
     let refused = |image: &Image| {

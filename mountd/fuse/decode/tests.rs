@@ -184,7 +184,7 @@ fn expected(name: &str) -> Operation<'static> {
 }
 
 #[test]
-fn every_recorded_request_is_read_as_what_was_asked() {
+fn recorded_requests_are_decoded() {
     for (name, bytes) in recorded() {
         let header = Header::read(&bytes).unwrap();
         assert_eq!(
@@ -220,7 +220,7 @@ fn setxattr_is_shorter_before_linux_5_14() {
 }
 
 #[test]
-fn a_recorded_request_cut_anywhere_is_refused_or_harmless() {
+fn truncated_requests_are_malformed_or_harmless() {
     for (_, bytes) in recorded() {
         for length in 0..bytes.len() {
             let mut cut = bytes[..length].to_vec();
@@ -249,7 +249,7 @@ fn swallow(bytes: &[u8]) {
 
 proptest! {
     #[test]
-    fn no_bytes_make_reading_panic(
+    fn decode_of_random_bytes_never_panics(
         opcode in 0..64_u32,
         extensions in prop_oneof![Just(0_u16), 0..8_u16, any::<u16>()],
         body in proptest::collection::vec(prop_oneof![Just(0_u8), any::<u8>()], 0..200),
@@ -264,7 +264,7 @@ proptest! {
     }
 
     #[test]
-    fn no_change_of_a_request_makes_reading_panic(which in any::<prop::sample::Index>(), at in any::<prop::sample::Index>(), to in any::<u8>()) {
+    fn decode_of_a_changed_request_never_panics(which in any::<prop::sample::Index>(), at in any::<prop::sample::Index>(), to in any::<u8>()) {
         let mut all = recorded();
         let (_, bytes) = which.get_mut(&mut all);
         let at = at.index(bytes.len());

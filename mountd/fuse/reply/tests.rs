@@ -71,7 +71,7 @@ fn entry() -> Entry {
 type Fill<'f> = &'f dyn Fn(&mut Reply) -> Result<(), Errno>;
 
 #[test]
-fn answers_have_the_bytes_of_the_kernels_header() {
+fn replies_have_the_bytes_of_the_kernels_header() {
     let statfs = Statfs {
         block_size: 4096,
         blocks: 1,
@@ -112,7 +112,7 @@ fn answers_have_the_bytes_of_the_kernels_header() {
 }
 
 #[test]
-fn directories_have_them_too_and_end_where_the_next_entry_does_not_fit() {
+fn readdir_replies_end_before_the_entry_that_does_not_fit() {
     let names = [
         (&b"."[..], 1, FileType::Directory, 1, None),
         (b"some-name", 5, FileType::CharDevice, 3, Some(entry())),
@@ -143,7 +143,7 @@ fn directories_have_them_too_and_end_where_the_next_entry_does_not_fit() {
 }
 
 #[test]
-fn a_device_number_survives_the_protocol() {
+fn rdev_round_trips() {
     for (major, minor) in [(0, 0), (5, 1), (0xfff, 0xf_ffff), (259, 256)] {
         let rdev = Rdev { major, minor };
         assert_eq!(decode_rdev(encode_rdev(rdev)), rdev);
@@ -151,7 +151,7 @@ fn a_device_number_survives_the_protocol() {
 }
 
 #[test]
-fn what_does_not_fit_is_an_error_and_not_a_short_answer() {
+fn reply_longer_than_the_buffer_is_an_error() {
     let mut reply = Reply::new().unwrap();
     assert_eq!(reply.room(MAX_WRITE).unwrap().len(), MAX_WRITE as usize);
     assert_eq!(reply.room(MAX_WRITE + 1).unwrap_err(), Errno::INVAL);

@@ -73,7 +73,7 @@ fn against_threads(client: impl FnOnce(&Client, &dyn Fn() -> usize)) {
 }
 
 #[test]
-fn a_request_is_answered_while_any_number_of_others_block() {
+fn request_is_answered_while_others_block() {
     against_threads(|client, threads| {
         for blocked in 1..=100 {
             client.ask(&[BLOCKS]);
@@ -87,7 +87,7 @@ fn a_request_is_answered_while_any_number_of_others_block() {
 }
 
 #[test]
-fn threads_that_are_no_longer_needed_end() {
+fn idle_threads_end() {
     against_threads(|client, threads| {
         for _ in 0..20 {
             client.ask(&[BLOCKS]);
@@ -106,7 +106,7 @@ fn threads_that_are_no_longer_needed_end() {
 }
 
 #[test]
-fn at_the_most_threads_further_requests_wait_for_the_others() {
+fn requests_wait_at_max_threads() {
     against_threads(|client, threads| {
         for _ in 0..MAX_THREADS {
             client.ask(&[BLOCKS]);

@@ -156,7 +156,7 @@ fn ask(
     match receive(socket)? {
         (Message::MountReady(ready), mut descriptors) => {
             let mount = descriptors.take(Role::Mount)?;
-            until_let_go(socket)?;
+            wait_for_close(socket)?;
             Ok(Ok((ready, mount)))
         }
         (Message::MountFailed(failed), _) => Ok(Err(failed)),
@@ -167,7 +167,7 @@ fn ask(
 /// Waits until the keeper has let go of the mount: as long as it has a descriptor of it, too, the
 /// mount is busy, and whoever wants to unmount it is refused. It closes its end of the socket
 /// after that.
-fn until_let_go(socket: BorrowedFd<'_>) -> Result<(), HandoverError> {
+fn wait_for_close(socket: BorrowedFd<'_>) -> Result<(), HandoverError> {
     match receive(socket) {
         Err(HandoverError::Closed) => Ok(()),
         Err(error) => Err(error),
@@ -185,7 +185,7 @@ mod tests {
     /// A pipe is at its end for its reader when nobody has a descriptor of the other end: the
     /// mount's stand-in.
     #[test]
-    fn nobody_but_the_asker_has_the_mount_when_it_is_told() {
+    fn mount_returns_after_the_keeper_closed_the_mount() {
         for _ in 0..100 {
             let (ours, theirs) = pair().unwrap();
             let (reader, writer) = rustix::pipe::pipe().unwrap();

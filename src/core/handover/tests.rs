@@ -72,7 +72,7 @@ fn golden(name: &str) -> PathBuf {
 /// `COWL_GOLDEN_WRITE=1` writes the files of messages that have none yet; an existing one is never
 /// changed.
 #[test]
-fn the_bytes_of_every_message_stay_what_they_are() {
+fn messages_have_their_golden_bytes() {
     for (name, message) in every_message() {
         let bytes = encode(&message).unwrap();
         if std::env::var_os("COWL_GOLDEN_WRITE").is_some()
@@ -87,7 +87,7 @@ fn the_bytes_of_every_message_stay_what_they_are() {
 }
 
 #[test]
-fn an_optional_record_of_a_stranger_is_passed_over_and_another_is_not() {
+fn decode_skips_unknown_optional_records_only() {
     let (_, message) = every_message().remove(4);
     let plain = encode(&message).unwrap();
     let with = |kind: u16| {
@@ -108,7 +108,7 @@ fn an_optional_record_of_a_stranger_is_passed_over_and_another_is_not() {
 }
 
 #[test]
-fn a_message_is_one_record_used_up_under_a_known_header() {
+fn decode_requires_one_whole_record_and_a_known_header() {
     let (_, message) = every_message().remove(2);
     let plain = encode(&message).unwrap();
     let changed = |at: usize, to: u8| {
@@ -134,7 +134,7 @@ fn a_message_is_one_record_used_up_under_a_known_header() {
 }
 
 #[test]
-fn a_failure_reads_as_one_line() {
+fn mount_failed_displays_as_one_line() {
     let failed = |errno| {
         MountFailed {
             what: "cannot open /dev/fuse".into(),
@@ -150,7 +150,7 @@ fn a_failure_reads_as_one_line() {
 }
 
 #[test]
-fn descriptors_arrive_by_role_and_closed_on_exec() {
+fn receive_returns_close_on_exec_descriptors_by_role() {
     let (ours, theirs) = pair().unwrap();
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(b"the mount").unwrap();
@@ -177,7 +177,7 @@ fn descriptors_arrive_by_role_and_closed_on_exec() {
 }
 
 #[test]
-fn a_message_without_its_descriptors_is_refused_by_both_sides() {
+fn send_and_receive_refuse_missing_descriptors() {
     let (ours, theirs) = pair().unwrap();
     let (_, ready) = every_message().remove(1);
     assert!(matches!(
@@ -203,7 +203,7 @@ fn a_message_without_its_descriptors_is_refused_by_both_sides() {
 }
 
 #[test]
-fn a_program_that_cannot_be_started_is_named() {
+fn mount_names_a_program_that_cannot_be_started() {
     let file = tempfile::tempfile().unwrap();
     let sources = MountSources {
         name: "x",
@@ -233,12 +233,12 @@ fn a_program_that_cannot_be_started_is_named() {
 
 proptest! {
     #[test]
-    fn no_bytes_make_decoding_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+    fn decode_of_random_bytes_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
         assert!(decode(&bytes).is_err());
     }
 
     #[test]
-    fn no_change_of_a_message_makes_decoding_panic(which in 0..5_usize, at in any::<prop::sample::Index>(), to in any::<u8>()) {
+    fn decode_of_a_changed_message_never_panics(which in 0..5_usize, at in any::<prop::sample::Index>(), to in any::<u8>()) {
         let mut bytes = encode(&every_message()[which].1).unwrap();
         let at = at.index(bytes.len());
         bytes[at] = to;

@@ -145,7 +145,7 @@ mod tests {
     use std::os::unix::fs::{FileExt, MetadataExt};
 
     #[test]
-    fn the_content_and_its_holes_come_over() {
+    fn copy_data_keeps_holes() {
         let from = tempfile::tempfile().unwrap();
         from.set_len(8 << 20).unwrap();
         from.write_all_at(b"begin", 0).unwrap();
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shorter_length_cuts_and_a_longer_one_adds_zeros() {
+    fn copy_data_truncates_or_pads_with_zeros() {
         let from = tempfile::tempfile().unwrap();
         from.write_all_at(b"0123456789", 0).unwrap();
         for (len, want) in [(0, &b""[..]), (4, b"0123"), (12, b"0123456789\0\0")] {
