@@ -1,5 +1,5 @@
-//! Mistakes that a new user makes: each is answered by one line that names the thing and says what to do, with the
-//! right exit code, and leaves nothing behind.
+//! Mistakes that a new user makes: each is answered by one line that names the thing and says what
+//! to do, with the right exit code, and leaves nothing behind.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -246,7 +246,8 @@ fn a_full_disk_leaves_the_store_as_it_was() {
             ),
             "small/mnt.upper/fill\n"
         );
-        // Not removed: what a removed file held is free when the kernel has let go of it, a little later.
+        // Not removed: what a removed file held is free when the kernel has let go of it, a little
+        // later.
         shell(mount.path(), ": > fill", [""; 0]);
         assert_eq!(append(), "");
         assert_eq!(

@@ -10,7 +10,8 @@ use cowl_tests::command::{program, run, system};
 use cowl_tests::profile::{directory, root, user};
 use cowl_tests::store::Store;
 
-/// CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP NET_BIND_SERVICE SYS_CHROOT KILL AUDIT_WRITE
+/// CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP NET_BIND_SERVICE
+/// SYS_CHROOT KILL AUDIT_WRITE
 const DOCKERS_CAPABILITIES: &str = "00000000a80425fb";
 
 fn namespaces_are_its_own() {
@@ -302,7 +303,8 @@ fn a_terminal_is_the_containers_own() {
         cowl.get_program().display(),
         store.root().display()
     );
-    // A terminal for `cowl run` itself. Its input stays open: at an end `script` would send a character of its own.
+    // A terminal for `cowl run` itself. Its input stays open: at an end `script` would send a
+    // character of its own.
     let (input, _open) = std::io::pipe().unwrap();
     let mut script = program("script", ["-q", "-e", "-c", &line, "/dev/null"]);
     let seen = run(script.stdin(input)).ok();
@@ -407,7 +409,8 @@ fn nothing_of_a_limited_container_is_left() {
 
 fn orphans_end_with_their_container() {
     let store = shop("store");
-    // Two generations that outlive their parents: they die with the container, and run does not wait for them.
+    // Two generations that outlive their parents: they die with the container, and run does not
+    // wait for them.
     let script = "sh -c '(trap \"\" HUP; while :; do :; done) & (read -r line < /tmp/never) &' & mkfifo /tmp/never; exit 5";
     assert_eq!(in_shop(&store, &["--rm"], &["sh", "-c", script]).code(), 5);
 }

@@ -1,7 +1,8 @@
-//! `cowl load` and `cowl rmi` may be killed at any system call: what is in the store then is whole, loading or removing
-//! again succeeds, and the images there are the right ones.
+//! `cowl load` and `cowl rmi` may be killed at any system call: what is in the store then is
+//! whole, loading or removing again succeeds, and the images there are the right ones.
 //!
-//! strace delivers SIGKILL at the n-th system call of each thread, for a sample of all n (`harness/sample.rs`).
+//! strace delivers SIGKILL at the n-th system call of each thread, for a sample of all n
+//! (`harness/sample.rs`).
 
 use std::fs;
 use std::path::Path;
@@ -18,7 +19,8 @@ const STRIDE: u64 = 5;
 /// A removal looks into 256 directories, with the same calls each.
 const REMOVAL_STRIDE: u64 = 23;
 
-/// Two layers, enough kinds of files to go through every part of an import, few enough to do it often.
+/// Two layers, enough kinds of files to go through every part of an import, few enough to do it
+/// often.
 const CONTENT: &str = r"
 mkdir -p one/dir one/etc two/dir
 for i in 1 2 3 4 5; do head -c $((i * 20000)) /bin/bash > one/dir/$i; done
@@ -77,7 +79,8 @@ fn is_clean_after_removal(store: &Store, expected: &Tree, at: usize) {
     store.ok(["check", "--deep"]);
     store.assert_shows("image:1", expected, &what);
     if store.run(["rmi", "gone:1"]).code() != 0 {
-        // The name was gone already. What it kept goes with the next removal, whatever that removes.
+        // The name was gone already. What it kept goes with the next removal, whatever that
+        // removes.
         store.ok(["rmi", "image:1"]);
         assert_eq!(store.objects_by_name(), "", "{what}");
     }
@@ -106,13 +109,15 @@ fn rmi_killed_at_any_system_call_leaves_a_clean_store_as_user() {
     user(|| removal_killed_at_any_system_call_leaves_a_clean_store());
 }
 
-/// Tries a sample of the system calls of a command, until one comes after the command's end. Says how many were tried.
+/// Tries a sample of the system calls of a command, until one comes after the command's end. Says
+/// how many were tried.
 fn killed_at(stride: u64, attempt: impl Fn(usize) -> Outcome) -> String {
     let mut killed = 0;
     for point in strided(1, stride) {
         let outcome = attempt(point.index());
         if outcome.code() == 0 {
-            // An import or a removal takes hundreds of calls; fewer would mean that nothing was injected.
+            // An import or a removal takes hundreds of calls; fewer would mean that nothing was
+            // injected.
             assert!(
                 is_repeated() || point.number() > 100,
                 "ended before system call {}",

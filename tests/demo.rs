@@ -1,5 +1,6 @@
-//! The demonstration behind `make run` shows what it says, and leaves nothing behind: not at its end, not when it fails
-//! half-way, not when it is interrupted. (Mounts and processes are the harness's to look for.)
+//! The demonstration behind `make run` shows what it says, and leaves nothing behind: not at its
+//! end, not when it fails half-way, not when it is interrupted. (Mounts and processes are the
+//! harness's to look for.)
 
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::CommandExt as _;

@@ -1,4 +1,5 @@
-//! A disk that is full, or fails: what was there stays as it was, the error is told in one line, and removing makes room.
+//! A disk that is full, or fails: what was there stays as it was, the error is told in one line,
+//! and removing makes room.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,7 +21,8 @@ for size in 65536 1024; do dd if=/dev/zero of=filled-$size bs=$size status=none 
 ! mkdir more 2>/dev/null
 ";
 
-/// On ext4, where a directory needs a block for its names: on a tmpfs there is always room for one more.
+/// On ext4, where a directory needs a block for its names: on a tmpfs there is always room for one
+/// more.
 #[test]
 fn a_full_disk_can_be_made_empty_again() {
     root(|| {
@@ -108,8 +110,9 @@ fn load_on_a_disk_that_fails_at_any_call_leaves_the_store_clean_as_user() {
     user(|| load_on_a_disk_that_fails_at_any_call_leaves_the_store_clean());
 }
 
-/// False if the call came less often than that, so that no call failed. An error that was returned to `cowl load` must be
-/// reported by it: success after one is a swallowed error and not the end of the calls.
+/// False if the call came less often than that, so that no call failed. An error that was returned
+/// to `cowl load` must be reported by it: success after one is a swallowed error and not the end
+/// of the calls.
 fn load_and_fail(store: &Store, archive: &Path, call: &str, at: usize) -> bool {
     let calls = directory().join("calls");
     let inject = format!("inject={call}:error=EIO:when={at}");

@@ -58,7 +58,8 @@ fn images_are_listed_and_explained_as_user() {
     user(|| images_are_listed_and_explained());
 }
 
-/// Manifest, configuration and compressed layers have the digests that the archive's own index gives them.
+/// Manifest, configuration and compressed layers have the digests that the archive's own index
+/// gives them.
 #[test]
 fn blobs_stay_as_they_came() {
     root(|| {
@@ -94,7 +95,8 @@ fn blobs_stay_as_they_came() {
     });
 }
 
-/// Each distinct content is one file, however often, under whatever names, in whatever layers and images it came.
+/// Each distinct content is one file, however often, under whatever names, in whatever layers and
+/// images it came.
 #[test]
 fn a_content_is_kept_once() {
     root(|| {
@@ -158,7 +160,8 @@ fn damage_is_found_and_healed() {
     });
 }
 
-/// Standard input as other programs make it: a pipe, a socket (Node.js), a pipe that another user made (sudo).
+/// Standard input as other programs make it: a pipe, a socket (Node.js), a pipe that another user
+/// made (sudo).
 #[test]
 fn an_archive_comes_from_any_standard_input() {
     root(|| {

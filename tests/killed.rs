@@ -1,4 +1,5 @@
-//! A worker or an engine may be killed at any time: what was made stays whole, and everything can be taken away again.
+//! A worker or an engine may be killed at any time: what was made stays whole, and everything can
+//! be taken away again.
 
 use std::fs;
 use std::time::Duration;
@@ -14,7 +15,8 @@ use cowl_tests::store::Store;
 /// How often a worker is killed.
 const ROUNDS: usize = 8;
 
-/// Files with what they must hold, so that any that is there can be told to be whole. `made` lists what was finished.
+/// Files with what they must hold, so that any that is there can be told to be whole. `made` lists
+/// what was finished.
 const CHANGER: &str = r#"
 cd "$1"
 i=0
@@ -141,7 +143,8 @@ fn a_container_survives_cowl_run_as_user() {
     user(|| a_container_survives_cowl_run());
 }
 
-/// All processes of a container killed at once, its monitor too: the next command finds it ended, and removes it.
+/// All processes of a container killed at once, its monitor too: the next command finds it ended,
+/// and removes it.
 #[test]
 fn a_killed_monitor_leaves_nothing_that_cannot_be_removed() {
     root(|| {
@@ -153,7 +156,8 @@ fn a_killed_monitor_leaves_nothing_that_cannot_be_removed() {
         );
         kill_all("cowl-runtime");
         assert_ne!(running.end(), 0);
-        // Its program may be ready before cowl is told that it runs: then cowl has taken the container away again by itself.
+        // Its program may be ready before cowl is told that it runs: then cowl has taken the
+        // container away again by itself.
         for id in containers(&store) {
             store.ok(["rm", "-f", "victim"]);
             assert_eq!(cowl_tests::busybox::cgroups(&id), "");
@@ -162,8 +166,9 @@ fn a_killed_monitor_leaves_nothing_that_cannot_be_removed() {
     });
 }
 
-/// A program may tell the kernel not to end it with its monitor (as any does that becomes another user by a set-user-ID program).
-/// Whoever comes next ends it: `cowl run` itself, or any later command.
+/// A program may tell the kernel not to end it with its monitor (as any does that becomes another
+/// user by a set-user-ID program). Whoever comes next ends it: `cowl run` itself, or any later
+/// command.
 fn a_program_that_outlives_its_monitor_is_ended() {
     let store = shop("store");
     // setpriv, with the libraries that it needs, comes from the host.
@@ -186,7 +191,8 @@ fn a_program_that_outlives_its_monitor_is_ended() {
         } else {
             running.end_by_signal();
         }
-        // Its program may be ready before the monitor has said that it runs: then there was never a container.
+        // Its program may be ready before the monitor has said that it runs: then there was never
+        // a container.
         for _ in containers(&store) {
             let listed = store.ok(["ps", "-a"]);
             assert!(listed.contains("Exited (255)"), "{listed}");
@@ -211,7 +217,8 @@ fn a_program_that_outlives_its_monitor_is_ended_as_user() {
     user(|| a_program_that_outlives_its_monitor_is_ended());
 }
 
-/// Somebody who holds a descriptor of a container's files, as another container may that was sent one, holds up nobody else.
+/// Somebody who holds a descriptor of a container's files, as another container may that was sent
+/// one, holds up nobody else.
 fn a_mount_that_somebody_holds_holds_up_no_command() {
     let store = shop("store");
     let options = ["--rm", "--name", "held"];
@@ -253,7 +260,8 @@ fn a_mount_that_somebody_holds_holds_up_no_command_as_user() {
     user(|| a_mount_that_somebody_holds_holds_up_no_command());
 }
 
-/// What a container makes of files that fail is its own affair; that they were lost is not told by its exit code.
+/// What a container makes of files that fail is its own affair; that they were lost is not told by
+/// its exit code.
 fn a_container_without_its_worker_is_no_success() {
     let store = shop("store");
     let script = "ready; i=0; while : > /srv/$i; do i=$((i + 1)); done; exit 0";
@@ -285,7 +293,8 @@ fn kill_all(name: &str) {
     }
 }
 
-/// What became of a mount can be read afterwards: in the store's log, since its processes have no terminal.
+/// What became of a mount can be read afterwards: in the store's log, since its processes have no
+/// terminal.
 fn the_death_of_a_worker_is_in_the_log() {
     let store = shop("store");
     let mount = store.mount("shop", "mnt");

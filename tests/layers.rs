@@ -1,6 +1,7 @@
-//! Images hold what their archives say: tars of several makers and formats, loaded and mounted, agree entry by entry
-//! with a plain extraction (mode, ids, times to the nanosecond, extended attributes, hard links, contents), alone and
-//! stacked with whiteouts, opaque directories and links into the layers below.
+//! Images hold what their archives say: tars of several makers and formats, loaded and mounted,
+//! agree entry by entry with a plain extraction (mode, ids, times to the nanosecond, extended
+//! attributes, hard links, contents), alone and stacked with whiteouts, opaque directories and
+//! links into the layers below.
 
 use std::path::{Path, PathBuf};
 
@@ -46,7 +47,8 @@ fi
 
 const ALL: [&str; 3] = [PLAIN, RICH, PAX];
 
-/// Python's own maker, format by name; extended attributes go in as the PAX records that others write.
+/// Python's own maker, format by name; extended attributes go in as the PAX records that others
+/// write.
 const PYTHON: &str = r#"
 import os, sys, tarfile
 form = getattr(tarfile, sys.argv[1] + "_FORMAT")

@@ -1,5 +1,5 @@
-//! What `cowl mount` promises beside the behaviour of files: read-only without an upper, several at once, figures of
-//! the file system below, and nothing left when it is gone.
+//! What `cowl mount` promises beside the behaviour of files: read-only without an upper, several
+//! at once, figures of the file system below, and nothing left when it is gone.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -119,7 +119,8 @@ fn figures_are_the_uppers_as_user() {
     user(|| figures_are_the_uppers());
 }
 
-/// Numbers of files stay what they were: over copy-up, rename and remount; two names of a file have one.
+/// Numbers of files stay what they were: over copy-up, rename and remount; two names of a file
+/// have one.
 fn inode_numbers_stay() {
     let store = shop("store");
     let mut mount = store.mount_upper("shop", "mnt");
@@ -129,7 +130,8 @@ fn inode_numbers_stay() {
     };
     let mut names = vec!["etc/motd", "srv", "srv/catalogue.txt", "bin/sh"];
     if current() == Privilege::Root {
-        // Without privilege a symbolic link takes no mark, so one that is copied up is another file after a remount.
+        // Without privilege a symbolic link takes no mark, so one that is copied up is another
+        // file after a remount.
         names.push("usr/bin/env");
     }
     let before: Vec<u64> = names
@@ -179,7 +181,8 @@ fn inode_numbers_stay_as_user() {
     user(|| inode_numbers_stay());
 }
 
-/// Unmounted by other hands (`umount`, as a system that shuts down does it): keeper and worker end, the lease goes.
+/// Unmounted by other hands (`umount`, as a system that shuts down does it): keeper and worker
+/// end, the lease goes.
 fn a_foreign_umount_ends_it() {
     let store = shop("store");
     let mount = store.mount_upper("shop", "mnt");
@@ -193,7 +196,8 @@ fn a_foreign_umount_ends_it() {
     system("umount", [&point]);
     assert_eq!(mounted_kind(&point), None);
     mount.forget();
-    // The same upper can be mounted again at once, or as soon as the keeper has let go; cowl waits for that.
+    // The same upper can be mounted again at once, or as soon as the keeper has let go; cowl waits
+    // for that.
     let mount = store.mount_upper("shop", "mnt");
     assert_eq!(fs::read_to_string(mount.path().join("new")).unwrap(), "x\n");
     mount.unmount();
@@ -204,7 +208,8 @@ fn a_foreign_umount_ends_it_as_root() {
     root(|| a_foreign_umount_ends_it());
 }
 
-/// Runs a shell in a mount namespace of its own until it is told to end: `script` first, then it waits.
+/// Runs a shell in a mount namespace of its own until it is told to end: `script` first, then it
+/// waits.
 struct Elsewhere {
     shell: Child,
 }
@@ -235,8 +240,8 @@ impl Elsewhere {
     }
 }
 
-/// What was mounted in a mount namespace ends with it: its processes do not keep it alive, so they end too, and the
-/// upper can be mounted again.
+/// What was mounted in a mount namespace ends with it: its processes do not keep it alive, so they
+/// end too, and the upper can be mounted again.
 fn a_mount_ends_with_its_namespace() {
     let store = shop("store");
     let (point, upper) = (directory().join("mnt"), directory().join("mnt.upper"));
@@ -278,8 +283,8 @@ fn a_mount_ends_with_its_namespace_as_user() {
     user(|| a_mount_ends_with_its_namespace());
 }
 
-/// A namespace that was made while something was mounted has a copy of it; who takes the mount away is told, and does
-/// not wait for the end of a process that may never end.
+/// A namespace that was made while something was mounted has a copy of it; who takes the mount
+/// away is told, and does not wait for the end of a process that may never end.
 fn a_copy_elsewhere_is_named() {
     let store = shop("store");
     let mount = store.mount_upper("shop", "mnt");
@@ -307,7 +312,8 @@ fn a_copy_elsewhere_is_named_as_user() {
     user(|| a_copy_elsewhere_is_named());
 }
 
-/// A mount can be taken away as soon as `cowl mount` has returned, however slow the daemons are in finishing what they do.
+/// A mount can be taken away as soon as `cowl mount` has returned, however slow the daemons are in
+/// finishing what they do.
 #[test]
 fn a_mount_is_free_for_unmounting_at_once() {
     root(|| {
@@ -324,7 +330,8 @@ fn a_mount_is_free_for_unmounting_at_once() {
     });
 }
 
-/// Nothing of the caller stays open in the daemons: a pipe that was its output ends with `cowl mount`.
+/// Nothing of the caller stays open in the daemons: a pipe that was its output ends with `cowl
+/// mount`.
 #[test]
 fn the_daemons_hold_nothing_of_the_caller() {
     root(|| {

@@ -1,6 +1,7 @@
 //! Big files are read at the kernel's speed, and nobody waits for somebody else's copy-up.
 //!
-//! That the count of READ requests counts is shown by the ordinary user's mount, which must be asked for what it reads.
+//! That the count of READ requests counts is shown by the ordinary user's mount, which must be
+//! asked for what it reads.
 
 use std::fs;
 use std::io::Read as _;
@@ -15,7 +16,8 @@ use cowl_tests::profile::{current, directory, readable, root_alone, user_alone};
 use cowl_tests::requests::{READ, during, worker};
 use cowl_tests::store::Store;
 
-/// 1 GiB that holes, deduplication and compression cannot make small, and files to look at meanwhile.
+/// 1 GiB that holes, deduplication and compression cannot make small, and files to look at
+/// meanwhile.
 const CONTENT: &str = r#"
 import io, os, sys, tarfile
 mebibytes, files = int(sys.argv[1]), int(sys.argv[2])
@@ -114,7 +116,8 @@ fn nobody_waits_for_a_copy_up() {
     let mut taken = Vec::new();
     // Each name is looked up for the first time, so each one asks the worker.
     for i in 0..40_000 {
-        // A file system that clones the gibibyte is done at once; there is a percentile to speak of even then.
+        // A file system that clones the gibibyte is done at once; there is a percentile to speak
+        // of even then.
         if i >= 1_000 && readable(&pidfd, Duration::ZERO) {
             break;
         }

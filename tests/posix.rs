@@ -1,8 +1,8 @@
 //! POSIX: pjdfstest, an outside judge of 398 cases, over a mount of ours.
 //!
-//! `pjdfstest.expected` lists the cases that fail, each with its cause; the test fails when a case is missing from it
-//! or one too many is in it. That the judge itself works on this machine is shown by ext4 or whatever the test
-//! directory lies on, where no case may fail.
+//! `pjdfstest.expected` lists the cases that fail, each with its cause; the test fails when a case
+//! is missing from it or one too many is in it. That the judge itself works on this machine is
+//! shown by ext4 or whatever the test directory lies on, where no case may fail.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -15,8 +15,8 @@ use cowl_tests::profile::{directory, root, user};
 use cowl_tests::store::Store;
 
 const CASES: usize = 398;
-/// Skipped where pathconf names no limit of links, as it does on ext4 but not on FUSE; so are the 13 `erofs_` cases,
-/// which would remount the file system read-only.
+/// Skipped where pathconf names no limit of links, as it does on ext4 but not on FUSE; so are the
+/// 13 `erofs_` cases, which would remount the file system read-only.
 const UNBOUNDED: &str = "link::link_count_max";
 
 #[test]
@@ -38,7 +38,8 @@ fn a_mount_fails_only_the_listed_cases_as_root() {
     });
 }
 
-/// Most cases change to users that a user namespace of one id does not have; those fail on any file system.
+/// Most cases change to users that a user namespace of one id does not have; those fail on any
+/// file system.
 #[test]
 fn a_mount_fails_the_cases_of_a_plain_directory_as_user() {
     user(|| {

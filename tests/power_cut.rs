@@ -1,10 +1,11 @@
-//! The power may go at any write of a load, an import or a removal: then the store is whole (nothing corrupt, nothing
-//! half visible), what a command had reported done is there, and everything goes on as if nothing had been. What was
-//! synced through a mount is there, too.
+//! The power may go at any write of a load, an import or a removal: then the store is whole
+//! (nothing corrupt, nothing half visible), what a command had reported done is there, and
+//! everything goes on as if nothing had been. What was synced through a mount is there, too.
 //!
-//! The store or the upper lies on an ext4 on a disk that remembers every write and flush (`harness/disk.rs`). Beside it
-//! something else writes and syncs a file of its own without end, so that the journal is committed at moments of its
-//! choosing and not only when it is asked to; names then reach the disk before contents that were not synced.
+//! The store or the upper lies on an ext4 on a disk that remembers every write and flush
+//! (`harness/disk.rs`). Beside it something else writes and syncs a file of its own without end,
+//! so that the journal is committed at moments of its choosing and not only when it is asked to;
+//! names then reach the disk before contents that were not synced.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -194,7 +195,8 @@ fn survives(point: &Path, steps: &[Step], moment: usize, images: &[Image; 3], wh
     }
     let all = images.iter().map(|image| image.name).collect();
     whole(&store, images, &all, &format!("{what}; all loaded again"));
-    // By their ids: what was imported twice is two images, of which the older one has no name any more.
+    // By their ids: what was imported twice is two images, of which the older one has no name any
+    // more.
     for image in store.ok(["images", "-q"]).lines() {
         store.ok(["rmi", image]);
     }
@@ -224,7 +226,8 @@ fn whole(store: &Store, images: &[Image; 3], there: &BTreeSet<&str>, what: &str)
     }
 }
 
-/// What is done through a mount and synced, in Python below the mount; and what is true from then on.
+/// What is done through a mount and synced, in Python below the mount; and what is true from then
+/// on.
 const SYNCED: [(&str, &str); 6] = [
     (
         "with open('dir/1', 'r+') as f: f.seek(5); f.write('new'); f.flush(); os.fsync(f)",
@@ -271,7 +274,8 @@ fn what_was_synced_through_a_mount_is_there() {
         });
         // The end of a step is where it shows what it did not sync.
         cut(disk, steps, |point, moment, what| {
-            // Marks mean nothing to who does not know their namespace: no upper is stamped before it is written down.
+            // Marks mean nothing to who does not know their namespace: no upper is stamped before
+            // it is written down.
             shell(
                 point,
                 "! getfattr -n trusted.overlay.cowl.stamp upper 2>/dev/null || test \"$(cat work/lock)\" = trusted",

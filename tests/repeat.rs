@@ -1,4 +1,5 @@
-//! What a failing sample prints repeats the failure: the same point, alone, as the command says it.
+//! What a failing sample prints repeats the failure: the same point, alone, as the command says
+//! it.
 
 use std::path::Path;
 

@@ -1,4 +1,5 @@
-//! What the kernel knows it does not ask again: requests to a worker, counted, which depend on no machine.
+//! What the kernel knows it does not ask again: requests to a worker, counted, which depend on no
+//! machine.
 
 use cowl_tests::busybox::shop;
 use cowl_tests::command::python;
@@ -66,7 +67,8 @@ fn warm_is_free_as_user() {
     user(|| warm_is_free());
 }
 
-/// A listing with attributes takes what fills the replies and one to say that there is no more, however many names.
+/// A listing with attributes takes what fills the replies and one to say that there is no more,
+/// however many names.
 fn listing_a_thousand() {
     let store = Store::new("store");
     let content = directory().join("content");
@@ -82,7 +84,8 @@ fn listing_a_thousand() {
     mount.unmount();
     let total: usize = requests.values().sum();
     println!("1,000 names with attributes, {:?}: {requests:?}", current());
-    // One by one it would be more than 1,000; a reply holds 4 KiB at least, which is 24 names with attributes.
+    // One by one it would be more than 1,000; a reply holds 4 KiB at least, which is 24 names with
+    // attributes.
     assert!(total < 100, "{requests:?}");
 }
 

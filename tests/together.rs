@@ -9,8 +9,9 @@ use cowl_tests::profile::{directory, root, user};
 use cowl_tests::store::{Store, make_image};
 use cowl_tests::tree;
 
-/// One of several processes on a mount, `me` of `all`: appends to files of the lower that all append to (each must be
-/// copied up once), makes names that only one can make, moves files through a shared directory.
+/// One of several processes on a mount, `me` of `all`: appends to files of the lower that all
+/// append to (each must be copied up once), makes names that only one can make, moves files
+/// through a shared directory.
 const WORKER: &str = r#"
 import os, sys
 root, me, all = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -119,8 +120,8 @@ fn many_processes_lose_nothing_as_user() {
     user(|| many_processes_lose_nothing());
 }
 
-/// One of several processes that do whatever they like to the same few names, `seed` being its own: prints each error that
-/// a file system has no reason for.
+/// One of several processes that do whatever they like to the same few names, `seed` being its
+/// own: prints each error that a file system has no reason for.
 const UNRULY: &str = r#"
 import ctypes, errno, os, random, sys
 root, seed = sys.argv[1], int(sys.argv[2])
@@ -167,7 +168,8 @@ for step in range(5000):
         if error.errno not in usual and not twice: print("step", step, "operation", operation, error)
 "#;
 
-/// Whatever processes do to one another, nothing fails without a reason, and a new mount shows what the old one did.
+/// Whatever processes do to one another, nothing fails without a reason, and a new mount shows
+/// what the old one did.
 fn unruly_processes_leave_one_tree() {
     let place = directory();
     shell(
@@ -214,7 +216,8 @@ fn unruly_processes_leave_one_tree_as_user() {
     user(|| unruly_processes_leave_one_tree());
 }
 
-/// Loads, removals and checks of images that share layers and contents, all at once: no error, and the store is whole.
+/// Loads, removals and checks of images that share layers and contents, all at once: no error, and
+/// the store is whole.
 fn commands_do_not_meet() {
     let store = shop("store");
     add_blog(&store);
@@ -268,7 +271,8 @@ fn commands_do_not_meet_as_root() {
     root(|| commands_do_not_meet());
 }
 
-/// What nothing needs any more is freed: a store without images is as small as it was, and containers keep theirs.
+/// What nothing needs any more is freed: a store without images is as small as it was, and
+/// containers keep theirs.
 fn removal_frees_what_nothing_needs() {
     let store = Store::new("store");
     store.ok(["images"]);

@@ -1,5 +1,6 @@
-//! A host as Debian ships it: its own kernel, control groups v2 alone, no overlayfs, and in Debian 12 no passthrough.
-//! It runs in qemu without KVM (`fixtures/vm.sh`), and what is asked of it is in `fixtures/vm-guest.sh`.
+//! A host as Debian ships it: its own kernel, control groups v2 alone, no overlayfs, and in Debian
+//! 12 no passthrough. It runs in qemu without KVM (`fixtures/vm.sh`), and what is asked of it is
+//! in `fixtures/vm-guest.sh`.
 
 use std::path::{Path, PathBuf};
 

@@ -122,7 +122,8 @@ fn an_empty_volume_takes_what_the_image_has_there_as_user() {
     user(|| an_empty_volume_takes_what_the_image_has_there());
 }
 
-/// Where the namespace has no such owner, the copy is the caller's, and no program is run as somebody else.
+/// Where the namespace has no such owner, the copy is the caller's, and no program is run as
+/// somebody else.
 fn a_volume_takes_owners_along() {
     let store = shop("store");
     let place = directory();
@@ -173,7 +174,8 @@ fn a_volume_takes_owners_along_as_user() {
     user(|| a_volume_takes_owners_along());
 }
 
-/// A link in the image at the volume's place leads inside the image, never to the host's directory of that name.
+/// A link in the image at the volume's place leads inside the image, never to the host's directory
+/// of that name.
 #[test]
 fn a_link_in_the_image_does_not_lead_a_volume_out() {
     root(|| {

@@ -1,4 +1,5 @@
-//! A store with the busybox images of `fixtures/layers.sh`: a base in common, `shop` and `blog` on top of it.
+//! A store with the busybox images of `fixtures/layers.sh`: a base in common, `shop` and `blog` on
+//! top of it.
 
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
@@ -25,7 +26,8 @@ pub fn add_blog(store: &Store) {
     store.load(&layers().join("blog.image.tar"));
 }
 
-/// The directory with base.tar, shop.tar and blog.tar and the archives of both images: the run's own, or made here.
+/// The directory with base.tar, shop.tar and blog.tar and the archives of both images: the run's
+/// own, or made here.
 pub fn layers() -> PathBuf {
     if let Some(images) = std::env::var_os("COWL_IMAGES") {
         return images.into();
@@ -73,8 +75,9 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts it, with a directory of the host at /host, and waits until `script` has called `ready`: what is sent to
-    /// the container earlier could come before its traps are set. Reading /host/never waits without end.
+    /// Starts it, with a directory of the host at /host, and waits until `script` has called
+    /// `ready`: what is sent to the container earlier could come before its traps are set. Reading
+    /// /host/never waits without end.
     #[track_caller]
     pub fn start(store: &Store, options: &[&str], script: &str) -> Self {
         let host = directory().join("host");
@@ -92,7 +95,8 @@ impl Running {
             &format!("ready() {{ echo > /host/ready; }}; {script}"),
         ]);
         let child = command.spawn().unwrap();
-        // Opening ends when the container opens the other side; if `cowl run` fails nobody would, so it is watched.
+        // Opening ends when the container opens the other side; if `cowl run` fails nobody would,
+        // so it is watched.
         let ready = std::fs::OpenOptions::new()
             .read(true)
             .write(true)

@@ -1,7 +1,7 @@
 //! Programs run to their end, and what came out of them.
 //!
-//! Output goes through files, never pipes: a daemon that wrongly keeps a caller's descriptors must not hang the test
-//! that is to find it.
+//! Output goes through files, never pipes: a daemon that wrongly keeps a caller's descriptors must
+//! not hang the test that is to find it.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -39,7 +39,8 @@ impl Outcome {
         self.stdout
     }
 
-    /// The one line of a refusal: exit code `code`, nothing on standard output, exactly one line on standard error.
+    /// The one line of a refusal: exit code `code`, nothing on standard output, exactly one line
+    /// on standard error.
     #[track_caller]
     pub fn refused(self, code: i32) -> String {
         assert_eq!(self.code(), code, "exit code of {self}");
@@ -101,7 +102,8 @@ pub fn system<S: AsRef<OsStr>>(name: &str, arguments: impl IntoIterator<Item = S
     run(&mut program(name, arguments)).ok()
 }
 
-/// Runs a shell script that must succeed, in `directory`, with `$1`, `$2`, ... bound to `arguments`.
+/// Runs a shell script that must succeed, in `directory`, with `$1`, `$2`, ... bound to
+/// `arguments`.
 #[track_caller]
 pub fn shell<S: AsRef<OsStr>>(
     directory: &Path,

@@ -1,8 +1,10 @@
-//! A disk that remembers what it was told, and in which order: what it would hold after a power cut at any moment.
+//! A disk that remembers what it was told, and in which order: what it would hold after a power
+//! cut at any moment.
 //!
-//! The disk is one file of a FUSE file system, under a loop device. The loop driver hands on each write and each flush
-//! of the file system above, so the list is what a real disk would have seen. A disk may keep what it was told since
-//! the last flush in its cache, in any order: after a power cut any part of that may be there and any part not.
+//! The disk is one file of a FUSE file system, under a loop device. The loop driver hands on each
+//! write and each flush of the file system above, so the list is what a real disk would have seen.
+//! A disk may keep what it was told since the last flush in its cache, in any order: after a power
+//! cut any part of that may be there and any part not.
 
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};

@@ -1,4 +1,5 @@
-//! What this host can do. Tests ask here for what depends on the kernel, instead of taking root for a recent one.
+//! What this host can do. Tests ask here for what depends on the kernel, instead of taking root
+//! for a recent one.
 
 use crate::profile::{Privilege, current};
 
@@ -12,7 +13,8 @@ pub fn kernel() -> (u32, u32) {
     (numbers.next().unwrap(), numbers.next().unwrap())
 }
 
-/// Whether a mount of the running test reads large files past its worker: Linux 6.9, and root of the host.
+/// Whether a mount of the running test reads large files past its worker: Linux 6.9, and root of
+/// the host.
 pub fn has_passthrough() -> bool {
     current() == Privilege::Root && kernel_has_passthrough()
 }

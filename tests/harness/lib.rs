@@ -1,7 +1,9 @@
-//! Shared harness of the end-to-end tests: one file in this directory per promise, all of them through these modules.
+//! Shared harness of the end-to-end tests: one file in this directory per promise, all of them
+//! through these modules.
 //!
-//! * [`profile`] puts a test into namespaces of its own, as root or as an ordinary user, and fails it if it leaves
-//!   a process or a mount behind. Whatever a failing test leaves goes with its namespaces.
+//! * [`profile`] puts a test into namespaces of its own, as root or as an ordinary user, and fails
+//!   it if it leaves a process or a mount behind. Whatever a failing test leaves goes with its
+//!   namespaces.
 //! * [`store`] is a cowl store with guards for what is mounted and run from it.
 //! * [`busybox`] is such a store with real images in it.
 //! * [`disk`] is a disk with all that it would hold after a power cut at any moment.
@@ -11,8 +13,8 @@
 //! * [`requests`] counts what the kernel asks a worker.
 //! * [`tree`] reads a whole directory tree and tells two of them apart.
 //!
-//! Invariant: nothing outside a test's own directory and namespaces is changed, but for control groups of the
-//! containers it runs, which are looked for at its end.
+//! Invariant: nothing outside a test's own directory and namespaces is changed, but for control
+//! groups of the containers it runs, which are looked for at its end.
 
 pub mod busybox;
 pub mod command;

@@ -1,11 +1,13 @@
-//! A test in namespaces of its own: [`root`] with all of root's rights, [`user`] with none outside a user namespace.
+//! A test in namespaces of its own: [`root`] with all of root's rights, [`user`] with none outside
+//! a user namespace.
 //!
-//! The test's process starts itself again inside new mount and pid namespaces, for that one test, and waits for it.
-//! So whatever a test leaves behind, failing or hanging, ends with its namespaces, and what it left is known exactly:
-//! the pid namespace must be empty and the mounts as before, or the test fails.
+//! The test's process starts itself again inside new mount and pid namespaces, for that one test,
+//! and waits for it. So whatever a test leaves behind, failing or hanging, ends with its
+//! namespaces, and what it left is known exactly: the pid namespace must be empty and the mounts
+//! as before, or the test fails.
 //!
-//! An ordinary user's `/dev/fuse` may be 0600 on this machine. The user profile therefore runs in a mount namespace
-//! with a 0666 node in its place; the machine's own node is not touched.
+//! An ordinary user's `/dev/fuse` may be 0600 on this machine. The user profile therefore runs in
+//! a mount namespace with a 0666 node in its place; the machine's own node is not touched.
 
 use std::any::type_name;
 use std::fs::{self, File, Permissions};
@@ -24,7 +26,8 @@ use crate::command::{binary, fixture};
 
 /// The user and group that the user profile becomes: nobody, nogroup.
 pub const USER: u32 = 65534;
-/// A test that takes longer hangs. Below the limits of .config/nextest.toml, which would leave its namespaces behind.
+/// A test that takes longer hangs. Below the limits of .config/nextest.toml, which would leave its
+/// namespaces behind.
 const LIMIT: Duration = Duration::from_mins(9);
 const LONG_LIMIT: Duration = Duration::from_mins(17);
 /// What a daemon may take to end after its mount went.
@@ -228,8 +231,8 @@ fn outer(privilege: Privilege, company: Company, test: &str) {
     print!("{text}");
 }
 
-/// Tests of this crate run side by side, but for those that measure time. The lock is on this crate's own directory,
-/// so it holds whichever runner starts the tests.
+/// Tests of this crate run side by side, but for those that measure time. The lock is on this
+/// crate's own directory, so it holds whichever runner starts the tests.
 fn turn(company: Company) -> File {
     let lock = File::open(env!("CARGO_MANIFEST_DIR")).unwrap();
     let operation = match company {
@@ -240,7 +243,8 @@ fn turn(company: Company) -> File {
     lock
 }
 
-/// Prepares the mount namespace as root, then runs `"$@"` as the profile wants. `$1` is the test's base directory.
+/// Prepares the mount namespace as root, then runs `"$@"` as the profile wants. `$1` is the test's
+/// base directory.
 const ENTER_USER: &str = r#"
 base=$1; shift
 mkdir "$base/bin" "$base/fixtures" "$base/images" "$base/exe" "$base/dev"

@@ -1,4 +1,5 @@
-//! Requests that a mount's worker gets, counted from outside by strace: a counter of our own would prove nothing.
+//! Requests that a mount's worker gets, counted from outside by strace: a counter of our own would
+//! prove nothing.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,7 +11,8 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use crate::command::program;
 use crate::profile::{directory, processes, readable};
 
-/// Number of a FUSE request (`enum fuse_opcode` of include/uapi/linux/fuse.h) and how often it came.
+/// Number of a FUSE request (`enum fuse_opcode` of include/uapi/linux/fuse.h) and how often it
+/// came.
 pub type Requests = BTreeMap<u32, usize>;
 
 /// FUSE_READ.
@@ -73,7 +75,8 @@ impl Tracer {
             .stderr(Stdio::from(messages))
             .spawn()
             .expect("strace");
-        // Attached when every thread says who traces it. /proc has nothing to wait on, so this asks again.
+        // Attached when every thread says who traces it. /proc has nothing to wait on, so this
+        // asks again.
         let limit = Instant::now() + PATIENCE;
         while !traced(&pid) {
             assert!(Instant::now() < limit, "strace did not attach to {pid}");
@@ -105,8 +108,8 @@ fn traced(pid: &str) -> bool {
         .all(|status| !status.contains("TracerPid:\t0\n"))
 }
 
-/// Of `... read(6, "\x38\x00\x00\x00\x03\x00\x00\x00"..., 1052672) = 56`: a request begins with its length, which is
-/// what was read, and its opcode, both little-endian words of 32 bits.
+/// Of `... read(6, "\x38\x00\x00\x00\x03\x00\x00\x00"..., 1052672) = 56`: a request begins with
+/// its length, which is what was read, and its opcode, both little-endian words of 32 bits.
 fn opcode(line: &str) -> Option<u32> {
     let (_, rest) = line.split_once("\"\\x")?;
     let (text, after) = rest.split_once('"')?;

@@ -1,12 +1,13 @@
-//! Tests that a machine lacks something for. They fail, unless `COWL_ALLOW_SKIP` names them; then they count as skipped
-//! in the summary of `make test`.
+//! Tests that a machine lacks something for. They fail, unless `COWL_ALLOW_SKIP` names them; then
+//! they count as skipped in the summary of `make test`.
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
 
 use crate::profile::test_path;
 
-/// Fails the running test for what is missing here, or notes that it is skipped; the caller then returns.
+/// Fails the running test for what is missing here, or notes that it is skipped; the caller then
+/// returns.
 #[track_caller]
 pub fn skip(missing: &str) {
     let test = test_path();

@@ -1,7 +1,7 @@
 //! A cowl store, and guards for what is mounted from it.
 //!
-//! Nobody but the test and the `cowl` commands it starts knows the store. Guards unmount at the end of their scope; in
-//! a test that fails already they leave that to the end of its namespaces.
+//! Nobody but the test and the `cowl` commands it starts knows the store. Guards unmount at the
+//! end of their scope; in a test that fails already they leave that to the end of its namespaces.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -83,7 +83,8 @@ impl Store {
         Mount::new(self, image, point, None)
     }
 
-    /// Mounts `image` at `name` with the upper `name.upper`, made if it is not there: mounting again finds the changes.
+    /// Mounts `image` at `name` with the upper `name.upper`, made if it is not there: mounting
+    /// again finds the changes.
     #[track_caller]
     pub fn mount_upper(&self, image: &str, name: &str) -> Mount<'_> {
         let (point, upper) = (
@@ -125,7 +126,8 @@ impl Store {
     }
 }
 
-/// Packs a directory as it is: GNU tar, PAX headers, numeric ids, extended attributes, sub-second times.
+/// Packs a directory as it is: GNU tar, PAX headers, numeric ids, extended attributes, sub-second
+/// times.
 #[track_caller]
 pub fn pack(content: &Path, archive: &Path) {
     let arguments = [
@@ -146,7 +148,8 @@ pub fn pack(content: &Path, archive: &Path) {
     .ok();
 }
 
-/// Makes an image archive of layer tars, bottom first. `kind`: docker or oci (see fixtures/mkimage.py).
+/// Makes an image archive of layer tars, bottom first. `kind`: docker or oci (see
+/// fixtures/mkimage.py).
 #[track_caller]
 pub fn make_image(kind: &str, archive: &Path, tag: &str, options: &[&str], layers: &[&Path]) {
     let mut arguments: Vec<&OsStr> = vec![OsStr::new("-B")];
@@ -163,7 +166,8 @@ pub fn make_image(kind: &str, archive: &Path, tag: &str, options: &[&str], layer
     system("python3", arguments);
 }
 
-/// What the layers of a stack, bottom first, mean to a plain extraction by GNU tar (fixtures/extract.py): their files below `to`.
+/// What the layers of a stack, bottom first, mean to a plain extraction by GNU tar
+/// (fixtures/extract.py): their files below `to`.
 #[track_caller]
 pub fn extract<L: AsRef<OsStr>>(to: &Path, layers: impl IntoIterator<Item = L>) -> Tree {
     let mut command = program("python3", ["-B"]);

@@ -1,6 +1,8 @@
-//! A whole directory tree as values, and what tells two of them apart, in lines that a person can read.
+//! A whole directory tree as values, and what tells two of them apart, in lines that a person can
+//! read.
 //!
-//! Reading goes by descriptors and never follows a link or crosses a mount, so hostile trees can be read too.
+//! Reading goes by descriptors and never follows a link or crosses a mount, so hostile trees can
+//! be read too.
 
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, HashMap};
@@ -16,8 +18,8 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-/// Times before this (2001-09-09) were set on purpose, by an archive or by utimens; later ones are the clock's, and
-/// two trees cannot agree on them.
+/// Times before this (2001-09-09) were set on purpose, by an archive or by utimens; later ones are
+/// the clock's, and two trees cannot agree on them.
 pub const SET_BEFORE: i64 = 1_000_000_000;
 
 /// One name of a tree.
@@ -37,13 +39,15 @@ pub struct Entry {
     pub size: u64,
     /// Major and minor number of a device.
     pub rdev: (u32, u32),
-    /// Time of the last change of the content, seconds and nanoseconds; None when the clock set it.
+    /// Time of the last change of the content, seconds and nanoseconds; None when the clock set
+    /// it.
     pub mtime: Option<(i64, u32)>,
     /// Hash of a file's content; a link's target.
     pub content: Content,
     /// Extended attributes.
     pub xattrs: BTreeMap<String, Vec<u8>>,
-    /// First path, in order, that names the same file: two trees with the same hard links agree on it.
+    /// First path, in order, that names the same file: two trees with the same hard links agree on
+    /// it.
     pub first_name: String,
 }
 
@@ -249,7 +253,8 @@ fn collect(
     Ok(found)
 }
 
-/// What is different, one line each, `left` being what was expected. Empty: the trees are the same.
+/// What is different, one line each, `left` being what was expected. Empty: the trees are the
+/// same.
 pub fn differences(expected: &Tree, found: &Tree) -> Vec<String> {
     let mut lines = Vec::new();
     for path in expected

@@ -1,5 +1,5 @@
-//! Random programs that hit: most paths exist when the step runs, names come from a small alphabet, and each kind of
-//! operation has a weight. A seed gives the same program every time.
+//! Random programs that hit: most paths exist when the step runs, names come from a small
+//! alphabet, and each kind of operation has a weight. A seed gives the same program every time.
 
 use crate::operation::{Allocation, Operation, Path, Renaming, SLOTS, Special, Step, Time};
 
@@ -8,7 +8,8 @@ const COMPARE_EVERY: usize = 250;
 /// Steps between two mounts.
 const REMOUNT_EVERY: usize = 500;
 
-/// Names that the programs use beside those of the base tree; some that a careless overlay treats as its own.
+/// Names that the programs use beside those of the base tree; some that a careless overlay treats
+/// as its own.
 const NAMES: [&[u8]; 16] = [
     b"a",
     b"b",
@@ -34,8 +35,9 @@ type Xattr = (&'static str, &'static [u8]);
 
 /// user::rwx, user:0:rw-, group::r-x, mask::rwx, other::r--, as the kernel takes it (version 2).
 const ACL: &[u8] = b"\x02\0\0\0\x01\0\x07\0\xff\xff\xff\xff\x02\0\x06\0\0\0\0\0\x04\0\x05\0\xff\xff\xff\xff\x10\0\x07\0\xff\xff\xff\xff\x20\0\x04\0\xff\xff\xff\xff";
-// No security.capability here: losing it must cost a file of root's its set-group-id bit too, since the kernel's request
-// for the one does not tell it from one for both. `non_standard` has the test.
+// No security.capability here: losing it must cost a file of root's its set-group-id bit too,
+// since the kernel's request for the one does not tell it from one for both. `non_standard` has
+// the test.
 const XATTRS: [Xattr; 8] = [
     ("user.one", b"1"),
     ("user.two", b"value \0 with a zero"),
@@ -47,7 +49,8 @@ const XATTRS: [Xattr; 8] = [
     ("system.posix_acl_default", ACL),
 ];
 
-/// xorshift64*: a generator of our own, so that a seed means the same program in every version of every crate.
+/// xorshift64*: a generator of our own, so that a seed means the same program in every version of
+/// every crate.
 pub(crate) struct Random(u64);
 
 impl Random {
@@ -122,7 +125,8 @@ impl Generator {
             72..88 => self.slot_operation(paths),
             _ => self.look(paths, directories),
         };
-        // Not standard: a stranger's change of owner to nobody in particular is not refused; see `non_standard`.
+        // Not standard: a stranger's change of owner to nobody in particular is not refused; see
+        // `non_standard`.
         let unnamed = matches!(
             operation,
             Operation::Chown {
@@ -166,8 +170,8 @@ impl Generator {
     }
 
     fn mask(&mut self) -> u32 {
-        // None that leaves a set-group-id bit without the group's x: who may keep that one depends on groups that no
-        // request tells.
+        // None that leaves a set-group-id bit without the group's x: who may keep that one depends
+        // on groups that no request tells.
         self.random.pick(&[0o022, 0o022, 0o027, 0])
     }
 
@@ -244,7 +248,8 @@ impl Generator {
             Special::Char(1, 3),
             Special::Block(7, 200),
         ];
-        // In a user namespace 0:0 is the one device that may be made, and only on some file systems.
+        // In a user namespace 0:0 is the one device that may be made, and only on some file
+        // systems.
         self.random
             .pick(if self.privileged { &any } else { &any[..3] })
     }

@@ -1,8 +1,9 @@
-//! A mount behaves as a plain directory does: random programs of system calls run on both, and after each step what
-//! the caller sees must be the same, as must the whole trees from time to time and after each new mount.
+//! A mount behaves as a plain directory does: random programs of system calls run on both, and
+//! after each step what the caller sees must be the same, as must the whole trees from time to
+//! time and after each new mount.
 //!
-//! The programs' seeds move with the commit (`harness/sample.rs`). A program that finds a difference is shortened before it is
-//! shown, and the command that runs it again is printed.
+//! The programs' seeds move with the commit (`harness/sample.rs`). A program that finds a
+//! difference is shortened before it is shown, and the command that runs it again is printed.
 
 mod generator;
 mod operation;
@@ -110,7 +111,8 @@ impl Place for Mount<'_> {
     }
 }
 
-/// What images hold: files of many sizes and owners, hard links, links that dangle, devices, marks.
+/// What images hold: files of many sizes and owners, hard links, links that dangle, devices,
+/// marks.
 const BASE: &str = r#"
 mkdir -p base/bin base/etc/conf.d base/lib/deep/er base/tmp base/var/empty base/home
 chmod 1777 base/tmp; chmod 0700 base/home; chmod 2775 base/var

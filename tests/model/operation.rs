@@ -1,4 +1,5 @@
-//! Operations as values: what a random program does to a file system. A list of them can be run again, and shortened.
+//! Operations as values: what a random program does to a file system. A list of them can be run
+//! again, and shortened.
 
 use std::fmt;
 

@@ -1,6 +1,8 @@
-//! One side of the comparison: carries an operation out below a directory and says, in a line, what the caller saw.
+//! One side of the comparison: carries an operation out below a directory and says, in a line,
+//! what the caller saw.
 //!
-//! The directory is the root meanwhile: a link that leads up ends there, and never in what another program left beside it.
+//! The directory is the root meanwhile: a link that leads up ends there, and never in what another
+//! program left beside it.
 
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
@@ -44,7 +46,8 @@ impl Side {
         }
     }
 
-    /// Whether `file` has set-id bits that came when somebody may have had it open already: from then on it is served past us.
+    /// Whether `file` has set-id bits that came when somebody may have had it open already: from
+    /// then on it is served past us.
     fn may_go_past_us(&self, file: &OwnedFd) -> Result<bool, Errno> {
         Ok(self.slots.iter().any(Option::is_some) && has_set_id(file)?)
     }
@@ -401,9 +404,10 @@ impl Drop for Outside {
     }
 }
 
-/// Whether a file may stay open while others write to it, which is not standard in two cases (each has a test of its
-/// own): programs and big files of the lower that are open for reading go on showing the image's content, and FUSE does
-/// not hear of what is written to a fifo, so its time stays.
+/// Whether a file may stay open while others write to it, which is not standard in two cases (each
+/// has a test of its own): programs and big files of the lower that are open for reading go on
+/// showing the image's content, and FUSE does not hear of what is written to a fifo, so its time
+/// stays.
 fn keeps(file: &OwnedFd, write: bool) -> Result<bool, Errno> {
     let status = statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS)?;
     if FileType::from_raw_mode(u32::from(status.stx_mode)) == FileType::Fifo {
@@ -495,7 +499,8 @@ fn sorted(list: &[u8]) -> String {
     names.join(" ")
 }
 
-/// What stat tells, but for what two file systems cannot agree on: numbers of inodes and blocks, times of the clock.
+/// What stat tells, but for what two file systems cannot agree on: numbers of inodes and blocks,
+/// times of the clock.
 fn status(directory: &OwnedFd, path: &[u8]) -> Seen {
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::EMPTY_PATH;
     let status = statx(directory, path, flags, StatxFlags::BASIC_STATS)?;
