@@ -1,6 +1,7 @@
 //! The files of an image archive by name: a directory, or a tar.
 //!
-//! Names are looked up as they are spelled but for `/`, `./` and `..`, which cannot lead out of the archive.
+//! Names are looked up as they are spelled but for `/`, `./` and `..`, which cannot lead out of
+//! the archive.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -17,7 +18,8 @@ use super::input::Input;
 use crate::layer::{Compression, decompress};
 use crate::store::Store;
 
-/// All documents of an archive together, since they are in memory until the last is checked: thousands of real ones.
+/// All documents of an archive together, since they are in memory until the last is checked:
+/// thousands of real ones.
 const DOCUMENTS_LIMIT: u64 = 64 << 20;
 
 pub(super) struct Archive {
@@ -34,7 +36,8 @@ enum Source {
 }
 
 impl Archive {
-    /// A directory, a tar, a compressed tar, or a stream of one; what cannot be read twice is copied to a file of the store.
+    /// A directory, a tar, a compressed tar, or a stream of one; what cannot be read twice is
+    /// copied to a file of the store.
     ///
     /// Locking: none is held, so that nothing waits while a pipe is awaited.
     pub(super) fn open(mut file: File, path: &Path, store: &Store) -> Result<Self, ImageError> {
@@ -84,7 +87,8 @@ impl Archive {
         Ok(self.open_member(name)?.is_some())
     }
 
-    /// A small file whole. None when there is none. One that the archive has twice is refused: another reader may take the other.
+    /// A small file whole. None when there is none. One that the archive has twice is refused:
+    /// another reader may take the other.
     pub(super) fn read(&self, name: &str, limit: u64) -> Result<Option<Vec<u8>>, ImageError> {
         let Some(member) = self.open_member(name)? else {
             return Ok(None);

@@ -1,4 +1,5 @@
-//! docker-archives: what `docker save` writes, of old and new, and skopeo's and buildah's `docker-archive:`.
+//! docker-archives: what `docker save` writes, of old and new, and skopeo's and buildah's
+//! `docker-archive:`.
 
 use super::archive::Archive;
 use super::documents::{DockerImage, from_json};
@@ -56,8 +57,8 @@ fn candidate(archive: &Archive, image: DockerImage) -> Result<Candidate, ImageEr
     })
 }
 
-/// The digest in a configuration's name: `<hex>.json`, `blobs/sha256/<hex>`, or `sha256:<hex>` (go-containerregistry, and so
-/// crane, ko and kaniko). Others may call it what they like.
+/// The digest in a configuration's name: `<hex>.json`, `blobs/sha256/<hex>`, or `sha256:<hex>`
+/// (go-containerregistry, and so crane, ko and kaniko). Others may call it what they like.
 fn promised(name: &str) -> Option<Sha256Digest> {
     let plain = || name.strip_suffix(".json").and_then(hex);
     blob_digest(name)
@@ -65,7 +66,8 @@ fn promised(name: &str) -> Option<Sha256Digest> {
         .or_else(|| name.parse().ok())
 }
 
-/// Only names under `blobs/sha256/` promise something: `<hex>.tar` is what the layer was before it was unpacked, at best.
+/// Only names under `blobs/sha256/` promise something: `<hex>.tar` is what the layer was before it
+/// was unpacked, at best.
 fn blob_digest(name: &str) -> Option<Sha256Digest> {
     hex(name
         .trim_start_matches("./")

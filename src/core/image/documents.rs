@@ -1,7 +1,9 @@
-//! The JSON documents of OCI and Docker, as leniently as their writers need: fields we don't use are not named, `null` is
-//! empty, what is missing is empty. None is ever written back: digests are of bytes as received, so the bytes are kept.
+//! The JSON documents of OCI and Docker, as leniently as their writers need: fields we don't use
+//! are not named, `null` is empty, what is missing is empty. None is ever written back: digests
+//! are of bytes as received, so the bytes are kept.
 //!
-//! Sources: OCI image-spec v1.1 config.md, manifest.md, image-index.md, descriptor.md; Docker image-spec v1.2 (`manifest.json`).
+//! Sources: OCI image-spec v1.1 config.md, manifest.md, image-index.md, descriptor.md; Docker
+//! image-spec v1.2 (`manifest.json`).
 
 use std::collections::BTreeMap;
 
@@ -168,8 +170,8 @@ const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+
 impl Document {
     /// Reads a document that was announced as `media_type` (empty: not announced).
     ///
-    /// What it is announced as, what it calls itself and what it has the fields of must be one thing; else two readers could
-    /// see two images in one digest (CVE-2021-41190).
+    /// What it is announced as, what it calls itself and what it has the fields of must be one
+    /// thing; else two readers could see two images in one digest (CVE-2021-41190).
     pub(super) fn parse(name: &str, bytes: &[u8], media_type: &str) -> Result<Self, ImageError> {
         let kinds: Kinds = from_json(name, bytes)?;
         let has_manifest = kinds.config.is_some() || kinds.layers.is_some();
@@ -250,7 +252,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn null_and_missing_are_empty() {
+    fn config_reads_null_as_empty() {
         let config = ImageConfig::from_slice(
             br#"{"architecture": "amd64", "os": "linux", "config": {"Env": null, "Cmd": ["sh"], "Volumes": {"/b": {}, "/a": {}},
                 "Healthcheck": {"Test": []}}, "history": null, "rootfs": {"type": "layers", "diff_ids": null}}"#,
@@ -281,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn a_document_is_one_thing() {
+    fn parse_refuses_a_manifest_that_is_also_an_index() {
         let parse =
             |text: &str, media_type: &str| Document::parse("x", text.as_bytes(), media_type);
         let index = format!(

@@ -1,4 +1,5 @@
-//! Why an archive was not loaded. A text names the part of the archive; the caller names the archive.
+//! Why an archive was not loaded. A text names the part of the archive; the caller names the
+//! archive.
 
 use std::io;
 

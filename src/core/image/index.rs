@@ -1,7 +1,7 @@
 //! The members of a tar by name, from one pass over its headers.
 //!
-//! Nothing here trusts a content: a digest is checked where one is read. An archive may have a name twice, and readers disagree on
-//! which one counts; [`Index::is_ambiguous`] says so.
+//! Nothing here trusts a content: a digest is checked where one is read. An archive may have a
+//! name twice, and readers disagree on which one counts; [`Index::is_ambiguous`] says so.
 
 use std::collections::{HashMap, HashSet};
 
@@ -10,8 +10,8 @@ use tar_core::parse::{Limits, ParseError, ParseEvent, ParsedEntry, Parser};
 use super::ImageError;
 use super::input::Input;
 
-/// Bytes of an index: more than any archive needs, and few enough for memory. A member costs its name, what it links to, and
-/// [`MEMBER_COST`].
+/// Bytes of an index: more than any archive needs, and few enough for memory. A member costs its
+/// name, what it links to, and [`MEMBER_COST`].
 const MAX_INDEX: usize = 128 << 20;
 /// What a map's entry takes besides the names.
 const MEMBER_COST: usize = 128;
@@ -217,7 +217,7 @@ mod tests {
 
     /// Names of 4,000 bytes compress to nothing.
     #[test]
-    fn the_index_of_an_archive_is_bounded() {
+    fn index_refuses_too_many_members() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("many.tar");
         let script = "
@@ -241,7 +241,7 @@ with tarfile.open(sys.argv[1], 'w', format=tarfile.GNU_FORMAT) as archive:
     }
 
     #[test]
-    fn names_are_seen_from_the_root() {
+    fn normal_resolves_names_from_the_root() {
         assert_eq!(normal(b"./blobs//sha256/./x"), b"blobs/sha256/x");
         assert_eq!(normal(b"../../etc/passwd"), b"etc/passwd");
         assert_eq!(resolve(b"b/layer.tar", b"../a/layer.tar"), b"a/layer.tar");

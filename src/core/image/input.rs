@@ -1,8 +1,9 @@
-//! An archive's bytes by position: a file where it lies, or a copy of a stream that grows as far as it is asked for.
+//! An archive's bytes by position: a file where it lies, or a copy of a stream that grows as far
+//! as it is asked for.
 //!
-//! What cannot be read twice (a pipe, anything compressed) is copied to a file without a name. Only as far as the tar's end marker:
-//! what is behind it is no part of the archive, so a bomb there costs no disk. Zeros become holes, so one of zeros inside costs none
-//! either.
+//! What cannot be read twice (a pipe, anything compressed) is copied to a file without a name.
+//! Only as far as the tar's end marker: what is behind it is no part of the archive, so a bomb
+//! there costs no disk. Zeros become holes, so one of zeros inside costs none either.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
@@ -11,10 +12,12 @@ use std::os::unix::fs::FileExt;
 use super::ImageError;
 use crate::store::{Store, StoreError};
 
-/// All bytes of an archive: far above any real one, and no more than a file of most filesystems holds.
+/// All bytes of an archive: far above any real one, and no more than a file of most filesystems
+/// holds.
 pub(super) const ARCHIVE_BYTES: u64 = 1 << 40;
 
-/// Behind the end marker, so much is read and dropped: what writers pad an archive with, so that a writer into a pipe ends well.
+/// Behind the end marker, so much is read and dropped: what writers pad an archive with, so that a
+/// writer into a pipe ends well.
 const TAIL_BYTES: u64 = 1 << 20;
 
 const PIECE: usize = 128 * 1024;
@@ -227,7 +230,7 @@ sys.stdout.buffer.write(member.tobuf(tarfile.GNU_FORMAT))";
     }
 
     #[test]
-    fn what_is_behind_the_end_of_a_stream_is_neither_read_on_nor_kept() {
+    fn spool_stops_at_the_end_marker() {
         let (_dir, store) = store();
         for endless in [0, 7] {
             let stream = tar(5).chain(&[0; 1024][..]).chain(io::repeat(endless));
@@ -240,7 +243,7 @@ sys.stdout.buffer.write(member.tobuf(tarfile.GNU_FORMAT))";
 
     /// As a writer into a pipe would else end with SIGPIPE.
     #[test]
-    fn usual_padding_is_read_to_its_end() {
+    fn finish_drains_the_usual_padding_of_a_pipe() {
         let (_dir, store) = store();
         let padding = vec![0; 300_000];
         let mut rest = padding.as_slice();
@@ -252,7 +255,7 @@ sys.stdout.buffer.write(member.tobuf(tarfile.GNU_FORMAT))";
     }
 
     #[test]
-    fn a_stream_of_zeros_takes_no_disk() {
+    fn spool_writes_zeros_as_holes() {
         let (_dir, store) = store();
         let stream = tar(500 << 20).chain(&[0; 1024][..]);
         let mut input = Input::stream("stream", stream, &store).unwrap();

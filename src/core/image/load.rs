@@ -1,4 +1,5 @@
-//! From an archive to the store: every layer a tree and objects, every document a blob, every name a tag, or nothing at all.
+//! From an archive to the store: every layer a tree and objects, every document a blob, every name
+//! a tag, or nothing at all.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -21,9 +22,11 @@ pub struct Loaded {
     pub tags: Vec<Reference>,
 }
 
-/// Loads all images of a docker-archive or an OCI layout: a tar, a gzip'ed tar, a pipe of one, or a layout's directory.
+/// Loads all images of a docker-archive or an OCI layout: a tar, a compressed tar, a pipe of one, or
+/// a layout's directory.
 ///
-/// All or nothing: on an error the store is as it was. Loading what is there already heals what is damaged.
+/// All or nothing: on an error the store is as it was. Loading what is there already heals what is
+/// damaged.
 pub fn load(store: &Store, path: &Path) -> Result<Vec<Loaded>, ImageError> {
     load_with(store, path, Trust::Size)
 }
@@ -37,8 +40,8 @@ pub fn load_with(store: &Store, path: &Path, trust: Trust) -> Result<Vec<Loaded>
     load_file(store, file, path, trust)
 }
 
-/// [`load_with`] of a file that is open already, which may be a pipe or a socket, from where it is read next. `path` is what
-/// messages call it, and what a bare tag in it is one of.
+/// [`load_with`] of a file that is open already, which may be a pipe or a socket, from where it is
+/// read next. `path` is what messages call it, and what a bare tag in it is one of.
 pub fn load_file(
     store: &Store,
     file: File,
@@ -95,9 +98,10 @@ fn candidates(archive: &Archive, path: &Path) -> Result<Vec<Candidate>, ImageErr
 
 /// Adds an image of `manifest.json` to those of the layout beside it.
 ///
-/// Docker itself loads by `manifest.json`, and its layouts are not always whole: they leave out images without a tag
-/// (moby#51389), and in 25.0 layers (moby#47065). The layout has what the other cannot: manifests, and a choice of platforms,
-/// so what it has by name is not replaced by another image.
+/// Docker itself loads by `manifest.json`, and its layouts are not always whole: they leave out
+/// images without a tag (moby#51389), and in 25.0 layers (moby#47065). The layout has what the
+/// other cannot: manifests, and a choice of platforms, so what it has by name is not replaced by
+/// another image.
 fn add(found: &mut Vec<Candidate>, mut candidate: Candidate) {
     let mut known = false;
     for image in &candidate.images {

@@ -1,8 +1,8 @@
 //! Images: archives of OCI and Docker come in, with all their documents as they came.
 //!
-//! Invariants: a digest is always of bytes as received, so documents are read and never written again; nothing of an
-//! archive is in the store before every digest in it was checked and all its layers stack; an image is the SHA-256 of its
-//! configuration, whatever it came in.
+//! Invariants: a digest is always of bytes as received, so documents are read and never written
+//! again; nothing of an archive is in the store before every digest in it was checked and all its
+//! layers stack; an image is the SHA-256 of its configuration, whatever it came in.
 //!
 //! ```text
 //! documents  the JSON, leniently              archive  files of a directory or a tar by name
@@ -12,7 +12,8 @@
 //! rootfs     a root file system's tar -> an image
 //! ```
 //!
-//! Called by the engine. Formats only: what an image is *for* (running, listing) is not known here.
+//! Called by the engine. Formats only: what an image is *for* (running, listing) is not known
+//! here.
 
 mod archive;
 mod docker;

@@ -1,4 +1,5 @@
-//! OCI image layouts (image-spec v1.1, image-layout.md): which images they hold, by name and for this machine.
+//! OCI image layouts (image-spec v1.1, image-layout.md): which images they hold, by name and for
+//! this machine.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -166,7 +167,8 @@ impl Found {
         Ok(())
     }
 
-    /// All images that are there, the one for this machine first, or the only one: who loads it knows. Else why there is none.
+    /// The images that are present, the one for this machine first. An only image is taken for any
+    /// platform. The inner error says why there is none.
     fn choose(mut self, archive: &Archive) -> Result<Result<Candidate, ImageError>, ImageError> {
         self.drop_hollow(archive)?;
         if self.images.is_empty() {
@@ -285,8 +287,8 @@ fn is_image(descriptor: &Descriptor) -> bool {
         && !nowhere
 }
 
-/// What has one name is one image for several platforms. Of what has none, each without a platform is an image by itself, and so
-/// is a second for the same platform.
+/// What has one name is one image for several platforms. Of what has none, each without a platform
+/// is an image by itself, and so is a second for the same platform.
 fn groups(descriptors: Vec<Descriptor>) -> Vec<Vec<Descriptor>> {
     let mut groups: Vec<Vec<Descriptor>> = Vec::new();
     for descriptor in descriptors.into_iter().filter(is_image) {
@@ -313,8 +315,9 @@ fn name_of(descriptor: &Descriptor) -> Option<&str> {
         .map(String::as_str)
 }
 
-/// The name of an image. A bare word in `ref.name` is a tag, as skopeo and umoci write it (`oci:NAME:TAG`), and the
-/// archive's own name says of what; where that gives no good name, the image has none.
+/// The name of an image. A bare word in `ref.name` is a tag, as skopeo and umoci write it
+/// (`oci:NAME:TAG`), and the archive's own name says of what; where that gives no good name, the
+/// image has none.
 fn reference(descriptor: &Descriptor, base: &Path) -> Result<Option<Reference>, ImageError> {
     if let Some(name) = descriptor.annotations.get(FULL_NAME) {
         return Ok(Some(name.parse()?));

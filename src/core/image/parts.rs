@@ -1,7 +1,8 @@
 //! The layers of an archive: into the store, or checked against what the store has already.
 //!
-//! Invariant: a layer that an image names has its DiffID, and its bytes in the archive were read to the last and have the digest that is
-//! promised for them; unless the archive leaves the layer out, and then the store has it.
+//! Invariant: a layer that an image names has its DiffID, and its bytes in the archive were read
+//! to the last and have the digest that is promised for them; unless the archive leaves the layer
+//! out, and then the store has it.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
@@ -12,20 +13,21 @@ use crate::digest::{DiffId, Sha256Digest, Sha256Hasher};
 use crate::layer::{self, Compression, ImportError, ImportStats, Limits};
 use crate::store::{BlobWriter, Descriptor, Transaction};
 
-/// What all layers of one archive may be together: as much as four of the largest, in all that a layer is limited in.
+/// What all layers of one archive may be together: as much as four of the largest, in all that a
+/// layer is limited in.
 const ARCHIVE_FACTOR: u64 = 4;
 
 pub(super) struct LayerLoader<'l> {
     archive: &'l Archive,
     transaction: &'l Transaction<'l>,
     /// Layers that are in the transaction, by the names of their parts.
-    done: BTreeMap<String, Done>,
+    loaded: BTreeMap<String, LoadedLayer>,
     /// What the archive may still have.
     left: Limits,
 }
 
 #[derive(Clone)]
-struct Done {
+struct LoadedLayer {
     diff_id: DiffId,
     /// The layer as it came, if it was compressed. What was not is its tree and objects alone.
     blob: Option<Descriptor>,
@@ -37,7 +39,7 @@ impl<'l> LayerLoader<'l> {
         Self {
             archive,
             transaction,
-            done: BTreeMap::new(),
+            loaded: BTreeMap::new(),
             left: Limits {
                 entries: one.entries.saturating_mul(ARCHIVE_FACTOR),
                 content_bytes: one.content_bytes.saturating_mul(ARCHIVE_FACTOR),
@@ -48,7 +50,8 @@ impl<'l> LayerLoader<'l> {
         }
     }
 
-    /// Makes sure that the transaction has a layer, the `number`th of its image; its blob if it is kept as one.
+    /// Makes sure that the transaction has a layer, the `number`th of its image; its blob if it is
+    /// kept as one.
     pub(super) fn load(
         &mut self,
         number: usize,
@@ -62,29 +65,30 @@ impl<'l> LayerLoader<'l> {
                 Err(ImageError::LeftOut { number, diff_id })
             };
         }
-        let known = self.done.get(&part.name).cloned();
-        let done = if let Some(done) = known {
-            done
+        let known = self.loaded.get(&part.name).cloned();
+        let layer = if let Some(layer) = known {
+            layer
         } else {
-            let done = match self.present(part, diff_id)? {
-                Some(done) => done,
+            let layer = match self.present(part, diff_id)? {
+                Some(layer) => layer,
                 None => self.import(number, part)?,
             };
-            self.done.insert(part.name.clone(), done.clone());
-            done
+            self.loaded.insert(part.name.clone(), layer.clone());
+            layer
         };
-        if done.diff_id == diff_id {
-            Ok(done.blob)
+        if layer.diff_id == diff_id {
+            Ok(layer.blob)
         } else {
             Err(ImageError::DiffId {
                 number,
                 expected: diff_id,
-                found: done.diff_id,
+                found: layer.diff_id,
             })
         }
     }
 
-    /// Whether the archive leaves the layer to the store: buildpacks' pack names such a layer `""`, or gives it no bytes.
+    /// Whether the archive leaves the layer to the store: buildpacks' pack names such a layer
+    /// `""`, or gives it no bytes.
     fn is_left_out(&self, part: &LayerPart, diff_id: DiffId) -> Result<bool, ImageError> {
         if part.digest.is_some() {
             return Ok(false);
@@ -96,13 +100,18 @@ impl<'l> LayerLoader<'l> {
         Ok(empty && diff_id.0 != Sha256Digest::of(b""))
     }
 
-    /// A layer that the store has, whole, with its blob: its part is hashed and nothing is written. None: it has to be imported, also
-    /// where something is wrong with it, since import says what.
-    fn present(&self, part: &LayerPart, diff_id: DiffId) -> Result<Option<Done>, ImageError> {
+    /// A layer that the store has, whole, with its blob: its part is hashed and nothing is
+    /// written. None: it has to be imported, also where something is wrong with it, since import
+    /// says what.
+    fn present(
+        &self,
+        part: &LayerPart,
+        diff_id: DiffId,
+    ) -> Result<Option<LoadedLayer>, ImageError> {
         let Some(size) = self.transaction.whole_layer(diff_id)? else {
             return Ok(None);
         };
-        let mut source = Hashed {
+        let mut source = HashedPart {
             contents: self.sized_member(part)?,
             hasher: Sha256Hasher::new(),
         };
@@ -133,10 +142,10 @@ impl<'l> LayerLoader<'l> {
         } else {
             return Ok(None);
         };
-        Ok(Some(Done { diff_id, blob }))
+        Ok(Some(LoadedLayer { diff_id, blob }))
     }
 
-    fn import(&mut self, number: usize, part: &LayerPart) -> Result<Done, ImageError> {
+    fn import(&mut self, number: usize, part: &LayerPart) -> Result<LoadedLayer, ImageError> {
         let mut source = self.open(part)?;
         let stream = layer::decompress(&mut source).map_err(|source| ImageError::Decompress {
             name: part.name.clone(),
@@ -147,7 +156,8 @@ impl<'l> LayerLoader<'l> {
         let imported = match layer::import(stream, self.transaction, &limits) {
             Ok(imported) => imported,
             Err(source) => {
-                // A part that is not what its digest says is the better reason, whatever the damage did to the tar in it.
+                // A part that is not what its digest says is the better reason, whatever the
+                // damage did to the tar in it.
                 self.check_part(part)?;
                 return Err(refusal(number, part, source, &limits));
             }
@@ -171,7 +181,7 @@ impl<'l> LayerLoader<'l> {
             imported.stats.stream_bytes,
             Some(&imported.recipe),
         )?;
-        Ok(Done {
+        Ok(LoadedLayer {
             diff_id: imported.diff_id,
             blob,
         })
@@ -197,7 +207,7 @@ impl<'l> LayerLoader<'l> {
         left.stream_bytes = left.stream_bytes.saturating_sub(stats.stream_bytes);
     }
 
-    fn open(&self, part: &LayerPart) -> Result<Kept<'_>, ImageError> {
+    fn open(&self, part: &LayerPart) -> Result<CopiedPart<'_>, ImageError> {
         let contents = self.sized_member(part)?;
         // Looked at by itself first, since the copy begins with the first byte.
         let compression = layer::decompress(self.member(part)?)
@@ -209,7 +219,7 @@ impl<'l> LayerLoader<'l> {
         let blob = (compression != Compression::None)
             .then(|| self.transaction.blob_writer())
             .transpose()?;
-        Ok(Kept { contents, blob })
+        Ok(CopiedPart { contents, blob })
     }
 
     fn check_part(&self, part: &LayerPart) -> Result<(), ImageError> {
@@ -290,12 +300,12 @@ fn read_error(part: &LayerPart, source: io::Error) -> ImageError {
 }
 
 /// A layer of the archive; what is read of it is kept, if it is compressed.
-struct Kept<'a> {
+struct CopiedPart<'a> {
     contents: Contents<'a>,
     blob: Option<BlobWriter<'a>>,
 }
 
-impl Read for Kept<'_> {
+impl Read for CopiedPart<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.contents.read(buffer)?;
         if let Some(blob) = &mut self.blob {
@@ -306,12 +316,12 @@ impl Read for Kept<'_> {
 }
 
 /// A layer of the archive; what is read of it is hashed.
-struct Hashed<'a> {
+struct HashedPart<'a> {
     contents: Contents<'a>,
     hasher: Sha256Hasher,
 }
 
-impl Read for Hashed<'_> {
+impl Read for HashedPart<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.contents.read(buffer)?;
         self.hasher.update(buffer.get(..read).unwrap_or_default());
@@ -327,7 +337,7 @@ mod tests {
     use crate::store::Store;
 
     #[test]
-    fn what_all_layers_are_together_has_a_limit() {
+    fn load_limits_all_layers_of_an_archive_together() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("archive.tar");
         let script = "

@@ -13,11 +13,11 @@ use crate::digest::{DiffId, ImageId};
 use crate::layer::{self, ArchiveEnd, HashOnly, ImportedLayer, Limits, ObjectSink};
 use crate::store::{Platform, Store, Tag, TaggedImage, TaggedLayer, Transaction};
 
-/// Imports a tar, plain or compressed, as the one layer of a new image, with a configuration that says no more than it must.
-/// The tar is read from the file's position on; a pipe will do.
+/// Imports a tar, plain or compressed, as the one layer of a new image, with a configuration that
+/// says no more than it must. The tar is read from the file's position on; a pipe will do.
 ///
-/// All or nothing. A tar without its end marker is refused: with no digest to compare, nothing else tells one that was cut
-/// between two entries.
+/// All or nothing. A tar without its end marker is refused: with no digest to compare, nothing
+/// else tells one that was cut between two entries.
 pub fn import_rootfs(
     store: &Store,
     tar: &File,
@@ -86,8 +86,9 @@ fn import<S: ObjectSink>(tar: impl Read, sink: &S) -> Result<ImportedLayer, Imag
     Ok(imported)
 }
 
-/// The layer, if the store has it: then the tar is read and nothing is written. Only a plain file can be read twice, and it is only where
-/// an image has a layer of its size; a compressed one is imported.
+/// The layer, if the store has it: then the tar is read and nothing is written. Only a plain file
+/// can be read twice, and it is only where an image has a layer of its size; a compressed one is
+/// imported.
 fn present(
     store: &Store,
     transaction: &Transaction<'_>,

@@ -6,7 +6,8 @@ use super::path;
 use super::sparse::{SparseMap, Stretch};
 use crate::tree::{Rdev, Timestamp};
 
-/// The largest size an octal field of 11 digits holds; below it a PAX `size` has nothing to add to the header's.
+/// The largest size an octal field of 11 digits holds; below it a PAX `size` has nothing to add to
+/// the header's.
 const OCTAL_MAX: u64 = 0o77_777_777_777;
 
 /// What Linux's device numbers hold: 12 and 20 bits.
@@ -27,7 +28,8 @@ pub(super) struct Entry {
 
 #[derive(Debug)]
 pub(super) enum EntryKind {
-    /// A regular file with its content, to be fetched by [`TarReader::content`](super::reader::TarReader::content) before the next entry is.
+    /// A regular file with its content, to be fetched by
+    /// [`TarReader::content`](super::reader::TarReader::content) before the next entry is.
     Regular(Content),
     Directory,
     Symlink(Vec<u8>),
@@ -125,7 +127,8 @@ pub(super) fn kind(
     without_content(kind)
 }
 
-/// PAX's size where there is one. It is for sizes that the header cannot hold; any other must be the header's too.
+/// PAX's size where there is one. It is for sizes that the header cannot hold; any other must be
+/// the header's too.
 pub(super) fn stored_size(header: &Header, pax: Option<u64>) -> Result<u64, HeaderFault> {
     match (pax, header.size()) {
         (Some(pax), Ok(header)) if pax <= OCTAL_MAX && pax != header => {

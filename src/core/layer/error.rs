@@ -1,4 +1,5 @@
-//! What import refuses, and how it says so: every refusal names the entry or the byte of the stream it is about.
+//! What import refuses, and how it says so: every refusal names the entry or the byte of the
+//! stream it is about.
 
 use std::fmt;
 use std::io;
@@ -11,7 +12,8 @@ use crate::tree::BuildError;
 /// Why a layer was not imported.
 #[derive(Debug, Error)]
 pub enum ImportError {
-    /// The source failed; what it says is in the source (a decompressor reports damage this way too).
+    /// The source failed; what it says is in the source (a decompressor reports damage this way
+    /// too).
     #[error("cannot read the layer at byte {offset}")]
     Read {
         /// Bytes of the uncompressed stream read before.
@@ -44,7 +46,8 @@ pub enum ImportError {
     /// An entry that is well framed, but means something we refuse.
     #[error("entry {path:?}: {fault}")]
     Entry {
-        /// The name as the archive spells it; printed quoted and escaped, since it may hold anything.
+        /// The name as the archive spells it; printed quoted and escaped, since it may hold
+        /// anything.
         path: BString,
         /// What is refused.
         fault: EntryFault,
@@ -68,8 +71,9 @@ pub enum ImportError {
     /// What was recorded for the recipe cannot be read again.
     #[error("cannot make the layer's recipe")]
     Recipe(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The tree refuses an entry, which the error names: an ancestor is no directory in this layer, a hard link to a directory,
-    /// an extended attribute that Linux could not hold, and the like.
+    /// The tree refuses an entry, which the error names: an ancestor is no directory in this
+    /// layer, a hard link to a directory, an extended attribute that Linux could not hold, and the
+    /// like.
     #[error("entry {0}")]
     Tree(#[from] BuildError),
 }
@@ -92,10 +96,11 @@ pub enum HeaderFault {
     /// Two extended headers of one kind for one entry.
     #[error("two {0} headers for one entry")]
     Repeated(&'static str),
-    /// A name given by a PAX record and by a GNU long name header: readers disagree on which one wins.
+    /// A name given by a PAX record and by a GNU long name header: readers disagree on which one
+    /// wins.
     #[error("a name given both by PAX and by GNU headers")]
     NamedTwice,
-    /// Extended headers that belong to no entry.
+    /// ExtendedHeaders headers that belong to no entry.
     #[error("an extended header without an entry after it")]
     Orphan,
     /// A PAX record that is not `length key=value`.
@@ -109,7 +114,8 @@ pub enum HeaderFault {
         /// The value, cut to a readable length.
         value: BString,
     },
-    /// PAX and header sizes disagree although the header could hold the value: the way files are smuggled past a scanner.
+    /// PAX and header sizes disagree although the header could hold the value: the way files are
+    /// smuggled past a scanner.
     #[error("PAX says the size is {pax}, the header says {header}")]
     SizeDisagreement {
         /// Of the `size` record.

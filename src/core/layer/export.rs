@@ -1,12 +1,14 @@
 //! A tree becomes a tar: the way out, for `export` and `save`.
 //!
-//! Invariant: one tree gives one sequence of bytes. Entries come in the order of the tree (a directory before what is in it, names
-//! sorted bytewise), each as a ustar header, with a PAX header before it for what ustar cannot say: long names, fractions of seconds
-//! and times before 1970, large numbers, extended attributes. A file with several names comes with the first; the others are hard
-//! links. A layer's opaque mark is the first entry of its directory, whiteouts stand among the names; implied directories are not named.
+//! Invariant: one tree gives one sequence of bytes. Entries come in the order of the tree (a
+//! directory before what is in it, names sorted bytewise), each as a ustar header, with a PAX
+//! header before it for what ustar cannot say: long names, fractions of seconds and times before
+//! 1970, large numbers, extended attributes. A file with several names comes with the first; the
+//! others are hard links. A layer's opaque mark is the first entry of its directory, whiteouts
+//! stand among the names; implied directories are not named.
 //!
-//! Sockets cannot be in a tar; they are left out and counted. Every content is hashed on its way out: one that is not what its name
-//! says is an error, never an archive with wrong bytes.
+//! Sockets cannot be in a tar; they are left out and counted. Every content is hashed on its way
+//! out: one that is not what its name says is an error, never an archive with wrong bytes.
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
@@ -14,8 +16,8 @@ use std::io::{self, Read, Write};
 use bstr::BString;
 use thiserror::Error;
 
+use super::entry_header::{EntryHeader, encode, padding};
 use super::recipe::RECIPE_BYTES;
-use super::record::{Record, headers, padding};
 use crate::digest::{ObjectHasher, ObjectId};
 use crate::recipe::{Recorder, Recording};
 use crate::store::Store;
@@ -84,9 +86,11 @@ pub struct ExportStats {
     pub sockets: u64,
 }
 
-/// Writes a layer's or a merged tree as a tar, end marker included. Nothing is flushed beyond `out`.
+/// Writes a layer's or a merged tree as a tar, end marker included. Nothing is flushed beyond
+/// `out`.
 ///
-/// Frozen: of a layer's tree these bytes are version 1 of what canonical recipes stand for (`recipe/FORMAT.md`).
+/// Frozen: of a layer's tree these bytes are version 1 of what canonical recipes stand for
+/// (`recipe/FORMAT.md`).
 pub fn export<S: ObjectSource, W: Write>(
     tree: &Tree,
     source: &S,
@@ -258,7 +262,7 @@ impl<O: Outlet> Exporter<'_, O> {
         for xattr in self.tree.xattrs(ino)? {
             xattrs.push(xattr?);
         }
-        self.entry(&Record {
+        self.entry(&EntryHeader {
             path,
             link,
             kind,
@@ -272,22 +276,22 @@ impl<O: Outlet> Exporter<'_, O> {
         })
     }
 
-    fn entry(&mut self, record: &Record<'_>) -> Result<(), ExportError> {
+    fn entry(&mut self, entry: &EntryHeader<'_>) -> Result<(), ExportError> {
         self.stats.entries += 1;
-        self.out.bytes(&headers(record))
+        self.out.bytes(&encode(entry))
     }
 
     /// A hard link into the layers below, whose attributes the tree does not know.
     fn link_below(&mut self, path: &[u8], target: &[u8]) -> Result<(), ExportError> {
-        self.entry(&Record {
+        self.entry(&EntryHeader {
             link: target,
-            ..Record::bare(path, b'1')
+            ..EntryHeader::bare(path, b'1')
         })
     }
 
     /// A whiteout or opaque mark: an empty file.
     fn mark(&mut self, path: &[u8]) -> Result<(), ExportError> {
-        self.entry(&Record::bare(path, b'0'))
+        self.entry(&EntryHeader::bare(path, b'0'))
     }
 }
 

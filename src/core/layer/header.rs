@@ -1,7 +1,8 @@
 //! One tar header block: its fields, read strictly.
 //!
-//! Formats: POSIX.1-1988 ustar, its predecessor (V7), GNU's and star's variants. A field that readers are known to read differently
-//! (a number behind a leading NUL, a base-256 number that does not fit, an unknown ustar version) is refused, never guessed at.
+//! Formats: POSIX.1-1988 ustar, its predecessor (V7), GNU's and star's variants. A field that
+//! readers are known to read differently (a number behind a leading NUL, a base-256 number that
+//! does not fit, an unknown ustar version) is refused, never guessed at.
 
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
@@ -10,7 +11,8 @@ use super::error::HeaderFault;
 /// Everything in a tar is padded to this.
 pub(super) const BLOCK: usize = 512;
 
-/// The layout all formats share. `rest` is the prefix in ustar, and times and the sparse map in GNU's format.
+/// The layout all formats share. `rest` is the prefix in ustar, and times and the sparse map in
+/// GNU's format.
 #[derive(FromBytes, KnownLayout, Immutable, Unaligned, Clone)]
 #[repr(C)]
 pub(super) struct Header {
@@ -219,10 +221,11 @@ fn until_nul(field: &[u8]) -> &[u8] {
     field.split(|&byte| byte == 0).next().unwrap_or_default()
 }
 
-/// A numeric field: octal digits between spaces and NULs, or GNU's base-256 (high bit set, two's complement, big-endian).
+/// A numeric field: octal digits between spaces and NULs, or GNU's base-256 (high bit set, two's
+/// complement, big-endian).
 ///
-/// `None`: not a number, or not one of 64 bits. Nothing but spaces and NULs is 0. A leading NUL before digits is refused, since
-/// readers disagree (0, or the digits).
+/// `None`: not a number, or not one of 64 bits. Nothing but spaces and NULs is 0. A leading NUL
+/// before digits is refused, since readers disagree (0, or the digits).
 fn number(field: &[u8]) -> Option<i64> {
     let (&first, others) = field.split_first()?;
     if first & 0x80 != 0 {
@@ -262,7 +265,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_read_as_all_readers_read_them_or_not_at_all() {
+    fn number_refuses_what_readers_disagree_on() {
         let cases: &[(&[u8], Option<i64>)] = &[
             (b"0000644\0", Some(0o644)),
             (b"   644 \0", Some(0o644)),
@@ -300,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_behind_the_name_depends_on_the_format() {
+    fn path_joins_the_prefix_of_ustar_only() {
         let path = |magic: &[u8; 8], end: &[u8; 4]| {
             let mut block = [0; BLOCK];
             block[..4].copy_from_slice(b"name");

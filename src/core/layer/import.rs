@@ -1,4 +1,5 @@
-//! Entries become nodes: names are cleaned, whiteouts told apart, contents handed to the sink, everything given to the tree's builder.
+//! Entries become nodes: names are cleaned, whiteouts told apart, contents handed to the sink,
+//! everything given to the tree's builder.
 
 use std::collections::HashSet;
 use std::io::{self, Read, Write};
@@ -18,16 +19,19 @@ use crate::digest::{DiffId, ObjectId};
 use crate::recipe::Recorder;
 use crate::tree::{Kind, LayerBuilder, Meta, Tree};
 
-/// What a node costs beyond its names and attributes, roughly: a record of the builder and an entry of a map.
+/// What a node costs beyond its names and attributes, roughly: a record of the builder and an
+/// entry of a map.
 const NODE_COST: u64 = 256;
 
 /// Shorter runs of zeros are not worth a hole.
 const HOLE: usize = 64 * 1024;
 
-/// Reads an uncompressed layer to the end of the stream: contents into `sink`, everything else into a tree.
+/// Reads an uncompressed layer to the end of the stream: contents into `sink`, everything else
+/// into a tree.
 ///
-/// Nothing is published: on an error the caller drops the sink's transaction, and it is as if nothing had happened. No bytes make this
-/// panic or run longer than their length and [`Limits`] allow; with [`HashOnly`](super::HashOnly) it is the entry for fuzzers.
+/// Nothing is published: on an error the caller drops the sink's transaction, and it is as if
+/// nothing had happened. No bytes make this panic or run longer than their length and [`Limits`]
+/// allow; with [`HashOnly`](super::HashOnly) it is the entry for fuzzers.
 pub fn import<R: Read, S: ObjectSink>(
     source: R,
     sink: &S,
@@ -99,7 +103,7 @@ impl<S: ObjectSink> Importer<'_, S> {
                 limit: self.limits.entries,
             });
         }
-        self.account(&entry)?;
+        self.count_metadata(&entry)?;
         let name = entry.path.clone();
         let refuse = |fault| ImportError::Entry {
             path: BString::from(name.as_slice()),
@@ -235,7 +239,7 @@ impl<S: ObjectSink> Importer<'_, S> {
             }
         }
         let StoredObject { id, elf, new } = writer.finish().map_err(failed)?;
-        take_down(reader.tape(), id, &stretches).map_err(|error| too_large(&error))?;
+        record_content(reader.recorder(), id, &stretches).map_err(|error| too_large(&error))?;
         if new {
             self.new.insert(id);
             self.stats.new_objects += 1;
@@ -263,9 +267,10 @@ impl<S: ObjectSink> Importer<'_, S> {
         Ok(())
     }
 
-    /// Counts what the entry may add to the tree: its strings, and a node for it and for each directory it may imply, which are
-    /// those that its name does not have in common with the name before it.
-    fn account(&mut self, entry: &Entry) -> Result<(), ImportError> {
+    /// Counts what the entry may add to the tree: its strings, and a node for it and for each
+    /// directory it may imply, which are those that its name does not have in common with the name
+    /// before it.
+    fn count_metadata(&mut self, entry: &Entry) -> Result<(), ImportError> {
         let target = match &entry.kind {
             EntryKind::Symlink(target) | EntryKind::HardLink(target) => target.len(),
             _ => 0,
@@ -309,13 +314,13 @@ fn is_hole(piece: &[u8]) -> bool {
 }
 
 /// Tells the recipe which ranges of an object the tar has.
-fn take_down(tape: &mut Recorder, id: ObjectId, stretches: &[Stretch]) -> io::Result<()> {
+fn record_content(recorder: &mut Recorder, id: ObjectId, stretches: &[Stretch]) -> io::Result<()> {
     let mut offset = 0_u64;
     for stretch in stretches {
         match *stretch {
             Stretch::Hole(length) => offset = offset.saturating_add(length),
             Stretch::Data(length) => {
-                tape.object(id, offset, length)?;
+                recorder.object(id, offset, length)?;
                 offset = offset.saturating_add(length);
             }
         }
@@ -323,7 +328,8 @@ fn take_down(tape: &mut Recorder, id: ObjectId, stretches: &[Stretch]) -> io::Re
     Ok(())
 }
 
-/// Image-spec: a whiteout is an empty regular file; in layers made by aufs it is a hard link to one.
+/// Image-spec: a whiteout is an empty regular file; in layers made by aufs it is a hard link to
+/// one.
 fn is_whiteout(kind: &EntryKind) -> Result<(), EntryFault> {
     Err(EntryFault::NotWhiteout(match kind {
         EntryKind::Regular(content) if content.size() == 0 => return Ok(()),

@@ -1,24 +1,28 @@
 //! Layers: a tar stream becomes a tree and objects; a tree becomes a tar.
 //!
-//! Who calls it: `image` (archives), the engine (`import`), later `build` and `registry`. [`decompress`] undoes gzip, [`import`] does
-//! the rest; [`export()`] is the way out. Nothing of a layer is ever laid out as directories: a path in an archive becomes components
-//! in a tree, a symbolic link is data, and the only files that are written are objects, whose names are hashes. So no entry can reach
-//! anything of the host; one that tries is refused by name all the same.
+//! Callers: `image` (archives), the engine (`import`), later `build` and `registry`.
+//! [`decompress`] undoes the compression, [`import`] does the rest; [`export()`] is the way out. Nothing of a
+//! layer is ever laid out as directories: a path in an archive becomes components in a tree, a
+//! symbolic link is data, and the only files that are written are objects, whose names are hashes.
+//! No entry can reach the host; one that tries is refused by name all the same.
 //!
 //! Invariants
-//! * The digest returned is the SHA-256 of every byte of the uncompressed stream, padding and whatever follows the end marker included:
-//!   the diffID of image-spec's config.md.
-//! * A layer means one thing or is refused: where readers of tar are known to disagree (sizes, names, numbers, the end), the
-//!   archive is refused by name rather than read in one of the ways.
+//! * The digest returned is the SHA-256 of every byte of the uncompressed stream, padding and
+//!   whatever follows the end marker included: the diffID of image-spec's config.md.
+//! * A layer means one thing or is refused: where readers of tar are known to disagree (sizes,
+//!   names, numbers, the end), the archive is refused by name rather than read in one of the ways.
 //! * Memory is bounded by [`Limits`], not by what the archive says.
 //!
-//! What is honoured: ustar, V7, GNU and star headers; PAX records path, linkpath, size, uid, gid, mtime, `SCHILY.xattr.*`,
-//! `LIBARCHIVE.xattr.*` and `GNU.sparse.*`; GNU long names, base-256 numbers and sparse files in all four spellings. What is ignored, as
-//! Docker does: global PAX headers, names of owners, atime and ctime, ACLs and SELinux labels as text (as `SCHILY.xattr.*` they
-//! are kept), bookkeeping of aufs. Symbolic links always have mode 0777, as Linux has it. A 0:0 device is a device.
+//! What is honoured: ustar, V7, GNU and star headers; PAX records path, linkpath, size, uid, gid,
+//! mtime, `SCHILY.xattr.*`, `LIBARCHIVE.xattr.*` and `GNU.sparse.*`; GNU long names, base-256
+//! numbers and sparse files in all four spellings. What is ignored, as Docker does: global PAX
+//! headers, names of owners, atime and ctime, ACLs and SELinux labels as text (as `SCHILY.xattr.*`
+//! they are kept), bookkeeping of aufs. Symbolic links always have mode 0777, as Linux has it. A
+//! 0:0 device is a device.
 
 mod decompress;
 mod entry;
+mod entry_header;
 mod error;
 mod export;
 mod header;
@@ -27,7 +31,6 @@ mod path;
 mod pax;
 mod reader;
 mod recipe;
-mod record;
 mod sink;
 mod sparse;
 mod stream;
@@ -43,7 +46,8 @@ pub use sink::{HashOnly, ObjectSink, ObjectWrite, StoredObject};
 
 use crate::digest::DiffId;
 
-/// What import accepts at most. The defaults are far above real layers and far below what would hurt a host.
+/// What import accepts at most. The defaults are far above real layers and far below what would
+/// hurt a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     /// Entries of the archive.
@@ -56,12 +60,13 @@ pub struct Limits {
     pub extended_bytes: u64,
     /// Extents of one sparse file.
     pub sparse_extents: usize,
-    /// Bytes of names, link targets and extended attributes of all entries, with a surcharge for each node: about what the tree in the
-    /// making holds in memory.
+    /// Bytes of names, link targets and extended attributes of all entries, with a surcharge for
+    /// each node: about what the tree in the making holds in memory.
     pub metadata_bytes: u64,
     /// Bytes of all contents, holes of sparse files included.
     pub content_bytes: u64,
-    /// Bytes of the holes of sparse files, which cost no stream but are hashed: half a minute of it.
+    /// Bytes of the holes of sparse files, which cost no stream but are hashed: half a minute of
+    /// it.
     pub hole_bytes: u64,
     /// Bytes of the uncompressed stream.
     pub stream_bytes: u64,
@@ -86,7 +91,8 @@ impl Default for Limits {
 /// A layer that was read to its end.
 #[derive(Debug)]
 pub struct ImportedLayer {
-    /// The digest of the whole uncompressed stream; the caller compares it with what the image's config promises.
+    /// The digest of the whole uncompressed stream; the caller compares it with what the image's
+    /// config promises.
     pub diff_id: DiffId,
     /// The layer's tree, ready to be stored.
     pub tree_bytes: Vec<u8>,
@@ -103,7 +109,8 @@ pub struct ImportedLayer {
 pub enum ArchiveEnd {
     /// With two blocks of zeros, as POSIX demands.
     Marked,
-    /// The stream just stopped between two entries: a writer that was not closed, or a cut that happened to fall there.
+    /// The stream just stopped between two entries: a writer that was not closed, or a cut that
+    /// happened to fall there.
     Unmarked,
 }
 

@@ -1,7 +1,8 @@
 //! Names in an archive become components that cannot leave the root, or a refusal.
 //!
-//! Import never touches a path of the host, so an escaping name could do no harm here; it is refused all the same, since a layer
-//! that has one was made to attack some other reader, and since a name has to mean one thing.
+//! Import never touches a path of the host, so an escaping name could do no harm here; it is
+//! refused all the same, since a layer that has one was made to attack some other reader, and
+//! since a name has to mean one thing.
 
 use super::Limits;
 use super::error::{EntryFault, Role};
@@ -18,11 +19,13 @@ pub(super) enum Meaning<'p> {
     Whiteout(&'p [u8]),
     /// Hides all names of the layers below in the directory it is in.
     Opaque,
-    /// Bookkeeping of aufs (`.wh..wh.aufs`, `.wh..wh.plnk/...`, `.wh..wh.orph`), which never belonged in a layer; Docker skips it.
+    /// Bookkeeping of aufs (`.wh..wh.aufs`, `.wh..wh.plnk/...`, `.wh..wh.orph`), which never
+    /// belonged in a layer; Docker skips it.
     Bookkeeping,
 }
 
-/// Splits a name into components: leading `/` and `./`, doubled and trailing slashes mean nothing; `..` is refused.
+/// Splits a name into components: leading `/` and `./`, doubled and trailing slashes mean nothing;
+/// `..` is refused.
 ///
 /// No components: the root.
 pub(super) fn components<'p>(
@@ -113,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn spellings_of_one_path_are_one_path() {
+    fn components_ignore_dots_and_doubled_slashes() {
         for name in [
             "usr/bin/x",
             "./usr/bin/x",
@@ -133,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_escape_or_confuse_is_refused() {
+    fn components_refuse_dot_dot_nul_and_long_names() {
         for name in ["..", "../x", "a/..", "a/../b", "/..", "./../etc/passwd"] {
             assert!(split(name.as_bytes()).unwrap_err().contains(".."), "{name}");
         }
@@ -144,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn whiteouts_are_told_from_names_that_look_like_them() {
+    fn meaning_tells_whiteouts_from_similar_names() {
         let cases: &[(&[&str], Option<Meaning<'_>>)] = &[
             (&["etc", "passwd"], Some(Meaning::Plain)),
             (&[], Some(Meaning::Plain)),

@@ -1,8 +1,9 @@
-//! PAX extended headers (POSIX.1-2001, pax, "pax Extended Header"), read strictly.
+//! PAX extended headers (POSIX.1-2001, pax, "pax ExtendedHeaders Header"), read strictly.
 //!
-//! A bad value of a key that we honour is an error and never "absent": skipping a bad `size` is how files are smuggled past a
-//! scanner. Keys that a layer has no use for (atime, ctime, names of owners, comments, ACLs as text, SELinux labels) are framed
-//! like all others and their values ignored.
+//! A bad value of a key that we honour is an error and never "absent": skipping a bad `size` is
+//! how files are smuggled past a scanner. Keys that a layer has no use for (atime, ctime, names of
+//! owners, comments, ACLs as text, SELinux labels) are framed like all others and their values
+//! ignored.
 
 use bstr::{BString, ByteSlice};
 
@@ -10,7 +11,8 @@ use super::error::HeaderFault;
 use super::header::Extent;
 use crate::tree::Timestamp;
 
-/// What the records of one extended header say. Of two records with one key the later counts, as for Go, Python and GNU tar.
+/// What the records of one extended header say. Of two records with one key the later counts, as
+/// for Go, Python and GNU tar.
 #[derive(Debug, Default)]
 pub(super) struct Pax {
     pub(super) path: Option<Vec<u8>>,
@@ -19,7 +21,8 @@ pub(super) struct Pax {
     pub(super) uid: Option<u64>,
     pub(super) gid: Option<u64>,
     pub(super) mtime: Option<Timestamp>,
-    /// Those of `LIBARCHIVE.xattr.*` before those of `SCHILY.xattr.*`; of two with one name the later counts.
+    /// Those of `LIBARCHIVE.xattr.*` before those of `SCHILY.xattr.*`; of two with one name the
+    /// later counts.
     pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     pub(super) sparse: PaxSparse,
 }
@@ -72,7 +75,8 @@ impl Pax {
         match key {
             b"path" => self.path = Some(name(value)?),
             b"linkpath" => self.link = Some(name(value)?),
-            // twice with two values: readers that take the first frame the archive differently from those that take the last
+            // twice with two values: readers that take the first frame the archive differently
+            // from those that take the last
             b"size" if self.size.is_some_and(|size| decimal(value) != Some(size)) => return None,
             b"size" => self.size = Some(decimal(value)?),
             b"uid" => self.uid = Some(decimal(value)?),
@@ -136,12 +140,14 @@ pub(super) fn decimal(value: &[u8]) -> Option<u64> {
         .filter(|value| i64::try_from(*value).is_ok())
 }
 
-/// Names are not empty (POSIX: an empty value takes a record back, which no writer of layers does) and have no NUL.
+/// Names are not empty (POSIX: an empty value takes a record back, which no writer of layers does)
+/// and have no NUL.
 fn name(value: &[u8]) -> Option<Vec<u8>> {
     (!value.is_empty() && !value.contains(&0)).then(|| value.to_vec())
 }
 
-/// Seconds since 1970, maybe negative, maybe with a fraction; what is finer than nanoseconds is rounded down, as time stamps are.
+/// Seconds since 1970, maybe negative, maybe with a fraction; what is finer than nanoseconds is
+/// rounded down, as time stamps are.
 fn time(value: &[u8]) -> Option<Timestamp> {
     let (negative, magnitude) = match value.strip_prefix(b"-") {
         Some(magnitude) => (true, magnitude),
@@ -186,7 +192,8 @@ fn map(value: &[u8]) -> Option<Vec<Extent>> {
     Some(extents)
 }
 
-/// GNU tar writes `=` in an attribute's name as `%3D` and `%` as `%25`; nobody else can write the former at all.
+/// GNU tar writes `=` in an attribute's name as `%3D` and `%` as `%25`; no other writer can
+/// express `=` at all.
 fn gnu_unescape(name: &[u8]) -> Vec<u8> {
     name.replace("%3D", "=").replace("%25", "%")
 }
@@ -263,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_signed_and_round_down() {
+    fn pax_times_are_signed_and_round_down() {
         let cases: &[(&str, Option<(i64, u32)>)] = &[
             ("0", Some((0, 0))),
             ("1234567890.123456789", Some((1_234_567_890, 123_456_789))),
@@ -301,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_value_of_an_honoured_key_is_an_error_and_of_another_is_not() {
+    fn pax_refuses_bad_values_of_honoured_keys_only() {
         for key in [
             "size",
             "uid",
@@ -347,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn records_are_framed_exactly() {
+    fn pax_refuses_badly_framed_records() {
         assert_eq!(Pax::parse(b"").unwrap().path, None);
         assert_eq!(
             Pax::parse(b"20 path=foo/bar.txt\n").unwrap().path.unwrap(),
@@ -375,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn attributes_come_in_three_spellings() {
+    fn pax_reads_xattrs_in_three_spellings() {
         let binary = b"\x01\0\0\x02=\n\xff";
         let data = [
             record(b"SCHILY.xattr.security.capability", binary),
@@ -398,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn a_size_given_twice_must_be_one_size() {
+    fn pax_refuses_two_sizes() {
         let twice =
             |a: &[u8], b: &[u8]| Pax::parse(&[record(b"size", a), record(b"size", b)].concat());
         assert_eq!(twice(b"7", b"7").unwrap().size, Some(7));
@@ -408,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn sparse_maps_of_the_older_versions() {
+    fn pax_reads_sparse_maps_0_0_and_0_1() {
         let pairs = [
             record(b"GNU.sparse.size", b"100"),
             record(b"GNU.sparse.numblocks", b"2"),

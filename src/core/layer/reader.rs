@@ -1,12 +1,16 @@
-//! From blocks to entries: extended headers joined with the header they belong to, sizes settled, contents framed.
+//! From blocks to entries: extended headers joined with the header they belong to, sizes settled,
+//! contents framed.
 //!
-//! Invariant: where the next header begins is decided here alone, from one size per entry; an archive in which other readers would
-//! find the next header somewhere else (sizes that disagree, data on entries that have none, a lone zero block) is refused.
+//! Invariant: where the next header begins is decided here alone, from one size per entry; an
+//! archive in which other readers would find the next header somewhere else (sizes that disagree,
+//! data on entries that have none, a lone zero block) is refused.
 //!
-//! Why not the crate `tar-core`: its lenient mode takes an unreadable `size` for absent, its strict mode refuses times before 1970, so
-//! every field would have to be read a second time; base-256 sizes of 2^64 and more wrap, a PAX 1.0 sparse map may grow without
-//! bound, and a `size` record beside one counts the map as content. Two readings of one header are what smuggling lives on. It is the
-//! peer that this reader is compared with in the tests. (`image` indexes outer archives with it: what it finds there is checked by digest.)
+//! Why not the crate `tar-core`: its lenient mode takes an unreadable `size` for absent, its
+//! strict mode refuses times before 1970, so every field would have to be read a second time;
+//! base-256 sizes of 2^64 and more wrap, a PAX 1.0 sparse map may grow without bound, and a `size`
+//! record beside one counts the map as content. Two readings of one header are how smuggling
+//! works. The tests compare this reader with it. (`image` indexes outer archives with it: what it
+//! finds there is checked by digest.)
 
 use std::io::Read;
 use std::ops::ControlFlow::{self, Break, Continue};
@@ -18,13 +22,13 @@ use super::error::{EntryFault, HeaderFault, ImportError};
 use super::header::{self, BLOCK, Extent, Format, Header};
 use super::pax::{Pax, decimal};
 use super::sparse::SparseMap;
-use super::stream::{Tape, TarStream};
+use super::stream::{LiteralSink, TarStream};
 use super::{ArchiveEnd, Limits};
 use crate::tree::Timestamp;
 
 /// Headers that say more about the entry after them.
 #[derive(Default)]
-struct Extended {
+struct ExtendedHeaders {
     pax: Option<Pax>,
     long_name: Option<Vec<u8>>,
     long_link: Option<Vec<u8>>,
@@ -39,10 +43,10 @@ pub(super) struct TarReader<'l, R, T> {
     padding: u64,
 }
 
-impl<'l, R: Read, T: Tape> TarReader<'l, R, T> {
-    pub(super) fn new(source: R, tape: T, limits: &'l Limits) -> Self {
+impl<'l, R: Read, T: LiteralSink> TarReader<'l, R, T> {
+    pub(super) fn new(source: R, recorder: T, limits: &'l Limits) -> Self {
         Self {
-            stream: TarStream::new(source, tape, limits.stream_bytes),
+            stream: TarStream::new(source, recorder, limits.stream_bytes),
             limits,
             data: 0,
             padding: 0,
@@ -57,7 +61,7 @@ impl<'l, R: Read, T: Tape> TarReader<'l, R, T> {
     /// The next entry, or how the archive ended.
     pub(super) fn next(&mut self) -> Result<ControlFlow<ArchiveEnd, Entry>, ImportError> {
         self.skip_data()?;
-        let mut extended = Extended::default();
+        let mut extended = ExtendedHeaders::default();
         loop {
             let offset = self.stream.offset();
             let at = |fault| ImportError::Header { offset, fault };
@@ -89,7 +93,7 @@ impl<'l, R: Read, T: Tape> TarReader<'l, R, T> {
                     if extended.bytes > 0 {
                         return Err(at(HeaderFault::Orphan));
                     }
-                    self.extension(&header, offset, &mut Extended::default())?;
+                    self.extension(&header, offset, &mut ExtendedHeaders::default())?;
                     continue;
                 }
                 b'L' | b'K' => {
@@ -110,7 +114,8 @@ impl<'l, R: Read, T: Tape> TarReader<'l, R, T> {
         }
     }
 
-    /// The next piece of the current file's content, at most `at_most` bytes; empty only if that is 0 or nothing is left.
+    /// The next piece of the current file's content, at most `at_most` bytes; empty only if that
+    /// is 0 or nothing is left.
     pub(super) fn content(&mut self, at_most: u64) -> Result<&[u8], ImportError> {
         let wanted = at_most.min(self.data);
         let position = self.stream.offset();
@@ -122,9 +127,9 @@ impl<'l, R: Read, T: Tape> TarReader<'l, R, T> {
         Ok(piece)
     }
 
-    /// The tape, to be told what the content was.
-    pub(super) fn tape(&mut self) -> &mut T {
-        self.stream.tape()
+    /// The recorder, to be told what the content was.
+    pub(super) fn recorder(&mut self) -> &mut T {
+        self.stream.recorder()
     }
 
     /// Likewise of data that is no file's content.
@@ -144,7 +149,8 @@ impl<'l, R: Read, T: Tape> TarReader<'l, R, T> {
         while self.data > 0 {
             self.piece(self.data)?;
         }
-        // padding that is missing at the very end is no loss, and what a writer that was not closed leaves: as in Go
+        // padding that is missing at the very end is no loss, and what a writer that was not
+        // closed leaves: as in Go
         while self.padding > 0 {
             match self.stream.chunk(self.padding)?.len() as u64 {
                 0 => self.padding = 0,
@@ -154,7 +160,8 @@ impl<'l, R: Read, T: Tape> TarReader<'l, R, T> {
         Ok(())
     }
 
-    /// A header that is not zeros, or the end: two blocks of zeros, or no more bytes (after one block of zeros as well).
+    /// A header that is not zeros, or the end: two blocks of zeros, or no more bytes (after one
+    /// block of zeros as well).
     fn header(
         &mut self,
         offset: u64,
@@ -184,7 +191,7 @@ impl<'l, R: Read, T: Tape> TarReader<'l, R, T> {
         &mut self,
         header: &Header,
         offset: u64,
-        extended: &mut Extended,
+        extended: &mut ExtendedHeaders,
     ) -> Result<Vec<u8>, ImportError> {
         let size = header
             .size()
@@ -219,11 +226,11 @@ impl<'l, R: Read, T: Tape> TarReader<'l, R, T> {
         &mut self,
         header: &Header,
         format: Format,
-        extended: Extended,
+        extended: ExtendedHeaders,
         offset: u64,
     ) -> Result<Entry, ImportError> {
         let at = |fault| ImportError::Header { offset, fault };
-        let Extended {
+        let ExtendedHeaders {
             pax,
             long_name,
             long_link,
@@ -292,7 +299,8 @@ impl<'l, R: Read, T: Tape> TarReader<'l, R, T> {
         })
     }
 
-    /// The map of a sparse file in whichever of the four spellings, and its real name if that is in the map's records.
+    /// The map of a sparse file in whichever of the four spellings, and its real name if that is
+    /// in the map's records.
     #[expect(
         clippy::type_complexity,
         reason = "a pair that one caller takes apart at once"
@@ -335,7 +343,8 @@ impl<'l, R: Read, T: Tape> TarReader<'l, R, T> {
         Ok(Some((pax.name, map)))
     }
 
-    /// Old GNU: four extents in the header, more in blocks right after it, which the size does not count.
+    /// Old GNU: four extents in the header, more in blocks right after it, which the size does not
+    /// count.
     fn gnu_extents(
         &mut self,
         first: header::SparsePart,
@@ -365,7 +374,8 @@ impl<'l, R: Read, T: Tape> TarReader<'l, R, T> {
         Ok(extents)
     }
 
-    /// PAX 1.0: the map stands before the data and within its size: decimal numbers, one a line, padded to a block.
+    /// PAX 1.0: the map stands before the data and within its size: decimal numbers, one a line,
+    /// padded to a block.
     fn leading_extents(&mut self, offset: u64) -> Result<Vec<Extent>, ImportError> {
         let at = |problem| ImportError::Header {
             offset,

@@ -1,7 +1,9 @@
-//! A layer's recipe: made of what was recorded while its tar was read, and turned back into the tar.
+//! A layer's recipe: made of what was recorded while its tar was read, and turned back into the
+//! tar.
 //!
-//! Invariant: what is restored is the tar, or an error: its DiffID is checked while it is written. A caller that must not hand on wrong
-//! bytes, even with an error at the end, writes to a file first.
+//! Invariant: what is restored is the tar, or an error: its DiffID is checked while it is written.
+//! A caller that must not hand on wrong bytes, even with an error at the end, writes to a file
+//! first.
 
 use std::collections::{HashMap, HashSet};
 use std::io::{self, Read, Write};
@@ -9,7 +11,7 @@ use std::io::{self, Read, Write};
 use thiserror::Error;
 
 use super::export::{ExportError, ObjectSource, export, record};
-use super::stream::Tape;
+use super::stream::LiteralSink;
 use super::{ImportError, ObjectSink};
 use crate::digest::{DiffId, ObjectId, Sha256Hasher};
 use crate::recipe::{
@@ -17,13 +19,15 @@ use crate::recipe::{
 };
 use crate::tree::Tree;
 
-/// Packed bytes of what is in no file: a hundred times those of a large layer. They are in memory while a layer is imported.
+/// Packed bytes of what is in no file: a hundred times those of a large layer. They are in memory
+/// while a layer is imported.
 pub(super) const RECIPE_BYTES: usize = 64 << 20;
 
-/// Contents that a later entry replaced are kept inline up to so many bytes; beyond, they stay objects, which the recipe keeps.
+/// Contents that a later entry replaced are kept inline up to so many bytes; beyond, they stay
+/// objects, which the recipe keeps.
 const INLINE_BYTES: u64 = 32 << 20;
 
-impl Tape for Recorder {
+impl LiteralSink for Recorder {
     fn literal(&mut self, bytes: &[u8]) -> Result<(), ImportError> {
         Self::literal(self, bytes).map_err(|error| too_large(&error))
     }
@@ -37,7 +41,8 @@ pub(super) fn too_large(_: &io::Error) -> ImportError {
     }
 }
 
-/// The recipe of a layer that was recorded while it was imported into `sink`. `new`: the contents that the sink did not have.
+/// The recipe of a layer that was recorded while it was imported into `sink`. `new`: the contents
+/// that the sink did not have.
 pub(super) fn compose<S: ObjectSink>(
     recording: Recording,
     tree: &Tree,
@@ -66,7 +71,8 @@ pub(super) fn compose<S: ObjectSink>(
         .map_err(|error| ImportError::Recipe(error.into()))
 }
 
-/// The same tar; contents that nothing in the tree has come inline, and are gone from the sink if they were new there.
+/// The same tar; contents that nothing in the tree has come inline, and are gone from the sink if
+/// they were new there.
 fn inline<S: ObjectSink>(
     recording: &Recording,
     kept: &HashSet<ObjectId>,
@@ -97,8 +103,8 @@ fn inline<S: ObjectSink>(
                     let mut content = sink.read_back(id).map_err(unreadable(id))?;
                     copy_range(&mut content, offset, length, |piece| out.literal(piece)).map_err(
                         |error| match error {
-                            Copy::Read(source) => unreadable(id)(source),
-                            Copy::Write(error) => too_large(&error),
+                            CopyError::Read(source) => unreadable(id)(source),
+                            CopyError::Write(error) => too_large(&error),
                         },
                     )?;
                     continue;
@@ -114,7 +120,8 @@ fn inline<S: ObjectSink>(
     out.finish().map_err(|error| too_large(&error))
 }
 
-/// The contents that come inline: those that nothing in the tree has, in the order of the tar, as many as may be.
+/// The contents that come inline: those that nothing in the tree has, in the order of the tar, as
+/// many as may be.
 fn choose(
     recording: &Recording,
     kept: &HashSet<ObjectId>,
@@ -139,7 +146,7 @@ fn choose(
         .collect())
 }
 
-enum Copy {
+enum CopyError {
     Read(io::Error),
     Write(io::Error),
 }
@@ -150,21 +157,21 @@ fn copy_range(
     offset: u64,
     length: u64,
     mut write: impl FnMut(&[u8]) -> io::Result<()>,
-) -> Result<(), Copy> {
-    let skipped = io::copy(&mut content.take(offset), &mut io::sink()).map_err(Copy::Read)?;
+) -> Result<(), CopyError> {
+    let skipped = io::copy(&mut content.take(offset), &mut io::sink()).map_err(CopyError::Read)?;
     let mut buffer = vec![0; 64 * 1024];
     let mut left = if skipped == offset { length } else { 0 };
     while left > 0 {
         let wanted = usize::try_from(left).map_or(buffer.len(), |left| left.min(buffer.len()));
         let piece = buffer.get_mut(..wanted).unwrap_or_default();
-        content.read_exact(piece).map_err(Copy::Read)?;
-        write(piece).map_err(Copy::Write)?;
+        content.read_exact(piece).map_err(CopyError::Read)?;
+        write(piece).map_err(CopyError::Write)?;
         left = left.saturating_sub(wanted as u64);
     }
     if skipped == offset {
         Ok(())
     } else {
-        Err(Copy::Read(io::ErrorKind::UnexpectedEof.into()))
+        Err(CopyError::Read(io::ErrorKind::UnexpectedEof.into()))
     }
 }
 
@@ -227,7 +234,7 @@ pub fn restore<S: ObjectSource, W: Write>(
 }
 
 /// A content that is being read, and how far.
-struct Open<R> {
+struct OpenObject<R> {
     id: ObjectId,
     reader: R,
     at: u64,
@@ -240,7 +247,7 @@ fn follow<S: ObjectSource, W: Write>(
     out: &mut W,
 ) -> Result<(), RestoreError> {
     // ranges of one sparse file come one after the other
-    let mut last: Option<Open<S::Reader>> = None;
+    let mut last: Option<OpenObject<S::Reader>> = None;
     while let Some(instruction) = instructions.next()? {
         match instruction {
             Instruction::Literal(bytes) => out.write_all(bytes).map_err(RestoreError::Write)?,
@@ -258,7 +265,7 @@ fn follow<S: ObjectSource, W: Write>(
                 let unreadable = |source| RestoreError::Content { id, source };
                 let mut open = match last.take() {
                     Some(open) if open.id == id && open.at <= offset => open,
-                    _ => Open {
+                    _ => OpenObject {
                         id,
                         reader: source.open(id).map_err(unreadable)?,
                         at: 0,
@@ -267,8 +274,8 @@ fn follow<S: ObjectSource, W: Write>(
                 let skip = offset.saturating_sub(open.at);
                 copy_range(&mut open.reader, skip, length, |piece| out.write_all(piece)).map_err(
                     |error| match error {
-                        Copy::Read(source) => unreadable(source),
-                        Copy::Write(source) => RestoreError::Write(source),
+                        CopyError::Read(source) => unreadable(source),
+                        CopyError::Write(source) => RestoreError::Write(source),
                     },
                 )?;
                 open.at = offset.saturating_add(length);

@@ -1,4 +1,5 @@
-//! Where contents go. All that import needs to know of a store: a writer for one content, and what it was.
+//! Where contents go. All that import needs to know of a store: a writer for one content, and what
+//! it was.
 
 use std::io::{self, Read, Write};
 
@@ -90,7 +91,8 @@ impl ObjectWrite for ObjectWriter<'_> {
     }
 }
 
-/// Names contents without keeping them: for looking at a layer, and for feeding bytes of any kind to [`import`](super::import).
+/// Names contents without keeping them: for looking at a layer, and for feeding bytes of any kind
+/// to [`import`](super::import).
 #[derive(Debug, Clone, Copy, Default)]
 pub struct HashOnly;
 

@@ -1,9 +1,11 @@
-//! Sparse files: a map of extents, checked once, and the walk over it that gives holes and data in order.
+//! Sparse files: a map of extents, checked once, and the walk over it that gives holes and data in
+//! order.
 
 use super::error::HeaderFault;
 use super::header::Extent;
 
-/// A map whose extents are in order, do not overlap, lie within the file and add up to what the archive stores.
+/// A map whose extents are in order, do not overlap, lie within the file and add up to what the
+/// archive stores.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct SparseMap {
     extents: Vec<Extent>,
@@ -86,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn a_map_is_walked_from_end_to_end() {
+    fn stretches_cover_the_whole_sparse_file() {
         use Stretch::{Data, Hole};
         let check = |extents: &[(u64, u64)], size, expected: &[Stretch]| {
             let stored = extents.iter().map(|extent| extent.1).sum();
@@ -104,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn maps_that_make_no_sense_are_refused() {
+    fn sparse_map_refuses_bad_extents() {
         for (extents, size, stored) in [
             (&[(5, 5), (0, 5)][..], 10, 10),
             (&[(0, 5), (4, 1)], 10, 6),

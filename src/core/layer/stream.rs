@@ -1,7 +1,8 @@
 //! The raw bytes of a layer, read once.
 //!
-//! Invariant: every byte that the source gives goes through the SHA-256 exactly once and in order, whoever consumes or skips it, so
-//! the digest that [`TarStream::finish`] returns is that of the whole stream whatever its end looks like. Memory: one fixed buffer.
+//! Invariant: every byte that the source gives goes through the SHA-256 exactly once and in order,
+//! consumed or skipped, so the digest that [`TarStream::finish`] returns is that of the whole
+//! stream whatever its end looks like. Memory: one fixed buffer.
 
 use std::io::{ErrorKind, Read};
 use std::ops::Range;
@@ -10,16 +11,17 @@ use super::error::ImportError;
 use super::header::BLOCK;
 use crate::digest::{Sha256Digest, Sha256Hasher};
 
-/// Large enough that neither system calls nor the hash's start-up show; a multiple of the block size.
+/// Large enough that neither system calls nor the hash's start-up show; a multiple of the block
+/// size.
 const BUFFER: usize = 256 * 1024;
 
 /// Takes down what is in no file, for the recipe.
-pub(super) trait Tape {
+pub(super) trait LiteralSink {
     fn literal(&mut self, bytes: &[u8]) -> Result<(), ImportError>;
 }
 
 /// Nothing is taken down.
-impl Tape for () {
+impl LiteralSink for () {
     fn literal(&mut self, _: &[u8]) -> Result<(), ImportError> {
         Ok(())
     }
@@ -27,7 +29,7 @@ impl Tape for () {
 
 pub(super) struct TarStream<R, T> {
     source: R,
-    tape: T,
+    recorder: T,
     hasher: Sha256Hasher,
     buffer: Vec<u8>,
     start: usize,
@@ -37,12 +39,12 @@ pub(super) struct TarStream<R, T> {
     limit: u64,
 }
 
-impl<R: Read, T: Tape> TarStream<R, T> {
+impl<R: Read, T: LiteralSink> TarStream<R, T> {
     /// `limit`: bytes of the whole stream, beyond which reading fails.
-    pub(super) fn new(source: R, tape: T, limit: u64) -> Self {
+    pub(super) fn new(source: R, recorder: T, limit: u64) -> Self {
         Self {
             source,
-            tape,
+            recorder,
             hasher: Sha256Hasher::new(),
             buffer: vec![0; BUFFER],
             start: 0,
@@ -61,7 +63,8 @@ impl<R: Read, T: Tape> TarStream<R, T> {
         self.end.saturating_sub(self.start)
     }
 
-    /// Adds at least one byte to the buffer; false at the end of the stream. The buffer must not be full.
+    /// Adds at least one byte to the buffer; false at the end of the stream. The buffer must not
+    /// be full.
     fn fill(&mut self) -> Result<bool, ImportError> {
         if self.start == self.end {
             self.start = 0;
@@ -116,28 +119,30 @@ impl<R: Read, T: Tape> TarStream<R, T> {
             .copied();
         self.start = self.start.saturating_add(BLOCK);
         if let Some(block) = &block {
-            self.tape.literal(block)?;
+            self.recorder.literal(block)?;
         }
         Ok(block)
     }
 
-    /// Up to `at_most` bytes that are in no file, which the tape takes down; empty as [`TarStream::content`].
+    /// Up to `at_most` bytes that are in no file, which the recorder takes down; empty as
+    /// [`TarStream::content`].
     pub(super) fn chunk(&mut self, at_most: u64) -> Result<&[u8], ImportError> {
         let taken = self.take(at_most)?;
         let bytes = self.buffer.get(taken).unwrap_or_default();
-        self.tape.literal(bytes)?;
+        self.recorder.literal(bytes)?;
         Ok(bytes)
     }
 
-    /// Up to `at_most` bytes of a file's content, as many as are at hand without copying; empty only for `at_most == 0` or at the end of the stream.
+    /// Up to `at_most` bytes of a file's content, as many as are at hand without copying; empty
+    /// only for `at_most == 0` or at the end of the stream.
     pub(super) fn content(&mut self, at_most: u64) -> Result<&[u8], ImportError> {
         let taken = self.take(at_most)?;
         Ok(self.buffer.get(taken).unwrap_or_default())
     }
 
-    /// The tape, for what the caller knows better.
-    pub(super) fn tape(&mut self) -> &mut T {
-        &mut self.tape
+    /// The recorder, for what the caller knows better.
+    pub(super) fn recorder(&mut self) -> &mut T {
+        &mut self.recorder
     }
 
     fn take(&mut self, at_most: u64) -> Result<Range<usize>, ImportError> {
@@ -152,10 +157,10 @@ impl<R: Read, T: Tape> TarStream<R, T> {
         Ok(from..self.start)
     }
 
-    /// Consumes the rest; the digest of all bytes, how many they were, and the tape.
+    /// Consumes the rest; the digest of all bytes, how many they were, and the recorder.
     pub(super) fn finish(mut self) -> Result<(Sha256Digest, u64, T), ImportError> {
         while !self.chunk(u64::MAX)?.is_empty() {}
-        Ok((self.hasher.finish(), self.read, self.tape))
+        Ok((self.hasher.finish(), self.read, self.recorder))
     }
 }
 
@@ -179,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn the_digest_covers_every_byte_however_they_arrive_and_are_consumed() {
+    fn finish_digests_every_byte_once() {
         let bytes: Vec<u8> = (0..1_000_003_u32)
             .map(|n| n.to_le_bytes()[n as usize % 3])
             .collect();
@@ -203,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_off_block_is_an_error_and_a_missing_one_is_not() {
+    fn block_refuses_a_partial_block() {
         let mut stream = TarStream::new(&[7_u8; 1024][..], (), u64::MAX);
         assert!(stream.block().unwrap().is_some());
         assert!(stream.block().unwrap().is_some());
@@ -217,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_without_end_meets_its_limit() {
+    fn finish_stops_at_the_stream_limit() {
         let stream = TarStream::new(std::io::repeat(0), (), 10_000_000);
         assert!(matches!(
             stream.finish(),

@@ -54,7 +54,8 @@ impl Head {
     }
 }
 
-/// Encodes a tar as instructions. Equal calls but for how literal bytes are divided over them give equal bytes.
+/// Encodes a tar as instructions. Equal calls but for how literal bytes are divided over them give
+/// equal bytes.
 #[derive(Debug)]
 pub(super) struct Encoder<W> {
     out: W,

@@ -1,10 +1,12 @@
-//! Recipes: how to give back the exact tar of a layer. The format, and no more; `FORMAT.md` beside this file has the bytes.
+//! Recipes: how to give back the exact tar of a layer. The format, and no more; `FORMAT.md` beside
+//! this file has the bytes.
 //!
 //! Invariants
 //! * The object ids are a flat array behind a fixed header, so [`object_ids`] unpacks nothing.
 //! * No bytes make a reader panic, loop, or hold more than one piece of a literal in memory.
 //!
-//! `layer` writes recipes while it imports and reads them to restore a tar; `store` publishes them and asks for their objects.
+//! `layer` writes recipes while it imports and reads them to restore a tar; `store` publishes them
+//! and asks for their objects.
 
 mod instructions;
 mod reader;

@@ -111,7 +111,7 @@ fn golden_steps() -> Vec<Step> {
 }
 
 #[test]
-fn golden_recipes_of_version_1_are_read_as_they_were_written() {
+fn golden_recipes_of_version_1_are_read() {
     let recipe = Recipe::open(GOLDEN).unwrap();
     recipe.verify().unwrap();
     assert_eq!(
@@ -134,7 +134,7 @@ fn golden_recipes_of_version_1_are_read_as_they_were_written() {
 
 /// zstd may pack them otherwise one day; the header, the ids and the unpacked instructions stay.
 #[test]
-fn a_recipe_is_written_byte_by_byte_as_the_format_says() {
+fn recipe_bytes_match_the_format_page() {
     let bytes = written(&golden_steps());
     let ids_end = HEADER_LEN + 2 * ID_LEN;
     let without_packed = |bytes: &[u8]| [&bytes[..80], &bytes[88..ids_end]].concat();
@@ -153,14 +153,14 @@ fn a_recipe_is_written_byte_by_byte_as_the_format_says() {
 }
 
 #[test]
-fn a_terabyte_of_zeros_is_one_instruction() {
+fn recipe_of_a_terabyte_of_zeros_is_one_instruction() {
     let bytes = written(&[Step::Literal(vec![1]), Step::Zeros(1 << 40)]);
     assert!(bytes.len() < 200, "{}", bytes.len());
     assert_eq!(Recipe::open(&bytes).unwrap().tar_bytes(), (1 << 40) + 1);
 }
 
 #[test]
-fn what_does_not_pack_meets_the_limit() {
+fn recorder_stops_at_its_limit() {
     let mut recorder = Recorder::new(10_000).unwrap();
     let mut number = 1_u64;
     let noise: Vec<u8> = std::iter::repeat_with(|| {
@@ -179,7 +179,7 @@ fn what_does_not_pack_meets_the_limit() {
 }
 
 #[test]
-fn instructions_that_contradict_the_header_are_refused() {
+fn instructions_refuse_what_the_header_contradicts() {
     let refused = |unpacked: &[u8], objects, tar_bytes, part: &str| {
         let message = read(&forged(unpacked, objects, tar_bytes))
             .unwrap_err()
@@ -216,7 +216,7 @@ fn instructions_that_contradict_the_header_are_refused() {
 }
 
 #[test]
-fn any_changed_or_missing_byte_is_found() {
+fn verify_finds_any_changed_or_missing_byte() {
     for golden in [GOLDEN, GOLDEN_CANONICAL] {
         for at in 0..golden.len() {
             let mut damaged = golden.to_vec();
@@ -245,7 +245,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn what_was_written_is_read(steps in prop::collection::vec(step(), 0..20)) {
+    fn instructions_round_trip(steps in prop::collection::vec(step(), 0..20)) {
         let bytes = written(&steps);
         Recipe::open(&bytes).unwrap().verify().unwrap();
         prop_assert_eq!(read(&bytes).unwrap(), meant(&steps));
@@ -253,7 +253,7 @@ proptest! {
 
     /// Which is how a canonical tar is recognised.
     #[test]
-    fn equal_tars_have_equal_recipes(
+    fn recorder_gives_equal_instructions_for_equal_tars(
         bytes in prop::collection::vec(prop::sample::select(vec![0_u8, 0, 0, 1]), 0..200),
         zeros in 0_u64..200_000,
         cut in 0_usize..200,
@@ -271,7 +271,7 @@ proptest! {
     }
 
     #[test]
-    fn no_bytes_make_a_reader_panic(
+    fn instructions_never_panic(
         unpacked in prop::collection::vec(any::<u8>(), 0..200),
         objects in 0_u32..3,
         tar_bytes in 0_u64..10_000,

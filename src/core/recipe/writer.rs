@@ -39,7 +39,8 @@ fn header(kind: Kind, diff_id: DiffId, tar_bytes: u64) -> RawHeader {
     }
 }
 
-/// A tar written down while it is read: in memory, since what is in no file is little once it is packed.
+/// A tar written down while it is read: in memory, since what is in no file is little once it is
+/// packed.
 pub struct Recorder {
     encoder: Encoder<Packer>,
     ids: Vec<ObjectId>,

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn a_docker_archive_is_loaded_with_all_its_names() {
+fn load_tags_every_name_of_a_docker_archive() {
     let layers = [layer("a", "1"), layer("b", "2")];
     let fixture = fixture();
     let loaded = fixture
@@ -29,7 +29,7 @@ fn a_docker_archive_is_loaded_with_all_its_names() {
 }
 
 #[test]
-fn a_repeated_layer_may_be_a_link_to_the_first() {
+fn load_follows_links_between_layer_tars() {
     // As docker save wrote it up to 24: the second directory's layer.tar is a symbolic link.
     let one = layer("a", "1");
     let mut files = docker_archive(&[one.clone(), one], &json!(["app:1"]));
@@ -44,7 +44,8 @@ fn a_repeated_layer_may_be_a_link_to_the_first() {
     ));
 }
 
-/// What `docker save` writes since 25.0: a layout, and the same images once more in `manifest.json`. `images`: layers, and tags.
+/// What `docker save` writes since 25.0: a layout, and the same images once more in
+/// `manifest.json`. `images`: layers, and tags.
 fn docker_25(images: &[(&[Vec<u8>], &[&str])]) -> (Layout, Value) {
     let mut layout = Layout::default();
     let mut items = Vec::new();
@@ -83,7 +84,7 @@ fn with_manifest_json(layout: &Layout, items: &Value) -> Files {
 }
 
 #[test]
-fn new_docker_save_gives_manifests_by_one_form_and_names_by_both() {
+fn load_merges_both_forms_of_docker_save() {
     let layers = [layer("a", "1")];
     let (layout, mut items) = docker_25(&[(&layers, &["app:1"])]);
     items[0]["RepoTags"] = json!(["app:1", "other:2"]);
@@ -99,7 +100,7 @@ fn new_docker_save_gives_manifests_by_one_form_and_names_by_both() {
 
 /// moby#51389: with a tag anywhere in the archive, its index has no image that has none.
 #[test]
-fn an_image_that_only_manifest_json_names_is_loaded() {
+fn load_adds_images_only_in_manifest_json() {
     let (one, two) = ([layer("a", "1")], [layer("a", "2")]);
     let (layout, items) = docker_25(&[(&one, &["app:1"]), (&two, &[])]);
     let files = with_manifest_json(&layout, &items);
@@ -111,7 +112,7 @@ fn an_image_that_only_manifest_json_names_is_loaded() {
 
 /// moby#47065: 25.0.0 wrote manifests without layers.
 #[test]
-fn manifest_json_has_the_layers_that_a_manifest_lacks() {
+fn load_takes_missing_layers_from_manifest_json() {
     let layers = [layer("a", "1"), layer("b", "2")];
     let (mut layout, items) = docker_25(&[(&layers, &["app:1"])]);
     let whole = layout.manifests[0]["digest"].as_str().unwrap();
@@ -132,9 +133,10 @@ fn manifest_json_has_the_layers_that_a_manifest_lacks() {
     assert_eq!(fixture.record("app:1").manifest, None);
 }
 
-/// An archive for all platforms, made on another one: there `manifest.json` names the image of that platform.
+/// An archive for all platforms, made on another one: there `manifest.json` names the image of
+/// that platform.
 #[test]
-fn a_name_of_the_layout_stays_with_its_image() {
+fn load_prefers_the_layout_for_a_name_in_both_forms() {
     let (here, there) = ([layer("a", "here")], [layer("a", "there")]);
     let (mut layout, mut items) = docker_25(&[(&here, &["app:1"]), (&there, &["app:1"])]);
     layout.manifests.truncate(1);
@@ -147,7 +149,7 @@ fn a_name_of_the_layout_stays_with_its_image() {
 }
 
 #[test]
-fn a_configuration_is_what_its_name_says_in_each_spelling() {
+fn load_checks_the_digest_in_a_config_name() {
     let good = docker_archive(&[layer("a", "1")], &json!(["app:1"]));
     let hex = digest(&good[1].1).hex();
     for name in [

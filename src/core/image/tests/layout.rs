@@ -4,7 +4,7 @@ use super::*;
 use crate::digest::ObjectId;
 
 #[test]
-fn a_layout_is_loaded_from_a_tar_a_gzip_and_a_directory() {
+fn load_takes_a_layout_as_tar_gzip_and_directory() {
     let layers = [layer("etc/motd", "hello"), layer("etc/.wh.motd", "")];
     let mut layout = Layout::default();
     let image = layout.image(&layers, "");
@@ -60,7 +60,7 @@ fn a_layout_is_loaded_from_a_tar_a_gzip_and_a_directory() {
 }
 
 #[test]
-fn links_of_a_directory_are_followed_within_it() {
+fn load_follows_symlinks_within_a_layout_directory() {
     let mut layout = Layout::default();
     let image = layout.image(&[layer("a", "1")], "");
     layout.named(image, "app:1");
@@ -89,7 +89,7 @@ fn links_of_a_directory_are_followed_within_it() {
 }
 
 #[test]
-fn plain_layers_are_kept_as_trees_and_objects_alone() {
+fn load_keeps_no_blob_of_an_uncompressed_layer() {
     let layers = [layer("a", "1")];
     let mut layout = Layout::default();
     let config = layout.blob(
@@ -106,7 +106,7 @@ fn plain_layers_are_kept_as_trees_and_objects_alone() {
 }
 
 #[test]
-fn a_bare_tag_is_one_of_the_archives_name() {
+fn load_joins_a_bare_ref_name_to_the_file_name() {
     let mut layout = Layout::default();
     for tag in ["v1", "v2"] {
         let image = layout.image(&[layer("a", tag)], tag);
@@ -133,7 +133,7 @@ fn a_bare_tag_is_one_of_the_archives_name() {
 }
 
 #[test]
-fn of_several_platforms_this_one_is_loaded_and_the_others_need_not_be_there() {
+fn load_picks_the_host_platform_of_an_index() {
     let here = oci::host_architecture();
     let mut layout = Layout::default();
     let image = layout.image(&[layer("a", "here")], "here");
@@ -188,7 +188,7 @@ fn of_several_platforms_this_one_is_loaded_and_the_others_need_not_be_there() {
 }
 
 #[test]
-fn the_only_platform_that_is_there_is_loaded_whatever_the_index_names_besides() {
+fn load_takes_the_only_present_platform() {
     let mut layout = Layout::default();
     let image = layout.image(&[layer("a", "elsewhere")], "elsewhere");
     let platform = |mut descriptor: Value, architecture: &str| {
@@ -207,7 +207,7 @@ fn the_only_platform_that_is_there_is_loaded_whatever_the_index_names_besides() 
 }
 
 #[test]
-fn a_platform_without_its_layers_does_not_stand_in_the_way_of_one_with_them() {
+fn load_skips_a_platform_without_its_layers() {
     let mut layout = Layout::default();
     let hollow = layout.image(&[layer("a", "hollow")], "hollow");
     let gone = digest(&gzip(&layer("a", "hollow")));
@@ -231,7 +231,7 @@ fn a_platform_without_its_layers_does_not_stand_in_the_way_of_one_with_them() {
 
 /// Docker gives each image its platform, and one that has no tag no name.
 #[test]
-fn nameless_images_for_one_platform_are_several_images() {
+fn load_keeps_nameless_images_of_one_platform_apart() {
     let mut layout = Layout::default();
     let platform = json!({ "os": "linux", "architecture": oci::host_architecture() });
     for content in ["1", "2"] {
@@ -278,7 +278,7 @@ const ARTIFACTS: [(&str, &str, &str); 4] = [
 ];
 
 #[test]
-fn what_is_no_image_is_passed_over_beside_one_and_refused_alone() {
+fn load_skips_artifacts_beside_an_image() {
     for (config_type, layer_type, kind) in ARTIFACTS {
         for at in 0..2 {
             let mut layout = Layout::default();
@@ -308,7 +308,7 @@ fn what_is_no_image_is_passed_over_beside_one_and_refused_alone() {
 }
 
 #[test]
-fn an_artifact_is_no_image() {
+fn load_refuses_an_artifact() {
     let mut layout = Layout::default();
     let config = layout.blob(b"{}".to_vec(), "application/vnd.oci.empty.v1+json");
     let manifest = json!({ "schemaVersion": 2, "config": config, "layers": [] });

@@ -6,7 +6,7 @@ use super::*;
 use crate::store::Trust;
 
 #[test]
-fn an_image_without_a_name_is_kept_by_its_id_until_it_has_one() {
+fn load_lists_a_nameless_image_until_it_is_tagged() {
     let layers = [layer("a", "1")];
     let fixture = fixture();
     let loaded = fixture
@@ -31,7 +31,7 @@ fn an_image_without_a_name_is_kept_by_its_id_until_it_has_one() {
 
 /// As Docker and podman do: `<none>` in their lists.
 #[test]
-fn an_image_that_loses_its_last_name_is_kept_by_its_id() {
+fn load_keeps_an_untagged_image_by_its_id() {
     let fixture = fixture();
     let load = |content: &str, tags: Value| {
         let archive = docker_archive(&[layer("a", content)], &tags);
@@ -68,7 +68,7 @@ fn an_image_that_loses_its_last_name_is_kept_by_its_id() {
 
 /// As a shell's group of commands leaves it that has read a line of the file already.
 #[test]
-fn an_open_file_is_read_from_where_it_is() {
+fn load_reads_from_the_current_position() {
     let archive = tar(&docker_archive(&[layer("a", "1")], &json!(["app:1"])));
     let fixture = fixture();
     let path = fixture.file("archive", &[b"a line\n", archive.as_slice()].concat());
@@ -79,7 +79,7 @@ fn an_open_file_is_read_from_where_it_is() {
 }
 
 #[test]
-fn the_same_archive_may_be_loaded_many_times_at_once() {
+fn load_runs_beside_itself_and_gc() {
     let fixture = fixture();
     let layers: Vec<_> = (0..5)
         .map(|n| layer(&format!("dir/{n}"), &"x".repeat(n * 100_000)))
@@ -99,7 +99,7 @@ fn the_same_archive_may_be_loaded_many_times_at_once() {
 }
 
 #[test]
-fn a_root_file_system_becomes_an_image() {
+fn import_makes_an_image_of_a_root_file_system() {
     let fixture = fixture();
     let rootfs = layer("etc/motd", "hello");
     let id = fixture.import(&gzip(&rootfs), "mine").unwrap();

@@ -2,7 +2,8 @@
 
 use super::*;
 
-/// An archive as buildpacks' pack exports it: the first layers are blank, the last is there. `blank`: how the former are named.
+/// An archive as buildpacks' pack exports it: the first layers are blank, the last is there.
+/// `blank`: how the former are named.
 fn packed(layers: &[Vec<u8>], blank: [&str; 2]) -> Files {
     let last = layers.last().unwrap();
     let config = config(layers, "");
@@ -20,7 +21,7 @@ fn packed(layers: &[Vec<u8>], blank: [&str; 2]) -> Files {
 }
 
 #[test]
-fn layers_that_pack_leaves_out_are_the_stores_or_missed_by_their_diff_id() {
+fn load_takes_layers_left_out_by_pack_from_the_store() {
     let layers = ["base-1", "base-2", "app"].map(|name| layer(name, name));
     for blank in [["", ""], ["blank_0", "blank_1"]] {
         let fixture = fixture();
@@ -57,7 +58,7 @@ fn written() -> u64 {
 }
 
 #[test]
-fn an_image_that_is_there_is_read_and_not_written_again() {
+fn load_and_import_write_nothing_that_is_present() {
     let content: String = std::iter::successors(Some(1_u64), |number| {
         Some(
             number
@@ -100,7 +101,7 @@ fn an_image_that_is_there_is_read_and_not_written_again() {
 }
 
 #[test]
-fn a_layer_of_which_something_is_missing_is_imported_again() {
+fn load_restores_a_missing_object() {
     let layers = [layer("a", "content")];
     let archive = docker_archive(&layers, &json!(["app:1"]));
     let fixture = fixture();
@@ -115,7 +116,7 @@ fn a_layer_of_which_something_is_missing_is_imported_again() {
 }
 
 #[test]
-fn a_layer_that_is_there_does_not_excuse_another_in_its_place() {
+fn load_checks_the_bytes_of_a_layer_it_has() {
     let fixture = fixture();
     let mut files = docker_archive(&[layer("a", "1")], &json!(["app:1"]));
     fixture.load(&files).unwrap();
@@ -128,7 +129,7 @@ fn a_layer_that_is_there_does_not_excuse_another_in_its_place() {
 }
 
 #[test]
-fn every_platform_that_is_there_is_recorded_under_the_name() {
+fn load_tags_every_present_platform() {
     let mut layout = Layout::default();
     let here = oci::host_architecture();
     let contents = ["s390x", here];
@@ -158,7 +159,7 @@ fn every_platform_that_is_there_is_recorded_under_the_name() {
 }
 
 #[test]
-fn an_import_has_the_recipe_of_its_layer() {
+fn import_publishes_the_recipe_of_its_layer() {
     let fixture = fixture();
     let rootfs = layer("a", "content");
     fixture.import(&rootfs, "app:1").unwrap();

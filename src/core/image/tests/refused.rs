@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn damage_is_refused_by_the_part_it_is_in() {
+fn load_names_the_damaged_part() {
     let fixture = fixture();
     let mut layout = Layout::default();
     let image = layout.image(&[layer("a", "1")], "");
@@ -29,7 +29,7 @@ fn damage_is_refused_by_the_part_it_is_in() {
 }
 
 #[test]
-fn a_layer_that_is_not_the_configurations_is_refused_by_its_number() {
+fn load_names_the_layer_whose_diff_id_is_wrong() {
     let fixture = fixture();
     let mut files = docker_archive(&[layer("a", "1"), layer("b", "2")], &json!(["app:1"]));
     files[1].1 = layer("b", "3");
@@ -68,7 +68,7 @@ fn a_layer_that_is_not_the_configurations_is_refused_by_its_number() {
 }
 
 #[test]
-fn layers_that_do_not_stack_are_refused() {
+fn load_refuses_layers_that_do_not_stack() {
     let mut link = layer("a", "");
     link[..512].copy_from_slice(&header("a", 0, Some("nowhere")));
     // The same header as a hard link, its checksum one digit of type less.
@@ -88,7 +88,7 @@ fn layers_that_do_not_stack_are_refused() {
 }
 
 #[test]
-fn other_files_are_told_for_what_they_are() {
+fn load_says_what_a_foreign_file_is() {
     let fixture = fixture();
     let what = |path: &std::path::Path| match load(&fixture.store, path).unwrap_err() {
         ImageError::NotAnArchive { what, .. } | ImageError::Truncated { what, .. } => what,
@@ -127,7 +127,7 @@ fn other_files_are_told_for_what_they_are() {
 
 /// A configuration of spaces compresses to nothing, and may be named any number of times.
 #[test]
-fn the_documents_of_an_archive_are_bounded_together() {
+fn load_limits_the_documents_of_an_archive() {
     let layers = [layer("a", "1")];
     let mut files = docker_archive(&layers, &json!(["app:1"]));
     files[1].0 = "config".to_owned();
@@ -150,7 +150,7 @@ fn the_documents_of_an_archive_are_bounded_together() {
 }
 
 #[test]
-fn an_image_for_another_system_is_refused() {
+fn load_refuses_a_windows_image() {
     let config: Vec<u8> =
         json!({ "architecture": "amd64", "os": "windows", "rootfs": { "diff_ids": [] } })
             .to_string()
@@ -166,7 +166,7 @@ fn an_image_for_another_system_is_refused() {
 }
 
 #[test]
-fn an_archive_with_two_lists_of_images_is_refused_by_their_name() {
+fn load_refuses_a_repeated_document_by_name() {
     let fixture = fixture();
     let archive = |content| docker_archive(&[layer("a", content)], &json!(["app:1"]));
     let confused = |files: &Files, name: &str| {

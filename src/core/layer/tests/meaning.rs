@@ -1,4 +1,5 @@
-//! What a layer says of the layers below, what reaches the store, and what happens where import stops.
+//! What a layer says of the layers below, what reaches the store, and what happens where import
+//! stops.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -23,7 +24,7 @@ fn hashed(bytes: &[u8], limits: &Limits) -> Result<ImportedLayer, ImportError> {
 }
 
 #[test]
-fn whiteouts_opaque_marks_and_links_below_are_told_apart() {
+fn import_tells_whiteouts_opaque_marks_and_links_below_apart() {
     let layer = hashed(&archive("layer", "layer.tar"), &Limits::default()).unwrap();
     assert_eq!(
         (
@@ -98,7 +99,7 @@ fn whiteouts_opaque_marks_and_links_below_are_told_apart() {
 }
 
 #[test]
-fn a_store_holds_exactly_the_contents() {
+fn import_stores_exactly_the_contents() {
     let scratch = tempfile::tempdir().unwrap();
     let bytes = archive("odd", "link-names-once-more.tar");
     let memory = Memory::default();
@@ -175,7 +176,7 @@ impl Read for Broken {
 }
 
 #[test]
-fn a_failing_sink_and_a_failing_source_are_told_apart_and_named() {
+fn import_errors_name_the_sink_or_the_source() {
     let bytes = archive("odd", "no-end.tar");
     let error = import(bytes.as_slice(), &Full, &Limits::default()).unwrap_err();
     assert!(
@@ -199,7 +200,7 @@ fn a_failing_sink_and_a_failing_source_are_told_apart_and_named() {
 }
 
 #[test]
-fn each_limit_holds() {
+fn import_enforces_each_limit() {
     let bytes = archive("odd", "pax-long-everything.tar");
     let with = |change: fn(&mut Limits)| {
         let mut limits = Limits::default();
@@ -222,7 +223,7 @@ fn each_limit_holds() {
 
 /// Terabytes of holes are a few hundred bytes of a tar, and an hour of hashing.
 #[test]
-fn holes_meet_a_limit_of_their_own_before_they_are_hashed() {
+fn import_limits_holes_before_hashing_them() {
     let script = "
 import sys, tarfile
 with tarfile.open(sys.argv[1], 'w', format=tarfile.PAX_FORMAT) as tar:
@@ -244,7 +245,7 @@ with tarfile.open(sys.argv[1], 'w', format=tarfile.PAX_FORMAT) as tar:
 
 /// As those of a bomb are.
 #[test]
-fn long_runs_of_zeros_in_a_content_reach_the_sink_as_holes() {
+fn import_stores_long_runs_of_zeros_as_holes() {
     let memory = Memory::default();
     let mut bytes = archive("odd", "no-end.tar");
     bytes.truncate(512);
@@ -260,7 +261,7 @@ fn long_runs_of_zeros_in_a_content_reach_the_sink_as_holes() {
 }
 
 #[test]
-fn a_name_in_a_message_cannot_speak_to_the_terminal() {
+fn messages_escape_control_characters_in_names() {
     let scratch = tempfile::tempdir().unwrap();
     let path = scratch.path().join("x.tar");
     let script = "import sys, tarfile\nwith tarfile.open(sys.argv[1], 'w') as tar: tar.addfile(tarfile.TarInfo('../\\x1b[2J\\n'))";

@@ -1,7 +1,9 @@
-//! A layer's tree says what a plain extraction by GNU tar leaves, whoever wrote the archive; what is not safe is refused by name.
+//! A layer's tree equals what GNU tar extracts, for every writer of archives. Unsafe entries are
+//! refused by name.
 //!
-//! The oracle is GNU tar as root, and a walk over what it extracted. Archives come from `fixtures/tars.py`. Devices, owners and
-//! `trusted.*` attributes need root in the initial user namespace: without, the tests fail and say so.
+//! The oracle is GNU tar as root, and a walk over what it extracted. Archives come from
+//! `fixtures/tars.py`. Devices, owners and `trusted.*` attributes need root in the initial user
+//! namespace: without, the tests fail and say so.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -340,8 +342,8 @@ pub(super) fn extract(archive: &Path, to: &Path) {
     );
 }
 
-/// Compares entry by entry; all differences are told. The root, where the archive has none, and implied directories say nothing to
-/// compare.
+/// Compares entry by entry; all differences are told. The root, where the archive has none, and
+/// implied directories say nothing to compare.
 pub(super) fn assert_same(archive: &Path, tree: &Tree, ours: &Walk, theirs: &Walk) {
     let shown = |name: &[u8]| String::from_utf8_lossy(name).into_owned();
     let mut wrong = Vec::new();
@@ -398,7 +400,7 @@ fn compare(archive: &Path, scratch: &Path) -> usize {
 }
 
 #[test]
-fn every_writer_and_format_gives_what_gnu_tar_extracts() {
+fn import_matches_gnu_tar_for_every_writer() {
     assert!(
         rustix::process::geteuid().is_root(),
         "this test makes devices and owners: run it as root"
@@ -418,7 +420,8 @@ fn every_writer_and_format_gives_what_gnu_tar_extracts() {
         let entries = compare(archive, scratch.path());
         assert!(entries >= 69, "{}: {entries} entries", archive.display());
     }
-    // nothing is lost on the way: the format that can hold everything gives back the tree it was made of
+    // nothing is lost on the way: the format that can hold everything gives back the tree it was
+    // made of
     let complete = at("archives/gnu-pax-sparse-1.0.tar");
     let (layer, sink) = import(&complete).unwrap();
     let tree = Tree::from_bytes(layer.tree_bytes).unwrap();
@@ -431,7 +434,7 @@ fn every_writer_and_format_gives_what_gnu_tar_extracts() {
 }
 
 #[test]
-fn odd_archives_that_mean_one_thing_are_read_as_gnu_tar_reads_them() {
+fn import_matches_gnu_tar_for_odd_archives() {
     let scratch = tempfile::tempdir().unwrap();
     let directory = scratch.path().join("odd");
     tars(&["odd", directory.to_str().unwrap()]);
@@ -448,8 +451,9 @@ fn odd_archives_that_mean_one_thing_are_read_as_gnu_tar_reads_them() {
             compare(&archive, scratch.path());
         }
     }
-    // where Docker does otherwise: GNU tar calls no bytes at all no archive, minds padding that is missing at the end, takes the
-    // values of a global header for those of each entry, and does not replace a symbolic link by a directory called `link/.`
+    // where Docker does otherwise: GNU tar calls no bytes at all no archive, minds padding that is
+    // missing at the end, takes the values of a global header for those of each entry, and does
+    // not replace a symbolic link by a directory called `link/.`
     let entries = |name: &str| import(&directory.join(name)).unwrap().0.stats.entries;
     assert_eq!(entries("empty.tar"), 0);
     assert_eq!(entries("no-padding.tar"), 1);
@@ -478,7 +482,7 @@ fn odd_archives_that_mean_one_thing_are_read_as_gnu_tar_reads_them() {
 }
 
 #[test]
-fn hostile_archives_are_refused_by_name() {
+fn import_refuses_hostile_archives_by_name() {
     let scratch = tempfile::tempdir().unwrap();
     let directory = scratch.path().join("hostile");
     tars(&["hostile", directory.to_str().unwrap()]);
@@ -502,7 +506,7 @@ fn hostile_archives_are_refused_by_name() {
 }
 
 #[test]
-fn a_gzipped_layer_has_the_digest_of_its_tar() {
+fn diff_id_of_a_gzipped_layer_is_that_of_its_tar() {
     let scratch = tempfile::tempdir().unwrap();
     let at = |name: &str| scratch.path().join(name);
     tars(&["odd", at("odd").to_str().unwrap()]);

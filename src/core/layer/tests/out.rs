@@ -29,7 +29,7 @@ fn exported(tree: &Tree, source: &Memory) -> Vec<u8> {
 }
 
 #[test]
-fn everything_a_filesystem_has_comes_out_as_it_went_in() {
+fn export_round_trips_every_kind_of_file() {
     assert!(
         rustix::process::geteuid().is_root(),
         "this test makes devices and owners: run it as root"
@@ -83,7 +83,7 @@ fn everything_a_filesystem_has_comes_out_as_it_went_in() {
 }
 
 #[test]
-fn a_layer_keeps_what_it_says_of_the_layers_below() {
+fn export_keeps_whiteouts_and_links_below() {
     let scratch = tempfile::tempdir().unwrap();
     for (kind, name) in [
         ("layer", "layer.tar"),
@@ -145,7 +145,7 @@ impl ObjectSource for Always {
 }
 
 #[test]
-fn a_damaged_content_is_an_error_and_never_goes_out_unnoticed() {
+fn export_refuses_a_damaged_object() {
     let tree = one_file(b"x", 5, ObjectId::of(b"right"), Timestamp::default());
     export(&tree, &Always(b"right"), Vec::new()).unwrap();
     for content in [&b"wrong"[..], b"rig", b""] {
@@ -155,7 +155,7 @@ fn a_damaged_content_is_an_error_and_never_goes_out_unnoticed() {
 }
 
 #[test]
-fn a_layer_does_not_spell_a_file_as_a_whiteout() {
+fn export_refuses_a_file_named_like_a_whiteout() {
     let tree = one_file(b".wh.x", 1, ObjectId::of(b"x"), Timestamp::default());
     let error = export(&tree, &Always(b"x"), Vec::new()).unwrap_err();
     assert!(error.to_string().contains(".wh."), "{error}");

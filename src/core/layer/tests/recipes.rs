@@ -1,4 +1,4 @@
-//! A recipe gives back the very bytes that were imported, whoever wrote them.
+//! A recipe restores the exact bytes that were imported, for every writer of tars.
 
 use std::fs;
 use std::path::Path;
@@ -37,7 +37,7 @@ fn kind(layer: &ImportedLayer) -> Kind {
 }
 
 #[test]
-fn the_tar_of_every_writer_is_given_back() {
+fn restore_gives_back_the_tar_of_every_writer() {
     let scratch = tempfile::tempdir().unwrap();
     let at = |name: &str| scratch.path().join(name);
     let text = |path: &Path| path.to_str().unwrap().to_owned();
@@ -56,7 +56,7 @@ fn the_tar_of_every_writer_is_given_back() {
 }
 
 #[test]
-fn what_our_writer_wrote_needs_128_bytes() {
+fn recipe_of_our_own_tar_is_canonical() {
     let (layer, contents) = checked("canonical", CANONICAL);
     assert_eq!((kind(&layer), layer.recipe.len()), (Kind::Canonical, 128));
     // ... and not one that is longer by a byte
@@ -93,7 +93,7 @@ with tarfile.open(out + '/tar', 'w') as tar:
 }
 
 #[test]
-fn a_content_that_was_replaced_is_in_the_recipe_and_nowhere_else() {
+fn import_keeps_replaced_contents_inline_in_the_recipe() {
     let tar = files(&[("a", b"first"), ("b", b"other"), ("a", b"last")]);
     let (layer, contents) = checked("replaced", &tar);
     let kept: Vec<Vec<u8>> = contents
@@ -117,7 +117,7 @@ fn a_content_that_was_replaced_is_in_the_recipe_and_nowhere_else() {
 
 /// 40 MiB are more than may be inline.
 #[test]
-fn large_contents_that_were_replaced_stay_as_objects_of_the_recipe() {
+fn import_keeps_large_replaced_contents_as_objects() {
     let large = vec![1; 40 << 20];
     let tar = files(&[("a", &large), ("a", b"small"), ("a", b"last")]);
     let (layer, contents) = checked("replaced", &tar);
@@ -127,7 +127,7 @@ fn large_contents_that_were_replaced_stay_as_objects_of_the_recipe() {
 }
 
 #[test]
-fn another_tree_or_another_content_is_an_error() {
+fn restore_refuses_another_tree_or_content() {
     let tar = files(&[("a", b"first"), ("b", b"second")]);
     let (layer, contents) = checked("split", &tar);
     let tree = Tree::from_bytes(layer.tree_bytes).unwrap();

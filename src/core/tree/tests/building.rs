@@ -232,7 +232,7 @@ fn whiteouts_and_opaque_marks_speak_of_the_layers_below_wherever_they_stand() {
 }
 
 #[test]
-fn a_symbolic_link_to_nothing_of_the_layer_leads_nowhere() {
+fn insert_refuses_a_path_through_a_dangling_symlink() {
     let mut builder = LayerBuilder::new();
     builder
         .insert(&parts("lib"), meta(0o777), Kind::Symlink(b"/etc".to_vec()))

@@ -50,7 +50,7 @@ fn through(links: &[(&str, &str)], path: &str) -> Option<Vec<String>> {
 
 /// What GNU tar leaves of these is the oracle of the importer's tests.
 #[test]
-fn a_path_through_a_symbolic_link_of_the_layer_lands_where_that_leads() {
+fn insert_follows_a_symlink_of_the_same_layer() {
     let lands = |links: &[(&str, &str)], path: &str, at: &str| {
         assert_eq!(through(links, path).unwrap(), [at], "{links:?} {path}");
     };
@@ -63,7 +63,7 @@ fn a_path_through_a_symbolic_link_of_the_layer_lands_where_that_leads() {
 }
 
 #[test]
-fn a_link_that_leads_out_around_or_to_nothing_is_refused() {
+fn insert_refuses_symlinks_out_of_the_root_and_loops() {
     for links in [
         &[("a", "..")][..],
         &[("a", "b/../..")],
@@ -94,7 +94,7 @@ fn a_link_that_leads_out_around_or_to_nothing_is_refused() {
 }
 
 #[test]
-fn a_link_of_the_layer_leads_to_the_target_of_a_hard_link_too() {
+fn hard_link_follows_symlinks_to_its_target() {
     let mut builder = LayerBuilder::new();
     builder
         .insert(&parts("usr/lib"), meta(0o755), Kind::Directory)
@@ -120,7 +120,7 @@ fn a_link_of_the_layer_leads_to_the_target_of_a_hard_link_too() {
 }
 
 #[test]
-fn links_cannot_make_a_tree_deeper_than_a_tree_may_be() {
+fn insert_limits_the_depth_behind_symlinks() {
     let mut builder = LayerBuilder::new();
     // as deep as a target can be long
     let deep = 2000;
@@ -145,7 +145,7 @@ fn links_cannot_make_a_tree_deeper_than_a_tree_may_be() {
 
 /// Minutes of work from a small archive, if nothing counted.
 #[test]
-fn links_are_followed_so_often_and_no_more() {
+fn insert_limits_the_steps_through_symlinks() {
     let mut builder = LayerBuilder::new();
     builder
         .insert(&parts("d"), meta(0o755), Kind::Directory)

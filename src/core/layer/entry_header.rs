@@ -1,7 +1,8 @@
-//! One entry's headers, written: ustar (POSIX.1-1988), with a PAX header (POSIX.1-2001) before it where ustar cannot say it.
+//! One entry's headers, written: ustar (POSIX.1-1988), with a PAX header (POSIX.1-2001) before it
+//! where ustar cannot say it.
 //!
-//! The PAX records are few and in a fixed order, so that equal entries are equal bytes; a reader that knows no PAX still sees the
-//! beginning of the name and the right framing.
+//! The PAX records are few and in a fixed order, so that equal entries are equal bytes; a reader
+//! that knows no PAX still sees the beginning of the name and the right framing.
 
 use zerocopy::{Immutable, IntoBytes, Unaligned};
 
@@ -9,7 +10,7 @@ use super::header::BLOCK;
 use crate::tree::{Rdev, Timestamp};
 
 /// What goes into the headers.
-pub(super) struct Record<'r> {
+pub(super) struct EntryHeader<'r> {
     /// A directory's ends in a slash.
     pub(super) path: &'r [u8],
     /// Of symbolic and hard links.
@@ -24,7 +25,7 @@ pub(super) struct Record<'r> {
     pub(super) xattrs: &'r [(&'r [u8], &'r [u8])],
 }
 
-impl<'r> Record<'r> {
+impl<'r> EntryHeader<'r> {
     /// An entry of which nothing counts but the name.
     pub(super) fn bare(path: &'r [u8], kind: u8) -> Self {
         Self {
@@ -62,17 +63,17 @@ struct Ustar {
 }
 
 /// The headers. The content, and its [`padding`], are up to the caller.
-pub(super) fn headers(record: &Record<'_>) -> Vec<u8> {
+pub(super) fn encode(entry: &EntryHeader<'_>) -> Vec<u8> {
     let mut out = Vec::new();
     let mut extended = Vec::new();
     let mut raw_name = false;
-    if record.path.len() > 100 {
-        raw_name |= std::str::from_utf8(record.path).is_err();
-        push(&mut extended, b"path", record.path);
+    if entry.path.len() > 100 {
+        raw_name |= std::str::from_utf8(entry.path).is_err();
+        push(&mut extended, b"path", entry.path);
     }
-    if record.link.len() > 100 {
-        raw_name |= std::str::from_utf8(record.link).is_err();
-        push(&mut extended, b"linkpath", record.link);
+    if entry.link.len() > 100 {
+        raw_name |= std::str::from_utf8(entry.link).is_err();
+        push(&mut extended, b"linkpath", entry.link);
     }
     let mut number = |key: &[u8], value: u64, max: u64| {
         if value > max {
@@ -80,20 +81,20 @@ pub(super) fn headers(record: &Record<'_>) -> Vec<u8> {
         }
         value.min(max)
     };
-    let uid = number(b"uid", record.uid.into(), 0o7_777_777);
-    let gid = number(b"gid", record.gid.into(), 0o7_777_777);
-    let size = number(b"size", record.size, 0o77_777_777_777);
-    let whole = u64::try_from(record.mtime.secs).unwrap_or(0);
+    let uid = number(b"uid", entry.uid.into(), 0o7_777_777);
+    let gid = number(b"gid", entry.gid.into(), 0o7_777_777);
+    let size = number(b"size", entry.size, 0o77_777_777_777);
+    let whole = u64::try_from(entry.mtime.secs).unwrap_or(0);
     let mtime = whole.min(0o77_777_777_777);
-    if record.mtime
+    if entry.mtime
         != (Timestamp {
             secs: i64::try_from(mtime).unwrap_or(0),
             nanos: 0,
         })
     {
-        push(&mut extended, b"mtime", time(record.mtime).as_bytes());
+        push(&mut extended, b"mtime", time(entry.mtime).as_bytes());
     }
-    for (name, value) in record.xattrs {
+    for (name, value) in entry.xattrs {
         push(
             &mut extended,
             &[b"SCHILY.xattr.", escape(name).as_slice()].concat(),
@@ -102,20 +103,20 @@ pub(super) fn headers(record: &Record<'_>) -> Vec<u8> {
     }
     if !extended.is_empty() {
         if raw_name {
-            // POSIX has names in UTF-8 otherwise; the first record, so that it holds for all
+            // POSIX has names in UTF-8 otherwise; the first entry, so that it holds for all
             let mut first = Vec::new();
             push(&mut first, b"hdrcharset", b"BINARY");
             extended.splice(..0, first);
         }
-        let header = Record {
+        let header = EntryHeader {
             size: extended.len() as u64,
-            ..Record::bare(b"PaxHeaders/x", b'x')
+            ..EntryHeader::bare(b"PaxHeaders/x", b'x')
         };
         out.extend_from_slice(ustar(&header, 0, 0, header.size, 0).as_bytes());
         out.extend_from_slice(&extended);
         out.extend_from_slice(padding(header.size));
     }
-    out.extend_from_slice(ustar(record, uid, gid, size, mtime).as_bytes());
+    out.extend_from_slice(ustar(entry, uid, gid, size, mtime).as_bytes());
     out
 }
 
@@ -144,7 +145,8 @@ fn push(records: &mut Vec<u8>, key: &[u8], value: &[u8]) {
     records.push(b'\n');
 }
 
-/// Seconds, with the fraction if there is one, negative before 1970: -1.5 s is `secs` -2 and `nanos` 500,000,000.
+/// Seconds, with the fraction if there is one, negative before 1970: -1.5 s is `secs` -2 and
+/// `nanos` 500,000,000.
 fn time(time: Timestamp) -> String {
     let (sign, secs, nanos) = match (time.secs, time.nanos) {
         (secs @ 0.., nanos) => ("", secs.unsigned_abs(), nanos),
@@ -158,8 +160,8 @@ fn time(time: Timestamp) -> String {
     text.trim_end_matches('0').to_owned()
 }
 
-/// `=` ends a PAX key, so GNU tar's `%3D` stands for it; `%` is escaped only where it would be taken for an escape, since Docker
-/// undoes none.
+/// `=` ends a PAX key, so GNU tar's `%3D` stands for it; `%` is escaped only where it would be
+/// taken for an escape, since Docker undoes none.
 fn escape(name: &[u8]) -> Vec<u8> {
     use bstr::ByteSlice;
     let ambiguous = name.contains(&b'=') || name.contains_str("%3D") || name.contains_str("%25");
@@ -170,23 +172,23 @@ fn escape(name: &[u8]) -> Vec<u8> {
     }
 }
 
-fn ustar(record: &Record<'_>, uid: u64, gid: u64, size: u64, mtime: u64) -> Ustar {
-    let device = matches!(record.kind, b'3' | b'4');
+fn ustar(entry: &EntryHeader<'_>, uid: u64, gid: u64, size: u64, mtime: u64) -> Ustar {
+    let device = matches!(entry.kind, b'3' | b'4');
     let number = |value: u32| if device { octal(value.into()) } else { [0; 8] };
     let mut header = Ustar {
-        name: text(record.path),
-        mode: octal(record.mode.into()),
+        name: text(entry.path),
+        mode: octal(entry.mode.into()),
         uid: octal(uid),
         gid: octal(gid),
         size: octal(size),
         mtime: octal(mtime),
         checksum: [b' '; 8],
-        typeflag: record.kind,
-        linkname: text(record.link),
+        typeflag: entry.kind,
+        linkname: text(entry.link),
         magic: *b"ustar\x0000",
         names: [0; 64],
-        major: number(record.rdev.major),
-        minor: number(record.rdev.minor),
+        major: number(entry.rdev.major),
+        minor: number(entry.rdev.minor),
         prefix_and_pad: [0; 167],
     };
     let sum: u64 = header.as_bytes().iter().map(|&byte| u64::from(byte)).sum();
@@ -227,7 +229,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_come_back_as_they_were() {
+    fn encode_round_trips_times() {
         for (secs, nanos, expected) in [
             (0, 0, "0"),
             (1, 500_000_000, "1.5"),
@@ -245,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn record_lengths_count_themselves() {
+    fn pax_record_lengths_count_themselves() {
         for size in 0..1200 {
             let mut record = Vec::new();
             push(&mut record, b"SCHILY.xattr.user.x", &vec![b'v'; size]);
@@ -254,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_attributes_come_back_as_they_were() {
+    fn encode_round_trips_xattr_names() {
         for name in [
             "user.x",
             "user.a=b",
