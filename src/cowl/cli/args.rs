@@ -104,7 +104,7 @@ pub(super) struct Load {
 
 #[derive(Debug, Args)]
 pub(super) struct Import {
-    /// The tar, plain or gzip; - is standard input
+    /// The tar, plain, gzip, bzip2, xz or zstd; - is standard input
     pub(super) file: PathBuf,
     /// Name of the image
     #[arg(value_name = "NAME[:TAG]")]
