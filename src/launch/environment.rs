@@ -1,5 +1,5 @@
 //! The container's environment as the launcher reads it: the search path of the program, and whether
-//! `HOME` is still to be set. Defaults are the engine's to add. Caller: [`crate::arena`].
+//! `HOME` is still to be set. Defaults are the engine's to add. Caller: [`crate::setup`].
 
 /// The value of a variable in a list of `KEY=VALUE`.
 pub(crate) fn value<'e>(variables: &'e [Vec<u8>], key: &[u8]) -> Option<&'e [u8]> {

@@ -1,4 +1,4 @@
-//! The child between clone and exec: a flat list of system calls on what the [`Arena`] holds.
+//! The child between clone and exec: a flat list of system calls on what the [`Setup`] holds.
 //!
 //! It allocates nothing and takes no lock. A failure is sent to the monitor in eight bytes; success
 //! closes the report socket, by exec. The container has no other process yet, so its files don't
@@ -16,10 +16,10 @@ use rustix::thread::{
     set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
 
-use crate::arena::Arena;
 use crate::mounts;
 use crate::path::{Kind, open_in_root};
 use crate::plan::WindowSize;
+use crate::setup::Setup;
 use crate::step::{At as _, Failure, Step};
 use crate::user::{self, User, UserError};
 
@@ -30,22 +30,22 @@ const TERMINAL: &[u8] = b"T";
 const ALIVE: &[u8] = b"E";
 
 /// Sets up the container and becomes the program. Returns only on failure.
-pub(crate) fn run(arena: Arena, report: BorrowedFd<'_>) -> Failure {
+pub(crate) fn run(setup: Setup, report: BorrowedFd<'_>) -> Failure {
     // Never dropped: its descriptors are closed by number, and the process ends in exec or `_exit`.
-    let mut arena = ManuallyDrop::new(arena);
-    match become_program(&mut arena, report) {
+    let mut setup = ManuallyDrop::new(setup);
+    match become_program(&mut setup, report) {
         Ok(failure) | Err(failure) => failure,
     }
 }
 
-fn become_program(arena: &mut Arena, report: BorrowedFd<'_>) -> Result<Failure, Failure> {
-    let (terminal, null) = build_root(arena, report)?;
-    rustix::system::sethostname(&arena.hostname).at(Step::HostName)?;
+fn become_program(setup: &mut Setup, report: BorrowedFd<'_>) -> Result<Failure, Failure> {
+    let (terminal, null) = build_root(setup, report)?;
+    rustix::system::sethostname(&setup.hostname).at(Step::HostName)?;
     crate::sys::net::loopback_up().at(Step::Loopback)?;
     setsid().at(Step::Session)?;
     crate::sys::keyring::join_new_session().at(Step::Keyring)?;
-    let user = find_user(arena)?;
-    stdio(arena, terminal.as_ref(), null.as_fd()).at(Step::Stdio)?;
+    let user = find_user(setup)?;
+    stdio(setup, terminal.as_ref(), null.as_fd()).at(Step::Stdio)?;
     chown_stdio(terminal.as_ref(), user.uid).at(Step::Credentials)?;
     drop((terminal, null));
     // Before a path of the plan could lead through /proc/self/fd (CVE-2024-21626): the working
@@ -53,8 +53,8 @@ fn become_program(arena: &mut Arena, report: BorrowedFd<'_>) -> Result<Failure, 
     crate::sys::exec::close_others(report).at(Step::Descriptors)?;
     // The default for everything that is created from here on.
     umask(Mode::from_raw_mode(0o022));
-    working_directory(arena).at(Step::WorkingDirectory)?;
-    drop_privileges(arena, &user)?;
+    working_directory(setup).at(Step::WorkingDirectory)?;
+    drop_privileges(setup, &user)?;
     die_with_monitor(report)?;
     crate::sys::signal::reset_dispositions().at(Step::Signals)?;
     nix::sys::signal::SigSet::empty()
@@ -64,34 +64,34 @@ fn become_program(arena: &mut Arena, report: BorrowedFd<'_>) -> Result<Failure, 
     Ok(Failure {
         step: Step::Exec,
         index: 0,
-        errno: exec(arena),
+        errno: exec(setup),
     })
 }
 
 /// Mounts everything and enters the root. Returns the program's end of the terminal, if it has one,
 /// and the container's /dev/null.
 fn build_root(
-    arena: &Arena,
+    setup: &Setup,
     report: BorrowedFd<'_>,
 ) -> Result<(Option<OwnedFd>, OwnedFd), Failure> {
-    let root = arena.rootfs.as_fd();
-    mounts::attach_root(arena)?;
-    mounts::kernel_filesystems(arena)?;
-    let dev = mounts::dev(arena)?;
-    mounts::mask(root, dev.null.as_fd(), &arena.masked)?;
-    mounts::read_only(root, &arena.readonly)?;
+    let root = setup.rootfs.as_fd();
+    mounts::attach_root(setup)?;
+    mounts::kernel_filesystems(setup)?;
+    let dev = mounts::dev(setup)?;
+    mounts::mask(root, dev.null.as_fd(), &setup.masked)?;
+    mounts::read_only(root, &setup.readonly)?;
     wait_for_monitor(report).at(Step::Barrier)?;
     crate::sys::clone::unshare_cgroup_namespace().at(Step::CgroupNamespace)?;
-    mounts::cgroups(root, &arena.cgroups).at(Step::Cgroup)?;
-    mounts::volumes(root, &arena.volumes)?;
-    let terminal = arena
+    mounts::cgroups(root, &setup.cgroups).at(Step::Cgroup)?;
+    mounts::volumes(root, &setup.volumes)?;
+    let terminal = setup
         .terminal
         .map(|size| open_terminal(dev.pts.as_fd(), size, report).at(Step::Terminal))
         .transpose()?;
     if let Some(terminal) = &terminal {
         mounts::console(dev.directory.as_fd(), terminal.as_fd()).at(Step::Console)?;
     }
-    mounts::pivot(arena).at(Step::Pivot)?;
+    mounts::pivot(setup).at(Step::Pivot)?;
     Ok((terminal, dev.null))
 }
 
@@ -133,11 +133,11 @@ fn open_terminal(
     Ok(terminal)
 }
 
-fn stdio(arena: &Arena, terminal: Option<&OwnedFd>, null: BorrowedFd<'_>) -> Result<(), Errno> {
+fn stdio(setup: &Setup, terminal: Option<&OwnedFd>, null: BorrowedFd<'_>) -> Result<(), Errno> {
     if let Some(terminal) = terminal {
         rustix::process::ioctl_tiocsctty(terminal)?;
     }
-    let given = match (&arena.stdio, terminal) {
+    let given = match (&setup.stdio, terminal) {
         (Some([input, output, error]), _) => [input, output, error].map(OwnedFd::as_fd),
         (None, Some(terminal)) => [terminal.as_fd(); 3],
         (None, None) => return Err(Errno::BADF),
@@ -179,10 +179,10 @@ fn chown_stdio(terminal: Option<&OwnedFd>, uid: u32) -> Result<(), Errno> {
 }
 
 /// Resolves the plan's user, and adds `HOME` to the environment if it is missing.
-fn find_user(arena: &mut Arena) -> Result<User<'static>, Failure> {
-    read_file(arena.rootfs.as_fd(), c"etc/passwd", &mut arena.passwd).at(Step::Passwd)?;
-    read_file(arena.rootfs.as_fd(), c"etc/group", &mut arena.group).at(Step::Group)?;
-    let user = user::resolve(&arena.user, &arena.passwd, &arena.group, &mut arena.groups).map_err(
+fn find_user(setup: &mut Setup) -> Result<User<'static>, Failure> {
+    read_file(setup.rootfs.as_fd(), c"etc/passwd", &mut setup.passwd).at(Step::Passwd)?;
+    read_file(setup.rootfs.as_fd(), c"etc/group", &mut setup.group).at(Step::Group)?;
+    let user = user::resolve(&setup.user, &setup.passwd, &setup.group, &mut setup.groups).map_err(
         |error| {
             let step = match error {
                 UserError::NoSuchUser => Step::UnknownUser,
@@ -197,8 +197,8 @@ fn find_user(arena: &mut Arena) -> Result<User<'static>, Failure> {
             }
         },
     )?;
-    if arena.needs_home {
-        arena.environment.push(b"HOME=", user.home).at(Step::Home)?;
+    if setup.needs_home {
+        setup.environment.push(b"HOME=", user.home).at(Step::Home)?;
     }
     Ok(User { home: b"", ..user })
 }
@@ -236,10 +236,10 @@ fn read_file(
 /// Enters the working directory, created if missing. It is looked up below the root, which
 /// [`mounts::pivot`] has made the current directory, and checked: getcwd of a directory outside
 /// begins with "(unreachable)".
-fn working_directory(arena: &mut Arena) -> Result<(), Errno> {
-    let directory = arena.cwd.open_or_create(CWD, Kind::Directory)?;
+fn working_directory(setup: &mut Setup) -> Result<(), Errno> {
+    let directory = setup.cwd.open_or_create(CWD, Kind::Directory)?;
     rustix::process::fchdir(&directory)?;
-    let path = rustix::process::getcwd(std::mem::take(&mut arena.cwd_text))?;
+    let path = rustix::process::getcwd(std::mem::take(&mut setup.cwd_text))?;
     if path.to_bytes().starts_with(b"/") {
         Ok(())
     } else {
@@ -249,18 +249,18 @@ fn working_directory(arena: &mut Arena) -> Result<(), Errno> {
 
 /// Drops the bounding set, sets groups, loads the seccomp filter, sets ids and capabilities.
 /// Inheritable and ambient sets end empty (CVE-2022-24769).
-fn drop_privileges(arena: &Arena, user: &User<'_>) -> Result<(), Failure> {
-    for capability in &arena.dropped {
+fn drop_privileges(setup: &Setup, user: &User<'_>) -> Result<(), Failure> {
+    for capability in &setup.dropped {
         match remove_capability_from_bounding_set(*capability) {
             // Beyond the last capability of this kernel.
             Err(Errno::INVAL) => break,
             other => other.at(Step::BoundingSet)?,
         }
     }
-    if arena.set_groups {
-        set_thread_groups(&arena.groups).at(Step::Credentials)?;
+    if setup.set_groups {
+        set_thread_groups(&setup.groups).at(Step::Credentials)?;
     }
-    if let Some(filter) = &arena.filter {
+    if let Some(filter) = &setup.filter {
         // Needs CAP_SYS_ADMIN, which the next call drops. Every filter allows the calls that
         // follow.
         crate::sys::seccomp::load(filter).at(Step::Seccomp)?;
@@ -272,7 +272,7 @@ fn drop_privileges(arena: &Arena, user: &User<'_>) -> Result<(), Failure> {
     set_thread_res_gid(gid, gid, gid).at(Step::Credentials)?;
     set_thread_res_uid(uid, uid, uid).at(Step::Credentials)?;
     let kept = if uid.is_root() {
-        arena.capabilities
+        setup.capabilities
     } else {
         rustix::thread::CapabilitySet::empty()
     };
@@ -282,7 +282,7 @@ fn drop_privileges(arena: &Arena, user: &User<'_>) -> Result<(), Failure> {
         inheritable: rustix::thread::CapabilitySet::empty(),
     };
     set_capabilities(None, sets).at(Step::Capabilities)?;
-    if arena.no_new_privileges {
+    if setup.no_new_privileges {
         set_no_new_privs(true).at(Step::NewPrivileges)?;
     }
     Ok(())
@@ -297,12 +297,12 @@ fn die_with_monitor(report: BorrowedFd<'_>) -> Result<(), Failure> {
 
 /// Tries each path of the program, as execvp(3) does: EACCES is reported only if no later one can
 /// be run.
-fn exec(arena: &Arena) -> Errno {
+fn exec(setup: &Setup) -> Errno {
     let mut worst = Errno::NOENT;
-    for program in &arena.programs {
-        match crate::sys::exec::execve(program, &arena.arguments, &arena.environment) {
+    for program in &setup.programs {
+        match crate::sys::exec::execve(program, &setup.arguments, &setup.environment) {
             Errno::NOENT => {}
-            Errno::NOTDIR if arena.programs.len() > 1 => {}
+            Errno::NOTDIR if setup.programs.len() > 1 => {}
             Errno::ACCESS => worst = Errno::ACCESS,
             errno => return errno,
         }

@@ -13,7 +13,6 @@
     )
 )]
 
-mod arena;
 pub mod cgroup;
 pub mod client;
 mod environment;
@@ -24,6 +23,7 @@ mod mounts;
 mod path;
 pub mod plan;
 mod seccomp;
+mod setup;
 mod socket;
 pub mod status;
 mod step;

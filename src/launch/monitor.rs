@@ -22,11 +22,11 @@ use rustix::process::{
 
 use serve::watched_signals;
 
-use crate::arena::{Arena, Descriptors, Host};
 use crate::cgroup::ContainerCgroups;
 use crate::identity::Identity;
 use crate::init;
 use crate::plan::{Event, Exited, Failed, Plan, Started};
+use crate::setup::{Descriptors, Host, Setup};
 use crate::socket;
 use crate::status::{ExitRecord, Lock, Moment, Program};
 use crate::step::Failure;
@@ -268,7 +268,7 @@ impl Container {
             errno: 0,
             exit_code: ENGINE_ERROR,
         })?;
-        let arena = Arena::new(
+        let setup = Setup::new(
             plan,
             descriptors,
             host,
@@ -284,12 +284,12 @@ impl Container {
         watched_signals()
             .thread_block()
             .map_err(|errno| failed("block signals", Errno::from_raw_os_error(errno as i32)))?;
-        Self::clone(plan, arena, cgroups, lock)
+        Self::clone(plan, setup, cgroups, lock)
     }
 
     fn clone(
         plan: &Plan,
-        arena: Arena,
+        setup: Setup,
         mut cgroups: ContainerCgroups,
         lock: &mut Lock,
     ) -> Result<Self, Failed> {
@@ -304,14 +304,14 @@ impl Container {
             .map_err(|errno| failed("make the container's namespaces", errno))?;
         let Cloned::Parent { pid, pidfd } = cloned else {
             drop(ours);
-            let failure = init::run(arena, theirs.as_fd());
+            let failure = init::run(setup, theirs.as_fd());
             match socket::send(theirs.as_fd(), &failure.to_bytes(), &[]) {
                 // If that fails the monitor is dead, and nothing else is left to do.
                 Ok(()) | Err(_) => exit_now(ENGINE_ERROR),
             }
         };
         // The child has copies. Ours would keep pipes open after its end.
-        drop((arena, theirs));
+        drop((setup, theirs));
         // While the child mounts. Its pid is recorded before it can exec a program that outlives
         // the monitor.
         let mut program = Program {

@@ -15,8 +15,8 @@ use rustix::mount::{
     move_mount,
 };
 
-use crate::arena::{Arena, CgroupMounts, LegacyMount, NODES, Nodes, Volume, clone_mount};
 use crate::path::{InRoot, Kind, kind_of, open_no_symlinks, real_directory};
+use crate::setup::{CgroupMounts, LegacyMount, NODES, Nodes, Setup, Volume, clone_mount};
 use crate::step::{At as _, Failure, Step};
 use crate::sys::mount::{MountAttributes, mount_setattr};
 
@@ -69,16 +69,16 @@ fn new_directory(parent: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> 
 }
 
 /// Makes our copies of the host's mounts private and attaches the container's root over them.
-pub(crate) fn attach_root(arena: &Arena) -> Result<(), Failure> {
+pub(crate) fn attach_root(setup: &Setup) -> Result<(), Failure> {
     mount_change(
         c"/",
         MountPropagationFlags::REC | MountPropagationFlags::PRIVATE,
     )
     .at(Step::Detach)?;
-    mount_setattr(arena.rootfs.as_fd(), arena.rootfs_change).at(Step::Root)?;
+    mount_setattr(setup.rootfs.as_fd(), setup.rootfs_change).at(Step::Root)?;
     // This process still has the host's root; only the descriptor leads into the container's.
     move_mount(
-        arena.rootfs.as_fd(),
+        setup.rootfs.as_fd(),
         c"",
         CWD,
         c"/",
@@ -88,11 +88,11 @@ pub(crate) fn attach_root(arena: &Arena) -> Result<(), Failure> {
 }
 
 /// /proc and /sys, with the network namespace set up as Docker does.
-pub(crate) fn kernel_filesystems(arena: &Arena) -> Result<(), Failure> {
-    let root = arena.rootfs.as_fd();
+pub(crate) fn kernel_filesystems(setup: &Setup) -> Result<(), Failure> {
+    let root = setup.rootfs.as_fd();
     let proc = new_filesystem(c"proc", &[], NO_EXEC).at(Step::Proc)?;
     // Through the descriptor of the mount: by path, the image could bend the way (CVE-2025-52881).
-    for (path, value) in arena.sysctls {
+    for (path, value) in setup.sysctls {
         set_sysctl(proc.as_fd(), path, value).at(Step::Sysctl)?;
     }
     real_directory(root, c"proc")
@@ -124,8 +124,8 @@ pub(crate) struct Dev {
 }
 
 /// Mounts /dev, with its nodes, links, pts, shm and mqueue.
-pub(crate) fn dev(arena: &Arena) -> Result<Dev, Failure> {
-    let root = arena.rootfs.as_fd();
+pub(crate) fn dev(setup: &Setup) -> Result<Dev, Failure> {
+    let root = setup.rootfs.as_fd();
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_STRICTATIME;
     let directory = new_filesystem(
         c"tmpfs",
@@ -136,7 +136,7 @@ pub(crate) fn dev(arena: &Arena) -> Result<Dev, Failure> {
     real_directory(root, c"dev")
         .and_then(|target| attach(directory.as_fd(), target.as_fd()))
         .at(Step::Dev)?;
-    nodes(&arena.nodes, directory.as_fd()).at(Step::Node)?;
+    nodes(&setup.nodes, directory.as_fd()).at(Step::Node)?;
     links(directory.as_fd()).at(Step::Node)?;
     let null = open_no_symlinks(directory.as_fd(), c"null", OFlags::RDWR | OFlags::NOCTTY)
         .at(Step::Node)?;
@@ -148,7 +148,7 @@ pub(crate) fn dev(arena: &Arena) -> Result<Dev, Failure> {
         (c"mode", Some(c"0620")),
         group,
     ];
-    let parameters = if arena.terminal_group {
+    let parameters = if setup.terminal_group {
         &parameters[..]
     } else {
         parameters.split_last().map_or(&[][..], |(_, rest)| rest)
@@ -354,17 +354,17 @@ pub(crate) fn console(dev: BorrowedFd<'_>, terminal: BorrowedFd<'_>) -> Result<(
 }
 
 /// Makes the container's root the root of this process and unmounts the host's.
-pub(crate) fn pivot(arena: &Arena) -> Result<(), Errno> {
-    if arena.readonly_root {
+pub(crate) fn pivot(setup: &Setup) -> Result<(), Errno> {
+    if setup.readonly_root {
         mount_setattr(
-            arena.rootfs.as_fd(),
+            setup.rootfs.as_fd(),
             MountAttributes {
                 read_only: true,
                 ..MountAttributes::default()
             },
         )?;
     }
-    rustix::process::fchdir(&arena.rootfs)?;
+    rustix::process::fchdir(&setup.rootfs)?;
     // Stacks the host's root on the new one and unmounts it there, which needs no directory for it
     // (pivot_root(2), NOTES).
     rustix::process::pivot_root(c".", c".")?;

@@ -139,9 +139,9 @@ pub(crate) struct Volume {
     pub(crate) kind: Kind,
 }
 
-/// See the module.
+/// The prepared state of the child.
 #[derive(Debug)]
-pub(crate) struct Arena {
+pub(crate) struct Setup {
     pub(crate) rootfs: OwnedFd,
     pub(crate) rootfs_change: MountAttributes,
     pub(crate) readonly_root: bool,
@@ -175,7 +175,7 @@ pub(crate) struct Arena {
 
 /// Why a plan can't be run.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ArenaError {
+pub(crate) enum SetupError {
     #[error("no program to run")]
     NoProgram,
     #[error("there is a NUL byte in {0}")]
@@ -188,7 +188,7 @@ pub(crate) enum ArenaError {
     System(String, #[source] Errno),
 }
 
-impl ArenaError {
+impl SetupError {
     pub(crate) fn errno(&self) -> i32 {
         if let Self::System(_, errno) = self {
             errno.raw_os_error()
@@ -198,17 +198,17 @@ impl ArenaError {
     }
 }
 
-impl Arena {
+impl Setup {
     pub(crate) fn new(
         plan: &Plan,
         descriptors: Descriptors,
         host: Host,
         view: View,
         devices_restricted: bool,
-    ) -> Result<Self, ArenaError> {
-        let program = plan.argv.first().ok_or(ArenaError::NoProgram)?;
+    ) -> Result<Self, SetupError> {
+        let program = plan.argv.first().ok_or(SetupError::NoProgram)?;
         if !plan.cwd.is_empty() && !plan.cwd.starts_with(b"/") {
-            return Err(ArenaError::RelativeWorkingDirectory);
+            return Err(SetupError::RelativeWorkingDirectory);
         }
         // Where the device rules can't be enforced, a container may neither create nor open device
         // nodes: it could open the host's disks.
@@ -246,7 +246,7 @@ impl Arena {
             hostname: plan.hostname.clone().into_bytes(),
             user: plan.user.clone(),
             set_groups: !host.groups_fixed,
-            cwd: InRoot::new(&plan.cwd).ok_or(ArenaError::Nul("the working directory"))?,
+            cwd: InRoot::new(&plan.cwd).ok_or(SetupError::Nul("the working directory"))?,
             capabilities,
             dropped: (0..=CAPABILITIES)
                 .map(|number| CapabilitySet::from_bits_retain(1 << number))
@@ -278,15 +278,15 @@ impl Arena {
     }
 }
 
-fn strings(list: &[Vec<u8>], what: &'static str) -> Result<Vec<CString>, ArenaError> {
+fn strings(list: &[Vec<u8>], what: &'static str) -> Result<Vec<CString>, SetupError> {
     list.iter()
-        .map(|bytes| CString::new(bytes.as_slice()).map_err(|_nul| ArenaError::Nul(what)))
+        .map(|bytes| CString::new(bytes.as_slice()).map_err(|_nul| SetupError::Nul(what)))
         .collect()
 }
 
-fn paths(list: &[Vec<u8>], what: &'static str) -> Result<Vec<InRoot>, ArenaError> {
+fn paths(list: &[Vec<u8>], what: &'static str) -> Result<Vec<InRoot>, SetupError> {
     list.iter()
-        .map(|path| InRoot::new(path).ok_or(ArenaError::Nul(what)))
+        .map(|path| InRoot::new(path).ok_or(SetupError::Nul(what)))
         .collect()
 }
 
@@ -294,14 +294,14 @@ fn volumes(
     plan: &Plan,
     descriptors: &[OwnedFd],
     no_devices: bool,
-) -> Result<Vec<Volume>, ArenaError> {
+) -> Result<Vec<Volume>, SetupError> {
     let mut volumes = Vec::with_capacity(descriptors.len());
     for (volume, descriptor) in plan.volumes.iter().zip(descriptors) {
         let name = String::from_utf8_lossy(&volume.destination).into_owned();
-        let failed = |errno| ArenaError::System(format!("open the volume for \"{name}\""), errno);
+        let failed = |errno| SetupError::System(format!("open the volume for \"{name}\""), errno);
         let destination = InRoot::new(&volume.destination)
             .filter(|path| !path.is_root() && volume.destination.starts_with(b"/"));
-        let destination = destination.ok_or_else(|| ArenaError::Destination(name.clone()))?;
+        let destination = destination.ok_or_else(|| SetupError::Destination(name.clone()))?;
         let kind = kind_of(descriptor.as_fd()).map_err(failed)?;
         let mount = clone_mount(descriptor.as_fd(), true).map_err(failed)?;
         let change = MountAttributes {
@@ -330,7 +330,7 @@ pub(crate) fn clone_mount(descriptor: BorrowedFd<'_>, recursive: bool) -> Result
     open_tree(descriptor, c"", flags)
 }
 
-fn host_nodes() -> Result<Vec<OwnedFd>, ArenaError> {
+fn host_nodes() -> Result<Vec<OwnedFd>, SetupError> {
     let open = |(name, major, minor): (&std::ffi::CStr, u32, u32)| {
         let path = [b"/dev/", name.to_bytes()].concat();
         let node = open_tree(
@@ -352,15 +352,15 @@ fn host_nodes() -> Result<Vec<OwnedFd>, ArenaError> {
         .into_iter()
         .map(|node| {
             open(node).map_err(|errno| {
-                ArenaError::System(format!("clone /dev/{}", node.0.to_string_lossy()), errno)
+                SetupError::System(format!("clone /dev/{}", node.0.to_string_lossy()), errno)
             })
         })
         .collect()
 }
 
-fn cgroup_mounts(view: View) -> Result<CgroupMounts, ArenaError> {
+fn cgroup_mounts(view: View) -> Result<CgroupMounts, SetupError> {
     let string = |text: &String| {
-        CString::new(text.as_bytes()).map_err(|_nul| ArenaError::Nul("a cgroup's name"))
+        CString::new(text.as_bytes()).map_err(|_nul| SetupError::Nul("a cgroup's name"))
     };
     match view {
         View::None => Ok(CgroupMounts::None),
