@@ -29,9 +29,9 @@ impl Overlay {
     pub fn getattr(&self, id: NodeId, handle: Option<HandleId>) -> Result<Attr, Errno> {
         for _ in 0..TRIES {
             let id = self.current(id);
-            let glance = self.unseen.glance(id);
+            let snapshot = self.unseen.snapshot(id);
             let read = self.try_attr(id, handle)?;
-            if let Some(attr) = read.and_then(|attr| self.unseen.shown(&glance, attr)) {
+            if let Some(attr) = read.and_then(|attr| self.unseen.shown(&snapshot, attr)) {
                 return Ok(attr);
             }
         }
@@ -73,7 +73,7 @@ impl Overlay {
             self.read_upper(id)?;
         }
         let read = self.try_attr(id, None)?.ok_or(Errno::STALE)?;
-        Ok(self.unseen.glance(id).shown_to_guard(read))
+        Ok(self.unseen.snapshot(id).shown_to_guard(read))
     }
 
     /// None: the file was renamed, replaced or forgotten between looking in the state and on the host.
@@ -184,7 +184,7 @@ impl Overlay {
         }
         self.copy_up(id)?;
         if let Some(size) = set.size {
-            self.own_content(id, size)?;
+            self.copy_up_content(id, size)?;
         }
         let _unfilled = self.unfilled(id);
         let _guard = self.busy.lock(&[id]);

@@ -1,7 +1,9 @@
-//! How the bytes of a copied-up file get into the upper: into its file there, while its mark still says that the object has them. They
-//! are made durable, and then the mark goes, which is the one step that counts. Until then readers are served from the object.
+//! Copy-up of a file's content, into its file in the upper, whose mark says meanwhile that the content is the
+//! object's. The content is made durable before the mark changes, which is the one step that counts. Until then
+//! reads are served from the object.
 //!
-//! No guard is held while bytes are copied: the file can be read, looked at, renamed and removed meanwhile. Who wants to change it waits.
+//! No guard is held while content is copied: the file can be read, renamed and removed meanwhile; changes of its
+//! attributes wait.
 
 use std::fs::File;
 
@@ -73,7 +75,7 @@ impl Overlay {
     ///
     /// # Locking
     /// Guards the node for a few system calls before and after; the caller may hold no guard.
-    pub(super) fn own_content(&self, id: NodeId, keep: u64) -> Result<(), Errno> {
+    pub(super) fn copy_up_content(&self, id: NodeId, keep: u64) -> Result<(), Errno> {
         if self.owns_content(id) {
             return Ok(());
         }

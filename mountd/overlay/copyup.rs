@@ -193,7 +193,7 @@ impl Overlay {
         if upper.namespace().marks(stored_type(record)) {
             self.write_mark(made, &file.mark(Some(node)))?;
         }
-        self.dress(made, node, Some(creator))?;
+        self.apply_metadata(made, node, Some(creator))?;
         if let Some(attr) = self.gone_attr(id) {
             made.utimens(&times(attr.atime, attr.mtime))?;
         }
@@ -227,7 +227,7 @@ impl Overlay {
 
     /// Gives a file owner, permissions, attributes and times of a node of the tree. One that was just
     /// made by `creator` has its permissions but for set-id bits.
-    pub(super) fn dress(
+    pub(super) fn apply_metadata(
         &self,
         spot: Spot<'_>,
         node: TreeIno,

@@ -1,7 +1,8 @@
-//! How names come: new files, directories, links and unnamed files, each with its owner, permissions and ACL right from birth.
+//! Creation: files, directories, links and unnamed files, created with their final owner, mode and ACL.
 //!
-//! A file is made at its name where the upper has nothing there, which is one step. Where a whiteout must go with the same step, or a mark
-//! must be there first, it is made in a nursery, a directory in `work/tmp` that hands down what its real parent would, and moved.
+//! Where the upper has nothing at the name, a file is created there, in one step. Where it replaces a whiteout,
+//! or needs a mark first, it is created in a staging directory in `work/tmp`, which hands down group and default
+//! ACL as the parent would, and renamed into place.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -34,7 +35,7 @@ pub(super) enum Kind<'k> {
 
 /// As whom, and with which permissions.
 #[derive(Copy, Clone, Debug)]
-pub(super) struct Birth {
+pub(super) struct NewFile {
     pub(super) mode: u32,
     pub(super) umask: u32,
     pub(super) caller: Caller,
@@ -83,7 +84,7 @@ impl Overlay {
             parent,
             name,
             kind,
-            Birth {
+            NewFile {
                 mode,
                 umask,
                 caller: *caller,
@@ -101,12 +102,12 @@ impl Overlay {
         umask: u32,
         caller: &Caller,
     ) -> Result<Entry, Errno> {
-        let birth = Birth {
+        let wanted = NewFile {
             mode,
             umask,
             caller: *caller,
         };
-        self.make(parent, name, Kind::Directory, birth)
+        self.make(parent, name, Kind::Directory, wanted)
             .map(|(entry, _)| entry)
     }
 
@@ -118,12 +119,12 @@ impl Overlay {
         target: &[u8],
         caller: &Caller,
     ) -> Result<Entry, Errno> {
-        let birth = Birth {
+        let wanted = NewFile {
             mode: 0o777,
             umask: 0,
             caller: *caller,
         };
-        self.make(parent, name, Kind::Symlink(target), birth)
+        self.make(parent, name, Kind::Symlink(target), wanted)
             .map(|(entry, _)| entry)
     }
 
@@ -137,12 +138,12 @@ impl Overlay {
         flags: OpenFlags,
         caller: &Caller,
     ) -> Result<(Entry, Opened), Errno> {
-        let birth = Birth {
+        let wanted = NewFile {
             mode,
             umask,
             caller: *caller,
         };
-        let (mut entry, file) = self.make(parent, name, Kind::Regular, birth)?;
+        let (mut entry, file) = self.make(parent, name, Kind::Regular, wanted)?;
         let opened = self.open_new(&mut entry, flags.write, file.ok_or(Errno::IO)?)?;
         Ok((entry, opened))
     }
@@ -158,15 +159,15 @@ impl Overlay {
     ) -> Result<(Entry, Opened), Errno> {
         let upper = self.writable()?;
         self.raise(parent)?;
-        let nursery = self.nursery(upper, parent)?;
-        let spot = Spot::new(nursery.dir.as_fd(), b"f");
+        let staging = self.staging(upper, parent)?;
+        let spot = Spot::new(staging.dir.as_fd(), b"f");
         let number = upper.new_number();
-        let birth = Birth {
+        let wanted = NewFile {
             mode,
             umask,
             caller: *caller,
         };
-        let made = give_birth(spot, Kind::Regular, birth).and_then(|file| {
+        let made = create_file(spot, Kind::Regular, wanted).and_then(|file| {
             let host = spot.stat()?.stx_ino;
             spot.rename(
                 Spot::new(upper.orphans(), number.to_string().as_bytes()),
@@ -174,7 +175,7 @@ impl Overlay {
             )?;
             Ok((file, host))
         });
-        nursery.close(upper);
+        staging.close(upper);
         let (file, host) = made?;
         let file_on_disk = UpperFile {
             home: Home::Orphan(number),
@@ -205,7 +206,7 @@ impl Overlay {
         parent: NodeId,
         name: &[u8],
         kind: Kind<'_>,
-        birth: Birth,
+        wanted: NewFile,
     ) -> Result<(Entry, Option<OwnedFd>), Errno> {
         let upper = self.writable()?;
         check_name(name)?;
@@ -226,12 +227,12 @@ impl Overlay {
         let device = kind.is_null_device();
         let place = self.place_in(parent, name)?;
         let fd = if whiteout || opaque || device {
-            self.make_in_nursery(
+            self.make_in_staging(
                 upper,
                 parent,
                 place.spot(),
                 kind,
-                birth,
+                wanted,
                 Special {
                     whiteout,
                     opaque,
@@ -239,7 +240,7 @@ impl Overlay {
                 },
             )?
         } else {
-            give_birth(place.spot(), kind, birth)?
+            create_file(place.spot(), kind, wanted)?
         };
         let stat = place.spot().stat()?;
         let file = UpperFile {
@@ -297,25 +298,25 @@ impl Overlay {
         id
     }
 
-    fn make_in_nursery(
+    fn make_in_staging(
         &self,
         upper: &Upper,
         parent: NodeId,
         to: Spot<'_>,
         kind: Kind<'_>,
-        birth: Birth,
+        wanted: NewFile,
         special: Special,
     ) -> Result<Option<OwnedFd>, Errno> {
         if special.device {
             self.mark_impure(parent)?;
         }
-        let nursery = self.nursery(upper, parent)?;
-        let spot = Spot::new(nursery.dir.as_fd(), b"f");
+        let staging = self.staging(upper, parent)?;
+        let spot = Spot::new(staging.dir.as_fd(), b"f");
         let space = upper.namespace();
-        let made = give_birth(
+        let made = create_file(
             spot,
             if special.device { Kind::Regular } else { kind },
-            birth,
+            wanted,
         )
         .and_then(|fd| {
             if special.opaque {
@@ -337,12 +338,12 @@ impl Overlay {
             spot.rename(to, flags)?;
             Ok(fd)
         });
-        nursery.close(upper);
+        staging.close(upper);
         made
     }
 
     /// A directory in `work/tmp` that hands down to what is made in it what `parent` does: group, set-group-id and default ACL.
-    fn nursery(&self, upper: &Upper, parent: NodeId) -> Result<Nursery, Errno> {
+    fn staging(&self, upper: &Upper, parent: NodeId) -> Result<Staging, Errno> {
         let parent = self.dir_fd(parent)?;
         let parent = Spot::new(parent.as_fd(), b".");
         let name = upper.new_name();
@@ -350,16 +351,16 @@ impl Overlay {
         crate::sys::identity::own()?;
         rustix::fs::mkdirat(spot.dir, spot.name, Mode::RWXU)?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let nursery = Nursery {
+        let staging = Staging {
             dir: rustix::fs::openat(spot.dir, spot.name, flags, Mode::empty())?,
             name,
         };
-        let prepared = nursery.prepare(parent);
+        let prepared = staging.prepare(parent);
         if prepared.is_err() {
-            nursery.close(upper);
+            staging.close(upper);
             return Err(prepared.err().unwrap_or(Errno::IO));
         }
-        Ok(nursery)
+        Ok(staging)
     }
 
     /// A node that has a file in the upper.
@@ -389,12 +390,12 @@ struct Special {
     device: bool,
 }
 
-struct Nursery {
+struct Staging {
     dir: OwnedFd,
     name: Vec<u8>,
 }
 
-impl Nursery {
+impl Staging {
     fn prepare(&self, parent: Spot<'_>) -> Result<(), Errno> {
         let own = Spot::new(self.dir.as_fd(), b".");
         let stat = parent.stat()?;
@@ -417,12 +418,12 @@ impl Nursery {
 }
 
 /// Makes a file as the caller; a regular one is open for reading and writing.
-fn give_birth(spot: Spot<'_>, kind: Kind<'_>, birth: Birth) -> Result<Option<OwnedFd>, Errno> {
-    let Birth {
+fn create_file(spot: Spot<'_>, kind: Kind<'_>, wanted: NewFile) -> Result<Option<OwnedFd>, Errno> {
+    let NewFile {
         mode,
         umask,
         caller,
-    } = birth;
+    } = wanted;
     crate::sys::identity::assume(caller.uid, caller.gid, umask)?;
     let mode = Mode::from_raw_mode(mode & 0o7777);
     match kind {

@@ -76,7 +76,7 @@ impl Overlay {
         if changes {
             self.writable()?;
             self.copy_up(id)?;
-            self.own_content(id, if flags.truncate { 0 } else { u64::MAX })?;
+            self.copy_up_content(id, if flags.truncate { 0 } else { u64::MAX })?;
         }
         if flags.write {
             self.sync_before_passthrough(id, flags)?;
@@ -206,7 +206,7 @@ impl Overlay {
         } else {
             if !self.owns_content(id) {
                 self.copy_up(id)?;
-                self.own_content(id, u64::MAX)?;
+                self.copy_up_content(id, u64::MAX)?;
             }
             self.node_file(id, true)?
         };

@@ -164,7 +164,7 @@ impl Overlay {
     fn take_over_root(&self, upper: &Upper, stamp: &Stamp) -> Result<(), OverlayError> {
         let root = Spot::new(upper.root(), b".");
         if upper.condition() == Condition::Empty {
-            self.dress_root(root)
+            self.apply_root_metadata(root)
                 .map_err(host("giving the upper the root's attributes"))?;
         }
         if upper.condition() != Condition::Stamped {
@@ -189,14 +189,14 @@ impl Overlay {
     }
 
     /// A directory that a person made may have inherited a default ACL; the image's root has what the image says.
-    fn dress_root(&self, root: Spot<'_>) -> Result<(), Errno> {
+    fn apply_root_metadata(&self, root: Spot<'_>) -> Result<(), Errno> {
         for acl in [&b"system.posix_acl_default"[..], b"system.posix_acl_access"] {
             match root.remove_xattr(acl) {
                 Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
                 Err(errno) => return Err(errno),
             }
         }
-        self.dress(root, TreeIno::ROOT, None)
+        self.apply_metadata(root, TreeIno::ROOT, None)
     }
 
     /// Files of several names are known before any of these is looked up. One with marks that make no sense is an error of its node only.

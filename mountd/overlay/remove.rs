@@ -1,5 +1,5 @@
-//! How names go: nothing is copied for it, a whiteout says that the tree's file is gone, and a file that may still be in use is kept in
-//! `work/orphans` until nobody uses it.
+//! Removal. Nothing is copied up: a whiteout hides the tree's file. A file that may still be open moves to
+//! `work/orphans`, until its last release and forget.
 
 use cowl_core::tree::FileType;
 use cowl_core::upper::marks::{self, FileMark, Mark};

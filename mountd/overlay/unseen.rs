@@ -29,7 +29,7 @@ pub(super) struct UnderWay<'u> {
 
 /// Taken before attributes are read, to tell afterwards what they are worth.
 #[derive(Debug)]
-pub(super) struct Glance {
+pub(super) struct Snapshot {
     begun: u64,
     before: Option<Attr>,
 }
@@ -49,24 +49,24 @@ impl Unseen {
         self.before.lock().contains_key(&node)
     }
 
-    pub(super) fn glance(&self, node: NodeId) -> Glance {
+    pub(super) fn snapshot(&self, node: NodeId) -> Snapshot {
         let table = self.before.lock();
-        Glance {
+        Snapshot {
             begun: self.begun.load(Ordering::SeqCst),
             before: table.get(&node).copied(),
         }
     }
 
-    /// What attributes show that were read since the glance. None: a change may have begun and ended meanwhile.
-    pub(super) fn shown(&self, glance: &Glance, read: Attr) -> Option<Attr> {
-        if glance.before.is_none() && self.begun.load(Ordering::SeqCst) != glance.begun {
+    /// What attributes show that were read since the snapshot. None: a change may have begun and ended meanwhile.
+    pub(super) fn shown(&self, snapshot: &Snapshot, read: Attr) -> Option<Attr> {
+        if snapshot.before.is_none() && self.begun.load(Ordering::SeqCst) != snapshot.begun {
             return None;
         }
-        Some(glance.shown_to_guard(read))
+        Some(snapshot.shown_to_guard(read))
     }
 }
 
-impl Glance {
+impl Snapshot {
     /// The same for who guards the node, so that none of its changes begins or ends meanwhile.
     pub(super) fn shown_to_guard(&self, read: Attr) -> Attr {
         let Some(before) = self.before else {
