@@ -132,7 +132,9 @@ impl Engine {
         };
         let pin = super::pin_name(&config.id);
         let owner = format!("container {}", config.name);
-        self.store.pin(&pin, &owner, &image.layers, &image.blobs)?;
+        self.store
+            .pin(&pin, &owner, &image.layers, &image.blobs)
+            .context(|| format!("making {owner}"))?;
         match self.containers.create(guard, config) {
             Ok(pending) => Ok(CreatedContainer {
                 pending,
