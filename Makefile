@@ -6,7 +6,7 @@
 #   make test-unit, test-mount, test-container, test-long
 #                      one tier of them: what each needs and may take is in .config/nextest.toml
 #   make bench         times of cowl beside kernel overlayfs and fuse-overlayfs (PEERS: programs); BENCH: more options
-#   make lint          formatting, clippy, licences and bans, and the borders that Cargo.toml alone cannot hold
+#   make lint          formatting, clippy, licences and bans, the borders of the crates, and SPECIFICATION.md against the tests
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -65,6 +65,7 @@ lint: test-tools
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	PATH=$(TOOLS)/bin:$$PATH fixtures/check-borders.sh
+	PATH=$(TOOLS)/bin:$$PATH fixtures/check-spec.py
 
 clean:
 	cargo clean
