@@ -20,7 +20,8 @@ pub fn seed() -> u64 {
     variable("COWL_TEST_SEED").unwrap_or_default()
 }
 
-fn scale() -> u64 {
+/// How many times as large samples are as in `make test-mount`.
+pub fn scale() -> u64 {
     variable("COWL_TEST_SCALE").unwrap_or(1).max(1)
 }
 
