@@ -32,7 +32,8 @@ pub fn copy_data(from: impl AsFd, to: impl AsFd, len: u64) -> Result<Copied> {
     copy_data_checked(from, to, len, &|| Ok(()))
 }
 
-/// [`copy_data`] for a caller that may have to stop: `check` is asked before each chunk that is copied.
+/// [`copy_data`] for a caller that may have to stop: `check` is asked before each chunk that is
+/// copied.
 ///
 /// # Errors
 /// What `check` says, and what the host says.

@@ -9,10 +9,11 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::{Errno, Result, fcntl_dupfd_cloexec, retry_on_intr};
 use rustix::pipe::{PipeFlags, pipe_with};
 
-/// Waits for a lock on an open file; `how` is [`FlockOperation::LockShared`] or [`FlockOperation::LockExclusive`].
+/// Waits for a lock on an open file; `how` is [`FlockOperation::LockShared`] or
+/// [`FlockOperation::LockExclusive`].
 ///
-/// The wait ends with EINTR as soon as `interrupt` is readable. The caller then closes the file, and with it gives up
-/// a lock that may still be granted.
+/// The wait ends with EINTR as soon as `interrupt` is readable. The caller then closes the file,
+/// and with it gives up a lock that may still be granted.
 ///
 /// # Errors
 /// EINTR after an interrupt, else what the host says.
@@ -31,8 +32,9 @@ pub fn lock(file: impl AsFd, how: FlockOperation, interrupt: Option<BorrowedFd<'
     }
 }
 
-/// No system call waits for a lock and a descriptor, so a thread waits for the lock. An interrupt leaves the thread
-/// behind: it holds a duplicate of the file, and closes it when the lock is granted.
+/// No system call waits for a lock and a descriptor, so a thread waits for the lock. An interrupt
+/// leaves the thread behind: it holds a duplicate of the file, and closes it when the lock is
+/// granted.
 fn wait(file: BorrowedFd<'_>, how: FlockOperation, interrupt: BorrowedFd<'_>) -> Result<()> {
     let (done, waiting) = pipe_with(PipeFlags::CLOEXEC)?;
     let own = fcntl_dupfd_cloexec(file, 0)?;
@@ -75,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_is_granted_to_who_waits_when_its_holder_lets_go() {
+    fn lock_is_granted_when_its_holder_releases_it() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let never = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
         let holder = opened(file.path());
@@ -93,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interrupt_ends_the_wait_and_the_lock_is_not_taken_later() {
+    fn an_interrupt_ends_the_wait_and_releases_a_later_grant() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let interrupt = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
         let holder = opened(file.path());

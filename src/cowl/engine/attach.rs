@@ -1,7 +1,9 @@
-//! The streams of a foreground container: between the caller's standard streams and the container's pipes or terminal.
+//! The streams of a foreground container: between the caller's standard streams and the
+//! container's pipes or terminal.
 //!
-//! The container never gets the caller's own descriptors: through /proc/self/fd it could reopen a file of the host, push keys into the caller's terminal
-//! or have its owner changed. One thread copies each direction; they end by themselves when the container's side closes.
+//! The container never gets the caller's descriptors: through /proc/self/fd it could reopen a
+//! host file, push keys into the caller's terminal or change its owner. One thread copies each
+//! direction and ends when the container's side closes.
 
 use super::error::{Context, Error, Result};
 use rustix::fs::{Mode, OFlags};
@@ -10,7 +12,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::thread::{self, JoinHandle};
 
-/// Large enough that a system call is small beside the copy (the size of a pipe).
+/// The size of a pipe, so that a system call costs little beside the copy.
 const BUFFER: usize = 64 << 10;
 
 /// The container's ends of its streams.
@@ -36,13 +38,14 @@ pub(super) struct Pipes {
 #[derive(Debug)]
 pub(super) struct Output {
     threads: Vec<JoinHandle<Result<(), Errno>>>,
-    /// Its writing ends are the threads': closed when all are done.
+    /// The threads hold its writing ends. It is closed when all have ended.
     done: OwnedFd,
 }
 
-/// Pipes for a container without a terminal; standard input is /dev/null unless it is to be `open`.
+/// Creates pipes for a container without a terminal. Standard input is /dev/null unless
+/// `open_stdin`.
 pub(super) fn pipes(open_stdin: bool) -> Result<(Stdio, Pipes)> {
-    let pipe = || pipe_with(PipeFlags::CLOEXEC).context(|| "making a pipe");
+    let pipe = || pipe_with(PipeFlags::CLOEXEC).context(|| "creating a pipe");
     let (stdin, stdin_writer) = if open_stdin {
         let (reader, writer) = pipe()?;
         (reader, Some(writer))
@@ -82,7 +85,8 @@ impl Pipes {
     }
 }
 
-/// Starts copying between the caller's standard streams and the master end of a container's terminal.
+/// Starts copying between the caller's standard streams and the master end of a container's
+/// terminal.
 pub(super) fn relay_terminal(master: OwnedFd, open_stdin: bool) -> Result<Output> {
     if open_stdin {
         relay_stdin(own(master.as_fd())?)?;
@@ -92,7 +96,7 @@ pub(super) fn relay_terminal(master: OwnedFd, open_stdin: bool) -> Result<Output
 
 impl Output {
     fn start<const N: usize>(copies: [(&str, OwnedFd, OwnedFd); N]) -> Result<Self> {
-        let (done, working) = pipe_with(PipeFlags::CLOEXEC).context(|| "making a pipe")?;
+        let (done, working) = pipe_with(PipeFlags::CLOEXEC).context(|| "creating a pipe")?;
         let mut threads = Vec::new();
         for (name, from, to) in copies {
             threads.push(copier(name, from, to, Some(own(working.as_fd())?))?);
@@ -100,16 +104,16 @@ impl Output {
         Ok(Self { threads, done })
     }
 
-    /// Readable (as closed) when everything the container wrote has been passed on, which is some time after its end.
+    /// Readable (at end of file) when all output has been copied.
     pub(super) fn done(&self) -> BorrowedFd<'_> {
         self.done.as_fd()
     }
 
-    /// What became of it; waits until it is [done](Self::done).
+    /// Waits until it is [done](Self::done) and gives the first error.
     pub(super) fn finish(self) -> Result<()> {
         for thread in self.threads {
             let copied = thread.join().map_err(|_panic| {
-                Error::failed("a thread that copied the container's output died")
+                Error::failed("a thread that copied the container's output panicked")
             })?;
             copied.context(|| "writing the container's output")?;
         }
@@ -117,7 +121,7 @@ impl Output {
     }
 }
 
-/// This thread is never joined: it may wait for a key that nobody will press.
+/// Copies standard input. The thread is never joined: it may wait for input without end.
 fn relay_stdin(to: OwnedFd) -> Result<()> {
     copier("stdin", own(std::io::stdin().as_fd())?, to, None).map(drop)
 }
@@ -127,7 +131,7 @@ fn own(fd: BorrowedFd<'_>) -> Result<OwnedFd> {
         .context(|| "duplicating a standard stream")
 }
 
-/// Copies in a thread that holds `working` for as long.
+/// Starts a thread that copies and holds `working` meanwhile.
 fn copier(
     name: &str,
     from: OwnedFd,
@@ -145,7 +149,8 @@ fn copier(
         .context(|| "starting a thread")
 }
 
-/// Copies until the end. A side that went away is an end, not an error: EPIPE from a reader, EIO from a terminal.
+/// Copies until end of file. A closed side ends the copy without error: EPIPE of a pipe, EIO of a
+/// terminal.
 fn copy(from: &OwnedFd, to: &OwnedFd) -> Result<(), Errno> {
     let mut buffer = vec![0_u8; BUFFER];
     loop {
@@ -172,7 +177,7 @@ fn write_all(to: &OwnedFd, mut bytes: &[u8]) -> Result<(), Errno> {
         match rustix::io::write(to, bytes) {
             Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
             Err(Errno::INTR) => {}
-            // The caller's stream may have been made non-blocking by somebody who shares it.
+            // Another user of the caller's stream may have made it non-blocking.
             Err(Errno::AGAIN) => wait(to, rustix::event::PollFlags::OUT)?,
             Err(errno) => return Err(errno),
         }
@@ -193,7 +198,7 @@ mod tests {
     use std::io::{Read, Write};
 
     #[test]
-    fn everything_is_copied_also_through_a_non_blocking_pipe() {
+    fn copy_writes_all_to_a_non_blocking_pipe() {
         let (from, mut feed) = pipe_with(PipeFlags::CLOEXEC)
             .map(|(r, w)| (r, std::fs::File::from(w)))
             .unwrap();
@@ -213,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_left_ends_the_copy_without_error() {
+    fn copy_ends_without_error_when_the_reader_closes() {
         let (from, feed) = pipe_with(PipeFlags::CLOEXEC).unwrap();
         let (sink, to) = pipe_with(PipeFlags::CLOEXEC).unwrap();
         drop(sink);

@@ -100,11 +100,11 @@ impl Engine {
             self.volumes.remove_unfinished()?;
         }
         for (container, status) in self.containers()?.items {
-            if status.is_without_record() {
+            if status.is_orphaned() {
                 // Its monitor is dead; its program may live on.
                 container.kill()?;
             }
-            if container.is_forsaken(&status) && container.is_soon_unmounted()? {
+            if container.is_disposable(&status) && container.unmounts_soon()? {
                 self.remove_container(&container, true)?;
             }
         }
@@ -144,8 +144,8 @@ impl Engine {
     /// Removes a container that has ended or is about to: waits for its monitor and its mount to
     /// end.
     fn remove_container(&self, container: &Container, with_volumes: bool) -> Result<()> {
-        container.wait_unwatched()?;
-        let orphaned = container.status()?.is_without_record();
+        container.wait_released()?;
+        let orphaned = container.status()?.is_orphaned();
         if orphaned {
             // Its monitor was killed before it could.
             container.kill()?;
@@ -157,7 +157,8 @@ impl Engine {
         // A killed command may have left a mount.
         self.store.wait_lease_end(short(&container.config.id))?;
         let guard = self.containers.guard()?;
-        self.containers.vanish(&guard, container, with_volumes)?;
+        self.containers
+            .mark_removed(&guard, container, with_volumes)?;
         self.store.unpin(&pin_name(&container.config.id))?;
         drop(guard);
         self.purge()?;

@@ -1,12 +1,13 @@
-//! What a container runs: the image's configuration and the command line, merged by Docker's rules.
+//! The process of a container: the image's configuration and the command line, merged by Docker's
+//! rules.
 //!
-//! Called once, when a container is made; the result is kept in its `config.json` and never merged again.
+//! Merged once, at the container's creation; its `config.json` has the result.
 
 use super::error::{Error, Result};
 use cowl_launch::plan::DEFAULT_PATH;
 use serde::{Deserialize, Serialize};
 
-/// What an image says about its process (the `config` object of the OCI image configuration).
+/// An image's defaults (the `config` object of the OCI image configuration).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ImageDefaults {
     /// `Entrypoint`.
@@ -21,12 +22,12 @@ pub struct ImageDefaults {
     pub user: String,
 }
 
-/// What the command line says about the process.
+/// The command line's settings.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Overrides {
     /// `--entrypoint`; the empty string removes the image's.
     pub entrypoint: Option<String>,
-    /// What follows the image's name.
+    /// The words after the image's name.
     pub command: Vec<String>,
     /// `-e`, each resolved by [`EnvChange::parse`].
     pub env: Vec<EnvChange>,
@@ -43,7 +44,7 @@ pub struct Overrides {
 pub enum EnvChange {
     /// NAME=VALUE.
     Set(String, String),
-    /// A name alone that the caller's environment doesn't have.
+    /// A name alone, which the caller's environment lacks.
     Unset(String),
 }
 
@@ -56,7 +57,7 @@ pub struct Process {
     pub env: Vec<String>,
     /// Absolute.
     pub cwd: String,
-    /// `name|uid[:group|gid]`, resolved inside the container's root at start; empty is root.
+    /// `name|uid[:group|gid]`, resolved in the container's root at start; empty means root.
     pub user: String,
 }
 
@@ -81,10 +82,10 @@ impl EnvChange {
 }
 
 impl Process {
-    /// Merges; `hostname` becomes HOSTNAME.
+    /// Merges an image's defaults with the command line. `hostname` becomes HOSTNAME.
     pub fn merge(image: &ImageDefaults, given: &Overrides, hostname: &str) -> Result<Self> {
         let (entrypoint, image_cmd) = match given.entrypoint.as_deref() {
-            // An entrypoint of one's own comes without the image's arguments.
+            // --entrypoint drops the image's Cmd too.
             Some("") => (Vec::new(), &[][..]),
             Some(program) => (vec![program.to_owned()], &[][..]),
             None => (image.entrypoint.clone(), image.cmd.as_slice()),
@@ -114,7 +115,7 @@ impl Process {
         })
     }
 
-    /// The command as Docker tells it: arguments with a space in them between quotes.
+    /// The command as Docker shows it: arguments that contain a space are quoted.
     pub fn shown(&self) -> String {
         let mut words = self.argv.iter();
         let mut shown = words.next().cloned().unwrap_or_default();
@@ -189,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_is_shown_as_dockers() {
+    fn shown_quotes_as_docker_does() {
         let process = Process {
             argv: ["sh", "-c", "echo 'a' b", ""].map(str::to_owned).into(),
             env: Vec::new(),
@@ -201,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn entrypoint_and_command_merge_as_dockers() {
+    fn merge_combines_entrypoint_and_command_as_docker_does() {
         // image entrypoint, image cmd, --entrypoint, command -> argv ("" = refused)
         let table = [
             ("", "sh", None, "", "sh"),
@@ -230,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn the_environment_has_no_name_twice_and_the_command_line_wins() {
+    fn merge_prefers_the_command_line_environment() {
         let image = ImageDefaults {
             cmd: words("sh"),
             env: words("PATH=/bin A=1 B=2"),
@@ -253,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn an_environment_option_is_a_pair_or_a_name_to_look_up() {
+    fn parse_takes_a_pair_or_looks_a_name_up() {
         let host = |name: &str| (name == "HAVE").then(|| "it".to_owned());
         assert_eq!(
             EnvChange::parse("A=1=2", host),
@@ -276,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn working_directory_and_user_come_from_the_option_then_the_image() {
+    fn merge_prefers_workdir_and_user_options() {
         let image = ImageDefaults {
             cmd: words("sh"),
             working_dir: "/srv".into(),

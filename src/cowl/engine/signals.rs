@@ -1,8 +1,9 @@
 //! The signals of a foreground `cowl run`, taken by descriptors instead of handlers.
 //!
-//! They are blocked before any thread or process is started: threads inherit the mask, and `std::process::Command`
-//! gives children an empty one. Until the container runs, an [interrupt](Signals::interrupt) ends the start; from then
-//! on every signal goes to the container, as with Docker's `--sig-proxy`.
+//! They are blocked before any thread or process is started: threads inherit the mask, and
+//! `std::process::Command` gives children an empty one. Until the container runs, an
+//! [interrupt](Signals::interrupt) ends the start; from then on every signal goes to the
+//! container, as with Docker's `--sig-proxy`.
 
 use super::error::{Context, Result};
 use nix::sys::signal::{SigSet, Signal};
@@ -12,12 +13,12 @@ use rustix::io::{Errno, retry_on_intr};
 use std::io::IsTerminal;
 use std::os::fd::{AsFd, BorrowedFd};
 
-/// Left as they are: signals about this process itself (Docker's exceptions).
+/// Never passed on, as by Docker: they are about this process.
 const OWN: [Signal; 3] = [Signal::SIGCHLD, Signal::SIGPIPE, Signal::SIGURG];
-/// Left as they are in a terminal: with these blocked, a background process reads an end of file from its terminal, and
-/// changes the settings that the foreground uses.
+/// Not blocked in a terminal: with these blocked, a background process reads EIO from its
+/// terminal and changes the settings that the foreground uses.
 const JOB_CONTROL: [Signal; 2] = [Signal::SIGTTIN, Signal::SIGTTOU];
-/// End a start, and the wait for what is left after the container's end.
+/// These end a start, and the cleanup after the container's end.
 const INTERRUPTS: [Signal; 4] = [
     Signal::SIGINT,
     Signal::SIGTERM,
@@ -107,7 +108,7 @@ mod tests {
     use nix::sys::signal::raise;
 
     #[test]
-    fn every_signal_but_the_process_s_own_is_blocked() {
+    fn block_leaves_only_own_signals_unblocked() {
         let signals = Signals::block().unwrap();
         let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
         let mask = status
@@ -116,7 +117,8 @@ mod tests {
             .unwrap();
         let blocked = u64::from_str_radix(mask, 16).unwrap();
         let is_blocked = |number: i32| blocked & 1 << (number - 1) != 0;
-        // KILL and STOP can't be; 32 and 33 are the C library's; the terminal's depend on how the test is run.
+        // KILL and STOP can't be; 32 and 33 are the C library's; the terminal's depend on how the
+        // test is run.
         for number in (1..=64).filter(|number| !matches!(number, 9 | 19 | 21 | 22 | 32 | 33)) {
             let own = [17, 13, 23].contains(&number);
             assert_eq!(is_blocked(number), !own, "{number}");
@@ -129,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interrupt_is_taken_and_other_signals_stay_for_the_container() {
+    fn take_interrupt_leaves_other_signals_pending() {
         let signals = Signals::block().unwrap();
         raise(Signal::SIGUSR1).unwrap();
         assert_eq!(signals.take_interrupt().unwrap(), None);

@@ -1,13 +1,13 @@
-//! The caller's terminal while a container with `-t` runs: raw, and put back as it was on every way out.
+//! The caller's terminal while a container with `-t` runs: raw, and restored on every exit.
 //!
-//! Called by `attach`. Signals that would end the process are taken by its signal descriptor, so every way out passes through [`Raw`]'s drop; a panic too,
-//! since it unwinds.
+//! Called by `run`. Fatal signals are read from a descriptor, and a panic unwinds, so [`Raw`] is
+//! always dropped.
 
 use super::error::{Context, Result};
 use rustix::termios::{self, OptionalActions, Termios, Winsize};
 use std::os::fd::{AsFd, OwnedFd};
 
-/// A terminal in raw mode; dropped, it is as before.
+/// A terminal in raw mode. Dropping it restores the settings.
 #[derive(Debug)]
 pub(super) struct Raw {
     terminal: OwnedFd,
@@ -15,7 +15,7 @@ pub(super) struct Raw {
 }
 
 impl Raw {
-    /// Makes the terminal raw: every key goes to the container as it is.
+    /// Makes the terminal raw: each key goes to the container unchanged.
     pub(super) fn new(terminal: impl AsFd) -> Result<Self> {
         let terminal = terminal
             .as_fd()
@@ -34,7 +34,8 @@ impl Drop for Raw {
     fn drop(&mut self) {
         if let Err(errno) = termios::tcsetattr(&self.terminal, OptionalActions::Drain, &self.before)
         {
-            // A terminal that is gone (its window closed) needs no settings; nothing else is left to tell.
+            // A closed terminal has no settings to restore. Other errors can't be reported from
+            // here.
             debug_assert!(
                 matches!(errno, rustix::io::Errno::IO | rustix::io::Errno::NOTTY),
                 "restoring the terminal: {errno}"
@@ -43,7 +44,7 @@ impl Drop for Raw {
     }
 }
 
-/// The terminal's size, 0 x 0 if it doesn't know.
+/// The terminal's size; 0 x 0 if unknown.
 pub(super) fn size(terminal: impl AsFd) -> Result<Winsize> {
     termios::tcgetwinsize(terminal).context(|| "reading the terminal's size")
 }
@@ -79,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn the_terminal_is_as_before_also_after_a_panic() {
+    fn drop_restores_the_terminal_after_a_panic() {
         let (_master, slave) = terminal();
         let before = modes(&slave);
         let panicked = std::panic::catch_unwind(|| {

@@ -1,6 +1,6 @@
-//! `config.json`: what a container is. Written once when it is made, never changed.
+//! `config.json`: what a container is. Written once at its creation, never changed.
 //!
-//! What it needs of the store is kept by a pin of the same id.
+//! A pin of the same id keeps its layers in the store.
 
 use crate::engine::process::Process;
 use cowl_core::digest::{DiffId, ImageId, Sha256Digest};
@@ -20,11 +20,11 @@ pub struct Config {
     pub id: String,
     /// Unique among the containers of a store.
     pub name: String,
-    /// When it was made.
+    /// When it was created.
     pub created: Timestamp,
     /// The image as the user named it.
     pub image: String,
-    /// The image that name meant at that time.
+    /// The image of that name at that time.
     pub image_id: ImageId,
     /// The layers below the container's upper, bottom first.
     pub layers: Vec<DiffId>,
@@ -32,18 +32,18 @@ pub struct Config {
     pub process: Process,
     /// Of the container's own UTS namespace.
     pub hostname: String,
-    /// It has a terminal of its own.
+    /// Has a terminal.
     pub tty: bool,
-    /// Its standard input is the caller's, not /dev/null.
+    /// Reads the caller's standard input, not /dev/null.
     pub open_stdin: bool,
     /// Limit in bytes.
     pub memory: Option<u64>,
-    /// It may make any system call. Else, and where the file is older than this field, Docker's default profile holds.
+    /// Runs without a seccomp filter; else with Docker's default profile.
     #[serde(default)]
     pub seccomp_unconfined: bool,
-    /// Removed, with its anonymous volumes, when it is over.
+    /// Removed at its end, with its anonymous volumes.
     pub auto_remove: bool,
-    /// In the order in which they are mounted: a parent before what is below it.
+    /// In mount order: parents first.
     pub mounts: Vec<Mount>,
 }
 

@@ -1,18 +1,21 @@
 //! The containers of a store, as directories.
 //!
 //! ```text
-//! containers/             locked while a name is given out or a container disappears
-//! containers/<id>/        64 hex digits; locked by the engine that makes it and, without a gap, by the monitor
-//!   config.json           what the container is (config); without it the directory is not a container yet
+//! containers/             locked while a name is allocated or a container is removed
+//! containers/<id>/        64 hex digits; locked by the engine that creates it, then by the monitor
+//!   config.json           what the container is (config); without it, there is no container yet
 //!   lock, running.json, exit.json   the monitor's (cowl_launch::status)
-//!   upper/ work/          the container's own files; work/lock and upper/ are locked while they are mounted, work/ until the container runs
-//! containers/.gone-alone-<id>/   no longer a container, removed by whoever comes next if its remover was killed; locked by its remover
-//! containers/.gone-with-volumes-<id>/   likewise, and its anonymous volumes go with it
+//!   upper/ work/          the container's files; work/lock and upper/ are locked while mounted,
+//!                         work/ until the container runs
+//! containers/.gone-alone-<id>/          a removed container; locked while it is deleted
+//! containers/.gone-with-volumes-<id>/   the same, and its anonymous volumes are deleted too
 //! ```
 //!
-//! The locks are flocks; those of directories are on the directories themselves.
+//! All locks are flocks. A directory's lock is on the directory itself. If a removal is killed,
+//! the next command completes it.
 //!
-//! Invariant: a directory with a `config.json` is a container with a name of its own; what it does is asked of [`state`], never remembered.
+//! Invariant: a directory with a `config.json` is a container with a unique name. Its status is
+//! derived from locks and records ([`state`]), never stored.
 
 pub mod config;
 pub mod state;
@@ -32,24 +35,25 @@ use rustix::event::{Timespec, poll};
 use rustix::fs::{AtFlags, Mode, statat};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use state::{Exit, Facts, Monitored, Status};
+use state::{Exit, Facts, MonitorRecord, Status};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Held by the engine and then by the monitor: the directory's own lock. Handed over, never let go in between.
+/// The lock of the directory itself. The engine passes it to the monitor without releasing it.
 const ALIVE: &str = ".";
 const UPPER: &str = "upper";
 const WORK: &str = "work";
-/// Held by the engine until the container runs: the work directory's own lock. (The upper's is its mount's.)
+/// The lock of the work directory itself, held by the engine until the container runs.
 const STARTING: &str = WORK;
-/// In `work/`, held by the worker of the mount.
+/// In `work/`, held by the mount's worker.
 const MOUNTED: &str = "lock";
 const CONFIG: &str = "config.json";
 const GONE: &str = ".gone-alone-";
 const GONE_WITH_VOLUMES: &str = ".gone-with-volumes-";
 
-/// How long the end of a mount that nothing holds takes at most, and how often it is looked for: a lock can't be waited for with a limit.
+/// Longest wait for an unused mount to end and for a new monitor's first record, and the poll
+/// interval: flock(2) has no timeout.
 const PATIENCE: Duration = Duration::from_secs(2);
 const PAUSE: Timespec = Timespec {
     tv_sec: 0,
@@ -63,7 +67,7 @@ pub struct Containers {
     path: PathBuf,
 }
 
-/// Nobody else gives out a name or removes a container or a volume while this lives.
+/// The right to allocate names and to remove containers and volumes.
 #[derive(Debug)]
 pub struct Guard(#[expect(dead_code, reason = "held for its lock")] OwnedFd);
 
@@ -71,11 +75,11 @@ pub struct Guard(#[expect(dead_code, reason = "held for its lock")] OwnedFd);
 #[derive(Debug)]
 pub struct Container {
     dir: OwnedFd,
-    /// What it is.
+    /// Its `config.json`.
     pub config: Config,
 }
 
-/// A container that is being created or started. Its locks keep others from taking it for abandoned.
+/// A container that is being created or started. Its locks keep it from being swept.
 #[derive(Debug)]
 pub struct PendingContainer {
     /// The container.
@@ -85,12 +89,13 @@ pub struct PendingContainer {
 }
 
 impl PendingContainer {
-    /// The monitor's status directory: the container's, locked. A process that has this descriptor keeps the lock.
+    /// The monitor's status directory, locked. The lock lives as long as any copy of this
+    /// descriptor.
     pub fn status_dir(&self) -> BorrowedFd<'_> {
         self.alive.as_fd()
     }
 
-    /// Gives up the locks. From now on the monitor's say what the container is doing.
+    /// Releases the locks. The monitor's locks keep a running container.
     pub fn release(self) -> Container {
         drop((self.alive, self.starting));
         self.container
@@ -98,7 +103,7 @@ impl PendingContainer {
 }
 
 impl Containers {
-    /// Opens (and makes, if need be) `containers/` of a store.
+    /// Opens `containers/` of a store, creating it if needed.
     pub fn open(root: &Path) -> Result<Self> {
         let store =
             files::open_dir(root).context(|| format!("opening the store {}", root.display()))?;
@@ -108,7 +113,7 @@ impl Containers {
         })
     }
 
-    /// Waits for the right to change what containers there are.
+    /// Locks the directory, waiting for other commands.
     pub fn guard(&self) -> Result<Guard> {
         files::lock_dir(&self.dir)
             .map(Guard)
@@ -137,7 +142,7 @@ impl Containers {
         })
     }
 
-    /// The container that `needle` means: a whole id, a name, or the beginning of one id only.
+    /// Finds a container by id, name or unambiguous prefix of an id.
     pub fn find(&self, needle: &str) -> Result<Container> {
         let missing = || Error::not_found(format!("No such container: {needle}"));
         let name = needle.strip_prefix('/').unwrap_or(needle);
@@ -162,7 +167,8 @@ impl Containers {
         }
     }
 
-    /// A container whose `config.json` cannot be read, by its id or the beginning of it, and why. Good for removing it only.
+    /// Finds a container whose `config.json` is damaged, by id or prefix, for its removal. The
+    /// error says what is wrong.
     pub fn find_damaged(&self, needle: &str) -> Result<Option<(Container, Error)>> {
         let mut found = None;
         for id in self.entries()?.iter().filter(|id| is_id(id)) {
@@ -184,19 +190,20 @@ impl Containers {
         Ok(found)
     }
 
-    /// Makes a container's directory. Its name must be free: ask under the same guard.
+    /// Creates a container's directory. The caller has checked under the same guard that its name
+    /// is free.
     pub fn create(&self, _guard: &Guard, config: Config) -> Result<PendingContainer> {
         let id = config.id.clone();
-        let what = || format!("making {}", self.path.join(&id).display());
+        let what = || format!("creating {}", self.path.join(&id).display());
         rustix::fs::mkdirat(&self.dir, &id, Mode::RWXU).context(what)?;
-        let made = self.fill(config);
-        if made.is_err() {
+        let created = self.populate(config);
+        if created.is_err() {
             remove_tree(&self.dir, &id).context(|| format!("removing containers/{id}"))?;
         }
-        made.context(what)
+        created.context(what)
     }
 
-    fn fill(&self, config: Config) -> Result<PendingContainer> {
+    fn populate(&self, config: Config) -> Result<PendingContainer> {
         let dir = files::open_dir_at(&self.dir, &config.id)?;
         let alive = files::lock_dir(&dir)?;
         files::ensure_dir_at(&dir, UPPER, 0o755)?;
@@ -210,7 +217,7 @@ impl Containers {
         })
     }
 
-    /// Whether there is a container of this id, or one in the making.
+    /// Whether a container of this id exists or is being created.
     pub fn has(&self, _guard: &Guard, id: &str) -> Result<bool> {
         match statat(&self.dir, id, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(_) => Ok(true),
@@ -219,10 +226,10 @@ impl Containers {
         }
     }
 
-    /// Removes directories that never became containers, since their maker was killed.
+    /// Deletes what killed creations left: directories without a `config.json`.
     pub fn remove_unfinished(&self, _guard: &Guard) -> Result<()> {
         for name in self.entries()?.iter().filter(|name| is_id(name)) {
-            // Whoever makes one holds the guard, so nobody does.
+            // Creation needs the guard, which is held here.
             match statat(
                 &self.dir,
                 format!("{name}/{CONFIG}"),
@@ -241,8 +248,14 @@ impl Containers {
         Ok(())
     }
 
-    /// Takes a container away from all eyes; [`Containers::purge`] removes what it was. Its processes and its mount must be gone.
-    pub fn vanish(&self, _guard: &Guard, container: &Container, with_volumes: bool) -> Result<()> {
+    /// Marks a container as removed, by renaming its directory. [`Containers::purge`] deletes it.
+    /// Its processes and its mount must have ended.
+    pub fn mark_removed(
+        &self,
+        _guard: &Guard,
+        container: &Container,
+        with_volumes: bool,
+    ) -> Result<()> {
         let id = &container.config.id;
         let prefix = if with_volumes {
             GONE_WITH_VOLUMES
@@ -250,18 +263,18 @@ impl Containers {
             GONE
         };
         match rustix::fs::renameat(&self.dir, id, &self.dir, format!("{prefix}{id}")) {
-            // Somebody else removed it meanwhile, which is what was wanted.
+            // ENOENT: another command has removed it.
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(errno) => Err(Error::from(errno).context(format!("removing container {id}"))),
         }
     }
 
-    /// Removes what has vanished, each after `belongings` has removed the anonymous volumes that go with it. Call it without the guard: an upper can be
-    /// large.
-    pub fn purge(&self, belongings: impl Fn(&Config) -> Result<()>) -> Result<()> {
+    /// Deletes removed containers. `remove_volumes` removes the anonymous volumes of those marked
+    /// so. Call it without the guard: an upper can be large.
+    pub fn purge(&self, remove_volumes: impl Fn(&Config) -> Result<()>) -> Result<()> {
         let with_volumes = |dir: &OwnedFd| {
             let config = files::read_json(dir, CONFIG)?;
-            config.as_ref().map_or(Ok(()), &belongings)
+            config.as_ref().map_or(Ok(()), &remove_volumes)
         };
         files::purge(&self.dir, GONE_WITH_VOLUMES, with_volumes)
             .and_then(|()| files::purge(&self.dir, GONE, |_| Ok(())))
@@ -292,8 +305,9 @@ impl Containers {
 }
 
 impl Container {
-    /// Whether its time is over: made by a process that was killed, or to be removed at its end.
-    pub fn is_forsaken(&self, status: &Status) -> bool {
+    /// Whether the sweep removes it: its creation was killed, or it has ended and was run with
+    /// `--rm`.
+    pub fn is_disposable(&self, status: &Status) -> bool {
         match status {
             Status::Abandoned => true,
             Status::Exited(_) => self.config.auto_remove,
@@ -301,13 +315,13 @@ impl Container {
         }
     }
 
-    /// What it is doing now.
+    /// Its status now.
     pub fn status(&self) -> Result<Status> {
         let alive = files::is_locked(&self.dir, ALIVE)?;
         let monitored = files::is_locked(&self.dir, status::LOCK)?;
-        let started = match self.monitored() {
-            Ok(monitored) => monitored.is_some_and(|monitored| !monitored.started_at.is_empty()),
-            // It had a monitor, so there may be something to end.
+        let started = match self.monitor_record() {
+            Ok(record) => record.is_some_and(|record| !record.started_at.is_empty()),
+            // It had a monitor, so there may be processes to kill.
             Err(_damaged) => true,
         };
         let exit: Option<Exit> = files::read_json(&self.dir, status::EXIT)?;
@@ -319,30 +333,32 @@ impl Container {
         }))
     }
 
-    /// Kills its processes, also those that have outlived its monitor. They are gone when [`Container::wait_unmounted`] returns.
+    /// Kills its processes, including those that outlived its monitor. They have ended when
+    /// [`Container::wait_unmounted`] returns.
     pub fn kill(&self) -> Result<()> {
         files::wait_unlocked(&self.dir, STARTING)?;
-        self.wait_described()?;
+        self.wait_monitor_record()?;
         self.kill_processes()
     }
 
-    /// The same for who is making it: nobody else starts anything.
+    /// [`Container::kill`] for the holder of the [`PendingContainer`], which needs no waiting.
     pub fn kill_processes(&self) -> Result<()> {
-        let monitored = match self.monitored() {
-            Ok(Some(monitored)) => monitored,
+        let record = match self.monitor_record() {
+            Ok(Some(record)) => record,
             Ok(None) => return Ok(()),
             Err(error) if files::is_locked(&self.dir, status::LOCK)? => return Err(error),
-            // A power cut may leave the record empty. What runs then, if anything, is in the container's cgroups.
+            // A power cut may leave the record empty. Processes, if any, are in the container's
+            // cgroups.
             Err(_damaged) => return Ok(remove_leftovers(CGROUP_PARENT, &self.config.id)?),
         };
-        let killed = match monitored.pid {
-            // Killed before it started anything: its container doesn't come to be.
-            0 => self.kill_monitor(monitored.monitor),
+        let killed = match record.pid {
+            // No program yet. Killing the monitor prevents it.
+            0 => self.kill_monitor(record.monitor),
             pid => kill_program(
                 pid,
                 &Identity {
-                    boot: monitored.boot,
-                    start_time: monitored.start_time,
+                    boot: record.boot,
+                    start_time: record.start_time,
                 },
             ),
         };
@@ -353,29 +369,30 @@ impl Container {
         let Some(pidfd) = open_process(pid)? else {
             return Ok(());
         };
-        // The lock was its own when the descriptor was opened, so the descriptor is the monitor's.
+        // If the lock is still held, the process opened above is the monitor, not a reused pid.
         if files::is_locked(&self.dir, status::LOCK)? {
             send_kill(&pidfd)?;
         }
         Ok(())
     }
 
-    /// Waits until nobody makes it or watches over it any more.
-    pub fn wait_unwatched(&self) -> Result<()> {
+    /// Waits until neither an engine nor a monitor holds its locks.
+    pub fn wait_released(&self) -> Result<()> {
         files::wait_unlocked(&self.dir, ALIVE)?;
         files::wait_unlocked(&self.dir, status::LOCK)
     }
 
-    /// Waits until its files are mounted nowhere, as they are while any process of it lives.
+    /// Waits until its mount has ended, which is after its last process.
     pub fn wait_unmounted(&self) -> Result<()> {
-        self.mounted_work()?
+        self.open_work()?
             .map_or(Ok(()), |work| files::wait_unlocked(work, MOUNTED))
     }
 
-    /// The same for at most [`PATIENCE`]: another process may hold its files, by a descriptor that it was given or through /proc, for as
-    /// long as it likes. Whether they are mounted nowhere.
-    pub fn is_soon_unmounted(&self) -> Result<bool> {
-        let Some(work) = self.mounted_work()? else {
+    /// Waits for at most [`PATIENCE`] until its mount has ended, and says whether it has. A
+    /// process outside the container may use the mount for any time, by a descriptor or through
+    /// /proc.
+    pub fn unmounts_soon(&self) -> Result<bool> {
+        let Some(work) = self.open_work()? else {
             return Ok(true);
         };
         let end = Instant::now() + PATIENCE;
@@ -388,8 +405,8 @@ impl Container {
         Ok(true)
     }
 
-    /// The work directory; none if somebody else has removed the container.
-    fn mounted_work(&self) -> Result<Option<OwnedFd>> {
+    /// Opens the work directory; none if another command has removed the container.
+    fn open_work(&self) -> Result<Option<OwnedFd>> {
         match files::open_dir_at(&self.dir, WORK) {
             Ok(work) => Ok(Some(work)),
             Err(Errno::NOENT) => Ok(None),
@@ -400,7 +417,7 @@ impl Container {
         }
     }
 
-    /// Upper and work, to be mounted.
+    /// Opens upper and work for a mount.
     pub fn upper(&self) -> Result<(OwnedFd, OwnedFd)> {
         let open = |name: &str| {
             files::open_dir_at(&self.dir, name).context(|| {
@@ -413,16 +430,17 @@ impl Container {
         Ok((open(UPPER)?, open(WORK)?))
     }
 
-    /// What the monitor says that it runs; none if it never said so.
-    fn monitored(&self) -> Result<Option<Monitored>> {
+    /// Reads the monitor's record; none if no monitor has written one.
+    fn monitor_record(&self) -> Result<Option<MonitorRecord>> {
         files::read_json(&self.dir, status::RUNNING)
             .context(|| format!("container {}", names::short(&self.config.id)))
     }
 
-    /// Waits until a monitor that has just been started has said what it runs, or has ended. It does so before it starts anything.
-    fn wait_described(&self) -> Result<()> {
+    /// Waits until a new monitor has written its record or has ended. It writes before it starts a
+    /// process.
+    fn wait_monitor_record(&self) -> Result<()> {
         let end = Instant::now() + PATIENCE;
-        while matches!(self.monitored(), Ok(None)) && files::is_locked(&self.dir, ALIVE)? {
+        while matches!(self.monitor_record(), Ok(None)) && files::is_locked(&self.dir, ALIVE)? {
             if Instant::now() >= end {
                 let id = names::short(&self.config.id);
                 return Err(Error::failed(format!(
@@ -457,12 +475,12 @@ fn send_kill(pidfd: &OwnedFd) -> Result<()> {
     }
 }
 
-/// Kills the process `pid` if it is the one that `known` says: a number that has passed to another process since is left alone.
+/// Kills the process `pid` if it has this identity. A reused pid is left alone.
 fn kill_program(pid: i32, known: &Identity) -> Result<()> {
     let Some(pidfd) = open_process(pid)? else {
         return Ok(());
     };
-    // Asked while the descriptor is open: if the process it means is alive, the answer is about that one.
+    // Read while the pidfd is open: a live process keeps its pid, so the answer is about it.
     if Identity::of(pid.cast_unsigned())?.as_ref() == Some(known) {
         send_kill(&pidfd)?;
     }

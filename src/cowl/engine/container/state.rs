@@ -1,46 +1,51 @@
-//! What a container is doing, derived from facts that a killed process can't leave wrong.
+//! The status of a container, derived from locks and records that stay true when a process is
+//! killed.
 //!
-//! The facts: who holds the lock of the directory (the engine, from before the container can be seen, and without a gap the monitor) and the lock
-//! `lock` (the monitor, until the container is over; its `running.json` names the two processes), and `exit.json` (written by the monitor before it lets go). See
-//! `cowl_launch::status`. Whatever is killed in between, the kernel lets go of its lock.
+//! * The directory's lock: held by the engine from before the container is visible, then by the monitor.
+//! * `lock`: held by the monitor until the container has ended.
+//! * `running.json`: names the monitor and the container's first process.
+//! * `exit.json`: written by the monitor before it releases its locks.
+//!
+//! The kernel releases the locks of a killed process. See `cowl_launch::status`.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-/// What the monitor wrote when the container was over (`exit.json`).
+/// The monitor's record of the end (`exit.json`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exit {
     /// As Docker gives it: the program's, or 128 + signal.
     pub exit_code: u8,
-    /// The kernel killed a process of the container for want of memory.
+    /// The OOM killer killed a process of the container.
     pub oom_killed: bool,
     /// When; unknown if the monitor was killed.
     pub finished_at: Option<Timestamp>,
 }
 
-/// What the monitor wrote into `running.json`.
+/// The monitor's record of its processes (`running.json`).
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct Monitored {
+pub struct MonitorRecord {
     /// The monitor's process id.
     pub monitor: i32,
     /// The container's first process; 0 until there is one.
     pub pid: i32,
-    /// With `start_time`, which process of that number; empty if the monitor couldn't tell.
+    /// Boot id. With `start_time` it identifies the process `pid`; empty if unknown.
     pub boot: String,
     /// See `cowl_launch::identity`.
     pub start_time: u64,
-    /// Empty until that process has become the program.
+    /// Empty until that process has executed the program.
     pub started_at: String,
 }
 
-/// The facts, read in the order of the fields, which is the order in which they come true: a reader may find an older one gone, never a newer one missing.
+/// What a status is derived from. The fields are read in this order, the order in which they
+/// become true, so that a change during the read never shows a later one without its predecessor.
 #[derive(Debug, Clone)]
 pub struct Facts {
     /// The engine or the monitor holds the directory's lock.
     pub alive: bool,
     /// The monitor holds `lock`.
     pub monitored: bool,
-    /// The monitor once said that the program had been started.
+    /// The monitor recorded that the program started.
     pub started: bool,
     /// `exit.json`.
     pub exit: Option<Exit>,
@@ -49,22 +54,24 @@ pub struct Facts {
 /// What a container is doing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Status {
-    /// Being made.
+    /// Being created.
     Created,
-    /// Its maker was killed before anything was started: to be removed.
+    /// Its creation was killed before a program started. The sweep removes it.
     Abandoned,
     /// Its monitor lives.
     Running,
-    /// Over.
+    /// Ended.
     Exited(Exit),
 }
 
-/// Exit code of a container whose monitor was killed before it could record one (containerd's for a lost shim).
+/// Exit code of a container whose monitor was killed before it could record one (containerd's for
+/// a lost shim).
 pub const LOST: u8 = 255;
 
 impl Status {
-    /// Over, and nobody has written down how: whoever should have was killed, and something of the container may be left.
-    pub fn is_without_record(&self) -> bool {
+    /// Whether the engine or monitor in charge was killed. Processes, cgroups or a mount may be
+    /// left.
+    pub fn is_orphaned(&self) -> bool {
         matches!(
             self,
             Self::Abandoned
@@ -100,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_combination_of_facts_has_one_status() {
+    fn derive_maps_each_combination_of_facts() {
         let exit = || Exit {
             exit_code: 3,
             oom_killed: false,
@@ -118,7 +125,7 @@ mod tests {
             ((true, true, false, false), Status::Running),
             ((true, true, true, false), Status::Running),
             ((false, false, true, false), Status::Exited(lost)),
-            // The record is written before the lock is released: over is over.
+            // The record is written before the lock is released.
             ((false, true, true, true), Status::Exited(exit())),
             ((true, true, true, true), Status::Exited(exit())),
             ((false, false, true, true), Status::Exited(exit())),
@@ -135,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn the_monitors_records_are_understood() {
+    fn records_of_the_monitor_are_parsed() {
         let text = r#"{"pid":13,"exit_code":137,"signal":9,"oom_killed":true,"started_at":"2026-11-25T01:02:03.000000004Z",
                        "finished_at":"2026-11-25T01:02:04.5Z","error":""}"#;
         let exit: Exit = serde_json::from_str(text).unwrap();
@@ -144,13 +151,13 @@ mod tests {
             exit.finished_at.unwrap().to_string(),
             "2026-11-25T01:02:04.5Z"
         );
-        let running: Monitored = serde_json::from_str(
+        let running: MonitorRecord = serde_json::from_str(
             r#"{"monitor":12,"pid":13,"boot":"0-1","start_time":4711,"started_at":""}"#,
         )
         .unwrap();
         assert_eq!(
             running,
-            Monitored {
+            MonitorRecord {
                 monitor: 12,
                 pid: 13,
                 boot: "0-1".to_owned(),

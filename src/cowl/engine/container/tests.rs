@@ -1,4 +1,5 @@
-//! The life of a container's directory, with the monitor played by whoever locks `lock`.
+//! The life of a container's directory. The tests play the monitor: they lock `lock` and write
+//! its record.
 
 use super::*;
 use crate::engine::process::Process;
@@ -26,17 +27,19 @@ impl Store {
     }
 
     fn remove(&self, container: &Container) {
-        container.wait_unwatched().unwrap();
+        container.wait_released().unwrap();
         container.wait_unmounted().unwrap();
         let guard = self.containers.guard().unwrap();
-        self.containers.vanish(&guard, container, true).unwrap();
+        self.containers
+            .mark_removed(&guard, container, true)
+            .unwrap();
     }
 
-    /// Names of the containers that are to go.
-    fn forsaken(&self) -> Vec<String> {
+    /// Names of the containers that the sweep would remove.
+    fn disposable(&self) -> Vec<String> {
         let containers = self.containers.list().unwrap().items.into_iter();
         containers
-            .filter(|container| container.is_forsaken(&container.status().unwrap()))
+            .filter(|container| container.is_disposable(&container.status().unwrap()))
             .map(|container| container.config.name)
             .collect()
     }
@@ -82,7 +85,7 @@ fn config(id: &str, name: &str) -> Config {
     }
 }
 
-/// Locks and writes what the monitor locks and writes.
+/// Takes the monitor's lock and writes its record.
 fn monitor(container: &Container, pid: i32) -> File {
     let number = std::os::fd::AsRawFd::as_raw_fd(&container.dir);
     let path = |name| format!("/proc/self/fd/{number}/{name}");
@@ -101,7 +104,7 @@ fn monitor(container: &Container, pid: i32) -> File {
 }
 
 #[test]
-fn a_container_is_created_then_runs_then_is_over() {
+fn status_is_created_then_running_then_exited() {
     let store = Store::new();
     let pending = store.make("ab", "web");
     assert_eq!(pending.container.status().unwrap(), Status::Created);
@@ -122,11 +125,11 @@ fn a_container_is_created_then_runs_then_is_over() {
         container.status().unwrap(),
         Status::Exited(Exit { exit_code: 3, .. })
     ));
-    assert_eq!(store.forsaken(), [""; 0]);
+    assert_eq!(store.disposable(), [""; 0]);
 }
 
 #[test]
-fn whoever_was_killed_the_status_is_true() {
+fn status_after_a_kill_is_exited_or_abandoned() {
     let store = Store::new();
     // The monitor: it had said that the program runs.
     let container = store.make("ab", "one").release();
@@ -141,11 +144,11 @@ fn whoever_was_killed_the_status_is_true() {
     // The engine, before there was a monitor.
     let container = store.make("cd", "two").release();
     assert_eq!(container.status().unwrap(), Status::Abandoned);
-    assert_eq!(store.forsaken(), ["two"]);
+    assert_eq!(store.disposable(), ["two"]);
 }
 
 #[test]
-fn a_container_is_found_by_id_name_or_an_unambiguous_beginning() {
+fn find_takes_an_id_a_name_or_an_unambiguous_prefix() {
     let store = Store::new();
     let _held = (store.make("ab", "web"), store.make("ac", "abacus"));
     let find = |needle: &str| {
@@ -167,7 +170,7 @@ fn a_container_is_found_by_id_name_or_an_unambiguous_beginning() {
 }
 
 #[test]
-fn a_removal_that_was_killed_is_completed_with_what_belongs_to_it() {
+fn purge_completes_a_killed_removal_with_its_volumes() {
     let store = Store::new();
     let container = store.make("ab", "web").release();
     std::fs::write(
@@ -197,17 +200,17 @@ fn a_removal_that_was_killed_is_completed_with_what_belongs_to_it() {
     assert_eq!(removed, ["anonymous-web"]);
     assert_eq!(store.names(), [""; 0]);
     // A second remover that comes too late is content.
-    container.wait_unwatched().unwrap();
+    container.wait_released().unwrap();
     container.wait_unmounted().unwrap();
     container.kill().unwrap();
     store
         .containers
-        .vanish(&store.containers.guard().unwrap(), &container, true)
+        .mark_removed(&store.containers.guard().unwrap(), &container, true)
         .unwrap();
 }
 
 #[test]
-fn only_the_very_process_is_killed_and_also_without_its_monitor() {
+fn kill_spares_a_reused_pid_and_ends_a_program_without_monitor() {
     let store = Store::new();
     let container = store.make("ab", "web").release();
     let mut child = std::process::Command::new("sleep")
@@ -230,14 +233,14 @@ fn only_the_very_process_is_killed_and_also_without_its_monitor() {
     }
     // The monitor is dead.
     drop(monitor(&container, pid));
-    container.wait_unwatched().unwrap();
+    container.wait_released().unwrap();
     container.kill().unwrap();
     assert!(!child.wait().unwrap().success());
 }
 
-/// As a power cut leaves it, and as a disk that lies does.
+/// As a power cut or a bad disk leaves it.
 #[test]
-fn a_damaged_record_is_not_taken_for_nothing_to_kill() {
+fn kill_fails_on_a_damaged_record_while_the_monitor_lives() {
     let store = Store::new();
     let container = store.make("ab", "web").release();
     let lock = monitor(&container, 4_000_000);
@@ -249,13 +252,13 @@ fn a_damaged_record_is_not_taken_for_nothing_to_kill() {
         assert!(error.contains("running.json is damaged"), "{error}");
     }
     drop(lock);
-    assert!(container.status().unwrap().is_without_record());
+    assert!(container.status().unwrap().is_orphaned());
     container.kill().unwrap();
 }
 
-/// The engine is killed just after it has started the monitor.
+/// The engine is killed right after it has started the monitor.
 #[test]
-fn a_monitor_that_has_not_said_what_it_runs_is_waited_for() {
+fn kill_waits_for_the_record_of_a_new_monitor() {
     let store = Store::new();
     let pending = store.make("ab", "web");
     let status_dir = pending.status_dir().try_clone_to_owned().unwrap();
@@ -275,7 +278,7 @@ fn a_monitor_that_has_not_said_what_it_runs_is_waited_for() {
 }
 
 #[test]
-fn what_a_killed_maker_left_is_removed_and_a_container_in_the_making_is_not() {
+fn remove_unfinished_removes_a_killed_creation_and_no_other() {
     let store = Store::new();
     let _pending = store.make("ab", "web");
     std::fs::create_dir(store.temp.path().join("containers").join("cd".repeat(32))).unwrap();
@@ -284,22 +287,22 @@ fn what_a_killed_maker_left_is_removed_and_a_container_in_the_making_is_not() {
     assert_eq!(store.names(), ["ab".repeat(32)]);
 }
 
-/// The monitor gets the locked directory itself, so there is no moment at which a container that is about to run looks abandoned.
+/// The monitor gets the locked descriptor itself, so the lock has no gap.
 #[test]
-fn a_container_is_not_abandoned_between_its_engine_and_its_monitor() {
+fn status_stays_created_from_engine_to_monitor() {
     let store = Store::new();
     let pending = store.make("ab", "web");
     let status_dir = pending.status_dir().try_clone_to_owned().unwrap();
     // Killed here.
     let container = pending.release();
     assert_eq!(container.status().unwrap(), Status::Created);
-    assert_eq!(store.forsaken(), [""; 0]);
+    assert_eq!(store.disposable(), [""; 0]);
     drop(status_dir);
     assert_eq!(container.status().unwrap(), Status::Abandoned);
 }
 
 #[test]
-fn a_container_whose_config_is_cut_short_is_skipped_and_can_be_removed() {
+fn list_skips_a_damaged_config_and_find_damaged_finds_it() {
     let store = Store::new();
     let good = store.make("ab", "web").release();
     drop(store.make("cd", "hurt").release());

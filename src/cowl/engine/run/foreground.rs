@@ -1,6 +1,7 @@
-//! A container in the foreground: its streams and the caller's signals, until it is over.
+//! A container in the foreground: its streams and the caller's signals, until it ends.
 //!
-//! Called by `run` for a container that has started. Invariant: whatever happens, the caller's terminal is as it was when [`stay`] returns.
+//! Called by `run` for a started container. Invariant: [`stay`] restores the caller's terminal on
+//! every return.
 
 use super::Streams;
 use crate::engine::attach;
@@ -17,20 +18,20 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use std::os::fd::AsFd;
 
-/// SIGINT and SIGTERM after which `run` leaves the container alone, as Docker's client does.
+/// Number of SIGINT and SIGTERM after which `run` leaves the container, as Docker's client does.
 pub(super) const FORCED: u8 = 3;
 
-/// Why a foreground container needs us no longer.
+/// How [`stay`] ended.
 pub(super) enum Ended {
-    /// It ended with this exit code.
+    /// The container ended with this exit code.
     Exited(u8),
     /// Its monitor was killed.
     Lost,
-    /// It runs on, and [`FORCED`] signals were received.
+    /// [`FORCED`] signals were received. The container runs on.
     Left,
 }
 
-/// Of the caller's terminal; 0 x 0 where there is none.
+/// The size of the caller's terminal; 0 x 0 without one.
 pub(super) fn window_size() -> WindowSize {
     let (stdin, stdout) = (std::io::stdin(), std::io::stdout());
     let size =
@@ -68,7 +69,7 @@ pub(super) fn stay(
     let ended = watch(config, monitor, signals)?;
     match ended {
         Ended::Exited(_) => {}
-        // A program that has outlived its monitor would write without end.
+        // A program that outlived its monitor could write without end.
         Ended::Lost => container.kill()?,
         Ended::Left => return Ok(ended),
     }
@@ -77,7 +78,7 @@ pub(super) fn stay(
     passed_on.map(|()| ended)
 }
 
-/// Waits until the container's last output has been passed on, or an interrupt comes.
+/// Waits until all output has been copied, or for an interrupt.
 fn drain(output: attach::Output, signals: &Signals) -> Result<()> {
     loop {
         let done = output.done();
@@ -103,19 +104,19 @@ fn drain(output: attach::Output, signals: &Signals) -> Result<()> {
 
 /// Passes signals on until the monitor says that the container has ended, or is gone.
 ///
-/// Each goes to the first process as it is. The kernel drops what that process neither handles, blocks nor waits for
-/// (pid_namespaces(7)), so a program without handlers runs on, as with Docker without `--init`.
+/// A first process gets only signals that it handles or blocks (pid_namespaces(7)). One that does
+/// neither runs on, as with Docker without `--init`.
 fn watch(config: &Config, monitor: &Monitor, signals: &Signals) -> Result<Ended> {
     let mut terminations = 0;
     loop {
         wait(signals, monitor)?;
         while let Some(number) = signals.next()? {
             if config.tty && is(number, Signal::SIGWINCH) {
-                // The container's own terminal tells its processes.
-                told(monitor.resize(window_size()))?;
+                // The resize of the container's terminal sends SIGWINCH to its processes.
+                unless_closed(monitor.resize(window_size()))?;
                 continue;
             }
-            told(monitor.signal(number))?;
+            unless_closed(monitor.signal(number))?;
             if is(number, Signal::SIGINT) || is(number, Signal::SIGTERM) {
                 terminations += 1;
             }
@@ -129,8 +130,8 @@ fn watch(config: &Config, monitor: &Monitor, signals: &Signals) -> Result<Ended>
     }
 }
 
-/// A monitor that is gone doesn't listen any more; what it had to say is still to be read.
-fn told(sent: Result<(), WireError>) -> Result<()> {
+/// Ignores that the monitor has closed the socket: its last messages are still to be read.
+fn unless_closed(sent: Result<(), WireError>) -> Result<()> {
     match sent {
         Ok(()) | Err(WireError::Socket(Errno::PIPE | Errno::CONNRESET) | WireError::Closed) => {
             Ok(())
@@ -139,7 +140,7 @@ fn told(sent: Result<(), WireError>) -> Result<()> {
     }
 }
 
-/// Until a signal or a message is there.
+/// Waits for a signal or a message.
 fn wait(signals: &Signals, monitor: &Monitor) -> Result<()> {
     let mut waiting = [
         PollFd::new(signals, PollFlags::IN),
@@ -168,10 +169,10 @@ fn next_message(monitor: &Monitor) -> Result<Message> {
     match monitor.next_event() {
         Ok((plan::Event::Exited(exited), _)) => Ok(Message::Exited(exited)),
         Ok((plan::Event::Started(_) | plan::Event::Failed(_), _)) => {
-            Err(Error::failed("the monitor speaks out of turn"))
+            Err(Error::failed("the monitor sent an unexpected message"))
         }
         Err(WireError::Closed) => Ok(Message::Closed),
-        // A request of ours that it never read; said once, before the messages that are still there.
+        // It never read a request of ours. Reported once, before its remaining messages.
         Err(WireError::Socket(Errno::CONNRESET)) => Ok(Message::None),
         Err(error) => Err(error.into()),
     }

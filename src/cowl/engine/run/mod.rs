@@ -1,12 +1,13 @@
-//! `run`: creates a container, starts it, stays with it to its end.
+//! `run`: creates a container, starts it and stays with it until it ends.
 //!
 //! ```text
 //!   create    name, directory and volumes, under the containers' guard
-//!   start     a keeper mounts; new volumes are filled through the mount; the monitor takes it and runs the program
-//!   stay      streams and signals until the container's end (foreground), then the removal that --rm asks for
+//!   start     the keeper mounts, new volumes are filled through the mount, the monitor runs the program
+//!   stay      streams and signals until the container ends (foreground); --rm removes it
 //! ```
 //!
-//! Invariant: an error or an interrupt before the program runs leaves nothing: no container, no mount, no volume that wasn't there before.
+//! Invariant: an error or an interrupt before the program runs leaves no container, no mount and
+//! no new volume.
 
 mod foreground;
 
@@ -30,7 +31,7 @@ use rustix::io::Errno;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-/// What `run` is asked for.
+/// The parameters of [`Engine::run`].
 #[derive(Debug, Clone)]
 pub struct Request {
     /// As the user names it.
@@ -53,9 +54,9 @@ pub struct Request {
     pub open_stdin: bool,
 }
 
-/// Docker's: less can't even start a program.
+/// Docker's minimum.
 const MIN_MEMORY: u64 = 6 << 20;
-/// How long a start may go on after an interrupt once the monitor has it.
+/// How long an interrupted start may continue once the monitor has it.
 const START_PATIENCE: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 500_000_000,
@@ -63,7 +64,7 @@ const START_PATIENCE: Timespec = Timespec {
 /// What a signal adds to the exit code of what it ended.
 const SIGNALLED: u8 = 128;
 
-/// A container that doesn't run yet, with the volumes that were made for it.
+/// A container that doesn't run yet, with the volumes created for it.
 struct CreatedContainer {
     pending: PendingContainer,
     new_volumes: Vec<VolumeName>,
@@ -84,7 +85,8 @@ enum Streams {
 impl Engine {
     /// Runs a container in the foreground. Gives its exit code.
     ///
-    /// An interrupt (SIGINT, SIGTERM, SIGHUP, SIGQUIT) before the container runs ends the start at once and leaves nothing.
+    /// An interrupt (SIGINT, SIGTERM, SIGHUP, SIGQUIT) before the container runs ends the start
+    /// at once and leaves nothing.
     pub fn run(&mut self, request: &Request) -> Result<u8> {
         check(request)?;
         self.sweep()?;
@@ -106,7 +108,7 @@ impl Engine {
         }
     }
 
-    /// Gives the container its name and its directory. After a kill, they say what belongs to it.
+    /// Creates the container's pin, its directory and its name.
     fn create(&self, guard: &Guard, request: &Request, image: &Image) -> Result<CreatedContainer> {
         let id = names::new_id()?;
         let others = self.containers.list()?.items;
@@ -147,7 +149,7 @@ impl Engine {
         }
     }
 
-    /// Creates those volumes of the container that don't exist. The caller holds the containers' guard.
+    /// Creates the container's missing volumes. The caller holds the containers' guard.
     fn create_volumes(&self, created: &mut CreatedContainer) -> Result<()> {
         let config = &created.pending.container.config;
         for name in config.volumes() {
@@ -161,7 +163,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Mounts and launches. After an error the mount is gone again, so that the upper is free to be removed.
+    /// Mounts and launches. An error unmounts again, so that the upper can be removed.
     fn start(
         &self,
         pending: &PendingContainer,
@@ -231,7 +233,8 @@ impl Engine {
         };
         signals.check_interrupt()?;
         let monitor = launch.spawn()?;
-        // The container's ends are the monitor's now; ours would keep the pipes open after the container's end.
+        // The monitor has the container's ends. Our copies would keep the pipes open after its
+        // end.
         drop(stdio);
         let (_started, master) = match wait_started(&monitor, signals) {
             Ok(started) => started,
@@ -245,12 +248,12 @@ impl Engine {
         let streams = match (pipes, master) {
             (Some(pipes), _) => Streams::Pipes(pipes),
             (None, Some(master)) => Streams::Terminal(master),
-            (None, None) => return Err(Error::failed("the monitor handed over no terminal")),
+            (None, None) => return Err(Error::failed("the monitor sent no terminal")),
         };
         Ok((monitor, streams))
     }
 
-    /// The descriptor of what is mounted; a new volume is filled first.
+    /// Opens what is mounted. A new volume is filled first.
     fn volume(&self, mount: &Mount, root: BorrowedFd<'_>, signals: &Signals) -> Result<OwnedFd> {
         match &mount.source {
             MountSource::Volume { name, no_copy, .. } => {
@@ -263,14 +266,15 @@ impl Engine {
         }
     }
 
-    /// Stays with a container to its end: copies its streams, passes signals on, and removes what is to be removed.
+    /// Stays with a container until it ends: copies its streams, passes signals on, and removes
+    /// it if asked to.
     fn stay(&self, container: &Container, running: Running, signals: &Signals) -> Result<u8> {
         let Running {
             mounted: Mounted { root, keeper },
             monitor,
             streams,
         } = running;
-        // Only the container holds its root now, so that its end is the mount's.
+        // Now the mount ends with the container, its only user.
         drop(root);
         let ended = foreground::stay(container, &monitor, streams, signals);
         let exited = match ended {
@@ -305,14 +309,15 @@ impl Engine {
         }
         match mount {
             Ending::Unmounted => exited,
-            // Whatever its programs made of that: what they wrote last may be lost.
+            // Its last writes may be lost, whatever its exit code says.
             Ending::CutOff => Err(Error::failed(
                 "the container was cut off from its files: the process that served them (cowl-mountd) died",
             )),
         }
     }
 
-    /// Removes a container that failed to start. Gives the exit code of an interrupt, else the error.
+    /// Removes a container that failed to start. Gives the exit code of an interrupt, else the
+    /// error.
     fn abort(&self, created: CreatedContainer, error: Error, signals: &Signals) -> Result<u8> {
         // Taken before the removal, whose waits it would end.
         let interrupt = signals.take_interrupt()?;
@@ -331,7 +336,8 @@ impl Engine {
         Ok(exit_code(signal))
     }
 
-    /// Removes a container that didn't come to be, and the volumes created for it that no other container uses.
+    /// Removes a container that has not run, and the volumes created for it that no other
+    /// container uses.
     fn discard(&self, created: CreatedContainer) -> Result<()> {
         let container = created.pending.release();
         container.kill()?;
@@ -355,8 +361,8 @@ fn exit_code(signal: u8) -> u8 {
 
 /// Waits for the program to start, or for an interrupt (EINTR).
 ///
-/// The program may run before the monitor has said so, and the signal may be meant for it: the monitor gets
-/// [`START_PATIENCE`] to say so, and then the signal is passed on.
+/// The program may run before the monitor reports it, and the signal may be meant for it. If the
+/// report comes within [`START_PATIENCE`], the signal is passed on.
 fn wait_started(monitor: &Monitor, signals: &Signals) -> Result<(Started, Option<OwnedFd>)> {
     let told = || PollFd::new(monitor, PollFlags::IN);
     let interrupt = || PollFd::from_borrowed_fd(signals.interrupt(), PollFlags::IN);
@@ -367,7 +373,7 @@ fn wait_started(monitor: &Monitor, signals: &Signals) -> Result<(Started, Option
     if wait(&mut [told()], Some(&START_PATIENCE))? == 0 {
         signals.check_interrupt()?;
     }
-    monitor.wait_started().map_err(refused)
+    monitor.wait_started().map_err(start_error)
 }
 
 fn check(request: &Request) -> Result<()> {
@@ -377,7 +383,7 @@ fn check(request: &Request) -> Result<()> {
     super::host::require_mounts("run")
 }
 
-/// The container's mounts, a parent before what is below it.
+/// The container's mounts, parents first.
 fn mounts(request: &Request, of_image: &[String]) -> Result<Vec<Mount>> {
     let mut specs = request.volumes.clone();
     for destination in of_image {
@@ -479,13 +485,13 @@ fn plan(config: &Config) -> Plan {
     plan
 }
 
-/// A host path to be mounted; a directory that is missing is made, as Docker does for `-v`.
+/// Opens a host path to be mounted, creating a missing directory as Docker does for `-v`.
 fn open_bind(path: &Path) -> Result<OwnedFd> {
     let open = || rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
     match open() {
         Err(Errno::NOENT) => {
             std::fs::create_dir_all(path)
-                .context(|| format!("making the directory {}", path.display()))?;
+                .context(|| format!("creating the directory {}", path.display()))?;
             open()
         }
         other => other,
@@ -493,8 +499,8 @@ fn open_bind(path: &Path) -> Result<OwnedFd> {
     .context(|| format!("opening {}", path.display()))
 }
 
-/// Why the program didn't start, with Docker's exit codes as kinds.
-fn refused(error: StartError) -> Error {
+/// Turns Docker's exit codes into kinds.
+fn start_error(error: StartError) -> Error {
     match error {
         StartError::Failed(failed) => {
             let kind = match failed.exit_code {
