@@ -299,9 +299,9 @@ impl Container {
             SocketFlags::CLOEXEC,
             None,
         )
-        .map_err(|errno| failed("make the report socket", errno))?;
+        .map_err(|errno| failed("create the report socket", errno))?;
         let cloned = clone_into_namespaces(cgroups.clone_into())
-            .map_err(|errno| failed("make the container's namespaces", errno))?;
+            .map_err(|errno| failed("create the container's namespaces", errno))?;
         let Cloned::Parent { pid, pidfd } = cloned else {
             drop(ours);
             let failure = init::run(setup, theirs.as_fd());

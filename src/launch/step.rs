@@ -1,5 +1,5 @@
-//! What goes wrong between clone and exec, in eight bytes: the child can't allocate a message, so
-//! the monitor makes the words.
+//! Failures between clone and exec, as eight bytes: the child can't allocate, so the monitor makes
+//! the message.
 
 use std::os::unix::ffi::OsStrExt as _;
 
@@ -37,13 +37,13 @@ steps! {
     Root = 2: "mount the container's root",
     Proc = 3: "mount /proc",
     Dev = 4: "mount /dev",
-    Node = 5: "make the devices in /dev",
+    Node = 5: "create the devices in /dev",
     Pts = 6: "mount /dev/pts",
     Shm = 7: "mount /dev/shm",
     Mqueue = 8: "mount /dev/mqueue",
     Sys = 9: "mount /sys",
     Barrier = 10: "wait for the monitor",
-    CgroupNamespace = 11: "make a cgroup namespace",
+    CgroupNamespace = 11: "create a cgroup namespace",
     Cgroup = 12: "mount /sys/fs/cgroup",
     Mask = 13: "mask",
     ReadOnly = 14: "make read-only",
@@ -54,7 +54,7 @@ steps! {
     HostName = 19: "set the host name",
     Loopback = 20: "bring up the loopback interface",
     Stdio = 21: "set up standard input and output",
-    Session = 22: "make a session",
+    Session = 22: "start a session",
     Passwd = 23: "read the container's /etc/passwd",
     Group = 24: "read the container's /etc/group",
     UnknownUser = 25: "no entry in the container's /etc/passwd for user",
@@ -66,13 +66,13 @@ steps! {
     Credentials = 31: "become user",
     Capabilities = 32: "set capabilities",
     NewPrivileges = 33: "set no_new_privs",
-    ParentDeath = 34: "tie the container's life to the monitor's",
+    ParentDeath = 34: "set the parent death signal",
     Signals = 35: "reset signals",
     Descriptors = 36: "close descriptors",
     Home = 37: "set HOME",
     Exec = 38: "exec",
     Seccomp = 39: "filter system calls",
-    Keyring = 40: "make a session keyring",
+    Keyring = 40: "create a session keyring",
     Sysctl = 41: "set a network parameter in /proc/sys",
 }
 
@@ -80,12 +80,12 @@ steps! {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Failure {
     pub(crate) step: Step,
-    /// Which of several: a volume or path of the plan.
+    /// Position of the volume or path in the plan.
     pub(crate) index: u16,
     pub(crate) errno: Errno,
 }
 
-/// Gives an error its step.
+/// Adds the step to an error.
 pub(crate) trait At<T> {
     fn at(self, step: Step) -> Result<T, Failure>;
     fn at_index(self, step: Step, index: usize) -> Result<T, Failure>;
@@ -126,7 +126,7 @@ impl Failure {
         })
     }
 
-    /// In words, with the names that the plan has for it.
+    /// Describes the failure, with the names in the plan.
     pub(crate) fn describe(self, plan: &Plan) -> Failed {
         let index = usize::from(self.index);
         let subject = match self.step {
@@ -146,12 +146,12 @@ impl Failure {
         if let Some(subject) = subject {
             what = format!("{what} \"{}\"", shortened(subject));
         }
-        let says_all = match (self.step, self.errno) {
+        let is_complete = match (self.step, self.errno) {
             (
                 Step::UnknownUser | Step::UnknownGroup | Step::UserNumber | Step::TooManyGroups,
                 _,
             ) => true,
-            // The only reason that the kernel has for it here (setresuid(2)).
+            // The only cause of EINVAL here (setresuid(2)).
             (Step::Credentials, Errno::INVAL) => {
                 what.push_str(": this user namespace has no such ids");
                 true
@@ -160,7 +160,7 @@ impl Failure {
         };
         Failed {
             what,
-            errno: if says_all {
+            errno: if is_complete {
                 0
             } else {
                 self.errno.raw_os_error()
@@ -169,8 +169,7 @@ impl Failure {
         }
     }
 
-    /// Docker's: 127 for a program that isn't there, 126 for one that can't be run, 125 for all
-    /// else.
+    /// As Docker's: 127 program not found, 126 program can't be run, 125 everything else.
     fn exit_code(self) -> u8 {
         match (self.step, self.errno) {
             (Step::Exec, Errno::NOENT) => 127,
@@ -180,8 +179,7 @@ impl Failure {
     }
 }
 
-/// For a person to read, and for a message that has to fit a datagram: a program's name may have
-/// 128 KiB.
+/// Shortens a name to what fits a message; a program's name may have 128 KiB.
 fn shortened(subject: &[u8]) -> String {
     const LONGEST: usize = 256;
     let shown = subject.get(..LONGEST).unwrap_or(subject);

@@ -396,7 +396,7 @@ fn make(base: &Path, relative: &Path) -> Result<Directory, CgroupError> {
         }
         other => other,
     };
-    made.map_err(|source| io_error("make", &path, source))
+    made.map_err(|source| io_error("create", &path, source))
 }
 
 /// Creates every level above the last.
@@ -406,7 +406,7 @@ fn make_parents(root: &Path, relative: &Path) -> Result<(), CgroupError> {
         path.push(component);
         match std::fs::create_dir(&path) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(io_error("make", &path, error));
+                return Err(io_error("create", &path, error));
             }
             _ => {}
         }

@@ -79,7 +79,7 @@ fn empty_into_leaf(level: &Path) -> Result<(), CgroupError> {
     let leaf = level.join(LEAF);
     match std::fs::create_dir(&leaf) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            return Err(io_error("make", &leaf, error));
+            return Err(io_error("create", &leaf, error));
         }
         _ => {}
     }
