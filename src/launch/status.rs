@@ -26,7 +26,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use jiff::Timestamp;
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, flock, openat, renameat, unlinkat};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 
 use crate::identity::Identity;
 
@@ -170,7 +170,15 @@ impl Lock {
     pub fn take(status: BorrowedFd<'_>) -> std::io::Result<Option<Self>> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let file = openat(status, LOCK, flags, Mode::from_raw_mode(0o644))?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        let taken = match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            // A monitor's lock excludes a shared one. Without a monitor, a reader is asking for a moment.
+            Err(Errno::WOULDBLOCK) => match flock(&file, FlockOperation::NonBlockingLockShared) {
+                Ok(()) => retry_on_intr(|| flock(&file, FlockOperation::LockExclusive)),
+                held => held,
+            },
+            taken => taken,
+        };
+        match taken {
             Ok(()) => Ok(Some(Self {
                 file,
                 status: status.try_clone_to_owned()?,
@@ -289,5 +297,30 @@ mod tests {
         );
         drop(lock);
         assert!(!is_running(status.as_fd()).unwrap());
+    }
+
+    /// `cowl ps` asks with a shared lock whether a container runs.
+    #[test]
+    fn take_waits_for_a_reader_that_asks() {
+        let directory = tempfile::tempdir().unwrap();
+        let status = File::open(directory.path()).unwrap();
+        drop(Lock::take(status.as_fd()).unwrap().unwrap());
+        let reader = File::open(directory.path().join(LOCK)).unwrap();
+        flock(&reader, FlockOperation::LockShared).unwrap();
+        let waits = || {
+            let locks = std::fs::read_to_string("/proc/locks").unwrap();
+            let own = format!(" {} ", std::process::id());
+            locks
+                .lines()
+                .any(|line| line.contains("->") && line.contains(&own))
+        };
+        std::thread::scope(|scope| {
+            let taking = scope.spawn(|| Lock::take(status.as_fd()).unwrap().is_some());
+            while !waits() && !taking.is_finished() {
+                std::thread::yield_now();
+            }
+            drop(reader);
+            assert!(taking.join().unwrap());
+        });
     }
 }
