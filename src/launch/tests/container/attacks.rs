@@ -7,7 +7,7 @@ use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::Path;
 
 use crate::harness::{Fixture, wait_for};
-use cowl_launch::plan::Plan;
+use cowl_launch::plan::{Plan, WindowSize};
 use rustix::fs::Mode;
 use rustix::io::Errno;
 
@@ -174,6 +174,24 @@ fn volumes_are_not_mounted_outside_of_the_root() {
             "{link}"
         );
     }
+}
+
+/// CVE-2025-52565, runc: /dev/console is a link of the attacker's when the terminal is bound to it.
+#[test]
+fn the_terminal_is_not_bound_over_a_link_to_the_host() {
+    let outside = tempfile::tempdir().unwrap();
+    let dev = tempfile::tempdir().unwrap();
+    symlink(outside.path().join("made"), dev.path().join("console")).unwrap();
+    let mut fixture = Fixture::new("console");
+    let mut plan = fixture.plan(&["true"]);
+    plan.terminal = Some(WindowSize {
+        rows: 24,
+        columns: 80,
+    });
+    fixture.volume(&mut plan, dev.path(), "/dev", false);
+    drop(fixture.start(&plan).map(|running| fixture.finish(running)));
+    assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
+    assert!(dev.path().join("console").is_symlink());
 }
 
 /// A volume whose directories another process swaps for links to the host while the container
