@@ -1,10 +1,12 @@
 //! Names of contents: BLAKE3 for what the store holds, SHA-256 for what OCI speaks of.
 //!
-//! Invariant: the two never mix, and neither do the three meanings of a SHA-256 (one layer, a stack of layers, an image):
-//! each is a type of its own. Every module uses these; nothing here does I/O.
+//! Invariant: the two never mix, and neither do the three meanings of a SHA-256 (one layer, a
+//! stack of layers, an image): each is a type of its own. Every module uses these; nothing here
+//! does I/O.
 //!
-//! Texts: an [`ObjectId`] is 64 lower-case hex digits, the others are `sha256:` and 64 of them. Parsing accepts exactly
-//! what printing gives, since these texts are compared, used as file names and hashed again.
+//! Texts: an [`ObjectId`] is 64 lower-case hex digits, the others are `sha256:` and 64 of them.
+//! Parsing accepts exactly what printing gives, since these texts are compared, used as file names
+//! and hashed again.
 
 use std::fmt;
 use std::io;
@@ -96,7 +98,8 @@ impl<'de> Deserialize<'de> for ObjectId {
     }
 }
 
-/// A SHA-256 as OCI writes it. What it is the digest *of* is said by [`DiffId`], [`ChainId`] and [`ImageId`].
+/// A SHA-256 as OCI writes it. What it is the digest *of* is said by [`DiffId`], [`ChainId`] and
+/// [`ImageId`].
 #[derive(Copy, Clone, Eq, PartialEq, Ord, PartialOrd, Hash)]
 pub struct Sha256Digest([u8; LEN]);
 
@@ -306,13 +309,13 @@ mod tests {
     const BLAKE3_EMPTY: &str = "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262";
 
     #[test]
-    fn published_vectors() {
+    fn hashers_match_published_vectors() {
         assert_eq!(Sha256Digest::of(b"abc").to_string(), SHA256_ABC);
         assert_eq!(ObjectId::of(b"").to_string(), BLAKE3_EMPTY);
     }
 
     #[test]
-    fn pieces_hash_like_the_whole() {
+    fn hashers_take_any_split() {
         let mut object = ObjectHasher::new();
         let mut sha256 = Sha256Hasher::new();
         for piece in [b"a".as_slice(), b"", b"bc"] {
@@ -324,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_round_trip_and_nothing_else_parses() {
+    fn parse_accepts_only_printed_digests() {
         let diff: DiffId = SHA256_ABC.parse().unwrap();
         assert_eq!(diff.to_string(), SHA256_ABC);
         assert_eq!(BLAKE3_EMPTY.parse::<ObjectId>().unwrap(), ObjectId::of(b""));
@@ -348,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn serde_is_the_text() {
+    fn digests_serialize_as_text() {
         let diff: DiffId = SHA256_ABC.parse().unwrap();
         let json = serde_json::to_string(&diff).unwrap();
         assert_eq!(json, format!("\"{SHA256_ABC}\""));
@@ -357,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn chains_follow_the_image_spec() {
+    fn chain_id_follows_the_image_spec() {
         let [a, b, c] = [b"a", b"b", b"c"].map(|name| DiffId(Sha256Digest::of(name)));
         let two = Sha256Digest::of(format!("{a} {b}").as_bytes());
         let three = Sha256Digest::of(format!("{two} {c}").as_bytes());

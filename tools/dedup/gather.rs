@@ -8,11 +8,11 @@ use cowl_core::digest::{DiffId, ImageId};
 use cowl_core::store::{Reference, Store, Tag, TaggedImage};
 use cowl_core::tree::{FileType, Tree, TreeError, TreeIno, merge};
 
-use crate::report::{Held, Layer};
+use crate::report::{Layer, StoredImage};
 
 /// The images of a store, and what could not be read of it.
 pub(crate) struct Images {
-    pub(crate) images: Vec<Held>,
+    pub(crate) images: Vec<StoredImage>,
     pub(crate) skipped: Vec<anyhow::Error>,
 }
 
@@ -42,7 +42,8 @@ pub(crate) fn images(store: &Store, named: &[String]) -> Result<Images> {
             continue;
         };
         let place = chosen.iter().position(|chosen| chosen == id);
-        let image = held(store, image, &mut layers).with_context(|| format!("image {name}"));
+        let image =
+            stored_image(store, image, &mut layers).with_context(|| format!("image {name}"));
         let image = match image {
             Ok(image) => image,
             // What was asked for by name is not passed over.
@@ -54,7 +55,7 @@ pub(crate) fn images(store: &Store, named: &[String]) -> Result<Images> {
         };
         images.push((
             place,
-            Held {
+            StoredImage {
                 name,
                 chosen: named.is_empty() || place.is_some(),
                 ..image
@@ -87,11 +88,11 @@ fn name(id: ImageId, tags: &[Tag]) -> String {
     names.join(", ")
 }
 
-fn held(
+fn stored_image(
     store: &Store,
     image: &TaggedImage,
     known: &mut HashMap<DiffId, Rc<Layer>>,
-) -> Result<Held> {
+) -> Result<StoredImage> {
     let mut trees = Vec::new();
     let mut layers = Vec::new();
     for diff in &image.diff_ids() {
@@ -112,7 +113,7 @@ fn held(
         trees.push(tree);
     }
     let merged = Tree::from_bytes(merge(&trees)?)?;
-    Ok(Held {
+    Ok(StoredImage {
         name: String::new(),
         chosen: false,
         layers,
@@ -211,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sums_are_the_sizes_of_the_files() {
+    fn report_sums_match_the_files_on_disk() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open_or_create(&dir.path().join("store")).unwrap();
         let base: &[(&str, &str)] = &[("sh", "0123456789"), ("motd", "hello")];
@@ -257,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn images_come_as_they_were_named() {
+    fn images_keep_the_order_of_the_arguments() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open_or_create(&dir.path().join("store")).unwrap();
         for name in ["a", "b", "c"] {

@@ -65,22 +65,22 @@ fn main() -> ExitCode {
             let text = error.to_string();
             let what = text.lines().next().unwrap_or_default();
             let what = what.trim_start_matches("error: ");
-            return complain(&format!("{what}; see 'cowl dedup --help'"), USAGE);
+            return print_error(&format!("{what}; see 'cowl dedup --help'"), USAGE);
         }
-        Err(help) => return ended(help.print().context("standard output")),
+        Err(help) => return exit_code(help.print().context("standard output")),
     };
-    ended(run(&arguments))
+    exit_code(run(&arguments))
 }
 
-fn ended(result: Result<()>) -> ExitCode {
+fn exit_code(result: Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => complain(&format!("{error:#}"), FAILURE),
+        Err(error) => print_error(&format!("{error:#}"), FAILURE),
     }
 }
 
 /// One line on standard error. Where even this cannot be written, the exit code says it.
-fn complain(what: &str, code: u8) -> ExitCode {
+fn print_error(what: &str, code: u8) -> ExitCode {
     let told = writeln!(anstream::stderr(), "cowl-dedup: {what}");
     ExitCode::from(if told.is_ok() { code } else { 2 })
 }

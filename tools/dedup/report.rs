@@ -28,7 +28,7 @@ pub(crate) struct Layer {
 
 /// An image of the store.
 #[derive(Debug)]
-pub(crate) struct Held {
+pub(crate) struct StoredImage {
     /// As it is called; several names with commas between.
     pub(crate) name: String,
     /// Whether the report is about it; the others matter for what is exclusive.
@@ -39,7 +39,7 @@ pub(crate) struct Held {
     pub(crate) visible: u64,
 }
 
-impl Held {
+impl StoredImage {
     fn objects(&self) -> Objects {
         let all = self.layers.iter().flat_map(|layer| &layer.objects);
         all.map(|(id, size)| (*id, *size)).collect()
@@ -105,10 +105,10 @@ pub(crate) struct Report {
 
 impl Report {
     /// Compares the chosen ones among all images of a store whose objects have `store_bytes`.
-    pub(crate) fn new(all: &[Held], store_bytes: u64) -> Self {
-        let objects: Vec<Objects> = all.iter().map(Held::objects).collect();
+    pub(crate) fn new(all: &[StoredImage], store_bytes: u64) -> Self {
+        let objects: Vec<Objects> = all.iter().map(StoredImage::objects).collect();
         let holders = holders(&objects);
-        let rows: Vec<(&Held, &Objects, u64)> = all
+        let rows: Vec<(&StoredImage, &Objects, u64)> = all
             .iter()
             .zip(&objects)
             .zip(fair_shares(&objects, &holders))
@@ -182,7 +182,7 @@ fn fair_shares(images: &[Objects], holders: &Holders) -> Vec<u64> {
         .collect()
 }
 
-fn image((image, objects, fair): &(&Held, &Objects, u64), holders: &Holders) -> Image {
+fn image((image, objects, fair): &(&StoredImage, &Objects, u64), holders: &Holders) -> Image {
     let alone = |id: &ObjectId| holders.get(id).is_some_and(|(_, images)| *images == 1);
     let (exclusive, shared): (Vec<_>, Vec<_>) = objects.iter().partition(|(id, _)| alone(id));
     Image {
@@ -197,7 +197,7 @@ fn image((image, objects, fair): &(&Held, &Objects, u64), holders: &Holders) -> 
     }
 }
 
-fn pairs(rows: &[(&Held, &Objects, u64)]) -> Vec<Pair> {
+fn pairs(rows: &[(&StoredImage, &Objects, u64)]) -> Vec<Pair> {
     let mut pairs = Vec::new();
     let mut rest = rows;
     while let Some(((one, objects, _), others)) = rest.split_first() {
@@ -214,8 +214,10 @@ fn pairs(rows: &[(&Held, &Objects, u64)]) -> Vec<Pair> {
 }
 
 /// Contents of the layers that two or more images have.
-fn in_shared_layers<'a>(images: impl Iterator<Item = &'a Held> + Clone) -> BTreeSet<ObjectId> {
-    let diffs = |image: &'a Held| {
+fn in_shared_layers<'a>(
+    images: impl Iterator<Item = &'a StoredImage> + Clone,
+) -> BTreeSet<ObjectId> {
+    let diffs = |image: &'a StoredImage| {
         let diffs: BTreeSet<DiffId> = image.layers.iter().map(|layer| layer.diff).collect();
         diffs.into_iter()
     };
@@ -312,8 +314,8 @@ mod tests {
         })
     }
 
-    fn image(name: &str, chosen: bool, layers: Vec<Rc<Layer>>) -> Held {
-        Held {
+    fn image(name: &str, chosen: bool, layers: Vec<Rc<Layer>>) -> StoredImage {
+        StoredImage {
             name: name.to_owned(),
             chosen,
             layers,
@@ -325,7 +327,7 @@ mod tests {
         Amount { contents, bytes }
     }
 
-    fn images(third_is_chosen: bool) -> [Held; 3] {
+    fn images(third_is_chosen: bool) -> [StoredImage; 3] {
         let base = || layer("base", &[("busybox", 1000)]);
         let own = [
             layer("a", &[("catalogue", 100), ("a", 1)]),
@@ -341,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn layers_and_contents_are_told_apart() {
+    fn report_tells_shared_layers_from_shared_contents() {
         let report = Report::new(&images(true), 1107 + 50);
         assert_eq!(report.shared, amount(2, 1100));
         assert_eq!(report.in_shared_layers, amount(1, 1000));
@@ -355,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_one_images_own_sums_to_what_all_keep() {
+    fn exclusive_and_shared_sum_to_kept() {
         let report = Report::new(&images(true), 1107);
         for image in &report.images {
             let both = image.exclusive.bytes + image.shared.bytes;
@@ -378,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn images_that_were_not_asked_about_still_share() {
+    fn unchosen_images_count_as_sharers() {
         let report = Report::new(&images(false), 1107);
         assert_eq!(report.images.len(), 2);
         assert_eq!(report.images[0].exclusive, amount(1, 1));

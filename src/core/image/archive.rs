@@ -127,7 +127,7 @@ impl Archive {
     }
 
     /// A small file that `needed_by` speaks of.
-    pub(super) fn need(
+    pub(super) fn read_required(
         &self,
         name: &str,
         limit: u64,

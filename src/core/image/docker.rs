@@ -12,7 +12,7 @@ pub(super) const MANIFEST: &str = "manifest.json";
 
 /// The images of an archive.
 pub(super) fn candidates(archive: &Archive) -> Result<Vec<Candidate>, ImageError> {
-    let bytes = archive.need(MANIFEST, DOCUMENT_LIMIT, "the format")?;
+    let bytes = archive.read_required(MANIFEST, DOCUMENT_LIMIT, "the format")?;
     if bytes.trim_ascii_start().starts_with(b"{") {
         return Err(ImageError::NotAnArchive {
             name: archive.name.clone(),
@@ -28,8 +28,8 @@ pub(super) fn candidates(archive: &Archive) -> Result<Vec<Candidate>, ImageError
 }
 
 fn candidate(archive: &Archive, image: DockerImage) -> Result<Candidate, ImageError> {
-    let config = archive.need(&image.config, CONFIG_LIMIT, MANIFEST)?;
-    if let Some(digest) = promised(&image.config) {
+    let config = archive.read_required(&image.config, CONFIG_LIMIT, MANIFEST)?;
+    if let Some(digest) = expected_digest(&image.config) {
         check_digest(&image.config, &config, digest)?;
     }
     let names = image
@@ -59,7 +59,7 @@ fn candidate(archive: &Archive, image: DockerImage) -> Result<Candidate, ImageEr
 
 /// The digest in a configuration's name: `<hex>.json`, `blobs/sha256/<hex>`, or `sha256:<hex>`
 /// (go-containerregistry, and so crane, ko and kaniko). Others may call it what they like.
-fn promised(name: &str) -> Option<Sha256Digest> {
+fn expected_digest(name: &str) -> Option<Sha256Digest> {
     let plain = || name.strip_suffix(".json").and_then(hex);
     blob_digest(name)
         .or_else(plain)

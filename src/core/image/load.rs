@@ -22,8 +22,8 @@ pub struct Loaded {
     pub tags: Vec<Reference>,
 }
 
-/// Loads all images of a docker-archive or an OCI layout: a tar, a compressed tar, a pipe of one, or
-/// a layout's directory.
+/// Loads all images of a docker-archive or an OCI layout: a tar, a compressed tar, a pipe of one,
+/// or a layout's directory.
 ///
 /// All or nothing: on an error the store is as it was. Loading what is there already heals what is
 /// damaged.

@@ -38,8 +38,10 @@ const LAYER_TYPES: [&str; 2] = [
 
 /// The images of a layout: of each name the one for this machine, and each that has no name.
 pub(super) fn candidates(archive: &Archive, base: &Path) -> Result<Vec<Candidate>, ImageError> {
-    let layout: OciLayout =
-        from_json(LAYOUT, &archive.need(LAYOUT, DOCUMENT_LIMIT, "the format")?)?;
+    let layout: OciLayout = from_json(
+        LAYOUT,
+        &archive.read_required(LAYOUT, DOCUMENT_LIMIT, "the format")?,
+    )?;
     if !layout.image_layout_version.starts_with("1.") {
         let what = format!(
             "layout version {:?} is not supported, 1.x is",
@@ -50,8 +52,11 @@ pub(super) fn candidates(archive: &Archive, base: &Path) -> Result<Vec<Candidate
             what,
         });
     }
-    let Document::Index(index) =
-        Document::parse(INDEX, &archive.need(INDEX, DOCUMENT_LIMIT, LAYOUT)?, "")?
+    let Document::Index(index) = Document::parse(
+        INDEX,
+        &archive.read_required(INDEX, DOCUMENT_LIMIT, LAYOUT)?,
+        "",
+    )?
     else {
         return Err(ImageError::Confused {
             name: INDEX.to_owned(),
@@ -65,7 +70,7 @@ pub(super) fn candidates(archive: &Archive, base: &Path) -> Result<Vec<Candidate
             .first()
             .and_then(|descriptor| reference(descriptor, base).transpose())
             .transpose()?;
-        let mut found = Found::default();
+        let mut found = FoundImages::default();
         for descriptor in &group {
             found.add(archive, descriptor, MAX_DEPTH)?;
         }
@@ -85,7 +90,7 @@ pub(super) fn candidates(archive: &Archive, base: &Path) -> Result<Vec<Candidate
 
 /// What the descriptors of one name lead to.
 #[derive(Default)]
-struct Found {
+struct FoundImages {
     /// The index that they were in, if it is not the layout's own.
     index: Option<Vec<u8>>,
     images: Vec<(Platform, CandidateImage)>,
@@ -95,7 +100,7 @@ struct Found {
     absent: Vec<ImageError>,
 }
 
-impl Found {
+impl FoundImages {
     /// Reads what a descriptor leads to, through indexes if need be.
     fn add(
         &mut self,
@@ -170,7 +175,7 @@ impl Found {
     /// The images that are present, the one for this machine first. An only image is taken for any
     /// platform. The inner error says why there is none.
     fn choose(mut self, archive: &Archive) -> Result<Result<Candidate, ImageError>, ImageError> {
-        self.drop_hollow(archive)?;
+        self.drop_incomplete(archive)?;
         if self.images.is_empty() {
             let reason = self.absent.into_iter().chain(self.artifacts).next();
             return Ok(Err(reason.unwrap_or(ImageError::Empty)));
@@ -205,7 +210,7 @@ impl Found {
     }
 
     /// Drops images whose layers are not all there, if any has all.
-    fn drop_hollow(&mut self, archive: &Archive) -> Result<(), ImageError> {
+    fn drop_incomplete(&mut self, archive: &Archive) -> Result<(), ImageError> {
         let mut whole = Vec::new();
         for (_, image) in &self.images {
             whole.push(is_whole(archive, image)?);
@@ -264,7 +269,7 @@ fn blob(
 ) -> Result<Vec<u8>, ImageError> {
     let digest = descriptor.sha256()?;
     let name = blob_name(digest);
-    let bytes = archive.need(&name, limit, needed_by)?;
+    let bytes = archive.read_required(&name, limit, needed_by)?;
     let found = bytes.len() as u64;
     if found != descriptor.size {
         return Err(ImageError::Size {

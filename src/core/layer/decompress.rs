@@ -143,7 +143,7 @@ enum Inner<R: Read> {
     Plain(Sniffed<R>),
     Gzip(Members<GzDecoder<Buffered<R>>>),
     Bzip2(Members<BzDecoder<Buffered<R>>>),
-    Xz(Box<XzReader<Filling<Buffered<R>>>>),
+    Xz(Box<XzReader<FullReads<Buffered<R>>>>),
     Zstd(zstd::Decoder<'static, Buffered<R>>),
 }
 
@@ -164,7 +164,7 @@ pub fn decompress<R: Read>(mut source: R) -> Result<Decompressed<R>, DecompressE
         Compression::Gzip => Inner::Gzip(Members::new(buffered(sniffed))),
         Compression::Bzip2 => Inner::Bzip2(Members::new(buffered(sniffed))),
         Compression::Xz => Inner::Xz(Box::new(XzReader::new_mem_limit(
-            Filling(buffered(sniffed)),
+            FullReads(buffered(sniffed)),
             true,
             XZ_MEMORY_KIB,
         ))),
@@ -293,7 +293,7 @@ impl<D: Member> Read for Members<D> {
                 return Ok(count);
             }
             if let Some(member) = self.0.take()
-                && let Some(source) = behind_a_member(member.close())?
+                && let Some(source) = next_member(member.close())?
             {
                 *self = Self::new(source);
             }
@@ -303,7 +303,7 @@ impl<D: Member> Read for Members<D> {
 }
 
 /// The source if another member begins there. Padding is skipped; what is neither is an error.
-fn behind_a_member<S: BufRead>(mut source: S) -> io::Result<Option<S>> {
+fn next_member<S: BufRead>(mut source: S) -> io::Result<Option<S>> {
     let mut padded = false;
     loop {
         let bytes = match source.fill_buf() {
@@ -329,9 +329,9 @@ fn behind_a_member<S: BufRead>(mut source: S) -> io::Result<Option<S>> {
 
 /// Fills what it is given but at the end, as the xz decoder expects where it looks for another
 /// stream.
-struct Filling<R>(R);
+struct FullReads<R>(R);
 
-impl<R: Read> Read for Filling<R> {
+impl<R: Read> Read for FullReads<R> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         let mut filled = 0;
         while let Some(free) = out.get_mut(filled..).filter(|free| !free.is_empty()) {

@@ -114,7 +114,7 @@ pub(super) fn kind(
             return Err(HeaderFault::Sparse("on something that is not a regular file").into());
         }
         // before there was a type for directories
-        (0, None) if path::says_directory(path) => EntryKind::Directory,
+        (0, None) if path::names_a_directory(path) => EntryKind::Directory,
         (b'5', None) => EntryKind::Directory,
         (b'0' | b'7' | 0, None) => return Ok(EntryKind::Regular(Content::Plain(stored))),
         (b'1', None) => EntryKind::HardLink(link),

@@ -114,7 +114,7 @@ impl<S: ObjectSink> Importer<'_, S> {
             if components.is_empty() {
                 return Err(refuse(EntryFault::RootNotDirectory));
             }
-            if path::says_directory(&name) {
+            if path::names_a_directory(&name) {
                 return Err(refuse(EntryFault::NotDirectory));
             }
         }

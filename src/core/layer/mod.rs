@@ -1,10 +1,10 @@
 //! Layers: a tar stream becomes a tree and objects; a tree becomes a tar.
 //!
 //! Callers: `image` (archives), the engine (`import`), later `build` and `registry`.
-//! [`decompress`] undoes the compression, [`import`] does the rest; [`export()`] is the way out. Nothing of a
-//! layer is ever laid out as directories: a path in an archive becomes components in a tree, a
-//! symbolic link is data, and the only files that are written are objects, whose names are hashes.
-//! No entry can reach the host; one that tries is refused by name all the same.
+//! [`decompress`] undoes the compression, [`import`] does the rest; [`export()`] is the way out.
+//! Nothing of a layer is ever laid out as directories: a path in an archive becomes components in
+//! a tree, a symbolic link is data, and the only files that are written are objects, whose names
+//! are hashes. No entry can reach the host; one that tries is refused by name all the same.
 //!
 //! Invariants
 //! * The digest returned is the SHA-256 of every byte of the uncompressed stream, padding and

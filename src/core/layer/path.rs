@@ -69,7 +69,7 @@ pub(super) fn components<'p>(
 }
 
 /// Whether a name says that it is a directory's: a trailing `/`, also hidden as `/.`.
-pub(super) fn says_directory(name: &[u8]) -> bool {
+pub(super) fn names_a_directory(name: &[u8]) -> bool {
     name.ends_with(b"/") || name.ends_with(b"/.") || name == b"."
 }
 
@@ -129,7 +129,7 @@ mod tests {
         }
         for root in ["/", ".", "./", "/.", "//./."] {
             assert_eq!(split(root.as_bytes()).unwrap(), b"", "{root}");
-            assert!(root == "/" || says_directory(root.as_bytes()), "{root}");
+            assert!(root == "/" || names_a_directory(root.as_bytes()), "{root}");
         }
         assert_eq!(split(b"...").unwrap(), b"...");
         assert_eq!(split(b"..a/b..").unwrap(), b"..a|b..");

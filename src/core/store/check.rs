@@ -1,9 +1,10 @@
-//! Looking for damage. Nothing is repaired here: loading an image again does that, and says so.
+//! `check`: finds damage and repairs nothing; loading an image again repairs what it finds.
 //!
-//! Shallow: every name, every JSON file, every tree as a whole, and the presence and size of every object that something
-//! keeps. Deep: also the bytes of every object and blob, and every cached merged tree against a new merge. What nothing
-//! keeps may be incomplete, since a power cut may have taken a part of an import that never got its tag; it is
-//! gc's, and no problem.
+//! A shallow check reads every name, every JSON file and every whole tree, and compares the
+//! presence and size of every referenced object. A deep check also hashes every object and blob,
+//! and compares each cached merged tree with a new merge. Unreferenced layers may be incomplete (a
+//! power cut during an import leaves such layers); gc removes them, and check does not report
+//! them.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -13,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use parking_lot::Mutex;
 use rustix::fs::{FileType, Mode};
 
-use super::dir::{Dir, PUBLISHED};
+use super::dir::{PUBLISHED, StoreDir};
 use super::layer::{
     RECORD, TREE, TREE_LINK, TREE_SUFFIX, open_layer, open_merged, read_info, read_recipe_objects,
 };
@@ -27,32 +28,32 @@ use crate::digest::{ChainId, DiffId, ObjectId, Sha256Digest, Sha256Hasher};
 use crate::recipe::FILE_NAME as RECIPE;
 use crate::tree::{MergeError, Tree, merge};
 
-/// One thing that is wrong, with the file it is wrong with.
+/// One problem and the file that has it.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Problem {
     /// A file or directory that does not belong to the store.
-    Stray(PathBuf),
-    /// A file is other than the store writes it, in type or permission bits.
+    Foreign(PathBuf),
+    /// A file has the wrong type or permission bits.
     Mode {
         /// The file.
         path: PathBuf,
-        /// The permission bits it has.
+        /// Its permission bits.
         found: u32,
-        /// The ones it should have.
+        /// The permission bits that the store sets.
         expected: u32,
     },
-    /// A file cannot be read, or does not say what it should.
+    /// A file cannot be read or its content is wrong.
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The reason.
         reason: String,
     },
-    /// Something that an image, a container or a mount needs is not there.
+    /// A file that an image, a container or a mount needs is missing.
     Missing {
-        /// Where it should be.
+        /// Its path.
         path: PathBuf,
-        /// Who needs it.
+        /// The tag or pin that needs it.
         needed_by: PathBuf,
     },
 }
@@ -60,7 +61,7 @@ pub enum Problem {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Stray(path) => write!(f, "{}: does not belong here", path.display()),
+            Self::Foreign(path) => write!(f, "{}: does not belong here", path.display()),
             Self::Mode {
                 path,
                 found,
@@ -81,14 +82,14 @@ impl fmt::Display for Problem {
     }
 }
 
-/// What was found.
+/// The result of [`Store::check`].
 #[derive(Debug, Default)]
 pub struct CheckReport {
-    /// What is wrong; empty is good. Sorted by where it was looked for.
+    /// Problems, in the order of the scan; empty if the store is sound.
     pub problems: Vec<Problem>,
-    /// Objects looked at; bytes are their sizes.
+    /// Objects checked; `bytes` sums their sizes.
     pub objects: Count,
-    /// Layers looked at.
+    /// Layers checked.
     pub layers: u64,
     /// Tags.
     pub tags: u64,
@@ -104,7 +105,7 @@ impl CheckReport {
         });
     }
 
-    /// An error about a file of the store is a problem found; anything else ends the check.
+    /// Records an error about a file of the store; any other error ends the check.
     fn note(&mut self, error: StoreError) {
         match error {
             StoreError::Malformed { path, reason } => {
@@ -118,9 +119,9 @@ impl CheckReport {
 }
 
 impl Store {
-    /// Looks at everything; `deep` reads and hashes every byte.
+    /// Checks the whole store; `deep` reads and hashes every byte.
     ///
-    /// Locking: holds the store's lock shared, so loads go on meanwhile and gc waits.
+    /// Locking: holds the store's lock shared: loads continue, gc waits.
     pub fn check(&self, deep: bool) -> Result<CheckReport, StoreError> {
         let _lock = self.lock_shared()?;
         let mut report = CheckReport {
@@ -133,7 +134,7 @@ impl Store {
             report.note(error);
         }
         report.tags = self.tag_count()?;
-        self.check_strays(&mut report)?;
+        self.check_foreign_files(&mut report)?;
         let reachable = Reachable::of(&roots);
         for root in roots.iter().filter(|root| !root.pending) {
             self.check_present_for(root, &mut report)?;
@@ -147,7 +148,7 @@ impl Store {
 
     fn check_root(&self, report: &mut CheckReport) -> Result<(), StoreError> {
         let stat = rustix::fs::fstat(&self.root)
-            .map_err(|errno| StoreError::io("look at", self.root(), errno))?;
+            .map_err(|errno| StoreError::io("stat", self.root(), errno))?;
         let (found, expected) = (Mode::from_raw_mode(stat.st_mode).bits(), ROOT_MODE.bits());
         if found & !expected != 0 {
             report.problems.push(Problem::Mode {
@@ -162,22 +163,28 @@ impl Store {
                     || DIRECTORIES.contains(&name)
             });
             if !known {
-                report.problems.push(Problem::Stray(self.root.join(&name)));
+                report
+                    .problems
+                    .push(Problem::Foreign(self.root.join(&name)));
             }
         }
         Ok(())
     }
 
-    /// Files in `refs/` and `pins/` that are none of the store's.
-    fn check_strays(&self, report: &mut CheckReport) -> Result<(), StoreError> {
+    /// Reports files in `refs/` and `pins/` that do not belong to the store.
+    fn check_foreign_files(&self, report: &mut CheckReport) -> Result<(), StoreError> {
         for name in self.refs.names()? {
             if !is_tag_file(&name) {
-                report.problems.push(Problem::Stray(self.refs.join(&name)));
+                report
+                    .problems
+                    .push(Problem::Foreign(self.refs.join(&name)));
             }
         }
         for name in self.pins.names()? {
             if PinKind::of(&name).is_none() {
-                report.problems.push(Problem::Stray(self.pins.join(&name)));
+                report
+                    .problems
+                    .push(Problem::Foreign(self.pins.join(&name)));
             }
         }
         Ok(())
@@ -207,11 +214,11 @@ impl Store {
             let Some(diff) = name.to_str().and_then(from_hex).map(DiffId) else {
                 report
                     .problems
-                    .push(Problem::Stray(self.layers.join(&name)));
+                    .push(Problem::Foreign(self.layers.join(&name)));
                 continue;
             };
             report.layers += 1;
-            let tree = match self.layers.sub(&name) {
+            let tree = match self.layers.open_dir(&name) {
                 Ok(dir) => check_layer(&dir, diff, reachable.complete.contains(&diff), report)?,
                 Err(error) => {
                     report.note(error);
@@ -222,7 +229,7 @@ impl Store {
                 let dir = self.layers.join(&name);
                 let sized = tree.object_sizes().map(|(id, size)| (id, Some(size)));
                 self.check_objects_of(&dir.join(TREE), sized, &mut seen, report)?;
-                match read_recipe_objects(&self.layers.sub(&name)?, diff) {
+                match read_recipe_objects(&self.layers.open_dir(&name)?, diff) {
                     Ok(recipe) => {
                         let recipe = recipe.unwrap_or_default().into_iter().map(|id| (id, None));
                         self.check_objects_of(&dir.join(RECIPE), recipe, &mut seen, report)?;
@@ -234,7 +241,7 @@ impl Store {
         Ok(())
     }
 
-    /// Every object that the file at `path` names is there, and has the size that it says.
+    /// Checks that each object named by the file at `path` exists and has the recorded size.
     fn check_objects_of(
         &self,
         path: &Path,
@@ -265,7 +272,7 @@ impl Store {
         Ok(())
     }
 
-    /// All fan-out directories, by as many threads as there are processors.
+    /// Checks all fan-out directories, one thread per processor.
     fn check_objects(&self, deep: bool, report: &mut CheckReport) -> Result<(), StoreError> {
         let fan_outs = self.objects.names()?;
         let next = AtomicUsize::new(0);
@@ -301,12 +308,12 @@ impl Store {
         report: &mut CheckReport,
     ) -> Result<(), StoreError> {
         let is_fan_out = fan_out.to_str().is_some_and(is_fan_out);
-        let dir = match self.objects.sub(fan_out) {
+        let dir = match self.objects.open_dir(fan_out) {
             Ok(dir) if is_fan_out => dir,
             _ => {
                 report
                     .problems
-                    .push(Problem::Stray(self.objects.join(fan_out)));
+                    .push(Problem::Foreign(self.objects.join(fan_out)));
                 return Ok(());
             }
         };
@@ -316,7 +323,7 @@ impl Store {
                 .zip(name.to_str())
                 .and_then(|(a, b)| format!("{a}{b}").parse::<ObjectId>().ok());
             let (Some(id), Some(meta)) = (id, dir.stat(&name)?) else {
-                report.problems.push(Problem::Stray(dir.join(&name)));
+                report.problems.push(Problem::Foreign(dir.join(&name)));
                 continue;
             };
             if !check_mode(&dir, &name, meta, report) {
@@ -351,7 +358,7 @@ impl Store {
             else {
                 report
                     .problems
-                    .push(Problem::Stray(self.merged.join(&name)));
+                    .push(Problem::Foreign(self.merged.join(&name)));
                 continue;
             };
             let path = self.merged.join(&name);
@@ -390,7 +397,8 @@ impl Store {
         Ok(())
     }
 
-    /// A stack merged anew. None when a layer of it can't be read, which was reported with the layer.
+    /// Merges a stack again. None if one of its layers cannot be read: that was reported with the
+    /// layer.
     fn merge_again(&self, layers: &[DiffId]) -> Option<Result<Vec<u8>, MergeError>> {
         let whole = |diff: &DiffId| {
             let tree = self.layer_tree(*diff).ok().flatten();
@@ -405,7 +413,9 @@ impl Store {
             let (Some(digest), Some(meta)) =
                 (name.to_str().and_then(from_hex), self.blobs.stat(&name)?)
             else {
-                report.problems.push(Problem::Stray(self.blobs.join(&name)));
+                report
+                    .problems
+                    .push(Problem::Foreign(self.blobs.join(&name)));
                 continue;
             };
             if check_mode(&self.blobs, &name, meta, report) && deep {
@@ -431,9 +441,9 @@ impl Store {
     }
 }
 
-/// The layer's tree if it is whole. One that nothing keeps may lack files.
+/// The layer's tree if it is sound. An unreferenced layer may lack files.
 fn check_layer(
-    dir: &Dir,
+    dir: &StoreDir,
     diff: DiffId,
     kept: bool,
     report: &mut CheckReport,
@@ -454,7 +464,7 @@ fn check_layer(
                 check_mode(dir, &name, meta, report);
             }
             Some(meta) if *name == *TREE_LINK && meta.file_type == FileType::Symlink => {}
-            _ => report.problems.push(Problem::Stray(dir.join(&name))),
+            _ => report.problems.push(Problem::Foreign(dir.join(&name))),
         }
     }
     let tree = match open_layer(dir, diff) {
@@ -490,9 +500,9 @@ fn check_layer(
     Ok(tree)
 }
 
-/// Whether a published file is a file that nobody may write; a problem is noted when it isn't.
+/// Whether a published file is a read-only regular file; reports a problem if not.
 fn check_mode(
-    dir: &Dir,
+    dir: &StoreDir,
     name: &std::ffi::OsStr,
     meta: super::dir::Meta,
     report: &mut CheckReport,

@@ -1,7 +1,8 @@
-//! A directory of the store, held open: every file of the store is reached from one of these by a plain name.
+//! [`StoreDir`]: an open directory of the store. Every file of the store is reached from one by a
+//! plain name.
 //!
-//! Invariant: no call here follows a symbolic link in the last component or leaves the directory, and every error names
-//! the full path. Used by the other files of this module only.
+//! Invariant: no call here follows a symbolic link in the last component or leaves the directory,
+//! and every error names the full path. Used by the other files of this module only.
 
 use std::ffi::{CStr, OsStr};
 use std::fs::File;
@@ -20,7 +21,7 @@ pub(super) const PUBLISHED: Mode = Mode::RUSR.union(Mode::RGRP).union(Mode::ROTH
 /// JSON files that are replaced as a whole.
 pub(super) const PRIVATE: Mode = Mode::RUSR.union(Mode::WUSR);
 
-/// What a name in a directory is.
+/// The attributes of a name in a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Meta {
     pub(super) file_type: FileType,
@@ -29,23 +30,23 @@ pub(super) struct Meta {
     pub(super) mode: u32,
 }
 
-/// What came of [`Dir::link`].
+/// The result of [`StoreDir::link`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Linked {
-    Done,
-    /// There is no such file.
-    Absent,
-    /// Nothing can be linked here, or not this.
+pub(super) enum LinkOutcome {
+    Linked,
+    /// The source does not exist.
+    NotFound,
+    /// The file system or the file does not allow another hard link.
     Unsupported,
 }
 
 #[derive(Debug)]
-pub(super) struct Dir {
+pub(super) struct StoreDir {
     fd: OwnedFd,
     path: PathBuf,
 }
 
-impl AsFd for Dir {
+impl AsFd for StoreDir {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
@@ -55,8 +56,8 @@ const OPEN_DIR: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
     .union(OFlags::CLOEXEC);
 
-impl Dir {
-    /// Opens a directory by path, following links: the root that the user named.
+impl StoreDir {
+    /// Opens the store's root by the user's path, following symbolic links.
     pub(super) fn open_root(path: &Path) -> Result<Self, StoreError> {
         let fd = fs::open(path, OPEN_DIR, Mode::empty()).map_err(|errno| match errno {
             Errno::NOENT => StoreError::NotFound {
@@ -82,7 +83,7 @@ impl Dir {
         StoreError::io(doing, self.join(name), errno)
     }
 
-    pub(super) fn sub(&self, name: impl AsRef<OsStr>) -> Result<Self, StoreError> {
+    pub(super) fn open_dir(&self, name: impl AsRef<OsStr>) -> Result<Self, StoreError> {
         let name = name.as_ref();
         let fd = fs::openat(&self.fd, name, OPEN_DIR | OFlags::NOFOLLOW, Mode::empty())
             .map_err(|errno| self.error("open", name, errno))?;
@@ -92,37 +93,40 @@ impl Dir {
         })
     }
 
-    /// Like [`Dir::sub`], but a directory that is not there is no error.
-    pub(super) fn sub_if_there(&self, name: impl AsRef<OsStr>) -> Result<Option<Self>, StoreError> {
-        match self.sub(name) {
+    /// Like [`StoreDir::open_dir`], but None if the directory does not exist.
+    pub(super) fn open_dir_if_exists(
+        &self,
+        name: impl AsRef<OsStr>,
+    ) -> Result<Option<Self>, StoreError> {
+        match self.open_dir(name) {
             Ok(dir) => Ok(Some(dir)),
             Err(error) if error.errno() == Some(Errno::NOENT) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    /// Makes a subdirectory; one that is there already is fine.
-    pub(super) fn make(&self, name: &str, mode: Mode) -> Result<(), StoreError> {
+    /// Creates a subdirectory unless it exists.
+    pub(super) fn create_dir(&self, name: &str, mode: Mode) -> Result<(), StoreError> {
         match fs::mkdirat(&self.fd, name, mode) {
             Ok(()) | Err(Errno::EXIST) => Ok(()),
-            Err(errno) => Err(self.error("make", name, errno)),
+            Err(errno) => Err(self.error("create", name, errno)),
         }
     }
 
-    /// Makes a file that must not be there yet, and opens it for writing.
+    /// Creates a file with O_EXCL and opens it for writing.
     pub(super) fn create(&self, name: &str, mode: Mode) -> Result<File, StoreError> {
         let flags =
             OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = fs::openat(&self.fd, name, flags, PRIVATE)
-            .map_err(|errno| self.error("make", name, errno))?;
+            .map_err(|errno| self.error("create", name, errno))?;
         if mode != PRIVATE {
-            // By descriptor, so that the user's umask has no say.
+            // By descriptor: the umask does not apply.
             fs::fchmod(&fd, mode).map_err(|errno| self.error("set the mode of", name, errno))?;
         }
         Ok(File::from(fd))
     }
 
-    /// Makes a file with this content. Not durable before a later sync.
+    /// Creates a file with this content. Not durable before a later sync.
     pub(super) fn create_with(
         &self,
         name: &str,
@@ -137,7 +141,7 @@ impl Dir {
 
     pub(super) fn open(&self, name: impl AsRef<OsStr>) -> Result<Option<File>, StoreError> {
         let name = name.as_ref();
-        // NONBLOCK: a stray fifo must not hang us; it means nothing for regular files.
+        // NONBLOCK: opening a fifo must not hang; regular files ignore the flag.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         match fs::openat(&self.fd, name, flags, Mode::empty()) {
             Ok(fd) => Ok(Some(File::from(fd))),
@@ -146,7 +150,7 @@ impl Dir {
         }
     }
 
-    /// The whole of a small file; one larger than `limit` bytes is refused.
+    /// Reads a small file; more than `limit` bytes is an error.
     pub(super) fn read(
         &self,
         name: impl AsRef<OsStr>,
@@ -179,11 +183,11 @@ impl Dir {
                 mode: u32::from(stat.stx_mode) & 0o7777,
             })),
             Err(Errno::NOENT) => Ok(None),
-            Err(errno) => Err(self.error("look at", name, errno)),
+            Err(errno) => Err(self.error("stat", name, errno)),
         }
     }
 
-    /// Renames into another directory of the store, over what is there.
+    /// Renames into another directory of the store, replacing an existing file.
     pub(super) fn rename(
         &self,
         from: impl AsRef<OsStr>,
@@ -195,26 +199,26 @@ impl Dir {
             .map_err(|errno| to.error("rename a file to", name, errno))
     }
 
-    /// Gives a file a second name in another directory of the store.
+    /// Hard-links a file into another directory of the store.
     pub(super) fn link(
         &self,
         from: impl AsRef<OsStr>,
         to: &Self,
         name: impl AsRef<OsStr>,
-    ) -> Result<Linked, StoreError> {
+    ) -> Result<LinkOutcome, StoreError> {
         let (from, name) = (from.as_ref(), name.as_ref());
         match fs::linkat(&self.fd, from, &to.fd, name, AtFlags::empty()) {
-            // Contents are named by their digests, so what has the name here already is the same.
-            Ok(()) | Err(Errno::EXIST) => Ok(Linked::Done),
-            Err(Errno::NOENT) => Ok(Linked::Absent),
+            // Files are named by digest: an existing name has the same content.
+            Ok(()) | Err(Errno::EXIST) => Ok(LinkOutcome::Linked),
+            Err(Errno::NOENT) => Ok(LinkOutcome::NotFound),
             Err(Errno::PERM | Errno::ACCESS | Errno::MLINK | Errno::OPNOTSUPP | Errno::XDEV) => {
-                Ok(Linked::Unsupported)
+                Ok(LinkOutcome::Unsupported)
             }
             Err(errno) => Err(to.error("link a file to", name, errno)),
         }
     }
 
-    /// Exchanges two names. False where one of them is not there, or the file system cannot.
+    /// Exchanges two names. False if one does not exist or the file system does not support it.
     pub(super) fn exchange(
         &self,
         own: impl AsRef<OsStr>,
@@ -229,9 +233,9 @@ impl Dir {
         }
     }
 
-    /// Makes a symbolic link.
+    /// Creates a symbolic link.
     pub(super) fn symlink(&self, target: &str, name: &str) -> Result<(), StoreError> {
-        fs::symlinkat(target, &self.fd, name).map_err(|errno| self.error("make", name, errno))
+        fs::symlinkat(target, &self.fd, name).map_err(|errno| self.error("create", name, errno))
     }
 
     /// Makes a file's content durable.
@@ -242,7 +246,7 @@ impl Dir {
         fs::fsync(&file).map_err(|errno| self.error("sync", name, errno))
     }
 
-    /// Removes a file; false when there was none.
+    /// Removes a file; false if there was none.
     pub(super) fn remove(&self, name: impl AsRef<OsStr>) -> Result<bool, StoreError> {
         let name = name.as_ref();
         match fs::unlinkat(&self.fd, name, AtFlags::empty()) {
@@ -252,7 +256,7 @@ impl Dir {
         }
     }
 
-    /// All names but `.` and `..`, sorted, so that reports are the same each time.
+    /// All names but `.` and `..`, sorted: reports are deterministic.
     pub(super) fn names(&self) -> Result<Vec<Box<OsStr>>, StoreError> {
         let failed = |errno| StoreError::io("list", &self.path, errno);
         let mut names = Vec::new();
@@ -270,8 +274,8 @@ impl Dir {
         fs::fsync(&self.fd).map_err(|errno| StoreError::io("sync", &self.path, errno))
     }
 
-    /// Replaces a small file so that a crash leaves the old content or the new: written and synced in `aside` under
-    /// `temporary`, renamed, the directory synced.
+    /// Replaces a small file atomically: writes and syncs `temporary` in `aside`, renames it, and
+    /// syncs the directory.
     pub(super) fn replace(
         &self,
         name: &str,

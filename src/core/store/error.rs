@@ -1,6 +1,6 @@
-//! What can go wrong in the store, each with the path or the id it went wrong with.
+//! Errors of the store, each with the path or the id concerned.
 //!
-//! A text does not repeat its source's: who prints an error prints the chain.
+//! A message does not repeat its source's: callers print the chain (`{:#}`).
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,8 @@ use rustix::io::Errno;
 use crate::digest::{DiffId, ObjectId, Sha256Digest};
 use crate::tree::{MergeError, TreeError};
 
-/// Why the store refused or failed. Texts are one line and name the thing; the caller says what it was doing.
+/// An error of the store. Messages are one line and name the file or id; callers add the
+/// operation.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// A system call failed.
@@ -18,12 +19,12 @@ pub enum StoreError {
     Io {
         /// The verb: "open", "write", "rename", ...
         doing: &'static str,
-        /// What it was tried on.
+        /// Its operand.
         path: PathBuf,
-        /// The system's answer.
+        /// The error of the system call.
         source: io::Error,
     },
-    /// The disk or the quota is full. What was being written is removed again.
+    /// The disk or the quota is full. The partial file is removed.
     #[error("cannot {doing} {}: no space left; free some (`cowl rmi` an image) or use another --root", .path.display())]
     NoSpace {
         /// The verb.
@@ -36,10 +37,10 @@ pub enum StoreError {
     /// There is no store at this path.
     #[error("{} holds no cowl store", .path.display())]
     NotFound {
-        /// Where it was looked for.
+        /// The path.
         path: PathBuf,
     },
-    /// The directory holds other things, so no store is made in it.
+    /// The directory is not empty and not a store.
     #[error("{} is not a cowl store and not empty (it holds {entry:?}); give an empty or a new directory", .path.display())]
     NotAStore {
         /// The directory.
@@ -47,13 +48,13 @@ pub enum StoreError {
         /// One entry that does not belong to a store.
         entry: String,
     },
-    /// Written by another cowl in a format that this one does not read.
+    /// The store has a format version that this build does not read.
     #[error("{} has store format {found}, this cowl has {known}: {}", .path.display(),
         if found > known { "use a newer cowl" } else { "use a new --root and load the images again" })]
     Version {
         /// format.json.
         path: PathBuf,
-        /// The version in it.
+        /// The version of the store.
         found: u32,
         /// The version of this build.
         known: u32,
@@ -69,7 +70,7 @@ pub enum StoreError {
         /// Whether reading the store is still safe (`ro-compat`).
         readable: bool,
     },
-    /// A file of the store does not say what it should.
+    /// A file of the store has wrong content.
     #[error("{} is damaged: {reason}", .path.display())]
     Malformed {
         /// The file.
@@ -80,12 +81,12 @@ pub enum StoreError {
     /// A record would be larger than it may be.
     #[error("{} would be larger than {limit} bytes", .path.display())]
     TooLarge {
-        /// The file that is not written.
+        /// The file that was not written.
         path: PathBuf,
         /// The limit, for writing as for reading.
         limit: u64,
     },
-    /// A tag that no store takes.
+    /// An invalid tag.
     #[error("{name}: {reason}")]
     Refused {
         /// The tag.
@@ -102,34 +103,34 @@ pub enum StoreError {
         /// What is wrong with it.
         source: TreeError,
     },
-    /// The layers of an image do not fit on one another.
+    /// The layers of an image cannot be merged.
     #[error("the layers do not stack")]
     Merge(#[from] MergeError),
-    /// A layer that is needed is not in the store.
+    /// A layer is missing.
     #[error("layer {0} is not in the store; load its image again")]
     NoLayer(DiffId),
-    /// An object that is needed is not in the store.
+    /// An object is missing.
     #[error("object {0} is not in the store; load its image again")]
     NoObject(ObjectId),
-    /// A blob that is needed is not in the store.
+    /// A blob is missing.
     #[error("blob {0} is not in the store; load its image again")]
     NoBlob(Sha256Digest),
-    /// The bytes of a blob are not what its digest says.
+    /// The bytes of a blob do not match its digest.
     #[error("{what} {expected}: its bytes have digest {found}")]
     Digest {
         /// "blob" or the file.
         what: String,
-        /// What it should be.
+        /// The expected digest.
         expected: Sha256Digest,
-        /// What it is.
+        /// The computed digest.
         found: Sha256Digest,
     },
-    /// A text that should become a file name cannot be one.
+    /// A string cannot be used as a file name.
     #[error("{name:?} cannot be used as a name here: {reason}")]
     Name {
         /// The text.
         name: String,
-        /// Why not.
+        /// The reason.
         reason: &'static str,
     },
     /// A stack of no layers has no tree.
@@ -138,8 +139,8 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// An error of a system call on `path`; full disks get their own variant. One that is ours already, on its way
-    /// through an [`io::Write`], stays as it is.
+    /// Converts an error of a system call on `path`; a full disk gets its own variant. A
+    /// [`StoreError`] that travelled through an [`io::Write`] is returned unchanged.
     pub(super) fn io(
         doing: &'static str,
         path: impl Into<PathBuf>,
@@ -166,7 +167,7 @@ impl StoreError {
         }
     }
 
-    /// The errno behind this error, if a system call is.
+    /// The errno of the failed system call, if there was one.
     pub fn errno(&self) -> Option<Errno> {
         match self {
             Self::Io { source, .. } => Errno::from_io_error(source),
@@ -176,7 +177,7 @@ impl StoreError {
     }
 }
 
-/// For writers that speak [`io::Write`]: the text and the error travel inside, [`StoreError`] comes out of `get_ref`.
+/// For implementors of [`io::Write`]: `get_ref` gives the [`StoreError`] back.
 impl From<StoreError> for io::Error {
     fn from(error: StoreError) -> Self {
         let kind = match &error {

@@ -1,12 +1,13 @@
 //! `format.json`: which format a store has, so that an older cowl never misreads a newer store.
 //!
-//! The rule of ext4 and composefs: a feature in `incompat` that is not known here forbids everything, one in `ro-compat`
-//! forbids changes, one in `compat` forbids nothing. Another version forbids everything.
+//! The rule of ext4 and composefs: an unknown feature in `incompat` forbids any use, one in
+//! `ro-compat` forbids changes, one in `compat` forbids nothing. An unknown version forbids any
+//! use.
 
 use serde::{Deserialize, Serialize};
 
 use super::StoreError;
-use super::dir::Dir;
+use super::dir::StoreDir;
 
 pub(super) const NAME: &str = "format.json";
 /// The format this build writes.
@@ -35,8 +36,9 @@ impl Format {
         }
     }
 
-    /// Reads and judges the file; `None` when there is none. Whoever gets a `Format` may read the store.
-    pub(super) fn read(root: &Dir) -> Result<Option<Self>, StoreError> {
+    /// Reads and checks the file; `None` if it does not exist. A returned `Format` proves that the
+    /// store may be read.
+    pub(super) fn read(root: &StoreDir) -> Result<Option<Self>, StoreError> {
         let Some(bytes) = root.read(NAME, LIMIT)? else {
             return Ok(None);
         };

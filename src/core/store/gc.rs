@@ -1,16 +1,17 @@
-//! Removing what nothing keeps: mark from the roots, move the rest to `trash/`, delete it.
+//! `gc`: marks from the roots, moves everything unreachable to `trash/`, deletes it.
 //!
-//! Invariant: under the exclusive lock, what is not reachable from a tag or a live pin belongs to no one. Things go
-//! in the order merged trees, layers, objects, blobs: a gc that is killed leaves no tree in place whose objects it took,
-//! and what it moved is deleted by the next. While a tag or pin cannot be read nothing is swept, and while a layer that is
-//! kept cannot be read no object is, since what they keep is unknown.
+//! Invariant: under the exclusive lock, anything not reachable from a tag or a live pin is
+//! garbage. The sweep takes merged trees, layers, objects, blobs in this order: a killed gc leaves
+//! no tree whose objects are gone, and the next gc deletes what it moved. An unreadable tag or pin
+//! stops the whole sweep, an unreadable reachable layer the sweep of objects: what they reference
+//! is unknown.
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 
 use rustix::fs::{FileType, Mode};
 
-use super::dir::Dir;
+use super::dir::StoreDir;
 use super::layer::{TREE, TREE_SUFFIX, open_layer, read_recipe_objects};
 use super::roots::Reachable;
 use super::transaction::try_flock;
@@ -18,10 +19,10 @@ use super::usage::Count;
 use super::{Store, StoreError, from_hex, random_name, remove_tree};
 use crate::digest::{ChainId, DiffId, ObjectId};
 
-/// What a gc removed.
+/// The result of [`Store::gc`].
 #[derive(Debug, Default)]
 pub struct GcReport {
-    /// Contents.
+    /// Objects removed.
     pub objects: Count,
     /// Layers; the bytes are their trees'.
     pub layers: Count,
@@ -33,7 +34,7 @@ pub struct GcReport {
     pub pins: u64,
     /// Directories of transactions that died.
     pub transactions: u64,
-    /// What could not be read, so that what it keeps was not freed.
+    /// Tags, pins and layers that could not be read, which limited the sweep.
     pub damaged: Vec<StoreError>,
 }
 
@@ -44,17 +45,17 @@ impl GcReport {
     }
 }
 
-/// One gc's directory in the trash, flock'ed: whoever has it deletes it.
+/// One gc's directory in the trash. The holder of its flock deletes it.
 struct Trash {
-    dir: Dir,
+    dir: StoreDir,
     name: Box<OsStr>,
     moved: u64,
 }
 
 impl Trash {
-    /// Moves a file or a directory out of the way. A full disk may have no room for one more name; there it is deleted at
-    /// once, which is what makes room.
-    fn take(&mut self, from: &Dir, name: &OsStr) -> Result<(), StoreError> {
+    /// Moves a file or a directory into the trash. If a full disk has no space for the new name,
+    /// deletes it at once.
+    fn take(&mut self, from: &StoreDir, name: &OsStr) -> Result<(), StoreError> {
         self.moved += 1;
         match from.rename(name, &self.dir, self.moved.to_string()) {
             Err(StoreError::NoSpace { .. }) => remove_tree(from, name).map(drop),
@@ -64,9 +65,9 @@ impl Trash {
 }
 
 impl Store {
-    /// Removes what no tag and no live pin keeps.
+    /// Removes everything that no tag and no live pin reaches.
     ///
-    /// Locking: holds the store's lock exclusively while it marks and moves; deleting happens after.
+    /// Locking: holds the store's lock exclusively while it marks and moves, not while it deletes.
     pub fn gc(&self) -> Result<GcReport, StoreError> {
         self.check_writable()?;
         let mut report = GcReport::default();
@@ -80,7 +81,8 @@ impl Store {
             let swept = if report.damaged.is_empty() {
                 let reachable = Reachable::of(&roots);
                 let objects = self.mark(&reachable, &mut report.damaged);
-                // A root that was removed without a sync could come back after a power cut, and then must find its things.
+                // A root removed without a sync can reappear after a power cut: its files must
+                // still exist then.
                 rustix::fs::syncfs(&self.root)
                     .map_err(|errno| StoreError::io("sync", self.root(), errno))?;
                 let mut own = self.new_trash()?;
@@ -92,14 +94,14 @@ impl Store {
             };
             (trash, swept)
         };
-        // What was moved goes also where not all could be.
+        // Delete what was moved even if the sweep failed.
         for Trash { name, .. } in &trash {
             remove_tree(&self.trash, name)?;
         }
         swept.map(|()| report)
     }
 
-    /// The objects of all reachable layers; None when one of the layers can't be read.
+    /// The objects of all reachable layers; None if a layer cannot be read.
     fn mark(
         &self,
         reachable: &Reachable,
@@ -110,7 +112,7 @@ impl Store {
         for diff in &reachable.layers {
             match self.objects_kept_by(*diff) {
                 Ok(Some(kept)) => objects.extend(kept),
-                // A load that is on its way has not come to it.
+                // A running load has not published it yet.
                 Ok(None) if !reachable.complete.contains(diff) => {}
                 Ok(None) => damaged.push(StoreError::NoLayer(*diff)),
                 Err(error) => damaged.push(error),
@@ -120,11 +122,11 @@ impl Store {
     }
 
     fn objects_kept_by(&self, diff: DiffId) -> Result<Option<Vec<ObjectId>>, StoreError> {
-        let Some(dir) = self.layers.sub_if_there(diff.0.hex())? else {
+        let Some(dir) = self.layers.open_dir_if_exists(diff.0.hex())? else {
             return Ok(None);
         };
         let tree = open_layer(&dir, diff)?.ok_or(StoreError::NoLayer(diff))?;
-        // As a whole: a damaged tree could hide an object that an image needs.
+        // Verified as a whole: a damaged tree could hide an object that an image needs.
         tree.verify().map_err(|source| StoreError::Tree {
             path: dir.join(TREE),
             source,
@@ -157,7 +159,7 @@ impl Store {
         )?;
         if let Some(objects) = objects {
             for fan_out in self.fan_outs()? {
-                let dir = self.objects.sub(&fan_out)?;
+                let dir = self.objects.open_dir(&fan_out)?;
                 let object = |name: &str| format!("{fan_out}{name}").parse().ok();
                 sweep_dir(
                     &dir,
@@ -175,11 +177,12 @@ impl Store {
         )
     }
 
-    /// What killed ones left. The caller holds the exclusive lock, so none is between being made and being flock'ed.
+    /// Trash directories of killed gcs. The caller holds the exclusive lock, so none is between
+    /// mkdir and flock.
     fn dead_trash(&self) -> Result<Vec<Trash>, StoreError> {
         let mut dead = Vec::new();
         for name in self.trash.names()? {
-            if let Some(dir) = self.trash.sub_if_there(&name)?
+            if let Some(dir) = self.trash.open_dir_if_exists(&name)?
                 && try_flock(&dir)?
             {
                 let moved = 0;
@@ -192,8 +195,8 @@ impl Store {
     /// A new directory in the trash. The caller holds the exclusive lock.
     fn new_trash(&self) -> Result<Trash, StoreError> {
         let name = random_name()?;
-        self.trash.make(&name, Mode::RWXU)?;
-        let dir = self.trash.sub(&name)?;
+        self.trash.create_dir(&name, Mode::RWXU)?;
+        let dir = self.trash.open_dir(&name)?;
         try_flock(&dir)?;
         Ok(Trash {
             dir,
@@ -203,9 +206,9 @@ impl Store {
     }
 }
 
-/// Moves what is ours and not kept. A stray name is left alone: `check` reports it, its owner knows what it is.
+/// Moves the store's unreachable files of one directory. Foreign names stay: `check` reports them.
 fn sweep_dir(
-    dir: &Dir,
+    dir: &StoreDir,
     unreachable: impl Fn(&str) -> bool,
     trash: &mut Trash,
     count: &mut Count,
@@ -218,7 +221,7 @@ fn sweep_dir(
             continue;
         };
         let bytes = match meta.file_type {
-            FileType::Directory => dir.sub(&name)?.stat(TREE)?.map_or(0, |tree| tree.size),
+            FileType::Directory => dir.open_dir(&name)?.stat(TREE)?.map_or(0, |tree| tree.size),
             _ => meta.size,
         };
         trash.take(dir, &name)?;

@@ -2,23 +2,23 @@
 //!
 //! ```text
 //! layers/<diff-id>/
-//!   tree-v2          what the layer's tar said; the number is that of the tree's format
-//!   tree             a symbolic link to the tree that this store is read by, for people and tools
-//!   recipe-v1        how to give back the tar itself; not every layer has one (recipe.rs)
-//!   layer.json       the tree's digest, and the few numbers that `history` asks for
+//!   tree-v2          the layer's files; the number is the tree format's version
+//!   tree             a symbolic link to the current tree, for people and tools
+//!   recipe-v1        restores the exact tar; not every layer has one (recipe.rs)
+//!   layer.json       the tree's digest, and the sizes that `history` shows
 //! merged/<chain-id>.tree-v2
 //! ```
 //!
-//! A merged tree is a cache: the merge of a stack is deterministic, so each process that makes it makes the same bytes, and
-//! replacing one by another changes nothing for those who have it open. A tree of another format lies beside these under
-//! a name of its own, so two versions of cowl never replace each other's trees.
+//! A merged tree is a cache. Merging is deterministic: every process produces the same bytes, and
+//! replacing a merged tree does not affect open ones. The format's version is part of the name, so
+//! two versions of cowl never replace each other's trees.
 
 use std::fs::File;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::dir::{Dir, PUBLISHED};
+use super::dir::{PUBLISHED, StoreDir};
 use super::record::{self, Versioned, decode, encode};
 use super::{Store, StoreError, Transaction, Trust, object_name, remove_tree};
 use crate::digest::{ChainId, DiffId, ObjectId};
@@ -28,27 +28,27 @@ use crate::tree::{FileType, Tree, TreeError, TreeIno, merge};
 use rustix::fs::Mode;
 use rustix::io::Errno;
 
-/// The tree, with the number of its format.
+/// The tree file; the suffix is the version of its format.
 pub(super) const TREE: &str = "tree-v2";
-/// The name without the number, a symbolic link to [`TREE`].
+/// The unversioned name, a symbolic link to [`TREE`].
 pub(super) const TREE_LINK: &str = "tree";
 pub(super) const RECORD: &str = "layer.json";
 pub(super) const TREE_SUFFIX: &str = ".tree-v2";
 /// A recipe is at most 1.5 % of its tar; this is one of a terabyte.
 pub(super) const RECIPE_LIMIT: u64 = 16 << 30;
 
-/// `layer.json`: what was seen when the layer came in.
+/// `layer.json`: facts recorded when the layer was imported.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LayerInfo {
-    /// The layer's name, once more.
+    /// The layer's DiffID.
     pub diff_id: DiffId,
-    /// The BLAKE3 that the tree ends with, in hex digits.
+    /// The BLAKE3 at the end of the tree file.
     pub tree: ObjectId,
     /// Bytes of the uncompressed tar.
     pub tar_size: u64,
-    /// Bytes of all regular files in it, each hard-linked file once: the size that Docker shows.
+    /// Bytes of its regular files, each hard-linked file once: the size that Docker shows.
     pub content_size: u64,
-    /// Files, directories and all else that is not a second name of something; whiteouts do not count.
+    /// Nodes: files, directories, links and devices, each hard-linked file once; no whiteouts.
     pub nodes: u32,
 }
 
@@ -57,7 +57,7 @@ impl Versioned for LayerInfo {
 }
 
 impl LayerInfo {
-    /// What there is to note about a layer.
+    /// The record of a layer.
     fn of(diff_id: DiffId, tree: &Tree, tar_size: u64) -> Result<Self, TreeError> {
         let mut content_size = 0_u64;
         for number in 0..tree.node_count() {
@@ -75,16 +75,16 @@ impl LayerInfo {
         })
     }
 
-    /// Whether this was noted about a layer; the size of the tar is taken as it stands.
+    /// Whether the record matches a layer and its tree; `tar_size` is not checked.
     pub(super) fn describes(&self, diff_id: DiffId, tree: &Tree) -> Result<bool, TreeError> {
         Ok(*self == Self::of(diff_id, tree, self.tar_size)?)
     }
 }
 
-/// The tree of a stack, and the file it is mapped from, to be handed to a mount.
+/// The merged tree of a stack, with the file it is mapped from, which a mount receives.
 #[derive(Debug)]
 pub struct MergedTree {
-    /// For lookups here.
+    /// For lookups in this process.
     pub tree: Tree,
     /// The published file.
     pub file: File,
@@ -101,34 +101,34 @@ fn staged_name(diff: DiffId) -> String {
 }
 
 impl Store {
-    /// A layer's tree, whiteouts and all. None when the store has no such layer.
+    /// A layer's tree, whiteouts included. None if the store lacks the layer.
     pub fn layer_tree(&self, diff: DiffId) -> Result<Option<Tree>, StoreError> {
-        match self.layers.sub_if_there(diff.0.hex())? {
+        match self.layers.open_dir_if_exists(diff.0.hex())? {
             Some(dir) => open_layer(&dir, diff),
             None => Ok(None),
         }
     }
 
-    /// What was noted when the layer came in.
+    /// A layer's record. None if the store lacks the layer.
     pub fn layer_info(&self, diff: DiffId) -> Result<Option<LayerInfo>, StoreError> {
-        match self.layers.sub_if_there(diff.0.hex())? {
+        match self.layers.open_dir_if_exists(diff.0.hex())? {
             Some(dir) => read_info(&dir),
             None => Ok(None),
         }
     }
 
-    /// The layer's recipe. None when it has none, or the store has no such layer.
+    /// A layer's recipe. None if it has none or the store lacks the layer.
     pub fn layer_recipe(&self, diff: DiffId) -> Result<Option<File>, StoreError> {
-        match self.layers.sub_if_there(diff.0.hex())? {
+        match self.layers.open_dir_if_exists(diff.0.hex())? {
             Some(dir) => dir.open(RECIPE),
             None => Ok(None),
         }
     }
 
-    /// Whether a layer is here with all that belongs to it: files that fit one another, and every object in its size. With
-    /// [`Trust::Hash`] the objects are read too.
+    /// Whether a layer is complete: its files match one another and every object has its size.
+    /// With [`Trust::Hash`] the objects are hashed too.
     fn has_whole_layer(&self, diff: DiffId, trust: Trust) -> Result<bool, StoreError> {
-        let Some(dir) = self.layers.sub_if_there(diff.0.hex())? else {
+        let Some(dir) = self.layers.open_dir_if_exists(diff.0.hex())? else {
             return Ok(false);
         };
         let (Some(tree), Some(info)) = (open_layer(&dir, diff)?, read_info(&dir)?) else {
@@ -154,10 +154,12 @@ impl Store {
         Ok(true)
     }
 
-    /// The merged tree of a stack, lowest layer first; made and published when the cache does not have it.
+    /// The merged tree of a stack, lowest layer first; merges and publishes it if it is not
+    /// cached.
     ///
-    /// Locking: a stack that a tag, a container or a lease keeps is safe; otherwise gc may take the layers first, which
-    /// is [`StoreError::NoLayer`]. Opening checks the header alone; a cached tree that fails even that is made anew.
+    /// Locking: a tag, a container's pin or a lease must keep the stack; otherwise gc may remove
+    /// its layers first ([`StoreError::NoLayer`]). Opening checks the header only; a cached tree
+    /// with a bad header is rebuilt.
     pub fn merged(&self, layers: &[DiffId]) -> Result<MergedTree, StoreError> {
         let chain = ChainId::of(layers).ok_or(StoreError::NoLayers)?;
         if let Ok(Some((tree, file))) = open_merged(&self.merged, chain) {
@@ -175,22 +177,23 @@ impl Store {
 }
 
 impl Transaction<'_> {
-    /// Whether the store or this transaction has a layer, whole; it stays then, and need not be added again. What is
-    /// damaged of it counts as not there, so adding it heals. With [`Trust::Hash`] its contents are read and hashed.
+    /// Whether the store or this transaction has a complete layer; if so, the transaction keeps it
+    /// from gc. A damaged layer counts as missing: adding it again replaces it. With
+    /// [`Trust::Hash`] its objects are hashed.
     pub fn has_layer(&self, diff: DiffId) -> Result<bool, StoreError> {
         if self.staged.borrow().layers.contains(&diff) {
             return Ok(true);
         }
         self.keep_layers(&[diff])?;
-        // What cannot be read is not whole.
+        // An unreadable layer is not complete.
         Ok(self
             .store
             .has_whole_layer(diff, self.trust)
             .unwrap_or(false))
     }
 
-    /// The size of the tar of a layer that the store has, whole, as [`Transaction::has_layer`] says. None: it has none, or this
-    /// transaction brings it.
+    /// The tar size of a complete layer of the store (see [`Transaction::has_layer`]). None if it
+    /// lacks the layer or this transaction adds it.
     pub fn whole_layer(&self, diff: DiffId) -> Result<Option<u64>, StoreError> {
         if !self.has_layer(diff)? {
             return Ok(None);
@@ -198,8 +201,8 @@ impl Transaction<'_> {
         Ok(self.store.layer_info(diff)?.map(|info| info.tar_size))
     }
 
-    /// Adds a layer: its tree as `LayerBuilder` made it, verified once more, the size of its tar, and the recipe that gives
-    /// the tar back (see [`crate::recipe`]).
+    /// Adds a layer: the tree of a `LayerBuilder`, which is verified again, the size of its tar,
+    /// and the recipe that restores the tar (see [`crate::recipe`]).
     pub fn put_layer(
         &self,
         diff: DiffId,
@@ -210,11 +213,11 @@ impl Transaction<'_> {
         let name = staged_name(diff);
         let path = self.dir.join(&name).join(TREE);
         if self.staged.borrow().layers.contains(&diff) {
-            // The same layer twice in an image, or in two images of an archive: the same bytes.
+            // An image or an archive may have a layer twice: the bytes are the same.
             remove_tree(&self.dir, &name)?;
         }
-        self.dir.make(&name, Mode::RWXU)?;
-        let dir = self.dir.sub(&name)?;
+        self.dir.create_dir(&name, Mode::RWXU)?;
+        let dir = self.dir.open_dir(&name)?;
         dir.create_with(TREE, PUBLISHED, &tree)?;
         dir.symlink(TREE, TREE_LINK)?;
         let verified = Tree::from_bytes(tree).and_then(|tree| {
@@ -238,9 +241,11 @@ impl Transaction<'_> {
         Ok(info)
     }
 
-    /// Adds the merged tree of a stack whose layers are in this transaction or in the store, lowest first.
+    /// Adds the merged tree of a stack whose layers are in this transaction or in the store,
+    /// lowest first.
     ///
-    /// Each layer's tree is verified as a whole first: what a disk did to one must not get into what all mounts share.
+    /// Verifies each layer's tree first: damage must not reach the merged tree that all mounts
+    /// share.
     pub fn put_merged(&self, layers: &[DiffId]) -> Result<(), StoreError> {
         let chain = ChainId::of(layers).ok_or(StoreError::NoLayers)?;
         if self.staged.borrow().merged.contains(&chain) {
@@ -265,11 +270,11 @@ impl Transaction<'_> {
 
     fn verified_layer(&self, diff: DiffId) -> Result<Tree, StoreError> {
         let dir = if self.staged.borrow().layers.contains(&diff) {
-            self.dir.sub(staged_name(diff))?
+            self.dir.open_dir(staged_name(diff))?
         } else {
             self.store
                 .layers
-                .sub_if_there(diff.0.hex())?
+                .open_dir_if_exists(diff.0.hex())?
                 .ok_or(StoreError::NoLayer(diff))?
         };
         let tree = open_layer(&dir, diff)?.ok_or(StoreError::NoLayer(diff))?;
@@ -280,8 +285,9 @@ impl Transaction<'_> {
         Ok(tree)
     }
 
-    /// Gives a staged layer its place. One that is there with the same bytes stays; a damaged one changes places with it, and
-    /// goes with the transaction. The caller holds the store's lock, which others who do the same share with it.
+    /// Publishes a staged layer. An existing layer with the same bytes stays; a damaged one is
+    /// exchanged with it and removed with the transaction. The caller holds the store's lock
+    /// shared, so other transactions may publish the same layer meanwhile.
     pub(super) fn publish_layer(&self, diff: DiffId) -> Result<(), StoreError> {
         let (staged, name) = (staged_name(diff), diff.0.hex());
         let layers = &self.store.layers;
@@ -294,13 +300,14 @@ impl Transaction<'_> {
                     ) => {}
                 done => return done,
             }
-            if same_layer(&self.dir.sub(&staged)?, layers, &name)?
+            if same_layer(&self.dir.open_dir(&staged)?, layers, &name)?
                 || self.dir.exchange(&staged, layers, &name)?
             {
                 return Ok(());
             }
-            // Where names cannot be exchanged, or another process took it away meanwhile. A crash before the next rename
-            // leaves no layer in place of a damaged one; the same load again puts it there.
+            // RENAME_EXCHANGE is unsupported, or another process moved the layer away. A crash
+            // before the next rename leaves no layer instead of a damaged one; the next load adds
+            // it.
             match layers.rename(&name, &self.dir, self.temporary()) {
                 Err(error) if error.errno() == Some(Errno::NOENT) => {}
                 moved => moved?,
@@ -309,14 +316,15 @@ impl Transaction<'_> {
     }
 }
 
-/// Whether what stands in `layers/` is what was just made. A file where a directory should be is not.
-fn same_layer(staged: &Dir, layers: &Dir, name: &str) -> Result<bool, StoreError> {
-    let Ok(there) = layers.sub(name) else {
+/// Whether the layer in `layers/` has the same bytes as the staged one. A file instead of a
+/// directory does not.
+fn same_layer(staged: &StoreDir, layers: &StoreDir, name: &str) -> Result<bool, StoreError> {
+    let Ok(there) = layers.open_dir(name) else {
         return Ok(false);
     };
     for file in [TREE, RECORD, RECIPE] {
         let ours = staged.read(file, RECIPE_LIMIT)?;
-        // One that can't even be read is not the same either.
+        // An unreadable file differs.
         if there.read(file, RECIPE_LIMIT).ok() != Some(ours) {
             return Ok(false);
         }
@@ -326,9 +334,9 @@ fn same_layer(staged: &Dir, layers: &Dir, name: &str) -> Result<bool, StoreError
 
 const OTHER_TREE: &str =
     "it is the tree of another layer or stack; load its image again to replace it";
-/// The objects that a layer's recipe needs; None where there is no recipe.
+/// The objects that a layer's recipe needs; None without a recipe.
 pub(super) fn read_recipe_objects(
-    dir: &Dir,
+    dir: &StoreDir,
     diff: DiffId,
 ) -> Result<Option<Vec<ObjectId>>, StoreError> {
     let Some(file) = dir.open(RECIPE)? else {
@@ -339,7 +347,7 @@ pub(super) fn read_recipe_objects(
     read_recipe(&map, diff, &path).map(Some)
 }
 
-/// Checks a recipe as a whole, and that it is this layer's; the objects it needs.
+/// Verifies a recipe and its DiffID; returns the objects it needs.
 fn read_recipe(bytes: &[u8], diff: DiffId, path: &Path) -> Result<Vec<ObjectId>, StoreError> {
     let opened = Recipe::open(bytes).and_then(|recipe| {
         recipe.verify()?;
@@ -355,15 +363,15 @@ fn read_recipe(bytes: &[u8], diff: DiffId, path: &Path) -> Result<Vec<ObjectId>,
     Ok(recipe.object_ids().collect())
 }
 
-/// Opens the tree of a layer in its directory, and refuses another layer's. None when there is no such file.
-pub(super) fn open_layer(dir: &Dir, diff: DiffId) -> Result<Option<Tree>, StoreError> {
+/// Opens a layer's tree and refuses the tree of another layer. None if the file does not exist.
+pub(super) fn open_layer(dir: &StoreDir, diff: DiffId) -> Result<Option<Tree>, StoreError> {
     let opened = open_tree(dir, TREE, |tree| tree.diff_id() == Some(diff))?;
     Ok(opened.map(|(tree, _)| tree))
 }
 
-/// Opens the merged tree of a stack, and refuses another stack's. None when there is no such file.
+/// Opens the merged tree of a stack and refuses another stack's. None if the file does not exist.
 pub(super) fn open_merged(
-    merged: &Dir,
+    merged: &StoreDir,
     chain: ChainId,
 ) -> Result<Option<(Tree, File)>, StoreError> {
     open_tree(merged, &merged_name(chain), |tree| {
@@ -371,9 +379,9 @@ pub(super) fn open_merged(
     })
 }
 
-/// Checks no more than the header.
+/// Checks the header only.
 fn open_tree(
-    dir: &Dir,
+    dir: &StoreDir,
     name: &str,
     is_its_own: impl FnOnce(&Tree) -> bool,
 ) -> Result<Option<(Tree, File)>, StoreError> {
@@ -391,7 +399,7 @@ fn open_tree(
     Ok(Some((tree, file)))
 }
 
-pub(super) fn read_info(dir: &Dir) -> Result<Option<LayerInfo>, StoreError> {
+pub(super) fn read_info(dir: &StoreDir) -> Result<Option<LayerInfo>, StoreError> {
     let Some(bytes) = dir.read(RECORD, record::LIMIT)? else {
         return Ok(None);
     };

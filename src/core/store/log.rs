@@ -1,7 +1,9 @@
-//! `mountd.log`: what keepers and workers of this store's mounts have to say, which nobody sees on a terminal.
+//! `mountd.log`: messages of the keepers and workers of this store's mounts, which have no
+//! terminal.
 //!
-//! Lines are appended whole by any number of processes. A file that has grown too long is set aside as `mountd.log.old`, over the one
-//! before, when the next mount asks for it; who has it open goes on writing there.
+//! Any number of processes append whole lines. When a mount opens a log that is too long, it is
+//! renamed to `mountd.log.old`, replacing the previous one; processes that have it open keep
+//! writing there.
 
 use std::fs::File;
 
@@ -11,7 +13,7 @@ use rustix::io::Errno;
 use super::dir::PRIVATE;
 use super::{Store, StoreError};
 
-/// The name of the log, and of the one before.
+/// The log and its predecessor.
 pub(super) const LOG: &str = "mountd.log";
 pub(super) const OLD_LOG: &str = "mountd.log.old";
 /// About ten thousand lines.
@@ -22,7 +24,7 @@ impl Store {
     pub fn log(&self) -> Result<File, StoreError> {
         if self.root.stat(LOG)?.is_some_and(|meta| meta.size > LIMIT) {
             match self.root.rename(LOG, &self.root, OLD_LOG) {
-                // Somebody else was faster.
+                // Another process renamed it first.
                 Err(error) if error.errno() == Some(Errno::NOENT) => {}
                 renamed => renamed?,
             }

@@ -1,43 +1,46 @@
-//! The directory that holds everything: objects, trees, blobs, tags, leases, and the locks between processes.
+//! The store: a directory of objects, trees, blobs, tags and pins, with the locks between
+//! processes.
 //!
-//! Invariant: **what has its final name is complete, durable and never changed again**; only tags are replaced. So a
-//! reader needs no lock, a SIGKILL or a power cut leaves the old state or the new, and healing is writing anew.
+//! Invariant: **a file with its final name is complete, durable and never changes**; only tags are
+//! replaced. So readers need no lock, a SIGKILL or a power cut leaves the old state or the new
+//! one, and healing rewrites a file.
 //!
 //! ```text
 //! <root>/                      mode 0700
 //!   format.json                version and features (format.rs)
-//!   lock                       empty; flock: shared by whoever adds or relies on things, exclusive by gc
+//!   lock                       empty; flock: shared to publish, pin and check, exclusive for gc
 //!   objects/ab/cdef...         a file's content by its BLAKE3, 0444; the empty content has none
-//!   layers/<diff-id hex>/      tree-v2 (with whiteouts), layer.json, perhaps recipe-v1 (layer.rs)
-//!   merged/<chain-id hex>.tree-v2   a stack's merged tree: a cache, the same bytes each time it is rebuilt (layer.rs)
-//!   blobs/sha256/<hex>         manifests, configurations, compressed layers as they came, 0444
+//!   layers/<diff-id hex>/      tree-v2 (with whiteouts), layer.json, recipe-v1 if any (layer.rs)
+//!   merged/<chain-id hex>.tree-v2   a stack's merged tree: a deterministic cache (layer.rs)
+//!   blobs/sha256/<hex>         manifests, configs, compressed layers as received, 0444
 //!   refs/<name>-<hash>.json    tags (tags.rs)
-//!   pins/<name>.json           what containers, mounts, loads and builds keep (pins.rs); tags and pins are all gc starts from
-//!   containers/ volumes/       the engine's; nothing here looks into them
-//!   tmp/<random>/              one transaction each, flock'ed by its owner (transaction.rs)
-//!   trash/<random>/            what gc took out and is deleting (gc.rs)
-//!   mountd.log[.old]           what the processes of mounts had to say (log.rs)
+//!   pins/<name>.json           kept by containers, mounts and loads (pins.rs); gc's other roots
+//!   containers/ volumes/       the engine's; not read here
+//!   tmp/<random>/              one transaction, flock'ed by its process (transaction.rs)
+//!   trash/<random>/            files that gc is deleting (gc.rs)
+//!   mountd.log[.old]           messages of mount processes (log.rs)
 //! ```
 //!
 //! # Publishing
-//! A transaction writes under `tmp/`, tags included, then: `syncfs` -> rename everything into place, objects first ->
-//! `syncfs` -> rename the tags -> `fsync` of `refs/`. The first `syncfs` makes every content durable *before* it gets the
-//! name by which others trust it, and an error of it aborts. Therefore no name in `objects/` ever stands for bytes that
-//! a power cut can take away, and there is no "written since the last sync" window after an unclean shutdown: what such
-//! a window would hold is still in `tmp/` and is thrown away. The second `syncfs` makes the names durable before a tag
-//! relies on them; it also covers objects that this transaction found present but whose publisher had not synced yet.
-//! (Before Linux 5.8 `syncfs` reports no write-back errors; there, `check --deep` is what finds them.)
+//! A transaction writes under `tmp/`, tags included, then: `syncfs` -> rename everything into
+//! place, objects first -> `syncfs` -> rename the tags -> `fsync` of `refs/`. The first `syncfs`
+//! makes every content durable *before* it gets its final name; its error aborts the publish. So a
+//! power cut never damages a file in `objects/`: unsynced bytes are still in `tmp/`, which is
+//! discarded. The second `syncfs` makes the names durable before a tag relies on them, including
+//! objects that another transaction published but has not synced yet. (Before Linux 5.8 `syncfs`
+//! reports no write-back errors; `check --deep` finds them.)
 //!
 //! # Locking
-//! Level 1: `lock`. Shared while things get their places, while a pin appears, and while [`Store::check`] looks; exclusive
-//! by [`Store::gc`]. It is never held while input is awaited: how a transaction is safe from gc without it stands at the
-//! head of transaction.rs.
-//! Level 2: the flock of `refs/`, exclusive while tags change.
-//! Level 3: the flock of one directory in `tmp/` or one file in `pins/`: held means alive.
-//! flock on NFS is a lease of the server's, which works between hosts but not over a server's restart.
+//! * Level 1: `lock`. Shared to publish, to create a pin and for [`Store::check`]; exclusive for
+//!   [`Store::gc`]. It is never held while waiting for input: transaction.rs says how a
+//!   transaction is safe from gc without it.
+//! * Level 2: the flock of `refs/`, exclusive while tags change.
+//! * Level 3: the flock of one directory in `tmp/` or one file in `pins/`: locked means alive.
 //!
-//! Called by `image` and `layer` (adding) and by the engine (everything else). A mount worker never opens a store: it is
-//! handed descriptors.
+//! On NFS, flock works between hosts but does not survive a restart of the server.
+//!
+//! `image` and `layer` add to the store; the engine does everything else. A mount worker never
+//! opens a store: it receives descriptors.
 
 mod check;
 mod dir;
@@ -83,7 +86,7 @@ pub use self::transaction::{Transaction, Trust};
 pub use self::usage::{Count, Usage};
 pub use self::writer::{Added, BlobWriter, ObjectWriter, Outcome};
 
-use self::dir::{Dir, PRIVATE};
+use self::dir::{PRIVATE, StoreDir};
 use self::format::Format;
 
 /// The directories of a store, parents first.
@@ -101,31 +104,31 @@ const DIRECTORIES: [&str; 11] = [
     "tmp",
 ];
 const LOCK: &str = "lock";
-/// The store is its owner's alone: objects are content of images, some of them secret.
+/// Only the owner may read the store: images can contain secrets.
 const ROOT_MODE: Mode = Mode::RWXU;
 
-/// An open store. Cheap to keep, may be shared between threads.
+/// An open store. Threads may share it.
 #[derive(Debug)]
 pub struct Store {
-    root: Dir,
-    objects: Dir,
-    layers: Dir,
-    merged: Dir,
-    blobs: Dir,
-    refs: Dir,
-    pins: Dir,
-    trash: Dir,
-    tmp: Dir,
+    root: StoreDir,
+    objects: StoreDir,
+    layers: StoreDir,
+    merged: StoreDir,
+    blobs: StoreDir,
+    refs: StoreDir,
+    pins: StoreDir,
+    trash: StoreDir,
+    tmp: StoreDir,
     format: Format,
     interrupt: Option<OwnedFd>,
 }
 
-/// A flock on the store's lock file; goes with the descriptor.
+/// A flock on the store's lock file; closing the descriptor releases it.
 #[derive(Debug)]
 struct Locked(#[expect(dead_code, reason = "held for its flock")] File);
 
 impl Store {
-    /// Opens the store at `root`, or makes one there when the directory is missing or empty.
+    /// Opens the store at `root`, or creates one if the directory is missing or empty.
     pub fn open_or_create(root: &Path) -> Result<Self, StoreError> {
         let path =
             std::path::absolute(root).map_err(|source| StoreError::io("find", root, source))?;
@@ -134,46 +137,46 @@ impl Store {
             .mode(0o700)
             .create(&path)
             .map_err(|source| match source.kind() {
-                // Something else is there.
+                // The path exists and is not a directory.
                 ErrorKind::AlreadyExists => StoreError::io("use", &path, ErrorKind::NotADirectory),
-                _ => StoreError::io("make", &path, source),
+                _ => StoreError::io("create", &path, source),
             })?;
-        let dir = Dir::open_root(&path)?;
+        let dir = StoreDir::open_root(&path)?;
         if Format::read(&dir)?.is_none() {
             create(&dir)?;
         }
         Self::from_root(dir)
     }
 
-    /// Opens the store at `root`; [`StoreError::NotFound`] when there is none.
+    /// Opens the store at `root`; [`StoreError::NotFound`] if there is none.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
         let path =
             std::path::absolute(root).map_err(|source| StoreError::io("find", root, source))?;
-        Self::from_root(Dir::open_root(&path)?)
+        Self::from_root(StoreDir::open_root(&path)?)
     }
 
-    fn from_root(root: Dir) -> Result<Self, StoreError> {
+    fn from_root(root: StoreDir) -> Result<Self, StoreError> {
         let Some(format) = Format::read(&root)? else {
             return Err(StoreError::NotFound {
                 path: root.path().to_owned(),
             });
         };
         Ok(Self {
-            objects: root.sub("objects")?,
-            layers: root.sub("layers")?,
-            merged: root.sub("merged")?,
-            blobs: root.sub("blobs")?.sub("sha256")?,
-            refs: root.sub("refs")?,
-            pins: root.sub("pins")?,
-            trash: root.sub("trash")?,
-            tmp: root.sub("tmp")?,
+            objects: root.open_dir("objects")?,
+            layers: root.open_dir("layers")?,
+            merged: root.open_dir("merged")?,
+            blobs: root.open_dir("blobs")?.open_dir("sha256")?,
+            refs: root.open_dir("refs")?,
+            pins: root.open_dir("pins")?,
+            trash: root.open_dir("trash")?,
+            tmp: root.open_dir("tmp")?,
             root,
             format,
             interrupt: None,
         })
     }
 
-    /// From now on a wait for the store's lock ends with an error (EINTR) once `interrupt` is readable.
+    /// Makes waits for the store's lock fail with EINTR once `interrupt` is readable.
     pub fn set_interrupt(&mut self, interrupt: OwnedFd) {
         self.interrupt = Some(interrupt);
     }
@@ -183,22 +186,22 @@ impl Store {
         self.root.path()
     }
 
-    /// Where the engine keeps containers, one directory each.
+    /// The engine's directory of containers.
     pub fn containers_path(&self) -> PathBuf {
         self.root.join("containers")
     }
 
-    /// Where the engine keeps volumes, one directory each.
+    /// The engine's directory of volumes.
     pub fn volumes_path(&self) -> PathBuf {
         self.root.join("volumes")
     }
 
-    /// File of an object, for who counts or shows it; whoever reads it opens it by [`Store::open_object`].
+    /// The path of an object, for display and statistics; [`Store::open_object`] opens it.
     pub fn object_path(&self, id: ObjectId) -> PathBuf {
         self.objects.join(object_name(id))
     }
 
-    /// A descriptor of `objects/`, to be handed to a mount.
+    /// A descriptor of `objects/`, for a mount.
     pub fn objects_dir(&self) -> Result<OwnedFd, StoreError> {
         self.objects
             .as_fd()
@@ -213,7 +216,7 @@ impl Store {
             .ok_or(StoreError::NoObject(id))
     }
 
-    /// A blob of at most `limit` bytes, its digest checked.
+    /// Reads a blob of at most `limit` bytes and checks its digest.
     pub fn read_blob(&self, digest: Sha256Digest, limit: u64) -> Result<Vec<u8>, StoreError> {
         let bytes = self
             .blobs
@@ -237,7 +240,7 @@ impl Store {
             .ok_or(StoreError::NoBlob(digest))
     }
 
-    /// Refuses when the store has features that only let us read.
+    /// Refuses if an unknown `ro-compat` feature makes the store read-only.
     fn check_writable(&self) -> Result<(), StoreError> {
         if self.format.ro_compat.is_empty() {
             return Ok(());
@@ -266,9 +269,9 @@ impl Store {
     }
 }
 
-/// Waits for the store's lock; each call has a descriptor, and so a lock, of its own.
+/// Waits for the store's lock. Each call opens the file again, so each lock is independent.
 fn lock(
-    root: &Dir,
+    root: &StoreDir,
     operation: FlockOperation,
     interrupt: Option<BorrowedFd<'_>>,
 ) -> Result<Locked, StoreError> {
@@ -280,21 +283,21 @@ fn lock(
     Ok(Locked(file))
 }
 
-/// Path of an object below `objects/`: two digits of fan-out, since 65,536 names in a directory are fine and 10 million not.
+/// Path of an object below `objects/`. A fan-out of two hex digits keeps directories small.
 fn object_name(id: ObjectId) -> String {
     let mut name = id.to_string();
     name.insert(2, '/');
     name
 }
 
-/// The digest that a file name of 64 hex digits stands for.
+/// Parses a file name of 64 hex digits.
 fn from_hex(name: &str) -> Option<Sha256Digest> {
     format!("sha256:{name}").parse().ok()
 }
 
-/// Makes an empty store. May be killed anywhere and run again, and may run twice at once: `format.json` comes last, under
-/// the exclusive lock, and is what makes it a store.
-fn create(root: &Dir) -> Result<(), StoreError> {
+/// Creates an empty store. It may be killed at any point and run again, or run twice at once:
+/// `format.json` is written last, under the exclusive lock, and makes the directory a store.
+fn create(root: &StoreDir) -> Result<(), StoreError> {
     for name in root.names()? {
         let name = name.to_string_lossy();
         if name != LOCK && !DIRECTORIES.contains(&&*name) {
@@ -307,11 +310,11 @@ fn create(root: &Dir) -> Result<(), StoreError> {
     rustix::fs::fchmod(root, ROOT_MODE)
         .map_err(|errno| StoreError::io("set the mode of", root.path(), errno))?;
     for name in DIRECTORIES {
-        root.make(name, ROOT_MODE)?;
+        root.create_dir(name, ROOT_MODE)?;
     }
-    let objects = root.sub("objects")?;
+    let objects = root.open_dir("objects")?;
     for fan_out in 0..=u8::MAX {
-        objects.make(&format!("{fan_out:02x}"), ROOT_MODE)?;
+        objects.create_dir(&format!("{fan_out:02x}"), ROOT_MODE)?;
     }
     match root.create(LOCK, PRIVATE) {
         Ok(_) => {}
@@ -326,12 +329,12 @@ fn create(root: &Dir) -> Result<(), StoreError> {
     root.replace(
         format::NAME,
         &to_json(&Format::current(), &root.join(format::NAME))?,
-        &root.sub("tmp")?,
+        &root.open_dir("tmp")?,
         &random_name()?,
     )
 }
 
-/// JSON as people read it, with a newline at the end.
+/// Pretty-printed JSON with a final newline.
 fn to_json(value: &impl serde::Serialize, path: &Path) -> Result<Vec<u8>, StoreError> {
     let mut bytes = serde_json::to_vec_pretty(value)
         .map_err(|error| StoreError::malformed(path, error.to_string()))?;
@@ -342,7 +345,7 @@ fn to_json(value: &impl serde::Serialize, path: &Path) -> Result<Vec<u8>, StoreE
 /// Length of a [`random_name`].
 const RANDOM_NAME: usize = 16;
 
-/// 16 hex digits that no other process picks.
+/// 16 random hex digits.
 fn random_name() -> Result<String, StoreError> {
     let number = getrandom::u64().map_err(|error| {
         StoreError::io(

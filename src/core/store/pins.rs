@@ -1,13 +1,15 @@
-//! Pins: what is kept though no tag names it, one JSON file `{layers, blobs}` each in `pins/`.
+//! Pins: layers and blobs kept without a tag, one JSON file `{layers, blobs}` each in `pins/`.
 //!
-//! * `NAME.json` keeps until it is removed: the engine's, for a container.
-//! * `held-WHAT-RANDOM.json` keeps as long as its file is flock'ed: a lease of a mount, a load or pull on its way. The lock
-//!   belongs to the open file, so a descriptor of it can be handed on (SCM_RIGHTS, inheritance), and it ends when the last
-//!   copy is closed: with the keeper, with a crash, with a reboot. One whose flock is free is stale, whatever it says.
+//! * `NAME.json` is permanent until removed: the engine's, for a container.
+//! * `held-KIND-RANDOM.json` is live while its file is flock'ed: the lease of a mount, or a
+//!   running load. The lock belongs to the open file description: another process can inherit or
+//!   receive the descriptor (SCM_RIGHTS), and closing the last copy releases it, be it by exit,
+//!   crash or reboot. An unlocked one is stale.
 //!
-//! Invariants: tags and pins are all that gc starts from. A pin appears under the store's lock (shared), locked and complete
-//! before it has its name, so no gc sees half of one. A pin of a transaction may name what is not there yet; every other
-//! one names what was there when it was made.
+//! Invariants: tags and pins are gc's only roots. A pin is created under the store's lock
+//! (shared), written and locked before it gets its name, so gc never sees a partial one. A
+//! transaction's pin may name missing layers and blobs; all that any other pin names existed when
+//! it was created.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -20,23 +22,23 @@ use rustix::fs::{FlockOperation, inotify};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::dir::{Dir, PRIVATE};
+use super::dir::{PRIVATE, StoreDir};
 use super::layer::merged_name;
 use super::record::{LIMIT, Versioned, decode, encode};
 use super::{RANDOM_NAME, Store, StoreError, Transaction, random_name};
 use crate::digest::{ChainId, DiffId, ImageId, Sha256Digest};
 
 const SUFFIX: &str = ".json";
-const HELD: &str = "held-";
-const LOAD: &str = "held-load-";
-const MOUNT: &str = "held-mount-";
+const HELD_PREFIX: &str = "held-";
+const LOAD_PREFIX: &str = "held-load-";
+const MOUNT_PREFIX: &str = "held-mount-";
 
-/// What a pin keeps.
+/// The content of a pin's file.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(super) struct Pin {
-    /// For people who read the file.
+    /// Informative.
     pub(super) owner: String,
-    /// Of one stack: lowest first.
+    /// One stack, lowest first.
     pub(super) layers: Vec<DiffId>,
     pub(super) blobs: Vec<Sha256Digest>,
 }
@@ -45,42 +47,42 @@ impl Versioned for Pin {
     const VERSION: u32 = 1;
 }
 
-/// The name of a pin's file, and by it what ends it.
+/// The kind of a pin, given by its file name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PinKind {
-    /// It is removed.
-    Kept,
-    /// Its flock goes free.
-    Held,
-    /// Likewise, and what it names need not be there yet.
+    /// Lasts until it is removed.
+    Permanent,
+    /// Lasts while its file is flock'ed.
+    Lease,
+    /// Like a lease, but may name missing layers and blobs.
     Load,
 }
 
 impl PinKind {
-    /// None: a stray file.
+    /// None for a foreign file.
     pub(super) fn of(name: &OsStr) -> Option<Self> {
         let name = name.to_str()?.strip_suffix(SUFFIX)?;
-        Some(if name.starts_with(LOAD) {
+        Some(if name.starts_with(LOAD_PREFIX) {
             Self::Load
-        } else if name.starts_with(HELD) {
-            Self::Held
+        } else if name.starts_with(HELD_PREFIX) {
+            Self::Lease
         } else {
-            Self::Kept
+            Self::Permanent
         })
     }
 }
 
-/// A pin that is held by this process. Dropped, its file is removed.
+/// A pin locked by this process. Drop removes its file.
 #[derive(Debug)]
 pub(super) struct HeldPin {
     file: File,
     name: PinName,
 }
 
-/// Removes the file when dropped, unless it was handed on.
+/// Removes the file on drop, unless disarmed.
 #[derive(Debug)]
 struct PinName {
-    pins: Dir,
+    pins: StoreDir,
     name: Option<String>,
 }
 
@@ -89,26 +91,26 @@ impl Drop for PinName {
         if let Some(name) = &self.name
             && self.pins.remove(name).is_err()
         {
-            // It is stale from now on, and gc removes stale ones.
+            // Unlocked, it is stale: gc removes it.
         }
     }
 }
 
-/// What a mount relies on stays, whatever is untagged meanwhile. Dropped, the lease ends; [`Lease::into_fd`] lets it live on
-/// in another process.
+/// Keeps a mount's layers even if their image is untagged. Drop ends the lease; [`Lease::into_fd`]
+/// passes it to another process.
 #[derive(Debug)]
 pub struct Lease(HeldPin);
 
 impl AsFd for Lease {
-    /// The locked file, to be handed to the process that relies on it.
+    /// The locked file, for the process that uses the layers.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.file.as_fd()
     }
 }
 
 impl Lease {
-    /// The same, to be handed on and forgotten here. The file stays until the lock's last holder is gone and
-    /// [`Store::wait_lease_end`] or gc notices.
+    /// Gives the locked file away. It stays until its last descriptor is closed and
+    /// [`Store::wait_lease_end`] or gc removes it.
     pub fn into_fd(self) -> OwnedFd {
         let HeldPin { file, mut name } = self.0;
         name.name = None;
@@ -117,9 +119,10 @@ impl Lease {
 }
 
 impl Store {
-    /// Keeps layers and blobs until [`Store::unpin`], by a name of the caller's. Durable when it returns.
+    /// Keeps layers and blobs until [`Store::unpin`] of the same name. Durable on return.
     ///
-    /// Locking: holds the store's lock shared while it makes sure that all is there and publishes the file.
+    /// Locking: holds the store's lock shared while it checks that everything exists and publishes
+    /// the file.
     pub fn pin(
         &self,
         name: &str,
@@ -128,7 +131,7 @@ impl Store {
         blobs: &[Sha256Digest],
     ) -> Result<(), StoreError> {
         check_name(name)?;
-        if name.starts_with(HELD) {
+        if name.starts_with(HELD_PREFIX) {
             return Err(bad_name(
                 name,
                 "names that begin with held- are the store's",
@@ -149,7 +152,8 @@ impl Store {
             .replace(&name, &content, &transaction.dir, &transaction.temporary())
     }
 
-    /// Ends a pin; false when there was none. Durable when it returns; gc then frees what nothing else keeps.
+    /// Removes a pin; false if there was none. Durable on return; the next gc frees what nothing
+    /// else keeps.
     pub fn unpin(&self, name: &str) -> Result<bool, StoreError> {
         check_name(name)?;
         let removed = self.pins.remove(format!("{name}{SUFFIX}"))?;
@@ -157,20 +161,20 @@ impl Store {
         Ok(removed)
     }
 
-    /// The names of all pins made by [`Store::pin`].
+    /// The names of all pins created by [`Store::pin`].
     pub fn pins(&self) -> Result<Vec<String>, StoreError> {
         let names = self.pins.names()?;
         let kept = names
             .iter()
-            .filter(|name| PinKind::of(name) == Some(PinKind::Kept));
+            .filter(|name| PinKind::of(name) == Some(PinKind::Permanent));
         let stems = kept.filter_map(|name| name.to_str()?.strip_suffix(SUFFIX));
         Ok(stems.map(str::to_owned).collect())
     }
 
-    /// Keeps a stack of layers for `mount` (an id of the caller's: letters, digits, `_.-`).
+    /// Keeps a stack of layers for the mount with this id (letters, digits, `_.-`).
     ///
-    /// Locking: holds the store's lock shared while it makes sure that the layers are there and publishes the file; so
-    /// from its return on they stay, and so does everything built of them.
+    /// Locking: holds the store's lock shared while it checks that the layers exist and publishes
+    /// the file. From its return on gc keeps the layers and their merged tree.
     pub fn lease(
         &self,
         mount: &str,
@@ -184,16 +188,17 @@ impl Store {
             layers: layers.to_vec(),
             blobs: Vec::new(),
         };
-        // Its random part makes each file new: nothing ever has to decide whether an old one may be taken over.
-        let name = format!("{MOUNT}{mount}-{}{SUFFIX}", random_name()?);
+        // The random part makes each name unique: no stale file is ever reused.
+        let name = format!("{MOUNT_PREFIX}{mount}-{}{SUFFIX}", random_name()?);
         let transaction = self.begin()?;
         let _lock = self.lock_shared()?;
         ChainId::of(layers).ok_or(StoreError::NoLayers)?;
         self.check_layers_present(layers)?;
-        transaction.hold_pin(&name, &pin).map(Lease)
+        transaction.create_held_pin(&name, &pin).map(Lease)
     }
 
-    /// A merged tree is placed after its layers and taken before them, so it speaks for all of them: 500 cost what one does.
+    /// A merged tree is published after its layers and removed before them: if it exists, they do.
+    /// So 500 layers cost one lookup.
     fn check_layers_present(&self, layers: &[DiffId]) -> Result<(), StoreError> {
         match ChainId::of(layers) {
             Some(chain) if self.merged.stat(merged_name(chain))?.is_some() => Ok(()),
@@ -201,12 +206,13 @@ impl Store {
         }
     }
 
-    /// Waits until no process holds a lease of `mount` any more, and removes its file. Ends at once when there is none.
+    /// Waits until no process holds a lease of `mount`, then removes its file. Returns at once if
+    /// there is none.
     pub fn wait_lease_end(&self, mount: &str) -> Result<(), StoreError> {
         self.wait_lease(mount, None).map(drop)
     }
 
-    /// The same, but for no longer than `patience`; false if a lease is still held.
+    /// Like [`Store::wait_lease_end`], but for at most `patience`; false if a lease is still held.
     pub fn lease_ends_within(&self, mount: &str, patience: Duration) -> Result<bool, StoreError> {
         self.wait_lease(mount, Some(patience))
     }
@@ -214,7 +220,7 @@ impl Store {
     fn wait_lease(&self, mount: &str, patience: Option<Duration>) -> Result<bool, StoreError> {
         for name in self.pins.names()? {
             let random = name.to_str().and_then(|name| {
-                name.strip_prefix(MOUNT)?
+                name.strip_prefix(MOUNT_PREFIX)?
                     .strip_prefix(mount)?
                     .strip_prefix('-')?
                     .strip_suffix(SUFFIX)
@@ -236,9 +242,9 @@ impl Store {
         Ok(true)
     }
 
-    /// What a pin keeps; None when it is stale or gone.
+    /// Reads a pin; None if it is stale or gone.
     pub(super) fn read_pin(&self, name: &OsStr, kind: PinKind) -> Result<Option<Pin>, StoreError> {
-        if kind != PinKind::Kept && !self.is_pin_held(name)? {
+        if kind != PinKind::Permanent && !self.is_pin_held(name)? {
             return Ok(None);
         }
         let Some(bytes) = self.pins.read(name, LIMIT)? else {
@@ -251,7 +257,7 @@ impl Store {
         let Some(file) = self.pins.open(name)? else {
             return Ok(false);
         };
-        // Shared, so that two who look do not take each other for a holder.
+        // Shared: two concurrent probes must not see each other as the holder.
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
             Ok(()) => Ok(false),
             Err(Errno::WOULDBLOCK) => Ok(true),
@@ -259,11 +265,11 @@ impl Store {
         }
     }
 
-    /// The caller holds the exclusive lock, so none is between being written and being named.
+    /// Removes stale pins. The caller holds the exclusive lock, so none is being created.
     pub(super) fn remove_stale_pins(&self) -> Result<u64, StoreError> {
         let mut stale = 0;
         for name in self.pins.names()? {
-            let held = matches!(PinKind::of(&name), Some(PinKind::Held | PinKind::Load));
+            let held = matches!(PinKind::of(&name), Some(PinKind::Lease | PinKind::Load));
             if held && !self.is_pin_held(&name)? && self.pins.remove(&name)? {
                 stale += 1;
             }
@@ -273,14 +279,14 @@ impl Store {
 }
 
 impl Transaction<'_> {
-    /// Keeps these layers for the transaction, whether they are there or not: from the return on gc passes them by.
+    /// Keeps these layers, present or not, for the transaction: from the return on gc skips them.
     ///
     /// Locking: holds the store's lock shared while the pin changes.
     pub fn keep_layers(&self, layers: &[DiffId]) -> Result<(), StoreError> {
         self.extend_pin(layers, &[])
     }
 
-    /// Adds to what the transaction's pin names.
+    /// Adds layers and blobs to the transaction's pin.
     pub(super) fn extend_pin(
         &self,
         layers: &[DiffId],
@@ -298,19 +304,20 @@ impl Transaction<'_> {
             layers: pinned.layers.iter().copied().collect(),
             blobs: pinned.blobs.iter().copied().collect(),
         };
-        let name = format!("{LOAD}{}{SUFFIX}", self.name());
+        let name = format!("{LOAD_PREFIX}{}{SUFFIX}", self.name());
         let _lock = self.store.lock_shared()?;
-        let held = self.hold_pin(&name, &pin)?;
-        // The name stands for the new file now, so the one before must not take it along.
+        let held = self.create_held_pin(&name, &pin)?;
+        // The name belongs to the new file now: dropping the old pin must not remove it.
         if let Some(mut before) = pinned.held.replace(held) {
             before.name.name = None;
         }
         Ok(())
     }
 
-    /// Writes a pin, locks it and gives it its name, in this order. The caller holds the store's lock.
-    fn hold_pin(&self, name: &str, pin: &Pin) -> Result<HeldPin, StoreError> {
-        let pins = self.store.root.sub("pins")?;
+    /// Writes a pin, locks it and renames it into place, in this order. The caller holds the
+    /// store's lock.
+    fn create_held_pin(&self, name: &str, pin: &Pin) -> Result<HeldPin, StoreError> {
+        let pins = self.store.root.open_dir("pins")?;
         let path = pins.join(name);
         let temporary = self.temporary();
         let file = self
@@ -342,19 +349,20 @@ fn bad_name(name: &str, reason: &'static str) -> StoreError {
     }
 }
 
-/// How often a lease is looked at that no event was seen of.
+/// How often a lease is probed without an event.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Waits until no process holds the lease that `file`, at `path`, is; false if that takes longer than `patience`.
+/// Waits until no process holds the lease `file` at `path`; false after `patience`.
 fn is_released(file: &File, path: &Path, patience: Option<Duration>) -> Result<bool, Errno> {
     let lock = |how| rustix::io::retry_on_intr(|| rustix::fs::flock(file, how));
     let Some(mut left) = patience else {
         return lock(FlockOperation::LockShared).map(|()| true);
     };
-    // Only its holders have it open for writing, and their lock goes with the last of them. The watch comes before the look.
+    // Only the holders have it open for writing, so the last close ends the lock. Watch before
+    // probing the lock, so that no close is missed.
     let closed = inotify::init(inotify::CreateFlags::CLOEXEC)?;
     match inotify::add_watch(&closed, path, inotify::WatchFlags::CLOSE_WRITE) {
-        // Another process saw its end.
+        // Another waiter removed it.
         Err(Errno::NOENT) => return Ok(true),
         watched => drop(watched?),
     }
@@ -366,7 +374,8 @@ fn is_released(file: &File, path: &Path, patience: Option<Duration>) -> Result<b
         let pause = Timespec::try_from(left.min(PAUSE)).map_err(|_too_long| Errno::INVAL)?;
         let mut events = [PollFd::new(&closed, PollFlags::IN)];
         match rustix::io::retry_on_intr(|| poll(&mut events, Some(&pause)))? {
-            // A file is said to be closed before its lock goes (__fput in fs/file_table.c): that may have been before the watch.
+            // The kernel reports the close before it releases the lock (__fput in
+            // fs/file_table.c), perhaps before the watch existed: probe again after a pause.
             0 => match lock(FlockOperation::NonBlockingLockShared) {
                 Err(Errno::WOULDBLOCK) => left = left.saturating_sub(PAUSE),
                 locked => return locked.map(|()| true),

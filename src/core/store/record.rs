@@ -1,6 +1,7 @@
-//! The store's JSON files: each has a `version`, and a limit that holds for writing as for reading.
+//! The store's JSON files: each has a `version`, and one size limit for writing and reading.
 //!
-//! Invariant: what [`encode`] gives, [`decode`] takes. So no command writes a record that the next one cannot read.
+//! Invariant: [`decode`] accepts whatever [`encode`] writes: no command writes a record that the
+//! next cannot read.
 
 use std::path::Path;
 
@@ -9,9 +10,10 @@ use serde::{Deserialize, Serialize};
 
 use super::StoreError;
 
-/// Layers of one image at most. Docker takes 127; trees of 500 layers are tested to mount as fast as of one.
+/// The maximum number of layers of an image. Docker allows 127; 500 layers are tested to mount as
+/// fast as one.
 pub const MAX_LAYERS: usize = 1000;
-/// Bytes of a record at most: thousands of layers with their blobs.
+/// The maximum size of a record: thousands of layers with their blobs.
 pub(super) const LIMIT: u64 = 4 * 1024 * 1024;
 
 /// A kind of record, and the version of it that this build writes and reads.
@@ -31,7 +33,7 @@ struct WithVersion<'r, T> {
     record: &'r T,
 }
 
-/// The text of a record, as people read it. `path` is where it will be, for messages.
+/// Encodes a record as pretty-printed JSON. `path` is its destination, for messages.
 pub(super) fn encode<T: Versioned>(record: &T, path: &Path) -> Result<Vec<u8>, StoreError> {
     let version = T::VERSION;
     let bytes = super::to_json(&WithVersion { version, record }, path)?;
@@ -44,7 +46,7 @@ pub(super) fn encode<T: Versioned>(record: &T, path: &Path) -> Result<Vec<u8>, S
     Ok(bytes)
 }
 
-/// The record in a file's bytes.
+/// Decodes a record; `path` is its file, for messages.
 pub(super) fn decode<T: Versioned>(bytes: &[u8], path: &Path) -> Result<T, StoreError> {
     let malformed = |error: serde_json::Error| StoreError::malformed(path, error.to_string());
     let VersionOnly { version } = serde_json::from_slice(bytes).map_err(malformed)?;

@@ -1,8 +1,9 @@
 //! Names of images as Docker reads and prints them: `[HOST[:PORT]/]PATH[:TAG][@DIGEST]`.
 //!
-//! Grammar and normalisation are those of the reference package of `distribution`: a first component with a dot, a colon
-//! or a capital, or `localhost`, is a host; without one it is `docker.io`, where a path of one component gets `library/`;
-//! with neither tag nor digest the tag is `latest`. Shown short: without `docker.io/` and `library/`.
+//! Grammar and normalisation are those of the reference package of `distribution`: a first
+//! component with a dot, a colon or a capital, or `localhost`, is a host; without one it is
+//! `docker.io`, where a path of one component gets `library/`; with neither tag nor digest the tag
+//! is `latest`. Shown short: without `docker.io/` and `library/`.
 //!
 //! Here rather than in `image`, which re-exports it, since tags are files of the store.
 
@@ -16,11 +17,11 @@ use crate::digest::Sha256Digest;
 const DEFAULT_HOST: &str = "docker.io";
 const DEFAULT_TAG: &str = "latest";
 const OFFICIAL: &str = "library/";
-/// Of host and path together; the limit of `distribution`.
+/// Maximum length of host and path together, as in `distribution`.
 const MAX_NAME: usize = 255;
 const MAX_TAG: usize = 128;
 
-/// A text that is no image name.
+/// An invalid image name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("\"{}\" is not an image name: {reason}", .text.escape_debug())]
 pub struct ReferenceError {
@@ -70,13 +71,13 @@ impl Reference {
         short.unwrap_or(&self.path).to_owned()
     }
 
-    /// The text with nothing left out, which is what files and registries see.
+    /// The full form, as used in files and by registries.
     pub fn canonical(&self) -> String {
         format!("{}/{}{}", self.host, self.path, Suffix(self))
     }
 }
 
-/// Tag and digest with their marks.
+/// `:TAG` and `@DIGEST`.
 struct Suffix<'r>(&'r Reference);
 
 impl fmt::Display for Suffix<'_> {
@@ -245,7 +246,8 @@ impl<'de> Deserialize<'de> for Reference {
 mod tests {
     use super::*;
 
-    /// Text, short form, canonical form; from the tables of `distribution`'s own tests and the docker CLI's.
+    /// Text, short form, canonical form; from the tables of `distribution`'s own tests and the
+    /// docker CLI's.
     const GOOD: &[(&str, &str, &str)] = &[
         ("app", "app:latest", "docker.io/library/app:latest"),
         ("debian:12", "debian:12", "docker.io/library/debian:12"),
@@ -290,7 +292,7 @@ mod tests {
     ];
 
     #[test]
-    fn docker_names() {
+    fn parse_reads_docker_names() {
         for (text, short, canonical) in GOOD {
             let reference: Reference = text.parse().unwrap();
             assert_eq!(
@@ -304,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn digests_stand_beside_or_without_a_tag() {
+    fn parse_takes_a_digest_with_or_without_a_tag() {
         let digest = Sha256Digest::of(b"m");
         let both: Reference = format!("app:1@{digest}").parse().unwrap();
         assert_eq!((both.tag(), both.digest()), (Some("1"), Some(digest)));

@@ -1,9 +1,10 @@
-//! Removing a directory with all that is in it, whatever a container left there.
+//! Removes a directory tree of any content, such as a container's upper.
 //!
-//! Everything is reached by descriptors and single names: no symbolic link is followed, no mount is entered (openat2 with
-//! RESOLVE_NO_XDEV; what is mounted over makes it fail and stays), depth and path length don't matter (one descriptor is
-//! held, the way back up is checked against the inode it came from), and directories that their owner closed to himself
-//! are opened again. Called for transactions and trash here, for containers and volumes by the engine.
+//! Everything is reached by a descriptor and a single name. No symbolic link is followed and no
+//! mount is entered (openat2 with RESOLVE_NO_XDEV): a mount point fails the removal and stays.
+//! Depth and path length are unlimited: one descriptor is open at a time, and each `..` is checked
+//! against the inode it must lead to. Directories that their owner cannot read are made readable.
+//! Used for transactions and the trash here, and by the engine for containers and volumes.
 
 use std::ffi::{CStr, CString, OsStr, OsString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -17,20 +18,20 @@ use rustix::io::Errno;
 use super::StoreError;
 use super::dir::is_dot;
 
-/// One directory on the way down.
+/// One directory on the path from the root of the removal.
 struct Level {
     name: CString,
-    /// Identity of the directory, to know it again from below.
+    /// Identity of the directory, checked when `..` leads back to it.
     device: u64,
     inode: u64,
     /// Subdirectories that are still to be removed.
     pending: Vec<CString>,
 }
 
-/// Removes `name` in `parent`, a file or a whole directory. False when there is nothing of that name.
+/// Removes `name` in `parent`, a file or a whole directory. False if there was none.
 ///
-/// Not atomic: rename it away first if others could look. Fails, leaving the rest, at the first thing that can't be
-/// removed (a mount point, an immutable file); `path` of the error is relative to `parent`.
+/// Not atomic: rename it away first if others can see it. Stops at the first entry that cannot be
+/// removed (a mount point, an immutable file); the error's `path` is relative to `parent`.
 pub fn remove_tree(parent: impl AsFd, name: impl AsRef<OsStr>) -> Result<bool, StoreError> {
     let parent = parent.as_fd();
     let name = name.as_ref();
@@ -89,7 +90,7 @@ impl Walk<'_> {
         }
     }
 
-    /// Opens a directory, removes its files and puts it with its subdirectories on the way.
+    /// Opens a directory, removes its files and pushes it with its pending subdirectories.
     fn enter(
         &mut self,
         holder: Option<BorrowedFd<'_>>,
@@ -97,14 +98,15 @@ impl Walk<'_> {
     ) -> Result<OwnedFd, StoreError> {
         let fd = open_child(holder.unwrap_or(self.parent), &name)
             .map_err(|errno| self.error("open", Some(&name), errno))?;
-        let stat = fs::fstat(&fd).map_err(|errno| self.error("look at", Some(&name), errno))?;
+        let stat = fs::fstat(&fd).map_err(|errno| self.error("stat", Some(&name), errno))?;
         self.levels.push(Level {
             name,
             device: stat.st_dev,
             inode: stat.st_ino,
             pending: Vec::new(),
         });
-        // Listed to the end before anything goes: some file systems skip names when entries vanish under the reader.
+        // Listed completely before anything is removed: some file systems skip names when entries
+        // vanish during readdir.
         let mut pending = Vec::new();
         for (name, file_type) in self.list(&fd)? {
             if file_type == FileType::Directory {
@@ -135,7 +137,7 @@ impl Walk<'_> {
         Ok(entries)
     }
 
-    /// The directory above, and proof that it is the one we came down through.
+    /// Opens the parent directory and checks that it is the one recorded in `level`.
     fn back_to(&self, current: &OwnedFd, level: &Level) -> Result<OwnedFd, StoreError> {
         let failed = |errno| self.error("go back to", None, errno);
         let above = fs::openat(current, c"..", OPEN_DIR, Mode::empty()).map_err(failed)?;
@@ -173,7 +175,8 @@ fn open_child(holder: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
         | ResolveFlags::NO_MAGICLINKS;
     let fd = match openat2(holder, name, OPEN_DIR, resolve) {
         Err(Errno::ACCESS) => {
-            // Its owner may not read it. By an O_PATH descriptor, since chmod by name would follow a link put there since.
+            // The owner may not read it. chmod through an O_PATH descriptor: by name it would
+            // follow a symlink that replaced the directory.
             let path = openat2(
                 holder,
                 name,

@@ -1,4 +1,4 @@
-//! What gc starts from: tags and pins, each naming its layers and blobs.
+//! The roots of gc: tags and pins, each with its layers and blobs.
 //!
 //! Invariant: a root that cannot be read is an error, never "keeps nothing".
 
@@ -11,22 +11,22 @@ use super::tags::is_tag_file;
 use super::{Store, StoreError};
 use crate::digest::{ChainId, DiffId, Sha256Digest};
 
-/// One root: the file that says it, and what it keeps.
+/// One root: its file and what it keeps.
 #[derive(Debug)]
 pub(super) struct Root {
     pub(super) path: PathBuf,
     pub(super) layers: Vec<DiffId>,
     pub(super) stacks: Vec<Vec<DiffId>>,
     pub(super) blobs: Vec<Sha256Digest>,
-    /// What it names is on its way, and need not be there.
+    /// A running load's: its layers and blobs may be missing.
     pub(super) pending: bool,
 }
 
-/// All that is kept.
+/// Everything reachable from the roots.
 #[derive(Debug, Default)]
 pub(super) struct Reachable {
     pub(super) layers: BTreeSet<DiffId>,
-    /// Of these layers, the ones that must be there.
+    /// Those of `layers` that must exist.
     pub(super) complete: BTreeSet<DiffId>,
     pub(super) chains: BTreeSet<ChainId>,
     pub(super) blobs: BTreeSet<Sha256Digest>,
@@ -49,7 +49,7 @@ impl Reachable {
 }
 
 impl Store {
-    /// Every root there is, and the error of each that cannot be read. The caller holds the store's lock.
+    /// All roots, and an error for each unreadable one. The caller holds the store's lock.
     pub(super) fn roots(&self) -> Result<(Vec<Root>, Vec<StoreError>), StoreError> {
         let mut roots = Vec::new();
         let mut errors = Vec::new();

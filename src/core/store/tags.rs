@@ -1,47 +1,49 @@
-//! Tags: the images of the store by name, one JSON file each in `refs/`, replaced atomically.
+//! Tags: images by name, one JSON file each in `refs/`, replaced atomically.
 //!
-//! Invariants: a tag names everything its images keep alive, so gc decodes nothing of OCI. A tag never names what is not
-//! there: it is checked under the store's lock before it appears. An image that loses its last name to another stays
-//! listed without one, also when both are made at the same moment: tags change under the flock of `refs/` only.
+//! Invariants: a tag lists every layer and blob of its images, so gc parses no OCI documents.
+//! Everything that a tag names exists: it is checked under the store's lock before the tag is
+//! published. An image that loses its last name to another stays listed without one, even if both
+//! are tagged at the same moment: tags change only under the flock of `refs/`.
 //!
-//! A file is called `<name>-<hash>.json`: the SHA-256 of the canonical reference, or of the image's id where there is none,
-//! and before it, for people, the same text with `%2F` for `/`, cut to [`SHOWN`] bytes, since references are longer than file
-//! names may be. Other names are strays, which `check` reports and nothing else looks at.
+//! A file is named `<name>-<hash>.json`: `hash` is the SHA-256 of the canonical reference, or of
+//! the image's id without one; `name` is the same text for people, with `%2F` for `/`, cut to
+//! [`SHOWN`] bytes because a reference can be longer than a file name. Other names are foreign
+//! files: `check` reports them, everything else ignores them.
 
 use std::ffi::OsStr;
 
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
-use super::dir::{Dir, PRIVATE};
+use super::dir::{PRIVATE, StoreDir};
 use super::record::{LIMIT, MAX_LAYERS, Versioned, decode, encode};
 use super::transaction::flock;
 use super::{Reference, Store, StoreError, Transaction, from_hex};
 use crate::digest::{DiffId, ImageId, Sha256Digest};
 
 const SUFFIX: &str = ".json";
-/// Bytes of a reference in a file name: with the hash and what stands between, less than the 255 of a name.
+/// Bytes of the reference in a file name; with the hash and suffix it stays below NAME_MAX.
 const SHOWN: usize = 180;
 
-/// A name and the images it stands for: one, or one for each of several platforms.
+/// A name and its images: one, or one per platform.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tag {
-    /// None: the images have no name and go by the id of the first.
+    /// None: the images are untagged and identified by the first one's id.
     pub reference: Option<Reference>,
-    /// The manifest or index that the name stood for where it came from. None: it came without one.
+    /// The manifest or index that the name referred to at its source. None if it had none.
     pub target: Option<Descriptor>,
-    /// At least one; the first is the one that runs here, if there is one.
+    /// At least one; one that runs on this host comes first.
     pub images: Vec<TaggedImage>,
 }
 
 /// One image of a tag.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaggedImage {
-    /// What it runs on.
+    /// Its platform.
     pub platform: Platform,
     /// The configuration's digest.
     pub config: ImageId,
-    /// The OCI or Docker manifest as it came. None: the image came without one.
+    /// The OCI or Docker manifest as received. None if there was none.
     pub manifest: Option<Sha256Digest>,
     /// Lowest first.
     pub layers: Vec<TaggedLayer>,
@@ -50,9 +52,9 @@ pub struct TaggedImage {
 /// One layer of an image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaggedLayer {
-    /// The layer itself.
+    /// Its DiffID.
     pub diff_id: DiffId,
-    /// The compressed layer as it came, in `blobs/`. None: it came uncompressed, or was given up.
+    /// The compressed layer as received, in `blobs/`. None if it was uncompressed or is not kept.
     pub blob: Option<Descriptor>,
 }
 
@@ -60,32 +62,33 @@ pub struct TaggedLayer {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Descriptor {
-    /// What the blob is.
+    /// Its media type.
     pub media_type: String,
-    /// Its name.
+    /// Its digest.
     pub digest: Sha256Digest,
-    /// Its bytes.
+    /// Its size in bytes.
     pub size: u64,
 }
 
-/// What an image runs on, in the words of Go's GOOS and GOARCH.
+/// The platform of an image, as GOOS and GOARCH.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Platform {
     /// `linux`.
     pub os: String,
     /// `amd64`, `arm64`, ...
     pub architecture: String,
-    /// `v7`, `v8`, ...; empty where it doesn't matter.
+    /// `v7`, `v8`, ...; often empty.
     #[serde(default)]
     pub variant: String,
 }
 
-/// The tags of a store, and what of `refs/` could not be read.
+/// The tags of a store, with an error for each unreadable one.
 #[derive(Debug, Default)]
 pub struct TagList {
     /// Sorted by file name.
     pub tags: Vec<Tag>,
-    /// One error for each damaged file. What such a tag keeps is unknown, so gc frees nothing while there is one.
+    /// One error for each damaged file. While there is one, gc frees nothing: what it keeps is
+    /// unknown.
     pub damaged: Vec<StoreError>,
 }
 
@@ -94,12 +97,12 @@ impl Versioned for Tag {
 }
 
 impl TaggedImage {
-    /// The layers' names, lowest first.
+    /// The layers' DiffIDs, lowest first.
     pub fn diff_ids(&self) -> Vec<DiffId> {
         self.layers.iter().map(|layer| layer.diff_id).collect()
     }
 
-    /// All that it keeps in `blobs/`.
+    /// All its blobs.
     fn blobs(&self) -> impl Iterator<Item = Sha256Digest> {
         let layers = self.layers.iter().filter_map(|layer| layer.blob.as_ref());
         std::iter::once(self.config.0)
@@ -109,17 +112,18 @@ impl TaggedImage {
 }
 
 impl Tag {
-    /// The id of its first image, by which it goes where it has no name. None only where [`Tag::check`] failed.
+    /// The id of its first image, which identifies an untagged one. None only if [`Tag::check`]
+    /// fails.
     pub fn id(&self) -> Option<ImageId> {
         self.images.first().map(|image| image.config)
     }
 
-    /// The image that runs here, or the first.
+    /// The image that runs on this host, or the first.
     pub fn image(&self) -> Option<&TaggedImage> {
         self.images.first()
     }
 
-    /// Whether one of its images is this one.
+    /// Whether it has this image.
     pub fn has(&self, image: ImageId) -> bool {
         self.images.iter().any(|own| own.config == image)
     }
@@ -135,7 +139,7 @@ impl Tag {
         images.chain(target)
     }
 
-    /// What holds for every tag, written or read.
+    /// Checks the rules for every tag, written or read.
     fn check(&self) -> Result<(), String> {
         if self.images.is_empty() {
             return Err("it names no image".to_owned());
@@ -149,7 +153,7 @@ impl Tag {
         }
     }
 
-    /// The file this tag lives in.
+    /// The name of its file in `refs/`.
     pub(super) fn file_name(&self) -> String {
         match (&self.reference, self.id()) {
             (Some(reference), _) => file_name(&reference.canonical()),
@@ -167,7 +171,7 @@ fn file_name(text: &str) -> String {
     )
 }
 
-/// Whether a name in `refs/` is one that a tag can have.
+/// Whether a name in `refs/` is a tag's.
 pub(super) fn is_tag_file(name: &OsStr) -> bool {
     let hash = name
         .to_str()
@@ -175,8 +179,8 @@ pub(super) fn is_tag_file(name: &OsStr) -> bool {
     hash.is_some_and(|(_, hash)| from_hex(hash).is_some())
 }
 
-/// The right to change tags; goes with the descriptor.
-struct TagLock(#[expect(dead_code, reason = "held for its flock")] Dir);
+/// The lock for changing tags; closing the descriptor releases it.
+struct TagLock(#[expect(dead_code, reason = "held for its flock")] StoreDir);
 
 impl Store {
     /// All tags.
@@ -187,7 +191,7 @@ impl Store {
                 continue;
             }
             match self.read_tag(&name) {
-                // None: gone since the listing.
+                // Removed since the listing.
                 Ok(tag) => list.tags.extend(tag),
                 Err(error) => list.damaged.push(error),
             }
@@ -204,11 +208,11 @@ impl Store {
         tag.check()
             .map_err(|reason| StoreError::malformed(&path, reason))?;
         if *tag.file_name() != *name {
-            let whose = tag.reference.as_ref().map(ToString::to_string);
-            let whose = whose.or_else(|| Some(tag.id()?.to_string()));
+            let owner = tag.reference.as_ref().map(ToString::to_string);
+            let owner = owner.or_else(|| Some(tag.id()?.to_string()));
             return Err(StoreError::malformed(
                 path,
-                format!("it is the record of {}", whose.unwrap_or_default()),
+                format!("it is the record of {}", owner.unwrap_or_default()),
             ));
         }
         Ok(Some(tag))
@@ -219,13 +223,13 @@ impl Store {
         self.read_tag(OsStr::new(&file_name(&reference.canonical())))
     }
 
-    /// Gives images one more name, or moves a name to them.
+    /// Adds a tag, or moves it to other images.
     pub fn tag(&self, tag: &Tag) -> Result<(), StoreError> {
         self.begin()?.publish(std::slice::from_ref(tag))
     }
 
-    /// Removes a tag, unless it stands for other images by now; whether it did. Durable when it returns; gc then frees
-    /// what nothing else keeps.
+    /// Removes a tag unless it has moved to other images; true if it was removed. Durable on
+    /// return; the next gc frees what nothing else keeps.
     pub fn untag(&self, tag: &Tag) -> Result<bool, StoreError> {
         self.check_writable()?;
         let _lock = self.lock_tags()?;
@@ -237,14 +241,15 @@ impl Store {
         self.remove_tags([name.as_str()])
     }
 
-    /// Removes the tag of this name, whatever it stands for and even if it can't be read; whether there was one.
+    /// Removes the tag of this name, even a damaged one; false if there was none.
     pub fn untag_name(&self, reference: &Reference) -> Result<bool, StoreError> {
         self.check_writable()?;
         let _lock = self.lock_tags()?;
         self.remove_tags([file_name(&reference.canonical()).as_str()])
     }
 
-    /// Removes every tag whose first image is this one; the tags. What is given one of their names meanwhile keeps it.
+    /// Removes and returns every tag whose first image is this one. A name that moves to another
+    /// image meanwhile stays.
     pub fn untag_image(&self, image: ImageId) -> Result<Vec<Tag>, StoreError> {
         self.check_writable()?;
         let _lock = self.lock_tags()?;
@@ -255,7 +260,7 @@ impl Store {
         Ok(tags)
     }
 
-    /// Whether one of them was there. The caller holds the lock of tags.
+    /// Removes tag files; true if one existed. The caller holds the lock of tags.
     fn remove_tags<'n>(
         &self,
         names: impl IntoIterator<Item = &'n str>,
@@ -269,12 +274,12 @@ impl Store {
     }
 
     fn lock_tags(&self) -> Result<TagLock, StoreError> {
-        let refs = self.root.sub("refs")?;
+        let refs = self.root.open_dir("refs")?;
         flock(&refs, FlockOperation::LockExclusive)?;
         Ok(TagLock(refs))
     }
 
-    /// Refuses when a layer or a blob is missing. The caller holds the store's lock.
+    /// Fails if a layer or a blob is missing. The caller holds the store's lock.
     pub(super) fn check_present(
         &self,
         layers: impl IntoIterator<Item = DiffId>,
@@ -294,11 +299,11 @@ impl Store {
     }
 }
 
-/// Tags that lie in the transaction's directory, each with the file it becomes.
+/// Tags written to the transaction's directory, each with its temporary name.
 pub(super) struct StagedTags<'t>(Vec<(String, &'t Tag)>);
 
 impl Transaction<'_> {
-    /// Writes tags beside the rest of the transaction: what is refused, or does not fit on the disk, fails here.
+    /// Writes tags to the transaction's directory: an invalid tag or a full disk fails here.
     pub(super) fn stage_tags<'t>(&self, tags: &'t [Tag]) -> Result<StagedTags<'t>, StoreError> {
         let stage = |tag: &'t Tag| {
             tag.check().map_err(|reason| StoreError::Refused {
@@ -324,7 +329,8 @@ impl Transaction<'_> {
         Ok(temporary)
     }
 
-    /// Makes staged tags visible. The caller holds the store's lock, and what the tags name is in place and durable.
+    /// Publishes staged tags. The caller holds the store's lock; everything the tags name is in
+    /// place and durable.
     pub(super) fn publish_tags(&self, staged: &StagedTags<'_>) -> Result<(), StoreError> {
         let store = self.store;
         for (_, tag) in &staged.0 {
@@ -346,7 +352,8 @@ impl Transaction<'_> {
                 .chain(new)
                 .any(|tag| tag.reference.is_some() && tag.has(image))
         };
-        // First the images that lose their last name: a crash may leave them two records, never none.
+        // First record the images that lose their last name: a crash may leave two records, never
+        // none.
         for tag in now.iter().filter(|tag| moves(tag)) {
             if !tag.images.iter().all(|image| named(image.config)) {
                 let nameless = Tag {
@@ -357,13 +364,14 @@ impl Transaction<'_> {
             }
         }
         for (temporary, tag) in &staged.0 {
-            // What has a name needs no record without one.
+            // A tagged image needs no untagged record.
             if tag.reference.is_some() || !tag.id().is_some_and(named) {
                 self.place_tag(temporary, tag, false)?;
             }
         }
         store.refs.sync()?;
-        // Last, so that no crash leaves an image without a record: those that have a name now.
+        // Last, so that no crash leaves an image without a record: drop the untagged records of
+        // images that have a name now.
         let needless = |tag: &&Tag| tag.reference.is_none() && tag.id().is_some_and(named);
         let needless: Vec<String> = now.iter().filter(needless).map(Tag::file_name).collect();
         store

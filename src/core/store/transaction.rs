@@ -1,18 +1,19 @@
-//! Adding things to the store: all is written into one private directory of `tmp/` and then renamed into place.
+//! Transactions: everything is written to a private directory in `tmp/`, then renamed into place.
 //!
-//! Invariant: nothing that waits for input holds a lock. Until its publish a transaction changes nothing outside its
-//! directory, and what it found present is safe from gc all the same:
-//! * a content that is there already gets a second hard link in the transaction's directory. When the links are renamed into
-//!   place, the content has its name whether gc took the first one meanwhile or not (rename of two links to one file does
-//!   nothing);
-//! * a layer that is there already is named by the transaction's pin *before* it is looked at. A gc that began earlier has
-//!   ended by then (the pin is made under the store's lock), one that begins later reads the pin;
-//! * what was placed before the tags are is named by the pin before it is placed.
+//! Invariant: a transaction that waits for input holds no lock. Until it publishes, it changes
+//! nothing outside its directory, and everything it found present is still safe from gc:
+//! * an existing object gets a second hard link in the transaction's directory. Publishing renames
+//!   that link into place, whether or not gc removed the first one (rename between two links to
+//!   one file does nothing);
+//! * an existing layer is added to the transaction's pin *before* it is checked. An earlier gc has
+//!   ended by then (the pin is created under the store's lock); a later gc reads the pin;
+//! * layers and blobs published before the tags are added to the pin first.
 //!
-//! A transaction that is dropped, or whose process dies, leaves no trace but layers that were published early
-//! ([`PUBLISH_EARLY`]): no tag names them, so the next gc frees them, unless the same load finds them first and goes on from
-//! there. The directory of a dead one is removed by the next [`Store::begin`] or gc: its flock is free, and the flock of
-//! `tmp/` itself keeps a directory that was just made, and is not locked yet, from being taken for a dead one.
+//! A dropped transaction, or one whose process dies, leaves only layers that were published early
+//! ([`PUBLISH_EARLY`]). No tag names them, so the next gc frees them, unless the same load is
+//! repeated first and continues from them. The next [`Store::begin`] or gc removes the directory
+//! of a dead transaction: its flock is free. The flock of `tmp/` itself protects a new directory
+//! that is not locked yet.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
@@ -23,7 +24,7 @@ use std::os::fd::OwnedFd;
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::dir::{Dir, Linked, PRIVATE, PUBLISHED};
+use super::dir::{LinkOutcome, PRIVATE, PUBLISHED, StoreDir};
 use super::pins::HeldPin;
 use super::{
     BlobWriter, ObjectWriter, Outcome, Store, StoreError, Tag, object_name, random_name,
@@ -31,35 +32,36 @@ use super::{
 };
 use crate::digest::{ChainId, DiffId, ObjectHasher, ObjectId, Sha256Digest};
 
-/// How much an object that is already there is trusted.
+/// How an existing object is checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Trust {
-    /// Its size must be right: what has its name is durable (see the module's head).
+    /// By size: published objects are durable (see the module documentation).
     #[default]
     Size,
-    /// It is hashed, so that one that rotted on the disk is found and replaced.
+    /// By hash: finds and replaces objects that the disk corrupted.
     Hash,
 }
 
-/// Bytes of contents after which the layers that are complete are published, so that a long pull or load that is
-/// interrupted need not begin anew. Smaller ones cost two `syncfs` in all, however many layers they have.
+/// New bytes after which complete layers are published, so that an interrupted large load
+/// continues from them. A smaller load costs two `syncfs` in total, whatever its number of layers.
 const PUBLISH_EARLY: u64 = 64 << 20;
 
-/// An addition in the making. One thread's: it is not `Sync`.
+/// A running addition to the store. Not `Sync`: one thread uses it.
 #[derive(Debug)]
 pub struct Transaction<'s> {
     pub(super) store: &'s Store,
-    pub(super) dir: Dir,
+    pub(super) dir: StoreDir,
     name: String,
     pub(super) trust: Trust,
-    /// Opened before the first write: `syncfs` on it reports every write-back error since then (Linux 5.8).
+    /// Opened before the first write: `syncfs` on it reports every write-back error since then
+    /// (Linux 5.8).
     sync: OwnedFd,
     pub(super) staged: RefCell<Staged>,
     pub(super) pinned: RefCell<Pinned>,
     serial: Cell<u64>,
 }
 
-/// What waits in the directory, by kind.
+/// Staged files by kind.
 #[derive(Debug, Default)]
 pub(super) struct Staged {
     pub(super) objects: BTreeSet<ObjectId>,
@@ -70,7 +72,7 @@ pub(super) struct Staged {
     bytes: u64,
 }
 
-/// What the transaction's pin names, and the pin, once it names anything.
+/// The layers and blobs of the transaction's pin, and the pin, once it has any.
 #[derive(Debug, Default)]
 pub(super) struct Pinned {
     pub(super) layers: BTreeSet<DiffId>,
@@ -79,22 +81,22 @@ pub(super) struct Pinned {
 }
 
 impl Store {
-    /// Begins an addition, trusting what is there by its size.
+    /// Begins a transaction that checks existing objects by size.
     pub fn begin(&self) -> Result<Transaction<'_>, StoreError> {
         self.begin_with(Trust::Size)
     }
 
-    /// Begins an addition; says how much what is there is trusted.
+    /// Begins a transaction.
     ///
-    /// Locking: none is held between two calls of the transaction but its own directory's.
+    /// Locking: between calls the transaction holds only its own directory's flock.
     pub fn begin_with(&self, trust: Trust) -> Result<Transaction<'_>, StoreError> {
         self.check_writable()?;
         self.remove_dead_transactions()?;
         let name = random_name()?;
         let dir = {
             let _making = self.lock_tmp(FlockOperation::LockShared)?;
-            self.tmp.make(&name, Mode::RWXU)?;
-            let dir = self.tmp.sub(&name)?;
+            self.tmp.create_dir(&name, Mode::RWXU)?;
+            let dir = self.tmp.open_dir(&name)?;
             flock(&dir, FlockOperation::LockExclusive)?;
             dir
         };
@@ -113,7 +115,7 @@ impl Store {
         })
     }
 
-    /// Removes what dead transactions left; the number of them.
+    /// Removes the directories of dead transactions; returns their number.
     pub(super) fn remove_dead_transactions(&self) -> Result<u64, StoreError> {
         let names = self.tmp.names()?;
         if names.is_empty() {
@@ -121,16 +123,16 @@ impl Store {
         }
         let mut dead = Vec::new();
         {
-            // Exclusive, so that no directory is between being made and being locked.
+            // Exclusive: no directory is between mkdir and flock.
             let _looking = self.lock_tmp(FlockOperation::LockExclusive)?;
             for name in names {
                 let Some(meta) = self.tmp.stat(&name)? else {
                     continue;
                 };
                 if meta.file_type != FileType::Directory {
-                    // Only the making of a store writes here directly, before there is one to be opened.
+                    // A plain file here is a leftover of an interrupted store creation.
                     dead.push((name, None));
-                } else if let Some(dir) = self.tmp.sub_if_there(&name)?
+                } else if let Some(dir) = self.tmp.open_dir_if_exists(&name)?
                     && try_flock(&dir)?
                 {
                     dead.push((name, Some(dir)));
@@ -145,12 +147,13 @@ impl Store {
         Ok(count)
     }
 
-    /// A file for what must be read twice, an archive from a pipe for instance. It has no name, so it ends with its descriptor.
+    /// An unnamed temporary file for input that must be read twice, such as an archive from a
+    /// pipe.
     ///
-    /// Locking: none beyond the call.
+    /// Locking: holds none after the call.
     pub fn scratch(&self) -> Result<File, StoreError> {
         self.check_writable()?;
-        // A lone file in tmp/ is taken for a left-over; the lock keeps it until it is ours alone.
+        // Cleanup removes plain files in tmp/; the lock protects this one until it is unlinked.
         let _making = self.lock_tmp(FlockOperation::LockShared)?;
         let name = random_name()?;
         let file = self.tmp.create(&name, PRIVATE)?;
@@ -158,25 +161,25 @@ impl Store {
         Ok(file)
     }
 
-    /// The error of a write to [`Store::scratch`].
+    /// Converts a write error of [`Store::scratch`].
     pub fn scratch_error(&self, source: io::Error) -> StoreError {
         StoreError::io("copy the archive to", self.tmp.path(), source)
     }
 
-    fn lock_tmp(&self, operation: FlockOperation) -> Result<Dir, StoreError> {
-        let tmp = self.root.sub("tmp")?;
+    fn lock_tmp(&self, operation: FlockOperation) -> Result<StoreDir, StoreError> {
+        let tmp = self.root.open_dir("tmp")?;
         flock(&tmp, operation)?;
         Ok(tmp)
     }
 }
 
-pub(super) fn flock(dir: &Dir, operation: FlockOperation) -> Result<(), StoreError> {
+pub(super) fn flock(dir: &StoreDir, operation: FlockOperation) -> Result<(), StoreError> {
     rustix::io::retry_on_intr(|| rustix::fs::flock(dir, operation))
         .map_err(|errno| StoreError::io("lock", dir.path(), errno))
 }
 
-/// Whether the lock was free and is now ours.
-pub(super) fn try_flock(dir: &Dir) -> Result<bool, StoreError> {
+/// Takes the lock if it is free.
+pub(super) fn try_flock(dir: &StoreDir) -> Result<bool, StoreError> {
     match rustix::fs::flock(dir, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(true),
         Err(Errno::WOULDBLOCK) => Ok(false),
@@ -185,17 +188,17 @@ pub(super) fn try_flock(dir: &Dir) -> Result<bool, StoreError> {
 }
 
 impl Transaction<'_> {
-    /// Takes one file's content.
+    /// A writer for one object.
     pub fn object_writer(&self) -> ObjectWriter<'_> {
         ObjectWriter::new(self)
     }
 
-    /// Takes a blob of unknown size.
+    /// A writer for a blob of unknown size.
     pub fn blob_writer(&self) -> Result<BlobWriter<'_>, StoreError> {
         BlobWriter::new(self)
     }
 
-    /// Adds a blob that is in memory: a manifest or a configuration.
+    /// Adds a blob from memory: a manifest or a configuration.
     pub fn put_blob(&self, bytes: &[u8]) -> Result<Sha256Digest, StoreError> {
         let mut writer = self.blob_writer()?;
         io::Write::write_all(&mut writer, bytes)
@@ -208,19 +211,21 @@ impl Transaction<'_> {
         &self.name
     }
 
-    /// Makes all of it visible, then points the tags at it. See the module's head for why in this order. An image whose last
-    /// name goes to another one stays, by its id; one without a name gets no tag while a name keeps it.
+    /// Publishes everything staged, then the tags (see [`crate::store`] for the order). An image
+    /// that loses its last name stays by its id; an untagged image gets no record of its own while
+    /// a name keeps it.
     ///
-    /// After an error before the first tag, nothing refers to what may already have its place, and gc removes it.
+    /// After an error before the first tag, nothing refers to files already in place: gc removes
+    /// them.
     ///
-    /// Locking: holds the store's lock shared while things get their places.
+    /// Locking: holds the store's lock shared while it renames.
     pub fn publish(self, tags: &[Tag]) -> Result<(), StoreError> {
-        // Written first of all: what is refused, or does not fit on the disk, fails before anything moves.
+        // Tags are written first: an invalid tag or a full disk fails before anything moves.
         let staged = self.stage_tags(tags)?;
         self.sync_all()?;
         let _lock = self.store.lock_shared()?;
         self.place()?;
-        // Also for what was found present: its publisher may not have come to its own second sync yet.
+        // Also for objects found present: their publisher may not have reached its second sync.
         self.sync_all()?;
         if tags.is_empty() {
             return Ok(());
@@ -228,7 +233,8 @@ impl Transaction<'_> {
         self.publish_tags(&staged)
     }
 
-    /// Publishes the layers that are complete if that much was written; the pin keeps them and their blobs.
+    /// Publishes complete layers once [`PUBLISH_EARLY`] bytes were written; the pin keeps them and
+    /// their blobs.
     pub(super) fn publish_early(&self) -> Result<(), StoreError> {
         let (layers, blobs) = {
             let staged = self.staged.borrow();
@@ -245,7 +251,8 @@ impl Transaction<'_> {
         self.place()
     }
 
-    /// Renames all that is staged to where it belongs; what others refer to goes first. The caller holds the store's lock.
+    /// Renames everything staged into place, referenced files first. The caller holds the store's
+    /// lock.
     fn place(&self) -> Result<(), StoreError> {
         let staged = self.staged.take();
         let store = self.store;
@@ -267,8 +274,8 @@ impl Transaction<'_> {
         Ok(())
     }
 
-    /// Renames a file into place. A directory that stands there is damage, and makes room.
-    fn put(&self, from: &str, to: &Dir, name: &str) -> Result<(), StoreError> {
+    /// Renames a file into place. A directory of that name is damage and is moved away.
+    fn put(&self, from: &str, to: &StoreDir, name: &str) -> Result<(), StoreError> {
         match self.dir.rename(from, to, name) {
             Err(error) if error.errno() == Some(Errno::ISDIR) => {
                 to.rename(name, &self.dir, self.temporary())?;
@@ -305,7 +312,7 @@ impl Transaction<'_> {
         StoreError::io("write", self.dir.join(name), source)
     }
 
-    /// Reads a content that this transaction was given, wherever it is.
+    /// Opens an object of this transaction, staged or published.
     pub fn open_object(&self, id: ObjectId) -> Result<File, StoreError> {
         match self.dir.open(id.to_string())? {
             Some(file) => Ok(file),
@@ -313,30 +320,30 @@ impl Transaction<'_> {
         }
     }
 
-    /// Takes a new content back: nothing of the layer that brought it needs it.
+    /// Removes a staged object that its layer does not need after all.
     pub fn discard_object(&self, id: ObjectId) -> Result<(), StoreError> {
         self.staged.borrow_mut().objects.remove(&id);
         self.discard(&id.to_string())
     }
 
-    /// Gives a complete content its name in the transaction, by `place`, unless the store or the transaction has it.
+    /// Stages a complete object, by `place`, unless the store or the transaction has it.
     pub(super) fn stage_object(
         &self,
         id: ObjectId,
         size: u64,
-        place: impl FnOnce(&Dir, &str) -> Result<(), StoreError>,
+        place: impl FnOnce(&StoreDir, &str) -> Result<(), StoreError>,
     ) -> Result<Outcome, StoreError> {
         if self.staged.borrow().objects.contains(&id) {
             return Ok(Outcome::AlreadyPresent);
         }
         let name = id.to_string();
         let outcome = match self.store.objects.link(object_name(id), &self.dir, &name)? {
-            Linked::Absent | Linked::Unsupported => Outcome::Added,
-            Linked::Done if self.is_sound(&name, id, size)? => {
+            LinkOutcome::NotFound | LinkOutcome::Unsupported => Outcome::Added,
+            LinkOutcome::Linked if self.is_sound(&name, id, size)? => {
                 self.staged.borrow_mut().objects.insert(id);
                 return Ok(Outcome::AlreadyPresent);
             }
-            Linked::Done => {
+            LinkOutcome::Linked => {
                 self.discard(&name)?;
                 Outcome::Healed
             }
@@ -348,7 +355,7 @@ impl Transaction<'_> {
         Ok(outcome)
     }
 
-    /// Whether the transaction's own link of an object is what it should be, as far as it has to be looked at.
+    /// Whether the transaction's link of an object passes the check that [`Trust`] demands.
     fn is_sound(&self, name: &str, id: ObjectId, size: u64) -> Result<bool, StoreError> {
         let regular =
             |meta: super::dir::Meta| meta.file_type == FileType::RegularFile && meta.size == size;
@@ -368,14 +375,14 @@ impl Transaction<'_> {
         self.dir.rename(stream, &self.dir, digest.hex())
     }
 
-    /// Whether the store or this transaction has a blob of this size, which then stays: there is no need to write it again.
-    /// With [`Trust::Hash`] it is read and hashed.
+    /// Whether the store or this transaction has a blob of this size; if so, the transaction keeps
+    /// it. With [`Trust::Hash`] it is hashed.
     pub fn has_blob(&self, digest: Sha256Digest, size: u64) -> Result<bool, StoreError> {
         if self.staged.borrow().blobs.contains(&digest) {
             return Ok(true);
         }
         let name = digest.hex();
-        if self.store.blobs.link(&name, &self.dir, &name)? != Linked::Done {
+        if self.store.blobs.link(&name, &self.dir, &name)? != LinkOutcome::Linked {
             return Ok(false);
         }
         let right =
@@ -394,19 +401,20 @@ impl Transaction<'_> {
 impl Drop for Transaction<'_> {
     fn drop(&mut self) {
         if remove_tree(&self.store.tmp, &self.name).is_err() {
-            // Nothing can be told from here, and nothing is lost: the flock goes free, the next begin or gc tries again.
+            // drop cannot report an error. The flock is released, so the next begin or gc removes
+            // the directory.
         }
     }
 }
 
 impl Store {
-    /// The BLAKE3 of an object as it is on the disk.
+    /// Hashes an object's file.
     pub(super) fn hash_object(&self, id: ObjectId) -> Result<ObjectId, StoreError> {
         hash(&self.objects, &object_name(id))?.ok_or(StoreError::NoObject(id))
     }
 }
 
-fn hash(dir: &Dir, name: &str) -> Result<Option<ObjectId>, StoreError> {
+fn hash(dir: &StoreDir, name: &str) -> Result<Option<ObjectId>, StoreError> {
     let Some(mut file) = dir.open(name)? else {
         return Ok(None);
     };
@@ -416,7 +424,7 @@ fn hash(dir: &Dir, name: &str) -> Result<Option<ObjectId>, StoreError> {
     Ok(Some(hasher.finish()))
 }
 
-/// Like [`io::copy`], in pieces that BLAKE3 is fast with; the number of bytes.
+/// Like [`io::copy`] with a buffer large enough for fast BLAKE3; returns the number of bytes.
 pub(super) fn copy(from: &mut impl io::Read, to: &mut impl io::Write) -> io::Result<u64> {
     let mut buffer = vec![0; 128 * 1024];
     let mut total = 0;

@@ -1,8 +1,8 @@
-//! How much there is of everything, for `info`.
+//! Counts and sizes of the store's files, for `info`.
 
 use std::collections::BTreeMap;
 
-use super::dir::Dir;
+use super::dir::StoreDir;
 use super::tags::is_tag_file;
 use super::{Store, StoreError};
 use crate::digest::{DiffId, ObjectId};
@@ -12,22 +12,22 @@ use crate::digest::{DiffId, ObjectId};
 pub struct Count {
     /// How many.
     pub number: u64,
-    /// Their sizes' sum in bytes, as `du --apparent-size` counts.
+    /// Total size in bytes, as `du --apparent-size` counts.
     pub bytes: u64,
 }
 
 impl Count {
-    /// One more.
+    /// Adds one file.
     pub(super) fn add(&mut self, bytes: u64) {
         self.number += 1;
         self.bytes += bytes;
     }
 }
 
-/// What the store holds.
+/// The result of [`Store::usage`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Usage {
-    /// Contents, each once.
+    /// Objects.
     pub objects: Count,
     /// Layers; the bytes are their trees'.
     pub layers: Count,
@@ -40,20 +40,20 @@ pub struct Usage {
 }
 
 impl Store {
-    /// Counts everything; O(files).
+    /// Counts all files; O(files).
     pub fn usage(&self) -> Result<Usage, StoreError> {
         let mut usage = Usage {
             tags: self.tag_count()?,
             ..Usage::default()
         };
         for fan_out in self.fan_outs()? {
-            count_files(&self.objects.sub(&fan_out)?, &mut usage.objects)?;
+            count_files(&self.objects.open_dir(&fan_out)?, &mut usage.objects)?;
         }
         count_files(&self.merged, &mut usage.merged)?;
         count_files(&self.blobs, &mut usage.blobs)?;
         for name in self.layers.names()? {
-            // A stray, or gone since the listing.
-            let Ok(layer) = self.layers.sub(&name) else {
+            // A foreign name, or removed since the listing.
+            let Ok(layer) = self.layers.open_dir(&name) else {
                 continue;
             };
             if let Some(tree) = layer.stat(super::layer::TREE)? {
@@ -63,12 +63,12 @@ impl Store {
         Ok(usage)
     }
 
-    /// The names of the directories in `objects/`; `check` reports what else is there.
+    /// The fan-out directories of `objects/`; `check` reports other names.
     pub(super) fn fan_outs(&self) -> Result<Vec<String>, StoreError> {
         let mut names: Vec<String> = Vec::new();
         for name in self.objects.names()? {
             if let Some(name) = name.to_str().filter(|name| is_fan_out(name))
-                && self.objects.sub(name).is_ok()
+                && self.objects.open_dir(name).is_ok()
             {
                 names.push(name.to_owned());
             }
@@ -76,13 +76,13 @@ impl Store {
         Ok(names)
     }
 
-    /// Tags, the damaged ones with them.
+    /// The number of tags, damaged ones included.
     pub(super) fn tag_count(&self) -> Result<u64, StoreError> {
         let names = self.refs.names()?;
         Ok(names.iter().filter(|name| is_tag_file(name)).count() as u64)
     }
 
-    /// The objects of some layers with their sizes, each once: what an image holds, hidden files included.
+    /// The distinct objects of some layers with their sizes, hidden files included.
     pub fn objects_of(&self, layers: &[DiffId]) -> Result<BTreeMap<ObjectId, u64>, StoreError> {
         let mut objects = BTreeMap::new();
         for diff in layers {
@@ -99,7 +99,7 @@ pub(super) fn is_fan_out(name: &str) -> bool {
     name.len() == 2 && name.bytes().all(digit)
 }
 
-fn count_files(dir: &Dir, count: &mut Count) -> Result<(), StoreError> {
+fn count_files(dir: &StoreDir, count: &mut Count) -> Result<(), StoreError> {
     for name in dir.names()? {
         if let Some(meta) = dir.stat(&name)? {
             count.add(meta.size);

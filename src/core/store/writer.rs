@@ -1,4 +1,4 @@
-//! Writing one content or one blob into a transaction, hashing it on the way.
+//! Writers for one object or one blob of a transaction; they hash while they write.
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
@@ -6,53 +6,54 @@ use std::io::{self, Seek, SeekFrom, Write};
 use super::{StoreError, Transaction};
 use crate::digest::{ObjectHasher, ObjectId, Sha256Digest, Sha256Hasher};
 
-/// Contents up to this size are held in memory until their hash is known, so that one that is already in the store
-/// (most of them, at the second image of a family) costs no file at all.
+/// Contents up to this size stay in memory until their hash is known: one that the store already
+/// has costs no file.
 const IN_MEMORY: usize = 128 * 1024;
 const ELF_MAGIC: [u8; 4] = *b"\x7fELF";
 
-/// What adding a content came to.
+/// The result of adding an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     /// It is new.
     Added,
-    /// The store or this transaction has it; nothing was written.
+    /// The store or this transaction had it; nothing was written.
     AlreadyPresent,
-    /// The store had a damaged file of this name; the publish replaces it.
+    /// The store had a damaged file of this name; publishing replaces it.
     Healed,
-    /// It has no bytes, and so no object.
+    /// Empty contents have no object.
     Empty,
 }
 
-/// A content that was added.
+/// An added object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Added {
     /// Its BLAKE3.
     pub id: ObjectId,
     /// Bytes.
     pub size: u64,
-    /// What had to be done.
+    /// What was done.
     pub outcome: Outcome,
-    /// Whether it begins like an ELF file (`7f 45 4c 46`), which decides how mounts open it.
+    /// Whether it starts with the ELF magic, which decides how mounts open it.
     pub elf: bool,
 }
 
 impl Added {
-    /// The object that holds this content; an empty one needs none.
+    /// The object's id; None for an empty content.
     pub fn object(&self) -> Option<ObjectId> {
         (self.outcome != Outcome::Empty).then_some(self.id)
     }
 }
 
-/// Takes one file's content. Dropped without [`ObjectWriter::finish`], what it wrote goes with the transaction.
+/// Writes one object. Dropped before [`ObjectWriter::finish`], its bytes are discarded with the
+/// transaction.
 #[derive(Debug)]
 pub struct ObjectWriter<'t> {
     transaction: &'t Transaction<'t>,
     hasher: ObjectHasher,
     size: u64,
-    /// Its first bytes, zeros where it is shorter: no zero is in the magic.
+    /// Its first bytes, zero-padded: the magic has no zero.
     head: [u8; ELF_MAGIC.len()],
-    /// All of it while it is small; then empty.
+    /// The whole content while it is small; then empty.
     buffer: Vec<u8>,
     spilled: Option<Spilled>,
 }
@@ -75,7 +76,7 @@ impl<'t> ObjectWriter<'t> {
         }
     }
 
-    /// The content is complete.
+    /// Ends the object and stages it.
     pub fn finish(self) -> Result<Added, StoreError> {
         let id = self.hasher.finish();
         let outcome = match self.spilled {
@@ -103,7 +104,7 @@ impl<'t> ObjectWriter<'t> {
         })
     }
 
-    /// A hole: the content goes on with `length` zeros, which take no room in the object's file.
+    /// Appends a hole of `length` zeros.
     pub fn zeros(&mut self, length: u64) -> io::Result<()> {
         static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
         let mut left = length;
@@ -123,7 +124,7 @@ impl<'t> ObjectWriter<'t> {
         }
         self.size += length;
         if let Some(Spilled { file, name }) = &mut self.spilled {
-            // The size first, since a hole at the very end would otherwise not be there.
+            // Set the size first: a hole at the end writes nothing.
             let grown = file
                 .set_len(self.size)
                 .and_then(|()| file.seek(SeekFrom::Start(self.size)));
@@ -132,7 +133,7 @@ impl<'t> ObjectWriter<'t> {
         Ok(())
     }
 
-    /// Whether `more` bytes are too many to be held in memory.
+    /// Whether `more` bytes exceed the in-memory limit.
     fn makes_file(&self, more: usize) -> bool {
         self.spilled.is_none() && self.buffer.len() + more > IN_MEMORY
     }
@@ -176,7 +177,7 @@ impl Write for ObjectWriter<'_> {
     }
 }
 
-/// Takes a blob as it came, a compressed layer for instance.
+/// Writes a blob as received, such as a compressed layer.
 #[derive(Debug)]
 pub struct BlobWriter<'t> {
     transaction: &'t Transaction<'t>,
@@ -198,7 +199,7 @@ impl<'t> BlobWriter<'t> {
         })
     }
 
-    /// The blob is complete; its digest and its bytes.
+    /// Ends the blob; returns its digest and size.
     pub fn finish(self) -> Result<(Sha256Digest, u64), StoreError> {
         let digest = self.hasher.finish();
         self.transaction.stage_blob(digest, &self.name)?;

@@ -128,7 +128,7 @@ const MAX_FOLLOWED: u64 = 1 << 23;
 #[derive(Debug)]
 pub struct LayerBuilder {
     /// The root first. Directories that were replaced stay here and are not reached.
-    dirs: Vec<Dir>,
+    dirs: Vec<BuilderDir>,
     /// Files that are no directories; hard links share one.
     pub(super) leaves: Vec<Leaf>,
     /// Counts against [`MAX_FOLLOWED`].
@@ -162,7 +162,7 @@ pub(super) struct LeafId(pub(super) usize);
 pub(super) const ROOT: DirId = DirId(0);
 
 #[derive(Debug, Default)]
-pub(super) struct Dir {
+pub(super) struct BuilderDir {
     /// None: implied by an entry below it.
     pub(super) attributes: Option<Attributes>,
     pub(super) opaque: bool,
@@ -209,7 +209,7 @@ impl LayerBuilder {
     /// An empty layer.
     pub fn new() -> Self {
         Self {
-            dirs: vec![Dir::default()],
+            dirs: vec![BuilderDir::default()],
             leaves: Vec::new(),
             followed: 0,
         }
@@ -296,7 +296,7 @@ impl LayerBuilder {
         clippy::indexing_slicing,
         reason = "every DirId was made by this builder and dirs only grows"
     )]
-    pub(super) fn dir(&self, dir: DirId) -> &Dir {
+    pub(super) fn dir(&self, dir: DirId) -> &BuilderDir {
         &self.dirs[dir.0]
     }
 
@@ -304,7 +304,7 @@ impl LayerBuilder {
         clippy::indexing_slicing,
         reason = "every DirId was made by this builder and dirs only grows"
     )]
-    pub(super) fn dir_mut(&mut self, dir: DirId) -> &mut Dir {
+    pub(super) fn dir_mut(&mut self, dir: DirId) -> &mut BuilderDir {
         &mut self.dirs[dir.0]
     }
 
@@ -414,7 +414,7 @@ impl LayerBuilder {
     /// Replaces a name by a new implied directory.
     fn make_dir(&mut self, parent: DirId, name: &[u8]) -> DirId {
         let made = DirId(self.dirs.len());
-        self.dirs.push(Dir::default());
+        self.dirs.push(BuilderDir::default());
         self.dir_mut(parent)
             .names
             .entry(name.into())

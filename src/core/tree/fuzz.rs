@@ -15,10 +15,10 @@ pub fn read(bytes: Vec<u8>) -> Result<(), TreeError> {
     let tree = Tree::from_bytes(bytes)?;
     for number in 0..tree.node_count().min(MOST) {
         // What one node answers says nothing about the next, and errors are fine.
-        drop(ask(&tree, TreeIno(number)));
+        drop(read_node(&tree, TreeIno(number)));
         drop(tree.object_id(ObjectRef(number)));
     }
-    drop(ask(&tree, TreeIno(u32::MAX)));
+    drop(read_node(&tree, TreeIno(u32::MAX)));
     for number in 0..tree.dirent_count().min(MOST) {
         drop(
             tree.dirent(number)
@@ -32,7 +32,7 @@ pub fn read(bytes: Vec<u8>) -> Result<(), TreeError> {
     verified
 }
 
-fn ask(tree: &Tree, ino: TreeIno) -> Result<(), TreeError> {
+fn read_node(tree: &Tree, ino: TreeIno) -> Result<(), TreeError> {
     tree.node(ino)?;
     let path = tree.path_of(ino);
     drop(path.and_then(|path| tree.resolve(&path)));

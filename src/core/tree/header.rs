@@ -14,7 +14,7 @@ use super::types::TreeKind;
 use crate::digest::Sha256Digest;
 
 /// A checked header.
-pub(super) struct Opened {
+pub(super) struct CheckedHeader {
     pub(super) kind: TreeKind,
     pub(super) owner: Sha256Digest,
     pub(super) numbering: u16,
@@ -22,7 +22,7 @@ pub(super) struct Opened {
 }
 
 /// Checks the header, the section table and their digest.
-pub(super) fn open_header(all: &[u8]) -> Result<Opened, TreeError> {
+pub(super) fn open_header(all: &[u8]) -> Result<CheckedHeader, TreeError> {
     let (header, rest) = RawHeader::ref_from_prefix(all).map_err(|_short| TreeError::Magic)?;
     if header.magic != MAGIC {
         return Err(TreeError::Magic);
@@ -66,7 +66,7 @@ pub(super) fn open_header(all: &[u8]) -> Result<Opened, TreeError> {
         }
     };
     let sections = find_sections(header, table, body..all.len().saturating_sub(DIGEST_LEN))?;
-    Ok(Opened {
+    Ok(CheckedHeader {
         kind,
         owner: Sha256Digest::from_bytes(header.owner),
         numbering: header.numbering.get(),

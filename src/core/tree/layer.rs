@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 
-use super::builder::{Attributes, Dir, Entry, LayerBuilder, Leaf, LeafId, ROOT};
+use super::builder::{Attributes, BuilderDir, Entry, LayerBuilder, Leaf, LeafId, ROOT};
 use super::types::{FileType, Kind, TreeIno, TreeKind};
 use super::writer::{NewNode, NewTarget, WriteError, Writer};
 use crate::digest::DiffId;
@@ -40,7 +40,7 @@ pub(super) fn write(mut builder: LayerBuilder, diff: DiffId) -> Result<Vec<u8>, 
 
 /// A directory with a whiteout in the same layer replaces the one below: it is opaque and keeps
 /// none of its attributes.
-fn directory(dir: &Dir, whiteout: bool) -> NewNode<'_> {
+fn directory(dir: &BuilderDir, whiteout: bool) -> NewNode<'_> {
     let new = NewNode {
         opaque: dir.opaque || whiteout,
         ..NewNode::DIRECTORY

@@ -13,7 +13,7 @@ use proptest::prelude::*;
 use tar_core::parse::{ParseEvent, Parser};
 
 use super::oracle::{Memory, archives, tars};
-use super::recipes::given_back;
+use super::recipes::restored;
 use crate::digest::Sha256Digest;
 use crate::layer::entry::{Entry, EntryKind};
 use crate::layer::reader::TarReader;
@@ -86,7 +86,7 @@ fn apply(bytes: &mut Vec<u8>, damage: &Damage) {
 }
 
 /// Makes whatever looks like a header one.
-fn mend_checksums(bytes: &mut [u8]) {
+fn fix_checksums(bytes: &mut [u8]) {
     for block in bytes.as_chunks_mut::<BLOCK>().0 {
         if &block[257..262] == b"ustar" {
             block[148..156].fill(b' ');
@@ -177,7 +177,7 @@ fn theirs(bytes: &[u8]) -> Option<Listing> {
         };
         let letter = match entry.entry_type.to_byte() {
             b'0' if entry.header.as_bytes()[156] == 0
-                && super::super::path::says_directory(&entry.path) =>
+                && super::super::path::names_a_directory(&entry.path) =>
             {
                 b'5'
             }
@@ -210,14 +210,14 @@ proptest! {
             apply(&mut bytes, damage);
         }
         if mended {
-            mend_checksums(&mut bytes);
+            fix_checksums(&mut bytes);
         }
         if let Ok(layer) = import(bytes.as_slice(), &HashOnly, &limits()) {
             prop_assert_eq!(layer.diff_id.0, Sha256Digest::of(&bytes));
             Tree::from_bytes(layer.tree_bytes).unwrap().verify().unwrap();
             let contents = Memory::default();
             let kept = import(bytes.as_slice(), &contents, &limits()).unwrap();
-            prop_assert!(given_back(&kept, &contents) == bytes, "the recipe gives other bytes");
+            prop_assert!(restored(&kept, &contents) == bytes, "the recipe gives other bytes");
             let ours = ours(&bytes);
             prop_assert!(ours.is_some());
             if let Some(theirs) = theirs(&bytes) {

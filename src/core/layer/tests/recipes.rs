@@ -12,7 +12,7 @@ use crate::tree::Tree;
 
 const CANONICAL: &[u8] = include_bytes!("../../../../fixtures/golden/recipe/canonical-v1.tar");
 
-pub(super) fn given_back(layer: &ImportedLayer, contents: &Memory) -> Vec<u8> {
+pub(super) fn restored(layer: &ImportedLayer, contents: &Memory) -> Vec<u8> {
     let recipe = Recipe::open(&layer.recipe).unwrap();
     recipe.verify().unwrap();
     assert_eq!(recipe.diff_id(), layer.diff_id);
@@ -28,7 +28,7 @@ fn checked(name: &str, tar: &[u8]) -> (ImportedLayer, Memory) {
     let contents = Memory::default();
     let layer =
         import_with(tar, &contents).unwrap_or_else(|error| panic!("{name}: {}", message(&error)));
-    assert!(given_back(&layer, &contents) == tar, "{name}: other bytes");
+    assert!(restored(&layer, &contents) == tar, "{name}: other bytes");
     (layer, contents)
 }
 
@@ -64,7 +64,7 @@ fn recipe_of_our_own_tar_is_canonical() {
     assert_eq!(kind(&layer), Kind::Split);
     // the writer is frozen: the tree of the golden tar gives the golden tar
     let (layer, _) = checked("canonical", CANONICAL);
-    assert_eq!(given_back(&layer, &contents), CANONICAL);
+    assert_eq!(restored(&layer, &contents), CANONICAL);
 }
 
 /// A tar of python's making: name and content of each file.

@@ -3,7 +3,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use super::*;
 
 #[test]
-fn a_content_is_one_file_named_by_its_hash() {
+fn publish_stores_a_content_once_by_its_hash() {
     let fixture = fixture();
     let transaction = fixture.store.begin().unwrap();
     let added = put(&transaction, b"hello");
@@ -37,7 +37,7 @@ fn a_content_is_one_file_named_by_its_hash() {
 }
 
 #[test]
-fn contents_of_every_size_arrive_whole() {
+fn object_writer_stores_contents_of_every_size() {
     let fixture = fixture();
     let transaction = fixture.store.begin().unwrap();
     let sizes = [
@@ -77,7 +77,7 @@ fn contents_of_every_size_arrive_whole() {
 }
 
 #[test]
-fn holes_are_hashed_as_zeros_and_stay_holes() {
+fn object_writer_hashes_holes_as_zeros_and_keeps_them() {
     let fixture = fixture();
     let transaction = fixture.store.begin().unwrap();
     let mut writer = transaction.object_writer();
@@ -104,7 +104,7 @@ fn holes_are_hashed_as_zeros_and_stay_holes() {
 }
 
 #[test]
-fn elf_is_told_by_the_first_four_bytes_however_they_arrive() {
+fn object_writer_detects_elf_across_writes() {
     let fixture = fixture();
     let transaction = fixture.store.begin().unwrap();
     let large = [b"\x7fELF".as_slice(), &vec![1; 200_000]].concat();
@@ -119,7 +119,7 @@ fn elf_is_told_by_the_first_four_bytes_however_they_arrive() {
 }
 
 #[test]
-fn the_empty_content_has_no_object() {
+fn empty_content_has_no_object() {
     let fixture = fixture();
     let transaction = fixture.store.begin().unwrap();
     let added = put(&transaction, b"");
@@ -129,7 +129,7 @@ fn the_empty_content_has_no_object() {
 }
 
 #[test]
-fn nothing_is_visible_before_the_publish_and_nothing_left_without_one() {
+fn dropped_transaction_leaves_nothing() {
     let fixture = fixture();
     let transaction = fixture.store.begin().unwrap();
     let diff = put_layer(&transaction, &[b"one", &vec![7; 200_000]]);
@@ -144,7 +144,7 @@ fn nothing_is_visible_before_the_publish_and_nothing_left_without_one() {
 }
 
 #[test]
-fn a_tag_with_too_many_layers_is_refused_before_anything_moves() {
+fn publish_refuses_too_many_layers_before_any_rename() {
     let fixture = fixture();
     let transaction = fixture.store.begin().unwrap();
     let diff = put_layer(&transaction, &[b"one"]);
@@ -163,7 +163,7 @@ fn a_tag_with_too_many_layers_is_refused_before_anything_moves() {
 }
 
 #[test]
-fn a_tag_of_what_is_not_there_is_refused() {
+fn publish_refuses_a_tag_with_missing_parts() {
     let fixture = fixture();
     let app = fixture.image("app", &[&[b"content"]]);
     let nowhere = Sha256Digest::of(b"nowhere");
@@ -176,7 +176,7 @@ fn a_tag_of_what_is_not_there_is_refused() {
 }
 
 #[test]
-fn names_of_255_bytes_and_tags_of_128_have_a_record() {
+fn tag_stores_the_longest_names() {
     let fixture = fixture();
     let app = fixture.image("app", &[&[b"content"]]);
     let repository = format!("registry.example/{}", "a/".repeat(118) + "aa");
@@ -193,7 +193,7 @@ fn names_of_255_bytes_and_tags_of_128_have_a_record() {
 }
 
 #[test]
-fn an_image_that_loses_its_last_name_to_another_stays_by_its_id() {
+fn publish_keeps_an_untagged_image_by_its_id() {
     let fixture = fixture();
     let old = fixture.image("app:1", &[&[b"old"]]);
     fixture.store.tag(&named(&old, Some("app:2"))).unwrap();
@@ -220,7 +220,7 @@ fn an_image_that_loses_its_last_name_to_another_stays_by_its_id() {
 }
 
 #[test]
-fn of_two_images_tagged_at_once_by_one_name_both_stay() {
+fn concurrent_publish_of_one_tag_keeps_both_images() {
     let fixture = fixture();
     for round in 0..20_u8 {
         let contents = [[round, b'a'], [round, b'b']];
@@ -242,7 +242,7 @@ fn of_two_images_tagged_at_once_by_one_name_both_stay() {
 }
 
 #[test]
-fn untag_image_leaves_a_name_that_moved_on() {
+fn untag_image_keeps_a_moved_tag() {
     let fixture = fixture();
     let old = fixture.image("app", &[&[b"old"]]);
     let new = fixture.image("new", &[&[b"new"]]);
@@ -258,7 +258,7 @@ fn untag_image_leaves_a_name_that_moved_on() {
 }
 
 #[test]
-fn a_damaged_object_is_replaced_when_it_is_added_again() {
+fn publish_replaces_a_truncated_object() {
     let fixture = fixture();
     fixture.image("app", &[&[b"content"]]);
     let path = fixture.object_path(b"content");
@@ -272,7 +272,7 @@ fn a_damaged_object_is_replaced_when_it_is_added_again() {
 }
 
 #[test]
-fn rot_of_the_same_size_is_found_and_replaced_by_who_trusts_hashes_only() {
+fn trust_hash_replaces_a_corrupt_object_of_the_right_size() {
     let fixture = fixture();
     fixture.image("app", &[&[b"content"]]);
     let path = fixture.object_path(b"content");
@@ -289,7 +289,7 @@ fn rot_of_the_same_size_is_found_and_replaced_by_who_trusts_hashes_only() {
 }
 
 #[test]
-fn a_damaged_layer_is_replaced_and_a_sound_one_kept() {
+fn publish_replaces_a_damaged_layer_only() {
     let fixture = fixture();
     let record = fixture.image("app", &[&[b"content"]]);
     let tree = fixture.tree_path(&record, 0);
@@ -304,7 +304,7 @@ fn a_damaged_layer_is_replaced_and_a_sound_one_kept() {
 }
 
 #[test]
-fn the_merged_tree_is_a_cache() {
+fn merged_rebuilds_a_missing_tree() {
     let fixture = fixture();
     let record = fixture.image("app", &[&[b"below", b"hidden"], &[b"above"]]);
     let merged = fixture.store.merged(&layers(&record)).unwrap();
@@ -326,7 +326,7 @@ fn the_merged_tree_is_a_cache() {
 }
 
 #[test]
-fn what_dead_transactions_left_goes_and_what_live_ones_write_stays() {
+fn begin_removes_dead_transactions_only() {
     let fixture = fixture();
     let live = fixture.store.begin().unwrap();
     let mut writer = live.object_writer();
@@ -344,7 +344,7 @@ fn what_dead_transactions_left_goes_and_what_live_ones_write_stays() {
 }
 
 #[test]
-fn json_files_are_as_published() {
+fn json_records_have_golden_bytes() {
     let fixture = fixture();
     let transaction = fixture.store.begin().unwrap();
     let diff = put_layer(&transaction, &[b"content", b"content", b""]);
@@ -440,7 +440,7 @@ const GOLDEN: &str = r#"{
 "#;
 
 #[test]
-fn many_at_once_add_the_same_image_while_gc_runs() {
+fn concurrent_publish_and_gc_leave_no_damage() {
     let fixture = fixture();
     let contents: Vec<Vec<u8>> = (0..40_u8)
         .map(|n| vec![n; 1000 * usize::from(n) + 1])

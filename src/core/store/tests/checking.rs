@@ -10,7 +10,7 @@ fn replace(path: &Path, content: &[u8]) {
 }
 
 #[test]
-fn each_damage_is_found_and_named() {
+fn check_names_each_damaged_file() {
     let fixture = fixture();
     let app = fixture.image("app", &[&[b"lost", b"short", b"rotten", b"fine"]]);
     let lost = fixture.object_path(b"lost");
@@ -62,7 +62,7 @@ fn each_damage_is_found_and_named() {
 }
 
 #[test]
-fn a_tag_of_what_is_not_there_is_named_with_it() {
+fn check_names_the_tag_of_a_missing_layer() {
     let fixture = fixture();
     let app = fixture.image("app", &[&[b"content"]]);
     let layer = fixture.path("layers").join(layers(&app)[0].0.hex());
@@ -89,7 +89,7 @@ fn a_tag_of_what_is_not_there_is_named_with_it() {
 }
 
 #[test]
-fn damaged_trees_and_records_are_found_without_reading_objects() {
+fn shallow_check_finds_damaged_trees_and_records() {
     let fixture = fixture();
     let app = fixture.image("app", &[&[b"content"]]);
     let layer = fixture.path("layers").join(layers(&app)[0].0.hex());
@@ -115,7 +115,7 @@ fn damaged_trees_and_records_are_found_without_reading_objects() {
 }
 
 #[test]
-fn a_merged_tree_that_is_whole_but_wrong_is_found_by_deep() {
+fn deep_check_finds_a_valid_but_wrong_merged_tree() {
     let fixture = fixture();
     let app = fixture.image("app", &[&[b"content"]]);
     // A layer of the same name with nothing in it merges to a tree of the same stack.
@@ -130,7 +130,7 @@ fn a_merged_tree_that_is_whole_but_wrong_is_found_by_deep() {
 }
 
 #[test]
-fn trees_and_records_that_can_be_written_are_named() {
+fn check_reports_writable_trees_and_records() {
     let fixture = fixture();
     let app = fixture.image("app", &[&[b"content"]]);
     let layer = fixture.path("layers").join(layers(&app)[0].0.hex());
@@ -151,7 +151,7 @@ fn trees_and_records_that_can_be_written_are_named() {
 }
 
 #[test]
-fn a_tree_in_anothers_place_is_found_and_never_opened() {
+fn check_and_open_refuse_the_tree_of_another_layer() {
     let fixture = fixture();
     let app = fixture.image("app", &[&[b"content"], &[b"two", b"files"]]);
     let layer = |number: usize| fixture.path("layers").join(layers(&app)[number].0.hex());
@@ -166,7 +166,7 @@ fn a_tree_in_anothers_place_is_found_and_never_opened() {
     );
     let opened = fixture.store.layer_tree(layers(&app)[0]);
     assert!(matches!(opened, Err(StoreError::Malformed { .. })));
-    // Nor is a merged tree, which is made anew from the right layers.
+    // A wrong merged tree is rebuilt from its layers.
     let other = fixture.image("other", &[&[b"other"]]);
     let own = std::fs::read(fixture.merged_path(&other)).unwrap();
     replace(
@@ -179,7 +179,7 @@ fn a_tree_in_anothers_place_is_found_and_never_opened() {
 
 /// The check goes on and reports it.
 #[test]
-fn layers_that_do_not_stack_any_more_are_found_by_deep() {
+fn deep_check_reports_layers_that_do_not_stack() {
     let fixture = fixture();
     let app = fixture.image("app", &[&[b"content"]]);
     let mut builder = LayerBuilder::new();
@@ -205,7 +205,7 @@ fn layers_that_do_not_stack_any_more_are_found_by_deep() {
 }
 
 #[test]
-fn what_nothing_keeps_may_be_incomplete() {
+fn check_ignores_incomplete_unreferenced_layers() {
     let fixture = fixture();
     let app = fixture.image("app", &[&[b"content"]]);
     fixture.store.untag(&app).unwrap();
@@ -219,7 +219,7 @@ fn what_nothing_keeps_may_be_incomplete() {
 }
 
 #[test]
-fn usage_counts_what_lies_there() {
+fn usage_counts_files_and_bytes() {
     let fixture = fixture();
     let app = fixture.image("app", &[&[b"12345", b"123"], &[b"12345"]]);
     let usage = fixture.store.usage().unwrap();

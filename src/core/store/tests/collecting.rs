@@ -6,7 +6,7 @@ use rustix::fs::{FlockOperation, flock};
 use super::*;
 
 #[test]
-fn what_no_tag_keeps_goes_and_what_is_shared_stays() {
+fn gc_removes_unreferenced_and_keeps_shared_objects() {
     let fixture = fixture();
     let base = fixture.image("base", &[&[b"shared", b"base"]]);
     let app = fixture.image("app", &[&[b"shared", b"base"], &[b"shared", b"app only"]]);
@@ -45,7 +45,7 @@ fn what_no_tag_keeps_goes_and_what_is_shared_stays() {
 }
 
 #[test]
-fn a_pin_keeps_layers_and_blobs_until_it_is_removed() {
+fn gc_keeps_pinned_layers_and_blobs_until_unpin() {
     let fixture = fixture();
     let app = fixture.image("app", &[&[b"content"]]);
     let config = app.images[0].config.0;
@@ -77,7 +77,7 @@ fn a_pin_keeps_layers_and_blobs_until_it_is_removed() {
 }
 
 #[test]
-fn a_lease_keeps_its_layers_until_the_last_holder_of_its_file_is_gone() {
+fn lease_lasts_until_its_last_descriptor_is_closed() {
     let fixture = fixture();
     let app = fixture.image("app", &[&[b"content"]]);
     let lease = fixture
@@ -97,7 +97,7 @@ fn a_lease_keeps_its_layers_until_the_last_holder_of_its_file_is_gone() {
 }
 
 #[test]
-fn a_lease_is_a_pin_that_ends_when_dropped() {
+fn dropping_a_lease_removes_its_pin() {
     let fixture = fixture();
     let app = fixture.image("app", &[&[b"a"], &[b"b"]]);
     let image = app.id().unwrap();
@@ -126,7 +126,7 @@ fn a_lease_is_a_pin_that_ends_when_dropped() {
 }
 
 #[test]
-fn waiting_for_a_lease_ends_with_it_and_not_for_another() {
+fn wait_lease_end_ignores_other_mounts() {
     let fixture = fixture();
     let app = fixture.image("app", &[&[b"a"]]);
     let other = fixture.store.lease("m-1", None, &layers(&app)).unwrap();
@@ -145,7 +145,7 @@ fn waiting_for_a_lease_ends_with_it_and_not_for_another() {
 }
 
 #[test]
-fn waiting_for_a_lease_can_be_given_up() {
+fn lease_ends_within_times_out() {
     let fixture = fixture();
     let app = fixture.image("app", &[&[b"a"]]);
     let within = |patience| fixture.store.lease_ends_within("m", patience).unwrap();
@@ -161,7 +161,7 @@ fn waiting_for_a_lease_can_be_given_up() {
         drop(held);
         assert!(waiter.join().unwrap());
     });
-    // Whose end nobody is told of: it is not open for writing.
+    // A holder without write access: closing it causes no inotify event.
     let held = fixture
         .store
         .lease("m", None, &layers(&app))
@@ -180,7 +180,7 @@ fn waiting_for_a_lease_can_be_given_up() {
 }
 
 #[test]
-fn a_lease_on_what_is_gone_is_refused() {
+fn lease_refuses_missing_layers() {
     let fixture = fixture();
     let app = fixture.image("app", &[&[b"content"]]);
     fixture.store.untag(&app).unwrap();
@@ -189,7 +189,7 @@ fn a_lease_on_what_is_gone_is_refused() {
         fixture.store.lease("m1", None, &layers(&app)),
         Err(StoreError::NoLayer(_))
     ));
-    // Nor where nobody has merged them yet.
+    // Also without a merged tree.
     let bare = fixture.image("bare", &[&[b"content"], &[b"more"]]);
     std::fs::remove_file(fixture.merged_path(&bare)).unwrap();
     drop(fixture.store.lease("m1", None, &layers(&bare)).unwrap());
@@ -211,7 +211,7 @@ fn a_lease_on_what_is_gone_is_refused() {
 }
 
 #[test]
-fn a_transaction_on_its_way_keeps_what_it_found_and_holds_nothing_up() {
+fn gc_runs_beside_an_open_transaction() {
     let fixture = fixture();
     let app = fixture.image("app", &[&[b"shared", b"own"], &[b"top"]]);
     let lock = File::open(fixture.path("lock")).unwrap();
@@ -241,7 +241,7 @@ fn a_transaction_on_its_way_keeps_what_it_found_and_holds_nothing_up() {
 }
 
 #[test]
-fn what_a_dead_load_pinned_goes_with_it() {
+fn gc_removes_the_pin_of_a_dead_load() {
     let fixture = fixture();
     let app = fixture.image("app", &[&[b"content"]]);
     fixture.store.untag(&app).unwrap();
@@ -284,7 +284,7 @@ fn gc_frees_nothing_while_a_tag_or_pin_cannot_be_read() {
 }
 
 #[test]
-fn a_damaged_tag_costs_that_tag_alone() {
+fn tags_reports_a_damaged_tag_and_lists_the_rest() {
     let fixture = fixture();
     let good = fixture.image("good", &[&[b"good"]]);
     let hurt = fixture.image("hurt", &[&[b"hurt"]]);
@@ -335,7 +335,7 @@ fn gc_frees_no_object_while_a_layer_cannot_be_read() {
 }
 
 #[test]
-fn gc_finishes_what_a_killed_one_left_and_ignores_foreign_files() {
+fn gc_empties_the_trash_and_ignores_foreign_files() {
     let fixture = fixture();
     std::fs::create_dir(fixture.path("trash/feed")).unwrap();
     std::fs::write(fixture.path("trash/feed/0"), "x").unwrap();
@@ -350,7 +350,7 @@ fn gc_finishes_what_a_killed_one_left_and_ignores_foreign_files() {
 }
 
 #[test]
-fn an_image_stays_while_one_of_its_names_does() {
+fn gc_keeps_an_image_while_one_tag_remains() {
     let fixture = fixture();
     let app = fixture.image("app", &[&[b"content"]]);
     let second = named(&app, Some("other:2"));

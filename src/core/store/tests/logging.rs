@@ -5,7 +5,7 @@ use std::io::Write;
 use super::fixture;
 
 #[test]
-fn the_log_is_appended_to_and_set_aside_when_it_is_long() {
+fn log_appends_and_rotates() {
     let fixture = fixture();
     let mut first = fixture.store.log().unwrap();
     let mut second = fixture.store.log().unwrap();

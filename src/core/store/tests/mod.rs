@@ -1,4 +1,5 @@
-//! The store as its callers see it, on a directory of its own for each test. The oracle is the plain directory.
+//! The store's public interface, each test on a store of its own. The oracle is the plain
+//! directory.
 
 mod adding;
 mod checking;
@@ -115,7 +116,7 @@ pub(super) fn put(transaction: &Transaction<'_>, content: &[u8]) -> Added {
     writer.finish().unwrap()
 }
 
-/// A layer of files `0`, `1`, ... with these contents; its diffID is made of them.
+/// Adds a layer of files `0`, `1`, ... with these contents, under a DiffID computed from them.
 pub(super) fn put_layer(transaction: &Transaction<'_>, contents: &[&[u8]]) -> DiffId {
     let mut builder = LayerBuilder::new();
     for (number, content) in contents.iter().enumerate() {

@@ -11,7 +11,7 @@ const FORMAT: &str = r#"{
 "#;
 
 #[test]
-fn a_new_store_has_its_directories_and_no_more() {
+fn open_or_create_makes_the_documented_layout() {
     let fixture = fixture();
     assert_eq!(
         std::fs::read_to_string(fixture.path("format.json")).unwrap(),
@@ -54,7 +54,7 @@ fn a_new_store_has_its_directories_and_no_more() {
 }
 
 #[test]
-fn opening_again_changes_nothing_and_opening_nothing_says_so() {
+fn open_refuses_a_missing_store() {
     let fixture = fixture();
     drop(Store::open_or_create(&fixture.path("")).unwrap());
     drop(Store::open(&fixture.path("")).unwrap());
@@ -65,7 +65,7 @@ fn opening_again_changes_nothing_and_opening_nothing_says_so() {
 }
 
 #[test]
-fn stores_made_at_once_are_one_store() {
+fn concurrent_open_or_create_makes_one_store() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("a/b");
     std::thread::scope(|scope| {
@@ -80,7 +80,7 @@ fn stores_made_at_once_are_one_store() {
 }
 
 #[test]
-fn a_store_whose_making_was_interrupted_is_finished_by_the_next() {
+fn open_or_create_finishes_an_interrupted_creation() {
     let fixture = fixture();
     std::fs::remove_file(fixture.path("format.json")).unwrap();
     std::fs::remove_dir(fixture.path("objects/7f")).unwrap();
@@ -92,7 +92,7 @@ fn a_store_whose_making_was_interrupted_is_finished_by_the_next() {
 }
 
 #[test]
-fn a_directory_with_other_things_is_left_alone() {
+fn open_or_create_refuses_a_foreign_directory() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("thesis.tex"), "x").unwrap();
     let error = Store::open_or_create(dir.path()).unwrap_err();
@@ -107,7 +107,7 @@ fn reopen_with(format: &str) -> Result<Store, StoreError> {
 }
 
 #[test]
-fn formats_of_the_future_are_refused_by_what_they_are() {
+fn open_names_an_unknown_version_or_feature() {
     let older = reopen_with(r#"{"version": 1}"#).unwrap_err();
     assert!(
         older.to_string().contains("load the images again"),
@@ -128,7 +128,7 @@ fn formats_of_the_future_are_refused_by_what_they_are() {
 }
 
 #[test]
-fn an_unknown_ro_compat_feature_lets_read_and_not_write() {
+fn unknown_ro_compat_feature_makes_the_store_read_only() {
     let fixture = fixture();
     let record = fixture.image("app", &[&[b"content"]]);
     std::fs::write(
@@ -152,7 +152,7 @@ fn an_unknown_ro_compat_feature_lets_read_and_not_write() {
 }
 
 #[test]
-fn a_tree_of_the_future_is_not_called_damaged() {
+fn layer_tree_tells_a_newer_format_from_damage() {
     let fixture = fixture();
     let app = fixture.image("app", &[&[b"content"]]);
     let tree = fixture

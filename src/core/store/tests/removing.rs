@@ -12,7 +12,7 @@ fn open(dir: &Path) -> OwnedFd {
 }
 
 #[test]
-fn a_tree_goes_and_what_its_links_point_at_stays() {
+fn remove_tree_does_not_follow_symlinks() {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir_all(dir.path().join("gone/a/b")).unwrap();
     fs::create_dir(dir.path().join("kept")).unwrap();
@@ -29,7 +29,7 @@ fn a_tree_goes_and_what_its_links_point_at_stays() {
 }
 
 #[test]
-fn only_single_names_are_taken() {
+fn remove_tree_refuses_paths() {
     let dir = tempfile::tempdir().unwrap();
     for name in ["", ".", "..", "a/b", "/etc", "a\0b"] {
         assert!(
@@ -43,7 +43,7 @@ fn only_single_names_are_taken() {
 }
 
 #[test]
-fn depth_beyond_descriptors_and_path_max_is_fine() {
+fn remove_tree_handles_depth_beyond_path_max() {
     let dir = tempfile::tempdir().unwrap();
     let mut at = open(dir.path());
     for _ in 0..3000 {
@@ -78,7 +78,7 @@ fn as_nobody(work: impl FnOnce() + Send) {
 }
 
 #[test]
-fn directories_closed_to_their_owner_are_opened() {
+fn remove_tree_opens_unreadable_directories() {
     let dir = tempfile::tempdir().unwrap();
     for path in ["t/none/below", "t/no-write", "t/no-read"] {
         fs::create_dir_all(dir.path().join(path)).unwrap();
@@ -113,7 +113,7 @@ fn directories_closed_to_their_owner_are_opened() {
 }
 
 #[test]
-fn an_ordinary_users_own_store_works() {
+fn store_works_for_an_unprivileged_user() {
     let dir = tempfile::tempdir().unwrap();
     if rustix::process::geteuid().is_root() {
         chown(dir.path(), Some(NOBODY), None).unwrap();

@@ -46,7 +46,7 @@ fn odd(xattrs: &[(&str, &[u8])]) -> Meta {
 }
 
 #[test]
-fn every_attribute_comes_back() {
+fn finish_stores_every_attribute() {
     let mut builder = LayerBuilder::new();
     let object = ObjectId::of(b"elf");
     let size = i64::MAX.unsigned_abs();
@@ -78,7 +78,7 @@ fn every_attribute_comes_back() {
 }
 
 #[test]
-fn extended_attributes_come_back_sorted_and_the_later_holds() {
+fn xattrs_are_sorted_and_the_last_duplicate_wins() {
     let mut builder = LayerBuilder::new();
     let xattrs: [(&str, &[u8]); 4] = [
         ("user.b", b"old"),
@@ -105,7 +105,7 @@ fn extended_attributes_come_back_sorted_and_the_later_holds() {
 }
 
 #[test]
-fn devices_and_other_types_come_back() {
+fn finish_stores_devices_fifos_and_sockets() {
     let rdev = Rdev {
         major: 4095,
         minor: 1_048_575,
@@ -137,7 +137,7 @@ fn devices_and_other_types_come_back() {
 }
 
 #[test]
-fn nodes_are_numbered_breadth_first_by_sorted_names() {
+fn finish_numbers_nodes_breadth_first() {
     let one = layer("f b/z 1\nf a/y 2\nh c b/z\nf b/\u{e9} 3\nd a/d\nf a/d/deep 4");
     let paths: Vec<_> = (0..one.node_count())
         .map(|n| String::from_utf8(one.path_of(TreeIno(n)).unwrap()).unwrap())
@@ -152,7 +152,7 @@ fn nodes_are_numbered_breadth_first_by_sorted_names() {
 }
 
 #[test]
-fn implied_directories_become_explicit_and_keep_their_children() {
+fn insert_makes_an_implied_directory_explicit() {
     let tree = layer("f d/x 1\nd d\nf e/x 2");
     assert!(!tree.node(at(&tree, "d")).unwrap().implied);
     assert_eq!(tree.node(at(&tree, "d")).unwrap().mode, 0o750);
@@ -163,7 +163,7 @@ fn implied_directories_become_explicit_and_keep_their_children() {
 }
 
 #[test]
-fn the_last_of_two_entries_wins() {
+fn insert_replaces_an_earlier_entry() {
     let tree = layer("f a 1\nf a 22\nd b\nf b/x 1\nf b 333\nf c 1\nd c\nf c/y 1");
     assert_eq!(tree.node(at(&tree, "a")).unwrap().size, 2);
     assert_eq!(tree.node(at(&tree, "b")).unwrap().size, 3);
@@ -171,7 +171,7 @@ fn the_last_of_two_entries_wins() {
 }
 
 #[test]
-fn hard_links_share_a_node_and_outlive_a_replaced_name() {
+fn hard_link_survives_replacement_of_its_target() {
     let tree = layer("f a 1\nh b a\nh c b\nf a 22\nh d/e c\nh d/e d/e");
     let b = at(&tree, "b");
     assert_eq!((at(&tree, "c"), at(&tree, "d/e")), (b, b));
@@ -187,7 +187,7 @@ fn hard_links_share_a_node_and_outlive_a_replaced_name() {
 }
 
 #[test]
-fn links_to_what_the_layer_lacks_are_kept_as_paths() {
+fn hard_link_to_a_lower_file_is_stored_as_a_path() {
     let tree = layer("h a/b usr/bin/x\nh c a/b");
     for path in ["a/b", "c"] {
         let (dir, name) = path.rsplit_once('/').unwrap_or(("", path));
@@ -207,7 +207,7 @@ fn links_to_what_the_layer_lacks_are_kept_as_paths() {
 }
 
 #[test]
-fn whiteouts_and_opaque_marks_speak_of_the_layers_below_wherever_they_stand() {
+fn whiteouts_apply_to_lower_layers_in_any_order() {
     for script in [
         "w f\nf f 1\nw d\nf d/x 1\nw gone\no o\nf o/y 1\nw i",
         "f d/x 1\nf f 1\nf o/y 1\no o\nw gone\nw d\nw f\nw i",
@@ -264,7 +264,7 @@ fn insert_refuses_a_path_through_a_dangling_symlink() {
 }
 
 #[test]
-fn what_no_file_can_be_is_refused_by_name() {
+fn insert_refuses_impossible_entries_by_name() {
     let mut builder = LayerBuilder::new();
     builder
         .insert(&parts("d"), meta(0o755), Kind::Directory)
@@ -327,7 +327,7 @@ fn what_no_file_can_be_is_refused_by_name() {
 }
 
 #[test]
-fn lookups_and_positions_find_exactly_what_is_there() {
+fn lookup_and_child_find_exactly_the_names() {
     let tree = layer("f d/a 1\nf d/bb 2\nd d/c\nf d/\u{7f} 3\nf e 4");
     let d = at(&tree, "d");
     assert_eq!(names(&tree, "d"), ["a", "bb", "c", "\u{7f}"]);

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use super::super::{Kind, LayerBuilder, Meta, Rdev, Timestamp, Tree, TreeIno, merge};
-use super::{file, parts, read_by_another};
+use super::{file, parts, python_reader};
 use crate::digest::{ChainId, DiffId, ObjectId, Sha256Digest};
 
 const LOWER: DiffId = DiffId(Sha256Digest::from_bytes([1; 32]));
@@ -80,7 +80,7 @@ fn upper() -> Vec<u8> {
 }
 
 /// Two layers and their merge, with one of each kind of record.
-fn made() -> [(&'static str, Vec<u8>); 3] {
+fn trees() -> [(&'static str, Vec<u8>); 3] {
     let layers = [lower(), upper()].map(|bytes| Tree::from_bytes(bytes).unwrap());
     let merged = merge(&layers).unwrap();
     [
@@ -95,8 +95,8 @@ fn golden(name: &str) -> Vec<u8> {
 }
 
 #[test]
-fn the_bytes_of_version_2_have_not_changed() {
-    for (name, bytes) in made() {
+fn golden_trees_of_version_2_are_unchanged() {
+    for (name, bytes) in trees() {
         assert!(
             golden(name) == bytes,
             "{name} differs: a version that was released never changes"
@@ -108,13 +108,13 @@ fn the_bytes_of_version_2_have_not_changed() {
 #[ignore = "writes the fixtures; only for a new version, beside the old ones"]
 fn write_fixtures() {
     std::fs::create_dir_all(DIR).unwrap();
-    for (name, bytes) in made() {
+    for (name, bytes) in trees() {
         std::fs::write(format!("{DIR}/{name}"), bytes).unwrap();
     }
 }
 
 #[test]
-fn golden_trees_are_whole() {
+fn golden_trees_verify() {
     for name in ["v2-lower.tree", "v2-upper.tree", "v2-merged.tree"] {
         let file = std::fs::File::open(format!("{DIR}/{name}")).unwrap();
         Tree::open(&file).unwrap().verify().unwrap();
@@ -123,17 +123,17 @@ fn golden_trees_are_whole() {
 
 /// A second reader, made from FORMAT.md alone, sees in them what was put in.
 #[test]
-fn golden_trees_say_the_same_to_another_reader() {
-    for (name, _) in made() {
+fn python_reader_lists_the_golden_trees() {
+    for (name, _) in trees() {
         let path = PathBuf::from(format!("{DIR}/{name}"));
         let listing = std::fs::read_to_string(path.with_extension("txt")).unwrap();
-        assert_eq!(read_by_another(&[path]), listing, "{name}");
+        assert_eq!(python_reader(&[path]), listing, "{name}");
     }
 }
 
 /// Reads a merged tree with nothing but the numbers of FORMAT.md.
 #[test]
-fn the_diagrams_tell_the_truth() {
+fn format_md_offsets_match_the_golden_tree() {
     let bytes = golden("v2-merged.tree");
     let u16_at = |at: usize| u16::from_le_bytes(bytes[at..at + 2].try_into().unwrap());
     let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());

@@ -39,7 +39,7 @@ fn samples() -> Vec<Vec<u8>> {
     ]
 }
 
-fn mend_header(bytes: &mut [u8]) {
+fn fix_header_digest(bytes: &mut [u8]) {
     if let Some((hashed, rest)) = bytes.split_at_mut_checked(HEADER_DIGEST) {
         let digest = blake3::hash(hashed);
         if let Some(place) = rest.get_mut(..32) {
@@ -48,26 +48,26 @@ fn mend_header(bytes: &mut [u8]) {
     }
 }
 
-fn mend_all(bytes: &mut [u8]) {
-    mend_header(bytes);
+fn fix_digests(bytes: &mut [u8]) {
+    fix_header_digest(bytes);
     if let Some((hashed, place)) = bytes.split_last_chunk_mut::<32>() {
         *place = *blake3::hash(hashed).as_bytes();
     }
 }
 
 #[test]
-fn samples_are_whole() {
+fn fuzz_read_accepts_the_samples() {
     for bytes in samples() {
         fuzz::read(bytes).unwrap();
     }
 }
 
 #[test]
-fn every_truncation_is_refused_at_the_door() {
+fn open_refuses_every_truncation() {
     for bytes in samples() {
         for length in 0..bytes.len() {
             let mut cut = bytes[..length].to_vec();
-            mend_header(&mut cut);
+            fix_header_digest(&mut cut);
             assert!(
                 Tree::from_bytes(cut).is_err(),
                 "{length} of {} bytes",
@@ -84,7 +84,7 @@ fn every_truncation_is_refused_at_the_door() {
 }
 
 #[test]
-fn every_single_flipped_byte_is_found() {
+fn verify_finds_every_flipped_byte() {
     for bytes in samples() {
         for position in 0..bytes.len() {
             let mut flipped = bytes.clone();
@@ -95,12 +95,12 @@ fn every_single_flipped_byte_is_found() {
 }
 
 #[test]
-fn what_a_newer_cowl_wrote_is_refused_with_its_reason() {
+fn open_names_an_unknown_version_or_feature() {
     let bytes = samples().swap_remove(0);
     let with = |position: usize, value: u8| {
         let mut bytes = bytes.clone();
         bytes[position] = value;
-        mend_all(&mut bytes);
+        fix_digests(&mut bytes);
         Tree::from_bytes(bytes)
     };
     assert!(matches!(with(0, b'C'), Err(TreeError::Magic)));
@@ -116,7 +116,7 @@ fn what_a_newer_cowl_wrote_is_refused_with_its_reason() {
 }
 
 #[test]
-fn a_section_of_a_newer_cowl_is_passed_over() {
+fn open_skips_an_unknown_section() {
     for old in samples() {
         let mut bytes = old.clone();
         // The sections move by 64 bytes, to make room for one more entry of the table.
@@ -167,7 +167,7 @@ fn word() -> impl Strategy<Value = u32> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 3000, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
-    fn damaged_records_give_errors(
+    fn read_of_damaged_records_fails_cleanly(
         sample in 0..3usize,
         bytes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
         words in prop::collection::vec((any::<prop::sample::Index>(), word()), 0..4),
@@ -185,15 +185,15 @@ proptest! {
         for (position, value) in header {
             tree[position] = value;
         }
-        mend_all(&mut tree);
+        fix_digests(&mut tree);
         // Some damage makes another good tree; what counts is to get here.
         drop(fuzz::read(tree));
     }
 
     #[test]
-    fn noise_gives_errors(mut noise in prop::collection::vec(any::<u8>(), 0..2000)) {
+    fn read_of_noise_fails_cleanly(mut noise in prop::collection::vec(any::<u8>(), 0..2000)) {
         noise.splice(0..noise.len().min(8), *b"cowltree");
-        mend_all(&mut noise);
+        fix_digests(&mut noise);
         prop_assert!(fuzz::read(noise).is_err());
     }
 }

@@ -41,45 +41,45 @@ fn list(tree: &Tree) -> Vec<String> {
 }
 
 #[track_caller]
-fn shows(layers: &[&str], expected: &[&str]) {
+fn assert_merges_to(layers: &[&str], expected: &[&str]) {
     assert_eq!(list(&merged(layers).unwrap()), expected);
 }
 
 #[test]
-fn files_hide_and_directories_merge() {
-    shows(&["f a 1", "f a 22"], &["a -2"]);
-    shows(&["f d/a 1", "f d/b 22"], &["d D", "d/a -1", "d/b -2"]);
-    shows(&["f d/a 1", "f d 22"], &["d -2"]);
-    shows(&["f d/a 1", "f d 22", "f d/b 3"], &["d D", "d/b -1"]);
-    shows(&["l d x", "f d/b 3"], &["d D", "d/b -1"]);
-    shows(&["f d/a 1", "l d x"], &["d l"]);
+fn merge_hides_files_and_joins_directories() {
+    assert_merges_to(&["f a 1", "f a 22"], &["a -2"]);
+    assert_merges_to(&["f d/a 1", "f d/b 22"], &["d D", "d/a -1", "d/b -2"]);
+    assert_merges_to(&["f d/a 1", "f d 22"], &["d -2"]);
+    assert_merges_to(&["f d/a 1", "f d 22", "f d/b 3"], &["d D", "d/b -1"]);
+    assert_merges_to(&["l d x", "f d/b 3"], &["d D", "d/b -1"]);
+    assert_merges_to(&["f d/a 1", "l d x"], &["d l"]);
 }
 
 #[test]
-fn whiteouts_hide_what_is_below_and_only_that() {
-    shows(&["f a 1\nf b 1", "w a\nw missing"], &["b -1"]);
-    shows(&["f a 1", "w a", "f a 22"], &["a -2"]);
-    shows(&["f a 1", "f a 22\nw a"], &["a -2"]);
-    shows(&["f d/a 1", "w d", "f d/b 1"], &["d D", "d/b -1"]);
-    shows(&["d d\nf d/a 1", "w d\nf d/b 1"], &["d D", "d/b -1"]);
-    shows(&["d d\nf d/a 1", "w d/a"], &["d d"]);
-    shows(&["f a 1", "w d/x"], &["a -1", "d D"]);
+fn whiteout_hides_only_lower_layers() {
+    assert_merges_to(&["f a 1\nf b 1", "w a\nw missing"], &["b -1"]);
+    assert_merges_to(&["f a 1", "w a", "f a 22"], &["a -2"]);
+    assert_merges_to(&["f a 1", "f a 22\nw a"], &["a -2"]);
+    assert_merges_to(&["f d/a 1", "w d", "f d/b 1"], &["d D", "d/b -1"]);
+    assert_merges_to(&["d d\nf d/a 1", "w d\nf d/b 1"], &["d D", "d/b -1"]);
+    assert_merges_to(&["d d\nf d/a 1", "w d/a"], &["d d"]);
+    assert_merges_to(&["f a 1", "w d/x"], &["a -1", "d D"]);
 }
 
 #[test]
-fn opaque_directories_hide_names_but_keep_what_they_are() {
-    shows(&["d d\nf d/a 1", "o d\nf d/b 1"], &["d d", "d/b -1"]);
-    shows(&["f d/a 1", "o d", "f d/b 1"], &["d D", "d/b -1"]);
-    shows(&["f d/a 1", "d d\no d", "f d/b 1"], &["d d", "d/b -1"]);
-    shows(
+fn opaque_directory_hides_names_and_keeps_attributes() {
+    assert_merges_to(&["d d\nf d/a 1", "o d\nf d/b 1"], &["d d", "d/b -1"]);
+    assert_merges_to(&["f d/a 1", "o d", "f d/b 1"], &["d D", "d/b -1"]);
+    assert_merges_to(&["f d/a 1", "d d\no d", "f d/b 1"], &["d d", "d/b -1"]);
+    assert_merges_to(
         &["d d\nf d/a/x 1", "o d", "f d/a/y 1"],
         &["d d", "d/a D", "d/a/y -1"],
     );
-    shows(&["d \nf a 1\nf d/b 1", "o \nf c 1"], &["c -1"]);
+    assert_merges_to(&["d \nf a 1\nf d/b 1", "o \nf c 1"], &["c -1"]);
 }
 
 #[test]
-fn attributes_come_from_the_topmost_directory_that_was_named() {
+fn merge_takes_attributes_of_the_topmost_explicit_directory() {
     let tree = merged(&["d\nd d", "f d/a 1"]).unwrap();
     assert_eq!(tree.node(TreeIno::ROOT).unwrap().mode, 0o750);
     assert_eq!(
@@ -93,7 +93,7 @@ fn attributes_come_from_the_topmost_directory_that_was_named() {
 }
 
 #[test]
-fn links_into_the_layers_below_are_the_same_file() {
+fn merge_resolves_hard_links_into_lower_layers() {
     let tree = merged(&["f d/a 1", "h b d/a\nh c b", "h d/e c"]).unwrap();
     let ino = tree.resolve(b"b").unwrap().unwrap();
     assert_eq!(tree.node(ino).unwrap().nlink, 4);
@@ -115,28 +115,28 @@ fn links_into_the_layers_below_are_the_same_file() {
 }
 
 #[test]
-fn a_link_means_the_file_that_was_there_when_it_was_made() {
+fn merge_resolves_a_link_below_its_own_layer() {
     // Not what layers above have put there.
-    shows(&["f a 1", "h b a", "f a 333"], &["a -3", "b -1"]);
+    assert_merges_to(&["f a 1", "h b a", "f a 333"], &["a -3", "b -1"]);
     // Nor what its own layer puts there later, or deletes.
-    shows(&["f a 1", "h b a\nf a 333"], &["a -3", "b -1"]);
-    shows(&["f a 1", "h b a\nw a"], &["b -1"]);
-    shows(&["f d/a 1", "h b d/a\nf d 333"], &["b -1", "d -3"]);
+    assert_merges_to(&["f a 1", "h b a\nf a 333"], &["a -3", "b -1"]);
+    assert_merges_to(&["f a 1", "h b a\nw a"], &["b -1"]);
+    assert_merges_to(&["f d/a 1", "h b d/a\nf d 333"], &["b -1", "d -3"]);
     // Two names trade places.
-    shows(
+    assert_merges_to(
         &["f a 1\nf b 22", "h t a\nh a b\nh b t"],
         &["a -2", "b -1", "t -1"],
     );
     // Only where nothing is below: a link that stands before its target.
-    shows(
+    assert_merges_to(
         &["f x 1", "h b d/a\nf d/a 22"],
         &["b -2", "d D", "d/a -2", "x -1"],
     );
-    shows(&["f x 1", "h a b\nh b x"], &["a -1", "b -1", "x -1"]);
+    assert_merges_to(&["f x 1", "h a b\nh b x"], &["a -1", "b -1", "x -1"]);
 }
 
 #[test]
-fn links_without_a_file_are_refused_by_name() {
+fn merge_names_a_dangling_hard_link() {
     let text = |layers: &[&str]| merged(layers).unwrap_err().to_string();
     assert_eq!(
         text(&["f x 1", "h d/b gone/a"]),
@@ -159,11 +159,11 @@ fn links_without_a_file_are_refused_by_name() {
         Err(MergeError::LinkMissing { .. })
     ));
     // One that no longer shows troubles nobody.
-    shows(&["h a gone", "f a 1"], &["a -1"]);
+    assert_merges_to(&["h a gone", "f a 1"], &["a -1"]);
 }
 
 #[test]
-fn a_merged_tree_is_no_layer() {
+fn merge_refuses_a_merged_tree() {
     let tree = merged(&["f a 1"]).unwrap();
     assert!(matches!(
         merge(&[layer("f a 1"), tree]),
@@ -172,7 +172,7 @@ fn a_merged_tree_is_no_layer() {
 }
 
 #[test]
-fn no_marks_of_layers_are_left() {
+fn merge_leaves_no_whiteouts_or_links() {
     let tree = merged(&["f a 1\nf b/c 1", "w a\no b\nh d e\nf e 1"]).unwrap();
     for number in 0..tree.dirent_count() {
         assert!(matches!(

@@ -17,7 +17,7 @@ use crate::digest::{DiffId, ObjectId, Sha256Digest};
 const LAYER: DiffId = DiffId(Sha256Digest::from_bytes([7; 32]));
 
 /// What `fixtures/readtree.py` lists, which fails where FORMAT.md does not allow what it reads.
-fn read_by_another(trees: &[PathBuf]) -> String {
+fn python_reader(trees: &[PathBuf]) -> String {
     let reader = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/readtree.py");
     let told = Command::new("python3")
         .args(["-B", reader])

@@ -8,7 +8,7 @@ use proptest::strategy::ValueTree as _;
 use proptest::test_runner::TestRunner;
 
 use super::super::{FileType, Kind, LayerBuilder, Meta, Timestamp, Tree, TreeIno, merge};
-use super::{LAYER, file, parts, read_by_another};
+use super::{LAYER, file, parts, python_reader};
 
 /// One entry of a layer's tar.
 #[derive(Debug, Clone)]
@@ -35,7 +35,7 @@ enum Thing {
 
 /// What a layer says about a path.
 #[derive(Debug, Clone, Default)]
-struct Said {
+struct LayerEntry {
     thing: Option<Thing>,
     whiteout: bool,
     opaque: bool,
@@ -59,19 +59,21 @@ fn below<T>(map: &mut BTreeMap<String, T>, dir: &str) {
 
 /// The layer's own final contents, or None where an entry is refused: then both sides leave it
 /// out.
-fn say(said: &mut BTreeMap<String, Said>, op: &Op, identity: usize) -> Option<()> {
+fn record_op(recorded: &mut BTreeMap<String, LayerEntry>, op: &Op, identity: usize) -> Option<()> {
     let (Op::Dir(path, _)
     | Op::File(path, _)
     | Op::Link(path, _)
     | Op::Whiteout(path)
     | Op::Opaque(path)) = op;
     let is_dir = |thing: &Option<Thing>| matches!(thing, Some(Thing::Dir(_)));
-    let thing = |said: &BTreeMap<String, Said>, path: &str| {
-        said.get(path).and_then(|said| said.thing.clone())
+    let thing = |recorded: &BTreeMap<String, LayerEntry>, path: &str| {
+        recorded
+            .get(path)
+            .and_then(|recorded| recorded.thing.clone())
     };
-    let blocked = |said: &BTreeMap<String, Said>, path: &str| {
+    let blocked = |recorded: &BTreeMap<String, LayerEntry>, path: &str| {
         ancestors(path)
-            .map(|dir| thing(said, dir))
+            .map(|dir| thing(recorded, dir))
             .find(|thing| !is_dir(thing))
             .flatten()
             .is_some()
@@ -80,8 +82,8 @@ fn say(said: &mut BTreeMap<String, Said>, op: &Op, identity: usize) -> Option<()
         return None;
     }
     let new = match op {
-        Op::Link(_, target) if blocked(said, target) => return None,
-        Op::Link(_, target) => match thing(said, target) {
+        Op::Link(_, target) if blocked(recorded, target) => return None,
+        Op::Link(_, target) => match thing(recorded, target) {
             Some(Thing::Dir(_)) => return None,
             _ if target.is_empty() => return None,
             Some(thing) => Some(thing),
@@ -94,21 +96,22 @@ fn say(said: &mut BTreeMap<String, Said>, op: &Op, identity: usize) -> Option<()
         }),
         Op::Whiteout(_) | Op::Opaque(_) => None,
     };
-    let own = thing(said, path);
-    if blocked(said, path) || (matches!(op, Op::Opaque(_)) && own.is_some() && !is_dir(&own)) {
+    let own = thing(recorded, path);
+    if blocked(recorded, path) || (matches!(op, Op::Opaque(_)) && own.is_some() && !is_dir(&own)) {
         return None;
     }
     for dir in ancestors(path).map(str::to_owned) {
-        said.entry(dir)
+        recorded
+            .entry(dir)
             .or_default()
             .thing
             .get_or_insert(Thing::Dir(None));
     }
     if new.is_some() && !(is_dir(&new) && is_dir(&own)) {
-        below(said, path);
-        said.entry(path.clone()).or_default().opaque = false;
+        below(recorded, path);
+        recorded.entry(path.clone()).or_default().opaque = false;
     }
-    let entry = said.entry(path.clone()).or_default();
+    let entry = recorded.entry(path.clone()).or_default();
     match op {
         Op::Whiteout(_) => entry.whiteout = true,
         Op::Opaque(_) => {
@@ -120,16 +123,19 @@ fn say(said: &mut BTreeMap<String, Said>, op: &Op, identity: usize) -> Option<()
     Some(())
 }
 
-fn real_link(files: &Files, said: &BTreeMap<String, Said>, target: &str) -> Thing {
+fn real_link(files: &Files, recorded: &BTreeMap<String, LayerEntry>, target: &str) -> Thing {
     let mut target = target.to_owned();
     // Longer chains than there are paths go in a circle.
-    for _ in 0..=said.len() {
+    for _ in 0..=recorded.len() {
         match files.get(&target) {
             Some(file @ Thing::File { .. }) => return file.clone(),
             Some(_) => return Thing::Broken,
             None => {}
         }
-        match said.get(&target).and_then(|said| said.thing.clone()) {
+        match recorded
+            .get(&target)
+            .and_then(|recorded| recorded.thing.clone())
+        {
             Some(file @ Thing::File { .. }) => return file,
             Some(Thing::Link(next)) => target = next,
             _ => return Thing::Broken,
@@ -138,18 +144,18 @@ fn real_link(files: &Files, said: &BTreeMap<String, Said>, target: &str) -> Thin
     Thing::Broken
 }
 
-fn apply(files: &mut Files, said: &BTreeMap<String, Said>) {
+fn apply(files: &mut Files, recorded: &BTreeMap<String, LayerEntry>) {
     let before = files.clone();
-    for (path, said) in said {
-        if said.whiteout {
+    for (path, recorded) in recorded {
+        if recorded.whiteout {
             below(files, path);
             files.remove(path);
         }
-        if said.opaque {
+        if recorded.opaque {
             below(files, path);
         }
     }
-    for (path, entry) in said {
+    for (path, entry) in recorded {
         match &entry.thing {
             None => {}
             Some(Thing::Dir(stamp)) => {
@@ -163,7 +169,7 @@ fn apply(files: &mut Files, said: &BTreeMap<String, Said>) {
             Some(thing) => {
                 below(files, path);
                 let thing = match thing {
-                    Thing::Link(target) => real_link(&before, said, target),
+                    Thing::Link(target) => real_link(&before, recorded, target),
                     other => other.clone(),
                 };
                 files.insert(path.clone(), thing);
@@ -256,7 +262,7 @@ fn layers() -> impl Strategy<Value = Vec<Vec<Op>>> {
 /// FORMAT.md says all there is to know: a reader made from it alone finds nothing in them that it
 /// does not allow.
 #[test]
-fn another_reader_agrees_about_layers_and_stacks() {
+fn python_reader_accepts_random_trees() {
     let mut runner = TestRunner::deterministic();
     let dir = tempfile::tempdir().unwrap();
     let (mut paths, mut names) = (Vec::new(), 0);
@@ -285,14 +291,14 @@ fn another_reader_agrees_about_layers_and_stacks() {
         }
     }
     // For each tree a line for itself and one for its root.
-    let lines = read_by_another(&paths).lines().count();
+    let lines = python_reader(&paths).lines().count();
     assert_eq!(lines, names + 2 * paths.len());
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 4000, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
-    fn a_stack_is_what_its_layers_leave_one_after_the_other(
+    fn merge_equals_applying_the_layers_in_turn(
         layers in layers()
     ) {
         let mut files = Files::from([(String::new(), Thing::Dir(None))]);
@@ -300,13 +306,13 @@ proptest! {
         let mut identity = 0;
         for layer in &layers {
             let mut builder = LayerBuilder::new();
-            let root = Said { thing: Some(Thing::Dir(None)), ..Said::default() };
-            let mut said = BTreeMap::from([(String::new(), root)]);
+            let root = LayerEntry { thing: Some(Thing::Dir(None)), ..LayerEntry::default() };
+            let mut recorded = BTreeMap::from([(String::new(), root)]);
             for op in layer {
                 identity += 1;
-                prop_assert_eq!(build(&mut builder, op), say(&mut said, op, identity).is_some(), "{:?}", op);
+                prop_assert_eq!(build(&mut builder, op), record_op(&mut recorded, op, identity).is_some(), "{:?}", op);
             }
-            apply(&mut files, &said);
+            apply(&mut files, &recorded);
             let tree = Tree::from_bytes(builder.finish(LAYER).unwrap()).unwrap();
             tree.verify().unwrap();
             trees.push(tree);
