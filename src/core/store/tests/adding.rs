@@ -303,6 +303,40 @@ fn publish_replaces_a_damaged_layer_only() {
     assert_eq!(std::fs::read(&tree).unwrap(), sound);
 }
 
+/// Both stage the repaired object and layer before either publishes: the second finds the first's
+/// repair in place of the damage it saw.
+#[test]
+fn concurrent_healing_transactions_both_publish() {
+    let fixture = fixture();
+    let record = fixture.image("app", &[&[b"content"]]);
+    let (tree, object) = (
+        fixture.tree_path(&record, 0),
+        fixture.object_path(b"content"),
+    );
+    let sound = std::fs::read(&tree).unwrap();
+    let staged = std::sync::Barrier::new(4);
+    for _ in 0..20 {
+        for (path, damage) in [(&tree, &sound[1..]), (&object, &b"cont"[..])] {
+            std::fs::remove_file(path).unwrap();
+            std::fs::write(path, damage).unwrap();
+        }
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    let transaction = fixture.store.begin().unwrap();
+                    put_layer(&transaction, &[b"content"]);
+                    staged.wait();
+                    transaction.publish(std::slice::from_ref(&record)).unwrap();
+                });
+            }
+        });
+        assert_eq!(std::fs::read(&tree).unwrap(), sound);
+        assert_eq!(std::fs::read(&object).unwrap(), b"content");
+        assert_eq!(fixture.files("tmp"), BTreeMap::new());
+    }
+    assert_eq!(fixture.store.check(true).unwrap().problems, []);
+}
+
 #[test]
 fn merged_rebuilds_a_missing_tree() {
     let fixture = fixture();
