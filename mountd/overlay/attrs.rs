@@ -12,14 +12,14 @@ use super::types::{Attr, Errno, HandleId, NodeId, SetAttr, SetTime};
 use super::{Overlay, lookup::tree_side};
 
 /// `st_ino` of a file that no tree has: above every node number, with the host's inode number in it.
-const BORN_INO: u64 = 1 << 40;
+const UPPER_INO: u64 = 1 << 40;
 
 const SUID: u32 = 0o4000;
 const SGID: u32 = 0o2000;
 const GROUP_EXEC: u32 = 0o010;
 
 /// Room for a reader who meets a rename; more than one in a row is met by nobody, then the node is guarded.
-const TRIES: u32 = 3;
+const MAX_ATTEMPTS: u32 = 3;
 
 impl Overlay {
     /// The attributes of a node.
@@ -27,11 +27,11 @@ impl Overlay {
     /// # Locking
     /// Takes no guard but in a race that was lost three times.
     pub fn getattr(&self, id: NodeId, handle: Option<HandleId>) -> Result<Attr, Errno> {
-        for _ in 0..TRIES {
+        for _ in 0..MAX_ATTEMPTS {
             let id = self.current(id);
-            let snapshot = self.unseen.snapshot(id);
+            let snapshot = self.masked.snapshot(id);
             let read = self.try_attr(id, handle)?;
-            if let Some(attr) = read.and_then(|attr| self.unseen.shown(&snapshot, attr)) {
+            if let Some(attr) = read.and_then(|attr| self.masked.apply(&snapshot, attr)) {
                 return Ok(attr);
             }
         }
@@ -73,7 +73,7 @@ impl Overlay {
             self.read_upper(id)?;
         }
         let read = self.try_attr(id, None)?.ok_or(Errno::STALE)?;
-        Ok(self.unseen.snapshot(id).shown_to_guard(read))
+        Ok(self.masked.snapshot(id).apply_guarded(read))
     }
 
     /// None: the file was renamed, replaced or forgotten between looking in the state and on the host.
@@ -186,7 +186,7 @@ impl Overlay {
         if let Some(size) = set.size {
             self.copy_up_content(id, size)?;
         }
-        let _unfilled = self.unfilled(id);
+        let _content = self.lock_content(id);
         let _guard = self.busy.lock(&[id]);
         if set.kill_priv {
             self.drop_privilege(id)?;
@@ -202,7 +202,7 @@ impl Overlay {
     /// of files: the kernel's writeback cache sends those of every file that is unlinked. The caller guards it.
     fn change_removed(&self, id: NodeId, set: &SetAttr) -> Result<Attr, Errno> {
         let before = self.attr_guarded(id)?;
-        let now = present();
+        let now = coarse_now();
         let time = |wanted, before| match wanted {
             None => before,
             Some(SetTime::Now) => now,
@@ -309,7 +309,7 @@ impl Overlay {
 }
 
 /// Now, by the clock that the host stamps files with.
-fn present() -> Timestamp {
+fn coarse_now() -> Timestamp {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
     Timestamp {
         secs: now.tv_sec,
@@ -385,7 +385,7 @@ fn rdev_of(stat: &Statx) -> Rdev {
 
 /// `st_ino` of a file that no tree has.
 pub(super) const fn ino_of_host(host: u64) -> u64 {
-    BORN_INO | host
+    UPPER_INO | host
 }
 
 /// `d_ino` of a node as far as it is known without asking the host.

@@ -20,9 +20,9 @@ thread_local! {
 #[derive(Copy, Clone, Debug, Eq, PartialEq, Ord, PartialOrd)]
 pub(super) enum Level {
     /// Who copies a file's bytes into the upper, for as long as that takes.
-    Filling,
+    ContentCopy,
     /// Who changes nodes, or where they are, for a few system calls.
-    Changing,
+    Change,
 }
 
 #[derive(Debug)]
@@ -88,8 +88,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn overlapping_sets_exclude_each_other_and_never_deadlock() {
-        let busy = Busy::new(Level::Changing);
+    fn lock_excludes_overlapping_sets_without_deadlock() {
+        let busy = Busy::new(Level::Change);
         let inside = [const { AtomicU32::new(0) }; 4];
         std::thread::scope(|scope| {
             for thread in 0..4_usize {

@@ -27,7 +27,7 @@ const CAPABILITY: &[u8] = b"security.capability";
 
 /// Where the bytes of a node are that has a file in the upper.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
-pub(super) enum Content {
+pub(super) enum ContentLocation {
     /// In the upper's file.
     Upper,
     /// In the object, up to the length of the upper's file.
@@ -35,7 +35,7 @@ pub(super) enum Content {
 }
 
 /// A copy-up of a file's content, and what it must not change.
-struct Filling {
+struct ContentCopy {
     object: Option<ObjectId>,
     file: File,
     before: Attr,
@@ -44,15 +44,15 @@ struct Filling {
 
 impl Overlay {
     /// Where the bytes of a node are that has a file in the upper.
-    pub(super) fn content_of(&self, id: NodeId) -> Result<Option<Content>, Errno> {
+    pub(super) fn locate_content(&self, id: NodeId) -> Result<Option<ContentLocation>, Errno> {
         let Some((_, origin, file)) = self.upper_node(id) else {
             return Ok(None);
         };
         if !file.metadata_only {
-            return Ok(Some(Content::Upper));
+            return Ok(Some(ContentLocation::Upper));
         }
         let record = self.lower.node(origin.ok_or(Errno::IO)?)?;
-        Ok(Some(Content::Lower(self.lower.object(&record)?)))
+        Ok(Some(ContentLocation::Lower(self.lower.object(&record)?)))
     }
 
     /// Whether a node's bytes are in the upper. They stay there.
@@ -66,8 +66,8 @@ impl Overlay {
     ///
     /// # Locking
     /// Outermost: before any guard.
-    pub(super) fn unfilled(&self, id: NodeId) -> Guard<'_> {
-        self.filling.lock(&[id])
+    pub(super) fn lock_content(&self, id: NodeId) -> Guard<'_> {
+        self.copying.lock(&[id])
     }
 
     /// Takes the first `keep` bytes of a file's content into the upper, or all if there are fewer, and cuts the file there; nothing happens
@@ -79,35 +79,35 @@ impl Overlay {
         if self.owns_content(id) {
             return Ok(());
         }
-        let _alone = self.unfilled(id);
-        let (filling, under_way) = {
+        let _alone = self.lock_content(id);
+        let (copy, mask) = {
             let _guard = self.busy.lock(&[id]);
-            let Some(filling) = self.prepare_filling(id)? else {
+            let Some(copy) = self.start_content_copy(id)? else {
                 return Ok(());
             };
-            let under_way = self.unseen.begin(id, filling.before);
+            let mask = self.masked.mask(id, copy.before);
             if keep > 0 {
-                self.save_attributes(id, Some(&filling.saved))?;
+                self.save_attributes(id, Some(&copy.saved))?;
             }
-            (filling, under_way)
+            (copy, mask)
         };
-        let filled = filling.fill(&self.lower, keep);
+        let result = copy.run(&self.lower, keep);
         let _guard = self.busy.lock(&[id]);
-        let done = self.finish_filling(id, &filling, filled);
-        drop(under_way);
+        let done = self.finish_content_copy(id, &copy, result);
+        drop(mask);
         done
     }
 
     /// None: somebody else was faster. The caller guards the node.
-    fn prepare_filling(&self, id: NodeId) -> Result<Option<Filling>, Errno> {
-        let object = match self.content_of(id)? {
-            Some(Content::Lower(object)) => object,
-            Some(Content::Upper) => return Ok(None),
+    fn start_content_copy(&self, id: NodeId) -> Result<Option<ContentCopy>, Errno> {
+        let object = match self.locate_content(id)? {
+            Some(ContentLocation::Lower(object)) => object,
+            Some(ContentLocation::Upper) => return Ok(None),
             None => return Err(Errno::STALE),
         };
         let place = self.place_of(id)?;
         let before = self.attr_guarded(id)?;
-        Ok(Some(Filling {
+        Ok(Some(ContentCopy {
             object,
             file: place.open(OFlags::WRONLY)?,
             before,
@@ -137,11 +137,11 @@ impl Overlay {
     }
 
     /// The caller guards the node, which may have been renamed meanwhile, or be gone.
-    fn finish_filling(
+    fn finish_content_copy(
         &self,
         id: NodeId,
-        filling: &Filling,
-        filled: Result<(), Errno>,
+        copy: &ContentCopy,
+        result: Result<(), Errno>,
     ) -> Result<(), Errno> {
         let Some((_, origin, file)) = self.upper_node(id) else {
             return Err(Errno::STALE); // removed, and with it what was copied
@@ -152,11 +152,11 @@ impl Overlay {
             ..file
         }
         .mark(origin);
-        let copied = filled
-            .and_then(|()| filling.restore_attributes())
+        let copied = result
+            .and_then(|()| copy.restore_attributes())
             .and_then(|()| self.write_mark(self.place_of(id)?.spot(), &mark));
         if let Err(error) = copied {
-            let undone = filling.undo().and_then(|()| self.save_attributes(id, None));
+            let undone = copy.undo().and_then(|()| self.save_attributes(id, None));
             if let Err(errno) = undone {
                 tracing::warn!(%errno, "what a failed copy-up left goes when the next mount finds it");
             }
@@ -193,8 +193,8 @@ impl Overlay {
     }
 }
 
-impl Filling {
-    fn fill(&self, lower: &super::lower::Lower, keep: u64) -> Result<(), Errno> {
+impl ContentCopy {
+    fn run(&self, lower: &super::lower::Lower, keep: u64) -> Result<(), Errno> {
         match keep.min(self.before.size) {
             0 => rustix::fs::ftruncate(&self.file, 0)?,
             keep => {

@@ -55,7 +55,7 @@ impl Overlay {
     }
 
     /// A directory with its upper part, which is read: ready for names to be changed in it.
-    pub(super) fn raise(&self, dir: NodeId) -> Result<(), Errno> {
+    pub(super) fn copy_up_dir(&self, dir: NodeId) -> Result<(), Errno> {
         self.writable()?;
         self.copy_up(dir)?;
         self.ensure_read(dir)
@@ -112,11 +112,11 @@ impl Overlay {
             None => Destination::Index(node),
         };
         let temporary = upper.new_name();
-        let made = Spot::new(upper.tmp(), &temporary);
+        let staged = Spot::new(upper.tmp(), &temporary);
         let file = self
-            .make_copy(upper, made, id, node, &record, &into)
+            .stage_copy(upper, staged, id, node, &record, &into)
             .and_then(|file| {
-                self.put_copy(upper, made, &into)?;
+                self.install_copy(upper, staged, &into)?;
                 Ok(file)
             });
         match file {
@@ -125,7 +125,7 @@ impl Overlay {
                 Ok(())
             }
             Err(error) => {
-                discard(made, record.file_type);
+                discard(staged, record.file_type);
                 Err(error)
             }
         }
@@ -161,10 +161,10 @@ impl Overlay {
     }
 
     /// Makes the file in `work/tmp` with everything but its place.
-    fn make_copy(
+    fn stage_copy(
         &self,
         upper: &Upper,
-        made: Spot<'_>,
+        staged: Spot<'_>,
         id: NodeId,
         node: TreeIno,
         record: &Node,
@@ -180,7 +180,7 @@ impl Overlay {
             ..new_file(0)
         };
         let creator = crate::sys::identity::own()?;
-        self.make_like(made, node, record)?;
+        self.create_like(staged, node, record)?;
         match into {
             Destination::Name { .. } => {}
             Destination::Orphan(number) => file.home = Home::Orphan(*number),
@@ -191,37 +191,37 @@ impl Overlay {
             }
         }
         if upper.namespace().marks(stored_type(record)) {
-            self.write_mark(made, &file.mark(Some(node)))?;
+            self.write_mark(staged, &file.mark(Some(node)))?;
         }
-        self.apply_metadata(made, node, Some(creator))?;
+        self.apply_metadata(staged, node, Some(creator))?;
         if let Some(attr) = self.gone_attr(id) {
-            made.utimens(&times(attr.atime, attr.mtime))?;
+            staged.utimens(&times(attr.atime, attr.mtime))?;
         }
-        file.host = made.stat()?.stx_ino;
+        file.host = staged.stat()?.stx_ino;
         Ok(file)
     }
 
-    fn make_like(&self, made: Spot<'_>, node: TreeIno, record: &Node) -> Result<(), Errno> {
+    fn create_like(&self, staged: Spot<'_>, node: TreeIno, record: &Node) -> Result<(), Errno> {
         // Set-id bits come once the owner is right.
         let mode = Mode::from_raw_mode(record.mode & !SET_ID);
         match record.file_type {
-            FileType::Directory => rustix::fs::mkdirat(made.dir, made.name, mode),
+            FileType::Directory => rustix::fs::mkdirat(staged.dir, staged.name, mode),
             FileType::Symlink => {
-                rustix::fs::symlinkat(self.lower.symlink_target(node)?, made.dir, made.name)
+                rustix::fs::symlinkat(self.lower.symlink_target(node)?, staged.dir, staged.name)
             }
             FileType::Regular => {
                 let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-                let file = rustix::fs::openat(made.dir, made.name, flags, mode)?;
+                let file = rustix::fs::openat(staged.dir, staged.name, flags, mode)?;
                 rustix::fs::ftruncate(&file, record.size)
             }
             _ if is_null_device(record) => rustix::fs::mknodat(
-                made.dir,
-                made.name,
+                staged.dir,
+                staged.name,
                 rustix::fs::FileType::RegularFile,
                 mode,
                 0,
             ),
-            special => make_special(made, special, mode, record.rdev),
+            special => make_special(staged, special, mode, record.rdev),
         }
     }
 
@@ -259,18 +259,23 @@ impl Overlay {
         spot.set_mark(self.writable()?.namespace(), Mark::File, &mark.encode())
     }
 
-    fn put_copy(&self, upper: &Upper, made: Spot<'_>, into: &Destination) -> Result<(), Errno> {
+    fn install_copy(
+        &self,
+        upper: &Upper,
+        staged: Spot<'_>,
+        into: &Destination,
+    ) -> Result<(), Errno> {
         match into {
             Destination::Name { dir, name } => {
                 self.mark_impure(*dir)?;
                 let place = self.place_in(*dir, name)?;
-                self.keeping_times(*dir, || made.rename(place.spot(), RenameFlags::NOREPLACE))
+                self.preserving_times(*dir, || staged.rename(place.spot(), RenameFlags::NOREPLACE))
             }
-            Destination::Index(node) => made.rename(
+            Destination::Index(node) => staged.rename(
                 Spot::new(upper.index(), &Upper::index_name(*node)),
                 RenameFlags::NOREPLACE,
             ),
-            Destination::Orphan(number) => made.rename(
+            Destination::Orphan(number) => staged.rename(
                 Spot::new(upper.orphans(), number.to_string().as_bytes()),
                 RenameFlags::NOREPLACE,
             ),
@@ -293,14 +298,14 @@ impl Overlay {
     }
 
     /// Does something to a directory of the upper that nobody shall see in its times. The caller guards it.
-    fn keeping_times(
+    fn preserving_times(
         &self,
         dir: NodeId,
         change: impl FnOnce() -> Result<(), Errno>,
     ) -> Result<(), Errno> {
         let fd = self.dir_fd(dir)?;
         let before = self.attr_guarded(dir)?;
-        let _under_way = self.unseen.begin(dir, before);
+        let _mask = self.masked.mask(dir, before);
         change()?;
         Spot::new(fd.as_fd(), b".").utimens(&times(before.atime, before.mtime))
     }
@@ -308,15 +313,15 @@ impl Overlay {
 
 /// Makes a device, a pipe or a socket.
 pub(super) fn make_special(
-    made: Spot<'_>,
+    staged: Spot<'_>,
     file_type: FileType,
     mode: Mode,
     rdev: Rdev,
 ) -> Result<(), Errno> {
     let host = rustix::fs::FileType::from_raw_mode(file_type.to_mode_bits());
     rustix::fs::mknodat(
-        made.dir,
-        made.name,
+        staged.dir,
+        staged.name,
         host,
         mode,
         rustix::fs::makedev(rdev.major, rdev.minor),
@@ -337,15 +342,15 @@ fn must_be_copied(name: &[u8], space: Namespace) -> bool {
 }
 
 /// Removes what a failed copy-up left in `work/tmp`; what stays goes at the next mount.
-fn discard(made: Spot<'_>, file_type: FileType) {
+fn discard(staged: Spot<'_>, file_type: FileType) {
     let removed = if file_type == FileType::Directory {
-        made.rmdir()
+        staged.rmdir()
     } else {
-        made.unlink()
+        staged.unlink()
     };
     if let Err(errno) = removed
         && errno != Errno::NOENT
     {
-        tracing::warn!(name = %made.name.escape_ascii(), %errno, "work/tmp keeps a file until the next mount");
+        tracing::warn!(name = %staged.name.escape_ascii(), %errno, "work/tmp keeps a file until the next mount");
     }
 }

@@ -15,7 +15,7 @@ use rustix::fs::{Mode, OFlags, RenameFlags, XattrFlags};
 
 use super::copyup::make_special;
 use super::event::Event;
-use super::iomode::Source;
+use super::iomode::RealFile;
 use super::lookup::check_name;
 use super::state::{Home, Target, Under, UpperFile};
 use super::types::{Caller, Entry, Errno, NodeId, OpenFlags, Opened, Side};
@@ -158,7 +158,7 @@ impl Overlay {
         caller: &Caller,
     ) -> Result<(Entry, Opened), Errno> {
         let upper = self.writable()?;
-        self.raise(parent)?;
+        self.copy_up_dir(parent)?;
         let staging = self.staging(upper, parent)?;
         let spot = Spot::new(staging.dir.as_fd(), b"f");
         let number = upper.new_number();
@@ -196,7 +196,8 @@ impl Overlay {
         let _guard = self.busy.lock(&[new.id]);
         let file = Some(Arc::new(file.into()));
         let side = Side::Upper;
-        let opened = self.enter(new.id, write, Source { side, file }, Some(new.attr.mode))?;
+        let opened =
+            self.register_open(new.id, write, RealFile { side, file }, Some(new.attr.mode))?;
         new.settled = !opened.unsettles;
         Ok(opened)
     }
@@ -213,7 +214,7 @@ impl Overlay {
         if self.resolve(parent, name)?.is_some() {
             return Err(Errno::EXIST);
         }
-        self.raise(parent)?;
+        self.copy_up_dir(parent)?;
         let _guard = self.busy.lock(&[parent]);
         if self.is_gone(parent) {
             return Err(Errno::NOENT);

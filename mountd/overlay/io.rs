@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom};
 
 use super::event::Event;
-use super::iomode::Source;
+use super::iomode::RealFile;
 use super::opens::Serving;
 use super::state::{Home, Unsynced};
 use super::types::{CopyEnd, Errno, HandleId, NodeId, OpenFlags, Opened, Seek, Side};
@@ -17,41 +17,41 @@ use super::{IoMode, Overlay};
 use crate::lru::Lru;
 
 /// Files kept open where the kernel does not tell which are.
-const KEPT: usize = 128;
+const CACHED: usize = 128;
 
 /// Open files by node, for [`IoMode::Cached`].
 #[derive(Debug)]
 pub(super) struct NodeFiles {
-    kept: Mutex<Lru<NodeId, KeptFile>>,
+    cache: Mutex<Lru<NodeId, CachedFile>>,
 }
 
 #[derive(Debug)]
-struct KeptFile {
-    source: Source,
+struct CachedFile {
+    real: RealFile,
     write: bool,
 }
 
 impl NodeFiles {
     pub(super) fn new() -> Self {
         Self {
-            kept: Mutex::new(Lru::new(KEPT)),
+            cache: Mutex::new(Lru::new(CACHED)),
         }
     }
 
-    fn get(&self, id: NodeId, write: bool) -> Option<Source> {
-        let mut kept = self.kept.lock();
-        let file = kept.get(id).filter(|file| file.write || !write)?;
-        Some(file.source.clone())
+    fn get(&self, id: NodeId, write: bool) -> Option<RealFile> {
+        let mut cache = self.cache.lock();
+        let file = cache.get(id).filter(|file| file.write || !write)?;
+        Some(file.real.clone())
     }
 
-    fn put(&self, id: NodeId, write: bool, source: Source) {
-        let dropped = self.kept.lock().insert(id, KeptFile { source, write });
+    fn put(&self, id: NodeId, write: bool, real: RealFile) {
+        let dropped = self.cache.lock().insert(id, CachedFile { real, write });
         // Closes a file without the lock, and frees it where it was its last use.
         drop(dropped);
     }
 
     pub(super) fn forget(&self, id: NodeId) {
-        let dropped = self.kept.lock().remove(id);
+        let dropped = self.cache.lock().remove(id);
         drop(dropped);
     }
 }
@@ -85,8 +85,8 @@ impl Overlay {
         if changes {
             self.make_writable(id, flags)?;
         }
-        let source = self.source_of(id, flags.write)?;
-        self.enter(id, flags.write, source, None)
+        let real = self.open_real_file(id, flags.write)?;
+        self.register_open(id, flags.write, real, None)
     }
 
     fn make_writable(&self, id: NodeId, flags: OpenFlags) -> Result<(), Errno> {
@@ -181,28 +181,28 @@ impl Overlay {
         handle: Option<HandleId>,
     ) -> Result<Option<Arc<File>>, Errno> {
         let Some(handle) = handle else {
-            return self.node_file(id, false).map(|source| source.file);
+            return self.node_file(id, false).map(|real| real.file);
         };
-        let (file, source) = self.open_file(handle)?;
-        if source.side == Side::Upper || !self.owns_content(file.node) {
-            return Ok(source.file);
+        let (file, real) = self.open_file(handle)?;
+        if real.side == Side::Upper || !self.owns_content(file.node) {
+            return Ok(real.file);
         }
         // Someone wrote to it since: who reads through the kernel's cache sees that, as on any file system.
         let fresh = {
             let _guard = self.busy.lock(&[file.node]);
-            self.source_of(file.node, false)?
+            self.open_real_file(file.node, false)?
         };
         self.handles.put(handle, fresh.clone());
         Ok(fresh.file)
     }
 
     fn file_to_write(&self, id: NodeId, handle: Option<HandleId>) -> Result<Arc<File>, Errno> {
-        let source = if let Some(handle) = handle {
-            let (file, source) = self.open_file(handle)?;
+        let real = if let Some(handle) = handle {
+            let (file, real) = self.open_file(handle)?;
             if !file.write {
                 return Err(Errno::BADF);
             }
-            source
+            real
         } else {
             if !self.owns_content(id) {
                 self.copy_up(id)?;
@@ -210,22 +210,21 @@ impl Overlay {
             }
             self.node_file(id, true)?
         };
-        source
-            .file
-            .filter(|_| source.side == Side::Upper)
+        real.file
+            .filter(|_| real.side == Side::Upper)
             .ok_or(Errno::BADF)
     }
 
-    fn node_file(&self, id: NodeId, write: bool) -> Result<Source, Errno> {
-        if let Some(source) = self.files.get(id, write)
-            && (source.side == Side::Upper || !self.owns_content(id))
+    fn node_file(&self, id: NodeId, write: bool) -> Result<RealFile, Errno> {
+        if let Some(real) = self.files.get(id, write)
+            && (real.side == Side::Upper || !self.owns_content(id))
         {
-            return Ok(source);
+            return Ok(real);
         }
         let _guard = self.busy.lock(&[id]);
-        let source = self.source_of(id, write)?;
-        self.files.put(id, write, source.clone());
-        Ok(source)
+        let real = self.open_real_file(id, write)?;
+        self.files.put(id, write, real.clone());
+        Ok(real)
     }
 
     /// Makes a file durable, with its marks, its name and everything above it that was copied up.

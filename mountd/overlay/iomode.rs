@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::content::Content;
+use super::content::ContentLocation;
 use super::event::Event;
 use super::opens::{OpenFile, Serving};
 use super::types::{Attr, Backing, Errno, HandleId, NodeId, OpenMode, Opened, Side};
@@ -26,34 +26,34 @@ const SET_ID: u32 = 0o6000;
 /// Descriptors of open files. Level 4: its lock is held for table work only.
 #[derive(Debug, Default)]
 pub(super) struct HandleFiles {
-    kept: Mutex<HashMap<HandleId, Source>>,
+    files: Mutex<HashMap<HandleId, RealFile>>,
 }
 
 /// Where bytes come from.
 #[derive(Clone, Debug)]
-pub(super) struct Source {
+pub(super) struct RealFile {
     pub(super) side: Side,
     /// None: an empty file of the tree, which has no object.
     pub(super) file: Option<Arc<File>>,
 }
 
 impl HandleFiles {
-    pub(super) fn get(&self, handle: HandleId) -> Option<Source> {
-        self.kept.lock().get(&handle).cloned()
+    pub(super) fn get(&self, handle: HandleId) -> Option<RealFile> {
+        self.files.lock().get(&handle).cloned()
     }
 
     /// The upper's file that a handle has open.
     pub(super) fn upper_file(&self, handle: HandleId) -> Option<Arc<File>> {
-        let source = self.get(handle)?;
-        source.file.filter(|_| source.side == Side::Upper)
+        let real = self.get(handle)?;
+        real.file.filter(|_| real.side == Side::Upper)
     }
 
-    pub(super) fn put(&self, handle: HandleId, source: Source) {
-        self.kept.lock().insert(handle, source);
+    pub(super) fn put(&self, handle: HandleId, real: RealFile) {
+        self.files.lock().insert(handle, real);
     }
 
     pub(super) fn forget(&self, handle: HandleId) {
-        self.kept.lock().remove(&handle);
+        self.files.lock().remove(&handle);
     }
 }
 
@@ -64,10 +64,10 @@ impl Overlay {
     }
 
     /// An open file, and where its bytes come from.
-    pub(super) fn open_file(&self, handle: HandleId) -> Result<(OpenFile, Source), Errno> {
+    pub(super) fn open_file(&self, handle: HandleId) -> Result<(OpenFile, RealFile), Errno> {
         let file = self.state.read().opens().file(handle).ok_or(Errno::BADF)?;
-        let source = self.handles.get(handle).ok_or(Errno::BADF)?;
-        Ok((file, source))
+        let real = self.handles.get(handle).ok_or(Errno::BADF)?;
+        Ok((file, real))
     }
 
     /// Whether a node's attributes may change without a request: the kernel writes to its file itself, and does not tell of a write
@@ -107,11 +107,11 @@ impl Overlay {
     }
 
     /// Enters an opened file and says how it is served; of one that was just made the permissions are known. The caller guards the node.
-    pub(super) fn enter(
+    pub(super) fn register_open(
         &self,
         id: NodeId,
         write: bool,
-        source: Source,
+        real: RealFile,
         new: Option<u32>,
     ) -> Result<Opened, Errno> {
         if self.io_mode == IoMode::Cached {
@@ -123,13 +123,13 @@ impl Overlay {
         }
         let serving = match self.serving(id) {
             Some(serving) => serving,
-            None => self.choose(id, &source, new)?,
+            None => self.choose_serving(id, &real, new)?,
         };
-        let mode = match (serving, &source.file) {
+        let mode = match (serving, &real.file) {
             (Serving::Cached, _) | (_, None) => OpenMode::Cached,
             (_, Some(file)) => OpenMode::Passthrough(Backing {
                 file: Arc::clone(file),
-                side: source.side,
+                side: real.side,
             }),
         };
         let file = OpenFile { node: id, write };
@@ -143,7 +143,7 @@ impl Overlay {
                 serving,
             }]
         });
-        self.handles.put(handle, source);
+        self.handles.put(handle, real);
         Ok(Opened {
             handle,
             mode,
@@ -151,10 +151,15 @@ impl Overlay {
         })
     }
 
-    fn choose(&self, id: NodeId, source: &Source, new: Option<u32>) -> Result<Serving, Errno> {
-        match source {
-            Source { file: None, .. } => Ok(Serving::Cached),
-            Source {
+    fn choose_serving(
+        &self,
+        id: NodeId,
+        real: &RealFile,
+        new: Option<u32>,
+    ) -> Result<Serving, Errno> {
+        match real {
+            RealFile { file: None, .. } => Ok(Serving::Cached),
+            RealFile {
                 side: Side::Upper, ..
             } => {
                 let privileged = match new {
@@ -167,11 +172,11 @@ impl Overlay {
                     Serving::Upper
                 })
             }
-            Source {
+            RealFile {
                 side: Side::Lower, ..
             } => {
                 let attr = self.attr_guarded(id)?;
-                Ok(if attr.nlink == 1 && self.pays(id, &attr)? {
+                Ok(if attr.nlink == 1 && self.passthrough_pays(id, &attr)? {
                     Serving::Lower
                 } else {
                     Serving::Cached
@@ -181,7 +186,7 @@ impl Overlay {
     }
 
     /// Whether passthrough of a lower file pays, and shows what it should: a copied-up file whose length was cut short does not.
-    fn pays(&self, id: NodeId, attr: &Attr) -> Result<bool, Errno> {
+    fn passthrough_pays(&self, id: NodeId, attr: &Attr) -> Result<bool, Errno> {
         let origin = self
             .state
             .read()
@@ -195,21 +200,21 @@ impl Overlay {
     }
 
     /// Where a node's bytes are, opened. The caller guards the node.
-    pub(super) fn source_of(&self, id: NodeId, write: bool) -> Result<Source, Errno> {
-        let object = match self.content_of(id)? {
-            Some(Content::Upper) => {
+    pub(super) fn open_real_file(&self, id: NodeId, write: bool) -> Result<RealFile, Errno> {
+        let object = match self.locate_content(id)? {
+            Some(ContentLocation::Upper) => {
                 let access = if write {
                     rustix::fs::OFlags::RDWR
                 } else {
                     rustix::fs::OFlags::RDONLY
                 };
                 let file = self.place_of(id)?.open(access)?;
-                return Ok(Source {
+                return Ok(RealFile {
                     side: Side::Upper,
                     file: Some(Arc::new(file)),
                 });
             }
-            Some(Content::Lower(object)) => object,
+            Some(ContentLocation::Lower(object)) => object,
             None if self.is_lost(id) => return Err(Errno::STALE),
             None => self
                 .lower
@@ -218,7 +223,7 @@ impl Overlay {
         let file = object
             .map(|object| self.lower.open_object(object))
             .transpose()?;
-        Ok(Source {
+        Ok(RealFile {
             side: Side::Lower,
             file: file.map(Arc::new),
         })

@@ -22,7 +22,7 @@ impl Overlay {
             return Err(Errno::EXIST);
         }
         self.copy_up(id)?;
-        self.raise(parent)?;
+        self.copy_up_dir(parent)?;
         let _guard = self.busy.lock(&[id, parent]);
         if self.is_gone(parent) || self.is_gone(id) {
             return Err(Errno::NOENT);

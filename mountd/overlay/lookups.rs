@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lookups_are_counted_until_they_are_too_many() {
+    fn lookups_are_counted_until_the_count_saturates() {
         let lookups = TreeLookups::new(5000);
         let (one, many) = (TreeIno(4999), TreeIno(7));
         lookups.add(one);

@@ -6,14 +6,14 @@
 //!
 //! One module for each rule: [`lookup`] what a name means, [`copyup`] how a file of the tree gets into the upper, [`create`], [`link`], [`remove`],
 //! [`rename`] how names come, go and move, [`attrs`] and [`xattrs`] what is known of a file, [`io`] its bytes, [`content`] how they get
-//! into the upper, [`opens`] which files are open and [`iomode`] who serves them, [`unseen`] what of all this shows in attributes, [`readdir`] a directory's names, [`state`] what is known beyond the tree and [`event`] what
+//! into the upper, [`opens`] which files are open and [`iomode`] who serves them, [`masked`] what of all this shows in attributes, [`readdir`] a directory's names, [`state`] what is known beyond the tree and [`event`] what
 //! changes it, [`places`] where a file of the upper is found.
 //!
 //! # Locks, outermost first
-//! 1. `filling`: a guard of a single file, held while its bytes are copied up. Who wants them there waits, and who changes the file.
+//! 1. `copying`: a guard of a single file, held while its bytes are copied up. Who wants them there waits, and who changes the file.
 //! 2. [`busy`]: guards of single nodes, taken all at once; held over a few system calls by whoever changes these nodes or where they are.
 //! 3. `places.moves`: shared while a path is walked, exclusive while a directory is renamed on the host.
-//! 4. `state`, `unseen`, the caches of descriptors: for table work only, never over I/O.
+//! 4. `state`, `masked`, the caches of descriptors: for table work only, never over I/O.
 //!
 //! A read of attributes takes no guard.
 
@@ -29,6 +29,7 @@ mod link;
 mod lookup;
 mod lookups;
 mod lower;
+mod masked;
 mod opens;
 mod places;
 mod readdir;
@@ -36,7 +37,6 @@ mod remove;
 mod rename;
 mod state;
 mod types;
-mod unseen;
 mod xattrs;
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -57,9 +57,9 @@ use event::Event;
 use io::NodeFiles;
 use iomode::HandleFiles;
 use lower::Lower;
+use masked::MaskedAttrs;
 use places::Places;
 use state::{Home, State, Unsynced, UpperFile};
-use unseen::Unseen;
 
 /// Why a mount cannot be made of what was given.
 #[derive(Debug, thiserror::Error)]
@@ -108,9 +108,9 @@ pub struct Overlay {
     upper: Option<Upper>,
     io_mode: IoMode,
     state: RwLock<State>,
-    filling: Busy,
+    copying: Busy,
     busy: Busy,
-    unseen: Unseen,
+    masked: MaskedAttrs,
     places: Places,
     handles: HandleFiles,
     files: NodeFiles,
@@ -145,9 +145,9 @@ impl Overlay {
             upper,
             io_mode,
             state: RwLock::new(State::new(counted)),
-            filling: Busy::new(Level::Filling),
-            busy: Busy::new(Level::Changing),
-            unseen: Unseen::default(),
+            copying: Busy::new(Level::ContentCopy),
+            busy: Busy::new(Level::Change),
+            masked: MaskedAttrs::default(),
             places: Places::new(),
             handles: HandleFiles::default(),
             files: NodeFiles::new(),

@@ -19,40 +19,40 @@ use super::{Overlay, lower::Lower};
 use crate::lru::Lru;
 
 /// Descriptors of directories that are kept.
-const KEPT: usize = 256;
+const CACHED: usize = 256;
 /// Bytes of a path that are walked in one call, well below PATH_MAX.
-const STRETCH: usize = 2048;
+const MAX_WALK: usize = 2048;
 /// A path of more components than this is a loop; no system call can make one: each level costs a mkdir in the one above.
-const DEEPEST: usize = 1 << 20;
+const MAX_DEPTH: usize = 1 << 20;
 
 #[derive(Debug)]
 pub(super) struct Places {
     /// Shared while a path is put together and walked, exclusive while a directory is renamed and the state told.
     pub(super) moves: RwLock<()>,
-    kept: Mutex<Lru<NodeId, Arc<OwnedFd>>>,
+    cache: Mutex<Lru<NodeId, Arc<OwnedFd>>>,
 }
 
 impl Places {
     pub(super) fn new() -> Self {
         Self {
             moves: RwLock::default(),
-            kept: Mutex::new(Lru::new(KEPT)),
+            cache: Mutex::new(Lru::new(CACHED)),
         }
     }
 
     fn get(&self, id: NodeId) -> Option<Arc<OwnedFd>> {
-        self.kept.lock().get(id).map(Arc::clone)
+        self.cache.lock().get(id).map(Arc::clone)
     }
 
     fn put(&self, id: NodeId, dir: &Arc<OwnedFd>) {
-        let dropped = self.kept.lock().insert(id, Arc::clone(dir));
+        let dropped = self.cache.lock().insert(id, Arc::clone(dir));
         // Closes a descriptor without the lock.
         drop(dropped);
     }
 
     /// A removed directory's descriptor is of no more use.
     pub(super) fn forget(&self, id: NodeId) {
-        let dropped = self.kept.lock().remove(id);
+        let dropped = self.cache.lock().remove(id);
         drop(dropped);
     }
 }
@@ -67,14 +67,14 @@ pub(super) struct Place<'o> {
 #[derive(Debug)]
 enum DirFd<'o> {
     Upper(BorrowedFd<'o>),
-    Kept(Arc<OwnedFd>),
+    Cached(Arc<OwnedFd>),
 }
 
 impl Place<'_> {
     pub(super) fn spot(&self) -> Spot<'_> {
         let dir = match &self.dir {
             DirFd::Upper(dir) => *dir,
-            DirFd::Kept(dir) => dir.as_fd(),
+            DirFd::Cached(dir) => dir.as_fd(),
         };
         Spot::new(dir, &self.name)
     }
@@ -126,7 +126,7 @@ impl Overlay {
                 from = Some(dir);
                 break;
             }
-            if names.len() >= DEEPEST {
+            if names.len() >= MAX_DEPTH {
                 return Err(Errno::LOOP);
             }
             let (dir, name) = self.name_of(at)?;
@@ -146,7 +146,7 @@ impl Overlay {
     /// A name in a directory that the upper has.
     pub(super) fn place_in(&self, dir: NodeId, name: &[u8]) -> Result<Place<'static>, Errno> {
         Ok(Place {
-            dir: DirFd::Kept(self.dir_fd(dir)?),
+            dir: DirFd::Cached(self.dir_fd(dir)?),
             name: name.to_vec(),
         })
     }
@@ -192,24 +192,24 @@ fn walk(from: BorrowedFd<'_>, names: &[Vec<u8>]) -> Result<OwnedFd, Errno> {
         | ResolveFlags::NO_XDEV
         | ResolveFlags::NO_MAGICLINKS;
     let flags = OFlags::PATH | OFlags::DIRECTORY;
-    let mut stretch = b".".to_vec();
+    let mut chunk = b".".to_vec();
     let mut at: Option<OwnedFd> = None;
     for name in names {
-        if stretch.len() + name.len() > STRETCH {
+        if chunk.len() + name.len() > MAX_WALK {
             at = Some(openat2(
                 at.as_ref().map_or(from, |at| at.as_fd()),
-                &*stretch,
+                &*chunk,
                 flags,
                 resolve,
             )?);
-            stretch = b".".to_vec();
+            chunk = b".".to_vec();
         }
-        stretch.push(b'/');
-        stretch.extend_from_slice(name);
+        chunk.push(b'/');
+        chunk.extend_from_slice(name);
     }
     openat2(
         at.as_ref().map_or(from, |at| at.as_fd()),
-        &*stretch,
+        &*chunk,
         flags,
         resolve,
     )

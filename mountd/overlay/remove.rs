@@ -23,14 +23,14 @@ impl Overlay {
             if hit.file_type == FileType::Directory {
                 return Err(Errno::ISDIR);
             }
-            self.raise(parent)?;
+            self.copy_up_dir(parent)?;
             self.count_links(hit.id)?;
             let _guard = self.busy.lock(&[parent, hit.id]);
             if self.resolve(parent, name)? != Some(hit) {
                 continue; // someone was faster; look again
             }
-            let after = self.after_unlink(parent, name, hit)?;
-            return self.unlink_guarded(parent, name, hit, after);
+            let plan = self.plan_unlink(parent, name, hit)?;
+            return self.unlink_guarded(parent, name, hit, plan);
         }
     }
 
@@ -49,7 +49,7 @@ impl Overlay {
         parent: NodeId,
         name: &[u8],
         hit: Hit,
-        after: After,
+        plan: UnlinkPlan,
     ) -> Result<(), Errno> {
         let upper = self.writable()?;
         let place = self.place_in(parent, name)?;
@@ -59,9 +59,9 @@ impl Overlay {
         } else {
             RenameFlags::WHITEOUT
         };
-        match (&after.keep, self.has_node(parent, name)) {
+        match (&plan.action, self.has_node(parent, name)) {
             (_, false) => upper.make_whiteout(place.spot())?,
-            (Some(Keep::ThisName(number)), true) => {
+            (Some(LinkAction::OrphanName(number)), true) => {
                 place.spot().rename(
                     Spot::new(upper.orphans(), number.to_string().as_bytes()),
                     flags,
@@ -76,50 +76,52 @@ impl Overlay {
             }
         }
         self.commit(|_| [Event::vacated(parent, name, under)]);
-        self.finish_unlink(hit, after)
+        self.finish_unlink(hit, plan)
     }
 
     /// What one name less means for a file: found out before the name goes, so that whatever fails, nothing has happened. The caller guards
     /// the file and its directory.
-    pub(super) fn after_unlink(
+    pub(super) fn plan_unlink(
         &self,
         parent: NodeId,
         name: &[u8],
         hit: Hit,
-    ) -> Result<After, Errno> {
+    ) -> Result<UnlinkPlan, Errno> {
         let attr = self.attr_guarded(hit.id)?;
         let Some((_, _, file)) = self.upper_node(hit.id) else {
-            return Ok(After {
+            return Ok(UnlinkPlan {
                 attr: Attr { nlink: 0, ..attr },
                 last: true,
-                keep: None,
+                action: None,
                 delta: None,
             });
         };
         let last = attr.nlink <= 1;
         let in_use = self.may_be_open(hit.id);
         let number = self.writable()?.new_number();
-        let keep = match file.home {
+        let action = match file.home {
             Home::Index(_) if last => Some(if in_use {
-                Keep::Index(number)
+                LinkAction::OrphanIndexLink(number)
             } else {
-                Keep::Nothing
+                LinkAction::RemoveIndexLink
             }),
-            Home::Named if last && in_use => Some(Keep::ThisName(number)),
+            Home::Named if last && in_use => Some(LinkAction::OrphanName(number)),
             // The others are in directories that were not read yet: it would not be found any more.
-            Home::Named if !last && self.known_names(hit.id) == 1 => Some(Keep::ThisName(number)),
+            Home::Named if !last && self.known_names(hit.id) == 1 => {
+                Some(LinkAction::OrphanName(number))
+            }
             _ => None,
         };
         // A name of the tree was counted by the difference, one of the upper by the host.
         let delta = (matches!(file.home, Home::Index(_)) && !self.has_node(parent, name))
             .then(|| file.link_delta.saturating_sub(1));
-        Ok(After {
+        Ok(UnlinkPlan {
             attr: Attr {
                 nlink: attr.nlink.saturating_sub(1),
                 ..attr
             },
             last,
-            keep,
+            action,
             delta,
         })
     }
@@ -132,23 +134,23 @@ impl Overlay {
     }
 
     /// The rest of an unlink, once the name is gone. A stop in between leaves a link count that is one too high.
-    pub(super) fn finish_unlink(&self, hit: Hit, after: After) -> Result<(), Errno> {
+    pub(super) fn finish_unlink(&self, hit: Hit, plan: UnlinkPlan) -> Result<(), Errno> {
         let upper = self.writable()?;
         let mut events = Vec::new();
-        if let Some(delta) = after.delta {
+        if let Some(delta) = plan.delta {
             self.write_delta(hit.id, delta)?;
             events.push(Event::Nlink {
                 node: hit.id,
                 delta,
             });
         }
-        match after.keep {
+        match plan.action {
             None => {}
-            Some(Keep::ThisName(number)) => events.push(Event::Moved {
+            Some(LinkAction::OrphanName(number)) => events.push(Event::Moved {
                 node: hit.id,
                 home: Home::Orphan(number),
             }),
-            Some(Keep::Index(number)) => {
+            Some(LinkAction::OrphanIndexLink(number)) => {
                 let place = self.place_of(hit.id)?;
                 let to = number.to_string();
                 place.spot().rename(
@@ -160,10 +162,10 @@ impl Overlay {
                     home: Home::Orphan(number),
                 });
             }
-            Some(Keep::Nothing) => self.place_of(hit.id)?.spot().unlink()?,
+            Some(LinkAction::RemoveIndexLink) => self.place_of(hit.id)?.spot().unlink()?,
         }
-        if after.last {
-            let (file_type, attr) = (hit.file_type, after.attr);
+        if plan.last {
+            let (file_type, attr) = (hit.file_type, plan.attr);
             let origin = self.origin_of(hit.id);
             events.push(Event::Gone {
                 node: hit.id,
@@ -173,7 +175,7 @@ impl Overlay {
             });
         }
         self.commit(|_| events);
-        if after.last && after.keep.is_none() {
+        if plan.last && plan.action.is_none() {
             self.files.forget(hit.id);
         }
         Ok(())
@@ -216,7 +218,7 @@ impl Overlay {
             if hit.file_type != FileType::Directory {
                 return Err(Errno::NOTDIR);
             }
-            self.raise(parent)?;
+            self.copy_up_dir(parent)?;
             self.ensure_read(hit.id)?;
             let _guard = self.busy.lock(&[parent, hit.id]);
             if self.resolve(parent, name)? != Some(hit) {
@@ -354,25 +356,25 @@ impl Overlay {
 
 /// What one name less means for a file.
 #[derive(Copy, Clone, Debug)]
-pub(super) struct After {
+pub(super) struct UnlinkPlan {
     /// What `stat` shows then.
     pub(super) attr: Attr,
     /// It has no name then.
     pub(super) last: bool,
-    pub(super) keep: Option<Keep>,
+    pub(super) action: Option<LinkAction>,
     /// The new difference of link counts, where the name is one of the tree.
     pub(super) delta: Option<i32>,
 }
 
 /// What becomes of the file itself.
 #[derive(Copy, Clone, Debug)]
-pub(super) enum Keep {
+pub(super) enum LinkAction {
     /// The name moves to the orphans, under this number.
-    ThisName(u64),
+    OrphanName(u64),
     /// The index's link does.
-    Index(u64),
+    OrphanIndexLink(u64),
     /// The index's link goes.
-    Nothing,
+    RemoveIndexLink,
 }
 
 /// What can't be removed from the work directory now goes at the next mount.

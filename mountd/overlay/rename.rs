@@ -11,13 +11,13 @@ use rustix::fs::RenameFlags;
 use super::Overlay;
 use super::event::Event;
 use super::lookup::{Hit, check_name};
-use super::remove::{After, Keep, discard};
+use super::remove::{LinkAction, UnlinkPlan, discard};
 use super::state::{Target, Under};
 use super::types::{Attr, Errno, NodeId, RenameMode};
 
 /// A name in a directory, and what is there.
 #[derive(Copy, Clone, Debug)]
-struct End<'n> {
+struct RenameEnd<'n> {
     dir: NodeId,
     name: &'n [u8],
 }
@@ -25,7 +25,7 @@ struct End<'n> {
 /// What the file at the new name turns into.
 enum Replaced {
     Nothing,
-    File(Hit, After),
+    File(Hit, UnlinkPlan),
     Directory(Hit, Attr),
 }
 
@@ -43,8 +43,8 @@ impl Overlay {
         check_name(name)?;
         check_name(new_name)?;
         let (from, to) = (
-            End { dir: parent, name },
-            End {
+            RenameEnd { dir: parent, name },
+            RenameEnd {
                 dir: new_parent,
                 name: new_name,
             },
@@ -56,8 +56,8 @@ impl Overlay {
             if target.is_some_and(|target| target.id == source.id) {
                 return Ok(()); // two names of one file stay both (rename(2))
             }
-            self.raise(from.dir)?;
-            self.raise(to.dir)?;
+            self.copy_up_dir(from.dir)?;
+            self.copy_up_dir(to.dir)?;
             self.copy_up(source.id)?;
             if let Some(target) = target {
                 self.prepare_target(target, mode)?;
@@ -85,7 +85,7 @@ impl Overlay {
     fn check_rename(
         &self,
         source: Hit,
-        to: End<'_>,
+        to: RenameEnd<'_>,
         target: Option<Hit>,
         mode: RenameMode,
     ) -> Result<(), Errno> {
@@ -129,7 +129,7 @@ impl Overlay {
     }
 
     /// Puts the source's name into the upper where it is only one of the tree: a file of several names, which has its file in the index.
-    fn ensure_name(&self, end: End<'_>, hit: Hit) -> Result<(), Errno> {
+    fn ensure_name(&self, end: RenameEnd<'_>, hit: Hit) -> Result<(), Errno> {
         if self.has_node(end.dir, end.name) {
             return Ok(());
         }
@@ -163,7 +163,7 @@ impl Overlay {
     }
 
     /// Marks that a file needs at its new place: what it came from, and that the tree's directory of that name is not part of it.
-    fn mark_for(&self, hit: Hit, to: End<'_>) -> Result<(), Errno> {
+    fn mark_for(&self, hit: Hit, to: RenameEnd<'_>) -> Result<(), Errno> {
         let Some((_, origin, file)) = self.upper_node(hit.id) else {
             return Err(Errno::STALE);
         };
@@ -191,9 +191,9 @@ impl Overlay {
 
     fn move_over(
         &self,
-        from: End<'_>,
+        from: RenameEnd<'_>,
         source: Hit,
-        to: End<'_>,
+        to: RenameEnd<'_>,
         target: Option<Hit>,
     ) -> Result<(), Errno> {
         self.ensure_name(from, source)?;
@@ -240,7 +240,7 @@ impl Overlay {
         }
         match replaced {
             Replaced::Nothing => Ok(()),
-            Replaced::File(hit, after) => self.finish_unlink(hit, after),
+            Replaced::File(hit, plan) => self.finish_unlink(hit, plan),
             Replaced::Directory(hit, attr) => {
                 let origin = self.origin_of(hit.id);
                 let file_type = FileType::Directory;
@@ -259,7 +259,7 @@ impl Overlay {
     }
 
     /// Removes a whiteout that hides nothing. One that stays does no harm, but it is there.
-    fn drop_whiteout(&self, end: End<'_>, spot: Spot<'_>) {
+    fn drop_whiteout(&self, end: RenameEnd<'_>, spot: Spot<'_>) {
         if let Err(errno) = spot.unlink() {
             tracing::warn!(%errno, "a whiteout that hides nothing stays in the upper");
             let (dir, name, under) = (end.dir, end.name.into(), Under::Nothing);
@@ -268,7 +268,7 @@ impl Overlay {
     }
 
     /// Makes what is at the new name ready to be replaced. Nothing of it is visible.
-    fn prepare_replaced(&self, to: End<'_>, target: Option<Hit>) -> Result<Replaced, Errno> {
+    fn prepare_replaced(&self, to: RenameEnd<'_>, target: Option<Hit>) -> Result<Replaced, Errno> {
         let Some(hit) = target else {
             return Ok(Replaced::Nothing);
         };
@@ -285,22 +285,22 @@ impl Overlay {
             }
             return Ok(Replaced::Directory(hit, attr));
         }
-        let after = self.after_unlink(to.dir, to.name, hit)?;
-        if let Some(Keep::ThisName(number)) = after.keep {
+        let plan = self.plan_unlink(to.dir, to.name, hit)?;
+        if let Some(LinkAction::OrphanName(number)) = plan.action {
             let orphans = self.writable()?.orphans();
             self.place_in(to.dir, to.name)?
                 .spot()
                 .link(Spot::new(orphans, number.to_string().as_bytes()))?;
         }
-        Ok(Replaced::File(hit, after))
+        Ok(Replaced::File(hit, plan))
     }
 
     fn undo_replaced(&self, replaced: &Replaced) {
         if let (
             Replaced::File(
                 _,
-                After {
-                    keep: Some(Keep::ThisName(number)),
+                UnlinkPlan {
+                    action: Some(LinkAction::OrphanName(number)),
                     ..
                 },
             ),
@@ -311,7 +311,13 @@ impl Overlay {
         }
     }
 
-    fn exchange(&self, from: End<'_>, source: Hit, to: End<'_>, target: Hit) -> Result<(), Errno> {
+    fn exchange(
+        &self,
+        from: RenameEnd<'_>,
+        source: Hit,
+        to: RenameEnd<'_>,
+        target: Hit,
+    ) -> Result<(), Errno> {
         if target.file_type == FileType::Directory && self.is_inside(from.dir, target.id)? {
             return Err(Errno::INVAL);
         }
@@ -332,7 +338,7 @@ impl Overlay {
         place
             .spot()
             .rename(new_place.spot(), RenameFlags::EXCHANGE)?;
-        let named = |end: End<'_>, hit: Hit, under| Event::Named {
+        let named = |end: RenameEnd<'_>, hit: Hit, under| Event::Named {
             dir: end.dir,
             name: end.name.into(),
             node: hit.id,

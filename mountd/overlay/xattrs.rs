@@ -60,7 +60,7 @@ impl Overlay {
         check_attribute(name)?;
         let id = self.current(id);
         self.copy_up(id)?;
-        let _unfilled = self.unfilled(id);
+        let _content = self.lock_content(id);
         let _guard = self.busy.lock(&[id]);
         let mut host = HostFlags::empty();
         host.set(HostFlags::CREATE, flags.create);
@@ -85,7 +85,7 @@ impl Overlay {
         }
         let id = self.current(id);
         self.copy_up(id)?;
-        let _unfilled = self.unfilled(id);
+        let _content = self.lock_content(id);
         let _guard = self.busy.lock(&[id]);
         self.place_of(id)?.spot().remove_xattr(&escape(name))
     }

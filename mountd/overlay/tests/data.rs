@@ -28,7 +28,7 @@ fn sparse() -> Fixture {
 }
 
 #[test]
-fn a_copy_up_keeps_holes_and_seeking_finds_them() {
+fn copy_up_keeps_holes_and_lseek_finds_them() {
     let fixture = sparse();
     let overlay = fixture.overlay();
     let id = walk(&overlay, "dir/sparse").unwrap();
@@ -59,7 +59,7 @@ fn a_copy_up_keeps_holes_and_seeking_finds_them() {
 }
 
 #[test]
-fn ranges_are_copied_from_the_lower_into_the_upper() {
+fn copy_file_range_copies_from_the_lower_to_the_upper() {
     let fixture = sparse();
     let overlay = fixture.overlay();
     let (entry, to) = overlay
@@ -87,7 +87,7 @@ fn ranges_are_copied_from_the_lower_into_the_upper() {
 }
 
 #[test]
-fn a_sync_makes_what_was_copied_up_durable_to_the_root() {
+fn fsync_makes_a_copy_up_durable_up_to_the_root() {
     let fixture = sparse();
     let overlay = fixture.overlay();
     let id = walk(&overlay, "dir/sparse").unwrap();
@@ -107,7 +107,7 @@ fn a_sync_makes_what_was_copied_up_durable_to_the_root() {
 }
 
 #[test]
-fn truncating_copies_only_what_stays() {
+fn truncate_copies_only_the_remaining_bytes() {
     let fixture = sparse();
     let overlay = fixture.overlay();
     let id = walk(&overlay, "dir/sparse").unwrap();
@@ -124,7 +124,7 @@ fn truncating_copies_only_what_stays() {
 }
 
 #[test]
-fn opening_with_truncation_copies_nothing() {
+fn open_with_o_trunc_copies_nothing() {
     let fixture = sparse();
     let overlay = fixture.overlay();
     let id = walk(&overlay, "dir/sparse").unwrap();
@@ -143,7 +143,7 @@ fn opening_with_truncation_copies_nothing() {
 }
 
 #[test]
-fn flags_of_rename_that_are_for_other_file_systems_are_refused() {
+fn rename_refuses_unsupported_flags() {
     let modes = [0, 1, 2, 3, 4, 8].map(RenameMode::from_bits);
     let refused = Err(Errno::INVAL);
     let taken = [
@@ -158,7 +158,7 @@ fn flags_of_rename_that_are_for_other_file_systems_are_refused() {
 }
 
 #[test]
-fn open_for_reading_with_truncation_cuts_the_file() {
+fn open_rdonly_with_o_trunc_truncates() {
     let fixture = sparse();
     let overlay = fixture.overlay();
     let flags = OpenFlags {

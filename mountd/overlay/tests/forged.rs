@@ -29,7 +29,7 @@ fn set(fixture: &Fixture, path: &str, mark: Mark, space: Namespace, value: &[u8]
 }
 
 #[test]
-fn a_forged_mark_is_eio_of_its_name_only() {
+fn lookup_of_a_forged_mark_fails_with_eio_for_its_name_only() {
     let origin = |node| FileMark::of_origin(TreeIno(node));
     let fixture = small();
     let of = |path: &str| walk(&fixture.overlay(), path).unwrap().tree().unwrap();
@@ -74,7 +74,7 @@ fn a_forged_mark_is_eio_of_its_name_only() {
 }
 
 #[test]
-fn a_forged_mark_in_the_index_is_eio_of_all_names_of_the_file() {
+fn lookup_of_a_forged_index_mark_fails_with_eio_for_every_name() {
     for value in [&b"y"[..], &FileMark::of_origin(TreeIno(0)).encode()] {
         let fixture = small();
         let space = filled(&fixture);
@@ -98,7 +98,7 @@ fn a_forged_mark_in_the_index_is_eio_of_all_names_of_the_file() {
 
 /// A kill in the midst of a copy of content, as the killing tests leave it now and then, taken apart.
 #[test]
-fn an_interrupted_copy_up_is_undone_at_the_next_lookup() {
+fn lookup_undoes_an_interrupted_copy_up() {
     let fixture = small();
     let space = filled(&fixture);
     let path = fixture.path("upper/dir/one");
@@ -138,7 +138,7 @@ fn an_interrupted_copy_up_is_undone_at_the_next_lookup() {
 }
 
 #[test]
-fn random_marks_give_errors_and_no_panic() {
+fn lookup_of_random_marks_never_panics() {
     let mut rng = Rng(5);
     let mut failed = 0;
     for _ in 0..60 {

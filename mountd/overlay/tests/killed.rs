@@ -15,7 +15,7 @@ use rustix::fs::{AtFlags, CWD, FileType as HostType, Mode, RenameFlags};
 
 use super::super::*;
 use super::rules::small;
-use super::seen::{self, Tree};
+use super::view::{self, Tree};
 use super::{Fixture, ROOT_CALLER, WRITE, mode, parent_and_name, walk};
 
 /// What is done, a word for the operation and its arguments.
@@ -178,7 +178,7 @@ fn do_on_plain(root: &Path, step: &str) -> Result<(), Errno> {
 
 /// The part that is killed: run by the other test, in a process of its own.
 #[test]
-fn the_one_that_is_killed() {
+fn child_process() {
     let Some(base) = std::env::var_os(BASE) else {
         return;
     };
@@ -209,7 +209,7 @@ fn run_killed(fixture: &Fixture, call: &str, n: usize) -> bool {
         .args(["-e", &format!("trace={call}")])
         .args(["-e", &format!("inject={call}:signal=KILL:when={n}")])
         .arg(std::env::current_exe().unwrap())
-        .args(["--exact", "overlay::tests::killed::the_one_that_is_killed"])
+        .args(["--exact", "overlay::tests::killed::child_process"])
         .arg("--test-threads=1")
         .env(BASE, fixture.base.path());
     let ended = super::run(&mut command).status;
@@ -231,17 +231,17 @@ fn is_state(ours: &Tree, plain: &Tree) -> bool {
 }
 
 #[test]
-fn a_kill_at_any_system_call_leaves_one_state_or_the_next() {
+fn sigkill_at_any_system_call_leaves_the_old_or_the_new_state() {
     if !super::model::owners() {
         return skip("neither devices nor files of other users can be made here");
     }
     let fixture = small();
     fixture.write_tree();
     let plain = fixture.path("plain");
-    let mut states = vec![seen::of_directory(&plain)];
+    let mut states = vec![view::of_directory(&plain)];
     for step in STEPS {
         do_on_plain(&plain, step).unwrap_or_else(|errno| panic!("{step}: {errno}"));
-        states.push(seen::of_directory(&plain));
+        states.push(view::of_directory(&plain));
     }
     let mut kills = 0;
     for call in CALLS {
@@ -258,11 +258,11 @@ fn a_kill_at_any_system_call_leaves_one_state_or_the_next() {
 fn check_killed(fixture: &Fixture, states: &[Tree], at: &str) {
     let done = fs::read(fixture.path("done")).unwrap().len();
     let overlay = fixture.overlay();
-    let ours = seen::of_overlay(&overlay);
+    let ours = view::of_overlay(&overlay);
     let step = STEPS.get(done).unwrap_or(&"the end");
     let next = (done + 1).min(STEPS.len());
     if !is_state(&ours, &states[done]) && !is_state(&ours, &states[next]) {
-        seen::assert_same(
+        view::assert_same(
             &ours,
             &states[done],
             &[format!("killed at {at}, in \"{step}\"")],

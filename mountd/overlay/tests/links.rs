@@ -4,7 +4,7 @@ use super::rules::{small, write_to};
 use super::*;
 
 #[test]
-fn hard_links_stay_links_over_copy_up_and_lose_names_one_by_one() {
+fn copy_up_and_unlink_keep_hard_links() {
     let fixture = small();
     let overlay = fixture.overlay();
     assert_eq!(
@@ -53,7 +53,7 @@ fn hard_links_stay_links_over_copy_up_and_lose_names_one_by_one() {
 }
 
 #[test]
-fn an_unlinked_open_file_stays_until_it_is_released_and_forgotten() {
+fn unlink_of_an_open_file_orphans_it_until_release_and_forget() {
     let fixture = small();
     let overlay = fixture.overlay();
     let id = overlay.lookup(NodeId::ROOT, b"file").unwrap().unwrap().id;
@@ -84,7 +84,7 @@ fn an_unlinked_open_file_stays_until_it_is_released_and_forgotten() {
 
 /// By whom has looked it up, and may still open it: through /proc/self/fd, or in a race with the one who removes it.
 #[test]
-fn a_removed_file_is_not_opened_with_the_bytes_that_it_had_in_the_image() {
+fn open_of_a_removed_file_never_shows_the_image_content() {
     let fixture = small();
     let overlay = fixture.overlay();
     let dir = walk(&overlay, "dir").unwrap();
@@ -101,7 +101,7 @@ fn a_removed_file_is_not_opened_with_the_bytes_that_it_had_in_the_image() {
 }
 
 #[test]
-fn an_unnamed_file_can_be_given_a_name() {
+fn link_names_a_tmpfile() {
     let fixture = small();
     let overlay = fixture.overlay();
     let (entry, opened) = overlay
@@ -125,7 +125,7 @@ fn an_unnamed_file_can_be_given_a_name() {
 
 /// As the kernel's writeback cache sends them at the end of an inode whose link count it has lowered.
 #[test]
-fn times_of_an_unlinked_lower_file_copy_nothing_up() {
+fn setattr_of_times_after_unlink_copies_nothing_up() {
     let fixture = small();
     let overlay = fixture.open_with(IoMode::Cached, true).unwrap();
     let id = overlay.lookup(NodeId::ROOT, b"file").unwrap().unwrap().id;
@@ -148,7 +148,7 @@ fn times_of_an_unlinked_lower_file_copy_nothing_up() {
 
 /// The kernel gives single lookups back now and then (fuse_dentry_revalidate), those of before a change among them.
 #[test]
-fn lookups_of_before_a_change_count_for_an_unlinked_file() {
+fn unlink_counts_lookups_made_before_the_copy_up() {
     let fixture = small();
     let overlay = fixture.open_with(IoMode::Cached, true).unwrap();
     let find = || overlay.lookup(NodeId::ROOT, b"file").unwrap().unwrap().id;
@@ -171,7 +171,7 @@ fn write_to_node(overlay: &Overlay, id: NodeId, data: &[u8]) {
 }
 
 #[test]
-fn the_state_keeps_nothing_of_what_is_removed_and_forgotten() {
+fn forget_of_removed_files_shrinks_the_state() {
     let fixture = small();
     for io_mode in [IoMode::Passthrough, IoMode::Cached] {
         let overlay = fixture.open_with(io_mode, true).unwrap();

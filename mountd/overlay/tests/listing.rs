@@ -56,7 +56,7 @@ fn rename(overlay: &Overlay, dir: NodeId, from: &str, to: &str) {
 }
 
 #[test]
-fn readdir_ends_while_entries_are_renamed_to_and_fro() {
+fn readdir_ends_while_entries_are_renamed() {
     let fixture = small();
     let overlay = fixture.overlay();
     let new = overlay

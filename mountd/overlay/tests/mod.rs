@@ -4,17 +4,17 @@
     reason = "tests build their inputs with plain std::fs"
 )]
 
+mod concurrent;
 mod data;
 mod forged;
 mod killed;
 mod links;
 mod listing;
-mod meanwhile;
 mod model;
 mod operations;
 mod privileges;
 mod rules;
-mod seen;
+mod view;
 
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
@@ -299,7 +299,7 @@ pub(super) fn stat(overlay: &Overlay, path: &str) -> Attr {
 
 /// Everything again as root of a user namespace: marks in `user.`, one id, no privilege in the initial namespace.
 #[test]
-fn the_same_without_privilege() {
+fn all_tests_pass_in_a_user_namespace() {
     let map = fs::read_to_string("/proc/self/uid_map").unwrap();
     if map.split_whitespace().nth(2) == Some("1") {
         return; // this is it

@@ -13,7 +13,7 @@ use cowl_tests::sample::seeds;
 use rustix::fs::{OFlags, ResolveFlags};
 
 use super::super::*;
-use super::seen::{assert_same, of_directory, of_overlay};
+use super::view::{assert_same, of_directory, of_overlay};
 use super::{Fixture, Made, parent_and_name};
 
 /// Steps on one tree: what is special about it is used up after some time.
@@ -258,11 +258,11 @@ fn run(io_mode: IoMode) {
 }
 
 #[test]
-fn random_operations_are_those_of_a_plain_directory_with_handles() {
+fn random_operations_match_a_plain_directory_with_handles() {
     run(IoMode::Passthrough);
 }
 
 #[test]
-fn random_operations_are_those_of_a_plain_directory_without_handles() {
+fn random_operations_match_a_plain_directory_without_handles() {
     run(IoMode::Cached);
 }

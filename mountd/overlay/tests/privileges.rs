@@ -12,7 +12,7 @@ const DEFAULT_ACL: &[u8] =
     \x10\0\x07\0\xff\xff\xff\xff\x20\0\0\0\xff\xff\xff\xff";
 
 #[test]
-fn marks_cannot_be_forged_and_a_null_device_is_no_whiteout() {
+fn setxattr_escapes_marks_and_mknod_0_0_is_no_whiteout() {
     let fixture = small();
     let overlay = fixture.overlay();
     let space = overlay.upper.as_ref().unwrap().namespace().prefix();
@@ -59,7 +59,7 @@ fn marks_cannot_be_forged_and_a_null_device_is_no_whiteout() {
 }
 
 #[test]
-fn a_write_by_a_stranger_drops_privileges() {
+fn write_without_fsetid_drops_set_id_bits_and_capabilities() {
     let fixture = small();
     let overlay = fixture.overlay();
     let id = walk(&overlay, "file").unwrap();
@@ -121,7 +121,7 @@ fn a_write_by_a_stranger_drops_privileges() {
 }
 
 #[test]
-fn an_upper_made_below_a_default_acl_does_not_inherit_it() {
+fn new_upper_drops_an_inherited_default_acl() {
     let fixture = small();
     for name in ["upper", "work"] {
         let none = rustix::fs::XattrFlags::empty();
@@ -141,7 +141,7 @@ fn an_upper_made_below_a_default_acl_does_not_inherit_it() {
 const CAPABILITY: &[u8] = b"\0\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
 
 #[test]
-fn capabilities_survive_copy_up_and_not_a_write() {
+fn copy_up_keeps_capabilities_and_write_drops_them() {
     let name = "security.capability";
     let fixture = Fixture::new(&[("ping", 0o755, Made::File(b"ping"), &[(name, CAPABILITY)])]);
     let overlay = fixture.overlay();
@@ -162,7 +162,7 @@ fn capabilities_survive_copy_up_and_not_a_write() {
 }
 
 #[test]
-fn umask_and_default_acl_are_what_the_host_makes_of_them() {
+fn create_applies_umask_and_default_acl_as_the_host_does() {
     let fixture = small();
     let overlay = fixture.overlay();
     let root = NodeId::ROOT;
@@ -222,7 +222,7 @@ fn umask_and_default_acl_are_what_the_host_makes_of_them() {
 }
 
 #[test]
-fn a_new_file_belongs_to_who_made_it() {
+fn create_sets_the_owner_and_group_of_the_caller() {
     if !model::owners() {
         return skip("files cannot be given to other users here");
     }

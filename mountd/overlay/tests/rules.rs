@@ -31,7 +31,7 @@ pub(super) fn write_to(overlay: &Overlay, path: &str, offset: u64, data: &[u8]) 
 }
 
 #[test]
-fn a_read_only_mount_shows_the_tree_and_refuses_every_change() {
+fn changes_of_a_read_only_mount_fail_with_erofs() {
     let fixture = small();
     let overlay = fixture.open_with(IoMode::Passthrough, false).unwrap();
     assert_eq!(
@@ -126,7 +126,7 @@ fn chmod_copies_no_data_and_a_write_copies_all() {
 }
 
 #[test]
-fn a_reader_sees_what_is_written_after_it_opened() {
+fn read_sees_a_write_made_after_open() {
     let fixture = small();
     let overlay = fixture.overlay();
     let id = walk(&overlay, "file").unwrap();
@@ -137,7 +137,7 @@ fn a_reader_sees_what_is_written_after_it_opened() {
 }
 
 #[test]
-fn a_large_file_read_from_its_object_gets_another_node_when_it_is_written() {
+fn open_for_writing_renumbers_a_lower_file_read_in_passthrough() {
     let big = vec![7_u8; 2 << 20];
     let fixture = Fixture::new(&[("big", 0o644, Made::File(&big), &[])]);
     let overlay = fixture.overlay();
@@ -181,7 +181,7 @@ fn a_large_file_read_from_its_object_gets_another_node_when_it_is_written() {
 }
 
 #[test]
-fn a_reader_of_the_object_outlives_the_node_that_took_over() {
+fn fstat_of_a_passthrough_reader_survives_forget_of_its_successor() {
     let big = vec![7_u8; 2 << 20];
     let fixture = Fixture::new(&[("big", 0o644, Made::File(&big), &[])]);
     let overlay = fixture.overlay();
@@ -203,7 +203,7 @@ fn a_reader_of_the_object_outlives_the_node_that_took_over() {
 }
 
 #[test]
-fn attributes_that_no_linux_file_system_has_are_not_shown() {
+fn listxattr_hides_namespaces_unknown_to_linux() {
     let all: &[(&str, &[u8])] = &[("com.apple.provenance", b"x"), ("user.a", b"1")];
     let fixture = Fixture::new(&[("file", 0o644, Made::File(b"content"), all)]);
     let overlay = fixture.overlay();
@@ -217,7 +217,7 @@ fn attributes_that_no_linux_file_system_has_are_not_shown() {
 }
 
 #[test]
-fn removing_copies_nothing() {
+fn unlink_of_a_lower_file_leaves_a_whiteout() {
     let fixture = small();
     let overlay = fixture.overlay();
     overlay.unlink(NodeId::ROOT, b"file").unwrap();
@@ -235,7 +235,7 @@ fn removing_copies_nothing() {
 }
 
 #[test]
-fn a_directory_made_over_a_removed_one_shows_nothing_of_it() {
+fn mkdir_over_a_removed_lower_directory_is_opaque() {
     let fixture = small();
     let overlay = fixture.overlay();
     let sub = walk(&overlay, "dir/sub").unwrap();
@@ -251,7 +251,7 @@ fn a_directory_made_over_a_removed_one_shows_nothing_of_it() {
 }
 
 #[test]
-fn a_moved_directory_takes_its_children_along() {
+fn rename_of_a_lower_directory_keeps_its_children() {
     let fixture = small();
     let overlay = fixture.overlay();
     let ino = stat(&overlay, "dir/sub/deep").ino;
@@ -276,7 +276,7 @@ fn a_moved_directory_takes_its_children_along() {
 }
 
 #[test]
-fn a_path_may_be_longer_than_any_system_call_takes() {
+fn lookup_reaches_paths_longer_than_path_max() {
     let fixture = small();
     let overlay = fixture.overlay();
     let name = [b'n'; 250];
@@ -301,7 +301,7 @@ fn a_path_may_be_longer_than_any_system_call_takes() {
 }
 
 #[test]
-fn an_upper_without_marks_is_read_as_overlayfs_reads_it() {
+fn lookup_merges_an_unmarked_upper_as_overlayfs_does() {
     let fixture = small();
     let upper = fixture.path("upper");
     fs::create_dir_all(upper.join("dir/sub")).unwrap();
@@ -324,7 +324,7 @@ fn an_upper_without_marks_is_read_as_overlayfs_reads_it() {
 }
 
 #[test]
-fn reading_waits_for_no_copy_up() {
+fn read_runs_during_a_copy_up() {
     let fixture = small();
     let overlay = fixture.overlay();
     overlay
@@ -344,7 +344,7 @@ fn reading_waits_for_no_copy_up() {
 }
 
 #[test]
-fn many_threads_leave_an_upper_that_reads_the_same_after_a_remount() {
+fn concurrent_changes_survive_a_remount() {
     let fixture = small();
     let overlay = fixture.overlay();
     std::thread::scope(|scope| {
@@ -353,13 +353,13 @@ fn many_threads_leave_an_upper_that_reads_the_same_after_a_remount() {
             scope.spawn(move || change_things(overlay, thread));
         }
     });
-    let before = seen::of_overlay(&overlay);
+    let before = view::of_overlay(&overlay);
     let mut left = on_disk(&fixture.path("work/tmp"));
     left.retain(|name| !name.ends_with('!')); // the whiteout that others are links to
     assert_eq!(left, [""; 0]);
     drop(overlay);
-    let after = seen::of_overlay(&fixture.overlay());
-    seen::assert_same(&before, &after, &[]);
+    let after = view::of_overlay(&fixture.overlay());
+    view::assert_same(&before, &after, &[]);
 }
 
 /// Moves, changes and removes the same few things as other threads do; most of it fails for one of them.
@@ -410,7 +410,7 @@ fn change_things(overlay: &Overlay, thread: u32) {
 }
 
 #[test]
-fn a_removed_directory_that_is_still_open_takes_attributes() {
+fn setattr_of_a_removed_open_directory_works() {
     let fixture = small();
     let overlay = fixture.overlay();
     overlay

@@ -235,14 +235,14 @@ impl Stamp {
 }
 
 /// Both namespaces are escaped whichever the marks are in, so that an upper read in the other one later has no forged mark.
-const GUARDED: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
+const ESCAPED: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
 
 const ESCAPE: &[u8] = b"overlay.";
 
 /// The name that an attribute set through the mount is stored under. overlayfs's way: `trusted.overlay.x` becomes
 /// `trusted.overlay.overlay.x`.
 pub fn escape(name: &[u8]) -> Vec<u8> {
-    for prefix in GUARDED {
+    for prefix in ESCAPED {
         if let Some(rest) = name.strip_prefix(prefix) {
             return [prefix, ESCAPE, rest].concat();
         }
@@ -252,7 +252,7 @@ pub fn escape(name: &[u8]) -> Vec<u8> {
 
 /// The name that a stored attribute is shown under; None for a mark.
 pub fn unescape(name: &[u8]) -> Option<Vec<u8>> {
-    for prefix in GUARDED {
+    for prefix in ESCAPED {
         if let Some(rest) = name.strip_prefix(prefix) {
             return rest
                 .strip_prefix(ESCAPE)
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn marks_have_the_golden_bytes() {
+    fn encode_writes_the_golden_bytes() {
         let golden = include_str!("../../../fixtures/golden/upper/marks-v2.txt");
         let chain = ChainId(Sha256Digest::from_bytes(std::array::from_fn(|i| {
             0xff - u8::try_from(i).unwrap()
@@ -385,7 +385,7 @@ mod tests {
 
     /// Decoding has one way back: bytes that are taken are the bytes that would be written.
     #[test]
-    fn random_bytes_are_refused_or_encode_to_themselves() {
+    fn decode_refuses_or_round_trips_random_bytes() {
         let mut random = 0x9e37_79b9_u32;
         let mut next = || {
             random ^= random << 13;

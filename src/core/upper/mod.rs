@@ -166,8 +166,8 @@ impl Upper {
     /// `work/lock` and the upper's root, exclusively, for the life of the value; neither is waited for. Both, since a second mount may
     /// name the same upper with another work directory.
     pub fn open(root: OwnedFd, work: &OwnedFd, stamp: &Stamp) -> Result<Self, UpperError> {
-        let lock = probe::lock(work.as_fd())?;
-        let claim = probe::claim(root.as_fd())?;
+        let lock = probe::lock_work(work.as_fd())?;
+        let claim = probe::lock_root(root.as_fd())?;
         let tmp = subdirectory(work.as_fd(), b"tmp")?;
         let index = subdirectory(work.as_fd(), b"index")?;
         let orphans = subdirectory(work.as_fd(), b"orphans")?;
@@ -177,9 +177,9 @@ impl Upper {
         ] {
             empty(dir.as_fd()).map_err(host(what))?;
         }
-        probe::same_file_system(root.as_fd(), tmp.as_fd())?;
+        probe::check_same_file_system(root.as_fd(), tmp.as_fd())?;
         probe::drop_default_acl(tmp.as_fd())?;
-        probe::whiteouts(tmp.as_fd())?;
+        probe::check_whiteouts(tmp.as_fd())?;
         let space = probe::namespace(work.as_fd(), lock.as_fd(), tmp.as_fd())?;
         let condition = probe::compare_stamp(root.as_fd(), space, stamp)?;
         let upper = Self {

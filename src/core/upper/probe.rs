@@ -10,7 +10,7 @@ use super::spot::{Spot, is_whiteout};
 use super::{Condition, UpperError, each_entry, host, try_lock};
 
 /// Opens and locks `work/lock`.
-pub(super) fn lock(work: BorrowedFd<'_>) -> Result<OwnedFd, UpperError> {
+pub(super) fn lock_work(work: BorrowedFd<'_>) -> Result<OwnedFd, UpperError> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = rustix::fs::openat(work, "lock", flags, Mode::RUSR | Mode::WUSR)
         .map_err(host("opening work/lock"))?;
@@ -19,7 +19,7 @@ pub(super) fn lock(work: BorrowedFd<'_>) -> Result<OwnedFd, UpperError> {
 }
 
 /// Locks the upper's root, through a description of its own: the one handed over may live longer elsewhere.
-pub(super) fn claim(root: BorrowedFd<'_>) -> Result<OwnedFd, UpperError> {
+pub(super) fn lock_root(root: BorrowedFd<'_>) -> Result<OwnedFd, UpperError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let dir =
         rustix::fs::openat(root, ".", flags, Mode::empty()).map_err(host("opening the upper"))?;
@@ -28,7 +28,7 @@ pub(super) fn claim(root: BorrowedFd<'_>) -> Result<OwnedFd, UpperError> {
 }
 
 /// Upper and work must be one file system: a change ends in a rename from one to the other.
-pub(super) fn same_file_system(
+pub(super) fn check_same_file_system(
     root: BorrowedFd<'_>,
     tmp: BorrowedFd<'_>,
 ) -> Result<(), UpperError> {
@@ -54,7 +54,7 @@ pub(super) fn drop_default_acl(tmp: BorrowedFd<'_>) -> Result<(), UpperError> {
 }
 
 /// Makes a whiteout the way a rename does, which tries device nodes and the flag at once.
-pub(super) fn whiteouts(tmp: BorrowedFd<'_>) -> Result<(), UpperError> {
+pub(super) fn check_whiteouts(tmp: BorrowedFd<'_>) -> Result<(), UpperError> {
     let (from, to) = (Spot::new(tmp, b"probe"), Spot::new(tmp, b"probed"));
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
     drop(
@@ -91,11 +91,11 @@ pub(super) fn namespace(
         // New, or a power cut came before the sync below, which can leave zeros: there are no marks yet.
         text if text.iter().all(|byte| *byte == 0) => {}
         b"trusted\n" => {
-            return works(tmp, Namespace::Trusted)?
+            return accepts(tmp, Namespace::Trusted)?
                 .then_some(Namespace::Trusted)
                 .ok_or(UpperError::NeedsPrivilege);
         }
-        b"user\n" if works(tmp, Namespace::User)? => return Ok(Namespace::User),
+        b"user\n" if accepts(tmp, Namespace::User)? => return Ok(Namespace::User),
         b"user\n" => return Err(UpperError::NoXattrs("user.")),
         _ => {
             return Err(host(
@@ -103,9 +103,9 @@ pub(super) fn namespace(
             )(Errno::INVAL));
         }
     }
-    let (space, text) = if works(tmp, Namespace::Trusted)? {
+    let (space, text) = if accepts(tmp, Namespace::Trusted)? {
         (Namespace::Trusted, &b"trusted\n"[..])
-    } else if works(tmp, Namespace::User)? {
+    } else if accepts(tmp, Namespace::User)? {
         (Namespace::User, &b"user\n"[..])
     } else {
         return Err(UpperError::NoXattrs("trusted. or user."));
@@ -118,7 +118,7 @@ pub(super) fn namespace(
 }
 
 /// Sets a mark on `work/tmp` and reads it back. In a user namespace that is refused, or set and not shown.
-fn works(tmp: BorrowedFd<'_>, space: Namespace) -> Result<bool, UpperError> {
+fn accepts(tmp: BorrowedFd<'_>, space: Namespace) -> Result<bool, UpperError> {
     let spot = Spot::new(tmp, b".");
     match spot.set_xattr(
         Mark::Impure.name(space).as_bytes(),

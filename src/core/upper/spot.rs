@@ -44,7 +44,7 @@ impl<'a> Spot<'a> {
 
     // There is no getxattrat before 6.13, and an O_PATH descriptor answers no fgetxattr. A path through the descriptor in /proc
     // reaches every type of file, devices and symbolic links too, and opens nothing.
-    fn through_proc(self) -> Vec<u8> {
+    fn proc_path(self) -> Vec<u8> {
         let mut path = format!("/proc/self/fd/{}/", self.dir.as_raw_fd()).into_bytes();
         path.extend_from_slice(self.name);
         path
@@ -52,7 +52,7 @@ impl<'a> Spot<'a> {
 
     /// The value of an extended attribute under its stored name; None if there is none, or if this file can have none.
     pub fn xattr(self, name: &[u8]) -> Result<Option<Vec<u8>>> {
-        let path = self.through_proc();
+        let path = self.proc_path();
         read_growing(256, |buffer| {
             rustix::fs::lgetxattr(path.as_slice(), name, buffer)
         })
@@ -60,7 +60,7 @@ impl<'a> Spot<'a> {
 
     /// The stored names of all extended attributes, each ended by a NUL; empty if this file can have none.
     pub fn xattr_names(self) -> Result<Vec<u8>> {
-        let path = self.through_proc();
+        let path = self.proc_path();
         Ok(read_growing(1024, |buffer| {
             rustix::fs::llistxattr(path.as_slice(), buffer)
         })?
@@ -69,12 +69,12 @@ impl<'a> Spot<'a> {
 
     /// Sets an extended attribute under its stored name.
     pub fn set_xattr(self, name: &[u8], value: &[u8], flags: XattrFlags) -> Result<()> {
-        rustix::fs::lsetxattr(self.through_proc(), name, value, flags)
+        rustix::fs::lsetxattr(self.proc_path(), name, value, flags)
     }
 
     /// Removes an extended attribute; ENODATA if there is none.
     pub fn remove_xattr(self, name: &[u8]) -> Result<()> {
-        rustix::fs::lremovexattr(self.through_proc(), name)
+        rustix::fs::lremovexattr(self.proc_path(), name)
     }
 
     /// The bytes of a mark.

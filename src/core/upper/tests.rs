@@ -23,7 +23,7 @@ fn open(base: &Path, stamp: &Stamp) -> Result<Upper, UpperError> {
 }
 
 #[test]
-fn a_new_upper_is_fresh_until_it_is_stamped() {
+fn open_finds_a_new_upper_empty_until_it_is_stamped() {
     let base = tempfile::tempdir().unwrap();
     let upper = open(base.path(), &stamp("a", 1)).unwrap();
     assert_eq!(upper.condition(), Condition::Empty);
@@ -43,7 +43,7 @@ fn a_new_upper_is_fresh_until_it_is_stamped() {
 
 /// What ext4 keeps of a small file that the power went before the sync of: its length, its name, or nothing.
 #[test]
-fn a_lock_that_a_power_cut_left_blank_is_as_a_new_one() {
+fn open_accepts_a_lock_file_zeroed_by_a_power_cut() {
     for left in ["", "\0\0\0\0\0\0\0\0"] {
         let base = tempfile::tempdir().unwrap();
         fs::create_dir(base.path().join("work")).unwrap();
@@ -62,7 +62,7 @@ fn a_lock_that_a_power_cut_left_blank_is_as_a_new_one() {
 }
 
 #[test]
-fn another_tree_is_refused() {
+fn open_refuses_another_chain_or_numbering() {
     let base = tempfile::tempdir().unwrap();
     open(base.path(), &stamp("a", 1))
         .unwrap()
@@ -84,7 +84,7 @@ fn another_tree_is_refused() {
 }
 
 #[test]
-fn a_second_mount_is_refused_and_a_later_one_is_not() {
+fn open_fails_while_the_upper_is_locked() {
     let base = tempfile::tempdir().unwrap();
     let first = open(base.path(), &stamp("a", 1)).unwrap();
     assert!(matches!(
@@ -96,7 +96,7 @@ fn a_second_mount_is_refused_and_a_later_one_is_not() {
 }
 
 #[test]
-fn one_upper_with_two_work_directories_is_refused() {
+fn open_refuses_a_locked_upper_with_another_work_directory() {
     let base = tempfile::tempdir().unwrap();
     let first = open(base.path(), &stamp("a", 1)).unwrap();
     fs::create_dir(base.path().join("other")).unwrap();
@@ -110,7 +110,7 @@ fn one_upper_with_two_work_directories_is_refused() {
 }
 
 #[test]
-fn what_was_under_way_is_removed_and_the_index_is_not() {
+fn open_empties_tmp_and_orphans_but_keeps_the_index() {
     let base = tempfile::tempdir().unwrap();
     drop(open(base.path(), &stamp("a", 1)).unwrap());
     let work = base.path().join("work");
@@ -126,7 +126,7 @@ fn what_was_under_way_is_removed_and_the_index_is_not() {
 }
 
 #[test]
-fn two_file_systems_are_refused() {
+fn open_refuses_a_work_directory_on_another_file_system() {
     let base = tempfile::tempdir().unwrap();
     let Ok(other) = tempfile::tempdir_in("/dev/shm") else {
         return skip("no second file system: /dev/shm cannot be written to");
@@ -144,7 +144,7 @@ fn two_file_systems_are_refused() {
 }
 
 #[test]
-fn an_upper_written_with_privilege_needs_it() {
+fn open_of_an_upper_with_trusted_marks_needs_privilege() {
     let base = tempfile::tempdir().unwrap();
     let upper = open(base.path(), &stamp("a", 1)).unwrap();
     let space = upper.namespace();
@@ -161,7 +161,7 @@ fn an_upper_written_with_privilege_needs_it() {
 }
 
 #[test]
-fn marks_and_attributes_of_every_type_of_file() {
+fn marks_and_xattrs_work_on_every_file_type() {
     let base = tempfile::tempdir().unwrap();
     let upper = open(base.path(), &stamp("a", 1)).unwrap();
     std::os::unix::fs::symlink("nowhere", base.path().join("upper/link")).unwrap();
@@ -196,7 +196,7 @@ fn marks_and_attributes_of_every_type_of_file() {
 }
 
 #[test]
-fn a_whiteout_is_overlayfs_s() {
+fn make_whiteout_creates_a_character_device_0_0() {
     let base = tempfile::tempdir().unwrap();
     let upper = open(base.path(), &stamp("a", 1)).unwrap();
     for name in [&b"gone"[..], b"gone too"] {

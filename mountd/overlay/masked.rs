@@ -13,62 +13,62 @@ use super::types::{Attr, NodeId};
 
 /// Level 4: its lock is held for table work only.
 #[derive(Debug, Default)]
-pub(super) struct Unseen {
-    /// Changes begun so far.
-    begun: AtomicU64,
+pub(super) struct MaskedAttrs {
+    /// Changes started so far.
+    started: AtomicU64,
     /// Those under way, by node, with what was there before.
-    before: Mutex<HashMap<NodeId, Attr>>,
+    masks: Mutex<HashMap<NodeId, Attr>>,
 }
 
 /// A change under way; it has been put back when this is dropped. Begun and dropped by who guards the node.
 #[derive(Debug)]
-pub(super) struct UnderWay<'u> {
-    unseen: &'u Unseen,
+pub(super) struct AttrMask<'m> {
+    masked: &'m MaskedAttrs,
     node: NodeId,
 }
 
 /// Taken before attributes are read, to tell afterwards what they are worth.
 #[derive(Debug)]
 pub(super) struct Snapshot {
-    begun: u64,
+    started: u64,
     before: Option<Attr>,
 }
 
-impl Unseen {
+impl MaskedAttrs {
     /// A change begins; `before` is what shows until it is over.
-    pub(super) fn begin(&self, node: NodeId, before: Attr) -> UnderWay<'_> {
-        let mut table = self.before.lock();
-        self.begun.fetch_add(1, Ordering::SeqCst);
+    pub(super) fn mask(&self, node: NodeId, before: Attr) -> AttrMask<'_> {
+        let mut table = self.masks.lock();
+        self.started.fetch_add(1, Ordering::SeqCst);
         table.insert(node, before);
-        UnderWay { unseen: self, node }
+        AttrMask { masked: self, node }
     }
 
     /// Whether there is one of this node.
     #[cfg(test)]
-    pub(super) fn is_under_way(&self, node: NodeId) -> bool {
-        self.before.lock().contains_key(&node)
+    pub(super) fn is_masked(&self, node: NodeId) -> bool {
+        self.masks.lock().contains_key(&node)
     }
 
     pub(super) fn snapshot(&self, node: NodeId) -> Snapshot {
-        let table = self.before.lock();
+        let table = self.masks.lock();
         Snapshot {
-            begun: self.begun.load(Ordering::SeqCst),
+            started: self.started.load(Ordering::SeqCst),
             before: table.get(&node).copied(),
         }
     }
 
-    /// What attributes show that were read since the snapshot. None: a change may have begun and ended meanwhile.
-    pub(super) fn shown(&self, snapshot: &Snapshot, read: Attr) -> Option<Attr> {
-        if snapshot.before.is_none() && self.begun.load(Ordering::SeqCst) != snapshot.begun {
+    /// What attributes show that were read since the snapshot. None: a change may have started and ended meanwhile.
+    pub(super) fn apply(&self, snapshot: &Snapshot, read: Attr) -> Option<Attr> {
+        if snapshot.before.is_none() && self.started.load(Ordering::SeqCst) != snapshot.started {
             return None;
         }
-        Some(snapshot.shown_to_guard(read))
+        Some(snapshot.apply_guarded(read))
     }
 }
 
 impl Snapshot {
     /// The same for who guards the node, so that none of its changes begins or ends meanwhile.
-    pub(super) fn shown_to_guard(&self, read: Attr) -> Attr {
+    pub(super) fn apply_guarded(&self, read: Attr) -> Attr {
         let Some(before) = self.before else {
             return read;
         };
@@ -83,8 +83,8 @@ impl Snapshot {
     }
 }
 
-impl Drop for UnderWay<'_> {
+impl Drop for AttrMask<'_> {
     fn drop(&mut self) {
-        self.unseen.before.lock().remove(&self.node);
+        self.masked.masks.lock().remove(&self.node);
     }
 }

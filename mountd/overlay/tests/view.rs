@@ -14,7 +14,7 @@ use super::read_all;
 
 /// A file as `stat`, `read`, `readlink` and `getxattr` show it.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(super) struct Seen {
+pub(super) struct FileView {
     kind: u32,
     mode: u32,
     uid: u32,
@@ -30,9 +30,9 @@ pub(super) struct Seen {
     same_as: String,
 }
 
-impl Seen {
+impl FileView {
     /// Whether this can be `plain` after a kill: with a link counted twice, or a directory with a time that was about to be put back.
-    pub(super) fn may_be(&self, plain: &Seen) -> bool {
+    pub(super) fn may_be(&self, plain: &FileView) -> bool {
         let links = self.nlink == plain.nlink || self.nlink == plain.nlink + 1;
         let directory = self.kind == FileType::Directory.to_mode_bits();
         let mtime = if directory && self.mtime.is_none() {
@@ -42,7 +42,7 @@ impl Seen {
         };
         links
             && *self
-                == Seen {
+                == FileView {
                     nlink: self.nlink,
                     mtime,
                     ..plain.clone()
@@ -50,7 +50,7 @@ impl Seen {
     }
 }
 
-pub(super) type Tree = BTreeMap<String, Seen>;
+pub(super) type Tree = BTreeMap<String, FileView>;
 
 /// What was stamped by a clock during the test.
 const RECENT: i64 = 1_600_000_000;
@@ -141,7 +141,7 @@ fn visit_overlay(
             .entry(attr.ino)
             .or_insert_with(|| path.clone())
             .clone();
-        let seen = Seen {
+        let seen = FileView {
             kind: attr.file_type.to_mode_bits(),
             mode: attr.mode,
             uid: attr.uid,
@@ -190,7 +190,7 @@ fn visit_directory(dir: &Path, prefix: &str, tree: &mut Tree, first: &mut BTreeM
             .or_insert_with(|| path.clone())
             .clone();
         let device = matches!(meta.mode() & 0o170_000, 0o020_000 | 0o060_000);
-        let seen = Seen {
+        let seen = FileView {
             kind: meta.mode() & 0o170_000,
             mode: meta.mode() & 0o7777,
             uid: meta.uid(),

@@ -14,7 +14,7 @@ use super::*;
 const LIMIT: Duration = Duration::from_secs(20);
 
 #[test]
-fn a_directorys_times_stand_still_while_files_are_copied_up_into_it() {
+fn getattr_masks_directory_times_during_copy_up() {
     const FILES: usize = 400;
     let names: Vec<String> = (0..FILES).map(|i| format!("dir/{i}")).collect();
     let mut items: Vec<Item<'_>> = vec![("dir", 0o755, Made::Dir, &[])];
@@ -87,7 +87,7 @@ fn wait_for(condition: impl Fn() -> bool) {
 }
 
 #[test]
-fn a_file_is_read_looked_at_and_renamed_while_its_bytes_are_copied_up() {
+fn read_getattr_and_rename_run_during_a_content_copy_up() {
     let fixture = small();
     let overlay = fixture.overlay();
     let id = walk(&overlay, "file").unwrap();
@@ -96,7 +96,7 @@ fn a_file_is_read_looked_at_and_renamed_while_its_bytes_are_copied_up() {
     let gate = Gate::before(&fixture, b"content");
     thread::scope(|scope| {
         let writer = scope.spawn(|| overlay.open(id, WRITE).map(drop));
-        wait_for(|| overlay.unseen.is_under_way(id));
+        wait_for(|| overlay.masked.is_masked(id));
         gate.bring_the_object_back();
         let (tell, told) = mpsc::channel();
         scope.spawn({
@@ -131,7 +131,7 @@ fn a_file_is_read_looked_at_and_renamed_while_its_bytes_are_copied_up() {
 }
 
 #[test]
-fn a_file_that_is_removed_while_its_bytes_are_copied_up_is_gone() {
+fn unlink_during_a_content_copy_up_removes_the_file() {
     let fixture = small();
     let overlay = fixture.overlay();
     let id = walk(&overlay, "file").unwrap();
@@ -139,7 +139,7 @@ fn a_file_that_is_removed_while_its_bytes_are_copied_up_is_gone() {
     let gate = Gate::before(&fixture, b"content");
     thread::scope(|scope| {
         let writer = scope.spawn(|| overlay.open(id, WRITE).map(drop));
-        wait_for(|| overlay.unseen.is_under_way(id));
+        wait_for(|| overlay.masked.is_masked(id));
         let (tell, told) = mpsc::channel();
         scope.spawn({
             let overlay = &overlay;
@@ -155,7 +155,7 @@ fn a_file_that_is_removed_while_its_bytes_are_copied_up_is_gone() {
 
 /// `chmod` while bytes are copied would be taken back at the end; it comes after it.
 #[test]
-fn a_change_of_attributes_waits_for_the_bytes_and_is_kept() {
+fn setattr_waits_for_a_content_copy_up() {
     let fixture = small();
     let overlay = fixture.overlay();
     let id = walk(&overlay, "file").unwrap();
@@ -163,7 +163,7 @@ fn a_change_of_attributes_waits_for_the_bytes_and_is_kept() {
     let gate = Gate::before(&fixture, b"content");
     thread::scope(|scope| {
         let writer = scope.spawn(|| overlay.open(id, WRITE).map(drop));
-        wait_for(|| overlay.unseen.is_under_way(id));
+        wait_for(|| overlay.masked.is_masked(id));
         let changed = scope.spawn(|| overlay.setattr(id, None, &mode(0o4711)).unwrap().mode);
         gate.open();
         assert_eq!(writer.join().unwrap(), Err(Errno::SPIPE));
