@@ -1,4 +1,5 @@
-//! What is known of a file beside its bytes: reading it, and changing it (which copies metadata up, never data).
+//! Attributes: getattr, readlink and setattr. A change copies up metadata; only a change of size
+//! copies up content.
 
 use cowl_core::tree::{FileType, Rdev, Timestamp};
 use cowl_core::upper::spot::Spot;
@@ -11,21 +12,22 @@ use super::state::{Home, UpperFile};
 use super::types::{Attr, Errno, HandleId, NodeId, SetAttr, SetTime};
 use super::{Overlay, lookup::tree_side};
 
-/// `st_ino` of a file that no tree has: above every node number, with the host's inode number in it.
+/// Base of `st_ino` of files created in the upper: above every tree node, the low bits are the
+/// host's inode number.
 const UPPER_INO: u64 = 1 << 40;
 
 const SUID: u32 = 0o4000;
 const SGID: u32 = 0o2000;
 const GROUP_EXEC: u32 = 0o010;
 
-/// Room for a reader who meets a rename; more than one in a row is met by nobody, then the node is guarded.
+/// Attribute reads without a guard that may lose a race with a change, before the node is guarded.
 const MAX_ATTEMPTS: u32 = 3;
 
 impl Overlay {
     /// The attributes of a node.
     ///
     /// # Locking
-    /// Takes no guard but in a race that was lost three times.
+    /// Takes no guard, unless it lost a race with a change three times.
     pub fn getattr(&self, id: NodeId, handle: Option<HandleId>) -> Result<Attr, Errno> {
         for _ in 0..MAX_ATTEMPTS {
             let id = self.current(id);
@@ -39,12 +41,13 @@ impl Overlay {
         self.attr_guarded(id)
     }
 
-    /// Whether another node has this one's names now; its attributes are then that one's, and change without its being told.
+    /// Whether the node was renumbered: its attributes are then its successor's, and change
+    /// without a request for this id.
     pub fn is_succeeded(&self, id: NodeId) -> bool {
         self.current(id) != id
     }
 
-    /// The id that a node goes by today.
+    /// The id of a node, or of its successor if it was renumbered.
     pub(super) fn current(&self, id: NodeId) -> NodeId {
         if self.upper.is_none() {
             return id;
@@ -56,7 +59,8 @@ impl Overlay {
             .unwrap_or(id)
     }
 
-    /// Guards the node that an id goes by: one that took over may be removed and forgotten while its guard is waited for.
+    /// Guards a node, or its successor, which may itself be removed while this waits for its
+    /// guard.
     pub(super) fn guard_current(&self, id: NodeId) -> (NodeId, Guard<'_>) {
         loop {
             let now = self.current(id);
@@ -76,7 +80,8 @@ impl Overlay {
         Ok(self.masked.snapshot(id).apply_guarded(read))
     }
 
-    /// None: the file was renamed, replaced or forgotten between looking in the state and on the host.
+    /// None: the file was renamed, replaced or forgotten between reading the state and stat on the
+    /// host.
     fn try_attr(&self, id: NodeId, handle: Option<HandleId>) -> Result<Option<Attr>, Errno> {
         let (file, origin, file_type) = {
             let state = self.state.read();
@@ -126,7 +131,8 @@ impl Overlay {
         }
     }
 
-    /// 2 + subdirectories. The host's count is that where the tree has no part in it; else the directory must have been read.
+    /// 2 + subdirectories. The host's count is right where the tree has no subdirectories; else
+    /// the merged directory is counted.
     fn directory_links(&self, id: NodeId, host: u32) -> Result<u32, Errno> {
         let tree = tree_side(&self.state.read(), id);
         match tree.map(|tree| self.lower.subdir_count(tree)).transpose()? {
@@ -141,7 +147,7 @@ impl Overlay {
             .map_or(host, |table| table.subdirs.saturating_add(2)))
     }
 
-    /// What a symbolic link points to.
+    /// The target of a symbolic link.
     pub fn readlink(&self, id: NodeId) -> Result<Vec<u8>, Errno> {
         if let Some(target) = id.tree().filter(|_| !self.in_upper(id)) {
             return Ok(self.lower.symlink_target(target)?.to_vec());
@@ -152,7 +158,8 @@ impl Overlay {
         Ok(rustix::fs::readlinkat(dir, name, Vec::new())?.into_bytes())
     }
 
-    /// Changes attributes and shows the new ones. A change of nothing but `kill_priv` copies nothing up where nothing is to be dropped.
+    /// Changes attributes and returns the new ones. `kill_priv` alone copies nothing up if there
+    /// is no privilege to drop.
     pub fn setattr(
         &self,
         id: NodeId,
@@ -198,8 +205,9 @@ impl Overlay {
         self.attr_guarded(id)
     }
 
-    /// A removed node without a file in the upper keeps its attributes in memory, for whoever has it open still. Directories, and the times
-    /// of files: the kernel's writeback cache sends those of every file that is unlinked. The caller guards it.
+    /// Changes the attributes of a removed node that has no upper file, in memory: directories
+    /// that are still open, and times of files, which the kernel's writeback cache sends for every
+    /// unlinked file. The caller guards it.
     fn change_removed(&self, id: NodeId, set: &SetAttr) -> Result<Attr, Errno> {
         let before = self.attr_guarded(id)?;
         let now = coarse_now();
@@ -232,7 +240,7 @@ impl Overlay {
     fn resize(&self, id: NodeId, size: u64) -> Result<(), Errno> {
         if self.serving(id) == Some(Serving::Lower) {
             self.renumber(id)?;
-            return Err(Errno::STALE); // the kernel looks the name up again and comes back
+            return Err(Errno::STALE); // the kernel retries after a new lookup
         }
         rustix::fs::ftruncate(self.place_of(id)?.open(OFlags::WRONLY)?, size)
     }
@@ -264,7 +272,7 @@ impl Overlay {
         Ok(())
     }
 
-    /// Whether there is a set-id bit that a write by a stranger takes away, or a capability.
+    /// Whether a write without CAP_FSETID would drop a set-id bit or a capability.
     fn has_privilege(&self, id: NodeId, attr: &Attr) -> Result<bool, Errno> {
         if attr.file_type == FileType::Directory {
             return Ok(false);
@@ -279,8 +287,9 @@ impl Overlay {
         }
     }
 
-    /// What the kernel does before a write by someone without `CAP_FSETID`: set-user-id goes, set-group-id of a file its group may
-    /// execute too, and so do capabilities. The caller guards the node, which has its file in the upper.
+    /// Clears set-user-id, set-group-id if the group may execute the file, and capabilities, as
+    /// the kernel does before a write without `CAP_FSETID`. The caller guards the node, which must
+    /// have an upper file.
     pub(super) fn drop_privilege(&self, id: NodeId) -> Result<(), Errno> {
         let place = self.place_of(id)?;
         let spot = place.spot();
@@ -298,7 +307,8 @@ impl Overlay {
         }
     }
 
-    /// Whether a file's content must not be written behind our back: the host would leave privileges on it.
+    /// Whether a file has set-id bits or a capability. Writes to it must be requests: in
+    /// passthrough the host would not clear them.
     pub(super) fn is_privileged(&self, id: NodeId) -> Result<bool, Errno> {
         let attr = self.attr_guarded(id)?;
         Ok(
@@ -308,7 +318,7 @@ impl Overlay {
     }
 }
 
-/// Now, by the clock that the host stamps files with.
+/// The current time, by the clock that the host uses for files.
 fn coarse_now() -> Timestamp {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
     Timestamp {
@@ -334,11 +344,11 @@ fn timespec(time: Option<SetTime>) -> Timespec {
     }
 }
 
-/// What the mount shows of a file of the upper, `ino` of one that was born there.
+/// The attributes of an upper file; `ino` is that of a file created there.
 pub(super) fn attr_of_host(stat: &Statx, file: &UpperFile, file_type: FileType) -> Attr {
     let links = match file.home {
         Home::Named => i64::from(stat.stx_nlink),
-        // One link is ours.
+        // One link is the one in work/index.
         Home::Index(_) => i64::from(stat.stx_nlink) - 1 + i64::from(file.link_delta),
         Home::Orphan(_) => i64::from(stat.stx_nlink) - 1,
     };
@@ -383,12 +393,12 @@ fn rdev_of(stat: &Statx) -> Rdev {
     }
 }
 
-/// `st_ino` of a file that no tree has.
+/// `st_ino` of a file created in the upper.
 pub(super) const fn ino_of_host(host: u64) -> u64 {
     UPPER_INO | host
 }
 
-/// `d_ino` of a node as far as it is known without asking the host.
+/// `d_ino` of a node, without I/O.
 pub(super) fn ino_of(id: NodeId, node: Option<&super::state::Node>) -> u64 {
     match node {
         Some(node) => match (node.origin, &node.upper) {

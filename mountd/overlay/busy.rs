@@ -1,7 +1,8 @@
-//! Guards that put changes of one node in order, so that no table lock has to be held over I/O.
+//! Guards of nodes, which serialize changes so that no table lock is held over I/O.
 //!
-//! A set of guards is taken all at once by a thread that holds none of the same or a later level, so no two threads can wait for each
-//! other. Whoever reads attributes takes none: he looks at the host and compares what he found with the state.
+//! A thread takes a set of guards at once, and only if it holds none of the same or a later level;
+//! so threads cannot deadlock. Attribute reads take no guard: they stat the host file, then
+//! re-check the state.
 
 use std::cell::Cell;
 use std::collections::HashSet;
@@ -11,17 +12,17 @@ use parking_lot::{Condvar, Mutex};
 use super::types::NodeId;
 
 thread_local! {
-    /// The latest level of which this thread holds guards: a second set of it could be the one that another thread holds while it
-    /// waits for the first.
+    /// The latest level of which this thread holds guards. A second set of the same level could
+    /// deadlock with another thread.
     static LEVEL: Cell<Option<Level>> = const { Cell::new(None) };
 }
 
-/// In the order in which guards are taken.
+/// Guard levels, in the order in which they are taken.
 #[derive(Copy, Clone, Debug, Eq, PartialEq, Ord, PartialOrd)]
 pub(super) enum Level {
-    /// Who copies a file's bytes into the upper, for as long as that takes.
+    /// A copy-up of a file's content, however long it takes.
     ContentCopy,
-    /// Who changes nodes, or where they are, for a few system calls.
+    /// A change of nodes or their names, for a few system calls.
     Change,
 }
 
@@ -32,7 +33,7 @@ pub(super) struct Busy {
     freed: Condvar,
 }
 
-/// Some nodes, guarded until this is dropped.
+/// Guarded nodes, released on drop.
 #[derive(Debug)]
 pub(super) struct Guard<'b> {
     busy: &'b Busy,

@@ -1,9 +1,9 @@
-//! Copy-up of a file's content, into its file in the upper, whose mark says meanwhile that the content is the
-//! object's. The content is made durable before the mark changes, which is the one step that counts. Until then
-//! reads are served from the object.
+//! Copy-up of a file's content into its upper file. Until it ends, the file's mark says `metadata
+//! only` and reads come from the object. The content is made durable before the mark changes; that
+//! write of the mark is the commit.
 //!
-//! No guard is held while content is copied: the file can be read, renamed and removed meanwhile; changes of its
-//! attributes wait.
+//! No node guard is held during the copy, so the file can be read, renamed and removed; changes of
+//! its attributes wait.
 
 use std::fs::File;
 
@@ -25,16 +25,16 @@ const SET_ID: u32 = 0o6000;
 
 const CAPABILITY: &[u8] = b"security.capability";
 
-/// Where the bytes of a node are that has a file in the upper.
+/// Where the content of a copied-up node is.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
 pub(super) enum ContentLocation {
-    /// In the upper's file.
+    /// In its upper file.
     Upper,
-    /// In the object, up to the length of the upper's file.
+    /// In the object, up to the length of the upper file.
     Lower(Option<ObjectId>),
 }
 
-/// A copy-up of a file's content, and what it must not change.
+/// A running copy-up of a file's content, with the attributes that it must restore.
 struct ContentCopy {
     object: Option<ObjectId>,
     file: File,
@@ -43,7 +43,7 @@ struct ContentCopy {
 }
 
 impl Overlay {
-    /// Where the bytes of a node are that has a file in the upper.
+    /// Where the content of a copied-up node is; None for a node without an upper file.
     pub(super) fn locate_content(&self, id: NodeId) -> Result<Option<ContentLocation>, Errno> {
         let Some((_, origin, file)) = self.upper_node(id) else {
             return Ok(None);
@@ -55,14 +55,14 @@ impl Overlay {
         Ok(Some(ContentLocation::Lower(self.lower.object(&record)?)))
     }
 
-    /// Whether a node's bytes are in the upper. They stay there.
+    /// Whether a node's content is in the upper. It never moves back.
     pub(super) fn owns_content(&self, id: NodeId) -> bool {
         let state = self.state.read();
         let file = state.node(id).and_then(|node| node.upper.as_ref());
         file.is_some_and(|file| !file.metadata_only)
     }
 
-    /// Waits until nobody copies a file's bytes, and keeps it so.
+    /// Waits for a running copy-up of a file's content, and prevents another.
     ///
     /// # Locking
     /// Outermost: before any guard.
@@ -70,8 +70,9 @@ impl Overlay {
         self.copying.lock(&[id])
     }
 
-    /// Takes the first `keep` bytes of a file's content into the upper, or all if there are fewer, and cuts the file there; nothing happens
-    /// if the upper has them. On an error (a full disk) the file is as it was. The node has its file in the upper.
+    /// Copies up the first `keep` bytes of a file's content, or all if there are fewer, and
+    /// truncates the file there; does nothing if the content is in the upper already. On an error
+    /// (a full disk) the file is unchanged. The node must have an upper file.
     ///
     /// # Locking
     /// Guards the node for a few system calls before and after; the caller may hold no guard.
@@ -98,7 +99,7 @@ impl Overlay {
         done
     }
 
-    /// None: somebody else was faster. The caller guards the node.
+    /// None: another thread has copied it up. The caller guards the node.
     fn start_content_copy(&self, id: NodeId) -> Result<Option<ContentCopy>, Errno> {
         let object = match self.locate_content(id)? {
             Some(ContentLocation::Lower(object)) => object,
@@ -120,7 +121,8 @@ impl Overlay {
         }))
     }
 
-    /// Writes the attributes that a copy of the content changes into the file's mark, or takes them out again. The caller guards the node.
+    /// Saves the attributes that the copy changes in the file's mark, or removes them. The caller
+    /// guards the node.
     fn save_attributes(&self, id: NodeId, saved: Option<&Saved>) -> Result<(), Errno> {
         let Some((_, origin, mut file)) = self.upper_node(id) else {
             return Err(Errno::STALE);
@@ -136,7 +138,8 @@ impl Overlay {
         Ok(())
     }
 
-    /// The caller guards the node, which may have been renamed meanwhile, or be gone.
+    /// Commits the copy, or undoes it. The caller guards the node, which may have been renamed or
+    /// removed since.
     fn finish_content_copy(
         &self,
         id: NodeId,
@@ -144,7 +147,7 @@ impl Overlay {
         result: Result<(), Errno>,
     ) -> Result<(), Errno> {
         let Some((_, origin, file)) = self.upper_node(id) else {
-            return Err(Errno::STALE); // removed, and with it what was copied
+            return Err(Errno::STALE); // removed, with the copied content
         };
         let mark = UpperFile {
             metadata_only: false,
@@ -158,7 +161,7 @@ impl Overlay {
         if let Err(error) = copied {
             let undone = copy.undo().and_then(|()| self.save_attributes(id, None));
             if let Err(errno) = undone {
-                tracing::warn!(%errno, "what a failed copy-up left goes when the next mount finds it");
+                tracing::warn!(%errno, "cannot undo a failed copy-up; the next mount will");
             }
             return Err(error);
         }
@@ -166,7 +169,7 @@ impl Overlay {
         Ok(())
     }
 
-    /// Takes back a copy of content that the end of its worker cut short. The caller guards the file.
+    /// Undoes a copy of content that a crash interrupted. The caller guards the file.
     pub(super) fn undo_copying(
         &self,
         spot: Spot<'_>,
@@ -205,29 +208,31 @@ impl ContentCopy {
                 }
             }
         }
-        // Without it a power cut could leave the file without mark and without bytes.
+        // A power cut must not leave the new mark without the content.
         rustix::fs::fdatasync(&self.file)
     }
 
-    /// A copy is no write by anyone.
+    /// A copy-up must not change mtime, mode or capabilities.
     fn restore_attributes(&self) -> Result<(), Errno> {
         restore(&self.file, self.before.atime, &self.saved)
     }
 
-    /// Gives the blocks of a copy that failed back. The mark is still there, so whatever happens here the content is the object's.
+    /// Frees the blocks of a failed copy. The mark is unchanged, so the content stays the object's
+    /// even if this fails.
     fn undo(&self) -> Result<(), Errno> {
         undo(&self.file, self.before.atime, &self.saved)
     }
 }
 
-/// Makes a file as sparse as it was before its content was copied.
+/// Makes the file sparse again, with its saved attributes.
 fn undo(file: &File, atime: Timestamp, saved: &Saved) -> Result<(), Errno> {
     rustix::fs::ftruncate(file, 0)?;
     rustix::fs::ftruncate(file, saved.size)?;
     restore(file, atime, saved)
 }
 
-/// The host has changed these as at any write: the time, the capability, and outside of the initial user namespace the set-id bits.
+/// Restores what the host changes at a write: mtime, the capability, and outside the initial user
+/// namespace the set-id bits.
 fn restore(file: &File, atime: Timestamp, saved: &Saved) -> Result<(), Errno> {
     if saved.mode & SET_ID != 0 {
         rustix::fs::fchmod(file, Mode::from_raw_mode(saved.mode))?;

@@ -1,8 +1,9 @@
-//! How a file of the tree gets into the upper: its metadata, by themselves (for chmod, chown, times, attributes, rename, link); its bytes
-//! come with the first write, see [`super::content`].
+//! Copy-up of metadata, before chmod, chown, utimens, setxattr, rename and link. Content follows
+//! at the first write, see [`super::content`].
 //!
-//! A file is made in `work/tmp`, given everything, marked, and renamed into place, which is the one step that counts. Times of the
-//! directory above are put back: nothing visible happened to it.
+//! The file is created in `work/tmp` with its metadata and mark, then renamed into place; that
+//! rename is the commit. The times of its directory are restored, since a copy-up changes nothing
+//! visible.
 
 use std::os::fd::AsFd;
 
@@ -20,7 +21,7 @@ use super::{Overlay, new_file};
 
 const SET_ID: u32 = 0o6000;
 
-/// Where a file is to be put.
+/// Where a copied-up file goes.
 enum Destination {
     Name { dir: NodeId, name: Vec<u8> },
     Index(TreeIno),
@@ -28,11 +29,12 @@ enum Destination {
 }
 
 impl Overlay {
-    /// Gives a node a file in the upper, with all its metadata and, if it is a regular file, a mark for its bytes. A directory comes with its
-    /// parents.
+    /// Copies a node's metadata up, after its parents. A regular file's content stays in the
+    /// object, as its mark says.
     ///
     /// # Locking
-    /// Guards the node and the directory it is in for a few system calls each; the caller may hold no guard.
+    /// Guards the node and its directory for a few system calls each; the caller must hold no
+    /// guard.
     pub(super) fn copy_up(&self, id: NodeId) -> Result<(), Errno> {
         let mut below = vec![id];
         while let Some(next) = below.last().copied() {
@@ -54,14 +56,15 @@ impl Overlay {
         Ok(())
     }
 
-    /// A directory with its upper part, which is read: ready for names to be changed in it.
+    /// Copies a directory up and reads its upper part, so that names can be changed in it.
     pub(super) fn copy_up_dir(&self, dir: NodeId) -> Result<(), Errno> {
         self.writable()?;
         self.copy_up(dir)?;
         self.ensure_read(dir)
     }
 
-    /// The directory whose upper part a node's file will be put in. None: it goes into the work directory.
+    /// The directory that a node is copied into. None: it goes into `work/index` or
+    /// `work/orphans`.
     fn dir_to_copy_into(&self, id: NodeId) -> Result<Option<NodeId>, Errno> {
         let record = self.lower.node(id.tree().ok_or(Errno::STALE)?)?;
         let gone = self.is_gone(id);
@@ -87,7 +90,7 @@ impl Overlay {
         self.state.read().node(id)?.gone().copied()
     }
 
-    /// Whether a node's own bytes were removed with its last name: nobody had it open.
+    /// Whether a node's content was removed with its last name, since it was not open.
     pub(super) fn is_lost(&self, id: NodeId) -> bool {
         let state = self.state.read();
         state.node(id).is_some_and(super::state::Node::lost)
@@ -97,7 +100,7 @@ impl Overlay {
         let upper = self.writable()?;
         let guarded: Vec<NodeId> = dir.into_iter().chain([id]).collect();
         let _guard = self.busy.lock(&guarded);
-        // What was true before the guard may have changed: someone else copied it, or removed it.
+        // Another thread may have copied up or removed it before the guard was taken.
         if self.in_upper(id) || self.dir_to_copy_into(id)? != dir {
             return Ok(());
         }
@@ -146,7 +149,7 @@ impl Overlay {
                 } else {
                     Under::File
                 };
-                // A tree file that was never moved is at its name in the tree.
+                // The copy takes the place of the node's name in the tree.
                 debug_assert!(state.dir(dir).is_some());
                 events.push(Event::Named {
                     dir,
@@ -160,7 +163,7 @@ impl Overlay {
         });
     }
 
-    /// Makes the file in `work/tmp` with everything but its place.
+    /// Creates the copy in `work/tmp`, with metadata and mark.
     fn stage_copy(
         &self,
         upper: &Upper,
@@ -202,7 +205,7 @@ impl Overlay {
     }
 
     fn create_like(&self, staged: Spot<'_>, node: TreeIno, record: &Node) -> Result<(), Errno> {
-        // Set-id bits come once the owner is right.
+        // chown clears set-id bits, so they are set after it.
         let mode = Mode::from_raw_mode(record.mode & !SET_ID);
         match record.file_type {
             FileType::Directory => rustix::fs::mkdirat(staged.dir, staged.name, mode),
@@ -225,8 +228,8 @@ impl Overlay {
         }
     }
 
-    /// Gives a file owner, permissions, attributes and times of a node of the tree. One that was just
-    /// made by `creator` has its permissions but for set-id bits.
+    /// Applies owner, mode, xattrs and times of a tree node to a file. `creator`: the file was
+    /// just created with these ids and the node's mode without set-id bits.
     pub(super) fn apply_metadata(
         &self,
         spot: Spot<'_>,
@@ -246,7 +249,7 @@ impl Overlay {
             match spot.set_xattr(&escape(name), value, XattrFlags::empty()) {
                 Ok(()) => {}
                 Err(errno @ (Errno::OPNOTSUPP | Errno::PERM)) if !must_be_copied(name, space) => {
-                    tracing::debug!(name = %name.escape_ascii(), %errno, "an attribute cannot be kept by the upper");
+                    tracing::debug!(name = %name.escape_ascii(), %errno, "the upper cannot store an attribute; it is dropped");
                 }
                 Err(errno) => return Err(errno),
             }
@@ -254,7 +257,7 @@ impl Overlay {
         spot.utimens(&times(record.mtime, record.mtime))
     }
 
-    /// Writes what a file was copied up from.
+    /// Writes a file's mark.
     pub(super) fn write_mark(&self, spot: Spot<'_>, mark: &FileMark) -> Result<(), Errno> {
         spot.set_mark(self.writable()?.namespace(), Mark::File, &mark.encode())
     }
@@ -282,7 +285,7 @@ impl Overlay {
         }
     }
 
-    /// Says on a directory that files in it bear marks. Before the first of them is there. The caller guards it.
+    /// Marks a directory impure, before the first marked file is in it. The caller guards it.
     pub(super) fn mark_impure(&self, dir: NodeId) -> Result<(), Errno> {
         if self.state.read().dir(dir).is_some_and(|table| table.impure) {
             return Ok(());
@@ -297,7 +300,7 @@ impl Overlay {
         Ok(())
     }
 
-    /// Does something to a directory of the upper that nobody shall see in its times. The caller guards it.
+    /// Changes a directory of the upper without changing its times. The caller guards it.
     fn preserving_times(
         &self,
         dir: NodeId,
@@ -311,7 +314,7 @@ impl Overlay {
     }
 }
 
-/// Makes a device, a pipe or a socket.
+/// Creates a device, a pipe or a socket.
 pub(super) fn make_special(
     staged: Spot<'_>,
     file_type: FileType,
@@ -328,20 +331,20 @@ pub(super) fn make_special(
     )
 }
 
-/// A file of several names is found through the index, whichever of them was used.
+/// Whether a node is a hard link: its copy goes into the index, where each of its names finds it.
 fn has_more_names(record: &Node) -> bool {
     record.file_type != FileType::Directory && record.nlink > 1
 }
 
-/// As overlayfs: a copy without its ACL or its capabilities would be another file; `trusted.` cannot be written, nor read, without
-/// privilege.
+/// Whether a copy-up fails if the upper cannot store this attribute: ACLs and `security.*`, as in
+/// overlayfs. Without privilege, other `security.*` and `trusted.*` cannot be written.
 fn must_be_copied(name: &[u8], space: Namespace) -> bool {
     name.starts_with(b"system.posix_acl_")
         || name == b"security.capability"
         || (space == Namespace::Trusted && name.starts_with(b"security."))
 }
 
-/// Removes what a failed copy-up left in `work/tmp`; what stays goes at the next mount.
+/// Removes a failed copy from `work/tmp`; the next mount removes what remains.
 fn discard(staged: Spot<'_>, file_type: FileType) {
     let removed = if file_type == FileType::Directory {
         staged.rmdir()
@@ -351,6 +354,6 @@ fn discard(staged: Spot<'_>, file_type: FileType) {
     if let Err(errno) = removed
         && errno != Errno::NOENT
     {
-        tracing::warn!(name = %staged.name.escape_ascii(), %errno, "work/tmp keeps a file until the next mount");
+        tracing::warn!(name = %staged.name.escape_ascii(), %errno, "cannot remove a file from work/tmp; the next mount will");
     }
 }

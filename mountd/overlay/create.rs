@@ -1,8 +1,9 @@
-//! Creation: files, directories, links and unnamed files, created with their final owner, mode and ACL.
+//! Creation: files, directories, links and unnamed files, created with their final owner, mode and
+//! ACL.
 //!
-//! Where the upper has nothing at the name, a file is created there, in one step. Where it replaces a whiteout,
-//! or needs a mark first, it is created in a staging directory in `work/tmp`, which hands down group and default
-//! ACL as the parent would, and renamed into place.
+//! Where the upper has nothing at the name, a file is created there, in one step. Where it
+//! replaces a whiteout, or needs a mark first, it is created in a staging directory in `work/tmp`,
+//! which hands down group and default ACL as the parent would, and renamed into place.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -24,7 +25,7 @@ use super::{Overlay, new_file};
 const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
 const SGID: u32 = 0o2000;
 
-/// What is to be made.
+/// The type of a new file.
 #[derive(Copy, Clone, Debug)]
 pub(super) enum Kind<'k> {
     Regular,
@@ -33,7 +34,7 @@ pub(super) enum Kind<'k> {
     Special(FileType, Rdev),
 }
 
-/// As whom, and with which permissions.
+/// Owner and mode of a new file.
 #[derive(Copy, Clone, Debug)]
 pub(super) struct NewFile {
     pub(super) mode: u32,
@@ -51,7 +52,7 @@ impl Kind<'_> {
         }
     }
 
-    /// A device that the upper would take for a whiteout.
+    /// Whether this is a character device 0:0, which the upper would read as a whiteout.
     fn is_null_device(self) -> bool {
         matches!(
             self,
@@ -61,8 +62,11 @@ impl Kind<'_> {
 }
 
 impl Overlay {
-    /// Makes a file of any type but a directory or a symbolic link.
-    #[expect(clippy::too_many_arguments, reason = "mknod(2) and who calls it")]
+    /// Creates a file of any type but a directory or a symbolic link.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the arguments of mknod(2), and the caller"
+    )]
     pub fn mknod(
         &self,
         parent: NodeId,
@@ -128,7 +132,8 @@ impl Overlay {
             .map(|(entry, _)| entry)
     }
 
-    /// Makes a regular file and opens it. EEXIST if the name is taken, whatever the flags: the kernel has looked before.
+    /// Creates a regular file and opens it. EEXIST if the name exists, even without O_EXCL: the
+    /// kernel has looked it up before.
     pub fn create(
         &self,
         parent: NodeId,
@@ -148,7 +153,7 @@ impl Overlay {
         Ok((entry, opened))
     }
 
-    /// Makes a regular file without a name and opens it (`O_TMPFILE`).
+    /// Creates an unnamed regular file and opens it (`O_TMPFILE`).
     pub fn tmpfile(
         &self,
         parent: NodeId,
@@ -332,7 +337,7 @@ impl Overlay {
             }
             let flags = match (special.whiteout, kind) {
                 (false, _) => RenameFlags::NOREPLACE,
-                // A directory cannot replace a whiteout, but can change places with it.
+                // A directory cannot replace a whiteout, but can be exchanged with it.
                 (true, Kind::Directory) => RenameFlags::EXCHANGE,
                 (true, _) => RenameFlags::empty(),
             };
@@ -343,7 +348,8 @@ impl Overlay {
         made
     }
 
-    /// A directory in `work/tmp` that hands down to what is made in it what `parent` does: group, set-group-id and default ACL.
+    /// Creates a staging directory in `work/tmp` with the set-group-id, group and default ACL of
+    /// `parent`, for new files to inherit.
     fn staging(&self, upper: &Upper, parent: NodeId) -> Result<Staging, Errno> {
         let parent = self.dir_fd(parent)?;
         let parent = Spot::new(parent.as_fd(), b".");
@@ -383,7 +389,7 @@ impl Overlay {
     }
 }
 
-/// Why a file cannot just be made at its name.
+/// Why a file must be created in a staging directory first.
 #[derive(Copy, Clone, Debug)]
 struct Special {
     whiteout: bool,
@@ -410,15 +416,15 @@ impl Staging {
         Ok(())
     }
 
-    /// Removes it with what is left in it.
+    /// Removes the staging directory and its files.
     fn close(self, upper: &Upper) {
         if let Err(errno) = remove_temporary(Spot::new(upper.tmp(), &self.name)) {
-            tracing::warn!(%errno, "work/tmp keeps a directory until the next mount");
+            tracing::warn!(%errno, "cannot remove a directory from work/tmp; the next mount will");
         }
     }
 }
 
-/// Makes a file as the caller; a regular one is open for reading and writing.
+/// Creates a file as the caller; a regular file is returned open for reading and writing.
 fn create_file(spot: Spot<'_>, kind: Kind<'_>, wanted: NewFile) -> Result<Option<OwnedFd>, Errno> {
     let NewFile {
         mode,

@@ -1,4 +1,5 @@
-//! What can happen to the state: plain values, so that a log of them can be written, and read by another process.
+//! Events: the only changes of the state. They are plain values, so a log of them can be replayed
+//! by another process.
 
 use cowl_core::tree::{FileType, TreeIno};
 use cowl_core::upper::marks::Saved;
@@ -7,10 +8,11 @@ use super::opens::{OpenFile, Serving};
 use super::state::{Home, Name, Target, Under, UpperFile};
 use super::types::{Attr, HandleId, NodeId};
 
-/// Something that has happened on disk, or that the kernel has told.
+/// A change that is already on disk, or that the kernel reported.
 #[derive(Clone, Debug)]
 pub(super) enum Event {
-    /// A directory's upper part was read, or is new. `subdirs` and `visible` are the tree's part alone.
+    /// A directory's upper part was read, or is new. `subdirs` and `visible` count the tree's part
+    /// only.
     DirRead {
         dir: NodeId,
         subdirs: u32,
@@ -18,7 +20,7 @@ pub(super) enum Event {
         impure: bool,
         names: Vec<(Name, Target, Under)>,
     },
-    /// The marks of a name that was only listed so far were read: it is this node's.
+    /// The marks of a listed name were read: it is this node.
     MarksRead {
         dir: NodeId,
         name: Name,
@@ -27,18 +29,18 @@ pub(super) enum Event {
         file_type: FileType,
         file: UpperFile,
     },
-    /// The marks of a file in `work/index` contradict themselves or the tree: its node cannot be used.
+    /// A file in `work/index` has invalid marks: every use of its node is EIO.
     Damaged { node: NodeId },
-    /// A directory of the upper now says that files in it bear marks.
+    /// A directory of the upper is marked impure.
     Impure { dir: NodeId },
-    /// A node has its first file in the upper.
+    /// A node has an upper file now.
     Copied {
         node: NodeId,
         file_type: FileType,
         origin: Option<TreeIno>,
         file: UpperFile,
     },
-    /// A name in the upper now is this node's, whatever it was before.
+    /// A name in the upper is this node now, whatever it was before.
     Named {
         dir: NodeId,
         name: Name,
@@ -52,51 +54,52 @@ pub(super) enum Event {
         name: Name,
         under: Under,
     },
-    /// The upper no longer has the name, and the tree never had.
+    /// A name was removed that the tree does not have.
     Unnamed { dir: NodeId, name: Name },
-    /// A node's file is somewhere else, its names untouched.
+    /// A node's file moved to another home; its names are unchanged.
     Moved { node: NodeId, home: Home },
-    /// The node has no name left; `attr` is what `stat` shows from here on where no file is kept.
+    /// The node has no name left; `attr` is shown from now on if no file is kept for it.
     Gone {
         node: NodeId,
         file_type: FileType,
         origin: Option<TreeIno>,
         attr: Attr,
     },
-    /// The file that was kept for a node without a name was removed.
+    /// An orphan's file was removed.
     Dropped { node: NodeId },
-    /// The content is being copied up, with these attributes saved in the file's mark; None: that failed, and is undone.
+    /// The content is being copied up, with these attributes saved in the file's mark; None: that
+    /// failed, and is undone.
     Copying { node: NodeId, saved: Option<Saved> },
-    /// The content is in the upper's file now, and its mark says so.
+    /// The content is in the upper file, and its mark says so.
     ContentCopied { node: NodeId },
-    /// The directory shows nothing of the tree any more.
+    /// The directory is opaque now.
     Opaque { node: NodeId },
-    /// The difference of link counts.
+    /// The link delta changed, see `FileMark::link_delta`.
     Nlink { node: NodeId, delta: i32 },
-    /// A file's attributes and marks will survive a power cut.
+    /// A file's attributes and marks are durable.
     InodeSynced { node: NodeId },
-    /// So will its name.
+    /// A file's name is durable.
     NameSynced { node: NodeId },
-    /// A node's content changed under a passthrough reader: its names go by another id from here on.
+    /// A node's content changed under a passthrough reader: its names have another id from now on.
     Renumbered { from: NodeId, to: NodeId },
-    /// A file was opened; how all opens of its node are served.
+    /// A file was opened; `serving` is that of its node.
     Opened {
         handle: HandleId,
         file: OpenFile,
         serving: Serving,
     },
-    /// The kernel gave a handle back.
+    /// The kernel released a handle.
     Released { handle: HandleId },
-    /// Nobody can write to the node's file but by opening it anew.
+    /// No descriptor or mapping that could write to the node's file is left.
     Settled { node: NodeId },
-    /// The kernel was told of the node.
+    /// The kernel looked the node up.
     Looked { node: NodeId },
-    /// The kernel gave lookups back.
+    /// The kernel forgot `count` lookups.
     Forgotten { node: NodeId, count: u64 },
 }
 
 impl Event {
-    /// A name shows nothing any more: whited out where the tree has something under it.
+    /// A removed name: whited out if the tree has one under it.
     pub(super) fn vacated(dir: NodeId, name: &[u8], under: Under) -> Event {
         let name = name.into();
         match under {

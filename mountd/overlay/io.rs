@@ -1,4 +1,4 @@
-//! A file's bytes: opening, reading, writing, and making them durable.
+//! File I/O: open, read, write, fsync, fallocate, lseek, copy_file_range and release.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -16,7 +16,7 @@ use super::types::{CopyEnd, Errno, HandleId, NodeId, OpenFlags, Opened, Seek, Si
 use super::{IoMode, Overlay};
 use crate::lru::Lru;
 
-/// Files kept open where the kernel does not tell which are.
+/// Files kept open in the cached mode, where the kernel sends no open or release.
 const CACHED: usize = 128;
 
 /// Open files by node, for [`IoMode::Cached`].
@@ -57,11 +57,11 @@ impl NodeFiles {
 }
 
 impl Overlay {
-    /// Opens a regular file. For writing, its bytes are copied up first, unless they are to be cut off anyway.
+    /// Opens a regular file. For writing, its content is copied up first, unless it is truncated.
     ///
     /// # Errors
-    /// ESTALE where the kernel reads the file from the object already and now wants to write: it looks the name up again, which gives
-    /// another node, and comes back.
+    /// ESTALE if the file is opened for writing while the kernel reads its object in passthrough:
+    /// the kernel looks the name up again, which gives another node, and retries.
     pub fn open(&self, id: NodeId, flags: OpenFlags) -> Result<Opened, Errno> {
         if self.current(id) != id {
             return Err(Errno::STALE);
@@ -71,7 +71,7 @@ impl Overlay {
             FileType::Directory => return Err(Errno::ISDIR),
             _ => return Err(Errno::OPNOTSUPP),
         }
-        // O_RDONLY | O_TRUNC cuts the file as well.
+        // O_RDONLY | O_TRUNC truncates as well.
         let changes = flags.write || flags.truncate;
         if changes {
             self.writable()?;
@@ -91,7 +91,7 @@ impl Overlay {
 
     fn make_writable(&self, id: NodeId, flags: OpenFlags) -> Result<(), Errno> {
         if !self.owns_content(id) {
-            return Err(Errno::STALE); // removed, or renumbered, before it was guarded
+            return Err(Errno::STALE); // removed or renumbered before the guard was taken
         }
         if flags.truncate {
             if flags.kill_priv {
@@ -113,7 +113,7 @@ impl Overlay {
         Ok(self.lower.node(id.tree().ok_or(Errno::STALE)?)?.file_type)
     }
 
-    /// Gives a handle back; a file without a name that nobody uses any more goes.
+    /// Releases a handle, and removes the file if it is an orphan that is no longer used.
     pub fn release(&self, _node: NodeId, handle: HandleId) -> Result<(), Errno> {
         let (file, _) = self.open_file(handle)?;
         self.handles.forget(handle);
@@ -122,7 +122,7 @@ impl Overlay {
         Ok(())
     }
 
-    /// Reads; the number of bytes is less than asked for at the end of the file only.
+    /// Reads; short at the end of the file only.
     pub fn read(
         &self,
         id: NodeId,
@@ -145,7 +145,8 @@ impl Overlay {
         Ok(done)
     }
 
-    /// Writes, all or an error. `kill_priv`: the writer is one for whom privileges of the file are dropped.
+    /// Writes; short only if a later part fails. `kill_priv`: drop set-id bits and capabilities
+    /// first.
     pub fn write(
         &self,
         id: NodeId,
@@ -167,7 +168,7 @@ impl Overlay {
                 Ok(0) => return Err(Errno::IO),
                 Ok(written) => done += written,
                 Err(Errno::INTR) => {}
-                // What was written counts; the rest is tried again and then says why it can't be.
+                // A short write; the kernel retries the rest and gets the error.
                 Err(_) if done > 0 => break,
                 Err(error) => return Err(error),
             }
@@ -187,7 +188,8 @@ impl Overlay {
         if real.side == Side::Upper || !self.owns_content(file.node) {
             return Ok(real.file);
         }
-        // Someone wrote to it since: who reads through the kernel's cache sees that, as on any file system.
+        // The content was copied up after this open: read the upper file, so that later writes are
+        // seen.
         let fresh = {
             let _guard = self.busy.lock(&[file.node]);
             self.open_real_file(file.node, false)?
@@ -257,8 +259,8 @@ impl Overlay {
         self.sync_above(id)
     }
 
-    /// Syncs a file whose marks and attributes are not durable yet: they are no data, but without them the data are not there. Whether it
-    /// was one.
+    /// Syncs a file whose marks are not durable yet, even for fdatasync: without them the content
+    /// would be the object's. False if they are durable.
     fn sync_inode(&self, id: NodeId, open: &File) -> Result<bool, Errno> {
         let unsynced = || self.unsynced(id).is_some_and(|unsynced| unsynced.inode);
         if !unsynced() {
@@ -278,8 +280,8 @@ impl Overlay {
         Some(state.node(id)?.upper.as_ref()?.unsynced)
     }
 
-    /// In passthrough the kernel writes, and syncs for `O_DSYNC` and `RWF_DSYNC`, without asking: what such a sync does not cover, that the
-    /// content is the upper's, is durable before the file is open.
+    /// Makes the marks of a file durable before it is opened in passthrough: there the kernel
+    /// handles `O_DSYNC` and `RWF_DSYNC` itself, and syncs the content only.
     fn sync_before_passthrough(&self, id: NodeId, flags: OpenFlags) -> Result<(), Errno> {
         if self.io_mode == IoMode::Cached {
             return Ok(());
@@ -313,7 +315,8 @@ impl Overlay {
         rustix::fs::fsync(rustix::fs::openat(dir.as_fd(), ".", flags, Mode::empty())?)
     }
 
-    /// Makes the names of a copied-up node durable, from itself to the root, as far as they are not.
+    /// Syncs the directories above a copied-up node, up to the root, where its name or that of a
+    /// parent is not durable.
     fn sync_above(&self, id: NodeId) -> Result<(), Errno> {
         let mut at = id;
         while at != NodeId::ROOT {
@@ -359,7 +362,7 @@ impl Overlay {
         rustix::fs::fallocate(&*self.file_to_write(id, handle)?, mode, offset, length)
     }
 
-    /// Where data or a hole comes next; ENXIO beyond the last of it.
+    /// The next data or hole at or after `offset`; ENXIO if there is none.
     pub fn lseek(
         &self,
         id: NodeId,
@@ -375,7 +378,7 @@ impl Overlay {
         rustix::fs::seek(&*file, from)
     }
 
-    /// Copies bytes from one file to another within the host; how many.
+    /// Copies bytes between two files on the host, and returns their number.
     pub fn copy_file_range(&self, from: CopyEnd, to: CopyEnd, length: u64) -> Result<usize, Errno> {
         self.writable()?;
         let Some(source) = self.file_to_read(from.node, from.handle)? else {
@@ -393,7 +396,7 @@ impl Overlay {
         )
     }
 
-    /// Removes a file without a name once nobody can reach it any more.
+    /// Removes an orphan's file once it is released and forgotten.
     pub(super) fn drop_orphan(&self, id: NodeId) {
         let Some(upper) = &self.upper else { return };
         if self.unused_orphan(id).is_none() {
@@ -407,7 +410,7 @@ impl Overlay {
         match rustix::fs::unlinkat(upper.orphans(), name, rustix::fs::AtFlags::empty()) {
             Ok(()) => {}
             Err(errno) => {
-                tracing::warn!(number, %errno, "work/orphans keeps a file until the next mount");
+                tracing::warn!(number, %errno, "cannot remove a file from work/orphans; the next mount will");
             }
         }
         self.files.forget(id);

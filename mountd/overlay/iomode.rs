@@ -1,8 +1,17 @@
-//! Who serves an open file's bytes.
+//! Chooses how an open file is served: by requests through the kernel's cache, or in passthrough.
 //!
-//! The kernel allows one backing file for an inode at a time, and no cached open beside a passthrough one (it answers EIO). So the way is
-//! a property of the node, chosen when it goes from closed to open, and every further open takes it. Opening is done under the node's
-//! guard.
+//! The kernel allows one backing file per inode at a time, and no cached open beside a passthrough
+//! one (it answers EIO). So the choice ([`Serving`]) belongs to the node: the first open makes it,
+//! further opens share it until the last release. Opening is done under the node's guard.
+//!
+//! | type | concept |
+//! |---|---|
+//! | [`IoMode`] | of a mount: passthrough or cached |
+//! | [`Serving`] | of an open node: cached, or passthrough of which file |
+//! | [`OpenMode`] | the reply to one open |
+//! | [`Side`] | of an opened host file: lower or upper |
+//! | [`RealFile`] | an opened host file with its side |
+//! | [`ContentLocation`] | of a copied-up node: whether its content was copied up too |
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -17,23 +26,24 @@ use super::opens::{OpenFile, Serving};
 use super::types::{Attr, Backing, Errno, HandleId, NodeId, OpenMode, Opened, Side};
 use super::{IoMode, Overlay};
 
-/// A lower file of at least this many bytes is served in passthrough, as is everything that is executed: there the shared page cache
-/// pays. For the others the kernel's cache behaves better when someone writes under a reader. The differences are in `docs/posix.md`.
+/// Lower files of at least this many bytes, and all ELF files, are served in passthrough: mounts
+/// then share their page cache. Smaller ones are cached, so that a reader sees later writes. The
+/// differences are in `docs/posix.md`.
 const LARGE: u64 = 1 << 20;
 
 const SET_ID: u32 = 0o6000;
 
-/// Descriptors of open files. Level 4: its lock is held for table work only.
+/// The host files of open handles. Level 4: its lock is held for table work only.
 #[derive(Debug, Default)]
 pub(super) struct HandleFiles {
     files: Mutex<HashMap<HandleId, RealFile>>,
 }
 
-/// Where bytes come from.
+/// An opened host file that holds a node's bytes (overlayfs's real file), and the side it is on.
 #[derive(Clone, Debug)]
 pub(super) struct RealFile {
     pub(super) side: Side,
-    /// None: an empty file of the tree, which has no object.
+    /// None: an empty lower file, which has no object.
     pub(super) file: Option<Arc<File>>,
 }
 
@@ -63,20 +73,22 @@ impl Overlay {
         self.state.read().opens().serving(id)
     }
 
-    /// An open file, and where its bytes come from.
+    /// An open file and its host file.
     pub(super) fn open_file(&self, handle: HandleId) -> Result<(OpenFile, RealFile), Errno> {
         let file = self.state.read().opens().file(handle).ok_or(Errno::BADF)?;
         let real = self.handles.get(handle).ok_or(Errno::BADF)?;
         Ok((file, real))
     }
 
-    /// Whether a node's attributes may change without a request: the kernel writes to its file itself, and does not tell of a write
-    /// through a shared mapping. What it is told of them is not to be kept.
+    /// Whether a node's attributes may change without a request: in passthrough the kernel writes
+    /// to the file itself, and sends nothing for a write through a shared mapping. The kernel must
+    /// not cache these attributes.
     pub fn is_written_past(&self, id: NodeId) -> bool {
         self.io_mode == IoMode::Passthrough && self.state.read().is_written_past(id)
     }
 
-    /// Finds out whether that is over: the file is closed and no mapping of it is left, and with them no backing id that holds it open.
+    /// Checks whether that has ended: the file is closed, and neither a mapping nor a backing id
+    /// holds it open.
     pub fn settle(&self, id: NodeId) -> bool {
         let _guard = self.busy.lock(&[id]);
         if self.serving(id).is_some() {
@@ -93,20 +105,22 @@ impl Overlay {
                 true
             }
             Ok(true) => false,
-            // Then the kernel goes on asking each time.
+            // The attributes stay uncached.
             Err(error) => {
-                tracing::debug!(node = id.0, %error, "whether a file is mapped cannot be told");
+                tracing::debug!(node = id.0, %error, "cannot tell whether a file is still mapped");
                 false
             }
         }
     }
 
-    /// Whether a file without a name has to be kept: someone may still use it.
+    /// Whether a file that loses its last name must become an orphan. In the cached mode the
+    /// kernel does not report opens.
     pub(super) fn may_be_open(&self, id: NodeId) -> bool {
         self.io_mode == IoMode::Cached || self.serving(id).is_some()
     }
 
-    /// Enters an opened file and says how it is served; of one that was just made the permissions are known. The caller guards the node.
+    /// Registers an opened file and returns how it is served. `new` is the mode of a file just
+    /// created. The caller guards the node.
     pub(super) fn register_open(
         &self,
         id: NodeId,
@@ -185,7 +199,8 @@ impl Overlay {
         }
     }
 
-    /// Whether passthrough of a lower file pays, and shows what it should: a copied-up file whose length was cut short does not.
+    /// Whether a lower file is worth passthrough. A copied-up file that was truncated is shorter
+    /// than its object, so it cannot be passed through.
     fn passthrough_pays(&self, id: NodeId, attr: &Attr) -> Result<bool, Errno> {
         let origin = self
             .state
@@ -199,7 +214,7 @@ impl Overlay {
         Ok(record.size == attr.size && (record.elf || record.size >= LARGE))
     }
 
-    /// Where a node's bytes are, opened. The caller guards the node.
+    /// Opens the host file that holds a node's bytes. The caller guards the node.
     pub(super) fn open_real_file(&self, id: NodeId, write: bool) -> Result<RealFile, Errno> {
         let object = match self.locate_content(id)? {
             Some(ContentLocation::Upper) => {
@@ -229,7 +244,8 @@ impl Overlay {
         })
     }
 
-    /// Gives a node's names a new id, since its content changed while the kernel reads the old one from the object. The caller guards it.
+    /// Gives a node's names a new id: its content changes while the kernel reads the object under
+    /// the old one. The caller guards it.
     pub(super) fn renumber(&self, id: NodeId) -> Result<(), Errno> {
         if !self.in_upper(id) {
             return Err(Errno::STALE);

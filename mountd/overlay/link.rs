@@ -1,4 +1,4 @@
-//! A file's further names, and the first one of an unnamed file.
+//! Hard links, and the first name of an unnamed file.
 
 use cowl_core::tree::FileType;
 use cowl_core::upper::Upper;
@@ -13,7 +13,7 @@ use super::state::Home;
 use super::types::{Entry, Errno, NodeId};
 
 impl Overlay {
-    /// Gives a file another name.
+    /// Creates a hard link.
     pub fn link(&self, id: NodeId, parent: NodeId, name: &[u8]) -> Result<Entry, Errno> {
         let upper = self.writable()?;
         check_name(name)?;

@@ -1,28 +1,28 @@
-//! How often the kernel was told of each node of the tree and has not given that back.
+//! The kernel's lookup counts of tree nodes.
 //!
-//! Invariant: a count never errs downwards, or a file that somebody has open would be taken for forgotten. A count that grew too large to
-//! be kept stays so for good. Untouched nodes have no other entry anywhere, so a count is two bytes, in blocks that appear with the first
-//! lookup of one of their nodes.
+//! Invariant: a count is never too low, or an open file would be taken for forgotten. A saturated
+//! count stays saturated. Unchanged nodes have no other entry in memory, so a count is two bytes,
+//! in blocks allocated at their first lookup.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use cowl_core::tree::TreeIno;
 
-/// Counts that appear together: a page of memory.
+/// Counts per block: a page of memory.
 const BLOCK: usize = 2048;
 
-/// A count from here on is not known.
+/// The saturated count.
 const MANY: u16 = u16::MAX;
 
-/// See the head of this module.
+/// The counts of one tree.
 #[derive(Debug, Default)]
 pub(super) struct TreeLookups {
     blocks: Box<[OnceLock<Box<[AtomicU16]>>]>,
 }
 
 impl TreeLookups {
-    /// Counts for a tree of so many nodes.
+    /// Counts for a tree of `nodes` nodes.
     pub(super) fn new(nodes: u32) -> Self {
         let blocks = usize::try_from(nodes).unwrap_or(usize::MAX).div_ceil(BLOCK);
         Self {
@@ -37,7 +37,7 @@ impl TreeLookups {
         counts.get(number % BLOCK)
     }
 
-    /// The kernel was told of the node once more.
+    /// Counts a lookup.
     pub(super) fn add(&self, node: TreeIno) {
         if let Some(count) = self.count(node) {
             count.update(Ordering::Relaxed, Ordering::Relaxed, |count| {
@@ -46,7 +46,7 @@ impl TreeLookups {
         }
     }
 
-    /// The kernel gave lookups back.
+    /// Subtracts forgotten lookups.
     pub(super) fn subtract(&self, node: TreeIno, lookups: u64) {
         if let Some(count) = self.count(node) {
             count.update(Ordering::Relaxed, Ordering::Relaxed, |count| match count {
@@ -81,7 +81,7 @@ mod tests {
             lookups.add(many);
         }
         lookups.subtract(many, 70_000);
-        assert!(lookups.is_known(many), "nobody knows how many there were");
+        assert!(lookups.is_known(many), "a saturated count stays known");
         lookups.add(TreeIno(5_000_000));
         assert!(!lookups.is_known(TreeIno(5_000_000)));
     }

@@ -1,4 +1,5 @@
-//! The read-only side: a merged tree for names and attributes, and the directory of objects for contents.
+//! The lower: the merged tree for names and attributes, the store's objects for content.
+//! Read-only.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -9,7 +10,7 @@ use rustix::fs::{Mode, OFlags};
 
 use super::types::{Attr, Errno, NodeId, Statfs};
 
-/// What lies below the upper and never changes.
+/// The tree and the objects below the upper.
 #[derive(Debug)]
 pub(super) struct Lower {
     tree: Tree,
@@ -24,13 +25,13 @@ pub(super) struct Child<'t> {
     pub(super) file_type: FileType,
 }
 
-/// A tree that contradicts itself is a broken medium to whoever asked for a file in it.
+/// A damaged tree is EIO, as a bad disk is.
 #[expect(clippy::needless_pass_by_value, reason = "an argument of map_err")]
 fn broken(error: TreeError) -> Errno {
     if let TreeError::NotADirectory(_) = error {
         return Errno::NOTDIR;
     }
-    tracing::error!(%error, "the tree cannot be read");
+    tracing::error!(%error, "cannot read the tree");
     Errno::IO
 }
 
@@ -111,7 +112,8 @@ impl Lower {
             .map_err(broken)
     }
 
-    /// The object that holds a regular file's bytes; None for an empty file and for what is no file.
+    /// The object that holds a regular file's bytes; None for an empty file and for what is no
+    /// file.
     pub(super) fn object(&self, node: &Node) -> Result<Option<ObjectId>, Errno> {
         node.object
             .map(|object| self.tree.object_id(object).map_err(broken))
@@ -132,7 +134,7 @@ impl Lower {
             Ok(file) => Ok(File::from(file)),
             Err(errno @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM)) => Err(errno),
             Err(errno) => {
-                tracing::error!(%object, %errno, "an object of the store cannot be opened");
+                tracing::error!(%object, %errno, "cannot open an object of the store");
                 Err(Errno::IO)
             }
         }
@@ -158,7 +160,7 @@ fn child_of(dirent: Dirent<'_>) -> Result<Child<'_>, Errno> {
     Err(Errno::IO)
 }
 
-/// What a mount shows of an untouched node.
+/// The attributes of a tree node that was not copied up.
 pub(super) fn attr_of(node: TreeIno, record: &Node) -> Attr {
     Attr {
         ino: NodeId::of_tree(node).0,
@@ -168,7 +170,7 @@ pub(super) fn attr_of(node: TreeIno, record: &Node) -> Attr {
         mtime: record.mtime,
         ctime: record.mtime,
         file_type: record.file_type,
-        // A link has none of its own; what a tar says about it is nobody's business, nor what the upper's copy of it would show.
+        // As on Linux, whatever the tar says: the copied-up link would show this, too.
         mode: if record.file_type == FileType::Symlink {
             0o777
         } else {
@@ -182,7 +184,7 @@ pub(super) fn attr_of(node: TreeIno, record: &Node) -> Attr {
     }
 }
 
-/// What the host says about the file system of a descriptor.
+/// The file system that a descriptor is on.
 pub(super) fn statfs_of(fd: &impl std::os::fd::AsFd) -> Result<Statfs, Errno> {
     let host = rustix::fs::fstatvfs(fd)?;
     Ok(Statfs {

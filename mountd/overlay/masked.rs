@@ -1,8 +1,8 @@
-//! Changes that nobody is to see: what copying a file up does to the times of its directory, and copying its bytes to its own times,
-//! length and set-id bits, until they are put back.
+//! Masks the side effects of copy-up in attributes: the times of the directory that a file is
+//! copied into; the times, length and set-id bits of a file while its content is copied.
 //!
-//! Invariant: attributes that are read while such a change is under way show what was there before it. The kernel keeps what it is told
-//! for good, so a glimpse of the change would stay.
+//! Invariant: while a node is masked, its attributes are reported as they were before. The kernel
+//! caches attributes for good, so a temporary value would never be corrected.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,23 +11,24 @@ use parking_lot::Mutex;
 
 use super::types::{Attr, NodeId};
 
-/// Level 4: its lock is held for table work only.
+/// The masked nodes. Level 4: its lock is held for table work only.
 #[derive(Debug, Default)]
 pub(super) struct MaskedAttrs {
-    /// Changes started so far.
+    /// Number of masks ever set.
     started: AtomicU64,
-    /// Those under way, by node, with what was there before.
+    /// Masked nodes, with the attributes to show.
     masks: Mutex<HashMap<NodeId, Attr>>,
 }
 
-/// A change under way; it has been put back when this is dropped. Begun and dropped by who guards the node.
+/// A masked node; restore its attributes before dropping this. Set and dropped under the node's
+/// guard.
 #[derive(Debug)]
 pub(super) struct AttrMask<'m> {
     masked: &'m MaskedAttrs,
     node: NodeId,
 }
 
-/// Taken before attributes are read, to tell afterwards what they are worth.
+/// The mask of a node before its attributes were read, to apply to them afterwards.
 #[derive(Debug)]
 pub(super) struct Snapshot {
     started: u64,
@@ -35,7 +36,7 @@ pub(super) struct Snapshot {
 }
 
 impl MaskedAttrs {
-    /// A change begins; `before` is what shows until it is over.
+    /// Shows `before` as the node's attributes until the mask is dropped.
     pub(super) fn mask(&self, node: NodeId, before: Attr) -> AttrMask<'_> {
         let mut table = self.masks.lock();
         self.started.fetch_add(1, Ordering::SeqCst);
@@ -43,7 +44,7 @@ impl MaskedAttrs {
         AttrMask { masked: self, node }
     }
 
-    /// Whether there is one of this node.
+    /// Whether the node is masked.
     #[cfg(test)]
     pub(super) fn is_masked(&self, node: NodeId) -> bool {
         self.masks.lock().contains_key(&node)
@@ -57,7 +58,8 @@ impl MaskedAttrs {
         }
     }
 
-    /// What attributes show that were read since the snapshot. None: a change may have started and ended meanwhile.
+    /// Applies the mask to attributes read after the snapshot. None: a mask may have come and gone
+    /// in between, so read again.
     pub(super) fn apply(&self, snapshot: &Snapshot, read: Attr) -> Option<Attr> {
         if snapshot.before.is_none() && self.started.load(Ordering::SeqCst) != snapshot.started {
             return None;
@@ -67,7 +69,7 @@ impl MaskedAttrs {
 }
 
 impl Snapshot {
-    /// The same for who guards the node, so that none of its changes begins or ends meanwhile.
+    /// The same under the node's guard, where no mask of it can come or go.
     pub(super) fn apply_guarded(&self, read: Attr) -> Attr {
         let Some(before) = self.before else {
             return read;

@@ -1,21 +1,36 @@
-//! The copy-on-write rules: what a mount shows of a read-only tree with a writable upper over it, and what a change does to the upper.
+//! The copy-on-write rules: merges a read-only tree with a writable upper, and turns each change
+//! into writes to the upper.
 //!
-//! Invariants: the lower is never written to. Whenever the worker stops, the upper shows every finished change whole and no unfinished
-//! one. Nobody else writes to the upper while the mount lives. No kernel struct comes in here: `fuse` translates, and calls each method
-//! from any of its threads.
+//! Invariants: the lower is never written. Whenever the worker stops, the upper holds every
+//! finished change and no part of an unfinished one. Only this worker writes to the upper while it
+//! is mounted. No kernel struct is used here: `fuse` translates, and calls each method from any of
+//! its threads.
 //!
-//! One module for each rule: [`lookup`] what a name means, [`copyup`] how a file of the tree gets into the upper, [`create`], [`link`], [`remove`],
-//! [`rename`] how names come, go and move, [`attrs`] and [`xattrs`] what is known of a file, [`io`] its bytes, [`content`] how they get
-//! into the upper, [`opens`] which files are open and [`iomode`] who serves them, [`masked`] what of all this shows in attributes, [`readdir`] a directory's names, [`state`] what is known beyond the tree and [`event`] what
-//! changes it, [`places`] where a file of the upper is found.
+//! | module | rule |
+//! |---|---|
+//! | [`lookup`], [`readdir`] | names of the merged view |
+//! | [`copyup`], [`content`] | copy-up of metadata, then of content |
+//! | [`masked`] | attributes shown during a copy-up |
+//! | [`create`], [`link`], [`remove`], [`rename`] | changes of names; whiteouts, opaque directories, orphans |
+//! | [`attrs`], [`xattrs`] | attributes |
+//! | [`io`] | open, read, write, fsync |
+//! | [`opens`], [`iomode`] | open files, and whether the kernel reads them in passthrough |
+//! | [`state`], [`event`] | the in-memory state, and the events that change it |
+//! | [`lookups`] | the kernel's lookup counts |
+//! | [`places`] | descriptors and names of files in the upper |
+//! | [`lower`] | the tree and its objects |
+//! | [`busy`] | guards of nodes |
 //!
 //! # Locks, outermost first
-//! 1. `copying`: a guard of a single file, held while its bytes are copied up. Who wants them there waits, and who changes the file.
-//! 2. [`busy`]: guards of single nodes, taken all at once; held over a few system calls by whoever changes these nodes or where they are.
-//! 3. `places.moves`: shared while a path is walked, exclusive while a directory is renamed on the host.
+//! 1. `copying`: a guard of one file, held while its content is copied up. Writers and changes of
+//!    its attributes wait for it.
+//! 2. [`busy`]: guards of nodes, taken all at once, held over the few system calls that change
+//!    these nodes or their names.
+//! 3. `places.moves`: shared while a path is walked, exclusive while a directory is renamed on the
+//!    host.
 //! 4. `state`, `masked`, the caches of descriptors: for table work only, never over I/O.
 //!
-//! A read of attributes takes no guard.
+//! `getattr` takes no guard.
 
 mod attrs;
 mod busy;
@@ -61,7 +76,7 @@ use masked::MaskedAttrs;
 use places::Places;
 use state::{Home, State, Unsynced, UpperFile};
 
-/// Why a mount cannot be made of what was given.
+/// Why an overlay cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OverlayError {
     /// The upper.
@@ -70,9 +85,9 @@ pub enum OverlayError {
     /// The host, or a tree that cannot be read.
     #[error("{what}: {errno}")]
     Host {
-        /// What was tried.
+        /// The attempted step.
         what: &'static str,
-        /// What was said.
+        /// The error.
         errno: Errno,
     },
 }
@@ -80,13 +95,13 @@ pub enum OverlayError {
 /// The two directories that a mount writes to.
 #[derive(Debug)]
 pub struct UpperDirs {
-    /// What was changed.
+    /// The changed files.
     pub upper: OwnedFd,
-    /// Beside it, on the same file system.
+    /// The work directory, on the same file system.
     pub work: OwnedFd,
 }
 
-/// What a mount is made of.
+/// The parts of a mount.
 #[derive(Debug)]
 pub struct Config {
     /// The merged tree.
@@ -117,8 +132,8 @@ pub struct Overlay {
 }
 
 impl Overlay {
-    /// Opens the upper, if there is one, and takes over what it holds of the root and of files with several names; everything else is
-    /// read when it is asked for.
+    /// Opens the upper, if there is one, and reads its root and `work/index`; other directories
+    /// are read at their first lookup.
     ///
     /// # Errors
     /// An upper that is in use, belongs to another image, or lies where it cannot work.
@@ -131,7 +146,7 @@ impl Overlay {
             io_mode,
         } = config;
         let lower = Lower::new(tree, objects);
-        // Nothing goes on a read-only mount, so nobody needs to know what the kernel knows.
+        // Lookup counts decide when removed nodes are freed; a read-only mount removes none.
         let counted = upper.as_ref().map_or(0, |_| lower.tree().node_count());
         let stamp = Stamp {
             chain,
@@ -188,7 +203,8 @@ impl Overlay {
         Ok(())
     }
 
-    /// A directory that a person made may have inherited a default ACL; the image's root has what the image says.
+    /// Applies the image's metadata to the upper's root, without the default ACL that mkdir may
+    /// have inherited.
     fn apply_root_metadata(&self, root: Spot<'_>) -> Result<(), Errno> {
         for acl in [&b"system.posix_acl_default"[..], b"system.posix_acl_access"] {
             match root.remove_xattr(acl) {
@@ -199,13 +215,14 @@ impl Overlay {
         self.apply_metadata(root, TreeIno::ROOT, None)
     }
 
-    /// Files of several names are known before any of these is looked up. One with marks that make no sense is an error of its node only.
+    /// Reads `work/index`, so that hard links are known before any of their names is looked up.
+    /// Invalid marks damage their node only.
     fn take_over_index(&self, upper: &Upper) -> Result<(), Errno> {
         for node in upper.indexed()? {
             if self.lower.node(node).is_err() {
                 tracing::warn!(
                     node = node.0,
-                    "work/index has a file that the tree does not"
+                    "work/index has a file for a node that is not in the tree"
                 );
                 continue;
             }
@@ -228,10 +245,11 @@ impl Overlay {
         let stat = spot.stat()?;
         let (marks, mut file) = self.read_indexed(upper, spot, node, &stat)?;
         if !upper.namespace().marks(marks.file_type) {
-            // No difference was kept: as many names as the tree has, for all we know.
+            // This file cannot bear a mark, so no delta was stored: assume that all names of the
+            // tree remain.
             file.link_delta = i32::try_from(self.lower.node(node)?.nlink).unwrap_or(i32::MAX);
         } else if stat.stx_nlink == 1 && file.link_delta == 0 {
-            return spot.unlink(); // its last name went right before the worker did
+            return spot.unlink(); // the worker stopped between removing its last name and this link
         }
         self.commit(|state| {
             [Event::Copied {
@@ -257,7 +275,8 @@ impl Overlay {
         self.upper.as_ref().ok_or(Errno::ROFS)
     }
 
-    /// Applies what `events` makes of the state, as one step to everyone else. It runs under the lock, so new ids are its alone.
+    /// Applies the events that `events` returns, atomically. It runs under the state's lock, so an
+    /// id it takes from there is free.
     fn commit<E: IntoIterator<Item = Event>>(&self, events: impl FnOnce(&State) -> E) {
         let has_shrunk = {
             let mut state = self.state.write();
@@ -271,7 +290,7 @@ impl Overlay {
         }
     }
 
-    /// Blocks and inodes of the file system that changes go to; without an upper, of the objects'.
+    /// Blocks and inodes of the upper's file system; without an upper, of the objects'.
     pub fn statfs(&self) -> Result<Statfs, Errno> {
         match &self.upper {
             Some(upper) => lower::statfs_of(&upper.root()),
@@ -292,7 +311,7 @@ fn host(what: &'static str) -> impl FnOnce(Errno) -> OverlayError {
     move |errno| OverlayError::Host { what, errno }
 }
 
-/// A new file's part of the state, at its name.
+/// The state of a new file that is at its name.
 fn new_file(host: u64) -> UpperFile {
     UpperFile {
         host,

@@ -1,18 +1,18 @@
-//! Which files are open, by handle and by node: a part of the state, so plain values. Their descriptors are kept elsewhere and can be had
-//! again from what is here.
+//! Open files, by handle and by node. Part of the state, so plain values: descriptors are kept in
+//! [`super::iomode`] and can be reopened from these.
 
 use std::collections::HashMap;
 
 use super::types::{HandleId, NodeId};
 
-/// How an open node is served.
+/// How all opens of a node are served, from its first open to its last release.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
 pub(super) enum Serving {
-    /// Through us and the kernel's cache.
+    /// By requests to the worker, through the kernel's cache.
     Cached,
-    /// By the kernel, from the object.
+    /// In passthrough, from the object.
     Lower,
-    /// By the kernel, from the upper's file.
+    /// In passthrough, from the upper file.
     Upper,
 }
 
@@ -23,7 +23,7 @@ pub(super) struct OpenFile {
     pub(super) write: bool,
 }
 
-/// See the head of this module.
+/// The tables of open files.
 #[derive(Debug, Default)]
 pub(super) struct Opens {
     last: u64,

@@ -1,7 +1,7 @@
 //! Where a node's file is in the upper: a directory by descriptor and a name in it.
 //!
-//! Invariant: a path is never walked from text that a client gave; it is put together from the state, and walked without leaving the
-//! upper, crossing a mount or following a link.
+//! Invariant: paths are built from the state, never from a request, and resolved without leaving
+//! the upper, crossing a mount or following a link.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -20,14 +20,15 @@ use crate::lru::Lru;
 
 /// Descriptors of directories that are kept.
 const CACHED: usize = 256;
-/// Bytes of a path that are walked in one call, well below PATH_MAX.
+/// Bytes of a path for one openat2, well below PATH_MAX.
 const MAX_WALK: usize = 2048;
-/// A path of more components than this is a loop; no system call can make one: each level costs a mkdir in the one above.
+/// Most components of a path; a longer one means a loop in the state.
 const MAX_DEPTH: usize = 1 << 20;
 
 #[derive(Debug)]
 pub(super) struct Places {
-    /// Shared while a path is put together and walked, exclusive while a directory is renamed and the state told.
+    /// Shared while a path is built and walked; exclusive from the rename of a directory to its
+    /// event.
     pub(super) moves: RwLock<()>,
     cache: Mutex<Lru<NodeId, Arc<OwnedFd>>>,
 }
@@ -46,11 +47,11 @@ impl Places {
 
     fn put(&self, id: NodeId, dir: &Arc<OwnedFd>) {
         let dropped = self.cache.lock().insert(id, Arc::clone(dir));
-        // Closes a descriptor without the lock.
+        // Close the evicted descriptor without the lock.
         drop(dropped);
     }
 
-    /// A removed directory's descriptor is of no more use.
+    /// Drops the descriptor of a removed directory.
     pub(super) fn forget(&self, id: NodeId) {
         let dropped = self.cache.lock().remove(id);
         drop(dropped);
@@ -87,7 +88,7 @@ impl Place<'_> {
     }
 }
 
-/// The steps from a directory whose descriptor may be known down to one that is wanted.
+/// A node's parent and name: the state's, else the tree's.
 fn parent(state: &State, lower: &Lower, id: NodeId) -> Result<(NodeId, Vec<u8>), Errno> {
     if let Some((dir, name)) = state.node(id).and_then(|node| node.name()) {
         return Ok((dir, name.to_vec()));
@@ -98,7 +99,7 @@ fn parent(state: &State, lower: &Lower, id: NodeId) -> Result<(NodeId, Vec<u8>),
 }
 
 impl Overlay {
-    /// The directory that a directory is in: as the overlay has it, or as the tree does.
+    /// The parent of a directory.
     pub(super) fn parent_of(&self, id: NodeId) -> Result<NodeId, Errno> {
         if id == NodeId::ROOT {
             return Ok(id);

@@ -1,5 +1,5 @@
-//! Removal. Nothing is copied up: a whiteout hides the tree's file. A file that may still be open moves to
-//! `work/orphans`, until its last release and forget.
+//! Removal. Nothing is copied up: a whiteout hides the tree's file. A file that may still be open
+//! moves to `work/orphans`, until its last release and forget.
 
 use cowl_core::tree::FileType;
 use cowl_core::upper::marks::{self, FileMark, Mark};
@@ -14,7 +14,7 @@ use super::state::{Home, Under, UpperFile};
 use super::types::{Attr, Errno, NodeId};
 
 impl Overlay {
-    /// Removes the name of a file that is no directory.
+    /// Removes a name of a non-directory.
     pub fn unlink(&self, parent: NodeId, name: &[u8]) -> Result<(), Errno> {
         self.writable()?;
         check_name(name)?;
@@ -27,14 +27,15 @@ impl Overlay {
             self.count_links(hit.id)?;
             let _guard = self.busy.lock(&[parent, hit.id]);
             if self.resolve(parent, name)? != Some(hit) {
-                continue; // someone was faster; look again
+                continue; // another thread changed the name; retry
             }
             let plan = self.plan_unlink(parent, name, hit)?;
             return self.unlink_guarded(parent, name, hit, plan);
         }
     }
 
-    /// A file of several names has to have one inode before the first of them goes.
+    /// Copies a hard link up before its first name is removed, so that its remaining names share
+    /// one inode.
     pub(super) fn count_links(&self, id: NodeId) -> Result<(), Errno> {
         let Some(node) = id.tree() else { return Ok(()) };
         if self.in_upper(id) || self.lower.node(node)?.nlink <= 1 {
@@ -79,8 +80,8 @@ impl Overlay {
         self.finish_unlink(hit, plan)
     }
 
-    /// What one name less means for a file: found out before the name goes, so that whatever fails, nothing has happened. The caller guards
-    /// the file and its directory.
+    /// Plans an unlink, before the name is removed, so that an error changes nothing. The caller
+    /// guards the file and its directory.
     pub(super) fn plan_unlink(
         &self,
         parent: NodeId,
@@ -106,13 +107,14 @@ impl Overlay {
                 LinkAction::RemoveIndexLink
             }),
             Home::Named if last && in_use => Some(LinkAction::OrphanName(number)),
-            // The others are in directories that were not read yet: it would not be found any more.
+            // Its other names are in directories not read yet, so only this name leads to the
+            // inode.
             Home::Named if !last && self.known_names(hit.id) == 1 => {
                 Some(LinkAction::OrphanName(number))
             }
             _ => None,
         };
-        // A name of the tree was counted by the difference, one of the upper by the host.
+        // The link delta counts names of the tree, the host's link count those of the upper.
         let delta = (matches!(file.home, Home::Index(_)) && !self.has_node(parent, name))
             .then(|| file.link_delta.saturating_sub(1));
         Ok(UnlinkPlan {
@@ -133,7 +135,8 @@ impl Overlay {
             .map_or(0, super::state::Node::known_names)
     }
 
-    /// The rest of an unlink, once the name is gone. A stop in between leaves a link count that is one too high.
+    /// Finishes an unlink after the name was removed. A crash in between leaves a link count that
+    /// is one too high.
     pub(super) fn finish_unlink(&self, hit: Hit, plan: UnlinkPlan) -> Result<(), Errno> {
         let upper = self.writable()?;
         let mut events = Vec::new();
@@ -188,7 +191,7 @@ impl Overlay {
             .map_or(id.tree(), |node| node.origin)
     }
 
-    /// Writes the difference of link counts where the file can bear marks.
+    /// Writes the link delta, if the file can bear marks.
     pub(super) fn write_delta(&self, id: NodeId, delta: i32) -> Result<(), Errno> {
         let Some((file_type, origin, file)) = self.upper_node(id) else {
             return Err(Errno::STALE);
@@ -231,7 +234,7 @@ impl Overlay {
         }
     }
 
-    /// Whether the merged view of a directory that was read has no names.
+    /// Whether a directory shows no names.
     pub(super) fn is_empty(&self, dir: NodeId) -> Result<bool, Errno> {
         let tree = {
             let state = self.state.read();
@@ -291,8 +294,8 @@ impl Overlay {
         self.places.forget(hit.id);
     }
 
-    /// Makes an empty directory of the upper empty on disk too: whiteouts go, and an opaque mark stands for all of them. For a rename over
-    /// it, which the host refuses while anything is in it. The caller guards it and its parent.
+    /// Replaces a directory that holds only whiteouts by an empty opaque one, so that the host
+    /// accepts a rename over it. The caller guards it and its parent.
     pub(super) fn clear_directory(
         &self,
         parent: NodeId,
@@ -354,32 +357,32 @@ impl Overlay {
     }
 }
 
-/// What one name less means for a file.
+/// The effects of an unlink on the file that loses a name.
 #[derive(Copy, Clone, Debug)]
 pub(super) struct UnlinkPlan {
-    /// What `stat` shows then.
+    /// The attributes after it.
     pub(super) attr: Attr,
-    /// It has no name then.
+    /// This is the last name.
     pub(super) last: bool,
     pub(super) action: Option<LinkAction>,
-    /// The new difference of link counts, where the name is one of the tree.
+    /// The new link delta, if the name is one of the tree.
     pub(super) delta: Option<i32>,
 }
 
-/// What becomes of the file itself.
+/// What happens to the inode's link in the upper.
 #[derive(Copy, Clone, Debug)]
 pub(super) enum LinkAction {
-    /// The name moves to the orphans, under this number.
+    /// The name moves to `work/orphans`, under this number.
     OrphanName(u64),
-    /// The index's link does.
+    /// The link in `work/index` moves to `work/orphans`, under this number.
     OrphanIndexLink(u64),
-    /// The index's link goes.
+    /// The link in `work/index` is removed.
     RemoveIndexLink,
 }
 
-/// What can't be removed from the work directory now goes at the next mount.
+/// Logs a failed removal from the work directory; the next mount retries it.
 pub(super) fn discard(removed: Result<(), Errno>) {
     if let Err(errno) = removed {
-        tracing::warn!(%errno, "work/tmp keeps something until the next mount");
+        tracing::warn!(%errno, "cannot empty work/tmp; the next mount will");
     }
 }

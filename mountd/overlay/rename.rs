@@ -1,7 +1,7 @@
-//! How names move. One `renameat2` does it on disk; what must be true for that is done before, each step of it invisible.
+//! Rename. One `renameat2` on the host is the commit; the steps before it are invisible.
 //!
-//! A directory of the tree moves as an upper directory with an origin: its children follow by themselves. Where the old name is also one of
-//! the tree, the same call leaves a whiteout (`RENAME_WHITEOUT`).
+//! A lower directory is renamed as an upper directory with an origin, so its children need no
+//! copy. If the tree has the old name, the same call leaves a whiteout (`RENAME_WHITEOUT`).
 
 use cowl_core::tree::FileType;
 use cowl_core::upper::marks::{self, FileMark, Mark};
@@ -15,14 +15,14 @@ use super::remove::{LinkAction, UnlinkPlan, discard};
 use super::state::{Target, Under};
 use super::types::{Attr, Errno, NodeId, RenameMode};
 
-/// A name in a directory, and what is there.
+/// The old or the new name of a rename.
 #[derive(Copy, Clone, Debug)]
 struct RenameEnd<'n> {
     dir: NodeId,
     name: &'n [u8],
 }
 
-/// What the file at the new name turns into.
+/// What a rename replaces at the new name.
 enum Replaced {
     Nothing,
     File(Hit, UnlinkPlan),
@@ -30,7 +30,7 @@ enum Replaced {
 }
 
 impl Overlay {
-    /// Moves a name, or swaps two.
+    /// Renames a file, or exchanges two.
     pub fn rename(
         &self,
         parent: NodeId,
@@ -54,7 +54,7 @@ impl Overlay {
             let target = self.resolve(to.dir, to.name)?;
             self.check_rename(source, to, target, mode)?;
             if target.is_some_and(|target| target.id == source.id) {
-                return Ok(()); // two names of one file stay both (rename(2))
+                return Ok(()); // hard links to one file: both names stay (rename(2))
             }
             self.copy_up_dir(from.dir)?;
             self.copy_up_dir(to.dir)?;
@@ -70,7 +70,7 @@ impl Overlay {
             if self.resolve(from.dir, from.name)? != Some(source)
                 || self.resolve(to.dir, to.name)? != target
             {
-                continue; // someone was faster; look again
+                continue; // another thread changed a name; retry
             }
             if self.is_gone(to.dir) {
                 return Err(Errno::NOENT);
@@ -108,7 +108,8 @@ impl Overlay {
         Ok(())
     }
 
-    /// Whether a directory is another or is below it. The kernel has seen to that; a rename that broke it would make a loop.
+    /// Whether `dir` is `other` or below it. The kernel checks this too; a rename into itself
+    /// would make a loop.
     fn is_inside(&self, dir: NodeId, other: NodeId) -> Result<bool, Errno> {
         let mut at = dir;
         while at != NodeId::ROOT {
@@ -128,7 +129,8 @@ impl Overlay {
         }
     }
 
-    /// Puts the source's name into the upper where it is only one of the tree: a file of several names, which has its file in the index.
+    /// Links a name into the upper if only the tree has it: that of a hard link whose file is in
+    /// the index.
     fn ensure_name(&self, end: RenameEnd<'_>, hit: Hit) -> Result<(), Errno> {
         if self.has_node(end.dir, end.name) {
             return Ok(());
@@ -162,7 +164,8 @@ impl Overlay {
         Ok(())
     }
 
-    /// Marks that a file needs at its new place: what it came from, and that the tree's directory of that name is not part of it.
+    /// Writes the marks that a file needs at its new name: its origin; opaque over a directory of
+    /// the tree.
     fn mark_for(&self, hit: Hit, to: RenameEnd<'_>) -> Result<(), Errno> {
         let Some((_, origin, file)) = self.upper_node(hit.id) else {
             return Err(Errno::STALE);
@@ -176,7 +179,7 @@ impl Overlay {
         let space = self.writable()?.namespace();
         let place = self.place_of(hit.id)?;
         match origin {
-            // One that merged by its name so far has none on disk.
+            // It merged by name until now, without an origin on disk.
             Some(origin) if place.spot().mark(space, Mark::File)?.is_none() => {
                 self.write_mark(place.spot(), &FileMark::of_origin(origin))
             }
@@ -204,7 +207,8 @@ impl Overlay {
             self.slot(to.dir, to.name).map(|slot| slot.target),
             Some(Target::Whiteout)
         );
-        // A directory cannot replace a whiteout, but can change places with it, and leaves it where one is wanted.
+        // A directory cannot replace a whiteout, but can change places with it, and leaves it
+        // where one is wanted.
         let swap = whiteout && source.file_type == FileType::Directory;
         let flags = match (swap, under) {
             (true, _) => RenameFlags::EXCHANGE,
@@ -258,16 +262,17 @@ impl Overlay {
         }
     }
 
-    /// Removes a whiteout that hides nothing. One that stays does no harm, but it is there.
+    /// Removes a whiteout over a name that the tree does not have. One that remains is harmless,
+    /// but the state must list it.
     fn drop_whiteout(&self, end: RenameEnd<'_>, spot: Spot<'_>) {
         if let Err(errno) = spot.unlink() {
-            tracing::warn!(%errno, "a whiteout that hides nothing stays in the upper");
+            tracing::warn!(%errno, "cannot remove a needless whiteout");
             let (dir, name, under) = (end.dir, end.name.into(), Under::Nothing);
             self.commit(|_| [Event::Hidden { dir, name, under }]);
         }
     }
 
-    /// Makes what is at the new name ready to be replaced. Nothing of it is visible.
+    /// Prepares the file at the new name for its replacement, without a visible change.
     fn prepare_replaced(&self, to: RenameEnd<'_>, target: Option<Hit>) -> Result<Replaced, Errno> {
         let Some(hit) = target else {
             return Ok(Replaced::Nothing);

@@ -1,27 +1,28 @@
-//! The words that `overlay` and its callers share. No kernel struct is among them: `fuse` translates.
+//! Types shared by `overlay` and its callers. None is a kernel struct: `fuse` translates.
 
 use std::fs::File;
 use std::sync::Arc;
 
 use cowl_core::tree::{FileType, Rdev, Timestamp, TreeIno};
 
-/// The error every overlay operation ends in: what the caller of the system call will see.
+/// The error of every overlay operation, as the system call returns it.
 pub type Errno = rustix::io::Errno;
 
-/// The number the kernel and the overlay call a node by. It is never reused while the mount lives.
+/// The FUSE node id. It is never reused while the mount lives.
 ///
-/// A node of the tree is its number there plus one, so the root is 1 and needs no table; a node born in the upper counts up from
-/// 2^32 + 1. `st_ino` is a number of its own ([`Attr::ino`]).
+/// The id of a tree node is its inode number there plus one, so the root is 1 and no table is
+/// needed; nodes created in the upper count up from 2^32 + 1. `st_ino` is a number of its own
+/// ([`Attr::ino`]).
 #[derive(Copy, Clone, Debug, Eq, PartialEq, Ord, PartialOrd, Hash)]
 pub struct NodeId(pub u64);
 
-/// The highest id a node of a tree can have; ids above it are born in the upper.
+/// The highest id of a tree node; ids above it belong to nodes created in the upper.
 const LAST_TREE_ID: u64 = 1 << 32;
 
 impl NodeId {
     /// The root directory.
     pub const ROOT: NodeId = NodeId(1);
-    /// The first id of a node that no tree has.
+    /// The first id of a node created in the upper.
     pub(super) const FIRST_BORN: NodeId = NodeId(LAST_TREE_ID + 1);
 
     /// The id of a tree's node.
@@ -30,18 +31,19 @@ impl NodeId {
         NodeId(node.0 as u64 + 1)
     }
 
-    /// The tree's node that this id was given for, if it was.
+    /// The tree node with this id, if it is one.
     pub fn tree(self) -> Option<TreeIno> {
         u32::try_from(self.0.checked_sub(1)?).ok().map(TreeIno)
     }
 }
 
-/// An open file, from [`Overlay::open`](super::Overlay::open) or a creation to [`Overlay::release`](super::Overlay::release).
+/// An open file, from [`Overlay::open`](super::Overlay::open) or a creation to
+/// [`Overlay::release`](super::Overlay::release).
 #[derive(Copy, Clone, Debug, Eq, PartialEq, Hash)]
 pub struct HandleId(pub u64);
 
-/// Who asks: the ids a new file belongs to, in the user namespace of the worker. Permission was checked by the kernel
-/// (`default_permissions`) before a request was sent.
+/// The ids that a new file gets, in the user namespace of the worker. The kernel has checked
+/// permissions (`default_permissions`) before it sent the request.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
 pub struct Caller {
     /// File system user id of the calling thread.
@@ -53,7 +55,8 @@ pub struct Caller {
 /// What `stat` shows.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
 pub struct Attr {
-    /// `st_ino`: node number + 1 for a node of the tree (kept when it is copied up), 2^40 | host inode for one born in the upper.
+    /// `st_ino`: node number + 1 for a node of the tree (kept when it is copied up), 2^40 | host
+    /// inode for one created in the upper.
     pub ino: u64,
     /// Length in bytes.
     pub size: u64,
@@ -88,20 +91,21 @@ pub struct Entry {
     pub id: NodeId,
     /// Its attributes.
     pub attr: Attr,
-    /// Whether they change only by requests; see [`Overlay::settle`](super::Overlay::settle).
+    /// Whether the attributes change by requests only, so that the kernel may cache them; see
+    /// [`Overlay::settle`](super::Overlay::settle).
     pub settled: bool,
 }
 
 /// A time to set.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
 pub enum SetTime {
-    /// The present, from the clock that the host stamps files with.
+    /// The current time, from the clock that the host uses for files.
     Now,
     /// This moment.
     At(Timestamp),
 }
 
-/// What to change of a node's attributes; what is `None` stays.
+/// Attributes to change; `None` leaves one as it is.
 #[derive(Copy, Clone, Debug, Default, Eq, PartialEq)]
 pub struct SetAttr {
     /// Permission bits (07777).
@@ -116,8 +120,9 @@ pub struct SetAttr {
     pub atime: Option<SetTime>,
     /// Last change of the content.
     pub mtime: Option<SetTime>,
-    /// Drop set-uid, set-gid (of a file its group may execute) and `security.capability` first: `FATTR_KILL_SUIDGID`, or a
-    /// request that sets nothing at all, which is how the kernel asks for just this.
+    /// Drop set-uid, set-gid (of a file its group may execute) and `security.capability` first:
+    /// `FATTR_KILL_SUIDGID`, or a request that sets nothing at all, which is how the kernel asks
+    /// for just this.
     pub kill_priv: bool,
 }
 
@@ -138,49 +143,53 @@ impl SetAttr {
 pub struct OpenFlags {
     /// For writing (`O_WRONLY`, `O_RDWR`).
     pub write: bool,
-    /// Cut to nothing (`O_TRUNC`), also when opened for reading only.
+    /// Truncate to zero bytes (`O_TRUNC`), also when opened for reading only.
     pub truncate: bool,
     /// Each write is durable when it returns (`O_DSYNC`, `O_SYNC`).
     pub sync: bool,
-    /// With `truncate`: drop privileges of the file as [`SetAttr::kill_priv`] does (`FUSE_OPEN_KILL_SUIDGID`).
+    /// With `truncate`: drop privileges of the file as [`SetAttr::kill_priv`] does
+    /// (`FUSE_OPEN_KILL_SUIDGID`).
     pub kill_priv: bool,
 }
 
-/// Which side a file's content is on.
+/// The half of the overlay that an opened host file belongs to.
 #[derive(Copy, Clone, Debug, Eq, PartialEq, Hash)]
 pub enum Side {
-    /// A shared object, only ever read.
+    /// An object of the store, shared and never written.
     Lower,
     /// A file of the upper.
     Upper,
 }
 
-/// The host's file that the kernel may read and write in place of asking us.
+/// The backing file of a passthrough open: the kernel reads and writes it directly.
 #[derive(Clone, Debug)]
 pub struct Backing {
     /// The file to register. All opens of a node that are alive at one time carry the same inode.
     pub file: Arc<File>,
-    /// A backing id may be kept for a node only as long as this does not change.
+    /// A node's backing id is valid only while its side is the same.
     pub side: Side,
 }
 
-/// How the kernel is to serve an open file. All opens of a node that are alive at one time have the same mode.
+/// The reply to one open: how the kernel serves this handle. All opens of a node that are alive at
+/// one time have the same mode.
 #[derive(Clone, Debug)]
 pub enum OpenMode {
-    /// Through the page cache of the mount, kept over opens (`FOPEN_KEEP_CACHE`).
+    /// By READ and WRITE requests, through the mount's page cache, which is kept over opens
+    /// (`FOPEN_KEEP_CACHE`).
     Cached,
-    /// From the host's file (`FOPEN_PASSTHROUGH`).
+    /// From the backing file (`FOPEN_PASSTHROUGH`).
     Passthrough(Backing),
 }
 
 /// An opened file.
 #[derive(Clone, Debug)]
 pub struct Opened {
-    /// To be given back to `release`; 0 where files have none ([`IoMode::Cached`](super::IoMode::Cached)).
+    /// The argument of `release`; 0 where files have no handles
+    /// ([`IoMode::Cached`](super::IoMode::Cached)).
     pub handle: HandleId,
     /// How to serve it.
     pub mode: OpenMode,
-    /// From here on its attributes change without a request: those that the kernel knows are not to be believed.
+    /// From now on its attributes change without a request: the kernel must drop its cached ones.
     pub unsettles: bool,
 }
 
@@ -193,9 +202,10 @@ pub struct DirEntry<'n> {
     pub ino: u64,
     /// Type.
     pub file_type: FileType,
-    /// What to pass to go on behind this entry.
+    /// The cookie that continues after this entry.
     pub cookie: u64,
-    /// When asked for with attributes: the node, counted as looked up if the entry is taken. Never there for `.` and `..`.
+    /// When asked for with attributes: the node, counted as looked up if the entry is taken. Never
+    /// there for `.` and `..`.
     pub entry: Option<Entry>,
 }
 
@@ -207,12 +217,13 @@ pub enum RenameMode {
     Replace,
     /// Fail with EEXIST if there is something.
     NoReplace,
-    /// Swap the two.
+    /// Exchange the two.
     Exchange,
 }
 
 impl RenameMode {
-    /// From the bits of `renameat2(2)`. `RENAME_WHITEOUT` is for file systems below an overlay: EINVAL, as is what is unknown.
+    /// From the bits of `renameat2(2)`. `RENAME_WHITEOUT` is for file systems below an overlay:
+    /// EINVAL, as is what is unknown.
     pub fn from_bits(bits: u32) -> Result<RenameMode, Errno> {
         match bits {
             0 => Ok(RenameMode::Replace),
@@ -230,7 +241,7 @@ pub struct XattrFlags {
     pub create: bool,
     /// Fail with ENODATA if it is not (`XATTR_REPLACE`).
     pub replace: bool,
-    /// The ACL being set takes set-gid away (`FUSE_SETXATTR_ACL_KILL_SGID`).
+    /// Setting this ACL clears set-gid (`FUSE_SETXATTR_ACL_KILL_SGID`).
     pub kill_sgid: bool,
 }
 
@@ -239,7 +250,7 @@ pub struct XattrFlags {
 pub struct CopyEnd {
     /// The file.
     pub node: NodeId,
-    /// As it is open, if it is by handle.
+    /// The handle it was opened with, if files have handles.
     pub handle: Option<HandleId>,
     /// The first byte.
     pub offset: u64,

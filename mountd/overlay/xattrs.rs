@@ -1,4 +1,5 @@
-//! Extended attributes, POSIX ACLs among them. Names that could be marks are escaped on their way in and back.
+//! Extended attributes, including POSIX ACLs. Names in the marks' namespace are escaped when
+//! stored and unescaped when listed.
 
 use std::borrow::Cow;
 
@@ -74,8 +75,9 @@ impl Overlay {
         Ok(())
     }
 
-    /// Removes an attribute; ENODATA if there is none, and then nothing is copied up. An ACL that is not there is
-    /// removed with success, as ext4, xfs and btrfs do: the kernel asks for that where an ACL says no more than the mode.
+    /// Removes an attribute; ENODATA if there is none, and then nothing is copied up. An ACL that
+    /// is not there is removed with success, as ext4, xfs and btrfs do: the kernel asks for that
+    /// where an ACL says no more than the mode.
     pub fn removexattr(&self, id: NodeId, name: &[u8]) -> Result<(), Errno> {
         self.writable()?;
         check_attribute(name)?;
@@ -121,7 +123,8 @@ impl Overlay {
     }
 }
 
-/// Whether a file system of Linux can have such an attribute at all: a tar from elsewhere may bring others (com.apple.provenance).
+/// Whether Linux knows the namespace of an attribute: a tar may hold others
+/// (com.apple.provenance).
 fn has_namespace(name: &[u8]) -> bool {
     NAMESPACES.iter().any(|space| name.starts_with(space))
 }

@@ -45,7 +45,7 @@ fn getattr_masks_directory_times_during_copy_up() {
     });
 }
 
-/// A copy of bytes that lasts until the test has seen enough: the object is a fifo meanwhile.
+/// A content copy-up that lasts until the test ends it: the object is a fifo.
 struct Gate {
     object: PathBuf,
     kept: PathBuf,
@@ -69,7 +69,7 @@ impl Gate {
         gate
     }
 
-    /// For whoever opens the object from now on.
+    /// For later opens of the object.
     fn bring_the_object_back(&self) {
         fs::rename(&self.kept, &self.object).unwrap();
     }

@@ -1,4 +1,5 @@
-//! Uppers whose marks somebody forged or a broken disk changed: such a name is an error, its neighbours are not, and nothing panics.
+//! Uppers with forged or corrupt marks: such a name fails with EIO, other names do not, and
+//! nothing panics.
 
 use cowl_core::upper::marks::{FileMark, Mark, Namespace, Saved};
 
@@ -6,7 +7,8 @@ use super::model::Rng;
 use super::rules::{small, write_to};
 use super::*;
 
-/// An upper with something of everything: a file with its content and one without, a directory, a file of two names, a device.
+/// An upper with something of everything: a file with its content and one without, a directory, a
+/// file of two names, a device.
 fn filled(fixture: &Fixture) -> Namespace {
     let overlay = fixture.overlay();
     write_to(&overlay, "file", 0, b"CON");
@@ -96,7 +98,8 @@ fn lookup_of_a_forged_index_mark_fails_with_eio_for_every_name() {
     }
 }
 
-/// A kill in the midst of a copy of content, as the killing tests leave it now and then, taken apart.
+/// A kill in the midst of a copy of content, as the killing tests leave it now and then, taken
+/// apart.
 #[test]
 fn lookup_undoes_an_interrupted_copy_up() {
     let fixture = small();

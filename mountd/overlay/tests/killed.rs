@@ -1,5 +1,6 @@
-//! The worker may be killed at any system call: what the upper shows afterwards is the state before or after the operation that was
-//! under way, as a plain directory has it, and nothing is left in the work directory.
+//! The worker may be killed at any system call: what the upper shows afterwards is the state
+//! before or after the operation that was under way, as a plain directory has it, and nothing is
+//! left in the work directory.
 //!
 //! strace delivers SIGKILL at the n-th call of each kind that changes something, for every n.
 
@@ -220,8 +221,9 @@ fn run_killed(fixture: &Fixture, call: &str, n: usize) -> bool {
     !ended.success()
 }
 
-/// A kill between two names of one operation may leave a link count that is one too high, and one in the midst of a copy-up the time of
-/// the directory above: neither is a state that POSIX would give, and neither loses anything.
+/// A kill between two names of one operation may leave a link count that is one too high, and one
+/// in the midst of a copy-up the time of the directory above: neither is a state that POSIX would
+/// give, and neither loses anything.
 fn is_state(ours: &Tree, plain: &Tree) -> bool {
     ours.len() == plain.len()
         && ours

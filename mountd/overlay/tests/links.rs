@@ -82,7 +82,8 @@ fn unlink_of_an_open_file_orphans_it_until_release_and_forget() {
     assert_eq!(on_disk(&fixture.path("work/orphans")), [""; 0]);
 }
 
-/// By whom has looked it up, and may still open it: through /proc/self/fd, or in a race with the one who removes it.
+/// A process that looked it up may still open it: through /proc/self/fd, or in a race with the
+/// unlink.
 #[test]
 fn open_of_a_removed_file_never_shows_the_image_content() {
     let fixture = small();
@@ -123,7 +124,7 @@ fn link_names_a_tmpfile() {
     assert_eq!(on_disk(&fixture.path("work/orphans")), [""; 0]);
 }
 
-/// As the kernel's writeback cache sends them at the end of an inode whose link count it has lowered.
+/// The kernel's writeback cache sends them when it drops an unlinked inode.
 #[test]
 fn setattr_of_times_after_unlink_copies_nothing_up() {
     let fixture = small();
@@ -146,7 +147,8 @@ fn setattr_of_times_after_unlink_copies_nothing_up() {
     overlay.forget(id, 1);
 }
 
-/// The kernel gives single lookups back now and then (fuse_dentry_revalidate), those of before a change among them.
+/// The kernel gives single lookups back now and then (fuse_dentry_revalidate), those of before a
+/// change among them.
 #[test]
 fn unlink_counts_lookups_made_before_the_copy_up() {
     let fixture = small();

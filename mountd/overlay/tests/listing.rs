@@ -3,7 +3,8 @@
 use super::rules::small;
 use super::*;
 
-/// Reads a directory one entry at a time and does something after each; the names, at most a hundred.
+/// Reads a directory one entry at a time and does something after each; the names, at most a
+/// hundred.
 fn list(overlay: &Overlay, dir: NodeId, mut after: impl FnMut(&str)) -> Vec<String> {
     let mut cookie = 0;
     let mut names: Vec<String> = Vec::new();

@@ -1,4 +1,5 @@
-//! The rules without a mount: an overlay over a tree made here, with an upper in a temporary directory.
+//! The rules without a mount: an overlay over a tree made here, with an upper in a temporary
+//! directory.
 #![allow(
     clippy::disallowed_methods,
     reason = "tests build their inputs with plain std::fs"
@@ -111,8 +112,8 @@ impl Fixture {
     }
 }
 
-/// A process that is being started has the files of this one open, and so holds its locks, until some time after it became another
-/// program.
+/// A process that is being started has the files of this one open, and so holds its locks, until
+/// some time after it became another program.
 static STARTING: RwLock<()> = RwLock::new(());
 
 /// Runs a program to its end while no upper is being opened.
@@ -297,7 +298,8 @@ pub(super) fn stat(overlay: &Overlay, path: &str) -> Attr {
     overlay.getattr(walk(overlay, path).unwrap(), None).unwrap()
 }
 
-/// Everything again as root of a user namespace: marks in `user.`, one id, no privilege in the initial namespace.
+/// Runs all tests again as root of a user namespace: marks in `user.`, one id, no privilege in the
+/// initial namespace.
 #[test]
 fn all_tests_pass_in_a_user_namespace() {
     let map = fs::read_to_string("/proc/self/uid_map").unwrap();

@@ -1,9 +1,11 @@
-//! Random operations on an overlay and, with ordinary system calls, on a plain directory made from the same tree: every operation must give
-//! the same errno, and the trees must look the same in everything a program can see. In between the overlay is dropped and opened again on
-//! the same upper.
+//! Random operations on an overlay and, with ordinary system calls, on a plain directory made from
+//! the same tree: every operation must give the same errno, and the trees must look the same in
+//! everything a program can see. In between the overlay is dropped and opened again on the same
+//! upper.
 //!
-//! `COWL_TEST_SEED` moves the seeds, `COWL_TEST_SCALE` makes the programs more; a failure prints the command that runs its program
-//! again. By default it is a hundred thousand steps in all, over two I/O modes with and without privilege.
+//! `COWL_TEST_SEED` moves the seeds, `COWL_TEST_SCALE` makes the programs more; a failure prints
+//! the command that runs its program again. By default it is a hundred thousand steps in all, over
+//! two I/O modes with and without privilege.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;

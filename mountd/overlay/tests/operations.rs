@@ -125,7 +125,8 @@ impl World {
         let theirs = rustix::fs::linkat(&plain, name, &new_plain, new_name, AtFlags::empty());
         let (dir, new) = parent_and_name(self.overlay(), &to).unwrap();
         let ours = self.find(&from).and_then(|entry| {
-            // As the kernel: whether the new name is taken comes first, then whether a directory is linked.
+            // As the kernel: whether the new name is taken comes first, then whether a directory
+            // is linked.
             self.overlay().link(entry.id, dir, new).map(drop)
         });
         self.same(&format!("link {from} {to}"), ours, theirs);
@@ -323,7 +324,8 @@ impl World {
             side: Side::Lower, ..
         }) = opened.mode
         {
-            // Keeps what it opened when the file is written, which is on the list of what we do otherwise.
+            // Keeps what it opened when the file is written, which is on the list of what we do
+            // otherwise.
             self.overlay().release(id, opened.handle).unwrap();
             return;
         }

@@ -1,4 +1,4 @@
-//! Owners, permissions, ACLs, capabilities and marks: what a file has from birth, and who takes it away.
+//! Owners, permissions, ACLs, capabilities and marks: set at creation, dropped by writes.
 
 use cowl_core::upper::marks::Namespace;
 use cowl_tests::skip::skip;
@@ -6,7 +6,8 @@ use cowl_tests::skip::skip;
 use super::rules::small;
 use super::*;
 
-/// Version 2; `user::rwx,user:0:rwx,group::r-x,mask::rwx,other::---`: tag and permissions u16, id u32, little-endian.
+/// Version 2; `user::rwx,user:0:rwx,group::r-x,mask::rwx,other::---`: tag and permissions u16, id
+/// u32, little-endian.
 const DEFAULT_ACL: &[u8] =
     b"\x02\0\0\0\x01\0\x07\0\xff\xff\xff\xff\x02\0\x07\0\0\0\0\0\x04\0\x05\0\xff\xff\xff\xff\
     \x10\0\x07\0\xff\xff\xff\xff\x20\0\0\0\xff\xff\xff\xff";
@@ -137,7 +138,8 @@ fn new_upper_drops_an_inherited_default_acl() {
     }
 }
 
-/// `cap_net_raw=p` as the kernel stores it: version 2 and permitted, inheritable sets, u32 little-endian.
+/// `cap_net_raw=p` as the kernel stores it: version 2 and permitted, inheritable sets, u32
+/// little-endian.
 const CAPABILITY: &[u8] = b"\0\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
 
 #[test]
@@ -260,7 +262,7 @@ fn create_sets_the_owner_and_group_of_the_caller() {
         .symlink(NodeId::ROOT, b"l", b"x", &ROOT_CALLER)
         .unwrap();
     assert_eq!((link.attr.uid, link.attr.gid), (0, 0));
-    // Copying up is nobody's doing.
+    // Copy-up is not a write.
     let caller_again = overlay
         .mkdir(NodeId::ROOT, b"f", 0o755, 0, &caller)
         .unwrap();

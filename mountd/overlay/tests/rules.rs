@@ -332,7 +332,8 @@ fn read_runs_during_a_copy_up() {
         .unwrap();
     let id = walk(&overlay, "file").unwrap();
     let other = walk(&overlay, "dir/one").unwrap();
-    // As in the midst of a copy-up. A second guard of this thread would be a panic in a build with assertions, and a hang without.
+    // As in the midst of a copy-up. A second guard of this thread would be a panic in a build with
+    // assertions, and a hang without.
     let _guard = overlay.busy.lock(&[id]);
     assert_eq!(overlay.getattr(id, None).unwrap().mode, 0o600);
     assert_eq!(overlay.getattr(other, None).unwrap().mode, 0o600);
@@ -362,7 +363,8 @@ fn concurrent_changes_survive_a_remount() {
     view::assert_same(&before, &after, &[]);
 }
 
-/// Moves, changes and removes the same few things as other threads do; most of it fails for one of them.
+/// Moves, changes and removes the same few things as other threads do; most of it fails for one of
+/// them.
 fn change_things(overlay: &Overlay, thread: u32) {
     let places = ["", "dir", "dir/sub", "empty", "moved"];
     let names = ["file", "one", "hard", "sub", "new", "moved", "dir"];

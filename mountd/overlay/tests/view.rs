@@ -1,4 +1,4 @@
-//! Everything that a mount and a plain directory can be compared by, taken from either.
+//! The comparable view of a mount or of a plain directory.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -31,7 +31,8 @@ pub(super) struct FileView {
 }
 
 impl FileView {
-    /// Whether this can be `plain` after a kill: with a link counted twice, or a directory with a time that was about to be put back.
+    /// Whether this can be `plain` after a kill: with a link counted twice, or a directory with a
+    /// time that was about to be put back.
     pub(super) fn may_be(&self, plain: &FileView) -> bool {
         let links = self.nlink == plain.nlink || self.nlink == plain.nlink + 1;
         let directory = self.kind == FileType::Directory.to_mode_bits();

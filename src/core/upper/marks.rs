@@ -1,4 +1,5 @@
-//! What the upper writes into extended attributes: names, bytes and escaping. The table with the reasons is in [`super`].
+//! Names, encoding and escaping of the upper's extended attributes. The format is documented in
+//! [`super`].
 
 use crate::digest::{ChainId, Sha256Digest};
 use crate::tree::{Timestamp, TreeIno};
@@ -8,7 +9,8 @@ use crate::tree::{Timestamp, TreeIno};
 pub enum Namespace {
     /// `trusted.`, on every type of file; needs `CAP_SYS_ADMIN` in the initial user namespace.
     Trusted,
-    /// `user.`, on regular files and directories; any owner may set it, so such an upper trusts its owner.
+    /// `user.`, on regular files and directories; any owner may set it, so such an upper trusts
+    /// its owner.
     User,
 }
 
@@ -63,12 +65,12 @@ impl Mark {
     }
 }
 
-/// The value of marks that only say yes, as overlayfs writes it.
+/// The value of the marks opaque and impure, as in overlayfs.
 pub const YES: &[u8] = b"y";
 
 const VERSION: u8 = 2;
 
-/// A mark with bytes that this version cannot have written.
+/// A mark whose bytes this version does not know.
 #[derive(Copy, Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("the mark {} has bytes that this version of cowl does not know", .0.name(Namespace::Trusted))]
 pub struct UnknownMark(pub Mark);
@@ -76,15 +78,19 @@ pub struct UnknownMark(pub Mark);
 /// What [`Mark::File`] says of a file; the byte diagram is in [`super`].
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct FileMark {
-    /// The node of the tree that the file was copied up from: its id, its `st_ino`, a directory's children.
+    /// The node of the tree that the file was copied up from: its id, its `st_ino`, a directory's
+    /// children.
     pub origin: Option<TreeIno>,
-    /// Only metadata was copied up: the content is the origin's, up to the length of this (sparse) file.
+    /// Only metadata was copied up: the content is the origin's, up to the length of this (sparse)
+    /// file.
     pub metadata_only: bool,
-    /// An empty regular file that stands for a character device 0:0, which by itself would be a whiteout.
+    /// An empty regular file that stands for a character device 0:0, which by itself would be a
+    /// whiteout.
     pub device: bool,
     /// Of a file in `work/index`: links shown = links of the host - 1 + this.
     pub link_delta: Option<i32>,
-    /// The content is being copied up. The host changes these attributes meanwhile, so whoever finds this after a crash restores them.
+    /// The content is being copied up, which changes these attributes on the host. After a crash,
+    /// the next lookup restores them.
     pub copying: Option<Saved>,
 }
 
@@ -182,7 +188,8 @@ impl FileMark {
                 capability: (!rest.is_empty()).then(|| std::mem::take(&mut rest).to_vec()),
             });
         }
-        // Nothing else was ever written: no unknown flag, none without what it needs, no value out of its range.
+        // Nothing else was ever written: no unknown flag, none without what it needs, no value out
+        // of its range.
         let sound = rest.is_empty()
             && flags != 0
             && flags < flag::COPYING << 1
@@ -206,7 +213,8 @@ fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
 pub struct Stamp {
     /// The stack of layers.
     pub chain: ChainId,
-    /// How the merged tree of that stack was numbered ([`Tree::numbering`](crate::tree::Tree::numbering)).
+    /// How the merged tree of that stack was numbered
+    /// ([`Tree::numbering`](crate::tree::Tree::numbering)).
     pub numbering: u16,
 }
 
@@ -234,13 +242,14 @@ impl Stamp {
     }
 }
 
-/// Both namespaces are escaped whichever the marks are in, so that an upper read in the other one later has no forged mark.
+/// Both namespaces are escaped, whichever the marks use, so that reading the upper with the other
+/// namespace finds no forged mark.
 const ESCAPED: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
 
 const ESCAPE: &[u8] = b"overlay.";
 
-/// The name that an attribute set through the mount is stored under. overlayfs's way: `trusted.overlay.x` becomes
-/// `trusted.overlay.overlay.x`.
+/// The name that an attribute set through the mount is stored under. overlayfs's way:
+/// `trusted.overlay.x` becomes `trusted.overlay.overlay.x`.
 pub fn escape(name: &[u8]) -> Vec<u8> {
     for prefix in ESCAPED {
         if let Some(rest) = name.strip_prefix(prefix) {
@@ -383,7 +392,7 @@ mod tests {
         }
     }
 
-    /// Decoding has one way back: bytes that are taken are the bytes that would be written.
+    /// The encoding is canonical: bytes that decode are the bytes that encode gives.
     #[test]
     fn decode_refuses_or_round_trips_random_bytes() {
         let mut random = 0x9e37_79b9_u32;
@@ -408,8 +417,9 @@ mod tests {
         assert!(taken > 1000, "{taken} are marks");
     }
 
-    /// fs/ext4/xattr.h: an inode of 256 bytes has 96 for attributes; a header takes 4 of them, the end of the list 4, each attribute 16
-    /// and its name without prefix and its value, both in steps of 4.
+    /// fs/ext4/xattr.h: an inode of 256 bytes has 96 for attributes; a header takes 4 of them, the
+    /// end of the list 4, each attribute 16 and its name without prefix and its value, both in
+    /// steps of 4.
     #[test]
     fn marks_fit_into_an_inode_of_256_bytes_beside_a_capability() {
         let room = 96 - 4 - 4;

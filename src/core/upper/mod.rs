@@ -1,23 +1,26 @@
-//! The upper: the plain directory that everything a mount changes is written to, and the work directory beside it.
+//! The upper: the directory that holds a mount's changes, and the work directory beside it.
 //!
-//! Invariant: whenever the worker or the machine stops, the upper is a state that was, or was about to be, visible through the
-//! mount; what was under way lies in `work/tmp` and is removed at the next mount. Called by `mountd::overlay`, which has the rules
-//! of *when* to write what; only this module knows how a mark is spelled.
+//! Invariant: whenever the worker or the machine stops, the upper is the state before or after
+//! each change; unfinished files are in `work/tmp`, which the next mount empties.
+//! `mountd::overlay` decides what to write; only this module knows the encoding of marks.
 //!
 //! # Layout
 //! ```text
 //! upper/                 files, directories, links as they are; beside them whiteouts and marks; itself locked while a mount lives
 //! work/lock              locked while a mount lives; holds the namespace of the marks: "trusted" or "user"
-//! work/tmp/              what is being made, and a link to the whiteouts of this mount; emptied at mount
+//! work/tmp/              staged files, and a link to the whiteouts of this mount; emptied at mount
 //! work/index/<node>      one link to each copied-up file that has several names in the tree (decimal node number)
-//! work/orphans/<number>  files without a name that are still open; emptied at mount
+//! work/orphans/<number>  removed files that are still open; emptied at mount
 //! ```
-//! Both directories must be on one file system, with extended attributes, device nodes and `RENAME_WHITEOUT`.
+//! Both directories must be on one file system, with extended attributes, device nodes and
+//! `RENAME_WHITEOUT`.
 //!
 //! # Marks
-//! Extended attributes below `trusted.overlay.` where the worker has `CAP_SYS_ADMIN` in the initial user namespace, else below
-//! `user.overlay.`; there, symbolic links and special files bear none. The first two and the whiteout are overlayfs's own
-//! (Documentation/filesystems/overlayfs.rst); the kernel ignores the others. [`scan`] says what they mean.
+//! Extended attributes below `trusted.overlay.` where the worker has `CAP_SYS_ADMIN` in the
+//! initial user namespace, else below `user.overlay.`; there, symbolic links and special files
+//! bear none. The first two and the whiteout are overlayfs's own
+//! (Documentation/filesystems/overlayfs.rst); the kernel ignores the others. [`scan`] says what
+//! they mean.
 //! ```text
 //! a character device 0:0    whiteout: hides the tree's file of this name
 //! opaque        "y"         directory: hides what the tree has under this name or origin
@@ -25,10 +28,12 @@
 //! cowl          below       what a file was copied up from
 //! cowl.stamp    below       root: the stack of layers and the numbering of its tree that the marks speak of
 //! ```
-//! A directory that is neither opaque nor marked with an origin shows the children of the tree's directory of the same name, as in overlayfs.
-//! An attribute that a user of the mount calls `trusted.overlay.x` is stored as `trusted.overlay.overlay.x` ([`marks::escape`]).
+//! A directory that is neither opaque nor marked with an origin shows the children of the tree's
+//! directory of the same name, as in overlayfs. An attribute that a user of the mount calls
+//! `trusted.overlay.x` is stored as `trusted.overlay.overlay.x` ([`marks::escape`]).
 //!
-//! Numbers are little-endian; a field is there if its flag is, in this order, and the bytes end with the last.
+//! Numbers are little-endian; a field is there if its flag is, in this order, and the bytes end
+//! with the last.
 //! ```text
 //! cowl
 //!   0        1        2                 4
@@ -51,8 +56,8 @@
 //!  | 02     | 00     | numbering u16   | chain id, 32 bytes                                 |
 //!  +--------+--------+-----------------+----------------------------------------------------+
 //! ```
-//! `cowl` without saved attributes, a capability of 20 bytes and ext4's own part fit into an inode of 256 bytes: a copied-up file takes no
-//! block for its marks.
+//! `cowl` without saved attributes, a capability of 20 bytes and ext4's own part fit into an inode
+//! of 256 bytes: a copied-up file takes no block for its marks.
 
 pub mod marks;
 mod probe;
@@ -103,7 +108,7 @@ pub enum UpperError {
         "the upper was written with privilege (marks in trusted.overlay.*) and cannot be read without: mount it as root"
     )]
     NeedsPrivilege,
-    /// No place for marks.
+    /// No extended attributes for marks.
     #[error(
         "the upper's file system has no extended attributes in {0}: use another file system for the upper"
     )]
@@ -113,58 +118,58 @@ pub enum UpperError {
         "the upper's file system cannot hold whiteouts (character devices 0:0, made by RENAME_WHITEOUT): {0}"
     )]
     NoWhiteouts(Errno),
-    /// Renaming from one to the other is impossible.
+    /// Renames between them fail.
     #[error("the upper and its work directory are on different file systems")]
     TwoFileSystems,
     /// The host.
     #[error("{what}: {errno}")]
     Host {
-        /// What was tried.
+        /// The attempted step.
         what: &'static str,
-        /// What the host said.
+        /// The error.
         errno: Errno,
     },
 }
 
-/// Names what failed.
+/// Adds the step that failed.
 fn host(what: &'static str) -> impl FnOnce(Errno) -> UpperError {
     move |errno| UpperError::Host { what, errno }
 }
 
-/// How an upper was found.
+/// What an upper held when it was opened.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
 pub enum Condition {
-    /// With nothing in it and no stamp: its root wants the attributes of the tree's root, then [`Upper::stamp`].
+    /// Empty and unstamped: apply the tree root's attributes, then call [`Upper::stamp`].
     Empty,
-    /// With files that something else put there: its root's attributes stand, [`Upper::stamp`] is wanted.
+    /// Files without a stamp: keep the root's attributes, then call [`Upper::stamp`].
     Unstamped,
-    /// Written over the tree that is to be mounted.
+    /// Stamped with the chain and numbering of this tree.
     Stamped,
 }
 
-/// An upper, locked for one mount. What only reads is `&self`; ordering of changes is the caller's affair.
+/// An upper, locked for one mount. The caller orders changes.
 #[derive(Debug)]
 pub struct Upper {
     root: OwnedFd,
     tmp: OwnedFd,
     index: OwnedFd,
     orphans: OwnedFd,
-    /// The locks live as long as these descriptions.
+    /// Held for their locks.
     _locks: [OwnedFd; 2],
     space: Namespace,
     condition: Condition,
     next_number: AtomicU64,
-    /// The number in `work/tmp` of the whiteout that others are links to; 0: there is none yet.
+    /// The number in `work/tmp` of the whiteout to link to; 0: none yet.
     whiteout: AtomicU64,
 }
 
 impl Upper {
-    /// Takes the lock, removes what an earlier mount left under way, finds out what this file system and this process can do, and
+    /// Locks the upper, removes an earlier mount's unfinished files, probes the file system and
     /// compares the stamp.
     ///
     /// # Locking
-    /// `work/lock` and the upper's root, exclusively, for the life of the value; neither is waited for. Both, since a second mount may
-    /// name the same upper with another work directory.
+    /// `work/lock` and the upper's root, exclusively, for the life of the value, without waiting.
+    /// Both, since a second mount may use the same upper with another work directory.
     pub fn open(root: OwnedFd, work: &OwnedFd, stamp: &Stamp) -> Result<Self, UpperError> {
         let lock = probe::lock_work(work.as_fd())?;
         let claim = probe::lock_root(root.as_fd())?;
@@ -216,17 +221,18 @@ impl Upper {
         self.orphans.as_fd()
     }
 
-    /// Where the marks are.
+    /// The namespace of the marks.
     pub fn namespace(&self) -> Namespace {
         self.space
     }
 
-    /// How it was found.
+    /// What it held when it was opened.
     pub fn condition(&self) -> Condition {
         self.condition
     }
 
-    /// Writes the stamp on the root and makes it durable: from here on the upper belongs to this tree.
+    /// Writes the stamp on the root and makes it durable: from here on the upper belongs to this
+    /// tree.
     pub fn stamp(&self, stamp: &Stamp) -> Result<(), UpperError> {
         let root = Spot::new(self.root(), b".");
         root.set_mark(self.space, Mark::Stamp, &stamp.encode())
@@ -244,20 +250,21 @@ impl Upper {
         self.new_number().to_string().into_bytes()
     }
 
-    /// Hides the name below; EEXIST if something is there. As in overlayfs it is a link to a whiteout that there is: to make an inode for
-    /// each name that is removed takes the host ten times as long.
+    /// Makes a whiteout; EEXIST if the name exists. As in overlayfs, whiteouts are links to one
+    /// inode: a mknod for each takes the host ten times as long.
     pub fn make_whiteout(&self, at: Spot<'_>) -> rustix::io::Result<()> {
         let shared = self.whiteout.load(Ordering::Relaxed);
         if shared != 0 {
             match Spot::new(self.tmp(), shared.to_string().as_bytes()).link(at) {
-                // It has as many links as an inode may have, or may not be linked to (protected_hardlinks, no links at all).
+                // Too many links, or linking is refused (protected_hardlinks, a file system
+                // without links).
                 Err(Errno::MLINK | Errno::PERM | Errno::OPNOTSUPP) => {}
                 linked => return linked,
             }
         }
         at.make_whiteout()?;
         let number = self.new_number();
-        // Where that can't be, the next one is an inode of its own, too.
+        // If this fails, the next whiteout gets its own inode, too.
         if at
             .link(Spot::new(self.tmp(), number.to_string().as_bytes()))
             .is_ok()
@@ -271,7 +278,7 @@ impl Upper {
     pub fn indexed(&self) -> rustix::io::Result<Vec<TreeIno>> {
         let mut nodes = Vec::new();
         each_entry(self.index(), |name, _, _| {
-            // Nothing else is ever put there; what a person put there is left alone.
+            // Foreign names are left alone.
             if let Some(node) = std::str::from_utf8(name)
                 .ok()
                 .and_then(|name| name.parse().ok())
@@ -289,7 +296,7 @@ impl Upper {
     }
 }
 
-/// Opens a directory in the work directory, made if it is not there.
+/// Opens a subdirectory of the work directory, and creates it if it does not exist.
 fn subdirectory(work: BorrowedFd<'_>, name: &'static [u8]) -> Result<OwnedFd, UpperError> {
     match rustix::fs::mkdirat(work, name, Mode::RWXU) {
         Ok(()) | Err(Errno::EXIST) => {}
@@ -321,7 +328,7 @@ pub fn each_entry(
     Ok(())
 }
 
-/// Removes everything in a directory of the work directory: nothing there was ever more than two levels deep.
+/// Empties a directory of the work directory. Nothing in it is more than two levels deep.
 fn empty(dir: BorrowedFd<'_>) -> rustix::io::Result<()> {
     let mut names = Vec::new();
     each_entry(dir, |name, file_type, _| {
@@ -339,13 +346,13 @@ fn empty(dir: BorrowedFd<'_>) -> rustix::io::Result<()> {
     Ok(())
 }
 
-/// Removes a directory of `work/tmp` with what is in it.
+/// Removes a directory of `work/tmp` and its contents.
 pub fn remove_temporary(spot: Spot<'_>) -> rustix::io::Result<()> {
     empty(open_directory(spot.dir, spot.name)?.as_fd())?;
     spot.rmdir()
 }
 
-/// Takes the lock on an open file of its own: it goes with the process, however that ends.
+/// Locks an open file without waiting; the lock ends with the process.
 fn try_lock(file: BorrowedFd<'_>) -> Result<(), UpperError> {
     match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(()),

@@ -1,4 +1,4 @@
-//! What a file system and this process can do, tried rather than looked up: done once, when an upper is opened.
+//! Probes what the upper's file system and this process can do, once, when an upper is opened.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
@@ -18,7 +18,8 @@ pub(super) fn lock_work(work: BorrowedFd<'_>) -> Result<OwnedFd, UpperError> {
     Ok(file)
 }
 
-/// Locks the upper's root, through a description of its own: the one handed over may live longer elsewhere.
+/// Locks the upper's root through a new open file description: other processes may hold the given
+/// one longer.
 pub(super) fn lock_root(root: BorrowedFd<'_>) -> Result<OwnedFd, UpperError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let dir =
@@ -45,7 +46,8 @@ pub(super) fn check_same_file_system(
     }
 }
 
-/// A work directory made below a directory with a default ACL has inherited it, and so would all that is made in it.
+/// Removes a default ACL that the work directory inherited, so that files created in it do not
+/// inherit it.
 pub(super) fn drop_default_acl(tmp: BorrowedFd<'_>) -> Result<(), UpperError> {
     match Spot::new(tmp, b".").remove_xattr(b"system.posix_acl_default") {
         Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
@@ -53,7 +55,7 @@ pub(super) fn drop_default_acl(tmp: BorrowedFd<'_>) -> Result<(), UpperError> {
     }
 }
 
-/// Makes a whiteout the way a rename does, which tries device nodes and the flag at once.
+/// Makes a whiteout by RENAME_WHITEOUT, which tests device nodes and the flag at once.
 pub(super) fn check_whiteouts(tmp: BorrowedFd<'_>) -> Result<(), UpperError> {
     let (from, to) = (Spot::new(tmp, b"probe"), Spot::new(tmp, b"probed"));
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
@@ -76,10 +78,11 @@ pub(super) fn check_whiteouts(tmp: BorrowedFd<'_>) -> Result<(), UpperError> {
     }
 }
 
-/// The namespace that this upper's marks are in: the one written down at its first mount, else the better one that works.
+/// The namespace of this upper's marks: the one recorded at its first mount, else `trusted.` if it
+/// works, else `user.`.
 ///
-/// It has to be written down, and durable before there is any mark: without privilege marks in `trusted.` cannot even be seen, and
-/// where both namespaces work the marks in the other one would be passed over.
+/// It is recorded, durably, before the first mark: without privilege marks in `trusted.` are
+/// invisible, and where both namespaces work marks in the other one would be ignored.
 pub(super) fn namespace(
     work: BorrowedFd<'_>,
     lock: BorrowedFd<'_>,
@@ -88,7 +91,7 @@ pub(super) fn namespace(
     let mut text = [0; 8];
     let length = rustix::io::pread(lock, &mut text, 0).map_err(host("reading work/lock"))?;
     match text.get(..length).unwrap_or_default() {
-        // New, or a power cut came before the sync below, which can leave zeros: there are no marks yet.
+        // New, or zeroed by a power cut before the sync below: there are no marks yet.
         text if text.iter().all(|byte| *byte == 0) => {}
         b"trusted\n" => {
             return accepts(tmp, Namespace::Trusted)?
@@ -117,7 +120,8 @@ pub(super) fn namespace(
     Ok(space)
 }
 
-/// Sets a mark on `work/tmp` and reads it back. In a user namespace that is refused, or set and not shown.
+/// Whether marks of a namespace work: sets one on `work/tmp` and reads it back. In a user
+/// namespace either may fail.
 fn accepts(tmp: BorrowedFd<'_>, space: Namespace) -> Result<bool, UpperError> {
     let spot = Spot::new(tmp, b".");
     match spot.set_xattr(

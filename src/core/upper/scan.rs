@@ -1,7 +1,8 @@
-//! What the upper says of its names: whiteouts, and what the marks of a file mean over the tree below it.
+//! Reads the upper: whiteouts, and the meaning of a file's marks over the tree.
 //!
-//! Looking up a name, listing a directory and, later, taking the difference of an upper all read it here. Invariant: marks are foreign
-//! bytes. What contradicts itself or the tree is an error of that name, never a panic and never a guess.
+//! Shared by lookup and readdir, and by diff and commit later. Invariant: marks are foreign bytes.
+//! A mark that contradicts itself or the tree is an error of its name, never a panic and never a
+//! guess.
 
 use std::collections::HashSet;
 use std::os::fd::BorrowedFd;
@@ -28,12 +29,13 @@ pub enum Listed {
     },
 }
 
-/// What the marks of a file mean.
+/// The decoded and checked marks of a file.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Marks {
-    /// What the file is shown as.
+    /// The type to show.
     pub file_type: FileType,
-    /// The node of the tree that this was copied up from; of a directory, the one whose children it shows unless it is opaque.
+    /// The tree node that this was copied up from. A directory shows its children, unless it is
+    /// opaque.
     pub origin: Option<TreeIno>,
     /// A directory that shows nothing of the tree.
     pub opaque: bool,
@@ -66,14 +68,15 @@ pub enum MarkError {
     #[error("its content is that of node {}, which has none", .0.0)]
     NoContent(TreeIno),
     /// A mark that says what only a regular file can be.
-    #[error("only a regular file can bear such a mark")]
+    #[error("only a regular file can have this mark")]
     NotRegular,
     /// A type that Linux does not have.
-    #[error("it has no type")]
+    #[error("it has an unknown file type")]
     NoType,
 }
 
-/// Lists a directory of the upper without reading marks. Whiteouts that are links to one inode cost one `statx` for all.
+/// Lists a directory of the upper without reading marks. Whiteouts that are links to one inode
+/// cost one `statx` for all.
 pub fn list(
     dir: BorrowedFd<'_>,
     mut f: impl FnMut(&[u8], Listed) -> rustix::io::Result<()>,
@@ -114,8 +117,9 @@ pub fn is_opaque(dir: Spot<'_>, space: Namespace) -> rustix::io::Result<bool> {
     Ok(dir.mark(space, Mark::Opaque)?.as_deref() == Some(marks::YES))
 }
 
-/// Reads the marks of a file and checks them against the tree. `same_name` is the tree's directory of the same name, with which a
-/// directory merges; files in a directory that is not `impure` bear none.
+/// Reads the marks of a file and checks them against the tree. `same_name` is the tree's directory
+/// of the same name, with which a directory merges; files in a directory that is not `impure` bear
+/// none.
 pub fn read_marks(
     spot: Spot<'_>,
     host_type: FileType,
@@ -173,12 +177,12 @@ fn check(mark: &FileMark, host_type: FileType, tree: &Tree) -> Result<(), MarkEr
     Ok(())
 }
 
-/// A device that the upper would take for a whiteout.
+/// Whether a node is a character device 0:0, which the upper would read as a whiteout.
 pub fn is_null_device(record: &Node) -> bool {
     record.file_type == FileType::CharDevice && record.rdev == Rdev::default()
 }
 
-/// The type of the file that stands for a node in the upper.
+/// The type of a node's file in the upper.
 pub fn stored_type(record: &Node) -> FileType {
     if is_null_device(record) {
         FileType::Regular

@@ -1,4 +1,5 @@
-//! One name in one directory of the upper, and what can be done to it. Nothing here follows a symbolic link or leaves its directory.
+//! A name in a directory of the upper, and the `*at` system calls on it. None follows a symbolic
+//! link or leaves the directory.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -8,7 +9,8 @@ use rustix::io::{Errno, Result};
 use super::marks::{Mark, Namespace};
 use crate::tree::Timestamp;
 
-/// A name in a directory. The directory is held by a descriptor, so moving it or its ancestors doesn't matter.
+/// A directory descriptor and a name, the arguments of an `*at` call. It stays valid if the
+/// directory or its ancestors are renamed.
 #[derive(Copy, Clone, Debug)]
 pub struct Spot<'a> {
     /// The directory; may be an `O_PATH` descriptor.
@@ -42,15 +44,17 @@ impl<'a> Spot<'a> {
         }
     }
 
-    // There is no getxattrat before 6.13, and an O_PATH descriptor answers no fgetxattr. A path through the descriptor in /proc
-    // reaches every type of file, devices and symbolic links too, and opens nothing.
+    // There is no getxattrat before 6.13, and an O_PATH descriptor answers no fgetxattr. A path
+    // through the descriptor in /proc reaches every type of file, devices and symbolic links too,
+    // and opens nothing.
     fn proc_path(self) -> Vec<u8> {
         let mut path = format!("/proc/self/fd/{}/", self.dir.as_raw_fd()).into_bytes();
         path.extend_from_slice(self.name);
         path
     }
 
-    /// The value of an extended attribute under its stored name; None if there is none, or if this file can have none.
+    /// The value of an extended attribute under its stored name; None if there is none, or if this
+    /// file can have none.
     pub fn xattr(self, name: &[u8]) -> Result<Option<Vec<u8>>> {
         let path = self.proc_path();
         read_growing(256, |buffer| {
@@ -58,7 +62,8 @@ impl<'a> Spot<'a> {
         })
     }
 
-    /// The stored names of all extended attributes, each ended by a NUL; empty if this file can have none.
+    /// The stored names of all extended attributes, each ended by a NUL; empty if this file can
+    /// have none.
     pub fn xattr_names(self) -> Result<Vec<u8>> {
         let path = self.proc_path();
         Ok(read_growing(1024, |buffer| {
@@ -95,7 +100,8 @@ impl<'a> Spot<'a> {
         }
     }
 
-    /// Hides the name below: a character device 0:0, as overlayfs spells it. EEXIST if something is here.
+    /// Hides the name below: a character device 0:0, as overlayfs spells it. EEXIST if something
+    /// is here.
     pub fn make_whiteout(self) -> Result<()> {
         rustix::fs::mknodat(
             self.dir,
@@ -106,7 +112,8 @@ impl<'a> Spot<'a> {
         )
     }
 
-    /// Changes owner and group; the host clears set-id bits and capabilities, as Linux does at every chown.
+    /// Changes owner and group; the host clears set-id bits and capabilities, as Linux does at
+    /// every chown.
     pub fn chown(self, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
         let uid = uid.map(rustix::fs::Uid::from_raw);
         let gid = gid.map(rustix::fs::Gid::from_raw);
@@ -115,7 +122,8 @@ impl<'a> Spot<'a> {
 
     /// Sets permission bits. Not of a symbolic link, which has none.
     pub fn chmod(self, mode: u32) -> Result<()> {
-        // Follows links, which nothing can put here: whoever calls has seen the type, and no one else writes to an upper.
+        // fchmodat follows symbolic links; callers have checked the type, and only this worker
+        // writes to the upper.
         rustix::fs::chmodat(
             self.dir,
             self.name,
@@ -150,7 +158,8 @@ impl<'a> Spot<'a> {
     }
 }
 
-/// Reads into a buffer that grows until the value fits. None: no such attribute, or no attributes on such a file.
+/// Reads into a buffer that grows until the value fits. None: no such attribute, or no attributes
+/// on such a file.
 fn read_growing(
     first: usize,
     read: impl Fn(&mut [u8]) -> Result<usize>,
@@ -169,7 +178,7 @@ fn read_growing(
     }
 }
 
-/// Both times set to given moments.
+/// Both times, for utimensat.
 pub fn times(atime: Timestamp, mtime: Timestamp) -> Timestamps {
     let spec = |time: Timestamp| rustix::fs::Timespec {
         tv_sec: time.secs,
@@ -181,7 +190,7 @@ pub fn times(atime: Timestamp, mtime: Timestamp) -> Timestamps {
     }
 }
 
-/// Whether the host's attributes are a whiteout's.
+/// Whether a host file is a whiteout.
 pub fn is_whiteout(stat: &Statx) -> bool {
     HostType::from_raw_mode(u32::from(stat.stx_mode)) == HostType::CharacterDevice
         && (stat.stx_rdev_major, stat.stx_rdev_minor) == (0, 0)

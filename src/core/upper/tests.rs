@@ -41,7 +41,8 @@ fn open_finds_a_new_upper_empty_until_it_is_stamped() {
     );
 }
 
-/// What ext4 keeps of a small file that the power went before the sync of: its length, its name, or nothing.
+/// What ext4 keeps of a small file that the power went before the sync of: its length, its name,
+/// or nothing.
 #[test]
 fn open_accepts_a_lock_file_zeroed_by_a_power_cut() {
     for left in ["", "\0\0\0\0\0\0\0\0"] {
