@@ -1,5 +1,5 @@
-//! Requests that a mount's worker gets, counted from outside by strace: a counter of our own would
-//! prove nothing.
+//! Requests that a mount's worker gets and system calls that it makes, counted from outside by
+//! strace: a counter of our own would prove nothing.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -40,34 +40,38 @@ pub fn worker() -> Pid {
 
 /// What `worker` is asked while `work` goes on, forgets left out.
 pub fn during(worker: Pid, work: impl FnOnce()) -> Requests {
-    let tracer = Tracer::attach(worker);
+    let tracer = Tracer::attach(worker, "trace=read,readv");
+    work();
+    let mut requests = Requests::new();
+    for opcode in tracer.finish().lines().filter_map(opcode) {
+        if !FORGETS.contains(&opcode) {
+            *requests.entry(opcode).or_default() += 1;
+        }
+    }
+    requests
+}
+
+/// The system calls on paths and descriptors that `worker` makes while `work` goes on, as strace
+/// writes them.
+pub fn file_calls_during(worker: Pid, work: impl FnOnce()) -> String {
+    let tracer = Tracer::attach(worker, "trace=%file,%desc");
     work();
     tracer.finish()
 }
 
-/// strace on all threads of a process, writing down the first bytes of what they read.
+/// strace on all threads of a process, writing down calls and the first bytes of what they read.
 struct Tracer {
     strace: Child,
 }
 
 impl Tracer {
-    fn attach(target: Pid) -> Self {
+    fn attach(target: Pid, calls: &str) -> Self {
         let log = directory().join("strace.log");
         let messages = fs::File::create(directory().join("strace.messages")).unwrap();
         let pid = target.as_raw_nonzero().to_string();
         let mut command = program(
             "strace",
-            [
-                "-f",
-                "-xx",
-                "-s",
-                "8",
-                "-e",
-                "trace=read,readv",
-                "-p",
-                &pid,
-                "-o",
-            ],
+            ["-f", "-xx", "-s", "8", "-e", calls, "-p", &pid, "-o"],
         );
         let strace = command
             .arg(log)
@@ -85,19 +89,13 @@ impl Tracer {
         Self { strace }
     }
 
-    fn finish(mut self) -> Requests {
+    /// What it wrote down.
+    fn finish(mut self) -> String {
         let pidfd = pidfd_open(Pid::from_child(&self.strace), PidfdFlags::empty()).unwrap();
         kill_process(Pid::from_child(&self.strace), Signal::INT).unwrap();
         assert!(readable(&pidfd, PATIENCE), "strace does not end");
         self.strace.wait().unwrap();
-        let log = fs::read_to_string(directory().join("strace.log")).unwrap();
-        let mut requests = Requests::new();
-        for opcode in log.lines().filter_map(opcode) {
-            if !FORGETS.contains(&opcode) {
-                *requests.entry(opcode).or_default() += 1;
-            }
-        }
-        requests
+        fs::read_to_string(directory().join("strace.log")).unwrap()
     }
 }
 

@@ -1,0 +1,139 @@
+//! What an upper costs: system calls for its names, blocks of the disk for its marks.
+
+use std::fs;
+use std::path::Path;
+
+use cowl_tests::command::{python, shell, system};
+use cowl_tests::disk::{Mounted, ext4};
+use cowl_tests::profile::{directory, root, user};
+use cowl_tests::requests::{file_calls_during, worker};
+use cowl_tests::store::Store;
+
+/// Names in each directory, of about 32 bytes as `getdents64` gives them, 32 KiB at a time.
+const NAMES: usize = 2000;
+/// Two or three calls list the directory, the rest reads the request, opens, reads marks, answers.
+const CALLS: usize = 60;
+
+const IMAGE: &str = "
+import os, sys
+for name in 'changed', 'removed':
+    os.mkdir(name)
+    for number in range(int(sys.argv[1])): open(f'{name}/file{number}', 'x').close()
+";
+
+/// One name of each directory is left as it was, so that it can be looked up.
+const CHANGES: &str = "
+import os, sys
+os.mkdir('made')
+for number in range(int(sys.argv[1])):
+    os.chmod(f'changed/file{number}', 0o600)
+    open(f'made/file{number}', 'x').close()
+    if number: os.remove(f'removed/file{number}')
+";
+
+fn the_first_stat_in_a_directory_takes_no_system_call_per_name() {
+    let store = Store::new("store");
+    let content = directory().join("content");
+    fs::create_dir(&content).unwrap();
+    python(&content, IMAGE, [NAMES.to_string()]);
+    store.import_directory(&content, "many");
+    let mut mount = store.mount_upper("many", "mnt");
+    python(mount.path(), CHANGES, [NAMES.to_string()]);
+    mount.remount();
+    for name in ["changed", "made", "removed"] {
+        let dir = mount.path().join(name);
+        assert!(fs::metadata(&dir).unwrap().is_dir());
+        let calls = file_calls_during(worker(), || {
+            assert!(fs::metadata(dir.join("file0")).unwrap().is_file());
+        });
+        assert!(calls.contains("getdents64"), "{name} was not read: {calls}");
+        let count = calls.lines().count();
+        assert!(count < CALLS, "{name}: {count} calls: {calls}");
+    }
+    mount.unmount();
+}
+
+#[test]
+fn the_first_stat_in_a_directory_takes_no_system_call_per_name_as_root() {
+    root(|| the_first_stat_in_a_directory_takes_no_system_call_per_name());
+}
+
+#[test]
+fn the_first_stat_in_a_directory_takes_no_system_call_per_name_as_user() {
+    user(|| the_first_stat_in_a_directory_takes_no_system_call_per_name());
+}
+
+const COPY_UPS: &str = "
+chmod 600 dir/chmod; echo x >> dir/append; mv dir/moved dir/renamed; ln dir/linked dir/link
+chmod 700 sub; mv sub renamed-sub; echo x > made
+";
+
+/// What every file below has outside its inode: `File ACL` is the block with the extended
+/// attributes that the inode has no room for.
+const ATTRIBUTE_BLOCKS: &str = r#"
+cd "$1"; find upper work/index -mindepth 1 | while read -r path; do
+  echo "$path $(debugfs -R "stat \"/$path\"" "$2" 2>/dev/null | sed -n 's/.*File ACL: \([0-9]*\).*/\1/p')"
+done
+"#;
+
+/// ext4's inodes have 256 bytes, of which about 90 are left for extended attributes.
+#[test]
+fn marks_fit_into_an_inode_of_256_bytes() {
+    root(|| {
+        let place = directory();
+        let content = place.join("content");
+        fs::create_dir(&content).unwrap();
+        let files = "mkdir dir sub; for i in chmod append moved linked; do echo text > dir/$i; done; ln dir/linked dir/second";
+        shell(&content, files, [""; 0]);
+        let store = Store::new("store");
+        store.import_directory(&content, "image");
+
+        let (device, point, seen) = (place.join("device"), place.join("disk"), place.join("seen"));
+        ext4(&device, 16 << 20);
+        let features = system("tune2fs", [Path::new("-l"), &device]);
+        let inode_size = features
+            .lines()
+            .find(|line| line.starts_with("Inode size:"));
+        assert!(
+            inode_size.is_some_and(|line| line.ends_with(" 256")),
+            "{features}"
+        );
+        fs::create_dir(&point).unwrap();
+        fs::create_dir(&seen).unwrap();
+        let disk = Mounted::new(&device, &point);
+        let (upper, work) = (point.join("upper"), point.join("work"));
+        store.ok([
+            Path::new("mount"),
+            Path::new("image"),
+            &seen,
+            Path::new("--upper"),
+            &upper,
+            Path::new("--work"),
+            &work,
+        ]);
+        shell(&seen, COPY_UPS, [""; 0]);
+        store.ok([Path::new("umount"), &seen]);
+        let marked = shell(
+            &point,
+            "getfattr -R -P -m trusted.overlay upper work/index 2>/dev/null | grep -c '^# file'",
+            [""; 0],
+        );
+        // One that does not fit shows that the block is found.
+        let too_large = "echo x > upper/too-large; setfattr -n user.large -v $(printf %0300d 0) upper/too-large; sync -f .";
+        shell(&point, too_large, [""; 0]);
+        let blocks = shell(&place, ATTRIBUTE_BLOCKS, [&point, &device]);
+        let outside: Vec<&str> = blocks
+            .lines()
+            .filter(|line| !line.ends_with(" 0"))
+            .collect();
+        assert!(
+            marked.trim().parse::<usize>().unwrap() >= 5,
+            "{marked} marked of {blocks}"
+        );
+        assert!(
+            matches!(outside[..], [line] if line.starts_with("upper/too-large ")),
+            "{outside:?} of {blocks}"
+        );
+        disk.unmount();
+    });
+}
