@@ -345,22 +345,31 @@ impl State {
         subdirs: u32,
         visible: u64,
         impure: bool,
-        names: Vec<(Name, Target, Under)>,
+        mut names: Vec<(Name, Target, Under)>,
     ) {
-        let (slots, by_cookie) = (BTreeMap::new(), BTreeMap::new());
-        self.dirs.insert(
-            dir,
-            Dir {
-                slots,
-                by_cookie,
-                subdirs,
-                visible,
-                impure,
-            },
-        );
-        for (name, target, under) in names {
-            self.put(dir, name, target, under);
-        }
+        names.sort_unstable_by(|(one, ..), (other, ..)| one.cmp(other));
+        names.dedup_by(|(next, ..), (name, ..)| next == name);
+        let mut table = Dir {
+            slots: BTreeMap::new(),
+            by_cookie: BTreeMap::new(),
+            subdirs,
+            visible,
+            impure,
+        };
+        // Of sorted names a map is built as a whole, without a search for each.
+        let slots = names.into_iter().map(|(name, target, under)| {
+            let slot = table.new_slot(&name, target, under);
+            if let Target::Node(id, _) = target
+                && let Some(node) = self.nodes.get_mut(&id)
+            {
+                node.names.push((dir, name.clone()));
+                node.gone = None;
+            }
+            (name, slot)
+        });
+        let slots = slots.collect();
+        table.slots = slots;
+        self.dirs.insert(dir, table);
     }
 
     fn marks_read(
@@ -407,19 +416,7 @@ impl State {
         let Some(table) = self.dirs.get_mut(&dir) else {
             return;
         };
-        let cookie = match (target, under) {
-            (Target::Whiteout, _) | (_, Under::File | Under::Directory) => None,
-            _ => Some(table.free_cookie(&name)),
-        };
-        let slot = Slot {
-            target,
-            under,
-            cookie,
-        };
-        table.count(slot, Sign::Add);
-        if let Some(cookie) = cookie {
-            table.by_cookie.insert(cookie, name.clone());
-        }
+        let slot = table.new_slot(&name, target, under);
         table.slots.insert(name.clone(), slot);
         if let Target::Node(id, _) = target
             && let Some(node) = self.nodes.get_mut(&id)
@@ -668,6 +665,24 @@ impl Dir {
             }
             cookie += 1;
         }
+    }
+
+    /// The slot of a name that the table does not have yet, counted and with its cookie.
+    fn new_slot(&mut self, name: &Name, target: Target, under: Under) -> Slot {
+        let cookie = match (target, under) {
+            (Target::Whiteout, _) | (_, Under::File | Under::Directory) => None,
+            _ => Some(self.free_cookie(name)),
+        };
+        let slot = Slot {
+            target,
+            under,
+            cookie,
+        };
+        self.count(slot, Sign::Add);
+        if let Some(cookie) = cookie {
+            self.by_cookie.insert(cookie, name.clone());
+        }
+        slot
     }
 
     /// How many names the upper holds, whiteouts among them.
