@@ -1,4 +1,4 @@
-//! Names of contents: BLAKE3 for what the store holds, SHA-256 for what OCI speaks of.
+//! Digests: BLAKE3 names objects of the store, SHA-256 names OCI content.
 //!
 //! Invariant: the two never mix, and neither do the three meanings of a SHA-256 (one layer, a
 //! stack of layers, an image): each is a type of its own. Every module uses these; nothing here
@@ -16,7 +16,7 @@ use data_encoding::HEXLOWER;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use sha2::Digest as _;
 
-/// Why a text is not a digest.
+/// An invalid digest string.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DigestError {
     /// The algorithm in front of the colon is missing or another one.
@@ -30,7 +30,7 @@ pub enum DigestError {
 /// Length of both kinds of digest in bytes.
 const LEN: usize = 32;
 
-/// What an OCI digest of ours begins with.
+/// The prefix of every OCI digest here.
 const SHA256_PREFIX: &str = "sha256:";
 
 fn write_hex(bytes: [u8; LEN], f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -98,8 +98,8 @@ impl<'de> Deserialize<'de> for ObjectId {
     }
 }
 
-/// A SHA-256 as OCI writes it. What it is the digest *of* is said by [`DiffId`], [`ChainId`] and
-/// [`ImageId`].
+/// A SHA-256 as OCI writes it. [`DiffId`], [`ChainId`] and [`ImageId`] say what it is the digest
+/// of.
 #[derive(Copy, Clone, Eq, PartialEq, Ord, PartialOrd, Hash)]
 pub struct Sha256Digest([u8; LEN]);
 
@@ -240,7 +240,7 @@ impl ChainId {
 pub struct ObjectHasher(blake3::Hasher);
 
 impl ObjectHasher {
-    /// A hasher that has seen nothing.
+    /// A new hasher.
     pub fn new() -> Self {
         Self::default()
     }
@@ -272,7 +272,7 @@ impl io::Write for ObjectHasher {
 pub struct Sha256Hasher(sha2::Sha256);
 
 impl Sha256Hasher {
-    /// A hasher that has seen nothing.
+    /// A new hasher.
     pub fn new() -> Self {
         Self::default()
     }

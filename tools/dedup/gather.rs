@@ -10,13 +10,13 @@ use cowl_core::tree::{FileType, Tree, TreeError, TreeIno, merge};
 
 use crate::report::{Layer, StoredImage};
 
-/// The images of a store, and what could not be read of it.
+/// The images of a store, with an error for each unreadable one.
 pub(crate) struct Images {
     pub(crate) images: Vec<StoredImage>,
     pub(crate) skipped: Vec<anyhow::Error>,
 }
 
-/// All images of the store, those that were named marked; if none was named, all are.
+/// All images of the store. Marks the named ones as chosen, or all if no name is given.
 pub(crate) fn images(store: &Store, named: &[String]) -> Result<Images> {
     let mut tags: BTreeMap<ImageId, Vec<Tag>> = BTreeMap::new();
     let found = store.tags()?;
@@ -46,7 +46,7 @@ pub(crate) fn images(store: &Store, named: &[String]) -> Result<Images> {
             stored_image(store, image, &mut layers).with_context(|| format!("image {name}"));
         let image = match image {
             Ok(image) => image,
-            // What was asked for by name is not passed over.
+            // An image given by name must be readable.
             Err(error) if place.is_some() => return Err(error),
             Err(error) => {
                 skipped.push(error);
@@ -62,7 +62,7 @@ pub(crate) fn images(store: &Store, named: &[String]) -> Result<Images> {
             },
         ));
     }
-    // As they were named, then by name.
+    // In the order of the arguments, then by name.
     images.sort_by(|(place, image), (other, than)| {
         let places = place
             .unwrap_or(usize::MAX)

@@ -1,5 +1,5 @@
-//! `cowl-dedup` (or `cowl dedup`): what images share: layers, and equal contents in different
-//! layers.
+//! `cowl-dedup` (or `cowl dedup`): reports what images share: layers, and equal contents in
+//! different layers.
 //!
 //! Reads a store and changes nothing. Sizes are those of objects, each counted once, so `du` of
 //! the files that `--objects` lists confirms them to the byte.
@@ -79,7 +79,7 @@ fn exit_code(result: Result<()>) -> ExitCode {
     }
 }
 
-/// One line on standard error. Where even this cannot be written, the exit code says it.
+/// Prints one line on standard error; if that fails, the exit code is 2.
 fn print_error(what: &str, code: u8) -> ExitCode {
     let told = writeln!(anstream::stderr(), "cowl-dedup: {what}");
     ExitCode::from(if told.is_ok() { code } else { 2 })

@@ -29,13 +29,13 @@ pub(crate) struct Layer {
 /// An image of the store.
 #[derive(Debug)]
 pub(crate) struct StoredImage {
-    /// As it is called; several names with commas between.
+    /// Its names, separated by commas, or its id.
     pub(crate) name: String,
-    /// Whether the report is about it; the others matter for what is exclusive.
+    /// Whether the report lists it; other images only count as sharers.
     pub(crate) chosen: bool,
     /// Lowest first.
     pub(crate) layers: Vec<Rc<Layer>>,
-    /// Bytes of the files that show.
+    /// Bytes of the visible files.
     pub(crate) visible: u64,
 }
 
@@ -104,7 +104,7 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// Compares the chosen ones among all images of a store whose objects have `store_bytes`.
+    /// Compares the chosen images; `store_bytes` are those of all objects of the store.
     pub(crate) fn new(all: &[StoredImage], store_bytes: u64) -> Self {
         let objects: Vec<Objects> = all.iter().map(StoredImage::objects).collect();
         let holders = holders(&objects);

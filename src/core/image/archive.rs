@@ -1,7 +1,6 @@
 //! The files of an image archive by name: a directory, or a tar.
 //!
-//! Names are looked up as they are spelled but for `/`, `./` and `..`, which cannot lead out of
-//! the archive.
+//! Lookups normalise `/`, `./` and `..`; no name leads out of the archive.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -18,15 +17,14 @@ use super::input::Input;
 use crate::layer::{Compression, decompress};
 use crate::store::Store;
 
-/// All documents of an archive together, since they are in memory until the last is checked:
-/// thousands of real ones.
+/// Limit of all documents of an archive together: they stay in memory until the last is checked.
 const DOCUMENTS_LIMIT: u64 = 64 << 20;
 
 pub(super) struct Archive {
     /// For messages.
     pub(super) name: String,
     source: Source,
-    /// Bytes of the documents that were read.
+    /// Bytes of documents read so far.
     documents: Cell<u64>,
 }
 
@@ -36,10 +34,10 @@ enum Source {
 }
 
 impl Archive {
-    /// A directory, a tar, a compressed tar, or a stream of one; what cannot be read twice is
-    /// copied to a file of the store.
+    /// Opens a directory, a tar, a compressed tar, or a pipe. Input that cannot be read twice is
+    /// copied to a temporary file of the store.
     ///
-    /// Locking: none is held, so that nothing waits while a pipe is awaited.
+    /// Locking: holds none while it waits for a pipe.
     pub(super) fn open(mut file: File, path: &Path, store: &Store) -> Result<Self, ImageError> {
         let name = path.display().to_string();
         let unreadable = |source: io::Error| ImageError::Read {
@@ -56,7 +54,7 @@ impl Archive {
                 what: "it is a device".to_owned(),
             });
         }
-        // Standard input may be a file of which something was read already.
+        // Standard input may be a partly read file.
         let seeks = !kind.is_fifo() && !kind.is_socket();
         let whole = seeks && file.stream_position().map_err(unreadable)? == 0;
         let stream = decompress(&file).map_err(|source| ImageError::Decompress {
@@ -82,13 +80,13 @@ impl Archive {
         }
     }
 
-    /// Whether there is a file of this name.
+    /// Whether the archive has a file of this name.
     pub(super) fn has(&self, name: &str) -> Result<bool, ImageError> {
         Ok(self.open_member(name)?.is_some())
     }
 
-    /// A small file whole. None when there is none. One that the archive has twice is refused:
-    /// another reader may take the other.
+    /// Reads a small file; None if it does not exist. A duplicate name is refused: readers
+    /// disagree on which one counts.
     pub(super) fn read(&self, name: &str, limit: u64) -> Result<Option<Vec<u8>>, ImageError> {
         let Some(member) = self.open_member(name)? else {
             return Ok(None);
@@ -126,7 +124,7 @@ impl Archive {
         Ok(Some(bytes))
     }
 
-    /// A small file that `needed_by` speaks of.
+    /// Reads a small file that `needed_by` refers to.
     pub(super) fn read_required(
         &self,
         name: &str,
@@ -139,7 +137,7 @@ impl Archive {
         })
     }
 
-    /// A file for reading. None when there is none.
+    /// Opens a file; None if it does not exist.
     pub(super) fn open_member(&self, name: &str) -> Result<Option<Contents<'_>>, ImageError> {
         match &self.source {
             Source::Directory(dir) => open_in(dir, name),
@@ -152,7 +150,7 @@ impl Archive {
         }
     }
 
-    /// A few names, to say what else an archive is.
+    /// Whether the archive looks like a root file system, for the error message.
     pub(super) fn looks_like_root(&self) -> bool {
         let names = ["bin", "etc", "usr", "bin/sh", "etc/passwd"];
         match &self.source {
@@ -162,7 +160,7 @@ impl Archive {
     }
 }
 
-/// A file of an archive, read where it lies.
+/// An open file of an archive.
 pub(super) struct Contents<'a> {
     file: Handle<'a>,
     at: u64,

@@ -1,5 +1,5 @@
-//! docker-archives: what `docker save` writes, of old and new, and skopeo's and buildah's
-//! `docker-archive:`.
+//! docker-archives, as written by old and new `docker save` and by `docker-archive:` of skopeo and
+//! buildah.
 
 use super::archive::Archive;
 use super::documents::{DockerImage, from_json};
@@ -58,7 +58,7 @@ fn candidate(archive: &Archive, image: DockerImage) -> Result<Candidate, ImageEr
 }
 
 /// The digest in a configuration's name: `<hex>.json`, `blobs/sha256/<hex>`, or `sha256:<hex>`
-/// (go-containerregistry, and so crane, ko and kaniko). Others may call it what they like.
+/// (go-containerregistry: crane, ko, kaniko). Other names have none.
 fn expected_digest(name: &str) -> Option<Sha256Digest> {
     let plain = || name.strip_suffix(".json").and_then(hex);
     blob_digest(name)
@@ -66,8 +66,8 @@ fn expected_digest(name: &str) -> Option<Sha256Digest> {
         .or_else(|| name.parse().ok())
 }
 
-/// Only names under `blobs/sha256/` promise something: `<hex>.tar` is what the layer was before it
-/// was unpacked, at best.
+/// The digest in a layer's name. Only names under `blobs/sha256/` have one: in `<hex>.tar` it need
+/// not be that of the file.
 fn blob_digest(name: &str) -> Option<Sha256Digest> {
     hex(name
         .trim_start_matches("./")

@@ -1,6 +1,6 @@
-//! The JSON documents of OCI and Docker, as leniently as their writers need: fields we don't use
-//! are not named, `null` is empty, what is missing is empty. None is ever written back: digests
-//! are of bytes as received, so the bytes are kept.
+//! The JSON documents of OCI and Docker, parsed as leniently as real writers require: unused
+//! fields are ignored, `null` and missing fields are empty. Documents are never re-encoded:
+//! digests are of bytes as received, so the bytes are kept.
 //!
 //! Sources: OCI image-spec v1.1 config.md, manifest.md, image-index.md, descriptor.md; Docker
 //! image-spec v1.2 (`manifest.json`).
@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer};
 use super::ImageError;
 use crate::digest::{DiffId, Sha256Digest};
 
-/// An image's configuration: what to run, of which layers, made how.
+/// An image's configuration: process, layers and history.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub struct ImageConfig {
     /// As Go names it: `amd64`, `arm64`, ...
@@ -32,7 +32,7 @@ pub struct ImageConfig {
     /// Its layers.
     #[serde(default, deserialize_with = "or_default")]
     pub rootfs: RootFs,
-    /// How it was made, first step first.
+    /// Its build steps, first step first.
     #[serde(default, deserialize_with = "or_default")]
     pub history: Vec<HistoryEntry>,
 }
@@ -41,13 +41,13 @@ pub struct ImageConfig {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct ProcessConfig {
-    /// Name or number, `:` and group if given; empty: root.
+    /// `USER[:GROUP]`, names or numbers; empty means root.
     #[serde(default, deserialize_with = "or_default")]
     pub user: String,
     /// `NAME=VALUE` each.
     #[serde(default, deserialize_with = "or_default")]
     pub env: Vec<String>,
-    /// Runs always.
+    /// The program and its first arguments.
     #[serde(default, deserialize_with = "or_default")]
     pub entrypoint: Vec<String>,
     /// Its arguments, or the program when there is no entrypoint; replaced by the command line.
@@ -56,7 +56,7 @@ pub struct ProcessConfig {
     /// Empty: `/`.
     #[serde(default, deserialize_with = "or_default")]
     pub working_dir: String,
-    /// Paths that want a volume.
+    /// Paths that get an anonymous volume.
     #[serde(default, deserialize_with = "keys")]
     pub volumes: Vec<String>,
 }
@@ -69,7 +69,7 @@ pub struct RootFs {
     pub diff_ids: Vec<DiffId>,
 }
 
-/// One step of an image's making.
+/// One build step of an image.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub struct HistoryEntry {
     /// RFC 3339.
@@ -77,10 +77,10 @@ pub struct HistoryEntry {
     /// The command.
     #[serde(default, deserialize_with = "or_default")]
     pub created_by: String,
-    /// What its maker says about it.
+    /// A comment of the builder.
     #[serde(default, deserialize_with = "or_default")]
     pub comment: String,
-    /// It made no layer.
+    /// The step created no layer.
     #[serde(default, deserialize_with = "or_default")]
     pub empty_layer: bool,
 }
@@ -92,7 +92,7 @@ impl ImageConfig {
     }
 }
 
-/// What an index or a manifest says about a blob.
+/// A blob's descriptor in an index or a manifest.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Descriptor {
@@ -107,7 +107,7 @@ pub(super) struct Descriptor {
     pub(super) annotations: BTreeMap<String, String>,
 }
 
-/// What an image of an index runs on.
+/// The platform of an image in an index.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 pub(super) struct Platform {
     #[serde(default, deserialize_with = "or_default")]
@@ -145,7 +145,7 @@ pub(super) struct Index {
     pub(super) manifests: Vec<Descriptor>,
 }
 
-/// What tells a manifest from an index.
+/// The fields that tell a manifest from an index.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Kinds {
@@ -170,8 +170,8 @@ const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+
 impl Document {
     /// Reads a document that was announced as `media_type` (empty: not announced).
     ///
-    /// What it is announced as, what it calls itself and what it has the fields of must be one
-    /// thing; else two readers could see two images in one digest (CVE-2021-41190).
+    /// The announced type, the document's `mediaType` and its fields must agree; otherwise two
+    /// readers could see two images in one digest (CVE-2021-41190).
     pub(super) fn parse(name: &str, bytes: &[u8], media_type: &str) -> Result<Self, ImageError> {
         let kinds: Kinds = from_json(name, bytes)?;
         let has_manifest = kinds.config.is_some() || kinds.layers.is_some();

@@ -1,4 +1,4 @@
-//! Why an archive was not loaded. A text names the part of the archive; the caller names the
+//! Errors of loading an archive. A message names the part of the archive; the caller names the
 //! archive.
 
 use std::io;
@@ -7,7 +7,7 @@ use crate::digest::{DiffId, DigestError, Sha256Digest};
 use crate::layer::{DecompressError, ImportError};
 use crate::store::{ReferenceError, StoreError};
 
-/// Why an image could not be loaded or made. A text does not repeat its source's.
+/// An error of loading or importing an image. A message does not repeat its source's.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
     /// The store refused or failed.
@@ -47,15 +47,15 @@ pub enum ImageError {
         /// Where.
         what: String,
     },
-    /// The archive speaks of a part that it does not have.
+    /// A part that the archive refers to is missing.
     #[error("the archive has no {name}, which {needed_by} names")]
     Missing {
         /// The part.
         name: String,
-        /// Who speaks of it.
+        /// The document that refers to it.
         needed_by: String,
     },
-    /// A document is not the JSON it should be.
+    /// A document is not valid.
     #[error("{name} of the archive is not what it should be")]
     Json {
         /// The document.
@@ -71,7 +71,7 @@ pub enum ImageError {
         /// Which two.
         what: String,
     },
-    /// Something that is no image, or of a kind that is not supported.
+    /// Not an image, or of an unsupported kind.
     #[error("{name} of the archive: {what}")]
     Unsupported {
         /// The part.
@@ -87,7 +87,7 @@ pub enum ImageError {
         /// What is wrong with it.
         source: DigestError,
     },
-    /// A part's bytes are not what its name or descriptor promises.
+    /// A part's digest differs from the one in its name or descriptor.
     #[error("{name} of the archive is damaged: it should have digest {expected} and has {found}")]
     Digest {
         /// The part.
@@ -97,7 +97,7 @@ pub enum ImageError {
         /// The bytes.
         found: Sha256Digest,
     },
-    /// A part's size is not what its descriptor promises.
+    /// A part's size differs from its descriptor's.
     #[error("{name} of the archive is damaged: it should have {expected} bytes and has {found}")]
     Size {
         /// The part.
@@ -107,7 +107,7 @@ pub enum ImageError {
         /// The bytes.
         found: u64,
     },
-    /// The archive leaves a layer to the store, which does not have it either.
+    /// The archive omits a layer that the store does not have either.
     #[error("the archive leaves out layer {number} ({diff_id}), and the store does not have it")]
     LeftOut {
         /// Counted from 1, lowest first.
@@ -123,7 +123,7 @@ pub enum ImageError {
         /// What the store takes.
         limit: usize,
     },
-    /// The configuration and the manifest speak of different numbers of layers.
+    /// The configuration and the manifest list different numbers of layers.
     #[error("the image's configuration names {config} layers, its manifest {manifest}")]
     LayerCount {
         /// Of the configuration.
@@ -131,7 +131,7 @@ pub enum ImageError {
         /// Of the manifest.
         manifest: usize,
     },
-    /// A layer is not the one that the configuration promises.
+    /// A layer's DiffID differs from the configuration's.
     #[error(
         "layer {number} is not the one the image was made of: its tar has digest {found}, the configuration says {expected}"
     )]
@@ -156,7 +156,7 @@ pub enum ImageError {
     /// The root file system's tar could not be imported.
     #[error(transparent)]
     Import(ImportError),
-    /// No image of an index runs here.
+    /// No image of an index runs on this host.
     #[error("the archive has no image for {wanted}, only for {available}")]
     Platform {
         /// This machine's.

@@ -1,7 +1,7 @@
-//! The members of a tar by name, from one pass over its headers.
+//! An index of a tar's members by name, built in one pass over the headers.
 //!
-//! Nothing here trusts a content: a digest is checked where one is read. An archive may have a
-//! name twice, and readers disagree on which one counts; [`Index::is_ambiguous`] says so.
+//! Digests are checked when a member is read, not here. Readers disagree on which of two members
+//! of one name counts; [`Index::is_ambiguous`] reports such a name.
 
 use std::collections::{HashMap, HashSet};
 
@@ -10,10 +10,9 @@ use tar_core::parse::{Limits, ParseError, ParseEvent, ParsedEntry, Parser};
 use super::ImageError;
 use super::input::Input;
 
-/// Bytes of an index: more than any archive needs, and few enough for memory. A member costs its
-/// name, what it links to, and [`MEMBER_COST`].
+/// Memory limit of an index. A member costs its name, its link target and [`MEMBER_COST`].
 const MAX_INDEX: usize = 128 << 20;
-/// What a map's entry takes besides the names.
+/// Memory of a map entry besides its strings.
 const MEMBER_COST: usize = 128;
 /// Old `docker save` links a repeated layer to the first; chains are short.
 const MAX_LINKS: usize = 16;
@@ -49,7 +48,7 @@ impl Index {
         self.repeated.contains(&normal(name.as_bytes()))
     }
 
-    /// Whether there is a member of this very name, whatever it is.
+    /// Whether there is a member of exactly this name, of any type.
     pub(super) fn contains(&self, name: &str) -> bool {
         self.members.contains_key(name.as_bytes())
     }
@@ -160,7 +159,7 @@ fn place(entry: &ParsedEntry<'_>, start: u64) -> (Vec<u8>, Option<Member>, u64) 
     (path, member, size)
 }
 
-/// What a member adds to the index; one that is not kept took its time all the same.
+/// The cost of a member; skipped members count too, since they take time.
 fn cost(path: &[u8], member: Option<&Member>) -> usize {
     let target = match member {
         Some(Member::Link(target)) => target.len(),
@@ -183,7 +182,7 @@ fn not_a_tar(name: &str, what: String) -> ImageError {
     }
 }
 
-/// Without `.` and empty parts; `..` takes one part away, never more than there are.
+/// Normalises a name: drops `.` and empty components; `..` removes the one before, if any.
 pub(super) fn normal(name: &[u8]) -> Vec<u8> {
     let mut parts: Vec<&[u8]> = Vec::new();
     for part in name.split(|byte| *byte == b'/') {

@@ -1,9 +1,9 @@
-//! An archive's bytes by position: a file where it lies, or a copy of a stream that grows as far
-//! as it is asked for.
+//! Random access to an archive's bytes: a file in place, or a copy of a stream that is extended on
+//! demand.
 //!
-//! What cannot be read twice (a pipe, anything compressed) is copied to a file without a name.
-//! Only as far as the tar's end marker: what is behind it is no part of the archive, so a bomb
-//! there costs no disk. Zeros become holes, so one of zeros inside costs none either.
+//! Input that cannot be read twice (a pipe, compressed data) is copied to an unnamed file, up to
+//! the tar's end marker, so a bomb behind it takes no disk. Zeros become holes, so a bomb of zeros
+//! takes none either.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
@@ -12,12 +12,12 @@ use std::os::unix::fs::FileExt;
 use super::ImageError;
 use crate::store::{Store, StoreError};
 
-/// All bytes of an archive: far above any real one, and no more than a file of most filesystems
-/// holds.
+/// Limit of an archive's bytes: far above real ones, and within the file size limit of most file
+/// systems.
 pub(super) const ARCHIVE_BYTES: u64 = 1 << 40;
 
-/// Behind the end marker, so much is read and dropped: what writers pad an archive with, so that a
-/// writer into a pipe ends well.
+/// Bytes read and dropped after the end marker: covers the padding of real writers, so that a
+/// writer into a pipe gets no SIGPIPE.
 const TAIL_BYTES: u64 = 1 << 20;
 
 const PIECE: usize = 128 * 1024;
@@ -28,11 +28,11 @@ pub(super) enum Input<'a> {
     Stream(Spool<'a>),
 }
 
-/// A stream, and the file that it is copied to.
+/// A stream and the file it is copied to.
 pub(super) struct Spool<'a> {
     /// For messages.
     name: String,
-    /// None: it was read to its end.
+    /// None after the end of the stream.
     stream: Option<Box<dyn Read + 'a>>,
     copy: File,
     length: u64,
@@ -64,7 +64,7 @@ impl<'a> Input<'a> {
         }))
     }
 
-    /// Whether there are bytes up to `end`.
+    /// Whether the archive has at least `end` bytes.
     pub(super) fn reaches(&mut self, end: u64) -> Result<bool, ImageError> {
         match self {
             Self::File { length, .. } => Ok(end <= *length),
@@ -72,7 +72,7 @@ impl<'a> Input<'a> {
         }
     }
 
-    /// The bytes from `at` on, at most `length`, as many as there are.
+    /// Reads up to `length` bytes at `at`; fewer only at the end.
     pub(super) fn read_at(
         &mut self,
         name: &str,
@@ -91,7 +91,7 @@ impl<'a> Input<'a> {
         Ok(bytes)
     }
 
-    /// All that is needed was read. The file that has it.
+    /// Ends reading; returns the file with the archive.
     pub(super) fn finish(self) -> Result<File, ImageError> {
         match self {
             Self::File { file, .. } => Ok(file),
@@ -182,7 +182,7 @@ fn read_error(name: &str, source: io::Error) -> ImageError {
     }
 }
 
-/// Bytes of a file from a place on, up to its end.
+/// A reader of a file from a position to its end.
 struct Range<'a> {
     file: &'a File,
     at: u64,
@@ -241,7 +241,7 @@ sys.stdout.buffer.write(member.tobuf(tarfile.GNU_FORMAT))";
         }
     }
 
-    /// As a writer into a pipe would else end with SIGPIPE.
+    /// Otherwise a writer into a pipe gets SIGPIPE.
     #[test]
     fn finish_drains_the_usual_padding_of_a_pipe() {
         let (_dir, store) = store();

@@ -1,5 +1,5 @@
-//! From an archive to the store: every layer a tree and objects, every document a blob, every name
-//! a tag, or nothing at all.
+//! `load`: adds the images of an archive to the store. Each layer becomes a tree and objects, each
+//! document a blob, each name a tag.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -13,7 +13,7 @@ use crate::store::{
     Descriptor, MAX_LAYERS, Platform, Store, Tag, TaggedImage, TaggedLayer, Transaction, Trust,
 };
 
-/// An image that is in the store now.
+/// A loaded image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Loaded {
     /// The digest of its configuration.
@@ -25,13 +25,14 @@ pub struct Loaded {
 /// Loads all images of a docker-archive or an OCI layout: a tar, a compressed tar, a pipe of one,
 /// or a layout's directory.
 ///
-/// All or nothing: on an error the store is as it was. Loading what is there already heals what is
-/// damaged.
+/// All tags are published together, at the end: an error leaves the tags as they were. A large
+/// load publishes complete layers earlier; after an error no tag names them, and the next gc frees
+/// them unless a repeated load uses them first. Loading an image again repairs its damaged files.
 pub fn load(store: &Store, path: &Path) -> Result<Vec<Loaded>, ImageError> {
     load_with(store, path, Trust::Size)
 }
 
-/// [`load`]; with [`Trust::Hash`] objects that are there already are read and hashed too.
+/// [`load`]; with [`Trust::Hash`] existing objects are hashed too.
 pub fn load_with(store: &Store, path: &Path, trust: Trust) -> Result<Vec<Loaded>, ImageError> {
     let file = File::open(path).map_err(|source| ImageError::Read {
         name: path.display().to_string(),
@@ -40,8 +41,8 @@ pub fn load_with(store: &Store, path: &Path, trust: Trust) -> Result<Vec<Loaded>
     load_file(store, file, path, trust)
 }
 
-/// [`load_with`] of a file that is open already, which may be a pipe or a socket, from where it is
-/// read next. `path` is what messages call it, and what a bare tag in it is one of.
+/// [`load_with`] for an open file, pipe or socket, read from its current position. `path` names it
+/// in messages and gives the repository of a bare tag.
 pub fn load_file(
     store: &Store,
     file: File,
@@ -77,7 +78,7 @@ pub fn load_file(
         .collect())
 }
 
-/// What is in the archive, in whichever form; a new `docker save` writes both.
+/// The images of the archive in either form; a new `docker save` writes both.
 fn candidates(archive: &Archive, path: &Path) -> Result<Vec<Candidate>, ImageError> {
     let (layout, docker) = (archive.has(oci::LAYOUT)?, archive.has(docker::MANIFEST)?);
     if !layout && !docker {
@@ -137,7 +138,7 @@ fn add(found: &mut Vec<Candidate>, mut candidate: Candidate) {
     }
 }
 
-/// Says what the archive is instead.
+/// The error for a file that is no image archive; it names what the file is.
 fn no_image_archive(archive: &Archive) -> Result<ImageError, ImageError> {
     let what = if archive.has("repositories")? {
         "it is of a Docker older than 1.10; save it again with a newer one"
@@ -161,7 +162,7 @@ struct Image {
 }
 
 impl Image {
-    /// A tag for each name, or one without.
+    /// One tag per name, or one untagged record.
     fn tags(&self) -> Vec<Tag> {
         if self.names.is_empty() {
             return vec![self.tag.clone()];
@@ -283,7 +284,7 @@ impl Loader<'_> {
     }
 }
 
-/// What a manifest or an index says it is; OCI lets a manifest leave that out.
+/// The media type in a manifest or an index; optional in OCI.
 fn document_type(bytes: &[u8]) -> String {
     #[derive(serde::Deserialize)]
     #[serde(rename_all = "camelCase")]

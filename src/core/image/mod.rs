@@ -1,8 +1,8 @@
-//! Images: archives of OCI and Docker come in, with all their documents as they came.
+//! Images: reads OCI and Docker archives and keeps their documents byte for byte.
 //!
-//! Invariants: a digest is always of bytes as received, so documents are read and never written
-//! again; nothing of an archive is in the store before every digest in it was checked and all its
-//! layers stack; an image is the SHA-256 of its configuration, whatever it came in.
+//! Invariants: digests are of bytes as received, so documents are never re-encoded; no tag of an
+//! archive is published before every digest is checked and all layers merge; an image's id is the
+//! SHA-256 of its configuration in every form of archive.
 //!
 //! ```text
 //! documents  the JSON, leniently              archive  files of a directory or a tar by name
@@ -12,8 +12,7 @@
 //! rootfs     a root file system's tar -> an image
 //! ```
 //!
-//! Called by the engine. Formats only: what an image is *for* (running, listing) is not known
-//! here.
+//! Called by the engine. This module knows formats only, not how images are run or listed.
 
 mod archive;
 mod docker;
@@ -37,30 +36,30 @@ pub use crate::store::{Reference, ReferenceError};
 
 use crate::digest::Sha256Digest;
 
-/// Manifests and indexes: what registries take is 4 MiB.
+/// Limit of a manifest or index: registries accept 4 MiB.
 const DOCUMENT_LIMIT: u64 = 4 << 20;
-/// Configurations: far above any real one.
+/// Limit of a configuration, far above real ones.
 const CONFIG_LIMIT: u64 = 16 << 20;
 
-/// What an archive has under one name, or under none.
+/// The images of an archive that share one name, or one untagged image.
 struct Candidate {
     names: Vec<Reference>,
-    /// What the images were found by, if that was an index.
+    /// The index that lists the images, if there is one.
     index: Option<Vec<u8>>,
-    /// At least one. Of several, each for another platform, the first is the one that runs here.
+    /// At least one, each for another platform; one that runs on this host comes first.
     images: Vec<CandidateImage>,
 }
 
 /// The image of one platform.
 struct CandidateImage {
     config: Vec<u8>,
-    /// None: it came without one.
+    /// None if there was none.
     manifest: Option<Vec<u8>>,
     /// Lowest first.
     layers: Vec<LayerPart>,
 }
 
-/// Where an archive has a layer, and what is promised of it as it lies there.
+/// A layer's part of an archive, with its expected size and digest.
 #[derive(Clone)]
 struct LayerPart {
     name: String,
@@ -68,7 +67,7 @@ struct LayerPart {
     size: Option<u64>,
 }
 
-/// A part's bytes are what its digest says.
+/// Checks a part's digest.
 fn check_digest(name: &str, bytes: &[u8], expected: Sha256Digest) -> Result<(), ImageError> {
     let found = Sha256Digest::of(bytes);
     if found == expected {

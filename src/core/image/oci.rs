@@ -1,5 +1,4 @@
-//! OCI image layouts (image-spec v1.1, image-layout.md): which images they hold, by name and for
-//! this machine.
+//! OCI image layouts (image-spec v1.1, image-layout.md): finds their images by name and platform.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -21,7 +20,7 @@ const MAX_DEPTH: usize = 4;
 const FULL_NAME: &str = "io.containerd.image.name";
 /// image-spec, annotations.md: a name or a tag, as its writer likes.
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
-/// Set by BuildKit on what stands beside an image and is none.
+/// Set by BuildKit on attestations, which are listed beside images.
 const ATTESTATION: &str = "vnd.docker.reference.type";
 
 const CONFIG_TYPES: [&str; 3] = [
@@ -30,13 +29,14 @@ const CONFIG_TYPES: [&str; 3] = [
     "application/vnd.docker.container.image.v1+json",
 ];
 
-/// What a layer's media type begins with; the rest is its compression, which the bytes say too.
+/// Prefixes of a layer's media type; the suffix is its compression, which is detected from the
+/// bytes.
 const LAYER_TYPES: [&str; 2] = [
     "application/vnd.oci.image.layer.",
     "application/vnd.docker.image.rootfs.",
 ];
 
-/// The images of a layout: of each name the one for this machine, and each that has no name.
+/// The images of a layout, tagged and untagged.
 pub(super) fn candidates(archive: &Archive, base: &Path) -> Result<Vec<Candidate>, ImageError> {
     let layout: OciLayout = from_json(
         LAYOUT,
@@ -88,20 +88,20 @@ pub(super) fn candidates(archive: &Archive, base: &Path) -> Result<Vec<Candidate
     }
 }
 
-/// What the descriptors of one name lead to.
+/// The images found behind the descriptors of one name.
 #[derive(Default)]
 struct FoundImages {
-    /// The index that they were in, if it is not the layout's own.
+    /// The nested index that lists them, if any.
     index: Option<Vec<u8>>,
     images: Vec<(Platform, CandidateImage)>,
     /// Manifests that are no images: signatures, attestations, other artifacts.
     artifacts: Vec<ImageError>,
-    /// What the archive does not have, as is usual for all platforms but one.
+    /// Manifests missing from the archive, as is usual for all platforms but one.
     absent: Vec<ImageError>,
 }
 
 impl FoundImages {
-    /// Reads what a descriptor leads to, through indexes if need be.
+    /// Reads a descriptor's manifest, or its index recursively.
     fn add(
         &mut self,
         archive: &Archive,
@@ -172,7 +172,7 @@ impl FoundImages {
         Ok(())
     }
 
-    /// The images that are present, the one for this machine first. An only image is taken for any
+    /// The images that are present, one for this host first. A single image is accepted for any
     /// platform. The inner error says why there is none.
     fn choose(mut self, archive: &Archive) -> Result<Result<Candidate, ImageError>, ImageError> {
         self.drop_incomplete(archive)?;
@@ -209,7 +209,7 @@ impl FoundImages {
         }))
     }
 
-    /// Drops images whose layers are not all there, if any has all.
+    /// Drops images with missing layers if at least one image is complete.
     fn drop_incomplete(&mut self, archive: &Archive) -> Result<(), ImageError> {
         let mut whole = Vec::new();
         for (_, image) in &self.images {
@@ -233,7 +233,7 @@ fn is_whole(archive: &Archive, image: &CandidateImage) -> Result<bool, ImageErro
     Ok(true)
 }
 
-/// Why a manifest is no image: its kind, its configuration or its parts say so.
+/// The error for a manifest that is no image, judged by its type, configuration and layers.
 fn not_an_image(name: &str, manifest: &Manifest) -> Option<ImageError> {
     let kind = if !manifest.artifact_type.is_empty() {
         &manifest.artifact_type
@@ -260,7 +260,7 @@ fn blob_name(digest: Sha256Digest) -> String {
     format!("blobs/sha256/{}", digest.hex())
 }
 
-/// A small blob, its size and digest checked.
+/// Reads a small blob and checks its size and digest.
 fn blob(
     archive: &Archive,
     descriptor: &Descriptor,
@@ -292,8 +292,9 @@ fn is_image(descriptor: &Descriptor) -> bool {
         && !nowhere
 }
 
-/// What has one name is one image for several platforms. Of what has none, each without a platform
-/// is an image by itself, and so is a second for the same platform.
+/// Groups descriptors into images: those of one name are one image for several platforms. Among
+/// unnamed ones, a descriptor without a platform, or a second one for the same platform, is an
+/// image of its own.
 fn groups(descriptors: Vec<Descriptor>) -> Vec<Vec<Descriptor>> {
     let mut groups: Vec<Vec<Descriptor>> = Vec::new();
     for descriptor in descriptors.into_iter().filter(is_image) {
@@ -321,8 +322,8 @@ fn name_of(descriptor: &Descriptor) -> Option<&str> {
 }
 
 /// The name of an image. A bare word in `ref.name` is a tag, as skopeo and umoci write it
-/// (`oci:NAME:TAG`), and the archive's own name says of what; where that gives no good name, the
-/// image has none.
+/// (`oci:NAME:TAG`); the repository is the archive's file name. If that is not a valid name, the
+/// image stays untagged.
 fn reference(descriptor: &Descriptor, base: &Path) -> Result<Option<Reference>, ImageError> {
     if let Some(name) = descriptor.annotations.get(FULL_NAME) {
         return Ok(Some(name.parse()?));
@@ -341,7 +342,7 @@ fn reference(descriptor: &Descriptor, base: &Path) -> Result<Option<Reference>, 
     Ok(format!("{repository}:{name}").parse().ok())
 }
 
-/// How well an image for `platform` runs here, best first. None: not at all.
+/// Ranks an image's platform for this host, 0 is best. None if it cannot run.
 fn rank(platform: &Platform, host: &Platform) -> Option<usize> {
     match platform {
         platform if platform.os.is_empty() && platform.architecture.is_empty() => Some(2),
@@ -365,7 +366,7 @@ fn show(platform: &Platform) -> String {
     }
 }
 
-/// This machine in Go's words.
+/// This host's platform, as GOOS and GOARCH.
 fn host_platform() -> Platform {
     Platform {
         os: "linux".to_owned(),
@@ -374,7 +375,7 @@ fn host_platform() -> Platform {
     }
 }
 
-/// This machine's architecture in Go's words.
+/// This host's architecture, as GOARCH.
 pub(super) fn host_architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",

@@ -1,8 +1,7 @@
-//! The layers of an archive: into the store, or checked against what the store has already.
+//! The layers of an archive: imports them, or checks them against layers the store has.
 //!
-//! Invariant: a layer that an image names has its DiffID, and its bytes in the archive were read
-//! to the last and have the digest that is promised for them; unless the archive leaves the layer
-//! out, and then the store has it.
+//! Invariant: each layer of an image has its DiffID, and its part of the archive was read to the
+//! last byte and has its expected digest. A layer that the archive omits is in the store.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
@@ -13,8 +12,7 @@ use crate::digest::{DiffId, Sha256Digest, Sha256Hasher};
 use crate::layer::{self, Compression, ImportError, ImportStats, Limits};
 use crate::store::{BlobWriter, Descriptor, Transaction};
 
-/// What all layers of one archive may be together: as much as four of the largest, in all that a
-/// layer is limited in.
+/// The layers of one archive together may reach this multiple of each limit of a single layer.
 const ARCHIVE_FACTOR: u64 = 4;
 
 pub(super) struct LayerLoader<'l> {
@@ -22,14 +20,14 @@ pub(super) struct LayerLoader<'l> {
     transaction: &'l Transaction<'l>,
     /// Layers that are in the transaction, by the names of their parts.
     loaded: BTreeMap<String, LoadedLayer>,
-    /// What the archive may still have.
+    /// The rest of the archive's limits.
     left: Limits,
 }
 
 #[derive(Clone)]
 struct LoadedLayer {
     diff_id: DiffId,
-    /// The layer as it came, if it was compressed. What was not is its tree and objects alone.
+    /// The compressed layer as received. An uncompressed layer has no blob.
     blob: Option<Descriptor>,
 }
 
@@ -50,8 +48,8 @@ impl<'l> LayerLoader<'l> {
         }
     }
 
-    /// Makes sure that the transaction has a layer, the `number`th of its image; its blob if it is
-    /// kept as one.
+    /// Adds the `number`th layer of an image to the transaction; returns its blob if it was
+    /// compressed.
     pub(super) fn load(
         &mut self,
         number: usize,
@@ -87,8 +85,8 @@ impl<'l> LayerLoader<'l> {
         }
     }
 
-    /// Whether the archive leaves the layer to the store: buildpacks' pack names such a layer
-    /// `""`, or gives it no bytes.
+    /// Whether the archive omits the layer: buildpacks' pack names such a layer `""`, or writes an
+    /// empty part.
     fn is_left_out(&self, part: &LayerPart, diff_id: DiffId) -> Result<bool, ImageError> {
         if part.digest.is_some() {
             return Ok(false);
@@ -100,9 +98,8 @@ impl<'l> LayerLoader<'l> {
         Ok(empty && diff_id.0 != Sha256Digest::of(b""))
     }
 
-    /// A layer that the store has, whole, with its blob: its part is hashed and nothing is
-    /// written. None: it has to be imported, also where something is wrong with it, since import
-    /// says what.
+    /// Checks a part whose layer and blob are in the store: hashes it and writes nothing. None if
+    /// it must be imported; a faulty part is imported too, since import names the fault.
     fn present(
         &self,
         part: &LayerPart,
@@ -156,8 +153,7 @@ impl<'l> LayerLoader<'l> {
         let imported = match layer::import(stream, self.transaction, &limits) {
             Ok(imported) => imported,
             Err(source) => {
-                // A part that is not what its digest says is the better reason, whatever the
-                // damage did to the tar in it.
+                // A wrong digest is the better reason than the fault it caused in the tar.
                 self.check_part(part)?;
                 return Err(refusal(number, part, source, &limits));
             }
@@ -187,7 +183,7 @@ impl<'l> LayerLoader<'l> {
         })
     }
 
-    /// What the next layer may be: what one may, and no more than is left.
+    /// The limits of the next layer: those of one layer, capped by the rest of the archive's.
     fn limits(&self) -> Limits {
         let one = Limits::default();
         Limits {
@@ -209,7 +205,7 @@ impl<'l> LayerLoader<'l> {
 
     fn open(&self, part: &LayerPart) -> Result<CopiedPart<'_>, ImageError> {
         let contents = self.sized_member(part)?;
-        // Looked at by itself first, since the copy begins with the first byte.
+        // Detect the compression on a reader of its own: the copy must start with the first byte.
         let compression = layer::decompress(self.member(part)?)
             .map_err(|source| ImageError::Decompress {
                 name: part.name.clone(),
@@ -241,7 +237,7 @@ impl<'l> LayerLoader<'l> {
         }
     }
 
-    /// A part whose size is what its descriptor says.
+    /// Opens a part and checks its size against the descriptor.
     fn sized_member(&self, part: &LayerPart) -> Result<Contents<'_>, ImageError> {
         let contents = self.member(part)?;
         match part.size.filter(|expected| *expected != contents.size) {
@@ -263,7 +259,7 @@ impl<'l> LayerLoader<'l> {
     }
 }
 
-/// A limit that is not one layer's is the archive's.
+/// The error of a layer that was not imported; it tells the archive's limits from the layer's.
 fn refusal(number: usize, part: &LayerPart, source: ImportError, limits: &Limits) -> ImageError {
     let whole = *limits == Limits::default();
     match source {
@@ -299,7 +295,7 @@ fn read_error(part: &LayerPart, source: io::Error) -> ImageError {
     }
 }
 
-/// A layer of the archive; what is read of it is kept, if it is compressed.
+/// A reader of a part that copies a compressed layer to a blob.
 struct CopiedPart<'a> {
     contents: Contents<'a>,
     blob: Option<BlobWriter<'a>>,
@@ -315,7 +311,7 @@ impl Read for CopiedPart<'_> {
     }
 }
 
-/// A layer of the archive; what is read of it is hashed.
+/// A reader of a part that hashes it.
 struct HashedPart<'a> {
     contents: Contents<'a>,
     hasher: Sha256Hasher,

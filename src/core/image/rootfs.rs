@@ -1,4 +1,4 @@
-//! A root file system's tar becomes an image of one layer.
+//! `import`: turns the tar of a root file system into an image of one layer.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -16,8 +16,8 @@ use crate::store::{Platform, Store, Tag, TaggedImage, TaggedLayer, Transaction};
 /// Imports a tar, plain or compressed, as the one layer of a new image, with a configuration that
 /// says no more than it must. The tar is read from the file's position on; a pipe will do.
 ///
-/// All or nothing. A tar without its end marker is refused: with no digest to compare, nothing
-/// else tells one that was cut between two entries.
+/// The tag is published last. A tar without its end marker is refused: without a digest nothing
+/// else reveals one that was cut between two entries.
 pub fn import_rootfs(
     store: &Store,
     tar: &File,
@@ -86,9 +86,8 @@ fn import<S: ObjectSink>(tar: impl Read, sink: &S) -> Result<ImportedLayer, Imag
     Ok(imported)
 }
 
-/// The layer, if the store has it: then the tar is read and nothing is written. Only a plain file
-/// can be read twice, and it is only where an image has a layer of its size; a compressed one is
-/// imported.
+/// Checks whether the store has the layer; if so, nothing is written. Only an uncompressed regular
+/// file whose size is that of an existing layer is read twice; anything else is imported.
 fn present(
     store: &Store,
     transaction: &Transaction<'_>,

@@ -1,5 +1,4 @@
-//! What import refuses, and how it says so: every refusal names the entry or the byte of the
-//! stream it is about.
+//! Errors of import: each names the entry or the offset in the stream.
 
 use std::fmt;
 use std::io;

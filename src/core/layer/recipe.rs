@@ -1,5 +1,4 @@
-//! A layer's recipe: made of what was recorded while its tar was read, and turned back into the
-//! tar.
+//! A layer's recipe: composed while its tar is imported, and restored to the exact tar.
 //!
 //! Invariant: what is restored is the tar, or an error: its DiffID is checked while it is written.
 //! A caller that must not hand on wrong bytes, even with an error at the end, writes to a file
@@ -175,7 +174,7 @@ fn copy_range(
     }
 }
 
-/// Why a tar was not given back.
+/// Why a tar was not restored.
 #[derive(Debug, Error)]
 pub enum RestoreError {
     /// The recipe is damaged.

@@ -15,12 +15,12 @@ use crate::digest::{Sha256Digest, Sha256Hasher};
 /// size.
 const BUFFER: usize = 256 * 1024;
 
-/// Takes down what is in no file, for the recipe.
+/// Records bytes that belong to no file, for the recipe.
 pub(super) trait LiteralSink {
     fn literal(&mut self, bytes: &[u8]) -> Result<(), ImportError>;
 }
 
-/// Nothing is taken down.
+/// Records nothing.
 impl LiteralSink for () {
     fn literal(&mut self, _: &[u8]) -> Result<(), ImportError> {
         Ok(())

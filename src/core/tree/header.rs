@@ -1,5 +1,5 @@
-//! Opening a tree: checks the header, the section table and their digest, and nothing after them,
-//! so that the cost does not depend on the tree's size.
+//! Opens a tree: checks the header, the section table and their digest only, so the cost does not
+//! depend on the tree's size.
 
 use std::ops::Range;
 

@@ -29,7 +29,7 @@ pub(super) fn write(mut builder: LayerBuilder, diff: DiffId) -> Result<Vec<u8>, 
                 }
                 Some(Entry::LinkBelow(ref target)) => NewTarget::LinkBelow(target),
                 None if name.whiteout => NewTarget::Whiteout,
-                // A name is only ever made to be given one of both.
+                // Unreachable: every name has an entry or a whiteout.
                 None => continue,
             };
             writer.dirent(ino, &bytes, &target)?;

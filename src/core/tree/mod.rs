@@ -1,6 +1,6 @@
 //! The tree: the index file of a layer, or of a stack of layers merged into one.
 //!
-//! A tree is mapped and never parsed. It names file contents, which are objects of the store.
+//! A tree is mapped, never parsed. It refers to file contents, which are objects of the store.
 //! Invariants: equal input gives equal bytes, node numbers included; no bytes make the reader
 //! panic or loop. The importer builds trees with [`LayerBuilder`], the store keeps them and their
 //! [`merge()`], the overlay reads them.

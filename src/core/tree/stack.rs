@@ -15,7 +15,7 @@ pub(super) struct Place {
     pub(super) ino: TreeIno,
 }
 
-/// What shows at a name.
+/// What is visible at a name.
 #[derive(Debug, Copy, Clone)]
 pub(super) enum Shown<'t> {
     Nothing,

@@ -2,8 +2,8 @@
 
 use crate::digest::ObjectId;
 
-/// The number of a node in one tree: dense, breadth-first, the root is 0. What the mount shows as
-/// `st_ino` less one.
+/// The number of a node in one tree: dense, breadth-first, the root is 0. The mount shows it as
+/// `st_ino`, plus one.
 #[derive(Debug, Copy, Clone, Eq, PartialEq, Ord, PartialOrd, Hash)]
 pub struct TreeIno(pub u32);
 
@@ -132,7 +132,7 @@ pub struct Node {
     pub object: Option<ObjectRef>,
 }
 
-/// What a name stands for.
+/// The target of a name.
 #[derive(Debug, Copy, Clone, Eq, PartialEq)]
 pub enum Target {
     /// A file of this tree.

@@ -107,8 +107,7 @@ fn open_names_an_unknown_version_or_feature() {
     assert!(matches!(with(8, 3), Err(TreeError::Version(3))));
     assert!(matches!(with(24, 4), Err(TreeError::Features(4))));
     assert!(matches!(with(12, 3), Err(TreeError::Corrupt { .. })));
-    // Compatible features change nothing; an unknown numbering matters to who keeps numbers, and
-    // to the check.
+    // Compatible features change nothing; an unknown numbering fails verify only.
     with(16, 1).unwrap().verify().unwrap();
     let renumbered = with(10, 9).unwrap();
     assert_eq!(renumbered.numbering(), 9);

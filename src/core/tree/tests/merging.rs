@@ -158,7 +158,7 @@ fn merge_names_a_dangling_hard_link() {
         merged(&["f a 1", "w a", "h b a"]),
         Err(MergeError::LinkMissing { .. })
     ));
-    // One that no longer shows troubles nobody.
+    // A hidden dangling link is no error.
     assert_merges_to(&["h a gone", "f a 1"], &["a -1"]);
 }
 
