@@ -4,6 +4,7 @@
 mod adding;
 mod checking;
 mod collecting;
+mod healing;
 mod logging;
 mod opening;
 mod removing;
