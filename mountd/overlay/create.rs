@@ -97,7 +97,7 @@ impl Overlay {
         .map(|(entry, _)| entry)
     }
 
-    /// Makes a directory.
+    /// Creates a directory.
     pub fn mkdir(
         &self,
         parent: NodeId,
@@ -115,7 +115,7 @@ impl Overlay {
             .map(|(entry, _)| entry)
     }
 
-    /// Makes a symbolic link.
+    /// Creates a symbolic link.
     pub fn symlink(
         &self,
         parent: NodeId,
@@ -259,7 +259,7 @@ impl Overlay {
         let id = self.enter_new(file_type, file, |id| {
             let mut events = Vec::new();
             if file_type == FileType::Directory {
-                // Nothing is in it, so it need never be read.
+                // It is empty, so it needs no listing.
                 events.push(Event::DirRead {
                     dir: id,
                     subdirs: 0,
@@ -281,7 +281,7 @@ impl Overlay {
         Ok((Entry { id, attr, settled }, fd))
     }
 
-    /// Takes a file that was just made into the state, counted as looked up; its id.
+    /// Adds a new file to the state, counted as looked up, and returns its id.
     fn enter_new(
         &self,
         file_type: FileType,
@@ -380,7 +380,7 @@ impl Overlay {
         Some((node.file_type, node.origin, node.upper.clone()?))
     }
 
-    /// Whether the upper has a node, and not a whiteout, at a name.
+    /// Whether the upper has a file, not a whiteout, at a name.
     pub(super) fn has_node(&self, dir: NodeId, name: &[u8]) -> bool {
         matches!(
             self.slot(dir, name).map(|slot| slot.target),

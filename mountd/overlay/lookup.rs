@@ -1,4 +1,5 @@
-//! What a name means: the upper's word first, then the tree's; and the reading of an upper's directory: its names once, the marks of a name when it is looked up.
+//! Lookup: the upper's name first, then the tree's. A directory of the upper is listed once; the
+//! marks of a name are read at its lookup.
 
 use std::os::fd::AsFd;
 
@@ -24,7 +25,7 @@ pub(super) struct Hit {
     pub(super) file_type: FileType,
 }
 
-/// Whether a name can be looked up or given at all.
+/// Checks that a name is one component and not too long.
 pub(super) fn check_name(name: &[u8]) -> Result<(), Errno> {
     match name {
         b"" => Err(Errno::NOENT),
@@ -35,7 +36,7 @@ pub(super) fn check_name(name: &[u8]) -> Result<(), Errno> {
     }
 }
 
-/// The directory of the tree whose children a directory shows.
+/// The tree's directory that a directory merges with.
 pub(super) fn tree_side(state: &State, dir: NodeId) -> Option<TreeIno> {
     match state.node(dir) {
         None => dir.tree(),
@@ -48,7 +49,7 @@ pub(super) fn tree_side(state: &State, dir: NodeId) -> Option<TreeIno> {
 }
 
 impl Overlay {
-    /// Finds a name. None: there is no such file, which the kernel may remember.
+    /// Looks a name up. None: no such file; the kernel may cache that.
     pub fn lookup(&self, parent: NodeId, name: &[u8]) -> Result<Option<Entry>, Errno> {
         if name.len() > NAME_MAX {
             return Err(Errno::NAMETOOLONG);
@@ -66,7 +67,7 @@ impl Overlay {
         Ok(entry)
     }
 
-    /// A node with attributes that `read` reads, and whether these will do for good.
+    /// A node with the attributes that `read` returns, and whether the kernel may cache them.
     pub(super) fn entry_with(
         &self,
         id: NodeId,
@@ -78,7 +79,7 @@ impl Overlay {
         Ok(Entry { id, attr, settled })
     }
 
-    /// Lookups of the tree's nodes are counted whether they were changed or not: one may be changed later.
+    /// Counts a lookup, of unchanged tree nodes too, since they may be changed later.
     pub(super) fn count_lookup(&self, id: NodeId) {
         if self.upper.is_none() {
             return;
@@ -89,7 +90,7 @@ impl Overlay {
         }
     }
 
-    /// The kernel gives lookups back.
+    /// Subtracts `count` lookups of a node (FORGET).
     pub fn forget(&self, id: NodeId, count: u64) {
         if self.upper.is_none() {
             return;
@@ -188,7 +189,8 @@ impl Overlay {
         }
     }
 
-    /// Lists a directory's upper part. The marks of a name are read when it is looked up. The caller guards the directory.
+    /// Lists a directory's upper part. The marks of a name are read when it is looked up. The
+    /// caller guards the directory.
     pub(super) fn read_upper(&self, dir: NodeId) -> Result<(), Errno> {
         let space = self.writable()?.namespace();
         let fd = self.dir_fd(dir)?;
@@ -225,10 +227,10 @@ impl Overlay {
         Ok(())
     }
 
-    /// Reads the marks of a name that was only listed so far. EIO if they make no sense.
+    /// Reads the marks of a listed name. EIO if they are invalid.
     ///
     /// # Locking
-    /// Guards the directory; the caller may hold no guard. A caller with guards has looked the name up before it took them.
+    /// Guards the directory; the caller must hold no guard, so look names up before taking guards.
     fn read_name(&self, dir: NodeId, name: &[u8]) -> Result<(), Errno> {
         let upper = self.writable()?;
         let _guard = self.busy.lock(&[dir]);
@@ -240,7 +242,7 @@ impl Overlay {
             (table.slot(name).map(|slot| slot.target), table.impure)
         };
         let Some(Target::Unread { file_type, host }) = target else {
-            return Ok(()); // someone was faster
+            return Ok(()); // another thread has read them
         };
         let fd = self.dir_fd(dir)?;
         let spot = Spot::new(fd.as_fd(), name);
@@ -305,7 +307,7 @@ impl Overlay {
         Ok((marks, file))
     }
 
-    /// A file that was put aside since none of its names was known, and turns out to have one, is found by that from now on.
+    /// Removes the orphan link of a file, one of whose names was found after all.
     fn adopt_orphan(&self, upper: &Upper, node: NodeId) -> Result<(), Errno> {
         let home = self.upper_node(node).map(|(_, _, file)| file.home);
         let Some(Home::Orphan(number)) = home else {
@@ -322,7 +324,7 @@ impl Overlay {
     }
 }
 
-/// A file's part of the state, at its name. What an earlier mount copied up may not be durable yet.
+/// The state of a file at its name. A copy-up by an earlier mount may not be durable yet.
 fn upper_file(host: u64, marks: &Marks) -> UpperFile {
     let copied_up = marks.origin.is_some();
     UpperFile {

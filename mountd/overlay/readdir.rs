@@ -1,8 +1,9 @@
-//! A directory's names, from any of them on.
+//! Readdir: the merged names of a directory, from any cookie on.
 //!
-//! A cookie says where to go on behind the entry it came with: 1 and 2 behind `.` and `..`; 3 + position behind a name that the tree has,
-//! whoever has the file now; 2^62 + hash of the name behind one that only the upper has. So a name that stays is given exactly once in one
-//! pass, and a pass ends whatever is renamed or replaced meanwhile: no name is behind itself.
+//! The cookie of an entry is 1 for `.` and 2 for `..`; 3 + position for a name of the tree, copied
+//! up or not; 2^62 + hash of the name for a name that only the upper has. It depends on the name
+//! alone, so a name that stays is listed exactly once, and a listing ends however often names are
+//! replaced.
 
 use cowl_core::tree::{FileType, TreeIno};
 
@@ -12,17 +13,18 @@ use super::state::{FIRST_OWN_COOKIE, State, Target};
 use super::types::{DirEntry, Errno, NodeId};
 use super::{Overlay, state};
 
-/// Entries taken from the tables at a time: no lock is held while the caller takes them, nor while attributes are read.
+/// Entries taken from the tables at a time: no lock is held while the caller takes them, nor while
+/// attributes are read.
 const BATCH: usize = 64;
 
 struct Row {
     name: Vec<u8>,
-    /// None: of a name whose marks were not read, and need not be for this.
+    /// None: the marks of this name were not read.
     id: Option<NodeId>,
     ino: u64,
     file_type: FileType,
     cookie: u64,
-    /// The marks say more than what is here.
+    /// The marks must be read for the rest.
     unread: bool,
 }
 
@@ -61,8 +63,8 @@ impl Row {
 }
 
 impl Overlay {
-    /// Gives the entries behind `cookie` (0: from the start) to `take` until it returns false, which means that it did not take that one.
-    /// With `plus` they come with attributes and count as looked up.
+    /// Passes the entries after `cookie` (0: from the start) to `take` until it returns false,
+    /// which rejects that entry. With `plus` they have attributes and count as looked up.
     pub fn readdir(
         &self,
         dir: NodeId,
@@ -100,7 +102,7 @@ impl Overlay {
                     (row.id, row.file_type) = (Some(hit.id), hit.file_type);
                 }
                 Ok(None) => return Ok(true), // removed since
-                // Marks that make no sense are an error of looking the name up, not of listing it.
+                // Invalid marks fail the lookup of a name, not its listing.
                 Err(Errno::IO) => {}
                 Err(error) => return Err(error),
             }
@@ -128,7 +130,7 @@ impl Overlay {
         Ok(taken)
     }
 
-    /// The next entries, some at a time; none at the end.
+    /// The next batch of entries; empty at the end.
     fn rows(&self, dir: NodeId, cookie: u64) -> Result<Vec<Row>, Errno> {
         let mut rows = Vec::new();
         if cookie < 2 {

@@ -207,8 +207,8 @@ impl Overlay {
             self.slot(to.dir, to.name).map(|slot| slot.target),
             Some(Target::Whiteout)
         );
-        // A directory cannot replace a whiteout, but can change places with it, and leaves it
-        // where one is wanted.
+        // A directory cannot replace a whiteout, but can be exchanged with it, which leaves the
+        // whiteout at the old name.
         let swap = whiteout && source.file_type == FileType::Directory;
         let flags = match (swap, under) {
             (true, _) => RenameFlags::EXCHANGE,

@@ -1,8 +1,9 @@
-//! What the overlay knows beyond the tree: which nodes have a file in the upper and where, what the upper's directories hold,
-//! which files are open, and who was looked up.
+//! The in-memory state beyond the tree: which nodes have an upper file and where, the names in the
+//! upper's directories, open files, and lookup counts.
 //!
-//! Invariant: [`State::apply`] is the only way it changes, and an [`Event`] is a plain value that says what has already happened on
-//! disk. So a log of events is a state. No operation here does I/O; the overlay keeps the lock around it for table work only.
+//! Invariant: only [`State::apply`] changes it, and an [`Event`] is a plain value for a change that
+//! is already on disk. So a log of events is a state. No operation here does I/O; the overlay keeps
+//! the lock around it for table work only.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::Hash;

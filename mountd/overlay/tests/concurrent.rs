@@ -1,4 +1,4 @@
-//! What others see and can do while something is copied up.
+//! Operations that run while another thread copies a file up.
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
@@ -153,7 +153,7 @@ fn unlink_during_a_content_copy_up_removes_the_file() {
     assert_eq!(overlay.lookup(NodeId::ROOT, b"file"), Ok(None));
 }
 
-/// `chmod` while bytes are copied would be taken back at the end; it comes after it.
+/// A `chmod` during the copy would be undone at its end, so it waits.
 #[test]
 fn setattr_waits_for_a_content_copy_up() {
     let fixture = small();

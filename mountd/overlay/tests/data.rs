@@ -166,7 +166,7 @@ fn open_rdonly_with_o_trunc_truncates() {
         ..OpenFlags::default()
     };
     let id = walk(&overlay, "dir/sparse").unwrap();
-    // The first reader is served from the object, so the cut file gets another node.
+    // The first reader is in passthrough of the object, so the truncated file is renumbered.
     let reader = overlay.open(id, OpenFlags::default()).unwrap();
     assert_eq!(overlay.open(id, flags).unwrap_err(), Errno::STALE);
     overlay.release(id, reader.handle).unwrap();

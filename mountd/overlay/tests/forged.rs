@@ -7,8 +7,8 @@ use super::model::Rng;
 use super::rules::{small, write_to};
 use super::*;
 
-/// An upper with something of everything: a file with its content and one without, a directory, a
-/// file of two names, a device.
+/// An upper with a file of each kind: with and without content, a directory, a hard link, a
+/// device.
 fn filled(fixture: &Fixture) -> Namespace {
     let overlay = fixture.overlay();
     write_to(&overlay, "file", 0, b"CON");
@@ -98,8 +98,7 @@ fn lookup_of_a_forged_index_mark_fails_with_eio_for_every_name() {
     }
 }
 
-/// A kill in the midst of a copy of content, as the killing tests leave it now and then, taken
-/// apart.
+/// The state that a kill during a content copy-up leaves.
 #[test]
 fn lookup_undoes_an_interrupted_copy_up() {
     let fixture = small();
@@ -131,7 +130,7 @@ fn lookup_undoes_an_interrupted_copy_up() {
     assert_eq!(content(&overlay, "dir/one"), b"one");
     assert_eq!(fs::read(&path).unwrap(), [0; 3]);
     drop(overlay);
-    // Once is enough: what is written afterwards stays.
+    // It is undone once: later writes stay.
     let overlay = fixture.overlay();
     write_to(&overlay, "dir/one", 0, b"O");
     drop(overlay);
@@ -189,7 +188,7 @@ fn lookup_of_random_marks_never_panics() {
     assert!(failed > 10, "{failed} errors");
 }
 
-/// Looks at everything below a directory and changes some of it; how many names were errors.
+/// Reads everything below a directory and changes some of it; returns the number of failed names.
 fn use_everything(overlay: &Overlay, dir: NodeId, depth: u32) -> u32 {
     assert!(depth < 30, "the tree has no end");
     let mut names = Vec::new();

@@ -1,6 +1,5 @@
-//! The worker may be killed at any system call: what the upper shows afterwards is the state
-//! before or after the operation that was under way, as a plain directory has it, and nothing is
-//! left in the work directory.
+//! SIGKILL at any system call: the upper then shows the state before or after the running
+//! operation, compared with a plain directory, and the work directory is empty.
 //!
 //! strace delivers SIGKILL at the n-th call of each kind that changes something, for every n.
 
@@ -19,7 +18,7 @@ use super::rules::small;
 use super::view::{self, Tree};
 use super::{Fixture, ROOT_CALLER, WRITE, mode, parent_and_name, walk};
 
-/// What is done, a word for the operation and its arguments.
+/// The steps: an operation and its arguments.
 const STEPS: &[&str] = &[
     "chmod dir/one",
     "write dir/one",
@@ -177,7 +176,7 @@ fn do_on_plain(root: &Path, step: &str) -> Result<(), Errno> {
     }
 }
 
-/// The part that is killed: run by the other test, in a process of its own.
+/// The process that is killed; the other test starts it.
 #[test]
 fn child_process() {
     let Some(base) = std::env::var_os(BASE) else {
@@ -197,7 +196,7 @@ fn child_process() {
     }
 }
 
-/// Runs the steps in a process that is killed at its n-th such call; whether it was.
+/// Runs the steps in a process that is killed at its n-th such call; returns whether it was.
 fn run_killed(fixture: &Fixture, call: &str, n: usize) -> bool {
     for name in ["upper", "work"] {
         fs::remove_dir_all(fixture.path(name)).unwrap();

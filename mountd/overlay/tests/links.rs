@@ -1,4 +1,4 @@
-//! Files of several names, and of none.
+//! Hard links and unnamed files.
 
 use super::rules::{small, write_to};
 use super::*;
@@ -139,7 +139,7 @@ fn setattr_of_times_after_unlink_copies_nothing_up() {
     let attr = overlay.setattr(id, None, &times).unwrap();
     assert_eq!((attr.mtime, attr.nlink), (later, 0));
     assert_eq!(on_disk(&fixture.path("work/orphans")), [""; 0]);
-    // What does need a file takes the times along.
+    // A later copy-up keeps these times.
     let attr = overlay.setattr(id, None, &mode(0o600)).unwrap();
     assert_eq!((attr.mtime, attr.mode, attr.nlink), (later, 0o600, 0));
     assert_eq!(on_disk(&fixture.path("work/orphans")).len(), 1);
@@ -147,8 +147,8 @@ fn setattr_of_times_after_unlink_copies_nothing_up() {
     overlay.forget(id, 1);
 }
 
-/// The kernel gives single lookups back now and then (fuse_dentry_revalidate), those of before a
-/// change among them.
+/// The kernel forgets single lookups at times (fuse_dentry_revalidate), including those made
+/// before a change.
 #[test]
 fn unlink_counts_lookups_made_before_the_copy_up() {
     let fixture = small();
@@ -205,7 +205,7 @@ fn forget_of_removed_files_shrinks_the_state() {
         assert!(room < 3000, "room for {room}, {io_mode:?}");
         overlay.rmdir(NodeId::ROOT, b"made").unwrap();
         overlay.forget(dir.id, 1);
-        // Nor of what is removed of the image, but the whiteout.
+        // Of a removed lower file only the whiteout remains.
         let id = overlay.lookup(NodeId::ROOT, b"fifo").unwrap();
         if let Some(entry) = id {
             let before = size();

@@ -1,4 +1,4 @@
-//! Listings of directories that change while they are read.
+//! Readdir of directories that change during the listing.
 
 use super::rules::small;
 use super::*;

@@ -60,7 +60,7 @@ impl World {
     }
 
     pub(super) fn remove(&mut self) {
-        // What is gone is not tried any more: let some stay.
+        // Keep some files: removed ones are not used again.
         let path = if self.there.len() > 12 {
             self.path()
         } else {
@@ -99,7 +99,7 @@ impl World {
         else {
             return;
         };
-        // The kernel itself answers for these, before a file system hears of it.
+        // The kernel answers these without a request.
         if to.starts_with(&format!("{from}/")) || from.starts_with(&format!("{to}/")) {
             return;
         }
@@ -324,8 +324,7 @@ impl World {
             side: Side::Lower, ..
         }) = opened.mode
         {
-            // Keeps what it opened when the file is written, which is on the list of what we do
-            // otherwise.
+            // Keeps reading the object after a write, a documented difference (docs/posix.md).
             self.overlay().release(id, opened.handle).unwrap();
             return;
         }

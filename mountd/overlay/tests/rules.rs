@@ -1,4 +1,4 @@
-//! What each change shows, and what it leaves on disk.
+//! What each operation shows through the mount and leaves in the upper.
 
 use super::*;
 
@@ -197,7 +197,7 @@ fn fstat_of_a_passthrough_reader_survives_forget_of_its_successor() {
     let read = overlay.read(before.id, Some(reader.handle), 0, &mut bytes);
     assert_eq!((read, bytes), (Ok(3), [7; 3]));
     assert_eq!(overlay.lookup(NodeId::ROOT, b"big"), Ok(None));
-    // What was written is gone, and what was there before is not what the file had in the end.
+    // The written content is removed, and the image's content must not reappear.
     let again = overlay.open(before.id, OpenFlags::default());
     assert_eq!(again.unwrap_err(), Errno::STALE);
 }

@@ -31,8 +31,8 @@ pub(super) struct FileView {
 }
 
 impl FileView {
-    /// Whether this can be `plain` after a kill: with a link counted twice, or a directory with a
-    /// time that was about to be put back.
+    /// Whether this matches `plain` after a kill: a link may be counted twice, and a directory's
+    /// time may not be restored yet.
     pub(super) fn may_be(&self, plain: &FileView) -> bool {
         let links = self.nlink == plain.nlink || self.nlink == plain.nlink + 1;
         let directory = self.kind == FileType::Directory.to_mode_bits();
@@ -53,7 +53,7 @@ impl FileView {
 
 pub(super) type Tree = BTreeMap<String, FileView>;
 
-/// What was stamped by a clock during the test.
+/// Times after this were set by the clock during the test.
 const RECENT: i64 = 1_600_000_000;
 
 fn settled(secs: i64, nanos: i64) -> Option<(i64, i64)> {

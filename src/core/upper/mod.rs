@@ -6,10 +6,10 @@
 //!
 //! # Layout
 //! ```text
-//! upper/                 files, directories, links as they are; beside them whiteouts and marks; itself locked while a mount lives
-//! work/lock              locked while a mount lives; holds the namespace of the marks: "trusted" or "user"
+//! upper/                 changed files, whiteouts, marks; the directory is locked while mounted
+//! work/lock              locked while mounted; the namespace of marks: "trusted" or "user"
 //! work/tmp/              staged files, and a link to the whiteouts of this mount; emptied at mount
-//! work/index/<node>      one link to each copied-up file that has several names in the tree (decimal node number)
+//! work/index/<node>      link to each copied-up hard link of the tree (decimal node number)
 //! work/orphans/<number>  removed files that are still open; emptied at mount
 //! ```
 //! Both directories must be on one file system, with extended attributes, device nodes and
@@ -26,7 +26,7 @@
 //! opaque        "y"         directory: hides what the tree has under this name or origin
 //! impure        "y"         directory: files in it bear the mark `cowl`
 //! cowl          below       what a file was copied up from
-//! cowl.stamp    below       root: the stack of layers and the numbering of its tree that the marks speak of
+//! cowl.stamp    below       root: the chain id and the numbering of the tree that marks refer to
 //! ```
 //! A directory that is neither opaque nor marked with an origin shows the children of the tree's
 //! directory of the same name, as in overlayfs. An attribute that a user of the mount calls
@@ -40,11 +40,14 @@
 //!  +--------+--------+--------+--------+----------------------+----------------------+--------------
 //!  | 02     | flags  | 00     | 00     | 01: origin u32       | 08: link delta i32   | 10: saved
 //!  +--------+--------+--------+--------+----------------------+----------------------+--------------
-//!   01  origin: copied up from this node of the tree, whose id and `st_ino` it has; a directory shows its children
-//!   02  metadata only: the content is the origin's object, up to the length of this (sparse) file; only with 01
+//!   01  origin: copied up from this tree node, whose id and `st_ino` it keeps; a directory shows
+//!       its children
+//!   02  metadata only: the content is the origin's object, up to the length of this (sparse)
+//!       file; only with 01
 //!   04  device: this empty regular file is a character device 0:0
 //!   08  in work/index: links shown = links of the host - 1 + link delta
-//!   10  copying: the content is being written; after a crash these attributes are restored; only with 02
+//!   10  copying: the content is being copied; after a crash these attributes are restored;
+//!       only with 02
 //!
 //! saved
 //!  +-----------+----------------------+-----------+-----------+--------------------------------+

@@ -41,8 +41,7 @@ fn open_finds_a_new_upper_empty_until_it_is_stamped() {
     );
 }
 
-/// What ext4 keeps of a small file that the power went before the sync of: its length, its name,
-/// or nothing.
+/// What ext4 keeps of a small unsynced file after a power cut: its length, its name, or nothing.
 #[test]
 fn open_accepts_a_lock_file_zeroed_by_a_power_cut() {
     for left in ["", "\0\0\0\0\0\0\0\0"] {
@@ -209,7 +208,7 @@ fn make_whiteout_creates_a_character_device_0_0() {
     let of = |name: &str| fs::symlink_metadata(base.path().join("upper").join(name)).unwrap();
     assert!(of("gone").file_type().is_char_device());
     assert_eq!(of("gone").ino(), of("gone too").ino(), "one inode for all");
-    // Another mount has one of its own, and the old ones stay.
+    // The next mount makes another; the old whiteouts remain.
     drop(upper);
     let upper = open(base.path(), &stamp("a", 1)).unwrap();
     let spot = Spot::new(upper.root(), b"later");
