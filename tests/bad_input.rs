@@ -365,6 +365,16 @@ fn an_upper_that_is_not_apart() {
         assert_eq!(mounted_kind(&point()), None);
         assert!(!directory().join(upper).exists(), "{upper}");
     }
+    for upper in ["store/up", "store/volumes"] {
+        refusal(
+            mount(&point(), upper, &[]),
+            1,
+            &at(upper),
+            "outside the store",
+        );
+        assert_eq!(mounted_kind(&point()), None);
+    }
+    assert!(!directory().join("store/up").exists());
     // A slash at the end, as a shell's completion leaves it, is the same upper.
     mount(&point(), "up/", &[]).ok();
     assert_eq!(

@@ -230,6 +230,7 @@ const SETGID: u32 = 6;
 const SETUID: u32 = 7;
 const SYS_ADMIN: u32 = 21;
 const MKNOD: u32 = 27;
+const LEASE: u32 = 28;
 const SETFCAP: u32 = 31;
 
 #[test]
@@ -252,7 +253,7 @@ fn check_capabilities() {
     if read_only.io_mode == IoMode::Passthrough {
         reading.push(SYS_ADMIN);
     }
-    let writing = [
+    let mut writing = vec![
         CHOWN,
         DAC_OVERRIDE,
         DAC_READ_SEARCH,
@@ -264,6 +265,9 @@ fn check_capabilities() {
         MKNOD,
         SETFCAP,
     ];
+    if writable.io_mode == IoMode::Passthrough {
+        writing.push(LEASE);
+    }
     // Each of these threads has answered, so it has been what they become.
     fs::write(writable.path("x"), "changed").unwrap();
     for (process, held) in [

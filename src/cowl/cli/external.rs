@@ -6,7 +6,7 @@ use super::usage;
 use crate::engine::error::{Context, Error, Result};
 use crate::engine::{helpers, host};
 use clap::CommandFactory;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
@@ -26,6 +26,15 @@ pub(super) fn run(words: &[OsString], root: Option<PathBuf>) -> Result<u8> {
         .env(super::ROOT, root)
         .exec();
     Err(failed).context(|| format!("running {}", program.display()))
+}
+
+/// Whether `cowl-NAME` is there to be run as a command.
+pub(super) fn exists(name: &OsStr) -> bool {
+    name.to_str().is_some_and(|name| {
+        is_plain(name)
+            && !INTERNAL.contains(&name)
+            && helpers::lookup(&format!("cowl-{name}")).is_some()
+    })
 }
 
 /// Whether a name cannot be a path.

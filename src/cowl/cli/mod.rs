@@ -101,6 +101,17 @@ fn parse(arguments: &[OsString]) -> Result<Cli, ExitCode> {
         Ok(cli) => return Ok(cli),
         Err(error) => error,
     };
+    if error.kind() == ErrorKind::InvalidSubcommand
+        && let [_, help, name] = arguments
+        && help == "help"
+        && external::exists(name)
+    {
+        // `cowl help NAME` is `cowl-NAME --help`, as with git.
+        return Ok(Cli {
+            root: None,
+            command: Command::External(vec![name.clone(), "--help".into()]),
+        });
+    }
     let code = match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => 0,
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => USAGE,

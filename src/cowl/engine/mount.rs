@@ -181,7 +181,13 @@ impl NewDirs {
     }
 
     /// Opens upper and work directory. Neither may contain the other: temporary files would show.
-    fn open_upper(&mut self, upper: &Path, work: Option<&Path>) -> Result<(OwnedFd, OwnedFd)> {
+    /// Nor may they lie in the store or contain it: a mount never writes to the store.
+    fn open_upper(
+        &mut self,
+        upper: &Path,
+        work: Option<&Path>,
+        store: &Path,
+    ) -> Result<(OwnedFd, OwnedFd)> {
         let upper = self.open(&mountpoint::absolute(upper)?, 0o755)?;
         // From the canonical path: for "upper/" the default would lie inside it.
         let place = mountpoint::canonical(&upper)?;
@@ -198,6 +204,15 @@ impl NewDirs {
                 place.display(),
                 work_place.display()
             )));
+        }
+        for place in [place, work_place] {
+            if place.starts_with(store) || store.starts_with(&place) {
+                return Err(Error::invalid(format!(
+                    "upper {}: it and its work directory must lie outside the store {}",
+                    place.display(),
+                    store.display()
+                )));
+            }
         }
         Ok((upper, work))
     }
@@ -221,6 +236,7 @@ impl Engine {
         super::host::require_mounts("mount")?;
         let point = MountPoint::open(request.dir)?;
         point.require_free()?;
+        self.require_mountable(&point)?;
         let image = self.image(request.image)?;
         let mut new = NewDirs::default();
         let mounted = self.mount_on(&point, &image, request, &mut new);
@@ -229,6 +245,26 @@ impl Engine {
                 Ok(()) => Err(error),
                 Err(second) => Err(error.context(format!("{second}; before that"))),
             };
+        }
+        Ok(())
+    }
+
+    /// Refuses `/`, which a path could not reach afterwards, and the store, which the mount would
+    /// hide from every command, `umount` included.
+    fn require_mountable(&self, point: &MountPoint) -> Result<()> {
+        let place = point.canonical()?;
+        let shown = place.display();
+        if place == Path::new("/") {
+            return Err(Error::invalid(format!(
+                "mount point {shown}: the root directory cannot be a mount point; use another directory"
+            )));
+        }
+        let store = self.store.root();
+        if place.starts_with(store) || store.starts_with(&place) {
+            return Err(Error::invalid(format!(
+                "mount point {shown}: it would hide the store {}; use another directory",
+                store.display()
+            )));
         }
         Ok(())
     }
@@ -242,7 +278,7 @@ impl Engine {
     ) -> Result<()> {
         let upper_path = request.upper;
         let upper = upper_path
-            .map(|path| new.open_upper(path, request.work))
+            .map(|path| new.open_upper(path, request.work, self.store.root()))
             .transpose()?;
         let id: String = names::new_id()?.chars().take(MOUNT_ID).collect();
         let name = format!("{}{SEPARATOR}{id}", image.name);

@@ -56,6 +56,11 @@ impl MountPoint {
         }
     }
 
+    /// Its canonical path.
+    pub(super) fn canonical(&self) -> Result<PathBuf> {
+        canonical(&self.fd)
+    }
+
     /// Attaches a detached mount.
     pub(super) fn attach(&self, mount: impl AsFd) -> Result<()> {
         let flags =

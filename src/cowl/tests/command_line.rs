@@ -186,6 +186,19 @@ fn missing_things_are_named() {
         1,
         "mount point TEMP/file: not a directory",
     );
+    for root in ["/", "/.."] {
+        cowl.refused(
+            &["mount", "nosuch", root],
+            1,
+            "mount point /: the root directory cannot be a mount point; use another directory",
+        );
+    }
+    for hidden in ["TEMP/store", "TEMP/store/volumes", "TEMP"] {
+        let refused = format!(
+            "mount point {hidden}: it would hide the store TEMP/store; use another directory"
+        );
+        cowl.refused(&["mount", "nosuch", hidden], 1, &refused);
+    }
     cowl.refused(
         &["umount", "/proc"],
         1,
