@@ -30,8 +30,11 @@ fn getattr_masks_directory_times_during_copy_up() {
     thread::scope(|scope| {
         let looking = scope.spawn(|| {
             let mut seen = Vec::new();
-            while !done.load(Ordering::Relaxed) {
+            loop {
                 seen.push(overlay.getattr(dir, None).unwrap().mtime);
+                if done.load(Ordering::Relaxed) {
+                    break;
+                }
             }
             seen.dedup();
             seen
@@ -45,7 +48,8 @@ fn getattr_masks_directory_times_during_copy_up() {
     });
 }
 
-/// A content copy-up that lasts until the test ends it: the object is a fifo.
+/// A content copy-up that lasts until the test ends it: the object is a fifo, which only the copy
+/// opens.
 struct Gate {
     object: PathBuf,
     kept: PathBuf,
@@ -69,12 +73,14 @@ impl Gate {
         gate
     }
 
-    /// For later opens of the object.
-    fn bring_the_object_back(&self) {
+    /// For opens after the copy: a copy that has not opened the fifo yet would copy the object, and
+    /// [`Gate::open`] would wait forever.
+    fn restore_object(&self) {
         fs::rename(&self.kept, &self.object).unwrap();
     }
 
-    /// Lets the copy go on, which fails: a fifo has no holes to look for.
+    /// Waits until the copy has opened the fifo, and lets it go on. It fails: a fifo has no holes
+    /// to look for.
     fn open(&self) {
         drop(fs::OpenOptions::new().write(true).open(&self.fifo).unwrap());
     }
@@ -93,17 +99,17 @@ fn read_getattr_and_rename_run_during_a_content_copy_up() {
     let id = walk(&overlay, "file").unwrap();
     overlay.setattr(id, None, &mode(0o6755)).unwrap();
     let before = overlay.getattr(id, None).unwrap();
+    let handle = overlay.open(id, OpenFlags::default()).unwrap().handle;
     let gate = Gate::before(&fixture, b"content");
     thread::scope(|scope| {
         let writer = scope.spawn(|| overlay.open(id, WRITE).map(drop));
         wait_for(|| overlay.masked.is_masked(id));
-        gate.bring_the_object_back();
         let (tell, told) = mpsc::channel();
         scope.spawn({
             let overlay = &overlay;
             move || {
                 let value = overlay.getxattr(id, b"user.a").unwrap();
-                let bytes = content(overlay, "file");
+                let bytes = read_all(overlay, id, Some(handle));
                 let mode = RenameMode::Replace;
                 let dir = walk(overlay, "dir").unwrap();
                 overlay
@@ -120,6 +126,8 @@ fn read_getattr_and_rename_run_during_a_content_copy_up() {
         assert_eq!((&*value, &*bytes), (&b"1"[..], &b"content"[..]));
         assert_eq!((attr.mtime, attr.mode), (before.mtime, 0o6755));
     });
+    overlay.release(id, handle).unwrap();
+    gate.restore_object();
     // A copy that failed changed nothing, and the next one finds the file where it is now.
     let after = overlay.getattr(id, None).unwrap();
     assert_eq!(
