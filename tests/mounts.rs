@@ -293,7 +293,7 @@ fn a_copy_elsewhere_is_named() {
     let refusal = store
         .run([OsStr::new("umount"), point.as_os_str()])
         .refused(1);
-    let process = format!("process {} (sh) has it", elsewhere.shell.id());
+    let process = format!("process {} (sh) still has it", elsewhere.shell.id());
     assert!(refusal.contains(&process), "{refusal}");
     assert_eq!(mounted_kind(&point), None);
     mount.forget();

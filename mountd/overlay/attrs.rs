@@ -183,7 +183,10 @@ impl Overlay {
                 Errno::INVAL
             });
         }
-        if self.is_gone(id) && (attr.file_type == FileType::Directory || set.is_times_only()) {
+        let no_file = attr.file_type == FileType::Directory
+            || set.is_times_only()
+            || (set.size.is_none() && self.is_lost(id));
+        if self.is_gone(id) && no_file {
             let _guard = self.busy.lock(&[id]);
             if !self.in_upper(id) {
                 return self.change_removed(id, set);
@@ -206,8 +209,9 @@ impl Overlay {
     }
 
     /// Changes the attributes of a removed node that has no upper file, in memory: directories
-    /// that are still open, and times of files, which the kernel's writeback cache sends for every
-    /// unlinked file. The caller guards it.
+    /// that are still open; times of files, which the kernel's writeback cache sends for every
+    /// unlinked file; files that were not open, as far as the kernel said (it opens devices and
+    /// fifos itself, and `O_PATH` descriptors are never told). The caller guards it.
     fn change_removed(&self, id: NodeId, set: &SetAttr) -> Result<Attr, Errno> {
         let before = self.attr_guarded(id)?;
         let now = coarse_now();

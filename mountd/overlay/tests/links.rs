@@ -168,6 +168,26 @@ fn unlink_counts_lookups_made_before_the_copy_up() {
     assert_eq!(on_disk(&fixture.path("work/orphans")), [""; 0]);
 }
 
+/// The kernel opens devices and fifos itself: an open one is not known to be so.
+#[test]
+fn setattr_of_a_removed_fifo_changes_what_fstat_shows() {
+    let fixture = small();
+    for io_mode in [IoMode::Passthrough, IoMode::Cached] {
+        let overlay = fixture.open_with(io_mode, true).unwrap();
+        let (fifo, none) = (FileType::Fifo, Rdev::default());
+        let id = overlay
+            .mknod(NodeId::ROOT, b"new", fifo, 0o644, none, 0, &ROOT_CALLER)
+            .unwrap()
+            .id;
+        overlay.unlink(NodeId::ROOT, b"new").unwrap();
+        let attr = overlay.setattr(id, None, &mode(0o600)).unwrap();
+        assert_eq!((attr.mode, attr.nlink), (0o600, 0), "{io_mode:?}");
+        assert_eq!(overlay.getattr(id, None).unwrap().mode, 0o600);
+        overlay.forget(id, 1);
+        assert_eq!(on_disk(&fixture.path("work/orphans")), [""; 0]);
+    }
+}
+
 fn write_to_node(overlay: &Overlay, id: NodeId, data: &[u8]) {
     assert_eq!(overlay.write(id, None, 0, data, false), Ok(data.len()));
 }
