@@ -228,6 +228,8 @@ pub(super) fn info(engine: &Engine, out: &mut Stdout) -> Result<u8> {
     let usage = engine.store().usage()?;
     let found = engine.images()?;
     warn(&found.skipped);
+    let volumes = engine.volumes()?;
+    warn(&volumes.skipped);
     let mut images: Vec<_> = found.items.into_iter().map(|image| image.id).collect();
     images.sort();
     images.dedup();
@@ -240,7 +242,7 @@ pub(super) fn info(engine: &Engine, out: &mut Stdout) -> Result<u8> {
         format!(" Running: {running}"),
         format!(" Stopped: {}", containers.len() - running),
         format!("Images: {}", images.len()),
-        format!("Volumes: {}", engine.volumes()?.len()),
+        format!("Volumes: {}", volumes.items.len()),
         format!("Layers: {}", usage.layers.number),
         format!("Objects: {}", usage.objects.number),
         format!(

@@ -1,6 +1,7 @@
 //! `cowl volume`: volumes, printed as Docker does.
 
 use super::args::Volume;
+use super::image::warn;
 use super::table::Table;
 use super::{Stdout, each};
 use crate::engine::Engine;
@@ -25,7 +26,9 @@ pub(super) fn volume(engine: &Engine, command: Volume, out: &mut Stdout) -> Resu
 
 fn list(engine: &Engine, quiet: bool, out: &mut Stdout) -> Result<u8> {
     let mut table = Table::new(["DRIVER", "VOLUME NAME"]);
-    for volume in engine.volumes()? {
+    let volumes = engine.volumes()?;
+    warn(&volumes.skipped);
+    for volume in volumes.items {
         if quiet {
             out.line(&volume.name)?;
         } else {

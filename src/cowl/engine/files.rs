@@ -6,7 +6,7 @@
 use super::error::{Context, Error, Result};
 use cowl_core::store::remove_tree;
 use cowl_core::sys::lock::lock;
-use rustix::fs::{self, AtFlags, FlockOperation, Mode, OFlags};
+use rustix::fs::{self, AtFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Serialize, de::DeserializeOwned};
 use std::fs::File;
@@ -96,17 +96,41 @@ pub(crate) fn purge(
     Ok(())
 }
 
+/// What stands where the engine keeps a file.
+enum Found {
+    Missing,
+    /// A symlink, FIFO, socket or device.
+    Damaged,
+    /// A file or directory.
+    Opened(File),
+}
+
+/// Opens a file without following a symlink or waiting for the writer of a FIFO.
+fn open_file_at(dir: impl AsFd, name: &str) -> Result<Found, Errno> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = match fs::openat(dir, name, flags, Mode::empty()) {
+        Ok(file) => file,
+        Err(Errno::NOENT) => return Ok(Found::Missing),
+        // A symlink, a socket.
+        Err(Errno::LOOP | Errno::NXIO) => return Ok(Found::Damaged),
+        Err(errno) => return Err(errno),
+    };
+    Ok(match FileType::from_raw_mode(fs::fstat(&file)?.st_mode) {
+        FileType::RegularFile | FileType::Directory => Found::Opened(File::from(file)),
+        _ => Found::Damaged,
+    })
+}
+
+fn not_a_file(name: &str) -> Error {
+    Error::failed(format!("{name} is damaged: not a regular file"))
+}
+
 /// Reads a JSON file; `None` if it is missing.
 pub(crate) fn read_json<T: DeserializeOwned>(dir: impl AsFd, name: &str) -> Result<Option<T>> {
-    let file = match fs::openat(
-        dir,
-        name,
-        OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-        Mode::empty(),
-    ) {
-        Ok(file) => File::from(file),
-        Err(Errno::NOENT) => return Ok(None),
-        Err(errno) => return Err(Error::from(errno).context(format!("opening {name}"))),
+    let file = match open_file_at(dir, name).context(|| format!("opening {name}"))? {
+        Found::Opened(file) => file,
+        Found::Missing => return Ok(None),
+        Found::Damaged => return Err(not_a_file(name)),
     };
     let mut text = Vec::new();
     file.take(JSON_LIMIT)
@@ -163,17 +187,11 @@ pub(crate) fn lock_dir_until(dir: impl AsFd, interrupt: Option<BorrowedFd<'_>>) 
 }
 
 /// Whether the lock `name` (`.` for the directory's own) is held exclusively. Tries a shared lock,
-/// so that concurrent checks don't disturb one another.
+/// so that concurrent checks don't disturb one another. A damaged lock ([`check_lock`]) is free.
 pub(crate) fn is_locked(dir: impl AsFd, name: &str) -> Result<bool> {
-    let file = match fs::openat(
-        dir,
-        name,
-        OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-        Mode::empty(),
-    ) {
-        Ok(file) => file,
-        Err(Errno::NOENT) => return Ok(false),
-        Err(errno) => return Err(Error::from(errno).context(format!("opening lock {name}"))),
+    let file = match open_file_at(dir, name).context(|| format!("opening lock {name}"))? {
+        Found::Opened(file) => file,
+        Found::Missing | Found::Damaged => return Ok(false),
     };
     match fs::flock(&file, FlockOperation::NonBlockingLockShared) {
         Ok(()) => Ok(false),
@@ -182,17 +200,20 @@ pub(crate) fn is_locked(dir: impl AsFd, name: &str) -> Result<bool> {
     }
 }
 
-/// Waits until the lock `name` is not held exclusively; returns at once if the file is missing.
+/// Waits until the lock `name` is not held exclusively; returns at once if the file is missing or
+/// damaged.
 pub(crate) fn wait_unlocked(dir: impl AsFd, name: &str) -> Result<()> {
-    match fs::openat(
-        dir,
-        name,
-        OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-        Mode::empty(),
-    ) {
-        Ok(file) => Ok(lock(file, FlockOperation::LockShared, None)?),
-        Err(Errno::NOENT) => Ok(()),
-        Err(errno) => Err(Error::from(errno).context(format!("opening lock {name}"))),
+    match open_file_at(dir, name).context(|| format!("opening lock {name}"))? {
+        Found::Opened(file) => Ok(lock(file, FlockOperation::LockShared, None)?),
+        Found::Missing | Found::Damaged => Ok(()),
+    }
+}
+
+/// Fails if what stands at `name` cannot be a lock of the engine's.
+pub(crate) fn check_lock(dir: impl AsFd, name: &str) -> Result<()> {
+    match open_file_at(dir, name).context(|| format!("opening lock {name}"))? {
+        Found::Opened(_) | Found::Missing => Ok(()),
+        Found::Damaged => Err(not_a_file(name)),
     }
 }
 

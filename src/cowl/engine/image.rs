@@ -321,12 +321,13 @@ impl Engine {
     /// Short ids of the containers that use an image, and whether they run; running ones first.
     fn users_of_image(&self, id: ImageId) -> Result<Vec<(String, bool)>> {
         let mut users = Vec::new();
-        for (container, status) in self.containers()?.items {
+        for container in self.containers.list()?.items {
             if container.config.image_id == id {
-                users.push((
-                    names::short(&container.config.id).to_owned(),
-                    matches!(status, Status::Running | Status::Created),
-                ));
+                // One whose status is damaged is a user all the same.
+                let runs = container
+                    .status()
+                    .is_ok_and(|status| matches!(status, Status::Running | Status::Created));
+                users.push((names::short(&container.config.id).to_owned(), runs));
             }
         }
         users.sort_by_key(|(_, running)| !running);

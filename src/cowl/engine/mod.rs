@@ -81,11 +81,16 @@ impl Engine {
 
     /// All containers with their status, newest first.
     pub fn containers(&self) -> Result<Listing<(Container, Status)>> {
-        let Listing { items, skipped } = self.containers.list()?;
-        let with_status =
-            |container: Container| container.status().map(|status| (container, status));
+        let Listing { items, mut skipped } = self.containers.list()?;
+        let mut with_status = Vec::new();
+        for container in items {
+            match container.status() {
+                Ok(status) => with_status.push((container, status)),
+                Err(error) => skipped.push(error),
+            }
+        }
         Ok(Listing {
-            items: items.into_iter().map(with_status).collect::<Result<_>>()?,
+            items: with_status,
             skipped,
         })
     }
@@ -127,15 +132,17 @@ impl Engine {
         };
         // `--rm` implies the removal of anonymous volumes.
         let with_volumes = with_volumes || container.config.auto_remove;
-        match container.status()? {
-            Status::Running | Status::Created if !force => Err(Error::conflict(format!(
-                "cannot remove container \"{needle}\": container is running: stop the container before removing or force remove (cowl rm -f {needle})"
-            ))),
-            Status::Running | Status::Created => {
-                container.kill()?;
+        match container.status() {
+            Ok(Status::Exited(_) | Status::Abandoned) => {
                 self.remove_container(&container, with_volumes)
             }
-            Status::Exited(_) | Status::Abandoned => {
+            Ok(Status::Running | Status::Created) if !force => Err(Error::conflict(format!(
+                "cannot remove container \"{needle}\": container is running: stop the container before removing or force remove (cowl rm -f {needle})"
+            ))),
+            Err(damaged) if !force => Err(damaged),
+            // A damaged one may be running.
+            Ok(Status::Running | Status::Created) | Err(_) => {
+                container.kill()?;
                 self.remove_container(&container, with_volumes)
             }
         }
@@ -145,7 +152,11 @@ impl Engine {
     /// end.
     fn remove_container(&self, container: &Container, with_volumes: bool) -> Result<()> {
         container.wait_released()?;
-        let orphaned = container.status()?.is_orphaned();
+        // A damaged one may have been.
+        let orphaned = container
+            .status()
+            .as_ref()
+            .map_or(true, Status::is_orphaned);
         if orphaned {
             // Its monitor was killed before it could.
             container.kill()?;
@@ -200,7 +211,7 @@ impl Engine {
     }
 
     /// All volumes, sorted by name.
-    pub fn volumes(&self) -> Result<Vec<Volume>> {
+    pub fn volumes(&self) -> Result<Listing<Volume>> {
         self.volumes.list()
     }
 

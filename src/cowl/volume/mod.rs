@@ -22,7 +22,7 @@ pub use spec::{Source, VolumeName, VolumeSpec, is_name};
 
 use crate::engine::error::{Context, Error, Result};
 use crate::engine::files;
-use crate::engine::new_id;
+use crate::engine::{Listing, new_id};
 use cowl_core::store::remove_tree;
 use jiff::Timestamp;
 use rustix::io::Errno;
@@ -87,15 +87,22 @@ impl Volumes {
     }
 
     /// All volumes, by name.
-    pub fn list(&self) -> Result<Vec<Volume>> {
+    pub fn list(&self) -> Result<Listing<Volume>> {
         let mut names =
             files::names(&self.dir).context(|| format!("listing {}", self.path.display()))?;
         names.sort();
         let mut volumes = Vec::new();
+        let mut skipped = Vec::new();
         for name in names.iter().filter(|name| is_name(name)) {
-            volumes.extend(self.get(name)?);
+            match self.get(name) {
+                Ok(volume) => volumes.extend(volume),
+                Err(error) => skipped.push(error),
+            }
         }
-        Ok(volumes)
+        Ok(Listing {
+            items: volumes,
+            skipped,
+        })
     }
 
     /// Finds a volume by its full name.
@@ -177,8 +184,9 @@ impl Volumes {
             Err(Errno::NOENT) => return Ok(None),
             Err(errno) => return Err(Error::from(errno).context(format!("opening volume {name}"))),
         };
-        let record: Option<Record> =
-            files::read_json(&dir, RECORD).context(|| format!("volume {name}"))?;
+        let record: Option<Record> = files::read_json(&dir, RECORD).context(|| {
+            format!("volume {name}: its {RECORD} is damaged; cowl volume rm {name} removes it")
+        })?;
         Ok(record.map(|record| Volume {
             name: name.to_owned(),
             record,
@@ -272,6 +280,7 @@ impl Volume {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::fs::{CWD, FileType};
 
     fn volumes() -> (tempfile::TempDir, Volumes) {
         let root = tempfile::tempdir().unwrap();
@@ -286,7 +295,7 @@ mod tests {
         assert!(!volumes.has(&name).unwrap());
         let made = volumes.create(&name, false).unwrap();
         assert_eq!(volumes.create(&name, true).unwrap().record, made.record);
-        assert_eq!(volumes.list().unwrap().len(), 1);
+        assert_eq!(volumes.list().unwrap().items.len(), 1);
         assert!(volumes.mountpoint("vol1").starts_with(root.path()));
         assert!(volumes.remove("vol1").unwrap());
         assert!(!volumes.remove("vol1").unwrap());
@@ -378,10 +387,43 @@ mod tests {
     }
 
     #[test]
+    fn list_skips_a_damaged_record_and_remove_removes_it() {
+        let (root, volumes) = volumes();
+        for name in ["good", "hurt"] {
+            let name = VolumeName::parse(name).unwrap();
+            volumes.create(&name, false).unwrap();
+        }
+        let record = root.path().join("volumes/hurt").join(RECORD);
+        let fifo = || {
+            let mode = rustix::fs::Mode::RWXU;
+            rustix::fs::mknodat(CWD, &record, FileType::Fifo, mode, 0).unwrap();
+        };
+        let damages: [&dyn Fn(); 3] = [
+            &|| std::fs::write(&record, "{").unwrap(),
+            &|| std::os::unix::fs::symlink(&record, &record).unwrap(),
+            &fifo,
+        ];
+        for damage in damages {
+            std::fs::remove_file(&record).unwrap();
+            damage();
+            let Listing { items, skipped } = volumes.list().unwrap();
+            assert_eq!(items.len(), 1);
+            let warning = skipped[0].to_string();
+            assert!(
+                warning.contains("volume.json is damaged; cowl volume rm hurt removes it"),
+                "{warning}"
+            );
+        }
+        assert!(volumes.remove("hurt").unwrap());
+        volumes.purge().unwrap();
+        assert_eq!(files::names(&volumes.dir).unwrap(), ["good"]);
+    }
+
+    #[test]
     fn remove_unfinished_removes_a_killed_creation() {
         let (root, volumes) = volumes();
         std::fs::create_dir_all(root.path().join("volumes/.new-x/_data")).unwrap();
-        assert!(volumes.list().unwrap().is_empty());
+        assert!(volumes.list().unwrap().items.is_empty());
         volumes.remove_unfinished().unwrap();
         assert_eq!(files::names(&volumes.dir).unwrap(), [""; 0]);
     }

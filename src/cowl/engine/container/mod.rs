@@ -290,11 +290,8 @@ impl Containers {
             }
         };
         let config: Option<Config> = files::read_json(&dir, CONFIG).context(|| {
-            format!(
-                "container {}: its config.json is damaged; cowl rm -f {} removes it",
-                names::short(id),
-                names::short(id)
-            )
+            let id = names::short(id);
+            format!("container {id}: its config.json is damaged; cowl rm -f {id} removes it")
         })?;
         Ok(config.map(|config| Container { dir, config }))
     }
@@ -315,8 +312,16 @@ impl Container {
         }
     }
 
-    /// Its status now.
+    /// Its status now; fails if a file of the monitor's is damaged.
     pub fn status(&self) -> Result<Status> {
+        self.facts().map(Status::derive).context(|| {
+            let id = names::short(&self.config.id);
+            format!("container {id}: its status is damaged; cowl rm -f {id} removes it")
+        })
+    }
+
+    fn facts(&self) -> Result<Facts> {
+        files::check_lock(&self.dir, status::LOCK)?;
         let alive = files::is_locked(&self.dir, ALIVE)?;
         let monitored = files::is_locked(&self.dir, status::LOCK)?;
         let started = match self.monitor_record() {
@@ -325,12 +330,12 @@ impl Container {
             Err(_damaged) => true,
         };
         let exit: Option<Exit> = files::read_json(&self.dir, status::EXIT)?;
-        Ok(Status::derive(Facts {
+        Ok(Facts {
             alive,
             monitored,
             started,
             exit,
-        }))
+        })
     }
 
     /// Kills its processes, including those that outlived its monitor. They have ended when

@@ -2,12 +2,14 @@
 //! its record.
 
 use super::*;
+use crate::engine::Engine;
 use crate::engine::process::Process;
 use config::{Mount, MountSource, VERSION};
 use cowl_core::digest::{ImageId, Sha256Digest};
 use jiff::Timestamp;
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{CWD, FileType, FlockOperation, flock};
 use std::fs::File;
+use std::os::unix::fs::symlink;
 
 struct Store {
     temp: tempfile::TempDir,
@@ -321,4 +323,92 @@ fn list_skips_a_damaged_config_and_find_damaged_finds_it() {
     let (damaged, _) = store.containers.find_damaged("cdcd").unwrap().unwrap();
     store.remove(&damaged);
     assert!(!path.exists());
+}
+
+/// Damages `path`, one way after another, and calls `check` after each.
+fn damage(path: &Path, check: impl Fn(&str)) {
+    let cases: [(&str, &dyn Fn()); 5] = [
+        ("empty", &|| std::fs::write(path, "").unwrap()),
+        ("cut", &|| std::fs::write(path, "{").unwrap()),
+        ("directory", &|| std::fs::create_dir(path).unwrap()),
+        ("symlink", &|| symlink(path, path).unwrap()),
+        ("FIFO", &|| {
+            rustix::fs::mknodat(CWD, path, FileType::Fifo, Mode::RWXU, 0).unwrap();
+        }),
+    ];
+    for (what, make) in cases {
+        match std::fs::symlink_metadata(path) {
+            Ok(found) if found.is_dir() => std::fs::remove_dir(path).unwrap(),
+            Ok(_) => std::fs::remove_file(path).unwrap(),
+            Err(_missing) => {}
+        }
+        make();
+        check(what);
+    }
+}
+
+fn engine() -> (tempfile::TempDir, Engine) {
+    let temp = tempfile::tempdir().unwrap();
+    let engine = Engine::open(&temp.path().join("store")).unwrap();
+    (temp, engine)
+}
+
+/// Creates a container that has ended.
+fn ended(engine: &Engine, id: &str, name: &str) -> PathBuf {
+    let guard = engine.containers.guard().unwrap();
+    let pending = engine.containers.create(&guard, config(id, name)).unwrap();
+    drop(monitor(&pending.container, 4_000_000));
+    let path = engine.containers.path.join(id.repeat(64 / id.len()));
+    let record = r#"{"exit_code":3,"oom_killed":false,"finished_at":"2026-01-01T00:00:00Z"}"#;
+    std::fs::write(path.join(status::EXIT), record).unwrap();
+    path
+}
+
+#[test]
+fn a_damaged_file_of_one_container_leaves_the_others_usable() {
+    let (_temp, engine) = engine();
+    ended(&engine, "ab", "good");
+    let path = ended(&engine, "cd", "hurt");
+    for file in [CONFIG, status::EXIT, status::LOCK] {
+        let whole = std::fs::read(path.join(file)).unwrap();
+        damage(&path.join(file), |what| {
+            // A lock has no content.
+            if file == status::LOCK && !matches!(what, "symlink" | "FIFO") {
+                return;
+            }
+            engine.sweep().unwrap();
+            let Listing { items, skipped } = engine.containers().unwrap();
+            assert_eq!(items.len(), 1, "{file} {what}");
+            assert_eq!(items[0].0.config.name, "good");
+            let warning = skipped[0].to_string();
+            assert!(
+                warning.starts_with("container cdcdcdcdcdcd: its ")
+                    && warning.contains("cowl rm -f cdcdcdcdcdcd removes it")
+                    && warning.contains(file),
+                "{file} {what}: {warning}"
+            );
+            assert!(
+                engine.remove("cdcd", false, false).is_err(),
+                "{file} {what}"
+            );
+        });
+        std::fs::remove_file(path.join(file)).unwrap();
+        std::fs::write(path.join(file), whole).unwrap();
+    }
+    assert_eq!(engine.containers().unwrap().items.len(), 2);
+}
+
+#[test]
+fn forced_remove_removes_a_container_with_a_damaged_file() {
+    let (temp, engine) = engine();
+    let damaged = temp.path().join("damaged");
+    for file in [CONFIG, status::EXIT, status::LOCK, status::RUNNING] {
+        damage(&damaged, |what| {
+            let path = ended(&engine, "cd", "hurt");
+            std::fs::remove_file(path.join(file)).unwrap();
+            std::fs::rename(&damaged, path.join(file)).unwrap();
+            engine.remove("cdcd", true, false).unwrap();
+            assert!(!path.exists(), "{file} {what}");
+        });
+    }
 }
