@@ -11,7 +11,7 @@
 //! out: one that is not what its name says is an error, never an archive with wrong bytes.
 
 use std::collections::HashMap;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 
 use bstr::BString;
 use thiserror::Error;
@@ -26,7 +26,7 @@ use crate::tree::{Dirent, FileType, Node, Target, Tree, TreeError, TreeIno, Tree
 /// Where contents come from: the store.
 pub trait ObjectSource {
     /// Reads one content.
-    type Reader: Read;
+    type Reader: Read + Seek;
 
     /// The content of this name.
     fn open(&self, id: ObjectId) -> io::Result<Self::Reader>;

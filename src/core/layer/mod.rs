@@ -42,7 +42,7 @@ pub use error::{EntryFault, HeaderFault, ImportError, Role, TypeName};
 pub use export::{ExportError, ExportStats, ObjectSource, export};
 pub use import::import;
 pub use recipe::{RestoreError, restore};
-pub use sink::{HashOnly, ObjectSink, ObjectWrite, StoredObject};
+pub use sink::{HashOnly, ObjectSink, ObjectWrite, ReadSeek, StoredObject};
 
 use crate::digest::DiffId;
 

@@ -5,7 +5,7 @@
 //! first.
 
 use std::collections::{HashMap, HashSet};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 
 use thiserror::Error;
 
@@ -25,6 +25,9 @@ pub(super) const RECIPE_BYTES: usize = 64 << 20;
 /// Contents that a later entry replaced are kept inline up to so many bytes; beyond, they stay
 /// objects, which the recipe keeps.
 const INLINE_BYTES: u64 = 32 << 20;
+
+/// Bytes of a content that are read at once.
+const PIECE: usize = 64 * 1024;
 
 impl LiteralSink for Recorder {
     fn literal(&mut self, bytes: &[u8]) -> Result<(), ImportError> {
@@ -88,6 +91,7 @@ fn inline<S: ObjectSink>(
     let inlined = choose(recording, kept).map_err(broken)?;
     let mut out = Recorder::new(RECIPE_BYTES).map_err(|error| too_large(&error))?;
     let mut instructions = recording.instructions().map_err(broken)?;
+    let mut last = None;
     while let Some(instruction) = instructions.next().map_err(broken)? {
         let written = match instruction {
             Instruction::Literal(bytes) => out.literal(bytes),
@@ -99,8 +103,9 @@ fn inline<S: ObjectSink>(
             } => {
                 let id = recording.object(index).map_err(broken)?;
                 if inlined.contains(&id) {
-                    let mut content = sink.read_back(id).map_err(unreadable(id))?;
-                    copy_range(&mut content, offset, length, |piece| out.literal(piece)).map_err(
+                    let content =
+                        reader(&mut last, id, || sink.read_back(id)).map_err(unreadable(id))?;
+                    copy_range(content, offset, length, |piece| out.literal(piece)).map_err(
                         |error| match error {
                             CopyError::Read(source) => unreadable(id)(source),
                             CopyError::Write(error) => too_large(&error),
@@ -113,6 +118,7 @@ fn inline<S: ObjectSink>(
         };
         written.map_err(|error| too_large(&error))?;
     }
+    drop(last);
     for id in inlined.intersection(new) {
         sink.discard(*id).map_err(unreadable(*id))?;
     }
@@ -150,16 +156,33 @@ enum CopyError {
     Write(io::Error),
 }
 
-/// Gives a range of a content to `write`, piece by piece.
+/// The reader of a content. The last one stays open: the ranges of a sparse file come one after
+/// the other, and there may be millions.
+fn reader<R>(
+    last: &mut Option<(ObjectId, R)>,
+    id: ObjectId,
+    open: impl FnOnce() -> io::Result<R>,
+) -> io::Result<&mut R> {
+    let reader = match last.take() {
+        Some((open, reader)) if open == id => reader,
+        _ => open()?,
+    };
+    Ok(&mut last.insert((id, reader)).1)
+}
+
+/// Gives a range of a content to `write`, piece by piece. Reads nothing else of it: before the
+/// range there may be a hole of terabytes.
 fn copy_range(
-    content: &mut impl Read,
+    content: &mut (impl Read + Seek),
     offset: u64,
     length: u64,
     mut write: impl FnMut(&[u8]) -> io::Result<()>,
 ) -> Result<(), CopyError> {
-    let skipped = io::copy(&mut content.take(offset), &mut io::sink()).map_err(CopyError::Read)?;
-    let mut buffer = vec![0; 64 * 1024];
-    let mut left = if skipped == offset { length } else { 0 };
+    content
+        .seek(SeekFrom::Start(offset))
+        .map_err(CopyError::Read)?;
+    let mut buffer = vec![0; usize::try_from(length).map_or(PIECE, |length| length.min(PIECE))];
+    let mut left = length;
     while left > 0 {
         let wanted = usize::try_from(left).map_or(buffer.len(), |left| left.min(buffer.len()));
         let piece = buffer.get_mut(..wanted).unwrap_or_default();
@@ -167,11 +190,7 @@ fn copy_range(
         write(piece).map_err(CopyError::Write)?;
         left = left.saturating_sub(wanted as u64);
     }
-    if skipped == offset {
-        Ok(())
-    } else {
-        Err(CopyError::Read(io::ErrorKind::UnexpectedEof.into()))
-    }
+    Ok(())
 }
 
 /// Why a tar was not restored.
@@ -232,21 +251,13 @@ pub fn restore<S: ObjectSource, W: Write>(
     }
 }
 
-/// A content that is being read, and how far.
-struct OpenObject<R> {
-    id: ObjectId,
-    reader: R,
-    at: u64,
-}
-
 fn follow<S: ObjectSource, W: Write>(
     recipe: &Recipe<'_>,
     instructions: &mut Instructions<'_>,
     source: &S,
     out: &mut W,
 ) -> Result<(), RestoreError> {
-    // ranges of one sparse file come one after the other
-    let mut last: Option<OpenObject<S::Reader>> = None;
+    let mut last = None;
     while let Some(instruction) = instructions.next()? {
         match instruction {
             Instruction::Literal(bytes) => out.write_all(bytes).map_err(RestoreError::Write)?,
@@ -262,23 +273,13 @@ fn follow<S: ObjectSource, W: Write>(
                     .object(index)
                     .ok_or(RecipeError::Corrupt("no such object"))?;
                 let unreadable = |source| RestoreError::Content { id, source };
-                let mut open = match last.take() {
-                    Some(open) if open.id == id && open.at <= offset => open,
-                    _ => OpenObject {
-                        id,
-                        reader: source.open(id).map_err(unreadable)?,
-                        at: 0,
-                    },
-                };
-                let skip = offset.saturating_sub(open.at);
-                copy_range(&mut open.reader, skip, length, |piece| out.write_all(piece)).map_err(
+                let content = reader(&mut last, id, || source.open(id)).map_err(unreadable)?;
+                copy_range(content, offset, length, |piece| out.write_all(piece)).map_err(
                     |error| match error {
                         CopyError::Read(source) => unreadable(source),
                         CopyError::Write(source) => RestoreError::Write(source),
                     },
                 )?;
-                open.at = offset.saturating_add(length);
-                last = Some(open);
             }
         }
     }

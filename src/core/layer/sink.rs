@@ -1,7 +1,7 @@
 //! Where contents go. All that import needs to know of a store: a writer for one content, and what
 //! it was.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 
 use crate::digest::{ObjectHasher, ObjectId};
 use crate::store::{Added, ObjectWriter, Outcome, Transaction};
@@ -17,11 +17,16 @@ pub trait ObjectSink {
     fn object(&self) -> io::Result<Self::Writer<'_>>;
 
     /// Reads a content that was given here.
-    fn read_back(&self, id: ObjectId) -> io::Result<Box<dyn Read + '_>>;
+    fn read_back(&self, id: ObjectId) -> io::Result<Box<dyn ReadSeek + '_>>;
 
     /// Forgets a content that was new here: nothing of the layer needs it.
     fn discard(&self, id: ObjectId) -> io::Result<()>;
 }
+
+/// Reads a content at any offset.
+pub trait ReadSeek: Read + Seek {}
+
+impl<R: Read + Seek> ReadSeek for R {}
 
 /// One content on its way in; dropped unfinished, it is as if it had never begun.
 pub trait ObjectWrite: Write {
@@ -65,7 +70,7 @@ impl ObjectSink for Transaction<'_> {
         Ok(self.object_writer())
     }
 
-    fn read_back(&self, id: ObjectId) -> io::Result<Box<dyn Read + '_>> {
+    fn read_back(&self, id: ObjectId) -> io::Result<Box<dyn ReadSeek + '_>> {
         Ok(Box::new(self.open_object(id)?))
     }
 
@@ -113,12 +118,31 @@ impl ObjectSink for HashOnly {
     }
 
     /// What was only hashed is gone; a recipe then gives other bytes.
-    fn read_back(&self, _: ObjectId) -> io::Result<Box<dyn Read + '_>> {
-        Ok(Box::new(io::repeat(0)))
+    fn read_back(&self, _: ObjectId) -> io::Result<Box<dyn ReadSeek + '_>> {
+        Ok(Box::new(Zeros))
     }
 
     fn discard(&self, _: ObjectId) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// Zeros at every offset.
+struct Zeros;
+
+impl Read for Zeros {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        buffer.fill(0);
+        Ok(buffer.len())
+    }
+}
+
+impl Seek for Zeros {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        match to {
+            SeekFrom::Start(offset) => Ok(offset),
+            SeekFrom::End(_) | SeekFrom::Current(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
     }
 }
 

@@ -8,7 +8,8 @@ use std::path::Path;
 use super::oracle::{Memory, import_with, message, tars};
 use crate::digest::ObjectId;
 use crate::layer::{
-    HashOnly, ImportError, ImportedLayer, Limits, ObjectSink, ObjectWrite, StoredObject, import,
+    HashOnly, ImportError, ImportedLayer, Limits, ObjectSink, ObjectWrite, ReadSeek, StoredObject,
+    import,
 };
 use crate::store::Store;
 use crate::tree::{FileType, Rdev, Target, Tree};
@@ -141,7 +142,7 @@ impl ObjectSink for Full {
         Ok(Full)
     }
 
-    fn read_back(&self, _: ObjectId) -> io::Result<Box<dyn Read + '_>> {
+    fn read_back(&self, _: ObjectId) -> io::Result<Box<dyn ReadSeek + '_>> {
         Err(io::ErrorKind::NotFound.into())
     }
 

@@ -9,7 +9,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -17,13 +17,37 @@ use std::process::Command;
 
 use crate::digest::{ObjectId, Sha256Digest};
 use crate::layer::{
-    self, ArchiveEnd, ImportError, ImportedLayer, Limits, ObjectSink, ObjectWrite, StoredObject,
+    self, ArchiveEnd, ImportError, ImportedLayer, Limits, ObjectSink, ObjectWrite, ReadSeek,
+    StoredObject,
 };
 use crate::tree::{FileType, Target, Tree, TreeIno};
 
 /// Keeps contents, so that they can be compared byte by byte.
 #[derive(Default)]
-pub(super) struct Memory(RefCell<BTreeMap<ObjectId, Vec<u8>>>, Cell<u64>);
+pub(super) struct Memory(RefCell<BTreeMap<ObjectId, Vec<u8>>>, Cell<u64>, ReadBack);
+
+/// What import read of the contents that it had written.
+#[derive(Default)]
+pub(super) struct ReadBack {
+    pub(super) opens: Cell<u64>,
+    pub(super) bytes: Cell<u64>,
+}
+
+struct CountingReader<'m>(io::Cursor<Vec<u8>>, &'m ReadBack);
+
+impl Read for CountingReader<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.0.read(buffer)?;
+        self.1.bytes.set(self.1.bytes.get() + count as u64);
+        Ok(count)
+    }
+}
+
+impl Seek for CountingReader<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.0.seek(to)
+    }
+}
 
 pub(super) struct MemoryWriter<'m>(&'m Memory, Vec<u8>);
 
@@ -31,6 +55,10 @@ impl Memory {
     /// Zeros that came as holes.
     pub(super) fn zeros(&self) -> u64 {
         self.1.get()
+    }
+
+    pub(super) fn read_back_counts(&self) -> &ReadBack {
+        &self.2
     }
 
     pub(super) fn content(&self, id: ObjectId) -> Option<Vec<u8>> {
@@ -49,9 +77,10 @@ impl ObjectSink for Memory {
         Ok(MemoryWriter(self, Vec::new()))
     }
 
-    fn read_back(&self, id: ObjectId) -> io::Result<Box<dyn Read + '_>> {
+    fn read_back(&self, id: ObjectId) -> io::Result<Box<dyn ReadSeek + '_>> {
         let content = self.content(id).ok_or(io::ErrorKind::NotFound)?;
-        Ok(Box::new(io::Cursor::new(content)))
+        self.2.opens.set(self.2.opens.get() + 1);
+        Ok(Box::new(CountingReader(io::Cursor::new(content), &self.2)))
     }
 
     fn discard(&self, id: ObjectId) -> io::Result<()> {

@@ -137,10 +137,10 @@ fn one_file(name: &[u8], size: u64, object: ObjectId, mtime: Timestamp) -> Tree 
 struct Always(&'static [u8]);
 
 impl ObjectSource for Always {
-    type Reader = &'static [u8];
+    type Reader = Cursor<&'static [u8]>;
 
-    fn open(&self, _: ObjectId) -> io::Result<&'static [u8]> {
-        Ok(self.0)
+    fn open(&self, _: ObjectId) -> io::Result<Self::Reader> {
+        Ok(Cursor::new(self.0))
     }
 }
 

@@ -115,6 +115,30 @@ fn import_keeps_replaced_contents_inline_in_the_recipe() {
     assert_eq!(checked("shared", &tar).1.contents().len(), 2);
 }
 
+/// A megabyte with 1000 bytes of data, each between holes: reading it from its beginning for each
+/// of them is half a gigabyte.
+#[test]
+fn import_reads_a_replaced_sparse_file_once() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("tar");
+    let script = "
+import io, sys, tarfile
+with tarfile.open(sys.argv[1], 'w', format=tarfile.PAX_FORMAT) as tar:
+    info = tarfile.TarInfo('a')
+    info.size = 1000
+    extents = ','.join(f'{number * 1024 + 512},1' for number in range(1000))
+    info.pax_headers = {'GNU.sparse.size': str(1 << 20), 'GNU.sparse.numblocks': '1000', 'GNU.sparse.map': extents}
+    tar.addfile(info, io.BytesIO(b'x' * 1000))
+    tar.addfile(tarfile.TarInfo('a'))";
+    let mut python = Command::new("python3");
+    let status = python.args(["-c", script]).arg(&path).status().unwrap();
+    assert!(status.success());
+    let (layer, contents) = checked("replaced", &fs::read(&path).unwrap());
+    assert_eq!(object_ids(&layer.recipe).unwrap().count(), 0);
+    let counts = contents.read_back_counts();
+    assert_eq!((counts.opens.get(), counts.bytes.get()), (1, 1000));
+}
+
 /// 40 MiB are more than may be inline.
 #[test]
 fn import_keeps_large_replaced_contents_as_objects() {
