@@ -108,7 +108,7 @@ impl ExitRecord {
     }
 }
 
-/// Replaces a record: a reader sees all of the old or all of the new.
+/// Replaces a record: a reader sees all of the old or all of the new. A failure leaves the old.
 fn replace(status: BorrowedFd<'_>, name: &str, text: &str) -> std::io::Result<()> {
     let temporary = format!(".{name}.new");
     // One that a killed monitor left.
@@ -123,9 +123,14 @@ fn replace(status: BorrowedFd<'_>, name: &str, text: &str) -> std::io::Result<()
         flags,
         Mode::from_raw_mode(0o644),
     )?);
-    file.write_all(text.as_bytes())?;
-    renameat(status, &temporary, status, name)?;
-    Ok(())
+    let replaced = file
+        .write_all(text.as_bytes())
+        .and_then(|()| Ok(renameat(status, &temporary, status, name)?));
+    if replaced.is_err() {
+        // The error to report is the first.
+        let _second = unlinkat(status, &temporary, AtFlags::empty());
+    }
+    replaced
 }
 
 /// A JSON string (RFC 8259, section 7).

@@ -168,7 +168,8 @@ fn next_message(monitor: &Monitor) -> Result<Message> {
     }
     match monitor.next_event() {
         Ok((plan::Event::Exited(exited), _)) => Ok(Message::Exited(exited)),
-        Ok((plan::Event::Started(_) | plan::Event::Failed(_), _)) => {
+        Ok((plan::Event::Failed(failed), _)) => Err(Error::failed(failed.to_string())),
+        Ok((plan::Event::Started(_), _)) => {
             Err(Error::failed("the monitor sent an unexpected message"))
         }
         Err(WireError::Closed) => Ok(Message::Closed),

@@ -160,3 +160,21 @@ fn a_second_monitor_in_a_status_directory_is_refused() {
         (Event::Exited(_), None)
     ));
 }
+
+/// As on a full disk.
+#[test]
+fn exited_is_sent_even_if_the_record_cannot_be_written() {
+    let fixture = Fixture::new("no-record");
+    let running = fixture.start(&fixture.plan(&["sleep", "1000"])).unwrap();
+    let status = fixture.directory.path().join("status");
+    // Nothing can be renamed onto a directory.
+    std::fs::create_dir(status.join("exit.json")).unwrap();
+    running.monitor.signal(9).unwrap();
+    match running.monitor.next_event().unwrap() {
+        (Event::Exited(exited), None) => assert_eq!(exited.exit_code, 137),
+        (other, _) => panic!("{other:?}"),
+    }
+    running.monitor.reap().unwrap();
+    assert!(!status.join(".exit.json.new").exists());
+    fixture.assert_no_cgroups();
+}
