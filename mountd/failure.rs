@@ -1,4 +1,4 @@
-//! From an error of a step to the line that a person reads about it.
+//! Turns an error into the one-line [`MountFailed`] that a user reads.
 
 use std::io;
 

@@ -1,10 +1,9 @@
-//! The keeper: one process a mount, which makes it and outlives whoever asked for it.
+//! The keeper: the process that makes a mount and holds it until it is unmounted.
 //!
-//! It opens the connection to the kernel, makes the mount by descriptor (nothing appears in
-//! anyone's directory tree), starts the worker that serves it, hands the mount to the asker and
-//! then only holds: the connection, so that a dead worker does not end the mount's clients before
-//! this process has said so, and the lease, so that no object of the tree is swept away. Whatever
-//! fails before the mount answers is said to the asker in one line and leaves nothing behind.
+//! It opens the FUSE connection, makes a detached mount, starts the worker and sends the mount to
+//! the engine. From then on it holds the connection, so that clients of a dead worker get an error
+//! only after it is logged, and the lease, so that gc keeps the tree's objects. A failure before
+//! the mount is ready is sent to the engine as one line and leaves nothing behind.
 //!
 //! Invariants: it takes no request off the connection; descriptors it doesn't hold for the mount's
 //! life are closed once the worker runs; once the mount answers, it and the worker are in mount
@@ -31,11 +30,11 @@ use rustix::thread::CapabilitySet;
 use crate::failure::{OrFail, failure};
 use crate::{counters, process, sys};
 
-/// Keeps one mount, asked for over `socket`, to its end.
+/// Makes the mount that is requested over `socket` and holds it until it is unmounted.
 pub fn run(socket: OwnedFd) -> ExitCode {
     match establish(socket.as_fd()) {
         Ok(kept) => {
-            // The asker waits for this: no descriptor of the mount is left here.
+            // The engine waits for this: no descriptor of the mount is left here.
             drop(socket);
             kept.hold()
         }
@@ -49,12 +48,12 @@ pub fn run(socket: OwnedFd) -> ExitCode {
     }
 }
 
-/// A mount that answers.
+/// A mount that is ready.
 #[derive(Debug)]
 struct Kept {
     name: String,
     worker: Child,
-    /// Held, not read: the connection lives as long as somebody holds it.
+    /// Never read: the connection lives as long as this is open.
     device: OwnedFd,
     lease: OwnedFd,
     counters: OwnedFd,
@@ -63,8 +62,7 @@ struct Kept {
 impl Kept {
     fn hold(mut self) -> ExitCode {
         let ended = self.worker.wait();
-        // Closing the connection answers clients that still wait; until here the worker's death is
-        // not theirs.
+        // Closing the connection fails the requests that clients still wait for.
         drop((self.device, self.lease, self.counters));
         match ended {
             Ok(status) if status.success() => {
@@ -114,7 +112,7 @@ fn establish(socket: BorrowedFd<'_>) -> Result<Kept, MountFailed> {
         roles: vec![Role::Mount],
     };
     if let Err(error) = send(socket, &Message::MountReady(answer), &[mount.as_fd()]) {
-        // Nobody wants the mount any more. Closing it ends the connection, and so the worker.
+        // The engine is gone. Closing the mount ends the connection, and so the worker.
         drop(mount);
         end(&mut worker);
         return Err(error.into());
@@ -142,7 +140,7 @@ fn open_device() -> Result<OwnedFd, MountFailed> {
     })
 }
 
-/// The mount, attached nowhere.
+/// Makes the detached mount.
 fn make_mount(request: &MountRequest, device: BorrowedFd<'_>) -> Result<OwnedFd, MountFailed> {
     let context = fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC).map_err(|errno| {
         let what = match errno {
@@ -278,15 +276,14 @@ fn spawn_worker(socket: OwnedFd) -> io::Result<Child> {
         .spawn()
 }
 
-/// Ends a worker that is of no use any more, and leaves no zombie.
+/// Kills and reaps a worker.
 fn end(worker: &mut Child) {
     if let Err(error) = worker.kill().and_then(|()| worker.wait()) {
         tracing::warn!(%error, "cannot end the worker");
     }
 }
 
-/// A second mount of the directory `objects` is in, attached nowhere, through which nothing can be
-/// written.
+/// A detached, read-only clone of the mount that `objects` is in.
 fn read_only_clone(objects: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC

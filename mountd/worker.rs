@@ -1,4 +1,4 @@
-//! The worker: serves one mount with nothing but the descriptors it was handed.
+//! The worker: serves one mount, using only the descriptors it was sent.
 //!
 //! It negotiates the connection, builds the overlay over the tree and the upper, tells the keeper
 //! that it serves, and does so until the mount is gone. Invariants: it opens no path of the host
@@ -29,7 +29,7 @@ use crate::process;
 /// not back a mount that others stand on.
 const STACKED: [u64; 2] = [0x794c_7630, 0x6573_5546];
 
-/// Serves the mount that is asked for over `socket`, to its end.
+/// Serves the mount that is requested over `socket` until it is unmounted.
 pub fn run(socket: OwnedFd) -> ExitCode {
     match serve(socket) {
         Ok(End::Unmounted) => ExitCode::SUCCESS,
@@ -95,7 +95,7 @@ fn needed(writable: bool, io_mode: IoMode) -> CapabilitySet {
     needed
 }
 
-/// Tells the keeper of a failure before going on with it.
+/// Sends a failure to the keeper before returning it.
 fn told<T>(socket: BorrowedFd<'_>, outcome: Result<T, MountFailed>) -> Result<T, MountFailed> {
     outcome.inspect_err(|failed| {
         if let Err(error) = send(socket, &Message::MountFailed(failed.clone()), &[]) {
@@ -104,7 +104,7 @@ fn told<T>(socket: BorrowedFd<'_>, outcome: Result<T, MountFailed>) -> Result<T,
     })
 }
 
-/// All that serving needs.
+/// What serving needs.
 #[derive(Debug)]
 struct Mount {
     connection: Connection,

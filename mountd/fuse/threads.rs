@@ -1,19 +1,17 @@
-//! The threads that read requests from the connection and have them answered.
+//! The threads that read requests from the FUSE connection and answer them.
 //!
 //! Invariants: while there are fewer than [`MAX_THREADS`], a request is read at once, however many
 //! others wait for a disk: the thread that takes a request when no other waits starts one before
 //! it answers. Nothing is guessed from what a request asks. A thread holds no lock between
 //! requests. [`run`](Threads::run) returns when the connection has ended, after the last answer.
 //!
-//! Each thread waits by an epoll of its own, exclusively, and so keeps its place in the kernel's
-//! queue: the first one that is free gets the request, with its caches warm, and the last ones
-//! find nothing to do for a while, and end. (Threads that wait in read(2) are woken in turn.) The
-//! connection does not block, so a thread that comes too late for a request goes back to its
-//! place.
+//! Each thread waits in an exclusive epoll of its own, which keeps its place in the kernel's wait
+//! queue: the first idle thread gets the request, with its caches warm; the last ones stay idle
+//! and end. (Threads that block in read(2) are woken in turn.) The device is non-blocking, so a
+//! thread that lost a request to another waits again.
 //!
-//! At [`MAX_THREADS`] further requests wait for one of those under way, as they do in a disk's own
-//! queue. A thread at work stands for a client that waits, so a mount has as many threads as its
-//! clients have at once.
+//! At [`MAX_THREADS`] further requests wait until one is answered. A busy thread stands for a
+//! client that waits, so a mount has about as many threads as clients that wait at once.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -40,12 +38,12 @@ const PAUSE: Timespec = Timespec {
     tv_nsec: 0,
 };
 
-/// How the connection came to its end.
+/// How the connection ended.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
 pub(crate) enum End {
     /// The last mount of it is gone.
     Unmounted,
-    /// Somebody cut it (`/sys/fs/fuse/connections/N/abort`, or `umount -f`).
+    /// It was aborted (`/sys/fs/fuse/connections/N/abort`, or `umount -f`).
     Aborted,
 }
 
@@ -167,7 +165,7 @@ impl<'m, A: Fn(&[u8], &mut Reply) + Sync> Threads<'m, A> {
         }
     }
 
-    /// Counts one that waits off the waiting, unless it is needed.
+    /// Takes this thread off the waiting ones, unless too few would be left.
     fn may_end(&self) -> bool {
         let fewer = |waiting| (waiting > THREADS).then(|| waiting - 1);
         self.waiting
@@ -175,7 +173,7 @@ impl<'m, A: Fn(&[u8], &mut Reply) + Sync> Threads<'m, A> {
             .is_ok()
     }
 
-    /// This thread no longer waits: if it was the last one that did, another one has to.
+    /// Counts this thread as busy. If no other thread waits, starts one.
     fn take<'s>(&'s self, scope: &'s Scope<'s, '_>) {
         let others = self.waiting.fetch_sub(1, Ordering::Relaxed) - 1;
         if others > 0 || self.count.load(Ordering::Relaxed) >= MAX_THREADS {

@@ -1,4 +1,4 @@
-//! Whom a thread creates files as: file system user and group id and umask, of this thread alone.
+//! The identity a thread creates files with: its own fsuid, fsgid and umask.
 //!
 //! A file made under the caller's ids has the right owner, group (in a set-group-id directory),
 //! ACL and quota from birth; one that is handed over afterwards was somebody else's for a moment,

@@ -1,8 +1,8 @@
 //! A mount namespace of this process's own, with nothing in it but `/proc`.
 //!
-//! Whoever stays in the mount namespace of its caller keeps it alive, and with it every mount that
-//! was made in it: a user's `unshare -m` would go on for ever behind the back of who left it,
-//! since the mount in it that this process serves can only end with it.
+//! A process in its caller's mount namespace keeps that namespace alive, and every mount in it.
+//! After a user's `unshare -m` has ended, its mounts, the one served here among them, would stay
+//! for ever.
 #![expect(unsafe_code, reason = "unshare(2) has no safe wrapper")]
 
 use std::os::fd::{AsFd, OwnedFd};
