@@ -1,8 +1,9 @@
 //! One cgroup as a directory: create, write, empty, remove.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -20,6 +21,12 @@ const PAUSE: Timespec = Timespec {
     tv_nsec: 20_000_000,
 };
 
+/// Makes the directory of a cgroup. The monitor's umask is 0, so the mode is given: any user who may
+/// write to it could make cgroups there.
+pub(super) fn make_directory(path: &Path) -> io::Result<()> {
+    DirBuilder::new().mode(0o755).create(path)
+}
+
 /// A cgroup of one container in one hierarchy.
 #[derive(Debug)]
 pub(super) struct Directory {
@@ -29,10 +36,10 @@ pub(super) struct Directory {
 impl Directory {
     /// Creates the cgroup. One that a killed monitor left under the same name is removed first.
     pub(super) fn create(path: PathBuf) -> io::Result<Self> {
-        match std::fs::create_dir(&path) {
+        match make_directory(&path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 Self { path: path.clone() }.remove()?;
-                std::fs::create_dir(&path)?;
+                make_directory(&path)?;
             }
             other => other?,
         }

@@ -404,7 +404,7 @@ fn make_parents(root: &Path, relative: &Path) -> Result<(), CgroupError> {
     let mut path = root.to_owned();
     for component in relative.parent().into_iter().flat_map(Path::components) {
         path.push(component);
-        match std::fs::create_dir(&path) {
+        match directory::make_directory(&path) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(io_error("create", &path, error));
             }

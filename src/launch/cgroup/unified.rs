@@ -77,7 +77,7 @@ pub(super) fn enable(base: &Path, relative: &Path, controller: &str) -> Result<(
 /// Constraint"). Needed inside a container or a delegated unit.
 fn empty_into_leaf(level: &Path) -> Result<(), CgroupError> {
     let leaf = level.join(LEAF);
-    match std::fs::create_dir(&leaf) {
+    match directory::make_directory(&leaf) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
             return Err(io_error("create", &leaf, error));
         }

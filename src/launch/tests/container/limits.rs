@@ -1,8 +1,11 @@
 //! Limits of real containers, on whichever cgroup version each controller of this host has.
 
-use crate::harness::Fixture;
+use std::os::unix::fs::PermissionsExt as _;
+
+use crate::harness::{Fixture, pidfd};
 use cowl_launch::plan::Limits;
 use cowl_tests::skip::skip;
+use rustix::process::{Signal, pidfd_send_signal};
 
 /// Prints the memory limit as a program in a container reads it.
 const SHOW_MEMORY: &str =
@@ -25,6 +28,23 @@ fn limits_are_seen_inside() {
     };
     // The container's own cgroup is the root of what it sees.
     assert_eq!(fixture.run(&plan).output, "536870912\n40\n/\n");
+}
+
+/// The monitor's umask is 0, whatever the caller's is.
+#[test]
+fn cgroups_are_writable_by_their_owner_only() {
+    let fixture = Fixture::new("cgroupmode");
+    let mut plan = fixture.plan(&["sleep", "1000"]);
+    plan.limits.pids = Some(40);
+    let running = fixture.start(&plan).unwrap();
+    let cgroups = fixture.cgroups();
+    assert!(!cgroups.is_empty());
+    for cgroup in cgroups {
+        let mode = std::fs::metadata(&cgroup).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o755, "{}", cgroup.display());
+    }
+    pidfd_send_signal(pidfd(running.pid), Signal::KILL).unwrap();
+    fixture.finish(running);
 }
 
 #[test]
