@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, RenameFlags, StatxFlags};
 use rustix::io::Errno;
+use rustix::process::Uid;
 
 use super::StoreError;
 
@@ -69,6 +70,13 @@ impl StoreDir {
             fd,
             path: path.to_owned(),
         })
+    }
+
+    /// The directory's owner.
+    pub(super) fn owner(&self) -> Result<Uid, StoreError> {
+        let stat =
+            fs::fstat(&self.fd).map_err(|errno| StoreError::io("stat", &self.path, errno))?;
+        Ok(Uid::from_raw(stat.st_uid))
     }
 
     pub(super) fn path(&self) -> &Path {

@@ -35,10 +35,18 @@ pub enum StoreError {
         errno: Errno,
     },
     /// There is no store at this path.
-    #[error("{} holds no cowl store", .path.display())]
+    #[error("there is no cowl store at {}; cowl load and cowl import make one", .path.display())]
     NotFound {
         /// The path.
         path: PathBuf,
+    },
+    /// The store belongs to another user, and to this one would belong what this process adds.
+    #[error("the store {} belongs to user {owner}, who could not read what another user adds; run cowl as that user (sudo -u '#{owner}' cowl ...) or use a store of your own with --root DIR", .path.display())]
+    OtherOwner {
+        /// The store.
+        path: PathBuf,
+        /// Its owner's user id.
+        owner: u32,
     },
     /// The directory is not empty and not a store.
     #[error("{} is not a cowl store and not empty (it holds {entry:?}); give an empty or a new directory", .path.display())]

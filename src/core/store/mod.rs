@@ -240,10 +240,11 @@ impl Store {
             .ok_or(StoreError::NoBlob(digest))
     }
 
-    /// Refuses if an unknown `ro-compat` feature makes the store read-only.
-    fn check_writable(&self) -> Result<(), StoreError> {
+    /// Refuses if an unknown `ro-compat` feature makes the store read-only, or if what this process
+    /// adds would belong to another user than the store: its owner could not read it.
+    pub fn check_writable(&self) -> Result<(), StoreError> {
         if self.format.ro_compat.is_empty() {
-            return Ok(());
+            return check_owner(&self.root, || self.root.open_dir("tmp"));
         }
         Err(StoreError::Features {
             path: self.root.join(format::NAME),
@@ -283,6 +284,36 @@ fn lock(
     Ok(Locked(file))
 }
 
+/// Fails if files that this process creates belong to another user than the store. The file system
+/// decides: one that gives every file the same owner is no obstacle. `aside` is where to try it.
+fn check_owner(
+    root: &StoreDir,
+    aside: impl FnOnce() -> Result<StoreDir, StoreError>,
+) -> Result<(), StoreError> {
+    let owner = root.owner()?;
+    if owner == rustix::process::geteuid() {
+        return Ok(());
+    }
+    let (aside, name) = (aside()?, random_name()?);
+    let same = match aside.create(&name, PRIVATE) {
+        Ok(file) => {
+            aside.remove(&name)?;
+            let stat = rustix::fs::fstat(&file)
+                .map_err(|errno| StoreError::io("stat", aside.join(&name), errno))?;
+            stat.st_uid == owner.as_raw()
+        }
+        Err(error) if error.errno() == Some(Errno::ACCESS) => false,
+        Err(error) => return Err(error),
+    };
+    if same {
+        return Ok(());
+    }
+    Err(StoreError::OtherOwner {
+        path: root.path().to_owned(),
+        owner: owner.as_raw(),
+    })
+}
+
 /// Path of an object below `objects/`. A fan-out of two hex digits keeps directories small.
 fn object_name(id: ObjectId) -> String {
     let mut name = id.to_string();
@@ -307,6 +338,7 @@ fn create(root: &StoreDir) -> Result<(), StoreError> {
             });
         }
     }
+    check_owner(root, || StoreDir::open_root(root.path()))?;
     rustix::fs::fchmod(root, ROOT_MODE)
         .map_err(|errno| StoreError::io("set the mode of", root.path(), errno))?;
     for name in DIRECTORIES {

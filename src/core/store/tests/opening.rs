@@ -1,4 +1,4 @@
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, chown};
 
 use super::*;
 
@@ -168,4 +168,43 @@ fn layer_tree_tells_a_newer_format_from_damage() {
         assert!(error.to_string().contains(said), "{error}");
         bytes[position] ^= 4;
     }
+}
+
+/// Root would leave files that the owner cannot read or remove.
+#[test]
+fn another_users_store_is_read_and_not_changed() {
+    let fixture = fixture();
+    let app = fixture.image("app", &[&[b"content"]]);
+    chown(fixture.path(""), Some(4711), None).unwrap();
+    let before = fixture.files("");
+    let store = Store::open_or_create(&fixture.path("")).unwrap();
+    assert_eq!(store.tags().unwrap().tags, std::slice::from_ref(&app));
+    assert_eq!(store.check(true).unwrap().problems, []);
+    let layers = layers(&app);
+    for refused in [
+        store.begin().map(drop),
+        store.scratch().map(drop),
+        store.gc().map(drop),
+        store.untag(&app).map(drop),
+        store.pin("container-1", "", &layers, &[]),
+        store.lease("1", None, &layers).map(drop),
+    ] {
+        assert!(
+            matches!(refused, Err(StoreError::OtherOwner { owner: 4711, .. })),
+            "{refused:?}"
+        );
+    }
+    assert_eq!(fixture.files(""), before);
+}
+
+#[test]
+fn no_store_is_made_in_another_users_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    chown(dir.path(), Some(4711), None).unwrap();
+    let refused = Store::open_or_create(dir.path()).unwrap_err();
+    assert!(
+        matches!(refused, StoreError::OtherOwner { owner: 4711, .. }),
+        "{refused}"
+    );
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }
