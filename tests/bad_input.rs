@@ -75,8 +75,7 @@ fn a_missing_image_is_named_as_user() {
 #[test]
 fn a_truncated_archive_is_refused_wherever_it_ends() {
     root(|| {
-        let store = Store::new("store");
-        store.ok(["images"]);
+        let store = Store::empty("store");
         let before = contents(&store);
         let whole = directory().join("image.tar");
         make_image(
@@ -109,8 +108,7 @@ fn a_truncated_archive_is_refused_wherever_it_ends() {
 #[test]
 fn a_file_that_is_no_archive_is_refused() {
     root(|| {
-        let store = Store::new("store");
-        store.ok(["images"]);
+        let store = Store::empty("store");
         let before = contents(&store);
         shell(
             &directory(),
@@ -153,8 +151,7 @@ fn a_file_that_is_no_archive_is_refused() {
 #[test]
 fn a_layer_that_is_not_what_its_config_says_is_refused() {
     root(|| {
-        let store = Store::new("store");
-        store.ok(["images"]);
+        let store = Store::empty("store");
         let before = contents(&store);
         make_image(
             "docker",
@@ -468,10 +465,10 @@ fn without_privilege_it_says_what_is_missing() {
         let store = shop("store");
         shell(
             &directory(),
-            "chmod 0777 .; chmod -R a+rX store; mkdir -m 0777 other; mknod -m 0666 fuse c 10 229; mount --bind fuse /dev/fuse",
+            "chmod 0777 .; chown -R 65534:65534 store; mkdir -m 0777 other; mknod -m 0666 fuse c 10 229; mount --bind fuse /dev/fuse",
             [""; 0],
         );
-        // Nobody, in no user namespace: may open /dev/fuse and read the store, may not mount.
+        // Nobody, in no user namespace: may open /dev/fuse and has the store, may not mount.
         let as_nobody = |arguments: &[&str]| {
             let cowl = store.command(arguments.iter());
             let mut command = cowl_tests::command::program(
@@ -484,8 +481,8 @@ fn without_privilege_it_says_what_is_missing() {
         refusal(
             as_nobody(&["mount", "shop", other.to_str().unwrap()]),
             1,
-            "",
-            "",
+            "mount",
+            "unshare -Urm",
         );
         refusal(
             as_nobody(&["run", "--rm", "shop", "true"]),
@@ -494,13 +491,53 @@ fn without_privilege_it_says_what_is_missing() {
             "unshare -Urm",
         );
         assert_eq!(mounted_kind(&other), None);
-        shell(&directory(), "umount /dev/fuse; chmod 0700 store", [""; 0]);
+        shell(&directory(), "umount /dev/fuse; chown root store", [""; 0]);
         refusal(
             as_nobody(&["images"]),
             1,
             store.root().to_str().unwrap(),
             "--root DIR",
         );
+    });
+}
+
+/// Root would leave files in it that the user could not read or remove.
+#[test]
+fn root_changes_nothing_in_a_users_store() {
+    root(|| {
+        let store = shop("store");
+        let (archive, base) = (layers().join("blog.image.tar"), layers().join("base.tar"));
+        let ended = in_shop(&store, &["--name", "ended"], &["true"]);
+        assert_eq!(ended.code(), 0, "{ended}");
+        shell(&directory(), "chown -R 65534:65534 store", [""; 0]);
+        let everything = || {
+            let list = "find . -printf '%p %s %u %m\n' | sort";
+            shell(store.root(), list, [""; 0])
+        };
+        let before = everything();
+        let (archive, base) = (archive.to_str().unwrap(), base.to_str().unwrap());
+        let mount_point = point();
+        let commands: [&[&str]; 8] = [
+            &["load", "-i", archive],
+            &["import", base, "base"],
+            &["mount", "shop", mount_point.to_str().unwrap()],
+            &["run", "--rm", "shop", "true"],
+            &["rmi", "-f", "shop"],
+            &["rm", "ended"],
+            &["volume", "create", "data"],
+            &["volume", "rm", "data"],
+        ];
+        for command in commands {
+            let code = if command[0] == "run" { 125 } else { 1 };
+            let owner = format!("{} belongs to user 65534", store.root().display());
+            refusal(store.run(command), code, &owner, "sudo -u '#65534' cowl");
+        }
+        assert_eq!(everything(), before);
+        for command in [&["images"][..], &["history", "shop"], &["check"], &["ps"]] {
+            store.ok(command);
+        }
+        assert_eq!(everything(), before);
+        assert_eq!(mounted_kind(&mount_point), None);
     });
 }
 

@@ -25,8 +25,7 @@ with tarfile.open("layer.tar", "w", format=tarfile.PAX_FORMAT) as archive:
 #[test]
 fn an_entry_that_could_escape_is_refused_by_name() {
     root(|| {
-        let store = Store::new("store");
-        store.ok(["images"]);
+        let store = Store::empty("store");
         let empty = contents(&store);
         for (name, entries) in [
             ("../escaped", &["file|../escaped"][..]),

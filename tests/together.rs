@@ -274,8 +274,7 @@ fn commands_do_not_meet_as_root() {
 /// What nothing needs any more is freed: a store without images is as small as it was, and
 /// containers keep theirs.
 fn removal_frees_what_nothing_needs() {
-    let store = Store::new("store");
-    store.ok(["images"]);
+    Store::empty("store");
     let store = shop("store");
     add_blog(&store);
     in_shop(&store, &["--name", "kept"], &["true"]).ok();

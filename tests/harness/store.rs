@@ -18,11 +18,22 @@ pub struct Store {
 }
 
 impl Store {
-    /// A store named `name` in the running test's directory; `cowl` makes it at its first use.
+    /// A store named `name` in the running test's directory; the first `cowl load` or `import`
+    /// makes it.
     pub fn new(name: &str) -> Self {
         Self {
             root: directory().join(name),
         }
+    }
+
+    /// A new store with nothing in it.
+    #[track_caller]
+    pub fn empty(name: &str) -> Self {
+        let store = Self::new(name);
+        for command in ["create", "rm"] {
+            store.ok(["volume", command, "first"]);
+        }
+        store
     }
 
     /// The store's directory.

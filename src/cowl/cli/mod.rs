@@ -17,7 +17,7 @@ mod volume;
 
 use crate::engine::error::{Error, Kind, Result};
 use crate::engine::{Engine, host};
-use args::{Cli, Command};
+use args::{Cli, Command, Volume};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches};
 use std::ffi::OsString;
@@ -153,23 +153,41 @@ fn command_path(arguments: &[OsString]) -> String {
 
 fn dispatch(cli: Cli, out: &mut Stdout) -> Result<u8> {
     let root = cli.root.or_else(root_of_environment);
+    let open = |access| open(root.clone(), access);
     match cli.command {
-        Command::Load(args) => image::load(&open(root)?, &args, out),
-        Command::Import(args) => image::import(&open(root)?, &args, out),
-        Command::Images(args) => image::images(&open(root)?, &args, out),
-        Command::History(args) => image::history(&open(root)?, &args, out),
-        Command::Rmi(args) => Ok(image::rmi(&open(root)?, &args, out)),
-        Command::Info => image::info(&open(root)?, out),
-        Command::Check(args) => image::check(&open(root)?, &args, out),
-        Command::Mount(args) => mount::mount(&open(root)?, &args),
-        Command::Umount(args) => mount::umount(&open(root)?, &args),
-        Command::Run(args) => container::run(&mut open(root)?, *args),
-        Command::Ps(args) => container::ps(&open(root)?, &args, out),
-        Command::Rm(args) => container::rm(&open(root)?, &args, out),
-        Command::Volume(command) => volume::volume(&open(root)?, command, out),
+        Command::Load(args) => image::load(&open(Access::Add)?, &args, out),
+        Command::Import(args) => image::import(&open(Access::Add)?, &args, out),
+        Command::Images(args) => image::images(&open(Access::Read)?, &args, out),
+        Command::History(args) => image::history(&open(Access::Read)?, &args, out),
+        Command::Rmi(args) => Ok(image::rmi(&open(Access::Change)?, &args, out)),
+        Command::Info => image::info(&open(Access::Read)?, out),
+        Command::Check(args) => image::check(&open(Access::Read)?, &args, out),
+        Command::Mount(args) => mount::mount(&open(Access::Change)?, &args),
+        Command::Umount(args) => mount::umount(&open(Access::Read)?, &args),
+        Command::Run(args) => container::run(&mut open(Access::Change)?, *args),
+        Command::Ps(args) => container::ps(&open(Access::Read)?, &args, out),
+        Command::Rm(args) => container::rm(&open(Access::Change)?, &args, out),
+        Command::Volume(command) => {
+            let access = match command {
+                Volume::Create { .. } => Access::Add,
+                Volume::Rm { .. } => Access::Change,
+                Volume::Ls { .. } | Volume::Inspect { .. } => Access::Read,
+            };
+            volume::volume(&open(access)?, command, out)
+        }
         Command::Version => version(out),
         Command::External(words) => external::run(&words, root),
     }
+}
+
+/// What a command does with the store.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Access {
+    /// Makes it if it is missing.
+    Add,
+    /// Changes it.
+    Change,
+    Read,
 }
 
 /// The store of the environment; an empty variable counts as unset.
@@ -179,9 +197,17 @@ fn root_of_environment() -> Option<PathBuf> {
         .map(PathBuf::from)
 }
 
-fn open(root: Option<PathBuf>) -> Result<Engine> {
-    let root = root.map_or_else(host::default_root, Ok)?;
-    Engine::open(&root).map_err(|error| error.context(format!("store {}", root.display())))
+/// A store that the user named is made by commands that add to it only: the name may be mistyped.
+fn open(root: Option<PathBuf>, access: Access) -> Result<Engine> {
+    let engine = match root {
+        Some(root) if access != Access::Add => Engine::open(&root)?,
+        Some(root) => Engine::open_or_create(&root)?,
+        None => Engine::open_or_create(&host::default_root()?)?,
+    };
+    if access != Access::Read {
+        engine.store().check_writable()?;
+    }
+    Ok(engine)
 }
 
 fn version(out: &mut Stdout) -> Result<u8> {

@@ -27,7 +27,7 @@ use crate::volume::{Volume, VolumeName, Volumes};
 use container::config::Config;
 use container::state::Status;
 use container::{Container, Containers, Guard};
-use cowl_core::store::Store;
+use cowl_core::store::{Store, StoreError};
 use cowl_launch::cgroup::remove_leftovers;
 use error::{Context, Error, Result};
 use std::path::Path;
@@ -63,8 +63,24 @@ pub struct Engine {
 
 impl Engine {
     /// Opens the store at `root`, creating it if missing.
+    pub fn open_or_create(root: &Path) -> Result<Self> {
+        Self::of(Store::open_or_create(root), root)
+    }
+
+    /// Opens the store at `root`.
     pub fn open(root: &Path) -> Result<Self> {
-        let store = Store::open_or_create(root)?;
+        Self::of(Store::open(root), root)
+    }
+
+    fn of(store: std::result::Result<Store, StoreError>, root: &Path) -> Result<Self> {
+        let what = || format!("store {}", root.display());
+        let store = match store {
+            // These name the store themselves.
+            Err(error @ (StoreError::NotFound { .. } | StoreError::OtherOwner { .. })) => {
+                return Err(error.into());
+            }
+            opened => opened.context(what)?,
+        };
         let containers = Containers::open(store.root())?;
         let volumes = Volumes::open(store.root())?;
         Ok(Self {

@@ -23,6 +23,14 @@ impl Cowl {
         }
     }
 
+    /// With an empty store.
+    fn with_store() -> Self {
+        let cowl = Self::new();
+        cowl.prints(&["volume", "create", "first"], "first\n");
+        cowl.prints(&["volume", "rm", "first"], "first\n");
+        cowl
+    }
+
     fn root(&self) -> std::path::PathBuf {
         self.temp.path().join("store")
     }
@@ -78,7 +86,7 @@ impl Cowl {
 
 #[test]
 fn usage_errors_are_one_line_with_125() {
-    let cowl = Cowl::new();
+    let cowl = Cowl::with_store();
     let table: &[(&[&str], &str)] = &[
         (
             &["run", "--badflag", "x"],
@@ -158,7 +166,7 @@ fn usage_errors_are_one_line_with_125() {
 
 #[test]
 fn missing_things_are_named() {
-    let cowl = Cowl::new();
+    let cowl = Cowl::with_store();
     let image = |name: &str| {
         format!(
             "No such image: {name}; cowl images lists what there is, cowl load -i FILE brings in an archive"
@@ -207,7 +215,7 @@ fn missing_things_are_named() {
     cowl.refused(
         &["--root", "TEMP/file", "images"],
         1,
-        "store TEMP/file: cannot use TEMP/file: not a directory",
+        "store TEMP/file: cannot open TEMP/file: Not a directory",
     );
     cowl.prints(&["ps", "-aq"], "");
     cowl.prints(&["volume", "ls", "-q"], "");
@@ -242,7 +250,7 @@ fn import_refuses_a_digest_as_name() {
 /// What Docker's flags take (spf13/pflag, Go's `strconv.ParseBool`); the last of several holds.
 #[test]
 fn every_switch_takes_a_value() {
-    let cowl = Cowl::new();
+    let cowl = Cowl::with_store();
     for switches in [
         &["-q=true", "--no-trunc=false"][..],
         &["--quiet=1", "--no-trunc=F"],
@@ -411,7 +419,7 @@ fn volume_create_ls_inspect_rm() {
 
 #[test]
 fn closed_standard_output_is_no_error() {
-    let cowl = Cowl::new();
+    let cowl = Cowl::with_store();
     for arguments in [&["images"][..], &["--help"], &["info"]] {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
@@ -430,7 +438,7 @@ fn closed_standard_output_is_no_error() {
 
 #[test]
 fn full_standard_output_is_reported() {
-    let cowl = Cowl::new();
+    let cowl = Cowl::with_store();
     let full = std::fs::File::options()
         .write(true)
         .open("/dev/full")
@@ -448,7 +456,7 @@ fn directory_that_is_not_a_store_is_left_alone() {
     let cowl = Cowl::new();
     std::fs::create_dir(cowl.root()).unwrap();
     std::fs::write(cowl.root().join("thesis.txt"), "work of years").unwrap();
-    let output = cowl.run(&["images"]);
+    let output = cowl.run(&["volume", "create", "data"]);
     assert_eq!(output.status.code(), Some(1));
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(
@@ -458,6 +466,39 @@ fn directory_that_is_not_a_store_is_left_alone() {
         "{told}"
     );
     assert_eq!(names(&cowl.root()), ["thesis.txt"]);
+}
+
+/// The name may be mistyped.
+#[test]
+fn commands_that_add_nothing_make_no_store() {
+    let cowl = Cowl::new();
+    let told = "there is no cowl store at TEMP/store; cowl load and cowl import make one";
+    let commands: [&[&str]; 13] = [
+        &["images"],
+        &["images", "--root", "TEMP/store"],
+        &["history", "image"],
+        &["rmi", "image"],
+        &["info"],
+        &["check"],
+        &["mount", "image", "TEMP"],
+        &["umount", "TEMP"],
+        &["ps"],
+        &["rm", "container"],
+        &["volume", "ls"],
+        &["volume", "inspect", "data"],
+        &["volume", "rm", "data"],
+    ];
+    for command in commands {
+        cowl.refused(command, 1, told);
+    }
+    cowl.refused(&["run", "image"], 125, told);
+    assert_eq!(names(cowl.temp.path()), [""; 0]);
+    // Nor in a directory that is there.
+    std::fs::create_dir(cowl.root()).unwrap();
+    cowl.refused(&["images"], 1, told);
+    assert_eq!(names(&cowl.root()), [""; 0]);
+    cowl.prints(&["volume", "create", "data"], "data\n");
+    cowl.prints(&["volume", "ls", "-q"], "data\n");
 }
 
 #[test]
