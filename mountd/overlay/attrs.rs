@@ -5,16 +5,13 @@ use cowl_core::tree::{FileType, Rdev, Timestamp};
 use cowl_core::upper::spot::Spot;
 use rustix::fs::{OFlags, Statx, Timespec, Timestamps};
 
+use super::Overlay;
 use super::busy::Guard;
 use super::event::Event;
+use super::lookup::lower_side;
+use super::node::{Home, Node, UpperFile};
 use super::opens::Serving;
-use super::state::{Home, UpperFile};
-use super::types::{Attr, Errno, HandleId, NodeId, SetAttr, SetTime};
-use super::{Overlay, lookup::tree_side};
-
-/// Base of `st_ino` of files created in the upper: above every tree node, the low bits are the
-/// host's inode number.
-const UPPER_INO: u64 = 1 << 40;
+use super::types::{Attr, Errno, HandleId, LowerIno, NodeId, SetAttr, SetTime};
 
 const SUID: u32 = 0o4000;
 const SGID: u32 = 0o2000;
@@ -24,6 +21,20 @@ const GROUP_EXEC: u32 = 0o010;
 const MAX_ATTEMPTS: u32 = 3;
 
 impl Overlay {
+    /// `d_ino` and `st_ino` of a node.
+    pub(super) fn ino(&self, source: InoSource) -> u64 {
+        match source {
+            InoSource::Lower(node) => self.lower.ino(node),
+            InoSource::Host(host) => self.lower.ino_of_host(host),
+            InoSource::Known(ino) => ino,
+        }
+    }
+
+    /// The attributes of an upper file that has no origin.
+    pub(super) fn attr_of_host(&self, stat: &Statx, file: &UpperFile, file_type: FileType) -> Attr {
+        attr_of_host(stat, file, file_type, self.lower.ino_of_host(stat.stx_ino))
+    }
+
     /// The attributes of a node.
     ///
     /// # Locking
@@ -53,10 +64,7 @@ impl Overlay {
             return id;
         }
         let state = self.state.read();
-        state
-            .node(id)
-            .and_then(super::state::Node::successor)
-            .unwrap_or(id)
+        state.node(id).and_then(Node::successor).unwrap_or(id)
     }
 
     /// Guards a node, or its successor, which may itself be removed while this waits for its
@@ -87,7 +95,8 @@ impl Overlay {
             let state = self.state.read();
             let Some(node) = state.node(id) else {
                 drop(state);
-                return id.tree().map(|node| self.lower.attr(node)).transpose();
+                let node = id.lower();
+                return node.map(|node| Ok(self.lower.node(node)?.attr)).transpose();
             };
             match (&node.upper, node.gone()) {
                 (Some(file), _) => (file.clone(), node.origin, node.file_type),
@@ -98,9 +107,9 @@ impl Overlay {
         let Some(stat) = self.host_stat(id, &file, handle)? else {
             return Ok(None);
         };
-        let mut attr = attr_of_host(&stat, &file, file_type);
+        let mut attr = self.attr_of_host(&stat, &file, file_type);
         if let Some(origin) = origin {
-            attr.ino = NodeId::of_tree(origin).0;
+            attr.ino = self.lower.ino(origin);
         }
         if file_type == FileType::Directory {
             attr.nlink = self.directory_links(id, attr.nlink)?;
@@ -131,11 +140,14 @@ impl Overlay {
         }
     }
 
-    /// 2 + subdirectories. The host's count is right where the tree has no subdirectories; else
+    /// 2 + subdirectories. The host's count is right where the lower has no subdirectories; else
     /// the merged directory is counted.
     fn directory_links(&self, id: NodeId, host: u32) -> Result<u32, Errno> {
-        let tree = tree_side(&self.state.read(), id);
-        match tree.map(|tree| self.lower.subdir_count(tree)).transpose()? {
+        let lower = lower_side(&self.state.read(), id);
+        match lower
+            .map(|lower| self.lower.subdir_count(lower))
+            .transpose()?
+        {
             None | Some(0) => return Ok(host),
             Some(_) => {}
         }
@@ -149,8 +161,8 @@ impl Overlay {
 
     /// The target of a symbolic link.
     pub fn readlink(&self, id: NodeId) -> Result<Vec<u8>, Errno> {
-        if let Some(target) = id.tree().filter(|_| !self.in_upper(id)) {
-            return Ok(self.lower.symlink_target(target)?.to_vec());
+        if let Some(target) = id.lower().filter(|_| !self.in_upper(id)) {
+            return Ok(self.lower.symlink_target(target)?.into_owned());
         }
         let _guard = self.busy.lock(&[id]);
         let place = self.place_of(id)?;
@@ -348,8 +360,8 @@ fn timespec(time: Option<SetTime>) -> Timespec {
     }
 }
 
-/// The attributes of an upper file; `ino` is that of a file created there.
-pub(super) fn attr_of_host(stat: &Statx, file: &UpperFile, file_type: FileType) -> Attr {
+/// The attributes of an upper file without an origin, whose `st_ino` is `ino`.
+fn attr_of_host(stat: &Statx, file: &UpperFile, file_type: FileType, ino: u64) -> Attr {
     let links = match file.home {
         Home::Named => i64::from(stat.stx_nlink),
         // One link is the one in work/index.
@@ -367,7 +379,7 @@ pub(super) fn attr_of_host(stat: &Statx, file: &UpperFile, file_type: FileType) 
         rdev_of(stat)
     };
     Attr {
-        ino: ino_of_host(stat.stx_ino),
+        ino,
         size: stat.stx_size,
         blocks,
         atime: timestamp(stat.stx_atime),
@@ -397,19 +409,26 @@ fn rdev_of(stat: &Statx) -> Rdev {
     }
 }
 
-/// `st_ino` of a file created in the upper.
-pub(super) const fn ino_of_host(host: u64) -> u64 {
-    UPPER_INO | host
+/// Where a node's `st_ino` comes from: from the state, without a call to the lower.
+#[derive(Copy, Clone, Debug)]
+pub(super) enum InoSource {
+    /// A node of the lower, copied up or not.
+    Lower(LowerIno),
+    /// A file created in the upper, with this inode on the host.
+    Host(u64),
+    /// The number itself.
+    Known(u64),
 }
 
-/// `d_ino` of a node, without I/O.
-pub(super) fn ino_of(id: NodeId, node: Option<&super::state::Node>) -> u64 {
-    match node {
-        Some(node) => match (node.origin, &node.upper) {
-            (Some(origin), _) => NodeId::of_tree(origin).0,
-            (None, Some(file)) => ino_of_host(file.host),
-            (None, None) => node.gone().map_or(id.0, |attr| attr.ino),
-        },
-        None => id.0,
+impl InoSource {
+    pub(super) fn of(id: NodeId, node: Option<&Node>) -> InoSource {
+        match node {
+            Some(node) => match (node.origin, &node.upper) {
+                (Some(origin), _) => InoSource::Lower(origin),
+                (None, Some(file)) => InoSource::Host(file.host),
+                (None, None) => InoSource::Known(node.gone().map_or(id.0, |attr| attr.ino)),
+            },
+            None => id.lower().map_or(InoSource::Known(id.0), InoSource::Lower),
+        }
     }
 }

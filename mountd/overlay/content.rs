@@ -1,5 +1,5 @@
 //! Copy-up of a file's content into its upper file. Until it ends, the file's mark says `metadata
-//! only` and reads come from the object. The content is made durable before the mark changes; that
+//! only` and reads come from the lower. The content is made durable before the mark changes; that
 //! write of the mark is the commit.
 //!
 //! No node guard is held during the copy, so the file can be read, renamed and removed; changes of
@@ -7,9 +7,8 @@
 
 use std::fs::File;
 
-use cowl_core::digest::ObjectId;
 use cowl_core::sys::copy::copy_data;
-use cowl_core::tree::Timestamp;
+use cowl_core::tree::{Timestamp, TreeIno};
 use cowl_core::upper::marks::{FileMark, Saved};
 use cowl_core::upper::scan::Marks;
 use cowl_core::upper::spot::{Spot, times};
@@ -18,8 +17,9 @@ use rustix::fs::{Mode, OFlags, XattrFlags};
 use super::Overlay;
 use super::busy::Guard;
 use super::event::Event;
-use super::state::UpperFile;
-use super::types::{Attr, Errno, NodeId};
+use super::lower::Lower;
+use super::node::UpperFile;
+use super::types::{Attr, Errno, LowerIno, NodeId};
 
 const SET_ID: u32 = 0o6000;
 
@@ -27,16 +27,16 @@ const CAPABILITY: &[u8] = b"security.capability";
 
 /// Where the content of a copied-up node is.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
-pub(super) enum ContentLocation {
+pub(super) enum Content {
     /// In its upper file.
     Upper,
-    /// In the object, up to the length of the upper file.
-    Lower(Option<ObjectId>),
+    /// In this lower node's, up to the length of the upper file.
+    Lower(LowerIno),
 }
 
 /// A running copy-up of a file's content, with the attributes that it must restore.
 struct ContentCopy {
-    object: Option<ObjectId>,
+    origin: LowerIno,
     file: File,
     before: Attr,
     saved: Saved,
@@ -44,15 +44,14 @@ struct ContentCopy {
 
 impl Overlay {
     /// Where the content of a copied-up node is; None for a node without an upper file.
-    pub(super) fn locate_content(&self, id: NodeId) -> Result<Option<ContentLocation>, Errno> {
+    pub(super) fn locate_content(&self, id: NodeId) -> Result<Option<Content>, Errno> {
         let Some((_, origin, file)) = self.upper_node(id) else {
             return Ok(None);
         };
         if !file.metadata_only {
-            return Ok(Some(ContentLocation::Upper));
+            return Ok(Some(Content::Upper));
         }
-        let record = self.lower.node(origin.ok_or(Errno::IO)?)?;
-        Ok(Some(ContentLocation::Lower(self.lower.object(&record)?)))
+        Ok(Some(Content::Lower(origin.ok_or(Errno::IO)?)))
     }
 
     /// Whether a node's content is in the upper. It never moves back.
@@ -101,15 +100,15 @@ impl Overlay {
 
     /// None: another thread has copied it up. The caller guards the node.
     fn start_content_copy(&self, id: NodeId) -> Result<Option<ContentCopy>, Errno> {
-        let object = match self.locate_content(id)? {
-            Some(ContentLocation::Lower(object)) => object,
-            Some(ContentLocation::Upper) => return Ok(None),
+        let origin = match self.locate_content(id)? {
+            Some(Content::Lower(origin)) => origin,
+            Some(Content::Upper) => return Ok(None),
             None => return Err(Errno::STALE),
         };
         let place = self.place_of(id)?;
         let before = self.attr_guarded(id)?;
         Ok(Some(ContentCopy {
-            object,
+            origin,
             file: place.open(OFlags::WRONLY)?,
             before,
             saved: Saved {
@@ -173,7 +172,7 @@ impl Overlay {
     pub(super) fn undo_copying(
         &self,
         spot: Spot<'_>,
-        marks: &Marks,
+        marks: &Marks<LowerIno>,
         saved: &Saved,
     ) -> Result<(), Errno> {
         let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -186,7 +185,7 @@ impl Overlay {
         let atime = super::attrs::timestamp(spot.stat()?.stx_atime);
         undo(&file, atime, saved)?;
         let mark = FileMark {
-            origin: marks.origin,
+            origin: marks.origin.map(|node| TreeIno(node.0)),
             metadata_only: marks.metadata_only,
             device: marks.device,
             link_delta: marks.link_delta,
@@ -197,12 +196,12 @@ impl Overlay {
 }
 
 impl ContentCopy {
-    fn run(&self, lower: &super::lower::Lower, keep: u64) -> Result<(), Errno> {
+    fn run(&self, lower: &Lower, keep: u64) -> Result<(), Errno> {
         match keep.min(self.before.size) {
             0 => rustix::fs::ftruncate(&self.file, 0)?,
             keep => {
-                let object = lower.open_object(self.object.ok_or(Errno::IO)?)?;
-                copy_data(object, &self.file, keep)?;
+                let content = lower.open_content(self.origin)?.ok_or(Errno::IO)?;
+                copy_data(content, &self.file, keep)?;
                 if keep < self.before.size {
                     rustix::fs::ftruncate(&self.file, keep)?;
                 }
@@ -217,7 +216,7 @@ impl ContentCopy {
         restore(&self.file, self.before.atime, &self.saved)
     }
 
-    /// Frees the blocks of a failed copy. The mark is unchanged, so the content stays the object's
+    /// Frees the blocks of a failed copy. The mark is unchanged, so the content stays the lower's
     /// even if this fails.
     fn undo(&self) -> Result<(), Errno> {
         undo(&self.file, self.before.atime, &self.saved)

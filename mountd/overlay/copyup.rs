@@ -7,16 +7,17 @@
 
 use std::os::fd::AsFd;
 
-use cowl_core::tree::{FileType, Node, Rdev, TreeIno};
+use cowl_core::tree::{FileType, Rdev, TreeIno};
 use cowl_core::upper::Upper;
 use cowl_core::upper::marks::{self, FileMark, Mark, Namespace, escape};
-use cowl_core::upper::scan::{is_null_device, stored_type};
 use cowl_core::upper::spot::{Spot, times};
 use rustix::fs::{Mode, OFlags, RenameFlags, XattrFlags};
 
+use super::dir::Under;
 use super::event::Event;
-use super::state::{Home, Under, Unsynced, UpperFile};
-use super::types::{Attr, Errno, NodeId};
+use super::lower::LowerNode;
+use super::node::{Home, Unsynced, UpperFile};
+use super::types::{Attr, Errno, LowerIno, NodeId};
 use super::{Overlay, new_file};
 
 const SET_ID: u32 = 0o6000;
@@ -24,13 +25,13 @@ const SET_ID: u32 = 0o6000;
 /// Where a copied-up file goes.
 enum Destination {
     Name { dir: NodeId, name: Vec<u8> },
-    Index(TreeIno),
+    Index(LowerIno),
     Orphan(u64),
 }
 
 impl Overlay {
     /// Copies a node's metadata up, after its parents. A regular file's content stays in the
-    /// object, as its mark says.
+    /// lower, as its mark says.
     ///
     /// # Locking
     /// Guards the node and its directory for a few system calls each; the caller must hold no
@@ -66,15 +67,15 @@ impl Overlay {
     /// The directory that a node is copied into. None: it goes into `work/index` or
     /// `work/orphans`.
     fn dir_to_copy_into(&self, id: NodeId) -> Result<Option<NodeId>, Errno> {
-        let record = self.lower.node(id.tree().ok_or(Errno::STALE)?)?;
+        let record = self.lower.node(id.lower().ok_or(Errno::STALE)?)?;
         let gone = self.is_gone(id);
-        if gone && record.file_type == FileType::Directory {
+        if gone && record.file_type() == FileType::Directory {
             return Err(Errno::NOENT);
         }
         if self.is_lost(id) {
             return Err(Errno::STALE);
         }
-        if gone || has_more_names(&record) {
+        if gone || record.has_more_names() {
             return Ok(None);
         }
         self.name_of(id).map(|(dir, _)| Some(dir))
@@ -93,7 +94,7 @@ impl Overlay {
     /// Whether a node's content was removed with its last name, since it was not open.
     pub(super) fn is_lost(&self, id: NodeId) -> bool {
         let state = self.state.read();
-        state.node(id).is_some_and(super::state::Node::lost)
+        state.node(id).is_some_and(super::node::Node::lost)
     }
 
     fn copy_up_one(&self, id: NodeId, dir: Option<NodeId>) -> Result<(), Errno> {
@@ -104,7 +105,7 @@ impl Overlay {
         if self.in_upper(id) || self.dir_to_copy_into(id)? != dir {
             return Ok(());
         }
-        let node = id.tree().ok_or(Errno::STALE)?;
+        let node = id.lower().ok_or(Errno::STALE)?;
         let record = self.lower.node(node)?;
         let into = match dir {
             Some(_) => {
@@ -128,14 +129,21 @@ impl Overlay {
                 Ok(())
             }
             Err(error) => {
-                discard(staged, record.file_type);
+                discard(staged, record.file_type());
                 Err(error)
             }
         }
     }
 
-    fn copied(&self, id: NodeId, node: TreeIno, record: &Node, file: UpperFile, into: Destination) {
-        let file_type = record.file_type;
+    fn copied(
+        &self,
+        id: NodeId,
+        node: LowerIno,
+        record: &LowerNode,
+        file: UpperFile,
+        into: Destination,
+    ) {
+        let file_type = record.file_type();
         self.commit(|state| {
             let mut events = vec![Event::Copied {
                 node: id,
@@ -149,7 +157,7 @@ impl Overlay {
                 } else {
                     Under::File
                 };
-                // The copy takes the place of the node's name in the tree.
+                // The copy takes the place of the node's name in the lower.
                 debug_assert!(state.dir(dir).is_some());
                 events.push(Event::Named {
                     dir,
@@ -169,13 +177,13 @@ impl Overlay {
         upper: &Upper,
         staged: Spot<'_>,
         id: NodeId,
-        node: TreeIno,
-        record: &Node,
+        node: LowerIno,
+        record: &LowerNode,
         into: &Destination,
     ) -> Result<UpperFile, Errno> {
         let mut file = UpperFile {
-            device: is_null_device(record),
-            metadata_only: record.object.is_some(),
+            device: record.is_null_device(),
+            metadata_only: record.has_content,
             unsynced: Unsynced {
                 inode: true,
                 name: true,
@@ -190,10 +198,10 @@ impl Overlay {
             Destination::Index(node) => {
                 file.home = Home::Index(*node);
                 file.link_delta =
-                    i32::try_from(record.nlink).map_err(|_beyond_i32| Errno::OVERFLOW)?;
+                    i32::try_from(record.attr.nlink).map_err(|_beyond_i32| Errno::OVERFLOW)?;
             }
         }
-        if upper.namespace().marks(stored_type(record)) {
+        if upper.namespace().marks(record.stored_type()) {
             self.write_mark(staged, &file.mark(Some(node)))?;
         }
         self.apply_metadata(staged, node, Some(creator))?;
@@ -204,57 +212,69 @@ impl Overlay {
         Ok(file)
     }
 
-    fn create_like(&self, staged: Spot<'_>, node: TreeIno, record: &Node) -> Result<(), Errno> {
+    fn create_like(
+        &self,
+        staged: Spot<'_>,
+        node: LowerIno,
+        record: &LowerNode,
+    ) -> Result<(), Errno> {
         // chown clears set-id bits, so they are set after it.
-        let mode = Mode::from_raw_mode(record.mode & !SET_ID);
-        match record.file_type {
+        let mode = Mode::from_raw_mode(record.attr.mode & !SET_ID);
+        match record.file_type() {
             FileType::Directory => rustix::fs::mkdirat(staged.dir, staged.name, mode),
             FileType::Symlink => {
-                rustix::fs::symlinkat(self.lower.symlink_target(node)?, staged.dir, staged.name)
+                rustix::fs::symlinkat(&*self.lower.symlink_target(node)?, staged.dir, staged.name)
             }
             FileType::Regular => {
                 let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
                 let file = rustix::fs::openat(staged.dir, staged.name, flags, mode)?;
-                rustix::fs::ftruncate(&file, record.size)
+                rustix::fs::ftruncate(&file, record.attr.size)
             }
-            _ if is_null_device(record) => rustix::fs::mknodat(
+            _ if record.is_null_device() => rustix::fs::mknodat(
                 staged.dir,
                 staged.name,
                 rustix::fs::FileType::RegularFile,
                 mode,
                 0,
             ),
-            special => make_special(staged, special, mode, record.rdev),
+            special => make_special(staged, special, mode, record.attr.rdev),
         }
     }
 
-    /// Applies owner, mode, xattrs and times of a tree node to a file. `creator`: the file was
+    /// Applies owner, mode, xattrs and times of a lower node to a file. `creator`: the file was
     /// just created with these ids and the node's mode without set-id bits.
     pub(super) fn apply_metadata(
         &self,
         spot: Spot<'_>,
-        node: TreeIno,
+        node: LowerIno,
         creator: Option<(u32, u32)>,
     ) -> Result<(), Errno> {
-        let record = self.lower.node(node)?;
+        let Attr {
+            uid,
+            gid,
+            mode,
+            file_type,
+            mtime,
+            atime,
+            ..
+        } = self.lower.node(node)?.attr;
         let space = self.writable()?.namespace();
-        if creator != Some((record.uid, record.gid)) {
-            spot.chown(Some(record.uid), Some(record.gid))?;
+        if creator != Some((uid, gid)) {
+            spot.chown(Some(uid), Some(gid))?;
         }
-        if record.file_type != FileType::Symlink && (creator.is_none() || record.mode & SET_ID != 0)
-        {
-            spot.chmod(record.mode)?;
+        if file_type != FileType::Symlink && (creator.is_none() || mode & SET_ID != 0) {
+            spot.chmod(mode)?;
         }
         for (name, value) in self.lower.xattrs(node)? {
-            match spot.set_xattr(&escape(name), value, XattrFlags::empty()) {
+            match spot.set_xattr(&escape(&name), &value, XattrFlags::empty()) {
                 Ok(()) => {}
-                Err(errno @ (Errno::OPNOTSUPP | Errno::PERM)) if !must_be_copied(name, space) => {
+                Err(errno @ (Errno::OPNOTSUPP | Errno::PERM)) if !must_be_copied(&name, space) => {
                     tracing::debug!(name = %name.escape_ascii(), %errno, "the upper cannot store an attribute; it is dropped");
                 }
                 Err(errno) => return Err(errno),
             }
         }
-        spot.utimens(&times(record.mtime, record.mtime))
+        spot.utimens(&times(atime, mtime))
     }
 
     /// Writes a file's mark.
@@ -275,7 +295,7 @@ impl Overlay {
                 self.preserving_times(*dir, || staged.rename(place.spot(), RenameFlags::NOREPLACE))
             }
             Destination::Index(node) => staged.rename(
-                Spot::new(upper.index(), &Upper::index_name(*node)),
+                Spot::new(upper.index(), &Upper::index_name(TreeIno(node.0))),
                 RenameFlags::NOREPLACE,
             ),
             Destination::Orphan(number) => staged.rename(
@@ -329,11 +349,6 @@ pub(super) fn make_special(
         mode,
         rustix::fs::makedev(rdev.major, rdev.minor),
     )
-}
-
-/// Whether a node is a hard link: its copy goes into the index, where each of its names finds it.
-fn has_more_names(record: &Node) -> bool {
-    record.file_type != FileType::Directory && record.nlink > 1
 }
 
 /// Whether a copy-up fails if the upper cannot store this attribute: ACLs and `security.*`, as in

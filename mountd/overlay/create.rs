@@ -15,11 +15,12 @@ use cowl_core::upper::{Upper, remove_temporary};
 use rustix::fs::{Mode, OFlags, RenameFlags, XattrFlags};
 
 use super::copyup::make_special;
+use super::dir::{Target, Under};
 use super::event::Event;
 use super::iomode::RealFile;
 use super::lookup::check_name;
-use super::state::{Home, Target, Under, UpperFile};
-use super::types::{Caller, Entry, Errno, NodeId, OpenFlags, Opened, Side};
+use super::node::{Home, UpperFile};
+use super::types::{Caller, Entry, Errno, LowerIno, NodeId, OpenFlags, Opened, Side};
 use super::{Overlay, new_file};
 
 const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
@@ -255,7 +256,7 @@ impl Overlay {
             ..new_file(stat.stx_ino)
         };
         let file_type = kind.file_type();
-        let attr = super::attrs::attr_of_host(&stat, &file, file_type);
+        let attr = self.attr_of_host(&stat, &file, file_type);
         let id = self.enter_new(file_type, file, |id| {
             let mut events = Vec::new();
             if file_type == FileType::Directory {
@@ -371,10 +372,7 @@ impl Overlay {
     }
 
     /// A node that has a file in the upper.
-    pub(super) fn upper_node(
-        &self,
-        id: NodeId,
-    ) -> Option<(FileType, Option<cowl_core::tree::TreeIno>, UpperFile)> {
+    pub(super) fn upper_node(&self, id: NodeId) -> Option<(FileType, Option<LowerIno>, UpperFile)> {
         let state = self.state.read();
         let node = state.node(id)?;
         Some((node.file_type, node.origin, node.upper.clone()?))

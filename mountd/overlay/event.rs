@@ -1,17 +1,18 @@
 //! Events: the only changes of the state. They are plain values, so a log of them can be replayed
 //! by another process.
 
-use cowl_core::tree::{FileType, TreeIno};
+use cowl_core::tree::FileType;
 use cowl_core::upper::marks::Saved;
 
+use super::dir::{Name, Target, Under};
+use super::node::{Home, UpperFile};
 use super::opens::{OpenFile, Serving};
-use super::state::{Home, Name, Target, Under, UpperFile};
-use super::types::{Attr, HandleId, NodeId};
+use super::types::{Attr, HandleId, LowerIno, NodeId};
 
 /// A change that is already on disk, or that the kernel reported.
 #[derive(Clone, Debug)]
 pub(super) enum Event {
-    /// A directory's upper part was read, or is new. `subdirs` and `visible` count the tree's part
+    /// A directory's upper part was read, or is new. `subdirs` and `visible` count the lower's part
     /// only.
     DirRead {
         dir: NodeId,
@@ -25,7 +26,7 @@ pub(super) enum Event {
         dir: NodeId,
         name: Name,
         node: NodeId,
-        origin: Option<TreeIno>,
+        origin: Option<LowerIno>,
         file_type: FileType,
         file: UpperFile,
     },
@@ -37,7 +38,7 @@ pub(super) enum Event {
     Copied {
         node: NodeId,
         file_type: FileType,
-        origin: Option<TreeIno>,
+        origin: Option<LowerIno>,
         file: UpperFile,
     },
     /// A name in the upper is this node now, whatever it was before.
@@ -54,7 +55,7 @@ pub(super) enum Event {
         name: Name,
         under: Under,
     },
-    /// A name was removed that the tree does not have.
+    /// A name was removed that the lower does not have.
     Unnamed { dir: NodeId, name: Name },
     /// A node's file moved to another home; its names are unchanged.
     Moved { node: NodeId, home: Home },
@@ -62,7 +63,7 @@ pub(super) enum Event {
     Gone {
         node: NodeId,
         file_type: FileType,
-        origin: Option<TreeIno>,
+        origin: Option<LowerIno>,
         attr: Attr,
     },
     /// An orphan's file was removed.
@@ -99,7 +100,7 @@ pub(super) enum Event {
 }
 
 impl Event {
-    /// A removed name: whited out if the tree has one under it.
+    /// A removed name: whited out if the lower has one under it.
     pub(super) fn vacated(dir: NodeId, name: &[u8], under: Under) -> Event {
         let name = name.into();
         match under {

@@ -10,8 +10,8 @@ use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom};
 
 use super::event::Event;
 use super::iomode::RealFile;
+use super::node::{Home, Unsynced};
 use super::opens::Serving;
-use super::state::{Home, Unsynced};
 use super::types::{CopyEnd, Errno, HandleId, NodeId, OpenFlags, Opened, Seek, Side};
 use super::{IoMode, Overlay};
 use crate::lru::Lru;
@@ -110,7 +110,8 @@ impl Overlay {
         if let Some(node) = self.state.read().node(id) {
             return Ok(node.file_type);
         }
-        Ok(self.lower.node(id.tree().ok_or(Errno::STALE)?)?.file_type)
+        let node = id.lower().ok_or(Errno::STALE)?;
+        Ok(self.lower.node(node)?.file_type())
     }
 
     /// Releases a handle, and removes the file if it is an orphan that is no longer used.

@@ -11,7 +11,7 @@
 //! | [`OpenMode`] | the reply to one open |
 //! | [`Side`] | of an opened host file: lower or upper |
 //! | [`RealFile`] | an opened host file with its side |
-//! | [`ContentLocation`] | of a copied-up node: whether its content was copied up too |
+//! | [`Content`] | of a copied-up node: whether its content was copied up too |
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::content::ContentLocation;
+use super::content::Content;
 use super::event::Event;
 use super::opens::{OpenFile, Serving};
 use super::types::{Attr, Backing, Errno, HandleId, NodeId, OpenMode, Opened, Side};
@@ -206,18 +206,19 @@ impl Overlay {
             .state
             .read()
             .node(id)
-            .map_or(id.tree(), |node| node.origin);
+            .map_or(id.lower(), |node| node.origin);
         let Some(origin) = origin else {
             return Ok(false);
         };
         let record = self.lower.node(origin)?;
-        Ok(record.size == attr.size && (record.elf || record.size >= LARGE))
+        let size = record.attr.size;
+        Ok(size == attr.size && (record.elf || size >= LARGE))
     }
 
     /// Opens the host file that holds a node's bytes. The caller guards the node.
     pub(super) fn open_real_file(&self, id: NodeId, write: bool) -> Result<RealFile, Errno> {
-        let object = match self.locate_content(id)? {
-            Some(ContentLocation::Upper) => {
+        let node = match self.locate_content(id)? {
+            Some(Content::Upper) => {
                 let access = if write {
                     rustix::fs::OFlags::RDWR
                 } else {
@@ -229,15 +230,11 @@ impl Overlay {
                     file: Some(Arc::new(file)),
                 });
             }
-            Some(ContentLocation::Lower(object)) => object,
+            Some(Content::Lower(origin)) => origin,
             None if self.is_lost(id) => return Err(Errno::STALE),
-            None => self
-                .lower
-                .object(&self.lower.node(id.tree().ok_or(Errno::STALE)?)?)?,
+            None => id.lower().ok_or(Errno::STALE)?,
         };
-        let file = object
-            .map(|object| self.lower.open_object(object))
-            .transpose()?;
+        let file = self.lower.open_content(node)?;
         Ok(RealFile {
             side: Side::Lower,
             file: file.map(Arc::new),

@@ -8,8 +8,8 @@ use rustix::fs::RenameFlags;
 use super::Overlay;
 use super::event::Event;
 use super::lookup::check_name;
+use super::node::Home;
 use super::remove::discard;
-use super::state::Home;
 use super::types::{Entry, Errno, NodeId};
 
 impl Overlay {

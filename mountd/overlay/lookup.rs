@@ -1,18 +1,20 @@
-//! Lookup: the upper's name first, then the tree's. A directory of the upper is listed once; the
+//! Lookup: the upper's name first, then the lower's. A directory of the upper is listed once; the
 //! marks of a name are read at its lookup.
 
 use std::os::fd::AsFd;
 
-use cowl_core::tree::{FileType, TreeIno};
+use cowl_core::tree::FileType;
 use cowl_core::upper::Upper;
 use cowl_core::upper::scan::{self, Listed, MarkError, Marks};
 use cowl_core::upper::spot::Spot;
 use rustix::fs::{FileType as HostType, Statx};
 
+use super::dir::{Slot, Target, Under};
 use super::event::Event;
 use super::lower::Child;
-use super::state::{Home, Slot, State, Target, Under, Unsynced, UpperFile};
-use super::types::{Attr, Entry, Errno, NodeId};
+use super::node::{Home, Unsynced, UpperFile};
+use super::state::State;
+use super::types::{Attr, Entry, Errno, LowerIno, NodeId};
 use super::{Overlay, new_file};
 
 /// Longest name of a file (NAME_MAX).
@@ -36,15 +38,39 @@ pub(super) fn check_name(name: &[u8]) -> Result<(), Errno> {
     }
 }
 
-/// The tree's directory that a directory merges with.
-pub(super) fn tree_side(state: &State, dir: NodeId) -> Option<TreeIno> {
+/// The lower directory that a directory merges with.
+pub(super) fn lower_side(state: &State, dir: NodeId) -> Option<LowerIno> {
     match state.node(dir) {
-        None => dir.tree(),
+        None => dir.lower(),
         Some(node) if node.gone().is_some() => None,
         Some(node) => match &node.upper {
             Some(file) if file.opaque => None,
             _ => node.origin,
         },
+    }
+}
+
+/// Where a name of a directory that was read is to be found.
+enum Found {
+    /// The upper says what it is, or that it is nothing.
+    Upper(Option<Hit>),
+    /// In this directory of the lower, if in any.
+    Below(Option<LowerIno>),
+}
+
+fn found_in_upper(state: &State, dir: NodeId, name: &[u8]) -> Result<Found, Errno> {
+    if state
+        .node(dir)
+        .is_some_and(|node| node.file_type != FileType::Directory)
+    {
+        return Err(Errno::NOTDIR);
+    }
+    let slot = state.dir(dir).and_then(|table| table.slot(name));
+    match slot.map(|slot| slot.target) {
+        Some(Target::Whiteout) => Ok(Found::Upper(None)),
+        Some(Target::Node(id, file_type)) => Ok(Found::Upper(Some(Hit { id, file_type }))),
+        Some(Target::Unread { .. }) => Err(Errno::IO),
+        None => Ok(Found::Below(lower_side(state, dir))),
     }
 }
 
@@ -79,13 +105,13 @@ impl Overlay {
         Ok(Entry { id, attr, settled })
     }
 
-    /// Counts a lookup, of unchanged tree nodes too, since they may be changed later.
+    /// Counts a lookup, of unchanged lower nodes too, since they may be changed later.
     pub(super) fn count_lookup(&self, id: NodeId) {
         if self.upper.is_none() {
             return;
         }
-        match id.tree() {
-            Some(node) => self.state.read().tree_lookups().add(node),
+        match id.lower() {
+            Some(node) => self.state.read().lower_lookups().add(node),
             None => self.commit(|_| [Event::Looked { node: id }]),
         }
     }
@@ -97,8 +123,8 @@ impl Overlay {
         }
         {
             let state = self.state.read();
-            if let (Some(node), None) = (id.tree(), state.node(id)) {
-                return state.tree_lookups().subtract(node, count);
+            if let (Some(node), None) = (id.lower(), state.node(id)) {
+                return state.lower_lookups().subtract(node, count);
             }
         }
         self.commit(|_| [Event::Forgotten { node: id, count }]);
@@ -111,34 +137,29 @@ impl Overlay {
         if let Some(Target::Unread { .. }) = self.slot(dir, name).map(|slot| slot.target) {
             self.read_name(dir, name)?;
         }
-        let state = self.state.read();
-        if state
-            .node(dir)
-            .is_some_and(|node| node.file_type != FileType::Directory)
-        {
-            return Err(Errno::NOTDIR);
+        loop {
+            let found = found_in_upper(&self.state.read(), dir, name)?;
+            let lower = match found {
+                Found::Upper(hit) => return Ok(hit),
+                Found::Below(lower) => lower,
+            };
+            let child = self.lower_child(lower, name)?;
+            let state = self.state.read();
+            match found_in_upper(&state, dir, name)? {
+                Found::Upper(hit) => return Ok(hit),
+                Found::Below(now) if now != lower => {} // changed by another thread meanwhile
+                Found::Below(_) => {
+                    let Some(Child { node, file_type }) = child else {
+                        return Ok(None);
+                    };
+                    let id = state.id_of(node);
+                    if state.is_damaged(id) {
+                        return Err(Errno::IO);
+                    }
+                    return Ok(Some(Hit { id, file_type }));
+                }
+            }
         }
-        let slot = state.dir(dir).and_then(|table| table.slot(name));
-        match slot.map(|slot| slot.target) {
-            Some(Target::Whiteout) => return Ok(None),
-            Some(Target::Node(id, file_type)) => return Ok(Some(Hit { id, file_type })),
-            Some(Target::Unread { .. }) => return Err(Errno::IO),
-            None => {}
-        }
-        let Some(tree) = tree_side(&state, dir) else {
-            return Ok(None);
-        };
-        let Some(child) = self.lower.lookup(tree, name)? else {
-            return Ok(None);
-        };
-        let id = state.id_of(child.node);
-        if state.is_damaged(id) {
-            return Err(Errno::IO);
-        }
-        Ok(Some(Hit {
-            id,
-            file_type: child.file_type,
-        }))
     }
 
     /// What the upper has at a name of a directory that was read.
@@ -146,23 +167,23 @@ impl Overlay {
         self.state.read().dir(dir)?.slot(name)
     }
 
-    /// What the tree has at a name.
+    /// What the lower has at a name.
     pub(super) fn under(&self, dir: NodeId, name: &[u8]) -> Result<Under, Errno> {
-        let tree = tree_side(&self.state.read(), dir);
-        self.under_in(tree, name)
+        let lower = lower_side(&self.state.read(), dir);
+        self.under_in(lower, name)
     }
 
-    fn under_in(&self, tree: Option<TreeIno>, name: &[u8]) -> Result<Under, Errno> {
-        Ok(match self.lower_child(tree, name)? {
+    fn under_in(&self, lower: Option<LowerIno>, name: &[u8]) -> Result<Under, Errno> {
+        Ok(match self.lower_child(lower, name)? {
             None => Under::Nothing,
             Some(child) if child.file_type == FileType::Directory => Under::Directory,
             Some(_) => Under::File,
         })
     }
 
-    fn lower_child(&self, tree: Option<TreeIno>, name: &[u8]) -> Result<Option<Child<'_>>, Errno> {
-        match tree {
-            Some(tree) => self.lower.lookup(tree, name),
+    fn lower_child(&self, dir: Option<LowerIno>, name: &[u8]) -> Result<Option<Child>, Errno> {
+        match dir {
+            Some(dir) => self.lower.lookup(dir, name),
             None => Ok(None),
         }
     }
@@ -195,7 +216,7 @@ impl Overlay {
         let space = self.writable()?.namespace();
         let fd = self.dir_fd(dir)?;
         let impure = scan::is_impure(fd.as_fd(), space)?;
-        let tree = tree_side(&self.state.read(), dir);
+        let lower = lower_side(&self.state.read(), dir);
         let mut names = Vec::new();
         scan::list(fd.as_fd(), |name, listed| {
             let target = match listed {
@@ -205,13 +226,13 @@ impl Overlay {
                     host: inode,
                 },
             };
-            names.push((name.into(), target, self.under_in(tree, name)?));
+            names.push((name.into(), target, self.under_in(lower, name)?));
             Ok(())
         })?;
-        let (subdirs, visible) = match tree {
-            Some(tree) => (
-                self.lower.subdir_count(tree)?,
-                u64::from(self.lower.child_count(tree)?),
+        let (subdirs, visible) = match lower {
+            Some(lower) => (
+                self.lower.subdir_count(lower)?,
+                u64::from(self.lower.child_count(lower)?),
             ),
             None => (0, 0),
         };
@@ -246,13 +267,13 @@ impl Overlay {
         };
         let fd = self.dir_fd(dir)?;
         let spot = Spot::new(fd.as_fd(), name);
-        let tree = tree_side(&self.state.read(), dir);
+        let lower = lower_side(&self.state.read(), dir);
         let same_name = self
-            .lower_child(tree, name)?
+            .lower_child(lower, name)?
             .filter(|child| child.file_type == FileType::Directory)
             .map(|child| child.node);
         let space = upper.namespace();
-        let marks = scan::read_marks(spot, file_type, space, self.lower.tree(), same_name, impure)
+        let marks = scan::read_marks(spot, file_type, space, &self.lower, same_name, impure)
             .map_err(|error| unreadable(spot, &error))?;
         let mut file = upper_file(host, &marks);
         if let Some(saved) = &marks.interrupted {
@@ -284,15 +305,15 @@ impl Overlay {
         &self,
         upper: &Upper,
         spot: Spot<'_>,
-        node: TreeIno,
+        node: LowerIno,
         stat: &Statx,
-    ) -> Result<(Marks, UpperFile), Errno> {
+    ) -> Result<(Marks<LowerIno>, UpperFile), Errno> {
         let host_type = HostType::from_raw_mode(u32::from(stat.stx_mode));
         let host_type = scan::file_type(host_type).ok_or(Errno::IO)?;
         let space = upper.namespace();
-        let marks = scan::read_marks(spot, host_type, space, self.lower.tree(), None, true)
+        let marks = scan::read_marks(spot, host_type, space, &self.lower, None, true)
             .map_err(|error| unreadable(spot, &error))?;
-        let expected = scan::stored_type(&self.lower.node(node)?) == host_type;
+        let expected = self.lower.node(node)?.stored_type() == host_type;
         if !expected || (space.marks(host_type) && marks.origin != Some(node)) {
             tracing::error!(
                 node = node.0,
@@ -325,7 +346,7 @@ impl Overlay {
 }
 
 /// The state of a file at its name. A copy-up by an earlier mount may not be durable yet.
-fn upper_file(host: u64, marks: &Marks) -> UpperFile {
+fn upper_file(host: u64, marks: &Marks<LowerIno>) -> UpperFile {
     let copied_up = marks.origin.is_some();
     UpperFile {
         metadata_only: marks.metadata_only,

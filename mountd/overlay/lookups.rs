@@ -1,4 +1,4 @@
-//! The kernel's lookup counts of tree nodes.
+//! The kernel's lookup counts of lower nodes.
 //!
 //! Invariant: a count is never too low, or an open file would be taken for forgotten. A saturated
 //! count stays saturated. Unchanged nodes have no other entry in memory, so a count is two bytes,
@@ -7,7 +7,7 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-use cowl_core::tree::TreeIno;
+use super::types::LowerIno;
 
 /// Counts per block: a page of memory.
 const BLOCK: usize = 2048;
@@ -15,14 +15,14 @@ const BLOCK: usize = 2048;
 /// The saturated count.
 const MANY: u16 = u16::MAX;
 
-/// The counts of one tree.
+/// The counts of one lower.
 #[derive(Debug, Default)]
-pub(super) struct TreeLookups {
+pub(super) struct LowerLookups {
     blocks: Box<[OnceLock<Box<[AtomicU16]>>]>,
 }
 
-impl TreeLookups {
-    /// Counts for a tree of `nodes` nodes.
+impl LowerLookups {
+    /// Counts for a lower of `nodes` nodes.
     pub(super) fn new(nodes: u32) -> Self {
         let blocks = usize::try_from(nodes).unwrap_or(usize::MAX).div_ceil(BLOCK);
         Self {
@@ -30,7 +30,7 @@ impl TreeLookups {
         }
     }
 
-    fn count(&self, node: TreeIno) -> Option<&AtomicU16> {
+    fn count(&self, node: LowerIno) -> Option<&AtomicU16> {
         let number = usize::try_from(node.0).ok()?;
         let block = self.blocks.get(number / BLOCK)?;
         let counts = block.get_or_init(|| (0..BLOCK).map(|_| AtomicU16::new(0)).collect());
@@ -38,7 +38,7 @@ impl TreeLookups {
     }
 
     /// Counts a lookup.
-    pub(super) fn add(&self, node: TreeIno) {
+    pub(super) fn add(&self, node: LowerIno) {
         if let Some(count) = self.count(node) {
             count.update(Ordering::Relaxed, Ordering::Relaxed, |count| {
                 count.saturating_add(1)
@@ -47,7 +47,7 @@ impl TreeLookups {
     }
 
     /// Subtracts forgotten lookups.
-    pub(super) fn subtract(&self, node: TreeIno, lookups: u64) {
+    pub(super) fn subtract(&self, node: LowerIno, lookups: u64) {
         if let Some(count) = self.count(node) {
             count.update(Ordering::Relaxed, Ordering::Relaxed, |count| match count {
                 MANY => MANY,
@@ -57,7 +57,7 @@ impl TreeLookups {
     }
 
     /// Whether the kernel may know the node.
-    pub(super) fn is_known(&self, node: TreeIno) -> bool {
+    pub(super) fn is_known(&self, node: LowerIno) -> bool {
         self.count(node)
             .is_some_and(|count| count.load(Ordering::Relaxed) > 0)
     }
@@ -69,8 +69,8 @@ mod tests {
 
     #[test]
     fn lookups_are_counted_until_the_count_saturates() {
-        let lookups = TreeLookups::new(5000);
-        let (one, many) = (TreeIno(4999), TreeIno(7));
+        let lookups = LowerLookups::new(5000);
+        let (one, many) = (LowerIno(4999), LowerIno(7));
         lookups.add(one);
         lookups.add(one);
         lookups.subtract(one, 1);
@@ -82,7 +82,7 @@ mod tests {
         }
         lookups.subtract(many, 70_000);
         assert!(lookups.is_known(many), "a saturated count stays known");
-        lookups.add(TreeIno(5_000_000));
-        assert!(!lookups.is_known(TreeIno(5_000_000)));
+        lookups.add(LowerIno(5_000_000));
+        assert!(!lookups.is_known(LowerIno(5_000_000)));
     }
 }

@@ -1,4 +1,4 @@
-//! The copy-on-write rules: merges a read-only tree with a writable upper, and turns each change
+//! The copy-on-write rules: merges a read-only lower with a writable upper, and turns each change
 //! into writes to the upper.
 //!
 //! Invariants: the lower is never written. Whenever the worker stops, the upper holds every
@@ -15,10 +15,10 @@
 //! | [`attrs`], [`xattrs`] | attributes |
 //! | [`io`] | open, read, write, fsync |
 //! | [`opens`], [`iomode`] | open files, and whether the kernel reads them in passthrough |
-//! | [`state`], [`event`] | the in-memory state, and the events that change it |
+//! | [`state`], [`node`], [`dir`], [`event`] | the in-memory state, and the events that change it |
 //! | [`lookups`] | the kernel's lookup counts |
 //! | [`places`] | descriptors and names of files in the upper |
-//! | [`lower`] | the tree and its objects |
+//! | [`lower`] | the lower: a tree and its objects |
 //! | [`busy`] | guards of nodes |
 //!
 //! # Locks, outermost first
@@ -37,6 +37,7 @@ mod busy;
 mod content;
 mod copyup;
 mod create;
+mod dir;
 mod event;
 mod io;
 mod iomode;
@@ -45,6 +46,7 @@ mod lookup;
 mod lookups;
 mod lower;
 mod masked;
+mod node;
 mod opens;
 mod places;
 mod readdir;
@@ -73,8 +75,9 @@ use io::NodeFiles;
 use iomode::HandleFiles;
 use lower::Lower;
 use masked::MaskedAttrs;
+use node::{Home, Unsynced, UpperFile};
 use places::Places;
-use state::{Home, State, Unsynced, UpperFile};
+use state::State;
 
 /// Why an overlay cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -145,9 +148,9 @@ impl Overlay {
             upper,
             io_mode,
         } = config;
-        let lower = Lower::new(tree, objects);
+        let lower = Lower::of_tree(tree, objects);
         // Lookup counts decide when removed nodes are freed; a read-only mount removes none.
-        let counted = upper.as_ref().map_or(0, |_| lower.tree().node_count());
+        let counted = upper.as_ref().map_or(0, |_| lower.most_nodes());
         let stamp = Stamp {
             chain,
             numbering: lower.numbering(),
@@ -196,7 +199,7 @@ impl Overlay {
             [Event::Copied {
                 node: NodeId::ROOT,
                 file_type: FileType::Directory,
-                origin: Some(TreeIno::ROOT),
+                origin: Some(LowerIno::ROOT),
                 file,
             }]
         });
@@ -212,13 +215,14 @@ impl Overlay {
                 Err(errno) => return Err(errno),
             }
         }
-        self.apply_metadata(root, TreeIno::ROOT, None)
+        self.apply_metadata(root, LowerIno::ROOT, None)
     }
 
     /// Reads `work/index`, so that hard links are known before any of their names is looked up.
     /// Invalid marks damage their node only.
     fn take_over_index(&self, upper: &Upper) -> Result<(), Errno> {
         for node in upper.indexed()? {
+            let node = LowerIno(node.0);
             if self.lower.node(node).is_err() {
                 tracing::warn!(
                     node = node.0,
@@ -239,15 +243,15 @@ impl Overlay {
         Ok(())
     }
 
-    fn take_over_indexed(&self, upper: &Upper, node: TreeIno) -> Result<(), Errno> {
-        let name = Upper::index_name(node);
+    fn take_over_indexed(&self, upper: &Upper, node: LowerIno) -> Result<(), Errno> {
+        let name = Upper::index_name(TreeIno(node.0));
         let spot = Spot::new(upper.index(), &name);
         let stat = spot.stat()?;
         let (marks, mut file) = self.read_indexed(upper, spot, node, &stat)?;
         if !upper.namespace().marks(marks.file_type) {
             // This file cannot bear a mark, so no delta was stored: assume that all names of the
             // tree remain.
-            file.link_delta = i32::try_from(self.lower.node(node)?.nlink).unwrap_or(i32::MAX);
+            file.link_delta = i32::try_from(self.lower.node(node)?.attr.nlink).unwrap_or(i32::MAX);
         } else if stat.stx_nlink == 1 && file.link_delta == 0 {
             return spot.unlink(); // the worker stopped between removing its last name and this link
         }

@@ -6,16 +6,16 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use cowl_core::tree::FileType;
+use cowl_core::tree::{FileType, TreeIno};
 use cowl_core::upper::Upper;
 use cowl_core::upper::spot::Spot;
 use cowl_sys::open::openat2;
 use parking_lot::{Mutex, RwLock};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
-use super::state::{Home, State};
+use super::Overlay;
+use super::node::Home;
 use super::types::{Errno, NodeId};
-use super::{Overlay, lower::Lower};
 use crate::lru::Lru;
 
 /// Descriptors of directories that are kept.
@@ -88,28 +88,23 @@ impl Place<'_> {
     }
 }
 
-/// A node's parent and name: the state's, else the tree's.
-fn parent(state: &State, lower: &Lower, id: NodeId) -> Result<(NodeId, Vec<u8>), Errno> {
-    if let Some((dir, name)) = state.node(id).and_then(|node| node.name()) {
-        return Ok((dir, name.to_vec()));
-    }
-    let node = id.tree().ok_or(Errno::STALE)?;
-    let (dir, name) = lower.name_of(node)?.ok_or(Errno::STALE)?;
-    Ok((NodeId::of_tree(dir), name.to_vec()))
-}
-
 impl Overlay {
     /// The parent of a directory.
     pub(super) fn parent_of(&self, id: NodeId) -> Result<NodeId, Errno> {
         if id == NodeId::ROOT {
             return Ok(id);
         }
-        parent(&self.state.read(), &self.lower, id).map(|(dir, _)| dir)
+        self.name_of(id).map(|(dir, _)| dir)
     }
 
-    /// The name, in a directory, of a node that has one name.
+    /// The name, in a directory, of a node that has one name: the state's, else the lower's.
     pub(super) fn name_of(&self, id: NodeId) -> Result<(NodeId, Vec<u8>), Errno> {
-        parent(&self.state.read(), &self.lower, id)
+        if let Some((dir, name)) = self.state.read().node(id).and_then(|node| node.name()) {
+            return Ok((dir, name.to_vec()));
+        }
+        let node = id.lower().ok_or(Errno::STALE)?;
+        let (dir, name) = self.lower.name_of(node)?.ok_or(Errno::STALE)?;
+        Ok((NodeId::of_lower(dir), name))
     }
 
     /// A descriptor (`O_PATH`) of a directory that the upper has.
@@ -163,7 +158,7 @@ impl Overlay {
                 Home::Index(node) => {
                     return Ok(Place {
                         dir: DirFd::Upper(upper.index()),
-                        name: Upper::index_name(node),
+                        name: Upper::index_name(TreeIno(node.0)),
                     });
                 }
                 Home::Orphan(number) => {

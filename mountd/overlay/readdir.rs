@@ -1,17 +1,19 @@
 //! Readdir: the merged names of a directory, from any cookie on.
 //!
-//! The cookie of an entry is 1 for `.` and 2 for `..`; 3 + position for a name of the tree, copied
-//! up or not; 2^62 + hash of the name for a name that only the upper has. It depends on the name
+//! The cookie of an entry is 1 for `.` and 2 for `..`; 3 + position for a name of the lower,
+//! copied up or not; 2^62 + hash of the name for a name that only the upper has. It depends on the name
 //! alone, so a name that stays is listed exactly once, and a listing ends however often names are
 //! replaced.
 
-use cowl_core::tree::{FileType, TreeIno};
+use cowl_core::tree::FileType;
 
-use super::attrs::{ino_of, ino_of_host};
-use super::lookup::tree_side;
-use super::state::{FIRST_OWN_COOKIE, State, Target};
-use super::types::{DirEntry, Errno, NodeId};
-use super::{Overlay, state};
+use super::Overlay;
+use super::attrs::InoSource;
+use super::dir::{FIRST_OWN_COOKIE, Target};
+use super::lookup::lower_side;
+use super::lower::Child;
+use super::state::State;
+use super::types::{DirEntry, Errno, LowerIno, NodeId};
 
 /// Entries taken from the tables at a time: no lock is held while the caller takes them, nor while
 /// attributes are read.
@@ -21,7 +23,7 @@ struct Row {
     name: Vec<u8>,
     /// None: the marks of this name were not read.
     id: Option<NodeId>,
-    ino: u64,
+    ino: InoSource,
     file_type: FileType,
     cookie: u64,
     /// The marks must be read for the rest.
@@ -31,14 +33,14 @@ struct Row {
 impl Row {
     fn of_node(
         state: &State,
-        name: &[u8],
+        name: Vec<u8>,
         (id, file_type): (NodeId, FileType),
         cookie: u64,
     ) -> Row {
         Row {
-            name: name.to_vec(),
+            name,
             id: Some(id),
-            ino: ino_of(id, state.node(id)),
+            ino: InoSource::of(id, state.node(id)),
             file_type,
             cookie,
             unread: false,
@@ -46,15 +48,15 @@ impl Row {
     }
 
     fn of_unread(
-        name: &[u8],
+        name: Vec<u8>,
         (file_type, host): (FileType, u64),
         cookie: u64,
         marked: bool,
     ) -> Row {
         Row {
-            name: name.to_vec(),
+            name,
             id: None,
-            ino: ino_of_host(host),
+            ino: InoSource::Host(host),
             file_type,
             cookie,
             unread: marked,
@@ -98,7 +100,7 @@ impl Overlay {
         if row.unread || (plus && row.id.is_none()) {
             match self.resolve(dir, &row.name) {
                 Ok(Some(hit)) => {
-                    row.ino = ino_of(hit.id, self.state.read().node(hit.id));
+                    row.ino = InoSource::of(hit.id, self.state.read().node(hit.id));
                     (row.id, row.file_type) = (Some(hit.id), hit.file_type);
                 }
                 Ok(None) => return Ok(true), // removed since
@@ -119,7 +121,7 @@ impl Overlay {
         };
         let taken = take(DirEntry {
             name: &row.name,
-            ino: row.ino,
+            ino: self.ino(row.ino),
             file_type: row.file_type,
             cookie: row.cookie,
             entry,
@@ -131,7 +133,7 @@ impl Overlay {
     }
 
     /// The next batch of entries; empty at the end.
-    fn rows(&self, dir: NodeId, cookie: u64) -> Result<Vec<Row>, Errno> {
+    fn rows(&self, dir: NodeId, mut cookie: u64) -> Result<Vec<Row>, Errno> {
         let mut rows = Vec::new();
         if cookie < 2 {
             let parent = if self.is_gone(dir) {
@@ -143,71 +145,109 @@ impl Overlay {
             for (number, name, id) in [(1, ".", dir), (2, "..", parent)] {
                 if cookie < number {
                     let node = (id, FileType::Directory);
-                    rows.push(Row::of_node(&state, name.as_bytes(), node, number));
+                    rows.push(Row::of_node(&state, name.as_bytes().to_vec(), node, number));
                 }
             }
         }
-        let state = self.state.read();
-        if let Some(tree) = tree_side(&state, dir)
+        let room = BATCH - rows.len();
+        loop {
+            let lower = lower_side(&self.state.read(), dir);
+            let below = self.lower_names(lower, cookie, room)?;
+            let state = self.state.read();
+            if lower_side(&state, dir) != lower {
+                continue; // another thread made it opaque, or removed it
+            }
+            let (is_last, behind) = (below.len() < room, below.last().map(|name| name.cookie));
+            rows.extend(
+                below
+                    .into_iter()
+                    .filter_map(|name| row_in_place(&state, dir, name)),
+            );
+            if is_last {
+                own_rows(&state, dir, cookie, &mut rows);
+            }
+            match behind {
+                // Whiteouts alone are not the end.
+                Some(behind) if rows.is_empty() && !is_last => cookie = behind,
+                _ => return Ok(rows),
+            }
+        }
+    }
+
+    /// The next names of the lower, at most `room`.
+    fn lower_names(
+        &self,
+        lower: Option<LowerIno>,
+        cookie: u64,
+        room: usize,
+    ) -> Result<Vec<LowerName>, Errno> {
+        let mut names = Vec::new();
+        if let Some(lower) = lower
             && cookie < FIRST_OWN_COOKIE
         {
             let position =
                 u32::try_from(cookie.saturating_sub(2)).map_err(|_beyond_u32| Errno::INVAL)?;
-            self.tree_rows(&state, dir, tree, position, &mut rows)?;
-        }
-        if rows.len() < BATCH
-            && let Some(table) = state.dir(dir)
-        {
-            for (cookie, name, target) in table.own_names_behind(cookie).take(BATCH) {
-                rows.extend(match target {
-                    Target::Whiteout => None,
-                    Target::Node(id, file_type) => {
-                        Some(Row::of_node(&state, name, (id, file_type), cookie))
-                    }
-                    Target::Unread { file_type, host } => {
-                        let marked = table.impure;
-                        Some(Row::of_unread(name, (file_type, host), cookie, marked))
-                    }
+            self.lower.each_child(lower, position, &mut |next| {
+                names.push(LowerName {
+                    name: next.name.to_vec(),
+                    child: next.child,
+                    cookie: u64::from(next.position) + 3,
                 });
-            }
+                names.len() < room
+            })?;
         }
-        Ok(rows)
+        Ok(names)
     }
+}
 
-    fn tree_rows(
-        &self,
-        state: &State,
-        dir: NodeId,
-        tree: TreeIno,
-        mut position: u32,
-        rows: &mut Vec<Row>,
-    ) -> Result<(), Errno> {
-        let table: Option<&state::Dir> = state.dir(dir);
-        while rows.len() < BATCH
-            && let Some(child) = self.lower.child(tree, position)?
-        {
-            position += 1;
-            let cookie = u64::from(position) + 2;
-            let slot = table.and_then(|table| table.slot(child.name));
-            let node = match slot.map(|slot| slot.target) {
-                Some(Target::Whiteout) => continue,
-                Some(Target::Unread { file_type, host }) => {
-                    let merges = (file_type, child.file_type);
-                    let marked = table.is_some_and(|table| table.impure)
-                        || merges == (FileType::Directory, FileType::Directory);
-                    rows.push(Row::of_unread(
-                        child.name,
-                        (file_type, host),
-                        cookie,
-                        marked,
-                    ));
-                    continue;
-                }
-                Some(Target::Node(id, file_type)) => (id, file_type),
-                None => (state.id_of(child.node), child.file_type),
-            };
-            rows.push(Row::of_node(state, child.name, node, cookie));
+/// A name of the lower, with the cookie behind it.
+struct LowerName {
+    name: Vec<u8>,
+    child: Child,
+    cookie: u64,
+}
+
+/// What the merged view has at a name of the lower; None if that is whited out.
+fn row_in_place(state: &State, dir: NodeId, below: LowerName) -> Option<Row> {
+    let LowerName {
+        name,
+        child,
+        cookie,
+    } = below;
+    let table = state.dir(dir);
+    let slot = table.and_then(|table| table.slot(&name));
+    let node = match slot.map(|slot| slot.target) {
+        Some(Target::Whiteout) => return None,
+        Some(Target::Unread { file_type, host }) => {
+            let merges = (file_type, child.file_type);
+            let marked = table.is_some_and(|table| table.impure)
+                || merges == (FileType::Directory, FileType::Directory);
+            return Some(Row::of_unread(name, (file_type, host), cookie, marked));
         }
-        Ok(())
+        Some(Target::Node(id, file_type)) => (id, file_type),
+        None => (state.id_of(child.node), child.file_type),
+    };
+    Some(Row::of_node(state, name, node, cookie))
+}
+
+/// The next names that only the upper has.
+fn own_rows(state: &State, dir: NodeId, cookie: u64, rows: &mut Vec<Row>) {
+    let Some(table) = state.dir(dir) else { return };
+    for (cookie, name, target) in table.own_names_behind(cookie).take(BATCH) {
+        rows.extend(match target {
+            Target::Whiteout => None,
+            Target::Node(id, file_type) => {
+                Some(Row::of_node(state, name.to_vec(), (id, file_type), cookie))
+            }
+            Target::Unread { file_type, host } => {
+                let marked = table.impure;
+                Some(Row::of_unread(
+                    name.to_vec(),
+                    (file_type, host),
+                    cookie,
+                    marked,
+                ))
+            }
+        });
     }
 }

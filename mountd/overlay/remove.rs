@@ -1,17 +1,18 @@
-//! Removal. Nothing is copied up: a whiteout hides the tree's file. A file that may still be open
+//! Removal. Nothing is copied up: a whiteout hides the lower's file. A file that may still be open
 //! moves to `work/orphans`, until its last release and forget.
 
-use cowl_core::tree::FileType;
+use cowl_core::tree::{FileType, TreeIno};
 use cowl_core::upper::marks::{self, FileMark, Mark};
 use cowl_core::upper::remove_temporary;
 use cowl_core::upper::spot::Spot;
 use rustix::fs::RenameFlags;
 
 use super::Overlay;
+use super::dir::Under;
 use super::event::Event;
-use super::lookup::{Hit, check_name, tree_side};
-use super::state::{Home, Under, UpperFile};
-use super::types::{Attr, Errno, NodeId};
+use super::lookup::{Hit, check_name, lower_side};
+use super::node::{Home, UpperFile};
+use super::types::{Attr, Errno, LowerIno, NodeId};
 
 impl Overlay {
     /// Removes a name of a non-directory.
@@ -37,8 +38,10 @@ impl Overlay {
     /// Copies a hard link up before its first name is removed, so that its remaining names share
     /// one inode.
     pub(super) fn count_links(&self, id: NodeId) -> Result<(), Errno> {
-        let Some(node) = id.tree() else { return Ok(()) };
-        if self.in_upper(id) || self.lower.node(node)?.nlink <= 1 {
+        let Some(node) = id.lower() else {
+            return Ok(());
+        };
+        if self.in_upper(id) || self.lower.node(node)?.attr.nlink <= 1 {
             Ok(())
         } else {
             self.copy_up(id)
@@ -114,7 +117,7 @@ impl Overlay {
             }
             _ => None,
         };
-        // The link delta counts names of the tree, the host's link count those of the upper.
+        // The link delta counts names of the lower, the host's link count those of the upper.
         let delta = (matches!(file.home, Home::Index(_)) && !self.has_node(parent, name))
             .then(|| file.link_delta.saturating_sub(1));
         Ok(UnlinkPlan {
@@ -132,7 +135,7 @@ impl Overlay {
         self.state
             .read()
             .node(id)
-            .map_or(0, super::state::Node::known_names)
+            .map_or(0, super::node::Node::known_names)
     }
 
     /// Finishes an unlink after the name was removed. A crash in between leaves a link count that
@@ -184,11 +187,11 @@ impl Overlay {
         Ok(())
     }
 
-    pub(super) fn origin_of(&self, id: NodeId) -> Option<cowl_core::tree::TreeIno> {
+    pub(super) fn origin_of(&self, id: NodeId) -> Option<LowerIno> {
         self.state
             .read()
             .node(id)
-            .map_or(id.tree(), |node| node.origin)
+            .map_or(id.lower(), |node| node.origin)
     }
 
     /// Writes the link delta, if the file can bear marks.
@@ -236,14 +239,14 @@ impl Overlay {
 
     /// Whether a directory shows no names.
     pub(super) fn is_empty(&self, dir: NodeId) -> Result<bool, Errno> {
-        let tree = {
+        let lower = {
             let state = self.state.read();
             if let Some(table) = state.dir(dir) {
                 return Ok(table.visible == 0);
             }
-            tree_side(&state, dir)
+            lower_side(&state, dir)
         };
-        tree.map_or(Ok(true), |tree| Ok(self.lower.child_count(tree)? == 0))
+        lower.map_or(Ok(true), |lower| Ok(self.lower.child_count(lower)? == 0))
     }
 
     fn rmdir_guarded(&self, parent: NodeId, name: &[u8], hit: Hit) -> Result<(), Errno> {
@@ -258,7 +261,7 @@ impl Overlay {
             .state
             .read()
             .dir(hit.id)
-            .map_or(0, super::state::Dir::held);
+            .map_or(0, super::dir::Dir::held);
         if !self.has_node(parent, name) {
             upper.make_whiteout(place.spot())?;
         } else if under == Under::Nothing && held == 0 {
@@ -323,7 +326,7 @@ impl Overlay {
             clean.chmod(u32::from(stat.stx_mode))?;
             clean.set_mark(space, Mark::Opaque, marks::YES)?;
             if let Some(origin) = self.origin_of(dir) {
-                self.write_mark(clean, &FileMark::of_origin(origin))?;
+                self.write_mark(clean, &FileMark::of_origin(TreeIno(origin.0)))?;
             }
             clean.rename(place.spot(), RenameFlags::EXCHANGE)
         })();
@@ -365,7 +368,7 @@ pub(super) struct UnlinkPlan {
     /// This is the last name.
     pub(super) last: bool,
     pub(super) action: Option<LinkAction>,
-    /// The new link delta, if the name is one of the tree.
+    /// The new link delta, if the name is one of the lower.
     pub(super) delta: Option<i32>,
 }
 

@@ -1,18 +1,18 @@
 //! Rename. One `renameat2` on the host is the commit; the steps before it are invisible.
 //!
 //! A lower directory is renamed as an upper directory with an origin, so its children need no
-//! copy. If the tree has the old name, the same call leaves a whiteout (`RENAME_WHITEOUT`).
+//! copy. If the lower has the old name, the same call leaves a whiteout (`RENAME_WHITEOUT`).
 
-use cowl_core::tree::FileType;
+use cowl_core::tree::{FileType, TreeIno};
 use cowl_core::upper::marks::{self, FileMark, Mark};
 use cowl_core::upper::spot::Spot;
 use rustix::fs::RenameFlags;
 
 use super::Overlay;
+use super::dir::{Target, Under};
 use super::event::Event;
 use super::lookup::{Hit, check_name};
 use super::remove::{LinkAction, UnlinkPlan, discard};
-use super::state::{Target, Under};
 use super::types::{Attr, Errno, NodeId, RenameMode};
 
 /// The old or the new name of a rename.
@@ -129,7 +129,7 @@ impl Overlay {
         }
     }
 
-    /// Links a name into the upper if only the tree has it: that of a hard link whose file is in
+    /// Links a name into the upper if only the lower has it: that of a hard link whose file is in
     /// the index.
     fn ensure_name(&self, end: RenameEnd<'_>, hit: Hit) -> Result<(), Errno> {
         if self.has_node(end.dir, end.name) {
@@ -165,7 +165,7 @@ impl Overlay {
     }
 
     /// Writes the marks that a file needs at its new name: its origin; opaque over a directory of
-    /// the tree.
+    /// the lower.
     fn mark_for(&self, hit: Hit, to: RenameEnd<'_>) -> Result<(), Errno> {
         let Some((_, origin, file)) = self.upper_node(hit.id) else {
             return Err(Errno::STALE);
@@ -181,7 +181,7 @@ impl Overlay {
         match origin {
             // It merged by name until now, without an origin on disk.
             Some(origin) if place.spot().mark(space, Mark::File)?.is_none() => {
-                self.write_mark(place.spot(), &FileMark::of_origin(origin))
+                self.write_mark(place.spot(), &FileMark::of_origin(TreeIno(origin.0)))
             }
             None if !file.opaque && self.under(to.dir, to.name)? == Under::Directory => {
                 place.spot().set_mark(space, Mark::Opaque, marks::YES)?;
@@ -262,7 +262,7 @@ impl Overlay {
         }
     }
 
-    /// Removes a whiteout over a name that the tree does not have. One that remains is harmless,
+    /// Removes a whiteout over a name that the lower does not have. One that remains is harmless,
     /// but the state must list it.
     fn drop_whiteout(&self, end: RenameEnd<'_>, spot: Spot<'_>) {
         if let Err(errno) = spot.unlink() {

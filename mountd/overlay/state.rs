@@ -5,36 +5,29 @@
 //! is already on disk. So a log of events is a state. No operation here does I/O; the overlay keeps
 //! the lock around it for table work only.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
-use std::ops::Bound;
 
-use cowl_core::digest::ObjectId;
-use cowl_core::tree::{FileType, TreeIno};
-use cowl_core::upper::marks::{FileMark, Saved};
+use cowl_core::tree::FileType;
 
+use super::dir::{Dir, Name, Target, Under};
 use super::event::Event;
-use super::lookups::TreeLookups;
+use super::lookups::LowerLookups;
+use super::node::{Home, Node, UpperFile};
 use super::opens::{OpenFile, Opens, Serving};
-use super::types::{Attr, HandleId, NodeId};
-
-/// Cookies of names that the tree does not have; those of the tree's names are below 2^33.
-pub(super) const FIRST_OWN_COOKIE: u64 = 1 << 62;
-
-/// A name in a directory.
-pub(super) type Name = Box<[u8]>;
+use super::types::{Attr, HandleId, LowerIno, NodeId};
 
 /// Everything that was changed.
 #[derive(Debug, Default)]
 pub(super) struct State {
-    /// Of nodes of the tree, changed or not; those of others are with their entries.
-    tree_lookups: TreeLookups,
+    /// Of nodes of the lower, changed or not; those of others are with their entries.
+    lower_lookups: LowerLookups,
     nodes: HashMap<NodeId, Node>,
     dirs: HashMap<NodeId, Dir>,
     /// Host inode to node: how a hard link is known again in another directory. Directories are not in it.
     hosts: HashMap<u64, NodeId>,
-    /// Nodes of the tree that go by another id since their content changed under a passthrough reader.
-    renumbered: HashMap<TreeIno, NodeId>,
+    /// Nodes of the lower that go by another id since their content changed under a passthrough reader.
+    renumbered: HashMap<LowerIno, NodeId>,
     /// Nodes whose file in `work/index` has marks that make no sense.
     damaged: HashSet<NodeId>,
     /// Open for writing in passthrough, or once so and perhaps mapped still: their attributes change without a request.
@@ -47,125 +40,11 @@ pub(super) struct State {
 /// A table that has room for so many entries is not made smaller.
 const SMALL: usize = 256;
 
-/// A node that has a file in the upper, or no name any more.
-#[derive(Debug)]
-pub(super) struct Node {
-    pub(super) file_type: FileType,
-    /// The tree's node that `st_ino`, and a directory's children, come from.
-    pub(super) origin: Option<TreeIno>,
-    pub(super) upper: Option<UpperFile>,
-    /// Names of this node in the upper's directories, as far as those were read.
-    names: Vec<(NodeId, Name)>,
-    /// Lookups that the kernel has not given back, of a node that no tree has.
-    lookups: u64,
-    /// Without a name: what `stat` shows where no file is kept for it.
-    gone: Option<Attr>,
-    /// Its own bytes went with its file: the tree does not speak for it.
-    lost: bool,
-    /// The id that took over, see [`Event::Renumbered`].
-    successor: Option<NodeId>,
-}
-
-/// A node's file in the upper.
-#[derive(Clone, Debug)]
-pub(super) struct UpperFile {
-    /// The host's inode number.
-    pub(super) host: u64,
-    pub(super) home: Home,
-    /// The content is the origin's object, up to the length of this file.
-    pub(super) metadata_only: bool,
-    /// The content is being copied up; what is saved in the mark meanwhile.
-    pub(super) copying: Option<Saved>,
-    /// A directory that shows nothing of the tree.
-    pub(super) opaque: bool,
-    /// A character device 0:0, kept as an empty regular file.
-    pub(super) device: bool,
-    /// What to add to the host's link count, see [`FileMark::link_delta`].
-    pub(super) link_delta: i32,
-    pub(super) unsynced: Unsynced,
-}
-
-/// What a power cut could still undo of a file that was copied up.
-#[derive(Copy, Clone, Debug, Default, Eq, PartialEq)]
-pub(super) struct Unsynced {
-    /// Its attributes and marks.
-    pub(super) inode: bool,
-    /// Its name.
-    pub(super) name: bool,
-}
-
-impl UpperFile {
-    /// What its mark says.
-    pub(super) fn mark(&self, origin: Option<TreeIno>) -> FileMark {
-        FileMark {
-            origin,
-            metadata_only: self.metadata_only,
-            device: self.device,
-            link_delta: matches!(self.home, Home::Index(_)).then_some(self.link_delta),
-            copying: self.copying.clone(),
-        }
-    }
-}
-
-/// Where a node's file is found.
-#[derive(Copy, Clone, Debug, Eq, PartialEq)]
-pub(super) enum Home {
-    /// At the first of its names.
-    Named,
-    /// `work/index`.
-    Index(TreeIno),
-    /// `work/orphans`, under this number.
-    Orphan(u64),
-}
-
-/// The upper's part of a directory, read from it once.
-#[derive(Debug)]
-pub(super) struct Dir {
-    slots: BTreeMap<Name, Slot>,
-    /// The visible names that the tree does not have, in the order in which they are listed.
-    by_cookie: BTreeMap<u64, Name>,
-    /// Directories among the visible names.
-    pub(super) subdirs: u32,
-    /// Visible names.
-    pub(super) visible: u64,
-    /// Files in it bear marks.
-    pub(super) impure: bool,
-}
-
-/// A name that the upper's directory holds.
-#[derive(Copy, Clone, Debug, Eq, PartialEq)]
-pub(super) struct Slot {
-    pub(super) target: Target,
-    pub(super) under: Under,
-    /// Of a name that is listed by itself, not in the place of the tree's.
-    cookie: Option<u64>,
-}
-
-/// What the upper says about a name.
-#[derive(Copy, Clone, Debug, Eq, PartialEq)]
-pub(super) enum Target {
-    Whiteout,
-    /// A file of which no marks were read yet.
-    Unread {
-        file_type: FileType,
-        host: u64,
-    },
-    Node(NodeId, FileType),
-}
-
-/// What the tree has under a name of the upper.
-#[derive(Copy, Clone, Debug, Eq, PartialEq)]
-pub(super) enum Under {
-    Nothing,
-    File,
-    Directory,
-}
-
 impl State {
-    /// Nothing is changed yet; `counted` nodes of the tree have their lookups counted.
+    /// Nothing is changed yet; `counted` nodes of the lower have their lookups counted.
     pub(super) fn new(counted: u32) -> State {
         State {
-            tree_lookups: TreeLookups::new(counted),
+            lower_lookups: LowerLookups::new(counted),
             ..State::default()
         }
     }
@@ -184,15 +63,15 @@ impl State {
         (nodes.len() + hosts.len() + rest, room)
     }
 
-    /// Lookups of nodes of the tree.
-    pub(super) fn tree_lookups(&self) -> &TreeLookups {
-        &self.tree_lookups
+    /// Lookups of nodes of the lower.
+    pub(super) fn lower_lookups(&self) -> &LowerLookups {
+        &self.lower_lookups
     }
 
     /// Whether the kernel may know a node.
     pub(super) fn is_looked_up(&self, id: NodeId) -> bool {
-        match id.tree() {
-            Some(node) => self.tree_lookups.is_known(node),
+        match id.lower() {
+            Some(node) => self.lower_lookups.is_known(node),
             None => self.node(id).is_some_and(|node| node.lookups > 0),
         }
     }
@@ -202,12 +81,12 @@ impl State {
         self.written_past.contains(&id)
     }
 
-    /// The id that a node of the tree goes by.
-    pub(super) fn id_of(&self, node: TreeIno) -> NodeId {
+    /// The id that a node of the lower goes by.
+    pub(super) fn id_of(&self, node: LowerIno) -> NodeId {
         self.renumbered
             .get(&node)
             .copied()
-            .unwrap_or(NodeId::of_tree(node))
+            .unwrap_or(NodeId::of_lower(node))
     }
 
     /// The node that a file of the upper is. None: another file is that node already, so one of the two marks is forged.
@@ -215,7 +94,7 @@ impl State {
         &self,
         host: u64,
         file_type: FileType,
-        origin: Option<TreeIno>,
+        origin: Option<LowerIno>,
     ) -> Option<NodeId> {
         let linked = self.hosts.get(&host).copied();
         if let Some(id) = linked.filter(|_| file_type != FileType::Directory) {
@@ -350,26 +229,15 @@ impl State {
     ) {
         names.sort_unstable_by(|(one, ..), (other, ..)| one.cmp(other));
         names.dedup_by(|(next, ..), (name, ..)| next == name);
-        let mut table = Dir {
-            slots: BTreeMap::new(),
-            by_cookie: BTreeMap::new(),
-            subdirs,
-            visible,
-            impure,
-        };
-        // Of sorted names a map is built as a whole, without a search for each.
-        let slots = names.into_iter().map(|(name, target, under)| {
-            let slot = table.new_slot(&name, target, under);
+        for (name, target, _) in &names {
             if let Target::Node(id, _) = target
-                && let Some(node) = self.nodes.get_mut(&id)
+                && let Some(node) = self.nodes.get_mut(id)
             {
                 node.names.push((dir, name.clone()));
                 node.gone = None;
             }
-            (name, slot)
-        });
-        let slots = slots.collect();
-        table.slots = slots;
+        }
+        let table = Dir::of_sorted(names, subdirs, visible, impure);
         self.dirs.insert(dir, table);
     }
 
@@ -378,7 +246,7 @@ impl State {
         dir: NodeId,
         name: Name,
         node: NodeId,
-        origin: Option<TreeIno>,
+        origin: Option<LowerIno>,
         file_type: FileType,
         file: UpperFile,
     ) {
@@ -399,7 +267,7 @@ impl State {
         &mut self,
         id: NodeId,
         file_type: FileType,
-        origin: Option<TreeIno>,
+        origin: Option<LowerIno>,
         file: UpperFile,
     ) {
         if id >= self.next_born() {
@@ -417,8 +285,7 @@ impl State {
         let Some(table) = self.dirs.get_mut(&dir) else {
             return;
         };
-        let slot = table.new_slot(&name, target, under);
-        table.slots.insert(name.clone(), slot);
+        table.put(name.clone(), target, under);
         if let Target::Node(id, _) = target
             && let Some(node) = self.nodes.get_mut(&id)
         {
@@ -428,16 +295,9 @@ impl State {
     }
 
     fn take(&mut self, dir: NodeId, name: &[u8]) {
-        let Some(table) = self.dirs.get_mut(&dir) else {
+        let Some(slot) = self.dirs.get_mut(&dir).and_then(|table| table.take(name)) else {
             return;
         };
-        let Some(slot) = table.slots.remove(name) else {
-            return;
-        };
-        if let Some(cookie) = slot.cookie {
-            table.by_cookie.remove(&cookie);
-        }
-        table.count(slot, Sign::Remove);
         if let Target::Node(id, _) = slot.target
             && let Some(node) = self.nodes.get_mut(&id)
         {
@@ -446,9 +306,9 @@ impl State {
         }
     }
 
-    fn gone(&mut self, id: NodeId, file_type: FileType, origin: Option<TreeIno>, attr: Attr) {
+    fn gone(&mut self, id: NodeId, file_type: FileType, origin: Option<LowerIno>, attr: Attr) {
         if let Some(table) = self.dirs.remove(&id) {
-            self.has_shrunk |= table.slots.len() > SMALL || shrink(&mut self.dirs);
+            self.has_shrunk |= table.held() > SMALL || shrink(&mut self.dirs);
         }
         let node = self.nodes.entry(id).or_insert(Node::new(file_type, origin));
         node.gone = Some(attr);
@@ -493,31 +353,31 @@ impl State {
     }
 
     fn looked(&mut self, id: NodeId) {
-        if let Some(node) = id.tree() {
-            self.tree_lookups.add(node);
+        if let Some(node) = id.lower() {
+            self.lower_lookups.add(node);
         } else if let Some(node) = self.nodes.get_mut(&id) {
             node.lookups += 1;
         }
     }
 
     fn forgotten(&mut self, id: NodeId, count: u64) {
-        if let Some(node) = id.tree() {
-            self.tree_lookups.subtract(node, count);
+        if let Some(node) = id.lower() {
+            self.lower_lookups.subtract(node, count);
         } else if let Some(node) = self.nodes.get_mut(&id) {
             node.lookups = node.lookups.saturating_sub(count);
         }
         self.tidy(id);
     }
 
-    /// A node that nothing leads to is not kept: it has no name, no file, and the kernel doesn't know it. A node of the tree is kept only
-    /// when it was removed, and needs to be only as long as the kernel could ask for it, since without it the tree would speak for it again.
-    /// What is known of one that took over from a node of the tree goes back to that.
+    /// A node that nothing leads to is not kept: it has no name, no file, and the kernel doesn't know it. A node of the lower is kept only
+    /// when it was removed, and needs to be only as long as the kernel could ask for it, since without it the lower would speak for it again.
+    /// What is known of one that took over from a node of the lower goes back to that.
     fn tidy(&mut self, id: NodeId) {
         let dead = self.nodes.get(&id).is_some_and(|node| {
             node.upper.is_none()
                 && node.names.is_empty()
                 && node.successor.is_none()
-                && (id.tree().is_none() || node.gone.is_some())
+                && (id.lower().is_none() || node.gone.is_some())
         });
         if !dead || self.is_looked_up(id) || self.opens.serving(id).is_some() {
             return;
@@ -534,7 +394,7 @@ impl State {
             return;
         };
         self.renumbered.remove(&origin);
-        let first_id = NodeId::of_tree(origin);
+        let first_id = NodeId::of_lower(origin);
         if let Some(first) = self.nodes.get_mut(&first_id) {
             first.successor = None;
             first.gone = node.gone;
@@ -558,12 +418,8 @@ impl State {
             self.hosts.insert(file.host, to);
         }
         for (dir, name) in &new.names {
-            if let Some(slot) = self
-                .dirs
-                .get_mut(dir)
-                .and_then(|dir| dir.slots.get_mut(name))
-            {
-                slot.target = Target::Node(to, new.file_type);
+            if let Some(table) = self.dirs.get_mut(dir) {
+                table.retarget(name, Target::Node(to, new.file_type));
             }
         }
         if let Some(origin) = new.origin {
@@ -588,128 +444,4 @@ fn shrink_set<K: Eq + Hash>(table: &mut HashSet<K>) -> bool {
         table.shrink_to(table.len() * 2);
     }
     sparse
-}
-
-#[derive(Copy, Clone)]
-enum Sign {
-    Add,
-    Remove,
-}
-
-impl Node {
-    fn new(file_type: FileType, origin: Option<TreeIno>) -> Node {
-        Node {
-            file_type,
-            origin,
-            upper: None,
-            names: Vec::new(),
-            lookups: 0,
-            gone: None,
-            lost: false,
-            successor: None,
-        }
-    }
-
-    /// A name under which the upper has it, among those that are known.
-    pub(super) fn name(&self) -> Option<(NodeId, &[u8])> {
-        self.names.first().map(|(dir, name)| (*dir, &**name))
-    }
-
-    /// How many names the upper is known to have for it.
-    pub(super) fn known_names(&self) -> usize {
-        self.names.len()
-    }
-
-    /// What `stat` shows once the last name is gone, if it is.
-    pub(super) fn gone(&self) -> Option<&Attr> {
-        self.gone.as_ref()
-    }
-
-    /// Whether its bytes are nowhere any more.
-    pub(super) fn lost(&self) -> bool {
-        self.lost
-    }
-
-    /// The id that this node goes by now, if not by the one it was found under.
-    pub(super) fn successor(&self) -> Option<NodeId> {
-        self.successor
-    }
-}
-
-impl Dir {
-    pub(super) fn slot(&self, name: &[u8]) -> Option<Slot> {
-        self.slots.get(name).copied()
-    }
-
-    /// Names that the tree does not have, behind a cookie.
-    pub(super) fn own_names_behind(
-        &self,
-        cookie: u64,
-    ) -> impl Iterator<Item = (u64, &[u8], Target)> {
-        let behind = (Bound::Excluded(cookie), Bound::Unbounded);
-        self.by_cookie.range(behind).filter_map(|(cookie, name)| {
-            let slot = self.slots.get(name)?;
-            Some((*cookie, &**name, slot.target))
-        })
-    }
-
-    /// A cookie that depends on the name alone, unless another name has it: a name that is replaced, or moved away and back, keeps its place.
-    fn free_cookie(&self, name: &[u8]) -> u64 {
-        const WITHIN: u64 = FIRST_OWN_COOKIE - 1;
-        let hash = ObjectId::of(name);
-        let hash = hash.as_bytes().first_chunk().copied().unwrap_or_default();
-        let mut cookie = u64::from_le_bytes(hash);
-        loop {
-            cookie = FIRST_OWN_COOKIE | (cookie & WITHIN);
-            if !self.by_cookie.contains_key(&cookie) {
-                return cookie;
-            }
-            cookie += 1;
-        }
-    }
-
-    /// The slot of a name that the table does not have yet, counted and with its cookie.
-    fn new_slot(&mut self, name: &Name, target: Target, under: Under) -> Slot {
-        let cookie = match (target, under) {
-            (Target::Whiteout, _) | (_, Under::File | Under::Directory) => None,
-            _ => Some(self.free_cookie(name)),
-        };
-        let slot = Slot {
-            target,
-            under,
-            cookie,
-        };
-        self.count(slot, Sign::Add);
-        if let Some(cookie) = cookie {
-            self.by_cookie.insert(cookie, name.clone());
-        }
-        slot
-    }
-
-    /// How many names the upper holds, whiteouts among them.
-    pub(super) fn held(&self) -> usize {
-        self.slots.len()
-    }
-
-    fn count(&mut self, slot: Slot, sign: Sign) {
-        let own = match slot.target {
-            Target::Whiteout => Under::Nothing,
-            Target::Node(_, file_type) | Target::Unread { file_type, .. } => match file_type {
-                FileType::Directory => Under::Directory,
-                _ => Under::File,
-            },
-        };
-        let (more, less) = match sign {
-            Sign::Add => (own, slot.under),
-            Sign::Remove => (slot.under, own),
-        };
-        self.visible += u64::from(more != Under::Nothing);
-        self.visible = self
-            .visible
-            .saturating_sub(u64::from(less != Under::Nothing));
-        self.subdirs += u32::from(more == Under::Directory);
-        self.subdirs = self
-            .subdirs
-            .saturating_sub(u32::from(less == Under::Directory));
-    }
 }

@@ -3,37 +3,45 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use cowl_core::tree::{FileType, Rdev, Timestamp, TreeIno};
+use cowl_core::tree::{FileType, Rdev, Timestamp};
 
 /// The error of every overlay operation, as the system call returns it.
 pub type Errno = rustix::io::Errno;
 
+/// The number of a node of the lower: of a tree, its number there. The root is 0.
+#[derive(Copy, Clone, Debug, Eq, PartialEq, Ord, PartialOrd, Hash)]
+pub struct LowerIno(pub u32);
+
+impl LowerIno {
+    /// The root directory.
+    pub const ROOT: LowerIno = LowerIno(0);
+}
+
 /// The FUSE node id. It is never reused while the mount lives.
 ///
-/// The id of a tree node is its inode number there plus one, so the root is 1 and no table is
-/// needed; nodes created in the upper count up from 2^32 + 1. `st_ino` is a number of its own
-/// ([`Attr::ino`]).
+/// The id of a lower node is its number plus one, so the root is 1 and no table is needed; nodes
+/// created in the upper count up from 2^32 + 1. `st_ino` is a number of its own ([`Attr::ino`]).
 #[derive(Copy, Clone, Debug, Eq, PartialEq, Ord, PartialOrd, Hash)]
 pub struct NodeId(pub u64);
 
-/// The highest id of a tree node; ids above it belong to nodes created in the upper.
-const LAST_TREE_ID: u64 = 1 << 32;
+/// The highest id of a lower node; ids above it belong to nodes created in the upper.
+const LAST_LOWER_ID: u64 = 1 << 32;
 
 impl NodeId {
     /// The root directory.
     pub const ROOT: NodeId = NodeId(1);
     /// The first id of a node created in the upper.
-    pub(super) const FIRST_BORN: NodeId = NodeId(LAST_TREE_ID + 1);
+    pub(super) const FIRST_BORN: NodeId = NodeId(LAST_LOWER_ID + 1);
 
-    /// The id of a tree's node.
-    pub const fn of_tree(node: TreeIno) -> NodeId {
+    /// The id of a lower node.
+    pub const fn of_lower(node: LowerIno) -> NodeId {
         // Widening; `From` is not const.
         NodeId(node.0 as u64 + 1)
     }
 
-    /// The tree node with this id, if it is one.
-    pub fn tree(self) -> Option<TreeIno> {
-        u32::try_from(self.0.checked_sub(1)?).ok().map(TreeIno)
+    /// The lower node with this id, if it is one.
+    pub fn lower(self) -> Option<LowerIno> {
+        u32::try_from(self.0.checked_sub(1)?).ok().map(LowerIno)
     }
 }
 
@@ -55,18 +63,18 @@ pub struct Caller {
 /// What `stat` shows.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
 pub struct Attr {
-    /// `st_ino`: node number + 1 for a node of the tree (kept when it is copied up), 2^40 | host
+    /// `st_ino`: the lower's number of the node (kept when it is copied up), 2^40 | host
     /// inode for one created in the upper.
     pub ino: u64,
     /// Length in bytes.
     pub size: u64,
     /// Space taken, in units of 512 bytes.
     pub blocks: u64,
-    /// Last access; of a node of the tree: `mtime`, never updated.
+    /// Last access; of a node of a tree: `mtime`, never updated.
     pub atime: Timestamp,
     /// Last change of the content.
     pub mtime: Timestamp,
-    /// Last change of the inode; of a node of the tree: `mtime`.
+    /// Last change of the inode; of a node of a tree: `mtime`.
     pub ctime: Timestamp,
     /// Type.
     pub file_type: FileType,

@@ -30,9 +30,9 @@ impl Overlay {
         let (id, _guard) = self.guard_current(id);
         let mut names = Vec::new();
         if !self.in_upper(id) {
-            let all = self.lower.xattrs(id.tree().ok_or(Errno::STALE)?)?;
+            let all = self.lower.xattrs(id.lower().ok_or(Errno::STALE)?)?;
             for (name, _) in all.into_iter().filter(|(name, _)| has_namespace(name)) {
-                names.extend_from_slice(name);
+                names.extend_from_slice(&name);
                 names.push(0);
             }
             return Ok(names);
@@ -106,10 +106,10 @@ impl Overlay {
                 .xattr(&escape(name))?
                 .map(Cow::Owned));
         }
-        let Some(node) = id.tree() else {
+        let Some(node) = id.lower() else {
             return Ok(None);
         };
-        Ok(self.lower.xattr(node, name)?.map(Cow::Borrowed))
+        self.lower.xattr(node, name)
     }
 
     /// Whether a node has a file in the upper.

@@ -34,7 +34,13 @@ fn set(fixture: &Fixture, path: &str, mark: Mark, space: Namespace, value: &[u8]
 fn lookup_of_a_forged_mark_fails_with_eio_for_its_name_only() {
     let origin = |node| FileMark::of_origin(TreeIno(node));
     let fixture = small();
-    let of = |path: &str| walk(&fixture.overlay(), path).unwrap().tree().unwrap();
+    let of = |path: &str| {
+        walk(&fixture.overlay(), path)
+            .unwrap()
+            .lower()
+            .map(|node| TreeIno(node.0))
+            .unwrap()
+    };
     let (dir, sub, one) = (of("dir"), of("dir/sub"), of("dir/one"));
     let metadata_only = |node| FileMark {
         metadata_only: true,
@@ -104,7 +110,8 @@ fn lookup_undoes_an_interrupted_copy_up() {
     let fixture = small();
     let space = filled(&fixture);
     let path = fixture.path("upper/dir/one");
-    let node = walk(&fixture.overlay(), "dir/one").unwrap().tree();
+    let node = walk(&fixture.overlay(), "dir/one").unwrap().lower();
+    let node = node.map(|node| TreeIno(node.0));
     let copying = FileMark {
         origin: node,
         metadata_only: true,

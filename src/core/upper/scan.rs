@@ -29,14 +29,14 @@ pub enum Listed {
     },
 }
 
-/// The decoded and checked marks of a file.
+/// The decoded and checked marks of a file; `N` is a node of the lower.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Marks {
+pub struct Marks<N = TreeIno> {
     /// The type to show.
     pub file_type: FileType,
-    /// The tree node that this was copied up from. A directory shows its children, unless it is
+    /// The lower node that this was copied up from. A directory shows its children, unless it is
     /// opaque.
-    pub origin: Option<TreeIno>,
+    pub origin: Option<N>,
     /// A directory that shows nothing of the tree.
     pub opaque: bool,
     /// The content is the origin's.
@@ -117,17 +117,52 @@ pub fn is_opaque(dir: Spot<'_>, space: Namespace) -> rustix::io::Result<bool> {
     Ok(dir.mark(space, Mark::Opaque)?.as_deref() == Some(marks::YES))
 }
 
-/// Reads the marks of a file and checks them against the tree. `same_name` is the tree's directory
+/// The lower that marks refer to.
+pub trait Origins {
+    /// A node of it.
+    type Node: Copy;
+
+    /// The node that a mark names; None if there is none.
+    fn origin(&self, origin: TreeIno) -> rustix::io::Result<Option<OriginNode<Self::Node>>>;
+}
+
+/// What a mark's claims are checked against.
+#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+pub struct OriginNode<N> {
+    /// The node.
+    pub node: N,
+    /// The type of its file in an upper.
+    pub stored_type: FileType,
+    /// It is a character device 0:0.
+    pub null_device: bool,
+    /// It is a regular file that is not empty.
+    pub has_content: bool,
+}
+
+impl Origins for Tree {
+    type Node = TreeIno;
+
+    fn origin(&self, origin: TreeIno) -> rustix::io::Result<Option<OriginNode<TreeIno>>> {
+        Ok(self.node(origin).ok().map(|record| OriginNode {
+            node: origin,
+            stored_type: stored_type(&record),
+            null_device: is_null_device(&record),
+            has_content: record.object.is_some(),
+        }))
+    }
+}
+
+/// Reads the marks of a file and checks them against the lower. `same_name` is the lower directory
 /// of the same name, with which a directory merges; files in a directory that is not `impure` bear
 /// none.
-pub fn read_marks(
+pub fn read_marks<L: Origins>(
     spot: Spot<'_>,
     host_type: FileType,
     space: Namespace,
-    tree: &Tree,
-    same_name: Option<TreeIno>,
+    lower: &L,
+    same_name: Option<L::Node>,
     impure: bool,
-) -> Result<Marks, MarkError> {
+) -> Result<Marks<L::Node>, MarkError> {
     let directory = host_type == FileType::Directory;
     let opaque = directory && (impure || same_name.is_some()) && is_opaque(spot, space)?;
     let value = if impure && space.marks(host_type) {
@@ -139,14 +174,14 @@ pub fn read_marks(
         .map(|value| FileMark::decode(&value))
         .transpose()?
         .unwrap_or_default();
-    check(&mark, host_type, tree)?;
+    let origin = check(&mark, host_type, lower)?;
     Ok(Marks {
         file_type: if mark.device {
             FileType::CharDevice
         } else {
             host_type
         },
-        origin: match mark.origin {
+        origin: match origin {
             None if directory && !opaque => same_name,
             origin => origin,
         },
@@ -158,23 +193,25 @@ pub fn read_marks(
     })
 }
 
-fn check(mark: &FileMark, host_type: FileType, tree: &Tree) -> Result<(), MarkError> {
+fn check<L: Origins>(
+    mark: &FileMark,
+    host_type: FileType,
+    lower: &L,
+) -> Result<Option<L::Node>, MarkError> {
     if (mark.metadata_only || mark.device) && host_type != FileType::Regular {
         return Err(MarkError::NotRegular);
     }
     let Some(origin) = mark.origin else {
-        return Ok(());
+        return Ok(None);
     };
-    let record = tree
-        .node(origin)
-        .map_err(|_no_node| MarkError::NoOrigin(origin))?;
-    if stored_type(&record) != host_type || is_null_device(&record) != mark.device {
+    let found = lower.origin(origin)?.ok_or(MarkError::NoOrigin(origin))?;
+    if found.stored_type != host_type || found.null_device != mark.device {
         return Err(MarkError::OtherType(origin));
     }
-    if mark.metadata_only && record.object.is_none() {
+    if mark.metadata_only && !found.has_content {
         return Err(MarkError::NoContent(origin));
     }
-    Ok(())
+    Ok(Some(found.node))
 }
 
 /// Whether a node is a character device 0:0, which the upper would read as a whiteout.
