@@ -285,7 +285,7 @@ impl Loader<'_> {
 }
 
 /// The media type in a manifest or an index; optional in OCI.
-fn document_type(bytes: &[u8]) -> String {
+pub(super) fn document_type(bytes: &[u8]) -> String {
     #[derive(serde::Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Own {

@@ -1,4 +1,4 @@
-//! Images: reads OCI and Docker archives and keeps their documents byte for byte.
+//! Images: reads and writes OCI and Docker archives and keeps their documents byte for byte.
 //!
 //! Invariants: digests are of bytes as received, so documents are never re-encoded; no tag of an
 //! archive is published before every digest is checked and all layers merge; an image's id is the
@@ -9,7 +9,9 @@
 //! input      a file, or a copy of a stream    index    where in a tar each name is
 //! oci        OCI layout  -> candidates        docker   docker-archive -> candidates
 //! load       candidates  -> store            parts    layers -> store
+//! platform   names of platforms
 //! rootfs     a root file system's tar -> an image
+//! save       store -> an OCI layout and docker-archive in one
 //! ```
 //!
 //! Called by the engine. This module knows formats only, not how images are run or listed.
@@ -23,7 +25,9 @@ mod input;
 mod load;
 mod oci;
 mod parts;
+mod platform;
 mod rootfs;
+mod save;
 
 #[cfg(test)]
 mod tests;
@@ -31,7 +35,9 @@ mod tests;
 pub use self::documents::{HistoryEntry, ImageConfig, ProcessConfig, RootFs};
 pub use self::error::ImageError;
 pub use self::load::{Loaded, load, load_file, load_with};
+pub use self::platform::{PlatformError, PlatformName};
 pub use self::rootfs::import_rootfs;
+pub use self::save::{SaveError, Selected, restore_layer, save};
 pub use crate::store::{Reference, ReferenceError};
 
 use crate::digest::Sha256Digest;

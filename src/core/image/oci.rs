@@ -12,14 +12,14 @@ use super::{
 use crate::digest::Sha256Digest;
 
 pub(super) const LAYOUT: &str = "oci-layout";
-const INDEX: &str = "index.json";
+pub(super) const INDEX: &str = "index.json";
 /// An index may hold indexes; real ones hold one level.
 const MAX_DEPTH: usize = 4;
 
 /// Set by containerd and Docker: the full name.
-const FULL_NAME: &str = "io.containerd.image.name";
+pub(super) const FULL_NAME: &str = "io.containerd.image.name";
 /// image-spec, annotations.md: a name or a tag, as its writer likes.
-const REF_NAME: &str = "org.opencontainers.image.ref.name";
+pub(super) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// Set by BuildKit on attestations, which are listed beside images.
 const ATTESTATION: &str = "vnd.docker.reference.type";
 

@@ -120,8 +120,21 @@ pub(super) fn encode(entry: &EntryHeader<'_>) -> Vec<u8> {
     out
 }
 
+/// The headers of a member of an image archive: a directory, or a file with its size.
+pub(crate) fn member_header(path: &str, size: Option<u64>) -> Vec<u8> {
+    let (kind, mode) = match size {
+        None => (b'5', 0o755),
+        Some(_) => (b'0', 0o644),
+    };
+    encode(&EntryHeader {
+        mode,
+        size: size.unwrap_or_default(),
+        ..EntryHeader::bare(path.as_bytes(), kind)
+    })
+}
+
 /// The zeros after `size` bytes of content.
-pub(super) fn padding(size: u64) -> &'static [u8] {
+pub(crate) fn padding(size: u64) -> &'static [u8] {
     static ZEROS: [u8; BLOCK] = [0; BLOCK];
     match usize::try_from(size % BLOCK as u64) {
         Ok(0) | Err(_) => &[],

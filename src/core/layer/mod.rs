@@ -38,6 +38,7 @@ mod stream;
 mod tests;
 
 pub use decompress::{Compression, DecompressError, Decompressed, decompress};
+pub(crate) use entry_header::{member_header, padding};
 pub use error::{EntryFault, HeaderFault, ImportError, Role, TypeName};
 pub use export::{ExportError, ExportStats, ObjectSource, export};
 pub use import::import;

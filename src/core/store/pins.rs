@@ -286,6 +286,13 @@ impl Transaction<'_> {
         self.extend_pin(layers, &[])
     }
 
+    /// Keeps all that a tag names for the transaction.
+    pub fn keep_tag(&self, tag: &super::Tag) -> Result<(), StoreError> {
+        let layers: Vec<_> = tag.layers().collect();
+        let blobs: Vec<_> = tag.blobs().collect();
+        self.extend_pin(&layers, &blobs)
+    }
+
     /// Adds layers and blobs to the transaction's pin.
     pub(super) fn extend_pin(
         &self,

@@ -56,6 +56,8 @@ fn parse_switch(text: &str) -> Result<bool, String> {
 pub(super) enum Command {
     /// Load images from a tar archive (`docker save` or OCI layout), a directory or STDIN
     Load(Load),
+    /// Save one or more images to a tar archive (streamed to STDOUT by default)
+    Save(Save),
     /// Import the contents of a root file system's tarball to create an image
     Import(Import),
     /// List images
@@ -100,6 +102,19 @@ pub(super) struct Load {
     /// Hash the layers that the store already has, and repair damaged ones
     #[arg(long)]
     pub(super) verify: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Save {
+    /// Write to a file, instead of STDOUT
+    #[arg(short, long, value_name = "FILE")]
+    pub(super) output: Option<PathBuf>,
+    /// Save only the images for this platform
+    #[arg(long, value_name = "OS/ARCHITECTURE[/VARIANT]")]
+    pub(super) platform: Option<String>,
+    /// Names of images, or IDs, or the beginnings of IDs; a name without a tag means all its tags
+    #[arg(required = true, value_name = "IMAGE")]
+    pub(super) images: Vec<String>,
 }
 
 #[derive(Debug, Args)]

@@ -1,6 +1,6 @@
-//! `cowl load`, `import`, `images`, `history`, `rmi`, `info`, `check`.
+//! `cowl load`, `save`, `import`, `images`, `history`, `rmi`, `info`, `check`.
 
-use super::args::{Check, History, Images, Import, Load, Rmi};
+use super::args::{Check, History, Images, Import, Load, Rmi, Save};
 use super::table::{Table, ellipsis, printable};
 use super::units::{human_duration, human_size};
 use super::{FAILURE, Stdout, each, print_error};
@@ -32,6 +32,15 @@ pub(super) fn load(engine: &Engine, args: &Load, out: &mut Stdout) -> Result<u8>
             out.line(&format!("Loaded image ID: {}", loaded.image))?;
         }
     }
+    Ok(0)
+}
+
+pub(super) fn save(engine: &Engine, args: &Save) -> Result<u8> {
+    engine.save(
+        &args.images,
+        args.platform.as_deref(),
+        args.output.as_deref(),
+    )?;
     Ok(0)
 }
 

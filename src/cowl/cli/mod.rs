@@ -156,6 +156,7 @@ fn dispatch(cli: Cli, out: &mut Stdout) -> Result<u8> {
     let open = |access| open(root.clone(), access);
     match cli.command {
         Command::Load(args) => image::load(&open(Access::Add)?, &args, out),
+        Command::Save(args) => image::save(&open(Access::Change)?, &args),
         Command::Import(args) => image::import(&open(Access::Add)?, &args, out),
         Command::Images(args) => image::images(&open(Access::Read)?, &args, out),
         Command::History(args) => image::history(&open(Access::Read)?, &args, out),

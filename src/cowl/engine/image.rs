@@ -73,12 +73,12 @@ pub enum Removed {
 }
 
 /// The image that the user's word stands for.
-struct Found {
-    image: TaggedImage,
+pub(super) struct Found {
+    pub(super) image: TaggedImage,
     /// All names of it, or the tag without a name.
-    tags: Vec<Tag>,
+    pub(super) tags: Vec<Tag>,
     /// The word is this name, not an id.
-    by_name: Option<Tag>,
+    pub(super) by_name: Option<Tag>,
 }
 
 impl Engine {
@@ -279,7 +279,7 @@ impl Engine {
         self.free(removed)
     }
 
-    fn find_image(&self, needle: &str) -> Result<Found> {
+    pub(super) fn find_image(&self, needle: &str) -> Result<Found> {
         if let Ok(reference) = needle.parse::<Reference>()
             && let Some(tag) = self.store.find_tag(&reference)?
             && let Some(image) = tag.image().cloned()

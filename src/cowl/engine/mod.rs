@@ -14,8 +14,10 @@ pub mod image;
 mod mount;
 mod mountpoint;
 mod names;
+mod output;
 pub mod process;
 pub mod run;
+mod save;
 mod signals;
 mod terminal;
 

@@ -5,6 +5,7 @@ mod layout;
 mod names;
 mod present;
 mod refused;
+mod save;
 
 use std::collections::BTreeMap;
 use std::io::Write;

@@ -1,0 +1,132 @@
+//! Images on their way out: which ones are meant, and where the archive goes.
+
+use super::Engine;
+use super::error::{Context, Error, Result};
+use super::output::OutputFile;
+use cowl_core::image::{self, PlatformName, Selected};
+use cowl_core::store::{Reference, Tag};
+use std::fs::File;
+use std::io::{IsTerminal, Write};
+use std::os::fd::AsFd;
+use std::path::Path;
+
+impl Engine {
+    /// Saves images, each once, as one archive in a file or on standard output.
+    ///
+    /// A name without a tag means all its tags, and an id means the image without a name, as for
+    /// Docker.
+    pub fn save(
+        &self,
+        needles: &[String],
+        platform: Option<&str>,
+        output: Option<&Path>,
+    ) -> Result<()> {
+        let platform = match platform {
+            None => None,
+            Some(text) => Some(
+                text.parse::<PlatformName>()
+                    .map_err(|error| Error::invalid(error.to_string()))?,
+            ),
+        };
+        let mut selected: Vec<Selected> = Vec::new();
+        for needle in needles {
+            for (tag, name) in self.meant_by(needle)? {
+                let tag = narrowed(needle, tag, platform.as_ref())?;
+                match selected
+                    .iter_mut()
+                    .find(|known| known.tag.images == tag.images)
+                {
+                    Some(known) => known.names.extend(name),
+                    None => selected.push(Selected {
+                        names: name.into_iter().collect(),
+                        tag,
+                    }),
+                }
+            }
+        }
+        for image in &mut selected {
+            image.names.sort();
+            image.names.dedup();
+        }
+        write_to(output, |out| Ok(image::save(self.store(), &selected, out)?))
+    }
+
+    /// The images that a word of the user means, each with the name it is saved under.
+    fn meant_by(&self, needle: &str) -> Result<Vec<(Tag, Option<Reference>)>> {
+        if let Some(repository) = without_tag(needle) {
+            let mut tags = self.store().tags()?.tags;
+            tags.retain(|tag| {
+                let name = tag.reference.as_ref();
+                name.is_some_and(|name| name.repository() == repository && name.tag().is_some())
+            });
+            if !tags.is_empty() {
+                return Ok(tags
+                    .into_iter()
+                    .map(|tag| (tag.clone(), tag.reference))
+                    .collect());
+            }
+        }
+        let found = self.find_image(needle)?;
+        if let Some(tag) = found.by_name {
+            // A digest names nothing that could be loaded again under it.
+            let name = tag.reference.clone().filter(|name| name.digest().is_none());
+            return Ok(vec![(tag, name)]);
+        }
+        Ok(found
+            .tags
+            .into_iter()
+            .take(1)
+            .map(|tag| (tag, None))
+            .collect())
+    }
+}
+
+/// The repository, if the word is a name with neither tag nor digest.
+fn without_tag(needle: &str) -> Option<String> {
+    let last = needle.rsplit('/').next()?;
+    if last.contains([':', '@']) {
+        return None;
+    }
+    let name: Reference = needle.parse().ok()?;
+    Some(name.repository())
+}
+
+/// The tag with the images of one platform only.
+fn narrowed(needle: &str, mut tag: Tag, platform: Option<&PlatformName>) -> Result<Tag> {
+    let Some(wanted) = platform else {
+        return Ok(tag);
+    };
+    let before = tag.images.len();
+    tag.images.retain(|image| wanted.matches(&image.platform));
+    if tag.images.is_empty() {
+        return Err(Error::not_found(format!(
+            "image {needle} was found but does not provide the platform {wanted}"
+        )));
+    }
+    if tag.images.len() < before {
+        // The index speaks of the others too.
+        tag.target = None;
+    }
+    Ok(tag)
+}
+
+/// Runs `write` on the file, or on standard output unless that is a terminal.
+pub(super) fn write_to(
+    output: Option<&Path>,
+    write: impl FnOnce(&mut dyn Write) -> Result<()>,
+) -> Result<()> {
+    let Some(path) = output else {
+        let stdout = std::io::stdout();
+        if stdout.is_terminal() {
+            return Err(Error::invalid(
+                "cowardly refusing to save to a terminal. Use the -o flag or redirect",
+            ));
+        }
+        let mut stdout = File::from(stdout.as_fd().try_clone_to_owned()?);
+        return write(&mut stdout).context(|| "writing to standard output");
+    };
+    let mut file = OutputFile::create(path)?;
+    write(&mut file)
+        .and_then(|()| file.finish())
+        .context(|| format!("writing {}", path.display()))
+}
