@@ -98,10 +98,7 @@ pub const TARGETS: [Target; 11] = [
         golden: &["handover"],
         ..target("handover", |input| handover::decode(input).is_ok())
     },
-    Target {
-        golden: &["launch"],
-        ..target("launch", read_launch)
-    },
+    target("launch", read_launch),
 ];
 
 /// Small limits, so that an input's time is bounded by them.
@@ -140,7 +137,7 @@ fn read_recipe(input: &[u8]) -> bool {
     verified.is_ok()
 }
 
-/// A message of each direction between engine and monitor, and the plan's file.
+/// A message of each direction between engine and monitor, and the file of what to start.
 fn read_launch(input: &[u8]) -> bool {
     let message = |read: fn(&OwnedFd) -> bool| {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -149,16 +146,16 @@ fn read_launch(input: &[u8]) -> bool {
         // Too long a message is refused by the socket.
         send(&here, input, SendFlags::empty()).is_ok() && read(&there)
     };
-    let plan = || {
-        let file = rustix::fs::memfd_create(c"plan", rustix::fs::MemfdFlags::CLOEXEC)
+    let start = || {
+        let file = rustix::fs::memfd_create(c"start", rustix::fs::MemfdFlags::CLOEXEC)
             .expect("a memory file");
         rustix::io::write(&file, input).expect("room in memory");
-        wire::read_plan(file, u32::try_from(input.len()).expect("short")).is_ok()
+        wire::read_start(file, u32::try_from(input.len()).expect("short")).is_ok()
     };
     let run = message(|socket| wire::receive_run(socket.as_fd()).is_ok());
     let request = message(|socket| wire::receive_request(socket.as_fd()).is_ok());
     let event = message(|socket| wire::receive_event(socket.as_fd()).is_ok());
-    run | request | event | plan()
+    run | request | event | start()
 }
 
 /// Corrects the checksum of every block that has the magic of a tar header.

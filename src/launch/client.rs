@@ -1,4 +1,4 @@
-//! The engine's side: starts a monitor, sends it a plan and descriptors, and exchanges messages
+//! The engine's side: starts a monitor, sends it what to run and descriptors, and exchanges messages
 //! with it.
 //!
 //! The monitor is spawned (not forked from a process with threads) with its control socket as
@@ -15,7 +15,8 @@ use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
-use crate::plan::{ControlRequest, Event, Plan, Signal, Started, WindowSize};
+use crate::message::{ControlRequest, Event, Failed, Signal, Start, Started};
+use crate::process::WindowSize;
 use crate::sys::mount::{MountAttributes, mount_setattr};
 use crate::wire::{self, Run, WireError};
 
@@ -24,17 +25,17 @@ use crate::wire::{self, Run, WireError};
 pub struct Launch<'a> {
     /// Path of `cowl-runtime`.
     pub runtime: &'a Path,
-    /// The container, without descriptors.
-    pub plan: &'a Plan,
+    /// The container and its program, without descriptors.
+    pub start: &'a Start,
     /// A detached mount (`fsmount`, or `open_tree` with `OPEN_TREE_CLONE`) that becomes the
     /// container's root.
     pub rootfs: BorrowedFd<'a>,
     /// The container's directory, where the monitor holds its lock and writes the exit record.
     pub status: BorrowedFd<'a>,
-    /// Stdin, stdout and stderr of the program; none if the plan has a terminal.
+    /// Stdin, stdout and stderr of the program; none if it has a terminal.
     pub stdio: Option<[BorrowedFd<'a>; 3]>,
-    /// A directory or file for each of the plan's volumes, in the same order.
-    pub volumes: &'a [BorrowedFd<'a>],
+    /// The sandbox's descriptors: of joined namespaces, then of mounts.
+    pub descriptors: &'a [BorrowedFd<'a>],
 }
 
 /// Why the monitor was not started.
@@ -61,7 +62,7 @@ pub enum LaunchError {
 pub enum StartError {
     /// The monitor reports it, with Docker's exit code.
     #[error(transparent)]
-    Failed(#[from] crate::plan::Failed),
+    Failed(#[from] Failed),
     /// The monitor sent no valid message, or is gone.
     #[error(transparent)]
     Wire(#[from] WireError),
@@ -73,23 +74,22 @@ pub enum StartError {
 impl Launch<'_> {
     /// Starts the monitor and sends it the plan. The next event is `Started` or `Failed`.
     pub fn spawn(&self) -> Result<Monitor, LaunchError> {
-        if self.plan.volumes.len() != self.volumes.len() {
+        let sandbox = &self.start.sandbox;
+        if sandbox.namespaces.joined() + sandbox.descriptors() != self.descriptors.len() {
             return Err(LaunchError::Mismatch(
-                "each volume of the plan needs one descriptor",
+                "each joined namespace and each mount of a descriptor needs one",
             ));
         }
-        if self.plan.terminal.is_some() == self.stdio.is_some() {
+        if self.start.process.terminal.is_some() == self.stdio.is_some() {
             return Err(LaunchError::Mismatch(
                 "a container has either a terminal or three stdio descriptors",
             ));
         }
-        let volumes = u16::try_from(self.volumes.len())
-            .map_err(|_range| WireError::TooManyDescriptors(self.volumes.len()))?;
-        let (plan, plan_bytes) = wire::write_plan(self.plan)?;
+        let (start, start_bytes) = wire::write_start(self.start)?;
         let program = seal(self.runtime).map_err(|errno| self.spawn_error(errno.into()))?;
-        let mut descriptors = vec![plan.as_fd(), program.as_fd(), self.rootfs, self.status];
+        let mut descriptors = vec![start.as_fd(), program.as_fd(), self.rootfs, self.status];
         descriptors.extend(self.stdio.iter().flatten());
-        descriptors.extend(self.volumes);
+        descriptors.extend(self.descriptors);
 
         let (ours, theirs) = socketpair(
             AddressFamily::UNIX,
@@ -103,9 +103,8 @@ impl Launch<'_> {
         wire::send_run(
             ours.as_fd(),
             &Run {
-                plan_bytes,
+                start_bytes,
                 stdio: self.stdio.is_some(),
-                volumes,
             },
             &descriptors,
         )?;

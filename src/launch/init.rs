@@ -1,4 +1,4 @@
-//! The child between clone and exec: a flat list of system calls on what the [`Setup`] holds.
+//! The child between clone and exec: a flat list of system calls on what the [`RootSetup`] holds.
 //!
 //! It allocates nothing and takes no lock. A failure is sent to the monitor in eight bytes; success
 //! closes the report socket, by exec. The container has no other process yet, so its files don't
@@ -7,92 +7,69 @@
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, makedev};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
-use rustix::process::{Signal, set_parent_process_death_signal, setsid, umask};
-use rustix::thread::{
-    CapabilitySets, remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
-    set_thread_groups, set_thread_res_gid, set_thread_res_uid,
-};
 
-use crate::mounts;
-use crate::path::{Kind, open_in_root};
-use crate::plan::WindowSize;
-use crate::setup::Setup;
+use crate::mounts::{self, Dev};
+use crate::program;
+use crate::setup::{ProgramSetup, RootSetup};
 use crate::step::{At as _, Failure, Step};
-use crate::user::{self, User, UserError};
-
-/// Report that carries the master end of the terminal.
-const TERMINAL: &[u8] = b"T";
-
-/// Report without meaning: sending it fails if the monitor is dead.
-const ALIVE: &[u8] = b"E";
 
 /// Sets up the container and becomes the program. Returns only on failure.
-pub(crate) fn run(setup: Setup, report: BorrowedFd<'_>) -> Failure {
-    // Never dropped: its descriptors are closed by number, and the process ends in exec or `_exit`.
-    let mut setup = ManuallyDrop::new(setup);
-    match become_program(&mut setup, report) {
+pub(crate) fn run(root: RootSetup, program: ProgramSetup, report: BorrowedFd<'_>) -> Failure {
+    // Never dropped: their descriptors are closed by number, and the process ends in exec or
+    // `_exit`.
+    let (root, mut program) = (ManuallyDrop::new(root), ManuallyDrop::new(program));
+    let mut become_program = || {
+        let (terminal, null) = build_root(&root, &program, report)?;
+        set_names(&root)?;
+        program::become_program(&mut program, terminal, null, report)
+    };
+    match become_program() {
         Ok(failure) | Err(failure) => failure,
     }
-}
-
-fn become_program(setup: &mut Setup, report: BorrowedFd<'_>) -> Result<Failure, Failure> {
-    let (terminal, null) = build_root(setup, report)?;
-    rustix::system::sethostname(&setup.hostname).at(Step::HostName)?;
-    crate::sys::net::loopback_up().at(Step::Loopback)?;
-    setsid().at(Step::Session)?;
-    crate::sys::keyring::join_new_session().at(Step::Keyring)?;
-    let user = find_user(setup)?;
-    stdio(setup, terminal.as_ref(), null.as_fd()).at(Step::Stdio)?;
-    chown_stdio(terminal.as_ref(), user.uid).at(Step::Credentials)?;
-    drop((terminal, null));
-    // Before a path of the plan could lead through /proc/self/fd (CVE-2024-21626): the working
-    // directory here, the program and its interpreter at exec.
-    crate::sys::exec::close_others(report).at(Step::Descriptors)?;
-    // The default for everything that is created from here on.
-    umask(Mode::from_raw_mode(0o022));
-    working_directory(setup).at(Step::WorkingDirectory)?;
-    drop_privileges(setup, &user)?;
-    die_with_monitor(report)?;
-    crate::sys::signal::reset_dispositions().at(Step::Signals)?;
-    nix::sys::signal::SigSet::empty()
-        .thread_set_mask()
-        .map_err(|errno| Errno::from_raw_os_error(errno as i32))
-        .at(Step::Signals)?;
-    Ok(Failure {
-        step: Step::Exec,
-        index: 0,
-        errno: exec(setup),
-    })
 }
 
 /// Mounts everything and enters the root. Returns the program's end of the terminal, if it has one,
 /// and the container's /dev/null.
 fn build_root(
-    setup: &Setup,
+    setup: &RootSetup,
+    program: &ProgramSetup,
     report: BorrowedFd<'_>,
 ) -> Result<(Option<OwnedFd>, OwnedFd), Failure> {
+    for namespace in &setup.joined {
+        rustix::thread::move_into_link_name_space(namespace.as_fd(), None).at(Step::Join)?;
+    }
     let root = setup.rootfs.as_fd();
     mounts::attach_root(setup)?;
-    mounts::kernel_filesystems(setup)?;
-    let dev = mounts::dev(setup)?;
-    mounts::mask(root, dev.null.as_fd(), &setup.masked)?;
+    let (early, late) = setup
+        .mounts
+        .split_at_checked(setup.late)
+        .unwrap_or((&setup.mounts, &[]));
+    let mut dev = Dev::default();
+    mounts::attach_all(setup, early, 0, &mut dev)?;
+    let (Some(directory), Some(null)) = (dev.directory.take(), dev.null.take()) else {
+        return Err(Errno::NODEV).at(Step::Null);
+    };
+    mounts::mask(root, null.as_fd(), &setup.masked)?;
     mounts::read_only(root, &setup.readonly)?;
     wait_for_monitor(report).at(Step::Barrier)?;
-    crate::sys::clone::unshare_cgroup_namespace().at(Step::CgroupNamespace)?;
-    mounts::cgroups(root, &setup.cgroups).at(Step::Cgroup)?;
-    mounts::volumes(root, &setup.volumes)?;
-    let terminal = setup
-        .terminal
-        .map(|size| open_terminal(dev.pts.as_fd(), size, report).at(Step::Terminal))
-        .transpose()?;
+    if setup.own_cgroup {
+        crate::sys::clone::unshare_cgroup_namespace().at(Step::CgroupNamespace)?;
+    }
+    mounts::attach_all(setup, late, setup.late, &mut dev)?;
+    let terminal = match (program.terminal, &dev.pts) {
+        (Some(size), Some(pts)) => {
+            Some(program::open_terminal(pts.as_fd(), size, report).at(Step::Terminal)?)
+        }
+        (Some(_), None) => return Err(Errno::NODEV).at(Step::Terminal),
+        (None, _) => None,
+    };
     if let Some(terminal) = &terminal {
-        mounts::console(dev.directory.as_fd(), terminal.as_fd()).at(Step::Console)?;
+        mounts::console(directory.as_fd(), terminal.as_fd()).at(Step::Console)?;
     }
     mounts::pivot(setup).at(Step::Pivot)?;
-    Ok((terminal, dev.null))
+    Ok((terminal, null))
 }
 
 /// Waits until the monitor has moved the child into its cgroups, which become the roots of the
@@ -107,205 +84,16 @@ fn wait_for_monitor(report: BorrowedFd<'_>) -> Result<(), Errno> {
     }
 }
 
-/// Opens a terminal in the container's devpts and sends its master end. The peer is opened by
-/// descriptor (TIOCGPTPEER), not by path.
-fn open_terminal(
-    pts: BorrowedFd<'_>,
-    size: WindowSize,
-    report: BorrowedFd<'_>,
-) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let master = rustix::fs::openat(pts, c"ptmx", flags, Mode::empty())?;
-    rustix::pty::unlockpt(&master)?;
-    let peer_flags = rustix::pty::OpenptFlags::RDWR
-        | rustix::pty::OpenptFlags::NOCTTY
-        | rustix::pty::OpenptFlags::CLOEXEC;
-    let terminal = rustix::pty::ioctl_tiocgptpeer(&master, peer_flags)?;
-    let size = rustix::termios::Winsize {
-        ws_row: size.rows,
-        ws_col: size.columns,
-        ws_xpixel: 0,
-        ws_ypixel: 0,
-    };
-    rustix::termios::tcsetwinsize(&master, size)?;
-
-    crate::socket::send(report, TERMINAL, &[master.as_fd()])?;
-    Ok(terminal)
-}
-
-fn stdio(setup: &Setup, terminal: Option<&OwnedFd>, null: BorrowedFd<'_>) -> Result<(), Errno> {
-    if let Some(terminal) = terminal {
-        rustix::process::ioctl_tiocsctty(terminal)?;
-    }
-    let given = match (&setup.stdio, terminal) {
-        (Some([input, output, error]), _) => [input, output, error].map(OwnedFd::as_fd),
-        (None, Some(terminal)) => [terminal.as_fd(); 3],
-        (None, None) => return Err(Errno::BADF),
-    };
-    let [input, output, error] = given.map(|given| {
-        // Not the host's: through /proc/self/fd the container could change its mode and owner.
-        is_null(given).map(|is_null| if is_null { null } else { given })
-    });
-    rustix::stdio::dup2_stdin(input?)?;
-    rustix::stdio::dup2_stdout(output?)?;
-    rustix::stdio::dup2_stderr(error?)
-}
-
-/// Whether this is /dev/null, by its device number (admin-guide/devices.txt).
-fn is_null(descriptor: BorrowedFd<'_>) -> Result<bool, Errno> {
-    let status = fstat(descriptor)?;
-    let kind = FileType::from_raw_mode(status.st_mode);
-    Ok(kind == FileType::CharacterDevice && status.st_rdev == makedev(1, 3))
-}
-
-/// Gives the terminal or the pipes to the user, so that it can open /dev/stdout by name, as Docker
-/// does. Other files keep their owner.
-fn chown_stdio(terminal: Option<&OwnedFd>, uid: u32) -> Result<(), Errno> {
-    let own = |stream| rustix::fs::fchown(stream, Some(rustix::fs::Uid::from_raw(uid)), None);
-    if let Some(terminal) = terminal {
-        return own(terminal.as_fd());
-    }
-    let streams = [
-        rustix::stdio::stdin(),
-        rustix::stdio::stdout(),
-        rustix::stdio::stderr(),
-    ];
-    for stream in streams {
-        if FileType::from_raw_mode(fstat(stream)?.st_mode) == FileType::Fifo {
-            own(stream)?;
+/// Names the container's own UTS namespace and brings up its own network.
+fn set_names(setup: &RootSetup) -> Result<(), Failure> {
+    if setup.own_uts {
+        rustix::system::sethostname(&setup.hostname).at(Step::HostName)?;
+        if !setup.domainname.is_empty() {
+            rustix::system::setdomainname(&setup.domainname).at(Step::DomainName)?;
         }
+    }
+    if setup.own_net {
+        crate::sys::net::loopback_up().at(Step::Loopback)?;
     }
     Ok(())
-}
-
-/// Resolves the plan's user, and adds `HOME` to the environment if it is missing.
-fn find_user(setup: &mut Setup) -> Result<User<'static>, Failure> {
-    read_file(setup.rootfs.as_fd(), c"etc/passwd", &mut setup.passwd).at(Step::Passwd)?;
-    read_file(setup.rootfs.as_fd(), c"etc/group", &mut setup.group).at(Step::Group)?;
-    let user = user::resolve(&setup.user, &setup.passwd, &setup.group, &mut setup.groups).map_err(
-        |error| {
-            let step = match error {
-                UserError::NoSuchUser => Step::UnknownUser,
-                UserError::NoSuchGroup => Step::UnknownGroup,
-                UserError::BadNumber => Step::UserNumber,
-                UserError::TooManyGroups => Step::TooManyGroups,
-            };
-            Failure {
-                step,
-                index: 0,
-                errno: Errno::INVAL,
-            }
-        },
-    )?;
-    if setup.needs_home {
-        setup.environment.push(b"HOME=", user.home).at(Step::Home)?;
-    }
-    Ok(User { home: b"", ..user })
-}
-
-/// Reads a regular file of the container into the buffer's capacity. A missing file is empty; a
-/// larger one is refused.
-fn read_file(
-    root: BorrowedFd<'_>,
-    path: &std::ffi::CStr,
-    buffer: &mut Vec<u8>,
-) -> Result<(), Errno> {
-    // O_NONBLOCK: the image may have a FIFO there.
-    let file = match open_in_root(
-        root,
-        path,
-        OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY,
-    ) {
-        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
-        other => other?,
-    };
-    if FileType::from_raw_mode(fstat(&file)?.st_mode) != FileType::RegularFile {
-        return Err(Errno::INVAL);
-    }
-    while buffer.len() < buffer.capacity() {
-        if rustix::io::retry_on_intr(|| {
-            rustix::io::read(&file, rustix::buffer::spare_capacity(buffer))
-        })? == 0
-        {
-            return Ok(());
-        }
-    }
-    Err(Errno::FBIG)
-}
-
-/// Enters the working directory, created if missing. It is looked up below the root, which
-/// [`mounts::pivot`] has made the current directory, and checked: getcwd of a directory outside
-/// begins with "(unreachable)".
-fn working_directory(setup: &mut Setup) -> Result<(), Errno> {
-    let directory = setup.cwd.open_or_create(CWD, Kind::Directory)?;
-    rustix::process::fchdir(&directory)?;
-    let path = rustix::process::getcwd(std::mem::take(&mut setup.cwd_text))?;
-    if path.to_bytes().starts_with(b"/") {
-        Ok(())
-    } else {
-        Err(Errno::NOENT)
-    }
-}
-
-/// Drops the bounding set, sets groups, loads the seccomp filter, sets ids and capabilities.
-/// Inheritable and ambient sets end empty (CVE-2022-24769).
-fn drop_privileges(setup: &Setup, user: &User<'_>) -> Result<(), Failure> {
-    for capability in &setup.dropped {
-        match remove_capability_from_bounding_set(*capability) {
-            // Beyond the last capability of this kernel.
-            Err(Errno::INVAL) => break,
-            other => other.at(Step::BoundingSet)?,
-        }
-    }
-    if setup.set_groups {
-        set_thread_groups(&setup.groups).at(Step::Credentials)?;
-    }
-    if let Some(filter) = &setup.filter {
-        // Needs CAP_SYS_ADMIN, which the next call drops. Every filter allows the calls that
-        // follow.
-        crate::sys::seccomp::load(filter).at(Step::Seccomp)?;
-    }
-    let (uid, gid) = (
-        rustix::fs::Uid::from_raw(user.uid),
-        rustix::fs::Gid::from_raw(user.gid),
-    );
-    set_thread_res_gid(gid, gid, gid).at(Step::Credentials)?;
-    set_thread_res_uid(uid, uid, uid).at(Step::Credentials)?;
-    let kept = if uid.is_root() {
-        setup.capabilities
-    } else {
-        rustix::thread::CapabilitySet::empty()
-    };
-    let sets = CapabilitySets {
-        effective: kept,
-        permitted: kept,
-        inheritable: rustix::thread::CapabilitySet::empty(),
-    };
-    set_capabilities(None, sets).at(Step::Capabilities)?;
-    if setup.no_new_privileges {
-        set_no_new_privs(true).at(Step::NewPrivileges)?;
-    }
-    Ok(())
-}
-
-/// Has the kernel kill this process when the monitor dies. Set last, since a change of credentials
-/// clears it. If the monitor is dead already, its end of the socket is closed.
-fn die_with_monitor(report: BorrowedFd<'_>) -> Result<(), Failure> {
-    set_parent_process_death_signal(Some(Signal::KILL)).at(Step::ParentDeath)?;
-    crate::socket::send(report, ALIVE, &[]).at(Step::ParentDeath)
-}
-
-/// Tries each path of the program, as execvp(3) does: EACCES is reported only if no later one can
-/// be run.
-fn exec(setup: &Setup) -> Errno {
-    let mut worst = Errno::NOENT;
-    for program in &setup.programs {
-        match crate::sys::exec::execve(program, &setup.arguments, &setup.environment) {
-            Errno::NOENT => {}
-            Errno::NOTDIR if setup.programs.len() > 1 => {}
-            Errno::ACCESS => worst = Errno::ACCESS,
-            errno => return errno,
-        }
-    }
-    worst
 }

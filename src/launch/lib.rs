@@ -1,8 +1,8 @@
 //! The launcher: runs a process in namespaces and cgroups over a mounted root, and monitors it
 //! until it ends.
 //!
-//! It knows no images and no store. An engine fills in a [`plan::Plan`], opens the descriptors that
-//! belong to it and calls [`client::Launch::spawn`]. That starts `cowl-runtime run`, a small
+//! It knows no images and no store. An engine fills in a [`sandbox::Sandbox`] and a
+//! [`process::Process`], opens the descriptors that belong to them and calls [`client::Launch::spawn`]. That starts `cowl-runtime run`, a small
 //! single-threaded process per container, the *monitor*, which does not depend on the engine. The
 //! files that it leaves are described in [`status`].
 #![cfg_attr(
@@ -18,10 +18,13 @@ pub mod client;
 mod environment;
 pub mod identity;
 mod init;
+pub mod message;
 pub mod monitor;
 mod mounts;
 mod path;
-pub mod plan;
+pub mod process;
+mod program;
+pub mod sandbox;
 mod seccomp;
 mod setup;
 mod socket;

@@ -25,12 +25,13 @@ use serve::watched_signals;
 use crate::cgroup::ContainerCgroups;
 use crate::identity::Identity;
 use crate::init;
-use crate::plan::{Event, Exited, Failed, Plan, Started};
-use crate::setup::{Descriptors, Host, Setup};
+use crate::message::{Event, Exited, Failed, Start, Started};
+use crate::sandbox::{Namespace, Namespaces};
+use crate::setup::{Host, ProgramSetup, Role, RootSetup, SetupError};
 use crate::socket;
 use crate::status::{ExitRecord, Lock, Moment, Program};
 use crate::step::Failure;
-use crate::sys::clone::{Cloned, clone_into_namespaces, exit_now};
+use crate::sys::clone::{Cloned, NewNamespaces, clone_process, exit_now};
 use crate::sys::mount::{MountAttributes, mount_setattr};
 use crate::wire::{self, WireError};
 
@@ -123,9 +124,20 @@ fn seal(program: BorrowedFd<'_>) -> Result<(), Errno> {
 
 /// What the client sent.
 struct Job {
-    plan: Plan,
+    start: Start,
     status: OwnedFd,
     descriptors: Descriptors,
+}
+
+/// The descriptors sent with it.
+struct Descriptors {
+    rootfs: OwnedFd,
+    stdio: Option<[OwnedFd; 3]>,
+    /// Of the pid namespace, if that is joined.
+    pid: Option<OwnedFd>,
+    /// Of ipc, uts and net, if they are joined.
+    joined: Vec<OwnedFd>,
+    mounts: Vec<OwnedFd>,
 }
 
 fn receive(control: BorrowedFd<'_>) -> Result<Job, Failed> {
@@ -138,7 +150,7 @@ fn receive(control: BorrowedFd<'_>) -> Result<Job, Failed> {
     let (run, descriptors) = wire::receive_run(control).map_err(unreadable)?;
     let mut descriptors = descriptors.into_iter();
     let mut next = || descriptors.next().ok_or_else(missing);
-    let plan = wire::read_plan(next()?, run.plan_bytes).map_err(unreadable)?;
+    let start = wire::read_start(next()?, run.start_bytes).map_err(unreadable)?;
     seal(next()?.as_fd()).map_err(|errno| failed("seal the launcher", errno))?;
     let (rootfs, status) = (next()?, next()?);
     let stdio = if run.stdio {
@@ -146,17 +158,29 @@ fn receive(control: BorrowedFd<'_>) -> Result<Job, Failed> {
     } else {
         None
     };
-    let volumes: Vec<OwnedFd> = descriptors.collect();
-    if volumes.len() != usize::from(run.volumes) || volumes.len() != plan.volumes.len() {
+    let namespaces = start.sandbox.namespaces;
+    let pid = if namespaces.pid == Namespace::Join {
+        Some(next()?)
+    } else {
+        None
+    };
+    let others = namespaces.joined() - usize::from(pid.is_some());
+    let joined = (0..others)
+        .map(|_position| next())
+        .collect::<Result<_, _>>()?;
+    let mounts: Vec<OwnedFd> = descriptors.collect();
+    if mounts.len() != start.sandbox.descriptors() {
         return Err(missing());
     }
     Ok(Job {
-        plan,
+        start,
         status,
         descriptors: Descriptors {
             rootfs,
             stdio,
-            volumes,
+            pid,
+            joined,
+            mounts,
         },
     })
 }
@@ -166,7 +190,7 @@ impl Job {
     /// it can be written, on every way out.
     fn run(self, control: BorrowedFd<'_>) -> Result<Exited, Failed> {
         let Self {
-            plan,
+            start,
             status,
             descriptors,
         } = self;
@@ -182,7 +206,7 @@ impl Job {
         // Before anything is started: a command that kills the container needs a pid at any time.
         lock.describe(own_pid(), None)
             .map_err(|error| io_failed("describe the container", &error))?;
-        let outcome = Container::start(&plan, descriptors, &mut lock)
+        let outcome = Container::start(&start, descriptors, &mut lock)
             .and_then(|started| started.watch(&mut lock, control));
         let record = match &outcome {
             Ok(ended) => ended.record(),
@@ -211,6 +235,28 @@ struct Container {
     cgroups: ContainerCgroups,
     program: Program,
     started_at: Moment,
+}
+
+fn new_namespaces(namespaces: Namespaces) -> NewNamespaces {
+    let new = |namespace| namespace == Namespace::New;
+    NewNamespaces {
+        mount: true,
+        pid: new(namespaces.pid),
+        uts: new(namespaces.uts),
+        ipc: new(namespaces.ipc),
+        net: new(namespaces.net),
+    }
+}
+
+/// Through the host's /proc, before the process can exec.
+fn set_oom_score(pid: Pid, score: Option<i16>) -> Result<(), Failed> {
+    let Some(score) = score else { return Ok(()) };
+    let path = format!("/proc/{}/oom_score_adj", pid.as_raw_nonzero());
+    let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, rustix::fs::Mode::empty())
+        .and_then(|file| rustix::io::write(file, score.to_string().as_bytes()))
+        .map(drop)
+        .map_err(|errno| failed("set oom_score_adj", errno))
 }
 
 fn own_pid() -> u32 {
@@ -252,15 +298,16 @@ impl Outcome {
 
 impl Container {
     /// Creates the container and waits until its program runs.
-    fn start(plan: &Plan, descriptors: Descriptors, lock: &mut Lock) -> Result<Self, Failed> {
+    fn start(start: &Start, descriptors: Descriptors, lock: &mut Lock) -> Result<Self, Failed> {
         rustix::process::set_child_subreaper(Some(getpid()))
             .map_err(|errno| failed("become a subreaper", errno))?;
         let host =
             Host::probe().map_err(|error| io_failed("look at the user namespace", &error))?;
+        let Start { sandbox, process } = start;
         let cgroups = ContainerCgroups::create(
-            &plan.cgroup_parent,
-            &plan.id,
-            &plan.limits,
+            &sandbox.cgroup_parent,
+            &sandbox.id,
+            &sandbox.limits,
             host.initial_user_namespace,
         )
         .map_err(|error| Failed {
@@ -268,14 +315,27 @@ impl Container {
             errno: 0,
             exit_code: ENGINE_ERROR,
         })?;
-        let setup = Setup::new(
-            plan,
-            descriptors,
+        // Where the device rules can't be enforced, a container may neither create nor open device
+        // nodes: it could open the host's disks.
+        let no_devices = host.initial_user_namespace && !cgroups.devices_restricted();
+        let prepared = RootSetup::new(
+            sandbox,
+            descriptors.rootfs,
+            descriptors.joined,
+            descriptors.mounts,
             host,
             cgroups.view(),
-            cgroups.devices_restricted(),
+            no_devices,
         )
-        .map_err(|error| Failed {
+        .and_then(|root| {
+            let needs = |role| !root.has(role);
+            if needs(Role::Dev) || (process.terminal.is_some() && needs(Role::Pts)) {
+                return Err(SetupError::NoDev);
+            }
+            let program = ProgramSetup::new(process, descriptors.stdio, host, no_devices)?;
+            Ok((root, program))
+        });
+        let (root, program) = prepared.map_err(|error| Failed {
             what: error.to_string(),
             errno: error.errno(),
             exit_code: ENGINE_ERROR,
@@ -284,12 +344,21 @@ impl Container {
         watched_signals()
             .thread_block()
             .map_err(|errno| failed("block signals", Errno::from_raw_os_error(errno as i32)))?;
-        Self::clone(plan, setup, cgroups, lock)
+        if let Some(pid) = descriptors.pid {
+            // For the children of this process, which stays where it is.
+            rustix::thread::move_into_link_name_space(
+                pid.as_fd(),
+                Some(rustix::thread::LinkNameSpaceType::ProcessID),
+            )
+            .map_err(|errno| failed("join the pid namespace", errno))?;
+        }
+        Self::clone(start, root, program, cgroups, lock)
     }
 
     fn clone(
-        plan: &Plan,
-        setup: Setup,
+        start: &Start,
+        root: RootSetup,
+        program: ProgramSetup,
         mut cgroups: ContainerCgroups,
         lock: &mut Lock,
     ) -> Result<Self, Failed> {
@@ -300,35 +369,39 @@ impl Container {
             None,
         )
         .map_err(|errno| failed("create the report socket", errno))?;
-        let cloned = clone_into_namespaces(cgroups.clone_into())
-            .map_err(|errno| failed("create the container's namespaces", errno))?;
+        let cloned = clone_process(
+            new_namespaces(start.sandbox.namespaces),
+            cgroups.clone_into(),
+        )
+        .map_err(|errno| failed("create the container's namespaces", errno))?;
         let Cloned::Parent { pid, pidfd } = cloned else {
             drop(ours);
-            let failure = init::run(setup, theirs.as_fd());
+            let failure = init::run(root, program, theirs.as_fd());
             match socket::send(theirs.as_fd(), &failure.to_bytes(), &[]) {
                 // If that fails the monitor is dead, and nothing else is left to do.
                 Ok(()) | Err(_) => exit_now(ENGINE_ERROR),
             }
         };
         // The child has copies. Ours would keep pipes open after its end.
-        drop((setup, theirs));
+        drop((root, program, theirs));
         // While the child mounts. Its pid is recorded before it can exec a program that outlives
         // the monitor.
-        let mut program = Program {
+        let mut running = Program {
             pid: pid.as_raw_nonzero().get().cast_unsigned(),
             identity: None,
             started_at: None,
         };
-        let described = record_identity(lock, &mut program);
+        let described = record_identity(lock, &mut running);
         let attached = described.and_then(|()| {
             cgroups
                 .attach(pid)
                 .map_err(|error| io_failed("move the container into its cgroups", &error))
         });
-        let terminal = attached.and_then(|()| {
+        let scored = attached.and_then(|()| set_oom_score(pid, start.process.oom_score_adj));
+        let terminal = scored.and_then(|()| {
             match socket::send(ours.as_fd(), b"G", &[]) {
                 // A child that has ended has sent the reason.
-                Ok(()) | Err(Errno::PIPE) => await_exec(ours.as_fd(), plan),
+                Ok(()) | Err(Errno::PIPE) => await_exec(ours.as_fd(), start),
                 Err(errno) => Err(failed("report socket", errno)),
             }
         });
@@ -338,7 +411,7 @@ impl Container {
                 pidfd,
                 terminal,
                 cgroups,
-                program,
+                program: running,
                 started_at: Moment::now(),
             }),
             Err(error) => {
@@ -411,7 +484,7 @@ impl Container {
 }
 
 /// Reads reports of the child until exec closes its end of the socket.
-fn await_exec(report: BorrowedFd<'_>, plan: &Plan) -> Result<Option<OwnedFd>, Failed> {
+fn await_exec(report: BorrowedFd<'_>, start: &Start) -> Result<Option<OwnedFd>, Failed> {
     let mut terminal = None;
     loop {
         let mut message = [0; Failure::BYTES];
@@ -424,7 +497,9 @@ fn await_exec(report: BorrowedFd<'_>, plan: &Plan) -> Result<Option<OwnedFd>, Fa
         if received.bytes == Failure::BYTES {
             let unknown = || failed("understand the container's first process", Errno::BADMSG);
             return Err(
-                Failure::from_bytes(message).map_or_else(unknown, |failure| failure.describe(plan))
+                Failure::from_bytes(message).map_or_else(unknown, |failure| {
+                    failure.describe(Some(&start.sandbox), &start.process)
+                }),
             );
         }
     }

@@ -5,9 +5,7 @@
 use std::ffi::CStr;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
-use rustix::fs::{
-    CWD, FileType, Mode, OFlags, fstatfs, makedev, mkdirat, mknodat, openat, symlinkat,
-};
+use rustix::fs::{CWD, Mode, OFlags, fstatfs, mkdirat, mknodat, openat, symlinkat};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
@@ -15,45 +13,38 @@ use rustix::mount::{
     move_mount,
 };
 
-use crate::path::{InRoot, Kind, kind_of, open_no_symlinks, real_directory};
-use crate::setup::{CgroupMounts, LegacyMount, NODES, Nodes, Setup, Volume, clone_mount};
+use crate::path::{InRoot, Kind, kind_of, open_no_symlinks};
+use crate::setup::{
+    CgroupMounts, LegacyMount, NodeSource, PreparedDevice, PreparedMount, PreparedSource,
+    PreparedSysctl, Role, RootSetup, clone_mount,
+};
 use crate::step::{At as _, Failure, Step};
 use crate::sys::mount::{MountAttributes, mount_setattr};
 
-const NO_EXEC: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID
+/// Attributes of the mount that covers masked directories.
+const EMPTY: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID
     .union(MountAttrFlags::MOUNT_ATTR_NODEV)
-    .union(MountAttrFlags::MOUNT_ATTR_NOEXEC);
-const NO_EXEC_READ_ONLY: MountAttrFlags = NO_EXEC.union(MountAttrFlags::MOUNT_ATTR_RDONLY);
+    .union(MountAttrFlags::MOUNT_ATTR_NOEXEC)
+    .union(MountAttrFlags::MOUNT_ATTR_RDONLY);
 /// statfs(2), linux/magic.h.
 const PROC_SUPER_MAGIC: rustix::fs::FsWord = 0x9fa0;
 
-/// A parameter of a file system: with a value, or a flag.
-type Parameter<'p> = (&'p CStr, Option<&'p CStr>);
-
-/// Creates a detached mount of a new file system.
-fn new_filesystem(
+/// Creates a detached mount of a new file system; parameters have a value or are flags.
+fn new_filesystem<'p>(
     name: &CStr,
-    parameters: &[Parameter<'_>],
+    parameters: impl Iterator<Item = (&'p CStr, Option<&'p CStr>)>,
     attributes: MountAttrFlags,
 ) -> Result<OwnedFd, Errno> {
     let context = fsopen(name, FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(context.as_fd(), c"source", name)?;
-    configure_and_mount(context.as_fd(), parameters.iter().copied(), attributes)
-}
-
-fn configure_and_mount<'p>(
-    context: BorrowedFd<'_>,
-    parameters: impl Iterator<Item = Parameter<'p>>,
-    attributes: MountAttrFlags,
-) -> Result<OwnedFd, Errno> {
     for (key, value) in parameters {
         match value {
-            Some(value) => fsconfig_set_string(context, key, value)?,
-            None => fsconfig_set_flag(context, key)?,
+            Some(value) => fsconfig_set_string(context.as_fd(), key, value)?,
+            None => fsconfig_set_flag(context.as_fd(), key)?,
         }
     }
-    fsconfig_create(context)?;
-    fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+    fsconfig_create(context.as_fd())?;
+    fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
 }
 
 /// Attaches a detached mount to an open file or directory.
@@ -62,14 +53,8 @@ fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<(), Errno> {
     move_mount(mount, c"", target, c"", flags)
 }
 
-/// Creates a directory in one of our own mounts, which no other process can reach yet.
-fn new_directory(parent: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
-    mkdirat(parent, name, Mode::from_raw_mode(0o755))?;
-    open_no_symlinks(parent, name, OFlags::PATH | OFlags::DIRECTORY)
-}
-
 /// Makes our copies of the host's mounts private and attaches the container's root over them.
-pub(crate) fn attach_root(setup: &Setup) -> Result<(), Failure> {
+pub(crate) fn attach_root(setup: &RootSetup) -> Result<(), Failure> {
     mount_change(
         c"/",
         MountPropagationFlags::REC | MountPropagationFlags::PRIVATE,
@@ -87,181 +72,179 @@ pub(crate) fn attach_root(setup: &Setup) -> Result<(), Failure> {
     .at(Step::Root)
 }
 
-/// /proc and /sys, with the network namespace set up as Docker does.
-pub(crate) fn kernel_filesystems(setup: &Setup) -> Result<(), Failure> {
-    let root = setup.rootfs.as_fd();
-    let proc = new_filesystem(c"proc", &[], NO_EXEC).at(Step::Proc)?;
-    // Through the descriptor of the mount: by path, the image could bend the way (CVE-2025-52881).
-    for (path, value) in setup.sysctls {
-        set_sysctl(proc.as_fd(), path, value).at(Step::Sysctl)?;
-    }
-    real_directory(root, c"proc")
-        .and_then(|target| attach(proc.as_fd(), target.as_fd()))
-        .at(Step::Proc)?;
-    let sys = || {
-        attach(
-            new_filesystem(c"sysfs", &[], NO_EXEC_READ_ONLY)?.as_fd(),
-            real_directory(root, c"sys")?.as_fd(),
-        )
-    };
-    sys().at(Step::Sys)
-}
-
-/// Sets a parameter of the kernel. One that this kernel lacks is passed over, as by Docker.
-fn set_sysctl(proc: BorrowedFd<'_>, path: &CStr, value: &[u8]) -> Result<(), Errno> {
-    match open_no_symlinks(proc, path, OFlags::WRONLY) {
-        Ok(file) => rustix::io::write(file, value).map(drop),
-        Err(Errno::NOENT) => Ok(()),
-        Err(errno) => Err(errno),
-    }
-}
-
-/// The container's /dev, and the parts of it that are used before exec.
+/// The parts of the container's /dev that are used before exec.
+#[derive(Debug, Default)]
 pub(crate) struct Dev {
-    pub(crate) directory: OwnedFd,
-    pub(crate) pts: OwnedFd,
-    pub(crate) null: OwnedFd,
+    pub(crate) directory: Option<OwnedFd>,
+    pub(crate) pts: Option<OwnedFd>,
+    pub(crate) null: Option<OwnedFd>,
 }
 
-/// Mounts /dev, with its nodes, links, pts, shm and mqueue.
-pub(crate) fn dev(setup: &Setup) -> Result<Dev, Failure> {
+/// Makes and attaches mounts, in their order. A later one may be inside an earlier one. `first` is
+/// the number of the first of them.
+pub(crate) fn attach_all(
+    setup: &RootSetup,
+    mounts: &[PreparedMount],
+    first: usize,
+    dev: &mut Dev,
+) -> Result<(), Failure> {
+    for (index, prepared) in mounts.iter().enumerate() {
+        let index = first + index;
+        match attach_one(setup, prepared).at_index(Step::Mount, index)? {
+            Some(mount) if prepared.role == Role::Proc => {
+                set_sysctls(mount.as_fd(), &setup.sysctls)?;
+            }
+            Some(mount) if prepared.role == Role::Dev => {
+                nodes(setup, mount.as_fd())?;
+                let null = open_no_symlinks(mount.as_fd(), c"null", OFlags::RDWR | OFlags::NOCTTY);
+                dev.null = Some(null.at(Step::Null)?);
+                dev.directory = Some(mount);
+            }
+            Some(mount) if prepared.role == Role::Pts => dev.pts = Some(mount),
+            None | Some(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Returns the new file system, if it is one.
+fn attach_one(setup: &RootSetup, prepared: &PreparedMount) -> Result<Option<OwnedFd>, Errno> {
     let root = setup.rootfs.as_fd();
-    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_STRICTATIME;
-    let directory = new_filesystem(
-        c"tmpfs",
-        &[(c"mode", Some(c"755")), (c"size", Some(c"65536k"))],
-        attributes,
-    )
-    .at(Step::Dev)?;
-    real_directory(root, c"dev")
-        .and_then(|target| attach(directory.as_fd(), target.as_fd()))
-        .at(Step::Dev)?;
-    nodes(&setup.nodes, directory.as_fd()).at(Step::Node)?;
-    links(directory.as_fd()).at(Step::Node)?;
-    let null = open_no_symlinks(directory.as_fd(), c"null", OFlags::RDWR | OFlags::NOCTTY)
-        .at(Step::Node)?;
-
-    let group: Parameter<'_> = (c"gid", Some(c"5"));
-    let parameters = [
-        (c"newinstance", None),
-        (c"ptmxmode", Some(c"0666")),
-        (c"mode", Some(c"0620")),
-        group,
-    ];
-    let parameters = if setup.terminal_group {
-        &parameters[..]
-    } else {
-        parameters.split_last().map_or(&[][..], |(_, rest)| rest)
+    let target = || match prepared.role {
+        Role::Proc | Role::Kernel | Role::Dev => prepared.destination.open_or_create_real(root),
+        Role::Pts | Role::Other => prepared.destination.open_or_create(root, prepared.kind),
     };
-    let no_suid_exec = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    let pts = new_filesystem(c"devpts", parameters, no_suid_exec).at(Step::Pts)?;
-    new_directory(directory.as_fd(), c"pts")
-        .and_then(|target| attach(pts.as_fd(), target.as_fd()))
-        .at(Step::Pts)?;
-
-    let shm = || {
-        let mount = new_filesystem(
-            c"tmpfs",
-            &[(c"mode", Some(c"1777")), (c"size", Some(c"65536k"))],
-            NO_EXEC,
-        )?;
-        attach(
-            mount.as_fd(),
-            new_directory(directory.as_fd(), c"shm")?.as_fd(),
-        )
+    let attach_at = |mount: BorrowedFd<'_>| {
+        let target = target()?;
+        // Over /proc it would intercept what the launcher writes there.
+        if fstatfs(&target)?.f_type == PROC_SUPER_MAGIC {
+            return Err(Errno::PERM);
+        }
+        // move_mount gives EINVAL for both.
+        match (kind_of(target.as_fd())?, prepared.kind) {
+            (Kind::File, Kind::Directory) => return Err(Errno::NOTDIR),
+            (Kind::Directory, Kind::File) => return Err(Errno::ISDIR),
+            _ => {}
+        }
+        attach(mount, target.as_fd())
     };
-    shm().at(Step::Shm)?;
-    let mqueue = || {
-        attach(
-            new_filesystem(c"mqueue", &[], NO_EXEC)?.as_fd(),
-            new_directory(directory.as_fd(), c"mqueue")?.as_fd(),
-        )
-    };
-    mqueue().at(Step::Mqueue)?;
-    Ok(Dev {
-        directory,
-        pts,
-        null,
-    })
-}
-
-fn nodes(nodes: &Nodes, dev: BorrowedFd<'_>) -> Result<(), Errno> {
-    match nodes {
-        Nodes::Mknod => NODES.iter().try_for_each(|(name, major, minor)| {
-            mknodat(
-                dev,
-                *name,
-                FileType::CharacterDevice,
-                Mode::from_raw_mode(0o666),
-                makedev(*major, *minor),
-            )
-        }),
-        Nodes::Bind(mounts) => NODES
-            .iter()
-            .zip(mounts)
-            .try_for_each(|((name, _, _), mount)| {
-                let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-                attach(
-                    mount.as_fd(),
-                    openat(dev, *name, flags, Mode::from_raw_mode(0o666))?.as_fd(),
-                )
-            }),
+    match &prepared.source {
+        PreparedSource::Nothing => Ok(None),
+        PreparedSource::Detached(mount) => attach_at(mount.as_fd()).map(|()| None),
+        PreparedSource::Filesystem(name, parameters) => {
+            let parameters = parameters
+                .iter()
+                .map(|(key, value)| (key.as_c_str(), value.as_deref()));
+            let mount = new_filesystem(name, parameters, prepared.attributes)?;
+            attach_at(mount.as_fd()).map(|()| Some(mount))
+        }
+        PreparedSource::Cgroup => match &setup.cgroups {
+            CgroupMounts::None => Ok(None),
+            CgroupMounts::Unified => {
+                let mount = new_filesystem(c"cgroup2", std::iter::empty(), prepared.attributes)?;
+                attach_at(mount.as_fd()).map(|()| None)
+            }
+            CgroupMounts::Legacy(hierarchies) => {
+                legacy_cgroups(hierarchies, prepared.attributes, attach_at).map(|()| None)
+            }
+        },
     }
 }
 
-fn links(dev: BorrowedFd<'_>) -> Result<(), Errno> {
-    const LINKS: [(&CStr, &CStr); 6] = [
-        (c"pts/ptmx", c"ptmx"),
-        (c"/proc/self/fd", c"fd"),
-        (c"/proc/self/fd/0", c"stdin"),
-        (c"/proc/self/fd/1", c"stdout"),
-        (c"/proc/self/fd/2", c"stderr"),
-        (c"/proc/kcore", c"core"),
-    ];
-    LINKS
+/// Sets parameters of the kernel, through the mount's descriptor: by path, the image could bend the
+/// way (CVE-2025-52881).
+fn set_sysctls(proc: BorrowedFd<'_>, sysctls: &[PreparedSysctl]) -> Result<(), Failure> {
+    for (index, sysctl) in sysctls.iter().enumerate() {
+        let set = match open_no_symlinks(proc, &sysctl.path, OFlags::WRONLY) {
+            Ok(file) => rustix::io::write(file, &sysctl.value).map(drop),
+            // This kernel lacks it.
+            Err(Errno::NOENT) if sysctl.optional => Ok(()),
+            Err(errno) => Err(errno),
+        };
+        set.at_index(Step::Sysctl, index)?;
+    }
+    Ok(())
+}
+
+/// Creates the nodes and links of /dev.
+fn nodes(setup: &RootSetup, dev: BorrowedFd<'_>) -> Result<(), Failure> {
+    for (index, device) in setup.devices.iter().enumerate() {
+        node(device, dev).at_index(Step::Node, index)?;
+    }
+    setup
+        .links
         .iter()
         .try_for_each(|(target, name)| symlinkat(*target, dev, *name))
+        .at(Step::Links)
 }
 
-/// /sys/fs/cgroup, read-only. The process must be in its cgroups and in a cgroup namespace of its
-/// own.
-pub(crate) fn cgroups(root: BorrowedFd<'_>, mounts: &CgroupMounts) -> Result<(), Errno> {
-    let target = || open_no_symlinks(root, c"sys/fs/cgroup", OFlags::PATH | OFlags::DIRECTORY);
-    match mounts {
-        CgroupMounts::None => Ok(()),
-        CgroupMounts::Unified => attach(
-            new_filesystem(c"cgroup2", &[], NO_EXEC_READ_ONLY)?.as_fd(),
-            target()?.as_fd(),
-        ),
-        CgroupMounts::Legacy(hierarchies) => {
-            let directory = new_filesystem(c"tmpfs", &[(c"mode", Some(c"755"))], NO_EXEC)?;
-            attach(directory.as_fd(), target()?.as_fd())?;
-            hierarchies
-                .iter()
-                .try_for_each(|hierarchy| legacy_cgroup(directory.as_fd(), hierarchy))?;
-            mount_setattr(
-                directory.as_fd(),
-                MountAttributes {
-                    read_only: true,
-                    ..MountAttributes::default()
-                },
+fn node(device: &PreparedDevice, dev: BorrowedFd<'_>) -> Result<(), Errno> {
+    let parent = device.parent.open_or_create(dev, Kind::Directory)?;
+    match &device.source {
+        NodeSource::Mknod {
+            kind,
+            mode,
+            number,
+            owner,
+        } => {
+            mknodat(&parent, &device.name, *kind, *mode, *number)?;
+            if *owner == (0, 0) {
+                return Ok(());
+            }
+            rustix::fs::chownat(
+                &parent,
+                &device.name,
+                Some(rustix::fs::Uid::from_raw(owner.0)),
+                Some(rustix::fs::Gid::from_raw(owner.1)),
+                rustix::fs::AtFlags::SYMLINK_NOFOLLOW,
             )
+        }
+        NodeSource::Bind(mount) => {
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+            let target = openat(&parent, &device.name, flags, Mode::from_raw_mode(0o666))?;
+            attach(mount.as_fd(), target.as_fd())
         }
     }
 }
 
-fn legacy_cgroup(directory: BorrowedFd<'_>, hierarchy: &LegacyMount) -> Result<(), Errno> {
-    let context = fsopen(c"cgroup", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    fsconfig_set_string(context.as_fd(), c"source", c"cgroup")?;
-    let controllers = hierarchy
-        .controllers
+/// A tmpfs with the version 1 hierarchies. The process must be in its cgroups, and in a cgroup
+/// namespace of its own unless its cgroups were cloned before.
+fn legacy_cgroups(
+    hierarchies: &[LegacyMount],
+    attributes: MountAttrFlags,
+    attach_at: impl Fn(BorrowedFd<'_>) -> Result<(), Errno>,
+) -> Result<(), Errno> {
+    let mode: [(&CStr, Option<&CStr>); 1] = [(c"mode", Some(c"755"))];
+    let writable = attributes.difference(MountAttrFlags::MOUNT_ATTR_RDONLY);
+    let directory = new_filesystem(c"tmpfs", mode.into_iter(), writable)?;
+    attach_at(directory.as_fd())?;
+    hierarchies
         .iter()
-        .map(|name| (name.as_c_str(), None));
-    let mount = configure_and_mount(context.as_fd(), controllers, NO_EXEC_READ_ONLY)?;
-    attach(
-        mount.as_fd(),
-        new_directory(directory, &hierarchy.name)?.as_fd(),
-    )?;
+        .try_for_each(|hierarchy| legacy_cgroup(directory.as_fd(), hierarchy, attributes))?;
+    let change = MountAttributes {
+        read_only: attributes.contains(MountAttrFlags::MOUNT_ATTR_RDONLY),
+        ..MountAttributes::default()
+    };
+    mount_setattr(directory.as_fd(), change)
+}
+
+fn legacy_cgroup(
+    directory: BorrowedFd<'_>,
+    hierarchy: &LegacyMount,
+    attributes: MountAttrFlags,
+) -> Result<(), Errno> {
+    mkdirat(directory, &hierarchy.name, Mode::from_raw_mode(0o755))?;
+    let target = open_no_symlinks(directory, &hierarchy.name, OFlags::PATH | OFlags::DIRECTORY)?;
+    if let Some(own) = &hierarchy.own {
+        attach(own.as_fd(), target.as_fd())?;
+    } else {
+        let controllers = hierarchy
+            .controllers
+            .iter()
+            .map(|name| (name.as_c_str(), None));
+        let mount = new_filesystem(c"cgroup", controllers, attributes)?;
+        attach(mount.as_fd(), target.as_fd())?;
+    }
     hierarchy
         .links
         .iter()
@@ -289,7 +272,8 @@ pub(crate) fn mask(
                 return attach(clone_mount(first.as_fd(), false)?.as_fd(), target.as_fd());
             }
             // Only an attached mount can be cloned.
-            let first = new_filesystem(c"tmpfs", &[(c"size", Some(c"0"))], NO_EXEC_READ_ONLY)?;
+            let size: [(&CStr, Option<&CStr>); 1] = [(c"size", Some(c"0"))];
+            let first = new_filesystem(c"tmpfs", size.into_iter(), EMPTY)?;
             attach(first.as_fd(), target.as_fd())?;
             empty = Some(first);
             Ok(())
@@ -323,28 +307,6 @@ pub(crate) fn read_only(root: BorrowedFd<'_>, paths: &[InRoot]) -> Result<(), Fa
     Ok(())
 }
 
-/// Mounts the volumes in their order. A later one may be inside an earlier one.
-pub(crate) fn volumes(root: BorrowedFd<'_>, volumes: &[Volume]) -> Result<(), Failure> {
-    for (index, volume) in volumes.iter().enumerate() {
-        let mount = || {
-            let target = volume.destination.open_or_create(root, volume.kind)?;
-            // Over /proc it would intercept what the launcher writes there.
-            if fstatfs(&target)?.f_type == PROC_SUPER_MAGIC {
-                return Err(Errno::PERM);
-            }
-            // move_mount gives EINVAL for both.
-            match (kind_of(target.as_fd())?, volume.kind) {
-                (Kind::File, Kind::Directory) => return Err(Errno::NOTDIR),
-                (Kind::Directory, Kind::File) => return Err(Errno::ISDIR),
-                _ => {}
-            }
-            attach(volume.mount.as_fd(), target.as_fd())
-        };
-        mount().at_index(Step::Volume, index)?;
-    }
-    Ok(())
-}
-
 /// Binds the container's terminal to /dev/console: by descriptor, onto a file created for it
 /// (CVE-2025-52565).
 pub(crate) fn console(dev: BorrowedFd<'_>, terminal: BorrowedFd<'_>) -> Result<(), Errno> {
@@ -354,7 +316,7 @@ pub(crate) fn console(dev: BorrowedFd<'_>, terminal: BorrowedFd<'_>) -> Result<(
 }
 
 /// Makes the container's root the root of this process and unmounts the host's.
-pub(crate) fn pivot(setup: &Setup) -> Result<(), Errno> {
+pub(crate) fn pivot(setup: &RootSetup) -> Result<(), Errno> {
     if setup.readonly_root {
         mount_setattr(
             setup.rootfs.as_fd(),

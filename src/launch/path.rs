@@ -62,6 +62,13 @@ impl InRoot {
         self.components.is_empty()
     }
 
+    /// The directory that the path is in, and its name there; none of the root.
+    pub(crate) fn split_last(&self) -> Option<(Self, CString)> {
+        let ((name, _), parents) = self.components.split_last()?;
+        let components = parents.to_vec();
+        Some((Self { components }, name.clone()))
+    }
+
     /// Opens the path.
     pub(crate) fn open(&self, root: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
         open_in_root(
@@ -69,6 +76,17 @@ impl InRoot {
             self.components.last().map_or(c".", |(_, path)| path),
             OFlags::PATH,
         )
+    }
+
+    /// Opens the directory, created if missing. A symlink on the way is refused: it could redirect
+    /// the mount of /proc, and so what the launcher writes there (CVE-2019-16884, CVE-2019-19921).
+    pub(crate) fn open_or_create_real(&self, root: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+        let mut parent: Option<OwnedFd> = None;
+        for (name, _) in &self.components {
+            let directory = parent.as_ref().map_or(root, |parent| parent.as_fd());
+            parent = Some(real_directory(directory, name)?);
+        }
+        parent.ok_or(Errno::NOENT)
     }
 
     /// Opens the path, or creates it component by component: directories with mode 0755, a file
@@ -135,10 +153,8 @@ pub(crate) fn open_no_symlinks(
     openat2(root, path, flags, resolve)
 }
 
-/// Opens the directory `name` of `parent`, created if missing. A symlink is refused: it could
-/// redirect the mount of /proc, and so what the launcher writes there (CVE-2019-16884,
-/// CVE-2019-19921).
-pub(crate) fn real_directory(parent: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
+/// Opens the directory `name` of `parent`, created if missing. A symlink is refused.
+fn real_directory(parent: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
     let open = || open_no_symlinks(parent, name, OFlags::PATH | OFlags::DIRECTORY);
     match open() {
         Err(Errno::NOENT) => {

@@ -5,7 +5,9 @@ use std::os::unix::ffi::OsStrExt as _;
 
 use rustix::io::Errno;
 
-use crate::plan::{Failed, Plan};
+use crate::message::Failed;
+use crate::process::Process;
+use crate::sandbox::{MountSource, Sandbox};
 
 macro_rules! steps {
     ($($name:ident = $number:literal: $text:literal,)*) => {
@@ -35,33 +37,33 @@ macro_rules! steps {
 steps! {
     Detach = 1: "separate the container's mounts from the host's",
     Root = 2: "mount the container's root",
-    Proc = 3: "mount /proc",
-    Dev = 4: "mount /dev",
-    Node = 5: "create the devices in /dev",
-    Pts = 6: "mount /dev/pts",
-    Shm = 7: "mount /dev/shm",
-    Mqueue = 8: "mount /dev/mqueue",
-    Sys = 9: "mount /sys",
-    Barrier = 10: "wait for the monitor",
-    CgroupNamespace = 11: "create a cgroup namespace",
-    Cgroup = 12: "mount /sys/fs/cgroup",
-    Mask = 13: "mask",
-    ReadOnly = 14: "make read-only",
-    Volume = 15: "mount the volume at",
-    Terminal = 16: "open a terminal",
-    Console = 17: "mount /dev/console",
-    Pivot = 18: "enter the container's root",
-    HostName = 19: "set the host name",
-    Loopback = 20: "bring up the loopback interface",
-    Stdio = 21: "set up standard input and output",
-    Session = 22: "start a session",
-    Passwd = 23: "read the container's /etc/passwd",
-    Group = 24: "read the container's /etc/group",
-    UnknownUser = 25: "no entry in the container's /etc/passwd for user",
-    UnknownGroup = 26: "no entry in the container's /etc/group for the group of user",
-    UserNumber = 27: "number out of range in user",
-    TooManyGroups = 28: "too many groups in the container's /etc/group for user",
-    WorkingDirectory = 29: "enter the working directory",
+    Join = 3: "join a namespace",
+    Mount = 4: "mount",
+    Node = 5: "create the device",
+    Links = 6: "create the links in /dev",
+    Null = 7: "open /dev/null",
+    Sysctl = 8: "set sysctl",
+    Barrier = 9: "wait for the monitor",
+    CgroupNamespace = 10: "create a cgroup namespace",
+    Mask = 11: "mask",
+    ReadOnly = 12: "make read-only",
+    Terminal = 13: "open a terminal",
+    Console = 14: "mount /dev/console",
+    Pivot = 15: "enter the container's root",
+    HostName = 16: "set the host name",
+    DomainName = 17: "set the domain name",
+    Loopback = 18: "bring up the loopback interface",
+    Stdio = 19: "set up standard input and output",
+    Session = 20: "start a session",
+    Passwd = 21: "read the container's /etc/passwd",
+    Group = 22: "read the container's /etc/group",
+    UnknownUser = 23: "no entry in the container's /etc/passwd for user",
+    UnknownGroup = 24: "no entry in the container's /etc/group for the group of user",
+    UserNumber = 25: "number out of range in user",
+    TooManyGroups = 26: "too many groups in the container's /etc/group for user",
+    NamedGroup = 27: "no entry in the container's /etc/group for group",
+    WorkingDirectory = 28: "enter the working directory",
+    ResourceLimit = 29: "set a resource limit",
     BoundingSet = 30: "drop capabilities",
     Credentials = 31: "become user",
     Capabilities = 32: "set capabilities",
@@ -73,7 +75,6 @@ steps! {
     Exec = 38: "exec",
     Seccomp = 39: "filter system calls",
     Keyring = 40: "create a session keyring",
-    Sysctl = 41: "set a network parameter in /proc/sys",
 }
 
 /// A step that failed.
@@ -126,29 +127,48 @@ impl Failure {
         })
     }
 
-    /// Describes the failure, with the names in the plan.
-    pub(crate) fn describe(self, plan: &Plan) -> Failed {
+    /// Describes the failure, with the names it was asked for.
+    pub(crate) fn describe(self, sandbox: Option<&Sandbox>, process: &Process) -> Failed {
         let index = usize::from(self.index);
         let subject = match self.step {
-            Step::Volume => plan.volumes.get(index).map(|volume| &volume.destination),
-            Step::Mask => plan.masked_paths.get(index),
-            Step::ReadOnly => plan.readonly_paths.get(index),
+            Step::Mask => sandbox.and_then(|sandbox| sandbox.masked_paths.get(index)),
+            Step::ReadOnly => sandbox.and_then(|sandbox| sandbox.readonly_paths.get(index)),
+            Step::Node => sandbox
+                .and_then(|sandbox| sandbox.devices.get(index))
+                .map(|device| &device.path),
             Step::UnknownUser
             | Step::UnknownGroup
             | Step::UserNumber
             | Step::TooManyGroups
-            | Step::Credentials => Some(&plan.user),
-            Step::WorkingDirectory => Some(&plan.cwd),
-            Step::Exec => plan.argv.first(),
+            | Step::Credentials => Some(&process.user),
+            Step::NamedGroup => process.groups.get(index),
+            Step::WorkingDirectory => Some(&process.cwd),
+            Step::Exec => process.argv.first(),
             _ => None,
         };
         let mut what = self.step.text().to_owned();
         if let Some(subject) = subject {
             what = format!("{what} \"{}\"", shortened(subject));
         }
+        let mount = sandbox.and_then(|sandbox| sandbox.mounts.get(index));
+        if let (Step::Mount, Some(mount)) = (self.step, mount) {
+            let destination = shortened(&mount.destination);
+            what = match mount.source {
+                MountSource::Descriptor { .. } => format!("mount the volume at \"{destination}\""),
+                _ => format!("mount {destination}"),
+            };
+        }
+        let sysctl = sandbox.and_then(|sandbox| sandbox.sysctls.get(index));
+        if let (Step::Sysctl, Some(sysctl)) = (self.step, sysctl) {
+            what = format!("{what} \"{}\"", shortened(sysctl.name.as_bytes()));
+        }
         let is_complete = match (self.step, self.errno) {
             (
-                Step::UnknownUser | Step::UnknownGroup | Step::UserNumber | Step::TooManyGroups,
+                Step::UnknownUser
+                | Step::UnknownGroup
+                | Step::UserNumber
+                | Step::TooManyGroups
+                | Step::NamedGroup,
                 _,
             ) => true,
             // The only cause of EINVAL here (setresuid(2)).
@@ -197,8 +217,9 @@ mod tests {
 
     #[test]
     fn a_failure_is_decoded_from_its_eight_bytes() {
-        let mut plan = Plan::new("id", vec![b"prog".to_vec()]);
-        plan.user = b"app".to_vec();
+        let sandbox = Sandbox::new("id");
+        let mut process = Process::new(vec![b"prog".to_vec()]);
+        process.user = b"app".to_vec();
         for (step, errno, text, code) in [
             (
                 Step::Exec,
@@ -213,7 +234,7 @@ mod tests {
                 126,
             ),
             (
-                Step::Proc,
+                Step::Mount,
                 Errno::PERM,
                 "mount /proc: Operation not permitted (os error 1)",
                 125,
@@ -237,7 +258,7 @@ mod tests {
                 errno,
             };
             assert_eq!(Failure::from_bytes(failure.to_bytes()), Some(failure));
-            let failed = failure.describe(&plan);
+            let failed = failure.describe(Some(&sandbox), &process);
             assert_eq!(
                 (failed.to_string().as_str(), failed.exit_code),
                 (text, code)

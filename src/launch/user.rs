@@ -86,6 +86,19 @@ pub(crate) fn resolve<'f>(
     Ok(user)
 }
 
+/// Finds a further group, by name or number, and pushes it into `groups`, within its capacity.
+pub(crate) fn add_group(name: &[u8], group: &[u8], groups: &mut Vec<Gid>) -> Result<(), UserError> {
+    let wanted = NameOrId::parse(name)?;
+    let found = lines(group).find_map(|line| {
+        GroupLine::parse(line).filter(|entry| wanted.matches(entry.name, entry.gid))
+    });
+    match (found, wanted) {
+        (Some(entry), _) => push(groups, entry.gid),
+        (None, NameOrId::Number(gid)) => push(groups, gid),
+        (None, NameOrId::Name(_)) => Err(UserError::NoSuchGroup),
+    }
+}
+
 fn push(groups: &mut Vec<Gid>, gid: u32) -> Result<(), UserError> {
     let gid = Gid::from_raw(gid);
     if groups.contains(&gid) {

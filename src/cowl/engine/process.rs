@@ -4,7 +4,7 @@
 //! Merged once, at the container's creation; its `config.json` has the result.
 
 use super::error::{Error, Result};
-use cowl_launch::plan::DEFAULT_PATH;
+use cowl_launch::process::DEFAULT_PATH;
 use serde::{Deserialize, Serialize};
 
 /// An image's defaults (the `config` object of the OCI image configuration).

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 use rustix::process::Pid;
 
-use crate::plan::Limits;
+use crate::sandbox::Limits;
 use directory::Directory;
 use layout::Layout;
 
@@ -69,6 +69,8 @@ pub(crate) struct LegacyView {
     pub(crate) name: String,
     /// Controllers mounted together in it.
     pub(crate) controllers: Vec<String>,
+    /// The container's cgroup in it, on the host.
+    pub(crate) directory: PathBuf,
 }
 
 /// The cgroups of one container. Dropping it kills what is left in them and removes them.
@@ -348,6 +350,7 @@ impl LegacyCgroup {
             view: LegacyView {
                 name,
                 controllers: mounted.controllers.clone(),
+                directory: mounted.mount_point.join(relative),
             },
             procs,
         })

@@ -12,7 +12,8 @@ use rustix::io::Errno;
 use rustix::process::{WaitIdOptions, WaitOptions};
 
 use super::Container;
-use crate::plan::{ControlRequest, WindowSize};
+use crate::message::ControlRequest;
+use crate::process::WindowSize;
 use crate::wire::{self, WireError};
 
 impl Container {

@@ -7,7 +7,7 @@ use super::profile::{Abi, X32_BIT};
 use super::*;
 
 pub(super) const EVERY_ARCH: [Arch; 2] = [Arch::X86_64, Arch::Aarch64];
-pub(super) const DOCKER: u64 = crate::plan::DEFAULT_CAPABILITIES;
+pub(super) const DOCKER: u64 = crate::process::DEFAULT_CAPABILITIES;
 pub(super) const SYS_ADMIN: u64 = 1 << 21;
 pub(super) const ALL: u64 = (1 << 41) - 1;
 

@@ -19,17 +19,34 @@ pub(crate) enum Cloned {
     Parent { pid: Pid, pidfd: OwnedFd },
 }
 
-/// Clones a process into new mount, pid, UTS, IPC and network namespaces, and into the version 2
-/// cgroup if one is given.
+/// New namespaces of a process; its mount namespace is another matter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct NewNamespaces {
+    pub(crate) mount: bool,
+    pub(crate) pid: bool,
+    pub(crate) uts: bool,
+    pub(crate) ipc: bool,
+    pub(crate) net: bool,
+}
+
+/// Clones a process into new namespaces, and into the version 2 cgroup if one is given.
 ///
 /// For a process with one thread: the child has a copy of its memory and descriptors, but no other
 /// thread to release a lock.
-pub(crate) fn clone_into_namespaces(cgroup: Option<BorrowedFd<'_>>) -> Result<Cloned, Errno> {
-    let namespaces = libc::CLONE_NEWNS
-        | libc::CLONE_NEWPID
-        | libc::CLONE_NEWUTS
-        | libc::CLONE_NEWIPC
-        | libc::CLONE_NEWNET;
+pub(crate) fn clone_process(
+    new: NewNamespaces,
+    cgroup: Option<BorrowedFd<'_>>,
+) -> Result<Cloned, Errno> {
+    let namespaces = [
+        (new.mount, libc::CLONE_NEWNS),
+        (new.pid, libc::CLONE_NEWPID),
+        (new.uts, libc::CLONE_NEWUTS),
+        (new.ipc, libc::CLONE_NEWIPC),
+        (new.net, libc::CLONE_NEWNET),
+    ]
+    .into_iter()
+    .filter(|(wanted, _)| *wanted)
+    .fold(0, |flags, (_, flag)| flags | flag);
     let mut flags = u64::from((namespaces | libc::CLONE_PIDFD).cast_unsigned());
     let mut pidfd: RawFd = -1;
     // SAFETY: clone_args is a struct of integers, for which zero is a value.

@@ -4,17 +4,21 @@ use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 use rustix::io::Errno;
 
+use crate::sandbox::Propagation;
+
 /// Attributes to set on a mount, and on all below it if `recursive`.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct MountAttributes {
     /// MOUNT_ATTR_RDONLY.
     pub(crate) read_only: bool,
+    /// MOUNT_ATTR_NOSUID.
+    pub(crate) no_suid: bool,
     /// MOUNT_ATTR_NODEV.
     pub(crate) no_devices: bool,
     /// MOUNT_ATTR_NOEXEC.
     pub(crate) no_exec: bool,
-    /// MS_PRIVATE: mounts propagate neither in nor out.
-    pub(crate) private: bool,
+    /// Whether mounts made later propagate.
+    pub(crate) propagation: Option<Propagation>,
     /// AT_RECURSIVE.
     pub(crate) recursive: bool,
 }
@@ -30,15 +34,21 @@ pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, change: MountAttributes) -> R
     if change.read_only {
         attributes.attr_set |= libc::MOUNT_ATTR_RDONLY;
     }
+    if change.no_suid {
+        attributes.attr_set |= libc::MOUNT_ATTR_NOSUID;
+    }
     if change.no_devices {
         attributes.attr_set |= libc::MOUNT_ATTR_NODEV;
     }
     if change.no_exec {
         attributes.attr_set |= libc::MOUNT_ATTR_NOEXEC;
     }
-    if change.private {
-        attributes.propagation = libc::MS_PRIVATE;
-    }
+    attributes.propagation = match change.propagation {
+        None => 0,
+        Some(Propagation::Private) => libc::MS_PRIVATE,
+        Some(Propagation::Slave) => libc::MS_SLAVE,
+        Some(Propagation::Shared) => libc::MS_SHARED,
+    };
     let flags = libc::AT_EMPTY_PATH
         | if change.recursive {
             libc::AT_RECURSIVE

@@ -11,7 +11,8 @@ use crate::engine::error::{Error, Result};
 use crate::engine::signals::{Signals, is};
 use crate::engine::terminal::{self, Raw};
 use cowl_launch::client::Monitor;
-use cowl_launch::plan::{self, Exited, WindowSize};
+use cowl_launch::message::{self, Exited};
+use cowl_launch::process::WindowSize;
 use cowl_launch::wire::WireError;
 use nix::sys::signal::Signal;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -167,9 +168,9 @@ fn next_message(monitor: &Monitor) -> Result<Message> {
         return Ok(Message::None);
     }
     match monitor.next_event() {
-        Ok((plan::Event::Exited(exited), _)) => Ok(Message::Exited(exited)),
-        Ok((plan::Event::Failed(failed), _)) => Err(Error::failed(failed.to_string())),
-        Ok((plan::Event::Started(_), _)) => {
+        Ok((message::Event::Exited(exited), _)) => Ok(Message::Exited(exited)),
+        Ok((message::Event::Failed(failed), _)) => Err(Error::failed(failed.to_string())),
+        Ok((message::Event::Started(_), _)) => {
             Err(Error::failed("the monitor sent an unexpected message"))
         }
         Err(WireError::Closed) => Ok(Message::Closed),

@@ -22,7 +22,9 @@ use super::signals::Signals;
 use super::{CGROUP_PARENT, Engine, helpers, names};
 use crate::volume::{Source, VolumeName, VolumeSpec, is_name};
 use cowl_launch::client::{Launch, Monitor, StartError};
-use cowl_launch::plan::{Limits, Plan, Seccomp, Started, VolumeMount};
+use cowl_launch::message::{Start, Started};
+use cowl_launch::process::{self, Seccomp};
+use cowl_launch::sandbox::{self, Sandbox};
 use foreground::Ended;
 use jiff::Timestamp;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -210,7 +212,7 @@ impl Engine {
             .iter()
             .map(|mount| self.volume(mount, root, signals))
             .collect::<Result<Vec<_>>>()?;
-        let plan = plan(config);
+        let start = plan(config);
         let runtime = helpers::find("cowl-runtime")?;
         let (stdio, pipes) = if config.tty {
             (None, None)
@@ -219,7 +221,7 @@ impl Engine {
         };
         let launch = Launch {
             runtime: &runtime,
-            plan: &plan,
+            start: &start,
             rootfs: root,
             status: pending.status_dir(),
             stdio: stdio.as_ref().map(|stdio| {
@@ -229,7 +231,7 @@ impl Engine {
                     stdio.stderr.as_fd(),
                 ]
             }),
-            volumes: &volumes.iter().map(AsFd::as_fd).collect::<Vec<_>>(),
+            descriptors: &volumes.iter().map(AsFd::as_fd).collect::<Vec<_>>(),
         };
         signals.check_interrupt()?;
         let monitor = launch.spawn()?;
@@ -455,34 +457,28 @@ fn choose_name(wanted: Option<&str>, others: &[Container]) -> Result<String> {
     }
 }
 
-fn plan(config: &Config) -> Plan {
+fn plan(config: &Config) -> Start {
     let bytes = |text: &String| text.as_bytes().to_vec();
-    let mut plan = Plan::new(
-        config.id.clone(),
-        config.process.argv.iter().map(bytes).collect(),
+    let mut sandbox = Sandbox::new(config.id.clone());
+    CGROUP_PARENT.clone_into(&mut sandbox.cgroup_parent);
+    sandbox.hostname.clone_from(&config.hostname);
+    sandbox.mounts.extend(
+        config
+            .mounts
+            .iter()
+            .map(|mount| sandbox::Mount::descriptor(bytes(&mount.destination), mount.read_only)),
     );
-    plan.env = config.process.env.iter().map(bytes).collect();
-    CGROUP_PARENT.clone_into(&mut plan.cgroup_parent);
-    plan.cwd = bytes(&config.process.cwd);
-    plan.user = bytes(&config.process.user);
-    plan.hostname.clone_from(&config.hostname);
-    plan.volumes = config
-        .mounts
-        .iter()
-        .map(|mount| VolumeMount {
-            destination: bytes(&mount.destination),
-            read_only: mount.read_only,
-        })
-        .collect();
-    plan.limits = Limits {
-        memory: config.memory,
-        pids: None,
-    };
+    sandbox.limits.memory = config.memory;
+    let argv = config.process.argv.iter().map(bytes).collect();
+    let mut process = process::Process::new(argv);
+    process.env = config.process.env.iter().map(bytes).collect();
+    process.cwd = bytes(&config.process.cwd);
+    process.user = bytes(&config.process.user);
     if config.seccomp_unconfined {
-        plan.seccomp = Seccomp::Unconfined;
+        process.seccomp = Seccomp::Unconfined;
     }
-    plan.terminal = config.tty.then(foreground::window_size);
-    plan
+    process.terminal = config.tty.then(foreground::window_size);
+    Start { sandbox, process }
 }
 
 /// Opens a host path to be mounted, creating a missing directory as Docker does for `-v`.

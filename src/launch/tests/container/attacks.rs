@@ -7,7 +7,8 @@ use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::Path;
 
 use crate::harness::{Fixture, wait_for};
-use cowl_launch::plan::{Plan, WindowSize};
+use cowl_launch::message::Start;
+use cowl_launch::process::WindowSize;
 use rustix::fs::Mode;
 use rustix::io::Errno;
 
@@ -40,7 +41,7 @@ impl Secret {
     }
 }
 
-fn output(fixture: &Fixture, plan: &Plan) -> String {
+fn output(fixture: &Fixture, plan: &Start) -> String {
     match fixture.start(plan) {
         Ok(running) => fixture.finish(running).output,
         Err(error) => error.to_string(),
@@ -60,12 +61,12 @@ fn no_descriptor_number_leads_to_the_host() {
 
         let relative = program.strip_prefix("/proc/self/fd/").unwrap();
         let mut from_proc = fixture.plan(&[relative, Secret::TEXT]);
-        from_proc.cwd = b"/proc/self/fd".to_vec();
+        from_proc.process.cwd = b"/proc/self/fd".to_vec();
         let mut by_path = fixture.plan(&["echo", Secret::TEXT]);
-        by_path.env = vec![format!("PATH={place}").into_bytes()];
+        by_path.process.env = vec![format!("PATH={place}").into_bytes()];
         let inside = |cwd: String, look: &str| {
             let mut plan = fixture.plan(&["cat", look]);
-            plan.cwd = cwd.into_bytes();
+            plan.process.cwd = cwd.into_bytes();
             plan
         };
         let ways = [
@@ -97,13 +98,13 @@ fn the_working_directory_is_a_path_of_the_container() {
     symlink("busybox", fixture.path("bin/pwd")).unwrap();
     for (cwd, expected) in [("/up", "/"), ("/up/etc", "/etc"), ("/proc/self", "/proc/1")] {
         let mut plan = fixture.plan(&["pwd", "-P"]);
-        plan.cwd = cwd.as_bytes().to_vec();
+        plan.process.cwd = cwd.as_bytes().to_vec();
         assert_eq!(output(&fixture, &plan).trim(), expected, "{cwd}");
     }
     // Links of /proc that lead anywhere: refused, whatever they lead to.
     for cwd in ["/proc/self/root", "/proc/1/cwd", "/proc/self/exe"] {
         let mut plan = fixture.plan(&["true"]);
-        plan.cwd = cwd.as_bytes().to_vec();
+        plan.process.cwd = cwd.as_bytes().to_vec();
         let failed = fixture.fail(&plan);
         assert_eq!(failed.errno, Errno::LOOP.raw_os_error(), "{cwd}: {failed}");
     }
@@ -184,7 +185,7 @@ fn the_terminal_is_not_bound_over_a_link_to_the_host() {
     symlink(outside.path().join("made"), dev.path().join("console")).unwrap();
     let mut fixture = Fixture::new("console");
     let mut plan = fixture.plan(&["true"]);
-    plan.terminal = Some(WindowSize {
+    plan.process.terminal = Some(WindowSize {
         rows: 24,
         columns: 80,
     });
@@ -248,7 +249,7 @@ fn a_user_that_is_no_number_is_not_root() {
         "\u{661}",
     ] {
         let mut plan = fixture.plan(&["id", "-u"]);
-        plan.user = user.as_bytes().to_vec();
+        plan.process.user = user.as_bytes().to_vec();
         let said = output(&fixture, &plan);
         let number = user.split(':').next().unwrap();
         assert!(said.trim() != "0" || number.is_empty(), "{user:?}: {said}");

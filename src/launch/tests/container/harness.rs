@@ -7,7 +7,9 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use cowl_launch::client::{Launch, Monitor, StartError};
-use cowl_launch::plan::{Event, Exited, Failed, Plan, VolumeMount};
+use cowl_launch::message::{Event, Exited, Failed, Start};
+use cowl_launch::process::Process;
+use cowl_launch::sandbox::{Mount, Sandbox};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{CWD, Timespec};
 use rustix::io::Errno;
@@ -23,7 +25,8 @@ pub(crate) const PARENT: &str = "/cowl-test";
 pub(crate) struct Fixture {
     pub(crate) directory: tempfile::TempDir,
     id: String,
-    volumes: Vec<OwnedFd>,
+    /// Of joined namespaces and of mounts.
+    pub(crate) descriptors: Vec<OwnedFd>,
 }
 
 pub(crate) struct Outcome {
@@ -60,7 +63,7 @@ impl Fixture {
         let fixture = Self {
             directory,
             id: format!("launch-{name}-{}", std::process::id()),
-            volumes: Vec::new(),
+            descriptors: Vec::new(),
         };
         let busybox = std::fs::read("/bin/busybox").expect("busybox-static is installed");
         fixture.write("bin/busybox", &busybox, 0o755);
@@ -97,37 +100,35 @@ impl Fixture {
         File::open(self.directory.path().join("status")).unwrap()
     }
 
-    pub(crate) fn plan(&self, argv: &[&str]) -> Plan {
-        let mut plan = Plan::new(
-            &self.id,
-            argv.iter()
-                .map(|argument| argument.as_bytes().to_vec())
-                .collect(),
-        );
-        PARENT.clone_into(&mut plan.cgroup_parent);
-        plan
+    pub(crate) fn plan(&self, argv: &[&str]) -> Start {
+        let mut sandbox = Sandbox::new(&self.id);
+        PARENT.clone_into(&mut sandbox.cgroup_parent);
+        let argv = argv.iter().map(|argument| argument.as_bytes().to_vec());
+        Start {
+            sandbox,
+            process: Process::new(argv.collect()),
+        }
     }
 
-    pub(crate) fn sh(&self, script: &str) -> Plan {
+    pub(crate) fn sh(&self, script: &str) -> Start {
         self.plan(&["sh", "-c", script])
     }
 
     /// Adds a volume to the fixture and its mount to the plan.
     pub(crate) fn volume(
         &mut self,
-        plan: &mut Plan,
+        plan: &mut Start,
         source: &Path,
         destination: &str,
         read_only: bool,
     ) {
-        self.volumes.push(File::open(source).unwrap().into());
-        plan.volumes.push(VolumeMount {
-            destination: destination.as_bytes().to_vec(),
-            read_only,
-        });
+        self.descriptors.push(File::open(source).unwrap().into());
+        plan.sandbox
+            .mounts
+            .push(Mount::descriptor(destination, read_only));
     }
 
-    pub(crate) fn start(&self, plan: &Plan) -> Result<Running, StartError> {
+    pub(crate) fn start(&self, plan: &Start) -> Result<Running, StartError> {
         let output = tempfile::tempfile().unwrap();
         let monitor = self.spawn(plan, &output);
         match monitor.wait_started() {
@@ -145,26 +146,26 @@ impl Fixture {
     }
 
     /// A monitor that may still be at anything.
-    pub(crate) fn spawn(&self, plan: &Plan, output: &File) -> Monitor {
+    pub(crate) fn spawn(&self, plan: &Start, output: &File) -> Monitor {
         let null = File::open("/dev/null").unwrap();
         self.spawn_with(plan, [null.as_fd(), output.as_fd(), output.as_fd()])
     }
 
     /// The same with standard streams of the test's choice, which a terminal replaces.
-    pub(crate) fn spawn_with(&self, plan: &Plan, stdio: [BorrowedFd<'_>; 3]) -> Monitor {
+    pub(crate) fn spawn_with(&self, plan: &Start, stdio: [BorrowedFd<'_>; 3]) -> Monitor {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let rootfs = open_tree(CWD, self.path(""), flags).unwrap();
         let status = self.status();
-        let volumes: Vec<_> = self.volumes.iter().map(OwnedFd::as_fd).collect();
+        let descriptors: Vec<_> = self.descriptors.iter().map(OwnedFd::as_fd).collect();
         let runtime = std::env::var_os(RUNTIME)
             .map_or_else(|| env!("CARGO_BIN_EXE_cowl-runtime").into(), PathBuf::from);
         let launch = Launch {
             runtime: &runtime,
-            plan,
+            start: plan,
             rootfs: rootfs.as_fd(),
             status: status.as_fd(),
-            stdio: plan.terminal.is_none().then_some(stdio),
-            volumes: &volumes,
+            stdio: plan.process.terminal.is_none().then_some(stdio),
+            descriptors: &descriptors,
         };
         launch.spawn().unwrap()
     }
@@ -187,7 +188,7 @@ impl Fixture {
         processes
     }
 
-    pub(crate) fn run(&self, plan: &Plan) -> Outcome {
+    pub(crate) fn run(&self, plan: &Start) -> Outcome {
         let running = self.start(plan).unwrap();
         self.finish(running)
     }
@@ -215,7 +216,7 @@ impl Fixture {
     }
 
     /// Runs a plan that must not start.
-    pub(crate) fn fail(&self, plan: &Plan) -> Failed {
+    pub(crate) fn fail(&self, plan: &Start) -> Failed {
         match self.start(plan) {
             Err(StartError::Failed(failed)) => {
                 self.assert_no_cgroups();

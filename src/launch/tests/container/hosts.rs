@@ -5,12 +5,12 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 use std::process::Command;
 
-use cowl_launch::plan::Limits;
+use cowl_launch::sandbox::Limits;
 
 use crate::harness::{Fixture, RUNTIME};
 
 /// What needs neither limits nor a second user.
-const ANYWHERE: [&str; 12] = [
+const ANYWHERE: [&str; 17] = [
     "run::a_passwd_that_is_a_fifo_or_too_large_is_refused",
     "run::readonly_root_makes_the_root_read_only",
     "run::a_symlink_as_proc_or_dev_is_refused",
@@ -23,6 +23,11 @@ const ANYWHERE: [&str; 12] = [
     "run::the_network_has_loopback_only",
     "run::the_program_sees_only_its_own_processes",
     "run::volumes_are_mounted_where_the_container_sees_them",
+    "isolation::namespaces_are_new_unless_the_hosts_are_asked_for",
+    "isolation::namespaces_of_another_container_are_joined",
+    "isolation::host_and_domain_name_are_the_sandboxes",
+    "isolation::rlimits_and_the_oom_score_are_the_processes",
+    "isolation::mounts_have_their_size_and_attributes",
 ];
 
 /// Runs the named tests of this program, and an ignored one, behind another command.
@@ -57,7 +62,7 @@ fn run_inside(wrapper: &[&str], inner: &str) {
 
 fn refused_limits(fixture: &Fixture) {
     let mut plan = fixture.plan(&["true"]);
-    plan.limits = Limits {
+    plan.sandbox.limits = Limits {
         memory: Some(64 << 20),
         pids: None,
     };
@@ -69,7 +74,7 @@ fn refused_limits(fixture: &Fixture) {
             125
         )
     );
-    plan.limits = Limits {
+    plan.sandbox.limits = Limits {
         memory: None,
         pids: Some(10),
     };
@@ -115,7 +120,7 @@ fn inside_a_user_namespace() {
     assert_eq!(ports.output, "0\n");
     // Only root has a number in this namespace.
     let mut plan = fixture.plan(&["true"]);
-    plan.user = b"app".to_vec();
+    plan.process.user = b"app".to_vec();
     assert_eq!(
         fixture.fail(&plan).to_string(),
         "become user \"app\": this user namespace has no such ids"

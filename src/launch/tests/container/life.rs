@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd as _;
 
-use cowl_launch::plan::Event;
+use cowl_launch::message::Event;
 use cowl_launch::status::is_running;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::Timespec;
@@ -106,7 +106,7 @@ fn the_container_dies_with_its_monitor() {
     assert!(!is_running(fixture.status().as_fd()).unwrap());
     assert_eq!(fixture.record(), "");
     // What a killed monitor can't do is left to the engine.
-    let id = &fixture.plan(&[]).id;
+    let id = &fixture.plan(&[]).sandbox.id;
     cowl_launch::cgroup::remove_leftovers(PARENT, id).unwrap();
     fixture.assert_no_cgroups();
 }
@@ -137,7 +137,7 @@ fn a_monitor_killed_at_any_moment_leaves_nothing_running() {
             rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockShared).unwrap();
         }
         assert!(!is_running(fixture.status().as_fd()).unwrap());
-        cowl_launch::cgroup::remove_leftovers(PARENT, &plan.id).unwrap();
+        cowl_launch::cgroup::remove_leftovers(PARENT, &plan.sandbox.id).unwrap();
         fixture.assert_no_cgroups();
     }
 }

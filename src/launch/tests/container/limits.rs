@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 
 use crate::harness::{Fixture, pidfd};
-use cowl_launch::plan::Limits;
+use cowl_launch::sandbox::Limits;
 use cowl_tests::skip::skip;
 use rustix::process::{Signal, pidfd_send_signal};
 
@@ -22,7 +22,7 @@ fn limits_are_seen_inside() {
     for applet in ["cut", "sort"] {
         std::os::unix::fs::symlink("busybox", fixture.path("bin").join(applet)).unwrap();
     }
-    plan.limits = Limits {
+    plan.sandbox.limits = Limits {
         memory: Some(512 << 20),
         pids: Some(40),
     };
@@ -35,7 +35,7 @@ fn limits_are_seen_inside() {
 fn cgroups_are_writable_by_their_owner_only() {
     let fixture = Fixture::new("cgroupmode");
     let mut plan = fixture.plan(&["sleep", "1000"]);
-    plan.limits.pids = Some(40);
+    plan.sandbox.limits.pids = Some(40);
     let running = fixture.start(&plan).unwrap();
     let cgroups = fixture.cgroups();
     assert!(!cgroups.is_empty());
@@ -51,7 +51,7 @@ fn cgroups_are_writable_by_their_owner_only() {
 fn limits_cannot_be_raised_from_inside() {
     let fixture = Fixture::new("raise");
     let mut plan = fixture.sh("cd /sys/fs/cgroup; for f in memory/memory.limit_in_bytes memory.max; do [ -e $f ] && echo 1000000000 > $f; done; exit 0");
-    plan.limits.memory = Some(64 << 20);
+    plan.sandbox.limits.memory = Some(64 << 20);
     assert!(fixture.run(&plan).output.contains("Read-only file system"));
 }
 
@@ -61,7 +61,7 @@ fn a_process_that_takes_more_memory_dies_with_137() {
     // dd allocates its block: 256 MiB in one piece, written by read(2).
     let mut plan = fixture.plan(&["dd", "if=/dev/zero", "of=/dev/null", "bs=256M", "count=1"]);
     assert_eq!(fixture.run(&plan).exited.exit_code, 0);
-    plan.limits.memory = Some(32 << 20);
+    plan.sandbox.limits.memory = Some(32 << 20);
     let outcome = fixture.run(&plan);
     assert_eq!(
         (
@@ -77,7 +77,7 @@ fn a_process_that_takes_more_memory_dies_with_137() {
         outcome.record
     );
     // A child that dies is the container's, too, and its first process can say so.
-    plan.argv = vec![
+    plan.process.argv = vec![
         b"sh".to_vec(),
         b"-c".to_vec(),
         b"dd if=/dev/zero of=/dev/null bs=256M count=1; echo $?".to_vec(),
@@ -107,7 +107,7 @@ fn the_oom_score_of_the_caller_is_not_the_containers() {
 fn pids_limit_refuses_further_processes() {
     let fixture = Fixture::new("pids");
     let mut plan = fixture.sh("for i in 1 2 3 4 5 6 7 8; do sleep 100 & done; true");
-    plan.limits.pids = Some(5);
+    plan.sandbox.limits.pids = Some(5);
     let outcome = fixture.run(&plan);
     assert!(outcome.output.contains("can't fork"), "{}", outcome.output);
 }

@@ -13,6 +13,7 @@
 mod attacks;
 mod harness;
 mod hosts;
+mod isolation;
 mod life;
 mod limits;
 mod run;

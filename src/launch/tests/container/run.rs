@@ -5,7 +5,7 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::symlink;
 
 use crate::harness::Fixture;
-use cowl_launch::plan::WindowSize;
+use cowl_launch::process::WindowSize;
 use cowl_launch::status::is_running;
 
 #[test]
@@ -124,11 +124,11 @@ fn capabilities_are_dockers() {
         expected(none, default, default, 0)
     );
     let mut plan = fixture.sh(status);
-    plan.user = b"app".to_vec();
+    plan.process.user = b"app".to_vec();
     assert_eq!(fixture.run(&plan).output, expected(none, none, default, 0));
-    plan.no_new_privileges = true;
-    plan.capabilities = 0;
-    plan.user.clear();
+    plan.process.no_new_privileges = true;
+    plan.process.capabilities = 0;
+    plan.process.user.clear();
     assert_eq!(fixture.run(&plan).output, expected(none, none, none, 1));
 }
 
@@ -137,24 +137,24 @@ fn user_sets_ids_groups_home_and_environment() {
     let fixture = Fixture::new("user");
     let script = "id; echo $HOME $A; pwd; umask; hostname";
     let mut plan = fixture.sh(script);
-    plan.user = b"app".to_vec();
-    plan.env.push(b"A=b c".to_vec());
-    plan.cwd = b"/made/by us".to_vec();
-    plan.hostname = "box".to_owned();
+    plan.process.user = b"app".to_vec();
+    plan.process.env.push(b"A=b c".to_vec());
+    plan.process.cwd = b"/made/by us".to_vec();
+    plan.sandbox.hostname = "box".to_owned();
     let outcome = fixture.run(&plan);
     assert_eq!(
         outcome.output,
         "uid=1000(app) gid=1000(app) groups=10(wheel),1000(app)\n/home/app b c\n/made/by us\n0022\nbox\n"
     );
-    plan.user = b"nobody".to_vec();
+    plan.process.user = b"nobody".to_vec();
     let failed = fixture.fail(&plan);
     assert_eq!(
         failed.to_string(),
         "no entry in the container's /etc/passwd for user \"nobody\""
     );
     assert_eq!(failed.exit_code, 125);
-    plan.user.clear();
-    plan.cwd = b"/etc/passwd".to_vec();
+    plan.process.user.clear();
+    plan.process.cwd = b"/etc/passwd".to_vec();
     assert_eq!(
         fixture.fail(&plan).to_string(),
         "enter the working directory \"/etc/passwd\": Not a directory (os error 20)"
@@ -192,7 +192,7 @@ fn a_passwd_that_is_a_fifo_or_too_large_is_refused() {
     )
     .unwrap();
     let mut plan = fixture.plan(&["true"]);
-    plan.user = b"daemon".to_vec();
+    plan.process.user = b"daemon".to_vec();
     assert!(
         fixture.fail(&plan).what.starts_with("read the container's")
             || fixture.fail(&plan).what.starts_with("no entry")
@@ -280,12 +280,12 @@ fn volumes_are_mounted_where_the_container_sees_them() {
         fixture.fail(&plan).what,
         "mount the volume at \"/link/sys\""
     );
-    plan.volumes[0].destination = b"/".to_vec();
+    plan.sandbox.mounts.last_mut().unwrap().destination = b"/".to_vec();
     assert_eq!(
         fixture.fail(&plan).what,
         "a volume can't be mounted at \"/\""
     );
-    plan.volumes[0].destination = b"/etc/group".to_vec();
+    plan.sandbox.mounts.last_mut().unwrap().destination = b"/etc/group".to_vec();
     assert_eq!(
         fixture.fail(&plan).to_string(),
         "mount the volume at \"/etc/group\": Not a directory (os error 20)"
@@ -303,7 +303,7 @@ fn volumes_are_mounted_where_the_container_sees_them() {
 fn readonly_root_makes_the_root_read_only() {
     let fixture = Fixture::new("roroot");
     let mut plan = fixture.sh("touch /x; touch /dev/shm/x && echo ok");
-    plan.readonly_root = true;
+    plan.sandbox.readonly_root = true;
     assert_eq!(
         fixture.run(&plan).output,
         "touch: /x: Read-only file system\nok\n"
@@ -325,7 +325,7 @@ fn any_user_listens_on_any_port_and_opens_ping_sockets() {
         "cat {}; nc -l -p 80 -e true & n=0; until nc 127.0.0.1 80 -e true; do n=$((n+1)); [ $n -lt 1000 ] || exit 1; done",
         PARAMETERS.join(" ")
     ));
-    plan.user = b"app".to_vec();
+    plan.process.user = b"app".to_vec();
     let outcome = fixture.run(&plan);
     assert_eq!(outcome.exited.exit_code, 0, "{}", outcome.output);
     assert!(
@@ -386,7 +386,7 @@ fn dev_null_as_stdin_is_replaced_by_the_containers() {
 fn a_user_can_open_its_pipes_by_name() {
     let fixture = Fixture::new("stdout");
     let mut plan = fixture.sh("echo out > /dev/stdout; echo error > /dev/stderr; cat /dev/stdin");
-    plan.user = b"app".to_vec();
+    plan.process.user = b"app".to_vec();
     let (stdin, feed) = std::io::pipe().unwrap();
     let (mut read, write) = std::io::pipe().unwrap();
     let file = tempfile::tempfile().unwrap();
@@ -415,7 +415,7 @@ fn tty_is_a_terminal_of_the_container() {
     let fixture = Fixture::new("tty");
     let mut plan = fixture.sh("tty; stty size; echo set; read line; stty size; echo got $line; ls -l /dev/console | cut -c1; exit 4");
     symlink("busybox", fixture.path("bin/cut")).unwrap();
-    plan.terminal = Some(WindowSize {
+    plan.process.terminal = Some(WindowSize {
         rows: 33,
         columns: 77,
     });

@@ -4,7 +4,8 @@
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use cowl_launch::plan::{DEFAULT_CAPABILITIES, Plan, Seccomp};
+use cowl_launch::message::Start;
+use cowl_launch::process::{DEFAULT_CAPABILITIES, Seccomp};
 
 use crate::harness::Fixture;
 
@@ -20,7 +21,7 @@ fn with_perl(name: &str) -> Fixture {
 }
 
 /// A plan that makes each call and prints its errno, 0 for success.
-fn errnos(fixture: &mut Fixture, calls: &[&str]) -> Plan {
+fn errnos(fixture: &mut Fixture, calls: &[&str]) -> Start {
     let print = |call: &&str| format!("print syscall({call}) == -1 ? $!+0 : 0, qq( );");
     let script = calls.iter().map(print).collect::<Vec<_>>().concat();
     let mut plan = fixture.plan(&["/usr/bin/perl", "-e", &script]);
@@ -59,13 +60,13 @@ fn system_calls_get_dockers_answers() {
     let filtered = joined(CALLS.map(|(_, filtered, _)| filtered));
     assert_eq!(fixture.run(&plan).output, filtered);
     // Who has no privileges has them no more when the filter is loaded.
-    plan.user = b"app".to_vec();
+    plan.process.user = b"app".to_vec();
     assert_eq!(fixture.run(&plan).output, filtered);
-    plan.capabilities = 0;
-    plan.no_new_privileges = true;
+    plan.process.capabilities = 0;
+    plan.process.no_new_privileges = true;
     assert_eq!(fixture.run(&plan).output, filtered);
 
-    plan.seccomp = Seccomp::Unconfined;
+    plan.process.seccomp = Seccomp::Unconfined;
     assert_eq!(
         fixture.run(&plan).output,
         joined(CALLS.map(|(.., unconfined)| unconfined))
@@ -80,7 +81,7 @@ fn cap_sys_admin_allows_mount() {
     // unshare(CLONE_NEWNS), then clone3 of nothing.
     let mut plan = errnos(&mut fixture, &["272, 1 << 17", "435, 0, 0"]);
     assert_eq!(fixture.run(&plan).output, "1 38 ");
-    plan.capabilities = DEFAULT_CAPABILITIES | CAP_SYS_ADMIN;
+    plan.process.capabilities = DEFAULT_CAPABILITIES | CAP_SYS_ADMIN;
     assert_eq!(fixture.run(&plan).output, "0 22 ");
 }
 

@@ -1,0 +1,91 @@
+//! What the monitor is asked for, and what it answers.
+//!
+//! Plain data, without system calls. Callers: the engine (through [`crate::client`]) and the
+//! monitor.
+
+use bincode::{Decode, Encode};
+
+use crate::process::{Process, WindowSize};
+use crate::sandbox::Sandbox;
+
+/// What a monitor is started with, beside its descriptors. It passes between binaries of one build
+/// only.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Start {
+    /// The container.
+    pub sandbox: Sandbox,
+    /// Its first process.
+    pub process: Process,
+}
+
+/// A message of the client to a running monitor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum ControlRequest {
+    /// Send a signal to the container's first process.
+    Signal(Signal),
+    /// Set the size of the container's terminal, if it has one.
+    Resize(WindowSize),
+}
+
+/// A signal number of the kernel, 1 to 64.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Signal {
+    /// As in signal(7).
+    pub number: u8,
+}
+
+/// A message of the monitor to its client. `Failed` or `Exited` is the last.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Event {
+    /// The program runs. The master end of its terminal comes with this message.
+    Started(Started),
+    /// The program did not start. Everything is cleaned up.
+    Failed(Failed),
+    /// The program has ended. Everything is cleaned up but the [exit record](crate::status).
+    Exited(Exited),
+}
+
+/// See [`Event::Started`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Started {
+    /// Pid of the container's first process in the monitor's pid namespace.
+    pub pid: u32,
+}
+
+/// See [`Event::Failed`].
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Failed {
+    /// The step that failed, in words: `mount /proc`.
+    pub what: String,
+    /// The error of the kernel; 0 if there is none.
+    pub errno: i32,
+    /// As Docker's: 127 program not found, 126 program can't be run, 125 everything else.
+    pub exit_code: u8,
+}
+
+/// See [`Event::Exited`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Exited {
+    /// The program's, or 128 + the signal that killed it.
+    pub exit_code: u8,
+    /// The signal that killed it, if one did.
+    pub signal: Option<u8>,
+    /// The OOM killer has killed a process of the container.
+    pub oom_killed: bool,
+}
+
+impl std::fmt::Display for Failed {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(&self.what)?;
+        if self.errno != 0 {
+            write!(
+                formatter,
+                ": {}",
+                std::io::Error::from_raw_os_error(self.errno)
+            )?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Failed {}
