@@ -9,6 +9,7 @@
 //! * [`disk`] is a disk with all that it would hold after a power cut at any moment.
 //! * [`host`] says what this host can do, [`skip`] what happens to a test that it cannot run.
 //! * [`sample`] draws the points that a test tries, and prints how to repeat one.
+//! * [`server`] is `cowl serve` with the clients that a test sends to it.
 //! * [`command`] runs programs to their end and says what came out.
 //! * [`requests`] counts what the kernel asks a worker.
 //! * [`tree`] reads a whole directory tree and tells two of them apart.
@@ -23,6 +24,7 @@ pub mod host;
 pub mod profile;
 pub mod requests;
 pub mod sample;
+pub mod server;
 pub mod skip;
 pub mod store;
 pub mod tree;

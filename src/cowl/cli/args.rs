@@ -84,11 +84,29 @@ pub(super) enum Command {
     /// Manage volumes
     #[command(subcommand)]
     Volume(Volume),
+    /// Answer Docker's clients: the Docker Engine API on a unix socket
+    Serve(Serve),
     /// Show the version information
     Version,
     /// `cowl NAME` runs the program `cowl-NAME`
     #[command(external_subcommand)]
     External(Vec<OsString>),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Serve {
+    /// Socket to listen on [default: unix:///run/cowl/cowl.sock for root, else below $XDG_RUNTIME_DIR]
+    #[arg(short = 'H', long, value_name = "unix:///PATH")]
+    pub(super) host: Vec<String>,
+    /// Group that may use the socket
+    #[arg(short = 'G', long, value_name = "NAME")]
+    pub(super) group: Option<String>,
+    /// Configuration file, with dockerd's keys [default: /etc/cowl/daemon.json, if it exists]
+    #[arg(long, value_name = "FILE")]
+    pub(super) config_file: Option<PathBuf>,
+    /// Storage driver; there is one, cowl
+    #[arg(short = 's', long, value_name = "NAME")]
+    pub(super) storage_driver: Option<String>,
 }
 
 #[derive(Debug, Args)]

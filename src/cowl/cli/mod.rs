@@ -10,6 +10,7 @@ mod container;
 mod external;
 mod image;
 mod mount;
+mod serve;
 mod table;
 mod units;
 mod usage;
@@ -152,7 +153,8 @@ fn command_path(arguments: &[OsString]) -> String {
 }
 
 fn dispatch(cli: Cli, out: &mut Stdout) -> Result<u8> {
-    let root = cli.root.or_else(root_of_environment);
+    let root_flag = cli.root;
+    let root = root_flag.clone().or_else(root_of_environment);
     let open = |access| open(root.clone(), access);
     match cli.command {
         Command::Load(args) => image::load(&open(Access::Add)?, &args, out),
@@ -176,6 +178,7 @@ fn dispatch(cli: Cli, out: &mut Stdout) -> Result<u8> {
             };
             volume::volume(&open(access)?, command, out)
         }
+        Command::Serve(args) => serve::serve(root_flag, &args, out),
         Command::Version => version(out),
         Command::External(words) => external::run(&words, root),
     }

@@ -144,22 +144,18 @@ impl Engine {
         ))
     }
 
-    /// Brings in the images of an archive; without a path, of standard input. `trust` is in what the store has already.
+    /// Brings in the images of an archive; without a path, of standard input. `trust` is in what the
+    /// store has already.
     pub fn load(&self, archive: Option<&Path>, trust: Trust) -> Result<Vec<Loaded>> {
-        let path = archive.unwrap_or(Path::new(STDIN));
-        let loaded = match archive {
-            Some(path) => image::load_with(&self.store, path, trust),
-            None => image::load_file(&self.store, standard_input()?, path, trust),
-        };
-        loaded.map_err(|error| {
-            let error = Error::from(error);
-            let named = error.to_string().contains(&path.display().to_string());
-            if named {
-                error
-            } else {
-                error.context(format!("loading {}", path.display()))
-            }
-        })
+        match archive {
+            Some(path) => load_result(path, image::load_with(&self.store, path, trust)),
+            None => self.load_file(standard_input()?, Path::new(STDIN), trust),
+        }
+    }
+
+    /// [`Engine::load`] of an open file, pipe or socket that messages call `name`.
+    pub fn load_file(&self, archive: File, name: &Path, trust: Trust) -> Result<Vec<Loaded>> {
+        load_result(name, image::load_file(&self.store, archive, name, trust))
     }
 
     /// Makes an image of the tar of a root file system; without a path, of standard input.
@@ -169,7 +165,12 @@ impl Engine {
             Some(path) => File::open(path).context(what)?,
             None => standard_input()?,
         };
-        image::import_rootfs(&self.store, &file, name).context(what)
+        self.import_file(&file, name).context(what)
+    }
+
+    /// [`Engine::import`] of an open file, pipe or socket.
+    pub fn import_file(&self, tar: &File, name: &Reference) -> Result<ImageId> {
+        Ok(image::import_rootfs(&self.store, tar, name)?)
     }
 
     /// How the image was made, last step first.
@@ -399,6 +400,19 @@ fn check_removable(
 const STDIN: &str = "standard input";
 
 /// By its descriptor: to open `/dev/stdin` fails where it is a socket, or a pipe of another user's.
+/// Names the archive, if the error does not.
+fn load_result<T>(path: &Path, loaded: Result<T, image::ImageError>) -> Result<T> {
+    loaded.map_err(|error| {
+        let error = Error::from(error);
+        let named = error.to_string().contains(&path.display().to_string());
+        if named {
+            error
+        } else {
+            error.context(format!("loading {}", path.display()))
+        }
+    })
+}
+
 fn standard_input() -> Result<File> {
     let descriptor = std::io::stdin().as_fd().try_clone_to_owned();
     Ok(File::from(descriptor.context(|| STDIN.to_owned())?))

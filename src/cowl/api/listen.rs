@@ -1,0 +1,119 @@
+//! The socket of the server, and its loop.
+
+use super::Server;
+use crate::engine::error::{Context as _, Error, Result};
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use rustix::fs::Mode;
+use std::io;
+use std::os::unix::fs::{FileTypeExt as _, chown};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Serves the store at `root` on the unix socket `socket` until SIGINT or SIGTERM.
+///
+/// `ready` is called once the socket answers. The socket is 0660; `group` may use it too, which is
+/// as good as being root where root serves.
+pub fn serve(
+    root: PathBuf,
+    socket: &Path,
+    group: Option<&str>,
+    ready: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    let listener = bind(socket, group).context(|| format!("listening on {}", socket.display()))?;
+    let bound = Bound(socket);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context(|| "starting the server's threads")?;
+    let server = Arc::new(Server { root });
+    // A store that cannot be opened is said now, not to each client.
+    server.open()?;
+    let served = runtime.block_on(async {
+        let listener = tokio::net::UnixListener::from_std(listener)?;
+        let (mut interrupt, mut terminate) = (
+            signal(SignalKind::interrupt())?,
+            signal(SignalKind::terminate())?,
+        );
+        ready()?;
+        loop {
+            tokio::select! {
+                accepted = listener.accept() => connection(&server, accepted?.0),
+                _ = interrupt.recv() => return Ok(()),
+                _ = terminate.recv() => return Ok(()),
+            }
+        }
+    });
+    drop(bound);
+    // A verb that blocks ends with the process: what it leaves, the next command clears up.
+    runtime.shutdown_background();
+    served
+}
+
+fn connection(server: &Arc<Server>, stream: tokio::net::UnixStream) {
+    let server = Arc::clone(server);
+    tokio::spawn(async move {
+        let service = service_fn(|request| Arc::clone(&server).answer(request));
+        let served = hyper::server::conn::http1::Builder::new()
+            .half_close(true)
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades()
+            .await;
+        // The client is gone, or did not speak HTTP: nobody is left to be told.
+        drop(served);
+    });
+}
+
+/// Removes the socket at the end.
+struct Bound<'a>(&'a Path);
+
+impl Drop for Bound<'_> {
+    fn drop(&mut self) {
+        // A left one is replaced by the next server.
+        std::fs::remove_file(self.0).unwrap_or_default();
+    }
+}
+
+/// Binds the socket. One that a killed server left is replaced; one that answers is in use.
+fn bind(socket: &Path, group: Option<&str>) -> Result<UnixListener> {
+    let gid = group.map(group_id).transpose()?;
+    if let Some(directory) = socket.parent() {
+        std::fs::create_dir_all(directory)
+            .context(|| format!("creating {}", directory.display()))?;
+    }
+    match std::fs::symlink_metadata(socket) {
+        Ok(there) if !there.file_type().is_socket() => {
+            return Err(Error::conflict("the path exists and is not a socket"));
+        }
+        Ok(_) => match UnixStream::connect(socket) {
+            Ok(_) => return Err(Error::conflict("another server answers there")),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                std::fs::remove_file(socket)?;
+            }
+            Err(error) => return Err(error.into()),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error.into()),
+    }
+    // No thread runs yet, so the umask is this thread's alone.
+    let before = rustix::process::umask(Mode::from_raw_mode(0o117));
+    let listener = UnixListener::bind(socket);
+    rustix::process::umask(before);
+    let listener = listener?;
+    if let Some(gid) = gid {
+        chown(socket, None, Some(gid)).context(|| "giving the socket to its group")?;
+    }
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+fn group_id(name: &str) -> Result<u32> {
+    let found = nix::unistd::Group::from_name(name)
+        .map_err(io::Error::from)
+        .context(|| format!("looking up group {name}"))?;
+    found
+        .map(|group| group.gid.as_raw())
+        .ok_or_else(|| Error::invalid(format!("there is no group {name}")))
+}

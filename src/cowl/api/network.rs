@@ -1,0 +1,57 @@
+//! `/networks`: the two that need no set-up. A container's `bridge` is a loopback of its own.
+
+use super::http::{self, Handled, Refusal, Request};
+use super::route::no_page;
+use hyper::{Method, StatusCode};
+use serde_json::{Value, json};
+
+/// Name and driver of each network.
+const NETWORKS: [(&str, &str); 3] = [("bridge", "bridge"), ("host", "host"), ("none", "null")];
+
+fn shape(name: &str, driver: &str) -> Value {
+    json!({
+        "Name": name,
+        "Id": name,
+        "Created": "0001-01-01T00:00:00Z",
+        "Scope": "local",
+        "Driver": driver,
+        "EnableIPv4": true,
+        "EnableIPv6": false,
+        "IPAM": {"Driver": "default", "Options": null, "Config": null},
+        "Internal": false,
+        "Attachable": false,
+        "Ingress": false,
+        "ConfigFrom": {"Network": ""},
+        "ConfigOnly": false,
+        "Containers": {},
+        "Options": {},
+        "Labels": {},
+    })
+}
+
+pub(super) fn route(request: &Request, path: &[&str]) -> Handled {
+    let all = NETWORKS.iter().map(|(name, driver)| shape(name, driver));
+    match (&request.method, path) {
+        (&Method::GET, []) => http::json(StatusCode::OK, &all.collect::<Vec<_>>()),
+        (&Method::POST, ["prune"]) => http::json(StatusCode::OK, &json!({"NetworksDeleted": null})),
+        (&Method::POST, ["create"]) => Err(Refusal::new(
+            StatusCode::NOT_IMPLEMENTED,
+            "cowl has no networks of its own yet: use none, host or container:ID",
+        )),
+        (method, [name]) => match NETWORKS.iter().find(|(own, _)| own == name) {
+            None => Err(Refusal::new(
+                StatusCode::NOT_FOUND,
+                format!("network {name} not found"),
+            )),
+            Some((name, driver)) if method == Method::GET => {
+                http::json(StatusCode::OK, &shape(name, driver))
+            }
+            Some((name, _)) if method == Method::DELETE => Err(Refusal::new(
+                StatusCode::FORBIDDEN,
+                format!("{name} is a pre-defined network and cannot be removed"),
+            )),
+            Some(_) => Err(no_page()),
+        },
+        _ => Err(no_page()),
+    }
+}

@@ -1,0 +1,69 @@
+//! Which handler answers which path.
+
+use super::http::{Handled, Refusal, Reply, Request};
+use super::{Server, images, network, system, volumes};
+use hyper::{Method, StatusCode};
+use std::sync::Arc;
+
+/// Docker's answer to a path that it does not know.
+pub(super) fn no_page() -> Refusal {
+    Refusal::new(StatusCode::NOT_FOUND, "page not found")
+}
+
+pub(super) async fn route(server: &Arc<Server>, request: Request) -> Handled {
+    let path = request.path.clone();
+    let path: Vec<&str> = path.iter().map(String::as_str).collect();
+    match path.first().copied() {
+        Some("images") => images(server, request, path.get(1..).unwrap_or_default()).await,
+        Some("volumes") => volumes(server, request, path.get(1..).unwrap_or_default()).await,
+        Some("networks") => network::route(&request, path.get(1..).unwrap_or_default()),
+        _ => system(server, request, &path).await,
+    }
+}
+
+async fn system(server: &Arc<Server>, request: Request, path: &[&str]) -> Handled {
+    match (&request.method, path) {
+        (&Method::GET | &Method::HEAD, ["_ping"]) => Ok(system::ping(&request.method)),
+        (&Method::GET, ["version"]) => system::version(),
+        (&Method::GET, ["info"]) => system::info(server).await,
+        (&Method::GET, ["system", "df"]) => system::disk_usage(server, &request).await,
+        (&Method::GET, ["plugins"]) => Ok(empty_list()),
+        (
+            _,
+            [
+                "swarm" | "services" | "nodes" | "tasks" | "secrets" | "configs",
+                ..,
+            ],
+        ) => Err(Refusal::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node to swarm and try again.",
+        )),
+        _ => Err(no_page()),
+    }
+}
+
+fn empty_list() -> Reply {
+    super::http::reply(StatusCode::OK, "application/json", "[]\n")
+}
+
+/// Names of images hold slashes, so what follows them is matched from the end.
+async fn images(server: &Arc<Server>, request: Request, path: &[&str]) -> Handled {
+    match (&request.method.clone(), path) {
+        (&Method::GET, ["json"]) => images::list(server, &request).await,
+        (&Method::POST, ["load"]) => images::load(server, request),
+        (&Method::POST, ["create"]) => images::create(server, request),
+        (&Method::GET, [name @ .., "history"]) => images::history(server, name.join("/")).await,
+        (&Method::DELETE, name @ [_, ..]) => images::remove(server, &request, name.join("/")).await,
+        _ => Err(no_page()),
+    }
+}
+
+async fn volumes(server: &Arc<Server>, request: Request, path: &[&str]) -> Handled {
+    match (&request.method.clone(), path) {
+        (&Method::GET, []) => volumes::list(server, &request).await,
+        (&Method::POST, ["create"]) => volumes::create(server, request).await,
+        (&Method::GET, [name]) => volumes::inspect(server, (*name).to_owned()).await,
+        (&Method::DELETE, [name]) => volumes::remove(server, &request, (*name).to_owned()).await,
+        _ => Err(no_page()),
+    }
+}

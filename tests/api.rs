@@ -1,0 +1,250 @@
+//! `cowl serve` answers Docker's clients: the real `docker` command, and requests as written here.
+
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::net::UnixStream;
+use std::process::Stdio;
+
+use cowl_tests::busybox::shop;
+use cowl_tests::command::{run, shell};
+use cowl_tests::profile::{directory, root, user};
+use cowl_tests::server::Server;
+use cowl_tests::store::Store;
+use rustix::process::Signal;
+
+/// A docker archive of an image that another program made.
+fn saved_image() -> std::path::PathBuf {
+    let archive = directory().join("saved.tar");
+    let content = directory().join("content");
+    std::fs::create_dir_all(&content).unwrap();
+    std::fs::write(content.join("hello"), "hello").unwrap();
+    let layer = directory().join("layer.tar");
+    cowl_tests::store::pack(&content, &layer);
+    cowl_tests::store::make_image("docker", &archive, "saved:1", &[], &[&layer]);
+    archive
+}
+
+fn docker_manages_images() {
+    let store = Store::new("store");
+    let server = Server::start(&store);
+    let archive = saved_image();
+    let archive = archive.to_str().unwrap();
+    assert_eq!(
+        server.ok(["load", "-i", archive]),
+        "Loaded image: saved:1\n"
+    );
+    // The other door shows the same.
+    assert_eq!(
+        server.ok(["images", "-q", "--no-trunc"]),
+        store.ok(["images", "-q", "--no-trunc"])
+    );
+    let history = server.ok(["history", "saved:1"]);
+    assert_eq!(history.lines().count(), 2, "{history}");
+
+    let content = directory().join("content");
+    shell(&content, "tar -cf ../plain.tar .", [""; 0]);
+    let plain = directory().join("plain.tar");
+    let id = server.ok(["import", plain.to_str().unwrap(), "plain:2"]);
+    assert!(store.ok(["images", "--no-trunc"]).contains(id.trim()));
+
+    let removed = server.ok(["rmi", "plain:2"]);
+    assert_eq!(removed, format!("Untagged: plain:2\nDeleted: {id}"));
+    let missing = server.run(["rmi", "plain:2"]).refused(1);
+    assert!(
+        missing.starts_with("Error response from daemon: No such image: plain:2"),
+        "{missing}"
+    );
+    let pulled = server.run(["pull", "plain:2"]).refused(1);
+    assert!(pulled.contains("pull access denied"), "{pulled}");
+}
+
+#[test]
+fn docker_manages_images_as_root() {
+    root(|| docker_manages_images());
+}
+
+#[test]
+fn docker_manages_images_as_user() {
+    user(|| docker_manages_images());
+}
+
+fn docker_manages_volumes() {
+    let store = shop("store");
+    let server = Server::start(&store);
+    assert_eq!(server.ok(["volume", "create", "notes"]), "notes\n");
+    assert_eq!(store.ok(["volume", "ls", "-q"]), "notes\n");
+    assert_eq!(server.ok(["volume", "ls", "-q"]), "notes\n");
+    let mountpoint = server.ok(["volume", "inspect", "-f", "{{.Mountpoint}}", "notes"]);
+    assert_eq!(
+        mountpoint.trim(),
+        store.root().join("volumes/notes/_data").to_str().unwrap()
+    );
+    let anonymous = server.ok(["volume", "create"]);
+    assert_eq!(anonymous.trim().len(), 64);
+    assert_eq!(server.ok(["volume", "rm", "notes"]), "notes\n");
+    assert_eq!(store.ok(["volume", "ls", "-q"]), anonymous);
+    let missing = server.run(["volume", "rm", "notes"]).refused(1);
+    assert!(missing.contains("get notes: no such volume"), "{missing}");
+}
+
+#[test]
+fn docker_manages_volumes_as_root() {
+    root(|| docker_manages_volumes());
+}
+
+#[test]
+fn docker_info_names_the_storage_driver_as_root() {
+    root(|| {
+        let store = shop("store");
+        let server = Server::start(&store);
+        let info = server.ok(["info"]);
+        assert!(info.contains("Storage Driver: cowl\n"), "{info}");
+        assert!(info.contains(" Images: 1\n"), "{info}");
+        let root_dir = format!("Docker Root Dir: {}\n", store.root().display());
+        assert!(info.contains(&root_dir), "{info}");
+        let version = server.ok(["version", "-f", "{{.Server.APIVersion}}"]);
+        assert_eq!(version, "1.51\n");
+    });
+}
+
+#[test]
+fn versions_and_unknown_pages_are_answered_as_docker_does() {
+    root(|| {
+        let server = Server::start(&Store::new("store"));
+        let too_new = server.request("GET /v1.99/version", "");
+        assert!(too_new.starts_with("HTTP/1.1 400"), "{too_new}");
+        assert!(
+            too_new.ends_with("{\"message\":\"client version 1.99 is too new. Maximum supported API version is 1.51\"}\n"),
+            "{too_new}"
+        );
+        let too_old = server.request("GET /v1.10/version", "");
+        assert!(too_old.starts_with("HTTP/1.1 400"), "{too_old}");
+        assert!(too_old.contains("content-type: text/plain"), "{too_old}");
+        for head in ["GET /v1.51/nothing", "PUT /v1.51/version", "GET /"] {
+            let unknown = server.request(head, "");
+            assert!(unknown.starts_with("HTTP/1.1 404"), "{unknown}");
+            assert!(
+                unknown.ends_with("{\"message\":\"page not found\"}\n"),
+                "{unknown}"
+            );
+        }
+        let ping = server.request("HEAD /_ping", "");
+        for header in ["api-version: 1.51", "ostype: linux", "builder-version: 1"] {
+            assert!(ping.contains(header), "{ping}");
+        }
+        assert!(ping.ends_with("\r\n\r\n"), "{ping}");
+        for body in ["", "{", "{} {}", "[]"] {
+            let refused = server.request("POST /v1.51/volumes/create", body);
+            assert!(refused.starts_with("HTTP/1.1 400"), "{body}: {refused}");
+            assert!(
+                refused.contains("{\"message\":\"invalid JSON: "),
+                "{refused}"
+            );
+        }
+    });
+}
+
+/// A client that goes away in the middle of an upload leaves no half image.
+#[test]
+fn import_of_a_cut_off_upload_keeps_nothing() {
+    root(|| {
+        let store = Store::new("store");
+        let server = Server::start(&store);
+        let content = directory().join("content");
+        std::fs::create_dir_all(&content).unwrap();
+        std::fs::write(content.join("whole"), "whole").unwrap();
+        let tar = directory().join("plain.tar");
+        cowl_tests::store::pack(&content, &tar);
+        let tar = std::fs::read(tar).unwrap();
+        let head = "POST /v1.51/images/create?fromSrc=-&repo=half HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let mut client = UnixStream::connect(server.socket()).unwrap();
+        write!(client, "{head}{:x}\r\n", tar.len()).unwrap();
+        client.write_all(&tar).unwrap();
+        // The last chunk never comes.
+        write!(client, "\r\n").unwrap();
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut reply = String::new();
+        client.read_to_string(&mut reply).unwrap();
+        assert!(!reply.contains("sha256:"), "{reply}");
+        assert_eq!(store.ok(["images", "-q"]), "");
+        // The same with its end.
+        let mut client = UnixStream::connect(server.socket()).unwrap();
+        write!(client, "{head}{:x}\r\n", tar.len()).unwrap();
+        client.write_all(&tar).unwrap();
+        write!(client, "\r\n0\r\n\r\n").unwrap();
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut reply = String::new();
+        client.read_to_string(&mut reply).unwrap();
+        assert!(reply.contains("sha256:"), "{reply}");
+        assert!(store.ok(["images"]).contains("half"));
+    });
+}
+
+#[test]
+fn serve_replaces_the_socket_of_a_killed_server_only() {
+    root(|| {
+        let store = Store::new("store");
+        let server = Server::start(&store);
+        let socket = server.socket().to_owned();
+        let mode = std::fs::metadata(&socket).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o660);
+        let host = format!("unix://{}", socket.display());
+        let second = store.run(["serve", "--host", &host]).refused(1);
+        assert!(second.contains("another server answers there"), "{second}");
+        assert_eq!(server.end(Signal::KILL), None);
+        assert!(std::fs::metadata(&socket).unwrap().file_type().is_socket());
+        let server = Server::start(&store);
+        server.ok(["version"]);
+        assert_eq!(server.end(Signal::TERM), Some(0));
+        assert!(!socket.exists());
+        std::fs::write(&socket, "mine").unwrap();
+        let taken = store.run(["serve", "--host", &host]).refused(1);
+        assert!(taken.contains("not a socket"), "{taken}");
+        assert_eq!(std::fs::read_to_string(&socket).unwrap(), "mine");
+    });
+}
+
+/// Many clients at once, each over a connection of its own.
+#[test]
+fn clients_in_parallel_are_all_answered() {
+    root(|| {
+        let store = shop("store");
+        let server = Server::start(&store);
+        let expected = store.ok(["images", "-q", "--no-trunc"]);
+        std::thread::scope(|scope| {
+            let clients: Vec<_> = (0..100)
+                .map(|number| {
+                    let server = &server;
+                    scope.spawn(move || {
+                        let name = format!("{{\"Name\": \"v{number}\"}}");
+                        let made = server.request("POST /v1.51/volumes/create", &name);
+                        assert!(made.starts_with("HTTP/1.1 201"), "{made}");
+                        server.request("GET /v1.51/images/json", "")
+                    })
+                })
+                .collect();
+            for client in clients {
+                let images = client.join().unwrap();
+                assert!(images.contains(expected.trim()), "{images}");
+            }
+        });
+        assert_eq!(store.ok(["volume", "ls", "-q"]).lines().count(), 100);
+    });
+}
+
+#[test]
+fn docker_load_reads_standard_input() {
+    root(|| {
+        let store = Store::new("store");
+        let server = Server::start(&store);
+        let archive = std::fs::File::open(saved_image()).unwrap();
+        let mut load = server.docker(["load"]);
+        let loaded = run(load.stdin(Stdio::from(archive))).ok();
+        assert_eq!(loaded, "Loaded image: saved:1\n");
+        let garbage = directory().join("garbage");
+        std::fs::write(&garbage, vec![7; 1 << 20]).unwrap();
+        let refused = server.run(["load", "-i", garbage.to_str().unwrap()]);
+        assert_ne!(refused.code(), 0, "{refused}");
+        assert!(refused.stderr.contains("the request's body"), "{refused}");
+    });
+}
