@@ -7,8 +7,11 @@
 mod cleanup;
 mod condition;
 mod gather;
+mod ladder;
 mod layers;
 mod model;
+mod pieces;
+mod progress;
 mod report;
 mod sharing;
 mod show;
@@ -30,6 +33,7 @@ use cowl_core::store::Store;
 
 use condition::Condition;
 use model::Collection;
+use progress::Progress;
 use report::Report;
 use sharing::Sharing;
 use show::{Sizes, printable};
@@ -86,6 +90,13 @@ struct Arguments {
     /// Show what removing each image frees, and what another base would
     #[arg(long)]
     what_if: bool,
+    /// Show what each granularity would store: layers, files, pieces of fixed size, and pieces cut
+    /// by content. Reads every file of the images; part of --json unless --no-ladder is given
+    #[arg(long)]
+    ladder: bool,
+    /// Leave the ladder out
+    #[arg(long, conflicts_with = "ladder")]
+    no_ladder: bool,
     /// Every list
     #[arg(long)]
     all: bool,
@@ -156,7 +167,11 @@ fn run(arguments: &Arguments) -> Result<Vec<String>> {
         writeln!(anstream::stderr(), "cowl-dedup: {line}").context("standard error")?;
     }
     let sharing = Sharing::of(&collection);
-    let report = Report::new(&collection, &sharing)?;
+    let mut report = Report::new(&collection, &sharing)?;
+    if (arguments.ladder || arguments.all || arguments.json) && !arguments.no_ladder {
+        let (limits, progress) = (ladder::Limits::default(), Progress::new());
+        report.set_ladder(ladder::climb(&collection, &stores, limits, &progress)?);
+    }
     let text = if arguments.json {
         serde_json::to_string_pretty(&report).context("the report as JSON")? + "\n"
     } else if arguments.objects {
@@ -190,15 +205,16 @@ fn tables(arguments: &Arguments, report: &Report) -> String {
         rows: (!arguments.all_rows).then_some(20),
     };
     let mut text = text::summary(report, layout);
-    let lists: [(bool, List); 5] = [
-        (arguments.layers, text::layers),
-        (arguments.waste, text::waste),
-        (arguments.matrix, text::matrix),
-        (arguments.duplicates, text::duplicates),
-        (arguments.what_if, text::what_if),
+    let lists: [(bool, List); 6] = [
+        (arguments.layers || arguments.all, text::layers),
+        (arguments.waste || arguments.all, text::waste),
+        (arguments.matrix || arguments.all, text::matrix),
+        (arguments.duplicates || arguments.all, text::duplicates),
+        (arguments.what_if || arguments.all, text::what_if),
+        (!report.ladder.is_empty(), text::ladder),
     ];
     for (wanted, list) in lists {
-        if wanted || arguments.all {
+        if wanted {
             text.push_str(&list(report, layout));
         }
     }

@@ -9,6 +9,7 @@ use anyhow::Result;
 use cowl_core::digest::ObjectId;
 use serde::Serialize;
 
+use crate::ladder::Rung;
 use crate::layers::{self, DuplicateRow, LayerRow};
 use crate::model::{Collection, Image};
 use crate::sharing::{Amount, Class, Sharing};
@@ -64,6 +65,14 @@ pub(crate) struct MatrixRow {
     pub(crate) jaccard: f64,
 }
 
+/// How far a rung's figures may be off.
+#[derive(Debug, Serialize)]
+pub(crate) struct RungError {
+    pub(crate) unit: &'static str,
+    /// Two standard errors as a share of the figure.
+    pub(crate) relative: f64,
+}
+
 #[derive(Debug, Serialize)]
 pub(crate) struct StoreRow {
     pub(crate) objects: u64,
@@ -98,6 +107,10 @@ pub(crate) struct Report {
     pub(crate) duplicates: Vec<DuplicateRow>,
     pub(crate) removals: Vec<RemovalRow>,
     pub(crate) rebases: Vec<RebaseRow>,
+    /// What each granularity would store; empty unless asked for.
+    pub(crate) ladder: Vec<Rung>,
+    /// Of rungs that are estimates.
+    pub(crate) ladder_errors: Vec<RungError>,
     /// Contents that two or more of the images hold, sorted.
     #[serde(skip)]
     pub(crate) shared_objects: Vec<ObjectId>,
@@ -175,8 +188,23 @@ impl Report {
             }),
             removals: whatif::removals(collection, sharing),
             rebases: whatif::rebases(collection, sharing),
+            ladder: Vec::new(),
+            ladder_errors: Vec::new(),
             shared_objects: shared_objects.into_iter().collect(),
         })
+    }
+}
+
+impl Report {
+    pub(crate) fn set_ladder(&mut self, ladder: Vec<Rung>) {
+        let estimates = ladder.iter().filter(|rung| rung.error > 0.0);
+        self.ladder_errors = estimates
+            .map(|rung| RungError {
+                unit: rung.unit,
+                relative: rung.error,
+            })
+            .collect();
+        self.ladder = ladder;
     }
 }
 

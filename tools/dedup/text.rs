@@ -315,3 +315,46 @@ pub(crate) fn what_if(report: &Report, layout: Layout) -> String {
     }
     text
 }
+
+/// What each granularity would store.
+pub(crate) fn ladder(report: &Report, layout: Layout) -> String {
+    let size = |bytes| layout.sizes.show(bytes);
+    let mut text = String::new();
+    title(&mut text, "The ladder: what each granularity would store");
+    let mut table = Table::new([
+        ("UNIT", Left),
+        ("PIECES", Right),
+        ("BYTES", Right),
+        ("INDEX", Right),
+        ("SUM", Right),
+        ("OF LAYERS", Right),
+        ("ZSTD", Right),
+        ("ZSTD+INDEX", Right),
+    ]);
+    let layers = report
+        .ladder
+        .first()
+        .map_or(0, |rung| rung.bytes + rung.index_bytes);
+    for rung in &report.ladder {
+        table.row([
+            rung.unit.to_owned(),
+            rung.chunks.to_string(),
+            size(rung.bytes),
+            size(rung.index_bytes),
+            size(rung.bytes + rung.index_bytes),
+            percent(rung.bytes + rung.index_bytes, layers),
+            size(rung.zstd_bytes),
+            size(rung.zstd_bytes + rung.index_bytes),
+        ]);
+    }
+    table.write(&mut text, layout.width);
+    for error in &report.ladder_errors {
+        let line = format!(
+            "{}: an estimate, {:.2}% more or less",
+            error.unit,
+            error.relative * 100.0
+        );
+        note(&mut text, &line);
+    }
+    text
+}

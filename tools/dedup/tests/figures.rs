@@ -306,3 +306,34 @@ fn gc_beside_a_report_takes_nothing_of_it() {
     cleanup::release();
     assert_eq!(store.store().gc().unwrap().objects.number, 5);
 }
+
+/// Contents: A of 10,000 x, B of 10,000 x and one y. Fixed 4 KiB: A is xxxx xxxx + 1,808 x; B is
+/// xxxx xxxx + 1,808 x and a y: distinct are 4,096 x, 1,808 x, 1,808 x and y: 4096 + 1808 + 1809 =
+/// 7,713 bytes in 3 pieces, named 6 times. Fixed 64 KiB and 1 MiB: both as they are.
+#[test]
+fn ladder_counts_distinct_pieces() {
+    let store = TestStore::new();
+    store.put(&["a"], &["f x x10000\nf again x10000"]);
+    store.put(&["b"], &["f y x10000"]);
+    store.put(&["c"], &["f z x10000y1"]);
+    let collection = store.collect(&[]).unwrap();
+    let progress = crate::progress::Progress::default();
+    let limits = crate::ladder::Limits::default();
+    let ladder = crate::ladder::climb(&collection, &store.stores, limits, &progress).unwrap();
+    let row = |unit: &str| {
+        let rung = ladder.iter().find(|rung| rung.unit == unit).unwrap();
+        [rung.chunks, rung.bytes, rung.index_bytes]
+    };
+    // Three layers of 20,000, 10,000 and 10,001 bytes.
+    assert_eq!(row("layer"), [3, 40_001, 120]);
+    assert_eq!(row("file"), [2, 20_001, 80]);
+    assert_eq!(row("fixed-4KiB"), [3, 7713, 6 * 40]);
+    assert_eq!(row("fixed-64KiB"), [2, 20_001, 80]);
+    assert_eq!(row("fixed-1MiB"), [2, 20_001, 80]);
+    // Cut by content, runs of one letter have no cut points: the longest pieces of 4 x 4 KiB.
+    assert_eq!(row("fastcdc-4KiB"), [2, 20_001, 80]);
+    for rung in &ladder {
+        assert!(rung.zstd_bytes > 0 && rung.zstd_bytes < 500, "{rung:?}");
+        assert!(rung.error.abs() < f64::EPSILON, "{rung:?}");
+    }
+}

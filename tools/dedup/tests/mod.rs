@@ -89,10 +89,18 @@ fn parts(path: &str) -> Vec<&[u8]> {
         .collect()
 }
 
-/// `a100` is 100 times the letter a.
+/// `a100b2` is 100 times the letter a, then twice the letter b.
 fn content(spec: &str) -> Vec<u8> {
-    let (letter, count) = spec.split_at(1);
-    letter.repeat(count.parse().unwrap()).into_bytes()
+    let mut content = Vec::new();
+    let mut runs = spec.chars().peekable();
+    while let Some(letter) = runs.next() {
+        let mut count = String::new();
+        while let Some(digit) = runs.next_if(char::is_ascii_digit) {
+            count.push(digit);
+        }
+        content.extend(std::iter::repeat_n(letter as u8, count.parse().unwrap()));
+    }
+    content
 }
 
 /// A layer in one line per entry: `d PATH`, `f PATH CONTENT`, `h PATH TARGET` (hard link),
