@@ -19,13 +19,16 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+use std::path::PathBuf;
 use std::process::Command;
 
 use common::{Image, Mount, noise};
+use cowl_core::digest::ObjectId;
 use cowl_core::handover::{IoMode, IoModeChoice};
+use cowl_tests::profile::NEVER;
 use rustix::fs::{
-    AtFlags, CWD, FallocateFlags, OFlags, RenameFlags, SeekFrom, Timespec, Timestamps, XattrFlags,
-    renameat_with,
+    AtFlags, CWD, FallocateFlags, FileType, Mode, OFlags, RenameFlags, SeekFrom, Timespec,
+    Timestamps, XattrFlags, mknodat, renameat_with,
 };
 use rustix::io::Errno;
 
@@ -118,7 +121,7 @@ fn fallocate_lseek_and_copy_file_range_work() {
 fn lseek_finds_data_just_written() {
     let image = Image::of(&[("d/file", b"x")]);
     let plain = tempfile::tempdir().unwrap();
-    let fresh = |path: std::path::PathBuf| {
+    let fresh = |path: PathBuf| {
         let file = File::options()
             .read(true)
             .write(true)
@@ -276,68 +279,78 @@ fn change_by_a_non_owner_clears_set_id_bits() {
     });
 }
 
-#[test]
-fn stat_does_not_wait_for_a_copy_up() {
-    let size = 256 << 20;
-    let image = Image::of(&[("large", &noise(size)), ("small", b"x")]);
-    each(&image, |mount| {
-        let large = mount.path("large");
-        let small = mount.path("small");
-        // Absent names by the hundred thousand, so that each look goes to the daemon.
-        let copying = std::thread::spawn(move || {
-            let file = File::options().write(true).open(large).unwrap();
-            file.write_all_at(b"x", 0).unwrap();
-        });
-        let mut answered = 0;
-        while !copying.is_finished() {
-            let absent = small.with_file_name(format!("absent-{answered}"));
-            assert!(fs::symlink_metadata(absent).is_err());
-            answered += 1;
-        }
-        copying.join().unwrap();
-        // One that waited would be the only one. How long each takes is measured where nothing
-        // else runs, end to end.
-        assert!(answered > 10, "{:?}: {answered} lookups", mount.io_mode);
-    });
+/// Stands in an object's place: a fifo, so that the copy-up that opens it goes on only when the
+/// test says so, and then fails.
+struct Gate<'i> {
+    image: &'i Image,
+    content: &'i [u8],
+}
+
+impl<'i> Gate<'i> {
+    fn new(image: &'i Image, content: &'i [u8]) -> Self {
+        let gate = Self { image, content };
+        fs::rename(gate.object(), gate.kept()).unwrap();
+        mknodat(CWD, gate.object(), FileType::Fifo, Mode::RUSR, 0).unwrap();
+        gate
+    }
+
+    fn object(&self) -> PathBuf {
+        let id = ObjectId::of(self.content).to_string();
+        let (shard, rest) = id.split_at(2);
+        self.image.path("objects").join(shard).join(rest)
+    }
+
+    fn kept(&self) -> PathBuf {
+        self.object().with_extension("kept")
+    }
+
+    /// Waits until the copy has opened the fifo, and lets it go on.
+    fn open(self) {
+        drop(File::options().write(true).open(self.object()).unwrap());
+        fs::rename(self.kept(), self.object()).unwrap();
+    }
 }
 
 #[test]
-fn lookup_does_not_wait_for_eight_copy_ups() {
-    let content = noise(64 << 20);
+fn lookup_and_stat_do_not_wait_for_eight_copy_ups() {
     let names = ["a", "b", "c", "d", "e", "f", "g", "h"];
-    let image = Image::build(|builder, objects| {
-        for name in names {
-            objects.add_file(builder, name, &content, 0o644);
-        }
-    });
+    let contents: Vec<Vec<u8>> = (1..=names.len()).map(|n| noise(n << 10)).collect();
+    let mut files: Vec<(&str, &[u8])> = names
+        .into_iter()
+        .zip(contents.iter().map(Vec::as_slice))
+        .collect();
+    files.push(("other", b"other"));
+    let image = Image::of(&files);
     each(&image, |mount| {
+        let gates = contents.iter().map(|content| Gate::new(&image, content));
+        let gates: Vec<Gate<'_>> = gates.collect();
         std::thread::scope(|scope| {
             let copies = names.map(|name| {
                 let path = mount.path(name);
-                scope.spawn(move || {
-                    File::options()
-                        .append(true)
-                        .open(path)
-                        .unwrap()
-                        .write_all(b"x")
-                        .unwrap();
-                })
+                // The open copies up for passthrough, the truncation elsewhere.
+                scope.spawn(|| File::options().write(true).open(path)?.set_len(10))
             });
-            let finished = || copies.iter().filter(|copy| copy.is_finished()).count();
-            let mut answered = 0;
-            // With as many threads as in the beginning, a lookup would wait for a copy to end, and
-            // the next one behind it too.
-            while finished() < names.len() / 2 {
-                assert!(fs::symlink_metadata(mount.path(&format!("absent-{answered}"))).is_err());
-                answered += 1;
+            let (tell, told) = std::sync::mpsc::channel();
+            scope.spawn(|| {
+                // Each name is new to the kernel, so each one asks the worker.
+                for number in 0..1000 {
+                    let absent = mount.path(&format!("absent-{number}"));
+                    tell.send(fs::symlink_metadata(absent).is_err()).unwrap();
+                }
+                let other = fs::metadata(mount.path("other")).unwrap();
+                tell.send(other.len() == 5).unwrap();
+                drop(tell);
+            });
+            let answers: Vec<bool> = std::iter::from_fn(|| told.recv_timeout(NEVER).ok()).collect();
+            gates.into_iter().for_each(Gate::open);
+            assert_eq!(answers, [true; 1001]);
+            for copy in copies {
+                copy.join().unwrap().unwrap_err();
             }
-            assert!(answered > 10, "{answered}");
         });
         for name in names {
-            assert_eq!(
-                fs::metadata(mount.path(name)).unwrap().len(),
-                1 + (64 << 20)
-            );
+            let mut file = File::options().append(true).open(mount.path(name)).unwrap();
+            file.write_all(b"x").unwrap();
         }
     });
 }
@@ -357,7 +370,7 @@ fn open_of_an_object_for_writing_fails_in_the_worker() {
             fs::read_dir(fd)
                 .is_ok_and(|mut inside| inside.any(|name| name.unwrap().file_name().len() == 2))
         });
-        let id = cowl_core::digest::ObjectId::of(&content).to_string();
+        let id = ObjectId::of(&content).to_string();
         let (shard, rest) = id.split_at(2);
         let object = objects
             .map(|fd| fd.join(shard).join(rest))

@@ -19,7 +19,6 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::command::{binary, fixture};
@@ -30,8 +29,9 @@ pub const USER: u32 = 65534;
 /// namespaces behind.
 const LIMIT: Duration = Duration::from_mins(9);
 const LONG_LIMIT: Duration = Duration::from_mins(17);
-/// What a daemon may take to end after its mount went.
-const GRACE: Duration = Duration::from_secs(10);
+/// Stands for never, where a test waits for what must come: a busy or emulated machine may take
+/// many seconds for it.
+pub const NEVER: Duration = Duration::from_mins(2);
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// With whose rights a test runs.
@@ -41,13 +41,6 @@ pub enum Privilege {
     Root,
     /// An ordinary user, as the only id of a user namespace of its own.
     User,
-}
-
-/// Who may run at the same time.
-#[derive(Copy, Clone, Eq, PartialEq)]
-enum Company {
-    Any,
-    Alone,
 }
 
 /// The profile that the running test has.
@@ -75,30 +68,20 @@ pub fn test_path() -> String {
 
 /// Runs the body as root.
 pub fn root<F: FnOnce()>(body: F) {
-    enter(Privilege::Root, Company::Any, body);
+    enter(Privilege::Root, body);
 }
 
 /// Runs the body as an ordinary user.
 pub fn user<F: FnOnce()>(body: F) {
-    enter(Privilege::User, Company::Any, body);
+    enter(Privilege::User, body);
 }
 
-/// Runs the body as root while no other test of this crate runs: for what is measured in time.
-pub fn root_alone<F: FnOnce()>(body: F) {
-    enter(Privilege::Root, Company::Alone, body);
-}
-
-/// Runs the body as an ordinary user while no other test of this crate runs.
-pub fn user_alone<F: FnOnce()>(body: F) {
-    enter(Privilege::User, Company::Alone, body);
-}
-
-fn enter<F: FnOnce()>(privilege: Privilege, company: Company, body: F) {
+fn enter<F: FnOnce()>(privilege: Privilege, body: F) {
     let test = test_name::<F>();
     if std::env::var("COWL_TEST_INNER").as_deref() == Ok(test) {
         inner(body);
     } else {
-        outer(privilege, company, test);
+        outer(privilege, test);
     }
 }
 
@@ -124,7 +107,7 @@ fn inner<F: FnOnce()>(body: F) {
     for (pid, line) in processes() {
         let what = || format!("process left behind: {pid} {line}");
         match pidfd_open(pid, PidfdFlags::empty()) {
-            Ok(pidfd) => assert!(readable(&pidfd, GRACE), "{}", what()),
+            Ok(pidfd) => assert!(readable(&pidfd, NEVER), "{}", what()),
             Err(rustix::io::Errno::SRCH) => {}
             Err(error) => panic!("{}: {error}", what()),
         }
@@ -197,12 +180,11 @@ pub fn readable(descriptor: impl std::os::fd::AsFd, limit: Duration) -> bool {
 
 // Outside.
 
-fn outer(privilege: Privilege, company: Company, test: &str) {
+fn outer(privilege: Privilege, test: &str) {
     assert!(
         rustix::process::geteuid().is_root(),
         "this test mounts file systems and makes namespaces for an ordinary user: it has to be started by root"
     );
-    let _turn = turn(company);
     let base = tempfile::Builder::new()
         .prefix("cowl-test-")
         .permissions(Permissions::from_mode(0o755))
@@ -229,18 +211,6 @@ fn outer(privilege: Privilege, company: Company, test: &str) {
         "{text}\nthe test did not run to its end inside its namespaces"
     );
     print!("{text}");
-}
-
-/// Tests of this crate run side by side, but for those that measure time. The lock is on this
-/// crate's own directory, so it holds whichever runner starts the tests.
-fn turn(company: Company) -> File {
-    let lock = File::open(env!("CARGO_MANIFEST_DIR")).unwrap();
-    let operation = match company {
-        Company::Any => FlockOperation::LockShared,
-        Company::Alone => FlockOperation::LockExclusive,
-    };
-    flock(&lock, operation).unwrap();
-    lock
 }
 
 /// Prepares the mount namespace as root, then runs `"$@"` as the profile wants. `$1` is the test's
