@@ -2,13 +2,12 @@
 //! be taken away again.
 
 use std::fs;
-use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
 use cowl_tests::busybox::{Running, containers, shop};
 use cowl_tests::command::{program, run, shell};
-use cowl_tests::profile::{directory, processes, readable, root, user};
+use cowl_tests::profile::{NEVER, directory, processes, readable, root, user};
 use cowl_tests::requests::worker;
 use cowl_tests::store::Store;
 
@@ -53,7 +52,7 @@ fn an_upper_survives_its_worker() {
         let victim = worker();
         let pidfd = pidfd_open(victim, PidfdFlags::empty()).unwrap();
         kill_process(victim, Signal::KILL).unwrap();
-        assert!(readable(&pidfd, Duration::from_secs(10)));
+        assert!(readable(&pidfd, NEVER));
         changer.wait().unwrap();
         mount.unmount();
 
@@ -96,7 +95,7 @@ fn wait_for_lines(file: &std::path::Path, lines: usize) {
     let mut buffer = [0; 4096];
     while fs::read_to_string(file).unwrap().lines().count() < lines {
         assert!(
-            readable(&events, Duration::from_secs(30)),
+            readable(&events, NEVER),
             "no more lines in {}",
             file.display()
         );
@@ -238,10 +237,7 @@ fn a_mount_that_somebody_holds_holds_up_no_command() {
         }
         let mut child = command.spawn().unwrap();
         let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).unwrap();
-        assert!(
-            readable(&pidfd, Duration::from_secs(30)),
-            "cowl {arguments:?} waits"
-        );
+        assert!(readable(&pidfd, NEVER), "cowl {arguments:?} waits");
         assert!(child.wait().unwrap().success());
     }
     assert!(store.ok(["ps", "-a"]).contains("Exited (137)"));
@@ -288,7 +284,7 @@ fn kill_all(name: &str) {
         if line.contains(name) {
             let pidfd = pidfd_open(pid, PidfdFlags::empty()).unwrap();
             kill_process(pid, Signal::KILL).unwrap();
-            assert!(readable(&pidfd, Duration::from_secs(10)));
+            assert!(readable(&pidfd, NEVER));
         }
     }
 }
@@ -305,7 +301,7 @@ fn the_death_of_a_worker_is_in_the_log() {
         .expect("a keeper");
     let keeper = pidfd_open(keeper, PidfdFlags::empty()).unwrap();
     kill_process(victim, Signal::ABORT).unwrap();
-    assert!(readable(&keeper, Duration::from_secs(10)));
+    assert!(readable(&keeper, NEVER));
     let log = fs::read_to_string(store.root().join("mountd.log")).unwrap();
     assert!(
         log.contains("shop") && log.contains("the worker died (signal: 6"),
@@ -337,7 +333,7 @@ fn a_killed_keeper_takes_the_mount_along() {
             .expect("a keeper");
         let pidfd = pidfd_open(keeper, PidfdFlags::empty()).unwrap();
         kill_process(keeper, Signal::KILL).unwrap();
-        assert!(readable(&pidfd, Duration::from_secs(10)));
+        assert!(readable(&pidfd, NEVER));
         // Served on or cut off, never hanging.
         run(program("ls", ["-lR"]).arg(mount.path()));
         mount.unmount();

@@ -5,13 +5,12 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::Read as _;
 use std::process::{Child, Stdio};
-use std::time::Duration;
 
 use rustix::process::{PidfdFlags, pidfd_open};
 
 use cowl_tests::busybox::shop;
 use cowl_tests::command::{binary, program, python, run, shell, system};
-use cowl_tests::profile::{Privilege, current, directory, processes, readable, root, user};
+use cowl_tests::profile::{NEVER, Privilege, current, directory, processes, readable, root, user};
 use cowl_tests::requests::worker;
 use cowl_tests::store::mounted_kind;
 use cowl_tests::tree;
@@ -261,10 +260,7 @@ fn a_mount_ends_with_its_namespace() {
     assert_eq!(mounted_kind(&point), None);
     let served = pidfd_open(worker(), PidfdFlags::empty()).unwrap();
     elsewhere.end();
-    assert!(
-        readable(&served, Duration::from_secs(10)),
-        "nobody sees the mount any more"
-    );
+    assert!(readable(&served, NEVER), "nobody sees the mount any more");
     let mount = store.mount_upper("shop", "mnt");
     assert_eq!(
         fs::read_to_string(mount.path().join("new")).unwrap(),
@@ -299,7 +295,7 @@ fn a_copy_elsewhere_is_named() {
     mount.forget();
     let served = pidfd_open(worker(), PidfdFlags::empty()).unwrap();
     elsewhere.end();
-    assert!(readable(&served, Duration::from_secs(10)));
+    assert!(readable(&served, NEVER));
 }
 
 #[test]

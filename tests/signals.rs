@@ -3,17 +3,14 @@
 use std::fs::File;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Child, Stdio};
-use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
 use cowl_tests::busybox::{Running, containers, shop};
 use cowl_tests::command::{fixture, system};
-use cowl_tests::profile::{directory, readable, root, user};
+use cowl_tests::profile::{NEVER, directory, readable, root, user};
 use cowl_tests::store::Store;
-
-const LIMIT: Duration = Duration::from_secs(30);
 
 fn every_signal_reaches_the_container() {
     let store = shop("store");
@@ -80,7 +77,7 @@ fn a_signal_reaches_a_first_process_that_waits_for_it() {
                 .stdout(Stdio::piped())
                 .spawn()
                 .unwrap();
-            assert!(readable(client.stdout.as_ref().unwrap(), LIMIT), "ready");
+            assert!(readable(client.stdout.as_ref().unwrap(), NEVER), "ready");
             send(&client, signal);
             assert_eq!(ended(&mut client).code(), Some(7), "{way} {signal:?}");
         }
@@ -107,7 +104,7 @@ fn a_first_process_without_handlers_is_left_running_by_the_third_interrupt() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    assert!(readable(client.stdout.as_ref().unwrap(), LIMIT), "ready");
+    assert!(readable(client.stdout.as_ref().unwrap(), NEVER), "ready");
     // Signals of one number that come together are one; those of two numbers are two.
     send(&client, Signal::INT);
     send(&client, Signal::TERM);
@@ -182,7 +179,7 @@ fn send(client: &Child, signal: Signal) {
 #[track_caller]
 fn ended(client: &mut Child) -> std::process::ExitStatus {
     let pidfd = pidfd_open(Pid::from_child(client), PidfdFlags::empty()).unwrap();
-    assert!(readable(&pidfd, LIMIT), "cowl run does not end");
+    assert!(readable(&pidfd, NEVER), "cowl run does not end");
     client.wait().unwrap()
 }
 

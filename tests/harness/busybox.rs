@@ -4,12 +4,11 @@
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
 use std::process::{Child, ExitStatus};
-use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
 use crate::command::{Outcome, fixture, program, run, shell};
-use crate::profile::{directory, readable};
+use crate::profile::{NEVER, directory, readable};
 use crate::store::Store;
 
 /// Loads `shop:latest` (docker archive) into a store named `name`.
@@ -103,10 +102,7 @@ impl Running {
             .open(fifo)
             .unwrap();
         let this = Self { child };
-        assert!(
-            readable(&ready, Duration::from_secs(30)),
-            "the container does not start"
-        );
+        assert!(readable(&ready, NEVER), "the container does not start");
         this
     }
 
@@ -130,10 +126,7 @@ impl Running {
     #[track_caller]
     fn status(mut self) -> ExitStatus {
         let pidfd = pidfd_open(Pid::from_child(&self.child), PidfdFlags::empty()).unwrap();
-        assert!(
-            readable(&pidfd, Duration::from_secs(30)),
-            "cowl run does not end"
-        );
+        assert!(readable(&pidfd, NEVER), "cowl run does not end");
         self.child.wait().unwrap()
     }
 }

@@ -4,12 +4,12 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::process::{Child, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
 use crate::command::program;
-use crate::profile::{directory, processes, readable};
+use crate::profile::{NEVER, directory, processes, readable};
 
 /// Number of a FUSE request (`enum fuse_opcode` of include/uapi/linux/fuse.h) and how often it
 /// came.
@@ -25,7 +25,6 @@ pub const RELEASE: u32 = 18;
 pub const SYNCFS: u32 = 50;
 /// FUSE_FORGET and FUSE_BATCH_FORGET: the kernel's housekeeping, at times of its own choosing.
 const FORGETS: [u32; 2] = [2, 42];
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The worker of the only mount there is.
 pub fn worker() -> Pid {
@@ -81,7 +80,7 @@ impl Tracer {
             .expect("strace");
         // Attached when every thread says who traces it. /proc has nothing to wait on, so this
         // asks again.
-        let limit = Instant::now() + PATIENCE;
+        let limit = Instant::now() + NEVER;
         while !traced(&pid) {
             assert!(Instant::now() < limit, "strace did not attach to {pid}");
             std::thread::yield_now();
@@ -93,7 +92,7 @@ impl Tracer {
     fn finish(mut self) -> String {
         let pidfd = pidfd_open(Pid::from_child(&self.strace), PidfdFlags::empty()).unwrap();
         kill_process(Pid::from_child(&self.strace), Signal::INT).unwrap();
-        assert!(readable(&pidfd, PATIENCE), "strace does not end");
+        assert!(readable(&pidfd, NEVER), "strace does not end");
         self.strace.wait().unwrap();
         fs::read_to_string(directory().join("strace.log")).unwrap()
     }

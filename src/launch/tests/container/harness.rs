@@ -10,8 +10,8 @@ use cowl_launch::client::{Launch, Monitor, StartError};
 use cowl_launch::message::{Event, Exited, Failed, Start};
 use cowl_launch::process::Process;
 use cowl_launch::sandbox::{Mount, Sandbox};
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::{CWD, Timespec};
+use cowl_tests::profile::{NEVER, readable};
+use rustix::fs::CWD;
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -257,31 +257,16 @@ pub(crate) fn pidfd(pid: u32) -> OwnedFd {
 }
 
 pub(crate) fn wait_for_end(pidfd: &OwnedFd) {
-    let mut ready = [PollFd::new(pidfd, PollFlags::IN)];
-    let patience = Timespec {
-        tv_sec: 20,
-        tv_nsec: 0,
-    };
-    assert_eq!(
-        poll(&mut ready, Some(&patience)).unwrap(),
-        1,
-        "still running"
-    );
+    assert!(readable(pidfd, NEVER), "still running");
 }
 
 pub(crate) fn wait_for(path: &Path) {
     use rustix::fs::inotify;
     let watch = inotify::init(inotify::CreateFlags::CLOEXEC).unwrap();
     inotify::add_watch(&watch, path.parent().unwrap(), inotify::WatchFlags::CREATE).unwrap();
-    let mut ready = [PollFd::new(&watch, PollFlags::IN)];
-    let patience = Timespec {
-        tv_sec: 20,
-        tv_nsec: 0,
-    };
     while !path.try_exists().unwrap() {
-        assert_eq!(
-            poll(&mut ready, Some(&patience)).unwrap(),
-            1,
+        assert!(
+            readable(&watch, NEVER),
             "{} does not appear",
             path.display()
         );
