@@ -5,6 +5,7 @@
 #   make test          every test, on real mounts, in real containers and in a virtual machine: root needed
 #   make test-unit, test-mount, test-container, test-long
 #                      one tier of them: what each needs and may take is in .config/nextest.toml
+#   make test-vm       tiers (TIERS_VM) on stock Debian 12 in a virtual machine without KVM: hours
 #   make bench         times of cowl beside kernel overlayfs and fuse-overlayfs (PEERS: programs); BENCH: more options
 #   make lint          formatting, clippy, licences and bans, the borders of the crates, and SPECIFICATION.md against the tests
 
@@ -21,10 +22,11 @@ PEERS ?= fuse-overlayfs
 PJDFSTEST_VERSION := 0.2.2
 
 TIERS := unit mount container long
+TIERS_VM ?= container mount unit
 RUN_TESTS = PATH=$(TOOLS)/bin:$$PATH COWL_BIN_DIR=$(BIN) \
   COWL_PJDFSTEST=$(TOOLS)/bin/pjdfstest-$(PJDFSTEST_VERSION) fixtures/run-tests.sh
 
-.PHONY: build run bench test $(TIERS:%=test-%) test-deps test-tools lint clean
+.PHONY: build run bench test $(TIERS:%=test-%) test-vm test-deps test-tools lint clean
 
 build:
 	fixtures/install-deps.sh build
@@ -59,6 +61,11 @@ test: test-deps
 
 $(TIERS:%=test-%): test-%: test-deps
 	$(RUN_TESTS) $*
+
+test-vm: test-deps
+	fixtures/install-deps.sh vm
+	PATH=$(TOOLS)/bin:$$PATH COWL_BIN_DIR=$(BIN) COWL_PJDFSTEST=$(TOOLS)/bin/pjdfstest-$(PJDFSTEST_VERSION) \
+	  fixtures/vm-tests.sh $(TARGET)/vm $(TIERS_VM)
 
 lint: test-tools
 	fixtures/install-deps.sh build
