@@ -22,7 +22,7 @@ use rustix::thread::{CapabilitySet, capabilities};
 use crate::counters::Counters;
 use crate::failure::{OrFail, failure};
 use crate::fuse::{Connection, Dispatcher, End, Server, probe_backing};
-use crate::overlay::{Config, Overlay, UpperDirs};
+use crate::overlay::{Config, LowerParts, Overlay, UpperDirs};
 use crate::process;
 
 /// `OVERLAYFS_SUPER_MAGIC` and `FUSE_SUPER_MAGIC`: files of filesystems that stand on others may
@@ -153,9 +153,11 @@ fn prepare(socket: BorrowedFd<'_>) -> Result<Mount, MountFailed> {
         upper.as_ref().map(|dirs| dirs.work.as_fd()),
     );
     let config = Config {
-        tree,
-        chain: ChainId(Sha256Digest::from_bytes(request.chain)),
-        objects,
+        lower: LowerParts::Tree {
+            tree: Box::new(tree),
+            chain: ChainId(Sha256Digest::from_bytes(request.chain)),
+            objects,
+        },
         upper,
         io_mode,
     };

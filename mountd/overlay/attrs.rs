@@ -402,7 +402,7 @@ pub(super) fn timestamp(time: rustix::fs::StatxTimestamp) -> Timestamp {
     }
 }
 
-fn rdev_of(stat: &Statx) -> Rdev {
+pub(super) fn rdev_of(stat: &Statx) -> Rdev {
     Rdev {
         major: stat.stx_rdev_major,
         minor: stat.stx_rdev_minor,

@@ -8,7 +8,7 @@
 use std::fs::File;
 
 use cowl_core::sys::copy::copy_data;
-use cowl_core::tree::{Timestamp, TreeIno};
+use cowl_core::tree::{FileType, Timestamp};
 use cowl_core::upper::marks::{FileMark, Saved};
 use cowl_core::upper::scan::Marks;
 use cowl_core::upper::spot::{Spot, times};
@@ -127,7 +127,7 @@ impl Overlay {
             return Err(Errno::STALE);
         };
         file.copying = saved.cloned();
-        self.write_mark(self.place_of(id)?.spot(), &file.mark(origin))?;
+        self.write_mark(self.place_of(id)?.spot(), FileType::Regular, &file, origin)?;
         self.commit(|_| {
             [Event::Copying {
                 node: id,
@@ -148,15 +148,16 @@ impl Overlay {
         let Some((_, origin, file)) = self.upper_node(id) else {
             return Err(Errno::STALE); // removed, with the copied content
         };
-        let mark = UpperFile {
+        let file = UpperFile {
             metadata_only: false,
             copying: None,
             ..file
-        }
-        .mark(origin);
+        };
         let copied = result
             .and_then(|()| copy.restore_attributes())
-            .and_then(|()| self.write_mark(self.place_of(id)?.spot(), &mark));
+            .and_then(|()| {
+                self.write_mark(self.place_of(id)?.spot(), FileType::Regular, &file, origin)
+            });
         if let Err(error) = copied {
             let undone = copy.undo().and_then(|()| self.save_attributes(id, None));
             if let Err(errno) = undone {
@@ -184,14 +185,18 @@ impl Overlay {
         )?);
         let atime = super::attrs::timestamp(spot.stat()?.stx_atime);
         undo(&file, atime, saved)?;
+        let upper = self.writable()?;
+        let origin = marks.origin.map(|node| self.lower.origin_of(node));
         let mark = FileMark {
-            origin: marks.origin.map(|node| TreeIno(node.0)),
+            origin: origin.transpose()?,
             metadata_only: marks.metadata_only,
             device: marks.device,
             link_delta: marks.link_delta,
             copying: None,
         };
-        self.write_mark(spot, &mark)
+        upper
+            .spelling()
+            .write(spot, upper.namespace(), FileType::Regular, &mark)
     }
 }
 

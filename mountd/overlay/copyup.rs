@@ -7,9 +7,11 @@
 
 use std::os::fd::AsFd;
 
-use cowl_core::tree::{FileType, Rdev, TreeIno};
+use cowl_core::tree::{FileType, Rdev};
 use cowl_core::upper::Upper;
-use cowl_core::upper::marks::{self, FileMark, Mark, Namespace, escape};
+use cowl_core::upper::marks::{self, Mark, Namespace, escape};
+use cowl_core::upper::scan::Origins;
+use cowl_core::upper::spelling::Spelling;
 use cowl_core::upper::spot::{Spot, times};
 use rustix::fs::{Mode, OFlags, RenameFlags, XattrFlags};
 
@@ -25,7 +27,7 @@ const SET_ID: u32 = 0o6000;
 /// Where a copied-up file goes.
 enum Destination {
     Name { dir: NodeId, name: Vec<u8> },
-    Index(LowerIno),
+    Index(u64),
     Orphan(u64),
 }
 
@@ -37,6 +39,23 @@ impl Overlay {
     /// Guards the node and its directory for a few system calls each; the caller must hold no
     /// guard.
     pub(super) fn copy_up(&self, id: NodeId) -> Result<(), Errno> {
+        self.copy_up_metadata(id)?;
+        if self.copies_whole() && !self.owns_content(id) {
+            self.copy_up_content(id, u64::MAX)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the upper must show every content to those that do not know our marks. Over plain
+    /// directories and with marks in `user.`, the kernel's overlayfs and fuse-overlayfs would take
+    /// a file without its content, and a renamed directory, for what it looks like.
+    pub(super) fn copies_whole(&self) -> bool {
+        self.upper.as_ref().is_some_and(|upper| {
+            upper.spelling() == Spelling::Plain && upper.namespace() == Namespace::User
+        })
+    }
+
+    fn copy_up_metadata(&self, id: NodeId) -> Result<(), Errno> {
         let mut below = vec![id];
         while let Some(next) = below.last().copied() {
             if self.in_upper(next) {
@@ -113,12 +132,15 @@ impl Overlay {
                 Destination::Name { dir, name }
             }
             None if self.is_gone(id) => Destination::Orphan(upper.new_number()),
-            None => Destination::Index(node),
+            None => Destination::Index(match self.lower.spelling() {
+                Spelling::Tree => u64::from(node.0),
+                Spelling::Plain => upper.new_link_number(),
+            }),
         };
         let temporary = upper.new_name();
         let staged = Spot::new(upper.tmp(), &temporary);
         let file = self
-            .stage_copy(upper, staged, id, node, &record, &into)
+            .stage_copy(staged, id, node, &record, &into)
             .and_then(|file| {
                 self.install_copy(upper, staged, &into)?;
                 Ok(file)
@@ -174,7 +196,6 @@ impl Overlay {
     /// Creates the copy in `work/tmp`, with metadata and mark.
     fn stage_copy(
         &self,
-        upper: &Upper,
         staged: Spot<'_>,
         id: NodeId,
         node: LowerIno,
@@ -195,15 +216,13 @@ impl Overlay {
         match into {
             Destination::Name { .. } => {}
             Destination::Orphan(number) => file.home = Home::Orphan(*number),
-            Destination::Index(node) => {
-                file.home = Home::Index(*node);
+            Destination::Index(number) => {
+                file.home = Home::Index(*number);
                 file.link_delta =
                     i32::try_from(record.attr.nlink).map_err(|_beyond_i32| Errno::OVERFLOW)?;
             }
         }
-        if upper.namespace().marks(record.stored_type()) {
-            self.write_mark(staged, &file.mark(Some(node)))?;
-        }
+        self.write_mark(staged, record.stored_type(), &file, Some(node))?;
         self.apply_metadata(staged, node, Some(creator))?;
         if let Some(attr) = self.gone_attr(id) {
             staged.utimens(&times(attr.atime, attr.mtime))?;
@@ -265,7 +284,10 @@ impl Overlay {
         if file_type != FileType::Symlink && (creator.is_none() || mode & SET_ID != 0) {
             spot.chmod(mode)?;
         }
-        for (name, value) in self.lower.xattrs(node)? {
+        for name in self.lower.xattr_names(node)? {
+            let Some(value) = self.lower.xattr(node, &name)? else {
+                continue;
+            };
             match spot.set_xattr(&escape(&name), &value, XattrFlags::empty()) {
                 Ok(()) => {}
                 Err(errno @ (Errno::OPNOTSUPP | Errno::PERM)) if !must_be_copied(&name, space) => {
@@ -277,9 +299,23 @@ impl Overlay {
         spot.utimens(&times(atime, mtime))
     }
 
-    /// Writes a file's mark.
-    pub(super) fn write_mark(&self, spot: Spot<'_>, mark: &FileMark) -> Result<(), Errno> {
-        spot.set_mark(self.writable()?.namespace(), Mark::File, &mark.encode())
+    /// Writes a file's marks, if a file of its type on the host can bear them.
+    pub(super) fn write_mark(
+        &self,
+        spot: Spot<'_>,
+        stored: FileType,
+        file: &UpperFile,
+        origin: Option<LowerIno>,
+    ) -> Result<(), Errno> {
+        let upper = self.writable()?;
+        if !upper.namespace().marks(stored) {
+            return Ok(());
+        }
+        let origin = origin.map(|node| self.lower.origin_of(node)).transpose()?;
+        let mark = file.mark(origin);
+        upper
+            .spelling()
+            .write(spot, upper.namespace(), stored, &mark)
     }
 
     fn install_copy(
@@ -294,8 +330,8 @@ impl Overlay {
                 let place = self.place_in(*dir, name)?;
                 self.preserving_times(*dir, || staged.rename(place.spot(), RenameFlags::NOREPLACE))
             }
-            Destination::Index(node) => staged.rename(
-                Spot::new(upper.index(), &Upper::index_name(TreeIno(node.0))),
+            Destination::Index(number) => staged.rename(
+                Spot::new(upper.index(), &Upper::index_name(*number)),
                 RenameFlags::NOREPLACE,
             ),
             Destination::Orphan(number) => staged.rename(

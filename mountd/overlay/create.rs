@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use cowl_core::tree::{FileType, Rdev};
-use cowl_core::upper::marks::{self, FileMark, Mark};
+use cowl_core::upper::marks::{self, Mark};
 use cowl_core::upper::spot::Spot;
 use cowl_core::upper::{Upper, remove_temporary};
 use rustix::fs::{Mode, OFlags, RenameFlags, XattrFlags};
@@ -330,11 +330,11 @@ impl Overlay {
                 spot.set_mark(space, Mark::Opaque, marks::YES)?;
             }
             if special.device {
-                let device = FileMark {
+                let file = UpperFile {
                     device: true,
-                    ..FileMark::default()
+                    ..new_file(0)
                 };
-                self.write_mark(spot, &device)?;
+                self.write_mark(spot, FileType::Regular, &file, None)?;
             }
             let flags = match (special.whiteout, kind) {
                 (false, _) => RenameFlags::NOREPLACE,

@@ -267,13 +267,9 @@ impl Overlay {
         };
         let fd = self.dir_fd(dir)?;
         let spot = Spot::new(fd.as_fd(), name);
-        let lower = lower_side(&self.state.read(), dir);
-        let same_name = self
-            .lower_child(lower, name)?
-            .filter(|child| child.file_type == FileType::Directory)
-            .map(|child| child.node);
+        let below = lower_side(&self.state.read(), dir);
         let space = upper.namespace();
-        let marks = scan::read_marks(spot, file_type, space, &self.lower, same_name, impure)
+        let marks = scan::read_marks(spot, file_type, space, &self.lower, below, impure)
             .map_err(|error| unreadable(spot, &error))?;
         let mut file = upper_file(host, &marks);
         if let Some(saved) = &marks.interrupted {
@@ -300,12 +296,13 @@ impl Overlay {
         self.adopt_orphan(upper, node)
     }
 
-    /// Reads the marks of a file in `work/index`.
+    /// Reads the marks of a file in `work/index`; `node` is what its number says it is, if that says
+    /// anything.
     pub(super) fn read_indexed(
         &self,
         upper: &Upper,
         spot: Spot<'_>,
-        node: LowerIno,
+        node: Option<LowerIno>,
         stat: &Statx,
     ) -> Result<(Marks<LowerIno>, UpperFile), Errno> {
         let host_type = HostType::from_raw_mode(u32::from(stat.stx_mode));
@@ -313,12 +310,10 @@ impl Overlay {
         let space = upper.namespace();
         let marks = scan::read_marks(spot, host_type, space, &self.lower, None, true)
             .map_err(|error| unreadable(spot, &error))?;
-        let expected = self.lower.node(node)?.stored_type() == host_type;
-        if !expected || (space.marks(host_type) && marks.origin != Some(node)) {
-            tracing::error!(
-                node = node.0,
-                "a file in work/index is not what its name says"
-            );
+        let origin = node.or(marks.origin).ok_or(Errno::IO)?;
+        let expected = self.lower.node(origin)?.stored_type() == host_type;
+        if !expected || (space.marks(host_type) && marks.origin != Some(origin)) {
+            tracing::error!(name = %spot.name.escape_ascii(), "a file in work/index is not what its name says");
             return Err(Errno::IO);
         }
         if let Some(saved) = &marks.interrupted {

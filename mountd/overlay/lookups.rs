@@ -15,24 +15,38 @@ const BLOCK: usize = 2048;
 /// The saturated count.
 const MANY: u16 = u16::MAX;
 
+/// Blocks per region.
+const REGION: usize = 2048;
+
+type Block = OnceLock<Box<[AtomicU16]>>;
+
 /// The counts of one lower.
 #[derive(Debug, Default)]
 pub(super) struct LowerLookups {
-    blocks: Box<[OnceLock<Box<[AtomicU16]>>]>,
+    blocks: usize,
+    regions: Box<[OnceLock<Box<[Block]>>]>,
 }
 
 impl LowerLookups {
     /// Counts for a lower of `nodes` nodes.
     pub(super) fn new(nodes: u32) -> Self {
-        let blocks = usize::try_from(nodes).unwrap_or(usize::MAX).div_ceil(BLOCK);
+        let nodes = usize::try_from(nodes).unwrap_or(usize::MAX);
+        let blocks = nodes.div_ceil(BLOCK);
         Self {
-            blocks: (0..blocks).map(|_| OnceLock::new()).collect(),
+            blocks,
+            regions: (0..blocks.div_ceil(REGION))
+                .map(|_| OnceLock::new())
+                .collect(),
         }
     }
 
     fn count(&self, node: LowerIno) -> Option<&AtomicU16> {
         let number = usize::try_from(node.0).ok()?;
-        let block = self.blocks.get(number / BLOCK)?;
+        let first = number / BLOCK / REGION * REGION;
+        let region = self.regions.get(first / REGION)?;
+        let length = self.blocks.saturating_sub(first).min(REGION);
+        let blocks = region.get_or_init(|| (0..length).map(|_| OnceLock::new()).collect());
+        let block = blocks.get(number / BLOCK % REGION)?;
         let counts = block.get_or_init(|| (0..BLOCK).map(|_| AtomicU16::new(0)).collect());
         counts.get(number % BLOCK)
     }

@@ -60,13 +60,15 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use cowl_core::digest::ChainId;
 use cowl_core::handover::IoMode;
-use cowl_core::tree::{FileType, Tree, TreeIno};
+use cowl_core::tree::{FileType, Tree};
 use cowl_core::upper::marks::Stamp;
-use cowl_core::upper::scan::is_opaque;
+use cowl_core::upper::scan::{Origins, is_opaque};
+use cowl_core::upper::spelling::Spelling;
 use cowl_core::upper::spot::Spot;
-use cowl_core::upper::{Condition, Upper, UpperError};
+use cowl_core::upper::{Base, Condition, Upper, UpperError};
 use parking_lot::RwLock;
 
+pub use lower::Layers;
 pub use types::*;
 
 use busy::{Busy, Level};
@@ -104,15 +106,27 @@ pub struct UpperDirs {
     pub work: OwnedFd,
 }
 
+/// What a mount's unchanged files come from.
+#[derive(Debug)]
+pub enum LowerParts {
+    /// An image.
+    Tree {
+        /// The merged tree.
+        tree: Box<Tree>,
+        /// The stack it was merged from.
+        chain: ChainId,
+        /// The store's objects; a read-only clone where the kernel allows one.
+        objects: OwnedFd,
+    },
+    /// Plain directories.
+    Layers(Layers),
+}
+
 /// The parts of a mount.
 #[derive(Debug)]
 pub struct Config {
-    /// The merged tree.
-    pub tree: Tree,
-    /// The stack it was merged from.
-    pub chain: ChainId,
-    /// The store's objects; a read-only clone where the kernel allows one.
-    pub objects: OwnedFd,
+    /// What the upper covers.
+    pub lower: LowerParts,
     /// Without it the mount is read-only.
     pub upper: Option<UpperDirs>,
     /// How files are served.
@@ -142,21 +156,31 @@ impl Overlay {
     /// An upper that is in use, belongs to another image, or lies where it cannot work.
     pub fn new(config: Config) -> Result<Overlay, OverlayError> {
         let Config {
-            tree,
-            chain,
-            objects,
+            lower,
             upper,
             io_mode,
         } = config;
-        let lower = Lower::of_tree(tree, objects);
+        let (lower, chain) = match lower {
+            LowerParts::Tree {
+                tree,
+                chain,
+                objects,
+            } => (Lower::of_tree(*tree, objects), Some(chain)),
+            LowerParts::Layers(layers) => {
+                let upper = upper.as_ref().map(|dirs| &dirs.upper);
+                let lower = Lower::of_layers(layers, upper);
+                (lower.map_err(host("opening the lower directories"))?, None)
+            }
+        };
         // Lookup counts decide when removed nodes are freed; a read-only mount removes none.
         let counted = upper.as_ref().map_or(0, |_| lower.most_nodes());
-        let stamp = Stamp {
+        let stamp = chain.map(|chain| Stamp {
             chain,
             numbering: lower.numbering(),
-        };
+        });
+        let base = stamp.as_ref().map_or(Base::Plain, Base::Tree);
         let upper = upper
-            .map(|dirs| Upper::open(dirs.upper, &dirs.work, &stamp))
+            .map(|dirs| Upper::open(dirs.upper, &dirs.work, base))
             .transpose()?;
         let overlay = Overlay {
             lower,
@@ -171,7 +195,7 @@ impl Overlay {
             files: NodeFiles::new(),
         };
         if let Some(upper) = &overlay.upper {
-            overlay.take_over_root(upper, &stamp)?;
+            overlay.take_over_root(upper, stamp.as_ref())?;
             overlay
                 .take_over_index(upper)
                 .map_err(host("reading work/index"))?;
@@ -179,13 +203,15 @@ impl Overlay {
         Ok(overlay)
     }
 
-    fn take_over_root(&self, upper: &Upper, stamp: &Stamp) -> Result<(), OverlayError> {
+    fn take_over_root(&self, upper: &Upper, stamp: Option<&Stamp>) -> Result<(), OverlayError> {
         let root = Spot::new(upper.root(), b".");
         if upper.condition() == Condition::Empty {
             self.apply_root_metadata(root)
                 .map_err(host("giving the upper the root's attributes"))?;
         }
-        if upper.condition() != Condition::Stamped {
+        if let Some(stamp) = stamp
+            && upper.condition() != Condition::Stamped
+        {
             upper.stamp(stamp)?;
         }
         let opaque =
@@ -221,36 +247,49 @@ impl Overlay {
     /// Reads `work/index`, so that hard links are known before any of their names is looked up.
     /// Invalid marks damage their node only.
     fn take_over_index(&self, upper: &Upper) -> Result<(), Errno> {
-        for node in upper.indexed()? {
-            let node = LowerIno(node.0);
-            if self.lower.node(node).is_err() {
-                tracing::warn!(
-                    node = node.0,
-                    "work/index has a file for a node that is not in the tree"
-                );
-                continue;
-            }
-            match self.take_over_indexed(upper, node) {
-                Ok(()) => {}
-                Err(Errno::IO) => self.commit(|state| {
+        for number in upper.indexed()? {
+            let node = match self.lower.spelling() {
+                Spelling::Plain => None,
+                Spelling::Tree => {
+                    let node = u32::try_from(number).ok().map(LowerIno);
+                    let Some(node) = node.filter(|node| self.lower.node(*node).is_ok()) else {
+                        tracing::warn!(
+                            number,
+                            "work/index has a file for a node that is not in the tree"
+                        );
+                        continue;
+                    };
+                    Some(node)
+                }
+            };
+            match (self.take_over_indexed(upper, number, node), node) {
+                // Over plain directories an invalid mark does not say which file it is for.
+                (Ok(()), _) | (Err(Errno::IO), None) => {}
+                (Err(Errno::IO), Some(node)) => self.commit(|state| {
                     [Event::Damaged {
                         node: state.id_of(node),
                     }]
                 }),
-                Err(errno) => return Err(errno),
+                (Err(errno), _) => return Err(errno),
             }
         }
         Ok(())
     }
 
-    fn take_over_indexed(&self, upper: &Upper, node: LowerIno) -> Result<(), Errno> {
-        let name = Upper::index_name(TreeIno(node.0));
+    fn take_over_indexed(
+        &self,
+        upper: &Upper,
+        number: u64,
+        node: Option<LowerIno>,
+    ) -> Result<(), Errno> {
+        let name = Upper::index_name(number);
         let spot = Spot::new(upper.index(), &name);
         let stat = spot.stat()?;
         let (marks, mut file) = self.read_indexed(upper, spot, node, &stat)?;
+        let node = node.or(marks.origin).ok_or(Errno::IO)?;
         if !upper.namespace().marks(marks.file_type) {
             // This file cannot bear a mark, so no delta was stored: assume that all names of the
-            // tree remain.
+            // lower remain.
             file.link_delta = i32::try_from(self.lower.node(node)?.attr.nlink).unwrap_or(i32::MAX);
         } else if stat.stx_nlink == 1 && file.link_delta == 0 {
             return spot.unlink(); // the worker stopped between removing its last name and this link
@@ -261,7 +300,7 @@ impl Overlay {
                 file_type: marks.file_type,
                 origin: Some(node),
                 file: UpperFile {
-                    home: Home::Index(node),
+                    home: Home::Index(number),
                     ..file
                 },
             }]

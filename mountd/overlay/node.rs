@@ -1,7 +1,7 @@
 //! What the state has of a node: its file in the upper, its names there, and how it was removed.
 
-use cowl_core::tree::{FileType, TreeIno};
-use cowl_core::upper::marks::{FileMark, Saved};
+use cowl_core::tree::FileType;
+use cowl_core::upper::marks::{FileMark, Origin, Saved};
 
 use super::dir::Name;
 use super::types::{Attr, LowerIno, NodeId};
@@ -55,9 +55,9 @@ pub(super) struct Unsynced {
 
 impl UpperFile {
     /// What its mark says.
-    pub(super) fn mark(&self, origin: Option<LowerIno>) -> FileMark {
+    pub(super) fn mark(&self, origin: Option<Origin>) -> FileMark {
         FileMark {
-            origin: origin.map(|node| TreeIno(node.0)),
+            origin,
             metadata_only: self.metadata_only,
             device: self.device,
             link_delta: matches!(self.home, Home::Index(_)).then_some(self.link_delta),
@@ -71,8 +71,8 @@ impl UpperFile {
 pub(super) enum Home {
     /// At the first of its names.
     Named,
-    /// `work/index`.
-    Index(LowerIno),
+    /// `work/index`, under this number.
+    Index(u64),
     /// `work/orphans`, under this number.
     Orphan(u64),
 }

@@ -6,7 +6,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use cowl_core::tree::{FileType, TreeIno};
+use cowl_core::tree::FileType;
 use cowl_core::upper::Upper;
 use cowl_core::upper::spot::Spot;
 use cowl_sys::open::openat2;
@@ -155,10 +155,10 @@ impl Overlay {
             let node = state.node(id).ok_or(Errno::STALE)?;
             let file = node.upper.as_ref().ok_or(Errno::STALE)?;
             match file.home {
-                Home::Index(node) => {
+                Home::Index(number) => {
                     return Ok(Place {
                         dir: DirFd::Upper(upper.index()),
-                        name: Upper::index_name(TreeIno(node.0)),
+                        name: Upper::index_name(number),
                     });
                 }
                 Home::Orphan(number) => {
@@ -182,7 +182,8 @@ impl Overlay {
     }
 }
 
-fn walk(from: BorrowedFd<'_>, names: &[Vec<u8>]) -> Result<OwnedFd, Errno> {
+/// Opens (`O_PATH`) the directory that some names lead to.
+pub(super) fn walk(from: BorrowedFd<'_>, names: &[Vec<u8>]) -> Result<OwnedFd, Errno> {
     let resolve = ResolveFlags::BENEATH
         | ResolveFlags::NO_SYMLINKS
         | ResolveFlags::NO_XDEV

@@ -1,8 +1,8 @@
 //! Removal. Nothing is copied up: a whiteout hides the lower's file. A file that may still be open
 //! moves to `work/orphans`, until its last release and forget.
 
-use cowl_core::tree::{FileType, TreeIno};
-use cowl_core::upper::marks::{self, FileMark, Mark};
+use cowl_core::tree::FileType;
+use cowl_core::upper::marks::{self, Mark};
 use cowl_core::upper::remove_temporary;
 use cowl_core::upper::spot::Spot;
 use rustix::fs::RenameFlags;
@@ -204,15 +204,11 @@ impl Overlay {
         } else {
             file_type
         };
-        if !self.writable()?.namespace().marks(stored) {
-            return Ok(());
-        }
-        let mark = UpperFile {
+        let file = UpperFile {
             link_delta: delta,
             ..file
-        }
-        .mark(origin);
-        self.write_mark(self.place_of(id)?.spot(), &mark)
+        };
+        self.write_mark(self.place_of(id)?.spot(), stored, &file, origin)
     }
 
     /// Removes an empty directory.
@@ -326,7 +322,8 @@ impl Overlay {
             clean.chmod(u32::from(stat.stx_mode))?;
             clean.set_mark(space, Mark::Opaque, marks::YES)?;
             if let Some(origin) = self.origin_of(dir) {
-                self.write_mark(clean, &FileMark::of_origin(TreeIno(origin.0)))?;
+                let origin = self.lower.origin_of(origin)?;
+                upper.spelling().write_redirect(clean, space, origin)?;
             }
             clean.rename(place.spot(), RenameFlags::EXCHANGE)
         })();

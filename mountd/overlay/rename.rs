@@ -3,15 +3,15 @@
 //! A lower directory is renamed as an upper directory with an origin, so its children need no
 //! copy. If the lower has the old name, the same call leaves a whiteout (`RENAME_WHITEOUT`).
 
-use cowl_core::tree::{FileType, TreeIno};
-use cowl_core::upper::marks::{self, FileMark, Mark};
+use cowl_core::tree::FileType;
+use cowl_core::upper::marks::{self, Mark};
 use cowl_core::upper::spot::Spot;
 use rustix::fs::RenameFlags;
 
 use super::Overlay;
 use super::dir::{Target, Under};
 use super::event::Event;
-use super::lookup::{Hit, check_name};
+use super::lookup::{Hit, check_name, lower_side};
 use super::remove::{LinkAction, UnlinkPlan, discard};
 use super::types::{Attr, Errno, NodeId, RenameMode};
 
@@ -102,6 +102,18 @@ impl Overlay {
             }
             _ => {}
         }
+        if self.copies_whole() {
+            // mv(1) then copies it, as on fuse-overlayfs and on overlayfs without redirect_dir.
+            let state = self.state.read();
+            let exchanged = target.filter(|_| mode == RenameMode::Exchange);
+            let moved = [Some(source), exchanged].into_iter().flatten();
+            if moved
+                .filter(|hit| hit.file_type == FileType::Directory)
+                .any(|hit| lower_side(&state, hit.id).is_some())
+            {
+                return Err(Errno::XDEV);
+            }
+        }
         if source.file_type == FileType::Directory && self.is_inside(to.dir, source.id)? {
             return Err(Errno::INVAL);
         }
@@ -180,15 +192,17 @@ impl Overlay {
         let place = self.place_of(hit.id)?;
         match origin {
             // It merged by name until now, without an origin on disk.
-            Some(origin) if place.spot().mark(space, Mark::File)?.is_none() => {
-                self.write_mark(place.spot(), &FileMark::of_origin(TreeIno(origin.0)))
+            Some(origin) => {
+                let origin = self.lower.origin_of(origin)?;
+                let spelling = self.writable()?.spelling();
+                spelling.write_redirect(place.spot(), space, origin)
             }
             None if !file.opaque && self.under(to.dir, to.name)? == Under::Directory => {
                 place.spot().set_mark(space, Mark::Opaque, marks::YES)?;
                 self.commit(|_| [Event::Opaque { node: hit.id }]);
                 Ok(())
             }
-            _ => Ok(()),
+            None => Ok(()),
         }
     }
 

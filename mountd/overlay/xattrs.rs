@@ -30,8 +30,8 @@ impl Overlay {
         let (id, _guard) = self.guard_current(id);
         let mut names = Vec::new();
         if !self.in_upper(id) {
-            let all = self.lower.xattrs(id.lower().ok_or(Errno::STALE)?)?;
-            for (name, _) in all.into_iter().filter(|(name, _)| has_namespace(name)) {
+            let all = self.lower.xattr_names(id.lower().ok_or(Errno::STALE)?)?;
+            for name in all.into_iter().filter(|name| has_namespace(name)) {
                 names.extend_from_slice(&name);
                 names.push(0);
             }

@@ -3,6 +3,7 @@
 //! Its nodes are numbered ([`LowerIno`]), and a number stays a node's for the life of the mount.
 //! Every method may do I/O, so none is called under the state's lock.
 
+mod dirs;
 mod tree;
 
 use std::borrow::Cow;
@@ -10,9 +11,14 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 
 use cowl_core::tree::{FileType, Rdev, Tree, TreeIno};
+use cowl_core::upper::marks::Origin;
 use cowl_core::upper::scan::{OriginNode, Origins};
+use cowl_core::upper::spelling::Spelling;
 
 use super::types::{Attr, Errno, LowerIno, NodeId, Statfs};
+pub use dirs::Layers;
+
+use dirs::DirsLower;
 use tree::TreeLower;
 
 /// Where a mount's unchanged files come from.
@@ -20,6 +26,8 @@ use tree::TreeLower;
 pub(super) enum Lower {
     /// A merged tree and the store's objects.
     Tree(TreeLower),
+    /// A stack of plain directories.
+    Dirs(DirsLower),
 }
 
 /// A node of the lower.
@@ -74,18 +82,21 @@ pub(super) struct ChildName<'n> {
     pub(super) child: Child,
 }
 
-/// An extended attribute: its name and value.
-pub(super) type Xattr<'x> = (Cow<'x, [u8]>, Cow<'x, [u8]>);
-
 impl Lower {
     pub(super) fn of_tree(tree: Tree, objects: OwnedFd) -> Lower {
         Lower::Tree(TreeLower::new(tree, objects))
     }
 
-    /// Its version, if an upper must be over the same.
+    /// `upper`: the upper's root, if there is one.
+    pub(super) fn of_layers(layers: Layers, upper: Option<&OwnedFd>) -> Result<Lower, Errno> {
+        DirsLower::new(layers, upper).map(Lower::Dirs)
+    }
+
+    /// The version of a tree's numbering, which an upper must have been written over.
     pub(super) fn numbering(&self) -> u16 {
         match self {
             Lower::Tree(tree) => tree.numbering(),
+            Lower::Dirs(_) => 0,
         }
     }
 
@@ -93,6 +104,7 @@ impl Lower {
     pub(super) fn most_nodes(&self) -> u32 {
         match self {
             Lower::Tree(tree) => tree.node_count(),
+            Lower::Dirs(_) => dirs::MOST_NODES,
         }
     }
 
@@ -100,6 +112,7 @@ impl Lower {
     pub(super) fn node(&self, node: LowerIno) -> Result<LowerNode, Errno> {
         match self {
             Lower::Tree(tree) => tree.node(node),
+            Lower::Dirs(dirs) => dirs.node(node),
         }
     }
 
@@ -107,6 +120,7 @@ impl Lower {
     pub(super) fn ino(&self, node: LowerIno) -> u64 {
         match self {
             Lower::Tree(_) => NodeId::of_lower(node).0,
+            Lower::Dirs(dirs) => dirs.ino(node),
         }
     }
 
@@ -114,12 +128,14 @@ impl Lower {
     pub(super) fn ino_of_host(&self, host: u64) -> u64 {
         match self {
             Lower::Tree(_) => tree::ino_of_host(host),
+            Lower::Dirs(_) => host,
         }
     }
 
     pub(super) fn lookup(&self, dir: LowerIno, name: &[u8]) -> Result<Option<Child>, Errno> {
         match self {
             Lower::Tree(tree) => tree.lookup(dir, name),
+            Lower::Dirs(dirs) => dirs.lookup(dir, name),
         }
     }
 
@@ -127,6 +143,7 @@ impl Lower {
     pub(super) fn child_count(&self, dir: LowerIno) -> Result<u32, Errno> {
         match self {
             Lower::Tree(tree) => tree.child_count(dir),
+            Lower::Dirs(dirs) => dirs.child_count(dir),
         }
     }
 
@@ -134,6 +151,7 @@ impl Lower {
     pub(super) fn subdir_count(&self, dir: LowerIno) -> Result<u32, Errno> {
         match self {
             Lower::Tree(tree) => tree.subdir_count(dir),
+            Lower::Dirs(dirs) => dirs.subdir_count(dir),
         }
     }
 
@@ -146,6 +164,7 @@ impl Lower {
     ) -> Result<(), Errno> {
         match self {
             Lower::Tree(tree) => tree.each_child(dir, from, visit),
+            Lower::Dirs(dirs) => dirs.each_child(dir, from, visit),
         }
     }
 
@@ -153,12 +172,14 @@ impl Lower {
     pub(super) fn name_of(&self, node: LowerIno) -> Result<Option<(LowerIno, Vec<u8>)>, Errno> {
         match self {
             Lower::Tree(tree) => tree.name_of(node),
+            Lower::Dirs(dirs) => dirs.name_of(node),
         }
     }
 
     pub(super) fn symlink_target(&self, node: LowerIno) -> Result<Cow<'_, [u8]>, Errno> {
         match self {
             Lower::Tree(tree) => tree.symlink_target(node).map(Cow::Borrowed),
+            Lower::Dirs(dirs) => dirs.symlink_target(node).map(Cow::Owned),
         }
     }
 
@@ -169,13 +190,18 @@ impl Lower {
     ) -> Result<Option<Cow<'_, [u8]>>, Errno> {
         match self {
             Lower::Tree(tree) => Ok(tree.xattr(node, name)?.map(Cow::Borrowed)),
+            Lower::Dirs(dirs) => Ok(dirs.xattr(node, name)?.map(Cow::Owned)),
         }
     }
 
-    /// All attributes, by the names that they are shown under.
-    pub(super) fn xattrs(&self, node: LowerIno) -> Result<Vec<Xattr<'_>>, Errno> {
+    /// The names of all attributes, as they are shown.
+    pub(super) fn xattr_names(&self, node: LowerIno) -> Result<Vec<Cow<'_, [u8]>>, Errno> {
         match self {
-            Lower::Tree(tree) => tree.xattrs(node),
+            Lower::Tree(tree) => tree.xattr_names(node),
+            Lower::Dirs(dirs) => {
+                let names = dirs.xattr_names(node)?;
+                Ok(names.into_iter().map(Cow::Owned).collect())
+            }
         }
     }
 
@@ -183,31 +209,61 @@ impl Lower {
     pub(super) fn open_content(&self, node: LowerIno) -> Result<Option<File>, Errno> {
         match self {
             Lower::Tree(tree) => tree.open_content(node),
+            Lower::Dirs(dirs) => dirs.open_content(node).map(Some),
+        }
+    }
+
+    /// What a mark says of a file that was copied up from a node.
+    pub(super) fn origin_of(&self, node: LowerIno) -> Result<Origin, Errno> {
+        match self {
+            Lower::Tree(_) => Ok(Origin::Node(TreeIno(node.0))),
+            Lower::Dirs(dirs) => dirs.path(node).map(Origin::Path),
         }
     }
 
     pub(super) fn statfs(&self) -> Result<Statfs, Errno> {
         match self {
             Lower::Tree(tree) => tree.statfs(),
+            Lower::Dirs(dirs) => dirs.statfs(),
         }
+    }
+
+    fn checked(&self, node: LowerIno) -> Result<OriginNode<LowerIno>, Errno> {
+        let found = self.node(node)?;
+        Ok(OriginNode {
+            node,
+            stored_type: found.stored_type(),
+            null_device: found.is_null_device(),
+            has_content: found.has_content,
+        })
     }
 }
 
 impl Origins for Lower {
     type Node = LowerIno;
 
-    fn origin(&self, origin: TreeIno) -> Result<Option<OriginNode<LowerIno>>, Errno> {
-        let node = LowerIno(origin.0);
-        match self.node(node) {
-            Ok(found) => Ok(Some(OriginNode {
-                node,
-                stored_type: found.stored_type(),
-                null_device: found.is_null_device(),
-                has_content: found.has_content,
-            })),
-            Err(Errno::STALE) => Ok(None),
-            Err(error) => Err(error),
+    fn spelling(&self) -> Spelling {
+        match self {
+            Lower::Tree(_) => Spelling::Tree,
+            Lower::Dirs(_) => Spelling::Plain,
         }
+    }
+
+    fn origin(&self, origin: &Origin) -> Result<Option<OriginNode<LowerIno>>, Errno> {
+        let node = match (self, origin) {
+            (Lower::Tree(_), Origin::Node(node)) => Some(LowerIno(node.0)),
+            (Lower::Dirs(dirs), Origin::Path(path)) => dirs.find(path)?,
+            (Lower::Tree(_), Origin::Path(_)) | (Lower::Dirs(_), Origin::Node(_)) => None,
+        };
+        match node.map(|node| self.checked(node)) {
+            None | Some(Err(Errno::STALE)) => Ok(None),
+            Some(found) => found.map(Some),
+        }
+    }
+
+    fn child(&self, dir: LowerIno, name: &[u8]) -> Result<Option<OriginNode<LowerIno>>, Errno> {
+        let child = self.lookup(dir, name)?;
+        child.map(|child| self.checked(child.node)).transpose()
     }
 }
 

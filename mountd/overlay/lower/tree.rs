@@ -8,7 +8,7 @@ use cowl_core::digest::ObjectId;
 use cowl_core::tree::{Dirent, FileType, Node, Target, Tree, TreeError, TreeIno};
 use rustix::fs::{Mode, OFlags};
 
-use super::{Child, ChildName, LowerNode, Xattr, statfs_of};
+use super::{Child, ChildName, LowerNode, statfs_of};
 use crate::overlay::types::{Attr, Errno, LowerIno, NodeId, Statfs};
 
 /// Base of `st_ino` of files created in the upper: above every tree node, the low bits are the
@@ -129,14 +129,11 @@ impl TreeLower {
         self.tree.xattr(number(node), name).map_err(broken)
     }
 
-    pub(super) fn xattrs(&self, node: LowerIno) -> Result<Vec<Xattr<'_>>, Errno> {
+    pub(super) fn xattr_names(&self, node: LowerIno) -> Result<Vec<Cow<'_, [u8]>>, Errno> {
         self.tree
             .xattrs(number(node))
             .map_err(broken)?
-            .map(|xattr| {
-                let (name, value) = xattr.map_err(broken)?;
-                Ok((Cow::Borrowed(name), Cow::Borrowed(value)))
-            })
+            .map(|xattr| Ok(Cow::Borrowed(xattr.map_err(broken)?.0)))
             .collect()
     }
 

@@ -1,7 +1,8 @@
 //! Uppers with forged or corrupt marks: such a name fails with EIO, other names do not, and
 //! nothing panics.
 
-use cowl_core::upper::marks::{FileMark, Mark, Namespace, Saved};
+use cowl_core::tree::TreeIno;
+use cowl_core::upper::marks::{FileMark, Mark, Namespace, Origin, Saved};
 
 use super::model::Rng;
 use super::rules::{small, write_to};
@@ -113,7 +114,7 @@ fn lookup_undoes_an_interrupted_copy_up() {
     let node = walk(&fixture.overlay(), "dir/one").unwrap().lower();
     let node = node.map(|node| TreeIno(node.0));
     let copying = FileMark {
-        origin: node,
+        origin: node.map(Origin::Node),
         metadata_only: true,
         copying: Some(Saved {
             size: 3,

@@ -9,6 +9,7 @@ mod concurrent;
 mod data;
 mod forged;
 mod killed;
+mod layers;
 mod links;
 mod listing;
 mod model;
@@ -24,6 +25,7 @@ use std::process::{Command, Output};
 
 use cowl_core::digest::{DiffId, ObjectId, Sha256Digest};
 use cowl_core::tree::{Kind, LayerBuilder, Meta, Rdev, Timestamp, Tree};
+use cowl_core::upper::marks::Namespace;
 use tempfile::TempDir;
 
 use super::*;
@@ -44,14 +46,15 @@ pub(super) enum Made<'a> {
     Device(u32, u32),
 }
 
-/// A tree that both an overlay and a plain directory are made of.
+/// A lower that both an overlay and a plain directory are made of.
 pub(super) struct Fixture {
     pub(super) base: TempDir,
+    /// Empty: the lower is plain directories.
     tree: Vec<u8>,
 }
 
 /// An entry of the tree: path, mode, what, attributes.
-type Item<'a> = (&'a str, u32, Made<'a>, &'a [(&'a str, &'a [u8])]);
+pub(super) type Item<'a> = (&'a str, u32, Made<'a>, &'a [(&'a str, &'a [u8])]);
 
 impl Fixture {
     pub(super) fn new(items: &[Item<'_>]) -> Fixture {
@@ -87,6 +90,40 @@ impl Fixture {
         Fixture {
             base,
             tree: layer.finish(DiffId(Sha256Digest::of(b"layer"))).unwrap(),
+        }
+    }
+
+    /// Over two plain directories: what is below `d0` in the lower one, the rest in the upper one,
+    /// which also hides some of what the lower one has.
+    pub(super) fn over_layers(items: &[Item<'_>]) -> Fixture {
+        let base = tempfile::tempdir().unwrap();
+        for name in ["lower0", "lower1", "upper", "work", "plain"] {
+            fs::create_dir(base.path().join(name)).unwrap();
+        }
+        make_plain(&base.path().join("plain"), items);
+        let layer = |path: &str| {
+            let layer = if path.starts_with("d0") {
+                "lower1"
+            } else {
+                "lower0"
+            };
+            base.path().join(layer).join(path)
+        };
+        let hidden = base.path().join("lower1");
+        fs::create_dir_all(hidden.join("d1/d0/under")).unwrap();
+        fs::create_dir_all(hidden.join("d2/under")).unwrap();
+        for name in ["d1/d0/f2", "d1/f3", "d2/f0", "f1", "f2", "d1/f0"] {
+            fs::write(hidden.join(name), "hidden").unwrap();
+        }
+        make_files(layer, items);
+        fs::write(base.path().join("lower0/d1/d0/.wh.under"), "").unwrap();
+        fs::write(base.path().join("lower0/d1/.wh.f3"), "").unwrap();
+        fs::write(base.path().join("lower0/d1/d0/.wh.f2"), "").unwrap();
+        fs::write(base.path().join("lower0/d2/.wh..wh..opq"), "").unwrap();
+        set_old(layer, items);
+        Fixture {
+            base,
+            tree: Vec::new(),
         }
     }
 
@@ -131,10 +168,21 @@ pub(super) fn open_at(
 ) -> Result<Overlay, OverlayError> {
     let _none_starts = STARTING.read();
     let dir = |name: &str| OwnedFd::from(File::open(base.join(name)).unwrap());
+    let lower = if tree.is_empty() {
+        LowerParts::Layers(Layers {
+            roots: vec![dir("lower0"), dir("lower1")],
+            space: Namespace::User,
+            static_nlink: false,
+        })
+    } else {
+        LowerParts::Tree {
+            tree: Box::new(Tree::from_bytes(tree.to_vec()).unwrap()),
+            chain: ChainId::first(DiffId(Sha256Digest::of(b"layer"))),
+            objects: dir("objects"),
+        }
+    };
     Overlay::new(Config {
-        tree: Tree::from_bytes(tree.to_vec()).unwrap(),
-        chain: ChainId::first(DiffId(Sha256Digest::of(b"layer"))),
-        objects: dir("objects"),
+        lower,
         upper: writable.then(|| UpperDirs {
             upper: dir("upper"),
             work: dir("work"),
@@ -145,15 +193,21 @@ pub(super) fn open_at(
 
 /// The same files as a plain directory, by system calls.
 fn make_plain(root: &Path, items: &[Item<'_>]) {
-    use rustix::fs::{AtFlags, CWD, FileType as HostType, Mode, XattrFlags as Host};
+    make_files(|path| root.join(path), items);
+    set_old(|path| root.join(path), items);
+}
+
+fn make_files(at: impl Fn(&str) -> PathBuf, items: &[Item<'_>]) {
+    use rustix::fs::{CWD, FileType as HostType, Mode, XattrFlags as Host};
+    let root = at;
     for (path, mode, made, xattrs) in items {
-        let at = root.join(path);
+        let at = root(path);
         let node =
             |kind, device| rustix::fs::mknodat(CWD, &at, kind, Mode::empty(), device).unwrap();
         match made {
             Made::File(content) => fs::write(&at, content).unwrap(),
-            Made::Dir => fs::create_dir(&at).unwrap(),
-            Made::Link(target) => fs::hard_link(root.join(target), &at).unwrap(),
+            Made::Dir => fs::create_dir_all(&at).unwrap(),
+            Made::Link(target) => fs::hard_link(root(target), &at).unwrap(),
             Made::Symlink(target) => std::os::unix::fs::symlink(target, &at).unwrap(),
             Made::Fifo => node(HostType::Fifo, 0),
             Made::Device(major, minor) => node(
@@ -169,9 +223,13 @@ fn make_plain(root: &Path, items: &[Item<'_>]) {
             rustix::fs::lsetxattr(&at, *name, value, Host::empty()).unwrap();
         }
     }
+}
+
+fn set_old(at: impl Fn(&str) -> PathBuf, items: &[Item<'_>]) {
+    use rustix::fs::{AtFlags, CWD};
     let old = cowl_core::upper::spot::times(OLD, OLD);
     for (path, ..) in items {
-        rustix::fs::utimensat(CWD, root.join(path), &old, AtFlags::SYMLINK_NOFOLLOW).unwrap();
+        rustix::fs::utimensat(CWD, at(path), &old, AtFlags::SYMLINK_NOFOLLOW).unwrap();
     }
 }
 

@@ -18,6 +18,13 @@ use super::super::*;
 use super::view::{assert_same, of_directory, of_overlay};
 use super::{Fixture, Made, parent_and_name};
 
+/// What is below the upper.
+#[derive(Copy, Clone, Debug)]
+pub(super) enum Over {
+    Tree,
+    Layers,
+}
+
 /// Steps on one tree: what is special about it is used up after some time.
 const ROUND: u64 = 250;
 
@@ -78,9 +85,9 @@ pub(super) struct World {
     pub(super) there: Vec<String>,
 }
 
-fn tree() -> Fixture {
+fn lower(over: Over) -> Fixture {
     let big = vec![3_u8; 1 << 20];
-    Fixture::new(&[
+    let mut items: Vec<super::Item<'_>> = vec![
         ("d0", 0o755, Made::Dir, &[]),
         ("d0/d1", 0o750, Made::Dir, &[("user.d", b"dir")]),
         ("d0/d1/f0", 0o644, Made::File(b"d0 d1 f0"), &[]),
@@ -100,12 +107,20 @@ fn tree() -> Fixture {
         ("f1", 0o644, Made::File(&big), &[]),
         ("f2", 0o777, Made::Symlink("d0/d1/f0"), &[]),
         ("f3", 0o4755, Made::File(b"set-id"), &[]),
-    ])
+    ];
+    match over {
+        Over::Tree => Fixture::new(&items),
+        Over::Layers => {
+            // In a layer it is a whiteout.
+            items.retain(|(_, _, made, _)| !matches!(made, Made::Device(0, 0)));
+            Fixture::over_layers(&items)
+        }
+    }
 }
 
 impl World {
-    fn new(seed: u64, io_mode: IoMode) -> World {
-        let fixture = tree();
+    fn new(seed: u64, over: Over, io_mode: IoMode) -> World {
+        let fixture = lower(over);
         let plain = File::open(fixture.path("plain")).unwrap().into();
         let overlay = Some(fixture.open_with(io_mode, true).unwrap());
         World {
@@ -184,6 +199,13 @@ impl World {
         assert_eq!(ours, theirs, "{}", self.last());
     }
 
+    /// What the layers of a plain lower look like.
+    fn lowers(&self) -> Vec<super::view::Tree> {
+        let layers = ["lower0", "lower1"].map(|name| self.fixture.path(name));
+        let layers = layers.iter().filter(|layer| layer.exists());
+        layers.map(|layer| of_directory(layer)).collect()
+    }
+
     fn close_all(&mut self) {
         for both in std::mem::take(&mut self.open) {
             self.overlay().release(both.id, both.handle).unwrap();
@@ -242,9 +264,10 @@ pub(super) fn owners() -> bool {
 /// Steps that a test takes, before the scale.
 const STEPS: u64 = 25_000;
 
-fn run(io_mode: IoMode) {
+fn run(over: Over, io_mode: IoMode) {
     for point in seeds(STEPS / ROUND) {
-        let mut world = World::new(point.number(), io_mode);
+        let mut world = World::new(point.number(), over, io_mode);
+        let before = world.lowers();
         world.check();
         for step in 1..=ROUND {
             world.step();
@@ -256,15 +279,26 @@ fn run(io_mode: IoMode) {
                 world.check();
             }
         }
+        assert_eq!(world.lowers(), before, "a lower layer changed");
     }
 }
 
 #[test]
 fn random_operations_match_a_plain_directory_with_handles() {
-    run(IoMode::Passthrough);
+    run(Over::Tree, IoMode::Passthrough);
 }
 
 #[test]
 fn random_operations_match_a_plain_directory_without_handles() {
-    run(IoMode::Cached);
+    run(Over::Tree, IoMode::Cached);
+}
+
+#[test]
+fn random_operations_match_a_plain_directory_over_layers_with_handles() {
+    run(Over::Layers, IoMode::Passthrough);
+}
+
+#[test]
+fn random_operations_match_a_plain_directory_over_layers_without_handles() {
+    run(Over::Layers, IoMode::Cached);
 }

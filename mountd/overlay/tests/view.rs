@@ -31,6 +31,11 @@ pub(super) struct FileView {
 }
 
 impl FileView {
+    /// The content, as text.
+    pub(super) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.content).into_owned()
+    }
+
     /// Whether this matches `plain` after a kill: a link may be counted twice, and a directory's
     /// time may not be restored yet.
     pub(super) fn may_be(&self, plain: &FileView) -> bool {

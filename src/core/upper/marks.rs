@@ -43,6 +43,11 @@ pub enum Mark {
     Opaque,
     /// On a directory: some file in it bears a [`FileMark`]. overlayfs's own.
     Impure,
+    /// Over plain directories, on a directory or a file with [`Mark::Metacopy`]: the path in the
+    /// lower that it was copied up from. overlayfs's own.
+    Redirect,
+    /// Over plain directories, on a regular file: only its metadata was copied up. overlayfs's own.
+    Metacopy,
     /// A [`FileMark`].
     File,
     /// On the upper's root: a [`Stamp`].
@@ -55,10 +60,14 @@ impl Mark {
         match (space, self) {
             (Namespace::Trusted, Self::Opaque) => "trusted.overlay.opaque",
             (Namespace::Trusted, Self::Impure) => "trusted.overlay.impure",
+            (Namespace::Trusted, Self::Redirect) => "trusted.overlay.redirect",
+            (Namespace::Trusted, Self::Metacopy) => "trusted.overlay.metacopy",
             (Namespace::Trusted, Self::File) => "trusted.overlay.cowl",
             (Namespace::Trusted, Self::Stamp) => "trusted.overlay.cowl.stamp",
             (Namespace::User, Self::Opaque) => "user.overlay.opaque",
             (Namespace::User, Self::Impure) => "user.overlay.impure",
+            (Namespace::User, Self::Redirect) => "user.overlay.redirect",
+            (Namespace::User, Self::Metacopy) => "user.overlay.metacopy",
             (Namespace::User, Self::File) => "user.overlay.cowl",
             (Namespace::User, Self::Stamp) => "user.overlay.cowl.stamp",
         }
@@ -75,12 +84,20 @@ const VERSION: u8 = 2;
 #[error("the mark {} has bytes that this version of cowl does not know", .0.name(Namespace::Trusted))]
 pub struct UnknownMark(pub Mark);
 
+/// What a file was copied up from.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Origin {
+    /// A node of the tree.
+    Node(TreeIno),
+    /// A path in a stack of plain directories, from its root and with a leading slash.
+    Path(Vec<u8>),
+}
+
 /// What [`Mark::File`] says of a file; the byte diagram is in [`super`].
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct FileMark {
-    /// The node of the tree that the file was copied up from: its id, its `st_ino`, a directory's
-    /// children.
-    pub origin: Option<TreeIno>,
+    /// What the file was copied up from: its id, its `st_ino`, a directory's children.
+    pub origin: Option<Origin>,
     /// Only metadata was copied up: the content is the origin's, up to the length of this (sparse)
     /// file.
     pub metadata_only: bool,
@@ -113,13 +130,14 @@ mod flag {
     pub(super) const DEVICE: u8 = 4;
     pub(super) const LINKS: u8 = 8;
     pub(super) const COPYING: u8 = 16;
+    pub(super) const PATH: u8 = 32;
 }
 
 impl FileMark {
     /// The mark of a directory, or of a file with a content of its own.
     pub fn of_origin(origin: TreeIno) -> Self {
         Self {
-            origin: Some(origin),
+            origin: Some(Origin::Node(origin)),
             ..Self::default()
         }
     }
@@ -128,7 +146,8 @@ impl FileMark {
     pub fn encode(&self) -> Vec<u8> {
         let mut flags = 0;
         for (flag, set) in [
-            (flag::ORIGIN, self.origin.is_some()),
+            (flag::ORIGIN, matches!(self.origin, Some(Origin::Node(_)))),
+            (flag::PATH, matches!(self.origin, Some(Origin::Path(_)))),
             (flag::METADATA_ONLY, self.metadata_only),
             (flag::DEVICE, self.device),
             (flag::LINKS, self.link_delta.is_some()),
@@ -139,11 +158,16 @@ impl FileMark {
             }
         }
         let mut bytes = vec![VERSION, flags, 0, 0];
-        if let Some(origin) = self.origin {
-            bytes.extend(origin.0.to_le_bytes());
+        if let Some(Origin::Node(node)) = self.origin {
+            bytes.extend(node.0.to_le_bytes());
         }
         if let Some(delta) = self.link_delta {
             bytes.extend(delta.to_le_bytes());
+        }
+        if let Some(Origin::Path(path)) = &self.origin {
+            // A longer one is no path of Linux, and decodes as unknown.
+            bytes.extend(u16::try_from(path.len()).unwrap_or(0).to_le_bytes());
+            bytes.extend(path);
         }
         if let Some(saved) = &self.copying {
             bytes.extend(saved.size.to_le_bytes());
@@ -172,10 +196,20 @@ impl FileMark {
             ..Self::default()
         };
         if has(flag::ORIGIN) {
-            mark.origin = Some(TreeIno(u32::from_le_bytes(take(&mut rest)?)));
+            let node = TreeIno(u32::from_le_bytes(take(&mut rest)?));
+            mark.origin = Some(Origin::Node(node));
         }
         if has(flag::LINKS) {
             mark.link_delta = Some(i32::from_le_bytes(take(&mut rest)?));
+        }
+        if has(flag::PATH) {
+            let length = u16::from_le_bytes(take(&mut rest)?);
+            let (path, behind) = rest.split_at_checked(usize::from(length))?;
+            rest = behind;
+            if mark.origin.is_some() || !path.starts_with(b"/") {
+                return None;
+            }
+            mark.origin = Some(Origin::Path(path.to_vec()));
         }
         if has(flag::COPYING) {
             mark.copying = Some(Saved {
@@ -192,7 +226,7 @@ impl FileMark {
         // of its range.
         let sound = rest.is_empty()
             && flags != 0
-            && flags < flag::COPYING << 1
+            && flags < flag::PATH << 1
             && (mark.origin.is_some() || !mark.metadata_only)
             && mark.copying.as_ref().is_none_or(|saved| {
                 mark.metadata_only && saved.mtime.nanos < 1_000_000_000 && saved.mode <= 0o7777
@@ -287,7 +321,7 @@ mod tests {
         FileMark::of_origin(TreeIno(node))
     }
 
-    fn file_marks() -> [(&'static str, FileMark); 6] {
+    fn file_marks() -> [(&'static str, FileMark); 7] {
         let metadata_only = FileMark {
             metadata_only: true,
             ..origin(0x0102_0304)
@@ -337,6 +371,14 @@ mod tests {
                     ..metadata_only
                 },
             ),
+            (
+                "path",
+                FileMark {
+                    origin: Some(Origin::Path(b"/usr/bin".to_vec())),
+                    link_delta: Some(1),
+                    ..FileMark::default()
+                },
+            ),
         ]
     }
 
@@ -381,7 +423,10 @@ mod tests {
             &[
                 2, 17, 0, 0, 1, 2, 3, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
             ],
-            &[2, 33, 0, 0, 1, 2, 3, 4],
+            &[2, 65, 0, 0, 1, 2, 3, 4],
+            &[2, 32, 0, 0, 2, 0, b'a', b'b'],
+            &[2, 32, 0, 0, 3, 0, b'/', b'b'],
+            &[2, 33, 0, 0, 1, 2, 3, 4, 1, 0, b'/'],
         ] {
             assert_eq!(
                 FileMark::decode(bytes),
@@ -407,7 +452,7 @@ mod tests {
             let length = next() % 40;
             let mut bytes: Vec<u8> = (0..length).map(|_| next().to_le_bytes()[1]).collect();
             if let Some(head) = bytes.first_chunk_mut::<4>() {
-                *head = [VERSION, head[1] % 40, 0, 0];
+                *head = [VERSION, head[1] % 70, 0, 0];
             }
             if let Ok(mark) = FileMark::decode(&bytes) {
                 assert_eq!(mark.encode(), bytes);

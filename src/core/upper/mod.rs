@@ -9,7 +9,8 @@
 //! upper/                 changed files, whiteouts, marks; the directory is locked while mounted
 //! work/lock              locked while mounted; the namespace of marks: "trusted" or "user"
 //! work/tmp/              staged files, and a link to the whiteouts of this mount; emptied at mount
-//! work/index/<node>      link to each copied-up hard link of the tree (decimal node number)
+//! work/index/<number>    link to each copied-up hard link of the lower: over a tree by node number;
+//!                        over plain directories by any, and called work/links
 //! work/orphans/<number>  removed files that are still open; emptied at mount
 //! ```
 //! Both directories must be on one file system, with extended attributes, device nodes and
@@ -28,6 +29,12 @@
 //! cowl          below       what a file was copied up from
 //! cowl.stamp    below       root: the chain id and the numbering of the tree that marks refer to
 //! ```
+//! Over plain directories the kernel's marks say what they can, so that overlayfs can mount the
+//! upper and the other way round ([`spelling`]); there is no stamp.
+//! ```text
+//! redirect      a path    directory renamed, or file with metacopy: where it is in the lower
+//! metacopy      ""        regular file: its content is the lower's, up to the length of this file
+//! ```
 //! A directory that is neither opaque nor marked with an origin shows the children of the tree's
 //! directory of the same name, as in overlayfs. An attribute that a user of the mount calls
 //! `trusted.overlay.x` is stored as `trusted.overlay.overlay.x` ([`marks::escape`]).
@@ -42,12 +49,14 @@
 //!  +--------+--------+--------+--------+----------------------+----------------------+--------------
 //!   01  origin: copied up from this tree node, whose id and `st_ino` it keeps; a directory shows
 //!       its children
-//!   02  metadata only: the content is the origin's object, up to the length of this (sparse)
-//!       file; only with 01
+//!   02  metadata only: the content is the origin's, up to the length of this (sparse) file; only
+//!       with 01 or 20; over plain directories `metacopy` decides
 //!   04  device: this empty regular file is a character device 0:0
 //!   08  in work/index: links shown = links of the host - 1 + link delta
 //!   10  copying: the content is being copied; after a crash these attributes are restored;
 //!       only with 02
+//!   20  path: after the link delta a length u16 and the origin's path in the plain directories, in
+//!       place of 01
 //!
 //! saved
 //!  +-----------+----------------------+-----------+-----------+--------------------------------+
@@ -65,6 +74,7 @@
 pub mod marks;
 mod probe;
 pub mod scan;
+pub mod spelling;
 pub mod spot;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -73,8 +83,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::fs::{AtFlags, FileType as HostType, FlockOperation, Mode, OFlags, RawDir};
 use rustix::io::Errno;
 
-use crate::tree::TreeIno;
 use marks::{Mark, Namespace, Stamp};
+use spelling::Spelling;
 use spot::Spot;
 
 /// Why an upper cannot be used.
@@ -106,6 +116,9 @@ pub enum UpperError {
     /// The stamp's bytes.
     #[error("the upper's stamp: {0}")]
     Stamp(#[from] marks::UnknownMark),
+    /// Written over an image, and now over plain directories.
+    #[error("the upper was written over an image: use an empty upper, or mount it with that image")]
+    OverImage,
     /// Marks in `trusted.`, and no privilege to read them.
     #[error(
         "the upper was written with privilege (marks in trusted.overlay.*) and cannot be read without: mount it as root"
@@ -148,6 +161,27 @@ pub enum Condition {
     Unstamped,
     /// Stamped with the chain and numbering of this tree.
     Stamped,
+    /// Over plain directories: it bears no stamp, and its root has the attributes to show.
+    Plain,
+}
+
+/// What an upper covers.
+#[derive(Copy, Clone, Debug)]
+pub enum Base<'s> {
+    /// A merged tree, with this stamp.
+    Tree(&'s Stamp),
+    /// Plain directories.
+    Plain,
+}
+
+impl Base<'_> {
+    /// How marks over it are spelled.
+    pub const fn spelling(self) -> Spelling {
+        match self {
+            Self::Tree(_) => Spelling::Tree,
+            Self::Plain => Spelling::Plain,
+        }
+    }
 }
 
 /// An upper, locked for one mount. The caller orders changes.
@@ -160,7 +194,9 @@ pub struct Upper {
     /// Held for their locks.
     _locks: [OwnedFd; 2],
     space: Namespace,
+    spelling: Spelling,
     condition: Condition,
+    next_link: AtomicU64,
     next_number: AtomicU64,
     /// The number in `work/tmp` of the whiteout to link to; 0: none yet.
     whiteout: AtomicU64,
@@ -173,11 +209,15 @@ impl Upper {
     /// # Locking
     /// `work/lock` and the upper's root, exclusively, for the life of the value, without waiting.
     /// Both, since a second mount may use the same upper with another work directory.
-    pub fn open(root: OwnedFd, work: &OwnedFd, stamp: &Stamp) -> Result<Self, UpperError> {
+    pub fn open(root: OwnedFd, work: &OwnedFd, base: Base<'_>) -> Result<Self, UpperError> {
         let lock = probe::lock_work(work.as_fd())?;
         let claim = probe::lock_root(root.as_fd())?;
         let tmp = subdirectory(work.as_fd(), b"tmp")?;
-        let index = subdirectory(work.as_fd(), b"index")?;
+        // The kernel's overlayfs has an index/ of its own.
+        let index = match base {
+            Base::Tree(_) => subdirectory(work.as_fd(), b"index")?,
+            Base::Plain => subdirectory(work.as_fd(), b"links")?,
+        };
         let orphans = subdirectory(work.as_fd(), b"orphans")?;
         for (dir, what) in [
             (&tmp, "emptying work/tmp"),
@@ -189,7 +229,11 @@ impl Upper {
         probe::drop_default_acl(tmp.as_fd())?;
         probe::check_whiteouts(tmp.as_fd())?;
         let space = probe::namespace(work.as_fd(), lock.as_fd(), tmp.as_fd())?;
-        let condition = probe::compare_stamp(root.as_fd(), space, stamp)?;
+        let condition = match base {
+            Base::Tree(stamp) => probe::compare_stamp(root.as_fd(), space, stamp)?,
+            Base::Plain => probe::refuse_stamp(root.as_fd(), space)?,
+        };
+        let last_link = last_number(index.as_fd()).map_err(host("reading work/index"))?;
         let upper = Self {
             root,
             tmp,
@@ -197,7 +241,9 @@ impl Upper {
             orphans,
             _locks: [lock, claim],
             space,
+            spelling: base.spelling(),
             condition,
+            next_link: AtomicU64::new(last_link + 1),
             next_number: AtomicU64::new(1),
             whiteout: AtomicU64::new(0),
         };
@@ -227,6 +273,16 @@ impl Upper {
     /// The namespace of the marks.
     pub fn namespace(&self) -> Namespace {
         self.space
+    }
+
+    /// How the marks are spelled.
+    pub fn spelling(&self) -> Spelling {
+        self.spelling
+    }
+
+    /// A number that no file in `work/index` has.
+    pub fn new_link_number(&self) -> u64 {
+        self.next_link.fetch_add(1, Ordering::Relaxed)
     }
 
     /// What it held when it was opened.
@@ -277,26 +333,32 @@ impl Upper {
         Ok(())
     }
 
-    /// The nodes that have a file in `work/index`.
-    pub fn indexed(&self) -> rustix::io::Result<Vec<TreeIno>> {
-        let mut nodes = Vec::new();
-        each_entry(self.index(), |name, _, _| {
-            // Foreign names are left alone.
-            if let Some(node) = std::str::from_utf8(name)
-                .ok()
-                .and_then(|name| name.parse().ok())
-            {
-                nodes.push(TreeIno(node));
-            }
-            Ok(())
-        })?;
-        Ok(nodes)
+    /// The numbers of the files in `work/index`: over a tree, of their nodes.
+    pub fn indexed(&self) -> rustix::io::Result<Vec<u64>> {
+        numbers_in(self.index())
     }
 
-    /// The name of a node's file in `work/index`.
-    pub fn index_name(node: TreeIno) -> Vec<u8> {
-        node.0.to_string().into_bytes()
+    /// The name of the file with a number in `work/index`.
+    pub fn index_name(number: u64) -> Vec<u8> {
+        number.to_string().into_bytes()
     }
+}
+
+/// The files in a directory that have numbers as names; others are left alone.
+fn numbers_in(dir: BorrowedFd<'_>) -> rustix::io::Result<Vec<u64>> {
+    let mut numbers = Vec::new();
+    each_entry(dir, |name, _, _| {
+        let number = std::str::from_utf8(name).ok();
+        numbers.extend(number.and_then(|name| name.parse::<u64>().ok()));
+        Ok(())
+    })?;
+    Ok(numbers)
+}
+
+fn last_number(dir: BorrowedFd<'_>) -> rustix::io::Result<u64> {
+    let last = numbers_in(dir)?.into_iter().max().unwrap_or(0);
+    // Nothing of ours has such a number.
+    Ok(last.min(u64::MAX - 1))
 }
 
 /// Opens a subdirectory of the work directory, and creates it if it does not exist.

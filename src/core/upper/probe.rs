@@ -141,6 +141,18 @@ fn accepts(tmp: BorrowedFd<'_>, space: Namespace) -> Result<bool, UpperError> {
     Ok(read.as_deref() == Some(b"y"))
 }
 
+/// An upper over plain directories must not have been written over an image.
+pub(super) fn refuse_stamp(
+    root: BorrowedFd<'_>,
+    space: Namespace,
+) -> Result<Condition, UpperError> {
+    match Spot::new(root, b".").mark(space, Mark::Stamp) {
+        Ok(None) => Ok(Condition::Plain),
+        Ok(Some(_)) => Err(UpperError::OverImage),
+        Err(errno) => Err(host("reading the upper's stamp")(errno)),
+    }
+}
+
 /// How the upper was found; an error if it belongs to another tree.
 pub(super) fn compare_stamp(
     root: BorrowedFd<'_>,

@@ -11,9 +11,10 @@ use rustix::fs::FileType as HostType;
 use rustix::io::Errno;
 
 use super::each_entry;
-use super::marks::{self, FileMark, Mark, Namespace, Saved, UnknownMark};
+use super::marks::{self, FileMark, Mark, Namespace, Origin, Saved, UnknownMark};
+use super::spelling::{self, KernelOrigin, Spelling};
 use super::spot::{Spot, is_whiteout};
-use crate::tree::{FileType, Node, Rdev, Tree, TreeIno};
+use crate::tree::FileType;
 
 /// A name of an upper's directory, as it is listed.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
@@ -31,7 +32,7 @@ pub enum Listed {
 
 /// The decoded and checked marks of a file; `N` is a node of the lower.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Marks<N = TreeIno> {
+pub struct Marks<N> {
     /// The type to show.
     pub file_type: FileType,
     /// The lower node that this was copied up from. A directory shows its children, unless it is
@@ -58,15 +59,15 @@ pub enum MarkError {
     /// Bytes of no known meaning.
     #[error(transparent)]
     Unknown(#[from] UnknownMark),
-    /// The tree has no such node.
-    #[error("its origin is node {}, which the image does not have", .0.0)]
-    NoOrigin(TreeIno),
-    /// The tree's node is of another type.
-    #[error("its origin, node {}, is of another type", .0.0)]
-    OtherType(TreeIno),
-    /// The tree's node has no content.
-    #[error("its content is that of node {}, which has none", .0.0)]
-    NoContent(TreeIno),
+    /// The lower has no such node.
+    #[error("its origin, {0:?}, is not in the lower")]
+    NoOrigin(Origin),
+    /// The lower's node is of another type.
+    #[error("its origin, {0:?}, is of another type")]
+    OtherType(Origin),
+    /// The lower's node has no content.
+    #[error("its content is that of {0:?}, which has none")]
+    NoContent(Origin),
     /// A mark that says what only a regular file can be.
     #[error("only a regular file can have this mark")]
     NotRegular,
@@ -122,8 +123,18 @@ pub trait Origins {
     /// A node of it.
     type Node: Copy;
 
+    /// How marks over it are spelled.
+    fn spelling(&self) -> Spelling;
+
     /// The node that a mark names; None if there is none.
-    fn origin(&self, origin: TreeIno) -> rustix::io::Result<Option<OriginNode<Self::Node>>>;
+    fn origin(&self, origin: &Origin) -> rustix::io::Result<Option<OriginNode<Self::Node>>>;
+
+    /// What is at a name of a directory.
+    fn child(
+        &self,
+        dir: Self::Node,
+        name: &[u8],
+    ) -> rustix::io::Result<Option<OriginNode<Self::Node>>>;
 }
 
 /// What a mark's claims are checked against.
@@ -139,42 +150,57 @@ pub struct OriginNode<N> {
     pub has_content: bool,
 }
 
-impl Origins for Tree {
-    type Node = TreeIno;
-
-    fn origin(&self, origin: TreeIno) -> rustix::io::Result<Option<OriginNode<TreeIno>>> {
-        Ok(self.node(origin).ok().map(|record| OriginNode {
-            node: origin,
-            stored_type: stored_type(&record),
-            null_device: is_null_device(&record),
-            has_content: record.object.is_some(),
-        }))
-    }
-}
-
-/// Reads the marks of a file and checks them against the lower. `same_name` is the lower directory
-/// of the same name, with which a directory merges; files in a directory that is not `impure` bear
-/// none.
+/// Reads the marks of a file and checks them against the lower. `below` is the lower directory that
+/// the file's directory merges with; files in a directory that is not `impure` bear none of our own.
 pub fn read_marks<L: Origins>(
     spot: Spot<'_>,
     host_type: FileType,
     space: Namespace,
     lower: &L,
-    same_name: Option<L::Node>,
+    below: Option<L::Node>,
     impure: bool,
 ) -> Result<Marks<L::Node>, MarkError> {
     let directory = host_type == FileType::Directory;
-    let opaque = directory && (impure || same_name.is_some()) && is_opaque(spot, space)?;
+    let plain = lower.spelling() == Spelling::Plain;
+    let find = |name: &[u8]| below.map_or(Ok(None), |below| lower.child(below, name));
+    let same_name = if directory { find(spot.name)? } else { None };
+    let same_name = same_name.filter(|found| found.stored_type == FileType::Directory);
+    let opaque = directory && (impure || plain || same_name.is_some()) && is_opaque(spot, space)?;
     let value = if impure && space.marks(host_type) {
         spot.mark(space, Mark::File)?
     } else {
         None
     };
-    let mark = value
+    let mut mark = value
         .map(|value| FileMark::decode(&value))
         .transpose()?
         .unwrap_or_default();
-    let origin = check(&mark, host_type, lower)?;
+    let kernels = if plain {
+        spelling::read_kernel_marks(spot, host_type, space, &mut mark)?
+    } else {
+        KernelOrigin::None
+    };
+    if let KernelOrigin::Path(path) = &kernels {
+        mark.origin = Some(Origin::Path(path.clone()));
+    }
+    let named = match &kernels {
+        KernelOrigin::SameName if mark.origin.is_none() => Some(find(spot.name)?),
+        KernelOrigin::Sibling(name) => Some(find(name)?),
+        _ => None,
+    };
+    let origin = match (named, &mark.origin) {
+        (Some(found), _) => {
+            let found = found.ok_or_else(|| MarkError::NoOrigin(Origin::Path(spot.name.into())))?;
+            Some((found, Origin::Path(spot.name.into())))
+        }
+        (None, Some(origin)) => {
+            let found = lower.origin(origin)?;
+            let found = found.ok_or_else(|| MarkError::NoOrigin(origin.clone()))?;
+            Some((found, origin.clone()))
+        }
+        (None, None) => None,
+    };
+    let origin = check(&mark, host_type, origin)?;
     Ok(Marks {
         file_type: if mark.device {
             FileType::CharDevice
@@ -182,7 +208,7 @@ pub fn read_marks<L: Origins>(
             host_type
         },
         origin: match origin {
-            None if directory && !opaque => same_name,
+            None if directory && !opaque => same_name.map(|found| found.node),
             origin => origin,
         },
         opaque,
@@ -193,18 +219,17 @@ pub fn read_marks<L: Origins>(
     })
 }
 
-fn check<L: Origins>(
+fn check<N>(
     mark: &FileMark,
     host_type: FileType,
-    lower: &L,
-) -> Result<Option<L::Node>, MarkError> {
+    origin: Option<(OriginNode<N>, Origin)>,
+) -> Result<Option<N>, MarkError> {
     if (mark.metadata_only || mark.device) && host_type != FileType::Regular {
         return Err(MarkError::NotRegular);
     }
-    let Some(origin) = mark.origin else {
+    let Some((found, origin)) = origin else {
         return Ok(None);
     };
-    let found = lower.origin(origin)?.ok_or(MarkError::NoOrigin(origin))?;
     if found.stored_type != host_type || found.null_device != mark.device {
         return Err(MarkError::OtherType(origin));
     }
@@ -212,18 +237,4 @@ fn check<L: Origins>(
         return Err(MarkError::NoContent(origin));
     }
     Ok(Some(found.node))
-}
-
-/// Whether a node is a character device 0:0, which the upper would read as a whiteout.
-pub fn is_null_device(record: &Node) -> bool {
-    record.file_type == FileType::CharDevice && record.rdev == Rdev::default()
-}
-
-/// The type of a node's file in the upper.
-pub fn stored_type(record: &Node) -> FileType {
-    if is_null_device(record) {
-        FileType::Regular
-    } else {
-        record.file_type
-    }
 }

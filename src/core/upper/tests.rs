@@ -19,7 +19,7 @@ fn open(base: &Path, stamp: &Stamp) -> Result<Upper, UpperError> {
         fs::create_dir_all(base.join(name)).unwrap();
     }
     let dir = |name: &str| OwnedFd::from(File::open(base.join(name)).unwrap());
-    Upper::open(dir("upper"), &dir("work"), stamp)
+    Upper::open(dir("upper"), &dir("work"), Base::Tree(stamp))
 }
 
 #[test]
@@ -102,7 +102,7 @@ fn open_refuses_a_locked_upper_with_another_work_directory() {
     fs::create_dir(base.path().join("other")).unwrap();
     let second = || {
         let dir = |name: &str| OwnedFd::from(File::open(base.path().join(name)).unwrap());
-        Upper::open(dir("upper"), &dir("other"), &stamp("a", 1))
+        Upper::open(dir("upper"), &dir("other"), Base::Tree(&stamp("a", 1)))
     };
     assert!(matches!(second().unwrap_err(), UpperError::InUse));
     drop(first);
@@ -122,7 +122,7 @@ fn open_empties_tmp_and_orphans_but_keeps_the_index() {
     let upper = open(base.path(), &stamp("a", 1)).unwrap();
     let count = |name: &str| fs::read_dir(work.join(name)).unwrap().count();
     assert_eq!((count("tmp"), count("orphans"), count("index")), (0, 0, 1));
-    assert_eq!(upper.indexed().unwrap(), [TreeIno(12)]);
+    assert_eq!(upper.indexed().unwrap(), [12]);
 }
 
 #[test]
@@ -138,7 +138,7 @@ fn open_refuses_a_work_directory_on_another_file_system() {
     let root = OwnedFd::from(File::open(other.path()).unwrap());
     let work = OwnedFd::from(File::open(base.path()).unwrap());
     assert!(matches!(
-        Upper::open(root, &work, &stamp("a", 1)),
+        Upper::open(root, &work, Base::Tree(&stamp("a", 1))),
         Err(UpperError::TwoFileSystems)
     ));
 }
@@ -173,7 +173,7 @@ fn marks_and_xattrs_work_on_every_file_type() {
             continue;
         }
         let value = marks::FileMark {
-            origin: Some(TreeIno(5)),
+            origin: Some(marks::Origin::Node(crate::tree::TreeIno(5))),
             ..marks::FileMark::default()
         }
         .encode();
