@@ -41,6 +41,19 @@ fn docker_manages_images() {
     let history = server.ok(["history", "saved:1"]);
     assert_eq!(history.lines().count(), 2, "{history}");
 
+    // What goes out through one door is what goes out through the other, and comes in again.
+    let (here, there) = (directory().join("here.tar"), directory().join("there.tar"));
+    server.ok(["save", "-o", here.to_str().unwrap(), "saved:1"]);
+    store.ok(["save", "-o", there.to_str().unwrap(), "saved:1"]);
+    assert_eq!(
+        std::fs::read(&here).unwrap(),
+        std::fs::read(&there).unwrap()
+    );
+    let other = Store::new("other");
+    assert_eq!(other.load(&here), "Loaded image: saved:1\n");
+    let absent = server.run(["save", "-o", here.to_str().unwrap(), "absent"]);
+    assert!(absent.refused(1).contains("No such image: absent"));
+
     let content = directory().join("content");
     shell(&content, "tar -cf ../plain.tar .", [""; 0]);
     let plain = directory().join("plain.tar");

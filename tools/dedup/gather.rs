@@ -1,280 +1,356 @@
-//! Reads images and their layers from a store, each layer once.
+//! Reads images and their layers from stores, each layer once.
+//!
+//! A lease keeps every layer from the moment it is found, so gc may run beside. What is gone
+//! before that was removed, and is not reported.
 
-use std::collections::{BTreeMap, HashMap};
-use std::rc::Rc;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use anyhow::{Context, Result, bail};
 use cowl_core::digest::{DiffId, ImageId};
-use cowl_core::store::{Reference, Store, Tag, TaggedImage};
-use cowl_core::tree::{FileType, Tree, TreeError, TreeIno, merge};
+use cowl_core::image::ImageConfig;
+use cowl_core::recipe;
+use cowl_core::store::{Lease, Reference, Store, StoreError, Tag, TaggedImage};
+use cowl_core::sys::mmap::map_published;
 
-use crate::report::{Layer, StoredImage};
+use crate::cleanup;
+use crate::model::{Collection, Image, Layer, Objects, Step};
 
-/// The images of a store, with an error for each unreadable one.
-pub(crate) struct Images {
-    pub(crate) images: Vec<StoredImage>,
-    pub(crate) skipped: Vec<anyhow::Error>,
-}
+/// Far above any real configuration.
+const CONFIG_LIMIT: u64 = 16 << 20;
 
-/// All images of the store. Marks the named ones as chosen, or all if no name is given.
-pub(crate) fn images(store: &Store, named: &[String]) -> Result<Images> {
-    let mut tags: BTreeMap<ImageId, Vec<Tag>> = BTreeMap::new();
-    let found = store.tags()?;
-    let mut skipped: Vec<_> = found.damaged.into_iter().map(anyhow::Error::from).collect();
-    for tag in found.tags {
-        if let Some(id) = tag.id() {
-            tags.entry(id).or_default().push(tag);
+/// All images of the stores. Marks the named ones as chosen, or all if no name is given.
+pub(crate) fn collect(stores: &[Store], named: &[String]) -> Result<Collection> {
+    let mut gathering = Gathering {
+        objects: Objects::default(),
+        layers: Vec::new(),
+        known: HashMap::new(),
+        images: Vec::new(),
+        skipped: Vec::new(),
+    };
+    let mut pins = Vec::new();
+    let mut disk = cowl_core::store::ObjectUsage::default();
+    for (number, store) in stores.iter().enumerate() {
+        // Before the lease, which is a pin too.
+        let pinned = store.pinned_layers()?;
+        gathering.store(number, store)?;
+        for layers in pinned {
+            // A running load may still be about to add a layer, and a mount may end meanwhile.
+            let layers = layers
+                .iter()
+                .map(|diff| gathering.layer(number, store, *diff));
+            pins.push(layers.filter_map(Result::ok).collect());
         }
+        disk += store.object_usage()?;
     }
-    let mut chosen: Vec<ImageId> = Vec::new();
-    for name in named {
-        let reference: Reference = name.parse()?;
-        match store.find_tag(&reference)?.and_then(|tag| tag.id()) {
-            Some(id) => chosen.push(id),
-            None => bail!("no image {reference} in the store; `cowl images` lists what there is"),
-        }
-    }
-    let mut layers = HashMap::new();
-    let mut images = Vec::new();
-    for (id, tags) in &tags {
-        let name = name(*id, tags);
-        let Some(image) = tags.first().and_then(Tag::image) else {
-            continue;
-        };
-        let place = chosen.iter().position(|chosen| chosen == id);
-        let image =
-            stored_image(store, image, &mut layers).with_context(|| format!("image {name}"));
-        let image = match image {
-            Ok(image) => image,
-            // An image given by name must be readable.
-            Err(error) if place.is_some() => return Err(error),
-            Err(error) => {
-                skipped.push(error);
-                continue;
-            }
-        };
-        images.push((
-            place,
-            StoredImage {
-                name,
-                chosen: named.is_empty() || place.is_some(),
-                ..image
-            },
-        ));
-    }
-    // In the order of the arguments, then by name.
-    images.sort_by(|(place, image), (other, than)| {
-        let places = place
-            .unwrap_or(usize::MAX)
-            .cmp(&other.unwrap_or(usize::MAX));
-        places.then_with(|| image.name.cmp(&than.name))
-    });
-    Ok(Images {
-        images: images.into_iter().map(|(_, image)| image).collect(),
+    let Gathering {
+        objects,
+        layers,
+        images,
+        mut skipped,
+        ..
+    } = gathering;
+    let images = choose(images, named, &mut skipped)?;
+    Ok(Collection {
+        objects,
+        layers,
+        images,
+        pins,
+        disk,
         skipped,
     })
 }
 
-/// All names of one image, or its id.
-fn name(id: ImageId, tags: &[Tag]) -> String {
-    let mut names: Vec<String> = tags
+/// An image as its tags say, and an error if it could not be read.
+struct Found {
+    image: Image,
+    references: Vec<Reference>,
+    damage: Option<anyhow::Error>,
+}
+
+/// Puts the named images first, in the order of the arguments, and checks that each can be read.
+fn choose(
+    found: Vec<Found>,
+    named: &[String],
+    skipped: &mut Vec<anyhow::Error>,
+) -> Result<Vec<Image>> {
+    let mut places: HashMap<(usize, ImageId), usize> = HashMap::new();
+    for (place, name) in named.iter().enumerate() {
+        for key in find(&found, name)? {
+            places.entry(key).or_insert(place);
+        }
+    }
+    let mut images = Vec::new();
+    for Found { image, damage, .. } in found {
+        let place = places.get(&(image.store, image.id)).copied();
+        match (damage, place) {
+            // An image given by name must be readable.
+            (Some(damage), Some(_)) => return Err(damage),
+            (Some(damage), None) => skipped.push(damage),
+            (None, place) => images.push((
+                place.unwrap_or(usize::MAX),
+                Image {
+                    chosen: named.is_empty() || place.is_some(),
+                    ..image
+                },
+            )),
+        }
+    }
+    images.sort_by(|(place, image), (other, than)| {
+        let order = place.cmp(other).then_with(|| image.name.cmp(&than.name));
+        order.then_with(|| image.id.cmp(&than.id))
+    });
+    Ok(images.into_iter().map(|(_, image)| image).collect())
+}
+
+/// The image that a name, an id or the beginning of one id stands for.
+fn find(found: &[Found], name: &str) -> Result<Vec<(usize, ImageId)>> {
+    let key = |found: &Found| (found.image.store, found.image.id);
+    if let Ok(reference) = name.parse::<Reference>() {
+        let named = found
+            .iter()
+            .filter(|found| found.references.contains(&reference));
+        let keys: Vec<_> = named.map(key).collect();
+        if !keys.is_empty() {
+            return Ok(keys);
+        }
+    }
+    let digits = name.strip_prefix("sha256:").unwrap_or(name);
+    let is_id = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_hexdigit());
+    let of_id = found
         .iter()
-        .filter_map(|tag| tag.reference.as_ref().map(Reference::to_string))
-        .collect();
-    if names.is_empty() {
-        return id.to_string();
+        .filter(|found| found.image.id.0.hex().starts_with(digits));
+    let keys: Vec<_> = of_id.filter(|_| is_id).map(key).collect();
+    match keys.as_slice() {
+        [_] => Ok(keys),
+        [] => {
+            let shown = name.parse::<Reference>()?;
+            bail!("no image {shown} in the store; `cowl images` lists what there is")
+        }
+        _ => bail!("image {name}: several images have ids that begin so; give more of it"),
     }
-    names.sort();
-    names.join(", ")
 }
 
-fn stored_image(
-    store: &Store,
-    image: &TaggedImage,
-    known: &mut HashMap<DiffId, Rc<Layer>>,
-) -> Result<StoredImage> {
-    let mut trees = Vec::new();
-    let mut layers = Vec::new();
-    for diff in &image.diff_ids() {
-        let tree = store
-            .layer_tree(*diff)?
-            .with_context(|| format!("layer {diff} is not in the store"))?;
-        if !known.contains_key(diff) {
-            let info = store.layer_info(*diff)?;
-            let info = info.with_context(|| format!("layer {diff} has no layer.json"))?;
-            let layer = Layer {
-                diff: *diff,
-                logical: info.content_size,
-                objects: tree.object_sizes().collect(),
+struct Gathering {
+    objects: Objects,
+    layers: Vec<Layer>,
+    known: HashMap<(usize, DiffId), usize>,
+    images: Vec<Found>,
+    skipped: Vec<anyhow::Error>,
+}
+
+/// The tags of one image.
+#[derive(Default)]
+struct Names {
+    shown: Vec<String>,
+    references: Vec<Reference>,
+}
+
+impl Gathering {
+    fn store(&mut self, number: usize, store: &Store) -> Result<()> {
+        let (tags, images) = self.leased(store)?;
+        let mut names: BTreeMap<ImageId, Names> = BTreeMap::new();
+        for tag in &tags {
+            for image in &tag.images {
+                let names = names.entry(image.config).or_default();
+                if let Some(reference) = &tag.reference {
+                    names.shown.push(shown(reference, image, tag));
+                    if tag.id() == Some(image.config) {
+                        names.references.push(reference.clone());
+                    }
+                }
+            }
+        }
+        for (id, image) in &images {
+            let Names {
+                mut shown,
+                references,
+            } = names.remove(id).unwrap_or_default();
+            shown.sort();
+            let name = match shown.as_slice() {
+                [] => id.to_string(),
+                _ => shown.join(", "),
             };
-            known.insert(*diff, Rc::new(layer));
-        }
-        layers.extend(known.get(diff).cloned());
-        trees.push(tree);
-    }
-    let merged = Tree::from_bytes(merge(&trees)?)?;
-    Ok(StoredImage {
-        name: String::new(),
-        chosen: false,
-        layers,
-        visible: content_size(&merged)?,
-    })
-}
-
-/// Bytes of all files; hard links are one file.
-fn content_size(tree: &Tree) -> Result<u64, TreeError> {
-    let mut bytes = 0;
-    for number in 0..tree.node_count() {
-        let node = tree.node(TreeIno(number))?;
-        if node.file_type == FileType::Regular {
-            bytes += node.size;
-        }
-    }
-    Ok(bytes)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::Write;
-    use std::path::Path;
-
-    use cowl_core::digest::Sha256Digest;
-    use cowl_core::store::{Platform, TaggedLayer, Transaction};
-    use cowl_core::tree::{Kind, LayerBuilder, Meta};
-
-    use super::*;
-    use crate::report::Report;
-
-    fn put_layer(transaction: &Transaction<'_>, files: &[(&str, &str)]) -> DiffId {
-        let mut builder = LayerBuilder::new();
-        for (name, content) in files {
-            let mut writer = transaction.object_writer();
-            writer.write_all(content.as_bytes()).unwrap();
-            let added = writer.finish().unwrap();
-            let kind = Kind::Regular {
-                size: added.size,
-                object: added.object(),
-                elf: added.elf,
+            let read = self.image(number, store, image);
+            let (layers, damage) = match read {
+                Ok(layers) => (layers, None),
+                Err(error) => (Vec::new(), Some(error.context(format!("image {name}")))),
             };
-            builder
-                .insert(&[name.as_bytes()], Meta::default(), kind)
-                .unwrap();
-            let link = format!("{name}.link");
-            builder
-                .hard_link(&[link.as_bytes()], &[name.as_bytes()])
-                .unwrap();
+            let mut found = Found {
+                image: Image {
+                    name,
+                    id: *id,
+                    store: number,
+                    chosen: false,
+                    layers,
+                    steps: Vec::new(),
+                    removed_with: removed_with(*id, &tags),
+                },
+                references,
+                damage,
+            };
+            if found.damage.is_none() {
+                self.add_steps(store, &mut found.image);
+            }
+            self.images.push(found);
         }
-        let diff = DiffId(Sha256Digest::of(format!("{files:?}").as_bytes()));
-        transaction
-            .put_layer(diff, builder.finish(diff).unwrap(), 0, None)
-            .unwrap();
-        diff
+        Ok(())
     }
 
-    fn put_image(store: &Store, names: &[&str], layers: &[&[(&str, &str)]]) {
-        let transaction = store.begin().unwrap();
-        let layers: Vec<DiffId> = layers
+    /// The tags of a store and their images, all of whose layers a lease keeps.
+    fn leased(&mut self, store: &Store) -> Result<(Vec<Tag>, BTreeMap<ImageId, TaggedImage>)> {
+        loop {
+            let list = store.tags()?;
+            let mut images = BTreeMap::new();
+            let mut layers = BTreeSet::new();
+            for image in list.tags.iter().flat_map(|tag| &tag.images) {
+                // An image with a missing layer is reported when it is read.
+                let diffs = image.diff_ids();
+                let mut whole = true;
+                for diff in &diffs {
+                    whole &= store.layer_info(*diff).is_ok_and(|info| info.is_some());
+                }
+                if whole {
+                    layers.extend(diffs);
+                }
+                images.insert(image.config, image.clone());
+            }
+            let layers: Vec<DiffId> = layers.into_iter().collect();
+            match cleanup::hold_lease(|| lease(store, &layers)) {
+                Ok(()) => {}
+                // Removed since the tags were read: read them again.
+                Err(StoreError::NoLayer(_)) => continue,
+                Err(error) => return Err(error.into()),
+            }
+            self.skipped
+                .extend(list.damaged.into_iter().map(anyhow::Error::from));
+            // Tags that went before the lease was taken: their objects may be gone.
+            let now = store.tags()?.tags;
+            let tags: Vec<Tag> = list
+                .tags
+                .into_iter()
+                .filter(|tag| now.contains(tag))
+                .collect();
+            images.retain(|id, _| tags.iter().any(|tag| tag.has(*id)));
+            return Ok((tags, images));
+        }
+    }
+
+    fn image(&mut self, number: usize, store: &Store, image: &TaggedImage) -> Result<Vec<usize>> {
+        let diffs = image.diff_ids();
+        diffs
             .iter()
-            .map(|files| put_layer(&transaction, files))
+            .map(|diff| self.layer(number, store, *diff))
+            .collect()
+    }
+
+    fn layer(&mut self, number: usize, store: &Store, diff: DiffId) -> Result<usize> {
+        if let Some(known) = self.known.get(&(number, diff)) {
+            return Ok(*known);
+        }
+        let tree = store.layer_tree(diff)?;
+        let tree = tree.with_context(|| format!("layer {diff} is not in the store"))?;
+        let info = store.layer_info(diff)?;
+        let info = info.with_context(|| format!("layer {diff} has no layer.json"))?;
+        let place = u8::try_from(number).unwrap_or(u8::MAX);
+        let contents: Vec<_> = tree
+            .object_sizes()
+            .map(|(id, size)| self.objects.intern(id, size, place))
             .collect();
-        let config = transaction.put_blob(names.concat().as_bytes()).unwrap();
-        let layers = layers.into_iter().map(|diff_id| TaggedLayer {
-            diff_id,
-            blob: None,
+        let mut hidden = Vec::new();
+        if let Some(file) = store.layer_recipe(diff)? {
+            let map =
+                map_published(&file).with_context(|| format!("the recipe of layer {diff}"))?;
+            for id in recipe::object_ids(&map).with_context(|| format!("layer {diff}"))? {
+                let known = if let Some(known) = self.objects.find(&id) {
+                    known
+                } else {
+                    let file = store.open_object(id)?;
+                    let size = file.metadata().context("an object")?.len();
+                    self.objects.intern(id, size, place)
+                };
+                hidden.push(known);
+            }
+        }
+        let own: BTreeSet<_> = contents.iter().copied().collect();
+        hidden.retain(|object| !own.contains(object));
+        self.layers.push(Layer {
+            diff,
+            logical: info.content_size,
+            contents,
+            hidden,
+            tree,
         });
-        let image = TaggedImage {
-            platform: Platform {
-                os: "linux".to_owned(),
-                architecture: "amd64".to_owned(),
-                variant: String::new(),
-            },
-            config: ImageId(config),
-            manifest: None,
-            layers: layers.collect(),
-        };
-        let tags = names.iter().map(|name| Tag {
-            reference: Some(name.parse().unwrap()),
-            target: None,
-            images: vec![image.clone()],
-        });
-        transaction.publish(&tags.collect::<Vec<_>>()).unwrap();
+        self.known.insert((number, diff), self.layers.len() - 1);
+        Ok(self.layers.len() - 1)
     }
 
-    /// Sizes of the files in a directory and one below it, as `find -type f` would sum them.
-    fn on_disk(objects: &Path) -> u64 {
-        let entries = |dir: &Path| -> Vec<_> {
-            let entries = std::fs::read_dir(dir).unwrap();
-            entries.map(Result::unwrap).collect()
+    /// Reads the command of each layer. A configuration that cannot be read costs the commands
+    /// only.
+    fn add_steps(&mut self, store: &Store, image: &mut Image) {
+        let read = store
+            .read_blob(image.id.0, CONFIG_LIMIT)
+            .map_err(anyhow::Error::from)
+            .and_then(|bytes| Ok(ImageConfig::from_slice(&bytes)?));
+        let history = match read {
+            Ok(config) => config.history,
+            Err(error) => {
+                let what = format!("the history of image {}", image.name);
+                self.skipped.push(error.context(what));
+                Vec::new()
+            }
         };
-        let dirs = entries(objects);
-        let files = dirs.iter().flat_map(|dir| entries(&dir.path()));
-        files.map(|file| file.metadata().unwrap().len()).sum()
-    }
-
-    #[test]
-    fn report_sums_match_the_files_on_disk() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open_or_create(&dir.path().join("store")).unwrap();
-        let base: &[(&str, &str)] = &[("sh", "0123456789"), ("motd", "hello")];
-        put_image(
-            &store,
-            &["shop", "shop:1"],
-            &[base, &[("motd", "hi"), ("data", "same")]],
-        );
-        put_image(
-            &store,
-            &["blog"],
-            &[base, &[("copy", "same"), ("again", "same")]],
-        );
-        let all = images(&store, &[]).unwrap().images;
-        let report = Report::new(&all, store.usage().unwrap().objects.bytes);
-        let json = serde_json::to_value(&report).unwrap();
-        let disk = on_disk(&dir.path().join("store/objects"));
-        assert_eq!(json["kept"]["bytes"], disk);
-        assert_eq!(json["unattributed_bytes"], 0);
-        let [blog, shop] = [&json["images"][0], &json["images"][1]];
-        assert_eq!(blog["name"], "blog:latest");
-        assert_eq!(shop["name"], "shop:1, shop:latest");
-        // 10 + 5 below; 2 + 4 and 4 + 4 above. In shop the upper motd hides the lower.
-        assert_eq!([&shop["logical_bytes"], &blog["logical_bytes"]], [21, 23]);
-        assert_eq!([&shop["visible_bytes"], &blog["visible_bytes"]], [16, 23]);
-        assert_eq!(
-            [&shop["stored"]["bytes"], &blog["stored"]["bytes"]],
-            [21, 19]
-        );
-        assert_eq!(
-            [&shop["exclusive"]["bytes"], &blog["exclusive"]["bytes"]],
-            [2, 0]
-        );
-        assert_eq!(json["pairs"][0]["shared"]["bytes"], 19);
-        let listed = report.shared_objects().iter();
-        let listed: u64 = listed
-            .map(|id| {
-                let file = std::fs::File::open(store.object_path(*id)).unwrap();
-                file.metadata().unwrap().len()
+        let made = history.into_iter().filter(|entry| !entry.empty_layer);
+        image.steps = made
+            .map(|entry| Step {
+                created_by: entry.created_by,
             })
-            .sum();
-        assert_eq!(json["shared"]["bytes"], listed);
-    }
-
-    #[test]
-    fn images_keep_the_order_of_the_arguments() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open_or_create(&dir.path().join("store")).unwrap();
-        for name in ["a", "b", "c"] {
-            put_image(&store, &[name], &[&[("x", name)]]);
-        }
-        let named = ["c".to_owned(), "a:latest".to_owned()];
-        let found = images(&store, &named).unwrap().images;
-        let order: Vec<_> = found
-            .iter()
-            .map(|image| (image.name.as_str(), image.chosen))
+            .chain(std::iter::repeat(Step::default()))
+            .take(image.layers.len())
             .collect();
-        assert_eq!(
-            order,
-            [("c:latest", true), ("a:latest", true), ("b:latest", false)]
-        );
-        let error = images(&store, &["d".to_owned()]).err().unwrap();
-        assert!(error.to_string().starts_with("no image d:latest"));
     }
+}
+
+/// A lease on these layers. None: there are none, or nothing can be written to the store, so
+/// nothing can be removed from it either.
+fn lease(store: &Store, layers: &[DiffId]) -> Result<Option<Lease>, StoreError> {
+    if layers.is_empty() {
+        return Ok(None);
+    }
+    let read_only = |error: &StoreError| {
+        matches!(error, StoreError::Features { readable: true, .. })
+            || error.errno() == Some(rustix::io::Errno::ROFS)
+    };
+    match store.lease(&format!("dedup-{}", std::process::id()), None, layers) {
+        Err(error) if read_only(&error) => Ok(None),
+        leased => leased.map(Some),
+    }
+}
+
+/// A name, with the platform of an image that is not the first of its tag.
+fn shown(reference: &Reference, image: &TaggedImage, tag: &Tag) -> String {
+    if tag.id() == Some(image.config) {
+        return reference.to_string();
+    }
+    let platform = &image.platform;
+    let words = [&platform.os, &platform.architecture, &platform.variant];
+    let words: Vec<&str> = words
+        .map(String::as_str)
+        .into_iter()
+        .filter(|word| !word.is_empty())
+        .collect();
+    format!("{reference} ({})", words.join("/"))
+}
+
+/// The images that only tags of this image name.
+fn removed_with(id: ImageId, tags: &[Tag]) -> Vec<ImageId> {
+    let (gone, stay): (Vec<_>, Vec<_>) = tags.iter().partition(|tag| tag.has(id));
+    let images = gone
+        .iter()
+        .flat_map(|tag| &tag.images)
+        .map(|image| image.config);
+    let images: BTreeSet<_> = images.collect();
+    images
+        .into_iter()
+        .filter(|image| !stay.iter().any(|tag| tag.has(*image)))
+        .collect()
 }

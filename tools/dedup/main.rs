@@ -4,30 +4,53 @@
 //! Reads a store and changes nothing. Sizes are those of objects, each counted once, so `du` of
 //! the files that `--objects` lists confirms them to the byte.
 
+mod cleanup;
+mod condition;
 mod gather;
+mod ladder;
+mod layers;
+mod model;
+mod pieces;
+mod progress;
 mod report;
+mod sharing;
+mod show;
+mod state;
+mod text;
+mod walk;
+mod whatif;
 
-use std::io::{self, Write};
+#[cfg(test)]
+mod tests;
+
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use cowl_core::digest::ObjectId;
 use cowl_core::store::Store;
 
+use condition::Condition;
+use model::Collection;
+use progress::Progress;
 use report::Report;
+use sharing::Sharing;
+use show::{Sizes, printable};
+use text::Layout;
 
 /// What `--help` ends with: each column by its definition.
 const COLUMNS: &str = "\
-Columns, in bytes:
+Columns:
   LOGICAL    contents of all files in all layers, hidden and equal ones too
   VISIBLE    contents of all files that the image shows; hard links once
   STORED     the image's distinct contents: objects in the store
   EXCLUSIVE  of those: in no other image of the store
   SHARED     of those: in other images too; STORED = EXCLUSIVE + SHARED
   FAIR       each content's size divided by the number of images that hold it;
-             over all images of the store this sums to what they keep";
+             over all images of the store this sums to what they keep
+  WASTE      what a store of layers would hold without need, as a share of LOGICAL
+docs/dedup.md defines every figure.";
 
 /// Shows what images hold and have in common: shared layers, and equal contents in layers of their
 /// own.
@@ -49,7 +72,43 @@ struct Arguments {
     /// Print only the files of the contents that two or more of the images hold, one a line
     #[arg(long)]
     objects: bool,
-    /// Names of images; all of the store if none is given
+    /// Print whole bytes instead of sizes such as 1.98MB
+    #[arg(long)]
+    bytes: bool,
+    /// List what each layer adds, changes and deletes, and what of it exists elsewhere
+    #[arg(long)]
+    layers: bool,
+    /// List the waste by cause, layer and path
+    #[arg(long)]
+    waste: bool,
+    /// List what each two images have in common
+    #[arg(long)]
+    matrix: bool,
+    /// List the largest files that several layers have, which sharing by layer keeps more than once
+    #[arg(long)]
+    duplicates: bool,
+    /// Show what removing each image frees, and what another base would
+    #[arg(long)]
+    what_if: bool,
+    /// Show what each granularity would store: layers, files, pieces of fixed size, and pieces cut
+    /// by content. Reads every file of the images; part of --json unless --no-ladder is given
+    #[arg(long)]
+    ladder: bool,
+    /// Leave the ladder out
+    #[arg(long, conflicts_with = "ladder")]
+    no_ladder: bool,
+    /// Every list
+    #[arg(long)]
+    all: bool,
+    /// Show every row of long lists
+    #[arg(long)]
+    all_rows: bool,
+    /// Exit with 1 if this holds for an image: FIGURE>LIMIT, where FIGURE is waste, overwritten,
+    /// deleted, metadata, duplicate, exclusive, stored or logical, and LIMIT a size (10MB) or a
+    /// share of the logical bytes (5%)
+    #[arg(long, value_name = "CONDITION")]
+    fail_if: Vec<Condition>,
+    /// Names or ids of images; all of the store if none is given
     #[arg(value_name = "IMAGE")]
     images: Vec<String>,
 }
@@ -69,7 +128,19 @@ fn main() -> ExitCode {
         }
         Err(help) => return exit_code(help.print().context("standard output")),
     };
-    exit_code(run(&arguments))
+    let done = cleanup::watch_signals().and_then(|()| run(&arguments));
+    cleanup::release();
+    match done {
+        Ok(failures) if failures.is_empty() => ExitCode::SUCCESS,
+        Ok(failures) => {
+            let mut code = ExitCode::from(FAILURE);
+            for failure in failures {
+                code = print_error(&failure, FAILURE);
+            }
+            code
+        }
+        Err(error) => print_error(&format!("{error:#}"), FAILURE),
+    }
 }
 
 fn exit_code(result: Result<()>) -> ExitCode {
@@ -81,34 +152,94 @@ fn exit_code(result: Result<()>) -> ExitCode {
 
 /// Prints one line on standard error; if that fails, the exit code is 2.
 fn print_error(what: &str, code: u8) -> ExitCode {
-    let told = writeln!(anstream::stderr(), "cowl-dedup: {what}");
+    let told = writeln!(anstream::stderr(), "cowl-dedup: {}", printable(what));
     ExitCode::from(if told.is_ok() { code } else { 2 })
 }
 
-fn run(arguments: &Arguments) -> Result<()> {
+/// Prints the report; gives a line for each condition of `--fail-if` that holds.
+fn run(arguments: &Arguments) -> Result<Vec<String>> {
     let store = Store::open(&arguments.root)
         .with_context(|| format!("store {}", arguments.root.display()))?;
-    let gather::Images { images, skipped } = gather::images(&store, &arguments.images)?;
-    for error in &skipped {
-        writeln!(anstream::stderr(), "cowl-dedup: warning: {error:#}").context("standard error")?;
+    let stores = [store];
+    let collection = gather::collect(&stores, &arguments.images)?;
+    for error in &collection.skipped {
+        let line = printable(&format!("warning: {error:#}"));
+        writeln!(anstream::stderr(), "cowl-dedup: {line}").context("standard error")?;
     }
-    let report = Report::new(&images, store.usage()?.objects.bytes);
+    let sharing = Sharing::of(&collection);
+    let mut report = Report::new(&collection, &sharing)?;
+    if (arguments.ladder || arguments.all || arguments.json) && !arguments.no_ladder {
+        let (limits, progress) = (ladder::Limits::default(), Progress::new());
+        report.set_ladder(ladder::climb(&collection, &stores, limits, &progress)?);
+    }
     let text = if arguments.json {
         serde_json::to_string_pretty(&report).context("the report as JSON")? + "\n"
     } else if arguments.objects {
-        objects(&store, &report)
+        objects(&stores, &collection, &report)
     } else {
-        report.to_string()
+        tables(arguments, &report)
     };
     match anstream::stdout().write_all(text.as_bytes()) {
         // A reader that has seen enough is no error.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        written => written.context("standard output"),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+        written => written.context("standard output")?,
     }
+    let failures = arguments
+        .fail_if
+        .iter()
+        .flat_map(|condition| condition.failures(&report));
+    Ok(failures.collect())
+}
+
+/// Writes one list of the report.
+type List = fn(&Report, Layout) -> String;
+
+fn tables(arguments: &Arguments, report: &Report) -> String {
+    let layout = Layout {
+        sizes: if arguments.bytes {
+            Sizes::Exact
+        } else {
+            Sizes::Human
+        },
+        width: terminal_width(),
+        rows: (!arguments.all_rows).then_some(20),
+    };
+    let mut text = text::summary(report, layout);
+    let lists: [(bool, List); 6] = [
+        (arguments.layers || arguments.all, text::layers),
+        (arguments.waste || arguments.all, text::waste),
+        (arguments.matrix || arguments.all, text::matrix),
+        (arguments.duplicates || arguments.all, text::duplicates),
+        (arguments.what_if || arguments.all, text::what_if),
+        (!report.ladder.is_empty(), text::ladder),
+    ];
+    for (wanted, list) in lists {
+        if wanted {
+            text.push_str(&list(report, layout));
+        }
+    }
+    text
+}
+
+/// Columns of the terminal that standard output is.
+fn terminal_width() -> Option<usize> {
+    let stdout = io::stdout();
+    if !stdout.is_terminal() {
+        return None;
+    }
+    let size = rustix::termios::tcgetwinsize(&stdout).ok()?;
+    (size.ws_col > 0).then_some(size.ws_col.into())
 }
 
 /// The files of the shared contents.
-fn objects(store: &Store, report: &Report) -> String {
-    let path = |id: &ObjectId| format!("{}\n", store.object_path(*id).display());
-    report.shared_objects().iter().map(path).collect()
+fn objects(stores: &[Store], collection: &Collection, report: &Report) -> String {
+    let mut text = String::new();
+    for id in &report.shared_objects {
+        let number = collection.objects.find(id).unwrap_or_default();
+        if let Some(store) = stores.get(collection.objects.store(number)) {
+            text.push_str(&store.object_path(*id).display().to_string());
+            text.push('\n');
+        }
+    }
+    text
 }

@@ -1,393 +1,318 @@
-//! The arithmetic of sharing, on sets of contents and their sizes.
+//! The report: every figure of a collection, in the form of its JSON.
 //!
-//! Every sum is exact. `stored = exclusive + shared` for each image, and the fair shares of all
-//! images of the store sum to what they keep: of a content of 10 bytes in three images one has 4
-//! and two have 3.
+//! docs/dedup.md defines each figure and names each field.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
-use std::rc::Rc;
 
-use cowl_core::digest::{DiffId, ObjectId};
+use anyhow::Result;
+use cowl_core::digest::ObjectId;
 use serde::Serialize;
+
+use crate::ladder::Rung;
+use crate::layers::{self, DuplicateRow, LayerRow};
+use crate::model::{Collection, Image};
+use crate::sharing::{Amount, Class, Sharing};
+use crate::show::shown_path;
+use crate::walk::{Cause, Walked, walk};
+use crate::whatif::{self, RebaseRow, RemovalRow};
 
 /// Of the JSON form; a field never changes its meaning, new ones may come.
 const VERSION: u32 = 1;
 
-/// Contents with their sizes in bytes.
-pub(crate) type Objects = BTreeMap<ObjectId, u64>;
-
-/// A layer and what it holds.
-#[derive(Debug)]
-pub(crate) struct Layer {
-    pub(crate) diff: DiffId,
-    /// Bytes of all its files, equal ones each.
-    pub(crate) logical: u64,
-    pub(crate) objects: Objects,
-}
-
-/// An image of the store.
-#[derive(Debug)]
-pub(crate) struct StoredImage {
-    /// Its names, separated by commas, or its id.
+#[derive(Debug, Serialize)]
+pub(crate) struct ImageRow {
     pub(crate) name: String,
-    /// Whether the report lists it; other images only count as sharers.
-    pub(crate) chosen: bool,
-    /// Lowest first.
-    pub(crate) layers: Vec<Rc<Layer>>,
-    /// Bytes of the visible files.
-    pub(crate) visible: u64,
+    pub(crate) id: String,
+    pub(crate) layers: usize,
+    pub(crate) logical_bytes: u64,
+    pub(crate) visible_bytes: u64,
+    pub(crate) stored: Amount,
+    pub(crate) exclusive: Amount,
+    pub(crate) shared: Amount,
+    pub(crate) fair_share_bytes: u64,
+    /// By cause; all four sum to it.
+    pub(crate) waste_bytes: u64,
 }
 
-impl StoredImage {
-    fn objects(&self) -> Objects {
-        let all = self.layers.iter().flat_map(|layer| &layer.objects);
-        all.map(|(id, size)| (*id, *size)).collect()
-    }
+#[derive(Debug, Serialize)]
+pub(crate) struct Pair {
+    pub(crate) names: [String; 2],
+    pub(crate) shared: Amount,
 }
 
-/// How many contents, and their sizes' sum.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-pub(crate) struct Amount {
-    pub(crate) contents: u64,
+#[derive(Debug, Serialize)]
+pub(crate) struct WasteRow {
+    pub(crate) image: String,
+    pub(crate) cause: Cause,
     pub(crate) bytes: u64,
-}
-
-impl Amount {
-    fn of<'a>(sizes: impl IntoIterator<Item = &'a u64>) -> Self {
-        sizes.into_iter().fold(Self::default(), |sum, size| Self {
-            contents: sum.contents + 1,
-            bytes: sum.bytes + size,
-        })
-    }
-}
-
-#[derive(Debug, Serialize)]
-struct Image {
-    name: String,
-    layers: usize,
-    logical_bytes: u64,
-    visible_bytes: u64,
-    stored: Amount,
-    exclusive: Amount,
-    shared: Amount,
-    fair_share_bytes: u64,
+    pub(crate) layer: String,
+    pub(crate) paths: Vec<String>,
+    /// The command of the layer that is to blame.
+    #[serde(skip)]
+    pub(crate) step: String,
+    /// The files with their bytes, the largest first.
+    #[serde(skip)]
+    pub(crate) files: Vec<(u64, String)>,
 }
 
 #[derive(Debug, Serialize)]
-struct Pair {
-    names: [String; 2],
-    shared: Amount,
+pub(crate) struct MatrixRow {
+    pub(crate) a: String,
+    pub(crate) b: String,
+    pub(crate) bytes: u64,
+    /// The bytes in common divided by those of both together.
+    pub(crate) jaccard: f64,
+}
+
+/// How far a rung's figures may be off.
+#[derive(Debug, Serialize)]
+pub(crate) struct RungError {
+    pub(crate) unit: &'static str,
+    /// Two standard errors as a share of the figure.
+    pub(crate) relative: f64,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct StoreRow {
+    pub(crate) objects: u64,
+    pub(crate) bytes: u64,
+    pub(crate) blocks: u64,
 }
 
 /// What some images hold and have in common.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
-    version: u32,
-    images: Vec<Image>,
+    pub(crate) version: u32,
+    pub(crate) images: Vec<ImageRow>,
     /// What each two of the images have in common.
-    pairs: Vec<Pair>,
+    pub(crate) pairs: Vec<Pair>,
     /// In two or more of the images, each content once.
-    shared: Amount,
+    pub(crate) shared: Amount,
     /// Of the shared: in layers that two or more of the images have.
-    in_shared_layers: Amount,
+    pub(crate) in_shared_layers: Amount,
     /// Of the shared: the rest, which no layer digest shows.
-    in_other_layers: Amount,
+    pub(crate) in_other_layers: Amount,
     /// All contents of all the images, each once: what the store keeps for them.
-    kept: Amount,
+    pub(crate) kept: Amount,
     /// Bytes of the images one by one, less what is kept.
-    saved_bytes: u64,
+    pub(crate) saved_bytes: u64,
     /// Bytes of objects that no image of the store holds: a container's, or for gc to take.
-    unattributed_bytes: u64,
+    pub(crate) unattributed_bytes: u64,
+    pub(crate) store: StoreRow,
+    pub(crate) waste: Vec<WasteRow>,
+    pub(crate) matrix: Vec<MatrixRow>,
+    pub(crate) layers: Vec<LayerRow>,
+    /// The largest files that several layers have.
+    pub(crate) duplicates: Vec<DuplicateRow>,
+    pub(crate) removals: Vec<RemovalRow>,
+    pub(crate) rebases: Vec<RebaseRow>,
+    /// What each granularity would store; empty unless asked for.
+    pub(crate) ladder: Vec<Rung>,
+    /// Of rungs that are estimates.
+    pub(crate) ladder_errors: Vec<RungError>,
+    /// Contents that two or more of the images hold, sorted.
     #[serde(skip)]
-    objects: Vec<ObjectId>,
+    pub(crate) shared_objects: Vec<ObjectId>,
 }
 
 impl Report {
-    /// Compares the chosen images; `store_bytes` are those of all objects of the store.
-    pub(crate) fn new(all: &[StoredImage], store_bytes: u64) -> Self {
-        let objects: Vec<Objects> = all.iter().map(StoredImage::objects).collect();
-        let holders = holders(&objects);
-        let rows: Vec<(&StoredImage, &Objects, u64)> = all
+    pub(crate) fn new(collection: &Collection, sharing: &Sharing) -> Result<Self> {
+        let listed: Vec<usize> = collection
+            .images
             .iter()
-            .zip(&objects)
-            .zip(fair_shares(&objects, &holders))
-            .filter(|((image, _), _)| image.chosen)
-            .map(|((image, objects), fair)| (image, objects, fair))
+            .enumerate()
+            .filter_map(|(number, image)| image.chosen.then_some(number))
             .collect();
-        let kept: Objects = rows
+        let mut images = Vec::new();
+        let mut waste = Vec::new();
+        let mut layer_rows = Vec::new();
+        let holding = layers::layers_holding(collection);
+        for number in &listed {
+            let Some(image) = collection.images.get(*number) else {
+                continue;
+            };
+            let walked = walk(collection, image)?;
+            let mut row = image_row(collection, sharing, *number, &walked);
+            layer_rows.extend(layers::rows(collection, image, &walked, &holding));
+            let rows = waste_rows(collection, image, walked);
+            row.waste_bytes = rows.iter().map(|row| row.bytes).sum();
+            images.push(row);
+            waste.extend(rows);
+        }
+        let chosen = |image: &&usize| collection.images.get(**image).is_some_and(|i| i.chosen);
+        let holds = |class: &Class| class.images.iter().filter(chosen).count();
+        let shared = sharing.sum(|class| holds(class) > 1);
+        let kept = sharing.sum(|class| holds(class) > 0);
+        let in_shared_layers = sharing
+            .classes
             .iter()
-            .flat_map(|(_, objects, _)| objects.iter())
-            .map(|(id, size)| (*id, *size))
+            .filter(|class| holds(class) > 1)
+            .fold(Amount::default(), |sum, class| Amount {
+                contents: sum.contents + class.in_shared_layers.contents,
+                bytes: sum.bytes + class.in_shared_layers.bytes,
+            });
+        let one_by_one: u64 = images.iter().map(|image| image.stored.bytes).sum();
+        let attributed = sharing.sum(|class| !class.images.is_empty());
+        let (pairs, matrix) = pairs(sharing, &listed, &images);
+        let shared_objects = (0..).take(collection.objects.len()).filter(|object| {
+            let images = sharing.images_of(*object).iter();
+            images.filter(chosen).nth(1).is_some()
+        });
+        let shared_objects: BTreeSet<ObjectId> = shared_objects
+            .filter_map(|object| collection.objects.id(object))
             .collect();
-        let shared_ids = in_several(rows.iter().map(|(_, objects, _)| objects.keys().copied()));
-        let shared: Objects = kept
-            .iter()
-            .filter(|(id, _)| shared_ids.contains(id))
-            .map(|(id, size)| (*id, *size))
-            .collect();
-        let in_layers = in_shared_layers(rows.iter().map(|(image, ..)| *image));
-        let (layered, other): (Vec<_>, Vec<_>) =
-            shared.iter().partition(|(id, _)| in_layers.contains(id));
-        let one_by_one: u64 = rows
-            .iter()
-            .flat_map(|(_, objects, _)| objects.values())
-            .sum();
-        let attributed: u64 = holders.values().map(|(size, _)| size).sum();
-        let kept = Amount::of(kept.values());
-        Self {
+        Ok(Self {
             version: VERSION,
-            images: rows.iter().map(|row| image(row, &holders)).collect(),
-            pairs: pairs(&rows),
-            shared: Amount::of(shared.values()),
-            in_shared_layers: Amount::of(layered.into_iter().map(|(_, size)| size)),
-            in_other_layers: Amount::of(other.into_iter().map(|(_, size)| size)),
+            images,
+            pairs,
+            shared,
+            in_shared_layers,
+            in_other_layers: Amount {
+                contents: shared.contents - in_shared_layers.contents,
+                bytes: shared.bytes - in_shared_layers.bytes,
+            },
             kept,
             saved_bytes: one_by_one.saturating_sub(kept.bytes),
-            unattributed_bytes: store_bytes.saturating_sub(attributed),
-            objects: shared.into_keys().collect(),
-        }
-    }
-
-    /// Contents that two or more of the images hold, sorted.
-    pub(crate) fn shared_objects(&self) -> &[ObjectId] {
-        &self.objects
-    }
-}
-
-/// Each content with its size and the number of images that hold it.
-type Holders = BTreeMap<ObjectId, (u64, u64)>;
-
-fn holders(images: &[Objects]) -> Holders {
-    let mut holders = Holders::new();
-    for (id, size) in images.iter().flatten() {
-        holders.entry(*id).or_insert((*size, 0)).1 += 1;
-    }
-    holders
-}
-
-/// Divides each content among its images; what is left over goes a byte each to the first of them.
-fn fair_shares(images: &[Objects], holders: &Holders) -> Vec<u64> {
-    let mut served: BTreeMap<ObjectId, u64> = BTreeMap::new();
-    let share = |id: &ObjectId, served: &mut BTreeMap<ObjectId, u64>| {
-        let (size, images) = holders.get(id).copied().unwrap_or((0, 1));
-        let before = served.entry(*id).or_default();
-        let extra = u64::from(*before < size % images);
-        *before += 1;
-        size / images + extra
-    };
-    images
-        .iter()
-        .map(|objects| objects.keys().map(|id| share(id, &mut served)).sum())
-        .collect()
-}
-
-fn image((image, objects, fair): &(&StoredImage, &Objects, u64), holders: &Holders) -> Image {
-    let alone = |id: &ObjectId| holders.get(id).is_some_and(|(_, images)| *images == 1);
-    let (exclusive, shared): (Vec<_>, Vec<_>) = objects.iter().partition(|(id, _)| alone(id));
-    Image {
-        name: image.name.clone(),
-        layers: image.layers.len(),
-        logical_bytes: image.layers.iter().map(|layer| layer.logical).sum(),
-        visible_bytes: image.visible,
-        stored: Amount::of(objects.values()),
-        exclusive: Amount::of(exclusive.into_iter().map(|(_, size)| size)),
-        shared: Amount::of(shared.into_iter().map(|(_, size)| size)),
-        fair_share_bytes: *fair,
-    }
-}
-
-fn pairs(rows: &[(&StoredImage, &Objects, u64)]) -> Vec<Pair> {
-    let mut pairs = Vec::new();
-    let mut rest = rows;
-    while let Some(((one, objects, _), others)) = rest.split_first() {
-        pairs.extend(others.iter().map(|(other, theirs, _)| {
-            let common = objects.iter().filter(|(id, _)| theirs.contains_key(id));
-            Pair {
-                names: [one.name.clone(), other.name.clone()],
-                shared: Amount::of(common.map(|(_, size)| size)),
-            }
-        }));
-        rest = others;
-    }
-    pairs
-}
-
-/// Contents of the layers that two or more images have.
-fn in_shared_layers<'a>(
-    images: impl Iterator<Item = &'a StoredImage> + Clone,
-) -> BTreeSet<ObjectId> {
-    let diffs = |image: &'a StoredImage| {
-        let diffs: BTreeSet<DiffId> = image.layers.iter().map(|layer| layer.diff).collect();
-        diffs.into_iter()
-    };
-    let several = in_several(images.clone().map(diffs));
-    let layers = images.flat_map(|image| &image.layers);
-    layers
-        .filter(|layer| several.contains(&layer.diff))
-        .flat_map(|layer| layer.objects.keys().copied())
-        .collect()
-}
-
-/// What is in two or more of the sets.
-fn in_several<T: Ord>(sets: impl Iterator<Item = impl Iterator<Item = T>>) -> BTreeSet<T> {
-    let mut once = BTreeSet::new();
-    let mut several = BTreeSet::new();
-    for item in sets.flatten() {
-        if once.contains(&item) {
-            several.insert(item);
-        } else {
-            once.insert(item);
-        }
-    }
-    several
-}
-
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names = self.images.iter().map(|image| image.name.chars().count());
-        let pair_names = |pair: &Pair| pair.names.join(" and ");
-        let pairs = self
-            .pairs
-            .iter()
-            .map(|pair| pair_names(pair).chars().count() + 2);
-        let width = names.chain(pairs).max().unwrap_or(0).max(24);
-        writeln!(
-            f,
-            "{:width$} {:>6} {:>13} {:>13} {:>13} {:>13} {:>13} {:>13}",
-            "IMAGE", "LAYERS", "LOGICAL", "VISIBLE", "STORED", "EXCLUSIVE", "SHARED", "FAIR"
-        )?;
-        for image in &self.images {
-            writeln!(
-                f,
-                "{:width$} {:>6} {:>13} {:>13} {:>13} {:>13} {:>13} {:>13}",
-                image.name,
-                image.layers,
-                image.logical_bytes,
-                image.visible_bytes,
-                image.stored.bytes,
-                image.exclusive.bytes,
-                image.shared.bytes,
-                image.fair_share_bytes
-            )?;
-        }
-        writeln!(f, "\n{:width$} {:>10} {:>15}", "", "CONTENTS", "BYTES")?;
-        let mut line = |what: &str, amount: Amount| {
-            writeln!(
-                f,
-                "{what:width$} {:>10} {:>15}",
-                amount.contents, amount.bytes
-            )
-        };
-        line("shared", self.shared)?;
-        line("  in shared layers", self.in_shared_layers)?;
-        line("  in layers of their own", self.in_other_layers)?;
-        if self.pairs.len() > 1 {
-            for pair in &self.pairs {
-                line(&format!("  {}", pair_names(pair)), pair.shared)?;
-            }
-        }
-        line("kept once for all", self.kept)?;
-        writeln!(f, "{:width$} {:>10} {:>15}", "saved", "", self.saved_bytes)?;
-        if self.unattributed_bytes > 0 {
-            let bytes = self.unattributed_bytes;
-            writeln!(f, "{:width$} {:>10} {bytes:>15}", "in no image", "")?;
-        }
-        Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use cowl_core::digest::Sha256Digest;
-
-    fn layer(name: &str, contents: &[(&str, u64)]) -> Rc<Layer> {
-        Rc::new(Layer {
-            diff: DiffId(Sha256Digest::of(name.as_bytes())),
-            // One file twice in each layer.
-            logical: contents.iter().map(|(_, size)| size * 2).sum(),
-            objects: contents
-                .iter()
-                .map(|(name, size)| (ObjectId::of(name.as_bytes()), *size))
-                .collect(),
+            unattributed_bytes: collection.disk.bytes.saturating_sub(attributed.bytes),
+            store: StoreRow {
+                objects: collection.disk.objects,
+                bytes: collection.disk.bytes,
+                blocks: collection.disk.blocks,
+            },
+            waste,
+            matrix,
+            layers: layer_rows,
+            duplicates: layers::duplicates(collection, |object| {
+                sharing.images_of(object).iter().filter(chosen).count() as u64
+            }),
+            removals: whatif::removals(collection, sharing),
+            rebases: whatif::rebases(collection, sharing),
+            ladder: Vec::new(),
+            ladder_errors: Vec::new(),
+            shared_objects: shared_objects.into_iter().collect(),
         })
     }
+}
 
-    fn image(name: &str, chosen: bool, layers: Vec<Rc<Layer>>) -> StoredImage {
-        StoredImage {
-            name: name.to_owned(),
-            chosen,
-            layers,
-            visible: 7,
-        }
-    }
-
-    const fn amount(contents: u64, bytes: u64) -> Amount {
-        Amount { contents, bytes }
-    }
-
-    fn images(third_is_chosen: bool) -> [StoredImage; 3] {
-        let base = || layer("base", &[("busybox", 1000)]);
-        let own = [
-            layer("a", &[("catalogue", 100), ("a", 1)]),
-            layer("b", &[("catalogue", 100), ("b", 2)]),
-            layer("c", &[("catalogue", 100), ("c", 4)]),
-        ];
-        let [a, b, c] = own;
-        [
-            image("a", true, vec![base(), a]),
-            image("b", true, vec![base(), b]),
-            image("c", third_is_chosen, vec![c]),
-        ]
-    }
-
-    #[test]
-    fn report_tells_shared_layers_from_shared_contents() {
-        let report = Report::new(&images(true), 1107 + 50);
-        assert_eq!(report.shared, amount(2, 1100));
-        assert_eq!(report.in_shared_layers, amount(1, 1000));
-        assert_eq!(report.in_other_layers, amount(1, 100));
-        assert_eq!(report.kept, amount(5, 1107));
-        assert_eq!(report.saved_bytes, 1101 + 1102 + 104 - 1107);
-        assert_eq!(report.unattributed_bytes, 50);
-        assert_eq!(report.shared_objects().len(), 2);
-        let pairs: Vec<_> = report.pairs.iter().map(|pair| pair.shared).collect();
-        assert_eq!(pairs, [amount(2, 1100), amount(1, 100), amount(1, 100)]);
-    }
-
-    #[test]
-    fn exclusive_and_shared_sum_to_kept() {
-        let report = Report::new(&images(true), 1107);
-        for image in &report.images {
-            let both = image.exclusive.bytes + image.shared.bytes;
-            assert_eq!(image.stored.bytes, both);
-        }
-        let exclusive: u64 = report
-            .images
-            .iter()
-            .map(|image| image.exclusive.bytes)
-            .sum();
-        assert_eq!(exclusive + report.shared.bytes, report.kept.bytes);
-        let fair: Vec<u64> = report
-            .images
-            .iter()
-            .map(|image| image.fair_share_bytes)
+impl Report {
+    pub(crate) fn set_ladder(&mut self, ladder: Vec<Rung>) {
+        let estimates = ladder.iter().filter(|rung| rung.error > 0.0);
+        self.ladder_errors = estimates
+            .map(|rung| RungError {
+                unit: rung.unit,
+                relative: rung.error,
+            })
             .collect();
-        assert_eq!(fair, [500 + 34 + 1, 500 + 33 + 2, 33 + 4]);
-        assert_eq!(fair.iter().sum::<u64>(), report.kept.bytes);
-        assert_eq!(report.images[0].logical_bytes, 2202);
+        self.ladder = ladder;
     }
+}
 
-    #[test]
-    fn unchosen_images_count_as_sharers() {
-        let report = Report::new(&images(false), 1107);
-        assert_eq!(report.images.len(), 2);
-        assert_eq!(report.images[0].exclusive, amount(1, 1));
-        assert_eq!(report.kept, amount(4, 1103));
-        assert_eq!(
-            report.unattributed_bytes, 0,
-            "the third image's are its own"
-        );
+fn image_row(
+    collection: &Collection,
+    sharing: &Sharing,
+    number: usize,
+    walked: &Walked,
+) -> ImageRow {
+    let stored = sharing.stored.get(number).copied().unwrap_or_default();
+    let exclusive = sharing.exclusive.get(number).copied().unwrap_or_default();
+    let image = collection.images.get(number);
+    let layers = image.map_or(&[][..], |image| &image.layers);
+    ImageRow {
+        name: image.map(|image| image.name.clone()).unwrap_or_default(),
+        id: image.map(|image| image.id.to_string()).unwrap_or_default(),
+        layers: layers.len(),
+        logical_bytes: collection.stack(layers).map(|layer| layer.logical).sum(),
+        visible_bytes: walked.visible,
+        stored,
+        exclusive,
+        shared: Amount {
+            contents: stored.contents - exclusive.contents,
+            bytes: stored.bytes - exclusive.bytes,
+        },
+        fair_share_bytes: sharing.fair_shares.get(number).copied().unwrap_or(0),
+        waste_bytes: 0,
+    }
+}
+
+/// One row for each cause and layer; a row for each content that has several paths.
+fn waste_rows(collection: &Collection, image: &Image, walked: Walked) -> Vec<WasteRow> {
+    let mut rows: BTreeMap<(usize, Cause, usize, usize), WasteRow> = BTreeMap::new();
+    for (number, waste) in walked.waste.into_iter().enumerate() {
+        let content = if waste.cause == Cause::Duplicate {
+            number + 1
+        } else {
+            0
+        };
+        let key = (waste.layer, waste.cause, waste.by, content);
+        let diff = image
+            .layers
+            .get(waste.layer)
+            .and_then(|layer| collection.layer(*layer));
+        let row = rows.entry(key).or_insert_with(|| WasteRow {
+            image: image.name.clone(),
+            cause: waste.cause,
+            bytes: 0,
+            layer: diff.map(|layer| layer.diff.to_string()).unwrap_or_default(),
+            paths: Vec::new(),
+            step: image
+                .steps
+                .get(waste.by)
+                .map(|step| step.created_by.clone())
+                .unwrap_or_default(),
+            files: Vec::new(),
+        });
+        row.bytes += waste.bytes;
+        let mut shown: Vec<String> = waste.paths.iter().map(|path| shown_path(path)).collect();
+        row.files
+            .push((waste.bytes, shown.first().cloned().unwrap_or_default()));
+        row.paths.append(&mut shown);
+    }
+    let mut rows: Vec<WasteRow> = rows.into_values().collect();
+    for row in &mut rows {
+        row.files
+            .sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
+        if row.cause != Cause::Duplicate {
+            row.paths.sort();
+        }
+    }
+    rows.sort_by_key(|row| Reverse(row.bytes));
+    rows
+}
+
+fn pairs(sharing: &Sharing, listed: &[usize], images: &[ImageRow]) -> (Vec<Pair>, Vec<MatrixRow>) {
+    let mut pairs = Vec::new();
+    let mut matrix = Vec::new();
+    for ((one, other), shared) in sharing.pairs(listed) {
+        let (Some(one), Some(other)) = (images.get(one), images.get(other)) else {
+            continue;
+        };
+        pairs.push(Pair {
+            names: [one.name.clone(), other.name.clone()],
+            shared,
+        });
+        matrix.push(MatrixRow {
+            a: one.name.clone(),
+            b: other.name.clone(),
+            bytes: shared.bytes,
+            jaccard: ratio(
+                shared.bytes,
+                one.stored.bytes + other.stored.bytes - shared.bytes,
+            ),
+        });
+    }
+    (pairs, matrix)
+}
+
+/// A share of 0 to 1; 0 of nothing.
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "a ratio for people; its parts are exact elsewhere"
+)]
+pub(crate) fn ratio(part: u64, whole: u64) -> f64 {
+    if whole == 0 {
+        0.0
+    } else {
+        part as f64 / whole as f64
     }
 }

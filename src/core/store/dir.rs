@@ -27,6 +27,8 @@ pub(super) const PRIVATE: Mode = Mode::RUSR.union(Mode::WUSR);
 pub(super) struct Meta {
     pub(super) file_type: FileType,
     pub(super) size: u64,
+    /// 512-byte units of disk space.
+    pub(super) blocks: u64,
     /// Permission bits, `07777`.
     pub(super) mode: u32,
 }
@@ -183,11 +185,12 @@ impl StoreDir {
 
     pub(super) fn stat(&self, name: impl AsRef<OsStr>) -> Result<Option<Meta>, StoreError> {
         let name = name.as_ref();
-        let mask = StatxFlags::TYPE | StatxFlags::MODE | StatxFlags::SIZE;
+        let mask = StatxFlags::TYPE | StatxFlags::MODE | StatxFlags::SIZE | StatxFlags::BLOCKS;
         match fs::statx(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW, mask) {
             Ok(stat) => Ok(Some(Meta {
                 file_type: FileType::from_raw_mode(stat.stx_mode.into()),
                 size: stat.stx_size,
+                blocks: stat.stx_blocks,
                 mode: u32::from(stat.stx_mode) & 0o7777,
             })),
             Err(Errno::NOENT) => Ok(None),

@@ -83,7 +83,7 @@ pub use self::reference::{Reference, ReferenceError};
 pub use self::remove::remove_tree;
 pub use self::tags::{Descriptor, Platform, Tag, TagList, TaggedImage, TaggedLayer};
 pub use self::transaction::{Transaction, Trust};
-pub use self::usage::{Count, Usage};
+pub use self::usage::{Count, ObjectUsage, Usage};
 pub use self::writer::{Added, BlobWriter, ObjectWriter, Outcome};
 
 use self::dir::{PRIVATE, StoreDir};

@@ -171,6 +171,18 @@ impl Store {
         Ok(stems.map(str::to_owned).collect())
     }
 
+    /// The layers of each live pin: of containers, mounts and running loads. A load's may be
+    /// missing.
+    pub fn pinned_layers(&self) -> Result<Vec<Vec<DiffId>>, StoreError> {
+        let mut pinned = Vec::new();
+        for name in self.pins.names()? {
+            if let Some(kind) = PinKind::of(&name) {
+                pinned.extend(self.read_pin(&name, kind)?.map(|pin| pin.layers));
+            }
+        }
+        Ok(pinned)
+    }
+
     /// Keeps a stack of layers for the mount with this id (letters, digits, `_.-`).
     ///
     /// Locking: holds the store's lock shared while it checks that the layers exist and publishes

@@ -24,6 +24,25 @@ impl Count {
     }
 }
 
+/// The result of [`Store::object_usage`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ObjectUsage {
+    /// Files in `objects/`.
+    pub objects: u64,
+    /// Their lengths, as `du --apparent-size` of the files counts.
+    pub bytes: u64,
+    /// The disk space they take, in units of 512 bytes, as `stat` counts.
+    pub blocks: u64,
+}
+
+impl std::ops::AddAssign for ObjectUsage {
+    fn add_assign(&mut self, other: Self) {
+        self.objects += other.objects;
+        self.bytes += other.bytes;
+        self.blocks += other.blocks;
+    }
+}
+
 /// The result of [`Store::usage`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Usage {
@@ -58,6 +77,23 @@ impl Store {
             };
             if let Some(tree) = layer.stat(super::layer::TREE)? {
                 usage.layers.add(tree.size);
+            }
+        }
+        Ok(usage)
+    }
+
+    /// Lengths and disk space of all objects; O(objects).
+    pub fn object_usage(&self) -> Result<ObjectUsage, StoreError> {
+        let mut usage = ObjectUsage::default();
+        for fan_out in self.fan_outs()? {
+            let dir = self.objects.open_dir(&fan_out)?;
+            for name in dir.names()? {
+                // None: gc took it since the listing.
+                if let Some(meta) = dir.stat(&name)? {
+                    usage.objects += 1;
+                    usage.bytes += meta.size;
+                    usage.blocks += meta.blocks;
+                }
             }
         }
         Ok(usage)

@@ -234,10 +234,22 @@ impl Stream {
         self.json(&serde_json::json!({"errorDetail": {"message": message}, "error": message}))
     }
 
+    /// Sends bytes as they are.
     fn send(&self, chunk: impl Into<Bytes>) -> io::Result<()> {
         self.0
             .blocking_send(Ok(chunk.into()))
             .map_err(|_gone| io::ErrorKind::BrokenPipe.into())
+    }
+}
+
+impl io::Write for &Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.send(bytes.to_vec())?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

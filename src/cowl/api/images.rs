@@ -9,10 +9,14 @@ use cowl_core::digest::ImageId;
 use cowl_core::store::{Reference, Trust};
 use hyper::StatusCode;
 use jiff::Timestamp;
+use serde::Deserialize;
 use serde_json::{Value, json};
+use std::io::{self, BufWriter};
 use std::path::Path;
 use std::sync::Arc;
 
+/// Bytes of an archive that are sent at once.
+const CHUNK: usize = 256 << 10;
 /// What messages call an uploaded archive.
 const UPLOAD: &str = "the request's body";
 
@@ -152,4 +156,49 @@ pub(super) fn create(server: &Arc<Server>, request: Request) -> Handled {
         }
     };
     Ok(http::stream("application/json", produce))
+}
+
+/// `docker save`: the names of the query, or the one of the path.
+pub(super) async fn save(server: &Arc<Server>, request: &Request, name: Option<String>) -> Handled {
+    let names = match name {
+        Some(name) => vec![name],
+        None => request.query.all("names").map(str::to_owned).collect(),
+    };
+    if names.is_empty() {
+        return Err(Refusal::invalid("no image is named"));
+    }
+    let platform = request.query.get("platform").map(platform).transpose()?;
+    let selected = server
+        .engine(move |engine| engine.select(&names, platform.as_deref()))
+        .await?;
+    let server = Arc::clone(server);
+    let produce = move |stream: &http::Stream| {
+        let out = BufWriter::with_capacity(CHUNK, stream);
+        let saved = server
+            .open()
+            .and_then(|engine| engine.save_selected(&selected, out));
+        saved.map_err(|error| io::Error::other(error.to_string()))
+    };
+    Ok(http::stream("application/x-tar", produce))
+}
+
+/// A platform as the API has it.
+#[derive(Debug, Deserialize)]
+struct Platform {
+    #[serde(default)]
+    os: Option<String>,
+    #[serde(default)]
+    architecture: String,
+    #[serde(default)]
+    variant: String,
+}
+
+/// `OS/ARCHITECTURE[/VARIANT]` of a platform in JSON.
+fn platform(text: &str) -> Handled<String> {
+    let platform: Platform = serde_json::from_str(text)
+        .map_err(|error| Refusal::invalid(format!("failed to parse platform: {error}")))?;
+    let os = platform.os.unwrap_or_else(|| "linux".to_owned());
+    let parts = [os, platform.architecture, platform.variant];
+    let given: Vec<String> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+    Ok(given.join("/"))
 }

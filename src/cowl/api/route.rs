@@ -52,6 +52,10 @@ async fn images(server: &Arc<Server>, request: Request, path: &[&str]) -> Handle
         (&Method::GET, ["json"]) => images::list(server, &request).await,
         (&Method::POST, ["load"]) => images::load(server, request),
         (&Method::POST, ["create"]) => images::create(server, request),
+        (&Method::GET, ["get"]) => images::save(server, &request, None).await,
+        (&Method::GET, [name @ .., "get"]) => {
+            images::save(server, &request, Some(name.join("/"))).await
+        }
         (&Method::GET, [name @ .., "history"]) => images::history(server, name.join("/")).await,
         (&Method::DELETE, name @ [_, ..]) => images::remove(server, &request, name.join("/")).await,
         _ => Err(no_page()),

@@ -1,7 +1,8 @@
 //! The command line as clap parses it. The commands give the options their meaning.
 
+use super::container::args::{Create, Ps, Rename, Rm, Run};
 use clap::builder::ArgAction;
-use clap::{Args, Command as Definition, Parser, Subcommand, ValueEnum};
+use clap::{Args, Command as Definition, Parser, Subcommand};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -76,11 +77,17 @@ pub(super) enum Command {
     #[command(visible_alias = "unmount")]
     Umount(Umount),
     /// Create and run a new container from an image
+    #[command(disable_help_flag = true)]
     Run(Box<Run>),
+    /// Create a new container
+    #[command(disable_help_flag = true)]
+    Create(Box<Create>),
     /// List containers
     Ps(Ps),
     /// Remove one or more containers
     Rm(Rm),
+    /// Rename a container
+    Rename(Rename),
     /// Manage volumes
     #[command(subcommand)]
     Volume(Volume),
@@ -207,79 +214,6 @@ pub(super) struct Mount {
 pub(super) struct Umount {
     /// Mount point
     pub(super) dir: PathBuf,
-}
-
-#[derive(Debug, Args)]
-#[command(override_usage = "cowl run [OPTIONS] IMAGE [COMMAND] [ARG]...")]
-pub(super) struct Run {
-    /// Automatically remove the container and its anonymous volumes when it exits
-    #[arg(long)]
-    pub(super) rm: bool,
-    /// Keep STDIN open
-    #[arg(short, long)]
-    pub(super) interactive: bool,
-    /// Allocate a pseudo-TTY
-    #[arg(short, long)]
-    pub(super) tty: bool,
-    /// Memory limit in bytes, or with a unit of b, k, m or g: 512m
-    #[arg(short, long, value_name = "BYTES", value_parser = super::units::parse_memory)]
-    pub(super) memory: Option<u64>,
-    /// Set an environment variable, or pass on the caller's
-    #[arg(short, long, value_name = "NAME[=VALUE]", allow_hyphen_values = true)]
-    pub(super) env: Vec<String>,
-    /// Working directory inside the container
-    #[arg(short, long, value_name = "DIR")]
-    pub(super) workdir: Option<String>,
-    /// Assign a name to the container
-    #[arg(long)]
-    pub(super) name: Option<String>,
-    /// Mount a volume or a directory of the host
-    #[arg(short, long, value_name = "VOLUME:/DIR[:ro]")]
-    pub(super) volume: Vec<String>,
-    /// Overwrite the ENTRYPOINT of the image
-    #[arg(long, value_name = "PROGRAM")]
-    pub(super) entrypoint: Option<String>,
-    /// Username or UID, and group or GID
-    #[arg(short, long, value_name = "USER[:GROUP]")]
-    pub(super) user: Option<String>,
-    /// Security option: seccomp=unconfined allows all system calls
-    #[arg(long, value_name = "OPTION", value_enum)]
-    pub(super) security_opt: Vec<SecurityOpt>,
-    /// Image, then command and arguments
-    #[arg(required = true, trailing_var_arg = true, value_names = ["IMAGE", "COMMAND"], num_args = 1..)]
-    pub(super) image_and_command: Vec<String>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum SecurityOpt {
-    #[value(name = "seccomp=unconfined")]
-    SeccompUnconfined,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct Ps {
-    /// Show all containers, not only running ones
-    #[arg(short, long)]
-    pub(super) all: bool,
-    /// Only display IDs
-    #[arg(short, long)]
-    pub(super) quiet: bool,
-    /// Don't truncate output
-    #[arg(long)]
-    pub(super) no_trunc: bool,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct Rm {
-    /// Name of a container, its ID or the beginning of its ID
-    #[arg(required = true, value_name = "CONTAINER")]
-    pub(super) containers: Vec<String>,
-    /// Force the removal of a running container (SIGKILL)
-    #[arg(short, long)]
-    pub(super) force: bool,
-    /// Remove the container's anonymous volumes too
-    #[arg(short, long)]
-    pub(super) volumes: bool,
 }
 
 #[derive(Debug, Subcommand)]

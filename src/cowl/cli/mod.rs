@@ -51,8 +51,11 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(code) => return code,
     };
-    // `run` leaves 1 and the like to the container's program; an unknown command is a usage error.
-    let failure = if matches!(cli.command, Command::Run(_) | Command::External(_)) {
+    // `run` leaves 1 and the like to the container's program, and `create` is a part of it; an unknown command is a usage error.
+    let failure = if matches!(
+        cli.command,
+        Command::Run(_) | Command::Create(_) | Command::External(_)
+    ) {
         USAGE
     } else {
         FAILURE
@@ -168,6 +171,8 @@ fn dispatch(cli: Cli, out: &mut Stdout) -> Result<u8> {
         Command::Mount(args) => mount::mount(&open(Access::Change)?, &args),
         Command::Umount(args) => mount::umount(&open(Access::Read)?, &args),
         Command::Run(args) => container::run(&mut open(Access::Change)?, *args),
+        Command::Create(args) => container::create(&open(Access::Change)?, *args, out),
+        Command::Rename(args) => container::rename(&open(Access::Change)?, &args),
         Command::Ps(args) => container::ps(&open(Access::Read)?, &args, out),
         Command::Rm(args) => container::rm(&open(Access::Change)?, &args, out),
         Command::Volume(command) => {

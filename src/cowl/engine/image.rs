@@ -1,9 +1,8 @@
 //! Images as people name, list and remove them. What an image is, the store and `core::image` know.
 
-use super::container::state::Status;
+use super::docker::ContainerConfig;
 use super::error::{Context, Error, Result};
 use super::names;
-use super::process::ImageDefaults;
 use super::{Engine, Listing};
 use cowl_core::digest::{DiffId, ImageId, Sha256Digest};
 use cowl_core::image::{self, ImageConfig, Loaded};
@@ -25,10 +24,8 @@ pub struct Image {
     pub layers: Vec<DiffId>,
     /// What it keeps in the store's blobs, compressed layers apart: a container needs those no more.
     pub blobs: Vec<Sha256Digest>,
-    /// Its process.
-    pub defaults: ImageDefaults,
-    /// Where it wants volumes.
-    pub volumes: Vec<String>,
+    /// What a container of it has where its client asks for nothing else.
+    pub defaults: ContainerConfig,
 }
 
 /// A name of an image, or an image without one.
@@ -85,17 +82,9 @@ impl Engine {
     /// The image that `needle` means: a name, a whole id, or the beginning of one id only.
     pub fn image(&self, needle: &str) -> Result<Image> {
         let Found { image, by_name, .. } = self.find_image(needle)?;
-        let config = self.config(image.config)?;
         let reference = by_name.and_then(|tag| tag.reference);
         let name = reference.map_or_else(|| short_id(image.config), |name| name.to_string());
-        let process = config.config.unwrap_or_default();
-        let defaults = ImageDefaults {
-            entrypoint: process.entrypoint,
-            cmd: process.cmd,
-            env: process.env,
-            working_dir: process.working_dir,
-            user: process.user,
-        };
+        let defaults = self.defaults(image.config)?;
         Ok(Image {
             name,
             id: image.config,
@@ -104,7 +93,6 @@ impl Engine {
                 .chain(image.manifest)
                 .collect(),
             defaults,
-            volumes: process.volumes,
         })
     }
 
@@ -325,14 +313,24 @@ impl Engine {
         for container in self.containers.list()?.items {
             if container.config.image_id == id {
                 // One whose status is damaged is a user all the same.
-                let runs = container
-                    .status()
-                    .is_ok_and(|status| matches!(status, Status::Running | Status::Created));
+                let runs = container.status().is_ok_and(|status| status.is_live());
                 users.push((names::short(&container.config.id).to_owned(), runs));
             }
         }
         users.sort_by_key(|(_, running)| !running);
         Ok(users)
+    }
+
+    /// `config` of an image's configuration.
+    fn defaults(&self, image: ImageId) -> Result<ContainerConfig> {
+        #[derive(serde::Deserialize)]
+        struct Defaults {
+            config: Option<ContainerConfig>,
+        }
+        let bytes = self.store.read_blob(image.0, CONFIG_LIMIT)?;
+        let defaults: Defaults = serde_json::from_slice(&bytes)
+            .context(|| format!("configuration of image {}", short_id(image)))?;
+        Ok(defaults.config.unwrap_or_default())
     }
 
     fn config(&self, image: ImageId) -> Result<ImageConfig> {

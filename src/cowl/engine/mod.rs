@@ -6,6 +6,8 @@
 
 mod attach;
 pub mod container;
+pub mod create;
+pub mod docker;
 pub mod error;
 pub(crate) mod files;
 pub mod helpers;
@@ -19,6 +21,7 @@ pub mod process;
 pub mod run;
 mod save;
 mod signals;
+mod start;
 mod terminal;
 
 pub use mount::MountRequest;
@@ -31,7 +34,7 @@ use container::state::Status;
 use container::{Container, Containers, Guard};
 use cowl_core::store::{Store, StoreError};
 use cowl_launch::cgroup::remove_leftovers;
-use error::{Context, Error, Result};
+use error::{Context, Error, Kind, Result};
 use std::path::Path;
 
 /// Prefix of the names of containers' pins.
@@ -149,17 +152,18 @@ impl Engine {
             found => found?,
         };
         // `--rm` implies the removal of anonymous volumes.
-        let with_volumes = with_volumes || container.config.auto_remove;
+        let with_volumes = with_volumes || container.config.host.auto_remove;
         match container.status() {
-            Ok(Status::Exited(_) | Status::Abandoned) => {
-                self.remove_container(&container, with_volumes)
-            }
-            Ok(Status::Running | Status::Created) if !force => Err(Error::conflict(format!(
+            Ok(Status::Paused) if !force => Err(Error::conflict(format!(
+                "cannot remove container \"{needle}\": container is paused and must be unpaused first"
+            ))),
+            Ok(status) if status.is_live() && !force => Err(Error::conflict(format!(
                 "cannot remove container \"{needle}\": container is running: stop the container before removing or force remove (cowl rm -f {needle})"
             ))),
             Err(damaged) if !force => Err(damaged),
+            Ok(status) if !status.is_live() => self.remove_container(&container, with_volumes),
             // A damaged one may be running.
-            Ok(Status::Running | Status::Created) | Err(_) => {
+            Ok(_) | Err(_) => {
                 container.kill()?;
                 self.remove_container(&container, with_volumes)
             }
@@ -169,15 +173,20 @@ impl Engine {
     /// Removes a container that has ended or is about to: waits for its monitor and its mount to
     /// end.
     fn remove_container(&self, container: &Container, with_volumes: bool) -> Result<()> {
+        // Keeps it from being started meanwhile.
+        let _lock = match self.containers.take(container) {
+            // Another command has removed it.
+            Err(error) if error.kind() == Kind::NotFound => return self.purge(),
+            taken => taken?,
+        };
         container.wait_released()?;
         // A damaged one may have been.
-        let orphaned = container
-            .status()
-            .as_ref()
-            .map_or(true, Status::is_orphaned);
+        let orphaned = container.status().as_ref().map_or(true, |status| {
+            status.is_orphaned() || matches!(status, Status::Created(_))
+        });
         if orphaned {
             // Its monitor was killed before it could.
-            container.kill()?;
+            container.kill_locked()?;
         }
         container.wait_unmounted()?;
         if orphaned {
@@ -201,6 +210,27 @@ impl Engine {
             .gc()
             .map(drop)
             .context(|| "freeing what only the container used")
+    }
+
+    /// Gives a container another name.
+    pub fn rename(&self, needle: &str, name: &str) -> Result<()> {
+        let name = name.strip_prefix('/').unwrap_or(name);
+        if name.is_empty() {
+            return Err(Error::invalid("new name cannot be empty"));
+        }
+        let guard = self.containers.guard()?;
+        let mut container = self.containers.find(needle)?;
+        if container.config.name == name {
+            return Err(Error::invalid(
+                "Renaming a container with the same name as its current name",
+            ));
+        }
+        self.claim(&guard, name, &container.config.id)?;
+        let renamed = self.containers.set_name(&guard, &mut container, name);
+        if renamed.is_err() {
+            self.containers.drop_name(name)?;
+        }
+        renamed
     }
 
     /// Removes pins of containers that no longer exist or were never completed.

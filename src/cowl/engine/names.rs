@@ -64,7 +64,7 @@ pub fn short(id: &str) -> &str {
 }
 
 /// Generates a name that is not `taken`.
-pub(super) fn new_name(taken: impl Fn(&str) -> bool) -> Result<String> {
+pub(super) fn new_name(taken: impl Fn(&str) -> Result<bool>) -> Result<String> {
     let mut attempt = 0_u32;
     loop {
         let mut bytes = [0_u8; 2];
@@ -79,7 +79,7 @@ pub(super) fn new_name(taken: impl Fn(&str) -> bool) -> Result<String> {
                 pick(&GARMENTS, second)
             ),
         };
-        if !taken(&name) {
+        if !taken(&name)? {
             return Ok(name);
         }
         attempt = attempt.saturating_add(1);
@@ -107,8 +107,8 @@ mod tests {
 
     #[test]
     fn generated_names_are_valid_and_numbered_after_collisions() {
-        assert!(is_name(&new_name(|_| false).unwrap()));
-        let name = new_name(|name| !name.ends_with(|c: char| c.is_ascii_digit())).unwrap();
+        assert!(is_name(&new_name(|_| Ok(false)).unwrap()));
+        let name = new_name(|name| Ok(!name.ends_with(|c: char| c.is_ascii_digit()))).unwrap();
         assert!(name.ends_with("10"), "{name}");
     }
 }

@@ -1,55 +1,16 @@
-//! The process of a container: the image's configuration and the command line, merged by Docker's
+//! The process of a container: the image's configuration and the client's, merged by Docker's
 //! rules.
 //!
-//! Merged once, at the container's creation; its `config.json` has the result.
+//! [`merge`] is called once, at the container's creation; `inspect` shows its result. A start makes
+//! the [`Process`] of it.
 
+use super::docker::{ContainerConfig, Healthcheck};
 use super::error::{Error, Result};
 use cowl_launch::process::DEFAULT_PATH;
-use serde::{Deserialize, Serialize};
-
-/// An image's defaults (the `config` object of the OCI image configuration).
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ImageDefaults {
-    /// `Entrypoint`.
-    pub entrypoint: Vec<String>,
-    /// `Cmd`.
-    pub cmd: Vec<String>,
-    /// `Env`, `NAME=VALUE` each.
-    pub env: Vec<String>,
-    /// `WorkingDir`, empty if unset.
-    pub working_dir: String,
-    /// `User`, empty if unset.
-    pub user: String,
-}
-
-/// The command line's settings.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Overrides {
-    /// `--entrypoint`; the empty string removes the image's.
-    pub entrypoint: Option<String>,
-    /// The words after the image's name.
-    pub command: Vec<String>,
-    /// `-e`, each resolved by [`EnvChange::parse`].
-    pub env: Vec<EnvChange>,
-    /// `-w`.
-    pub working_dir: Option<String>,
-    /// `-u`.
-    pub user: Option<String>,
-    /// `-t`: adds TERM.
-    pub tty: bool,
-}
-
-/// One `-e` option.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum EnvChange {
-    /// NAME=VALUE.
-    Set(String, String),
-    /// A name alone, which the caller's environment lacks.
-    Unset(String),
-}
+use serde_json::Map;
 
 /// The process of a container, ready to be started.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Process {
     /// Program and arguments; never empty.
     pub argv: Vec<String>,
@@ -61,152 +22,204 @@ pub struct Process {
     pub user: String,
 }
 
-impl EnvChange {
-    /// Reads `NAME=VALUE`, or `NAME` whose value `lookup` finds in the caller's environment.
-    pub fn parse(text: &str, lookup: impl FnOnce(&str) -> Option<String>) -> Result<Self, String> {
-        if text.contains('\0') {
-            return Err("an environment variable can't hold a zero byte".to_owned());
-        }
-        let (name, value) = match text.split_once('=') {
-            Some((name, value)) => (name, Some(value.to_owned())),
-            None => (text, lookup(text)),
-        };
-        if name.is_empty() {
-            return Err(format!("invalid environment variable: {text}"));
-        }
-        Ok(match value {
-            Some(value) => Self::Set(name.to_owned(), value),
-            None => Self::Unset(name.to_owned()),
-        })
+/// Adds an image's configuration to what the client asked for.
+pub fn merge(asked: &ContainerConfig, image: &ContainerConfig) -> Result<ContainerConfig> {
+    let mut merged = asked.clone();
+    if merged.user.is_empty() {
+        merged.user.clone_from(&image.user);
     }
+    merge_missing(&mut merged.exposed_ports, &image.exposed_ports);
+    for entry in &image.env {
+        let name = name_of(entry);
+        if merged.env.iter().all(|own| name_of(own) != name) {
+            merged.env.push(entry.clone());
+        }
+    }
+    for (name, value) in &image.labels {
+        let label = merged.labels.entry(name.clone());
+        label.or_insert_with(|| value.clone());
+    }
+    merge_command(&mut merged, image);
+    merge_healthcheck(&mut merged, image);
+    if merged.working_dir.is_empty() {
+        merged.working_dir.clone_from(&image.working_dir);
+    }
+    if let Some(volumes) = &image.volumes {
+        merge_missing(merged.volumes.get_or_insert_default(), volumes);
+    }
+    if merged.stop_signal.is_empty() {
+        merged.stop_signal.clone_from(&image.stop_signal);
+    }
+    merged.shell = merged.shell.or_else(|| image.shell.clone());
+    if argv(&merged).is_empty() {
+        return Err(Error::invalid(
+            "no command specified: the image names none; add one after the image",
+        ));
+    }
+    Ok(merged)
 }
 
-impl Process {
-    /// Merges an image's defaults with the command line. `hostname` becomes HOSTNAME.
-    pub fn merge(image: &ImageDefaults, given: &Overrides, hostname: &str) -> Result<Self> {
-        let (entrypoint, image_cmd) = match given.entrypoint.as_deref() {
-            // --entrypoint drops the image's Cmd too.
-            Some("") => (Vec::new(), &[][..]),
-            Some(program) => (vec![program.to_owned()], &[][..]),
-            None => (image.entrypoint.clone(), image.cmd.as_slice()),
-        };
-        let arguments = if given.command.is_empty() {
-            image_cmd
-        } else {
-            &given.command
-        };
-        let argv: Vec<String> = entrypoint
-            .into_iter()
-            .chain(arguments.iter().cloned())
-            .collect();
-        if argv.is_empty() {
+/// Refuses what no image could make right.
+pub(super) fn check(asked: &ContainerConfig) -> Result<()> {
+    if argv(asked).iter().any(|word| word.contains('\0')) {
+        return Err(Error::invalid("a command can't hold a zero byte"));
+    }
+    for entry in &asked.env {
+        if entry.contains('\0') {
             return Err(Error::invalid(
-                "no command specified: the image names none; add one after the image",
+                "an environment variable can't hold a zero byte",
             ));
         }
-        if argv.iter().any(|word| word.contains('\0')) {
-            return Err(Error::invalid("a command can't hold a zero byte"));
+        if name_of(entry).is_empty() {
+            return Err(Error::invalid(format!(
+                "invalid environment variable: {entry}"
+            )));
         }
-        Ok(Self {
-            argv,
-            env: environment(image, given, hostname),
-            cwd: working_directory(image, given)?,
-            user: given.user.clone().unwrap_or_else(|| image.user.clone()),
-        })
     }
-
-    /// The command as Docker shows it: arguments that contain a space are quoted.
-    pub fn shown(&self) -> String {
-        let mut words = self.argv.iter();
-        let mut shown = words.next().cloned().unwrap_or_default();
-        for word in words {
-            let quote = if word.contains(' ') { "'" } else { "" };
-            shown.extend([" ", quote, word.as_str(), quote]);
-        }
-        shown
-    }
-}
-
-fn working_directory(image: &ImageDefaults, given: &Overrides) -> Result<String> {
-    let cwd = given.working_dir.as_deref().unwrap_or(&image.working_dir);
-    if cwd.is_empty() {
-        return Ok("/".to_owned());
-    }
-    if !cwd.starts_with('/') || cwd.contains('\0') {
+    let cwd = &asked.working_dir;
+    if !cwd.is_empty() && (!cwd.starts_with('/') || cwd.contains('\0')) {
         return Err(Error::invalid(format!(
             "the working directory '{cwd}' is invalid, it needs to be an absolute path"
         )));
     }
-    Ok(cwd.to_owned())
+    Ok(())
 }
 
-fn environment(image: &ImageDefaults, given: &Overrides, hostname: &str) -> Vec<String> {
-    let mut env = vec![DEFAULT_PATH.to_owned(), format!("HOSTNAME={hostname}")];
-    if given.tty {
+/// An entrypoint of the client's drops the image's command too; one empty word is no entrypoint.
+fn merge_command(merged: &mut ContainerConfig, image: &ContainerConfig) {
+    if merged.entrypoint.as_ref().is_none_or(Vec::is_empty) {
+        if merged.cmd.as_ref().is_none_or(Vec::is_empty) {
+            merged.cmd.clone_from(&image.cmd);
+        }
+        if merged.entrypoint.is_none() {
+            merged.entrypoint.clone_from(&image.entrypoint);
+        }
+    }
+    if merged.entrypoint == Some(vec![String::new()]) {
+        merged.entrypoint = None;
+    }
+}
+
+/// What the client leaves open is the image's.
+fn merge_healthcheck(merged: &mut ContainerConfig, image: &ContainerConfig) {
+    let Some(of_image) = &image.healthcheck else {
+        return;
+    };
+    let Some(own) = &mut merged.healthcheck else {
+        merged.healthcheck = Some(of_image.clone());
+        return;
+    };
+    let or = |own: i64, image: i64| if own == 0 { image } else { own };
+    let has_test = own.test.as_ref().is_some_and(|test| !test.is_empty());
+    *own = Healthcheck {
+        test: if has_test {
+            own.test.take()
+        } else {
+            of_image.test.clone()
+        },
+        interval: or(own.interval, of_image.interval),
+        timeout: or(own.timeout, of_image.timeout),
+        start_period: or(own.start_period, of_image.start_period),
+        start_interval: or(own.start_interval, of_image.start_interval),
+        retries: or(own.retries, of_image.retries),
+    };
+}
+
+fn merge_missing(
+    own: &mut Map<String, serde_json::Value>,
+    others: &Map<String, serde_json::Value>,
+) {
+    for (key, value) in others {
+        if !own.contains_key(key) {
+            own.insert(key.clone(), value.clone());
+        }
+    }
+}
+
+/// Program and arguments of a merged configuration.
+pub fn argv(config: &ContainerConfig) -> Vec<String> {
+    let words = |words: &Option<Vec<String>>| words.clone().unwrap_or_default();
+    [words(&config.entrypoint), words(&config.cmd)].concat()
+}
+
+/// The command as Docker shows it: arguments that contain a space are quoted.
+pub fn shown(argv: &[String]) -> String {
+    let mut words = argv.iter();
+    let mut shown = words.next().cloned().unwrap_or_default();
+    for word in words {
+        let quote = if word.contains(' ') { "'" } else { "" };
+        shown.extend([" ", quote, word.as_str(), quote]);
+    }
+    shown
+}
+
+impl Process {
+    /// The process of a merged configuration.
+    pub fn of(config: &ContainerConfig) -> Self {
+        let cwd = &config.working_dir;
+        Self {
+            argv: argv(config),
+            env: environment(config),
+            cwd: if cwd.starts_with('/') {
+                cwd.clone()
+            } else {
+                // An image may leave out the slash.
+                format!("/{cwd}")
+            },
+            user: config.user.clone(),
+        }
+    }
+}
+
+fn environment(config: &ContainerConfig) -> Vec<String> {
+    let mut env = vec![
+        DEFAULT_PATH.to_owned(),
+        format!("HOSTNAME={}", config.hostname),
+    ];
+    if config.tty {
         env.push("TERM=xterm".to_owned());
     }
-    for entry in &image.env {
-        let name = entry
-            .split_once('=')
-            .map_or(entry.as_str(), |(name, _)| name);
-        set(&mut env, name, entry.clone());
-    }
-    for change in &given.env {
-        match change {
-            EnvChange::Set(name, value) => set(&mut env, name, format!("{name}={value}")),
-            EnvChange::Unset(name) => env.retain(|entry| !names(entry, name)),
+    for entry in &config.env {
+        let name = name_of(entry);
+        if name.len() == entry.len() {
+            // A bare name unsets.
+            env.retain(|old| name_of(old) != name);
+            continue;
+        }
+        match env.iter_mut().find(|old| name_of(old) == name) {
+            Some(old) => old.clone_from(entry),
+            None => env.push(entry.clone()),
         }
     }
     env
 }
 
-fn set(env: &mut Vec<String>, name: &str, entry: String) {
-    match env.iter_mut().find(|old| names(old, name)) {
-        Some(old) => *old = entry,
-        None => env.push(entry),
-    }
-}
-
-fn names(entry: &str, name: &str) -> bool {
-    entry
-        .strip_prefix(name)
-        .is_some_and(|rest| rest.starts_with('='))
+fn name_of(entry: &str) -> &str {
+    entry.split_once('=').map_or(entry, |(name, _)| name)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn words(text: &str) -> Vec<String> {
-        text.split_whitespace().map(str::to_owned).collect()
+    fn words(text: &str) -> Option<Vec<String>> {
+        (!text.is_empty()).then(|| text.split_whitespace().map(str::to_owned).collect())
     }
 
-    fn image(entrypoint: &str, cmd: &str) -> ImageDefaults {
-        ImageDefaults {
+    fn config(entrypoint: &str, cmd: &str) -> ContainerConfig {
+        ContainerConfig {
             entrypoint: words(entrypoint),
             cmd: words(cmd),
-            ..ImageDefaults::default()
+            ..ContainerConfig::default()
         }
     }
 
+    /// (image's entrypoint, image's command, given entrypoint, given command, expected)
     #[test]
-    fn shown_quotes_as_docker_does() {
-        let process = Process {
-            argv: ["sh", "-c", "echo 'a' b", ""].map(str::to_owned).into(),
-            env: Vec::new(),
-            cwd: "/".to_owned(),
-            user: String::new(),
-        };
-        // As transform() of moby's container/view.go joins them.
-        assert_eq!(process.shown(), "sh -c 'echo 'a' b' ");
-    }
-
-    #[test]
-    fn merge_combines_entrypoint_and_command_as_docker_does() {
-        // image entrypoint, image cmd, --entrypoint, command -> argv ("" = refused)
+    fn merge_combines_entrypoint_and_command_as_docker() {
         let table = [
-            ("", "sh", None, "", "sh"),
-            ("", "sh", None, "echo hi", "echo hi"),
+            ("", "a b", None, "", "a b"),
+            ("", "a b", None, "c", "c"),
             ("/e -x", "a b", None, "", "/e -x a b"),
             ("/e -x", "a b", None, "c", "/e -x c"),
             ("/e -x", "a b", Some("/n"), "", "/n"),
@@ -217,97 +230,93 @@ mod tests {
             ("/e", "", None, "", "/e"),
         ];
         for (entrypoint, cmd, given, command, expected) in table {
-            let given = Overrides {
-                entrypoint: given.map(str::to_owned),
-                command: words(command),
-                ..Overrides::default()
+            let asked = ContainerConfig {
+                entrypoint: given.map(|word| vec![word.to_owned()]),
+                ..config("", command)
             };
-            let merged = Process::merge(&image(entrypoint, cmd), &given, "h");
-            match merged {
-                Ok(process) => assert_eq!(process.argv, words(expected)),
+            match merge(&asked, &config(entrypoint, cmd)) {
+                Ok(merged) => assert_eq!(Some(argv(&merged)), words(expected)),
                 Err(error) => assert!(expected.is_empty(), "{error}"),
             }
         }
     }
 
     #[test]
-    fn merge_prefers_the_command_line_environment() {
-        let image = ImageDefaults {
-            cmd: words("sh"),
-            env: words("PATH=/bin A=1 B=2"),
-            ..ImageDefaults::default()
+    fn the_clients_environment_is_preferred_and_a_bare_name_unsets() {
+        let list = |text| words(text).unwrap();
+        let image = ContainerConfig {
+            env: list("PATH=/bin A=1 B=2 D=4"),
+            ..config("", "sh")
         };
-        let given = Overrides {
-            env: vec![
-                EnvChange::Set("A".into(), "x=y".into()),
-                EnvChange::Unset("B".into()),
-                EnvChange::Set("C".into(), String::new()),
-            ],
+        let asked = ContainerConfig {
+            env: list("A=x=y B C="),
             tty: true,
-            ..Overrides::default()
+            hostname: "abc".into(),
+            ..ContainerConfig::default()
         };
-        let process = Process::merge(&image, &given, "abc").unwrap();
+        let merged = merge(&asked, &image).unwrap();
+        assert_eq!(merged.env, list("A=x=y B C= PATH=/bin D=4"));
         assert_eq!(
-            process.env,
-            ["PATH=/bin", "HOSTNAME=abc", "TERM=xterm", "A=x=y", "C="]
+            Process::of(&merged).env,
+            list("PATH=/bin HOSTNAME=abc TERM=xterm A=x=y C= D=4")
         );
+        for wrong in ["=1", "A=\0", ""] {
+            let asked = ContainerConfig {
+                env: vec![wrong.to_owned()],
+                ..ContainerConfig::default()
+            };
+            check(&asked).unwrap_err();
+        }
     }
 
     #[test]
-    fn parse_takes_a_pair_or_looks_a_name_up() {
-        let host = |name: &str| (name == "HAVE").then(|| "it".to_owned());
-        assert_eq!(
-            EnvChange::parse("A=1=2", host),
-            Ok(EnvChange::Set("A".into(), "1=2".into()))
-        );
-        assert_eq!(
-            EnvChange::parse("A=", host),
-            Ok(EnvChange::Set("A".into(), String::new()))
-        );
-        assert_eq!(
-            EnvChange::parse("HAVE", host),
-            Ok(EnvChange::Set("HAVE".into(), "it".into()))
-        );
-        assert_eq!(
-            EnvChange::parse("LACK", host),
-            Ok(EnvChange::Unset("LACK".into()))
-        );
-        assert!(EnvChange::parse("=1", host).is_err());
-        assert!(EnvChange::parse("", host).is_err());
+    fn labels_ports_volumes_and_health_are_merged() {
+        let image: ContainerConfig = serde_json::from_str(
+            r#"{"Cmd": ["sh"], "Labels": {"a": "image", "b": "image"}, "ExposedPorts": {"80/tcp": {}},
+                "Volumes": {"/data": {}}, "StopSignal": "SIGINT", "Healthcheck": {"Test": ["CMD", "true"], "Retries": 3}}"#,
+        )
+        .unwrap();
+        let asked: ContainerConfig = serde_json::from_str(
+            r#"{"Labels": {"a": "mine"}, "Volumes": {"/own": {}}, "Healthcheck": {"Interval": 5}}"#,
+        )
+        .unwrap();
+        let merged = merge(&asked, &image).unwrap();
+        assert_eq!(merged.labels["a"], "mine");
+        assert_eq!(merged.labels["b"], "image");
+        assert!(merged.exposed_ports.contains_key("80/tcp"));
+        let volumes: Vec<_> = merged.volumes.as_ref().unwrap().keys().collect();
+        assert_eq!(volumes, ["/own", "/data"]);
+        assert_eq!(merged.stop_signal, "SIGINT");
+        let health = merged.healthcheck.unwrap();
+        assert_eq!((health.interval, health.retries), (5, 3));
+        assert_eq!(health.test, words("CMD true"));
     }
 
     #[test]
-    fn merge_prefers_workdir_and_user_options() {
-        let image = ImageDefaults {
-            cmd: words("sh"),
+    fn the_clients_working_directory_and_user_are_preferred() {
+        let image = ContainerConfig {
             working_dir: "/srv".into(),
             user: "www".into(),
-            ..ImageDefaults::default()
+            ..config("", "sh")
         };
-        let process = Process::merge(&image, &Overrides::default(), "h").unwrap();
-        assert_eq!(
-            (process.cwd.as_str(), process.user.as_str()),
-            ("/srv", "www")
-        );
-        let given = Overrides {
-            working_dir: Some("/tmp".into()),
-            user: Some("33:33".into()),
-            ..Overrides::default()
+        let process = |asked: &ContainerConfig| Process::of(&merge(asked, &image).unwrap());
+        let plain = process(&ContainerConfig::default());
+        assert_eq!((plain.cwd.as_str(), plain.user.as_str()), ("/srv", "www"));
+        let asked = ContainerConfig {
+            working_dir: "/tmp".into(),
+            user: "33:33".into(),
+            ..ContainerConfig::default()
         };
-        let process = Process::merge(&image, &given, "h").unwrap();
-        assert_eq!(
-            (process.cwd.as_str(), process.user.as_str()),
-            ("/tmp", "33:33")
-        );
-        let given = Overrides {
-            working_dir: Some("tmp".into()),
-            ..Overrides::default()
+        let own = process(&asked);
+        assert_eq!((own.cwd.as_str(), own.user.as_str()), ("/tmp", "33:33"));
+        let asked = ContainerConfig {
+            working_dir: "tmp".into(),
+            ..ContainerConfig::default()
         };
+        let refused = check(&asked).unwrap_err().to_string();
         assert!(
-            Process::merge(&image, &given, "h")
-                .unwrap_err()
-                .to_string()
-                .contains("needs to be an absolute path")
+            refused.contains("needs to be an absolute path"),
+            "{refused}"
         );
     }
 }

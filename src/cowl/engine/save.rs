@@ -21,6 +21,17 @@ impl Engine {
         platform: Option<&str>,
         output: Option<&Path>,
     ) -> Result<()> {
+        let selected = self.select(needles, platform)?;
+        write_to(output, |out| self.save_selected(&selected, out))
+    }
+
+    /// Writes the archive of [`Engine::save`].
+    pub fn save_selected(&self, selected: &[Selected], out: impl Write) -> Result<()> {
+        Ok(image::save(self.store(), selected, out)?)
+    }
+
+    /// The images that [`Engine::save`] is to save.
+    pub fn select(&self, needles: &[String], platform: Option<&str>) -> Result<Vec<Selected>> {
         let platform = match platform {
             None => None,
             Some(text) => Some(
@@ -48,7 +59,7 @@ impl Engine {
             image.names.sort();
             image.names.dedup();
         }
-        write_to(output, |out| Ok(image::save(self.store(), &selected, out)?))
+        Ok(selected)
     }
 
     /// The images that a word of the user means, each with the name it is saved under.

@@ -122,7 +122,7 @@ fn usage_errors_are_one_line_with_125() {
         ),
         (
             &["run", "--security-opt", "seccomp=my.json", "i"],
-            "invalid argument \"seccomp=my.json\" for --security-opt: use seccomp=unconfined; see 'cowl run --help'",
+            "invalid --security-opt: \"seccomp=my.json\" (known: seccomp=unconfined, no-new-privileges)",
         ),
         (
             &["run", "-it", "i"],

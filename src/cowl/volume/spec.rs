@@ -33,6 +33,8 @@ pub struct VolumeSpec {
     pub read_only: bool,
     /// Do not fill a new volume with the image's content.
     pub no_copy: bool,
+    /// The mode as it was written.
+    pub mode: String,
 }
 
 /// A name that is safe as one component of a path: `[a-zA-Z0-9][a-zA-Z0-9_.-]+`, at most 255
@@ -119,6 +121,7 @@ impl VolumeSpec {
             destination,
             read_only: false,
             no_copy: false,
+            mode: modes.to_owned(),
         };
         spec.modes(modes).map_err(|why| invalid(&why))?;
         Ok(spec)
@@ -133,6 +136,7 @@ impl VolumeSpec {
             destination,
             read_only: false,
             no_copy: false,
+            mode: String::new(),
         })
     }
 
@@ -219,6 +223,7 @@ mod tests {
             destination: destination.to_owned(),
             read_only,
             no_copy,
+            mode: String::new(),
         }
     }
 
@@ -250,7 +255,11 @@ mod tests {
             (".:/data", spec(host("/here/."), "/data", false, false)),
         ];
         for (text, expected) in table {
-            assert_eq!(parse(text), Ok(expected), "{text}");
+            let parsed = parse(text).unwrap();
+            let mode = parsed.mode.clone();
+            let written = text.rsplit_once(':').map_or("", |(_, last)| last);
+            assert!(mode.is_empty() || mode == written, "{text}");
+            assert_eq!(parsed, VolumeSpec { mode, ..expected }, "{text}");
         }
     }
 

@@ -1,18 +1,18 @@
-//! `config.json`: what a container is. Written once at its creation, never changed.
+//! `config.json`: what a container is. Replaced as a whole by `rename` and `update`.
 //!
 //! A pin of the same id keeps its layers in the store.
 
-use crate::engine::process::Process;
+use crate::engine::docker::{ContainerConfig, HostConfig};
 use cowl_core::digest::{DiffId, ImageId, Sha256Digest};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
 /// The format of `config.json` that this program writes.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// What a container is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Config {
     /// [`VERSION`].
     pub version: u32,
@@ -22,27 +22,16 @@ pub struct Config {
     pub name: String,
     /// When it was created.
     pub created: Timestamp,
-    /// The image as the user named it.
-    pub image: String,
-    /// The image of that name at that time.
+    /// The image of [`ContainerConfig::image`] at that time.
     pub image_id: ImageId,
     /// The layers below the container's upper, bottom first.
     pub layers: Vec<DiffId>,
-    /// Program, arguments, environment, user.
-    pub process: Process,
-    /// Of the container's own UTS namespace.
-    pub hostname: String,
-    /// Has a terminal.
-    pub tty: bool,
-    /// Reads the caller's standard input, not /dev/null.
-    pub open_stdin: bool,
-    /// Limit in bytes.
-    pub memory: Option<u64>,
-    /// Runs without a seccomp filter; else with Docker's default profile.
-    #[serde(default)]
-    pub seccomp_unconfined: bool,
-    /// Removed at its end, with its anonymous volumes.
-    pub auto_remove: bool,
+    /// What the client asked for.
+    pub asked: ContainerConfig,
+    /// The same, with what it left open filled from the image.
+    pub config: ContainerConfig,
+    /// What the client asked of the host.
+    pub host: HostConfig,
     /// In mount order: parents first.
     pub mounts: Vec<Mount>,
 }
@@ -56,6 +45,9 @@ pub struct Mount {
     pub destination: String,
     /// Mounted read-only.
     pub read_only: bool,
+    /// The options as the client wrote them.
+    #[serde(default)]
+    pub mode: String,
 }
 
 /// What is mounted.
@@ -83,21 +75,11 @@ impl Config {
             id: id.to_owned(),
             name: String::new(),
             created: Timestamp::UNIX_EPOCH,
-            image: String::new(),
             image_id: ImageId(Sha256Digest::from_bytes([0; 32])),
             layers: Vec::new(),
-            process: Process {
-                argv: Vec::new(),
-                env: Vec::new(),
-                cwd: "/".to_owned(),
-                user: String::new(),
-            },
-            hostname: String::new(),
-            tty: false,
-            open_stdin: false,
-            memory: None,
-            seccomp_unconfined: false,
-            auto_remove: false,
+            asked: ContainerConfig::default(),
+            config: ContainerConfig::default(),
+            host: HostConfig::default(),
             mounts: Vec::new(),
         }
     }

@@ -1,7 +1,8 @@
 //! The containers of a store, as directories.
 //!
 //! ```text
-//! containers/             locked while a name is allocated or a container is removed
+//! containers/             locked while a name is taken or a container is removed
+//! names/                  the index of names (index)
 //! containers/<id>/        64 hex digits; locked by the engine that creates it, then by the monitor
 //!   config.json           what the container is (config); without it, there is no container yet
 //!   lock, running.json, exit.json   the monitor's (cowl_launch::status)
@@ -14,10 +15,13 @@
 //! All locks are flocks. A directory's lock is on the directory itself. If a removal is killed,
 //! the next command completes it.
 //!
-//! Invariant: a directory with a `config.json` is a container with a unique name. Its status is
-//! derived from locks and records ([`state`]), never stored.
+//! Invariant: a directory with a `config.json` is a container with a unique name, until it is
+//! removed. Its status is derived from locks and records ([`state`]), never stored. Only a list
+//! reads all containers; a creation, a start and a look-up by id or name read one.
 
 pub mod config;
+mod index;
+mod kill;
 pub mod state;
 #[cfg(test)]
 mod tests;
@@ -25,16 +29,14 @@ mod tests;
 use super::Listing;
 use super::error::{Context, Error, Result};
 use super::files;
-use super::{CGROUP_PARENT, names};
+use super::names;
 use config::Config;
 use cowl_core::store::remove_tree;
-use cowl_launch::cgroup::remove_leftovers;
-use cowl_launch::identity::Identity;
 use cowl_launch::status;
+pub use index::Claim;
 use rustix::event::{Timespec, poll};
 use rustix::fs::{AtFlags, Mode, statat};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use state::{Exit, Facts, MonitorRecord, Status};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -64,7 +66,9 @@ const PAUSE: Timespec = Timespec {
 #[derive(Debug)]
 pub struct Containers {
     dir: OwnedFd,
+    names: OwnedFd,
     path: PathBuf,
+    interrupt: Option<OwnedFd>,
 }
 
 /// The right to allocate names and to remove containers and volumes.
@@ -88,7 +92,21 @@ pub struct PendingContainer {
     starting: OwnedFd,
 }
 
+/// The right to start or remove a container.
+#[derive(Debug)]
+pub struct StartLock(OwnedFd);
+
 impl PendingContainer {
+    /// For the start of a container at rest: its last monitor has ended.
+    pub fn begin(container: Container, StartLock(starting): StartLock) -> Result<Self> {
+        let alive = files::lock_dir(&container.dir)?;
+        Ok(Self {
+            container,
+            alive,
+            starting,
+        })
+    }
+
     /// The monitor's status directory, locked. The lock lives as long as any copy of this
     /// descriptor.
     pub fn status_dir(&self) -> BorrowedFd<'_> {
@@ -109,13 +127,20 @@ impl Containers {
             files::open_dir(root).context(|| format!("opening the store {}", root.display()))?;
         Ok(Self {
             dir: files::ensure_dir_at(&store, "containers", 0o700)?,
+            names: files::ensure_dir_at(&store, index::DIRECTORY, 0o700)?,
             path: root.join("containers"),
+            interrupt: None,
         })
+    }
+
+    /// From now on, waits for other commands end with EINTR once `interrupt` is readable.
+    pub fn set_interrupt(&mut self, interrupt: OwnedFd) {
+        self.interrupt = Some(interrupt);
     }
 
     /// Locks the directory, waiting for other commands.
     pub fn guard(&self) -> Result<Guard> {
-        files::lock_dir(&self.dir)
+        files::lock_dir_until(&self.dir, self.interrupt.as_ref().map(AsFd::as_fd))
             .map(Guard)
             .context(|| format!("locking {}", self.path.display()))
     }
@@ -144,27 +169,43 @@ impl Containers {
 
     /// Finds a container by id, name or unambiguous prefix of an id.
     pub fn find(&self, needle: &str) -> Result<Container> {
-        let missing = || Error::not_found(format!("No such container: {needle}"));
+        if is_id(needle)
+            && let Some(container) = self.read(needle)?
+        {
+            return Ok(container);
+        }
         let name = needle.strip_prefix('/').unwrap_or(needle);
-        let mut by_prefix = Vec::new();
-        for container in self.list()?.items {
-            if container.config.id == needle || container.config.name == name {
-                return Ok(container);
+        match self.by_name(name)? {
+            Some(container) => Ok(container),
+            None => self.search(needle, name),
+        }
+    }
+
+    /// Finds a container by the beginning of its id, or by a name whose link is lost.
+    fn search(&self, needle: &str, name: &str) -> Result<Container> {
+        let ids = self.entries()?;
+        let mut matching = ids
+            .iter()
+            .filter(|id| is_id(id) && !needle.is_empty() && id.starts_with(needle));
+        match (matching.next(), matching.next()) {
+            (Some(id), None) => {
+                if let Some(container) = self.read(id)? {
+                    return Ok(container);
+                }
             }
-            if !needle.is_empty() && container.config.id.starts_with(needle) {
-                by_prefix.push(container);
+            (Some(_), Some(_)) => {
+                return Err(Error::invalid(format!(
+                    "multiple IDs found with provided prefix: {needle}"
+                )));
+            }
+            (None, _) => {
+                let mut all = self.list()?.items.into_iter();
+                if let Some(container) = all.find(|container| container.config.name == name) {
+                    return Ok(container);
+                }
             }
         }
-        match (by_prefix.pop(), by_prefix.is_empty()) {
-            (Some(container), true) => Ok(container),
-            (Some(_), false) => Err(Error::invalid(format!(
-                "multiple IDs found with provided prefix: {needle}"
-            ))),
-            (None, _) => match self.find_damaged(needle)? {
-                Some((_, error)) => Err(error),
-                None => Err(missing()),
-            },
-        }
+        Err(no_such_container(needle))
     }
 
     /// Finds a container whose `config.json` is damaged, by id or prefix, for its removal. The
@@ -190,8 +231,7 @@ impl Containers {
         Ok(found)
     }
 
-    /// Creates a container's directory. The caller has checked under the same guard that its name
-    /// is free.
+    /// Creates a container's directory. The caller has taken its name under the same guard.
     pub fn create(&self, _guard: &Guard, config: Config) -> Result<PendingContainer> {
         let id = config.id.clone();
         let what = || format!("creating {}", self.path.join(&id).display());
@@ -264,9 +304,33 @@ impl Containers {
         };
         match rustix::fs::renameat(&self.dir, id, &self.dir, format!("{prefix}{id}")) {
             // ENOENT: another command has removed it.
-            Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(errno) => Err(Error::from(errno).context(format!("removing container {id}"))),
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(errno) => {
+                return Err(Error::from(errno).context(format!("removing container {id}")));
+            }
         }
+        self.drop_name_of(&container.config.name, id)
+    }
+
+    /// Takes the right to start or remove a container, waiting for another command's start. Its
+    /// last program and mount may still be ending.
+    pub fn take(&self, container: &Container) -> Result<StartLock> {
+        let missing = || no_such_container(&container.config.id);
+        let work = container.open_work()?.ok_or_else(missing)?;
+        let lock = files::lock_dir_until(&work, self.interrupt.as_ref().map(AsFd::as_fd))?;
+        // It may have been removed in the meantime.
+        match files::open_dir_at(&self.dir, &container.config.id) {
+            Ok(_) => Ok(StartLock(lock)),
+            Err(Errno::NOENT) => Err(missing()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Replaces the name of a container. The caller has taken it under the same guard.
+    pub fn set_name(&self, _guard: &Guard, container: &mut Container, name: &str) -> Result<()> {
+        let old = std::mem::replace(&mut container.config.name, name.to_owned());
+        files::write_json(&container.dir, CONFIG, &container.config)?;
+        self.drop_name_of(&old, &container.config.id)
     }
 
     /// Deletes removed containers. `remove_volumes` removes the anonymous volumes of those marked
@@ -302,14 +366,10 @@ impl Containers {
 }
 
 impl Container {
-    /// Whether the sweep removes it: its creation was killed, or it has ended and was run with
-    /// `--rm`.
+    /// Whether the sweep removes it: it was run with `--rm`, and has ended or could not be started.
     pub fn is_disposable(&self, status: &Status) -> bool {
-        match status {
-            Status::Abandoned => true,
-            Status::Exited(_) => self.config.auto_remove,
-            Status::Created | Status::Running => false,
-        }
+        self.config.host.auto_remove
+            && matches!(status, Status::Exited(_) | Status::Created(Some(_)))
     }
 
     /// Its status now; fails if a file of the monitor's is damaged.
@@ -324,61 +384,21 @@ impl Container {
         files::check_lock(&self.dir, status::LOCK)?;
         let alive = files::is_locked(&self.dir, ALIVE)?;
         let monitored = files::is_locked(&self.dir, status::LOCK)?;
-        let started = match self.monitor_record() {
-            Ok(record) => record.is_some_and(|record| !record.started_at.is_empty()),
+        let (started, paused) = match self.monitor_record() {
+            Ok(record) => record.map_or((false, false), |record| {
+                (!record.started_at.is_empty(), record.paused)
+            }),
             // It had a monitor, so there may be processes to kill.
-            Err(_damaged) => true,
+            Err(_damaged) => (true, false),
         };
         let exit: Option<Exit> = files::read_json(&self.dir, status::EXIT)?;
         Ok(Facts {
             alive,
             monitored,
             started,
+            paused,
             exit,
         })
-    }
-
-    /// Kills its processes, including those that outlived its monitor. They have ended when
-    /// [`Container::wait_unmounted`] returns.
-    pub fn kill(&self) -> Result<()> {
-        files::wait_unlocked(&self.dir, STARTING)?;
-        self.wait_monitor_record()?;
-        self.kill_processes()
-    }
-
-    /// [`Container::kill`] for the holder of the [`PendingContainer`], which needs no waiting.
-    pub fn kill_processes(&self) -> Result<()> {
-        let record = match self.monitor_record() {
-            Ok(Some(record)) => record,
-            Ok(None) => return Ok(()),
-            Err(error) if files::is_locked(&self.dir, status::LOCK)? => return Err(error),
-            // A power cut may leave the record empty. Processes, if any, are in the container's
-            // cgroups.
-            Err(_damaged) => return Ok(remove_leftovers(CGROUP_PARENT, &self.config.id)?),
-        };
-        let killed = match record.pid {
-            // No program yet. Killing the monitor prevents it.
-            0 => self.kill_monitor(record.monitor),
-            pid => kill_program(
-                pid,
-                &Identity {
-                    boot: record.boot,
-                    start_time: record.start_time,
-                },
-            ),
-        };
-        killed.context(|| format!("killing container {}", names::short(&self.config.id)))
-    }
-
-    fn kill_monitor(&self, pid: i32) -> Result<()> {
-        let Some(pidfd) = open_process(pid)? else {
-            return Ok(());
-        };
-        // If the lock is still held, the process opened above is the monitor, not a reused pid.
-        if files::is_locked(&self.dir, status::LOCK)? {
-            send_kill(&pidfd)?;
-        }
-        Ok(())
     }
 
     /// Waits until neither an engine nor a monitor holds its locks.
@@ -436,58 +456,16 @@ impl Container {
     }
 
     /// Reads the monitor's record; none if no monitor has written one.
-    fn monitor_record(&self) -> Result<Option<MonitorRecord>> {
+    pub fn monitor_record(&self) -> Result<Option<MonitorRecord>> {
         files::read_json(&self.dir, status::RUNNING)
             .context(|| format!("container {}", names::short(&self.config.id)))
     }
+}
 
-    /// Waits until a new monitor has written its record or has ended. It writes before it starts a
-    /// process.
-    fn wait_monitor_record(&self) -> Result<()> {
-        let end = Instant::now() + PATIENCE;
-        while matches!(self.monitor_record(), Ok(None)) && files::is_locked(&self.dir, ALIVE)? {
-            if Instant::now() >= end {
-                let id = names::short(&self.config.id);
-                return Err(Error::failed(format!(
-                    "the monitor of container {id} does not start"
-                )));
-            }
-            rustix::io::retry_on_intr(|| poll(&mut [], Some(&PAUSE)))?;
-        }
-        Ok(())
-    }
+pub(super) fn no_such_container(needle: &str) -> Error {
+    Error::not_found(format!("No such container: {needle}"))
 }
 
 fn is_id(name: &str) -> bool {
     name.len() == 64 && name.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'))
-}
-
-fn open_process(pid: i32) -> Result<Option<OwnedFd>> {
-    let Some(pid) = Pid::from_raw(pid) else {
-        return Ok(None);
-    };
-    match pidfd_open(pid, PidfdFlags::empty()) {
-        Ok(pidfd) => Ok(Some(pidfd)),
-        Err(Errno::SRCH | Errno::INVAL) => Ok(None),
-        Err(errno) => Err(errno.into()),
-    }
-}
-
-fn send_kill(pidfd: &OwnedFd) -> Result<()> {
-    match pidfd_send_signal(pidfd, Signal::KILL) {
-        Ok(()) | Err(Errno::SRCH) => Ok(()),
-        Err(errno) => Err(errno.into()),
-    }
-}
-
-/// Kills the process `pid` if it has this identity. A reused pid is left alone.
-fn kill_program(pid: i32, known: &Identity) -> Result<()> {
-    let Some(pidfd) = open_process(pid)? else {
-        return Ok(());
-    };
-    // Read while the pidfd is open: a live process keeps its pid, so the answer is about it.
-    if Identity::of(pid.cast_unsigned())?.as_ref() == Some(known) {
-        send_kill(&pidfd)?;
-    }
-    Ok(())
 }

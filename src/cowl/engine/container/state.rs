@@ -14,12 +14,21 @@ use serde::{Deserialize, Serialize};
 /// The monitor's record of the end (`exit.json`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exit {
+    /// Of the first process; 0 if none could be started.
+    #[serde(default)]
+    pub pid: u32,
     /// As Docker gives it: the program's, or 128 + signal.
     pub exit_code: u8,
     /// The OOM killer killed a process of the container.
     pub oom_killed: bool,
+    /// When the program started; empty if it did not.
+    #[serde(default)]
+    pub started_at: String,
     /// When; unknown if the monitor was killed.
     pub finished_at: Option<Timestamp>,
+    /// Why it did not start, or what could not be cleaned up after it; else empty.
+    #[serde(default)]
+    pub error: String,
 }
 
 /// The monitor's record of its processes (`running.json`).
@@ -35,6 +44,9 @@ pub struct MonitorRecord {
     pub start_time: u64,
     /// Empty until that process has executed the program.
     pub started_at: String,
+    /// All its processes are frozen.
+    #[serde(default)]
+    pub paused: bool,
 }
 
 /// What a status is derived from. The fields are read in this order, the order in which they
@@ -47,6 +59,8 @@ pub struct Facts {
     pub monitored: bool,
     /// The monitor recorded that the program started.
     pub started: bool,
+    /// The monitor recorded that it froze the container.
+    pub paused: bool,
     /// `exit.json`.
     pub exit: Option<Exit>,
 }
@@ -54,12 +68,14 @@ pub struct Facts {
 /// What a container is doing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Status {
-    /// Being created.
-    Created,
-    /// Its creation was killed before a program started. The sweep removes it.
-    Abandoned,
+    /// Created, and not started yet; with what became of its last start, if it failed.
+    Created(Option<Exit>),
+    /// Being created or started.
+    Starting,
     /// Its monitor lives.
     Running,
+    /// It runs, and all its processes are frozen.
+    Paused,
     /// Ended.
     Exited(Exit),
 }
@@ -68,18 +84,45 @@ pub enum Status {
 /// a lost shim).
 pub const LOST: u8 = 255;
 
+impl Exit {
+    /// Of a container whose monitor was killed.
+    fn lost() -> Self {
+        Self {
+            pid: 0,
+            exit_code: LOST,
+            oom_killed: false,
+            started_at: String::new(),
+            finished_at: None,
+            error: String::new(),
+        }
+    }
+}
+
 impl Status {
-    /// Whether the engine or monitor in charge was killed. Processes, cgroups or a mount may be
-    /// left.
+    /// Whether the monitor in charge was killed. Processes, cgroups or a mount may be left.
     pub fn is_orphaned(&self) -> bool {
         matches!(
             self,
-            Self::Abandoned
-                | Self::Exited(Exit {
-                    finished_at: None,
-                    ..
-                })
+            Self::Exited(Exit {
+                finished_at: None,
+                ..
+            })
         )
+    }
+
+    /// Whether it has processes, or may have them in a moment.
+    pub fn is_live(&self) -> bool {
+        matches!(self, Self::Starting | Self::Running | Self::Paused)
+    }
+
+    /// Docker's word.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Created(_) | Self::Starting => "created",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Exited(_) => "exited",
+        }
     }
 
     /// Derives the status from the facts.
@@ -87,17 +130,24 @@ impl Status {
         match facts {
             Facts {
                 exit: Some(exit), ..
-            } => Self::Exited(exit),
+            } => {
+                if exit.pid == 0 && exit.started_at.is_empty() && !exit.error.is_empty() {
+                    Self::Created(Some(exit))
+                } else {
+                    Self::Exited(exit)
+                }
+            }
+            Facts {
+                monitored: true,
+                paused: true,
+                ..
+            } => Self::Paused,
             Facts {
                 monitored: true, ..
             } => Self::Running,
-            Facts { alive: true, .. } => Self::Created,
-            Facts { started: true, .. } => Self::Exited(Exit {
-                exit_code: LOST,
-                oom_killed: false,
-                finished_at: None,
-            }),
-            Facts { started: false, .. } => Self::Abandoned,
+            Facts { alive: true, .. } => Self::Starting,
+            Facts { started: true, .. } => Self::Exited(Exit::lost()),
+            Facts { started: false, .. } => Self::Created(None),
         }
     }
 }
@@ -109,19 +159,15 @@ mod tests {
     #[test]
     fn derive_maps_each_combination_of_facts() {
         let exit = || Exit {
+            pid: 7,
             exit_code: 3,
-            oom_killed: false,
-            finished_at: None,
+            ..Exit::lost()
         };
-        let lost = Exit {
-            exit_code: LOST,
-            oom_killed: false,
-            finished_at: None,
-        };
+        let lost = Exit::lost();
         // (alive, monitored, started, exited)
         let table = [
-            ((false, false, false, false), Status::Abandoned),
-            ((true, false, false, false), Status::Created),
+            ((false, false, false, false), Status::Created(None)),
+            ((true, false, false, false), Status::Starting),
             ((true, true, false, false), Status::Running),
             ((true, true, true, false), Status::Running),
             ((false, false, true, false), Status::Exited(lost)),
@@ -135,10 +181,30 @@ mod tests {
                 alive,
                 monitored,
                 started,
+                paused: false,
                 exit: exited.then(exit),
             };
             assert_eq!(Status::derive(facts.clone()), status, "{facts:?}");
         }
+    }
+
+    #[test]
+    fn a_failed_start_leaves_a_created_container() {
+        let exit = Exit {
+            pid: 0,
+            exit_code: 127,
+            error: "not found".to_owned(),
+            finished_at: Some(Timestamp::UNIX_EPOCH),
+            ..Exit::lost()
+        };
+        let facts = Facts {
+            alive: false,
+            monitored: false,
+            started: false,
+            paused: false,
+            exit: Some(exit.clone()),
+        };
+        assert_eq!(Status::derive(facts), Status::Created(Some(exit)));
     }
 
     #[test]
@@ -163,6 +229,7 @@ mod tests {
                 boot: "0-1".to_owned(),
                 start_time: 4711,
                 started_at: String::new(),
+                paused: false,
             }
         );
     }

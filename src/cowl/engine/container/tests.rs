@@ -1,11 +1,13 @@
 //! The life of a container's directory. The tests play the monitor: they lock `lock` and write
 //! its record.
 
+use super::kill::kill_program;
 use super::*;
 use crate::engine::Engine;
-use crate::engine::process::Process;
+use crate::engine::docker::{ContainerConfig, HostConfig};
 use config::{Mount, MountSource, VERSION};
 use cowl_core::digest::{ImageId, Sha256Digest};
+use cowl_launch::identity::Identity;
 use jiff::Timestamp;
 use rustix::fs::{CWD, FileType, FlockOperation, flock};
 use std::fs::File;
@@ -25,7 +27,10 @@ impl Store {
 
     fn make(&self, id: &str, name: &str) -> PendingContainer {
         let guard = self.containers.guard().unwrap();
-        self.containers.create(&guard, config(id, name)).unwrap()
+        let config = config(id, name);
+        let claim = self.containers.claim_name(&guard, name, &config.id);
+        assert_eq!(claim.unwrap(), Claim::Made);
+        self.containers.create(&guard, config).unwrap()
     }
 
     fn remove(&self, container: &Container) {
@@ -50,15 +55,14 @@ impl Store {
     fn names(&self) -> Vec<String> {
         files::names(files::open_dir(&self.temp.path().join("containers")).unwrap()).unwrap()
     }
+
+    /// Names in the index.
+    fn index(&self) -> Vec<String> {
+        files::names(&self.containers.names).unwrap()
+    }
 }
 
 fn config(id: &str, name: &str) -> Config {
-    let process = Process {
-        argv: vec!["true".into()],
-        env: vec![],
-        cwd: "/".into(),
-        user: String::new(),
-    };
     let volume = MountSource::Volume {
         name: format!("anonymous-{name}"),
         anonymous: true,
@@ -69,20 +73,16 @@ fn config(id: &str, name: &str) -> Config {
         id: id.repeat(64 / id.len()),
         name: name.into(),
         created: Timestamp::now(),
-        image: "app".into(),
         image_id: ImageId(Sha256Digest::of(b"")),
         layers: vec![],
-        process,
-        hostname: "h".into(),
-        tty: false,
-        open_stdin: false,
-        memory: None,
-        seccomp_unconfined: false,
-        auto_remove: false,
+        asked: ContainerConfig::default(),
+        config: ContainerConfig::default(),
+        host: HostConfig::default(),
         mounts: vec![Mount {
             source: volume,
             destination: "/data".into(),
             read_only: false,
+            mode: String::new(),
         }],
     }
 }
@@ -109,7 +109,7 @@ fn monitor(container: &Container, pid: i32) -> File {
 fn status_is_created_then_running_then_exited() {
     let store = Store::new();
     let pending = store.make("ab", "web");
-    assert_eq!(pending.container.status().unwrap(), Status::Created);
+    assert_eq!(pending.container.status().unwrap(), Status::Starting);
     let lock = monitor(&pending.container, 4_000_000);
     let container = pending.release();
     assert_eq!(container.status().unwrap(), Status::Running);
@@ -131,7 +131,7 @@ fn status_is_created_then_running_then_exited() {
 }
 
 #[test]
-fn status_after_a_kill_is_exited_or_abandoned() {
+fn status_after_a_kill_is_exited_or_created() {
     let store = Store::new();
     // The monitor: it had said that the program runs.
     let container = store.make("ab", "one").release();
@@ -145,8 +145,8 @@ fn status_after_a_kill_is_exited_or_abandoned() {
     ));
     // The engine, before there was a monitor.
     let container = store.make("cd", "two").release();
-    assert_eq!(container.status().unwrap(), Status::Abandoned);
-    assert_eq!(store.disposable(), ["two"]);
+    assert_eq!(container.status().unwrap(), Status::Created(None));
+    assert_eq!(store.disposable(), [""; 0]);
 }
 
 #[test]
@@ -297,10 +297,10 @@ fn status_stays_created_from_engine_to_monitor() {
     let status_dir = pending.status_dir().try_clone_to_owned().unwrap();
     // Killed here.
     let container = pending.release();
-    assert_eq!(container.status().unwrap(), Status::Created);
+    assert_eq!(container.status().unwrap(), Status::Starting);
     assert_eq!(store.disposable(), [""; 0]);
     drop(status_dir);
-    assert_eq!(container.status().unwrap(), Status::Abandoned);
+    assert_eq!(container.status().unwrap(), Status::Created(None));
 }
 
 #[test]
@@ -349,14 +349,17 @@ fn damage(path: &Path, check: impl Fn(&str)) {
 
 fn engine() -> (tempfile::TempDir, Engine) {
     let temp = tempfile::tempdir().unwrap();
-    let engine = Engine::open(&temp.path().join("store")).unwrap();
+    let engine = Engine::open_or_create(&temp.path().join("store")).unwrap();
     (temp, engine)
 }
 
 /// Creates a container that has ended.
 fn ended(engine: &Engine, id: &str, name: &str) -> PathBuf {
     let guard = engine.containers.guard().unwrap();
-    let pending = engine.containers.create(&guard, config(id, name)).unwrap();
+    let config = config(id, name);
+    let claim = engine.containers.claim_name(&guard, name, &config.id);
+    assert_eq!(claim.unwrap(), Claim::Made);
+    let pending = engine.containers.create(&guard, config).unwrap();
     drop(monitor(&pending.container, 4_000_000));
     let path = engine.containers.path.join(id.repeat(64 / id.len()));
     let record = r#"{"exit_code":3,"oom_killed":false,"finished_at":"2026-01-01T00:00:00Z"}"#;
@@ -411,4 +414,71 @@ fn forced_remove_removes_a_container_with_a_damaged_file() {
             assert!(!path.exists(), "{file} {what}");
         });
     }
+}
+
+#[test]
+fn a_name_is_taken_until_its_container_is_removed() {
+    let store = Store::new();
+    let container = store.make("ab", "web").release();
+    let guard = store.containers.guard().unwrap();
+    let claim = |name: &str, id: &str| store.containers.claim_name(&guard, name, id).unwrap();
+    let other = "cd".repeat(32);
+    assert_eq!(claim("web", &other), Claim::Taken("ab".repeat(32)));
+    // Killed before its config.json: the link counts for nothing.
+    assert_eq!(claim("half", &other), Claim::Made);
+    assert_eq!(claim("half", &"ef".repeat(32)), Claim::Made);
+    assert!(store.containers.find("half").is_err());
+    store.containers.drop_name("half").unwrap();
+    store
+        .containers
+        .mark_removed(&guard, &container, false)
+        .unwrap();
+    assert_eq!(store.index(), [""; 0]);
+}
+
+#[test]
+fn a_renamed_container_is_found_by_its_new_name_only() {
+    let store = Store::new();
+    let mut container = store.make("ab", "web").release();
+    let id = container.config.id.clone();
+    {
+        let guard = store.containers.guard().unwrap();
+        let claim = store.containers.claim_name(&guard, "shop", &id).unwrap();
+        assert_eq!(claim, Claim::Made);
+        store
+            .containers
+            .set_name(&guard, &mut container, "shop")
+            .unwrap();
+    }
+    assert_eq!(store.containers.find("shop").unwrap().config.id, id);
+    assert!(store.containers.find("web").is_err());
+    assert_eq!(store.index(), ["shop"]);
+    // As a power cut may leave it.
+    store.containers.drop_name("shop").unwrap();
+    assert_eq!(store.containers.find("shop").unwrap().config.id, id);
+}
+
+/// The others are damaged, so that reading one would fail.
+#[test]
+fn a_container_is_found_by_id_or_name_without_reading_others() {
+    let store = Store::new();
+    drop(store.make("ab", "web").release());
+    drop(store.make("cd", "hurt").release());
+    let hurt = store.temp.path().join("containers").join("cd".repeat(32));
+    std::fs::write(hurt.join("config.json"), "{").unwrap();
+    std::fs::rename(&hurt, hurt.with_file_name("ef".repeat(32))).unwrap();
+    for needle in ["web", "/web", &"ab".repeat(32)] {
+        assert_eq!(store.containers.find(needle).unwrap().config.name, "web");
+    }
+}
+
+#[test]
+fn a_removed_container_cannot_be_started() {
+    let store = Store::new();
+    let container = store.make("ab", "web").release();
+    assert_eq!(container.status().unwrap(), Status::Created(None));
+    drop(store.containers.take(&container).unwrap());
+    store.remove(&container);
+    let refused = store.containers.take(&container).unwrap_err();
+    assert_eq!(refused.kind(), crate::engine::error::Kind::NotFound);
 }

@@ -6,7 +6,7 @@
 use super::Streams;
 use crate::engine::attach;
 use crate::engine::container::Container;
-use crate::engine::container::config::Config;
+use crate::engine::docker::ContainerConfig;
 use crate::engine::error::{Error, Result};
 use crate::engine::signals::{Signals, is};
 use crate::engine::terminal::{self, Raw};
@@ -56,7 +56,7 @@ pub(super) fn stay(
     streams: Streams,
     signals: &Signals,
 ) -> Result<Ended> {
-    let config = &container.config;
+    let config = &container.config.config;
     let stdin = std::io::stdin();
     let raw = if config.tty && config.open_stdin {
         Some(Raw::new(stdin.as_fd())?)
@@ -107,7 +107,7 @@ fn drain(output: attach::Output, signals: &Signals) -> Result<()> {
 ///
 /// A first process gets only signals that it handles or blocks (pid_namespaces(7)). One that does
 /// neither runs on, as with Docker without `--init`.
-fn watch(config: &Config, monitor: &Monitor, signals: &Signals) -> Result<Ended> {
+fn watch(config: &ContainerConfig, monitor: &Monitor, signals: &Signals) -> Result<Ended> {
     let mut terminations = 0;
     loop {
         wait(signals, monitor)?;

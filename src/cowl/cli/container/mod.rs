@@ -1,6 +1,9 @@
-//! `cowl run`, `ps`, `rm`.
+//! The commands of containers, with Docker's words.
 
-use super::args::{Ps, Rm, Run, SecurityOpt};
+pub(super) mod args;
+mod mount_option;
+mod request;
+
 use super::image::warn;
 use super::table::{Table, ellipsis, quoted};
 use super::units::human_duration;
@@ -8,59 +11,64 @@ use super::{Stdout, each, print_error};
 use crate::engine::container::config::Config;
 use crate::engine::container::state::Status;
 use crate::engine::error::{Context, Error, Kind, Result};
-use crate::engine::process::{EnvChange, Overrides};
-use crate::engine::{Engine, run, short};
-use crate::volume::VolumeSpec;
+use crate::engine::{Engine, process, short};
+use args::{Create, Options, Ps, Rename, Rm, Run};
 use jiff::Timestamp;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 
 pub(super) fn run(engine: &mut Engine, args: Run) -> Result<u8> {
-    if args.tty && args.interactive && !std::io::stdin().is_terminal() {
+    let options = args.create;
+    if options.tty && options.interactive && !std::io::stdin().is_terminal() {
         return Err(Error::invalid(
             "the input device is not a TTY; omit -t or run cowl in a terminal",
         ));
     }
-    engine.run(&request(args)?)
+    let cidfile = new_cidfile(&options)?;
+    let request = request::request(options, false)?;
+    engine.run(&request, |created| write_cidfile(cidfile, &created.id))
 }
 
-fn request(args: Run) -> Result<run::Request> {
-    let cwd = std::env::current_dir().context(|| "the current directory")?;
-    let from_caller = |name: &str| std::env::var(name).ok();
-    let env = args
-        .env
-        .iter()
-        .map(|text| EnvChange::parse(text, from_caller))
-        .collect::<Result<_, _>>()
-        .map_err(Error::invalid)?;
-    let volumes = args
-        .volume
-        .iter()
-        .map(|text| VolumeSpec::parse(text, &cwd))
-        .collect::<Result<_, _>>()
-        .map_err(Error::invalid)?;
-    let mut words = args.image_and_command.into_iter();
-    let image = words.next().unwrap_or_default();
-    let overrides = Overrides {
-        entrypoint: args.entrypoint,
-        command: words.collect(),
-        env,
-        working_dir: args.workdir,
-        user: args.user,
-        tty: args.tty,
+pub(super) fn create(engine: &Engine, args: Create, out: &mut Stdout) -> Result<u8> {
+    let cidfile = new_cidfile(&args.create)?;
+    let created = engine.create(&request::request(args.create, false)?)?;
+    for warning in &created.warnings {
+        print_error(&format!("WARNING: {warning}"));
+    }
+    write_cidfile(cidfile, &created.id)?;
+    out.line(&created.id)?;
+    Ok(0)
+}
+
+/// A file that does not exist yet, so that two containers never share one.
+fn new_cidfile(options: &Options) -> Result<Option<std::fs::File>> {
+    let Some(path) = &options.cidfile else {
+        return Ok(None);
     };
-    let seccomp_unconfined = args.security_opt.contains(&SecurityOpt::SeccompUnconfined);
-    Ok(run::Request {
-        image,
-        overrides,
-        name: args.name,
-        volumes,
-        // 0 is Docker's "no limit".
-        memory: args.memory.filter(|bytes| *bytes != 0),
-        seccomp_unconfined,
-        auto_remove: args.rm,
-        tty: args.tty,
-        open_stdin: args.interactive,
-    })
+    match std::fs::File::create_new(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+            Err(Error::invalid(format!(
+                "container ID file found, make sure the other container isn't running or delete {}",
+                path.display()
+            )))
+        }
+        Err(error) => Err(error)
+            .context(|| format!("failed to create the container ID file {}", path.display())),
+    }
+}
+
+fn write_cidfile(file: Option<std::fs::File>, id: &str) -> Result<()> {
+    match file {
+        Some(mut file) => file
+            .write_all(id.as_bytes())
+            .context(|| "writing the container ID file"),
+        None => Ok(()),
+    }
+}
+
+pub(super) fn rename(engine: &Engine, args: &Rename) -> Result<u8> {
+    engine.rename(&args.container, &args.name)?;
+    Ok(0)
 }
 
 pub(super) fn ps(engine: &Engine, args: &Ps, out: &mut Stdout) -> Result<u8> {
@@ -81,7 +89,7 @@ pub(super) fn ps(engine: &Engine, args: &Ps, out: &mut Stdout) -> Result<u8> {
     let containers = engine.containers()?;
     warn(&containers.skipped);
     for (container, status) in containers.items {
-        if !args.all && status != Status::Running {
+        if !args.all && !matches!(status, Status::Running | Status::Paused) {
             continue;
         }
         let config = &container.config;
@@ -94,7 +102,7 @@ pub(super) fn ps(engine: &Engine, args: &Ps, out: &mut Stdout) -> Result<u8> {
             out.line(id)?;
             continue;
         }
-        let command = config.process.shown();
+        let command = process::shown(&process::argv(&config.config));
         let command = if args.no_trunc {
             quoted(&command)
         } else {
@@ -103,7 +111,7 @@ pub(super) fn ps(engine: &Engine, args: &Ps, out: &mut Stdout) -> Result<u8> {
         let created = format!("{} ago", age(config.created, now));
         table.row([
             id.to_owned(),
-            config.image.clone(),
+            config.config.image.clone(),
             command,
             created,
             shown(config, &status, now),
@@ -120,9 +128,9 @@ pub(super) fn ps(engine: &Engine, args: &Ps, out: &mut Stdout) -> Result<u8> {
 /// Docker's words for a status.
 fn shown(config: &Config, status: &Status, now: Timestamp) -> String {
     match status {
-        Status::Created | Status::Abandoned => "Created".to_owned(),
-        // A container starts as soon as it is created.
+        Status::Created(_) | Status::Starting => "Created".to_owned(),
         Status::Running => format!("Up {}", age(config.created, now)),
+        Status::Paused => format!("Up {} (Paused)", age(config.created, now)),
         Status::Exited(exit) => match exit.finished_at {
             Some(at) => format!("Exited ({}) {} ago", exit.exit_code, age(at, now)),
             None => format!("Exited ({})", exit.exit_code),

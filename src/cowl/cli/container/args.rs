@@ -1,0 +1,136 @@
+//! The options of the container commands, with Docker's names and short forms.
+
+use crate::cli::units::parse_memory;
+use clap::Args;
+use std::path::PathBuf;
+
+#[derive(Debug, Args)]
+#[command(override_usage = "cowl run [OPTIONS] IMAGE [COMMAND] [ARG]...")]
+pub(in crate::cli) struct Run {
+    #[command(flatten)]
+    pub(in crate::cli) create: Options,
+}
+
+#[derive(Debug, Args)]
+#[command(override_usage = "cowl create [OPTIONS] IMAGE [COMMAND] [ARG]...")]
+pub(in crate::cli) struct Create {
+    #[command(flatten)]
+    pub(in crate::cli) create: Options,
+}
+
+/// What `run` and `create` have in common.
+#[derive(Debug, Args)]
+#[command(disable_help_flag = true)]
+pub(in crate::cli) struct Options {
+    /// Print help
+    #[arg(long, action = clap::ArgAction::Help)]
+    help: Option<bool>,
+    /// Automatically remove the container and its anonymous volumes when it exits
+    #[arg(long)]
+    pub(super) rm: bool,
+    /// Keep STDIN open
+    #[arg(short, long)]
+    pub(super) interactive: bool,
+    /// Allocate a pseudo-TTY
+    #[arg(short, long)]
+    pub(super) tty: bool,
+    /// Assign a name to the container
+    #[arg(long)]
+    pub(super) name: Option<String>,
+    /// Write the container ID to the file
+    #[arg(long, value_name = "FILE")]
+    pub(super) cidfile: Option<PathBuf>,
+    /// Overwrite the ENTRYPOINT of the image
+    #[arg(long, value_name = "PROGRAM")]
+    pub(super) entrypoint: Option<String>,
+    /// Set an environment variable, or pass on the caller's
+    #[arg(short, long, value_name = "NAME[=VALUE]", allow_hyphen_values = true)]
+    pub(super) env: Vec<String>,
+    /// Read in a file of environment variables
+    #[arg(long, value_name = "FILE")]
+    pub(super) env_file: Vec<PathBuf>,
+    /// Set a label on the container
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub(super) label: Vec<String>,
+    /// Read in a line delimited file of labels
+    #[arg(long, value_name = "FILE")]
+    pub(super) label_file: Vec<PathBuf>,
+    /// Container host name
+    #[arg(short = 'h', long, value_name = "NAME")]
+    pub(super) hostname: Option<String>,
+    /// Working directory inside the container
+    #[arg(short, long, value_name = "DIR")]
+    pub(super) workdir: Option<String>,
+    /// Username or UID, and group or GID
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub(super) user: Option<String>,
+    /// Mount a volume or a directory of the host
+    #[arg(short, long, value_name = "VOLUME:/DIR[:ro]")]
+    pub(super) volume: Vec<String>,
+    /// Attach a mount to the container: type=volume|bind,source=...,target=/dir[,readonly]
+    #[arg(long, value_name = "KEY=VALUE,...")]
+    pub(super) mount: Vec<String>,
+    /// Mount volumes from the specified container
+    #[arg(long, value_name = "CONTAINER[:ro]")]
+    pub(super) volumes_from: Vec<String>,
+    /// Mount the container's root filesystem as read only
+    #[arg(long)]
+    pub(super) read_only: bool,
+    /// Memory limit in bytes, or with a unit of b, k, m or g: 512m
+    #[arg(short, long, value_name = "BYTES", value_parser = parse_memory)]
+    pub(super) memory: Option<u64>,
+    /// Limit of processes and threads (-1 for unlimited)
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub(super) pids_limit: Option<i64>,
+    /// Add Linux capabilities
+    #[arg(long, value_name = "NAME")]
+    pub(super) cap_add: Vec<String>,
+    /// Drop Linux capabilities
+    #[arg(long, value_name = "NAME")]
+    pub(super) cap_drop: Vec<String>,
+    /// Security option: seccomp=unconfined, no-new-privileges
+    #[arg(long, value_name = "OPTION")]
+    pub(super) security_opt: Vec<String>,
+    /// Network: none, or bridge (as yet a loopback of its own)
+    #[arg(long, visible_alias = "net", value_name = "NETWORK")]
+    pub(super) network: Option<String>,
+    /// Image, then command and arguments
+    #[arg(required = true, trailing_var_arg = true, value_names = ["IMAGE", "COMMAND"], num_args = 1..)]
+    pub(super) image_and_command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct Ps {
+    /// Show all containers, not only running ones
+    #[arg(short, long)]
+    pub(super) all: bool,
+    /// Only display IDs
+    #[arg(short, long)]
+    pub(super) quiet: bool,
+    /// Don't truncate output
+    #[arg(long)]
+    pub(super) no_trunc: bool,
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct Rm {
+    /// Name of a container, its ID or the beginning of its ID
+    #[arg(required = true, value_name = "CONTAINER")]
+    pub(super) containers: Vec<String>,
+    /// Force the removal of a running container (SIGKILL)
+    #[arg(short, long)]
+    pub(super) force: bool,
+    /// Remove the container's anonymous volumes too
+    #[arg(short, long)]
+    pub(super) volumes: bool,
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct Rename {
+    /// Name of a container, its ID or the beginning of its ID
+    #[arg(value_name = "CONTAINER")]
+    pub(super) container: String,
+    /// The new name
+    #[arg(value_name = "NEW_NAME", allow_hyphen_values = true)]
+    pub(super) name: String,
+}

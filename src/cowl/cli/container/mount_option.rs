@@ -1,0 +1,139 @@
+//! The syntax of `--mount`: comma-separated `key=value` fields, as Docker's.
+
+use crate::engine::docker::{BindOptions, MountRequest, VolumeOptions};
+use crate::engine::error::{Error, Result};
+use std::path::Path;
+
+/// Reads one option; a relative source of a bind is below `cwd`.
+pub(super) fn parse(text: &str, cwd: &Path) -> Result<MountRequest> {
+    let invalid = |why: String| {
+        Error::invalid(format!(
+            "invalid argument \"{text}\" for \"--mount\" flag: {why}"
+        ))
+    };
+    let mut mount = MountRequest {
+        kind: "volume".to_owned(),
+        ..MountRequest::default()
+    };
+    for field in text.split(',') {
+        let (key, value) = match field.split_once('=') {
+            Some((key, value)) => (key, Some(value)),
+            None => (field, None),
+        };
+        let key = key.to_ascii_lowercase();
+        set(&mut mount, &key, value, field).map_err(invalid)?;
+    }
+    if mount.kind == "bind" && (mount.source == "." || mount.source.starts_with("./")) {
+        mount.source = cwd.join(&mount.source).display().to_string();
+    }
+    if mount.target.is_empty() {
+        return Err(invalid("target is required".to_owned()));
+    }
+    Ok(mount)
+}
+
+fn set(
+    mount: &mut MountRequest,
+    key: &str,
+    value: Option<&str>,
+    field: &str,
+) -> Result<(), String> {
+    match key {
+        "readonly" | "ro" => {
+            mount.read_only = switch(key, value)?;
+            return Ok(());
+        }
+        "volume-nocopy" => {
+            let options = mount
+                .volume_options
+                .get_or_insert_with(VolumeOptions::default);
+            options.no_copy = switch(key, value)?;
+            return Ok(());
+        }
+        "bind-nonrecursive" => {
+            let set = switch(key, value)?;
+            bind(mount)
+                .other
+                .insert("NonRecursive".to_owned(), set.into());
+            return Ok(());
+        }
+        _ => {}
+    }
+    let value = value
+        .ok_or_else(|| format!("invalid field '{field}' must be a key=value pair"))?
+        .to_owned();
+    match key {
+        "type" => mount.kind = value.to_ascii_lowercase(),
+        "source" | "src" => mount.source = value,
+        "target" | "dst" | "destination" => mount.target = value,
+        "consistency" => drop(mount.other.insert("Consistency".to_owned(), value.into())),
+        "bind-propagation" => {
+            drop(
+                bind(mount)
+                    .other
+                    .insert("Propagation".to_owned(), value.into()),
+            );
+        }
+        "volume-subpath" => {
+            let options = mount
+                .volume_options
+                .get_or_insert_with(VolumeOptions::default);
+            options.other.insert("Subpath".to_owned(), value.into());
+        }
+        "volume-label" => {
+            let (name, value) = value.split_once('=').unwrap_or((&value, ""));
+            let options = mount
+                .volume_options
+                .get_or_insert_with(VolumeOptions::default);
+            options.labels.insert(name.to_owned(), value.to_owned());
+        }
+        _ => return Err(format!("unexpected key '{key}' in '{field}'")),
+    }
+    Ok(())
+}
+
+fn bind(mount: &mut MountRequest) -> &mut BindOptions {
+    mount.bind_options.get_or_insert_with(BindOptions::default)
+}
+
+fn switch(key: &str, value: Option<&str>) -> Result<bool, String> {
+    match value {
+        None | Some("1" | "t" | "T" | "true" | "TRUE" | "True") => Ok(true),
+        Some("0" | "f" | "F" | "false" | "FALSE" | "False") => Ok(false),
+        Some(other) => Err(format!("invalid value for {key}: {other}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parse_reads_dockers_keys_and_their_short_forms() {
+        let here = Path::new("/here");
+        let mount = parse("source=vol,target=/data", here).unwrap();
+        assert_eq!(
+            (
+                mount.kind.as_str(),
+                mount.source.as_str(),
+                mount.target.as_str()
+            ),
+            ("volume", "vol", "/data")
+        );
+        let mount = parse("type=bind,src=./x,dst=/data,ro", here).unwrap();
+        assert!(mount.read_only);
+        assert_eq!(mount.source, "/here/./x");
+        let mount = parse("dst=/data,volume-nocopy,readonly=false", here).unwrap();
+        assert!(mount.volume_options.unwrap().no_copy && !mount.read_only);
+        let table = [
+            ("type=volume", "target is required"),
+            ("dst=/a,what=1", "unexpected key 'what' in 'what=1'"),
+            ("dst=/a,src", "invalid field 'src' must be a key=value pair"),
+            ("dst=/a,ro=maybe", "invalid value for ro: maybe"),
+        ];
+        for (text, why) in table {
+            let refused = parse(text, here).unwrap_err().to_string();
+            assert!(refused.ends_with(why), "{text}: {refused}");
+        }
+    }
+}

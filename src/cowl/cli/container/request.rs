@@ -1,0 +1,191 @@
+//! The command line of `run` and `create` as Docker's `Config` and `HostConfig`.
+
+use super::args::Options;
+use super::mount_option;
+use crate::engine::create::CreateRequest;
+use crate::engine::docker::{ContainerConfig, HostConfig};
+use crate::engine::error::{Context, Error, Result};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Reads files and the environment; `detached` is `-d`.
+pub(super) fn request(options: Options, detached: bool) -> Result<CreateRequest> {
+    let cwd = std::env::current_dir().context(|| "the current directory")?;
+    let mut words = options.image_and_command.into_iter();
+    let image = words.next().unwrap_or_default();
+    let command: Vec<String> = words.collect();
+    let mut volumes = serde_json::Map::new();
+    let mut binds = Vec::new();
+    for text in &options.volume {
+        match bind(text, &cwd) {
+            Some(bind) => binds.push(bind),
+            None => drop(volumes.insert(text.clone(), serde_json::json!({}))),
+        }
+    }
+    let config = ContainerConfig {
+        hostname: options.hostname.unwrap_or_default(),
+        user: options.user.unwrap_or_default(),
+        attach_stdin: options.interactive && !detached,
+        attach_stdout: !detached,
+        attach_stderr: !detached,
+        tty: options.tty,
+        open_stdin: options.interactive,
+        stdin_once: options.interactive && !detached,
+        env: environment(&options.env_file, &options.env)?,
+        cmd: (!command.is_empty()).then_some(command),
+        image,
+        volumes: (!volumes.is_empty()).then_some(volumes),
+        working_dir: options.workdir.unwrap_or_default(),
+        entrypoint: options.entrypoint.map(|program| vec![program]),
+        labels: labels(&options.label_file, &options.label)?,
+        ..ContainerConfig::default()
+    };
+    let mut host = HostConfig {
+        binds,
+        volumes_from: options.volumes_from,
+        auto_remove: options.rm,
+        network_mode: options.network.unwrap_or_else(|| "default".to_owned()),
+        cap_add: options.cap_add,
+        cap_drop: options.cap_drop,
+        readonly_rootfs: options.read_only,
+        security_opt: options.security_opt,
+        memory: options
+            .memory
+            .map_or(Ok(0), i64::try_from)
+            .map_err(|_range| Error::invalid("the memory limit is too large"))?,
+        pids_limit: options.pids_limit,
+        ..HostConfig::default()
+    };
+    for text in &options.mount {
+        host.mounts.push(mount_option::parse(text, &cwd)?);
+    }
+    if let Some(file) = options.cidfile {
+        let file = file.to_string_lossy().into_owned();
+        host.other.insert("ContainerIDFile".to_owned(), file.into());
+    }
+    Ok(CreateRequest {
+        name: options.name,
+        config,
+        host,
+    })
+}
+
+/// A `-v` with a source as a bind whose host path is absolute; none for an anonymous volume.
+fn bind(text: &str, cwd: &Path) -> Option<String> {
+    let (source, rest) = text.split_once(':')?;
+    // "/dir:ro" is an anonymous volume with a mode.
+    if source == "." || source == ".." || source.starts_with("./") || source.starts_with("../") {
+        return Some(format!("{}:{rest}", cwd.join(source).display()));
+    }
+    Some(text.to_owned())
+}
+
+/// Files first, so that `-e` wins.
+fn environment(files: &[std::path::PathBuf], given: &[String]) -> Result<Vec<String>> {
+    let mut env = Vec::new();
+    for file in files {
+        for line in lines(file)? {
+            let (name, value) = variable(&line)?;
+            // As Docker: a file names what is passed on, and unsets nothing.
+            if let Some(value) = value.or_else(|| std::env::var(name).ok()) {
+                env.push(format!("{name}={value}"));
+            }
+        }
+    }
+    for text in given {
+        let passed_on = match text.split_once('=') {
+            None => std::env::var(text).ok(),
+            Some(_) => None,
+        };
+        env.push(match passed_on {
+            Some(value) => format!("{text}={value}"),
+            None => text.clone(),
+        });
+    }
+    Ok(env)
+}
+
+fn labels(files: &[std::path::PathBuf], given: &[String]) -> Result<BTreeMap<String, String>> {
+    let mut labels = BTreeMap::new();
+    let mut set = |name: &str, value: &str| drop(labels.insert(name.to_owned(), value.to_owned()));
+    for file in files {
+        for line in lines(file)? {
+            let (name, value) = variable(&line)?;
+            set(name, value.as_deref().unwrap_or_default());
+        }
+    }
+    for text in given {
+        let (name, value) = text.split_once('=').unwrap_or((text, ""));
+        if name.is_empty() {
+            return Err(Error::invalid(format!("invalid label: '{text}'")));
+        }
+        set(name, value);
+    }
+    Ok(labels)
+}
+
+/// The lines of a file of variables, without empty ones and comments.
+fn lines(file: &Path) -> Result<Vec<String>> {
+    let text = std::fs::read(file).context(|| format!("open {}", file.display()))?;
+    let text = String::from_utf8(text)
+        .map_err(|_bytes| Error::invalid(format!("{}: not UTF-8", file.display())))?;
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+    Ok(text
+        .lines()
+        .map(|line| line.trim_start().to_owned())
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .collect())
+}
+
+/// `NAME=VALUE`, or a name alone.
+fn variable(line: &str) -> Result<(&str, Option<String>)> {
+    let (name, value) = match line.split_once('=') {
+        Some((name, value)) => (name, Some(value.to_owned())),
+        None => (line.trim_end(), None),
+    };
+    if name.is_empty() {
+        return Err(Error::invalid(format!("no variable name on line '{line}'")));
+    }
+    if name.contains(char::is_whitespace) {
+        return Err(Error::invalid(format!(
+            "variable '{name}' contains whitespaces"
+        )));
+    }
+    Ok((name, value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_variables_is_read_as_docker_reads_it() {
+        let temp = tempfile::tempdir().unwrap();
+        let file = temp.path().join("env");
+        std::fs::write(
+            &file,
+            "\u{feff}# none\n\n  A=1 = 2 \nNOT_SET_ANYWHERE\nB=\n",
+        )
+        .unwrap();
+        let given = ["A=3".to_owned(), "NOT_SET_EITHER".to_owned()];
+        assert_eq!(
+            environment(std::slice::from_ref(&file), &given).unwrap(),
+            ["A=1 = 2 ", "B=", "A=3", "NOT_SET_EITHER"]
+        );
+        let labels = labels(std::slice::from_ref(&file), &["C".to_owned()]).unwrap();
+        let labels: Vec<_> = labels.iter().map(|(a, b)| format!("{a}:{b}")).collect();
+        assert_eq!(labels, ["A:1 = 2 ", "B:", "C:", "NOT_SET_ANYWHERE:"]);
+        for wrong in ["=1", "A B=1", "A\tB"] {
+            std::fs::write(&file, wrong).unwrap();
+            environment(std::slice::from_ref(&file), &[]).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn a_relative_source_becomes_absolute() {
+        let here = Path::new("/here");
+        assert_eq!(bind("./a:/b:ro", here).unwrap(), "/here/./a:/b:ro");
+        assert_eq!(bind("vol:/b", here).unwrap(), "vol:/b");
+        assert_eq!(bind("/b", here), None);
+    }
+}

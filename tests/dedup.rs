@@ -1,0 +1,313 @@
+//! `cowl dedup`: its figures are those of the archives and of `du`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use cowl_tests::busybox::{add_blog, layers, shop};
+use cowl_tests::command::{binary, fixture, program, python, run, shell};
+use cowl_tests::profile::{directory, root, user};
+use cowl_tests::store::{Store, make_image};
+
+/// Writes layers that have what figures can get wrong: files replaced, deleted, given again with
+/// another owner, hard-linked over layers, sparse, twice in one layer, and whiteouts of what was
+/// never there.
+const LAYERS: &str = r"
+import io, sys, tarfile
+def layer(name, *entries):
+    with tarfile.open(name, 'w', format=tarfile.PAX_FORMAT) as archive:
+        for path, kind, value in entries:
+            info = tarfile.TarInfo(path)
+            info.mtime, info.mode, data = 1, 0o755 if kind == 'dir' else 0o644, None
+            if kind == 'dir': info.type = tarfile.DIRTYPE
+            elif kind == 'hard': info.type, info.linkname = tarfile.LNKTYPE, value
+            elif kind == 'link': info.type, info.linkname = tarfile.SYMTYPE, value
+            else:
+                data = value.encode() if isinstance(value, str) else value
+                info.size = len(data)
+                info.uid = 7 if kind == 'owned' else 0
+            archive.addfile(info, io.BytesIO(data) if data is not None else None)
+big, other = 'B' * 50001, 'O' * 3001
+layer('base.tar', ('etc', 'dir', ''), ('etc/conf', 'file', 'old'), ('srv/big', 'file', big), ('srv/link', 'hard', 'srv/big'),
+      ('srv/also', 'file', other), ('opt/a', 'file', 'a' * 100), ('opt/b', 'file', 'b' * 200), ('empty', 'file', ''),
+      ('sym', 'link', 'etc/conf'))
+layer('changes.tar', ('etc/conf', 'file', 'newer'), ('srv/also', 'owned', other), ('srv/.wh.big', 'file', ''),
+      ('srv/again', 'hard', 'srv/also'), ('.wh.never', 'file', ''), ('gone/.wh.at-all', 'file', ''),
+      ('opt', 'dir', ''), ('opt/.wh..wh..opq', 'file', ''), ('opt/a', 'file', 'a' * 100), ('sym', 'file', 'no link'))
+layer('more.tar', ('srv/.wh.link', 'file', ''), ('srv/copy', 'file', other), ('usr/x', 'file', 'a' * 100), ('etc/conf/d', 'file', 'z'))
+layer('other.tar', ('data', 'file', other), ('byte', 'file', 'z'), ('holes', 'file', b'\0' * 300000 + b'end'))
+layer('alone.tar', ('mine', 'file', 'nothing in common'))
+";
+
+/// Loads images of these layers; gives the archives.
+fn load_images(store: &Store) -> Vec<PathBuf> {
+    let parts = directory().join("parts");
+    fs::create_dir(&parts).unwrap();
+    python(&parts, LAYERS, [""; 0]);
+    let images: [(&str, &str, &[&str]); 5] = [
+        ("docker", "one", &["base", "changes", "more"]),
+        ("oci", "two", &["base", "other"]),
+        ("docker", "three", &["base", "changes"]),
+        ("docker", "four", &["alone"]),
+        ("oci", "five", &["base", "other", "more"]),
+    ];
+    let archives = images.map(|(kind, name, layers)| {
+        let archive = directory().join(format!("{name}.tar"));
+        let layers: Vec<PathBuf> = layers
+            .iter()
+            .map(|layer| parts.join(format!("{layer}.tar")))
+            .collect();
+        let layers: Vec<&Path> = layers.iter().map(PathBuf::as_path).collect();
+        make_image(kind, &archive, &format!("{name}:latest"), &[], &layers);
+        store.load(&archive);
+        archive
+    });
+    archives.into()
+}
+
+/// Compares the report on the whole store with what the archives and `du` say.
+#[track_caller]
+fn check_figures(store: &Store, archives: &[PathBuf]) {
+    let report = directory().join("report.json");
+    fs::write(&report, store.ok(["dedup", "--json"])).unwrap();
+    let objects = store.root().join("objects");
+    let arguments = [fixture("dedup.py"), report, objects];
+    let script = arguments.iter().chain(archives);
+    run(&mut program(
+        "python3",
+        ["-B"]
+            .iter()
+            .map(Path::new)
+            .chain(script.map(PathBuf::as_path)),
+    ))
+    .ok();
+}
+
+fn figures_are_those_of_the_archives() {
+    let store = Store::new("store");
+    let mut archives = load_images(&store);
+    add_blog(&store);
+    archives.push(layers().join("blog.image.tar"));
+    check_figures(&store, &archives);
+}
+
+#[test]
+fn figures_are_those_of_the_archives_as_root() {
+    root(|| figures_are_those_of_the_archives());
+}
+
+#[test]
+fn figures_are_those_of_the_archives_as_user() {
+    user(|| figures_are_those_of_the_archives());
+}
+
+/// Bytes of the files in objects/.
+fn object_bytes(store: &Store) -> u64 {
+    let script =
+        "find objects -type f -print0 | du --bytes --total --files0-from=- | tail -n 1 | cut -f 1";
+    shell(store.root(), script, [""; 0]).trim().parse().unwrap()
+}
+
+/// A figure of the JSON, by a Python expression.
+fn figure(store: &Store, arguments: &[&str], expression: &str) -> String {
+    let report = directory().join("figure.json");
+    fs::write(
+        &report,
+        store.ok([&["dedup", "--json"], arguments].concat()),
+    )
+    .unwrap();
+    let script = format!("import json, sys; r = json.load(open(sys.argv[1])); print({expression})");
+    python(&directory(), &script, [report]).trim().to_owned()
+}
+
+/// Each image in turn: what objects/ loses is what was said.
+#[test]
+fn removal_frees_what_the_report_says() {
+    root(|| {
+        let store = Store::new("store");
+        load_images(&store);
+        for image in ["three", "one", "five", "four", "two"] {
+            let said: u64 = figure(&store, &[image], "r['removals'][0]['freed']['bytes']")
+                .parse()
+                .unwrap();
+            let before = object_bytes(&store);
+            store.ok(["rmi", image]);
+            assert_eq!(before - object_bytes(&store), said, "{image}");
+        }
+        assert_eq!(object_bytes(&store), 0);
+    });
+}
+
+/// 3 of one's logical bytes are overwritten: far below 1 %, but more than 2 bytes.
+#[test]
+fn a_condition_that_holds_is_exit_code_1() {
+    root(|| {
+        let store = Store::new("store");
+        load_images(&store);
+        let passed = store.run([
+            "dedup",
+            "one",
+            "--fail-if",
+            "overwritten>1%",
+            "--fail-if",
+            "waste>99%",
+        ]);
+        assert_eq!((passed.code(), passed.stderr.as_str()), (0, ""));
+        let failed = store.run(["dedup", "one", "--fail-if", "overwritten>2B"]);
+        assert_eq!(failed.code(), 1, "{failed}");
+        assert!(
+            failed.stdout.contains("one:latest"),
+            "the report comes all the same: {failed}"
+        );
+        assert!(
+            failed.stderr.contains("one:latest: overwritten is"),
+            "{failed}"
+        );
+        let line = store.run(["dedup", "--fail-if", "wast>5%"]).refused(125);
+        assert!(line.contains("wast"), "{line}");
+    });
+}
+
+/// Sizes for a person, or exact ones; no colours in a pipe, colours in a terminal, whose width the
+/// table keeps to.
+#[test]
+fn tables_suit_their_reader() {
+    root(|| {
+        let store = shop("store");
+        let plain = store.ok(["dedup"]);
+        assert!(plain.contains("MB") && !plain.contains('\x1b'), "{plain}");
+        let exact = store.ok(["dedup", "--bytes"]);
+        let stored = figure(&store, &[], "r['images'][0]['stored']['bytes']");
+        assert!(exact.contains(&stored), "{exact}");
+        let terminal = "
+import fcntl, os, pty, struct, sys, termios
+pid, fd = pty.fork()
+if pid == 0:
+    fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack('HHHH', 24, 90, 0, 0))
+    os.environ.pop('NO_COLOR', None)
+    os.environ['TERM'] = 'xterm-256color'
+    os.execv(sys.argv[1], sys.argv[1:])
+out = b''
+while True:
+    try: piece = os.read(fd, 65536)
+    except OSError: break
+    if not piece: break
+    out += piece
+os.waitpid(pid, 0)
+sys.stdout.write(out.decode())
+";
+        let name = "registry.example/".to_owned() + &"long/".repeat(12) + "name:latest";
+        let base = layers().join("base.tar");
+        store.ok(["import", base.to_str().unwrap(), &name]);
+        let (cowl, at) = (binary("cowl"), store.root());
+        let arguments = [cowl.as_path(), Path::new("--root"), at, Path::new("dedup")];
+        let shown = python(&directory(), terminal, arguments);
+        assert!(shown.contains("\x1b[1m"), "{shown}");
+        let mut bare = String::new();
+        let mut escape = false;
+        for c in shown.chars() {
+            escape |= c == '\x1b';
+            if !escape {
+                bare.push(c);
+            }
+            escape &= c != 'm';
+        }
+        let widest = bare
+            .lines()
+            .map(|line| line.trim_end().chars().count())
+            .max()
+            .unwrap();
+        assert!(widest <= 90, "{widest} columns: {bare}");
+    });
+}
+
+/// A reader that goes early is no error.
+#[test]
+fn a_broken_pipe_is_quiet() {
+    root(|| {
+        let store = shop("store");
+        let script = "\"$1\" --root \"$2\" dedup --json 2>err | true; [ ${PIPESTATUS[0]} = 0 ] && [ ! -s err ]";
+        let done = program("bash", ["-c", script, "bash"])
+            .arg(binary("cowl"))
+            .arg(store.root())
+            .current_dir(directory())
+            .status()
+            .unwrap();
+        assert!(done.success());
+    });
+}
+
+/// SIGTERM and SIGINT end a run that holds a lease; nothing of it stays in the store.
+#[test]
+fn an_interrupted_report_leaves_nothing() {
+    root(|| {
+        let store = shop("store");
+        let files = || {
+            shell(
+                store.root(),
+                "find pins tmp trash objects -type f | sort",
+                [""; 0],
+            )
+        };
+        let before = files();
+        for signal in ["TERM", "INT", "HUP"] {
+            // The output is a pipe that nobody reads until it is full, so the lease is held.
+            let script = "
+import os, signal, subprocess, sys
+read, write = os.pipe()
+os.set_blocking(write, False)
+try:
+    while True: os.write(write, b'x' * 4096)
+except BlockingIOError: pass
+os.set_blocking(write, True)
+process = subprocess.Popen(sys.argv[2:], stdout=write)
+root = sys.argv[sys.argv.index('--root') + 1]
+while not any(name.startswith('held-mount-dedup') for name in os.listdir(root + '/pins')):
+    assert process.poll() is None
+process.send_signal(getattr(signal, 'SIG' + sys.argv[1]))
+print(-process.wait() == getattr(signal, 'SIG' + sys.argv[1]))
+";
+            let (cowl, at) = (binary("cowl"), store.root());
+            let arguments = [
+                Path::new(signal),
+                &cowl,
+                Path::new("--root"),
+                at,
+                Path::new("dedup"),
+                Path::new("--json"),
+            ];
+            assert_eq!(
+                python(&directory(), script, arguments),
+                "True\n",
+                "SIG{signal}"
+            );
+            assert_eq!(files(), before, "SIG{signal}");
+        }
+    });
+}
+
+/// No store, a store of a newer format, an unknown name: one line each.
+#[test]
+fn mistakes_are_answered_in_one_line() {
+    root(|| {
+        let store = shop("store");
+        let line = store.run(["dedup", "shop:none"]).refused(1);
+        assert!(line.contains("no image shop:none in the store"), "{line}");
+        let empty = Store::new("nothing");
+        let line = run(Command::new(binary("cowl-dedup"))
+            .arg("--root")
+            .arg(empty.root())
+            .stdin(Stdio::null()))
+        .refused(1);
+        assert!(line.contains("nothing"), "{line}");
+        let format = store.root().join("format.json");
+        let newer = "
+import json, sys
+format = json.load(open(sys.argv[1]))
+json.dump({**format, 'version': 99}, open(sys.argv[1], 'w'))
+";
+        python(&directory(), newer, [&format]);
+        let line = store.run(["dedup"]).refused(1);
+        assert!(line.contains("99"), "{line}");
+    });
+}

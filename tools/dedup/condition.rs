@@ -1,0 +1,209 @@
+//! `--fail-if`: a figure, a comparison and a limit, such as `waste>5%`.
+
+use std::str::FromStr;
+
+use crate::report::{ImageRow, Report};
+use crate::show::{Sizes, percent};
+use crate::walk::Cause;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Figure {
+    Waste,
+    Cause(Cause),
+    Exclusive,
+    Stored,
+    Logical,
+}
+
+/// The name of each figure on the command line.
+const FIGURES: [(&str, Figure); 8] = [
+    ("waste", Figure::Waste),
+    ("overwritten", Figure::Cause(Cause::Overwritten)),
+    ("deleted", Figure::Cause(Cause::Deleted)),
+    ("metadata", Figure::Cause(Cause::Metadata)),
+    ("duplicate", Figure::Cause(Cause::Duplicate)),
+    ("exclusive", Figure::Exclusive),
+    ("stored", Figure::Stored),
+    ("logical", Figure::Logical),
+];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Limit {
+    Bytes(u128),
+    /// Thousands of a percent of the image's logical bytes.
+    Percent(u128),
+}
+
+/// A condition that holds for an image or does not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Condition {
+    text: String,
+    name: &'static str,
+    figure: Figure,
+    or_equal: bool,
+    above: bool,
+    limit: Limit,
+}
+
+impl FromStr for Condition {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let at = text
+            .find(['<', '>'])
+            .ok_or("use FIGURE>LIMIT, such as 'waste>5%'")?;
+        let (name, rest) = text.split_at_checked(at).ok_or("no figure")?;
+        let (above, rest) = match rest.strip_prefix('>') {
+            Some(rest) => (true, rest),
+            None => (false, rest.strip_prefix('<').unwrap_or(rest)),
+        };
+        let (or_equal, limit) = match rest.strip_prefix('=') {
+            Some(rest) => (true, rest),
+            None => (false, rest),
+        };
+        let known = FIGURES.iter().find(|(known, _)| *known == name.trim());
+        let (name, figure) = known.copied().ok_or_else(|| {
+            let names: Vec<_> = FIGURES.iter().map(|(name, _)| *name).collect();
+            format!("'{}' is no figure; use {}", name.trim(), names.join(", "))
+        })?;
+        Ok(Self {
+            text: text.to_owned(),
+            name,
+            figure,
+            or_equal,
+            above,
+            limit: parse_limit(limit.trim())?,
+        })
+    }
+}
+
+/// A percentage, or bytes with a unit of Docker's.
+fn parse_limit(text: &str) -> Result<Limit, String> {
+    const UNITS: [(&str, u128); 10] = [
+        ("KiB", 1 << 10),
+        ("MiB", 1 << 20),
+        ("GiB", 1 << 30),
+        ("kB", 1000),
+        ("KB", 1000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+        ("TB", 1_000_000_000_000),
+        ("B", 1),
+        ("", 1),
+    ];
+    if let Some(number) = text.strip_suffix('%') {
+        return thousandths(number)
+            .map(Limit::Percent)
+            .ok_or_else(|| bad_limit(text));
+    }
+    let unit = UNITS
+        .iter()
+        .find_map(|(unit, factor)| Some((text.strip_suffix(unit)?, factor)));
+    let (number, factor) = unit.ok_or_else(|| bad_limit(text))?;
+    let thousandths = thousandths(number).ok_or_else(|| bad_limit(text))?;
+    Ok(Limit::Bytes(thousandths * factor / 1000))
+}
+
+fn bad_limit(text: &str) -> String {
+    format!("'{text}' is no limit; use a percentage (5%) or a size (10MB)")
+}
+
+/// A decimal number with at most three decimals, times 1000.
+fn thousandths(text: &str) -> Option<u128> {
+    let (whole, fraction) = text.trim().split_once('.').unwrap_or((text.trim(), ""));
+    let digits = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
+    if whole.is_empty()
+        || whole.len() > 15
+        || fraction.len() > 3
+        || !digits(whole)
+        || !digits(fraction)
+    {
+        return None;
+    }
+    Some(whole.parse::<u128>().ok()? * 1000 + format!("{fraction:0<3}").parse::<u128>().ok()?)
+}
+
+impl Condition {
+    /// A line for each image that the condition holds for.
+    pub(crate) fn failures(&self, report: &Report) -> Vec<String> {
+        let of = |image: &ImageRow| {
+            let bytes = self.bytes(report, image);
+            self.holds(bytes, image.logical_bytes).then(|| {
+                let share = percent(bytes, image.logical_bytes);
+                let (name, size) = (&image.name, Sizes::Human.show(bytes));
+                format!(
+                    "{name}: {} is {size}, {share} of its layers: {}",
+                    self.name, self.text
+                )
+            })
+        };
+        report.images.iter().filter_map(of).collect()
+    }
+
+    fn bytes(&self, report: &Report, image: &ImageRow) -> u64 {
+        match self.figure {
+            Figure::Waste => image.waste_bytes,
+            Figure::Exclusive => image.exclusive.bytes,
+            Figure::Stored => image.stored.bytes,
+            Figure::Logical => image.logical_bytes,
+            Figure::Cause(cause) => {
+                let rows = report.waste.iter().filter(|row| row.image == image.name);
+                rows.filter(|row| row.cause == cause)
+                    .map(|row| row.bytes)
+                    .sum()
+            }
+        }
+    }
+
+    fn holds(&self, bytes: u64, logical: u64) -> bool {
+        // Both sides in thousandths of a percent of a byte, so that no fraction is lost.
+        let (left, right) = match self.limit {
+            Limit::Bytes(limit) => (u128::from(bytes), limit),
+            Limit::Percent(limit) => (u128::from(bytes) * 100_000, limit * u128::from(logical)),
+        };
+        (self.or_equal && left == right)
+            || if self.above {
+                left > right
+            } else {
+                left < right
+            }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conditions_compare_without_rounding() {
+        let holds =
+            |text: &str, bytes, logical| text.parse::<Condition>().unwrap().holds(bytes, logical);
+        assert!(!holds("waste>5%", 50, 1000));
+        assert!(holds("waste>5%", 51, 1000));
+        assert!(holds("waste >= 5%", 50, 1000));
+        assert!(holds("waste>0.125%", 2, 1000));
+        assert!(!holds("waste>0.2%", 2, 1000));
+        assert!(holds("duplicate>1.5kB", 1501, 1));
+        assert!(!holds("duplicate>1.5kB", 1500, 1));
+        assert!(holds("stored<1MiB", (1 << 20) - 1, 1));
+        assert!(!holds("waste>5%", 0, 0));
+    }
+
+    #[test]
+    fn other_conditions_are_refused_by_name() {
+        for text in [
+            "",
+            "waste",
+            "waste=5%",
+            "wast>5%",
+            "waste>",
+            "waste>x%",
+            "waste>5.1234%",
+            "waste>-1",
+        ] {
+            assert!(text.parse::<Condition>().is_err(), "{text}");
+        }
+        let error = "wast>5%".parse::<Condition>().unwrap_err();
+        assert!(error.contains("'wast' is no figure"), "{error}");
+    }
+}

@@ -1,0 +1,422 @@
+//! The ladder: what each granularity of deduplication would store of the listed images.
+//!
+//! Every content is cut in each way by several threads; a [`Set`] per way counts distinct pieces.
+//! The memory of a set is bounded: when it is full, it keeps a sample of the pieces by their
+//! digests, half of them each time, and its sums become estimates with a stated error.
+
+use std::collections::BTreeSet;
+use std::ops::Deref;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use anyhow::{Context, Result, anyhow};
+use cowl_core::digest::ObjectId;
+use cowl_core::store::Store;
+use cowl_core::sys::mmap::map_published;
+use fastcdc::v2020::FastCDC;
+use serde::Serialize;
+
+use crate::model::{Collection, ObjectNumber};
+use crate::pieces::Set;
+use crate::progress::Progress;
+
+/// Bytes of an index for each piece that a layer, a file or a list of pieces names: a digest of 32
+/// and an offset of 8, as casync's.
+const INDEX_ENTRY: u64 = 40;
+/// zstd's own default.
+const LEVEL: i32 = 3;
+const KIB: usize = 1024;
+
+/// How a content is cut into pieces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cut {
+    Fixed(usize),
+    /// FastCDC (2020) with normalization level 1, of at least a quarter of the average and at most
+    /// four times it.
+    Content(usize),
+}
+
+const CUTS: [(&str, Cut); 6] = [
+    ("fixed-4KiB", Cut::Fixed(4 * KIB)),
+    ("fixed-64KiB", Cut::Fixed(64 * KIB)),
+    ("fixed-1MiB", Cut::Fixed(1024 * KIB)),
+    ("fastcdc-4KiB", Cut::Content(4 * KIB)),
+    ("fastcdc-16KiB", Cut::Content(16 * KIB)),
+    ("fastcdc-64KiB", Cut::Content(64 * KIB)),
+];
+
+/// One step of the ladder.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct Rung {
+    pub(crate) unit: &'static str,
+    /// Distinct pieces.
+    pub(crate) chunks: u64,
+    /// Their lengths.
+    pub(crate) bytes: u64,
+    /// What names them: 40 bytes for each piece of each distinct layer or content.
+    pub(crate) index_bytes: u64,
+    /// Each piece compressed alone by zstd -3, or as it is where that is shorter.
+    pub(crate) zstd_bytes: u64,
+    /// Two standard errors of `chunks`, `bytes` and `zstd_bytes`, as a share of them; 0: exact.
+    #[serde(skip)]
+    pub(crate) error: f64,
+}
+
+/// How much memory and work the ladder may take.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// Pieces that each set keeps.
+    pub(crate) pieces: usize,
+    /// Bytes that are compressed for each rung; of more, a sample is.
+    pub(crate) zstd_bytes: u64,
+}
+
+impl Default for Limits {
+    /// Six sets of 16 MiB.
+    fn default() -> Self {
+        Self {
+            pieces: 1 << 19,
+            zstd_bytes: 1 << 30,
+        }
+    }
+}
+
+/// Cuts every content of the listed images.
+pub(crate) fn climb(
+    collection: &Collection,
+    stores: &[Store],
+    limits: Limits,
+    progress: &Progress,
+) -> Result<Vec<Rung>> {
+    let objects = listed_objects(collection);
+    let layers = listed_layers(collection);
+    let total: u64 = objects
+        .iter()
+        .map(|object| collection.objects.size(*object))
+        .sum();
+    let logical: u64 = layers
+        .iter()
+        .filter_map(|layer| collection.layer(*layer))
+        .map(|layer| layer.logical)
+        .sum();
+    progress.begin(total + logical);
+    let work = Work {
+        collection,
+        stores,
+        objects: &objects,
+        layers: &layers,
+        next: AtomicUsize::new(0),
+        sets: CUTS.map(|_| Mutex::new(Set::new(limits.pieces))),
+        sample: sample_of(limits.zstd_bytes, total),
+        layer_sample: sample_of(limits.zstd_bytes, logical),
+        progress,
+    };
+    let threads = thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let sums = thread::scope(|scope| {
+        let handles: Vec<_> = (0..threads).map(|_| scope.spawn(|| work.run())).collect();
+        let ended = handles.into_iter().map(|handle| {
+            handle
+                .join()
+                .unwrap_or_else(|_| Err(anyhow!("a thread of the ladder failed")))
+        });
+        ended.collect::<Result<Vec<Sums>>>()
+    })?;
+    progress.end();
+    let mut all = Sums::default();
+    for sums in &sums {
+        all.add(sums);
+    }
+    let mut rungs = vec![
+        all.layers.rung("layer", logical),
+        all.files.rung("file", total),
+    ];
+    for ((unit, _), (set, pieces)) in CUTS.iter().zip(work.sets.into_iter().zip(all.pieces)) {
+        let set = set.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let estimate = set.estimate();
+        rungs.push(Rung {
+            unit,
+            chunks: estimate.pieces,
+            bytes: estimate.bytes,
+            index_bytes: pieces * INDEX_ENTRY,
+            zstd_bytes: estimate.zstd_bytes,
+            error: estimate.error,
+        });
+    }
+    Ok(rungs)
+}
+
+/// The distinct contents of the listed images.
+fn listed_objects(collection: &Collection) -> Vec<ObjectNumber> {
+    let layers = listed_layers(collection);
+    let mut wanted = vec![false; collection.objects.len()];
+    for object in collection
+        .stack(&layers)
+        .flat_map(crate::model::Layer::objects)
+    {
+        if let Some(wanted) = wanted.get_mut(object as usize) {
+            *wanted = true;
+        }
+    }
+    (0..)
+        .zip(wanted)
+        .filter_map(|(object, wanted)| wanted.then_some(object))
+        .collect()
+}
+
+/// The distinct layers of the listed images.
+fn listed_layers(collection: &Collection) -> Vec<usize> {
+    let mut known = BTreeSet::new();
+    let layers: BTreeSet<usize> = collection
+        .chosen()
+        .flat_map(|image| &image.layers)
+        .copied()
+        .collect();
+    let distinct = |number: &usize| {
+        collection
+            .layer(*number)
+            .is_some_and(|layer| known.insert(layer.diff))
+    };
+    layers.into_iter().filter(distinct).collect()
+}
+
+/// The share of digests, of 2^32, that a limit of bytes allows.
+fn sample_of(limit: u64, total: u64) -> u64 {
+    let share = u128::from(limit) << 32;
+    u64::try_from(share / u128::from(total.max(1)))
+        .unwrap_or(u64::MAX)
+        .min(1 << 32)
+}
+
+/// Whether a digest is in a sample; digests are equally distributed.
+fn is_sampled(id: ObjectId, sample: u64) -> bool {
+    let last = id.as_bytes().last_chunk().copied().unwrap_or_default();
+    u64::from(u32::from_le_bytes(last)) < sample
+}
+
+fn lock(set: &Mutex<Set>) -> MutexGuard<'_, Set> {
+    set.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What the threads do together.
+struct Work<'w> {
+    collection: &'w Collection,
+    stores: &'w [Store],
+    objects: &'w [ObjectNumber],
+    layers: &'w [usize],
+    /// The next content, then the next layer.
+    next: AtomicUsize,
+    sets: [Mutex<Set>; CUTS.len()],
+    /// What of the pieces, and of the stretches of layers, is compressed.
+    sample: u64,
+    layer_sample: u64,
+    progress: &'w Progress,
+}
+
+/// Sums of whole files or layers, a sample of which was compressed.
+#[derive(Debug, Clone, Copy, Default)]
+struct Whole {
+    count: u64,
+    sampled: u64,
+    compressed: u64,
+}
+
+impl Whole {
+    fn rung(self, unit: &'static str, bytes: u64) -> Rung {
+        let all = u128::from(bytes) * u128::from(self.compressed);
+        let zstd_bytes = if self.sampled == bytes {
+            self.compressed
+        } else {
+            u64::try_from(all / u128::from(self.sampled.max(1))).unwrap_or(u64::MAX)
+        };
+        Rung {
+            unit,
+            chunks: self.count,
+            bytes,
+            index_bytes: self.count * INDEX_ENTRY,
+            zstd_bytes,
+            error: 0.0,
+        }
+    }
+
+    fn add(&mut self, other: Self) {
+        self.count += other.count;
+        self.sampled += other.sampled;
+        self.compressed += other.compressed;
+    }
+}
+
+/// What one thread summed up.
+#[derive(Debug, Default)]
+struct Sums {
+    layers: Whole,
+    files: Whole,
+    /// Pieces of all contents, equal ones each, by the way of cutting.
+    pieces: [u64; CUTS.len()],
+}
+
+impl Sums {
+    fn add(&mut self, other: &Self) {
+        self.layers.add(other.layers);
+        self.files.add(other.files);
+        for (sum, pieces) in self.pieces.iter_mut().zip(other.pieces) {
+            *sum += pieces;
+        }
+    }
+}
+
+impl Work<'_> {
+    fn run(&self) -> Result<Sums> {
+        let mut sums = Sums::default();
+        let mut zstd = Compressor::new()?;
+        loop {
+            let turn = self.next.fetch_add(1, Ordering::Relaxed);
+            if let Some(object) = self.objects.get(turn) {
+                self.content(*object, &mut sums, &mut zstd)?;
+            } else if let Some(layer) = self.layers.get(turn - self.objects.len()) {
+                self.layer(*layer, &mut sums, &mut zstd)?;
+            } else {
+                return Ok(sums);
+            }
+        }
+    }
+
+    fn map(
+        &self,
+        object: ObjectNumber,
+    ) -> Result<Option<(ObjectId, impl Deref<Target = [u8]> + use<>)>> {
+        let Some(id) = self.collection.objects.id(object) else {
+            return Ok(None);
+        };
+        let store = self
+            .stores
+            .get(self.collection.objects.store(object))
+            .context("a store")?;
+        let file = store.open_object(id)?;
+        let map = map_published(&file).with_context(|| format!("object {id}"))?;
+        Ok(Some((id, map)))
+    }
+
+    fn content(&self, object: ObjectNumber, sums: &mut Sums, zstd: &mut Compressor) -> Result<()> {
+        let Some((id, map)) = self.map(object)? else {
+            return Ok(());
+        };
+        sums.files.count += 1;
+        if is_sampled(id, self.sample) {
+            sums.files.sampled += map.len() as u64;
+            sums.files.compressed += zstd.length(&map)?;
+        }
+        let ways = CUTS.iter().zip(&self.sets).zip(&mut sums.pieces);
+        for (((_, cut), set), pieces) in ways {
+            match *cut {
+                Cut::Fixed(size) => {
+                    for piece in map.chunks(size) {
+                        *pieces += 1;
+                        self.piece(piece, set, zstd)?;
+                    }
+                }
+                Cut::Content(size) => {
+                    for chunk in FastCDC::new(&map, size / 4, size, size * 4) {
+                        let end = chunk.offset + chunk.length;
+                        let piece = map
+                            .get(chunk.offset..end)
+                            .context("a cut outside a content")?;
+                        *pieces += 1;
+                        self.piece(piece, set, zstd)?;
+                    }
+                }
+            }
+        }
+        self.progress.advance(map.len() as u64);
+        Ok(())
+    }
+
+    fn piece(&self, piece: &[u8], set: &Mutex<Set>, zstd: &mut Compressor) -> Result<()> {
+        let id = ObjectId::of(piece);
+        if lock(set).insert(&id, piece.len() as u64) && is_sampled(id, self.sample) {
+            let zstd = zstd.length(piece)?;
+            lock(set).note_compressed(&id, zstd);
+        }
+        Ok(())
+    }
+
+    /// Compresses a layer's files one after the other, as one stream.
+    fn layer(&self, number: usize, sums: &mut Sums, zstd: &mut Compressor) -> Result<()> {
+        let layer = self.collection.layer(number).context("a layer")?;
+        sums.layers.count += 1;
+        let mut stream = zstd.stream()?;
+        for node in 0..layer.tree.node_count() {
+            let node = layer.tree.node(cowl_core::tree::TreeIno(node))?;
+            let Some(object) = node.object.and_then(|object| layer.content(object)) else {
+                continue;
+            };
+            let Some((id, map)) = self.map(object)? else {
+                continue;
+            };
+            if is_sampled(id, self.layer_sample) {
+                sums.layers.sampled += map.len() as u64;
+                std::io::Write::write_all(&mut stream, &map).context("compressing a layer")?;
+            }
+            self.progress.advance(map.len() as u64);
+        }
+        sums.layers.compressed += stream.finish().context("compressing a layer")?.0;
+        Ok(())
+    }
+}
+
+/// Compresses to count bytes.
+struct Compressor {
+    zstd: zstd::bulk::Compressor<'static>,
+    buffer: Vec<u8>,
+}
+
+/// Counts what is written to it.
+#[derive(Debug, Default)]
+struct Counter(u64);
+
+impl std::io::Write for Counter {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0 += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Compressor {
+    /// Longer pieces are compressed as streams, so that their compressed bytes need no buffer.
+    const BUFFERED: usize = 1024 * KIB;
+
+    fn new() -> Result<Self> {
+        Ok(Self {
+            zstd: zstd::bulk::Compressor::new(LEVEL).context("starting zstd")?,
+            buffer: Vec::new(),
+        })
+    }
+
+    /// The length of a piece as it would be kept.
+    fn length(&mut self, piece: &[u8]) -> Result<u64> {
+        let plain = piece.len() as u64;
+        if piece.len() > Self::BUFFERED {
+            let mut stream = self.stream()?;
+            std::io::Write::write_all(&mut stream, piece).context("compressing a content")?;
+            return Ok(stream
+                .finish()
+                .context("compressing a content")?
+                .0
+                .min(plain));
+        }
+        self.buffer.clear();
+        self.buffer
+            .reserve(zstd::zstd_safe::compress_bound(piece.len()));
+        let length = self.zstd.compress_to_buffer(piece, &mut self.buffer);
+        Ok((length.context("compressing a piece")? as u64).min(plain))
+    }
+
+    #[expect(clippy::unused_self, reason = "a stream has a context of its own")]
+    fn stream(&self) -> Result<zstd::stream::write::Encoder<'static, Counter>> {
+        zstd::stream::write::Encoder::new(Counter::default(), LEVEL).context("starting zstd")
+    }
+}

@@ -1,0 +1,260 @@
+//! How bytes, names and tables are shown to a person.
+//!
+//! Invariant: what [`printable`] returns has no character that moves a cursor, changes colours or
+//! reorders text, whatever an image calls its files.
+
+use std::fmt::Write as _;
+
+/// A path of an image with a slash in front. Bytes that are no UTF-8 are shown as `\xNN`.
+pub(crate) fn shown_path(path: &[u8]) -> String {
+    let mut shown = String::with_capacity(path.len() + 1);
+    shown.push('/');
+    push_lossy(&mut shown, path);
+    shown
+}
+
+fn push_lossy(shown: &mut String, bytes: &[u8]) {
+    for chunk in bytes.utf8_chunks() {
+        shown.push_str(chunk.valid());
+        for byte in chunk.invalid() {
+            push(shown, format_args!("\\x{byte:02x}"));
+        }
+    }
+}
+
+/// Writing to a string cannot fail.
+fn push(to: &mut String, what: std::fmt::Arguments<'_>) {
+    if to.write_fmt(what).is_err() {
+        to.push('?');
+    }
+}
+
+/// Text for a terminal or a plain table: control characters, and what turns the direction of text
+/// or has no width, are escaped.
+pub(crate) fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() || is_format(c) {
+            push(&mut shown, format_args!("{}", c.escape_unicode()));
+        } else {
+            shown.push(c);
+        }
+    }
+    shown
+}
+
+/// Unicode's direction marks, separators and characters without width.
+fn is_format(c: char) -> bool {
+    matches!(c,
+        '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+        | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+}
+
+/// How sizes are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sizes {
+    /// Three significant digits in powers of 1000, as Docker writes them: `1.98MB`.
+    Human,
+    /// Whole bytes.
+    Exact,
+}
+
+impl Sizes {
+    pub(crate) fn show(self, bytes: u64) -> String {
+        match self {
+            Self::Human => human(bytes),
+            Self::Exact => bytes.to_string(),
+        }
+    }
+}
+
+/// Docker's sizes.
+fn human(bytes: u64) -> String {
+    const UNITS: [&str; 7] = ["B", "kB", "MB", "GB", "TB", "PB", "EB"];
+    let value = u128::from(bytes);
+    let mut divisor = 1_u128;
+    for unit in UNITS {
+        let decimals: u32 = match value / divisor {
+            ..10 => 2,
+            10..100 => 1,
+            _ => 0,
+        };
+        let scale = 10_u128.pow(decimals);
+        let rounded = (value * scale + divisor / 2) / divisor;
+        if rounded < 1000 * scale {
+            let (whole, fraction) = (rounded / scale, rounded % scale);
+            if fraction == 0 {
+                return format!("{whole}{unit}");
+            }
+            let digits = (scale + fraction).to_string();
+            let digits = digits.get(1..).unwrap_or_default().trim_end_matches('0');
+            return format!("{whole}.{digits}{unit}");
+        }
+        divisor *= 1000;
+    }
+    format!("{bytes}B")
+}
+
+/// A share of `whole` in percent with one decimal: `12.5%`; `-` of nothing.
+pub(crate) fn percent(part: u64, whole: u64) -> String {
+    if whole == 0 {
+        return "-".to_owned();
+    }
+    let mille = (u128::from(part) * 1000 + u128::from(whole) / 2) / u128::from(whole);
+    format!("{}.{}%", mille / 10, mille % 10)
+}
+
+/// On which side of its column a cell stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Align {
+    Left,
+    Right,
+}
+
+/// Rows of cells in columns as wide as their widest cell.
+#[derive(Debug)]
+pub(crate) struct Table {
+    columns: Vec<(&'static str, Align)>,
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    pub(crate) fn new(columns: impl IntoIterator<Item = (&'static str, Align)>) -> Self {
+        Self {
+            columns: columns.into_iter().collect(),
+            rows: Vec::new(),
+        }
+    }
+
+    pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+        self.rows
+            .push(cells.into_iter().map(|cell| printable(&cell)).collect());
+    }
+
+    /// Writes the table, at most `width` columns wide if its left columns can be cut.
+    pub(crate) fn write(&self, to: &mut String, width: Option<usize>) {
+        let mut widths: Vec<usize> = self.columns.iter().map(|(head, _)| head.len()).collect();
+        for row in &self.rows {
+            for (cell, width) in row.iter().zip(&mut widths) {
+                *width = (*width).max(cell.chars().count());
+            }
+        }
+        if let Some(limit) = width {
+            self.narrow(&mut widths, limit);
+        }
+        let heads: Vec<String> = self
+            .columns
+            .iter()
+            .map(|(head, _)| (*head).to_owned())
+            .collect();
+        self.line(to, &heads, &widths, true);
+        for row in &self.rows {
+            self.line(to, row, &widths, false);
+        }
+    }
+
+    /// Takes what is too much from the widest left-aligned columns.
+    fn narrow(&self, widths: &mut [usize], limit: usize) {
+        const SMALLEST: usize = 12;
+        let gaps = 2 * widths.len().saturating_sub(1);
+        let mut excess = (widths.iter().sum::<usize>() + gaps).saturating_sub(limit);
+        while excess > 0 {
+            let left = self.columns.iter().zip(widths.iter_mut());
+            let widest = left
+                .filter(|((_, align), width)| *align == Align::Left && **width > SMALLEST)
+                .max_by_key(|(_, width)| **width);
+            let Some((_, width)) = widest else { return };
+            *width -= 1;
+            excess -= 1;
+        }
+    }
+
+    fn line(&self, to: &mut String, cells: &[String], widths: &[usize], head: bool) {
+        let mut line = String::new();
+        for ((cell, (_, align)), width) in cells.iter().zip(&self.columns).zip(widths) {
+            if !line.is_empty() {
+                line.push_str("  ");
+            }
+            let cell = shortened(cell, *width);
+            match align {
+                Align::Left => push(&mut line, format_args!("{cell:<width$}")),
+                Align::Right => push(&mut line, format_args!("{cell:>width$}")),
+            }
+        }
+        let line = line.trim_end();
+        if head {
+            push(to, format_args!("\x1b[1m{line}\x1b[0m\n"));
+        } else {
+            to.push_str(line);
+            to.push('\n');
+        }
+    }
+}
+
+/// The beginning and the end of a text that is too long.
+fn shortened(text: &str, width: usize) -> String {
+    let length = text.chars().count();
+    if length <= width {
+        return text.to_owned();
+    }
+    let keep = width.saturating_sub(1);
+    let front: String = text.chars().take(keep.div_ceil(2)).collect();
+    let back: String = text.chars().skip(length - keep / 2).collect();
+    format!("{front}…{back}")
+}
+
+/// A section's title.
+pub(crate) fn title(to: &mut String, text: &str) {
+    push(to, format_args!("\n\x1b[1;36m{}\x1b[0m\n", printable(text)));
+}
+
+/// A line below a table.
+pub(crate) fn note(to: &mut String, text: &str) {
+    push(to, format_args!("{}\n", printable(text)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hostile_names_are_escaped() {
+        assert_eq!(printable("a\x1b[2Jb"), "a\\u{1b}[2Jb");
+        assert_eq!(
+            printable("x\u{202e}y\u{9b}z\r\n"),
+            "x\\u{202e}y\\u{9b}z\\u{d}\\u{a}"
+        );
+        assert_eq!(printable("größe 漢"), "größe 漢");
+        assert_eq!(shown_path(b"a\xff/b"), "/a\\xff/b");
+    }
+
+    #[test]
+    fn tables_fit_the_width_of_the_terminal() {
+        let mut table = Table::new([("NAME", Align::Left), ("SIZE", Align::Right)]);
+        table.row([
+            "registry.example/a/long/name:latest".to_owned(),
+            "12".to_owned(),
+        ]);
+        let mut text = String::new();
+        table.write(&mut text, Some(24));
+        let lines: Vec<usize> = text
+            .lines()
+            .skip(1)
+            .map(|line| line.chars().count())
+            .collect();
+        assert_eq!(lines, [24]);
+        let mut whole = String::new();
+        table.write(&mut whole, None);
+        assert!(
+            whole.contains("registry.example/a/long/name:latest    12"),
+            "{whole}"
+        );
+    }
+
+    #[test]
+    fn percentages_are_rounded_to_a_decimal() {
+        assert_eq!(percent(1, 3), "33.3%");
+        assert_eq!(percent(2, 3), "66.7%");
+        assert_eq!(percent(0, 0), "-");
+    }
+}

@@ -1,0 +1,274 @@
+//! Waste by cause, and the walk that finds it against `tree::merge`.
+
+use std::collections::BTreeMap;
+
+use cowl_core::digest::{DiffId, ObjectId, Sha256Digest};
+use cowl_core::tree::{FileType, Kind, Target, Tree, TreeIno, merge};
+
+use super::{TestStore, build, content};
+use crate::state::State;
+use crate::walk::Cause;
+
+const LAYERS: [&str; 3] = [
+    "f etc/conf a100
+     f bin/tool b1000
+     f data/x c50
+     h data/y data/x
+     f opt/one d10
+     f opt/two e20
+     f same/1 s7
+     f same/2 s7
+     h same/3 same/1",
+    "f etc/conf A30
+     f bin/tool b1000
+     w data/x
+     w never/there
+     o opt
+     f opt/one d10",
+    "w data/y
+     d bin/tool
+     f bin/tool/new n5",
+];
+
+/// Layer 2 replaces a100 with A30, gives b1000 again, and d10 in a directory that it empties of
+/// e20. It takes one of two names of c50, which costs nothing yet; layer 3 takes the other. Layer 3
+/// puts a directory in place of layer 2's b1000. s7 is visible as two files, one of them with two
+/// names: one copy is too many.
+///
+/// Layers hold 1194 + 1040 + 5 bytes, of which 30 + 5 + 10 + 7 + 7 are visible; the other 2180 are
+/// waste, and the copy of s7.
+#[test]
+fn waste_has_a_cause_a_layer_and_paths() {
+    let store = TestStore::new();
+    store.put(&["image"], &LAYERS);
+    let report = store.report(&[]);
+    let image = &report.images[0];
+    assert_eq!(
+        [image.logical_bytes, image.visible_bytes, image.waste_bytes],
+        [2239, 59, 2187]
+    );
+    let layers: Vec<&str> = report
+        .layers
+        .iter()
+        .map(|layer| layer.diff_id.as_str())
+        .collect();
+    let mut rows: Vec<_> = report
+        .waste
+        .iter()
+        .map(|row| {
+            let layer = layers.iter().position(|layer| *layer == row.layer).unwrap() + 1;
+            (
+                row.cause,
+                layer,
+                row.bytes,
+                row.paths.join(" "),
+                row.step.as_str(),
+            )
+        })
+        .collect();
+    rows.sort();
+    let row =
+        |cause, layer, bytes, paths: &str, step| (cause, layer, bytes, paths.to_owned(), step);
+    let expected = [
+        row(Cause::Deleted, 1, 20, "/opt/two", "step 2"),
+        row(Cause::Deleted, 1, 50, "/data/x /data/y", "step 3"),
+        row(Cause::Overwritten, 1, 100, "/etc/conf", "step 2"),
+        row(Cause::Overwritten, 2, 1000, "/bin/tool", "step 3"),
+        row(Cause::Metadata, 2, 1010, "/bin/tool /opt/one", "step 2"),
+        row(Cause::Duplicate, 1, 7, "/same/1 /same/2", "step 1"),
+    ];
+    assert_eq!(rows, expected);
+    let changes: Vec<_> = report
+        .layers
+        .iter()
+        .map(|layer| {
+            [
+                layer.changes.added,
+                layer.changes.changed,
+                layer.changes.deleted,
+            ]
+        })
+        .collect();
+    assert_eq!(changes, [[9, 0, 0], [0, 3, 2], [1, 0, 2]]);
+}
+
+/// `chown -R`: the same files again, with another owner. A store of layers pays for them twice;
+/// ours has each content once.
+#[test]
+fn files_given_again_cost_this_store_nothing() {
+    let store = TestStore::new();
+    let files = "f srv/a a300\nf srv/b b200";
+    store.put(&["image"], &[files, &format!("d srv\n{files}")]);
+    let report = store.report(&[]);
+    assert_eq!(report.images[0].logical_bytes, 1000);
+    assert_eq!(report.images[0].stored.bytes, 500);
+    let [row] = &report.waste[..] else {
+        panic!("one row: {:?}", report.waste)
+    };
+    assert_eq!(
+        (row.cause, row.bytes, row.paths.len()),
+        (Cause::Metadata, 500, 2)
+    );
+}
+
+/// Three copies: two are too many.
+#[test]
+fn duplicates_count_every_copy_but_one() {
+    let store = TestStore::new();
+    store.put(
+        &["image"],
+        &["f a x50\nf b x50", "f c x50\nf empty/1 x0\nf empty/2 x0"],
+    );
+    let report = store.report(&[]);
+    let [row] = &report.waste[..] else {
+        panic!("one row: {:?}", report.waste)
+    };
+    assert_eq!((row.cause, row.bytes), (Cause::Duplicate, 100));
+    assert_eq!(row.paths, ["/a", "/b", "/c"]);
+    assert_eq!(row.step, "step 2", "the last copy came with it");
+}
+
+/// Random numbers that are the same everywhere.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
+    }
+
+    fn path(&mut self) -> String {
+        let names = ["a", "b", "c"];
+        let depth = 1 + self.below(3);
+        let path: Vec<&str> = (0..depth)
+            .map(|_| names[usize::try_from(self.below(3)).unwrap()])
+            .collect();
+        path.join("/")
+    }
+
+    fn layer(&mut self) -> String {
+        let lines = (0..self.below(6)).map(|_| {
+            let (path, other) = (self.path(), self.path());
+            match self.below(8) {
+                0 | 1 => format!("d {path}"),
+                2 => format!("w {path}"),
+                3 => format!("o {path}"),
+                4 if path != other => format!("h {path} {other}"),
+                _ => format!(
+                    "f {path} {}{}",
+                    ["x", "y", "z"][usize::try_from(self.below(3)).unwrap()],
+                    1 + self.below(2)
+                ),
+            }
+        });
+        lines.collect::<Vec<_>>().join("\n")
+    }
+}
+
+fn tree(script: &str) -> Option<Tree> {
+    let builder = build(script, |spec| {
+        let content = content(spec);
+        Kind::Regular {
+            size: content.len() as u64,
+            object: Some(ObjectId::of(&content)),
+            elf: false,
+        }
+    });
+    // Lines that no tar of a layer could have are refused by the builder.
+    let bytes = builder
+        .ok()?
+        .finish(DiffId(Sha256Digest::of(script.as_bytes())))
+        .ok()?;
+    Some(Tree::from_bytes(bytes).unwrap())
+}
+
+/// Paths and contents, files with the same number being one, as `merge` has them.
+fn merged(
+    tree: &Tree,
+    dir: TreeIno,
+    path: &str,
+    names: &mut BTreeMap<String, (u32, Option<ObjectId>)>,
+) {
+    for dirent in tree.children(dir).unwrap() {
+        let dirent = dirent.unwrap();
+        let path = format!("{path}/{}", String::from_utf8_lossy(dirent.name));
+        let Target::Node(ino) = dirent.target else {
+            panic!("a merged tree has files only")
+        };
+        if dirent.file_type == Some(FileType::Directory) {
+            merged(tree, ino, &path, names);
+            continue;
+        }
+        let object = tree
+            .node(ino)
+            .unwrap()
+            .object
+            .map(|object| tree.object_id(object).unwrap());
+        names.insert(path, (ino.0, object));
+    }
+}
+
+/// Random stacks: names, contents and hard links after the last layer are those of the merged tree,
+/// and the hidden bytes are those that layers have and the merged tree has not.
+#[test]
+fn walking_layers_ends_where_merging_does() {
+    let mut compared = 0;
+    for seed in 1..1500_u64 {
+        let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let scripts: Vec<String> = (0..=random.below(4)).map(|_| random.layer()).collect();
+        let Some(trees) = scripts
+            .iter()
+            .map(|script| tree(script))
+            .collect::<Option<Vec<_>>>()
+        else {
+            continue;
+        };
+        let Ok(bytes) = merge(&trees) else { continue };
+        let expected = Tree::from_bytes(bytes).unwrap();
+        let mut names = BTreeMap::new();
+        merged(&expected, TreeIno::ROOT, "", &mut names);
+        let collection = super::collection_of(trees);
+        let image = &collection.images[0];
+        let mut state = State::new(&collection, image);
+        for number in 0..image.layers.len() {
+            state.apply(number).unwrap();
+        }
+        let found = state.listing();
+        let objects: Vec<_> = found
+            .iter()
+            .map(|(path, (_, object))| (path.as_str(), *object))
+            .collect();
+        let wanted: Vec<_> = names
+            .iter()
+            .map(|(path, (_, object))| (path.as_str(), *object))
+            .collect();
+        assert_eq!(objects, wanted, "seed {seed}: {scripts:#?}");
+        for (path, (place, _)) in &found {
+            let same = |(other, (than, _)): (&String, &(crate::walk::Place, _))| {
+                let linked = names[path].0 == names[other].0;
+                assert_eq!(
+                    place == than,
+                    linked,
+                    "seed {seed}: {path} {other} {scripts:#?}"
+                );
+            };
+            found.iter().for_each(same);
+        }
+        let walked = crate::walk::walk(&collection, image).unwrap();
+        let hidden = walked
+            .waste
+            .iter()
+            .filter(|waste| waste.cause != Cause::Duplicate);
+        let hidden: u64 = hidden.map(|waste| waste.bytes).sum();
+        let logical: u64 = collection.layers.iter().map(|layer| layer.logical).sum();
+        assert_eq!(
+            logical,
+            walked.visible + hidden,
+            "seed {seed}: {scripts:#?}"
+        );
+        compared += 1;
+    }
+    assert!(compared > 500, "{compared} stacks could be merged");
+}

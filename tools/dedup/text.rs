@@ -1,0 +1,360 @@
+//! The report as tables for a person.
+
+use crate::report::{Report, WasteRow};
+use crate::show::{Align::Left, Align::Right, Sizes, Table, note, percent, title};
+use crate::walk::Cause;
+
+/// Which tables are written, and how.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Layout {
+    pub(crate) sizes: Sizes,
+    /// Columns of the terminal; None: no terminal.
+    pub(crate) width: Option<usize>,
+    /// Rows of long lists; None: all.
+    pub(crate) rows: Option<usize>,
+}
+
+/// The tables that every report begins with.
+pub(crate) fn summary(report: &Report, layout: Layout) -> String {
+    let mut text = String::new();
+    images(report, layout, &mut text);
+    text.push('\n');
+    sharing(report, layout, &mut text);
+    waste_summary(report, layout, &mut text);
+    text
+}
+
+fn images(report: &Report, layout: Layout, text: &mut String) {
+    let size = |bytes| layout.sizes.show(bytes);
+    let mut table = Table::new([
+        ("IMAGE", Left),
+        ("LAYERS", Right),
+        ("LOGICAL", Right),
+        ("VISIBLE", Right),
+        ("STORED", Right),
+        ("EXCLUSIVE", Right),
+        ("SHARED", Right),
+        ("FAIR", Right),
+        ("WASTE", Right),
+    ]);
+    for image in &report.images {
+        table.row([
+            image.name.clone(),
+            image.layers.to_string(),
+            size(image.logical_bytes),
+            size(image.visible_bytes),
+            size(image.stored.bytes),
+            size(image.exclusive.bytes),
+            size(image.shared.bytes),
+            size(image.fair_share_bytes),
+            percent(image.waste_bytes, image.logical_bytes),
+        ]);
+    }
+    table.write(text, layout.width);
+}
+
+fn sharing(report: &Report, layout: Layout, text: &mut String) {
+    let size = |bytes| layout.sizes.show(bytes);
+    let mut table = Table::new([("", Left), ("CONTENTS", Right), ("BYTES", Right)]);
+    let mut line = |what: &str, contents: String, bytes: u64| {
+        table.row([what.to_owned(), contents, size(bytes)]);
+    };
+    let shared = [
+        ("shared", report.shared),
+        ("  in shared layers", report.in_shared_layers),
+        ("  in layers of their own", report.in_other_layers),
+        ("kept once for all", report.kept),
+    ];
+    for (what, amount) in shared {
+        line(what, amount.contents.to_string(), amount.bytes);
+    }
+    line("saved", String::new(), report.saved_bytes);
+    if report.unattributed_bytes > 0 {
+        line("in no image", String::new(), report.unattributed_bytes);
+    }
+    line(
+        "store",
+        report.store.objects.to_string(),
+        report.store.bytes,
+    );
+    line("  on disk", String::new(), report.store.blocks * 512);
+    table.write(text, layout.width);
+}
+
+fn waste_summary(report: &Report, layout: Layout, text: &mut String) {
+    if report.waste.is_empty() {
+        return;
+    }
+    title(text, "Waste, of what a store of layers would hold");
+    let mut table = Table::new([
+        ("IMAGE", Left),
+        ("OVERWRITTEN", Right),
+        ("DELETED", Right),
+        ("METADATA", Right),
+        ("DUPLICATE", Right),
+        ("TOTAL", Right),
+    ]);
+    for image in &report.images {
+        let of = |cause| {
+            let rows = report.waste.iter().filter(|row| row.image == image.name);
+            let bytes = rows
+                .filter(|row| row.cause == cause)
+                .map(|row| row.bytes)
+                .sum();
+            layout.sizes.show(bytes)
+        };
+        table.row([
+            image.name.clone(),
+            of(Cause::Overwritten),
+            of(Cause::Deleted),
+            of(Cause::Metadata),
+            of(Cause::Duplicate),
+            layout.sizes.show(image.waste_bytes),
+        ]);
+    }
+    table.write(text, layout.width);
+}
+
+/// A cause as the tables name it.
+pub(crate) const fn cause(cause: Cause) -> &'static str {
+    match cause {
+        Cause::Overwritten => "overwritten",
+        Cause::Deleted => "deleted",
+        Cause::Metadata => "metadata",
+        Cause::Duplicate => "duplicate",
+    }
+}
+
+/// Rows that a list shows, and a note about the others.
+pub(crate) fn cut<T>(rows: &[T], layout: Layout) -> (&[T], Option<String>) {
+    match layout.rows.and_then(|limit| rows.split_at_checked(limit)) {
+        Some((shown, [_, ..])) => {
+            let left = rows.len() - shown.len();
+            (
+                shown,
+                Some(format!("and {left} more; --all-rows shows them")),
+            )
+        }
+        _ => (rows, None),
+    }
+}
+
+/// The beginning of a command; all of it with every row.
+pub(crate) fn step(command: &str, layout: Layout) -> String {
+    const LENGTH: usize = 60;
+    if layout.rows.is_none() || command.chars().count() <= LENGTH {
+        return command.to_owned();
+    }
+    command.chars().take(LENGTH - 1).chain(['…']).collect()
+}
+
+/// Every piece of waste, the largest first, with a path and the step to blame.
+pub(crate) fn waste(report: &Report, layout: Layout) -> String {
+    let mut text = String::new();
+    title(&mut text, "Waste by cause, layer and step");
+    if report.waste.is_empty() {
+        note(&mut text, "none");
+        return text;
+    }
+    let mut table = Table::new([
+        ("IMAGE", Left),
+        ("CAUSE", Left),
+        ("BYTES", Right),
+        ("FILES", Right),
+        ("LARGEST", Left),
+        ("STEP", Left),
+    ]);
+    let mut rows: Vec<&WasteRow> = report.waste.iter().collect();
+    rows.sort_by_key(|row| std::cmp::Reverse(row.bytes));
+    let (rows, more) = cut(&rows, layout);
+    for row in rows {
+        table.row([
+            row.image.clone(),
+            cause(row.cause).to_owned(),
+            layout.sizes.show(row.bytes),
+            row.paths.len().to_string(),
+            row.files
+                .first()
+                .map(|(_, path)| path.clone())
+                .unwrap_or_default(),
+            step(&row.step, layout),
+        ]);
+    }
+    table.write(&mut text, layout.width);
+    if let Some(more) = more {
+        note(&mut text, &more);
+    }
+    text
+}
+
+/// Every layer of every image, with the step that made it.
+pub(crate) fn layers(report: &Report, layout: Layout) -> String {
+    let size = |bytes| layout.sizes.show(bytes);
+    let mut text = String::new();
+    title(&mut text, "Layers");
+    let mut table = Table::new([
+        ("IMAGE", Left),
+        ("#", Right),
+        ("ADDED", Right),
+        ("CHANGED", Right),
+        ("DELETED", Right),
+        ("BYTES", Right),
+        ("BELOW", Right),
+        ("ELSEWHERE", Right),
+        ("STEP", Left),
+    ]);
+    for row in &report.layers {
+        table.row([
+            row.image.clone(),
+            row.number.to_string(),
+            row.changes.added.to_string(),
+            row.changes.changed.to_string(),
+            row.changes.deleted.to_string(),
+            size(row.bytes),
+            size(row.below.bytes),
+            size(row.elsewhere.bytes),
+            step(&row.created_by, layout),
+        ]);
+    }
+    table.write(&mut text, layout.width);
+    text
+}
+
+/// What each two images have in common, the most first.
+pub(crate) fn matrix(report: &Report, layout: Layout) -> String {
+    let mut text = String::new();
+    title(&mut text, "In common");
+    let mut table = Table::new([
+        ("IMAGE", Left),
+        ("AND", Left),
+        ("BYTES", Right),
+        ("JACCARD", Right),
+    ]);
+    let mut rows: Vec<_> = report.matrix.iter().collect();
+    rows.sort_by_key(|row| std::cmp::Reverse(row.bytes));
+    let (rows, more) = cut(&rows, layout);
+    for row in rows {
+        let jaccard = format!("{:.3}", row.jaccard);
+        table.row([
+            row.a.clone(),
+            row.b.clone(),
+            layout.sizes.show(row.bytes),
+            jaccard,
+        ]);
+    }
+    table.write(&mut text, layout.width);
+    if let Some(more) = more {
+        note(&mut text, &more);
+    }
+    text
+}
+
+/// The largest files that several layers have.
+pub(crate) fn duplicates(report: &Report, layout: Layout) -> String {
+    let mut text = String::new();
+    title(
+        &mut text,
+        "Files in several layers, which sharing by layer keeps in each",
+    );
+    if report.duplicates.is_empty() {
+        note(&mut text, "none");
+        return text;
+    }
+    let mut table = Table::new([
+        ("PATH", Left),
+        ("SIZE", Right),
+        ("LAYERS", Right),
+        ("IMAGES", Right),
+        ("MISSED", Right),
+    ]);
+    let (rows, more) = cut(&report.duplicates, layout);
+    for row in rows {
+        table.row([
+            row.path.clone(),
+            layout.sizes.show(row.size),
+            row.layers.to_string(),
+            row.images.to_string(),
+            layout.sizes.show(row.bytes),
+        ]);
+    }
+    table.write(&mut text, layout.width);
+    if let Some(more) = more {
+        note(&mut text, &more);
+    }
+    text
+}
+
+/// What a removal frees, and what another base would.
+pub(crate) fn what_if(report: &Report, layout: Layout) -> String {
+    let mut text = String::new();
+    title(&mut text, "If an image is removed");
+    let mut table = Table::new([("IMAGE", Left), ("CONTENTS", Right), ("FREED", Right)]);
+    for row in &report.removals {
+        let freed = layout.sizes.show(row.freed.bytes);
+        table.row([row.image.clone(), row.freed.contents.to_string(), freed]);
+    }
+    table.write(&mut text, layout.width);
+    if !report.rebases.is_empty() {
+        title(&mut text, "If an image stood on another's base");
+        let mut table = Table::new([
+            ("IMAGE", Left),
+            ("BASE OF", Left),
+            ("LAYERS", Right),
+            ("FREED", Right),
+        ]);
+        let (rows, more) = cut(&report.rebases, layout);
+        for row in rows {
+            let layers = format!("-{} +{}", row.layers_out, row.layers_in);
+            let freed = layout.sizes.show(row.freed.bytes);
+            table.row([row.image.clone(), row.onto.clone(), layers, freed]);
+        }
+        table.write(&mut text, layout.width);
+        if let Some(more) = more {
+            note(&mut text, &more);
+        }
+    }
+    text
+}
+
+/// What each granularity would store.
+pub(crate) fn ladder(report: &Report, layout: Layout) -> String {
+    let size = |bytes| layout.sizes.show(bytes);
+    let mut text = String::new();
+    title(&mut text, "The ladder: what each granularity would store");
+    let mut table = Table::new([
+        ("UNIT", Left),
+        ("PIECES", Right),
+        ("BYTES", Right),
+        ("INDEX", Right),
+        ("SUM", Right),
+        ("OF LAYERS", Right),
+        ("ZSTD", Right),
+        ("ZSTD+INDEX", Right),
+    ]);
+    let layers = report
+        .ladder
+        .first()
+        .map_or(0, |rung| rung.bytes + rung.index_bytes);
+    for rung in &report.ladder {
+        table.row([
+            rung.unit.to_owned(),
+            rung.chunks.to_string(),
+            size(rung.bytes),
+            size(rung.index_bytes),
+            size(rung.bytes + rung.index_bytes),
+            percent(rung.bytes + rung.index_bytes, layers),
+            size(rung.zstd_bytes),
+            size(rung.zstd_bytes + rung.index_bytes),
+        ]);
+    }
+    table.write(&mut text, layout.width);
+    for error in &report.ladder_errors {
+        let line = format!(
+            "{}: an estimate, {:.2}% more or less",
+            error.unit,
+            error.relative * 100.0
+        );
+        note(&mut text, &line);
+    }
+    text
+}
