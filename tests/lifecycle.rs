@@ -226,3 +226,138 @@ fn a_limit_of_processes_holds() {
         assert!(!refused.stdout.contains("all"), "{refused}");
     });
 }
+
+fn ps_speaks_dockers_filters_and_formats() {
+    let store = shop("store");
+    let create = |name: &str, options: &[&str]| {
+        let arguments = [
+            &["create", "--name", name],
+            options,
+            &["shop", "sleep", "a b"],
+        ];
+        store.ok(arguments.concat()).trim().to_owned()
+    };
+    let first = create("first", &["-l", "kind=one", "-v", "notes:/notes:ro"]);
+    let second = create(
+        "second",
+        &["-l", "kind=two", "-m", "64m", "--cap-add", "NET_ADMIN"],
+    );
+    let ps =
+        |options: &[&str]| store.ok([&["ps", "-a", "--format", "{{.Names}}"], options].concat());
+    assert_eq!(ps(&[]), "second\nfirst\n", "newest first");
+    assert_eq!(ps(&["-n", "1"]), "second\n");
+    assert_eq!(ps(&["-f", "name=^fi"]), "first\n");
+    assert_eq!(ps(&["-f", "label=kind=two"]), "second\n");
+    assert_eq!(ps(&["-f", "volume=notes"]), "first\n");
+    assert_eq!(ps(&["-f", "before=second"]), "first\n");
+    assert_eq!(
+        ps(&["-f", "ancestor=shop", "-f", "status=created"]),
+        "second\nfirst\n"
+    );
+    assert_eq!(ps(&["-f", "status=running"]), "");
+    let refusal = store.run(["ps", "-f", "foo=bar"]).refused(1);
+    assert!(refusal.contains("invalid filter 'foo'"), "{refusal}");
+    assert_eq!(
+        store.ok(["ps", "-a", "--format", "table {{.ID}}\\t{{.Names}}"]),
+        format!(
+            "CONTAINER ID   NAMES\n{}   second\n{}   first\n",
+            &second[..12],
+            &first[..12]
+        )
+    );
+    assert_eq!(
+        store.ok(["container", "ls", "-aq", "--no-trunc"]),
+        format!("{second}\n{first}\n")
+    );
+    store.ok(["rm", "first", "second"]);
+}
+
+fn inspect_speaks_dockers_json_and_templates() {
+    let store = shop("store");
+    let first = store.ok([
+        "create",
+        "--name",
+        "first",
+        "-v",
+        "notes:/notes:ro",
+        "shop",
+        "sleep",
+        "a b",
+    ]);
+    let first = first.trim();
+    store.ok([
+        "create",
+        "--name",
+        "second",
+        "-l",
+        "kind=two",
+        "-m",
+        "64m",
+        "--cap-add",
+        "NET_ADMIN",
+        "shop",
+    ]);
+    let field = |name: &str, template: &str| {
+        let shown = store.ok(["inspect", "-f", template, name]);
+        shown.trim_end().to_owned()
+    };
+    assert_eq!(
+        field("first", "{{.Id}} {{.Name}}"),
+        format!("{first} /first")
+    );
+    assert_eq!(
+        field(&first[..9], "{{.Path}} {{json .Args}}"),
+        "sleep [\"a b\"]"
+    );
+    assert_eq!(
+        field("first", "{{.State.Status}} {{.State.Running}}"),
+        "created false"
+    );
+    assert_eq!(
+        field(
+            "first",
+            "{{range .Mounts}}{{.Type}} {{.Name}} {{.Destination}} {{.RW}}{{end}}"
+        ),
+        "volume notes /notes false"
+    );
+    assert_eq!(
+        field(
+            "second",
+            "{{.HostConfig.Memory}} {{.HostConfig.CapAdd}} {{.HostConfig.NetworkMode}}"
+        ),
+        "67108864 [NET_ADMIN] bridge"
+    );
+    assert_eq!(field("second", "{{index .Config.Labels \"kind\"}}"), "two");
+    // Two processes read it alike: what is printed is JSON.
+    let printed = store.ok(["container", "inspect", "first", "second"]);
+    let script = "import json, sys; print([c['Name'] for c in json.load(sys.stdin)])";
+    let python = cowl_tests::command::shell(
+        &directory(),
+        "printf %s \"$1\" | python3 -c \"$2\"",
+        [printed.as_str(), script],
+    );
+    assert_eq!(python, "['/first', '/second']\n");
+    let refusal = store.run(["inspect", "-f", "{{.Id}}", "nosuch"]).refused(1);
+    assert!(refusal.contains("No such object: nosuch"), "{refusal}");
+    store.ok(["rm", "first", "second"]);
+}
+
+#[test]
+fn ps_speaks_dockers_filters_and_formats_as_root() {
+    root(|| ps_speaks_dockers_filters_and_formats());
+}
+
+#[test]
+fn ps_speaks_dockers_filters_and_formats_as_user() {
+    user(|| ps_speaks_dockers_filters_and_formats());
+}
+
+#[test]
+fn inspect_speaks_dockers_json_and_templates_as_root() {
+    root(|| inspect_speaks_dockers_json_and_templates());
+}
+
+#[test]
+fn inspect_speaks_dockers_json_and_templates_as_user() {
+    user(|| inspect_speaks_dockers_json_and_templates());
+}

@@ -1,6 +1,6 @@
 //! The command line as clap parses it. The commands give the options their meaning.
 
-use super::container::args::{Create, Ps, Rename, Rm, Run};
+use super::container::args::{Create, Inspect, Ps, Rename, Rm, Run};
 use clap::builder::ArgAction;
 use clap::{Args, Command as Definition, Parser, Subcommand};
 use std::ffi::OsString;
@@ -88,6 +88,14 @@ pub(super) enum Command {
     Rm(Rm),
     /// Rename a container
     Rename(Rename),
+    /// Return low-level information on containers and volumes
+    Inspect(Inspect),
+    /// Manage containers
+    #[command(subcommand)]
+    Container(Container),
+    /// `cowl container inspect`
+    #[command(skip)]
+    ContainerInspect(Inspect),
     /// Manage volumes
     #[command(subcommand)]
     Volume(Volume),
@@ -214,6 +222,40 @@ pub(super) struct Mount {
 pub(super) struct Umount {
     /// Mount point
     pub(super) dir: PathBuf,
+}
+
+/// The commands of `cowl container`, which stand alone too.
+#[derive(Debug, Subcommand)]
+pub(super) enum Container {
+    /// Create a new container
+    #[command(disable_help_flag = true)]
+    Create(Box<Create>),
+    /// Return low-level information on containers
+    Inspect(Inspect),
+    /// List containers
+    #[command(visible_aliases = ["list", "ps"])]
+    Ls(Ps),
+    /// Rename a container
+    Rename(Rename),
+    /// Remove one or more containers
+    #[command(visible_alias = "remove")]
+    Rm(Rm),
+    /// Create and run a new container from an image
+    #[command(disable_help_flag = true)]
+    Run(Box<Run>),
+}
+
+impl From<Container> for Command {
+    fn from(command: Container) -> Self {
+        match command {
+            Container::Create(args) => Self::Create(args),
+            Container::Inspect(args) => Self::ContainerInspect(args),
+            Container::Ls(args) => Self::Ps(args),
+            Container::Rename(args) => Self::Rename(args),
+            Container::Rm(args) => Self::Rm(args),
+            Container::Run(args) => Self::Run(args),
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]

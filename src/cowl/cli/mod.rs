@@ -8,10 +8,12 @@
 mod args;
 mod container;
 mod external;
+mod format;
 mod image;
 mod mount;
 mod serve;
 mod table;
+mod template;
 mod units;
 mod usage;
 mod volume;
@@ -54,7 +56,10 @@ pub fn main() -> ExitCode {
     // `run` leaves 1 and the like to the container's program, and `create` is a part of it; an unknown command is a usage error.
     let failure = if matches!(
         cli.command,
-        Command::Run(_) | Command::Create(_) | Command::External(_)
+        Command::Run(_)
+            | Command::Create(_)
+            | Command::Container(args::Container::Run(_) | args::Container::Create(_))
+            | Command::External(_)
     ) {
         USAGE
     } else {
@@ -173,7 +178,15 @@ fn dispatch(cli: Cli, out: &mut Stdout) -> Result<u8> {
         Command::Run(args) => container::run(&mut open(Access::Change)?, *args),
         Command::Create(args) => container::create(&open(Access::Change)?, *args, out),
         Command::Rename(args) => container::rename(&open(Access::Change)?, &args),
-        Command::Ps(args) => container::ps(&open(Access::Read)?, &args, out),
+        Command::Ps(args) => container::list::ps(&open(Access::Read)?, &args, out),
+        Command::Inspect(args) => container::inspect::any(&open(Access::Read)?, &args, out),
+        Command::ContainerInspect(args) => {
+            container::inspect::container(&open(Access::Read)?, &args, out)
+        }
+        Command::Container(command) => {
+            let command = Command::from(command);
+            dispatch(Cli { root, command }, out)
+        }
         Command::Rm(args) => container::rm(&open(Access::Change)?, &args, out),
         Command::Volume(command) => {
             let access = match command {

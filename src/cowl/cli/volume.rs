@@ -1,12 +1,13 @@
 //! `cowl volume`: volumes, printed as Docker does.
 
 use super::args::Volume;
+use super::container::inspect::pretty;
 use super::image::warn;
 use super::table::Table;
 use super::{Stdout, each};
 use crate::engine::Engine;
 use crate::engine::error::Result;
-use serde_json::json;
+use serde_json::{Value, json};
 
 pub(super) fn volume(engine: &Engine, command: Volume, out: &mut Stdout) -> Result<u8> {
     match command {
@@ -44,29 +45,28 @@ fn list(engine: &Engine, quiet: bool, out: &mut Stdout) -> Result<u8> {
 fn inspect(engine: &Engine, names: &[String], out: &mut Stdout) -> Result<u8> {
     let mut found = Vec::new();
     let code = each(names, |name| {
-        let (volume, mountpoint) = engine.volume_named(name)?;
-        let labels = if volume.record.anonymous {
-            json!({"com.docker.volume.anonymous": ""})
-        } else {
-            json!(null)
-        };
-        found.push(json!({
-            "CreatedAt": volume.record.created.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
-            "Driver": "local",
-            "Labels": labels,
-            "Mountpoint": mountpoint,
-            "Name": volume.name,
-            "Options": null,
-            "Scope": "local",
-        }));
+        found.push(described(engine, name)?);
         Ok(())
     });
-    let mut text = Vec::new();
-    let mut json = serde_json::Serializer::with_formatter(
-        &mut text,
-        serde_json::ser::PrettyFormatter::with_indent(b"    "),
-    );
-    serde::Serialize::serialize(&found, &mut json)?;
-    out.line(&String::from_utf8_lossy(&text))?;
+    out.line(&pretty(&found)?)?;
     Ok(code)
+}
+
+/// A volume in Docker's JSON.
+pub(super) fn described(engine: &Engine, name: &str) -> Result<Value> {
+    let (volume, mountpoint) = engine.volume_named(name)?;
+    let labels = if volume.record.anonymous {
+        json!({"com.docker.volume.anonymous": ""})
+    } else {
+        json!(null)
+    };
+    Ok(json!({
+        "CreatedAt": volume.record.created.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        "Driver": "local",
+        "Labels": labels,
+        "Mountpoint": mountpoint,
+        "Name": volume.name,
+        "Options": null,
+        "Scope": "local",
+    }))
 }

@@ -107,9 +107,31 @@ pub(in crate::cli) struct Ps {
     /// Only display IDs
     #[arg(short, long)]
     pub(super) quiet: bool,
+    /// Show N last created containers (includes all states)
+    #[arg(short = 'n', long, value_name = "N", allow_hyphen_values = true)]
+    pub(super) last: Option<i64>,
+    /// Show the latest created container (includes all states)
+    #[arg(short, long)]
+    pub(super) latest: bool,
+    /// Filter output based on conditions provided
+    #[arg(short, long, value_name = "KEY=VALUE")]
+    pub(super) filter: Vec<String>,
+    /// Format output: json, table, 'table TEMPLATE' or a Go template
+    #[arg(long, value_name = "FORMAT")]
+    pub(super) format: Option<String>,
     /// Don't truncate output
     #[arg(long)]
     pub(super) no_trunc: bool,
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct Inspect {
+    /// Names, IDs or the beginnings of IDs
+    #[arg(required = true, value_name = "NAME")]
+    pub(super) names: Vec<String>,
+    /// Format output: json or a Go template
+    #[arg(short, long, value_name = "FORMAT")]
+    pub(super) format: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -37,7 +37,7 @@ pub use index::Claim;
 use rustix::event::{Timespec, poll};
 use rustix::fs::{AtFlags, Mode, statat};
 use rustix::io::Errno;
-use state::{Exit, Facts, MonitorRecord, Status};
+use state::{Exit, Facts, MonitorRecord, State, Status};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -377,6 +377,24 @@ impl Container {
         self.facts().map(Status::derive).context(|| {
             let id = names::short(&self.config.id);
             format!("container {id}: its status is damaged; cowl rm -f {id} removes it")
+        })
+    }
+
+    /// Its status with its times.
+    pub fn state(&self) -> Result<State> {
+        let status = self.status()?;
+        // Of a damaged record nothing is known.
+        let record = self.monitor_record().ok().flatten();
+        let started = match &status {
+            Status::Created(_) => "",
+            Status::Exited(exit) if !exit.started_at.is_empty() => &exit.started_at,
+            _ => record.as_ref().map_or("", |record| &record.started_at),
+        };
+        let pid = record.as_ref().map_or(0, |record| record.pid);
+        Ok(State {
+            started_at: started.parse().ok(),
+            pid: if status.is_live() { pid } else { 0 },
+            status,
         })
     }
 

@@ -80,6 +80,17 @@ pub enum Status {
     Exited(Exit),
 }
 
+/// What a container is doing, with its times.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct State {
+    /// What it does.
+    pub status: Status,
+    /// Its first process; 0 if it does not run.
+    pub pid: i32,
+    /// When its program was started last.
+    pub started_at: Option<Timestamp>,
+}
+
 /// Exit code of a container whose monitor was killed before it could record one (containerd's for
 /// a lost shim).
 pub const LOST: u8 = 255;

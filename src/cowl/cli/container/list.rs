@@ -1,0 +1,102 @@
+//! `cowl ps`.
+
+use super::args::Ps;
+use crate::cli::image::warn;
+use crate::cli::table::{ellipsis, printable, quoted};
+use crate::cli::{Stdout, format, print_error};
+use crate::engine::container::config::{Config, MountSource};
+use crate::engine::error::Result;
+use crate::engine::list::{ListRequest, Summary};
+use crate::engine::{Engine, duration, short};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+const TABLE: &str =
+    "{{.ID}}\t{{.Image}}\t{{.Command}}\t{{.RunningFor}}\t{{.Status}}\t{{.Ports}}\t{{.Names}}";
+/// Longest command of a table.
+const COMMAND: usize = 20;
+
+pub(in crate::cli) fn ps(engine: &Engine, args: &Ps, out: &mut Stdout) -> Result<u8> {
+    if let Err(error) = engine.sweep() {
+        // List the containers even if leftovers can't be removed now.
+        print_error(&format!("warning: {error}"));
+    }
+    let limit = match args.last {
+        _ if args.latest => Some(1),
+        // -1 is Docker's "no limit".
+        last => last.and_then(|last| usize::try_from(last).ok()),
+    };
+    let listed = engine.list(&ListRequest {
+        all: args.all,
+        limit,
+        filters: format::filters(&args.filter)?,
+    })?;
+    warn(&listed.skipped);
+    let now = Timestamp::now();
+    let rows: Vec<Value> = listed
+        .items
+        .iter()
+        .map(|summary| row(summary, args.no_trunc, now))
+        .collect();
+    let format = match (&args.format, args.quiet) {
+        (_, true) => "{{.ID}}",
+        (Some(format), false) => format,
+        (None, false) => "table",
+    };
+    format::print(format, TABLE, &header(), &rows, out)?;
+    Ok(0)
+}
+
+fn header() -> Value {
+    json!({
+        "ID": "CONTAINER ID", "Image": "IMAGE", "Command": "COMMAND", "CreatedAt": "CREATED AT",
+        "RunningFor": "CREATED", "Ports": "PORTS", "State": "STATE", "Status": "STATUS",
+        "Names": "NAMES", "Labels": "LABELS", "Mounts": "MOUNTS", "Networks": "NETWORKS",
+        "LocalVolumes": "LOCAL VOLUMES",
+    })
+}
+
+fn row(summary: &Summary, whole: bool, now: Timestamp) -> Value {
+    let config = &summary.config;
+    let command = summary.command();
+    let command = if whole {
+        quoted(&command)
+    } else {
+        quoted(&ellipsis(&command, COMMAND))
+    };
+    let age = now.duration_since(config.created).as_secs();
+    let age = duration::human(u64::try_from(age).unwrap_or_default());
+    let labels: Vec<String> = config
+        .config
+        .labels
+        .iter()
+        .map(|(name, value)| printable(&format!("{name}={value}")))
+        .collect();
+    json!({
+        "Command": command,
+        "CreatedAt": config.created.strftime("%Y-%m-%d %H:%M:%S +0000 UTC").to_string(),
+        "ID": if whole { &config.id } else { short(&config.id) },
+        "Image": config.config.image,
+        "Labels": labels.join(","),
+        "LocalVolumes": config.volumes().count().to_string(),
+        "Mounts": mounts(config, whole),
+        "Names": config.name,
+        "Networks": crate::engine::list::network(config),
+        "Ports": "",
+        "RunningFor": format!("{age} ago"),
+        "State": summary.state.status.word(),
+        "Status": summary.status(now),
+    })
+}
+
+/// Names of volumes and paths of the host.
+fn mounts(config: &Config, whole: bool) -> String {
+    let names = config.mounts.iter().map(|mount| {
+        let name = match &mount.source {
+            MountSource::Volume { name, .. } => name.clone(),
+            MountSource::Bind(path) => path.display().to_string(),
+        };
+        if whole { name } else { ellipsis(&name, 15) }
+    });
+    names.collect::<Vec<_>>().join(",")
+}

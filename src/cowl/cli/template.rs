@@ -1,0 +1,140 @@
+//! Go templates, as far as `--format` of Docker's commands uses them.
+//!
+//! ```text
+//! actions    {{pipeline}} {{if p}}..{{else if p}}..{{else}}..{{end}} {{range p}}..{{else}}..{{end}} {{with p}}..{{end}} {{/* */}}
+//! pipelines  word word ... | function word ...       a trailing or leading - trims white space
+//! words      . .Field.Field $ "text" `text` 12 true false nil (pipeline)
+//! functions  json join lower upper title split println print printf len index eq ne lt le gt ge not and or pad truncate
+//! ```
+//!
+//! Values are JSON. A field is looked up by its name, then without regard to case, since Go's fields
+//! (`ID`) and Docker's JSON (`Id`) differ so; a missing one is an error, as for Docker's `inspect`.
+//! Parsing and running are bounded by the length of the text and of the data.
+
+mod eval;
+mod parse;
+
+use crate::engine::error::{Error, Result};
+use serde_json::Value;
+
+/// A parsed template.
+#[derive(Debug)]
+pub(super) struct Template {
+    nodes: Vec<parse::Node>,
+}
+
+impl Template {
+    /// Parses the text after `--format`. `\t` and `\n` are escapes, as for Docker.
+    pub(super) fn parse(text: &str) -> Result<Self> {
+        let nodes = parse::parse(&unescape(text))
+            .map_err(|why| Error::invalid(format!("template parsing error: {why}")))?;
+        Ok(Self { nodes })
+    }
+
+    /// The text for one value.
+    pub(super) fn render(&self, data: &Value) -> Result<String> {
+        let mut out = String::new();
+        eval::run(&self.nodes, data, data, &mut out)
+            .map_err(|why| Error::invalid(format!("template: {why}")))?;
+        Ok(out)
+    }
+}
+
+fn unescape(text: &str) -> String {
+    text.replace("\\t", "\t").replace("\\n", "\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn render(text: &str) -> Result<String> {
+        let data = json!({
+            "Id": "abc", "State": {"Running": true, "ExitCode": 0, "Pid": 12},
+            "Names": ["/a", "/b"], "Labels": {"x": "y", "com.z": "1"}, "Empty": [], "Text": "mIxed <&>",
+            "Mounts": [{"Destination": "/data", "RW": false}, {"Destination": "/b", "RW": true}]
+        });
+        Template::parse(text)?.render(&data)
+    }
+
+    /// What docker 28.2 prints for these.
+    #[test]
+    fn templates_print_what_docker_prints() {
+        let table = [
+            ("plain", "plain"),
+            ("{{.Id}} {{.ID}}", "abc abc"),
+            ("{{.State.Running}}/{{ .State.Pid }}", "true/12"),
+            ("{{json .Names}}", r#"["/a","/b"]"#),
+            ("{{json .Text}}", r#""mIxed <&>""#),
+            ("{{.Names}}", "[/a /b]"),
+            ("{{.Labels}}", "map[com.z:1 x:y]"),
+            ("{{join .Names \",\"}}", "/a,/b"),
+            ("{{.Text | upper | json}}", r#""MIXED <&>""#),
+            ("{{lower .Text}}", "mixed <&>"),
+            (
+                "{{range .Mounts}}{{.Destination}}:{{.RW}} {{end}}",
+                "/data:false /b:true ",
+            ),
+            ("{{range $i, $m := .Names}}{{$i}}{{$m}}{{end}}", "0/a1/b"),
+            (
+                "{{range $k, $v := .Labels}}{{$k}}={{$v}};{{end}}",
+                "com.z=1;x=y;",
+            ),
+            ("{{range .Empty}}x{{else}}none{{end}}", "none"),
+            ("{{if .State.Running}}up{{else}}down{{end}}", "up"),
+            (
+                "{{if .State.ExitCode}}bad{{else if .Empty}}e{{else}}ok{{end}}",
+                "ok",
+            ),
+            ("{{with .State}}{{.Pid}} {{$.Id}}{{end}}", "12 abc"),
+            ("{{println .Id}}{{println 1 \"a\"}}", "abc\n1 a\n"),
+            ("{{index .Labels \"com.z\"}} {{index .Names 1}}", "1 /b"),
+            ("{{len .Names}} {{len .Id}}", "2 3"),
+            (
+                "{{eq .Id \"abc\"}} {{ne .State.Pid 12}} {{gt .State.Pid 3}}",
+                "true false true",
+            ),
+            (
+                "{{not .State.Running}} {{and .Id .Empty}} {{or .Empty .Id}}",
+                "false [] abc",
+            ),
+            (
+                "{{printf \"%s-%d-%v-%q-%5d|\" .Id .State.Pid .Names .Id 7}}",
+                "abc-12-[/a /b]-\"abc\"-    7|",
+            ),
+            (
+                "{{truncate .Text 3}} {{split \"a,b\" \",\"}} {{title \"ab\"}}",
+                "mIx [a b] Ab",
+            ),
+            ("a {{- .Id -}} b{{/* no */}}", "aabcb"),
+            ("{{(index .Mounts 0).Destination}}", "/data"),
+            ("{{$x := .Id}}{{$x}}{{.Id}}\\t|", "abcabc\t|"),
+        ];
+        for (text, expected) in table {
+            assert_eq!(render(text).unwrap(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_template_says_why() {
+        let table = [
+            ("{{.Id", "unclosed action"),
+            ("{{if .Id}}", "unexpected EOF"),
+            ("{{end}}", "unexpected {{end}}"),
+            ("{{nosuch .Id}}", "function \"nosuch\" not defined"),
+            ("{{.Nosuch}}", "map has no entry for key \"Nosuch\""),
+            ("{{.Id.More}}", "can't evaluate field More in type string"),
+            ("{{json}}", "wrong number of args for json"),
+            ("{{index .Names 7}}", "index out of range: 7"),
+            ("{{range .Id}}{{end}}", "range can't iterate over abc"),
+            ("{{\"a}}", "unterminated quoted string"),
+            ("{{$y}}", "undefined variable \"$y\""),
+            (&format!("{{{{{}}}}}", "(".repeat(200)), "nested too deeply"),
+        ];
+        for (text, why) in table {
+            let refused = render(text).unwrap_err().to_string();
+            assert!(refused.contains(why), "{text}: {refused}");
+        }
+    }
+}

@@ -1,0 +1,352 @@
+//! The text of a template as nodes.
+
+use serde_json::{Value, json};
+
+/// How deep parentheses and blocks may be nested.
+const DEPTH: usize = 64;
+
+/// A part of a template.
+#[derive(Debug, Clone)]
+pub(super) enum Node {
+    Text(String),
+    Print(Pipeline),
+    /// `{{$x := pipeline}}`.
+    Set(String, Pipeline),
+    If(Pipeline, Vec<Node>, Vec<Node>),
+    With(Pipeline, Vec<Node>, Vec<Node>),
+    Range {
+        /// For the index or key, and the value.
+        variables: (Option<String>, Option<String>),
+        over: Pipeline,
+        body: Vec<Node>,
+        otherwise: Vec<Node>,
+    },
+}
+
+/// Calls, each of which gets the result of the last as its last argument.
+pub(super) type Pipeline = Vec<Call>;
+
+/// A value, or a function with its arguments.
+#[derive(Debug, Clone)]
+pub(super) struct Call {
+    pub(super) function: Option<String>,
+    pub(super) arguments: Vec<Word>,
+}
+
+#[derive(Debug, Clone)]
+pub(super) enum Word {
+    Value(Value),
+    /// What stands before the fields, and their names.
+    Field(Base, Vec<String>),
+}
+
+#[derive(Debug, Clone)]
+pub(super) enum Base {
+    Dot,
+    /// Empty for `$`.
+    Variable(String),
+    Group(Pipeline),
+}
+
+enum Piece {
+    Text(String),
+    Action(String),
+}
+
+pub(super) fn parse(text: &str) -> Result<Vec<Node>, String> {
+    let mut pieces = split(text)?.into_iter();
+    let (nodes, end) = block(&mut pieces, 0)?;
+    match end {
+        None => Ok(nodes),
+        Some(end) => Err(format!("unexpected {{{{{end}}}}}")),
+    }
+}
+
+/// Texts and actions in turn, white space trimmed where `-` says so.
+fn split(text: &str) -> Result<Vec<Piece>, String> {
+    let mut pieces = Vec::new();
+    let mut rest = text;
+    let mut trim = false;
+    while let Some((before, after)) = rest.split_once("{{") {
+        let before = if trim { before.trim_start() } else { before };
+        let (action, next) = action(after)?;
+        let (left, inner) = match action.strip_prefix("- ") {
+            Some(inner) => (true, inner),
+            None => (false, action),
+        };
+        let (right, inner) = match inner.strip_suffix(" -") {
+            Some(inner) => (true, inner),
+            None => (false, inner),
+        };
+        let before = if left { before.trim_end() } else { before };
+        pieces.push(Piece::Text(before.to_owned()));
+        pieces.push(Piece::Action(inner.trim().to_owned()));
+        (rest, trim) = (next, right);
+    }
+    let rest = if trim { rest.trim_start() } else { rest };
+    pieces.push(Piece::Text(rest.to_owned()));
+    Ok(pieces)
+}
+
+/// The text up to the `}}` that is not quoted, and what follows it.
+fn action(text: &str) -> Result<(&str, &str), String> {
+    let comment = text.trim_start_matches("- ").starts_with("/*");
+    let mut quote = None;
+    let mut escaped = false;
+    for (at, c) in text.char_indices() {
+        match quote {
+            _ if comment => {}
+            Some(_) if escaped => {
+                escaped = false;
+                continue;
+            }
+            Some('"') if c == '\\' => {
+                escaped = true;
+                continue;
+            }
+            Some(open) => {
+                if c == open {
+                    quote = None;
+                }
+                continue;
+            }
+            None if c == '"' || c == '`' => {
+                quote = Some(c);
+                continue;
+            }
+            None => {}
+        }
+        let rest = text.get(at..).unwrap_or_default();
+        if let Some(next) = rest.strip_prefix("}}") {
+            return Ok((text.get(..at).unwrap_or_default(), next));
+        }
+    }
+    Err(match quote {
+        Some(_) => "unterminated quoted string".to_owned(),
+        None => "unclosed action".to_owned(),
+    })
+}
+
+/// Nodes up to the action that ends the block, which is given back.
+fn block(
+    pieces: &mut std::vec::IntoIter<Piece>,
+    depth: usize,
+) -> Result<(Vec<Node>, Option<String>), String> {
+    if depth > DEPTH {
+        return Err("nested too deeply".to_owned());
+    }
+    let mut nodes = Vec::new();
+    while let Some(piece) = pieces.next() {
+        let action = match piece {
+            Piece::Text(text) => {
+                if !text.is_empty() {
+                    nodes.push(Node::Text(text));
+                }
+                continue;
+            }
+            Piece::Action(action) => action,
+        };
+        let (word, rest) = action
+            .split_once(char::is_whitespace)
+            .unwrap_or((&action, ""));
+        match word {
+            "end" | "else" => return Ok((nodes, Some(action))),
+            "if" | "with" | "range" => nodes.push(branch(word, rest, pieces, depth)?),
+            _ if action.starts_with("/*") => {}
+            _ => nodes.push(statement(&action)?),
+        }
+    }
+    Ok((nodes, None))
+}
+
+/// `if`, `with` or `range` with its blocks.
+fn branch(
+    word: &str,
+    condition: &str,
+    pieces: &mut std::vec::IntoIter<Piece>,
+    depth: usize,
+) -> Result<Node, String> {
+    let eof = || "unexpected EOF".to_owned();
+    let (body, end) = block(pieces, depth + 1)?;
+    let end = end.ok_or_else(eof)?;
+    let otherwise = if end == "end" {
+        Vec::new()
+    } else if let Some(more) = end.strip_prefix("else if ") {
+        vec![branch("if", more, pieces, depth + 1)?]
+    } else {
+        let (nodes, end) = block(pieces, depth + 1)?;
+        if end.ok_or_else(eof)? != "end" {
+            return Err("unexpected {{else}}".to_owned());
+        }
+        nodes
+    };
+    if word != "range" {
+        let condition = pipeline(condition)?;
+        return Ok(match word {
+            "if" => Node::If(condition, body, otherwise),
+            _ => Node::With(condition, body, otherwise),
+        });
+    }
+    let (variables, over) = match condition.split_once(":=") {
+        Some((names, over)) if names.trim_start().starts_with('$') => {
+            let mut names = names.split(',').map(|name| name.trim().to_owned());
+            let (first, second) = (names.next(), names.next());
+            let variables = match second {
+                Some(value) => (first, Some(value)),
+                None => (None, first),
+            };
+            (variables, over)
+        }
+        _ => ((None, None), condition),
+    };
+    Ok(Node::Range {
+        variables,
+        over: pipeline(over)?,
+        body,
+        otherwise,
+    })
+}
+
+fn statement(action: &str) -> Result<Node, String> {
+    if action.starts_with('$')
+        && let Some((name, value)) = action.split_once(":=")
+    {
+        return Ok(Node::Set(name.trim().to_owned(), pipeline(value)?));
+    }
+    Ok(Node::Print(pipeline(action)?))
+}
+
+fn pipeline(text: &str) -> Result<Pipeline, String> {
+    let mut reader = Reader { rest: text };
+    let calls = reader.pipeline(0)?;
+    match reader.rest.trim_start() {
+        "" => Ok(calls),
+        rest => Err(format!("unexpected \"{rest}\" in operand")),
+    }
+}
+
+struct Reader<'t> {
+    rest: &'t str,
+}
+
+impl Reader<'_> {
+    fn pipeline(&mut self, depth: usize) -> Result<Pipeline, String> {
+        if depth > DEPTH {
+            return Err("nested too deeply".to_owned());
+        }
+        let mut calls = Vec::new();
+        loop {
+            calls.push(self.call(depth)?);
+            self.rest = self.rest.trim_start();
+            match self.rest.strip_prefix('|') {
+                Some(rest) => self.rest = rest,
+                None => return Ok(calls),
+            }
+        }
+    }
+
+    fn call(&mut self, depth: usize) -> Result<Call, String> {
+        let mut function = None;
+        let mut arguments = Vec::new();
+        loop {
+            self.rest = self.rest.trim_start();
+            let Some(first) = self.rest.chars().next() else {
+                break;
+            };
+            match first {
+                '|' | ')' => break,
+                c if c.is_alphabetic() => {
+                    let name = self.take(|c| c.is_alphanumeric() || c == '_');
+                    match name.as_str() {
+                        "true" => arguments.push(Word::Value(json!(true))),
+                        "false" => arguments.push(Word::Value(json!(false))),
+                        "nil" => arguments.push(Word::Value(Value::Null)),
+                        _ if function.is_none() && arguments.is_empty() => {
+                            function = Some(name);
+                        }
+                        // A function without arguments is a value of none of ours.
+                        _ => return Err(format!("function \"{name}\" not defined")),
+                    }
+                }
+                _ => arguments.push(self.word(first, depth)?),
+            }
+        }
+        if function.is_none() && arguments.is_empty() {
+            return Err("missing value for command".to_owned());
+        }
+        Ok(Call {
+            function,
+            arguments,
+        })
+    }
+
+    fn word(&mut self, first: char, depth: usize) -> Result<Word, String> {
+        match first {
+            '"' | '`' => self.quoted(first).map(Word::Value),
+            '-' | '0'..='9' => {
+                let text = self.take(|c| c.is_ascii_digit() || matches!(c, '-' | '.'));
+                serde_json::from_str(&text)
+                    .map(Word::Value)
+                    .map_err(|_syntax| format!("bad number syntax: \"{text}\""))
+            }
+            '.' => Ok(Word::Field(Base::Dot, self.fields())),
+            '$' => {
+                let name = self.take(|c| c.is_alphanumeric() || matches!(c, '_' | '$'));
+                Ok(Word::Field(Base::Variable(name), self.fields()))
+            }
+            '(' => {
+                self.rest = self.rest.get(1..).unwrap_or_default();
+                let group = self.pipeline(depth + 1)?;
+                self.rest = self
+                    .rest
+                    .trim_start()
+                    .strip_prefix(')')
+                    .ok_or("unclosed left paren")?;
+                Ok(Word::Field(Base::Group(group), self.fields()))
+            }
+            other => Err(format!("unexpected \"{other}\" in command")),
+        }
+    }
+
+    /// The names after dots; a dot alone is none.
+    fn fields(&mut self) -> Vec<String> {
+        let mut names = Vec::new();
+        while let Some(rest) = self.rest.strip_prefix('.') {
+            self.rest = rest;
+            let name = self.take(|c| c.is_alphanumeric() || c == '_');
+            if name.is_empty() {
+                break;
+            }
+            names.push(name);
+        }
+        names
+    }
+
+    fn quoted(&mut self, quote: char) -> Result<Value, String> {
+        let mut text = String::new();
+        let mut chars = self.rest.char_indices().skip(1);
+        while let Some((at, c)) = chars.next() {
+            match c {
+                c if c == quote => {
+                    self.rest = self.rest.get(at + 1..).unwrap_or_default();
+                    return Ok(Value::String(text));
+                }
+                '\\' if quote == '"' => match chars.next() {
+                    Some((_, 'n')) => text.push('\n'),
+                    Some((_, 't')) => text.push('\t'),
+                    Some((_, other)) => text.push(other),
+                    None => break,
+                },
+                c => text.push(c),
+            }
+        }
+        Err("unterminated quoted string".to_owned())
+    }
+
+    fn take(&mut self, wanted: impl Fn(char) -> bool) -> String {
+        let end = self.rest.find(|c| !wanted(c)).unwrap_or(self.rest.len());
+        let (taken, rest) = self.rest.split_at_checked(end).unwrap_or((self.rest, ""));
+        self.rest = rest;
+        taken.to_owned()
+    }
+}

@@ -1,0 +1,129 @@
+//! `inspect`: everything about a container, in Docker's JSON.
+
+use super::container::config::{Config, Mount, MountSource};
+use super::container::state::{State, Status};
+use super::error::Result;
+use super::list::network;
+use super::{Engine, process};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+/// Go's zero time.
+const NEVER: &str = "0001-01-01T00:00:00Z";
+
+impl Engine {
+    /// A container by id, name or the beginning of its id, as Docker's inspect gives it.
+    pub fn inspect(&self, needle: &str) -> Result<Value> {
+        let container = self.containers.find(needle)?;
+        let state = container.state()?;
+        let config = &container.config;
+        let argv = process::argv(&config.config);
+        let (path, arguments) = argv
+            .split_first()
+            .map_or(("", &[][..]), |(path, rest)| (path.as_str(), rest));
+        let dir = self.store.root().join("containers").join(&config.id);
+        let file = |name: &str| dir.join(name).display().to_string();
+        Ok(json!({
+            "Id": config.id,
+            "Created": format!("{:.9}", config.created),
+            "Path": path,
+            "Args": arguments,
+            "State": shown(&state),
+            "Image": config.image_id.to_string(),
+            "ResolvConfPath": "",
+            "HostnamePath": "",
+            "HostsPath": "",
+            "LogPath": "",
+            "Name": format!("/{}", config.name),
+            "RestartCount": 0,
+            "Driver": "cowl",
+            "Platform": "linux",
+            "MountLabel": "",
+            "ProcessLabel": "",
+            "AppArmorProfile": "",
+            "ExecIDs": null,
+            "HostConfig": config.host.shown()?,
+            "GraphDriver": {
+                "Name": "cowl",
+                "Data": {"UpperDir": file("upper"), "WorkDir": file("work")},
+            },
+            "Mounts": self.mount_points(config),
+            "Config": config.config,
+            "NetworkSettings": network_settings(config),
+        }))
+    }
+
+    /// The container's mounts as Docker's list of mount points.
+    pub fn mount_points(&self, config: &Config) -> Value {
+        let points = config.mounts.iter().map(|mount| self.mount_point(mount));
+        points.collect()
+    }
+
+    fn mount_point(&self, mount: &Mount) -> Value {
+        match &mount.source {
+            MountSource::Volume { name, .. } => json!({
+                "Type": "volume",
+                "Name": name,
+                "Source": self.volumes.mountpoint(name),
+                "Destination": mount.destination,
+                "Driver": "local",
+                "Mode": mount.mode,
+                "RW": !mount.read_only,
+                "Propagation": "",
+            }),
+            MountSource::Bind(path) => json!({
+                "Type": "bind",
+                "Source": path,
+                "Destination": mount.destination,
+                "Mode": mount.mode,
+                "RW": !mount.read_only,
+                "Propagation": "rprivate",
+            }),
+        }
+    }
+}
+
+/// A network that has no addresses.
+pub(super) fn endpoint() -> Value {
+    json!({
+        "IPAMConfig": null, "Links": null, "Aliases": null, "MacAddress": "", "DriverOpts": null,
+        "GwPriority": 0, "NetworkID": "", "EndpointID": "", "Gateway": "", "IPAddress": "",
+        "IPPrefixLen": 0, "IPv6Gateway": "", "GlobalIPv6Address": "", "GlobalIPv6PrefixLen": 0,
+        "DNSNames": null,
+    })
+}
+
+fn network_settings(config: &Config) -> Value {
+    json!({
+        "Bridge": "", "SandboxID": "", "SandboxKey": "", "Ports": {}, "HairpinMode": false,
+        "LinkLocalIPv6Address": "", "LinkLocalIPv6PrefixLen": 0, "SecondaryIPAddresses": null,
+        "SecondaryIPv6Addresses": null, "EndpointID": "", "Gateway": "",
+        "GlobalIPv6Address": "", "GlobalIPv6PrefixLen": 0, "IPAddress": "", "IPPrefixLen": 0,
+        "IPv6Gateway": "", "MacAddress": "", "Networks": {network(config): endpoint()},
+    })
+}
+
+fn shown(state: &State) -> Value {
+    let exit = match &state.status {
+        Status::Exited(exit) => Some(exit),
+        Status::Created(failed) => failed.as_ref(),
+        Status::Starting | Status::Running | Status::Paused => None,
+    };
+    let time = |at: Option<Timestamp>| at.map_or(NEVER.to_owned(), |at| format!("{at:.9}"));
+    json!({
+        "Status": state.status.word(),
+        "Running": matches!(state.status, Status::Running | Status::Paused),
+        "Paused": state.status == Status::Paused,
+        "Restarting": false,
+        "OOMKilled": exit.is_some_and(|exit| exit.oom_killed),
+        "Dead": false,
+        "Pid": state.pid,
+        "ExitCode": exit.map_or(0, |exit| exit.exit_code),
+        "Error": exit.map_or("", |exit| exit.error.as_str()),
+        "StartedAt": time(state.started_at),
+        "FinishedAt": time(exit.and_then(|exit| match state.status {
+            Status::Exited(_) => exit.finished_at,
+            _ => None,
+        })),
+    })
+}
