@@ -1,5 +1,5 @@
-//! How many requests of each kind a mount has answered: shared memory that anyone who may look
-//! into the keeper can read.
+//! How many requests of each kind a mount has answered: shared memory, for every process that may
+//! look into the keeper.
 //!
 //! Keeper and worker of a mount both hold a sealed memfd called `cowl-requests`:
 //!
@@ -78,13 +78,13 @@ impl Counters {
 }
 
 /// The counts of the mount at `mount`, by opcode, without the opcodes that never came. `None`:
-/// nobody whose descriptors we may see serves it.
+/// no process whose descriptors we may see serves it.
 pub fn read(mount: &Path) -> io::Result<Option<Vec<(u32, u64)>>> {
     let root = rustix::fs::open(mount, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
     let device = device_of(&root)?;
     for process in std::fs::read_dir("/proc")? {
         let Ok(descriptors) = std::fs::read_dir(process?.path().join("fd")) else {
-            // Not a process, one that ended meanwhile, or one of somebody else.
+            // Not a process, one that ended meanwhile, or another user's.
             continue;
         };
         for descriptor in descriptors.flatten() {

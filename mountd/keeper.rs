@@ -41,7 +41,7 @@ pub fn run(socket: OwnedFd) -> ExitCode {
         Err(error) => {
             tracing::error!("{error}");
             if let Err(error) = send(socket.as_fd(), &Message::MountFailed(error), &[]) {
-                tracing::error!(%error, "nobody to tell");
+                tracing::error!(%error, "cannot report a failure");
             }
             ExitCode::FAILURE
         }
@@ -183,7 +183,7 @@ fn configure(
         "group_id",
         rustix::process::getegid().as_raw().to_string(),
     )?;
-    // The kernel checks permissions by the attributes, for everyone: that is what the tree's modes
+    // The kernel checks permissions by the attributes, for every user: that is what the tree's modes
     // and owners are for.
     fsconfig_set_flag(context, "default_permissions")?;
     fsconfig_set_flag(context, "allow_other")?;

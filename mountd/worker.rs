@@ -99,7 +99,7 @@ fn needed(writable: bool, io_mode: IoMode) -> CapabilitySet {
 fn told<T>(socket: BorrowedFd<'_>, outcome: Result<T, MountFailed>) -> Result<T, MountFailed> {
     outcome.inspect_err(|failed| {
         if let Err(error) = send(socket, &Message::MountFailed(failed.clone()), &[]) {
-            tracing::error!(%error, "nobody to tell");
+            tracing::error!(%error, "cannot report a failure");
         }
     })
 }

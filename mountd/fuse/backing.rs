@@ -90,7 +90,7 @@ impl BackingIds {
         close_all(device, evicted);
     }
 
-    /// Gives the id of `node` back if nobody has it open.
+    /// Closes the id of `node` if the node is not open.
     pub(super) fn drop_idle(&self, device: BorrowedFd<'_>, node: NodeId) {
         let dropped = self.table.lock().idle.remove(node).map(|id| id.number);
         close_all(device, dropped);

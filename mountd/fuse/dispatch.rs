@@ -1,4 +1,4 @@
-//! From what the kernel asks to what the overlay does, and back.
+//! Calls the overlay's method for each request, and encodes what it returns.
 //!
 //! Invariant: everything here is translation; rules of the filesystem are the overlay's, bytes are
 //! `decode`'s and `reply`'s. The overlay's [`NodeId`] is the kernel's node id, `st_ino` is a
@@ -12,14 +12,12 @@ use fuser::{INodeNo, Notifier};
 use rustix::io::Errno;
 
 use super::backing::BackingIds;
-use super::decode::{CopyRange, Header, Operation, Setattr, WireTime};
+use super::decode::{Header, Operation, Setattr, WireTime};
+use super::files::{handle_of, open_flags, write_whole};
 use super::negotiate::{Connection, MAX_WRITE};
 use super::reply::{self, Reply};
-use super::wire::{self, fopen};
-use crate::overlay::{
-    Caller, CopyEnd, Entry, HandleId, NodeId, OpenFlags, OpenMode, Opened, Overlay, RenameMode,
-    Seek, SetAttr, SetTime, XattrFlags,
-};
+use super::wire;
+use crate::overlay::{Caller, NodeId, Overlay, RenameMode, SetAttr, SetTime, XattrFlags};
 
 /// Whether the kernel waits for an answer.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
@@ -33,16 +31,16 @@ pub(super) enum Answer {
 /// Translates the requests of one connection.
 #[derive(Debug)]
 pub(crate) struct Dispatcher<'m> {
-    overlay: &'m Overlay,
-    device: BorrowedFd<'m>,
+    pub(super) overlay: &'m Overlay,
+    pub(super) device: BorrowedFd<'m>,
     notifier: Notifier,
-    backing: BackingIds,
+    pub(super) backing: BackingIds,
     /// Whether OPEN is answered ENOSYS: files then have no handles, and the kernel asks no more.
-    skip_open: bool,
+    pub(super) skip_open: bool,
     /// Whether LSEEK is answered ENOSYS: the kernel does not hand over what it holds back before
     /// it asks, so our files may lack data that a client has written. It then takes all below the
     /// end for data, and asks no more.
-    skip_seek: bool,
+    pub(super) skip_seek: bool,
 }
 
 impl<'m> Dispatcher<'m> {
@@ -313,13 +311,13 @@ impl Dispatcher<'_> {
 
     /// How long the kernel may believe attributes of a node that are read after this.
     ///
-    /// Not at all where it is not told when they change: of a node that gave its names to another one while it was being read, which shows
-    /// that one's attributes, and of one that is written in passthrough.
+    /// Not at all where no request says that they changed: of a renumbered node, which shows its
+    /// successor's attributes, and of one that is written in passthrough.
     fn validity(&self, node: NodeId) -> u64 {
         if self.overlay.is_succeeded(node) {
             return 0;
         }
-        if self.overlay.is_written_past(node) {
+        if self.overlay.is_written_in_passthrough(node) {
             // An idle backing id has the file open, and so looks like a writer.
             self.backing.drop_idle(self.device, node);
             if !self.overlay.settle(node) {
@@ -333,13 +331,13 @@ impl Dispatcher<'_> {
     ///
     /// This notification takes no lock of a directory in the kernel, so it may go out before the
     /// answer.
-    fn note_stale(&self, node: NodeId, errno: Errno) {
+    pub(super) fn note_stale(&self, node: NodeId, errno: Errno) {
         if errno == Errno::STALE {
             self.invalidate_attributes(node);
         }
     }
 
-    fn invalidate_attributes(&self, node: NodeId) {
+    pub(super) fn invalidate_attributes(&self, node: NodeId) {
         if let Err(error) = self.notifier.inval_inode(INodeNo(node.0), -1, 0) {
             tracing::warn!(node = node.0, %error, "old attributes of a node may be seen");
         }
@@ -368,139 +366,9 @@ impl Dispatcher<'_> {
         failed.map_or(Ok(()), Err)
     }
 
-    fn open(
-        &self,
-        node: NodeId,
-        flags: u32,
-        kill_priv: bool,
-        reply: &mut Reply,
-    ) -> Result<(), Errno> {
-        if self.skip_open {
-            return Err(Errno::NOSYS);
-        }
-        let opened = self
-            .overlay
-            .open(node, open_flags(flags, kill_priv))
-            .inspect_err(|errno| self.note_stale(node, *errno))?;
-        let open = self.open_out(node, &opened)?;
-        if opened.unsettles {
-            self.invalidate_attributes(node);
-        }
-        reply.put(&open)
-    }
-
-    fn created(&self, entry: &Entry, opened: &Opened, reply: &mut Reply) -> Result<(), Errno> {
-        let open = self
-            .open_out(entry.id, opened)
-            .inspect_err(|_| self.overlay.forget(entry.id, 1))?;
-        reply.put(&wire::CreateOut {
-            entry: reply::entry_out(entry),
-            open,
-        })
-    }
-
-    /// The answer to an open; on an error the handle is released again.
-    fn open_out(&self, node: NodeId, opened: &Opened) -> Result<wire::OpenOut, Errno> {
-        let fh = opened.handle.0;
-        match &opened.mode {
-            OpenMode::Cached => Ok(wire::OpenOut {
-                fh,
-                open_flags: fopen::KEEP_CACHE,
-                backing_id: 0,
-            }),
-            // Together with KEEP_CACHE the kernel refuses the open: there is no cache of ours.
-            OpenMode::Passthrough(backing) => {
-                match self
-                    .backing
-                    .acquire(self.device, node, &*backing.file, backing.side)
-                {
-                    Ok(backing_id) => Ok(wire::OpenOut {
-                        fh,
-                        open_flags: fopen::PASSTHROUGH,
-                        backing_id,
-                    }),
-                    Err(error) => {
-                        tracing::error!(node = node.0, %error, "a file cannot be handed to the kernel");
-                        self.overlay.release(node, opened.handle)?;
-                        Err(Errno::from_io_error(&error).unwrap_or(Errno::IO))
-                    }
-                }
-            }
-        }
-    }
-
-    fn lseek(
-        &self,
-        node: NodeId,
-        handle: u64,
-        offset: u64,
-        whence: u32,
-        reply: &mut Reply,
-    ) -> Result<(), Errno> {
-        if self.skip_seek {
-            return Err(Errno::NOSYS);
-        }
-        let offset = self
-            .overlay
-            .lseek(node, handle_of(handle), offset, seek(whence)?)?;
-        reply.put(&wire::LseekOut { offset })
-    }
-
-    fn copy_file_range(
-        &self,
-        node: NodeId,
-        range: &CopyRange,
-        reply: &mut Reply,
-    ) -> Result<(), Errno> {
-        if range.flags != 0 {
-            return Err(Errno::INVAL);
-        }
-        let from = CopyEnd {
-            node,
-            handle: handle_of(range.handle_in),
-            offset: range.offset_in,
-        };
-        let to = CopyEnd {
-            node: NodeId(range.node_out),
-            handle: handle_of(range.handle_out),
-            offset: range.offset_out,
-        };
-        put_size(self.overlay.copy_file_range(from, to, range.length)?, reply)
-    }
-
     fn forget(&self, node: NodeId, count: u64) {
         self.backing.forget(self.device, node);
         self.overlay.forget(node, count);
-    }
-}
-
-/// A file that was never opened, since OPEN was answered ENOSYS, has handle 0; the overlay gives
-/// no such handle.
-fn handle_of(handle: u64) -> Option<HandleId> {
-    (handle != 0).then_some(HandleId(handle))
-}
-
-/// Calls `write` until all of `data` is written, or nothing more can be and it says why.
-fn write_whole(
-    data: &[u8],
-    offset: u64,
-    write: impl Fn(&[u8], u64) -> Result<usize, Errno>,
-) -> Result<usize, Errno> {
-    let mut written = 0;
-    while let Some(rest) = data.get(written..).filter(|rest| !rest.is_empty()) {
-        written += write(rest, offset.saturating_add(written as u64))?;
-    }
-    Ok(written)
-}
-
-fn open_flags(flags: u32, kill_priv: bool) -> OpenFlags {
-    use rustix::fs::OFlags;
-    let flags = OFlags::from_bits_retain(flags);
-    OpenFlags {
-        write: flags.intersects(OFlags::WRONLY | OFlags::RDWR),
-        truncate: flags.contains(OFlags::TRUNC),
-        sync: flags.contains(OFlags::DSYNC),
-        kill_priv,
     }
 }
 
@@ -521,15 +389,6 @@ fn xattr_flags(flags: u32, kill_sgid: bool) -> Result<XattrFlags, Errno> {
     })
 }
 
-fn seek(whence: u32) -> Result<Seek, Errno> {
-    match i32::try_from(whence) {
-        Ok(libc::SEEK_DATA) => Ok(Seek::Data),
-        Ok(libc::SEEK_HOLE) => Ok(Seek::Hole),
-        // The kernel does the others by itself.
-        _ => Err(Errno::INVAL),
-    }
-}
-
 /// An attribute's value or names: their size if `size` is 0, themselves if they fit.
 fn sized(value: &[u8], size: u32, reply: &mut Reply) -> Result<(), Errno> {
     if size == 0 {
@@ -541,7 +400,7 @@ fn sized(value: &[u8], size: u32, reply: &mut Reply) -> Result<(), Errno> {
     }
 }
 
-fn put_size(size: usize, reply: &mut Reply) -> Result<(), Errno> {
+pub(super) fn put_size(size: usize, reply: &mut Reply) -> Result<(), Errno> {
     let size = u32::try_from(size).map_err(|_beyond_u32| Errno::OVERFLOW)?;
     reply.put(&wire::SizeOut { size, padding: 0 })
 }

@@ -10,16 +10,18 @@
 //!
 //! | request | answer |
 //! |---|---|
-//! | OPEN in the cached mode; OPENDIR, FLUSH, POLL, INTERRUPT and other codes | ENOSYS, after which the kernel sends no more |
-//! | LSEEK under the writeback cache | the same: what the kernel has not written yet would be taken for a hole |
-//! | STATX | the same: it would add the birth time, which no tree has, to what GETATTR says |
-//! | IOCTL | ENOTTY: no file here is a terminal, and none has flags or extents of its own to show |
-//! | entries, attributes, absent names | valid for good: nobody else changes the mount |
+//! | OPENDIR, FLUSH, POLL, INTERRUPT, unknown codes | ENOSYS: the kernel sends no more |
+//! | OPEN but for passthrough | the same |
+//! | LSEEK under the writeback cache | the same: dirty pages would be taken for a hole |
+//! | STATX | the same: it adds only the birth time, which trees lack |
+//! | IOCTL | ENOTTY: no file is a terminal or has flags of its own |
+//! | entries, attributes, absent names | valid for good: all changes come as requests |
 
 mod backing;
 mod buffer;
 mod decode;
 mod dispatch;
+mod files;
 mod negotiate;
 mod opcode;
 mod reply;

@@ -1,4 +1,4 @@
-//! INIT: what kernel and daemon agree on, once a connection.
+//! INIT: the flags that kernel and worker agree on, once a connection.
 //!
 //! `fuser` reads the request and writes the answer; everything after it is our own loop.
 //! Invariant: passthrough and the writeback cache exclude each other (the kernel refuses backing
@@ -16,7 +16,7 @@ use super::decode::Dialect;
 /// Longest write in one request, and so the longest read: 1 MiB.
 pub(super) const MAX_WRITE: u32 = 1 << 20;
 
-/// A connection that is negotiated and whose requests nobody has read yet.
+/// A negotiated connection of which no request was read yet.
 #[derive(Debug)]
 pub(crate) struct Connection {
     session: Session<Negotiator>,
@@ -131,7 +131,7 @@ fn always() -> InitFlags {
     InitFlags::FUSE_PARALLEL_DIROPS
         | InitFlags::FUSE_DO_READDIRPLUS
         | InitFlags::FUSE_CACHE_SYMLINKS
-        // Nobody else writes: pages go stale only by what the kernel did itself.
+        // Files change by requests only, so the kernel knows which pages go stale.
         | InitFlags::FUSE_EXPLICIT_INVAL_DATA
         | InitFlags::FUSE_POSIX_ACL
         | InitFlags::FUSE_DONT_MASK

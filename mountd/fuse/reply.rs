@@ -18,7 +18,7 @@ use super::wire;
 use crate::overlay::{Attr, DirEntry, Entry, Statfs};
 
 /// How long the kernel may believe an entry, its absence, or attributes, in seconds: for good (136
-/// years). Nobody else changes the mount.
+/// years). All changes come as requests.
 pub(super) const FOR_GOOD: u64 = 1 << 32;
 
 const HEADER: usize = size_of::<wire::OutHeader>();

@@ -63,7 +63,7 @@ impl<'m> Server<'m> {
         };
         match reply.send(self.device, header.unique, outcome) {
             Ok(()) => {}
-            // The connection was cut while we worked: nobody waits for this answer.
+            // The connection was aborted meanwhile: no client waits for this answer.
             Err(error)
                 if error.raw_os_error() == Some(libc::ENOENT)
                     || error.raw_os_error() == Some(libc::ENODEV) => {}

@@ -83,7 +83,7 @@ impl Overlay {
     /// Whether a node's attributes may change without a request: in passthrough the kernel writes
     /// to the file itself, and sends nothing for a write through a shared mapping. The kernel must
     /// not cache these attributes.
-    pub fn is_written_past(&self, id: NodeId) -> bool {
+    pub fn is_written_in_passthrough(&self, id: NodeId) -> bool {
         self.io_mode == IoMode::Passthrough && self.state.read().is_written_past(id)
     }
 

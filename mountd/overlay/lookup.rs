@@ -99,9 +99,9 @@ impl Overlay {
         id: NodeId,
         read: impl FnOnce(NodeId) -> Result<Attr, Errno>,
     ) -> Result<Entry, Errno> {
-        let settled = !self.is_written_past(id);
+        let settled = !self.is_written_in_passthrough(id);
         let attr = read(id)?;
-        let settled = settled && !self.is_written_past(id);
+        let settled = settled && !self.is_written_in_passthrough(id);
         Ok(Entry { id, attr, settled })
     }
 
@@ -323,7 +323,7 @@ impl Overlay {
         Ok((marks, file))
     }
 
-    /// Removes the orphan link of a file, one of whose names was found after all.
+    /// Removes the orphan link of a file after one of its names was found.
     fn adopt_orphan(&self, upper: &Upper, node: NodeId) -> Result<(), Errno> {
         let home = self.upper_node(node).map(|(_, _, file)| file.home);
         let Some(Home::Orphan(number)) = home else {

@@ -11,7 +11,7 @@
 //! | [`lookup`], [`readdir`] | names of the merged view |
 //! | [`copyup`], [`content`] | copy-up of metadata, then of content |
 //! | [`masked`] | attributes shown during a copy-up |
-//! | [`create`], [`link`], [`remove`], [`rename`] | changes of names; whiteouts, opaque directories, orphans |
+//! | [`create`], [`link`], [`remove`], [`rename`] | changes of names; whiteouts, opaque, orphans |
 //! | [`attrs`], [`xattrs`] | attributes |
 //! | [`io`] | open, read, write, fsync |
 //! | [`opens`], [`iomode`] | open files, and whether the kernel reads them in passthrough |

@@ -1,7 +1,7 @@
 //! The identity a thread creates files with: its own fsuid, fsgid and umask.
 //!
 //! A file made under the caller's ids has the right owner, group (in a set-group-id directory),
-//! ACL and quota from birth; one that is handed over afterwards was somebody else's for a moment,
+//! ACL and quota from birth; one whose owner is changed afterwards belonged to another user for a moment,
 //! and stays so when the worker stops in between. The ids are left in place for the thread's next
 //! request, which most often comes from the same caller.
 #![expect(unsafe_code, reason = "unshare(2) has no safe wrapper")]
@@ -44,8 +44,8 @@ fn begin() -> Result<Identity> {
     rustix::process::umask(Mode::from_raw_mode(umask));
     let effective = rustix::thread::capabilities(None)?.effective;
     let identity = Identity {
-        // Nobody yet: whoever started this thread may have been acting for somebody, and it has
-        // inherited that.
+        // Unknown yet: a thread inherits these ids from the one that started it, which may have
+        // been acting for a client.
         uid: u32::MAX,
         gid: u32::MAX,
         umask,
@@ -80,7 +80,7 @@ pub(crate) fn assume(uid: u32, gid: u32, umask: u32) -> Result<()> {
     now.uid = setfsuid(Uid::from_raw(none)).as_raw();
     NOW.set(Some(now));
     // Leaving user id 0 drops the capabilities over files (capabilities(7)); the overlay needs
-    // them whoever asks.
+    // them for every client.
     let mut sets = rustix::thread::capabilities(None)?;
     if sets.effective != now.effective {
         sets.effective = now.effective;

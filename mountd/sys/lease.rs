@@ -7,15 +7,16 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 /// `fcntl.h`; the libc crate lacks it.
 const F_SETSIG: libc::c_int = 10;
 
-/// Whether anyone has the file open for writing, or mapped shared and writable. `file` is open for reading only.
+/// Whether a process has the file open for writing, or mapped shared and writable. `file` is open
+/// for reading only.
 ///
-/// The kernel grants a read lease on a file that nobody can write (`i_writecount`), and refuses it on others: a mapping outlives the
-/// descriptor it was made from, and nothing else tells of it.
+/// The kernel grants a read lease only on a file without writers (`i_writecount`). A mapping
+/// outlives its descriptor, and no other call tells of it.
 ///
 /// # Errors
 /// Where the file system has no leases, or this process may not take one.
 pub(crate) fn has_writers(file: BorrowedFd<'_>) -> io::Result<bool> {
-    // Who opens the file for writing in between breaks the lease; the signal that tells of it is one that is ignored by default.
+    // An open for writing in between breaks the lease, and signals it: by default SIGURG is ignored.
     fcntl(file, F_SETSIG, libc::SIGURG)?;
     match fcntl(file, libc::F_SETLEASE, libc::F_RDLCK) {
         Ok(()) => fcntl(file, libc::F_SETLEASE, libc::F_UNLCK).map(|()| false),

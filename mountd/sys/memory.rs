@@ -1,4 +1,4 @@
-//! Memory that the allocator holds although nobody uses it.
+//! Freed memory that the allocator keeps.
 #![expect(
     unsafe_code,
     reason = "mallopt(3) and malloc_trim(3) have no safe wrappers"
@@ -6,7 +6,8 @@
 
 /// Has the allocator keep little of what is freed. For the start of a process.
 ///
-/// By itself glibc takes the largest block that was ever freed for normal, and from then on keeps twice as much at the end of each arena.
+/// By default glibc raises its thresholds to the largest block ever freed, and keeps twice as much
+/// at the end of each arena.
 pub(crate) fn keep_little() {
     #[cfg(target_env = "gnu")]
     for parameter in [libc::M_MMAP_THRESHOLD, libc::M_TRIM_THRESHOLD] {

@@ -24,7 +24,7 @@ unsafe impl Send for SharedWords {}
 unsafe impl Sync for SharedWords {}
 
 impl SharedWords {
-    /// Maps the first `count` words of `memory`, a file of at least that size that nobody can
+    /// Maps the first `count` words of `memory`, a file of at least that size that cannot
     /// shrink (a sealed memfd).
     pub(crate) fn map(memory: BorrowedFd<'_>, count: NonZeroUsize) -> io::Result<Self> {
         let length = count.get() * size_of::<AtomicU64>();

@@ -2,7 +2,7 @@
 //!
 //! In the spirit of fsx: writes, cuts, holes, copies and shared mappings, through descriptors that
 //! stay open and through new ones. The file starts as one of the image, so the first change copies
-//! it up under whoever has it open.
+//! it up while it is open.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -165,8 +165,8 @@ for outlives in (False, True):
     os.truncate(ours, 0)
 ";
 
-/// The kernel does not tell of writes through a mapping: attributes of a file that is open for writing, or mapped still, are asked for each
-/// time.
+/// No request tells of a write through a mapping, so the attributes of a file that is open for
+/// writing, or still mapped, are not cached.
 #[test]
 fn stat_shows_what_was_written_through_a_shared_mapping() {
     let image = Image::of(&[("lower", &noise(1 << 20))]);

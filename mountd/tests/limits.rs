@@ -232,7 +232,7 @@ fn private(mount: &Mount) -> u64 {
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
-/// As a caller's `ulimit -f` would be where nobody may raise it.
+/// As a caller's `ulimit -f` would be where the worker may not raise it.
 #[test]
 fn write_beyond_the_workers_rlimit_fsize_fails_with_efbig() {
     let image = Image::of(&[

@@ -1,5 +1,5 @@
 //! Requests as Linux 6.18 sent them (`fixtures/golden/fuse/requests`, read off the connection with
-//! strace), and bytes nobody would send.
+//! strace), and bytes that no kernel sends.
 
 use proptest::prelude::*;
 
@@ -192,7 +192,7 @@ fn recorded_requests_are_decoded() {
             expected(name),
             "{name}"
         );
-        // On a connection that allows idmapped mounts only what creates says who asks.
+        // On a connection that allows idmapped mounts only creations carry the caller's ids.
         let creates = matches!(name, "symlink" | "mknod" | "mkdir" | "create" | "tmpfile");
         let asker = if creates || matches!(name, "forget" | "release") {
             0

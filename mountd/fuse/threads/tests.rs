@@ -25,7 +25,7 @@ impl Client {
         rustix::io::write(&self.socket, request).unwrap();
     }
 
-    /// The next request that somebody begins to answer.
+    /// The next request that a thread begins to answer.
     fn begun(&self) -> u8 {
         self.begun.recv_timeout(NEVER).unwrap()
     }

@@ -19,8 +19,8 @@ use tempfile::TempDir;
 
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_cowl-mountd");
 
-/// Whoever starts a process while another test has a lease open hands it a copy until it executes:
-/// one at a time.
+/// A process started while another test has a lease open holds a copy of it until it executes: one
+/// at a time.
 static ALONE: Mutex<()> = Mutex::new(());
 
 /// What a merged tree and its objects are on disk.
@@ -64,7 +64,7 @@ impl Image {
         fs::read_to_string(self.path("log")).unwrap_or_default()
     }
 
-    /// Whether somebody holds the lease.
+    /// Whether the lease is held.
     pub fn is_leased(&self) -> bool {
         let _alone = ALONE.lock();
         let lease = File::open(self.path("lease")).unwrap();

@@ -1,0 +1,155 @@
+//! Requests on files: OPEN, CREATE's open, LSEEK and COPY_FILE_RANGE, and the flags of these.
+
+use rustix::io::Errno;
+
+use super::decode::CopyRange;
+use super::dispatch::{Dispatcher, put_size};
+use super::reply::{self, Reply};
+use super::wire::{self, fopen};
+use crate::overlay::{CopyEnd, Entry, HandleId, NodeId, OpenFlags, OpenMode, Opened, Seek};
+
+impl Dispatcher<'_> {
+    pub(super) fn open(
+        &self,
+        node: NodeId,
+        flags: u32,
+        kill_priv: bool,
+        reply: &mut Reply,
+    ) -> Result<(), Errno> {
+        if self.skip_open {
+            return Err(Errno::NOSYS);
+        }
+        let opened = self
+            .overlay
+            .open(node, open_flags(flags, kill_priv))
+            .inspect_err(|errno| self.note_stale(node, *errno))?;
+        let open = self.open_out(node, &opened)?;
+        if opened.unsettles {
+            self.invalidate_attributes(node);
+        }
+        reply.put(&open)
+    }
+
+    pub(super) fn created(
+        &self,
+        entry: &Entry,
+        opened: &Opened,
+        reply: &mut Reply,
+    ) -> Result<(), Errno> {
+        let open = self
+            .open_out(entry.id, opened)
+            .inspect_err(|_| self.overlay.forget(entry.id, 1))?;
+        reply.put(&wire::CreateOut {
+            entry: reply::entry_out(entry),
+            open,
+        })
+    }
+
+    /// The answer to an open; on an error the handle is released again.
+    fn open_out(&self, node: NodeId, opened: &Opened) -> Result<wire::OpenOut, Errno> {
+        let fh = opened.handle.0;
+        match &opened.mode {
+            OpenMode::Cached => Ok(wire::OpenOut {
+                fh,
+                open_flags: fopen::KEEP_CACHE,
+                backing_id: 0,
+            }),
+            // Together with KEEP_CACHE the kernel refuses the open: there is no cache of ours.
+            OpenMode::Passthrough(backing) => {
+                match self
+                    .backing
+                    .acquire(self.device, node, &*backing.file, backing.side)
+                {
+                    Ok(backing_id) => Ok(wire::OpenOut {
+                        fh,
+                        open_flags: fopen::PASSTHROUGH,
+                        backing_id,
+                    }),
+                    Err(error) => {
+                        tracing::error!(node = node.0, %error, "a file cannot be handed to the kernel");
+                        self.overlay.release(node, opened.handle)?;
+                        Err(Errno::from_io_error(&error).unwrap_or(Errno::IO))
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn lseek(
+        &self,
+        node: NodeId,
+        handle: u64,
+        offset: u64,
+        whence: u32,
+        reply: &mut Reply,
+    ) -> Result<(), Errno> {
+        if self.skip_seek {
+            return Err(Errno::NOSYS);
+        }
+        let offset = self
+            .overlay
+            .lseek(node, handle_of(handle), offset, seek(whence)?)?;
+        reply.put(&wire::LseekOut { offset })
+    }
+
+    pub(super) fn copy_file_range(
+        &self,
+        node: NodeId,
+        range: &CopyRange,
+        reply: &mut Reply,
+    ) -> Result<(), Errno> {
+        if range.flags != 0 {
+            return Err(Errno::INVAL);
+        }
+        let from = CopyEnd {
+            node,
+            handle: handle_of(range.handle_in),
+            offset: range.offset_in,
+        };
+        let to = CopyEnd {
+            node: NodeId(range.node_out),
+            handle: handle_of(range.handle_out),
+            offset: range.offset_out,
+        };
+        put_size(self.overlay.copy_file_range(from, to, range.length)?, reply)
+    }
+}
+
+/// A file that was never opened, since OPEN was answered ENOSYS, has handle 0; the overlay gives
+/// no such handle.
+pub(super) fn handle_of(handle: u64) -> Option<HandleId> {
+    (handle != 0).then_some(HandleId(handle))
+}
+
+/// Calls `write` until all of `data` is written, or nothing more can be and it says why.
+pub(super) fn write_whole(
+    data: &[u8],
+    offset: u64,
+    write: impl Fn(&[u8], u64) -> Result<usize, Errno>,
+) -> Result<usize, Errno> {
+    let mut written = 0;
+    while let Some(rest) = data.get(written..).filter(|rest| !rest.is_empty()) {
+        written += write(rest, offset.saturating_add(written as u64))?;
+    }
+    Ok(written)
+}
+
+pub(super) fn open_flags(flags: u32, kill_priv: bool) -> OpenFlags {
+    use rustix::fs::OFlags;
+    let flags = OFlags::from_bits_retain(flags);
+    OpenFlags {
+        write: flags.intersects(OFlags::WRONLY | OFlags::RDWR),
+        truncate: flags.contains(OFlags::TRUNC),
+        sync: flags.contains(OFlags::DSYNC),
+        kill_priv,
+    }
+}
+
+fn seek(whence: u32) -> Result<Seek, Errno> {
+    match i32::try_from(whence) {
+        Ok(libc::SEEK_DATA) => Ok(Seek::Data),
+        Ok(libc::SEEK_HOLE) => Ok(Seek::Hole),
+        // The kernel does the others by itself.
+        _ => Err(Errno::INVAL),
+    }
+}
