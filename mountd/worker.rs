@@ -12,8 +12,7 @@ use std::process::ExitCode;
 
 use cowl_core::digest::{ChainId, Sha256Digest};
 use cowl_core::handover::{
-    HandoverError, IoMode, IoModeChoice, Message, MountFailed, Role, WorkerReady, WorkerRequest,
-    receive, send,
+    HandoverError, IoMode, Message, MountFailed, Role, WorkerReady, WorkerRequest, receive, send,
 };
 use cowl_core::tree::Tree;
 use rustix::fs::{Mode, OFlags};
@@ -110,8 +109,7 @@ struct Mount {
     connection: Connection,
     overlay: Overlay,
     counters: Counters,
-    /// How files are served; cached also where the connection allows passthrough and the host's
-    /// filesystem does not.
+    /// How files are served.
     io_mode: IoMode,
     /// The lock lives as long as this process or its keeper.
     lease: OwnedFd,
@@ -139,19 +137,23 @@ fn prepare(socket: BorrowedFd<'_>) -> Result<Mount, MountFailed> {
         (Some(_), None) => return Err(HandoverError::Missing(Role::Work).into()),
         (None, Some(_)) => return Err(HandoverError::Missing(Role::Upper).into()),
     };
-    let wanted = wanted_io_mode(
-        &request,
-        objects.as_fd(),
-        upper.as_ref().map(|dirs| dirs.upper.as_fd()),
-    );
-    let connection = Connection::negotiate(device, wanted, upper.is_some())
-        .or_fail("negotiating with the kernel")?;
-    let io_mode = settle(
-        &connection,
-        &tree,
-        objects.as_fd(),
-        upper.as_ref().map(|dirs| dirs.work.as_fd()),
-    );
+    let io_mode = request.io_mode.mode();
+    let upper_dir = upper.as_ref().map(|dirs| dirs.upper.as_fd());
+    if io_mode == IoMode::Passthrough {
+        require_passthrough(&request, objects.as_fd(), upper_dir)?;
+    }
+    let connection = Connection::negotiate(device, io_mode, upper.is_some()).map_err(|error| {
+        if error.kind() == io::ErrorKind::Unsupported {
+            no_passthrough("the kernel does not offer it (it needs Linux 6.9)")
+        } else {
+            failure("negotiating with the kernel", &error)
+        }
+    })?;
+    if io_mode == IoMode::Passthrough {
+        let work = upper.as_ref().map(|dirs| dirs.work.as_fd());
+        try_backing(&connection, &tree, objects.as_fd(), work)
+            .or_fail("io=passthrough: the kernel takes no files of this host")?;
+    }
     let config = Config {
         lower: LowerParts::Tree {
             tree: Box::new(tree),
@@ -174,19 +176,33 @@ fn prepare(socket: BorrowedFd<'_>) -> Result<Mount, MountFailed> {
     })
 }
 
-/// Passthrough only where the kernel will take a backing file from us; said again by [`settle`]
-/// once it can be tried.
-fn wanted_io_mode(
+/// What can be told before the connection is negotiated; the rest is tried by [`try_backing`].
+fn require_passthrough(
     request: &WorkerRequest,
     objects: BorrowedFd<'_>,
     upper: Option<BorrowedFd<'_>>,
-) -> IoMode {
-    let wished = request.io_mode == IoModeChoice::Auto && request.objects_read_only;
+) -> Result<(), MountFailed> {
+    if !is_privileged() {
+        return Err(no_passthrough(
+            "it needs root of the initial user namespace",
+        ));
+    }
+    if !request.objects_read_only {
+        return Err(no_passthrough(
+            "the kernel makes no read-only clone of the store's mount",
+        ));
+    }
     let stacked = [Some(objects), upper].into_iter().flatten().any(is_stacked);
-    if wished && !stacked && is_privileged() {
-        IoMode::Passthrough
-    } else {
-        IoMode::Cached
+    if stacked {
+        return Err(no_passthrough("store or upper are on overlayfs or FUSE"));
+    }
+    Ok(())
+}
+
+fn no_passthrough(why: &str) -> MountFailed {
+    MountFailed {
+        what: format!("io=passthrough: {why}"),
+        errno: 0,
     }
 }
 
@@ -209,29 +225,20 @@ fn is_privileged() -> bool {
 }
 
 /// Tries to register what this mount would: a first object, and a file made in the work directory.
-fn settle(
+fn try_backing(
     connection: &Connection,
     tree: &Tree,
     objects: BorrowedFd<'_>,
     work: Option<BorrowedFd<'_>>,
-) -> IoMode {
-    if connection.io_mode == IoMode::Cached {
-        return IoMode::Cached;
-    }
-    let tried = first_object(tree, objects).and_then(|object| {
-        let files = [object, work.map(scratch_file).transpose()?];
-        files
-            .iter()
-            .flatten()
-            .try_for_each(|file| probe_backing(connection.as_fd(), file))
-    });
-    match tried {
-        Ok(()) => IoMode::Passthrough,
-        Err(error) => {
-            tracing::info!(%error, "the kernel takes no files of this host; contents go through the daemon");
-            IoMode::Cached
-        }
-    }
+) -> io::Result<()> {
+    let files = [
+        first_object(tree, objects)?,
+        work.map(scratch_file).transpose()?,
+    ];
+    files
+        .iter()
+        .flatten()
+        .try_for_each(|file| probe_backing(connection.as_fd(), file))
 }
 
 fn first_object(tree: &Tree, objects: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {

@@ -79,7 +79,10 @@ fn assert_every_mebibyte_is_asked_for() {
 
 /// READ requests that the worker gets while `big` is read from one end to the other.
 fn reads_of(mebibytes: u32) -> usize {
-    let store = image(mebibytes, 0);
+    let mut store = image(mebibytes, 0);
+    if has_passthrough() {
+        store = store.with_io("passthrough");
+    }
     let mount = store.mount("big", "mnt");
     let requests = during(worker(), || {
         assert_eq!(

@@ -11,6 +11,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use cowl_tests::command::{program, run, shell};
+use cowl_tests::host::io_modes;
 use cowl_tests::profile::{directory, root, user};
 use cowl_tests::store::Store;
 
@@ -31,10 +32,10 @@ fn the_hosts_directory_passes_every_case_as_root() {
 #[test]
 fn a_mount_fails_only_the_listed_cases_as_root() {
     root(|| {
-        assert_same(
-            &listed(include_str!("pjdfstest.expected")),
-            &failing_on_a_mount(),
-        );
+        let expected = listed(include_str!("pjdfstest.expected"));
+        for io_mode in io_modes() {
+            assert_same(&expected, &failing_on_a_mount(io_mode));
+        }
     });
 }
 
@@ -51,7 +52,9 @@ fn a_mount_fails_the_cases_of_a_plain_directory_as_user() {
             "{} cases fail on a plain directory",
             plain.len()
         );
-        assert_same(&plain, &failing_on_a_mount());
+        for io_mode in io_modes() {
+            assert_same(&plain, &failing_on_a_mount(io_mode));
+        }
     });
 }
 
@@ -66,12 +69,13 @@ fn assert_same(expected: &BTreeSet<String>, found: &BTreeSet<String>) {
     );
 }
 
-fn failing_on_a_mount() -> BTreeSet<String> {
-    let content = directory().join("content");
+fn failing_on_a_mount(io_mode: &'static str) -> BTreeSet<String> {
+    let content = directory().join(format!("content-{io_mode}"));
     open_to_all(&content);
-    let store = Store::new("store");
+    let store = Store::new(&format!("store-{io_mode}")).with_io(io_mode);
     store.import_directory(&content, "empty");
-    let mount = store.mount_upper("empty", "mnt");
+    println!("{io_mode}:");
+    let mount = store.mount_upper("empty", io_mode);
     let found = failing(mount.path());
     mount.unmount();
     found

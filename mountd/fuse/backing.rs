@@ -9,8 +9,10 @@
 //! Lock: `table`, a leaf, never held over a system call.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 
 use fuser::BackingId;
 use parking_lot::Mutex;
@@ -62,15 +64,15 @@ impl BackingIds {
         })
     }
 
-    /// The id for one more open of `node`, whose content is `file` on `side`; every call that
-    /// succeeds is undone by a [`release`].
+    /// The id for one more open of `node`, whose content is on `side`, in the file that `open`
+    /// gives; every call that succeeds is undone by a [`release`].
     ///
     /// [`release`]: Self::release
     pub(super) fn acquire(
         &self,
         device: BorrowedFd<'_>,
         node: NodeId,
-        file: impl AsFd,
+        open: impl FnOnce() -> Result<Arc<File>, Errno>,
         side: Side,
     ) -> io::Result<u32> {
         let (known, stale) = self.table.lock().reuse(node, side)?;
@@ -78,7 +80,7 @@ impl BackingIds {
         if let Some(id) = known {
             return Ok(id);
         }
-        let id = self.registrar.register(device, file)?;
+        let id = self.registrar.register(device, &*open()?)?;
         let (used, surplus) = self.table.lock().insert(node, side, id)?;
         close_all(device, surplus);
         Ok(used)

@@ -81,7 +81,6 @@ pub(super) enum WireTime {
 /// SETATTR: what to change; what is `None` stays.
 #[derive(Copy, Clone, Debug, Default, Eq, PartialEq)]
 pub(super) struct Setattr {
-    pub(super) handle: Option<u64>,
     pub(super) mode: Option<u32>,
     pub(super) uid: Option<u32>,
     pub(super) gid: Option<u32>,
@@ -102,9 +101,7 @@ pub(super) enum Operation<'r> {
         count: u64,
     },
     BatchForget(Forgets<'r>),
-    Getattr {
-        handle: Option<u64>,
-    },
+    Getattr,
     Setattr(Setattr),
     Readlink,
     Symlink {
@@ -171,7 +168,6 @@ pub(super) enum Operation<'r> {
         handle: u64,
     },
     Fsync {
-        handle: u64,
         data_only: bool,
     },
     Fsyncdir {
@@ -254,10 +250,8 @@ impl<'r> Operation<'r> {
             },
             opcode::BATCH_FORGET => Self::BatchForget(body.forgets()?),
             opcode::GETATTR => {
-                let asked: wire::GetattrIn = body.take()?;
-                Self::Getattr {
-                    handle: (asked.getattr_flags & wire::GETATTR_FH != 0).then_some(asked.fh),
-                }
+                body.take::<wire::GetattrIn>()?;
+                Self::Getattr
             }
             opcode::SETATTR => Self::Setattr(setattr(&body.take()?)),
             opcode::STATFS => Self::Statfs,
@@ -395,7 +389,6 @@ impl<'r> Operation<'r> {
             opcode::FSYNC => {
                 let asked: wire::FsyncIn = body.take()?;
                 Self::Fsync {
-                    handle: asked.fh,
                     data_only: asked.fsync_flags & wire::FSYNC_FDATASYNC != 0,
                 }
             }
@@ -450,7 +443,6 @@ fn setattr(asked: &wire::SetattrIn) -> Setattr {
         })
     };
     let set = Setattr {
-        handle: has(fattr::FH).then_some(asked.fh),
         mode: has(fattr::MODE).then_some(asked.mode),
         uid: has(fattr::UID).then_some(asked.uid),
         gid: has(fattr::GID).then_some(asked.gid),

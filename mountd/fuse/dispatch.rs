@@ -33,9 +33,10 @@ pub(super) enum Answer {
 pub(crate) struct Dispatcher<'m> {
     pub(super) overlay: &'m Overlay,
     pub(super) device: BorrowedFd<'m>,
-    notifier: Notifier,
+    pub(super) notifier: Notifier,
     pub(super) backing: BackingIds,
-    /// Whether OPEN is answered ENOSYS: files then have no handles, and the kernel asks no more.
+    /// Whether OPEN and CREATE are answered ENOSYS, and so asked once only. The kernel then opens
+    /// files by itself, and creates them with MKNOD, which no RELEASE follows.
     pub(super) skip_open: bool,
     /// Whether LSEEK is answered ENOSYS: the kernel does not hand over what it holds back before
     /// it asks, so our files may lack data that a client has written. It then takes all below the
@@ -75,9 +76,16 @@ impl<'m> Dispatcher<'m> {
                 }
                 Ok(Answer::Silence)
             }
-            awaited => self
-                .answer(header, node, &awaited, reply)
-                .map(|()| Answer::Reply),
+            awaited => match self.answer(header, node, &awaited, reply) {
+                // Descriptors have run out, and a request that fails changes nothing.
+                Err(Errno::MFILE | Errno::NFILE) => {
+                    self.overlay.close_kept();
+                    reply.clear();
+                    self.answer(header, node, &awaited, reply)
+                }
+                outcome => outcome,
+            }
+            .map(|()| Answer::Reply),
         }
     }
 
@@ -95,7 +103,7 @@ impl<'m> Dispatcher<'m> {
         };
         match *operation {
             Operation::Lookup { name } => self.lookup(node, name, reply),
-            Operation::Getattr { handle } => self.getattr(node, handle, reply),
+            Operation::Getattr => self.getattr(node, reply),
             Operation::Setattr(changes) => self.setattr(node, &changes, reply),
             Operation::Readlink => reply.put_bytes(&overlay.readlink(node)?),
             Operation::Readdir { cookie, size, plus } => {
@@ -195,6 +203,7 @@ impl<'m> Dispatcher<'m> {
     ) -> Result<(), Errno> {
         match *operation {
             Operation::Open { flags, kill_priv } => self.open(node, flags, kill_priv, reply),
+            Operation::Create { .. } if self.skip_open => Err(Errno::NOSYS),
             Operation::Create {
                 name,
                 flags,
@@ -254,9 +263,7 @@ impl<'m> Dispatcher<'m> {
                 self.backing.release(self.device, node);
                 handle_of(handle).map_or(Ok(()), |handle| self.overlay.release(node, handle))
             }
-            Operation::Fsync { handle, data_only } => {
-                self.overlay.fsync(node, handle_of(handle), data_only)
-            }
+            Operation::Fsync { data_only } => self.overlay.fsync(node, data_only),
             Operation::Fallocate {
                 handle,
                 offset,
@@ -284,9 +291,9 @@ impl Dispatcher<'_> {
         }
     }
 
-    fn getattr(&self, node: NodeId, handle: Option<u64>, reply: &mut Reply) -> Result<(), Errno> {
+    fn getattr(&self, node: NodeId, reply: &mut Reply) -> Result<(), Errno> {
         let valid = self.validity(node);
-        let attr = self.overlay.getattr(node, handle.and_then(handle_of))?;
+        let attr = self.overlay.getattr(node)?;
         reply.put(&reply::attr_out(&attr, valid))
     }
 
@@ -300,11 +307,10 @@ impl Dispatcher<'_> {
             mtime: changes.mtime.map(set_time),
             kill_priv: changes.kill_priv,
         };
-        let handle = changes.handle.and_then(handle_of);
         let valid = self.validity(node);
         let attr = self
             .overlay
-            .setattr(node, handle, &set)
+            .setattr(node, &set)
             .inspect_err(|errno| self.note_stale(node, *errno))?;
         reply.put(&reply::attr_out(&attr, valid))
     }

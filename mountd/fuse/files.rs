@@ -1,5 +1,8 @@
 //! Requests on files: OPEN, CREATE's open, LSEEK and COPY_FILE_RANGE, and the flags of these.
 
+use std::sync::Arc;
+
+use fuser::INodeNo;
 use rustix::io::Errno;
 
 use super::decode::CopyRange;
@@ -56,10 +59,11 @@ impl Dispatcher<'_> {
             }),
             // Together with KEEP_CACHE the kernel refuses the open: there is no cache of ours.
             OpenMode::Passthrough(backing) => {
-                match self
-                    .backing
-                    .acquire(self.device, node, &*backing.file, backing.side)
-                {
+                let open = || match &backing.file {
+                    Some(file) => Ok(Arc::clone(file)),
+                    None => self.overlay.backing_file(node),
+                };
+                match self.backing.acquire(self.device, node, open, backing.side) {
                     Ok(backing_id) => Ok(wire::OpenOut {
                         fh,
                         open_flags: fopen::PASSTHROUGH,
@@ -86,10 +90,43 @@ impl Dispatcher<'_> {
         if self.skip_seek {
             return Err(Errno::NOSYS);
         }
-        let offset = self
-            .overlay
-            .lseek(node, handle_of(handle), offset, seek(whence)?)?;
-        reply.put(&wire::LseekOut { offset })
+        let (handle, seek) = (handle_of(handle), seek(whence)?);
+        let seek_once = || self.overlay.lseek(node, handle, offset, seek);
+        let mut found = seek_once();
+        if self.skip_open && self.is_beside_a_hole(node, offset, seek, found)? {
+            self.write_back(node);
+            found = seek_once();
+        }
+        reply.put(&wire::LseekOut { offset: found? })
+    }
+
+    /// Whether an answer to `LSEEK` tells of a hole. Where the kernel caches pages, it may hold
+    /// some that were written through a shared mapping, and does not write them back before it
+    /// asks.
+    fn is_beside_a_hole(
+        &self,
+        node: NodeId,
+        offset: u64,
+        seek: Seek,
+        found: Result<u64, Errno>,
+    ) -> Result<bool, Errno> {
+        if !self.overlay.is_writable() {
+            return Ok(false);
+        }
+        Ok(match (seek, found) {
+            (Seek::Data, Ok(data)) => data != offset,
+            (Seek::Data, Err(errno)) => errno == Errno::NXIO,
+            (Seek::Hole, Ok(hole)) => hole < self.overlay.getattr(node)?.size,
+            (Seek::Hole, Err(_)) => false,
+        })
+    }
+
+    /// Has the kernel write a node's dirty pages to us, and drop them. The requests come while this
+    /// waits, so the caller holds no lock.
+    fn write_back(&self, node: NodeId) {
+        if let Err(error) = self.notifier.inval_inode(INodeNo(node.0), 0, 0) {
+            tracing::warn!(node = node.0, %error, "data in a mapping may be taken for a hole");
+        }
     }
 
     pub(super) fn copy_file_range(

@@ -11,7 +11,7 @@
 //! | request | answer |
 //! |---|---|
 //! | OPENDIR, FLUSH, POLL, INTERRUPT, unknown codes | ENOSYS: the kernel sends no more |
-//! | OPEN but for passthrough | the same |
+//! | OPEN, CREATE but for passthrough | the same |
 //! | LSEEK under the writeback cache | the same: dirty pages would be taken for a hole |
 //! | STATX | the same: it adds only the birth time, which trees lack |
 //! | IOCTL | ENOTTY: no file is a terminal or has flags of its own |

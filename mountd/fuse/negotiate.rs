@@ -37,7 +37,10 @@ struct Agreed {
 }
 
 impl Connection {
-    /// Answers INIT on `device`, for `wanted` where the kernel offers it.
+    /// Answers INIT on `device`.
+    ///
+    /// # Errors
+    /// A kernel that cannot do what `wanted` needs, and those of the connection.
     pub(crate) fn negotiate(device: OwnedFd, wanted: IoMode, writable: bool) -> io::Result<Self> {
         let agreed = Arc::new(OnceLock::new());
         let negotiator = Negotiator {
@@ -62,9 +65,9 @@ impl Connection {
     }
 
     /// Whether OPEN may be answered ENOSYS: nothing depends on being asked, and the kernel was not
-    /// told to leave cutting files to it.
+    /// told to leave truncation to it.
     pub(super) fn may_skip_open(&self) -> bool {
-        self.io_mode == IoMode::Cached
+        !self.io_mode.has_handles()
     }
 
     /// For invalidations.
@@ -89,12 +92,10 @@ struct Negotiator {
 impl Filesystem for Negotiator {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
         let offered = config.capabilities();
-        let io_mode = match self.wanted {
-            IoMode::Passthrough if offered.contains(InitFlags::FUSE_PASSTHROUGH) => {
-                IoMode::Passthrough
-            }
-            _ => IoMode::Cached,
-        };
+        let io_mode = self.wanted;
+        if io_mode == IoMode::Passthrough && !offered.contains(InitFlags::FUSE_PASSTHROUGH) {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
         let flags = (always() | flags_of(io_mode, self.writable)) & offered;
         config
             .add_capabilities(flags)
@@ -122,7 +123,7 @@ impl Filesystem for Negotiator {
     }
 }
 
-/// What either I/O mode wants, where the kernel has it.
+/// What each I/O mode wants, where the kernel has it.
 ///
 /// Not among it: `CREATE_SUPP_GROUP` (the system strips set-gid of a new file by the caller's
 /// groups before it asks us, so the one group that this would tell is not missed), `SECURITY_CTX`,
@@ -149,7 +150,7 @@ fn flags_of(io_mode: IoMode, writable: bool) -> InitFlags {
         IoMode::Passthrough => InitFlags::FUSE_PASSTHROUGH | InitFlags::FUSE_ATOMIC_O_TRUNC,
         // Under the writeback cache the kernel believes no `st_blocks` it knew before a close, so
         // it is only for mounts that can be written.
-        IoMode::Cached if writable => InitFlags::FUSE_WRITEBACK_CACHE,
-        IoMode::Cached => InitFlags::empty(),
+        IoMode::Writeback if writable => InitFlags::FUSE_WRITEBACK_CACHE,
+        IoMode::Cached | IoMode::Writeback => InitFlags::empty(),
     }
 }

@@ -17,7 +17,6 @@ pub(super) mod fattr {
     pub(crate) const SIZE: u32 = 1 << 3;
     pub(crate) const ATIME: u32 = 1 << 4;
     pub(crate) const MTIME: u32 = 1 << 5;
-    pub(crate) const FH: u32 = 1 << 6;
     pub(crate) const ATIME_NOW: u32 = 1 << 7;
     pub(crate) const MTIME_NOW: u32 = 1 << 8;
     pub(crate) const KILL_SUIDGID: u32 = 1 << 11;
@@ -29,8 +28,6 @@ pub(super) mod fopen {
     pub(crate) const PASSTHROUGH: u32 = 1 << 7;
 }
 
-/// `GetattrIn::getattr_flags`: `fh` is meant.
-pub(super) const GETATTR_FH: u32 = 1 << 0;
 /// `OpenIn::open_flags`: drop set-uid, set-gid and capabilities of the file if it is cut.
 pub(super) const OPEN_KILL_SUIDGID: u32 = 1 << 0;
 /// `WriteIn::write_flags`: from the page cache, on behalf of no client.

@@ -11,7 +11,7 @@ use super::event::Event;
 use super::lookup::lower_side;
 use super::node::{Home, Node, UpperFile};
 use super::opens::Serving;
-use super::types::{Attr, Errno, HandleId, LowerIno, NodeId, SetAttr, SetTime};
+use super::types::{Attr, Errno, LowerIno, NodeId, SetAttr, SetTime};
 
 const SUID: u32 = 0o4000;
 const SGID: u32 = 0o2000;
@@ -39,11 +39,11 @@ impl Overlay {
     ///
     /// # Locking
     /// Takes no guard, unless it lost a race with a change three times.
-    pub fn getattr(&self, id: NodeId, handle: Option<HandleId>) -> Result<Attr, Errno> {
+    pub fn getattr(&self, id: NodeId) -> Result<Attr, Errno> {
         for _ in 0..MAX_ATTEMPTS {
             let id = self.current(id);
             let snapshot = self.masked.snapshot(id);
-            let read = self.try_attr(id, handle)?;
+            let read = self.try_attr(id)?;
             if let Some(attr) = read.and_then(|attr| self.masked.apply(&snapshot, attr)) {
                 return Ok(attr);
             }
@@ -84,13 +84,13 @@ impl Overlay {
         if self.unread(id) {
             self.read_upper(id)?;
         }
-        let read = self.try_attr(id, None)?.ok_or(Errno::STALE)?;
+        let read = self.try_attr(id)?.ok_or(Errno::STALE)?;
         Ok(self.masked.snapshot(id).apply_guarded(read))
     }
 
     /// None: the file was renamed, replaced or forgotten between reading the state and stat on the
     /// host.
-    fn try_attr(&self, id: NodeId, handle: Option<HandleId>) -> Result<Option<Attr>, Errno> {
+    fn try_attr(&self, id: NodeId) -> Result<Option<Attr>, Errno> {
         let (file, origin, file_type) = {
             let state = self.state.read();
             let Some(node) = state.node(id) else {
@@ -104,7 +104,7 @@ impl Overlay {
                 (None, None) => return Ok(None),
             }
         };
-        let Some(stat) = self.host_stat(id, &file, handle)? else {
+        let Some(stat) = self.host_stat(id, &file)? else {
             return Ok(None);
         };
         let mut attr = self.attr_of_host(&stat, &file, file_type);
@@ -117,16 +117,13 @@ impl Overlay {
         Ok(Some(attr))
     }
 
-    fn host_stat(
-        &self,
-        id: NodeId,
-        file: &UpperFile,
-        handle: Option<HandleId>,
-    ) -> Result<Option<Statx>, Errno> {
-        if let Some(open) = handle.and_then(|handle| self.handles.upper_file(handle)) {
+    fn host_stat(&self, id: NodeId, file: &UpperFile) -> Result<Option<Statx>, Errno> {
+        if let Some(open) = self.files.upper_file(id) {
             let flags = rustix::fs::AtFlags::EMPTY_PATH;
-            return rustix::fs::statx(&*open, "", flags, rustix::fs::StatxFlags::BASIC_STATS)
-                .map(Some);
+            let stat = rustix::fs::statx(&*open, "", flags, rustix::fs::StatxFlags::BASIC_STATS)?;
+            if stat.stx_ino == file.host {
+                return Ok(Some(stat));
+            }
         }
         let place = match self.place_of(id) {
             Ok(place) => place,
@@ -172,15 +169,10 @@ impl Overlay {
 
     /// Changes attributes and returns the new ones. `kill_priv` alone copies nothing up if there
     /// is no privilege to drop.
-    pub fn setattr(
-        &self,
-        id: NodeId,
-        handle: Option<HandleId>,
-        set: &SetAttr,
-    ) -> Result<Attr, Errno> {
+    pub fn setattr(&self, id: NodeId, set: &SetAttr) -> Result<Attr, Errno> {
         self.writable()?;
         let id = self.current(id);
-        let attr = self.getattr(id, handle)?;
+        let attr = self.getattr(id)?;
         let wanted = SetAttr {
             kill_priv: false,
             ..*set
@@ -323,14 +315,10 @@ impl Overlay {
         }
     }
 
-    /// Whether a file has set-id bits or a capability. Writes to it must be requests: in
-    /// passthrough the host would not clear them.
-    pub(super) fn is_privileged(&self, id: NodeId) -> Result<bool, Errno> {
-        let attr = self.attr_guarded(id)?;
-        Ok(
-            attr.mode & (SUID | SGID) != 0
-                || self.find_xattr(id, b"security.capability")?.is_some(),
-        )
+    /// Whether a file has a capability. Writes to it must be requests, as to one with set-id bits:
+    /// in passthrough the host would not clear them.
+    pub(super) fn has_capability(&self, id: NodeId) -> Result<bool, Errno> {
+        Ok(self.find_xattr(id, b"security.capability")?.is_some())
     }
 }
 

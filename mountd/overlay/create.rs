@@ -17,10 +17,9 @@ use rustix::fs::{Mode, OFlags, RenameFlags, XattrFlags};
 use super::copyup::make_special;
 use super::dir::{Target, Under};
 use super::event::Event;
-use super::iomode::RealFile;
 use super::lookup::check_name;
 use super::node::{Home, UpperFile};
-use super::types::{Caller, Entry, Errno, LowerIno, NodeId, OpenFlags, Opened, Side};
+use super::types::{Caller, Entry, Errno, LowerIno, NodeId, OpenFlags, Opened};
 use super::{Overlay, new_file};
 
 const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
@@ -188,7 +187,7 @@ impl Overlay {
             ..new_file(host)
         };
         let id = self.enter_new(FileType::Regular, file_on_disk, |_| Vec::new());
-        let attr = self.getattr(id, None)?;
+        let attr = self.getattr(id)?;
         let mut entry = Entry {
             id,
             attr,
@@ -200,10 +199,8 @@ impl Overlay {
 
     fn open_new(&self, new: &mut Entry, write: bool, file: OwnedFd) -> Result<Opened, Errno> {
         let _guard = self.busy.lock(&[new.id]);
-        let file = Some(Arc::new(file.into()));
-        let side = Side::Upper;
-        let opened =
-            self.register_open(new.id, write, RealFile { side, file }, Some(new.attr.mode))?;
+        let file = Arc::new(file.into());
+        let opened = self.register_open(new.id, write, Some((new.attr.mode, file)))?;
         new.settled = !opened.unsettles;
         Ok(opened)
     }

@@ -5,56 +5,13 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use cowl_core::tree::FileType;
-use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom};
 
+use super::Overlay;
 use super::event::Event;
-use super::iomode::RealFile;
 use super::node::{Home, Unsynced};
 use super::opens::Serving;
-use super::types::{CopyEnd, Errno, HandleId, NodeId, OpenFlags, Opened, Seek, Side};
-use super::{IoMode, Overlay};
-use crate::lru::Lru;
-
-/// Files kept open in the cached mode, where the kernel sends no open or release.
-const CACHED: usize = 128;
-
-/// Open files by node, for [`IoMode::Cached`].
-#[derive(Debug)]
-pub(super) struct NodeFiles {
-    cache: Mutex<Lru<NodeId, CachedFile>>,
-}
-
-#[derive(Debug)]
-struct CachedFile {
-    real: RealFile,
-    write: bool,
-}
-
-impl NodeFiles {
-    pub(super) fn new() -> Self {
-        Self {
-            cache: Mutex::new(Lru::new(CACHED)),
-        }
-    }
-
-    fn get(&self, id: NodeId, write: bool) -> Option<RealFile> {
-        let mut cache = self.cache.lock();
-        let file = cache.get(id).filter(|file| file.write || !write)?;
-        Some(file.real.clone())
-    }
-
-    fn put(&self, id: NodeId, write: bool, real: RealFile) {
-        let dropped = self.cache.lock().insert(id, CachedFile { real, write });
-        // Closes a file without the lock, and frees it where it was its last use.
-        drop(dropped);
-    }
-
-    pub(super) fn forget(&self, id: NodeId) {
-        let dropped = self.cache.lock().remove(id);
-        drop(dropped);
-    }
-}
+use super::types::{CopyEnd, Errno, HandleId, NodeId, OpenFlags, Opened, Seek};
 
 impl Overlay {
     /// Opens a regular file. For writing, its content is copied up first, unless it is truncated.
@@ -85,8 +42,10 @@ impl Overlay {
         if changes {
             self.make_writable(id, flags)?;
         }
-        let real = self.open_real_file(id, flags.write)?;
-        self.register_open(id, flags.write, real, None)
+        if self.is_lost(id) {
+            return Err(Errno::STALE);
+        }
+        self.register_open(id, flags.write, None)
     }
 
     fn make_writable(&self, id: NodeId, flags: OpenFlags) -> Result<(), Errno> {
@@ -116,8 +75,7 @@ impl Overlay {
 
     /// Releases a handle, and removes the file if it is an orphan that is no longer used.
     pub fn release(&self, _node: NodeId, handle: HandleId) -> Result<(), Errno> {
-        let (file, _) = self.open_file(handle)?;
-        self.handles.forget(handle);
+        let file = self.open_file(handle)?;
         self.commit(|_| [Event::Released { handle }]);
         self.drop_orphan(file.node);
         Ok(())
@@ -177,79 +135,19 @@ impl Overlay {
         Ok(done)
     }
 
-    fn file_to_read(
-        &self,
-        id: NodeId,
-        handle: Option<HandleId>,
-    ) -> Result<Option<Arc<File>>, Errno> {
-        let Some(handle) = handle else {
-            return self.node_file(id, false).map(|real| real.file);
-        };
-        let (file, real) = self.open_file(handle)?;
-        if real.side == Side::Upper || !self.owns_content(file.node) {
-            return Ok(real.file);
-        }
-        // The content was copied up after this open: read the upper file, so that later writes are
-        // seen.
-        let fresh = {
-            let _guard = self.busy.lock(&[file.node]);
-            self.open_real_file(file.node, false)?
-        };
-        self.handles.put(handle, fresh.clone());
-        Ok(fresh.file)
-    }
-
-    fn file_to_write(&self, id: NodeId, handle: Option<HandleId>) -> Result<Arc<File>, Errno> {
-        let real = if let Some(handle) = handle {
-            let (file, real) = self.open_file(handle)?;
-            if !file.write {
-                return Err(Errno::BADF);
-            }
-            real
-        } else {
-            if !self.owns_content(id) {
-                self.copy_up(id)?;
-                self.copy_up_content(id, u64::MAX)?;
-            }
-            self.node_file(id, true)?
-        };
-        real.file
-            .filter(|_| real.side == Side::Upper)
-            .ok_or(Errno::BADF)
-    }
-
-    fn node_file(&self, id: NodeId, write: bool) -> Result<RealFile, Errno> {
-        if let Some(real) = self.files.get(id, write)
-            && (real.side == Side::Upper || !self.owns_content(id))
-        {
-            return Ok(real);
-        }
-        let _guard = self.busy.lock(&[id]);
-        let real = self.open_real_file(id, write)?;
-        self.files.put(id, write, real.clone());
-        Ok(real)
-    }
-
     /// Makes a file durable, with its marks, its name and everything above it that was copied up.
-    pub fn fsync(
-        &self,
-        id: NodeId,
-        handle: Option<HandleId>,
-        data_only: bool,
-    ) -> Result<(), Errno> {
+    pub fn fsync(&self, id: NodeId, data_only: bool) -> Result<(), Errno> {
         let id = self.current(id);
         if !self.in_upper(id) {
             return Ok(());
         }
-        let open = handle
-            .and_then(|handle| self.handles.upper_file(handle))
-            .map_or_else(
-                || {
-                    let _guard = self.busy.lock(&[id]);
-                    self.place_of(id)?.open(OFlags::RDONLY).map(Arc::new)
-                },
-                Ok,
-            )?;
+        let open = self.files.upper_file(id).map_or_else(
+            || {
+                let _guard = self.busy.lock(&[id]);
+                self.place_of(id)?.open(OFlags::RDONLY).map(Arc::new)
+            },
+            Ok,
+        )?;
         if !self.sync_inode(id, &open)? {
             if data_only {
                 rustix::fs::fdatasync(&*open)?;
@@ -284,7 +182,7 @@ impl Overlay {
     /// Makes the marks of a file durable before it is opened in passthrough: there the kernel
     /// handles `O_DSYNC` and `RWF_DSYNC` itself, and syncs the content only.
     fn sync_before_passthrough(&self, id: NodeId, flags: OpenFlags) -> Result<(), Errno> {
-        if self.io_mode == IoMode::Cached {
+        if !self.io_mode.has_handles() {
             return Ok(());
         }
         if self.unsynced(id).is_some_and(|unsynced| unsynced.inode) {
@@ -419,7 +317,7 @@ impl Overlay {
     }
 
     fn unused_orphan(&self, id: NodeId) -> Option<u64> {
-        if self.io_mode == IoMode::Passthrough && self.serving(id).is_some() {
+        if self.io_mode.has_handles() && self.serving(id).is_some() {
             return None;
         }
         let state = self.state.read();

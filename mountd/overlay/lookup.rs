@@ -88,7 +88,7 @@ impl Overlay {
 
     /// A node with its attributes, counted as looked up.
     pub(super) fn entry(&self, id: NodeId) -> Result<Entry, Errno> {
-        let entry = self.entry_with(id, |id| self.getattr(id, None))?;
+        let entry = self.entry_with(id, |id| self.getattr(id))?;
         self.count_lookup(id);
         Ok(entry)
     }

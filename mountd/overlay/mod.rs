@@ -13,7 +13,7 @@
 //! | [`masked`] | attributes shown during a copy-up |
 //! | [`create`], [`link`], [`remove`], [`rename`] | changes of names; whiteouts, opaque, orphans |
 //! | [`attrs`], [`xattrs`] | attributes |
-//! | [`io`] | open, read, write, fsync |
+//! | [`io`], [`files`] | open, read, write, fsync; the host files behind them |
 //! | [`opens`], [`iomode`] | open files, and whether the kernel reads them in passthrough |
 //! | [`state`], [`node`], [`dir`], [`event`] | the in-memory state, and the events that change it |
 //! | [`lookups`] | the kernel's lookup counts |
@@ -39,6 +39,7 @@ mod copyup;
 mod create;
 mod dir;
 mod event;
+mod files;
 mod io;
 mod iomode;
 mod link;
@@ -73,8 +74,7 @@ pub use types::*;
 
 use busy::{Busy, Level};
 use event::Event;
-use io::NodeFiles;
-use iomode::HandleFiles;
+use files::NodeFiles;
 use lower::Lower;
 use masked::MaskedAttrs;
 use node::{Home, Unsynced, UpperFile};
@@ -144,7 +144,6 @@ pub struct Overlay {
     busy: Busy,
     masked: MaskedAttrs,
     places: Places,
-    handles: HandleFiles,
     files: NodeFiles,
 }
 
@@ -191,7 +190,6 @@ impl Overlay {
             busy: Busy::new(Level::Change),
             masked: MaskedAttrs::default(),
             places: Places::new(),
-            handles: HandleFiles::default(),
             files: NodeFiles::new(),
         };
         if let Some(upper) = &overlay.upper {

@@ -51,6 +51,12 @@ impl Places {
         drop(dropped);
     }
 
+    /// Closes all descriptors.
+    pub(super) fn clear(&self) {
+        let dropped = std::mem::replace(&mut *self.cache.lock(), Lru::new(CACHED));
+        drop(dropped);
+    }
+
     /// Drops the descriptor of a removed directory.
     pub(super) fn forget(&self, id: NodeId) {
         let dropped = self.cache.lock().remove(id);

@@ -111,7 +111,7 @@ impl Overlay {
         }
         let dots = row.name == b"." || row.name == b"..";
         let entry = match row.id {
-            Some(id) if plus && !dots => match self.entry_with(id, |id| self.getattr(id, None)) {
+            Some(id) if plus && !dots => match self.entry_with(id, |id| self.getattr(id)) {
                 Ok(entry) => Some(entry),
                 // Removed since: it is still a name that was there when the pass began.
                 Err(Errno::STALE | Errno::NOENT) => None,

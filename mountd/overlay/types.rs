@@ -172,8 +172,10 @@ pub enum Side {
 /// The backing file of a passthrough open: the kernel reads and writes it directly.
 #[derive(Clone, Debug)]
 pub struct Backing {
-    /// The file to register. All opens of a node that are alive at one time carry the same inode.
-    pub file: Arc<File>,
+    /// The file to register, where it is open already; else
+    /// [`Overlay::backing_file`](super::Overlay::backing_file) opens it. All opens of a node that
+    /// are alive at one time carry the same inode.
+    pub file: Option<Arc<File>>,
     /// A node's backing id is valid only while its side is the same.
     pub side: Side,
 }
@@ -193,7 +195,7 @@ pub enum OpenMode {
 #[derive(Clone, Debug)]
 pub struct Opened {
     /// The argument of `release`; 0 where files have no handles
-    /// ([`IoMode::Cached`](super::IoMode::Cached)).
+    /// ([`IoMode::has_handles`](super::IoMode::has_handles)).
     pub handle: HandleId,
     /// How to serve it.
     pub mode: OpenMode,

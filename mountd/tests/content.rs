@@ -21,8 +21,7 @@ mod common;
 use std::fs;
 use std::process::Command;
 
-use common::{Image, noise};
-use cowl_core::handover::IoModeChoice;
+use common::{Image, modes, noise};
 
 /// Steps a run. Each compares a part, every hundredth all.
 const STEPS: u32 = 1200;
@@ -106,10 +105,8 @@ fn random_reads_and_writes_match_a_plain_file() {
     for (size, seed) in [(70_000, 1), (3 << 20, 2)] {
         let content = noise(size);
         let image = Image::of(&[("file", &content)]);
-        for (choice, upper) in [
-            (IoModeChoice::Auto, "best"),
-            (IoModeChoice::Cached, "cached"),
-        ] {
+        for choice in modes() {
+            let upper = choice.name();
             let plain = image.path(&format!("plain-{upper}"));
             fs::write(&plain, &content).unwrap();
             let mount = image.mount_writable(choice, upper);
@@ -170,12 +167,10 @@ for outlives in (False, True):
 #[test]
 fn stat_shows_what_was_written_through_a_shared_mapping() {
     let image = Image::of(&[("lower", &noise(1 << 20))]);
-    for (choice, upper) in [
-        (IoModeChoice::Auto, "best"),
-        (IoModeChoice::Cached, "cached"),
-    ] {
+    for choice in modes() {
+        let upper = choice.name();
         let mount = image.mount_writable(choice, upper);
-        if mount.io_mode == cowl_core::handover::IoMode::Cached {
+        if mount.io_mode == cowl_core::handover::IoMode::Writeback {
             continue; // what is held back has no blocks on the host yet
         }
         for name in ["new", "lower"] {

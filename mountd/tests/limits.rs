@@ -19,7 +19,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::time::Instant;
 
-use common::{Image, Mount, noise};
+use common::{Image, Mount, modes, noise, read_all};
 use cowl_core::handover::IoModeChoice;
 use cowl_tests::profile::{NEVER, readable};
 use rustix::process::{
@@ -129,11 +129,8 @@ fn unmount_amid_requests_is_not_an_abort() {
 #[test]
 fn file_operations_leak_no_descriptors() {
     let image = Image::of(&[("d/a", b"a"), ("d/b", b"b"), ("e/c", b"c")]);
-    for (choice, upper) in [
-        (IoModeChoice::Auto, "best"),
-        (IoModeChoice::Cached, "cached"),
-    ] {
-        let mount = image.mount_writable(choice, upper);
+    for choice in modes() {
+        let mount = image.mount_writable(choice, choice.name());
         let work = |round: u32| {
             for number in 0..50 {
                 let name = mount.path(&format!("d/new-{round}-{number}"));
@@ -163,63 +160,52 @@ fn file_operations_leak_no_descriptors() {
     }
 }
 
+/// A client's open files are none of the worker's: its own limit counts, not the worker's.
 #[test]
-fn open_fails_with_emfile_while_descriptors_run_out() {
-    let names: Vec<String> = (0..200).map(|number| format!("file-{number}")).collect();
+fn open_files_exceed_the_workers_limit() {
+    const FILES: usize = 400;
+    let names: Vec<String> = (0..FILES)
+        .map(|number| format!("d/file-{number}"))
+        .collect();
     let files: Vec<(&str, &[u8])> = names
         .iter()
         .map(|name| (name.as_str(), &b"content"[..]))
         .collect();
     let image = Image::of(&files);
-    let mount = image.mount(IoModeChoice::Auto);
-    let few = Rlimit {
-        current: Some(60),
-        maximum: Some(60),
-    };
-    prlimit(Some(pid(mount.worker)), Resource::Nofile, few).unwrap();
-    let opened: Vec<_> = names
-        .iter()
-        .map(|name| File::open(mount.path(name)))
-        .collect();
-    if mount.io_mode == cowl_core::handover::IoMode::Passthrough {
-        let error = opened
+    for choice in modes() {
+        let mount = image.mount_writable(choice, choice.name());
+        let few = Rlimit {
+            current: Some(60),
+            maximum: Some(60),
+        };
+        prlimit(Some(pid(mount.worker)), Resource::Nofile, few).unwrap();
+        let read: Vec<File> = names
             .iter()
-            .find_map(|opened| opened.as_ref().err())
-            .unwrap();
-        assert_eq!(error.raw_os_error(), Some(libc::EMFILE));
+            .map(|name| File::open(mount.path(name)).unwrap())
+            .collect();
+        let written: Vec<File> = (0..FILES)
+            .map(|number| {
+                fs::create_dir(mount.path(&format!("new-{number}"))).unwrap();
+                let mut file = File::create_new(mount.path(&format!("new-{number}/f")))
+                    .unwrap_or_else(|error| panic!("{choice}, {number}: {error}\n{}", image.log()));
+                file.write_all(b"written").unwrap();
+                file
+            })
+            .collect();
+        for mut file in read {
+            assert_eq!(read_all(&mut file), b"content");
+        }
+        for (number, mut file) in written.into_iter().enumerate() {
+            file.write_all(b" again").unwrap();
+            file.sync_all().unwrap();
+            let name = mount.path(&format!("new-{number}/f"));
+            assert_eq!(fs::read(&name).unwrap(), b"written again");
+            fs::remove_file(&name).unwrap();
+            file.write_all(b" and removed").unwrap();
+            assert_eq!(file.metadata().unwrap().len(), 25);
+        }
+        assert!(mount.unmount().success(), "{}", image.log());
     }
-    drop(opened);
-    for name in &names {
-        assert_eq!(fs::read(mount.path(name)).unwrap(), b"content");
-    }
-    assert!(mount.unmount().success());
-}
-
-#[test]
-fn open_files_exceed_the_callers_soft_limit() {
-    let names: Vec<String> = (0..1500).map(|number| format!("file-{number}")).collect();
-    let files: Vec<(&str, &[u8])> = names
-        .iter()
-        .map(|name| (name.as_str(), &b"content"[..]))
-        .collect();
-    let image = Image::of(&files);
-    let own = rustix::process::getrlimit(Resource::Nofile);
-    let soft = Rlimit {
-        current: Some(1024),
-        maximum: own.maximum,
-    };
-    rustix::process::setrlimit(Resource::Nofile, soft).unwrap();
-    let mount = image.mount(IoModeChoice::Auto);
-    let all = Rlimit {
-        current: own.maximum,
-        ..own
-    };
-    rustix::process::setrlimit(Resource::Nofile, all).unwrap();
-    let opened: Vec<File> = names
-        .iter()
-        .map(|name| File::open(mount.path(name)).unwrap())
-        .collect();
-    assert_eq!(opened.len(), 1500);
 }
 
 /// Memory that is the worker's alone and not a file's, in KiB.

@@ -18,12 +18,8 @@ mod common;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
-use cowl_tests::host::kernel_has_passthrough;
-
-use common::{Image, noise};
+use common::{Image, modes, noise};
 use cowl_core::handover::{IoMode, IoModeChoice};
-
-const BOTH: [IoModeChoice; 2] = [IoModeChoice::Auto, IoModeChoice::Cached];
 
 #[test]
 fn mount_shows_the_tree() {
@@ -32,7 +28,7 @@ fn mount_shows_the_tree() {
         ("usr/empty", b""),
         ("usr/share/big", &noise(3 << 20)),
     ]);
-    for choice in BOTH {
+    for choice in modes() {
         let mount = image.mount(choice);
         assert_eq!(fs::read(mount.path("etc/motd")).unwrap(), b"hello\n");
         assert_eq!(fs::read(mount.path("usr/empty")).unwrap(), b"");
@@ -59,7 +55,7 @@ fn mount_shows_the_tree() {
     }
     assert_eq!(
         image.log().matches("unmounted").count(),
-        2,
+        modes().len(),
         "{}",
         image.log()
     );
@@ -69,7 +65,7 @@ fn mount_shows_the_tree() {
 fn warm_calls_cost_no_request() {
     let big = noise(4 << 20);
     let image = Image::of(&[("a/b/c", b"x"), ("a/big", &big)]);
-    for choice in BOTH {
+    for choice in modes() {
         let mount = image.mount(choice);
         let work = || {
             fs::symlink_metadata(mount.path("a/b/c")).unwrap();
@@ -103,7 +99,7 @@ fn warm_calls_cost_no_request() {
         (0..100).for_each(|_| drop(fs::read(mount.path("a/b/c")).unwrap()));
         let expected = match mount.io_mode {
             IoMode::Passthrough => 100,
-            IoMode::Cached => 0,
+            IoMode::Cached | IoMode::Writeback => 0,
         };
         assert_eq!(asked(), (opens + expected, others), "{:?}", mount.counts());
     }
@@ -113,17 +109,18 @@ fn warm_calls_cost_no_request() {
 fn read_of_a_large_file_is_passed_through() {
     let big = noise(4 << 20);
     let image = Image::of(&[("big", &big)]);
-    let mount = image.mount(IoModeChoice::Auto);
-    let file = File::open(mount.path("big")).unwrap();
-    let mut bytes = vec![0; big.len()];
-    file.read_exact_at(&mut bytes, 0).unwrap();
-    assert!(bytes == big);
-    if kernel_has_passthrough() {
-        assert_eq!(mount.io_mode, IoMode::Passthrough, "{}", image.log());
-        assert_eq!((mount.count("OPEN"), mount.count("READ")), (1, 0));
-    } else {
-        assert_eq!(mount.io_mode, IoMode::Cached);
-        assert!(mount.count("READ") >= 4, "{:?}", mount.counts());
+    for choice in modes() {
+        let mount = image.mount(choice);
+        assert_eq!(mount.io_mode, choice.mode());
+        let file = File::open(mount.path("big")).unwrap();
+        let mut bytes = vec![0; big.len()];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        assert!(bytes == big);
+        if mount.io_mode == IoMode::Passthrough {
+            assert_eq!((mount.count("OPEN"), mount.count("READ")), (1, 0));
+        } else {
+            assert!(mount.count("READ") >= 4, "{:?}", mount.counts());
+        }
     }
 }
 

@@ -22,7 +22,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::PathBuf;
 use std::process::Command;
 
-use common::{Image, Mount, noise};
+use common::{Image, Mount, modes, noise};
 use cowl_core::digest::ObjectId;
 use cowl_core::handover::{IoMode, IoModeChoice};
 use cowl_tests::profile::NEVER;
@@ -32,12 +32,10 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-const BOTH: [IoModeChoice; 2] = [IoModeChoice::Auto, IoModeChoice::Cached];
-
-/// A mount in each io_mode, over uppers of their own.
+/// A mount in each I/O mode, over uppers of their own.
 fn each(image: &Image, test: impl Fn(&Mount)) {
-    for (choice, upper) in BOTH.into_iter().zip(["upper-best", "upper-cached"]) {
-        let mount = image.mount_writable(choice, upper);
+    for choice in modes() {
+        let mount = image.mount_writable(choice, &format!("upper-{choice}"));
         test(&mount);
         assert!(mount.unmount().success(), "{}", image.log());
         assert!(!image.log().contains("panicked"), "{}", image.log());
@@ -62,8 +60,8 @@ fn changes_survive_a_remount() {
         fs::hard_link(mount.path("d/born"), mount.path("d/twin")).unwrap();
         fs::remove_dir(mount.path("e")).unwrap();
     });
-    for (choice, upper) in BOTH.into_iter().zip(["upper-best", "upper-cached"]) {
-        let mount = image.mount_writable(choice, upper);
+    for choice in modes() {
+        let mount = image.mount_writable(choice, &format!("upper-{choice}"));
         assert_eq!(
             fs::read(mount.path("d/file")).unwrap(),
             b"old content, and new"

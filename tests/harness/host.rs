@@ -13,8 +13,16 @@ pub fn kernel() -> (u32, u32) {
     (numbers.next().unwrap(), numbers.next().unwrap())
 }
 
-/// Whether a mount of the running test reads large files past its worker: Linux 6.9, and root of
-/// the host.
+/// The I/O modes that a mount of the running test can have.
+pub fn io_modes() -> Vec<&'static str> {
+    let passthrough = has_passthrough().then_some("passthrough");
+    passthrough
+        .into_iter()
+        .chain(["cached", "writeback"])
+        .collect()
+}
+
+/// Whether a mount of the running test can have passthrough: Linux 6.9, and root of the host.
 pub fn has_passthrough() -> bool {
     current() == Privilege::Root && kernel_has_passthrough()
 }

@@ -12,9 +12,10 @@ use crate::profile::directory;
 use crate::tree::{self, Tree};
 
 /// A store of its own directory.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Store {
     root: PathBuf,
+    io_mode: Option<&'static str>,
 }
 
 impl Store {
@@ -23,6 +24,16 @@ impl Store {
     pub fn new(name: &str) -> Self {
         Self {
             root: directory().join(name),
+            io_mode: None,
+        }
+    }
+
+    /// The same store; its mounts are made with `--io MODE`.
+    #[must_use]
+    pub fn with_io(&self, mode: &'static str) -> Self {
+        Self {
+            io_mode: Some(mode),
+            ..self.clone()
         }
     }
 
@@ -45,6 +56,7 @@ impl Store {
     pub fn at(root: &Path) -> Self {
         Self {
             root: root.to_owned(),
+            io_mode: None,
         }
     }
 
@@ -216,6 +228,9 @@ impl<'s> Mount<'s> {
         command.arg(&self.point);
         if let Some(upper) = &self.upper {
             command.arg("--upper").arg(upper);
+        }
+        if let Some(io_mode) = self.store.io_mode {
+            command.args(["--io", io_mode]);
         }
         run(&mut command).ok();
         self.mounted = true;

@@ -33,7 +33,7 @@ fn expected(name: &str) -> Operation<'static> {
     match name {
         "lookup" => Operation::Lookup { name: b"absent" },
         "forget" => Operation::Forget { count: 1 },
-        "getattr" => Operation::Getattr { handle: None },
+        "getattr" => Operation::Getattr,
         "chmod" => Operation::Setattr(Setattr {
             mode: Some(0o104_755),
             ..nothing
@@ -55,12 +55,10 @@ fn expected(name: &str) -> Operation<'static> {
             ..nothing
         }),
         "ftruncate" => Operation::Setattr(Setattr {
-            handle: Some(5),
             size: Some(5),
             ..nothing
         }),
         "truncate-by-stranger" => Operation::Setattr(Setattr {
-            handle: Some(13),
             size: Some(1),
             kill_priv: true,
             ..nothing
@@ -131,14 +129,8 @@ fn expected(name: &str) -> Operation<'static> {
             kill_priv: false,
         },
         "release" => Operation::Release { handle: 1 },
-        "fsync" => Operation::Fsync {
-            handle: 8,
-            data_only: false,
-        },
-        "fdatasync" => Operation::Fsync {
-            handle: 8,
-            data_only: true,
-        },
+        "fsync" => Operation::Fsync { data_only: false },
+        "fdatasync" => Operation::Fsync { data_only: true },
         "fsyncdir" => Operation::Fsyncdir { data_only: false },
         "statfs" => Operation::Statfs,
         "getxattr" => Operation::Getxattr {

@@ -29,7 +29,7 @@ fn getattr_masks_directory_times_during_copy_up() {
         let looking = scope.spawn(|| {
             let mut seen = Vec::new();
             loop {
-                seen.push(overlay.getattr(dir, None).unwrap().mtime);
+                seen.push(overlay.getattr(dir).unwrap().mtime);
                 if done.load(Ordering::Relaxed) {
                     break;
                 }
@@ -39,7 +39,7 @@ fn getattr_masks_directory_times_during_copy_up() {
         });
         for name in &names {
             let id = walk(&overlay, name).unwrap();
-            overlay.setattr(id, None, &mode(0o600)).unwrap();
+            overlay.setattr(id, &mode(0o600)).unwrap();
         }
         done.store(true, Ordering::Relaxed);
         assert_eq!(looking.join().unwrap(), [OLD]);
@@ -95,9 +95,11 @@ fn read_getattr_and_rename_run_during_a_content_copy_up() {
     let fixture = small();
     let overlay = fixture.overlay();
     let id = walk(&overlay, "file").unwrap();
-    overlay.setattr(id, None, &mode(0o6755)).unwrap();
-    let before = overlay.getattr(id, None).unwrap();
+    overlay.setattr(id, &mode(0o6755)).unwrap();
+    let before = overlay.getattr(id).unwrap();
     let handle = overlay.open(id, OpenFlags::default()).unwrap().handle;
+    // The object is kept open from here on; the gate replaces it.
+    assert_eq!(read_all(&overlay, id, Some(handle)), b"content");
     let gate = Gate::before(&fixture, b"content");
     thread::scope(|scope| {
         let writer = scope.spawn(|| overlay.open(id, WRITE).map(drop));
@@ -113,7 +115,7 @@ fn read_getattr_and_rename_run_during_a_content_copy_up() {
                 overlay
                     .rename(NodeId::ROOT, b"file", dir, b"moved", mode)
                     .unwrap();
-                let attr = overlay.getattr(id, None).unwrap();
+                let attr = overlay.getattr(id).unwrap();
                 tell.send((value, bytes, attr)).unwrap();
             }
         });
@@ -127,7 +129,7 @@ fn read_getattr_and_rename_run_during_a_content_copy_up() {
     overlay.release(id, handle).unwrap();
     gate.restore_object();
     // A copy that failed changed nothing, and the next one finds the file where it is now.
-    let after = overlay.getattr(id, None).unwrap();
+    let after = overlay.getattr(id).unwrap();
     assert_eq!(
         (after.mtime, after.mode, after.size),
         (before.mtime, 0o6755, before.size)
@@ -141,7 +143,7 @@ fn unlink_during_a_content_copy_up_removes_the_file() {
     let fixture = small();
     let overlay = fixture.overlay();
     let id = walk(&overlay, "file").unwrap();
-    overlay.setattr(id, None, &mode(0o600)).unwrap();
+    overlay.setattr(id, &mode(0o600)).unwrap();
     let gate = Gate::before(&fixture, b"content");
     thread::scope(|scope| {
         let writer = scope.spawn(|| overlay.open(id, WRITE).map(drop));
@@ -165,15 +167,15 @@ fn setattr_waits_for_a_content_copy_up() {
     let fixture = small();
     let overlay = fixture.overlay();
     let id = walk(&overlay, "file").unwrap();
-    overlay.setattr(id, None, &mode(0o6755)).unwrap();
+    overlay.setattr(id, &mode(0o6755)).unwrap();
     let gate = Gate::before(&fixture, b"content");
     thread::scope(|scope| {
         let writer = scope.spawn(|| overlay.open(id, WRITE).map(drop));
         wait_for(|| overlay.masked.is_masked(id));
-        let changed = scope.spawn(|| overlay.setattr(id, None, &mode(0o4711)).unwrap().mode);
+        let changed = scope.spawn(|| overlay.setattr(id, &mode(0o4711)).unwrap().mode);
         gate.open();
         assert_eq!(writer.join().unwrap(), Err(Errno::SPIPE));
         assert_eq!(changed.join().unwrap(), 0o4711);
     });
-    assert_eq!(overlay.getattr(id, None).unwrap().mode, 0o4711);
+    assert_eq!(overlay.getattr(id).unwrap().mode, 0o4711);
 }

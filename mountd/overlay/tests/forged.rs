@@ -15,7 +15,7 @@ fn filled(fixture: &Fixture) -> Namespace {
     write_to(&overlay, "file", 0, b"CON");
     for path in ["dir/one", "hard", "null", "empty"] {
         let id = walk(&overlay, path).unwrap();
-        overlay.setattr(id, None, &mode(0o700)).unwrap();
+        overlay.setattr(id, &mode(0o700)).unwrap();
     }
     let dir = walk(&overlay, "dir").unwrap();
     overlay
@@ -232,14 +232,14 @@ fn use_everything(overlay: &Overlay, dir: NodeId, depth: u32) -> u32 {
                     overlay
                         .write(entry.id, Some(opened.handle), 3, b"x", false)
                         .unwrap();
-                    overlay.fsync(entry.id, Some(opened.handle), false).unwrap();
+                    overlay.fsync(entry.id, false).unwrap();
                     overlay.release(entry.id, opened.handle).unwrap();
                 }
             }
             _ => {}
         }
         for done in [
-            overlay.setattr(entry.id, None, &mode(0o711)).map(drop),
+            overlay.setattr(entry.id, &mode(0o711)).map(drop),
             overlay.rename(dir, name, dir, b"renamed", RenameMode::Replace),
             overlay.unlink(dir, b"renamed"),
         ] {

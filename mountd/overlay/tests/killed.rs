@@ -86,19 +86,18 @@ fn do_on_overlay(overlay: &Overlay, step: &str) -> Result<(), Errno> {
     let none = Rdev::default();
     let node = || walk(overlay, path);
     match what {
-        "chmod" if overlay.getattr(node()?, None)?.file_type == FileType::Symlink => {
+        "chmod" if overlay.getattr(node()?)?.file_type == FileType::Symlink => {
             let owner = SetAttr {
                 uid: Some(1),
                 gid: Some(2),
                 ..SetAttr::default()
             };
-            overlay.setattr(node()?, None, &owner).map(drop)
+            overlay.setattr(node()?, &owner).map(drop)
         }
-        "chmod" => overlay.setattr(node()?, None, &mode(0o711)).map(drop),
+        "chmod" => overlay.setattr(node()?, &mode(0o711)).map(drop),
         "truncate" => overlay
             .setattr(
                 node()?,
-                None,
                 &SetAttr {
                     size: Some(2),
                     ..SetAttr::default()

@@ -163,7 +163,7 @@ fn st_ino_is_that_of_the_host_and_survives_copy_up_rename_and_remount() {
         mode: Some(0o600),
         ..SetAttr::default()
     };
-    assert_eq!(overlay.setattr(file.id, None, &mode).unwrap().ino, host);
+    assert_eq!(overlay.setattr(file.id, &mode).unwrap().ino, host);
     overlay
         .rename(dir, b"file", NodeId::ROOT, b"moved", RenameMode::Replace)
         .unwrap();

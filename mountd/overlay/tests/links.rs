@@ -14,10 +14,7 @@ fn copy_up_and_unlink_keep_hard_links() {
     write_to(&overlay, "dir/hard", 0, b"L");
     assert_eq!(content(&overlay, "hard"), b"Linked");
     let links = |overlay: &Overlay, path: &str| {
-        overlay
-            .getattr(walk(overlay, path).unwrap(), None)
-            .unwrap()
-            .nlink
+        overlay.getattr(walk(overlay, path).unwrap()).unwrap().nlink
     };
     assert_eq!(links(&overlay, "hard"), 2);
     overlay
@@ -60,7 +57,7 @@ fn unlink_of_an_open_file_orphans_it_until_release_and_forget() {
     let opened = overlay.open(id, WRITE).unwrap();
     overlay.unlink(NodeId::ROOT, b"file").unwrap();
     assert_eq!(on_disk(&fixture.path("work/orphans")).len(), 1);
-    assert_eq!(overlay.getattr(id, None).unwrap().nlink, 0);
+    assert_eq!(overlay.getattr(id).unwrap().nlink, 0);
     overlay
         .write(id, Some(opened.handle), 0, b"still", false)
         .unwrap();
@@ -68,7 +65,6 @@ fn unlink_of_an_open_file_orphans_it_until_release_and_forget() {
     overlay
         .setattr(
             id,
-            None,
             &SetAttr {
                 size: Some(2),
                 ..SetAttr::default()
@@ -77,7 +73,7 @@ fn unlink_of_an_open_file_orphans_it_until_release_and_forget() {
         .unwrap();
     assert_eq!(read_all(&overlay, id, Some(opened.handle)), b"st");
     overlay.release(id, opened.handle).unwrap();
-    assert_eq!(overlay.getattr(id, None).unwrap().nlink, 0);
+    assert_eq!(overlay.getattr(id).unwrap().nlink, 0);
     overlay.forget(id, 1);
     assert_eq!(on_disk(&fixture.path("work/orphans")), [""; 0]);
 }
@@ -136,11 +132,11 @@ fn setattr_of_times_after_unlink_copies_nothing_up() {
         mtime: Some(SetTime::At(later)),
         ..SetAttr::default()
     };
-    let attr = overlay.setattr(id, None, &times).unwrap();
+    let attr = overlay.setattr(id, &times).unwrap();
     assert_eq!((attr.mtime, attr.nlink), (later, 0));
     assert_eq!(on_disk(&fixture.path("work/orphans")), [""; 0]);
     // A later copy-up keeps these times.
-    let attr = overlay.setattr(id, None, &mode(0o600)).unwrap();
+    let attr = overlay.setattr(id, &mode(0o600)).unwrap();
     assert_eq!((attr.mtime, attr.mode, attr.nlink), (later, 0o600, 0));
     assert_eq!(on_disk(&fixture.path("work/orphans")).len(), 1);
     assert_eq!(read_all(&overlay, id, None), b"content");
@@ -180,9 +176,9 @@ fn setattr_of_a_removed_fifo_changes_what_fstat_shows() {
             .unwrap()
             .id;
         overlay.unlink(NodeId::ROOT, b"new").unwrap();
-        let attr = overlay.setattr(id, None, &mode(0o600)).unwrap();
+        let attr = overlay.setattr(id, &mode(0o600)).unwrap();
         assert_eq!((attr.mode, attr.nlink), (0o600, 0), "{io_mode:?}");
-        assert_eq!(overlay.getattr(id, None).unwrap().mode, 0o600);
+        assert_eq!(overlay.getattr(id).unwrap().mode, 0o600);
         overlay.forget(id, 1);
         assert_eq!(on_disk(&fixture.path("work/orphans")), [""; 0]);
     }

@@ -297,7 +297,7 @@ pub(super) fn content(overlay: &Overlay, path: &str) -> Vec<u8> {
 }
 
 pub(super) fn read_all(overlay: &Overlay, id: NodeId, handle: Option<HandleId>) -> Vec<u8> {
-    let size = overlay.getattr(id, handle).unwrap().size;
+    let size = overlay.getattr(id).unwrap().size;
     let mut bytes = vec![0; usize::try_from(size).unwrap() + 1];
     let length = overlay.read(id, handle, 0, &mut bytes).unwrap();
     bytes.truncate(length);
@@ -353,7 +353,7 @@ pub(super) fn mode(mode: u32) -> SetAttr {
 }
 
 pub(super) fn stat(overlay: &Overlay, path: &str) -> Attr {
-    overlay.getattr(walk(overlay, path).unwrap(), None).unwrap()
+    overlay.getattr(walk(overlay, path).unwrap()).unwrap()
 }
 
 /// Runs all tests again as root of a user namespace: marks in `user.`, one id, no privilege in the

@@ -181,7 +181,7 @@ impl World {
                 )
             }
         };
-        let ours = self.overlay().setattr(entry.id, None, &set).map(drop);
+        let ours = self.overlay().setattr(entry.id, &set).map(drop);
         self.same(&format!("setattr {path} {set:?}"), ours, theirs);
     }
 
@@ -201,9 +201,7 @@ impl World {
             size: Some(size),
             ..SetAttr::default()
         };
-        let ours = self.retry(path, |overlay, id| {
-            overlay.setattr(id, None, &set).map(drop)
-        });
+        let ours = self.retry(path, |overlay, id| overlay.setattr(id, &set).map(drop));
         self.same(&format!("truncate {path} {size}"), ours, theirs);
     }
 
@@ -358,7 +356,7 @@ impl World {
             .is_ok();
         assert_eq!(ours, theirs, "{}", self.last());
         let meta = both.plain.metadata().unwrap();
-        let attr = self.overlay().getattr(both.id, Some(both.handle)).unwrap();
+        let attr = self.overlay().getattr(both.id).unwrap();
         assert_eq!(
             (attr.size, u64::from(attr.nlink), attr.mode),
             (meta.len(), meta.nlink(), meta.mode() & 0o7777),

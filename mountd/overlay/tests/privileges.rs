@@ -38,7 +38,7 @@ fn setxattr_escapes_marks_and_mknod_0_0_is_no_whiteout() {
         .unwrap();
     assert_eq!(made.attr.file_type, device);
     overlay
-        .setattr(walk(&overlay, "null").unwrap(), None, &mode(0o600))
+        .setattr(walk(&overlay, "null").unwrap(), &mode(0o600))
         .unwrap();
     let zero_ino = made.attr.ino;
     drop(overlay);
@@ -64,10 +64,10 @@ fn write_without_fsetid_drops_set_id_bits_and_capabilities() {
     let fixture = small();
     let overlay = fixture.overlay();
     let id = walk(&overlay, "file").unwrap();
-    overlay.setattr(id, None, &mode(0o6777)).unwrap();
+    overlay.setattr(id, &mode(0o6777)).unwrap();
     let writer = overlay.open(id, WRITE).unwrap();
     assert_eq!(
-        overlay.getattr(id, None).unwrap().mode,
+        overlay.getattr(id).unwrap().mode,
         0o6777,
         "opening is no write"
     );
@@ -81,17 +81,16 @@ fn write_without_fsetid_drops_set_id_bits_and_capabilities() {
     // Outside of the initial user namespace the host drops them at every write.
     let initial = overlay.upper.as_ref().unwrap().namespace() == Namespace::Trusted;
     let kept = if initial { 0o6777 } else { 0o777 };
-    assert_eq!(overlay.getattr(id, None).unwrap().mode, kept);
+    assert_eq!(overlay.getattr(id).unwrap().mode, kept);
     overlay
         .write(id, Some(writer.handle), 0, b"x", true)
         .unwrap();
-    assert_eq!(overlay.getattr(id, None).unwrap().mode, 0o777);
+    assert_eq!(overlay.getattr(id).unwrap().mode, 0o777);
     // Without execution by the group, set-group-id is mandatory locking and stays.
-    overlay.setattr(id, None, &mode(0o6767)).unwrap();
+    overlay.setattr(id, &mode(0o6767)).unwrap();
     let attr = overlay
         .setattr(
             id,
-            None,
             &SetAttr {
                 kill_priv: true,
                 ..SetAttr::default()
@@ -100,18 +99,17 @@ fn write_without_fsetid_drops_set_id_bits_and_capabilities() {
         .unwrap();
     assert_eq!(attr.mode, 0o2767);
     let fifo = walk(&overlay, "fifo").unwrap();
-    overlay.setattr(fifo, None, &mode(0o6755)).unwrap();
+    overlay.setattr(fifo, &mode(0o6755)).unwrap();
     let kill = SetAttr {
         kill_priv: true,
         ..SetAttr::default()
     };
     // As chown(-1, -1) asks for, of anything but a directory.
-    assert_eq!(overlay.setattr(fifo, None, &kill).unwrap().mode, 0o755);
-    overlay.setattr(id, None, &mode(0o6755)).unwrap();
+    assert_eq!(overlay.setattr(fifo, &kill).unwrap().mode, 0o755);
+    overlay.setattr(id, &mode(0o6755)).unwrap();
     let attr = overlay
         .setattr(
             id,
-            None,
             &SetAttr {
                 uid: Some(0),
                 ..SetAttr::default()
@@ -131,7 +129,7 @@ fn new_upper_drops_an_inherited_default_acl() {
     }
     let overlay = fixture.overlay();
     let id = walk(&overlay, "dir/one").unwrap();
-    overlay.setattr(id, None, &mode(0o600)).unwrap();
+    overlay.setattr(id, &mode(0o600)).unwrap();
     for path in ["", "dir", "dir/one"] {
         let names = overlay.listxattr(walk(&overlay, path).unwrap()).unwrap();
         assert_eq!(names, b"", "{path}");
@@ -149,7 +147,7 @@ fn copy_up_keeps_capabilities_and_write_drops_them() {
     let overlay = fixture.overlay();
     let id = walk(&overlay, "ping").unwrap();
     assert_eq!(overlay.getxattr(id, name.as_bytes()).unwrap(), CAPABILITY);
-    overlay.setattr(id, None, &mode(0o711)).unwrap();
+    overlay.setattr(id, &mode(0o711)).unwrap();
     assert_eq!(overlay.getxattr(id, name.as_bytes()).unwrap(), CAPABILITY);
     let writer = overlay.open(id, WRITE).unwrap();
     assert_eq!(overlay.getxattr(id, name.as_bytes()).unwrap(), CAPABILITY);
@@ -214,7 +212,7 @@ fn create_applies_umask_and_default_acl_as_the_host_does() {
     }
     // What is copied up into that directory inherits nothing.
     let hard = walk(&overlay, "dir/sub/deep").unwrap();
-    overlay.setattr(hard, None, &mode(0o644)).unwrap();
+    overlay.setattr(hard, &mode(0o644)).unwrap();
     assert_eq!(
         overlay
             .listxattr(walk(&overlay, "dir/sub").unwrap())
@@ -245,7 +243,6 @@ fn create_sets_the_owner_and_group_of_the_caller() {
     overlay
         .setattr(
             dir.id,
-            None,
             &SetAttr {
                 gid: Some(99),
                 mode: Some(0o2770),
@@ -268,6 +265,6 @@ fn create_sets_the_owner_and_group_of_the_caller() {
         .unwrap();
     assert_eq!(caller_again.attr.uid, 1234);
     let one = walk(&overlay, "dir/one").unwrap();
-    let attr = overlay.setattr(one, None, &mode(0o600)).unwrap();
+    let attr = overlay.setattr(one, &mode(0o600)).unwrap();
     assert_eq!((attr.uid, attr.gid), (0, 0));
 }

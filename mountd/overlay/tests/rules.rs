@@ -81,10 +81,7 @@ fn changes_of_a_read_only_mount_fail_with_erofs() {
             "rename",
             overlay.rename(root, b"file", root, b"x", RenameMode::Replace),
         ),
-        (
-            "setattr",
-            overlay.setattr(file.id, None, &mode(0)).map(drop),
-        ),
+        ("setattr", overlay.setattr(file.id, &mode(0)).map(drop)),
         (
             "setxattr",
             overlay.setxattr(file.id, b"user.b", b"", XattrFlags::default()),
@@ -102,8 +99,8 @@ fn chmod_copies_no_data_and_a_write_copies_all() {
     let fixture = small();
     let overlay = fixture.overlay();
     let id = walk(&overlay, "dir/one").unwrap();
-    let before = overlay.getattr(id, None).unwrap();
-    let attr = overlay.setattr(id, None, &mode(0o640)).unwrap();
+    let before = overlay.getattr(id).unwrap();
+    let attr = overlay.setattr(id, &mode(0o640)).unwrap();
     assert_eq!(
         (attr.mode, attr.ino, attr.size, attr.mtime),
         (0o640, before.ino, 3, OLD)
@@ -114,7 +111,7 @@ fn chmod_copies_no_data_and_a_write_copies_all() {
     assert_eq!(content(&overlay, "dir/one"), b"one");
     // Nothing visible happened to the directories above.
     assert_eq!(stat(&overlay, "dir").mtime, OLD);
-    assert_eq!(overlay.getattr(NodeId::ROOT, None).unwrap().mtime, OLD);
+    assert_eq!(overlay.getattr(NodeId::ROOT).unwrap().mtime, OLD);
     write_to(&overlay, "dir/one", 1, b"XY!");
     assert_eq!(fs::read(fixture.path("upper/dir/one")).unwrap(), b"oXY!");
     assert_eq!(content(&overlay, "dir/one"), b"oXY!");
@@ -174,10 +171,7 @@ fn open_for_writing_renumbers_a_lower_file_read_in_passthrough() {
         overlay.open(before.id, OpenFlags::default()).unwrap_err(),
         Errno::STALE
     );
-    assert_eq!(
-        overlay.getattr(before.id, None).unwrap().ino,
-        before.attr.ino
-    );
+    assert_eq!(overlay.getattr(before.id).unwrap().ino, before.attr.ino);
 }
 
 #[test]
@@ -191,7 +185,7 @@ fn fstat_of_a_passthrough_reader_survives_forget_of_its_successor() {
     let after = overlay.lookup(NodeId::ROOT, b"big").unwrap().unwrap();
     overlay.unlink(NodeId::ROOT, b"big").unwrap();
     overlay.forget(after.id, 1);
-    let attr = overlay.getattr(before.id, Some(reader.handle)).unwrap();
+    let attr = overlay.getattr(before.id).unwrap();
     assert_eq!((attr.ino, attr.nlink), (before.attr.ino, 0));
     let mut bytes = [0; 3];
     let read = overlay.read(before.id, Some(reader.handle), 0, &mut bytes);
@@ -212,7 +206,7 @@ fn listxattr_hides_namespaces_unknown_to_linux() {
         assert_eq!(overlay.listxattr(id).unwrap(), b"user.a\0", "{way}");
         let foreign = overlay.getxattr(id, b"com.apple.provenance");
         assert_eq!(foreign, Err(Errno::OPNOTSUPP), "{way}");
-        overlay.setattr(id, None, &mode(0o600)).unwrap();
+        overlay.setattr(id, &mode(0o600)).unwrap();
     }
 }
 
@@ -293,9 +287,9 @@ fn lookup_reaches_paths_longer_than_path_max() {
     let made = overlay
         .mkdir(deepest, b"in", 0o700, 0, &ROOT_CALLER)
         .unwrap();
-    assert_eq!(overlay.getattr(deepest, None).unwrap().nlink, 3);
+    assert_eq!(overlay.getattr(deepest).unwrap().nlink, 3);
     overlay.rmdir(deepest, b"in").unwrap();
-    assert_eq!(overlay.getattr(made.id, None).unwrap().nlink, 0);
+    assert_eq!(overlay.getattr(made.id).unwrap().nlink, 0);
     let long = [b'n'; 256];
     assert_eq!(overlay.lookup(deepest, &long), Err(Errno::NAMETOOLONG));
 }
@@ -328,15 +322,15 @@ fn read_runs_during_a_copy_up() {
     let fixture = small();
     let overlay = fixture.overlay();
     overlay
-        .setattr(walk(&overlay, "file").unwrap(), None, &mode(0o600))
+        .setattr(walk(&overlay, "file").unwrap(), &mode(0o600))
         .unwrap();
     let id = walk(&overlay, "file").unwrap();
     let other = walk(&overlay, "dir/one").unwrap();
     // As in the midst of a copy-up. A second guard of this thread would be a panic in a build with
     // assertions, and a hang without.
     let _guard = overlay.busy.lock(&[id]);
-    assert_eq!(overlay.getattr(id, None).unwrap().mode, 0o600);
-    assert_eq!(overlay.getattr(other, None).unwrap().mode, 0o600);
+    assert_eq!(overlay.getattr(id).unwrap().mode, 0o600);
+    assert_eq!(overlay.getattr(other).unwrap().mode, 0o600);
     assert_eq!(
         overlay.lookup(NodeId::ROOT, b"file").unwrap().unwrap().id,
         id
@@ -391,7 +385,7 @@ fn change_things(overlay: &Overlay, thread: u32) {
             4 => overlay.rename(a, x, b, y, RenameMode::Exchange),
             5 => found.map_or(Ok(()), |hit| overlay.link(hit.id, b, y).map(drop)),
             _ => found.map_or(Ok(()), |hit| {
-                overlay.setattr(hit.id, None, &mode(0o711)).map(drop)
+                overlay.setattr(hit.id, &mode(0o711)).map(drop)
             }),
         };
         let expected = [
@@ -429,8 +423,8 @@ fn setattr_of_a_removed_open_directory_works() {
             mtime: Some(SetTime::At(OLD)),
             ..mode(0o2444)
         };
-        overlay.setattr(found.id, None, &wanted).unwrap();
-        let shown = overlay.getattr(found.id, None).unwrap();
+        overlay.setattr(found.id, &wanted).unwrap();
+        let shown = overlay.getattr(found.id).unwrap();
         assert_eq!(
             (shown.mode, shown.uid, shown.gid, shown.mtime, shown.nlink),
             (0o2444, 7, found.attr.gid, OLD, 0),

@@ -14,8 +14,16 @@ use cowl_core::handover::{
     self, IoMode, IoModeChoice, MountError, MountSources, Mounted, UpperSource,
 };
 use cowl_core::tree::{Kind, LayerBuilder, Meta, Timestamp, Tree, merge};
+use cowl_tests::host::kernel_has_passthrough;
 use parking_lot::Mutex;
 use tempfile::TempDir;
+
+/// The I/O modes that a mount of this test's can have.
+pub fn modes() -> Vec<IoModeChoice> {
+    let passthrough = kernel_has_passthrough().then_some(IoModeChoice::Passthrough);
+    let others = [IoModeChoice::Cached, IoModeChoice::Writeback];
+    passthrough.into_iter().chain(others).collect()
+}
 
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_cowl-mountd");
 

@@ -4,6 +4,7 @@
 //! [`super`] before changing a field.
 
 use std::fmt;
+use std::str::FromStr;
 
 use bincode::{Decode, Encode};
 
@@ -46,14 +47,25 @@ impl fmt::Display for Role {
 }
 
 /// How a mount's file contents are read and written.
+///
+/// The order of the variants is the wire's: append only.
 #[derive(Copy, Clone, Debug, Eq, PartialEq, Encode, Decode)]
 pub enum IoMode {
     /// The kernel reads and writes backing files itself where the overlay allows it; the rest goes
-    /// through the worker.
+    /// through the worker. Each open is a request.
     Passthrough,
-    /// Contents go through the worker and the kernel's page cache; writes are written back from
-    /// there.
+    /// Contents go through the worker and the kernel's page cache. An open is no request; a write
+    /// is one when it is made.
     Cached,
+    /// As [`Cached`](Self::Cached), but the kernel keeps what is written, and writes it back later.
+    Writeback,
+}
+
+impl IoMode {
+    /// Whether opens are requests, so that open files have handles.
+    pub const fn has_handles(self) -> bool {
+        matches!(self, Self::Passthrough)
+    }
 }
 
 impl fmt::Display for IoMode {
@@ -61,18 +73,72 @@ impl fmt::Display for IoMode {
         f.write_str(match self {
             Self::Passthrough => "passthrough",
             Self::Cached => "cached",
+            Self::Writeback => "writeback",
         })
     }
 }
 
-/// The [`IoMode`] that a mount is asked to have.
+/// The [`IoMode`] that a mount is asked to have. A mode that the host cannot give is an error.
+///
+/// The order of the variants is the wire's: append only.
 #[derive(Copy, Clone, Debug, Default, Eq, PartialEq, Encode, Decode)]
 pub enum IoModeChoice {
-    /// Passthrough where kernel and privilege allow it, otherwise cached.
+    /// The mode that `docs/io-modes.md` chooses: [`IoMode::Cached`].
     #[default]
     Auto,
-    /// Cached in any case.
+    /// [`IoMode::Cached`].
     Cached,
+    /// [`IoMode::Passthrough`].
+    Passthrough,
+    /// [`IoMode::Writeback`].
+    Writeback,
+}
+
+impl IoModeChoice {
+    /// All choices.
+    pub const ALL: [Self; 4] = [Self::Auto, Self::Cached, Self::Passthrough, Self::Writeback];
+
+    /// The mode that a mount with this choice has.
+    pub const fn mode(self) -> IoMode {
+        match self {
+            Self::Auto | Self::Cached => IoMode::Cached,
+            Self::Passthrough => IoMode::Passthrough,
+            Self::Writeback => IoMode::Writeback,
+        }
+    }
+
+    /// The word for it, as the value of the option `io`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Cached => "cached",
+            Self::Passthrough => "passthrough",
+            Self::Writeback => "writeback",
+        }
+    }
+}
+
+impl fmt::Display for IoModeChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A value of the option `io` that is none.
+#[derive(Clone, Debug, thiserror::Error, Eq, PartialEq)]
+#[error("`{0}` is no I/O mode: use auto, cached, passthrough or writeback")]
+pub struct NoIoMode(pub String);
+
+impl FromStr for IoModeChoice {
+    type Err = NoIoMode;
+
+    fn from_str(word: &str) -> Result<Self, NoIoMode> {
+        let named = |choice: &Self| choice.name() == word;
+        Self::ALL
+            .into_iter()
+            .find(named)
+            .ok_or_else(|| NoIoMode(word.to_owned()))
+    }
 }
 
 /// Asks for a mount of one merged tree. With it: [`Role::Tree`], [`Role::Objects`],

@@ -44,8 +44,8 @@ mod socket;
 pub use client::{MountError, MountSources, Mounted, UpperSource, mount};
 pub use codec::{HandoverError, MAX_MESSAGE, decode, encode};
 pub use message::{
-    IoMode, IoModeChoice, Message, MountFailed, MountReady, MountRequest, Role, WorkerReady,
-    WorkerRequest,
+    IoMode, IoModeChoice, Message, MountFailed, MountReady, MountRequest, NoIoMode, Role,
+    WorkerReady, WorkerRequest,
 };
 pub use socket::{Descriptors, pair, receive, send};
 

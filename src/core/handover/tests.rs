@@ -58,6 +58,12 @@ fn every_message() -> Vec<(&'static str, Message)> {
                 io_mode: IoMode::Cached,
             }),
         ),
+        (
+            "worker-ready-1-writeback",
+            Message::WorkerReady(WorkerReady {
+                io_mode: IoMode::Writeback,
+            }),
+        ),
     ]
 }
 
@@ -246,4 +252,16 @@ proptest! {
             assert_eq!(decode(&encode(&message).unwrap()).unwrap(), message);
         }
     }
+}
+
+#[test]
+fn an_io_mode_is_read_by_its_name() {
+    for choice in IoModeChoice::ALL {
+        assert_eq!(choice.to_string().parse(), Ok(choice));
+    }
+    let error = "fast".parse::<IoModeChoice>().unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "`fast` is no I/O mode: use auto, cached, passthrough or writeback"
+    );
 }

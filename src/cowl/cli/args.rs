@@ -3,6 +3,7 @@
 use super::container::args::{Create, Inspect, Ps, Rename, Rm, Run};
 use clap::builder::ArgAction;
 use clap::{Args, Command as Definition, Parser, Subcommand};
+use cowl_core::handover::IoModeChoice;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -216,6 +217,9 @@ pub(super) struct Mount {
     /// Work directory, on the same file system as the upper [default: UPPER.work]
     #[arg(long, value_name = "DIR", requires = "upper")]
     pub(super) work: Option<PathBuf>,
+    /// How files are read and written: auto, cached, passthrough or writeback
+    #[arg(long, value_name = "MODE", default_value_t, hide_default_value = true)]
+    pub(super) io: IoModeChoice,
 }
 
 #[derive(Debug, Args)]

@@ -10,6 +10,7 @@ pub(super) fn mount(engine: &Engine, args: &Mount) -> Result<u8> {
         dir: &args.dir,
         upper: args.upper.as_deref(),
         work: args.work.as_deref(),
+        io_mode: args.io,
     })?;
     Ok(0)
 }

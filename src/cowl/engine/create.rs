@@ -235,6 +235,7 @@ pub(super) fn check(request: &CreateRequest) -> Result<()> {
     for bind in &host.binds {
         VolumeSpec::parse(bind, Path::new("/")).map_err(Error::invalid)?;
     }
+    host.io_mode()?;
     process::check(&request.config)?;
     super::start::capabilities(host)?;
     host.check_supported()

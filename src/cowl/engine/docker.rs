@@ -6,6 +6,7 @@
 //! [`HostConfig::other`]; [`HostConfig::check_supported`] refuses one that asks for something.
 
 use super::error::{Error, Result};
+use cowl_core::handover::{IoModeChoice, NoIoMode};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -152,6 +153,12 @@ pub struct HostConfig {
     /// `seccomp=unconfined`, `no-new-privileges`.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
     pub security_opt: Vec<String>,
+    /// `io`: an [`IoModeChoice`].
+    #[serde(
+        deserialize_with = "or_default",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
+    pub storage_opt: BTreeMap<String, String>,
     /// Limit of memory in bytes; 0 for none.
     #[serde(deserialize_with = "or_default")]
     pub memory: i64,
@@ -239,6 +246,24 @@ pub struct RestartPolicy {
 }
 
 impl HostConfig {
+    /// How the files of the container's root are read and written.
+    ///
+    /// # Errors
+    /// An unknown mode, or another storage option.
+    pub fn io_mode(&self) -> Result<IoModeChoice> {
+        let mut io_mode = IoModeChoice::Auto;
+        for (name, value) in &self.storage_opt {
+            if name != "io" {
+                return Err(Error::invalid(format!(
+                    "invalid storage option: {name:?} (known: io)"
+                )));
+            }
+            let known = |error: NoIoMode| Error::invalid(error.to_string());
+            io_mode = value.parse().map_err(known)?;
+        }
+        Ok(io_mode)
+    }
+
     /// Refuses what asks for something that the engine does not do, by its name.
     pub fn check_supported(&self) -> Result<()> {
         let network = self.network_mode.as_str();
@@ -374,6 +399,21 @@ mod tests {
         let again: HostConfig =
             serde_json::from_value(serde_json::to_value(&asked).unwrap()).unwrap();
         assert_eq!(again, asked);
+    }
+
+    #[test]
+    fn storage_option_io_is_the_io_mode() {
+        let read = |options: Value| {
+            let asked: HostConfig = serde_json::from_value(options).unwrap();
+            asked.io_mode().map_err(|error| error.to_string())
+        };
+        let with = |name: &str, value: &str| read(json!({"StorageOpt": {name: value}}));
+        assert_eq!(read(json!({"StorageOpt": null})), Ok(IoModeChoice::Auto));
+        assert_eq!(with("io", "passthrough"), Ok(IoModeChoice::Passthrough));
+        let said = "`fast` is no I/O mode: use auto, cached, passthrough or writeback";
+        assert_eq!(with("io", "fast"), Err(said.to_owned()));
+        let said = "invalid storage option: \"size\" (known: io)";
+        assert_eq!(with("size", "1G"), Err(said.to_owned()));
     }
 
     #[test]

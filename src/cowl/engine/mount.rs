@@ -32,6 +32,8 @@ pub(super) struct Request<'a> {
     pub image: ImageId,
     /// Layers, bottom first.
     pub layers: &'a [DiffId],
+    /// How files are read and written.
+    pub io_mode: IoModeChoice,
     /// Upper and work directories; `None` mounts read-only.
     pub upper: Option<(BorrowedFd<'a>, BorrowedFd<'a>)>,
 }
@@ -71,7 +73,7 @@ pub(super) fn mount(store: &Store, request: &Request<'_>) -> Result<Mounted> {
     let sources = MountSources {
         name: request.name,
         chain: *merged.chain.0.as_bytes(),
-        io_mode: IoModeChoice::Auto,
+        io_mode: request.io_mode,
         tree: merged.file.as_fd(),
         objects: objects.as_fd(),
         lease: lease.as_fd(),
@@ -156,6 +158,8 @@ pub struct MountRequest<'a> {
     pub upper: Option<&'a Path>,
     /// Work directory; `<upper>.work` by default.
     pub work: Option<&'a Path>,
+    /// How files are read and written.
+    pub io_mode: IoModeChoice,
 }
 
 /// How long a mount's processes may take to end after `umount`. A container that is starting may
@@ -288,6 +292,7 @@ impl Engine {
             title: &image.name,
             image: image.id,
             layers: &image.layers,
+            io_mode: request.io_mode,
             upper: upper
                 .as_ref()
                 .map(|(upper, work)| (upper.as_fd(), work.as_fd())),

@@ -2,6 +2,7 @@
 
 use crate::cli::units::parse_memory;
 use clap::Args;
+use cowl_core::handover::IoModeChoice;
 use std::path::PathBuf;
 
 #[derive(Debug, Args)]
@@ -88,6 +89,9 @@ pub(in crate::cli) struct Options {
     /// Drop Linux capabilities
     #[arg(long, value_name = "NAME")]
     pub(super) cap_drop: Vec<String>,
+    /// How files are read and written: auto, cached, passthrough or writeback
+    #[arg(long, value_name = "MODE")]
+    pub(super) io: Option<IoModeChoice>,
     /// Security option: seccomp=unconfined, no-new-privileges
     #[arg(long, value_name = "OPTION")]
     pub(super) security_opt: Vec<String>,

@@ -49,6 +49,11 @@ pub(super) fn request(options: Options, detached: bool) -> Result<CreateRequest>
         cap_drop: options.cap_drop,
         readonly_rootfs: options.read_only,
         security_opt: options.security_opt,
+        storage_opt: options
+            .io
+            .map(|mode| ("io".to_owned(), mode.to_string()))
+            .into_iter()
+            .collect(),
         memory: options
             .memory
             .map_or(Ok(0), i64::try_from)

@@ -97,6 +97,7 @@ impl Engine {
             title: &config.config.image,
             image: config.image_id,
             layers: &config.layers,
+            io_mode: config.host.io_mode()?,
             upper,
         };
         let mounted = mount::mount(&self.store, &request)?;
