@@ -83,22 +83,24 @@ fn check_figures(store: &Store, archives: &[PathBuf]) {
     .ok();
 }
 
-fn figures_are_those_of_the_archives() {
-    let store = Store::new("store");
-    let mut archives = load_images(&store);
-    add_blog(&store);
-    archives.push(layers().join("blog.image.tar"));
-    check_figures(&store, &archives);
-}
-
 #[test]
 fn figures_are_those_of_the_archives_as_root() {
-    root(|| figures_are_those_of_the_archives());
+    root(|| {
+        let store = Store::new("store");
+        let mut archives = load_images(&store);
+        add_blog(&store);
+        archives.push(layers().join("blog.image.tar"));
+        check_figures(&store, &archives);
+    });
 }
 
 #[test]
 fn figures_are_those_of_the_archives_as_user() {
-    user(|| figures_are_those_of_the_archives());
+    user(|| {
+        let store = Store::new("store");
+        let archives = load_images(&store);
+        check_figures(&store, &archives);
+    });
 }
 
 /// Bytes of the files in objects/.
@@ -309,5 +311,165 @@ json.dump({**format, 'version': 99}, open(sys.argv[1], 'w'))
         python(&directory(), newer, [&format]);
         let line = store.run(["dedup"]).refused(1);
         assert!(line.contains("99"), "{line}");
+    });
+}
+
+/// Figures of archives that were never imported are those of the imported images, in whatever form
+/// they come, and no store is needed. Nothing stays in TMPDIR.
+#[test]
+fn archives_are_read_without_a_store() {
+    root(|| {
+        let store = shop("store");
+        add_blog(&store);
+        let temporary = directory().join("tmp");
+        fs::create_dir(&temporary).unwrap();
+        let report = |images: &[PathBuf], at: &Path| {
+            let dedup = Command::new(binary("cowl-dedup"))
+                .args(["--json", "--root"])
+                .arg(at)
+                .args(images)
+                .env("TMPDIR", &temporary)
+                .stdin(Stdio::null())
+                .output()
+                .unwrap();
+            assert!(
+                dedup.status.success(),
+                "{}",
+                String::from_utf8_lossy(&dedup.stderr)
+            );
+            String::from_utf8(dedup.stdout).unwrap()
+        };
+        let archives = ["shop", "blog"].map(|name| layers().join(format!("{name}.image.tar")));
+        let imported = report(&[], store.root());
+        assert_eq!(report(&archives, Path::new("/nowhere")), imported);
+        let layout = directory().join("layout");
+        let base = layers().join("base.tar");
+        make_image(
+            "oci",
+            &layout,
+            "one:1",
+            &[],
+            &[&base, &layers().join("shop.tar")],
+        );
+        let of_layout = report(&[layout], Path::new("/nowhere"));
+        assert!(of_layout.contains("one:1"), "{of_layout}");
+        // Beside images of the store: the same contents, in both.
+        let both = report(&["shop".into(), archives[1].clone()], store.root());
+        let script = "
+import json, sys
+r = json.loads(sys.argv[1])
+print([i['name'] for i in r['images']], r['matrix'][0]['jaccard'] > 0.9, r['unattributed_bytes'])
+";
+        let seen = python(&directory(), script, [both]);
+        assert_eq!(seen, "['shop:latest', 'blog:latest'] True 0\n");
+        assert_eq!(fs::read_dir(&temporary).unwrap().count(), 0);
+    });
+}
+
+/// A truncated archive, and what is none: one line, and nothing stays. A signal while an archive is
+/// read, and a run that was killed: nothing stays after the next.
+#[test]
+fn archives_that_end_early_leave_nothing() {
+    root(|| {
+        let temporary = directory().join("tmp");
+        fs::create_dir(&temporary).unwrap();
+        let dedup = |archive: &Path| {
+            let mut command = Command::new(binary("cowl-dedup"));
+            command
+                .arg(archive)
+                .env("TMPDIR", &temporary)
+                .stdin(Stdio::null());
+            command
+        };
+        let left = || fs::read_dir(&temporary).unwrap().count();
+        let whole = fs::read(layers().join("shop.image.tar")).unwrap();
+        let cut = directory().join("cut.tar");
+        fs::write(&cut, &whole[..whole.len() / 2]).unwrap();
+        let line = run(&mut dedup(&cut)).refused(1);
+        assert!(line.contains("cut.tar is cut off"), "{line}");
+        let line = run(&mut dedup(Path::new("/etc/passwd"))).refused(1);
+        assert!(
+            line.contains("/etc/passwd is not an image archive"),
+            "{line}"
+        );
+        assert_eq!(left(), 0);
+        let script = "
+import os, signal, subprocess, sys
+name, program, fifo, temporary = sys.argv[1:]
+if not os.path.exists(fifo): os.mkfifo(fifo)
+process = subprocess.Popen([program, fifo], env={**os.environ, 'TMPDIR': temporary})
+with open(fifo, 'wb') as writer:
+    # It reads the pipe, so its scratch store is there.
+    number = getattr(signal, name)
+    process.send_signal(number)
+    assert process.wait() == -number
+";
+        let fifo = directory().join("pipe.tar");
+        for (signal, files) in [("SIGTERM", 0), ("SIGINT", 0), ("SIGHUP", 0), ("SIGKILL", 1)] {
+            let program = binary("cowl-dedup");
+            let arguments = [Path::new(signal), &program, &fifo, &temporary];
+            python(&directory(), script, arguments);
+            assert_eq!(left(), files, "{signal}");
+        }
+        run(&mut dedup(&layers().join("shop.image.tar"))).ok();
+        assert_eq!(left(), 0, "what the killed run left is gone");
+    });
+}
+
+/// Names of files and commands that are markup stay text: the page has its own two scripts only,
+/// and loads nothing.
+#[test]
+fn the_page_takes_no_markup_from_images() {
+    root(|| {
+        let parts = directory().join("parts");
+        fs::create_dir(&parts).unwrap();
+        let make = r"
+import io, tarfile
+with tarfile.open('</script><img src=x onerror=alert(1)>'.replace('/', '') + '.tar', 'w') as archive:
+    for name in ('</script><script>alert(1)</script>', '<img src=x onerror=alert(2)>', '\x1b[2J\u202e', '\x3c!--'):
+        for copy in 'ab':
+            info = tarfile.TarInfo(copy + name.replace('/', ''))
+            info.size = len(name.encode())
+            archive.addfile(info, io.BytesIO(name.encode()))
+";
+        python(&parts, make, [""; 0]);
+        let layer = fs::read_dir(&parts)
+            .unwrap()
+            .next()
+            .unwrap()
+            .unwrap()
+            .path();
+        let archive = directory().join("hostile.tar");
+        make_image("docker", &archive, "hostile:1", &[], &[&layer]);
+        let page = directory().join("page.html");
+        let mut dedup = Command::new(binary("cowl-dedup"));
+        dedup
+            .arg(&archive)
+            .arg("--all")
+            .arg("--html")
+            .arg(&page)
+            .stdin(Stdio::null());
+        let tables = run(&mut dedup).ok();
+        assert!(
+            !tables.contains('\x1b') && !tables.contains('\u{202e}'),
+            "{tables:?}"
+        );
+        let script = "
+import html.parser, json, sys
+found = [('', {})]
+class Parser(html.parser.HTMLParser):
+    def handle_starttag(self, tag, attributes):
+        found.append((tag, dict(attributes)))
+    def handle_endtag(self, tag):
+        found.append(('', {}))
+    def handle_data(self, data):
+        if found[-1][0] == 'script' and 'type' in found[-1][1]:
+            json.loads(data)
+            print('alert(2)' in data)
+Parser().feed(open(sys.argv[1]).read())
+print([tag for tag, _ in found].count('script'), [tag for tag, _ in found].count('img'))
+print([attributes for _, attributes in found if {'src', 'href', 'onerror', 'onload'} & set(attributes)])
+";
+        assert_eq!(python(&directory(), script, [&page]), "True\n2 0\n[]\n");
     });
 }

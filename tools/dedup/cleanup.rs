@@ -1,43 +1,75 @@
 //! What a run holds in a store or on disk, given back at its end and at SIGINT, SIGTERM and SIGHUP.
 //!
 //! The signals are blocked before any other thread starts, and one thread waits for them. After
-//! SIGKILL a lease is stale and goes with the next gc.
+//! SIGKILL a lease is stale and goes with the next gc, a scratch store with the next run that needs
+//! one.
 
-use std::sync::{Mutex, PoisonError};
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use anyhow::{Context, Result};
 use cowl_core::store::Lease;
 use nix::sys::signal::{SigSet, Signal, raise};
 
-static LEASES: Mutex<Vec<Lease>> = Mutex::new(Vec::new());
+use crate::archive::Scratch;
+
+/// What is given back, in this order.
+struct Held {
+    leases: Vec<Lease>,
+    scratch: Vec<Scratch>,
+}
+
+impl Held {
+    fn give_back(&mut self) {
+        self.leases.clear();
+        self.scratch.clear();
+    }
+}
+
+/// Locked while something is taken, so a signal waits until it is known what there is to give back.
+static HELD: Mutex<Held> = Mutex::new(Held {
+    leases: Vec::new(),
+    scratch: Vec::new(),
+});
 
 const ENDING: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
 
-/// Takes a lease, if `take` has one, and keeps it until [`release`]. A signal that comes meanwhile
-/// waits until it is known what there is to release.
+fn held() -> MutexGuard<'static, Held> {
+    HELD.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Takes a lease, if `take` has one, and keeps it until [`release`].
 pub(crate) fn hold_lease<E>(take: impl FnOnce() -> Result<Option<Lease>, E>) -> Result<(), E> {
-    let mut leases = LEASES.lock().unwrap_or_else(PoisonError::into_inner);
-    leases.extend(take()?);
+    let mut held = held();
+    held.leases.extend(take()?);
     Ok(())
+}
+
+/// Makes a scratch directory and keeps it until [`release`]; gives its path.
+pub(crate) fn hold_scratch(make: impl FnOnce() -> Result<(Scratch, PathBuf)>) -> Result<PathBuf> {
+    let mut held = held();
+    let (scratch, path) = make()?;
+    held.scratch.push(scratch);
+    Ok(path)
 }
 
 /// Ends what is held.
 pub(crate) fn release() {
-    LEASES
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .clear();
+    held().give_back();
 }
 
-/// From here on, a signal that would end the process releases first. To be called before any
+/// From here on, a signal that would end the process gives back first. To be called before any
 /// thread is started.
 pub(crate) fn watch_signals() -> Result<()> {
     let ending: SigSet = ENDING.into_iter().collect();
     ending.thread_block().context("blocking signals")?;
     let wait = move || {
         let Ok(signal) = ending.wait() else { return };
-        release();
+        // Locked until the end, so that nothing more is taken, and no error is printed about what
+        // is taken away here.
+        let mut held = held();
+        held.give_back();
         // As if it had not been blocked: the caller sees which signal it was.
         if ending.thread_unblock().is_ok() && raise(signal).is_err() {
             // The process goes on to its regular end.

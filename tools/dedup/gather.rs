@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use cowl_core::digest::{DiffId, ImageId};
 use cowl_core::image::ImageConfig;
 use cowl_core::recipe;
-use cowl_core::store::{Lease, Reference, Store, StoreError, Tag, TaggedImage};
+use cowl_core::store::{Lease, ObjectUsage, Reference, Store, StoreError, Tag, TaggedImage};
 use cowl_core::sys::mmap::map_published;
 
 use crate::cleanup;
@@ -18,8 +18,13 @@ use crate::model::{Collection, Image, Layer, Objects, Step};
 /// Far above any real configuration.
 const CONFIG_LIMIT: u64 = 16 << 20;
 
-/// All images of the stores. Marks the named ones as chosen, or all if no name is given.
-pub(crate) fn collect(stores: &[Store], named: &[String]) -> Result<Collection> {
+/// All images of the stores. Marks as chosen the named ones and those of the scratch store, or all
+/// if there are neither.
+pub(crate) fn collect(
+    stores: &[Store],
+    named: &[String],
+    scratch: Option<usize>,
+) -> Result<Collection> {
     let mut gathering = Gathering {
         objects: Objects::default(),
         layers: Vec::new(),
@@ -28,7 +33,7 @@ pub(crate) fn collect(stores: &[Store], named: &[String]) -> Result<Collection> 
         skipped: Vec::new(),
     };
     let mut pins = Vec::new();
-    let mut disk = cowl_core::store::ObjectUsage::default();
+    let mut disk = ObjectUsage::default();
     for (number, store) in stores.iter().enumerate() {
         // Before the lease, which is a pin too.
         let pinned = store.pinned_layers()?;
@@ -40,7 +45,10 @@ pub(crate) fn collect(stores: &[Store], named: &[String]) -> Result<Collection> 
                 .map(|diff| gathering.layer(number, store, *diff));
             pins.push(layers.filter_map(Result::ok).collect());
         }
-        disk += store.object_usage()?;
+        // Beside a store, archives take no part in what is on disk.
+        if number == 0 {
+            disk = store.object_usage()?;
+        }
     }
     let Gathering {
         objects,
@@ -49,7 +57,7 @@ pub(crate) fn collect(stores: &[Store], named: &[String]) -> Result<Collection> 
         mut skipped,
         ..
     } = gathering;
-    let images = choose(images, named, &mut skipped)?;
+    let images = choose(images, named, scratch, &mut skipped)?;
     Ok(Collection {
         objects,
         layers,
@@ -71,6 +79,7 @@ struct Found {
 fn choose(
     found: Vec<Found>,
     named: &[String],
+    scratch: Option<usize>,
     skipped: &mut Vec<anyhow::Error>,
 ) -> Result<Vec<Image>> {
     let mut places: HashMap<(usize, ImageId), usize> = HashMap::new();
@@ -89,7 +98,10 @@ fn choose(
             (None, place) => images.push((
                 place.unwrap_or(usize::MAX),
                 Image {
-                    chosen: named.is_empty() || place.is_some(),
+                    chosen: match scratch {
+                        None => named.is_empty() || place.is_some(),
+                        Some(scratch) => image.store == scratch || place.is_some(),
+                    },
                     ..image
                 },
             )),

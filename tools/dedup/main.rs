@@ -4,9 +4,11 @@
 //! Reads a store and changes nothing. Sizes are those of objects, each counted once, so `du` of
 //! the files that `--objects` lists confirms them to the byte.
 
+mod archive;
 mod cleanup;
 mod condition;
 mod gather;
+mod html;
 mod ladder;
 mod layers;
 mod model;
@@ -72,6 +74,9 @@ struct Arguments {
     /// Print only the files of the contents that two or more of the images hold, one a line
     #[arg(long)]
     objects: bool,
+    /// Write the report as a page for a browser, too
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
     /// Print whole bytes instead of sizes such as 1.98MB
     #[arg(long)]
     bytes: bool,
@@ -108,8 +113,10 @@ struct Arguments {
     /// share of the logical bytes (5%)
     #[arg(long, value_name = "CONDITION")]
     fail_if: Vec<Condition>,
-    /// Names or ids of images; all of the store if none is given
-    #[arg(value_name = "IMAGE")]
+    /// Names or ids of images, or archives that need not be imported: docker-archives and OCI
+    /// layouts (tar or directory), by a path that begins with / or . or ends in .tar or .tar.gz;
+    /// all images of the store if none is given
+    #[arg(value_name = "IMAGE|ARCHIVE")]
     images: Vec<String>,
 }
 
@@ -158,19 +165,38 @@ fn print_error(what: &str, code: u8) -> ExitCode {
 
 /// Prints the report; gives a line for each condition of `--fail-if` that holds.
 fn run(arguments: &Arguments) -> Result<Vec<String>> {
-    let store = Store::open(&arguments.root)
-        .with_context(|| format!("store {}", arguments.root.display()))?;
-    let stores = [store];
-    let collection = gather::collect(&stores, &arguments.images)?;
+    let (archives, named): (Vec<String>, Vec<String>) = arguments
+        .images
+        .iter()
+        .cloned()
+        .partition(|argument| archive::is_archive(argument));
+    let mut stores = Vec::new();
+    if archives.is_empty() || !named.is_empty() {
+        let store = Store::open(&arguments.root)
+            .with_context(|| format!("store {}", arguments.root.display()))?;
+        stores.push(store);
+    }
+    let scratch = if archives.is_empty() {
+        None
+    } else {
+        stores.push(archive::load(&archives)?);
+        Some(stores.len() - 1)
+    };
+    let collection = gather::collect(&stores, &named, scratch)?;
     for error in &collection.skipped {
         let line = printable(&format!("warning: {error:#}"));
         writeln!(anstream::stderr(), "cowl-dedup: {line}").context("standard error")?;
     }
     let sharing = Sharing::of(&collection);
     let mut report = Report::new(&collection, &sharing)?;
-    if (arguments.ladder || arguments.all || arguments.json) && !arguments.no_ladder {
+    if (arguments.ladder || arguments.all || arguments.json || arguments.html.is_some())
+        && !arguments.no_ladder
+    {
         let (limits, progress) = (ladder::Limits::default(), Progress::new());
         report.set_ladder(ladder::climb(&collection, &stores, limits, &progress)?);
+    }
+    if let Some(path) = &arguments.html {
+        html::write(path, &collection, &sharing, &report)?;
     }
     let text = if arguments.json {
         serde_json::to_string_pretty(&report).context("the report as JSON")? + "\n"

@@ -153,7 +153,13 @@ impl Report {
                 bytes: sum.bytes + class.in_shared_layers.bytes,
             });
         let one_by_one: u64 = images.iter().map(|image| image.stored.bytes).sum();
-        let attributed = sharing.sum(|class| !class.images.is_empty());
+        // Objects of archives beside the store are not in it.
+        let attributed: u64 = (0..)
+            .take(collection.objects.len())
+            .filter(|object| collection.objects.store(*object) == 0)
+            .filter(|object| !sharing.images_of(*object).is_empty())
+            .map(|object| collection.objects.size(object))
+            .sum();
         let (pairs, matrix) = pairs(sharing, &listed, &images);
         let shared_objects = (0..).take(collection.objects.len()).filter(|object| {
             let images = sharing.images_of(*object).iter();
@@ -174,7 +180,7 @@ impl Report {
             },
             kept,
             saved_bytes: one_by_one.saturating_sub(kept.bytes),
-            unattributed_bytes: collection.disk.bytes.saturating_sub(attributed.bytes),
+            unattributed_bytes: collection.disk.bytes.saturating_sub(attributed),
             store: StoreRow {
                 objects: collection.disk.objects,
                 bytes: collection.disk.bytes,

@@ -13,6 +13,13 @@ pub(crate) fn shown_path(path: &[u8]) -> String {
     shown
 }
 
+/// Text of an image; bytes that are no UTF-8 are shown as `\xNN`.
+pub(crate) fn lossy(bytes: &[u8]) -> String {
+    let mut shown = String::with_capacity(bytes.len());
+    push_lossy(&mut shown, bytes);
+    shown
+}
+
 fn push_lossy(shown: &mut String, bytes: &[u8]) {
     for chunk in bytes.utf8_chunks() {
         shown.push_str(chunk.valid());

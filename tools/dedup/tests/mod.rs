@@ -36,7 +36,7 @@ impl TestStore {
 
     pub(crate) fn collect(&self, named: &[&str]) -> anyhow::Result<Collection> {
         let named: Vec<String> = named.iter().map(|name| (*name).to_owned()).collect();
-        collect(&self.stores, &named)
+        collect(&self.stores, &named, None)
     }
 
     pub(crate) fn report(&self, named: &[&str]) -> Report {

@@ -1,0 +1,111 @@
+//! Archives that were never imported, read into a scratch store.
+//!
+//! The scratch store is a directory below TMPDIR, removed at the end and at a signal. Its flock
+//! says that its process lives: what one left that was killed, the next run removes.
+
+use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use cowl_core::image;
+use cowl_core::store::{Store, remove_tree};
+use rustix::fs::{FlockOperation, Mode, OFlags};
+
+use crate::cleanup;
+
+const PREFIX: &str = "cowl-dedup-";
+const ARCHIVES: [&str; 6] = [".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst"];
+
+/// The scratch store's directory, locked.
+#[derive(Debug)]
+pub(crate) struct Scratch {
+    above: File,
+    name: String,
+    #[expect(dead_code, reason = "held for its flock")]
+    lock: File,
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // While a thread still writes into it, a removal can meet new files. It ends: nothing can
+        // be made in a directory that is gone.
+        for _ in 0..1000 {
+            if remove_tree(&self.above, &self.name).is_ok() {
+                return;
+            }
+        }
+    }
+}
+
+/// Whether an argument means an archive: a path, or the name of a file that ends as archives do.
+pub(crate) fn is_archive(argument: &str) -> bool {
+    let is_path = ["/", "./", "../"]
+        .iter()
+        .any(|start| argument.starts_with(start));
+    let is_named_so = ARCHIVES.iter().any(|end| argument.ends_with(end));
+    is_path || (is_named_so && File::open(argument).is_ok())
+}
+
+/// Reads archives into a new scratch store.
+pub(crate) fn load(archives: &[String]) -> Result<Store> {
+    let path = cleanup::hold_scratch(new_scratch).context("making a scratch store")?;
+    let store = Store::open_or_create(&path).context("making a scratch store")?;
+    for archive in archives {
+        image::load(&store, Path::new(archive)).map_err(|error| {
+            let named = error.to_string().contains(archive.as_str());
+            let error = anyhow::Error::from(error);
+            if named {
+                error
+            } else {
+                error.context(archive.clone())
+            }
+        })?;
+    }
+    Ok(store)
+}
+
+fn new_scratch() -> Result<(Scratch, PathBuf)> {
+    let temporary = std::env::temp_dir();
+    let above = File::open(&temporary).with_context(|| temporary.display().to_string())?;
+    remove_dead(&above, &temporary);
+    loop {
+        let random = getrandom::u64().context("a random name")?;
+        let name = format!("{PREFIX}{random:016x}");
+        match rustix::fs::mkdirat(&above, &name, Mode::RWXU) {
+            Err(rustix::io::Errno::EXIST) => continue,
+            made => made.with_context(|| temporary.join(&name).display().to_string())?,
+        }
+        // None: another run took it for a dead one before it was locked.
+        if let Some(lock) = lock(&above, &name) {
+            let path = temporary.join(&name);
+            return Ok((Scratch { above, name, lock }, path));
+        }
+    }
+}
+
+/// Locks a scratch directory; None if its process lives, or it is gone or someone else's.
+fn lock(above: &File, name: &str) -> Option<File> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let dir = File::from(rustix::fs::openat(above, name, flags, Mode::empty()).ok()?);
+    rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive).ok()?;
+    let meta = rustix::fs::fstat(&dir).ok()?;
+    (meta.st_nlink > 0 && meta.st_uid == rustix::process::geteuid().as_raw()).then_some(dir)
+}
+
+/// Removes what killed runs left.
+fn remove_dead(above: &File, temporary: &Path) {
+    let Ok(entries) = std::fs::read_dir(temporary) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let is_scratch = name.as_bytes().starts_with(PREFIX.as_bytes());
+        if let Some(name) = name.to_str().filter(|_| is_scratch)
+            && let Some(_lock) = lock(above, name)
+            && remove_tree(above, name).is_err()
+        {
+            // The next run tries again.
+        }
+    }
+}
