@@ -473,3 +473,216 @@ print([attributes for _, attributes in found if {'src', 'href', 'onerror', 'onlo
         assert_eq!(python(&directory(), script, [&page]), "True\n2 0\n[]\n");
     });
 }
+
+/// `cowl layers`, `diff` and `tree`: the changes of the layers above, and what lists of packages
+/// say.
+#[test]
+fn images_are_compared_and_explained() {
+    root(|| {
+        let store = Store::new("store");
+        load_images(&store);
+        let listed = store.ok(["layers", "one"]);
+        let row = |number: usize| {
+            listed
+                .lines()
+                .nth(number)
+                .unwrap()
+                .split_whitespace()
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(row(1)[2..5], ["8", "0", "0"], "{listed}");
+        // New: srv/again. Changed: etc/conf, srv/also, opt/a, sym. Gone: srv/big, opt/b.
+        assert_eq!(row(2)[2..5], ["1", "4", "2"], "{listed}");
+        assert_eq!(row(2).last(), Some(&"changes.tar"));
+        let found = store.ok(["diff", "two", "three"]);
+        for line in [
+            "D /byte",
+            "A /srv/again",
+            "D /srv/big",
+            "C /etc/conf  (content 3B -> 5B)",
+            "C /srv/also  (owner 0:0 -> 7:0)",
+            "C /sym  (type symlink -> file, content",
+        ] {
+            assert!(
+                found
+                    .lines()
+                    .any(|found| found.starts_with(line.trim_end_matches(", content"))),
+                "{line}: {found}"
+            );
+        }
+        assert_eq!(
+            store.ok(["diff", "one", "one:latest"]).lines().count(),
+            0,
+            "nothing differs"
+        );
+        let line = store.run(["diff", "one", "nosuch"]).refused(1);
+        assert!(line.contains("nosuch"), "{line}");
+    });
+}
+
+/// Versions of packages in the databases of dpkg, apk and rpm, of which rpm's is an SQLite file that
+/// Python's own SQLite writes.
+#[test]
+fn packages_of_three_databases_are_compared() {
+    root(|| {
+        let store = Store::new("store");
+        let make = r"
+import io, os, sqlite3, struct, sys, tarfile
+def header(name, version, release, epoch=None):
+    entries, data = [], b''
+    for tag, kind, value in ((1000, 6, name), (1001, 6, version), (1002, 6, release), (1003, 4, epoch), (1004, 6, 'x' * 9000)):
+        if value is None: continue
+        entries.append(struct.pack('>IIII', tag, kind, len(data), 1))
+        data += struct.pack('>I', value) if kind == 4 else value.encode() + b'\0'
+    return struct.pack('>II', len(entries), len(data)) + b''.join(entries) + data
+def rpmdb(packages):
+    if os.path.exists('db'): os.remove('db')
+    with sqlite3.connect('db') as db:
+        db.execute('CREATE TABLE other (x)')
+        db.execute('CREATE TABLE Packages (hnum INTEGER PRIMARY KEY AUTOINCREMENT, blob BLOB NOT NULL)')
+        db.executemany('INSERT INTO Packages (blob) VALUES (?)', [(header(*p),) for p in packages])
+    db.close()
+    return open('db', 'rb').read()
+def layer(name, dpkg, apk, rpm):
+    with tarfile.open(name, 'w') as archive:
+        for path, data in (('var/lib/dpkg/status', ''.join(f'Package: {n}\nStatus: install ok installed\nVersion: {v}\n\n' for n, v in dpkg).encode()),
+                           ('lib/apk/db/installed', ''.join(f'P:{n}\nV:{v}\n\n' for n, v in apk).encode()),
+                           ('var/lib/rpm/rpmdb.sqlite', rpmdb(rpm))):
+            info = tarfile.TarInfo(path)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+many = [(f'p{n}', '1', '1') for n in range(300)]
+layer('one.tar', [('libc6', '2.36-9'), ('dash', '0.5')], [('musl', '1.2.5-r0')], [('bash', '5.1', '2.el9', 7), *many])
+layer('two.tar', [('libc6', '2.41-1')], [('musl', '1.2.5-r1'), ('zlib', '1.3')], [*many, ('bash', '5.2', '1.el9', 7)])
+";
+        let parts = directory().join("parts");
+        fs::create_dir(&parts).unwrap();
+        python(&parts, make, [""; 0]);
+        for name in ["one", "two"] {
+            let archive = directory().join(format!("{name}.tar"));
+            make_image(
+                "docker",
+                &archive,
+                name,
+                &[],
+                &[&parts.join(format!("{name}.tar"))],
+            );
+            store.load(&archive);
+        }
+        let found = store.ok(["diff", "one", "two"]);
+        let packages: Vec<Vec<&str>> = found
+            .lines()
+            .skip_while(|line| !line.starts_with("KIND"))
+            .skip(1)
+            .map(|line| line.split_whitespace().collect())
+            .collect();
+        let expected = [
+            ["apk", "musl", "1.2.5-r0", "1.2.5-r1"],
+            ["apk", "zlib", "-", "1.3"],
+            ["dpkg", "dash", "0.5", "-"],
+            ["dpkg", "libc6", "2.36-9", "2.41-1"],
+            ["rpm", "bash", "7:5.1-2.el9", "7:5.2-1.el9"],
+        ];
+        assert_eq!(packages, expected, "{found}");
+    });
+}
+
+/// `cowl tree`: every name that the second reader of the format finds, and damage is named.
+#[test]
+fn an_index_is_made_readable() {
+    root(|| {
+        let store = Store::new("store");
+        load_images(&store);
+        let trees = shell(
+            store.root(),
+            "ls -d $PWD/layers/*/tree $PWD/merged/*",
+            [""; 0],
+        );
+        for tree in trees.lines() {
+            let shown = store.ok(["tree", tree]);
+            let script = "
+import subprocess, sys
+told = subprocess.run(['python3', '-B', *sys.argv[1:]], check=True, capture_output=True, text=True).stdout
+print(len(told.splitlines()))
+";
+            let names = python(&directory(), script, [fixture("readtree.py"), tree.into()]);
+            // Both have a line for the tree, one for the root and one for each name.
+            let count: usize = names.trim().parse().unwrap();
+            assert_eq!(shown.lines().count(), count, "{tree}: {shown}");
+        }
+        let broken = directory().join("broken");
+        let tree = trees.lines().next().unwrap();
+        let mut bytes = fs::read(tree).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(&broken, bytes).unwrap();
+        let line = store.run(["tree", broken.to_str().unwrap()]).refused(1);
+        assert!(line.contains("broken"), "{line}");
+    });
+}
+
+/// `--tui` in a real terminal: layers and files, a search, a sort, the end. A hostile name is shown
+/// as text.
+#[test]
+fn layers_are_browsed_in_a_terminal() {
+    root(|| {
+        let store = Store::new("store");
+        let archives = load_images(&store);
+        let parts = directory().join("parts");
+        let make = r"
+import io, tarfile
+with tarfile.open('evil.tar', 'w') as archive:
+    info = tarfile.TarInfo('e\x1b]0;owned\x07vil\x1b[31m')
+    info.size = 4
+    archive.addfile(info, io.BytesIO(b'evil'))
+";
+        python(&parts, make, [""; 0]);
+        let archive = directory().join("evil.tar");
+        make_image("docker", &archive, "evil", &[], &[&parts.join("evil.tar")]);
+        drop(archives);
+        store.load(&archive);
+        let script = r"
+import subprocess, sys
+socket, *command = sys.argv[1:]
+def tmux(*arguments):
+    return subprocess.run(['tmux', '-S', socket, *arguments], check=True, capture_output=True, text=True).stdout
+def screen(*wanted, without=()):
+    # Drawing takes what it takes: the screen is read until it shows what must come.
+    while True:
+        seen = tmux('capture-pane', '-p')
+        if all(text in seen for text in wanted) and not any(text in seen for text in without): return seen
+def keys(*names): tmux('send-keys', *names)
+tmux('-f', '/dev/null', 'new-session', '-d', '-x', '150', '-y', '30', *command)
+tmux('set-option', 'remain-on-exit', 'on')
+screen('one:latest (1/2)', 'after layer 1', 'A', 'srv', 'opt', '+8 ~0 -0', 'waste')
+keys('Down')
+screen('after layer 2', 'changes.tar')
+keys('/'); keys('b', 'i', 'g'); keys('Enter')
+found = screen('search: big', 'D', 'big', without=('opt',))
+assert [line for line in found.splitlines() if 'big' in line and ' D ' in line.replace('│D', ' D')], found
+keys('Escape')
+screen('opt', without=('search: big',))
+keys('s')
+by_size = screen('by size')
+keys('u')
+screen('etc', without=('sym2',))
+keys(']')
+evil = screen('evil:latest (2/2)', 'vil')
+assert '\\u{1b}]0;owned' in evil, evil
+assert tmux('display-message', '-p', '#{pane_title}').strip() != 'owned'
+keys('q')
+while tmux('display-message', '-p', '#{pane_dead}').strip() != '1': pass
+assert tmux('display-message', '-p', '#{pane_dead_status}').strip() == '0', tmux('capture-pane', '-p')
+tmux('kill-server')
+print('done')
+";
+        let socket = directory().join("tmux");
+        let (cowl, at) = (binary("cowl"), store.root());
+        let command = ["dedup", "--tui", "one", "evil"].map(Path::new);
+        let arguments = [socket.as_path(), &cowl, Path::new("--root"), at];
+        assert_eq!(
+            python(&directory(), script, arguments.into_iter().chain(command)),
+            "done\n"
+        );
+    });
+}

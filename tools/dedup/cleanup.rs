@@ -16,12 +16,17 @@ use crate::archive::Scratch;
 
 /// What is given back, in this order.
 struct Held {
+    /// A terminal in raw mode, on its other screen.
+    terminal: bool,
     leases: Vec<Lease>,
     scratch: Vec<Scratch>,
 }
 
 impl Held {
     fn give_back(&mut self) {
+        if std::mem::take(&mut self.terminal) {
+            ratatui::restore();
+        }
         self.leases.clear();
         self.scratch.clear();
     }
@@ -29,6 +34,7 @@ impl Held {
 
 /// Locked while something is taken, so a signal waits until it is known what there is to give back.
 static HELD: Mutex<Held> = Mutex::new(Held {
+    terminal: false,
     leases: Vec::new(),
     scratch: Vec::new(),
 });
@@ -52,6 +58,14 @@ pub(crate) fn hold_scratch(make: impl FnOnce() -> Result<(Scratch, PathBuf)>) ->
     let (scratch, path) = make()?;
     held.scratch.push(scratch);
     Ok(path)
+}
+
+/// Takes the terminal and keeps it until [`release`].
+pub(crate) fn hold_terminal<T>(take: impl FnOnce() -> Result<T>) -> Result<T> {
+    let mut held = held();
+    let terminal = take()?;
+    held.terminal = true;
+    Ok(terminal)
 }
 
 /// Ends what is held.

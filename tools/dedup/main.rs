@@ -5,20 +5,26 @@
 //! the files that `--objects` lists confirms them to the byte.
 
 mod archive;
+mod browse;
 mod cleanup;
+mod compare;
 mod condition;
 mod gather;
 mod html;
+mod index;
 mod ladder;
 mod layers;
 mod model;
+mod packages;
 mod pieces;
 mod progress;
 mod report;
+mod rpmdb;
 mod sharing;
 mod show;
 mod state;
 mod text;
+mod tui;
 mod walk;
 mod whatif;
 
@@ -74,6 +80,18 @@ struct Arguments {
     /// Print only the files of the contents that two or more of the images hold, one a line
     #[arg(long)]
     objects: bool,
+    /// Browse layers and files in the terminal
+    #[arg(long, conflicts_with_all = ["json", "objects"])]
+    tui: bool,
+    /// Compare two images: files, modes, owners, contents, packages (`cowl diff A B`)
+    #[arg(long, conflicts_with_all = ["objects", "tui"])]
+    diff: bool,
+    /// Print the layers of each image and nothing else (`cowl layers IMAGE`)
+    #[arg(long, conflicts_with_all = ["json", "objects", "tui", "diff"])]
+    only_layers: bool,
+    /// Print an index file of the store, a layer's or a merged one, name by name (`cowl tree FILE`)
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["json", "objects", "tui", "diff", "only_layers", "images"])]
+    tree: Option<PathBuf>,
     /// Write the report as a page for a browser, too
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
@@ -165,6 +183,10 @@ fn print_error(what: &str, code: u8) -> ExitCode {
 
 /// Prints the report; gives a line for each condition of `--fail-if` that holds.
 fn run(arguments: &Arguments) -> Result<Vec<String>> {
+    if let Some(path) = &arguments.tree {
+        print(&index::text(path)?)?;
+        return Ok(Vec::new());
+    }
     let (archives, named): (Vec<String>, Vec<String>) = arguments
         .images
         .iter()
@@ -187,6 +209,14 @@ fn run(arguments: &Arguments) -> Result<Vec<String>> {
         let line = printable(&format!("warning: {error:#}"));
         writeln!(anstream::stderr(), "cowl-dedup: {line}").context("standard error")?;
     }
+    if arguments.tui {
+        tui::run(&collection)?;
+        return Ok(Vec::new());
+    }
+    if arguments.diff {
+        print(&diff(arguments, &collection, &stores)?)?;
+        return Ok(Vec::new());
+    }
     let sharing = Sharing::of(&collection);
     let mut report = Report::new(&collection, &sharing)?;
     if (arguments.ladder || arguments.all || arguments.json || arguments.html.is_some())
@@ -205,16 +235,28 @@ fn run(arguments: &Arguments) -> Result<Vec<String>> {
     } else {
         tables(arguments, &report)
     };
-    match anstream::stdout().write_all(text.as_bytes()) {
-        // A reader that has seen enough is no error.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
-        written => written.context("standard output")?,
-    }
+    print(&text)?;
     let failures = arguments
         .fail_if
         .iter()
         .flat_map(|condition| condition.failures(&report));
     Ok(failures.collect())
+}
+
+fn print(text: &str) -> Result<()> {
+    match anstream::stdout().write_all(text.as_bytes()) {
+        // A reader that has seen enough is no error.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("standard output"),
+    }
+}
+
+fn diff(arguments: &Arguments, collection: &Collection, stores: &[Store]) -> Result<String> {
+    let comparison = compare::Comparison::new(collection, stores, arguments.images.len())?;
+    if arguments.json {
+        return Ok(serde_json::to_string_pretty(&comparison).context("the report as JSON")? + "\n");
+    }
+    Ok(comparison.text(terminal_width()))
 }
 
 /// Writes one list of the report.
@@ -230,6 +272,9 @@ fn tables(arguments: &Arguments, report: &Report) -> String {
         width: terminal_width(),
         rows: (!arguments.all_rows).then_some(20),
     };
+    if arguments.only_layers {
+        return text::only_layers(report, layout);
+    }
     let mut text = text::summary(report, layout);
     let lists: [(bool, List); 6] = [
         (arguments.layers || arguments.all, text::layers),

@@ -388,6 +388,15 @@ impl<'c> State<'c> {
         }
     }
 
+    /// All visible names that are no directories.
+    pub(crate) fn files(&self) -> BTreeMap<Vec<u8>, Place> {
+        let mut files = BTreeMap::new();
+        self.visit(0, &[], &mut |path, place| {
+            files.insert(path.to_vec(), place);
+        });
+        files
+    }
+
     /// All visible names that are no directories, with their files and contents.
     #[cfg(test)]
     pub(crate) fn listing(&self) -> BTreeMap<String, (Place, Option<cowl_core::digest::ObjectId>)> {

@@ -358,3 +358,44 @@ pub(crate) fn ladder(report: &Report, layout: Layout) -> String {
     }
     text
 }
+
+/// The layers of each image, short.
+pub(crate) fn only_layers(report: &Report, layout: Layout) -> String {
+    let mut text = String::new();
+    for image in &report.images {
+        if report.images.len() > 1 {
+            title(&mut text, &image.name);
+        }
+        let mut table = Table::new([
+            ("#", Right),
+            ("SIZE", Right),
+            ("ADDED", Right),
+            ("CHANGED", Right),
+            ("DELETED", Right),
+            ("ELSEWHERE", Right),
+            ("WASTE", Right),
+            ("STEP", Left),
+        ]);
+        for row in report.layers.iter().filter(|row| row.image == image.name) {
+            let wasted = report
+                .waste
+                .iter()
+                .filter(|waste| waste.image == image.name);
+            let wasted = wasted
+                .filter(|waste| waste.layer == row.diff_id)
+                .map(|waste| waste.bytes);
+            table.row([
+                row.number.to_string(),
+                layout.sizes.show(row.bytes),
+                row.changes.added.to_string(),
+                row.changes.changed.to_string(),
+                row.changes.deleted.to_string(),
+                layout.sizes.show(row.elsewhere.bytes),
+                layout.sizes.show(wasted.sum()),
+                step(&row.created_by, layout),
+            ]);
+        }
+        table.write(&mut text, layout.width);
+    }
+    text
+}

@@ -15,7 +15,7 @@ use std::path::PathBuf;
     arg_required_else_help = true,
     args_override_self = true,
     max_term_width = 110,
-    after_help = "`cowl NAME` runs the program cowl-NAME for any other NAME. `cowl dedup` shows what images share, in bytes."
+    after_help = "`cowl NAME` runs the program cowl-NAME for any other NAME. `cowl dedup` shows what images share, in bytes; `cowl layers IMAGE`, `cowl diff IMAGE IMAGE` and `cowl tree FILE` are options of it."
 )]
 pub(super) struct Cli {
     /// Directory of the store [default: $COWL_ROOT; else /var/lib/cowl for root,

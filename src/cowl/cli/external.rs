@@ -11,6 +11,13 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
 
+/// Commands that `cowl-dedup` has as options.
+const OF_DEDUP: [(&str, &str); 3] = [
+    ("layers", "--only-layers"),
+    ("diff", "--diff"),
+    ("tree", "--tree"),
+];
+
 /// Replaces this process by `cowl-NAME`; returns only on failure.
 pub(super) fn run(words: &[OsString], root: Option<PathBuf>) -> Result<u8> {
     let Some((name, arguments)) = words.split_first() else {
@@ -19,9 +26,15 @@ pub(super) fn run(words: &[OsString], root: Option<PathBuf>) -> Result<u8> {
     let Some(name) = name.to_str().filter(|name| is_plain(name)) else {
         return Err(unknown(&name.to_string_lossy()));
     };
+    let of_dedup = OF_DEDUP.iter().find(|(command, _)| *command == name);
+    let (name, option) = match of_dedup {
+        Some((_, option)) => ("dedup", Some(*option)),
+        None => (name, None),
+    };
     let program = helpers::lookup(&format!("cowl-{name}")).ok_or_else(|| unknown(name))?;
     let root = root.map_or_else(host::default_root, Ok)?;
     let failed = Command::new(&program)
+        .args(option)
         .args(arguments)
         .env(super::ROOT, root)
         .exec();

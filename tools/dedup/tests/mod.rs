@@ -1,5 +1,6 @@
 //! Figures of small stores, worked out by hand in the comments.
 
+mod browsing;
 mod figures;
 mod waste;
 

@@ -1,0 +1,124 @@
+//! Package databases of images: dpkg's, apk's and rpm's.
+
+use std::collections::BTreeMap;
+
+use crate::rpmdb;
+
+/// Which format a database has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Dpkg,
+    Apk,
+    RpmSqlite,
+    /// Berkeley DB or ndb: of distributions before 2020, and of SUSE.
+    RpmOther,
+}
+
+/// Where databases are: a file, or a directory of files.
+pub(crate) const DATABASES: [(&str, Kind); 9] = [
+    ("var/lib/dpkg/status", Kind::Dpkg),
+    ("var/lib/dpkg/status.d", Kind::Dpkg),
+    ("lib/apk/db/installed", Kind::Apk),
+    ("usr/lib/apk/db/installed", Kind::Apk),
+    ("var/lib/rpm/rpmdb.sqlite", Kind::RpmSqlite),
+    ("usr/lib/sysimage/rpm/rpmdb.sqlite", Kind::RpmSqlite),
+    ("var/lib/rpm/Packages", Kind::RpmOther),
+    ("var/lib/rpm/Packages.db", Kind::RpmOther),
+    ("usr/lib/sysimage/rpm/Packages.db", Kind::RpmOther),
+];
+
+/// Versions by the kind and the name of the package; several may be installed.
+pub(crate) type Packages = BTreeMap<(&'static str, String), Vec<String>>;
+
+/// Adds the packages of a database. The error says why it cannot be read.
+pub(crate) fn read(kind: Kind, bytes: &[u8], packages: &mut Packages) -> Result<(), &'static str> {
+    match kind {
+        Kind::Dpkg => {
+            let text = String::from_utf8_lossy(bytes);
+            for block in text.split("\n\n") {
+                let field = |name: &str| {
+                    block
+                        .lines()
+                        .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+                };
+                // Without a status: distroless images have a file for each package.
+                let installed = field("Status").is_none_or(|status| status.ends_with(" installed"));
+                if let (true, Some(name), Some(version)) =
+                    (installed, field("Package"), field("Version"))
+                {
+                    add(packages, "dpkg", name, version);
+                }
+            }
+            Ok(())
+        }
+        Kind::Apk => {
+            let text = String::from_utf8_lossy(bytes);
+            for block in text.split("\n\n") {
+                let field = |name: &str| block.lines().find_map(|line| line.strip_prefix(name));
+                if let (Some(name), Some(version)) = (field("P:"), field("V:")) {
+                    add(packages, "apk", name, version);
+                }
+            }
+            Ok(())
+        }
+        Kind::RpmSqlite => {
+            for (name, version) in rpmdb::packages(bytes).ok_or("no SQLite database of rpm's")? {
+                add(packages, "rpm", &name, &version);
+            }
+            Ok(())
+        }
+        Kind::RpmOther => Err("an rpm database that is not SQLite is not read"),
+    }
+}
+
+fn add(packages: &mut Packages, kind: &'static str, name: &str, version: &str) {
+    let versions = packages.entry((kind, name.to_owned())).or_default();
+    versions.push(version.to_owned());
+    versions.sort();
+    versions.dedup();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list(kind: Kind, bytes: &[u8]) -> String {
+        let mut packages = Packages::new();
+        read(kind, bytes, &mut packages).unwrap();
+        let all = packages
+            .iter()
+            .map(|((_, name), versions)| format!("{name}={}", versions.join("+")));
+        all.collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn dpkg_status_lists_installed_packages() {
+        let status = b"Package: a\nStatus: install ok installed\nVersion: 1:2-3\nDescription: x\n Version: 9\n\n\
+            Package: gone\nStatus: deinstall ok config-files\nVersion: 1\n\nPackage: plain\nVersion: 4\n";
+        assert_eq!(list(Kind::Dpkg, status), "a=1:2-3 plain=4");
+    }
+
+    #[test]
+    fn apk_database_lists_packages() {
+        let installed = b"C:Q1\nP:musl\nV:1.2.5-r0\nA:x86_64\n\nP:busybox\nV:1.36.1-r29\nF:bin\n\n";
+        assert_eq!(
+            list(Kind::Apk, installed),
+            "busybox=1.36.1-r29 musl=1.2.5-r0"
+        );
+    }
+
+    #[test]
+    fn other_databases_are_named() {
+        let mut packages = Packages::new();
+        assert!(
+            read(
+                Kind::RpmSqlite,
+                b"SQLite format 3\0 and no more",
+                &mut packages
+            )
+            .is_err()
+        );
+        assert!(read(Kind::RpmOther, b"", &mut packages).is_err());
+        assert!(packages.is_empty());
+    }
+}

@@ -1,0 +1,235 @@
+//! Reads rpm's SQLite database: as much of SQLite's file format as its table `Packages` needs, and
+//! rpm's headers.
+//!
+//! Sources: sqlite.org/fileformat2.html; rpm's lib/header.c. Every access is checked, and no bytes
+//! make it loop: pages are counted.
+
+/// Name and `[EPOCH:]VERSION-RELEASE` of each package; None if the bytes are no such database.
+pub(crate) fn packages(bytes: &[u8]) -> Option<Vec<(String, String)>> {
+    let database = Database::open(bytes)?;
+    let mut root = None;
+    database.each_row(1, &mut |row| {
+        // type, name, tbl_name, rootpage, sql
+        if row.first()?.text()? == b"table" && row.get(1)?.text()? == b"Packages" {
+            root = row.get(3)?.number();
+        }
+        Some(())
+    })?;
+    let mut packages = Vec::new();
+    database.each_row(u32::try_from(root?).ok()?, &mut |row| {
+        packages.extend(header(row.get(1)?.text()?));
+        Some(())
+    })?;
+    Some(packages)
+}
+
+struct Database<'b> {
+    bytes: &'b [u8],
+    page: usize,
+    /// Bytes of a page that are used.
+    usable: usize,
+}
+
+/// A column of a row.
+enum Value {
+    Number(i64),
+    /// Text or a blob.
+    Bytes(Vec<u8>),
+}
+
+impl Value {
+    fn text(&self) -> Option<&[u8]> {
+        match self {
+            Self::Bytes(bytes) => Some(bytes),
+            Self::Number(_) => None,
+        }
+    }
+
+    fn number(&self) -> Option<i64> {
+        match self {
+            Self::Number(number) => Some(*number),
+            Self::Bytes(_) => None,
+        }
+    }
+}
+
+fn be16(bytes: &[u8], at: usize) -> Option<usize> {
+    let bytes = bytes.get(at..)?.first_chunk()?;
+    Some(u16::from_be_bytes(*bytes).into())
+}
+
+fn be32(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_be_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+/// SQLite's integer of 1 to 9 bytes, and what follows it.
+fn varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
+    let mut value = 0_u64;
+    let mut rest = bytes;
+    for count in 0..9 {
+        let (byte, after) = rest.split_first()?;
+        rest = after;
+        if count == 8 {
+            return Some((value << 8 | u64::from(*byte), rest));
+        }
+        value = value << 7 | u64::from(byte & 0x7f);
+        if byte & 0x80 == 0 {
+            break;
+        }
+    }
+    Some((value, rest))
+}
+
+impl<'b> Database<'b> {
+    fn open(bytes: &'b [u8]) -> Option<Self> {
+        bytes.strip_prefix(b"SQLite format 3\0")?;
+        let page = match be16(bytes, 16)? {
+            1 => 65536,
+            size => size,
+        };
+        let reserved = usize::from(*bytes.get(20)?);
+        let usable = page.checked_sub(reserved)?;
+        (page >= 512 && usable >= 480).then_some(Self {
+            bytes,
+            page,
+            usable,
+        })
+    }
+
+    /// A page by its number, from 1.
+    fn page(&self, number: u32) -> Option<&'b [u8]> {
+        let start = usize::try_from(number.checked_sub(1)?)
+            .ok()?
+            .checked_mul(self.page)?;
+        self.bytes.get(start..start.checked_add(self.page)?)
+    }
+
+    /// Calls `take` for each row of the table at a root page. A row that `take` refuses is skipped.
+    fn each_row(&self, root: u32, take: &mut dyn FnMut(&[Value]) -> Option<()>) -> Option<()> {
+        let mut left = self.bytes.len() / self.page + 1;
+        let mut pending = vec![root];
+        while let Some(number) = pending.pop() {
+            left = left.checked_sub(1)?;
+            let page = self.page(number)?;
+            let start = if number == 1 { 100 } else { 0 };
+            let kind = *page.get(start)?;
+            let cells = be16(page, start + 3)?;
+            let pointers = start + if kind == 5 { 12 } else { 8 };
+            if kind == 5 {
+                pending.push(be32(page, start + 8)?);
+            }
+            for cell in 0..cells {
+                let at = be16(page, pointers + 2 * cell)?;
+                match kind {
+                    5 => pending.push(be32(page, at)?),
+                    13 => {
+                        let row = self.row(page.get(at..)?)?;
+                        if take(&row).is_none() {
+                            // Not what is looked for.
+                        }
+                    }
+                    _ => return None,
+                }
+            }
+        }
+        Some(())
+    }
+
+    /// The columns of a leaf's cell.
+    fn row(&self, cell: &[u8]) -> Option<Vec<Value>> {
+        let (length, rest) = varint(cell)?;
+        let (_rowid, rest) = varint(rest)?;
+        let payload = self.payload(rest, usize::try_from(length).ok()?)?;
+        let (header, mut types) = varint(&payload)?;
+        let header = usize::try_from(header).ok()?;
+        let mut body = payload.get(header..)?;
+        let types_end = body.len();
+        let mut row = Vec::new();
+        while types.len() > types_end {
+            let (kind, rest) = varint(types)?;
+            types = rest;
+            let length = match kind {
+                0 | 8 | 9 => 0,
+                1..=4 => usize::try_from(kind).ok()?,
+                5 => 6,
+                6 | 7 => 8,
+                10 | 11 => return None,
+                _ => usize::try_from((kind - 12) / 2).ok()?,
+            };
+            let (value, rest) = body.split_at_checked(length)?;
+            body = rest;
+            row.push(match kind {
+                0 => Value::Number(0),
+                1..=9 => Value::Number(integer(kind, value)),
+                _ => Value::Bytes(value.to_vec()),
+            });
+        }
+        Some(row)
+    }
+
+    /// A cell's payload, what it spills to overflow pages included.
+    fn payload(&self, local: &[u8], length: usize) -> Option<Vec<u8>> {
+        let most = self.usable - 35;
+        if length <= most {
+            return Some(local.get(..length)?.to_vec());
+        }
+        if length > self.bytes.len() {
+            return None;
+        }
+        let least = (self.usable - 12) * 32 / 255 - 23;
+        let spill = least + (length - least) % (self.usable - 4);
+        let kept = if spill <= most { spill } else { least };
+        let mut payload = local.get(..kept)?.to_vec();
+        let mut next = be32(local, kept)?;
+        while payload.len() < length {
+            let page = self.page(next)?.get(..self.usable)?;
+            next = be32(page, 0)?;
+            let piece = page.get(4..)?;
+            let take = piece.len().min(length - payload.len());
+            payload.extend_from_slice(piece.get(..take)?);
+        }
+        Some(payload)
+    }
+}
+
+/// A signed integer of a serial type.
+fn integer(kind: u64, bytes: &[u8]) -> i64 {
+    match kind {
+        8 => 0,
+        9 => 1,
+        _ => {
+            let negative = bytes.first().is_some_and(|byte| byte & 0x80 != 0);
+            let start = if negative { -1 } else { 0 };
+            bytes
+                .iter()
+                .fold(start, |value: i64, byte| value << 8 | i64::from(*byte))
+        }
+    }
+}
+
+const NAME: u32 = 1000;
+const VERSION: u32 = 1001;
+const RELEASE: u32 = 1002;
+const EPOCH: u32 = 1003;
+
+/// Name and version of an rpm header: counts of index entries and of data, the entries, the data.
+fn header(blob: &[u8]) -> Option<(String, String)> {
+    let entries = usize::try_from(be32(blob, 0)?).ok()?;
+    let index = blob.get(8..)?;
+    let data = index.get(entries.checked_mul(16)?..)?;
+    let find = |wanted: u32| {
+        let entry = index
+            .chunks_exact(16)
+            .take(entries)
+            .find(|entry| be32(entry, 0) == Some(wanted))?;
+        data.get(usize::try_from(be32(entry, 8)?).ok()?..)
+    };
+    let text = |tag| {
+        let text = find(tag)?.split(|byte| *byte == 0).next()?;
+        Some(String::from_utf8_lossy(text).into_owned())
+    };
+    let (name, version, release) = (text(NAME)?, text(VERSION)?, text(RELEASE)?);
+    let epoch = find(EPOCH).and_then(|epoch| be32(epoch, 0));
+    let epoch = epoch.map(|epoch| format!("{epoch}:")).unwrap_or_default();
+    Some((name, format!("{epoch}{version}-{release}")))
+}

@@ -1,0 +1,131 @@
+//! What `--tui`, `cowl diff` and `cowl tree` are made of.
+
+use super::TestStore;
+use crate::browse::{Browser, Mark, View};
+use crate::compare::Comparison;
+use crate::walk::walk;
+
+const LAYERS: [&str; 2] = [
+    "f etc/a a10\nf etc/b b20\nf gone/x x30",
+    "f etc/a A40\nw gone\nf new/n n50\nf new/m n50",
+];
+
+/// `mark name bytes waste` of each row, indented.
+fn rows(browser: &Browser, view: &View) -> Vec<String> {
+    let show = |number: &usize| {
+        let item = &browser.items[*number];
+        let indent = " ".repeat(item.depth);
+        format!(
+            "{}{indent}{} {} {}",
+            item.mark.letter(),
+            item.name,
+            item.bytes,
+            item.waste
+        )
+    };
+    browser.rows(view).iter().map(show).collect()
+}
+
+fn browser(layer: usize) -> Browser {
+    let store = TestStore::new();
+    store.put(&["image"], &LAYERS);
+    let collection = store.collect(&[]).unwrap();
+    let image = &collection.images[0];
+    let walked = walk(&collection, image).unwrap();
+    Browser::new(&collection, image, layer, &walked.waste).unwrap()
+}
+
+/// Layer 1 adds everything; a10 and x30 are wasted, since layer 2 hides them.
+#[test]
+fn the_first_layer_adds_what_it_has() {
+    let first = browser(0);
+    assert_eq!(
+        rows(&first, &View::default()),
+        ["A etc 30 10", "A gone 30 30"]
+    );
+    assert_eq!(first.items[0].mark, Mark::Added);
+}
+
+/// Layer 2 changes etc/a, removes gone/x, and adds two files of one content, one of them wasted.
+#[test]
+fn a_layer_marks_what_it_adds_changes_and_removes() {
+    let mut second = browser(1);
+    for item in &mut second.items {
+        item.open = true;
+    }
+    let all = rows(&second, &View::default());
+    let expected = [
+        "C etc 60 0",
+        "C  a 40 0",
+        "   b 20 0",
+        "D gone 0 0",
+        "D  x 30 0",
+        "A new 100 50",
+        "A  m 50 0",
+        "A  n 50 50",
+    ];
+    assert_eq!(all, expected);
+    let by_size = View {
+        by_size: true,
+        ..View::default()
+    };
+    assert_eq!(rows(&second, &by_size)[0], "A new 100 50");
+    let changed = View {
+        hide_same: true,
+        ..View::default()
+    };
+    assert!(
+        !rows(&second, &changed)
+            .iter()
+            .any(|row| row.contains(" b "))
+    );
+}
+
+#[test]
+fn a_search_opens_what_leads_to_its_finds() {
+    let second = browser(1);
+    let search = View {
+        search: "ETC/B".to_owned(),
+        ..View::default()
+    };
+    assert_eq!(rows(&second, &search), ["C etc 60 0", "   b 20 0"]);
+    let none = View {
+        search: "nothing".to_owned(),
+        ..View::default()
+    };
+    assert!(rows(&second, &none).is_empty());
+}
+
+/// Contents, types, whole directories and packages.
+#[test]
+fn comparing_lists_names_and_packages() {
+    let store = TestStore::new();
+    store.put(&["one"], &["f same s1\nf old/x x1\nf kind k1\nf text a10"]);
+    store.put(
+        &["two"],
+        &["f same s1\nf new/y y1\nf kind/z z1\nf text b20"],
+    );
+    let collection = store.collect(&["one", "two"]).unwrap();
+    let comparison = Comparison::new(&collection, &store.stores, 2).unwrap();
+    let files: Vec<String> = comparison
+        .files
+        .iter()
+        .map(|file| format!("{:?} {} {}", file.change, file.path, file.what.join(", ")))
+        .collect();
+    let expected = [
+        "Changed /kind type file -> directory, mode 0644 -> 0755",
+        "Added /kind/z ",
+        "Added /new ",
+        "Added /new/y ",
+        "Removed /old ",
+        "Removed /old/x ",
+        "Changed /text content 10B -> 20B",
+    ];
+    assert_eq!(files, expected);
+    assert!(comparison.packages.is_empty() && comparison.notes.is_empty());
+    let one = store.collect(&["one"]).unwrap();
+    let error = Comparison::new(&one, &store.stores, 1)
+        .unwrap_err()
+        .to_string();
+    assert_eq!(error, "two images are compared, and 1 are given");
+}
