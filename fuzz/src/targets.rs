@@ -12,7 +12,7 @@ use cowl_core::recipe::{self, Recipe};
 use cowl_core::store::Store;
 use cowl_core::tree;
 use cowl_core::upper::marks;
-use cowl_launch::wire;
+use cowl_launch::{control, wire};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, send, socketpair};
 
 /// A parser, as the runner sees it.
@@ -99,6 +99,14 @@ pub const TARGETS: [Target; 11] = [
         ..target("handover", |input| handover::decode(input).is_ok())
     },
     target("launch", read_launch),
+    Target {
+        golden: &["control"],
+        ..target("control", |input| {
+            let request = control::Request::decode(input).is_ok();
+            let reply = control::Reply::decode(input).is_ok();
+            request | reply | control::decode_process(input).is_ok()
+        })
+    },
 ];
 
 /// Small limits, so that an input's time is bounded by them.

@@ -15,6 +15,7 @@ use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
+use crate::control::Streams;
 use crate::message::{ControlRequest, Event, Failed, Signal, Start, Started};
 use crate::process::WindowSize;
 use crate::sys::mount::{MountAttributes, mount_setattr};
@@ -32,8 +33,8 @@ pub struct Launch<'a> {
     pub rootfs: BorrowedFd<'a>,
     /// The container's directory, where the monitor holds its lock and writes the exit record.
     pub status: BorrowedFd<'a>,
-    /// Stdin, stdout and stderr of the program; none if it has a terminal.
-    pub stdio: Option<[BorrowedFd<'a>; 3]>,
+    /// Attached before the program runs, so that nothing is missed.
+    pub streams: Streams<'a>,
     /// The sandbox's descriptors: of joined namespaces, then of mounts.
     pub descriptors: &'a [BorrowedFd<'a>],
 }
@@ -80,15 +81,10 @@ impl Launch<'_> {
                 "each joined namespace and each mount of a descriptor needs one",
             ));
         }
-        if self.start.process.terminal.is_some() == self.stdio.is_some() {
-            return Err(LaunchError::Mismatch(
-                "a container has either a terminal or three stdio descriptors",
-            ));
-        }
         let (start, start_bytes) = wire::write_start(self.start)?;
         let program = seal(self.runtime).map_err(|errno| self.spawn_error(errno.into()))?;
         let mut descriptors = vec![start.as_fd(), program.as_fd(), self.rootfs, self.status];
-        descriptors.extend(self.stdio.iter().flatten());
+        descriptors.extend(self.streams.descriptors());
         descriptors.extend(self.descriptors);
 
         let (ours, theirs) = socketpair(
@@ -104,7 +100,7 @@ impl Launch<'_> {
             ours.as_fd(),
             &Run {
                 start_bytes,
-                stdio: self.stdio.is_some(),
+                streams: self.streams.set(),
             },
             &descriptors,
         )?;
@@ -154,18 +150,18 @@ pub struct Monitor {
 }
 
 impl Monitor {
-    /// Waits for the program to start. Returns the master end of the terminal, if there is one.
-    pub fn wait_started(&self) -> Result<(Started, Option<OwnedFd>), StartError> {
+    /// Waits for the program to start.
+    pub fn wait_started(&self) -> Result<Started, StartError> {
         match self.next_event()? {
-            (Event::Started(started), terminal) => Ok((started, terminal)),
-            (Event::Failed(failed), _) => Err(failed.into()),
-            (Event::Exited(_), _) => Err(StartError::Order),
+            Event::Started(started) => Ok(started),
+            Event::Failed(failed) => Err(failed.into()),
+            Event::Exited(_) => Err(StartError::Order),
         }
     }
 
     /// Waits for the next event. Poll the descriptor ([`AsFd`]) for input to wait for other things
     /// too.
-    pub fn next_event(&self) -> Result<(Event, Option<OwnedFd>), WireError> {
+    pub fn next_event(&self) -> Result<Event, WireError> {
         wire::receive_event(self.socket.as_fd())
     }
 

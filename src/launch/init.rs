@@ -23,7 +23,7 @@ pub(crate) fn run(root: RootSetup, program: ProgramSetup, report: BorrowedFd<'_>
     let mut become_program = || {
         let (terminal, null) = build_root(&root, &program, report)?;
         set_names(&root)?;
-        program::become_program(&mut program, terminal, null, report)
+        program::become_program(&mut program, terminal, Some(null), report)
     };
     match become_program() {
         Ok(failure) | Err(failure) => failure,
@@ -72,9 +72,9 @@ fn build_root(
     Ok((terminal, null))
 }
 
-/// Waits until the monitor has moved the child into its cgroups, which become the roots of the
-/// cgroup namespace.
-fn wait_for_monitor(report: BorrowedFd<'_>) -> Result<(), Errno> {
+/// Waits until the monitor knows the process and has moved it into its cgroups, which become the
+/// roots of a new cgroup namespace.
+pub(crate) fn wait_for_monitor(report: BorrowedFd<'_>) -> Result<(), Errno> {
     let mut byte = [0; 1];
     let (received, _) = rustix::io::retry_on_intr(|| recv(report, &mut byte, RecvFlags::empty()))?;
     if received == 1 {

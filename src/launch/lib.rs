@@ -15,9 +15,11 @@
 
 pub mod cgroup;
 pub mod client;
+pub mod control;
 mod environment;
 pub mod identity;
 mod init;
+mod join;
 pub mod message;
 pub mod monitor;
 mod mounts;

@@ -16,6 +16,52 @@ pub struct Start {
     pub sandbox: Sandbox,
     /// Its first process.
     pub process: Process,
+    /// What the monitor does beside.
+    pub monitor: MonitorOptions,
+}
+
+impl Start {
+    /// With a monitor that keeps no log and has no standard input to attach to.
+    pub fn new(sandbox: Sandbox, process: Process) -> Self {
+        Self {
+            sandbox,
+            process,
+            monitor: MonitorOptions::default(),
+        }
+    }
+}
+
+/// What a monitor does beside running its container.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct MonitorOptions {
+    /// The program has a standard input that can be attached to; else it reads /dev/null.
+    pub open_stdin: bool,
+    /// The end of the first input that is attached is the end of the program's. Not of a terminal.
+    pub stdin_once: bool,
+    /// Keep a log of the program's output, in the status directory.
+    pub log: Option<LogOptions>,
+    /// Run when the container has ended.
+    pub after: Option<After>,
+}
+
+/// A log in the format of Docker's json-file driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct LogOptions {
+    /// From how many bytes on a file is renamed for a new one; 0 is never.
+    pub max_size: u64,
+    /// Number of files, the newest included.
+    pub max_file: u32,
+}
+
+/// A program that the monitor starts on the host when all else is done.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct After {
+    /// Program, by its path, and arguments.
+    pub argv: Vec<Vec<u8>>,
+    /// Its whole environment.
+    pub env: Vec<Vec<u8>>,
+    /// Also if the client that started the monitor is still there to do what is left.
+    pub always: bool,
 }
 
 /// A message of the client to a running monitor.
@@ -34,10 +80,10 @@ pub struct Signal {
     pub number: u8,
 }
 
-/// A message of the monitor to its client. `Failed` or `Exited` is the last.
+/// A message of the monitor to the client that started it. `Failed` or `Exited` is the last.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum Event {
-    /// The program runs. The master end of its terminal comes with this message.
+    /// The program runs.
     Started(Started),
     /// The program did not start. Everything is cleaned up.
     Failed(Failed),

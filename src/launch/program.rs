@@ -26,17 +26,17 @@ const TERMINAL: &[u8] = b"T";
 const ALIVE: &[u8] = b"E";
 
 /// Becomes the program. The container's root is the process's root and current directory; `null` is
-/// its /dev/null. Returns only on failure.
+/// its /dev/null, in place of the host's as a standard stream. Returns only on failure.
 pub(crate) fn become_program(
     setup: &mut ProgramSetup,
     terminal: Option<OwnedFd>,
-    null: OwnedFd,
+    null: Option<OwnedFd>,
     report: BorrowedFd<'_>,
 ) -> Result<Failure, Failure> {
     setsid().at(Step::Session)?;
     crate::sys::keyring::join_new_session().at(Step::Keyring)?;
     let user = find_user(setup)?;
-    stdio(setup, terminal.as_ref(), null.as_fd()).at(Step::Stdio)?;
+    stdio(setup, terminal.as_ref(), null.as_ref()).at(Step::Stdio)?;
     chown_stdio(terminal.as_ref(), user.uid).at(Step::Credentials)?;
     drop((terminal, null));
     // Before a path of the plan could lead through /proc/self/fd (CVE-2024-21626): the working
@@ -95,19 +95,21 @@ pub(crate) fn open_terminal(
 fn stdio(
     setup: &ProgramSetup,
     terminal: Option<&OwnedFd>,
-    null: BorrowedFd<'_>,
+    null: Option<&OwnedFd>,
 ) -> Result<(), Errno> {
-    if let Some(terminal) = terminal {
-        rustix::process::ioctl_tiocsctty(terminal)?;
-    }
     let given = match (&setup.stdio, terminal) {
-        (Some([input, output, error]), _) => [input, output, error].map(OwnedFd::as_fd),
-        (None, Some(terminal)) => [terminal.as_fd(); 3],
-        (None, None) => return Err(Errno::BADF),
+        (_, Some(terminal)) => {
+            rustix::process::ioctl_tiocsctty(terminal)?;
+            [terminal.as_fd(); 3]
+        }
+        (Some([input, output, error]), None) => [input, output, error].map(OwnedFd::as_fd),
+        // They are in place.
+        (None, None) => return Ok(()),
     };
     let [input, output, error] = given.map(|given| {
         // Not the host's: through /proc/self/fd the container could change its mode and owner.
-        is_null(given).map(|is_null| if is_null { null } else { given })
+        let own = null.map(OwnedFd::as_fd);
+        is_null(given).map(|is_null| own.filter(|_| is_null).unwrap_or(given))
     });
     rustix::stdio::dup2_stdin(input?)?;
     rustix::stdio::dup2_stdout(output?)?;

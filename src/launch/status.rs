@@ -2,7 +2,8 @@
 //!
 //! * `lock`: empty, held exclusively (flock) from before the program starts until after `exit.json`
 //!   is there.
-//! * `running.json`: `{"monitor":12,"pid":13,"boot":"...","start_time":4711,"started_at":"..."}`.
+//! * `running.json`:
+//!   `{"monitor":12,"pid":13,"boot":"...","start_time":4711,"started_at":"...","paused":false}`.
 //!   Two process ids in the monitor's pid namespace, with what tells the second from another
 //!   process of that number ([`Identity`]; empty and 0 if /proc doesn't show it). `pid` is 0 until
 //!   there is a process that will become the program, `started_at` empty until it has.
@@ -194,7 +195,12 @@ impl Lock {
     }
 
     /// Writes `running.json`: the monitor that holds the lock, and its program once there is one.
-    pub fn describe(&mut self, monitor: u32, program: Option<&Program>) -> std::io::Result<()> {
+    pub fn describe(
+        &mut self,
+        monitor: u32,
+        program: Option<&Program>,
+        paused: bool,
+    ) -> std::io::Result<()> {
         let pid = program.map_or(0, |program| program.pid);
         let started = program
             .and_then(|program| program.started_at)
@@ -203,7 +209,7 @@ impl Lock {
             .and_then(|program| program.identity.as_ref())
             .map_or(("", 0), |known| (known.boot.as_str(), known.start_time));
         let text = format!(
-            "{{\"monitor\":{monitor},\"pid\":{pid},\"boot\":\"{boot}\",\"start_time\":{start_time},\"started_at\":\"{started}\"}}\n"
+            "{{\"monitor\":{monitor},\"pid\":{pid},\"boot\":\"{boot}\",\"start_time\":{start_time},\"started_at\":\"{started}\",\"paused\":{paused}}}\n"
         );
         replace(self.status.as_fd(), RUNNING, &text)
     }
@@ -285,20 +291,20 @@ mod tests {
             }),
             started_at: Some(Moment(Timestamp::UNIX_EPOCH)),
         };
-        lock.describe(1, Some(&program)).unwrap();
+        lock.describe(1, Some(&program), true).unwrap();
         let text = std::fs::read_to_string(directory.path().join(RUNNING)).unwrap();
         assert_eq!(
             text,
-            "{\"monitor\":1,\"pid\":22,\"boot\":\"0-1\",\"start_time\":4711,\"started_at\":\"1970-01-01T00:00:00.000000000Z\"}\n"
+            "{\"monitor\":1,\"pid\":22,\"boot\":\"0-1\",\"start_time\":4711,\"started_at\":\"1970-01-01T00:00:00.000000000Z\",\"paused\":true}\n"
         );
         (program.identity, program.started_at) = (None, None);
-        lock.describe(1, Some(&program)).unwrap();
+        lock.describe(1, Some(&program), false).unwrap();
         assert!(is_running(status.as_fd()).unwrap());
         assert!(Lock::take(status.as_fd()).unwrap().is_none());
         let text = std::fs::read_to_string(directory.path().join(RUNNING)).unwrap();
         assert_eq!(
             text,
-            "{\"monitor\":1,\"pid\":22,\"boot\":\"\",\"start_time\":0,\"started_at\":\"\"}\n"
+            "{\"monitor\":1,\"pid\":22,\"boot\":\"\",\"start_time\":0,\"started_at\":\"\",\"paused\":false}\n"
         );
         drop(lock);
         assert!(!is_running(status.as_fd()).unwrap());

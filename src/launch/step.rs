@@ -75,6 +75,9 @@ steps! {
     Exec = 38: "exec",
     Seccomp = 39: "filter system calls",
     Keyring = 40: "create a session keyring",
+    Clone = 41: "create the process",
+    Pts = 42: "open the container's /dev/pts",
+    Report = 43: "report the process to the monitor",
 }
 
 /// A step that failed.

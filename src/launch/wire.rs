@@ -13,6 +13,7 @@ use bincode::{Decode, Encode};
 use rustix::fs::MemfdFlags;
 use rustix::net::RecvFlags;
 
+use crate::control::StreamSet;
 use crate::message::{ControlRequest, Event, Start};
 use crate::socket::{self, MAX_DESCRIPTORS};
 
@@ -37,6 +38,14 @@ pub enum WireError {
     /// Not a valid message.
     #[error("malformed message: {0}")]
     Malformed(&'static str),
+    /// A record that this version does not know.
+    #[error("record type {kind:#06x} version {version} is not known here")]
+    Unknown {
+        /// Of the record.
+        kind: u16,
+        /// Of the record.
+        version: u16,
+    },
     /// More descriptors than one message can carry.
     #[error("{0} descriptors are more than one message can carry")]
     TooManyDescriptors(usize),
@@ -46,14 +55,14 @@ pub enum WireError {
 }
 
 /// The first message, with these descriptors: the memory file of [`Start`], the mount of the
-/// monitor's program, the container's root, the status directory, the standard streams, joined
-/// namespaces and mounts.
+/// monitor's program, the container's root, the status directory, the streams that are attached,
+/// joined namespaces and mounts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Run {
     /// Length of [`Start`] in the memory file.
     pub start_bytes: u32,
-    /// Stdin, stdout and stderr are among the descriptors.
-    pub stdio: bool,
+    /// The streams among the descriptors.
+    pub streams: StreamSet,
 }
 
 fn encode(payload: &impl Encode) -> Result<Vec<u8>, WireError> {
@@ -124,19 +133,14 @@ pub fn receive_request(socket: BorrowedFd<'_>) -> Result<ControlRequest, WireErr
     receive(socket, RecvFlags::DONTWAIT).map(|(request, _none_expected)| request)
 }
 
-/// Monitor to client; the master end of the terminal goes with `Started`.
-pub fn send_event(
-    socket: BorrowedFd<'_>,
-    event: &Event,
-    terminal: Option<BorrowedFd<'_>>,
-) -> Result<(), WireError> {
-    send(socket, event, terminal.as_slice())
+/// Monitor to client.
+pub fn send_event(socket: BorrowedFd<'_>, event: &Event) -> Result<(), WireError> {
+    send(socket, event, &[])
 }
 
 /// Waits for what [`send_event`] sent.
-pub fn receive_event(socket: BorrowedFd<'_>) -> Result<(Event, Option<OwnedFd>), WireError> {
-    let (event, descriptors) = receive(socket, RecvFlags::empty())?;
-    Ok((event, descriptors.into_iter().next()))
+pub fn receive_event(socket: BorrowedFd<'_>) -> Result<Event, WireError> {
+    receive(socket, RecvFlags::empty()).map(|(event, _none_expected)| event)
 }
 
 fn send(
@@ -189,7 +193,7 @@ mod tests {
             rows: 24,
             columns: 80,
         });
-        Start { sandbox, process }
+        Start::new(sandbox, process)
     }
 
     #[test]
@@ -224,7 +228,7 @@ mod tests {
         .unwrap();
         let run = Run {
             start_bytes: 1,
-            stdio: false,
+            streams: StreamSet::default(),
         };
         send_run(engine.as_fd(), &run, &[engine.as_fd(), monitor.as_fd()]).unwrap();
         let (received, descriptors) = receive_run(monitor.as_fd()).unwrap();
@@ -242,16 +246,10 @@ mod tests {
         });
         send_request(engine.as_fd(), resize).unwrap();
         assert_eq!(receive_request(monitor.as_fd()).unwrap(), resize);
-        send_event(
-            monitor.as_fd(),
-            &Event::Started(Started { pid: 7 }),
-            Some(engine.as_fd()),
-        )
-        .unwrap();
-        let (event, terminal) = receive_event(engine.as_fd()).unwrap();
-        assert_eq!(event, Event::Started(Started { pid: 7 }));
-        assert!(terminal.is_some());
-        drop((monitor, descriptors, terminal));
+        let started = Event::Started(Started { pid: 7 });
+        send_event(monitor.as_fd(), &started).unwrap();
+        assert_eq!(receive_event(engine.as_fd()).unwrap(), started);
+        drop((monitor, descriptors));
         assert!(matches!(
             receive_event(engine.as_fd()),
             Err(WireError::Closed)

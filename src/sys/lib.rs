@@ -11,6 +11,7 @@
     )
 )]
 
+pub mod frame;
 pub mod mountinfo;
 pub mod open;
 pub mod startup;

@@ -1,12 +1,12 @@
-//! The streams of a foreground container: between the caller's standard streams and the
-//! container's pipes or terminal.
+//! The streams of a foreground container: between the caller's standard streams and pipes of the
+//! container's monitor.
 //!
 //! The container never gets the caller's descriptors: through /proc/self/fd it could reopen a
 //! host file, push keys into the caller's terminal or change its owner. One thread copies each
 //! direction and ends when the container's side closes.
 
 use super::error::{Context, Error, Result};
-use rustix::fs::{Mode, OFlags};
+use cowl_launch::control::Streams;
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -15,15 +15,23 @@ use std::thread::{self, JoinHandle};
 /// The size of a pipe, so that a system call costs little beside the copy.
 const BUFFER: usize = 64 << 10;
 
-/// The container's ends of its streams.
+/// The monitor's ends of the streams.
 #[derive(Debug)]
-pub(super) struct Stdio {
-    /// Read by the container.
-    pub(super) stdin: OwnedFd,
-    /// Written by the container.
-    pub(super) stdout: OwnedFd,
-    /// Written by the container.
-    pub(super) stderr: OwnedFd,
+pub(super) struct Attached {
+    stdin: Option<OwnedFd>,
+    stdout: OwnedFd,
+    stderr: Option<OwnedFd>,
+}
+
+impl Attached {
+    /// As the launcher takes them.
+    pub(super) fn streams(&self) -> Streams<'_> {
+        Streams {
+            stdin: self.stdin.as_ref().map(AsFd::as_fd),
+            stdout: Some(self.stdout.as_fd()),
+            stderr: self.stderr.as_ref().map(AsFd::as_fd),
+        }
+    }
 }
 
 /// The caller's ends.
@@ -31,7 +39,8 @@ pub(super) struct Stdio {
 pub(super) struct Pipes {
     stdin: Option<OwnedFd>,
     stdout: OwnedFd,
-    stderr: OwnedFd,
+    /// None of a container with a terminal: all comes from that.
+    stderr: Option<OwnedFd>,
 }
 
 /// The threads that copy what the container writes.
@@ -42,22 +51,20 @@ pub(super) struct Output {
     done: OwnedFd,
 }
 
-/// Creates pipes for a container without a terminal. Standard input is /dev/null unless
-/// `open_stdin`.
-pub(super) fn pipes(open_stdin: bool) -> Result<(Stdio, Pipes)> {
+/// Creates pipes between the caller and a container's monitor.
+pub(super) fn pipes(open_stdin: bool, terminal: bool) -> Result<(Attached, Pipes)> {
     let pipe = || pipe_with(PipeFlags::CLOEXEC).context(|| "creating a pipe");
-    let (stdin, stdin_writer) = if open_stdin {
-        let (reader, writer) = pipe()?;
-        (reader, Some(writer))
-    } else {
-        let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-            .context(|| "opening /dev/null")?;
-        (null, None)
+    let optional = |wanted: bool| -> Result<(Option<OwnedFd>, Option<OwnedFd>)> {
+        if !wanted {
+            return Ok((None, None));
+        }
+        pipe().map(|(reader, writer)| (Some(reader), Some(writer)))
     };
+    let (stdin, stdin_writer) = optional(open_stdin)?;
     let (stdout_reader, stdout) = pipe()?;
-    let (stderr_reader, stderr) = pipe()?;
+    let (stderr_reader, stderr) = optional(!terminal)?;
     Ok((
-        Stdio {
+        Attached {
             stdin,
             stdout,
             stderr,
@@ -77,25 +84,16 @@ impl Pipes {
             relay_stdin(writer)?;
         }
         let stdout = own(std::io::stdout().as_fd())?;
-        let stderr = own(std::io::stderr().as_fd())?;
-        Output::start([
-            ("stdout", self.stdout, stdout),
-            ("stderr", self.stderr, stderr),
-        ])
+        let mut copies = vec![("stdout", self.stdout, stdout)];
+        if let Some(stderr) = self.stderr {
+            copies.push(("stderr", stderr, own(std::io::stderr().as_fd())?));
+        }
+        Output::start(copies)
     }
-}
-
-/// Starts copying between the caller's standard streams and the master end of a container's
-/// terminal.
-pub(super) fn relay_terminal(master: OwnedFd, open_stdin: bool) -> Result<Output> {
-    if open_stdin {
-        relay_stdin(own(master.as_fd())?)?;
-    }
-    Output::start([("terminal", master, own(std::io::stdout().as_fd())?)])
 }
 
 impl Output {
-    fn start<const N: usize>(copies: [(&str, OwnedFd, OwnedFd); N]) -> Result<Self> {
+    fn start(copies: Vec<(&str, OwnedFd, OwnedFd)>) -> Result<Self> {
         let (done, working) = pipe_with(PipeFlags::CLOEXEC).context(|| "creating a pipe")?;
         let mut threads = Vec::new();
         for (name, from, to) in copies {
@@ -203,7 +201,7 @@ mod tests {
             .map(|(r, w)| (r, std::fs::File::from(w)))
             .unwrap();
         let (sink, to) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).unwrap();
-        rustix::fs::fcntl_setfl(&sink, OFlags::empty()).unwrap();
+        rustix::fs::fcntl_setfl(&sink, rustix::fs::OFlags::empty()).unwrap();
         let sent: Vec<u8> = (0..1_000_000_u32).map(|n| n.to_le_bytes()[0]).collect();
         let thread = copier("test", from, to, None).unwrap();
         let expected = sent.clone();

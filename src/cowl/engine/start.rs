@@ -59,10 +59,10 @@ const ALL_CAPABILITIES: u64 = (1 << CAPABILITIES.len()) - 1;
 
 /// What the launcher is asked for. `terminal` gives the size of its terminal, if it has one.
 pub(super) fn plan(config: &Config, terminal: impl FnOnce() -> WindowSize) -> Result<Start> {
-    Ok(Start {
-        sandbox: sandbox(config),
-        process: process(config, terminal)?,
-    })
+    let mut start = Start::new(sandbox(config), process(config, terminal)?);
+    start.monitor.open_stdin = config.config.open_stdin;
+    start.monitor.stdin_once = config.config.stdin_once;
+    Ok(start)
 }
 
 fn bytes(text: &String) -> Vec<u8> {

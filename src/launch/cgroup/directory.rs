@@ -81,6 +81,23 @@ impl Directory {
         }
     }
 
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn read(&self, file: &str) -> io::Result<String> {
+        read(&self.path.join(file))
+    }
+
+    /// Reads the file if it exists.
+    pub(super) fn read_if_present(&self, file: &str) -> io::Result<Option<String>> {
+        match self.read(file) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// The number after `key` in a file of `key number` lines.
     pub(super) fn read_counter(&self, file: &str, key: &str) -> io::Result<u64> {
         let text = read(&self.path.join(file))?;

@@ -6,6 +6,7 @@
 //! administrator's limits on it hold for the next container too. On version 1 the process is moved
 //! in; on version 2 it is cloned into its cgroup (CLONE_INTO_CGROUP). Caller: [`crate::monitor`].
 
+mod counters;
 mod devices;
 mod directory;
 mod layout;
@@ -142,7 +143,7 @@ impl ContainerCgroups {
                 .ensure(&layout, controller, &relative)
                 .and_then(|()| made.configure(controller, limits));
             match outcome {
-                Ok(()) => {}
+                Ok(()) => made.note(controller),
                 Err(error) if is_refusal(&error) => {
                     match (controller, limits.memory, limits.pids) {
                         (Controller::Memory, Some(_), _) => {
@@ -157,7 +158,47 @@ impl ContainerCgroups {
                 Err(error) => return Err(error),
             }
         }
+        made.ensure_freezer(&layout, &relative);
         Ok(made)
+    }
+
+    /// A cgroup to freeze and to count processor time in: version 2, else the version 1 controllers.
+    /// Where there is none, a container can't be paused.
+    fn ensure_freezer(&mut self, layout: &Layout, relative: &Path) {
+        if let Some(root) = &layout.unified {
+            let made = self.ensure_unified(&unified::base(root), relative);
+            // Not writable.
+            drop(made);
+            return;
+        }
+        for controller in ["freezer", "cpuacct"] {
+            if let Some(mounted) = layout.legacy_of(controller) {
+                drop(self.ensure_legacy(mounted, relative));
+            }
+        }
+    }
+
+    fn ensure_legacy(
+        &mut self,
+        mounted: &layout::Legacy,
+        relative: &Path,
+    ) -> Result<(), CgroupError> {
+        let made = |made: &LegacyCgroup| made.view.controllers == mounted.controllers;
+        if !self.legacy.iter().any(made) {
+            self.legacy.push(LegacyCgroup::create(mounted, relative)?);
+        }
+        Ok(())
+    }
+
+    fn ensure_unified(&mut self, base: &Path, relative: &Path) -> Result<(), CgroupError> {
+        if self.unified.is_none() {
+            let directory = make(base, relative)?;
+            let descriptor = directory
+                .open()
+                .map_err(|source| io_error("open", &base.join(relative), source))?;
+            self.unified = Some((directory, descriptor));
+        }
+        Ok(())
     }
 
     /// Creates the cgroup in the hierarchy of this controller, unless it exists.
@@ -168,14 +209,7 @@ impl ContainerCgroups {
         relative: &Path,
     ) -> Result<(), CgroupError> {
         if let Some(mounted) = layout.legacy_of(controller.name()) {
-            if self
-                .legacy
-                .iter()
-                .all(|made| made.view.controllers != mounted.controllers)
-            {
-                self.legacy.push(LegacyCgroup::create(mounted, relative)?);
-            }
-            return Ok(());
+            return self.ensure_legacy(mounted, relative);
         }
         let Some(root) = &layout.unified else {
             return Err(io_error(
@@ -188,37 +222,38 @@ impl ContainerCgroups {
         if controller != Controller::Devices {
             unified::enable(&base, relative, controller.name())?;
         }
-        if self.unified.is_none() {
-            let directory = make(&base, relative)?;
-            let descriptor = directory
-                .open()
-                .map_err(|source| io_error("open", &base.join(relative), source))?;
-            self.unified = Some((directory, descriptor));
-        }
-        Ok(())
+        self.ensure_unified(&base, relative)
     }
 
-    fn configure(&mut self, controller: Controller, limits: &Limits) -> Result<(), CgroupError> {
-        let position = self.legacy.iter().position(|made| {
+    /// Remembers where memory is counted, and that devices are restricted.
+    fn note(&mut self, controller: Controller) {
+        match controller {
+            Controller::Memory => {
+                let has =
+                    |made: &LegacyCgroup| made.view.controllers.iter().any(|name| name == "memory");
+                let position = self.legacy.iter().position(has);
+                self.memory = Some(position.map_or(MemoryAt::Unified, MemoryAt::Legacy));
+            }
+            Controller::Devices => self.devices_restricted = true,
+            Controller::Pids => {}
+        }
+    }
+
+    fn configure(&self, controller: Controller, limits: &Limits) -> Result<(), CgroupError> {
+        let has = |made: &&LegacyCgroup| {
             made.view
                 .controllers
                 .iter()
                 .any(|name| name == controller.name())
-        });
-        let legacy = position.and_then(|position| self.legacy.get(position));
+        };
+        let legacy = self.legacy.iter().find(has);
         let result = match (controller, legacy, &self.unified) {
-            (Controller::Memory, Some(made), _) => {
-                self.memory = position.map(MemoryAt::Legacy);
-                limits
-                    .memory
-                    .map_or(Ok(()), |bytes| limit_legacy_memory(&made.directory, bytes))
-            }
-            (Controller::Memory, None, Some((made, _))) => {
-                self.memory = Some(MemoryAt::Unified);
-                limits
-                    .memory
-                    .map_or(Ok(()), |bytes| limit_unified_memory(made, bytes))
-            }
+            (Controller::Memory, Some(made), _) => limits
+                .memory
+                .map_or(Ok(()), |bytes| limit_legacy_memory(&made.directory, bytes)),
+            (Controller::Memory, None, Some((made, _))) => limits
+                .memory
+                .map_or(Ok(()), |bytes| limit_unified_memory(made, bytes)),
             (
                 Controller::Pids,
                 Some(LegacyCgroup {
@@ -237,9 +272,48 @@ impl ContainerCgroups {
         };
         result.map_err(|source| {
             io_error("set up the cgroup of", Path::new(controller.name()), source)
-        })?;
-        self.devices_restricted |= controller == Controller::Devices;
-        Ok(())
+        })
+    }
+
+    /// The version 1 cgroup that has this controller.
+    fn legacy_of(&self, controller: &str) -> Option<&Directory> {
+        let has =
+            |made: &&LegacyCgroup| made.view.controllers.iter().any(|name| name == controller);
+        self.legacy.iter().find(has).map(|made| &made.directory)
+    }
+
+    /// The cgroup of a controller that was asked for.
+    fn directory_of(&self, controller: &str) -> Option<&Directory> {
+        let unified = || self.unified.as_ref().map(|(made, _)| made);
+        self.legacy_of(controller).or_else(unified)
+    }
+
+    /// Any cgroup: all have the same processes.
+    fn any(&self) -> Option<&Directory> {
+        let unified = self.unified.as_ref().map(|(made, _)| made);
+        unified.or_else(|| self.legacy.first().map(|made| &made.directory))
+    }
+
+    /// Changes the limits that are given.
+    pub(crate) fn update(&self, limits: &Limits) -> Result<Vec<String>, CgroupError> {
+        let mut warnings = Vec::new();
+        for (controller, wanted) in [
+            (Controller::Memory, limits.memory.is_some()),
+            (Controller::Pids, limits.pids.is_some()),
+        ] {
+            if !wanted {
+                continue;
+            }
+            match self.configure(controller, limits) {
+                Ok(()) => {}
+                Err(error) if is_refusal(&error) => {
+                    let what = controller.name();
+                    warnings.push(unavailable(what, controller, error).to_string());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(warnings)
     }
 
     /// Whether the kernel enforces the device rules.
@@ -360,8 +434,16 @@ impl LegacyCgroup {
 /// Limits memory, and memory plus swap to the same value: a process that allocates more is killed
 /// instead of swapped.
 fn limit_legacy_memory(made: &Directory, bytes: u64) -> io::Result<()> {
-    made.write("memory.limit_in_bytes", &bytes.to_string())?;
-    if !made.write_if_present("memory.memsw.limit_in_bytes", &bytes.to_string())? {
+    const WITH_SWAP: &str = "memory.memsw.limit_in_bytes";
+    match made.write("memory.limit_in_bytes", &bytes.to_string()) {
+        // Above the limit of both together, which has to be raised first.
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::INVAL) => {
+            made.write(WITH_SWAP, &bytes.to_string())?;
+            made.write("memory.limit_in_bytes", &bytes.to_string())?;
+        }
+        other => other?,
+    }
+    if !made.write_if_present(WITH_SWAP, &bytes.to_string())? {
         // A kernel that doesn't account swap: with swappiness 0 a version 1 cgroup never swaps
         // (admin-guide/cgroup-v1/memory.rst, 5.3).
         made.write("memory.swappiness", "0")?;

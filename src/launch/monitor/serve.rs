@@ -1,129 +1,198 @@
-//! The monitor's event loop while the program runs: requests of the client, signals, ended
-//! processes.
+//! The monitor's event loop while the program runs: clients, signals, streams, ended processes.
 //!
-//! A malformed request is ignored; only a failed system call ends the container.
+//! A request that can't be understood or done is answered so; only a failed system call of the
+//! monitor's own ends the container.
 
 use std::os::fd::{AsFd as _, BorrowedFd};
+use std::time::Instant;
 
-use nix::sys::signal::{SigSet, Signal as NamedSignal};
+use nix::sys::signal::Signal as NamedSignal;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use rustix::event::epoll;
+use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
-use rustix::process::{WaitIdOptions, WaitOptions};
 
-use super::Container;
-use crate::message::ControlRequest;
+use super::console::Console;
+use super::container::{Container, watched_signals};
+use super::poller::{Key, Poller};
+use super::{failed, of_nix};
+use crate::message::{ControlRequest, Failed};
 use crate::process::WindowSize;
+use crate::status::Lock;
 use crate::wire::{self, WireError};
+
+/// What is waited for beside clients and streams.
+struct Sources {
+    ended: Option<Key>,
+    client: Option<Key>,
+    signals: Option<Key>,
+    signal: SignalFd,
+}
 
 impl Container {
     /// Returns when the first process has ended. It is not reaped yet.
-    pub(super) fn serve(&mut self, control: BorrowedFd<'_>) -> Result<(), Errno> {
-        const ENDED: u64 = 0;
-        const CONTROL: u64 = 1;
-        const SIGNAL: u64 = 2;
-        let signals = SignalFd::with_flags(
-            &watched_signals(),
-            SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK,
-        )
-        .map_err(|errno| Errno::from_raw_os_error(errno as i32))?;
-        let events = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        for (source, data) in [
-            (self.pidfd.as_fd(), ENDED),
-            (control, CONTROL),
-            (signals.as_fd(), SIGNAL),
-        ] {
-            epoll::add(
-                &events,
-                source,
-                epoll::EventData::new_u64(data),
-                epoll::EventFlags::IN,
-            )?;
-        }
-        let mut ready = Vec::with_capacity(3);
+    pub(super) fn serve(&mut self, client: BorrowedFd<'_>, lock: &mut Lock) -> Result<(), Failed> {
+        let watch = |errno| failed("watch the container", errno);
+        let mut sources = self.sources(client).map_err(watch)?;
+        self.console.start(&mut self.poller).map_err(watch)?;
         loop {
-            ready.clear();
-            rustix::io::retry_on_intr(|| {
-                epoll::wait(&events, rustix::buffer::spare_capacity(&mut ready), None)
-            })?;
-            for event in &ready {
-                match event.data.u64() {
-                    ENDED => return Ok(()),
-                    CONTROL => {
-                        if self.serve_request(control)? == ClientState::Gone {
-                            epoll::delete(&events, control)?;
-                            // Hangs up the terminal: the program gets SIGHUP, as when a window is
-                            // closed.
-                            self.terminal = None;
-                        }
+            for key in self.wait().map_err(watch)? {
+                if sources.ended == Some(key) {
+                    return Ok(());
+                }
+                if self.connections.has(key) {
+                    let asked = self.connections.handle(key, &mut self.poller);
+                    if let Some(asked) = asked.map_err(watch)? {
+                        self.answer(asked, lock).map_err(watch)?;
                     }
-                    _ => self.forward_signals(&signals)?,
+                } else {
+                    self.handle(key, client, &mut sources).map_err(watch)?;
                 }
             }
         }
     }
 
-    fn serve_request(&self, control: BorrowedFd<'_>) -> Result<ClientState, Errno> {
-        match wire::receive_request(control) {
-            Ok(ControlRequest::Signal(signal)) => self
-                .signal(i32::from(signal.number))
-                .map(|()| ClientState::Connected),
-            Ok(ControlRequest::Resize(size)) => self.resize(size).map(|()| ClientState::Connected),
+    fn sources(&mut self, client: BorrowedFd<'_>) -> Result<Sources, Errno> {
+        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+        let signal = SignalFd::with_flags(&watched_signals(), flags).map_err(of_nix)?;
+        Ok(Sources {
+            ended: self.poller.add(self.pidfd.as_fd(), EventFlags::IN)?,
+            client: self.poller.add(client, EventFlags::IN)?,
+            signals: self.poller.add(signal.as_fd(), EventFlags::IN)?,
+            signal,
+        })
+    }
+
+    /// Waits for something to do, and cuts off readers that have held up a program for too long.
+    fn wait(&mut self) -> Result<Vec<Key>, Errno> {
+        let consoles = || {
+            let execs = self.execs.iter().map(|exec| &exec.console);
+            std::iter::once(&self.console).chain(execs)
+        };
+        let deadline = consoles().filter_map(Console::deadline).min();
+        let limit = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let ready = self.poller.wait(limit)?;
+        if deadline.is_some() {
+            let now = Instant::now();
+            self.console.cut_off(now, &mut self.poller)?;
+            for exec in &mut self.execs {
+                exec.console.cut_off(now, &mut self.poller)?;
+            }
+        }
+        Ok(ready)
+    }
+
+    fn handle(
+        &mut self,
+        key: Key,
+        client: BorrowedFd<'_>,
+        sources: &mut Sources,
+    ) -> Result<(), Errno> {
+        if sources.client == Some(key) {
+            if self.serve_client(client)? == ClientState::Gone {
+                self.poller.remove(key, client)?;
+                sources.client = None;
+            }
+        } else if sources.signals == Some(key) {
+            self.forward_signals(&sources.signal)?;
+        } else if !self.handle_report(key)? {
+            self.handle_streams(key)?;
+        }
+        Ok(())
+    }
+
+    fn handle_streams(&mut self, key: Key) -> Result<(), Errno> {
+        let status = self.kept.status.as_fd();
+        let log = self.log.as_mut();
+        if self.console.handle(key, &mut self.poller, log, status)? {
+            return Ok(());
+        }
+        for exec in &mut self.execs {
+            let console = &mut exec.console;
+            let handled = if exec.exited.is_some() {
+                console.linger(key, &mut self.poller)?
+            } else {
+                console.handle(key, &mut self.poller, None, status)?
+            };
+            if handled {
+                break;
+            }
+        }
+        // Else of a descriptor that an event before has closed.
+        Ok(())
+    }
+
+    fn serve_client(&mut self, client: BorrowedFd<'_>) -> Result<ClientState, Errno> {
+        match wire::receive_request(client) {
+            Ok(ControlRequest::Signal(signal)) => {
+                self.signal(i32::from(signal.number))?;
+                Ok(ClientState::Connected)
+            }
+            Ok(ControlRequest::Resize(size)) => {
+                resize(&self.console, size).map(|_has_terminal| ClientState::Connected)
+            }
             Err(WireError::Socket(Errno::AGAIN | Errno::INTR)) => Ok(ClientState::Connected),
             Err(WireError::Closed | WireError::Socket(_)) => Ok(ClientState::Gone),
-            // A request of a later version is ignored.
+            // What can't be read is passed over.
             Err(_) => Ok(ClientState::Connected),
         }
     }
 
-    fn signal(&self, number: i32) -> Result<(), Errno> {
+    /// Sends a signal to the first process; false if that is no signal, or it has ended.
+    pub(super) fn signal(&mut self, number: i32) -> Result<bool, Errno> {
         match crate::sys::signal::send(self.pidfd.as_fd(), number) {
-            // The process has ended, or the client sent a number that is no signal.
-            Ok(()) | Err(Errno::SRCH | Errno::INVAL) => Ok(()),
-            Err(errno) => Err(errno),
+            Ok(()) => {}
+            Err(Errno::SRCH | Errno::INVAL) => return Ok(false),
+            Err(errno) => return Err(errno),
         }
-    }
-
-    fn resize(&self, size: WindowSize) -> Result<(), Errno> {
-        let Some(terminal) = &self.terminal else {
-            return Ok(());
-        };
-        let size = rustix::termios::Winsize {
-            ws_row: size.rows,
-            ws_col: size.columns,
-            ws_xpixel: 0,
-            ws_ypixel: 0,
-        };
-        rustix::termios::tcsetwinsize(terminal, size)
+        if self.paused && number == NamedSignal::SIGKILL as i32 {
+            // A frozen process of version 1 does not die.
+            let thawed = self.cgroups.freeze(false);
+            thawed.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+            self.paused = false;
+        }
+        Ok(true)
     }
 
     /// Forwards signals to the program. SIGCHLD is the monitor's own.
-    fn forward_signals(&self, signals: &SignalFd) -> Result<(), Errno> {
-        while let Some(signal) = signals
-            .read_signal()
-            .map_err(|errno| Errno::from_raw_os_error(errno as i32))?
-        {
+    fn forward_signals(&mut self, signals: &SignalFd) -> Result<(), Errno> {
+        while let Some(signal) = signals.read_signal().map_err(of_nix)? {
             let number = i32::try_from(signal.ssi_signo).unwrap_or(0);
             if number == NamedSignal::SIGCHLD as i32 {
-                self.reap_adopted()?;
+                self.reap_all()?;
             } else {
                 self.signal(number)?;
             }
         }
         Ok(())
     }
+}
 
-    /// Reaps processes that were reparented to the monitor, but not the first process, whose status
-    /// is needed.
-    fn reap_adopted(&self) -> Result<(), Errno> {
-        loop {
-            let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-            let Some(pid) =
-                crate::sys::signal::ended_child(options)?.filter(|pid| *pid != self.pid)
-            else {
-                return Ok(());
-            };
-            rustix::process::waitpid(Some(pid), WaitOptions::NOHANG)?;
+/// Sets the size of a program's terminal; false if it has none.
+pub(super) fn resize(console: &Console, size: WindowSize) -> Result<bool, Errno> {
+    let Some(terminal) = console.terminal() else {
+        return Ok(false);
+    };
+    let size = rustix::termios::Winsize {
+        ws_row: size.rows,
+        ws_col: size.columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    rustix::termios::tcsetwinsize(terminal, size).map(|()| true)
+}
+
+/// Gives readers of a container that has ended the rest, for as long as they live.
+pub(super) fn linger(mut consoles: Vec<Console>, mut poller: Poller) {
+    while consoles.iter().any(Console::has_readers) {
+        let Ok(ready) = poller.wait(None) else { return };
+        for key in ready {
+            for console in &mut consoles {
+                match console.linger(key, &mut poller) {
+                    Ok(true) => break,
+                    Ok(false) => {}
+                    Err(_errno) => return,
+                }
+            }
         }
     }
 }
@@ -132,11 +201,4 @@ impl Container {
 enum ClientState {
     Connected,
     Gone,
-}
-
-pub(super) fn watched_signals() -> SigSet {
-    use NamedSignal::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
-    [SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2]
-        .into_iter()
-        .collect()
 }

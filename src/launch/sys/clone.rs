@@ -37,6 +37,28 @@ pub(crate) fn clone_process(
     new: NewNamespaces,
     cgroup: Option<BorrowedFd<'_>>,
 ) -> Result<Cloned, Errno> {
+    clone_with(new, cgroup, Relation::Child)
+}
+
+/// The same, with the caller's parent as parent.
+pub(crate) fn clone_sibling(
+    new: NewNamespaces,
+    cgroup: Option<BorrowedFd<'_>>,
+) -> Result<Cloned, Errno> {
+    clone_with(new, cgroup, Relation::Sibling)
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Relation {
+    Child,
+    Sibling,
+}
+
+fn clone_with(
+    new: NewNamespaces,
+    cgroup: Option<BorrowedFd<'_>>,
+    relation: Relation,
+) -> Result<Cloned, Errno> {
     let namespaces = [
         (new.mount, libc::CLONE_NEWNS),
         (new.pid, libc::CLONE_NEWPID),
@@ -57,7 +79,13 @@ pub(crate) fn clone_process(
     }
     arguments.flags = flags;
     arguments.pidfd = (&raw mut pidfd).addr() as u64;
-    arguments.exit_signal = u64::from(libc::SIGCHLD.cast_unsigned());
+    match relation {
+        Relation::Child => arguments.exit_signal = u64::from(libc::SIGCHLD.cast_unsigned()),
+        // It has the exit signal of the caller (clone(2)).
+        Relation::Sibling => {
+            arguments.flags |= u64::from(libc::CLONE_PARENT.cast_unsigned());
+        }
+    }
     // SAFETY: the arguments live during the call, their pidfd points at a live integer, and without
     // CLONE_VM and a stack the child returns from this call on a copy of this stack, as after fork.
     let returned = unsafe {

@@ -3,7 +3,6 @@
 //! Called by `run` for a started container. Invariant: [`stay`] restores the caller's terminal on
 //! every return.
 
-use super::Streams;
 use crate::engine::attach;
 use crate::engine::container::Container;
 use crate::engine::docker::ContainerConfig;
@@ -24,8 +23,13 @@ pub(super) const FORCED: u8 = 3;
 
 /// How [`stay`] ended.
 pub(super) enum Ended {
-    /// The container ended with this exit code.
-    Exited(u8),
+    /// The container ended.
+    Exited {
+        /// Its exit code.
+        code: u8,
+        /// Its output has been copied whole; else the caller interrupted that.
+        copied: bool,
+    },
     /// Its monitor was killed.
     Lost,
     /// [`FORCED`] signals were received. The container runs on.
@@ -53,7 +57,7 @@ pub(super) fn window_size() -> WindowSize {
 pub(super) fn stay(
     container: &Container,
     monitor: &Monitor,
-    streams: Streams,
+    pipes: attach::Pipes,
     signals: &Signals,
 ) -> Result<Ended> {
     let config = &container.config.config;
@@ -63,24 +67,25 @@ pub(super) fn stay(
     } else {
         None
     };
-    let output = match streams {
-        Streams::Pipes(pipes) => pipes.relay()?,
-        Streams::Terminal(master) => attach::relay_terminal(master, config.open_stdin)?,
-    };
+    let output = pipes.relay()?;
     let ended = watch(config, monitor, signals)?;
     match ended {
-        Ended::Exited(_) => {}
+        Ended::Exited { .. } => {}
         // A program that outlived its monitor could write without end.
         Ended::Lost => container.kill()?,
         Ended::Left => return Ok(ended),
     }
-    let passed_on = drain(output, signals);
+    let copied = drain(output, signals);
     drop(raw);
-    passed_on.map(|()| ended)
+    let copied = copied?;
+    Ok(match ended {
+        Ended::Exited { code, .. } => Ended::Exited { code, copied },
+        ended => ended,
+    })
 }
 
-/// Waits until all output has been copied, or for an interrupt.
-fn drain(output: attach::Output, signals: &Signals) -> Result<()> {
+/// Waits until all output has been copied, or for an interrupt: then it returns false.
+fn drain(output: attach::Output, signals: &Signals) -> Result<bool> {
     loop {
         let done = output.done();
         let mut waiting = [
@@ -95,10 +100,10 @@ fn drain(output: attach::Output, signals: &Signals) -> Result<()> {
         }
         let [_, done] = waiting;
         if !done.revents().is_empty() {
-            return output.finish();
+            return output.finish().map(|()| true);
         }
         if signals.take_interrupt()?.is_some() {
-            return Ok(());
+            return Ok(false);
         }
     }
 }
@@ -123,7 +128,12 @@ fn watch(config: &ContainerConfig, monitor: &Monitor, signals: &Signals) -> Resu
             }
         }
         match next_message(monitor)? {
-            Message::Exited(exited) => return Ok(Ended::Exited(exited.exit_code)),
+            Message::Exited(exited) => {
+                return Ok(Ended::Exited {
+                    code: exited.exit_code,
+                    copied: false,
+                });
+            }
             Message::Closed => return Ok(Ended::Lost),
             Message::None if terminations >= FORCED => return Ok(Ended::Left),
             Message::None => {}
@@ -168,9 +178,9 @@ fn next_message(monitor: &Monitor) -> Result<Message> {
         return Ok(Message::None);
     }
     match monitor.next_event() {
-        Ok((message::Event::Exited(exited), _)) => Ok(Message::Exited(exited)),
-        Ok((message::Event::Failed(failed), _)) => Err(Error::failed(failed.to_string())),
-        Ok((message::Event::Started(_), _)) => {
+        Ok(message::Event::Exited(exited)) => Ok(Message::Exited(exited)),
+        Ok(message::Event::Failed(failed)) => Err(Error::failed(failed.to_string())),
+        Ok(message::Event::Started(_)) => {
             Err(Error::failed("the monitor sent an unexpected message"))
         }
         Err(WireError::Closed) => Ok(Message::Closed),

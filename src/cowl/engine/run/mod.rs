@@ -43,12 +43,7 @@ const SIGNALLED: u8 = 128;
 struct Running {
     mounted: Mounted,
     monitor: Monitor,
-    streams: Streams,
-}
-
-enum Streams {
-    Pipes(attach::Pipes),
-    Terminal(OwnedFd),
+    pipes: attach::Pipes,
 }
 
 impl Engine {
@@ -102,10 +97,10 @@ impl Engine {
         };
         let mounted = mount::mount(&self.store, &request)?;
         match self.launch(pending, mounted.root.as_fd(), signals) {
-            Ok((monitor, streams)) => Ok(Running {
+            Ok((monitor, pipes)) => Ok(Running {
                 mounted,
                 monitor,
-                streams,
+                pipes,
             }),
             Err(error) => {
                 mounted.discard(&self.store)?;
@@ -120,7 +115,7 @@ impl Engine {
         pending: &PendingContainer,
         root: BorrowedFd<'_>,
         signals: &Signals,
-    ) -> Result<(Monitor, Streams)> {
+    ) -> Result<(Monitor, attach::Pipes)> {
         let config = &pending.container.config;
         let volumes = config
             .mounts
@@ -129,46 +124,28 @@ impl Engine {
             .collect::<Result<Vec<_>>>()?;
         let start = plan(config, foreground::window_size)?;
         let runtime = helpers::find("cowl-runtime")?;
-        let (stdio, pipes) = if config.config.tty {
-            (None, None)
-        } else {
-            attach::pipes(config.config.open_stdin)
-                .map(|(stdio, pipes)| (Some(stdio), Some(pipes)))?
-        };
+        let (attached, pipes) = attach::pipes(config.config.open_stdin, config.config.tty)?;
         let launch = Launch {
             runtime: &runtime,
             start: &start,
             rootfs: root,
             status: pending.status_dir(),
-            stdio: stdio.as_ref().map(|stdio| {
-                [
-                    stdio.stdin.as_fd(),
-                    stdio.stdout.as_fd(),
-                    stdio.stderr.as_fd(),
-                ]
-            }),
+            streams: attached.streams(),
             descriptors: &volumes.iter().map(AsFd::as_fd).collect::<Vec<_>>(),
         };
         signals.check_interrupt()?;
         let monitor = launch.spawn()?;
-        // The monitor has the container's ends. Our copies would keep the pipes open after its
-        // end.
-        drop(stdio);
-        let (_started, master) = match wait_started(&monitor, signals) {
-            Ok(started) => started,
+        // The monitor has its ends. Our copies would keep the pipes open after the container's end.
+        drop(attached);
+        match wait_started(&monitor, signals) {
+            Ok(_started) => Ok((monitor, pipes)),
             Err(error) => {
                 monitor.kill().context(|| "killing the monitor")?;
                 // It may have started a program that outlives it.
                 pending.container.kill_processes()?;
-                return Err(error);
+                Err(error)
             }
-        };
-        let streams = match (pipes, master) {
-            (Some(pipes), _) => Streams::Pipes(pipes),
-            (None, Some(master)) => Streams::Terminal(master),
-            (None, None) => return Err(Error::failed("the monitor sent no terminal")),
-        };
-        Ok((monitor, streams))
+        }
     }
 
     /// Opens what is mounted. A new volume is filled first.
@@ -190,13 +167,15 @@ impl Engine {
         let Running {
             mounted: Mounted { root, keeper },
             monitor,
-            streams,
+            pipes,
         } = running;
         // Now the mount ends with the container, its only user.
         drop(root);
-        let ended = foreground::stay(container, &monitor, streams, signals);
+        let ended = foreground::stay(container, &monitor, pipes, signals);
+        // A monitor with output that is not copied waits for us.
+        let may_linger = matches!(ended, Ok(Ended::Exited { copied: false, .. }));
         let exited = match ended {
-            Ok(Ended::Exited(code)) => Ok(code),
+            Ok(Ended::Exited { code, .. }) => Ok(code),
             Ok(Ended::Lost) => Err(Error::failed(
                 "the container's monitor was killed, and the container with it",
             )),
@@ -213,7 +192,9 @@ impl Engine {
                 Err(error)
             }
         };
-        monitor.reap().context(|| "waiting for the monitor")?;
+        if !may_linger {
+            monitor.reap().context(|| "waiting for the monitor")?;
+        }
         if !keeper.ends_before_a_signal(signals)? {
             // The sweep of a later command removes what is left.
             return exited;
@@ -289,7 +270,7 @@ fn exit_code(signal: u8) -> u8 {
 ///
 /// The program may run before the monitor reports it, and the signal may be meant for it. If the
 /// report comes within [`START_PATIENCE`], the signal is passed on.
-fn wait_started(monitor: &Monitor, signals: &Signals) -> Result<(Started, Option<OwnedFd>)> {
+fn wait_started(monitor: &Monitor, signals: &Signals) -> Result<Started> {
     let told = || PollFd::new(monitor, PollFlags::IN);
     let interrupt = || PollFd::from_borrowed_fd(signals.interrupt(), PollFlags::IN);
     let wait = |waiting: &mut [PollFd<'_>], limit| {

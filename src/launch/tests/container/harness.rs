@@ -2,11 +2,12 @@
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _};
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use cowl_launch::client::{Launch, Monitor, StartError};
+use cowl_launch::control::{Control, Streams};
 use cowl_launch::message::{Event, Exited, Failed, Start};
 use cowl_launch::process::Process;
 use cowl_launch::sandbox::{Mount, Sandbox};
@@ -38,7 +39,6 @@ pub(crate) struct Outcome {
 pub(crate) struct Running {
     pub(crate) monitor: Monitor,
     pub(crate) pid: u32,
-    pub(crate) terminal: Option<File>,
     output: File,
 }
 
@@ -100,18 +100,20 @@ impl Fixture {
         File::open(self.directory.path().join("status")).unwrap()
     }
 
+    pub(crate) fn control(&self) -> Control {
+        Control::connect(self.status().as_fd()).unwrap()
+    }
+
     pub(crate) fn plan(&self, argv: &[&str]) -> Start {
         let mut sandbox = Sandbox::new(&self.id);
         PARENT.clone_into(&mut sandbox.cgroup_parent);
         let argv = argv.iter().map(|argument| argument.as_bytes().to_vec());
-        Start {
-            sandbox,
-            process: Process::new(argv.collect()),
-        }
+        Start::new(sandbox, Process::new(argv.collect()))
     }
 
+    /// A script whose standard output and error come in their order, through one pipe.
     pub(crate) fn sh(&self, script: &str) -> Start {
-        self.plan(&["sh", "-c", script])
+        self.plan(&["sh", "-c", &format!("exec 2>&1; {script}")])
     }
 
     /// Adds a volume to the fixture and its mount to the plan.
@@ -132,10 +134,9 @@ impl Fixture {
         let output = tempfile::tempfile().unwrap();
         let monitor = self.spawn(plan, &output);
         match monitor.wait_started() {
-            Ok((started, terminal)) => Ok(Running {
+            Ok(started) => Ok(Running {
                 monitor,
                 pid: started.pid,
-                terminal: terminal.map(File::from),
                 output,
             }),
             Err(error) => {
@@ -147,12 +148,16 @@ impl Fixture {
 
     /// A monitor that may still be at anything.
     pub(crate) fn spawn(&self, plan: &Start, output: &File) -> Monitor {
-        let null = File::open("/dev/null").unwrap();
-        self.spawn_with(plan, [null.as_fd(), output.as_fd(), output.as_fd()])
+        let streams = Streams {
+            stdin: None,
+            stdout: Some(output.as_fd()),
+            stderr: Some(output.as_fd()),
+        };
+        self.spawn_with(plan, streams)
     }
 
-    /// The same with standard streams of the test's choice, which a terminal replaces.
-    pub(crate) fn spawn_with(&self, plan: &Start, stdio: [BorrowedFd<'_>; 3]) -> Monitor {
+    /// The same with standard streams of the test's choice.
+    pub(crate) fn spawn_with(&self, plan: &Start, streams: Streams<'_>) -> Monitor {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let rootfs = open_tree(CWD, self.path(""), flags).unwrap();
         let status = self.status();
@@ -164,7 +169,7 @@ impl Fixture {
             start: plan,
             rootfs: rootfs.as_fd(),
             status: status.as_fd(),
-            stdio: plan.process.terminal.is_none().then_some(stdio),
+            streams,
             descriptors: &descriptors,
         };
         launch.spawn().unwrap()
@@ -200,8 +205,8 @@ impl Fixture {
             ..
         } = running;
         let exited = match monitor.next_event().unwrap() {
-            (Event::Exited(exited), _) => exited,
-            (other, _) => panic!("{other:?}"),
+            Event::Exited(exited) => exited,
+            other => panic!("{other:?}"),
         };
         monitor.reap().unwrap();
         self.assert_no_cgroups();

@@ -16,5 +16,6 @@ mod hosts;
 mod isolation;
 mod life;
 mod limits;
+mod monitor;
 mod run;
 mod seccomp;

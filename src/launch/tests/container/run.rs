@@ -1,10 +1,12 @@
 //! Real containers over a busybox root: what is promised of `cowl-runtime`, promise by promise.
 
-use std::io::{Read as _, Write as _};
+use std::io::{Read, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::symlink;
 
 use crate::harness::Fixture;
+use cowl_launch::control::{Streams, Target};
+use cowl_launch::message::{Event, Start};
 use cowl_launch::process::WindowSize;
 use cowl_launch::status::is_running;
 
@@ -387,27 +389,30 @@ fn a_user_can_open_its_pipes_by_name() {
     let fixture = Fixture::new("stdout");
     let mut plan = fixture.sh("echo out > /dev/stdout; echo error > /dev/stderr; cat /dev/stdin");
     plan.process.user = b"app".to_vec();
+    start_with_input(&fixture, &mut plan, "in\n", "out\nerror\nin\n");
+}
+
+/// Runs a program that reads this input, and expects this output.
+fn start_with_input(fixture: &Fixture, plan: &mut Start, input: &str, expected: &str) {
+    plan.monitor.open_stdin = true;
+    plan.monitor.stdin_once = true;
     let (stdin, feed) = std::io::pipe().unwrap();
     let (mut read, write) = std::io::pipe().unwrap();
-    let file = tempfile::tempfile().unwrap();
-    let before = rustix::fs::fstat(&file).unwrap().st_uid;
-    let monitor = fixture.spawn_with(&plan, [stdin.as_fd(), write.as_fd(), write.as_fd()]);
+    let streams = Streams {
+        stdin: Some(stdin.as_fd()),
+        stdout: Some(write.as_fd()),
+        stderr: Some(write.as_fd()),
+    };
+    let monitor = fixture.spawn_with(plan, streams);
     drop((stdin, write));
     monitor.wait_started().unwrap();
-    (&feed).write_all(b"in\n").unwrap();
+    (&feed).write_all(input.as_bytes()).unwrap();
     drop(feed);
     let mut output = String::new();
     read.read_to_string(&mut output).unwrap();
-    assert_eq!(output, "out\nerror\nin\n");
+    assert_eq!(output, expected);
     monitor.next_event().unwrap();
     monitor.reap().unwrap();
-
-    // A file is its owner's, whoever writes to it.
-    let monitor = fixture.spawn(&plan, &file);
-    monitor.wait_started().unwrap();
-    monitor.next_event().unwrap();
-    monitor.reap().unwrap();
-    assert_eq!(rustix::fs::fstat(&file).unwrap().st_uid, before);
 }
 
 #[test]
@@ -419,41 +424,44 @@ fn tty_is_a_terminal_of_the_container() {
         rows: 33,
         columns: 77,
     });
-    let running = fixture.start(&plan).unwrap();
-    let mut terminal = running.terminal.as_ref().unwrap().try_clone().unwrap();
-    let mut shown = read_until(&mut terminal, "set\r\n");
-    running
-        .monitor
-        .resize(WindowSize {
-            rows: 10,
-            columns: 20,
-        })
-        .unwrap();
-    // Requests are served in their order: an answer to this one shows that the size is set.
-    running.monitor.signal(0).unwrap();
-    wait_for_size(&terminal, 10);
-    terminal.write_all(b"hello\n").unwrap();
-    shown += &read_until(&mut terminal, "c\r\n");
+    plan.monitor.open_stdin = true;
+    let (stdin, feed) = std::io::pipe().unwrap();
+    let (mut shown, write) = std::io::pipe().unwrap();
+    let streams = Streams {
+        stdin: Some(stdin.as_fd()),
+        stdout: Some(write.as_fd()),
+        stderr: None,
+    };
+    let monitor = fixture.spawn_with(&plan, streams);
+    drop((stdin, write));
+    monitor.wait_started().unwrap();
+    let mut text = read_until(&mut shown, "set\r\n");
+    // Answered when it is done.
+    let size = WindowSize {
+        rows: 10,
+        columns: 20,
+    };
+    fixture.control().resize(Target::Program, size).unwrap();
+    (&feed).write_all(b"hello\n").unwrap();
+    text += &read_until(&mut shown, "c\r\n");
     assert_eq!(
-        shown,
+        text,
         "/dev/pts/0\r\n33 77\r\nset\r\nhello\r\n10 20\r\ngot hello\r\nc\r\n"
     );
-    drop(terminal);
-    assert_eq!(fixture.finish(running).exited.exit_code, 4);
-}
-
-/// Waits until the terminal has that many rows.
-fn wait_for_size(terminal: &std::fs::File, rows: u16) {
-    while rustix::termios::tcgetwinsize(terminal).unwrap().ws_row != rows {
-        std::thread::yield_now();
+    match monitor.next_event().unwrap() {
+        Event::Exited(exited) => assert_eq!(exited.exit_code, 4),
+        other => panic!("{other:?}"),
     }
+    monitor.reap().unwrap();
+    fixture.assert_no_cgroups();
 }
 
-fn read_until(terminal: &mut std::fs::File, end: &str) -> String {
+fn read_until(from: &mut impl Read, end: &str) -> String {
     let mut shown = String::new();
     let mut buffer = [0; 256];
     while !shown.ends_with(end) {
-        let count = terminal.read(&mut buffer).unwrap();
+        let count = from.read(&mut buffer).unwrap();
+        assert!(count > 0, "{shown}");
         shown.push_str(std::str::from_utf8(&buffer[..count]).unwrap());
     }
     shown
