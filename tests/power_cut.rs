@@ -3,17 +3,21 @@
 //! everything goes on as if nothing had been. What was synced through a mount is there, too.
 //!
 //! The store or the upper lies on an ext4 on a disk that remembers every write and flush
-//! (`harness/disk.rs`). Beside it something else writes and syncs a file of its own without end,
+//! (`harness/disk.rs`). Beside most of it something else writes and syncs a file of its own without end,
 //! so that the journal is committed at moments of its choosing and not only when it is asked to;
 //! names then reach the disk before contents that were not synced.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
 
-use cowl_tests::command::{program, python, shell};
-use cowl_tests::disk::{Disk, Lost, Mounted, ext4};
-use cowl_tests::profile::{directory, root};
+use cowl_tests::command::{binary, program, run, shell, system};
+use cowl_tests::disk::{Disk, Lost, Mounted, ext4_of};
+use cowl_tests::profile::{USER, directory, root};
 use cowl_tests::sample::{Point, is_repeated, stride_for, strided};
 use cowl_tests::store::{Store, extract, make_image};
 use cowl_tests::tree::Tree;
@@ -32,9 +36,31 @@ echo two > two/own; cp one/large two/large
 for layer in base one two; do tar -c -f $layer.tar --format=posix --sort=name -C $layer .; done
 ";
 
-/// Until it is told to stop.
-const NEIGHBOUR: &str =
-    r#"while [ ! -e "$1/stop" ]; do echo x >> "$1/noise"; sync "$1/noise"; done"#;
+/// Writes and syncs a file of its own until it is told to stop.
+struct Neighbour {
+    child: Child,
+    stop: PathBuf,
+}
+
+impl Neighbour {
+    const SCRIPT: &str =
+        r#"while [ ! -e "$1/stop" ]; do echo x >> "$1/noise"; sync "$1/noise"; done"#;
+
+    fn start(point: &Path) -> Self {
+        Self {
+            child: program("sh", ["-euc", Self::SCRIPT, "sh"])
+                .arg(point)
+                .spawn()
+                .unwrap(),
+            stop: point.join("stop"),
+        }
+    }
+
+    fn stop(mut self) {
+        fs::write(self.stop, "").unwrap();
+        assert!(self.child.wait().unwrap().success());
+    }
+}
 
 struct Image {
     name: &'static str,
@@ -47,8 +73,11 @@ struct Image {
 fn the_power_may_go_at_any_write() {
     root(|| {
         let images = images(&directory());
-        let (disk, steps) =
-            recorded(|disk, point| record(disk, &Store::at(&point.join("store")), &images));
+        let (disk, steps) = recorded(0, |disk, point, neighbour| {
+            let steps = record(disk, &Store::at(&point.join("store")), &images);
+            neighbour.stop();
+            steps
+        });
         cut(disk, [], |point, moment, what| {
             survives(point, &steps, moment, &images, what);
         });
@@ -56,20 +85,14 @@ fn the_power_may_go_at_any_write() {
 }
 
 /// Does something on a file system with a neighbour, on a new disk.
-fn recorded<R>(work: impl FnOnce(&Disk, &Path) -> R) -> (Disk, R) {
+fn recorded<R>(owner: u32, work: impl FnOnce(&Disk, &Path, Neighbour) -> R) -> (Disk, R) {
     let place = directory();
     let (device, point) = (place.join("disk"), place.join("recorded"));
-    ext4(&device, DISK);
+    ext4_of(owner, &device, DISK);
     fs::create_dir(&point).unwrap();
     let disk = Disk::over(&device);
     let mounted = Mounted::new(disk.path(), &point);
-    let mut neighbour = program("sh", ["-euc", NEIGHBOUR, "sh"])
-        .arg(&point)
-        .spawn()
-        .unwrap();
-    let result = work(&disk, &point);
-    fs::write(point.join("stop"), "").unwrap();
-    assert!(neighbour.wait().unwrap().success());
+    let result = work(&disk, &point, Neighbour::start(&point));
     mounted.unmount();
     (disk, result)
 }
@@ -235,79 +258,239 @@ fn whole(store: &Store, images: &[Image; 3], there: &BTreeSet<&str>, what: &str)
 }
 
 /// What is done through a mount and synced, in Python below the mount; and what is true from then
-/// on.
-const SYNCED: [(&str, &str); 6] = [
-    (
-        "with open('dir/1', 'r+') as f: f.seek(5); f.write('new'); f.flush(); os.fsync(f)",
-        "open('dir/1', 'rb').read(8) == open('dir/2', 'rb').read(5) + b'new' and os.stat('linked').st_ino == os.stat('dir/1').st_ino",
-    ),
-    (
-        "with open('dir/made', 'w') as f: f.write('made'); f.flush(); os.fsync(f)",
-        "open('dir/made').read() == 'made'",
-    ),
-    (
-        "os.mkdir('fresh'); f = open('fresh/file', 'w'); f.write('x'); f.flush(); os.fsync(f)",
-        "open('fresh/file').read() == 'x'",
-    ),
-    (
-        "os.chmod('dir/4', 0o711); os.fsync(os.open('dir/4', os.O_RDONLY))",
-        "os.stat('dir/4').st_mode & 0o7777 == 0o711 and os.path.getsize('dir/4') == 80000 and open('dir/4', 'rb').read(4) == b'\\x7fELF'",
-    ),
-    (
-        "os.rename('dir/5', 'dir/moved'); os.fsync(os.open('dir', os.O_RDONLY))",
-        "not os.path.exists('dir/5') and os.path.getsize('dir/moved') == 100000",
-    ),
-    (
-        "os.remove('dir/6'); os.fsync(os.open('dir', os.O_RDONLY))",
-        "not os.path.exists('dir/6')",
-    ),
+/// on. The mount is made anew for each list: what the kernel and the worker know of a file goes.
+const SYNCED: [&[(&str, &str)]; 2] = [
+    &[
+        (
+            "with open('dir/1', 'r+') as f: f.seek(5); f.write('new'); f.flush(); os.fsync(f)",
+            "open('dir/1', 'rb').read(8) == open('dir/2', 'rb').read(5) + b'new' and os.stat('linked').st_ino == os.stat('dir/1').st_ino",
+        ),
+        (
+            "with open('dir/made', 'w') as f: f.write('made'); f.flush(); os.fsync(f)",
+            "open('dir/made').read() == 'made'",
+        ),
+        (
+            "os.mkdir('fresh'); f = open('fresh/file', 'w'); f.write('x'); f.flush(); os.fsync(f)",
+            "open('fresh/file').read() == 'x'",
+        ),
+        (
+            "os.chmod('dir/4', 0o711); os.fsync(os.open('dir/4', os.O_RDONLY))",
+            "os.stat('dir/4').st_mode & 0o7777 == 0o711 and os.path.getsize('dir/4') == 80000 and open('dir/4', 'rb').read(4) == b'\\x7fELF'",
+        ),
+        (
+            "os.rename('dir/5', 'dir/moved'); os.fsync(os.open('dir', os.O_RDONLY))",
+            "not os.path.exists('dir/5') and os.path.getsize('dir/moved') == 100000",
+        ),
+        (
+            "os.remove('dir/6'); os.fsync(os.open('dir', os.O_RDONLY))",
+            "not os.path.exists('dir/6')",
+        ),
+        (
+            "[os.chmod(f'dir/{n}', 0o640) for n in (3, 7, 8)]; [os.fsync(os.open(f'dir/{n}', os.O_RDONLY)) for n in (3, 7, 8)]",
+            "[os.stat(f'dir/{n}').st_mode & 0o777 for n in (3, 7, 8)] == [0o640] * 3",
+        ),
+    ],
+    // Of files whose metadata an earlier mount copied: the content is copied here.
+    &[
+        (
+            "os.pwrite(f := os.open('dir/3', os.O_RDWR), b'new', 5); os.fsync(f)",
+            "open('dir/3', 'rb').read(8) == open('dir/2', 'rb').read(5) + b'new' and os.path.getsize('dir/3') == 60000",
+        ),
+        (
+            "os.pwrite(f := os.open('dir/7', os.O_RDWR), b'new', 5); os.fdatasync(f)",
+            "open('dir/7', 'rb').read(8) == open('dir/2', 'rb').read(5) + b'new' and os.path.getsize('dir/7') == 140000",
+        ),
+        (
+            "os.pwrite(os.open('dir/8', os.O_RDWR | os.O_DSYNC), b'new', 5)",
+            "open('dir/8', 'rb').read(8) == open('dir/2', 'rb').read(5) + b'new' and os.path.getsize('dir/8') == 160000",
+        ),
+    ],
 ];
 
-#[test]
-fn what_was_synced_through_a_mount_is_there() {
-    root(|| {
-        let [image, ..] = images(&directory());
-        let store = Store::new("store");
-        store.ok(&image.arguments);
-        let seen = directory().join("seen");
-        fs::create_dir(&seen).unwrap();
-        let (disk, steps) = recorded(|disk, point| {
-            mount_over(&store, image.name, point, &seen);
-            let steps = SYNCED.map(|(change, _)| {
-                python(&seen, &format!("import os\n{change}"), [""; 0]);
+fn what_was_synced_through_a_mount_is_there(who: &Who) {
+    let [image, ..] = images(&directory());
+    let seen = who.directory("seen");
+    let store = Store::at(&who.directory("home").join("store"));
+    run(who
+        .command(who.cowl())
+        .args(["--root".as_ref(), store.root()])
+        .args(&image.arguments))
+    .ok();
+    let (disk, steps) = recorded(who.id(), |disk, point, neighbour| {
+        let mut steps = Vec::new();
+        let mut neighbour = Some(neighbour);
+        for changes in SYNCED {
+            let mut session = Session::start(who, &store, image.name, point, &seen);
+            steps.extend(changes.iter().map(|(change, _)| {
+                assert_eq!(session.evaluate(&format!("exec({change:?})")), "None");
                 disk.moment()
-            });
-            store.ok([Path::new("umount"), &seen]);
-            steps
-        });
-        // The end of a step is where it shows what it did not sync.
-        cut(disk, steps, |point, moment, what| {
-            // Marks mean nothing to who does not know their namespace: no upper is stamped before
-            // it is written down.
-            shell(
-                point,
-                "! getfattr -n trusted.overlay.cowl.stamp upper 2>/dev/null || test \"$(cat work/lock)\" = trusted",
-                [""; 0],
-            );
-            mount_over(&store, image.name, point, &seen);
-            let done = steps.iter().filter(|end| **end <= moment).count();
-            for (_, truth) in &SYNCED[..done] {
-                let told = python(&seen, &format!("import os\nprint({truth})"), [""; 0]);
-                assert_eq!(told.trim(), "True", "{what}: {truth}");
-            }
-            store.ok([Path::new("umount"), &seen]);
-        });
+            }));
+            session.end();
+            // In the later mounts the journal is committed for what they sync and nothing else.
+            neighbour.take().into_iter().for_each(Neighbour::stop);
+        }
+        steps
+    });
+    // The end of a step is where it shows what it did not sync.
+    cut(disk, steps.clone(), |point, moment, what| {
+        // Marks mean nothing to a mount that does not know their namespace: no upper is stamped
+        // before it is written down.
+        let stamped = "! getfattr -n $1.overlay.cowl.stamp upper 2>/dev/null || test \"$(cat work/lock)\" = $1";
+        shell(point, stamped, [who.namespace()]);
+        let mut session = Session::start(who, &store, image.name, point, &seen);
+        let done = steps.iter().filter(|end| **end <= moment).count();
+        for (_, truth) in SYNCED.into_iter().flatten().take(done) {
+            assert_eq!(session.evaluate(truth), "True", "{what}: {truth}");
+        }
+        session.end();
     });
 }
 
-fn mount_over(store: &Store, image: &str, point: &Path, seen: &Path) {
-    store.ok([
-        "mount".as_ref(),
-        image.as_ref(),
-        seen.as_os_str(),
-        "--upper".as_ref(),
-        point.join("upper").as_os_str(),
-        "--work".as_ref(),
-        point.join("work").as_os_str(),
-    ]);
+#[test]
+fn what_was_synced_through_a_mount_is_there_as_root() {
+    root(|| what_was_synced_through_a_mount_is_there(&Who::Root));
+}
+
+/// The disk is root's to mount; all else is done by an ordinary user.
+#[test]
+fn what_was_synced_through_a_mount_is_there_as_user() {
+    root(|| {
+        let device = mount_device_for_all();
+        let programs = directory().join("programs");
+        fs::create_dir(&programs).unwrap();
+        for name in ["cowl", "cowl-mountd"] {
+            fs::copy(binary(name), programs.join(name)).unwrap();
+        }
+        what_was_synced_through_a_mount_is_there(&Who::User { programs });
+        system("umount", [device]);
+    });
+}
+
+/// `/dev/fuse` with the mode that udev gives it.
+fn mount_device_for_all() -> &'static str {
+    let node = directory().join("fuse");
+    run(program("mknod", ["-m", "0666"])
+        .arg(&node)
+        .args(["c", "10", "229"]))
+    .ok();
+    run(program("mount", ["--bind"]).arg(&node).arg("/dev/fuse")).ok();
+    "/dev/fuse"
+}
+
+/// With whose rights a mount is used.
+enum Who {
+    Root,
+    /// As the only id of a user namespace, with programs from a directory that it can enter.
+    User {
+        programs: PathBuf,
+    },
+}
+
+impl Who {
+    fn id(&self) -> u32 {
+        match self {
+            Self::Root => 0,
+            Self::User { .. } => USER,
+        }
+    }
+
+    /// Of an upper's marks.
+    fn namespace(&self) -> &'static str {
+        match self {
+            Self::Root => "trusted",
+            Self::User { .. } => "user",
+        }
+    }
+
+    /// A new directory of its own.
+    fn directory(&self, name: &str) -> PathBuf {
+        let made = directory().join(name);
+        fs::create_dir(&made).unwrap();
+        chown(&made, Some(self.id()), Some(self.id())).unwrap();
+        made
+    }
+
+    fn cowl(&self) -> PathBuf {
+        match self {
+            Self::Root => binary("cowl"),
+            Self::User { programs } => programs.join("cowl"),
+        }
+    }
+
+    fn command(&self, name: impl AsRef<OsStr>) -> Command {
+        if matches!(self, Self::Root) {
+            return program("env", [name]);
+        }
+        let id = self.id();
+        let mut command = program(
+            "setpriv",
+            [format!("--reuid={id}"), format!("--regid={id}")],
+        );
+        command.args([
+            "--clear-groups",
+            "--",
+            "unshare",
+            "--user",
+            "--map-root-user",
+            "--mount",
+        ]);
+        command.arg("--").arg(name);
+        command
+    }
+}
+
+/// A mount, with a Python below it.
+struct Session {
+    child: Child,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Session {
+    /// `$1`: cowl, `$2`: the store, `$3`: the image, `$4`: where to mount it, `$5`: where its upper
+    /// is, `$6`: the program of Python.
+    const SCRIPT: &str = r#"
+"$1" --root "$2" mount "$3" "$4" --upper "$5/upper" --work "$5/work"
+cd "$4"
+python3 -B -c "$6"
+cd /
+"$1" --root "$2" umount "$4"
+"#;
+    const EVALUATE: &str = "import os, sys
+for line in sys.stdin: print(eval(line, {'os': os}), flush=True)";
+
+    fn start(who: &Who, store: &Store, image: &str, point: &Path, seen: &Path) -> Self {
+        let mut child = who
+            .command("sh")
+            .args(["-euc", Self::SCRIPT, "sh"])
+            .args([
+                who.cowl().as_path(),
+                store.root(),
+                image.as_ref(),
+                seen,
+                point,
+            ])
+            .arg(Self::EVALUATE)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let answers = BufReader::new(child.stdout.take().unwrap());
+        Self { child, answers }
+    }
+
+    /// The value of an expression.
+    fn evaluate(&mut self, expression: &str) -> String {
+        let question = format!("{expression}\n");
+        let stdin = self.child.stdin.as_mut().unwrap();
+        stdin.write_all(question.as_bytes()).unwrap();
+        let mut answer = String::new();
+        self.answers.read_line(&mut answer).unwrap();
+        answer.trim_end().to_owned()
+    }
+
+    /// Takes the mount down.
+    fn end(mut self) {
+        drop(self.child.stdin.take());
+        assert!(self.child.wait().unwrap().success());
+    }
 }

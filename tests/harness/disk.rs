@@ -220,6 +220,13 @@ impl Mounted {
 
 /// An empty ext4 in a new file.
 pub fn ext4(path: &Path, size: u64) {
+    ext4_of(0, path, size);
+}
+
+/// The same, whose root directory a user owns.
+pub fn ext4_of(owner: u32, path: &Path, size: u64) {
     File::create_new(path).unwrap().set_len(size).unwrap();
-    crate::command::run(crate::command::program("mkfs.ext4", ["-q", "-F"]).arg(path)).ok();
+    let owner = format!("root_owner={owner}:{owner}");
+    crate::command::run(crate::command::program("mkfs.ext4", ["-q", "-F", "-E", &owner]).arg(path))
+        .ok();
 }
