@@ -15,7 +15,7 @@
 //!   blobs/sha256/<hex>         manifests, configs, compressed layers as received, 0444
 //!   refs/<name>-<hash>.json    tags (tags.rs)
 //!   pins/<name>.json           kept by containers, mounts and loads (pins.rs); gc's other roots
-//!   containers/ volumes/       the engine's; not read here
+//!   containers/ names/ volumes/   the engine's; not read here
 //!   tmp/<random>/              one transaction, flock'ed by its process (transaction.rs)
 //!   trash/<random>/            files that gc is deleting (gc.rs)
 //!   mountd.log[.old]           messages of mount processes (log.rs)
@@ -90,7 +90,7 @@ use self::dir::{PRIVATE, StoreDir};
 use self::format::Format;
 
 /// The directories of a store, parents first.
-const DIRECTORIES: [&str; 11] = [
+const DIRECTORIES: [&str; 12] = [
     "objects",
     "layers",
     "merged",
@@ -98,6 +98,7 @@ const DIRECTORIES: [&str; 11] = [
     "blobs/sha256",
     "refs",
     "containers",
+    "names",
     "volumes",
     "pins",
     "trash",

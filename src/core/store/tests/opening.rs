@@ -37,6 +37,7 @@ fn open_or_create_makes_the_documented_layout() {
         "layers",
         "lock",
         "merged",
+        "names",
         "objects",
         "pins",
         "refs",
