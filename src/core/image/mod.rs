@@ -10,6 +10,7 @@
 //! oci        OCI layout  -> candidates        docker   docker-archive -> candidates
 //! load       candidates  -> store            parts    layers -> store
 //! platform   names of platforms
+//! commit     the configuration of an image on top of another
 //! rootfs     a root file system's tar -> an image
 //! save       store -> an OCI layout and docker-archive in one
 //! ```
@@ -17,6 +18,7 @@
 //! Called by the engine. This module knows formats only, not how images are run or listed.
 
 mod archive;
+mod commit;
 mod docker;
 mod documents;
 mod error;
@@ -32,6 +34,7 @@ mod save;
 #[cfg(test)]
 mod tests;
 
+pub use self::commit::{ChangeError, ConfigChange, NewImage, new_config};
 pub use self::documents::{HistoryEntry, ImageConfig, ProcessConfig, RootFs};
 pub use self::error::ImageError;
 pub use self::load::{Loaded, load, load_file, load_with};

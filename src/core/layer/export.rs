@@ -20,7 +20,7 @@ use super::entry_header::{EntryHeader, encode, padding};
 use super::recipe::RECIPE_BYTES;
 use crate::digest::{ObjectHasher, ObjectId};
 use crate::recipe::{Recorder, Recording};
-use crate::store::Store;
+use crate::store::{Store, Transaction};
 use crate::tree::{Dirent, FileType, Node, Target, Tree, TreeError, TreeIno, TreeKind};
 
 /// Where contents come from: the store.
@@ -33,6 +33,14 @@ pub trait ObjectSource {
 }
 
 impl ObjectSource for Store {
+    type Reader = std::fs::File;
+
+    fn open(&self, id: ObjectId) -> io::Result<Self::Reader> {
+        Ok(self.open_object(id)?)
+    }
+}
+
+impl ObjectSource for Transaction<'_> {
     type Reader = std::fs::File;
 
     fn open(&self, id: ObjectId) -> io::Result<Self::Reader> {

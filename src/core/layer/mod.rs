@@ -36,6 +36,8 @@ mod sparse;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod unpack;
+mod upper;
 
 pub use decompress::{Compression, DecompressError, Decompressed, decompress};
 pub(crate) use entry_header::{member_header, padding};
@@ -44,6 +46,8 @@ pub use export::{ExportError, ExportStats, ObjectSource, export};
 pub use import::import;
 pub use recipe::{RestoreError, restore};
 pub use sink::{HashOnly, ObjectSink, ObjectWrite, ReadSeek, StoredObject};
+pub use unpack::{UnpackError, Unpacked, unpack};
+pub use upper::{FromUpperError, UpperLayer, from_upper};
 
 use crate::digest::DiffId;
 

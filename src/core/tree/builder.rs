@@ -12,12 +12,14 @@ use std::collections::BTreeMap;
 
 use bstr::BString;
 
+use super::error::TreeError;
 use super::format::{MAX_DEPTH, NANOS_PER_SEC, valid_name, valid_symlink};
 use super::layer;
+use super::reader::Tree;
 use super::types::{Kind, Meta, Timestamp};
-use super::writer::WriteError;
+use super::writer::{self, WriteError};
 use super::xattr::{self, XattrError};
-use crate::digest::DiffId;
+use crate::digest::{DiffId, Sha256Digest};
 
 /// Why an entry is refused. Each error names the entry by its path.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -290,6 +292,18 @@ impl LayerBuilder {
     /// The bytes of the tree, which says that it is this layer's.
     pub fn finish(self, diff: DiffId) -> Result<Vec<u8>, BuildError> {
         Ok(layer::write(self, diff)?)
+    }
+
+    /// The bytes of the tree of a layer whose tar is written from it; `diff_id` gives that tar's.
+    pub fn finish_with<E: From<BuildError> + From<TreeError>>(
+        self,
+        diff_id: impl FnOnce(&Tree) -> Result<DiffId, E>,
+    ) -> Result<(DiffId, Vec<u8>), E> {
+        let nameless = DiffId(Sha256Digest::from_bytes([0; 32]));
+        let bytes = self.finish(nameless)?;
+        let tree = Tree::from_bytes(bytes.clone())?;
+        let diff_id = diff_id(&tree)?;
+        Ok((diff_id, writer::rename(bytes, diff_id)?))
     }
 
     #[expect(

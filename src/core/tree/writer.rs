@@ -8,16 +8,17 @@ use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 
-use zerocopy::IntoBytes;
 use zerocopy::little_endian::U32;
+use zerocopy::{FromBytes, IntoBytes};
 
+use super::error::TreeError;
 use super::format::{
     ALIGN, DIGEST_LEN, DIRENT_LINK, DIRENT_NODE, DIRENT_WHITEOUT, KIND_LAYER, KIND_MERGED, MAGIC,
     NODE_ELF, NODE_IMPLIED, NODE_OPAQUE, NONE, NUMBERING, RawDirent, RawHeader, RawLink, RawNode,
     RawObject, RawSection, Section, VERSION, header_length,
 };
 use super::types::{FileType, Rdev, Timestamp, TreeIno, TreeKind};
-use crate::digest::{ObjectId, Sha256Digest};
+use crate::digest::{DiffId, ObjectId, Sha256Digest};
 
 /// A tree would be larger than its 32-bit numbers allow, or two statements about one content
 /// differ.
@@ -414,6 +415,21 @@ impl Writer {
             owner: *owner.as_bytes(),
         }
     }
+}
+
+/// The same layer's tree under another DiffID, which is known only once the layer's tar is written
+/// from its tree.
+pub(super) fn rename(mut file: Vec<u8>, diff: DiffId) -> Result<Vec<u8>, TreeError> {
+    let (header, _) = RawHeader::mut_from_prefix(&mut file).map_err(|_short| TreeError::Magic)?;
+    header.owner = *diff.0.as_bytes();
+    let body = header_length(header.sections.get() as usize);
+    for end in [body, file.len()] {
+        let digested = file.get_mut(..end).and_then(<[u8]>::split_last_chunk_mut);
+        let (bytes, digest): (&mut [u8], &mut [u8; DIGEST_LEN]) =
+            digested.ok_or(TreeError::HeaderDigest)?;
+        *digest = *blake3::hash(bytes).as_bytes();
+    }
+    Ok(file)
 }
 
 fn append_digest(file: &mut Vec<u8>) {

@@ -71,6 +71,7 @@
 //! `cowl` without saved attributes, a capability of 20 bytes and ext4's own part fit into an inode
 //! of 256 bytes: a copied-up file takes no block for its marks.
 
+pub mod changes;
 pub mod marks;
 mod probe;
 pub mod scan;
