@@ -62,6 +62,16 @@ pub(super) enum Command {
     Save(Save),
     /// Import the contents of a root file system's tarball to create an image
     Import(Import),
+    /// Create a tag TARGET_IMAGE that refers to SOURCE_IMAGE
+    Tag(Tag),
+    /// Inspect changes to files or directories on a container's filesystem
+    Diff(Diff),
+    /// Create a new image from a container's changes
+    Commit(Commit),
+    /// Export the files of a container or an image as a tar archive
+    Export(Export),
+    /// Unpack the files of an image into an empty directory
+    Unpack(Unpack),
     /// List images
     Images(Images),
     /// Show the history of an image
@@ -158,6 +168,72 @@ pub(super) struct Import {
     /// Name of the image
     #[arg(value_name = "NAME[:TAG]")]
     pub(super) name: String,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Tag {
+    /// Name of the image, its ID or the beginning of its ID
+    #[arg(value_name = "SOURCE_IMAGE[:TAG]")]
+    pub(super) source: String,
+    /// The name to give it
+    #[arg(value_name = "TARGET_IMAGE[:TAG]")]
+    pub(super) target: String,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Diff {
+    /// Name of a container, its ID or the beginning of its ID; with --upper, of the image that it
+    /// was mounted over
+    pub(super) container: String,
+    /// Changes in an upper directory of `cowl mount`
+    #[arg(long, value_name = "DIR")]
+    pub(super) upper: Option<PathBuf>,
+    /// Work directory of the upper [default: UPPER.work]
+    #[arg(long, value_name = "DIR", requires = "upper")]
+    pub(super) work: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Commit {
+    /// Author
+    #[arg(short, long, default_value = "", hide_default_value = true)]
+    pub(super) author: String,
+    /// Commit message
+    #[arg(short, long, default_value = "", hide_default_value = true)]
+    pub(super) message: String,
+    /// Apply a Dockerfile instruction to the image, such as `ENV NAME=VALUE`
+    #[arg(short, long, value_name = "INSTRUCTION")]
+    pub(super) change: Vec<String>,
+    /// Changes in an upper directory of `cowl mount`, instead of a container's
+    #[arg(long, value_name = "DIR")]
+    pub(super) upper: Option<PathBuf>,
+    /// Work directory of the upper [default: UPPER.work]
+    #[arg(long, value_name = "DIR", requires = "upper")]
+    pub(super) work: Option<PathBuf>,
+    /// Name of a container, its ID or the beginning of its ID; with --upper, of the image that it
+    /// was mounted over
+    pub(super) container: String,
+    /// Name of the new image
+    #[arg(value_name = "REPOSITORY[:TAG]")]
+    pub(super) name: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Export {
+    /// Write to a file, instead of STDOUT
+    #[arg(short, long, value_name = "FILE")]
+    pub(super) output: Option<PathBuf>,
+    /// Name of a container or an image, its ID or the beginning of its ID
+    #[arg(value_name = "CONTAINER|IMAGE")]
+    pub(super) source: String,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Unpack {
+    /// Name of the image, its ID or the beginning of its ID
+    pub(super) image: String,
+    /// An empty directory, created if missing
+    pub(super) dir: PathBuf,
 }
 
 #[derive(Debug, Args)]

@@ -1,6 +1,6 @@
-//! `cowl load`, `save`, `import`, `images`, `history`, `rmi`, `info`, `check`.
+//! `cowl load`, `save`, `import`, `tag`, `images`, `history`, `rmi`, `info`, `check`.
 
-use super::args::{Check, History, Images, Import, Load, Rmi, Save};
+use super::args::{Check, History, Images, Import, Load, Rmi, Save, Tag};
 use super::table::{Table, ellipsis, printable};
 use super::units::{human_duration, human_size};
 use super::{FAILURE, Stdout, each, print_error};
@@ -44,17 +44,27 @@ pub(super) fn save(engine: &Engine, args: &Save) -> Result<u8> {
     Ok(0)
 }
 
-pub(super) fn import(engine: &Engine, args: &Import, out: &mut Stdout) -> Result<u8> {
-    let name: Reference = args
-        .name
+/// A name that an image is given by a command.
+pub(super) fn new_name(command: &str, text: &str) -> Result<Reference> {
+    let name: Reference = text
         .parse()
-        .map_err(|error| Error::invalid(format!("import: {error}")))?;
+        .map_err(|error| Error::invalid(format!("{command}: {error}")))?;
     // The digest of a new image is not known beforehand.
     if name.digest().is_some() {
         return Err(Error::invalid(format!(
-            "import: {name}: an image cannot be given a digest; name it NAME[:TAG]"
+            "{command}: {name}: an image cannot be given a digest; name it NAME[:TAG]"
         )));
     }
+    Ok(name)
+}
+
+pub(super) fn tag(engine: &Engine, args: &Tag) -> Result<u8> {
+    engine.tag_image(&args.source, &new_name("tag", &args.target)?)?;
+    Ok(0)
+}
+
+pub(super) fn import(engine: &Engine, args: &Import, out: &mut Stdout) -> Result<u8> {
+    let name = new_name("import", &args.name)?;
     let file = (args.file.as_os_str() != "-").then_some(args.file.as_path());
     let id = engine.import(file, &name)?;
     out.line(&id.to_string())?;

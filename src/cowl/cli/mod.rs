@@ -6,6 +6,7 @@
 //! it is not found, 1 for errors of the other commands, else 0 or the exit code of the program.
 
 mod args;
+mod changes;
 mod container;
 mod external;
 mod format;
@@ -168,6 +169,11 @@ fn dispatch(cli: Cli, out: &mut Stdout) -> Result<u8> {
         Command::Load(args) => image::load(&open(Access::Add)?, &args, out),
         Command::Save(args) => image::save(&open(Access::Change)?, &args),
         Command::Import(args) => image::import(&open(Access::Add)?, &args, out),
+        Command::Tag(args) => image::tag(&open(Access::Change)?, &args),
+        Command::Diff(args) => changes::diff(&open(Access::Change)?, &args, out),
+        Command::Commit(args) => changes::commit(&open(Access::Change)?, &args, out),
+        Command::Export(args) => changes::export(&open(Access::Change)?, &args),
+        Command::Unpack(args) => changes::unpack(&open(Access::Change)?, &args),
         Command::Images(args) => image::images(&open(Access::Read)?, &args, out),
         Command::History(args) => image::history(&open(Access::Read)?, &args, out),
         Command::Rmi(args) => Ok(image::rmi(&open(Access::Change)?, &args, out)),

@@ -161,6 +161,20 @@ impl Engine {
         Ok(image::import_rootfs(&self.store, tar, name)?)
     }
 
+    /// Gives an image another name, which may have been another image's.
+    pub fn tag_image(&self, source: &str, target: &Reference) -> Result<()> {
+        let transaction = self.store.begin()?;
+        let Found { tags, by_name, .. } = self.find_image(source)?;
+        let tag = by_name.or_else(|| tags.into_iter().next());
+        let tag = tag.ok_or_else(|| missing(source))?;
+        transaction.keep_tag(&tag)?;
+        transaction.publish(&[Tag {
+            reference: Some(target.clone()),
+            ..tag
+        }])?;
+        Ok(())
+    }
+
     /// How the image was made, last step first.
     pub fn history(&self, needle: &str) -> Result<Vec<Step>> {
         let image = self.find_image(needle)?.image;
@@ -417,7 +431,7 @@ fn standard_input() -> Result<File> {
 }
 
 /// Far above any real configuration.
-const CONFIG_LIMIT: u64 = 16 << 20;
+pub(super) const CONFIG_LIMIT: u64 = 16 << 20;
 
 fn digits(needle: &str) -> &str {
     needle.strip_prefix("sha256:").unwrap_or(needle)

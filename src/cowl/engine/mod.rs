@@ -5,6 +5,7 @@
 //! can work on one store. The next command cleans up after a killed one.
 
 mod attach;
+pub mod commit;
 pub mod container;
 pub mod create;
 pub mod docker;

@@ -1,0 +1,72 @@
+//! `cowl diff`, `commit`, `export`, `unpack`.
+
+use super::args::{Commit, Diff, Export, Unpack};
+use super::image::new_name;
+use super::table::printable;
+use super::{Stdout, print_error};
+use crate::engine::Engine;
+use crate::engine::commit::{ChangeKind, Changed, CommitRequest};
+use crate::engine::error::Result;
+use std::path::Path;
+
+fn changed<'a>(container: &'a str, upper: Option<&'a Path>, work: Option<&'a Path>) -> Changed<'a> {
+    match upper {
+        None => Changed::Container(container),
+        Some(upper) => Changed::Upper {
+            image: container,
+            upper,
+            work,
+        },
+    }
+}
+
+pub(super) fn diff(engine: &Engine, args: &Diff, out: &mut Stdout) -> Result<u8> {
+    let changed = changed(&args.container, args.upper.as_deref(), args.work.as_deref());
+    for (kind, path) in engine.diff(changed)? {
+        let letter = match kind {
+            ChangeKind::Added => 'A',
+            ChangeKind::Changed => 'C',
+            ChangeKind::Deleted => 'D',
+        };
+        let path = printable(&String::from_utf8_lossy(&path));
+        out.line(&format!("{letter} /{path}"))?;
+    }
+    Ok(0)
+}
+
+pub(super) fn commit(engine: &Engine, args: &Commit, out: &mut Stdout) -> Result<u8> {
+    let name = match &args.name {
+        Some(name) => Some(new_name("commit", name)?),
+        None => None,
+    };
+    let id = engine.commit(&CommitRequest {
+        changed: changed(&args.container, args.upper.as_deref(), args.work.as_deref()),
+        name: name.as_ref(),
+        author: &args.author,
+        comment: &args.message,
+        changes: &args.change,
+    })?;
+    out.line(&id.to_string())?;
+    Ok(0)
+}
+
+pub(super) fn export(engine: &Engine, args: &Export) -> Result<u8> {
+    engine.export(&args.source, args.output.as_deref())?;
+    Ok(0)
+}
+
+pub(super) fn unpack(engine: &Engine, args: &Unpack) -> Result<u8> {
+    let left = engine.unpack(&args.image, &args.dir)?;
+    let notes = [
+        (
+            left.owners,
+            "files belong to this user instead of their owner",
+        ),
+        (left.devices, "devices are missing"),
+        (left.xattrs, "extended attributes are missing"),
+    ];
+    for (number, what) in notes.into_iter().filter(|(number, _)| *number > 0) {
+        print_error(&format!("warning: not permitted: {number} {what}"));
+    }
+    Ok(0)
+}

@@ -1,0 +1,381 @@
+//! Changes of containers and uppers at rest: `diff`, `commit`, `export`; and `unpack`.
+//!
+//! Invariant: nothing reads an upper that a mount uses. Its locks are held here, so none begins to
+//! use it meanwhile.
+
+use super::container::Container;
+use super::docker::ContainerConfig;
+use super::error::{Context, Error, Kind, Result};
+use super::image::{CONFIG_LIMIT, Image};
+use super::save::write_to;
+use super::{Engine, mountpoint};
+use cowl_core::digest::{DiffId, ImageId};
+use cowl_core::image::{ConfigChange, ImageConfig, NewImage, new_config};
+use cowl_core::layer::{self, Unpacked, from_upper};
+use cowl_core::store::{Platform, Reference, Tag, TaggedImage, TaggedLayer, Transaction};
+use cowl_core::tree::{Tree, merge};
+use cowl_core::upper::changes::{ChangesError, MountPoints, Now, changes};
+use cowl_core::upper::marks::Stamp;
+use cowl_core::upper::{Base, Upper, UpperError};
+use jiff::Timestamp;
+use serde_json::{Map, Value};
+use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+/// What changed at a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChangeKind {
+    /// The image has no such file.
+    Added,
+    /// The image has another.
+    Changed,
+    /// It is gone.
+    Deleted,
+}
+
+/// Whose changes are meant.
+#[derive(Debug, Clone, Copy)]
+pub enum Changed<'a> {
+    /// A container's.
+    Container(&'a str),
+    /// Those of an upper of `cowl mount IMAGE DIR --upper UPPER`.
+    Upper {
+        /// The image that it was mounted over.
+        image: &'a str,
+        /// The upper directory.
+        upper: &'a Path,
+        /// Its work directory; `<upper>.work` by default.
+        work: Option<&'a Path>,
+    },
+}
+
+/// The arguments of [`Engine::commit`].
+#[derive(Debug)]
+pub struct CommitRequest<'a> {
+    /// Of what.
+    pub changed: Changed<'a>,
+    /// The name of the new image; None leaves it untagged.
+    pub name: Option<&'a Reference>,
+    /// `-a`.
+    pub author: &'a str,
+    /// `-m`.
+    pub comment: &'a str,
+    /// `-c`, each.
+    pub changes: &'a [String],
+}
+
+/// An upper at rest, locked, and what is below it.
+struct AtRest {
+    upper: Upper,
+    tree: Tree,
+    layers: Vec<DiffId>,
+    image: ImageId,
+    mount_points: MountPoints,
+    /// Fields of a configuration that the container has instead of its image.
+    config: Map<String, Value>,
+    created_by: String,
+}
+
+/// Directories that the launcher makes for its own mounts.
+const OWN_MOUNT_POINTS: [&str; 3] = ["proc", "sys", "dev"];
+
+impl Engine {
+    /// What a container or an upper changed, sorted by path, without the slash in front.
+    pub fn diff(&self, changed: Changed<'_>) -> Result<Vec<(ChangeKind, Vec<u8>)>> {
+        let transaction = self.store.begin()?;
+        let at_rest = self.at_rest(changed, &transaction)?;
+        let tree = &at_rest.tree;
+        let mut listed = BTreeSet::new();
+        let mut gone = Vec::new();
+        let mut opaque = Vec::new();
+        changes(&at_rest.upper, tree, &at_rest.mount_points, |change| {
+            match change.now {
+                Now::Nothing => gone.push(change.path.to_vec()),
+                Now::Opaque => opaque.push(change.path.to_vec()),
+                Now::Upper { .. } | Now::Tree(_) | Now::Link(_) => {
+                    listed.insert(change.path.to_vec());
+                }
+            }
+            Ok::<_, ChangesError>(())
+        })?;
+        for dir in opaque {
+            let Some(ino) = tree.resolve(&dir)? else {
+                continue;
+            };
+            for child in tree.children(ino)? {
+                let path = [dir.as_slice(), child?.name].join(&b'/');
+                if !listed.contains(&path) {
+                    gone.push(path);
+                }
+            }
+        }
+        let mut all: Vec<_> = gone
+            .into_iter()
+            .map(|path| (ChangeKind::Deleted, path))
+            .collect();
+        // The root itself has no name to be listed by.
+        for path in listed.into_iter().filter(|path| !path.is_empty()) {
+            let kind = match tree.resolve(&path)? {
+                Some(_) => ChangeKind::Changed,
+                None => ChangeKind::Added,
+            };
+            all.push((kind, path));
+        }
+        all.sort_by(|(_, a), (_, b)| a.cmp(b));
+        Ok(all)
+    }
+
+    /// Makes an image of a container's or an upper's changes on top of its image.
+    pub fn commit(&self, request: &CommitRequest<'_>) -> Result<ImageId> {
+        let mut edits = Vec::new();
+        for text in request.changes {
+            let edit: Result<ConfigChange, _> = text.parse();
+            edits.push(edit.map_err(|error| Error::invalid(error.to_string()))?);
+        }
+        let transaction = self.store.begin()?;
+        let at_rest = self.at_rest(request.changed, &transaction)?;
+        let below = self.store.read_blob(at_rest.image.0, CONFIG_LIMIT)?;
+        let layer = from_upper(
+            &at_rest.upper,
+            &at_rest.tree,
+            &at_rest.mount_points,
+            &transaction,
+        )?;
+        let config = new_config(
+            &below,
+            &NewImage {
+                created: Timestamp::now().to_string(),
+                created_by: at_rest.created_by.clone(),
+                author: request.author.to_owned(),
+                comment: request.comment.to_owned(),
+                layer: (!layer.empty).then_some(layer.diff_id),
+                config: at_rest.config.clone(),
+                changes: &edits,
+            },
+        )?;
+        let mut layers = self.layers_with_blobs(&at_rest, &transaction)?;
+        if !layer.empty {
+            transaction.put_layer(
+                layer.diff_id,
+                layer.tree_bytes,
+                layer.tar_size,
+                Some(&layer.recipe),
+            )?;
+            layers.push(TaggedLayer {
+                diff_id: layer.diff_id,
+                blob: None,
+            });
+        }
+        let diff_ids: Vec<DiffId> = layers.iter().map(|layer| layer.diff_id).collect();
+        transaction.put_merged(&diff_ids)?;
+        let id = ImageId(transaction.put_blob(&config)?);
+        let known = ImageConfig::from_slice(&config)?;
+        transaction.publish(&[Tag {
+            reference: request.name.cloned(),
+            target: None,
+            images: vec![TaggedImage {
+                platform: Platform {
+                    os: known.os,
+                    architecture: known.architecture,
+                    variant: known.variant,
+                },
+                config: id,
+                manifest: None,
+                layers,
+            }],
+        }])?;
+        Ok(id)
+    }
+
+    /// Writes the files of a container or an image as one tar.
+    pub fn export(&self, needle: &str, output: Option<&Path>) -> Result<()> {
+        let transaction = self.store.begin()?;
+        let container = match self.containers.find(needle) {
+            Err(error) if error.kind() == Kind::NotFound => None,
+            found => Some(found?),
+        };
+        let Some(container) = container else {
+            let image = self.image(needle).map_err(|error| match error.kind() {
+                Kind::NotFound => Error::not_found(format!("No such container or image: {needle}")),
+                _ => error,
+            })?;
+            transaction.keep_layers(&image.layers)?;
+            let merged = self.store.merged(&image.layers)?;
+            return write_to(output, |out| {
+                layer::export(&merged.tree, &self.store, std::io::BufWriter::new(out))?;
+                Ok(())
+            });
+        };
+        let at_rest = self.container_at_rest(&container, needle, &transaction)?;
+        let upper = from_upper(
+            &at_rest.upper,
+            &at_rest.tree,
+            &MountPoints::new(),
+            &transaction,
+        )?;
+        let mut trees = Vec::new();
+        for diff_id in &at_rest.layers {
+            let tree = self.store.layer_tree(*diff_id)?;
+            trees.push(tree.ok_or_else(|| Error::failed(format!("layer {diff_id} is gone")))?);
+        }
+        trees.push(Tree::from_bytes(upper.tree_bytes)?);
+        let merged = Tree::from_bytes(merge(&trees)?)?;
+        write_to(output, |out| {
+            layer::export(&merged, &transaction, std::io::BufWriter::new(out))?;
+            Ok(())
+        })
+    }
+
+    /// Unpacks an image into a directory, which must be empty; made if it is missing.
+    pub fn unpack(&self, image: &str, dir: &Path) -> Result<Unpacked> {
+        let image = self.image(image)?;
+        let transaction = self.store.begin()?;
+        transaction.keep_layers(&image.layers)?;
+        let merged = self.store.merged(&image.layers)?;
+        let (fd, _) = mountpoint::open_or_make(dir, 0o755)?;
+        layer::unpack(&merged.tree, &self.store, fd)
+            .context(|| format!("unpacking into {}", dir.display()))
+    }
+
+    fn at_rest(&self, changed: Changed<'_>, transaction: &Transaction<'_>) -> Result<AtRest> {
+        match changed {
+            Changed::Container(needle) => {
+                let container = self.containers.find(needle)?;
+                self.container_at_rest(&container, needle, transaction)
+            }
+            Changed::Upper { image, upper, work } => {
+                let Image { id, layers, .. } = self.image(image)?;
+                let upper_fd = open(upper)?;
+                let work = if let Some(work) = work {
+                    open(work)?
+                } else {
+                    let mut name = mountpoint::canonical(&upper_fd)?.into_os_string();
+                    name.push(".work");
+                    open(Path::new(&name))?
+                };
+                let (upper, tree) = self
+                    .open_upper(&layers, upper_fd, &work, transaction)
+                    .context(|| format!("upper {}", upper.display()))?;
+                Ok(AtRest {
+                    upper,
+                    tree,
+                    layers,
+                    image: id,
+                    mount_points: MountPoints::new(),
+                    config: Map::new(),
+                    created_by: "cowl commit".to_owned(),
+                })
+            }
+        }
+    }
+
+    fn container_at_rest(
+        &self,
+        container: &Container,
+        needle: &str,
+        transaction: &Transaction<'_>,
+    ) -> Result<AtRest> {
+        let config = &container.config;
+        let (upper, work) = container.upper()?;
+        let (upper, tree) = self
+            .open_upper(&config.layers, upper, &work, transaction)
+            .map_err(|error| match error.kind() {
+                Kind::Conflict => Error::conflict(format!(
+                    "container {needle} is running, or its files are in use: stop it first; only containers at rest can be read"
+                )),
+                _ => error.context(format!("container {needle}")),
+            })?;
+        let destinations = config.mounts.iter().map(|mount| mount.destination.as_str());
+        let mount_points = destinations
+            .chain(OWN_MOUNT_POINTS)
+            .map(|path| path.trim_matches('/').as_bytes().to_vec())
+            .collect();
+        Ok(AtRest {
+            upper,
+            tree,
+            layers: config.layers.clone(),
+            image: config.image_id,
+            mount_points,
+            config: image_fields(&config.config)?,
+            created_by: config.config.cmd.as_deref().unwrap_or_default().join(" "),
+        })
+    }
+
+    /// Opens and locks an upper over a stack, which the transaction keeps.
+    fn open_upper(
+        &self,
+        layers: &[DiffId],
+        upper: OwnedFd,
+        work: &OwnedFd,
+        transaction: &Transaction<'_>,
+    ) -> Result<(Upper, Tree)> {
+        transaction.keep_layers(layers)?;
+        let merged = self.store.merged(layers)?;
+        let stamp = Stamp {
+            chain: merged.chain,
+            numbering: merged.tree.numbering(),
+        };
+        match Upper::open(upper, work, Base::Tree(&stamp)) {
+            Ok(upper) => Ok((upper, merged.tree)),
+            Err(error @ UpperError::InUse) => Err(Error::conflict(error.to_string())),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The layers below, with their blobs if an image still keeps them.
+    fn layers_with_blobs(
+        &self,
+        at_rest: &AtRest,
+        transaction: &Transaction<'_>,
+    ) -> Result<Vec<TaggedLayer>> {
+        let tags = self.store.tags()?.tags;
+        let known = tags
+            .iter()
+            .find(|tag| tag.id() == Some(at_rest.image))
+            .and_then(|tag| Some((tag, tag.image()?)))
+            .filter(|(_, image)| image.diff_ids() == at_rest.layers);
+        if let Some((tag, image)) = known {
+            transaction.keep_tag(tag)?;
+            return Ok(image.layers.clone());
+        }
+        let plain = at_rest.layers.iter().map(|diff_id| TaggedLayer {
+            diff_id: *diff_id,
+            blob: None,
+        });
+        Ok(plain.collect())
+    }
+}
+
+/// The fields of a container's configuration that an image's has, too.
+fn image_fields(config: &ContainerConfig) -> Result<Map<String, Value>> {
+    const FIELDS: [&str; 13] = [
+        "User",
+        "ExposedPorts",
+        "Env",
+        "Entrypoint",
+        "Cmd",
+        "Healthcheck",
+        "ArgsEscaped",
+        "Volumes",
+        "WorkingDir",
+        "OnBuild",
+        "Labels",
+        "StopSignal",
+        "Shell",
+    ];
+    let mut config = config.clone();
+    // A bare name unsets a variable of the image, which is gone already.
+    config.env.retain(|entry| entry.contains('='));
+    let Value::Object(fields) = serde_json::to_value(&config)? else {
+        return Ok(Map::new());
+    };
+    let kept = fields.into_iter();
+    Ok(kept
+        .filter(|(name, value)| FIELDS.contains(&name.as_str()) && !value.is_null())
+        .collect())
+}
+
+fn open(path: &Path) -> Result<OwnedFd> {
+    super::files::open_dir(path).context(|| format!("opening {}", path.display()))
+}
