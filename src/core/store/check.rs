@@ -23,7 +23,9 @@ use super::roots::{Reachable, Root};
 use super::tags::is_tag_file;
 use super::transaction::copy;
 use super::usage::{Count, is_fan_out};
-use super::{DIRECTORIES, LOCK, ROOT_MODE, Store, StoreError, format, from_hex, log, object_name};
+use super::{
+    DIRECTORIES, LOCK, NAMES, ROOT_MODE, Store, StoreError, format, from_hex, log, object_name,
+};
 use crate::digest::{ChainId, DiffId, ObjectId, Sha256Digest, Sha256Hasher};
 use crate::recipe::FILE_NAME as RECIPE;
 use crate::tree::{MergeError, Tree, merge};
@@ -160,6 +162,7 @@ impl Store {
         for name in self.root.names()? {
             let known = name.to_str().is_some_and(|name| {
                 [LOCK, format::NAME, log::LOG, log::OLD_LOG].contains(&name)
+                    || name == NAMES
                     || DIRECTORIES.contains(&name)
             });
             if !known {

@@ -105,6 +105,8 @@ const DIRECTORIES: [&str; 12] = [
     "tmp",
 ];
 const LOCK: &str = "lock";
+/// The engine makes it when it first needs it.
+const NAMES: &str = "names";
 /// Only the owner may read the store: images can contain secrets.
 const ROOT_MODE: Mode = Mode::RWXU;
 
