@@ -1,14 +1,16 @@
 //! Ways out of a container that other launchers once had, each with its CVE.
 
-use std::os::fd::AsRawFd as _;
+use std::io::Read as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::fs::symlink;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::Path;
 
 use crate::harness::{Fixture, wait_for};
+use cowl_launch::control::{ControlError, Streams, Target};
 use cowl_launch::message::Start;
-use cowl_launch::process::WindowSize;
+use cowl_launch::process::{Process, WindowSize};
 use rustix::fs::Mode;
 use rustix::io::Errno;
 
@@ -299,6 +301,158 @@ fn the_monitor_keeps_nothing_of_its_caller() {
         let cwd = std::fs::read_link(format!("/proc/{pid}/cwd")).unwrap();
         assert_eq!(cwd, Path::new("/"));
     }
+    running.monitor.signal(9).unwrap();
+    fixture.finish(running);
+}
+
+/// CVE-2019-5736 and CVE-2016-9962 through `exec`: what is in the container when a process joins
+/// finds nothing of the host in it, through /proc/PID/exe, /proc/PID/fd or ptrace.
+#[test]
+fn a_joining_process_shows_nothing_of_the_host() {
+    let fixture = Fixture::new("joining");
+    for applet in ["readlink", "grep", "cp"] {
+        symlink("busybox", fixture.path("bin").join(applet)).unwrap();
+    }
+    // Looks at every process it sees, over and over; what it finds beyond its own is kept.
+    let spy = "touch /ready; while [ ! -e /go ]; do for p in /proc/[0-9]*; do \
+        case $p in /proc/1) continue;; esac; \
+        for f in $p/fd/*; do t=$(readlink $f 2>/dev/null) || continue; \
+        case $t in /dev/pts/*|/dev/null|pipe:*|socket:*|/proc/*|/bin/*|'') ;; *) echo \"$p $t\" >> /found;; esac; done; \
+        cp /bin/busybox $p/exe 2>/dev/null && echo overwritten >> /found; done; done; exit 0";
+    let mut start = fixture.sh(spy);
+    // What an attacker may have at most beside root of the host.
+    start.process.capabilities |= 1 << 19; // SYS_PTRACE
+    start.sandbox.masked_paths.clear();
+    let running = fixture.start(&start).unwrap();
+    wait_for(&fixture.path("ready"));
+    let control = fixture.control();
+    let runtime = std::fs::read(env!("CARGO_BIN_EXE_cowl-runtime")).unwrap();
+    for round in 0..60 {
+        let id = format!("e{round}");
+        let process = Process::new(vec![b"true".to_vec()]);
+        control
+            .exec(&id, &process, false, Streams::default())
+            .unwrap();
+        assert_eq!(control.wait(Target::Exec(id)).unwrap().exit_code, 0);
+    }
+    std::fs::write(fixture.path("go"), "").unwrap();
+    assert_eq!(fixture.finish(running).exited.exit_code, 0);
+    let found = std::fs::read_to_string(fixture.path("found")).unwrap_or_default();
+    assert_eq!(found, "");
+    let after = std::fs::read(env!("CARGO_BIN_EXE_cowl-runtime")).unwrap();
+    assert!(runtime == after);
+}
+
+/// CVE-2024-21626 through `exec`: a working directory or a program behind a descriptor's number.
+#[test]
+fn no_descriptor_number_of_an_exec_leads_to_the_host() {
+    let fixture = Fixture::new("exec-numbers");
+    let secret = Secret::new();
+    let running = fixture
+        .start(&fixture.sh("touch /ready; exec sleep 1000"))
+        .unwrap();
+    wait_for(&fixture.path("ready"));
+    let control = fixture.control();
+    for number in NUMBERS {
+        let place = secret.beyond_descriptor(number);
+        let mut inside = Process::new(vec![b"cat".to_vec(), b"file".to_vec()]);
+        inside.cwd = place.clone().into_bytes();
+        let program = Process::new(vec![
+            format!("{place}/echo").into_bytes(),
+            Secret::TEXT.as_bytes().to_vec(),
+        ]);
+        for (way, process) in [("cwd", inside), ("program", program)] {
+            let (mut read, write) = std::io::pipe().unwrap();
+            let streams = Streams {
+                stdin: None,
+                stdout: Some(write.as_fd()),
+                stderr: Some(write.as_fd()),
+            };
+            let id = format!("{way}{number}");
+            drop(control.exec(&id, &process, false, streams));
+            drop(write);
+            let mut said = String::new();
+            read.read_to_string(&mut said).unwrap();
+            assert!(!said.contains(Secret::TEXT), "{number} as {way}: {said}");
+        }
+    }
+    let open = Process::new(vec![b"ls".to_vec(), b"/proc/self/fd".to_vec()]);
+    let (mut read, write) = std::io::pipe().unwrap();
+    let streams = Streams {
+        stdin: None,
+        stdout: Some(write.as_fd()),
+        stderr: Some(write.as_fd()),
+    };
+    control.exec("open", &open, false, streams).unwrap();
+    drop(write);
+    let mut said = String::new();
+    read.read_to_string(&mut said).unwrap();
+    assert_eq!(said, "0\n1\n2\n3\n");
+    running.monitor.signal(9).unwrap();
+    fixture.finish(running);
+}
+
+/// Files that a running container has put where `exec` reads or mounts: users, terminals.
+#[test]
+fn an_exec_follows_no_link_of_the_container_to_the_host() {
+    let fixture = Fixture::new("exec-links");
+    symlink("busybox", fixture.path("bin/mkfifo")).unwrap();
+    let host = std::fs::read_to_string("/etc/passwd").unwrap();
+    assert!(host.contains("daemon:"), "{host}");
+    let script = "cd /etc; rm passwd; ln -s /proc/1/root/../../../../etc/passwd passwd; touch /ready; \
+                  while [ ! -e /second ]; do sleep 0.01; done; rm passwd; mkfifo passwd; touch /fifo; exec sleep 1000";
+    let running = fixture.start(&fixture.sh(script)).unwrap();
+    wait_for(&fixture.path("ready"));
+    let control = fixture.control();
+    let refused = |id: &str, user: &str| {
+        let mut process = Process::new(vec![b"id".to_vec()]);
+        process.user = user.as_bytes().to_vec();
+        match control.exec(id, &process, false, Streams::default()) {
+            Err(ControlError::Failed(failed)) => failed.what,
+            other => panic!("{other:?}"),
+        }
+    };
+    // A user of the host, not of the container.
+    let said = refused("a", "daemon");
+    assert!(said.contains("the container's /etc/passwd"), "{said}");
+    std::fs::write(fixture.path("second"), "").unwrap();
+    wait_for(&fixture.path("fifo"));
+    // A file that would be waited for without end.
+    assert_eq!(refused("b", "root"), "read the container's /etc/passwd");
+    running.monitor.signal(9).unwrap();
+    fixture.finish(running);
+}
+
+/// A terminal of an exec comes from a devpts, whatever the container has at /dev/pts.
+#[test]
+fn the_terminal_of_an_exec_is_not_opened_through_a_link() {
+    let fixture = Fixture::new("exec-pts");
+    let mut start = fixture.sh("touch /ready; exec sleep 1000");
+    // A container that can change its mounts.
+    start
+        .sandbox
+        .mounts
+        .retain(|mount| mount.destination != b"/dev/pts");
+    let running = fixture.start(&start).unwrap();
+    wait_for(&fixture.path("ready"));
+    let control = fixture.control();
+    let root = control.root().unwrap();
+    rustix::fs::symlinkat("/proc/1/root/dev/pts", &root, "dev/pts").unwrap();
+    let mut process = Process::new(vec![b"tty".to_vec()]);
+    process.terminal = Some(WindowSize {
+        rows: 24,
+        columns: 80,
+    });
+    let refused = |id: &str| match control.exec(id, &process, false, Streams::default()) {
+        Err(ControlError::Failed(failed)) => failed,
+        other => panic!("{other:?}"),
+    };
+    let failed = refused("a");
+    assert_eq!(failed.what, "open the container's /dev/pts");
+    assert_eq!(failed.errno, Errno::LOOP.raw_os_error());
+    rustix::fs::unlinkat(&root, "dev/pts", rustix::fs::AtFlags::empty()).unwrap();
+    rustix::fs::mkdirat(&root, "dev/pts", Mode::from_raw_mode(0o755)).unwrap();
+    assert_eq!(refused("b").errno, Errno::NODEV.raw_os_error());
     running.monitor.signal(9).unwrap();
     fixture.finish(running);
 }
