@@ -83,6 +83,7 @@ fn sandbox(config: &Config) -> Sandbox {
     sandbox.limits = Limits {
         memory: limit(host.memory),
         pids: host.pids_limit.and_then(limit),
+        ..Limits::default()
     };
     sandbox.readonly_root = host.readonly_rootfs;
     sandbox

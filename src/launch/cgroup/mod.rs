@@ -10,6 +10,7 @@ mod counters;
 mod devices;
 mod directory;
 mod layout;
+mod limits;
 mod unified;
 
 use std::fs::{File, OpenOptions};
@@ -23,6 +24,8 @@ use rustix::process::Pid;
 use crate::sandbox::Limits;
 use directory::Directory;
 use layout::Layout;
+pub use limits::discard_unsupported;
+use limits::{Setting, Version, settings};
 
 /// Why a container has no cgroups.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +40,9 @@ pub enum CgroupError {
         /// Why it is not available, if it is mounted.
         source: Option<io::Error>,
     },
+    /// In Docker's words: this host can't enforce a limit.
+    #[error("{0}")]
+    Unsupported(&'static str),
     /// A step failed.
     #[error("{what} {path}: {source}")]
     Io {
@@ -81,6 +87,8 @@ pub(crate) struct ContainerCgroups {
     unified: Option<(Directory, OwnedFd)>,
     memory: Option<MemoryAt>,
     devices_restricted: bool,
+    /// Where they are in each hierarchy.
+    relative: PathBuf,
 }
 
 #[derive(Debug)]
@@ -134,6 +142,7 @@ impl ContainerCgroups {
             unified: None,
             memory: None,
             devices_restricted: false,
+            relative: relative.clone(),
         };
         for controller in Controller::ALL {
             if controller == Controller::Devices && !restrict_devices {
@@ -159,6 +168,9 @@ impl ContainerCgroups {
             }
         }
         made.ensure_freezer(&layout, &relative);
+        for setting in settings(limits) {
+            made.enforce(&layout, &setting)?;
+        }
         Ok(made)
     }
 
@@ -185,7 +197,11 @@ impl ContainerCgroups {
     ) -> Result<(), CgroupError> {
         let made = |made: &LegacyCgroup| made.view.controllers == mounted.controllers;
         if !self.legacy.iter().any(made) {
-            self.legacy.push(LegacyCgroup::create(mounted, relative)?);
+            let created = LegacyCgroup::create(mounted, relative)?;
+            if mounted.controllers.iter().any(|name| name == "cpuset") {
+                inherit_cpuset(&mounted.mount_point, relative)?;
+            }
+            self.legacy.push(created);
         }
         Ok(())
     }
@@ -248,22 +264,14 @@ impl ContainerCgroups {
         };
         let legacy = self.legacy.iter().find(has);
         let result = match (controller, legacy, &self.unified) {
-            (Controller::Memory, Some(made), _) => limits
-                .memory
-                .map_or(Ok(()), |bytes| limit_legacy_memory(&made.directory, bytes)),
-            (Controller::Memory, None, Some((made, _))) => limits
-                .memory
-                .map_or(Ok(()), |bytes| limit_unified_memory(made, bytes)),
-            (
-                Controller::Pids,
-                Some(LegacyCgroup {
-                    directory: made, ..
-                }),
-                _,
-            )
-            | (Controller::Pids, None, Some((made, _))) => limits
-                .pids
-                .map_or(Ok(()), |tasks| made.write("pids.max", &tasks.to_string())),
+            (Controller::Memory, Some(made), _) => limits.memory.map_or(Ok(()), |bytes| {
+                limit_legacy_memory(&made.directory, bytes, limits.memory_swap)
+            }),
+            (Controller::Memory, None, Some((made, _))) => limits.memory.map_or(Ok(()), |bytes| {
+                limit_unified_memory(made, bytes, limits.memory_swap)
+            }),
+            // A row of the table.
+            (Controller::Pids, Some(_), _) | (Controller::Pids, None, Some(_)) => Ok(()),
             (Controller::Devices, Some(made), _) => restrict_legacy(&made.directory),
             (Controller::Devices, None, Some((_, descriptor))) => {
                 restrict_unified(descriptor.as_fd())
@@ -294,26 +302,76 @@ impl ContainerCgroups {
         unified.or_else(|| self.legacy.first().map(|made| &made.directory))
     }
 
-    /// Changes the limits that are given.
-    pub(crate) fn update(&self, limits: &Limits) -> Result<Vec<String>, CgroupError> {
-        let mut warnings = Vec::new();
-        for (controller, wanted) in [
-            (Controller::Memory, limits.memory.is_some()),
-            (Controller::Pids, limits.pids.is_some()),
-        ] {
-            if !wanted {
-                continue;
+    /// Changes the limits that are given. Returns Docker's words for those that this host can't
+    /// enforce, which stay as they are.
+    pub(crate) fn update(&mut self, limits: &Limits) -> Result<Vec<String>, CgroupError> {
+        let mut limits = limits.clone();
+        let discarded = discard_unsupported(&mut limits)
+            .map_err(|source| io_error("look at", Path::new("/proc/self/mountinfo"), source))?;
+        if limits.memory.is_some() {
+            self.configure(Controller::Memory, &limits)?;
+        }
+        let layout = mounted_hierarchies()?;
+        for setting in settings(&limits) {
+            self.enforce(&layout, &setting)?;
+        }
+        Ok(discarded.into_iter().map(str::to_owned).collect())
+    }
+
+    /// Enforces one limit, in a cgroup that is created for it if need be.
+    fn enforce(&mut self, layout: &Layout, setting: &Setting) -> Result<(), CgroupError> {
+        let name = setting.controller(Version::Legacy);
+        let relative = self.relative.clone();
+        let written = if let Some(mounted) = layout.legacy_of(name) {
+            let known = self.legacy_of(name).is_some();
+            self.ensure_legacy(mounted, &relative)?;
+            if !known {
+                self.move_in(name)?;
             }
-            match self.configure(controller, limits) {
-                Ok(()) => {}
-                Err(error) if is_refusal(&error) => {
-                    let what = controller.name();
-                    warnings.push(unavailable(what, controller, error).to_string());
+            let made = self.legacy_of(name).ok_or(Errno::NOENT);
+            made.map_err(io::Error::from)
+                .and_then(|made| setting.write(made, Version::Legacy))
+        } else {
+            let Some(root) = &layout.unified else {
+                return Err(CgroupError::Unsupported(setting.discarded));
+            };
+            let controller = setting.controller(Version::Unified);
+            let base = unified::base(root);
+            unified::enable(&base, &relative, controller)?;
+            self.ensure_unified(&base, &relative)?;
+            let made = self.unified.as_ref().ok_or(Errno::NOENT);
+            made.map_err(io::Error::from)
+                .and_then(|(made, _)| setting.write(made, Version::Unified))
+        };
+        written.map_err(|source| match Errno::from_io_error(&source) {
+            Some(Errno::NOENT | Errno::OPNOTSUPP) => CgroupError::Unsupported(setting.discarded),
+            _ => io_error("set the limits of", Path::new(name), source),
+        })
+    }
+
+    /// Moves the container's processes into the cgroup that was just created for a controller, until
+    /// none is left behind.
+    fn move_in(&mut self, controller: &str) -> Result<(), CgroupError> {
+        let failed = |source| io_error("move the processes into", Path::new(controller), source);
+        loop {
+            let pids = self.pids().map_err(failed)?.unwrap_or_default();
+            let Some(made) = self.legacy_of(controller) else {
+                return Ok(());
+            };
+            let there = made.read("cgroup.procs").map_err(failed)?;
+            let is_there = |pid: &u32| there.lines().any(|line| line == pid.to_string());
+            let outside: Vec<u32> = pids.into_iter().filter(|pid| !is_there(pid)).collect();
+            if outside.is_empty() {
+                return Ok(());
+            }
+            for pid in outside {
+                match made.write("cgroup.procs", &pid.to_string()) {
+                    // It has ended.
+                    Err(error) if Errno::from_io_error(&error) == Some(Errno::SRCH) => {}
+                    other => other.map_err(failed)?,
                 }
-                Err(error) => return Err(error),
             }
         }
-        Ok(warnings)
     }
 
     /// Whether the kernel enforces the device rules.
@@ -431,19 +489,26 @@ impl LegacyCgroup {
     }
 }
 
-/// Limits memory, and memory plus swap to the same value: a process that allocates more is killed
-/// instead of swapped.
-fn limit_legacy_memory(made: &Directory, bytes: u64) -> io::Result<()> {
+/// Limits memory, and memory with swap: without a limit of both to the same value, so that a process
+/// that allocates more is killed instead of swapped.
+fn limit_legacy_memory(made: &Directory, bytes: u64, swap: Option<u64>) -> io::Result<()> {
+    const MEMORY: &str = "memory.limit_in_bytes";
     const WITH_SWAP: &str = "memory.memsw.limit_in_bytes";
-    match made.write("memory.limit_in_bytes", &bytes.to_string()) {
+    let memory = bytes.to_string();
+    let with_swap = match swap {
+        None => memory.clone(),
+        Some(u64::MAX) => "-1".to_owned(),
+        Some(both) => both.to_string(),
+    };
+    match made.write(MEMORY, &memory) {
         // Above the limit of both together, which has to be raised first.
         Err(error) if Errno::from_io_error(&error) == Some(Errno::INVAL) => {
-            made.write(WITH_SWAP, &bytes.to_string())?;
-            made.write("memory.limit_in_bytes", &bytes.to_string())?;
+            made.write(WITH_SWAP, &with_swap)?;
+            made.write(MEMORY, &memory)?;
         }
         other => other?,
     }
-    if !made.write_if_present(WITH_SWAP, &bytes.to_string())? {
+    if !made.write_if_present(WITH_SWAP, &with_swap)? && swap.is_none() {
         // A kernel that doesn't account swap: with swappiness 0 a version 1 cgroup never swaps
         // (admin-guide/cgroup-v1/memory.rst, 5.3).
         made.write("memory.swappiness", "0")?;
@@ -452,9 +517,14 @@ fn limit_legacy_memory(made: &Directory, bytes: u64) -> io::Result<()> {
 }
 
 /// See [`limit_legacy_memory`]; a kernel without swap has no `memory.swap.max`.
-fn limit_unified_memory(made: &Directory, bytes: u64) -> io::Result<()> {
+fn limit_unified_memory(made: &Directory, bytes: u64, swap: Option<u64>) -> io::Result<()> {
     made.write("memory.max", &bytes.to_string())?;
-    made.write_if_present("memory.swap.max", "0").map(drop)
+    let swap = match swap {
+        None => "0".to_owned(),
+        Some(u64::MAX) => "max".to_owned(),
+        Some(both) => both.saturating_sub(bytes).to_string(),
+    };
+    made.write_if_present("memory.swap.max", &swap).map(drop)
 }
 
 fn restrict_legacy(made: &Directory) -> io::Result<()> {
@@ -468,6 +538,25 @@ fn restrict_unified(cgroup: BorrowedFd<'_>) -> io::Result<()> {
         cgroup,
         program.as_fd(),
     )?)
+}
+
+/// Gives each level of a cpuset of version 1 what its parent has, where it has nothing yet: without,
+/// no process can be moved there.
+fn inherit_cpuset(mount_point: &Path, relative: &Path) -> Result<(), CgroupError> {
+    let mut parent = mount_point.to_owned();
+    for component in relative.components() {
+        let level = parent.join(component);
+        for file in ["cpuset.cpus", "cpuset.mems"] {
+            let path = level.join(file);
+            let failed = |source| io_error("set up", &path, source);
+            if directory::read(&path).map_err(failed)?.trim().is_empty() {
+                let of_parent = directory::read(&parent.join(file)).map_err(failed)?;
+                directory::write(&path, of_parent.trim()).map_err(failed)?;
+            }
+        }
+        parent = level;
+    }
+    Ok(())
 }
 
 /// Creates the container's cgroup below `base`. The levels above it exist after the first
@@ -588,6 +677,7 @@ mod tests {
             unified: None,
             memory: None,
             devices_restricted: false,
+            relative: PathBuf::from("cowl/x"),
         };
         let error = made
             .ensure(&Layout::default(), Controller::Memory, Path::new("cowl/x"))

@@ -25,14 +25,17 @@ pub(super) fn base(mount_point: &Path) -> PathBuf {
         .unwrap_or_else(|| mount_point.to_owned())
 }
 
-fn writable(path: &Path) -> bool {
-    accessat(
-        CWD,
-        path.join("cgroup.subtree_control"),
-        Access::WRITE_OK,
-        rustix::fs::AtFlags::EACCESS,
-    )
-    .is_ok()
+pub(super) fn writable(path: &Path) -> bool {
+    writable_path(&path.join("cgroup.subtree_control"))
+}
+
+/// Whether cgroups can be made in a directory.
+pub(super) fn writable_directory(path: &Path) -> bool {
+    writable_path(path)
+}
+
+fn writable_path(path: &Path) -> bool {
+    accessat(CWD, path, Access::WRITE_OK, rustix::fs::AtFlags::EACCESS).is_ok()
 }
 
 /// Our cgroup, from the version 2 line of /proc/self/cgroup, without the leading slash; none if it

@@ -210,7 +210,7 @@ impl Control {
     /// Changes the limits that are given and leaves the others. Returns what this host can't
     /// enforce, a sentence each.
     pub fn update(&self, limits: &Limits) -> Result<Vec<String>, ControlError> {
-        match self.call(&Request::Update(*limits), &[])? {
+        match self.call(&Request::Update(limits.clone()), &[])? {
             (Reply::Warnings(warnings), _) => Ok(warnings),
             other => Err(unexpected(other)),
         }

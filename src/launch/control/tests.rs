@@ -18,6 +18,8 @@ fn requests() -> Vec<(&'static str, Request)> {
     let limits = Limits {
         memory: Some(64 << 20),
         pids: Some(40),
+        cpuset_cpus: Some("0".to_owned()),
+        ..Limits::default()
     };
     vec![
         (

@@ -65,6 +65,7 @@ fn refused_limits(fixture: &Fixture) {
     plan.sandbox.limits = Limits {
         memory: Some(64 << 20),
         pids: None,
+        ..Limits::default()
     };
     let failed = fixture.fail(&plan);
     assert_eq!(
@@ -77,6 +78,7 @@ fn refused_limits(fixture: &Fixture) {
     plan.sandbox.limits = Limits {
         memory: None,
         pids: Some(10),
+        ..Limits::default()
     };
     assert!(
         fixture

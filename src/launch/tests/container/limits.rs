@@ -25,6 +25,7 @@ fn limits_are_seen_inside() {
     plan.sandbox.limits = Limits {
         memory: Some(512 << 20),
         pids: Some(40),
+        ..Limits::default()
     };
     // The container's own cgroup is the root of what it sees.
     assert_eq!(fixture.run(&plan).output, "536870912\n40\n/\n");
@@ -130,4 +131,153 @@ fn a_node_of_a_host_disk_cannot_be_opened() {
             && output.ends_with("null\n"),
         "{output}"
     );
+}
+
+/// A file of a container's cgroup on the host, on whichever version has it.
+fn of_host(fixture: &Fixture, legacy: &str, unified: &str) -> Option<String> {
+    fixture
+        .cgroups()
+        .iter()
+        .flat_map(|cgroup| [cgroup.join(legacy), cgroup.join(unified)])
+        .find_map(|path| std::fs::read_to_string(path).ok())
+        .map(|text| text.trim().to_owned())
+}
+
+/// What this host can't enforce is taken out, with Docker's words, as an engine does it.
+fn enforceable(wanted: &Limits) -> Limits {
+    let mut limits = wanted.clone();
+    let discarded = cowl_launch::cgroup::discard_unsupported(&mut limits).unwrap();
+    for text in &discarded {
+        assert!(text.starts_with("Your kernel does not support "), "{text}");
+    }
+    assert_eq!(discarded.is_empty(), limits == *wanted, "{discarded:?}");
+    limits
+}
+
+type Row = (bool, [&'static str; 2], [&'static str; 2]);
+
+/// Those that are wanted hold the value of their version.
+fn shows(fixture: &Fixture, files: &[Row]) {
+    for (_, legacy, unified) in files.iter().filter(|(wanted, _, _)| *wanted) {
+        let found = of_host(fixture, legacy[0], unified[0]);
+        let found = found.unwrap_or_else(|| panic!("{legacy:?} is missing"));
+        assert!(
+            found == legacy[1] || found == unified[1],
+            "{legacy:?}: {found}"
+        );
+    }
+}
+
+/// Raises limits of a running container.
+fn change_limits(fixture: &Fixture) {
+    let change = enforceable(&Limits {
+        memory: Some(128 << 20),
+        memory_swap: Some(u64::MAX),
+        cpu_shares: Some(2048),
+        pids: Some(77),
+        ..Limits::default()
+    });
+    fixture.control().update(&change).unwrap();
+    let tasks = ["pids.max", "77"];
+    let second = [
+        (
+            change.memory.is_some(),
+            ["memory.limit_in_bytes", "134217728"],
+            ["memory.max", "134217728"],
+        ),
+        (
+            change.cpu_shares.is_some(),
+            ["cpu.shares", "2048"],
+            ["cpu.weight", "79"],
+        ),
+        (change.pids.is_some(), tasks, tasks),
+    ];
+    shows(fixture, &second);
+}
+
+#[test]
+fn limits_of_processors_and_memory_are_set_and_changed() {
+    let fixture = Fixture::new("more-limits");
+    let wanted = Limits {
+        memory: Some(64 << 20),
+        memory_swap: Some(96 << 20),
+        memory_reservation: Some(32 << 20),
+        memory_swappiness: Some(7),
+        cpu_shares: Some(512),
+        cpu_quota: Some(50_000),
+        cpu_period: Some(200_000),
+        cpuset_cpus: Some("0".to_owned()),
+        cpuset_mems: Some("0".to_owned()),
+        ..Limits::default()
+    };
+    let limits = enforceable(&wanted);
+    let mut start = fixture.sh("touch /ready; exec sleep 1000");
+    start.sandbox.limits = limits.clone();
+    let running = fixture.start(&start).unwrap();
+    crate::harness::wait_for(&fixture.path("ready"));
+    let (memory, reserved) = (limits.memory.is_some(), limits.memory_reservation.is_some());
+    let set = ["cpuset.cpus", "0"];
+    let first = [
+        (
+            memory,
+            ["memory.limit_in_bytes", "67108864"],
+            ["memory.max", "67108864"],
+        ),
+        (
+            reserved,
+            ["memory.soft_limit_in_bytes", "33554432"],
+            ["memory.low", "33554432"],
+        ),
+        (
+            limits.memory_swappiness.is_some(),
+            ["memory.swappiness", "7"],
+            ["none", ""],
+        ),
+        (
+            limits.cpu_shares.is_some(),
+            ["cpu.shares", "512"],
+            ["cpu.weight", "20"],
+        ),
+        (
+            limits.cpu_quota.is_some(),
+            ["cpu.cfs_quota_us", "50000"],
+            ["cpu.max", "50000 200000"],
+        ),
+        (limits.cpuset_cpus.is_some(), set, set),
+    ];
+    shows(&fixture, &first);
+    // The kernel's view of the process itself.
+    if limits.cpuset_cpus.is_some() {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", running.pid)).unwrap();
+        assert!(status.contains("\nCpus_allowed_list:\t0\n"), "{status}");
+    }
+    change_limits(&fixture);
+    running.monitor.signal(9).unwrap();
+    fixture.finish(running);
+}
+
+/// The container was started without them, and so outside of their hierarchies.
+#[test]
+fn limits_that_come_later_hold_for_all_processes() {
+    let fixture = Fixture::new("late-limits");
+    let running = fixture
+        .start(&fixture.sh("sleep 1000 & touch /ready; exec sleep 1000"))
+        .unwrap();
+    crate::harness::wait_for(&fixture.path("ready"));
+    let control = fixture.control();
+    let change = enforceable(&Limits {
+        cpuset_cpus: Some("0".to_owned()),
+        ..Limits::default()
+    });
+    control.update(&change).unwrap();
+    if change.cpuset_cpus.is_some() {
+        let pids = control.pids().unwrap();
+        assert_eq!(pids.len(), 2, "{pids:?}");
+        for pid in pids {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+            assert!(status.contains("\nCpus_allowed_list:\t0\n"), "{status}");
+        }
+    }
+    running.monitor.signal(9).unwrap();
+    fixture.finish(running);
 }

@@ -544,6 +544,7 @@ fn limits_can_be_changed_and_counters_read() {
     let limits = Limits {
         memory: Some(128 << 20),
         pids: Some(50),
+        ..Limits::default()
     };
     assert_eq!(control.update(&limits).unwrap(), Vec::<String>::new());
     let stats = control.stats().unwrap();
