@@ -12,6 +12,7 @@ use rustix::net::{RecvFlags, recv};
 
 use crate::mounts::{self, Dev};
 use crate::program;
+use crate::reaper;
 use crate::setup::{ProgramSetup, RootSetup};
 use crate::step::{At as _, Failure, Step};
 
@@ -23,6 +24,9 @@ pub(crate) fn run(root: RootSetup, program: ProgramSetup, report: BorrowedFd<'_>
     let mut become_program = || {
         let (terminal, null) = build_root(&root, &program, report)?;
         set_names(&root)?;
+        if root.init {
+            reaper::split(&null, report)?;
+        }
         program::become_program(&mut program, terminal, Some(null), report)
     };
     match become_program() {

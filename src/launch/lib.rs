@@ -26,6 +26,7 @@ mod mounts;
 mod path;
 pub mod process;
 mod program;
+mod reaper;
 pub mod sandbox;
 mod seccomp;
 mod setup;

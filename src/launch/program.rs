@@ -265,7 +265,7 @@ fn drop_privileges(setup: &ProgramSetup, user: &User<'_>) -> Result<(), Failure>
 
 /// Has the kernel kill this process when the monitor dies. Set last, since a change of credentials
 /// clears it. If the monitor is dead already, its end of the socket is closed.
-fn die_with_monitor(report: BorrowedFd<'_>) -> Result<(), Failure> {
+pub(crate) fn die_with_monitor(report: BorrowedFd<'_>) -> Result<(), Failure> {
     set_parent_process_death_signal(Some(Signal::KILL)).at(Step::ParentDeath)?;
     crate::socket::send(report, ALIVE, &[]).at(Step::ParentDeath)
 }

@@ -26,8 +26,13 @@ pub struct Sandbox {
     /// Attached in this order. All before the first [`MountSource::Cgroup`] or
     /// [`MountSource::Descriptor`] are there before paths are masked.
     pub mounts: Vec<Mount>,
+    /// A first process of the launcher's own, which starts the program, forwards signals to it and
+    /// reaps orphans.
+    pub init: bool,
     /// Nodes in /dev, which must be a tmpfs of [`Sandbox::mounts`].
     pub devices: Vec<Device>,
+    /// What its processes may open and create, beyond Docker's list.
+    pub device_rules: Vec<DeviceRule>,
     /// Masked paths below /proc and /sys: files by /dev/null, directories by an empty read-only
     /// one. Missing ones are skipped.
     pub masked_paths: Vec<Vec<u8>>,
@@ -196,6 +201,35 @@ pub struct Device {
     pub owner: (u32, u32),
 }
 
+/// Devices that a container may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct DeviceRule {
+    /// Block devices (true) or character devices; none is both.
+    pub block: Option<bool>,
+    /// None is all.
+    pub major: Option<u32>,
+    /// None is all.
+    pub minor: Option<u32>,
+    /// They may be opened for reading.
+    pub read: bool,
+    /// They may be opened for writing.
+    pub write: bool,
+    /// Their nodes may be created.
+    pub create: bool,
+}
+
+impl DeviceRule {
+    /// All devices of the host.
+    pub const ALL: Self = Self {
+        block: None,
+        major: None,
+        minor: None,
+        read: true,
+        write: true,
+        create: true,
+    };
+}
+
 /// A kernel parameter.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Sysctl {
@@ -325,6 +359,8 @@ impl Sandbox {
             hostname,
             domainname: String::new(),
             mounts: default_mounts(),
+            init: false,
+            device_rules: Vec::new(),
             devices: NODES.into_iter().map(Device::character).collect(),
             masked_paths: bytes(&DEFAULT_MASKED_PATHS),
             readonly_paths: bytes(&DEFAULT_READONLY_PATHS),

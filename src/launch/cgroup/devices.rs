@@ -3,41 +3,31 @@
 //! A container may create any node (`mknod`), since images and package managers do, but open only
 //! devices that hold nothing of the host.
 
+use crate::sandbox::DeviceRule;
 use crate::sys::bpf::Instruction;
 
-/// One allowed kind of device.
-#[derive(Clone, Copy, Debug)]
-struct Rule {
-    /// `c` or `b`.
-    kind: char,
-    major: Option<u32>,
-    minor: Option<u32>,
-    /// Creating nodes only, not reading or writing.
-    only_mknod: bool,
-}
-
-const fn any(kind: char) -> Rule {
-    Rule {
-        kind,
-        major: None,
-        minor: None,
-        only_mknod: true,
+const fn creatable(block: bool) -> DeviceRule {
+    DeviceRule {
+        block: Some(block),
+        read: false,
+        write: false,
+        ..DeviceRule::ALL
     }
 }
 
-const fn character(major: u32, minor: Option<u32>) -> Rule {
-    Rule {
-        kind: 'c',
+const fn character(major: u32, minor: Option<u32>) -> DeviceRule {
+    DeviceRule {
+        block: Some(false),
         major: Some(major),
         minor,
-        only_mknod: false,
+        ..DeviceRule::ALL
     }
 }
 
 /// moby, `oci/defaults.go`, and runc's own for terminals (numbers: admin-guide/devices.txt).
-const RULES: [Rule; 11] = [
-    any('c'),
-    any('b'),
+const RULES: [DeviceRule; 11] = [
+    creatable(false),
+    creatable(true),
     character(1, Some(3)), // null
     character(1, Some(5)), // zero
     character(1, Some(7)), // full
@@ -49,18 +39,27 @@ const RULES: [Rule; 11] = [
     character(136, None),  // terminals of devpts
 ];
 
+fn rules(further: &[DeviceRule]) -> impl Iterator<Item = &DeviceRule> {
+    RULES.iter().chain(further)
+}
+
 /// Lines for `devices.allow` of version 1, after `devices.deny` got `a`.
-pub(super) fn legacy_lines() -> impl Iterator<Item = String> {
+pub(super) fn legacy_lines(further: &[DeviceRule]) -> impl Iterator<Item = String> {
     let number =
         |number: Option<u32>| number.map_or_else(|| "*".to_owned(), |number| number.to_string());
-    RULES.iter().map(move |rule| {
-        let access = if rule.only_mknod { "m" } else { "rwm" };
-        format!(
-            "{} {}:{} {access}",
-            rule.kind,
-            number(rule.major),
-            number(rule.minor)
-        )
+    rules(further).flat_map(move |rule| {
+        let access: String = [(rule.read, 'r'), (rule.write, 'w'), (rule.create, 'm')]
+            .into_iter()
+            .filter_map(|(allowed, letter)| allowed.then_some(letter))
+            .collect();
+        let kinds = match rule.block {
+            Some(true) => "b",
+            Some(false) => "c",
+            None => "cb",
+        };
+        let numbers = format!("{}:{}", number(rule.major), number(rule.minor));
+        let line = move |kind| format!("{kind} {numbers} {access}");
+        kinds.chars().map(line).collect::<Vec<_>>()
     })
 }
 
@@ -78,6 +77,8 @@ const RETURN: u8 = 0x95; // JMP | EXIT
 const TYPE_BLOCK: i32 = 1;
 const TYPE_CHARACTER: i32 = 2;
 const ACCESS_MKNOD: i32 = 1;
+const ACCESS_READ: i32 = 2;
+const ACCESS_WRITE: i32 = 4;
 
 const fn instruction(code: u8, registers: u8, offset: i16, constant: i32) -> Instruction {
     Instruction {
@@ -89,7 +90,7 @@ const fn instruction(code: u8, registers: u8, offset: i16, constant: i32) -> Ins
 }
 
 /// The same rules as a BPF program for version 2, which returns 1 to allow.
-pub(super) fn filter() -> Vec<Instruction> {
+pub(super) fn filter(further: &[DeviceRule]) -> Vec<Instruction> {
     // r2 = type, r3 = access, r4 = major, r5 = minor
     let mut program = vec![
         instruction(LOAD_WORD, 0x12, 0, 0),
@@ -99,16 +100,25 @@ pub(super) fn filter() -> Vec<Instruction> {
         instruction(LOAD_WORD, 0x14, 4, 0),
         instruction(LOAD_WORD, 0x15, 8, 0),
     ];
-    for rule in &RULES {
-        let kind = if rule.kind == 'b' {
-            TYPE_BLOCK
-        } else {
-            TYPE_CHARACTER
-        };
-        let mut tests = vec![(0x02, kind)];
-        if rule.only_mknod {
-            tests.push((0x03, ACCESS_MKNOD));
-        }
+    for rule in rules(further) {
+        let granted = [
+            (rule.create, ACCESS_MKNOD),
+            (rule.read, ACCESS_READ),
+            (rule.write, ACCESS_WRITE),
+        ]
+        .into_iter()
+        .filter(|(granted, _)| *granted)
+        .fold(0, |mask, (_, bit)| mask | bit);
+        // r1 = what is asked for and not granted
+        program.extend([
+            instruction(COPY, 0x31, 0, 0),
+            instruction(AND, 0x01, 0, !granted),
+        ]);
+        let mut tests = vec![(0x01, 0)];
+        tests.extend(rule.block.map(|block| {
+            let kind = if block { TYPE_BLOCK } else { TYPE_CHARACTER };
+            (0x02, kind)
+        }));
         tests.extend(rule.major.map(|major| (0x04, major.cast_signed())));
         tests.extend(rule.minor.map(|minor| (0x05, minor.cast_signed())));
         // A failed test jumps over the other tests and the two instructions that allow.
@@ -128,7 +138,12 @@ mod tests {
 
     /// Interprets the few instructions that the filter uses, as the kernel does.
     fn allows(access: u32, kind: u32, major: u32, minor: u32) -> bool {
-        let program = filter();
+        allows_with(&[], access, [kind, major, minor])
+    }
+
+    fn allows_with(further: &[DeviceRule], access: u32, device: [u32; 3]) -> bool {
+        let [kind, major, minor] = device;
+        let program = filter(further);
         let context = [(access << 16) | kind, major, minor];
         let mut registers = [0_u32; 11];
         let mut at = 0;
@@ -170,7 +185,7 @@ mod tests {
         assert!(!allows(read, character, 10, 229));
         assert!(!allows(read, block, 1, 3));
         assert_eq!(
-            legacy_lines().collect::<Vec<_>>(),
+            legacy_lines(&[]).collect::<Vec<_>>(),
             [
                 "c *:* m",
                 "b *:* m",
@@ -185,5 +200,29 @@ mod tests {
                 "c 136:* rwm"
             ]
         );
+    }
+
+    #[test]
+    fn further_rules_allow_what_they_name() {
+        let (mknod, read, write) = (1, 2, 4);
+        let fuse = DeviceRule {
+            block: Some(false),
+            major: Some(10),
+            minor: Some(229),
+            write: false,
+            ..DeviceRule::ALL
+        };
+        assert!(allows_with(&[fuse], read | mknod, [2, 10, 229]));
+        assert!(!allows_with(&[fuse], write, [2, 10, 229]));
+        assert!(!allows_with(&[fuse], read, [2, 10, 228]));
+        assert!(!allows_with(&[fuse], read, [1, 10, 229]));
+        assert!(allows_with(
+            &[DeviceRule::ALL],
+            read | write | mknod,
+            [1, 8, 0]
+        ));
+        let lines = |rules: &[DeviceRule]| legacy_lines(rules).skip(11).collect::<Vec<_>>();
+        assert_eq!(lines(&[fuse]), ["c 10:229 rm"]);
+        assert_eq!(lines(&[DeviceRule::ALL]), ["c *:* rwm", "b *:* rwm"]);
     }
 }

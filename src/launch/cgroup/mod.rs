@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 use rustix::process::Pid;
 
-use crate::sandbox::Limits;
+use crate::sandbox::{DeviceRule, Limits};
 use directory::Directory;
 use layout::Layout;
 pub use limits::discard_unsupported;
@@ -126,14 +126,14 @@ impl Controller {
 }
 
 impl ContainerCgroups {
-    /// Creates the cgroups, sets the limits and, if `restrict_devices`, the device rules.
+    /// Creates the cgroups, sets the limits and, if there are some, the device rules.
     ///
     /// A hierarchy that can't be written is left out unless a limit needs it.
     pub(crate) fn create(
         parent: &str,
         id: &str,
         limits: &Limits,
-        restrict_devices: bool,
+        devices: Option<&[DeviceRule]>,
     ) -> Result<Self, CgroupError> {
         let relative = relative_path(parent, id)?;
         let layout = mounted_hierarchies()?;
@@ -145,12 +145,12 @@ impl ContainerCgroups {
             relative: relative.clone(),
         };
         for controller in Controller::ALL {
-            if controller == Controller::Devices && !restrict_devices {
+            if controller == Controller::Devices && devices.is_none() {
                 continue;
             }
             let outcome = made
                 .ensure(&layout, controller, &relative)
-                .and_then(|()| made.configure(controller, limits));
+                .and_then(|()| made.configure(controller, limits, devices.unwrap_or_default()));
             match outcome {
                 Ok(()) => made.note(controller),
                 Err(error) if is_refusal(&error) => {
@@ -255,7 +255,12 @@ impl ContainerCgroups {
         }
     }
 
-    fn configure(&self, controller: Controller, limits: &Limits) -> Result<(), CgroupError> {
+    fn configure(
+        &self,
+        controller: Controller,
+        limits: &Limits,
+        rules: &[DeviceRule],
+    ) -> Result<(), CgroupError> {
         let has = |made: &&LegacyCgroup| {
             made.view
                 .controllers
@@ -272,9 +277,9 @@ impl ContainerCgroups {
             }),
             // A row of the table.
             (Controller::Pids, Some(_), _) | (Controller::Pids, None, Some(_)) => Ok(()),
-            (Controller::Devices, Some(made), _) => restrict_legacy(&made.directory),
+            (Controller::Devices, Some(made), _) => restrict_legacy(&made.directory, rules),
             (Controller::Devices, None, Some((_, descriptor))) => {
-                restrict_unified(descriptor.as_fd())
+                restrict_unified(descriptor.as_fd(), rules)
             }
             (_, None, None) => Err(Errno::NOENT.into()),
         };
@@ -309,7 +314,7 @@ impl ContainerCgroups {
         let discarded = discard_unsupported(&mut limits)
             .map_err(|source| io_error("look at", Path::new("/proc/self/mountinfo"), source))?;
         if limits.memory.is_some() {
-            self.configure(Controller::Memory, &limits)?;
+            self.configure(Controller::Memory, &limits, &[])?;
         }
         let layout = mounted_hierarchies()?;
         for setting in settings(&limits) {
@@ -527,13 +532,13 @@ fn limit_unified_memory(made: &Directory, bytes: u64, swap: Option<u64>) -> io::
     made.write_if_present("memory.swap.max", &swap).map(drop)
 }
 
-fn restrict_legacy(made: &Directory) -> io::Result<()> {
+fn restrict_legacy(made: &Directory, rules: &[DeviceRule]) -> io::Result<()> {
     made.write("devices.deny", "a")?;
-    made.write_lines("devices.allow", devices::legacy_lines())
+    made.write_lines("devices.allow", devices::legacy_lines(rules))
 }
 
-fn restrict_unified(cgroup: BorrowedFd<'_>) -> io::Result<()> {
-    let program = crate::sys::bpf::load_device_filter(&devices::filter())?;
+fn restrict_unified(cgroup: BorrowedFd<'_>, rules: &[DeviceRule]) -> io::Result<()> {
+    let program = crate::sys::bpf::load_device_filter(&devices::filter(rules))?;
     Ok(crate::sys::bpf::attach_device_filter(
         cgroup,
         program.as_fd(),

@@ -24,6 +24,7 @@ pub(crate) struct RootSetup {
     pub(crate) readonly_root: bool,
     /// Namespaces to enter first: ipc, uts, net.
     pub(crate) joined: Vec<OwnedFd>,
+    pub(crate) init: bool,
     pub(crate) own_uts: bool,
     pub(crate) own_net: bool,
     pub(crate) own_cgroup: bool,
@@ -171,6 +172,7 @@ impl RootSetup {
             },
             readonly_root: sandbox.readonly_root,
             joined,
+            init: sandbox.init,
             own_uts: sandbox.namespaces.uts == Namespace::New,
             own_net: sandbox.namespaces.net == Namespace::New,
             own_cgroup,

@@ -57,6 +57,23 @@ pub(crate) fn ended_child(options: WaitIdOptions) -> Result<Option<Pid>, Errno> 
     }
 }
 
+/// Waits for any signal, all of which are blocked, and takes it. nix's `SigSet::wait` has no
+/// real-time signals.
+pub(crate) fn wait_for_any() -> Result<i32, Errno> {
+    let all = u64::MAX;
+    // SAFETY: the kernel reads a signal set of the size given, and writes no information.
+    let returned = unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigtimedwait,
+            &raw const all,
+            std::ptr::null_mut::<libc::siginfo_t>(),
+            std::ptr::null::<libc::timespec>(),
+            SET_BYTES,
+        )
+    };
+    super::checked(returned).and_then(|number| i32::try_from(number).map_err(|_range| Errno::RANGE))
+}
+
 /// Sends a signal by number. rustix's `pidfd_send_signal` has no real-time signals.
 pub(crate) fn send(pidfd: BorrowedFd<'_>, number: i32) -> Result<(), Errno> {
     let information = std::ptr::null::<libc::siginfo_t>();

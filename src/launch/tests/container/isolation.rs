@@ -8,8 +8,8 @@ use std::path::Path;
 use crate::harness::{Fixture, wait_for};
 use cowl_launch::process::{Resource, Rlimit};
 use cowl_launch::sandbox::{
-    Attributes, CgroupNamespace, Device, Filesystem, Mount, MountSource, Namespace, Propagation,
-    Submounts, Sysctl,
+    Attributes, CgroupNamespace, Device, DeviceRule, Filesystem, Mount, MountSource, Namespace,
+    Propagation, Submounts, Sysctl,
 };
 
 const KINDS: [&str; 5] = ["pid", "ipc", "uts", "net", "cgroup"];
@@ -368,4 +368,62 @@ fn a_sandbox_without_its_own_dev_is_refused() {
         fixture.fail(&start).to_string(),
         "the sandbox has no tmpfs at /dev, or no terminals at /dev/pts for a terminal"
     );
+}
+
+#[test]
+fn device_rules_allow_what_the_list_does_not() {
+    let fixture = Fixture::new("rules");
+    let mut start = fixture.sh("dd if=/dev/fuse of=/dev/null count=0 && echo opened");
+    start.sandbox.devices.push(Device {
+        path: b"/dev/fuse".to_vec(),
+        host: b"/dev/fuse".to_vec(),
+        block: false,
+        major: 10,
+        minor: 229,
+        mode: 0o666,
+        owner: (0, 0),
+    });
+    let output = fixture.run(&start).output;
+    assert!(output.contains("Operation not permitted"), "{output}");
+    for rule in [
+        DeviceRule {
+            block: Some(false),
+            major: Some(10),
+            minor: Some(229),
+            ..DeviceRule::ALL
+        },
+        DeviceRule::ALL,
+    ] {
+        start.sandbox.device_rules = vec![rule];
+        let output = fixture.run(&start).output;
+        assert!(output.ends_with("opened\n"), "{output}");
+    }
+}
+
+#[test]
+fn init_forwards_signals_and_reaps_orphans() {
+    let fixture = Fixture::new("init");
+    applets(&fixture, &["grep"]);
+    // Orphans that end at once: they are seen as zombies until they are reaped.
+    let mut start = fixture.sh(
+        "echo $$; for i in 1 2 3; do (true &); done; \
+         while grep -qs '^State:.Z' /proc/[0-9]*/status; do :; done; cat /proc/1/comm; ls /proc/self/fd; exit 7",
+    );
+    start.sandbox.init = true;
+    let outcome = fixture.run(&start);
+    assert_eq!(outcome.output, "2\ncowl-init\n0\n1\n2\n3\n");
+    assert_eq!(outcome.exited.exit_code, 7);
+
+    // As the first process, sleep would get none of these signals.
+    for (signal, code) in [(15, 143), (9, 137)] {
+        let mut start = fixture.plan(&["sleep", "1000"]);
+        start.sandbox.init = true;
+        start.process.user = b"app".to_vec();
+        let running = fixture.start(&start).unwrap();
+        running.monitor.signal(signal).unwrap();
+        assert_eq!(fixture.finish(running).exited.exit_code, code);
+    }
+    let mut start = fixture.plan(&["no-such-program"]);
+    start.sandbox.init = true;
+    assert_eq!(fixture.fail(&start).exit_code, 127);
 }
