@@ -24,7 +24,8 @@ use super::tags::is_tag_file;
 use super::transaction::copy;
 use super::usage::{Count, is_fan_out};
 use super::{
-    DIRECTORIES, LOCK, NAMES, ROOT_MODE, Store, StoreError, format, from_hex, log, object_name,
+    DIRECTORIES, LOCK, ROOT_MODE, ROOTS, Store, StoreError, fan_out_names, format, from_hex, log,
+    object_name,
 };
 use crate::digest::{ChainId, DiffId, ObjectId, Sha256Digest, Sha256Hasher};
 use crate::recipe::FILE_NAME as RECIPE;
@@ -99,6 +100,9 @@ pub struct CheckReport {
     pub transactions: u64,
 }
 
+const NOT_REGULAR: &str = "it is not a regular file";
+const MISSING_DIRECTORY: &str = "the directory is missing; the next load makes it again";
+
 impl CheckReport {
     fn damaged(&mut self, path: impl Into<PathBuf>, reason: impl fmt::Display) {
         self.problems.push(Problem::Damaged {
@@ -126,26 +130,69 @@ impl Store {
     /// Locking: holds the store's lock shared: loads continue, gc waits.
     pub fn check(&self, deep: bool) -> Result<CheckReport, StoreError> {
         let _lock = self.lock_shared()?;
-        let mut report = CheckReport {
-            transactions: self.tmp.names()?.len() as u64,
-            ..CheckReport::default()
-        };
+        let mut report = CheckReport::default();
         self.check_root(&mut report)?;
-        let (roots, errors) = self.roots()?;
-        for error in errors {
-            report.note(error);
+        let damaged = self.check_directories(&mut report)?;
+        let whole = |needed: &[&str]| needed.iter().all(|name| !damaged.contains(name));
+        if whole(&["tmp"]) {
+            report.transactions = self.tmp()?.names()?.len() as u64;
         }
-        report.tags = self.tag_count()?;
-        self.check_foreign_files(&mut report)?;
+        let mut roots = Vec::new();
+        if whole(&["refs", "pins"]) {
+            let errors;
+            (roots, errors) = self.roots()?;
+            for error in errors {
+                report.note(error);
+            }
+            report.tags = self.tag_count()?;
+            self.check_foreign_files(&mut report)?;
+        }
         let reachable = Reachable::of(&roots);
-        for root in roots.iter().filter(|root| !root.pending) {
-            self.check_present_for(root, &mut report)?;
+        if whole(&["layers", "blobs/sha256"]) {
+            for root in roots.iter().filter(|root| !root.pending) {
+                self.check_present_for(root, &mut report)?;
+            }
         }
-        self.check_layers(&reachable, &mut report)?;
-        self.check_objects(deep, &mut report)?;
-        self.check_merged(deep, &roots, &mut report)?;
-        self.check_blobs(deep, &mut report)?;
+        if whole(&["layers", "objects"]) {
+            self.check_layers(&reachable, &mut report)?;
+        }
+        if whole(&["objects"]) {
+            self.check_objects(deep, &mut report)?;
+        }
+        if whole(&["merged", "layers"]) {
+            self.check_merged(deep, &roots, &mut report)?;
+        }
+        if whole(&["blobs/sha256"]) {
+            self.check_blobs(deep, &mut report)?;
+        }
         Ok(report)
+    }
+
+    /// Reports missing and damaged directories, fan-out directories among them; returns the names
+    /// of those that cannot be read.
+    fn check_directories(&self, report: &mut CheckReport) -> Result<Vec<&'static str>, StoreError> {
+        let mut damaged = Vec::new();
+        for name in DIRECTORIES {
+            let reason = match self.root.stat(name)? {
+                Some(meta) if meta.file_type == FileType::Directory => continue,
+                Some(_) => "it is not a directory; move it away",
+                None if ROOTS.contains(&name) => {
+                    "the directory is missing, and with it the names of images or what containers keep"
+                }
+                None => MISSING_DIRECTORY,
+            };
+            report.damaged(self.root.join(name), reason);
+            damaged.push(name);
+        }
+        if !damaged.contains(&"objects") {
+            let objects = self.objects()?;
+            for fan_out in fan_out_names() {
+                if objects.stat(&fan_out)?.is_none() {
+                    report.damaged(objects.join(&fan_out), MISSING_DIRECTORY);
+                }
+            }
+        }
+        Ok(damaged)
     }
 
     fn check_root(&self, report: &mut CheckReport) -> Result<(), StoreError> {
@@ -160,12 +207,15 @@ impl Store {
             });
         }
         for name in self.root.names()? {
-            let known = name.to_str().is_some_and(|name| {
-                [LOCK, format::NAME, log::LOG, log::OLD_LOG].contains(&name)
-                    || name == NAMES
-                    || DIRECTORIES.contains(&name)
-            });
-            if !known {
+            let file = [LOCK, format::NAME, log::LOG, log::OLD_LOG]
+                .iter()
+                .any(|file| *name == **file);
+            if file {
+                let meta = self.root.stat(&name)?;
+                if meta.is_some_and(|meta| meta.file_type != FileType::RegularFile) {
+                    report.damaged(self.root.join(&name), NOT_REGULAR);
+                }
+            } else if !DIRECTORIES.iter().any(|known| *name == **known) {
                 report
                     .problems
                     .push(Problem::Foreign(self.root.join(&name)));
@@ -176,26 +226,27 @@ impl Store {
 
     /// Reports files in `refs/` and `pins/` that do not belong to the store.
     fn check_foreign_files(&self, report: &mut CheckReport) -> Result<(), StoreError> {
-        for name in self.refs.names()? {
+        for name in self.refs()?.names()? {
             if !is_tag_file(&name) {
                 report
                     .problems
-                    .push(Problem::Foreign(self.refs.join(&name)));
+                    .push(Problem::Foreign(self.refs()?.join(&name)));
             }
         }
-        for name in self.pins.names()? {
+        for name in self.pin_files()?.names()? {
             if PinKind::of(&name).is_none() {
                 report
                     .problems
-                    .push(Problem::Foreign(self.pins.join(&name)));
+                    .push(Problem::Foreign(self.pin_files()?.join(&name)));
             }
         }
         Ok(())
     }
 
     fn check_present_for(&self, root: &Root, report: &mut CheckReport) -> Result<(), StoreError> {
-        let layers = root.layers.iter().map(|diff| (&self.layers, diff.0.hex()));
-        let blobs = root.blobs.iter().map(|digest| (&self.blobs, digest.hex()));
+        let (layers, blobs) = (self.layers()?, self.blobs()?);
+        let layers = root.layers.iter().map(|diff| (layers, diff.0.hex()));
+        let blobs = root.blobs.iter().map(|digest| (blobs, digest.hex()));
         for (dir, name) in layers.chain(blobs) {
             if dir.stat(&name)?.is_none() {
                 report.problems.push(Problem::Missing {
@@ -213,15 +264,15 @@ impl Store {
         report: &mut CheckReport,
     ) -> Result<(), StoreError> {
         let mut seen = HashSet::new();
-        for name in self.layers.names()? {
+        for name in self.layers()?.names()? {
             let Some(diff) = name.to_str().and_then(from_hex).map(DiffId) else {
                 report
                     .problems
-                    .push(Problem::Foreign(self.layers.join(&name)));
+                    .push(Problem::Foreign(self.layers()?.join(&name)));
                 continue;
             };
             report.layers += 1;
-            let tree = match self.layers.open_dir(&name) {
+            let tree = match self.layers()?.open_dir(&name) {
                 Ok(dir) => check_layer(&dir, diff, reachable.complete.contains(&diff), report)?,
                 Err(error) => {
                     report.note(error);
@@ -229,10 +280,10 @@ impl Store {
                 }
             };
             if let Some(tree) = tree.filter(|_| reachable.complete.contains(&diff)) {
-                let dir = self.layers.join(&name);
+                let dir = self.layers()?.join(&name);
                 let sized = tree.object_sizes().map(|(id, size)| (id, Some(size)));
                 self.check_objects_of(&dir.join(TREE), sized, &mut seen, report)?;
-                match read_recipe_objects(&self.layers.open_dir(&name)?, diff) {
+                match read_recipe_objects(&self.layers()?.open_dir(&name)?, diff) {
                     Ok(recipe) => {
                         let recipe = recipe.unwrap_or_default().into_iter().map(|id| (id, None));
                         self.check_objects_of(&dir.join(RECIPE), recipe, &mut seen, report)?;
@@ -257,15 +308,15 @@ impl Store {
                 continue;
             }
             let name = object_name(id);
-            match self.objects.stat(&name)? {
+            match self.objects()?.stat(&name)? {
                 None => report.problems.push(Problem::Missing {
-                    path: self.objects.join(name),
+                    path: self.objects()?.join(name),
                     needed_by: path.to_owned(),
                 }),
                 Some(meta) => {
                     if let Some(size) = size.filter(|size| *size != meta.size) {
                         report.damaged(
-                            self.objects.join(name),
+                            self.objects()?.join(name),
                             format_args!("it has {} bytes, should have {size}", meta.size),
                         );
                     }
@@ -277,7 +328,7 @@ impl Store {
 
     /// Checks all fan-out directories, one thread per processor.
     fn check_objects(&self, deep: bool, report: &mut CheckReport) -> Result<(), StoreError> {
-        let fan_outs = self.objects.names()?;
+        let fan_outs = self.objects()?.names()?;
         let next = AtomicUsize::new(0);
         let results = Mutex::new(Vec::new());
         let work = || {
@@ -311,12 +362,12 @@ impl Store {
         report: &mut CheckReport,
     ) -> Result<(), StoreError> {
         let is_fan_out = fan_out.to_str().is_some_and(is_fan_out);
-        let dir = match self.objects.open_dir(fan_out) {
+        let dir = match self.objects()?.open_dir(fan_out) {
             Ok(dir) if is_fan_out => dir,
             _ => {
                 report
                     .problems
-                    .push(Problem::Foreign(self.objects.join(fan_out)));
+                    .push(Problem::Foreign(self.objects()?.join(fan_out)));
                 return Ok(());
             }
         };
@@ -353,7 +404,7 @@ impl Store {
         roots: &[Root],
         report: &mut CheckReport,
     ) -> Result<(), StoreError> {
-        for name in self.merged.names()? {
+        for name in self.merged_trees()?.names()? {
             let Some(chain) = name
                 .to_str()
                 .and_then(|name| from_hex(name.strip_suffix(TREE_SUFFIX)?))
@@ -361,16 +412,16 @@ impl Store {
             else {
                 report
                     .problems
-                    .push(Problem::Foreign(self.merged.join(&name)));
+                    .push(Problem::Foreign(self.merged_trees()?.join(&name)));
                 continue;
             };
-            let path = self.merged.join(&name);
-            if let Some(meta) = self.merged.stat(&name)?
-                && !check_mode(&self.merged, &name, meta, report)
+            let path = self.merged_trees()?.join(&name);
+            if let Some(meta) = self.merged_trees()?.stat(&name)?
+                && !check_mode(self.merged_trees()?, &name, meta, report)
             {
                 continue;
             }
-            let tree = match open_merged(&self.merged, chain) {
+            let tree = match open_merged(self.merged_trees()?, chain) {
                 Ok(Some((tree, _))) => tree,
                 Ok(None) => continue,
                 Err(error) => {
@@ -412,20 +463,20 @@ impl Store {
     }
 
     fn check_blobs(&self, deep: bool, report: &mut CheckReport) -> Result<(), StoreError> {
-        for name in self.blobs.names()? {
+        for name in self.blobs()?.names()? {
             let (Some(digest), Some(meta)) =
-                (name.to_str().and_then(from_hex), self.blobs.stat(&name)?)
+                (name.to_str().and_then(from_hex), self.blobs()?.stat(&name)?)
             else {
                 report
                     .problems
-                    .push(Problem::Foreign(self.blobs.join(&name)));
+                    .push(Problem::Foreign(self.blobs()?.join(&name)));
                 continue;
             };
-            if check_mode(&self.blobs, &name, meta, report) && deep {
+            if check_mode(self.blobs()?, &name, meta, report) && deep {
                 match self.hash_blob(digest) {
                     Ok(found) if found == digest => {}
                     Ok(found) => report.damaged(
-                        self.blobs.join(&name),
+                        self.blobs()?.join(&name),
                         format_args!("its bytes have digest {found}"),
                     ),
                     Err(error) => report.note(error),
@@ -439,7 +490,7 @@ impl Store {
         let mut file = self.open_blob(digest)?;
         let mut hasher = Sha256Hasher::new();
         copy(&mut file, &mut hasher)
-            .map_err(|source| StoreError::io("read", self.blobs.join(digest.hex()), source))?;
+            .map_err(|source| StoreError::io("read", self.blob_path(digest), source))?;
         Ok(hasher.finish())
     }
 }
@@ -511,7 +562,7 @@ fn check_mode(
     report: &mut CheckReport,
 ) -> bool {
     if meta.file_type != FileType::RegularFile {
-        report.damaged(dir.join(name), "it is not a regular file");
+        report.damaged(dir.join(name), NOT_REGULAR);
         return false;
     }
     if meta.mode != PUBLISHED.bits() {

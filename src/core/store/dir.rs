@@ -155,7 +155,8 @@ impl StoreDir {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         match fs::openat(&self.fd, name, flags, Mode::empty()) {
             Ok(fd) => Ok(Some(File::from(fd))),
-            Err(Errno::NOENT) => Ok(None),
+            // NOTDIR: a damaged fan-out directory.
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
             Err(errno) => Err(self.error("open", name, errno)),
         }
     }
@@ -193,7 +194,7 @@ impl StoreDir {
                 blocks: stat.stx_blocks,
                 mode: u32::from(stat.stx_mode) & 0o7777,
             })),
-            Err(Errno::NOENT) => Ok(None),
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
             Err(errno) => Err(self.error("stat", name, errno)),
         }
     }
@@ -221,7 +222,7 @@ impl StoreDir {
         match fs::linkat(&self.fd, from, &to.fd, name, AtFlags::empty()) {
             // Files are named by digest: an existing name has the same content.
             Ok(()) | Err(Errno::EXIST) => Ok(LinkOutcome::Linked),
-            Err(Errno::NOENT) => Ok(LinkOutcome::NotFound),
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(LinkOutcome::NotFound),
             Err(Errno::PERM | Errno::ACCESS | Errno::MLINK | Errno::OPNOTSUPP | Errno::XDEV) => {
                 Ok(LinkOutcome::Unsupported)
             }

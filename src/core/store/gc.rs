@@ -10,6 +10,7 @@ use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 
 use rustix::fs::{FileType, Mode};
+use rustix::io::Errno;
 
 use super::dir::StoreDir;
 use super::layer::{TREE, TREE_SUFFIX, open_layer, read_recipe_objects};
@@ -52,6 +53,9 @@ struct Trash {
     moved: u64,
 }
 
+/// What is to be deleted in `trash/`, locked if it is a directory that can be opened.
+type Dead = (Box<OsStr>, Option<StoreDir>);
+
 impl Trash {
     /// Moves a file or a directory into the trash. If a full disk has no space for the new name,
     /// deletes it at once.
@@ -87,7 +91,7 @@ impl Store {
                     .map_err(|errno| StoreError::io("sync", self.root(), errno))?;
                 let mut own = self.new_trash()?;
                 let swept = self.sweep(&reachable, objects.as_ref(), &mut own, &mut report);
-                trash.push(own);
+                trash.push((own.name, Some(own.dir)));
                 swept
             } else {
                 Ok(())
@@ -95,8 +99,8 @@ impl Store {
             (trash, swept)
         };
         // Delete what was moved even if the sweep failed.
-        for Trash { name, .. } in &trash {
-            remove_tree(&self.trash, name)?;
+        for (name, _locked) in &trash {
+            remove_tree(self.trash()?, name)?;
         }
         swept.map(|()| report)
     }
@@ -122,7 +126,7 @@ impl Store {
     }
 
     fn objects_kept_by(&self, diff: DiffId) -> Result<Option<Vec<ObjectId>>, StoreError> {
-        let Some(dir) = self.layers.open_dir_if_exists(diff.0.hex())? else {
+        let Some(dir) = self.layers()?.open_dir_if_exists(diff.0.hex())? else {
             return Ok(None);
         };
         let tree = open_layer(&dir, diff)?.ok_or(StoreError::NoLayer(diff))?;
@@ -145,21 +149,21 @@ impl Store {
     ) -> Result<(), StoreError> {
         let chain = |name: &str| from_hex(name.strip_suffix(TREE_SUFFIX)?).map(ChainId);
         sweep_dir(
-            &self.merged,
+            self.merged_trees()?,
             |name| chain(name).is_some_and(|id| !reachable.chains.contains(&id)),
             trash,
             &mut report.merged,
         )?;
         let layer = |name: &str| from_hex(name).map(DiffId);
         sweep_dir(
-            &self.layers,
+            self.layers()?,
             |name| layer(name).is_some_and(|id| !reachable.layers.contains(&id)),
             trash,
             &mut report.layers,
         )?;
         if let Some(objects) = objects {
             for fan_out in self.fan_outs()? {
-                let dir = self.objects.open_dir(&fan_out)?;
+                let dir = self.objects()?.open_dir(&fan_out)?;
                 let object = |name: &str| format!("{fan_out}{name}").parse().ok();
                 sweep_dir(
                     &dir,
@@ -170,23 +174,32 @@ impl Store {
             }
         }
         sweep_dir(
-            &self.blobs,
+            self.blobs()?,
             |name| from_hex(name).is_some_and(|id| !reachable.blobs.contains(&id)),
             trash,
             &mut report.blobs,
         )
     }
 
-    /// Trash directories of killed gcs. The caller holds the exclusive lock, so none is between
-    /// mkdir and flock.
-    fn dead_trash(&self) -> Result<Vec<Trash>, StoreError> {
+    /// What killed gcs left in the trash, and foreign files there. The caller holds the exclusive
+    /// lock, so no directory is between mkdir and flock.
+    fn dead_trash(&self) -> Result<Vec<Dead>, StoreError> {
+        let trash = self.trash()?;
         let mut dead = Vec::new();
-        for name in self.trash.names()? {
-            if let Some(dir) = self.trash.open_dir_if_exists(&name)?
-                && try_flock(&dir)?
-            {
-                let moved = 0;
-                dead.push(Trash { dir, name, moved });
+        for name in trash.names()? {
+            match trash.open_dir_if_exists(&name) {
+                Ok(Some(dir)) if try_flock(&dir)? => dead.push((name, Some(dir))),
+                Ok(_) => {}
+                // Not a directory, or one that a gc did not make: those are readable.
+                Err(error)
+                    if matches!(
+                        error.errno(),
+                        Some(Errno::NOTDIR | Errno::LOOP | Errno::ACCESS)
+                    ) =>
+                {
+                    dead.push((name, None));
+                }
+                Err(error) => return Err(error),
             }
         }
         Ok(dead)
@@ -195,8 +208,8 @@ impl Store {
     /// A new directory in the trash. The caller holds the exclusive lock.
     fn new_trash(&self) -> Result<Trash, StoreError> {
         let name = random_name()?;
-        self.trash.create_dir(&name, Mode::RWXU)?;
-        let dir = self.trash.open_dir(&name)?;
+        self.trash()?.create_dir(&name, Mode::RWXU)?;
+        let dir = self.trash()?.open_dir(&name)?;
         try_flock(&dir)?;
         Ok(Trash {
             dir,

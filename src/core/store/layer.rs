@@ -103,7 +103,7 @@ fn staged_name(diff: DiffId) -> String {
 impl Store {
     /// A layer's tree, whiteouts included. None if the store lacks the layer.
     pub fn layer_tree(&self, diff: DiffId) -> Result<Option<Tree>, StoreError> {
-        match self.layers.open_dir_if_exists(diff.0.hex())? {
+        match self.layers()?.open_dir_if_exists(diff.0.hex())? {
             Some(dir) => open_layer(&dir, diff),
             None => Ok(None),
         }
@@ -111,7 +111,7 @@ impl Store {
 
     /// A layer's record. None if the store lacks the layer.
     pub fn layer_info(&self, diff: DiffId) -> Result<Option<LayerInfo>, StoreError> {
-        match self.layers.open_dir_if_exists(diff.0.hex())? {
+        match self.layers()?.open_dir_if_exists(diff.0.hex())? {
             Some(dir) => read_info(&dir),
             None => Ok(None),
         }
@@ -119,7 +119,7 @@ impl Store {
 
     /// A layer's recipe. None if it has none or the store lacks the layer.
     pub fn layer_recipe(&self, diff: DiffId) -> Result<Option<File>, StoreError> {
-        match self.layers.open_dir_if_exists(diff.0.hex())? {
+        match self.layers()?.open_dir_if_exists(diff.0.hex())? {
             Some(dir) => dir.open(RECIPE),
             None => Ok(None),
         }
@@ -128,7 +128,7 @@ impl Store {
     /// Whether a layer is complete: its files match one another and every object has its size.
     /// With [`Trust::Hash`] the objects are hashed too.
     fn has_whole_layer(&self, diff: DiffId, trust: Trust) -> Result<bool, StoreError> {
-        let Some(dir) = self.layers.open_dir_if_exists(diff.0.hex())? else {
+        let Some(dir) = self.layers()?.open_dir_if_exists(diff.0.hex())? else {
             return Ok(false);
         };
         let (Some(tree), Some(info)) = (open_layer(&dir, diff)?, read_info(&dir)?) else {
@@ -143,7 +143,7 @@ impl Store {
         let recipe = read_recipe_objects(&dir, diff)?.unwrap_or_default();
         let sized = tree.object_sizes().map(|(id, size)| (id, Some(size)));
         for (id, size) in sized.chain(recipe.into_iter().map(|id| (id, None))) {
-            let there = self.objects.stat(object_name(id))?;
+            let there = self.objects()?.stat(object_name(id))?;
             let sound = there.is_some_and(|meta| {
                 meta.file_type.is_file() && size.is_none_or(|size| size == meta.size)
             });
@@ -162,16 +162,17 @@ impl Store {
     /// with a bad header is rebuilt.
     pub fn merged(&self, layers: &[DiffId]) -> Result<MergedTree, StoreError> {
         let chain = ChainId::of(layers).ok_or(StoreError::NoLayers)?;
-        if let Ok(Some((tree, file))) = open_merged(&self.merged, chain) {
+        if let Ok(Some((tree, file))) = open_merged(self.merged_trees()?, chain) {
             return Ok(MergedTree { tree, file, chain });
         }
         let transaction = self.begin()?;
         transaction.put_merged(layers)?;
         transaction.publish(&[])?;
         let name = merged_name(chain);
-        let opened = open_merged(&self.merged, chain)?;
+        let dir = self.merged_trees()?;
+        let opened = open_merged(dir, chain)?;
         let (tree, file) =
-            opened.ok_or_else(|| StoreError::io("open", self.merged.join(&name), Errno::NOENT))?;
+            opened.ok_or_else(|| StoreError::io("open", dir.join(&name), Errno::NOENT))?;
         Ok(MergedTree { tree, file, chain })
     }
 }
@@ -273,7 +274,7 @@ impl Transaction<'_> {
             self.dir.open_dir(staged_name(diff))?
         } else {
             self.store
-                .layers
+                .layers()?
                 .open_dir_if_exists(diff.0.hex())?
                 .ok_or(StoreError::NoLayer(diff))?
         };
@@ -290,7 +291,7 @@ impl Transaction<'_> {
     /// shared, so other transactions may publish the same layer meanwhile.
     pub(super) fn publish_layer(&self, diff: DiffId) -> Result<(), StoreError> {
         let (staged, name) = (staged_name(diff), diff.0.hex());
-        let layers = &self.store.layers;
+        let layers = self.store.layers()?;
         loop {
             match self.dir.rename(&staged, layers, &name) {
                 Err(error)

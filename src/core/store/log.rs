@@ -7,7 +7,7 @@
 
 use std::fs::File;
 
-use rustix::fs::OFlags;
+use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 
 use super::dir::PRIVATE;
@@ -22,10 +22,19 @@ const LIMIT: u64 = 1 << 20;
 impl Store {
     /// The log of this store's mounts, open for appending.
     pub fn log(&self) -> Result<File, StoreError> {
-        if self.root.stat(LOG)?.is_some_and(|meta| meta.size > LIMIT) {
+        let damaged = |name: &str| {
+            let reason = "it is not a regular file; move it away";
+            StoreError::malformed(self.root.join(name), reason)
+        };
+        let found = self.root.stat(LOG)?;
+        if found.is_some_and(|meta| meta.file_type != FileType::RegularFile) {
+            return Err(damaged(LOG));
+        }
+        if found.is_some_and(|meta| meta.size > LIMIT) {
             match self.root.rename(LOG, &self.root, OLD_LOG) {
                 // Another process renamed it first.
                 Err(error) if error.errno() == Some(Errno::NOENT) => {}
+                Err(error) if error.errno() == Some(Errno::ISDIR) => return Err(damaged(OLD_LOG)),
                 renamed => renamed?,
             }
         }

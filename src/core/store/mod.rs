@@ -67,6 +67,7 @@ use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use rustix::fs::{FlockOperation, Mode};
 use rustix::io::Errno;
@@ -105,23 +106,20 @@ const DIRECTORIES: [&str; 12] = [
     "tmp",
 ];
 const LOCK: &str = "lock";
-/// The engine makes it when it first needs it.
-const NAMES: &str = "names";
 /// Only the owner may read the store: images can contain secrets.
 const ROOT_MODE: Mode = Mode::RWXU;
+
+/// Those that hold tags and pins. A missing one is never made again: empty, it would let gc free
+/// everything.
+const ROOTS: [&str; 2] = ["refs", "pins"];
 
 /// An open store. Threads may share it.
 #[derive(Debug)]
 pub struct Store {
     root: StoreDir,
-    objects: StoreDir,
-    layers: StoreDir,
-    merged: StoreDir,
-    blobs: StoreDir,
-    refs: StoreDir,
-    pins: StoreDir,
-    trash: StoreDir,
-    tmp: StoreDir,
+    /// By their place in [`DIRECTORIES`], each opened at its first use: a damaged one stops only
+    /// the commands that need it.
+    directories: [OnceLock<StoreDir>; DIRECTORIES.len()],
     format: Format,
     interrupt: Option<OwnedFd>,
 }
@@ -165,18 +163,68 @@ impl Store {
             });
         };
         Ok(Self {
-            objects: root.open_dir("objects")?,
-            layers: root.open_dir("layers")?,
-            merged: root.open_dir("merged")?,
-            blobs: root.open_dir("blobs")?.open_dir("sha256")?,
-            refs: root.open_dir("refs")?,
-            pins: root.open_dir("pins")?,
-            trash: root.open_dir("trash")?,
-            tmp: root.open_dir("tmp")?,
             root,
+            directories: Default::default(),
             format,
             interrupt: None,
         })
+    }
+
+    /// Opens one of [`DIRECTORIES`] at its first use. A missing one is made again, but for
+    /// [`ROOTS`].
+    fn directory(&self, name: &'static str) -> Result<&StoreDir, StoreError> {
+        let place = DIRECTORIES.iter().position(|known| *known == name);
+        let Some(cell) = place.and_then(|place| self.directories.get(place)) else {
+            return Err(StoreError::io("open", self.root.join(name), Errno::NOENT));
+        };
+        if let Some(dir) = cell.get() {
+            return Ok(dir);
+        }
+        let (parent, last) = match name.rsplit_once('/') {
+            Some((parent, last)) => (self.directory(parent)?, last),
+            None => (&self.root, name),
+        };
+        let dir = match parent.open_dir_if_exists(last)? {
+            None if !ROOTS.contains(&name) => {
+                parent.create_dir(last, ROOT_MODE)?;
+                parent.open_dir(last)?
+            }
+            Some(dir) => dir,
+            None => return Err(StoreError::io("open", self.root.join(name), Errno::NOENT)),
+        };
+        Ok(cell.get_or_init(|| dir))
+    }
+
+    fn objects(&self) -> Result<&StoreDir, StoreError> {
+        self.directory("objects")
+    }
+
+    fn layers(&self) -> Result<&StoreDir, StoreError> {
+        self.directory("layers")
+    }
+
+    fn merged_trees(&self) -> Result<&StoreDir, StoreError> {
+        self.directory("merged")
+    }
+
+    fn blobs(&self) -> Result<&StoreDir, StoreError> {
+        self.directory("blobs/sha256")
+    }
+
+    fn refs(&self) -> Result<&StoreDir, StoreError> {
+        self.directory("refs")
+    }
+
+    fn pin_files(&self) -> Result<&StoreDir, StoreError> {
+        self.directory("pins")
+    }
+
+    fn trash(&self) -> Result<&StoreDir, StoreError> {
+        self.directory("trash")
+    }
+
+    fn tmp(&self) -> Result<&StoreDir, StoreError> {
+        self.directory("tmp")
     }
 
     /// Makes waits for the store's lock fail with EINTR once `interrupt` is readable.
@@ -201,34 +249,39 @@ impl Store {
 
     /// The path of an object, for display and statistics; [`Store::open_object`] opens it.
     pub fn object_path(&self, id: ObjectId) -> PathBuf {
-        self.objects.join(object_name(id))
+        self.root.join("objects").join(object_name(id))
     }
 
     /// A descriptor of `objects/`, for a mount.
     pub fn objects_dir(&self) -> Result<OwnedFd, StoreError> {
-        self.objects
+        let objects = self.objects()?;
+        objects
             .as_fd()
             .try_clone_to_owned()
-            .map_err(|source| StoreError::io("open", self.objects.path(), source))
+            .map_err(|source| StoreError::io("open", objects.path(), source))
     }
 
     /// Opens an object for reading.
     pub fn open_object(&self, id: ObjectId) -> Result<File, StoreError> {
-        self.objects
+        self.objects()?
             .open(object_name(id))?
             .ok_or(StoreError::NoObject(id))
     }
 
+    fn blob_path(&self, digest: Sha256Digest) -> PathBuf {
+        self.root.join("blobs/sha256").join(digest.hex())
+    }
+
     /// Reads a blob of at most `limit` bytes and checks its digest.
     pub fn read_blob(&self, digest: Sha256Digest, limit: u64) -> Result<Vec<u8>, StoreError> {
-        let bytes = self
-            .blobs
+        let blobs = self.blobs()?;
+        let bytes = blobs
             .read(digest.hex(), limit)?
             .ok_or(StoreError::NoBlob(digest))?;
         let found = Sha256Digest::of(&bytes);
         if found != digest {
             return Err(StoreError::Digest {
-                what: self.blobs.join(digest.hex()).display().to_string(),
+                what: blobs.join(digest.hex()).display().to_string(),
                 expected: digest,
                 found,
             });
@@ -238,7 +291,7 @@ impl Store {
 
     /// Opens a blob for reading; its digest is not checked.
     pub fn open_blob(&self, digest: Sha256Digest) -> Result<File, StoreError> {
-        self.blobs
+        self.blobs()?
             .open(digest.hex())?
             .ok_or(StoreError::NoBlob(digest))
     }
@@ -324,6 +377,16 @@ fn object_name(id: ObjectId) -> String {
     name
 }
 
+/// The names of the fan-out directories.
+fn fan_out_names() -> impl Iterator<Item = String> {
+    (0..=u8::MAX).map(|number| format!("{number:02x}"))
+}
+
+/// Creates the missing fan-out directories of `objects/`.
+fn create_fan_outs(objects: &StoreDir) -> Result<(), StoreError> {
+    fan_out_names().try_for_each(|name| objects.create_dir(&name, ROOT_MODE))
+}
+
 /// Parses a file name of 64 hex digits.
 fn from_hex(name: &str) -> Option<Sha256Digest> {
     format!("sha256:{name}").parse().ok()
@@ -348,9 +411,7 @@ fn create(root: &StoreDir) -> Result<(), StoreError> {
         root.create_dir(name, ROOT_MODE)?;
     }
     let objects = root.open_dir("objects")?;
-    for fan_out in 0..=u8::MAX {
-        objects.create_dir(&format!("{fan_out:02x}"), ROOT_MODE)?;
-    }
+    create_fan_outs(&objects)?;
     match root.create(LOCK, PRIVATE) {
         Ok(_) => {}
         Err(error) if error.errno() == Some(Errno::EXIST) => {}

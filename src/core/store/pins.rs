@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use super::dir::{PRIVATE, StoreDir};
 use super::layer::merged_name;
 use super::record::{LIMIT, Versioned, decode, encode};
-use super::{RANDOM_NAME, Store, StoreError, Transaction, random_name};
+use super::{RANDOM_NAME, Store, StoreError, Transaction, random_name, remove_tree};
 use crate::digest::{ChainId, DiffId, ImageId, Sha256Digest};
 
 const SUFFIX: &str = ".json";
@@ -144,11 +144,11 @@ impl Store {
             blobs: blobs.to_vec(),
         };
         let name = format!("{name}{SUFFIX}");
-        let content = encode(&pin, &self.pins.join(&name))?;
+        let content = encode(&pin, &self.pin_files()?.join(&name))?;
         let _lock = self.lock_shared()?;
         self.check_layers_present(layers)?;
         self.check_present([], blobs.iter().copied())?;
-        self.pins
+        self.pin_files()?
             .replace(&name, &content, &transaction.dir, &transaction.temporary())
     }
 
@@ -156,14 +156,14 @@ impl Store {
     /// else keeps.
     pub fn unpin(&self, name: &str) -> Result<bool, StoreError> {
         check_name(name)?;
-        let removed = self.pins.remove(format!("{name}{SUFFIX}"))?;
-        self.pins.sync()?;
+        let removed = self.pin_files()?.remove(format!("{name}{SUFFIX}"))?;
+        self.pin_files()?.sync()?;
         Ok(removed)
     }
 
     /// The names of all pins created by [`Store::pin`].
     pub fn pins(&self) -> Result<Vec<String>, StoreError> {
-        let names = self.pins.names()?;
+        let names = self.pin_files()?.names()?;
         let kept = names
             .iter()
             .filter(|name| PinKind::of(name) == Some(PinKind::Permanent));
@@ -213,7 +213,7 @@ impl Store {
     /// So 500 layers cost one lookup.
     fn check_layers_present(&self, layers: &[DiffId]) -> Result<(), StoreError> {
         match ChainId::of(layers) {
-            Some(chain) if self.merged.stat(merged_name(chain))?.is_some() => Ok(()),
+            Some(chain) if self.merged_trees()?.stat(merged_name(chain))?.is_some() => Ok(()),
             _ => self.check_present(layers.iter().copied(), []),
         }
     }
@@ -230,7 +230,7 @@ impl Store {
     }
 
     fn wait_lease(&self, mount: &str, patience: Option<Duration>) -> Result<bool, StoreError> {
-        for name in self.pins.names()? {
+        for name in self.pin_files()?.names()? {
             let random = name.to_str().and_then(|name| {
                 name.strip_prefix(MOUNT_PREFIX)?
                     .strip_prefix(mount)?
@@ -240,16 +240,16 @@ impl Store {
             if random.is_none_or(|random| random.len() != RANDOM_NAME) {
                 continue;
             }
-            let Some(file) = self.pins.open(&name)? else {
+            let Some(file) = self.open_held_pin(&name)? else {
                 continue;
             };
-            let path = self.pins.join(&name);
+            let path = self.pin_files()?.join(&name);
             if !is_released(&file, &path, patience)
                 .map_err(|errno| StoreError::io("wait for", path, errno))?
             {
                 return Ok(false);
             }
-            self.pins.remove(&name)?;
+            remove_tree(self.pin_files()?, &name)?;
         }
         Ok(true)
     }
@@ -259,30 +259,39 @@ impl Store {
         if kind != PinKind::Permanent && !self.is_pin_held(name)? {
             return Ok(None);
         }
-        let Some(bytes) = self.pins.read(name, LIMIT)? else {
+        let Some(bytes) = self.pin_files()?.read(name, LIMIT)? else {
             return Ok(None);
         };
-        decode(&bytes, &self.pins.join(name)).map(Some)
+        decode(&bytes, &self.pin_files()?.join(name)).map(Some)
     }
 
     fn is_pin_held(&self, name: &OsStr) -> Result<bool, StoreError> {
-        let Some(file) = self.pins.open(name)? else {
+        let Some(file) = self.open_held_pin(name)? else {
             return Ok(false);
         };
         // Shared: two concurrent probes must not see each other as the holder.
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
             Ok(()) => Ok(false),
             Err(Errno::WOULDBLOCK) => Ok(true),
-            Err(errno) => Err(StoreError::io("lock", self.pins.join(name), errno)),
+            Err(errno) => Err(StoreError::io("lock", self.pin_files()?.join(name), errno)),
+        }
+    }
+
+    /// Opens the file of a pin that is held by a flock; None if it is gone, or a symbolic link or a
+    /// socket, which no process holds.
+    fn open_held_pin(&self, name: &OsStr) -> Result<Option<File>, StoreError> {
+        match self.pin_files()?.open(name) {
+            Err(error) if matches!(error.errno(), Some(Errno::LOOP | Errno::NXIO)) => Ok(None),
+            opened => opened,
         }
     }
 
     /// Removes stale pins. The caller holds the exclusive lock, so none is being created.
     pub(super) fn remove_stale_pins(&self) -> Result<u64, StoreError> {
         let mut stale = 0;
-        for name in self.pins.names()? {
+        for name in self.pin_files()?.names()? {
             let held = matches!(PinKind::of(&name), Some(PinKind::Lease | PinKind::Load));
-            if held && !self.is_pin_held(&name)? && self.pins.remove(&name)? {
+            if held && !self.is_pin_held(&name)? && remove_tree(self.pin_files()?, &name)? {
                 stale += 1;
             }
         }

@@ -57,12 +57,12 @@ impl Store {
             Ok(root) => roots.extend(root),
             Err(error) => errors.push(error),
         };
-        for name in self.refs.names()? {
+        for name in self.refs()?.names()? {
             if is_tag_file(&name) {
                 keep(self.tag_root(&name));
             }
         }
-        for name in self.pins.names()? {
+        for name in self.pin_files()?.names()? {
             if let Some(kind) = PinKind::of(&name) {
                 keep(self.pin_root(&name, kind));
             }
@@ -72,8 +72,9 @@ impl Store {
 
     fn tag_root(&self, name: &OsStr) -> Result<Option<Root>, StoreError> {
         let tag = self.read_tag(name)?;
+        let refs = self.refs()?;
         Ok(tag.map(|tag| Root {
-            path: self.refs.join(name),
+            path: refs.join(name),
             layers: tag.layers().collect(),
             stacks: tag
                 .images
@@ -87,8 +88,9 @@ impl Store {
 
     fn pin_root(&self, name: &OsStr, kind: PinKind) -> Result<Option<Root>, StoreError> {
         let pin = self.read_pin(name, kind)?;
+        let pins = self.pin_files()?;
         Ok(pin.map(|pin| Root {
-            path: self.pins.join(name),
+            path: pins.join(name),
             stacks: vec![pin.layers.clone()],
             layers: pin.layers,
             blobs: pin.blobs,

@@ -186,7 +186,7 @@ impl Store {
     /// All tags.
     pub fn tags(&self) -> Result<TagList, StoreError> {
         let mut list = TagList::default();
-        for name in self.refs.names()? {
+        for name in self.refs()?.names()? {
             if !is_tag_file(&name) {
                 continue;
             }
@@ -200,10 +200,10 @@ impl Store {
     }
 
     pub(super) fn read_tag(&self, name: &OsStr) -> Result<Option<Tag>, StoreError> {
-        let Some(bytes) = self.refs.read(name, LIMIT)? else {
+        let Some(bytes) = self.refs()?.read(name, LIMIT)? else {
             return Ok(None);
         };
-        let path = self.refs.join(name);
+        let path = self.refs()?.join(name);
         let tag: Tag = decode(&bytes, &path)?;
         tag.check()
             .map_err(|reason| StoreError::malformed(&path, reason))?;
@@ -267,9 +267,9 @@ impl Store {
     ) -> Result<bool, StoreError> {
         let mut removed = false;
         for name in names {
-            removed |= self.refs.remove(name)?;
+            removed |= self.refs()?.remove(name)?;
         }
-        self.refs.sync()?;
+        self.refs()?.sync()?;
         Ok(removed)
     }
 
@@ -286,12 +286,12 @@ impl Store {
         blobs: impl IntoIterator<Item = Sha256Digest>,
     ) -> Result<(), StoreError> {
         for diff in layers {
-            self.layers
+            self.layers()?
                 .stat(diff.0.hex())?
                 .ok_or(StoreError::NoLayer(diff))?;
         }
         for blob in blobs {
-            self.blobs
+            self.blobs()?
                 .stat(blob.hex())?
                 .ok_or(StoreError::NoBlob(blob))?;
         }
@@ -324,7 +324,7 @@ impl Transaction<'_> {
 
     fn stage_tag(&self, tag: &Tag) -> Result<String, StoreError> {
         let temporary = self.temporary();
-        let content = encode(tag, &self.store.refs.join(tag.file_name()))?;
+        let content = encode(tag, &self.store.refs()?.join(tag.file_name()))?;
         self.dir.create_with(&temporary, PRIVATE, &content)?;
         Ok(temporary)
     }
@@ -369,7 +369,7 @@ impl Transaction<'_> {
                 self.place_tag(temporary, tag, false)?;
             }
         }
-        store.refs.sync()?;
+        store.refs()?.sync()?;
         // Last, so that no crash leaves an image without a record: drop the untagged records of
         // images that have a name now.
         let needless = |tag: &&Tag| tag.reference.is_none() && tag.id().is_some_and(named);
@@ -385,6 +385,6 @@ impl Transaction<'_> {
             self.dir.sync_file(temporary)?;
         }
         self.dir
-            .rename(temporary, &self.store.refs, tag.file_name())
+            .rename(temporary, self.store.refs()?, tag.file_name())
     }
 }

@@ -27,8 +27,8 @@ use rustix::io::Errno;
 use super::dir::{LinkOutcome, PRIVATE, PUBLISHED, StoreDir};
 use super::pins::HeldPin;
 use super::{
-    BlobWriter, ObjectWriter, Outcome, Store, StoreError, Tag, object_name, random_name,
-    remove_tree,
+    BlobWriter, ObjectWriter, Outcome, Store, StoreError, Tag, create_fan_outs, object_name,
+    random_name, remove_tree,
 };
 use crate::digest::{ChainId, DiffId, ObjectHasher, ObjectId, Sha256Digest};
 
@@ -95,8 +95,8 @@ impl Store {
         let name = random_name()?;
         let dir = {
             let _making = self.lock_tmp(FlockOperation::LockShared)?;
-            self.tmp.create_dir(&name, Mode::RWXU)?;
-            let dir = self.tmp.open_dir(&name)?;
+            self.tmp()?.create_dir(&name, Mode::RWXU)?;
+            let dir = self.tmp()?.open_dir(&name)?;
             flock(&dir, FlockOperation::LockExclusive)?;
             dir
         };
@@ -117,7 +117,7 @@ impl Store {
 
     /// Removes the directories of dead transactions; returns their number.
     pub(super) fn remove_dead_transactions(&self) -> Result<u64, StoreError> {
-        let names = self.tmp.names()?;
+        let names = self.tmp()?.names()?;
         if names.is_empty() {
             return Ok(0);
         }
@@ -126,22 +126,26 @@ impl Store {
             // Exclusive: no directory is between mkdir and flock.
             let _looking = self.lock_tmp(FlockOperation::LockExclusive)?;
             for name in names {
-                let Some(meta) = self.tmp.stat(&name)? else {
+                let Some(meta) = self.tmp()?.stat(&name)? else {
                     continue;
                 };
                 if meta.file_type != FileType::Directory {
                     // A plain file here is a leftover of an interrupted store creation.
                     dead.push((name, None));
-                } else if let Some(dir) = self.tmp.open_dir_if_exists(&name)?
-                    && try_flock(&dir)?
-                {
-                    dead.push((name, Some(dir)));
+                    continue;
+                }
+                match self.tmp()?.open_dir_if_exists(&name) {
+                    Ok(Some(dir)) if try_flock(&dir)? => dead.push((name, Some(dir))),
+                    Ok(_) => {}
+                    // A live one is readable.
+                    Err(error) if error.errno() == Some(Errno::ACCESS) => dead.push((name, None)),
+                    Err(error) => return Err(error),
                 }
             }
         }
         let mut count = 0;
         for (name, _flocked) in dead {
-            remove_tree(&self.tmp, &name)?;
+            remove_tree(self.tmp()?, &name)?;
             count += 1;
         }
         Ok(count)
@@ -156,14 +160,14 @@ impl Store {
         // Cleanup removes plain files in tmp/; the lock protects this one until it is unlinked.
         let _making = self.lock_tmp(FlockOperation::LockShared)?;
         let name = random_name()?;
-        let file = self.tmp.create(&name, PRIVATE)?;
-        self.tmp.remove(&name)?;
+        let file = self.tmp()?.create(&name, PRIVATE)?;
+        self.tmp()?.remove(&name)?;
         Ok(file)
     }
 
     /// Converts a write error of [`Store::scratch`].
     pub fn scratch_error(&self, source: io::Error) -> StoreError {
-        StoreError::io("copy the archive to", self.tmp.path(), source)
+        StoreError::io("copy the archive to", self.root.join("tmp"), source)
     }
 
     fn lock_tmp(&self, operation: FlockOperation) -> Result<StoreDir, StoreError> {
@@ -256,20 +260,49 @@ impl Transaction<'_> {
     fn place(&self) -> Result<(), StoreError> {
         let staged = self.staged.take();
         let store = self.store;
+        self.heal_fan_outs(&staged.objects)?;
         for id in &staged.objects {
             let (from, to) = (id.to_string(), object_name(*id));
-            self.put(&from, &store.objects, &to)?;
+            self.put(&from, store.objects()?, &to)?;
         }
         for diff in &staged.layers {
             self.publish_layer(*diff)?;
         }
         for chain in &staged.merged {
             let name = super::layer::merged_name(*chain);
-            self.put(&name, &store.merged, &name)?;
+            self.put(&name, store.merged_trees()?, &name)?;
         }
         for digest in &staged.blobs {
             let name = digest.hex();
-            self.put(&name, &store.blobs, &name)?;
+            self.put(&name, store.blobs()?, &name)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the directories of these objects again where they are missing. Anything else of their
+    /// names is damage and is moved away.
+    fn heal_fan_outs(&self, ids: &BTreeSet<ObjectId>) -> Result<(), StoreError> {
+        let objects = self.store.objects()?;
+        let mut last = String::new();
+        for id in ids {
+            let mut fan_out = id.to_string();
+            fan_out.truncate(2);
+            if fan_out == last {
+                continue;
+            }
+            match objects.stat(&fan_out)?.map(|meta| meta.file_type) {
+                Some(FileType::Directory) => {}
+                None => create_fan_outs(objects)?,
+                Some(_) => {
+                    match objects.rename(&fan_out, &self.dir, self.temporary()) {
+                        // Another transaction did so.
+                        Err(error) if error.errno() == Some(Errno::NOENT) => {}
+                        moved => moved?,
+                    }
+                    create_fan_outs(objects)?;
+                }
+            }
+            last = fan_out;
         }
         Ok(())
     }
@@ -337,7 +370,11 @@ impl Transaction<'_> {
             return Ok(Outcome::AlreadyPresent);
         }
         let name = id.to_string();
-        let outcome = match self.store.objects.link(object_name(id), &self.dir, &name)? {
+        let outcome = match self
+            .store
+            .objects()?
+            .link(object_name(id), &self.dir, &name)?
+        {
             LinkOutcome::NotFound | LinkOutcome::Unsupported => Outcome::Added,
             LinkOutcome::Linked if self.is_sound(&name, id, size)? => {
                 self.staged.borrow_mut().objects.insert(id);
@@ -382,7 +419,7 @@ impl Transaction<'_> {
             return Ok(true);
         }
         let name = digest.hex();
-        if self.store.blobs.link(&name, &self.dir, &name)? != LinkOutcome::Linked {
+        if self.store.blobs()?.link(&name, &self.dir, &name)? != LinkOutcome::Linked {
             return Ok(false);
         }
         let right =
@@ -400,7 +437,11 @@ impl Transaction<'_> {
 
 impl Drop for Transaction<'_> {
     fn drop(&mut self) {
-        if remove_tree(&self.store.tmp, &self.name).is_err() {
+        let removed = self
+            .store
+            .tmp()
+            .and_then(|tmp| remove_tree(tmp, &self.name));
+        if removed.is_err() {
             // drop cannot report an error. The flock is released, so the next begin or gc removes
             // the directory.
         }
@@ -410,7 +451,7 @@ impl Drop for Transaction<'_> {
 impl Store {
     /// Hashes an object's file.
     pub(super) fn hash_object(&self, id: ObjectId) -> Result<ObjectId, StoreError> {
-        hash(&self.objects, &object_name(id))?.ok_or(StoreError::NoObject(id))
+        hash(self.objects()?, &object_name(id))?.ok_or(StoreError::NoObject(id))
     }
 }
 

@@ -66,13 +66,13 @@ impl Store {
             ..Usage::default()
         };
         for fan_out in self.fan_outs()? {
-            count_files(&self.objects.open_dir(&fan_out)?, &mut usage.objects)?;
+            count_files(&self.objects()?.open_dir(&fan_out)?, &mut usage.objects)?;
         }
-        count_files(&self.merged, &mut usage.merged)?;
-        count_files(&self.blobs, &mut usage.blobs)?;
-        for name in self.layers.names()? {
+        count_files(self.merged_trees()?, &mut usage.merged)?;
+        count_files(self.blobs()?, &mut usage.blobs)?;
+        for name in self.layers()?.names()? {
             // A foreign name, or removed since the listing.
-            let Ok(layer) = self.layers.open_dir(&name) else {
+            let Ok(layer) = self.layers()?.open_dir(&name) else {
                 continue;
             };
             if let Some(tree) = layer.stat(super::layer::TREE)? {
@@ -102,9 +102,9 @@ impl Store {
     /// The fan-out directories of `objects/`; `check` reports other names.
     pub(super) fn fan_outs(&self) -> Result<Vec<String>, StoreError> {
         let mut names: Vec<String> = Vec::new();
-        for name in self.objects.names()? {
+        for name in self.objects()?.names()? {
             if let Some(name) = name.to_str().filter(|name| is_fan_out(name))
-                && self.objects.open_dir(name).is_ok()
+                && self.objects()?.open_dir(name).is_ok()
             {
                 names.push(name.to_owned());
             }
@@ -114,7 +114,7 @@ impl Store {
 
     /// The number of tags, damaged ones included.
     pub(super) fn tag_count(&self) -> Result<u64, StoreError> {
-        let names = self.refs.names()?;
+        let names = self.refs()?.names()?;
         Ok(names.iter().filter(|name| is_tag_file(name)).count() as u64)
     }
 
