@@ -541,6 +541,89 @@ fn root_changes_nothing_in_a_users_store() {
     });
 }
 
+/// A command that does not need what is damaged works; none hangs or follows a symbolic link.
+fn a_damaged_part() {
+    let store = shop("store");
+    in_shop(&store, &["--name", "ended"], &["true"]).ok();
+    let run = &["run", "--rm", "shop", "true"][..];
+    let archive = layers().join("blog.image.tar");
+    let load = &["load", "-q", "-i", archive.to_str().unwrap()][..];
+    let (images, ps, volumes) = (&["images"][..], &["ps", "-a"][..], &["volume", "ls"][..]);
+    let history = &["history", "shop"][..];
+    let parts = [
+        (
+            "merged",
+            vec![images, ps, volumes, history],
+            vec![run, load],
+        ),
+        (
+            "volumes",
+            vec![images, ps, run, load, history],
+            vec![volumes],
+        ),
+        (
+            "mountd.log",
+            vec![images, ps, volumes, load, history],
+            vec![run],
+        ),
+    ];
+    let damages = [
+        "mkfifo \"$1\"",
+        "mkdir -p elsewhere; ln -s elsewhere \"$1\"",
+        "ln -s nowhere \"$1\"",
+        "echo > \"$1\"",
+    ];
+    for (part, works, fails) in parts {
+        for damage in damages {
+            // A log of any content is one.
+            let damage = if part == "mountd.log" {
+                damage.replace("echo >", "mkdir")
+            } else {
+                damage.to_owned()
+            };
+            shell(store.root(), "mv \"$1\" ../aside", [part]);
+            shell(store.root(), &damage, [part]);
+            for command in &works {
+                store.ok(*command);
+            }
+            for command in &fails {
+                let code = if *command == run { 125 } else { 1 };
+                let path = store.root().join(part);
+                let why = if part == "mountd.log" {
+                    "not a regular file"
+                } else {
+                    "Not a directory"
+                };
+                refusal(store.run(*command), code, path.to_str().unwrap(), why);
+            }
+            let check = store.run(["check"]);
+            assert_eq!(check.code(), 1, "{check}");
+            let named = format!("{}: damaged", store.root().join(part).display());
+            assert!(check.stdout.contains(&named), "{check}");
+            shell(
+                store.root(),
+                "rm -r \"$1\"; mv ../aside \"$1\"; if [ -e elsewhere ]; then rmdir elsewhere; fi; ! ls nowhere 2>/dev/null",
+                [part],
+            );
+        }
+    }
+    for command in [run, load, volumes] {
+        store.ok(command);
+    }
+    store.ok(["rm", "ended"]);
+    store.ok(["check", "--deep"]);
+}
+
+#[test]
+fn a_damaged_part_stops_only_the_commands_that_need_it_as_root() {
+    root(|| a_damaged_part());
+}
+
+#[test]
+fn a_damaged_part_stops_only_the_commands_that_need_it_as_user() {
+    user(|| a_damaged_part());
+}
+
 fn a_wrong_command_line() {
     let store = Store::new("store");
     refusal(store.run(["images", "--nosuch"]), 125, "--nosuch", "--help");

@@ -175,7 +175,7 @@ impl Store {
     /// missing.
     pub fn pinned_layers(&self) -> Result<Vec<Vec<DiffId>>, StoreError> {
         let mut pinned = Vec::new();
-        for name in self.pins.names()? {
+        for name in self.pin_files()?.names()? {
             if let Some(kind) = PinKind::of(&name) {
                 pinned.extend(self.read_pin(&name, kind)?.map(|pin| pin.layers));
             }

@@ -86,7 +86,7 @@ impl Store {
     pub fn object_usage(&self) -> Result<ObjectUsage, StoreError> {
         let mut usage = ObjectUsage::default();
         for fan_out in self.fan_outs()? {
-            let dir = self.objects.open_dir(&fan_out)?;
+            let dir = self.objects()?.open_dir(&fan_out)?;
             for name in dir.names()? {
                 // None: gc took it since the listing.
                 if let Some(meta) = dir.stat(&name)? {

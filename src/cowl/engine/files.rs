@@ -12,7 +12,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// Largest JSON file the engine reads; it writes none that large.
 const JSON_LIMIT: u64 = 4 << 20;
@@ -53,6 +54,51 @@ pub(crate) fn ensure_dir_at(dir: impl AsFd, name: &str, mode: u32) -> Result<Own
     Ok(opened)
 }
 
+/// A directory of the store that is opened at its first use, and created if it is missing: damage
+/// to it stops only the commands that need it.
+#[derive(Debug)]
+pub(crate) struct LazyDir {
+    root: PathBuf,
+    name: &'static str,
+    dir: OnceLock<OwnedFd>,
+}
+
+impl LazyDir {
+    /// The directory `name` of the store at `root`.
+    pub(crate) fn new(root: &Path, name: &'static str) -> Self {
+        Self {
+            root: root.to_owned(),
+            name,
+            dir: OnceLock::new(),
+        }
+    }
+
+    pub(crate) fn path(&self) -> PathBuf {
+        self.root.join(self.name)
+    }
+
+    /// Opens it.
+    pub(crate) fn get(&self) -> Result<&OwnedFd> {
+        if let Some(dir) = self.dir.get() {
+            return Ok(dir);
+        }
+        let dir = open_dir(&self.root)
+            .and_then(|store| ensure_dir_at(store, self.name, 0o700))
+            .context(|| format!("cannot use {}", self.path().display()))?;
+        Ok(self.dir.get_or_init(|| dir))
+    }
+
+    /// Opens it unless something else stands in its place.
+    pub(crate) fn unless_damaged(&self) -> Result<Option<&OwnedFd>> {
+        let path = self.path();
+        match fs::statat(fs::CWD, &path, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode) != FileType::Directory => Ok(None),
+            Ok(_) | Err(Errno::NOENT) => self.get().map(Some),
+            Err(errno) => Err(Error::from(errno).context(format!("looking at {}", path.display()))),
+        }
+    }
+}
+
 /// The names in a directory, in no order. Skips names that are not UTF-8: the engine writes none.
 pub(crate) fn names(dir: impl AsFd) -> Result<Vec<String>> {
     // A new open file: the position in a directory belongs to it.
@@ -73,8 +119,8 @@ pub(crate) fn names(dir: impl AsFd) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Removes the directories below `dir` whose names begin with `prefix`; calls `before` on each
-/// first.
+/// Removes what is below `dir` with names that begin with `prefix`; calls `before` on each
+/// directory first.
 ///
 /// A lock on the directory serialises removers; the second one waits and finds it gone.
 pub(crate) fn purge(
@@ -87,6 +133,11 @@ pub(crate) fn purge(
         let directory = match open_dir_at(&dir, name) {
             Ok(directory) => directory,
             Err(Errno::NOENT) => continue,
+            // Not a directory.
+            Err(Errno::NOTDIR | Errno::LOOP) => {
+                remove_tree(&dir, name).context(|| removing(name))?;
+                continue;
+            }
             Err(errno) => return Err(Error::from(errno).context(removing(name))),
         };
         let _alone = lock_dir(&directory)?;
@@ -167,6 +218,11 @@ fn write_new<T: Serialize>(dir: impl AsFd, name: &str, value: &T) -> Result<()> 
     text.push(b'\n');
     let flags =
         OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    // Left by a killed command, or a FIFO, whose opening would wait for a reader.
+    match fs::unlinkat(&dir, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(errno) => return Err(errno.into()),
+    }
     let mut file = File::from(fs::openat(dir, name, flags, Mode::from_raw_mode(0o600))?);
     file.write_all(&text)?;
     file.sync_all()?;

@@ -90,8 +90,8 @@ impl Engine {
             }
             opened => opened.context(what)?,
         };
-        let containers = Containers::open(store.root())?;
-        let volumes = Volumes::open(store.root())?;
+        let containers = Containers::new(store.root());
+        let volumes = Volumes::new(store.root());
         Ok(Self {
             store,
             containers,

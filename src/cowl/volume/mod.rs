@@ -21,7 +21,7 @@ mod spec;
 pub use spec::{Source, VolumeName, VolumeSpec, is_name};
 
 use crate::engine::error::{Context, Error, Result};
-use crate::engine::files;
+use crate::engine::files::{self, LazyDir};
 use crate::engine::{Listing, new_id};
 use cowl_core::store::remove_tree;
 use jiff::Timestamp;
@@ -37,10 +37,7 @@ const GONE: &str = ".gone-";
 
 /// The directory `volumes/`.
 #[derive(Debug)]
-pub struct Volumes {
-    dir: OwnedFd,
-    path: PathBuf,
-}
+pub struct Volumes(LazyDir);
 
 /// `volume.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,20 +73,19 @@ pub struct Volume {
 }
 
 impl Volumes {
-    /// Opens `volumes/` of a store, creating it if missing.
-    pub fn open(root: &Path) -> Result<Self> {
-        let store =
-            files::open_dir(root).context(|| format!("opening the store {}", root.display()))?;
-        Ok(Self {
-            dir: files::ensure_dir_at(&store, "volumes", 0o700)?,
-            path: root.join("volumes"),
-        })
+    /// The `volumes/` of a store.
+    pub fn new(root: &Path) -> Self {
+        Self(LazyDir::new(root, "volumes"))
+    }
+
+    fn dir(&self) -> Result<&OwnedFd> {
+        self.0.get()
     }
 
     /// All volumes, by name.
     pub fn list(&self) -> Result<Listing<Volume>> {
         let mut names =
-            files::names(&self.dir).context(|| format!("listing {}", self.path.display()))?;
+            files::names(self.dir()?).context(|| format!("listing {}", self.0.path().display()))?;
         names.sort();
         let mut volumes = Vec::new();
         let mut skipped = Vec::new();
@@ -124,7 +120,7 @@ impl Volumes {
         let temporary = format!("{NEW}{}", new_id()?);
         let made = self.make(name.as_str(), &temporary, anonymous);
         if made.is_err() {
-            remove_tree(&self.dir, &temporary)
+            remove_tree(self.dir()?, &temporary)
                 .context(|| format!("removing volumes/{temporary}"))?;
         }
         made.context(|| format!("creating volume {name}"))
@@ -133,7 +129,7 @@ impl Volumes {
     /// Creates the volume under a temporary name and renames it: a volume's name is never
     /// incomplete.
     fn make(&self, name: &str, temporary: &str, anonymous: bool) -> Result<Volume> {
-        let dir = files::ensure_dir_at(&self.dir, temporary, 0o700)?;
+        let dir = files::ensure_dir_at(self.dir()?, temporary, 0o700)?;
         files::ensure_dir_at(&dir, DATA, 0o755)?;
         let record = Record {
             created: Timestamp::now(),
@@ -141,8 +137,8 @@ impl Volumes {
             usage: Usage::Fresh,
         };
         files::write_json(&dir, RECORD, &record)?;
-        rustix::fs::renameat(&self.dir, temporary, &self.dir, name)?;
-        rustix::fs::fsync(&self.dir)?;
+        rustix::fs::renameat(self.dir()?, temporary, self.dir()?, name)?;
+        rustix::fs::fsync(self.dir()?)?;
         Ok(Volume {
             name: name.to_owned(),
             record,
@@ -156,7 +152,12 @@ impl Volumes {
         if !is_name(name) {
             return Ok(false);
         }
-        match rustix::fs::renameat(&self.dir, name, &self.dir, format!("{GONE}{}", new_id()?)) {
+        match rustix::fs::renameat(
+            self.dir()?,
+            name,
+            self.dir()?,
+            format!("{GONE}{}", new_id()?),
+        ) {
             Ok(()) => Ok(true),
             Err(Errno::NOENT) => Ok(false),
             Err(errno) => Err(Error::from(errno).context(format!("removing volume {name}"))),
@@ -164,22 +165,31 @@ impl Volumes {
     }
 
     /// Removes the content of removed volumes. Call it without the guard: it can take long.
+    ///
+    /// A damaged `volumes/` has none that can be removed: the commands that need volumes fail.
     pub fn purge(&self) -> Result<()> {
-        files::purge(&self.dir, GONE, |_| Ok(())).context(|| format!("in {}", self.path.display()))
+        let Some(dir) = self.0.unless_damaged()? else {
+            return Ok(());
+        };
+        files::purge(dir, GONE, |_| Ok(())).context(|| format!("in {}", self.0.path().display()))
     }
 
-    /// Removes volumes whose creation was killed. The caller holds the containers' guard.
+    /// Removes volumes whose creation was killed; see [`Volumes::purge`]. The caller holds the
+    /// containers' guard.
     pub fn remove_unfinished(&self) -> Result<()> {
-        files::purge(&self.dir, NEW, |_| Ok(())).context(|| format!("in {}", self.path.display()))
+        let Some(dir) = self.0.unless_damaged()? else {
+            return Ok(());
+        };
+        files::purge(dir, NEW, |_| Ok(())).context(|| format!("in {}", self.0.path().display()))
     }
 
     /// Directory of a volume's content on the host.
     pub fn mountpoint(&self, name: &str) -> PathBuf {
-        self.path.join(name).join(DATA)
+        self.0.path().join(name).join(DATA)
     }
 
     fn get(&self, name: &str) -> Result<Option<Volume>> {
-        let dir = match files::open_dir_at(&self.dir, name) {
+        let dir = match files::open_dir_at(self.dir()?, name) {
             Ok(dir) => dir,
             Err(Errno::NOENT) => return Ok(None),
             Err(errno) => return Err(Error::from(errno).context(format!("opening volume {name}"))),
@@ -284,7 +294,7 @@ mod tests {
 
     fn volumes() -> (tempfile::TempDir, Volumes) {
         let root = tempfile::tempdir().unwrap();
-        let volumes = Volumes::open(root.path()).unwrap();
+        let volumes = Volumes::new(root.path());
         (root, volumes)
     }
 
@@ -300,12 +310,12 @@ mod tests {
         assert!(volumes.remove("vol1").unwrap());
         assert!(!volumes.remove("vol1").unwrap());
         assert_eq!(
-            files::names(&volumes.dir).unwrap().len(),
+            files::names(volumes.dir().unwrap()).unwrap().len(),
             1,
             "its content is for purge to remove"
         );
         volumes.purge().unwrap();
-        assert_eq!(files::names(&volumes.dir).unwrap(), [""; 0]);
+        assert_eq!(files::names(volumes.dir().unwrap()).unwrap(), [""; 0]);
         assert_eq!(
             volumes.find("vol1").unwrap_err().to_string(),
             "get vol1: no such volume"
@@ -416,7 +426,7 @@ mod tests {
         }
         assert!(volumes.remove("hurt").unwrap());
         volumes.purge().unwrap();
-        assert_eq!(files::names(&volumes.dir).unwrap(), ["good"]);
+        assert_eq!(files::names(volumes.dir().unwrap()).unwrap(), ["good"]);
     }
 
     #[test]
@@ -425,6 +435,6 @@ mod tests {
         std::fs::create_dir_all(root.path().join("volumes/.new-x/_data")).unwrap();
         assert!(volumes.list().unwrap().items.is_empty());
         volumes.remove_unfinished().unwrap();
-        assert_eq!(files::names(&volumes.dir).unwrap(), [""; 0]);
+        assert_eq!(files::names(volumes.dir().unwrap()).unwrap(), [""; 0]);
     }
 }

@@ -29,9 +29,9 @@ impl Containers {
     pub fn claim_name(&self, _guard: &Guard, name: &str, id: &str) -> Result<Claim> {
         let what = || format!("making the name {name}");
         loop {
-            match symlinkat(id, &self.names, name) {
+            match symlinkat(id, self.index.get()?, name) {
                 Ok(()) => {
-                    rustix::fs::fsync(&self.names).context(what)?;
+                    rustix::fs::fsync(self.index.get()?).context(what)?;
                     return Ok(Claim::Made);
                 }
                 Err(Errno::EXIST) => {}
@@ -47,7 +47,7 @@ impl Containers {
 
     /// Frees a name. The caller knows that its link does not count any more.
     pub fn drop_name(&self, name: &str) -> Result<()> {
-        match unlinkat(&self.names, name, AtFlags::empty()) {
+        match unlinkat(self.index.get()?, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(errno) => Err(Error::from(errno).context(format!("freeing the name {name}"))),
         }
@@ -86,7 +86,7 @@ impl Containers {
         if !crate::volume::is_name(name) {
             return Ok(None);
         }
-        match readlinkat(&self.names, name, Vec::new()) {
+        match readlinkat(self.index.get()?, name, Vec::new()) {
             Ok(id) => Ok(Some(id.to_string_lossy().into_owned()).filter(|id| super::is_id(id))),
             // No link, or none of ours.
             Err(Errno::NOENT | Errno::INVAL | Errno::NAMETOOLONG) => Ok(None),

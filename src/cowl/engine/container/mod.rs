@@ -28,7 +28,7 @@ mod tests;
 
 use super::Listing;
 use super::error::{Context, Error, Result};
-use super::files;
+use super::files::{self, LazyDir};
 use super::names;
 use config::Config;
 use cowl_core::store::remove_tree;
@@ -65,9 +65,8 @@ const PAUSE: Timespec = Timespec {
 /// The directory `containers/`.
 #[derive(Debug)]
 pub struct Containers {
-    dir: OwnedFd,
-    names: OwnedFd,
-    path: PathBuf,
+    directory: LazyDir,
+    index: LazyDir,
     interrupt: Option<OwnedFd>,
 }
 
@@ -121,16 +120,21 @@ impl PendingContainer {
 }
 
 impl Containers {
-    /// Opens `containers/` of a store, creating it if needed.
-    pub fn open(root: &Path) -> Result<Self> {
-        let store =
-            files::open_dir(root).context(|| format!("opening the store {}", root.display()))?;
-        Ok(Self {
-            dir: files::ensure_dir_at(&store, "containers", 0o700)?,
-            names: files::ensure_dir_at(&store, index::DIRECTORY, 0o700)?,
-            path: root.join("containers"),
+    /// The `containers/` of a store.
+    pub fn new(root: &Path) -> Self {
+        Self {
+            directory: LazyDir::new(root, "containers"),
+            index: LazyDir::new(root, index::DIRECTORY),
             interrupt: None,
-        })
+        }
+    }
+
+    fn dir(&self) -> Result<&OwnedFd> {
+        self.directory.get()
+    }
+
+    fn path(&self) -> PathBuf {
+        self.directory.path()
     }
 
     /// From now on, waits for other commands end with EINTR once `interrupt` is readable.
@@ -140,9 +144,9 @@ impl Containers {
 
     /// Locks the directory, waiting for other commands.
     pub fn guard(&self) -> Result<Guard> {
-        files::lock_dir_until(&self.dir, self.interrupt.as_ref().map(AsFd::as_fd))
+        files::lock_dir_until(self.dir()?, self.interrupt.as_ref().map(AsFd::as_fd))
             .map(Guard)
-            .context(|| format!("locking {}", self.path.display()))
+            .context(|| format!("locking {}", self.path().display()))
     }
 
     /// All containers, newest first.
@@ -222,7 +226,7 @@ impl Containers {
                         "multiple IDs found with provided prefix: {needle}"
                     )));
                 }
-                let dir = files::open_dir_at(&self.dir, id)
+                let dir = files::open_dir_at(self.dir()?, id)
                     .context(|| format!("opening containers/{id}"))?;
                 let config = Config::unknown(id);
                 found = Some((Container { dir, config }, error));
@@ -234,22 +238,22 @@ impl Containers {
     /// Creates a container's directory. The caller has taken its name under the same guard.
     pub fn create(&self, _guard: &Guard, config: Config) -> Result<PendingContainer> {
         let id = config.id.clone();
-        let what = || format!("creating {}", self.path.join(&id).display());
-        rustix::fs::mkdirat(&self.dir, &id, Mode::RWXU).context(what)?;
+        let what = || format!("creating {}", self.path().join(&id).display());
+        rustix::fs::mkdirat(self.dir()?, &id, Mode::RWXU).context(what)?;
         let created = self.populate(config);
         if created.is_err() {
-            remove_tree(&self.dir, &id).context(|| format!("removing containers/{id}"))?;
+            remove_tree(self.dir()?, &id).context(|| format!("removing containers/{id}"))?;
         }
         created.context(what)
     }
 
     fn populate(&self, config: Config) -> Result<PendingContainer> {
-        let dir = files::open_dir_at(&self.dir, &config.id)?;
+        let dir = files::open_dir_at(self.dir()?, &config.id)?;
         let alive = files::lock_dir(&dir)?;
         files::ensure_dir_at(&dir, UPPER, 0o755)?;
         let starting = files::lock_dir(files::ensure_dir_at(&dir, WORK, 0o700)?)?;
         files::write_json(&dir, CONFIG, &config)?;
-        rustix::fs::fsync(&self.dir)?;
+        rustix::fs::fsync(self.dir()?)?;
         Ok(PendingContainer {
             container: Container { dir, config },
             alive,
@@ -259,7 +263,7 @@ impl Containers {
 
     /// Whether a container of this id exists or is being created.
     pub fn has(&self, _guard: &Guard, id: &str) -> Result<bool> {
-        match statat(&self.dir, id, AtFlags::SYMLINK_NOFOLLOW) {
+        match statat(self.dir()?, id, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(_) => Ok(true),
             Err(Errno::NOENT) => Ok(false),
             Err(errno) => Err(Error::from(errno).context(format!("looking at containers/{id}"))),
@@ -271,13 +275,14 @@ impl Containers {
         for name in self.entries()?.iter().filter(|name| is_id(name)) {
             // Creation needs the guard, which is held here.
             match statat(
-                &self.dir,
+                self.dir()?,
                 format!("{name}/{CONFIG}"),
                 AtFlags::SYMLINK_NOFOLLOW,
             ) {
-                Ok(_) => {}
+                // Not a directory: [`Containers::list`] reports it.
+                Ok(_) | Err(Errno::NOTDIR | Errno::LOOP) => {}
                 Err(Errno::NOENT) => {
-                    remove_tree(&self.dir, name)
+                    remove_tree(self.dir()?, name)
                         .context(|| format!("removing containers/{name}"))?;
                 }
                 Err(errno) => {
@@ -302,7 +307,7 @@ impl Containers {
         } else {
             GONE
         };
-        match rustix::fs::renameat(&self.dir, id, &self.dir, format!("{prefix}{id}")) {
+        match rustix::fs::renameat(self.dir()?, id, self.dir()?, format!("{prefix}{id}")) {
             // ENOENT: another command has removed it.
             Ok(()) | Err(Errno::NOENT) => {}
             Err(errno) => {
@@ -316,14 +321,22 @@ impl Containers {
     /// last program and mount may still be ending.
     pub fn take(&self, container: &Container) -> Result<StartLock> {
         let missing = || no_such_container(&container.config.id);
-        let work = container.open_work()?.ok_or_else(missing)?;
+        let exists = || match files::open_dir_at(self.dir()?, &container.config.id) {
+            Ok(_) => Ok(()),
+            Err(Errno::NOENT) => Err(missing()),
+            Err(errno) => Err(Error::from(errno)),
+        };
+        let work = if let Some(work) = container.open_work()? {
+            work
+        } else {
+            exists()?;
+            // Something else is in its place.
+            remove_tree(&container.dir, WORK)?;
+            files::ensure_dir_at(&container.dir, WORK, 0o700)?
+        };
         let lock = files::lock_dir_until(&work, self.interrupt.as_ref().map(AsFd::as_fd))?;
         // It may have been removed in the meantime.
-        match files::open_dir_at(&self.dir, &container.config.id) {
-            Ok(_) => Ok(StartLock(lock)),
-            Err(Errno::NOENT) => Err(missing()),
-            Err(errno) => Err(errno.into()),
-        }
+        exists().map(|()| StartLock(lock))
     }
 
     /// Replaces the name of a container. The caller has taken it under the same guard.
@@ -340,13 +353,13 @@ impl Containers {
             let config = files::read_json(dir, CONFIG)?;
             config.as_ref().map_or(Ok(()), &remove_volumes)
         };
-        files::purge(&self.dir, GONE_WITH_VOLUMES, with_volumes)
-            .and_then(|()| files::purge(&self.dir, GONE, |_| Ok(())))
-            .context(|| format!("in {}", self.path.display()))
+        files::purge(self.dir()?, GONE_WITH_VOLUMES, with_volumes)
+            .and_then(|()| files::purge(self.dir()?, GONE, |_| Ok(())))
+            .context(|| format!("in {}", self.path().display()))
     }
 
     fn read(&self, id: &str) -> Result<Option<Container>> {
-        let dir = match files::open_dir_at(&self.dir, id) {
+        let dir = match files::open_dir_at(self.dir()?, id) {
             Ok(dir) => dir,
             Err(Errno::NOENT) => return Ok(None),
             Err(errno) => {
@@ -361,7 +374,7 @@ impl Containers {
     }
 
     fn entries(&self) -> Result<Vec<String>> {
-        files::names(&self.dir).context(|| format!("listing {}", self.path.display()))
+        files::names(self.dir()?).context(|| format!("listing {}", self.path().display()))
     }
 }
 
@@ -452,7 +465,8 @@ impl Container {
     fn open_work(&self) -> Result<Option<OwnedFd>> {
         match files::open_dir_at(&self.dir, WORK) {
             Ok(work) => Ok(Some(work)),
-            Err(Errno::NOENT) => Ok(None),
+            // Something else in its place: no later mount can have locked that.
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
             Err(errno) => {
                 let id = names::short(&self.config.id);
                 Err(Error::from(errno).context(format!("opening {WORK} of container {id}")))

@@ -21,7 +21,7 @@ struct Store {
 impl Store {
     fn new() -> Self {
         let temp = tempfile::tempdir().unwrap();
-        let containers = Containers::open(temp.path()).unwrap();
+        let containers = Containers::new(temp.path());
         Self { temp, containers }
     }
 
@@ -58,7 +58,7 @@ impl Store {
 
     /// Names in the index.
     fn index(&self) -> Vec<String> {
-        files::names(&self.containers.names).unwrap()
+        files::names(self.containers.index.get().unwrap()).unwrap()
     }
 }
 
@@ -361,7 +361,7 @@ fn ended(engine: &Engine, id: &str, name: &str) -> PathBuf {
     assert_eq!(claim.unwrap(), Claim::Made);
     let pending = engine.containers.create(&guard, config).unwrap();
     drop(monitor(&pending.container, 4_000_000));
-    let path = engine.containers.path.join(id.repeat(64 / id.len()));
+    let path = engine.containers.path().join(id.repeat(64 / id.len()));
     let record = r#"{"exit_code":3,"oom_killed":false,"finished_at":"2026-01-01T00:00:00Z"}"#;
     std::fs::write(path.join(status::EXIT), record).unwrap();
     path
@@ -481,4 +481,72 @@ fn a_removed_container_cannot_be_started() {
     store.remove(&container);
     let refused = store.containers.take(&container).unwrap_err();
     assert_eq!(refused.kind(), crate::engine::error::Kind::NotFound);
+}
+
+#[test]
+fn remove_removes_a_container_whose_work_or_upper_is_no_directory() {
+    let (temp, engine) = engine();
+    let damaged = temp.path().join("damaged");
+    for directory in [WORK, UPPER] {
+        damage(&damaged, |what| {
+            let path = ended(&engine, "cd", "hurt");
+            std::fs::remove_dir_all(path.join(directory)).unwrap();
+            std::fs::rename(&damaged, path.join(directory)).unwrap();
+            engine.remove("cdcd", false, false).unwrap();
+            assert!(!path.exists(), "{directory} {what}");
+        });
+    }
+}
+
+#[test]
+fn sweep_gets_past_what_is_no_directory() {
+    let (_temp, engine) = engine();
+    ended(&engine, "ab", "good");
+    engine.volumes().unwrap();
+    let at = |name: &str| engine.store().root().join(name);
+    let id = "c".repeat(64);
+    let places = [
+        (format!("containers/{id}"), true),
+        (format!("containers/.gone-alone-{id}"), false),
+        (format!("containers/.gone-with-volumes-{id}"), false),
+        ("volumes/.gone-x".to_owned(), false),
+        ("volumes/.new-x".to_owned(), false),
+    ];
+    for (place, reported) in places {
+        damage(&at(&place), |what| {
+            engine.sweep().unwrap();
+            let Listing { items, skipped } = engine.containers().unwrap();
+            let directory = what == "directory";
+            assert_eq!(items.len(), 1, "{place} {what}");
+            assert_eq!(
+                skipped.len(),
+                usize::from(reported && !directory),
+                "{place} {what}"
+            );
+        });
+        if reported {
+            std::fs::remove_file(at(&place)).unwrap();
+        }
+        assert!(std::fs::symlink_metadata(at(&place)).is_err(), "{place}");
+    }
+}
+
+#[test]
+fn a_damaged_volumes_directory_stops_only_what_needs_volumes() {
+    let (_temp, engine) = engine();
+    let volumes = engine.store().root().join("volumes");
+    damage(&volumes, |what| {
+        if what == "directory" {
+            return;
+        }
+        let engine = Engine::open(engine.store().root()).unwrap();
+        ended(&engine, "ab", "good");
+        engine.sweep().unwrap();
+        engine.remove("good", false, false).unwrap();
+        let error = engine.volumes().unwrap_err().to_string();
+        assert!(error.contains("volumes"), "{what}: {error}");
+        assert!(engine.create_volume(Some("data")).is_err(), "{what}");
+    });
+    std::fs::remove_file(&volumes).unwrap();
+    engine.create_volume(Some("data")).unwrap();
 }
