@@ -10,7 +10,8 @@
 //! work/lock              locked while mounted; the namespace of marks: "trusted" or "user"
 //! work/tmp/              staged files, and a link to the whiteouts of this mount; emptied at mount
 //! work/index/<number>    link to each copied-up hard link of the lower: over a tree by node number;
-//!                        over plain directories by any, and called work/links
+//!                        over plain directories by any, and called work/links; emptied for an
+//!                        upper that is new or, over a tree, without a stamp
 //! work/orphans/<number>  removed files that are still open; emptied at mount
 //! ```
 //! Both directories must be on one file system, with extended attributes, device nodes and
@@ -205,7 +206,7 @@ pub struct Upper {
 
 impl Upper {
     /// Locks the upper, removes an earlier mount's unfinished files, probes the file system and
-    /// compares the stamp.
+    /// compares the stamp. What the work directory has of a removed upper is dropped.
     ///
     /// # Locking
     /// `work/lock` and the upper's root, exclusively, for the life of the value, without waiting.
@@ -229,11 +230,21 @@ impl Upper {
         probe::check_same_file_system(root.as_fd(), tmp.as_fd())?;
         probe::drop_default_acl(tmp.as_fd())?;
         probe::check_whiteouts(tmp.as_fd())?;
-        let space = probe::namespace(work.as_fd(), lock.as_fd(), tmp.as_fd())?;
-        let condition = match base {
-            Base::Tree(stamp) => probe::compare_stamp(root.as_fd(), space, stamp)?,
-            Base::Plain => probe::refuse_stamp(root.as_fd(), space)?,
+        let is_new = probe::is_new(root.as_fd())?;
+        let space = probe::namespace(work.as_fd(), lock.as_fd(), tmp.as_fd(), is_new)?;
+        let (condition, is_of_this_upper) = match base {
+            Base::Tree(stamp) => {
+                let condition = probe::compare_stamp(root.as_fd(), space, stamp)?;
+                (condition, condition == Condition::Stamped)
+            }
+            Base::Plain => (probe::refuse_stamp(root.as_fd(), space)?, !is_new),
         };
+        if !is_of_this_upper {
+            // Left by a removed upper. Durable before the stamp: an old index must not come back
+            // to a stamped upper.
+            empty(index.as_fd()).map_err(host("emptying work/index"))?;
+            rustix::fs::fsync(&index).map_err(host("emptying work/index"))?;
+        }
         let last_link = last_number(index.as_fd()).map_err(host("reading work/index"))?;
         let upper = Self {
             root,

@@ -78,8 +78,31 @@ pub(super) fn check_whiteouts(tmp: BorrowedFd<'_>) -> Result<(), UpperError> {
     }
 }
 
+/// Whether no mount has written to the upper: it has no entries and no stamp. (A stamp in
+/// `trusted.` is invisible without privilege, but there is nothing to lose.)
+pub(super) fn is_new(root: BorrowedFd<'_>) -> Result<bool, UpperError> {
+    let spot = Spot::new(root, b".");
+    for space in [Namespace::Trusted, Namespace::User] {
+        let stamp = spot.mark(space, Mark::Stamp);
+        if stamp.map_err(host("reading the upper's stamp"))?.is_some() {
+            return Ok(false);
+        }
+    }
+    has_entries(root).map(|entries| !entries)
+}
+
+fn has_entries(root: BorrowedFd<'_>) -> Result<bool, UpperError> {
+    let mut entries = false;
+    each_entry(root, |_, _, _| {
+        entries = true;
+        Ok(())
+    })
+    .map_err(host("reading the upper"))?;
+    Ok(entries)
+}
+
 /// The namespace of this upper's marks: the one recorded at its first mount, else `trusted.` if it
-/// works, else `user.`.
+/// works, else `user.`. For a new upper the record is a removed one's, and is replaced.
 ///
 /// It is recorded, durably, before the first mark: without privilege marks in `trusted.` are
 /// invisible, and where both namespaces work marks in the other one would be ignored.
@@ -87,12 +110,14 @@ pub(super) fn namespace(
     work: BorrowedFd<'_>,
     lock: BorrowedFd<'_>,
     tmp: BorrowedFd<'_>,
+    is_new: bool,
 ) -> Result<Namespace, UpperError> {
     let mut text = [0; 8];
     let length = rustix::io::pread(lock, &mut text, 0).map_err(host("reading work/lock"))?;
     match text.get(..length).unwrap_or_default() {
         // New, or zeroed by a power cut before the sync below: there are no marks yet.
         text if text.iter().all(|byte| *byte == 0) => {}
+        b"trusted\n" | b"user\n" if is_new => {}
         b"trusted\n" => {
             return accepts(tmp, Namespace::Trusted)?
                 .then_some(Namespace::Trusted)
@@ -113,6 +138,7 @@ pub(super) fn namespace(
     } else {
         return Err(UpperError::NoXattrs("trusted. or user."));
     };
+    rustix::fs::ftruncate(lock, 0).map_err(host("writing work/lock"))?;
     rustix::io::pwrite(lock, text, 0).map_err(host("writing work/lock"))?;
     for written in [lock, work] {
         rustix::fs::fsync(written).map_err(host("writing work/lock"))?;
@@ -163,16 +189,10 @@ pub(super) fn compare_stamp(
         .mark(space, Mark::Stamp)
         .map_err(host("reading the upper's stamp"))?;
     let Some(bytes) = read else {
-        let mut entries = 0_u64;
-        each_entry(root, |_, _, _| {
-            entries += 1;
-            Ok(())
-        })
-        .map_err(host("reading the upper"))?;
-        return Ok(if entries == 0 {
-            Condition::Empty
-        } else {
+        return Ok(if has_entries(root)? {
             Condition::Unstamped
+        } else {
+            Condition::Empty
         });
     };
     let found = Stamp::decode(&bytes)?;

@@ -112,7 +112,9 @@ fn open_refuses_a_locked_upper_with_another_work_directory() {
 #[test]
 fn open_empties_tmp_and_orphans_but_keeps_the_index() {
     let base = tempfile::tempdir().unwrap();
-    drop(open(base.path(), &stamp("a", 1)).unwrap());
+    let upper = open(base.path(), &stamp("a", 1)).unwrap();
+    upper.stamp(&stamp("a", 1)).unwrap();
+    drop(upper);
     let work = base.path().join("work");
     fs::create_dir(work.join("tmp/7")).unwrap();
     File::create(work.join("tmp/7/f")).unwrap();
@@ -153,6 +155,7 @@ fn open_of_an_upper_with_trusted_marks_needs_privilege() {
     assert_eq!(said, format!("{}\n", space.prefix().trim_end_matches('.')));
     if space == Namespace::User {
         fs::write(base.path().join("work/lock"), "trusted\n").unwrap();
+        fs::write(base.path().join("upper/file"), "").unwrap();
         assert!(matches!(
             open(base.path(), &stamp("a", 1)),
             Err(UpperError::NeedsPrivilege)
@@ -215,4 +218,46 @@ fn make_whiteout_creates_a_character_device_0_0() {
     upper.make_whiteout(spot).unwrap();
     assert_ne!(of("later").ino(), of("gone").ino());
     assert_eq!(of("gone").nlink(), 2);
+}
+
+/// The user removed the upper and not the work directory beside it.
+#[test]
+fn open_drops_what_the_work_directory_has_of_a_removed_upper() {
+    for entries in [&[][..], &["file"]] {
+        let base = tempfile::tempdir().unwrap();
+        let upper = open(base.path(), &stamp("a", 1)).unwrap();
+        let space = upper.namespace();
+        upper.stamp(&stamp("a", 1)).unwrap();
+        fs::write(base.path().join("work/index/5"), "of the removed upper").unwrap();
+        drop(upper);
+        // Of the same upper it stays.
+        let upper = open(base.path(), &stamp("a", 1)).unwrap();
+        assert_eq!(upper.indexed().unwrap().len(), 1);
+        drop(upper);
+        fs::remove_dir_all(base.path().join("upper")).unwrap();
+        fs::create_dir(base.path().join("upper")).unwrap();
+        for name in entries {
+            fs::write(base.path().join("upper").join(name), "").unwrap();
+        }
+        let upper = open(base.path(), &stamp("b", 2)).unwrap();
+        assert_eq!(upper.indexed().unwrap().len(), 0);
+        assert_eq!(upper.namespace(), space);
+    }
+}
+
+/// Without privilege marks in `trusted.` do not work, with it both do.
+#[test]
+fn open_of_a_new_upper_ignores_the_recorded_namespace() {
+    let base = tempfile::tempdir().unwrap();
+    let space = open(base.path(), &stamp("a", 1)).unwrap().namespace();
+    let own = fs::read_to_string(base.path().join("work/lock")).unwrap();
+    for removed in ["trusted\n", "user\n"] {
+        fs::write(base.path().join("work/lock"), removed).unwrap();
+        let upper = open(base.path(), &stamp("a", 1)).unwrap();
+        assert_eq!(upper.namespace(), space);
+        assert_eq!(
+            fs::read_to_string(base.path().join("work/lock")).unwrap(),
+            own
+        );
+    }
 }
