@@ -24,14 +24,17 @@ pub(super) fn run(words: &[OsString], root: Option<PathBuf>) -> Result<u8> {
         return Err(Error::invalid("missing command; see 'cowl --help'"));
     };
     let Some(name) = name.to_str().filter(|name| is_plain(name)) else {
-        return Err(unknown(&name.to_string_lossy()));
+        let name = name.to_string_lossy();
+        return Err(super::with_large_stack(|| unknown(&name))?);
     };
     let of_dedup = OF_DEDUP.iter().find(|(command, _)| *command == name);
     let (name, option) = match of_dedup {
         Some((_, option)) => ("dedup", Some(*option)),
         None => (name, None),
     };
-    let program = helpers::lookup(&format!("cowl-{name}")).ok_or_else(|| unknown(name))?;
+    let Some(program) = helpers::lookup(&format!("cowl-{name}")) else {
+        return Err(super::with_large_stack(|| unknown(name))?);
+    };
     let root = root.map_or_else(host::default_root, Ok)?;
     let failed = Command::new(&program)
         .args(option)

@@ -19,7 +19,7 @@ mod units;
 mod usage;
 mod volume;
 
-use crate::engine::error::{Error, Kind, Result};
+use crate::engine::error::{Context, Error, Kind, Result};
 use crate::engine::{Engine, host};
 use args::{Cli, Command, Volume};
 use clap::error::ErrorKind;
@@ -44,15 +44,21 @@ const OUTPUT: [&str; 2] = [
     "writing to standard output",
     "writing the container's output",
 ];
+/// Far above what clap needs.
+const STACK: usize = 8 << 20;
 const USAGE: u8 = 125;
 const FAILURE: u8 = 1;
 
 /// Runs one command line.
 pub fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
-    let cli = match parse(&arguments) {
-        Ok(cli) => cli,
-        Err(code) => return code,
+    let cli = match with_large_stack(|| parse(&arguments)) {
+        Ok(Ok(cli)) => cli,
+        Ok(Err(code)) => return code,
+        Err(error) => {
+            print_error(&error);
+            return ExitCode::from(FAILURE);
+        }
     };
     // `run` leaves 1 and the like to the container's program, and `create` is a part of it; an unknown command is a usage error.
     let failure = if matches!(
@@ -79,6 +85,20 @@ pub fn main() -> ExitCode {
             ExitCode::from(exit_code(error.kind(), failure))
         }
     }
+}
+
+/// Runs `work` on a stack that the caller's limit does not shrink: to define all commands takes
+/// clap hundreds of KiB in a debug build.
+fn with_large_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new()
+            .stack_size(STACK)
+            .spawn_scoped(scope, work)
+            .context(|| "starting a thread")?;
+        thread
+            .join()
+            .or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 fn exit_code(kind: Kind, otherwise: u8) -> u8 {

@@ -524,3 +524,30 @@ fn names(dir: &Path) -> Vec<String> {
     names.sort();
     names
 }
+
+#[test]
+fn a_small_stack_is_enough() {
+    let cowl = Cowl::with_store();
+    for arguments in [
+        &["images"][..],
+        &["ps"],
+        &["run", "--help"],
+        &["version"],
+        &["xyzzy"],
+    ] {
+        let plain = cowl.run(arguments);
+        let command = cowl.command(arguments);
+        let mut small = Command::new("sh");
+        small
+            .args(["-c", "ulimit -s 128; exec \"$0\" \"$@\""])
+            .arg(command.get_program())
+            .args(command.get_args())
+            .env("COWL_ROOT", cowl.root());
+        let small = small.output().unwrap();
+        assert_eq!(
+            (small.status.code(), small.stdout),
+            (plain.status.code(), plain.stdout),
+            "{arguments:?}"
+        );
+    }
+}
