@@ -53,6 +53,8 @@ pub struct Transaction<'s> {
     pub(super) dir: StoreDir,
     name: String,
     pub(super) trust: Trust,
+    /// [`PUBLISH_EARLY`].
+    pub(super) publish_early_after: u64,
     /// Opened before the first write: `syncfs` on it reports every write-back error since then
     /// (Linux 5.8).
     sync: OwnedFd,
@@ -108,6 +110,7 @@ impl Store {
             dir,
             name,
             trust,
+            publish_early_after: PUBLISH_EARLY,
             sync,
             staged: RefCell::default(),
             pinned: RefCell::default(),
@@ -242,7 +245,7 @@ impl Transaction<'_> {
     pub(super) fn publish_early(&self) -> Result<(), StoreError> {
         let (layers, blobs) = {
             let staged = self.staged.borrow();
-            if staged.bytes < PUBLISH_EARLY {
+            if staged.bytes < self.publish_early_after {
                 return Ok(());
             }
             let layers: Vec<_> = staged.layers.iter().copied().collect();

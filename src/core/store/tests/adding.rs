@@ -422,3 +422,53 @@ fn concurrent_publish_and_gc_leave_no_damage() {
         (BTreeMap::new(), BTreeMap::new())
     );
 }
+
+/// With a lower limit than a real load's.
+#[test]
+fn a_large_transaction_publishes_complete_layers_early() {
+    let fixture = fixture();
+    let begin = || {
+        let mut transaction = fixture.store.begin().unwrap();
+        transaction.publish_early_after = 20;
+        transaction
+    };
+    let layers = || {
+        fixture
+            .files("layers")
+            .keys()
+            .filter(|name| name.ends_with("/tree-v2"))
+            .count()
+    };
+    let transaction = begin();
+    let small = put_layer(&transaction, &[b"ten bytes."]);
+    assert_eq!(layers(), 0, "below the limit");
+    let large = put_layer(&transaction, &[b"ten more bytes, and more"]);
+    assert_eq!(layers(), 2);
+    let blob = transaction.put_blob(b"a configuration").unwrap();
+    put_layer(&transaction, &[b"small"]);
+    assert_eq!(layers(), 2, "counted from the last publishing");
+    assert_eq!(fixture.store.tags().unwrap().tags, []);
+    // Its pin keeps them.
+    fixture.store.gc().unwrap();
+    assert_eq!((layers(), fixture.files("objects").len()), (2, 2));
+    // A load that was interrupted goes on from them.
+    drop(transaction);
+    let transaction = begin();
+    assert!(transaction.has_layer(small).unwrap() && transaction.has_layer(large).unwrap());
+    assert!(
+        fixture.store.open_blob(blob).is_err(),
+        "published with its layers only"
+    );
+    let config = transaction.put_blob(b"a configuration").unwrap();
+    transaction
+        .publish(&[tag("app", config, vec![small, large])])
+        .unwrap();
+    assert_eq!(fixture.store.check(true).unwrap().problems, []);
+    // Another leaves them to gc.
+    let transaction = begin();
+    put_layer(&transaction, &[b"of a load that is given up"]);
+    assert_eq!(layers(), 3);
+    drop(transaction);
+    fixture.store.gc().unwrap();
+    assert_eq!(layers(), 2);
+}
