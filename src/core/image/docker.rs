@@ -4,7 +4,8 @@
 use super::archive::Archive;
 use super::documents::{DockerImage, from_json};
 use super::{
-    CONFIG_LIMIT, Candidate, CandidateImage, DOCUMENT_LIMIT, ImageError, LayerPart, check_digest,
+    CONFIG_LIMIT, Candidate, CandidateImage, DOCUMENT_LIMIT, ImageError, LayerPart, MAX_IMAGES,
+    check_digest,
 };
 use crate::digest::Sha256Digest;
 
@@ -21,6 +22,12 @@ pub(super) fn candidates(archive: &Archive) -> Result<Vec<Candidate>, ImageError
         });
     }
     let images: Vec<DockerImage> = from_json(MANIFEST, &bytes)?;
+    if images.len() > MAX_IMAGES {
+        return Err(ImageError::Unsupported {
+            name: MANIFEST.to_owned(),
+            what: format!("it lists more than {MAX_IMAGES} images"),
+        });
+    }
     images
         .into_iter()
         .map(|image| candidate(archive, image))

@@ -108,7 +108,7 @@ pub(super) struct Descriptor {
 }
 
 /// The platform of an image in an index.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Deserialize)]
 pub(super) struct Platform {
     #[serde(default, deserialize_with = "or_default")]
     pub(super) os: String,

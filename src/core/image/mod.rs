@@ -38,6 +38,7 @@ pub use self::commit::{ChangeError, ConfigChange, NewImage, new_config};
 pub use self::documents::{HistoryEntry, ImageConfig, ProcessConfig, RootFs};
 pub use self::error::ImageError;
 pub use self::load::{Loaded, load, load_file, load_with};
+pub use self::oci::foreign_platform;
 pub use self::platform::{PlatformError, PlatformName};
 pub use self::rootfs::import_rootfs;
 pub use self::save::{SaveError, Selected, restore_layer, save};
@@ -49,6 +50,9 @@ use crate::digest::Sha256Digest;
 const DOCUMENT_LIMIT: u64 = 4 << 20;
 /// Limit of a configuration, far above real ones.
 const CONFIG_LIMIT: u64 = 16 << 20;
+
+/// Limit of the images of an archive: every one is compared with the others.
+const MAX_IMAGES: usize = 4096;
 
 /// The images of an archive that share one name, or one untagged image.
 struct Candidate {

@@ -1,13 +1,14 @@
 //! OCI image layouts (image-spec v1.1, image-layout.md): finds their images by name and platform.
 
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::path::Path;
 
 use super::archive::Archive;
 use super::documents::{Descriptor, Document, Manifest, OciLayout, Platform, from_json};
 use super::{
-    CONFIG_LIMIT, Candidate, CandidateImage, DOCUMENT_LIMIT, ImageError, LayerPart, Reference,
-    check_digest,
+    CONFIG_LIMIT, Candidate, CandidateImage, DOCUMENT_LIMIT, ImageError, LayerPart, MAX_IMAGES,
+    Reference, check_digest,
 };
 use crate::digest::Sha256Digest;
 
@@ -15,6 +16,8 @@ pub(super) const LAYOUT: &str = "oci-layout";
 pub(super) const INDEX: &str = "index.json";
 /// An index may hold indexes; real ones hold one level.
 const MAX_DEPTH: usize = 4;
+/// Descriptors that are followed, in all indexes of an archive together.
+const MAX_MENTIONS: usize = 50_000;
 
 /// Set by containerd and Docker: the full name.
 pub(super) const FULL_NAME: &str = "io.containerd.image.name";
@@ -65,6 +68,10 @@ pub(super) fn candidates(archive: &Archive, base: &Path) -> Result<Vec<Candidate
     };
     let mut candidates = Vec::new();
     let mut others = Vec::new();
+    let mut budget = Budget {
+        mentions: MAX_MENTIONS,
+        images: MAX_IMAGES,
+    };
     for group in groups(index.manifests) {
         let name = group
             .first()
@@ -72,7 +79,7 @@ pub(super) fn candidates(archive: &Archive, base: &Path) -> Result<Vec<Candidate
             .transpose()?;
         let mut found = FoundImages::default();
         for descriptor in &group {
-            found.add(archive, descriptor, MAX_DEPTH)?;
+            found.add(archive, descriptor, MAX_DEPTH, &mut budget)?;
         }
         match found.choose(archive)? {
             Ok(mut candidate) => {
@@ -88,9 +95,26 @@ pub(super) fn candidates(archive: &Archive, base: &Path) -> Result<Vec<Candidate
     }
 }
 
+/// What may still be read of an archive. An index can be mentioned any number of times.
+struct Budget {
+    mentions: usize,
+    images: usize,
+}
+
+/// Takes one from a part of the budget.
+fn take(left: &mut usize, what: &str, limit: usize) -> Result<(), ImageError> {
+    *left = left.checked_sub(1).ok_or_else(|| ImageError::Unsupported {
+        name: INDEX.to_owned(),
+        what: format!("its indexes lead to more than {limit} {what}"),
+    })?;
+    Ok(())
+}
+
 /// The images found behind the descriptors of one name.
 #[derive(Default)]
 struct FoundImages {
+    /// What was read, so that nothing is read again for the same platform.
+    seen: HashSet<(Sha256Digest, Option<Platform>)>,
     /// The nested index that lists them, if any.
     index: Option<Vec<u8>>,
     images: Vec<(Platform, CandidateImage)>,
@@ -107,8 +131,14 @@ impl FoundImages {
         archive: &Archive,
         descriptor: &Descriptor,
         depth: usize,
+        budget: &mut Budget,
     ) -> Result<(), ImageError> {
-        let name = blob_name(descriptor.sha256()?);
+        take(&mut budget.mentions, "manifests", MAX_MENTIONS)?;
+        let digest = descriptor.sha256()?;
+        if !self.seen.insert((digest, descriptor.platform.clone())) {
+            return Ok(());
+        }
+        let name = blob_name(digest);
         if !archive.has(&name)? {
             self.absent.push(ImageError::Missing {
                 name,
@@ -124,14 +154,18 @@ impl FoundImages {
         };
         let bytes = blob(archive, descriptor, DOCUMENT_LIMIT, INDEX)?;
         match Document::parse(&name, &bytes, &descriptor.media_type)? {
-            Document::Manifest(manifest) => match not_an_image(&name, &manifest) {
-                Some(artifact) => self.artifacts.push(artifact),
-                None => self.image(archive, descriptor, bytes, &manifest)?,
-            },
+            Document::Manifest(manifest) => {
+                if let Some(artifact) = not_an_image(&name, &manifest) {
+                    self.artifacts.push(artifact);
+                } else {
+                    take(&mut budget.images, "images", MAX_IMAGES)?;
+                    self.image(archive, descriptor, bytes, &manifest)?;
+                }
+            }
             Document::Index(index) => {
                 self.index.get_or_insert(bytes);
                 for descriptor in index.manifests.iter().filter(|inner| is_image(inner)) {
-                    self.add(archive, descriptor, depth)?;
+                    self.add(archive, descriptor, depth, budget)?;
                 }
             }
         }
@@ -297,16 +331,29 @@ fn is_image(descriptor: &Descriptor) -> bool {
 /// image of its own.
 fn groups(descriptors: Vec<Descriptor>) -> Vec<Vec<Descriptor>> {
     let mut groups: Vec<Vec<Descriptor>> = Vec::new();
+    // The group of each name, and the groups of unnamed descriptors with a platform.
+    let mut named: HashMap<(String, bool), usize> = HashMap::new();
+    let mut unnamed: Vec<usize> = Vec::new();
+    let mut occurrences: HashMap<Platform, usize> = HashMap::new();
     for descriptor in descriptors.into_iter().filter(is_image) {
-        let name = name_of(&descriptor);
-        let belongs = |group: &&mut Vec<Descriptor>| {
-            group.iter().all(|other| {
-                name_of(other) == name
-                    && other.platform.is_some() == descriptor.platform.is_some()
-                    && (name.is_some() || other.platform != descriptor.platform)
-            })
+        let new = groups.len();
+        let number = match (name_of(&descriptor), &descriptor.platform) {
+            (Some(name), platform) => {
+                let key = (name.to_owned(), platform.is_some());
+                *named.entry(key).or_insert(new)
+            }
+            (None, None) => new,
+            (None, Some(platform)) => {
+                let before = occurrences.entry(platform.clone()).or_default();
+                let number = unnamed.get(*before).copied().unwrap_or(new);
+                *before += 1;
+                if number == new {
+                    unnamed.push(new);
+                }
+                number
+            }
         };
-        match groups.iter_mut().find(belongs) {
+        match groups.get_mut(number) {
             Some(group) => group.push(descriptor),
             None => groups.push(vec![descriptor]),
         }
@@ -373,6 +420,27 @@ fn host_platform() -> Platform {
         architecture: host_architecture().to_owned(),
         variant: String::new(),
     }
+}
+
+/// Docker's warning about an image that is not for this host. None for one that runs here, also by
+/// compatibility of the processor, or that names no platform.
+pub fn foreign_platform(image: &crate::store::Platform) -> Option<String> {
+    let host = host_platform();
+    let of_this_host = match image.architecture.as_str() {
+        "" => true,
+        "386" => matches!(&*host.architecture, "386" | "amd64"),
+        "arm" => matches!(&*host.architecture, "arm" | "arm64"),
+        other => other == host.architecture,
+    };
+    let image = Platform {
+        os: image.os.clone(),
+        architecture: image.architecture.clone(),
+        variant: image.variant.clone(),
+    };
+    (!of_this_host).then(|| {
+        let (image, host) = (show(&image), show(&host));
+        format!("The requested image's platform ({image}) does not match the detected host platform ({host})")
+    })
 }
 
 /// This host's architecture, as GOARCH.

@@ -319,3 +319,19 @@ fn load_refuses_an_artifact() {
         ImageError::Unsupported { .. }
     ));
 }
+
+/// Each index mentions the next 100 times: a million ways to one image.
+#[test]
+fn load_reads_an_index_once_however_often_it_is_mentioned() {
+    let mut layout = Layout::default();
+    let mut inner = layout.image(&[layer("a", "1")], "");
+    for _ in 0..3 {
+        let mentions = vec![inner; 100];
+        let index = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": mentions });
+        inner = layout.blob(index.to_string().into(), OCI_INDEX);
+    }
+    layout.named(inner, "app:1");
+    let fixture = fixture();
+    assert_eq!(fixture.load(&layout.files()).unwrap().len(), 1);
+    assert_eq!(fixture.tag("app:1").images.len(), 1);
+}

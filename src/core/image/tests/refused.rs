@@ -202,3 +202,35 @@ fn load_refuses_a_repeated_document_by_name() {
     files.push(files[0].clone());
     assert_eq!(tags(&fixture.load(&files).unwrap()), [["app:1"]]);
 }
+
+/// Any number of names or platforms can lead to one small index or manifest.
+#[test]
+fn load_refuses_more_manifests_and_images_than_its_limits() {
+    let fixture = fixture();
+    let mut many = Layout::default();
+    let absent = json!({ "mediaType": OCI_MANIFEST, "digest": digest(b"absent"), "size": 6 });
+    let index =
+        json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": vec![absent; 300] });
+    let index = many.blob(index.to_string().into(), OCI_INDEX);
+    for number in 0..200 {
+        many.named(index.clone(), &format!("app:{number}"));
+    }
+    let error = fixture.refused(&many.files()).to_string();
+    assert!(error.contains("more than 50000 manifests"), "{error}");
+
+    let mut many = Layout::default();
+    let image = many.image(&[], "");
+    for number in 0..4097 {
+        many.named(image.clone(), &format!("app:{number}"));
+    }
+    let error = fixture.refused(&many.files()).to_string();
+    assert!(error.contains("more than 4096 images"), "{error}");
+
+    let images = vec![json!({ "Config": "config", "Layers": [] }); 4097];
+    let files = vec![
+        ("manifest.json".to_owned(), json!(images).to_string().into()),
+        ("config".to_owned(), config(&[], "")),
+    ];
+    let error = fixture.refused(&files).to_string();
+    assert!(error.contains("more than 4096 images"), "{error}");
+}
