@@ -125,7 +125,10 @@ impl Store {
         (damaged.len() == before).then_some(objects)
     }
 
-    fn objects_kept_by(&self, diff: DiffId) -> Result<Option<Vec<ObjectId>>, StoreError> {
+    pub(super) fn objects_kept_by(
+        &self,
+        diff: DiffId,
+    ) -> Result<Option<Vec<ObjectId>>, StoreError> {
         let Some(dir) = self.layers()?.open_dir_if_exists(diff.0.hex())? else {
             return Ok(None);
         };

@@ -15,6 +15,8 @@ use crate::digest::{ChainId, DiffId, Sha256Digest};
 #[derive(Debug)]
 pub(super) struct Root {
     pub(super) path: PathBuf,
+    /// The image's name or id, or what a pin says of its owner.
+    pub(super) name: String,
     pub(super) layers: Vec<DiffId>,
     pub(super) stacks: Vec<Vec<DiffId>>,
     pub(super) blobs: Vec<Sha256Digest>,
@@ -75,6 +77,7 @@ impl Store {
         let refs = self.refs()?;
         Ok(tag.map(|tag| Root {
             path: refs.join(name),
+            name: tag.title(),
             layers: tag.layers().collect(),
             stacks: tag
                 .images
@@ -91,6 +94,7 @@ impl Store {
         let pins = self.pin_files()?;
         Ok(pin.map(|pin| Root {
             path: pins.join(name),
+            name: pin.owner,
             stacks: vec![pin.layers.clone()],
             layers: pin.layers,
             blobs: pin.blobs,

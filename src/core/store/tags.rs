@@ -118,6 +118,13 @@ impl Tag {
         self.images.first().map(|image| image.config)
     }
 
+    /// Its name, or the image's id without one.
+    pub(super) fn title(&self) -> String {
+        let name = self.reference.as_ref().map(ToString::to_string);
+        name.or_else(|| Some(self.id()?.to_string()))
+            .unwrap_or_default()
+    }
+
     /// The image that runs on this host, or the first.
     pub fn image(&self) -> Option<&TaggedImage> {
         self.images.first()
@@ -208,11 +215,9 @@ impl Store {
         tag.check()
             .map_err(|reason| StoreError::malformed(&path, reason))?;
         if *tag.file_name() != *name {
-            let owner = tag.reference.as_ref().map(ToString::to_string);
-            let owner = owner.or_else(|| Some(tag.id()?.to_string()));
             return Err(StoreError::malformed(
                 path,
-                format!("it is the record of {}", owner.unwrap_or_default()),
+                format!("it is the record of {}", tag.title()),
             ));
         }
         Ok(Some(tag))

@@ -245,3 +245,47 @@ fn usage_counts_files_and_bytes() {
         BTreeMap::from([(ObjectId::of(b"12345"), 5), (ObjectId::of(b"123"), 3)])
     );
 }
+
+/// Not the image beside them that shares nothing with what is damaged.
+#[test]
+fn check_names_the_images_that_damage_touches() {
+    let fixture = fixture();
+    let app = fixture.image("app", &[&[b"base"], &[b"own"]]);
+    fixture.image("other", &[&[b"base"]]);
+    let third = fixture.image("third", &[&[b"third"]]);
+    let touched = || fixture.store.check(true).unwrap().touched;
+    let (app_name, other) = (
+        "docker.io/library/app:latest",
+        "docker.io/library/other:latest",
+    );
+    let names = |names: &[&str]| -> Vec<String> {
+        names
+            .iter()
+            .map(|name| name.parse::<Reference>().unwrap().to_string())
+            .collect()
+    };
+    assert_eq!(touched(), [""; 0]);
+    let blob = fixture
+        .path("blobs/sha256")
+        .join(app.images[0].config.0.hex());
+    let cases: [(PathBuf, &[&str]); 5] = [
+        (fixture.object_path(b"base"), &[app_name, other]),
+        (fixture.object_path(b"own"), &[app_name]),
+        (fixture.tree_path(&app, 0), &[app_name, other]),
+        (fixture.merged_path(&app), &[app_name]),
+        (blob, &[app_name]),
+    ];
+    let _mount = fixture.store.lease("m", None, &layers(&third)).unwrap();
+    for (path, expected) in cases {
+        let whole = std::fs::read(&path).unwrap();
+        replace(&path, &vec![b'x'; whole.len()]);
+        assert_eq!(touched(), names(expected), "{}", path.display());
+        replace(&path, &whole);
+    }
+    std::fs::remove_file(fixture.object_path(b"third")).unwrap();
+    let third = "docker.io/library/third:latest"
+        .parse::<Reference>()
+        .unwrap()
+        .to_string();
+    assert_eq!(touched(), ["mount m".to_owned(), third]);
+}
