@@ -1,12 +1,15 @@
 //! What came in can be listed, explained, checked and removed; blobs stay as they came.
 
 use std::fs;
+use std::io::Write as _;
 use std::path::Path;
+use std::process::Stdio;
 
 use cowl_tests::busybox::{add_blog, layers, shop};
 use cowl_tests::command::{binary, python, shell};
 use cowl_tests::profile::{directory, root, user};
 use cowl_tests::store::{Store, make_image};
+use cowl_tests::tree;
 
 fn images_are_listed_and_explained() {
     let store = shop("store");
@@ -158,6 +161,122 @@ fn damage_is_found_and_healed() {
         let after = store.run(["check", "--deep"]);
         assert_eq!(after.code(), 0, "{after}");
     });
+}
+
+/// An import has no archive to load again.
+#[test]
+fn a_damaged_import_is_named_and_healed_by_importing_again() {
+    root(|| {
+        let store = shop("store");
+        let base = layers().join("base.tar");
+        shell(
+            &directory(),
+            "echo plain > plain; tar -cf plain.tar plain",
+            [""; 0],
+        );
+        let plain = directory().join("plain.tar");
+        store.ok(["import", base.to_str().unwrap(), "base:1"]);
+        store.ok(["import", plain.to_str().unwrap(), "plain:1"]);
+        let script = "object=$(grep -rlx plain objects); chmod u+w $object; echo pla1n > $object; chmod u-w $object";
+        shell(store.root(), script, [""; 0]);
+        let found = store.run(["check", "--deep"]);
+        assert_eq!(found.code(), 1, "{found}");
+        assert!(found.stdout.contains("Damaged: plain:1. "), "{found}");
+        assert!(
+            found.stdout.contains("cowl import --verify TAR NAME"),
+            "{found}"
+        );
+        // By its size it is whole.
+        store.ok(["import", plain.to_str().unwrap(), "plain:1"]);
+        assert_eq!(store.run(["check", "--deep"]).code(), 1);
+        store.ok(["import", "--verify", plain.to_str().unwrap(), "plain:1"]);
+        store.ok(["check", "--deep"]);
+    });
+}
+
+/// As Docker warns.
+#[test]
+fn load_warns_of_an_image_for_another_processor() {
+    root(|| {
+        let store = shop("store");
+        let foreign = if cfg!(target_arch = "s390x") {
+            "amd64"
+        } else {
+            "s390x"
+        };
+        let archive = directory().join("foreign.tar");
+        let options = ["--architecture", foreign, "--cmd", "/srv/hello"];
+        make_image(
+            "docker",
+            &archive,
+            "foreign:1",
+            &options,
+            &[&layers().join("base.tar")],
+        );
+        let loaded = store.run(["load", "-i", archive.to_str().unwrap()]);
+        let warning = format!(
+            "cowl: WARNING: The requested image's platform (linux/{foreign}) does not match the detected host platform (linux/"
+        );
+        assert!(loaded.stderr.starts_with(&warning), "{loaded}");
+        assert_eq!(loaded.ok(), "Loaded image: foreign:1\n");
+        let created = store.run(["create", "foreign:1", "true"]);
+        assert!(created.stderr.starts_with(&warning), "{created}");
+        // The fixtures' own images are for amd64.
+        if cfg!(target_arch = "x86_64") {
+            let image = layers().join("shop.image.tar");
+            let ours = store.run(["load", "-i", image.to_str().unwrap()]);
+            assert_eq!(ours.stderr, "");
+            assert_eq!(store.run(["create", "shop", "true"]).stderr, "");
+        }
+    });
+}
+
+/// More than a pipe holds is written to each, so it has read some of it and waits for the rest.
+fn commands_do_not_wait_for_anothers_input() {
+    let store = shop("store");
+    let place = directory();
+    shell(
+        &place,
+        "mkdir root; head -c 300000 /dev/urandom > root/shared; tar -cf other.tar -C root .; head -c 300000 /dev/urandom > root/more; tar -cf slow.tar -C root .",
+        [""; 0],
+    );
+    let (tar, archive) = (place.join("slow.tar"), place.join("slow.image.tar"));
+    make_image("docker", &archive, "loaded:1", &[], &[&tar]);
+    for (arguments, input) in [
+        (&["import", "-", "imported:1"][..], &tar),
+        (&["load"], &archive),
+    ] {
+        store.ok(["import", place.join("other.tar").to_str().unwrap(), "other"]);
+        let input = fs::read(input).unwrap();
+        let mut slow = store
+            .command(arguments)
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdin = slow.stdin.take().unwrap();
+        stdin.write_all(&input[..400_000]).unwrap();
+        // It shares a file with the other, which must not be lost.
+        assert!(store.ok(["rmi", "other"]).contains("Deleted: "));
+        store.ok(["import", place.join("other.tar").to_str().unwrap(), "again"]);
+        store.ok(["rmi", "again"]);
+        stdin.write_all(&input[400_000..]).unwrap();
+        drop(stdin);
+        assert!(slow.wait().unwrap().success());
+    }
+    for image in ["imported:1", "loaded:1"] {
+        store.assert_shows(image, &tree::read(&place.join("root")), image);
+    }
+    store.ok(["check", "--deep"]);
+}
+
+#[test]
+fn commands_do_not_wait_for_anothers_input_as_root() {
+    root(|| commands_do_not_wait_for_anothers_input());
+}
+
+#[test]
+fn commands_do_not_wait_for_anothers_input_as_user() {
+    user(|| commands_do_not_wait_for_anothers_input());
 }
 
 /// Standard input as other programs make it: a pipe, a socket (Node.js), a pipe that another user

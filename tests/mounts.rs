@@ -341,3 +341,44 @@ fn the_daemons_hold_nothing_of_the_caller() {
         store.ok(["umount", point.to_str().unwrap()]);
     });
 }
+
+/// As Docker refuses to remove the image of a container. With force the mount keeps what it needs.
+fn rmi_of_a_mounted_image() {
+    let store = shop("store");
+    let mount = store.mount_upper("shop", "mnt");
+    let place = mount.path().to_str().unwrap().to_owned();
+    fs::write(mount.path().join("new"), "new").unwrap();
+    let id = store.ok(["images", "-q"]);
+    for needle in ["shop", id.trim()] {
+        let refused = store.run(["rmi", needle]).refused(1);
+        assert!(
+            refused.contains("(must") && refused.contains(&format!("the mount on {place}")),
+            "{refused}"
+        );
+        assert!(
+            refused.ends_with(&format!("cowl umount {place} ends it")),
+            "{refused}"
+        );
+    }
+    assert_eq!(store.ok(["rmi", "-f", "shop"]), "Untagged: shop:latest\n");
+    let motd = fs::read_to_string(mount.path().join("etc/motd")).unwrap();
+    assert_eq!(motd, "welcome to the base\n");
+    assert!(!store.objects_by_name().is_empty());
+    mount.unmount();
+    let upper = fs::read_to_string(directory().join("mnt.upper/new")).unwrap();
+    assert_eq!(upper, "new");
+    // Now nothing needs it, and nothing refuses.
+    let store = shop("store");
+    assert!(store.ok(["rmi", "shop"]).contains("Deleted: "));
+    assert_eq!(store.objects_by_name(), "");
+}
+
+#[test]
+fn rmi_of_a_mounted_image_is_refused_as_root() {
+    root(|| rmi_of_a_mounted_image());
+}
+
+#[test]
+fn rmi_of_a_mounted_image_is_refused_as_user() {
+    user(|| rmi_of_a_mounted_image());
+}

@@ -11,10 +11,11 @@ use serde_json::json;
 use super::{ImageError, Reference, oci};
 use crate::digest::{DiffId, ImageId};
 use crate::layer::{self, ArchiveEnd, HashOnly, ImportedLayer, Limits, ObjectSink};
-use crate::store::{Platform, Store, Tag, TaggedImage, TaggedLayer, Transaction};
+use crate::store::{Platform, Store, Tag, TaggedImage, TaggedLayer, Transaction, Trust};
 
 /// Imports a tar, plain or compressed, as the one layer of a new image, with a configuration that
-/// says no more than it must. The tar is read from the file's position on; a pipe will do.
+/// says no more than it must. The tar is read from the file's position on; a pipe will do. With
+/// [`Trust::Hash`] existing objects are hashed, and damaged ones replaced.
 ///
 /// The tag is published last. A tar without its end marker is refused: without a digest nothing
 /// else reveals one that was cut between two entries.
@@ -22,8 +23,9 @@ pub fn import_rootfs(
     store: &Store,
     tar: &File,
     reference: &Reference,
+    trust: Trust,
 ) -> Result<ImageId, ImageError> {
-    let transaction = store.begin()?;
+    let transaction = store.begin_with(trust)?;
     let diff_id = if let Some(diff_id) = present(store, &transaction, tar)? {
         diff_id
     } else {

@@ -198,7 +198,7 @@ impl Store {
         let pin = Pin {
             owner: format!("mount {mount}{of}"),
             layers: layers.to_vec(),
-            blobs: Vec::new(),
+            blobs: image.iter().map(|image| image.0).collect(),
         };
         // The random part makes each name unique: no stale file is ever reused.
         let name = format!("{MOUNT_PREFIX}{mount}-{}{SUFFIX}", random_name()?);
@@ -206,7 +206,27 @@ impl Store {
         let _lock = self.lock_shared()?;
         ChainId::of(layers).ok_or(StoreError::NoLayers)?;
         self.check_layers_present(layers)?;
+        self.check_present([], pin.blobs.iter().copied())?;
         transaction.create_held_pin(&name, &pin).map(Lease)
+    }
+
+    /// The ids of the live mounts of an image: those that have a lease.
+    pub fn mounts_of(&self, image: ImageId) -> Result<Vec<String>, StoreError> {
+        let mut mounts = Vec::new();
+        for name in self.pin_files()?.names()? {
+            let Some(mount) = mount_of(&name) else {
+                continue;
+            };
+            let used = match self.read_pin(&name, PinKind::Lease) {
+                Ok(pin) => pin.is_some_and(|pin| pin.blobs.contains(&image.0)),
+                // What it keeps is unknown, so it may be this image.
+                Err(_damaged) => true,
+            };
+            if used {
+                mounts.push(mount.to_owned());
+            }
+        }
+        Ok(mounts)
     }
 
     /// A merged tree is published after its layers and removed before them: if it exists, they do.
@@ -231,13 +251,7 @@ impl Store {
 
     fn wait_lease(&self, mount: &str, patience: Option<Duration>) -> Result<bool, StoreError> {
         for name in self.pin_files()?.names()? {
-            let random = name.to_str().and_then(|name| {
-                name.strip_prefix(MOUNT_PREFIX)?
-                    .strip_prefix(mount)?
-                    .strip_prefix('-')?
-                    .strip_suffix(SUFFIX)
-            });
-            if random.is_none_or(|random| random.len() != RANDOM_NAME) {
+            if mount_of(&name) != Some(mount) {
                 continue;
             }
             let Some(file) = self.open_held_pin(&name)? else {
@@ -360,6 +374,13 @@ impl Transaction<'_> {
         };
         Ok(HeldPin { file, name })
     }
+}
+
+/// The id of the mount whose lease has this file name.
+fn mount_of(name: &OsStr) -> Option<&str> {
+    let stem = name.to_str()?.strip_prefix(MOUNT_PREFIX)?;
+    let (mount, random) = stem.strip_suffix(SUFFIX)?.rsplit_once('-')?;
+    (random.len() == RANDOM_NAME).then_some(mount)
 }
 
 fn check_name(name: &str) -> Result<(), StoreError> {

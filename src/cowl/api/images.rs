@@ -149,7 +149,7 @@ pub(super) fn create(server: &Arc<Server>, request: Request) -> Handled {
     let archive = http::upload(request.body).map_err(Error::from)?;
     let server = Arc::clone(server);
     let produce = move |stream: &http::Stream| {
-        let import = |engine: &Engine| engine.import_file(&archive, &name);
+        let import = |engine: &Engine| engine.import_file(&archive, &name, Trust::Size);
         match server.open().and_then(|engine| import(&engine)) {
             Err(error) => stream.json_error(&error),
             Ok(id) => stream.json(&json!({"status": id.to_string()})),

@@ -168,6 +168,9 @@ pub(super) struct Import {
     /// Name of the image
     #[arg(value_name = "NAME[:TAG]")]
     pub(super) name: String,
+    /// Hash the files that the store already has, and repair damaged ones
+    #[arg(long)]
+    pub(super) verify: bool,
 }
 
 #[derive(Debug, Args)]

@@ -15,13 +15,15 @@ use serde_json::json;
 
 const NONE: &str = "<none>";
 
+fn trust(verify: bool) -> Trust {
+    if verify { Trust::Hash } else { Trust::Size }
+}
+
 pub(super) fn load(engine: &Engine, args: &Load, out: &mut Stdout) -> Result<u8> {
-    let trust = if args.verify {
-        Trust::Hash
-    } else {
-        Trust::Size
-    };
-    for loaded in engine.load(args.input.as_deref(), trust)? {
+    for loaded in engine.load(args.input.as_deref(), trust(args.verify))? {
+        if let Some(warning) = engine.foreign_platform(loaded.image)? {
+            print_error(&format!("WARNING: {warning}"));
+        }
         if args.quiet {
             continue;
         }
@@ -66,7 +68,7 @@ pub(super) fn tag(engine: &Engine, args: &Tag) -> Result<u8> {
 pub(super) fn import(engine: &Engine, args: &Import, out: &mut Stdout) -> Result<u8> {
     let name = new_name("import", &args.name)?;
     let file = (args.file.as_os_str() != "-").then_some(args.file.as_path());
-    let id = engine.import(file, &name)?;
+    let id = engine.import(file, &name, trust(args.verify))?;
     out.line(&id.to_string())?;
     Ok(0)
 }
@@ -311,9 +313,13 @@ pub(super) fn check(engine: &Engine, args: &Check, out: &mut Stdout) -> Result<u
         return Ok(0);
     }
     let problems = counted(report.problems.len() as u64, "problem");
-    out.line(&format!(
-        "{problems}: {looked_at}; {depth}. `cowl load --verify -i ARCHIVE` repairs what the archive holds"
-    ))?;
+    out.line(&format!("{problems}: {looked_at}; {depth}"))?;
+    if !report.touched.is_empty() {
+        out.line(&printable(&format!(
+            "Damaged: {}. `cowl load --verify -i ARCHIVE` repairs an image that was loaded, `cowl import --verify TAR NAME` one that was imported",
+            report.touched.join(", ")
+        )))?;
+    }
     Ok(FAILURE)
 }
 

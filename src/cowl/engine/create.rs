@@ -9,6 +9,7 @@ use super::error::{Context, Error, Result};
 use super::image::Image;
 use super::{Engine, names, process};
 use crate::volume::{Source, VolumeName, VolumeSpec, is_name};
+use cowl_core::image::foreign_platform;
 use jiff::Timestamp;
 use rustix::io::Errno;
 use std::path::{Path, PathBuf};
@@ -42,10 +43,11 @@ impl Engine {
     /// Creates a container, and the volumes that it wants and are not there. It does not run.
     pub fn create(&self, request: &CreateRequest) -> Result<Created> {
         check(request)?;
+        // First the guard: an image that is found is not removed before the container's pin.
+        let guard = self.containers.guard()?;
         let image = self.image(&request.config.image)?;
         let id = names::new_id()?;
         let mut config = self.configure(&id, request, &image)?;
-        let guard = self.containers.guard()?;
         self.choose_name(&guard, &mut config, request.name.as_deref())?;
         let name = config.name.clone();
         let made = self.make(&guard, config, &image);
@@ -55,7 +57,7 @@ impl Engine {
         let new_volumes = made?;
         Ok(Created {
             id,
-            warnings: Vec::new(),
+            warnings: foreign_platform(&image.platform).into_iter().collect(),
             new_volumes,
         })
     }

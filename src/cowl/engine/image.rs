@@ -2,16 +2,17 @@
 
 use super::docker::ContainerConfig;
 use super::error::{Context, Error, Result};
-use super::names;
-use super::{Engine, Listing};
+use super::mount::SEPARATOR;
+use super::{Engine, Listing, mountpoint, names};
 use cowl_core::digest::{DiffId, ImageId, Sha256Digest};
 use cowl_core::image::{self, ImageConfig, Loaded};
-use cowl_core::store::{Reference, Tag, TaggedImage, Trust};
+use cowl_core::store::{Platform, Reference, Tag, TaggedImage, Trust};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What is needed of an image to run or mount it.
 #[derive(Debug, Clone)]
@@ -20,6 +21,8 @@ pub struct Image {
     pub name: String,
     /// The digest of its configuration.
     pub id: ImageId,
+    /// The system and the processor that it is for.
+    pub platform: Platform,
     /// Bottom first.
     pub layers: Vec<DiffId>,
     /// What it keeps in the store's blobs, compressed layers apart: a container needs those no more.
@@ -88,12 +91,23 @@ impl Engine {
         Ok(Image {
             name,
             id: image.config,
+            platform: image.platform.clone(),
             layers: image.diff_ids(),
             blobs: std::iter::once(image.config.0)
                 .chain(image.manifest)
                 .collect(),
             defaults,
         })
+    }
+
+    /// Docker's warning if an image is not for this host.
+    pub fn foreign_platform(&self, id: ImageId) -> Result<Option<String>> {
+        let tags = self.store.tags()?.tags;
+        let image = tags
+            .iter()
+            .filter_map(Tag::image)
+            .find(|image| image.config == id);
+        Ok(image.and_then(|image| image::foreign_platform(&image.platform)))
     }
 
     /// Every name of every image, newest first.
@@ -147,18 +161,19 @@ impl Engine {
     }
 
     /// Makes an image of the tar of a root file system; without a path, of standard input.
-    pub fn import(&self, tar: Option<&Path>, name: &Reference) -> Result<ImageId> {
+    /// `trust` is in what the store has already.
+    pub fn import(&self, tar: Option<&Path>, name: &Reference, trust: Trust) -> Result<ImageId> {
         let what = || format!("importing {}", tar.unwrap_or(Path::new(STDIN)).display());
         let file = match tar {
             Some(path) => File::open(path).context(what)?,
             None => standard_input()?,
         };
-        self.import_file(&file, name).context(what)
+        self.import_file(&file, name, trust).context(what)
     }
 
     /// [`Engine::import`] of an open file, pipe or socket.
-    pub fn import_file(&self, tar: &File, name: &Reference) -> Result<ImageId> {
-        Ok(image::import_rootfs(&self.store, tar, name)?)
+    pub fn import_file(&self, tar: &File, name: &Reference, trust: Trust) -> Result<ImageId> {
+        Ok(image::import_rootfs(&self.store, tar, name, trust)?)
     }
 
     /// Gives an image another name, which may have been another image's.
@@ -222,7 +237,7 @@ impl Engine {
         force: bool,
         removed: &mut Vec<Removed>,
     ) -> Result<()> {
-        // So that no container comes to use it meanwhile.
+        // So that no container or mount comes to use it meanwhile.
         let guard = self.containers.guard()?;
         self.drop_pins_of_gone_containers(&guard)?;
         let Found {
@@ -321,17 +336,28 @@ impl Engine {
         Ok(tags)
     }
 
-    /// Short ids of the containers that use an image, and whether they run; running ones first.
-    fn users_of_image(&self, id: ImageId) -> Result<Vec<(String, bool)>> {
+    /// What uses an image: running containers, other containers, then mounts.
+    fn users_of_image(&self, id: ImageId) -> Result<Vec<User>> {
         let mut users = Vec::new();
+        let mut containers = Vec::new();
         for container in self.containers.list()?.items {
+            let short = names::short(&container.config.id).to_owned();
             if container.config.image_id == id {
                 // One whose status is damaged is a user all the same.
                 let runs = container.status().is_ok_and(|status| status.is_live());
-                users.push((names::short(&container.config.id).to_owned(), runs));
+                let user = if runs { User::Running } else { User::Stopped };
+                users.push(user(short.clone()));
+            }
+            containers.push(short);
+        }
+        for mount in self.store.mounts_of(id)? {
+            // A container's own mount has the container's id.
+            if !containers.contains(&mount) {
+                let place = mountpoint::place_of(&format!("{SEPARATOR}{mount}"))?;
+                users.push(User::Mount(place));
             }
         }
-        users.sort_by_key(|(_, running)| !running);
+        users.sort();
         Ok(users)
     }
 
@@ -365,20 +391,46 @@ impl Engine {
     }
 }
 
-/// Docker's rules for what `force` overrides.
+/// What uses an image, the strongest first.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum User {
+    /// The short id of a running container.
+    Running(String),
+    /// The short id of another container.
+    Stopped(String),
+    /// A mount, with its place in this mount namespace.
+    Mount(Option<PathBuf>),
+}
+
+impl fmt::Display for User {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Running(id) | Self::Stopped(id) => write!(f, "container {id}"),
+            Self::Mount(Some(place)) => write!(f, "the mount on {}", place.display()),
+            Self::Mount(None) => write!(f, "a mount in another mount namespace"),
+        }
+    }
+}
+
+/// Docker's rules for what `force` overrides; a mount counts as a stopped container.
 fn check_removable(
     needle: &str,
     id: ImageId,
     tags: &[Tag],
     by_name: bool,
-    users: &[(String, bool)],
+    users: &[User],
     force: bool,
 ) -> Result<()> {
     let short = short_id(id);
+    let user = users.first();
+    let advice = match user {
+        Some(User::Mount(Some(place))) => format!("; cowl umount {} ends it", place.display()),
+        _ => String::new(),
+    };
     if by_name {
-        if let (Some((user, _)), 1, false) = (users.first(), tags.len(), force) {
+        if let (Some(user), 1, false) = (user, tags.len(), force) {
             return Err(Error::conflict(format!(
-                "conflict: unable to remove repository reference \"{needle}\" (must force) - container {user} is using its referenced image {short}"
+                "conflict: unable to remove repository reference \"{needle}\" (must force) - {user} is using its referenced image {short}{advice}"
             )));
         }
         return Ok(());
@@ -388,17 +440,18 @@ fn check_removable(
             "conflict: unable to delete {short} ({how}) - {why}"
         )))
     };
-    if let Some((user, _)) = users.iter().find(|(_, running)| *running) {
-        return refuse(
-            "cannot be forced",
-            format!("image is being used by running container {user}"),
-        );
-    }
-    if let (Some((user, _)), false) = (users.first(), force) {
-        return refuse(
-            "must be forced",
-            format!("image is being used by stopped container {user}"),
-        );
+    let used_by = |user: String| format!("image is being used by {user}{advice}");
+    match user {
+        Some(running @ User::Running(_)) => {
+            return refuse("cannot be forced", used_by(format!("running {running}")));
+        }
+        Some(stopped @ User::Stopped(_)) if !force => {
+            return refuse("must be forced", used_by(format!("stopped {stopped}")));
+        }
+        Some(mount @ User::Mount(_)) if !force => {
+            return refuse("must be forced", used_by(mount.to_string()));
+        }
+        _ => {}
     }
     if tags.len() > 1 && !force {
         return refuse(

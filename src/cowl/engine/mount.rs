@@ -8,9 +8,9 @@ use super::image::Image;
 use super::mountpoint::{self, MountPoint};
 use super::signals::Signals;
 use super::{Engine, helpers, names};
-use cowl_core::digest::{DiffId, ImageId};
+use cowl_core::digest::DiffId;
 use cowl_core::handover::{self, IoModeChoice, MountSources, UpperSource};
-use cowl_core::store::{Store, remove_tree};
+use cowl_core::store::{Lease, Store, remove_tree};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -22,14 +22,12 @@ use std::time::Duration;
 /// A mount to make.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Request<'a> {
-    /// Name of the lease: letters and digits.
+    /// Name of its lease.
     pub id: &'a str,
     /// Source in the mount table.
     pub name: &'a str,
     /// Name in messages.
     pub title: &'a str,
-    /// Image, recorded in the lease.
-    pub image: ImageId,
     /// Layers, bottom first.
     pub layers: &'a [DiffId],
     /// How files are read and written.
@@ -63,10 +61,10 @@ pub(super) enum Ending {
     CutOff,
 }
 
-/// Makes a detached mount. On return its keeper holds everything that it needs.
-pub(super) fn mount(store: &Store, request: &Request<'_>) -> Result<Mounted> {
+/// Makes a detached mount under a lease of its image. On return its keeper holds everything that
+/// it needs.
+pub(super) fn mount(store: &Store, request: &Request<'_>, lease: Lease) -> Result<Mounted> {
     let program = helpers::find("cowl-mountd")?;
-    let lease = store.lease(request.id, Some(request.image), request.layers)?;
     let merged = store.merged(request.layers)?;
     let objects = store.objects_dir()?;
     let log = store.log()?;
@@ -169,7 +167,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const MOUNT_ID: usize = 12;
 /// Separates the image's name and the mount's id in the mount's source. Neither can contain it,
 /// and the mount table does not escape it.
-const SEPARATOR: char = '+';
+pub(super) const SEPARATOR: char = '+';
 
 /// Directories created for a mount, to be removed if it fails.
 #[derive(Debug, Default)]
@@ -241,9 +239,16 @@ impl Engine {
         let point = MountPoint::open(request.dir)?;
         point.require_free()?;
         self.require_mountable(&point)?;
-        let image = self.image(request.image)?;
+        let id: String = names::new_id()?.chars().take(MOUNT_ID).collect();
+        let (image, lease) = {
+            // No removal looks for mounts of the image before there is the lease.
+            let _guard = self.containers.guard()?;
+            let image = self.image(request.image)?;
+            let lease = self.store.lease(&id, Some(image.id), &image.layers)?;
+            (image, lease)
+        };
         let mut new = NewDirs::default();
-        let mounted = self.mount_on(&point, &image, request, &mut new);
+        let mounted = self.mount_on(&point, &image, (&id, lease), request, &mut new);
         if let Err(error) = mounted {
             return match new.discard() {
                 Ok(()) => Err(error),
@@ -277,6 +282,7 @@ impl Engine {
         &self,
         point: &MountPoint,
         image: &Image,
+        (id, lease): (&str, Lease),
         request: &MountRequest<'_>,
         new: &mut NewDirs,
     ) -> Result<()> {
@@ -284,20 +290,18 @@ impl Engine {
         let upper = upper_path
             .map(|path| new.open_upper(path, request.work, self.store.root()))
             .transpose()?;
-        let id: String = names::new_id()?.chars().take(MOUNT_ID).collect();
         let name = format!("{}{SEPARATOR}{id}", image.name);
         let request = Request {
-            id: &id,
+            id,
             name: &name,
             title: &image.name,
-            image: image.id,
             layers: &image.layers,
             io_mode: request.io_mode,
             upper: upper
                 .as_ref()
                 .map(|(upper, work)| (upper.as_fd(), work.as_fd())),
         };
-        let mounted = match (mount(&self.store, &request), upper_path) {
+        let mounted = match (mount(&self.store, &request, lease), upper_path) {
             (Ok(mounted), _) => mounted,
             (Err(error), None) => return Err(error),
             (Err(error), Some(path)) => {

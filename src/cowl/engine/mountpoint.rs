@@ -112,6 +112,16 @@ pub(super) fn detach(path: &Path) -> Result<String> {
     }
 }
 
+/// Where this mount namespace has the mount whose source ends so, if it has it.
+pub(super) fn place_of(end_of_source: &str) -> Result<Option<PathBuf>> {
+    let table = std::fs::read("/proc/self/mountinfo").context(|| "reading /proc/self/mountinfo")?;
+    let ours = |mount: &Mount| {
+        let source = mount.source.to_string_lossy();
+        mount.filesystem == TYPE && source.ends_with(end_of_source)
+    };
+    Ok(mountinfo::parse(&table).find(ours).map(|mount| mount.point))
+}
+
 /// A process (pid and name) that has the mount `source` in its mount namespace, if one is visible.
 pub(super) fn holder(source: &str) -> Result<Option<String>> {
     let processes = std::fs::read_dir("/proc").context(|| "reading /proc")?;

@@ -90,7 +90,7 @@ fn load_and_import_write_nothing_that_is_present() {
         let file = fixture.file("root.tar", &rootfs);
         let file = std::fs::File::open(file).unwrap();
         let before = written();
-        import_rootfs(&fixture.store, &file, &name).unwrap();
+        import_rootfs(&fixture.store, &file, &name, crate::store::Trust::Size).unwrap();
         written() - before
     };
     let (first, second) = (

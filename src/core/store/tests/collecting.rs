@@ -115,7 +115,7 @@ fn dropping_a_lease_removes_its_pin() {
     let json: serde_json::Value =
         serde_json::from_slice(&std::fs::read(fixture.path("pins").join(name)).unwrap()).unwrap();
     let expected = serde_json::json!({
-        "version": 1, "owner": format!("mount m-1 of image {image}"), "layers": layers(&app), "blobs": [],
+        "version": 1, "owner": format!("mount m-1 of image {image}"), "layers": layers(&app), "blobs": [image],
     });
     assert_eq!(json, expected);
     assert_eq!(fixture.store.pins().unwrap(), [""; 0]);
@@ -366,4 +366,28 @@ fn gc_keeps_an_image_while_one_tag_remains() {
         None
     );
     assert_eq!(fixture.store.tags().unwrap().tags, [second]);
+}
+
+#[test]
+fn mounts_of_an_image_are_those_with_a_live_lease() {
+    let fixture = fixture();
+    let (app, other) = (
+        fixture.image("app", &[&[b"one"]]),
+        fixture.image("other", &[&[b"two"]]),
+    );
+    let lease = |tag: &Tag, mount: &str| {
+        let image = tag.images[0].config;
+        fixture
+            .store
+            .lease(mount, Some(image), &layers(tag))
+            .unwrap()
+    };
+    let mounts = || fixture.store.mounts_of(app.images[0].config).unwrap();
+    let (first, second) = (lease(&app, "m-1"), lease(&app, "m-2"));
+    let _another = lease(&other, "m-3");
+    assert_eq!(mounts(), ["m-1", "m-2"]);
+    drop(first);
+    // As a killed holder leaves it.
+    drop(second.into_fd());
+    assert_eq!(mounts(), [""; 0]);
 }

@@ -8,6 +8,7 @@ mod request;
 
 use super::{Stdout, each, print_error};
 use crate::engine::Engine;
+use crate::engine::create::Created;
 use crate::engine::error::{Context, Error, Kind, Result};
 use args::{Create, Options, Rename, Rm, Run};
 use std::io::{IsTerminal, Write};
@@ -21,18 +22,25 @@ pub(super) fn run(engine: &mut Engine, args: Run) -> Result<u8> {
     }
     let cidfile = new_cidfile(&options)?;
     let request = request::request(options, false)?;
-    engine.run(&request, |created| write_cidfile(cidfile, &created.id))
+    engine.run(&request, |created| {
+        warn_of(created);
+        write_cidfile(cidfile, &created.id)
+    })
 }
 
 pub(super) fn create(engine: &Engine, args: Create, out: &mut Stdout) -> Result<u8> {
     let cidfile = new_cidfile(&args.create)?;
     let created = engine.create(&request::request(args.create, false)?)?;
-    for warning in &created.warnings {
-        print_error(&format!("WARNING: {warning}"));
-    }
+    warn_of(&created);
     write_cidfile(cidfile, &created.id)?;
     out.line(&created.id)?;
     Ok(0)
+}
+
+fn warn_of(created: &Created) {
+    for warning in &created.warnings {
+        print_error(&format!("WARNING: {warning}"));
+    }
 }
 
 /// A file that does not exist yet, so that two containers never share one.

@@ -90,12 +90,14 @@ impl Engine {
             id: short,
             name: short,
             title: &config.config.image,
-            image: config.image_id,
             layers: &config.layers,
             io_mode: config.host.io_mode()?,
             upper,
         };
-        let mounted = mount::mount(&self.store, &request)?;
+        let lease = self
+            .store
+            .lease(short, Some(config.image_id), &config.layers)?;
+        let mounted = mount::mount(&self.store, &request, lease)?;
         match self.launch(pending, mounted.root.as_fd(), signals) {
             Ok((monitor, pipes)) => Ok(Running {
                 mounted,
