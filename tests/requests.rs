@@ -5,7 +5,7 @@ use cowl_tests::busybox::shop;
 use cowl_tests::command::python;
 use cowl_tests::host::io_modes;
 use cowl_tests::profile::{current, directory, root, user};
-use cowl_tests::requests::{OPEN, RELEASE, Requests, during, worker};
+use cowl_tests::requests::{OPEN, RELEASE, Requests, costs_during, during, worker};
 use cowl_tests::store::{Mount, Store};
 
 /// Looks at every name and its attributes.
@@ -85,6 +85,126 @@ fn warm_calls_send_no_request_as_root() {
 #[test]
 fn warm_calls_send_no_request_as_user() {
     user(|| warm_calls_send_no_request());
+}
+
+/// What an operation may cost: requests, and calls of the worker on files of the host.
+type Budget = (usize, usize);
+
+/// An operation that a script does 20 times, as `f(i)` with `at(name)`; its budget without handles,
+/// and in passthrough.
+///
+/// One request of each change of names is the GETATTR of the directory, whose attributes the kernel
+/// drops at the change before.
+const BUDGETS: [(&str, &str, Budget, Budget); 8] = [
+    (
+        "create",
+        "os.close(os.open(at(f'dir/new-{i}'), os.O_CREAT | os.O_EXCL | os.O_WRONLY))",
+        (3, 4),
+        (4, 6),
+    ),
+    ("mkdir", "os.mkdir(at(f'dir/made-{i}'))", (3, 3), (3, 3)),
+    (
+        "unlink of a lower file",
+        "os.unlink(at(f'dir/lower-{i}'))",
+        (3, 2),
+        (3, 2),
+    ),
+    // In passthrough the worker knows that it is not open; else it moves the file aside first.
+    (
+        "unlink of an upper file",
+        "os.unlink(at(f'dir/new-{i}'))",
+        (2, 5),
+        (2, 4),
+    ),
+    (
+        "rename of a directory",
+        "os.rename(at(f'dir/made-{i}'), at(f'dir/moved-{i}'))",
+        (3, 6),
+        (3, 6),
+    ),
+    (
+        "chmod of an upper file",
+        "os.chmod(at(f'dir/kept-{i}'), 0o600)",
+        (1, 4),
+        (1, 6),
+    ),
+    (
+        "getxattr",
+        "try: os.getxattr(at(f'dir/kept-{i}'), 'user.none')\n    except OSError: pass",
+        (1, 1),
+        (1, 1),
+    ),
+    (
+        "open and close",
+        "os.close(os.open(at(f'dir/kept-{i}'), os.O_RDONLY))",
+        (0, 0),
+        (1, 5),
+    ),
+];
+
+const TIMES: usize = 20;
+
+const REPEAT: &str = "
+import os, sys
+def at(name): return os.path.join(sys.argv[1], name)
+def f(i):
+    BODY
+for i in range(20): f(i)
+";
+
+fn operations_cost_no_more_than_their_budgets() {
+    let store = Store::new("store");
+    let content = directory().join("content");
+    std::fs::create_dir_all(content.join("dir")).unwrap();
+    for i in 0..TIMES {
+        std::fs::write(content.join(format!("dir/lower-{i}")), "lower").unwrap();
+    }
+    store.import_directory(&content, "some");
+    for io_mode in io_modes() {
+        let store = store.with_io(io_mode);
+        let mount = store.mount_upper("some", io_mode);
+        // The directory is copied up, and the kernel knows what no operation is about.
+        let prepare = REPEAT.replace("BODY", "open(at(f'dir/kept-{i}'), 'w').close()");
+        python(&directory(), &prepare, [mount.path()]);
+        let worker = worker();
+        let mut beyond = Vec::new();
+        for (what, body, without_handles, passthrough) in BUDGETS {
+            let (most_requests, most_calls) = match io_mode {
+                "passthrough" => passthrough,
+                // The writeback cache sets the times of a file that it saw removed.
+                "writeback" if what.starts_with("unlink") => {
+                    (without_handles.0 + 1, without_handles.1 + 3)
+                }
+                _ => without_handles,
+            };
+            let script = REPEAT.replace("BODY", body);
+            let (requests, calls) = costs_during(worker, || {
+                python(&directory(), &script, [mount.path()]);
+            });
+            let of = |counts: &mut dyn Iterator<Item = usize>| counts.sum::<usize>();
+            let (asked, made) = (
+                of(&mut requests.values().copied()),
+                of(&mut calls.values().copied()),
+            );
+            println!("{io_mode}, {what}: {requests:?} {calls:?}");
+            // The first of them may look up a directory, and open it.
+            if asked > TIMES * most_requests + 4 || made > TIMES * most_calls + 4 {
+                beyond.push(format!("{what}: {asked} requests, {made} calls"));
+            }
+        }
+        mount.unmount();
+        assert!(beyond.is_empty(), "{io_mode}, {TIMES} times: {beyond:#?}");
+    }
+}
+
+#[test]
+fn operations_cost_no_more_than_their_budgets_as_root() {
+    root(|| operations_cost_no_more_than_their_budgets());
+}
+
+#[test]
+fn operations_cost_no_more_than_their_budgets_as_user() {
+    user(|| operations_cost_no_more_than_their_budgets());
 }
 
 /// A listing with attributes takes what fills the replies and one to say that there is no more,

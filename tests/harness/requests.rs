@@ -50,6 +50,47 @@ pub fn during(worker: Pid, work: impl FnOnce()) -> Requests {
     requests
 }
 
+/// What `worker` is asked while `work` goes on, and how often it makes which system call on files
+/// of the host for that. Releases and forgets, which no client waits for, are left out.
+pub fn costs_during(worker: Pid, work: impl FnOnce()) -> (Requests, BTreeMap<String, usize>) {
+    // The transport's and its threads'; and fcntl, by which a debug build checks what it closes.
+    const LEFT_OUT: [&str; 11] = [
+        "epoll_create1",
+        "epoll_ctl",
+        "mmap",
+        "read",
+        "readv",
+        "write",
+        "writev",
+        "epoll_wait",
+        "epoll_pwait",
+        "poll",
+        "fcntl",
+    ];
+    let log = file_calls_during(worker, work);
+    let (mut requests, mut calls) = (Requests::new(), BTreeMap::new());
+    for line in log.lines() {
+        let is_read = line.contains("read(") || line.contains("read resumed>");
+        if let Some(opcode) = opcode(line).filter(|_| is_read) {
+            if opcode != RELEASE && !FORGETS.contains(&opcode) {
+                *requests.entry(opcode).or_default() += 1;
+            }
+        } else if let Some(call) = call(line).filter(|call| !LEFT_OUT.contains(call)) {
+            *calls.entry(call.to_owned()).or_default() += 1;
+        }
+    }
+    (requests, calls)
+}
+
+/// The name of the call that a line begins: `1234 statx(7, ...`.
+fn call(line: &str) -> Option<&str> {
+    let (_thread, rest) = line.split_once(char::is_whitespace)?;
+    let (name, _) = rest.trim_start().split_once('(')?;
+    name.chars()
+        .all(|c| c.is_ascii_alphanumeric() || c == '_')
+        .then_some(name)
+}
+
 /// The system calls on paths and descriptors that `worker` makes while `work` goes on, as strace
 /// writes them.
 pub fn file_calls_during(worker: Pid, work: impl FnOnce()) -> String {
@@ -123,7 +164,15 @@ fn opcode(line: &str) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
-    use super::opcode;
+    use super::{call, opcode};
+
+    #[test]
+    fn a_call_is_known_by_the_line_that_begins_it() {
+        assert_eq!(call("1234 statx(7, \"\\x66\", 0) = 0"), Some("statx"));
+        assert_eq!(call("1234  close(7 <unfinished ...>"), Some("close"));
+        assert_eq!(call("1234 <... close resumed>) = 0"), None);
+        assert_eq!(call("1234 +++ exited with 0 +++"), None);
+    }
 
     #[test]
     fn requests_are_told_from_other_reads() {
