@@ -188,6 +188,9 @@ pub(super) struct Diff {
     /// Name of a container, its ID or the beginning of its ID; with --upper, of the image that it
     /// was mounted over
     pub(super) container: String,
+    /// A second image: shows what differs between two images, packages too
+    #[arg(value_name = "IMAGE", conflicts_with = "upper")]
+    pub(super) other: Option<String>,
     /// Changes in an upper directory of `cowl mount`
     #[arg(long, value_name = "DIR")]
     pub(super) upper: Option<PathBuf>,

@@ -190,6 +190,11 @@ fn dispatch(cli: Cli, out: &mut Stdout) -> Result<u8> {
         Command::Save(args) => image::save(&open(Access::Change)?, &args),
         Command::Import(args) => image::import(&open(Access::Add)?, &args, out),
         Command::Tag(args) => image::tag(&open(Access::Change)?, &args),
+        Command::Diff(args::Diff {
+            container,
+            other: Some(other),
+            ..
+        }) => external::run(&["diff", &container, &other].map(OsString::from), root),
         Command::Diff(args) => changes::diff(&open(Access::Change)?, &args, out),
         Command::Commit(args) => changes::commit(&open(Access::Change)?, &args, out),
         Command::Export(args) => changes::export(&open(Access::Change)?, &args),
