@@ -7,6 +7,7 @@
 #                      one tier of them: what each needs and may take is in .config/nextest.toml
 #   make test-vm       tiers (TIERS_VM) on stock Debian 12 in a virtual machine without KVM: hours
 #   make bench         times of cowl beside kernel overlayfs and fuse-overlayfs (PEERS: programs); BENCH: more options
+#   make check-dedup   every figure of cowl dedup on six real Debian images, recomputed from their archives: root, network
 #   make lint          formatting, clippy, licences and bans, the borders of the crates, and SPECIFICATION.md against the tests
 
 SHELL := /bin/bash
@@ -26,7 +27,7 @@ TIERS_VM ?= container mount unit
 RUN_TESTS = PATH=$(TOOLS)/bin:$$PATH COWL_BIN_DIR=$(BIN) \
   COWL_PJDFSTEST=$(TOOLS)/bin/pjdfstest-$(PJDFSTEST_VERSION) fixtures/run-tests.sh
 
-.PHONY: build run bench test $(TIERS:%=test-%) test-vm test-deps test-tools lint clean
+.PHONY: build run bench test $(TIERS:%=test-%) test-vm test-deps test-tools check-dedup lint clean
 
 build:
 	fixtures/install-deps.sh build
@@ -43,6 +44,10 @@ run: build
 bench: build
 	fixtures/install-deps.sh run
 	fixtures/bench/run.py $(BIN) $(addprefix --peer ,$(PEERS)) $(BENCH)
+
+check-dedup: build
+	fixtures/install-deps.sh run debian
+	fixtures/check-dedup.sh $(BIN) $(TARGET)/dedup-images
 
 # pjdfstest is an outside judge: built from crates.io, beside our own build, once per version.
 $(TOOLS)/bin/pjdfstest-$(PJDFSTEST_VERSION):
