@@ -112,6 +112,26 @@ function colour(node) {
   return "color-mix(in oklab, hsl(var(--shared)) " + Math.round(share * 100) + "%, hsl(var(--own)))";
 }
 
+// Directories with room enough show what is in them, some levels deep.
+function draw(trail, x, y, width, height, levels, cells) {
+  const node = trail[trail.length - 1];
+  layout(node.children.filter(child => child.bytes > 0), x, y, width, height, (child, x, y, width, height) => {
+    const below = [...trail, child], shared = percent(child.shared, child.bytes);
+    const name = below.slice(1).map(step => step.name).join("/");
+    const button = make("button", undefined, {type: "button", title: name + ": " + size(child.bytes) + ", " + shared + " in several images"});
+    const nested = levels > 1 && child.children.length && width > 70 && height > 56;
+    Object.assign(button.style, {left: x + "px", top: y + "px", width: width + "px", height: height + "px", background: colour(child)});
+    if (width > 34 && height > 18) button.append(make("span", child.name + (nested ? "  " + size(child.bytes) : "")));
+    if (!nested && width > 44 && height > 34) button.append(make("span", size(child.bytes)));
+    if (child.children.length) {
+      button.setAttribute("data-open", "");
+      button.addEventListener("click", () => show(below));
+    }
+    cells.push(button);
+    if (nested) draw(below, x + 3, y + 21, width - 6, height - 24, levels - 1, cells);
+  });
+}
+
 function show(trail) {
   const node = trail[trail.length - 1];
   path.replaceChildren(...trail.map((step, depth) => {
@@ -120,18 +140,7 @@ function show(trail) {
     return button;
   }), make("span", " " + size(node.bytes)));
   const box = map.getBoundingClientRect(), cells = [];
-  layout(node.children.filter(child => child.bytes > 0), 0, 0, box.width, box.height, (child, x, y, width, height) => {
-    const shared = percent(child.shared, child.bytes);
-    const button = make("button", undefined, {type: "button", title: child.name + ": " + size(child.bytes) + ", " + shared + " in several images"});
-    Object.assign(button.style, {left: x + "px", top: y + "px", width: width + "px", height: height + "px", background: colour(child)});
-    if (width > 34 && height > 18) button.append(make("span", child.name));
-    if (width > 44 && height > 34) button.append(make("span", size(child.bytes)));
-    if (child.children.length) {
-      button.setAttribute("data-open", "");
-      button.addEventListener("click", () => show([...trail, child]));
-    }
-    cells.push(button);
-  });
+  draw(trail, 0, 0, box.width, box.height, 3, cells);
   map.replaceChildren(...cells);
   current = trail;
 }
@@ -194,7 +203,7 @@ if (!report.ladder.length) document.getElementById("ladder-section").remove();
 
 table("waste", [
   ["Image", row => row.image], ["Cause", row => row.cause], bytes("Bytes", row => row.bytes), ["Files", row => row.files],
-  ["Largest", row => row.paths.join("  "), undefined, true], ["Step", row => row.step, undefined, true],
+  ["Largest", row => row.paths[0] || "", row => (row.paths[0] || "") + (row.files > 1 ? " and " + (row.files - 1) + " more" : ""), true], ["Step", row => row.step, undefined, true],
 ], data.waste, 2);
 table("layers", [
   ["Image", row => row.image], ["#", row => row.number], ["Added", row => row.added], ["Changed", row => row.changed],
