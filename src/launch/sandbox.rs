@@ -1,10 +1,12 @@
 //! What a container is made of, but for the program: namespaces, mounts, devices, limits.
 //!
-//! Plain data, without system calls. The descriptors that belong to it are sent beside it, in this
+//! Plain data; only [`Sandbox::new`] looks at the host, for its processors. The descriptors that belong to it are sent beside it, in this
 //! order: one for each namespace that is joined ([`Namespaces::joined`]), then one for each mount
 //! of a descriptor ([`Sandbox::descriptors`]). Names and paths are bytes, as the kernel has them;
 //! the monitor refuses a NUL byte in one. Callers: the engine (through [`crate::client`]) and the
 //! monitor.
+
+use std::path::Path;
 
 use bincode::{Decode, Encode};
 
@@ -325,6 +327,27 @@ pub const DEFAULT_READONLY_PATHS: [&str; 5] = [
     "/proc/sysrq-trigger",
 ];
 
+/// Where each processor counts how often it was too hot, which tells what else the host does (moby,
+/// `oci/defaults.go`). None where the processors don't.
+fn thermal_throttle(processors: &Path) -> Vec<Vec<u8>> {
+    let Ok(entries) = std::fs::read_dir(processors) else {
+        return Vec::new();
+    };
+    let is_processor = |name: &str| {
+        let number = name.strip_prefix("cpu").unwrap_or_default();
+        !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
+    };
+    let mut paths: Vec<Vec<u8>> = entries
+        .filter_map(|entry| Some(entry.ok()?.file_name().to_str()?.to_owned()))
+        .filter(|name| is_processor(name))
+        .map(|name| processors.join(name).join("thermal_throttle"))
+        .filter(|path| path.try_exists().unwrap_or(false))
+        .map(|path| path.into_os_string().into_encoded_bytes())
+        .collect();
+    paths.sort();
+    paths
+}
+
 /// Docker's size of /dev/shm, in bytes.
 pub const DEFAULT_SHM_SIZE: u64 = 64 << 20;
 
@@ -362,7 +385,11 @@ impl Sandbox {
             init: false,
             device_rules: Vec::new(),
             devices: NODES.into_iter().map(Device::character).collect(),
-            masked_paths: bytes(&DEFAULT_MASKED_PATHS),
+            masked_paths: [
+                bytes(&DEFAULT_MASKED_PATHS),
+                thermal_throttle(Path::new("/sys/devices/system/cpu")),
+            ]
+            .concat(),
             readonly_paths: bytes(&DEFAULT_READONLY_PATHS),
             readonly_root: false,
             sysctls: SYSCTLS
@@ -502,4 +529,31 @@ fn default_mounts() -> Vec<Mount> {
             attributes: read_only,
         },
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_processors_thermal_throttle_is_masked() {
+        let root = tempfile::tempdir().unwrap();
+        for path in [
+            "cpu0/thermal_throttle",
+            "cpu10/thermal_throttle",
+            "cpu2/cache",
+            "cpufreq/thermal_throttle",
+        ] {
+            std::fs::create_dir_all(root.path().join(path)).unwrap();
+        }
+        let path = |name: &str| root.path().join(name).into_os_string().into_encoded_bytes();
+        assert_eq!(
+            thermal_throttle(root.path()),
+            [
+                path("cpu0/thermal_throttle"),
+                path("cpu10/thermal_throttle")
+            ]
+        );
+        assert!(thermal_throttle(&root.path().join("none")).is_empty());
+    }
 }
