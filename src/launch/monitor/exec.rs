@@ -33,7 +33,9 @@ pub(super) struct Exec {
     pub(super) id: String,
     pub(super) console: Console,
     /// Known after its first report.
-    pub(super) process: Option<(Pid, OwnedFd)>,
+    pid: Option<Pid>,
+    /// Until it has ended.
+    pub(super) pidfd: Option<OwnedFd>,
     pub(super) exited: Option<Exited>,
     starting: Option<Starting>,
 }
@@ -51,9 +53,14 @@ impl Exec {
     pub(super) fn state(&self) -> ExecState {
         ExecState {
             id: self.id.clone(),
-            pid: self.process.as_ref().map_or(0, |(pid, _)| raw(*pid)),
+            pid: self.pid.map_or(0, raw),
             exited: self.exited,
         }
+    }
+
+    /// Its pid, while it runs.
+    pub(super) fn running(&self) -> Option<u32> {
+        self.pidfd.as_ref().and(self.pid).map(raw)
     }
 
     fn is_over(&self) -> bool {
@@ -135,7 +142,8 @@ impl Container {
         self.execs.push(Exec {
             id: request.id,
             console,
-            process: None,
+            pid: None,
+            pidfd: None,
             exited: None,
             starting: Some(Starting {
                 report,
@@ -202,7 +210,7 @@ impl Container {
                 let Some(pid) = Pid::from_raw(i32::from_le_bytes([a, b, c, d])) else {
                     return Ok(true);
                 };
-                exec.process = Some((pid, pidfd));
+                (exec.pid, exec.pidfd) = (Some(pid), Some(pidfd));
                 let score = starting.process.oom_score_adj;
                 let ready = self
                     .cgroups
@@ -236,10 +244,10 @@ impl Container {
         let Some(exec) = self.execs.get_mut(position) else {
             return Ok(());
         };
-        let Some((pid, _)) = &exec.process else {
+        let Some(pid) = exec.pid else {
             return self.exec_failed(position, refused("the process was killed"));
         };
-        let started = Reply::Started(Started { pid: raw(*pid) });
+        let started = Reply::Started(Started { pid: raw(pid) });
         exec.console.start(&mut self.poller)?;
         if let Some(starting) = exec.stop_waiting(&mut self.poller)? {
             let client = starting.client;
@@ -264,7 +272,8 @@ impl Container {
             self.connections
                 .reply(client, &Reply::Failed(failed), &[], &mut self.poller)?;
         }
-        if let Some((_, pidfd)) = exec.process.take() {
+        exec.pid = None;
+        if let Some(pidfd) = exec.pidfd.take() {
             match rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL) {
                 Ok(()) | Err(Errno::SRCH) => {}
                 Err(errno) => return Err(errno),
@@ -279,7 +288,7 @@ impl Container {
             return Ok(());
         };
         // What a program that is starting has to say about its end comes first.
-        let (Some((_, pidfd)), None, None) = (&exec.process, exec.exited, &exec.starting) else {
+        let (Some(pidfd), None, None) = (&exec.pidfd, exec.exited, &exec.starting) else {
             return Ok(());
         };
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
@@ -300,6 +309,7 @@ impl Container {
             return Ok(());
         }
         exec.exited = Some(exited);
+        exec.pidfd = None;
         let status = self.kept.status.as_fd();
         exec.console.finish(&mut self.poller, None, status)?;
         let target = Target::Exec(exec.id.clone());
@@ -315,10 +325,7 @@ impl Container {
 
     /// Takes the exit status of the program that has this pid. False if it is to stay for now.
     fn reap_exec_of(&mut self, pid: Pid) -> Result<bool, Errno> {
-        let is = |exec: &Exec| {
-            let process = exec.process.as_ref();
-            exec.exited.is_none() && process.is_some_and(|(own, _)| *own == pid)
-        };
+        let is = |exec: &Exec| exec.pidfd.is_some() && exec.pid == Some(pid);
         let Some(position) = self.execs.iter().position(is) else {
             rustix::process::waitpid(Some(pid), WaitOptions::NOHANG)?;
             return Ok(true);

@@ -143,13 +143,10 @@ impl Container {
             Target::Program => self.signal(i32::from(number)),
             Target::Exec(id) => {
                 let position = self.exec_position(id)?;
-                let exec = self
-                    .execs
-                    .get(position)
-                    .filter(|exec| exec.exited.is_none());
-                match exec.and_then(|exec| exec.process.as_ref()) {
+                let exec = self.execs.get(position);
+                match exec.and_then(|exec| exec.pidfd.as_ref()) {
                     None => Ok(false),
-                    Some((_, pidfd)) => {
+                    Some(pidfd) => {
                         match crate::sys::signal::send(pidfd.as_fd(), i32::from(number)) {
                             Ok(()) => Ok(true),
                             Err(Errno::SRCH | Errno::INVAL) => Ok(false),
@@ -196,9 +193,8 @@ impl Container {
         let pids = counted.map_err(|error| io_failed("list the processes", &error))?;
         // Without a cgroup only those that were started here are known.
         let known = || {
-            let execs = self.execs.iter().filter(|exec| exec.exited.is_none());
-            let execs = execs.filter_map(|exec| exec.process.as_ref());
-            std::iter::once(raw(self.pid)).chain(execs.map(|(pid, _)| raw(*pid)))
+            let execs = self.execs.iter().filter_map(super::exec::Exec::running);
+            std::iter::once(raw(self.pid)).chain(execs)
         };
         Ok(Reply::Pids(pids.unwrap_or_else(|| known().collect())))
     }

@@ -294,6 +294,15 @@ fn exec_runs_in_the_containers_namespaces_and_cgroups() {
 
     let state = control.inspect().unwrap();
     assert_eq!((state.pid, state.paused), (running.pid, false));
+    // What has ended has no descriptors left.
+    let open = |pid: u32| {
+        std::fs::read_dir(format!("/proc/{pid}/fd"))
+            .unwrap()
+            .count()
+    };
+    let before = open(running.monitor.pid());
+    output_of(&control, "e3", &sh("true"));
+    assert_eq!(open(running.monitor.pid()), before);
     let codes: Vec<_> = state
         .execs
         .iter()
