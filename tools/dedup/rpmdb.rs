@@ -2,7 +2,9 @@
 //! rpm's headers.
 //!
 //! Sources: sqlite.org/fileformat2.html; rpm's lib/header.c. Every access is checked, and no bytes
-//! make it loop: pages are counted.
+//! make it loop or copy a page twice over: pages are counted.
+
+use std::cell::Cell;
 
 /// Name and `[EPOCH:]VERSION-RELEASE` of each package; None if the bytes are no such database.
 pub(crate) fn packages(bytes: &[u8]) -> Option<Vec<(String, String)>> {
@@ -28,6 +30,8 @@ struct Database<'b> {
     page: usize,
     /// Bytes of a page that are used.
     usable: usize,
+    /// Overflow pages that may still be read: each belongs to one row, and there are two passes.
+    overflow: Cell<usize>,
 }
 
 /// A column of a row.
@@ -89,10 +93,14 @@ impl<'b> Database<'b> {
         };
         let reserved = usize::from(*bytes.get(20)?);
         let usable = page.checked_sub(reserved)?;
-        (page >= 512 && usable >= 480).then_some(Self {
+        if page < 512 || usable < 480 {
+            return None;
+        }
+        Some(Self {
             bytes,
             page,
             usable,
+            overflow: Cell::new(2 * (bytes.len() / page + 1)),
         })
     }
 
@@ -182,6 +190,7 @@ impl<'b> Database<'b> {
         let mut payload = local.get(..kept)?.to_vec();
         let mut next = be32(local, kept)?;
         while payload.len() < length {
+            self.overflow.set(self.overflow.get().checked_sub(1)?);
             let page = self.page(next)?.get(..self.usable)?;
             next = be32(page, 0)?;
             let piece = page.get(4..)?;
@@ -232,4 +241,39 @@ fn header(blob: &[u8]) -> Option<(String, String)> {
     let epoch = find(EPOCH).and_then(|epoch| be32(epoch, 0));
     let epoch = epoch.map(|epoch| format!("{epoch}:")).unwrap_or_default();
     Some((name, format!("{epoch}{version}-{release}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A database of one page: its header, and a leaf whose one cell spills to overflow page 1, which
+    /// is the page itself and leads to itself.
+    fn looping(length: u64) -> Vec<u8> {
+        let mut page = vec![0; 512];
+        page[..16].copy_from_slice(b"SQLite format 3\0");
+        page[16..18].copy_from_slice(&512_u16.to_be_bytes());
+        page[100] = 13;
+        page[103..105].copy_from_slice(&1_u16.to_be_bytes());
+        page[108..110].copy_from_slice(&200_u16.to_be_bytes());
+        page[200] = 0x80 | u8::try_from(length >> 7).unwrap();
+        page[201] = u8::try_from(length & 0x7f).unwrap();
+        page
+    }
+
+    #[test]
+    fn hostile_databases_end() {
+        assert_eq!(packages(b""), None);
+        assert_eq!(packages(&looping(500)), None);
+        let whole = looping(500);
+        for at in 0..whole.len() {
+            assert_eq!(packages(whole.get(..at).unwrap()), None, "cut at {at}");
+            for bit in 0..8 {
+                let mut damaged = whole.clone();
+                damaged[at] ^= 1 << bit;
+                // Whatever it says, it comes to an end.
+                assert!(packages(&damaged).is_none_or(|found| found.len() < 9));
+            }
+        }
+    }
 }
