@@ -73,10 +73,10 @@ pub(crate) struct Limits {
 }
 
 impl Default for Limits {
-    /// Six sets of 16 MiB.
+    /// Six sets of 4 MiB.
     fn default() -> Self {
         Self {
-            pieces: 1 << 19,
+            pieces: 1 << 16,
             zstd_bytes: 1 << 30,
         }
     }

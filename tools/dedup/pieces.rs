@@ -6,8 +6,8 @@
 
 use cowl_core::digest::ObjectId;
 
-/// 24 bytes: 16 of the digest, so that two of 2^19 pieces in one set are taken for one with a
-/// probability of 2^-91; lengths below 4 GiB.
+/// 32 bytes: 16 of the digest, so that two of 2^16 pieces in one set are taken for one with a
+/// probability of 2^-97; lengths below 4 GiB.
 #[derive(Debug, Clone, Copy, Default)]
 struct Slot {
     key: u128,
