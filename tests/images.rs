@@ -319,3 +319,102 @@ sys.exit(done.stderr) if done.returncode else print(done.stdout, end='')
         }
     });
 }
+
+/// Three images that are unlike in name, label and age.
+fn several() -> Store {
+    let store = Store::new("store");
+    let base = layers().join("base.tar");
+    let script = "
+import hashlib, io, json, sys, tarfile
+layer = open(sys.argv[1], 'rb').read()
+for name, created, labels in (
+    ('app:1', '2001-01-01T00:00:00Z', {'kind': 'old'}),
+    ('team/app:2', '2011-01-01T00:00:00Z', {'kind': 'new', 'only': ''}),
+    (None, '2021-01-01T00:00:00Z', {}),
+):
+    config = json.dumps({'architecture': 'amd64', 'os': 'linux', 'created': created, 'author': 'me',
+        'config': {'Cmd': ['sh'], 'Labels': labels},
+        'history': [{'created': created, 'created_by': 'made', 'comment': 'so'}],
+        'rootfs': {'type': 'layers', 'diff_ids': ['sha256:' + hashlib.sha256(layer).hexdigest()]}}).encode()
+    manifest = json.dumps([{'Config': 'config.json', 'RepoTags': name and [name], 'Layers': ['layer.tar']}]).encode()
+    with tarfile.open(created[:4] + '.tar', 'w') as archive:
+        for member, data in ('config.json', config), ('layer.tar', layer), ('manifest.json', manifest):
+            info = tarfile.TarInfo(member); info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))";
+    python(&directory(), script, [&base]);
+    for year in ["2001", "2011", "2021"] {
+        store.load(&directory().join(format!("{year}.tar")));
+    }
+    store
+}
+
+#[test]
+fn images_takes_dockers_filters_and_formats() {
+    root(|| {
+        let store = several();
+        let listed = |arguments: &[&str]| {
+            let format = ["images", "--format", "{{.Repository}}:{{.Tag}}"];
+            let lines = store.ok([&format[..], arguments].concat());
+            lines.lines().map(str::to_owned).collect::<Vec<_>>()
+        };
+        let none = "<none>:<none>";
+        assert_eq!(listed(&[]), [none, "team/app:2", "app:1"]);
+        for (filter, expected) in [
+            ("dangling=true", &[none][..]),
+            ("dangling=false", &["team/app:2", "app:1"]),
+            ("label=kind", &["team/app:2", "app:1"]),
+            ("label=kind=old", &["app:1"]),
+            ("label=only=", &["team/app:2"]),
+            ("before=team/app:2", &["app:1"]),
+            ("since=app:1", &[none, "team/app:2"]),
+            ("reference=app", &["app:1"]),
+            ("reference=*/*", &["team/app:2"]),
+            ("reference=*:1", &["app:1"]),
+            ("label=none", &[]),
+        ] {
+            assert_eq!(listed(&["--filter", filter]), expected, "{filter}");
+        }
+        let both = ["-f", "label=kind", "-f", "before=team/app:2"];
+        assert_eq!(listed(&both), ["app:1"]);
+        assert_eq!(listed(&["-a", "*/app"]), ["team/app:2"]);
+        let table = store.ok(["images", "--digests", "app"]);
+        let header = table.lines().next().unwrap().split("  ");
+        let header: Vec<&str> = header
+            .map(str::trim)
+            .filter(|cell| !cell.is_empty())
+            .collect();
+        let columns = ["REPOSITORY", "TAG", "DIGEST", "IMAGE ID", "CREATED", "SIZE"];
+        assert_eq!(header, columns);
+        for bad in ["dangling=maybe", "size=1", "before=none"] {
+            store.run(["images", "--filter", bad]).refused(1);
+        }
+    });
+}
+
+#[test]
+fn inspect_and_history_show_an_image_as_docker_does() {
+    root(|| {
+        let store = several();
+        store.ok(["tag", "app:1", "again:7"]);
+        let id = store.ok(["images", "-q", "--no-trunc", "app:1"]);
+        let format = "{{.Id}} {{.RepoTags}} {{.Author}} {{.Comment}} {{.Created}} {{.Os}}/{{.Architecture}} {{.Config.Cmd}} {{.Config.Labels.kind}} {{len .RootFS.Layers}} {{.RootFS.Type}}";
+        let shown = store.ok(["inspect", "--format", format, "app:1"]);
+        let rest = "[again:7 app:1] me so 2001-01-01T00:00:00Z linux/amd64 [sh] old 1 layers";
+        assert_eq!(shown, format!("{} {rest}\n", id.trim()));
+        let history = ["history", "--format"];
+        let steps = store.ok([
+            &history[..],
+            &[
+                "{{.ID}} {{.CreatedAt}} {{.CreatedBy}} {{.Comment}}",
+                "app:1",
+            ],
+        ]
+        .concat());
+        assert_eq!(
+            steps,
+            format!("{} 2001-01-01T00:00:00Z made so\n", &id[7..19])
+        );
+        let json = store.ok([&history[..], &["json", "app:1"]].concat());
+        assert!(json.contains("\"CreatedBy\":\"made\""), "{json}");
+    });
+}

@@ -59,6 +59,9 @@ pub struct ProcessConfig {
     /// Paths that get an anonymous volume.
     #[serde(default, deserialize_with = "keys")]
     pub volumes: Vec<String>,
+    /// Names and values.
+    #[serde(default, deserialize_with = "or_default")]
+    pub labels: BTreeMap<String, String>,
 }
 
 /// `rootfs` of a configuration.

@@ -99,7 +99,7 @@ pub(super) enum Command {
     Rm(Rm),
     /// Rename a container
     Rename(Rename),
-    /// Return low-level information on containers and volumes
+    /// Return low-level information on containers, images and volumes
     Inspect(Inspect),
     /// Manage containers
     #[command(subcommand)]
@@ -253,8 +253,17 @@ pub(super) struct Images {
     /// Don't truncate output
     #[arg(long)]
     pub(super) no_trunc: bool,
-    /// Print one JSON object per line
-    #[arg(long, value_name = "json", value_parser = ["json"])]
+    /// Show all images; there are no intermediate ones that are hidden without
+    #[arg(short, long)]
+    pub(super) all: bool,
+    /// Show digests
+    #[arg(long)]
+    pub(super) digests: bool,
+    /// Only images that match: before, dangling, label, reference or since
+    #[arg(short, long, value_name = "KEY=VALUE")]
+    pub(super) filter: Vec<String>,
+    /// Format output: table, json, or a Go template
+    #[arg(long, value_name = "FORMAT")]
     pub(super) format: Option<String>,
 }
 
@@ -268,6 +277,9 @@ pub(super) struct History {
     /// Don't truncate output
     #[arg(long)]
     pub(super) no_trunc: bool,
+    /// Format output: table, json, or a Go template
+    #[arg(long, value_name = "FORMAT")]
+    pub(super) format: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -1,12 +1,13 @@
 //! `cowl load`, `save`, `import`, `tag`, `images`, `history`, `rmi`, `info`, `check`.
 
 use super::args::{Check, History, Images, Import, Load, Rmi, Save, Tag};
-use super::table::{Table, ellipsis, printable};
+use super::table::{ellipsis, printable};
 use super::units::{human_duration, human_size};
-use super::{FAILURE, Stdout, each, print_error};
+use super::{FAILURE, Stdout, each, format, print_error};
 use crate::engine::container::state::Status;
 use crate::engine::error::{Context, Error, Result};
 use crate::engine::image::{Listed, Removed, Step, short_id};
+use crate::engine::list::Filters;
 use crate::engine::{Engine, Listing, host};
 use cowl_core::digest::ImageId;
 use cowl_core::store::{Reference, Trust};
@@ -79,10 +80,20 @@ pub(super) fn images(engine: &Engine, args: &Images, out: &mut Stdout) -> Result
         skipped,
     } = engine.images()?;
     warn(&skipped);
+    let mut filters = format::filters(&args.filter)?;
     if let Some(name) = &args.name {
-        let wanted: Reference = name
-            .parse()
-            .map_err(|error| Error::invalid(format!("images: {error}")))?;
+        let wanted: Reference = match name.parse() {
+            Ok(wanted) => wanted,
+            // A pattern, as in --filter reference.
+            Err(_) if name.contains(['*', '?', '[']) => {
+                filters
+                    .entry("reference".to_owned())
+                    .or_default()
+                    .push(name.clone());
+                return listed_images(engine, args, listed, &filters, out);
+            }
+            Err(error) => return Err(Error::invalid(format!("images: {error}"))),
+        };
         // A name without a tag matches all tags.
         let tagged = name
             .rsplit('/')
@@ -98,6 +109,17 @@ pub(super) fn images(engine: &Engine, args: &Images, out: &mut Stdout) -> Result
             })
         });
     }
+    listed_images(engine, args, listed, &filters, out)
+}
+
+fn listed_images(
+    engine: &Engine,
+    args: &Images,
+    mut listed: Vec<Listed>,
+    filters: &Filters,
+    out: &mut Stdout,
+) -> Result<u8> {
+    engine.filter_images(&mut listed, filters)?;
     for image in &listed {
         if let Some(damage) = &image.damage {
             print_error(&format!(
@@ -107,7 +129,7 @@ pub(super) fn images(engine: &Engine, args: &Images, out: &mut Stdout) -> Result
         }
     }
     let now = Timestamp::now();
-    if args.quiet {
+    if args.quiet && args.format.is_none() {
         let mut seen = Vec::new();
         for image in listed {
             if !seen.contains(&image.id) {
@@ -115,24 +137,24 @@ pub(super) fn images(engine: &Engine, args: &Images, out: &mut Stdout) -> Result
                 out.line(&shown_id(image.id, args.no_trunc))?;
             }
         }
-    } else if args.format.is_some() {
-        for image in &listed {
-            out.line(&as_json(image, args.no_trunc, now).to_string())?;
-        }
-    } else {
-        let mut table = Table::new(["REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE"]);
-        for image in &listed {
-            let (repository, tag) = names(image);
-            table.row([
-                repository,
-                tag,
-                shown_id(image.id, args.no_trunc),
-                ago(image.created, now),
-                human_size(image.size),
-            ]);
-        }
-        table.lines().iter().try_for_each(|line| out.line(line))?;
+        return Ok(0);
     }
+    let rows: Vec<_> = listed
+        .iter()
+        .map(|image| as_json(image, args.no_trunc, now))
+        .collect();
+    let table = if args.digests {
+        "{{.Repository}}\t{{.Tag}}\t{{.Digest}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}"
+    } else {
+        "{{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}"
+    };
+    let header = json!({
+        "Repository": "REPOSITORY", "Tag": "TAG", "Digest": "DIGEST", "ID": "IMAGE ID",
+        "CreatedSince": "CREATED", "CreatedAt": "CREATED AT", "Size": "SIZE",
+        "Containers": "CONTAINERS", "SharedSize": "SHARED SIZE", "UniqueSize": "UNIQUE SIZE",
+    });
+    let format = args.format.as_deref().unwrap_or("table");
+    format::print(format, table, &header, &rows, out)?;
     Ok(0)
 }
 
@@ -154,11 +176,9 @@ fn names(image: &Listed) -> (String, String) {
 /// The fields of Docker's `--format json`.
 fn as_json(image: &Listed, no_trunc: bool, now: Timestamp) -> serde_json::Value {
     let (repository, tag) = names(image);
-    let digest = image
-        .reference
-        .as_ref()
-        .and_then(Reference::digest)
-        .map_or_else(|| NONE.to_owned(), |digest| digest.to_string());
+    let named = image.reference.as_ref().and_then(Reference::digest);
+    let digest = named.or(image.digest);
+    let digest = digest.map_or_else(|| NONE.to_owned(), |digest| digest.to_string());
     json!({
         "Containers": "N/A",
         "CreatedAt": image.created.map_or_else(|| "N/A".to_owned(), |at| at.strftime("%Y-%m-%d %H:%M:%S +0000 UTC").to_string()),
@@ -197,28 +217,41 @@ fn step_ago(then: Option<Timestamp>, now: Timestamp) -> String {
 
 pub(super) fn history(engine: &Engine, args: &History, out: &mut Stdout) -> Result<u8> {
     let now = Timestamp::now();
-    let mut table = Table::new(["IMAGE", "CREATED", "CREATED BY", "SIZE", "COMMENT"]);
-    for Step {
-        image,
-        created,
-        created_by,
-        size,
-        comment,
-    } in engine.history(&args.image)?
-    {
-        let id = image.map_or_else(|| "<missing>".to_owned(), |id| shown_id(id, args.no_trunc));
-        if args.quiet {
-            out.line(&id)?;
-            continue;
-        }
-        let (by, comment) = (printable(&created_by), printable(&comment));
-        let by = if args.no_trunc { by } else { ellipsis(&by, 45) };
-        table.row([id, step_ago(created, now), by, human_size(size), comment]);
-    }
-    if !args.quiet {
-        table.lines().iter().try_for_each(|line| out.line(line))?;
-    }
+    let steps = engine.history(&args.image)?;
+    let rows: Vec<_> = steps
+        .iter()
+        .map(|step| step_row(step, args.no_trunc, now))
+        .collect();
+    let header = json!({
+        "ID": "IMAGE", "CreatedSince": "CREATED", "CreatedAt": "CREATED AT",
+        "CreatedBy": "CREATED BY", "Size": "SIZE", "Comment": "COMMENT",
+    });
+    let table = "{{.ID}}\t{{.CreatedSince}}\t{{.CreatedBy}}\t{{.Size}}\t{{.Comment}}";
+    let format = match (&args.format, args.quiet) {
+        (Some(format), _) => format,
+        (None, true) => "{{.ID}}",
+        (None, false) => "table",
+    };
+    format::print(format, table, &header, &rows, out)?;
     Ok(0)
+}
+
+fn step_row(step: &Step, whole: bool, now: Timestamp) -> serde_json::Value {
+    let id = step
+        .image
+        .map_or_else(|| "<missing>".to_owned(), |id| shown_id(id, whole));
+    let by = printable(&step.created_by);
+    let at = step
+        .created
+        .map_or_else(String::new, |at| format!("{at:.0}"));
+    json!({
+        "ID": id,
+        "CreatedSince": step_ago(step.created, now),
+        "CreatedAt": at,
+        "CreatedBy": if whole { by } else { ellipsis(&by, 45) },
+        "Size": human_size(step.size),
+        "Comment": printable(&step.comment),
+    })
 }
 
 pub(super) fn rmi(engine: &Engine, args: &Rmi, out: &mut Stdout) -> u8 {

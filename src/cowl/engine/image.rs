@@ -42,6 +42,10 @@ pub struct Listed {
     pub created: Option<Timestamp>,
     /// Bytes of all files of all layers.
     pub size: u64,
+    /// The manifest or index that the name referred to at its source.
+    pub digest: Option<Sha256Digest>,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
     /// Why its configuration can't be read. It can still be removed, or loaded again.
     pub damage: Option<Error>,
 }
@@ -116,16 +120,26 @@ impl Engine {
         let mut items = Vec::new();
         for tag in found.tags {
             let Some(image) = tag.image() else { continue };
-            let (created, size, damage) = match self.describe(image) {
-                Ok((config, size)) => (config.created.and_then(|at| at.parse().ok()), size, None),
-                Err(error) => (None, 0, Some(error)),
-            };
-            items.push(Listed {
+            let mut listed = Listed {
+                reference: None,
                 id: image.config,
-                created,
-                size,
-                damage,
+                created: None,
+                size: 0,
+                digest: tag.target.as_ref().map(|target| target.digest),
+                labels: BTreeMap::new(),
+                damage: None,
+            };
+            match self.describe(image) {
+                Ok((config, size)) => {
+                    listed.created = config.created.and_then(|at| at.parse().ok());
+                    listed.size = size;
+                    listed.labels = config.config.unwrap_or_default().labels;
+                }
+                Err(error) => listed.damage = Some(error),
+            }
+            items.push(Listed {
                 reference: tag.reference,
+                ..listed
             });
         }
         items.sort_by(|a, b| {
@@ -379,7 +393,7 @@ impl Engine {
             .context(|| format!("configuration of image {}", short_id(image)))
     }
 
-    fn size<'l>(&self, layers: impl IntoIterator<Item = &'l DiffId>) -> Result<u64> {
+    pub(super) fn size<'l>(&self, layers: impl IntoIterator<Item = &'l DiffId>) -> Result<u64> {
         let mut size = 0;
         for layer in layers {
             size += self

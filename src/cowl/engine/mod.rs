@@ -15,6 +15,7 @@ pub(crate) mod files;
 pub mod helpers;
 pub mod host;
 pub mod image;
+mod image_list;
 mod inspect;
 pub mod list;
 mod mount;

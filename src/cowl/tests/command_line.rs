@@ -129,10 +129,6 @@ fn usage_errors_are_one_line_with_125() {
             "the input device is not a TTY; omit -t or run cowl in a terminal",
         ),
         (
-            &["images", "--format", "table"],
-            "invalid argument \"table\" for --format: use json; see 'cowl images --help'",
-        ),
-        (
             &["ps", "extra"],
             "unexpected argument: extra; see 'cowl ps --help'",
         ),

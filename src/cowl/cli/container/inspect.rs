@@ -1,4 +1,4 @@
-//! `cowl inspect`: containers, else volumes, in Docker's JSON.
+//! `cowl inspect`: containers, else images, else volumes, in Docker's JSON.
 
 use super::args::Inspect;
 use crate::cli::template::Template;
@@ -13,7 +13,13 @@ pub(in crate::cli) fn any(engine: &Engine, args: &Inspect, out: &mut Stdout) -> 
     print(args, out, |name| {
         let missing = |error: &Error| error.kind() == Kind::NotFound;
         let found = match engine.inspect(name) {
-            Err(error) if missing(&error) => volume::described(engine, name),
+            Err(error) if missing(&error) => match engine.inspect_image(name) {
+                // What cannot be the name of an image may be that of a volume.
+                Err(error) if missing(&error) || error.kind() == Kind::Invalid => {
+                    volume::described(engine, name)
+                }
+                found => found,
+            },
             found => found,
         };
         match found {
