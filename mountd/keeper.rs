@@ -19,16 +19,12 @@ use cowl_core::handover::{
     Descriptors, HandoverError, Message, MountFailed, MountReady, MountRequest, Role, WorkerReady,
     WorkerRequest, pair, receive, send,
 };
-use rustix::fs::{Mode, OFlags};
-use rustix::io::Errno;
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
-    fsconfig_set_string, fsmount, fsopen, open_tree,
-};
+use rustix::mount::MountAttrFlags;
 use rustix::thread::CapabilitySet;
 
-use crate::failure::{OrFail, failure};
-use crate::{counters, process, sys};
+use crate::failure::OrFail;
+use crate::mount::{MountParameters, make_mount, open_device, read_only_clone};
+use crate::{counters, process};
 
 /// Makes the mount that is requested over `socket` and holds it until it is unmounted.
 pub fn run(socket: OwnedFd) -> ExitCode {
@@ -91,7 +87,7 @@ fn establish(socket: BorrowedFd<'_>) -> Result<Kept, MountFailed> {
     };
     let lease = files.take(Role::Lease)?;
     let device = open_device()?;
-    let mount = make_mount(&request, device.as_fd())?;
+    let mount = make_requested(&request, device.as_fd())?;
     let counters = counters::device_of(&mount)
         .and_then(counters::create)
         .or_fail("cannot make the request counters")?;
@@ -127,70 +123,16 @@ fn establish(socket: BorrowedFd<'_>) -> Result<Kept, MountFailed> {
     })
 }
 
-fn open_device() -> Result<OwnedFd, MountFailed> {
-    rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(|errno| {
-        let hint = match errno {
-            Errno::NOENT | Errno::NODEV | Errno::NXIO => {
-                " (is the fuse module loaded? try: modprobe fuse)"
-            }
-            Errno::ACCESS | Errno::PERM => " (it must be readable and writable for this user)",
-            _ => "",
-        };
-        failure(format!("cannot open /dev/fuse{hint}"), &errno.into())
-    })
-}
-
-/// Makes the detached mount.
-fn make_mount(request: &MountRequest, device: BorrowedFd<'_>) -> Result<OwnedFd, MountFailed> {
-    let context = fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC).map_err(|errno| {
-        let what = match errno {
-            Errno::PERM => {
-                "no privilege to mount (be root, or run in a user namespace: unshare -Urm)"
-            }
-            Errno::NODEV => "the kernel has no fuse filesystem (try: modprobe fuse)",
-            Errno::NOSYS => "the kernel cannot mount by descriptor (Linux 5.6 or later is needed)",
-            _ => "cannot begin a fuse mount",
-        };
-        failure(what, &errno.into())
-    })?;
-    configure(context.as_fd(), request, device).or_fail("the kernel refuses the fuse mount")?;
-    fsmount(
-        &context,
-        FsMountFlags::FSMOUNT_CLOEXEC,
-        MountAttrFlags::empty(),
-    )
-    .or_fail("the kernel refuses the fuse mount")
-}
-
-fn configure(
-    context: BorrowedFd<'_>,
-    request: &MountRequest,
-    device: BorrowedFd<'_>,
-) -> Result<(), Errno> {
-    use std::os::fd::AsRawFd;
-    fsconfig_set_string(context, "source", &*request.name)?;
-    fsconfig_set_string(context, "subtype", "cowl")?;
-    fsconfig_set_string(context, "fd", device.as_raw_fd().to_string())?;
-    // The root's type, in octal; INIT's answer is followed by its real attributes.
-    fsconfig_set_string(context, "rootmode", "40000")?;
-    fsconfig_set_string(
-        context,
-        "user_id",
-        rustix::process::geteuid().as_raw().to_string(),
-    )?;
-    fsconfig_set_string(
-        context,
-        "group_id",
-        rustix::process::getegid().as_raw().to_string(),
-    )?;
-    // The kernel checks permissions by the attributes, for every user: that is what the tree's modes
-    // and owners are for.
-    fsconfig_set_flag(context, "default_permissions")?;
-    fsconfig_set_flag(context, "allow_other")?;
-    if !request.roles.contains(&Role::Upper) {
-        fsconfig_set_flag(context, "ro")?;
-    }
-    fsconfig_create(context)
+/// The mount that a request asks for.
+fn make_requested(request: &MountRequest, device: BorrowedFd<'_>) -> Result<OwnedFd, MountFailed> {
+    let parameters = MountParameters {
+        source: request.name.as_ref(),
+        read_only: !request.roles.contains(&Role::Upper),
+        allow_other: true,
+        contexts: &[],
+        attributes: MountAttrFlags::empty(),
+    };
+    make_mount(&parameters, device)
 }
 
 /// Starts the worker and waits until it serves; takes what it needs out of `files`.
@@ -281,14 +223,4 @@ fn end(worker: &mut Child) {
     if let Err(error) = worker.kill().and_then(|()| worker.wait()) {
         tracing::warn!(%error, "cannot end the worker");
     }
-}
-
-/// A detached, read-only clone of the mount that `objects` is in.
-fn read_only_clone(objects: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_EMPTY_PATH;
-    let clone = open_tree(objects, "", flags)?;
-    sys::mount::set_read_only(clone.as_fd())?;
-    Ok(clone)
 }

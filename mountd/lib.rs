@@ -8,10 +8,12 @@
 )]
 
 pub mod counters;
+pub mod dropin;
 mod failure;
 pub mod fuse;
 pub mod keeper;
 mod lru;
+mod mount;
 pub mod overlay;
 pub mod process;
 mod sys;

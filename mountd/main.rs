@@ -6,11 +6,13 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use cowl_mountd::{counters, fuse, keeper, process, worker};
+use cowl_mountd::{counters, dropin, fuse, keeper, process, worker};
 
 /// Serves cowl's mounts: container images with a writable layer on top.
 ///
-/// `cowl mount` and `cowl run` start this program; it has no command that makes a mount by hand.
+/// `cowl mount` and `cowl run` start this program. With `-o` it takes fuse-overlayfs's command line
+/// and mounts plain directories: `cowl-mountd -o lowerdir=A:B,upperdir=U,workdir=W DIR`
+/// (`cowl-mountd -o x -h` lists the options).
 #[derive(Debug, Parser)]
 #[command(name = "cowl-mountd", version, max_term_width = 100)]
 struct Arguments {
@@ -35,6 +37,10 @@ enum Command {
 }
 
 fn main() -> anyhow::Result<ExitCode> {
+    let arguments: Vec<_> = std::env::args_os().collect();
+    if dropin::is_meant(&arguments) {
+        return Ok(dropin::run(arguments));
+    }
     match Arguments::parse().command {
         Command::Keeper => Ok(keeper::run(begin()?)),
         Command::Worker => Ok(worker::run(begin()?)),

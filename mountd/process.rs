@@ -20,15 +20,7 @@ use crate::sys;
 
 /// Drops what was inherited and takes the socket off descriptor 0.
 pub fn begin() -> io::Result<OwnedFd> {
-    // Open files of clients are open files of ours, so as many as the system allows.
-    cowl_sys::startup::reset(u64::MAX).map_err(io::Error::other)?;
-    cowl_sys::startup::survive_file_size_limit().map_err(io::Error::other)?;
-    sys::memory::keep_little();
-    match rustix::process::setsid() {
-        // A caller that made us a session leader already has done the same.
-        Ok(_) | Err(Errno::PERM) => {}
-        Err(errno) => return Err(errno.into()),
-    }
+    begin_serving(true)?;
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     let stdin = io::stdin();
     let socket = stdin.as_fd().try_clone_to_owned()?;
@@ -40,6 +32,22 @@ pub fn begin() -> io::Result<OwnedFd> {
     rustix::stdio::dup2_stdin(&null)?;
     rustix::thread::set_name(c"cowl-mountd")?;
     Ok(socket)
+}
+
+/// Drops what was inherited but the standard streams; with `own_session` also the terminal.
+pub(crate) fn begin_serving(own_session: bool) -> io::Result<()> {
+    // Open files of clients are open files of ours, so as many as the system allows.
+    cowl_sys::startup::reset(u64::MAX).map_err(io::Error::other)?;
+    cowl_sys::startup::survive_file_size_limit().map_err(io::Error::other)?;
+    sys::memory::keep_little();
+    if !own_session {
+        return Ok(());
+    }
+    match rustix::process::setsid() {
+        // A caller that made us a session leader already has done the same.
+        Ok(_) | Err(Errno::PERM) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
 }
 
 /// Leaves the caller's mount namespace, so that it can end while the mount lives, and gives up

@@ -21,7 +21,7 @@ use rustix::thread::{CapabilitySet, capabilities};
 use crate::counters::Counters;
 use crate::failure::{OrFail, failure};
 use crate::fuse::{Connection, Dispatcher, End, Server, probe_backing};
-use crate::overlay::{Config, LowerParts, Overlay, UpperDirs};
+use crate::overlay::{Config, LowerParts, Overlay, Rules, UpperDirs};
 use crate::process;
 
 /// `OVERLAYFS_SUPER_MAGIC` and `FUSE_SUPER_MAGIC`: files of filesystems that stand on others may
@@ -66,7 +66,7 @@ fn serve(socket: OwnedFd) -> Result<End, MountFailed> {
 
 /// The capabilities that serving takes. Not among them is CAP_SYS_RESOURCE, which passes quotas
 /// and takes reserved blocks.
-fn needed(writable: bool, io_mode: IoMode) -> CapabilitySet {
+pub(crate) fn needed(writable: bool, io_mode: IoMode) -> CapabilitySet {
     // A store of another user than the one that mounts.
     let mut needed = CapabilitySet::DAC_READ_SEARCH;
     if io_mode == IoMode::Passthrough {
@@ -162,6 +162,7 @@ fn prepare(socket: BorrowedFd<'_>) -> Result<Mount, MountFailed> {
         },
         upper,
         io_mode,
+        rules: Rules::default(),
     };
     let overlay = Overlay::new(config).map_err(|error| MountFailed {
         what: error.to_string(),

@@ -91,7 +91,11 @@ impl Overlay {
             }
             (copy, mask)
         };
-        let result = copy.run(&self.lower, keep);
+        let mut result = copy.run(&self.lower, keep);
+        if !self.rules.volatile {
+            // A power cut must not leave the new mark without the content.
+            result = result.and_then(|()| rustix::fs::fdatasync(&copy.file));
+        }
         let _guard = self.busy.lock(&[id]);
         let done = self.finish_content_copy(id, &copy, result);
         drop(mask);
@@ -212,8 +216,7 @@ impl ContentCopy {
                 }
             }
         }
-        // A power cut must not leave the new mark without the content.
-        rustix::fs::fdatasync(&self.file)
+        Ok(())
     }
 
     /// A copy-up must not change mtime, mode or capabilities.

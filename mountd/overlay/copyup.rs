@@ -50,8 +50,20 @@ impl Overlay {
     /// directories and with marks in `user.`, the kernel's overlayfs and fuse-overlayfs would take
     /// a file without its content, and a renamed directory, for what it looks like.
     pub(super) fn copies_whole(&self) -> bool {
-        self.upper.as_ref().is_some_and(|upper| {
-            upper.spelling() == Spelling::Plain && upper.namespace() == Namespace::User
+        !self.rules.metacopy.unwrap_or_else(|| self.marks_are_read())
+    }
+
+    /// Whether a directory that merges with one of the lower cannot be renamed.
+    pub(super) fn keeps_lower_directories(&self) -> bool {
+        !self
+            .rules
+            .redirect_dir
+            .unwrap_or_else(|| self.marks_are_read())
+    }
+
+    fn marks_are_read(&self) -> bool {
+        self.upper.as_ref().is_none_or(|upper| {
+            upper.spelling() == Spelling::Tree || upper.namespace() == Namespace::Trusted
         })
     }
 
@@ -211,6 +223,7 @@ impl Overlay {
             },
             ..new_file(0)
         };
+        let upper = self.writable()?;
         let creator = crate::sys::identity::own()?;
         self.create_like(staged, node, record)?;
         match into {
@@ -223,6 +236,15 @@ impl Overlay {
             }
         }
         self.write_mark(staged, record.stored_type(), &file, Some(node))?;
+        if let Destination::Index(_) = into
+            && file.metadata_only
+            && upper.spelling() == Spelling::Plain
+        {
+            // It has names that are not its origin's path.
+            let origin = self.lower.origin_of(node)?;
+            let space = upper.namespace();
+            upper.spelling().write_redirect(staged, space, origin)?;
+        }
         self.apply_metadata(staged, node, Some(creator))?;
         if let Some(attr) = self.gone_attr(id) {
             staged.utimens(&times(attr.atime, attr.mtime))?;

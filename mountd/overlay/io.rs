@@ -138,7 +138,7 @@ impl Overlay {
     /// Makes a file durable, with its marks, its name and everything above it that was copied up.
     pub fn fsync(&self, id: NodeId, data_only: bool) -> Result<(), Errno> {
         let id = self.current(id);
-        if !self.in_upper(id) {
+        if self.rules.volatile || !self.in_upper(id) {
             return Ok(());
         }
         let open = self.files.upper_file(id).map_or_else(
@@ -182,7 +182,7 @@ impl Overlay {
     /// Makes the marks of a file durable before it is opened in passthrough: there the kernel
     /// handles `O_DSYNC` and `RWF_DSYNC` itself, and syncs the content only.
     fn sync_before_passthrough(&self, id: NodeId, flags: OpenFlags) -> Result<(), Errno> {
-        if !self.io_mode.has_handles() {
+        if self.rules.volatile || !self.io_mode.has_handles() {
             return Ok(());
         }
         if self.unsynced(id).is_some_and(|unsynced| unsynced.inode) {
@@ -201,7 +201,7 @@ impl Overlay {
 
     /// Makes a directory durable.
     pub fn fsyncdir(&self, id: NodeId, _data_only: bool) -> Result<(), Errno> {
-        if !self.in_upper(id) {
+        if self.rules.volatile || !self.in_upper(id) {
             return Ok(());
         }
         self.sync_directory(id)?;

@@ -39,6 +39,7 @@ impl Overlay {
         if origin.is_some() || file.device {
             self.mark_impure(parent)?;
         }
+        self.mark_moved_file(id)?;
         let under = self.under(parent, name)?;
         let from = self.place_of(id)?;
         let to = self.place_in(parent, name)?;

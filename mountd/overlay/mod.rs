@@ -131,6 +131,22 @@ pub struct Config {
     pub upper: Option<UpperDirs>,
     /// How files are served.
     pub io_mode: IoMode,
+    /// What the options of the mount change.
+    pub rules: Rules,
+}
+
+/// What the options of a mount change in the rules.
+#[derive(Copy, Clone, Debug, Default, Eq, PartialEq)]
+pub struct Rules {
+    /// Nothing is made durable: fsync succeeds at once.
+    pub volatile: bool,
+    /// Whether a directory that merges with one of the lower can be renamed; None: where the
+    /// kernel's overlayfs would read the mark.
+    pub redirect_dir: Option<bool>,
+    /// Whether a copy-up of metadata leaves the content in the lower; None: as above.
+    pub metacopy: Option<bool>,
+    /// Marks over plain directories are in `user.` also where `trusted.` works.
+    pub user_marks: bool,
 }
 
 /// A mounted image: see the head of this module.
@@ -139,6 +155,7 @@ pub struct Overlay {
     lower: Lower,
     upper: Option<Upper>,
     io_mode: IoMode,
+    rules: Rules,
     state: RwLock<State>,
     copying: Busy,
     busy: Busy,
@@ -158,6 +175,7 @@ impl Overlay {
             lower,
             upper,
             io_mode,
+            rules,
         } = config;
         let (lower, chain) = match lower {
             LowerParts::Tree {
@@ -177,7 +195,12 @@ impl Overlay {
             chain,
             numbering: lower.numbering(),
         });
-        let base = stamp.as_ref().map_or(Base::Plain, Base::Tree);
+        let base = stamp.as_ref().map_or(
+            Base::Plain {
+                user_marks: rules.user_marks,
+            },
+            Base::Tree,
+        );
         let upper = upper
             .map(|dirs| Upper::open(dirs.upper, &dirs.work, base))
             .transpose()?;
@@ -185,6 +208,7 @@ impl Overlay {
             lower,
             upper,
             io_mode,
+            rules,
             state: RwLock::new(State::new(counted)),
             copying: Busy::new(Level::ContentCopy),
             busy: Busy::new(Level::Change),
@@ -342,8 +366,8 @@ impl Overlay {
     /// Makes everything written so far durable.
     pub fn syncfs(&self) -> Result<(), Errno> {
         match &self.upper {
-            Some(upper) => rustix::fs::syncfs(upper.root().as_fd()),
-            None => Ok(()),
+            Some(upper) if !self.rules.volatile => rustix::fs::syncfs(upper.root().as_fd()),
+            _ => Ok(()),
         }
     }
 }

@@ -5,6 +5,7 @@
 
 use cowl_core::tree::FileType;
 use cowl_core::upper::marks::{self, Mark};
+use cowl_core::upper::spelling::Spelling;
 use cowl_core::upper::spot::Spot;
 use rustix::fs::RenameFlags;
 
@@ -102,7 +103,7 @@ impl Overlay {
             }
             _ => {}
         }
-        if self.copies_whole() {
+        if self.keeps_lower_directories() {
             // mv(1) then copies it, as on fuse-overlayfs and on overlayfs without redirect_dir.
             let state = self.state.read();
             let exchanged = target.filter(|_| mode == RenameMode::Exchange);
@@ -186,7 +187,7 @@ impl Overlay {
             self.mark_impure(to.dir)?;
         }
         if hit.file_type != FileType::Directory {
-            return Ok(());
+            return self.mark_moved_file(hit.id);
         }
         let space = self.writable()?.namespace();
         let place = self.place_of(hit.id)?;
@@ -203,6 +204,24 @@ impl Overlay {
                 Ok(())
             }
             None => Ok(()),
+        }
+    }
+
+    /// Writes where a file that gets another name has its content, for the kernel's overlayfs. The
+    /// caller guards it.
+    pub(super) fn mark_moved_file(&self, id: NodeId) -> Result<(), Errno> {
+        let upper = self.writable()?;
+        match self.upper_node(id) {
+            Some((_, Some(origin), file))
+                if file.metadata_only && upper.spelling() == Spelling::Plain =>
+            {
+                let origin = self.lower.origin_of(origin)?;
+                let place = self.place_of(id)?;
+                upper
+                    .spelling()
+                    .write_redirect(place.spot(), upper.namespace(), origin)
+            }
+            _ => Ok(()),
         }
     }
 

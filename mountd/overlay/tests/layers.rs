@@ -56,6 +56,7 @@ impl Stack {
                 work: dir("work"),
             }),
             io_mode,
+            rules: Rules::default(),
         })
         .unwrap()
     }

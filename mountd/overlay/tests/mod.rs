@@ -188,6 +188,7 @@ pub(super) fn open_at(
             work: dir("work"),
         }),
         io_mode,
+        rules: Rules::default(),
     })
 }
 

@@ -111,7 +111,7 @@ impl World {
             _ => (RenameMode::Replace, RenameFlags::empty()),
         };
         let result = self.overlay().rename(dir, ours, new_dir, new_ours, mode);
-        if result == Err(Errno::XDEV) && self.overlay().copies_whole() {
+        if result == Err(Errno::XDEV) && self.overlay().keeps_lower_directories() {
             self.log.push(format!("rename {from} {to}: {result:?}"));
             return; // a directory that merges with a lower one
         }

@@ -173,7 +173,10 @@ pub enum Base<'s> {
     /// A merged tree, with this stamp.
     Tree(&'s Stamp),
     /// Plain directories.
-    Plain,
+    Plain {
+        /// Marks are in `user.` also where `trusted.` works.
+        user_marks: bool,
+    },
 }
 
 impl Base<'_> {
@@ -181,7 +184,7 @@ impl Base<'_> {
     pub const fn spelling(self) -> Spelling {
         match self {
             Self::Tree(_) => Spelling::Tree,
-            Self::Plain => Spelling::Plain,
+            Self::Plain { .. } => Spelling::Plain,
         }
     }
 }
@@ -218,7 +221,7 @@ impl Upper {
         // The kernel's overlayfs has an index/ of its own.
         let index = match base {
             Base::Tree(_) => subdirectory(work.as_fd(), b"index")?,
-            Base::Plain => subdirectory(work.as_fd(), b"links")?,
+            Base::Plain { .. } => subdirectory(work.as_fd(), b"links")?,
         };
         let orphans = subdirectory(work.as_fd(), b"orphans")?;
         for (dir, what) in [
@@ -231,13 +234,14 @@ impl Upper {
         probe::drop_default_acl(tmp.as_fd())?;
         probe::check_whiteouts(tmp.as_fd())?;
         let is_new = probe::is_new(root.as_fd())?;
-        let space = probe::namespace(work.as_fd(), lock.as_fd(), tmp.as_fd(), is_new)?;
+        let only_user = matches!(base, Base::Plain { user_marks: true });
+        let space = probe::namespace(work.as_fd(), lock.as_fd(), tmp.as_fd(), is_new, only_user)?;
         let (condition, is_of_this_upper) = match base {
             Base::Tree(stamp) => {
                 let condition = probe::compare_stamp(root.as_fd(), space, stamp)?;
                 (condition, condition == Condition::Stamped)
             }
-            Base::Plain => (probe::refuse_stamp(root.as_fd(), space)?, !is_new),
+            Base::Plain { .. } => (probe::refuse_stamp(root.as_fd(), space)?, !is_new),
         };
         if !is_of_this_upper {
             // Left by a removed upper. Durable before the stamp: an old index must not come back

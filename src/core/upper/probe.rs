@@ -111,6 +111,7 @@ pub(super) fn namespace(
     lock: BorrowedFd<'_>,
     tmp: BorrowedFd<'_>,
     is_new: bool,
+    only_user: bool,
 ) -> Result<Namespace, UpperError> {
     let mut text = [0; 8];
     let length = rustix::io::pread(lock, &mut text, 0).map_err(host("reading work/lock"))?;
@@ -131,7 +132,7 @@ pub(super) fn namespace(
             )(Errno::INVAL));
         }
     }
-    let (space, text) = if accepts(tmp, Namespace::Trusted)? {
+    let (space, text) = if !only_user && accepts(tmp, Namespace::Trusted)? {
         (Namespace::Trusted, &b"trusted\n"[..])
     } else if accepts(tmp, Namespace::User)? {
         (Namespace::User, &b"user\n"[..])

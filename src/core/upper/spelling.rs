@@ -33,13 +33,12 @@ impl Spelling {
         if self == Spelling::Tree {
             return spot.set_mark(space, Mark::File, &mark.encode());
         }
-        match (stored, &mark.origin) {
-            (FileType::Regular, Some(Origin::Path(path))) if mark.metadata_only => {
+        match stored {
+            FileType::Regular if mark.metadata_only => {
                 spot.set_mark(space, Mark::File, &mark.encode())?;
-                spot.set_mark(space, Mark::Redirect, path)?;
                 spot.set_mark(space, Mark::Metacopy, b"")
             }
-            (FileType::Regular, _) => {
+            FileType::Regular => {
                 spot.clear_mark(space, Mark::Metacopy)?;
                 spot.clear_mark(space, Mark::Redirect)?;
                 spot.set_mark(space, Mark::File, &mark.encode())
@@ -48,7 +47,8 @@ impl Spelling {
         }
     }
 
-    /// Writes where a directory comes from that gets another name, if that is not written yet.
+    /// Writes where a directory, or a file without its content, comes from that gets another name,
+    /// if that is not written yet.
     pub fn write_redirect(self, spot: Spot<'_>, space: Namespace, origin: Origin) -> Result<()> {
         match (self, origin) {
             (Spelling::Plain, Origin::Path(path)) => spot.set_mark(space, Mark::Redirect, &path),

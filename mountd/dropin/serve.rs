@@ -1,0 +1,189 @@
+//! Makes the mount of a command line and serves it, in this process.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use cowl_core::handover::MountFailed;
+use cowl_core::upper::marks::Namespace;
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::mount::{MoveMountFlags, UnmountFlags, move_mount, unmount};
+use rustix::thread::{CapabilitySet, capabilities};
+
+use super::{MountFlags, Mounting, Options, take_stdin};
+use crate::counters::{self, Counters};
+use crate::failure::{OrFail, failure};
+use crate::fuse::{Connection, Dispatcher, End, Server};
+use crate::mount::{MountParameters, make_mount, open_device, read_only_clone};
+use crate::overlay::{Config, Layers, LowerParts, Overlay, Rules, UpperDirs};
+use crate::{process, worker};
+
+/// Serves until the mount is gone; says over standard input, a pipe, when it answers.
+pub(super) fn in_background(mounting: Mounting) -> Result<(), MountFailed> {
+    process::begin_serving(true).or_fail("starting up")?;
+    let pipe = take_stdin().or_fail("starting up")?;
+    // Once it serves, this process has no /dev.
+    let null = File::options()
+        .write(true)
+        .open("/dev/null")
+        .or_fail("starting up")?;
+    serve(mounting, move || {
+        // Callers wait until their pipes are closed.
+        rustix::stdio::dup2_stdout(&null)?;
+        rustix::stdio::dup2_stderr(&null)?;
+        File::from(pipe).write_all(b"1")
+    })
+}
+
+/// The same, for a caller that waits until it ends.
+pub(super) fn in_foreground(mounting: Mounting) -> Result<(), MountFailed> {
+    process::begin_serving(false).or_fail("starting up")?;
+    serve(mounting, || Ok(()))
+}
+
+fn serve(mounting: Mounting, ready: impl FnOnce() -> io::Result<()>) -> Result<(), MountFailed> {
+    start_log(mounting.debug);
+    let Mounting { options, at, .. } = mounting;
+    let upper = upper_dirs(&options)?;
+    let io_mode = options.io_mode.mode();
+    let device = open_device()?;
+    let mount = make_mount(&parameters(&options, upper.is_some()), device.as_fd())?;
+    let counters = counters::device_of(&mount)
+        .and_then(counters::create)
+        .and_then(|memory| Counters::map(memory.as_fd()).map(|counters| (memory, counters)));
+    let (_memory, counters) = counters.or_fail("cannot make the request counters")?;
+    let connection = Connection::negotiate(device, io_mode, upper.is_some())
+        .or_fail("negotiating with the kernel")?;
+    let overlay = Overlay::new(Config {
+        lower: LowerParts::Layers(layers(&options)?),
+        upper,
+        io_mode,
+        rules: Rules {
+            volatile: options.volatile,
+            redirect_dir: options.redirect_dir,
+            metacopy: options.metacopy,
+            user_marks: options.user_marks,
+        },
+    })
+    .map_err(|error| MountFailed {
+        what: error.to_string(),
+        errno: 0,
+    })?;
+    let by_descriptor = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    move_mount(&mount, "", CWD, &at, by_descriptor)
+        .or_fail(format!("cannot mount at {}", at.display()))?;
+    // From here on it ends when it is unmounted there.
+    drop(mount);
+    if let Err(error) = process::confine(worker::needed(overlay.is_writable(), io_mode)) {
+        if let Err(left) = unmount(&at, UnmountFlags::DETACH) {
+            tracing::error!(%left, "cannot unmount again");
+        }
+        return Err(error);
+    }
+    let dispatcher =
+        Dispatcher::new(&overlay, &connection).or_fail("cannot tell our capabilities")?;
+    let server = Server::new(&connection, dispatcher, &counters);
+    match server.run(ready).or_fail("serving the mount")? {
+        End::Unmounted => Ok(()),
+        End::Aborted => Err(MountFailed {
+            what: "the connection was cut".into(),
+            errno: 0,
+        }),
+    }
+}
+
+fn start_log(debug: bool) {
+    let level = if debug {
+        tracing::Level::DEBUG
+    } else {
+        tracing::Level::WARN
+    };
+    tracing_subscriber::fmt()
+        .with_writer(io::stderr)
+        .with_ansi(false)
+        .with_target(false)
+        .with_max_level(level)
+        .init();
+}
+
+fn parameters(options: &Options, has_upper: bool) -> MountParameters<'_> {
+    let MountFlags {
+        ro,
+        nodev,
+        nosuid,
+        noexec,
+        noatime,
+        nodiratime,
+    } = options.flags;
+    MountParameters {
+        source: options.fsname.as_deref().unwrap_or("cowl-mountd".as_ref()),
+        read_only: ro || !has_upper,
+        allow_other: !options.owner_only,
+        contexts: &options.contexts,
+        attributes: [
+            (nodev, rustix::mount::MountAttrFlags::MOUNT_ATTR_NODEV),
+            (nosuid, rustix::mount::MountAttrFlags::MOUNT_ATTR_NOSUID),
+            (noexec, rustix::mount::MountAttrFlags::MOUNT_ATTR_NOEXEC),
+            (noatime, rustix::mount::MountAttrFlags::MOUNT_ATTR_NOATIME),
+            (
+                nodiratime,
+                rustix::mount::MountAttrFlags::MOUNT_ATTR_NODIRATIME,
+            ),
+        ]
+        .into_iter()
+        .filter(|(set, _)| *set)
+        .map(|(_, flag)| flag)
+        .collect(),
+    }
+}
+
+fn upper_dirs(options: &Options) -> Result<Option<UpperDirs>, MountFailed> {
+    if options.owner_only && !rustix::process::geteuid().is_root() {
+        return Err(MountFailed {
+            what: "allow_root: the owner of the mount is not root".into(),
+            errno: 0,
+        });
+    }
+    match (&options.upper, &options.work) {
+        (Some(upper), Some(work)) if !options.flags.ro => Ok(Some(UpperDirs {
+            upper: open_directory("upperdir", upper)?,
+            work: open_directory("workdir", work)?,
+        })),
+        _ => Ok(None),
+    }
+}
+
+fn open_directory(what: &str, path: &Path) -> Result<OwnedFd, MountFailed> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty())
+        .or_fail(format!("cannot open {what} {}", path.display()))
+}
+
+fn layers(options: &Options) -> Result<Layers, MountFailed> {
+    let mut roots = Vec::with_capacity(options.lower.len() + 1);
+    // With `ro` the upper is one more layer.
+    let top = options.upper.as_ref().filter(|_| options.flags.ro);
+    for path in top.into_iter().chain(&options.lower) {
+        let plain = open_directory("lowerdir", path)?;
+        roots.push(match read_only_clone(plain.as_fd()) {
+            Ok(clone) => clone,
+            Err(error) => {
+                tracing::debug!(%error, "no read-only view of a lower directory");
+                plain
+            }
+        });
+    }
+    let privileged = capabilities(None)
+        .is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN))
+        && cowl_sys::userns::is_initial().map_err(|error| failure("starting up", &error))?;
+    Ok(Layers {
+        roots,
+        space: if privileged && !options.user_marks {
+            Namespace::Trusted
+        } else {
+            Namespace::User
+        },
+        static_nlink: options.static_nlink,
+    })
+}
