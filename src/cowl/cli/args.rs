@@ -1,6 +1,8 @@
 //! The command line as clap parses it. The commands give the options their meaning.
 
-use super::container::args::{Create, Inspect, Ps, Rename, Rm, Run};
+use super::container::args::{
+    Attach, Create, Exec, Inspect, Kill, Logs, Names, Ps, Rename, Rm, Run, Start, Stop,
+};
 use clap::builder::ArgAction;
 use clap::{Args, Command as Definition, Parser, Subcommand};
 use cowl_core::handover::IoModeChoice;
@@ -101,6 +103,29 @@ pub(super) enum Command {
     Rename(Rename),
     /// Return low-level information on containers, images and volumes
     Inspect(Inspect),
+    /// Attach local standard input, output, and error streams to a running container
+    Attach(Attach),
+    /// Execute a command in a running container
+    Exec(Exec),
+    /// Kill one or more running containers
+    Kill(Kill),
+    /// Fetch the logs of a container
+    Logs(Logs),
+    /// Pause all processes within one or more containers
+    Pause(Names),
+    /// Restart one or more containers
+    Restart(Stop),
+    /// Start one or more stopped containers
+    Start(Start),
+    /// Stop one or more running containers
+    Stop(Stop),
+    /// Unpause all processes within one or more containers
+    Unpause(Names),
+    /// Block until one or more containers stop, then print their exit codes
+    Wait(Names),
+    /// What a monitor leaves to be done
+    #[command(name = super::FINISH, hide = true)]
+    Finish { id: String },
     /// Manage containers
     #[command(subcommand)]
     Container(Container),
@@ -333,6 +358,26 @@ pub(super) enum Container {
     /// List containers
     #[command(visible_aliases = ["list", "ps"])]
     Ls(Ps),
+    /// Attach local standard input, output, and error streams to a running container
+    Attach(Attach),
+    /// Execute a command in a running container
+    Exec(Exec),
+    /// Kill one or more running containers
+    Kill(Kill),
+    /// Fetch the logs of a container
+    Logs(Logs),
+    /// Pause all processes within one or more containers
+    Pause(Names),
+    /// Restart one or more containers
+    Restart(Stop),
+    /// Start one or more stopped containers
+    Start(Start),
+    /// Stop one or more running containers
+    Stop(Stop),
+    /// Unpause all processes within one or more containers
+    Unpause(Names),
+    /// Block until one or more containers stop, then print their exit codes
+    Wait(Names),
     /// Rename a container
     Rename(Rename),
     /// Remove one or more containers
@@ -347,6 +392,16 @@ impl From<Container> for Command {
     fn from(command: Container) -> Self {
         match command {
             Container::Create(args) => Self::Create(args),
+            Container::Attach(args) => Self::Attach(args),
+            Container::Exec(args) => Self::Exec(args),
+            Container::Kill(args) => Self::Kill(args),
+            Container::Logs(args) => Self::Logs(args),
+            Container::Pause(args) => Self::Pause(args),
+            Container::Restart(args) => Self::Restart(args),
+            Container::Start(args) => Self::Start(args),
+            Container::Stop(args) => Self::Stop(args),
+            Container::Unpause(args) => Self::Unpause(args),
+            Container::Wait(args) => Self::Wait(args),
             Container::Inspect(args) => Self::ContainerInspect(args),
             Container::Ls(args) => Self::Ps(args),
             Container::Rename(args) => Self::Rename(args),

@@ -46,6 +46,8 @@ const OUTPUT: [&str; 2] = [
 ];
 /// Far above what clap needs.
 const STACK: usize = 8 << 20;
+/// The private command that a monitor runs when its container has ended.
+pub(crate) const FINISH: &str = "container-ended";
 const USAGE: u8 = 125;
 const FAILURE: u8 = 1;
 
@@ -184,48 +186,68 @@ fn command_path(arguments: &[OsString]) -> String {
 fn dispatch(cli: Cli, out: &mut Stdout) -> Result<u8> {
     let root_flag = cli.root;
     let root = root_flag.clone().or_else(root_of_environment);
-    let open = |access| open(root.clone(), access);
+    // Boxed: each command has a place of its own for it on the stack.
+    let open = |access| open(root.clone(), access).map(Box::new);
     match cli.command {
-        Command::Load(args) => image::load(&open(Access::Add)?, &args, out),
-        Command::Save(args) => image::save(&open(Access::Change)?, &args),
-        Command::Import(args) => image::import(&open(Access::Add)?, &args, out),
-        Command::Tag(args) => image::tag(&open(Access::Change)?, &args),
+        Command::Load(args) => image::load(&*open(Access::Add)?, &args, out),
+        Command::Save(args) => image::save(&*open(Access::Change)?, &args),
+        Command::Import(args) => image::import(&*open(Access::Add)?, &args, out),
+        Command::Tag(args) => image::tag(&*open(Access::Change)?, &args),
         Command::Diff(args::Diff {
             container,
             other: Some(other),
             ..
         }) => external::run(&["diff", &container, &other].map(OsString::from), root),
-        Command::Diff(args) => changes::diff(&open(Access::Change)?, &args, out),
-        Command::Commit(args) => changes::commit(&open(Access::Change)?, &args, out),
-        Command::Export(args) => changes::export(&open(Access::Change)?, &args),
-        Command::Unpack(args) => changes::unpack(&open(Access::Change)?, &args),
-        Command::Images(args) => image::images(&open(Access::Read)?, &args, out),
-        Command::History(args) => image::history(&open(Access::Read)?, &args, out),
-        Command::Rmi(args) => Ok(image::rmi(&open(Access::Change)?, &args, out)),
-        Command::Info => image::info(&open(Access::Read)?, out),
-        Command::Check(args) => image::check(&open(Access::Read)?, &args, out),
-        Command::Mount(args) => mount::mount(&open(Access::Change)?, &args),
-        Command::Umount(args) => mount::umount(&open(Access::Read)?, &args),
-        Command::Run(args) => container::run(&mut open(Access::Change)?, *args),
-        Command::Create(args) => container::create(&open(Access::Change)?, *args, out),
-        Command::Rename(args) => container::rename(&open(Access::Change)?, &args),
-        Command::Ps(args) => container::list::ps(&open(Access::Read)?, &args, out),
-        Command::Inspect(args) => container::inspect::any(&open(Access::Read)?, &args, out),
+        Command::Diff(args) => changes::diff(&*open(Access::Change)?, &args, out),
+        Command::Commit(args) => changes::commit(&*open(Access::Change)?, &args, out),
+        Command::Export(args) => changes::export(&*open(Access::Change)?, &args),
+        Command::Unpack(args) => changes::unpack(&*open(Access::Change)?, &args),
+        Command::Images(args) => image::images(&*open(Access::Read)?, &args, out),
+        Command::History(args) => image::history(&*open(Access::Read)?, &args, out),
+        Command::Rmi(args) => Ok(image::rmi(&*open(Access::Change)?, &args, out)),
+        Command::Info => image::info(&*open(Access::Read)?, out),
+        Command::Check(args) => image::check(&*open(Access::Read)?, &args, out),
+        Command::Mount(args) => mount::mount(&*open(Access::Change)?, &args),
+        Command::Umount(args) => mount::umount(&*open(Access::Read)?, &args),
+        Command::Run(args) => container::run(&mut *open(Access::Change)?, *args, out),
+        Command::Create(args) => container::create(&*open(Access::Change)?, *args, out),
+        Command::Rename(args) => container::rename(&*open(Access::Change)?, &args),
+        Command::Ps(args) => container::list::ps(&*open(Access::Read)?, &args, out),
+        Command::Inspect(args) => container::inspect::any(&*open(Access::Read)?, &args, out),
         Command::ContainerInspect(args) => {
-            container::inspect::container(&open(Access::Read)?, &args, out)
+            container::inspect::container(&*open(Access::Read)?, &args, out)
         }
+        Command::Attach(args) => container::life::attach(&*open(Access::Change)?, &args),
+        Command::Exec(args) => container::life::exec(&*open(Access::Change)?, args),
+        Command::Kill(args) => Ok(container::life::kill(&*open(Access::Change)?, &args, out)),
+        Command::Logs(args) => container::life::logs(&*open(Access::Read)?, &args),
+        Command::Pause(args) => Ok(container::life::pause(&*open(Access::Change)?, &args, out)),
+        Command::Restart(args) => Ok(container::life::restart(
+            &*open(Access::Change)?,
+            &args,
+            out,
+        )),
+        Command::Start(args) => container::life::start(&mut *open(Access::Change)?, &args, out),
+        Command::Stop(args) => Ok(container::life::stop(&*open(Access::Change)?, &args, out)),
+        Command::Unpause(args) => Ok(container::life::unpause(
+            &*open(Access::Change)?,
+            &args,
+            out,
+        )),
+        Command::Wait(args) => Ok(container::life::wait(&*open(Access::Read)?, &args, out)),
+        Command::Finish { id } => open(Access::Change)?.finish(&id).map(|()| 0),
         Command::Container(command) => {
             let command = Command::from(command);
             dispatch(Cli { root, command }, out)
         }
-        Command::Rm(args) => container::rm(&open(Access::Change)?, &args, out),
+        Command::Rm(args) => container::rm(&*open(Access::Change)?, &args, out),
         Command::Volume(command) => {
             let access = match command {
                 Volume::Create { .. } => Access::Add,
                 Volume::Rm { .. } => Access::Change,
                 Volume::Ls { .. } | Volume::Inspect { .. } => Access::Read,
             };
-            volume::volume(&open(access)?, command, out)
+            volume::volume(&*open(access)?, command, out)
         }
         Command::Serve(args) => serve::serve(root_flag, &args, out),
         Command::Version => version(out),

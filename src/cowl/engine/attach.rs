@@ -17,7 +17,7 @@ const BUFFER: usize = 64 << 10;
 
 /// The monitor's ends of the streams.
 #[derive(Debug)]
-pub(super) struct Attached {
+pub(crate) struct Attached {
     stdin: Option<OwnedFd>,
     stdout: OwnedFd,
     stderr: Option<OwnedFd>,
@@ -25,7 +25,7 @@ pub(super) struct Attached {
 
 impl Attached {
     /// As the launcher takes them.
-    pub(super) fn streams(&self) -> Streams<'_> {
+    pub(crate) fn streams(&self) -> Streams<'_> {
         Streams {
             stdin: self.stdin.as_ref().map(AsFd::as_fd),
             stdout: Some(self.stdout.as_fd()),
@@ -34,9 +34,16 @@ impl Attached {
     }
 }
 
+/// Nothing is attached.
+pub(crate) const NONE: Streams<'static> = Streams {
+    stdin: None,
+    stdout: None,
+    stderr: None,
+};
+
 /// The caller's ends.
 #[derive(Debug)]
-pub(super) struct Pipes {
+pub(crate) struct Pipes {
     stdin: Option<OwnedFd>,
     stdout: OwnedFd,
     /// None of a container with a terminal: all comes from that.
@@ -45,14 +52,14 @@ pub(super) struct Pipes {
 
 /// The threads that copy what the container writes.
 #[derive(Debug)]
-pub(super) struct Output {
+pub(crate) struct Output {
     threads: Vec<JoinHandle<Result<(), Errno>>>,
     /// The threads hold its writing ends. It is closed when all have ended.
     done: OwnedFd,
 }
 
 /// Creates pipes between the caller and a container's monitor.
-pub(super) fn pipes(open_stdin: bool, terminal: bool) -> Result<(Attached, Pipes)> {
+pub(crate) fn pipes(open_stdin: bool, terminal: bool) -> Result<(Attached, Pipes)> {
     let pipe = || pipe_with(PipeFlags::CLOEXEC).context(|| "creating a pipe");
     let optional = |wanted: bool| -> Result<(Option<OwnedFd>, Option<OwnedFd>)> {
         if !wanted {
@@ -78,8 +85,13 @@ pub(super) fn pipes(open_stdin: bool, terminal: bool) -> Result<(Attached, Pipes
 }
 
 impl Pipes {
+    /// Whether the caller's input is copied.
+    pub(crate) fn has_stdin(&self) -> bool {
+        self.stdin.is_some()
+    }
+
     /// Starts copying.
-    pub(super) fn relay(self) -> Result<Output> {
+    pub(crate) fn relay(self) -> Result<Output> {
         if let Some(writer) = self.stdin {
             relay_stdin(writer)?;
         }
@@ -103,12 +115,12 @@ impl Output {
     }
 
     /// Readable (at end of file) when all output has been copied.
-    pub(super) fn done(&self) -> BorrowedFd<'_> {
+    pub(crate) fn done(&self) -> BorrowedFd<'_> {
         self.done.as_fd()
     }
 
     /// Waits until it is [done](Self::done) and gives the first error.
-    pub(super) fn finish(self) -> Result<()> {
+    pub(crate) fn finish(self) -> Result<()> {
         for thread in self.threads {
             let copied = thread.join().map_err(|_panic| {
                 Error::failed("a thread that copied the container's output panicked")

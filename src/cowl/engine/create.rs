@@ -240,6 +240,10 @@ pub(super) fn check(request: &CreateRequest) -> Result<()> {
     host.io_mode()?;
     process::check(&request.config)?;
     super::start::capabilities(host)?;
+    super::start::log(host)?;
+    if !request.config.stop_signal.is_empty() {
+        super::life::signal_number(&request.config.stop_signal)?;
+    }
     host.check_supported()
 }
 

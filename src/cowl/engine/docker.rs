@@ -290,13 +290,11 @@ impl HostConfig {
         }
         for (key, value) in &self.other {
             let is_default = match key.as_str() {
-                // How large the client's terminal is, and where it wrote the id.
-                "ConsoleSize" | "ContainerIDFile" => true,
+                // How large the client's terminal is, and where it wrote the id. The log's options
+                // are checked by `create`.
+                "ConsoleSize" | "ContainerIDFile" | "LogConfig" => true,
                 // What a client sends for "as the host does".
                 "MemorySwappiness" => *value == json!(-1),
-                "LogConfig" => value
-                    .get("Type")
-                    .is_none_or(|kind| matches!(kind.as_str(), Some("" | "json-file"))),
                 "IpcMode" | "CgroupnsMode" => *value == json!("private"),
                 _ => false,
             };

@@ -4,20 +4,23 @@
 //! `container`. It keeps no state: each call reads the store, so any number of `cowl` processes
 //! can work on one store. The next command cleans up after a killed one.
 
-mod attach;
+pub(crate) mod attach;
 pub mod commit;
 pub mod container;
 pub mod create;
 pub mod docker;
 pub mod duration;
 pub mod error;
+pub mod exec;
 pub(crate) mod files;
 pub mod helpers;
 pub mod host;
 pub mod image;
 mod image_list;
 mod inspect;
+pub mod life;
 pub mod list;
+pub mod logs;
 mod mount;
 mod mountpoint;
 mod names;
@@ -25,9 +28,9 @@ mod output;
 pub mod process;
 pub mod run;
 mod save;
-mod signals;
+pub(crate) mod signals;
 mod start;
-mod terminal;
+pub(crate) mod terminal;
 
 pub use mount::MountRequest;
 pub(crate) use names::new_id;
@@ -215,6 +218,11 @@ impl Engine {
             .gc()
             .map(drop)
             .context(|| "freeing what only the container used")
+    }
+
+    /// A container's configuration.
+    pub fn config_of(&self, needle: &str) -> Result<docker::ContainerConfig> {
+        Ok(self.containers.find(needle)?.config.config)
     }
 
     /// Gives a container another name.

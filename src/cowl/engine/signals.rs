@@ -28,14 +28,14 @@ const INTERRUPTS: [Signal; 4] = [
 
 /// The signals of this process, blocked and readable.
 #[derive(Debug)]
-pub(super) struct Signals {
+pub(crate) struct Signals {
     all: SignalFd,
     interrupts: SignalFd,
 }
 
 impl Signals {
     /// Blocks every signal that can be passed on, for this thread and all that it starts.
-    pub(super) fn block() -> Result<Self> {
+    pub(crate) fn block() -> Result<Self> {
         let mut all = SigSet::all();
         let in_terminal = std::io::stdin().is_terminal()
             || std::io::stdout().is_terminal()
@@ -56,30 +56,35 @@ impl Signals {
     }
 
     /// The number of the next signal that has arrived, if any.
-    pub(super) fn next(&self) -> Result<Option<u8>> {
+    pub(crate) fn next(&self) -> Result<Option<u8>> {
         read(&self.all)
     }
 
     /// A descriptor that is readable while an interrupt is pending, for waits that it ends.
-    pub(super) fn interrupt(&self) -> BorrowedFd<'_> {
+    pub(crate) fn interrupt(&self) -> BorrowedFd<'_> {
         self.interrupts.as_fd()
     }
 
     /// EINTR if an interrupt is pending.
-    pub(super) fn check_interrupt(&self) -> Result<()> {
+    pub(crate) fn check_interrupt(&self) -> Result<()> {
+        if self.has_interrupt()? {
+            return Err(Errno::INTR.into());
+        }
+        Ok(())
+    }
+
+    /// Whether an interrupt is pending.
+    pub(crate) fn has_interrupt(&self) -> Result<bool> {
         let at_once = Timespec {
             tv_sec: 0,
             tv_nsec: 0,
         };
         let mut asked = [PollFd::from_borrowed_fd(self.interrupt(), PollFlags::IN)];
-        match retry_on_intr(|| poll(&mut asked, Some(&at_once)))? {
-            0 => Ok(()),
-            _ => Err(Errno::INTR.into()),
-        }
+        Ok(retry_on_intr(|| poll(&mut asked, Some(&at_once)))? != 0)
     }
 
     /// Takes a pending interrupt. Other signals stay pending, for the container.
-    pub(super) fn take_interrupt(&self) -> Result<Option<u8>> {
+    pub(crate) fn take_interrupt(&self) -> Result<Option<u8>> {
         read(&self.interrupts)
     }
 }
@@ -98,7 +103,7 @@ fn read(descriptor: &SignalFd) -> Result<Option<u8>> {
 }
 
 /// Whether a signal of this number is the named one.
-pub(super) fn is(number: u8, signal: Signal) -> bool {
+pub(crate) fn is(number: u8, signal: Signal) -> bool {
     i32::from(number) == signal as i32
 }
 

@@ -3,9 +3,9 @@
 use super::CGROUP_PARENT;
 use super::container::config::Config;
 use super::docker::HostConfig;
-use super::error::{Error, Result};
+use super::error::{Context, Error, Result};
 use super::process::Process;
-use cowl_launch::message::Start;
+use cowl_launch::message::{LogOptions, Start};
 use cowl_launch::process::{self, DEFAULT_CAPABILITIES, Seccomp, WindowSize};
 use cowl_launch::sandbox::{Limits, Mount, Sandbox};
 
@@ -57,11 +57,14 @@ const ALL: &str = "ALL";
 /// All of [`CAPABILITIES`].
 const ALL_CAPABILITIES: u64 = (1 << CAPABILITIES.len()) - 1;
 
-/// What the launcher is asked for. `terminal` gives the size of its terminal, if it has one.
-pub(super) fn plan(config: &Config, terminal: impl FnOnce() -> WindowSize) -> Result<Start> {
-    let mut start = Start::new(sandbox(config), process(config, terminal)?);
+/// What the launcher is asked for. `size` is that of its terminal, if it has one.
+pub(super) fn plan(config: &Config, size: WindowSize) -> Result<Start> {
+    let merged = Process::of(&config.config);
+    let size = config.config.tty.then_some(size);
+    let mut start = Start::new(sandbox(config), process(config, &merged, size)?);
     start.monitor.open_stdin = config.config.open_stdin;
     start.monitor.stdin_once = config.config.stdin_once;
+    start.monitor.log = log(&config.host)?;
     Ok(start)
 }
 
@@ -89,9 +92,13 @@ fn sandbox(config: &Config) -> Sandbox {
     sandbox
 }
 
-fn process(config: &Config, terminal: impl FnOnce() -> WindowSize) -> Result<process::Process> {
+/// A program of the container's, its first one or another.
+pub(super) fn process(
+    config: &Config,
+    merged: &Process,
+    terminal: Option<WindowSize>,
+) -> Result<process::Process> {
     let host = &config.host;
-    let merged = Process::of(&config.config);
     let mut process = process::Process::new(merged.argv.iter().map(bytes).collect());
     process.env = merged.env.iter().map(bytes).collect();
     process.cwd = bytes(&merged.cwd);
@@ -104,8 +111,79 @@ fn process(config: &Config, terminal: impl FnOnce() -> WindowSize) -> Result<pro
             process.no_new_privileges = true;
         }
     }
-    process.terminal = config.config.tty.then(terminal);
+    process.terminal = terminal;
     Ok(process)
+}
+
+/// Docker's json-file log; none with the driver `none`.
+pub(super) fn log(host: &HostConfig) -> Result<Option<LogOptions>> {
+    let Some(asked) = host.other.get("LogConfig") else {
+        return Ok(Some(LogOptions {
+            max_size: 0,
+            max_file: 1,
+        }));
+    };
+    let driver = asked.get("Type").and_then(serde_json::Value::as_str);
+    match driver.unwrap_or_default() {
+        "none" => return Ok(None),
+        "" | "json-file" => {}
+        other => {
+            return Err(Error::invalid(format!(
+                "logger: no log driver named '{other}' is registered"
+            )));
+        }
+    }
+    let mut options = LogOptions {
+        max_size: 0,
+        max_file: 1,
+    };
+    let settings = asked.get("Config").and_then(serde_json::Value::as_object);
+    for (key, value) in settings.into_iter().flatten() {
+        let text = value.as_str().unwrap_or_default();
+        let invalid = || Error::invalid(format!("invalid value for log-opt {key}: {text}"));
+        match key.as_str() {
+            "max-size" => {
+                options.max_size = parse_size(text)
+                    .filter(|size| *size > 0)
+                    .ok_or_else(invalid)?;
+            }
+            "max-file" => {
+                options.max_file = text.parse().map_err(|_syntax| invalid())?;
+                if options.max_file == 0 {
+                    return Err(invalid());
+                }
+            }
+            _ => {
+                return Err(Error::invalid(format!(
+                    "unknown log opt '{key}' for json-file log driver"
+                )));
+            }
+        }
+    }
+    if options.max_file > 1 && options.max_size == 0 {
+        return Err(Error::invalid("max-file cannot be set without max-size"));
+    }
+    Ok(Some(options))
+}
+
+/// Bytes with a unit of b, k, m or g.
+fn parse_size(text: &str) -> Option<u64> {
+    let lower = text.to_ascii_lowercase();
+    let lower = lower.strip_suffix('b').unwrap_or(&lower);
+    let (number, shift) = match lower.chars().last()? {
+        'k' => (lower.strip_suffix('k')?, 10),
+        'm' => (lower.strip_suffix('m')?, 20),
+        'g' => (lower.strip_suffix('g')?, 30),
+        _ => (lower, 0),
+    };
+    number.parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
+/// All that this process has: no program can have more.
+pub(super) fn all_capabilities() -> Result<u64> {
+    let sets = rustix::thread::capabilities(None)
+        .context(|| "reading the capabilities of this process")?;
+    Ok(sets.permitted.bits() & ALL_CAPABILITIES)
 }
 
 /// Docker's default capabilities, with what is added and without what is dropped. `ALL` in one list
@@ -114,7 +192,7 @@ pub(super) fn capabilities(host: &HostConfig) -> Result<u64> {
     let (adds_all, added) = set("CapAdd", &host.cap_add)?;
     let (drops_all, dropped) = set("CapDrop", &host.cap_drop)?;
     Ok(match (adds_all, drops_all) {
-        (true, _) => ALL_CAPABILITIES & !dropped,
+        (true, _) => all_capabilities()? & !dropped,
         (false, true) => added,
         (false, false) => DEFAULT_CAPABILITIES & !dropped | added,
     })
@@ -166,7 +244,7 @@ mod tests {
                 &["CAP_CHOWN"],
                 DEFAULT_CAPABILITIES & !chown | net_admin,
             ),
-            (&["ALL"], &["chown"], ALL_CAPABILITIES & !chown),
+            (&["ALL"], &["chown"], all_capabilities().unwrap() & !chown),
             (&["CHOWN"], &["all"], chown),
             (&[], &["ALL"], 0),
         ];

@@ -9,14 +9,14 @@ use std::os::fd::{AsFd, OwnedFd};
 
 /// A terminal in raw mode. Dropping it restores the settings.
 #[derive(Debug)]
-pub(super) struct Raw {
+pub(crate) struct Raw {
     terminal: OwnedFd,
     before: Termios,
 }
 
 impl Raw {
     /// Makes the terminal raw: each key goes to the container unchanged.
-    pub(super) fn new(terminal: impl AsFd) -> Result<Self> {
+    pub(crate) fn new(terminal: impl AsFd) -> Result<Self> {
         let terminal = terminal
             .as_fd()
             .try_clone_to_owned()
@@ -45,7 +45,7 @@ impl Drop for Raw {
 }
 
 /// The terminal's size; 0 x 0 if unknown.
-pub(super) fn size(terminal: impl AsFd) -> Result<Winsize> {
+pub(crate) fn size(terminal: impl AsFd) -> Result<Winsize> {
     termios::tcgetwinsize(terminal).context(|| "reading the terminal's size")
 }
 

@@ -8,6 +8,9 @@ use std::path::PathBuf;
 #[derive(Debug, Args)]
 #[command(override_usage = "cowl run [OPTIONS] IMAGE [COMMAND] [ARG]...")]
 pub(in crate::cli) struct Run {
+    /// Run container in background and print container ID
+    #[arg(short, long)]
+    pub(super) detach: bool,
     #[command(flatten)]
     pub(in crate::cli) create: Options,
 }
@@ -98,6 +101,18 @@ pub(in crate::cli) struct Options {
     /// Network: none, or bridge (as yet a loopback of its own)
     #[arg(long, visible_alias = "net", value_name = "NETWORK")]
     pub(super) network: Option<String>,
+    /// Logging driver for the container: json-file, none
+    #[arg(long, value_name = "DRIVER")]
+    pub(super) log_driver: Option<String>,
+    /// Log driver options: max-size=10m, max-file=3
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(super) log_opt: Vec<String>,
+    /// Signal to stop the container
+    #[arg(long, value_name = "SIGNAL")]
+    pub(super) stop_signal: Option<String>,
+    /// Timeout (in seconds) to stop a container
+    #[arg(long, value_name = "SECONDS", allow_hyphen_values = true)]
+    pub(super) stop_timeout: Option<i64>,
     /// Image, then command and arguments
     #[arg(required = true, trailing_var_arg = true, value_names = ["IMAGE", "COMMAND"], num_args = 1..)]
     pub(super) image_and_command: Vec<String>,
@@ -159,4 +174,125 @@ pub(in crate::cli) struct Rename {
     /// The new name
     #[arg(value_name = "NEW_NAME", allow_hyphen_values = true)]
     pub(super) name: String,
+}
+
+/// Commands that take nothing but containers.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct Names {
+    /// Names, IDs or the beginnings of IDs
+    #[arg(required = true, value_name = "CONTAINER")]
+    pub(super) containers: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct Start {
+    /// Names, IDs or the beginnings of IDs
+    #[arg(required = true, value_name = "CONTAINER")]
+    pub(super) containers: Vec<String>,
+    /// Attach STDOUT/STDERR and forward signals
+    #[arg(short, long)]
+    pub(super) attach: bool,
+    /// Attach container's STDIN
+    #[arg(short, long)]
+    pub(super) interactive: bool,
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct Stop {
+    /// Names, IDs or the beginnings of IDs
+    #[arg(required = true, value_name = "CONTAINER")]
+    pub(super) containers: Vec<String>,
+    /// Signal to send to the container
+    #[arg(short, long, value_name = "SIGNAL")]
+    pub(super) signal: Option<String>,
+    /// Seconds to wait before killing the container (-1 for ever)
+    #[arg(
+        short,
+        long,
+        visible_alias = "time",
+        value_name = "SECONDS",
+        allow_hyphen_values = true
+    )]
+    pub(super) timeout: Option<i64>,
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct Kill {
+    /// Names, IDs or the beginnings of IDs
+    #[arg(required = true, value_name = "CONTAINER")]
+    pub(super) containers: Vec<String>,
+    /// Signal to send to the container
+    #[arg(short, long, value_name = "SIGNAL", default_value = "SIGKILL")]
+    pub(super) signal: String,
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct Logs {
+    /// Name of a container, its ID or the beginning of its ID
+    pub(super) container: String,
+    /// Follow log output
+    #[arg(short, long)]
+    pub(super) follow: bool,
+    /// Number of lines to show from the end of the logs
+    #[arg(
+        short = 'n',
+        long,
+        value_name = "N",
+        default_value = "all",
+        allow_hyphen_values = true
+    )]
+    pub(super) tail: String,
+    /// Show logs since timestamp (e.g. "2013-01-02T13:23:37Z") or relative (e.g. "42m")
+    #[arg(long, value_name = "TIME")]
+    pub(super) since: Option<String>,
+    /// Show logs before a timestamp or relative
+    #[arg(long, value_name = "TIME")]
+    pub(super) until: Option<String>,
+    /// Show timestamps
+    #[arg(short, long)]
+    pub(super) timestamps: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(override_usage = "cowl exec [OPTIONS] CONTAINER COMMAND [ARG]...")]
+pub(in crate::cli) struct Exec {
+    /// Detached mode: run command in the background
+    #[arg(short, long)]
+    pub(super) detach: bool,
+    /// Keep STDIN open
+    #[arg(short, long)]
+    pub(super) interactive: bool,
+    /// Allocate a pseudo-TTY
+    #[arg(short, long)]
+    pub(super) tty: bool,
+    /// Set an environment variable, or pass on the caller's
+    #[arg(short, long, value_name = "NAME[=VALUE]", allow_hyphen_values = true)]
+    pub(super) env: Vec<String>,
+    /// Read in a file of environment variables
+    #[arg(long, value_name = "FILE")]
+    pub(super) env_file: Vec<PathBuf>,
+    /// Username or UID, and group or GID
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub(super) user: Option<String>,
+    /// Working directory inside the container
+    #[arg(short, long, value_name = "DIR")]
+    pub(super) workdir: Option<String>,
+    /// Give extended privileges to the command
+    #[arg(long)]
+    pub(super) privileged: bool,
+    /// Container, then command and arguments
+    #[arg(required = true, trailing_var_arg = true, value_names = ["CONTAINER", "COMMAND"], num_args = 2..)]
+    pub(super) container_and_command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct Attach {
+    /// Name of a container, its ID or the beginning of its ID
+    pub(super) container: String,
+    /// Do not attach STDIN
+    #[arg(long)]
+    pub(super) no_stdin: bool,
+    /// Proxy all received signals to the process
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub(super) sig_proxy: bool,
 }

@@ -2,9 +2,11 @@
 
 pub(super) mod args;
 pub(super) mod inspect;
+pub(super) mod life;
 pub(super) mod list;
 mod mount_option;
 mod request;
+mod session;
 
 use super::{Stdout, each, print_error};
 use crate::engine::Engine;
@@ -13,15 +15,24 @@ use crate::engine::error::{Context, Error, Kind, Result};
 use args::{Create, Options, Rename, Rm, Run};
 use std::io::{IsTerminal, Write};
 
-pub(super) fn run(engine: &mut Engine, args: Run) -> Result<u8> {
+pub(super) fn run(engine: &mut Engine, args: Run, out: &mut Stdout) -> Result<u8> {
+    let detach = args.detach;
     let options = args.create;
-    if options.tty && options.interactive && !std::io::stdin().is_terminal() {
+    if options.tty && options.interactive && !detach && !std::io::stdin().is_terminal() {
         return Err(Error::invalid(
             "the input device is not a TTY; omit -t or run cowl in a terminal",
         ));
     }
     let cidfile = new_cidfile(&options)?;
-    let request = request::request(options, false)?;
+    let request = request::request(options, detach)?;
+    if detach {
+        let created = engine.create(&request)?;
+        warn_of(&created);
+        write_cidfile(cidfile, &created.id)?;
+        engine.start(&created.id)?;
+        out.line(&created.id)?;
+        return Ok(0);
+    }
     engine.run(&request, |created| {
         warn_of(created);
         write_cidfile(cidfile, &created.id)

@@ -38,6 +38,8 @@ pub(super) fn request(options: Options, detached: bool) -> Result<CreateRequest>
         working_dir: options.workdir.unwrap_or_default(),
         entrypoint: options.entrypoint.map(|program| vec![program]),
         labels: labels(&options.label_file, &options.label)?,
+        stop_signal: options.stop_signal.unwrap_or_default(),
+        stop_timeout: options.stop_timeout,
         ..ContainerConfig::default()
     };
     let mut host = HostConfig {
@@ -61,6 +63,19 @@ pub(super) fn request(options: Options, detached: bool) -> Result<CreateRequest>
         pids_limit: options.pids_limit,
         ..HostConfig::default()
     };
+    if options.log_driver.is_some() || !options.log_opt.is_empty() {
+        let mut settings = serde_json::Map::new();
+        for text in &options.log_opt {
+            let (key, value) = text
+                .split_once('=')
+                .ok_or_else(|| Error::invalid(format!("invalid logging opt format: {text}")))?;
+            settings.insert(key.to_owned(), value.into());
+        }
+        let log = serde_json::json!({
+            "Type": options.log_driver.unwrap_or_default(), "Config": settings,
+        });
+        host.other.insert("LogConfig".to_owned(), log);
+    }
     for text in &options.mount {
         host.mounts.push(mount_option::parse(text, &cwd)?);
     }
@@ -86,7 +101,7 @@ fn bind(text: &str, cwd: &Path) -> Option<String> {
 }
 
 /// Files first, so that `-e` wins.
-fn environment(files: &[std::path::PathBuf], given: &[String]) -> Result<Vec<String>> {
+pub(super) fn environment(files: &[std::path::PathBuf], given: &[String]) -> Result<Vec<String>> {
     let mut env = Vec::new();
     for file in files {
         for line in lines(file)? {

@@ -432,6 +432,16 @@ impl Container {
         })
     }
 
+    /// The monitor's status directory.
+    pub fn status_dir(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+
+    /// Waits for a start that is going on.
+    pub fn wait_started(&self) -> Result<()> {
+        files::wait_unlocked(&self.dir, STARTING)
+    }
+
     /// Waits until neither an engine nor a monitor holds its locks.
     pub fn wait_released(&self) -> Result<()> {
         files::wait_unlocked(&self.dir, ALIVE)?;

@@ -62,7 +62,7 @@ pub(super) fn stay(
 ) -> Result<Ended> {
     let config = &container.config.config;
     let stdin = std::io::stdin();
-    let raw = if config.tty && config.open_stdin {
+    let raw = if config.tty && pipes.has_stdin() {
         Some(Raw::new(stdin.as_fd())?)
     } else {
         None

@@ -23,7 +23,9 @@ use super::start::plan;
 use super::{Engine, helpers, names};
 use crate::volume::VolumeName;
 use cowl_launch::client::{Launch, Monitor, StartError};
-use cowl_launch::message::Started;
+use cowl_launch::control::Streams;
+use cowl_launch::message::{After, Started};
+use cowl_launch::process::WindowSize;
 use foreground::Ended;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags};
@@ -40,10 +42,16 @@ const START_PATIENCE: Timespec = Timespec {
 const SIGNALLED: u8 = 128;
 
 /// A container that runs.
-struct Running {
+pub(super) struct Running {
     mounted: Mounted,
     monitor: Monitor,
-    pipes: attach::Pipes,
+}
+
+/// How a container is started.
+struct Start<'f> {
+    streams: Streams<'f>,
+    size: WindowSize,
+    signals: Option<&'f Signals>,
 }
 
 impl Engine {
@@ -73,14 +81,52 @@ impl Engine {
         let container = self.containers.find(&created.id)?;
         let lock = self.containers.take(&container)?;
         let pending = PendingContainer::begin(container, lock)?;
-        match self.start(&pending, &signals) {
-            Ok(running) => self.stay(&pending.release(), running, &signals),
+        let config = &pending.container.config.config;
+        let (ends, pipes) = attach::pipes(config.open_stdin, config.tty)?;
+        let size = foreground::window_size();
+        let started = self.start_pending(&pending, ends.streams(), size, Some(&signals));
+        // The monitor has its own. Ours would keep the pipes open after the container's end.
+        drop(ends);
+        match started {
+            Ok(running) => self.stay(&pending.release(), running, pipes, &signals),
             Err(error) => self.abort(&pending.release(), &created.new_volumes, error, &signals),
         }
     }
 
+    /// Starts a container at rest, and stays with it as [`Engine::run`] does. With `interactive`
+    /// it gets the caller's input, if it has a standard input.
+    pub fn start_foreground(&mut self, needle: &str, interactive: bool) -> Result<u8> {
+        super::host::require_mounts("start")?;
+        let container = self.containers.find(needle)?;
+        let signals = Signals::block()?;
+        let interrupt = signals.interrupt();
+        self.store.set_interrupt(interrupt.try_clone_to_owned()?);
+        self.containers
+            .set_interrupt(interrupt.try_clone_to_owned()?);
+        let Some(pending) = self.begin_start(container)? else {
+            return Err(Error::conflict(format!(
+                "container {needle} is already running: cowl attach {needle}"
+            )));
+        };
+        let config = &pending.container.config.config;
+        let (ends, pipes) = attach::pipes(interactive && config.open_stdin, config.tty)?;
+        let size = foreground::window_size();
+        let started = self.start_pending(&pending, ends.streams(), size, Some(&signals));
+        drop(ends);
+        match started {
+            Ok(running) => self.stay(&pending.release(), running, pipes, &signals),
+            Err(error) => signals.take_interrupt()?.map(exit_code).ok_or(error),
+        }
+    }
+
     /// Mounts and launches. An error unmounts again, so that the upper can be removed.
-    fn start(&self, pending: &PendingContainer, signals: &Signals) -> Result<Running> {
+    pub(super) fn start_pending(
+        &self,
+        pending: &PendingContainer,
+        streams: Streams<'_>,
+        size: WindowSize,
+        signals: Option<&Signals>,
+    ) -> Result<Running> {
         let container = &pending.container;
         let config = &container.config;
         let short = names::short(&config.id);
@@ -98,12 +144,13 @@ impl Engine {
             .store
             .lease(short, Some(config.image_id), &config.layers)?;
         let mounted = mount::mount(&self.store, &request, lease)?;
-        match self.launch(pending, mounted.root.as_fd(), signals) {
-            Ok((monitor, pipes)) => Ok(Running {
-                mounted,
-                monitor,
-                pipes,
-            }),
+        let launch = Start {
+            streams,
+            size,
+            signals,
+        };
+        match self.launch(pending, mounted.root.as_fd(), &launch) {
+            Ok(monitor) => Ok(Running { mounted, monitor }),
             Err(error) => {
                 mounted.discard(&self.store)?;
                 Err(error)
@@ -116,31 +163,31 @@ impl Engine {
         &self,
         pending: &PendingContainer,
         root: BorrowedFd<'_>,
-        signals: &Signals,
-    ) -> Result<(Monitor, attach::Pipes)> {
+        how: &Start<'_>,
+    ) -> Result<Monitor> {
         let config = &pending.container.config;
         let volumes = config
             .mounts
             .iter()
-            .map(|mount| self.volume(mount, root, signals))
+            .map(|mount| self.volume(mount, root, how.signals))
             .collect::<Result<Vec<_>>>()?;
-        let start = plan(config, foreground::window_size)?;
+        let mut start = plan(config, how.size)?;
+        if config.host.auto_remove {
+            start.monitor.after = Some(self.after(&config.id)?);
+        }
         let runtime = helpers::find("cowl-runtime")?;
-        let (attached, pipes) = attach::pipes(config.config.open_stdin, config.config.tty)?;
         let launch = Launch {
             runtime: &runtime,
             start: &start,
             rootfs: root,
             status: pending.status_dir(),
-            streams: attached.streams(),
+            streams: how.streams,
             descriptors: &volumes.iter().map(AsFd::as_fd).collect::<Vec<_>>(),
         };
-        signals.check_interrupt()?;
+        how.signals.map_or(Ok(()), Signals::check_interrupt)?;
         let monitor = launch.spawn()?;
-        // The monitor has its ends. Our copies would keep the pipes open after the container's end.
-        drop(attached);
-        match wait_started(&monitor, signals) {
-            Ok(_started) => Ok((monitor, pipes)),
+        match wait_started(&monitor, how.signals) {
+            Ok(_started) => Ok(monitor),
             Err(error) => {
                 monitor.kill().context(|| "killing the monitor")?;
                 // It may have started a program that outlives it.
@@ -150,12 +197,35 @@ impl Engine {
         }
     }
 
+    /// What the monitor starts when the container has ended and no command stays with it.
+    fn after(&self, id: &str) -> Result<After> {
+        use std::os::unix::ffi::OsStrExt as _;
+        let cowl = std::env::current_exe().context(|| "finding this program")?;
+        let words = [
+            cowl.as_os_str(),
+            "--root".as_ref(),
+            self.store.root().as_os_str(),
+            crate::cli::FINISH.as_ref(),
+            id.as_ref(),
+        ];
+        Ok(After {
+            argv: words.map(|word| word.as_bytes().to_vec()).to_vec(),
+            env: Vec::new(),
+            always: false,
+        })
+    }
+
     /// Opens what is mounted. A new volume is filled first.
-    fn volume(&self, mount: &Mount, root: BorrowedFd<'_>, signals: &Signals) -> Result<OwnedFd> {
+    fn volume(
+        &self,
+        mount: &Mount,
+        root: BorrowedFd<'_>,
+        signals: Option<&Signals>,
+    ) -> Result<OwnedFd> {
         match &mount.source {
             MountSource::Volume { name, no_copy, .. } => {
                 let volume = self.volumes.find(name)?;
-                let interrupt = Some(signals.interrupt());
+                let interrupt = signals.map(Signals::interrupt);
                 volume.prepare(root, &mount.destination, !no_copy, interrupt)?;
                 volume.data()
             }
@@ -165,11 +235,16 @@ impl Engine {
 
     /// Stays with a container until it ends: copies its streams, passes signals on, and removes
     /// it if asked to.
-    fn stay(&self, container: &Container, running: Running, signals: &Signals) -> Result<u8> {
+    fn stay(
+        &self,
+        container: &Container,
+        running: Running,
+        pipes: attach::Pipes,
+        signals: &Signals,
+    ) -> Result<u8> {
         let Running {
             mounted: Mounted { root, keeper },
             monitor,
-            pipes,
         } = running;
         // Now the mount ends with the container, its only user.
         drop(root);
@@ -272,7 +347,10 @@ fn exit_code(signal: u8) -> u8 {
 ///
 /// The program may run before the monitor reports it, and the signal may be meant for it. If the
 /// report comes within [`START_PATIENCE`], the signal is passed on.
-fn wait_started(monitor: &Monitor, signals: &Signals) -> Result<Started> {
+fn wait_started(monitor: &Monitor, signals: Option<&Signals>) -> Result<Started> {
+    let Some(signals) = signals else {
+        return monitor.wait_started().map_err(start_error);
+    };
     let told = || PollFd::new(monitor, PollFlags::IN);
     let interrupt = || PollFd::from_borrowed_fd(signals.interrupt(), PollFlags::IN);
     let wait = |waiting: &mut [PollFd<'_>], limit| {

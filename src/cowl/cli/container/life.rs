@@ -1,0 +1,218 @@
+//! `cowl start`, `stop`, `kill`, `restart`, `pause`, `unpause`, `wait`, `logs`, `exec`, `attach`.
+
+use super::args::{Attach, Exec, Kill, Logs, Names, Start, Stop};
+use super::session::{self, Manner};
+use crate::cli::{Stdout, each};
+use crate::engine::error::{Error, Kind, Result};
+use crate::engine::exec::ExecRequest;
+use crate::engine::life::StopOptions;
+use crate::engine::logs::LogRequest;
+use crate::engine::signals::Signals;
+use crate::engine::{Engine, attach};
+use jiff::{Span, Timestamp};
+use std::io::{IsTerminal as _, Write as _};
+
+pub(in crate::cli) fn start(engine: &mut Engine, args: &Start, out: &mut Stdout) -> Result<u8> {
+    if !args.attach && !args.interactive {
+        return Ok(each(&args.containers, |name| {
+            engine.start(name)?;
+            Ok(out.line(name)?)
+        }));
+    }
+    match args.containers.as_slice() {
+        [name] => engine.start_foreground(name, args.interactive),
+        _ => Err(Error::invalid(
+            "you cannot start and attach multiple containers at once",
+        )),
+    }
+}
+
+pub(in crate::cli) fn stop(engine: &Engine, args: &Stop, out: &mut Stdout) -> u8 {
+    each(&args.containers, |name| {
+        engine.stop(name, options(args))?;
+        Ok(out.line(name)?)
+    })
+}
+
+pub(in crate::cli) fn restart(engine: &Engine, args: &Stop, out: &mut Stdout) -> u8 {
+    each(&args.containers, |name| {
+        engine.restart(name, options(args))?;
+        Ok(out.line(name)?)
+    })
+}
+
+fn options(args: &Stop) -> StopOptions<'_> {
+    StopOptions {
+        signal: args.signal.as_deref(),
+        timeout: args.timeout,
+    }
+}
+
+pub(in crate::cli) fn kill(engine: &Engine, args: &Kill, out: &mut Stdout) -> u8 {
+    each(&args.containers, |name| {
+        engine.kill(name, &args.signal)?;
+        Ok(out.line(name)?)
+    })
+}
+
+pub(in crate::cli) fn pause(engine: &Engine, args: &Names, out: &mut Stdout) -> u8 {
+    each(&args.containers, |name| {
+        engine.pause(name)?;
+        Ok(out.line(name)?)
+    })
+}
+
+pub(in crate::cli) fn unpause(engine: &Engine, args: &Names, out: &mut Stdout) -> u8 {
+    each(&args.containers, |name| {
+        engine.unpause(name)?;
+        Ok(out.line(name)?)
+    })
+}
+
+pub(in crate::cli) fn wait(engine: &Engine, args: &Names, out: &mut Stdout) -> u8 {
+    each(&args.containers, |name| {
+        let code = engine.wait(name)?;
+        Ok(out.line(&code.to_string())?)
+    })
+}
+
+pub(in crate::cli) fn logs(engine: &Engine, args: &Logs) -> Result<u8> {
+    let now = Timestamp::now();
+    let time = |text: &Option<String>| text.as_deref().map(|text| moment(text, now)).transpose();
+    let tail = match args.tail.as_str() {
+        "all" => None,
+        // A negative number is all, as for Docker.
+        text if text.starts_with('-') => None,
+        text => Some(
+            text.parse()
+                .map_err(|_syntax| Error::invalid(format!("invalid value for \"tail\": {text}")))?,
+        ),
+    };
+    let request = LogRequest {
+        follow: args.follow,
+        tail,
+        since: time(&args.since)?,
+        until: time(&args.until)?,
+    };
+    let (mut stdout, mut stderr) = (std::io::stdout().lock(), std::io::stderr().lock());
+    engine.logs(&args.container, &request, |entry| {
+        let text = if args.timestamps {
+            format!("{:.9} {}", entry.time, entry.log)
+        } else {
+            entry.log.clone()
+        };
+        let written = if entry.stream == "stderr" {
+            let written = stderr.write_all(text.as_bytes());
+            written.and_then(|()| stderr.flush())
+        } else {
+            let written = stdout.write_all(text.as_bytes());
+            written.and_then(|()| stdout.flush())
+        };
+        match written {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+            Err(error) => Err(Error::from(error).context("writing to standard output")),
+        }
+    })?;
+    Ok(0)
+}
+
+/// RFC 3339, seconds since 1970, or an age such as `10m`.
+fn moment(text: &str, now: Timestamp) -> Result<Timestamp> {
+    let invalid = || Error::invalid(format!("invalid value for a time: \"{text}\""));
+    if let Ok(at) = text.parse::<Timestamp>() {
+        return Ok(at);
+    }
+    if let Ok(seconds) = text.parse::<i64>() {
+        return Timestamp::from_second(seconds).map_err(|_range| invalid());
+    }
+    if let Some((seconds, nanoseconds)) = text.split_once('.')
+        && let (Ok(seconds), Ok(nanoseconds)) =
+            (seconds.parse(), format!("{nanoseconds:0<9}").parse())
+    {
+        return Timestamp::new(seconds, nanoseconds).map_err(|_range| invalid());
+    }
+    let age: Span = text.parse().map_err(|_syntax| invalid())?;
+    now.checked_sub(age).map_err(|_range| invalid())
+}
+
+pub(in crate::cli) fn exec(engine: &Engine, args: Exec) -> Result<u8> {
+    if args.tty && args.interactive && !std::io::stdin().is_terminal() {
+        return Err(Error::invalid(
+            "the input device is not a TTY; omit -t or run cowl in a terminal",
+        ));
+    }
+    let mut words = args.container_and_command.into_iter();
+    let container = words.next().unwrap_or_default();
+    let interactive = args.interactive && !args.detach;
+    let request = ExecRequest {
+        argv: words.collect(),
+        env: super::request::environment(&args.env_file, &args.env)?,
+        working_dir: args.workdir,
+        user: args.user,
+        terminal: args.tty.then(|| session::window_size().unwrap_or_default()),
+        privileged: args.privileged,
+        open_stdin: interactive,
+    };
+    let failed = |error: Error| match error.kind() {
+        // As Docker's client: the command line is told what the program was.
+        Kind::CommandNotFound | Kind::CommandNotExecutable => {
+            error.context("OCI runtime exec failed: exec failed")
+        }
+        _ => error,
+    };
+    if args.detach {
+        engine
+            .exec(&container, &request, attach::NONE)
+            .map_err(failed)?;
+        return Ok(0);
+    }
+    let signals = Signals::block()?;
+    let (ends, pipes) = attach::pipes(interactive, args.tty)?;
+    let program = engine
+        .exec(&container, &request, ends.streams())
+        .map_err(failed)?;
+    drop(ends);
+    let manner = Manner {
+        tty: args.tty,
+        interactive,
+        sig_proxy: false,
+    };
+    session::stay(&program, pipes, &signals, manner)
+}
+
+pub(in crate::cli) fn attach(engine: &Engine, args: &Attach) -> Result<u8> {
+    let config = engine.config_of(&args.container)?;
+    let interactive = config.open_stdin && !args.no_stdin;
+    let signals = Signals::block()?;
+    let (ends, pipes) = attach::pipes(interactive, config.tty)?;
+    let program = engine.attach(&args.container, ends.streams())?;
+    drop(ends);
+    let manner = Manner {
+        tty: config.tty,
+        interactive,
+        sig_proxy: args.sig_proxy,
+    };
+    session::stay(&program, pipes, &signals, manner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_moment_is_a_time_or_an_age() {
+        let now: Timestamp = "2026-11-24T12:00:00Z".parse().unwrap();
+        let table = [
+            ("2026-11-24T11:59:00Z", "2026-11-24T11:59:00Z"),
+            ("10m", "2026-11-24T11:50:00Z"),
+            ("1h30m", "2026-11-24T10:30:00Z"),
+            ("0", "1970-01-01T00:00:00Z"),
+            ("1.5", "1970-01-01T00:00:01.5Z"),
+        ];
+        for (text, expected) in table {
+            assert_eq!(moment(text, now).unwrap().to_string(), expected, "{text}");
+        }
+        moment("soon", now).unwrap_err();
+    }
+}

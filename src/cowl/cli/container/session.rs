@@ -1,0 +1,146 @@
+//! A client at a program in a container: `exec` and `attach`.
+//!
+//! Invariant: [`stay`] restores the caller's terminal on every return.
+
+use crate::engine::attach::{Output, Pipes};
+use crate::engine::error::{Context, Error, Result};
+use crate::engine::exec::{Attachment, Exec};
+use crate::engine::signals::{Signals, is};
+use crate::engine::terminal::{self, Raw};
+use nix::sys::signal::Signal;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use std::io::IsTerminal as _;
+use std::os::fd::AsFd;
+
+/// What a shell adds to a signal's number.
+const SIGNALLED: u8 = 128;
+
+/// A program with its end to wait for.
+pub(super) trait Client: AsFd {
+    fn signal(&self, number: u8) -> Result<()>;
+    fn resize(&self, rows: u16, columns: u16) -> Result<()>;
+    fn wait(&self) -> Result<u8>;
+}
+
+macro_rules! client {
+    ($name:ident) => {
+        impl Client for $name {
+            fn signal(&self, number: u8) -> Result<()> {
+                $name::signal(self, number)
+            }
+            fn resize(&self, rows: u16, columns: u16) -> Result<()> {
+                $name::resize(self, rows, columns)
+            }
+            fn wait(&self) -> Result<u8> {
+                $name::wait(self)
+            }
+        }
+    };
+}
+
+client!(Exec);
+client!(Attachment);
+
+/// How a client is with its program.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Manner {
+    /// The program has a terminal.
+    pub(super) tty: bool,
+    /// The caller's input goes to it.
+    pub(super) interactive: bool,
+    /// The caller's signals go to it; else an interrupt ends the client.
+    pub(super) sig_proxy: bool,
+}
+
+/// Copies streams until the program ends, and gives its exit code.
+pub(super) fn stay(
+    client: &impl Client,
+    pipes: Pipes,
+    signals: &Signals,
+    manner: Manner,
+) -> Result<u8> {
+    let stdin = std::io::stdin();
+    let raw = if manner.tty && manner.interactive && stdin.is_terminal() {
+        Some(Raw::new(stdin.as_fd())?)
+    } else {
+        None
+    };
+    let output = pipes.relay()?;
+    if manner.tty {
+        resize(client)?;
+    }
+    let code = watch(client, signals, manner)?;
+    let Some(code) = code else {
+        drop(raw);
+        return Ok(signals
+            .take_interrupt()?
+            .map_or(0, |signal| SIGNALLED.saturating_add(signal)));
+    };
+    let drained = drain(output, signals);
+    drop(raw);
+    drained.map(|()| code)
+}
+
+/// None if an interrupt came that is not passed on.
+fn watch(client: &impl Client, signals: &Signals, manner: Manner) -> Result<Option<u8>> {
+    loop {
+        let mut waiting = [
+            PollFd::new(signals, PollFlags::IN),
+            PollFd::new(client, PollFlags::IN),
+        ];
+        match poll(&mut waiting, None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(Error::from(errno).context("waiting for the container")),
+        }
+        let [_, ended] = waiting;
+        if !ended.revents().is_empty() {
+            return client.wait().map(Some);
+        }
+        if !manner.sig_proxy && signals.has_interrupt()? {
+            return Ok(None);
+        }
+        while let Some(number) = signals.next()? {
+            if is(number, Signal::SIGWINCH) {
+                if manner.tty {
+                    resize(client)?;
+                }
+            } else if manner.sig_proxy {
+                client.signal(number)?;
+            }
+        }
+    }
+}
+
+/// The caller's terminal, if it has one.
+pub(super) fn window_size() -> Option<(u16, u16)> {
+    let (stdin, stdout) = (std::io::stdin(), std::io::stdout());
+    let size = terminal::size(stdin.as_fd()).or_else(|_none| terminal::size(stdout.as_fd()));
+    size.ok().map(|size| (size.ws_row, size.ws_col))
+}
+
+fn resize(client: &impl Client) -> Result<()> {
+    match window_size() {
+        Some((rows, columns)) => client.resize(rows, columns),
+        None => Ok(()),
+    }
+}
+
+/// Waits until all output has been copied, or for an interrupt.
+fn drain(output: Output, signals: &Signals) -> Result<()> {
+    loop {
+        let mut waiting = [
+            PollFd::from_borrowed_fd(signals.interrupt(), PollFlags::IN),
+            PollFd::from_borrowed_fd(output.done(), PollFlags::IN),
+        ];
+        rustix::io::retry_on_intr(|| poll(&mut waiting, None))
+            .context(|| "waiting for the container's output")?;
+        let [_, done] = waiting;
+        if !done.revents().is_empty() {
+            return output.finish();
+        }
+        if signals.take_interrupt()?.is_some() {
+            return Ok(());
+        }
+    }
+}

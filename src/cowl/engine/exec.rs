@@ -1,0 +1,159 @@
+//! `exec` and `attach`: programs in a running container, and its streams.
+
+use super::container::state::Status;
+use super::error::{Error, Kind, Result};
+use super::process::Process;
+use super::{Engine, names, start};
+use cowl_launch::control::{Control, ControlError, Streams, Target};
+use cowl_launch::process::WindowSize;
+use std::os::fd::{AsFd, BorrowedFd};
+
+/// The parameters of [`Engine::exec`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ExecRequest {
+    /// Program and arguments.
+    pub argv: Vec<String>,
+    /// Beside the container's: `NAME=VALUE`, or a bare `NAME` to unset.
+    pub env: Vec<String>,
+    /// Instead of the container's.
+    pub working_dir: Option<String>,
+    /// Instead of the container's.
+    pub user: Option<String>,
+    /// Size of its own terminal, in lines and columns; none without one.
+    pub terminal: Option<(u16, u16)>,
+    /// With all capabilities.
+    pub privileged: bool,
+    /// It has a standard input.
+    pub open_stdin: bool,
+}
+
+/// A program that was started in a container.
+#[derive(Debug)]
+pub struct Exec {
+    /// Its id.
+    pub id: String,
+    /// Its process in the monitor's pid namespace.
+    pub pid: u32,
+    waiting: Control,
+    control: Control,
+}
+
+/// A client at a container's streams.
+#[derive(Debug)]
+pub struct Attachment {
+    waiting: Control,
+    control: Control,
+}
+
+impl Engine {
+    /// Starts a program in a running container.
+    pub fn exec(&self, needle: &str, request: &ExecRequest, streams: Streams<'_>) -> Result<Exec> {
+        let container = self.containers.find(needle)?;
+        if request.argv.is_empty() {
+            return Err(Error::invalid("No exec command specified"));
+        }
+        if container.status()? == Status::Paused {
+            let id = &container.config.id;
+            return Err(Error::conflict(format!(
+                "Container {id} is paused, unpause the container before exec"
+            )));
+        }
+        let control = self.running(&container)?;
+        let mut config = container.config.config.clone();
+        config.tty = request.terminal.is_some();
+        config.env.extend(request.env.iter().cloned());
+        if let Some(user) = &request.user {
+            config.user.clone_from(user);
+        }
+        if let Some(directory) = &request.working_dir {
+            config.working_dir.clone_from(directory);
+        }
+        super::process::check(&config)?;
+        let merged = Process {
+            argv: request.argv.clone(),
+            ..Process::of(&config)
+        };
+        let size = request
+            .terminal
+            .map(|(rows, columns)| WindowSize { rows, columns });
+        let mut process = start::process(&container.config, &merged, size)?;
+        if request.privileged {
+            process.capabilities = start::all_capabilities()?;
+        }
+        let id = names::new_id()?;
+        let pid = control
+            .exec(&id, &process, request.open_stdin, streams)
+            .map_err(exec_error)?;
+        let waiting = self.running(&container)?;
+        waiting.request_wait(Target::Exec(id.clone()))?;
+        Ok(Exec {
+            id,
+            pid,
+            waiting,
+            control,
+        })
+    }
+
+    /// Attaches streams to a running container, from now on.
+    pub fn attach(&self, needle: &str, streams: Streams<'_>) -> Result<Attachment> {
+        let container = self.containers.find(needle)?;
+        let refused = |why: &str| Error::conflict(format!("You cannot attach to a {why}"));
+        if container.status()? == Status::Paused {
+            return Err(refused("paused container, unpause it first"));
+        }
+        let control = self
+            .control(&container)?
+            .ok_or_else(|| refused("stopped container, start it first"))?;
+        let waiting = self.running(&container)?;
+        control.attach(Target::Program, streams)?;
+        waiting.request_wait(Target::Program)?;
+        Ok(Attachment { waiting, control })
+    }
+}
+
+/// Docker's exit codes are kinds.
+fn exec_error(error: ControlError) -> Error {
+    match error {
+        ControlError::Failed(failed) => {
+            let kind = match failed.exit_code {
+                127 => Kind::CommandNotFound,
+                126 => Kind::CommandNotExecutable,
+                _ => Kind::Failed,
+            };
+            Error::new(kind, failed.to_string())
+        }
+        other => other.into(),
+    }
+}
+
+macro_rules! client {
+    ($name:ident, $target:expr) => {
+        impl AsFd for $name {
+            /// Readable when the program has ended.
+            fn as_fd(&self) -> BorrowedFd<'_> {
+                self.waiting.as_fd()
+            }
+        }
+
+        impl $name {
+            /// Waits for the end of the program, and gives its exit code.
+            pub fn wait(&self) -> Result<u8> {
+                Ok(self.waiting.finish_wait()?.exit_code)
+            }
+
+            /// Sends a signal to the program.
+            pub fn signal(&self, number: u8) -> Result<()> {
+                Ok(self.control.signal($target(self), number)?)
+            }
+
+            /// Sets the size of its terminal.
+            pub fn resize(&self, rows: u16, columns: u16) -> Result<()> {
+                let size = WindowSize { rows, columns };
+                Ok(self.control.resize($target(self), size)?)
+            }
+        }
+    };
+}
+
+client!(Exec, |exec: &Exec| Target::Exec(exec.id.clone()));
+client!(Attachment, |_attachment: &Attachment| Target::Program);

@@ -1,0 +1,306 @@
+//! Starting, stopping and waiting: what changes a container's state, without a terminal or signals
+//! of the caller's.
+//!
+//! A verb finds the container's monitor by its control socket and needs no other process of cowl.
+
+use super::container::state::Status;
+use super::container::{Container, PendingContainer};
+use super::error::{Context, Error, Kind, Result};
+use super::{Engine, names};
+use cowl_launch::control::{Control, ControlError, Streams, Target};
+use cowl_launch::message::Exited;
+use cowl_launch::process::WindowSize;
+use nix::sys::signal::Signal;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::str::FromStr as _;
+use std::time::{Duration, Instant};
+
+/// Docker's time between the signal of `stop` and SIGKILL.
+const STOP_TIMEOUT: i64 = 10;
+
+/// The parameters of [`Engine::stop`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StopOptions<'a> {
+    /// Instead of the container's own, which is SIGTERM by default.
+    pub signal: Option<&'a str>,
+    /// Seconds until SIGKILL instead of the container's own; negative for ever.
+    pub timeout: Option<i64>,
+}
+
+impl Engine {
+    /// Starts a container at rest with nothing attached. False if it runs already.
+    pub fn start(&self, needle: &str) -> Result<bool> {
+        super::host::require_mounts("start")?;
+        let container = self.containers.find(needle)?;
+        let Some(pending) = self.begin_start(container)? else {
+            return Ok(false);
+        };
+        let size = WindowSize {
+            rows: 0,
+            columns: 0,
+        };
+        let started = self.start_pending(&pending, Streams::default(), size, None);
+        let container = pending.release();
+        match started {
+            // Monitor and keeper go on by themselves.
+            Ok(running) => {
+                drop(running);
+                Ok(true)
+            }
+            Err(error) if container.config.host.auto_remove => {
+                match self.remove_container(&container, true) {
+                    Ok(()) => Err(error),
+                    Err(second) => Err(error.context(format!("{second}; before that"))),
+                }
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes the right to start a container, and waits for the end of its last program and mount.
+    /// None if it runs.
+    pub(super) fn begin_start(&self, container: Container) -> Result<Option<PendingContainer>> {
+        let lock = self.containers.take(&container)?;
+        let status = container.status()?;
+        if matches!(status, Status::Running | Status::Paused) {
+            return Ok(None);
+        }
+        if status.is_orphaned() {
+            // Its monitor was killed before it could.
+            container.kill_locked()?;
+        }
+        let pending = PendingContainer::begin(container, lock)?;
+        pending.container.wait_unmounted()?;
+        self.store
+            .wait_lease_end(names::short(&pending.container.config.id))?;
+        Ok(Some(pending))
+    }
+
+    /// Sends a signal by its name or number to a container's first process.
+    pub fn kill(&self, needle: &str, signal: &str) -> Result<()> {
+        let number = signal_number(signal)?;
+        let container = self.containers.find(needle)?;
+        let not_running = || {
+            Error::conflict(format!(
+                "cannot kill container: {needle}: container {} is not running",
+                container.config.id
+            ))
+        };
+        let control = self.control(&container)?.ok_or_else(not_running)?;
+        send(&control, number)?;
+        if number != Signal::SIGKILL as u8 {
+            return Ok(());
+        }
+        if container.status()? == Status::Paused {
+            // A frozen process dies when it is thawed.
+            unless_ended(control.unpause())?;
+        }
+        wait_ended(&container, control.wait(Target::Program)).map(drop)
+    }
+
+    /// Asks a container to end, and kills it if it does not. False if it does not run.
+    pub fn stop(&self, needle: &str, options: StopOptions<'_>) -> Result<bool> {
+        let container = self.containers.find(needle)?;
+        let config = &container.config.config;
+        let signal = match options.signal {
+            Some(signal) => signal_number(signal)?,
+            None if config.stop_signal.is_empty() => Signal::SIGTERM as u8,
+            None => signal_number(&config.stop_signal)?,
+        };
+        let timeout = options
+            .timeout
+            .or(config.stop_timeout)
+            .unwrap_or(STOP_TIMEOUT);
+        let Some(control) = self.control(&container)? else {
+            return Ok(false);
+        };
+        if container.status()? == Status::Paused {
+            unless_ended(control.unpause())?;
+        }
+        send(&control, signal)?;
+        match control.request_wait(Target::Program) {
+            Ok(()) => {}
+            Err(ControlError::NotRunning) => return Ok(true),
+            Err(error) => return Err(error.into()),
+        }
+        if !readable_within(&control, timeout)? {
+            // The first connection has an answer to come.
+            if let Some(second) = self.control(&container)? {
+                send(&second, Signal::SIGKILL as u8)?;
+            }
+        }
+        wait_ended(&container, control.finish_wait())?;
+        Ok(true)
+    }
+
+    /// Stops a container if it runs, and starts it.
+    pub fn restart(&self, needle: &str, options: StopOptions<'_>) -> Result<()> {
+        self.stop(needle, options)?;
+        self.start(needle).map(drop)
+    }
+
+    /// Waits until a container has ended, and gives its exit code. One that does not run is
+    /// answered at once.
+    pub fn wait(&self, needle: &str) -> Result<u8> {
+        let container = self.containers.find(needle)?;
+        let waited = match self.control(&container)? {
+            Some(control) => control.wait(Target::Program),
+            None => Err(ControlError::NotRunning),
+        };
+        if let Some(code) = wait_ended(&container, waited)? {
+            return Ok(code);
+        }
+        Ok(match container.status()? {
+            Status::Exited(exit) | Status::Created(Some(exit)) => exit.exit_code,
+            Status::Created(None) | Status::Starting | Status::Running | Status::Paused => 0,
+        })
+    }
+
+    /// Freezes a container's processes.
+    pub fn pause(&self, needle: &str) -> Result<()> {
+        let container = self.containers.find(needle)?;
+        if container.status()? == Status::Paused {
+            let id = &container.config.id;
+            return Err(Error::conflict(format!("Container {id} is already paused")));
+        }
+        Ok(self.running(&container)?.pause()?)
+    }
+
+    /// Thaws them.
+    pub fn unpause(&self, needle: &str) -> Result<()> {
+        let container = self.containers.find(needle)?;
+        let control = self.running(&container)?;
+        if container.status()? != Status::Paused {
+            let id = &container.config.id;
+            return Err(Error::conflict(format!("Container {id} is not paused")));
+        }
+        Ok(control.unpause()?)
+    }
+
+    /// What the monitor of an ended container leaves to the engine.
+    pub fn finish(&self, id: &str) -> Result<()> {
+        let container = match self.containers.find(id) {
+            Err(error) if error.kind() == Kind::NotFound => return Ok(()),
+            found => found?,
+        };
+        container.wait_released()?;
+        if container.is_disposable(&container.status()?) {
+            self.remove_container(&container, true)?;
+        }
+        Ok(())
+    }
+
+    /// A connection to the monitor of a container that runs.
+    pub(super) fn running(&self, container: &Container) -> Result<Control> {
+        self.control(container)?.ok_or_else(|| {
+            let id = &container.config.id;
+            Error::conflict(format!("container {id} is not running"))
+        })
+    }
+
+    /// A connection to a container's monitor; none if it does not run. Waits for a start that is
+    /// going on.
+    #[expect(clippy::unused_self, reason = "a verb's step")]
+    pub(super) fn control(&self, container: &Container) -> Result<Option<Control>> {
+        container.wait_started()?;
+        match Control::connect(container.status_dir()) {
+            Ok(control) => Ok(Some(control)),
+            Err(ControlError::NotRunning) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// A signal by its name, with or without `SIG`, or its number.
+pub fn signal_number(signal: &str) -> Result<u8> {
+    let invalid = || Error::invalid(format!("invalid signal: {signal}"));
+    if let Ok(number) = signal.parse::<u8>() {
+        return if (1..=64).contains(&number) {
+            Ok(number)
+        } else {
+            Err(invalid())
+        };
+    }
+    let upper = signal.to_ascii_uppercase();
+    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
+    if let Some(offset) = name.strip_prefix("RTMIN+") {
+        let offset: u8 = offset.parse().map_err(|_syntax| invalid())?;
+        return if offset <= 30 {
+            Ok(34 + offset)
+        } else {
+            Err(invalid())
+        };
+    }
+    let known = Signal::from_str(&format!("SIG{name}")).map_err(|_unknown| invalid())?;
+    u8::try_from(known as i32).map_err(|_range| invalid())
+}
+
+fn send(control: &Control, number: u8) -> Result<()> {
+    unless_ended(control.signal(Target::Program, number))
+}
+
+/// A container that ends in the meantime is as good as one that was told to.
+fn unless_ended(done: Result<(), ControlError>) -> Result<()> {
+    match done {
+        Ok(()) | Err(ControlError::NotRunning) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// After a wait: its record says that the container has ended. Gives the exit code, if the monitor
+/// did.
+fn wait_ended(container: &Container, waited: Result<Exited, ControlError>) -> Result<Option<u8>> {
+    let code = match waited {
+        Ok(exited) => Some(exited.exit_code),
+        Err(ControlError::NotRunning) => None,
+        Err(error) => return Err(error.into()),
+    };
+    if container.status()?.is_live() {
+        // Its monitor takes its leave, or was killed.
+        container.wait_released()?;
+    }
+    Ok(code)
+}
+
+/// Waits for an answer for so many seconds; negative for ever.
+fn readable_within(control: &Control, seconds: i64) -> Result<bool> {
+    let end = u64::try_from(seconds)
+        .ok()
+        .map(|seconds| Instant::now() + Duration::from_secs(seconds));
+    loop {
+        let left = end.map(|end| end.saturating_duration_since(Instant::now()));
+        let limit = left
+            .map(Timespec::try_from)
+            .transpose()
+            .context(|| "the time of the stop")?;
+        match poll(&mut [PollFd::new(control, PollFlags::IN)], limit.as_ref()) {
+            Ok(0) => return Ok(false),
+            Ok(_) => return Ok(true),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(Error::from(errno).context("waiting for the container")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_is_a_name_or_a_number() {
+        let table = [
+            ("SIGTERM", 15),
+            ("term", 15),
+            ("HUP", 1),
+            ("9", 9),
+            ("64", 64),
+            ("RTMIN+3", 37),
+        ];
+        for (text, number) in table {
+            assert_eq!(signal_number(text).unwrap(), number, "{text}");
+        }
+        for text in ["", "0", "65", "SIGNO", "-1", "RTMIN+99"] {
+            signal_number(text).unwrap_err();
+        }
+    }
+}
