@@ -261,3 +261,91 @@ fn docker_load_reads_standard_input() {
         assert!(refused.stderr.contains("the request's body"), "{refused}");
     });
 }
+
+/// What is created through one door is seen, renamed and removed through the other.
+fn docker_manages_containers_at_rest() {
+    let store = shop("store");
+    let server = Server::start(&store);
+    let created = server.ok([
+        "create",
+        "--name",
+        "one",
+        "-e",
+        "A=1",
+        "--label",
+        "a=b",
+        "-v",
+        "notes:/data",
+        "shop",
+        "sh",
+    ]);
+    let id = created.trim();
+    assert_eq!(store.ok(["ps", "-a", "-q", "--no-trunc"]), created);
+    let listed = server.ok(["ps", "-a", "--format", "{{.ID}} {{.Names}} {{.State}}"]);
+    assert_eq!(listed, format!("{} one created\n", &id[..12]));
+    for (format, expected) in [
+        ("{{.Name}}", "/one"),
+        ("{{json .Config.Labels}}", "{\"a\":\"b\"}"),
+        ("{{json .HostConfig.Binds}}", "[\"notes:/data\"]"),
+        ("{{.State.Status}}", "created"),
+    ] {
+        assert_eq!(server.ok(["inspect", "-f", format, "one"]).trim(), expected);
+        assert_eq!(store.ok(["inspect", "-f", format, "one"]).trim(), expected);
+    }
+    let taken = server.run(["create", "--name", "one", "shop"]).refused(1);
+    assert!(
+        taken.contains("Conflict. The container name \"/one\" is already in use by container"),
+        "{taken}"
+    );
+    let absent = server
+        .run(["create", "--pull", "never", "absent"])
+        .refused(1);
+    assert!(absent.contains("No such image: absent"), "{absent}");
+    server.ok(["rename", "one", "two"]);
+    assert_eq!(store.ok(["inspect", "-f", "{{.Name}}", "two"]), "/two\n");
+    server.ok(["tag", "shop", "other:1"]);
+    assert!(store.ok(["images"]).contains("other"));
+    let filter = server
+        .run(["ps", "-a", "--filter", "nonsense=1"])
+        .refused(1);
+    assert!(filter.contains("invalid filter 'nonsense'"), "{filter}");
+    // A wait answers at once for a container at rest.
+    let waited = server.request(&format!("POST /v1.51/containers/{id}/wait"), "");
+    assert!(waited.contains("{\"StatusCode\":0}"), "{waited}");
+    assert_eq!(server.ok(["rm", "two"]), "two\n");
+    assert_eq!(store.ok(["ps", "-a", "-q"]), "");
+    let gone = server.run(["inspect", "--type", "container", "two"]);
+    assert_eq!(gone.code(), 1, "{gone}");
+    assert!(gone.stderr.contains("No such container: two"), "{gone}");
+}
+
+#[test]
+fn docker_manages_containers_at_rest_as_root() {
+    root(|| docker_manages_containers_at_rest());
+}
+
+#[test]
+fn docker_manages_containers_at_rest_as_user() {
+    user(|| docker_manages_containers_at_rest());
+}
+
+/// `docker wait`, `diff` and `commit` of a container that `cowl run` left.
+#[test]
+fn docker_wait_diff_and_commit_see_what_cowl_run_left() {
+    root(|| {
+        let store = shop("store");
+        let server = Server::start(&store);
+        let script = "echo x > /made; exit 7";
+        assert_eq!(
+            store
+                .run(["run", "--name", "job", "shop", "sh", "-c", script])
+                .code(),
+            7
+        );
+        assert_eq!(server.ok(["wait", "job"]), "7\n");
+        assert_eq!(server.ok(["diff", "job"]), "A /made\n");
+        server.ok(["commit", "-m", "with a file", "job", "made:1"]);
+        assert_eq!(store.ok(["run", "--rm", "made:1", "cat", "/made"]), "x\n");
+        server.ok(["rm", "job"]);
+    });
+}

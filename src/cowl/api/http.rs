@@ -148,9 +148,18 @@ impl Query {
 pub(super) struct Filters(BTreeMap<String, Vec<String>>);
 
 impl Filters {
-    /// Reads the parameter, of which a handler understands `known`. Go's client writes
-    /// `{"name": {"value": true}}`, others `{"name": ["value"]}`.
+    /// Reads the parameter, of which a handler understands `known`.
     pub(super) fn parse(query: &Query, known: &[&str]) -> Handled<Self> {
+        let filters = Self::parse_any(query)?;
+        match filters.0.keys().find(|key| !known.contains(&key.as_str())) {
+            Some(key) => Err(Refusal::invalid(format!("invalid filter '{key}'"))),
+            None => Ok(filters),
+        }
+    }
+
+    /// Reads the parameter with any keys. Go's client writes `{"name": {"value": true}}`, others
+    /// `{"name": ["value"]}`.
+    pub(super) fn parse_any(query: &Query) -> Handled<Self> {
         let Some(text) = query.get("filters") else {
             return Ok(Self::default());
         };
@@ -158,9 +167,6 @@ impl Filters {
             .map_err(|error| Refusal::invalid(format!("invalid filter: {error}")))?;
         let mut filters = BTreeMap::new();
         for (key, values) in all {
-            if !known.contains(&key.as_str()) {
-                return Err(Refusal::invalid(format!("invalid filter '{key}'")));
-            }
             let values = match values {
                 Value::Object(values) => values.into_iter().map(|(value, _)| value).collect(),
                 Value::Array(values) => values
@@ -176,6 +182,11 @@ impl Filters {
             filters.insert(key, values);
         }
         Ok(Self(filters))
+    }
+
+    /// The values of each key.
+    pub(super) fn into_values(self) -> BTreeMap<String, Vec<String>> {
+        self.0
     }
 
     /// Whether `holds` for one value of a key; true without any.
@@ -283,6 +294,29 @@ pub(super) fn stream(
             // Cuts the connection, which is the only sign left.
             stream.0.blocking_send(Err(error)).unwrap_or_default();
         }
+    });
+    with_body(StatusCode::OK, kind, Chunks(receiver).boxed_unsync())
+}
+
+/// A reply whose status goes out now and whose JSON body follows when it is known. A client that
+/// is gone ends the wait for it.
+pub(super) fn later(
+    kind: &'static str,
+    value: impl Future<Output = Handled<Value>> + Send + 'static,
+) -> Reply {
+    let (sender, receiver) = mpsc::channel(1);
+    tokio::spawn(async move {
+        let value = tokio::select! {
+            value = value => value,
+            () = sender.closed() => return,
+        };
+        let chunk = match value {
+            Ok(value) => Ok(Bytes::from(format!("{value}\n"))),
+            // Cuts the connection, which is the only sign left.
+            Err(refusal) => Err(io::Error::other(refusal.message)),
+        };
+        // A client that is gone needs no answer.
+        sender.send(chunk).await.unwrap_or_default();
     });
     with_body(StatusCode::OK, kind, Chunks(receiver).boxed_unsync())
 }

@@ -3,6 +3,7 @@
 use super::Server;
 use super::http::{self, Filters, Handled, Refusal, Request, Version};
 use crate::engine::Engine;
+use crate::engine::commit::{Changed, CommitRequest};
 use crate::engine::error::{Error, Result};
 use crate::engine::image::Removed;
 use cowl_core::digest::ImageId;
@@ -122,6 +123,54 @@ pub(super) fn load(server: &Arc<Server>, request: Request) -> Handled {
     Ok(http::stream("application/json", produce))
 }
 
+/// The name that `repo` and `tag` of a request give an image.
+fn target(request: &Request) -> Handled<Option<Reference>> {
+    let Some(name) = request.query.get("repo") else {
+        return Ok(None);
+    };
+    let name = match request.query.get("tag") {
+        Some(tag) => format!("{name}:{tag}"),
+        None => name.to_owned(),
+    };
+    name.parse()
+        .map(Some)
+        .map_err(|error| Refusal::invalid(format!("invalid reference format: {error}")))
+}
+
+pub(super) async fn tag(server: &Arc<Server>, request: &Request, name: String) -> Handled {
+    let target = target(request)?.ok_or_else(|| Refusal::invalid("no repository is named"))?;
+    server
+        .engine(move |engine| engine.tag_image(&name, &target))
+        .await?;
+    Ok(http::empty(StatusCode::CREATED))
+}
+
+/// `docker commit`.
+pub(super) async fn commit(server: &Arc<Server>, request: &Request) -> Handled {
+    let get = |name| request.query.get(name).unwrap_or_default().to_owned();
+    let (container, author, comment) = (get("container"), get("author"), get("comment"));
+    let changes: Vec<String> = request
+        .query
+        .all("changes")
+        .flat_map(str::lines)
+        .filter(|line| !line.is_empty())
+        .map(str::to_owned)
+        .collect();
+    let name = target(request)?;
+    let id = server
+        .engine(move |engine| {
+            engine.commit(&CommitRequest {
+                changed: Changed::Container(&container),
+                name: name.as_ref(),
+                author: &author,
+                comment: &comment,
+                changes: &changes,
+            })
+        })
+        .await?;
+    http::json(StatusCode::CREATED, &json!({"Id": id.to_string()}))
+}
+
 /// `docker import` and `docker pull` share a path.
 pub(super) fn create(server: &Arc<Server>, request: Request) -> Handled {
     if let Some(image) = request.query.get("fromImage") {
@@ -138,14 +187,8 @@ pub(super) fn create(server: &Arc<Server>, request: Request) -> Handled {
             "only an import from the request's body is supported (fromSrc=-)",
         ));
     }
-    let name = request.query.get("repo").unwrap_or_default();
-    let name = match request.query.get("tag") {
-        Some(tag) => format!("{name}:{tag}"),
-        None => name.to_owned(),
-    };
-    let name: Reference = name
-        .parse()
-        .map_err(|error| Refusal::invalid(format!("invalid reference format: {error}")))?;
+    let name = target(&request)?
+        .ok_or_else(|| Refusal::invalid("an imported image needs a name: docker import - NAME"))?;
     let archive = http::upload(request.body).map_err(Error::from)?;
     let server = Arc::clone(server);
     let produce = move |stream: &http::Stream| {

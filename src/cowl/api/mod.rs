@@ -4,6 +4,7 @@
 //! state. Killed at any moment, the next one goes on. Verbs block, so each runs in a thread of its
 //! own. Shapes and texts: Docker Engine API v1.51.
 
+mod containers;
 mod http;
 mod images;
 mod listen;
@@ -11,6 +12,7 @@ mod network;
 mod route;
 mod system;
 mod volumes;
+mod wait;
 
 pub use listen::serve;
 

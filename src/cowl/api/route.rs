@@ -1,7 +1,7 @@
 //! Which handler answers which path.
 
 use super::http::{Handled, Refusal, Reply, Request};
-use super::{Server, images, network, system, volumes};
+use super::{Server, containers, images, network, system, volumes};
 use hyper::{Method, StatusCode};
 use std::sync::Arc;
 
@@ -16,6 +16,7 @@ pub(super) async fn route(server: &Arc<Server>, request: Request) -> Handled {
     match path.first().copied() {
         Some("images") => images(server, request, path.get(1..).unwrap_or_default()).await,
         Some("volumes") => volumes(server, request, path.get(1..).unwrap_or_default()).await,
+        Some("containers") => containers(server, request, path.get(1..).unwrap_or_default()).await,
         Some("networks") => network::route(&request, path.get(1..).unwrap_or_default()),
         _ => system(server, request, &path).await,
     }
@@ -27,6 +28,7 @@ async fn system(server: &Arc<Server>, request: Request, path: &[&str]) -> Handle
         (&Method::GET, ["version"]) => system::version(),
         (&Method::GET, ["info"]) => system::info(server).await,
         (&Method::GET, ["system", "df"]) => system::disk_usage(server, &request).await,
+        (&Method::POST, ["commit"]) => images::commit(server, &request).await,
         (&Method::GET, ["plugins"]) => Ok(empty_list()),
         (
             _,
@@ -57,6 +59,7 @@ async fn images(server: &Arc<Server>, request: Request, path: &[&str]) -> Handle
             images::save(server, &request, Some(name.join("/"))).await
         }
         (&Method::GET, [name @ .., "history"]) => images::history(server, name.join("/")).await,
+        (&Method::POST, [name @ .., "tag"]) => images::tag(server, &request, name.join("/")).await,
         (&Method::DELETE, name @ [_, ..]) => images::remove(server, &request, name.join("/")).await,
         _ => Err(no_page()),
     }
@@ -68,6 +71,23 @@ async fn volumes(server: &Arc<Server>, request: Request, path: &[&str]) -> Handl
         (&Method::POST, ["create"]) => volumes::create(server, request).await,
         (&Method::GET, [name]) => volumes::inspect(server, (*name).to_owned()).await,
         (&Method::DELETE, [name]) => volumes::remove(server, &request, (*name).to_owned()).await,
+        _ => Err(no_page()),
+    }
+}
+
+async fn containers(server: &Arc<Server>, request: Request, path: &[&str]) -> Handled {
+    match (&request.method.clone(), path) {
+        (&Method::GET, ["json"]) => containers::list(server, &request).await,
+        (&Method::POST, ["create"]) => containers::create(server, request).await,
+        (&Method::GET, [name, "json"]) => containers::inspect(server, (*name).to_owned()).await,
+        (&Method::GET, [name, "changes"]) => containers::changes(server, (*name).to_owned()).await,
+        (&Method::POST, [name, "wait"]) => {
+            containers::wait(server, &request, (*name).to_owned()).await
+        }
+        (&Method::POST, [name, "rename"]) => {
+            containers::rename(server, &request, (*name).to_owned()).await
+        }
+        (&Method::DELETE, [name]) => containers::remove(server, &request, (*name).to_owned()).await,
         _ => Err(no_page()),
     }
 }

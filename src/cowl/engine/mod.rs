@@ -145,6 +145,11 @@ impl Engine {
         self.purge()
     }
 
+    /// A container by id, name or the beginning of its id.
+    pub fn container(&self, needle: &str) -> Result<Container> {
+        self.containers.find(needle)
+    }
+
     /// Removes a container by id or name; `force` kills a running one, `with_volumes` removes its
     /// anonymous volumes too.
     pub fn remove(&self, needle: &str, force: bool, with_volumes: bool) -> Result<()> {

@@ -1,0 +1,131 @@
+//! `/containers`.
+
+use super::Server;
+use super::http::{self, Filters, Handled, Refusal, Request};
+use super::wait::{Condition, Wait};
+use crate::engine::commit::{ChangeKind, Changed};
+use crate::engine::create::CreateRequest;
+use crate::engine::docker::{ContainerConfig, HostConfig};
+use crate::engine::list::ListRequest;
+use hyper::StatusCode;
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde_json::json;
+use std::sync::Arc;
+
+/// Body of `/containers/create`: Docker's `Config` with a `HostConfig` inside. The networking
+/// configuration of the default network says nothing, and there is no other.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Create {
+    #[serde(flatten)]
+    config: ContainerConfig,
+    #[serde(default)]
+    host_config: Option<HostConfig>,
+}
+
+pub(super) async fn create(server: &Arc<Server>, request: Request) -> Handled {
+    let name = request.query.get("name").map(str::to_owned);
+    let asked: Create = http::json_body(request.body).await?;
+    let asked = CreateRequest {
+        name,
+        config: asked.config,
+        host: asked.host_config.unwrap_or_default(),
+    };
+    let created = server.engine(move |engine| engine.create(&asked)).await?;
+    let body = json!({"Id": created.id, "Warnings": created.warnings});
+    http::json(StatusCode::CREATED, &body)
+}
+
+pub(super) async fn list(server: &Arc<Server>, request: &Request) -> Handled {
+    let limit = match request.query.get("limit").map(str::parse::<i64>) {
+        None => None,
+        Some(Ok(limit)) => usize::try_from(limit).ok().filter(|limit| *limit > 0),
+        Some(Err(error)) => return Err(Refusal::invalid(format!("invalid limit: {error}"))),
+    };
+    let asked = ListRequest {
+        all: request.query.flag("all"),
+        limit,
+        filters: Filters::parse_any(&request.query)?.into_values(),
+    };
+    let rows = server
+        .engine(move |engine| {
+            let now = Timestamp::now();
+            let found = engine.list(&asked)?.items;
+            Ok(found
+                .iter()
+                .map(|summary| engine.listed(summary, now))
+                .collect::<Vec<_>>())
+        })
+        .await?;
+    http::json(StatusCode::OK, &rows)
+}
+
+pub(super) async fn inspect(server: &Arc<Server>, name: String) -> Handled {
+    let body = server.engine(move |engine| engine.inspect(&name)).await?;
+    http::json(StatusCode::OK, &body)
+}
+
+pub(super) async fn remove(server: &Arc<Server>, request: &Request, name: String) -> Handled {
+    let (force, volumes) = (request.query.flag("force"), request.query.flag("v"));
+    if request.query.flag("link") {
+        return Err(Refusal::invalid("cowl has no links between containers"));
+    }
+    server
+        .engine(move |engine| engine.remove(&name, force, volumes))
+        .await?;
+    Ok(http::empty(StatusCode::NO_CONTENT))
+}
+
+pub(super) async fn rename(server: &Arc<Server>, request: &Request, name: String) -> Handled {
+    let to = request.query.get("name").unwrap_or_default().to_owned();
+    server
+        .engine(move |engine| engine.rename(&name, &to))
+        .await?;
+    Ok(http::empty(StatusCode::NO_CONTENT))
+}
+
+/// `docker diff`.
+pub(super) async fn changes(server: &Arc<Server>, name: String) -> Handled {
+    let changes = server
+        .engine(move |engine| engine.diff(Changed::Container(&name)))
+        .await?;
+    let rows: Vec<_> = changes
+        .into_iter()
+        .map(|(kind, path)| {
+            let kind = match kind {
+                ChangeKind::Changed => 0,
+                ChangeKind::Added => 1,
+                ChangeKind::Deleted => 2,
+            };
+            json!({"Path": format!("/{}", String::from_utf8_lossy(&path)), "Kind": kind})
+        })
+        .collect();
+    http::json(StatusCode::OK, &rows)
+}
+
+/// Answers at once, and tells the exit code when it is known: a client waits before it starts.
+pub(super) async fn wait(server: &Arc<Server>, request: &Request, name: String) -> Handled {
+    let condition = request.query.get("condition");
+    let condition = Condition::parse(condition).ok_or_else(|| {
+        Refusal::invalid(format!(
+            "invalid condition: \"{}\"",
+            condition.unwrap_or_default()
+        ))
+    })?;
+    let wait = Wait::begin(server, name, condition).await?;
+    let server = Arc::clone(server);
+    Ok(http::later("application/json", async move {
+        let exit = wait.end(&server).await?;
+        let code = exit.as_ref().map_or(0, |exit| exit.exit_code);
+        let mut body = json!({ "StatusCode": code });
+        if let Some(error) = exit
+            .map(|exit| exit.error)
+            .filter(|error| !error.is_empty())
+            && let Some(body) = body.as_object_mut()
+        {
+            body.insert("Error".into(), json!({ "Message": error }));
+        }
+        Ok(body)
+    }))
+}
