@@ -26,7 +26,7 @@ use crate::command::{binary, fixture};
 /// The user and group that the user profile becomes: nobody, nogroup.
 pub const USER: u32 = 65534;
 /// A test that takes longer hangs. Below the limits of .config/nextest.toml, which would leave its
-/// namespaces behind.
+/// namespaces behind. `COWL_TEST_SLOWNESS` says how many times as slow a machine is.
 const LIMIT: Duration = Duration::from_mins(9);
 const LONG_LIMIT: Duration = Duration::from_mins(17);
 /// Stands for never, where a test waits for what must come: a busy or emulated machine may take
@@ -304,11 +304,12 @@ fn start(privilege: Privilege, test: &str, base: &Path, output: &Path) -> Child 
 }
 
 fn limit() -> Duration {
-    if std::env::var_os("COWL_TEST_SCALE").is_some() {
+    let limit = if std::env::var_os("COWL_TEST_SCALE").is_some() {
         LONG_LIMIT
     } else {
         LIMIT
-    }
+    };
+    limit * std::env::var("COWL_TEST_SLOWNESS").map_or(1, |slower| slower.parse().unwrap())
 }
 
 /// False when the limit passed first; the whole namespace is dead then.
