@@ -30,7 +30,7 @@ fn start(store: &Store, options: &[&str], script: &str) -> String {
     ];
     let id = store.ok(arguments.concat());
     assert!(
-        readable(&ready, std::time::Duration::from_secs(120)),
+        readable(&ready, std::time::Duration::from_mins(2)),
         "the container does not start"
     );
     id.trim().to_owned()
