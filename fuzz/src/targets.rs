@@ -39,7 +39,7 @@ const fn target(name: &'static str, parse: fn(&[u8]) -> bool) -> Target {
     }
 }
 
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 14] = [
     // Headers, PAX records and sparse maps in all spellings: seeds/layer has one archive of each.
     Target {
         repair: checksums,
@@ -48,6 +48,8 @@ pub const TARGETS: [Target; 11] = [
             layer::import(input, &HashOnly, &limits()).is_ok()
         })
     },
+    target("pax", layer::fuzz::pax),
+    target("sparse", layer::fuzz::sparse),
     target("compressed", |input| {
         layer::decompress(input).is_ok_and(|stream| {
             std::io::copy(&mut stream.take(1 << 20), &mut std::io::sink()).is_ok()

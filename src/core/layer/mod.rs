@@ -25,6 +25,8 @@ mod entry;
 mod entry_header;
 mod error;
 mod export;
+#[doc(hidden)]
+pub mod fuzz;
 mod header;
 mod import;
 mod path;
