@@ -71,7 +71,9 @@ impl MountPoint {
 
     /// The source of cowl's mount whose root this is, if it is one.
     pub(super) fn mounted(&self) -> Result<Option<String>> {
-        let stat = rustix::fs::statx(&self.fd, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)
+        // Without a request to the worker, which may be dead: Linux 6.1 would send one.
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        let stat = rustix::fs::statx(&self.fd, "", flags, StatxFlags::MNT_ID)
             .context(|| format!("statx {}", self.path.display()))?;
         if !stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
             return Ok(None);
