@@ -352,10 +352,20 @@ impl Overlay {
                 let place = self.place_in(*dir, name)?;
                 self.preserving_times(*dir, || staged.rename(place.spot(), RenameFlags::NOREPLACE))
             }
-            Destination::Index(number) => staged.rename(
-                Spot::new(upper.index(), &Upper::index_name(*number)),
-                RenameFlags::NOREPLACE,
-            ),
+            Destination::Index(number) => {
+                if upper.spelling() == Spelling::Plain {
+                    // An upper without a stamp is told from a new one by it (`Upper::open`).
+                    Spot::new(upper.root(), b".").set_mark(
+                        upper.namespace(),
+                        Mark::Impure,
+                        marks::YES,
+                    )?;
+                }
+                staged.rename(
+                    Spot::new(upper.index(), &Upper::index_name(*number)),
+                    RenameFlags::NOREPLACE,
+                )
+            }
             Destination::Orphan(number) => staged.rename(
                 Spot::new(upper.orphans(), number.to_string().as_bytes()),
                 RenameFlags::NOREPLACE,

@@ -193,3 +193,20 @@ fn five_hundred_layers_are_one() {
     assert_eq!(read_all(&overlay, same, None), b"layer0");
     assert_eq!(view::of_overlay(&overlay).len(), 502);
 }
+
+/// The upper itself stays empty then: only `work/` has the copy.
+#[test]
+fn chmod_of_a_hard_link_alone_survives_a_remount() {
+    let stack = Stack::new(&["layer"]);
+    stack.write("layer/a", "linked");
+    fs::hard_link(stack.path("layer/a"), stack.path("layer/b")).unwrap();
+    let overlay = stack.open(IoMode::Cached);
+    let a = overlay.lookup(NodeId::ROOT, b"a").unwrap().unwrap();
+    overlay.setattr(a.id, &mode(0o600)).unwrap();
+    drop(overlay);
+    let overlay = stack.open(IoMode::Cached);
+    for name in [b"a", b"b"] {
+        let found = overlay.lookup(NodeId::ROOT, name).unwrap().unwrap();
+        assert_eq!(found.attr.mode & 0o777, 0o600);
+    }
+}

@@ -241,7 +241,13 @@ impl Upper {
                 let condition = probe::compare_stamp(root.as_fd(), space, stamp)?;
                 (condition, condition == Condition::Stamped)
             }
-            Base::Plain { .. } => (probe::refuse_stamp(root.as_fd(), space)?, !is_new),
+            Base::Plain { .. } => {
+                // A mount that changed hard links only has left the upper empty, but for the mark.
+                let impure = scan::is_impure(root.as_fd(), space);
+                let impure = impure.map_err(host("reading the upper's marks"))?;
+                let condition = probe::refuse_stamp(root.as_fd(), space)?;
+                (condition, !is_new || impure)
+            }
         };
         if !is_of_this_upper {
             // Left by a removed upper. Durable before the stamp: an old index must not come back
