@@ -64,6 +64,36 @@ pub struct After {
     pub always: bool,
 }
 
+impl After {
+    /// Starts it, without waiting for its end.
+    ///
+    /// # Errors
+    /// Those of `execve(2)`; EINVAL without a program.
+    pub fn spawn(&self) -> std::io::Result<std::process::Child> {
+        use std::ffi::OsStr;
+        use std::os::unix::ffi::OsStrExt as _;
+        use std::process::{Command, Stdio};
+        let text = OsStr::from_bytes;
+        let mut argv = self.argv.iter().map(|argument| text(argument));
+        let Some(program) = argv.next() else {
+            return Err(std::io::ErrorKind::InvalidInput.into());
+        };
+        let variables = self.env.iter().filter_map(|variable| {
+            let at = variable.iter().position(|byte| *byte == b'=')?;
+            let (key, value) = variable.split_at_checked(at)?;
+            Some((text(key), text(value.get(1..)?)))
+        });
+        Command::new(program)
+            .args(argv)
+            .env_clear()
+            .envs(variables)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+    }
+}
+
 /// A message of the client to a running monitor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum ControlRequest {

@@ -14,13 +14,15 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// Serves the store at `root` on the unix socket `socket` until SIGINT or SIGTERM.
 ///
-/// `ready` is called once the socket answers. The socket is 0660; `group` may use it too, which is
+/// `ready` is called once the socket answers, `warn` with what could not be started of the
+/// containers that are to run ([`crate::engine::Engine::start_by_policy`]). The socket is 0660; `group` may use it too, which is
 /// as good as being root where root serves.
 pub fn serve(
     root: PathBuf,
     socket: &Path,
     group: Option<&str>,
     ready: impl FnOnce() -> Result<()>,
+    warn: impl FnOnce(Vec<Error>) + Send + 'static,
 ) -> Result<()> {
     let listener = bind(socket, group).context(|| format!("listening on {}", socket.display()))?;
     let bound = Bound(socket);
@@ -38,6 +40,11 @@ pub fn serve(
             signal(SignalKind::terminate())?,
         );
         ready()?;
+        let starting = Arc::clone(&server);
+        tokio::task::spawn_blocking(move || {
+            let started = starting.open().and_then(|engine| engine.start_by_policy());
+            warn(started.unwrap_or_else(|error| vec![error]));
+        });
         loop {
             tokio::select! {
                 accepted = listener.accept() => connection(&server, accepted?.0),

@@ -44,6 +44,8 @@ pub(super) struct Wait {
     id: String,
     condition: Condition,
     changes: Receiver,
+    /// The container was seen running.
+    ran: bool,
     /// The end that does not count.
     before: Option<Exit>,
     last: Option<Exit>,
@@ -52,6 +54,8 @@ pub(super) struct Wait {
 /// What a look at the container gave.
 enum Look {
     Rests(Option<Exit>),
+    /// It has ended and waits for its restart.
+    Restarts(Exit),
     Runs,
     Gone,
 }
@@ -75,14 +79,17 @@ impl Wait {
             id,
             condition,
             changes,
+            ran: false,
             before: None,
             last: None,
         };
         // After the watch was set, so that no end is missed.
-        if condition == Condition::NextExit
-            && let Look::Rests(exit) = wait.look(server).await?
-        {
-            wait.before = exit;
+        if condition == Condition::NextExit {
+            wait.before = match wait.look(server).await? {
+                Look::Rests(exit) => exit,
+                Look::Restarts(exit) => Some(exit),
+                Look::Runs | Look::Gone => None,
+            };
         }
         Ok(wait)
     }
@@ -93,13 +100,16 @@ impl Wait {
             match (self.look(server).await?, self.condition) {
                 (Look::Gone, _) => return Ok(self.last),
                 (Look::Rests(exit), Condition::NotRunning) => return Ok(exit),
-                (Look::Rests(Some(exit)), Condition::NextExit)
+                // One that waits for its restart counts as running, but its end does not go unseen.
+                (Look::Restarts(exit), Condition::NotRunning) if self.ran => return Ok(Some(exit)),
+                (Look::Rests(Some(exit)) | Look::Restarts(exit), Condition::NextExit)
                     if self.before.as_ref() != Some(&exit) =>
                 {
                     return Ok(Some(exit));
                 }
                 (Look::Rests(exit), _) => self.last = exit.or(self.last),
-                (Look::Runs, _) => {}
+                (Look::Restarts(exit), _) => self.last = Some(exit),
+                (Look::Runs, _) => self.ran = true,
             }
             self.change().await.map_err(Error::from)?;
         }
@@ -115,6 +125,7 @@ impl Wait {
                 };
                 Ok(match container.status()? {
                     Status::Exited(exit) => Look::Rests(Some(exit)),
+                    Status::Restarting(exit) => Look::Restarts(exit),
                     Status::Created(exit) => Look::Rests(exit),
                     Status::Starting | Status::Running | Status::Paused => Look::Runs,
                 })

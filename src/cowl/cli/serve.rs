@@ -1,6 +1,7 @@
 //! `cowl serve`: options and `daemon.json`, with dockerd's names and rules.
 
 use super::args::Serve;
+use super::image::warn;
 use super::table::printable;
 use super::{Stdout, host};
 use crate::api;
@@ -55,6 +56,7 @@ pub(super) fn serve(root: Option<PathBuf>, args: &Serve, out: &mut Stdout) -> Re
             out.line(&printable(&format!("API listen on {}", socket.display())))?;
             Ok(out.flush()?)
         },
+        |failed| warn(&failed),
     )?;
     Ok(0)
 }

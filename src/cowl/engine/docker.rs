@@ -270,12 +270,7 @@ impl HostConfig {
         if !matches!(network, "" | "default" | "bridge" | "none") {
             return Err(not_supported("NetworkMode", &json!(network)));
         }
-        if !matches!(self.restart_policy.name.as_str(), "" | "no") {
-            return Err(not_supported(
-                "RestartPolicy",
-                &json!(self.restart_policy.name),
-            ));
-        }
+        self.restart_policy.check(self.auto_remove)?;
         for mount in &self.mounts {
             let options = [
                 Some(&mount.other),

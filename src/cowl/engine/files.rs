@@ -242,6 +242,16 @@ pub(crate) fn lock_dir_until(dir: impl AsFd, interrupt: Option<BorrowedFd<'_>>) 
     Ok(own)
 }
 
+/// Takes the lock of a file, which is created if it is missing, waiting for it; dropping the result
+/// releases it.
+pub(crate) fn lock_file(dir: impl AsFd, name: &str) -> Result<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = fs::openat(dir, name, flags, Mode::from_raw_mode(0o600))
+        .context(|| format!("opening lock {name}"))?;
+    lock(&file, FlockOperation::LockExclusive, None)?;
+    Ok(file)
+}
+
 /// Whether the lock `name` (`.` for the directory's own) is held exclusively. Tries a shared lock,
 /// so that concurrent checks don't disturb one another. A damaged lock ([`check_lock`]) is free.
 pub(crate) fn is_locked(dir: impl AsFd, name: &str) -> Result<bool> {

@@ -35,7 +35,7 @@ impl Engine {
             "HostsPath": "",
             "LogPath": "",
             "Name": format!("/{}", config.name),
-            "RestartCount": 0,
+            "RestartCount": container.restart_record()?.count,
             "Driver": "cowl",
             "Platform": "linux",
             "MountLabel": "",
@@ -105,16 +105,20 @@ fn network_settings(config: &Config) -> Value {
 
 fn shown(state: &State) -> Value {
     let exit = match &state.status {
-        Status::Exited(exit) => Some(exit),
+        Status::Exited(exit) | Status::Restarting(exit) => Some(exit),
         Status::Created(failed) => failed.as_ref(),
         Status::Starting | Status::Running | Status::Paused => None,
     };
     let time = |at: Option<Timestamp>| at.map_or(NEVER.to_owned(), |at| format!("{at:.9}"));
     json!({
         "Status": state.status.word(),
-        "Running": matches!(state.status, Status::Running | Status::Paused),
+        // Docker's: a container that is about to be restarted counts as running.
+        "Running": matches!(
+            state.status,
+            Status::Running | Status::Paused | Status::Restarting(_)
+        ),
         "Paused": state.status == Status::Paused,
-        "Restarting": false,
+        "Restarting": matches!(state.status, Status::Restarting(_)),
         "OOMKilled": exit.is_some_and(|exit| exit.oom_killed),
         "Dead": false,
         "Pid": state.pid,
@@ -122,7 +126,7 @@ fn shown(state: &State) -> Value {
         "Error": exit.map_or("", |exit| exit.error.as_str()),
         "StartedAt": time(state.started_at),
         "FinishedAt": time(exit.and_then(|exit| match state.status {
-            Status::Exited(_) => exit.finished_at,
+            Status::Exited(_) | Status::Restarting(_) => exit.finished_at,
             _ => None,
         })),
     })

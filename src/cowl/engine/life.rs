@@ -4,8 +4,9 @@
 //! A verb finds the container's monitor by its control socket and needs no other process of cowl.
 
 use super::container::state::Status;
-use super::container::{Container, PendingContainer};
-use super::error::{Context, Error, Kind, Result};
+use super::container::{Container, PendingContainer, StartLock};
+use super::error::{Context, Error, Result};
+use super::restart::{RestartRecord, wait_change};
 use super::{Engine, names};
 use cowl_launch::control::{Control, ControlError, Streams, Target};
 use cowl_launch::message::Exited;
@@ -35,6 +36,11 @@ impl Engine {
         let Some(pending) = self.begin_start(container)? else {
             return Ok(false);
         };
+        self.start_detached(pending).map(|()| true)
+    }
+
+    /// Mounts and launches with nothing attached. Monitor and keeper go on by themselves.
+    pub(super) fn start_detached(&self, pending: PendingContainer) -> Result<()> {
         let size = WindowSize {
             rows: 0,
             columns: 0,
@@ -42,10 +48,9 @@ impl Engine {
         let started = self.start_pending(&pending, Streams::default(), size, None);
         let container = pending.release();
         match started {
-            // Monitor and keeper go on by themselves.
             Ok(running) => {
                 drop(running);
-                Ok(true)
+                Ok(())
             }
             Err(error) if container.config.host.auto_remove => {
                 match self.remove_container(&container, true) {
@@ -62,18 +67,28 @@ impl Engine {
     pub(super) fn begin_start(&self, container: Container) -> Result<Option<PendingContainer>> {
         let lock = self.containers.take(&container)?;
         let status = container.status()?;
-        if matches!(status, Status::Running | Status::Paused) {
+        let restarts =
+            matches!(status, Status::Restarting(_)) && container.is_awaiting_restart()?;
+        if restarts || matches!(status, Status::Running | Status::Paused) {
             return Ok(None);
         }
         if status.is_orphaned() {
             // Its monitor was killed before it could.
             container.kill_locked()?;
         }
+        if container.restart_record()? != RestartRecord::default() {
+            container.write_restart_record(RestartRecord::default())?;
+        }
+        self.ready(container, lock).map(Some)
+    }
+
+    /// Waits for the end of a container's last mount.
+    pub(super) fn ready(&self, container: Container, lock: StartLock) -> Result<PendingContainer> {
         let pending = PendingContainer::begin(container, lock)?;
         pending.container.wait_unmounted()?;
         self.store
             .wait_lease_end(names::short(&pending.container.config.id))?;
-        Ok(Some(pending))
+        Ok(pending)
     }
 
     /// Sends a signal by its name or number to a container's first process.
@@ -86,6 +101,13 @@ impl Engine {
                 container.config.id
             ))
         };
+        if Self::ends(&container, number)? {
+            let restarting = matches!(container.status()?, Status::Restarting(_));
+            self.hold_restarts(&container)?;
+            if restarting && !container.status()?.is_live() {
+                return Ok(());
+            }
+        }
         let control = self.control(&container)?.ok_or_else(not_running)?;
         send(&control, number)?;
         if number != Signal::SIGKILL as u8 {
@@ -111,8 +133,10 @@ impl Engine {
             .timeout
             .or(config.stop_timeout)
             .unwrap_or(STOP_TIMEOUT);
+        let restarting = matches!(container.status()?, Status::Restarting(_));
+        self.hold_restarts(&container)?;
         let Some(control) = self.control(&container)? else {
-            return Ok(false);
+            return Ok(restarting);
         };
         if container.status()? == Status::Paused {
             unless_ended(control.unpause())?;
@@ -143,16 +167,26 @@ impl Engine {
     /// answered at once.
     pub fn wait(&self, needle: &str) -> Result<u8> {
         let container = self.containers.find(needle)?;
-        let waited = match self.control(&container)? {
-            Some(control) => control.wait(Target::Program),
-            None => Err(ControlError::NotRunning),
+        let changes = self.watch(&container.config.id)?;
+        let waited = loop {
+            if let Some(control) = self.control(&container)? {
+                break control.wait(Target::Program);
+            }
+            if !matches!(container.status()?, Status::Restarting(_)) {
+                break Err(ControlError::NotRunning);
+            }
+            wait_change(&changes, None)?;
         };
         if let Some(code) = wait_ended(&container, waited)? {
             return Ok(code);
         }
         Ok(match container.status()? {
             Status::Exited(exit) | Status::Created(Some(exit)) => exit.exit_code,
-            Status::Created(None) | Status::Starting | Status::Running | Status::Paused => 0,
+            Status::Created(None)
+            | Status::Starting
+            | Status::Running
+            | Status::Paused
+            | Status::Restarting(_) => 0,
         })
     }
 
@@ -177,25 +211,18 @@ impl Engine {
         Ok(control.unpause()?)
     }
 
-    /// What the monitor of an ended container leaves to the engine.
-    pub fn finish(&self, id: &str) -> Result<()> {
-        let container = match self.containers.find(id) {
-            Err(error) if error.kind() == Kind::NotFound => return Ok(()),
-            found => found?,
-        };
-        container.wait_released()?;
-        if container.is_disposable(&container.status()?) {
-            self.remove_container(&container, true)?;
-        }
-        Ok(())
-    }
-
     /// A connection to the monitor of a container that runs.
     pub(super) fn running(&self, container: &Container) -> Result<Control> {
-        self.control(container)?.ok_or_else(|| {
-            let id = &container.config.id;
-            Error::conflict(format!("container {id} is not running"))
-        })
+        if let Some(control) = self.control(container)? {
+            return Ok(control);
+        }
+        let id = &container.config.id;
+        Err(Error::conflict(match container.status()? {
+            Status::Restarting(_) => {
+                format!("Container {id} is restarting, wait until the container is running")
+            }
+            _ => format!("container {id} is not running"),
+        }))
     }
 
     /// A connection to a container's monitor; none if it does not run. Waits for a start that is

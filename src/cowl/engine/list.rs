@@ -77,7 +77,10 @@ impl Engine {
                     continue;
                 }
             };
-            let runs = matches!(state.status, Status::Running | Status::Paused);
+            let runs = matches!(
+                state.status,
+                Status::Running | Status::Paused | Status::Restarting(_)
+            );
             let summary = Summary {
                 config: container.config,
                 state,
@@ -257,6 +260,10 @@ impl Summary {
                     _ => "",
                 };
                 format!("Up {}{paused}", age(since))
+            }
+            Status::Restarting(exit) => {
+                let ended = exit.finished_at.unwrap_or(self.config.created);
+                format!("Restarting ({}) {} ago", exit.exit_code, age(ended))
             }
             Status::Exited(exit) => match exit.finished_at {
                 Some(at) => format!("Exited ({}) {} ago", exit.exit_code, age(at)),

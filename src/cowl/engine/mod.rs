@@ -26,6 +26,7 @@ mod mountpoint;
 mod names;
 mod output;
 pub mod process;
+mod restart;
 pub mod run;
 mod save;
 pub(crate) mod signals;
@@ -138,6 +139,9 @@ impl Engine {
                 // Its monitor is dead; its program may live on.
                 container.kill()?;
             }
+            if matches!(status, Status::Restarting(_)) {
+                self.resume_restart(&container)?;
+            }
             if container.is_disposable(&status) && container.unmounts_soon()? {
                 self.remove_container(&container, true)?;
             }
@@ -170,6 +174,9 @@ impl Engine {
             Ok(Status::Paused) if !force => Err(Error::conflict(format!(
                 "cannot remove container \"{needle}\": container is paused and must be unpaused first"
             ))),
+            Ok(Status::Restarting(_)) if !force => Err(Error::conflict(format!(
+                "cannot remove container \"{needle}\": container is restarting: stop the container before removing or force remove (cowl rm -f {needle})"
+            ))),
             Ok(status) if status.is_live() && !force => Err(Error::conflict(format!(
                 "cannot remove container \"{needle}\": container is running: stop the container before removing or force remove (cowl rm -f {needle})"
             ))),
@@ -177,6 +184,7 @@ impl Engine {
             Ok(status) if !status.is_live() => self.remove_container(&container, with_volumes),
             // A damaged one may be running.
             Ok(_) | Err(_) => {
+                self.hold_restarts(&container)?;
                 container.kill()?;
                 self.remove_container(&container, with_volumes)
             }

@@ -24,8 +24,6 @@ mod requests;
 mod serve;
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt as _;
-use std::process::{Command, Stdio};
 
 use cowl_sys::startup;
 use rustix::fs::{AtFlags, unlinkat};
@@ -34,7 +32,7 @@ use rustix::net::{RecvFlags, SocketFlags};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior, setsid};
 
 use crate::control::SOCKET;
-use crate::message::{After, Event, Exited, Failed, Start};
+use crate::message::{Event, Exited, Failed, Start};
 use crate::sandbox::Namespace;
 use crate::status::{ExitRecord, Lock, Moment};
 use crate::sys::mount::{MountAttributes, mount_setattr};
@@ -249,7 +247,9 @@ impl Job {
         let client_is_gone = tell(client, exited);
         waiting.answer(exited);
         if let Some(after) = after.filter(|after| after.always || client_is_gone) {
-            run_after(&after);
+            // There is no client to be told if that fails: the next command finds the container as it
+            // is.
+            drop(after.spawn());
         }
         serve::linger(readers, poller);
         Ok(exited.exit_code)
@@ -264,32 +264,6 @@ fn tell(client: BorrowedFd<'_>, exited: Exited) -> bool {
     let mut byte = [0; 1];
     let flags = RecvFlags::DONTWAIT | RecvFlags::PEEK;
     matches!(rustix::net::recv(client, &mut byte, flags), Ok((0, _)))
-}
-
-/// Starts what is left to do. There is no one to be told if that fails: the next command finds the
-/// container as it is.
-fn run_after(after: &After) {
-    let mut argv = after
-        .argv
-        .iter()
-        .map(|argument| std::ffi::OsStr::from_bytes(argument));
-    let Some(program) = argv.next() else { return };
-    let variables = after.env.iter().filter_map(|variable| {
-        let at = variable.iter().position(|byte| *byte == b'=')?;
-        let (key, value) = variable.split_at_checked(at)?;
-        let value = value.get(1..)?;
-        let text = std::ffi::OsStr::from_bytes;
-        Some((text(key), text(value)))
-    });
-    let started = Command::new(program)
-        .args(argv)
-        .env_clear()
-        .envs(variables)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn();
-    drop(started);
 }
 
 /// The control socket: mode 0700, named by the directory's descriptor since a path may be longer

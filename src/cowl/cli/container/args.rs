@@ -107,6 +107,9 @@ pub(in crate::cli) struct Options {
     /// Log driver options: max-size=10m, max-file=3
     #[arg(long, value_name = "KEY=VALUE")]
     pub(super) log_opt: Vec<String>,
+    /// Restart policy to apply when a container exits: no, on-failure[:MAX], always, unless-stopped
+    #[arg(long, value_name = "POLICY")]
+    pub(super) restart: Option<String>,
     /// Signal to stop the container
     #[arg(long, value_name = "SIGNAL")]
     pub(super) stop_signal: Option<String>,

@@ -3,7 +3,7 @@
 use super::args::Options;
 use super::mount_option;
 use crate::engine::create::CreateRequest;
-use crate::engine::docker::{ContainerConfig, HostConfig};
+use crate::engine::docker::{ContainerConfig, HostConfig, RestartPolicy};
 use crate::engine::error::{Context, Error, Result};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -46,6 +46,7 @@ pub(super) fn request(options: Options, detached: bool) -> Result<CreateRequest>
         binds,
         volumes_from: options.volumes_from,
         auto_remove: options.rm,
+        restart_policy: restart_policy(options.restart.as_deref(), options.rm)?,
         network_mode: options.network.unwrap_or_else(|| "default".to_owned()),
         cap_add: options.cap_add,
         cap_drop: options.cap_drop,
@@ -88,6 +89,39 @@ pub(super) fn request(options: Options, detached: bool) -> Result<CreateRequest>
         config,
         host,
     })
+}
+
+/// `--restart`, with the texts of Docker's command line (docker/cli, `opts/parse.go`).
+pub(super) fn restart_policy(text: Option<&str>, removed: bool) -> Result<RestartPolicy> {
+    let Some(text) = text.filter(|text| !text.is_empty()) else {
+        return Ok(RestartPolicy::default());
+    };
+    let (name, count) = match text.split_once(':') {
+        Some(("", _)) => {
+            return Err(Error::invalid(
+                "invalid restart policy format: no policy provided before colon",
+            ));
+        }
+        Some((name, count)) => {
+            let count = count.parse().map_err(|_syntax| {
+                Error::invalid(
+                    "invalid restart policy format: maximum retry count must be an integer",
+                )
+            })?;
+            (name, count)
+        }
+        None => (text, 0),
+    };
+    let policy = RestartPolicy {
+        name: name.to_owned(),
+        maximum_retry_count: count,
+    };
+    if removed && policy.is_set() {
+        return Err(Error::invalid(
+            "conflicting options: cannot specify both --restart and --rm",
+        ));
+    }
+    Ok(policy)
 }
 
 /// A `-v` with a source as a bind whose host path is absolute; none for an anonymous volume.

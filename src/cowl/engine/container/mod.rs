@@ -6,6 +6,7 @@
 //! containers/<id>/        64 hex digits; locked by the engine that creates it, then by the monitor
 //!   config.json           what the container is (config); without it, there is no container yet
 //!   lock, running.json, exit.json   the monitor's (cowl_launch::status)
+//!   restart.json, restarting        those of its restart policy (engine::restart)
 //!   upper/ work/          the container's files; work/lock and upper/ are locked while mounted,
 //!                         work/ until the container runs
 //! containers/.gone-alone-<id>/          a removed container; locked while it is deleted
@@ -30,6 +31,7 @@ use super::Listing;
 use super::error::{Context, Error, Result};
 use super::files::{self, LazyDir};
 use super::names;
+use super::restart::RestartRecord;
 use config::Config;
 use cowl_core::store::remove_tree;
 use cowl_launch::status;
@@ -51,6 +53,9 @@ const STARTING: &str = WORK;
 /// In `work/`, held by the mount's worker.
 const MOUNTED: &str = "lock";
 const CONFIG: &str = "config.json";
+/// Held while a command waits out the back-off of the restart policy.
+const RESTARTING: &str = "restarting";
+const RESTART_RECORD: &str = "restart.json";
 const GONE: &str = ".gone-alone-";
 const GONE_WITH_VOLUMES: &str = ".gone-with-volumes-";
 
@@ -400,13 +405,18 @@ impl Container {
         let record = self.monitor_record().ok().flatten();
         let started = match &status {
             Status::Created(_) => "",
-            Status::Exited(exit) if !exit.started_at.is_empty() => &exit.started_at,
+            Status::Exited(exit) | Status::Restarting(exit) if !exit.started_at.is_empty() => {
+                &exit.started_at
+            }
             _ => record.as_ref().map_or("", |record| &record.started_at),
         };
         let pid = record.as_ref().map_or(0, |record| record.pid);
         Ok(State {
             started_at: started.parse().ok(),
-            pid: if status.is_live() { pid } else { 0 },
+            pid: match status {
+                Status::Starting | Status::Running | Status::Paused => pid,
+                Status::Created(_) | Status::Restarting(_) | Status::Exited(_) => 0,
+            },
             status,
         })
     }
@@ -423,11 +433,19 @@ impl Container {
             Err(_damaged) => (true, false),
         };
         let exit: Option<Exit> = files::read_json(&self.dir, status::EXIT)?;
+        let policy = &self.config.host.restart_policy;
+        let restarting = match &exit {
+            Some(exit) if policy.is_set() => {
+                self.restart_record()?.restart_of(policy, exit).is_some()
+            }
+            _ => false,
+        };
         Ok(Facts {
             alive,
             monitored,
             started,
             paused,
+            restarting,
             exit,
         })
     }
@@ -446,6 +464,28 @@ impl Container {
     pub fn wait_released(&self) -> Result<()> {
         files::wait_unlocked(&self.dir, ALIVE)?;
         files::wait_unlocked(&self.dir, status::LOCK)
+    }
+
+    /// Takes the lock that says that a restart is waited for, after another holder.
+    pub fn lock_restarting(&self) -> Result<OwnedFd> {
+        files::lock_file(&self.dir, RESTARTING)
+    }
+
+    /// Whether a command waits for its restart: not if that command was killed.
+    pub fn is_awaiting_restart(&self) -> Result<bool> {
+        files::is_locked(&self.dir, RESTARTING)
+    }
+
+    /// Reads its `restart.json`.
+    pub fn restart_record(&self) -> Result<RestartRecord> {
+        let record = files::read_json(&self.dir, RESTART_RECORD)
+            .context(|| format!("container {}", names::short(&self.config.id)))?;
+        Ok(record.unwrap_or_default())
+    }
+
+    /// Replaces its `restart.json`. The caller holds the start lock.
+    pub fn write_restart_record(&self, record: RestartRecord) -> Result<()> {
+        files::write_json(&self.dir, RESTART_RECORD, &record)
     }
 
     /// Waits until its mount has ended, which is after its last process.

@@ -5,6 +5,7 @@
 //! * `lock`: held by the monitor until the container has ended.
 //! * `running.json`: names the monitor and the container's first process.
 //! * `exit.json`: written by the monitor before it releases its locks.
+//! * `restart.json` and the restart policy: whether it is about to be started again.
 //!
 //! The kernel releases the locks of a killed process. See `cowl_launch::status`.
 
@@ -61,6 +62,8 @@ pub struct Facts {
     pub started: bool,
     /// The monitor recorded that it froze the container.
     pub paused: bool,
+    /// Its restart policy wants it to be started again.
+    pub restarting: bool,
     /// `exit.json`.
     pub exit: Option<Exit>,
 }
@@ -76,6 +79,8 @@ pub enum Status {
     Running,
     /// It runs, and all its processes are frozen.
     Paused,
+    /// Ended, and about to be started again by its restart policy.
+    Restarting(Exit),
     /// Ended.
     Exited(Exit),
 }
@@ -123,7 +128,10 @@ impl Status {
 
     /// Whether it has processes, or may have them in a moment.
     pub fn is_live(&self) -> bool {
-        matches!(self, Self::Starting | Self::Running | Self::Paused)
+        matches!(
+            self,
+            Self::Starting | Self::Running | Self::Paused | Self::Restarting(_)
+        )
     }
 
     /// Docker's word.
@@ -132,6 +140,7 @@ impl Status {
             Self::Created(_) | Self::Starting => "created",
             Self::Running => "running",
             Self::Paused => "paused",
+            Self::Restarting(_) => "restarting",
             Self::Exited(_) => "exited",
         }
     }
@@ -140,9 +149,13 @@ impl Status {
     pub fn derive(facts: Facts) -> Self {
         match facts {
             Facts {
-                exit: Some(exit), ..
+                exit: Some(exit),
+                restarting,
+                ..
             } => {
-                if exit.pid == 0 && exit.started_at.is_empty() && !exit.error.is_empty() {
+                if restarting {
+                    Self::Restarting(exit)
+                } else if exit.pid == 0 && exit.started_at.is_empty() && !exit.error.is_empty() {
                     Self::Created(Some(exit))
                 } else {
                     Self::Exited(exit)
@@ -193,6 +206,7 @@ mod tests {
                 monitored,
                 started,
                 paused: false,
+                restarting: false,
                 exit: exited.then(exit),
             };
             assert_eq!(Status::derive(facts.clone()), status, "{facts:?}");
@@ -213,6 +227,7 @@ mod tests {
             monitored: false,
             started: false,
             paused: false,
+            restarting: false,
             exit: Some(exit.clone()),
         };
         assert_eq!(Status::derive(facts), Status::Created(Some(exit)));

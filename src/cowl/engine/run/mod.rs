@@ -13,7 +13,7 @@
 mod foreground;
 
 use super::attach;
-use super::container::config::{Mount, MountSource};
+use super::container::config::{Config, Mount, MountSource};
 use super::container::{Container, PendingContainer};
 use super::create::{CreateRequest, Created};
 use super::error::{Context, Error, Kind, Result};
@@ -172,9 +172,7 @@ impl Engine {
             .map(|mount| self.volume(mount, root, how.signals))
             .collect::<Result<Vec<_>>>()?;
         let mut start = plan(config, how.size)?;
-        if config.host.auto_remove {
-            start.monitor.after = Some(self.after(&config.id)?);
-        }
+        start.monitor.after = Some(self.after(config)?);
         let runtime = helpers::find("cowl-runtime")?;
         let launch = Launch {
             runtime: &runtime,
@@ -198,7 +196,7 @@ impl Engine {
     }
 
     /// What the monitor starts when the container has ended and no command stays with it.
-    fn after(&self, id: &str) -> Result<After> {
+    pub(super) fn after(&self, config: &Config) -> Result<After> {
         use std::os::unix::ffi::OsStrExt as _;
         let cowl = std::env::current_exe().context(|| "finding this program")?;
         let words = [
@@ -206,12 +204,12 @@ impl Engine {
             "--root".as_ref(),
             self.store.root().as_os_str(),
             crate::cli::FINISH.as_ref(),
-            id.as_ref(),
+            config.id.as_ref(),
         ];
         Ok(After {
             argv: words.map(|word| word.as_bytes().to_vec()).to_vec(),
             env: Vec::new(),
-            always: false,
+            always: config.host.restart_policy.is_set(),
         })
     }
 

@@ -1,0 +1,452 @@
+//! Restart policies: whether and when a container that ended by itself is started again.
+//!
+//! The monitor of an ended container runs `cowl container-ended ID` ([`Engine::finish`]), which
+//! waits out the back-off and starts the container. Meanwhile it holds the lock `restarting` in the
+//! container's directory. If it is killed, the next sweep runs another. Whether the container is to
+//! be restarted follows from its policy, `exit.json` and `restart.json`. The last is written under
+//! the container's start lock only, so that a `stop` comes either before the start or after it.
+//!
+//! Back-off and rules: moby, `restartmanager/restartmanager.go` and `container/container.go`
+//! (`ShouldRestart`).
+
+use super::container::state::{Exit, Status};
+use super::container::{Container, StartLock};
+use super::docker::RestartPolicy;
+use super::error::{Context as _, Error, Kind, Result};
+use super::life::signal_number;
+use super::{Engine, Listing};
+use jiff::Timestamp;
+use nix::sys::signal::Signal;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::inotify;
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+/// The first back-off; each further one is twice as long.
+const FIRST_DELAY: Duration = Duration::from_millis(100);
+const LONGEST_DELAY: Duration = Duration::from_mins(1);
+/// A program that ran for so long begins with the first back-off again.
+const HEALTHY: Duration = Duration::from_secs(10);
+
+/// `restart.json`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestartRecord {
+    /// Restarts by the policy since a client started the container.
+    pub count: u64,
+    /// The last back-off in milliseconds.
+    delay_ms: u64,
+    /// A client stopped the container, which ends the policy until the next start.
+    stopped: bool,
+    /// When the program ended that this record follows.
+    after: Option<Timestamp>,
+    /// The restart after that end failed.
+    failed: bool,
+}
+
+impl RestartPolicy {
+    /// Whether there is one.
+    pub fn is_set(&self) -> bool {
+        !matches!(self.name.as_str(), "" | "no")
+    }
+
+    /// Checks the name and the number of retries.
+    ///
+    /// # Errors
+    /// dockerd's texts (moby, `api/types/container/hostconfig.go`, `ValidateRestartPolicy`).
+    pub fn check(&self, auto_remove: bool) -> Result<()> {
+        let count = self.maximum_retry_count;
+        let name = self.name.as_str();
+        match name {
+            "" | "no" | "always" | "unless-stopped" if count != 0 => {
+                let hint = if count < 0 {
+                    " and cannot be negative"
+                } else {
+                    ""
+                };
+                return Err(Error::invalid(format!(
+                    "invalid restart policy: maximum retry count can only be used with 'on-failure'{hint}"
+                )));
+            }
+            "on-failure" if count < 0 => {
+                return Err(Error::invalid(
+                    "invalid restart policy: maximum retry count cannot be negative",
+                ));
+            }
+            "" | "no" | "always" | "unless-stopped" | "on-failure" => {}
+            _ => {
+                return Err(Error::invalid(format!(
+                    "invalid restart policy: unknown policy '{name}'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'"
+                )));
+            }
+        }
+        if auto_remove && self.is_set() {
+            return Err(Error::invalid(
+                "can't create 'AutoRemove' container with restart policy",
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl RestartRecord {
+    /// The record of the restart after this end; none if there is to be none.
+    pub fn restart_of(self, policy: &RestartPolicy, exit: &Exit) -> Option<Self> {
+        // The monitor was killed, or the program was not started.
+        if exit.finished_at.is_none() || exit.started_at.is_empty() {
+            return None;
+        }
+        if self.after == exit.finished_at {
+            let wanted = policy.is_set() && !self.stopped && !self.failed;
+            return wanted.then_some(self);
+        }
+        self.next(policy, exit)
+    }
+
+    fn next(self, policy: &RestartPolicy, exit: &Exit) -> Option<Self> {
+        let may = match policy.name.as_str() {
+            "always" | "unless-stopped" => true,
+            "on-failure" => {
+                let most = u64::try_from(policy.maximum_retry_count).unwrap_or_default();
+                exit.exit_code != 0 && (most == 0 || self.count < most)
+            }
+            _ => false,
+        };
+        if !may || self.stopped {
+            return None;
+        }
+        let delay = match Duration::from_millis(self.delay_ms) {
+            Duration::ZERO => FIRST_DELAY,
+            _ if ran(exit) >= HEALTHY => FIRST_DELAY,
+            last => last.saturating_mul(2).min(LONGEST_DELAY),
+        };
+        Some(Self {
+            count: self.count.saturating_add(1),
+            delay_ms: u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
+            stopped: false,
+            after: exit.finished_at,
+            failed: false,
+        })
+    }
+}
+
+/// How long the program ran.
+fn ran(exit: &Exit) -> Duration {
+    let started: Option<Timestamp> = exit.started_at.parse().ok();
+    match (started, exit.finished_at) {
+        (Some(from), Some(to)) => Duration::try_from(to.duration_since(from)).unwrap_or_default(),
+        _ => Duration::ZERO,
+    }
+}
+
+impl Engine {
+    /// What the monitor of an ended container leaves to the engine: the removal that `--rm` asks
+    /// for, or the restart that the policy asks for.
+    pub fn finish(&self, id: &str) -> Result<()> {
+        let Some(container) = self.unless_gone(id)? else {
+            return Ok(());
+        };
+        container.wait_released()?;
+        let status = container.status()?;
+        if container.is_disposable(&status) {
+            return self.remove_container(&container, true);
+        }
+        match status {
+            Status::Exited(exit) | Status::Restarting(exit) => self.restart_ended(container, &exit),
+            // Another command was faster, or the program could not be started.
+            _ => Ok(()),
+        }
+    }
+
+    fn unless_gone(&self, id: &str) -> Result<Option<Container>> {
+        match self.containers.find(id) {
+            Err(error) if error.kind() == Kind::NotFound => Ok(None),
+            found => found.map(Some),
+        }
+    }
+
+    /// Starts a container again that ended so, if its policy wants it, after the back-off.
+    fn restart_ended(&self, container: Container, exit: &Exit) -> Result<()> {
+        if !container.config.host.restart_policy.is_set() {
+            return Ok(());
+        }
+        let id = container.config.id.clone();
+        let changes = self.watch(&id)?;
+        drop(container);
+        let Some((lock, container)) = self.take_ended(&id, exit)? else {
+            return Ok(());
+        };
+        let policy = &container.config.host.restart_policy;
+        let record = container.restart_record()?;
+        let Some(next) = record.restart_of(policy, exit) else {
+            return Ok(());
+        };
+        if record != next {
+            container.write_restart_record(next)?;
+        }
+        drop(lock);
+        // After another command that waits for this restart, or for an earlier one: that one ends
+        // as the record has changed.
+        let _restarting = container.lock_restarting()?;
+        drop(container);
+        let due = Instant::now() + Duration::from_millis(next.delay_ms);
+        loop {
+            let left = due.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            wait_change(&changes, Some(left))?;
+            let Some(container) = self.unless_gone(&id)? else {
+                return Ok(());
+            };
+            if container.restart_record()? != next {
+                return Ok(());
+            }
+        }
+        let Some((lock, container)) = self.take_ended(&id, exit)? else {
+            return Ok(());
+        };
+        if container.restart_record()? != next {
+            return Ok(());
+        }
+        match self
+            .ready(container, lock)
+            .and_then(|pending| self.start_detached(pending))
+        {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                if let Some((_lock, container)) = self.take_ended(&id, exit)? {
+                    container.write_restart_record(RestartRecord {
+                        failed: true,
+                        ..next
+                    })?;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Runs the command that waits for a container's restart, if it was killed.
+    pub(super) fn resume_restart(&self, container: &Container) -> Result<()> {
+        if container.is_awaiting_restart()? {
+            return Ok(());
+        }
+        let after = self.after(&container.config)?;
+        let mut child = after
+            .spawn()
+            .context(|| "running what restarts a container")?;
+        // A server lives on and would keep a zombie.
+        std::thread::spawn(move || child.wait());
+        Ok(())
+    }
+
+    /// The right to start a container, and the container as it is now; none if it is not one that
+    /// has ended so.
+    fn take_ended(&self, id: &str, exit: &Exit) -> Result<Option<(StartLock, Container)>> {
+        let Some(container) = self.unless_gone(id)? else {
+            return Ok(None);
+        };
+        let lock = match self.containers.take(&container) {
+            Err(error) if error.kind() == Kind::NotFound => return Ok(None),
+            taken => taken?,
+        };
+        let Some(container) = self.unless_gone(id)? else {
+            return Ok(None);
+        };
+        Ok(match container.status()? {
+            Status::Exited(last) | Status::Restarting(last) if last == *exit => {
+                Some((lock, container))
+            }
+            _ => None,
+        })
+    }
+
+    /// Watches a container's directory for changes of its files, and for its removal.
+    pub(super) fn watch(&self, id: &str) -> Result<OwnedFd> {
+        let path = self.store.containers_path().join(id);
+        let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
+        let events = inotify::WatchFlags::MOVED_TO
+            | inotify::WatchFlags::MOVE_SELF
+            | inotify::WatchFlags::ONLYDIR;
+        inotify::init(flags)
+            .and_then(|changes| inotify::add_watch(&changes, path, events).map(|_| changes))
+            .context(|| format!("watching container {id}"))
+    }
+
+    /// Ends the policy of a container that a client stops: afterwards it runs, or it stays as it
+    /// is.
+    pub(super) fn hold_restarts(&self, container: &Container) -> Result<()> {
+        if !container.config.host.restart_policy.is_set() {
+            return Ok(());
+        }
+        let _lock = match self.containers.take(container) {
+            Err(error) if error.kind() == Kind::NotFound => return Ok(()),
+            taken => taken?,
+        };
+        let record = container.restart_record()?;
+        container.write_restart_record(RestartRecord {
+            stopped: true,
+            ..record
+        })
+    }
+
+    /// Whether a signal asks a container to end, so that its policy does not start it again.
+    pub(super) fn ends(container: &Container, signal: u8) -> Result<bool> {
+        let own = &container.config.config.stop_signal;
+        let stop = if own.is_empty() {
+            Signal::SIGTERM as u8
+        } else {
+            signal_number(own)?
+        };
+        Ok(signal == stop || signal == Signal::SIGKILL as u8)
+    }
+
+    /// Starts the containers that ran when the host or their monitor went down, and those that are
+    /// `always` to run. Gives what could not be started.
+    pub fn start_by_policy(&self) -> Result<Vec<Error>> {
+        let Listing {
+            items,
+            skipped: mut failed,
+        } = self.containers()?;
+        for (container, status) in items {
+            let exit = match status {
+                Status::Restarting(_) => {
+                    failed.extend(self.resume_restart(&container).err());
+                    continue;
+                }
+                Status::Exited(exit) => exit,
+                _ => continue,
+            };
+            let wanted = match container.config.host.restart_policy.name.as_str() {
+                "always" => true,
+                "unless-stopped" => !container.restart_record()?.stopped,
+                _ => false,
+            };
+            if wanted && let Err(error) = self.start_after_boot(&container.config.id, &exit) {
+                failed.push(error.context(format!("container {}", container.config.name)));
+            }
+        }
+        Ok(failed)
+    }
+
+    fn start_after_boot(&self, id: &str, exit: &Exit) -> Result<()> {
+        let Some((lock, container)) = self.take_ended(id, exit)? else {
+            return Ok(());
+        };
+        if exit.finished_at.is_none() {
+            // Its monitor was killed before it could.
+            container.kill_locked()?;
+        }
+        let pending = self.ready(container, lock)?;
+        self.start_detached(pending)
+    }
+}
+
+/// Waits for a change, for at most `limit`, and takes what is there.
+pub(super) fn wait_change(changes: &OwnedFd, limit: Option<Duration>) -> Result<()> {
+    let limit = limit
+        .map(Timespec::try_from)
+        .transpose()
+        .context(|| "the time of the restart")?;
+    match poll(&mut [PollFd::new(changes, PollFlags::IN)], limit.as_ref()) {
+        Ok(0) | Err(Errno::INTR) => return Ok(()),
+        Ok(_) => {}
+        Err(errno) => return Err(Error::from(errno).context("waiting for the restart")),
+    }
+    let mut events = [0; 4096];
+    match rustix::io::read(changes, &mut events) {
+        Ok(_) | Err(Errno::AGAIN | Errno::INTR) => Ok(()),
+        Err(errno) => Err(Error::from(errno).context("watching the container")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policy(name: &str, maximum_retry_count: i64) -> RestartPolicy {
+        RestartPolicy {
+            name: name.to_owned(),
+            maximum_retry_count,
+        }
+    }
+
+    fn exit(exit_code: u8, seconds: i64) -> Exit {
+        let finished = Timestamp::new(1_000_000 + seconds, 0).unwrap();
+        Exit {
+            pid: 1,
+            exit_code,
+            oom_killed: false,
+            started_at: Timestamp::new(1_000_000, 0).unwrap().to_string(),
+            finished_at: Some(finished),
+            error: String::new(),
+        }
+    }
+
+    #[test]
+    fn next_doubles_the_delay_up_to_a_minute_and_begins_again_after_ten_seconds() {
+        let mut record = RestartRecord::default();
+        let mut delays = Vec::new();
+        for _restart in 0..12 {
+            record = record.next(&policy("always", 0), &exit(0, 9)).unwrap();
+            delays.push(record.delay_ms);
+        }
+        let expected = [
+            100, 200, 400, 800, 1600, 3200, 6400, 12800, 25600, 51200, 60000, 60000,
+        ];
+        assert_eq!(delays, expected);
+        let next = record.next(&policy("always", 0), &exit(0, 10)).unwrap();
+        assert_eq!((next.delay_ms, next.count), (100, 13));
+    }
+
+    #[test]
+    fn next_follows_the_policy() {
+        let record = |count, stopped| RestartRecord {
+            count,
+            stopped,
+            ..RestartRecord::default()
+        };
+        let table = [
+            ("", 0, 1, record(0, false), false),
+            ("no", 0, 1, record(0, false), false),
+            ("always", 0, 0, record(0, false), true),
+            ("always", 0, 0, record(0, true), false),
+            ("unless-stopped", 0, 1, record(9, false), true),
+            ("unless-stopped", 0, 1, record(9, true), false),
+            ("on-failure", 0, 0, record(0, false), false),
+            ("on-failure", 0, 1, record(9, false), true),
+            ("on-failure", 2, 1, record(1, false), true),
+            ("on-failure", 2, 1, record(2, false), false),
+        ];
+        for (name, most, code, record, wanted) in table {
+            let next = record.next(&policy(name, most), &exit(code, 0));
+            assert_eq!(next.is_some(), wanted, "{name}:{most} {code} {record:?}");
+        }
+    }
+
+    #[test]
+    fn check_refuses_what_docker_refuses() {
+        let texts = |name, most, auto_remove| {
+            let checked = policy(name, most).check(auto_remove);
+            checked.map_err(|error| error.to_string())
+        };
+        assert_eq!(texts("on-failure", 3, false), Ok(()));
+        assert_eq!(
+            texts("sometimes", 0, false).unwrap_err(),
+            "invalid restart policy: unknown policy 'sometimes'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'"
+        );
+        assert_eq!(
+            texts("always", 3, false).unwrap_err(),
+            "invalid restart policy: maximum retry count can only be used with 'on-failure'"
+        );
+        assert_eq!(
+            texts("on-failure", -1, false).unwrap_err(),
+            "invalid restart policy: maximum retry count cannot be negative"
+        );
+        assert_eq!(
+            texts("always", 0, true).unwrap_err(),
+            "can't create 'AutoRemove' container with restart policy"
+        );
+    }
+}
