@@ -13,7 +13,7 @@ use crate::model::{Collection, Image};
 use crate::packages::{self, Packages};
 use crate::show::{Align::Left, Sizes, Table, note, printable, shown_path, title};
 
-/// Far above real package databases.
+/// Far above real package databases; a larger one is named and not read.
 const DATABASE_LIMIT: u64 = 256 << 20;
 
 /// What happened to a name, as Docker's letters.
@@ -336,17 +336,6 @@ fn databases(
     notes: &mut Vec<String>,
 ) -> Result<Packages> {
     let store = stores.get(image.store).context("a store")?;
-    let read = |ino: TreeIno| -> Result<Option<Vec<u8>>> {
-        let Some(object) = tree.node(ino)?.object else {
-            return Ok(None);
-        };
-        let file = store.open_object(tree.object_id(object)?)?;
-        let mut bytes = Vec::new();
-        file.take(DATABASE_LIMIT)
-            .read_to_end(&mut bytes)
-            .context("a package database")?;
-        Ok(Some(bytes))
-    };
     let mut packages = Packages::new();
     for (path, kind) in packages::DATABASES {
         let Some(ino) = tree.resolve(path.as_bytes())? else {
@@ -359,13 +348,48 @@ fn databases(
             vec![ino]
         };
         for ino in files {
-            let Some(bytes) = read(ino)? else { continue };
-            if let Err(why) = packages::read(kind, &bytes, &mut packages) {
+            let read = match content(tree, store, ino)? {
+                Ok(bytes) => packages::read(kind, &bytes, &mut packages),
+                Err(why) => Err(why),
+            };
+            if let Err(why) = read {
                 notes.push(format!("{}: /{path}: {why}", image.name));
             }
         }
+        // SQLite's newest pages are there until they are written back.
+        let log = format!("{path}-wal");
+        if let Some(ino) = tree.resolve(log.as_bytes())?
+            && tree.node(ino)?.size > 0
+        {
+            let line = format!(
+                "{}: /{log} is not read: packages may be missing",
+                image.name
+            );
+            notes.push(line);
+        }
     }
     Ok(packages)
+}
+
+/// The bytes of a database's file, none of what is no file; or why they are not read.
+fn content(
+    tree: &Tree,
+    store: &Store,
+    ino: TreeIno,
+) -> Result<std::result::Result<Vec<u8>, &'static str>> {
+    let node = tree.node(ino)?;
+    let Some(object) = node.object else {
+        return Ok(Ok(Vec::new()));
+    };
+    if node.size > DATABASE_LIMIT {
+        return Ok(Err("a database of more than 256 MiB is not read"));
+    }
+    let mut bytes = Vec::new();
+    store
+        .open_object(tree.object_id(object)?)?
+        .read_to_end(&mut bytes)
+        .context("a package database")?;
+    Ok(Ok(bytes))
 }
 
 fn package_differences(one: &Packages, other: &Packages) -> Vec<PackageDifference> {

@@ -19,7 +19,7 @@ mod packages;
 mod pieces;
 mod progress;
 mod report;
-mod rpmdb;
+mod rpm;
 mod sharing;
 mod show;
 mod state;

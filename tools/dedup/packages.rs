@@ -2,29 +2,29 @@
 
 use std::collections::BTreeMap;
 
-use crate::rpmdb;
+use crate::rpm;
 
 /// Which format a database has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Dpkg,
     Apk,
-    RpmSqlite,
-    /// Berkeley DB or ndb: of distributions before 2020, and of SUSE.
-    RpmOther,
+    /// In whichever of its formats.
+    Rpm,
 }
 
 /// Where databases are: a file, or a directory of files.
-pub(crate) const DATABASES: [(&str, Kind); 9] = [
+pub(crate) const DATABASES: [(&str, Kind); 10] = [
     ("var/lib/dpkg/status", Kind::Dpkg),
     ("var/lib/dpkg/status.d", Kind::Dpkg),
     ("lib/apk/db/installed", Kind::Apk),
     ("usr/lib/apk/db/installed", Kind::Apk),
-    ("var/lib/rpm/rpmdb.sqlite", Kind::RpmSqlite),
-    ("usr/lib/sysimage/rpm/rpmdb.sqlite", Kind::RpmSqlite),
-    ("var/lib/rpm/Packages", Kind::RpmOther),
-    ("var/lib/rpm/Packages.db", Kind::RpmOther),
-    ("usr/lib/sysimage/rpm/Packages.db", Kind::RpmOther),
+    ("var/lib/rpm/rpmdb.sqlite", Kind::Rpm),
+    ("usr/lib/sysimage/rpm/rpmdb.sqlite", Kind::Rpm),
+    ("var/lib/rpm/Packages", Kind::Rpm),
+    ("var/lib/rpm/Packages.db", Kind::Rpm),
+    ("usr/lib/sysimage/rpm/Packages", Kind::Rpm),
+    ("usr/lib/sysimage/rpm/Packages.db", Kind::Rpm),
 ];
 
 /// Versions by the kind and the name of the package; several may be installed.
@@ -61,13 +61,12 @@ pub(crate) fn read(kind: Kind, bytes: &[u8], packages: &mut Packages) -> Result<
             }
             Ok(())
         }
-        Kind::RpmSqlite => {
-            for (name, version) in rpmdb::packages(bytes).ok_or("no SQLite database of rpm's")? {
+        Kind::Rpm => {
+            for (name, version) in rpm::packages(bytes)? {
                 add(packages, "rpm", &name, &version);
             }
             Ok(())
         }
-        Kind::RpmOther => Err("an rpm database that is not SQLite is not read"),
     }
 }
 
@@ -108,17 +107,16 @@ mod tests {
     }
 
     #[test]
-    fn other_databases_are_named() {
+    fn what_is_no_rpm_database_is_refused() {
         let mut packages = Packages::new();
-        assert!(
-            read(
-                Kind::RpmSqlite,
-                b"SQLite format 3\0 and no more",
-                &mut packages
-            )
-            .is_err()
-        );
-        assert!(read(Kind::RpmOther, b"", &mut packages).is_err());
+        for (bytes, why) in [
+            (&b""[..], "SQLite, ndb or a Berkeley DB hash"),
+            (b"SQLite format 3\0 and no more", "damaged"),
+            (b"RpmP and no more", "damaged"),
+        ] {
+            let error = read(Kind::Rpm, bytes, &mut packages).unwrap_err();
+            assert!(error.contains(why), "{error}");
+        }
         assert!(packages.is_empty());
     }
 }

@@ -1,25 +1,29 @@
-//! Reads rpm's SQLite database: as much of SQLite's file format as its table `Packages` needs, and
-//! rpm's headers.
+//! rpm's SQLite database: as much of SQLite's file format as its table `Packages` needs.
 //!
-//! Sources: sqlite.org/fileformat2.html; rpm's lib/header.c. Every access is checked, and no bytes
-//! make it loop or copy a page twice over: pages are counted.
+//! Source: sqlite.org/fileformat2.html. Every access is checked, and no bytes make it loop or copy
+//! a page twice over: pages are counted.
 
 use std::cell::Cell;
 
-/// Name and `[EPOCH:]VERSION-RELEASE` of each package; None if the bytes are no such database.
-pub(crate) fn packages(bytes: &[u8]) -> Option<Vec<(String, String)>> {
+use super::{be32, header};
+
+pub(super) const MAGIC: &[u8] = b"SQLite format 3\0";
+
+/// The packages of the database; None if it is damaged.
+pub(super) fn packages(bytes: &[u8]) -> Option<Vec<(String, String)>> {
     let database = Database::open(bytes)?;
     let mut root = None;
     database.each_row(1, &mut |row| {
         // type, name, tbl_name, rootpage, sql
-        if row.first()?.text()? == b"table" && row.get(1)?.text()? == b"Packages" {
+        let of_text = |column: usize| row.get(column).and_then(Value::text);
+        if of_text(0) == Some(b"table") && of_text(1) == Some(b"Packages") {
             root = row.get(3)?.number();
         }
         Some(())
     })?;
     let mut packages = Vec::new();
     database.each_row(u32::try_from(root?).ok()?, &mut |row| {
-        packages.extend(header(row.get(1)?.text()?));
+        packages.push(header(row.get(1)?.text()?)?);
         Some(())
     })?;
     Some(packages)
@@ -62,10 +66,6 @@ fn be16(bytes: &[u8], at: usize) -> Option<usize> {
     Some(u16::from_be_bytes(*bytes).into())
 }
 
-fn be32(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_be_bytes(*bytes.get(at..)?.first_chunk()?))
-}
-
 /// SQLite's integer of 1 to 9 bytes, and what follows it.
 fn varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
     let mut value = 0_u64;
@@ -86,7 +86,7 @@ fn varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
 
 impl<'b> Database<'b> {
     fn open(bytes: &'b [u8]) -> Option<Self> {
-        bytes.strip_prefix(b"SQLite format 3\0")?;
+        bytes.strip_prefix(MAGIC)?;
         let page = match be16(bytes, 16)? {
             1 => 65536,
             size => size,
@@ -112,7 +112,7 @@ impl<'b> Database<'b> {
         self.bytes.get(start..start.checked_add(self.page)?)
     }
 
-    /// Calls `take` for each row of the table at a root page. A row that `take` refuses is skipped.
+    /// Calls `take` for each row of the table at a root page, until it gives None.
     fn each_row(&self, root: u32, take: &mut dyn FnMut(&[Value]) -> Option<()>) -> Option<()> {
         let mut left = self.bytes.len() / self.page + 1;
         let mut pending = vec![root];
@@ -131,10 +131,7 @@ impl<'b> Database<'b> {
                 match kind {
                     5 => pending.push(be32(page, at)?),
                     13 => {
-                        let row = self.row(page.get(at..)?)?;
-                        if take(&row).is_none() {
-                            // Not what is looked for.
-                        }
+                        take(&self.row(page.get(at..)?)?)?;
                     }
                     _ => return None,
                 }
@@ -214,33 +211,6 @@ fn integer(kind: u64, bytes: &[u8]) -> i64 {
                 .fold(start, |value: i64, byte| value << 8 | i64::from(*byte))
         }
     }
-}
-
-const NAME: u32 = 1000;
-const VERSION: u32 = 1001;
-const RELEASE: u32 = 1002;
-const EPOCH: u32 = 1003;
-
-/// Name and version of an rpm header: counts of index entries and of data, the entries, the data.
-fn header(blob: &[u8]) -> Option<(String, String)> {
-    let entries = usize::try_from(be32(blob, 0)?).ok()?;
-    let index = blob.get(8..)?;
-    let data = index.get(entries.checked_mul(16)?..)?;
-    let find = |wanted: u32| {
-        let entry = index
-            .chunks_exact(16)
-            .take(entries)
-            .find(|entry| be32(entry, 0) == Some(wanted))?;
-        data.get(usize::try_from(be32(entry, 8)?).ok()?..)
-    };
-    let text = |tag| {
-        let text = find(tag)?.split(|byte| *byte == 0).next()?;
-        Some(String::from_utf8_lossy(text).into_owned())
-    };
-    let (name, version, release) = (text(NAME)?, text(VERSION)?, text(RELEASE)?);
-    let epoch = find(EPOCH).and_then(|epoch| be32(epoch, 0));
-    let epoch = epoch.map(|epoch| format!("{epoch}:")).unwrap_or_default();
-    Some((name, format!("{epoch}{version}-{release}")))
 }
 
 #[cfg(test)]

@@ -1,0 +1,235 @@
+//! How a run ends: its exit code, its errors, and what it leaves.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use cowl_tests::busybox::{add_blog, layers, shop};
+use cowl_tests::command::{binary, program, python, run, shell};
+use cowl_tests::profile::{directory, root};
+use cowl_tests::store::{Store, make_image};
+
+use crate::load_images;
+
+/// 3 of one's logical bytes are overwritten: far below 1 %, but more than 2 bytes.
+#[test]
+fn a_condition_that_holds_is_exit_code_1() {
+    root(|| {
+        let store = Store::new("store");
+        load_images(&store);
+        let passed = store.run([
+            "dedup",
+            "one",
+            "--fail-if",
+            "overwritten>1%",
+            "--fail-if",
+            "waste>99%",
+        ]);
+        assert_eq!((passed.code(), passed.stderr.as_str()), (0, ""));
+        let failed = store.run(["dedup", "one", "--fail-if", "overwritten>2B"]);
+        assert_eq!(failed.code(), 1, "{failed}");
+        assert!(
+            failed.stdout.contains("one:latest"),
+            "the report comes all the same: {failed}"
+        );
+        assert!(
+            failed.stderr.contains("one:latest: overwritten is"),
+            "{failed}"
+        );
+        let line = store.run(["dedup", "--fail-if", "wast>5%"]).refused(125);
+        assert!(line.contains("wast"), "{line}");
+    });
+}
+
+/// A reader that goes early is no error.
+#[test]
+fn a_broken_pipe_is_quiet() {
+    root(|| {
+        let store = shop("store");
+        let script = "\"$1\" --root \"$2\" dedup --json 2>err | true; [ ${PIPESTATUS[0]} = 0 ] && [ ! -s err ]";
+        let done = program("bash", ["-c", script, "bash"])
+            .arg(binary("cowl"))
+            .arg(store.root())
+            .current_dir(directory())
+            .status()
+            .unwrap();
+        assert!(done.success());
+    });
+}
+
+/// SIGTERM and SIGINT end a run that holds a lease; nothing of it stays in the store.
+#[test]
+fn an_interrupted_report_leaves_nothing() {
+    root(|| {
+        let store = shop("store");
+        let files = || {
+            shell(
+                store.root(),
+                "find pins tmp trash objects -type f | sort",
+                [""; 0],
+            )
+        };
+        let before = files();
+        for signal in ["TERM", "INT", "HUP"] {
+            // The output is a pipe that nobody reads until it is full, so the lease is held.
+            let script = "
+import os, signal, subprocess, sys
+read, write = os.pipe()
+os.set_blocking(write, False)
+try:
+    while True: os.write(write, b'x' * 4096)
+except BlockingIOError: pass
+os.set_blocking(write, True)
+process = subprocess.Popen(sys.argv[2:], stdout=write)
+root = sys.argv[sys.argv.index('--root') + 1]
+while not any(name.startswith('held-mount-dedup') for name in os.listdir(root + '/pins')):
+    assert process.poll() is None
+process.send_signal(getattr(signal, 'SIG' + sys.argv[1]))
+print(-process.wait() == getattr(signal, 'SIG' + sys.argv[1]))
+";
+            let (cowl, at) = (binary("cowl"), store.root());
+            let arguments = [
+                Path::new(signal),
+                &cowl,
+                Path::new("--root"),
+                at,
+                Path::new("dedup"),
+                Path::new("--json"),
+            ];
+            assert_eq!(
+                python(&directory(), script, arguments),
+                "True\n",
+                "SIG{signal}"
+            );
+            assert_eq!(files(), before, "SIG{signal}");
+        }
+    });
+}
+
+/// No store, a store of a newer format, an unknown name: one line each.
+#[test]
+fn mistakes_are_answered_in_one_line() {
+    root(|| {
+        let store = shop("store");
+        let line = store.run(["dedup", "shop:none"]).refused(1);
+        assert!(line.contains("no image shop:none in the store"), "{line}");
+        let empty = Store::new("nothing");
+        let line = run(Command::new(binary("cowl-dedup"))
+            .arg("--root")
+            .arg(empty.root())
+            .stdin(Stdio::null()))
+        .refused(1);
+        assert!(line.contains("nothing"), "{line}");
+        let format = store.root().join("format.json");
+        let newer = "
+import json, sys
+format = json.load(open(sys.argv[1]))
+json.dump({**format, 'version': 99}, open(sys.argv[1], 'w'))
+";
+        python(&directory(), newer, [&format]);
+        let line = store.run(["dedup"]).refused(1);
+        assert!(line.contains("99"), "{line}");
+    });
+}
+
+/// Figures of archives that were never imported are those of the imported images, in whatever form
+/// they come, and no store is needed. Nothing stays in TMPDIR.
+#[test]
+fn archives_are_read_without_a_store() {
+    root(|| {
+        let store = shop("store");
+        add_blog(&store);
+        let temporary = directory().join("tmp");
+        fs::create_dir(&temporary).unwrap();
+        let report = |images: &[PathBuf], at: &Path| {
+            let dedup = Command::new(binary("cowl-dedup"))
+                .args(["--json", "--root"])
+                .arg(at)
+                .args(images)
+                .env("TMPDIR", &temporary)
+                .stdin(Stdio::null())
+                .output()
+                .unwrap();
+            assert!(
+                dedup.status.success(),
+                "{}",
+                String::from_utf8_lossy(&dedup.stderr)
+            );
+            String::from_utf8(dedup.stdout).unwrap()
+        };
+        let archives = ["shop", "blog"].map(|name| layers().join(format!("{name}.image.tar")));
+        let imported = report(&[], store.root());
+        assert_eq!(report(&archives, Path::new("/nowhere")), imported);
+        let layout = directory().join("layout");
+        let base = layers().join("base.tar");
+        make_image(
+            "oci",
+            &layout,
+            "one:1",
+            &[],
+            &[&base, &layers().join("shop.tar")],
+        );
+        let of_layout = report(&[layout], Path::new("/nowhere"));
+        assert!(of_layout.contains("one:1"), "{of_layout}");
+        // Beside images of the store: the same contents, in both.
+        let both = report(&["shop".into(), archives[1].clone()], store.root());
+        let script = "
+import json, sys
+r = json.loads(sys.argv[1])
+print([i['name'] for i in r['images']], r['matrix'][0]['jaccard'] > 0.9, r['unattributed_bytes'])
+";
+        let seen = python(&directory(), script, [both]);
+        assert_eq!(seen, "['shop:latest', 'blog:latest'] True 0\n");
+        assert_eq!(fs::read_dir(&temporary).unwrap().count(), 0);
+    });
+}
+
+/// A truncated archive, and what is none: one line, and nothing stays. A signal while an archive is
+/// read, and a run that was killed: nothing stays after the next.
+#[test]
+fn archives_that_end_early_leave_nothing() {
+    root(|| {
+        let temporary = directory().join("tmp");
+        fs::create_dir(&temporary).unwrap();
+        let dedup = |archive: &Path| {
+            let mut command = Command::new(binary("cowl-dedup"));
+            command
+                .arg(archive)
+                .env("TMPDIR", &temporary)
+                .stdin(Stdio::null());
+            command
+        };
+        let left = || fs::read_dir(&temporary).unwrap().count();
+        let whole = fs::read(layers().join("shop.image.tar")).unwrap();
+        let cut = directory().join("cut.tar");
+        fs::write(&cut, &whole[..whole.len() / 2]).unwrap();
+        let line = run(&mut dedup(&cut)).refused(1);
+        assert!(line.contains("cut.tar is cut off"), "{line}");
+        let line = run(&mut dedup(Path::new("/etc/passwd"))).refused(1);
+        assert!(
+            line.contains("/etc/passwd is not an image archive"),
+            "{line}"
+        );
+        assert_eq!(left(), 0);
+        let script = "
+import os, signal, subprocess, sys
+name, program, fifo, temporary = sys.argv[1:]
+if not os.path.exists(fifo): os.mkfifo(fifo)
+process = subprocess.Popen([program, fifo], env={**os.environ, 'TMPDIR': temporary})
+with open(fifo, 'wb') as writer:
+    # It reads the pipe, so its scratch store is there.
+    number = getattr(signal, name)
+    process.send_signal(number)
+    assert process.wait() == -number
+";
+        let fifo = directory().join("pipe.tar");
+        for (signal, files) in [("SIGTERM", 0), ("SIGINT", 0), ("SIGHUP", 0), ("SIGKILL", 1)] {
+            let program = binary("cowl-dedup");
+            let arguments = [Path::new(signal), &program, &fifo, &temporary];
+            python(&directory(), script, arguments);
+            assert_eq!(left(), files, "{signal}");
+        }
+        run(&mut dedup(&layers().join("shop.image.tar"))).ok();
+        assert_eq!(left(), 0, "what the killed run left is gone");
+    });
+}
