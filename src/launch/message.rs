@@ -3,6 +3,8 @@
 //! Plain data, without system calls. Callers: the engine (through [`crate::client`]) and the
 //! monitor.
 
+use std::time::Duration;
+
 use bincode::{Decode, Encode};
 
 use crate::process::{Process, WindowSize};
@@ -40,8 +42,27 @@ pub struct MonitorOptions {
     pub stdin_once: bool,
     /// Keep a log of the program's output, in the status directory.
     pub log: Option<LogOptions>,
+    /// Tells whether the container does its work.
+    pub health: Option<HealthCheck>,
     /// Run when the container has ended.
     pub after: Option<After>,
+}
+
+/// A program that joins the container now and then: exit code 0 is healthy.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct HealthCheck {
+    /// The program.
+    pub process: Process,
+    /// Time from the end of one to the start of the next.
+    pub interval: Duration,
+    /// After this time it is killed, and counts as failed.
+    pub timeout: Duration,
+    /// Time after the container's start in which failures do not count.
+    pub start_period: Duration,
+    /// The interval in that time, until the first success.
+    pub start_interval: Duration,
+    /// Failures in a row that make the container unhealthy.
+    pub retries: u32,
 }
 
 /// A log in the format of Docker's json-file driver.

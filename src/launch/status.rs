@@ -12,6 +12,8 @@
 //!   `signal` is null where none ended it; `pid` is 0 and `started_at` empty where nothing was
 //!   started. `error` is a sentence there, and also where something could not be cleaned up after
 //!   the end; else it is empty.
+//! * `health.json`, of a container with a health check: Docker's `Health` object, with the last five
+//!   results: `{"Status":"starting","FailingStreak":0,"Log":[]}`.
 //!
 //! So: lock held = running; lock free and `exit.json` there = ended; lock free and none = the
 //! monitor was killed, and the container with it, unless its program had freed itself from the
@@ -37,6 +39,9 @@ pub const LOCK: &str = "lock";
 pub const RUNNING: &str = "running.json";
 /// Name of the exit record.
 pub const EXIT: &str = "exit.json";
+
+/// Name of the record of the container's health.
+pub const HEALTH: &str = "health.json";
 
 /// A point in time, printed like Docker's: RFC 3339 in UTC with nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,7 +115,7 @@ impl ExitRecord {
 }
 
 /// Replaces a record: a reader sees all of the old or all of the new. A failure leaves the old.
-fn replace(status: BorrowedFd<'_>, name: &str, text: &str) -> std::io::Result<()> {
+pub(crate) fn replace(status: BorrowedFd<'_>, name: &str, text: &str) -> std::io::Result<()> {
     let temporary = format!(".{name}.new");
     // One that a killed monitor left.
     match unlinkat(status, &temporary, AtFlags::empty()) {
@@ -135,7 +140,7 @@ fn replace(status: BorrowedFd<'_>, name: &str, text: &str) -> std::io::Result<()
 }
 
 /// A JSON string (RFC 8259, section 7).
-fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 2);
     out.push('"');
     for character in text.chars() {

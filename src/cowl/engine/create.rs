@@ -239,6 +239,11 @@ pub(super) fn check(request: &CreateRequest) -> Result<()> {
     }
     host.io_mode()?;
     process::check(&request.config)?;
+    request
+        .config
+        .healthcheck
+        .as_ref()
+        .map_or(Ok(()), super::health::check)?;
     super::start::capabilities(host)?;
     super::start::log(host)?;
     if !request.config.stop_signal.is_empty() {

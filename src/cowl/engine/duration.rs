@@ -1,4 +1,4 @@
-//! Ages in Docker's words (docker/go-units).
+//! Ages in Docker's words (docker/go-units), and durations as Go writes them.
 
 /// An age in seconds in Docker's words: "3 minutes".
 ///
@@ -24,9 +24,96 @@ pub fn human(seconds: u64) -> String {
     }
 }
 
+/// A duration as Go's `time.ParseDuration` reads it, in nanoseconds: `1m30s`, `1.5h`, `-2ms`.
+///
+/// # Errors
+/// Go's texts.
+pub fn parse(text: &str) -> Result<i64, String> {
+    let invalid = || format!("time: invalid duration \"{text}\"");
+    let (sign, mut rest) = match text.strip_prefix('-') {
+        Some(rest) => (-1, rest),
+        None => (1, text.strip_prefix('+').unwrap_or(text)),
+    };
+    if rest == "0" {
+        return Ok(0);
+    }
+    if rest.is_empty() {
+        return Err(invalid());
+    }
+    let mut total: i128 = 0;
+    while !rest.is_empty() {
+        let end = |text: &str, numeric: bool| {
+            let is_numeric = |c: char| c.is_ascii_digit() || c == '.';
+            text.find(|c| is_numeric(c) != numeric)
+                .unwrap_or(text.len())
+        };
+        let (number, after) = rest.split_at_checked(end(rest, true)).ok_or_else(invalid)?;
+        let (unit, after) = after
+            .split_at_checked(end(after, false))
+            .ok_or_else(invalid)?;
+        let scale: i128 = match unit {
+            "ns" => 1,
+            "us" | "µs" | "μs" => 1000,
+            "ms" => 1_000_000,
+            "s" => 1_000_000_000,
+            "m" => 60_000_000_000,
+            "h" => 3_600_000_000_000,
+            "" => return Err(format!("time: missing unit in duration \"{text}\"")),
+            _ => {
+                return Err(format!(
+                    "time: unknown unit \"{unit}\" in duration \"{text}\""
+                ));
+            }
+        };
+        let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+        let digits = format!("{whole}{fraction}");
+        let divisor = u32::try_from(fraction.len())
+            .ok()
+            .and_then(|places| 10_i128.checked_pow(places));
+        let value = digits.parse::<u64>().ok().map(i128::from);
+        let (Some(value), Some(divisor)) = (value, divisor) else {
+            return Err(invalid());
+        };
+        total = total.saturating_add(value.saturating_mul(scale) / divisor);
+        rest = after;
+    }
+    i64::try_from(total.saturating_mul(sign)).map_err(|_range| invalid())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn parse_reads_what_go_reads() {
+        let table = [
+            ("0", 0),
+            ("5s", 5_000_000_000),
+            ("1m30s", 90_000_000_000),
+            ("1.5h", 5_400_000_000_000),
+            ("-2ms", -2_000_000),
+            ("+1us", 1000),
+            ("1µs1ns", 1001),
+            (".5s", 500_000_000),
+        ];
+        for (text, nanoseconds) in table {
+            assert_eq!(parse(text), Ok(nanoseconds), "{text}");
+        }
+        assert_eq!(
+            parse("5"),
+            Err("time: missing unit in duration \"5\"".to_owned())
+        );
+        assert_eq!(
+            parse("5x"),
+            Err("time: unknown unit \"x\" in duration \"5x\"".to_owned())
+        );
+        for text in ["", "-", "s", "1.2.3s", "99999999999h"] {
+            assert_eq!(
+                parse(text),
+                Err(format!("time: invalid duration \"{text}\""))
+            );
+        }
+    }
 
     #[test]
     fn ages_read_as_dockers() {

@@ -110,7 +110,7 @@ fn shown(state: &State) -> Value {
         Status::Starting | Status::Running | Status::Paused => None,
     };
     let time = |at: Option<Timestamp>| at.map_or(NEVER.to_owned(), |at| format!("{at:.9}"));
-    json!({
+    let mut shown = json!({
         "Status": state.status.word(),
         // Docker's: a container that is about to be restarted counts as running.
         "Running": matches!(
@@ -129,5 +129,9 @@ fn shown(state: &State) -> Value {
             Status::Exited(_) | Status::Restarting(_) => exit.finished_at,
             _ => None,
         })),
-    })
+    });
+    if let (Some(health), Value::Object(shown)) = (&state.health, &mut shown) {
+        shown.insert("Health".to_owned(), health.clone());
+    }
+    shown
 }

@@ -4,7 +4,7 @@ use super::container::config::{Config, MountSource};
 use super::container::state::{State, Status};
 use super::docker::ContainerConfig;
 use super::error::{Error, Result};
-use super::{Engine, Listing, duration, process};
+use super::{Engine, Listing, duration, health, process};
 use cowl_core::digest::DiffId;
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -47,6 +47,7 @@ enum Filter {
     Before(Timestamp),
     Since(Timestamp),
     Volume(Vec<String>),
+    Health(Vec<String>),
     Network(Vec<String>),
 }
 
@@ -164,6 +165,15 @@ impl Engine {
             "before" => Filter::Before(created()?),
             "since" => Filter::Since(created()?),
             "volume" => Filter::Volume(values.to_vec()),
+            "health" => {
+                const WORDS: [&str; 4] = ["starting", "healthy", "unhealthy", "none"];
+                if let Some(wrong) = values.iter().find(|value| !WORDS.contains(&value.as_str())) {
+                    return Err(Error::invalid(format!(
+                        "unrecognised filter value for health: {wrong}"
+                    )));
+                }
+                Filter::Health(values.to_vec())
+            }
             "network" => Filter::Network(values.to_vec()),
             _ => return Err(Error::invalid(format!("invalid filter '{key}'"))),
         })
@@ -198,6 +208,11 @@ impl Filter {
                         || matches!(&mount.source, MountSource::Volume { name, .. } if name == wanted)
                 })
             }),
+            Self::Health(words) => {
+                let health = summary.state.health.as_ref();
+                let own = health.map_or("none", health::word);
+                words.iter().any(|word| word == own)
+            }
             Self::Network(networks) => networks.contains(&network(config)),
         }
     }
@@ -255,11 +270,15 @@ impl Summary {
             Status::Created(_) | Status::Starting => "Created".to_owned(),
             Status::Running | Status::Paused => {
                 let since = self.state.started_at.unwrap_or(self.config.created);
-                let paused = match self.state.status {
-                    Status::Paused => " (Paused)",
-                    _ => "",
+                let more = match (&self.state.status, &self.state.health) {
+                    (Status::Paused, _) => " (Paused)".to_owned(),
+                    (_, Some(health)) => match health::word(health) {
+                        "starting" => " (health: starting)".to_owned(),
+                        word => format!(" ({word})"),
+                    },
+                    (_, None) => String::new(),
                 };
-                format!("Up {}{paused}", age(since))
+                format!("Up {}{more}", age(since))
             }
             Status::Restarting(exit) => {
                 let ended = exit.finished_at.unwrap_or(self.config.created);

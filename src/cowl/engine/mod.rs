@@ -13,6 +13,7 @@ pub mod duration;
 pub mod error;
 pub mod exec;
 pub(crate) mod files;
+mod health;
 pub mod helpers;
 pub mod host;
 pub mod image;

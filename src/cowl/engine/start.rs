@@ -65,6 +65,7 @@ pub(super) fn plan(config: &Config, size: WindowSize) -> Result<Start> {
     start.monitor.open_stdin = config.config.open_stdin;
     start.monitor.stdin_once = config.config.stdin_once;
     start.monitor.log = log(&config.host)?;
+    start.monitor.health = super::health::plan(config)?;
     Ok(start)
 }
 

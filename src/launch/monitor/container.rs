@@ -1,6 +1,7 @@
 //! One container, from the clone of its first process to its end.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::time::Instant;
 
 use nix::sys::signal::{SigSet, Signal as NamedSignal};
 use rustix::io::Errno;
@@ -13,6 +14,7 @@ use rustix::process::{
 use super::connection::{Connections, Waiting};
 use super::console::{Console, Stdio};
 use super::exec::Exec;
+use super::health::Health;
 use super::log::Log;
 use super::poller::Poller;
 use super::{Descriptors, ENGINE_ERROR, failed, io_failed, notify, of_nix, own_pid, refused};
@@ -39,6 +41,7 @@ pub(super) struct Container {
     pub(super) console: Console,
     pub(super) log: Option<Log>,
     pub(super) execs: Vec<Exec>,
+    pub(super) health: Option<Health>,
     pub(super) connections: Connections,
     pub(super) poller: Poller,
     pub(super) kept: Kept,
@@ -225,6 +228,7 @@ impl Container {
             console: parts.console,
             log: parts.log,
             execs: Vec::new(),
+            health: None,
             connections: parts.connections,
             poller: parts.poller,
             kept: parts.kept,
@@ -266,9 +270,23 @@ impl Container {
                 .map_err(|errno| failed("open the terminal", errno))?;
         }
         self.started_at = Moment::now();
+        self.begin_health(start)?;
         self.program.started_at = Some(self.started_at);
         self.kept.joinable = open_namespaces(self.pid, self.kept.namespaces)
             .map_err(|errno| failed("open the container's namespaces", errno))?;
+        Ok(())
+    }
+
+    /// The last run's record would be taken for this one's.
+    fn begin_health(&mut self, start: &Start) -> Result<(), Failed> {
+        let Some(check) = &start.monitor.health else {
+            return Ok(());
+        };
+        let health = Health::new(check.clone(), Instant::now());
+        health
+            .write(self.kept.status.as_fd())
+            .map_err(|error| io_failed("write the container's health", &error))?;
+        self.health = Some(health);
         Ok(())
     }
 
@@ -319,7 +337,9 @@ impl Container {
             keep("write the container's log", error.to_string());
         }
         let mut readers = vec![self.console];
-        readers.extend(self.execs.into_iter().map(|exec| exec.console));
+        // A program that was still joining has no output, and nothing tells of its end any more.
+        let ended = self.execs.into_iter().filter(|exec| exec.exited.is_some());
+        readers.extend(ended.map(|exec| exec.console));
         readers.retain(Console::has_readers);
         Ended {
             exited,

@@ -45,7 +45,8 @@ pub(super) struct Exec {
 struct Starting {
     report: OwnedFd,
     key: Option<Key>,
-    client: Key,
+    /// None for a health check.
+    client: Option<Key>,
     process: Process,
 }
 
@@ -63,7 +64,7 @@ impl Exec {
         self.pidfd.as_ref().and(self.pid).map(raw)
     }
 
-    fn is_over(&self) -> bool {
+    pub(super) fn is_over(&self) -> bool {
         self.exited.is_some() && self.starting.is_none() && !self.console.has_readers()
     }
 
@@ -112,6 +113,18 @@ impl Container {
             stderr: stream(request.streams.stderr)?,
         };
         let open_stdin = request.open_stdin || attachment.stdin.is_some();
+        self.start_exec(request.id, process, open_stdin, attachment, Some(client))
+    }
+
+    /// Starts a program in the container, for a client or as its health check.
+    pub(super) fn start_exec(
+        &mut self,
+        id: String,
+        process: Process,
+        open_stdin: bool,
+        attachment: Attachment,
+        client: Option<Key>,
+    ) -> Result<(), Failed> {
         let (mut console, stdio) = if process.terminal.is_some() {
             (Console::without_streams(open_stdin), None)
         } else {
@@ -140,7 +153,7 @@ impl Container {
             .add(report.as_fd(), EventFlags::IN)
             .map_err(|errno| failed("wait for the process", errno))?;
         self.execs.push(Exec {
-            id: request.id,
+            id,
             console,
             pid: None,
             pidfd: None,
@@ -249,8 +262,9 @@ impl Container {
         };
         let started = Reply::Started(Started { pid: raw(pid) });
         exec.console.start(&mut self.poller)?;
-        if let Some(starting) = exec.stop_waiting(&mut self.poller)? {
-            let client = starting.client;
+        if let Some(starting) = exec.stop_waiting(&mut self.poller)?
+            && let Some(client) = starting.client
+        {
             self.connections
                 .reply(client, &started, &[], &mut self.poller)?;
         }
@@ -268,9 +282,15 @@ impl Container {
             oom_killed: false,
         };
         if let Some(starting) = exec.stop_waiting(&mut self.poller)? {
-            let client = starting.client;
-            self.connections
-                .reply(client, &Reply::Failed(failed), &[], &mut self.poller)?;
+            match (starting.client, &mut self.health) {
+                (Some(client), _) => {
+                    let reply = Reply::Failed(failed);
+                    self.connections
+                        .reply(client, &reply, &[], &mut self.poller)?;
+                }
+                (None, Some(health)) => health.not_run(failed.to_string()),
+                (None, None) => {}
+            }
         }
         exec.pid = None;
         if let Some(pidfd) = exec.pidfd.take() {
@@ -314,6 +334,11 @@ impl Container {
         exec.console.finish(&mut self.poller, None, status)?;
         let target = Target::Exec(exec.id.clone());
         self.connections.ended(&target, exited, &mut self.poller)?;
+        let ended = self.execs.get(position).map(|exec| exec.id.as_str());
+        let health = self.health.as_ref();
+        if health.is_some_and(|health| ended.is_some_and(|id| health.is_probe(id))) {
+            self.take_health(exited)?;
+        }
         let over = self.execs.iter().filter(|exec| exec.is_over()).count();
         if over > REMEMBERED
             && let Some(oldest) = self.execs.iter().position(Exec::is_over)

@@ -17,6 +17,7 @@ mod connection;
 mod console;
 mod container;
 mod exec;
+mod health;
 mod log;
 mod poller;
 mod reader;

@@ -69,7 +69,12 @@ impl Container {
         State {
             pid: raw(self.pid),
             paused: self.paused,
-            execs: self.execs.iter().map(super::exec::Exec::state).collect(),
+            execs: self
+                .execs
+                .iter()
+                .filter(|exec| !exec.is_probe())
+                .map(super::exec::Exec::state)
+                .collect(),
         }
     }
 
@@ -184,6 +189,9 @@ impl Container {
             .freeze(paused)
             .map_err(|error| io_failed("freeze the container's processes", &error))?;
         self.paused = paused;
+        if let (false, Some(health)) = (paused, &mut self.health) {
+            health.resume(std::time::Instant::now());
+        }
         self.describe(lock)?;
         Ok(Reply::Done(()))
     }

@@ -13,6 +13,7 @@ use rustix::io::Errno;
 
 use super::console::Console;
 use super::container::{Container, watched_signals};
+use super::health::Health;
 use super::poller::{Key, Poller};
 use super::{failed, of_nix};
 use crate::message::{ControlRequest, Failed};
@@ -69,7 +70,10 @@ impl Container {
             std::iter::once(&self.console).chain(execs)
         };
         let deadline = consoles().filter_map(Console::deadline).min();
-        let limit = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let health = self.health.as_ref().filter(|_| !self.paused);
+        let check = health.and_then(Health::deadline);
+        let first = deadline.into_iter().chain(check).min();
+        let limit = first.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let ready = self.poller.wait(limit)?;
         if deadline.is_some() {
             let now = Instant::now();
@@ -78,6 +82,7 @@ impl Container {
                 exec.console.cut_off(now, &mut self.poller)?;
             }
         }
+        self.check_health(Instant::now())?;
         Ok(ready)
     }
 

@@ -110,6 +110,27 @@ pub(in crate::cli) struct Options {
     /// Restart policy to apply when a container exits: no, on-failure[:MAX], always, unless-stopped
     #[arg(long, value_name = "POLICY")]
     pub(super) restart: Option<String>,
+    /// Command to run to check health
+    #[arg(long, value_name = "COMMAND")]
+    pub(super) health_cmd: Option<String>,
+    /// Time between running the check (ms|s|m|h) (default 30s)
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
+    pub(super) health_interval: Option<String>,
+    /// Maximum time to allow one check to run (ms|s|m|h) (default 30s)
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
+    pub(super) health_timeout: Option<String>,
+    /// Consecutive failures needed to report unhealthy (default 3)
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub(super) health_retries: Option<i64>,
+    /// Start period for the container to initialize before starting health-retries countdown (ms|s|m|h)
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
+    pub(super) health_start_period: Option<String>,
+    /// Time between running the check during the start period (ms|s|m|h) (default 5s)
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
+    pub(super) health_start_interval: Option<String>,
+    /// Disable any container-specified HEALTHCHECK
+    #[arg(long)]
+    pub(super) no_healthcheck: bool,
     /// Signal to stop the container
     #[arg(long, value_name = "SIGNAL")]
     pub(super) stop_signal: Option<String>,

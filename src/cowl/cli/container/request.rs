@@ -3,7 +3,8 @@
 use super::args::Options;
 use super::mount_option;
 use crate::engine::create::CreateRequest;
-use crate::engine::docker::{ContainerConfig, HostConfig, RestartPolicy};
+use crate::engine::docker::{ContainerConfig, Healthcheck, HostConfig, RestartPolicy};
+use crate::engine::duration;
 use crate::engine::error::{Context, Error, Result};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,6 +12,7 @@ use std::path::Path;
 /// Reads files and the environment; `detached` is `-d`.
 pub(super) fn request(options: Options, detached: bool) -> Result<CreateRequest> {
     let cwd = std::env::current_dir().context(|| "the current directory")?;
+    let healthcheck = healthcheck(&options)?;
     let mut words = options.image_and_command.into_iter();
     let image = words.next().unwrap_or_default();
     let command: Vec<String> = words.collect();
@@ -23,6 +25,7 @@ pub(super) fn request(options: Options, detached: bool) -> Result<CreateRequest>
         }
     }
     let config = ContainerConfig {
+        healthcheck,
         hostname: options.hostname.unwrap_or_default(),
         user: options.user.unwrap_or_default(),
         attach_stdin: options.interactive && !detached,
@@ -65,16 +68,7 @@ pub(super) fn request(options: Options, detached: bool) -> Result<CreateRequest>
         ..HostConfig::default()
     };
     if options.log_driver.is_some() || !options.log_opt.is_empty() {
-        let mut settings = serde_json::Map::new();
-        for text in &options.log_opt {
-            let (key, value) = text
-                .split_once('=')
-                .ok_or_else(|| Error::invalid(format!("invalid logging opt format: {text}")))?;
-            settings.insert(key.to_owned(), value.into());
-        }
-        let log = serde_json::json!({
-            "Type": options.log_driver.unwrap_or_default(), "Config": settings,
-        });
+        let log = log_config(options.log_driver, &options.log_opt)?;
         host.other.insert("LogConfig".to_owned(), log);
     }
     for text in &options.mount {
@@ -89,6 +83,60 @@ pub(super) fn request(options: Options, detached: bool) -> Result<CreateRequest>
         config,
         host,
     })
+}
+
+/// `--log-driver` and `--log-opt`.
+fn log_config(driver: Option<String>, options: &[String]) -> Result<serde_json::Value> {
+    let mut settings = serde_json::Map::new();
+    for text in options {
+        let (key, value) = text
+            .split_once('=')
+            .ok_or_else(|| Error::invalid(format!("invalid logging opt format: {text}")))?;
+        settings.insert(key.to_owned(), value.into());
+    }
+    Ok(serde_json::json!({"Type": driver.unwrap_or_default(), "Config": settings}))
+}
+
+/// `--health-*` and `--no-healthcheck`; none if none of them is given.
+fn healthcheck(options: &Options) -> Result<Option<Healthcheck>> {
+    let time = |name: &str, text: &Option<String>| {
+        let Some(text) = text else { return Ok(0) };
+        let nanoseconds = duration::parse(text).map_err(|error| {
+            Error::invalid(format!(
+                "invalid argument \"{text}\" for \"--{name}\" flag: {error}"
+            ))
+        })?;
+        if nanoseconds < 0 {
+            return Err(Error::invalid(format!("--{name} cannot be negative")));
+        }
+        Ok(nanoseconds)
+    };
+    let retries = options.health_retries.unwrap_or_default();
+    if retries < 0 {
+        return Err(Error::invalid("--health-retries cannot be negative"));
+    }
+    let command = options.health_cmd.as_ref().filter(|text| !text.is_empty());
+    let check = Healthcheck {
+        test: command.map(|text| vec!["CMD-SHELL".to_owned(), text.clone()]),
+        interval: time("health-interval", &options.health_interval)?,
+        timeout: time("health-timeout", &options.health_timeout)?,
+        start_period: time("health-start-period", &options.health_start_period)?,
+        start_interval: time("health-start-interval", &options.health_start_interval)?,
+        retries,
+    };
+    let is_given = check != Healthcheck::default();
+    if !options.no_healthcheck {
+        return Ok(is_given.then_some(check));
+    }
+    if is_given {
+        return Err(Error::invalid(
+            "--no-healthcheck conflicts with --health-* options",
+        ));
+    }
+    Ok(Some(Healthcheck {
+        test: Some(vec!["NONE".to_owned()]),
+        ..Healthcheck::default()
+    }))
 }
 
 /// `--restart`, with the texts of Docker's command line (docker/cli, `opts/parse.go`).

@@ -413,6 +413,8 @@ impl Container {
         let pid = record.as_ref().map_or(0, |record| record.pid);
         Ok(State {
             started_at: started.parse().ok(),
+            // Of a damaged record nothing is known.
+            health: self.health().ok().flatten(),
             pid: match status {
                 Status::Starting | Status::Running | Status::Paused => pid,
                 Status::Created(_) | Status::Restarting(_) | Status::Exited(_) => 0,

@@ -86,7 +86,7 @@ pub enum Status {
 }
 
 /// What a container is doing, with its times.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct State {
     /// What it does.
     pub status: Status,
@@ -94,6 +94,8 @@ pub struct State {
     pub pid: i32,
     /// When its program was started last.
     pub started_at: Option<Timestamp>,
+    /// Docker's `Health` object, if it has a health check.
+    pub health: Option<serde_json::Value>,
 }
 
 /// Exit code of a container whose monitor was killed before it could record one (containerd's for

@@ -1,0 +1,169 @@
+//! Health checks: what a program inside says about its container.
+
+use std::time::{Duration, Instant};
+
+use cowl_tests::busybox::{containers, in_shop, shop};
+use cowl_tests::profile::{directory, root, user};
+use cowl_tests::store::Store;
+
+fn inspected(store: &Store, template: &str) -> String {
+    let text = store.ok(["inspect", "--format", template, "checked"]);
+    text.trim().to_owned()
+}
+
+/// Waits until the container's health is this.
+#[track_caller]
+fn wait_for(store: &Store, expected: &str) {
+    let end = Instant::now() + Duration::from_secs(120);
+    loop {
+        let found = inspected(store, "{{.State.Health.Status}}");
+        if found == expected {
+            return;
+        }
+        assert!(Instant::now() < end, "{found} instead of {expected}");
+    }
+}
+
+fn health_cmd_says_how_a_container_is() {
+    let store = shop("store");
+    let shared = directory().join("shared");
+    std::fs::create_dir(&shared).unwrap();
+    let volume = format!("{}:/shared", shared.display());
+    let options = [
+        "-d",
+        "--name",
+        "checked",
+        "-v",
+        &volume,
+        "-e",
+        "WHO=me",
+        "-w",
+        "/shared",
+        "--health-cmd",
+        "echo $WHO in $PWD; test -e well",
+        "--health-interval",
+        "50ms",
+        "--health-retries",
+        "2",
+        "--health-start-period",
+        "1h",
+        "--health-start-interval",
+        "50ms",
+    ];
+    in_shop(&store, &options, &["sleep", "1000"]).ok();
+    // Failures of the start period do not count.
+    while inspected(&store, "{{len .State.Health.Log}}") == "0" {}
+    assert_eq!(
+        inspected(
+            &store,
+            "{{.State.Health.Status}} {{.State.Health.FailingStreak}}"
+        ),
+        "starting 0"
+    );
+    let all = store.ok([
+        "ps",
+        "--format",
+        "{{.Status}}",
+        "--filter",
+        "health=starting",
+    ]);
+    assert!(all.ends_with("(health: starting)\n"), "{all}");
+    std::fs::write(shared.join("well"), "").unwrap();
+    wait_for(&store, "healthy");
+    let all = store.ok([
+        "ps",
+        "--format",
+        "{{.Status}}",
+        "--filter",
+        "health=healthy",
+    ]);
+    assert!(all.ends_with("(healthy)\n"), "{all}");
+    // After a success the start period is over.
+    std::fs::remove_file(shared.join("well")).unwrap();
+    wait_for(&store, "unhealthy");
+    while inspected(&store, "{{len .State.Health.Log}}") != "5" {}
+    let last = "{{(index .State.Health.Log 4).ExitCode}} {{(index .State.Health.Log 4).Output}}";
+    assert_eq!(inspected(&store, last), "1 me in /shared");
+    let none = store.ok(["ps", "-q", "--filter", "health=none"]);
+    assert_eq!(none, "");
+    store.ok(["rm", "-f", "checked"]);
+}
+
+#[test]
+fn health_cmd_says_how_a_container_is_as_root() {
+    root(|| health_cmd_says_how_a_container_is());
+}
+
+#[test]
+fn health_cmd_says_how_a_container_is_as_user() {
+    user(|| health_cmd_says_how_a_container_is());
+}
+
+#[test]
+fn health_timeout_kills_the_check() {
+    root(|| {
+        let store = shop("store");
+        let options = [
+            "-d",
+            "--name",
+            "checked",
+            "--health-cmd",
+            "echo so far; exec sleep 1234",
+            "--health-interval",
+            "50ms",
+            "--health-timeout",
+            "300ms",
+            "--health-retries",
+            "1",
+        ];
+        in_shop(&store, &options, &["sleep", "1000"]).ok();
+        wait_for(&store, "unhealthy");
+        let first =
+            "{{(index .State.Health.Log 0).ExitCode}} {{(index .State.Health.Log 0).Output}}";
+        assert_eq!(
+            inspected(&store, first),
+            "-1 Health check exceeded timeout (300ms): so far"
+        );
+        store.ok(["pause", "checked"]);
+        // At most the one that is frozen.
+        let running = cowl_tests::profile::processes()
+            .iter()
+            .filter(|(_, line)| line.contains("sleep 1234"))
+            .count();
+        assert!(running <= 1, "{running}");
+        store.ok(["rm", "-f", "checked"]);
+    });
+}
+
+#[test]
+fn health_options_refuse_what_docker_refuses() {
+    user(|| {
+        let store = shop("store");
+        for (options, text) in [
+            (
+                &["--health-interval", "1us", "--health-cmd", "x"][..],
+                "Interval in Healthcheck cannot be less than 1ms",
+            ),
+            (
+                &["--health-timeout", "5"],
+                "time: missing unit in duration \"5\"",
+            ),
+            (
+                &["--health-start-period", "-5s"],
+                "--health-start-period cannot be negative",
+            ),
+            (
+                &["--health-retries", "-1"],
+                "--health-retries cannot be negative",
+            ),
+            (
+                &["--no-healthcheck", "--health-cmd", "x"],
+                "--no-healthcheck conflicts with --health-* options",
+            ),
+        ] {
+            let refusal = in_shop(&store, options, &["true"]).refused(125);
+            assert!(refusal.contains(text), "{options:?}: {refusal}");
+        }
+        assert_eq!(containers(&store), [""; 0]);
+    });
+}
