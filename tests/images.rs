@@ -231,6 +231,59 @@ fn load_warns_of_an_image_for_another_processor() {
     });
 }
 
+/// What `docker import` and `docker load` take; the configuration is read with Python.
+#[test]
+fn import_and_load_take_dockers_options() {
+    root(|| {
+        let store = Store::new("store");
+        let base = layers().join("base.tar");
+        let (base, archive) = (base.to_str().unwrap(), directory().join("saved.tar"));
+        let options = ["-c", "CMD [\"/x\"]", "--change", "USER 7", "-m", "by hand"];
+        let platform = ["--platform", "linux/arm64"];
+        let id = store.ok(["import"]
+            .iter()
+            .chain(&options)
+            .chain(&platform)
+            .chain(&[base]));
+        let id = id.trim();
+        assert_eq!(store.ok(["images", "-q", "--no-trunc"]).trim(), id);
+        let script = "
+import json, sys
+image = json.load(open(sys.argv[1]))
+config = image['config']
+print(config['Cmd'], config['User'], image['history'][0]['comment'], image['architecture'])";
+        let blob = store
+            .root()
+            .join("blobs/sha256")
+            .join(&id["sha256:".len()..]);
+        let config = python(&directory(), script, [blob]);
+        assert_eq!(config, "['/x'] 7 by hand arm64\n");
+
+        store.ok(["save", "-o", archive.to_str().unwrap(), id]);
+        store.ok(["rmi", id]);
+        let load = |platform| {
+            store.run([
+                "load",
+                "--platform",
+                platform,
+                "-i",
+                archive.to_str().unwrap(),
+            ])
+        };
+        let refused = load("linux/amd64,s390x");
+        assert_eq!(refused.code(), 1);
+        let message = "the archive has no image for linux/amd64, linux/s390x, only for linux/arm64";
+        assert!(refused.stderr.contains(message), "{refused}");
+        assert_eq!(load("arm64").ok(), format!("Loaded image ID: {id}\n"));
+        for bad in [
+            &["load", "--platform", "a/b/c/d"][..],
+            &["import", "-c", "RUN true", base],
+        ] {
+            assert_eq!(store.run(bad).code(), 1);
+        }
+    });
+}
+
 /// More than a pipe holds is written to each, so it has read some of it and waits for the rest.
 fn commands_do_not_wait_for_anothers_input() {
     let store = shop("store");

@@ -57,6 +57,7 @@ fn candidate(archive: &Archive, image: DockerImage) -> Result<Candidate, ImageEr
         names,
         index: None,
         images: vec![CandidateImage {
+            platform: None,
             config,
             manifest: None,
             layers,

@@ -12,6 +12,7 @@ use serde::{Deserialize, Deserializer};
 
 use super::ImageError;
 use crate::digest::{DiffId, Sha256Digest};
+use crate::store;
 
 /// An image's configuration: process, layers and history.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -92,6 +93,15 @@ impl ImageConfig {
     /// Reads a configuration.
     pub fn from_slice(bytes: &[u8]) -> Result<Self, serde_json::Error> {
         serde_json::from_slice(bytes)
+    }
+
+    /// What the image is for.
+    pub fn platform(&self) -> store::Platform {
+        store::Platform {
+            os: self.os.clone(),
+            architecture: self.architecture.clone(),
+            variant: self.variant.clone(),
+        }
     }
 }
 

@@ -7,10 +7,12 @@ use std::path::Path;
 
 use super::archive::Archive;
 use super::parts::LayerLoader;
-use super::{Candidate, CandidateImage, ImageConfig, ImageError, Reference, docker, oci};
+use super::{
+    Candidate, CandidateImage, ImageConfig, ImageError, PlatformName, Reference, docker, oci,
+};
 use crate::digest::{ImageId, Sha256Digest};
 use crate::store::{
-    Descriptor, MAX_LAYERS, Platform, Store, Tag, TaggedImage, TaggedLayer, Transaction, Trust,
+    Descriptor, MAX_LAYERS, Store, Tag, TaggedImage, TaggedLayer, Transaction, Trust,
 };
 
 /// A loaded image.
@@ -22,6 +24,16 @@ pub struct Loaded {
     pub tags: Vec<Reference>,
 }
 
+/// How an archive is loaded.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LoadOptions<'o> {
+    /// With [`Trust::Hash`] existing objects are hashed too.
+    pub trust: Trust,
+    /// Only the images for these platforms are loaded; if there are none, all images that the
+    /// archive has.
+    pub platforms: &'o [PlatformName],
+}
+
 /// Loads all images of a docker-archive or an OCI layout: a tar, a compressed tar, a pipe of one,
 /// or a layout's directory.
 ///
@@ -29,16 +41,20 @@ pub struct Loaded {
 /// load publishes complete layers earlier; after an error no tag names them, and the next gc frees
 /// them unless a repeated load uses them first. Loading an image again repairs its damaged files.
 pub fn load(store: &Store, path: &Path) -> Result<Vec<Loaded>, ImageError> {
-    load_with(store, path, Trust::Size)
+    load_with(store, path, &LoadOptions::default())
 }
 
-/// [`load`]; with [`Trust::Hash`] existing objects are hashed too.
-pub fn load_with(store: &Store, path: &Path, trust: Trust) -> Result<Vec<Loaded>, ImageError> {
+/// [`load`] with options.
+pub fn load_with(
+    store: &Store,
+    path: &Path,
+    options: &LoadOptions<'_>,
+) -> Result<Vec<Loaded>, ImageError> {
     let file = File::open(path).map_err(|source| ImageError::Read {
         name: path.display().to_string(),
         source,
     })?;
-    load_file(store, file, path, trust)
+    load_file(store, file, path, options)
 }
 
 /// [`load_with`] for an open file, pipe or socket, read from its current position. `path` names it
@@ -47,16 +63,16 @@ pub fn load_file(
     store: &Store,
     file: File,
     path: &Path,
-    trust: Trust,
+    options: &LoadOptions<'_>,
 ) -> Result<Vec<Loaded>, ImageError> {
     let archive = Archive::open(file, path, store)?;
-    let transaction = store.begin_with(trust)?;
+    let transaction = store.begin_with(options.trust)?;
     let mut loader = Loader {
         transaction: &transaction,
         layers: LayerLoader::new(&archive, &transaction),
     };
     let mut images: Vec<Image> = Vec::new();
-    for candidate in candidates(&archive, path)? {
+    for candidate in candidates(&archive, path, options.platforms)? {
         let image = loader.image(candidate)?;
         let same = |other: &&mut Image| other.tag.images == image.tag.images;
         match images.iter_mut().find(same) {
@@ -79,13 +95,17 @@ pub fn load_file(
 }
 
 /// The images of the archive in either form; a new `docker save` writes both.
-fn candidates(archive: &Archive, path: &Path) -> Result<Vec<Candidate>, ImageError> {
+fn candidates(
+    archive: &Archive,
+    path: &Path,
+    platforms: &[PlatformName],
+) -> Result<Vec<Candidate>, ImageError> {
     let (layout, docker) = (archive.has(oci::LAYOUT)?, archive.has(docker::MANIFEST)?);
     if !layout && !docker {
         return Err(no_image_archive(archive)?);
     }
     let mut found = if layout {
-        oci::candidates(archive, path)?
+        oci::candidates(archive, path, platforms)?
     } else {
         Vec::new()
     };
@@ -94,7 +114,60 @@ fn candidates(archive: &Archive, path: &Path) -> Result<Vec<Candidate>, ImageErr
             add(&mut found, image);
         }
     }
+    if platforms.is_empty() {
+        return Ok(found);
+    }
+    narrow(found, platforms)
+}
+
+/// The images for these platforms.
+fn narrow(
+    mut found: Vec<Candidate>,
+    platforms: &[PlatformName],
+) -> Result<Vec<Candidate>, ImageError> {
+    let mut others = Vec::new();
+    for candidate in &mut found {
+        let before = candidate.images.len();
+        let mut kept = Vec::new();
+        for image in candidate.images.drain(..) {
+            let platform = match &image.platform {
+                Some(platform) => platform.clone(),
+                None => parse_config(&image.config, &candidate.names)?.platform(),
+            };
+            if platforms.iter().any(|wanted| wanted.matches(&platform)) {
+                kept.push(image);
+            } else {
+                others.push(oci::show(&platform));
+            }
+        }
+        candidate.images = kept;
+        if candidate.images.len() < before {
+            // The index speaks of the others too.
+            candidate.index = None;
+        }
+    }
+    found.retain(|candidate| !candidate.images.is_empty());
+    if found.is_empty() {
+        let wanted: Vec<String> = platforms.iter().map(ToString::to_string).collect();
+        return Err(ImageError::Platform {
+            wanted: wanted.join(", "),
+            available: others.join(", "),
+        });
+    }
     Ok(found)
+}
+
+fn parse_config(bytes: &[u8], names: &[Reference]) -> Result<ImageConfig, ImageError> {
+    ImageConfig::from_slice(bytes).map_err(|source| {
+        let name = names.first().map_or_else(
+            || ImageId(Sha256Digest::of(bytes)).to_string(),
+            ToString::to_string,
+        );
+        ImageError::Json {
+            name: format!("the configuration of {name}"),
+            source,
+        }
+    })
 }
 
 /// Adds an image of `manifest.json` to those of the layout beside it.
@@ -224,16 +297,7 @@ impl Loader<'_> {
         image: CandidateImage,
     ) -> Result<TaggedImage, ImageError> {
         let id = ImageId(Sha256Digest::of(&image.config));
-        let name = || {
-            let name = names
-                .first()
-                .map_or_else(|| id.to_string(), ToString::to_string);
-            format!("the configuration of {name}")
-        };
-        let config = ImageConfig::from_slice(&image.config).map_err(|source| ImageError::Json {
-            name: name(),
-            source,
-        })?;
+        let config = parse_config(&image.config, names)?;
         if !matches!(config.os.as_str(), "" | "linux") {
             let what = format!("it is an image for {}, only Linux runs here", config.os);
             return Err(ImageError::Unsupported {
@@ -241,6 +305,7 @@ impl Loader<'_> {
                 what,
             });
         }
+        let platform = config.platform();
         let diff_ids = config.rootfs.diff_ids;
         if diff_ids.len() != image.layers.len() {
             return Err(ImageError::LayerCount {
@@ -272,11 +337,7 @@ impl Loader<'_> {
             .map(|bytes| self.transaction.put_blob(&bytes))
             .transpose()?;
         Ok(TaggedImage {
-            platform: Platform {
-                os: config.os,
-                architecture: config.architecture,
-                variant: config.variant,
-            },
+            platform,
             config: id,
             manifest,
             layers,

@@ -37,14 +37,15 @@ mod tests;
 pub use self::commit::{ChangeError, ConfigChange, NewImage, new_config};
 pub use self::documents::{HistoryEntry, ImageConfig, ProcessConfig, RootFs};
 pub use self::error::ImageError;
-pub use self::load::{Loaded, load, load_file, load_with};
+pub use self::load::{LoadOptions, Loaded, load, load_file, load_with};
 pub use self::oci::foreign_platform;
 pub use self::platform::{PlatformError, PlatformName};
-pub use self::rootfs::import_rootfs;
+pub use self::rootfs::{ImportOptions, import_rootfs};
 pub use self::save::{SaveError, Selected, restore_layer, save};
 pub use crate::store::{Reference, ReferenceError};
 
 use crate::digest::Sha256Digest;
+use crate::store::Platform;
 
 /// Limit of a manifest or index: registries accept 4 MiB.
 const DOCUMENT_LIMIT: u64 = 4 << 20;
@@ -65,6 +66,8 @@ struct Candidate {
 
 /// The image of one platform.
 struct CandidateImage {
+    /// As an index says; None: as the configuration does.
+    platform: Option<Platform>,
     config: Vec<u8>,
     /// None if there was none.
     manifest: Option<Vec<u8>>,

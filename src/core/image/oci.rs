@@ -8,9 +8,10 @@ use super::archive::Archive;
 use super::documents::{Descriptor, Document, Manifest, OciLayout, Platform, from_json};
 use super::{
     CONFIG_LIMIT, Candidate, CandidateImage, DOCUMENT_LIMIT, ImageError, LayerPart, MAX_IMAGES,
-    Reference, check_digest,
+    PlatformName, Reference, check_digest,
 };
 use crate::digest::Sha256Digest;
+use crate::store;
 
 pub(super) const LAYOUT: &str = "oci-layout";
 pub(super) const INDEX: &str = "index.json";
@@ -40,7 +41,13 @@ const LAYER_TYPES: [&str; 2] = [
 ];
 
 /// The images of a layout, tagged and untagged.
-pub(super) fn candidates(archive: &Archive, base: &Path) -> Result<Vec<Candidate>, ImageError> {
+///
+/// With `platforms` the caller chooses among them; without, one must run on this host.
+pub(super) fn candidates(
+    archive: &Archive,
+    base: &Path,
+    platforms: &[PlatformName],
+) -> Result<Vec<Candidate>, ImageError> {
     let layout: OciLayout = from_json(
         LAYOUT,
         &archive.read_required(LAYOUT, DOCUMENT_LIMIT, "the format")?,
@@ -81,7 +88,7 @@ pub(super) fn candidates(archive: &Archive, base: &Path) -> Result<Vec<Candidate
         for descriptor in &group {
             found.add(archive, descriptor, MAX_DEPTH, &mut budget)?;
         }
-        match found.choose(archive)? {
+        match found.choose(archive, platforms.is_empty())? {
             Ok(mut candidate) => {
                 candidate.names.extend(name);
                 candidates.push(candidate);
@@ -198,6 +205,7 @@ impl FoundImages {
             .map(part)
             .collect::<Result<_, ImageError>>()?;
         let image = CandidateImage {
+            platform: descriptor.platform.as_ref().map(Into::into),
             config,
             manifest: Some(bytes),
             layers,
@@ -207,19 +215,24 @@ impl FoundImages {
     }
 
     /// The images that are present, one for this host first. A single image is accepted for any
-    /// platform. The inner error says why there is none.
-    fn choose(mut self, archive: &Archive) -> Result<Result<Candidate, ImageError>, ImageError> {
+    /// platform; of several, with `for_host`, one must be for this host. The inner error says why
+    /// there is none.
+    fn choose(
+        mut self,
+        archive: &Archive,
+        for_host: bool,
+    ) -> Result<Result<Candidate, ImageError>, ImageError> {
         self.drop_incomplete(archive)?;
         if self.images.is_empty() {
             let reason = self.absent.into_iter().chain(self.artifacts).next();
             return Ok(Err(reason.unwrap_or(ImageError::Empty)));
         }
         let host = host_platform();
-        if self.images.len() > 1 {
+        if self.images.len() > 1 && for_host {
             let available: Vec<String> = self
                 .images
                 .iter()
-                .map(|(platform, _)| show(platform))
+                .map(|(platform, _)| show(&platform.into()))
                 .collect();
             self.images
                 .retain(|(platform, _)| matches!(platform.os.as_str(), "" | "linux"));
@@ -229,7 +242,7 @@ impl FoundImages {
                 .any(|(platform, _)| rank(platform, &host).is_some())
             {
                 return Err(ImageError::Platform {
-                    wanted: show(&host),
+                    wanted: show(&(&host).into()),
                     available: available.join(", "),
                 });
             }
@@ -400,8 +413,18 @@ fn rank(platform: &Platform, host: &Platform) -> Option<usize> {
     }
 }
 
-fn show(platform: &Platform) -> String {
-    let Platform {
+impl From<&Platform> for store::Platform {
+    fn from(platform: &Platform) -> Self {
+        Self {
+            os: platform.os.clone(),
+            architecture: platform.architecture.clone(),
+            variant: platform.variant.clone(),
+        }
+    }
+}
+
+pub(super) fn show(platform: &store::Platform) -> String {
+    let store::Platform {
         os,
         architecture,
         variant,
@@ -424,7 +447,7 @@ fn host_platform() -> Platform {
 
 /// Docker's warning about an image that is not for this host. None for one that runs here, also by
 /// compatibility of the processor, or that names no platform.
-pub fn foreign_platform(image: &crate::store::Platform) -> Option<String> {
+pub fn foreign_platform(image: &store::Platform) -> Option<String> {
     let host = host_platform();
     let of_this_host = match image.architecture.as_str() {
         "" => true,
@@ -432,13 +455,8 @@ pub fn foreign_platform(image: &crate::store::Platform) -> Option<String> {
         "arm" => matches!(&*host.architecture, "arm" | "arm64"),
         other => other == host.architecture,
     };
-    let image = Platform {
-        os: image.os.clone(),
-        architecture: image.architecture.clone(),
-        variant: image.variant.clone(),
-    };
     (!of_this_host).then(|| {
-        let (image, host) = (show(&image), show(&host));
+        let (image, host) = (show(image), show(&(&host).into()));
         format!("The requested image's platform ({image}) does not match the detected host platform ({host})")
     })
 }

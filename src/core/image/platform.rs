@@ -26,6 +26,15 @@ impl PlatformName {
         *self == Self::of(&platform.os, &platform.architecture, &platform.variant)
     }
 
+    /// The platform of an image that is made for this one.
+    pub(super) fn to_platform(&self) -> Platform {
+        Platform {
+            os: self.os.clone(),
+            architecture: self.architecture.clone(),
+            variant: self.variant.clone(),
+        }
+    }
+
     fn of(os: &str, architecture: &str, variant: &str) -> Self {
         let (architecture, variant) = match (architecture, variant) {
             ("x86_64" | "x86-64" | "amd64", "" | "v1") => ("amd64", ""),

@@ -6,26 +6,40 @@ use std::os::unix::fs::MetadataExt;
 
 use jiff::Timestamp;
 use rustix::fs::FileType;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
-use super::{ImageError, Reference, oci};
+use super::{ConfigChange, ImageError, NewImage, PlatformName, Reference, new_config, oci};
 use crate::digest::{DiffId, ImageId};
 use crate::layer::{self, ArchiveEnd, HashOnly, ImportedLayer, Limits, ObjectSink};
 use crate::store::{Platform, Store, Tag, TaggedImage, TaggedLayer, Transaction, Trust};
 
-/// Imports a tar, plain or compressed, as the one layer of a new image, with a configuration that
-/// says no more than it must. The tar is read from the file's position on; a pipe will do. With
-/// [`Trust::Hash`] existing objects are hashed, and damaged ones replaced.
+/// How a root file system is imported.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ImportOptions<'o> {
+    /// The image's name; None leaves it without one.
+    pub reference: Option<&'o Reference>,
+    /// With [`Trust::Hash`] existing objects are hashed, and damaged ones replaced.
+    pub trust: Trust,
+    /// Applied to the configuration, which says no more than it must.
+    pub changes: &'o [ConfigChange],
+    /// For the image's history; if it is empty, the history says that this was an import.
+    pub message: &'o str,
+    /// What the image is for; None: this host.
+    pub platform: Option<&'o PlatformName>,
+}
+
+/// Imports a tar, plain or compressed, as the one layer of a new image. The tar is read from the
+/// file's position on; a pipe will do.
 ///
 /// The tag is published last. A tar without its end marker is refused: without a digest nothing
 /// else reveals one that was cut between two entries.
 pub fn import_rootfs(
     store: &Store,
     tar: &File,
-    reference: &Reference,
-    trust: Trust,
+    options: &ImportOptions<'_>,
 ) -> Result<ImageId, ImageError> {
-    let transaction = store.begin_with(trust)?;
+    let platform = platform(options.platform)?;
+    let transaction = store.begin_with(options.trust)?;
     let diff_id = if let Some(diff_id) = present(store, &transaction, tar)? {
         diff_id
     } else {
@@ -39,23 +53,11 @@ pub fn import_rootfs(
         imported.diff_id
     };
     transaction.put_merged(&[diff_id])?;
-    let created = format!("{:.0}", Timestamp::now());
-    let config = json!({
-        "architecture": oci::host_architecture(),
-        "os": "linux",
-        "created": created,
-        "config": {},
-        "rootfs": { "type": "layers", "diff_ids": [diff_id] },
-        "history": [{ "created": created, "created_by": "cowl import", "comment": "imported root file system" }],
-    });
-    let config = transaction.put_blob(config.to_string().as_bytes())?;
+    let config = config(&platform, diff_id, options)?;
+    let config = ImageId(transaction.put_blob(&config)?);
     let image = TaggedImage {
-        platform: Platform {
-            os: "linux".to_owned(),
-            architecture: oci::host_architecture().to_owned(),
-            variant: String::new(),
-        },
-        config: ImageId(config),
+        platform,
+        config,
         manifest: None,
         layers: vec![TaggedLayer {
             diff_id,
@@ -63,11 +65,59 @@ pub fn import_rootfs(
         }],
     };
     transaction.publish(&[Tag {
-        reference: Some(reference.clone()),
+        reference: options.reference.cloned(),
         target: None,
         images: vec![image],
     }])?;
-    Ok(ImageId(config))
+    Ok(config)
+}
+
+fn platform(wanted: Option<&PlatformName>) -> Result<Platform, ImageError> {
+    let Some(wanted) = wanted else {
+        return Ok(Platform {
+            os: "linux".to_owned(),
+            architecture: oci::host_architecture().to_owned(),
+            variant: String::new(),
+        });
+    };
+    let platform = wanted.to_platform();
+    if platform.os != "linux" {
+        return Err(ImageError::Unsupported {
+            name: wanted.to_string(),
+            what: "only Linux runs here".to_owned(),
+        });
+    }
+    Ok(platform)
+}
+
+fn config(
+    platform: &Platform,
+    diff_id: DiffId,
+    options: &ImportOptions<'_>,
+) -> Result<Vec<u8>, ImageError> {
+    let fields = [
+        ("os", &platform.os),
+        ("architecture", &platform.architecture),
+        ("variant", &platform.variant),
+    ];
+    let below: Map<String, Value> = fields
+        .into_iter()
+        .filter(|(_, value)| !value.is_empty())
+        .map(|(field, value)| (field.to_owned(), json!(value)))
+        .collect();
+    let message = match options.message {
+        "" => "imported root file system",
+        message => message,
+    };
+    let new = NewImage {
+        created: format!("{:.0}", Timestamp::now()),
+        created_by: "cowl import".to_owned(),
+        comment: message.to_owned(),
+        layer: Some(diff_id),
+        changes: options.changes,
+        ..NewImage::default()
+    };
+    new_config(Value::Object(below).to_string().as_bytes(), &new)
 }
 
 fn import<S: ObjectSink>(tar: impl Read, sink: &S) -> Result<ImportedLayer, ImageError> {

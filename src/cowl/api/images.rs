@@ -6,8 +6,9 @@ use crate::engine::Engine;
 use crate::engine::commit::{Changed, CommitRequest};
 use crate::engine::error::{Error, Result};
 use crate::engine::image::Removed;
+use crate::engine::load::{ImportRequest, LoadRequest};
 use cowl_core::digest::ImageId;
-use cowl_core::store::{Reference, Trust};
+use cowl_core::store::Reference;
 use hyper::StatusCode;
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -105,7 +106,8 @@ pub(super) fn load(server: &Arc<Server>, request: Request) -> Handled {
     let archive = http::upload(request.body).map_err(Error::from)?;
     let server = Arc::clone(server);
     let produce = move |stream: &http::Stream| {
-        let load = |engine: &Engine| engine.load_file(archive, Path::new(UPLOAD), Trust::Size);
+        let load =
+            |engine: &Engine| engine.load_file(archive, Path::new(UPLOAD), &LoadRequest::default());
         match server.open().and_then(|engine| load(&engine)) {
             Err(error) => stream.json_error(&error),
             Ok(loaded) => loaded.iter().try_for_each(|image| {
@@ -192,7 +194,13 @@ pub(super) fn create(server: &Arc<Server>, request: Request) -> Handled {
     let archive = http::upload(request.body).map_err(Error::from)?;
     let server = Arc::clone(server);
     let produce = move |stream: &http::Stream| {
-        let import = |engine: &Engine| engine.import_file(&archive, &name, Trust::Size);
+        let import = |engine: &Engine| {
+            let request = ImportRequest {
+                name: Some(&name),
+                ..ImportRequest::default()
+            };
+            engine.import_file(&archive, &request)
+        };
         match server.open().and_then(|engine| import(&engine)) {
             Err(error) => stream.json_error(&error),
             Ok(id) => stream.json(&json!({"status": id.to_string()})),

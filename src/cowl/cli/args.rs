@@ -165,6 +165,9 @@ pub(super) struct Load {
     /// Read from a tar archive or an OCI directory, instead of STDIN
     #[arg(short, long, value_name = "FILE")]
     pub(super) input: Option<PathBuf>,
+    /// Load only the images for these platforms, separated by commas
+    #[arg(long, value_name = "OS/ARCHITECTURE[/VARIANT]", value_delimiter = ',')]
+    pub(super) platform: Vec<String>,
     /// Suppress the load output
     #[arg(short, long)]
     pub(super) quiet: bool,
@@ -190,9 +193,24 @@ pub(super) struct Save {
 pub(super) struct Import {
     /// The tar, plain, gzip, bzip2, xz or zstd; - is standard input
     pub(super) file: PathBuf,
-    /// Name of the image
+    /// Name of the image; without one it has only its ID
     #[arg(value_name = "NAME[:TAG]")]
-    pub(super) name: String,
+    pub(super) name: Option<String>,
+    /// Apply a Dockerfile instruction to the configuration
+    #[arg(short, long, value_name = "INSTRUCTION")]
+    pub(super) change: Vec<String>,
+    /// Message for the history of the image
+    #[arg(
+        short,
+        long,
+        value_name = "MESSAGE",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub(super) message: String,
+    /// The platform that the image is for, instead of this host's
+    #[arg(long, value_name = "OS/ARCHITECTURE[/VARIANT]")]
+    pub(super) platform: Option<String>,
     /// Hash the files that the store already has, and repair damaged ones
     #[arg(long)]
     pub(super) verify: bool,

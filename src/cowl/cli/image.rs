@@ -8,6 +8,7 @@ use crate::engine::container::state::Status;
 use crate::engine::error::{Context, Error, Result};
 use crate::engine::image::{Listed, Removed, Step, short_id};
 use crate::engine::list::Filters;
+use crate::engine::load::{ImportRequest, LoadRequest};
 use crate::engine::{Engine, Listing, host};
 use cowl_core::digest::ImageId;
 use cowl_core::store::{Reference, Trust};
@@ -21,7 +22,11 @@ fn trust(verify: bool) -> Trust {
 }
 
 pub(super) fn load(engine: &Engine, args: &Load, out: &mut Stdout) -> Result<u8> {
-    for loaded in engine.load(args.input.as_deref(), trust(args.verify))? {
+    let request = LoadRequest {
+        platforms: &args.platform,
+        trust: trust(args.verify),
+    };
+    for loaded in engine.load(args.input.as_deref(), &request)? {
         if let Some(warning) = engine.foreign_platform(loaded.image)? {
             print_error(&format!("WARNING: {warning}"));
         }
@@ -67,9 +72,17 @@ pub(super) fn tag(engine: &Engine, args: &Tag) -> Result<u8> {
 }
 
 pub(super) fn import(engine: &Engine, args: &Import, out: &mut Stdout) -> Result<u8> {
-    let name = new_name("import", &args.name)?;
+    let name = args.name.as_deref();
+    let name = name.map(|name| new_name("import", name)).transpose()?;
     let file = (args.file.as_os_str() != "-").then_some(args.file.as_path());
-    let id = engine.import(file, &name, trust(args.verify))?;
+    let request = ImportRequest {
+        name: name.as_ref(),
+        changes: &args.change,
+        message: &args.message,
+        platform: args.platform.as_deref(),
+        trust: trust(args.verify),
+    };
+    let id = engine.import(file, &request)?;
     out.line(&id.to_string())?;
     Ok(0)
 }

@@ -12,7 +12,7 @@ use super::{Engine, mountpoint};
 use cowl_core::digest::{DiffId, ImageId};
 use cowl_core::image::{ConfigChange, ImageConfig, NewImage, new_config};
 use cowl_core::layer::{self, Unpacked, from_upper};
-use cowl_core::store::{Platform, Reference, Tag, TaggedImage, TaggedLayer, Transaction};
+use cowl_core::store::{Reference, Tag, TaggedImage, TaggedLayer, Transaction};
 use cowl_core::tree::{Tree, merge};
 use cowl_core::upper::changes::{ChangesError, MountPoints, Now, changes};
 use cowl_core::upper::marks::Stamp;
@@ -175,11 +175,7 @@ impl Engine {
             reference: request.name.cloned(),
             target: None,
             images: vec![TaggedImage {
-                platform: Platform {
-                    os: known.os,
-                    architecture: known.architecture,
-                    variant: known.variant,
-                },
+                platform: known.platform(),
                 config: id,
                 manifest: None,
                 layers,

@@ -5,14 +5,12 @@ use super::error::{Context, Error, Result};
 use super::mount::SEPARATOR;
 use super::{Engine, Listing, mountpoint, names};
 use cowl_core::digest::{DiffId, ImageId, Sha256Digest};
-use cowl_core::image::{self, ImageConfig, Loaded};
-use cowl_core::store::{Platform, Reference, Tag, TaggedImage, Trust};
+use cowl_core::image::{self, ImageConfig};
+use cowl_core::store::{Platform, Reference, Tag, TaggedImage};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::File;
-use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// What is needed of an image to run or mount it.
 #[derive(Debug, Clone)]
@@ -158,36 +156,6 @@ impl Engine {
             self.config(image.config)?,
             self.size(image.layers.iter().map(|layer| &layer.diff_id))?,
         ))
-    }
-
-    /// Brings in the images of an archive; without a path, of standard input. `trust` is in what the
-    /// store has already.
-    pub fn load(&self, archive: Option<&Path>, trust: Trust) -> Result<Vec<Loaded>> {
-        match archive {
-            Some(path) => load_result(path, image::load_with(&self.store, path, trust)),
-            None => self.load_file(standard_input()?, Path::new(STDIN), trust),
-        }
-    }
-
-    /// [`Engine::load`] of an open file, pipe or socket that messages call `name`.
-    pub fn load_file(&self, archive: File, name: &Path, trust: Trust) -> Result<Vec<Loaded>> {
-        load_result(name, image::load_file(&self.store, archive, name, trust))
-    }
-
-    /// Makes an image of the tar of a root file system; without a path, of standard input.
-    /// `trust` is in what the store has already.
-    pub fn import(&self, tar: Option<&Path>, name: &Reference, trust: Trust) -> Result<ImageId> {
-        let what = || format!("importing {}", tar.unwrap_or(Path::new(STDIN)).display());
-        let file = match tar {
-            Some(path) => File::open(path).context(what)?,
-            None => standard_input()?,
-        };
-        self.import_file(&file, name, trust).context(what)
-    }
-
-    /// [`Engine::import`] of an open file, pipe or socket.
-    pub fn import_file(&self, tar: &File, name: &Reference, trust: Trust) -> Result<ImageId> {
-        Ok(image::import_rootfs(&self.store, tar, name, trust)?)
     }
 
     /// Gives an image another name, which may have been another image's.
@@ -474,27 +442,6 @@ fn check_removable(
         );
     }
     Ok(())
-}
-
-const STDIN: &str = "standard input";
-
-/// By its descriptor: to open `/dev/stdin` fails where it is a socket, or a pipe of another user's.
-/// Names the archive, if the error does not.
-fn load_result<T>(path: &Path, loaded: Result<T, image::ImageError>) -> Result<T> {
-    loaded.map_err(|error| {
-        let error = Error::from(error);
-        let named = error.to_string().contains(&path.display().to_string());
-        if named {
-            error
-        } else {
-            error.context(format!("loading {}", path.display()))
-        }
-    })
-}
-
-fn standard_input() -> Result<File> {
-    let descriptor = std::io::stdin().as_fd().try_clone_to_owned();
-    Ok(File::from(descriptor.context(|| STDIN.to_owned())?))
 }
 
 /// Far above any real configuration.

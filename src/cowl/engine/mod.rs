@@ -21,6 +21,7 @@ mod image_list;
 mod inspect;
 pub mod life;
 pub mod list;
+pub mod load;
 pub mod logs;
 mod mount;
 mod mountpoint;

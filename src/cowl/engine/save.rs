@@ -34,10 +34,7 @@ impl Engine {
     pub fn select(&self, needles: &[String], platform: Option<&str>) -> Result<Vec<Selected>> {
         let platform = match platform {
             None => None,
-            Some(text) => Some(
-                text.parse::<PlatformName>()
-                    .map_err(|error| Error::invalid(error.to_string()))?,
-            ),
+            Some(text) => Some(super::load::platform(text)?),
         };
         let mut selected: Vec<Selected> = Vec::new();
         for needle in needles {

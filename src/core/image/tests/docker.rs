@@ -170,3 +170,58 @@ fn load_checks_the_digest_in_a_config_name() {
         fixture.load(&files).unwrap();
     }
 }
+
+/// Its only statement of a platform is the configuration's.
+#[test]
+fn load_takes_only_an_image_of_the_platform_asked_for() {
+    let fixture = fixture();
+    let archive = tar(&docker_archive(&[layer("a", "1")], &json!(["app:1"])));
+    let path = fixture.file("a.tar", &archive);
+    let load = |platform: &str| {
+        let options = LoadOptions {
+            platforms: &[platform.parse().unwrap()],
+            ..LoadOptions::default()
+        };
+        load_with(&fixture.store, &path, &options)
+    };
+    assert!(matches!(load("arm64"), Err(ImageError::Platform { .. })));
+    fixture.untouched();
+    assert_eq!(tags(&load("amd64").unwrap()), [["app:1"]]);
+}
+
+#[test]
+fn import_sets_what_was_asked_for() {
+    let fixture = fixture();
+    let path = fixture.file("root.tar", &layer("a", "1"));
+    let import = |platform: &str| {
+        let changes = ["CMD [\"/a\"]", "ENV A=1", "LABEL b=c"].map(|text| text.parse().unwrap());
+        let options = ImportOptions {
+            changes: &changes,
+            message: "by hand",
+            platform: Some(&platform.parse().unwrap()),
+            ..ImportOptions::default()
+        };
+        import_rootfs(
+            &fixture.store,
+            &std::fs::File::open(&path).unwrap(),
+            &options,
+        )
+    };
+    let id = import("linux/arm/v6").unwrap();
+    let bytes = fixture.store.read_blob(id.0, 1 << 20).unwrap();
+    let config: Value = serde_json::from_slice(&bytes).unwrap();
+    assert_eq!(
+        config["config"],
+        json!({ "Cmd": ["/a"], "Env": ["A=1"], "Labels": { "b": "c" } })
+    );
+    assert_eq!(config["history"][0]["comment"], "by hand");
+    for (field, value) in [("os", "linux"), ("architecture", "arm"), ("variant", "v6")] {
+        assert_eq!(config[field], value);
+    }
+    let tags = fixture.store.tags().unwrap().tags;
+    assert_eq!((tags.len(), &tags[0].reference), (1, &None));
+    let platform = &tags[0].images[0].platform;
+    assert_eq!(oci::show(platform), "linux/arm/v6");
+    let error = import("windows/amd64").unwrap_err().to_string();
+    assert!(error.contains("windows/amd64"), "{error}");
+}

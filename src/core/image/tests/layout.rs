@@ -188,6 +188,54 @@ fn load_picks_the_host_platform_of_an_index() {
 }
 
 #[test]
+fn load_takes_only_the_platforms_asked_for() {
+    let mut layout = Layout::default();
+    let mut images = Vec::new();
+    for architecture in ["amd64", "arm64", "s390x"] {
+        let mut image = layout.image(&[layer("a", architecture)], architecture);
+        image["platform"] = json!({ "os": "linux", "architecture": architecture });
+        images.push(image);
+    }
+    let index = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": images });
+    let index = layout.blob(index.to_string().into(), OCI_INDEX);
+    layout.named(index, "app:1");
+    let fixture = fixture();
+    let path = fixture.file("a.tar", &tar(&layout.files()));
+    let load = |platforms: &[&str]| {
+        let platforms: Vec<PlatformName> = platforms.iter().map(|n| n.parse().unwrap()).collect();
+        let options = LoadOptions {
+            platforms: &platforms,
+            ..LoadOptions::default()
+        };
+        load_with(&fixture.store, &path, &options)
+    };
+    for (wanted, comments) in [
+        (&["arm64"][..], &["arm64"][..]),
+        (&["linux/s390x", "linux/x86_64"], &["amd64", "s390x"]),
+        // neither of which need be for this host
+        (&["s390x", "arm64"], &["arm64", "s390x"]),
+    ] {
+        load(wanted).unwrap();
+        let tag = fixture.tag("app:1");
+        let mut ids: Vec<_> = tag.images.iter().map(|image| image.config).collect();
+        ids.sort();
+        let config = |comment: &&str| ImageId(digest(&config(&[layer("a", comment)], comment)));
+        let mut expected: Vec<_> = comments.iter().map(config).collect();
+        expected.sort();
+        assert_eq!(ids, expected, "{wanted:?}");
+        assert_eq!(tag.target.unwrap().media_type, OCI_MANIFEST, "{wanted:?}");
+        fixture.store.untag_image(tag.images[0].config).unwrap();
+        fixture.store.gc().unwrap();
+    }
+    let error = load(&["linux/riscv64"]).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "the archive has no image for linux/riscv64, only for linux/amd64, linux/arm64, linux/s390x"
+    );
+    fixture.untouched();
+}
+
+#[test]
 fn load_takes_the_only_present_platform() {
     let mut layout = Layout::default();
     let image = layout.image(&[layer("a", "elsewhere")], "elsewhere");

@@ -189,12 +189,12 @@ impl Fixture {
 
     fn import(&self, bytes: &[u8], name: &str) -> Result<ImageId, ImageError> {
         let file = std::fs::File::open(self.file("root.tar", bytes)).unwrap();
-        import_rootfs(
-            &self.store,
-            &file,
-            &name.parse().unwrap(),
-            crate::store::Trust::Size,
-        )
+        let name = name.parse().unwrap();
+        let options = ImportOptions {
+            reference: Some(&name),
+            ..ImportOptions::default()
+        };
+        import_rootfs(&self.store, &file, &options)
     }
 
     fn tag(&self, name: &str) -> Tag {

@@ -3,7 +3,6 @@
 use std::io::Read;
 
 use super::*;
-use crate::store::Trust;
 
 #[test]
 fn load_lists_a_nameless_image_until_it_is_tagged() {
@@ -74,7 +73,13 @@ fn load_reads_from_the_current_position() {
     let path = fixture.file("archive", &[b"a line\n", archive.as_slice()].concat());
     let mut file = std::fs::File::open(path).unwrap();
     file.read_exact(&mut [0; 7]).unwrap();
-    let loaded = load_file(&fixture.store, file, "input".as_ref(), Trust::Size).unwrap();
+    let loaded = load_file(
+        &fixture.store,
+        file,
+        "input".as_ref(),
+        &LoadOptions::default(),
+    )
+    .unwrap();
     assert_eq!(tags(&loaded), [["app:1"]]);
 }
 

@@ -90,7 +90,11 @@ fn load_and_import_write_nothing_that_is_present() {
         let file = fixture.file("root.tar", &rootfs);
         let file = std::fs::File::open(file).unwrap();
         let before = written();
-        import_rootfs(&fixture.store, &file, &name, crate::store::Trust::Size).unwrap();
+        let options = ImportOptions {
+            reference: Some(&name),
+            ..ImportOptions::default()
+        };
+        import_rootfs(&fixture.store, &file, &options).unwrap();
         written() - before
     };
     let (first, second) = (
