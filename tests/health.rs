@@ -14,7 +14,7 @@ fn inspected(store: &Store, template: &str) -> String {
 /// Waits until the container's health is this.
 #[track_caller]
 fn wait_for(store: &Store, expected: &str) {
-    let end = Instant::now() + Duration::from_secs(120);
+    let end = Instant::now() + Duration::from_mins(2);
     loop {
         let found = inspected(store, "{{.State.Health.Status}}");
         if found == expected {
