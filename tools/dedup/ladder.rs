@@ -18,7 +18,7 @@ use fastcdc::v2020::FastCDC;
 use serde::Serialize;
 
 use crate::model::{Collection, ObjectNumber};
-use crate::pieces::Set;
+use crate::pieces::{Sample, Set};
 use crate::progress::Progress;
 
 /// Bytes of an index for each piece that a layer, a file or a list of pieces names: a digest of 32
@@ -26,6 +26,9 @@ use crate::progress::Progress;
 const INDEX_ENTRY: u64 = 40;
 /// zstd's own default.
 const LEVEL: i32 = 3;
+/// A content of so many bytes is compressed in any case: a sample with or without it would say too
+/// little.
+const ALWAYS: u64 = 16 << 20;
 const KIB: usize = 1024;
 
 /// How a content is cut into pieces.
@@ -58,9 +61,12 @@ pub(crate) struct Rung {
     pub(crate) index_bytes: u64,
     /// Each piece compressed alone by zstd -3, or as it is where that is shorter.
     pub(crate) zstd_bytes: u64,
-    /// Two standard errors of `chunks`, `bytes` and `zstd_bytes`, as a share of them; 0: exact.
+    /// Two standard errors of `chunks` and `bytes`, as a share of them; 0: exact.
     #[serde(skip)]
     pub(crate) error: f64,
+    /// The same of `zstd_bytes`.
+    #[serde(skip)]
+    pub(crate) zstd_error: f64,
 }
 
 /// How much memory and work the ladder may take.
@@ -68,7 +74,7 @@ pub(crate) struct Rung {
 pub(crate) struct Limits {
     /// Pieces that each set keeps.
     pub(crate) pieces: usize,
-    /// Bytes that are compressed for each rung; of more, a sample is.
+    /// Bytes that are compressed for each rung but the layers'; of more, a sample is.
     pub(crate) zstd_bytes: u64,
 }
 
@@ -109,9 +115,9 @@ pub(crate) fn climb(
         next: AtomicUsize::new(0),
         sets: CUTS.map(|_| Mutex::new(Set::new(limits.pieces))),
         sample: sample_of(limits.zstd_bytes, total),
-        layer_sample: sample_of(limits.zstd_bytes, logical),
         progress,
     };
+    let share = work.share();
     let threads = thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let sums = thread::scope(|scope| {
         let handles: Vec<_> = (0..threads).map(|_| scope.spawn(|| work.run())).collect();
@@ -127,13 +133,24 @@ pub(crate) fn climb(
     for sums in &sums {
         all.add(sums);
     }
+    let whole = |unit, chunks, bytes, zstd_bytes, zstd_error| Rung {
+        unit,
+        chunks,
+        bytes,
+        index_bytes: chunks * INDEX_ENTRY,
+        zstd_bytes,
+        error: 0.0,
+        zstd_error,
+    };
+    let (count, files) = (objects.len() as u64, all.files);
+    let (zstd, error) = (files.compressed_of(total), files.error(total, share));
     let mut rungs = vec![
-        all.layers.rung("layer", logical),
-        all.files.rung("file", total),
+        whole("layer", layers.len() as u64, logical, all.layers, 0.0),
+        whole("file", count, total, zstd, error),
     ];
     for ((unit, _), (set, pieces)) in CUTS.iter().zip(work.sets.into_iter().zip(all.pieces)) {
         let set = set.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let estimate = set.estimate();
+        let estimate = set.estimate(share);
         rungs.push(Rung {
             unit,
             chunks: estimate.pieces,
@@ -141,6 +158,7 @@ pub(crate) fn climb(
             index_bytes: pieces * INDEX_ENTRY,
             zstd_bytes: estimate.zstd_bytes,
             error: estimate.error,
+            zstd_error: estimate.zstd_error,
         });
     }
     Ok(rungs)
@@ -177,7 +195,11 @@ fn listed_layers(collection: &Collection) -> Vec<usize> {
             .layer(*number)
             .is_some_and(|layer| known.insert(layer.diff))
     };
-    layers.into_iter().filter(distinct).collect()
+    let mut layers: Vec<usize> = layers.into_iter().filter(distinct).collect();
+    // One thread compresses a layer: the largest begin first, so that none is left alone at the end.
+    let logical = |number: &usize| collection.layer(*number).map(|layer| layer.logical);
+    layers.sort_by_key(|number| std::cmp::Reverse(logical(number)));
+    layers
 }
 
 /// The share of digests, of 2^32, that a limit of bytes allows.
@@ -188,10 +210,11 @@ fn sample_of(limit: u64, total: u64) -> u64 {
         .min(1 << 32)
 }
 
-/// Whether a digest is in a sample; digests are equally distributed.
+/// Whether a digest is in a sample; digests are equally distributed. A [`Set`] keeps the smallest,
+/// too, so that it holds as many compressed pieces as can be.
 fn is_sampled(id: ObjectId, sample: u64) -> bool {
-    let last = id.as_bytes().last_chunk().copied().unwrap_or_default();
-    u64::from(u32::from_le_bytes(last)) < sample
+    let first = id.as_bytes().first_chunk().copied().unwrap_or_default();
+    u64::from(u32::from_be_bytes(first)) < sample
 }
 
 fn lock(set: &Mutex<Set>) -> MutexGuard<'_, Set> {
@@ -204,61 +227,29 @@ struct Work<'w> {
     stores: &'w [Store],
     objects: &'w [ObjectNumber],
     layers: &'w [usize],
-    /// The next content, then the next layer.
+    /// The next layer, then the next content.
     next: AtomicUsize,
     sets: [Mutex<Set>; CUTS.len()],
-    /// What of the pieces, and of the stretches of layers, is compressed.
+    /// Which of the contents and the pieces are compressed: digests below it.
     sample: u64,
-    layer_sample: u64,
     progress: &'w Progress,
-}
-
-/// Sums of whole files or layers, a sample of which was compressed.
-#[derive(Debug, Clone, Copy, Default)]
-struct Whole {
-    count: u64,
-    sampled: u64,
-    compressed: u64,
-}
-
-impl Whole {
-    fn rung(self, unit: &'static str, bytes: u64) -> Rung {
-        let all = u128::from(bytes) * u128::from(self.compressed);
-        let zstd_bytes = if self.sampled == bytes {
-            self.compressed
-        } else {
-            u64::try_from(all / u128::from(self.sampled.max(1))).unwrap_or(u64::MAX)
-        };
-        Rung {
-            unit,
-            chunks: self.count,
-            bytes,
-            index_bytes: self.count * INDEX_ENTRY,
-            zstd_bytes,
-            error: 0.0,
-        }
-    }
-
-    fn add(&mut self, other: Self) {
-        self.count += other.count;
-        self.sampled += other.sampled;
-        self.compressed += other.compressed;
-    }
 }
 
 /// What one thread summed up.
 #[derive(Debug, Default)]
 struct Sums {
-    layers: Whole,
-    files: Whole,
+    /// Compressed bytes of whole layers.
+    layers: u64,
+    /// What was compressed of whole contents.
+    files: Sample,
     /// Pieces of all contents, equal ones each, by the way of cutting.
     pieces: [u64; CUTS.len()],
 }
 
 impl Sums {
     fn add(&mut self, other: &Self) {
-        self.layers.add(other.layers);
-        self.files.add(other.files);
+        self.layers += other.layers;
+        self.files.merge(&other.files);
         for (sum, pieces) in self.pieces.iter_mut().zip(other.pieces) {
             *sum += pieces;
         }
@@ -266,15 +257,21 @@ impl Sums {
 }
 
 impl Work<'_> {
+    /// The probability that a piece is compressed.
+    fn share(&self) -> f64 {
+        // Below 2^33, so that a double has it exactly.
+        f64::from(u32::try_from(self.sample >> 1).unwrap_or(u32::MAX)) / f64::from(1_u32 << 31)
+    }
+
     fn run(&self) -> Result<Sums> {
         let mut sums = Sums::default();
         let mut zstd = Compressor::new()?;
         loop {
             let turn = self.next.fetch_add(1, Ordering::Relaxed);
-            if let Some(object) = self.objects.get(turn) {
+            if let Some(layer) = self.layers.get(turn) {
+                sums.layers += self.layer(*layer, &zstd)?;
+            } else if let Some(object) = self.objects.get(turn - self.layers.len()) {
                 self.content(*object, &mut sums, &mut zstd)?;
-            } else if let Some(layer) = self.layers.get(turn - self.objects.len()) {
-                self.layer(*layer, &mut sums, &mut zstd)?;
             } else {
                 return Ok(sums);
             }
@@ -301,10 +298,11 @@ impl Work<'_> {
         let Some((id, map)) = self.map(object)? else {
             return Ok(());
         };
-        sums.files.count += 1;
-        if is_sampled(id, self.sample) {
-            sums.files.sampled += map.len() as u64;
-            sums.files.compressed += zstd.length(&map)?;
+        let length = map.len() as u64;
+        if length >= ALWAYS {
+            sums.files.add_certain(length, zstd.length(&map)?);
+        } else if is_sampled(id, self.sample) {
+            sums.files.add(length, zstd.length(&map)?);
         }
         let ways = CUTS.iter().zip(&self.sets).zip(&mut sums.pieces);
         for (((_, cut), set), pieces) in ways {
@@ -341,26 +339,22 @@ impl Work<'_> {
     }
 
     /// Compresses a layer's files one after the other, as one stream.
-    fn layer(&self, number: usize, sums: &mut Sums, zstd: &mut Compressor) -> Result<()> {
+    fn layer(&self, number: usize, zstd: &Compressor) -> Result<u64> {
         let layer = self.collection.layer(number).context("a layer")?;
-        sums.layers.count += 1;
         let mut stream = zstd.stream()?;
         for node in 0..layer.tree.node_count() {
             let node = layer.tree.node(cowl_core::tree::TreeIno(node))?;
             let Some(object) = node.object.and_then(|object| layer.content(object)) else {
                 continue;
             };
-            let Some((id, map)) = self.map(object)? else {
+            let Some((_, map)) = self.map(object)? else {
                 continue;
             };
-            if is_sampled(id, self.layer_sample) {
-                sums.layers.sampled += map.len() as u64;
-                std::io::Write::write_all(&mut stream, &map).context("compressing a layer")?;
-            }
+            std::io::Write::write_all(&mut stream, &map).context("compressing a layer")?;
             self.progress.advance(map.len() as u64);
         }
-        sums.layers.compressed += stream.finish().context("compressing a layer")?.0;
-        Ok(())
+        let compressed = stream.finish().context("compressing a layer")?.0;
+        Ok(compressed.min(layer.logical))
     }
 }
 

@@ -184,7 +184,7 @@ for (const rung of report.ladder) {
   const row = make("div", undefined, {class: "rung"});
   row.append(make("b", rung.unit));
   const errors = report.ladder_errors.find(error => error.unit === rung.unit);
-  for (const [value, kind] of [[rung.bytes, "raw"], [rung.zstd_bytes, "zstd"]]) {
+  for (const [value, kind, error] of [[rung.bytes, "raw", "relative"], [rung.zstd_bytes, "zstd", "zstd_relative"]]) {
     const bar = make("div", undefined, {class: "bar"}), parts = make("span");
     for (const [part, colour] of [[value, kind], [rung.index_bytes, "index"]]) {
       const piece = make("i");
@@ -192,7 +192,7 @@ for (const rung of report.ladder) {
       piece.style.background = "var(--" + colour + ")";
       parts.append(piece);
     }
-    const about = errors ? " ± " + (100 * errors.relative).toFixed(1) + "%" : "";
+    const about = errors && errors[error] ? " ± " + (100 * errors[error]).toFixed(1) + "%" : "";
     bar.append(parts, make("span", size(value + rung.index_bytes) + about));
     row.append(bar);
   }

@@ -32,8 +32,10 @@ pub(crate) struct Estimate {
     pub(crate) pieces: u64,
     pub(crate) bytes: u64,
     pub(crate) zstd_bytes: u64,
-    /// Two standard errors as a share; 0: exact.
+    /// Two standard errors of `pieces` and `bytes` as a share of them; 0: exact.
     pub(crate) error: f64,
+    /// The same of `zstd_bytes`.
+    pub(crate) zstd_error: f64,
 }
 
 impl Set {
@@ -115,43 +117,104 @@ impl Set {
         }
     }
 
-    /// The sums over all pieces. Where only a sample was compressed, its ratio is taken for all.
+    /// The sums over all pieces. The share of them with the smallest digests was compressed.
     #[expect(
         clippy::cast_precision_loss,
         reason = "an error of an estimate, of which two digits matter"
     )]
-    pub(crate) fn estimate(&self) -> Estimate {
-        let held = self.slots.iter().filter(|slot| slot.length > 0);
+    pub(crate) fn estimate(&self, share: f64) -> Estimate {
         let (mut bytes, mut squares) = (0_u64, 0.0_f64);
-        let (mut plain, mut zstd) = (0_u64, 0_u64);
-        for slot in held {
+        let mut sample = Sample::default();
+        for slot in self.slots.iter().filter(|slot| slot.length > 0) {
             bytes += u64::from(slot.length);
             squares += f64::from(slot.length).powi(2);
             if slot.zstd > 0 {
-                plain += u64::from(slot.length);
-                zstd += u64::from(slot.zstd);
+                sample.add(slot.length.into(), slot.zstd.into());
             }
         }
-        let zstd = if plain == bytes {
-            zstd
-        } else {
-            let scaled = u128::from(bytes) * u128::from(zstd) / u128::from(plain.max(1));
-            u64::try_from(scaled).unwrap_or(u64::MAX)
-        };
-        // Each piece is in the sample with probability 2^-shift, independently of the others:
-        // Horvitz and Thompson's variance of the sum of lengths.
-        let share = 0.5_f64.powi(i32::try_from(self.shift).unwrap_or(i32::MAX));
-        let error = if self.shift == 0 {
-            0.0
-        } else {
-            2.0 * ((1.0 - share) * squares).sqrt() / bytes.max(1) as f64
-        };
+        let zstd = sample.compressed_of(bytes);
+        // Each piece is in the set with probability 2^-shift, independently of the others: Horvitz
+        // and Thompson's variance of the sum of lengths. To that of compressed lengths adds that
+        // some of the held pieces were compressed only.
+        let held = 0.5_f64.powi(i32::try_from(self.shift).unwrap_or(i32::MAX));
+        let compressed = (share / held).min(1.0);
+        let missing = (1.0 - held) * sample.zstd_squares / compressed;
         Estimate {
             pieces: (self.held as u64) << self.shift,
             bytes: bytes << self.shift,
             zstd_bytes: zstd << self.shift,
-            error,
+            error: two_errors((1.0 - held) * squares, bytes),
+            zstd_error: two_errors(missing + sample.variance(bytes, compressed), zstd),
         }
+    }
+}
+
+/// Two standard errors as a share of the sum.
+#[expect(clippy::cast_precision_loss, reason = "as above")]
+fn two_errors(variance: f64, sum: u64) -> f64 {
+    2.0 * variance.max(0.0).sqrt() / sum.max(1) as f64
+}
+
+/// What was compressed of some pieces: a ratio estimate of all (Cochran, Sampling Techniques, 6).
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Sample {
+    plain: u64,
+    zstd: u64,
+    /// Of pieces that are compressed in any case.
+    certain_plain: u64,
+    certain_zstd: u64,
+    plain_squares: f64,
+    zstd_squares: f64,
+    products: f64,
+}
+
+#[expect(clippy::cast_precision_loss, reason = "as above")]
+impl Sample {
+    pub(crate) fn add(&mut self, plain: u64, zstd: u64) {
+        self.plain += plain;
+        self.zstd += zstd;
+        let (plain, zstd) = (plain as f64, zstd as f64);
+        self.plain_squares += plain * plain;
+        self.zstd_squares += zstd * zstd;
+        self.products += plain * zstd;
+    }
+
+    pub(crate) fn add_certain(&mut self, plain: u64, zstd: u64) {
+        self.certain_plain += plain;
+        self.certain_zstd += zstd;
+    }
+
+    pub(crate) fn merge(&mut self, other: &Self) {
+        self.certain_plain += other.certain_plain;
+        self.certain_zstd += other.certain_zstd;
+        self.plain += other.plain;
+        self.zstd += other.zstd;
+        self.plain_squares += other.plain_squares;
+        self.zstd_squares += other.zstd_squares;
+        self.products += other.products;
+    }
+
+    /// What pieces of this many bytes are compressed; exact if all of them were.
+    pub(crate) fn compressed_of(&self, bytes: u64) -> u64 {
+        let rest = u128::from(bytes - self.certain_plain);
+        let scaled = rest * u128::from(self.zstd) / u128::from(self.plain.max(1));
+        self.certain_zstd + u64::try_from(scaled).unwrap_or(u64::MAX)
+    }
+
+    /// Two standard errors of [`Sample::compressed_of`] as a share of it, if each piece was
+    /// compressed with this probability; 0: exact.
+    pub(crate) fn error(&self, bytes: u64, share: f64) -> f64 {
+        two_errors(self.variance(bytes, share), self.compressed_of(bytes))
+    }
+
+    fn variance(&self, bytes: u64, share: f64) -> f64 {
+        if self.plain + self.certain_plain == bytes {
+            return 0.0;
+        }
+        let ratio = self.zstd as f64 / self.plain.max(1) as f64;
+        let residuals =
+            self.zstd_squares - 2.0 * ratio * self.products + ratio * ratio * self.plain_squares;
+        (1.0 - share) / (share * share) * residuals
     }
 }
 
@@ -182,8 +245,9 @@ mod tests {
             bytes,
             zstd_bytes: 10_000,
             error: 0.0,
+            zstd_error: 0.0,
         };
-        assert_eq!(set.estimate(), expected);
+        assert_eq!(set.estimate(1.0), expected);
     }
 
     /// 400,000 pieces in the space of 4,096: the estimate is within its error, which is small. The
@@ -196,7 +260,7 @@ mod tests {
             set.insert(&id(number), length(number));
         }
         let bytes: u64 = (0..400_000).map(length).sum();
-        let estimate = set.estimate();
+        let estimate = set.estimate(1.0);
         assert!(set.slots.len() <= 8192, "{} slots", set.slots.len());
         assert!(
             estimate.error > 0.0 && estimate.error < 0.06,
@@ -208,5 +272,29 @@ mod tests {
             off <= estimate.error,
             "{off} off: {estimate:?}, {bytes} bytes"
         );
+    }
+
+    /// A quarter of 40,000 pieces is compressed, each to between a tenth and all of it: the estimate
+    /// is within its error, in a set that holds all and in one that holds an eighth.
+    #[test]
+    fn compressed_bytes_are_estimated_within_their_stated_error() {
+        let length = |number: u64| 1024 + (number * 7919) % 15_360;
+        let zstd = |number: u64| length(number) * (1 + number * 31 % 10) / 10;
+        let all: u64 = (0..40_000).map(zstd).sum();
+        for limit in [40_000, 8192] {
+            let mut set = Set::new(limit);
+            for number in 0..40_000 {
+                let is_new = set.insert(&id(number), length(number));
+                if is_new && id(number).as_bytes()[0] < 64 {
+                    set.note_compressed(&id(number), zstd(number));
+                }
+            }
+            let estimate = set.estimate(0.25);
+            let off = estimate.zstd_bytes.abs_diff(all) * 1_000_000 / all;
+            let off = f64::from(u32::try_from(off).unwrap()) / 1e6;
+            let error = estimate.zstd_error;
+            assert!(error > 0.0 && error < 0.08, "{estimate:?}");
+            assert!(off <= error, "{off} off: {estimate:?}, {all} bytes");
+        }
     }
 }

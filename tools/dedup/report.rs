@@ -69,8 +69,10 @@ pub(crate) struct MatrixRow {
 #[derive(Debug, Serialize)]
 pub(crate) struct RungError {
     pub(crate) unit: &'static str,
-    /// Two standard errors as a share of the figure.
+    /// Two standard errors of `chunks` and `bytes` as a share of them; 0: exact.
     pub(crate) relative: f64,
+    /// The same of `zstd_bytes`.
+    pub(crate) zstd_relative: f64,
 }
 
 #[derive(Debug, Serialize)]
@@ -203,11 +205,14 @@ impl Report {
 
 impl Report {
     pub(crate) fn set_ladder(&mut self, ladder: Vec<Rung>) {
-        let estimates = ladder.iter().filter(|rung| rung.error > 0.0);
+        let estimates = ladder
+            .iter()
+            .filter(|rung| rung.error > 0.0 || rung.zstd_error > 0.0);
         self.ladder_errors = estimates
             .map(|rung| RungError {
                 unit: rung.unit,
                 relative: rung.error,
+                zstd_relative: rung.zstd_error,
             })
             .collect();
         self.ladder = ladder;

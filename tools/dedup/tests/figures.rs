@@ -337,3 +337,40 @@ fn ladder_counts_distinct_pieces() {
         assert!(rung.error.abs() < f64::EPSILON, "{rung:?}");
     }
 }
+
+/// With a hundredth of the bytes to compress, and room for few pieces, what is estimated is within
+/// its error of what a run that compresses all counts. The layers are exact.
+#[test]
+fn ladder_estimates_within_its_stated_errors() {
+    let store = TestStore::new();
+    let file = |n: usize| format!("f n{n} a{}b{}c{}", 900 + 37 * n, n % 7 * 500, 1 + n);
+    let files: Vec<String> = (0..600).map(file).collect();
+    store.put(&["a"], &[files.join("\n").as_str()]);
+    let collection = store.collect(&[]).unwrap();
+    let progress = crate::progress::Progress::default();
+    let climb = |pieces, zstd_bytes| {
+        let limits = crate::ladder::Limits { pieces, zstd_bytes };
+        crate::ladder::climb(&collection, &store.stores, limits, &progress).unwrap()
+    };
+    let exact = climb(1 << 16, u64::MAX >> 32);
+    let within = |estimate: u64, truth: u64, error: f64| {
+        let millionths = (estimate.abs_diff(truth) * 1_000_000).div_ceil(truth);
+        f64::from(u32::try_from(millionths).unwrap()) / 1e6 <= error
+    };
+    for (rung, truth) in climb(256, 2_000_000).iter().zip(&exact) {
+        assert!(truth.error + truth.zstd_error <= 0.0, "{truth:?}");
+        if rung.unit == "layer" {
+            assert_eq!(rung, truth);
+            continue;
+        }
+        assert!(rung.zstd_error > 0.0 && rung.zstd_error < 0.5, "{rung:?}");
+        assert!(
+            within(rung.bytes, truth.bytes, rung.error + 1e-6),
+            "{rung:?}, {truth:?}"
+        );
+        assert!(
+            within(rung.zstd_bytes, truth.zstd_bytes, rung.zstd_error),
+            "{rung:?}, {truth:?}"
+        );
+    }
+}
