@@ -5,6 +5,8 @@
 
 use std::fmt::Write as _;
 
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
+
 /// A path of an image with a slash in front. Bytes that are no UTF-8 are shown as `\xNN`.
 pub(crate) fn shown_path(path: &[u8]) -> String {
     let mut shown = String::with_capacity(path.len() + 1);
@@ -143,7 +145,7 @@ impl Table {
         let mut widths: Vec<usize> = self.columns.iter().map(|(head, _)| head.len()).collect();
         for row in &self.rows {
             for (cell, width) in row.iter().zip(&mut widths) {
-                *width = (*width).max(cell.chars().count());
+                *width = (*width).max(cell.width());
             }
         }
         if let Some(limit) = width {
@@ -183,9 +185,10 @@ impl Table {
                 line.push_str("  ");
             }
             let cell = shortened(cell, *width);
+            let gap = " ".repeat(width.saturating_sub(cell.width()));
             match align {
-                Align::Left => push(&mut line, format_args!("{cell:<width$}")),
-                Align::Right => push(&mut line, format_args!("{cell:>width$}")),
+                Align::Left => line.extend([cell, gap]),
+                Align::Right => line.extend([gap, cell]),
             }
         }
         let line = line.trim_end();
@@ -198,16 +201,28 @@ impl Table {
     }
 }
 
-/// The beginning and the end of a text that is too long.
+/// The beginning and the end of a text that is wider than this many columns.
 fn shortened(text: &str, width: usize) -> String {
-    let length = text.chars().count();
-    if length <= width {
+    if text.width() <= width {
         return text.to_owned();
     }
     let keep = width.saturating_sub(1);
-    let front: String = text.chars().take(keep.div_ceil(2)).collect();
-    let back: String = text.chars().skip(length - keep / 2).collect();
+    let front: String = fitting(text.chars(), keep.div_ceil(2)).collect();
+    let back: Vec<char> = fitting(text.chars().rev(), keep / 2).collect();
+    let back: String = back.into_iter().rev().collect();
     format!("{front}…{back}")
+}
+
+/// The first characters, in at most this many columns.
+fn fitting(chars: impl Iterator<Item = char>, columns: usize) -> impl Iterator<Item = char> {
+    let mut left = columns;
+    chars.take_while(move |c| match left.checked_sub(c.width().unwrap_or(0)) {
+        Some(rest) => {
+            left = rest;
+            true
+        }
+        None => false,
+    })
 }
 
 /// A section's title.
@@ -250,6 +265,11 @@ mod tests {
             .map(|line| line.chars().count())
             .collect();
         assert_eq!(lines, [24]);
+        table.row(["漢字漢字漢字漢字漢字漢字".to_owned(), "3".to_owned()]);
+        text.clear();
+        table.write(&mut text, Some(24));
+        // Each letter is two columns wide: 17 of the 18 columns are full.
+        assert_eq!(text.lines().last(), Some("漢字漢字…漢字漢字      3"));
         let mut whole = String::new();
         table.write(&mut whole, None);
         assert!(

@@ -224,6 +224,10 @@ pub(crate) fn layers(report: &Report, layout: Layout) -> String {
 pub(crate) fn matrix(report: &Report, layout: Layout) -> String {
     let mut text = String::new();
     title(&mut text, "In common");
+    if report.matrix.is_empty() {
+        note(&mut text, "none");
+        return text;
+    }
     let mut table = Table::new([
         ("IMAGE", Left),
         ("AND", Left),
@@ -350,9 +354,10 @@ pub(crate) fn ladder(report: &Report, layout: Layout) -> String {
     table.write(&mut text, layout.width);
     for error in &report.ladder_errors {
         let line = format!(
-            "{}: an estimate, {:.2}% more or less",
+            "{}: an estimate, bytes {:.2}% and zstd {:.2}% more or less",
             error.unit,
-            error.relative * 100.0
+            error.relative * 100.0,
+            error.zstd_relative * 100.0
         );
         note(&mut text, &line);
     }
