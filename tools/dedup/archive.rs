@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use cowl_core::image;
+use cowl_core::image::{self, Loaded};
 use cowl_core::store::{Store, remove_tree};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
@@ -47,22 +47,23 @@ pub(crate) fn is_archive(argument: &str) -> bool {
     is_path || (is_named_so && File::open(argument).is_ok())
 }
 
-/// Reads archives into a new scratch store.
-pub(crate) fn load(archives: &[String]) -> Result<Store> {
+/// Makes a store for archives to be read into.
+pub(crate) fn scratch_store() -> Result<Store> {
     let path = cleanup::hold_scratch(new_scratch).context("making a scratch store")?;
-    let store = Store::open_or_create(&path).context("making a scratch store")?;
-    for archive in archives {
-        image::load(&store, Path::new(archive)).map_err(|error| {
-            let named = error.to_string().contains(archive.as_str());
-            let error = anyhow::Error::from(error);
-            if named {
-                error
-            } else {
-                error.context(archive.clone())
-            }
-        })?;
-    }
-    Ok(store)
+    Store::open_or_create(&path).context("making a scratch store")
+}
+
+/// Reads an archive into a store; gives its images.
+pub(crate) fn load(store: &Store, archive: &str) -> Result<Vec<Loaded>> {
+    image::load(store, Path::new(archive)).map_err(|error| {
+        let named = error.to_string().contains(archive);
+        let error = anyhow::Error::from(error);
+        if named {
+            error
+        } else {
+            error.context(archive.to_owned())
+        }
+    })
 }
 
 fn new_scratch() -> Result<(Scratch, PathBuf)> {

@@ -75,7 +75,7 @@ impl Comparison {
         let (a, b) = match (chosen.as_slice(), given) {
             ([a, b], _) => (a, b),
             ([a], 2) => (a, a),
-            _ => bail!("two images are compared, and {given} are given"),
+            _ => bail!("give two images to compare, not {given}"),
         };
         let (one, other) = (
             merged(collection, stores, a)?,

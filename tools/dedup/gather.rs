@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use anyhow::{Context, Result, bail};
 use cowl_core::digest::{DiffId, ImageId};
-use cowl_core::image::ImageConfig;
+use cowl_core::image::{ImageConfig, Loaded};
 use cowl_core::recipe;
 use cowl_core::store::{Lease, ObjectUsage, Reference, Store, StoreError, Tag, TaggedImage};
 use cowl_core::sys::mmap::map_published;
@@ -18,13 +18,21 @@ use crate::model::{Collection, Image, Layer, Objects, Step};
 /// Far above any real configuration.
 const CONFIG_LIMIT: u64 = 16 << 20;
 
-/// All images of the stores. Marks as chosen the named ones and those of the scratch store, or all
-/// if there are neither.
-pub(crate) fn collect(
-    stores: &[Store],
-    named: &[String],
-    scratch: Option<usize>,
-) -> Result<Collection> {
+/// An image or images that the report is to list.
+pub(crate) enum Wanted {
+    /// By a name or an id, in a store.
+    Named(String),
+    /// All of an archive.
+    Archive {
+        path: String,
+        images: Vec<Loaded>,
+        /// The store that it was read into.
+        store: usize,
+    },
+}
+
+/// All images of the stores. Marks as chosen the wanted ones, or all if none is.
+pub(crate) fn collect(stores: &[Store], wanted: &[Wanted]) -> Result<Collection> {
     let mut gathering = Gathering {
         objects: Objects::default(),
         layers: Vec::new(),
@@ -57,7 +65,7 @@ pub(crate) fn collect(
         mut skipped,
         ..
     } = gathering;
-    let images = choose(images, named, scratch, &mut skipped)?;
+    let images = choose(images, wanted, &mut skipped)?;
     Ok(Collection {
         objects,
         layers,
@@ -75,33 +83,36 @@ struct Found {
     damage: Option<anyhow::Error>,
 }
 
-/// Puts the named images first, in the order of the arguments, and checks that each can be read.
+/// Puts the wanted images first, in the order of the arguments, and checks that each can be read.
 fn choose(
-    found: Vec<Found>,
-    named: &[String],
-    scratch: Option<usize>,
+    mut found: Vec<Found>,
+    wanted: &[Wanted],
     skipped: &mut Vec<anyhow::Error>,
 ) -> Result<Vec<Image>> {
     let mut places: HashMap<(usize, ImageId), usize> = HashMap::new();
-    for (place, name) in named.iter().enumerate() {
-        for key in find(&found, name)? {
+    for (place, wanted) in wanted.iter().enumerate() {
+        let keys = match wanted {
+            Wanted::Named(name) => find(&found, name)?,
+            Wanted::Archive { images, store, .. } => {
+                images.iter().map(|loaded| (*store, loaded.image)).collect()
+            }
+        };
+        for key in keys {
             places.entry(key).or_insert(place);
         }
     }
+    name_archived(&mut found, wanted);
     let mut images = Vec::new();
     for Found { image, damage, .. } in found {
         let place = places.get(&(image.store, image.id)).copied();
         match (damage, place) {
-            // An image given by name must be readable.
+            // An image that is asked for must be readable.
             (Some(damage), Some(_)) => return Err(damage),
             (Some(damage), None) => skipped.push(damage),
             (None, place) => images.push((
                 place.unwrap_or(usize::MAX),
                 Image {
-                    chosen: match scratch {
-                        None => named.is_empty() || place.is_some(),
-                        Some(scratch) => image.store == scratch || place.is_some(),
-                    },
+                    chosen: wanted.is_empty() || place.is_some(),
                     ..image
                 },
             )),
@@ -112,6 +123,51 @@ fn choose(
         order.then_with(|| image.id.cmp(&than.id))
     });
     Ok(images.into_iter().map(|(_, image)| image).collect())
+}
+
+/// Names the images of archives: as their archive does, by its path if that has no name for them,
+/// and with the path behind a name that another image has too.
+fn name_archived(found: &mut [Found], wanted: &[Wanted]) {
+    let mut paths: Vec<(usize, &str)> = Vec::new();
+    for wanted in wanted {
+        let Wanted::Archive {
+            path,
+            images,
+            store,
+        } = wanted
+        else {
+            continue;
+        };
+        for loaded in images {
+            let key = (*store, loaded.image);
+            let number = found
+                .iter()
+                .position(|found| (found.image.store, found.image.id) == key);
+            if let Some((number, found)) = number.and_then(|n| Some((n, found.get_mut(n)?))) {
+                paths.push((number, path));
+                // Archives may have the same names; the store has given them to the last.
+                if found.image.name == loaded.image.to_string() {
+                    let names = loaded.tags.iter().map(ToString::to_string);
+                    let names: Vec<String> = names.collect();
+                    found.image.name = match names.as_slice() {
+                        [] => path.clone(),
+                        _ => names.join(", "),
+                    };
+                }
+            }
+        }
+    }
+    let mut count: HashMap<String, usize> = HashMap::new();
+    for found in found.iter() {
+        *count.entry(found.image.name.clone()).or_default() += 1;
+    }
+    for (number, path) in paths {
+        if let Some(Found { image, .. }) = found.get_mut(number)
+            && count.get(&image.name).is_some_and(|count| *count > 1)
+        {
+            image.name = format!("{} ({path})", image.name);
+        }
+    }
 }
 
 /// The image that a name, an id or the beginning of one id stands for.

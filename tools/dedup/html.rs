@@ -44,12 +44,17 @@ pub(crate) fn write(
         _ => Path::new("."),
     };
     let what = || path.display().to_string();
+    // tempfile's own errors name the temporary file.
+    let plain = |error: &std::io::Error| std::io::Error::from(error.kind());
     let mut file = tempfile::Builder::new()
         .permissions(Permissions::from_mode(0o666))
         .tempfile_in(directory)
+        .map_err(|error| plain(&error))
         .with_context(what)?;
     file.write_all(page.as_bytes()).with_context(what)?;
-    file.persist(path).with_context(what)?;
+    file.persist(path)
+        .map_err(|error| plain(&error.error))
+        .with_context(what)?;
     Ok(())
 }
 

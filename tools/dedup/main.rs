@@ -40,6 +40,7 @@ use clap::Parser;
 use cowl_core::store::Store;
 
 use condition::Condition;
+use gather::Wanted;
 use model::Collection;
 use progress::Progress;
 use report::Report;
@@ -187,24 +188,8 @@ fn run(arguments: &Arguments) -> Result<Vec<String>> {
         print(&index::text(path)?)?;
         return Ok(Vec::new());
     }
-    let (archives, named): (Vec<String>, Vec<String>) = arguments
-        .images
-        .iter()
-        .cloned()
-        .partition(|argument| archive::is_archive(argument));
-    let mut stores = Vec::new();
-    if archives.is_empty() || !named.is_empty() {
-        let store = Store::open(&arguments.root)
-            .with_context(|| format!("store {}", arguments.root.display()))?;
-        stores.push(store);
-    }
-    let scratch = if archives.is_empty() {
-        None
-    } else {
-        stores.push(archive::load(&archives)?);
-        Some(stores.len() - 1)
-    };
-    let collection = gather::collect(&stores, &named, scratch)?;
+    let (stores, wanted) = open_stores(arguments)?;
+    let collection = gather::collect(&stores, &wanted)?;
     for error in &collection.skipped {
         let line = printable(&format!("warning: {error:#}"));
         writeln!(anstream::stderr(), "cowl-dedup: {line}").context("standard error")?;
@@ -241,6 +226,36 @@ fn run(arguments: &Arguments) -> Result<Vec<String>> {
         .iter()
         .flat_map(|condition| condition.failures(&report));
     Ok(failures.collect())
+}
+
+/// The store, unless archives alone are given, and one that the archives are read into.
+fn open_stores(arguments: &Arguments) -> Result<(Vec<Store>, Vec<Wanted>)> {
+    let is_archive = |argument: &&String| archive::is_archive(argument);
+    let archives = arguments.images.iter().filter(is_archive).count();
+    let mut stores = Vec::new();
+    if archives == 0 || archives < arguments.images.len() {
+        let store = Store::open(&arguments.root)
+            .with_context(|| format!("store {}", arguments.root.display()))?;
+        stores.push(store);
+    }
+    let scratch = stores.len();
+    if archives > 0 {
+        stores.push(archive::scratch_store()?);
+    }
+    let mut wanted = Vec::new();
+    for argument in &arguments.images {
+        wanted.push(
+            match stores.get(scratch).filter(|_| is_archive(&argument)) {
+                Some(store) => Wanted::Archive {
+                    path: argument.clone(),
+                    images: archive::load(store, argument)?,
+                    store: scratch,
+                },
+                None => Wanted::Named(argument.clone()),
+            },
+        );
+    }
+    Ok((stores, wanted))
 }
 
 fn print(text: &str) -> Result<()> {

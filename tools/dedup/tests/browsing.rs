@@ -127,5 +127,5 @@ fn comparing_lists_names_and_packages() {
     let error = Comparison::new(&one, &store.stores, 1)
         .unwrap_err()
         .to_string();
-    assert_eq!(error, "two images are compared, and 1 are given");
+    assert_eq!(error, "give two images to compare, not 1");
 }

@@ -10,7 +10,7 @@ use cowl_core::digest::{DiffId, ImageId, Sha256Digest};
 use cowl_core::store::{ObjectUsage, Platform, Store, Tag, TaggedImage, TaggedLayer, Transaction};
 use cowl_core::tree::{BuildError, FileType, Kind, LayerBuilder, Meta, Tree, TreeIno};
 
-use crate::gather::collect;
+use crate::gather::{Wanted, collect};
 use crate::model::{Collection, Image, Layer, Objects};
 use crate::report::Report;
 use crate::sharing::Sharing;
@@ -36,8 +36,8 @@ impl TestStore {
     }
 
     pub(crate) fn collect(&self, named: &[&str]) -> anyhow::Result<Collection> {
-        let named: Vec<String> = named.iter().map(|name| (*name).to_owned()).collect();
-        collect(&self.stores, &named, None)
+        let named = named.iter().map(|name| Wanted::Named((*name).to_owned()));
+        collect(&self.stores, &named.collect::<Vec<_>>())
     }
 
     pub(crate) fn report(&self, named: &[&str]) -> Report {
