@@ -118,10 +118,6 @@ impl Set {
     }
 
     /// The sums over all pieces. The share of them with the smallest digests was compressed.
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "an error of an estimate, of which two digits matter"
-    )]
     pub(crate) fn estimate(&self, share: f64) -> Estimate {
         let (mut bytes, mut squares) = (0_u64, 0.0_f64);
         let mut sample = Sample::default();
@@ -150,7 +146,10 @@ impl Set {
 }
 
 /// Two standard errors as a share of the sum.
-#[expect(clippy::cast_precision_loss, reason = "as above")]
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "an error of an estimate, of which two digits matter"
+)]
 fn two_errors(variance: f64, sum: u64) -> f64 {
     2.0 * variance.max(0.0).sqrt() / sum.max(1) as f64
 }
