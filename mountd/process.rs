@@ -20,7 +20,7 @@ use crate::sys;
 
 /// Drops what was inherited and takes the socket off descriptor 0.
 pub fn begin() -> io::Result<OwnedFd> {
-    begin_serving(true)?;
+    begin_serving()?;
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     let stdin = io::stdin();
     let socket = stdin.as_fd().try_clone_to_owned()?;
@@ -34,15 +34,12 @@ pub fn begin() -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Drops what was inherited but the standard streams; with `own_session` also the terminal.
-pub(crate) fn begin_serving(own_session: bool) -> io::Result<()> {
+/// Drops what was inherited but the standard streams, and leaves the caller's terminal.
+pub(crate) fn begin_serving() -> io::Result<()> {
     // Open files of clients are open files of ours, so as many as the system allows.
     cowl_sys::startup::reset(u64::MAX).map_err(io::Error::other)?;
     cowl_sys::startup::survive_file_size_limit().map_err(io::Error::other)?;
     sys::memory::keep_little();
-    if !own_session {
-        return Ok(());
-    }
     match rustix::process::setsid() {
         // A caller that made us a session leader already has done the same.
         Ok(_) | Err(Errno::PERM) => Ok(()),

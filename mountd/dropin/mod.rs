@@ -1,20 +1,20 @@
 //! The command line of fuse-overlayfs: `cowl-mountd -o lowerdir=a:b,upperdir=u,workdir=w DIR`.
 //!
 //! It mounts a stack of plain directories at a directory and answers as soon as the mount does:
-//! the command that was typed waits for a process of its own, which serves the mount until it is
-//! unmounted. A failure before that is one line on standard error, the exit code 1, and leaves
-//! nothing behind.
+//! the command that was typed starts a process that serves the mount until it is unmounted, and
+//! waits until the mount answers; in the foreground, until it has ended. A failure before that is
+//! one line on standard error, the exit code 1, and leaves nothing behind.
 
 mod options;
 mod serve;
+mod start;
 
 use std::ffi::{OsStr, OsString};
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 pub use options::{MountFlags, OptionError, Options};
 
@@ -39,7 +39,7 @@ fuse-overlayfs, and may be installed under that name.
                          how files are served
   -o userxattr           marks in user.overlay.* also as root
   -o allow_other, allow_root, fsname=NAME, context=CONTEXT, ro, nodev, nosuid, noexec, noatime
-  -f                     stay in the foreground
+  -f                     stay in the foreground; SIGINT, SIGTERM and SIGHUP unmount
   -d, --debug            log what happens, and stay in the foreground
   -h, --help; -V, --version
 ";
@@ -95,14 +95,10 @@ pub fn run(mut arguments: Vec<OsString>) -> ExitCode {
         }
         Request::Mount(mounting) => mounting,
     };
-    let outcome = if serving {
-        serve::in_background(*mounting)
-    } else if mounting.foreground {
-        serve::in_foreground(*mounting)
-    } else {
-        return start(&arguments);
-    };
-    match outcome {
+    if !serving {
+        return start::run(&arguments, &mounting);
+    }
+    match serve::run(*mounting) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error),
     }
@@ -119,37 +115,6 @@ fn fail(error: &dyn std::fmt::Display) -> ExitCode {
     // Nothing is left to tell if this fails.
     drop(writeln!(std::io::stderr().lock(), "cowl-mountd: {error}"));
     ExitCode::FAILURE
-}
-
-/// Starts a process that serves, and waits until its mount answers.
-fn start(arguments: &[OsString]) -> ExitCode {
-    let started = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-        .map_err(std::io::Error::from)
-        .and_then(|(reader, writer)| {
-            let mut command = Command::new("/proc/self/exe");
-            command
-                .arg0("cowl-mountd")
-                .arg(SERVING)
-                .args(arguments.get(1..).unwrap_or_default())
-                .stdin(writer);
-            // Of the two pipe ends only the child's copy stays open.
-            let child = command.spawn()?;
-            drop(command);
-            Ok((std::fs::File::from(reader), child))
-        });
-    let (mut reader, mut child) = match started {
-        Ok(started) => started,
-        Err(error) => return fail(&format_args!("cannot start: {error}")),
-    };
-    let mut answer = [0];
-    if matches!(reader.read(&mut answer), Ok(1)) {
-        return ExitCode::SUCCESS;
-    }
-    // It has said why.
-    match child.wait() {
-        Ok(_) => ExitCode::FAILURE,
-        Err(error) => fail(&error),
-    }
 }
 
 /// Reads the arguments after the program's name.

@@ -19,38 +19,37 @@ use crate::mount::{MountParameters, make_mount, open_device, read_only_clone};
 use crate::overlay::{Config, Layers, LowerParts, Overlay, Rules, UpperDirs};
 use crate::{process, worker};
 
-/// Serves until the mount is gone; says over standard input, a pipe, when it answers.
-pub(super) fn in_background(mounting: Mounting) -> Result<(), MountFailed> {
-    process::begin_serving(true).or_fail("starting up")?;
+/// Serves until the mount is gone; says over standard input, a pipe, when it answers, and
+/// by which device.
+pub(super) fn run(mounting: Mounting) -> Result<(), MountFailed> {
+    // In a session of its own, so that Ctrl-C reaches the process in the foreground alone.
+    process::begin_serving().or_fail("starting up")?;
     let pipe = take_stdin().or_fail("starting up")?;
     // Once it serves, this process has no /dev.
     let null = File::options()
         .write(true)
         .open("/dev/null")
         .or_fail("starting up")?;
-    serve(mounting, move || {
-        // Callers wait until their pipes are closed.
-        rustix::stdio::dup2_stdout(&null)?;
-        rustix::stdio::dup2_stderr(&null)?;
-        File::from(pipe).write_all(b"1")
+    let foreground = mounting.foreground;
+    serve(mounting, move |device| {
+        if !foreground {
+            // Callers wait until their pipes are closed.
+            rustix::stdio::dup2_stdout(&null)?;
+            rustix::stdio::dup2_stderr(&null)?;
+        }
+        File::from(pipe).write_all(&device.to_ne_bytes())
     })
 }
 
-/// The same, for a caller that waits until it ends.
-pub(super) fn in_foreground(mounting: Mounting) -> Result<(), MountFailed> {
-    process::begin_serving(false).or_fail("starting up")?;
-    serve(mounting, || Ok(()))
-}
-
-fn serve(mounting: Mounting, ready: impl FnOnce() -> io::Result<()>) -> Result<(), MountFailed> {
+fn serve(mounting: Mounting, ready: impl FnOnce(u64) -> io::Result<()>) -> Result<(), MountFailed> {
     start_log(mounting.debug);
     let Mounting { options, at, .. } = mounting;
     let upper = upper_dirs(&options)?;
     let io_mode = options.io_mode.mode();
     let device = open_device()?;
     let mount = make_mount(&parameters(&options, upper.is_some()), device.as_fd())?;
-    let counters = counters::device_of(&mount)
-        .and_then(counters::create)
+    let device_number = counters::device_of(&mount).or_fail("cannot tell the mount's device")?;
+    let counters = counters::create(device_number)
         .and_then(|memory| Counters::map(memory.as_fd()).map(|counters| (memory, counters)));
     let (_memory, counters) = counters.or_fail("cannot make the request counters")?;
     let connection = Connection::negotiate(device, io_mode, upper.is_some())
@@ -84,7 +83,10 @@ fn serve(mounting: Mounting, ready: impl FnOnce() -> io::Result<()>) -> Result<(
     let dispatcher =
         Dispatcher::new(&overlay, &connection).or_fail("cannot tell our capabilities")?;
     let server = Server::new(&connection, dispatcher, &counters);
-    match server.run(ready).or_fail("serving the mount")? {
+    match server
+        .run(|| ready(device_number))
+        .or_fail("serving the mount")?
+    {
         End::Unmounted => Ok(()),
         End::Aborted => Err(MountFailed {
             what: "the connection was cut".into(),

@@ -198,6 +198,7 @@ impl Overlay {
         let base = stamp.as_ref().map_or(
             Base::Plain {
                 user_marks: rules.user_marks,
+                volatile: rules.volatile,
             },
             Base::Tree,
         );

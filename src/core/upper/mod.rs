@@ -13,6 +13,7 @@
 //!                        over plain directories by any, and called work/links; emptied for an
 //!                        upper that is new or, over a tree, without a stamp
 //! work/orphans/<number>  removed files that are still open; emptied at mount
+//! work/work/incompat     over plain directories: overlayfs's mark of a volatile upper
 //! ```
 //! Both directories must be on one file system, with extended attributes, device nodes and
 //! `RENAME_WHITEOUT`.
@@ -136,6 +137,11 @@ pub enum UpperError {
         "the upper's file system cannot hold whiteouts (character devices 0:0, made by RENAME_WHITEOUT): {0}"
     )]
     NoWhiteouts(Errno),
+    /// A feature that overlayfs marks an upper with.
+    #[error(
+        "the upper was written with the feature \"{0}\", which may have left it incomplete: use an empty upper and work directory, or remove work/incompat/{0} from the work directory if it is whole"
+    )]
+    Incompatible(String),
     /// Renames between them fail.
     #[error("the upper and its work directory are on different file systems")]
     TwoFileSystems,
@@ -176,6 +182,8 @@ pub enum Base<'s> {
     Plain {
         /// Marks are in `user.` also where `trusted.` works.
         user_marks: bool,
+        /// Nothing is synced: the upper is marked, and refused afterwards.
+        volatile: bool,
     },
 }
 
@@ -217,6 +225,7 @@ impl Upper {
     pub fn open(root: OwnedFd, work: &OwnedFd, base: Base<'_>) -> Result<Self, UpperError> {
         let lock = probe::lock_work(work.as_fd())?;
         let claim = probe::lock_root(root.as_fd())?;
+        probe::refuse_incompatible(work.as_fd())?;
         let tmp = subdirectory(work.as_fd(), b"tmp")?;
         // The kernel's overlayfs has an index/ of its own.
         let index = match base {
@@ -234,7 +243,13 @@ impl Upper {
         probe::drop_default_acl(tmp.as_fd())?;
         probe::check_whiteouts(tmp.as_fd())?;
         let is_new = probe::is_new(root.as_fd())?;
-        let only_user = matches!(base, Base::Plain { user_marks: true });
+        let only_user = matches!(
+            base,
+            Base::Plain {
+                user_marks: true,
+                ..
+            }
+        );
         let space = probe::namespace(work.as_fd(), lock.as_fd(), tmp.as_fd(), is_new, only_user)?;
         let (condition, is_of_this_upper) = match base {
             Base::Tree(stamp) => {
@@ -254,6 +269,9 @@ impl Upper {
             // to a stamped upper.
             empty(index.as_fd()).map_err(host("emptying work/index"))?;
             rustix::fs::fsync(&index).map_err(host("emptying work/index"))?;
+        }
+        if matches!(base, Base::Plain { volatile: true, .. }) {
+            probe::mark_volatile(work.as_fd())?;
         }
         let last_link = last_number(index.as_fd()).map_err(host("reading work/index"))?;
         let upper = Self {

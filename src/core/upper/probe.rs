@@ -55,6 +55,48 @@ pub(super) fn drop_default_acl(tmp: BorrowedFd<'_>) -> Result<(), UpperError> {
     }
 }
 
+/// Where overlayfs keeps the names of features that a kernel without them would do harm to
+/// (`OVL_WORKDIR_NAME` and `ovl_workdir_cleanup_recurse` in fs/overlayfs).
+const INCOMPATIBLE: &str = "work/incompat";
+
+/// Refuses an upper whose work directory names such a feature, as overlayfs does. A volatile mount
+/// leaves one for good, also when it was unmounted: nothing says whether the machine has run on
+/// since.
+pub(super) fn refuse_incompatible(work: BorrowedFd<'_>) -> Result<(), UpperError> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let features = match rustix::fs::openat(work, INCOMPATIBLE, flags, Mode::empty()) {
+        Ok(directory) => directory,
+        Err(Errno::NOENT) => return Ok(()),
+        Err(errno) => return Err(host("opening work/incompat of the work directory")(errno)),
+    };
+    let mut found = None;
+    each_entry(std::os::fd::AsFd::as_fd(&features), |name, _, _| {
+        found = Some(String::from_utf8_lossy(name).into_owned());
+        Ok(())
+    })
+    .map_err(host("reading work/incompat of the work directory"))?;
+    found.map_or(Ok(()), |feature| Err(UpperError::Incompatible(feature)))
+}
+
+/// Leaves overlayfs's mark of a volatile upper. It is not synced: a journal writes it no later than
+/// what the mount changes after it.
+pub(super) fn mark_volatile(work: BorrowedFd<'_>) -> Result<(), UpperError> {
+    let what = "marking the upper as volatile";
+    let path = INCOMPATIBLE.to_owned() + "/volatile";
+    for (end, _) in path.match_indices('/').chain([(path.len(), "")]) {
+        let directory = path.get(..end).unwrap_or_default();
+        match rustix::fs::mkdirat(work, directory, Mode::RWXU) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(host(what)(errno)),
+        }
+    }
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match rustix::fs::openat(work, path + "/dirty", flags, Mode::empty()) {
+        Ok(_) => Ok(()),
+        Err(errno) => Err(host(what)(errno)),
+    }
+}
+
 /// Makes a whiteout by RENAME_WHITEOUT, which tests device nodes and the flag at once.
 pub(super) fn check_whiteouts(tmp: BorrowedFd<'_>) -> Result<(), UpperError> {
     let (from, to) = (Spot::new(tmp, b"probe"), Spot::new(tmp, b"probed"));

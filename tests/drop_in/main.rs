@@ -1,6 +1,8 @@
 //! `cowl-mountd` on fuse-overlayfs's command line: what callers rely on, and the same changes over
 //! the same plain directories beside fuse-overlayfs and the kernel's overlayfs.
 
+mod ends;
+
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
@@ -77,6 +79,13 @@ impl Place {
 
     fn unmount(&self) {
         system("umount", [self.at("mnt")]);
+    }
+
+    /// Whether something is mounted.
+    fn is_mounted(&self) -> bool {
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let point = format!(" {} ", self.at("mnt").display());
+        table.contains(&point)
     }
 
     fn shown(&self) -> Tree {

@@ -1,0 +1,153 @@
+//! How a mount ends, and what it leaves behind.
+
+use std::fs::{self, File};
+use std::io::Read as _;
+use std::process::Child;
+use std::time::Instant;
+
+use cowl_tests::command::{binary, program, run, shell, system};
+use cowl_tests::profile::{NEVER, readable, root, user};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+
+use super::{Place, STACK};
+
+/// `cowl-mountd -f`, killed if a test fails before its end.
+struct Foreground<'p> {
+    place: &'p Place,
+    child: Child,
+}
+
+impl<'p> Foreground<'p> {
+    /// Started by a shell that has run `before`; returns when it has mounted.
+    fn start(place: &'p Place, before: &str) -> Self {
+        let script = format!("{before}; exec \"$1\" -f -o \"$2\" mnt");
+        let mut command = program("sh", ["-euc", &script, "sh"]);
+        let command = command.arg(binary("cowl-mountd")).arg(STACK);
+        let child = command.current_dir(&place.path).spawn().unwrap();
+        let foreground = Self { place, child };
+        foreground.wait_until(true);
+        foreground
+    }
+
+    /// Waits for the mount, or for its end; mountinfo has nothing to wait on but changes.
+    fn wait_until(&self, mounted: bool) {
+        let limit = Instant::now() + NEVER;
+        while self.place.is_mounted() != mounted {
+            assert!(Instant::now() < limit, "mounted is not {mounted}");
+            std::thread::yield_now();
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Its exit code.
+    fn end(mut self) -> Option<i32> {
+        let pidfd = pidfd_open(Pid::from_child(&self.child), PidfdFlags::empty()).unwrap();
+        assert!(readable(&pidfd, NEVER), "it does not end");
+        self.child.wait().unwrap().code()
+    }
+}
+
+impl Drop for Foreground<'_> {
+    fn drop(&mut self) {
+        // Nothing is left to do if it has ended.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+#[test]
+fn a_signal_in_the_foreground_unmounts_as_root() {
+    root(|| signal_unmounts());
+}
+
+#[test]
+fn a_signal_in_the_foreground_unmounts_as_user() {
+    user(|| signal_unmounts());
+}
+
+fn signal_unmounts() {
+    let place = Place::with_layers("place");
+    for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
+        let mountd = Foreground::start(&place, ":");
+        let text = format!("{signal:?}");
+        fs::write(place.at("mnt/said"), &text).unwrap();
+        mountd.signal(signal);
+        assert_eq!(mountd.end(), Some(0), "{signal:?}");
+        assert!(!place.is_mounted(), "{signal:?}");
+        let kept = fs::read_to_string(place.at("upper/said")).unwrap();
+        assert_eq!(kept, text);
+    }
+    // Unmounted by another.
+    let mountd = Foreground::start(&place, ":");
+    place.unmount();
+    assert_eq!(mountd.end(), Some(0));
+    // nohup's is not taken for one.
+    let mountd = Foreground::start(&place, "trap '' HUP");
+    mountd.signal(Signal::HUP);
+    assert!(place.is_mounted());
+    mountd.signal(Signal::TERM);
+    assert_eq!(mountd.end(), Some(0));
+}
+
+#[test]
+fn a_second_signal_ends_a_mount_that_is_in_use_as_root() {
+    root(|| {
+        let place = Place::with_layers("place");
+        let mountd = Foreground::start(&place, ":");
+        let mut used = File::open(place.at("mnt/large")).unwrap();
+        let unread = File::open(place.at("mnt/kept")).unwrap();
+        mountd.signal(Signal::TERM);
+        mountd.wait_until(false);
+        let mut text = String::new();
+        used.read_to_string(&mut text).unwrap();
+        assert!(text.ends_with("\n30000\n"), "its users keep it");
+        mountd.signal(Signal::TERM);
+        assert_eq!(mountd.end(), Some(1));
+        let error = rustix::fs::fsync(&unread).unwrap_err();
+        assert_eq!(error, rustix::io::Errno::NOTCONN);
+    });
+}
+
+#[test]
+fn a_volatile_upper_is_marked_and_refused_as_overlayfs_does_as_root() {
+    root(|| {
+        let place = Place::with_layers("place");
+        let kernel = |options: &str| {
+            let all = format!("{STACK},{options}");
+            let arguments = ["-t", "overlay", "overlay", "-o", &all, "mnt"];
+            run(program("mount", arguments).current_dir(&place.path))
+        };
+        let mark = place.at("work/work/incompat/volatile");
+        let leave = |ours: bool| {
+            if ours {
+                place.ours(&format!("{STACK},volatile"));
+            } else {
+                kernel("volatile").ok();
+            }
+            fs::write(place.at("mnt/new"), "new").unwrap();
+            place.unmount();
+            let layout = shell::<&str>(&mark, "find . -printf '%P %y\\n' | sort", []);
+            fs::write(place.at("left"), layout.clone()).unwrap();
+            layout
+        };
+        let mut layouts = Vec::new();
+        for ours in [true, false] {
+            layouts.push(leave(ours));
+            for options in [STACK.to_owned(), format!("{STACK},volatile")] {
+                let error = place.mount(&binary("cowl-mountd"), &options).refused(1);
+                assert!(error.contains("the feature \"volatile\""), "{error}");
+            }
+            let kernels = kernel("volatile");
+            assert!(!kernels.status.success(), "{kernels}");
+            system("rm", [&"-r".into(), &mark]);
+            place.ours(STACK);
+            assert_eq!(fs::read_to_string(place.at("mnt/new")).unwrap(), "new");
+            place.unmount();
+            assert!(!mark.exists(), "without the option there is no mark");
+        }
+        assert_eq!(layouts[0], layouts[1]);
+    });
+}
