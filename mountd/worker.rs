@@ -20,7 +20,7 @@ use rustix::thread::{CapabilitySet, capabilities};
 
 use crate::counters::Counters;
 use crate::failure::{OrFail, failure};
-use crate::fuse::{Connection, Dispatcher, End, Server, probe_backing};
+use crate::fuse::{Connection, Dispatcher, End, IdMap, Server, Wanted, probe_backing};
 use crate::overlay::{Config, LowerParts, Overlay, Rules, UpperDirs};
 use crate::process;
 
@@ -55,7 +55,9 @@ fn serve(socket: OwnedFd) -> Result<End, MountFailed> {
     // While there is one thread, and before the keeper is told.
     let confined = process::confine(needed(overlay.is_writable(), *io_mode));
     told(socket.as_fd(), confined)?;
-    let dispatcher = Dispatcher::new(overlay, connection).or_fail("cannot tell our capabilities");
+    let ids = IdMap::default();
+    let dispatcher =
+        Dispatcher::new(overlay, connection, &ids).or_fail("cannot tell our capabilities");
     let dispatcher = told(socket.as_fd(), dispatcher)?;
     let server = Server::new(connection, dispatcher, counters);
     let ready = Message::WorkerReady(WorkerReady { io_mode: *io_mode });
@@ -142,7 +144,12 @@ fn prepare(socket: BorrowedFd<'_>) -> Result<Mount, MountFailed> {
     if io_mode == IoMode::Passthrough {
         require_passthrough(&request, objects.as_fd(), upper_dir)?;
     }
-    let connection = Connection::negotiate(device, io_mode, upper.is_some()).map_err(|error| {
+    let wanted = Wanted {
+        io_mode,
+        writable: upper.is_some(),
+        acls: true,
+    };
+    let connection = Connection::negotiate(device, wanted).map_err(|error| {
         if error.kind() == io::ErrorKind::Unsupported {
             no_passthrough("the kernel does not offer it (it needs Linux 6.9)")
         } else {

@@ -33,6 +33,11 @@ fuse-overlayfs, and may be installed under that name.
   -o workdir=W           a directory on the same file system as U
   -o volatile, fsync=0   sync nothing
   -o static_nlink        directories of several layers have a link count of 1
+  -o uidmapping=FILE:SHOWN:LENGTH[:...], gidmapping=...
+                         owners from FILE on are shown from SHOWN on
+  -o squash_to_root, squash_to_uid=ID, squash_to_gid=ID
+                         show all files as of one owner
+  -o noacl               show, set and hand down no ACL
   -o redirect_dir=on|off whether directories of lower layers can be renamed (else EXDEV)
   -o metacopy=on|off     whether chmod and chown leave a file's content where it is
   -o io=auto|cached|writeback, writeback=0|1

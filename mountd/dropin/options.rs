@@ -9,6 +9,8 @@ use std::path::PathBuf;
 
 use cowl_core::handover::IoModeChoice;
 
+use crate::fuse::{IdKind, IdMap};
+
 /// Longest stack of lower directories, as in overlayfs.
 const MOST_LAYERS: usize = 500;
 
@@ -27,6 +29,10 @@ pub struct Options {
     pub static_nlink: bool,
     /// Nothing is synced.
     pub volatile: bool,
+    /// ACLs are neither shown nor honoured.
+    pub no_acl: bool,
+    /// How owners are shown.
+    pub ids: IdMap,
     /// Whether directories of the lower can be renamed; None: where the kernel would read it.
     pub redirect_dir: Option<bool>,
     /// Whether metadata is copied up alone; None: as above.
@@ -160,6 +166,15 @@ impl Options {
                     IoModeChoice::Cached
                 };
             }
+            "noacl" => self.no_acl = true,
+            "uidmapping" | "gidmapping" | "squash_to_uid" | "squash_to_gid" => {
+                self.take_ids(name, needed()?)?;
+            }
+            "squash_to_root" => {
+                if switch(name, value, true)? {
+                    self.ids.squash_to_root();
+                }
+            }
             "allow_other" => self.owner_only = false,
             "allow_root" => self.owner_only = true,
             "fsname" => self.fsname = Some(OsString::from_vec(unescape(needed()?))),
@@ -174,6 +189,23 @@ impl Options {
             _ => return self.take_flag(name, value),
         }
         Ok(())
+    }
+
+    fn take_ids(&mut self, name: &str, value: &[u8]) -> Result<(), OptionError> {
+        let text = shown(value);
+        let kind = if name.contains("uid") {
+            IdKind::User
+        } else {
+            IdKind::Group
+        };
+        let taken = if name.starts_with("squash") {
+            // The last id stands for none (chown(2)).
+            let id = text.parse().ok().filter(|id| *id < u32::MAX);
+            id.map(|id| self.ids.squash(kind, id))
+        } else {
+            self.ids.map(kind, &text)
+        };
+        taken.ok_or(OptionError::Value(name.into(), text))
     }
 
     fn take_flag(&mut self, name: &str, value: Option<&[u8]>) -> Result<(), OptionError> {
@@ -222,8 +254,12 @@ const WITHOUT_EFFECT: &[&str] = &[
     "fast_ino",
     // Permissions are always the kernel's to check.
     "default_permissions",
-    "auto_unmount",
+    // How requests and answers are passed on.
     "big_writes",
+    "kernel_cache",
+    "splice_read",
+    "splice_write",
+    "splice_move",
     // How mount(8) and fstab use a mount, and times that a mount does not keep.
     "defaults",
     "auto",
@@ -261,7 +297,7 @@ fn without_effect(name: &str, value: Option<&[u8]>) -> Result<(), OptionError> {
         _ if name.starts_with("x-") || name.starts_with("comment") => Ok(()),
         "timeout" if number()? >= 1e6 => Ok(()),
         "timeout" => refuse("layers must not change beneath a mount, so all is cached for good"),
-        "xattr_permissions" | "noxattrs" if number()? == 0.0 => Ok(()),
+        "xattr_permissions" | "noxattrs" | "nfs_filehandles" if number()? == 0.0 => Ok(()),
         "xattr_permissions" => refuse("owners and modes are those of the files"),
         "noxattrs" => refuse("extended attributes are always shown"),
         "plugins" if value.is_none_or(<[u8]>::is_empty) => Ok(()),
@@ -269,12 +305,10 @@ fn without_effect(name: &str, value: Option<&[u8]>) -> Result<(), OptionError> {
         "index" | "nfs_export" | "verity" if matches!(value, Some(b"off")) => Ok(()),
         "index" => refuse("hard links are always kept, by links of its own in the work directory"),
         "nfs_export" | "verity" => refuse("it is the kernel's"),
-        "noacl" => refuse("ACLs are always honoured"),
+        "auto_unmount" => refuse("a daemon that is killed cannot unmount; with -f, a signal can"),
+        "nfs_filehandles" => refuse("files have no handles"),
         "ino32_t" | "subtype" | "max_read" | "max_write" | "sync" | "dirsync" => {
             refuse("it cannot be chosen here")
-        }
-        "uidmapping" | "gidmapping" | "squash_to_root" | "squash_to_uid" | "squash_to_gid" => {
-            refuse("ids are shown as they are")
         }
         _ => Err(OptionError::Unknown(name.into())),
     }
@@ -356,7 +390,12 @@ mod tests {
             ("lowerdir=a,plugins=x", "plugins"),
             ("lowerdir=a,io=passthrough", "io=passthrough"),
             ("lowerdir=a,io=fast", "io"),
-            ("lowerdir=a,squash_to_root", "squash_to_root"),
+            ("lowerdir=a,squash_to_uid=-1", "squash_to_uid"),
+            ("lowerdir=a,squash_to_gid", "squash_to_gid"),
+            ("lowerdir=a,uidmapping=0:1", "uidmapping"),
+            ("lowerdir=a,gidmapping=0:x:1", "gidmapping"),
+            ("lowerdir=a,auto_unmount", "auto_unmount"),
+            ("lowerdir=a,nfs_filehandles=1", "nfs_filehandles"),
             ("lowerdir=a,what=ever", "what"),
             ("lowerdir=a,redirect_dir=maybe", "redirect_dir"),
             ("lowerdir=a::b", "lowerdir"),

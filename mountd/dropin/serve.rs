@@ -14,7 +14,7 @@ use rustix::thread::{CapabilitySet, capabilities};
 use super::{MountFlags, Mounting, Options, take_stdin};
 use crate::counters::{self, Counters};
 use crate::failure::{OrFail, failure};
-use crate::fuse::{Connection, Dispatcher, End, Server};
+use crate::fuse::{Connection, Dispatcher, End, Server, Wanted};
 use crate::mount::{MountParameters, make_mount, open_device, read_only_clone};
 use crate::overlay::{Config, Layers, LowerParts, Overlay, Rules, UpperDirs};
 use crate::{process, worker};
@@ -52,8 +52,16 @@ fn serve(mounting: Mounting, ready: impl FnOnce(u64) -> io::Result<()>) -> Resul
     let counters = counters::create(device_number)
         .and_then(|memory| Counters::map(memory.as_fd()).map(|counters| (memory, counters)));
     let (_memory, counters) = counters.or_fail("cannot make the request counters")?;
-    let connection = Connection::negotiate(device, io_mode, upper.is_some())
-        .or_fail("negotiating with the kernel")?;
+    let mut ids = options.ids.clone();
+    ids.read_overflow_ids()
+        .or_fail("cannot read the system's overflow ids")?;
+    let wanted = Wanted {
+        io_mode,
+        writable: upper.is_some(),
+        acls: !options.no_acl,
+    };
+    let connection =
+        Connection::negotiate(device, wanted).or_fail("negotiating with the kernel")?;
     let overlay = Overlay::new(Config {
         lower: LowerParts::Layers(layers(&options)?),
         upper,
@@ -63,6 +71,7 @@ fn serve(mounting: Mounting, ready: impl FnOnce(u64) -> io::Result<()>) -> Resul
             redirect_dir: options.redirect_dir,
             metacopy: options.metacopy,
             user_marks: options.user_marks,
+            no_acl: options.no_acl,
         },
     })
     .map_err(|error| MountFailed {
@@ -81,7 +90,7 @@ fn serve(mounting: Mounting, ready: impl FnOnce(u64) -> io::Result<()>) -> Resul
         return Err(error);
     }
     let dispatcher =
-        Dispatcher::new(&overlay, &connection).or_fail("cannot tell our capabilities")?;
+        Dispatcher::new(&overlay, &connection, &ids).or_fail("cannot tell our capabilities")?;
     let server = Server::new(&connection, dispatcher, &counters);
     match server
         .run(|| ready(device_number))

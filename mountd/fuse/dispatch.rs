@@ -14,10 +14,13 @@ use rustix::io::Errno;
 use super::backing::BackingIds;
 use super::decode::{Header, Operation, Setattr, WireTime};
 use super::files::{handle_of, open_flags, write_whole};
+use super::ids::IdMap;
 use super::negotiate::{Connection, MAX_WRITE};
 use super::reply::{self, Reply};
 use super::wire;
-use crate::overlay::{Caller, NodeId, Overlay, RenameMode, SetAttr, SetTime, XattrFlags};
+use crate::overlay::{
+    Attr, Caller, Entry, NodeId, Overlay, RenameMode, SetAttr, SetTime, XattrFlags,
+};
 
 /// Whether the kernel waits for an answer.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
@@ -35,6 +38,7 @@ pub(crate) struct Dispatcher<'m> {
     pub(super) device: BorrowedFd<'m>,
     pub(super) notifier: Notifier,
     pub(super) backing: BackingIds,
+    ids: &'m IdMap,
     /// Whether OPEN and CREATE are answered ENOSYS, and so asked once only. The kernel then opens
     /// files by itself, and creates them with MKNOD, which no RELEASE follows.
     pub(super) skip_open: bool,
@@ -45,13 +49,18 @@ pub(crate) struct Dispatcher<'m> {
 }
 
 impl<'m> Dispatcher<'m> {
-    /// A dispatcher of `connection`'s requests to `overlay`.
-    pub(crate) fn new(overlay: &'m Overlay, connection: &'m Connection) -> io::Result<Self> {
+    /// A dispatcher of `connection`'s requests to `overlay`, whose ids are shown by `ids`.
+    pub(crate) fn new(
+        overlay: &'m Overlay,
+        connection: &'m Connection,
+        ids: &'m IdMap,
+    ) -> io::Result<Self> {
         Ok(Self {
             overlay,
             device: connection.as_fd(),
             notifier: connection.notifier(),
             backing: BackingIds::new()?,
+            ids,
             skip_open: connection.may_skip_open(),
             skip_seek: connection.writes_back,
         })
@@ -111,7 +120,9 @@ impl<'m> Dispatcher<'m> {
             }
             Operation::Statfs => reply.put(&reply::statfs_out(&overlay.statfs()?)),
             Operation::Getxattr { name, size } => {
-                sized(&overlay.getxattr(node, name)?, size, reply)
+                let mut value = overlay.getxattr(node, name)?;
+                self.ids.shown_value(name, &mut value);
+                sized(&value, size, reply)
             }
             Operation::Listxattr { size } => sized(&overlay.listxattr(node)?, size, reply),
             Operation::Setxattr {
@@ -119,7 +130,11 @@ impl<'m> Dispatcher<'m> {
                 value,
                 flags,
                 kill_sgid,
-            } => overlay.setxattr(node, name, value, xattr_flags(flags, kill_sgid)?),
+            } => {
+                let flags = xattr_flags(flags, kill_sgid)?;
+                let value = self.ids.value_of_file(name, value);
+                overlay.setxattr(node, name, &value, flags)
+            }
             Operation::Removexattr { name } => overlay.removexattr(node, name),
             Operation::Fsyncdir { data_only } => overlay.fsyncdir(node, data_only),
             Operation::Syncfs => overlay.syncfs(),
@@ -148,9 +163,9 @@ impl<'m> Dispatcher<'m> {
         reply: &mut Reply,
     ) -> Result<(), Errno> {
         let entry = match *operation {
-            Operation::Symlink { name, target } => {
-                self.overlay.symlink(parent, name, target, &caller)?
-            }
+            Operation::Symlink { name, target } => self.as_caller(caller, |caller| {
+                self.overlay.symlink(parent, name, target, caller)
+            })?,
             Operation::Mknod {
                 name,
                 mode,
@@ -158,20 +173,16 @@ impl<'m> Dispatcher<'m> {
                 umask,
             } => {
                 let file_type = FileType::from_mode_bits(mode).ok_or(Errno::INVAL)?;
-                self.overlay.mknod(
-                    parent,
-                    name,
-                    file_type,
-                    mode & 0o7777,
-                    reply::decode_rdev(rdev),
-                    umask,
-                    &caller,
-                )?
+                let (mode, rdev) = (mode & 0o7777, reply::decode_rdev(rdev));
+                self.as_caller(caller, |caller| {
+                    self.overlay
+                        .mknod(parent, name, file_type, mode, rdev, umask, caller)
+                })?
             }
-            Operation::Mkdir { name, mode, umask } => {
+            Operation::Mkdir { name, mode, umask } => self.as_caller(caller, |caller| {
                 self.overlay
-                    .mkdir(parent, name, mode & 0o7777, umask, &caller)?
-            }
+                    .mkdir(parent, name, mode & 0o7777, umask, caller)
+            })?,
             Operation::Link { node, name } => self.overlay.link(NodeId(node), parent, name)?,
             Operation::Unlink { name } => return self.overlay.unlink(parent, name),
             Operation::Rmdir { name } => return self.overlay.rmdir(parent, name),
@@ -191,7 +202,7 @@ impl<'m> Dispatcher<'m> {
             }
             _ => return Err(Errno::NOSYS),
         };
-        reply.put(&reply::entry_out(&entry))
+        reply.put(&reply::entry_out(&self.shown(entry)))
     }
 
     fn use_file(
@@ -210,25 +221,18 @@ impl<'m> Dispatcher<'m> {
                 mode,
                 umask,
             } => {
-                let (entry, opened) = self.overlay.create(
-                    node,
-                    name,
-                    mode & 0o7777,
-                    umask,
-                    open_flags(flags, false),
-                    &caller,
-                )?;
-                self.created(&entry, &opened, reply)
+                let (mode, flags) = (mode & 0o7777, open_flags(flags, false));
+                let (entry, opened) = self.as_caller(caller, |caller| {
+                    self.overlay.create(node, name, mode, umask, flags, caller)
+                })?;
+                self.created(&self.shown(entry), &opened, reply)
             }
             Operation::Tmpfile { flags, mode, umask } => {
-                let (entry, opened) = self.overlay.tmpfile(
-                    node,
-                    mode & 0o7777,
-                    umask,
-                    open_flags(flags, false),
-                    &caller,
-                )?;
-                self.created(&entry, &opened, reply)
+                let (mode, flags) = (mode & 0o7777, open_flags(flags, false));
+                let (entry, opened) = self.as_caller(caller, |caller| {
+                    self.overlay.tmpfile(node, mode, umask, flags, caller)
+                })?;
+                self.created(&self.shown(entry), &opened, reply)
             }
             Operation::Read {
                 handle,
@@ -286,7 +290,7 @@ impl<'m> Dispatcher<'m> {
 impl Dispatcher<'_> {
     fn lookup(&self, parent: NodeId, name: &[u8], reply: &mut Reply) -> Result<(), Errno> {
         match self.overlay.lookup(parent, name)? {
-            Some(entry) => reply.put(&reply::entry_out(&entry)),
+            Some(entry) => reply.put(&reply::entry_out(&self.shown(entry))),
             None => reply.put(&reply::absent()),
         }
     }
@@ -294,7 +298,7 @@ impl Dispatcher<'_> {
     fn getattr(&self, node: NodeId, reply: &mut Reply) -> Result<(), Errno> {
         let valid = self.validity(node);
         let attr = self.overlay.getattr(node)?;
-        reply.put(&reply::attr_out(&attr, valid))
+        reply.put(&reply::attr_out(&self.ids.shown(&attr), valid))
     }
 
     fn setattr(&self, node: NodeId, changes: &Setattr, reply: &mut Reply) -> Result<(), Errno> {
@@ -309,10 +313,47 @@ impl Dispatcher<'_> {
         };
         let valid = self.validity(node);
         let attr = self
-            .overlay
-            .setattr(node, &set)
+            .change(node, &self.ids.change_of_file(&set))
             .inspect_err(|errno| self.note_stale(node, *errno))?;
-        reply.put(&reply::attr_out(&attr, valid))
+        reply.put(&reply::attr_out(&self.ids.shown(&attr), valid))
+    }
+
+    /// Changes attributes. Where owners are not shown, as on hosts that do not let them be
+    /// changed, that they cannot be is no error.
+    fn change(&self, node: NodeId, set: &SetAttr) -> Result<Attr, Errno> {
+        match self.overlay.setattr(node, set) {
+            Err(Errno::PERM | Errno::INVAL)
+                if self.ids.squashes() && (set.uid.is_some() || set.gid.is_some()) =>
+            {
+                let (uid, gid) = (None, None);
+                self.overlay.setattr(node, &SetAttr { uid, gid, ..*set })
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// Creates with the ids that the caller's files have. Where owners are not shown, a file of
+    /// an id that the host does not let us have is ours.
+    fn as_caller<T>(
+        &self,
+        caller: Caller,
+        create: impl Fn(&Caller) -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
+        match create(&self.ids.of_files(caller)) {
+            Err(Errno::PERM) if self.ids.squashes() => create(&Caller {
+                uid: rustix::process::geteuid().as_raw(),
+                gid: rustix::process::getegid().as_raw(),
+            }),
+            outcome => outcome,
+        }
+    }
+
+    /// A name's node as the kernel is told it.
+    fn shown(&self, entry: Entry) -> Entry {
+        Entry {
+            attr: self.ids.shown(&entry.attr),
+            ..entry
+        }
     }
 
     /// How long the kernel may believe attributes of a node that are read after this.
@@ -361,7 +402,8 @@ impl Dispatcher<'_> {
         let limit = usize::try_from(size.min(MAX_WRITE)).map_err(|_beyond_usize| Errno::INVAL)?;
         let mut failed = None;
         self.overlay
-            .readdir(directory, cookie, plus, &mut |entry| {
+            .readdir(directory, cookie, plus, &mut |mut entry| {
+                entry.entry = entry.entry.map(|node| self.shown(node));
                 reply
                     .put_entry(&entry, limit, plus)
                     .unwrap_or_else(|errno| {

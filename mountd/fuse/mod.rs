@@ -2,8 +2,8 @@
 //!
 //! `negotiate` leaves INIT to `fuser`; from then on the threads of `threads` read requests into a
 //! `buffer` and `serve` answers them: `decode` says what is asked, `dispatch` has the overlay do
-//! it, `reply` writes the answer, and `backing` hands host files to the kernel. The worker sets it
-//! up.
+//! it, `reply` writes the answer, `ids` maps owners, and `backing` hands host files to the kernel.
+//! The worker sets it up.
 //!
 //! Invariant: no struct of the kernel leaves this module, and no rule of the filesystem enters it.
 //! Any bytes read from the connection are answered or logged, never a panic.
@@ -22,6 +22,7 @@ mod buffer;
 mod decode;
 mod dispatch;
 mod files;
+mod ids;
 mod negotiate;
 mod opcode;
 mod reply;
@@ -31,7 +32,8 @@ mod wire;
 
 pub(crate) use backing::probe as probe_backing;
 pub(crate) use dispatch::Dispatcher;
-pub(crate) use negotiate::Connection;
+pub use ids::{IdMap, Kind as IdKind};
+pub(crate) use negotiate::{Connection, Wanted};
 pub use opcode::name as request_name;
 pub(crate) use serve::Server;
 pub(crate) use threads::End;

@@ -28,6 +28,17 @@ pub(crate) struct Connection {
     pub(super) writes_back: bool,
 }
 
+/// What a mount wants of the kernel.
+#[derive(Copy, Clone, Debug)]
+pub(crate) struct Wanted {
+    /// How files are served.
+    pub(crate) io_mode: IoMode,
+    /// Whether anything can be changed.
+    pub(crate) writable: bool,
+    /// Whether ACLs are honoured.
+    pub(crate) acls: bool,
+}
+
 /// What came of INIT.
 #[derive(Copy, Clone, Debug)]
 struct Agreed {
@@ -41,11 +52,10 @@ impl Connection {
     ///
     /// # Errors
     /// A kernel that cannot do what `wanted` needs, and those of the connection.
-    pub(crate) fn negotiate(device: OwnedFd, wanted: IoMode, writable: bool) -> io::Result<Self> {
+    pub(crate) fn negotiate(device: OwnedFd, wanted: Wanted) -> io::Result<Self> {
         let agreed = Arc::new(OnceLock::new());
         let negotiator = Negotiator {
             wanted,
-            writable,
             agreed: Arc::clone(&agreed),
         };
         // The access check of `SessionACL` is part of fuser's own loop; here the mount's
@@ -84,19 +94,26 @@ impl AsFd for Connection {
 
 #[derive(Debug)]
 struct Negotiator {
-    wanted: IoMode,
-    writable: bool,
+    wanted: Wanted,
     agreed: Arc<OnceLock<Agreed>>,
 }
 
 impl Filesystem for Negotiator {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
         let offered = config.capabilities();
-        let io_mode = self.wanted;
+        let Wanted {
+            io_mode,
+            writable,
+            acls,
+        } = self.wanted;
         if io_mode == IoMode::Passthrough && !offered.contains(InitFlags::FUSE_PASSTHROUGH) {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        let flags = (always() | flags_of(io_mode, self.writable)) & offered;
+        let mut flags = (always() | flags_of(io_mode, writable)) & offered;
+        flags.set(
+            InitFlags::FUSE_POSIX_ACL,
+            acls && offered.contains(InitFlags::FUSE_POSIX_ACL),
+        );
         config
             .add_capabilities(flags)
             .map_err(|missing| io::Error::other(format!("the kernel takes {missing:?} back")))?;
@@ -134,7 +151,6 @@ fn always() -> InitFlags {
         | InitFlags::FUSE_CACHE_SYMLINKS
         // Files change by requests only, so the kernel knows which pages go stale.
         | InitFlags::FUSE_EXPLICIT_INVAL_DATA
-        | InitFlags::FUSE_POSIX_ACL
         | InitFlags::FUSE_DONT_MASK
         // Without it every write costs a GETXATTR.
         | InitFlags::FUSE_HANDLE_KILLPRIV_V2

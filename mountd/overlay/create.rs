@@ -230,7 +230,8 @@ impl Overlay {
         let opaque = matches!(kind, Kind::Directory) && under == Under::Directory;
         let device = kind.is_null_device();
         let place = self.place_in(parent, name)?;
-        let fd = if whiteout || opaque || device {
+        // Without ACLs none may be handed down by the directory itself.
+        let fd = if whiteout || opaque || device || self.rules.no_acl {
             self.make_in_staging(
                 upper,
                 parent,
@@ -360,7 +361,7 @@ impl Overlay {
             dir: rustix::fs::openat(spot.dir, spot.name, flags, Mode::empty())?,
             name,
         };
-        let prepared = staging.prepare(parent);
+        let prepared = staging.prepare(parent, !self.rules.no_acl);
         if prepared.is_err() {
             staging.close(upper);
             return Err(prepared.err().unwrap_or(Errno::IO));
@@ -398,14 +399,14 @@ struct Staging {
 }
 
 impl Staging {
-    fn prepare(&self, parent: Spot<'_>) -> Result<(), Errno> {
+    fn prepare(&self, parent: Spot<'_>, with_acl: bool) -> Result<(), Errno> {
         let own = Spot::new(self.dir.as_fd(), b".");
         let stat = parent.stat()?;
         if u32::from(stat.stx_mode) & SGID != 0 {
             own.chown(None, Some(stat.stx_gid))?;
             own.chmod(0o700 | SGID)?;
         }
-        if let Some(acl) = parent.xattr(DEFAULT_ACL)? {
+        if with_acl && let Some(acl) = parent.xattr(DEFAULT_ACL)? {
             own.set_xattr(DEFAULT_ACL, &acl, XattrFlags::empty())?;
         }
         Ok(())

@@ -147,6 +147,8 @@ pub struct Rules {
     pub metacopy: Option<bool>,
     /// Marks over plain directories are in `user.` also where `trusted.` works.
     pub user_marks: bool,
+    /// There are no ACLs: none is shown, set or inherited.
+    pub no_acl: bool,
 }
 
 /// A mounted image: see the head of this module.

@@ -31,7 +31,7 @@ impl Overlay {
         let mut names = Vec::new();
         if !self.in_upper(id) {
             let all = self.lower.xattr_names(id.lower().ok_or(Errno::STALE)?)?;
-            for name in all.into_iter().filter(|name| has_namespace(name)) {
+            for name in all.into_iter().filter(|name| self.is_shown(name)) {
                 names.extend_from_slice(&name);
                 names.push(0);
             }
@@ -42,6 +42,7 @@ impl Overlay {
             .split(|byte| *byte == 0)
             .filter(|name| !name.is_empty())
             .filter_map(unescape)
+            .filter(|name| self.is_shown(name))
         {
             names.extend_from_slice(&name);
             names.push(0);
@@ -58,7 +59,7 @@ impl Overlay {
         flags: XattrFlags,
     ) -> Result<(), Errno> {
         self.writable()?;
-        check_attribute(name)?;
+        self.check_attribute(name)?;
         let id = self.current(id);
         self.copy_up(id)?;
         let _content = self.lock_content(id);
@@ -80,7 +81,7 @@ impl Overlay {
     /// where an ACL says no more than the mode.
     pub fn removexattr(&self, id: NodeId, name: &[u8]) -> Result<(), Errno> {
         self.writable()?;
-        check_attribute(name)?;
+        self.check_attribute(name)?;
         match self.getxattr(id, name) {
             Err(Errno::NODATA) if name == ACL_ACCESS || name == ACL_DEFAULT => return Ok(()),
             found => drop(found?),
@@ -98,7 +99,7 @@ impl Overlay {
         id: NodeId,
         name: &[u8],
     ) -> Result<Option<Cow<'_, [u8]>>, Errno> {
-        check_attribute(name)?;
+        self.check_attribute(name)?;
         if self.in_upper(id) {
             return Ok(self
                 .place_of(id)?
@@ -121,20 +122,21 @@ impl Overlay {
                 .node(id)
                 .is_some_and(|node| node.upper.is_some())
     }
-}
 
-/// Whether Linux knows the namespace of an attribute: a tar may hold others
-/// (com.apple.provenance).
-fn has_namespace(name: &[u8]) -> bool {
-    NAMESPACES.iter().any(|space| name.starts_with(space))
-}
+    /// Whether an attribute is one of the mount's: of a namespace that Linux knows, since a tar
+    /// may hold others (com.apple.provenance), and no ACL where there are none.
+    fn is_shown(&self, name: &[u8]) -> bool {
+        let is_acl = name == ACL_ACCESS || name == ACL_DEFAULT;
+        NAMESPACES.iter().any(|space| name.starts_with(space)) && !(is_acl && self.rules.no_acl)
+    }
 
-fn check_attribute(name: &[u8]) -> Result<(), Errno> {
-    match name.len() {
-        0 => Err(Errno::INVAL),
-        length if length > NAME_MAX => Err(Errno::RANGE),
-        _ if name.contains(&0) => Err(Errno::INVAL),
-        _ if !has_namespace(name) => Err(Errno::OPNOTSUPP),
-        _ => Ok(()),
+    fn check_attribute(&self, name: &[u8]) -> Result<(), Errno> {
+        match name.len() {
+            0 => Err(Errno::INVAL),
+            length if length > NAME_MAX => Err(Errno::RANGE),
+            _ if name.contains(&0) => Err(Errno::INVAL),
+            _ if !self.is_shown(name) => Err(Errno::OPNOTSUPP),
+            _ => Ok(()),
+        }
     }
 }

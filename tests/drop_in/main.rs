@@ -2,6 +2,7 @@
 //! the same plain directories beside fuse-overlayfs and the kernel's overlayfs.
 
 mod ends;
+mod ids;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -178,8 +179,12 @@ fn a_refusal_is_one_line_and_exit_code_1_as_root() {
             ("lowerdir=absent", "cannot open lowerdir"),
             ("lowerdir=top,upperdir=upper", "workdir is missing"),
             (
-                "lowerdir=top,squash_to_uid=5",
-                "squash_to_uid is not supported",
+                "lowerdir=top,xattr_permissions=2",
+                "xattr_permissions is not supported",
+            ),
+            (
+                "lowerdir=top,uidmapping=0:1",
+                "uidmapping cannot be \"0:1\"",
             ),
             ("lowerdir=top,timeout=0", "timeout is not supported"),
             ("lowerdir=top,nonsense", "unknown option: nonsense"),

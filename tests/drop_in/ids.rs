@@ -1,0 +1,145 @@
+//! Owners: what `uidmapping`, `gidmapping`, `squash_to_*` and `noacl` show, and write.
+
+use std::path::Path;
+
+use cowl_tests::command::{program, run, shell};
+use cowl_tests::profile::root;
+
+use super::{Place, STACK};
+
+/// A lower file of root, of mapped owners, and of one that no mapping below has.
+const OWNED: &str = "
+mkdir top middle bottom; cd bottom; mkdir dir; for id in 0 1 5 500 70000; do echo $id > $id; chown $id:$id $id; done
+chown 1:2 dir; chmod 777 . dir ../upper; ln -s 5 link; chown -h 5:6 link
+";
+
+/// Creations as one who is mapped and one who is not, copies up, and changes of owners.
+const CHANGES: &str = "
+as() { id=$1; shift; setpriv --reuid $id --regid $id --clear-groups \"$@\"; }
+as 110004 sh -c 'umask 27; echo new > dir/new; mkdir dir/sub; ln -s x dir/symlink; mkfifo dir/fifo'
+as 7 sh -c ': > dir/unmapped'
+echo more >> 5; chmod 640 500; chown 110006:110007 1; chown 1000:1000 dir/new; mv 70000 moved; chown -h 110008:110005 link
+rm 0; as 1000 mkdir 0
+";
+
+const OWNERS: &str = "find . ! -type c ! -name '.wh.*' -printf '%p %y %U:%G %m\\n' | sort";
+
+#[test]
+fn mapped_and_squashed_owners_are_fuse_overlayfs_s_as_root() {
+    root(|| {
+        const MAPPED: &str =
+            "uidmapping=0:1000:1:1:110000:65536,gidmapping=0:1000:1:1:110000:65536";
+        let squashed = format!("squash_to_root,squash_to_gid=8,{MAPPED}");
+        let cases = [
+            MAPPED,
+            "squash_to_root",
+            "squash_to_uid=7,squash_to_gid=8",
+            &squashed,
+        ];
+        for (number, options) in cases.into_iter().enumerate() {
+            let [ours, peers] = ["cowl", "peer"].map(|peer| {
+                let place = Place::new(&format!("{peer}{number}"));
+                shell::<&str>(&place.path, OWNED, []);
+                let all = format!("{STACK},{options}");
+                if peer == "cowl" {
+                    place.ours(&all);
+                } else {
+                    place.mount(Path::new("/usr/bin/fuse-overlayfs"), &all).ok();
+                }
+                let before = shell::<&str>(&place.at("mnt"), OWNERS, []);
+                shell::<&str>(&place.at("mnt"), CHANGES, []);
+                let after = shell::<&str>(&place.at("mnt"), OWNERS, []);
+                place.unmount();
+                // The upper's own owners, and the lower's, which stay.
+                let kept =
+                    ["upper", "bottom"].map(|side| shell::<&str>(&place.at(side), OWNERS, []));
+                (before, after, kept)
+            });
+            assert_eq!(ours, peers, "{options}");
+        }
+    });
+}
+
+/// `u::rw-,u:USER:r--,g::---,m::r--,o::---` as system.posix_acl_access has it
+/// (linux/posix_acl_xattr.h).
+fn acl(user: u32) -> String {
+    let mut text = String::from("0x02000000");
+    for (tag, permissions, id) in [
+        (0x01_u16, 6_u16, u32::MAX),
+        (0x02, 4, user),
+        (0x04, 0, u32::MAX),
+        (0x10, 4, u32::MAX),
+        (0x20, 0, u32::MAX),
+    ] {
+        let bytes = tag
+            .to_le_bytes()
+            .into_iter()
+            .chain(permissions.to_le_bytes());
+        for byte in bytes.chain(id.to_le_bytes()) {
+            text += &format!("{byte:02x}");
+        }
+    }
+    text
+}
+
+/// The value of an ACL, in hexadecimal, or why there is none.
+fn acl_of(place: &Place, path: &str, name: &str) -> String {
+    let attribute = format!("system.posix_acl_{name}");
+    let arguments = ["-e", "hex", "-n", &attribute, path];
+    let read = run(program("getfattr", arguments).current_dir(&place.path));
+    let value = read.stdout.lines().find_map(|line| line.split_once('='));
+    value.map_or(read.stderr, |(_, value)| value.to_owned())
+}
+
+#[test]
+fn ids_in_acls_are_mapped_both_ways_as_root() {
+    root(|| {
+        let place = Place::new("place");
+        shell::<&str>(&place.path, OWNED, []);
+        place.ours(&format!(
+            "{STACK},uidmapping=0:1000:1:1:110000:65536,gidmapping=0:1000:1:1:110000:65536"
+        ));
+        let set = "setfattr -n system.posix_acl_access -v $1 500; setfattr -n system.posix_acl_default -v $1 dir; touch dir/heir";
+        shell(&place.at("mnt"), set, [acl(110_004)]);
+        for (path, name) in [("500", "access"), ("dir", "default")] {
+            let at = |side: &str| acl_of(&place, &format!("{side}/{path}"), name);
+            assert_eq!(at("mnt"), acl(110_004), "{path}");
+            assert_eq!(at("upper"), acl(5), "{path}");
+        }
+        // An inherited one is the directory's, less what the creation's mode leaves out.
+        let at = |side: &str| acl_of(&place, &format!("{side}/dir/heir"), "access");
+        assert_eq!(at("mnt"), acl(110_004));
+        assert_eq!(at("upper"), acl(5));
+        // The kernel grants by what is shown.
+        let read = "setpriv --reuid $1 --regid $1 --clear-groups cat 500";
+        assert_eq!(shell(&place.at("mnt"), read, ["110004"]), "500\n");
+        let mut stranger = program("sh", ["-euc", read, "sh", "5"]);
+        let outcome = run(stranger.current_dir(place.at("mnt")));
+        assert!(outcome.stderr.contains("Permission denied"), "{outcome}");
+        place.unmount();
+    });
+}
+
+#[test]
+fn noacl_shows_and_hands_down_no_acl_as_root() {
+    root(|| {
+        let place = Place::new("place");
+        shell::<&str>(&place.path, OWNED, []);
+        let set = "setfattr -n system.posix_acl_default -v $1 dir; setfattr -n system.posix_acl_access -v $1 500";
+        shell(&place.at("bottom"), set, [acl(5)]);
+        place.ours(&format!("{STACK},noacl"));
+        let made = "umask 22; touch dir/file; mkdir dir/made; stat -c %a dir/file dir/made; getfattr -m- -R . || true";
+        assert_eq!(shell::<&str>(&place.at("mnt"), made, []), "644\n755\n");
+        let refused = run(program(
+            "setfattr",
+            ["-n", "system.posix_acl_access", "-v", &acl(5), "mnt/5"],
+        )
+        .current_dir(&place.path));
+        assert!(refused.stderr.contains("not supported"), "{refused}");
+        place.unmount();
+        for path in ["upper/dir/file", "upper/dir/made"] {
+            let outcome = acl_of(&place, path, "access");
+            assert!(outcome.contains("No such attribute"), "{path}: {outcome}");
+        }
+    });
+}
