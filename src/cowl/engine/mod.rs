@@ -133,6 +133,7 @@ impl Engine {
         {
             let guard = self.containers.guard()?;
             self.containers.remove_unfinished(&guard)?;
+            self.containers.drop_stale_names(&guard)?;
             self.drop_pins_of_gone_containers(&guard)?;
             self.volumes.remove_unfinished()?;
         }

@@ -3,11 +3,12 @@
 //! A name is taken by making its link, which fails where there is one, so neither a creation nor a
 //! look-up by name reads other containers. Invariant: a link counts only if the container of that
 //! id has that name in its `config.json`. So a killed creation or renaming leaves a link that does
-//! not count, and the next that wants the name replaces it. A container whose link was lost in a
+//! not count: the next that wants the name replaces it, or the next sweep removes it. A container whose link was lost in a
 //! power cut is found by reading all.
 
 use super::{Container, Containers, Guard};
 use crate::engine::error::{Context, Error, Result};
+use crate::engine::files;
 use rustix::fs::{AtFlags, readlinkat, symlinkat, unlinkat};
 use rustix::io::Errno;
 
@@ -51,6 +52,16 @@ impl Containers {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(errno) => Err(Error::from(errno).context(format!("freeing the name {name}"))),
         }
+    }
+
+    /// Frees the names that killed creations, renamings and removals left.
+    pub fn drop_stale_names(&self, _guard: &Guard) -> Result<()> {
+        for name in files::names(self.index.get()?)? {
+            if self.link(&name)?.is_some() && self.holder(&name)?.is_none() {
+                self.drop_name(&name)?;
+            }
+        }
+        Ok(())
     }
 
     /// Frees the name of a removed container, unless another one has it by now.

@@ -428,7 +428,8 @@ fn a_name_is_taken_until_its_container_is_removed() {
     assert_eq!(claim("half", &other), Claim::Made);
     assert_eq!(claim("half", &"ef".repeat(32)), Claim::Made);
     assert!(store.containers.find("half").is_err());
-    store.containers.drop_name("half").unwrap();
+    store.containers.drop_stale_names(&guard).unwrap();
+    assert_eq!(store.index(), ["web"]);
     store
         .containers
         .mark_removed(&guard, &container, false)

@@ -1,0 +1,174 @@
+//! Many containers by many clients, while processes of cowl are killed at random: what was told to
+//! stay stays, and what was removed leaves nothing.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use cowl_tests::busybox::{cgroups, containers, shop};
+use cowl_tests::profile::{processes, root, user};
+use cowl_tests::sample::{self, Point};
+use cowl_tests::store::Store;
+use rustix::process::{Signal, kill_process};
+
+const CLIENTS: usize = 8;
+/// What each client does, before the scale.
+const ROUNDS: u64 = 4;
+
+/// A generator of numbers (Knuth, MMIX).
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, end: usize) -> usize {
+        let (factor, step) = (6_364_136_223_846_793_005, 1_442_695_040_888_963_407);
+        self.0 = self.0.wrapping_mul(factor).wrapping_add(step);
+        usize::try_from(self.0 >> 33).unwrap() % end
+    }
+}
+
+/// What the clients know.
+#[derive(Default)]
+struct Known {
+    /// Containers that a command has said it made, and that no command was told to remove.
+    kept: Mutex<BTreeSet<String>>,
+    killed: AtomicUsize,
+    done: AtomicBool,
+}
+
+/// Runs a command that may be killed, or meet one that was. Its output, if it succeeded.
+fn attempt(store: &Store, arguments: &[&str]) -> Option<String> {
+    let output = store.command(arguments).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!said.contains("panicked"), "{arguments:?}: {said}");
+    output
+        .status
+        .success()
+        .then(|| String::from_utf8(output.stdout).unwrap())
+}
+
+/// One client: containers with names, volumes and policies of its own.
+fn client(store: &Store, known: &Known, me: usize, mut numbers: Numbers) {
+    for round in 0..ROUNDS * sample::scale() {
+        let name = format!("c-{me}-{round}");
+        let volume = format!("v-{me}:/data");
+        let policy = ["no", "always", "on-failure:2"][numbers.below(3)];
+        let program = ["exec sleep 1000", "exit 3", "echo x; sleep 0.1"][numbers.below(3)];
+        let options = ["--name", &name, "-v", &volume, "--restart", policy];
+        let create = [&["create"][..], &options, &["shop", "sh", "-c", program]].concat();
+        if let Some(id) = attempt(store, &create) {
+            known.kept.lock().unwrap().insert(id.trim().to_owned());
+        }
+        for _step in 0..4 {
+            let command: &[&str] = match numbers.below(8) {
+                0 | 1 | 2 => &["start"],
+                3 => &["stop", "-t", "0"],
+                4 => &["restart", "-t", "0"],
+                5 => &["logs"],
+                6 => &["inspect"],
+                _ => &["kill"],
+            };
+            attempt(store, &[command, &[&name]].concat());
+        }
+        attempt(store, &["run", "--rm", "shop", "true"]);
+        if numbers.below(2) == 0 {
+            // It may be gone though the command fails.
+            if let Some(id) = attempt(store, &["inspect", "--format", "{{.Id}}", &name]) {
+                known.kept.lock().unwrap().remove(id.trim());
+                attempt(store, &["rm", "-f", &name]);
+            }
+        }
+    }
+}
+
+/// Kills processes of cowl, one after the other, until the clients are done.
+fn killer(known: &Known, mut numbers: Numbers) {
+    while !known.done.load(Ordering::Relaxed) {
+        let mut ours = processes();
+        ours.retain(|(_, line)| line.starts_with("cowl") || line.contains("/cowl"));
+        if ours.is_empty() {
+            std::thread::yield_now();
+            continue;
+        }
+        let (pid, _) = ours[numbers.below(ours.len())];
+        if kill_process(pid, Signal::KILL).is_ok() {
+            known.killed.fetch_add(1, Ordering::Relaxed);
+        }
+        // So many processes start until the next, and most commands come to their end.
+        let end = newest() + 5 + i32::try_from(numbers.below(60)).unwrap();
+        while newest() < end && !known.done.load(Ordering::Relaxed) {
+            std::thread::yield_now();
+        }
+    }
+}
+
+/// The highest pid; they are given out in order.
+fn newest() -> i32 {
+    let pids = processes();
+    let pids = pids.iter().map(|(pid, _)| pid.as_raw_nonzero().get());
+    pids.max().unwrap_or_default()
+}
+
+fn names(directory: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(directory).unwrap();
+    let name = |entry: std::io::Result<std::fs::DirEntry>| {
+        entry.unwrap().file_name().into_string().unwrap()
+    };
+    entries.map(name).collect()
+}
+
+fn random_kills_lose_no_container_and_leave_nothing(point: &Point) {
+    let store = shop("store");
+    let before = names(&store.root().join("pins"));
+    let known = Known::default();
+    std::thread::scope(|scope| {
+        scope.spawn(|| killer(&known, Numbers(point.number())));
+        let clients: Vec<_> = (0..CLIENTS)
+            .map(|me| {
+                let numbers = Numbers(point.number() * 1000 + u64::try_from(me).unwrap());
+                let (store, known) = (&store, &known);
+                scope.spawn(move || client(store, known, me, numbers))
+            })
+            .collect();
+        let ended: Vec<_> = clients.into_iter().map(|client| client.join()).collect();
+        known.done.store(true, Ordering::Relaxed);
+        for client in ended {
+            client.unwrap();
+        }
+    });
+    eprintln!("{} processes killed", known.killed.load(Ordering::Relaxed));
+    let left = containers(&store);
+    for id in known.kept.lock().unwrap().iter() {
+        assert!(left.contains(id), "{id} is lost");
+    }
+    for id in &left {
+        store.ok(["rm", "-f", id]);
+        assert_eq!(cgroups(id), "", "{id}");
+    }
+    assert_eq!(containers(&store), [""; 0]);
+    store.ok(["volume", "ls"]);
+    for directory in ["containers", "names"] {
+        let left = names(&store.root().join(directory));
+        assert_eq!(left, [""; 0], "{directory}");
+    }
+    let mut after = names(&store.root().join("pins"));
+    after.retain(|name| !before.contains(name));
+    assert_eq!(after, [""; 0], "pins");
+    // The image is whole.
+    store.ok(["check"]);
+    store.ok(["run", "--rm", "shop", "true"]);
+}
+
+#[test]
+fn random_kills_lose_no_container_and_leave_nothing_as_root() {
+    for point in sample::seeds(1).take(1) {
+        root(|| random_kills_lose_no_container_and_leave_nothing(&point));
+    }
+}
+
+#[test]
+fn random_kills_lose_no_container_and_leave_nothing_as_user() {
+    for point in sample::seeds(1).take(1) {
+        user(|| random_kills_lose_no_container_and_leave_nothing(&point));
+    }
+}
