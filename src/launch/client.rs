@@ -33,8 +33,8 @@ pub struct Launch<'a> {
     pub rootfs: BorrowedFd<'a>,
     /// The container's directory, where the monitor holds its lock and writes the exit record.
     pub status: BorrowedFd<'a>,
-    /// Attached before the program runs, so that nothing is missed.
-    pub streams: Streams<'a>,
+    /// Of each client that is attached before the program runs, so that it misses nothing.
+    pub streams: &'a [Streams<'a>],
     /// The sandbox's descriptors: of joined namespaces, then of mounts.
     pub descriptors: &'a [BorrowedFd<'a>],
 }
@@ -84,7 +84,7 @@ impl Launch<'_> {
         let (start, start_bytes) = wire::write_start(self.start)?;
         let program = seal(self.runtime).map_err(|errno| self.spawn_error(errno.into()))?;
         let mut descriptors = vec![start.as_fd(), program.as_fd(), self.rootfs, self.status];
-        descriptors.extend(self.streams.descriptors());
+        descriptors.extend(self.streams.iter().flat_map(Streams::descriptors));
         descriptors.extend(self.descriptors);
 
         let (ours, theirs) = socketpair(
@@ -100,7 +100,7 @@ impl Launch<'_> {
             ours.as_fd(),
             &Run {
                 start_bytes,
-                streams: self.streams.set(),
+                streams: self.streams.iter().map(Streams::set).collect(),
             },
             &descriptors,
         )?;
@@ -187,6 +187,11 @@ impl Monitor {
     pub fn kill(mut self) -> std::io::Result<()> {
         self.child.kill()?;
         self.child.wait().map(drop)
+    }
+
+    /// Its process, whose end the caller has to wait for. There are no more events.
+    pub fn into_child(self) -> Child {
+        self.child
     }
 
     /// Waits for the monitor to exit, which follows its last event.

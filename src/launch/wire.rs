@@ -57,12 +57,12 @@ pub enum WireError {
 /// The first message, with these descriptors: the memory file of [`Start`], the mount of the
 /// monitor's program, the container's root, the status directory, the streams that are attached,
 /// joined namespaces and mounts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Run {
     /// Length of [`Start`] in the memory file.
     pub start_bytes: u32,
-    /// The streams among the descriptors.
-    pub streams: StreamSet,
+    /// The streams among the descriptors, for each client.
+    pub streams: Vec<StreamSet>,
 }
 
 fn encode(payload: &impl Encode) -> Result<Vec<u8>, WireError> {
@@ -228,7 +228,7 @@ mod tests {
         .unwrap();
         let run = Run {
             start_bytes: 1,
-            streams: StreamSet::default(),
+            streams: vec![StreamSet::default()],
         };
         send_run(engine.as_fd(), &run, &[engine.as_fd(), monitor.as_fd()]).unwrap();
         let (received, descriptors) = receive_run(monitor.as_fd()).unwrap();

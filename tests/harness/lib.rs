@@ -10,6 +10,7 @@
 //! * [`host`] says what this host can do, [`skip`] what happens to a test that it cannot run.
 //! * [`sample`] draws the points that a test tries, and prints how to repeat one.
 //! * [`server`] is `cowl serve` with the clients that a test sends to it.
+//! * [`pty`] gives a program a terminal.
 //! * [`command`] runs programs to their end and says what came out.
 //! * [`requests`] counts what the kernel asks a worker.
 //! * [`tree`] reads a whole directory tree and tells two of them apart.
@@ -22,6 +23,7 @@ pub mod command;
 pub mod disk;
 pub mod host;
 pub mod profile;
+pub mod pty;
 pub mod requests;
 pub mod sample;
 pub mod server;

@@ -37,6 +37,31 @@ impl Server {
         }
     }
 
+    /// Its process.
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(self.child.as_ref().unwrap())
+    }
+
+    /// Its children, zombies among them.
+    pub fn children(&self) -> Vec<String> {
+        let tasks = format!("/proc/{}/task", self.pid());
+        let children = |task: std::io::Result<std::fs::DirEntry>| {
+            // A thread may have ended since.
+            std::fs::read_to_string(task.unwrap().path().join("children")).unwrap_or_default()
+        };
+        let all: Vec<String> = std::fs::read_dir(tasks).unwrap().map(children).collect();
+        all.iter()
+            .flat_map(|some| some.split_whitespace())
+            .map(str::to_owned)
+            .collect()
+    }
+
+    /// Open descriptors.
+    pub fn descriptors(&self) -> usize {
+        let open = std::fs::read_dir(format!("/proc/{}/fd", self.pid()));
+        open.unwrap().count()
+    }
+
     /// Where it listens.
     pub fn socket(&self) -> &Path {
         &self.socket

@@ -118,14 +118,7 @@ pub(super) async fn wait(server: &Arc<Server>, request: &Request, name: String) 
     Ok(http::later("application/json", async move {
         let exit = wait.end(&server).await?;
         let code = exit.as_ref().map_or(0, |exit| exit.exit_code);
-        let mut body = json!({ "StatusCode": code });
-        if let Some(error) = exit
-            .map(|exit| exit.error)
-            .filter(|error| !error.is_empty())
-            && let Some(body) = body.as_object_mut()
-        {
-            body.insert("Error".into(), json!({ "Message": error }));
-        }
-        Ok(body)
+        // Why it did not start is said by the start.
+        Ok(json!({ "StatusCode": code }))
     }))
 }

@@ -5,6 +5,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body, Bytes, Frame, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Response, StatusCode};
 use percent_encoding::percent_decode_str;
 use serde::Serialize;
@@ -89,6 +90,10 @@ pub(super) struct Request {
     pub(super) path: Vec<String>,
     pub(super) query: Query,
     pub(super) body: Incoming,
+    /// Whether the client asks to speak something else than HTTP from now on.
+    pub(super) wants_upgrade: bool,
+    /// The connection, once a reply has said so.
+    pub(super) upgrade: OnUpgrade,
 }
 
 /// The decoded segments of a path. A segment that is not UTF-8 names nothing that exists.

@@ -1,6 +1,9 @@
 //! The socket of the server, and its loop.
 
 use super::Server;
+use super::attach::Pending;
+use super::life;
+use super::watch::{Peer, Watches};
 use crate::engine::error::{Context as _, Error, Result};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -30,10 +33,14 @@ pub fn serve(
         .enable_all()
         .build()
         .context(|| "starting the server's threads")?;
-    let server = Arc::new(Server { root });
-    // A store that cannot be opened is said now, not to each client.
-    server.open()?;
     let served = runtime.block_on(async {
+        let server = Arc::new(Server {
+            root,
+            watches: Watches::new().context(|| "watching containers")?,
+            pending: Pending::default(),
+        });
+        // A store that cannot be opened is said now, not to each client.
+        server.open()?;
         let listener = tokio::net::UnixListener::from_std(listener)?;
         let (mut interrupt, mut terminate) = (
             signal(SignalKind::interrupt())?,
@@ -42,7 +49,9 @@ pub fn serve(
         ready()?;
         let starting = Arc::clone(&server);
         tokio::task::spawn_blocking(move || {
-            let started = starting.open().and_then(|engine| engine.start_by_policy());
+            let started = starting
+                .open()
+                .and_then(|engine| engine.start_by_policy(life::reap));
             warn(started.unwrap_or_else(|error| vec![error]));
         });
         loop {
@@ -62,14 +71,19 @@ pub fn serve(
 fn connection(server: &Arc<Server>, stream: tokio::net::UnixStream) {
     let server = Arc::clone(server);
     tokio::spawn(async move {
+        // Without a descriptor left, the client is told by the end of its connection.
+        let Ok(peer) = Peer::of(&stream) else { return };
         let service = service_fn(|request| Arc::clone(&server).answer(request));
         let served = hyper::server::conn::http1::Builder::new()
             .half_close(true)
             .serve_connection(TokioIo::new(stream), service)
-            .with_upgrades()
-            .await;
-        // The client is gone, or did not speak HTTP: nobody is left to be told.
-        drop(served);
+            .with_upgrades();
+        // The client is gone, or did not speak HTTP: nobody is left to be told. One that goes away
+        // while a reply is being made ends that: it may be the end of a container in months.
+        tokio::select! {
+            served = served => drop(served),
+            () = peer.gone() => {}
+        }
     });
 }
 

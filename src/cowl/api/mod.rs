@@ -1,18 +1,22 @@
 //! `cowl serve`: Docker's Engine API over a unix socket.
 //!
-//! Each request opens the engine, calls a verb and answers in Docker's words; the server holds no
-//! state. Killed at any moment, the next one goes on. Verbs block, so each runs in a thread of its
+//! Each request opens the engine, calls a verb and answers in Docker's words. The server holds no
+//! state but that of its connections: killed at any moment, the next one goes on. Verbs block, so each runs in a thread of its
 //! own. Shapes and texts: Docker Engine API v1.51.
 
+mod attach;
 mod containers;
+mod hijack;
 mod http;
 mod images;
+mod life;
 mod listen;
 mod network;
 mod route;
 mod system;
 mod volumes;
 mod wait;
+mod watch;
 
 pub use listen::serve;
 
@@ -38,6 +42,9 @@ const NEWEST: Version = Version(1, 53);
 #[derive(Debug)]
 pub(crate) struct Server {
     root: PathBuf,
+    watches: watch::Watches,
+    /// Clients whose containers are not started yet. They are lost with their connections.
+    pending: attach::Pending,
 }
 
 impl Server {
@@ -88,7 +95,8 @@ impl Server {
         Ok(reply)
     }
 
-    async fn handle(self: Arc<Self>, request: hyper::Request<Incoming>) -> Handled {
+    async fn handle(self: Arc<Self>, mut request: hyper::Request<Incoming>) -> Handled {
+        let upgrade = hyper::upgrade::on(&mut request);
         let (parts, body) = request.into_parts();
         let (asked, path) = http::split_version(parts.uri.path());
         let version = asked.unwrap_or(API);
@@ -115,6 +123,8 @@ impl Server {
             path,
             query: http::Query::parse(parts.uri.query().unwrap_or_default()),
             body,
+            wants_upgrade: parts.headers.contains_key(hyper::header::UPGRADE),
+            upgrade,
         };
         route::route(&self, request).await
     }

@@ -1,7 +1,7 @@
 //! Which handler answers which path.
 
 use super::http::{Handled, Refusal, Reply, Request};
-use super::{Server, containers, images, network, system, volumes};
+use super::{Server, attach, containers, images, life, network, system, volumes};
 use hyper::{Method, StatusCode};
 use std::sync::Arc;
 
@@ -81,13 +81,31 @@ async fn containers(server: &Arc<Server>, request: Request, path: &[&str]) -> Ha
         (&Method::POST, ["create"]) => containers::create(server, request).await,
         (&Method::GET, [name, "json"]) => containers::inspect(server, (*name).to_owned()).await,
         (&Method::GET, [name, "changes"]) => containers::changes(server, (*name).to_owned()).await,
-        (&Method::POST, [name, "wait"]) => {
-            containers::wait(server, &request, (*name).to_owned()).await
-        }
-        (&Method::POST, [name, "rename"]) => {
-            containers::rename(server, &request, (*name).to_owned()).await
+        (&Method::POST, [name, verb]) => {
+            verb_of_container(server, request, (*name).to_owned(), verb).await
         }
         (&Method::DELETE, [name]) => containers::remove(server, &request, (*name).to_owned()).await,
+        _ => Err(no_page()),
+    }
+}
+
+async fn verb_of_container(
+    server: &Arc<Server>,
+    request: Request,
+    name: String,
+    verb: &str,
+) -> Handled {
+    match verb {
+        "attach" => attach::attach(server, request, name).await,
+        "kill" => life::kill(server, &request, name).await,
+        "pause" => life::pause(server, name).await,
+        "rename" => containers::rename(server, &request, name).await,
+        "resize" => life::resize(server, &request, name).await,
+        "restart" => life::restart(server, &request, name).await,
+        "start" => life::start(server, request, name).await,
+        "stop" => life::stop(server, &request, name).await,
+        "unpause" => life::unpause(server, name).await,
+        "wait" => containers::wait(server, &request, name).await,
         _ => Err(no_page()),
     }
 }

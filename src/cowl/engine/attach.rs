@@ -1,12 +1,12 @@
-//! The streams of a foreground container: between the caller's standard streams and pipes of the
-//! container's monitor.
+//! The streams of an attached client: between the caller's standard streams, or a connection of the
+//! server's, and pipes of the container's monitor.
 //!
 //! The container never gets the caller's descriptors: through /proc/self/fd it could reopen a
 //! host file, push keys into the caller's terminal or change its owner. One thread copies each
 //! direction and ends when the container's side closes.
 
 use super::error::{Context, Error, Result};
-use cowl_launch::control::Streams;
+use cowl_launch::control::{StreamSet, Streams};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -19,7 +19,7 @@ const BUFFER: usize = 64 << 10;
 #[derive(Debug)]
 pub(crate) struct Attached {
     stdin: Option<OwnedFd>,
-    stdout: OwnedFd,
+    stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
 }
 
@@ -28,7 +28,7 @@ impl Attached {
     pub(crate) fn streams(&self) -> Streams<'_> {
         Streams {
             stdin: self.stdin.as_ref().map(AsFd::as_fd),
-            stdout: Some(self.stdout.as_fd()),
+            stdout: self.stdout.as_ref().map(AsFd::as_fd),
             stderr: self.stderr.as_ref().map(AsFd::as_fd),
         }
     }
@@ -44,10 +44,12 @@ pub(crate) const NONE: Streams<'static> = Streams {
 /// The caller's ends.
 #[derive(Debug)]
 pub(crate) struct Pipes {
-    stdin: Option<OwnedFd>,
-    stdout: OwnedFd,
+    /// The writing end of what goes to the program.
+    pub(crate) stdin: Option<OwnedFd>,
+    /// The reading end of its standard output, or of its terminal.
+    pub(crate) stdout: Option<OwnedFd>,
     /// None of a container with a terminal: all comes from that.
-    stderr: Option<OwnedFd>,
+    pub(crate) stderr: Option<OwnedFd>,
 }
 
 /// The threads that copy what the container writes.
@@ -58,18 +60,18 @@ pub(crate) struct Output {
     done: OwnedFd,
 }
 
-/// Creates pipes between the caller and a container's monitor.
-pub(crate) fn pipes(open_stdin: bool, terminal: bool) -> Result<(Attached, Pipes)> {
-    let pipe = || pipe_with(PipeFlags::CLOEXEC).context(|| "creating a pipe");
-    let optional = |wanted: bool| -> Result<(Option<OwnedFd>, Option<OwnedFd>)> {
+/// Creates pipes between the caller and a container's monitor, for these streams.
+pub(crate) fn pipes(streams: StreamSet) -> Result<(Attached, Pipes)> {
+    let pipe = |wanted: bool| -> Result<(Option<OwnedFd>, Option<OwnedFd>)> {
         if !wanted {
             return Ok((None, None));
         }
-        pipe().map(|(reader, writer)| (Some(reader), Some(writer)))
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).context(|| "creating a pipe")?;
+        Ok((Some(reader), Some(writer)))
     };
-    let (stdin, stdin_writer) = optional(open_stdin)?;
-    let (stdout_reader, stdout) = pipe()?;
-    let (stderr_reader, stderr) = optional(!terminal)?;
+    let (stdin, stdin_writer) = pipe(streams.stdin)?;
+    let (stdout_reader, stdout) = pipe(streams.stdout)?;
+    let (stderr_reader, stderr) = pipe(streams.stderr)?;
     Ok((
         Attached {
             stdin,
@@ -84,6 +86,15 @@ pub(crate) fn pipes(open_stdin: bool, terminal: bool) -> Result<(Attached, Pipes
     ))
 }
 
+/// All streams that a client can have at a program.
+pub(crate) fn all(stdin: bool, terminal: bool) -> StreamSet {
+    StreamSet {
+        stdin,
+        stdout: true,
+        stderr: !terminal,
+    }
+}
+
 impl Pipes {
     /// Whether the caller's input is copied.
     pub(crate) fn has_stdin(&self) -> bool {
@@ -95,8 +106,10 @@ impl Pipes {
         if let Some(writer) = self.stdin {
             relay_stdin(writer)?;
         }
-        let stdout = own(std::io::stdout().as_fd())?;
-        let mut copies = vec![("stdout", self.stdout, stdout)];
+        let mut copies = Vec::new();
+        if let Some(stdout) = self.stdout {
+            copies.push(("stdout", stdout, own(std::io::stdout().as_fd())?));
+        }
         if let Some(stderr) = self.stderr {
             copies.push(("stderr", stderr, own(std::io::stderr().as_fd())?));
         }

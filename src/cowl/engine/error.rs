@@ -3,6 +3,8 @@
 //! `cli` maps a kind to an exit code; an HTTP front end would map it to a status. The text is one
 //! line: what failed, on which thing, why, and what to do.
 
+use cowl_launch::message::Failed;
+use rustix::io::Errno;
 use std::fmt;
 
 /// The class of an error.
@@ -124,6 +126,25 @@ impl<E: std::error::Error + Send + Sync + 'static> From<E> for Error {
     }
 }
 
+/// Why a program of a container was not started. Docker's exit codes are kinds; one that can't be
+/// executed is told in Docker's words, behind `runtime`: its client looks for them.
+pub(super) fn of_program(runtime: &str, failed: &Failed) -> Error {
+    let kind = match failed.exit_code {
+        127 => Kind::CommandNotFound,
+        126 => Kind::CommandNotExecutable,
+        _ => return Error::failed(failed.to_string()),
+    };
+    let Some(program) = failed.what.strip_prefix("exec ") else {
+        return Error::new(kind, failed.to_string());
+    };
+    let why = match Errno::from_raw_os_error(failed.errno) {
+        Errno::NOENT if !program.contains('/') => "executable file not found in $PATH".to_owned(),
+        errno => without_numbers(&errno.to_string()).to_lowercase(),
+    };
+    let text = format!("{runtime}unable to start container process: exec: {program}: {why}");
+    Error::new(kind, text)
+}
+
 /// Prefixes an error with what was being done.
 pub trait Context<T> {
     /// `what: error`.
@@ -173,7 +194,7 @@ mod tests {
 
     #[test]
     fn a_system_error_is_a_failure_without_its_number() {
-        let error = std::result::Result::<(), _>::Err(rustix::io::Errno::NOSPC)
+        let error = std::result::Result::<(), _>::Err(Errno::NOSPC)
             .context(|| "writing /x/config.json")
             .unwrap_err();
         assert_eq!(error.kind(), Kind::Failed);

@@ -1,9 +1,9 @@
 //! `exec` and `attach`: programs in a running container, and its streams.
 
 use super::container::state::Status;
-use super::error::{Error, Kind, Result};
+use super::error::{self, Error, Result};
 use super::process::Process;
-use super::{Engine, names, start};
+use super::{Engine, start};
 use cowl_launch::control::{Control, ControlError, Streams, Target};
 use cowl_launch::process::WindowSize;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -46,8 +46,14 @@ pub struct Attachment {
 }
 
 impl Engine {
-    /// Starts a program in a running container.
-    pub fn exec(&self, needle: &str, request: &ExecRequest, streams: Streams<'_>) -> Result<Exec> {
+    /// Starts a program in a running container, under an id that no other there has.
+    pub fn exec(
+        &self,
+        needle: &str,
+        id: &str,
+        request: &ExecRequest,
+        streams: Streams<'_>,
+    ) -> Result<Exec> {
         let container = self.containers.find(needle)?;
         if request.argv.is_empty() {
             return Err(Error::invalid("No exec command specified"));
@@ -80,14 +86,13 @@ impl Engine {
         if request.privileged {
             process.capabilities = start::all_capabilities()?;
         }
-        let id = names::new_id()?;
         let pid = control
-            .exec(&id, &process, request.open_stdin, streams)
+            .exec(id, &process, request.open_stdin, streams)
             .map_err(exec_error)?;
         let waiting = self.running(&container)?;
-        waiting.request_wait(Target::Exec(id.clone()))?;
+        waiting.request_wait(Target::Exec(id.to_owned()))?;
         Ok(Exec {
-            id,
+            id: id.to_owned(),
             pid,
             waiting,
             control,
@@ -111,16 +116,10 @@ impl Engine {
     }
 }
 
-/// Docker's exit codes are kinds.
 fn exec_error(error: ControlError) -> Error {
     match error {
         ControlError::Failed(failed) => {
-            let kind = match failed.exit_code {
-                127 => Kind::CommandNotFound,
-                126 => Kind::CommandNotExecutable,
-                _ => Kind::Failed,
-            };
-            Error::new(kind, failed.to_string())
+            error::of_program("OCI runtime exec failed: exec failed: ", &failed)
         }
         other => other.into(),
     }

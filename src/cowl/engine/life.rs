@@ -5,6 +5,7 @@
 
 use super::container::state::Status;
 use super::container::{Container, PendingContainer, StartLock};
+use super::docker::HostConfig;
 use super::error::{Context, Error, Result};
 use super::restart::{RestartRecord, wait_change};
 use super::{Engine, names};
@@ -13,6 +14,7 @@ use cowl_launch::message::Exited;
 use cowl_launch::process::WindowSize;
 use nix::sys::signal::Signal;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::process::Child;
 use std::str::FromStr as _;
 use std::time::{Duration, Instant};
 
@@ -29,29 +31,28 @@ pub struct StopOptions<'a> {
 }
 
 impl Engine {
-    /// Starts a container at rest with nothing attached. False if it runs already.
-    pub fn start(&self, needle: &str) -> Result<bool> {
+    /// Starts a container at rest with these clients attached. Gives the children of this process
+    /// that serve it, to be waited for at their end by one that lives on; none if it runs already.
+    pub fn start(&self, needle: &str, attached: &[Streams<'_>]) -> Result<Option<[Child; 2]>> {
         super::host::require_mounts("start")?;
         let container = self.containers.find(needle)?;
         let Some(pending) = self.begin_start(container)? else {
-            return Ok(false);
+            return Ok(None);
         };
-        self.start_detached(pending).map(|()| true)
+        self.start_detached(pending, attached).map(Some)
     }
 
-    /// Mounts and launches with nothing attached. Monitor and keeper go on by themselves.
-    pub(super) fn start_detached(&self, pending: PendingContainer) -> Result<()> {
-        let size = WindowSize {
-            rows: 0,
-            columns: 0,
-        };
-        let started = self.start_pending(&pending, Streams::default(), size, None);
+    /// Mounts and launches, with these clients attached. Monitor and keeper go on by themselves.
+    pub(super) fn start_detached(
+        &self,
+        pending: PendingContainer,
+        attached: &[Streams<'_>],
+    ) -> Result<[Child; 2]> {
+        let size = console_size(&pending.container.config.host);
+        let started = self.start_pending(&pending, attached, size, None);
         let container = pending.release();
         match started {
-            Ok(running) => {
-                drop(running);
-                Ok(())
-            }
+            Ok(running) => Ok(running.into_children()),
             Err(error) if container.config.host.auto_remove => {
                 match self.remove_container(&container, true) {
                     Ok(()) => Err(error),
@@ -157,10 +158,17 @@ impl Engine {
         Ok(true)
     }
 
-    /// Stops a container if it runs, and starts it.
-    pub fn restart(&self, needle: &str, options: StopOptions<'_>) -> Result<()> {
+    /// Stops a container if it runs, and starts it. Gives what [`Engine::start`] does.
+    pub fn restart(&self, needle: &str, options: StopOptions<'_>) -> Result<Option<[Child; 2]>> {
         self.stop(needle, options)?;
-        self.start(needle).map(drop)
+        self.start(needle, &[])
+    }
+
+    /// Sets the size of a container's terminal.
+    pub fn resize(&self, needle: &str, rows: u16, columns: u16) -> Result<()> {
+        let container = self.containers.find(needle)?;
+        let size = WindowSize { rows, columns };
+        Ok(self.running(&container)?.resize(Target::Program, size)?)
     }
 
     /// Waits until a container has ended, and gives its exit code. One that does not run is
@@ -235,6 +243,19 @@ impl Engine {
             Err(ControlError::NotRunning) => Ok(None),
             Err(error) => Err(error.into()),
         }
+    }
+}
+
+/// The size that the client's terminal had when it created the container, in lines and columns.
+fn console_size(host: &HostConfig) -> WindowSize {
+    let size = |at: usize| {
+        let size = host.other.get("ConsoleSize").and_then(|size| size.get(at));
+        let size = size.and_then(serde_json::Value::as_u64);
+        size.and_then(|size| u16::try_from(size).ok()).unwrap_or(0)
+    };
+    WindowSize {
+        rows: size(0),
+        columns: size(1),
     }
 }
 

@@ -130,6 +130,11 @@ impl Keeper {
         }
     }
 
+    /// Its process.
+    pub(super) fn into_child(self) -> Child {
+        self.process
+    }
+
     /// Waits until the mount is gone and its keeper has released everything.
     pub(super) fn wait(mut self, store: &Store) -> Result<Ending> {
         let status = self

@@ -22,6 +22,7 @@ use rustix::fs::inotify;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::os::fd::OwnedFd;
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 /// The first back-off; each further one is twice as long.
@@ -212,9 +213,9 @@ impl Engine {
         }
         match self
             .ready(container, lock)
-            .and_then(|pending| self.start_detached(pending))
+            .and_then(|pending| self.start_detached(pending, &[]))
         {
-            Ok(()) => Ok(()),
+            Ok(_children) => Ok(()),
             Err(error) => {
                 if let Some((_lock, container)) = self.take_ended(&id, exit)? {
                     container.write_restart_record(RestartRecord {
@@ -303,8 +304,9 @@ impl Engine {
     }
 
     /// Starts the containers that ran when the host or their monitor went down, and those that are
-    /// `always` to run. Gives what could not be started.
-    pub fn start_by_policy(&self) -> Result<Vec<Error>> {
+    /// `always` to run. `started` gets the children of this process that serve each, as
+    /// [`Engine::start`] gives them. Gives what could not be started.
+    pub fn start_by_policy(&self, mut started: impl FnMut([Child; 2])) -> Result<Vec<Error>> {
         let Listing {
             items,
             skipped: mut failed,
@@ -323,23 +325,29 @@ impl Engine {
                 "unless-stopped" => !container.restart_record()?.stopped,
                 _ => false,
             };
-            if wanted && let Err(error) = self.start_after_boot(&container.config.id, &exit) {
-                failed.push(error.context(format!("container {}", container.config.name)));
+            if !wanted {
+                continue;
+            }
+            match self.start_after_boot(&container.config.id, &exit) {
+                Ok(children) => children.into_iter().for_each(&mut started),
+                Err(error) => {
+                    failed.push(error.context(format!("container {}", container.config.name)));
+                }
             }
         }
         Ok(failed)
     }
 
-    fn start_after_boot(&self, id: &str, exit: &Exit) -> Result<()> {
+    fn start_after_boot(&self, id: &str, exit: &Exit) -> Result<Option<[Child; 2]>> {
         let Some((lock, container)) = self.take_ended(id, exit)? else {
-            return Ok(());
+            return Ok(None);
         };
         if exit.finished_at.is_none() {
             // Its monitor was killed before it could.
             container.kill_locked()?;
         }
         let pending = self.ready(container, lock)?;
-        self.start_detached(pending)
+        self.start_detached(pending, &[]).map(Some)
     }
 }
 

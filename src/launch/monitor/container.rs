@@ -173,9 +173,11 @@ impl Container {
         let mut poller = Poller::new().map_err(|errno| failed("create an epoll", errno))?;
         let connections = Connections::new(listener, &mut poller)
             .map_err(|errno| failed("listen on the control socket", errno))?;
-        console
-            .attach(descriptors.attachment, &mut poller)
-            .map_err(|errno| failed("attach the standard streams", errno))?;
+        for attachment in descriptors.attachments {
+            console
+                .attach(attachment, &mut poller)
+                .map_err(|errno| failed("attach the standard streams", errno))?;
+        }
         let parts = Parts {
             cgroups,
             console,

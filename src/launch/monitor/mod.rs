@@ -150,7 +150,7 @@ struct Job {
 /// The descriptors sent with it.
 struct Descriptors {
     rootfs: OwnedFd,
-    attachment: Attachment,
+    attachments: Vec<Attachment>,
     /// Of the pid namespace, if that is joined.
     pid: Option<OwnedFd>,
     /// Of ipc, uts and net, if they are joined.
@@ -168,11 +168,14 @@ fn receive(client: BorrowedFd<'_>) -> Result<Job, Failed> {
     seal(next()?.as_fd()).map_err(|errno| failed("seal the launcher", errno))?;
     let (rootfs, status) = (next()?, next()?);
     let mut stream = |sent: bool| if sent { next().map(Some) } else { Ok(None) };
-    let attachment = Attachment {
-        stdin: stream(run.streams.stdin)?,
-        stdout: stream(run.streams.stdout)?,
-        stderr: stream(run.streams.stderr)?,
-    };
+    let mut attachments = Vec::with_capacity(run.streams.len());
+    for sent in run.streams {
+        attachments.push(Attachment {
+            stdin: stream(sent.stdin)?,
+            stdout: stream(sent.stdout)?,
+            stderr: stream(sent.stderr)?,
+        });
+    }
     let namespaces = start.sandbox.namespaces;
     let pid = stream(namespaces.pid == Namespace::Join)?;
     let others = namespaces.joined() - usize::from(pid.is_some());
@@ -188,7 +191,7 @@ fn receive(client: BorrowedFd<'_>) -> Result<Job, Failed> {
         status,
         descriptors: Descriptors {
             rootfs,
-            attachment,
+            attachments,
             pid,
             joined,
             mounts,

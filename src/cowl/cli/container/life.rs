@@ -3,19 +3,19 @@
 use super::args::{Attach, Exec, Kill, Logs, Names, Start, Stop};
 use super::session::{self, Manner};
 use crate::cli::{Stdout, each};
-use crate::engine::error::{Error, Kind, Result};
+use crate::engine::error::{Error, Result};
 use crate::engine::exec::ExecRequest;
 use crate::engine::life::StopOptions;
 use crate::engine::logs::LogRequest;
 use crate::engine::signals::Signals;
-use crate::engine::{Engine, attach};
+use crate::engine::{Engine, attach, new_id};
 use jiff::{Span, Timestamp};
 use std::io::{IsTerminal as _, Write as _};
 
 pub(in crate::cli) fn start(engine: &mut Engine, args: &Start, out: &mut Stdout) -> Result<u8> {
     if !args.attach && !args.interactive {
         return Ok(each(&args.containers, |name| {
-            engine.start(name)?;
+            engine.start(name, &[])?;
             Ok(out.line(name)?)
         }));
     }
@@ -154,24 +154,13 @@ pub(in crate::cli) fn exec(engine: &Engine, args: Exec) -> Result<u8> {
         privileged: args.privileged,
         open_stdin: interactive,
     };
-    let failed = |error: Error| match error.kind() {
-        // As Docker's client: the command line is told what the program was.
-        Kind::CommandNotFound | Kind::CommandNotExecutable => {
-            error.context("OCI runtime exec failed: exec failed")
-        }
-        _ => error,
-    };
     if args.detach {
-        engine
-            .exec(&container, &request, attach::NONE)
-            .map_err(failed)?;
+        engine.exec(&container, &new_id()?, &request, attach::NONE)?;
         return Ok(0);
     }
     let signals = Signals::block()?;
-    let (ends, pipes) = attach::pipes(interactive, args.tty)?;
-    let program = engine
-        .exec(&container, &request, ends.streams())
-        .map_err(failed)?;
+    let (ends, pipes) = attach::pipes(attach::all(interactive, args.tty))?;
+    let program = engine.exec(&container, &new_id()?, &request, ends.streams())?;
     drop(ends);
     let manner = Manner {
         tty: args.tty,
@@ -185,7 +174,7 @@ pub(in crate::cli) fn attach(engine: &Engine, args: &Attach) -> Result<u8> {
     let config = engine.config_of(&args.container)?;
     let interactive = config.open_stdin && !args.no_stdin;
     let signals = Signals::block()?;
-    let (ends, pipes) = attach::pipes(interactive, config.tty)?;
+    let (ends, pipes) = attach::pipes(attach::all(interactive, config.tty))?;
     let program = engine.attach(&args.container, ends.streams())?;
     drop(ends);
     let manner = Manner {

@@ -29,7 +29,7 @@ pub(super) fn run(engine: &mut Engine, args: Run, out: &mut Stdout) -> Result<u8
         let created = engine.create(&request)?;
         warn_of(&created);
         write_cidfile(cidfile, &created.id)?;
-        engine.start(&created.id)?;
+        engine.start(&created.id, &[])?;
         out.line(&created.id)?;
         return Ok(0);
     }

@@ -16,7 +16,7 @@ use super::attach;
 use super::container::config::{Config, Mount, MountSource};
 use super::container::{Container, PendingContainer};
 use super::create::{CreateRequest, Created};
-use super::error::{Context, Error, Kind, Result};
+use super::error::{self, Context, Error, Result};
 use super::mount::{self, Ending, Mounted};
 use super::signals::Signals;
 use super::start::plan;
@@ -32,6 +32,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::process::Child;
 
 /// How long an interrupted start may continue once the monitor has it.
 const START_PATIENCE: Timespec = Timespec {
@@ -47,9 +48,18 @@ pub(super) struct Running {
     monitor: Monitor,
 }
 
+impl Running {
+    /// Leaves the container to itself. Gives the processes that this one has to wait for at their
+    /// end, or it would keep them as zombies.
+    pub(super) fn into_children(self) -> [Child; 2] {
+        let Self { mounted, monitor } = self;
+        [monitor.into_child(), mounted.keeper.into_child()]
+    }
+}
+
 /// How a container is started.
 struct Start<'f> {
-    streams: Streams<'f>,
+    streams: &'f [Streams<'f>],
     size: WindowSize,
     signals: Option<&'f Signals>,
 }
@@ -82,9 +92,9 @@ impl Engine {
         let lock = self.containers.take(&container)?;
         let pending = PendingContainer::begin(container, lock)?;
         let config = &pending.container.config.config;
-        let (ends, pipes) = attach::pipes(config.open_stdin, config.tty)?;
+        let (ends, pipes) = attach::pipes(attach::all(config.open_stdin, config.tty))?;
         let size = foreground::window_size();
-        let started = self.start_pending(&pending, ends.streams(), size, Some(&signals));
+        let started = self.start_pending(&pending, &[ends.streams()], size, Some(&signals));
         // The monitor has its own. Ours would keep the pipes open after the container's end.
         drop(ends);
         match started {
@@ -109,9 +119,10 @@ impl Engine {
             )));
         };
         let config = &pending.container.config.config;
-        let (ends, pipes) = attach::pipes(interactive && config.open_stdin, config.tty)?;
+        let (ends, pipes) =
+            attach::pipes(attach::all(interactive && config.open_stdin, config.tty))?;
         let size = foreground::window_size();
-        let started = self.start_pending(&pending, ends.streams(), size, Some(&signals));
+        let started = self.start_pending(&pending, &[ends.streams()], size, Some(&signals));
         drop(ends);
         match started {
             Ok(running) => self.stay(&pending.release(), running, pipes, &signals),
@@ -123,7 +134,7 @@ impl Engine {
     pub(super) fn start_pending(
         &self,
         pending: &PendingContainer,
-        streams: Streams<'_>,
+        streams: &[Streams<'_>],
         size: WindowSize,
         signals: Option<&Signals>,
     ) -> Result<Running> {
@@ -172,7 +183,10 @@ impl Engine {
             .map(|mount| self.volume(mount, root, how.signals))
             .collect::<Result<Vec<_>>>()?;
         let mut start = plan(config, how.size)?;
-        start.monitor.after = Some(self.after(config)?);
+        let mut after = self.after(config)?;
+        // A caller that does not stay may still be there when it ends.
+        after.always |= how.signals.is_none();
+        start.monitor.after = Some(after);
         let runtime = helpers::find("cowl-runtime")?;
         let launch = Launch {
             runtime: &runtime,
@@ -375,17 +389,9 @@ fn open_bind(path: &Path) -> Result<OwnedFd> {
     .context(|| format!("opening {}", path.display()))
 }
 
-/// Turns Docker's exit codes into kinds.
 fn start_error(error: StartError) -> Error {
     match error {
-        StartError::Failed(failed) => {
-            let kind = match failed.exit_code {
-                127 => Kind::CommandNotFound,
-                126 => Kind::CommandNotExecutable,
-                _ => Kind::Failed,
-            };
-            Error::new(kind, failed.to_string())
-        }
+        StartError::Failed(failed) => error::of_program("OCI runtime create failed: ", &failed),
         other => Error::from(other).context("starting the container"),
     }
 }

@@ -169,7 +169,7 @@ impl Fixture {
             start: plan,
             rootfs: rootfs.as_fd(),
             status: status.as_fd(),
-            streams,
+            streams: &[streams],
             descriptors: &descriptors,
         };
         launch.spawn().unwrap()

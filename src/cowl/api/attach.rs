@@ -1,0 +1,205 @@
+//! `/containers/{id}/attach`.
+//!
+//! `docker run` attaches to a container before it starts it. So the pipes of a client wait here
+//! until a start through this server takes them: then the monitor has them before the program runs,
+//! and not a byte is missed. A start through another door is noticed, and they are attached then.
+
+use super::Server;
+use super::hijack::{self, Client, Format};
+use super::http::{Handled, Refusal, Request};
+use super::wait::{Look, look};
+use super::watch::Watch;
+use crate::engine::attach::{self, Attached, Pipes};
+use crate::engine::container::state::Status;
+use crate::engine::error::{Context as _, Error};
+use cowl_launch::control::StreamSet;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+/// Most clients that wait for the start of one container: their descriptors go to the monitor in one
+/// message.
+const MOST: usize = 32;
+
+/// The monitor's ends of the pipes of clients that wait for a start, by the container's id.
+#[derive(Debug, Default)]
+pub(super) struct Pending {
+    waiting: Mutex<HashMap<String, Vec<Arc<Attached>>>>,
+}
+
+impl Pending {
+    /// Takes those that wait for a container.
+    pub(super) fn take(&self, id: &str) -> Vec<Arc<Attached>> {
+        self.lock().remove(id).unwrap_or_default()
+    }
+
+    /// Adds one; false if there are too many.
+    fn add(&self, id: &str, ends: &Arc<Attached>) -> bool {
+        let mut waiting = self.lock();
+        let clients = waiting.entry(id.to_owned()).or_default();
+        if clients.len() >= MOST {
+            return false;
+        }
+        clients.push(Arc::clone(ends));
+        true
+    }
+
+    /// Takes one; none if a start has.
+    fn remove(&self, id: &str, ends: &Weak<Attached>) -> Option<Arc<Attached>> {
+        let mut waiting = self.lock();
+        let clients = waiting.get_mut(id)?;
+        let position = clients
+            .iter()
+            .position(|other| ends.ptr_eq(&Arc::downgrade(other)))?;
+        let found = clients.swap_remove(position);
+        if clients.is_empty() {
+            waiting.remove(id);
+        }
+        Some(found)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Vec<Arc<Attached>>>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One of [`Pending`]. It does not hold the pipes: they end with the program.
+struct Place {
+    server: Arc<Server>,
+    id: String,
+    ends: Weak<Attached>,
+    changes: Watch,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        drop(self.server.pending.remove(&self.id, &self.ends));
+    }
+}
+
+impl Place {
+    /// Waits until the container runs, with these pipes attached; or it is gone, and they are closed.
+    async fn wait(mut self) -> Handled<()> {
+        loop {
+            match look(&self.server, &self.id).await? {
+                Look::Gone => return Ok(()),
+                Look::Rests(_) | Look::Restarts(_) => {}
+                Look::Runs => {
+                    if let Some(ends) = self.server.pending.remove(&self.id, &self.ends) {
+                        // Started through another door.
+                        attach_now(&self.server, self.id.clone(), ends).await?;
+                    }
+                    return Ok(());
+                }
+            }
+            self.changes.state().await;
+        }
+    }
+}
+
+/// Attaches pipes to a container that runs.
+async fn attach_now(server: &Arc<Server>, id: String, ends: Arc<Attached>) -> Handled<()> {
+    server
+        .engine(move |engine| engine.attach(&id, ends.streams()).map(drop))
+        .await
+}
+
+/// What a client asks for.
+struct Asked {
+    stdin: bool,
+    stdout: bool,
+    stderr: bool,
+    /// What the container does from now on.
+    stream: bool,
+}
+
+pub(super) async fn attach(server: &Arc<Server>, request: Request, name: String) -> Handled {
+    let query = &request.query;
+    let asked = Asked {
+        stdin: query.flag("stdin"),
+        stdout: query.flag("stdout"),
+        stderr: query.flag("stderr"),
+        stream: query.flag("stream"),
+    };
+    if !asked.stdin && !asked.stdout && !asked.stderr {
+        return Err(Refusal::invalid(
+            "Either the stdin, stdout or stderr parameter must be set",
+        ));
+    }
+    if query.flag("logs") {
+        return Err(Refusal::invalid(
+            "attach gives no earlier output here: use the logs of the container",
+        ));
+    }
+    hijack::require_upgrade(&request)?;
+    let (config, directory, status) = server
+        .engine(move |engine| {
+            let container = engine.container(&name)?;
+            let status = container.status()?;
+            if status == Status::Paused {
+                return Err(Error::conflict(format!(
+                    "container {name} is paused, unpause the container before attach"
+                )));
+            }
+            let directory = engine.store().containers_path().join(&container.config.id);
+            Ok((container.config, directory, status))
+        })
+        .await?;
+    let terminal = config.config.tty;
+    let format = Format::new(terminal, query.get("detachKeys"), asked.stdout)?;
+    let streams = StreamSet {
+        stdin: asked.stdin && config.config.open_stdin,
+        // Always: its end is the end of the program.
+        stdout: true,
+        stderr: asked.stderr && !terminal,
+    };
+    let (ends, pipes) = attach::pipes(streams)?;
+    let ends = Arc::new(ends);
+    let id = config.id;
+    let place = if asked.stream {
+        let changes = server
+            .watches
+            .watch(&directory)
+            .context(|| "watching the container")?;
+        if matches!(status, Status::Starting | Status::Running) {
+            attach_now(server, id, ends).await?;
+            None
+        } else if server.pending.add(&id, &ends) {
+            Some(Place {
+                server: Arc::clone(server),
+                id,
+                ends: Arc::downgrade(&ends),
+                changes,
+            })
+        } else {
+            return Err(Refusal::invalid(format!(
+                "{MOST} clients wait for the start of container {id} already"
+            )));
+        }
+    } else {
+        // The pipes end at once.
+        None
+    };
+    let reply = hijack::switching(terminal, request.version);
+    tokio::spawn(async move {
+        if let Ok(client) = Client::take(request.upgrade).await {
+            serve(client, place, pipes, &format).await;
+        }
+    });
+    Ok(reply)
+}
+
+async fn serve(mut client: Client, place: Option<Place>, pipes: Pipes, format: &Format) {
+    // Beside the client: while it waits for the start, it may leave.
+    let waiting = async {
+        if let Some(place) = place {
+            // An error drops the pipes, which ends the stream.
+            place.wait().await.unwrap_or_default();
+        }
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        _passed = client.pass(pipes, format) => {}
+        () = waiting => {}
+    }
+    client.close().await;
+}

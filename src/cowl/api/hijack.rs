@@ -1,0 +1,334 @@
+//! Connections that stop being HTTP: attach and exec.
+//!
+//! The client asks for an upgrade; after the 101 both sides send raw bytes: with a terminal as they
+//! are, else output in frames of Docker's stream format (Engine API, "ContainerAttach").
+
+use super::http::{Handled, Refusal, Reply, Request, Version, empty};
+use super::watch::Peer;
+use crate::engine::attach::Pipes;
+use crate::engine::error::Error;
+use hyper::StatusCode;
+use hyper::ext::ReasonPhrase;
+use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue, UPGRADE};
+use hyper_util::rt::TokioIo;
+use std::io;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
+use tokio::net::unix::pipe;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::Mutex;
+
+/// Bytes read from a pipe or a client at once.
+const CHUNK: usize = 32 << 10;
+/// Length of a frame's header: stream, three zero bytes, length (big endian).
+pub(super) const HEADER: usize = 8;
+/// The stream of standard output in a frame's header.
+pub(super) const STDOUT: u8 = 1;
+/// The stream of standard error in a frame's header.
+pub(super) const STDERR: u8 = 2;
+/// `ctrl-p ctrl-q`.
+const DETACH: [u8; 2] = [16, 17];
+
+/// How bytes pass.
+#[derive(Debug, Clone)]
+pub(super) struct Format {
+    /// The program has a terminal: no frames.
+    pub(super) terminal: bool,
+    /// Bytes of standard input that detach the client of a terminal; none if empty.
+    detach: Vec<u8>,
+    /// Which output the client wants.
+    stdout: bool,
+}
+
+impl Format {
+    /// `stdout`: the client wants the program's output, and not only to know its end.
+    pub(super) fn new(terminal: bool, detach_keys: Option<&str>, stdout: bool) -> Handled<Self> {
+        let detach = detach_keys.map_or_else(|| Ok(DETACH.to_vec()), parse_keys)?;
+        Ok(Self {
+            terminal,
+            detach,
+            stdout,
+        })
+    }
+}
+
+/// `ctrl-a,x`: characters, or `ctrl-` and a letter or one of `@ [ \ ] ^ _`, as moby's term package.
+fn parse_keys(keys: &str) -> Handled<Vec<u8>> {
+    let wrong = || Refusal::invalid(format!("Invalid escape keys ({keys}) provided"));
+    keys.split(',')
+        .map(|key| match (key.as_bytes(), key.strip_prefix("ctrl-")) {
+            ([byte], _) => Ok(*byte),
+            (_, Some(key)) => match key.as_bytes() {
+                [byte @ b'a'..=b'z'] => Ok(byte - b'a' + 1),
+                [b'@'] => Ok(0),
+                [byte @ b'['..=b'_'] => Ok(byte - b'@'),
+                _ => Err(wrong()),
+            },
+            _ => Err(wrong()),
+        })
+        .collect()
+}
+
+/// The media type of a program's output.
+pub(super) fn media_type(terminal: bool, version: Version) -> &'static str {
+    if terminal || version < Version(1, 42) {
+        "application/vnd.docker.raw-stream"
+    } else {
+        "application/vnd.docker.multiplexed-stream"
+    }
+}
+
+/// Fails if the client did not ask for an upgrade.
+pub(super) fn require_upgrade(request: &Request) -> Handled<()> {
+    if request.wants_upgrade {
+        return Ok(());
+    }
+    Err(Refusal::invalid(
+        "this needs a connection of its own: send \"Connection: Upgrade\" and \"Upgrade: tcp\"",
+    ))
+}
+
+/// The answer after which the connection belongs to the program.
+pub(super) fn switching(terminal: bool, version: Version) -> Reply {
+    let mut reply = empty(StatusCode::SWITCHING_PROTOCOLS);
+    for (name, value) in [
+        (CONTENT_TYPE, media_type(terminal, version)),
+        (CONNECTION, "Upgrade"),
+        (UPGRADE, "tcp"),
+    ] {
+        let value = HeaderValue::from_static(value);
+        reply.headers_mut().insert(name, value);
+    }
+    // As dockerd says it.
+    let reason = ReasonPhrase::from_static(b"UPGRADED");
+    reply.extensions_mut().insert(reason);
+    reply
+}
+
+/// A connection that is no longer HTTP.
+#[derive(Debug)]
+pub(super) struct Client {
+    reader: OwnedReadHalf,
+    writer: Mutex<OwnedWriteHalf>,
+    peer: Peer,
+    /// What the client sent right behind its request.
+    first: hyper::body::Bytes,
+}
+
+/// How [`Client::pass`] ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Passed {
+    /// The program's output has ended.
+    Whole,
+    /// The client has sent the detach keys, or is gone.
+    Left,
+}
+
+impl Client {
+    /// Takes over a connection once its 101 is sent.
+    pub(super) async fn take(upgrade: hyper::upgrade::OnUpgrade) -> io::Result<Self> {
+        let upgraded = upgrade.await.map_err(io::Error::other)?;
+        let parts = upgraded
+            .downcast::<TokioIo<UnixStream>>()
+            .map_err(|_other| io::Error::other("not a connection of this server"))?;
+        let stream = parts.io.into_inner();
+        let peer = Peer::of(&stream)?;
+        let (reader, writer) = stream.into_split();
+        Ok(Self {
+            reader,
+            writer: Mutex::new(writer),
+            peer,
+            first: parts.read_buf,
+        })
+    }
+
+    /// Passes bytes until the program's output has ended, or the client detaches or is gone.
+    pub(super) async fn pass(&mut self, pipes: Pipes, format: &Format) -> io::Result<Passed> {
+        let ends = Ends::new(pipes)?;
+        let writer = &self.writer;
+        let frame = |stream: u8| (!format.terminal).then_some(stream);
+        let output = async {
+            tokio::join!(
+                copy_out(ends.stdout, format.stdout.then_some(writer), frame(STDOUT)),
+                copy_out(ends.stderr, Some(writer), frame(STDERR)),
+            );
+        };
+        let input = copy_in(&self.first, &mut self.reader, ends.stdin, format);
+        Ok(tokio::select! {
+            () = output => Passed::Whole,
+            () = input => Passed::Left,
+            () = self.peer.gone() => Passed::Left,
+        })
+    }
+
+    /// Ends the stream, which the client takes for the end of the output.
+    pub(super) async fn close(self) {
+        // One that is gone needs no end.
+        let mut writer = self.writer.into_inner();
+        writer.shutdown().await.unwrap_or_default();
+    }
+}
+
+/// The head of a frame of so many bytes.
+pub(super) fn header(stream: u8, length: usize) -> [u8; HEADER] {
+    // No frame is longer than what is read at once.
+    let [a, b, c, d] = u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes();
+    [stream, 0, 0, 0, a, b, c, d]
+}
+
+/// [`Pipes`] that the runtime polls.
+struct Ends {
+    stdin: Option<pipe::Sender>,
+    stdout: Option<pipe::Receiver>,
+    stderr: Option<pipe::Receiver>,
+}
+
+impl Ends {
+    fn new(pipes: Pipes) -> io::Result<Self> {
+        let receiver = |end: Option<_>| end.map(pipe::Receiver::from_owned_fd).transpose();
+        Ok(Self {
+            stdin: pipes.stdin.map(pipe::Sender::from_owned_fd).transpose()?,
+            stdout: receiver(pipes.stdout)?,
+            stderr: receiver(pipes.stderr)?,
+        })
+    }
+}
+
+/// Sends a pipe's bytes to the client, in frames of `stream` if there is one; without a client it
+/// only waits for their end.
+///
+/// A client that can't be written to is gone: the pipe is closed, and the program's monitor drops
+/// this reader.
+async fn copy_out(
+    pipe: Option<pipe::Receiver>,
+    client: Option<&Mutex<OwnedWriteHalf>>,
+    stream: Option<u8>,
+) {
+    let Some(mut pipe) = pipe else { return };
+    let head = if stream.is_some() { HEADER } else { 0 };
+    let mut buffer = vec![0; head + CHUNK];
+    loop {
+        let (place, free) = buffer.split_at_mut(head);
+        let length = match pipe.read(free).await {
+            Ok(0) | Err(_) => return,
+            Ok(length) => length,
+        };
+        if let Some(stream) = stream {
+            place.copy_from_slice(&header(stream, length));
+        }
+        let Some(client) = client else { continue };
+        let filled = buffer.get(..head + length).unwrap_or_default();
+        if client.lock().await.write_all(filled).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Passes the client's bytes to the program. Returns when the client detaches; at the end of its
+/// input the program's input is closed, and output goes on.
+async fn copy_in(
+    first: &[u8],
+    client: &mut OwnedReadHalf,
+    mut stdin: Option<pipe::Sender>,
+    format: &Format,
+) {
+    let mut keys = Keys::new(if format.terminal { &format.detach } else { &[] });
+    let mut buffer = vec![0; CHUNK];
+    let mut read = first.to_vec();
+    loop {
+        let (bytes, detached) = keys.filter(&read);
+        if let Some(pipe) = &mut stdin
+            && pipe.write_all(&bytes).await.is_err()
+        {
+            // The program reads no more.
+            stdin = None;
+        }
+        if detached {
+            return;
+        }
+        match client.read(&mut buffer).await {
+            // Half closed. If it is gone altogether, that is waited for elsewhere.
+            Ok(0) | Err(_) => break,
+            Ok(length) => {
+                read.clear();
+                read.extend_from_slice(buffer.get(..length).unwrap_or_default());
+            }
+        }
+    }
+    drop(stdin);
+    std::future::pending::<()>().await;
+}
+
+/// Finds the detach keys in a stream.
+struct Keys<'a> {
+    sequence: &'a [u8],
+    /// How much of the sequence the last bytes were.
+    matched: usize,
+}
+
+impl<'a> Keys<'a> {
+    fn new(sequence: &'a [u8]) -> Self {
+        Self {
+            sequence,
+            matched: 0,
+        }
+    }
+
+    /// The bytes for the program, and whether the sequence is complete. The beginning of a
+    /// sequence is held back until it is clear that it is none.
+    fn filter(&mut self, bytes: &[u8]) -> (Vec<u8>, bool) {
+        let mut passed = Vec::with_capacity(bytes.len() + self.matched);
+        for &byte in bytes {
+            if self.sequence.get(self.matched) != Some(&byte) {
+                let held = self.sequence.get(..self.matched);
+                passed.extend_from_slice(held.unwrap_or_default());
+                self.matched = 0;
+            }
+            if self.sequence.get(self.matched) != Some(&byte) {
+                passed.push(byte);
+                continue;
+            }
+            self.matched += 1;
+            if self.matched == self.sequence.len() {
+                return (passed, true);
+            }
+        }
+        (passed, false)
+    }
+}
+
+impl From<io::Error> for Refusal {
+    fn from(error: io::Error) -> Self {
+        Error::from(error).into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parse_keys_takes_dockers_spellings() {
+        for (keys, expected) in [
+            ("ctrl-p,ctrl-q", Some(vec![16, 17])),
+            ("a", Some(vec![97])),
+            ("ctrl-@,ctrl-[,ctrl-_", Some(vec![0, 27, 31])),
+            ("ctrl-1", None),
+            ("ab", None),
+            ("ctrl-p,", None),
+        ] {
+            assert_eq!(parse_keys(keys).ok(), expected, "{keys}");
+        }
+    }
+
+    #[test]
+    fn filter_finds_the_keys_over_two_reads() {
+        let mut keys = Keys::new(&DETACH);
+        assert_eq!(keys.filter(b"a\x10"), (b"a".to_vec(), false));
+        assert_eq!(keys.filter(b"b"), (b"\x10b".to_vec(), false));
+        assert_eq!(keys.filter(b"\x10\x10"), (b"\x10".to_vec(), false));
+        assert_eq!(keys.filter(b"\x11rest"), (Vec::new(), true));
+        let mut none = Keys::new(&[]);
+        assert_eq!(none.filter(b"\x10\x11"), (b"\x10\x11".to_vec(), false));
+    }
+}

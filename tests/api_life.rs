@@ -1,0 +1,432 @@
+//! A container's whole life through `cowl serve`: the real `docker` command, and requests as written
+//! here where the command can't ask for it.
+
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Stdio};
+
+use cowl_tests::busybox::{containers, shop};
+use cowl_tests::command::run;
+use cowl_tests::profile::{root, user};
+use cowl_tests::pty::InTerminal;
+use cowl_tests::server::Server;
+use cowl_tests::store::Store;
+use rustix::process::Signal;
+
+/// Waits until something is so.
+fn until(mut so: impl FnMut() -> bool) {
+    while !so() {
+        std::thread::yield_now();
+    }
+}
+
+/// The status line of a reply.
+fn status(reply: &str) -> &str {
+    reply.lines().next().unwrap_or_default()
+}
+
+/// `docker` with this input, to its end.
+fn with_input(server: &Server, input: &[u8], arguments: &[&str]) -> std::process::Output {
+    let mut docker = server.docker(arguments);
+    let docker = docker.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut docker = docker.stderr(Stdio::piped()).spawn().unwrap();
+    docker.stdin.take().unwrap().write_all(input).unwrap();
+    docker.wait_with_output().unwrap()
+}
+
+fn docker_run_gives_the_output_and_exit_code() {
+    let store = shop("store");
+    let server = Server::start(&store);
+    assert_eq!(
+        server.ok(["run", "--rm", "shop", "echo", "hello"]),
+        "hello\n"
+    );
+    let both = server.run([
+        "run",
+        "--rm",
+        "shop",
+        "sh",
+        "-c",
+        "echo out; echo err >&2; exit 7",
+    ]);
+    assert_eq!(both.code(), 7, "{both}");
+    assert_eq!(
+        (both.stdout.as_str(), both.stderr.as_str()),
+        ("out\n", "err\n")
+    );
+    // The end of the input is passed on, and what is written after it still comes.
+    let counted = with_input(
+        &server,
+        &vec![b'x'; 300_000],
+        &["run", "--rm", "-i", "shop", "wc", "-c"],
+    );
+    assert_eq!(counted.stdout, b"300000\n");
+    // Not a byte of a container that writes at once and ends is lost.
+    let long = server.ok(["run", "--rm", "shop", "seq", "1", "100000"]);
+    assert!(
+        long.lines()
+            .eq((1..=100_000).map(|number| number.to_string()))
+    );
+    assert_eq!(containers(&store), [""; 0], "--rm removes");
+    for (program, code, why) in [
+        (
+            "nosuch",
+            127,
+            "exec: \"nosuch\": executable file not found in $PATH",
+        ),
+        ("/etc", 126, "exec: \"/etc\": permission denied"),
+    ] {
+        let refused = server.run(["run", "--rm", "shop", program]);
+        assert_eq!(refused.code(), code, "{refused}");
+        assert!(refused.stderr.contains(why), "{refused}");
+        let own = store.run(["run", "--rm", "shop", program]);
+        assert!(own.stderr.contains(why), "{own}");
+    }
+    until(|| containers(&store).is_empty());
+}
+
+#[test]
+fn docker_run_gives_the_output_and_exit_code_as_root() {
+    root(|| docker_run_gives_the_output_and_exit_code());
+}
+
+#[test]
+fn docker_run_gives_the_output_and_exit_code_as_user() {
+    user(|| docker_run_gives_the_output_and_exit_code());
+}
+
+#[test]
+fn docker_run_it_has_a_terminal_and_detaches_by_its_keys() {
+    root(|| {
+        let store = shop("store");
+        let server = Server::start(&store);
+        let mut docker = server.docker(["run", "-it", "--name", "it", "shop", "sh"]);
+        let mut terminal = InTerminal::start(&mut docker, 31, 97);
+        terminal.send(b"stty size; tty\n");
+        terminal.expect("31 97\r\n");
+        terminal.expect("/dev/pts/0\r\n");
+        terminal.send(b"\x10\x11");
+        terminal.end();
+        assert_eq!(store.ok(["ps", "--format", "{{.Names}}"]), "it\n");
+        let mut docker = server.docker(["attach", "it"]);
+        let mut terminal = InTerminal::start(&mut docker, 40, 90);
+        terminal.send(b"echo $((6 * 7)) again\n");
+        terminal.expect("42 again\r\n");
+        terminal.send(b"exit 5\n");
+        assert_eq!(terminal.end().0, Some(5));
+        // The same terminal once more.
+        let mut docker = server.docker(["start", "-ai", "it"]);
+        let mut terminal = InTerminal::start(&mut docker, 20, 60);
+        terminal.send(b"exit 4\n");
+        assert_eq!(terminal.end().0, Some(4));
+    });
+}
+
+#[test]
+fn verbs_answer_with_dockers_codes_and_texts_as_root() {
+    root(|| verbs_answer_with_dockers_codes_and_texts());
+}
+
+fn verbs_answer_with_dockers_codes_and_texts() {
+    let store = shop("store");
+    let server = Server::start(&store);
+    let id = server.ok([
+        "create",
+        "-i",
+        "--name",
+        "web",
+        "shop",
+        "sh",
+        "-c",
+        "trap 'exit 3' TERM; echo ready; while :; do read -r line; done",
+    ]);
+    let id = id.trim();
+    let post = |path: &str| server.request(&format!("POST /v1.51/containers/{path}"), "");
+    let refused = |path: &str, code: &str, text: &str| {
+        let reply = post(path);
+        assert!(status(&reply).contains(code), "{path}: {reply}");
+        assert!(reply.contains(text), "{path}: {reply}");
+    };
+    let done = |path: &str, code: &str| {
+        let reply = post(path);
+        assert!(status(&reply).contains(code), "{path}: {reply}");
+    };
+    let stopped = format!("container {id} is not running");
+    refused(
+        "web/kill",
+        "409",
+        &format!("cannot kill container: web: {stopped}"),
+    );
+    refused("web/pause", "409", &stopped);
+    refused("web/resize?h=1&w=1", "409", &stopped);
+    // Before it has set its trap, it would not hear the signal.
+    let ready = |times: usize| until(|| store.ok(["logs", "web"]).lines().count() == times);
+    done("web/stop", "304");
+    done("web/start", "204");
+    ready(1);
+    done("web/start", "304");
+    refused(
+        "web/unpause",
+        "409",
+        &format!("Container {id} is not paused"),
+    );
+    done("web/pause", "204");
+    refused(
+        "web/pause",
+        "409",
+        &format!("Container {id} is already paused"),
+    );
+    assert_eq!(
+        server.ok(["inspect", "-f", "{{.State.Status}}", "web"]),
+        "paused\n"
+    );
+    done("web/unpause", "204");
+    refused("web/kill?signal=NOSUCH", "400", "nvalid signal: NOSUCH");
+    refused("web/stop?t=soon", "400", "invalid t");
+    refused("web/resize?h=a&w=1", "400", "invalid h");
+    done("web/stop?t=60", "204");
+    assert_eq!(
+        store.ok(["inspect", "-f", "{{.State.ExitCode}}", "web"]),
+        "3\n"
+    );
+    done("web/restart", "204");
+    ready(2);
+    done("web/restart?t=0&signal=USR1", "204");
+    ready(3);
+    done("web/kill?signal=TERM", "204");
+    assert_eq!(server.ok(["wait", "web"]), "3\n");
+    done("web/start", "204");
+    done("web/kill", "204");
+    let code = store.ok(["inspect", "-f", "{{.State.ExitCode}}", "web"]);
+    assert_eq!(code, "137\n");
+}
+
+#[test]
+fn a_verb_of_an_absent_container_is_not_found() {
+    root(|| {
+        let store = Store::new("store");
+        let server = Server::start(&store);
+        for verb in [
+            "start",
+            "stop",
+            "restart",
+            "kill",
+            "pause",
+            "unpause",
+            "resize?h=1&w=1",
+            "wait",
+        ] {
+            let reply = server.request(&format!("POST /v1.51/containers/absent/{verb}"), "");
+            assert!(status(&reply).contains("404"), "{verb}: {reply}");
+            let body = "{\"message\":\"No such container: absent\"}\n";
+            assert!(reply.ends_with(body), "{verb}: {reply}");
+        }
+    });
+}
+
+#[test]
+fn a_killed_server_leaves_containers_running() {
+    root(|| {
+        let store = shop("store");
+        let server = Server::start(&store);
+        server.ok([
+            "run",
+            "-d",
+            "--name",
+            "web",
+            "-i",
+            "shop",
+            "sh",
+            "-c",
+            "while read -r line; do echo got $line; done; exit 6",
+        ]);
+        assert_eq!(server.end(Signal::KILL), None);
+        let server = Server::start(&store);
+        assert_eq!(server.ok(["ps", "--format", "{{.Names}}"]), "web\n");
+        // Its end is the end of the program's: the output comes, and then the exit code.
+        let mut client = hijack(&server, "web/attach?stream=1&stdin=1&stdout=1&stderr=1");
+        client.write_all(b"word\n").unwrap();
+        assert_eq!(frame(&mut client), (1, b"got word\n".to_vec()));
+        server.ok(["stop", "-t", "0", "web"]);
+        assert_eq!(streams(client), [""; 3]);
+    });
+}
+
+#[test]
+fn the_server_keeps_no_zombies() {
+    root(|| {
+        let store = shop("store");
+        let server = Server::start(&store);
+        server.ok([
+            "run",
+            "-d",
+            "-i",
+            "--name",
+            "web",
+            "shop",
+            "sh",
+            "-c",
+            "read -r line",
+        ]);
+        assert_eq!(server.children().len(), 2, "a monitor and a keeper");
+        server.ok(["restart", "-t", "0", "web"]);
+        server.ok(["run", "--rm", "shop", "true"]);
+        assert_eq!(server.run(["run", "--rm", "shop", "nosuch"]).code(), 127);
+        until(|| server.children().len() == 2);
+        server.ok(["rm", "-f", "web"]);
+        until(|| server.children().is_empty());
+    });
+}
+
+/// Sends an upgrade, and takes the head of its reply.
+#[track_caller]
+fn hijack(server: &Server, path: &str) -> UnixStream {
+    let mut client = UnixStream::connect(server.socket()).unwrap();
+    write!(
+        client,
+        "POST /v1.51/containers/{path} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: 0\r\n\r\n"
+    )
+    .unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        client.read_exact(&mut byte).unwrap();
+        head.extend(byte);
+    }
+    let head = String::from_utf8(head).unwrap();
+    assert!(head.starts_with("HTTP/1.1 101 UPGRADED\r\n"), "{head}");
+    client
+}
+
+/// The next frame: its stream and bytes.
+#[track_caller]
+fn frame(client: &mut UnixStream) -> (u8, Vec<u8>) {
+    let mut header = [0; 8];
+    client.read_exact(&mut header).unwrap();
+    assert_eq!(header[1..4], [0; 3]);
+    let length = u32::from_be_bytes(header[4..].try_into().unwrap());
+    let mut bytes = vec![0; length.try_into().unwrap()];
+    client.read_exact(&mut bytes).unwrap();
+    (header[0], bytes)
+}
+
+/// What came of each stream, up to the end.
+#[track_caller]
+fn streams(mut client: UnixStream) -> [String; 3] {
+    let mut rest = Vec::new();
+    client.read_to_end(&mut rest).unwrap();
+    let mut streams = [const { String::new() }; 3];
+    let mut rest = rest.as_slice();
+    while let Some((header, after)) = rest.split_first_chunk::<8>() {
+        let length = u32::from_be_bytes(header[4..].try_into().unwrap());
+        let (bytes, after) = after.split_at(length.try_into().unwrap());
+        streams[usize::from(header[0])].push_str(std::str::from_utf8(bytes).unwrap());
+        rest = after;
+    }
+    assert_eq!(rest, b"");
+    streams
+}
+
+/// All clients that attached before the start get every byte, whichever door starts it.
+#[test]
+fn a_start_serves_the_clients_that_attached_before() {
+    root(|| {
+        let store = shop("store");
+        let server = Server::start(&store);
+        for door in ["docker", "cowl"] {
+            let script = "read -r line; echo out $line; echo err >&2";
+            let create = ["create", "-i", "--name", door, "shop", "sh", "-c", script];
+            server.ok(create);
+            let path = format!("{door}/attach?stream=1&stdin=1&stdout=1&stderr=1");
+            let mut one = hijack(&server, &path);
+            let two = hijack(&server, &format!("{door}/attach?stream=1&stdout=1"));
+            one.write_all(b"early\n").unwrap();
+            if door == "docker" {
+                server.ok(["start", door]);
+            } else {
+                store.ok(["start", door]);
+            }
+            assert_eq!(streams(one), ["", "out early\n", "err\n"]);
+            assert_eq!(streams(two), ["", "out early\n", ""]);
+        }
+    });
+}
+
+/// A client that is gone is noticed without any output, and what it held is freed.
+#[test]
+fn attach_of_a_killed_client_is_freed() {
+    root(|| {
+        let store = shop("store");
+        let server = Server::start(&store);
+        server.ok(["run", "-di", "--name", "web", "shop", "cat"]);
+        server.ok(["create", "--name", "rests", "shop", "true"]);
+        let before = server.descriptors();
+        for name in ["web", "rests"] {
+            let clients: Vec<Child> = (0..3)
+                .map(|_| {
+                    server
+                        .docker(["wait", "web"])
+                        .stdout(Stdio::null())
+                        .spawn()
+                        .unwrap()
+                })
+                .collect();
+            let attached: Vec<UnixStream> = (0..3)
+                .map(|_| hijack(&server, &format!("{name}/attach?stream=1&stdin=1&stdout=1")))
+                .collect();
+            until(|| server.descriptors() >= before + 6);
+            drop(attached);
+            for mut client in clients {
+                client.kill().unwrap();
+                client.wait().unwrap();
+            }
+            until(|| server.descriptors() <= before);
+        }
+        let running = server.ok(["inspect", "-f", "{{.State.Running}}", "web"]);
+        assert_eq!(running, "true\n");
+        server.ok(["rm", "-f", "web"]);
+    });
+}
+
+#[test]
+fn attach_is_refused_as_dockerd_does() {
+    root(|| {
+        let store = shop("store");
+        let server = Server::start(&store);
+        server.ok(["create", "--name", "web", "shop", "true"]);
+        for (path, code, text) in [
+            (
+                "absent/attach?stdout=1&stream=1",
+                "404",
+                "No such container: absent",
+            ),
+            (
+                "web/attach?stream=1",
+                "400",
+                "Either the stdin, stdout or stderr parameter must be set",
+            ),
+            (
+                "web/attach?stdout=1&detachKeys=ctrl-1",
+                "400",
+                "Invalid escape keys (ctrl-1) provided",
+            ),
+        ] {
+            let mut client = UnixStream::connect(server.socket()).unwrap();
+            write!(client, "POST /v1.51/containers/{path} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n").unwrap();
+            client.shutdown(std::net::Shutdown::Write).unwrap();
+            let mut reply = String::new();
+            client.read_to_string(&mut reply).unwrap();
+            assert!(status(&reply).contains(code), "{reply}");
+            assert!(reply.contains(text), "{reply}");
+        }
+        let plain = server.request("POST /v1.51/containers/web/attach?stdout=1", "");
+        assert!(status(&plain).contains("400"), "{plain}");
+        let running = run(&mut server.docker(["attach", "web"]));
+        assert!(
+            running
+                .stderr
+                .contains("cannot attach to a stopped container"),
+            "{running}"
+        );
+    });
+}
