@@ -46,6 +46,9 @@ pub struct Sandbox {
     pub sysctls: Vec<Sysctl>,
     /// Limits, enforced by cgroups.
     pub limits: Limits,
+    /// At the limit of memory processes wait instead of being killed. Of control groups of version 1
+    /// only ([`crate::cgroup::can_disable_oom_killer`]).
+    pub oom_kill_disable: bool,
 }
 
 /// Which namespaces a container has. Its mount namespace is always new.
@@ -401,6 +404,7 @@ impl Sandbox {
                 })
                 .collect(),
             limits: Limits::default(),
+            oom_kill_disable: false,
         }
     }
 

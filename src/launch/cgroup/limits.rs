@@ -5,13 +5,14 @@
 //! what a host can't enforce ([`discard_unsupported`]).
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 
 use super::directory::Directory;
+use super::hierarchy::mounted_hierarchies;
 use super::layout::Layout;
-use super::{mounted_hierarchies, unified};
+use super::unified;
 use crate::sandbox::{Limits, Throttle, ThrottleKind};
 
 /// What one limit writes. Of several files with the same purpose the first that exists is taken.
@@ -36,6 +37,10 @@ const CPUSET: &str =
     "Your kernel does not support cpuset or the cgroup is not mounted. CPUset discarded.";
 const WEIGHT: &str =
     "Your kernel does not support Block I/O weight or the cgroup is not mounted. Weight discarded.";
+
+/// Docker's words for a host that can't let processes wait at the limit of memory.
+pub const NO_OOM_KILL_DISABLE: &str =
+    "Your kernel does not support OomKillDisable. OomKillDisable discarded.";
 
 /// Period of the scheduler's quota in microseconds, where none is given.
 const PERIOD: u64 = 100_000;
@@ -212,8 +217,7 @@ pub(super) enum Version {
 
 /// Takes out the limits that this host can't enforce, and gives Docker's words for each.
 ///
-/// It looks at what is mounted and writable, not at each file: a start can still fail for a limit
-/// that a kernel was built without.
+/// It looks at what is mounted and writable, and at files of a cgroup that is there already.
 pub fn discard_unsupported(limits: &mut Limits) -> io::Result<Vec<&'static str>> {
     let layout = mounted_hierarchies().map_err(|error| io::Error::other(error.to_string()))?;
     let mut said = Vec::new();
@@ -234,8 +238,8 @@ pub fn discard_unsupported(limits: &mut Limits) -> io::Result<Vec<&'static str>>
         let [legacy, unified] = setting.controllers;
         let [on_legacy, on_unified] = &setting.writes;
         match available(&layout, legacy, unified) {
-            Some(Version::Legacy) => on_legacy.is_some(),
-            Some(Version::Unified) => on_unified.is_some(),
+            Some((Version::Legacy, base)) => has_file(&base, on_legacy.as_ref()),
+            Some((Version::Unified, base)) => has_file(&base, on_unified.as_ref()),
             None => false,
         }
     };
@@ -259,15 +263,42 @@ pub fn discard_unsupported(limits: &mut Limits) -> io::Result<Vec<&'static str>>
     Ok(said)
 }
 
-/// The version that has this controller for us.
-fn available(layout: &Layout, legacy: &str, unified: &str) -> Option<Version> {
+/// The version that has this controller for us, and the directory that our cgroups are below.
+fn available(layout: &Layout, legacy: &str, unified: &str) -> Option<(Version, PathBuf)> {
     if let Some(mounted) = layout.legacy_of(legacy) {
-        return unified::writable_directory(&mounted.mount_point).then_some(Version::Legacy);
+        let base = mounted.mount_point.clone();
+        return unified::writable_directory(&base).then_some((Version::Legacy, base));
     }
     let base = unified::base(layout.unified.as_deref()?);
     let controllers = std::fs::read_to_string(base.join("cgroup.controllers")).ok()?;
     let has = controllers.split_whitespace().any(|name| name == unified);
-    (has && unified::writable(&base)).then_some(Version::Unified)
+    (has && unified::writable(&base)).then_some((Version::Unified, base))
+}
+
+/// Whether a cgroup has one of the files that a limit writes. A root lacks some that its children
+/// have; where there is no child yet, only a start can tell.
+fn has_file(base: &Path, write: Option<&(Vec<&'static str>, String)>) -> bool {
+    let Some((files, _)) = write else {
+        return false;
+    };
+    let has = |directory: &Path| {
+        let there = |file: &&str| directory.join(file).try_exists().unwrap_or(false);
+        files.iter().any(there)
+    };
+    let mut children = std::fs::read_dir(base)
+        .into_iter()
+        .flatten()
+        .filter_map(Result::ok)
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .peekable();
+    has(base) || children.peek().is_none() || children.any(|child| has(&child.path()))
+}
+
+/// Whether [`Sandbox::oom_kill_disable`](crate::sandbox::Sandbox::oom_kill_disable) can be had.
+pub fn can_disable_oom_killer() -> io::Result<bool> {
+    let layout = mounted_hierarchies().map_err(|error| io::Error::other(error.to_string()))?;
+    let version = available(&layout, "memory", "memory").map(|(version, _)| version);
+    Ok(version == Some(Version::Legacy))
 }
 
 fn counts_swap(layout: &Layout) -> bool {

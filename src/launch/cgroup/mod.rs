@@ -9,11 +9,13 @@
 mod counters;
 mod devices;
 mod directory;
+mod enforce;
+mod error;
+mod hierarchy;
 mod layout;
 mod limits;
 mod unified;
 
-use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -21,64 +23,15 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 use rustix::process::Pid;
 
-use crate::sandbox::{DeviceRule, Limits};
+use crate::sandbox::Sandbox;
 use directory::Directory;
+pub use error::CgroupError;
+use error::{io_error, is_refusal, unavailable};
+use hierarchy::{LegacyCgroup, inherit_cpuset, make, mounted_hierarchies, relative_path};
+pub(crate) use hierarchy::{LegacyView, View};
 use layout::Layout;
-pub use limits::discard_unsupported;
-use limits::{Setting, Version, settings};
-
-/// Why a container has no cgroups.
-#[derive(Debug, thiserror::Error)]
-pub enum CgroupError {
-    /// No controller can enforce a limit that was asked for.
-    #[error("a {what} limit needs the {controller} cgroup controller, which is not available here")]
-    NoController {
-        /// What was to be limited.
-        what: &'static str,
-        /// The controller that would enforce it.
-        controller: &'static str,
-        /// Why it is not available, if it is mounted.
-        source: Option<io::Error>,
-    },
-    /// In Docker's words: this host can't enforce a limit.
-    #[error("{0}")]
-    Unsupported(&'static str),
-    /// A step failed.
-    #[error("{what} {path}: {source}")]
-    Io {
-        /// What was tried.
-        what: &'static str,
-        /// On which file or directory.
-        path: PathBuf,
-        /// Why it failed.
-        source: io::Error,
-    },
-    /// The name could leave the hierarchy.
-    #[error("{0:?} is not the name of a cgroup")]
-    BadName(String),
-}
-
-/// How a hierarchy is shown inside the container.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum View {
-    /// Nothing: the container has no cgroup of its own.
-    None,
-    /// A version 2 mount at /sys/fs/cgroup.
-    Unified,
-    /// A tmpfs with one version 1 mount per entry.
-    Legacy(Vec<LegacyView>),
-}
-
-/// One version 1 hierarchy inside the container.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct LegacyView {
-    /// Directory below /sys/fs/cgroup, as on the host: `memory`, `cpu,cpuacct`.
-    pub(crate) name: String,
-    /// Controllers mounted together in it.
-    pub(crate) controllers: Vec<String>,
-    /// The container's cgroup in it, on the host.
-    pub(crate) directory: PathBuf,
-}
+use limits::settings;
+pub use limits::{NO_OOM_KILL_DISABLE, can_disable_oom_killer, discard_unsupported};
 
 /// The cgroups of one container. Dropping it kills what is left in them and removes them.
 #[derive(Debug)]
@@ -89,14 +42,6 @@ pub(crate) struct ContainerCgroups {
     devices_restricted: bool,
     /// Where they are in each hierarchy.
     relative: PathBuf,
-}
-
-#[derive(Debug)]
-struct LegacyCgroup {
-    directory: Directory,
-    view: LegacyView,
-    /// `cgroup.procs`, opened before it is needed.
-    procs: File,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -126,16 +71,12 @@ impl Controller {
 }
 
 impl ContainerCgroups {
-    /// Creates the cgroups, sets the limits and, if there are some, the device rules.
+    /// Creates a sandbox's cgroups and sets its limits; with `restrict_devices` its device rules.
     ///
     /// A hierarchy that can't be written is left out unless a limit needs it.
-    pub(crate) fn create(
-        parent: &str,
-        id: &str,
-        limits: &Limits,
-        devices: Option<&[DeviceRule]>,
-    ) -> Result<Self, CgroupError> {
-        let relative = relative_path(parent, id)?;
+    pub(crate) fn create(sandbox: &Sandbox, restrict_devices: bool) -> Result<Self, CgroupError> {
+        let limits = &sandbox.limits;
+        let relative = relative_path(&sandbox.cgroup_parent, &sandbox.id)?;
         let layout = mounted_hierarchies()?;
         let mut made = Self {
             legacy: Vec::new(),
@@ -145,12 +86,12 @@ impl ContainerCgroups {
             relative: relative.clone(),
         };
         for controller in Controller::ALL {
-            if controller == Controller::Devices && devices.is_none() {
+            if controller == Controller::Devices && !restrict_devices {
                 continue;
             }
             let outcome = made
                 .ensure(&layout, controller, &relative)
-                .and_then(|()| made.configure(controller, limits, devices.unwrap_or_default()));
+                .and_then(|()| made.configure(controller, limits, &sandbox.device_rules));
             match outcome {
                 Ok(()) => made.note(controller),
                 Err(error) if is_refusal(&error) => {
@@ -170,6 +111,9 @@ impl ContainerCgroups {
         made.ensure_freezer(&layout, &relative);
         for setting in settings(limits) {
             made.enforce(&layout, &setting)?;
+        }
+        if sandbox.oom_kill_disable {
+            made.disable_oom_killer()?;
         }
         Ok(made)
     }
@@ -255,39 +199,6 @@ impl ContainerCgroups {
         }
     }
 
-    fn configure(
-        &self,
-        controller: Controller,
-        limits: &Limits,
-        rules: &[DeviceRule],
-    ) -> Result<(), CgroupError> {
-        let has = |made: &&LegacyCgroup| {
-            made.view
-                .controllers
-                .iter()
-                .any(|name| name == controller.name())
-        };
-        let legacy = self.legacy.iter().find(has);
-        let result = match (controller, legacy, &self.unified) {
-            (Controller::Memory, Some(made), _) => limits.memory.map_or(Ok(()), |bytes| {
-                limit_legacy_memory(&made.directory, bytes, limits.memory_swap)
-            }),
-            (Controller::Memory, None, Some((made, _))) => limits.memory.map_or(Ok(()), |bytes| {
-                limit_unified_memory(made, bytes, limits.memory_swap)
-            }),
-            // A row of the table.
-            (Controller::Pids, Some(_), _) | (Controller::Pids, None, Some(_)) => Ok(()),
-            (Controller::Devices, Some(made), _) => restrict_legacy(&made.directory, rules),
-            (Controller::Devices, None, Some((_, descriptor))) => {
-                restrict_unified(descriptor.as_fd(), rules)
-            }
-            (_, None, None) => Err(Errno::NOENT.into()),
-        };
-        result.map_err(|source| {
-            io_error("set up the cgroup of", Path::new(controller.name()), source)
-        })
-    }
-
     /// The version 1 cgroup that has this controller.
     fn legacy_of(&self, controller: &str) -> Option<&Directory> {
         let has =
@@ -305,78 +216,6 @@ impl ContainerCgroups {
     fn any(&self) -> Option<&Directory> {
         let unified = self.unified.as_ref().map(|(made, _)| made);
         unified.or_else(|| self.legacy.first().map(|made| &made.directory))
-    }
-
-    /// Changes the limits that are given. Returns Docker's words for those that this host can't
-    /// enforce, which stay as they are.
-    pub(crate) fn update(&mut self, limits: &Limits) -> Result<Vec<String>, CgroupError> {
-        let mut limits = limits.clone();
-        let discarded = discard_unsupported(&mut limits)
-            .map_err(|source| io_error("look at", Path::new("/proc/self/mountinfo"), source))?;
-        if limits.memory.is_some() {
-            self.configure(Controller::Memory, &limits, &[])?;
-        }
-        let layout = mounted_hierarchies()?;
-        for setting in settings(&limits) {
-            self.enforce(&layout, &setting)?;
-        }
-        Ok(discarded.into_iter().map(str::to_owned).collect())
-    }
-
-    /// Enforces one limit, in a cgroup that is created for it if need be.
-    fn enforce(&mut self, layout: &Layout, setting: &Setting) -> Result<(), CgroupError> {
-        let name = setting.controller(Version::Legacy);
-        let relative = self.relative.clone();
-        let written = if let Some(mounted) = layout.legacy_of(name) {
-            let known = self.legacy_of(name).is_some();
-            self.ensure_legacy(mounted, &relative)?;
-            if !known {
-                self.move_in(name)?;
-            }
-            let made = self.legacy_of(name).ok_or(Errno::NOENT);
-            made.map_err(io::Error::from)
-                .and_then(|made| setting.write(made, Version::Legacy))
-        } else {
-            let Some(root) = &layout.unified else {
-                return Err(CgroupError::Unsupported(setting.discarded));
-            };
-            let controller = setting.controller(Version::Unified);
-            let base = unified::base(root);
-            unified::enable(&base, &relative, controller)?;
-            self.ensure_unified(&base, &relative)?;
-            let made = self.unified.as_ref().ok_or(Errno::NOENT);
-            made.map_err(io::Error::from)
-                .and_then(|(made, _)| setting.write(made, Version::Unified))
-        };
-        written.map_err(|source| match Errno::from_io_error(&source) {
-            Some(Errno::NOENT | Errno::OPNOTSUPP) => CgroupError::Unsupported(setting.discarded),
-            _ => io_error("set the limits of", Path::new(name), source),
-        })
-    }
-
-    /// Moves the container's processes into the cgroup that was just created for a controller, until
-    /// none is left behind.
-    fn move_in(&mut self, controller: &str) -> Result<(), CgroupError> {
-        let failed = |source| io_error("move the processes into", Path::new(controller), source);
-        loop {
-            let pids = self.pids().map_err(failed)?.unwrap_or_default();
-            let Some(made) = self.legacy_of(controller) else {
-                return Ok(());
-            };
-            let there = made.read("cgroup.procs").map_err(failed)?;
-            let is_there = |pid: &u32| there.lines().any(|line| line == pid.to_string());
-            let outside: Vec<u32> = pids.into_iter().filter(|pid| !is_there(pid)).collect();
-            if outside.is_empty() {
-                return Ok(());
-            }
-            for pid in outside {
-                match made.write("cgroup.procs", &pid.to_string()) {
-                    // It has ended.
-                    Err(error) if Errno::from_io_error(&error) == Some(Errno::SRCH) => {}
-                    other => other.map_err(failed)?,
-                }
-            }
-        }
     }
 
     /// Whether the kernel enforces the device rules.
@@ -470,210 +309,9 @@ pub fn remove_leftovers(parent: &str, id: &str) -> Result<(), CgroupError> {
         })
 }
 
-impl LegacyCgroup {
-    fn create(mounted: &layout::Legacy, relative: &Path) -> Result<Self, CgroupError> {
-        let directory = make(&mounted.mount_point, relative)?;
-        let path = mounted.mount_point.join(relative).join("cgroup.procs");
-        let procs = OpenOptions::new()
-            .write(true)
-            .open(&path)
-            .map_err(|source| io_error("open", &path, source))?;
-        let name = mounted.mount_point.file_name().map_or_else(
-            || mounted.controllers.join(","),
-            |name| name.to_string_lossy().into_owned(),
-        );
-        Ok(Self {
-            directory,
-            view: LegacyView {
-                name,
-                controllers: mounted.controllers.clone(),
-                directory: mounted.mount_point.join(relative),
-            },
-            procs,
-        })
-    }
-}
-
-/// Limits memory, and memory with swap: without a limit of both to the same value, so that a process
-/// that allocates more is killed instead of swapped.
-fn limit_legacy_memory(made: &Directory, bytes: u64, swap: Option<u64>) -> io::Result<()> {
-    const MEMORY: &str = "memory.limit_in_bytes";
-    const WITH_SWAP: &str = "memory.memsw.limit_in_bytes";
-    let memory = bytes.to_string();
-    let with_swap = match swap {
-        None => memory.clone(),
-        Some(u64::MAX) => "-1".to_owned(),
-        Some(both) => both.to_string(),
-    };
-    match made.write(MEMORY, &memory) {
-        // Above the limit of both together, which has to be raised first.
-        Err(error) if Errno::from_io_error(&error) == Some(Errno::INVAL) => {
-            made.write(WITH_SWAP, &with_swap)?;
-            made.write(MEMORY, &memory)?;
-        }
-        other => other?,
-    }
-    if !made.write_if_present(WITH_SWAP, &with_swap)? && swap.is_none() {
-        // A kernel that doesn't account swap: with swappiness 0 a version 1 cgroup never swaps
-        // (admin-guide/cgroup-v1/memory.rst, 5.3).
-        made.write("memory.swappiness", "0")?;
-    }
-    Ok(())
-}
-
-/// See [`limit_legacy_memory`]; a kernel without swap has no `memory.swap.max`.
-fn limit_unified_memory(made: &Directory, bytes: u64, swap: Option<u64>) -> io::Result<()> {
-    made.write("memory.max", &bytes.to_string())?;
-    let swap = match swap {
-        None => "0".to_owned(),
-        Some(u64::MAX) => "max".to_owned(),
-        Some(both) => both.saturating_sub(bytes).to_string(),
-    };
-    made.write_if_present("memory.swap.max", &swap).map(drop)
-}
-
-fn restrict_legacy(made: &Directory, rules: &[DeviceRule]) -> io::Result<()> {
-    made.write("devices.deny", "a")?;
-    made.write_lines("devices.allow", devices::legacy_lines(rules))
-}
-
-fn restrict_unified(cgroup: BorrowedFd<'_>, rules: &[DeviceRule]) -> io::Result<()> {
-    let program = crate::sys::bpf::load_device_filter(&devices::filter(rules))?;
-    Ok(crate::sys::bpf::attach_device_filter(
-        cgroup,
-        program.as_fd(),
-    )?)
-}
-
-/// Gives each level of a cpuset of version 1 what its parent has, where it has nothing yet: without,
-/// no process can be moved there.
-fn inherit_cpuset(mount_point: &Path, relative: &Path) -> Result<(), CgroupError> {
-    let mut parent = mount_point.to_owned();
-    for component in relative.components() {
-        let level = parent.join(component);
-        for file in ["cpuset.cpus", "cpuset.mems"] {
-            let path = level.join(file);
-            let failed = |source| io_error("set up", &path, source);
-            if directory::read(&path).map_err(failed)?.trim().is_empty() {
-                let of_parent = directory::read(&parent.join(file)).map_err(failed)?;
-                directory::write(&path, of_parent.trim()).map_err(failed)?;
-            }
-        }
-        parent = level;
-    }
-    Ok(())
-}
-
-/// Creates the container's cgroup below `base`. The levels above it exist after the first
-/// container.
-fn make(base: &Path, relative: &Path) -> Result<Directory, CgroupError> {
-    let path = base.join(relative);
-    let made = match Directory::create(path.clone()) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            make_parents(base, relative)?;
-            Directory::create(path.clone())
-        }
-        other => other,
-    };
-    made.map_err(|source| io_error("create", &path, source))
-}
-
-/// Creates every level above the last.
-fn make_parents(root: &Path, relative: &Path) -> Result<(), CgroupError> {
-    let mut path = root.to_owned();
-    for component in relative.parent().into_iter().flat_map(Path::components) {
-        path.push(component);
-        match directory::make_directory(&path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(io_error("create", &path, error));
-            }
-            _ => {}
-        }
-    }
-    Ok(())
-}
-
-/// Reads the mount table as bytes: mount points need not be UTF-8.
-fn mounted_hierarchies() -> Result<Layout, CgroupError> {
-    let path = Path::new("/proc/self/mountinfo");
-    let mountinfo = std::fs::read(path).map_err(|source| io_error("read", path, source))?;
-    Ok(Layout::parse(&mountinfo))
-}
-
-/// `parent`/`id` without the leading slash. Only plain names, so that it can't leave the hierarchy.
-fn relative_path(parent: &str, id: &str) -> Result<PathBuf, CgroupError> {
-    let components: Vec<&str> = parent
-        .split('/')
-        .filter(|name| !name.is_empty())
-        .chain([id])
-        .collect();
-    let plain =
-        |name: &&str| !matches!(*name, "" | "." | "..") && !name.contains(['/', '\0', '\n']);
-    if !parent.starts_with('/') || !components.iter().all(plain) {
-        return Err(CgroupError::BadName(format!("{parent}/{id}")));
-    }
-    Ok(components.iter().collect())
-}
-
-/// Whether the host refuses the cgroup, as opposed to a step that failed.
-fn is_refusal(error: &CgroupError) -> bool {
-    let CgroupError::Io { source, .. } = error else {
-        return false;
-    };
-    let refusals = [
-        Errno::ACCESS,
-        Errno::PERM,
-        Errno::ROFS,
-        Errno::NOENT,
-        Errno::NOSYS,
-        Errno::OPNOTSUPP,
-    ];
-    Errno::from_io_error(source).is_some_and(|errno| refusals.contains(&errno))
-}
-
-fn unavailable(what: &'static str, controller: Controller, error: CgroupError) -> CgroupError {
-    let source = if let CgroupError::Io { source, .. } = error {
-        Some(source)
-    } else {
-        None
-    };
-    CgroupError::NoController {
-        what,
-        controller: controller.name(),
-        source,
-    }
-}
-
-fn io_error(what: &'static str, path: &Path, source: io::Error) -> CgroupError {
-    CgroupError::Io {
-        what,
-        path: path.to_owned(),
-        source,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn relative_path_refuses_names_that_leave_the_hierarchy() {
-        assert_eq!(
-            relative_path("/cowl", "abc").unwrap(),
-            Path::new("cowl/abc")
-        );
-        assert_eq!(relative_path("/a//b/", "c").unwrap(), Path::new("a/b/c"));
-        for (parent, id) in [
-            ("cowl", "a"),
-            ("/cowl", ""),
-            ("/cowl", ".."),
-            ("/../x", "a"),
-            ("/cowl", "a/b"),
-            ("/cowl", "a\nb"),
-        ] {
-            assert!(relative_path(parent, id).is_err(), "{parent} {id}");
-        }
-    }
 
     #[test]
     fn a_missing_controller_refuses_limits_only() {

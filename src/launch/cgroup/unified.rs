@@ -6,7 +6,9 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{Access, CWD, accessat};
 use rustix::io::Errno;
 
-use super::{CgroupError, directory, io_error, make_parents};
+use super::directory;
+use super::error::{CgroupError, io_error};
+use super::hierarchy::make_parents;
 
 /// The child that takes the processes of a cgroup whose other children get controllers.
 const LEAF: &str = "cowl-leaf";

@@ -115,14 +115,8 @@ impl Container {
             let copied = descriptor.try_clone();
             copied.map_err(|error| io_failed("copy a descriptor", &error))
         };
-        let rules = start.sandbox.device_rules.as_slice();
-        let cgroups = ContainerCgroups::create(
-            &start.sandbox.cgroup_parent,
-            &start.sandbox.id,
-            &start.sandbox.limits,
-            host.initial_user_namespace.then_some(rules),
-        )
-        .map_err(|error| refused(error.to_string()))?;
+        let cgroups = ContainerCgroups::create(&start.sandbox, host.initial_user_namespace)
+            .map_err(|error| refused(error.to_string()))?;
         // Where the device rules can't be enforced, a container may neither create nor open device
         // nodes: it could open the host's disks.
         let no_devices = host.initial_user_namespace && !cgroups.devices_restricted();
