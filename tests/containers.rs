@@ -82,8 +82,10 @@ fn proc_dev_and_sys_are_its_own() {
     assert_eq!(at("/dev/pts").as_deref(), Some("devpts"), "{mounts}");
     assert!(at("/sys").is_some(), "{mounts}");
     let host = directory().display().to_string();
+    // Where its own files come from may be seen, as with Docker.
+    let mut others = mounts.lines().filter(|line| !line.contains(" /etc/"));
     assert!(
-        !mounts.contains(&host) && !mounts.contains("/put_old"),
+        !others.any(|line| line.contains(&host)) && !mounts.contains("/put_old"),
         "the old root is gone: {mounts}"
     );
     let script = "for d in null zero full random urandom tty; do test -c /dev/$d || echo no $d; done

@@ -8,7 +8,7 @@ use super::docker::ContainerConfig;
 use super::error::{Context, Error, Kind, Result};
 use super::image::{CONFIG_LIMIT, Image};
 use super::save::write_to;
-use super::{Engine, mountpoint};
+use super::{Engine, mountpoint, network};
 use cowl_core::digest::{DiffId, ImageId};
 use cowl_core::image::{ConfigChange, ImageConfig, NewImage, new_config};
 use cowl_core::layer::{self, Unpacked, from_upper};
@@ -207,7 +207,7 @@ impl Engine {
         let upper = from_upper(
             &at_rest.upper,
             &at_rest.tree,
-            &MountPoints::new(),
+            &below(network_files()),
             &transaction,
         )?;
         let mut trees = Vec::new();
@@ -283,10 +283,7 @@ impl Engine {
                 _ => error.context(format!("container {needle}")),
             })?;
         let destinations = config.mounts.iter().map(|mount| mount.destination.as_str());
-        let mount_points = destinations
-            .chain(OWN_MOUNT_POINTS)
-            .map(|path| path.trim_matches('/').as_bytes().to_vec())
-            .collect();
+        let mount_points = below(destinations.chain(OWN_MOUNT_POINTS).chain(network_files()));
         Ok(AtRest {
             upper,
             tree,
@@ -341,6 +338,16 @@ impl Engine {
         });
         Ok(plain.collect())
     }
+}
+
+/// Where the files of its network are mounted in every container.
+fn network_files<'p>() -> impl Iterator<Item = &'p str> {
+    network::FILES.into_iter().map(|(_, path)| path)
+}
+
+fn below<'p>(paths: impl Iterator<Item = &'p str>) -> MountPoints {
+    let plain = |path: &str| path.trim_matches('/').as_bytes().to_vec();
+    paths.map(plain).collect()
 }
 
 /// The fields of a container's configuration that an image's has, too.

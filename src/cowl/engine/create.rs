@@ -7,7 +7,7 @@ use super::container::{Claim, Guard};
 use super::docker::{ContainerConfig, HostConfig, MountRequest};
 use super::error::{Context, Error, Result};
 use super::image::Image;
-use super::{Engine, names, process};
+use super::{Engine, limits, names, process};
 use crate::volume::{Source, VolumeName, VolumeSpec, is_name};
 use cowl_core::image::foreign_platform;
 use jiff::Timestamp;
@@ -36,9 +36,6 @@ pub struct Created {
     pub new_volumes: Vec<VolumeName>,
 }
 
-/// Docker's minimum.
-const MIN_MEMORY: i64 = 6 << 20;
-
 impl Engine {
     /// Creates a container, and the volumes that it wants and are not there. It does not run.
     pub fn create(&self, request: &CreateRequest) -> Result<Created> {
@@ -47,6 +44,11 @@ impl Engine {
         let guard = self.containers.guard()?;
         let image = self.image(&request.config.image)?;
         let id = names::new_id()?;
+        let mut request = request.clone();
+        self.resolve_namespaces(&mut request.host)?;
+        limits::adapt(&mut request.host.resources);
+        let (_, mut warnings) = limits::supported(&request.host.resources)?;
+        let request = &request;
         let mut config = self.configure(&id, request, &image)?;
         self.choose_name(&guard, &mut config, request.name.as_deref())?;
         let name = config.name.clone();
@@ -55,9 +57,10 @@ impl Engine {
             self.containers.drop_name(&name)?;
         }
         let new_volumes = made?;
+        warnings.extend(foreign_platform(&image.platform));
         Ok(Created {
             id,
-            warnings: foreign_platform(&image.platform).into_iter().collect(),
+            warnings,
             new_volumes,
         })
     }
@@ -66,9 +69,7 @@ impl Engine {
     fn configure(&self, id: &str, request: &CreateRequest, image: &Image) -> Result<Config> {
         let asked = request.config.clone();
         let mut config = process::merge(&asked, &image.defaults)?;
-        if config.hostname.is_empty() {
-            names::short(id).clone_into(&mut config.hostname);
-        }
+        self.choose_hostname(id, &request.host, &mut config)?;
         let mounts = self.mounts(request, &config)?;
         Ok(Config {
             version: VERSION,
@@ -82,6 +83,27 @@ impl Engine {
             host: request.host.clone(),
             mounts,
         })
+    }
+
+    /// Without a name of its own the container has that of the container or the host whose network
+    /// it shares, else the beginning of its id.
+    fn choose_hostname(
+        &self,
+        id: &str,
+        host: &HostConfig,
+        config: &mut ContainerConfig,
+    ) -> Result<()> {
+        if let Some(owner) = self.network_owner(host)? {
+            config.hostname = owner.config.config.hostname;
+            config.domainname = owner.config.config.domainname;
+        } else if host.uts_mode == "host"
+            || (host.network_mode == "host" && config.hostname.is_empty())
+        {
+            config.hostname = super::network::host_name();
+        } else if config.hostname.is_empty() {
+            names::short(id).clone_into(&mut config.hostname);
+        }
+        Ok(())
     }
 
     /// Gives the container the name that was asked for, or finds one.
@@ -224,9 +246,10 @@ impl Engine {
 
 pub(super) fn check(request: &CreateRequest) -> Result<()> {
     let host = &request.host;
-    if host.memory != 0 && host.memory < MIN_MEMORY {
-        return Err(Error::invalid("Minimum memory limit allowed is 6MB"));
-    }
+    limits::check(&host.resources, false)?;
+    super::namespaces::check(&request.config, host)?;
+    super::network::check(host)?;
+    check_numbers(host)?;
     for option in &host.security_opt {
         if !is_security_option(option) {
             return Err(Error::invalid(format!(
@@ -244,12 +267,25 @@ pub(super) fn check(request: &CreateRequest) -> Result<()> {
         .healthcheck
         .as_ref()
         .map_or(Ok(()), super::health::check)?;
-    super::start::capabilities(host)?;
+    super::capabilities::capabilities(host)?;
     super::start::log(host)?;
     if !request.config.stop_signal.is_empty() {
         super::life::signal_number(&request.config.stop_signal)?;
     }
     host.check_supported()
+}
+
+fn check_numbers(host: &HostConfig) -> Result<()> {
+    if host.shm_size < 0 {
+        return Err(Error::invalid("SHM size can not be less than 0"));
+    }
+    if !(-1000..=1000).contains(&host.oom_score_adj) {
+        return Err(Error::invalid(format!(
+            "Invalid value {}, range for oom score adj is [-1000, 1000]",
+            host.oom_score_adj
+        )));
+    }
+    Ok(())
 }
 
 fn is_security_option(option: &str) -> bool {

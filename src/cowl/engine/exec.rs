@@ -84,7 +84,7 @@ impl Engine {
             .map(|(rows, columns)| WindowSize { rows, columns });
         let mut process = start::process(&container.config, &merged, size)?;
         if request.privileged {
-            process.capabilities = start::all_capabilities()?;
+            process.capabilities = super::capabilities::all_capabilities()?;
         }
         let pid = control
             .exec(id, &process, request.open_stdin, streams)

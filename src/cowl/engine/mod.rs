@@ -5,6 +5,7 @@
 //! can work on one store. The next command cleans up after a killed one.
 
 pub(crate) mod attach;
+mod capabilities;
 pub mod commit;
 pub mod container;
 pub mod create;
@@ -20,12 +21,16 @@ pub mod image;
 mod image_list;
 mod inspect;
 pub mod life;
+mod limits;
 pub mod list;
 pub mod load;
 pub mod logs;
 mod mount;
 mod mountpoint;
+mod mounts;
 mod names;
+mod namespaces;
+mod network;
 mod output;
 pub mod process;
 mod restart;
@@ -214,7 +219,7 @@ impl Engine {
         }
         container.wait_unmounted()?;
         if orphaned {
-            remove_leftovers(CGROUP_PARENT, &container.config.id)?;
+            remove_leftovers(&container.config.cgroup_parent(), &container.config.id)?;
         }
         // A killed command may have left a mount.
         self.store.wait_lease_end(short(&container.config.id))?;

@@ -5,6 +5,7 @@ pub(super) mod inspect;
 pub(super) mod life;
 pub(super) mod list;
 mod mount_option;
+mod options;
 mod request;
 mod session;
 

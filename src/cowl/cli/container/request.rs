@@ -3,8 +3,7 @@
 use super::args::Options;
 use super::mount_option;
 use crate::engine::create::CreateRequest;
-use crate::engine::docker::{ContainerConfig, Healthcheck, HostConfig, RestartPolicy};
-use crate::engine::duration;
+use crate::engine::docker::{ContainerConfig, HostConfig, RestartPolicy};
 use crate::engine::error::{Context, Error, Result};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,7 +11,6 @@ use std::path::Path;
 /// Reads files and the environment; `detached` is `-d`.
 pub(super) fn request(options: Options, detached: bool) -> Result<CreateRequest> {
     let cwd = std::env::current_dir().context(|| "the current directory")?;
-    let healthcheck = healthcheck(&options)?;
     let mut words = options.image_and_command.into_iter();
     let image = words.next().unwrap_or_default();
     let command: Vec<String> = words.collect();
@@ -24,9 +22,8 @@ pub(super) fn request(options: Options, detached: bool) -> Result<CreateRequest>
             None => drop(volumes.insert(text.clone(), serde_json::json!({}))),
         }
     }
-    let config = ContainerConfig {
-        healthcheck,
-        hostname: options.hostname.unwrap_or_default(),
+    let mut config = ContainerConfig {
+        healthcheck: options.health.into_healthcheck()?,
         user: options.user.unwrap_or_default(),
         attach_stdin: options.interactive && !detached,
         attach_stdout: !detached,
@@ -50,7 +47,6 @@ pub(super) fn request(options: Options, detached: bool) -> Result<CreateRequest>
         volumes_from: options.volumes_from,
         auto_remove: options.rm,
         restart_policy: restart_policy(options.restart.as_deref(), options.rm)?,
-        network_mode: options.network.unwrap_or_else(|| "default".to_owned()),
         cap_add: options.cap_add,
         cap_drop: options.cap_drop,
         readonly_rootfs: options.read_only,
@@ -60,17 +56,18 @@ pub(super) fn request(options: Options, detached: bool) -> Result<CreateRequest>
             .map(|mode| ("io".to_owned(), mode.to_string()))
             .into_iter()
             .collect(),
-        memory: options
-            .memory
-            .map_or(Ok(0), i64::try_from)
-            .map_err(|_range| Error::invalid("the memory limit is too large"))?,
-        pids_limit: options.pids_limit,
         ..HostConfig::default()
     };
     if options.log_driver.is_some() || !options.log_opt.is_empty() {
         let log = log_config(options.log_driver, &options.log_opt)?;
         host.other.insert("LogConfig".to_owned(), log);
     }
+    options.network.apply(&mut config, &mut host)?;
+    options.namespaces.apply(&mut host)?;
+    host.resources = options.resources.into_resources()?;
+    host.oom_score_adj = options.oom_score_adj.unwrap_or_default();
+    host.shm_size = i64::try_from(options.shm_size.unwrap_or_default())
+        .map_err(|_range| Error::invalid("the size of /dev/shm is too large"))?;
     for text in &options.mount {
         host.mounts.push(mount_option::parse(text, &cwd)?);
     }
@@ -95,48 +92,6 @@ fn log_config(driver: Option<String>, options: &[String]) -> Result<serde_json::
         settings.insert(key.to_owned(), value.into());
     }
     Ok(serde_json::json!({"Type": driver.unwrap_or_default(), "Config": settings}))
-}
-
-/// `--health-*` and `--no-healthcheck`; none if none of them is given.
-fn healthcheck(options: &Options) -> Result<Option<Healthcheck>> {
-    let time = |name: &str, text: &Option<String>| {
-        let Some(text) = text else { return Ok(0) };
-        let nanoseconds = duration::parse(text).map_err(|error| {
-            Error::invalid(format!(
-                "invalid argument \"{text}\" for \"--{name}\" flag: {error}"
-            ))
-        })?;
-        if nanoseconds < 0 {
-            return Err(Error::invalid(format!("--{name} cannot be negative")));
-        }
-        Ok(nanoseconds)
-    };
-    let retries = options.health_retries.unwrap_or_default();
-    if retries < 0 {
-        return Err(Error::invalid("--health-retries cannot be negative"));
-    }
-    let command = options.health_cmd.as_ref().filter(|text| !text.is_empty());
-    let check = Healthcheck {
-        test: command.map(|text| vec!["CMD-SHELL".to_owned(), text.clone()]),
-        interval: time("health-interval", &options.health_interval)?,
-        timeout: time("health-timeout", &options.health_timeout)?,
-        start_period: time("health-start-period", &options.health_start_period)?,
-        start_interval: time("health-start-interval", &options.health_start_interval)?,
-        retries,
-    };
-    let is_given = check != Healthcheck::default();
-    if !options.no_healthcheck {
-        return Ok(is_given.then_some(check));
-    }
-    if is_given {
-        return Err(Error::invalid(
-            "--no-healthcheck conflicts with --health-* options",
-        ));
-    }
-    Ok(Some(Healthcheck {
-        test: Some(vec!["NONE".to_owned()]),
-        ..Healthcheck::default()
-    }))
 }
 
 /// `--restart`, with the texts of Docker's command line (docker/cli, `opts/parse.go`).

@@ -2,6 +2,7 @@
 //!
 //! A pin of the same id keeps its layers in the store.
 
+use crate::engine::CGROUP_PARENT;
 use crate::engine::docker::{ContainerConfig, HostConfig};
 use cowl_core::digest::{DiffId, ImageId, Sha256Digest};
 use jiff::Timestamp;
@@ -81,6 +82,14 @@ impl Config {
             config: ContainerConfig::default(),
             host: HostConfig::default(),
             mounts: Vec::new(),
+        }
+    }
+
+    /// The cgroup that its own are below, in each hierarchy.
+    pub fn cgroup_parent(&self) -> String {
+        match self.host.resources.cgroup_parent.trim_start_matches('/') {
+            "" => CGROUP_PARENT.to_owned(),
+            parent => format!("/{parent}"),
         }
     }
 

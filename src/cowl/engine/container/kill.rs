@@ -2,7 +2,7 @@
 
 use super::{ALIVE, Container, PATIENCE, PAUSE, STARTING};
 use crate::engine::error::{Context, Error, Result};
-use crate::engine::{CGROUP_PARENT, files, names};
+use crate::engine::{files, names};
 use cowl_launch::cgroup::remove_leftovers;
 use cowl_launch::identity::Identity;
 use cowl_launch::status;
@@ -36,7 +36,12 @@ impl Container {
             Err(error) if files::is_locked(&self.dir, status::LOCK)? => return Err(error),
             // A power cut may leave the record empty. Processes, if any, are in the container's
             // cgroups.
-            Err(_damaged) => return Ok(remove_leftovers(CGROUP_PARENT, &self.config.id)?),
+            Err(_damaged) => {
+                return Ok(remove_leftovers(
+                    &self.config.cgroup_parent(),
+                    &self.config.id,
+                )?);
+            }
         };
         let killed = match record.pid {
             // No program yet. Killing the monitor prevents it.

@@ -13,11 +13,13 @@
 mod foreground;
 
 use super::attach;
-use super::container::config::{Config, Mount, MountSource};
+use super::container::config::Config;
 use super::container::{Container, PendingContainer};
 use super::create::{CreateRequest, Created};
 use super::error::{self, Context, Error, Result};
 use super::mount::{self, Ending, Mounted};
+use super::mounts::Mounts;
+use super::namespaces::Joined;
 use super::signals::Signals;
 use super::start::plan;
 use super::{Engine, helpers, names};
@@ -28,10 +30,7 @@ use cowl_launch::message::{After, Started};
 use cowl_launch::process::WindowSize;
 use foreground::Ended;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{CWD, Mode, OFlags};
-use rustix::io::Errno;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::process::Child;
 
 /// How long an interrupted start may continue once the monitor has it.
@@ -177,12 +176,15 @@ impl Engine {
         how: &Start<'_>,
     ) -> Result<Monitor> {
         let config = &pending.container.config;
-        let volumes = config
-            .mounts
-            .iter()
-            .map(|mount| self.volume(mount, root, how.signals))
-            .collect::<Result<Vec<_>>>()?;
-        let mut start = plan(config, how.size)?;
+        let Joined {
+            namespaces,
+            descriptors: joined,
+        } = self.namespaces(&config.host)?;
+        let Mounts {
+            mounts,
+            descriptors: mounted,
+        } = self.mounts_of(&pending.container, root, how.signals)?;
+        let mut start = plan(config, how.size, namespaces, mounts)?;
         let mut after = self.after(config)?;
         // A caller that does not stay may still be there when it ends.
         after.always |= how.signals.is_none();
@@ -194,7 +196,11 @@ impl Engine {
             rootfs: root,
             status: pending.status_dir(),
             streams: how.streams,
-            descriptors: &volumes.iter().map(AsFd::as_fd).collect::<Vec<_>>(),
+            descriptors: &joined
+                .iter()
+                .chain(&mounted)
+                .map(AsFd::as_fd)
+                .collect::<Vec<_>>(),
         };
         how.signals.map_or(Ok(()), Signals::check_interrupt)?;
         let monitor = launch.spawn()?;
@@ -225,24 +231,6 @@ impl Engine {
             env: Vec::new(),
             always: config.host.restart_policy.is_set(),
         })
-    }
-
-    /// Opens what is mounted. A new volume is filled first.
-    fn volume(
-        &self,
-        mount: &Mount,
-        root: BorrowedFd<'_>,
-        signals: Option<&Signals>,
-    ) -> Result<OwnedFd> {
-        match &mount.source {
-            MountSource::Volume { name, no_copy, .. } => {
-                let volume = self.volumes.find(name)?;
-                let interrupt = signals.map(Signals::interrupt);
-                volume.prepare(root, &mount.destination, !no_copy, interrupt)?;
-                volume.data()
-            }
-            MountSource::Bind(path) => open_bind(path),
-        }
     }
 
     /// Stays with a container until it ends: copies its streams, passes signals on, and removes
@@ -373,20 +361,6 @@ fn wait_started(monitor: &Monitor, signals: Option<&Signals>) -> Result<Started>
         signals.check_interrupt()?;
     }
     monitor.wait_started().map_err(start_error)
-}
-
-/// Opens a host path to be mounted, creating a missing directory as Docker does for `-v`.
-fn open_bind(path: &Path) -> Result<OwnedFd> {
-    let open = || rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
-    match open() {
-        Err(Errno::NOENT) => {
-            std::fs::create_dir_all(path)
-                .context(|| format!("creating the directory {}", path.display()))?;
-            open()
-        }
-        other => other,
-    }
-    .context(|| format!("opening {}", path.display()))
 }
 
 fn start_error(error: StartError) -> Error {

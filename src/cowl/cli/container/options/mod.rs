@@ -1,0 +1,114 @@
+//! The options that `run` and `create` have in common, with Docker's names and short forms.
+
+mod health;
+mod network;
+mod resources;
+
+use crate::cli::units::parse_memory;
+use clap::Args;
+use cowl_core::handover::IoModeChoice;
+use health::Health;
+use network::{Namespaces, Network};
+pub(super) use resources::ResourceOptions;
+use std::path::PathBuf;
+
+/// What `run` and `create` have in common.
+#[derive(Debug, Args)]
+#[command(disable_help_flag = true)]
+pub(in crate::cli) struct Options {
+    /// Print help
+    #[arg(long, action = clap::ArgAction::Help)]
+    help: Option<bool>,
+    /// Automatically remove the container and its anonymous volumes when it exits
+    #[arg(long)]
+    pub(in crate::cli::container) rm: bool,
+    /// Keep STDIN open
+    #[arg(short, long)]
+    pub(in crate::cli::container) interactive: bool,
+    /// Allocate a pseudo-TTY
+    #[arg(short, long)]
+    pub(in crate::cli::container) tty: bool,
+    /// Assign a name to the container
+    #[arg(long)]
+    pub(in crate::cli::container) name: Option<String>,
+    /// Write the container ID to the file
+    #[arg(long, value_name = "FILE")]
+    pub(in crate::cli::container) cidfile: Option<PathBuf>,
+    /// Overwrite the ENTRYPOINT of the image
+    #[arg(long, value_name = "PROGRAM")]
+    pub(in crate::cli::container) entrypoint: Option<String>,
+    /// Set an environment variable, or pass on the caller's
+    #[arg(short, long, value_name = "NAME[=VALUE]", allow_hyphen_values = true)]
+    pub(in crate::cli::container) env: Vec<String>,
+    /// Read in a file of environment variables
+    #[arg(long, value_name = "FILE")]
+    pub(in crate::cli::container) env_file: Vec<PathBuf>,
+    /// Set a label on the container
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub(in crate::cli::container) label: Vec<String>,
+    /// Read in a line delimited file of labels
+    #[arg(long, value_name = "FILE")]
+    pub(in crate::cli::container) label_file: Vec<PathBuf>,
+    /// Working directory inside the container
+    #[arg(short, long, value_name = "DIR")]
+    pub(in crate::cli::container) workdir: Option<String>,
+    /// Username or UID, and group or GID
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub(in crate::cli::container) user: Option<String>,
+    /// Mount a volume or a directory of the host
+    #[arg(short, long, value_name = "VOLUME:/DIR[:ro]")]
+    pub(in crate::cli::container) volume: Vec<String>,
+    /// Attach a mount to the container: type=volume|bind,source=...,target=/dir[,readonly]
+    #[arg(long, value_name = "KEY=VALUE,...")]
+    pub(in crate::cli::container) mount: Vec<String>,
+    /// Mount volumes from the specified container
+    #[arg(long, value_name = "CONTAINER[:ro]")]
+    pub(in crate::cli::container) volumes_from: Vec<String>,
+    /// Mount the container's root filesystem as read only
+    #[arg(long)]
+    pub(in crate::cli::container) read_only: bool,
+    /// Add Linux capabilities
+    #[arg(long, value_name = "NAME")]
+    pub(in crate::cli::container) cap_add: Vec<String>,
+    /// Drop Linux capabilities
+    #[arg(long, value_name = "NAME")]
+    pub(in crate::cli::container) cap_drop: Vec<String>,
+    /// How files are read and written: auto, cached, passthrough or writeback
+    #[arg(long, value_name = "MODE")]
+    pub(in crate::cli::container) io: Option<IoModeChoice>,
+    /// Security option: seccomp=unconfined, no-new-privileges
+    #[arg(long, value_name = "OPTION")]
+    pub(in crate::cli::container) security_opt: Vec<String>,
+    /// Logging driver for the container: json-file, none
+    #[arg(long, value_name = "DRIVER")]
+    pub(in crate::cli::container) log_driver: Option<String>,
+    /// Log driver options: max-size=10m, max-file=3
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(in crate::cli::container) log_opt: Vec<String>,
+    /// Restart policy to apply when a container exits: no, on-failure[:MAX], always, unless-stopped
+    #[arg(long, value_name = "POLICY")]
+    pub(in crate::cli::container) restart: Option<String>,
+    #[command(flatten)]
+    pub(in crate::cli::container) health: Health,
+    /// Signal to stop the container
+    #[arg(long, value_name = "SIGNAL")]
+    pub(in crate::cli::container) stop_signal: Option<String>,
+    /// Timeout (in seconds) to stop a container
+    #[arg(long, value_name = "SECONDS", allow_hyphen_values = true)]
+    pub(in crate::cli::container) stop_timeout: Option<i64>,
+    /// Tune host's OOM preferences (-1000 to 1000)
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub(in crate::cli::container) oom_score_adj: Option<i64>,
+    /// Size of /dev/shm
+    #[arg(long, value_name = "BYTES", value_parser = parse_memory)]
+    pub(in crate::cli::container) shm_size: Option<u64>,
+    #[command(flatten)]
+    pub(in crate::cli::container) network: Network,
+    #[command(flatten)]
+    pub(in crate::cli::container) namespaces: Namespaces,
+    #[command(flatten)]
+    pub(in crate::cli::container) resources: ResourceOptions,
+    /// Image, then command and arguments
+    #[arg(required = true, trailing_var_arg = true, value_names = ["IMAGE", "COMMAND"], num_args = 1..)]
+    pub(in crate::cli::container) image_and_command: Vec<String>,
+}

@@ -1,0 +1,104 @@
+//! Names, name servers and namespaces.
+
+use crate::engine::docker::{ContainerConfig, HostConfig};
+use crate::engine::error::{Error, Result};
+use clap::Args;
+
+#[derive(Debug, Args)]
+pub(in crate::cli::container) struct Network {
+    /// Container host name
+    #[arg(short = 'h', long, value_name = "NAME")]
+    hostname: Option<String>,
+    /// Container NIS domain name
+    #[arg(long, value_name = "NAME")]
+    domainname: Option<String>,
+    /// Add a custom host-to-IP mapping (host:ip)
+    #[arg(long, value_name = "HOST:IP")]
+    add_host: Vec<String>,
+    /// Set custom DNS servers
+    #[arg(long, value_name = "ADDRESS")]
+    dns: Vec<String>,
+    /// Set custom DNS search domains
+    #[arg(long, value_name = "DOMAIN")]
+    dns_search: Vec<String>,
+    /// Set DNS options
+    #[arg(long, visible_alias = "dns-opt", value_name = "OPTION")]
+    dns_option: Vec<String>,
+    /// Network: none, host, container:NAME, or bridge (as yet a loopback of its own)
+    #[arg(long, visible_alias = "net", value_name = "NETWORK")]
+    network: Option<String>,
+}
+
+impl Network {
+    pub(in crate::cli::container) fn apply(
+        self,
+        config: &mut ContainerConfig,
+        host: &mut HostConfig,
+    ) -> Result<()> {
+        config.hostname = self.hostname.unwrap_or_default();
+        config.domainname = self.domainname.unwrap_or_default();
+        host.network_mode = self.network.unwrap_or_else(|| "default".to_owned());
+        for entry in self.add_host {
+            // As Docker's command line: an equals sign becomes a colon.
+            let separator = entry
+                .find(['=', ':'])
+                .ok_or_else(|| Error::invalid(format!("bad format for add-host: \"{entry}\"")))?;
+            let (name, rest) = entry.split_at_checked(separator).unwrap_or((&entry, ""));
+            let address = rest.get(1..).unwrap_or_default();
+            host.extra_hosts.push(format!("{name}:{address}"));
+        }
+        host.dns = self.dns;
+        host.dns_search = self.dns_search;
+        host.dns_options = self.dns_option;
+        Ok(())
+    }
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli::container) struct Namespaces {
+    /// PID namespace to use: host, container:NAME
+    #[arg(long, value_name = "MODE")]
+    pid: Option<String>,
+    /// IPC mode to use: none, private, shareable, host
+    #[arg(long, value_name = "MODE")]
+    ipc: Option<String>,
+    /// UTS namespace to use: host
+    #[arg(long, value_name = "MODE")]
+    uts: Option<String>,
+    /// User namespace to use: host
+    #[arg(long, value_name = "MODE")]
+    userns: Option<String>,
+    /// Cgroup namespace to use: host, private
+    #[arg(long, value_name = "MODE")]
+    cgroupns: Option<String>,
+}
+
+impl Namespaces {
+    /// What a mode means is for the engine to check; here are Docker's texts for its command line.
+    pub(in crate::cli::container) fn apply(self, host: &mut HostConfig) -> Result<()> {
+        let joins = |mode: &str| {
+            mode.strip_prefix("container:")
+                .is_some_and(|id| !id.is_empty())
+        };
+        let invalid =
+            |flag: &str, what: &str| Err(Error::invalid(format!("--{flag}: invalid {what} mode")));
+        host.pid_mode = self.pid.unwrap_or_default();
+        if !matches!(host.pid_mode.as_str(), "" | "host") && !joins(&host.pid_mode) {
+            return invalid("pid", "PID");
+        }
+        host.uts_mode = self.uts.unwrap_or_default();
+        if !matches!(host.uts_mode.as_str(), "" | "host") {
+            return invalid("uts", "UTS");
+        }
+        host.userns_mode = self.userns.unwrap_or_default();
+        if !matches!(host.userns_mode.as_str(), "" | "host") {
+            return invalid("userns", "USER");
+        }
+        host.cgroupns_mode = self.cgroupns.unwrap_or_default();
+        if !matches!(host.cgroupns_mode.as_str(), "" | "host" | "private") {
+            return invalid("cgroupns", "CGROUP");
+        }
+        host.ipc_mode = self.ipc.unwrap_or_default();
+        Ok(())
+    }
+}

@@ -1,0 +1,69 @@
+//! A mount as `--mount` and the API's `HostConfig.Mounts` ask for it.
+
+use super::{is_default, or_default};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+
+/// Docker's `Mount` of a request.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct MountRequest {
+    /// `volume`, `bind` or `tmpfs`.
+    #[serde(rename = "Type", deserialize_with = "or_default")]
+    pub kind: String,
+    /// Volume or path of the host; empty for an anonymous volume.
+    #[serde(deserialize_with = "or_default")]
+    pub source: String,
+    /// Path in the container.
+    #[serde(deserialize_with = "or_default")]
+    pub target: String,
+    /// Mounted read-only.
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    pub read_only: bool,
+    /// Of `bind`.
+    #[serde(
+        deserialize_with = "or_default",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub bind_options: Option<BindOptions>,
+    /// Of `volume`.
+    #[serde(
+        deserialize_with = "or_default",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub volume_options: Option<VolumeOptions>,
+    /// Keys that this module does not know.
+    #[serde(flatten)]
+    pub other: Map<String, Value>,
+}
+
+/// Docker's `BindOptions`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct BindOptions {
+    /// A missing directory of the host is created.
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    pub create_mountpoint: bool,
+    /// Keys that this module does not know.
+    #[serde(flatten)]
+    pub other: Map<String, Value>,
+}
+
+/// Docker's `VolumeOptions`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct VolumeOptions {
+    /// A new volume begins empty instead of with what the image has there.
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    pub no_copy: bool,
+    /// Labels of a new volume.
+    #[serde(
+        deserialize_with = "or_default",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
+    pub labels: BTreeMap<String, String>,
+    /// Keys that this module does not know.
+    #[serde(flatten)]
+    pub other: Map<String, Value>,
+}

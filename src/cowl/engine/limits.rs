@@ -1,0 +1,377 @@
+//! Limits: what of Docker's `Resources` is refused, what this host can't do, and what the launcher
+//! is asked for.
+
+use super::docker::{Resources, ThrottleDevice};
+use super::error::{Context as _, Error, Result};
+use cowl_launch::cgroup::{NO_OOM_KILL_DISABLE, can_disable_oom_killer, discard_unsupported};
+use cowl_launch::sandbox::{Limits, Throttle, ThrottleKind};
+use rustix::fs::FileType;
+
+/// moby's `linuxMinMemory`.
+const MIN_MEMORY: i64 = 6 << 20;
+/// The kernel's bounds of a period, in microseconds.
+const PERIODS: std::ops::RangeInclusive<i64> = 1_000..=1_000_000;
+const USUAL_PERIOD: i64 = 100_000;
+const BILLION: i64 = 1_000_000_000;
+
+const OOM_KILLER_WITHOUT_LIMIT: &str = "OOM killer is disabled for the container, but no memory limit is set, this can result in the system running out of resources.";
+
+/// Refuses what no host could do, in dockerd's words (moby, `daemon/daemon_unix.go`,
+/// `verifyPlatformContainerResources`). `update`: the container has limits already.
+pub(super) fn check(asked: &Resources, update: bool) -> Result<()> {
+    memory(asked, update)
+        .and_then(|()| processors(asked))
+        .and_then(|()| block_devices(asked))
+        .and_then(|()| cgroup_parent(&asked.cgroup_parent))
+}
+
+fn refuse<T>(text: impl Into<String>) -> Result<T> {
+    Err(Error::invalid(text))
+}
+
+fn memory(asked: &Resources, update: bool) -> Result<()> {
+    let Resources {
+        memory,
+        memory_swap: swap,
+        memory_reservation: reservation,
+        ..
+    } = *asked;
+    if memory != 0 && memory < MIN_MEMORY {
+        return refuse("Minimum memory limit allowed is 6MB");
+    }
+    if swap < -1 {
+        return refuse(format!(
+            "invalid memory swap limit ({swap}): it is -1, 0 or a size"
+        ));
+    }
+    if memory > 0 && swap > 0 && swap < memory {
+        return refuse("Minimum memoryswap limit should be larger than memory limit, see usage");
+    }
+    if memory == 0 && swap > 0 && !update {
+        return refuse(
+            "You should always set the Memory limit when using Memoryswap limit, see usage",
+        );
+    }
+    if let Some(percent) = asked.memory_swappiness
+        && !(-1..=100).contains(&percent)
+    {
+        return refuse(format!(
+            "Invalid value: {percent}, valid memory swappiness range is 0-100"
+        ));
+    }
+    if reservation != 0 && reservation < MIN_MEMORY {
+        return refuse("Minimum memory reservation allowed is 6MB");
+    }
+    if memory > 0 && reservation > memory {
+        return refuse(
+            "Minimum memory limit can not be less than memory reservation limit, see usage",
+        );
+    }
+    Ok(())
+}
+
+fn processors(asked: &Resources) -> Result<()> {
+    let Resources {
+        nano_cpus,
+        cpu_period: period,
+        cpu_quota: quota,
+        cpu_shares: shares,
+        ..
+    } = *asked;
+    for (other, name) in [(period, "Period"), (quota, "Quota")] {
+        if nano_cpus > 0 && other > 0 {
+            return refuse(format!(
+                "Conflicting options: Nano CPUs and CPU {name} cannot both be set"
+            ));
+        }
+    }
+    let available = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let most = i64::try_from(available)
+        .unwrap_or(i64::MAX)
+        .saturating_mul(BILLION);
+    if nano_cpus < 0 || nano_cpus > most {
+        return refuse(format!(
+            "Range of CPUs is from 0.01 to {available}.00, as there are only {available} CPUs available"
+        ));
+    }
+    if shares < 0 {
+        return refuse(format!(
+            "invalid CPU shares ({shares}): value must be a positive integer"
+        ));
+    }
+    if period != 0 && !PERIODS.contains(&period) {
+        return refuse(
+            "CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)",
+        );
+    }
+    if quota > 0 && quota < *PERIODS.start() {
+        return refuse("CPU cfs quota can not be less than 1ms (i.e. 1000)");
+    }
+    for (list, what, have, file) in [
+        (
+            &asked.cpuset_cpus,
+            "cpuset cpus",
+            "CPUs",
+            "/sys/devices/system/cpu/online",
+        ),
+        (
+            &asked.cpuset_mems,
+            "cpuset mems",
+            "memory nodes",
+            "/sys/devices/system/node/online",
+        ),
+    ] {
+        let Some(wanted) = ranges(list) else {
+            return refuse(format!("Invalid value {list} for {what}"));
+        };
+        // A kernel without NUMA has one node and no such file.
+        let online = std::fs::read_to_string(file).unwrap_or_else(|_missing| "0".to_owned());
+        let online = online.trim();
+        let there = ranges(online).unwrap_or_default();
+        let is_there = |one: u32| there.iter().any(|range| range.contains(&one));
+        if !wanted.into_iter().flatten().all(is_there) {
+            return refuse(format!(
+                "Requested {have} are not available - requested {list}, available: {online}"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// `0-2,4`; none if it is no list.
+fn ranges(list: &str) -> Option<Vec<std::ops::RangeInclusive<u32>>> {
+    /// More than any machine has, so that no list is long.
+    const MOST: u32 = 1 << 16;
+    let number = |text: &str| text.parse::<u32>().ok().filter(|number| *number < MOST);
+    let range = |text: &str| match text.split_once('-') {
+        Some((first, last)) => {
+            Some(number(first)?..=number(last)?).filter(|range| !range.is_empty())
+        }
+        None => number(text).map(|one| one..=one),
+    };
+    list.split(',')
+        .filter(|_| !list.is_empty())
+        .map(range)
+        .collect()
+}
+
+fn block_devices(asked: &Resources) -> Result<()> {
+    let weight = asked.blkio_weight;
+    if weight != 0 && !(10..=1000).contains(&weight) {
+        return refuse("Range of blkio weight is from 10 to 1000");
+    }
+    throttles(asked).map(drop)
+}
+
+/// A path of plain names, with or without the slash in front.
+fn cgroup_parent(parent: &str) -> Result<()> {
+    let plain = |name: &str| !matches!(name, "." | "..") && !name.contains(['\0', '\n']);
+    if parent.split('/').all(plain) {
+        return Ok(());
+    }
+    refuse(format!("invalid cgroup parent: \"{parent}\""))
+}
+
+/// Fills in what Docker derives: of swap as much as of memory (moby, `adaptContainerSettings`).
+pub(super) fn adapt(asked: &mut Resources) {
+    if asked.memory > 0 && asked.memory_swap == 0 {
+        asked.memory_swap = asked.memory.saturating_mul(2);
+    }
+}
+
+/// What the launcher enforces, and Docker's words for what this host can't enforce.
+pub(super) fn supported(asked: &Resources) -> Result<(Limits, Vec<String>)> {
+    let mut limits = limits(asked)?;
+    if limits == Limits::default() && asked.oom_kill_disable != Some(true) {
+        return Ok((limits, Vec::new()));
+    }
+    let failed = || "looking for control groups";
+    let discarded = discard_unsupported(&mut limits).context(failed)?;
+    let mut warnings: Vec<String> = discarded.into_iter().map(str::to_owned).collect();
+    if asked.oom_kill_disable == Some(true) {
+        if !can_disable_oom_killer().context(failed)? {
+            warnings.push(NO_OOM_KILL_DISABLE.to_owned());
+        } else if asked.memory == 0 {
+            warnings.push(OOM_KILLER_WITHOUT_LIMIT.to_owned());
+        }
+    }
+    Ok((limits, warnings))
+}
+
+/// Whether the OOM killer is to be off, and can be.
+pub(super) fn disables_oom_killer(asked: &Resources) -> Result<bool> {
+    Ok(asked.oom_kill_disable == Some(true)
+        && can_disable_oom_killer().context(|| "looking for control groups")?)
+}
+
+fn limits(asked: &Resources) -> Result<Limits> {
+    // 0 and -1 are Docker's "no limit".
+    let limit = |asked: i64| u64::try_from(asked).ok().filter(|limit| *limit != 0);
+    let list = |list: &String| (!list.is_empty()).then(|| list.clone());
+    let (period, quota) = if asked.nano_cpus > 0 {
+        let quota = i128::from(asked.nano_cpus) * i128::from(USUAL_PERIOD) / i128::from(BILLION);
+        (limit(USUAL_PERIOD), u64::try_from(quota).ok())
+    } else {
+        (limit(asked.cpu_period), limit(asked.cpu_quota))
+    };
+    Ok(Limits {
+        memory: limit(asked.memory),
+        memory_swap: match asked.memory_swap {
+            -1 => Some(u64::MAX),
+            swap => limit(swap),
+        }
+        .filter(|_| asked.memory > 0),
+        memory_reservation: limit(asked.memory_reservation),
+        memory_swappiness: asked
+            .memory_swappiness
+            .and_then(|percent| u64::try_from(percent).ok()),
+        pids: asked.pids_limit.and_then(limit),
+        cpu_shares: limit(asked.cpu_shares),
+        cpu_quota: quota,
+        cpu_period: period,
+        cpuset_cpus: list(&asked.cpuset_cpus),
+        cpuset_mems: list(&asked.cpuset_mems),
+        blkio_weight: Some(asked.blkio_weight).filter(|weight| *weight != 0),
+        blkio_throttle: throttles(asked)?,
+    })
+}
+
+fn throttles(asked: &Resources) -> Result<Vec<Throttle>> {
+    use ThrottleKind::{ReadBytes, Reads, WriteBytes, Writes};
+    let lists = [
+        (ReadBytes, &asked.blkio_device_read_bps),
+        (WriteBytes, &asked.blkio_device_write_bps),
+        (Reads, &asked.blkio_device_read_iops),
+        (Writes, &asked.blkio_device_write_iops),
+    ];
+    let throttle = |kind| move |device: &ThrottleDevice| throttle(kind, device);
+    lists
+        .into_iter()
+        .flat_map(|(kind, devices)| devices.iter().map(throttle(kind)))
+        .collect()
+}
+
+fn throttle(kind: ThrottleKind, device: &ThrottleDevice) -> Result<Throttle> {
+    let path = &device.path;
+    let found = rustix::fs::stat(path.as_str()).context(|| format!("device {path}"))?;
+    if FileType::from_raw_mode(found.st_mode) != FileType::BlockDevice {
+        return refuse(format!("{path} is not a block device"));
+    }
+    Ok(Throttle {
+        kind,
+        major: rustix::fs::major(found.st_rdev),
+        minor: rustix::fs::minor(found.st_rdev),
+        rate: device.rate,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_no_host_could_do_is_refused_in_dockers_words() {
+        let table = [
+            (
+                json!({"Memory": 1 << 20}),
+                "Minimum memory limit allowed is 6MB",
+            ),
+            (
+                json!({"Memory": 8 << 20, "MemorySwap": 7 << 20}),
+                "Minimum memoryswap limit should be larger than memory limit, see usage",
+            ),
+            (
+                json!({"MemorySwap": 7 << 20}),
+                "You should always set the Memory limit when using Memoryswap limit, see usage",
+            ),
+            (
+                json!({"MemorySwappiness": 101}),
+                "Invalid value: 101, valid memory swappiness range is 0-100",
+            ),
+            (
+                json!({"MemoryReservation": 1}),
+                "Minimum memory reservation allowed is 6MB",
+            ),
+            (
+                json!({"Memory": 8 << 20, "MemoryReservation": 9 << 20}),
+                "Minimum memory limit can not be less than memory reservation limit, see usage",
+            ),
+            (
+                json!({"NanoCpus": 1, "CpuQuota": 5000}),
+                "Conflicting options: Nano CPUs and CPU Quota cannot both be set",
+            ),
+            (
+                json!({"NanoCpus": 1, "CpuPeriod": 5000}),
+                "Conflicting options: Nano CPUs and CPU Period cannot both be set",
+            ),
+            (
+                json!({"CpuShares": -1}),
+                "invalid CPU shares (-1): value must be a positive integer",
+            ),
+            (
+                json!({"CpuPeriod": 1}),
+                "CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)",
+            ),
+            (
+                json!({"CpuQuota": 1}),
+                "CPU cfs quota can not be less than 1ms (i.e. 1000)",
+            ),
+            (
+                json!({"CpusetCpus": "1-0"}),
+                "Invalid value 1-0 for cpuset cpus",
+            ),
+            (
+                json!({"CpusetMems": "a"}),
+                "Invalid value a for cpuset mems",
+            ),
+            (
+                json!({"BlkioWeight": 9}),
+                "Range of blkio weight is from 10 to 1000",
+            ),
+            (
+                json!({"BlkioDeviceReadBps": [{"Path": "/dev/null", "Rate": 1}]}),
+                "/dev/null is not a block device",
+            ),
+            (
+                json!({"CgroupParent": "/a/../b"}),
+                "invalid cgroup parent: \"/a/../b\"",
+            ),
+        ];
+        for (asked, text) in table {
+            let asked: Resources = serde_json::from_value(asked).unwrap();
+            assert_eq!(check(&asked, false).unwrap_err().to_string(), text);
+        }
+        let far: Resources = serde_json::from_value(json!({"CpusetCpus": "60000"})).unwrap();
+        let refused = check(&far, false).unwrap_err().to_string();
+        assert!(
+            refused.starts_with("Requested CPUs are not available - requested 60000, available: 0"),
+            "{refused}"
+        );
+    }
+
+    #[test]
+    fn limits_are_dockers_resources() {
+        let mut asked: Resources = serde_json::from_value(json!({
+            "Memory": 8 << 20, "NanoCpus": 500_000_000, "PidsLimit": -1, "MemorySwappiness": -1,
+            "CpusetCpus": "0", "BlkioWeight": 300,
+        }))
+        .unwrap();
+        check(&asked, false).unwrap();
+        adapt(&mut asked);
+        assert_eq!(
+            limits(&asked).unwrap(),
+            Limits {
+                memory: Some(8 << 20),
+                memory_swap: Some(16 << 20),
+                cpu_quota: Some(50_000),
+                cpu_period: Some(100_000),
+                cpuset_cpus: Some("0".to_owned()),
+                blkio_weight: Some(300),
+                ..Limits::default()
+            }
+        );
+        asked.memory_swap = -1;
+        assert_eq!(limits(&asked).unwrap().memory_swap, Some(u64::MAX));
+    }
+}

@@ -1,0 +1,300 @@
+//! `/etc/hosts`, `/etc/hostname` and `/etc/resolv.conf` of a container, as Docker writes them.
+//!
+//! They are files of the container's directory, written anew at each start and mounted over those
+//! of its root. A container that shares another's network shares its files.
+
+use super::Engine;
+use super::container::Container;
+use super::docker::HostConfig;
+use super::error::{Context as _, Error, Result};
+use super::namespaces::Mode;
+use rustix::fs::{AtFlags, Mode as FileMode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// Names in the container's directory, and where they are mounted.
+pub(super) const FILES: [(&str, &str); 3] = [
+    ("resolv.conf", "/etc/resolv.conf"),
+    ("hostname", "/etc/hostname"),
+    ("hosts", "/etc/hosts"),
+];
+
+/// moby, `libnetwork/etchosts`.
+const LOCAL_HOSTS: &str = "127.0.0.1\tlocalhost\n\
+    ::1\tlocalhost ip6-localhost ip6-loopback\n\
+    fe00::\tip6-localnet\n\
+    ff00::\tip6-mcastprefix\n\
+    ff02::1\tip6-allnodes\n\
+    ff02::2\tip6-allrouters\n";
+/// Longest file of the host that is taken over.
+const LIMIT: u64 = 1 << 20;
+
+/// Refuses addresses that are none, in dockerd's words.
+pub(super) fn check(host: &HostConfig) -> Result<()> {
+    for entry in &host.extra_hosts {
+        extra_host(entry)?;
+    }
+    for address in &host.dns {
+        if address.parse::<IpAddr>().is_err() {
+            return Err(Error::invalid(format!(
+                "bad nameserver address {address}: it is no IP address"
+            )));
+        }
+    }
+    let lines = [&host.dns_search, &host.dns_options];
+    if lines
+        .into_iter()
+        .flatten()
+        .any(|word| word.contains(char::is_whitespace))
+    {
+        return Err(Error::invalid(
+            "a DNS search domain or option can't hold a space",
+        ));
+    }
+    Ok(())
+}
+
+/// `host:address` as address and name.
+fn extra_host(entry: &str) -> Result<(IpAddr, &str)> {
+    let bad = || Error::invalid(format!("bad format for add-host: \"{entry}\""));
+    let (name, address) = entry.split_once([':', '=']).ok_or_else(bad)?;
+    if name.is_empty() || name.contains(char::is_whitespace) {
+        return Err(bad());
+    }
+    if address == "host-gateway" {
+        return Err(Error::invalid(
+            "unable to derive the IP value for host-gateway",
+        ));
+    }
+    let plain = address
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'));
+    let invalid = || Error::invalid(format!("invalid IP address in add-host: \"{address}\""));
+    let parsed = plain.unwrap_or(address).parse();
+    Ok((parsed.map_err(|_syntax| invalid())?, name))
+}
+
+fn hosts(container: &Container) -> Result<String> {
+    let config = &container.config;
+    let host = &config.host;
+    let on_host = Mode::of(&host.network_mode) == Mode::Host;
+    if on_host && host.extra_hosts.is_empty() {
+        return of_host("/etc/hosts");
+    }
+    let mut text = LOCAL_HOSTS.to_owned();
+    for entry in &host.extra_hosts {
+        let (address, name) = extra_host(entry)?;
+        text.push_str(&format!("{address}\t{name}\n"));
+    }
+    if !on_host && host.network_mode != "none" {
+        // Until a network gives it another, the loopback's address is the only one it has.
+        let (name, domain) = (&config.config.hostname, &config.config.domainname);
+        text.push_str(&if domain.is_empty() {
+            format!("127.0.0.1\t{name}\n")
+        } else {
+            format!("127.0.0.1\t{name}.{domain} {name}\n")
+        });
+    }
+    Ok(text)
+}
+
+/// The host's, with what the container's options override. In a network of its own the container
+/// does not reach a name server on the host's loopback.
+fn resolv_conf(host: &HostConfig) -> Result<String> {
+    let of_host = of_host("/etc/resolv.conf")?;
+    let on_host = Mode::of(&host.network_mode) == Mode::Host;
+    if on_host && host.dns.is_empty() && host.dns_search.is_empty() && host.dns_options.is_empty() {
+        return Ok(of_host);
+    }
+    Ok(resolvers(&of_host, host, on_host))
+}
+
+fn resolvers(of_host: &str, host: &HostConfig, on_host: bool) -> String {
+    let lines = |key: &str| -> Vec<String> {
+        let words = of_host.lines().filter_map(|line| {
+            let mut words = line.split_whitespace();
+            (words.next() == Some(key)).then(|| words.map(str::to_owned).collect::<Vec<_>>())
+        });
+        words.flatten().collect()
+    };
+    let reachable = |address: &String| {
+        let plain = address.split('%').next().unwrap_or_default();
+        let loopback = plain
+            .parse::<IpAddr>()
+            .is_ok_and(|address| address.is_loopback());
+        on_host || !loopback
+    };
+    let or_host = |own: &Vec<String>, key: &str| {
+        if own.is_empty() {
+            lines(key)
+        } else {
+            own.clone()
+        }
+    };
+    let servers = if host.dns.is_empty() {
+        lines("nameserver").into_iter().filter(reachable).collect()
+    } else {
+        host.dns.clone()
+    };
+    let mut text = String::new();
+    for server in servers {
+        text.push_str(&format!("nameserver {server}\n"));
+    }
+    // One dot alone is no search domain.
+    let search = or_host(&host.dns_search, "search");
+    if !search.is_empty() && search != ["."] {
+        text.push_str(&format!("search {}\n", search.join(" ")));
+    }
+    let options = or_host(&host.dns_options, "options");
+    if !options.is_empty() {
+        text.push_str(&format!("options {}\n", options.join(" ")));
+    }
+    text
+}
+
+/// A file of the host; empty if it has none.
+fn of_host(path: &str) -> Result<String> {
+    let mut text = Vec::new();
+    match File::open(path) {
+        Ok(file) => {
+            let read = file.take(LIMIT).read_to_end(&mut text);
+            read.context(|| format!("reading {path}"))?;
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(Error::from(error).context(format!("opening {path}"))),
+    }
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+impl Engine {
+    /// Writes the files of a container that is about to start. Gives each with its place below
+    /// `root`, but for those that something else is mounted on.
+    pub(super) fn network_files(
+        &self,
+        container: &Container,
+        root: BorrowedFd<'_>,
+    ) -> Result<Vec<(&'static str, OwnedFd)>> {
+        let donor = self.network_owner(&container.config.host)?;
+        let dir = donor.as_ref().unwrap_or(container).status_dir();
+        if donor.is_none() {
+            let config = &container.config;
+            let texts = [
+                resolv_conf(&config.host)?,
+                format!("{}\n", config.config.hostname),
+                hosts(container)?,
+            ];
+            for ((name, _), text) in FILES.iter().zip(texts) {
+                write(dir, name, &text).context(|| format!("writing {name}"))?;
+            }
+        }
+        let mut opened = Vec::new();
+        for (name, destination) in FILES {
+            let mut mounts = container.config.mounts.iter();
+            if mounts.any(|mount| mount.destination == destination) || dangles(root, destination)? {
+                continue;
+            }
+            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let file = rustix::fs::openat(dir, name, flags, FileMode::empty());
+            opened.push((destination, file.context(|| format!("opening {name}"))?));
+        }
+        Ok(opened)
+    }
+}
+
+/// A new file in the place of the last one, which a program may still have open.
+fn write(dir: BorrowedFd<'_>, name: &str, text: &str) -> Result<()> {
+    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let mode = FileMode::from_raw_mode(0o644);
+    let mut file = File::from(rustix::fs::openat(dir, name, flags, mode)?);
+    // Whatever the umask.
+    rustix::fs::fchmod(&file, mode)?;
+    Ok(file.write_all(text.as_bytes())?)
+}
+
+/// Whether a link of the image leads to nothing there: it stays as it is.
+fn dangles(root: BorrowedFd<'_>, path: &str) -> Result<bool> {
+    let below = path.trim_start_matches('/');
+    let open = |flags: OFlags| {
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        cowl_sys::open::openat2(root.as_fd(), below, flags | OFlags::PATH, resolve)
+    };
+    match open(OFlags::empty()) {
+        Ok(_) => Ok(false),
+        Err(Errno::NOENT) => match open(OFlags::NOFOLLOW) {
+            Ok(_) => Ok(true),
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
+            Err(errno) => Err(Error::from(errno).context(format!("looking at {path}"))),
+        },
+        Err(errno) => Err(Error::from(errno).context(format!("looking at {path}"))),
+    }
+}
+
+/// The host's name.
+pub(super) fn host_name() -> String {
+    let name = rustix::system::uname();
+    name.nodename().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(dns: &[&str], search: &[&str], options: &[&str]) -> HostConfig {
+        let list = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+        HostConfig {
+            dns: list(dns),
+            dns_search: list(search),
+            dns_options: list(options),
+            ..HostConfig::default()
+        }
+    }
+
+    #[test]
+    fn resolvers_are_the_hosts_unless_given_and_never_on_its_loopback() {
+        let of_host = "# comment\nnameserver 127.0.0.53\nnameserver 10.0.0.1\nnameserver ::1\nsearch a.example\noptions ndots:2\n";
+        let table = [
+            (
+                host(&[], &[], &[]),
+                "nameserver 10.0.0.1\nsearch a.example\noptions ndots:2\n",
+            ),
+            (
+                host(&["127.0.0.1"], &["."], &["rotate", "timeout:1"]),
+                "nameserver 127.0.0.1\noptions rotate timeout:1\n",
+            ),
+            (
+                host(&[], &["b.example", "c.example"], &[]),
+                "nameserver 10.0.0.1\nsearch b.example c.example\noptions ndots:2\n",
+            ),
+        ];
+        for (asked, expected) in table {
+            assert_eq!(resolvers(of_host, &asked, false), expected);
+        }
+    }
+
+    #[test]
+    fn an_extra_host_is_a_name_and_an_address() {
+        let shown = |entry| extra_host(entry).map(|(address, name)| format!("{address} {name}"));
+        assert_eq!(shown("db:10.0.0.2").unwrap(), "10.0.0.2 db");
+        assert_eq!(shown("db:[::2]").unwrap(), "::2 db");
+        assert_eq!(shown("db:::2").unwrap(), "::2 db");
+        let table = [
+            ("db", "bad format for add-host: \"db\""),
+            (":1.2.3.4", "bad format for add-host: \":1.2.3.4\""),
+            ("db:10.0.0", "invalid IP address in add-host: \"10.0.0\""),
+            (
+                "db:host-gateway",
+                "unable to derive the IP value for host-gateway",
+            ),
+        ];
+        for (entry, text) in table {
+            assert_eq!(shown(entry).unwrap_err().to_string(), text);
+        }
+    }
+}

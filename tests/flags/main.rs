@@ -1,0 +1,6 @@
+//! Docker's flags of `run` and `create`, each with its effect inside: docs/run-flags.md has the
+//! table. `cowl run` is one door, the real `docker create` over `cowl serve` the other.
+
+mod limits;
+mod network;
+mod support;

@@ -1,0 +1,244 @@
+//! Names, name servers and namespaces.
+
+use cowl_tests::busybox::shop;
+use cowl_tests::profile::{directory, root, user};
+
+use crate::support::{Detached, Doors, inside};
+
+#[test]
+fn hosts_names_the_container_and_what_add_host_adds() {
+    root(|| {
+        let doors = Doors::open();
+        let flags = [
+            "--hostname",
+            "web",
+            "--add-host",
+            "db:10.9.8.7",
+            "--add-host",
+            "six:fe80::1",
+        ];
+        let hosts = doors.out(&flags, "cat /etc/hosts");
+        let expected = "127.0.0.1\tlocalhost\n\
+            ::1\tlocalhost ip6-localhost ip6-loopback\n\
+            fe00::\tip6-localnet\n\
+            ff00::\tip6-mcastprefix\n\
+            ff02::1\tip6-allnodes\n\
+            ff02::2\tip6-allrouters\n\
+            10.9.8.7\tdb\n\
+            fe80::1\tsix\n\
+            127.0.0.1\tweb\n";
+        assert_eq!(hosts, expected);
+        doors.refused(&["--add-host", "db"], "bad format for add-host: \"db\"");
+        doors.refused(
+            &["--add-host", "db:1.2"],
+            "invalid IP address in add-host: \"1.2\"",
+        );
+    });
+}
+
+#[test]
+fn hostname_and_domainname_name_the_container() {
+    root(|| {
+        let doors = Doors::open();
+        let flags = ["-h", "web", "--domainname", "example.org"];
+        let script = "hostname; cat /etc/hostname /proc/sys/kernel/domainname; grep web /etc/hosts; echo $HOSTNAME";
+        assert_eq!(
+            doors.out(&flags, script),
+            "web\nweb\nexample.org\n127.0.0.1\tweb.example.org web\nweb\n"
+        );
+    });
+}
+
+#[test]
+fn dns_options_replace_those_of_the_host() {
+    root(|| {
+        let doors = Doors::open();
+        let flags = [
+            "--dns",
+            "10.1.1.1",
+            "--dns",
+            "fd00::1",
+            "--dns-search",
+            "a.example",
+            "--dns-option",
+            "ndots:3",
+        ];
+        assert_eq!(
+            doors.out(&flags, "cat /etc/resolv.conf"),
+            "nameserver 10.1.1.1\nnameserver fd00::1\nsearch a.example\noptions ndots:3\n"
+        );
+        doors.refused(&["--dns", "nobody"], "nobody");
+    });
+}
+
+fn network_files_are_the_containers_own() {
+    let store = shop("store");
+    // Changes stay in it, and are no changes of the image's files.
+    let script =
+        "for f in hosts hostname resolv.conf; do echo x > /etc/$f || exit 1; done; cat /etc/hosts";
+    let out = store.ok(["run", "--name", "files", "shop", "sh", "-c", script]);
+    assert_eq!(out, "x\n");
+    let changes = store.ok(["diff", "files"]);
+    assert!(
+        !changes.contains("/etc/host") && !changes.contains("resolv"),
+        "{changes}"
+    );
+    let archive = directory().join("files.tar");
+    store.ok(["export", "-o", archive.to_str().unwrap(), "files"]);
+    let listed = cowl_tests::command::shell(
+        &directory(),
+        "tar -xOf files.tar etc/hosts etc/resolv.conf || true",
+        [""; 0],
+    );
+    assert!(!listed.contains('x'), "{listed}");
+    store.ok(["rm", "files"]);
+    // A read-only root has them read-only, too.
+    let refused = inside(&store, &["--read-only"], "echo x > /etc/hosts");
+    assert!(
+        refused.stderr.contains("Read-only file system"),
+        "{refused}"
+    );
+    // What the user mounts there comes first.
+    let own = directory().join("own");
+    std::fs::write(&own, "1.1.1.1 own\n").unwrap();
+    let mount = format!("{}:/etc/hosts", own.display());
+    assert_eq!(
+        inside(&store, &["-v", &mount], "cat /etc/hosts").ok(),
+        "1.1.1.1 own\n"
+    );
+}
+
+#[test]
+fn network_files_are_the_containers_own_as_root() {
+    root(|| network_files_are_the_containers_own());
+}
+
+#[test]
+fn network_files_are_the_containers_own_as_user() {
+    user(|| network_files_are_the_containers_own());
+}
+
+#[test]
+fn network_host_is_the_hosts_network_with_its_files() {
+    root(|| {
+        let doors = Doors::open();
+        let script = "readlink /proc/self/ns/net; cat /etc/hosts /etc/resolv.conf; hostname";
+        let own = std::fs::read_link("/proc/self/ns/net").unwrap();
+        let read = |path: &str| std::fs::read_to_string(path).unwrap();
+        let expected = format!(
+            "{}\n{}{}{}",
+            own.display(),
+            read("/etc/hosts"),
+            read("/etc/resolv.conf"),
+            read("/proc/sys/kernel/hostname")
+        );
+        assert_eq!(doors.out(&["--network", "host"], script), expected);
+    });
+}
+
+#[test]
+fn network_none_has_a_loopback_alone() {
+    root(|| {
+        let doors = Doors::open();
+        let script = "tail -n +3 /proc/net/dev | cut -d: -f1; grep -c $HOSTNAME /etc/hosts || true";
+        assert_eq!(
+            doors.out(&["--network", "none", "-h", "lonely"], script),
+            "    lo\n0\n"
+        );
+        doors.refused(&["--network", "mine"], "network mine not found");
+    });
+}
+
+#[test]
+fn network_and_pid_of_another_container_are_joined() {
+    root(|| {
+        let doors = Doors::open();
+        let donor = Detached::start(&doors.store, "donor", &["-h", "donor"], "sleep 1000");
+        let names = "readlink /proc/self/ns/net; readlink /proc/self/ns/pid";
+        let expected = donor.exec(names);
+        let flags = ["--network", "container:donor", "--pid", "container:donor"];
+        assert_eq!(doors.out(&flags, names), expected);
+        assert_eq!(
+            doors.out(&flags, "cat /proc/1/comm"),
+            donor.exec("cat /proc/1/comm")
+        );
+        donor.exec("echo 1.2.3.4 shared >> /etc/hosts");
+        let script = "hostname; tail -n1 /etc/hosts";
+        assert_eq!(doors.out(&flags, script), "donor\n1.2.3.4 shared\n");
+        let conflicts = [
+            (
+                ["-h", "x"],
+                "conflicting options: hostname and the network mode",
+            ),
+            (
+                ["--dns", "1.1.1.1"],
+                "conflicting options: dns and the network mode",
+            ),
+            (
+                ["--add-host", "a:1.1.1.1"],
+                "conflicting options: custom host-to-IP mapping and the network mode",
+            ),
+        ];
+        for (flag, why) in conflicts {
+            doors.refused(&[&flags[..2], &flag].concat(), why);
+        }
+        doors.store.ok(["stop", "-t", "0", "donor"]);
+        let late = inside(&doors.store, &flags, "true").refused(125);
+        assert!(late.contains("of a non running container"), "{late}");
+        doors.refused(
+            &["--network", "container:nobody"],
+            "No such container: nobody",
+        );
+    });
+}
+
+#[test]
+fn pid_uts_ipc_and_cgroupns_host_are_the_hosts() {
+    root(|| {
+        let doors = Doors::open();
+        for kind in ["pid", "uts", "ipc", "cgroup"] {
+            let flag = if kind == "cgroup" { "cgroupns" } else { kind };
+            let flag = format!("--{flag}=host");
+            let script = format!("readlink /proc/self/ns/{kind}");
+            let of_host = std::fs::read_link(format!("/proc/self/ns/{kind}")).unwrap();
+            assert_eq!(
+                doors.out(&[&flag], &script),
+                format!("{}\n", of_host.display())
+            );
+            assert_ne!(
+                inside(&doors.store, &[], &script).ok(),
+                format!("{}\n", of_host.display())
+            );
+        }
+        doors.out(&["--userns", "host"], "readlink /proc/self/ns/user");
+        for (flag, why) in [
+            ("--pid=x", "--pid: invalid PID mode"),
+            ("--uts=x", "--uts: invalid UTS mode"),
+            ("--cgroupns=x", "--cgroupns: invalid CGROUP mode"),
+            ("--userns=x", "--userns: invalid USER mode"),
+            ("--ipc=x", "invalid IPC mode: x"),
+        ] {
+            doors.refused(&[flag], why);
+        }
+        doors.refused(
+            &["--uts=host", "-h", "x"],
+            "conflicting options: hostname and the UTS mode",
+        );
+    });
+}
+
+#[test]
+fn ipc_none_has_no_shared_memory_and_ipc_host_has_the_hosts() {
+    root(|| {
+        let doors = Doors::open();
+        let mounted = "grep -c ' /dev/shm ' /proc/self/mountinfo || true";
+        assert_eq!(doors.out(&["--ipc", "none"], mounted), "0\n");
+        assert_eq!(doors.out(&["--ipc", "private"], mounted), "1\n");
+        assert_eq!(doors.out(&["--ipc", "shareable"], mounted), "1\n");
+        let device = cowl_tests::command::system("stat", ["-c", "%d:%i", "/dev/shm"]);
+        assert_eq!(
+            doors.out(&["--ipc", "host"], "stat -c %d:%i /dev/shm"),
+            device
+        );
+    });
+}
