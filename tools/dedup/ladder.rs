@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::ops::Deref;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -31,22 +31,19 @@ const LEVEL: i32 = 3;
 const ALWAYS: u64 = 16 << 20;
 const KIB: usize = 1024;
 
-/// How a content is cut into pieces.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Cut {
-    Fixed(usize),
-    /// FastCDC (2020) with normalization level 1, of at least a quarter of the average and at most
-    /// four times it.
-    Content(usize),
-}
-
-const CUTS: [(&str, Cut); 6] = [
-    ("fixed-4KiB", Cut::Fixed(4 * KIB)),
-    ("fixed-64KiB", Cut::Fixed(64 * KIB)),
-    ("fixed-1MiB", Cut::Fixed(1024 * KIB)),
-    ("fastcdc-4KiB", Cut::Content(4 * KIB)),
-    ("fastcdc-16KiB", Cut::Content(16 * KIB)),
-    ("fastcdc-64KiB", Cut::Content(64 * KIB)),
+/// Contents cut every so many bytes. Each size is a multiple of the one before, and the last is a
+/// multiple of all.
+const FIXED: [(&str, usize); 3] = [
+    ("fixed-4KiB", 4 * KIB),
+    ("fixed-64KiB", 64 * KIB),
+    ("fixed-1MiB", 1024 * KIB),
+];
+/// Contents cut by FastCDC (2020) with normalization level 1, by the average; pieces have at least a
+/// quarter and at most four times of it.
+const BY_CONTENT: [(&str, usize); 3] = [
+    ("fastcdc-4KiB", 4 * KIB),
+    ("fastcdc-16KiB", 16 * KIB),
+    ("fastcdc-64KiB", 64 * KIB),
 ];
 
 /// One step of the ladder.
@@ -79,11 +76,12 @@ pub(crate) struct Limits {
 }
 
 impl Default for Limits {
-    /// Six sets of 4 MiB.
+    /// Six sets of 4 MiB. Compressing takes longer than cutting and hashing: beyond what a store
+    /// of a few images has, it is a sample.
     fn default() -> Self {
         Self {
             pieces: 1 << 16,
-            zstd_bytes: 1 << 30,
+            zstd_bytes: 256 << 20,
         }
     }
 }
@@ -113,7 +111,8 @@ pub(crate) fn climb(
         objects: &objects,
         layers: &layers,
         next: AtomicUsize::new(0),
-        sets: CUTS.map(|_| Mutex::new(Set::new(limits.pieces))),
+        fixed: FIXED.map(|_| Cutting::new(limits.pieces)),
+        by_content: BY_CONTENT.map(|_| Cutting::new(limits.pieces)),
         sample: sample_of(limits.zstd_bytes, total),
         progress,
     };
@@ -148,14 +147,15 @@ pub(crate) fn climb(
         whole("layer", layers.len() as u64, logical, all.layers, 0.0),
         whole("file", count, total, zstd, error),
     ];
-    for ((unit, _), (set, pieces)) in CUTS.iter().zip(work.sets.into_iter().zip(all.pieces)) {
-        let set = set.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let estimate = set.estimate(share);
+    let fixed = FIXED.iter().zip(work.fixed);
+    for ((unit, _), cutting) in fixed.chain(BY_CONTENT.iter().zip(work.by_content)) {
+        let set = cutting.set.into_inner();
+        let estimate = set.unwrap_or_else(PoisonError::into_inner).estimate(share);
         rungs.push(Rung {
             unit,
             chunks: estimate.pieces,
             bytes: estimate.bytes,
-            index_bytes: pieces * INDEX_ENTRY,
+            index_bytes: cutting.pieces.into_inner() * INDEX_ENTRY,
             zstd_bytes: estimate.zstd_bytes,
             error: estimate.error,
             zstd_error: estimate.zstd_error,
@@ -217,8 +217,24 @@ fn is_sampled(id: ObjectId, sample: u64) -> bool {
     u64::from(u32::from_be_bytes(first)) < sample
 }
 
-fn lock(set: &Mutex<Set>) -> MutexGuard<'_, Set> {
-    set.lock().unwrap_or_else(PoisonError::into_inner)
+/// The pieces of all contents, cut in one way.
+struct Cutting {
+    /// Equal ones each.
+    pieces: AtomicU64,
+    set: Mutex<Set>,
+}
+
+impl Cutting {
+    fn new(limit: usize) -> Self {
+        Self {
+            pieces: AtomicU64::new(0),
+            set: Mutex::new(Set::new(limit)),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Set> {
+        self.set.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// What the threads do together.
@@ -229,7 +245,8 @@ struct Work<'w> {
     layers: &'w [usize],
     /// The next layer, then the next content.
     next: AtomicUsize,
-    sets: [Mutex<Set>; CUTS.len()],
+    fixed: [Cutting; FIXED.len()],
+    by_content: [Cutting; BY_CONTENT.len()],
     /// Which of the contents and the pieces are compressed: digests below it.
     sample: u64,
     progress: &'w Progress,
@@ -242,17 +259,12 @@ struct Sums {
     layers: u64,
     /// What was compressed of whole contents.
     files: Sample,
-    /// Pieces of all contents, equal ones each, by the way of cutting.
-    pieces: [u64; CUTS.len()],
 }
 
 impl Sums {
     fn add(&mut self, other: &Self) {
         self.layers += other.layers;
         self.files.merge(&other.files);
-        for (sum, pieces) in self.pieces.iter_mut().zip(other.pieces) {
-            *sum += pieces;
-        }
     }
 }
 
@@ -299,41 +311,63 @@ impl Work<'_> {
             return Ok(());
         };
         let length = map.len() as u64;
+        let mut content = Content {
+            bytes: &map,
+            zstd,
+            whole: None,
+        };
         if length >= ALWAYS {
-            sums.files.add_certain(length, zstd.length(&map)?);
+            sums.files.add_certain(length, content.compressed(&map)?);
         } else if is_sampled(id, self.sample) {
-            sums.files.add(length, zstd.length(&map)?);
+            sums.files.add(length, content.compressed(&map)?);
         }
-        let ways = CUTS.iter().zip(&self.sets).zip(&mut sums.pieces);
-        for (((_, cut), set), pieces) in ways {
-            match *cut {
-                Cut::Fixed(size) => {
-                    for piece in map.chunks(size) {
-                        *pieces += 1;
-                        self.piece(piece, set, zstd)?;
-                    }
-                }
-                Cut::Content(size) => {
-                    for chunk in FastCDC::new(&map, size / 4, size, size * 4) {
-                        let end = chunk.offset + chunk.length;
-                        let piece = map
-                            .get(chunk.offset..end)
-                            .context("a cut outside a content")?;
-                        *pieces += 1;
-                        self.piece(piece, set, zstd)?;
-                    }
-                }
-            }
-        }
-        self.progress.advance(map.len() as u64);
+        self.cut_fixed(&mut content)?;
+        self.cut_by_content(&mut content)?;
+        self.progress.advance(length);
         Ok(())
     }
 
-    fn piece(&self, piece: &[u8], set: &Mutex<Set>, zstd: &mut Compressor) -> Result<()> {
-        let id = ObjectId::of(piece);
-        if lock(set).insert(&id, piece.len() as u64) && is_sampled(id, self.sample) {
-            let zstd = zstd.length(piece)?;
-            lock(set).note_compressed(&id, zstd);
+    /// Only the smallest pieces are hashed whole: a larger one is known by the digests of those.
+    fn cut_fixed(&self, content: &mut Content<'_>) -> Result<()> {
+        let [.., (_, largest)] = FIXED;
+        let [(_, smallest), ..] = FIXED;
+        for stretch in content.bytes.chunks(largest) {
+            let pieces = stretch.chunks(smallest).map(ObjectId::of);
+            let digests: Vec<[u8; 32]> = pieces.map(|id| *id.as_bytes()).collect();
+            for ((_, size), cutting) in FIXED.iter().zip(&self.fixed) {
+                let groups = digests.chunks(size / smallest);
+                for (piece, group) in stretch.chunks(*size).zip(groups) {
+                    self.piece(ObjectId::of(group.as_flattened()), piece, cutting, content)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn cut_by_content(&self, content: &mut Content<'_>) -> Result<()> {
+        for ((_, size), cutting) in BY_CONTENT.iter().zip(&self.by_content) {
+            for chunk in FastCDC::new(content.bytes, size / 4, *size, size * 4) {
+                let end = chunk.offset + chunk.length;
+                let piece = content.bytes.get(chunk.offset..end);
+                let piece = piece.context("a cut outside a content")?;
+                self.piece(ObjectId::of(piece), piece, cutting, content)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn piece(
+        &self,
+        id: ObjectId,
+        piece: &[u8],
+        cutting: &Cutting,
+        content: &mut Content<'_>,
+    ) -> Result<()> {
+        cutting.pieces.fetch_add(1, Ordering::Relaxed);
+        let is_new = cutting.lock().insert(&id, piece.len() as u64);
+        if is_new && is_sampled(id, self.sample) {
+            let zstd = content.compressed(piece)?;
+            cutting.lock().note_compressed(&id, zstd);
         }
         Ok(())
     }
@@ -355,6 +389,28 @@ impl Work<'_> {
         }
         let compressed = stream.finish().context("compressing a layer")?.0;
         Ok(compressed.min(layer.logical))
+    }
+}
+
+/// A content that is cut.
+struct Content<'c> {
+    bytes: &'c [u8],
+    zstd: &'c mut Compressor,
+    /// The compressed length of all of it, once that is known: of small contents, every way of
+    /// cutting gives one piece.
+    whole: Option<u64>,
+}
+
+impl Content<'_> {
+    /// The length of a piece as it would be kept.
+    fn compressed(&mut self, piece: &[u8]) -> Result<u64> {
+        if piece.len() < self.bytes.len() {
+            return self.zstd.length(piece);
+        }
+        match self.whole {
+            Some(known) => Ok(known),
+            None => Ok(*self.whole.insert(self.zstd.length(piece)?)),
+        }
     }
 }
 
