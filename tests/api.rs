@@ -60,8 +60,10 @@ fn docker_manages_images() {
     let id = server.ok(["import", plain.to_str().unwrap(), "plain:2"]);
     assert!(store.ok(["images", "--no-trunc"]).contains(id.trim()));
 
+    let layer = server.ok(["inspect", "-f", "{{index .RootFS.Layers 0}}", "plain:2"]);
     let removed = server.ok(["rmi", "plain:2"]);
-    assert_eq!(removed, format!("Untagged: plain:2\nDeleted: {id}"));
+    let expected = format!("Untagged: plain:2\nDeleted: {id}Deleted: {layer}");
+    assert_eq!(removed, expected);
     let missing = server.run(["rmi", "plain:2"]).refused(1);
     assert!(
         missing.starts_with("Error response from daemon: No such image: plain:2"),

@@ -1,7 +1,7 @@
 //! `/containers`.
 
 use super::Server;
-use super::http::{self, Filters, Handled, Refusal, Request};
+use super::http::{self, Handled, Refusal, Request};
 use super::wait::{Condition, Wait};
 use crate::engine::commit::{ChangeKind, Changed};
 use crate::engine::create::CreateRequest;
@@ -46,7 +46,7 @@ pub(super) async fn list(server: &Arc<Server>, request: &Request) -> Handled {
     let asked = ListRequest {
         all: request.query.flag("all"),
         limit,
-        filters: Filters::parse_any(&request.query)?.into_values(),
+        filters: http::filters(&request.query)?,
     };
     let rows = server
         .engine(move |engine| {
@@ -75,6 +75,16 @@ pub(super) async fn remove(server: &Arc<Server>, request: &Request, name: String
         .engine(move |engine| engine.remove(&name, force, volumes))
         .await?;
     Ok(http::empty(StatusCode::NO_CONTENT))
+}
+
+/// Removes the containers at rest.
+pub(super) async fn prune(server: &Arc<Server>, request: &Request) -> Handled {
+    let filters = http::filters(&request.query)?;
+    let pruned = server
+        .engine(move |engine| engine.prune_containers(&filters))
+        .await?;
+    let body = json!({"ContainersDeleted": pruned.removed, "SpaceReclaimed": pruned.bytes});
+    http::json(StatusCode::OK, &body)
 }
 
 pub(super) async fn rename(server: &Arc<Server>, request: &Request, name: String) -> Handled {

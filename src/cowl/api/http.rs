@@ -1,6 +1,7 @@
 //! Requests and replies of the API, on top of hyper.
 
 use crate::engine::error::{Error, Kind};
+use crate::engine::list::Filters;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body, Bytes, Frame, Incoming};
@@ -148,57 +149,30 @@ impl Query {
     }
 }
 
-/// The `filters` parameter: values of one key are alternatives.
-#[derive(Debug, Default)]
-pub(super) struct Filters(BTreeMap<String, Vec<String>>);
-
-impl Filters {
-    /// Reads the parameter, of which a handler understands `known`.
-    pub(super) fn parse(query: &Query, known: &[&str]) -> Handled<Self> {
-        let filters = Self::parse_any(query)?;
-        match filters.0.keys().find(|key| !known.contains(&key.as_str())) {
-            Some(key) => Err(Refusal::invalid(format!("invalid filter '{key}'"))),
-            None => Ok(filters),
-        }
-    }
-
-    /// Reads the parameter with any keys. Go's client writes `{"name": {"value": true}}`, others
-    /// `{"name": ["value"]}`.
-    pub(super) fn parse_any(query: &Query) -> Handled<Self> {
-        let Some(text) = query.get("filters") else {
-            return Ok(Self::default());
+/// The `filters` parameter. Go's client writes `{"name": {"value": true}}`, others
+/// `{"name": ["value"]}`.
+pub(super) fn filters(query: &Query) -> Handled<Filters> {
+    let Some(text) = query.get("filters") else {
+        return Ok(Filters::new());
+    };
+    let all: BTreeMap<String, Value> = serde_json::from_str(text)
+        .map_err(|error| Refusal::invalid(format!("invalid filter: {error}")))?;
+    let mut filters = Filters::new();
+    for (key, values) in all {
+        let values = match values {
+            Value::Object(values) => values.into_iter().map(|(value, _)| value).collect(),
+            Value::Array(values) => values
+                .into_iter()
+                .map(|value| {
+                    let text = value.as_str().map(str::to_owned);
+                    text.unwrap_or_else(|| value.to_string())
+                })
+                .collect(),
+            _ => return Err(Refusal::invalid(format!("invalid filter '{key}'"))),
         };
-        let all: BTreeMap<String, Value> = serde_json::from_str(text)
-            .map_err(|error| Refusal::invalid(format!("invalid filter: {error}")))?;
-        let mut filters = BTreeMap::new();
-        for (key, values) in all {
-            let values = match values {
-                Value::Object(values) => values.into_iter().map(|(value, _)| value).collect(),
-                Value::Array(values) => values
-                    .into_iter()
-                    .map(|value| {
-                        value
-                            .as_str()
-                            .map_or_else(|| value.to_string(), str::to_owned)
-                    })
-                    .collect(),
-                _ => return Err(Refusal::invalid(format!("invalid filter '{key}'"))),
-            };
-            filters.insert(key, values);
-        }
-        Ok(Self(filters))
+        filters.insert(key, values);
     }
-
-    /// The values of each key.
-    pub(super) fn into_values(self) -> BTreeMap<String, Vec<String>> {
-        self.0
-    }
-
-    /// Whether `holds` for one value of a key; true without any.
-    pub(super) fn admits(&self, key: &str, holds: impl Fn(&str) -> bool) -> bool {
-        let values = self.0.get(key).map(Vec::as_slice).unwrap_or_default();
-        values.is_empty() || values.iter().any(|value| holds(value))
-    }
+    Ok(filters)
 }
 
 /// A reply with a body.
@@ -430,28 +404,19 @@ mod tests {
     fn filters_come_in_two_shapes() {
         let parse = |json: &str| {
             let query: String = form_urlencoded::byte_serialize(json.as_bytes()).collect();
-            Filters::parse(&Query::parse(&format!("filters={query}")), &["name"])
+            filters(&Query::parse(&format!("filters={query}")))
         };
         for json in [
             r#"{"name": {"a": true, "b": true}}"#,
             r#"{"name": ["a", "b"]}"#,
         ] {
-            let filters = parse(json).unwrap();
-            assert!(filters.admits("name", |value| value == "b"), "{json}");
-            assert!(!filters.admits("name", |value| value == "c"), "{json}");
-            assert!(filters.admits("label", |_| false), "{json}");
+            assert_eq!(parse(json).unwrap()["name"], ["a", "b"], "{json}");
         }
-        assert!(parse("").unwrap().admits("name", |_| false));
-        assert_eq!(
-            parse(r#"{"foo": ["a"]}"#).unwrap_err().message,
-            "invalid filter 'foo'"
-        );
-        assert!(
-            parse("{")
-                .unwrap_err()
-                .message
-                .starts_with("invalid filter")
-        );
-        assert!(parse(r#"{"name": 1}"#).is_err());
+        assert_eq!(parse(r#"{"all": [true]}"#).unwrap()["all"], ["true"]);
+        assert!(parse("").unwrap().is_empty());
+        let refused = parse("{").unwrap_err().message;
+        assert!(refused.starts_with("invalid filter"), "{refused}");
+        let refused = parse(r#"{"name": 1}"#).unwrap_err().message;
+        assert_eq!(refused, "invalid filter 'name'");
     }
 }

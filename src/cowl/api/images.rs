@@ -1,11 +1,11 @@
 //! `/images`.
 
 use super::Server;
-use super::http::{self, Filters, Handled, Refusal, Request, Version};
+use super::http::{self, Handled, Refusal, Request, Version};
 use crate::engine::Engine;
 use crate::engine::commit::{Changed, CommitRequest};
-use crate::engine::error::{Error, Result};
-use crate::engine::image::Removed;
+use crate::engine::error::Error;
+use crate::engine::image::{Listed, Removed};
 use crate::engine::load::{ImportRequest, LoadRequest};
 use cowl_core::digest::ImageId;
 use cowl_core::store::Reference;
@@ -13,6 +13,7 @@ use hyper::StatusCode;
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::io::{self, BufWriter};
 use std::path::Path;
 use std::sync::Arc;
@@ -26,26 +27,44 @@ fn seconds(time: Option<Timestamp>) -> i64 {
     time.map_or(0, Timestamp::as_second)
 }
 
-/// Images as `docker images` lists them, newest first.
-pub(super) fn rows(engine: &Engine, version: Version) -> Result<Vec<Value>> {
+/// Images as `docker images` lists them, in the order of `listed`. `sizes` is what only the image
+/// keeps, where that was asked for.
+pub(super) fn rows(
+    listed: Vec<Listed>,
+    version: Version,
+    unique: Option<&BTreeMap<ImageId, u64>>,
+) -> Vec<Value> {
     let mut rows: Vec<(ImageId, Value)> = Vec::new();
-    for image in engine.images()?.items {
-        let names: Vec<String> = image.reference.iter().map(Reference::to_string).collect();
+    for image in listed {
+        let name = image.reference.as_ref();
+        let tag = name.filter(|name| name.digest().is_none());
+        let digest = name.and_then(|name| {
+            let digest = name.digest().or(image.digest)?;
+            Some(format!("{}@{digest}", name.repository()))
+        });
+        let tag = tag.map(Reference::to_string);
         if let Some((_, row)) = rows.iter_mut().find(|(id, _)| *id == image.id) {
-            if let Some(tags) = row.get_mut("RepoTags").and_then(Value::as_array_mut) {
-                tags.extend(names.into_iter().map(Value::from));
+            for (list, name) in [("RepoTags", tag), ("RepoDigests", digest)] {
+                if let Some(names) = row.get_mut(list).and_then(Value::as_array_mut) {
+                    names.extend(name.map(Value::from));
+                }
             }
             continue;
         }
+        let shared = unique.map_or(-1, |unique| {
+            let own = unique.get(&image.id).copied().unwrap_or_default();
+            i64::try_from(image.size.saturating_sub(own)).unwrap_or(i64::MAX)
+        });
+        let labels = Some(image.labels).filter(|labels| !labels.is_empty());
         let mut row = json!({
             "Containers": -1,
             "Created": seconds(image.created),
             "Id": image.id.to_string(),
-            "Labels": null,
+            "Labels": labels,
             "ParentId": "",
-            "RepoDigests": [],
-            "RepoTags": names,
-            "SharedSize": -1,
+            "RepoDigests": digest.into_iter().collect::<Vec<_>>(),
+            "RepoTags": tag.into_iter().collect::<Vec<_>>(),
+            "SharedSize": shared,
             "Size": image.size,
         });
         if version < Version(1, 44)
@@ -55,15 +74,56 @@ pub(super) fn rows(engine: &Engine, version: Version) -> Result<Vec<Value>> {
         }
         rows.push((image.id, row));
     }
-    Ok(rows.into_iter().map(|(_, row)| row).collect())
+    rows.into_iter().map(|(_, row)| row).collect()
 }
 
+/// `all` hides nothing here, as there are no intermediate images, and `manifests` is answered as by
+/// a dockerd without the containerd image store: not at all.
 pub(super) async fn list(server: &Arc<Server>, request: &Request) -> Handled {
     let version = request.version;
-    // None yet: an unknown key is refused, not ignored.
-    Filters::parse(&request.query, &[])?;
-    let rows = server.engine(move |engine| rows(engine, version)).await?;
+    let shared = request.query.flag("shared-size");
+    let filters = http::filters(&request.query)?;
+    let rows = server
+        .engine(move |engine| {
+            let mut images = engine.images()?.items;
+            engine.filter_images(&mut images, &filters)?;
+            let unique = if shared {
+                Some(engine.unique_bytes()?)
+            } else {
+                None
+            };
+            Ok(rows(images, version, unique.as_ref()))
+        })
+        .await?;
     http::json(StatusCode::OK, &rows)
+}
+
+pub(super) async fn inspect(server: &Arc<Server>, request: &Request, name: String) -> Handled {
+    let version = request.version;
+    let body = server
+        .engine(move |engine| {
+            let mut shown = engine.inspect_image(&name)?;
+            if version < Version(1, 44)
+                && let Some(fields) = shown.as_object_mut()
+                && let Some(size) = fields.get("Size").cloned()
+            {
+                fields.insert("VirtualSize".into(), size);
+            }
+            Ok(shown)
+        })
+        .await?;
+    http::json(StatusCode::OK, &body)
+}
+
+/// Removes unused images.
+pub(super) async fn prune(server: &Arc<Server>, request: &Request) -> Handled {
+    let filters = http::filters(&request.query)?;
+    let pruned = server
+        .engine(move |engine| engine.prune_images(&filters))
+        .await?;
+    let removed: Vec<Value> = pruned.removed.into_iter().filter_map(removed).collect();
+    let body = json!({"ImagesDeleted": removed, "SpaceReclaimed": pruned.bytes});
+    http::json(StatusCode::OK, &body)
 }
 
 pub(super) async fn history(server: &Arc<Server>, name: String) -> Handled {
@@ -84,30 +144,43 @@ pub(super) async fn history(server: &Arc<Server>, name: String) -> Handled {
     http::json(StatusCode::OK, &rows)
 }
 
+fn removed(removed: Removed) -> Option<Value> {
+    match removed {
+        Removed::Untagged(name) => Some(json!({"Untagged": name})),
+        Removed::Deleted(id) => Some(json!({"Deleted": id.to_string()})),
+        Removed::DeletedLayers(chain) => Some(json!({"Deleted": chain.to_string()})),
+        // The image is gone; `cowl check` names what is damaged.
+        Removed::NotFreed(_) => None,
+    }
+}
+
+/// `noprune` spares untagged parents, of which there are none.
 pub(super) async fn remove(server: &Arc<Server>, request: &Request, name: String) -> Handled {
     let force = request.query.flag("force");
     let rows = server
         .engine(move |engine| {
-            let mut removed = Vec::new();
-            engine.remove_image(&name, force, &mut removed)?;
-            let row = |removed| match removed {
-                Removed::Untagged(name) => Some(json!({"Untagged": name})),
-                Removed::Deleted(id) => Some(json!({"Deleted": id.to_string()})),
-                // The image is gone; `cowl check` names what is damaged.
-                Removed::NotFreed(_) => None,
-            };
-            Ok(removed.into_iter().filter_map(row).collect::<Vec<_>>())
+            let mut done = Vec::new();
+            engine.remove_image(&name, force, &mut done)?;
+            Ok(done.into_iter().filter_map(removed).collect::<Vec<_>>())
         })
         .await?;
     http::json(StatusCode::OK, &rows)
 }
 
 pub(super) fn load(server: &Arc<Server>, request: Request) -> Handled {
+    let platforms = request.query.all("platform");
+    let platforms = platforms.filter(|text| !text.is_empty()).map(platform);
+    let platforms = platforms.collect::<Handled<Vec<_>>>()?;
     let archive = http::upload(request.body).map_err(Error::from)?;
     let server = Arc::clone(server);
     let produce = move |stream: &http::Stream| {
-        let load =
-            |engine: &Engine| engine.load_file(archive, Path::new(UPLOAD), &LoadRequest::default());
+        let load = |engine: &Engine| {
+            let request = LoadRequest {
+                platforms: &platforms,
+                ..LoadRequest::default()
+            };
+            engine.load_file(archive, Path::new(UPLOAD), &request)
+        };
         match server.open().and_then(|engine| load(&engine)) {
             Err(error) => stream.json_error(&error),
             Ok(loaded) => loaded.iter().try_for_each(|image| {
@@ -147,17 +220,18 @@ pub(super) async fn tag(server: &Arc<Server>, request: &Request, name: String) -
     Ok(http::empty(StatusCode::CREATED))
 }
 
-/// `docker commit`.
+/// The Dockerfile instructions of a request: a parameter each, or a line each.
+fn changes(request: &Request) -> Vec<String> {
+    let all = request.query.all("changes").flat_map(str::lines);
+    let lines = all.filter(|line| !line.is_empty());
+    lines.map(str::to_owned).collect()
+}
+
+/// `docker commit`. `pause` is for containers that run; only those at rest are committed.
 pub(super) async fn commit(server: &Arc<Server>, request: &Request) -> Handled {
     let get = |name| request.query.get(name).unwrap_or_default().to_owned();
     let (container, author, comment) = (get("container"), get("author"), get("comment"));
-    let changes: Vec<String> = request
-        .query
-        .all("changes")
-        .flat_map(str::lines)
-        .filter(|line| !line.is_empty())
-        .map(str::to_owned)
-        .collect();
+    let changes = changes(request);
     let name = target(request)?;
     let id = server
         .engine(move |engine| {
@@ -189,14 +263,19 @@ pub(super) fn create(server: &Arc<Server>, request: Request) -> Handled {
             "only an import from the request's body is supported (fromSrc=-)",
         ));
     }
-    let name = target(&request)?
-        .ok_or_else(|| Refusal::invalid("an imported image needs a name: docker import - NAME"))?;
+    let name = target(&request)?;
+    let changes = changes(&request);
+    let get = |name| request.query.get(name).map(str::to_owned);
+    let (message, platform) = (get("message").unwrap_or_default(), get("platform"));
     let archive = http::upload(request.body).map_err(Error::from)?;
     let server = Arc::clone(server);
     let produce = move |stream: &http::Stream| {
         let import = |engine: &Engine| {
             let request = ImportRequest {
-                name: Some(&name),
+                name: name.as_ref(),
+                changes: &changes,
+                message: &message,
+                platform: platform.as_deref(),
                 ..ImportRequest::default()
             };
             engine.import_file(&archive, &request)

@@ -29,10 +29,34 @@ fn shape(name: &str, driver: &str) -> Value {
     })
 }
 
+fn list(request: &Request) -> Handled {
+    let filters = http::filters(&request.query)?;
+    let mut found = Vec::new();
+    for (name, driver) in NETWORKS {
+        let mut wanted = true;
+        for (key, values) in &filters {
+            let is = |text: &str| values.iter().any(|value| value == text);
+            wanted &= match key.as_str() {
+                "name" | "id" => values.iter().any(|part| name.contains(part.as_str())),
+                "driver" => is(driver),
+                "scope" => is("local"),
+                "type" => is("builtin"),
+                // They have no labels, and are never dangling.
+                "label" => false,
+                "dangling" => is("false") || is("0"),
+                _ => return Err(Refusal::invalid(format!("invalid filter '{key}'"))),
+            };
+        }
+        if wanted {
+            found.push(shape(name, driver));
+        }
+    }
+    http::json(StatusCode::OK, &found)
+}
+
 pub(super) fn route(request: &Request, path: &[&str]) -> Handled {
-    let all = NETWORKS.iter().map(|(name, driver)| shape(name, driver));
     match (&request.method, path) {
-        (&Method::GET, []) => http::json(StatusCode::OK, &all.collect::<Vec<_>>()),
+        (&Method::GET, []) => list(request),
         (&Method::POST, ["prune"]) => http::json(StatusCode::OK, &json!({"NetworksDeleted": null})),
         (&Method::POST, ["create"]) => Err(Refusal::new(
             StatusCode::NOT_IMPLEMENTED,

@@ -30,6 +30,17 @@ async fn system(server: &Arc<Server>, request: Request, path: &[&str]) -> Handle
         (&Method::GET, ["system", "df"]) => system::disk_usage(server, &request).await,
         (&Method::POST, ["commit"]) => images::commit(server, &request).await,
         (&Method::GET, ["plugins"]) => Ok(empty_list()),
+        (&Method::POST, ["build", "prune"]) => system::prune_builds(),
+        (&Method::POST, ["auth"]) => Err(not_implemented("cowl does not log in to registries")),
+        (&Method::GET, ["distribution", .., "json"]) => {
+            Err(not_implemented("cowl does not ask registries"))
+        }
+        (&Method::POST, ["build"]) => Err(not_implemented(
+            "cowl does not build images: build elsewhere and load the image from an archive (docker load)",
+        )),
+        (&Method::POST, ["session" | "grpc"]) => {
+            Err(not_implemented("cowl has no sessions of BuildKit"))
+        }
         (
             _,
             [
@@ -42,6 +53,11 @@ async fn system(server: &Arc<Server>, request: Request, path: &[&str]) -> Handle
         )),
         _ => Err(no_page()),
     }
+}
+
+/// What is Docker's, and not done here.
+fn not_implemented(text: &str) -> Refusal {
+    Refusal::new(StatusCode::NOT_IMPLEMENTED, text)
 }
 
 fn empty_list() -> Reply {
@@ -58,6 +74,14 @@ async fn images(server: &Arc<Server>, request: Request, path: &[&str]) -> Handle
         (&Method::GET, [name @ .., "get"]) => {
             images::save(server, &request, Some(name.join("/"))).await
         }
+        (&Method::POST, ["prune"]) => images::prune(server, &request).await,
+        (&Method::GET, ["search"]) => Err(not_implemented("cowl does not search registries")),
+        (&Method::POST, [_, .., "push"]) => Err(not_implemented(
+            "cowl does not push to registries: save the image to an archive (docker save)",
+        )),
+        (&Method::GET, [name @ .., "json"]) => {
+            images::inspect(server, &request, name.join("/")).await
+        }
         (&Method::GET, [name @ .., "history"]) => images::history(server, name.join("/")).await,
         (&Method::POST, [name @ .., "tag"]) => images::tag(server, &request, name.join("/")).await,
         (&Method::DELETE, name @ [_, ..]) => images::remove(server, &request, name.join("/")).await,
@@ -69,6 +93,7 @@ async fn volumes(server: &Arc<Server>, request: Request, path: &[&str]) -> Handl
     match (&request.method.clone(), path) {
         (&Method::GET, []) => volumes::list(server, &request).await,
         (&Method::POST, ["create"]) => volumes::create(server, request).await,
+        (&Method::POST, ["prune"]) => volumes::prune(server, &request).await,
         (&Method::GET, [name]) => volumes::inspect(server, (*name).to_owned()).await,
         (&Method::DELETE, [name]) => volumes::remove(server, &request, (*name).to_owned()).await,
         _ => Err(no_page()),
@@ -79,6 +104,7 @@ async fn containers(server: &Arc<Server>, request: Request, path: &[&str]) -> Ha
     match (&request.method.clone(), path) {
         (&Method::GET, ["json"]) => containers::list(server, &request).await,
         (&Method::POST, ["create"]) => containers::create(server, request).await,
+        (&Method::POST, ["prune"]) => containers::prune(server, &request).await,
         (&Method::GET, [name, "json"]) => containers::inspect(server, (*name).to_owned()).await,
         (&Method::GET, [name, "changes"]) => containers::changes(server, (*name).to_owned()).await,
         (&Method::POST, [name, verb]) => {

@@ -1,13 +1,16 @@
 //! `/_ping`, `/version`, `/info`, `/system/df`.
 
-use super::http::{self, Handled, Reply, Request};
-use super::{API, OLDEST, Server, images, volumes};
+use super::http::{self, Handled, Refusal, Reply, Request};
+use super::{API, OLDEST, Server, images};
 use crate::engine::container::state::Status;
 use crate::engine::error::{Context as _, Result};
+use crate::engine::usage::DiskUsage;
 use crate::engine::{Engine, host};
+use cowl_launch::cgroup::discard_unsupported;
+use cowl_launch::sandbox::Limits;
 use hyper::{Method, StatusCode};
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::sync::Arc;
 
 /// The version of cowl.
@@ -75,7 +78,7 @@ pub(super) async fn info(server: &Arc<Server>) -> Handled {
 }
 
 fn describe(engine: &Engine) -> Result<Value> {
-    let mut whole = serde_json::Map::new();
+    let mut whole = Map::new();
     for part in [facts_of_store(engine)?, facts_of_host()?, facts_of_server()] {
         if let Value::Object(part) = part {
             whole.extend(part);
@@ -86,10 +89,12 @@ fn describe(engine: &Engine) -> Result<Value> {
 
 fn facts_of_store(engine: &Engine) -> Result<Value> {
     let containers = engine.containers()?.items;
-    let running = containers
-        .iter()
-        .filter(|(_, status)| *status == Status::Running)
-        .count();
+    let count = |wanted: fn(&Status) -> bool| {
+        let states = containers.iter().map(|(_, status)| status);
+        states.filter(|status| wanted(status)).count()
+    };
+    let running = count(|status| matches!(status, Status::Running | Status::Restarting(_)));
+    let paused = count(|status| *status == Status::Paused);
     let mut images: Vec<_> = engine.images()?.items.iter().map(|one| one.id).collect();
     images.sort();
     images.dedup();
@@ -99,8 +104,8 @@ fn facts_of_store(engine: &Engine) -> Result<Value> {
         "ID": "",
         "Containers": containers.len(),
         "ContainersRunning": running,
-        "ContainersPaused": 0,
-        "ContainersStopped": containers.len() - running,
+        "ContainersPaused": paused,
+        "ContainersStopped": containers.len() - running - paused,
         "Images": images.len(),
         "Driver": "cowl",
         "DriverStatus": [
@@ -118,16 +123,29 @@ fn facts_of_host() -> Result<Value> {
     let memory = rustix::system::sysinfo();
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let unified = std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").try_exists()?;
+    // One limit of each kind; those that can't be enforced go.
+    let mut limits = Limits {
+        memory: Some(1 << 30),
+        memory_swap: Some(1 << 30),
+        pids: Some(1),
+        cpu_shares: Some(1024),
+        cpu_quota: Some(100_000),
+        cpu_period: Some(100_000),
+        cpuset_cpus: Some("0".to_owned()),
+        ..Limits::default()
+    };
+    discard_unsupported(&mut limits)?;
     Ok(json!({
-        "MemoryLimit": true,
-        "SwapLimit": true,
-        "CpuCfsPeriod": true,
-        "CpuCfsQuota": true,
-        "CPUShares": true,
-        "CPUSet": true,
-        "PidsLimit": true,
-        "IPv4Forwarding": true,
-        "OomKillDisable": !unified,
+        "MemoryLimit": limits.memory.is_some(),
+        "SwapLimit": limits.memory_swap.is_some(),
+        "CpuCfsPeriod": limits.cpu_period.is_some(),
+        "CpuCfsQuota": limits.cpu_quota.is_some(),
+        "CPUShares": limits.cpu_shares.is_some(),
+        "CPUSet": limits.cpuset_cpus.is_some(),
+        "PidsLimit": limits.pids.is_some(),
+        "IPv4Forwarding": forwards_ipv4()?,
+        // Version 2 has no such switch.
+        "OomKillDisable": limits.memory.is_some() && !unified,
         "CgroupDriver": "cgroupfs",
         "CgroupVersion": if unified { "2" } else { "1" },
         "KernelVersion": kernel.release().to_string_lossy(),
@@ -185,6 +203,16 @@ fn facts_of_server() -> Value {
     })
 }
 
+/// net.ipv4.ip_forward (proc_sys_net(5), ip-sysctl); false in a kernel without IPv4.
+fn forwards_ipv4() -> Result<bool> {
+    let path = "/proc/sys/net/ipv4/ip_forward";
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(text.trim() != "0"),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error).context(|| format!("reading {path}")),
+    }
+}
+
 /// A value of /etc/os-release (os-release(5)); empty without one.
 fn os_release(key: &str) -> Result<String> {
     let text = match std::fs::read_to_string("/etc/os-release") {
@@ -196,25 +224,85 @@ fn os_release(key: &str) -> Result<String> {
     Ok(value.trim_matches(['"', '\'']).to_owned())
 }
 
+/// What `/system/df` can be asked for.
+const TYPES: [&str; 4] = ["container", "image", "volume", "build-cache"];
+
 pub(super) async fn disk_usage(server: &Arc<Server>, request: &Request) -> Handled {
-    let version = request.version;
+    let (asked, version) = (request.query.all("type"), request.version);
+    let asked: Vec<String> = asked.map(str::to_owned).collect();
+    if let Some(unknown) = asked.iter().find(|kind| !TYPES.contains(&kind.as_str())) {
+        return Err(Refusal::invalid(format!("unknown object type: {unknown}")));
+    }
     let body = server
         .engine(move |engine| {
-            let mut images = images::rows(engine, version)?;
-            for image in &mut images {
-                if let Some(row) = image.as_object_mut() {
-                    row.insert("SharedSize".into(), json!(0));
-                    row.insert("Containers".into(), json!(0));
+            let mut usage = engine.disk_usage()?;
+            let wants = |kind| asked.is_empty() || asked.iter().any(|asked| asked == kind);
+            let mut body = Map::new();
+            if wants("image") {
+                let listed = std::mem::take(&mut usage.images);
+                let mut rows = images::rows(listed, version, Some(&usage.unique));
+                for row in &mut rows {
+                    count_containers(row, &usage);
                 }
+                body.insert("LayersSize".into(), json!(usage.layers));
+                body.insert("Images".into(), json!(rows));
             }
-            Ok(json!({
-                "LayersSize": engine.store().usage()?.objects.bytes,
-                "Images": images,
-                "Containers": [],
-                "Volumes": volumes::rows(engine)?,
-                "BuildCache": [],
-            }))
+            if wants("container") {
+                body.insert("Containers".into(), containers(engine, &usage)?);
+            }
+            if wants("volume") {
+                body.insert("Volumes".into(), volumes(engine, &usage));
+            }
+            if wants("build-cache") {
+                body.insert("BuildCache".into(), json!([]));
+            }
+            Ok(Value::Object(body))
         })
         .await?;
+    http::json(StatusCode::OK, &body)
+}
+
+fn count_containers(row: &mut Value, usage: &DiskUsage) {
+    let id = row.get("Id").and_then(Value::as_str).unwrap_or_default();
+    let mut of = usage.containers_of.iter();
+    let count = of.find(|(image, _)| image.to_string() == id);
+    let count = count.map_or(0, |(_, count)| *count);
+    if let Some(row) = row.as_object_mut() {
+        row.insert("Containers".into(), json!(count));
+    }
+}
+
+fn containers(engine: &Engine, usage: &DiskUsage) -> Result<Value> {
+    let now = Timestamp::now();
+    let rows = usage.containers.iter().map(|(summary, changed)| {
+        let mut row = engine.listed(summary, now);
+        let whole = engine.layers_bytes(&summary.config)? + changed;
+        if let Some(row) = row.as_object_mut() {
+            row.insert("SizeRootFs".into(), json!(whole));
+            // As Docker, which leaves out zeros.
+            if *changed > 0 {
+                row.insert("SizeRw".into(), json!(changed));
+            }
+        }
+        Ok(row)
+    });
+    Ok(Value::Array(rows.collect::<Result<_>>()?))
+}
+
+fn volumes(engine: &Engine, usage: &DiskUsage) -> Value {
+    let rows = usage.volumes.iter().map(|(volume, bytes, links)| {
+        let mut row = engine.volume_shown(volume);
+        if let Some(row) = row.as_object_mut() {
+            let usage = json!({"RefCount": links, "Size": bytes});
+            row.insert("UsageData".into(), usage);
+        }
+        row
+    });
+    rows.collect()
+}
+
+/// There is no cache of builds.
+pub(super) fn prune_builds() -> Handled {
+    let body = json!({"CachesDeleted": null, "SpaceReclaimed": 0});
     http::json(StatusCode::OK, &body)
 }

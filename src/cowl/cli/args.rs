@@ -3,6 +3,10 @@
 use super::container::args::{
     Attach, Create, Exec, Inspect, Kill, Logs, Names, Ps, Rename, Rm, Run, Start, Stop,
 };
+use super::image_group::{Image, ImagePrune};
+use super::prune::Prune;
+use super::system::System;
+use super::volume::Volume;
 use clap::builder::ArgAction;
 use clap::{Args, Command as Definition, Parser, Subcommand};
 use cowl_core::handover::IoModeChoice;
@@ -132,9 +136,24 @@ pub(super) enum Command {
     /// `cowl container inspect`
     #[command(skip)]
     ContainerInspect(Inspect),
+    /// Manage images
+    #[command(subcommand)]
+    Image(Image),
+    /// Manage cowl
+    #[command(subcommand)]
+    System(System),
     /// Manage volumes
     #[command(subcommand)]
     Volume(Volume),
+    /// `cowl container prune`
+    #[command(skip)]
+    ContainerPrune(Prune),
+    /// `cowl image inspect`
+    #[command(skip)]
+    ImageInspect(Inspect),
+    /// `cowl image prune`
+    #[command(skip)]
+    ImagePrune(ImagePrune),
     /// Answer Docker's clients: the Docker Engine API on a unix socket
     Serve(Serve),
     /// Show the version information
@@ -396,6 +415,8 @@ pub(super) enum Container {
     Unpause(Names),
     /// Block until one or more containers stop, then print their exit codes
     Wait(Names),
+    /// Remove all stopped containers
+    Prune(Prune),
     /// Rename a container
     Rename(Rename),
     /// Remove one or more containers
@@ -422,39 +443,10 @@ impl From<Container> for Command {
             Container::Wait(args) => Self::Wait(args),
             Container::Inspect(args) => Self::ContainerInspect(args),
             Container::Ls(args) => Self::Ps(args),
+            Container::Prune(args) => Self::ContainerPrune(args),
             Container::Rename(args) => Self::Rename(args),
             Container::Rm(args) => Self::Rm(args),
             Container::Run(args) => Self::Run(args),
         }
     }
-}
-
-#[derive(Debug, Subcommand)]
-pub(super) enum Volume {
-    /// List volumes
-    Ls {
-        /// Only display volume names
-        #[arg(short, long)]
-        quiet: bool,
-    },
-    /// Create a volume
-    Create {
-        /// Name of the volume [default: generated]
-        name: Option<String>,
-    },
-    /// Display detailed information on one or more volumes, as JSON
-    Inspect {
-        /// Names of volumes
-        #[arg(required = true, value_name = "VOLUME")]
-        names: Vec<String>,
-    },
-    /// Remove one or more volumes
-    Rm {
-        /// Names of volumes
-        #[arg(required = true, value_name = "VOLUME")]
-        names: Vec<String>,
-        /// Don't fail if a volume doesn't exist
-        #[arg(short, long)]
-        force: bool,
-    },
 }

@@ -5,6 +5,7 @@ use super::template::Template;
 use crate::engine::error::{Error, Result};
 use crate::engine::list::Filters;
 use serde_json::Value;
+use std::collections::BTreeMap;
 
 /// Reads `KEY=VALUE` options.
 pub(super) fn filters(options: &[String]) -> Result<Filters> {
@@ -19,6 +20,15 @@ pub(super) fn filters(options: &[String]) -> Result<Filters> {
         values.push(value.trim().to_owned());
     }
     Ok(filters)
+}
+
+/// Reads `NAME=VALUE` or bare `NAME` options, such as labels.
+pub(super) fn key_values(options: &[String]) -> BTreeMap<String, String> {
+    let pairs = options.iter().map(|option| {
+        let (name, value) = option.split_once('=').unwrap_or((option, ""));
+        (name.to_owned(), value.to_owned())
+    });
+    pairs.collect()
 }
 
 /// Prints rows in a format. `table` is the template of the format `table`; `header` has the title

@@ -187,7 +187,7 @@ fn names(image: &Listed) -> (String, String) {
 }
 
 /// The fields of Docker's `--format json`.
-fn as_json(image: &Listed, no_trunc: bool, now: Timestamp) -> serde_json::Value {
+pub(super) fn as_json(image: &Listed, no_trunc: bool, now: Timestamp) -> serde_json::Value {
     let (repository, tag) = names(image);
     let named = image.reference.as_ref().and_then(Reference::digest);
     let digest = named.or(image.digest);
@@ -275,10 +275,11 @@ pub(super) fn rmi(engine: &Engine, args: &Rmi, out: &mut Stdout) -> u8 {
             match removed {
                 Removed::Untagged(name) => out.line(&format!("Untagged: {name}"))?,
                 Removed::Deleted(id) => out.line(&format!("Deleted: {id}"))?,
+                Removed::DeletedLayers(chain) => out.line(&format!("Deleted: {chain}"))?,
                 Removed::NotFreed(error) => warn(&[error]),
             }
         }
-        done
+        done.map(drop)
     })
 }
 
@@ -288,10 +289,12 @@ pub(super) fn info(engine: &Engine, out: &mut Stdout) -> Result<u8> {
         skipped,
     } = engine.containers()?;
     warn(&skipped);
-    let running = containers
-        .iter()
-        .filter(|(_, status)| *status == Status::Running)
-        .count();
+    let count = |wanted: fn(&Status) -> bool| {
+        let states = containers.iter().map(|(_, status)| status);
+        states.filter(|status| wanted(status)).count()
+    };
+    let running = count(|status| matches!(status, Status::Running | Status::Restarting(_)));
+    let paused = count(|status| *status == Status::Paused);
     let usage = engine.store().usage()?;
     let found = engine.images()?;
     warn(&found.skipped);
@@ -307,7 +310,8 @@ pub(super) fn info(engine: &Engine, out: &mut Stdout) -> Result<u8> {
         format!("Root Dir: {}", engine.store().root().display()),
         format!("Containers: {}", containers.len()),
         format!(" Running: {running}"),
-        format!(" Stopped: {}", containers.len() - running),
+        format!(" Paused: {paused}"),
+        format!(" Stopped: {}", containers.len() - running - paused),
         format!("Images: {}", images.len()),
         format!("Volumes: {}", volumes.items.len()),
         format!("Layers: {}", usage.layers.number),

@@ -11,8 +11,11 @@ mod container;
 mod external;
 mod format;
 mod image;
+mod image_group;
 mod mount;
+mod prune;
 mod serve;
+mod system;
 mod table;
 mod template;
 mod units;
@@ -21,7 +24,7 @@ mod volume;
 
 use crate::engine::error::{Context, Error, Kind, Result};
 use crate::engine::{Engine, host};
-use args::{Cli, Command, Volume};
+use args::{Cli, Command};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches};
 use std::ffi::OsString;
@@ -241,14 +244,18 @@ fn dispatch(cli: Cli, out: &mut Stdout) -> Result<u8> {
             dispatch(Cli { root, command }, out)
         }
         Command::Rm(args) => container::rm(&*open(Access::Change)?, &args, out),
-        Command::Volume(command) => {
-            let access = match command {
-                Volume::Create { .. } => Access::Add,
-                Volume::Rm { .. } => Access::Change,
-                Volume::Ls { .. } | Volume::Inspect { .. } => Access::Read,
-            };
-            volume::volume(&*open(access)?, command, out)
+        Command::ContainerPrune(args) => prune::containers(&*open(Access::Change)?, &args, out),
+        Command::Image(command) => {
+            let command = Command::from(command);
+            dispatch(Cli { root, command }, out)
         }
+        Command::ImageInspect(args) => container::inspect::image(&*open(Access::Read)?, &args, out),
+        Command::ImagePrune(args) => {
+            let engine = open(Access::Change)?;
+            prune::images(&engine, &args.prune, args.all, out)
+        }
+        Command::System(command) => system::system(&*open(command.access())?, command, out),
+        Command::Volume(command) => volume::volume(&*open(command.access())?, command, out),
         Command::Serve(args) => serve::serve(root_flag, &args, out),
         Command::Version => version(out),
         Command::External(words) => external::run(&words, root),

@@ -1,4 +1,4 @@
-//! Docker's table layout, and a standard output on which EPIPE is no error.
+//! Texts as Docker shows them, and a standard output on which EPIPE is no error.
 //!
 //! All of `cowl`'s output goes through [`Out`]: `println!` would panic on a closed pipe.
 
@@ -15,6 +15,11 @@ impl<W: Write> Out<W> {
     /// Writes to `to`.
     pub(super) fn new(to: W) -> Self {
         Self { to, closed: false }
+    }
+
+    /// Writes text as it is.
+    pub(super) fn text(&mut self, text: &str) -> io::Result<()> {
+        self.unless_closed(|to| to.write_all(text.as_bytes()))
     }
 
     /// Writes a line and a newline.
@@ -41,58 +46,6 @@ impl<W: Write> Out<W> {
             }
             other => other,
         }
-    }
-}
-
-/// Rows under a header. Each column but the last is three wider than its widest cell, and at least
-/// ten wide (Docker's tabwriter).
-#[derive(Debug)]
-pub(super) struct Table<const N: usize> {
-    rows: Vec<[String; N]>,
-}
-
-impl<const N: usize> Table<N> {
-    const MIN_WIDTH: usize = 10;
-    const PADDING: usize = 3;
-
-    /// A table with a header row.
-    pub(super) fn new(header: [&str; N]) -> Self {
-        Self {
-            rows: vec![header.map(str::to_owned)],
-        }
-    }
-
-    /// Adds a row.
-    pub(super) fn row(&mut self, cells: [String; N]) {
-        self.rows.push(cells);
-    }
-
-    /// The rows as lines.
-    pub(super) fn lines(&self) -> Vec<String> {
-        let mut widths = [Self::MIN_WIDTH; N];
-        for row in &self.rows {
-            for (width, cell) in widths.iter_mut().zip(row) {
-                *width = (*width).max(cell.chars().count() + Self::PADDING);
-            }
-        }
-        self.rows
-            .iter()
-            .map(|row| Self::line(row, &widths))
-            .collect()
-    }
-
-    fn line(row: &[String; N], widths: &[usize; N]) -> String {
-        let mut line = String::new();
-        for (column, (cell, width)) in row.iter().zip(widths).enumerate() {
-            line.push_str(cell);
-            if column + 1 < N {
-                line.extend(std::iter::repeat_n(
-                    ' ',
-                    width.saturating_sub(cell.chars().count()),
-                ));
-            }
-        }
-        line
     }
 }
 
@@ -128,19 +81,6 @@ pub(super) fn quoted(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn columns_are_dockers() {
-        let mut table = Table::new(["REPOSITORY", "TAG", "SIZE"]);
-        table.row(["ubuntu".into(), "22.04".into(), "5.6MB".into()]);
-        assert_eq!(
-            table.lines(),
-            [
-                "REPOSITORY   TAG       SIZE",
-                "ubuntu       22.04     5.6MB"
-            ]
-        );
-    }
 
     #[test]
     fn long_commands_are_truncated_and_control_characters_escaped() {

@@ -8,6 +8,11 @@ const KIB: u64 = 1 << 10;
 
 /// Bytes in powers of 1000 with three significant digits: `1.98MB`, `241B`, `0B`.
 pub(super) fn human_size(bytes: u64) -> String {
+    human_size_of(bytes, 3)
+}
+
+/// Bytes in powers of 1000 with so many significant digits, three at least.
+pub(super) fn human_size_of(bytes: u64, digits: u32) -> String {
     const UNITS: [&str; 7] = ["B", "kB", "MB", "GB", "TB", "PB", "EB"];
     let mut divisor = 1_u128;
     let value = u128::from(bytes);
@@ -17,7 +22,7 @@ pub(super) fn human_size(bytes: u64) -> String {
             10..100 => 1,
             _ => 0,
         };
-        let scale = 10_u128.pow(decimals);
+        let scale = 10_u128.pow(decimals + digits.saturating_sub(3));
         let rounded = (value * scale + divisor / 2) / divisor;
         if rounded < 1000 * scale {
             return format!("{}{unit}", decimal(rounded, scale));
@@ -132,6 +137,21 @@ mod tests {
                 Err(format!("invalid size: '{text}'")),
                 "{text}"
             );
+        }
+    }
+
+    #[test]
+    fn sizes_can_have_four_significant_digits() {
+        let table = [
+            (0, "0B"),
+            (241, "241B"),
+            (5_596_640, "5.597MB"),
+            (12_345_678, "12.35MB"),
+            (196_712, "196.7kB"),
+            (999_999, "1MB"),
+        ];
+        for (bytes, text) in table {
+            assert_eq!(human_size_of(bytes, 4), text);
         }
     }
 

@@ -1,23 +1,99 @@
 //! `cowl volume`: volumes, printed as Docker does.
 
-use super::args::Volume;
-use super::container::inspect::pretty;
+use super::container::args::Inspect;
+use super::container::inspect;
+use super::format::key_values;
 use super::image::warn;
-use super::table::Table;
-use super::{Stdout, each};
+use super::prune::{self, Prune};
+use super::{Access, Stdout, each, format};
 use crate::engine::Engine;
 use crate::engine::error::Result;
+use crate::engine::volumes::{DRIVER, VolumeRequest, labels_of};
+use clap::{Args, Subcommand};
 use serde_json::{Value, json};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Volume {
+    /// Create a volume
+    Create(Create),
+    /// Display detailed information on one or more volumes
+    Inspect(Inspect),
+    /// List volumes
+    #[command(visible_alias = "list")]
+    Ls(Ls),
+    /// Remove unused volumes: those with generated names, with --all the named ones too
+    Prune {
+        #[command(flatten)]
+        prune: Prune,
+        /// Remove all unused volumes, not just anonymous ones
+        #[arg(short, long)]
+        all: bool,
+    },
+    /// Remove one or more volumes
+    #[command(visible_alias = "remove")]
+    Rm {
+        /// Names of volumes
+        #[arg(required = true, value_name = "VOLUME")]
+        names: Vec<String>,
+        /// Don't fail if a volume doesn't exist
+        #[arg(short, long)]
+        force: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Create {
+    /// Name of the volume [default: generated]
+    name: Option<String>,
+    /// Volume driver; there is one, local
+    #[arg(short, long, value_name = "NAME", default_value = DRIVER, hide_default_value = true)]
+    driver: String,
+    /// Options of the driver: type=none, o=bind and device=/PATH for a directory of the host
+    #[arg(short, long, value_name = "KEY=VALUE")]
+    opt: Vec<String>,
+    /// Metadata of the volume
+    #[arg(long, value_name = "KEY=VALUE")]
+    label: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Ls {
+    /// Only display volume names
+    #[arg(short, long)]
+    quiet: bool,
+    /// Only volumes that match: dangling, driver, label or name
+    #[arg(short, long, value_name = "KEY=VALUE")]
+    filter: Vec<String>,
+    /// Format output: table, json, or a Go template
+    #[arg(long, value_name = "FORMAT")]
+    format: Option<String>,
+}
+
+impl Volume {
+    pub(super) fn access(&self) -> Access {
+        match self {
+            Self::Create(_) => Access::Add,
+            Self::Rm { .. } | Self::Prune { .. } => Access::Change,
+            Self::Ls(_) | Self::Inspect(_) => Access::Read,
+        }
+    }
+}
 
 pub(super) fn volume(engine: &Engine, command: Volume, out: &mut Stdout) -> Result<u8> {
     match command {
-        Volume::Ls { quiet } => list(engine, quiet, out),
-        Volume::Create { name } => {
-            let name = engine.create_volume(name.as_deref())?;
+        Volume::Ls(args) => list(engine, &args, out),
+        Volume::Create(args) => {
+            let name = engine.create_volume(&VolumeRequest {
+                name: args.name,
+                driver: args.driver,
+                labels: key_values(&args.label),
+                options: key_values(&args.opt),
+            })?;
             out.line(&name)?;
             Ok(0)
         }
-        Volume::Inspect { names } => inspect(engine, &names, out),
+        Volume::Inspect(args) => inspect::print(&args, out, |name| engine.inspect_volume(name)),
+        Volume::Prune { prune, all } => prune::volumes(engine, &prune, all, out),
         Volume::Rm { names, force } => Ok(each(&names, |name| {
             engine.remove_volume(name, force)?;
             Ok(out.line(name)?)
@@ -25,48 +101,41 @@ pub(super) fn volume(engine: &Engine, command: Volume, out: &mut Stdout) -> Resu
     }
 }
 
-fn list(engine: &Engine, quiet: bool, out: &mut Stdout) -> Result<u8> {
-    let mut table = Table::new(["DRIVER", "VOLUME NAME"]);
+fn list(engine: &Engine, args: &Ls, out: &mut Stdout) -> Result<u8> {
     let volumes = engine.volumes()?;
     warn(&volumes.skipped);
-    for volume in volumes.items {
-        if quiet {
-            out.line(&volume.name)?;
-        } else {
-            table.row(["local".to_owned(), volume.name]);
-        }
-    }
-    if !quiet {
-        table.lines().iter().try_for_each(|line| out.line(line))?;
-    }
-    Ok(0)
-}
-
-fn inspect(engine: &Engine, names: &[String], out: &mut Stdout) -> Result<u8> {
-    let mut found = Vec::new();
-    let code = each(names, |name| {
-        found.push(described(engine, name)?);
-        Ok(())
+    let mut volumes = volumes.items;
+    engine.filter_volumes(&mut volumes, &format::filters(&args.filter)?)?;
+    let rows: Vec<Value> = volumes
+        .iter()
+        .map(|volume| {
+            let labels = labels_of(volume);
+            let labels = labels.iter().map(|(name, value)| format!("{name}={value}"));
+            let shown = engine.volume_shown(volume);
+            json!({
+                "Availability": "N/A",
+                "Driver": DRIVER,
+                "Group": "N/A",
+                "Labels": labels.collect::<Vec<_>>().join(","),
+                "Links": "N/A",
+                "Mountpoint": shown.get("Mountpoint"),
+                "Name": volume.name,
+                "Scope": "local",
+                "Size": "N/A",
+                "Status": "N/A",
+            })
+        })
+        .collect();
+    let header = json!({
+        "Driver": "DRIVER", "Name": "VOLUME NAME", "Scope": "SCOPE", "Mountpoint": "MOUNTPOINT",
+        "Labels": "LABELS", "Links": "LINKS", "Size": "SIZE", "Availability": "AVAILABILITY",
+        "Group": "GROUP", "Status": "STATUS",
     });
-    out.line(&pretty(&found)?)?;
-    Ok(code)
-}
-
-/// A volume in Docker's JSON.
-pub(super) fn described(engine: &Engine, name: &str) -> Result<Value> {
-    let (volume, mountpoint) = engine.volume_named(name)?;
-    let labels = if volume.record.anonymous {
-        json!({"com.docker.volume.anonymous": ""})
-    } else {
-        json!(null)
+    let format = match (&args.format, args.quiet) {
+        (Some(format), _) => format,
+        (None, true) => "{{.Name}}",
+        (None, false) => "table",
     };
-    Ok(json!({
-        "CreatedAt": volume.record.created.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
-        "Driver": "local",
-        "Labels": labels,
-        "Mountpoint": mountpoint,
-        "Name": volume.name,
-        "Options": null,
-        "Scope": "local",
-    }))
+    format::print(format, "{{.Driver}}\t{{.Name}}", &header, &rows, out)?;
+    Ok(0)
 }

@@ -8,7 +8,7 @@ use super::docker::{ContainerConfig, HostConfig, MountRequest};
 use super::error::{Context, Error, Result};
 use super::image::Image;
 use super::{Engine, limits, names, process};
-use crate::volume::{Source, VolumeName, VolumeSpec, is_name};
+use crate::volume::{NewVolume, Source, VolumeName, VolumeSpec, is_name};
 use cowl_core::image::foreign_platform;
 use jiff::Timestamp;
 use rustix::io::Errno;
@@ -175,7 +175,11 @@ impl Engine {
             let name = VolumeName::parse(name).map_err(Error::invalid)?;
             if !self.volumes.has(&name)? {
                 let anonymous = config.anonymous_volumes().any(|own| own == name.as_str());
-                self.volumes.create(&name, anonymous)?;
+                let asked = NewVolume {
+                    anonymous,
+                    ..NewVolume::default()
+                };
+                self.volumes.create(&name, &asked)?;
                 new.push(name);
             }
         }

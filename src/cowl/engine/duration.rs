@@ -1,4 +1,7 @@
-//! Ages in Docker's words (docker/go-units), and durations as Go writes them.
+//! Ages in Docker's words (docker/go-units), and durations and times as clients write them.
+
+use super::error::{Error, Result};
+use jiff::{Span, Timestamp};
 
 /// An age in seconds in Docker's words: "3 minutes".
 ///
@@ -28,7 +31,7 @@ pub fn human(seconds: u64) -> String {
 ///
 /// # Errors
 /// Go's texts.
-pub fn parse(text: &str) -> Result<i64, String> {
+pub fn parse(text: &str) -> std::result::Result<i64, String> {
     let invalid = || format!("time: invalid duration \"{text}\"");
     let (sign, mut rest) = match text.strip_prefix('-') {
         Some(rest) => (-1, rest),
@@ -80,9 +83,44 @@ pub fn parse(text: &str) -> Result<i64, String> {
     i64::try_from(total.saturating_mul(sign)).map_err(|_range| invalid())
 }
 
+/// A time: RFC 3339, seconds since 1970, or an age such as `10m`.
+pub fn moment(text: &str, now: Timestamp) -> Result<Timestamp> {
+    let invalid = || Error::invalid(format!("invalid value for a time: \"{text}\""));
+    if let Ok(at) = text.parse::<Timestamp>() {
+        return Ok(at);
+    }
+    if let Ok(seconds) = text.parse::<i64>() {
+        return Timestamp::from_second(seconds).map_err(|_range| invalid());
+    }
+    if let Some((seconds, nanoseconds)) = text.split_once('.')
+        && let (Ok(seconds), Ok(nanoseconds)) =
+            (seconds.parse(), format!("{nanoseconds:0<9}").parse())
+    {
+        return Timestamp::new(seconds, nanoseconds).map_err(|_range| invalid());
+    }
+    let age: Span = text.parse().map_err(|_syntax| invalid())?;
+    now.checked_sub(age).map_err(|_range| invalid())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_moment_is_a_time_or_an_age() {
+        let now: Timestamp = "2026-11-24T12:00:00Z".parse().unwrap();
+        let table = [
+            ("2026-11-24T11:59:00Z", "2026-11-24T11:59:00Z"),
+            ("10m", "2026-11-24T11:50:00Z"),
+            ("1h30m", "2026-11-24T10:30:00Z"),
+            ("0", "1970-01-01T00:00:00Z"),
+            ("1.5", "1970-01-01T00:00:01.5Z"),
+        ];
+        for (text, expected) in table {
+            assert_eq!(moment(text, now).unwrap().to_string(), expected, "{text}");
+        }
+        moment("soon", now).unwrap_err();
+    }
 
     #[test]
     fn parse_reads_what_go_reads() {

@@ -4,7 +4,7 @@ use super::docker::ContainerConfig;
 use super::error::{Context, Error, Result};
 use super::mount::SEPARATOR;
 use super::{Engine, Listing, mountpoint, names};
-use cowl_core::digest::{DiffId, ImageId, Sha256Digest};
+use cowl_core::digest::{ChainId, DiffId, ImageId, Sha256Digest};
 use cowl_core::image::{self, ImageConfig};
 use cowl_core::store::{Platform, Reference, Tag, TaggedImage};
 use jiff::Timestamp;
@@ -70,6 +70,8 @@ pub enum Removed {
     Untagged(String),
     /// Its last name is gone, and what only it used was freed.
     Deleted(ImageId),
+    /// No image and no container has this stack of layers any more.
+    DeletedLayers(ChainId),
     /// Something that cannot be read keeps what it is unknown, so not all was freed.
     NotFreed(Error),
 }
@@ -212,13 +214,14 @@ impl Engine {
 
     /// Removes a name of an image, or all of it by its id; frees what nothing else uses. Docker's rules for what `force` overrides.
     ///
-    /// What was done is noted in `removed`, also when an error ends it half-way.
+    /// What was done is noted in `removed`, also when an error ends it half-way. Gives the bytes
+    /// that were freed.
     pub fn remove_image(
         &self,
         needle: &str,
         force: bool,
         removed: &mut Vec<Removed>,
-    ) -> Result<()> {
+    ) -> Result<u64> {
         // So that no container or mount comes to use it meanwhile.
         let guard = self.containers.guard()?;
         self.drop_pins_of_gone_containers(&guard)?;
@@ -242,24 +245,47 @@ impl Engine {
         let names = gone.iter().filter_map(|tag| tag.reference.as_ref());
         removed.extend(names.map(|name| Removed::Untagged(name.to_string())));
         drop(guard);
-        if gone.len() >= tags.len() {
-            self.free(removed)?;
-            if users.is_empty() {
-                removed.push(Removed::Deleted(id));
-            }
+        if gone.len() < tags.len() {
+            return Ok(0);
         }
-        Ok(())
+        let mut freed = Vec::new();
+        let bytes = self.free(&mut freed)?;
+        if users.is_empty() {
+            removed.push(Removed::Deleted(id));
+            removed.extend(self.gone_layers(&image.diff_ids())?);
+        }
+        removed.extend(freed);
+        Ok(bytes)
     }
 
-    /// Frees what nothing keeps.
-    fn free(&self, removed: &mut Vec<Removed>) -> Result<()> {
+    /// The stacks of a removed image, highest first, down to the one that something else has.
+    fn gone_layers(&self, layers: &[DiffId]) -> Result<Vec<Removed>> {
+        let tags = self.store.tags()?.tags;
+        let images = tags.iter().flat_map(|tag| &tag.images);
+        let mut others: Vec<Vec<DiffId>> = images.map(TaggedImage::diff_ids).collect();
+        let containers = self.containers.list()?.items.into_iter();
+        others.extend(containers.map(|container| container.config.layers));
+        let mut gone = Vec::new();
+        for height in (1..=layers.len()).rev() {
+            let stack = layers.get(..height).unwrap_or_default();
+            if others.iter().any(|other| other.starts_with(stack)) {
+                break;
+            }
+            gone.extend(ChainId::of(stack).map(Removed::DeletedLayers));
+        }
+        Ok(gone)
+    }
+
+    /// Frees what nothing keeps; gives its bytes.
+    fn free(&self, removed: &mut Vec<Removed>) -> Result<u64> {
         let report = self
             .store
             .gc()
             .context(|| "freeing what only the image used")?;
+        let bytes = report.bytes();
         let damaged = report.damaged.into_iter().map(Error::from);
         removed.extend(damaged.map(Removed::NotFreed));
-        Ok(())
+        Ok(bytes)
     }
 
     /// Removes a tag that cannot be read, if that is what was asked for.
@@ -268,7 +294,7 @@ impl Engine {
         needle: &str,
         error: Error,
         removed: &mut Vec<Removed>,
-    ) -> Result<()> {
+    ) -> Result<u64> {
         let Ok(name) = needle.parse::<Reference>() else {
             return Err(error);
         };
@@ -319,7 +345,7 @@ impl Engine {
     }
 
     /// What uses an image: running containers, other containers, then mounts.
-    fn users_of_image(&self, id: ImageId) -> Result<Vec<User>> {
+    pub(super) fn users_of_image(&self, id: ImageId) -> Result<Vec<User>> {
         let mut users = Vec::new();
         let mut containers = Vec::new();
         for container in self.containers.list()?.items {
@@ -375,7 +401,7 @@ impl Engine {
 
 /// What uses an image, the strongest first.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum User {
+pub(super) enum User {
     /// The short id of a running container.
     Running(String),
     /// The short id of another container.
@@ -465,9 +491,7 @@ fn missing(needle: &str) -> Error {
         Err(_) if is_id(needle) => needle.to_owned(),
         Err(error) => return Error::invalid(error.to_string()),
     };
-    Error::not_found(format!(
-        "No such image: {name}; cowl images lists what there is, cowl load -i FILE brings in an archive"
-    ))
+    Error::not_found(format!("No such image: {name}"))
 }
 
 /// The first 12 digits of an image's id.

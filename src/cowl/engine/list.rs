@@ -235,7 +235,7 @@ pub fn network(config: &Config) -> String {
 
 /// Whether a pattern of a filter occurs in a text: `^ $ . *` mean what they do in a regular
 /// expression, everything else itself.
-fn matches(pattern: &str, text: &str) -> bool {
+pub(super) fn matches(pattern: &str, text: &str) -> bool {
     let pattern: Vec<char> = pattern.chars().collect();
     let text: Vec<char> = text.chars().collect();
     match pattern.split_first() {

@@ -33,18 +33,21 @@ mod namespaces;
 mod network;
 mod output;
 pub mod process;
+pub mod prune;
 mod restart;
 pub mod run;
 mod save;
 pub(crate) mod signals;
 mod start;
 pub(crate) mod terminal;
+pub mod usage;
+pub mod volumes;
 
 pub use mount::MountRequest;
 pub(crate) use names::new_id;
 pub use names::short;
 
-use crate::volume::{Volume, VolumeName, Volumes};
+use crate::volume::Volumes;
 use container::config::Config;
 use container::state::Status;
 use container::{Container, Containers, Guard};
@@ -290,60 +293,5 @@ impl Engine {
             Ok(())
         })?;
         self.volumes.purge()
-    }
-
-    /// All volumes, sorted by name.
-    pub fn volumes(&self) -> Result<Listing<Volume>> {
-        self.volumes.list()
-    }
-
-    /// A volume, and the directory of its content on the host.
-    pub fn volume_named(&self, name: &str) -> Result<(Volume, std::path::PathBuf)> {
-        Ok((self.volumes.find(name)?, self.volumes.mountpoint(name)))
-    }
-
-    /// Creates a volume, with a generated name if `name` is `None`. An existing volume stays as it
-    /// is.
-    pub fn create_volume(&self, name: Option<&str>) -> Result<String> {
-        let generated = if name.is_none() {
-            Some(new_id()?)
-        } else {
-            None
-        };
-        let parsed = VolumeName::parse(name.or(generated.as_deref()).unwrap_or_default())
-            .map_err(Error::invalid)?;
-        let _guard = self.containers.guard()?;
-        self.volumes
-            .create(&parsed, generated.is_some())
-            .map(|volume| volume.name)
-    }
-
-    /// Removes a volume that no container uses. With `force` a missing volume is no error.
-    pub fn remove_volume(&self, name: &str, force: bool) -> Result<()> {
-        let guard = self.containers.guard()?;
-        let users = self.users_of_volume(name)?;
-        if !users.is_empty() {
-            return Err(Error::conflict(format!(
-                "remove {name}: volume is in use - [{}]",
-                users.join(", ")
-            )));
-        }
-        if !self.volumes.remove(name)? && !force {
-            return Err(Error::not_found(format!("get {name}: no such volume")));
-        }
-        drop(guard);
-        self.volumes.purge()
-    }
-
-    /// Ids of the containers that use a volume.
-    fn users_of_volume(&self, name: &str) -> Result<Vec<String>> {
-        let Listing { items, skipped } = self.containers.list()?;
-        let users = items
-            .into_iter()
-            .filter(|container| container.config.volumes().any(|used| used == name))
-            .map(|container| container.config.id);
-        // What a damaged one uses is unknown, so it may be this.
-        let damaged = skipped.iter().map(|_| "a damaged container".to_owned());
-        Ok(users.chain(damaged).collect())
     }
 }

@@ -163,11 +163,7 @@ fn usage_errors_are_one_line_with_125() {
 #[test]
 fn missing_things_are_named() {
     let cowl = Cowl::with_store();
-    let image = |name: &str| {
-        format!(
-            "No such image: {name}; cowl images lists what there is, cowl load -i FILE brings in an archive"
-        )
-    };
+    let image = |name: &str| format!("No such image: {name}");
     cowl.refused(&["run", "nosuch", "true"], 125, &image("nosuch:latest"));
     cowl.refused(
         &["run", "--rm", "--name", "n1", "nosuch:1"],
@@ -271,7 +267,7 @@ fn every_switch_takes_a_value() {
         assert!(shown.starts_with("CONTAINER ID"), "{arguments:?}: {shown}");
     }
     // A value is for a switch only with `=`; the word after it is the image.
-    let image = "No such image: false:latest; cowl images lists what there is, cowl load -i FILE brings in an archive";
+    let image = "No such image: false:latest";
     cowl.refused(&["run", "--rm", "false"], 125, image);
     // What follows the image is the command's.
     cowl.refused(&["run", "--rm=true", "false", "--rm=what"], 125, image);

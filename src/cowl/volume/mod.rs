@@ -16,8 +16,10 @@
 //! or removes one.
 
 mod fill;
+mod options;
 mod spec;
 
+pub use options::NewVolume;
 pub use spec::{Source, VolumeName, VolumeSpec, is_name};
 
 use crate::engine::error::{Context, Error, Result};
@@ -27,6 +29,7 @@ use cowl_core::store::remove_tree;
 use jiff::Timestamp;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -40,7 +43,7 @@ const GONE: &str = ".gone-";
 pub struct Volumes(LazyDir);
 
 /// `volume.json`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     /// When it was created.
     pub created: Timestamp,
@@ -48,6 +51,12 @@ pub struct Record {
     pub anonymous: bool,
     /// How far it has come.
     pub usage: Usage,
+    /// Labels by name.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// The options of the driver `local`: a directory of the host that it stands for.
+    #[serde(default)]
+    pub options: BTreeMap<String, String>,
 }
 
 /// The life of a volume.
@@ -113,12 +122,13 @@ impl Volumes {
     }
 
     /// Creates a volume, or returns the existing one. The caller holds the containers' guard.
-    pub fn create(&self, name: &VolumeName, anonymous: bool) -> Result<Volume> {
+    pub fn create(&self, name: &VolumeName, new: &NewVolume) -> Result<Volume> {
         if let Some(volume) = self.get(name.as_str())? {
             return Ok(volume);
         }
+        new.check().context(|| format!("create {name}"))?;
         let temporary = format!("{NEW}{}", new_id()?);
-        let made = self.make(name.as_str(), &temporary, anonymous);
+        let made = self.make(name.as_str(), &temporary, new);
         if made.is_err() {
             remove_tree(self.dir()?, &temporary)
                 .context(|| format!("removing volumes/{temporary}"))?;
@@ -128,13 +138,15 @@ impl Volumes {
 
     /// Creates the volume under a temporary name and renames it: a volume's name is never
     /// incomplete.
-    fn make(&self, name: &str, temporary: &str, anonymous: bool) -> Result<Volume> {
+    fn make(&self, name: &str, temporary: &str, new: &NewVolume) -> Result<Volume> {
         let dir = files::ensure_dir_at(self.dir()?, temporary, 0o700)?;
         files::ensure_dir_at(&dir, DATA, 0o755)?;
         let record = Record {
             created: Timestamp::now(),
-            anonymous,
+            anonymous: new.anonymous,
             usage: Usage::Fresh,
+            labels: new.labels.clone(),
+            options: new.options.clone(),
         };
         files::write_json(&dir, RECORD, &record)?;
         rustix::fs::renameat(self.dir()?, temporary, self.dir()?, name)?;
@@ -208,6 +220,10 @@ impl Volumes {
 impl Volume {
     /// Opens the directory of its content.
     pub fn data(&self) -> Result<OwnedFd> {
+        if let Some(device) = self.record.options.get(options::DEVICE) {
+            return files::open_dir(Path::new(device))
+                .context(|| format!("failed to mount local volume: mount {device}"));
+        }
         files::open_dir_at(&self.dir, DATA).context(|| format!("opening volume {}", self.name))
     }
 
@@ -231,13 +247,14 @@ impl Volume {
             return Ok(());
         };
         let interrupted = record.usage == Usage::Filling;
-        if copy && (interrupted || files::names(self.data()?)?.is_empty()) {
+        let is_own = record.options.is_empty();
+        if copy && (is_own && interrupted || files::names(self.data()?)?.is_empty()) {
             files::write_json(
                 &self.dir,
                 RECORD,
                 &Record {
                     usage: Usage::Filling,
-                    ..record
+                    ..record.clone()
                 },
             )?;
             let filled = self.fill(root, destination, interrupt).context(|| {
@@ -264,19 +281,26 @@ impl Volume {
     }
 
     /// Starts over with an empty directory: a killed fill may have left a part, and no container
-    /// uses it.
+    /// uses it. A directory of the host was found empty, and is never emptied.
     fn fill(
         &self,
         root: impl AsFd,
         destination: &str,
         interrupt: Option<BorrowedFd<'_>>,
     ) -> Result<()> {
-        fill::copy_tree(root, destination, self.new_data()?, interrupt)
+        let to = if self.record.options.is_empty() {
+            self.new_data()?
+        } else {
+            self.data()?
+        };
+        fill::copy_tree(root, destination, to, interrupt)
     }
 
     /// Undoes a fill that failed.
     fn empty(&self, record: Record) -> Result<()> {
-        self.new_data()?;
+        if record.options.is_empty() {
+            self.new_data()?;
+        }
         let usage = Usage::Fresh;
         files::write_json(&self.dir, RECORD, &Record { usage, ..record })
     }
@@ -303,8 +327,11 @@ mod tests {
         let (root, volumes) = volumes();
         let name = VolumeName::parse("vol1").unwrap();
         assert!(!volumes.has(&name).unwrap());
-        let made = volumes.create(&name, false).unwrap();
-        assert_eq!(volumes.create(&name, true).unwrap().record, made.record);
+        let made = volumes.create(&name, &NewVolume::default()).unwrap();
+        assert_eq!(
+            volumes.create(&name, &NewVolume::default()).unwrap().record,
+            made.record
+        );
         assert_eq!(volumes.list().unwrap().items.len(), 1);
         assert!(volumes.mountpoint("vol1").starts_with(root.path()));
         assert!(volumes.remove("vol1").unwrap());
@@ -335,7 +362,7 @@ mod tests {
     fn only_the_first_image_fills_a_volume() {
         let (_root, volumes) = volumes();
         let volume = volumes
-            .create(&VolumeName::parse("vol1").unwrap(), false)
+            .create(&VolumeName::parse("vol1").unwrap(), &NewVolume::default())
             .unwrap();
         let file = volumes.mountpoint("vol1").join("a");
         volume
@@ -353,7 +380,7 @@ mod tests {
     fn prepare_repeats_a_killed_fill_and_keeps_a_users_files() {
         let (_root, volumes) = volumes();
         let volume = volumes
-            .create(&VolumeName::parse("vol1").unwrap(), false)
+            .create(&VolumeName::parse("vol1").unwrap(), &NewVolume::default())
             .unwrap();
         std::fs::write(volumes.mountpoint("vol1").join("half"), "").unwrap();
         files::write_json(
@@ -361,7 +388,7 @@ mod tests {
             RECORD,
             &Record {
                 usage: Usage::Filling,
-                ..volume.record
+                ..volume.record.clone()
             },
         )
         .unwrap();
@@ -369,7 +396,7 @@ mod tests {
         assert_eq!(files::names(volume.data().unwrap()).unwrap(), ["a"]);
 
         let volume = volumes
-            .create(&VolumeName::parse("vol2").unwrap(), false)
+            .create(&VolumeName::parse("vol2").unwrap(), &NewVolume::default())
             .unwrap();
         std::fs::write(volumes.mountpoint("vol2").join("mine"), "").unwrap();
         volume.prepare(image("x").1, "/srv", true, None).unwrap();
@@ -380,7 +407,7 @@ mod tests {
     fn an_interrupted_fill_leaves_the_volume_empty_for_the_next() {
         let (_root, volumes) = volumes();
         let volume = volumes
-            .create(&VolumeName::parse("vol1").unwrap(), false)
+            .create(&VolumeName::parse("vol1").unwrap(), &NewVolume::default())
             .unwrap();
         let interrupt = rustix::event::eventfd(1, rustix::event::EventfdFlags::CLOEXEC).unwrap();
         let interrupted = volume
@@ -401,7 +428,7 @@ mod tests {
         let (root, volumes) = volumes();
         for name in ["good", "hurt"] {
             let name = VolumeName::parse(name).unwrap();
-            volumes.create(&name, false).unwrap();
+            volumes.create(&name, &NewVolume::default()).unwrap();
         }
         let record = root.path().join("volumes/hurt").join(RECORD);
         let fifo = || {

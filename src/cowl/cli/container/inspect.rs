@@ -2,7 +2,7 @@
 
 use super::args::Inspect;
 use crate::cli::template::Template;
-use crate::cli::{Stdout, each, volume};
+use crate::cli::{Stdout, each};
 use crate::engine::Engine;
 use crate::engine::error::{Error, Kind, Result};
 use serde::Serialize as _;
@@ -16,7 +16,7 @@ pub(in crate::cli) fn any(engine: &Engine, args: &Inspect, out: &mut Stdout) -> 
             Err(error) if missing(&error) => match engine.inspect_image(name) {
                 // What cannot be the name of an image may be that of a volume.
                 Err(error) if missing(&error) || error.kind() == Kind::Invalid => {
-                    volume::described(engine, name)
+                    engine.inspect_volume(name)
                 }
                 found => found,
             },
@@ -36,8 +36,17 @@ pub(in crate::cli) fn container(engine: &Engine, args: &Inspect, out: &mut Stdou
     print(args, out, |name| engine.inspect(name))
 }
 
+/// `cowl image inspect`.
+pub(in crate::cli) fn image(engine: &Engine, args: &Inspect, out: &mut Stdout) -> Result<u8> {
+    print(args, out, |name| engine.inspect_image(name))
+}
+
 /// Prints a list of what is found, or a line for each.
-fn print(args: &Inspect, out: &mut Stdout, find: impl Fn(&str) -> Result<Value>) -> Result<u8> {
+pub(in crate::cli) fn print(
+    args: &Inspect,
+    out: &mut Stdout,
+    find: impl Fn(&str) -> Result<Value>,
+) -> Result<u8> {
     let template = match args.format.as_deref() {
         None | Some("json" | "") => None,
         Some(format) => Some(Template::parse(format)?),
@@ -60,7 +69,7 @@ fn print(args: &Inspect, out: &mut Stdout, find: impl Fn(&str) -> Result<Value>)
 }
 
 /// Indented by four, as Docker prints it.
-pub(in crate::cli) fn pretty(values: &[Value]) -> Result<String> {
+fn pretty(values: &[Value]) -> Result<String> {
     let mut text = Vec::new();
     let formatter = serde_json::ser::PrettyFormatter::with_indent(b"    ");
     let mut json = serde_json::Serializer::with_formatter(&mut text, formatter);

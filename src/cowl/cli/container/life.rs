@@ -8,8 +8,8 @@ use crate::engine::exec::ExecRequest;
 use crate::engine::life::StopOptions;
 use crate::engine::logs::LogRequest;
 use crate::engine::signals::Signals;
-use crate::engine::{Engine, attach, new_id};
-use jiff::{Span, Timestamp};
+use crate::engine::{Engine, attach, duration, new_id};
+use jiff::Timestamp;
 use std::io::{IsTerminal as _, Write as _};
 
 pub(in crate::cli) fn start(engine: &mut Engine, args: &Start, out: &mut Stdout) -> Result<u8> {
@@ -78,7 +78,11 @@ pub(in crate::cli) fn wait(engine: &Engine, args: &Names, out: &mut Stdout) -> u
 
 pub(in crate::cli) fn logs(engine: &Engine, args: &Logs) -> Result<u8> {
     let now = Timestamp::now();
-    let time = |text: &Option<String>| text.as_deref().map(|text| moment(text, now)).transpose();
+    let time = |text: &Option<String>| {
+        text.as_deref()
+            .map(|text| duration::moment(text, now))
+            .transpose()
+    };
     let tail = match args.tail.as_str() {
         "all" => None,
         // A negative number is all, as for Docker.
@@ -115,25 +119,6 @@ pub(in crate::cli) fn logs(engine: &Engine, args: &Logs) -> Result<u8> {
         }
     })?;
     Ok(0)
-}
-
-/// RFC 3339, seconds since 1970, or an age such as `10m`.
-fn moment(text: &str, now: Timestamp) -> Result<Timestamp> {
-    let invalid = || Error::invalid(format!("invalid value for a time: \"{text}\""));
-    if let Ok(at) = text.parse::<Timestamp>() {
-        return Ok(at);
-    }
-    if let Ok(seconds) = text.parse::<i64>() {
-        return Timestamp::from_second(seconds).map_err(|_range| invalid());
-    }
-    if let Some((seconds, nanoseconds)) = text.split_once('.')
-        && let (Ok(seconds), Ok(nanoseconds)) =
-            (seconds.parse(), format!("{nanoseconds:0<9}").parse())
-    {
-        return Timestamp::new(seconds, nanoseconds).map_err(|_range| invalid());
-    }
-    let age: Span = text.parse().map_err(|_syntax| invalid())?;
-    now.checked_sub(age).map_err(|_range| invalid())
 }
 
 pub(in crate::cli) fn exec(engine: &Engine, args: Exec) -> Result<u8> {
@@ -183,25 +168,4 @@ pub(in crate::cli) fn attach(engine: &Engine, args: &Attach) -> Result<u8> {
         sig_proxy: args.sig_proxy,
     };
     session::stay(&program, pipes, &signals, manner)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_moment_is_a_time_or_an_age() {
-        let now: Timestamp = "2026-11-24T12:00:00Z".parse().unwrap();
-        let table = [
-            ("2026-11-24T11:59:00Z", "2026-11-24T11:59:00Z"),
-            ("10m", "2026-11-24T11:50:00Z"),
-            ("1h30m", "2026-11-24T10:30:00Z"),
-            ("0", "1970-01-01T00:00:00Z"),
-            ("1.5", "1970-01-01T00:00:01.5Z"),
-        ];
-        for (text, expected) in table {
-            assert_eq!(moment(text, now).unwrap().to_string(), expected, "{text}");
-        }
-        moment("soon", now).unwrap_err();
-    }
 }

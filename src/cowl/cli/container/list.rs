@@ -56,7 +56,8 @@ fn header() -> Value {
     })
 }
 
-fn row(summary: &Summary, whole: bool, now: Timestamp) -> Value {
+/// The fields of Docker's `--format json`.
+pub(in crate::cli) fn row(summary: &Summary, whole: bool, now: Timestamp) -> Value {
     let config = &summary.config;
     let command = summary.command();
     let command = if whole {

@@ -536,6 +536,10 @@ fn sweep_gets_past_what_is_no_directory() {
 fn a_damaged_volumes_directory_stops_only_what_needs_volumes() {
     let (_temp, engine) = engine();
     let volumes = engine.store().root().join("volumes");
+    let data = crate::engine::volumes::VolumeRequest {
+        name: Some("data".to_owned()),
+        ..Default::default()
+    };
     damage(&volumes, |what| {
         if what == "directory" {
             return;
@@ -546,8 +550,8 @@ fn a_damaged_volumes_directory_stops_only_what_needs_volumes() {
         engine.remove("good", false, false).unwrap();
         let error = engine.volumes().unwrap_err().to_string();
         assert!(error.contains("volumes"), "{what}: {error}");
-        assert!(engine.create_volume(Some("data")).is_err(), "{what}");
+        assert!(engine.create_volume(&data).is_err(), "{what}");
     });
     std::fs::remove_file(&volumes).unwrap();
-    engine.create_volume(Some("data")).unwrap();
+    engine.create_volume(&data).unwrap();
 }

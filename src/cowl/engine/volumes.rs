@@ -1,0 +1,177 @@
+//! Named volumes as clients create, list and remove them. What a volume is, [`crate::volume`] knows.
+
+use super::error::{Error, Result};
+use super::list::{Filters, matches};
+use super::{Engine, Listing, new_id};
+use crate::volume::{NewVolume, Volume, VolumeName};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+/// The label that Docker gives to volumes with a generated name.
+const ANONYMOUS: &str = "com.docker.volume.anonymous";
+/// The one driver.
+pub const DRIVER: &str = "local";
+
+/// The parameters of [`Engine::create_volume`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct VolumeRequest {
+    /// Generated, if there is none.
+    pub name: Option<String>,
+    /// [`DRIVER`], or empty.
+    pub driver: String,
+    /// Labels by name.
+    pub labels: BTreeMap<String, String>,
+    /// Options of the driver.
+    pub options: BTreeMap<String, String>,
+}
+
+impl Engine {
+    /// All volumes, sorted by name.
+    pub fn volumes(&self) -> Result<Listing<Volume>> {
+        self.volumes.list()
+    }
+
+    /// Keeps the volumes that match Docker's filters.
+    pub fn filter_volumes(&self, volumes: &mut Vec<Volume>, filters: &Filters) -> Result<()> {
+        for (key, values) in filters {
+            match key.as_str() {
+                "name" => {
+                    volumes.retain(|volume| values.iter().any(|part| matches(part, &volume.name)));
+                }
+                "driver" => volumes.retain(|_| values.iter().any(|driver| driver == DRIVER)),
+                "label" => volumes.retain(|volume| {
+                    let labels = labels_of(volume);
+                    values.iter().all(|label| has_label(&labels, label))
+                }),
+                "dangling" => {
+                    let wanted = values
+                        .iter()
+                        .map(|value| switch("dangling", value))
+                        .collect::<Result<Vec<_>>>()?;
+                    let links = self.volume_links()?;
+                    volumes.retain(|volume| {
+                        let dangling = !links.contains_key(&volume.name);
+                        wanted.contains(&dangling)
+                    });
+                }
+                _ => return Err(Error::invalid(format!("invalid filter '{key}'"))),
+            }
+        }
+        Ok(())
+    }
+
+    /// A volume in Docker's JSON.
+    pub fn inspect_volume(&self, name: &str) -> Result<Value> {
+        Ok(self.volume_shown(&self.volumes.find(name)?))
+    }
+
+    /// [`Engine::inspect_volume`] of one that was found.
+    pub fn volume_shown(&self, volume: &Volume) -> Value {
+        let filled = |map: &BTreeMap<String, String>| {
+            if map.is_empty() {
+                Value::Null
+            } else {
+                json!(map)
+            }
+        };
+        json!({
+            "CreatedAt": volume.record.created.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+            "Driver": DRIVER,
+            "Labels": filled(&labels_of(volume)),
+            "Mountpoint": self.volumes.mountpoint(&volume.name),
+            "Name": volume.name,
+            "Options": filled(&volume.record.options),
+            "Scope": "local",
+        })
+    }
+
+    /// Creates a volume and gives its name. An existing volume stays as it is.
+    pub fn create_volume(&self, request: &VolumeRequest) -> Result<String> {
+        if !matches!(request.driver.as_str(), "" | DRIVER) {
+            let driver = &request.driver;
+            return Err(Error::not_found(format!(
+                "error looking up volume plugin {driver}: plugin \"{driver}\" not found"
+            )));
+        }
+        let wanted = request.name.as_deref().filter(|name| !name.is_empty());
+        let name = match wanted {
+            Some(name) => VolumeName::parse(name),
+            None => VolumeName::parse(&new_id()?),
+        };
+        let name = name.map_err(Error::invalid)?;
+        let asked = NewVolume {
+            anonymous: wanted.is_none(),
+            labels: request.labels.clone(),
+            options: request.options.clone(),
+        };
+        let _guard = self.containers.guard()?;
+        let volume = self.volumes.create(&name, &asked)?;
+        Ok(volume.name)
+    }
+
+    /// Removes a volume that no container uses. With `force` a missing volume is no error.
+    pub fn remove_volume(&self, name: &str, force: bool) -> Result<()> {
+        let guard = self.containers.guard()?;
+        let users = self.users_of_volume(name)?;
+        if !users.is_empty() {
+            return Err(Error::conflict(format!(
+                "remove {name}: volume is in use - [{}]",
+                users.join(", ")
+            )));
+        }
+        if !self.volumes.remove(name)? && !force {
+            return Err(Error::not_found(format!("get {name}: no such volume")));
+        }
+        drop(guard);
+        self.volumes.purge()
+    }
+
+    /// Ids of the containers that use a volume.
+    pub(super) fn users_of_volume(&self, name: &str) -> Result<Vec<String>> {
+        let Listing { items, skipped } = self.containers.list()?;
+        let users = items
+            .into_iter()
+            .filter(|container| container.config.volumes().any(|used| used == name))
+            .map(|container| container.config.id);
+        // What a damaged one uses is unknown, so it may be this.
+        let damaged = skipped.iter().map(|_| "a damaged container".to_owned());
+        Ok(users.chain(damaged).collect())
+    }
+
+    /// How many containers use each volume that any uses.
+    pub fn volume_links(&self) -> Result<BTreeMap<String, usize>> {
+        let mut links = BTreeMap::new();
+        for container in self.containers.list()?.items {
+            for name in container.config.volumes() {
+                *links.entry(name.to_owned()).or_default() += 1;
+            }
+        }
+        Ok(links)
+    }
+}
+
+/// Its labels, with the one that Docker gives to an anonymous volume.
+pub fn labels_of(volume: &Volume) -> BTreeMap<String, String> {
+    let mut labels = volume.record.labels.clone();
+    if volume.record.anonymous {
+        labels.insert(ANONYMOUS.to_owned(), String::new());
+    }
+    labels
+}
+
+/// Whether there is a label `NAME` or `NAME=VALUE`.
+pub(super) fn has_label(labels: &BTreeMap<String, String>, label: &str) -> bool {
+    match label.split_once('=') {
+        Some((name, value)) => labels.get(name).is_some_and(|own| own == value),
+        None => labels.contains_key(label),
+    }
+}
+
+/// The value of a filter that is true or false.
+pub(super) fn switch(key: &str, value: &str) -> Result<bool> {
+    match value {
+        "1" | "true" => Ok(true),
+        "0" | "false" => Ok(false),
+        _ => Err(Error::invalid(format!("invalid filter '{key}={value}'"))),
+    }
+}

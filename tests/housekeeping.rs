@@ -1,0 +1,301 @@
+//! Volumes, prunes and disk usage: `cowl` and the real `docker` command over `cowl serve` say the
+//! same of one store.
+
+use cowl_tests::busybox::{in_shop, shop};
+use cowl_tests::profile::{directory, root, user};
+use cowl_tests::server::Server;
+use cowl_tests::store::Store;
+
+/// Both doors print the same; gives it.
+#[track_caller]
+fn same(store: &Store, server: &Server, arguments: &[&str]) -> String {
+    let (ours, dockers) = (store.ok(arguments), server.ok(arguments));
+    assert_eq!(ours, dockers, "{arguments:?}");
+    ours
+}
+
+/// Both doors refuse with the same text; gives it.
+#[track_caller]
+fn same_refusal(store: &Store, server: &Server, arguments: &[&str]) -> String {
+    let ours = store.run(arguments).refused(1);
+    let dockers = server.run(arguments).refused(1);
+    let ours = ours.strip_prefix("cowl: ").unwrap();
+    let dockers = dockers.strip_prefix("Error response from daemon: ");
+    assert_eq!(Some(ours), dockers, "{arguments:?}");
+    ours.to_owned()
+}
+
+fn volume_create_keeps_labels_and_options() {
+    let store = shop("store");
+    let server = Server::start(&store);
+    let device = directory().join("device");
+    std::fs::create_dir(&device).unwrap();
+    let option = format!("device={}", device.display());
+    let options = ["--opt", "type=none", "--opt", "o=bind", "--opt", &option];
+    for (name, by_docker) in [("ours", false), ("dockers", true)] {
+        let mut words = vec!["volume", "create", "--label", "a=b"];
+        words.extend(options);
+        words.push(name);
+        let made = if by_docker {
+            server.ok(&words)
+        } else {
+            store.ok(&words)
+        };
+        assert_eq!(made, format!("{name}\n"));
+        let shown = same(&store, &server, &["volume", "inspect", name]);
+        for expected in ["\"a\": \"b\"", "\"o\": \"bind\"", "\"type\": \"none\""] {
+            assert!(shown.contains(expected), "{shown}");
+        }
+    }
+    server.ok(["volume", "create", "plain"]);
+    for arguments in [
+        &["volume", "ls"][..],
+        &["volume", "ls", "-q", "--filter", "label=a=b"],
+        &["volume", "ls", "-q", "--filter", "name=our"],
+        &["volume", "ls", "-q", "--filter", "dangling=false"],
+        &[
+            "volume",
+            "ls",
+            "--format",
+            "{{.Name}} {{.Labels}} {{.Mountpoint}}",
+        ],
+        &["volume", "ls", "--format", "json", "--filter", "name=plain"],
+        &[
+            "volume",
+            "inspect",
+            "-f",
+            "{{json .Options}} {{.Driver}}",
+            "ours",
+            "plain",
+        ],
+    ] {
+        same(&store, &server, arguments);
+    }
+    assert_eq!(
+        store.ok(["volume", "ls", "-q", "-f", "label=a"]),
+        "dockers\nours\n"
+    );
+    // The volume is the directory, filled from the image as any new volume is.
+    in_shop(
+        &store,
+        &["--rm", "-v", "ours:/srv"],
+        &["sh", "-c", "echo written > /srv/note"],
+    )
+    .ok();
+    assert_eq!(
+        std::fs::read_to_string(device.join("note")).unwrap(),
+        "written\n"
+    );
+    assert!(device.join("catalogue.txt").exists());
+    store.ok(["volume", "rm", "ours"]);
+    assert!(
+        device.join("note").exists(),
+        "the directory is not the volume's"
+    );
+    std::fs::remove_dir_all(&device).unwrap();
+    let gone = in_shop(&store, &["--rm", "-v", "dockers:/srv"], &["true"]).refused(125);
+    assert!(
+        gone.contains("failed to mount local volume: mount"),
+        "{gone}"
+    );
+}
+
+#[test]
+fn volume_create_keeps_labels_and_options_as_root() {
+    root(|| volume_create_keeps_labels_and_options());
+}
+
+#[test]
+fn volume_create_keeps_labels_and_options_as_user() {
+    user(|| volume_create_keeps_labels_and_options());
+}
+
+#[test]
+fn volume_commands_refuse_as_docker_does() {
+    root(|| {
+        let store = shop("store");
+        let server = Server::start(&store);
+        in_shop(&store, &["--name", "user", "-v", "used:/data"], &["true"]).ok();
+        let id = store.ok(["ps", "-a", "-q", "--no-trunc"]);
+        let in_use = format!("remove used: volume is in use - [{}]", id.trim());
+        let option = |text| vec!["volume", "create", "--opt", text, "new"];
+        let tmpfs = ["type=tmpfs", "--opt", "device=tmpfs", "--opt", "o=size=1m"];
+        let tmpfs = [&["volume", "create", "--opt"], &tmpfs[..], &["new"]].concat();
+        for (arguments, text) in [
+            (vec!["volume", "rm", "used"], in_use.as_str()),
+            (vec!["volume", "rm", "no"], "get no: no such volume"),
+            (
+                option("colour=red"),
+                "create new: invalid option: \"colour\"",
+            ),
+            (
+                option("type=nfs"),
+                "create new: missing required option: \"device\"",
+            ),
+            (
+                tmpfs,
+                "create new: option type=tmpfs is not supported: a volume can stand for a directory of the host (type=none, o=bind, device=/PATH)",
+            ),
+            (
+                vec!["volume", "create", "--driver", "other", "new"],
+                "error looking up volume plugin other: plugin \"other\" not found",
+            ),
+            (
+                vec!["volume", "ls", "--filter", "colour=red"],
+                "invalid filter 'colour'",
+            ),
+        ] {
+            assert_eq!(same_refusal(&store, &server, &arguments), text);
+        }
+        assert_eq!(store.ok(["volume", "ls", "-q"]), "used\n");
+    });
+}
+
+/// The same objects twice, so that each door has its own to remove.
+fn litter(store: &Store) {
+    for name in ["one", "two"] {
+        in_shop(
+            store,
+            &["--name", name, "-v", "/data"],
+            &["sh", "-c", "echo 12345 > /new"],
+        )
+        .ok();
+    }
+    store.ok(["volume", "create", "named"]);
+}
+
+fn prune_removes_what_nothing_uses() {
+    let store = shop("store");
+    let server = Server::start(&store);
+    litter(&store);
+    let ids = store.ok(["ps", "-a", "-q", "--no-trunc"]);
+    // A filter spares them.
+    let spared = ["container", "prune", "-f", "--filter", "until=1h"];
+    assert_eq!(
+        same(&store, &server, &spared),
+        "Total reclaimed space: 0B\n"
+    );
+    let expected = format!("Deleted Containers:\n{ids}\nTotal reclaimed space: 12B\n");
+    assert_eq!(server.ok(["container", "prune", "-f"]), expected);
+    let anonymous = store.ok([
+        "volume",
+        "ls",
+        "-q",
+        "-f",
+        "label=com.docker.volume.anonymous",
+    ]);
+    let expected = format!("Deleted Volumes:\n{anonymous}\nTotal reclaimed space: 0B\n");
+    assert_eq!(server.ok(["volume", "prune", "-f"]), expected);
+    assert_eq!(store.ok(["volume", "ls", "-q"]), "named\n");
+
+    litter(&store);
+    let ids = store.ok(["ps", "-a", "-q", "--no-trunc"]);
+    let expected = format!("Deleted Containers:\n{ids}\nTotal reclaimed space: 12B\n");
+    assert_eq!(store.ok(["container", "prune", "-f"]), expected);
+    let pruned = store.ok(["volume", "prune", "-a", "-f"]);
+    assert!(pruned.starts_with("Deleted Volumes:\n"), "{pruned}");
+    assert!(pruned.contains("\nnamed\n"), "{pruned}");
+    assert_eq!(store.ok(["volume", "ls", "-q"]), "");
+
+    // Without an answer nothing is removed, as with docker, and both ask the same.
+    store.ok(["volume", "create", "kept"]);
+    for arguments in [
+        &["container", "prune"][..],
+        &["image", "prune"],
+        &["image", "prune", "-a"],
+        &["volume", "prune"],
+        &["volume", "prune", "-a"],
+    ] {
+        let (ours, dockers) = (store.run(arguments), server.run(arguments));
+        assert_eq!(ours.stdout.trim(), dockers.stdout.trim(), "{arguments:?}");
+        assert_eq!(ours.code(), dockers.code(), "{arguments:?}");
+    }
+    assert_eq!(store.ok(["volume", "ls", "-q"]), "kept\n");
+}
+
+#[test]
+fn prune_removes_what_nothing_uses_as_root() {
+    root(|| prune_removes_what_nothing_uses());
+}
+
+#[test]
+fn prune_removes_what_nothing_uses_as_user() {
+    user(|| prune_removes_what_nothing_uses());
+}
+
+#[test]
+fn image_prune_and_rmi_name_what_they_delete() {
+    root(|| {
+        let store = shop("store");
+        let server = Server::start(&store);
+        let content = directory().join("content");
+        std::fs::create_dir(&content).unwrap();
+        let import = |name: &str| {
+            std::fs::write(content.join("own"), name).unwrap();
+            store.import_directory(&content, name);
+            let id = store.ok(["image", "inspect", "-f", "{{.Id}}", name]);
+            // With one layer its chain is its diffID.
+            let layer = "{{index .RootFS.Layers 0}}";
+            (id, store.ok(["image", "inspect", "-f", layer, name]))
+        };
+        let (id, layer) = import("one:1");
+        let deleted = format!("Untagged: one:1\nDeleted: {id}Deleted: {layer}");
+        assert_eq!(store.ok(["rmi", "one:1"]), deleted);
+        let (id, layer) = import("two:1");
+        let deleted = format!("Untagged: two:1\nDeleted: {id}Deleted: {layer}");
+        assert_eq!(server.ok(["rmi", "two:1"]), deleted);
+
+        // Dangling: its name goes to another image.
+        let (id, layer) = import("three:1");
+        import("four:1");
+        store.ok(["tag", "four:1", "three:1"]);
+        let pruned = store.ok(["image", "prune", "-f"]);
+        let expected = format!("Deleted Images:\ndeleted: {id}deleted: {layer}\nTotal reclaimed");
+        assert!(pruned.starts_with(&expected), "{pruned}");
+        in_shop(&store, &["--name", "user"], &["true"]).ok();
+        let pruned = server.ok(["image", "prune", "-a", "-f"]);
+        for expected in ["untagged: three:1\n", "untagged: four:1\n"] {
+            assert!(pruned.contains(expected), "{pruned}");
+        }
+        assert!(!pruned.contains("shop"), "{pruned}");
+        let listed = same(&store, &server, &["images", "--format", "{{.Repository}}"]);
+        assert_eq!(listed, "shop\n");
+        // All that is left, at once.
+        let all = ["system", "prune", "-a", "-f", "--volumes"];
+        let pruned = store.ok(all);
+        let expected = [
+            "Deleted Containers:\n",
+            "\nDeleted Images:\nuntagged: shop:latest\n",
+        ];
+        assert!(
+            expected.iter().all(|part| pruned.contains(part)),
+            "{pruned}"
+        );
+        assert_eq!(server.ok(all), "Total reclaimed space: 0B\n");
+    });
+}
+
+#[test]
+fn system_df_is_dockers_and_counts_shared_files_once() {
+    root(|| {
+        let store = shop("store");
+        let server = Server::start(&store);
+        litter(&store);
+        let content = directory().join("content");
+        std::fs::create_dir(&content).unwrap();
+        std::fs::write(content.join("own"), vec![7; 4096]).unwrap();
+        std::fs::copy("/bin/busybox", content.join("busybox")).unwrap();
+        store.import_directory(&content, "other");
+        let table = same(&store, &server, &["system", "df"]);
+        assert!(
+            table.contains("Containers      2         0         12B       12B (100%)"),
+            "{table}"
+        );
+        same(&store, &server, &["system", "df", "--format", "json"]);
+        let verbose = same(&store, &server, &["system", "df", "-v"]);
+        // busybox is the other image's too: what `other` alone keeps is its own file.
+        let row = verbose.lines().find(|line| line.starts_with("other"));
+        let unique = row.unwrap().split_whitespace().rev().nth(1);
+        assert_eq!(unique, Some("4.096kB"), "{verbose}");
+    });
+}
