@@ -20,11 +20,16 @@ function size(bytes) {
 const percent = (part, whole) => whole ? (100 * part / whole).toFixed(1) + "%" : "-";
 const sum = (rows, of) => rows.reduce((total, row) => total + of(row), 0);
 
+// Rows of a table before all are asked for.
+const ROWS = 20;
+
 // Columns: [head, value, text]; numbers are on the right and sort downwards first.
 function table(id, columns, rows, first) {
   const place = document.getElementById(id);
   if (!rows.length) { place.append(make("p", "none")); return; }
   const element = make("table"), head = make("tr"), body = make("tbody");
+  let order = rows, limit = ROWS;
+  const draw = () => body.replaceChildren(...order.slice(0, limit).map(line));
   const numeric = columns.map(([, value]) => typeof value(rows[0]) === "number");
   const heads = columns.map(([name], column) => {
     const cell = make("th", undefined, numeric[column] ? {class: "n", scope: "col"} : {scope: "col"});
@@ -39,11 +44,11 @@ function table(id, columns, rows, first) {
     for (const other of heads) other.removeAttribute("aria-sort");
     cell.setAttribute("aria-sort", down ? "descending" : "ascending");
     const value = columns[column][1];
-    const order = rows.slice().sort((a, b) => {
+    order = rows.slice().sort((a, b) => {
       const [x, y] = [value(a), value(b)];
       return (x < y ? -1 : x > y ? 1 : 0) * (down ? -1 : 1);
     });
-    body.replaceChildren(...order.map(line));
+    draw();
   }
   function line(row) {
     const element = make("tr");
@@ -56,7 +61,13 @@ function table(id, columns, rows, first) {
   element.append(make("thead"), body);
   element.firstChild.append(head);
   place.append(element);
-  if (first === undefined) body.append(...rows.map(line)); else sort(first);
+  if (first === undefined) draw(); else sort(first);
+  if (rows.length > ROWS) {
+    const more = make("button", "Show all " + rows.length.toLocaleString("en") + " rows", {type: "button", class: "more"});
+    more.addEventListener("click", () => { limit = Infinity; draw(); more.remove(); });
+    // Beside the box that scrolls, so that it stays in view.
+    place.after(more);
+  }
 }
 
 const bytes = (name, of) => [name, of, row => size(of(row))];
