@@ -210,6 +210,10 @@ impl Sample {
         if self.plain + self.certain_plain == bytes {
             return 0.0;
         }
+        if self.plain == 0 {
+            // Nothing is known: it may be all or nothing.
+            return (bytes as f64).powi(2);
+        }
         let ratio = self.zstd as f64 / self.plain.max(1) as f64;
         let residuals =
             self.zstd_squares - 2.0 * ratio * self.products + ratio * ratio * self.plain_squares;

@@ -2,6 +2,7 @@
 
 mod browsing;
 mod figures;
+mod schema;
 mod waste;
 
 use std::io::Write;
