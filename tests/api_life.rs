@@ -9,30 +9,9 @@ use cowl_tests::busybox::{containers, shop};
 use cowl_tests::command::run;
 use cowl_tests::profile::{root, user};
 use cowl_tests::pty::InTerminal;
-use cowl_tests::server::Server;
+use cowl_tests::server::{Server, frame, status, streams, until};
 use cowl_tests::store::Store;
 use rustix::process::Signal;
-
-/// Waits until something is so.
-fn until(mut so: impl FnMut() -> bool) {
-    while !so() {
-        std::thread::yield_now();
-    }
-}
-
-/// The status line of a reply.
-fn status(reply: &str) -> &str {
-    reply.lines().next().unwrap_or_default()
-}
-
-/// `docker` with this input, to its end.
-fn with_input(server: &Server, input: &[u8], arguments: &[&str]) -> std::process::Output {
-    let mut docker = server.docker(arguments);
-    let docker = docker.stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut docker = docker.stderr(Stdio::piped()).spawn().unwrap();
-    docker.stdin.take().unwrap().write_all(input).unwrap();
-    docker.wait_with_output().unwrap()
-}
 
 fn docker_run_gives_the_output_and_exit_code() {
     let store = shop("store");
@@ -55,8 +34,7 @@ fn docker_run_gives_the_output_and_exit_code() {
         ("out\n", "err\n")
     );
     // The end of the input is passed on, and what is written after it still comes.
-    let counted = with_input(
-        &server,
+    let counted = server.with_input(
         &vec![b'x'; 300_000],
         &["run", "--rm", "-i", "shop", "wc", "-c"],
     );
@@ -244,7 +222,7 @@ fn a_killed_server_leaves_containers_running() {
         let server = Server::start(&store);
         assert_eq!(server.ok(["ps", "--format", "{{.Names}}"]), "web\n");
         // Its end is the end of the program's: the output comes, and then the exit code.
-        let mut client = hijack(&server, "web/attach?stream=1&stdin=1&stdout=1&stderr=1");
+        let mut client = server.hijack("web/attach?stream=1&stdin=1&stdout=1&stderr=1");
         client.write_all(b"word\n").unwrap();
         assert_eq!(frame(&mut client), (1, b"got word\n".to_vec()));
         server.ok(["stop", "-t", "0", "web"]);
@@ -278,55 +256,6 @@ fn the_server_keeps_no_zombies() {
     });
 }
 
-/// Sends an upgrade, and takes the head of its reply.
-#[track_caller]
-fn hijack(server: &Server, path: &str) -> UnixStream {
-    let mut client = UnixStream::connect(server.socket()).unwrap();
-    write!(
-        client,
-        "POST /v1.51/containers/{path} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: 0\r\n\r\n"
-    )
-    .unwrap();
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        let mut byte = [0];
-        client.read_exact(&mut byte).unwrap();
-        head.extend(byte);
-    }
-    let head = String::from_utf8(head).unwrap();
-    assert!(head.starts_with("HTTP/1.1 101 UPGRADED\r\n"), "{head}");
-    client
-}
-
-/// The next frame: its stream and bytes.
-#[track_caller]
-fn frame(client: &mut UnixStream) -> (u8, Vec<u8>) {
-    let mut header = [0; 8];
-    client.read_exact(&mut header).unwrap();
-    assert_eq!(header[1..4], [0; 3]);
-    let length = u32::from_be_bytes(header[4..].try_into().unwrap());
-    let mut bytes = vec![0; length.try_into().unwrap()];
-    client.read_exact(&mut bytes).unwrap();
-    (header[0], bytes)
-}
-
-/// What came of each stream, up to the end.
-#[track_caller]
-fn streams(mut client: UnixStream) -> [String; 3] {
-    let mut rest = Vec::new();
-    client.read_to_end(&mut rest).unwrap();
-    let mut streams = [const { String::new() }; 3];
-    let mut rest = rest.as_slice();
-    while let Some((header, after)) = rest.split_first_chunk::<8>() {
-        let length = u32::from_be_bytes(header[4..].try_into().unwrap());
-        let (bytes, after) = after.split_at(length.try_into().unwrap());
-        streams[usize::from(header[0])].push_str(std::str::from_utf8(bytes).unwrap());
-        rest = after;
-    }
-    assert_eq!(rest, b"");
-    streams
-}
-
 /// All clients that attached before the start get every byte, whichever door starts it.
 #[test]
 fn a_start_serves_the_clients_that_attached_before() {
@@ -338,8 +267,8 @@ fn a_start_serves_the_clients_that_attached_before() {
             let create = ["create", "-i", "--name", door, "shop", "sh", "-c", script];
             server.ok(create);
             let path = format!("{door}/attach?stream=1&stdin=1&stdout=1&stderr=1");
-            let mut one = hijack(&server, &path);
-            let two = hijack(&server, &format!("{door}/attach?stream=1&stdout=1"));
+            let mut one = server.hijack(&path);
+            let two = server.hijack(&format!("{door}/attach?stream=1&stdout=1"));
             one.write_all(b"early\n").unwrap();
             if door == "docker" {
                 server.ok(["start", door]);
@@ -372,7 +301,7 @@ fn attach_of_a_killed_client_is_freed() {
                 })
                 .collect();
             let attached: Vec<UnixStream> = (0..3)
-                .map(|_| hijack(&server, &format!("{name}/attach?stream=1&stdin=1&stdout=1")))
+                .map(|_| server.hijack(&format!("{name}/attach?stream=1&stdin=1&stdout=1")))
                 .collect();
             until(|| server.descriptors() >= before + 6);
             drop(attached);

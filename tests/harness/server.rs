@@ -102,6 +102,36 @@ impl Server {
         reply
     }
 
+    /// `docker` with this input, to its end.
+    #[track_caller]
+    pub fn with_input(&self, input: &[u8], arguments: &[&str]) -> std::process::Output {
+        let mut docker = self.docker(arguments);
+        let docker = docker.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut docker = docker.stderr(Stdio::piped()).spawn().unwrap();
+        docker.stdin.take().unwrap().write_all(input).unwrap();
+        docker.wait_with_output().unwrap()
+    }
+
+    /// Sends an upgrade, and takes the head of its reply.
+    #[track_caller]
+    pub fn hijack(&self, path: &str) -> UnixStream {
+        let mut client = UnixStream::connect(&self.socket).unwrap();
+        write!(
+            client,
+            "POST /v1.51/containers/{path} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: 0\r\n\r\n"
+        )
+        .unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            client.read_exact(&mut byte).unwrap();
+            head.extend(byte);
+        }
+        let head = String::from_utf8(head).unwrap();
+        assert!(head.starts_with("HTTP/1.1 101 UPGRADED\r\n"), "{head}");
+        client
+    }
+
     /// Ends it by a signal and gives its exit code; none if the signal killed it.
     #[track_caller]
     pub fn end(mut self, signal: Signal) -> Option<i32> {
@@ -118,4 +148,45 @@ impl Drop for Server {
             child.wait().unwrap();
         }
     }
+}
+
+/// Waits until something is so.
+pub fn until(mut so: impl FnMut() -> bool) {
+    while !so() {
+        std::thread::yield_now();
+    }
+}
+
+/// The status line of a reply.
+pub fn status(reply: &str) -> &str {
+    reply.lines().next().unwrap_or_default()
+}
+
+/// The next frame: its stream and bytes.
+#[track_caller]
+pub fn frame(client: &mut UnixStream) -> (u8, Vec<u8>) {
+    let mut header = [0; 8];
+    client.read_exact(&mut header).unwrap();
+    assert_eq!(header[1..4], [0; 3]);
+    let length = u32::from_be_bytes(header[4..].try_into().unwrap());
+    let mut bytes = vec![0; length.try_into().unwrap()];
+    client.read_exact(&mut bytes).unwrap();
+    (header[0], bytes)
+}
+
+/// What came of each stream, up to the end.
+#[track_caller]
+pub fn streams(mut client: UnixStream) -> [String; 3] {
+    let mut rest = Vec::new();
+    client.read_to_end(&mut rest).unwrap();
+    let mut streams = [const { String::new() }; 3];
+    let mut rest = rest.as_slice();
+    while let Some((header, after)) = rest.split_first_chunk::<8>() {
+        let length = u32::from_be_bytes(header[4..].try_into().unwrap());
+        let (bytes, after) = after.split_at(length.try_into().unwrap());
+        streams[usize::from(header[0])].push_str(std::str::from_utf8(bytes).unwrap());
+        rest = after;
+    }
+    assert_eq!(rest, b"");
+    streams
 }

@@ -7,14 +7,18 @@
 use super::Server;
 use super::hijack::{self, Client, Format};
 use super::http::{Handled, Refusal, Request};
+use super::logs::{self, Shown};
 use super::wait::{Look, look};
 use super::watch::Watch;
 use crate::engine::attach::{self, Attached, Pipes};
 use crate::engine::container::state::Status;
 use crate::engine::error::{Context as _, Error};
+use crate::engine::logs::{LogRequest, Logs};
 use cowl_launch::control::StreamSet;
 use std::collections::HashMap;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use tokio::sync::mpsc;
 
 /// Most clients that wait for the start of one container: their descriptors go to the monitor in one
 /// message.
@@ -110,6 +114,8 @@ struct Asked {
     stderr: bool,
     /// What the container does from now on.
     stream: bool,
+    /// What it did before.
+    logs: bool,
 }
 
 pub(super) async fn attach(server: &Arc<Server>, request: Request, name: String) -> Handled {
@@ -119,15 +125,11 @@ pub(super) async fn attach(server: &Arc<Server>, request: Request, name: String)
         stdout: query.flag("stdout"),
         stderr: query.flag("stderr"),
         stream: query.flag("stream"),
+        logs: query.flag("logs"),
     };
     if !asked.stdin && !asked.stdout && !asked.stderr {
         return Err(Refusal::invalid(
             "Either the stdin, stdout or stderr parameter must be set",
-        ));
-    }
-    if query.flag("logs") {
-        return Err(Refusal::invalid(
-            "attach gives no earlier output here: use the logs of the container",
         ));
     }
     hijack::require_upgrade(&request)?;
@@ -152,13 +154,24 @@ pub(super) async fn attach(server: &Arc<Server>, request: Request, name: String)
         stdout: true,
         stderr: asked.stderr && !terminal,
     };
+    let id = config.id;
+    let logs = if asked.logs {
+        let id = id.clone();
+        let request = LogRequest::default();
+        Some(
+            server
+                .engine(move |engine| engine.open_logs(&id, request))
+                .await?,
+        )
+    } else {
+        None
+    };
     let (ends, pipes) = attach::pipes(streams)?;
     let ends = Arc::new(ends);
-    let id = config.id;
     let place = if asked.stream {
         let changes = server
             .watches
-            .watch(&directory)
+            .watch(&directory, false)
             .context(|| "watching the container")?;
         if matches!(status, Status::Starting | Status::Running) {
             attach_now(server, id, ends).await?;
@@ -182,10 +195,38 @@ pub(super) async fn attach(server: &Arc<Server>, request: Request, name: String)
     let reply = hijack::switching(terminal, request.version);
     tokio::spawn(async move {
         if let Ok(client) = Client::take(request.upgrade).await {
+            let shown = Shown {
+                stdout: asked.stdout,
+                stderr: asked.stderr,
+                timestamps: false,
+                details: false,
+            };
+            if let Some(logs) = logs {
+                // An error is the end of a client that is gone.
+                let told = tell_before(&client, logs, shown).await;
+                told.unwrap_or_default();
+            }
             serve(client, place, pipes, &format).await;
         }
     });
     Ok(reply)
+}
+
+/// Writes what a container has written before.
+async fn tell_before(client: &Client, mut logs: Logs, shown: Shown) -> io::Result<()> {
+    let (sender, mut chunks) = mpsc::channel(1);
+    let read = tokio::task::spawn_blocking(move || {
+        logs::send(&mut logs, shown, |bytes| {
+            let sent = sender.blocking_send(bytes);
+            sent.map_err(|_gone| io::ErrorKind::BrokenPipe.into())
+        })
+    });
+    while let Some(bytes) = chunks.recv().await {
+        client.write(&bytes).await?;
+    }
+    let read = read.await.map_err(io::Error::other)?;
+    read.map(drop)
+        .map_err(|error| io::Error::other(error.to_string()))
 }
 
 async fn serve(mut client: Client, place: Option<Place>, pipes: Pipes, format: &Format) {

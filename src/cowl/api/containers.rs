@@ -10,7 +10,7 @@ use crate::engine::list::ListRequest;
 use hyper::StatusCode;
 use jiff::Timestamp;
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::sync::Arc;
 
 /// Body of `/containers/create`: Docker's `Config` with a `HostConfig` inside. The networking
@@ -62,7 +62,14 @@ pub(super) async fn list(server: &Arc<Server>, request: &Request) -> Handled {
 }
 
 pub(super) async fn inspect(server: &Arc<Server>, name: String) -> Handled {
-    let body = server.engine(move |engine| engine.inspect(&name)).await?;
+    let mut body = server.engine(move |engine| engine.inspect(&name)).await?;
+    let id = body.get("Id").and_then(Value::as_str).unwrap_or_default();
+    let execs = server.execs.running_in(id);
+    if !execs.is_empty()
+        && let Some(body) = body.as_object_mut()
+    {
+        body.insert("ExecIDs".to_owned(), json!(execs));
+    }
     http::json(StatusCode::OK, &body)
 }
 

@@ -81,11 +81,17 @@ pub(super) fn media_type(terminal: bool, version: Version) -> &'static str {
 /// Fails if the client did not ask for an upgrade.
 pub(super) fn require_upgrade(request: &Request) -> Handled<()> {
     if request.wants_upgrade {
-        return Ok(());
+        Ok(())
+    } else {
+        Err(no_upgrade())
     }
-    Err(Refusal::invalid(
+}
+
+/// The refusal of a request that did not ask for an upgrade.
+pub(super) fn no_upgrade() -> Refusal {
+    Refusal::invalid(
         "this needs a connection of its own: send \"Connection: Upgrade\" and \"Upgrade: tcp\"",
-    ))
+    )
 }
 
 /// The answer after which the connection belongs to the program.
@@ -159,6 +165,21 @@ impl Client {
             () = input => Passed::Left,
             () = self.peer.gone() => Passed::Left,
         })
+    }
+
+    /// Writes a text to the client as the program's output.
+    pub(super) async fn say(&self, text: &str, format: &Format) -> io::Result<()> {
+        let mut frame = Vec::with_capacity(HEADER + text.len());
+        if !format.terminal {
+            frame.extend(header(STDOUT, text.len()));
+        }
+        frame.extend_from_slice(text.as_bytes());
+        self.write(&frame).await
+    }
+
+    /// Writes bytes to the client as they are.
+    pub(super) async fn write(&self, bytes: &[u8]) -> io::Result<()> {
+        self.writer.lock().await.write_all(bytes).await
     }
 
     /// Ends the stream, which the client takes for the end of the output.

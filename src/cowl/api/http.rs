@@ -207,7 +207,7 @@ fn with_body(status: StatusCode, kind: &'static str, body: Payload) -> Reply {
 
 /// The sending side of a streamed reply, for a thread that may block. It fails once the client is
 /// gone.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Stream(mpsc::Sender<io::Result<Bytes>>);
 
 impl Stream {
@@ -224,8 +224,13 @@ impl Stream {
         self.json(&serde_json::json!({"errorDetail": {"message": message}, "error": message}))
     }
 
+    /// Waits until the client is gone.
+    pub(super) async fn closed(&self) {
+        self.0.closed().await;
+    }
+
     /// Sends bytes as they are.
-    fn send(&self, chunk: impl Into<Bytes>) -> io::Result<()> {
+    pub(super) fn send(&self, chunk: impl Into<Bytes>) -> io::Result<()> {
         self.0
             .blocking_send(Ok(chunk.into()))
             .map_err(|_gone| io::ErrorKind::BrokenPipe.into())
@@ -272,6 +277,22 @@ pub(super) fn stream(
         {
             // Cuts the connection, which is the only sign left.
             stream.0.blocking_send(Err(error)).unwrap_or_default();
+        }
+    });
+    with_body(StatusCode::OK, kind, Chunks(receiver).boxed_unsync())
+}
+
+/// A reply whose body a task sends, for as long as it likes. A client that is gone ends the stream,
+/// and the task is to end with it.
+pub(super) fn live<F: Future<Output = io::Result<()>> + Send>(
+    kind: &'static str,
+    produce: impl FnOnce(Stream) -> F + Send + 'static,
+) -> Reply {
+    let (sender, receiver) = mpsc::channel(QUEUE);
+    tokio::spawn(async move {
+        if let Err(error) = produce(Stream(sender.clone())).await {
+            // Cuts the connection, which is the only sign left.
+            sender.send(Err(error)).await.unwrap_or_default();
         }
     });
     with_body(StatusCode::OK, kind, Chunks(receiver).boxed_unsync())

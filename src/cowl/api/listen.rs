@@ -2,6 +2,7 @@
 
 use super::Server;
 use super::attach::Pending;
+use super::exec::Execs;
 use super::life;
 use super::watch::{Peer, Watches};
 use crate::engine::error::{Context as _, Error, Result};
@@ -38,6 +39,7 @@ pub fn serve(
             root,
             watches: Watches::new().context(|| "watching containers")?,
             pending: Pending::default(),
+            execs: Execs::default(),
         });
         // A store that cannot be opened is said now, not to each client.
         server.open()?;

@@ -6,11 +6,13 @@
 
 mod attach;
 mod containers;
+mod exec;
 mod hijack;
 mod http;
 mod images;
 mod life;
 mod listen;
+mod logs;
 mod network;
 mod route;
 mod system;
@@ -45,6 +47,7 @@ pub(crate) struct Server {
     watches: watch::Watches,
     /// Clients whose containers are not started yet. They are lost with their connections.
     pending: attach::Pending,
+    execs: exec::Execs,
 }
 
 impl Server {

@@ -1,7 +1,7 @@
 //! Which handler answers which path.
 
 use super::http::{Handled, Refusal, Reply, Request};
-use super::{Server, attach, containers, images, life, network, system, volumes};
+use super::{Server, attach, containers, exec, images, life, logs, network, system, volumes};
 use hyper::{Method, StatusCode};
 use std::sync::Arc;
 
@@ -17,6 +17,7 @@ pub(super) async fn route(server: &Arc<Server>, request: Request) -> Handled {
         Some("images") => images(server, request, path.get(1..).unwrap_or_default()).await,
         Some("volumes") => volumes(server, request, path.get(1..).unwrap_or_default()).await,
         Some("containers") => containers(server, request, path.get(1..).unwrap_or_default()).await,
+        Some("exec") => exec(server, request, path.get(1..).unwrap_or_default()).await,
         Some("networks") => network::route(&request, path.get(1..).unwrap_or_default()),
         _ => system(server, request, &path).await,
     }
@@ -106,11 +107,21 @@ async fn containers(server: &Arc<Server>, request: Request, path: &[&str]) -> Ha
         (&Method::POST, ["create"]) => containers::create(server, request).await,
         (&Method::POST, ["prune"]) => containers::prune(server, &request).await,
         (&Method::GET, [name, "json"]) => containers::inspect(server, (*name).to_owned()).await,
+        (&Method::GET, [name, "logs"]) => logs::logs(server, request, (*name).to_owned()).await,
         (&Method::GET, [name, "changes"]) => containers::changes(server, (*name).to_owned()).await,
         (&Method::POST, [name, verb]) => {
             verb_of_container(server, request, (*name).to_owned(), verb).await
         }
         (&Method::DELETE, [name]) => containers::remove(server, &request, (*name).to_owned()).await,
+        _ => Err(no_page()),
+    }
+}
+
+async fn exec(server: &Arc<Server>, request: Request, path: &[&str]) -> Handled {
+    match (&request.method.clone(), path) {
+        (&Method::GET, [id, "json"]) => exec::inspect(server, id).await,
+        (&Method::POST, [id, "start"]) => exec::start(server, request, id).await,
+        (&Method::POST, [id, "resize"]) => exec::resize(server, &request, id).await,
         _ => Err(no_page()),
     }
 }
@@ -123,6 +134,7 @@ async fn verb_of_container(
 ) -> Handled {
     match verb {
         "attach" => attach::attach(server, request, name).await,
+        "exec" => exec::create(server, request, name).await,
         "kill" => life::kill(server, &request, name).await,
         "pause" => life::pause(server, name).await,
         "rename" => containers::rename(server, &request, name).await,

@@ -71,7 +71,7 @@ impl Wait {
             .await?;
         let changes = server
             .watches
-            .watch(&directory)
+            .watch(&directory, false)
             .context(|| "watching the container")?;
         let mut wait = Self {
             id,

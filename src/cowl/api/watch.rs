@@ -22,6 +22,8 @@ const STATE: inotify::WatchFlags = inotify::WatchFlags::CREATE
     .union(inotify::WatchFlags::CLOSE_WRITE)
     .union(inotify::WatchFlags::MOVE_SELF)
     .union(inotify::WatchFlags::DELETE_SELF);
+/// The log has grown or has been rotated.
+const LOG: inotify::WatchFlags = inotify::WatchFlags::MODIFY;
 
 /// The directories that are watched.
 #[derive(Debug)]
@@ -32,11 +34,12 @@ pub(super) struct Watches {
 
 type Table = HashMap<i32, Watched>;
 
-/// A directory. The channel counts changes.
+/// A directory. Each channel counts changes.
 #[derive(Debug)]
 struct Watched {
     watches: usize,
     state: watch::Sender<u64>,
+    log: watch::Sender<u64>,
 }
 
 /// A directory that is watched as long as this lives.
@@ -46,6 +49,7 @@ pub(super) struct Watch {
     inotify: Arc<OwnedFd>,
     table: Arc<Mutex<Table>>,
     state: watch::Receiver<u64>,
+    log: watch::Receiver<u64>,
 }
 
 impl Watches {
@@ -60,14 +64,17 @@ impl Watches {
         Ok(Self { inotify, table })
     }
 
-    /// Watches a container's directory: every change of its state from now on is seen.
-    pub(super) fn watch(&self, directory: &Path) -> io::Result<Watch> {
+    /// Watches a container's directory: every change from now on is seen, of the log only if asked.
+    pub(super) fn watch(&self, directory: &Path, with_log: bool) -> io::Result<Watch> {
         let mut table = lock(&self.table);
-        let flags = STATE | inotify::WatchFlags::ONLYDIR;
+        // Beside what another one waits for there.
+        let mut flags = STATE | inotify::WatchFlags::MASK_ADD | inotify::WatchFlags::ONLYDIR;
+        flags.set(LOG, with_log);
         let descriptor = inotify::add_watch(&self.inotify, directory, flags)?;
         let watched = table.entry(descriptor).or_insert_with(|| Watched {
             watches: 0,
             state: watch::Sender::new(0),
+            log: watch::Sender::new(0),
         });
         watched.watches += 1;
         Ok(Watch {
@@ -75,6 +82,7 @@ impl Watches {
             inotify: Arc::clone(&self.inotify),
             table: Arc::clone(&self.table),
             state: watched.state.subscribe(),
+            log: watched.log.subscribe(),
         })
     }
 }
@@ -84,6 +92,14 @@ impl Watch {
     pub(super) async fn state(&mut self) {
         // Its sender is in the table as long as this lives.
         self.state.changed().await.unwrap_or_default();
+    }
+
+    /// Waits until its log or its state may have changed.
+    pub(super) async fn log(&mut self) {
+        tokio::select! {
+            changed = self.log.changed() => changed.unwrap_or_default(),
+            changed = self.state.changed() => changed.unwrap_or_default(),
+        }
     }
 }
 
@@ -117,7 +133,11 @@ async fn read(inotify: AsyncFd<OwnedFd>, table: Arc<Mutex<Table>>) {
         while let Ok(event) = reader.next() {
             let table = lock(&table);
             let told = |watched: &Watched| {
-                watched.state.send_modify(|changes| *changes += 1);
+                if event.events().contains(inotify::ReadFlags::MODIFY) {
+                    watched.log.send_modify(|changes| *changes += 1);
+                } else {
+                    watched.state.send_modify(|changes| *changes += 1);
+                }
             };
             if event.events().contains(inotify::ReadFlags::QUEUE_OVERFLOW) {
                 // Changes are lost: all look.

@@ -99,6 +99,13 @@ impl Engine {
         })
     }
 
+    /// Sets the size of the terminal of a program that was started in a container.
+    pub fn resize_exec(&self, needle: &str, id: &str, rows: u16, columns: u16) -> Result<()> {
+        let control = self.running(&self.containers.find(needle)?)?;
+        let size = WindowSize { rows, columns };
+        Ok(control.resize(Target::Exec(id.to_owned()), size)?)
+    }
+
     /// Attaches streams to a running container, from now on.
     pub fn attach(&self, needle: &str, streams: Streams<'_>) -> Result<Attachment> {
         let container = self.containers.find(needle)?;

@@ -44,34 +44,81 @@ pub struct LogEntry {
     pub time: Timestamp,
 }
 
+/// A container's output, read once or followed.
+#[derive(Debug)]
+pub struct Logs {
+    container: Container,
+    request: LogRequest,
+    reader: Reader,
+    /// What was there at the beginning has been read.
+    begun: bool,
+}
+
 impl Engine {
     /// Gives a container's output to `each`, oldest first, until that says stop (false).
     pub fn logs(
         &self,
         needle: &str,
-        request: &LogRequest,
+        request: LogRequest,
         mut each: impl FnMut(&LogEntry) -> Result<bool>,
     ) -> Result<()> {
-        let container = self.containers.find(needle)?;
+        let mut logs = self.open_logs(needle, request)?;
         // Before the files are read: what comes later wakes the wait.
-        let changes = watch(&container)?;
-        let mut reader = Reader::open(&container)?;
-        let wanted = |entry: &LogEntry| {
-            request.since.is_none_or(|since| entry.time >= since)
-                && request.until.is_none_or(|until| entry.time <= until)
-        };
+        let changes = watch(&logs.container)?;
+        while logs.read(&mut each)? {
+            changes.wait()?;
+        }
+        Ok(())
+    }
+
+    /// Opens a container's output.
+    pub fn open_logs(&self, needle: &str, request: LogRequest) -> Result<Logs> {
+        let container = self.containers.find(needle)?;
+        if super::start::log(&container.config.host)?.is_none() {
+            return Err(Error::invalid(
+                "configured logging driver does not support reading",
+            ));
+        }
+        let reader = Reader::open(&container)?;
+        Ok(Logs {
+            container,
+            request,
+            reader,
+            begun: false,
+        })
+    }
+}
+
+impl Logs {
+    /// Whether the container's program has a terminal, whose output is all standard output.
+    pub fn has_terminal(&self) -> bool {
+        self.container.config.config.tty
+    }
+
+    /// Gives what has come since the last call to `each`, oldest first, until that says stop
+    /// (false). True if more may come, and is asked for.
+    pub fn read(&mut self, mut each: impl FnMut(&LogEntry) -> Result<bool>) -> Result<bool> {
+        // Before the read: what is written until the end is read then.
+        let live = self.container.status()?.is_live();
         let mut last = VecDeque::new();
-        while let Some(entry) = reader.next()? {
-            if !wanted(&entry) {
+        let tail = self.request.tail.filter(|_| !self.begun);
+        self.begun = true;
+        while let Some(entry) = self.reader.next(&self.container)? {
+            let (since, until) = (self.request.since, self.request.until);
+            if self.request.follow
+                && tail.is_none()
+                && until.is_some_and(|until| entry.time > until)
+            {
+                return Ok(false);
+            }
+            if since.is_some_and(|since| entry.time < since)
+                || until.is_some_and(|until| entry.time > until)
+            {
                 continue;
             }
-            match request.tail {
-                None => {
-                    if !each(&entry)? {
-                        return Ok(());
-                    }
-                }
-                Some(0) => {}
+            match tail {
+                None if !each(&entry)? => return Ok(false),
+                None | Some(0) => {}
                 Some(tail) => {
                     if last.len() == tail {
                         last.pop_front();
@@ -82,28 +129,10 @@ impl Engine {
         }
         for entry in &last {
             if !each(entry)? {
-                return Ok(());
+                return Ok(false);
             }
         }
-        if !request.follow {
-            return Ok(());
-        }
-        loop {
-            // Before the read: what is written until the end is read then.
-            let live = container.status()?.is_live();
-            while let Some(entry) = reader.next()? {
-                if request.until.is_some_and(|until| entry.time > until) {
-                    return Ok(());
-                }
-                if wanted(&entry) && !each(&entry)? {
-                    return Ok(());
-                }
-            }
-            if !live {
-                return Ok(());
-            }
-            changes.wait()?;
-        }
+        Ok(self.request.follow && live)
     }
 }
 
@@ -139,8 +168,8 @@ impl Changes {
 }
 
 /// The files one after another, oldest first.
-struct Reader<'c> {
-    container: &'c Container,
+#[derive(Debug)]
+struct Reader {
     /// Older files to come.
     older: Vec<File>,
     current: Option<BufReader<File>>,
@@ -150,8 +179,8 @@ struct Reader<'c> {
     renamed: bool,
 }
 
-impl<'c> Reader<'c> {
-    fn open(container: &'c Container) -> Result<Self> {
+impl Reader {
+    fn open(container: &Container) -> Result<Self> {
         // Newest first, so that a rotation in between shows a file twice rather than never.
         let mut files: Vec<File> = Vec::new();
         for number in 0.. {
@@ -170,7 +199,6 @@ impl<'c> Reader<'c> {
         }
         let current = files.pop().map(BufReader::new);
         Ok(Self {
-            container,
             older: files,
             current,
             partial: Vec::new(),
@@ -179,10 +207,10 @@ impl<'c> Reader<'c> {
     }
 
     /// The next entry; none at the end of what is there now.
-    fn next(&mut self) -> Result<Option<LogEntry>> {
+    fn next(&mut self, container: &Container) -> Result<Option<LogEntry>> {
         loop {
             let Some(current) = &mut self.current else {
-                match open(self.container, LOG)? {
+                match open(container, LOG)? {
                     Some(file) => self.current = Some(BufReader::new(file)),
                     None => return Ok(None),
                 }
@@ -199,20 +227,20 @@ impl<'c> Reader<'c> {
                 }
                 continue;
             }
-            if !self.advance()? {
+            if !self.advance(container)? {
                 return Ok(None);
             }
         }
     }
 
     /// Goes on to the next file, if this one will not grow any more.
-    fn advance(&mut self) -> Result<bool> {
+    fn advance(&mut self, container: &Container) -> Result<bool> {
         if let Some(next) = self.older.pop() {
             self.partial.clear();
             self.current = Some(BufReader::new(next));
             return Ok(true);
         }
-        let Some(newest) = open(self.container, LOG)? else {
+        let Some(newest) = open(container, LOG)? else {
             return Ok(false);
         };
         let same = match &self.current {

@@ -99,7 +99,7 @@ pub(in crate::cli) fn logs(engine: &Engine, args: &Logs) -> Result<u8> {
         until: time(&args.until)?,
     };
     let (mut stdout, mut stderr) = (std::io::stdout().lock(), std::io::stderr().lock());
-    engine.logs(&args.container, &request, |entry| {
+    engine.logs(&args.container, request, |entry| {
         let text = if args.timestamps {
             format!("{:.9} {}", entry.time, entry.log)
         } else {

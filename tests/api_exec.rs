@@ -1,0 +1,227 @@
+//! Programs beside a container's own and what it has written, through `cowl serve`: `docker exec` and
+//! `docker logs`, and requests as written here where the command can't ask for it.
+
+use std::io::{Read as _, Write as _};
+use std::process::Stdio;
+
+use cowl_tests::busybox::shop;
+use cowl_tests::profile::root;
+use cowl_tests::pty::InTerminal;
+use cowl_tests::server::{Server, frame, status, streams, until};
+
+fn docker_exec_runs_programs_beside() {
+    let store = shop("store");
+    let server = Server::start(&store);
+    server.ok(["run", "-di", "--name", "web", "-e", "OWN=1", "shop", "cat"]);
+    let script = "echo $OWN $X; pwd; echo err >&2; exit 9";
+    let both = server.run(["exec", "-e", "X=2", "-w", "/tmp", "web", "sh", "-c", script]);
+    assert_eq!(both.code(), 9, "{both}");
+    assert_eq!(both.stdout, "1 2\n/tmp\n");
+    assert_eq!(both.stderr, "err\n");
+    let user = server.ok(["exec", "-u", "0:7", "web", "id", "-g"]);
+    assert_eq!(user, "7\n");
+    let counted = server.with_input(&vec![b'x'; 300_000], &["exec", "-i", "web", "wc", "-c"]);
+    assert_eq!(counted.stdout, b"300000\n");
+    for (program, code, why) in [
+        ("nosuch", 127, "executable file not found in $PATH"),
+        ("/etc", 126, "permission denied"),
+    ] {
+        let refused = server.run(["exec", "web", program]);
+        assert_eq!(refused.code(), code, "{refused}");
+        let text = format!(
+            "OCI runtime exec failed: exec failed: unable to start container process: exec: \"{program}\": {why}\r\n"
+        );
+        assert_eq!(refused.stdout, text);
+        assert_eq!(store.run(["exec", "web", program]).code(), code);
+    }
+    server.ok(["exec", "-d", "web", "touch", "/tmp/done"]);
+    until(|| {
+        server
+            .run(["exec", "web", "test", "-e", "/tmp/done"])
+            .code()
+            == 0
+    });
+    // A program that ends with its container.
+    let mut docker = server.docker(["exec", "-i", "web", "sh", "-c", "echo on; cat"]);
+    let mut docker = docker
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut on = [0; 3];
+    docker.stdout.as_mut().unwrap().read_exact(&mut on).unwrap();
+    server.ok(["kill", "web"]);
+    assert_eq!(docker.wait().unwrap().code(), Some(137));
+}
+
+#[test]
+fn docker_exec_runs_programs_beside_as_root() {
+    root(|| docker_exec_runs_programs_beside());
+}
+
+#[test]
+fn docker_exec_it_has_a_terminal_of_its_own() {
+    root(|| {
+        let store = shop("store");
+        let server = Server::start(&store);
+        server.ok(["run", "-di", "--name", "web", "shop", "cat"]);
+        let mut docker = server.docker(["exec", "-it", "--privileged", "web", "sh"]);
+        let mut terminal = InTerminal::start(&mut docker, 30, 100);
+        terminal.send(b"stty size; grep CapEff /proc/self/status; echo\n");
+        terminal.expect("30 100\r\n");
+        // All that the server has.
+        let own = std::fs::read_to_string("/proc/self/status").unwrap();
+        let own = own.lines().find(|line| line.starts_with("CapPrm")).unwrap();
+        let own = own.split_whitespace().nth(1).unwrap();
+        terminal.expect(&format!("CapEff:\t{own}\r\n"));
+        terminal.send(b"exit 6\n");
+        assert_eq!(terminal.end().0, Some(6));
+        assert_eq!(server.ok(["ps", "--format", "{{.Names}}"]), "web\n");
+        server.ok(["rm", "-f", "web"]);
+    });
+}
+
+#[test]
+fn exec_is_refused_as_dockerd_does() {
+    root(|| {
+        let store = shop("store");
+        let server = Server::start(&store);
+        let id = server.ok(["create", "-i", "--name", "web", "shop", "cat"]);
+        let id = id.trim();
+        let refused = |head: &str, body: &str, code: &str, text: &str| {
+            let reply = server.request(head, body);
+            assert!(status(&reply).contains(code), "{head}: {reply}");
+            assert!(reply.contains(text), "{head}: {reply}");
+        };
+        let create = "POST /v1.51/containers/web/exec";
+        let body = "{\"Cmd\": [\"true\"], \"User\": null}";
+        refused(
+            "POST /v1.51/containers/absent/exec",
+            body,
+            "404",
+            "No such container: absent",
+        );
+        refused(
+            create,
+            body,
+            "409",
+            &format!("container {id} is not running"),
+        );
+        server.ok(["start", "web"]);
+        refused(create, "{}", "400", "No exec command specified");
+        refused(
+            "GET /v1.51/exec/absent/json",
+            "",
+            "404",
+            "No such exec instance: absent",
+        );
+        let made = server.request(create, body);
+        let exec = made.split('"').nth_back(1).unwrap().to_owned();
+        let inspected = server.request(&format!("GET /v1.51/exec/{exec}/json"), "");
+        assert!(
+            inspected.contains("\"Running\":false,\"ExitCode\":null"),
+            "{inspected}"
+        );
+        let start = format!("POST /v1.51/exec/{exec}/start");
+        refused(&start, "{}", "400", "Connection: Upgrade");
+        server.ok(["pause", "web"]);
+        refused(
+            &start,
+            "{\"Detach\": true}",
+            "409",
+            &format!("Container {id} is paused"),
+        );
+        server.ok(["unpause", "web"]);
+        let started = server.request(&start, "{\"Detach\": true}");
+        assert!(status(&started).contains("200"), "{started}");
+        until(|| {
+            let inspected = server.request(&format!("GET /v1.51/exec/{exec}/json"), "");
+            inspected.contains("\"ExitCode\":0")
+        });
+        refused(
+            &start,
+            "{\"Detach\": true}",
+            "409",
+            &format!("Error: Exec command {exec} has already run"),
+        );
+        server.ok(["rm", "-f", "web"]);
+    });
+}
+
+#[test]
+fn docker_logs_gives_what_cowl_logs_does() {
+    root(|| {
+        let store = shop("store");
+        let server = Server::start(&store);
+        let script = "echo one; echo two >&2; read -r line; echo got $line; read -r line";
+        server.ok(["run", "-di", "--name", "web", "shop", "sh", "-c", script]);
+        until(|| store.run(["logs", "web"]).stderr == "two\n");
+        let both = server.run(["logs", "web"]);
+        assert_eq!(
+            (both.stdout.as_str(), both.stderr.as_str()),
+            ("one\n", "two\n")
+        );
+        let timed = server.ok(["logs", "-t", "web"]);
+        assert_eq!(timed, store.ok(["logs", "-t", "web"]));
+        assert!(timed.ends_with("Z one\n"), "{timed}");
+        assert_eq!(server.ok(["logs", "--tail", "0", "web"]), "");
+        assert_eq!(server.ok(["logs", "--details", "web"]), " one\n");
+        assert_eq!(
+            server.ok(["logs", "--since", "2099-01-01T00:00:00Z", "web"]),
+            ""
+        );
+        assert_eq!(
+            server.ok(["logs", "--until", "2001-01-01T00:00:00Z", "web"]),
+            ""
+        );
+        let before = server.descriptors();
+        let mut follower = server.docker(["logs", "-f", "--tail", "1", "web"]);
+        let follower = follower.stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut follower = follower.spawn().unwrap();
+        let mut gone = server.docker(["logs", "-f", "web"]);
+        let mut gone = gone.stdout(Stdio::piped()).spawn().unwrap();
+        gone.stdout
+            .as_mut()
+            .unwrap()
+            .read_exact(&mut [0; 4])
+            .unwrap();
+        gone.kill().unwrap();
+        gone.wait().unwrap();
+        // What came before, and what comes.
+        let mut client = server.hijack("web/attach?logs=1&stream=1&stdin=1&stdout=1");
+        assert_eq!(frame(&mut client), (1, b"one\n".to_vec()));
+        client.write_all(b"word\n").unwrap();
+        assert_eq!(frame(&mut client), (1, b"got word\n".to_vec()));
+        client.write_all(b"end\n").unwrap();
+        assert_eq!(streams(client), [""; 3]);
+        let mut rest = String::new();
+        follower
+            .stdout
+            .take()
+            .unwrap()
+            .read_to_string(&mut rest)
+            .unwrap();
+        assert_eq!(rest, "got word\n");
+        assert!(follower.wait().unwrap().success());
+        until(|| server.descriptors() <= before);
+        let none = server.request("GET /v1.51/containers/web/logs", "");
+        assert!(
+            none.contains("Bad parameters: you must choose at least one stream"),
+            "{none}"
+        );
+        server.ok([
+            "create",
+            "--name",
+            "mute",
+            "--log-driver",
+            "none",
+            "shop",
+            "true",
+        ]);
+        let mute = server.run(["logs", "mute"]).refused(1);
+        assert!(
+            mute.contains("configured logging driver does not support reading"),
+            "{mute}"
+        );
+    });
+}
