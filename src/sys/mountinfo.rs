@@ -11,6 +11,10 @@ pub struct Mount {
     pub id: u64,
     /// Where it is attached.
     pub point: PathBuf,
+    /// What is mounted below it later is passed on to others of its group.
+    pub shared: bool,
+    /// What others mount is passed on to it.
+    pub slave: bool,
     /// Type of the file system, as `fuse.cowl`.
     pub filesystem: OsString,
     /// What is mounted, in the words of whoever mounted it.
@@ -25,10 +29,17 @@ impl Mount {
         let mut fields = line.split(|byte| *byte == b' ');
         let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
         let point = unescape(fields.nth(3)?);
-        let mut fields = fields.skip_while(|field| *field != b"-").skip(1);
+        let (mut shared, mut slave) = (false, false);
+        // The options of the mount, then its groups.
+        for group in fields.by_ref().skip(1).take_while(|field| *field != b"-") {
+            shared |= group.starts_with(b"shared:");
+            slave |= group.starts_with(b"master:");
+        }
         Some(Self {
             id,
             point: Path::new(&point).to_owned(),
+            shared,
+            slave,
             filesystem: unescape(fields.next()?),
             source: unescape(fields.next()?),
             options: OsStr::from_bytes(fields.next()?).to_owned(),
@@ -86,6 +97,7 @@ mod tests {
             ]
         );
         let found = mounts.iter().find(|mount| mount.id == 31).unwrap();
+        assert_eq!((found.shared, found.slave), (true, false));
         assert_eq!(found.filesystem, "fuse.cowl");
         assert_eq!(found.source, "debian:12+ab");
         assert_eq!(found.options, "rw,user_id=0");

@@ -62,6 +62,9 @@ pub(super) fn all_capabilities() -> Result<u64> {
 /// Docker's default capabilities, with what is added and without what is dropped. `ALL` in one list
 /// leaves the exceptions to the other.
 pub(super) fn capabilities(host: &HostConfig) -> Result<u64> {
+    if host.privileged {
+        return all_capabilities();
+    }
     let (adds_all, added) = set("CapAdd", &host.cap_add)?;
     let (drops_all, dropped) = set("CapDrop", &host.cap_drop)?;
     Ok(match (adds_all, drops_all) {

@@ -4,15 +4,14 @@
 
 use super::container::config::{Config, Mount, MountSource, VERSION};
 use super::container::{Claim, Guard};
-use super::docker::{ContainerConfig, HostConfig, MountRequest};
+use super::docker::{ContainerConfig, HostConfig};
 use super::error::{Context, Error, Result};
 use super::image::Image;
+use super::mounts::{specified, wanted};
 use super::{Engine, limits, names, process};
-use crate::volume::{NewVolume, Source, VolumeName, VolumeSpec, is_name};
+use crate::volume::{NewVolume, VolumeName, VolumeSpec, is_name};
 use cowl_core::image::foreign_platform;
 use jiff::Timestamp;
-use rustix::io::Errno;
-use std::path::{Path, PathBuf};
 
 /// The parameters of [`Engine::create`].
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -189,28 +188,11 @@ impl Engine {
     /// The container's mounts, parents first: those of other containers, of `-v` and `--mount`,
     /// then the volumes of the image where nothing else is mounted.
     fn mounts(&self, request: &CreateRequest, config: &ContainerConfig) -> Result<Vec<Mount>> {
-        let mut own = Vec::new();
-        for bind in &request.host.binds {
-            let spec = VolumeSpec::parse(bind, Path::new("/")).map_err(Error::invalid)?;
-            own.push(mount(spec)?);
-        }
-        for asked in &request.host.mounts {
-            own.push(requested(asked)?);
-        }
-        let mut mounts: Vec<Mount> = Vec::new();
+        let mut mounts = wanted(&request.host)?;
         let has = |mounts: &[Mount], mount: &Mount| {
             let same = |other: &Mount| other.destination == mount.destination;
             mounts.iter().any(same)
         };
-        for mount in own {
-            if has(&mounts, &mount) {
-                return Err(Error::invalid(format!(
-                    "Duplicate mount point: {}",
-                    mount.destination
-                )));
-            }
-            mounts.push(mount);
-        }
         for from in &request.host.volumes_from {
             for mount in self.volumes_from(from)? {
                 if !has(&mounts, &mount) {
@@ -219,7 +201,7 @@ impl Engine {
             }
         }
         for destination in config.volumes.iter().flat_map(serde_json::Map::keys) {
-            let mount = mount(VolumeSpec::of_image(destination).map_err(Error::invalid)?)?;
+            let mount = specified(VolumeSpec::of_image(destination).map_err(Error::invalid)?)?;
             if !has(&mounts, &mount) {
                 mounts.push(mount);
             }
@@ -241,6 +223,7 @@ impl Engine {
             None => (from, false),
         };
         let mut mounts = self.containers.find(needle)?.config.mounts;
+        mounts.retain(|mount| !matches!(mount.source, MountSource::Tmpfs { .. }));
         for mount in &mut mounts {
             mount.read_only |= read_only;
         }
@@ -254,16 +237,8 @@ pub(super) fn check(request: &CreateRequest) -> Result<()> {
     super::namespaces::check(&request.config, host)?;
     super::network::check(host)?;
     check_numbers(host)?;
-    for option in &host.security_opt {
-        if !is_security_option(option) {
-            return Err(Error::invalid(format!(
-                "invalid --security-opt: {option:?} (known: seccomp=unconfined, no-new-privileges)"
-            )));
-        }
-    }
-    for bind in &host.binds {
-        VolumeSpec::parse(bind, Path::new("/")).map_err(Error::invalid)?;
-    }
+    super::isolation::check(host)?;
+    wanted(host)?;
     host.io_mode()?;
     process::check(&request.config)?;
     request
@@ -290,118 +265,4 @@ fn check_numbers(host: &HostConfig) -> Result<()> {
         )));
     }
     Ok(())
-}
-
-fn is_security_option(option: &str) -> bool {
-    matches!(
-        option,
-        "seccomp=unconfined"
-            | "seccomp:unconfined"
-            | "no-new-privileges"
-            | "no-new-privileges=true"
-            | "no-new-privileges:true"
-    )
-}
-
-fn mount(spec: VolumeSpec) -> Result<Mount> {
-    let no_copy = spec.no_copy;
-    let source = match spec.source {
-        Source::Host(path) => MountSource::Bind(path),
-        Source::Named(name) => MountSource::Volume {
-            name: name.to_string(),
-            anonymous: false,
-            no_copy,
-        },
-        Source::Anonymous => anonymous(no_copy)?,
-    };
-    Ok(Mount {
-        source,
-        destination: spec.destination,
-        read_only: spec.read_only,
-        mode: spec.mode,
-    })
-}
-
-fn anonymous(no_copy: bool) -> Result<MountSource> {
-    Ok(MountSource::Volume {
-        name: names::new_id()?,
-        anonymous: true,
-        no_copy,
-    })
-}
-
-/// A mount of `--mount`.
-fn requested(asked: &MountRequest) -> Result<Mount> {
-    let invalid = |why: String| {
-        Error::invalid(format!(
-            "invalid mount config for type \"{}\": {why}",
-            asked.kind
-        ))
-    };
-    if asked.target.is_empty() {
-        return Err(invalid("field Target must not be empty".to_owned()));
-    }
-    let destination = VolumeSpec::of_image(&asked.target)
-        .map_err(|why| invalid(format!("invalid mount path: '{}': {why}", asked.target)))?
-        .destination;
-    let source = match asked.kind.as_str() {
-        "volume" => {
-            if asked.bind_options.is_some() {
-                return Err(invalid(
-                    "field BindOptions must not be specified".to_owned(),
-                ));
-            }
-            let no_copy = asked
-                .volume_options
-                .as_ref()
-                .is_some_and(|options| options.no_copy);
-            if let Some(options) = &asked.volume_options
-                && !options.labels.is_empty()
-            {
-                return Err(invalid("labels are not supported".to_owned()));
-            }
-            if asked.source.is_empty() {
-                anonymous(no_copy)?
-            } else {
-                let name = VolumeName::parse(&asked.source).map_err(Error::invalid)?;
-                MountSource::Volume {
-                    name: name.to_string(),
-                    anonymous: false,
-                    no_copy,
-                }
-            }
-        }
-        "bind" => bind(asked).map_err(invalid)?,
-        kind => return Err(invalid(format!("mount type unknown: \"{kind}\""))),
-    };
-    Ok(Mount {
-        source,
-        destination,
-        read_only: asked.read_only,
-        mode: String::new(),
-    })
-}
-
-fn bind(asked: &MountRequest) -> Result<MountSource, String> {
-    if asked.volume_options.is_some() {
-        return Err("field VolumeOptions must not be specified".to_owned());
-    }
-    if asked.source.is_empty() {
-        return Err("field Source must not be empty".to_owned());
-    }
-    if !asked.source.starts_with('/') {
-        return Err(format!(
-            "invalid mount path: '{}' mount path must be absolute",
-            asked.source
-        ));
-    }
-    let creates = asked
-        .bind_options
-        .as_ref()
-        .is_some_and(|options| options.create_mountpoint);
-    let path = PathBuf::from(&asked.source);
-    if !creates && matches!(rustix::fs::stat(&path), Err(Errno::NOENT)) {
-        return Err(format!("bind source path does not exist: {}", asked.source));
-    }
-    Ok(MountSource::Bind(path))
 }

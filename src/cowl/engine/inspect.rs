@@ -55,8 +55,10 @@ impl Engine {
 
     /// The container's mounts as Docker's list of mount points.
     pub fn mount_points(&self, config: &Config) -> Value {
-        let points = config.mounts.iter().map(|mount| self.mount_point(mount));
-        points.collect()
+        let unlisted =
+            |mount: &&Mount| matches!(mount.source, MountSource::Tmpfs { listed: false, .. });
+        let mounts = config.mounts.iter().filter(|mount| !unlisted(mount));
+        mounts.map(|mount| self.mount_point(mount)).collect()
     }
 
     fn mount_point(&self, mount: &Mount) -> Value {
@@ -71,13 +73,24 @@ impl Engine {
                 "RW": !mount.read_only,
                 "Propagation": "",
             }),
+            MountSource::Tmpfs { .. } => json!({
+                "Type": "tmpfs",
+                "Source": "",
+                "Destination": mount.destination,
+                "Mode": mount.mode,
+                "RW": !mount.read_only,
+                "Propagation": "",
+            }),
             MountSource::Bind(path) => json!({
                 "Type": "bind",
                 "Source": path,
                 "Destination": mount.destination,
                 "Mode": mount.mode,
                 "RW": !mount.read_only,
-                "Propagation": "rprivate",
+                "Propagation": match mount.bind.propagation.as_str() {
+                    "" => "rprivate",
+                    propagation => propagation,
+                },
             }),
         }
     }

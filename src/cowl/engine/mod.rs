@@ -20,6 +20,7 @@ pub mod host;
 pub mod image;
 mod image_list;
 mod inspect;
+mod isolation;
 pub mod life;
 mod limits;
 pub mod list;

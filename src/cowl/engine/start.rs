@@ -6,7 +6,7 @@ use super::docker::HostConfig;
 use super::error::{Error, Result};
 use super::process::Process;
 use cowl_launch::message::{LogOptions, Start};
-use cowl_launch::process::{self, Seccomp, WindowSize};
+use cowl_launch::process::{self, WindowSize};
 use cowl_launch::sandbox::{Mount, Namespaces, Sandbox};
 
 /// What the launcher is asked for. `size` is that of its terminal, if it has one.
@@ -44,9 +44,10 @@ fn sandbox(config: &Config, namespaces: Namespaces, mounts: Vec<Mount>) -> Resul
         (_, Ok(size)) if size > 0 => sandbox.set_mount(Mount::shm(size)),
         _ => {}
     }
-    sandbox.mounts.extend(mounts);
     (sandbox.limits, _) = super::limits::supported(&host.resources)?;
     sandbox.oom_kill_disable = super::limits::disables_oom_killer(&host.resources)?;
+    super::isolation::apply(host, &mut sandbox)?;
+    sandbox.mounts.extend(mounts);
     sandbox.readonly_root = host.readonly_rootfs;
     Ok(sandbox)
 }
@@ -63,17 +64,8 @@ pub(super) fn process(
     process.cwd = bytes(&merged.cwd);
     process.user = bytes(&merged.user);
     process.capabilities = capabilities(host)?;
-    for option in &host.security_opt {
-        if option.starts_with("seccomp") {
-            process.seccomp = Seccomp::Unconfined;
-        } else {
-            process.no_new_privileges = true;
-        }
-    }
     process.terminal = terminal;
-    process.oom_score_adj = i16::try_from(host.oom_score_adj)
-        .ok()
-        .filter(|score| *score != 0);
+    super::isolation::restrict(host, &mut process)?;
     Ok(process)
 }
 

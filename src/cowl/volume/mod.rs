@@ -20,7 +20,7 @@ mod options;
 mod spec;
 
 pub use options::NewVolume;
-pub use spec::{Source, VolumeName, VolumeSpec, is_name};
+pub use spec::{PROPAGATIONS, Source, VolumeName, VolumeSpec, is_name};
 
 use crate::engine::error::{Context, Error, Result};
 use crate::engine::files::{self, LazyDir};

@@ -33,6 +33,9 @@ pub struct VolumeSpec {
     pub read_only: bool,
     /// Do not fill a new volume with the image's content.
     pub no_copy: bool,
+    /// How later mounts are passed on, of a host path: `rprivate`, `rslave`, `rshared`, or without the
+    /// `r`; empty if it was not given.
+    pub propagation: String,
     /// The mode as it was written.
     pub mode: String,
 }
@@ -121,6 +124,7 @@ impl VolumeSpec {
             destination,
             read_only: false,
             no_copy: false,
+            propagation: String::new(),
             mode: modes.to_owned(),
         };
         spec.modes(modes).map_err(|why| invalid(&why))?;
@@ -136,6 +140,7 @@ impl VolumeSpec {
             destination,
             read_only: false,
             no_copy: false,
+            propagation: String::new(),
             mode: String::new(),
         })
     }
@@ -154,9 +159,15 @@ impl VolumeSpec {
                 // No label is set, as by Docker on a host without SELinux.
                 "z" => shared = true,
                 "Z" => private = true,
+                passed_on if PROPAGATIONS.contains(&passed_on) => {
+                    if !matches!(self.source, Source::Host(_)) || !self.propagation.is_empty() {
+                        return Err(format!("invalid mode: {passed_on}"));
+                    }
+                    passed_on.clone_into(&mut self.propagation);
+                }
                 other => {
                     return Err(format!(
-                        "invalid mode: {other} (known: ro, rw, nocopy, z, Z)"
+                        "invalid mode: {other} (known: ro, rw, nocopy, z, Z, [r]private, [r]slave, [r]shared)"
                     ));
                 }
             }
@@ -171,6 +182,11 @@ impl VolumeSpec {
         Ok(())
     }
 }
+
+/// Docker's words for how mounts are passed on.
+pub const PROPAGATIONS: [&str; 6] = [
+    "private", "rprivate", "slave", "rslave", "shared", "rshared",
+];
 
 fn is_modes(text: &str) -> bool {
     text.split(',')
@@ -223,6 +239,7 @@ mod tests {
             destination: destination.to_owned(),
             read_only,
             no_copy,
+            propagation: String::new(),
             mode: String::new(),
         }
     }
@@ -245,6 +262,13 @@ mod tests {
             (
                 "/host:/data:ro,Z",
                 spec(host("/host"), "/data", true, false),
+            ),
+            (
+                "/host:/data:rslave,ro",
+                VolumeSpec {
+                    propagation: "rslave".to_owned(),
+                    ..spec(host("/host"), "/data", true, false)
+                },
             ),
             ("vol1:/data:Z,ro", spec(named(), "/data", true, false)),
             ("/data:z", spec(Source::Anonymous, "/data", false, false)),
@@ -278,6 +302,8 @@ mod tests {
             ("vol1:/data:ro,rw", "exclude each other"),
             ("vol1:/data:z,Z", "exclude each other"),
             ("/h:/data:nocopy", "not for host paths"),
+            ("vol1:/data:rshared", "invalid mode: rshared"),
+            ("/h:/data:shared,slave", "invalid mode: slave"),
             (
                 "a/b:/data",
                 "includes invalid characters for a local volume name",

@@ -96,6 +96,7 @@ fn mounts(config: &Config, whole: bool) -> String {
         let name = match &mount.source {
             MountSource::Volume { name, .. } => name.clone(),
             MountSource::Bind(path) => path.display().to_string(),
+            MountSource::Tmpfs { .. } => String::new(),
         };
         if whole { name } else { ellipsis(&name, 15) }
     });

@@ -1,6 +1,7 @@
 //! The syntax of `--mount`: comma-separated `key=value` fields, as Docker's.
 
-use crate::engine::docker::{BindOptions, MountRequest, VolumeOptions};
+use crate::cli::units::parse_memory;
+use crate::engine::docker::{BindOptions, MountRequest, TmpfsOptions, VolumeOptions};
 use crate::engine::error::{Error, Result};
 use std::path::Path;
 
@@ -51,10 +52,7 @@ fn set(
             return Ok(());
         }
         "bind-nonrecursive" => {
-            let set = switch(key, value)?;
-            bind(mount)
-                .other
-                .insert("NonRecursive".to_owned(), set.into());
+            bind(mount).non_recursive = switch(key, value)?;
             return Ok(());
         }
         _ => {}
@@ -67,18 +65,24 @@ fn set(
         "source" | "src" => mount.source = value,
         "target" | "dst" | "destination" => mount.target = value,
         "consistency" => drop(mount.other.insert("Consistency".to_owned(), value.into())),
-        "bind-propagation" => {
-            drop(
-                bind(mount)
-                    .other
-                    .insert("Propagation".to_owned(), value.into()),
-            );
+        "bind-propagation" => bind(mount).propagation = value.to_ascii_lowercase(),
+        "bind-recursive" => recursive(bind(mount), &value)?,
+        "tmpfs-size" => {
+            let size =
+                parse_memory(&value).map_err(|_why| format!("invalid value for {key}: {value}"))?;
+            tmpfs(mount).size_bytes = i64::try_from(size)
+                .map_err(|_range| format!("invalid value for {key}: {value}"))?;
+        }
+        "tmpfs-mode" => {
+            let mode = u32::from_str_radix(&value, 8);
+            tmpfs(mount).mode =
+                mode.map_err(|_syntax| format!("invalid value for {key}: {value}"))?;
         }
         "volume-subpath" => {
             let options = mount
                 .volume_options
                 .get_or_insert_with(VolumeOptions::default);
-            options.other.insert("Subpath".to_owned(), value.into());
+            options.subpath = value;
         }
         "volume-label" => {
             let (name, value) = value.split_once('=').unwrap_or((&value, ""));
@@ -94,6 +98,29 @@ fn set(
 
 fn bind(mount: &mut MountRequest) -> &mut BindOptions {
     mount.bind_options.get_or_insert_with(BindOptions::default)
+}
+
+fn tmpfs(mount: &mut MountRequest) -> &mut TmpfsOptions {
+    mount
+        .tmpfs_options
+        .get_or_insert_with(TmpfsOptions::default)
+}
+
+/// docker/cli, `opts/mount.go`.
+fn recursive(options: &mut BindOptions, value: &str) -> Result<(), String> {
+    match value {
+        // The default: the mounts below come along, and are read-only if it is.
+        "enabled" => {}
+        "disabled" => options.non_recursive = true,
+        "writable" => options.read_only_non_recursive = true,
+        "readonly" => options.read_only_force_recursive = true,
+        _ => {
+            return Err(format!(
+                "invalid value for bind-recursive: {value} (must be \"enabled\", \"disabled\", \"writable\", or \"readonly\")"
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn switch(key: &str, value: Option<&str>) -> Result<bool, String> {

@@ -47,10 +47,7 @@ pub(super) fn request(options: Options, detached: bool) -> Result<CreateRequest>
         volumes_from: options.volumes_from,
         auto_remove: options.rm,
         restart_policy: restart_policy(options.restart.as_deref(), options.rm)?,
-        cap_add: options.cap_add,
-        cap_drop: options.cap_drop,
         readonly_rootfs: options.read_only,
-        security_opt: options.security_opt,
         storage_opt: options
             .io
             .map(|mode| ("io".to_owned(), mode.to_string()))
@@ -64,10 +61,15 @@ pub(super) fn request(options: Options, detached: bool) -> Result<CreateRequest>
     }
     options.network.apply(&mut config, &mut host)?;
     options.namespaces.apply(&mut host)?;
+    options.isolation.apply(&mut host)?;
     host.resources = options.resources.into_resources()?;
     host.oom_score_adj = options.oom_score_adj.unwrap_or_default();
     host.shm_size = i64::try_from(options.shm_size.unwrap_or_default())
         .map_err(|_range| Error::invalid("the size of /dev/shm is too large"))?;
+    for text in options.tmpfs {
+        let (target, settings) = text.split_once(':').unwrap_or((&text, ""));
+        host.tmpfs.insert(target.to_owned(), settings.to_owned());
+    }
     for text in &options.mount {
         host.mounts.push(mount_option::parse(text, &cwd)?);
     }

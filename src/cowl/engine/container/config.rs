@@ -49,6 +49,9 @@ pub struct Mount {
     /// The options as the client wrote them.
     #[serde(default)]
     pub mode: String,
+    /// Of a path of the host.
+    #[serde(default)]
+    pub bind: BindMode,
 }
 
 /// What is mounted.
@@ -63,9 +66,30 @@ pub enum MountSource {
         anonymous: bool,
         /// A new volume begins empty instead of with what the image has there.
         no_copy: bool,
+        /// What of it is mounted; empty for all.
+        #[serde(default)]
+        subpath: String,
     },
     /// A path of the host, absolute.
     Bind(PathBuf),
+    /// A file system in memory.
+    Tmpfs {
+        /// Docker's options of `--tmpfs`, checked.
+        options: Vec<String>,
+        /// It was asked for as a mount (`--mount`), and is listed as one.
+        listed: bool,
+    },
+}
+
+/// How a path of the host is mounted.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BindMode {
+    /// Docker's word for how later mounts are passed on; empty for `rprivate`.
+    pub propagation: String,
+    /// Without the mounts below it.
+    pub non_recursive: bool,
+    /// The mounts below it stay writable where it is read-only.
+    pub writable_below: bool,
 }
 
 impl Config {
@@ -97,7 +121,7 @@ impl Config {
     pub fn volumes(&self) -> impl Iterator<Item = &str> {
         self.mounts.iter().filter_map(|mount| match &mount.source {
             MountSource::Volume { name, .. } => Some(name.as_str()),
-            MountSource::Bind(_) => None,
+            MountSource::Bind(_) | MountSource::Tmpfs { .. } => None,
         })
     }
 

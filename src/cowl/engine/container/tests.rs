@@ -64,6 +64,7 @@ impl Store {
 
 fn config(id: &str, name: &str) -> Config {
     let volume = MountSource::Volume {
+        subpath: String::new(),
         name: format!("anonymous-{name}"),
         anonymous: true,
         no_copy: false,
@@ -79,6 +80,7 @@ fn config(id: &str, name: &str) -> Config {
         config: ContainerConfig::default(),
         host: HostConfig::default(),
         mounts: vec![Mount {
+            bind: config::BindMode::default(),
             source: volume,
             destination: "/data".into(),
             read_only: false,

@@ -1,5 +1,6 @@
 //! Docker's `HostConfig`: what a container is on this host.
 
+use super::devices::{DeviceMapping, Ulimit};
 use super::mount::MountRequest;
 use super::resources::Resources;
 use super::{is_default, or_default};
@@ -16,6 +17,9 @@ pub struct HostConfig {
     /// `-v`: `source:destination[:options]`.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
     pub binds: Vec<String>,
+    /// `--tmpfs`: options by path.
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    pub tmpfs: BTreeMap<String, String>,
     /// `--mount`.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
     pub mounts: Vec<MountRequest>,
@@ -40,7 +44,7 @@ pub struct HostConfig {
     /// The root is read-only.
     #[serde(deserialize_with = "or_default")]
     pub readonly_rootfs: bool,
-    /// `seccomp=unconfined`, `no-new-privileges`.
+    /// `seccomp=unconfined`, `no-new-privileges`, `apparmor=unconfined`, `label=disable`.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
     pub security_opt: Vec<String>,
     /// `io`: an [`IoModeChoice`].
@@ -89,6 +93,33 @@ pub struct HostConfig {
     /// Empty and `host`: no container has one of its own.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub userns_mode: String,
+    /// All that the host's root may do, and all devices.
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    pub privileged: bool,
+    /// A first process of cowl's own, which forwards signals and reaps orphans.
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    pub init: Option<bool>,
+    /// Devices of the host.
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    pub devices: Vec<DeviceMapping>,
+    /// Devices that it may use beside: `c 42:* rwm`.
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    pub device_cgroup_rules: Vec<String>,
+    /// Further groups of the program, by name or number.
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    pub group_add: Vec<String>,
+    /// Parameters of its namespaces.
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    pub sysctls: BTreeMap<String, String>,
+    /// Resource limits of its processes.
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    pub ulimits: Vec<Ulimit>,
+    /// Instead of Docker's list.
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    pub masked_paths: Option<Vec<String>>,
+    /// Instead of Docker's list.
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    pub readonly_paths: Option<Vec<String>>,
     /// Everything else, as it was asked for.
     #[serde(flatten)]
     pub other: Map<String, Value>,
@@ -132,6 +163,7 @@ impl HostConfig {
                 Some(&mount.other),
                 mount.bind_options.as_ref().map(|options| &options.other),
                 mount.volume_options.as_ref().map(|options| &options.other),
+                mount.tmpfs_options.as_ref().map(|options| &options.other),
             ];
             for (key, value) in options.into_iter().flatten().flatten() {
                 if !asks_nothing(value) {

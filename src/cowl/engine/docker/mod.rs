@@ -5,12 +5,14 @@
 //! one string. A field of [`HostConfig`] that this module does not know is kept in
 //! [`HostConfig::other`]; [`HostConfig::check_supported`] refuses one that asks for something.
 
+mod devices;
 mod host;
 mod mount;
 mod resources;
 
+pub use devices::{DeviceMapping, Ulimit};
 pub use host::{HostConfig, RestartPolicy};
-pub use mount::{BindOptions, MountRequest, VolumeOptions};
+pub use mount::{BindOptions, MountRequest, TmpfsOptions, VolumeOptions};
 pub use resources::{Resources, ThrottleDevice};
 
 use serde::{Deserialize, Deserializer, Serialize};

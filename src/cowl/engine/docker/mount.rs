@@ -33,6 +33,12 @@ pub struct MountRequest {
         skip_serializing_if = "Option::is_none"
     )]
     pub volume_options: Option<VolumeOptions>,
+    /// Of `tmpfs`.
+    #[serde(
+        deserialize_with = "or_default",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub tmpfs_options: Option<TmpfsOptions>,
     /// Keys that this module does not know.
     #[serde(flatten)]
     pub other: Map<String, Value>,
@@ -45,6 +51,18 @@ pub struct BindOptions {
     /// A missing directory of the host is created.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub create_mountpoint: bool,
+    /// How later mounts are passed on: `[r]private`, `[r]slave`, `[r]shared`.
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    pub propagation: String,
+    /// Without the mounts below it.
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    pub non_recursive: bool,
+    /// Read-only, but not the mounts below it.
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    pub read_only_non_recursive: bool,
+    /// Read-only with the mounts below it, or an error.
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    pub read_only_force_recursive: bool,
     /// Keys that this module does not know.
     #[serde(flatten)]
     pub other: Map<String, Value>,
@@ -57,12 +75,33 @@ pub struct VolumeOptions {
     /// A new volume begins empty instead of with what the image has there.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub no_copy: bool,
+    /// A path in the volume, instead of all of it.
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    pub subpath: String,
     /// Labels of a new volume.
     #[serde(
         deserialize_with = "or_default",
         skip_serializing_if = "BTreeMap::is_empty"
     )]
     pub labels: BTreeMap<String, String>,
+    /// Keys that this module does not know.
+    #[serde(flatten)]
+    pub other: Map<String, Value>,
+}
+
+/// Docker's `TmpfsOptions`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct TmpfsOptions {
+    /// Most bytes; 0 for half of the host's memory.
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    pub size_bytes: i64,
+    /// Permissions of its root; 0 for 1777.
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    pub mode: u32,
+    /// Further options: a flag, or a key and a value.
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    pub options: Vec<Vec<String>>,
     /// Keys that this module does not know.
     #[serde(flatten)]
     pub other: Map<String, Value>,

@@ -1,6 +1,7 @@
 //! The options that `run` and `create` have in common, with Docker's names and short forms.
 
 mod health;
+mod isolation;
 mod network;
 mod resources;
 
@@ -8,6 +9,7 @@ use crate::cli::units::parse_memory;
 use clap::Args;
 use cowl_core::handover::IoModeChoice;
 use health::Health;
+use isolation::Isolation;
 use network::{Namespaces, Network};
 pub(super) use resources::ResourceOptions;
 use std::path::PathBuf;
@@ -58,7 +60,10 @@ pub(in crate::cli) struct Options {
     /// Mount a volume or a directory of the host
     #[arg(short, long, value_name = "VOLUME:/DIR[:ro]")]
     pub(in crate::cli::container) volume: Vec<String>,
-    /// Attach a mount to the container: type=volume|bind,source=...,target=/dir[,readonly]
+    /// Mount a tmpfs directory
+    #[arg(long, value_name = "DIR[:OPTIONS]")]
+    pub(in crate::cli::container) tmpfs: Vec<String>,
+    /// Attach a mount to the container: type=volume|bind|tmpfs,source=...,target=/dir[,readonly]
     #[arg(long, value_name = "KEY=VALUE,...")]
     pub(in crate::cli::container) mount: Vec<String>,
     /// Mount volumes from the specified container
@@ -67,18 +72,9 @@ pub(in crate::cli) struct Options {
     /// Mount the container's root filesystem as read only
     #[arg(long)]
     pub(in crate::cli::container) read_only: bool,
-    /// Add Linux capabilities
-    #[arg(long, value_name = "NAME")]
-    pub(in crate::cli::container) cap_add: Vec<String>,
-    /// Drop Linux capabilities
-    #[arg(long, value_name = "NAME")]
-    pub(in crate::cli::container) cap_drop: Vec<String>,
     /// How files are read and written: auto, cached, passthrough or writeback
     #[arg(long, value_name = "MODE")]
     pub(in crate::cli::container) io: Option<IoModeChoice>,
-    /// Security option: seccomp=unconfined, no-new-privileges
-    #[arg(long, value_name = "OPTION")]
-    pub(in crate::cli::container) security_opt: Vec<String>,
     /// Logging driver for the container: json-file, none
     #[arg(long, value_name = "DRIVER")]
     pub(in crate::cli::container) log_driver: Option<String>,
@@ -102,6 +98,8 @@ pub(in crate::cli) struct Options {
     /// Size of /dev/shm
     #[arg(long, value_name = "BYTES", value_parser = parse_memory)]
     pub(in crate::cli::container) shm_size: Option<u64>,
+    #[command(flatten)]
+    pub(in crate::cli::container) isolation: Isolation,
     #[command(flatten)]
     pub(in crate::cli::container) network: Network,
     #[command(flatten)]

@@ -1,0 +1,380 @@
+//! What a container may do: security options, devices, kernel parameters, limits of its processes.
+
+use super::docker::{DeviceMapping, HostConfig, Ulimit};
+use super::error::{Context as _, Error, Result};
+use cowl_launch::process::{Process, Resource, Rlimit, Seccomp};
+use cowl_launch::sandbox::{Device, DeviceRule, Sandbox, Sysctl};
+use rustix::fs::{AtFlags, CWD, FileType, Stat};
+use rustix::io::Errno;
+use std::path::Path;
+
+/// Directories of /dev that a container has of its own, and its console (moby, `oci/devices_linux.go`).
+const OWN: [&str; 7] = ["pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", ".udev"];
+/// Levels below /dev that are looked at.
+const DEPTH: usize = 8;
+
+/// What the security options ask for.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Security {
+    unconfined: bool,
+    no_new_privileges: bool,
+}
+
+/// Refuses what there is not, in dockerd's words.
+pub(super) fn check(host: &HostConfig) -> Result<()> {
+    security(host)?;
+    host.ulimits
+        .iter()
+        .try_for_each(|limit| rlimit(limit).map(drop))?;
+    host.sysctls
+        .keys()
+        .try_for_each(|name| check_sysctl(name))?;
+    for rule in &host.device_cgroup_rules {
+        device_rule(rule)?;
+    }
+    let mut unused = (Vec::new(), Vec::new());
+    host.devices
+        .iter()
+        .try_for_each(|device| add_device(device, &mut unused.0, &mut unused.1))
+}
+
+fn security(host: &HostConfig) -> Result<Security> {
+    let mut security = Security::default();
+    for option in &host.security_opt {
+        let refuse = |why: String| Err(Error::invalid(why));
+        // The colon is the older form.
+        let (key, value) = option.split_once(['=', ':']).unwrap_or((option, ""));
+        match (key, value) {
+            ("seccomp", "unconfined") => security.unconfined = true,
+            ("seccomp", "builtin") => security.unconfined = false,
+            ("seccomp", _) => {
+                return refuse("seccomp profiles of one's own are not supported".to_owned());
+            }
+            ("no-new-privileges", "" | "true") => security.no_new_privileges = true,
+            ("no-new-privileges", "false") => security.no_new_privileges = false,
+            // There is no profile and no label, so these ask for what is.
+            ("apparmor", "unconfined") | ("label", "disable") => {}
+            ("apparmor", profile) => {
+                return refuse(format!("AppArmor profiles are not supported: {profile}"));
+            }
+            ("label", label) => {
+                return refuse(format!("SELinux labels are not supported: {label}"));
+            }
+            _ => {
+                return refuse(format!(
+                    "invalid --security-opt: {option:?} (known: seccomp=unconfined, no-new-privileges, apparmor=unconfined, label=disable)"
+                ));
+            }
+        }
+    }
+    Ok(security)
+}
+
+/// runc's parameters that belong to a namespace (docker/cli, `opts.ValidateSysctl`).
+fn check_sysctl(name: &str) -> Result<()> {
+    const NAMED: [&str; 8] = [
+        "kernel.msgmax",
+        "kernel.msgmnb",
+        "kernel.msgmni",
+        "kernel.sem",
+        "kernel.shmall",
+        "kernel.shmmax",
+        "kernel.shmmni",
+        "kernel.shm_rmid_forced",
+    ];
+    let dotted = name.replace('/', ".");
+    let known = NAMED.contains(&dotted.as_str())
+        || dotted.starts_with("net.")
+        || dotted.starts_with("fs.mqueue.");
+    if known {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("sysctl '{name}' is not allowed")))
+}
+
+fn rlimit(asked: &Ulimit) -> Result<Rlimit> {
+    let resource = Resource::named(&asked.name)
+        .ok_or_else(|| Error::invalid(format!("invalid ulimit type: {}", asked.name)))?;
+    let (soft, hard) = (
+        u64::try_from(asked.soft).ok(),
+        u64::try_from(asked.hard).ok(),
+    );
+    let above = match (soft, hard) {
+        (Some(soft), Some(hard)) => soft > hard,
+        (soft, hard) => soft.is_none() && hard.is_some(),
+    };
+    if above {
+        return Err(Error::invalid(format!(
+            "ulimit soft limit must be less than or equal to hard limit: {} > {}",
+            asked.soft, asked.hard
+        )));
+    }
+    Ok(Rlimit {
+        resource,
+        soft,
+        hard,
+    })
+}
+
+/// `c 42:* rmw`.
+fn device_rule(text: &str) -> Result<DeviceRule> {
+    let parse = || {
+        let mut words = text.split(' ');
+        let (kind, numbers, access) = (words.next()?, words.next()?, words.next()?);
+        let (major, minor) = numbers.split_once(':')?;
+        let number = |text: &str| match text {
+            "*" => Some(None),
+            digits => digits.parse().ok().map(Some),
+        };
+        let block = match kind {
+            "a" => None,
+            "b" => Some(true),
+            "c" => Some(false),
+            _ => return None,
+        };
+        let known = !access.is_empty() && access.chars().all(|letter| "rwm".contains(letter));
+        (known && words.next().is_none()).then_some(DeviceRule {
+            block,
+            major: number(major)?,
+            minor: number(minor)?,
+            ..access_of(access)
+        })
+    };
+    parse().ok_or_else(|| Error::invalid(format!("invalid device cgroup rule format: '{text}'")))
+}
+
+fn access_of(letters: &str) -> DeviceRule {
+    DeviceRule {
+        read: letters.contains('r'),
+        write: letters.contains('w'),
+        create: letters.contains('m'),
+        ..DeviceRule::ALL
+    }
+}
+
+/// A node of the host, or all below a directory.
+fn add_device(
+    asked: &DeviceMapping,
+    devices: &mut Vec<Device>,
+    rules: &mut Vec<DeviceRule>,
+) -> Result<()> {
+    let host = asked.path_on_host.as_str();
+    let inside = match asked.path_in_container.as_str() {
+        "" => host,
+        inside => inside,
+    };
+    let letters = match asked.cgroup_permissions.as_str() {
+        "" => "rwm",
+        letters => letters,
+    };
+    if letters.chars().any(|letter| !"rwm".contains(letter)) {
+        return Err(Error::invalid(format!("bad mode specified: {letters}")));
+    }
+    if !inside
+        .strip_prefix("/dev/")
+        .is_some_and(|below| !below.is_empty())
+    {
+        return Err(Error::invalid(format!(
+            "a device can't be at \"{inside}\", only below /dev"
+        )));
+    }
+    let failed =
+        || format!("error gathering device information while adding custom device \"{host}\"");
+    let found = rustix::fs::stat(host).map_err(|errno| {
+        let text = match errno {
+            Errno::NOENT => "no such file or directory".to_owned(),
+            errno => errno.to_string(),
+        };
+        Error::invalid(format!("{}: {text}", failed()))
+    })?;
+    let before = devices.len();
+    if FileType::from_raw_mode(found.st_mode) == FileType::Directory {
+        nodes(Path::new(host), inside, DEPTH, devices).context(failed)?;
+    } else {
+        devices.extend(node(Path::new(host), inside, &found));
+    }
+    let added = devices.get(before..).unwrap_or_default();
+    if added.is_empty() {
+        return Err(Error::invalid(format!("{}: not a device node", failed())));
+    }
+    rules.extend(added.iter().map(|device| DeviceRule {
+        block: Some(device.block),
+        major: Some(device.major),
+        minor: Some(device.minor),
+        ..access_of(letters)
+    }));
+    Ok(())
+}
+
+fn node(host: &Path, inside: &str, found: &Stat) -> Option<Device> {
+    let block = match FileType::from_raw_mode(found.st_mode) {
+        FileType::BlockDevice => true,
+        FileType::CharacterDevice => false,
+        _ => return None,
+    };
+    Some(Device {
+        path: inside.as_bytes().to_vec(),
+        host: host.as_os_str().as_encoded_bytes().to_vec(),
+        block,
+        major: rustix::fs::major(found.st_rdev),
+        minor: rustix::fs::minor(found.st_rdev),
+        mode: found.st_mode & 0o777,
+        owner: (found.st_uid, found.st_gid),
+    })
+}
+
+/// All nodes below a directory, but for what a container has of its own.
+fn nodes(dir: &Path, inside: &str, depth: usize, devices: &mut Vec<Device>) -> Result<()> {
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        // A name that is not UTF-8 is no device's.
+        let Some(name) = entry.file_name().to_str().map(str::to_owned) else {
+            continue;
+        };
+        let (path, inside) = (entry.path(), format!("{inside}/{name}"));
+        let found = match rustix::fs::statat(CWD, &path, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => continue,
+            found => found?,
+        };
+        if FileType::from_raw_mode(found.st_mode) != FileType::Directory {
+            devices.extend(node(&path, &inside, &found).filter(|_| name != "console"));
+        } else if depth > 0 && !OWN.contains(&name.as_str()) {
+            nodes(&path, &inside, depth - 1, devices)?;
+        }
+    }
+    Ok(())
+}
+
+/// Gives a sandbox the devices, rules, parameters and paths that are asked for.
+pub(super) fn apply(host: &HostConfig, sandbox: &mut Sandbox) -> Result<()> {
+    sandbox.init = host.init == Some(true);
+    if let Some(paths) = &host.masked_paths {
+        sandbox.masked_paths = paths.iter().map(|path| path.as_bytes().to_vec()).collect();
+    }
+    if let Some(paths) = &host.readonly_paths {
+        sandbox.readonly_paths = paths.iter().map(|path| path.as_bytes().to_vec()).collect();
+    }
+    for (name, value) in &host.sysctls {
+        sandbox.sysctls.push(Sysctl {
+            name: name.clone(),
+            value: value.clone(),
+            optional: false,
+        });
+    }
+    let mut devices = Vec::new();
+    for device in &host.devices {
+        add_device(device, &mut devices, &mut sandbox.device_rules)?;
+    }
+    for rule in &host.device_cgroup_rules {
+        sandbox.device_rules.push(device_rule(rule)?);
+    }
+    if host.privileged {
+        nodes(Path::new("/dev"), "/dev", DEPTH, &mut devices).context(|| "listing /dev")?;
+        sandbox.device_rules.push(DeviceRule::ALL);
+        sandbox.masked_paths.clear();
+        sandbox.readonly_paths.clear();
+        for mount in &mut sandbox.mounts {
+            if mount.destination.starts_with(b"/sys") {
+                mount.attributes.read_only = false;
+            }
+        }
+    }
+    for device in devices {
+        // The terminal multiplexer is that of its own terminals.
+        let is_there = |other: &Device| other.path == device.path;
+        if device.path != b"/dev/ptmx" && !sandbox.devices.iter().any(is_there) {
+            sandbox.devices.push(device);
+        }
+    }
+    Ok(())
+}
+
+/// Gives a program the groups, limits and restrictions that are asked for.
+pub(super) fn restrict(host: &HostConfig, process: &mut Process) -> Result<()> {
+    let security = security(host)?;
+    if security.unconfined || host.privileged {
+        process.seccomp = Seccomp::Unconfined;
+    }
+    process.no_new_privileges = security.no_new_privileges;
+    process.groups = host
+        .group_add
+        .iter()
+        .map(|group| group.as_bytes().to_vec())
+        .collect();
+    process.rlimits = host.ulimits.iter().map(rlimit).collect::<Result<_>>()?;
+    let score = i16::try_from(host.oom_score_adj).ok();
+    process.oom_score_adj = score.filter(|score| *score != 0);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_there_is_not_is_refused_by_name() {
+        let table = [
+            (
+                json!({"SecurityOpt": ["fly"]}),
+                "invalid --security-opt: \"fly\" (known: seccomp=unconfined, no-new-privileges, apparmor=unconfined, label=disable)",
+            ),
+            (
+                json!({"SecurityOpt": ["apparmor=mine"]}),
+                "AppArmor profiles are not supported: mine",
+            ),
+            (
+                json!({"SecurityOpt": ["label=type:x"]}),
+                "SELinux labels are not supported: type:x",
+            ),
+            (
+                json!({"Sysctls": {"vm.swappiness": "1"}}),
+                "sysctl 'vm.swappiness' is not allowed",
+            ),
+            (
+                json!({"Ulimits": [{"Name": "fly", "Soft": 1, "Hard": 1}]}),
+                "invalid ulimit type: fly",
+            ),
+            (
+                json!({"Ulimits": [{"Name": "nofile", "Soft": 2, "Hard": 1}]}),
+                "ulimit soft limit must be less than or equal to hard limit: 2 > 1",
+            ),
+            (
+                json!({"DeviceCgroupRules": ["c 1:3"]}),
+                "invalid device cgroup rule format: 'c 1:3'",
+            ),
+            (
+                json!({"Devices": [{"PathOnHost": "/dev/nowhere"}]}),
+                "error gathering device information while adding custom device \"/dev/nowhere\": no such file or directory",
+            ),
+            (
+                json!({"Devices": [{"PathOnHost": "/dev/null", "PathInContainer": "/null"}]}),
+                "a device can't be at \"/null\", only below /dev",
+            ),
+        ];
+        for (asked, text) in table {
+            let asked: HostConfig = serde_json::from_value(asked).unwrap();
+            assert_eq!(check(&asked).unwrap_err().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn a_device_rule_is_a_kind_numbers_and_access() {
+        let rule = device_rule("b 8:* rm").unwrap();
+        assert_eq!(
+            (rule.block, rule.major, rule.minor),
+            (Some(true), Some(8), None)
+        );
+        assert_eq!((rule.read, rule.write, rule.create), (true, false, true));
+        for wrong in [
+            "x 1:1 r",
+            "c 1:1 x",
+            "c 1:1",
+            "c 1 r",
+            "c a:1 r",
+            "c 1:1 r r",
+        ] {
+            device_rule(wrong).unwrap_err();
+        }
+    }
+}

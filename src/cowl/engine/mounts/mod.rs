@@ -1,0 +1,141 @@
+//! What is mounted in a container beside the launcher's own: volumes, directories of the host, the
+//! files of its network.
+
+mod request;
+mod tmpfs;
+
+pub(super) use request::{specified, wanted};
+
+use super::Engine;
+use super::container::Container;
+use super::container::config::{BindMode, Mount, MountSource};
+use super::error::{Context as _, Error, Result};
+use super::signals::Signals;
+use cowl_launch::sandbox::{self, Attributes, Propagation, Submounts};
+use cowl_sys::open::openat2;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::Path;
+
+/// Mounts in their order, with a descriptor for each that needs one.
+#[derive(Debug, Default)]
+pub(super) struct Mounts {
+    pub(super) mounts: Vec<sandbox::Mount>,
+    pub(super) descriptors: Vec<OwnedFd>,
+}
+
+impl Engine {
+    /// Opens all that a container mounts, parents first. A new volume is filled from `root` before.
+    pub(super) fn mounts_of(
+        &self,
+        container: &Container,
+        root: BorrowedFd<'_>,
+        signals: Option<&Signals>,
+    ) -> Result<Mounts> {
+        let config = &container.config;
+        let mut all = Vec::new();
+        for (destination, file) in self.network_files(container, root)? {
+            let mount = sandbox::Mount::descriptor(destination, config.host.readonly_rootfs);
+            all.push((mount, Some(file)));
+        }
+        if config.host.ipc_mode == "host" {
+            let mut shm = sandbox::Mount::descriptor("/dev/shm", false);
+            shm.attributes = Attributes {
+                no_suid: true,
+                no_devices: true,
+                no_exec: true,
+                ..Attributes::default()
+            };
+            all.push((shm, Some(open(Path::new("/dev/shm"))?)));
+        }
+        for mount in &config.mounts {
+            all.push(self.open_mount(mount, root, signals)?);
+        }
+        all.sort_by_key(|(mount, _)| mount.destination.split(|byte| *byte == b'/').count());
+        let (mounts, descriptors): (_, Vec<_>) = all.into_iter().unzip();
+        Ok(Mounts {
+            mounts,
+            descriptors: descriptors.into_iter().flatten().collect(),
+        })
+    }
+
+    fn open_mount(
+        &self,
+        mount: &Mount,
+        root: BorrowedFd<'_>,
+        signals: Option<&Signals>,
+    ) -> Result<(sandbox::Mount, Option<OwnedFd>)> {
+        let destination = mount.destination.as_str();
+        let mut planned = sandbox::Mount::descriptor(destination, mount.read_only);
+        let opened = match &mount.source {
+            MountSource::Volume {
+                name,
+                no_copy,
+                subpath,
+                ..
+            } => {
+                let volume = self.volumes.find(name)?;
+                let interrupt = signals.map(Signals::interrupt);
+                // The image's directory is what the whole volume stands for.
+                let copy = !no_copy && subpath.is_empty();
+                volume.prepare(root, destination, copy, interrupt)?;
+                open_below(volume.data()?, subpath)?
+            }
+            MountSource::Bind(path) => {
+                planned.source = passed_on(&mount.bind);
+                open_bind(path)?
+            }
+            MountSource::Tmpfs { options, .. } => {
+                let mount = tmpfs::mount(destination, options, mount.read_only);
+                return Ok((mount, None));
+            }
+        };
+        Ok((planned, Some(opened)))
+    }
+}
+
+fn passed_on(mode: &BindMode) -> sandbox::MountSource {
+    sandbox::MountSource::Descriptor {
+        submounts: match (mode.non_recursive, mode.writable_below) {
+            (true, _) => Submounts::None,
+            (false, true) => Submounts::Unchanged,
+            (false, false) => Submounts::Same,
+        },
+        propagation: match mode.propagation.as_str() {
+            "shared" | "rshared" => Propagation::Shared,
+            "slave" | "rslave" => Propagation::Slave,
+            _ => Propagation::Private,
+        },
+    }
+}
+
+/// A file or directory below a volume's, without a way out of it.
+fn open_below(volume: OwnedFd, subpath: &str) -> Result<OwnedFd> {
+    if subpath.is_empty() {
+        return Ok(volume);
+    }
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    openat2(&volume, subpath, OFlags::PATH, resolve).map_err(|errno| {
+        let why = match errno {
+            Errno::NOENT => "no such file or directory".to_owned(),
+            errno => errno.to_string(),
+        };
+        Error::invalid(format!("cannot access path {subpath} of the volume: {why}"))
+    })
+}
+
+/// Opens a host path to be mounted, creating a missing directory as Docker does for `-v`.
+fn open_bind(path: &Path) -> Result<OwnedFd> {
+    if let Err(Errno::NOENT) = rustix::fs::stat(path) {
+        std::fs::create_dir_all(path)
+            .context(|| format!("creating the directory {}", path.display()))?;
+    }
+    open(path)
+}
+
+fn open(path: &Path) -> Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    rustix::fs::openat(CWD, path, flags, Mode::empty())
+        .context(|| format!("opening {}", path.display()))
+}
