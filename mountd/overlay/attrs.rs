@@ -2,7 +2,7 @@
 //! copies up content.
 
 use cowl_core::tree::{FileType, Rdev, Timestamp};
-use cowl_core::upper::spot::Spot;
+use cowl_core::upper::name_at::NameAt;
 use rustix::fs::{OFlags, Statx, Timespec, Timestamps};
 
 use super::Overlay;
@@ -130,7 +130,7 @@ impl Overlay {
             Err(Errno::STALE | Errno::NOENT) => return Ok(None),
             Err(error) => return Err(error),
         };
-        match place.spot().stat() {
+        match place.name_at().stat() {
             Ok(stat) if stat.stx_ino == file.host => Ok(Some(stat)),
             Ok(_) | Err(Errno::NOENT) => Ok(None),
             Err(error) => Err(error),
@@ -163,7 +163,7 @@ impl Overlay {
         }
         let _guard = self.busy.lock(&[id]);
         let place = self.place_of(id)?;
-        let Spot { dir, name } = place.spot();
+        let NameAt { dir, name } = place.name_at();
         Ok(rustix::fs::readlinkat(dir, name, Vec::new())?.into_bytes())
     }
 
@@ -255,9 +255,9 @@ impl Overlay {
 
     fn change_attributes(&self, id: NodeId, set: &SetAttr) -> Result<(), Errno> {
         let place = self.place_of(id)?;
-        let spot = place.spot();
+        let name_at = place.name_at();
         if set.uid.is_some() || set.gid.is_some() {
-            spot.chown(set.uid, set.gid)?;
+            name_at.chown(set.uid, set.gid)?;
         }
         if let Some(mode) = set.mode {
             if self
@@ -268,14 +268,14 @@ impl Overlay {
             {
                 return Err(Errno::OPNOTSUPP);
             }
-            spot.chmod(mode)?;
+            name_at.chmod(mode)?;
         }
         if set.atime.is_some() || set.mtime.is_some() {
             let times = Timestamps {
                 last_access: timespec(set.atime),
                 last_modification: timespec(set.mtime),
             };
-            spot.utimens(&times)?;
+            name_at.utimens(&times)?;
         }
         Ok(())
     }
@@ -300,16 +300,16 @@ impl Overlay {
     /// have an upper file.
     pub(super) fn drop_privilege(&self, id: NodeId) -> Result<(), Errno> {
         let place = self.place_of(id)?;
-        let spot = place.spot();
-        let mode = u32::from(spot.stat()?.stx_mode);
+        let name_at = place.name_at();
+        let mode = u32::from(name_at.stat()?.stx_mode);
         let mut kept = mode & !SUID;
         if mode & GROUP_EXEC != 0 {
             kept &= !SGID;
         }
         if kept != mode {
-            spot.chmod(kept)?;
+            name_at.chmod(kept)?;
         }
-        match spot.remove_xattr(b"security.capability") {
+        match name_at.remove_xattr(b"security.capability") {
             Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
             Err(error) => Err(error),
         }

@@ -10,8 +10,8 @@ use std::fs::File;
 use cowl_core::sys::copy::copy_data;
 use cowl_core::tree::{FileType, Timestamp};
 use cowl_core::upper::marks::{FileMark, Saved};
+use cowl_core::upper::name_at::{NameAt, times};
 use cowl_core::upper::scan::Marks;
-use cowl_core::upper::spot::{Spot, times};
 use rustix::fs::{Mode, OFlags, XattrFlags};
 
 use super::Overlay;
@@ -119,7 +119,7 @@ impl Overlay {
                 size: before.size,
                 mtime: before.mtime,
                 mode: before.mode,
-                capability: place.spot().xattr(CAPABILITY)?,
+                capability: place.name_at().xattr(CAPABILITY)?,
             },
         }))
     }
@@ -131,7 +131,12 @@ impl Overlay {
             return Err(Errno::STALE);
         };
         file.copying = saved.cloned();
-        self.write_mark(self.place_of(id)?.spot(), FileType::Regular, &file, origin)?;
+        self.write_mark(
+            self.place_of(id)?.name_at(),
+            FileType::Regular,
+            &file,
+            origin,
+        )?;
         self.commit(|_| {
             [Event::Copying {
                 node: id,
@@ -160,7 +165,12 @@ impl Overlay {
         let copied = result
             .and_then(|()| copy.restore_attributes())
             .and_then(|()| {
-                self.write_mark(self.place_of(id)?.spot(), FileType::Regular, &file, origin)
+                self.write_mark(
+                    self.place_of(id)?.name_at(),
+                    FileType::Regular,
+                    &file,
+                    origin,
+                )
             });
         if let Err(error) = copied {
             let undone = copy.undo().and_then(|()| self.save_attributes(id, None));
@@ -176,18 +186,18 @@ impl Overlay {
     /// Undoes a copy of content that a crash interrupted. The caller guards the file.
     pub(super) fn undo_copying(
         &self,
-        spot: Spot<'_>,
+        name_at: NameAt<'_>,
         marks: &Marks<LowerIno>,
         saved: &Saved,
     ) -> Result<(), Errno> {
         let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = File::from(rustix::fs::openat(
-            spot.dir,
-            spot.name,
+            name_at.dir,
+            name_at.name,
             flags,
             Mode::empty(),
         )?);
-        let atime = super::attrs::timestamp(spot.stat()?.stx_atime);
+        let atime = super::attrs::timestamp(name_at.stat()?.stx_atime);
         undo(&file, atime, saved)?;
         let upper = self.writable()?;
         let origin = marks.origin.map(|node| self.lower.origin_of(node));
@@ -200,7 +210,7 @@ impl Overlay {
         };
         upper
             .spelling()
-            .write(spot, upper.namespace(), FileType::Regular, &mark)
+            .write(name_at, upper.namespace(), FileType::Regular, &mark)
     }
 }
 

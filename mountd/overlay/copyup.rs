@@ -10,9 +10,9 @@ use std::os::fd::AsFd;
 use cowl_core::tree::{FileType, Rdev};
 use cowl_core::upper::Upper;
 use cowl_core::upper::marks::{self, Mark, Namespace, escape};
+use cowl_core::upper::name_at::{NameAt, times};
 use cowl_core::upper::scan::Origins;
 use cowl_core::upper::spelling::Spelling;
-use cowl_core::upper::spot::{Spot, times};
 use rustix::fs::{Mode, OFlags, RenameFlags, XattrFlags};
 
 use super::dir::Under;
@@ -150,7 +150,7 @@ impl Overlay {
             }),
         };
         let temporary = upper.new_name();
-        let staged = Spot::new(upper.tmp(), &temporary);
+        let staged = NameAt::new(upper.tmp(), &temporary);
         let file = self
             .stage_copy(staged, id, node, &record, &into)
             .and_then(|file| {
@@ -208,7 +208,7 @@ impl Overlay {
     /// Creates the copy in `work/tmp`, with metadata and mark.
     fn stage_copy(
         &self,
-        staged: Spot<'_>,
+        staged: NameAt<'_>,
         id: NodeId,
         node: LowerIno,
         record: &LowerNode,
@@ -255,7 +255,7 @@ impl Overlay {
 
     fn create_like(
         &self,
-        staged: Spot<'_>,
+        staged: NameAt<'_>,
         node: LowerIno,
         record: &LowerNode,
     ) -> Result<(), Errno> {
@@ -286,7 +286,7 @@ impl Overlay {
     /// just created with these ids and the node's mode without set-id bits.
     pub(super) fn apply_metadata(
         &self,
-        spot: Spot<'_>,
+        name_at: NameAt<'_>,
         node: LowerIno,
         creator: Option<(u32, u32)>,
     ) -> Result<(), Errno> {
@@ -301,16 +301,16 @@ impl Overlay {
         } = self.lower.node(node)?.attr;
         let space = self.writable()?.namespace();
         if creator != Some((uid, gid)) {
-            spot.chown(Some(uid), Some(gid))?;
+            name_at.chown(Some(uid), Some(gid))?;
         }
         if file_type != FileType::Symlink && (creator.is_none() || mode & SET_ID != 0) {
-            spot.chmod(mode)?;
+            name_at.chmod(mode)?;
         }
         for name in self.lower.xattr_names(node)? {
             let Some(value) = self.lower.xattr(node, &name)? else {
                 continue;
             };
-            match spot.set_xattr(&escape(&name), &value, XattrFlags::empty()) {
+            match name_at.set_xattr(&escape(&name), &value, XattrFlags::empty()) {
                 Ok(()) => {}
                 Err(errno @ (Errno::OPNOTSUPP | Errno::PERM)) if !must_be_copied(&name, space) => {
                     tracing::debug!(name = %name.escape_ascii(), %errno, "the upper cannot store an attribute; it is dropped");
@@ -318,13 +318,13 @@ impl Overlay {
                 Err(errno) => return Err(errno),
             }
         }
-        spot.utimens(&times(atime, mtime))
+        name_at.utimens(&times(atime, mtime))
     }
 
     /// Writes a file's marks, if a file of its type on the host can bear them.
     pub(super) fn write_mark(
         &self,
-        spot: Spot<'_>,
+        name_at: NameAt<'_>,
         stored: FileType,
         file: &UpperFile,
         origin: Option<LowerIno>,
@@ -337,37 +337,39 @@ impl Overlay {
         let mark = file.mark(origin);
         upper
             .spelling()
-            .write(spot, upper.namespace(), stored, &mark)
+            .write(name_at, upper.namespace(), stored, &mark)
     }
 
     fn install_copy(
         &self,
         upper: &Upper,
-        staged: Spot<'_>,
+        staged: NameAt<'_>,
         into: &Destination,
     ) -> Result<(), Errno> {
         match into {
             Destination::Name { dir, name } => {
                 self.mark_impure(*dir)?;
                 let place = self.place_in(*dir, name)?;
-                self.preserving_times(*dir, || staged.rename(place.spot(), RenameFlags::NOREPLACE))
+                self.preserving_times(*dir, || {
+                    staged.rename(place.name_at(), RenameFlags::NOREPLACE)
+                })
             }
             Destination::Index(number) => {
                 if upper.spelling() == Spelling::Plain {
                     // An upper without a stamp is told from a new one by it (`Upper::open`).
-                    Spot::new(upper.root(), b".").set_mark(
+                    NameAt::new(upper.root(), b".").set_mark(
                         upper.namespace(),
                         Mark::Impure,
                         marks::YES,
                     )?;
                 }
                 staged.rename(
-                    Spot::new(upper.index(), &Upper::index_name(*number)),
+                    NameAt::new(upper.index(), &Upper::index_name(*number)),
                     RenameFlags::NOREPLACE,
                 )
             }
             Destination::Orphan(number) => staged.rename(
-                Spot::new(upper.orphans(), number.to_string().as_bytes()),
+                NameAt::new(upper.orphans(), number.to_string().as_bytes()),
                 RenameFlags::NOREPLACE,
             ),
         }
@@ -379,7 +381,7 @@ impl Overlay {
             return Ok(());
         }
         let fd = self.dir_fd(dir)?;
-        Spot::new(fd.as_fd(), b".").set_mark(
+        NameAt::new(fd.as_fd(), b".").set_mark(
             self.writable()?.namespace(),
             Mark::Impure,
             marks::YES,
@@ -398,13 +400,13 @@ impl Overlay {
         let before = self.attr_guarded(dir)?;
         let _mask = self.masked.mask(dir, before);
         change()?;
-        Spot::new(fd.as_fd(), b".").utimens(&times(before.atime, before.mtime))
+        NameAt::new(fd.as_fd(), b".").utimens(&times(before.atime, before.mtime))
     }
 }
 
 /// Creates a device, a pipe or a socket.
 pub(super) fn make_special(
-    staged: Spot<'_>,
+    staged: NameAt<'_>,
     file_type: FileType,
     mode: Mode,
     rdev: Rdev,
@@ -428,7 +430,7 @@ fn must_be_copied(name: &[u8], space: Namespace) -> bool {
 }
 
 /// Removes a failed copy from `work/tmp`; the next mount removes what remains.
-fn discard(staged: Spot<'_>, file_type: FileType) {
+fn discard(staged: NameAt<'_>, file_type: FileType) {
     let removed = if file_type == FileType::Directory {
         staged.rmdir()
     } else {

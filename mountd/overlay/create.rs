@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use cowl_core::tree::{FileType, Rdev};
 use cowl_core::upper::marks::{self, Mark};
-use cowl_core::upper::spot::Spot;
+use cowl_core::upper::name_at::NameAt;
 use cowl_core::upper::{Upper, remove_temporary};
 use rustix::fs::{Mode, OFlags, RenameFlags, XattrFlags};
 
@@ -165,17 +165,17 @@ impl Overlay {
         let upper = self.writable()?;
         self.copy_up_dir(parent)?;
         let staging = self.staging(upper, parent)?;
-        let spot = Spot::new(staging.dir.as_fd(), b"f");
+        let name_at = NameAt::new(staging.dir.as_fd(), b"f");
         let number = upper.new_number();
         let wanted = NewFile {
             mode,
             umask,
             caller: *caller,
         };
-        let made = create_file(spot, Kind::Regular, wanted).and_then(|file| {
-            let host = spot.stat()?.stx_ino;
-            spot.rename(
-                Spot::new(upper.orphans(), number.to_string().as_bytes()),
+        let made = create_file(name_at, Kind::Regular, wanted).and_then(|file| {
+            let host = name_at.stat()?.stx_ino;
+            name_at.rename(
+                NameAt::new(upper.orphans(), number.to_string().as_bytes()),
                 RenameFlags::NOREPLACE,
             )?;
             Ok((file, host))
@@ -226,7 +226,7 @@ impl Overlay {
             return Err(Errno::EXIST);
         }
         let under = self.under(parent, name)?;
-        let whiteout = self.slot(parent, name).is_some();
+        let whiteout = self.dirent(parent, name).is_some();
         let opaque = matches!(kind, Kind::Directory) && under == Under::Directory;
         let device = kind.is_null_device();
         let place = self.place_in(parent, name)?;
@@ -235,7 +235,7 @@ impl Overlay {
             self.make_in_staging(
                 upper,
                 parent,
-                place.spot(),
+                place.name_at(),
                 kind,
                 wanted,
                 Special {
@@ -245,9 +245,9 @@ impl Overlay {
                 },
             )?
         } else {
-            create_file(place.spot(), kind, wanted)?
+            create_file(place.name_at(), kind, wanted)?
         };
-        let stat = place.spot().stat()?;
+        let stat = place.name_at().stat()?;
         let file = UpperFile {
             opaque,
             device,
@@ -289,7 +289,7 @@ impl Overlay {
     ) -> NodeId {
         let mut id = NodeId::ROOT;
         self.commit(|state| {
-            id = state.next_born();
+            id = state.next_created();
             let mut events = vec![Event::Copied {
                 node: id,
                 file_type,
@@ -307,7 +307,7 @@ impl Overlay {
         &self,
         upper: &Upper,
         parent: NodeId,
-        to: Spot<'_>,
+        to: NameAt<'_>,
         kind: Kind<'_>,
         wanted: NewFile,
         special: Special,
@@ -316,23 +316,23 @@ impl Overlay {
             self.mark_impure(parent)?;
         }
         let staging = self.staging(upper, parent)?;
-        let spot = Spot::new(staging.dir.as_fd(), b"f");
+        let name_at = NameAt::new(staging.dir.as_fd(), b"f");
         let space = upper.namespace();
         let made = create_file(
-            spot,
+            name_at,
             if special.device { Kind::Regular } else { kind },
             wanted,
         )
         .and_then(|fd| {
             if special.opaque {
-                spot.set_mark(space, Mark::Opaque, marks::YES)?;
+                name_at.set_mark(space, Mark::Opaque, marks::YES)?;
             }
             if special.device {
                 let file = UpperFile {
                     device: true,
                     ..new_file(0)
                 };
-                self.write_mark(spot, FileType::Regular, &file, None)?;
+                self.write_mark(name_at, FileType::Regular, &file, None)?;
             }
             let flags = match (special.whiteout, kind) {
                 (false, _) => RenameFlags::NOREPLACE,
@@ -340,7 +340,7 @@ impl Overlay {
                 (true, Kind::Directory) => RenameFlags::EXCHANGE,
                 (true, _) => RenameFlags::empty(),
             };
-            spot.rename(to, flags)?;
+            name_at.rename(to, flags)?;
             Ok(fd)
         });
         staging.close(upper);
@@ -351,14 +351,14 @@ impl Overlay {
     /// `parent`, for new files to inherit.
     fn staging(&self, upper: &Upper, parent: NodeId) -> Result<Staging, Errno> {
         let parent = self.dir_fd(parent)?;
-        let parent = Spot::new(parent.as_fd(), b".");
+        let parent = NameAt::new(parent.as_fd(), b".");
         let name = upper.new_name();
-        let spot = Spot::new(upper.tmp(), &name);
+        let name_at = NameAt::new(upper.tmp(), &name);
         crate::sys::identity::own()?;
-        rustix::fs::mkdirat(spot.dir, spot.name, Mode::RWXU)?;
+        rustix::fs::mkdirat(name_at.dir, name_at.name, Mode::RWXU)?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let staging = Staging {
-            dir: rustix::fs::openat(spot.dir, spot.name, flags, Mode::empty())?,
+            dir: rustix::fs::openat(name_at.dir, name_at.name, flags, Mode::empty())?,
             name,
         };
         let prepared = staging.prepare(parent, !self.rules.no_acl);
@@ -379,7 +379,7 @@ impl Overlay {
     /// Whether the upper has a file, not a whiteout, at a name.
     pub(super) fn has_node(&self, dir: NodeId, name: &[u8]) -> bool {
         matches!(
-            self.slot(dir, name).map(|slot| slot.target),
+            self.dirent(dir, name).map(|dirent| dirent.target),
             Some(Target::Node(..))
         )
     }
@@ -399,8 +399,8 @@ struct Staging {
 }
 
 impl Staging {
-    fn prepare(&self, parent: Spot<'_>, with_acl: bool) -> Result<(), Errno> {
-        let own = Spot::new(self.dir.as_fd(), b".");
+    fn prepare(&self, parent: NameAt<'_>, with_acl: bool) -> Result<(), Errno> {
+        let own = NameAt::new(self.dir.as_fd(), b".");
         let stat = parent.stat()?;
         if u32::from(stat.stx_mode) & SGID != 0 {
             own.chown(None, Some(stat.stx_gid))?;
@@ -414,14 +414,18 @@ impl Staging {
 
     /// Removes the staging directory and its files.
     fn close(self, upper: &Upper) {
-        if let Err(errno) = remove_temporary(Spot::new(upper.tmp(), &self.name)) {
+        if let Err(errno) = remove_temporary(NameAt::new(upper.tmp(), &self.name)) {
             tracing::warn!(%errno, "cannot remove a directory from work/tmp; the next mount will");
         }
     }
 }
 
 /// Creates a file as the caller; a regular file is returned open for reading and writing.
-fn create_file(spot: Spot<'_>, kind: Kind<'_>, wanted: NewFile) -> Result<Option<OwnedFd>, Errno> {
+fn create_file(
+    name_at: NameAt<'_>,
+    kind: Kind<'_>,
+    wanted: NewFile,
+) -> Result<Option<OwnedFd>, Errno> {
     let NewFile {
         mode,
         umask,
@@ -433,10 +437,14 @@ fn create_file(spot: Spot<'_>, kind: Kind<'_>, wanted: NewFile) -> Result<Option
         Kind::Regular => {
             let flags =
                 OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            rustix::fs::openat(spot.dir, spot.name, flags, mode).map(Some)
+            rustix::fs::openat(name_at.dir, name_at.name, flags, mode).map(Some)
         }
-        Kind::Directory => rustix::fs::mkdirat(spot.dir, spot.name, mode).map(|()| None),
-        Kind::Symlink(target) => rustix::fs::symlinkat(target, spot.dir, spot.name).map(|()| None),
-        Kind::Special(file_type, rdev) => make_special(spot, file_type, mode, rdev).map(|()| None),
+        Kind::Directory => rustix::fs::mkdirat(name_at.dir, name_at.name, mode).map(|()| None),
+        Kind::Symlink(target) => {
+            rustix::fs::symlinkat(target, name_at.dir, name_at.name).map(|()| None)
+        }
+        Kind::Special(file_type, rdev) => {
+            make_special(name_at, file_type, mode, rdev).map(|()| None)
+        }
     }
 }

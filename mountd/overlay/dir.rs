@@ -17,7 +17,7 @@ pub(super) type Name = Box<[u8]>;
 /// The upper's part of a directory, read from it once.
 #[derive(Debug)]
 pub(super) struct Dir {
-    slots: BTreeMap<Name, Slot>,
+    dirents: BTreeMap<Name, Dirent>,
     /// The visible names that the lower does not have, in the order in which they are listed.
     by_cookie: BTreeMap<u64, Name>,
     /// Directories among the visible names.
@@ -30,7 +30,7 @@ pub(super) struct Dir {
 
 /// A name that the upper's directory holds.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
-pub(super) struct Slot {
+pub(super) struct Dirent {
     pub(super) target: Target,
     pub(super) under: Under,
     /// Of a name that is listed by itself, not in the place of the lower's.
@@ -72,47 +72,47 @@ impl Dir {
         impure: bool,
     ) -> Dir {
         let mut table = Dir {
-            slots: BTreeMap::new(),
+            dirents: BTreeMap::new(),
             by_cookie: BTreeMap::new(),
             subdirs,
             visible,
             impure,
         };
         // Of sorted names a map is built as a whole, without a search for each.
-        let slots = names.into_iter().map(|(name, target, under)| {
-            let slot = table.new_slot(&name, target, under);
-            (name, slot)
+        let dirents = names.into_iter().map(|(name, target, under)| {
+            let dirent = table.new_dirent(&name, target, under);
+            (name, dirent)
         });
-        let slots = slots.collect();
-        table.slots = slots;
+        let dirents = dirents.collect();
+        table.dirents = dirents;
         table
     }
 
     /// Enters a name that the table does not have.
     pub(super) fn put(&mut self, name: Name, target: Target, under: Under) {
-        let slot = self.new_slot(&name, target, under);
-        self.slots.insert(name, slot);
+        let dirent = self.new_dirent(&name, target, under);
+        self.dirents.insert(name, dirent);
     }
 
     /// Removes a name.
-    pub(super) fn take(&mut self, name: &[u8]) -> Option<Slot> {
-        let slot = self.slots.remove(name)?;
-        if let Some(cookie) = slot.cookie {
+    pub(super) fn take(&mut self, name: &[u8]) -> Option<Dirent> {
+        let dirent = self.dirents.remove(name)?;
+        if let Some(cookie) = dirent.cookie {
             self.by_cookie.remove(&cookie);
         }
-        self.count(slot, Sign::Remove);
-        Some(slot)
+        self.count(dirent, Sign::Remove);
+        Some(dirent)
     }
 
     /// Changes what a name is, to another node of the same type.
     pub(super) fn retarget(&mut self, name: &[u8], target: Target) {
-        if let Some(slot) = self.slots.get_mut(name) {
-            slot.target = target;
+        if let Some(dirent) = self.dirents.get_mut(name) {
+            dirent.target = target;
         }
     }
 
-    pub(super) fn slot(&self, name: &[u8]) -> Option<Slot> {
-        self.slots.get(name).copied()
+    pub(super) fn dirent(&self, name: &[u8]) -> Option<Dirent> {
+        self.dirents.get(name).copied()
     }
 
     /// Names that the lower does not have, behind a cookie.
@@ -122,8 +122,8 @@ impl Dir {
     ) -> impl Iterator<Item = (u64, &[u8], Target)> {
         let behind = (Bound::Excluded(cookie), Bound::Unbounded);
         self.by_cookie.range(behind).filter_map(|(cookie, name)| {
-            let slot = self.slots.get(name)?;
-            Some((*cookie, &**name, slot.target))
+            let dirent = self.dirents.get(name)?;
+            Some((*cookie, &**name, dirent.target))
         })
     }
 
@@ -142,31 +142,31 @@ impl Dir {
         }
     }
 
-    /// The slot of a name that the table does not have yet, counted and with its cookie.
-    fn new_slot(&mut self, name: &Name, target: Target, under: Under) -> Slot {
+    /// The dirent of a name that the table does not have yet, counted and with its cookie.
+    fn new_dirent(&mut self, name: &Name, target: Target, under: Under) -> Dirent {
         let cookie = match (target, under) {
             (Target::Whiteout, _) | (_, Under::File | Under::Directory) => None,
             _ => Some(self.free_cookie(name)),
         };
-        let slot = Slot {
+        let dirent = Dirent {
             target,
             under,
             cookie,
         };
-        self.count(slot, Sign::Add);
+        self.count(dirent, Sign::Add);
         if let Some(cookie) = cookie {
             self.by_cookie.insert(cookie, name.clone());
         }
-        slot
+        dirent
     }
 
     /// How many names the upper holds, whiteouts among them.
     pub(super) fn held(&self) -> usize {
-        self.slots.len()
+        self.dirents.len()
     }
 
-    fn count(&mut self, slot: Slot, sign: Sign) {
-        let own = match slot.target {
+    fn count(&mut self, dirent: Dirent, sign: Sign) {
+        let own = match dirent.target {
             Target::Whiteout => Under::Nothing,
             Target::Node(_, file_type) | Target::Unread { file_type, .. } => match file_type {
                 FileType::Directory => Under::Directory,
@@ -174,8 +174,8 @@ impl Dir {
             },
         };
         let (more, less) = match sign {
-            Sign::Add => (own, slot.under),
-            Sign::Remove => (slot.under, own),
+            Sign::Add => (own, dirent.under),
+            Sign::Remove => (dirent.under, own),
         };
         self.visible += u64::from(more != Under::Nothing);
         self.visible = self

@@ -178,7 +178,7 @@ impl Overlay {
         self.commit(|state| {
             [Event::Renumbered {
                 from: id,
-                to: state.next_born(),
+                to: state.next_created(),
             }]
         });
         Ok(())

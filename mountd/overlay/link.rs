@@ -2,7 +2,7 @@
 
 use cowl_core::tree::FileType;
 use cowl_core::upper::Upper;
-use cowl_core::upper::spot::Spot;
+use cowl_core::upper::name_at::NameAt;
 use rustix::fs::RenameFlags;
 
 use super::Overlay;
@@ -45,10 +45,10 @@ impl Overlay {
         let to = self.place_in(parent, name)?;
         link_spot(
             upper,
-            from.spot(),
-            to.spot(),
+            from.name_at(),
+            to.name_at(),
             file.home,
-            self.slot(parent, name).is_some(),
+            self.dirent(parent, name).is_some(),
         )?;
         self.commit(|_| {
             let mut events = Vec::new();
@@ -75,8 +75,8 @@ impl Overlay {
 /// Puts a file's new name in its place.
 fn link_spot(
     upper: &Upper,
-    from: Spot<'_>,
-    to: Spot<'_>,
+    from: NameAt<'_>,
+    to: NameAt<'_>,
     home: Home,
     whiteout: bool,
 ) -> Result<(), Errno> {
@@ -87,7 +87,7 @@ fn link_spot(
         (_, false) => from.link(to),
         (_, true) => {
             let name = upper.new_name();
-            let temporary = Spot::new(upper.tmp(), &name);
+            let temporary = NameAt::new(upper.tmp(), &name);
             from.link(temporary)?;
             temporary
                 .rename(to, RenameFlags::empty())

@@ -5,11 +5,11 @@ use std::os::fd::AsFd;
 
 use cowl_core::tree::FileType;
 use cowl_core::upper::Upper;
+use cowl_core::upper::name_at::NameAt;
 use cowl_core::upper::scan::{self, Listed, MarkError, Marks};
-use cowl_core::upper::spot::Spot;
 use rustix::fs::{FileType as HostType, Statx};
 
-use super::dir::{Slot, Target, Under};
+use super::dir::{Dirent, Target, Under};
 use super::event::Event;
 use super::lower::Child;
 use super::node::{Home, Unsynced, UpperFile};
@@ -22,7 +22,7 @@ const NAME_MAX: usize = 255;
 
 /// What is at a name.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
-pub(super) struct Hit {
+pub(super) struct Resolved {
     pub(super) id: NodeId,
     pub(super) file_type: FileType,
 }
@@ -53,7 +53,7 @@ pub(super) fn lower_side(state: &State, dir: NodeId) -> Option<LowerIno> {
 /// Where a name of a directory that was read is to be found.
 enum Found {
     /// The upper says what it is, or that it is nothing.
-    Upper(Option<Hit>),
+    Upper(Option<Resolved>),
     /// In this directory of the lower, if in any.
     Below(Option<LowerIno>),
 }
@@ -65,10 +65,10 @@ fn found_in_upper(state: &State, dir: NodeId, name: &[u8]) -> Result<Found, Errn
     {
         return Err(Errno::NOTDIR);
     }
-    let slot = state.dir(dir).and_then(|table| table.slot(name));
-    match slot.map(|slot| slot.target) {
+    let dirent = state.dir(dir).and_then(|table| table.dirent(name));
+    match dirent.map(|dirent| dirent.target) {
         Some(Target::Whiteout) => Ok(Found::Upper(None)),
-        Some(Target::Node(id, file_type)) => Ok(Found::Upper(Some(Hit { id, file_type }))),
+        Some(Target::Node(id, file_type)) => Ok(Found::Upper(Some(Resolved { id, file_type }))),
         Some(Target::Unread { .. }) => Err(Errno::IO),
         None => Ok(Found::Below(lower_side(state, dir))),
     }
@@ -80,10 +80,10 @@ impl Overlay {
         if name.len() > NAME_MAX {
             return Err(Errno::NAMETOOLONG);
         }
-        let Some(hit) = self.resolve(parent, name)? else {
+        let Some(resolved) = self.resolve(parent, name)? else {
             return Ok(None);
         };
-        self.entry(hit.id).map(Some)
+        self.entry(resolved.id).map(Some)
     }
 
     /// A node with its attributes, counted as looked up.
@@ -132,21 +132,21 @@ impl Overlay {
     }
 
     /// What is at a name.
-    pub(super) fn resolve(&self, dir: NodeId, name: &[u8]) -> Result<Option<Hit>, Errno> {
+    pub(super) fn resolve(&self, dir: NodeId, name: &[u8]) -> Result<Option<Resolved>, Errno> {
         self.ensure_read(dir)?;
-        if let Some(Target::Unread { .. }) = self.slot(dir, name).map(|slot| slot.target) {
+        if let Some(Target::Unread { .. }) = self.dirent(dir, name).map(|dirent| dirent.target) {
             self.read_name(dir, name)?;
         }
         loop {
             let found = found_in_upper(&self.state.read(), dir, name)?;
             let lower = match found {
-                Found::Upper(hit) => return Ok(hit),
+                Found::Upper(resolved) => return Ok(resolved),
                 Found::Below(lower) => lower,
             };
             let child = self.lower_child(lower, name)?;
             let state = self.state.read();
             match found_in_upper(&state, dir, name)? {
-                Found::Upper(hit) => return Ok(hit),
+                Found::Upper(resolved) => return Ok(resolved),
                 Found::Below(now) if now != lower => {} // changed by another thread meanwhile
                 Found::Below(_) => {
                     let Some(Child { node, file_type }) = child else {
@@ -156,15 +156,15 @@ impl Overlay {
                     if state.is_damaged(id) {
                         return Err(Errno::IO);
                     }
-                    return Ok(Some(Hit { id, file_type }));
+                    return Ok(Some(Resolved { id, file_type }));
                 }
             }
         }
     }
 
     /// What the upper has at a name of a directory that was read.
-    pub(super) fn slot(&self, dir: NodeId, name: &[u8]) -> Option<Slot> {
-        self.state.read().dir(dir)?.slot(name)
+    pub(super) fn dirent(&self, dir: NodeId, name: &[u8]) -> Option<Dirent> {
+        self.state.read().dir(dir)?.dirent(name)
     }
 
     /// What the lower has at a name.
@@ -260,20 +260,20 @@ impl Overlay {
             let Some(table) = state.dir(dir) else {
                 return Ok(());
             };
-            (table.slot(name).map(|slot| slot.target), table.impure)
+            (table.dirent(name).map(|dirent| dirent.target), table.impure)
         };
         let Some(Target::Unread { file_type, host }) = target else {
             return Ok(()); // another thread has read them
         };
         let fd = self.dir_fd(dir)?;
-        let spot = Spot::new(fd.as_fd(), name);
+        let name_at = NameAt::new(fd.as_fd(), name);
         let below = lower_side(&self.state.read(), dir);
         let space = upper.namespace();
-        let marks = scan::read_marks(spot, file_type, space, &self.lower, below, impure)
-            .map_err(|error| unreadable(spot, &error))?;
+        let marks = scan::read_marks(name_at, file_type, space, &self.lower, below, impure)
+            .map_err(|error| unreadable(name_at, &error))?;
         let mut file = upper_file(host, &marks);
         if let Some(saved) = &marks.interrupted {
-            self.undo_copying(spot, &marks, saved)?;
+            self.undo_copying(name_at, &marks, saved)?;
             file.copying = None;
         }
         let mut taken = None;
@@ -301,23 +301,23 @@ impl Overlay {
     pub(super) fn read_indexed(
         &self,
         upper: &Upper,
-        spot: Spot<'_>,
+        name_at: NameAt<'_>,
         node: Option<LowerIno>,
         stat: &Statx,
     ) -> Result<(Marks<LowerIno>, UpperFile), Errno> {
         let host_type = HostType::from_raw_mode(u32::from(stat.stx_mode));
         let host_type = scan::file_type(host_type).ok_or(Errno::IO)?;
         let space = upper.namespace();
-        let marks = scan::read_marks(spot, host_type, space, &self.lower, None, true)
-            .map_err(|error| unreadable(spot, &error))?;
+        let marks = scan::read_marks(name_at, host_type, space, &self.lower, None, true)
+            .map_err(|error| unreadable(name_at, &error))?;
         let origin = node.or(marks.origin).ok_or(Errno::IO)?;
         let expected = self.lower.node(origin)?.stored_type() == host_type;
         if !expected || (space.marks(host_type) && marks.origin != Some(origin)) {
-            tracing::error!(name = %spot.name.escape_ascii(), "a file in work/index is not what its name says");
+            tracing::error!(name = %name_at.name.escape_ascii(), "a file in work/index is not what its name says");
             return Err(Errno::IO);
         }
         if let Some(saved) = &marks.interrupted {
-            self.undo_copying(spot, &marks, saved)?;
+            self.undo_copying(name_at, &marks, saved)?;
         }
         let file = upper_file(stat.stx_ino, &marks);
         Ok((marks, file))
@@ -329,7 +329,7 @@ impl Overlay {
         let Some(Home::Orphan(number)) = home else {
             return Ok(());
         };
-        Spot::new(upper.orphans(), number.to_string().as_bytes()).unlink()?;
+        NameAt::new(upper.orphans(), number.to_string().as_bytes()).unlink()?;
         self.commit(|_| {
             [Event::Moved {
                 node,
@@ -356,10 +356,10 @@ fn upper_file(host: u64, marks: &Marks<LowerIno>) -> UpperFile {
     }
 }
 
-fn unreadable(spot: Spot<'_>, error: &MarkError) -> Errno {
+fn unreadable(name_at: NameAt<'_>, error: &MarkError) -> Errno {
     if let MarkError::Host(errno) = error {
         return *errno;
     }
-    tracing::error!(name = %spot.name.escape_ascii(), %error, "a file of the upper cannot be used");
+    tracing::error!(name = %name_at.name.escape_ascii(), %error, "a file of the upper cannot be used");
     Errno::IO
 }

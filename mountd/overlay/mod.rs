@@ -63,9 +63,9 @@ use cowl_core::digest::ChainId;
 use cowl_core::handover::IoMode;
 use cowl_core::tree::{FileType, Tree};
 use cowl_core::upper::marks::Stamp;
+use cowl_core::upper::name_at::NameAt;
 use cowl_core::upper::scan::{Origins, is_opaque};
 use cowl_core::upper::spelling::Spelling;
-use cowl_core::upper::spot::Spot;
 use cowl_core::upper::{Base, Condition, Upper, UpperError};
 use parking_lot::RwLock;
 
@@ -229,7 +229,7 @@ impl Overlay {
     }
 
     fn take_over_root(&self, upper: &Upper, stamp: Option<&Stamp>) -> Result<(), OverlayError> {
-        let root = Spot::new(upper.root(), b".");
+        let root = NameAt::new(upper.root(), b".");
         if upper.condition() == Condition::Empty {
             self.apply_root_metadata(root)
                 .map_err(host("giving the upper the root's attributes"))?;
@@ -259,7 +259,7 @@ impl Overlay {
 
     /// Applies the image's metadata to the upper's root, without the default ACL that mkdir may
     /// have inherited.
-    fn apply_root_metadata(&self, root: Spot<'_>) -> Result<(), Errno> {
+    fn apply_root_metadata(&self, root: NameAt<'_>) -> Result<(), Errno> {
         for acl in [&b"system.posix_acl_default"[..], b"system.posix_acl_access"] {
             match root.remove_xattr(acl) {
                 Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
@@ -308,16 +308,16 @@ impl Overlay {
         node: Option<LowerIno>,
     ) -> Result<(), Errno> {
         let name = Upper::index_name(number);
-        let spot = Spot::new(upper.index(), &name);
-        let stat = spot.stat()?;
-        let (marks, mut file) = self.read_indexed(upper, spot, node, &stat)?;
+        let name_at = NameAt::new(upper.index(), &name);
+        let stat = name_at.stat()?;
+        let (marks, mut file) = self.read_indexed(upper, name_at, node, &stat)?;
         let node = node.or(marks.origin).ok_or(Errno::IO)?;
         if !upper.namespace().marks(marks.file_type) {
             // This file cannot bear a mark, so no delta was stored: assume that all names of the
             // lower remain.
             file.link_delta = i32::try_from(self.lower.node(node)?.attr.nlink).unwrap_or(i32::MAX);
         } else if stat.stx_nlink == 1 && file.link_delta == 0 {
-            return spot.unlink(); // the worker stopped between removing its last name and this link
+            return name_at.unlink(); // the worker stopped between removing its last name and this link
         }
         self.commit(|state| {
             [Event::Copied {

@@ -15,7 +15,7 @@ pub(super) struct Node {
     pub(super) upper: Option<UpperFile>,
     /// Names of this node in the upper's directories, as far as those were read.
     pub(super) names: Vec<(NodeId, Name)>,
-    /// Lookups that the kernel has not given back, of a node born in the upper.
+    /// Lookups that the kernel has not given back, of a node created in the upper.
     pub(super) lookups: u64,
     /// Without a name: what `stat` shows where no file is kept for it.
     pub(super) gone: Option<Attr>,

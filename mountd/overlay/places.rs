@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use cowl_core::tree::FileType;
 use cowl_core::upper::Upper;
-use cowl_core::upper::spot::Spot;
+use cowl_core::upper::name_at::NameAt;
 use cowl_sys::open::openat2;
 use parking_lot::{Mutex, RwLock};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
@@ -78,17 +78,17 @@ enum DirFd<'o> {
 }
 
 impl Place<'_> {
-    pub(super) fn spot(&self) -> Spot<'_> {
+    pub(super) fn name_at(&self) -> NameAt<'_> {
         let dir = match &self.dir {
             DirFd::Upper(dir) => *dir,
             DirFd::Cached(dir) => dir.as_fd(),
         };
-        Spot::new(dir, &self.name)
+        NameAt::new(dir, &self.name)
     }
 
     /// Opens the regular file.
     pub(super) fn open(&self, access: OFlags) -> Result<std::fs::File, Errno> {
-        let Spot { dir, name } = self.spot();
+        let NameAt { dir, name } = self.name_at();
         let flags = access | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
         rustix::fs::openat(dir, name, flags, Mode::empty()).map(std::fs::File::from)
     }

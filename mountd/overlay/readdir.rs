@@ -99,9 +99,9 @@ impl Overlay {
     ) -> Result<bool, Errno> {
         if row.unread || (plus && row.id.is_none()) {
             match self.resolve(dir, &row.name) {
-                Ok(Some(hit)) => {
-                    row.ino = InoSource::of(hit.id, self.state.read().node(hit.id));
-                    (row.id, row.file_type) = (Some(hit.id), hit.file_type);
+                Ok(Some(resolved)) => {
+                    row.ino = InoSource::of(resolved.id, self.state.read().node(resolved.id));
+                    (row.id, row.file_type) = (Some(resolved.id), resolved.file_type);
                 }
                 Ok(None) => return Ok(true), // removed since
                 // Invalid marks fail the lookup of a name, not its listing.
@@ -215,8 +215,8 @@ fn row_in_place(state: &State, dir: NodeId, below: LowerName) -> Option<Row> {
         cookie,
     } = below;
     let table = state.dir(dir);
-    let slot = table.and_then(|table| table.slot(&name));
-    let node = match slot.map(|slot| slot.target) {
+    let dirent = table.and_then(|table| table.dirent(&name));
+    let node = match dirent.map(|dirent| dirent.target) {
         Some(Target::Whiteout) => return None,
         Some(Target::Unread { file_type, host }) => {
             let merges = (file_type, child.file_type);

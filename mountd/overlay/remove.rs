@@ -3,14 +3,14 @@
 
 use cowl_core::tree::FileType;
 use cowl_core::upper::marks::{self, Mark};
+use cowl_core::upper::name_at::NameAt;
 use cowl_core::upper::remove_temporary;
-use cowl_core::upper::spot::Spot;
 use rustix::fs::RenameFlags;
 
 use super::Overlay;
 use super::dir::Under;
 use super::event::Event;
-use super::lookup::{Hit, check_name, lower_side};
+use super::lookup::{Resolved, check_name, lower_side};
 use super::node::{Home, UpperFile};
 use super::types::{Attr, Errno, LowerIno, NodeId};
 
@@ -20,18 +20,18 @@ impl Overlay {
         self.writable()?;
         check_name(name)?;
         loop {
-            let hit = self.resolve(parent, name)?.ok_or(Errno::NOENT)?;
-            if hit.file_type == FileType::Directory {
+            let resolved = self.resolve(parent, name)?.ok_or(Errno::NOENT)?;
+            if resolved.file_type == FileType::Directory {
                 return Err(Errno::ISDIR);
             }
             self.copy_up_dir(parent)?;
-            self.count_links(hit.id)?;
-            let _guard = self.busy.lock(&[parent, hit.id]);
-            if self.resolve(parent, name)? != Some(hit) {
+            self.count_links(resolved.id)?;
+            let _guard = self.busy.lock(&[parent, resolved.id]);
+            if self.resolve(parent, name)? != Some(resolved) {
                 continue; // another thread changed the name; retry
             }
-            let plan = self.plan_unlink(parent, name, hit)?;
-            return self.unlink_guarded(parent, name, hit, plan);
+            let plan = self.plan_unlink(parent, name, resolved)?;
+            return self.unlink_guarded(parent, name, resolved, plan);
         }
     }
 
@@ -52,7 +52,7 @@ impl Overlay {
         &self,
         parent: NodeId,
         name: &[u8],
-        hit: Hit,
+        resolved: Resolved,
         plan: UnlinkPlan,
     ) -> Result<(), Errno> {
         let upper = self.writable()?;
@@ -64,23 +64,23 @@ impl Overlay {
             RenameFlags::WHITEOUT
         };
         match (&plan.action, self.has_node(parent, name)) {
-            (_, false) => upper.make_whiteout(place.spot())?,
+            (_, false) => upper.make_whiteout(place.name_at())?,
             (Some(LinkAction::OrphanName(number)), true) => {
-                place.spot().rename(
-                    Spot::new(upper.orphans(), number.to_string().as_bytes()),
+                place.name_at().rename(
+                    NameAt::new(upper.orphans(), number.to_string().as_bytes()),
                     flags,
                 )?;
             }
-            (_, true) if under == Under::Nothing => place.spot().unlink()?,
+            (_, true) if under == Under::Nothing => place.name_at().unlink()?,
             (_, true) => {
                 let name = upper.new_name();
-                let temporary = Spot::new(upper.tmp(), &name);
-                place.spot().rename(temporary, flags)?;
+                let temporary = NameAt::new(upper.tmp(), &name);
+                place.name_at().rename(temporary, flags)?;
                 discard(temporary.unlink());
             }
         }
         self.commit(|_| [Event::vacated(parent, name, under)]);
-        self.finish_unlink(hit, plan)
+        self.finish_unlink(resolved, plan)
     }
 
     /// Plans an unlink, before the name is removed, so that an error changes nothing. The caller
@@ -89,10 +89,10 @@ impl Overlay {
         &self,
         parent: NodeId,
         name: &[u8],
-        hit: Hit,
+        resolved: Resolved,
     ) -> Result<UnlinkPlan, Errno> {
-        let attr = self.attr_guarded(hit.id)?;
-        let Some((_, _, file)) = self.upper_node(hit.id) else {
+        let attr = self.attr_guarded(resolved.id)?;
+        let Some((_, _, file)) = self.upper_node(resolved.id) else {
             return Ok(UnlinkPlan {
                 attr: Attr { nlink: 0, ..attr },
                 last: true,
@@ -101,7 +101,7 @@ impl Overlay {
             });
         };
         let last = attr.nlink <= 1;
-        let in_use = self.may_be_open(hit.id);
+        let in_use = self.may_be_open(resolved.id);
         let number = self.writable()?.new_number();
         let action = match file.home {
             Home::Index(_) if last => Some(if in_use {
@@ -112,7 +112,7 @@ impl Overlay {
             Home::Named if last && in_use => Some(LinkAction::OrphanName(number)),
             // Its other names are in directories not read yet, so only this name leads to the
             // inode.
-            Home::Named if !last && self.known_names(hit.id) == 1 => {
+            Home::Named if !last && self.known_names(resolved.id) == 1 => {
                 Some(LinkAction::OrphanName(number))
             }
             _ => None,
@@ -140,41 +140,41 @@ impl Overlay {
 
     /// Finishes an unlink after the name was removed. A crash in between leaves a link count that
     /// is one too high.
-    pub(super) fn finish_unlink(&self, hit: Hit, plan: UnlinkPlan) -> Result<(), Errno> {
+    pub(super) fn finish_unlink(&self, resolved: Resolved, plan: UnlinkPlan) -> Result<(), Errno> {
         let upper = self.writable()?;
         let mut events = Vec::new();
         if let Some(delta) = plan.delta {
-            self.write_delta(hit.id, delta)?;
+            self.write_delta(resolved.id, delta)?;
             events.push(Event::Nlink {
-                node: hit.id,
+                node: resolved.id,
                 delta,
             });
         }
         match plan.action {
             None => {}
             Some(LinkAction::OrphanName(number)) => events.push(Event::Moved {
-                node: hit.id,
+                node: resolved.id,
                 home: Home::Orphan(number),
             }),
             Some(LinkAction::OrphanIndexLink(number)) => {
-                let place = self.place_of(hit.id)?;
+                let place = self.place_of(resolved.id)?;
                 let to = number.to_string();
-                place.spot().rename(
-                    Spot::new(upper.orphans(), to.as_bytes()),
+                place.name_at().rename(
+                    NameAt::new(upper.orphans(), to.as_bytes()),
                     RenameFlags::NOREPLACE,
                 )?;
                 events.push(Event::Moved {
-                    node: hit.id,
+                    node: resolved.id,
                     home: Home::Orphan(number),
                 });
             }
-            Some(LinkAction::RemoveIndexLink) => self.place_of(hit.id)?.spot().unlink()?,
+            Some(LinkAction::RemoveIndexLink) => self.place_of(resolved.id)?.name_at().unlink()?,
         }
         if plan.last {
-            let (file_type, attr) = (hit.file_type, plan.attr);
-            let origin = self.origin_of(hit.id);
+            let (file_type, attr) = (resolved.file_type, plan.attr);
+            let origin = self.origin_of(resolved.id);
             events.push(Event::Gone {
-                node: hit.id,
+                node: resolved.id,
                 file_type,
                 origin,
                 attr,
@@ -182,7 +182,7 @@ impl Overlay {
         }
         self.commit(|_| events);
         if plan.last && plan.action.is_none() {
-            self.files.forget(hit.id);
+            self.files.forget(resolved.id);
         }
         Ok(())
     }
@@ -208,7 +208,7 @@ impl Overlay {
             link_delta: delta,
             ..file
         };
-        self.write_mark(self.place_of(id)?.spot(), stored, &file, origin)
+        self.write_mark(self.place_of(id)?.name_at(), stored, &file, origin)
     }
 
     /// Removes an empty directory.
@@ -216,20 +216,20 @@ impl Overlay {
         self.writable()?;
         check_name(name)?;
         loop {
-            let hit = self.resolve(parent, name)?.ok_or(Errno::NOENT)?;
-            if hit.file_type != FileType::Directory {
+            let resolved = self.resolve(parent, name)?.ok_or(Errno::NOENT)?;
+            if resolved.file_type != FileType::Directory {
                 return Err(Errno::NOTDIR);
             }
             self.copy_up_dir(parent)?;
-            self.ensure_read(hit.id)?;
-            let _guard = self.busy.lock(&[parent, hit.id]);
-            if self.resolve(parent, name)? != Some(hit) {
+            self.ensure_read(resolved.id)?;
+            let _guard = self.busy.lock(&[parent, resolved.id]);
+            if self.resolve(parent, name)? != Some(resolved) {
                 continue;
             }
-            if !self.is_empty(hit.id)? {
+            if !self.is_empty(resolved.id)? {
                 return Err(Errno::NOTEMPTY);
             }
-            return self.rmdir_guarded(parent, name, hit);
+            return self.rmdir_guarded(parent, name, resolved);
         }
     }
 
@@ -245,52 +245,59 @@ impl Overlay {
         lower.map_or(Ok(true), |lower| Ok(self.lower.child_count(lower)? == 0))
     }
 
-    fn rmdir_guarded(&self, parent: NodeId, name: &[u8], hit: Hit) -> Result<(), Errno> {
+    fn rmdir_guarded(&self, parent: NodeId, name: &[u8], resolved: Resolved) -> Result<(), Errno> {
         let upper = self.writable()?;
         let attr = Attr {
             nlink: 0,
-            ..self.attr_guarded(hit.id)?
+            ..self.attr_guarded(resolved.id)?
         };
         let place = self.place_in(parent, name)?;
         let under = self.under(parent, name)?;
         let held = self
             .state
             .read()
-            .dir(hit.id)
+            .dir(resolved.id)
             .map_or(0, super::dir::Dir::held);
         if !self.has_node(parent, name) {
-            upper.make_whiteout(place.spot())?;
+            upper.make_whiteout(place.name_at())?;
         } else if under == Under::Nothing && held == 0 {
-            place.spot().rmdir()?;
+            place.name_at().rmdir()?;
         } else {
             let name = upper.new_name();
-            let temporary = Spot::new(upper.tmp(), &name);
+            let temporary = NameAt::new(upper.tmp(), &name);
             let flags = if under == Under::Nothing {
                 RenameFlags::NOREPLACE
             } else {
                 RenameFlags::WHITEOUT
             };
-            place.spot().rename(temporary, flags)?;
+            place.name_at().rename(temporary, flags)?;
             discard(remove_temporary(temporary));
         }
-        self.forget_directory(parent, name, hit, attr, under);
+        self.forget_directory(parent, name, resolved, attr, under);
         Ok(())
     }
 
-    fn forget_directory(&self, parent: NodeId, name: &[u8], hit: Hit, attr: Attr, under: Under) {
-        let origin = self.origin_of(hit.id);
+    fn forget_directory(
+        &self,
+        parent: NodeId,
+        name: &[u8],
+        resolved: Resolved,
+        attr: Attr,
+        under: Under,
+    ) {
+        let origin = self.origin_of(resolved.id);
         self.commit(|_| {
             [
                 Event::vacated(parent, name, under),
                 Event::Gone {
-                    node: hit.id,
+                    node: resolved.id,
                     file_type: FileType::Directory,
                     origin,
                     attr,
                 },
             ]
         });
-        self.places.forget(hit.id);
+        self.places.forget(resolved.id);
     }
 
     /// Replaces a directory that holds only whiteouts by an empty opaque one, so that the host
@@ -312,9 +319,9 @@ impl Overlay {
         let upper = self.writable()?;
         let space = upper.namespace();
         let place = self.place_in(parent, name)?;
-        let stat = place.spot().stat()?;
+        let stat = place.name_at().stat()?;
         let temporary = upper.new_name();
-        let clean = Spot::new(upper.tmp(), &temporary);
+        let clean = NameAt::new(upper.tmp(), &temporary);
         crate::sys::identity::own()?;
         rustix::fs::mkdirat(clean.dir, clean.name, rustix::fs::Mode::RWXU)?;
         let prepared = (|| {
@@ -325,12 +332,12 @@ impl Overlay {
                 let origin = self.lower.origin_of(origin)?;
                 upper.spelling().write_redirect(clean, space, origin)?;
             }
-            clean.rename(place.spot(), RenameFlags::EXCHANGE)
+            clean.rename(place.name_at(), RenameFlags::EXCHANGE)
         })();
         discard(remove_temporary(clean));
         prepared?;
         self.places.forget(dir);
-        let found = place.spot().stat()?;
+        let found = place.name_at().stat()?;
         let file = UpperFile {
             opaque: true,
             ..super::new_file(found.stx_ino)

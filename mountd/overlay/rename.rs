@@ -5,14 +5,14 @@
 
 use cowl_core::tree::FileType;
 use cowl_core::upper::marks::{self, Mark};
+use cowl_core::upper::name_at::NameAt;
 use cowl_core::upper::spelling::Spelling;
-use cowl_core::upper::spot::Spot;
 use rustix::fs::RenameFlags;
 
 use super::Overlay;
 use super::dir::{Target, Under};
 use super::event::Event;
-use super::lookup::{Hit, check_name, lower_side};
+use super::lookup::{Resolved, check_name, lower_side};
 use super::remove::{LinkAction, UnlinkPlan, discard};
 use super::types::{Attr, Errno, NodeId, RenameMode};
 
@@ -26,8 +26,8 @@ struct RenameEnd<'n> {
 /// What a rename replaces at the new name.
 enum Replaced {
     Nothing,
-    File(Hit, UnlinkPlan),
-    Directory(Hit, Attr),
+    File(Resolved, UnlinkPlan),
+    Directory(Resolved, Attr),
 }
 
 impl Overlay {
@@ -65,7 +65,7 @@ impl Overlay {
             }
             let nodes: Vec<NodeId> = [from.dir, to.dir, source.id]
                 .into_iter()
-                .chain(target.map(|hit| hit.id))
+                .chain(target.map(|resolved| resolved.id))
                 .collect();
             let _guard = self.busy.lock(&nodes);
             if self.resolve(from.dir, from.name)? != Some(source)
@@ -85,16 +85,16 @@ impl Overlay {
 
     fn check_rename(
         &self,
-        source: Hit,
+        source: Resolved,
         to: RenameEnd<'_>,
-        target: Option<Hit>,
+        target: Option<Resolved>,
         mode: RenameMode,
     ) -> Result<(), Errno> {
         match (mode, target) {
             (RenameMode::NoReplace, Some(_)) => return Err(Errno::EXIST),
             (RenameMode::Exchange, None) => return Err(Errno::NOENT),
             (RenameMode::Replace, Some(target)) => {
-                let is_dir = |hit: Hit| hit.file_type == FileType::Directory;
+                let is_dir = |resolved: Resolved| resolved.file_type == FileType::Directory;
                 match (is_dir(source), is_dir(target)) {
                     (true, false) => return Err(Errno::NOTDIR),
                     (false, true) => return Err(Errno::ISDIR),
@@ -109,8 +109,8 @@ impl Overlay {
             let exchanged = target.filter(|_| mode == RenameMode::Exchange);
             let moved = [Some(source), exchanged].into_iter().flatten();
             if moved
-                .filter(|hit| hit.file_type == FileType::Directory)
-                .any(|hit| lower_side(&state, hit.id).is_some())
+                .filter(|resolved| resolved.file_type == FileType::Directory)
+                .any(|resolved| lower_side(&state, resolved.id).is_some())
             {
                 return Err(Errno::XDEV);
             }
@@ -134,7 +134,7 @@ impl Overlay {
         Ok(at == other)
     }
 
-    fn prepare_target(&self, target: Hit, mode: RenameMode) -> Result<(), Errno> {
+    fn prepare_target(&self, target: Resolved, mode: RenameMode) -> Result<(), Errno> {
         match mode {
             RenameMode::Exchange => self.copy_up(target.id),
             _ if target.file_type == FileType::Directory => self.ensure_read(target.id),
@@ -144,33 +144,33 @@ impl Overlay {
 
     /// Links a name into the upper if only the lower has it: that of a hard link whose file is in
     /// the index.
-    fn ensure_name(&self, end: RenameEnd<'_>, hit: Hit) -> Result<(), Errno> {
+    fn ensure_name(&self, end: RenameEnd<'_>, resolved: Resolved) -> Result<(), Errno> {
         if self.has_node(end.dir, end.name) {
             return Ok(());
         }
-        let Some((file_type, _, file)) = self.upper_node(hit.id) else {
+        let Some((file_type, _, file)) = self.upper_node(resolved.id) else {
             return Err(Errno::STALE);
         };
         let under = self.under(end.dir, end.name)?;
         self.mark_impure(end.dir)?;
-        self.place_of(hit.id)?
-            .spot()
-            .link(self.place_in(end.dir, end.name)?.spot())?;
+        self.place_of(resolved.id)?
+            .name_at()
+            .link(self.place_in(end.dir, end.name)?.name_at())?;
         let name = end.name.into();
         self.commit(|_| {
             [Event::Named {
                 dir: end.dir,
                 name,
-                node: hit.id,
+                node: resolved.id,
                 file_type,
                 under,
             }]
         });
         let delta = file.link_delta.saturating_sub(1);
-        self.write_delta(hit.id, delta)?;
+        self.write_delta(resolved.id, delta)?;
         self.commit(|_| {
             [Event::Nlink {
-                node: hit.id,
+                node: resolved.id,
                 delta,
             }]
         });
@@ -179,28 +179,28 @@ impl Overlay {
 
     /// Writes the marks that a file needs at its new name: its origin; opaque over a directory of
     /// the lower.
-    fn mark_for(&self, hit: Hit, to: RenameEnd<'_>) -> Result<(), Errno> {
-        let Some((_, origin, file)) = self.upper_node(hit.id) else {
+    fn mark_for(&self, resolved: Resolved, to: RenameEnd<'_>) -> Result<(), Errno> {
+        let Some((_, origin, file)) = self.upper_node(resolved.id) else {
             return Err(Errno::STALE);
         };
         if origin.is_some() || file.device {
             self.mark_impure(to.dir)?;
         }
-        if hit.file_type != FileType::Directory {
-            return self.mark_moved_file(hit.id);
+        if resolved.file_type != FileType::Directory {
+            return self.mark_moved_file(resolved.id);
         }
         let space = self.writable()?.namespace();
-        let place = self.place_of(hit.id)?;
+        let place = self.place_of(resolved.id)?;
         match origin {
             // It merged by name until now, without an origin on disk.
             Some(origin) => {
                 let origin = self.lower.origin_of(origin)?;
                 let spelling = self.writable()?.spelling();
-                spelling.write_redirect(place.spot(), space, origin)
+                spelling.write_redirect(place.name_at(), space, origin)
             }
             None if !file.opaque && self.under(to.dir, to.name)? == Under::Directory => {
-                place.spot().set_mark(space, Mark::Opaque, marks::YES)?;
-                self.commit(|_| [Event::Opaque { node: hit.id }]);
+                place.name_at().set_mark(space, Mark::Opaque, marks::YES)?;
+                self.commit(|_| [Event::Opaque { node: resolved.id }]);
                 Ok(())
             }
             None => Ok(()),
@@ -219,7 +219,7 @@ impl Overlay {
                 let place = self.place_of(id)?;
                 upper
                     .spelling()
-                    .write_redirect(place.spot(), upper.namespace(), origin)
+                    .write_redirect(place.name_at(), upper.namespace(), origin)
             }
             _ => Ok(()),
         }
@@ -228,16 +228,16 @@ impl Overlay {
     fn move_over(
         &self,
         from: RenameEnd<'_>,
-        source: Hit,
+        source: Resolved,
         to: RenameEnd<'_>,
-        target: Option<Hit>,
+        target: Option<Resolved>,
     ) -> Result<(), Errno> {
         self.ensure_name(from, source)?;
         let replaced = self.prepare_replaced(to, target)?;
         self.mark_for(source, to)?;
         let under = self.under(from.dir, from.name)?;
         let whiteout = matches!(
-            self.slot(to.dir, to.name).map(|slot| slot.target),
+            self.dirent(to.dir, to.name).map(|dirent| dirent.target),
             Some(Target::Whiteout)
         );
         // A directory cannot replace a whiteout, but can be exchanged with it, which leaves the
@@ -255,8 +255,8 @@ impl Overlay {
             let _alone =
                 (source.file_type == FileType::Directory).then(|| self.places.moves.write());
             place
-                .spot()
-                .rename(new_place.spot(), flags)
+                .name_at()
+                .rename(new_place.name_at(), flags)
                 .inspect_err(|_| self.undo_replaced(&replaced))?;
             self.commit(|_| {
                 let (node, file_type, name) = (source.id, source.file_type, to.name.into());
@@ -273,23 +273,23 @@ impl Overlay {
             });
         }
         if swap && under == Under::Nothing {
-            self.drop_whiteout(from, place.spot());
+            self.drop_whiteout(from, place.name_at());
         }
         match replaced {
             Replaced::Nothing => Ok(()),
-            Replaced::File(hit, plan) => self.finish_unlink(hit, plan),
-            Replaced::Directory(hit, attr) => {
-                let origin = self.origin_of(hit.id);
+            Replaced::File(resolved, plan) => self.finish_unlink(resolved, plan),
+            Replaced::Directory(resolved, attr) => {
+                let origin = self.origin_of(resolved.id);
                 let file_type = FileType::Directory;
                 self.commit(|_| {
                     [Event::Gone {
-                        node: hit.id,
+                        node: resolved.id,
                         file_type,
                         origin,
                         attr,
                     }]
                 });
-                self.places.forget(hit.id);
+                self.places.forget(resolved.id);
                 Ok(())
             }
         }
@@ -297,8 +297,8 @@ impl Overlay {
 
     /// Removes a whiteout over a name that the lower does not have. One that remains is harmless,
     /// but the state must list it.
-    fn drop_whiteout(&self, end: RenameEnd<'_>, spot: Spot<'_>) {
-        if let Err(errno) = spot.unlink() {
+    fn drop_whiteout(&self, end: RenameEnd<'_>, name_at: NameAt<'_>) {
+        if let Err(errno) = name_at.unlink() {
             tracing::warn!(%errno, "cannot remove a needless whiteout");
             let (dir, name, under) = (end.dir, end.name.into(), Under::Nothing);
             self.commit(|_| [Event::Hidden { dir, name, under }]);
@@ -306,31 +306,35 @@ impl Overlay {
     }
 
     /// Prepares the file at the new name for its replacement, without a visible change.
-    fn prepare_replaced(&self, to: RenameEnd<'_>, target: Option<Hit>) -> Result<Replaced, Errno> {
-        let Some(hit) = target else {
+    fn prepare_replaced(
+        &self,
+        to: RenameEnd<'_>,
+        target: Option<Resolved>,
+    ) -> Result<Replaced, Errno> {
+        let Some(resolved) = target else {
             return Ok(Replaced::Nothing);
         };
-        if hit.file_type == FileType::Directory {
-            if !self.is_empty(hit.id)? {
+        if resolved.file_type == FileType::Directory {
+            if !self.is_empty(resolved.id)? {
                 return Err(Errno::NOTEMPTY);
             }
             let attr = Attr {
                 nlink: 0,
-                ..self.attr_guarded(hit.id)?
+                ..self.attr_guarded(resolved.id)?
             };
             if self.has_node(to.dir, to.name) {
-                self.clear_directory(to.dir, to.name, hit.id)?;
+                self.clear_directory(to.dir, to.name, resolved.id)?;
             }
-            return Ok(Replaced::Directory(hit, attr));
+            return Ok(Replaced::Directory(resolved, attr));
         }
-        let plan = self.plan_unlink(to.dir, to.name, hit)?;
+        let plan = self.plan_unlink(to.dir, to.name, resolved)?;
         if let Some(LinkAction::OrphanName(number)) = plan.action {
             let orphans = self.writable()?.orphans();
             self.place_in(to.dir, to.name)?
-                .spot()
-                .link(Spot::new(orphans, number.to_string().as_bytes()))?;
+                .name_at()
+                .link(NameAt::new(orphans, number.to_string().as_bytes()))?;
         }
-        Ok(Replaced::File(hit, plan))
+        Ok(Replaced::File(resolved, plan))
     }
 
     fn undo_replaced(&self, replaced: &Replaced) {
@@ -345,16 +349,16 @@ impl Overlay {
             Some(upper),
         ) = (replaced, &self.upper)
         {
-            discard(Spot::new(upper.orphans(), number.to_string().as_bytes()).unlink());
+            discard(NameAt::new(upper.orphans(), number.to_string().as_bytes()).unlink());
         }
     }
 
     fn exchange(
         &self,
         from: RenameEnd<'_>,
-        source: Hit,
+        source: Resolved,
         to: RenameEnd<'_>,
-        target: Hit,
+        target: Resolved,
     ) -> Result<(), Errno> {
         if target.file_type == FileType::Directory && self.is_inside(from.dir, target.id)? {
             return Err(Errno::INVAL);
@@ -371,16 +375,16 @@ impl Overlay {
         );
         let directories = [source, target]
             .iter()
-            .any(|hit| hit.file_type == FileType::Directory);
+            .any(|resolved| resolved.file_type == FileType::Directory);
         let _alone = directories.then(|| self.places.moves.write());
         place
-            .spot()
-            .rename(new_place.spot(), RenameFlags::EXCHANGE)?;
-        let named = |end: RenameEnd<'_>, hit: Hit, under| Event::Named {
+            .name_at()
+            .rename(new_place.name_at(), RenameFlags::EXCHANGE)?;
+        let named = |end: RenameEnd<'_>, resolved: Resolved, under| Event::Named {
             dir: end.dir,
             name: end.name.into(),
-            node: hit.id,
-            file_type: hit.file_type,
+            node: resolved.id,
+            file_type: resolved.file_type,
             under,
         };
         self.commit(|_| [named(from, target, under), named(to, source, new_under)]);

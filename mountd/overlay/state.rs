@@ -32,7 +32,7 @@ pub(super) struct State {
     damaged: HashSet<NodeId>,
     /// Open for writing in passthrough, or once so and perhaps mapped still: their attributes change without a request.
     written_past: HashSet<NodeId>,
-    born: u64,
+    created: u64,
     opens: Opens,
     has_shrunk: bool,
 }
@@ -101,7 +101,7 @@ impl State {
             return Some(id);
         }
         let Some(origin) = origin else {
-            return Some(self.next_born());
+            return Some(self.next_created());
         };
         let id = self.id_of(origin);
         let other = self.node(id).and_then(|node| node.upper.as_ref());
@@ -126,9 +126,9 @@ impl State {
         &self.opens
     }
 
-    /// The id that the next node born in the upper will have. Ids of events already made count.
-    pub(super) fn next_born(&self) -> NodeId {
-        NodeId(NodeId::FIRST_BORN.0 + self.born)
+    /// The id that the next node created in the upper will have. Ids of events already made count.
+    pub(super) fn next_created(&self) -> NodeId {
+        NodeId(NodeId::FIRST_CREATED.0 + self.created)
     }
 
     /// Takes over something that has happened.
@@ -250,7 +250,7 @@ impl State {
         file_type: FileType,
         file: UpperFile,
     ) {
-        let Some(under) = self.dir(dir).and_then(|table| table.slot(&name)) else {
+        let Some(under) = self.dir(dir).and_then(|table| table.dirent(&name)) else {
             return;
         };
         if self
@@ -270,8 +270,8 @@ impl State {
         origin: Option<LowerIno>,
         file: UpperFile,
     ) {
-        if id >= self.next_born() {
-            self.born = id.0 - NodeId::FIRST_BORN.0 + 1;
+        if id >= self.next_created() {
+            self.created = id.0 - NodeId::FIRST_CREATED.0 + 1;
         }
         if file_type != FileType::Directory {
             self.hosts.insert(file.host, id);
@@ -295,10 +295,10 @@ impl State {
     }
 
     fn take(&mut self, dir: NodeId, name: &[u8]) {
-        let Some(slot) = self.dirs.get_mut(&dir).and_then(|table| table.take(name)) else {
+        let Some(dirent) = self.dirs.get_mut(&dir).and_then(|table| table.take(name)) else {
             return;
         };
-        if let Target::Node(id, _) = slot.target
+        if let Target::Node(id, _) = dirent.target
             && let Some(node) = self.nodes.get_mut(&id)
         {
             node.names
@@ -404,8 +404,8 @@ impl State {
     }
 
     fn renumber(&mut self, from: NodeId, to: NodeId) {
-        if to >= self.next_born() {
-            self.born = to.0 - NodeId::FIRST_BORN.0 + 1;
+        if to >= self.next_created() {
+            self.created = to.0 - NodeId::FIRST_CREATED.0 + 1;
         }
         let Some(old) = self.nodes.get_mut(&from) else {
             return;

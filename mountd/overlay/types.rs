@@ -31,7 +31,7 @@ impl NodeId {
     /// The root directory.
     pub const ROOT: NodeId = NodeId(1);
     /// The first id of a node created in the upper.
-    pub(super) const FIRST_BORN: NodeId = NodeId(LAST_LOWER_ID + 1);
+    pub(super) const FIRST_CREATED: NodeId = NodeId(LAST_LOWER_ID + 1);
 
     /// The id of a lower node.
     pub const fn of_lower(node: LowerIno) -> NodeId {

@@ -37,7 +37,7 @@ impl Overlay {
             }
             return Ok(names);
         }
-        let stored = self.place_of(id)?.spot().xattr_names()?;
+        let stored = self.place_of(id)?.name_at().xattr_names()?;
         for name in stored
             .split(|byte| *byte == 0)
             .filter(|name| !name.is_empty())
@@ -68,10 +68,10 @@ impl Overlay {
         host.set(HostFlags::CREATE, flags.create);
         host.set(HostFlags::REPLACE, flags.replace);
         let place = self.place_of(id)?;
-        place.spot().set_xattr(&escape(name), value, host)?;
+        place.name_at().set_xattr(&escape(name), value, host)?;
         if flags.kill_sgid && name == ACL_ACCESS {
-            let mode = u32::from(place.spot().stat()?.stx_mode);
-            place.spot().chmod(mode & !SGID)?;
+            let mode = u32::from(place.name_at().stat()?.stx_mode);
+            place.name_at().chmod(mode & !SGID)?;
         }
         Ok(())
     }
@@ -90,7 +90,7 @@ impl Overlay {
         self.copy_up(id)?;
         let _content = self.lock_content(id);
         let _guard = self.busy.lock(&[id]);
-        self.place_of(id)?.spot().remove_xattr(&escape(name))
+        self.place_of(id)?.name_at().remove_xattr(&escape(name))
     }
 
     /// An attribute's value. The caller guards the node.
@@ -103,7 +103,7 @@ impl Overlay {
         if self.in_upper(id) {
             return Ok(self
                 .place_of(id)?
-                .spot()
+                .name_at()
                 .xattr(&escape(name))?
                 .map(Cow::Owned));
         }

@@ -26,7 +26,7 @@ fn filled(fixture: &Fixture) -> Namespace {
 
 fn set(fixture: &Fixture, path: &str, mark: Mark, space: Namespace, value: &[u8]) {
     let dir = File::open(fixture.base.path()).unwrap();
-    Spot::new(dir.as_fd(), path.as_bytes())
+    NameAt::new(dir.as_fd(), path.as_bytes())
         .set_mark(space, mark, value)
         .unwrap();
 }

@@ -228,7 +228,7 @@ fn make_files(at: impl Fn(&str) -> PathBuf, items: &[Item<'_>]) {
 
 fn set_old(at: impl Fn(&str) -> PathBuf, items: &[Item<'_>]) {
     use rustix::fs::{AtFlags, CWD};
-    let old = cowl_core::upper::spot::times(OLD, OLD);
+    let old = cowl_core::upper::name_at::times(OLD, OLD);
     for (path, ..) in items {
         rustix::fs::utimensat(CWD, at(path), &old, AtFlags::SYMLINK_NOFOLLOW).unwrap();
     }

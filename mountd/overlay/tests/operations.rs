@@ -176,7 +176,7 @@ impl World {
                 rustix::fs::utimensat(
                     &plain,
                     name,
-                    &cowl_core::upper::spot::times(time, time),
+                    &cowl_core::upper::name_at::times(time, time),
                     nofollow,
                 )
             }

@@ -383,9 +383,9 @@ fn change_things(overlay: &Overlay, thread: u32) {
             2 => overlay.mkdir(a, x, 0o755, 0, &ROOT_CALLER).map(drop),
             3 => overlay.rename(a, x, b, y, RenameMode::Replace),
             4 => overlay.rename(a, x, b, y, RenameMode::Exchange),
-            5 => found.map_or(Ok(()), |hit| overlay.link(hit.id, b, y).map(drop)),
-            _ => found.map_or(Ok(()), |hit| {
-                overlay.setattr(hit.id, &mode(0o711)).map(drop)
+            5 => found.map_or(Ok(()), |resolved| overlay.link(resolved.id, b, y).map(drop)),
+            _ => found.map_or(Ok(()), |resolved| {
+                overlay.setattr(resolved.id, &mode(0o711)).map(drop)
             }),
         };
         let expected = [

@@ -22,8 +22,8 @@ use crate::tree::{
 use crate::upper::Upper;
 use crate::upper::changes::{Change, ChangesError, MountPoints, Now, changes};
 use crate::upper::marks::unescape;
+use crate::upper::name_at::NameAt;
 use crate::upper::scan::Marks;
-use crate::upper::spot::Spot;
 
 const CAPABILITY: &[u8] = b"security.capability";
 /// The host's policy, not the image's.
@@ -126,8 +126,12 @@ impl Fold<'_> {
                 let (meta, kind) = self.of_tree(*ino)?;
                 self.builder.insert(&path, meta, kind)?;
             }
-            Now::Upper { spot, stat, marks } => {
-                let Some((meta, kind)) = self.of_upper(change.path, *spot, stat, marks)? else {
+            Now::Upper {
+                name_at,
+                stat,
+                marks,
+            } => {
+                let Some((meta, kind)) = self.of_upper(change.path, *name_at, stat, marks)? else {
                     return Ok(());
                 };
                 if path.is_empty() {
@@ -181,7 +185,7 @@ impl Fold<'_> {
     fn of_upper(
         &self,
         path: &[u8],
-        spot: Spot<'_>,
+        name_at: NameAt<'_>,
         stat: &Statx,
         marks: &Marks<TreeIno>,
     ) -> Result<Option<(Meta, Kind)>, FromUpperError> {
@@ -193,7 +197,7 @@ impl Fold<'_> {
                 secs: stat.stx_mtime.tv_sec,
                 nanos: stat.stx_mtime.tv_nsec,
             },
-            xattrs: xattrs(path, spot)?,
+            xattrs: xattrs(path, name_at)?,
         };
         let mut size = stat.stx_size;
         if let Some(saved) = &marks.interrupted {
@@ -212,7 +216,7 @@ impl Fold<'_> {
         let kind = match marks.file_type {
             FileType::Directory => Kind::Directory,
             FileType::Symlink => {
-                let target = rustix::fs::readlinkat(spot.dir, spot.name, Vec::new());
+                let target = rustix::fs::readlinkat(name_at.dir, name_at.name, Vec::new());
                 let target = target.map_err(|errno| unreadable(path, errno))?;
                 Kind::Symlink(target.into_bytes())
             }
@@ -221,7 +225,7 @@ impl Fold<'_> {
             FileType::BlockDevice => Kind::BlockDevice(rdev),
             FileType::Fifo => Kind::Fifo,
             FileType::Socket => return Ok(None),
-            FileType::Regular => self.content(path, spot, size, marks)?,
+            FileType::Regular => self.content(path, name_at, size, marks)?,
         };
         if let Kind::Symlink(_) = kind {
             meta.mode = 0o777;
@@ -233,7 +237,7 @@ impl Fold<'_> {
     fn content(
         &self,
         path: &[u8],
-        spot: Spot<'_>,
+        name_at: NameAt<'_>,
         size: u64,
         marks: &Marks<TreeIno>,
     ) -> Result<Kind, FromUpperError> {
@@ -262,7 +266,7 @@ impl Fold<'_> {
             Some(_) => return Err(unreadable(path, Errno::IO)),
             None => {
                 let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-                let file = rustix::fs::openat(spot.dir, spot.name, flags, Mode::empty());
+                let file = rustix::fs::openat(name_at.dir, name_at.name, flags, Mode::empty());
                 File::from(file.map_err(|errno| unreadable(path, errno))?)
             }
         };
@@ -283,9 +287,9 @@ fn unreadable(path: &[u8], errno: Errno) -> FromUpperError {
 }
 
 /// What a mount shows of a file's attributes.
-fn xattrs(path: &[u8], spot: Spot<'_>) -> Result<Xattrs, FromUpperError> {
+fn xattrs(path: &[u8], name_at: NameAt<'_>) -> Result<Xattrs, FromUpperError> {
     let failed = |errno| unreadable(path, errno);
-    let names = spot.xattr_names().map_err(failed)?;
+    let names = name_at.xattr_names().map_err(failed)?;
     let mut shown = Vec::new();
     for stored in names
         .split(|byte| *byte == 0)
@@ -295,7 +299,7 @@ fn xattrs(path: &[u8], spot: Spot<'_>) -> Result<Xattrs, FromUpperError> {
             continue;
         };
         // None: removed meanwhile, or not to be seen by this user.
-        if let Some(value) = spot.xattr(stored).map_err(failed)? {
+        if let Some(value) = name_at.xattr(stored).map_err(failed)? {
             shown.push((name, value));
         }
     }

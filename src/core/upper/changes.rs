@@ -16,9 +16,9 @@ use rustix::fs::Statx;
 use rustix::io::Errno;
 
 use super::marks::Origin;
+use super::name_at::NameAt;
 use super::scan::{self, Listed, MarkError, Marks, OriginNode, Origins};
 use super::spelling::Spelling;
-use super::spot::Spot;
 use super::{Upper, open_directory};
 use crate::tree::{FileType, Rdev, Target, Tree, TreeError, TreeIno};
 
@@ -66,7 +66,7 @@ pub enum Now<'c> {
     /// A file or a directory of the upper.
     Upper {
         /// The file.
-        spot: Spot<'c>,
+        name_at: NameAt<'c>,
         /// Its attributes.
         stat: &'c Statx,
         /// Its marks.
@@ -208,8 +208,8 @@ impl<E: From<ChangesError>, F: FnMut(&Change<'_>) -> Result<(), E>> Walk<'_, F> 
             below: Some(TreeIno::ROOT),
             here: Some(TreeIno::ROOT),
         };
-        let spot = Spot::new(self.upper.root(), b".");
-        let stat = spot.stat().map_err(at(b""))?;
+        let name_at = NameAt::new(self.upper.root(), b".");
+        let stat = name_at.stat().map_err(at(b""))?;
         let marks = Marks {
             file_type: FileType::Directory,
             origin: Some(TreeIno::ROOT),
@@ -222,7 +222,7 @@ impl<E: From<ChangesError>, F: FnMut(&Change<'_>) -> Result<(), E>> Walk<'_, F> 
         self.give(
             b"",
             Now::Upper {
-                spot,
+                name_at,
                 stat: &stat,
                 marks: &marks,
             },
@@ -281,8 +281,8 @@ impl<E: From<ChangesError>, F: FnMut(&Change<'_>) -> Result<(), E>> Walk<'_, F> 
                     }
                 }
                 Listed::File { file_type, .. } => {
-                    let spot = Spot::new(opened.as_fd(), &name);
-                    directories.extend(self.file(dir, merges, spot, file_type, impure)?);
+                    let name_at = NameAt::new(opened.as_fd(), &name);
+                    directories.extend(self.file(dir, merges, name_at, file_type, impure)?);
                 }
             }
         }
@@ -294,30 +294,30 @@ impl<E: From<ChangesError>, F: FnMut(&Change<'_>) -> Result<(), E>> Walk<'_, F> 
         &mut self,
         dir: &Pending,
         merges: bool,
-        spot: Spot<'_>,
+        name_at: NameAt<'_>,
         host_type: FileType,
         impure: bool,
     ) -> Result<Option<Pending>, E> {
-        let path = join(&dir.path, spot.name);
-        let marks = self.marks(&path, spot, host_type, dir.below, impure)?;
-        let stat = spot.stat().map_err(at(&path))?;
-        if self.is_made_by_the_engine(dir, &path, spot, &stat, &marks)? {
+        let path = join(&dir.path, name_at.name);
+        let marks = self.marks(&path, name_at, host_type, dir.below, impure)?;
+        let stat = name_at.stat().map_err(at(&path))?;
+        if self.is_made_by_the_engine(dir, &path, name_at, &stat, &marks)? {
             return Ok(None);
         }
         if host_type != FileType::Directory {
-            self.leaf(&path, spot, &stat, &marks)?;
+            self.leaf(&path, name_at, &stat, &marks)?;
             return Ok(None);
         }
         self.give(
             &path,
             Now::Upper {
-                spot,
+                name_at,
                 stat: &stat,
                 marks: &marks,
             },
         )?;
         let here = if merges {
-            let child = self.child(dir.here, spot.name)?;
+            let child = self.child(dir.here, name_at.name)?;
             self.if_directory(child)?
         } else {
             None
@@ -333,13 +333,13 @@ impl<E: From<ChangesError>, F: FnMut(&Change<'_>) -> Result<(), E>> Walk<'_, F> 
     fn marks(
         &self,
         path: &[u8],
-        spot: Spot<'_>,
+        name_at: NameAt<'_>,
         host_type: FileType,
         below: Option<TreeIno>,
         impure: bool,
     ) -> Result<Marks<TreeIno>, ChangesError> {
         let space = self.upper.namespace();
-        scan::read_marks(spot, host_type, space, self.tree, below, impure).map_err(|source| {
+        scan::read_marks(name_at, host_type, space, self.tree, below, impure).map_err(|source| {
             ChangesError::Marks {
                 path: path.into(),
                 source,
@@ -351,7 +351,7 @@ impl<E: From<ChangesError>, F: FnMut(&Change<'_>) -> Result<(), E>> Walk<'_, F> 
     fn leaf(
         &mut self,
         path: &[u8],
-        spot: Spot<'_>,
+        name_at: NameAt<'_>,
         stat: &Statx,
         marks: &Marks<TreeIno>,
     ) -> Result<(), E> {
@@ -368,7 +368,14 @@ impl<E: From<ChangesError>, F: FnMut(&Change<'_>) -> Result<(), E>> Walk<'_, F> 
             }
             self.inodes.insert(inode, path.to_vec());
         }
-        self.give(path, Now::Upper { spot, stat, marks })
+        self.give(
+            path,
+            Now::Upper {
+                name_at,
+                stat,
+                marks,
+            },
+        )
     }
 
     /// Lists what a directory at `path` shows of the tree's directory `below`.
@@ -428,8 +435,8 @@ impl<E: From<ChangesError>, F: FnMut(&Change<'_>) -> Result<(), E>> Walk<'_, F> 
     fn indexed_leaf(&mut self, path: &[u8], ino: TreeIno) -> Result<(), E> {
         let upper = self.upper;
         let name = Upper::index_name(ino.0.into());
-        let spot = Spot::new(upper.index(), &name);
-        let stat = spot.stat().map_err(at(path))?;
+        let name_at = NameAt::new(upper.index(), &name);
+        let stat = name_at.stat().map_err(at(path))?;
         let inode = (stat.stx_dev_major, stat.stx_dev_minor, stat.stx_ino);
         let first = self.inodes.get(&inode).or_else(|| self.linked.get(&ino));
         if let Some(first) = first.cloned() {
@@ -437,13 +444,13 @@ impl<E: From<ChangesError>, F: FnMut(&Change<'_>) -> Result<(), E>> Walk<'_, F> 
         }
         let host_type = FileType::from_mode_bits(stat.stx_mode.into());
         let host_type = host_type.ok_or(Errno::IO).map_err(at(path))?;
-        let marks = self.marks(path, spot, host_type, None, true)?;
+        let marks = self.marks(path, name_at, host_type, None, true)?;
         self.inodes.insert(inode, path.to_vec());
         self.linked.insert(ino, path.to_vec());
         self.give(
             path,
             Now::Upper {
-                spot,
+                name_at,
                 stat: &stat,
                 marks: &marks,
             },
@@ -525,20 +532,20 @@ impl<E: From<ChangesError>, F: FnMut(&Change<'_>) -> Result<(), E>> Walk<'_, F> 
         &self,
         dir: &Pending,
         path: &[u8],
-        spot: Spot<'_>,
+        name_at: NameAt<'_>,
         stat: &Statx,
         marks: &Marks<TreeIno>,
     ) -> Result<bool, ChangesError> {
         if !self.mount_points.contains(path)
             || marks.origin.is_some()
-            || self.child(dir.below, spot.name)?.is_some()
+            || self.child(dir.below, name_at.name)?.is_some()
         {
             return Ok(false);
         }
         match marks.file_type {
             FileType::Regular => Ok(stat.stx_size == 0),
             FileType::Directory => {
-                let opened = open_directory(spot.dir, spot.name).map_err(at(path))?;
+                let opened = open_directory(name_at.dir, name_at.name).map_err(at(path))?;
                 is_empty(opened.as_fd()).map_err(at(path))
             }
             _ => Ok(false),

@@ -75,10 +75,10 @@
 
 pub mod changes;
 pub mod marks;
+pub mod name_at;
 mod probe;
 pub mod scan;
 pub mod spelling;
-pub mod spot;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -87,8 +87,8 @@ use rustix::fs::{AtFlags, FileType as HostType, FlockOperation, Mode, OFlags, Ra
 use rustix::io::Errno;
 
 use marks::{Mark, Namespace, Stamp};
+use name_at::NameAt;
 use spelling::Spelling;
-use spot::Spot;
 
 /// Why an upper cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -333,7 +333,7 @@ impl Upper {
     /// Writes the stamp on the root and makes it durable: from here on the upper belongs to this
     /// tree.
     pub fn stamp(&self, stamp: &Stamp) -> Result<(), UpperError> {
-        let root = Spot::new(self.root(), b".");
+        let root = NameAt::new(self.root(), b".");
         root.set_mark(self.space, Mark::Stamp, &stamp.encode())
             .map_err(host("stamping the upper"))?;
         rustix::fs::fsync(&self.root).map_err(host("stamping the upper"))
@@ -351,10 +351,10 @@ impl Upper {
 
     /// Makes a whiteout; EEXIST if the name exists. As in overlayfs, whiteouts are links to one
     /// inode: a mknod for each takes the host ten times as long.
-    pub fn make_whiteout(&self, at: Spot<'_>) -> rustix::io::Result<()> {
+    pub fn make_whiteout(&self, at: NameAt<'_>) -> rustix::io::Result<()> {
         let shared = self.whiteout.load(Ordering::Relaxed);
         if shared != 0 {
-            match Spot::new(self.tmp(), shared.to_string().as_bytes()).link(at) {
+            match NameAt::new(self.tmp(), shared.to_string().as_bytes()).link(at) {
                 // Too many links, or linking is refused (protected_hardlinks, a file system
                 // without links).
                 Err(Errno::MLINK | Errno::PERM | Errno::OPNOTSUPP) => {}
@@ -365,7 +365,7 @@ impl Upper {
         let number = self.new_number();
         // If this fails, the next whiteout gets its own inode, too.
         if at
-            .link(Spot::new(self.tmp(), number.to_string().as_bytes()))
+            .link(NameAt::new(self.tmp(), number.to_string().as_bytes()))
             .is_ok()
         {
             self.whiteout.store(number, Ordering::Relaxed);
@@ -443,7 +443,7 @@ fn empty(dir: BorrowedFd<'_>) -> rustix::io::Result<()> {
     for (name, file_type) in names {
         if file_type == HostType::Directory {
             empty(open_directory(dir, &name)?.as_fd())?;
-            Spot::new(dir, &name).rmdir()?;
+            NameAt::new(dir, &name).rmdir()?;
         } else {
             rustix::fs::unlinkat(dir, name, AtFlags::empty())?;
         }
@@ -452,9 +452,9 @@ fn empty(dir: BorrowedFd<'_>) -> rustix::io::Result<()> {
 }
 
 /// Removes a directory of `work/tmp` and its contents.
-pub fn remove_temporary(spot: Spot<'_>) -> rustix::io::Result<()> {
-    empty(open_directory(spot.dir, spot.name)?.as_fd())?;
-    spot.rmdir()
+pub fn remove_temporary(name_at: NameAt<'_>) -> rustix::io::Result<()> {
+    empty(open_directory(name_at.dir, name_at.name)?.as_fd())?;
+    name_at.rmdir()
 }
 
 /// Locks an open file without waiting; the lock ends with the process.

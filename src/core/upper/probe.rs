@@ -6,7 +6,7 @@ use rustix::fs::{Mode, OFlags, RenameFlags, XattrFlags};
 use rustix::io::Errno;
 
 use super::marks::{Mark, Namespace, Stamp};
-use super::spot::{Spot, is_whiteout};
+use super::name_at::{NameAt, is_whiteout};
 use super::{Condition, UpperError, each_entry, host, try_lock};
 
 /// Opens and locks `work/lock`.
@@ -34,7 +34,7 @@ pub(super) fn check_same_file_system(
     tmp: BorrowedFd<'_>,
 ) -> Result<(), UpperError> {
     let device = |dir| -> Result<(u32, u32), UpperError> {
-        let stat = Spot::new(dir, b".")
+        let stat = NameAt::new(dir, b".")
             .stat()
             .map_err(host("reading the upper"))?;
         Ok((stat.stx_dev_major, stat.stx_dev_minor))
@@ -49,7 +49,7 @@ pub(super) fn check_same_file_system(
 /// Removes a default ACL that the work directory inherited, so that files created in it do not
 /// inherit it.
 pub(super) fn drop_default_acl(tmp: BorrowedFd<'_>) -> Result<(), UpperError> {
-    match Spot::new(tmp, b".").remove_xattr(b"system.posix_acl_default") {
+    match NameAt::new(tmp, b".").remove_xattr(b"system.posix_acl_default") {
         Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
         Err(errno) => Err(host("removing the default ACL of work/tmp")(errno)),
     }
@@ -99,7 +99,7 @@ pub(super) fn mark_volatile(work: BorrowedFd<'_>) -> Result<(), UpperError> {
 
 /// Makes a whiteout by RENAME_WHITEOUT, which tests device nodes and the flag at once.
 pub(super) fn check_whiteouts(tmp: BorrowedFd<'_>) -> Result<(), UpperError> {
-    let (from, to) = (Spot::new(tmp, b"probe"), Spot::new(tmp, b"probed"));
+    let (from, to) = (NameAt::new(tmp, b"probe"), NameAt::new(tmp, b"probed"));
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
     drop(
         rustix::fs::openat(tmp, from.name, flags, Mode::RUSR | Mode::WUSR)
@@ -107,8 +107,8 @@ pub(super) fn check_whiteouts(tmp: BorrowedFd<'_>) -> Result<(), UpperError> {
     );
     let tried = from.rename(to, RenameFlags::WHITEOUT);
     let made = from.stat().map(|stat| is_whiteout(&stat));
-    for spot in [from, to] {
-        match spot.unlink() {
+    for name_at in [from, to] {
+        match name_at.unlink() {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(errno) => return Err(host("writing to work/tmp")(errno)),
         }
@@ -123,9 +123,9 @@ pub(super) fn check_whiteouts(tmp: BorrowedFd<'_>) -> Result<(), UpperError> {
 /// Whether no mount has written to the upper: it has no entries and no stamp. (A stamp in
 /// `trusted.` is invisible without privilege, but there is nothing to lose.)
 pub(super) fn is_new(root: BorrowedFd<'_>) -> Result<bool, UpperError> {
-    let spot = Spot::new(root, b".");
+    let name_at = NameAt::new(root, b".");
     for space in [Namespace::Trusted, Namespace::User] {
-        let stamp = spot.mark(space, Mark::Stamp);
+        let stamp = name_at.mark(space, Mark::Stamp);
         if stamp.map_err(host("reading the upper's stamp"))?.is_some() {
             return Ok(false);
         }
@@ -192,8 +192,8 @@ pub(super) fn namespace(
 /// Whether marks of a namespace work: sets one on `work/tmp` and reads it back. In a user
 /// namespace either may fail.
 fn accepts(tmp: BorrowedFd<'_>, space: Namespace) -> Result<bool, UpperError> {
-    let spot = Spot::new(tmp, b".");
-    match spot.set_xattr(
+    let name_at = NameAt::new(tmp, b".");
+    match name_at.set_xattr(
         Mark::Impure.name(space).as_bytes(),
         b"y",
         XattrFlags::empty(),
@@ -202,10 +202,11 @@ fn accepts(tmp: BorrowedFd<'_>, space: Namespace) -> Result<bool, UpperError> {
         Err(Errno::PERM | Errno::OPNOTSUPP | Errno::ACCESS) => return Ok(false),
         Err(errno) => return Err(host("writing a mark")(errno)),
     }
-    let read = spot
+    let read = name_at
         .mark(space, Mark::Impure)
         .map_err(host("reading a mark"))?;
-    spot.clear_mark(space, Mark::Impure)
+    name_at
+        .clear_mark(space, Mark::Impure)
         .map_err(host("removing a mark"))?;
     Ok(read.as_deref() == Some(b"y"))
 }
@@ -215,7 +216,7 @@ pub(super) fn refuse_stamp(
     root: BorrowedFd<'_>,
     space: Namespace,
 ) -> Result<Condition, UpperError> {
-    match Spot::new(root, b".").mark(space, Mark::Stamp) {
+    match NameAt::new(root, b".").mark(space, Mark::Stamp) {
         Ok(None) => Ok(Condition::Plain),
         Ok(Some(_)) => Err(UpperError::OverImage),
         Err(errno) => Err(host("reading the upper's stamp")(errno)),
@@ -228,7 +229,7 @@ pub(super) fn compare_stamp(
     space: Namespace,
     wanted: &Stamp,
 ) -> Result<Condition, UpperError> {
-    let read = Spot::new(root, b".")
+    let read = NameAt::new(root, b".")
         .mark(space, Mark::Stamp)
         .map_err(host("reading the upper's stamp"))?;
     let Some(bytes) = read else {

@@ -12,8 +12,8 @@ use rustix::io::Errno;
 
 use super::each_entry;
 use super::marks::{self, FileMark, Mark, Namespace, Origin, Saved, UnknownMark};
+use super::name_at::{NameAt, is_whiteout};
 use super::spelling::{self, KernelOrigin, Spelling};
-use super::spot::{Spot, is_whiteout};
 use crate::tree::FileType;
 
 /// A name of an upper's directory, as it is listed.
@@ -86,12 +86,12 @@ pub fn list(
     each_entry(dir, |name, host_type, inode| {
         let host_type = match host_type {
             HostType::Unknown => {
-                HostType::from_raw_mode(u32::from(Spot::new(dir, name).stat()?.stx_mode))
+                HostType::from_raw_mode(u32::from(NameAt::new(dir, name).stat()?.stx_mode))
             }
             known => known,
         };
         if host_type == HostType::CharacterDevice {
-            if !whiteouts.contains(&inode) && is_whiteout(&Spot::new(dir, name).stat()?) {
+            if !whiteouts.contains(&inode) && is_whiteout(&NameAt::new(dir, name).stat()?) {
                 whiteouts.insert(inode);
             }
             if whiteouts.contains(&inode) {
@@ -110,11 +110,11 @@ pub fn file_type(host: HostType) -> Option<FileType> {
 
 /// Whether a directory's files bear marks.
 pub fn is_impure(dir: BorrowedFd<'_>, space: Namespace) -> rustix::io::Result<bool> {
-    Ok(Spot::new(dir, b".").mark(space, Mark::Impure)?.is_some())
+    Ok(NameAt::new(dir, b".").mark(space, Mark::Impure)?.is_some())
 }
 
 /// Whether a directory is opaque.
-pub fn is_opaque(dir: Spot<'_>, space: Namespace) -> rustix::io::Result<bool> {
+pub fn is_opaque(dir: NameAt<'_>, space: Namespace) -> rustix::io::Result<bool> {
     Ok(dir.mark(space, Mark::Opaque)?.as_deref() == Some(marks::YES))
 }
 
@@ -153,7 +153,7 @@ pub struct OriginNode<N> {
 /// Reads the marks of a file and checks them against the lower. `below` is the lower directory that
 /// the file's directory merges with; files in a directory that is not `impure` bear none of our own.
 pub fn read_marks<L: Origins>(
-    spot: Spot<'_>,
+    name_at: NameAt<'_>,
     host_type: FileType,
     space: Namespace,
     lower: &L,
@@ -163,11 +163,12 @@ pub fn read_marks<L: Origins>(
     let directory = host_type == FileType::Directory;
     let plain = lower.spelling() == Spelling::Plain;
     let find = |name: &[u8]| below.map_or(Ok(None), |below| lower.child(below, name));
-    let same_name = if directory { find(spot.name)? } else { None };
+    let same_name = if directory { find(name_at.name)? } else { None };
     let same_name = same_name.filter(|found| found.stored_type == FileType::Directory);
-    let opaque = directory && (impure || plain || same_name.is_some()) && is_opaque(spot, space)?;
+    let opaque =
+        directory && (impure || plain || same_name.is_some()) && is_opaque(name_at, space)?;
     let value = if impure && space.marks(host_type) {
-        spot.mark(space, Mark::File)?
+        name_at.mark(space, Mark::File)?
     } else {
         None
     };
@@ -176,7 +177,7 @@ pub fn read_marks<L: Origins>(
         .transpose()?
         .unwrap_or_default();
     let kernels = if plain {
-        spelling::read_kernel_marks(spot, host_type, space, &mut mark)?
+        spelling::read_kernel_marks(name_at, host_type, space, &mut mark)?
     } else {
         KernelOrigin::None
     };
@@ -184,14 +185,15 @@ pub fn read_marks<L: Origins>(
         mark.origin = Some(Origin::Path(path.clone()));
     }
     let named = match &kernels {
-        KernelOrigin::SameName if mark.origin.is_none() => Some(find(spot.name)?),
+        KernelOrigin::SameName if mark.origin.is_none() => Some(find(name_at.name)?),
         KernelOrigin::Sibling(name) => Some(find(name)?),
         _ => None,
     };
     let origin = match (named, &mark.origin) {
         (Some(found), _) => {
-            let found = found.ok_or_else(|| MarkError::NoOrigin(Origin::Path(spot.name.into())))?;
-            Some((found, Origin::Path(spot.name.into())))
+            let found =
+                found.ok_or_else(|| MarkError::NoOrigin(Origin::Path(name_at.name.into())))?;
+            Some((found, Origin::Path(name_at.name.into())))
         }
         (None, Some(origin)) => {
             let found = lower.origin(origin)?;

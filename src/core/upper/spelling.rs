@@ -8,7 +8,7 @@
 use rustix::io::{Errno, Result};
 
 use super::marks::{FileMark, Mark, Namespace, Origin};
-use super::spot::Spot;
+use super::name_at::NameAt;
 use crate::tree::FileType;
 
 /// The two ways.
@@ -25,39 +25,44 @@ impl Spelling {
     /// [`Mark::Metacopy`] is what commits a copied content.
     pub fn write(
         self,
-        spot: Spot<'_>,
+        name_at: NameAt<'_>,
         space: Namespace,
         stored: FileType,
         mark: &FileMark,
     ) -> Result<()> {
         if self == Spelling::Tree {
-            return spot.set_mark(space, Mark::File, &mark.encode());
+            return name_at.set_mark(space, Mark::File, &mark.encode());
         }
         match stored {
             FileType::Regular if mark.metadata_only => {
-                spot.set_mark(space, Mark::File, &mark.encode())?;
-                spot.set_mark(space, Mark::Metacopy, b"")
+                name_at.set_mark(space, Mark::File, &mark.encode())?;
+                name_at.set_mark(space, Mark::Metacopy, b"")
             }
             FileType::Regular => {
-                spot.clear_mark(space, Mark::Metacopy)?;
-                spot.clear_mark(space, Mark::Redirect)?;
-                spot.set_mark(space, Mark::File, &mark.encode())
+                name_at.clear_mark(space, Mark::Metacopy)?;
+                name_at.clear_mark(space, Mark::Redirect)?;
+                name_at.set_mark(space, Mark::File, &mark.encode())
             }
-            _ => spot.set_mark(space, Mark::File, &mark.encode()),
+            _ => name_at.set_mark(space, Mark::File, &mark.encode()),
         }
     }
 
     /// Writes where a directory, or a file without its content, comes from that gets another name,
     /// if that is not written yet.
-    pub fn write_redirect(self, spot: Spot<'_>, space: Namespace, origin: Origin) -> Result<()> {
+    pub fn write_redirect(
+        self,
+        name_at: NameAt<'_>,
+        space: Namespace,
+        origin: Origin,
+    ) -> Result<()> {
         match (self, origin) {
-            (Spelling::Plain, Origin::Path(path)) => spot.set_mark(space, Mark::Redirect, &path),
-            (_, origin) if spot.mark(space, Mark::File)?.is_none() => {
+            (Spelling::Plain, Origin::Path(path)) => name_at.set_mark(space, Mark::Redirect, &path),
+            (_, origin) if name_at.mark(space, Mark::File)?.is_none() => {
                 let mark = FileMark {
                     origin: Some(origin),
                     ..FileMark::default()
                 };
-                spot.set_mark(space, Mark::File, &mark.encode())
+                name_at.set_mark(space, Mark::File, &mark.encode())
             }
             _ => Ok(()),
         }
@@ -79,7 +84,7 @@ pub(super) enum KernelOrigin {
 
 /// Reads the kernel's marks of a file. They overrule our own, since the kernel changes no other.
 pub(super) fn read_kernel_marks(
-    spot: Spot<'_>,
+    name_at: NameAt<'_>,
     host_type: FileType,
     space: Namespace,
     mark: &mut FileMark,
@@ -87,7 +92,7 @@ pub(super) fn read_kernel_marks(
     match host_type {
         FileType::Directory => {}
         FileType::Regular => {
-            mark.metadata_only = spot.mark(space, Mark::Metacopy)?.is_some();
+            mark.metadata_only = name_at.mark(space, Mark::Metacopy)?.is_some();
             if !mark.metadata_only {
                 mark.copying = None;
                 return Ok(KernelOrigin::None);
@@ -95,7 +100,7 @@ pub(super) fn read_kernel_marks(
         }
         _ => return Ok(KernelOrigin::None),
     }
-    match spot.mark(space, Mark::Redirect)? {
+    match name_at.mark(space, Mark::Redirect)? {
         None if host_type == FileType::Directory => Ok(KernelOrigin::None),
         None => Ok(KernelOrigin::SameName),
         Some(path) => parse_redirect(path).ok_or(Errno::IO),

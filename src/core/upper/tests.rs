@@ -170,7 +170,7 @@ fn marks_and_xattrs_work_on_every_file_type() {
     std::os::unix::fs::symlink("nowhere", base.path().join("upper/link")).unwrap();
     File::create(base.path().join("upper/file")).unwrap();
     for name in [&b"link"[..], b"file", b"."] {
-        let spot = Spot::new(upper.root(), name);
+        let name_at = NameAt::new(upper.root(), name);
         let space = upper.namespace();
         if name == b"link" && space == Namespace::User {
             continue;
@@ -180,19 +180,19 @@ fn marks_and_xattrs_work_on_every_file_type() {
             ..marks::FileMark::default()
         }
         .encode();
-        assert_eq!(spot.mark(space, Mark::File).unwrap(), None);
-        spot.set_mark(space, Mark::File, &value).unwrap();
-        assert_eq!(spot.mark(space, Mark::File).unwrap().unwrap(), value);
-        let names = spot.xattr_names().unwrap();
+        assert_eq!(name_at.mark(space, Mark::File).unwrap(), None);
+        name_at.set_mark(space, Mark::File, &value).unwrap();
+        assert_eq!(name_at.mark(space, Mark::File).unwrap().unwrap(), value);
+        let names = name_at.xattr_names().unwrap();
         assert_eq!(
             names.split(|byte| *byte == 0).next().unwrap(),
             Mark::File.name(space).as_bytes()
         );
-        spot.clear_mark(space, Mark::File).unwrap();
-        spot.clear_mark(space, Mark::File).unwrap();
+        name_at.clear_mark(space, Mark::File).unwrap();
+        name_at.clear_mark(space, Mark::File).unwrap();
     }
     let long = vec![b'v'; 3000];
-    let file = Spot::new(upper.root(), b"file");
+    let file = NameAt::new(upper.root(), b"file");
     file.set_xattr(b"user.long", &long, rustix::fs::XattrFlags::empty())
         .unwrap();
     assert_eq!(file.xattr(b"user.long").unwrap().unwrap(), long);
@@ -203,10 +203,10 @@ fn make_whiteout_creates_a_character_device_0_0() {
     let base = tempfile::tempdir().unwrap();
     let upper = open(base.path(), &stamp("a", 1)).unwrap();
     for name in [&b"gone"[..], b"gone too"] {
-        let spot = Spot::new(upper.root(), name);
-        upper.make_whiteout(spot).unwrap();
-        assert!(spot::is_whiteout(&spot.stat().unwrap()));
-        assert_eq!(upper.make_whiteout(spot), Err(Errno::EXIST));
+        let name_at = NameAt::new(upper.root(), name);
+        upper.make_whiteout(name_at).unwrap();
+        assert!(name_at::is_whiteout(&name_at.stat().unwrap()));
+        assert_eq!(upper.make_whiteout(name_at), Err(Errno::EXIST));
     }
     let of = |name: &str| fs::symlink_metadata(base.path().join("upper").join(name)).unwrap();
     assert!(of("gone").file_type().is_char_device());
@@ -214,8 +214,8 @@ fn make_whiteout_creates_a_character_device_0_0() {
     // The next mount makes another; the old whiteouts remain.
     drop(upper);
     let upper = open(base.path(), &stamp("a", 1)).unwrap();
-    let spot = Spot::new(upper.root(), b"later");
-    upper.make_whiteout(spot).unwrap();
+    let name_at = NameAt::new(upper.root(), b"later");
+    upper.make_whiteout(name_at).unwrap();
     assert_ne!(of("later").ino(), of("gone").ino());
     assert_eq!(of("gone").nlink(), 2);
 }

@@ -5,9 +5,9 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use cowl_core::tree::FileType;
+use cowl_core::upper::name_at::{NameAt, is_whiteout};
 use cowl_core::upper::scan;
 use cowl_core::upper::spelling::Redirect;
-use cowl_core::upper::spot::{Spot, is_whiteout};
 use rustix::fs::FileType as HostType;
 
 use super::part::Part;
@@ -134,7 +134,7 @@ impl DirsLower {
     /// nothing.
     fn type_at(&self, holder: &Arc<Part>, name: &[u8]) -> Result<Option<FileType>, Errno> {
         let fd = self.parts.open(holder)?;
-        match Spot::new(fd.as_fd(), name).stat() {
+        match NameAt::new(fd.as_fd(), name).stat() {
             Ok(stat) if is_whiteout(&stat) => Ok(Some(FileType::CharDevice)),
             Ok(stat) => {
                 let host_type = HostType::from_raw_mode(u32::from(stat.stx_mode));

@@ -9,9 +9,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use cowl_core::tree::FileType;
 use cowl_core::upper::each_entry;
 use cowl_core::upper::marks::{self, Mark, Namespace};
+use cowl_core::upper::name_at::{NameAt, is_whiteout};
 use cowl_core::upper::scan;
 use cowl_core::upper::spelling::Redirect;
-use cowl_core::upper::spot::{Spot, is_whiteout};
 use rustix::fs::FileType as HostType;
 
 use crate::overlay::types::Errno;
@@ -42,45 +42,48 @@ pub(super) struct Found {
 }
 
 /// Whether a directory hides the layers below, as a directory of theirs.
-fn opaque_value(dir: Spot<'_>, space: Namespace) -> Result<Option<Vec<u8>>, Errno> {
+fn opaque_value(dir: NameAt<'_>, space: Namespace) -> Result<Option<Vec<u8>>, Errno> {
     dir.mark(space, Mark::Opaque)
 }
 
 /// Whether a directory shows nothing of the layers below.
 pub(super) fn is_opaque(dir: &OwnedFd, space: Namespace) -> Result<bool, Errno> {
-    let own = Spot::new(dir.as_fd(), b".");
+    let own = NameAt::new(dir.as_fd(), b".");
     let is_yes = |value: Option<Vec<u8>>| value.as_deref() == Some(marks::YES);
     Ok(is_yes(opaque_value(own, space)?)
         || is_yes(own.xattr(OPAQUE_ATTRIBUTE)?)
-        || Spot::new(dir.as_fd(), OPAQUE_FILE).exists()?)
+        || NameAt::new(dir.as_fd(), OPAQUE_FILE).exists()?)
 }
 
 /// Where a directory's part of the layers below is, if not at its own name.
 pub(super) fn redirect(dir: &OwnedFd, space: Namespace) -> Result<Option<Redirect>, Errno> {
-    redirect_of(Spot::new(dir.as_fd(), b"."), space)
+    redirect_of(NameAt::new(dir.as_fd(), b"."), space)
 }
 
 /// The same of a file that has only metadata.
-pub(super) fn redirect_of(spot: Spot<'_>, space: Namespace) -> Result<Option<Redirect>, Errno> {
-    let Some(value) = spot.mark(space, Mark::Redirect)? else {
+pub(super) fn redirect_of(
+    name_at: NameAt<'_>,
+    space: Namespace,
+) -> Result<Option<Redirect>, Errno> {
+    let Some(value) = name_at.mark(space, Mark::Redirect)? else {
         return Ok(None);
     };
     let redirect = Redirect::parse(value);
     if redirect.is_none() {
-        tracing::error!(name = %spot.name.escape_ascii(), "a lower layer has a redirect that leads nowhere");
+        tracing::error!(name = %name_at.name.escape_ascii(), "a lower layer has a redirect that leads nowhere");
     }
     redirect.map(Some).ok_or(Errno::IO)
 }
 
 /// Whether a regular file has only metadata, and its content is in the layers below.
-pub(super) fn is_metacopy(spot: Spot<'_>, space: Namespace) -> Result<bool, Errno> {
-    Ok(spot.mark(space, Mark::Metacopy)?.is_some())
+pub(super) fn is_metacopy(name_at: NameAt<'_>, space: Namespace) -> Result<bool, Errno> {
+    Ok(name_at.mark(space, Mark::Metacopy)?.is_some())
 }
 
 /// Whether a layer hides a name in the layers below; it is not a directory there.
 pub(super) fn is_hidden_at(dir: &OwnedFd, name: &[u8]) -> Result<bool, Errno> {
     let whiteout = [WHITEOUT_PREFIX, name].concat();
-    match Spot::new(dir.as_fd(), &whiteout).exists() {
+    match NameAt::new(dir.as_fd(), &whiteout).exists() {
         Err(Errno::NAMETOOLONG) => Ok(false),
         found => found,
     }
@@ -90,7 +93,7 @@ pub(super) fn is_hidden_at(dir: &OwnedFd, name: &[u8]) -> Result<bool, Errno> {
 pub(super) fn entries(dir: &OwnedFd, space: Namespace) -> Result<Entries, Errno> {
     let fd = dir.as_fd();
     // Such a directory may have regular files as whiteouts (overlayfs.rst).
-    let own = opaque_value(Spot::new(fd, b"."), space)?;
+    let own = opaque_value(NameAt::new(fd, b"."), space)?;
     let by_attribute = own.as_deref() == Some(b"x");
     let mut entries = Entries::default();
     each_entry(fd, |name, host_type, inode| {
@@ -100,14 +103,14 @@ pub(super) fn entries(dir: &OwnedFd, space: Namespace) -> Result<Entries, Errno>
             }
             return Ok(());
         }
-        let spot = Spot::new(fd, name);
+        let name_at = NameAt::new(fd, name);
         let host_type = match host_type {
-            HostType::Unknown => HostType::from_raw_mode(u32::from(spot.stat()?.stx_mode)),
+            HostType::Unknown => HostType::from_raw_mode(u32::from(name_at.stat()?.stx_mode)),
             known => known,
         };
         let is_whiteout = match host_type {
-            HostType::CharacterDevice => is_whiteout(&spot.stat()?),
-            HostType::RegularFile if by_attribute => spot.xattr(whiteout_name(space))?.is_some(),
+            HostType::CharacterDevice => is_whiteout(&name_at.stat()?),
+            HostType::RegularFile if by_attribute => name_at.xattr(whiteout_name(space))?.is_some(),
             _ => false,
         };
         if is_whiteout {

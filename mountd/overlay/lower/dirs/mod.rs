@@ -19,9 +19,9 @@ use std::sync::{Arc, OnceLock};
 
 use cowl_core::tree::FileType;
 use cowl_core::upper::marks::{Namespace, escape, unescape};
+use cowl_core::upper::name_at::NameAt;
 use cowl_core::upper::scan;
 use cowl_core::upper::spelling::Redirect;
-use cowl_core::upper::spot::Spot;
 use parking_lot::RwLock;
 use rustix::fs::{FileType as HostType, Mode, OFlags};
 
@@ -99,7 +99,7 @@ impl DirsLower {
     /// `upper`: the upper's root, whose inode numbers are shown as they are.
     pub(super) fn new(layers: Layers, upper: Option<&OwnedFd>) -> Result<Self, Errno> {
         let device = |dir: &OwnedFd| -> Result<(u32, u32), Errno> {
-            let stat = Spot::new(dir.as_fd(), b".").stat()?;
+            let stat = NameAt::new(dir.as_fd(), b".").stat()?;
             Ok((stat.stx_dev_major, stat.stx_dev_minor))
         };
         let mut devices: Vec<(u32, u32)> = upper.map(device).transpose()?.into_iter().collect();
@@ -114,7 +114,7 @@ impl DirsLower {
             device_of.push(number as u64);
         }
         let top = layers.roots.first().ok_or(Errno::INVAL)?;
-        let inode = Spot::new(top.as_fd(), b".").stat()?.stx_ino;
+        let inode = NameAt::new(top.as_fd(), b".").stat()?.stx_ino;
         let parts = Parts::new(layers.roots);
         let lower = Self {
             space: layers.space,
@@ -170,7 +170,7 @@ impl DirsLower {
     pub(super) fn node(&self, node: LowerIno) -> Result<LowerNode, Errno> {
         let found = self.get(node)?;
         let (dir, name) = self.place(&found)?;
-        let stat = Spot::new(dir.as_fd(), &name).stat()?;
+        let stat = NameAt::new(dir.as_fd(), &name).stat()?;
         let host_type = HostType::from_raw_mode(u32::from(stat.stx_mode));
         if scan::file_type(host_type) != Some(found.file_type) {
             tracing::error!(name = %name.escape_ascii(), "a file of a lower layer was replaced");
@@ -378,13 +378,13 @@ impl DirsLower {
 
     pub(super) fn xattr(&self, node: LowerIno, name: &[u8]) -> Result<Option<Vec<u8>>, Errno> {
         let (dir, at) = self.place(&*self.get(node)?)?;
-        Spot::new(dir.as_fd(), &at).xattr(&escape(name))
+        NameAt::new(dir.as_fd(), &at).xattr(&escape(name))
     }
 
     /// The names of all attributes but marks, as they are shown.
     pub(super) fn xattr_names(&self, node: LowerIno) -> Result<Vec<Vec<u8>>, Errno> {
         let (dir, at) = self.place(&*self.get(node)?)?;
-        let stored = Spot::new(dir.as_fd(), &at).xattr_names()?;
+        let stored = NameAt::new(dir.as_fd(), &at).xattr_names()?;
         let names = stored.split(|byte| *byte == 0);
         Ok(names
             .filter(|name| !name.is_empty())
@@ -396,8 +396,9 @@ impl DirsLower {
     pub(super) fn open_content(&self, node: LowerIno) -> Result<File, Errno> {
         let found = self.get(node)?;
         let (dir, name) = self.place(&found)?;
-        let spot = Spot::new(dir.as_fd(), &name);
-        if found.holder.layer + 1 < self.parts.layers() && marks::is_metacopy(spot, self.space)? {
+        let name_at = NameAt::new(dir.as_fd(), &name);
+        if found.holder.layer + 1 < self.parts.layers() && marks::is_metacopy(name_at, self.space)?
+        {
             return self.open_below(&found);
         }
         open_file(&dir, &name)
@@ -412,11 +413,11 @@ impl DirsLower {
         let mut path: Option<Vec<Vec<u8>>> = None;
         loop {
             let dir = self.parts.open(&holder)?;
-            let spot = Spot::new(dir.as_fd(), &name);
-            if !marks::is_metacopy(spot, self.space)? {
+            let name_at = NameAt::new(dir.as_fd(), &name);
+            if !marks::is_metacopy(name_at, self.space)? {
                 return open_file(&dir, &name);
             }
-            match marks::redirect_of(spot, self.space)? {
+            match marks::redirect_of(name_at, self.space)? {
                 Some(Redirect::Path(names)) => path = Some(names),
                 Some(Redirect::Sibling(other)) => name = Arc::from(other),
                 None => {}

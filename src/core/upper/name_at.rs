@@ -12,14 +12,14 @@ use crate::tree::Timestamp;
 /// A directory descriptor and a name, the arguments of an `*at` call. It stays valid if the
 /// directory or its ancestors are renamed.
 #[derive(Copy, Clone, Debug)]
-pub struct Spot<'a> {
+pub struct NameAt<'a> {
     /// The directory; may be an `O_PATH` descriptor.
     pub dir: BorrowedFd<'a>,
     /// One component, or `.` for the directory itself.
     pub name: &'a [u8],
 }
 
-impl<'a> Spot<'a> {
+impl<'a> NameAt<'a> {
     /// A name in a directory.
     pub const fn new(dir: BorrowedFd<'a>, name: &'a [u8]) -> Self {
         Self { dir, name }
@@ -148,12 +148,12 @@ impl<'a> Spot<'a> {
     }
 
     /// Gives the file another name, `to`.
-    pub fn link(self, to: Spot<'_>) -> Result<()> {
+    pub fn link(self, to: NameAt<'_>) -> Result<()> {
         rustix::fs::linkat(self.dir, self.name, to.dir, to.name, AtFlags::empty())
     }
 
     /// Renames to `to`.
-    pub fn rename(self, to: Spot<'_>, flags: rustix::fs::RenameFlags) -> Result<()> {
+    pub fn rename(self, to: NameAt<'_>, flags: rustix::fs::RenameFlags) -> Result<()> {
         rustix::fs::renameat_with(self.dir, self.name, to.dir, to.name, flags)
     }
 }
