@@ -19,6 +19,7 @@
 //!   tmp/<random>/              one transaction, flock'ed by its process (transaction.rs)
 //!   trash/<random>/            files that gc is deleting (gc.rs)
 //!   mountd.log[.old]           messages of mount processes (log.rs)
+//!   events[.old]               what happened; the engine's
 //! ```
 //!
 //! # Publishing

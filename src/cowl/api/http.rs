@@ -15,7 +15,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -248,10 +248,11 @@ impl io::Write for &Stream {
     }
 }
 
-/// A body of chunks that arrive from another thread.
-struct Chunks(mpsc::Receiver<io::Result<Bytes>>);
+/// A body of chunks that arrive from another thread. What is kept with it goes when the body does:
+/// when it was sent, or when the client is gone.
+struct Chunks<K = ()>(mpsc::Receiver<io::Result<Bytes>>, K);
 
-impl Body for Chunks {
+impl<K: Unpin> Body for Chunks<K> {
     type Data = Bytes;
     type Error = io::Error;
 
@@ -269,6 +270,25 @@ pub(super) fn stream(
     kind: &'static str,
     produce: impl FnOnce(&Stream) -> io::Result<()> + Send + 'static,
 ) -> Reply {
+    let receiver = produced(produce);
+    with_body(StatusCode::OK, kind, Chunks(receiver, ()).boxed_unsync())
+}
+
+/// A reply whose body waits for more than the client: the descriptor that `produce` gets is
+/// readable once the client is gone.
+pub(super) fn follow(
+    kind: &'static str,
+    produce: impl FnOnce(&Stream, BorrowedFd<'_>) -> io::Result<()> + Send + 'static,
+) -> io::Result<Reply> {
+    let (client, gone) = UnixStream::pair()?;
+    let receiver = produced(move |stream| produce(stream, gone.as_fd()));
+    let body = Chunks(receiver, client).boxed_unsync();
+    Ok(with_body(StatusCode::OK, kind, body))
+}
+
+fn produced(
+    produce: impl FnOnce(&Stream) -> io::Result<()> + Send + 'static,
+) -> mpsc::Receiver<io::Result<Bytes>> {
     let (sender, receiver) = mpsc::channel(QUEUE);
     tokio::task::spawn_blocking(move || {
         let stream = Stream(sender);
@@ -279,7 +299,7 @@ pub(super) fn stream(
             stream.0.blocking_send(Err(error)).unwrap_or_default();
         }
     });
-    with_body(StatusCode::OK, kind, Chunks(receiver).boxed_unsync())
+    receiver
 }
 
 /// A reply whose body a task sends, for as long as it likes. A client that is gone ends the stream,
@@ -318,7 +338,7 @@ pub(super) fn later(
         // A client that is gone needs no answer.
         sender.send(chunk).await.unwrap_or_default();
     });
-    with_body(StatusCode::OK, kind, Chunks(receiver).boxed_unsync())
+    with_body(StatusCode::OK, kind, Chunks(receiver, ()).boxed_unsync())
 }
 
 /// Reads a JSON body. Unknown members are ignored; what follows the value is an error.

@@ -6,6 +6,7 @@
 
 mod attach;
 mod containers;
+mod events;
 mod exec;
 mod hijack;
 mod http;

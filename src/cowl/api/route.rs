@@ -1,7 +1,9 @@
 //! Which handler answers which path.
 
 use super::http::{Handled, Refusal, Reply, Request};
-use super::{Server, attach, containers, exec, images, life, logs, network, system, volumes};
+use super::{
+    Server, attach, containers, events, exec, images, life, logs, network, system, volumes,
+};
 use hyper::{Method, StatusCode};
 use std::sync::Arc;
 
@@ -28,6 +30,7 @@ async fn system(server: &Arc<Server>, request: Request, path: &[&str]) -> Handle
         (&Method::GET | &Method::HEAD, ["_ping"]) => Ok(system::ping(&request.method)),
         (&Method::GET, ["version"]) => system::version(),
         (&Method::GET, ["info"]) => system::info(server).await,
+        (&Method::GET, ["events"]) => events::events(server, &request),
         (&Method::GET, ["system", "df"]) => system::disk_usage(server, &request).await,
         (&Method::POST, ["commit"]) => images::commit(server, &request).await,
         (&Method::GET, ["plugins"]) => Ok(empty_list()),

@@ -3,6 +3,7 @@
 use super::container::args::{
     Attach, Create, Exec, Inspect, Kill, Logs, Names, Ps, Rename, Rm, Run, Start, Stop,
 };
+use super::events::Events;
 use super::image_group::{Image, ImagePrune};
 use super::prune::Prune;
 use super::system::System;
@@ -86,6 +87,8 @@ pub(super) enum Command {
     Rmi(Rmi),
     /// Display information about the store and the host
     Info,
+    /// Get events of containers, images and volumes as they happen
+    Events(Events),
     /// Check the store for damage
     Check(Check),
     /// Mount an image on a directory

@@ -8,6 +8,7 @@
 mod args;
 mod changes;
 mod container;
+mod events;
 mod external;
 mod format;
 mod image;
@@ -208,6 +209,7 @@ fn dispatch(cli: Cli, out: &mut Stdout) -> Result<u8> {
         Command::Images(args) => image::images(&*open(Access::Read)?, &args, out),
         Command::History(args) => image::history(&*open(Access::Read)?, &args, out),
         Command::Rmi(args) => Ok(image::rmi(&*open(Access::Change)?, &args, out)),
+        Command::Events(args) => events::events(&*open(Access::Read)?, &args, out),
         Command::Info => image::info(&*open(Access::Read)?, out),
         Command::Check(args) => image::check(&*open(Access::Read)?, &args, out),
         Command::Mount(args) => mount::mount(&*open(Access::Change)?, &args),

@@ -1,6 +1,7 @@
 //! `cowl system`: how much disk space there is to gain.
 
 use super::container::list::row as container_row;
+use super::events::{self, Events};
 use super::image::warn;
 use super::prune::{self, SystemPrune};
 use super::units::{human_size, human_size_of};
@@ -21,6 +22,8 @@ const DIGITS: u32 = 4;
 pub(super) enum System {
     /// Show disk usage
     Df(Df),
+    /// Get events of containers, images and volumes as they happen
+    Events(Events),
     /// Display information about the store and the host
     Info,
     /// Remove unused data
@@ -40,7 +43,7 @@ pub(super) struct Df {
 impl System {
     pub(super) fn access(&self) -> Access {
         match self {
-            Self::Df(_) | Self::Info => Access::Read,
+            Self::Df(_) | Self::Events(_) | Self::Info => Access::Read,
             Self::Prune(_) => Access::Change,
         }
     }
@@ -49,6 +52,7 @@ impl System {
 pub(super) fn system(engine: &Engine, command: System, out: &mut Stdout) -> Result<u8> {
     match command {
         System::Df(args) => disk_usage(engine, &args, out),
+        System::Events(args) => events::events(engine, &args, out),
         System::Info => image::info(engine, out),
         System::Prune(args) => prune::system(engine, &args, out),
     }

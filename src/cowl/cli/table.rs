@@ -30,6 +30,11 @@ impl<W: Write> Out<W> {
         })
     }
 
+    /// Whether the reader is gone.
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed
+    }
+
     /// Flushes the buffer.
     pub(super) fn flush(&mut self) -> io::Result<()> {
         self.unless_closed(Write::flush)

@@ -181,7 +181,25 @@ impl Engine {
                 layers,
             }],
         }])?;
+        self.tell_commit(request, id)?;
         Ok(id)
+    }
+
+    fn tell_commit(&self, request: &CommitRequest<'_>, id: ImageId) -> Result<()> {
+        let name = request.name.map_or_else(String::new, Reference::to_string);
+        if !name.is_empty() {
+            self.tell_image(id, "tag", &name);
+        }
+        if let Changed::Container(needle) = request.changed {
+            let extra = [
+                ("comment", request.comment),
+                ("imageID", &id.to_string()),
+                ("imageRef", &name),
+            ];
+            let config = self.containers.find(needle)?.config;
+            self.tell_container(&config, "commit", &extra);
+        }
+        Ok(())
     }
 
     /// Writes the files of a container or an image as one tar.

@@ -6,6 +6,7 @@ use super::container::config::{Config, Mount, MountSource, VERSION};
 use super::container::{Claim, Guard};
 use super::docker::{ContainerConfig, HostConfig};
 use super::error::{Context, Error, Result};
+use super::events::{self, Type};
 use super::image::Image;
 use super::mounts::{specified, wanted};
 use super::{Engine, limits, names, process};
@@ -51,11 +52,16 @@ impl Engine {
         let mut config = self.configure(&id, request, &image)?;
         self.choose_name(&guard, &mut config, request.name.as_deref())?;
         let name = config.name.clone();
+        let actor = events::actor_of(&config, &[]);
         let made = self.make(&guard, config, &image);
         if made.is_err() {
             self.containers.drop_name(&name)?;
         }
         let new_volumes = made?;
+        for volume in &new_volumes {
+            self.tell_volume(volume.as_str(), "create", &[]);
+        }
+        self.event_log().tell(Type::Container, "create", &actor);
         warnings.extend(foreign_platform(&image.platform));
         Ok(Created {
             id,

@@ -2,6 +2,7 @@
 
 use super::container::state::Status;
 use super::error::{self, Error, Result};
+use super::events::{self, Actor, Events, Type};
 use super::process::Process;
 use super::{Engine, start};
 use cowl_launch::control::{Control, ControlError, Streams, Target};
@@ -36,6 +37,9 @@ pub struct Exec {
     pub pid: u32,
     waiting: Control,
     control: Control,
+    log: Events,
+    /// The container, as the actor of the event of its end.
+    actor: Actor,
 }
 
 /// A client at a container's streams.
@@ -86,9 +90,17 @@ impl Engine {
         if request.privileged {
             process.capabilities = super::capabilities::all_capabilities()?;
         }
+        let words = request.argv.join(" ");
+        let execution = [("execID", id)];
+        let tell = |action: &str| {
+            let action = format!("{action}: {words}");
+            self.tell_container(&container.config, &action, &execution);
+        };
+        tell("exec_create");
         let pid = control
             .exec(id, &process, request.open_stdin, streams)
             .map_err(exec_error)?;
+        tell("exec_start");
         let waiting = self.running(&container)?;
         waiting.request_wait(Target::Exec(id.to_owned()))?;
         Ok(Exec {
@@ -96,6 +108,8 @@ impl Engine {
             pid,
             waiting,
             control,
+            log: self.event_log(),
+            actor: events::actor_of(&container.config, &execution),
         })
     }
 
@@ -119,6 +133,7 @@ impl Engine {
         let waiting = self.running(&container)?;
         control.attach(Target::Program, streams)?;
         waiting.request_wait(Target::Program)?;
+        self.tell_container(&container.config, "attach", &[]);
         Ok(Attachment { waiting, control })
     }
 }
@@ -130,6 +145,21 @@ fn exec_error(error: ControlError) -> Error {
         }
         other => other.into(),
     }
+}
+
+impl Exec {
+    fn tell_end(&self, code: u8) {
+        let mut actor = self.actor.clone();
+        let attributes = &mut actor.attributes;
+        attributes.insert("exitCode".to_owned(), code.to_string());
+        self.log.tell(Type::Container, "exec_die", &actor);
+    }
+}
+
+impl Attachment {
+    /// The container's end is told by others.
+    #[expect(clippy::unused_self, reason = "the other kind of client tells its own")]
+    fn tell_end(&self, _code: u8) {}
 }
 
 macro_rules! client {
@@ -144,7 +174,9 @@ macro_rules! client {
         impl $name {
             /// Waits for the end of the program, and gives its exit code.
             pub fn wait(&self) -> Result<u8> {
-                Ok(self.waiting.finish_wait()?.exit_code)
+                let code = self.waiting.finish_wait()?.exit_code;
+                self.tell_end(code);
+                Ok(code)
             }
 
             /// Sends a signal to the program.

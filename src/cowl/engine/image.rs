@@ -163,7 +163,11 @@ impl Engine {
     /// Gives an image another name, which may have been another image's.
     pub fn tag_image(&self, source: &str, target: &Reference) -> Result<()> {
         let transaction = self.store.begin()?;
-        let Found { tags, by_name, .. } = self.find_image(source)?;
+        let Found {
+            image,
+            tags,
+            by_name,
+        } = self.find_image(source)?;
         let tag = by_name.or_else(|| tags.into_iter().next());
         let tag = tag.ok_or_else(|| missing(source))?;
         transaction.keep_tag(&tag)?;
@@ -171,6 +175,7 @@ impl Engine {
             reference: Some(target.clone()),
             ..tag
         }])?;
+        self.tell_image(image.config, "tag", &target.to_string());
         Ok(())
     }
 
@@ -235,6 +240,7 @@ impl Engine {
         };
         let id = image.config;
         let users = self.users_of_image(id)?;
+        let labels = self.labels_of_image(id);
         check_removable(needle, id, &tags, by_name.is_some(), &users, force)?;
         let gone = match by_name {
             Some(tag) if self.store.untag(&tag)? => vec![tag],
@@ -243,7 +249,11 @@ impl Engine {
             None => self.store.untag_image(id)?,
         };
         let names = gone.iter().filter_map(|tag| tag.reference.as_ref());
-        removed.extend(names.map(|name| Removed::Untagged(name.to_string())));
+        let tell = |action| self.tell_image_with(id, action, &id.to_string(), labels.clone());
+        for name in names {
+            removed.push(Removed::Untagged(name.to_string()));
+            tell("untag");
+        }
         drop(guard);
         if gone.len() < tags.len() {
             return Ok(0);
@@ -252,6 +262,7 @@ impl Engine {
         let bytes = self.free(&mut freed)?;
         if users.is_empty() {
             removed.push(Removed::Deleted(id));
+            tell("delete");
             removed.extend(self.gone_layers(&image.diff_ids())?);
         }
         removed.extend(freed);
@@ -379,6 +390,12 @@ impl Engine {
         let defaults: Defaults = serde_json::from_slice(&bytes)
             .context(|| format!("configuration of image {}", short_id(image)))?;
         Ok(defaults.config.unwrap_or_default())
+    }
+
+    /// The labels of an image for its events; of a damaged one none are known.
+    pub(super) fn labels_of_image(&self, id: ImageId) -> BTreeMap<String, String> {
+        let config = self.config(id).ok().and_then(|config| config.config);
+        config.unwrap_or_default().labels
     }
 
     fn config(&self, image: ImageId) -> Result<ImageConfig> {

@@ -111,6 +111,7 @@ impl Engine {
         }
         let control = self.control(&container)?.ok_or_else(not_running)?;
         send(&control, number)?;
+        self.tell_kill(&container, number);
         if number != Signal::SIGKILL as u8 {
             return Ok(());
         }
@@ -143,25 +144,41 @@ impl Engine {
             unless_ended(control.unpause())?;
         }
         send(&control, signal)?;
+        self.tell_kill(&container, signal);
         match control.request_wait(Target::Program) {
-            Ok(()) => {}
-            Err(ControlError::NotRunning) => return Ok(true),
+            Ok(()) => self.wait_stopped(&container, &control, timeout)?,
+            Err(ControlError::NotRunning) => {}
             Err(error) => return Err(error.into()),
         }
-        if !readable_within(&control, timeout)? {
+        self.tell_container(&container.config, "stop", &[]);
+        Ok(true)
+    }
+
+    /// Waits for the end of a program that was asked to end, and kills it if it does not.
+    fn wait_stopped(&self, container: &Container, control: &Control, timeout: i64) -> Result<()> {
+        if !readable_within(control, timeout)? {
             // The first connection has an answer to come.
-            if let Some(second) = self.control(&container)? {
-                send(&second, Signal::SIGKILL as u8)?;
+            if let Some(second) = self.control(container)? {
+                let signal = Signal::SIGKILL as u8;
+                send(&second, signal)?;
+                self.tell_kill(container, signal);
             }
         }
-        wait_ended(&container, control.finish_wait())?;
-        Ok(true)
+        wait_ended(container, control.finish_wait()).map(drop)
+    }
+
+    fn tell_kill(&self, container: &Container, signal: u8) {
+        let signal = signal.to_string();
+        self.tell_container(&container.config, "kill", &[("signal", &signal)]);
     }
 
     /// Stops a container if it runs, and starts it. Gives what [`Engine::start`] does.
     pub fn restart(&self, needle: &str, options: StopOptions<'_>) -> Result<Option<[Child; 2]>> {
         self.stop(needle, options)?;
-        self.start(needle, &[])
+        let started = self.start(needle, &[])?;
+        let config = self.containers.find(needle)?.config;
+        self.tell_container(&config, "restart", &[]);
+        Ok(started)
     }
 
     /// Sets the size of a container's terminal.
@@ -205,7 +222,9 @@ impl Engine {
             let id = &container.config.id;
             return Err(Error::conflict(format!("Container {id} is already paused")));
         }
-        Ok(self.running(&container)?.pause()?)
+        self.running(&container)?.pause()?;
+        self.tell_container(&container.config, "pause", &[]);
+        Ok(())
     }
 
     /// Thaws them.
@@ -216,7 +235,9 @@ impl Engine {
             let id = &container.config.id;
             return Err(Error::conflict(format!("Container {id} is not paused")));
         }
-        Ok(control.unpause()?)
+        control.unpause()?;
+        self.tell_container(&container.config, "unpause", &[]);
+        Ok(())
     }
 
     /// A connection to the monitor of a container that runs.

@@ -57,6 +57,11 @@ impl Engine {
             trust: request.trust,
         };
         let loaded = image::load_file(&self.store, archive, name, &options);
+        if let Ok(loaded) = &loaded {
+            for one in loaded {
+                self.tell_image(one.image, "load", &one.image.to_string());
+            }
+        }
         loaded.map_err(|error| {
             let error = Error::from(error);
             if error.to_string().contains(&name.display().to_string()) {
@@ -88,7 +93,12 @@ impl Engine {
             message: request.message,
             platform: platform.as_ref(),
         };
-        Ok(image::import_rootfs(&self.store, tar, &options)?)
+        let id = image::import_rootfs(&self.store, tar, &options)?;
+        if let Some(name) = request.name {
+            self.tell_image(id, "tag", &name.to_string());
+        }
+        self.tell_image(id, "import", &id.to_string());
+        Ok(id)
     }
 }
 

@@ -12,6 +12,7 @@ pub mod create;
 pub mod docker;
 pub mod duration;
 pub mod error;
+pub mod events;
 pub mod exec;
 pub(crate) mod files;
 mod health;
@@ -232,6 +233,7 @@ impl Engine {
             .mark_removed(&guard, container, with_volumes)?;
         self.store.unpin(&pin_name(&container.config.id))?;
         drop(guard);
+        self.tell_container(&container.config, "destroy", &[]);
         self.purge()?;
         // The container may have been the last user of an untagged image.
         let tags = self.store.tags()?.tags;
@@ -264,9 +266,11 @@ impl Engine {
             ));
         }
         self.claim(&guard, name, &container.config.id)?;
+        let old = format!("/{}", container.config.name);
         let renamed = self.containers.set_name(&guard, &mut container, name);
-        if renamed.is_err() {
-            self.containers.drop_name(name)?;
+        match renamed {
+            Ok(()) => self.tell_container(&container.config, "rename", &[("oldName", &old)]),
+            Err(_) => self.containers.drop_name(name)?,
         }
         renamed
     }
@@ -287,8 +291,8 @@ impl Engine {
         self.containers.purge(|config: &Config| {
             let _guard = self.containers.guard()?;
             for name in config.anonymous_volumes() {
-                if self.users_of_volume(name)?.is_empty() {
-                    self.volumes.remove(name)?;
+                if self.users_of_volume(name)?.is_empty() && self.volumes.remove(name)? {
+                    self.tell_volume(name, "destroy", &[]);
                 }
             }
             Ok(())

@@ -2,6 +2,7 @@
 
 use super::container::state::Status;
 use super::error::{Error, Kind, Result};
+use super::events::Type;
 use super::image::Removed;
 use super::list::Filters;
 use super::volumes::{has_label, labels_of, switch};
@@ -103,6 +104,7 @@ impl Engine {
             pruned.bytes += size;
             pruned.removed.push(config.id.clone());
         }
+        self.tell_prune(Type::Container, pruned.bytes);
         Ok(pruned)
     }
 
@@ -131,6 +133,7 @@ impl Engine {
             pruned.bytes += size;
             pruned.removed.push(name.clone());
         }
+        self.tell_prune(Type::Volume, pruned.bytes);
         Ok(pruned)
     }
 
@@ -158,6 +161,7 @@ impl Engine {
                 Err(error) => return Err(error),
             }
         }
+        self.tell_prune(Type::Image, pruned.bytes);
         Ok(pruned)
     }
 }

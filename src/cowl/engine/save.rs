@@ -27,7 +27,11 @@ impl Engine {
 
     /// Writes the archive of [`Engine::save`].
     pub fn save_selected(&self, selected: &[Selected], out: impl Write) -> Result<()> {
-        Ok(image::save(self.store(), selected, out)?)
+        image::save(self.store(), selected, out)?;
+        for id in selected.iter().filter_map(|one| one.tag.id()) {
+            self.tell_image(id, "save", &id.to_string());
+        }
+        Ok(())
     }
 
     /// The images that [`Engine::save`] is to save.

@@ -105,8 +105,11 @@ impl Engine {
             options: request.options.clone(),
         };
         let _guard = self.containers.guard()?;
-        let volume = self.volumes.create(&name, &asked)?;
-        Ok(volume.name)
+        if !self.volumes.has(&name)? {
+            self.volumes.create(&name, &asked)?;
+            self.tell_volume(name.as_str(), "create", &[]);
+        }
+        Ok(name.to_string())
     }
 
     /// Removes a volume that no container uses. With `force` a missing volume is no error.
@@ -119,8 +122,12 @@ impl Engine {
                 users.join(", ")
             )));
         }
-        if !self.volumes.remove(name)? && !force {
-            return Err(Error::not_found(format!("get {name}: no such volume")));
+        match (self.volumes.remove(name)?, force) {
+            (true, _) => self.tell_volume(name, "destroy", &[]),
+            (false, true) => {}
+            (false, false) => {
+                return Err(Error::not_found(format!("get {name}: no such volume")));
+            }
         }
         drop(guard);
         self.volumes.purge()

@@ -14,6 +14,7 @@ mod foreground;
 
 use super::attach;
 use super::container::config::Config;
+use super::container::state::Status;
 use super::container::{Container, PendingContainer};
 use super::create::{CreateRequest, Created};
 use super::error::{self, Context, Error, Result};
@@ -154,13 +155,19 @@ impl Engine {
             .store
             .lease(short, Some(config.image_id), &config.layers)?;
         let mounted = mount::mount(&self.store, &request, lease)?;
+        if !streams.is_empty() {
+            self.tell_container(config, "attach", &[]);
+        }
         let launch = Start {
             streams,
             size,
             signals,
         };
         match self.launch(pending, mounted.root.as_fd(), &launch) {
-            Ok(monitor) => Ok(Running { mounted, monitor }),
+            Ok(monitor) => {
+                self.tell_start(config);
+                Ok(Running { mounted, monitor })
+            }
             Err(error) => {
                 mounted.discard(&self.store)?;
                 Err(error)
@@ -272,6 +279,12 @@ impl Engine {
         if !may_linger {
             monitor.reap().context(|| "waiting for the monitor")?;
         }
+        if let Status::Exited(exit) = container.status()?
+            && !container.config.host.restart_policy.is_set()
+        {
+            // With a policy, the monitor's `cowl container-ended` tells it.
+            self.tell_end(&container.config, &exit);
+        }
         if !keeper.ends_before_a_signal(signals)? {
             // The sweep of a later command removes what is left.
             return exited;
@@ -329,8 +342,9 @@ impl Engine {
         {
             let _guard = self.containers.guard()?;
             for name in new_volumes {
-                if self.users_of_volume(name.as_str())?.is_empty() {
-                    self.volumes.remove(name.as_str())?;
+                let name = name.as_str();
+                if self.users_of_volume(name)?.is_empty() && self.volumes.remove(name)? {
+                    self.tell_volume(name, "destroy", &[]);
                 }
             }
         }

@@ -1,0 +1,67 @@
+//! `cowl events`.
+
+use super::Stdout;
+use super::format;
+use super::template::Template;
+use crate::engine::Engine;
+use crate::engine::error::Result;
+use crate::engine::events::{Event, EventRequest};
+use clap::Args;
+use jiff::Timestamp;
+
+#[derive(Debug, Args)]
+pub(super) struct Events {
+    /// Only events that match: container, event, image, label, type or volume
+    #[arg(short, long, value_name = "KEY=VALUE")]
+    filter: Vec<String>,
+    /// Show all events created since timestamp (e.g. "2013-01-02T13:23:37Z") or relative (e.g. "42m")
+    #[arg(long, value_name = "TIME")]
+    since: Option<String>,
+    /// Stream events until this timestamp
+    #[arg(long, value_name = "TIME")]
+    until: Option<String>,
+    /// Format output: json, or a Go template
+    #[arg(long, value_name = "FORMAT")]
+    format: Option<String>,
+}
+
+/// Prints events until `--until`, or for ever.
+pub(super) fn events(engine: &Engine, args: &Events, out: &mut Stdout) -> Result<u8> {
+    let filters = format::filters(&args.filter)?;
+    let request = EventRequest::parse(args.since.as_deref(), args.until.as_deref(), &filters)?;
+    let template = match args.format.as_deref() {
+        None | Some("" | "json") => None,
+        Some(text) => Some(Template::parse(text)?),
+    };
+    let as_json = args.format.as_deref() == Some("json");
+    engine.events(&request, None, |event| {
+        let line = match &template {
+            Some(template) => template.render(&serde_json::to_value(event)?)?,
+            None if as_json => serde_json::to_string(event)?,
+            None => line(event),
+        };
+        out.line(&line)?;
+        // Somebody may watch.
+        out.flush()?;
+        Ok(!out.is_closed())
+    })?;
+    Ok(0)
+}
+
+/// An event as `docker events` shows it.
+fn line(event: &Event) -> String {
+    let at = i128::from(event.time_nano);
+    let at = Timestamp::from_nanosecond(at).unwrap_or(Timestamp::UNIX_EPOCH);
+    let actor = &event.actor;
+    let (kind, action, id) = (event.kind.word(), &event.action, &actor.id);
+    let mut line = format!("{at:.9} {kind} {action} {id}");
+    let attributes: Vec<String> = actor
+        .attributes
+        .iter()
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
+    if !attributes.is_empty() {
+        line.extend([" (", &attributes.join(", "), ")"]);
+    }
+    super::table::printable(&line)
+}

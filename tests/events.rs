@@ -1,0 +1,255 @@
+//! Events are told by whoever acts, and read through both doors.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Stdio};
+
+use cowl_tests::busybox::{in_shop, shop};
+use cowl_tests::command::run;
+use cowl_tests::profile::{root, user};
+use cowl_tests::server::Server;
+use cowl_tests::store::Store;
+
+/// What both doors show of all that happened, without times and with `ID` for the container's id.
+#[track_caller]
+fn told(store: &Store, server: &Server, filters: &[&str], id: &str) -> Vec<String> {
+    // Docker's client sends whole seconds.
+    let now = std::time::SystemTime::now();
+    let now = now.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let until = (now + 1).to_string();
+    let mut arguments = vec!["events", "--since", "1", "--until", &until];
+    for filter in filters {
+        arguments.extend(["--filter", filter]);
+    }
+    let dockers = run(server.docker(&arguments).env("TZ", "UTC")).ok();
+    assert_eq!(store.ok(&arguments), dockers);
+    let mut times = Vec::new();
+    let events = dockers.lines().map(|line| {
+        let (time, event) = line.split_once(' ').unwrap();
+        times.push(time.to_owned());
+        event.replace(id, "ID")
+    });
+    let events = events.collect();
+    assert!(times.is_sorted(), "{times:?}");
+    events
+}
+
+fn run_tells_what_docker_tells() {
+    let store = shop("store");
+    let server = Server::start(&store);
+    let id = store.ok([
+        "create",
+        "--name",
+        "ev",
+        "--label",
+        "a=b",
+        "-v",
+        "notes:/data",
+        "shop",
+        "true",
+    ]);
+    let id = id.trim();
+    store.ok(["start", "-a", "ev"]);
+    store.ok(["rename", "ev", "other"]);
+    server.ok(["rm", "other"]);
+    assert_eq!(
+        told(&store, &server, &["type=container", "type=volume"], id),
+        [
+            "volume create notes (driver=local)",
+            "container create ID (a=b, image=shop, name=ev)",
+            "container attach ID (a=b, image=shop, name=ev)",
+            "volume mount notes (container=ID, destination=/data, driver=local, propagation=, read/write=true)",
+            "container start ID (a=b, image=shop, name=ev)",
+            "volume unmount notes (container=ID, driver=local)",
+            "container die ID (a=b, execDuration=0, exitCode=0, image=shop, name=ev)",
+            "container rename ID (a=b, image=shop, name=other, oldName=/ev)",
+            "container destroy ID (a=b, image=shop, name=other)",
+        ]
+    );
+    assert_eq!(
+        told(&store, &server, &["container=other", "event=destroy"], id),
+        ["container destroy ID (a=b, image=shop, name=other)"]
+    );
+}
+
+#[test]
+fn run_tells_what_docker_tells_as_root() {
+    root(|| run_tells_what_docker_tells());
+}
+
+#[test]
+fn run_tells_what_docker_tells_as_user() {
+    user(|| run_tells_what_docker_tells());
+}
+
+/// Nobody stays with a detached container: its monitor has its end told.
+#[test]
+fn a_detached_containers_end_is_told_once() {
+    root(|| {
+        let store = shop("store");
+        let server = Server::start(&store);
+        let script = "trap 'exit 3' TERM; while :; do sleep 0.1; done";
+        let id = store.ok(["run", "-d", "--name", "long", "shop", "sh", "-c", script]);
+        let id = id.trim();
+        store.ok(["exec", "long", "true"]);
+        store.ok(["pause", "long"]);
+        server.ok(["unpause", "long"]);
+        server.ok(["stop", "long"]);
+        // `wait` ends when the record is there; the event follows it.
+        let end = "container die ID (";
+        let mut events = Vec::new();
+        let patience = std::time::Instant::now();
+        while patience.elapsed().as_secs() < 120 {
+            events = told(&store, &server, &["type=container"], id);
+            if events.iter().any(|event| event.starts_with(end)) {
+                break;
+            }
+        }
+        let words = events.iter().map(|event| {
+            let mut words = event.split(' ');
+            words.nth(1).unwrap().to_owned()
+        });
+        let mut words: Vec<String> = words.collect();
+        // Stop and monitor tell side by side.
+        words[8..].sort();
+        assert_eq!(
+            words,
+            [
+                "create",
+                "start",
+                "exec_create:",
+                "exec_start:",
+                "exec_die",
+                "pause",
+                "unpause",
+                "kill",
+                "die",
+                "stop"
+            ]
+        );
+        assert!(
+            events.contains(&"container kill ID (image=shop, name=long, signal=15)".to_owned())
+        );
+        let died = events.iter().find(|event| event.starts_with(end)).unwrap();
+        assert!(
+            died.ends_with("exitCode=3, image=shop, name=long)"),
+            "{died}"
+        );
+    });
+}
+
+#[test]
+fn image_commands_tell_what_docker_tells() {
+    root(|| {
+        let store = shop("store");
+        let server = Server::start(&store);
+        let id = store.ok(["image", "inspect", "-f", "{{.Id}}", "shop"]);
+        let id = id.trim();
+        server.ok(["tag", "shop", "newtag:v1"]);
+        store.ok(["rmi", "newtag:v1"]);
+        server.ok(["rmi", "shop"]);
+        let events = told(&store, &server, &["type=image"], id);
+        let tail = &events[events.len() - 4..];
+        assert_eq!(
+            tail,
+            [
+                "image tag ID (name=newtag:v1)",
+                "image untag ID (name=ID)",
+                "image untag ID (name=ID)",
+                "image delete ID (name=ID)",
+            ]
+        );
+    });
+}
+
+/// A client that follows, killed at the end of its scope.
+struct Follower {
+    child: Child,
+    lines: BufReader<std::process::ChildStdout>,
+}
+
+impl Follower {
+    fn new(mut command: std::process::Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap());
+        Self { child, lines }
+    }
+
+    fn next(&mut self) -> String {
+        let mut line = String::new();
+        self.lines.read_line(&mut line).unwrap();
+        line
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+#[test]
+fn events_are_followed_as_they_happen() {
+    root(|| {
+        let store = Store::new("store");
+        let server = Server::start(&store);
+        store.ok(["volume", "create", "first"]);
+        let arguments = ["events", "--since", "1", "--format", "{{.Actor.ID}}"];
+        let mut followers = [
+            Follower::new(server.docker(arguments)),
+            Follower::new(store.command(arguments)),
+        ];
+        for name in ["first", "second", "third"] {
+            if name != "first" {
+                store.ok(["volume", "create", name]);
+            }
+            for follower in &mut followers {
+                assert_eq!(follower.next(), format!("{name}\n"));
+            }
+        }
+        drop(followers);
+        let silent = server.ok(["events", "--filter", "type=daemon", "--until", "0s"]);
+        assert_eq!(silent, "");
+        let bad = server.request(
+            "GET /v1.51/events?filters=%7B%22colour%22:%5B%22red%22%5D%7D",
+            "",
+        );
+        assert!(bad.starts_with("HTTP/1.1 400"), "{bad}");
+        assert!(bad.contains("invalid filter 'colour'"), "{bad}");
+        let bad = server.request("GET /v1.51/events?since=soon", "");
+        assert!(bad.starts_with("HTTP/1.1 400"), "{bad}");
+    });
+}
+
+#[test]
+fn each_member_is_where_older_clients_look_for_it() {
+    root(|| {
+        let store = shop("store");
+        let server = Server::start(&store);
+        in_shop(&store, &["--name", "one"], &["true"]).ok();
+        let filters = "filters=%7B%22event%22:%5B%22die%22%5D%7D";
+        let query = format!("events?since=1&until={}&{filters}", now());
+        let old = server.request(&format!("GET /v1.41/{query}"), "");
+        let body = old.split("\r\n\r\n").nth(1).unwrap();
+        assert!(body.contains("{\"status\":\"die\",\"id\":\""), "{old}");
+        assert!(
+            body.contains(
+                "\"from\":\"shop\",\"Type\":\"container\",\"Action\":\"die\",\"Actor\":{\"ID\":\""
+            ),
+            "{old}"
+        );
+        let new = server.request(&format!("GET /v1.53/{query}"), "");
+        assert!(!new.contains("\"status\""), "{new}");
+        assert!(
+            new.contains("{\"Type\":\"container\",\"Action\":\"die\""),
+            "{new}"
+        );
+    });
+}
+
+/// A time after all that has happened, in nanoseconds.
+fn now() -> String {
+    let now = std::time::SystemTime::now();
+    let now = now.duration_since(std::time::UNIX_EPOCH).unwrap();
+    format!("{}.{:09}", now.as_secs(), now.subsec_nanos())
+}
