@@ -225,3 +225,83 @@ fn docker_logs_gives_what_cowl_logs_does() {
         );
     });
 }
+
+#[test]
+fn docker_top_shows_the_hosts_ps_of_the_container() {
+    root(|| {
+        let store = shop("store");
+        let server = Server::start(&store);
+        server.ok([
+            "create", "-i", "--name", "web", "shop", "cat", "-", "one  two",
+        ]);
+        let stopped = server.run(["top", "web"]).refused(1);
+        assert!(stopped.contains("is not running"), "{stopped}");
+        server.ok(["start", "web"]);
+        let pid = server.ok(["inspect", "-f", "{{.State.Pid}}", "web"]);
+        let pid = pid.trim();
+        let shown = server.ok(["top", "web", "-o", "pid,args"]);
+        let lines: Vec<Vec<&str>> = shown
+            .lines()
+            .map(|line| line.split_whitespace().collect())
+            .collect();
+        assert_eq!(
+            lines,
+            [vec!["PID", "COMMAND"], vec![pid, "cat", "-", "one", "two"]]
+        );
+        assert_eq!(store.ok(["top", "web", "-o", "pid,args"]), shown);
+        assert_eq!(store.ok(["top", "web"]).lines().count(), 2);
+        let forged = server.run(["top", "web", "-o", "ppid=PID"]).refused(1);
+        assert!(
+            forged.contains("specifying \"ppid=PID\" is not allowed"),
+            "{forged}"
+        );
+        let wrong = server.run(["top", "web", "-o", "nosuch"]).refused(1);
+        assert!(wrong.contains("error running ps"), "{wrong}");
+        server.ok(["rm", "-f", "web"]);
+    });
+}
+
+#[test]
+fn docker_stats_shows_what_the_control_groups_count() {
+    root(|| {
+        let store = shop("store");
+        let server = Server::start(&store);
+        server.ok([
+            "run",
+            "-di",
+            "-m",
+            "64m",
+            "--pids-limit",
+            "9",
+            "--name",
+            "web",
+            "shop",
+            "cat",
+        ]);
+        server.ok(["create", "--name", "rests", "shop", "true"]);
+        let format = "{{.Name}} {{.PIDs}} {{.MemUsage}}";
+        let shown = server.ok(["stats", "--no-stream", "--format", format, "web"]);
+        assert!(shown.starts_with("web 1 "), "{shown}");
+        assert!(shown.ends_with(" / 64MiB\n"), "{shown}");
+        let rests = server.ok(["stats", "--no-stream", "--format", format, "rests"]);
+        assert_eq!(rests, "rests 0 0B / 0B\n");
+        let one = server.request("GET /v1.51/containers/web/stats?stream=0&one-shot=1", "");
+        assert!(
+            one.contains("\"pids_stats\":{\"current\":1,\"limit\":9}"),
+            "{one}"
+        );
+        assert!(one.contains("\"limit\":67108864,"), "{one}");
+        assert!(
+            one.contains("\"preread\":\"0001-01-01T00:00:00Z\""),
+            "{one}"
+        );
+        let absent = server.request("GET /v1.51/containers/absent/stats", "");
+        assert!(status(&absent).contains("404"), "{absent}");
+        // The stream ends with the container.
+        let mut follower = server.docker(["stats", "--format", "{{.Name}}", "web"]);
+        let mut follower = follower.stdout(Stdio::null()).spawn().unwrap();
+        server.ok(["rm", "-f", "web"]);
+        follower.kill().unwrap();
+        follower.wait().unwrap();
+    });
+}

@@ -229,6 +229,12 @@ impl Stream {
         self.0.closed().await;
     }
 
+    /// Sends bytes as they are, from a task.
+    pub(super) async fn give(&self, chunk: impl Into<Bytes>) -> io::Result<()> {
+        let sent = self.0.send(Ok(chunk.into())).await;
+        sent.map_err(|_gone| io::ErrorKind::BrokenPipe.into())
+    }
+
     /// Sends bytes as they are.
     pub(super) fn send(&self, chunk: impl Into<Bytes>) -> io::Result<()> {
         self.0

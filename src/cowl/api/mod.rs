@@ -16,6 +16,7 @@ mod listen;
 mod logs;
 mod network;
 mod route;
+mod stats;
 mod system;
 mod volumes;
 mod wait;

@@ -1,7 +1,7 @@
 //! The command line as clap parses it. The commands give the options their meaning.
 
 use super::container::args::{
-    Attach, Create, Exec, Inspect, Kill, Logs, Names, Ps, Rename, Rm, Run, Start, Stop,
+    Attach, Create, Exec, Inspect, Kill, Logs, Names, Ps, Rename, Rm, Run, Start, Stop, Top,
 };
 use super::events::Events;
 use super::image_group::{Image, ImagePrune};
@@ -126,6 +126,8 @@ pub(super) enum Command {
     Start(Start),
     /// Stop one or more running containers
     Stop(Stop),
+    /// Display the running processes of a container
+    Top(Top),
     /// Unpause all processes within one or more containers
     Unpause(Names),
     /// Block until one or more containers stop, then print their exit codes
@@ -414,6 +416,8 @@ pub(super) enum Container {
     Start(Start),
     /// Stop one or more running containers
     Stop(Stop),
+    /// Display the running processes of a container
+    Top(Top),
     /// Unpause all processes within one or more containers
     Unpause(Names),
     /// Block until one or more containers stop, then print their exit codes
@@ -442,6 +446,7 @@ impl From<Container> for Command {
             Container::Restart(args) => Self::Restart(args),
             Container::Start(args) => Self::Start(args),
             Container::Stop(args) => Self::Stop(args),
+            Container::Top(args) => Self::Top(args),
             Container::Unpause(args) => Self::Unpause(args),
             Container::Wait(args) => Self::Wait(args),
             Container::Inspect(args) => Self::ContainerInspect(args),

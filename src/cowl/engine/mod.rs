@@ -41,6 +41,7 @@ pub mod run;
 mod save;
 pub(crate) mod signals;
 mod start;
+pub mod stats;
 pub(crate) mod terminal;
 pub mod usage;
 pub mod volumes;

@@ -130,6 +130,19 @@ pub(in crate::cli) struct Kill {
 }
 
 #[derive(Debug, Args)]
+pub(in crate::cli) struct Top {
+    /// Name of a container, its ID or the beginning of its ID
+    pub(super) container: String,
+    /// Options of ps(1), -ef by default
+    #[arg(
+        value_name = "OPTIONS",
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
+    pub(super) options: Vec<String>,
+}
+
+#[derive(Debug, Args)]
 pub(in crate::cli) struct Logs {
     /// Name of a container, its ID or the beginning of its ID
     pub(super) container: String,

@@ -1,6 +1,6 @@
 //! `cowl start`, `stop`, `kill`, `restart`, `pause`, `unpause`, `wait`, `logs`, `exec`, `attach`.
 
-use super::args::{Attach, Exec, Kill, Logs, Names, Start, Stop};
+use super::args::{Attach, Exec, Kill, Logs, Names, Start, Stop, Top};
 use super::session::{self, Manner};
 use crate::cli::{Stdout, each};
 use crate::engine::error::{Error, Result};
@@ -74,6 +74,31 @@ pub(in crate::cli) fn wait(engine: &Engine, args: &Names, out: &mut Stdout) -> u
         let code = engine.wait(name)?;
         Ok(out.line(&code.to_string())?)
     })
+}
+
+pub(in crate::cli) fn top(engine: &Engine, args: &Top, out: &mut Stdout) -> Result<u8> {
+    let processes = engine.top(&args.container, &args.options)?;
+    let rows = std::iter::once(processes.titles).chain(processes.rows);
+    let rows: Vec<_> = rows.collect();
+    let mut widths: Vec<usize> = Vec::new();
+    for row in &rows {
+        for (column, field) in row.iter().enumerate() {
+            let width = field.chars().count();
+            match widths.get_mut(column) {
+                Some(widest) => *widest = width.max(*widest),
+                None => widths.push(width),
+            }
+        }
+    }
+    for row in rows {
+        // As Go's tabwriter of `docker top`: at least 20 columns, 3 between the longer ones.
+        let padded = row.iter().zip(&widths).map(|(field, widest)| {
+            let width = (widest + 3).max(20);
+            format!("{field:width$}")
+        });
+        out.line(padded.collect::<String>().trim_end())?;
+    }
+    Ok(0)
 }
 
 pub(in crate::cli) fn logs(engine: &Engine, args: &Logs) -> Result<u8> {
