@@ -1,5 +1,5 @@
-//! Programs beside a container's own and what it has written, through `cowl serve`: `docker exec` and
-//! `docker logs`, and requests as written here where the command can't ask for it.
+//! Programs beside a container's own and what it has written, through `cowl serve`: `docker exec`
+//! and `docker logs`, and requests as written here where the command can't ask for it.
 
 use std::io::{Read as _, Write as _};
 use std::process::Stdio;

@@ -1,5 +1,5 @@
-//! A container's whole life through `cowl serve`: the real `docker` command, and requests as written
-//! here where the command can't ask for it.
+//! A container's whole life through `cowl serve`: the real `docker` command, and requests as
+//! written here where the command can't ask for it.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;

@@ -1,5 +1,5 @@
-//! Containers without a client: `run -d`, `start`, `stop`, `kill`, `wait`, `logs`, `exec`, `attach`,
-//! `pause`.
+//! Containers without a client: `run -d`, `start`, `stop`, `kill`, `wait`, `logs`, `exec`,
+//! `attach`, `pause`.
 
 use std::io::{Read as _, Write as _};
 use std::process::Stdio;

@@ -1,5 +1,6 @@
-//! An upper is a plain directory that others can write to while it is not mounted: whatever its marks say, a mount of it
-//! answers, with errors where they make no sense. The worker never dies of them.
+//! An upper is a plain directory that others can write to while it is not mounted: whatever its
+//! marks say, a mount of it answers, with errors where they make no sense. The worker never dies of
+//! them.
 
 use cowl_tests::command::{python, run, shell};
 use cowl_tests::profile::{directory, root, user};
@@ -57,7 +58,8 @@ for _ in range(draw.randrange(1, 6)):
         if error.errno not in (1, 34, 95): raise
 "#;
 
-/// Looks at everything and changes some. A worker that is gone answers ENOTCONN or ECONNABORTED; any other error is an answer.
+/// Looks at everything and changes some. A worker that is gone answers ENOTCONN or ECONNABORTED;
+/// any other error is an answer.
 const USE: &str = r#"
 import errno, os, sys
 def attempt(call, *arguments):

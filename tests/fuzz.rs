@@ -1,4 +1,5 @@
-//! No bytes make a parser panic or loop: the fuzz targets of `fuzz/`, each for a minute in the long tier.
+//! No bytes make a parser panic or loop: the fuzz targets of `fuzz/`, each for a minute in the long
+//! tier.
 
 use std::path::Path;
 use std::sync::Mutex;

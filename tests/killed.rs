@@ -166,7 +166,7 @@ fn a_killed_monitor_leaves_nothing_that_cannot_be_removed() {
 }
 
 /// A program may tell the kernel not to end it with its monitor (as any does that becomes another
-/// user by a set-user-ID program). Whoever comes next ends it: `cowl run` itself, or any later
+/// user by a set-user-ID program). The next command ends it: `cowl run` itself, or any later
 /// command.
 fn a_program_that_outlives_its_monitor_is_ended() {
     let store = shop("store");
@@ -216,8 +216,8 @@ fn a_program_that_outlives_its_monitor_is_ended_as_user() {
     user(|| a_program_that_outlives_its_monitor_is_ended());
 }
 
-/// Somebody who holds a descriptor of a container's files, as another container may that was sent
-/// one, holds up nobody else.
+/// A process that holds a descriptor of a container's files, as another container may that was sent
+/// one, holds up no other.
 fn a_mount_that_somebody_holds_holds_up_no_command() {
     let store = shop("store");
     let options = ["--rm", "--name", "held"];

@@ -74,7 +74,7 @@ enum Maker {
     Busybox,
 }
 
-/// Who, with how much of [`ALL`], and how.
+/// Each maker of archives, how much of [`ALL`] it can hold, and how it is run.
 const MAKERS: [(&str, usize, Maker); 9] = [
     ("GNU tar, ustar", 1, Maker::Gnu(&["--format=ustar"])),
     ("GNU tar, gnu", 2, Maker::Gnu(&["--format=gnu"])),

@@ -279,8 +279,8 @@ fn a_mount_ends_with_its_namespace_as_user() {
     user(|| a_mount_ends_with_its_namespace());
 }
 
-/// A namespace that was made while something was mounted has a copy of it; who takes the mount
-/// away is told, and does not wait for the end of a process that may never end.
+/// A namespace that was made while something was mounted has a copy of it: umount says so, and does
+/// not wait for the end of a process that may never end.
 fn a_copy_elsewhere_is_named() {
     let store = shop("store");
     let mount = store.mount_upper("shop", "mnt");

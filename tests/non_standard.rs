@@ -43,8 +43,8 @@ fn whole(mut file: &File) -> String {
     text
 }
 
-/// Programs (ELF) of the image that are open for reading, in passthrough: the open file keeps the image's
-/// content after somebody else writes; whoever opens afterwards sees what was written.
+/// Programs (ELF) of the image that are open for reading, in passthrough: the open file keeps the
+/// image's content after another process writes; an open afterwards sees what was written.
 #[test]
 fn reader_in_passthrough_keeps_the_images_content() {
     root(|| {
@@ -141,8 +141,8 @@ fn truncating_open_does_not_disturb_a_running_program() {
     });
 }
 
-/// What is written through a file that was open before it became set-id loses the bit, whoever
-/// writes: on other file systems root's writes would keep it.
+/// What is written through a file that was open before it became set-id loses the bit, also
+/// when root writes: on other file systems it would stay.
 #[test]
 fn write_to_an_open_file_that_became_set_id_drops_the_bits() {
     root(|| {
@@ -224,7 +224,7 @@ fn write_by_a_stranger_drops_set_id_bits_and_capabilities() {
     });
 }
 
-/// A stranger who may not write the file takes nothing away from it by trying to.
+/// A user that may not write the file takes nothing away from it by trying to.
 #[test]
 fn refused_write_by_a_stranger_drops_nothing() {
     root(|| {
@@ -243,8 +243,8 @@ fn refused_write_by_a_stranger_drops_nothing() {
 }
 
 /// The kernel asks for `chown(path, -1, -1)` with the same request as before a write, and does not
-/// say who asks: so this clears set-id bits for anybody, where other file systems refuse it to all
-/// but the owner. Nothing is gained by it, but a set-id program can be made an ordinary one.
+/// name the caller: so this clears set-id bits for every user, where other file systems refuse it to
+/// all but the owner. Nothing is gained by it, but a set-id program can be made an ordinary one.
 #[test]
 fn chown_to_minus_one_by_a_stranger_drops_set_id_bits() {
     root(|| {

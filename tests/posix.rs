@@ -81,7 +81,7 @@ fn failing_on_a_mount(io_mode: &'static str) -> BTreeSet<String> {
     found
 }
 
-/// The suite changes to other users, who have to get there.
+/// The suite changes to other users, which have to reach the directory.
 fn open_to_all(place: &Path) {
     fs::create_dir(place).unwrap();
     fs::set_permissions(place, Permissions::from_mode(0o755)).unwrap();

@@ -3,9 +3,9 @@
 //! everything goes on as if nothing had been. What was synced through a mount is there, too.
 //!
 //! The store or the upper lies on an ext4 on a disk that remembers every write and flush
-//! (`harness/disk.rs`). Beside most of it something else writes and syncs a file of its own without end,
-//! so that the journal is committed at moments of its choosing and not only when it is asked to;
-//! names then reach the disk before contents that were not synced.
+//! (`harness/disk.rs`). Beside most of it something else writes and syncs a file of its own without
+//! end, so that the journal is committed at moments of its choosing and not only when it is asked
+//! to; names then reach the disk before contents that were not synced.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -377,7 +377,7 @@ fn mount_device_for_all() -> &'static str {
     "/dev/fuse"
 }
 
-/// With whose rights a mount is used.
+/// The user that uses a mount.
 enum Who {
     Root,
     /// As the only id of a user namespace, with programs from a directory that it can enter.

@@ -1,4 +1,5 @@
-//! Signals to `cowl run`: all that can be caught reach the container, and those that interrupt end a start at once.
+//! Signals to `cowl run`: all that can be caught reach the container, and those that interrupt end
+//! a start at once.
 
 use std::fs::File;
 use std::os::unix::process::ExitStatusExt as _;

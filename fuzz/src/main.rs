@@ -1,10 +1,11 @@
-//! Runs the fuzz targets on stable Rust, without a sanitizer: the code under test is safe Rust, so its bugs are panics,
-//! failed debug assertions, endless loops and memory, and no instrumentation is needed to see those.
+//! Runs the fuzz targets on stable Rust, without a sanitizer: the code under test is safe Rust, so
+//! its bugs are panics, failed debug assertions, endless loops and memory, and no instrumentation
+//! is needed to see those.
 //!
 //! ```text
 //! cowl-fuzz list
-//! cowl-fuzz run TARGET SECONDS SEED     random changes to the seeds of seeds/TARGET and to fixtures/golden
-//! cowl-fuzz one TARGET FILE             one input, as a failure says
+//! cowl-fuzz run TARGET SECONDS SEED     random changes to the seeds of seeds/TARGET and to
+//! fixtures/golden cowl-fuzz one TARGET FILE             one input, as a failure says
 //! ```
 //!
 //! A failing input is written to `$TMPDIR` and the command that repeats it is printed.
@@ -20,7 +21,8 @@ use std::time::{Duration, Instant};
 use mutate::Mutator;
 use targets::{TARGETS, Target};
 
-/// An input may take this long, debug assertions and a busy machine included; more is an endless loop or close to it.
+/// An input may take this long, debug assertions and a busy machine included; more is an endless
+/// loop or close to it.
 const INPUT_LIMIT: Duration = Duration::from_secs(20);
 
 fn main() -> ExitCode {

@@ -1,4 +1,5 @@
-//! Random changes to inputs that a parser accepts: bits, bytes, numbers at their limits, pieces moved, copied and cut.
+//! Random changes to inputs that a parser accepts: bits, bytes, numbers at their limits, pieces
+//! moved, copied and cut.
 
 /// A source of changed inputs. The same seed gives the same ones.
 #[derive(Debug)]

@@ -1,4 +1,5 @@
-//! One target per parser of foreign bytes. Errors are fine; a panic, a loop or a false promise is a bug.
+//! One target per parser of foreign bytes. Errors are fine; a panic, a loop or a false promise is a
+//! bug.
 
 use std::fs::{self, File};
 use std::io::Read as _;
@@ -121,7 +122,8 @@ fn limits() -> Limits {
     }
 }
 
-/// A whole image archive, into a store of its own; in memory, where publishing does not wait for a disk.
+/// A whole image archive, into a store of its own; in memory, where publishing does not wait for a
+/// disk.
 fn load(input: &[u8]) -> bool {
     let directory = tempfile::tempdir_in("/dev/shm").expect("a directory in memory");
     let path = directory.path().join("image.tar");

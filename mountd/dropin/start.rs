@@ -106,7 +106,7 @@ fn attend(child: &mut Child, signals: &SigSet, mounted: u64, at: &Path) -> io::R
     }
 }
 
-/// The device of what is mounted at a directory, without asking who serves it.
+/// The device of what is mounted at a directory, without asking the file system.
 fn device_at(at: &Path) -> io::Result<u64> {
     let flags = AtFlags::NO_AUTOMOUNT | AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_DONT_SYNC;
     let found = statx(CWD, at, flags, StatxFlags::TYPE)?;

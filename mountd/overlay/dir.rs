@@ -127,7 +127,8 @@ impl Dir {
         })
     }
 
-    /// A cookie that depends on the name alone, unless another name has it: a name that is replaced, or moved away and back, keeps its place.
+    /// A cookie that depends on the name alone, unless another name has it: a name that is
+    /// replaced, or moved away and back, keeps its place.
     fn free_cookie(&self, name: &[u8]) -> u64 {
         const WITHIN: u64 = FIRST_OWN_COOKIE - 1;
         let hash = ObjectId::of(name);

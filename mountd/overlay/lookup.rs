@@ -296,8 +296,8 @@ impl Overlay {
         self.adopt_orphan(upper, node)
     }
 
-    /// Reads the marks of a file in `work/index`; `node` is what its number says it is, if that says
-    /// anything.
+    /// Reads the marks of a file in `work/index`; `node` is what its number says it is, if that
+    /// says anything.
     pub(super) fn read_indexed(
         &self,
         upper: &Upper,

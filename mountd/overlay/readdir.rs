@@ -1,9 +1,9 @@
 //! Readdir: the merged names of a directory, from any cookie on.
 //!
 //! The cookie of an entry is 1 for `.` and 2 for `..`; 3 + position for a name of the lower,
-//! copied up or not; 2^62 + hash of the name for a name that only the upper has. It depends on the name
-//! alone, so a name that stays is listed exactly once, and a listing ends however often names are
-//! replaced.
+//! copied up or not; 2^62 + hash of the name for a name that only the upper has. It depends on the
+//! name alone, so a name that stays is listed exactly once, and a listing ends however often names
+//! are replaced.
 
 use cowl_core::tree::FileType;
 

@@ -24,13 +24,16 @@ pub(super) struct State {
     lower_lookups: LowerLookups,
     nodes: HashMap<NodeId, Node>,
     dirs: HashMap<NodeId, Dir>,
-    /// Host inode to node: how a hard link is known again in another directory. Directories are not in it.
+    /// Host inode to node: how a hard link is known again in another directory. Directories are not
+    /// in it.
     hosts: HashMap<u64, NodeId>,
-    /// Nodes of the lower that go by another id since their content changed under a passthrough reader.
+    /// Nodes of the lower that go by another id since their content changed under a passthrough
+    /// reader.
     renumbered: HashMap<LowerIno, NodeId>,
     /// Nodes whose file in `work/index` has marks that make no sense.
     damaged: HashSet<NodeId>,
-    /// Open for writing in passthrough, or once so and perhaps mapped still: their attributes change without a request.
+    /// Open for writing in passthrough, or once so and perhaps mapped still: their attributes
+    /// change without a request.
     written_past: HashSet<NodeId>,
     created: u64,
     opens: Opens,
@@ -89,7 +92,8 @@ impl State {
             .unwrap_or(NodeId::of_lower(node))
     }
 
-    /// The node that a file of the upper is. None: another file is that node already, so one of the two marks is forged.
+    /// The node that a file of the upper is. None: another file is that node already, so one of the
+    /// two marks is forged.
     pub(super) fn node_of_file(
         &self,
         host: u64,
@@ -369,9 +373,10 @@ impl State {
         self.tidy(id);
     }
 
-    /// A node that nothing leads to is not kept: it has no name, no file, and the kernel doesn't know it. A node of the lower is kept only
-    /// when it was removed, and needs to be only as long as the kernel could ask for it, since without it the lower would speak for it again.
-    /// What is known of one that took over from a node of the lower goes back to that.
+    /// A node that nothing leads to is not kept: it has no name, no file, and the kernel doesn't
+    /// know it. A node of the lower is kept only when it was removed, and needs to be only as long
+    /// as the kernel could ask for it, since without it the lower would speak for it again. What is
+    /// known of one that took over from a node of the lower goes back to that.
     fn tidy(&mut self, id: NodeId) {
         let dead = self.nodes.get(&id).is_some_and(|node| {
             node.upper.is_none()

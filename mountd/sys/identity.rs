@@ -1,9 +1,9 @@
 //! The identity a thread creates files with: its own fsuid, fsgid and umask.
 //!
 //! A file made under the caller's ids has the right owner, group (in a set-group-id directory),
-//! ACL and quota from birth; one whose owner is changed afterwards belonged to another user for a moment,
-//! and stays so when the worker stops in between. The ids are left in place for the thread's next
-//! request, which most often comes from the same caller.
+//! ACL and quota from birth; one whose owner is changed afterwards belonged to another user for a
+//! moment, and stays so when the worker stops in between. The ids are left in place for the
+//! thread's next request, which most often comes from the same caller.
 #![expect(unsafe_code, reason = "unshare(2) has no safe wrapper")]
 
 use std::cell::Cell;

@@ -16,7 +16,8 @@ const F_SETSIG: libc::c_int = 10;
 /// # Errors
 /// Where the file system has no leases, or this process may not take one.
 pub(crate) fn has_writers(file: BorrowedFd<'_>) -> io::Result<bool> {
-    // An open for writing in between breaks the lease, and signals it: by default SIGURG is ignored.
+    // An open for writing in between breaks the lease, and signals it: by default SIGURG is
+    // ignored.
     fcntl(file, F_SETSIG, libc::SIGURG)?;
     match fcntl(file, libc::F_SETLEASE, libc::F_RDLCK) {
         Ok(()) => fcntl(file, libc::F_SETLEASE, libc::F_UNLCK).map(|()| false),

@@ -1,4 +1,5 @@
-//! Formats and files of cowl: digests, trees, layers, the store, the upper and the records that processes hand each other.
+//! Formats and files of cowl: digests, trees, layers, the store, the upper and the records that
+//! processes hand each other.
 //!
 //! Nothing here is async, uses a network or prints. Errors are typed; callers word them for users.
 #![cfg_attr(

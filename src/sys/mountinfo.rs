@@ -17,7 +17,7 @@ pub struct Mount {
     pub slave: bool,
     /// Type of the file system, as `fuse.cowl`.
     pub filesystem: OsString,
-    /// What is mounted, in the words of whoever mounted it.
+    /// What is mounted, as the mount call named it (`source`).
     pub source: OsString,
     /// Options of the super block, comma separated.
     pub options: OsString,

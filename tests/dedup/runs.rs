@@ -71,7 +71,7 @@ fn an_interrupted_report_leaves_nothing() {
         };
         let before = files();
         for signal in ["TERM", "INT", "HUP"] {
-            // The output is a pipe that nobody reads until it is full, so the lease is held.
+            // The output is a full pipe that is not read, so the lease is held.
             let script = "
 import os, signal, subprocess, sys
 read, write = os.pipe()

@@ -13,7 +13,7 @@ mkdir top middle bottom; cd bottom; mkdir dir; for id in 0 1 5 500 70000; do ech
 chown 1:2 dir; chmod 777 . dir ../upper; ln -s 5 link; chown -h 5:6 link
 ";
 
-/// Creations as one who is mapped and one who is not, copies up, and changes of owners.
+/// Creations as a mapped user and as one that is not, copies up, and changes of owners.
 const CHANGES: &str = "
 as() { id=$1; shift; setpriv --reuid $id --regid $id --clear-groups \"$@\"; }
 as 110004 sh -c 'umask 27; echo new > dir/new; mkdir dir/sub; ln -s x dir/symlink; mkfifo dir/fifo'

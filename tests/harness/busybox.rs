@@ -94,7 +94,7 @@ impl Running {
             &format!("ready() {{ echo > /host/ready; }}; {script}"),
         ]);
         let child = command.spawn().unwrap();
-        // Opening ends when the container opens the other side; if `cowl run` fails nobody would,
+        // Opening ends when the container opens the other side; if `cowl run` fails it never does,
         // so it is watched.
         let ready = std::fs::OpenOptions::new()
             .read(true)

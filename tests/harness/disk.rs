@@ -119,7 +119,7 @@ fn survives(moment: usize, write: usize, block: usize) -> bool {
 /// The file system of one file, which is its root.
 struct Recorder(Arc<Mutex<State>>);
 
-/// No attribute changes but by who holds them cached.
+/// Attributes change only through the mount that caches them.
 const TTL: Duration = Duration::from_hours(1);
 
 impl Filesystem for Recorder {
@@ -223,7 +223,7 @@ pub fn ext4(path: &Path, size: u64) {
     ext4_of(0, path, size);
 }
 
-/// The same, whose root directory a user owns.
+/// The same, with a root directory that a user owns.
 pub fn ext4_of(owner: u32, path: &Path, size: u64) {
     File::create_new(path).unwrap().set_len(size).unwrap();
     let owner = format!("root_owner={owner}:{owner}");

@@ -34,7 +34,7 @@ const LONG_LIMIT: Duration = Duration::from_mins(17);
 pub const NEVER: Duration = Duration::from_mins(2);
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// With whose rights a test runs.
+/// The user that a test runs as.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
 pub enum Privilege {
     /// Root of the initial user namespace.

@@ -119,7 +119,7 @@ impl Tracer {
             .stderr(Stdio::from(messages))
             .spawn()
             .expect("strace");
-        // Attached when every thread says who traces it. /proc has nothing to wait on, so this
+        // Attached when every thread names its tracer. /proc has nothing to wait on, so this
         // asks again.
         let limit = Instant::now() + NEVER;
         while !traced(&pid) {

@@ -1,8 +1,12 @@
-//! Samples: tests that would take hours try some of their points, and other points with every commit.
+//! Samples: tests that would take hours try some of their points, and other points with every
+//! commit.
 //!
-//! * `COWL_TEST_SEED` is where a run starts from; `make test` takes it from the commit and prints it.
-//! * `COWL_TEST_SCALE` is how many times as large a sample is as in `make test-mount`; the long tier sets 10.
-//! * `COWL_TEST_REPEAT` is the one point to try: the command that a failing [`Point`] prints sets it.
+//! * `COWL_TEST_SEED` is where a run starts from; `make test` takes it from the commit and prints
+//!   it.
+//! * `COWL_TEST_SCALE` is how many times as large a sample is as in `make test-mount`; the long
+//!   tier sets 10.
+//! * `COWL_TEST_REPEAT` is the one point to try: the command that a failing [`Point`] prints sets
+//!   it.
 
 use std::ops::Range;
 
@@ -30,7 +34,8 @@ fn only() -> Option<u64> {
     variable("COWL_TEST_REPEAT")
 }
 
-/// Every `stride`-th point from `first` on, the start of them moved by the seed. A larger scale makes the stride smaller.
+/// Every `stride`-th point from `first` on, the start of them moved by the seed. A larger scale
+/// makes the stride smaller.
 pub fn strided(first: u64, stride: u64) -> impl Iterator<Item = Point> {
     let stride = (stride / scale()).max(1);
     let start = first + seed() % stride;
@@ -43,7 +48,8 @@ pub fn strided(first: u64, stride: u64) -> impl Iterator<Item = Point> {
         .map(Point::new)
 }
 
-/// `count` seeds of random programs, others for each seed of the run. A larger scale makes them more.
+/// `count` seeds of random programs, others for each seed of the run. A larger scale makes them
+/// more.
 pub fn seeds(count: u64) -> impl Iterator<Item = Point> {
     let range: Range<u64> = if let Some(point) = only() {
         point..point + 1
@@ -64,7 +70,8 @@ pub fn is_repeated() -> bool {
     only().is_some()
 }
 
-/// The package that the running test is of: of a name like `cowl-mountd::reading`, which nextest sets.
+/// The package that the running test is of: of a name like `cowl-mountd::reading`, which nextest
+/// sets.
 fn package() -> String {
     let binary = std::env::var("NEXTEST_BINARY_ID").unwrap_or_else(|_| "cowl-tests".to_owned());
     binary.split("::").next().unwrap_or_default().to_owned()
@@ -74,7 +81,8 @@ fn as_usize(number: u64) -> usize {
     usize::try_from(number).expect("a 64-bit machine")
 }
 
-/// One point of a sample. Dropped in a failing test it prints the command that tries this point alone.
+/// One point of a sample. Dropped in a failing test it prints the command that tries this point
+/// alone.
 #[derive(Debug)]
 pub struct Point(u64);
 

@@ -1,6 +1,6 @@
 //! A cowl store, and guards for what is mounted from it.
 //!
-//! Nobody but the test and the `cowl` commands it starts knows the store. Guards unmount at the
+//! Only the test and the `cowl` commands it starts know the store. Guards unmount at the
 //! end of their scope; in a test that fails already they leave that to the end of its namespaces.
 
 use std::ffi::OsStr;

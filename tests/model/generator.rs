@@ -125,8 +125,7 @@ impl Generator {
             72..88 => self.slot_operation(paths),
             _ => self.look(paths, directories),
         };
-        // Not standard: a stranger's change of owner to nobody in particular is not refused; see
-        // `non_standard`.
+        // Not standard: a stranger's chown(-1, -1) is not refused; see `non_standard`.
         let unnamed = matches!(
             operation,
             Operation::Chown {
@@ -170,7 +169,7 @@ impl Generator {
     }
 
     fn mask(&mut self) -> u32 {
-        // None that leaves a set-group-id bit without the group's x: who may keep that one depends
+        // None that leaves a set-group-id bit without the group's x: whether it stays depends
         // on groups that no request tells.
         self.random.pick(&[0o022, 0o022, 0o027, 0])
     }

@@ -421,7 +421,7 @@ fn keeps(file: &OwnedFd, write: bool) -> Result<bool, Errno> {
     Ok(!of_the_object)
 }
 
-/// Not standard: a write that goes past us clears these bits whoever writes; see `non_standard`.
+/// Not standard: a write that goes past us clears these bits for every user; see `non_standard`.
 fn has_set_id(file: &OwnedFd) -> Result<bool, Errno> {
     let stat = statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS)?;
     Ok(u32::from(stat.stx_mode) & 0o6000 != 0)

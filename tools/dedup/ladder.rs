@@ -38,8 +38,8 @@ const FIXED: [(&str, usize); 3] = [
     ("fixed-64KiB", 64 * KIB),
     ("fixed-1MiB", 1024 * KIB),
 ];
-/// Contents cut by FastCDC (2020) with normalization level 1, by the average; pieces have at least a
-/// quarter and at most four times of it.
+/// Contents cut by FastCDC (2020) with normalization level 1, by the average; pieces have at least
+/// a quarter and at most four times of it.
 const BY_CONTENT: [(&str, usize); 3] = [
     ("fastcdc-4KiB", 4 * KIB),
     ("fastcdc-16KiB", 16 * KIB),
@@ -196,7 +196,8 @@ fn listed_layers(collection: &Collection) -> Vec<usize> {
             .is_some_and(|layer| known.insert(layer.diff))
     };
     let mut layers: Vec<usize> = layers.into_iter().filter(distinct).collect();
-    // One thread compresses a layer: the largest begin first, so that none is left alone at the end.
+    // One thread compresses a layer: the largest begin first, so that none is left alone at the
+    // end.
     let logical = |number: &usize| collection.layer(*number).map(|layer| layer.logical);
     layers.sort_by_key(|number| std::cmp::Reverse(logical(number)));
     layers

@@ -277,8 +277,8 @@ mod tests {
         );
     }
 
-    /// A quarter of 40,000 pieces is compressed, each to between a tenth and all of it: the estimate
-    /// is within its error, in a set that holds all and in one that holds an eighth.
+    /// A quarter of 40,000 pieces is compressed, each to between a tenth and all of it: the
+    /// estimate is within its error, in a set that holds all and in one that holds an eighth.
     #[test]
     fn compressed_bytes_are_estimated_within_their_stated_error() {
         let length = |number: u64| 1024 + (number * 7919) % 15_360;

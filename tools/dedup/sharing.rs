@@ -266,8 +266,8 @@ fn in_shared_layers(collection: &Collection) -> Vec<bool> {
 /// each image.
 ///
 /// Every image gets the whole bytes of its sum. What is left over goes a byte each to the images
-/// with the largest fractions, of equal ones to the first in `order`. So the shares sum to the bytes of all
-/// contents that an image holds.
+/// with the largest fractions, of equal ones to the first in `order`. So the shares sum to the
+/// bytes of all contents that an image holds.
 fn fair_shares(classes: &[Class], order: &[usize]) -> Vec<u64> {
     let images = order.len();
     // For each image: bytes of its contents by the number of their holders.

@@ -165,7 +165,7 @@ fn ask(
 }
 
 /// Waits until the keeper has let go of the mount: as long as it has a descriptor of it, too, the
-/// mount is busy, and whoever wants to unmount it is refused. It closes its end of the socket
+/// mount is busy, and an umount of it is refused. It closes its end of the socket
 /// after that.
 fn wait_for_close(socket: BorrowedFd<'_>) -> Result<(), HandoverError> {
     match receive(socket) {
@@ -182,7 +182,7 @@ mod tests {
     use super::*;
     use crate::handover::IoMode;
 
-    /// A pipe is at its end for its reader when nobody has a descriptor of the other end: the
+    /// A pipe is at its end for its reader when no descriptor of the other end is open: the
     /// mount's stand-in.
     #[test]
     fn mount_returns_after_the_keeper_closed_the_mount() {

@@ -115,7 +115,7 @@ fn gone(errno: Errno) -> HandoverError {
     }
 }
 
-/// The descriptors that came with a message. Those nobody takes are closed with it.
+/// The descriptors that came with a message. Those that are not taken are closed with it.
 #[derive(Debug)]
 pub struct Descriptors(Vec<(Role, OwnedFd)>);
 

@@ -18,8 +18,8 @@ pub fn pax(bytes: &[u8]) -> bool {
 }
 
 /// Reads bytes as a sparse map: the size of the file and of what is stored of it, then offset and
-/// length of each extent, as little-endian numbers of 64 bits; and each block of 512 bytes as one of
-/// GNU tar's. Returns whether the map is accepted.
+/// length of each extent, as little-endian numbers of 64 bits; and each block of 512 bytes as one
+/// of GNU tar's. Returns whether the map is accepted.
 pub fn sparse(bytes: &[u8]) -> bool {
     for block in bytes.as_chunks().0 {
         drop(header::gnu_sparse_block(block));

@@ -11,7 +11,7 @@ use memmap2::{Mmap, MmapOptions};
 
 /// Maps a whole file read-only and private.
 ///
-/// The caller promises that the file is *published*: nobody truncates it or changes it in place,
+/// The caller promises that the file is *published*: it is never truncated or changed in place,
 /// as holds for everything in the store (written aside, renamed into place, mode 0444, replaced by
 /// rename only). A file that shrinks while it is mapped ends the process with SIGBUS at the next
 /// touch of a lost page, so no file of a stranger goes in here.

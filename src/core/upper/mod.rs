@@ -9,7 +9,8 @@
 //! upper/                 changed files, whiteouts, marks; the directory is locked while mounted
 //! work/lock              locked while mounted; the namespace of marks: "trusted" or "user"
 //! work/tmp/              staged files, and a link to the whiteouts of this mount; emptied at mount
-//! work/index/<number>    link to each copied-up hard link of the lower: over a tree by node number;
+//! work/index/<number>    link to each copied-up hard link of the lower: over a tree by node
+//! number;
 //!                        over plain directories by any, and called work/links; emptied for an
 //!                        upper that is new or, over a tree, without a stamp
 //! work/orphans/<number>  removed files that are still open; emptied at mount

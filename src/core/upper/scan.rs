@@ -151,7 +151,8 @@ pub struct OriginNode<N> {
 }
 
 /// Reads the marks of a file and checks them against the lower. `below` is the lower directory that
-/// the file's directory merges with; files in a directory that is not `impure` bear none of our own.
+/// the file's directory merges with; files in a directory that is not `impure` bear none of our
+/// own.
 pub fn read_marks<L: Origins>(
     name_at: NameAt<'_>,
     host_type: FileType,

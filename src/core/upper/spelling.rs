@@ -1,9 +1,9 @@
 //! How an upper says what its files were copied up from.
 //!
 //! Over a tree: by our own mark, since a tree has no paths that the kernel could follow. Over plain
-//! directories: by the kernel's own marks wherever it has one, so that overlayfs can mount the upper
-//! and the other way round. Our own mark beside them says only what overlayfs does not: which file
-//! a copy took its `st_ino` from, link counts, an interrupted copy.
+//! directories: by the kernel's own marks wherever it has one, so that overlayfs can mount the
+//! upper and the other way round. Our own mark beside them says only what overlayfs does not: which
+//! file a copy took its `st_ino` from, link counts, an interrupted copy.
 
 use rustix::io::{Errno, Result};
 

@@ -1,4 +1,4 @@
-//! `reset` in a process whose caller left it all it can.
+//! `reset` in a process that inherits all that a caller can leave it.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,

@@ -55,9 +55,9 @@ fn header(blob: &[u8]) -> Option<(String, String)> {
     Some((name, format!("{epoch}{version}-{release}")))
 }
 
-/// Recordings in `fixtures/golden/rpm`, all of three packages that rpm 4.18 built: `ndb` was written
-/// by rpm's rpmpkg.c and had a fourth package, which was removed; `berkeley-*` by Berkeley DB 5.3's
-/// `db_load` with pages of 512 bytes, so that each header is on overflow pages.
+/// Recordings in `fixtures/golden/rpm`, all of three packages that rpm 4.18 built: `ndb` was
+/// written by rpm's rpmpkg.c and had a fourth package, which was removed; `berkeley-*` by Berkeley
+/// DB 5.3's `db_load` with pages of 512 bytes, so that each header is on overflow pages.
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -217,8 +217,8 @@ fn integer(kind: u64, bytes: &[u8]) -> i64 {
 mod tests {
     use super::*;
 
-    /// A database of one page: its header, and a leaf whose one cell spills to overflow page 1, which
-    /// is the page itself and leads to itself.
+    /// A database of one page: its header, and a leaf whose one cell spills to overflow page 1,
+    /// which is the page itself and leads to itself.
     fn looping(length: u64) -> Vec<u8> {
         let mut page = vec![0; 512];
         page[..16].copy_from_slice(b"SQLite format 3\0");

@@ -2,8 +2,8 @@
 //!
 //! Its nodes are numbered as they are met: a directory is listed as a whole, over all layers, at
 //! the first look into it, and its names are kept for the life of the mount, since layers do not
-//! change beneath one. So a lookup, also of an absent name, costs no system call afterwards, however
-//! many layers there are; the price is a table of everything met.
+//! change beneath one. So a lookup, also of an absent name, costs no system call afterwards,
+//! however many layers there are; the price is a table of everything met.
 //!
 //! A file is reached by descriptor and name in one layer ([`Part`]). A directory has a part in each
 //! layer that contributes to it, top first; they are found when it is first listed.
