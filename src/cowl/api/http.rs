@@ -321,7 +321,7 @@ pub(super) fn live<F: Future<Output = io::Result<()>> + Send>(
             sender.send(Err(error)).await.unwrap_or_default();
         }
     });
-    with_body(StatusCode::OK, kind, Chunks(receiver).boxed_unsync())
+    with_body(StatusCode::OK, kind, Chunks(receiver, ()).boxed_unsync())
 }
 
 /// A reply whose status goes out now and whose JSON body follows when it is known. A client that
