@@ -63,14 +63,13 @@ pub fn import<R: Read, S: ObjectSink>(
     let (digest, stream_bytes, recorder) = reader.into_stream().finish()?;
     stats.stream_bytes = stream_bytes;
     let diff_id = DiffId(digest);
-    let tree_bytes = builder.finish(diff_id)?;
     let recording = recorder.finish().map_err(|error| too_large(&error))?;
-    let tree =
-        Tree::from_bytes(tree_bytes.clone()).map_err(|error| ImportError::Recipe(error.into()))?;
+    let tree = Tree::from_bytes(builder.finish(diff_id)?)
+        .map_err(|error| ImportError::Recipe(error.into()))?;
     let recipe = compose(recording, &tree, diff_id, &new, sink)?;
     Ok(ImportedLayer {
         diff_id,
-        tree_bytes,
+        tree_bytes: tree.into_bytes(),
         recipe,
         stats,
         end,

@@ -282,3 +282,15 @@ proptest! {
         drop(read(&raw));
     }
 }
+
+#[test]
+fn recorder_keeps_the_id_of_a_repeated_object_once() {
+    let mut recorder = Recorder::new(1 << 20).unwrap();
+    let ids: Vec<ObjectId> = (0..1000_u32)
+        .map(|n| ObjectId::of(&n.to_le_bytes()))
+        .collect();
+    for id in ids.iter().chain(&ids) {
+        recorder.object(*id, 0, 4).unwrap();
+    }
+    assert_eq!(recorder.finish().unwrap().object_ids(), ids);
+}

@@ -1,8 +1,11 @@
 //! Recipes written: a tar recorded piece by piece, or known to be canonical.
 
-use std::collections::HashMap;
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
 use std::io::{self, Write};
 
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
 use zerocopy::IntoBytes;
 
 use super::instructions::Encoder;
@@ -44,7 +47,9 @@ fn header(kind: Kind, diff_id: DiffId, tar_bytes: u64) -> RawHeader {
 pub struct Recorder {
     encoder: Encoder<Packer>,
     ids: Vec<ObjectId>,
-    numbers: HashMap<ObjectId, u32>,
+    /// Places in `ids`.
+    numbers: HashTable<u32>,
+    hasher: RandomState,
 }
 
 impl std::fmt::Debug for Recorder {
@@ -68,7 +73,8 @@ impl Recorder {
                 digest: blake3::Hasher::new(),
             }),
             ids: Vec::new(),
-            numbers: HashMap::new(),
+            numbers: HashTable::new(),
+            hasher: RandomState::new(),
         })
     }
 
@@ -85,10 +91,20 @@ impl Recorder {
     /// The tar goes on with a range of an object.
     pub fn object(&mut self, id: ObjectId, offset: u64, length: u64) -> io::Result<()> {
         let next = u32::try_from(self.ids.len()).map_err(io::Error::other)?;
-        let index = *self.numbers.entry(id).or_insert(next);
-        if index == next {
-            self.ids.push(id);
-        }
+        let (ids, hasher) = (&self.ids, &self.hasher);
+        let known = self.numbers.entry(
+            hasher.hash_one(Some(&id)),
+            |index| ids.get(*index as usize) == Some(&id),
+            |index| hasher.hash_one(ids.get(*index as usize)),
+        );
+        let index = match known {
+            Entry::Occupied(known) => *known.get(),
+            Entry::Vacant(new) => {
+                new.insert(next);
+                self.ids.push(id);
+                next
+            }
+        };
         self.encoder.object(index, offset, length)
     }
 

@@ -8,115 +8,17 @@
 //! Whiteouts and opaque marks are kept apart from the entries and joined with them at the end,
 //! since they speak of the layers below only, wherever in the tar they stand.
 
-use std::collections::BTreeMap;
-
 use bstr::BString;
 
-use super::error::TreeError;
+use super::error::{BuildError, TreeError};
 use super::format::{MAX_DEPTH, NANOS_PER_SEC, valid_name, valid_symlink};
 use super::layer;
+use super::names::{Name, Names};
 use super::reader::Tree;
-use super::types::{Kind, Meta, Timestamp};
+use super::types::{FileType, Kind, Meta, Rdev, Timestamp};
 use super::writer::{self, WriteError};
-use super::xattr::{self, XattrError};
-use crate::digest::{DiffId, Sha256Digest};
-
-/// Why an entry is refused. Each error names the entry by its path.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum BuildError {
-    /// A component of the path is not a file name.
-    #[error(
-        "{path:?}: {name:?} is not a file name (1 to 255 bytes, no slash, no NUL, not . or ..)"
-    )]
-    Name {
-        /// The entry.
-        path: BString,
-        /// The component.
-        name: BString,
-    },
-    /// More components than a tree may nest.
-    #[error("{path:?}: more than {MAX_DEPTH} directories deep")]
-    TooDeep {
-        /// The entry.
-        path: BString,
-    },
-    /// The entry would have to be reached through a file or a symbolic link of the same layer.
-    #[error("{path:?}: {ancestor:?} is not a directory in this layer")]
-    Ancestor {
-        /// The entry.
-        path: BString,
-        /// The file or symbolic link.
-        ancestor: BString,
-    },
-    /// The root can only be a directory, and can't be deleted.
-    #[error("the root of a layer can only be a directory")]
-    Root,
-    /// A hard link to a directory.
-    #[error("{path:?}: a hard link to the directory {target:?}")]
-    LinkToDirectory {
-        /// The link.
-        path: BString,
-        /// The target.
-        target: BString,
-    },
-    /// A hard link whose target would have to be reached through a file or a symbolic link of the
-    /// same layer.
-    #[error(
-        "{path:?}: a hard link to {target:?}, but {ancestor:?} is not a directory in this layer"
-    )]
-    LinkThrough {
-        /// The link.
-        path: BString,
-        /// The target.
-        target: BString,
-        /// The file or symbolic link.
-        ancestor: BString,
-    },
-    /// A symbolic link that symlink(2) would refuse.
-    #[error("{path:?}: a symbolic link's target has 1 to 4095 bytes and no NUL")]
-    SymlinkTarget {
-        /// The link.
-        path: BString,
-    },
-    /// Too many symbolic links.
-    #[error(
-        "{path:?}: the layer's paths lead through symbolic links more than {MAX_FOLLOWED} steps in all"
-    )]
-    TooManySteps {
-        /// The entry.
-        path: BString,
-    },
-    /// Nanoseconds of 1,000,000,000 or more.
-    #[error("{path:?}: a time with {nanos} nanoseconds")]
-    Time {
-        /// The entry.
-        path: BString,
-        /// The value.
-        nanos: u32,
-    },
-    /// A regular file has an object exactly if it has bytes, and not more than a file offset can
-    /// say.
-    #[error("{path:?}: a file of {size} bytes {} an object", if *.object { "with" } else { "without" })]
-    Content {
-        /// The entry.
-        path: BString,
-        /// The value.
-        size: u64,
-        /// Whether an object was given.
-        object: bool,
-    },
-    /// Extended attributes that Linux could not hold.
-    #[error("{path:?}: {source}")]
-    Xattr {
-        /// The entry.
-        path: BString,
-        /// What is wrong with them.
-        source: XattrError,
-    },
-    /// The layer is too large, or contradicts itself.
-    #[error("{0}")]
-    Write(#[from] WriteError),
-}
+use super::xattr;
+use crate::digest::{DiffId, ObjectId, Sha256Digest};
 
 /// Symbolic links on the way to one entry: Linux's own limit.
 const MAX_LINKS: usize = 40;
@@ -124,7 +26,7 @@ const MAX_LINKS: usize = 40;
 /// Components of link targets that are walked for one layer: a second of work. Real layers have a
 /// few at most, but two long links named by millions of entries would keep a processor busy for
 /// hours.
-const MAX_FOLLOWED: u64 = 1 << 23;
+pub(super) const MAX_FOLLOWED: u64 = 1 << 23;
 
 /// A layer's tree under construction.
 #[derive(Debug)]
@@ -133,6 +35,12 @@ pub struct LayerBuilder {
     dirs: Vec<BuilderDir>,
     /// Files that are no directories; hard links share one.
     pub(super) leaves: Vec<Leaf>,
+    /// The contents of regular files, as often as they come.
+    pub(super) objects: Vec<ObjectId>,
+    /// The names in all directories.
+    pub(super) names: Names,
+    /// Paths in the layers below, as hard links name them.
+    pub(super) links_below: Vec<Box<[u8]>>,
     /// Counts against [`MAX_FOLLOWED`].
     followed: u64,
 }
@@ -154,12 +62,12 @@ impl Reached<'_> {
 }
 
 /// The place of a directory in [`LayerBuilder::dirs`], which only grows.
-#[derive(Debug, Copy, Clone)]
-pub(super) struct DirId(usize);
+#[derive(Debug, Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct DirId(u32);
 
 /// The place of a file in [`LayerBuilder::leaves`], which only grows.
 #[derive(Debug, Copy, Clone)]
-pub(super) struct LeafId(pub(super) usize);
+pub(super) struct LeafId(pub(super) u32);
 
 pub(super) const ROOT: DirId = DirId(0);
 
@@ -168,27 +76,34 @@ pub(super) struct BuilderDir {
     /// None: implied by an entry below it.
     pub(super) attributes: Option<Attributes>,
     pub(super) opaque: bool,
-    pub(super) names: BTreeMap<Box<[u8]>, Name>,
 }
 
-/// A name in a directory: what this layer has there, and whether it deletes what is below.
-#[derive(Debug, Default)]
-pub(super) struct Name {
-    pub(super) entry: Option<Entry>,
-    pub(super) whiteout: bool,
-}
-
-#[derive(Debug, Clone)]
+#[derive(Debug, Copy, Clone)]
 pub(super) enum Entry {
     Dir(DirId),
     Leaf(LeafId),
-    LinkBelow(Box<[u8]>),
+    /// The place of a path in [`LayerBuilder::links_below`].
+    LinkBelow(u32),
 }
 
 #[derive(Debug)]
 pub(super) struct Leaf {
     pub(super) attributes: Attributes,
-    pub(super) kind: Kind,
+    pub(super) kind: LeafKind,
+}
+
+/// A [`Kind`] in few bytes.
+#[derive(Debug)]
+pub(super) enum LeafKind {
+    Regular {
+        size: u64,
+        elf: bool,
+        /// The place of its id in [`LayerBuilder::objects`].
+        object: Option<u32>,
+    },
+    Symlink(Box<[u8]>),
+    /// A device, a named pipe or a socket.
+    Special(FileType, Rdev),
 }
 
 #[derive(Debug)]
@@ -198,7 +113,7 @@ pub(super) struct Attributes {
     pub(super) gid: u32,
     pub(super) mtime: Timestamp,
     /// As the format has them.
-    pub(super) xattrs: Option<Vec<u8>>,
+    pub(super) xattrs: Option<Box<[u8]>>,
 }
 
 impl Default for LayerBuilder {
@@ -213,6 +128,9 @@ impl LayerBuilder {
         Self {
             dirs: vec![BuilderDir::default()],
             leaves: Vec::new(),
+            objects: Vec::new(),
+            names: Names::default(),
+            links_below: Vec::new(),
             followed: 0,
         }
     }
@@ -222,14 +140,28 @@ impl LayerBuilder {
     pub fn insert(&mut self, path: &[&[u8]], meta: Meta, kind: Kind) -> Result<(), BuildError> {
         let attributes = attributes(path, meta)?;
         check_kind(path, &kind)?;
-        if kind == Kind::Directory {
-            let dir = self.directory(path)?;
-            self.dir_mut(dir).attributes = Some(attributes);
-            return Ok(());
-        }
-        let leaf = LeafId(self.leaves.len());
-        self.name(path)?.entry = Some(Entry::Leaf(leaf));
-        self.leaves.push(Leaf { attributes, kind });
+        let special = |file_type, rdev| LeafKind::Special(file_type, rdev);
+        let kind = match kind {
+            Kind::Directory => {
+                let dir = self.directory(path)?;
+                self.dir_mut(dir).attributes = Some(attributes);
+                return Ok(());
+            }
+            Kind::Regular { size, object, elf } => LeafKind::Regular {
+                size,
+                elf,
+                object: object
+                    .map(|id| push(&mut self.objects, id, "contents"))
+                    .transpose()?,
+            },
+            Kind::Symlink(target) => LeafKind::Symlink(target.into()),
+            Kind::CharDevice(rdev) => special(FileType::CharDevice, rdev),
+            Kind::BlockDevice(rdev) => special(FileType::BlockDevice, rdev),
+            Kind::Fifo => special(FileType::Fifo, Rdev::default()),
+            Kind::Socket => special(FileType::Socket, Rdev::default()),
+        };
+        let leaf = push(&mut self.leaves, Leaf { attributes, kind }, "files")?;
+        self.name(path)?.entry = Some(Entry::Leaf(LeafId(leaf)));
         Ok(())
     }
 
@@ -247,6 +179,7 @@ impl LayerBuilder {
             },
             other => other,
         })?;
+        let followed = reached.followed;
         let found = (reached.components == parents.len())
             .then(|| self.entry(reached.dir(), name))
             .flatten();
@@ -257,7 +190,7 @@ impl LayerBuilder {
                     target: join(target),
                 });
             }
-            Some(entry) => entry.clone(),
+            Some(entry) => entry,
             None => {
                 let mut below: Vec<&[u8]> = reached
                     .chain
@@ -266,10 +199,11 @@ impl LayerBuilder {
                     .map(|(_, name)| *name)
                     .collect();
                 below.extend(target.iter().skip(reached.components));
-                Entry::LinkBelow(Vec::from(join(&below)).into())
+                let below = Vec::from(join(&below)).into();
+                Entry::LinkBelow(push(&mut self.links_below, below, "names")?)
             }
         };
-        self.followed = self.followed.saturating_add(reached.followed);
+        self.followed = self.followed.saturating_add(followed);
         self.name(path)?.entry = Some(entry);
         Ok(())
     }
@@ -300,10 +234,9 @@ impl LayerBuilder {
         diff_id: impl FnOnce(&Tree) -> Result<DiffId, E>,
     ) -> Result<(DiffId, Vec<u8>), E> {
         let nameless = DiffId(Sha256Digest::from_bytes([0; 32]));
-        let bytes = self.finish(nameless)?;
-        let tree = Tree::from_bytes(bytes.clone())?;
+        let tree = Tree::from_bytes(self.finish(nameless)?)?;
         let diff_id = diff_id(&tree)?;
-        Ok((diff_id, writer::rename(bytes, diff_id)?))
+        Ok((diff_id, writer::rename(tree.into_bytes(), diff_id)?))
     }
 
     #[expect(
@@ -311,7 +244,7 @@ impl LayerBuilder {
         reason = "every DirId was made by this builder and dirs only grows"
     )]
     pub(super) fn dir(&self, dir: DirId) -> &BuilderDir {
-        &self.dirs[dir.0]
+        &self.dirs[dir.0 as usize]
     }
 
     #[expect(
@@ -319,11 +252,11 @@ impl LayerBuilder {
         reason = "every DirId was made by this builder and dirs only grows"
     )]
     pub(super) fn dir_mut(&mut self, dir: DirId) -> &mut BuilderDir {
-        &mut self.dirs[dir.0]
+        &mut self.dirs[dir.0 as usize]
     }
 
-    fn entry(&self, dir: DirId, name: &[u8]) -> Option<&Entry> {
-        self.dir(dir).names.get(name)?.entry.as_ref()
+    fn entry(&self, dir: DirId, name: &[u8]) -> Option<Entry> {
+        self.names.get(dir, name)?.entry
     }
 
     /// Walks `parents`, on the way to `path`, as far as the layer has them; through its symbolic
@@ -342,7 +275,7 @@ impl LayerBuilder {
         for name in parents {
             match self.entry(reached.dir(), name) {
                 None => return Ok(reached),
-                Some(Entry::Dir(dir)) => reached.chain.push((*dir, name)),
+                Some(Entry::Dir(dir)) => reached.chain.push((dir, name)),
                 Some(entry) => {
                     self.follow_link(entry, &mut reached, &mut links)
                         .ok_or_else(|| BuildError::Ancestor {
@@ -363,7 +296,7 @@ impl LayerBuilder {
     /// None: to no directory that the layer has, or out of the root.
     fn follow_link<'b>(
         &'b self,
-        link: &'b Entry,
+        link: Entry,
         reached: &mut Reached<'b>,
         links: &mut usize,
     ) -> Option<()> {
@@ -373,7 +306,7 @@ impl LayerBuilder {
         loop {
             if let Some(Entry::Leaf(id)) = entry {
                 *links = links.checked_sub(1)?;
-                let target = self.symlink(*id)?;
+                let target = self.symlink(id)?;
                 if target.starts_with(b"/") {
                     reached.chain.truncate(1);
                 }
@@ -394,7 +327,7 @@ impl LayerBuilder {
                 }
                 name => match self.entry(reached.dir(), name)? {
                     Entry::Dir(dir) => {
-                        reached.chain.push((*dir, name));
+                        reached.chain.push((dir, name));
                         None
                     }
                     other => Some(other),
@@ -404,8 +337,8 @@ impl LayerBuilder {
     }
 
     fn symlink(&self, id: LeafId) -> Option<&[u8]> {
-        match &self.leaves.get(id.0)?.kind {
-            Kind::Symlink(target) => Some(target),
+        match &self.leaves.get(id.0 as usize)?.kind {
+            LeafKind::Symlink(target) => Some(target),
             _ => None,
         }
     }
@@ -420,21 +353,16 @@ impl LayerBuilder {
         }
         self.followed = self.followed.saturating_add(reached.followed);
         for name in parents.iter().skip(components) {
-            current = self.make_dir(current, name);
+            current = self.make_dir(current, name)?;
         }
         Ok(current)
     }
 
     /// Replaces a name by a new implied directory.
-    fn make_dir(&mut self, parent: DirId, name: &[u8]) -> DirId {
-        let made = DirId(self.dirs.len());
-        self.dirs.push(BuilderDir::default());
-        self.dir_mut(parent)
-            .names
-            .entry(name.into())
-            .or_default()
-            .entry = Some(Entry::Dir(made));
-        made
+    fn make_dir(&mut self, parent: DirId, name: &[u8]) -> Result<DirId, BuildError> {
+        let made = DirId(push(&mut self.dirs, BuilderDir::default(), "files")?);
+        self.names.get_or_add(parent, name)?.entry = Some(Entry::Dir(made));
+        Ok(made)
     }
 
     /// The directory at a path: what is there, or a new one in place of a file or of nothing.
@@ -445,8 +373,8 @@ impl LayerBuilder {
         };
         let parent = self.descend(path, parents)?;
         match self.entry(parent, name) {
-            Some(Entry::Dir(dir)) => Ok(*dir),
-            _ => Ok(self.make_dir(parent, name)),
+            Some(Entry::Dir(dir)) => Ok(dir),
+            _ => self.make_dir(parent, name),
         }
     }
 
@@ -454,12 +382,15 @@ impl LayerBuilder {
         check_path(path)?;
         let (name, parents) = path.split_last().ok_or(BuildError::Root)?;
         let parent = self.descend(path, parents)?;
-        Ok(self
-            .dir_mut(parent)
-            .names
-            .entry((*name).into())
-            .or_default())
+        Ok(self.names.get_or_add(parent, name)?)
     }
+}
+
+/// Appends to a list and gives the place.
+fn push<T>(list: &mut Vec<T>, item: T, what: &'static str) -> Result<u32, WriteError> {
+    let place = u32::try_from(list.len()).map_err(|_too_many| WriteError::Limit(what))?;
+    list.push(item);
+    Ok(place)
 }
 
 fn join(path: &[&[u8]]) -> BString {
@@ -520,6 +451,6 @@ fn attributes(path: &[&[u8]], meta: Meta) -> Result<Attributes, BuildError> {
         uid,
         gid,
         mtime,
-        xattrs,
+        xattrs: xattrs.map(Vec::into_boxed_slice),
     })
 }

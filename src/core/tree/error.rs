@@ -1,8 +1,14 @@
-//! Errors of reading a tree.
+//! Errors of reading and of building a tree.
 
 use std::io;
 
+use bstr::BString;
+
+use super::builder::MAX_FOLLOWED;
+use super::format::MAX_DEPTH;
 use super::types::TreeIno;
+use super::writer::WriteError;
+use super::xattr::XattrError;
 
 /// Why a tree or a part of it cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -64,4 +70,101 @@ impl TreeError {
 
 pub(super) const fn corrupt(what: &'static str, at: u32) -> TreeError {
     TreeError::Corrupt { what, at }
+}
+
+/// Why an entry is refused. Each error names the entry by its path.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BuildError {
+    /// A component of the path is not a file name.
+    #[error(
+        "{path:?}: {name:?} is not a file name (1 to 255 bytes, no slash, no NUL, not . or ..)"
+    )]
+    Name {
+        /// The entry.
+        path: BString,
+        /// The component.
+        name: BString,
+    },
+    /// More components than a tree may nest.
+    #[error("{path:?}: more than {MAX_DEPTH} directories deep")]
+    TooDeep {
+        /// The entry.
+        path: BString,
+    },
+    /// The entry would have to be reached through a file or a symbolic link of the same layer.
+    #[error("{path:?}: {ancestor:?} is not a directory in this layer")]
+    Ancestor {
+        /// The entry.
+        path: BString,
+        /// The file or symbolic link.
+        ancestor: BString,
+    },
+    /// The root can only be a directory, and can't be deleted.
+    #[error("the root of a layer can only be a directory")]
+    Root,
+    /// A hard link to a directory.
+    #[error("{path:?}: a hard link to the directory {target:?}")]
+    LinkToDirectory {
+        /// The link.
+        path: BString,
+        /// The target.
+        target: BString,
+    },
+    /// A hard link whose target would have to be reached through a file or a symbolic link of the
+    /// same layer.
+    #[error(
+        "{path:?}: a hard link to {target:?}, but {ancestor:?} is not a directory in this layer"
+    )]
+    LinkThrough {
+        /// The link.
+        path: BString,
+        /// The target.
+        target: BString,
+        /// The file or symbolic link.
+        ancestor: BString,
+    },
+    /// A symbolic link that symlink(2) would refuse.
+    #[error("{path:?}: a symbolic link's target has 1 to 4095 bytes and no NUL")]
+    SymlinkTarget {
+        /// The link.
+        path: BString,
+    },
+    /// Too many symbolic links.
+    #[error(
+        "{path:?}: the layer's paths lead through symbolic links more than {MAX_FOLLOWED} steps in all"
+    )]
+    TooManySteps {
+        /// The entry.
+        path: BString,
+    },
+    /// Nanoseconds of 1,000,000,000 or more.
+    #[error("{path:?}: a time with {nanos} nanoseconds")]
+    Time {
+        /// The entry.
+        path: BString,
+        /// The value.
+        nanos: u32,
+    },
+    /// A regular file has an object exactly if it has bytes, and not more than a file offset can
+    /// say.
+    #[error("{path:?}: a file of {size} bytes {} an object", if *.object { "with" } else { "without" })]
+    Content {
+        /// The entry.
+        path: BString,
+        /// The value.
+        size: u64,
+        /// Whether an object was given.
+        object: bool,
+    },
+    /// Extended attributes that Linux could not hold.
+    #[error("{path:?}: {source}")]
+    Xattr {
+        /// The entry.
+        path: BString,
+        /// What is wrong with them.
+        source: XattrError,
+    },
+    /// The layer is too large, or contradicts itself.
+    #[error("{0}")]
+    Write(#[from] WriteError),
 }

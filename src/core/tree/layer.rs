@@ -5,19 +5,26 @@
 
 use std::collections::VecDeque;
 
-use super::builder::{Attributes, BuilderDir, Entry, LayerBuilder, Leaf, LeafId, ROOT};
-use super::types::{FileType, Kind, TreeIno, TreeKind};
+use super::builder::{Attributes, BuilderDir, Entry, LayerBuilder, Leaf, LeafId, LeafKind, ROOT};
+use super::types::{FileType, TreeIno, TreeKind};
 use super::writer::{NewNode, NewTarget, WriteError, Writer};
 use crate::digest::DiffId;
 
 /// Numbers and writes everything below the root, directory by directory.
-pub(super) fn write(mut builder: LayerBuilder, diff: DiffId) -> Result<Vec<u8>, WriteError> {
+pub(super) fn write(builder: LayerBuilder, diff: DiffId) -> Result<Vec<u8>, WriteError> {
     let mut writer = Writer::new(TreeKind::Layer);
+    number(builder, &mut writer)?;
+    // The builder is gone: its memory is not needed beside the file's.
+    Ok(writer.finish(diff.0))
+}
+
+fn number(mut builder: LayerBuilder, writer: &mut Writer) -> Result<(), WriteError> {
+    let names = std::mem::take(&mut builder.names).sorted();
     let mut numbers: Vec<Option<TreeIno>> = vec![None; builder.leaves.len()];
     let mut queue = VecDeque::from([(writer.node(&directory(builder.dir(ROOT), false))?, ROOT)]);
     while let Some((ino, dir)) = queue.pop_front() {
         writer.begin_directory(ino)?;
-        for (bytes, name) in std::mem::take(&mut builder.dir_mut(dir).names) {
+        for (bytes, name) in names.of(dir) {
             let target = match name.entry {
                 Some(Entry::Dir(child)) => {
                     let number = writer.node(&directory(builder.dir(child), name.whiteout))?;
@@ -25,17 +32,20 @@ pub(super) fn write(mut builder: LayerBuilder, diff: DiffId) -> Result<Vec<u8>, 
                     NewTarget::Node(number)
                 }
                 Some(Entry::Leaf(id)) => {
-                    NewTarget::Node(number_leaf(&mut writer, &builder.leaves, &mut numbers, id)?)
+                    NewTarget::Node(number_leaf(writer, &builder, &mut numbers, id)?)
                 }
-                Some(Entry::LinkBelow(ref target)) => NewTarget::LinkBelow(target),
+                Some(Entry::LinkBelow(place)) => {
+                    let target = builder.links_below.get(place as usize);
+                    NewTarget::LinkBelow(target.map(Box::as_ref).unwrap_or_default())
+                }
                 None if name.whiteout => NewTarget::Whiteout,
                 // Unreachable: every name has an entry or a whiteout.
                 None => continue,
             };
-            writer.dirent(ino, &bytes, &target)?;
+            writer.dirent(ino, bytes, &target)?;
         }
     }
-    Ok(writer.finish(diff.0))
+    Ok(())
 }
 
 /// A directory with a whiteout in the same layer replaces the one below: it is opaque and keeps
@@ -60,50 +70,37 @@ fn directory(dir: &BuilderDir, whiteout: bool) -> NewNode<'_> {
 )]
 fn number_leaf(
     writer: &mut Writer,
-    leaves: &[Leaf],
+    builder: &LayerBuilder,
     numbers: &mut [Option<TreeIno>],
     id: LeafId,
 ) -> Result<TreeIno, WriteError> {
-    if let Some(known) = numbers[id.0] {
+    let place = id.0 as usize;
+    if let Some(known) = numbers[place] {
         return Ok(known);
     }
-    let Leaf { attributes, kind } = &leaves[id.0];
+    let Leaf { attributes, kind } = &builder.leaves[place];
     let new = attributes.of(NewNode::DIRECTORY);
     let number = writer.node(&match kind {
-        Kind::Directory => new,
-        Kind::Regular { size, object, elf } => NewNode {
+        LeafKind::Regular { size, object, elf } => NewNode {
             file_type: FileType::Regular,
             size: *size,
-            object: *object,
+            object: object.and_then(|place| builder.objects.get(place as usize).copied()),
             elf: *elf,
             ..new
         },
-        Kind::Symlink(target) => NewNode {
+        LeafKind::Symlink(target) => NewNode {
             file_type: FileType::Symlink,
             size: target.len() as u64,
             symlink: target,
             ..new
         },
-        Kind::CharDevice(rdev) => NewNode {
-            file_type: FileType::CharDevice,
+        LeafKind::Special(file_type, rdev) => NewNode {
+            file_type: *file_type,
             rdev: *rdev,
-            ..new
-        },
-        Kind::BlockDevice(rdev) => NewNode {
-            file_type: FileType::BlockDevice,
-            rdev: *rdev,
-            ..new
-        },
-        Kind::Fifo => NewNode {
-            file_type: FileType::Fifo,
-            ..new
-        },
-        Kind::Socket => NewNode {
-            file_type: FileType::Socket,
             ..new
         },
     })?;
-    numbers[id.0] = Some(number);
+    numbers[place] = Some(number);
     Ok(number)
 }
 

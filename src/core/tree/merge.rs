@@ -89,7 +89,7 @@ pub fn merge(layers: &[Tree]) -> Result<Vec<u8>, MergeError> {
         .map(|(layer, tree)| tree.diff_id().ok_or(MergeError::NotALayer { layer }))
         .collect::<Result<Vec<_>, _>>()?;
     let chain = ChainId::of(&stack).map_or(NO_CHAIN, |chain| chain.0);
-    Merge::new(Stack(layers)).run(chain)
+    Ok(Merge::new(Stack(layers)).walk()?.finish(chain))
 }
 
 /// A merged directory to be written.
@@ -127,7 +127,8 @@ impl<'t> Merge<'t> {
         }
     }
 
-    fn run(mut self, chain: Sha256Digest) -> Result<Vec<u8>, MergeError> {
+    /// Writes all names; what else the merge needed is freed.
+    fn walk(mut self) -> Result<Writer, MergeError> {
         let mut places = Vec::new();
         let shown = self.stack.root(&mut places)?;
         self.add_directory(shown, places)?;
@@ -140,7 +141,7 @@ impl<'t> Merge<'t> {
                 self.add_name(ino, &group)?;
             }
         }
-        Ok(self.writer.finish(chain))
+        Ok(self.writer)
     }
 
     /// Writes what shows at one name, given the entries of all layers' directories that show

@@ -19,6 +19,7 @@ mod header;
 mod layer;
 mod links;
 mod merge;
+mod names;
 mod reader;
 mod stack;
 mod types;
@@ -26,8 +27,8 @@ mod verify;
 mod writer;
 mod xattr;
 
-pub use builder::{BuildError, LayerBuilder};
-pub use error::TreeError;
+pub use builder::LayerBuilder;
+pub use error::{BuildError, TreeError};
 pub use merge::{MergeError, merge};
 pub use reader::{Tree, Xattr};
 pub use types::{

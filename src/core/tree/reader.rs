@@ -81,6 +81,14 @@ impl Tree {
         Ok(tree)
     }
 
+    /// The whole file, for a tree that was made in memory without a copy.
+    pub fn into_bytes(self) -> Vec<u8> {
+        match self.bytes {
+            Bytes::Mapped(map) => map.to_vec(),
+            Bytes::Owned(vec) => vec,
+        }
+    }
+
     pub(super) fn bytes(&self) -> &[u8] {
         match &self.bytes {
             Bytes::Mapped(map) => map,

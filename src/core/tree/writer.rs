@@ -4,12 +4,12 @@
 //! Invariant: directories are written in the order of their numbers with sorted names, and a node
 //! gets its number at its first name. This is the numbering rule; the writer only appends.
 
-use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 
+use hashbrown::HashTable;
 use zerocopy::little_endian::U32;
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::error::TreeError;
 use super::format::{
@@ -44,43 +44,46 @@ pub enum WriteError {
 #[derive(Default)]
 struct Heap {
     bytes: Vec<u8>,
-    strings: Vec<HeapString>,
-    by_hash: HashMap<u64, u32>,
+    /// Where each string ends, and the next begins.
+    ends: Vec<usize>,
+    /// The numbers of the strings, by their hash.
+    numbers: HashTable<u32>,
     hasher: RandomState,
-}
-
-struct HeapString {
-    offset: usize,
-    length: usize,
-    /// The next string with the same hash, or [`NONE`].
-    next: u32,
 }
 
 impl Heap {
     /// The number of a string in order of first use, and where it begins.
     fn intern(&mut self, string: &[u8], what: &'static str) -> Result<(u32, usize), WriteError> {
+        let start = |number: u32| {
+            let before = (number as usize).checked_sub(1);
+            before
+                .and_then(|before| self.ends.get(before).copied())
+                .unwrap_or(0)
+        };
+        let text = |number: &u32| {
+            let end = self.ends.get(*number as usize).copied().unwrap_or(0);
+            self.bytes.get(start(*number)..end).unwrap_or_default()
+        };
         let hash = self.hasher.hash_one(string);
-        let head = self.by_hash.get(&hash).copied().unwrap_or(NONE);
-        let mut candidate = head;
-        while let Some(known) = self.strings.get(candidate as usize) {
-            if self.bytes.get(known.offset..known.offset + known.length) == Some(string) {
-                return Ok((candidate, known.offset));
-            }
-            candidate = known.next;
+        if let Some(number) = self.numbers.find(hash, |number| text(number) == string) {
+            return Ok((*number, start(*number)));
         }
-        let number = u32::try_from(self.strings.len())
+        let number = u32::try_from(self.ends.len())
             .ok()
             .filter(|number| *number != NONE);
         let number = number.ok_or(WriteError::Limit(what))?;
+        let rehash = |number: &u32| self.hasher.hash_one(text(number));
+        self.numbers.reserve(1, rehash);
         let offset = self.bytes.len();
         self.bytes.extend_from_slice(string);
-        self.strings.push(HeapString {
-            offset,
-            length: string.len(),
-            next: head,
-        });
-        self.by_hash.insert(hash, number);
+        self.ends.push(self.bytes.len());
+        // There is room: nothing is hashed again.
+        self.numbers.insert_unique(hash, number, |_| hash);
         Ok((number, offset))
+    }
+
+    fn into_bytes(self) -> Vec<u8> {
+        self.bytes
     }
 
     /// Offset and length of a string in a heap that both fit 32 bits.
@@ -92,6 +95,10 @@ impl Heap {
         Ok((u32::try_from(offset).map_err(limit)?, length))
     }
 }
+
+/// Bytes of header and section table with their digest, behind which the first section begins.
+const HEADER: usize = header_length(Section::ALL.len());
+const _: () = assert!(HEADER.is_multiple_of(ALIGN));
 
 /// A node as its maker knows it. Numbers of links and names come from the writer.
 #[derive(Copy, Clone)]
@@ -139,7 +146,10 @@ pub(super) enum NewTarget<'a> {
 
 pub(super) struct Writer {
     kind: TreeKind,
-    nodes: Vec<RawNode>,
+    /// The file as far as it can be written: room for its header, then the nodes, which are the
+    /// first section and the most of it.
+    file: Vec<u8>,
+    nodes: u32,
     dirents: Vec<RawDirent>,
     links: Vec<RawLink>,
     names: Heap,
@@ -152,7 +162,8 @@ impl Writer {
     pub(super) fn new(kind: TreeKind) -> Self {
         Self {
             kind,
-            nodes: Vec::new(),
+            file: vec![0; HEADER],
+            nodes: 0,
             dirents: Vec::new(),
             links: Vec::new(),
             names: Heap::default(),
@@ -164,10 +175,10 @@ impl Writer {
 
     /// Makes the next node; the first is the root.
     pub(super) fn node(&mut self, new: &NewNode<'_>) -> Result<TreeIno, WriteError> {
-        let number = u32::try_from(self.nodes.len())
-            .ok()
-            .filter(|number| *number < NONE - 1);
-        let number = number.ok_or(WriteError::Limit("files"))?;
+        let number = self.nodes;
+        if number >= NONE - 1 {
+            return Err(WriteError::Limit("files"));
+        }
         let data = match new.file_type {
             FileType::Regular => [self.object(new)?, 0],
             FileType::Symlink => {
@@ -190,7 +201,7 @@ impl Writer {
             .into_iter()
             .filter_map(|(set, flag)| set.then_some(flag))
             .sum::<u32>();
-        self.nodes.push(RawNode {
+        let node = RawNode {
             mode: (new.file_type.to_mode_bits() | new.mode & 0o7777).into(),
             uid: new.uid.into(),
             gid: new.gid.into(),
@@ -208,7 +219,9 @@ impl Writer {
             xattr_offset: xattr_offset.into(),
             xattr_length: xattr_length.into(),
             reserved: [0; 8],
-        });
+        };
+        self.file.extend_from_slice(node.as_bytes());
+        self.nodes += 1;
         Ok(TreeIno(number))
     }
 
@@ -234,16 +247,16 @@ impl Writer {
     /// Names that follow are this directory's.
     pub(super) fn begin_directory(&mut self, dir: TreeIno) -> Result<(), WriteError> {
         let first = self.next_dirent()?;
-        self.node_mut(dir).data = [first.into(), 0.into()];
+        self.node_mut(dir)?.data = [first.into(), 0.into()];
         Ok(())
     }
 
-    #[expect(
-        clippy::indexing_slicing,
-        reason = "every TreeIno was made by this writer and nodes only grows"
-    )]
-    fn node_mut(&mut self, ino: TreeIno) -> &mut RawNode {
-        &mut self.nodes[ino.0 as usize]
+    /// A node that this writer made; there is no other.
+    fn node_mut(&mut self, ino: TreeIno) -> Result<&mut RawNode, WriteError> {
+        let start = HEADER + ino.0 as usize * size_of::<RawNode>();
+        let bytes = self.file.get_mut(start..start + size_of::<RawNode>());
+        let node = bytes.and_then(|bytes| RawNode::mut_from_bytes(bytes).ok());
+        node.ok_or(WriteError::Limit("files"))
     }
 
     fn next_dirent(&self) -> Result<u32, WriteError> {
@@ -265,7 +278,7 @@ impl Writer {
         let name_length =
             u16::try_from(name.len()).map_err(|_long| WriteError::Limit("bytes in a name"))?;
         let (number, file_type, flags) = match target {
-            NewTarget::Node(ino) => (ino.0, self.link(parent, *ino), DIRENT_NODE),
+            NewTarget::Node(ino) => (ino.0, self.link(parent, *ino)?, DIRENT_NODE),
             NewTarget::Whiteout => (0, 0, DIRENT_WHITEOUT),
             NewTarget::LinkBelow(path) => (self.link_below(path)?, 0, DIRENT_LINK),
         };
@@ -277,21 +290,21 @@ impl Writer {
             file_type,
             flags,
         });
-        let [_, count] = &mut self.node_mut(parent).data;
+        let [_, count] = &mut self.node_mut(parent)?.data;
         *count += 1;
         Ok(())
     }
 
     /// Counts a name of a node, or a subdirectory of the parent; gives the node's type.
-    fn link(&mut self, parent: TreeIno, ino: TreeIno) -> u8 {
-        let file_type = FileType::from_mode_bits(self.node_mut(ino).mode.get());
+    fn link(&mut self, parent: TreeIno, ino: TreeIno) -> Result<u8, WriteError> {
+        let file_type = FileType::from_mode_bits(self.node_mut(ino)?.mode.get());
         let counted = if file_type == Some(FileType::Directory) {
             parent
         } else {
             ino
         };
-        self.node_mut(counted).nlink += 1;
-        file_type.map_or(0, FileType::dirent_type)
+        self.node_mut(counted)?.nlink += 1;
+        Ok(file_type.map_or(0, FileType::dirent_type))
     }
 
     fn link_below(&mut self, path: &[u8]) -> Result<u32, WriteError> {
@@ -316,7 +329,7 @@ impl Writer {
         };
         // Counts, shifted by two so that filling in below leaves beginnings shifted by one, as the
         // file has them.
-        let mut index = vec![0u32; self.nodes.len() + 2];
+        let mut index = vec![0u32; self.nodes as usize + 2];
         for (_, node) in targets() {
             if let Some(count) = index.get_mut(node + 2) {
                 *count += 1;
@@ -353,41 +366,61 @@ impl Writer {
             .collect()
     }
 
-    /// The whole file: the tree of the layer or stack called `owner`.
+    /// The whole file: the tree of the layer or stack called `owner`. Each section is freed once
+    /// it is in the file, so the tree is not in memory twice.
     pub(super) fn finish(self, owner: Sha256Digest) -> Vec<u8> {
         let (inverse_index, inverse_list) = self.inverse();
         let objects = self.object_table();
-        let sections = [
-            self.nodes.as_bytes(),
-            self.dirents.as_bytes(),
-            inverse_index.as_bytes(),
-            inverse_list.as_bytes(),
-            self.links.as_bytes(),
-            &self.names.bytes,
-            &self.xattrs.bytes,
-            objects.as_bytes(),
+        let lengths = [
+            self.file.len() - HEADER,
+            self.dirents.as_bytes().len(),
+            inverse_index.as_bytes().len(),
+            inverse_list.as_bytes().len(),
+            self.links.as_bytes().len(),
+            self.names.bytes.len(),
+            self.xattrs.bytes.len(),
+            objects.as_bytes().len(),
         ];
-        let mut end = header_length(sections.len());
-        let mut table = Vec::with_capacity(sections.len());
-        for (section, bytes) in Section::ALL.into_iter().zip(sections) {
+        let mut end = header_length(lengths.len());
+        let mut table = Vec::with_capacity(lengths.len());
+        for (section, length) in Section::ALL.into_iter().zip(lengths) {
             let offset = end.next_multiple_of(ALIGN);
-            end = offset + bytes.len();
+            end = offset + length;
             table.push(RawSection {
                 id: (section as u32).into(),
                 record: U32::new(u32::try_from(section.record()).unwrap_or(NONE)),
                 offset: (offset as u64).into(),
-                length: (bytes.len() as u64).into(),
+                length: (length as u64).into(),
             });
         }
         let length = end + DIGEST_LEN;
-        let mut file = Vec::with_capacity(length);
-        file.extend_from_slice(self.header(&table, length, owner).as_bytes());
-        file.extend_from_slice(table.as_bytes());
-        append_digest(&mut file);
-        for bytes in sections {
-            file.resize(file.len().next_multiple_of(ALIGN), 0);
-            file.extend_from_slice(bytes);
+        let header = self.header(&table, length, owner);
+        let mut head = [header.as_bytes(), table.as_bytes()].concat();
+        append_digest(&mut head);
+        let Self {
+            mut file,
+            dirents,
+            links,
+            names,
+            xattrs,
+            objects: interned,
+            object_sizes,
+            kind: _,
+            nodes: _,
+        } = self;
+        drop((interned, object_sizes));
+        let (names, xattrs) = (names.into_bytes(), xattrs.into_bytes());
+        if let Some(room) = file.get_mut(..HEADER) {
+            room.copy_from_slice(&head);
         }
+        file.reserve_exact(length - file.len());
+        append_section(&mut file, dirents);
+        append_section(&mut file, inverse_index);
+        append_section(&mut file, inverse_list);
+        append_section(&mut file, links);
+        append_section(&mut file, names);
+        append_section(&mut file, xattrs);
+        append_section(&mut file, objects);
         append_digest(&mut file);
         file
     }
@@ -406,7 +439,7 @@ impl Writer {
             reserved: [0; 3],
             compat: 0.into(),
             incompat: 0.into(),
-            nodes: count(self.nodes.len()),
+            nodes: self.nodes.into(),
             dirents: count(self.dirents.len()),
             objects: count(self.object_sizes.len()),
             sections: count(table.len()),
@@ -415,6 +448,13 @@ impl Writer {
             owner: *owner.as_bytes(),
         }
     }
+}
+
+/// Appends a section at its place and frees it.
+fn append_section<T: IntoBytes + Immutable>(file: &mut Vec<u8>, records: Vec<T>) {
+    file.resize(file.len().next_multiple_of(ALIGN), 0);
+    file.extend_from_slice(records.as_bytes());
+    drop(records);
 }
 
 /// The same layer's tree under another DiffID, which is known only once the layer's tar is written
