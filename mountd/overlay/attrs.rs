@@ -196,9 +196,9 @@ impl Overlay {
                 return self.change_removed(id, set);
             }
         }
-        self.copy_up(id)?;
-        if let Some(size) = set.size {
-            self.copy_up_content(id, size)?;
+        match set.size {
+            Some(size) => self.copy_up_to_write(id, size)?,
+            None => self.copy_up(id)?,
         }
         let _content = self.lock_content(id);
         let _guard = self.busy.lock(&[id]);

@@ -1,11 +1,15 @@
-//! Copy-up of a file's content into its upper file. Until it ends, the file's mark says `metadata
-//! only` and reads come from the lower. The content is made durable before the mark changes; that
-//! write of the mark is the commit.
+//! Copy-up of a file's content, in one of two ways. The content is durable before anything shows it.
 //!
-//! No node guard is held during the copy, so the file can be read, renamed and removed; changes of
-//! its attributes wait.
+//! A small file that is not in the upper yet is copied whole in `work/tmp`, then renamed into place
+//! as a copy of metadata is; that rename is the commit. Whoever changes the file meanwhile comes
+//! first, and the copy is thrown away.
+//!
+//! Any other is copied into its upper file. Until that ends, the file's mark says `metadata only`
+//! and reads come from the lower; the write of the mark is the commit. No node guard is held
+//! during the copy, so the file can be read, renamed and removed; changes of its attributes wait.
 
 use std::fs::File;
+use std::os::fd::AsFd;
 
 use cowl_core::sys::copy::copy_data;
 use cowl_core::tree::{FileType, Timestamp};
@@ -16,10 +20,15 @@ use rustix::fs::{Mode, OFlags, XattrFlags};
 
 use super::Overlay;
 use super::busy::Guard;
+use super::copyup::{Destination, discard};
 use super::event::Event;
 use super::lower::Lower;
 use super::node::UpperFile;
 use super::types::{Attr, Errno, LowerIno, NodeId};
+
+/// Up to this many bytes a file is copied whole before it is in the upper. To copy so many again
+/// costs about as much as the one sync that either way takes.
+const SMALL: u64 = 256 << 10;
 
 const SET_ID: u32 = 0o6000;
 
@@ -69,6 +78,82 @@ impl Overlay {
         self.copying.lock(&[id])
     }
 
+    /// Copies a file up with the first `keep` bytes of its content, or all if there are fewer.
+    ///
+    /// # Locking
+    /// As [`copy_up_content`](Self::copy_up_content).
+    pub(super) fn copy_up_to_write(&self, id: NodeId, keep: u64) -> Result<(), Errno> {
+        if !self.in_upper(id) {
+            self.copy_up_small(id, keep)?;
+        }
+        self.copy_up_metadata(id)?;
+        self.copy_up_content(id, keep)
+    }
+
+    /// Copies a small file up whole; does nothing to one that is not small, has other names, or is
+    /// in the upper by the time that the copy is complete.
+    fn copy_up_small(&self, id: NodeId, keep: u64) -> Result<(), Errno> {
+        let upper = self.writable()?;
+        let node = id.lower().ok_or(Errno::STALE)?;
+        let record = self.lower.node(node)?;
+        if !record.has_content || keep.min(record.attr.size) > SMALL {
+            return Ok(());
+        }
+        let Some(dir) = self.dir_to_copy_into(id)? else {
+            return Ok(());
+        };
+        self.copy_up_dir(dir)?;
+        let _alone = self.lock_content(id);
+        if self.in_upper(id) {
+            return Ok(());
+        }
+        let (dir, name) = self.name_of(id)?;
+        let into = Destination::Name { dir, name };
+        let temporary = upper.new_name();
+        let staged = NameAt::new(upper.tmp(), &temporary);
+        let copied = self
+            .stage_copy(staged, id, node, &record, &into, Some(keep))
+            .and_then(|file| {
+                let _guard = self.busy.lock(&[dir, id]);
+                let is_there = !self.in_upper(id)
+                    && self.dir_to_copy_into(id)? == Some(dir)
+                    && matches!(&into, Destination::Name { name, .. } if self.name_of(id)?.1 == *name);
+                if is_there {
+                    self.install_copy(upper, staged, &into)?;
+                    self.copied(id, node, &record, file, into);
+                }
+                Ok(is_there)
+            });
+        if !matches!(copied, Ok(true)) {
+            discard(staged, FileType::Regular);
+        }
+        copied.map(|_installed| ())
+    }
+
+    /// Fills a new file with the first `keep` bytes of a lower file's content, durably.
+    pub(super) fn copy_content(
+        &self,
+        node: LowerIno,
+        file: impl AsFd,
+        keep: u64,
+    ) -> Result<(), Errno> {
+        let keep = keep.min(self.lower.node(node)?.attr.size);
+        if keep == 0 {
+            return Ok(());
+        }
+        let content = self.lower.open_content(node)?.ok_or(Errno::IO)?;
+        copy_data(content, &file, keep)?;
+        self.sync_content(file)
+    }
+
+    /// A power cut must not leave a file, or a mark, without the content.
+    fn sync_content(&self, file: impl AsFd) -> Result<(), Errno> {
+        if self.rules.volatile {
+            return Ok(());
+        }
+        rustix::fs::fdatasync(file)
+    }
+
     /// Copies up the first `keep` bytes of a file's content, or all if there are fewer, and
     /// truncates the file there; does nothing if the content is in the upper already. On an error
     /// (a full disk) the file is unchanged. The node must have an upper file.
@@ -91,11 +176,9 @@ impl Overlay {
             }
             (copy, mask)
         };
-        let mut result = copy.run(&self.lower, keep);
-        if !self.rules.volatile {
-            // A power cut must not leave the new mark without the content.
-            result = result.and_then(|()| rustix::fs::fdatasync(&copy.file));
-        }
+        let result = copy
+            .run(&self.lower, keep)
+            .and_then(|()| self.sync_content(&copy.file));
         let _guard = self.busy.lock(&[id]);
         let done = self.finish_content_copy(id, &copy, result);
         drop(mask);

@@ -1,5 +1,5 @@
-//! Copy-up of metadata, before chmod, chown, utimens, setxattr, rename and link. Content follows
-//! at the first write, see [`super::content`].
+//! Copy-up of metadata, before chmod, chown, utimens, setxattr, rename and link. Content comes at
+//! the first write, see [`super::content`].
 //!
 //! The file is created in `work/tmp` with its metadata and mark, then renamed into place; that
 //! rename is the commit. The times of its directory are restored, since a copy-up changes nothing
@@ -25,7 +25,7 @@ use super::{Overlay, new_file};
 const SET_ID: u32 = 0o6000;
 
 /// Where a copied-up file goes.
-enum Destination {
+pub(super) enum Destination {
     Name { dir: NodeId, name: Vec<u8> },
     Index(u64),
     Orphan(u64),
@@ -39,11 +39,11 @@ impl Overlay {
     /// Guards the node and its directory for a few system calls each; the caller must hold no
     /// guard.
     pub(super) fn copy_up(&self, id: NodeId) -> Result<(), Errno> {
-        self.copy_up_metadata(id)?;
-        if self.copies_whole() && !self.owns_content(id) {
-            self.copy_up_content(id, u64::MAX)?;
+        if self.copies_whole() {
+            self.copy_up_to_write(id, u64::MAX)
+        } else {
+            self.copy_up_metadata(id)
         }
-        Ok(())
     }
 
     /// Whether the upper must show every content to those that do not know our marks. Over plain
@@ -67,7 +67,7 @@ impl Overlay {
         })
     }
 
-    fn copy_up_metadata(&self, id: NodeId) -> Result<(), Errno> {
+    pub(super) fn copy_up_metadata(&self, id: NodeId) -> Result<(), Errno> {
         let mut below = vec![id];
         while let Some(next) = below.last().copied() {
             if self.in_upper(next) {
@@ -97,7 +97,7 @@ impl Overlay {
 
     /// The directory that a node is copied into. None: it goes into `work/index` or
     /// `work/orphans`.
-    fn dir_to_copy_into(&self, id: NodeId) -> Result<Option<NodeId>, Errno> {
+    pub(super) fn dir_to_copy_into(&self, id: NodeId) -> Result<Option<NodeId>, Errno> {
         let record = self.lower.node(id.lower().ok_or(Errno::STALE)?)?;
         let gone = self.is_gone(id);
         if gone && record.file_type() == FileType::Directory {
@@ -152,7 +152,7 @@ impl Overlay {
         let temporary = upper.new_name();
         let staged = NameAt::new(upper.tmp(), &temporary);
         let file = self
-            .stage_copy(staged, id, node, &record, &into)
+            .stage_copy(staged, id, node, &record, &into, None)
             .and_then(|file| {
                 self.install_copy(upper, staged, &into)?;
                 Ok(file)
@@ -169,7 +169,7 @@ impl Overlay {
         }
     }
 
-    fn copied(
+    pub(super) fn copied(
         &self,
         id: NodeId,
         node: LowerIno,
@@ -205,18 +205,20 @@ impl Overlay {
         });
     }
 
-    /// Creates the copy in `work/tmp`, with metadata and mark.
-    fn stage_copy(
+    /// Creates the copy in `work/tmp`, with metadata and mark, and with the first bytes of its
+    /// content if `keep` says how many.
+    pub(super) fn stage_copy(
         &self,
         staged: NameAt<'_>,
         id: NodeId,
         node: LowerIno,
         record: &LowerNode,
         into: &Destination,
+        keep: Option<u64>,
     ) -> Result<UpperFile, Errno> {
         let mut file = UpperFile {
             device: record.is_null_device(),
-            metadata_only: record.has_content,
+            metadata_only: record.has_content && keep.is_none(),
             unsynced: Unsynced {
                 inode: true,
                 name: true,
@@ -225,7 +227,7 @@ impl Overlay {
         };
         let upper = self.writable()?;
         let creator = crate::sys::identity::own()?;
-        self.create_like(staged, node, record)?;
+        self.create_like(staged, node, record, keep)?;
         match into {
             Destination::Name { .. } => {}
             Destination::Orphan(number) => file.home = Home::Orphan(*number),
@@ -258,6 +260,7 @@ impl Overlay {
         staged: NameAt<'_>,
         node: LowerIno,
         record: &LowerNode,
+        keep: Option<u64>,
     ) -> Result<(), Errno> {
         // chown clears set-id bits, so they are set after it.
         let mode = Mode::from_raw_mode(record.attr.mode & !SET_ID);
@@ -269,7 +272,10 @@ impl Overlay {
             FileType::Regular => {
                 let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
                 let file = rustix::fs::openat(staged.dir, staged.name, flags, mode)?;
-                rustix::fs::ftruncate(&file, record.attr.size)
+                match keep {
+                    None => rustix::fs::ftruncate(&file, record.attr.size),
+                    Some(keep) => self.copy_content(node, &file, keep),
+                }
             }
             _ if record.is_null_device() => rustix::fs::mknodat(
                 staged.dir,
@@ -340,7 +346,7 @@ impl Overlay {
             .write(name_at, upper.namespace(), stored, &mark)
     }
 
-    fn install_copy(
+    pub(super) fn install_copy(
         &self,
         upper: &Upper,
         staged: NameAt<'_>,
@@ -430,7 +436,7 @@ fn must_be_copied(name: &[u8], space: Namespace) -> bool {
 }
 
 /// Removes a failed copy from `work/tmp`; the next mount removes what remains.
-fn discard(staged: NameAt<'_>, file_type: FileType) {
+pub(super) fn discard(staged: NameAt<'_>, file_type: FileType) {
     let removed = if file_type == FileType::Directory {
         staged.rmdir()
     } else {

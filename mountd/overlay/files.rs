@@ -120,8 +120,7 @@ impl Overlay {
             return Err(Errno::BADF);
         }
         if !self.owns_content(id) {
-            self.copy_up(id)?;
-            self.copy_up_content(id, u64::MAX)?;
+            self.copy_up_to_write(id, u64::MAX)?;
         }
         let real = self.node_file(id, true)?;
         real.file

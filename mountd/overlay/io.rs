@@ -32,8 +32,7 @@ impl Overlay {
         let changes = flags.write || flags.truncate;
         if changes {
             self.writable()?;
-            self.copy_up(id)?;
-            self.copy_up_content(id, if flags.truncate { 0 } else { u64::MAX })?;
+            self.copy_up_to_write(id, if flags.truncate { 0 } else { u64::MAX })?;
         }
         if flags.write {
             self.sync_before_passthrough(id, flags)?;
