@@ -4,10 +4,12 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 use cowl_core::handover::MountFailed;
 use cowl_core::upper::marks::Namespace;
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock};
+use rustix::io::{Errno, retry_on_intr};
 use rustix::mount::{MoveMountFlags, UnmountFlags, move_mount, unmount};
 use rustix::thread::{CapabilitySet, capabilities};
 
@@ -18,6 +20,9 @@ use crate::fuse::{Connection, Dispatcher, End, Server, Wanted};
 use crate::mount::{MountParameters, make_mount, open_device, read_only_clone};
 use crate::overlay::{Config, Layers, LowerParts, Overlay, Rules, UpperDirs};
 use crate::{process, worker};
+
+/// How long a mount waits for the process of one that was unmounted to end.
+const GRACE: Duration = Duration::from_secs(3);
 
 /// Serves until the mount is gone; says over standard input, a pipe, when it answers, and
 /// by which device.
@@ -45,6 +50,9 @@ fn serve(mounting: Mounting, ready: impl FnOnce(u64) -> io::Result<()>) -> Resul
     start_log(mounting.debug);
     let Mounting { options, at, .. } = mounting;
     let upper = upper_dirs(&options)?;
+    if let Some(dirs) = &upper {
+        wait_for_predecessor(dirs).or_fail("looking at who has the upper")?;
+    }
     let io_mode = options.io_mode.mode();
     let device = open_device()?;
     let mount = make_mount(&parameters(&options, upper.is_some()), device.as_fd())?;
@@ -162,6 +170,46 @@ fn upper_dirs(options: &Options) -> Result<Option<UpperDirs>, MountFailed> {
             work: open_directory("workdir", work)?,
         })),
         _ => Ok(None),
+    }
+}
+
+/// Waits until no other mount has the upper and its work directory, or for [`GRACE`]: umount(2)
+/// returns before the process that served has ended, and callers mount again at once.
+fn wait_for_predecessor(dirs: &UpperDirs) -> io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut held = Vec::new();
+    for (dir, name) in [(&dirs.work, "lock"), (&dirs.upper, ".")] {
+        match rustix::fs::openat(dir, name, flags, Mode::empty()) {
+            Ok(file) => match flock(&file, FlockOperation::NonBlockingLockShared) {
+                Ok(()) => {}
+                Err(Errno::WOULDBLOCK) => held.push(file),
+                Err(errno) => return Err(errno.into()),
+            },
+            Err(Errno::NOENT) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    if held.is_empty() {
+        return Ok(());
+    }
+    let (done, ended) = std::sync::mpsc::channel();
+    let waiting = std::thread::Builder::new().spawn(move || {
+        let waited = held
+            .iter()
+            .try_for_each(|file| retry_on_intr(|| flock(file, FlockOperation::LockShared)));
+        drop(held);
+        // Nobody listens once the time is over.
+        drop(done.send(waited));
+    })?;
+    match ended.recv_timeout(GRACE) {
+        Ok(waited) => {
+            waiting
+                .join()
+                .map_err(|_panic| io::Error::other("a thread panicked"))?;
+            Ok(waited?)
+        }
+        // To lock it says who has it; the thread goes with this process.
+        Err(_still_held) => Ok(()),
     }
 }
 

@@ -6,7 +6,8 @@ use std::process::Child;
 use std::time::Instant;
 
 use cowl_tests::command::{binary, program, run, shell, system};
-use cowl_tests::profile::{NEVER, readable, root, user};
+use cowl_tests::profile::{NEVER, processes, readable, root, user};
+use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
 use super::{Place, STACK};
@@ -108,6 +109,41 @@ fn a_second_signal_ends_a_mount_that_is_in_use_as_root() {
         assert_eq!(mountd.end(), Some(1));
         let error = rustix::fs::fsync(&unread).unwrap_err();
         assert_eq!(error, rustix::io::Errno::NOTCONN);
+    });
+}
+
+#[test]
+fn a_mount_waits_for_one_that_was_unmounted_as_root() {
+    root(|| {
+        let place = Place::with_layers("place");
+        place.ours(STACK);
+        let serving = processes()
+            .into_iter()
+            .find(|(_, line)| line.contains("--serve"))
+            .unwrap()
+            .0;
+        // Unmounted, and its process ends when it is let.
+        kill_process(serving, Signal::STOP).unwrap();
+        rustix::mount::unmount(place.at("mnt"), UnmountFlags::DETACH).unwrap();
+        let mut command = program(
+            binary("cowl-mountd").to_str().unwrap(),
+            ["-o", STACK, "mnt"],
+        );
+        let mut next = command.current_dir(&place.path).spawn().unwrap();
+        let limit = Instant::now() + NEVER;
+        // A line of one that waits (proc_locks(5)).
+        let waits = || {
+            fs::read_to_string("/proc/locks")
+                .unwrap()
+                .contains("-> FLOCK")
+        };
+        while next.try_wait().unwrap().is_none() && !waits() {
+            assert!(Instant::now() < limit, "it neither waits nor ends");
+            std::thread::yield_now();
+        }
+        kill_process(serving, Signal::CONT).unwrap();
+        assert!(next.wait().unwrap().success());
+        place.unmount();
     });
 }
 
