@@ -264,6 +264,59 @@ fn docker_load_reads_standard_input() {
     });
 }
 
+/// What a create asks of networks is done or refused, not dropped.
+#[test]
+fn create_refuses_endpoints_by_their_names() {
+    root(|| {
+        let store = shop("store");
+        let server = Server::start(&store);
+        let create = |endpoints: &str| {
+            let config = format!("{{\"EndpointsConfig\": {endpoints}}}");
+            let body = format!("{{\"Image\": \"shop\", \"NetworkingConfig\": {config}}}");
+            server.request("POST /v1.51/containers/create", &body)
+        };
+        for harmless in [
+            "null",
+            "{}",
+            "{\"default\": null}",
+            "{\"bridge\": {\"Aliases\": null, \"MacAddress\": \"\"}}",
+        ] {
+            let created = create(harmless);
+            assert!(created.starts_with("HTTP/1.1 201"), "{harmless}: {created}");
+        }
+        let refused = create("{\"bridge\": {\"Aliases\": [\"db\"]}}");
+        assert!(refused.starts_with("HTTP/1.1 400"), "{refused}");
+        let text = "NetworkingConfig.EndpointsConfig.bridge.Aliases is not supported";
+        assert!(refused.contains(text), "{refused}");
+        let refused = create("{\"mine\": {}}");
+        assert!(refused.starts_with("HTTP/1.1 404"), "{refused}");
+        assert!(refused.contains("network mine not found"), "{refused}");
+    });
+}
+
+/// The limits of the host, as its own files show them.
+#[test]
+fn docker_info_tells_what_the_host_can_do() {
+    root(|| {
+        let server = Server::start(&Store::new("store"));
+        let exists = |path: &str| std::path::Path::new(path).exists();
+        let legacy = !exists("/sys/fs/cgroup/cgroup.controllers");
+        let swap = exists("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes");
+        let memory = exists("/sys/fs/cgroup/memory/memory.limit_in_bytes");
+        let forwards = std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap();
+        let forwards = forwards.trim() == "1";
+        let format = "{{.IPv4Forwarding}} {{.MemoryLimit}} {{.SwapLimit}} {{.OomKillDisable}}";
+        let told = server.ok(["info", "-f", format]);
+        if legacy {
+            let expected = format!("{forwards} {memory} {swap} {memory}\n");
+            assert_eq!(told, expected);
+        } else {
+            assert!(told.starts_with(&format!("{forwards} true ")), "{told}");
+            assert!(told.ends_with(" false\n"), "{told}");
+        }
+    });
+}
+
 /// What is created through one door is seen, renamed and removed through the other.
 fn docker_manages_containers_at_rest() {
     let store = shop("store");

@@ -45,13 +45,13 @@ fn a_missing_image() {
         store.run(["run", "--rm", "nosuch:1", "true"]),
         125,
         "nosuch:1",
-        "cowl images",
+        "No such image",
     );
     refusal(
         store.run(["mount", "nosuch", point().to_str().unwrap()]),
         1,
         "nosuch",
-        "cowl images",
+        "No such image",
     );
     refusal(store.run(["rmi", "nosuch"]), 1, "nosuch", "");
     refusal(store.run(["history", "nosuch"]), 1, "nosuch", "");
@@ -666,7 +666,7 @@ fn a_name_in_use() {
         in_shop(&store, &["--name", "taken"], &["true"]),
         125,
         "taken",
-        "cowl rm",
+        "You have to remove (or rename) that container",
     );
     assert_eq!(containers(&store), before);
     refusal(

@@ -14,11 +14,13 @@ fn same(store: &Store, server: &Server, arguments: &[&str]) -> String {
     ours
 }
 
-/// Both doors refuse with the same text; gives it.
+/// Both doors refuse with the same text; gives it. Docker's client may add a line of its own.
 #[track_caller]
 fn same_refusal(store: &Store, server: &Server, arguments: &[&str]) -> String {
     let ours = store.run(arguments).refused(1);
-    let dockers = server.run(arguments).refused(1);
+    let dockers = server.run(arguments);
+    assert_eq!(dockers.code(), 1, "{dockers}");
+    let dockers = dockers.stderr.lines().next().unwrap().to_owned();
     let ours = ours.strip_prefix("cowl: ").unwrap();
     let dockers = dockers.strip_prefix("Error response from daemon: ");
     assert_eq!(Some(ours), dockers, "{arguments:?}");
@@ -275,6 +277,17 @@ fn image_prune_and_rmi_name_what_they_delete() {
     });
 }
 
+/// The cells of tables but for those that change from one second to the next.
+fn without_ages(tables: &str) -> Vec<Vec<&str>> {
+    let cells = |line| {
+        let cells = str::split(line, "   ").map(str::trim);
+        cells
+            .filter(|cell| !cell.is_empty() && !cell.ends_with(" ago"))
+            .collect()
+    };
+    tables.lines().map(cells).collect()
+}
+
 #[test]
 fn system_df_is_dockers_and_counts_shared_files_once() {
     root(|| {
@@ -292,10 +305,77 @@ fn system_df_is_dockers_and_counts_shared_files_once() {
             "{table}"
         );
         same(&store, &server, &["system", "df", "--format", "json"]);
-        let verbose = same(&store, &server, &["system", "df", "-v"]);
+        let verbose = store.ok(["system", "df", "-v"]);
+        let dockers = server.ok(["system", "df", "-v"]);
+        assert_eq!(without_ages(&verbose), without_ages(&dockers));
         // busybox is the other image's too: what `other` alone keeps is its own file.
         let row = verbose.lines().find(|line| line.starts_with("other"));
         let unique = row.unwrap().split_whitespace().rev().nth(1);
         assert_eq!(unique, Some("4.096kB"), "{verbose}");
+    });
+}
+
+/// dockerd 28's texts, as recorded. Both doors say them, behind a prefix of their own.
+#[test]
+fn errors_are_told_in_dockerds_words() {
+    root(|| {
+        let store = shop("store");
+        let server = Server::start(&store);
+        in_shop(&store, &["--name", "one"], &["true"]).ok();
+        let script = "trap 'exit 0' TERM; while :; do sleep 0.1; done";
+        let runs = store.ok(["run", "-d", "--name", "web", "shop", "sh", "-c", script]);
+        let rests = store.ok(["inspect", "-f", "{{.Id}}", "one"]);
+        let (runs, rests) = (runs.trim(), rests.trim());
+        let image = store.ok(["images", "-q"]);
+        let (user, image) = (&runs[..12], image.trim());
+        let missing = "No such container: nosuch";
+        for verb in [
+            "start", "stop", "kill", "restart", "pause", "unpause", "wait", "rm", "logs",
+        ] {
+            assert_eq!(
+                same_refusal(&store, &server, &[verb, "nosuch"]),
+                missing,
+                "{verb}"
+            );
+        }
+        for (arguments, text) in [
+            (&["rename", "nosuch", "other"][..], missing.to_owned()),
+            (&["exec", "nosuch", "true"], missing.to_owned()),
+            (&["diff", "nosuch"], missing.to_owned()),
+            (&["commit", "nosuch"], missing.to_owned()),
+            (
+                &["kill", "one"],
+                format!("cannot kill container: one: container {rests} is not running"),
+            ),
+            (&["exec", "one", "true"], format!("container {rests} is not running")),
+            (&["pause", "one"], format!("container {rests} is not running")),
+            (&["unpause", "web"], format!("Container {runs} is not paused")),
+            (
+                &["rm", "web"],
+                "cannot remove container \"web\": container is running: stop the container before removing or force remove".to_owned(),
+            ),
+            (
+                &["rename", "one", "web"],
+                format!("Conflict. The container name \"/web\" is already in use by container \"{runs}\". You have to remove (or rename) that container to be able to reuse that name."),
+            ),
+            (&["tag", "nosuch", "x:y"], "No such image: nosuch:latest".to_owned()),
+            (&["rmi", "nosuch"], "No such image: nosuch:latest".to_owned()),
+            (&["history", "nosuch"], "No such image: nosuch:latest".to_owned()),
+            (
+                &["rmi", "shop"],
+                format!("conflict: unable to remove repository reference \"shop\" (must force) - container {user} is using its referenced image {image}"),
+            ),
+        ] {
+            assert_eq!(same_refusal(&store, &server, arguments), text, "{arguments:?}");
+        }
+        store.ok(["pause", "web"]);
+        let paused = format!("Container {runs} is already paused");
+        assert_eq!(same_refusal(&store, &server, &["pause", "web"]), paused);
+        let paused = format!("Container {runs} is paused, unpause the container before exec");
+        assert_eq!(
+            same_refusal(&store, &server, &["exec", "web", "true"]),
+            paused
+        );
+        store.ok(["rm", "-f", "web"]);
     });
 }

@@ -2,6 +2,7 @@
 
 use super::Server;
 use super::http::{self, Handled, Refusal, Request};
+use super::network::{self, NetworkingConfig};
 use super::wait::{Condition, Wait};
 use crate::engine::commit::{ChangeKind, Changed};
 use crate::engine::create::CreateRequest;
@@ -13,8 +14,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
-/// Body of `/containers/create`: Docker's `Config` with a `HostConfig` inside. The networking
-/// configuration of the default network says nothing, and there is no other.
+/// Body of `/containers/create`: Docker's `Config` with a `HostConfig` inside.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Create {
@@ -22,11 +22,14 @@ struct Create {
     config: ContainerConfig,
     #[serde(default)]
     host_config: Option<HostConfig>,
+    #[serde(default)]
+    networking_config: Option<NetworkingConfig>,
 }
 
 pub(super) async fn create(server: &Arc<Server>, request: Request) -> Handled {
     let name = request.query.get("name").map(str::to_owned);
     let asked: Create = http::json_body(request.body).await?;
+    network::check(&asked.networking_config.unwrap_or_default())?;
     let asked = CreateRequest {
         name,
         config: asked.config,

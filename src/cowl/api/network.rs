@@ -2,11 +2,45 @@
 
 use super::http::{self, Handled, Refusal, Request};
 use super::route::no_page;
+use crate::engine::docker::asks_nothing;
 use hyper::{Method, StatusCode};
-use serde_json::{Value, json};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 
 /// Name and driver of each network.
 const NETWORKS: [(&str, &str); 3] = [("bridge", "bridge"), ("host", "host"), ("none", "null")];
+
+/// Docker's `NetworkingConfig`: how a new container is to be in each of its networks.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub(super) struct NetworkingConfig {
+    endpoints_config: Option<BTreeMap<String, Option<Map<String, Value>>>>,
+}
+
+/// Refuses what asks for something, by its name: no network has addresses or names to give.
+pub(super) fn check(config: &NetworkingConfig) -> Handled<()> {
+    for (network, endpoint) in config.endpoints_config.iter().flatten() {
+        let known = network == "default"
+            || network.starts_with("container:")
+            || NETWORKS.iter().any(|(name, _)| name == network);
+        if !known {
+            return Err(not_found(network));
+        }
+        let mut fields = endpoint.iter().flatten();
+        if let Some((field, value)) = fields.find(|(_, value)| !asks_nothing(value)) {
+            return Err(Refusal::invalid(format!(
+                "NetworkingConfig.EndpointsConfig.{network}.{field} is not supported: {value}"
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn not_found(network: &str) -> Refusal {
+    let text = format!("network {network} not found");
+    Refusal::new(StatusCode::NOT_FOUND, text)
+}
 
 fn shape(name: &str, driver: &str) -> Value {
     json!({
@@ -63,10 +97,7 @@ pub(super) fn route(request: &Request, path: &[&str]) -> Handled {
             "cowl has no networks of its own yet: use none, host or container:ID",
         )),
         (method, [name]) => match NETWORKS.iter().find(|(own, _)| own == name) {
-            None => Err(Refusal::new(
-                StatusCode::NOT_FOUND,
-                format!("network {name} not found"),
-            )),
+            None => Err(not_found(name)),
             Some((name, driver)) if method == Method::GET => {
                 http::json(StatusCode::OK, &shape(name, driver))
             }

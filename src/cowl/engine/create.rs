@@ -143,7 +143,7 @@ impl Engine {
             Claim::Made => Ok(()),
             Claim::Taken(holder) => Err(Error::conflict(format!(
                 "Conflict. The container name \"/{name}\" is already in use by container \"{holder}\". You have to remove (or rename) that container to be able \
-                 to reuse that name (cowl rm {name})."
+                 to reuse that name."
             ))),
         }
     }

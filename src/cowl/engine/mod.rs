@@ -20,6 +20,7 @@ pub mod helpers;
 pub mod host;
 pub mod image;
 mod image_list;
+mod image_remove;
 mod inspect;
 mod isolation;
 pub mod life;
@@ -189,10 +190,10 @@ impl Engine {
                 "cannot remove container \"{needle}\": container is paused and must be unpaused first"
             ))),
             Ok(Status::Restarting(_)) if !force => Err(Error::conflict(format!(
-                "cannot remove container \"{needle}\": container is restarting: stop the container before removing or force remove (cowl rm -f {needle})"
+                "cannot remove container \"{needle}\": container is restarting: stop the container before removing or force remove"
             ))),
             Ok(status) if status.is_live() && !force => Err(Error::conflict(format!(
-                "cannot remove container \"{needle}\": container is running: stop the container before removing or force remove (cowl rm -f {needle})"
+                "cannot remove container \"{needle}\": container is running: stop the container before removing or force remove"
             ))),
             Err(damaged) if !force => Err(damaged),
             Ok(status) if !status.is_live() => self.remove_container(&container, with_volumes),

@@ -212,7 +212,7 @@ fn not_supported(key: &str, value: &Value) -> Error {
 }
 
 /// Whether a value of an unknown field is a default: null, false, 0, or empty.
-fn asks_nothing(value: &Value) -> bool {
+pub fn asks_nothing(value: &Value) -> bool {
     match value {
         Value::Null => true,
         Value::Bool(set) => !set,

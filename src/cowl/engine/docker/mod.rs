@@ -11,7 +11,7 @@ mod mount;
 mod resources;
 
 pub use devices::{DeviceMapping, Ulimit};
-pub use host::{HostConfig, RestartPolicy};
+pub use host::{HostConfig, RestartPolicy, asks_nothing};
 pub use mount::{BindOptions, MountRequest, TmpfsOptions, VolumeOptions};
 pub use resources::{Resources, ThrottleDevice};
 
