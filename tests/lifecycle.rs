@@ -295,6 +295,8 @@ fn inspect_speaks_dockers_json_and_templates() {
         "64m",
         "--cap-add",
         "NET_ADMIN",
+        "--io",
+        "writeback",
         "shop",
     ]);
     let field = |name: &str, template: &str| {
@@ -327,6 +329,9 @@ fn inspect_speaks_dockers_json_and_templates() {
         ),
         "67108864 [NET_ADMIN] bridge"
     );
+    let io_mode = "{{.GraphDriver.Data.IoMode}}";
+    assert_eq!(field("first", io_mode), "cached (default)");
+    assert_eq!(field("second", io_mode), "writeback");
     assert_eq!(field("second", "{{index .Config.Labels \"kind\"}}"), "two");
     // Two processes read it alike: what is printed is JSON.
     let printed = store.ok(["container", "inspect", "first", "second"]);

@@ -15,7 +15,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use cowl_tests::command::{program, python, shell};
 use cowl_tests::host::has_passthrough;
-use cowl_tests::profile::{NEVER, current, directory, readable, root, user};
+use cowl_tests::profile::{NEVER, Privilege, current, directory, readable, root, user};
 use cowl_tests::requests::{READ, during, worker};
 use cowl_tests::store::Store;
 
@@ -51,6 +51,32 @@ fn image(mebibytes: u32, files: u32) -> Store {
     store.ok(["import", archive.to_str().unwrap(), "big"]);
     fs::remove_file(archive).unwrap();
     store
+}
+
+#[test]
+fn info_says_which_io_modes_there_are_as_root() {
+    root(|| io_modes_are_told());
+}
+
+#[test]
+fn info_says_which_io_modes_there_are_as_user() {
+    user(|| io_modes_are_told());
+}
+
+fn io_modes_are_told() {
+    let (store, content) = (Store::new("store"), directory().join("content"));
+    fs::create_dir(&content).unwrap();
+    store.import_directory(&content, "some");
+    let told = store.ok(["info"]);
+    let expected = if has_passthrough() {
+        "cached (default), writeback, passthrough"
+    } else if current() == Privilege::User {
+        "cached (default), writeback; passthrough needs root of the initial user namespace"
+    } else {
+        "cached (default), writeback; passthrough needs Linux 6.9"
+    };
+    let line = format!("I/O Modes: {expected}");
+    assert!(told.lines().any(|one| one == line), "{told}");
 }
 
 #[test]

@@ -116,6 +116,14 @@ impl IoModeChoice {
             Self::Writeback => "writeback",
         }
     }
+
+    /// The mode that came of it, and whether it was asked for.
+    pub const fn outcome(self) -> &'static str {
+        match self {
+            Self::Auto => "cached (default)",
+            asked => asked.name(),
+        }
+    }
 }
 
 impl fmt::Display for IoModeChoice {

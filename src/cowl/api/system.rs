@@ -112,6 +112,7 @@ fn facts_of_store(engine: &Engine) -> Result<Value> {
             ["Objects", objects.number.to_string()],
             ["Object Bytes", objects.bytes.to_string()],
             ["FUSE", host.fuse],
+            ["I/O Modes", host.io_modes],
             ["Privilege", host.privilege],
         ],
         "DockerRootDir": engine.store().root(),

@@ -334,6 +334,7 @@ pub(super) fn info(engine: &Engine, out: &mut Stdout) -> Result<u8> {
         format!("Architecture: {}", kernel.machine().to_string_lossy()),
         format!("Privilege: {}", host.privilege),
         format!("FUSE: {}", host.fuse),
+        format!("I/O Modes: {}", host.io_modes),
     ];
     lines.iter().try_for_each(|line| out.line(line))?;
     Ok(0)

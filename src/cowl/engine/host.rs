@@ -40,11 +40,14 @@ pub struct Host {
     pub privilege: &'static str,
     /// Whether /dev/fuse can be opened.
     pub fuse: String,
+    /// How mounts can read and write files, see `docs/io-modes.md`.
+    pub io_modes: &'static str,
 }
 
 /// Describes the host.
 pub fn describe() -> Host {
-    let privilege = match (rustix::process::geteuid().is_root(), in_initial_namespace()) {
+    let (is_root, is_initial) = (rustix::process::geteuid().is_root(), in_initial_namespace());
+    let privilege = match (is_root, is_initial) {
         (true, true) => "root",
         (true, false) => "root of a user namespace",
         (false, _) => "none; mount and run work in unshare -Urm",
@@ -53,7 +56,31 @@ pub fn describe() -> Host {
         |errno| format!("/dev/fuse: {errno}"),
         |_| "/dev/fuse".to_owned(),
     );
-    Host { privilege, fuse }
+    let io_modes = if !(is_root && is_initial) {
+        "cached (default), writeback; passthrough needs root of the initial user namespace"
+    } else if kernel() < PASSTHROUGH {
+        "cached (default), writeback; passthrough needs Linux 6.9"
+    } else {
+        "cached (default), writeback, passthrough"
+    };
+    Host {
+        privilege,
+        fuse,
+        io_modes,
+    }
+}
+
+/// The first kernel whose FUSE has passthrough.
+const PASSTHROUGH: (u32, u32) = (6, 9);
+
+/// The kernel's version and patch level; what is no number is 0.
+fn kernel() -> (u32, u32) {
+    let uname = rustix::system::uname();
+    let release = uname.release().to_string_lossy();
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map(|number| number.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
 /// Opens the device as the keeper will: one without permission is as good as none.

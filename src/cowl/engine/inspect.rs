@@ -45,7 +45,12 @@ impl Engine {
             "HostConfig": config.host.shown()?,
             "GraphDriver": {
                 "Name": "cowl",
-                "Data": {"UpperDir": file("upper"), "WorkDir": file("work")},
+                "Data": {
+                    "UpperDir": file("upper"),
+                    "WorkDir": file("work"),
+                    // A mode that the host cannot give fails the start, so this one it is.
+                    "IoMode": config.host.io_mode()?.outcome(),
+                },
             },
             "Mounts": self.mount_points(config),
             "Config": config.config,
