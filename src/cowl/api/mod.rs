@@ -4,6 +4,7 @@
 //! state but that of its connections: killed at any moment, the next one goes on. Verbs block, so each runs in a thread of its
 //! own. Shapes and texts: Docker Engine API v1.51.
 
+mod archive;
 mod attach;
 mod containers;
 mod events;

@@ -2,7 +2,8 @@
 
 use super::http::{Handled, Refusal, Reply, Request};
 use super::{
-    Server, attach, containers, events, exec, images, life, logs, network, stats, system, volumes,
+    Server, archive, attach, containers, events, exec, images, life, logs, network, stats, system,
+    volumes,
 };
 use hyper::{Method, StatusCode};
 use std::sync::Arc;
@@ -110,6 +111,15 @@ async fn containers(server: &Arc<Server>, request: Request, path: &[&str]) -> Ha
         (&Method::POST, ["create"]) => containers::create(server, request).await,
         (&Method::POST, ["prune"]) => containers::prune(server, &request).await,
         (&Method::GET, [name, "json"]) => containers::inspect(server, (*name).to_owned()).await,
+        (&Method::HEAD, [name, "archive"]) => {
+            archive::stat(server, &request, (*name).to_owned()).await
+        }
+        (&Method::GET, [name, "archive"]) => {
+            archive::read(server, &request, (*name).to_owned()).await
+        }
+        (&Method::PUT, [name, "archive"]) => {
+            archive::write(server, request, (*name).to_owned()).await
+        }
         (&Method::GET, [name, "top"]) => stats::top(server, &request, (*name).to_owned()).await,
         (&Method::GET, [name, "stats"]) => stats::stats(server, &request, (*name).to_owned()).await,
         (&Method::GET, [name, "logs"]) => logs::logs(server, request, (*name).to_owned()).await,

@@ -4,6 +4,7 @@
 //! `container`. It keeps no state: each call reads the store, so any number of `cowl` processes
 //! can work on one store. The next command cleans up after a killed one.
 
+pub mod archive;
 pub(crate) mod attach;
 mod capabilities;
 pub mod commit;

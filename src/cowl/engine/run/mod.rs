@@ -138,23 +138,8 @@ impl Engine {
         size: WindowSize,
         signals: Option<&Signals>,
     ) -> Result<Running> {
-        let container = &pending.container;
-        let config = &container.config;
-        let short = names::short(&config.id);
-        let (upper, work) = container.upper()?;
-        let upper = Some((upper.as_fd(), work.as_fd()));
-        let request = mount::Request {
-            id: short,
-            name: short,
-            title: &config.config.image,
-            layers: &config.layers,
-            io_mode: config.host.io_mode()?,
-            upper,
-        };
-        let lease = self
-            .store
-            .lease(short, Some(config.image_id), &config.layers)?;
-        let mounted = mount::mount(&self.store, &request, lease)?;
+        let config = &pending.container.config;
+        let mounted = self.mount_root(pending)?;
         if !streams.is_empty() {
             self.tell_container(config, "attach", &[]);
         }
@@ -173,6 +158,25 @@ impl Engine {
                 Err(error)
             }
         }
+    }
+
+    /// Mounts a container's root, attached nowhere.
+    pub(super) fn mount_root(&self, pending: &PendingContainer) -> Result<Mounted> {
+        let config = &pending.container.config;
+        let short = names::short(&config.id);
+        let (upper, work) = pending.container.upper()?;
+        let request = mount::Request {
+            id: short,
+            name: short,
+            title: &config.config.image,
+            layers: &config.layers,
+            io_mode: config.host.io_mode()?,
+            upper: Some((upper.as_fd(), work.as_fd())),
+        };
+        let lease = self
+            .store
+            .lease(short, Some(config.image_id), &config.layers)?;
+        mount::mount(&self.store, &request, lease)
     }
 
     /// Fills new volumes, starts the monitor and waits until the program runs.

@@ -1,0 +1,268 @@
+//! `cp`: files of a container as a tar, out and in.
+//!
+//! A running container's files are reached through its monitor, with all its mounts; one at rest is
+//! mounted for the copy. Whatever the container does meanwhile, nothing outside of its root is
+//! reached: a path is resolved by the kernel inside the root (`RESOLVE_IN_ROOT`, openat2(2)), and
+//! its last component is opened without following a link.
+
+mod read;
+mod write;
+
+use super::Engine;
+use super::container::config::Config;
+use super::container::state::Status;
+use super::container::{Container, PendingContainer};
+use super::error::{Context, Error, Result};
+use super::mount::Mounted;
+use cowl_sys::open::openat2;
+use jiff::Timestamp;
+use rustix::fs::{AtFlags, FileType, OFlags, ResolveFlags, Stat, readlinkat, statat};
+use rustix::io::Errno;
+use serde::Serialize;
+use std::os::fd::OwnedFd;
+
+pub use write::Extraction;
+
+/// A container's files.
+#[derive(Debug)]
+pub struct Files {
+    root: OwnedFd,
+    config: Config,
+    /// As the caller named it.
+    needle: String,
+    /// Of a container at rest: the mount, and the right to it.
+    mounted: Option<(Mounted, PendingContainer)>,
+}
+
+/// What is at a path of a container, as Docker's `ContainerPathStat`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PathStat {
+    /// The last component of the path.
+    pub name: String,
+    /// In bytes.
+    pub size: i64,
+    /// As Go's `os.FileMode` has it.
+    pub mode: u32,
+    /// RFC 3339.
+    pub mtime: String,
+    /// Of a symbolic link.
+    pub link_target: String,
+}
+
+/// The last component of a path in the directory that holds it.
+struct Place {
+    parent: OwnedFd,
+    /// `.` for the directory itself.
+    name: String,
+}
+
+impl Engine {
+    /// Opens the files of a container. [`Engine::close_files`] is to be called at the end.
+    pub fn open_files(&self, needle: &str) -> Result<Files> {
+        let container = self.containers.find(needle)?;
+        let config = container.config.clone();
+        let needle = needle.to_owned();
+        if let Some(control) = self.control(&container)? {
+            return Ok(Files {
+                root: control.root()?,
+                config,
+                needle,
+                mounted: None,
+            });
+        }
+        super::host::require_mounts("cp")?;
+        let pending = self.take_at_rest(container)?;
+        let mounted = self.mount_root(&pending)?;
+        Ok(Files {
+            root: mounted.root.try_clone().context(|| "copying the mount")?,
+            config,
+            needle,
+            mounted: Some((mounted, pending)),
+        })
+    }
+
+    fn take_at_rest(&self, container: Container) -> Result<PendingContainer> {
+        let lock = self.containers.take(&container)?;
+        let status = container.status()?;
+        if matches!(status, Status::Running | Status::Paused) {
+            // Started since.
+            let id = &container.config.id;
+            return Err(Error::conflict(format!("container {id} is being started")));
+        }
+        if status.is_orphaned() {
+            container.kill_locked()?;
+        }
+        self.ready(container, lock)
+    }
+
+    /// Gives a container's files back.
+    pub fn close_files(&self, files: Files) -> Result<()> {
+        let Files { root, mounted, .. } = files;
+        drop(root);
+        match mounted {
+            Some((mounted, pending)) => {
+                mounted.discard(&self.store)?;
+                drop(pending);
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+impl Files {
+    /// What is at a path. A link at its end is not followed, unless the path ends in a slash.
+    pub fn stat(&self, path: &str) -> Result<PathStat> {
+        let place = self.place(path)?;
+        let stat = self.stat_of(&place, path)?;
+        let link = if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
+            let link = readlinkat(&place.parent, &*place.name, Vec::new());
+            link.map_err(|errno| self.failed(errno, path))?
+                .to_string_lossy()
+                .into_owned()
+        } else {
+            String::new()
+        };
+        let mtime = Timestamp::new(
+            stat.st_mtime,
+            i32::try_from(stat.st_mtime_nsec).unwrap_or(0),
+        );
+        Ok(PathStat {
+            name: name_of(path),
+            size: stat.st_size,
+            mode: go_mode(stat.st_mode),
+            mtime: mtime.unwrap_or_default().to_string(),
+            link_target: link,
+        })
+    }
+
+    fn stat_of(&self, place: &Place, path: &str) -> Result<Stat> {
+        statat(&place.parent, &*place.name, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|errno| self.failed(errno, path))
+    }
+
+    /// Finds a path inside the root.
+    fn place(&self, path: &str) -> Result<Place> {
+        self.check_mounts(path)?;
+        let whole = path.trim_start_matches('/');
+        let is_directory = whole.is_empty() || whole.ends_with('/') || last(whole) == ".";
+        let (above, name) = match whole.rsplit_once('/') {
+            _ if is_directory => (whole, "."),
+            _ if last(whole) == ".." => (whole, "."),
+            Some((above, name)) => (above, name),
+            None => ("", whole),
+        };
+        Ok(Place {
+            parent: self
+                .directory(above)
+                .map_err(|errno| self.failed(errno, path))?,
+            name: name.to_owned(),
+        })
+    }
+
+    /// Opens a directory inside the root.
+    fn directory(&self, path: &str) -> Result<OwnedFd, Errno> {
+        let path = if path.is_empty() { "." } else { path };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        openat2(&self.root, path, flags, resolve)
+    }
+
+    /// At rest the container's mounts are not there, and what is below them is not theirs.
+    fn check_mounts(&self, path: &str) -> Result<()> {
+        if self.mounted.is_none() {
+            return Ok(());
+        }
+        let path = components(path);
+        let mounts = self.config.mounts.iter();
+        let mut destinations = mounts.map(|mount| mount.destination.as_str());
+        let meets = |destination: &&str| {
+            let destination = components(destination);
+            path.starts_with(&destination) || destination.starts_with(&path)
+        };
+        match destinations.find(meets) {
+            None => Ok(()),
+            Some(destination) => Err(Error::conflict(format!(
+                "container {} is not running, so what is mounted at {destination} is not there: start it first",
+                self.needle
+            ))),
+        }
+    }
+
+    /// In Docker's words.
+    fn failed(&self, errno: Errno, path: &str) -> Error {
+        match errno {
+            Errno::NOENT | Errno::NOTDIR => Error::not_found(format!(
+                "Could not find the file {path} in container {}",
+                self.needle
+            )),
+            errno => Error::from(errno).context(format!("{path} in container {}", self.needle)),
+        }
+    }
+}
+
+/// The components of a path, without those that mean nothing; `..` takes one back.
+fn components(path: &str) -> Vec<&str> {
+    let mut all = Vec::new();
+    for component in path.split('/') {
+        match component {
+            "" | "." => {}
+            ".." => drop(all.pop()),
+            component => all.push(component),
+        }
+    }
+    all
+}
+
+fn last(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or_default()
+}
+
+/// Go's `filepath.Base`.
+fn name_of(path: &str) -> String {
+    match last(path.trim_end_matches('/')) {
+        "" => "/".to_owned(),
+        name => name.to_owned(),
+    }
+}
+
+/// Go's `os.FileMode`: the permissions, and bits of its own (package io/fs).
+fn go_mode(mode: u32) -> u32 {
+    let kind = match FileType::from_raw_mode(mode) {
+        FileType::Directory => 1 << 31,
+        FileType::Symlink => 1 << 27,
+        FileType::BlockDevice => 1 << 26,
+        FileType::CharacterDevice => 1 << 26 | 1 << 21,
+        FileType::Fifo => 1 << 25,
+        FileType::Socket => 1 << 24,
+        _ => 0,
+    };
+    let bit = |set: u32, go: u32| if mode & set == 0 { 0 } else { go };
+    mode & 0o777 | kind | bit(0o4000, 1 << 23) | bit(0o2000, 1 << 22) | bit(0o1000, 1 << 20)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn go_mode_is_gos() {
+        // From recordings of dockerd: a sticky directory, a file, a directory.
+        for (mode, expected) in [
+            (0o041_777, 2_148_532_735),
+            (0o100_644, 420),
+            (0o040_755, 2_147_484_141),
+        ] {
+            assert_eq!(go_mode(mode), expected, "{mode:o}");
+        }
+    }
+
+    #[test]
+    fn name_of_is_gos_base() {
+        for (path, expected) in [("/", "/"), ("/a/b", "b"), ("/a/b/", "b"), ("/a/.", ".")] {
+            assert_eq!(name_of(path), expected, "{path}");
+        }
+        assert_eq!(components("/a/./b//../c/"), ["a", "c"]);
+    }
+}

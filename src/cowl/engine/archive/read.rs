@@ -1,0 +1,222 @@
+//! Out of a container: what is at a path, as a tar.
+
+use super::{Files, Place, components, name_of};
+use crate::engine::error::{Context, Result};
+use rustix::fs::{
+    AtFlags, Dir, FileType, Mode, OFlags, Stat, fstat, major, minor, openat, readlinkat, statat,
+};
+use rustix::io::Errno;
+use std::collections::HashMap;
+use std::ffi::{CString, OsStr};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use tar::{Builder, EntryType, Header};
+
+/// A directory that is being read.
+struct Level {
+    directory: OwnedFd,
+    entries: Dir,
+    device: u64,
+    /// Its path in the archive.
+    path: PathBuf,
+}
+
+struct Writer<W: Write> {
+    tar: Builder<W>,
+    /// The first names of files with several.
+    links: HashMap<(u64, u64), PathBuf>,
+}
+
+impl Files {
+    /// Writes what is at a path as a tar, whose paths begin with its last component. What is mounted
+    /// below and is no mount of the container's request, as /proc, is an empty directory there.
+    pub fn read(&self, path: &str, out: impl Write) -> Result<()> {
+        let place = self.place(path)?;
+        let stat = self.stat_of(&place, path)?;
+        let top = match name_of(path).as_str() {
+            "/" | ".." => PathBuf::from("."),
+            name => PathBuf::from(name),
+        };
+        let read = self.read_place(path, &place, &stat, &top, out);
+        read.context(|| format!("reading {path}"))
+    }
+
+    fn read_place(
+        &self,
+        path: &str,
+        place: &Place,
+        stat: &Stat,
+        top: &Path,
+        out: impl Write,
+    ) -> io::Result<()> {
+        let mut writer = Writer {
+            tar: Builder::new(out),
+            links: HashMap::new(),
+        };
+        let name = CString::new(place.name.as_str())?;
+        let first = writer.entry(place.parent.as_fd(), &name, stat, top.to_owned())?;
+        let mut levels: Vec<Level> = first.into_iter().collect();
+        while let Some(level) = levels.last_mut() {
+            match writer.next(level, |below| self.is_mount(path, top, below))? {
+                Some(Below::Directory(below)) => levels.push(below),
+                Some(Below::Other) => {}
+                None => drop(levels.pop()),
+            }
+        }
+        writer.tar.into_inner()?.flush()
+    }
+
+    /// Whether a path in the archive of `path` is where the container was asked to have a mount.
+    fn is_mount(&self, path: &str, top: &Path, below: &Path) -> bool {
+        let below = below.strip_prefix(top).unwrap_or(below);
+        let below = below.to_string_lossy();
+        let mut place = components(path);
+        place.extend(components(&below));
+        let mut mounts = self.config.mounts.iter();
+        mounts.any(|mount| components(&mount.destination) == place)
+    }
+}
+
+enum Below {
+    Directory(Level),
+    Other,
+}
+
+impl<W: Write> Writer<W> {
+    /// Writes the next entry of a directory; none at its end.
+    fn next(
+        &mut self,
+        level: &mut Level,
+        is_mount: impl FnOnce(&Path) -> bool,
+    ) -> io::Result<Option<Below>> {
+        let name = loop {
+            let Some(entry) = level.entries.read() else {
+                return Ok(None);
+            };
+            let name = entry?.file_name().to_owned();
+            if !matches!(name.to_bytes(), b"." | b"..") {
+                break name;
+            }
+        };
+        let directory = level.directory.as_fd();
+        let stat = match statat(directory, &name, AtFlags::SYMLINK_NOFOLLOW) {
+            // Removed since.
+            Err(Errno::NOENT) => return Ok(Some(Below::Other)),
+            stat => stat?,
+        };
+        let path = level.path.join(OsStr::from_bytes(name.to_bytes()));
+        let below = self.entry(directory, &name, &stat, path)?;
+        Ok(Some(match below {
+            Some(below) if below.device == level.device || is_mount(&below.path) => {
+                Below::Directory(below)
+            }
+            _ => Below::Other,
+        }))
+    }
+
+    /// Writes an entry. Gives a directory, to be read.
+    fn entry(
+        &mut self,
+        parent: BorrowedFd<'_>,
+        name: &CString,
+        stat: &Stat,
+        path: PathBuf,
+    ) -> io::Result<Option<Level>> {
+        let mut header = Header::new_gnu();
+        header.set_mode(stat.st_mode & 0o7777);
+        header.set_uid(stat.st_uid.into());
+        header.set_gid(stat.st_gid.into());
+        header.set_mtime(u64::try_from(stat.st_mtime).unwrap_or(0));
+        header.set_size(0);
+        let file = (stat.st_dev, stat.st_ino);
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        if kind != FileType::Directory && stat.st_nlink > 1 {
+            if let Some(first) = self.links.get(&file) {
+                header.set_entry_type(EntryType::Link);
+                self.tar.append_link(&mut header, path, first)?;
+                return Ok(None);
+            }
+            self.links.insert(file, path.clone());
+        }
+        match kind {
+            FileType::RegularFile => {
+                let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+                let content = openat(parent, name, flags, Mode::empty())?;
+                let now = fstat(&content)?;
+                if FileType::from_raw_mode(now.st_mode) != FileType::RegularFile {
+                    return Err(io::Error::other("a file became something else meanwhile"));
+                }
+                let size = u64::try_from(now.st_size).unwrap_or(0);
+                header.set_size(size);
+                let content = Exactly {
+                    file: File::from(content),
+                    left: size,
+                };
+                self.tar.append_data(&mut header, path, content)?;
+            }
+            FileType::Directory => {
+                header.set_entry_type(EntryType::Directory);
+                // With a slash at its end, as tar and Docker write it.
+                self.tar
+                    .append_data(&mut header, path.join(""), io::empty())?;
+                let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                let directory = openat(parent, name, flags, Mode::empty())?;
+                return Ok(Some(Level {
+                    entries: Dir::read_from(&directory)?,
+                    device: fstat(&directory)?.st_dev,
+                    directory,
+                    path,
+                }));
+            }
+            FileType::Symlink => {
+                header.set_entry_type(EntryType::Symlink);
+                let target = readlinkat(parent, name, Vec::new())?;
+                let target = OsStr::from_bytes(target.to_bytes());
+                self.tar.append_link(&mut header, path, target)?;
+            }
+            FileType::CharacterDevice | FileType::BlockDevice => {
+                header.set_entry_type(if kind == FileType::BlockDevice {
+                    EntryType::Block
+                } else {
+                    EntryType::Char
+                });
+                header.set_device_major(major(stat.st_rdev))?;
+                header.set_device_minor(minor(stat.st_rdev))?;
+                self.tar.append_data(&mut header, path, io::empty())?;
+            }
+            FileType::Fifo => {
+                header.set_entry_type(EntryType::Fifo);
+                self.tar.append_data(&mut header, path, io::empty())?;
+            }
+            // A tar has no sockets, and Docker leaves them out too.
+            _ => {}
+        }
+        Ok(None)
+    }
+}
+
+/// So many bytes of a file, whatever it does meanwhile: zeros where it has become shorter.
+struct Exactly {
+    file: File,
+    left: u64,
+}
+
+impl Read for Exactly {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let most = usize::try_from(self.left).unwrap_or(usize::MAX);
+        let length = most.min(buffer.len());
+        let buffer = buffer.get_mut(..length).unwrap_or_default();
+        let read = match self.file.read(buffer)? {
+            0 => {
+                buffer.fill(0);
+                buffer.len()
+            }
+            read => read,
+        };
+        self.left -= read as u64;
+        Ok(read)
+    }
+}

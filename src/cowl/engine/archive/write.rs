@@ -1,0 +1,294 @@
+//! Into a container: the files of a tar.
+//!
+//! An entry's directory is looked up inside the container's root for each entry, so a link that
+//! leads out of the root leads to a place inside, whenever it was put there. What is there under an
+//! entry's name is replaced, never followed.
+
+use super::{Files, components};
+use crate::engine::error::{Context, Error, Result};
+use cowl_core::layer::decompress;
+use cowl_core::store::remove_tree;
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, chownat, fchmod, fchown,
+    linkat, makedev, mkdirat, mknodat, openat, statat, symlinkat, unlinkat, utimensat,
+};
+use rustix::io::Errno;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use tar::{Archive, Entry, EntryType};
+
+/// How a tar is unpacked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Extraction {
+    /// A directory does not take the place of something else, nor something else that of one.
+    pub keep_kinds: bool,
+    /// Files belong to the users that the tar says; else to root.
+    pub keep_owners: bool,
+}
+
+/// What an entry says beside its content.
+struct Attributes {
+    owner: (Uid, Gid),
+    mode: Mode,
+    times: Timestamps,
+}
+
+impl Files {
+    /// Unpacks a tar, compressed or not, into a directory.
+    pub fn write(&self, path: &str, tar: impl Read, how: Extraction) -> Result<()> {
+        if self.config.host.readonly_rootfs {
+            return Err(Error::invalid("container rootfs is marked read-only"));
+        }
+        let base = components(path).join("/");
+        self.check_mounts(path)?;
+        match self.directory(path.trim_start_matches('/')) {
+            Ok(_) => {}
+            Err(Errno::NOTDIR) if self.stat(path).is_ok() => {
+                return Err(Error::invalid("extraction point is not a directory"));
+            }
+            Err(errno) => return Err(self.failed(errno, path)),
+        }
+        let tar = decompress(tar).context(|| "reading the tar")?;
+        let mut archive = Archive::new(tar);
+        let entries = archive.entries().context(|| "reading the tar")?;
+        // Their times are set when nothing is put into them any more.
+        let mut directories = Vec::new();
+        for entry in entries {
+            let mut entry = entry.context(|| "reading the tar")?;
+            let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+            let made = self.extract(&base, &name, &mut entry, how);
+            if let Some(times) = made.map_err(|error| error.context(name.clone()))? {
+                directories.push((name, times));
+            }
+        }
+        for (name, times) in directories.into_iter().rev() {
+            let (parent, name) = self.parent(&base, &name)?;
+            utimensat(&parent, name, &times, AtFlags::SYMLINK_NOFOLLOW)?;
+        }
+        Ok(())
+    }
+
+    /// The directory that holds an entry, made if it is missing, and the entry's own name.
+    fn parent<'n>(&self, base: &str, name: &'n str) -> Result<(OwnedFd, &'n str)> {
+        if name.split('/').any(|component| component == "..") {
+            return Err(Error::invalid(format!(
+                "{name}: it leads out of the archive"
+            )));
+        }
+        let mut all: Vec<&str> = components(name);
+        let last = all.pop().unwrap_or(".");
+        let whole = format!("{base}/{name}");
+        self.check_entry(&whole)?;
+        let mut path = base.to_owned();
+        let mut directory = self
+            .directory(&path)
+            .map_err(|errno| self.failed(errno, base))?;
+        for component in all {
+            path = format!("{path}/{component}");
+            let below = path.trim_start_matches('/');
+            directory = match self.directory(below) {
+                Err(Errno::NOENT) => {
+                    mkdirat(&directory, component, Mode::from_raw_mode(0o755))?;
+                    self.directory(below)?
+                }
+                opened => opened?,
+            };
+        }
+        Ok((directory, last))
+    }
+
+    /// At rest, an entry may not be where something is mounted when the container runs.
+    fn check_entry(&self, path: &str) -> Result<()> {
+        if self.mounted.is_none() {
+            return Ok(());
+        }
+        let path = components(path);
+        let mut mounts = self.config.mounts.iter();
+        match mounts.find(|mount| path.starts_with(&components(&mount.destination))) {
+            None => Ok(()),
+            Some(mount) => self.check_mounts(&mount.destination),
+        }
+    }
+
+    /// Makes one file. Gives the times of a directory.
+    fn extract(
+        &self,
+        base: &str,
+        name: &str,
+        entry: &mut Entry<'_, impl Read>,
+        how: Extraction,
+    ) -> Result<Option<Timestamps>> {
+        let kind = entry.header().entry_type();
+        if matches!(kind, EntryType::XGlobalHeader) {
+            return Ok(None);
+        }
+        let attributes = attributes(entry, how.keep_owners)?;
+        let (parent, name) = self.parent(base, name)?;
+        let parent = parent.as_fd();
+        if kind == EntryType::Directory {
+            return directory(parent, name, &attributes, how).map(Some);
+        }
+        make_room(parent, name, how)?;
+        match kind {
+            EntryType::Regular | EntryType::Continuous => {
+                let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+                let made = openat(parent, name, flags, Mode::RUSR | Mode::WUSR)?;
+                let mut made = File::from(made);
+                io::copy(entry, &mut made)?;
+                fchown(&made, Some(attributes.owner.0), Some(attributes.owner.1))?;
+                fchmod(&made, attributes.mode)?;
+            }
+            EntryType::Symlink => {
+                let target = link_of(entry)?;
+                symlinkat(target.as_slice(), parent, name)?;
+                chown_link(parent, name, &attributes)?;
+            }
+            EntryType::Link => {
+                let target = link_of(entry)?;
+                let target = String::from_utf8_lossy(&target).into_owned();
+                let (of, first) = self.parent(base, &target)?;
+                linkat(&of, first, parent, name, AtFlags::empty())?;
+                return Ok(None);
+            }
+            EntryType::Char | EntryType::Block | EntryType::Fifo => {
+                device(parent, name, entry, kind, attributes.mode)?;
+                chown_link(parent, name, &attributes)?;
+            }
+            _ => {
+                return Err(Error::invalid(format!(
+                    "{name}: entries of type {:?} are not read here",
+                    char::from(kind.as_byte())
+                )));
+            }
+        }
+        utimensat(parent, name, &attributes.times, AtFlags::SYMLINK_NOFOLLOW)?;
+        Ok(None)
+    }
+}
+
+fn attributes(entry: &Entry<'_, impl Read>, keep_owners: bool) -> Result<Attributes> {
+    let header = entry.header();
+    let id = |id: io::Result<u64>| -> Result<u32> {
+        let id = id.context(|| "reading an owner")?;
+        u32::try_from(id).map_err(|_range| Error::invalid("an owner is too large"))
+    };
+    let owner = if keep_owners {
+        (
+            Uid::from_raw(id(header.uid())?),
+            Gid::from_raw(id(header.gid())?),
+        )
+    } else {
+        (Uid::ROOT, Gid::ROOT)
+    };
+    let seconds = i64::try_from(header.mtime().unwrap_or(0)).unwrap_or(0);
+    let time = Timespec {
+        tv_sec: seconds,
+        tv_nsec: 0,
+    };
+    Ok(Attributes {
+        owner,
+        mode: Mode::from_raw_mode(header.mode().context(|| "reading a mode")? & 0o7777),
+        times: Timestamps {
+            last_access: time,
+            last_modification: time,
+        },
+    })
+}
+
+fn link_of(entry: &Entry<'_, impl Read>) -> Result<Vec<u8>> {
+    let name = entry.link_name_bytes();
+    let name = name.ok_or_else(|| Error::invalid("a link without a target"))?;
+    Ok(std::ffi::OsStr::from_bytes(&name).as_bytes().to_vec())
+}
+
+fn kind_at(parent: BorrowedFd<'_>, name: &str) -> Result<Option<FileType>> {
+    match statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok(Some(FileType::from_raw_mode(stat.st_mode))),
+        Err(Errno::NOENT) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Removes what is under the name of something else than a directory.
+fn make_room(parent: BorrowedFd<'_>, name: &str, how: Extraction) -> Result<()> {
+    match kind_at(parent, name)? {
+        None => Ok(()),
+        Some(FileType::Directory) if how.keep_kinds || name == "." => Err(Error::invalid(format!(
+            "cannot overwrite directory \"{name}\" with non-directory"
+        ))),
+        Some(FileType::Directory) => remove_tree(parent, name)
+            .map(drop)
+            .context(|| format!("removing {name}")),
+        Some(_) => Ok(unlinkat(parent, name, AtFlags::empty())?),
+    }
+}
+
+fn directory(
+    parent: BorrowedFd<'_>,
+    name: &str,
+    attributes: &Attributes,
+    how: Extraction,
+) -> Result<Timestamps> {
+    match kind_at(parent, name)? {
+        Some(FileType::Directory) => {}
+        Some(_) if how.keep_kinds => {
+            return Err(Error::invalid(format!(
+                "cannot overwrite non-directory \"{name}\" with directory"
+            )));
+        }
+        there => {
+            if there.is_some() {
+                unlinkat(parent, name, AtFlags::empty())?;
+            }
+            mkdirat(parent, name, Mode::RWXU)?;
+        }
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let made = openat(parent, name, flags, Mode::empty())?;
+    fchown(&made, Some(attributes.owner.0), Some(attributes.owner.1))?;
+    fchmod(&made, attributes.mode)?;
+    Ok(attributes.times.clone())
+}
+
+fn device(
+    parent: BorrowedFd<'_>,
+    name: &str,
+    entry: &Entry<'_, impl Read>,
+    kind: EntryType,
+    mode: Mode,
+) -> Result<()> {
+    let header = entry.header();
+    let number = |number: io::Result<Option<u32>>| -> Result<u32> {
+        Ok(number.context(|| "reading a device number")?.unwrap_or(0))
+    };
+    let (kind, device) = match kind {
+        EntryType::Fifo => (FileType::Fifo, 0),
+        kind => {
+            let device = makedev(
+                number(header.device_major())?,
+                number(header.device_minor())?,
+            );
+            if kind == EntryType::Char {
+                (FileType::CharacterDevice, device)
+            } else {
+                (FileType::BlockDevice, device)
+            }
+        }
+    };
+    mknodat(parent, name, kind, mode, device)?;
+    Ok(())
+}
+
+fn chown_link(parent: BorrowedFd<'_>, name: &str, attributes: &Attributes) -> Result<()> {
+    let (uid, gid) = attributes.owner;
+    chownat(
+        parent,
+        name,
+        Some(uid),
+        Some(gid),
+        AtFlags::SYMLINK_NOFOLLOW,
+    )?;
+    Ok(())
+}

@@ -1,0 +1,222 @@
+//! `docker cp` over `cowl serve`: files into and out of containers, whatever a container or a tar has
+//! in it.
+
+use std::fs::File;
+use std::process::Stdio;
+
+use cowl_tests::busybox::shop;
+use cowl_tests::command::{program, run, shell};
+use cowl_tests::profile::{directory, root, user};
+use cowl_tests::server::Server;
+use cowl_tests::tree::{assert_same, read};
+
+/// A directory with what a tar can say of files.
+const TREE: &str = "mkdir -p tree/below/deep && cd tree && echo one > file && chmod 640 file && ln file below/hard \
+    && ln -s ../file below/link && ln -s /nowhere dangling && head -c 100000 /dev/urandom > below/large \
+    && chmod 4755 below/large && chmod 1777 below/deep && : > \"$(printf %0150d 7)\" \
+    && find . -depth -exec touch -h -d @1000000000 {} +";
+
+fn docker_cp_copies_trees_both_ways() {
+    let store = shop("store");
+    let server = Server::start(&store);
+    let here = directory().join("here");
+    std::fs::create_dir_all(&here).unwrap();
+    shell(&here, TREE, [""; 0]);
+    let path = |name: &str| here.join(name).to_str().unwrap().to_owned();
+    let expected = read(&here.join("tree"));
+    server.ok(["run", "-di", "--name", "runs", "shop", "cat"]);
+    server.ok(["create", "--name", "rests", "shop", "true"]);
+    for name in ["runs", "rests"] {
+        server.ok(["cp", "-a", &path("tree"), &format!("{name}:/in")]);
+        server.ok(["cp", "-a", &format!("{name}:/in"), &path(name)]);
+        assert_same(&expected, &read(&here.join(name)), name);
+        // The content of a directory, into one that is there.
+        server.ok([
+            "cp",
+            &format!("{}/.", path("tree")),
+            &format!("{name}:/tmp"),
+        ]);
+        let listed = tar_of(&server, &format!("{name}:/tmp/below"), &["-t"]);
+        assert!(listed.contains("below/link\n"), "{listed}");
+        let one = server.ok(["cp", &format!("{name}:/tmp/file"), &path("one")]);
+        assert_eq!(one, "");
+        assert_eq!(std::fs::read_to_string(here.join("one")).unwrap(), "one\n");
+    }
+    let inside = server.ok([
+        "exec",
+        "runs",
+        "sh",
+        "-c",
+        "cat /in/below/link; stat -c %a /in/below/large",
+    ]);
+    assert_eq!(inside, "one\n4755\n");
+    server.ok(["rm", "-f", "runs"]);
+    // What was copied is there when the other one runs, and cp has left it startable.
+    server.ok(["start", "rests"]);
+    assert_eq!(server.ok(["wait", "rests"]), "0\n");
+    let changes = server.ok(["diff", "rests"]);
+    assert!(changes.contains("A /in/below/hard\n"), "{changes}");
+}
+
+#[test]
+fn docker_cp_copies_trees_both_ways_as_root() {
+    root(|| docker_cp_copies_trees_both_ways());
+}
+
+#[test]
+fn docker_cp_copies_trees_both_ways_as_user() {
+    user(|| docker_cp_copies_trees_both_ways());
+}
+
+/// What GNU tar says of what `docker cp SOURCE -` gives.
+#[track_caller]
+fn tar_of(server: &Server, source: &str, options: &[&str]) -> String {
+    let archive = directory().join("out.tar");
+    let output = File::create(&archive).unwrap();
+    let status = server.docker(["cp", source, "-"]).stdout(output).status();
+    assert!(status.unwrap().success(), "{source}");
+    let options = options
+        .iter()
+        .copied()
+        .chain(["-f", archive.to_str().unwrap()]);
+    run(&mut program("tar", options)).ok()
+}
+
+#[test]
+fn docker_cp_reaches_volumes_and_not_proc() {
+    root(|| {
+        let store = shop("store");
+        let server = Server::start(&store);
+        let script = "echo kept > /data/file; cat";
+        server.ok([
+            "run",
+            "-di",
+            "--name",
+            "web",
+            "-v",
+            "notes:/data",
+            "shop",
+            "sh",
+            "-c",
+            script,
+        ]);
+        let listed = tar_of(&server, "web:/data", &["-t"]);
+        assert_eq!(listed, "data/\ndata/file\n");
+        let all = tar_of(&server, "web:/", &["-t"]);
+        let has = |name: &str| {
+            all.lines()
+                .any(|line| line.trim_start_matches("./") == name)
+        };
+        assert!(has("data/file") && has("proc/") && has("dev/"), "{all}");
+        assert!(!has("proc/1/") && !has("dev/null"), "{all}");
+        server.ok(["stop", "-t", "0", "web"]);
+        for path in ["web:/data", "web:/data/file", "web:/"] {
+            let refused = server.run(["cp", path, "-"]);
+            assert_eq!(refused.code(), 1, "{refused}");
+            assert!(
+                refused
+                    .stderr
+                    .contains("mounted at /data is not there: start it first"),
+                "{refused}"
+            );
+        }
+    });
+}
+
+#[test]
+fn docker_cp_is_refused_as_dockerd_does() {
+    root(|| {
+        let store = shop("store");
+        let server = Server::start(&store);
+        server.ok(["create", "--name", "web", "shop", "true"]);
+        server.ok(["create", "--name", "fixed", "--read-only", "shop", "true"]);
+        let file = directory().join("file");
+        std::fs::write(&file, "x").unwrap();
+        let file = file.to_str().unwrap();
+        for (from, to, why) in [
+            (
+                "web:/nope",
+                "-",
+                "Could not find the file /nope in container web",
+            ),
+            (
+                "web:/etc/motd/x",
+                "-",
+                "Could not find the file /etc/motd/x in container web",
+            ),
+            (
+                file,
+                "web:/nodir/x",
+                "Could not find the file /nodir in container web",
+            ),
+            (file, "fixed:/tmp/x", "container rootfs is marked read-only"),
+            (file, "absent:/tmp/x", "No such container: absent"),
+        ] {
+            let refused = server.run(["cp", from, to]);
+            assert_eq!(refused.code(), 1, "{refused}");
+            assert!(refused.stderr.contains(why), "{refused}");
+        }
+        let put = |query: &str| {
+            server.request(&format!("PUT /v1.51/containers/web/archive?{query}"), "x")
+        };
+        assert!(put("").contains("missing parameter: path"));
+        let file = put("path=/etc/motd");
+        assert!(
+            file.contains("400") && file.contains("extraction point is not a directory"),
+            "{file}"
+        );
+    });
+}
+
+/// Neither links of the container nor entries of a tar lead out of the container.
+#[test]
+fn docker_cp_stays_inside_the_container() {
+    root(|| {
+        let store = shop("store");
+        let server = Server::start(&store);
+        let host = directory().join("host");
+        std::fs::create_dir_all(&host).unwrap();
+        std::fs::write(host.join("secret"), "secret").unwrap();
+        let outside = host.to_str().unwrap();
+        let script = format!(
+            "mkdir -p {outside} && ln -s {outside} /tmp/away && ln -s ../../../../../..{outside}/secret /tmp/up && ln -s /proc/1/root /tmp/magic; cat"
+        );
+        server.ok(["run", "-di", "--name", "web", "shop", "sh", "-c", &script]);
+        server.ok(["exec", "web", "test", "-L", "/tmp/magic"]);
+        for path in [
+            "web:/tmp/away/secret",
+            "web:/tmp/up/",
+            "web:/tmp/magic/etc/",
+        ] {
+            let refused = server.run(["cp", path, "-"]);
+            assert_eq!(refused.code(), 1, "{refused}");
+            assert!(!refused.stdout.contains("secret"), "{refused}");
+        }
+        let file = directory().join("file");
+        std::fs::write(&file, "x").unwrap();
+        server.ok(["cp", file.to_str().unwrap(), "web:/tmp/away/put"]);
+        server.ok(["exec", "web", "test", "-f", &format!("{outside}/put")]);
+        // An archive that makes a link and then goes through it, and one that goes up.
+        let archive = directory().join("hostile.tar");
+        let pack = |make: &str, transform: &str| {
+            let source = directory().join("source");
+            shell(&directory(), "rm -rf source && mkdir source", [""; 0]);
+            shell(&source, make, [outside]);
+            let tar = format!(
+                "tar -cf ../hostile.tar -P --no-recursion --transform '{transform}' link evil"
+            );
+            shell(&source, &tar, [""; 0]);
+            let mut docker = server.docker(["cp", "-", "web:/srv"]);
+            run(docker.stdin(Stdio::from(File::open(&archive).unwrap())))
+        };
+        let through = pack("ln -s \"$1\" link; echo x > evil", "s,^evil,link/evil,");
+        assert_eq!(through.code(), 0, "{through}");
+        server.ok(["exec", "web", "test", "-f", &format!("{outside}/evil")]);
+        let up = pack("ln -s x link; echo x > evil", "s,^evil,../../evil,");
+        assert_eq!(up.code(), 1, "{up}");
+        assert!(up.stderr.contains("it leads out of the archive"), "{up}");
+        let there: Vec<_> = std::fs::read_dir(&host).unwrap().collect();
+        assert_eq!(there.len(), 1, "{there:?}");
+        server.ok(["rm", "-f", "web"]);
+    });
+}
