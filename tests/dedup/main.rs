@@ -42,7 +42,7 @@ layer('alone.tar', ('mine', 'file', 'nothing in common'))
 ";
 
 /// Loads images of these layers; gives the archives.
-pub fn load_images(store: &Store) -> Vec<PathBuf> {
+fn load_images(store: &Store) -> Vec<PathBuf> {
     let parts = directory().join("parts");
     fs::create_dir(&parts).unwrap();
     python(&parts, LAYERS, [""; 0]);
@@ -68,7 +68,7 @@ pub fn load_images(store: &Store) -> Vec<PathBuf> {
 }
 
 /// A figure of the JSON, by a Python expression.
-pub fn figure(store: &Store, arguments: &[&str], expression: &str) -> String {
+fn figure(store: &Store, arguments: &[&str], expression: &str) -> String {
     let report = directory().join("figure.json");
     fs::write(
         &report,
