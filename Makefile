@@ -7,6 +7,7 @@
 #                      one tier of them: what each needs and may take is in .config/nextest.toml
 #   make test-vm       tiers (TIERS_VM) on stock Debian 12 in a virtual machine without KVM: hours
 #   make bench         times of cowl beside kernel overlayfs and fuse-overlayfs (PEERS: programs); BENCH: more options
+#   make bench-dedup   cowl dedup beside the disk and b3sum, and its memory on a million files: root, network, minutes, 5 GB
 #   make check-dedup   every figure of cowl dedup on six real Debian images, recomputed from their archives: root, network
 #   make lint          formatting, clippy, licences and bans, the borders of the crates, and SPECIFICATION.md against the tests
 
@@ -21,13 +22,14 @@ HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 IMAGE ?= busybox
 PEERS ?= fuse-overlayfs
 PJDFSTEST_VERSION := 0.2.2
+B3SUM_VERSION := 1.8.7
 
 TIERS := unit mount container long
 TIERS_VM ?= container mount unit
 RUN_TESTS = PATH=$(TOOLS)/bin:$$PATH COWL_BIN_DIR=$(BIN) \
   COWL_PJDFSTEST=$(TOOLS)/bin/pjdfstest-$(PJDFSTEST_VERSION) fixtures/run-tests.sh
 
-.PHONY: build run bench test $(TIERS:%=test-%) test-vm test-deps test-tools check-dedup lint clean
+.PHONY: build run bench bench-dedup test $(TIERS:%=test-%) test-vm test-deps test-tools check-dedup lint clean
 
 build:
 	fixtures/install-deps.sh build
@@ -44,6 +46,14 @@ run: build
 bench: build
 	fixtures/install-deps.sh run
 	fixtures/bench/run.py $(BIN) $(addprefix --peer ,$(PEERS)) $(BENCH)
+
+# Hashes beside us: built from crates.io once per version, as pjdfstest is.
+$(TOOLS)/bin/b3sum-$(B3SUM_VERSION):
+	cargo install --locked --quiet --root $(TOOLS) --target-dir $(TOOLS)/build b3sum --version =$(B3SUM_VERSION)
+	ln -f $(TOOLS)/bin/b3sum $@
+
+bench-dedup: check-dedup $(TOOLS)/bin/b3sum-$(B3SUM_VERSION)
+	fixtures/bench/dedup.py $(BIN) $(TARGET)/dedup-images/*.image.tar --b3sum $(TOOLS)/bin/b3sum-$(B3SUM_VERSION)
 
 check-dedup: build
 	fixtures/install-deps.sh run debian
