@@ -1,10 +1,11 @@
-//! Errors of loading an archive. A message names the part of the archive; the caller names the
+//! Errors of loading and saving an archive. A message names the part of the archive; the caller names the
 //! archive.
 
 use std::io;
 
 use crate::digest::{DiffId, DigestError, Sha256Digest};
-use crate::layer::{DecompressError, ImportError};
+use crate::layer::{DecompressError, ImportError, RestoreError};
+use crate::recipe::RecipeError;
 use crate::store::{ReferenceError, StoreError};
 
 /// An error of loading or importing an image. A message does not repeat its source's.
@@ -170,4 +171,55 @@ pub enum ImageError {
     /// An archive of no images.
     #[error("the archive holds no image")]
     Empty,
+}
+
+/// Why images were not saved.
+#[derive(Debug, thiserror::Error)]
+pub enum SaveError {
+    /// The store refused or failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A kept document cannot be read.
+    #[error(transparent)]
+    Document(#[from] ImageError),
+    /// The archive cannot be written.
+    #[error("cannot write the archive")]
+    Write(#[from] io::Error),
+    /// A layer has neither a blob nor a recipe.
+    #[error("layer {0} has no recipe: load its image again")]
+    NoRecipe(DiffId),
+    /// A layer's recipe is damaged.
+    #[error("the recipe of layer {diff_id}")]
+    Recipe {
+        /// The layer.
+        diff_id: DiffId,
+        /// What is wrong with it.
+        source: RecipeError,
+    },
+    /// A layer's tar cannot be restored.
+    #[error("layer {diff_id}")]
+    Restore {
+        /// The layer.
+        diff_id: DiffId,
+        /// Why not.
+        source: RestoreError,
+    },
+    /// A part of another size than the store's record says.
+    #[error("{what} should have {expected} bytes and has {found}: load its image again")]
+    Size {
+        /// The part.
+        what: String,
+        /// As recorded.
+        expected: u64,
+        /// As found.
+        found: u64,
+    },
+    /// A blob is damaged.
+    #[error("blob {expected} is damaged, its bytes have digest {found}: load its image again")]
+    Damaged {
+        /// Its name.
+        expected: Sha256Digest,
+        /// The digest of its bytes.
+        found: Sha256Digest,
+    },
 }

@@ -36,12 +36,12 @@ mod tests;
 
 pub use self::commit::{ChangeError, ConfigChange, NewImage, new_config};
 pub use self::documents::{HistoryEntry, ImageConfig, ProcessConfig, RootFs};
-pub use self::error::ImageError;
+pub use self::error::{ImageError, SaveError};
 pub use self::load::{LoadOptions, Loaded, load, load_file, load_with};
 pub use self::oci::foreign_platform;
 pub use self::platform::{PlatformError, PlatformName};
 pub use self::rootfs::{ImportOptions, import_rootfs};
-pub use self::save::{SaveError, Selected, restore_layer, save};
+pub use self::save::{Selected, restore_layer, save};
 pub use crate::store::{Reference, ReferenceError};
 
 use crate::digest::Sha256Digest;

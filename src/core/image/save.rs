@@ -12,10 +12,10 @@ use std::io::{self, Read, Write};
 use serde_json::{Value, json};
 
 use super::documents::{Document, Manifest};
-use super::{CONFIG_LIMIT, DOCUMENT_LIMIT, ImageError, Reference, docker, oci};
+use super::{CONFIG_LIMIT, DOCUMENT_LIMIT, ImageError, Reference, SaveError, docker, oci};
 use crate::digest::{DiffId, Sha256Digest, Sha256Hasher};
-use crate::layer::{self, RestoreError, member_header, padding};
-use crate::recipe::{Recipe, RecipeError};
+use crate::layer::{self, member_header, padding};
+use crate::recipe::Recipe;
 use crate::store::{Descriptor, Store, StoreError, Tag, TaggedImage};
 use crate::sys::mmap::map_published;
 
@@ -33,57 +33,6 @@ pub struct Selected {
     pub names: Vec<Reference>,
     /// Its record; the record's own name does not count.
     pub tag: Tag,
-}
-
-/// Why images were not saved.
-#[derive(Debug, thiserror::Error)]
-pub enum SaveError {
-    /// The store refused or failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// A kept document cannot be read.
-    #[error(transparent)]
-    Document(#[from] ImageError),
-    /// The archive cannot be written.
-    #[error("cannot write the archive")]
-    Write(#[from] io::Error),
-    /// A layer has neither a blob nor a recipe.
-    #[error("layer {0} has no recipe: load its image again")]
-    NoRecipe(DiffId),
-    /// A layer's recipe is damaged.
-    #[error("the recipe of layer {diff_id}")]
-    Recipe {
-        /// The layer.
-        diff_id: DiffId,
-        /// What is wrong with it.
-        source: RecipeError,
-    },
-    /// A layer's tar cannot be restored.
-    #[error("layer {diff_id}")]
-    Restore {
-        /// The layer.
-        diff_id: DiffId,
-        /// Why not.
-        source: RestoreError,
-    },
-    /// A part of another size than the store's record says.
-    #[error("{what} should have {expected} bytes and has {found}: load its image again")]
-    Size {
-        /// The part.
-        what: String,
-        /// As recorded.
-        expected: u64,
-        /// As found.
-        found: u64,
-    },
-    /// A blob is damaged.
-    #[error("blob {expected} is damaged, its bytes have digest {found}: load its image again")]
-    Damaged {
-        /// Its name.
-        expected: Sha256Digest,
-        /// The digest of its bytes.
-        found: Sha256Digest,
-    },
 }
 
 /// Writes the images as one archive. What they need is kept from gc meanwhile.

@@ -8,6 +8,9 @@
 //!
 //! The walk costs what the upper has, and what renamed directories show of the tree.
 
+mod origins;
+mod untouched;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -15,12 +18,10 @@ use bstr::BString;
 use rustix::fs::Statx;
 use rustix::io::Errno;
 
-use super::marks::Origin;
 use super::name_at::NameAt;
-use super::scan::{self, Listed, MarkError, Marks, OriginNode, Origins};
-use super::spelling::Spelling;
+use super::scan::{self, Listed, MarkError, Marks};
 use super::{Upper, open_directory};
-use crate::tree::{FileType, Rdev, Target, Tree, TreeError, TreeIno};
+use crate::tree::{FileType, Target, Tree, TreeError, TreeIno};
 
 /// Why an upper's changes cannot be listed.
 #[derive(Debug, thiserror::Error)]
@@ -108,46 +109,6 @@ pub fn changes<E: From<ChangesError>>(
     };
     walk.root()?;
     walk.other_names()
-}
-
-/// Damage of the tree is EIO, as in a mount.
-impl Origins for Tree {
-    type Node = TreeIno;
-
-    fn spelling(&self) -> Spelling {
-        Spelling::Tree
-    }
-
-    fn origin(&self, origin: &Origin) -> rustix::io::Result<Option<OriginNode<TreeIno>>> {
-        let Origin::Node(node) = *origin else {
-            return Ok(None);
-        };
-        let Ok(record) = self.node(node) else {
-            return Ok(None);
-        };
-        let null_device =
-            record.file_type == FileType::CharDevice && record.rdev == Rdev::default();
-        Ok(Some(OriginNode {
-            node,
-            stored_type: if null_device {
-                FileType::Regular
-            } else {
-                record.file_type
-            },
-            null_device,
-            has_content: record.object.is_some(),
-        }))
-    }
-
-    fn child(&self, dir: TreeIno, name: &[u8]) -> rustix::io::Result<Option<OriginNode<TreeIno>>> {
-        match self.lookup(dir, name).map_err(|_damaged| Errno::IO)? {
-            Some(dirent) => match dirent.target {
-                Target::Node(ino) => self.origin(&Origin::Node(ino)),
-                Target::Whiteout | Target::LinkBelow => Ok(None),
-            },
-            None => Ok(None),
-        }
-    }
 }
 
 /// Adds the path to an error of the host.
@@ -455,62 +416,6 @@ impl<E: From<ChangesError>, F: FnMut(&Change<'_>) -> Result<(), E>> Walk<'_, F> 
                 marks: &marks,
             },
         )
-    }
-
-    /// The names of listed tree files that the upper does not touch.
-    fn other_names(&mut self) -> Result<(), E> {
-        let tree = self.tree;
-        let mut files: BTreeSet<TreeIno> = self.linked.keys().copied().collect();
-        files.extend(&self.indexed);
-        for ino in files {
-            for name in tree.names_of(ino).map_err(ChangesError::from)? {
-                let name = name.map_err(ChangesError::from)?;
-                let Some((path, directories)) = self.untouched(name.parent, name.name)? else {
-                    continue;
-                };
-                for (path, dir) in directories {
-                    if self.named.insert(dir) {
-                        self.give(&path, Now::Tree(dir))?;
-                    }
-                }
-                if self.indexed.contains(&ino) {
-                    self.indexed_leaf(&path, ino)?;
-                } else if let Some(first) = self.linked.get(&ino).cloned() {
-                    self.give(&path, Now::Link(&first))?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// The path at which a mount shows a name of the tree, and the directories on the way that the
-    /// upper does not have; None if it shows it nowhere, or if it is listed.
-    fn untouched(&self, dir: TreeIno, name: &[u8]) -> Result<Option<Untouched>, ChangesError> {
-        // From the name up to the first directory whose place is known.
-        let mut parts: Vec<(&[u8], TreeIno)> = Vec::new();
-        let mut above = dir;
-        let place = loop {
-            if let Some(place) = self.places.get(&above) {
-                break place;
-            }
-            let first = self.tree.names_of(above)?.next();
-            let Some(dirent) = first.transpose()? else {
-                return Ok(None);
-            };
-            parts.push((dirent.name, above));
-            above = dirent.parent;
-        };
-        let shown = parts.last().map_or(name, |(part, _)| part);
-        if place.listed || place.hidden.contains(shown) {
-            return Ok(None);
-        }
-        let mut path = place.path.clone();
-        let mut directories = Vec::new();
-        for (part, dir) in parts.into_iter().rev() {
-            path = join(&path, part);
-            directories.push((path.clone(), dir));
-        }
-        Ok(Some((join(&path, name), directories)))
     }
 
     fn child(&self, dir: Option<TreeIno>, name: &[u8]) -> Result<Option<TreeIno>, ChangesError> {

@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use super::*;
-use crate::image::save::{SaveError, Selected, save};
+use crate::image::SaveError;
+use crate::image::save::{Selected, save};
 
 impl Fixture {
     fn selected(&self, name: &str) -> Selected {

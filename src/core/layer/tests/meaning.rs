@@ -5,7 +5,8 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::path::Path;
 
-use super::oracle::{Memory, import_with, message, tars};
+use super::memory::Memory;
+use super::oracle::{import_with, message, tars};
 use crate::digest::ObjectId;
 use crate::layer::{
     HashOnly, ImportError, ImportedLayer, Limits, ObjectSink, ObjectWrite, ReadSeek, StoredObject,

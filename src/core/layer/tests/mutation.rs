@@ -12,7 +12,8 @@ use bstr::ByteSlice;
 use proptest::prelude::*;
 use tar_core::parse::{ParseEvent, Parser};
 
-use super::oracle::{Memory, archives, tars};
+use super::memory::Memory;
+use super::oracle::{archives, tars};
 use super::recipes::restored;
 use crate::digest::Sha256Digest;
 use crate::layer::entry::{Entry, EntryKind};

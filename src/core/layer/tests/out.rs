@@ -4,8 +4,9 @@ use std::fs;
 use std::io::{self, Cursor};
 use std::process::Command;
 
+use super::memory::Memory;
 use super::oracle::{
-    Memory, assert_same, extract, import, import_with, message, tars, walk_directory, walk_tree,
+    assert_same, extract, import, import_with, message, tars, walk_directory, walk_tree,
 };
 use crate::digest::{DiffId, ObjectId, Sha256Digest};
 use crate::layer::{ExportError, ImportError, ImportedLayer, ObjectSource, export};

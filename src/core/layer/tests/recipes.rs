@@ -4,7 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use super::oracle::{Memory, archives, import_with, message, tars};
+use super::memory::Memory;
+use super::oracle::{archives, import_with, message, tars};
 use crate::digest::ObjectId;
 use crate::layer::{ImportedLayer, RestoreError, restore};
 use crate::recipe::{Kind, Recipe, object_ids};
