@@ -277,6 +277,68 @@ fn image_prune_and_rmi_name_what_they_delete() {
     });
 }
 
+/// What the image commands of the API take beside names.
+#[test]
+fn image_commands_honour_their_parameters() {
+    root(|| {
+        let store = shop("store");
+        let server = Server::start(&store);
+        let content = directory().join("content");
+        std::fs::create_dir(&content).unwrap();
+        let tar = directory().join("plain.tar");
+        cowl_tests::store::pack(&content, &tar);
+        let tar = tar.to_str().unwrap();
+        let change = "CMD [\"run\"]";
+        let options = ["-m", "a word", "-c", change, "--platform", "linux/arm64"];
+        let words = [&["import"], &options[..], &[tar, "arm:1"]].concat();
+        let id = server.ok(&words);
+        let format = "{{.Architecture}} {{json .Config.Cmd}} {{.Comment}}";
+        let told = same(
+            &store,
+            &server,
+            &["image", "inspect", "-f", format, "arm:1"],
+        );
+        assert_eq!(told, "arm64 [\"run\"] a word\n");
+        let unnamed = server.ok(["import", tar]);
+        assert_eq!(unnamed.len(), id.len(), "{unnamed}");
+        same(&store, &server, &["image", "inspect", "shop"]);
+        for arguments in [
+            &["images", "-q", "--filter", "reference=a*"][..],
+            &["images", "-q", "--filter", "dangling=true", "--no-trunc"],
+            &["images", "--format", "{{.Repository}} {{.Tag}} {{.Size}}"],
+            &[
+                "info",
+                "-f",
+                "{{.Driver}} {{.Images}} {{.DockerRootDir}} {{.MemoryLimit}}",
+            ],
+        ] {
+            same(&store, &server, arguments);
+        }
+        assert!(store.ok(["info"]).contains("Storage Driver: cowl\n"));
+        let refused = server.run(["history", "--platform", "linux/riscv64", "shop"]);
+        let refused = refused.refused(1);
+        assert!(
+            refused.contains("does not provide the platform linux/riscv64"),
+            "{refused}"
+        );
+        let archive = directory().join("arm.tar");
+        let archive = archive.to_str().unwrap();
+        store.ok(["save", "-o", archive, "arm:1"]);
+        let refused = server.run(["load", "--platform", "linux/amd64", "-i", archive]);
+        assert_ne!(refused.code(), 0, "{refused}");
+        let loaded = server.ok(["load", "--platform", "linux/arm64", "-i", archive]);
+        assert_eq!(loaded, "Loaded image: arm:1\n");
+        for path in ["images/search?term=x", "distribution/shop/json"] {
+            let refused = server.request(&format!("GET /v1.51/{path}"), "");
+            assert!(refused.starts_with("HTTP/1.1 501"), "{refused}");
+        }
+        let networks = server.ok(["network", "ls", "--format", "{{.Name}} {{.Driver}}"]);
+        assert_eq!(networks, "bridge bridge\nhost host\nnone null\n");
+        let filtered = server.ok(["network", "ls", "-q", "--filter", "driver=host"]);
+        assert_eq!(filtered.lines().count(), 1);
+    });
+}
+
 /// The cells of tables but for those that change from one second to the next.
 fn without_ages(tables: &str) -> Vec<Vec<&str>> {
     let cells = |line| {

@@ -4,7 +4,7 @@ use super::Server;
 use super::http::{self, Handled, Refusal, Request, Version};
 use crate::engine::Engine;
 use crate::engine::commit::{Changed, CommitRequest};
-use crate::engine::error::Error;
+use crate::engine::error::{Error, Result};
 use crate::engine::image::{Listed, Removed};
 use crate::engine::load::{ImportRequest, LoadRequest};
 use cowl_core::digest::ImageId;
@@ -98,10 +98,35 @@ pub(super) async fn list(server: &Arc<Server>, request: &Request) -> Handled {
     http::json(StatusCode::OK, &rows)
 }
 
+/// Refuses a platform for which the name has no image, or another one than it stands for here.
+fn check_platform(engine: &Engine, name: &str, platforms: &[String]) -> Result<()> {
+    for platform in platforms {
+        let selected = engine.select(&[name.to_owned()], Some(platform))?;
+        let meant = engine.image(name)?.id;
+        if !selected.iter().any(|one| one.tag.id() == Some(meant)) {
+            return Err(Error::invalid(format!(
+                "image {name} has several platforms, and {platform} is not the one it stands for on this host"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// The platforms that a request names in JSON.
+fn platforms(request: &Request, parameter: &str) -> Handled<Vec<String>> {
+    let given = request.query.all(parameter);
+    given
+        .filter(|text| !text.is_empty())
+        .map(platform)
+        .collect()
+}
+
 pub(super) async fn inspect(server: &Arc<Server>, request: &Request, name: String) -> Handled {
     let version = request.version;
+    let platforms = platforms(request, "platform")?;
     let body = server
         .engine(move |engine| {
+            check_platform(engine, &name, &platforms)?;
             let mut shown = engine.inspect_image(&name)?;
             if version < Version(1, 44)
                 && let Some(fields) = shown.as_object_mut()
@@ -126,8 +151,14 @@ pub(super) async fn prune(server: &Arc<Server>, request: &Request) -> Handled {
     http::json(StatusCode::OK, &body)
 }
 
-pub(super) async fn history(server: &Arc<Server>, name: String) -> Handled {
-    let steps = server.engine(move |engine| engine.history(&name)).await?;
+pub(super) async fn history(server: &Arc<Server>, request: &Request, name: String) -> Handled {
+    let platforms = platforms(request, "platform")?;
+    let steps = server
+        .engine(move |engine| {
+            check_platform(engine, &name, &platforms)?;
+            engine.history(&name)
+        })
+        .await?;
     let rows: Vec<Value> = steps
         .into_iter()
         .map(|step| {
@@ -157,6 +188,11 @@ fn removed(removed: Removed) -> Option<Value> {
 /// `noprune` spares untagged parents, of which there are none.
 pub(super) async fn remove(server: &Arc<Server>, request: &Request, name: String) -> Handled {
     let force = request.query.flag("force");
+    if !platforms(request, "platforms")?.is_empty() {
+        return Err(Refusal::invalid(
+            "cowl removes an image with all its platforms: platforms is not supported",
+        ));
+    }
     let rows = server
         .engine(move |engine| {
             let mut done = Vec::new();
@@ -168,9 +204,7 @@ pub(super) async fn remove(server: &Arc<Server>, request: &Request, name: String
 }
 
 pub(super) fn load(server: &Arc<Server>, request: Request) -> Handled {
-    let platforms = request.query.all("platform");
-    let platforms = platforms.filter(|text| !text.is_empty()).map(platform);
-    let platforms = platforms.collect::<Handled<Vec<_>>>()?;
+    let platforms = platforms(&request, "platform")?;
     let archive = http::upload(request.body).map_err(Error::from)?;
     let server = Arc::clone(server);
     let produce = move |stream: &http::Stream| {

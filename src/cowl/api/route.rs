@@ -13,6 +13,14 @@ pub(super) fn no_page() -> Refusal {
     Refusal::new(StatusCode::NOT_FOUND, "page not found")
 }
 
+/// Docker's answer to what needs a swarm.
+pub(super) fn no_swarm() -> Refusal {
+    Refusal::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node to swarm and try again.",
+    )
+}
+
 pub(super) async fn route(server: &Arc<Server>, request: Request) -> Handled {
     let path = request.path.clone();
     let path: Vec<&str> = path.iter().map(String::as_str).collect();
@@ -52,10 +60,7 @@ async fn system(server: &Arc<Server>, request: Request, path: &[&str]) -> Handle
                 "swarm" | "services" | "nodes" | "tasks" | "secrets" | "configs",
                 ..,
             ],
-        ) => Err(Refusal::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node to swarm and try again.",
-        )),
+        ) => Err(no_swarm()),
         _ => Err(no_page()),
     }
 }
@@ -87,7 +92,9 @@ async fn images(server: &Arc<Server>, request: Request, path: &[&str]) -> Handle
         (&Method::GET, [name @ .., "json"]) => {
             images::inspect(server, &request, name.join("/")).await
         }
-        (&Method::GET, [name @ .., "history"]) => images::history(server, name.join("/")).await,
+        (&Method::GET, [name @ .., "history"]) => {
+            images::history(server, &request, name.join("/")).await
+        }
         (&Method::POST, [name @ .., "tag"]) => images::tag(server, &request, name.join("/")).await,
         (&Method::DELETE, name @ [_, ..]) => images::remove(server, &request, name.join("/")).await,
         _ => Err(no_page()),

@@ -1,11 +1,11 @@
 //! `/volumes`.
 
-use super::Server;
 use super::http::{self, Handled, Request, Version};
+use super::{Server, route};
 use crate::engine::volumes::VolumeRequest;
 use hyper::StatusCode;
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -31,10 +31,14 @@ struct Create {
     driver: Option<String>,
     labels: Option<BTreeMap<String, String>>,
     driver_opts: Option<BTreeMap<String, String>>,
+    cluster_volume_spec: Option<Value>,
 }
 
 pub(super) async fn create(server: &Arc<Server>, request: Request) -> Handled {
     let asked: Create = http::json_body(request.body).await?;
+    if asked.cluster_volume_spec.is_some() {
+        return Err(route::no_swarm());
+    }
     let asked = VolumeRequest {
         name: asked.name,
         driver: asked.driver.unwrap_or_default(),

@@ -86,7 +86,7 @@ pub(super) enum Command {
     /// Remove one or more images
     Rmi(Rmi),
     /// Display information about the store and the host
-    Info,
+    Info(Info),
     /// Get events of containers, images and volumes as they happen
     Events(Events),
     /// Check the store for damage
@@ -357,6 +357,13 @@ pub(super) struct Rmi {
     /// Force the removal of an image that has several names or that a stopped container uses
     #[arg(short, long)]
     pub(super) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Info {
+    /// Format output: json or a Go template
+    #[arg(short, long, value_name = "FORMAT")]
+    pub(super) format: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -1,12 +1,14 @@
 //! `cowl load`, `save`, `import`, `tag`, `images`, `history`, `rmi`, `info`, `check`.
 
-use super::args::{Check, History, Images, Import, Load, Rmi, Save, Tag};
+use super::args::{Check, History, Images, Import, Info, Load, Rmi, Save, Tag};
 use super::table::{ellipsis, printable};
+use super::template::Template;
 use super::units::{human_duration, human_size};
 use super::{FAILURE, Stdout, each, format, print_error};
 use crate::engine::container::state::Status;
 use crate::engine::error::{Context, Error, Result};
 use crate::engine::image::{Listed, Removed, Step, short_id};
+use crate::engine::info::{STORAGE_DRIVER, VERSION};
 use crate::engine::list::Filters;
 use crate::engine::load::{ImportRequest, LoadRequest};
 use crate::engine::{Engine, Listing, host};
@@ -283,7 +285,16 @@ pub(super) fn rmi(engine: &Engine, args: &Rmi, out: &mut Stdout) -> u8 {
     })
 }
 
-pub(super) fn info(engine: &Engine, out: &mut Stdout) -> Result<u8> {
+pub(super) fn info(engine: &Engine, args: &Info, out: &mut Stdout) -> Result<u8> {
+    if let Some(format) = args.format.as_deref().filter(|format| !format.is_empty()) {
+        let info = engine.info()?;
+        let line = match format {
+            "json" => serde_json::to_string(&info)?,
+            template => Template::parse(template)?.render(&info)?,
+        };
+        out.line(&line)?;
+        return Ok(0);
+    }
     let Listing {
         items: containers,
         skipped,
@@ -306,13 +317,14 @@ pub(super) fn info(engine: &Engine, out: &mut Stdout) -> Result<u8> {
     let host = host::describe();
     let kernel = rustix::system::uname();
     let lines = [
-        format!("Version: {}", env!("CARGO_PKG_VERSION")),
+        format!("Version: {VERSION}"),
         format!("Root Dir: {}", engine.store().root().display()),
         format!("Containers: {}", containers.len()),
         format!(" Running: {running}"),
         format!(" Paused: {paused}"),
         format!(" Stopped: {}", containers.len() - running - paused),
         format!("Images: {}", images.len()),
+        format!("Storage Driver: {STORAGE_DRIVER}"),
         format!("Volumes: {}", volumes.items.len()),
         format!("Layers: {}", usage.layers.number),
         format!("Objects: {}", usage.objects.number),

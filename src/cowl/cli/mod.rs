@@ -210,7 +210,7 @@ fn dispatch(cli: Cli, out: &mut Stdout) -> Result<u8> {
         Command::History(args) => image::history(&*open(Access::Read)?, &args, out),
         Command::Rmi(args) => Ok(image::rmi(&*open(Access::Change)?, &args, out)),
         Command::Events(args) => events::events(&*open(Access::Read)?, &args, out),
-        Command::Info => image::info(&*open(Access::Read)?, out),
+        Command::Info(args) => image::info(&*open(Access::Read)?, &args, out),
         Command::Check(args) => image::check(&*open(Access::Read)?, &args, out),
         Command::Mount(args) => mount::mount(&*open(Access::Change)?, &args),
         Command::Umount(args) => mount::umount(&*open(Access::Read)?, &args),

@@ -1,5 +1,6 @@
 //! `cowl system`: how much disk space there is to gain.
 
+use super::args::Info;
 use super::container::list::row as container_row;
 use super::events::{self, Events};
 use super::image::warn;
@@ -25,7 +26,7 @@ pub(super) enum System {
     /// Get events of containers, images and volumes as they happen
     Events(Events),
     /// Display information about the store and the host
-    Info,
+    Info(Info),
     /// Remove unused data
     Prune(SystemPrune),
 }
@@ -43,7 +44,7 @@ pub(super) struct Df {
 impl System {
     pub(super) fn access(&self) -> Access {
         match self {
-            Self::Df(_) | Self::Events(_) | Self::Info => Access::Read,
+            Self::Df(_) | Self::Events(_) | Self::Info(_) => Access::Read,
             Self::Prune(_) => Access::Change,
         }
     }
@@ -53,7 +54,7 @@ pub(super) fn system(engine: &Engine, command: System, out: &mut Stdout) -> Resu
     match command {
         System::Df(args) => disk_usage(engine, &args, out),
         System::Events(args) => events::events(engine, &args, out),
-        System::Info => image::info(engine, out),
+        System::Info(args) => image::info(engine, &args, out),
         System::Prune(args) => prune::system(engine, &args, out),
     }
 }

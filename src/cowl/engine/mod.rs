@@ -22,6 +22,7 @@ pub mod host;
 pub mod image;
 mod image_list;
 mod image_remove;
+pub mod info;
 mod inspect;
 mod isolation;
 pub mod life;
