@@ -261,11 +261,11 @@ pub struct Limits {
     pub memory_reservation: Option<u64>,
     /// How readily its memory is swapped, 0 to 100.
     pub memory_swappiness: Option<u64>,
-    /// Tasks (processes and threads).
+    /// Tasks (processes and threads); `u64::MAX` is no limit.
     pub pids: Option<u64>,
     /// Weight of its processor time, 2 to 262144; 1024 is usual.
     pub cpu_shares: Option<u64>,
-    /// Microseconds of processor time in a period.
+    /// Microseconds of processor time in a period; `u64::MAX` is no limit.
     pub cpu_quota: Option<u64>,
     /// Microseconds of a period; 100000 is usual.
     pub cpu_period: Option<u64>,

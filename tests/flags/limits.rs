@@ -6,7 +6,7 @@ use cowl_tests::profile::root;
 use crate::support::{Detached, Doors};
 
 /// The file of a limit, on version 1 and on version 2, as the container sees it.
-fn cgroup(legacy: &str, unified: &str) -> String {
+pub(crate) fn cgroup(legacy: &str, unified: &str) -> String {
     let (controller, _) = legacy.split_once('.').unwrap();
     format!("cat /sys/fs/cgroup/{controller}/{legacy} 2>/dev/null || cat /sys/fs/cgroup/{unified}")
 }
@@ -20,7 +20,7 @@ fn is_legacy(controller: &str) -> bool {
 }
 
 /// What is read of a limit.
-fn expected<'a>(controller: &str, legacy: &'a str, unified: &'a str) -> &'a str {
+pub(crate) fn expected<'a>(controller: &str, legacy: &'a str, unified: &'a str) -> &'a str {
     if is_legacy(controller) {
         legacy
     } else {

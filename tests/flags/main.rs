@@ -5,4 +5,6 @@ mod isolation;
 mod limits;
 mod mounts;
 mod network;
+mod others;
 mod support;
+mod update;

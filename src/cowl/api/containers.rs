@@ -8,6 +8,7 @@ use crate::engine::commit::{ChangeKind, Changed};
 use crate::engine::create::CreateRequest;
 use crate::engine::docker::{ContainerConfig, HostConfig};
 use crate::engine::list::ListRequest;
+use cowl_core::image::PlatformError;
 use hyper::StatusCode;
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -28,12 +29,19 @@ struct Create {
 
 pub(super) async fn create(server: &Arc<Server>, request: Request) -> Handled {
     let name = request.query.get("name").map(str::to_owned);
+    let platform = request
+        .query
+        .get("platform")
+        .filter(|text| !text.is_empty());
+    let platform = platform.map(str::parse).transpose();
+    let platform = platform.map_err(|error: PlatformError| Refusal::invalid(error.to_string()))?;
     let asked: Create = http::json_body(request.body).await?;
     network::check(&asked.networking_config.unwrap_or_default())?;
     let asked = CreateRequest {
         name,
         config: asked.config,
         host: asked.host_config.unwrap_or_default(),
+        platform,
     };
     let created = server.engine(move |engine| engine.create(&asked)).await?;
     let body = json!({"Id": created.id, "Warnings": created.warnings});

@@ -19,6 +19,7 @@ mod network;
 mod route;
 mod stats;
 mod system;
+mod update;
 mod volumes;
 mod wait;
 mod watch;

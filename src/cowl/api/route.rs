@@ -3,7 +3,7 @@
 use super::http::{Handled, Refusal, Reply, Request};
 use super::{
     Server, archive, attach, containers, events, exec, images, life, logs, network, stats, system,
-    volumes,
+    update, volumes,
 };
 use hyper::{Method, StatusCode};
 use std::sync::Arc;
@@ -164,6 +164,7 @@ async fn verb_of_container(
         "restart" => life::restart(server, &request, name).await,
         "start" => life::start(server, request, name).await,
         "stop" => life::stop(server, &request, name).await,
+        "update" => update::update(server, request, name).await,
         "unpause" => life::unpause(server, name).await,
         "wait" => containers::wait(server, &request, name).await,
         _ => Err(no_page()),

@@ -1,7 +1,7 @@
 //! The command line as clap parses it. The commands give the options their meaning.
 
 use super::container::args::{
-    Attach, Create, Exec, Inspect, Kill, Logs, Names, Ps, Rename, Rm, Run, Start, Stop, Top,
+    Attach, Create, Exec, Inspect, Kill, Logs, Names, Ps, Rename, Rm, Run, Start, Stop, Top, Update,
 };
 use super::events::Events;
 use super::image_group::{Image, ImagePrune};
@@ -108,6 +108,8 @@ pub(super) enum Command {
     Rm(Rm),
     /// Rename a container
     Rename(Rename),
+    /// Update configuration of one or more containers
+    Update(Update),
     /// Return low-level information on containers, images and volumes
     Inspect(Inspect),
     /// Attach local standard input, output, and error streams to a running container
@@ -433,6 +435,8 @@ pub(super) enum Container {
     Prune(Prune),
     /// Rename a container
     Rename(Rename),
+    /// Update configuration of one or more containers
+    Update(Update),
     /// Remove one or more containers
     #[command(visible_alias = "remove")]
     Rm(Rm),
@@ -460,6 +464,7 @@ impl From<Container> for Command {
             Container::Ls(args) => Self::Ps(args),
             Container::Prune(args) => Self::ContainerPrune(args),
             Container::Rename(args) => Self::Rename(args),
+            Container::Update(args) => Self::Update(args),
             Container::Rm(args) => Self::Rm(args),
             Container::Run(args) => Self::Run(args),
         }

@@ -217,6 +217,7 @@ fn dispatch(cli: Cli, out: &mut Stdout) -> Result<u8> {
         Command::Run(args) => container::run(&mut *open(Access::Change)?, *args, out),
         Command::Create(args) => container::create(&*open(Access::Change)?, *args, out),
         Command::Rename(args) => container::rename(&*open(Access::Change)?, &args),
+        Command::Update(args) => container::update(&*open(Access::Change)?, args, out),
         Command::Ps(args) => container::list::ps(&*open(Access::Read)?, &args, out),
         Command::Inspect(args) => container::inspect::any(&*open(Access::Read)?, &args, out),
         Command::ContainerInspect(args) => {

@@ -8,10 +8,11 @@ use super::docker::{ContainerConfig, HostConfig};
 use super::error::{Context, Error, Result};
 use super::events::{self, Type};
 use super::image::Image;
-use super::mounts::{specified, wanted};
+use super::mounts::{labels, specified, wanted};
 use super::{Engine, limits, names, process};
 use crate::volume::{NewVolume, VolumeName, VolumeSpec, is_name};
-use cowl_core::image::foreign_platform;
+use cowl_core::image::{PlatformName, foreign_platform};
+use cowl_core::store::Platform;
 use jiff::Timestamp;
 
 /// The parameters of [`Engine::create`].
@@ -23,6 +24,8 @@ pub struct CreateRequest {
     pub config: ContainerConfig,
     /// Docker's `HostConfig`.
     pub host: HostConfig,
+    /// The image must be for this platform.
+    pub platform: Option<PlatformName>,
 }
 
 /// A new container.
@@ -43,6 +46,7 @@ impl Engine {
         // First the guard: an image that is found is not removed before the container's pin.
         let guard = self.containers.guard()?;
         let image = self.image(&request.config.image)?;
+        check_platform(request, &image)?;
         let id = names::new_id()?;
         let mut request = request.clone();
         self.resolve_namespaces(&mut request.host)?;
@@ -176,12 +180,18 @@ impl Engine {
 
     /// Creates the container's missing volumes. The caller holds the containers' guard.
     fn create_volumes(&self, config: &Config, new: &mut Vec<VolumeName>) -> Result<()> {
-        for name in config.volumes() {
+        for mount in &config.mounts {
+            let MountSource::Volume {
+                name, anonymous, ..
+            } = &mount.source
+            else {
+                continue;
+            };
             let name = VolumeName::parse(name).map_err(Error::invalid)?;
             if !self.volumes.has(&name)? {
-                let anonymous = config.anonymous_volumes().any(|own| own == name.as_str());
                 let asked = NewVolume {
-                    anonymous,
+                    anonymous: *anonymous,
+                    labels: labels(&config.host, mount),
                     ..NewVolume::default()
                 };
                 self.volumes.create(&name, &asked)?;
@@ -258,6 +268,25 @@ pub(super) fn check(request: &CreateRequest) -> Result<()> {
         super::life::signal_number(&request.config.stop_signal)?;
     }
     host.check_supported()
+}
+
+/// moby, `daemon/images/image.go`.
+fn check_platform(request: &CreateRequest, image: &Image) -> Result<()> {
+    match &request.platform {
+        // One that names no platform is for any.
+        Some(wanted)
+            if !image.platform.architecture.is_empty() && !wanted.matches(&image.platform) =>
+        {
+            let Platform {
+                os, architecture, ..
+            } = &image.platform;
+            Err(Error::not_found(format!(
+                "image with reference {} was found but its platform ({os}/{architecture}) does not match the specified platform ({wanted})",
+                request.config.image
+            )))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn check_numbers(host: &HostConfig) -> Result<()> {

@@ -179,8 +179,20 @@ pub(super) fn adapt(asked: &mut Resources) {
     }
 }
 
-/// What the launcher enforces, and Docker's words for what this host can't enforce.
+/// What the launcher enforces for a new container, and Docker's words for what this host can't
+/// enforce.
 pub(super) fn supported(asked: &Resources) -> Result<(Limits, Vec<String>)> {
+    // New control groups have no limit to lift.
+    let fresh = Resources {
+        pids_limit: asked.pids_limit.filter(|limit| *limit > 0),
+        cpu_quota: asked.cpu_quota.max(0),
+        ..asked.clone()
+    };
+    changeable(&fresh)
+}
+
+/// The same for a container that has limits already.
+pub(super) fn changeable(asked: &Resources) -> Result<(Limits, Vec<String>)> {
     let mut limits = limits(asked)?;
     if limits == Limits::default() && asked.oom_kill_disable != Some(true) {
         return Ok((limits, Vec::new()));
@@ -205,14 +217,20 @@ pub(super) fn disables_oom_killer(asked: &Resources) -> Result<bool> {
 }
 
 fn limits(asked: &Resources) -> Result<Limits> {
-    // 0 and -1 are Docker's "no limit".
     let limit = |asked: i64| u64::try_from(asked).ok().filter(|limit| *limit != 0);
+    let or_none = |asked: i64| {
+        if asked < 0 {
+            Some(u64::MAX)
+        } else {
+            limit(asked)
+        }
+    };
     let list = |list: &String| (!list.is_empty()).then(|| list.clone());
     let (period, quota) = if asked.nano_cpus > 0 {
         let quota = i128::from(asked.nano_cpus) * i128::from(USUAL_PERIOD) / i128::from(BILLION);
         (limit(USUAL_PERIOD), u64::try_from(quota).ok())
     } else {
-        (limit(asked.cpu_period), limit(asked.cpu_quota))
+        (limit(asked.cpu_period), or_none(asked.cpu_quota))
     };
     Ok(Limits {
         memory: limit(asked.memory),
@@ -225,7 +243,7 @@ fn limits(asked: &Resources) -> Result<Limits> {
         memory_swappiness: asked
             .memory_swappiness
             .and_then(|percent| u64::try_from(percent).ok()),
-        pids: asked.pids_limit.and_then(limit),
+        pids: asked.pids_limit.and_then(or_none),
         cpu_shares: limit(asked.cpu_shares),
         cpu_quota: quota,
         cpu_period: period,
@@ -368,6 +386,7 @@ mod tests {
                 cpu_period: Some(100_000),
                 cpuset_cpus: Some("0".to_owned()),
                 blkio_weight: Some(300),
+                pids: Some(u64::MAX),
                 ..Limits::default()
             }
         );

@@ -46,6 +46,7 @@ pub(crate) mod signals;
 mod start;
 pub mod stats;
 pub(crate) mod terminal;
+pub mod update;
 pub mod usage;
 pub mod volumes;
 

@@ -87,7 +87,7 @@ fn memory_and_pids(limits: &Limits) -> Vec<Setting> {
         });
     }
     if let Some(tasks) = limits.pids {
-        let write = ("pids.max", tasks.to_string());
+        let write = ("pids.max", unless_none(tasks, "max"));
         settings.push(row("pids", PIDS, [write.clone(), write]));
     }
     settings
@@ -106,8 +106,10 @@ fn processors(limits: &Limits) -> Vec<Setting> {
     }
     if limits.cpu_quota.is_some() || limits.cpu_period.is_some() {
         let period = limits.cpu_period.unwrap_or(PERIOD);
-        let quota = limits.cpu_quota.map(|quota| quota.to_string());
-        let shown = quota.clone().unwrap_or_else(|| "max".to_owned());
+        let quota = limits.cpu_quota.map(|quota| unless_none(quota, "-1"));
+        let shown = limits
+            .cpu_quota
+            .map_or("max".to_owned(), |quota| unless_none(quota, "max"));
         let unified = ("cpu.max", format!("{shown} {period}"));
         // The period first: a quota must fit it.
         let first = ("cpu.cfs_period_us", period.to_string());
@@ -126,6 +128,14 @@ fn processors(limits: &Limits) -> Vec<Setting> {
         }
     }
     settings
+}
+
+/// A number as the kernel reads it; `u64::MAX` is no limit.
+fn unless_none(number: u64, none: &str) -> String {
+    match number {
+        u64::MAX => none.to_owned(),
+        number => number.to_string(),
+    }
 }
 
 fn block_devices(limits: &Limits) -> Vec<Setting> {

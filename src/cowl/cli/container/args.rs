@@ -1,6 +1,7 @@
 //! The options of the container commands, with Docker's names and short forms.
 
 pub(in crate::cli) use super::options::Options;
+use super::options::UpdatableOptions;
 use clap::Args;
 use std::path::PathBuf;
 
@@ -77,6 +78,18 @@ pub(in crate::cli) struct Rename {
     /// The new name
     #[arg(value_name = "NEW_NAME", allow_hyphen_values = true)]
     pub(super) name: String,
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct Update {
+    #[command(flatten)]
+    pub(super) limits: UpdatableOptions,
+    /// Restart policy to apply when a container exits
+    #[arg(long, value_name = "POLICY")]
+    pub(super) restart: Option<String>,
+    /// Names, IDs or the beginnings of IDs
+    #[arg(required = true, value_name = "CONTAINER")]
+    pub(super) containers: Vec<String>,
 }
 
 /// Commands that take nothing but containers.

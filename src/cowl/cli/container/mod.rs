@@ -13,7 +13,8 @@ use super::{Stdout, each, print_error};
 use crate::engine::Engine;
 use crate::engine::create::Created;
 use crate::engine::error::{Context, Error, Kind, Result};
-use args::{Create, Options, Rename, Rm, Run};
+use crate::engine::update::UpdateRequest;
+use args::{Create, Options, Rename, Rm, Run, Update};
 use std::io::{IsTerminal, Write};
 
 pub(super) fn run(engine: &mut Engine, args: Run, out: &mut Stdout) -> Result<u8> {
@@ -80,6 +81,24 @@ fn write_cidfile(file: Option<std::fs::File>, id: &str) -> Result<()> {
             .context(|| "writing the container ID file"),
         None => Ok(()),
     }
+}
+
+pub(super) fn update(engine: &Engine, args: Update, out: &mut Stdout) -> Result<u8> {
+    let request = UpdateRequest {
+        resources: args.limits.into_resources()?,
+        restart_policy: request::restart_policy(args.restart.as_deref(), false)?,
+    };
+    if request == UpdateRequest::default() {
+        return Err(Error::invalid(
+            "you must provide one or more flags when using this command",
+        ));
+    }
+    Ok(each(&args.containers, |name| {
+        for warning in engine.update(name, &request)? {
+            print_error(&format!("WARNING: {warning}"));
+        }
+        Ok(out.line(name)?)
+    }))
 }
 
 pub(super) fn rename(engine: &Engine, args: &Rename) -> Result<u8> {

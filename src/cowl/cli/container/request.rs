@@ -10,6 +10,7 @@ use std::path::Path;
 
 /// Reads files and the environment; `detached` is `-d`.
 pub(super) fn request(options: Options, detached: bool) -> Result<CreateRequest> {
+    check_pull(&options)?;
     let cwd = std::env::current_dir().context(|| "the current directory")?;
     let mut words = options.image_and_command.into_iter();
     let image = words.next().unwrap_or_default();
@@ -81,7 +82,24 @@ pub(super) fn request(options: Options, detached: bool) -> Result<CreateRequest>
         name: options.name,
         config,
         host,
+        platform: options.platform,
     })
+}
+
+/// What is there is taken; what is not can't be pulled.
+fn check_pull(options: &Options) -> Result<()> {
+    match options.pull.as_str() {
+        "missing" | "never" => Ok(()),
+        "always" => {
+            let image = options.image_and_command.first().map_or("", String::as_str);
+            Err(Error::invalid(format!(
+                "--pull always: cowl does not pull: load {image} from an archive (cowl load, cowl import)"
+            )))
+        }
+        other => Err(Error::invalid(format!(
+            "invalid pull option: '{other}': must be one of \"always\", \"missing\" or \"never\""
+        ))),
+    }
 }
 
 /// `--log-driver` and `--log-opt`.
@@ -170,7 +188,10 @@ fn labels(files: &[std::path::PathBuf], given: &[String]) -> Result<BTreeMap<Str
     for file in files {
         for line in lines(file)? {
             let (name, value) = variable(&line)?;
-            set(name, value.as_deref().unwrap_or_default());
+            // As Docker: a file's name alone is no label.
+            if let Some(value) = value {
+                set(name, &value);
+            }
         }
     }
     for text in given {
@@ -233,7 +254,7 @@ mod tests {
         );
         let labels = labels(std::slice::from_ref(&file), &["C".to_owned()]).unwrap();
         let labels: Vec<_> = labels.iter().map(|(a, b)| format!("{a}:{b}")).collect();
-        assert_eq!(labels, ["A:1 = 2 ", "B:", "C:", "NOT_SET_ANYWHERE:"]);
+        assert_eq!(labels, ["A:1 = 2 ", "B:", "C:"]);
         for wrong in ["=1", "A B=1", "A\tB"] {
             std::fs::write(&file, wrong).unwrap();
             environment(std::slice::from_ref(&file), &[]).unwrap_err();

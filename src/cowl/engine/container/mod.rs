@@ -351,6 +351,11 @@ impl Containers {
         self.drop_name_of(&old, &container.config.id)
     }
 
+    /// Replaces what a container was asked to be.
+    pub fn write_config(&self, _guard: &Guard, container: &Container) -> Result<()> {
+        files::write_json(&container.dir, CONFIG, &container.config)
+    }
+
     /// Deletes removed containers. `remove_volumes` removes the anonymous volumes of those marked
     /// so. Call it without the guard: an upper can be large.
     pub fn purge(&self, remove_volumes: impl Fn(&Config) -> Result<()>) -> Result<()> {

@@ -4,7 +4,7 @@
 mod request;
 mod tmpfs;
 
-pub(super) use request::{specified, wanted};
+pub(super) use request::{labels, specified, wanted};
 
 use super::Engine;
 use super::container::Container;

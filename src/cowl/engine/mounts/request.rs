@@ -8,6 +8,7 @@ use crate::engine::names;
 use crate::volume::{PROPAGATIONS, Source, VolumeName, VolumeSpec};
 use cowl_sys::mountinfo;
 use rustix::io::Errno;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The mounts that are asked for, but for those of an image and of other containers.
@@ -42,6 +43,15 @@ pub(in crate::engine) fn wanted(host: &HostConfig) -> Result<Vec<Mount>> {
         }
     }
     Ok(mounts)
+}
+
+/// The labels that a request gives a volume which its container makes.
+pub(in crate::engine) fn labels(host: &HostConfig, mount: &Mount) -> BTreeMap<String, String> {
+    let asked = host.mounts.iter().find(|asked| {
+        destination(&asked.target).is_ok_and(|destination| destination == mount.destination)
+    });
+    let options = asked.and_then(|asked| asked.volume_options.as_ref());
+    options.map_or_else(BTreeMap::new, |options| options.labels.clone())
 }
 
 fn destination(target: &str) -> Result<String, Error> {
@@ -144,9 +154,6 @@ fn requested(asked: &MountRequest) -> Result<Mount> {
 fn of_volume(asked: &MountRequest) -> Result<MountSource, String> {
     let default = VolumeOptions::default();
     let options = asked.volume_options.as_ref().unwrap_or(&default);
-    if !options.labels.is_empty() {
-        return Err("labels are not supported".to_owned());
-    }
     let subpath = options.subpath.as_str();
     let climbs = Path::new(subpath).components().any(|part| {
         !matches!(

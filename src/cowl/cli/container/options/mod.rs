@@ -8,10 +8,11 @@ mod resources;
 use crate::cli::units::parse_memory;
 use clap::Args;
 use cowl_core::handover::IoModeChoice;
+use cowl_core::image::PlatformName;
 use health::Health;
 use isolation::Isolation;
 use network::{Namespaces, Network};
-pub(super) use resources::ResourceOptions;
+pub(super) use resources::{ResourceOptions, UpdatableOptions};
 use std::path::PathBuf;
 
 /// What `run` and `create` have in common.
@@ -30,6 +31,12 @@ pub(in crate::cli) struct Options {
     /// Allocate a pseudo-TTY
     #[arg(short, long)]
     pub(in crate::cli::container) tty: bool,
+    /// Set platform if server is multi-platform capable
+    #[arg(long, value_name = "PLATFORM")]
+    pub(in crate::cli::container) platform: Option<PlatformName>,
+    /// Pull image before running: missing, never; there is no pulling yet, so "always" is refused
+    #[arg(long, value_name = "WHEN", default_value = "missing")]
+    pub(in crate::cli::container) pull: String,
     /// Assign a name to the container
     #[arg(long)]
     pub(in crate::cli::container) name: Option<String>,

@@ -5,8 +5,9 @@ use crate::engine::docker::{Resources, ThrottleDevice};
 use crate::engine::error::{Error, Result};
 use clap::Args;
 
+/// Limits that can be changed later.
 #[derive(Debug, Args)]
-pub(in crate::cli) struct ResourceOptions {
+pub(in crate::cli) struct UpdatableOptions {
     /// Memory limit in bytes, or with a unit of b, k, m or g: 512m
     #[arg(short, long, value_name = "BYTES", value_parser = parse_memory)]
     memory: Option<u64>,
@@ -16,12 +17,6 @@ pub(in crate::cli) struct ResourceOptions {
     /// Memory soft limit
     #[arg(long, value_name = "BYTES", value_parser = parse_memory)]
     memory_reservation: Option<u64>,
-    /// Tune container memory swappiness (0 to 100)
-    #[arg(long, value_name = "PERCENT", allow_hyphen_values = true)]
-    memory_swappiness: Option<i64>,
-    /// Disable OOM Killer
-    #[arg(long)]
-    oom_kill_disable: bool,
     /// Limit of processes and threads (-1 for unlimited)
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pids_limit: Option<i64>,
@@ -46,6 +41,18 @@ pub(in crate::cli) struct ResourceOptions {
     /// Block IO (relative weight), between 10 and 1000, or 0 to disable
     #[arg(long, value_name = "WEIGHT")]
     blkio_weight: Option<u16>,
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct ResourceOptions {
+    #[command(flatten)]
+    updatable: UpdatableOptions,
+    /// Tune container memory swappiness (0 to 100)
+    #[arg(long, value_name = "PERCENT", allow_hyphen_values = true)]
+    memory_swappiness: Option<i64>,
+    /// Disable OOM Killer
+    #[arg(long)]
+    oom_kill_disable: bool,
     /// Limit read rate (bytes per second) from a device
     #[arg(long, value_name = "DEVICE:BYTES", value_parser = parse_bps)]
     device_read_bps: Vec<ThrottleDevice>,
@@ -63,25 +70,16 @@ pub(in crate::cli) struct ResourceOptions {
     cgroup_parent: Option<String>,
 }
 
-impl ResourceOptions {
+impl UpdatableOptions {
     pub(in crate::cli) fn into_resources(self) -> Result<Resources> {
         let bytes = |asked: Option<u64>, what: &str| {
             let too_large = |_range| Error::invalid(format!("the {what} is too large"));
             i64::try_from(asked.unwrap_or_default()).map_err(too_large)
         };
-        if let Some(percent) = self.memory_swappiness
-            && !(-1..=100).contains(&percent)
-        {
-            return Err(Error::invalid(format!(
-                "invalid value: {percent}. Valid memory swappiness range is 0-100"
-            )));
-        }
         Ok(Resources {
             memory: bytes(self.memory, "memory limit")?,
             memory_swap: self.memory_swap.unwrap_or_default(),
             memory_reservation: bytes(self.memory_reservation, "memory reservation")?,
-            memory_swappiness: self.memory_swappiness,
-            oom_kill_disable: self.oom_kill_disable.then_some(true),
             pids_limit: self.pids_limit,
             nano_cpus: self.cpus.unwrap_or_default(),
             cpu_shares: self.cpu_shares.unwrap_or_default(),
@@ -90,11 +88,29 @@ impl ResourceOptions {
             cpuset_cpus: self.cpuset_cpus.unwrap_or_default(),
             cpuset_mems: self.cpuset_mems.unwrap_or_default(),
             blkio_weight: self.blkio_weight.unwrap_or_default(),
+            ..Resources::default()
+        })
+    }
+}
+
+impl ResourceOptions {
+    pub(in crate::cli) fn into_resources(self) -> Result<Resources> {
+        if let Some(percent) = self.memory_swappiness
+            && !(-1..=100).contains(&percent)
+        {
+            return Err(Error::invalid(format!(
+                "invalid value: {percent}. Valid memory swappiness range is 0-100"
+            )));
+        }
+        Ok(Resources {
+            memory_swappiness: self.memory_swappiness,
+            oom_kill_disable: self.oom_kill_disable.then_some(true),
             blkio_device_read_bps: self.device_read_bps,
             blkio_device_write_bps: self.device_write_bps,
             blkio_device_read_iops: self.device_read_iops,
             blkio_device_write_iops: self.device_write_iops,
             cgroup_parent: self.cgroup_parent.unwrap_or_default(),
+            ..self.updatable.into_resources()?
         })
     }
 }

@@ -1,0 +1,198 @@
+//! Flags about the image, labels, stopping and the log.
+
+use cowl_tests::busybox::{in_shop, shop};
+use cowl_tests::profile::{directory, root};
+
+use crate::support::{Detached, Doors};
+
+#[test]
+fn platform_must_be_the_images() {
+    root(|| {
+        let doors = Doors::open();
+        let own = match std::env::consts::ARCH {
+            "x86_64" => "linux/amd64",
+            _ => "linux/arm64",
+        };
+        assert_eq!(doors.out(&["--platform", own], "echo runs"), "runs\n");
+        let other = doors
+            .store
+            .run(["create", "--platform", "linux/s390x", "shop", "true"])
+            .refused(125);
+        assert!(
+            other.contains("does not match the specified platform (linux/s390x)"),
+            "{other}"
+        );
+        let other = doors.server.request(
+            "POST /v1.51/containers/create?platform=linux/s390x",
+            "{\"Image\": \"shop\", \"Cmd\": [\"true\"]}",
+        );
+        assert!(
+            other.starts_with("HTTP/1.1 404") && other.contains("linux/s390x"),
+            "{other}"
+        );
+        doors.refused(&["--platform", "a/b/c/d"], "a/b/c/d");
+    });
+}
+
+#[test]
+fn pull_takes_what_is_there_and_pulls_nothing() {
+    root(|| {
+        let store = shop("store");
+        for when in ["missing", "never"] {
+            let out = in_shop(&store, &["--rm", "--pull", when], &["echo", "runs"]).ok();
+            assert_eq!(out, "runs\n");
+        }
+        let always = in_shop(&store, &["--pull", "always"], &["true"]).refused(125);
+        assert!(always.contains("cowl does not pull"), "{always}");
+        let wrong = in_shop(&store, &["--pull", "x"], &["true"]).refused(125);
+        let why = "invalid pull option: 'x': must be one of \"always\", \"missing\" or \"never\"";
+        assert!(wrong.contains(why), "{wrong}");
+    });
+}
+
+#[test]
+fn label_and_label_file_are_kept() {
+    root(|| {
+        let doors = Doors::open();
+        let file = directory().join("labels");
+        std::fs::write(&file, "# none\na=from file\nb=from file\nc\n").unwrap();
+        let flags = [
+            "create",
+            "--label-file",
+            file.to_str().unwrap(),
+            "-l",
+            "b=given",
+            "shop",
+            "true",
+        ];
+        let template = "{{json .Config.Labels}}";
+        for id in [doors.store.ok(flags), doors.server.ok(flags)] {
+            let shown = doors.store.ok(["inspect", "-f", template, id.trim()]);
+            assert_eq!(shown, "{\"a\":\"from file\",\"b\":\"given\"}\n");
+        }
+    });
+}
+
+#[test]
+fn stop_signal_and_stop_timeout_are_those_of_stop() {
+    root(|| {
+        let doors = Doors::open();
+        let flags = ["--stop-signal", "USR1", "--stop-timeout", "600"];
+        let script = "trap 'exit 5' USR1; echo ready; while :; do sleep 1; done";
+        let polite = Detached::start(&doors.store, "polite", &flags, script);
+        wait_for_log(&doors, "polite", "ready");
+        doors.store.ok(["stop", "polite"]);
+        assert_eq!(polite.field("{{.State.ExitCode}}"), "5");
+        assert_eq!(
+            polite.field("{{.Config.StopSignal}} {{.Config.StopTimeout}}"),
+            "USR1 600"
+        );
+        // A program that does not listen is killed when its own time is over.
+        let flags = ["--stop-timeout", "0"];
+        let script = "trap '' TERM; echo ready; while :; do sleep 1; done";
+        let deaf = Detached::start(&doors.store, "deaf", &flags, script);
+        wait_for_log(&doors, "deaf", "ready");
+        doors.server.ok(["stop", "deaf"]);
+        assert_eq!(deaf.field("{{.State.ExitCode}}"), "137");
+    });
+}
+
+/// Follows the log until it has a line.
+#[track_caller]
+fn wait_for_log(doors: &Doors, name: &str, line: &str) {
+    use std::io::{BufRead as _, BufReader};
+    let mut command = doors.store.command(["logs", "-f", name]);
+    let mut child = command
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let found = lines.map_while(Result::ok).any(|one| one == line);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(found, "{name} did not say {line}");
+}
+
+#[test]
+fn log_driver_and_log_opt_say_what_is_kept() {
+    root(|| {
+        let doors = Doors::open();
+        let say = [
+            "sh",
+            "-c",
+            "for n in 1 2 3 4 5 6 7 8 9; do echo line $n; done",
+        ];
+        in_shop(
+            &doors.store,
+            &["--name", "silent", "--log-driver", "none"],
+            &say,
+        )
+        .ok();
+        let logs = doors.store.run(["logs", "silent"]);
+        assert_eq!(logs.stdout, "", "{logs}");
+        let flags = [
+            "--name",
+            "short",
+            "--log-opt",
+            "max-size=200",
+            "--log-opt",
+            "max-file=2",
+        ];
+        in_shop(&doors.store, &flags, &say).ok();
+        let kept = doors.store.ok(["logs", "short"]);
+        assert!(
+            kept.ends_with("line 9\n") && !kept.contains("line 1\n"),
+            "{kept}"
+        );
+        doors.refused(
+            &["--log-driver", "syslog"],
+            "no log driver named 'syslog' is registered",
+        );
+        doors.refused(
+            &["--log-opt", "colour=red"],
+            "unknown log opt 'colour' for json-file log driver",
+        );
+        doors.store.ok(["rm", "silent", "short"]);
+    });
+}
+
+#[test]
+fn exec_has_its_own_user_directory_terminal_and_privileges() {
+    root(|| {
+        let doors = Doors::open();
+        let running = Detached::start(&doors.store, "running", &["-u", "1000"], "sleep 1000");
+        let exec = |flags: &[&str], script: &str| {
+            let arguments = [&["exec"], flags, &["running", "sh", "-c", script]].concat();
+            let own = doors.store.ok(&arguments);
+            assert_eq!(own, doors.server.ok(&arguments), "cowl and docker differ");
+            own
+        };
+        assert_eq!(exec(&["-u", "33:44"], "id -u; id -g"), "33\n44\n");
+        assert_eq!(
+            exec(&["-w", "/etc", "-e", "A=b"], "pwd; echo $A"),
+            "/etc\nb\n"
+        );
+        let all = std::fs::read_to_string("/proc/self/status").unwrap();
+        let all = all.lines().find(|line| line.starts_with("CapBnd")).unwrap();
+        assert_eq!(
+            exec(&["--privileged"], "grep CapBnd /proc/self/status"),
+            format!("{all}\n")
+        );
+        let terminal = doors.store.ok(["exec", "-t", "running", "tty"]);
+        assert_eq!(terminal.trim(), "/dev/pts/0");
+        // Detached: it goes on by itself.
+        let detached = doors.store.ok([
+            "exec",
+            "-d",
+            "-u",
+            "0",
+            "running",
+            "sh",
+            "-c",
+            "mkfifo /tmp/f && cat /tmp/f > /tmp/got",
+        ]);
+        assert_eq!(detached, "");
+        let script = "until test -e /tmp/got; do usleep 10000; done; cat /tmp/got";
+        assert_eq!(running.exec(script), "7\n");
+    });
+}
