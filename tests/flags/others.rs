@@ -185,11 +185,11 @@ fn exec_has_its_own_user_directory_terminal_and_privileges() {
             "exec",
             "-d",
             "-u",
-            "0",
+            "7",
             "running",
             "sh",
             "-c",
-            "mkfifo /tmp/f && cat /tmp/f > /tmp/got",
+            "id -u > /tmp/id; mv /tmp/id /tmp/got",
         ]);
         assert_eq!(detached, "");
         let script = "until test -e /tmp/got; do usleep 10000; done; cat /tmp/got";
