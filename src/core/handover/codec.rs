@@ -1,4 +1,4 @@
-//! Encodes and decodes messages: header, records, payloads.
+//! Encodes and decodes messages: payloads in the records of a frame ([`cowl_sys::frame`]).
 //!
 //! Invariant: [`decode`] returns an error for any bytes that [`encode`] would not give, but for
 //! optional records, and never allocates more than [`MAX_MESSAGE`].
@@ -6,35 +6,18 @@
 use bincode::config::{Configuration, Limit, LittleEndian, Varint};
 use bincode::error::{DecodeError, EncodeError};
 use bincode::{Decode, Encode};
+use cowl_sys::frame::{FrameError, OPTIONAL, Protocol};
 use thiserror::Error;
-use zerocopy::little_endian::{U16, U32};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::message::{Message, MountFailed};
 
 /// The longest message, in bytes.
 pub const MAX_MESSAGE: usize = 64 << 10;
 
-const MAGIC: [u8; 8] = *b"COWLHAND";
-const VERSION: u16 = 1;
-const OPTIONAL: u16 = 0x8000;
-
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
-#[repr(C)]
-struct Header {
-    magic: [u8; 8],
-    version: U16,
-    zero: U16,
-    features: U32,
-}
-
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
-#[repr(C)]
-struct RecordHeader {
-    kind: U16,
-    version: U16,
-    length: U32,
-}
+const PROTOCOL: Protocol = Protocol {
+    magic: *b"COWLHAND",
+    version: 1,
+};
 
 /// Why a message could not be sent, received or understood.
 #[derive(Debug, Error)]
@@ -45,7 +28,7 @@ pub enum HandoverError {
     NotAMessage,
     /// A header of another version.
     #[error("handover version {0} is not known here")]
-    Version(u16),
+    Version(u32),
     /// A feature bit this side does not know.
     #[error("handover features {0:#x} are not known here")]
     Features(u32),
@@ -91,6 +74,17 @@ pub enum HandoverError {
     Socket(#[from] rustix::io::Errno),
 }
 
+impl From<FrameError> for HandoverError {
+    fn from(error: FrameError) -> Self {
+        match error {
+            FrameError::Foreign => Self::NotAMessage,
+            FrameError::Version(version) => Self::Version(version),
+            FrameError::Features(features) => Self::Features(features),
+            FrameError::Damaged => Self::Damaged,
+        }
+    }
+}
+
 impl From<HandoverError> for MountFailed {
     /// For a process that cannot go on since it did not understand, or was not understood.
     fn from(error: HandoverError) -> Self {
@@ -118,20 +112,8 @@ pub fn encode(message: &Message) -> Result<Vec<u8>, HandoverError> {
         Message::WorkerRequest(it) => (4, payload_of(it)?),
         Message::WorkerReady(it) => (5, payload_of(it)?),
     };
-    let length = u32::try_from(payload.len())
-        .map_err(|_beyond_u32| HandoverError::TooLong(payload.len()))?;
-    let header = Header {
-        magic: MAGIC,
-        version: VERSION.into(),
-        zero: 0.into(),
-        features: 0.into(),
-    };
-    let record = RecordHeader {
-        kind: U16::new(kind),
-        version: 1.into(),
-        length: length.into(),
-    };
-    let bytes = [header.as_bytes(), record.as_bytes(), &payload].concat();
+    let bytes = PROTOCOL.encode(kind, 1, &payload);
+    let bytes = bytes.ok_or(HandoverError::TooLong(payload.len()))?;
     if bytes.len() > MAX_MESSAGE {
         return Err(HandoverError::TooLong(bytes.len()));
     }
@@ -140,42 +122,16 @@ pub fn encode(message: &Message) -> Result<Vec<u8>, HandoverError> {
 
 /// The message in `bytes`, whatever else optional is in there.
 pub fn decode(bytes: &[u8]) -> Result<Message, HandoverError> {
-    let mut rest = after_header(bytes)?;
     let mut message = None;
-    while !rest.is_empty() {
-        let (record, after) =
-            RecordHeader::read_from_prefix(rest).map_err(|_short| HandoverError::Damaged)?;
-        let length =
-            usize::try_from(record.length.get()).map_err(|_beyond_usize| HandoverError::Damaged)?;
-        let (payload, after) = after
-            .split_at_checked(length)
-            .ok_or(HandoverError::Damaged)?;
-        rest = after;
-        if let Some(read) = read_record(record.kind.get(), record.version.get(), payload)?
+    for record in PROTOCOL.records(bytes)? {
+        let record = record?;
+        if let Some(read) = read_record(record.kind, record.version, record.body)?
             && message.replace(read).is_some()
         {
             return Err(HandoverError::Damaged);
         }
     }
     message.ok_or(HandoverError::Damaged)
-}
-
-fn after_header(bytes: &[u8]) -> Result<&[u8], HandoverError> {
-    let (header, rest) =
-        Header::ref_from_prefix(bytes).map_err(|_short| HandoverError::NotAMessage)?;
-    if header.magic != MAGIC {
-        return Err(HandoverError::NotAMessage);
-    }
-    if header.version.get() != VERSION {
-        return Err(HandoverError::Version(header.version.get()));
-    }
-    if header.features.get() != 0 {
-        return Err(HandoverError::Features(header.features.get()));
-    }
-    if header.zero.get() != 0 {
-        return Err(HandoverError::Damaged);
-    }
-    Ok(rest)
 }
 
 fn read_record(kind: u16, version: u16, payload: &[u8]) -> Result<Option<Message>, HandoverError> {

@@ -4,21 +4,8 @@
 //! A message is one datagram of a `SOCK_SEQPACKET` socket and carries its descriptors
 //! (`SCM_RIGHTS`). Keeper and worker are started with their end of the socket as descriptor 0.
 //!
-//! ```text
-//!   0               8       10      12              16
-//!   +---------------+-------+-------+---------------+---------
-//!   | "COWLHAND"    |version| zero  | features      | records
-//!   +---------------+-------+-------+---------------+---------
-//!   record, at any alignment:
-//!   0       2       4               8
-//!   +-------+-------+---------------+------------------------+
-//!   | type  |version| payload bytes | payload (bincode 2)    |
-//!   +-------+-------+---------------+------------------------+
-//! ```
-//!
-//! Integers are little-endian; payloads are bincode 2 in its standard configuration. A datagram
-//! has exactly one message. A record whose type has the high bit set is optional: a receiver skips
-//! it if it does not know it. Any other unknown type, or an unknown feature bit, is an error.
+//! A datagram has exactly one message: a frame of [`cowl_sys::frame`], `COWLHAND` version 1, whose
+//! payloads are bincode 2 in its standard configuration.
 //!
 //! Invariant: a (type, version) never changes its fields, nor the numbers of its enumerations. A
 //! new field is a new version or an optional record. `fixtures/golden/handover` has the bytes of
