@@ -159,6 +159,15 @@ fn verbs_answer_with_dockers_codes_and_texts() {
         "paused\n"
     );
     done("web/unpause", "204");
+    let commit = "POST /v1.51/commit?container=web&repo=live";
+    let unpaused = server.request(&format!("{commit}&pause=0"), "{}");
+    assert!(status(&unpaused).contains("400"), "{unpaused}");
+    assert!(
+        unpaused.contains("pause=false is not supported"),
+        "{unpaused}"
+    );
+    let paused = server.request(commit, "{}");
+    assert!(status(&paused).contains("201"), "{paused}");
     refused("web/kill?signal=NOSUCH", "400", "nvalid signal: NOSUCH");
     refused("web/stop?t=soon", "400", "invalid t");
     refused("web/resize?h=a&w=1", "400", "invalid h");

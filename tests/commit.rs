@@ -2,10 +2,11 @@
 //! files that the same changes make of a plain directory.
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use cowl_tests::busybox::{in_shop, layers, shop};
 use cowl_tests::command::{shell, system};
-use cowl_tests::profile::{Privilege, current, directory, root, user};
+use cowl_tests::profile::{NEVER, Privilege, current, directory, root, user};
 use cowl_tests::store::{Store, extract, pack};
 use cowl_tests::tree;
 
@@ -427,5 +428,66 @@ cowl: warning: not permitted: 1 extended attributes are missing
             listing,
             "fifo prw-r--r--\nfile -rwxr-xr-x\nmarked -rw-r--r--\nother -rw-r--r--\n"
         );
+    });
+}
+
+/// A container that has changed files and runs on; with `writeback` the kernel still has its last
+/// write.
+fn a_running_container_is_read_as_it_is() {
+    let store = shop("store");
+    let script = "echo new > /new; rm /srv/hello; printf more >> /etc/motd; mv /home /moved; touch /ready; exec sleep 1000";
+    for io_mode in ["cached", "writeback"] {
+        store.ok([
+            "run", "-d", "--name", "web", "--io", io_mode, "shop", "sh", "-c", script,
+        ]);
+        let limit = Instant::now() + NEVER;
+        while !store.ok(["exec", "web", "ls", "/"]).contains("ready") {
+            assert!(
+                Instant::now() < limit,
+                "the script does not come to its end"
+            );
+        }
+        let running = store.ok(["diff", "web"]);
+        store.ok(["commit", "web", "live"]);
+        let archive = directory().join("live.tar");
+        store.ok(["export", "-o", archive.to_str().unwrap(), "web"]);
+        let names = system("tar", ["-tf".as_ref(), archive.as_os_str()]);
+        assert!(names.contains("new\n"), "{names}");
+        assert!(!names.contains("srv/hello"), "{names}");
+        // It goes on, and a pause of its user's stays.
+        assert_eq!(store.ok(["exec", "web", "cat", "/new"]), "new\n");
+        store.ok(["pause", "web"]);
+        assert_eq!(store.ok(["diff", "web"]), running);
+        let status = store.ok(["inspect", "-f", "{{.State.Status}}", "web"]);
+        assert_eq!(status, "paused\n");
+        store.ok(["unpause", "web"]);
+        store.ok(["stop", "-t", "0", "web"]);
+        assert_eq!(store.ok(["diff", "web"]), running, "{io_mode}, at rest");
+        store.ok(["commit", "web", "rest"]);
+        let layers = |image: &str| store.ok(["inspect", "-f", "{{json .RootFS.Layers}}", image]);
+        assert_eq!(layers("live"), layers("rest"), "{io_mode}");
+        store.ok(["rm", "web"]);
+        store.ok(["rmi", "live", "rest"]);
+    }
+}
+
+#[test]
+fn a_running_container_is_read_as_it_is_as_root() {
+    root(|| a_running_container_is_read_as_it_is());
+}
+
+#[test]
+fn a_running_container_that_cannot_be_paused_is_not_read_as_user() {
+    user(|| {
+        let store = shop("store");
+        store.ok(["run", "-d", "--name", "web", "shop", "sleep", "1000"]);
+        let why = store.run(["pause", "web"]).refused(1);
+        let why = why.rsplit(": ").next().unwrap();
+        for command in [&["diff", "web"][..], &["commit", "web", "live"]] {
+            let refusal = store.run(command).refused(1);
+            assert!(refusal.contains("cannot read the files"), "{refusal}");
+            assert!(refusal.ends_with(why), "{refusal}");
+        }
+        store.ok(["rm", "-f", "web"]);
     });
 }

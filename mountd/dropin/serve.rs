@@ -199,7 +199,7 @@ fn wait_for_predecessor(dirs: &UpperDirs) -> io::Result<()> {
             .try_for_each(|file| retry_on_intr(|| flock(file, FlockOperation::LockShared)));
         drop(held);
         // Nobody listens once the time is over.
-        drop(done.send(waited));
+        done.send(waited).unwrap_or(());
     })?;
     match ended.recv_timeout(GRACE) {
         Ok(waited) => {

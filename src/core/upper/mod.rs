@@ -206,7 +206,7 @@ pub struct Upper {
     index: OwnedFd,
     orphans: OwnedFd,
     /// Held for their locks.
-    _locks: [OwnedFd; 2],
+    _locks: Vec<OwnedFd>,
     space: Namespace,
     spelling: Spelling,
     condition: Condition,
@@ -280,7 +280,7 @@ impl Upper {
             tmp,
             index,
             orphans,
-            _locks: [lock, claim],
+            _locks: vec![lock, claim],
             space,
             spelling: base.spelling(),
             condition,
@@ -289,6 +289,32 @@ impl Upper {
             whiteout: AtomicU64::new(0),
         };
         Ok(upper)
+    }
+
+    /// Opens the upper of a mount over a tree, to be read while nothing changes in the mount. It
+    /// takes no lock and writes nothing.
+    ///
+    /// # Errors
+    /// An upper that no mount has written to, or one over another tree.
+    pub fn of_mount(root: OwnedFd, work: &OwnedFd, stamp: &Stamp) -> Result<Self, UpperError> {
+        let space = probe::recorded_namespace(work.as_fd())?;
+        let condition = probe::compare_stamp(root.as_fd(), space, stamp)?;
+        let open = |name: &[u8]| {
+            open_directory(work.as_fd(), name).map_err(host("opening the work directory"))
+        };
+        Ok(Self {
+            tmp: open(b"tmp")?,
+            index: open(b"index")?,
+            orphans: open(b"orphans")?,
+            _locks: Vec::new(),
+            root,
+            space,
+            spelling: Spelling::Tree,
+            condition,
+            next_link: AtomicU64::new(0),
+            next_number: AtomicU64::new(0),
+            whiteout: AtomicU64::new(0),
+        })
     }
 
     /// The upper's root directory.

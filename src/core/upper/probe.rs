@@ -189,6 +189,20 @@ pub(super) fn namespace(
     Ok(space)
 }
 
+/// The namespace that [`namespace`] has recorded.
+pub(super) fn recorded_namespace(work: BorrowedFd<'_>) -> Result<Namespace, UpperError> {
+    let what = "reading work/lock";
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let lock = rustix::fs::openat(work, "lock", flags, Mode::empty()).map_err(host(what))?;
+    let mut text = [0; 8];
+    let length = rustix::io::pread(&lock, &mut text, 0).map_err(host(what))?;
+    match text.get(..length) {
+        Some(b"trusted\n") => Ok(Namespace::Trusted),
+        Some(b"user\n") => Ok(Namespace::User),
+        _ => Err(host(what)(Errno::INVAL)),
+    }
+}
+
 /// Whether marks of a namespace work: sets one on `work/tmp` and reads it back. In a user
 /// namespace either may fail.
 fn accepts(tmp: BorrowedFd<'_>, space: Namespace) -> Result<bool, UpperError> {

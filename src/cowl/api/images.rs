@@ -261,11 +261,13 @@ fn changes(request: &Request) -> Vec<String> {
     lines.map(str::to_owned).collect()
 }
 
-/// `docker commit`. `pause` is for containers that run; only those at rest are committed.
+/// `docker commit`.
 pub(super) async fn commit(server: &Arc<Server>, request: &Request) -> Handled {
     let get = |name| request.query.get(name).unwrap_or_default().to_owned();
     let (container, author, comment) = (get("container"), get("author"), get("comment"));
     let changes = changes(request);
+    // Left out it is true (since API 1.13).
+    let pause = request.query.get("pause").is_none() || request.query.flag("pause");
     let name = target(request)?;
     let id = server
         .engine(move |engine| {
@@ -275,6 +277,7 @@ pub(super) async fn commit(server: &Arc<Server>, request: &Request) -> Handled {
                 author: &author,
                 comment: &comment,
                 changes: &changes,
+                pause,
             })
         })
         .await?;

@@ -45,6 +45,7 @@ pub(super) fn commit(engine: &Engine, args: &Commit, out: &mut Stdout) -> Result
         author: &args.author,
         comment: &args.message,
         changes: &args.change,
+        pause: true,
     })?;
     out.line(&id.to_string())?;
     Ok(0)

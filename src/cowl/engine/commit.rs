@@ -1,13 +1,14 @@
-//! Changes of containers and uppers at rest: `diff`, `commit`, `export`; and `unpack`.
+//! Changes of containers and uppers: `diff`, `commit`, `export`; and `unpack`.
 //!
-//! Invariant: nothing reads an upper that a mount uses. Its locks are held here, so none begins to
-//! use it meanwhile.
+//! Invariant: nothing reads an upper that changes. At rest its locks are held here, so no mount
+//! begins to use it meanwhile; a running container is frozen ([`still`](super::still)).
 
 use super::container::Container;
 use super::docker::ContainerConfig;
 use super::error::{Context, Error, Kind, Result};
 use super::image::{CONFIG_LIMIT, Image};
 use super::save::write_to;
+use super::still::Still;
 use super::{Engine, mountpoint, network};
 use cowl_core::digest::{DiffId, ImageId};
 use cowl_core::image::{ConfigChange, ImageConfig, NewImage, new_config};
@@ -63,11 +64,15 @@ pub struct CommitRequest<'a> {
     pub comment: &'a str,
     /// `-c`, each.
     pub changes: &'a [String],
+    /// Whether a container that runs may be paused for it.
+    pub pause: bool,
 }
 
-/// An upper at rest, locked, and what is below it.
+/// An upper that does not change, and what is below it.
 struct AtRest {
     upper: Upper,
+    /// Of a container that runs: thawed when the upper was read.
+    _still: Option<Still>,
     tree: Tree,
     layers: Vec<DiffId>,
     image: ImageId,
@@ -128,6 +133,13 @@ impl Engine {
 
     /// Makes an image of a container's or an upper's changes on top of its image.
     pub fn commit(&self, request: &CommitRequest<'_>) -> Result<ImageId> {
+        if let (Changed::Container(needle), false) = (request.changed, request.pause)
+            && self.containers.find(needle)?.status()?.is_live()
+        {
+            return Err(Error::invalid(format!(
+                "container {needle} runs, and is committed only while it is paused: pause=false is not supported"
+            )));
+        }
         let mut edits = Vec::new();
         for text in request.changes {
             let edit: Result<ConfigChange, _> = text.parse();
@@ -273,6 +285,7 @@ impl Engine {
                     .context(|| format!("upper {}", upper.display()))?;
                 Ok(AtRest {
                     upper,
+                    _still: None,
                     tree,
                     layers,
                     image: id,
@@ -291,19 +304,23 @@ impl Engine {
         transaction: &Transaction<'_>,
     ) -> Result<AtRest> {
         let config = &container.config;
+        let still = self.hold_still(container)?;
         let (upper, work) = container.upper()?;
-        let (upper, tree) = self
-            .open_upper(&config.layers, upper, &work, transaction)
-            .map_err(|error| match error.kind() {
-                Kind::Conflict => Error::conflict(format!(
-                    "container {needle} is running, or its files are in use: stop it first; only containers at rest can be read"
-                )),
-                _ => error.context(format!("container {needle}")),
-            })?;
+        let opened = match &still {
+            Some(_) => self.open_mounted(&config.layers, upper, &work, transaction),
+            None => self.open_upper(&config.layers, upper, &work, transaction),
+        };
+        let (upper, tree) = opened.map_err(|error| match error.kind() {
+            Kind::Conflict => Error::conflict(format!(
+                "the files of container {needle} are in use by another command"
+            )),
+            _ => error.context(format!("container {needle}")),
+        })?;
         let destinations = config.mounts.iter().map(|mount| mount.destination.as_str());
         let mount_points = below(destinations.chain(OWN_MOUNT_POINTS).chain(network_files()));
         Ok(AtRest {
             upper,
+            _still: still,
             tree,
             layers: config.layers.clone(),
             image: config.image_id,
@@ -321,17 +338,34 @@ impl Engine {
         work: &OwnedFd,
         transaction: &Transaction<'_>,
     ) -> Result<(Upper, Tree)> {
+        let (tree, stamp) = self.stack(layers, transaction)?;
+        match Upper::open(upper, work, Base::Tree(&stamp)) {
+            Ok(upper) => Ok((upper, tree)),
+            Err(error @ UpperError::InUse) => Err(Error::conflict(error.to_string())),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The same of a mount in which nothing changes.
+    fn open_mounted(
+        &self,
+        layers: &[DiffId],
+        upper: OwnedFd,
+        work: &OwnedFd,
+        transaction: &Transaction<'_>,
+    ) -> Result<(Upper, Tree)> {
+        let (tree, stamp) = self.stack(layers, transaction)?;
+        Ok((Upper::of_mount(upper, work, &stamp)?, tree))
+    }
+
+    fn stack(&self, layers: &[DiffId], transaction: &Transaction<'_>) -> Result<(Tree, Stamp)> {
         transaction.keep_layers(layers)?;
         let merged = self.store.merged(layers)?;
         let stamp = Stamp {
             chain: merged.chain,
             numbering: merged.tree.numbering(),
         };
-        match Upper::open(upper, work, Base::Tree(&stamp)) {
-            Ok(upper) => Ok((upper, merged.tree)),
-            Err(error @ UpperError::InUse) => Err(Error::conflict(error.to_string())),
-            Err(error) => Err(error.into()),
-        }
+        Ok((merged.tree, stamp))
     }
 
     /// The layers below, with their blobs if an image still keeps them.

@@ -45,6 +45,7 @@ mod save;
 pub(crate) mod signals;
 mod start;
 pub mod stats;
+mod still;
 pub(crate) mod terminal;
 pub mod update;
 pub mod usage;
