@@ -202,9 +202,12 @@ impl Engine {
             Err(damaged) if !force => Err(damaged),
             Ok(status) if !status.is_live() => self.remove_container(&container, with_volumes),
             // A damaged one may be running.
-            Ok(_) | Err(_) => {
+            status => {
                 self.hold_restarts(&container)?;
                 container.kill()?;
+                if status.is_ok() {
+                    self.tell_container(&container.config, "kill", &[("signal", "9")]);
+                }
                 self.remove_container(&container, with_volumes)
             }
         }
@@ -234,6 +237,7 @@ impl Engine {
         }
         // A killed command may have left a mount.
         self.store.wait_lease_end(short(&container.config.id))?;
+        self.tell_end(container);
         let guard = self.containers.guard()?;
         self.containers
             .mark_removed(&guard, container, with_volumes)?;

@@ -105,11 +105,6 @@ impl RestartRecord {
         self.next(policy, exit)
     }
 
-    /// Whether the record is of the restart after this end: another command has seen it.
-    fn follows(self, exit: &Exit) -> bool {
-        self.after.is_some() && self.after == exit.finished_at
-    }
-
     fn next(self, policy: &RestartPolicy, exit: &Exit) -> Option<Self> {
         let may = match policy.name.as_str() {
             "always" | "unless-stopped" => true,
@@ -155,11 +150,7 @@ impl Engine {
         };
         container.wait_released()?;
         let status = container.status()?;
-        if let Status::Exited(exit) | Status::Restarting(exit) = &status
-            && !container.restart_record()?.follows(exit)
-        {
-            self.tell_end(&container.config, exit);
-        }
+        self.tell_end(&container);
         if container.is_disposable(&status) {
             return self.remove_container(&container, true);
         }

@@ -7,6 +7,7 @@
 //!   config.json           what the container is (config); without it, there is no container yet
 //!   lock, running.json, exit.json   the monitor's (cowl_launch::status)
 //!   restart.json, restarting        those of its restart policy (engine::restart)
+//!   told                            its end is among the events (end)
 //!   upper/ work/          the container's files; work/lock and upper/ are locked while mounted,
 //!                         work/ until the container runs
 //! containers/.gone-alone-<id>/          a removed container; locked while it is deleted
@@ -21,6 +22,7 @@
 //! reads all containers; a creation, a start and a look-up by id or name read one.
 
 pub mod config;
+mod end;
 mod index;
 mod kill;
 pub mod state;

@@ -2,8 +2,9 @@
 
 use super::{Actor, Events, Type};
 use crate::engine::Engine;
+use crate::engine::container::Container;
 use crate::engine::container::config::{Config, Mount, MountSource};
-use crate::engine::container::state::Exit;
+use crate::engine::container::state::{Exit, Status};
 use crate::engine::volumes::DRIVER;
 use cowl_core::digest::ImageId;
 use jiff::Timestamp;
@@ -74,8 +75,17 @@ impl Engine {
         }
     }
 
-    /// A container's program has ended.
-    pub(in crate::engine) fn tell_end(&self, config: &Config, exit: &Exit) {
+    /// A container's program may have ended: tells it, unless another command has. Of a damaged
+    /// status nothing is told.
+    pub(in crate::engine) fn tell_end(&self, container: &Container) {
+        if let Ok(Status::Exited(exit) | Status::Restarting(exit)) = container.status()
+            && container.claim_end().unwrap_or_default()
+        {
+            self.tell_exit(&container.config, &exit);
+        }
+    }
+
+    fn tell_exit(&self, config: &Config, exit: &Exit) {
         let started: Option<Timestamp> = exit.started_at.parse().ok();
         let ran = match (started, exit.finished_at) {
             (Some(from), Some(to)) => to.duration_since(from).as_secs().max(0),

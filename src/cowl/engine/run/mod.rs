@@ -14,7 +14,6 @@ mod foreground;
 
 use super::attach;
 use super::container::config::Config;
-use super::container::state::Status;
 use super::container::{Container, PendingContainer};
 use super::create::{CreateRequest, Created};
 use super::error::{self, Context, Error, Result};
@@ -139,6 +138,7 @@ impl Engine {
         signals: Option<&Signals>,
     ) -> Result<Running> {
         let config = &pending.container.config;
+        pending.container.expect_end()?;
         let mounted = self.mount_root(pending)?;
         if !streams.is_empty() {
             self.tell_container(config, "attach", &[]);
@@ -283,12 +283,7 @@ impl Engine {
         if !may_linger {
             monitor.reap().context(|| "waiting for the monitor")?;
         }
-        if let Status::Exited(exit) = container.status()?
-            && !container.config.host.restart_policy.is_set()
-        {
-            // With a policy, the monitor's `cowl container-ended` tells it.
-            self.tell_end(&container.config, &exit);
-        }
+        self.tell_end(container);
         if !keeper.ends_before_a_signal(signals)? {
             // The sweep of a later command removes what is left.
             return exited;
