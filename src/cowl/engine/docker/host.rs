@@ -158,6 +158,7 @@ impl HostConfig {
 
     /// Refuses what asks for something that the engine does not do, by its name.
     pub fn check_supported(&self) -> Result<()> {
+        self.restart_policy.check(self.auto_remove)?;
         for mount in &self.mounts {
             let options = [
                 Some(&mount.other),
