@@ -17,6 +17,7 @@ use crate::engine::logs::{LogRequest, Logs};
 use cowl_launch::control::StreamSet;
 use std::collections::HashMap;
 use std::io;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use tokio::sync::mpsc;
 
@@ -107,6 +108,37 @@ async fn attach_now(server: &Arc<Server>, id: String, ends: Arc<Attached>) -> Ha
         .await
 }
 
+/// Attaches pipes to a container, or has them wait for its start.
+async fn attach_or_wait(
+    server: &Arc<Server>,
+    id: String,
+    directory: &Path,
+    runs: bool,
+    ends: Attached,
+) -> Handled<Option<Place>> {
+    let ends = Arc::new(ends);
+    // Before it is looked whether they wait, so that no start is missed.
+    let changes = server
+        .watches
+        .watch(directory, false)
+        .context(|| "watching the container")?;
+    if runs {
+        attach_now(server, id, ends).await?;
+        return Ok(None);
+    }
+    if !server.pending.add(&id, &ends) {
+        return Err(Refusal::invalid(format!(
+            "{MOST} clients wait for the start of container {id} already"
+        )));
+    }
+    Ok(Some(Place {
+        server: Arc::clone(server),
+        id,
+        ends: Arc::downgrade(&ends),
+        changes,
+    }))
+}
+
 /// What a client asks for.
 struct Asked {
     stdin: bool,
@@ -167,27 +199,9 @@ pub(super) async fn attach(server: &Arc<Server>, request: Request, name: String)
         None
     };
     let (ends, pipes) = attach::pipes(streams)?;
-    let ends = Arc::new(ends);
     let place = if asked.stream {
-        let changes = server
-            .watches
-            .watch(&directory, false)
-            .context(|| "watching the container")?;
-        if matches!(status, Status::Starting | Status::Running) {
-            attach_now(server, id, ends).await?;
-            None
-        } else if server.pending.add(&id, &ends) {
-            Some(Place {
-                server: Arc::clone(server),
-                id,
-                ends: Arc::downgrade(&ends),
-                changes,
-            })
-        } else {
-            return Err(Refusal::invalid(format!(
-                "{MOST} clients wait for the start of container {id} already"
-            )));
-        }
+        let runs = matches!(status, Status::Starting | Status::Running);
+        attach_or_wait(server, id, &directory, runs, ends).await?
     } else {
         // The pipes end at once.
         None

@@ -170,10 +170,7 @@ fn add_device(
     if letters.chars().any(|letter| !"rwm".contains(letter)) {
         return Err(Error::invalid(format!("bad mode specified: {letters}")));
     }
-    if !inside
-        .strip_prefix("/dev/")
-        .is_some_and(|below| !below.is_empty())
-    {
+    if inside.strip_prefix("/dev/").is_none_or(str::is_empty) {
         return Err(Error::invalid(format!(
             "a device can't be at \"{inside}\", only below /dev"
         )));

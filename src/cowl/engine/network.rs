@@ -84,21 +84,21 @@ fn hosts(container: &Container) -> Result<String> {
     if on_host && host.extra_hosts.is_empty() {
         return of_host("/etc/hosts");
     }
-    let mut text = LOCAL_HOSTS.to_owned();
+    let mut lines = vec![LOCAL_HOSTS.to_owned()];
     for entry in &host.extra_hosts {
         let (address, name) = extra_host(entry)?;
-        text.push_str(&format!("{address}\t{name}\n"));
+        lines.push(format!("{address}\t{name}\n"));
     }
     if !on_host && host.network_mode != "none" {
         // Until a network gives it another, the loopback's address is the only one it has.
         let (name, domain) = (&config.config.hostname, &config.config.domainname);
-        text.push_str(&if domain.is_empty() {
+        lines.push(if domain.is_empty() {
             format!("127.0.0.1\t{name}\n")
         } else {
             format!("127.0.0.1\t{name}.{domain} {name}\n")
         });
     }
-    Ok(text)
+    Ok(lines.concat())
 }
 
 /// The host's, with what the container's options override. In a network of its own the container
@@ -139,20 +139,20 @@ fn resolvers(of_host: &str, host: &HostConfig, on_host: bool) -> String {
     } else {
         host.dns.clone()
     };
-    let mut text = String::new();
+    let mut text = Vec::new();
     for server in servers {
-        text.push_str(&format!("nameserver {server}\n"));
+        text.push(format!("nameserver {server}\n"));
     }
     // One dot alone is no search domain.
     let search = or_host(&host.dns_search, "search");
     if !search.is_empty() && search != ["."] {
-        text.push_str(&format!("search {}\n", search.join(" ")));
+        text.push(format!("search {}\n", search.join(" ")));
     }
     let options = or_host(&host.dns_options, "options");
     if !options.is_empty() {
-        text.push_str(&format!("options {}\n", options.join(" ")));
+        text.push(format!("options {}\n", options.join(" ")));
     }
-    text
+    text.concat()
 }
 
 /// A file of the host; empty if it has none.

@@ -39,7 +39,7 @@ impl Reader {
 
     /// Leaves out what is there.
     pub(super) fn skip(&mut self) -> Result<()> {
-        while self.advance()? {}
+        while self.advance() {}
         if let Some((file, _)) = &mut self.current {
             file.seek(SeekFrom::End(0))?;
         }
@@ -63,20 +63,20 @@ impl Reader {
                     return Ok(event);
                 }
             }
-            if !self.advance()? {
+            if !self.advance() {
                 return Ok(None);
             }
         }
     }
 
     /// Goes on to the next file; false without one.
-    fn advance(&mut self) -> Result<bool> {
+    fn advance(&mut self) -> bool {
         let Some(next) = self.next.pop_front() else {
-            return Ok(false);
+            return false;
         };
         self.line.clear();
         self.current = Some(next);
-        Ok(true)
+        true
     }
 
     /// Opens the files that are newer than those that are open.

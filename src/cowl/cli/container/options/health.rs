@@ -6,6 +6,7 @@ use crate::engine::error::{Error, Result};
 use clap::Args;
 
 #[derive(Debug, Args)]
+#[expect(clippy::struct_field_names, reason = "they name the options")]
 pub(in crate::cli::container) struct Health {
     /// Command to run to check health
     #[arg(long, value_name = "COMMAND")]

@@ -5,6 +5,7 @@ use crate::engine::error::{Error, Result};
 use clap::Args;
 
 #[derive(Debug, Args)]
+#[expect(clippy::struct_field_names, reason = "they name the options")]
 pub(in crate::cli::container) struct Network {
     /// Container host name
     #[arg(short = 'h', long, value_name = "NAME")]
