@@ -1,12 +1,13 @@
 //! What `cowl run` promises, sentence by sentence.
 
 use std::io::Write as _;
+use std::path::Path;
 use std::process::Stdio;
 
 use rustix::process::Signal;
 
 use cowl_tests::busybox::{Running, cgroups, containers, in_shop, shop};
-use cowl_tests::command::{program, run, system};
+use cowl_tests::command::{binary, program, python, run, system};
 use cowl_tests::profile::{directory, root, user};
 use cowl_tests::store::Store;
 
@@ -425,4 +426,40 @@ fn orphans_end_with_their_container_as_root() {
 #[test]
 fn orphans_end_with_their_container_as_user() {
     user(|| orphans_end_with_their_container());
+}
+
+/// The monitor says that it is not dumpable before it starts anything, and its children inherit
+/// that; nothing takes it back, also not what joins the container for `exec` until it is the
+/// program. So no process of the container can trace it or open its descriptors.
+#[test]
+fn a_process_that_enters_a_container_is_not_dumpable() {
+    user(|| {
+        let store = shop("store");
+        let script = r#"
+import re, subprocess, sys
+cowl = sys.argv[1:]
+trace = 'trace=prctl,setns,execve,clone,clone3,fork,vfork'
+strace = ['strace', '-f', '-qq', '-o', 'calls', '-e', trace, '--']
+tracer = subprocess.Popen([*strace, *cowl, 'run', '-d', '--name', 'box', 'shop', 'sleep', '1000'], stdout=subprocess.PIPE)
+assert tracer.stdout.readline(), 'the container does not start'
+subprocess.run([*cowl, 'exec', 'box', 'true'], check=True)
+subprocess.run([*cowl, 'rm', '-f', 'box'], check=True, stdout=subprocess.DEVNULL)
+tracer.wait()
+lines = [line.split(None, 1) for line in open('calls')]
+# A child's first lines may come before the line that made it.
+parents = {}
+for pid, call in lines:
+    if child := re.search(r'(?:clone3?|fork).* = (\d+)$', call): parents[child[1]] = pid
+dumpable = [(pid, call) for pid, call in lines if 'PR_SET_DUMPABLE' in call]
+assert all('SUID_DUMP_DISABLE' in call for _, call in dumpable), dumpable
+protected = {pid for pid, _ in dumpable}
+joined = {pid for pid, call in lines if call.startswith('setns(')}
+assert all(parents[pid] in protected for pid in joined), lines
+entered = [pid for pid, call in lines if call.startswith('execve(') and '"true"' in call and parents.get(pid) in joined]
+print(len(entered))
+"#;
+        let (cowl, root) = (binary("cowl"), store.root());
+        let arguments = [cowl.as_path(), Path::new("--root"), root];
+        assert_eq!(python(&directory(), script, arguments), "1\n");
+    });
 }
