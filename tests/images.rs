@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Stdio;
 
 use cowl_tests::busybox::{add_blog, layers, shop};
-use cowl_tests::command::{binary, python, shell};
+use cowl_tests::command::{binary, program, python, run, shell};
 use cowl_tests::profile::{directory, root, user};
 use cowl_tests::store::{Store, make_image};
 use cowl_tests::tree;
@@ -281,6 +281,28 @@ print(config['Cmd'], config['User'], image['history'][0]['comment'], image['arch
         ] {
             assert_eq!(store.run(bad).code(), 1);
         }
+    });
+}
+
+/// Decoders and the recorder of a layer take hundreds of KiB, which the caller may not have.
+#[test]
+fn images_come_and_go_on_a_small_stack() {
+    root(|| {
+        let store = Store::new("store");
+        let script = "
+ulimit -s 128
+for type in gzip bzip2 xz zstd; do
+    $type -c < \"$1\" > layer.$type
+    \"$0\" import layer.$type base:$type
+    \"$0\" save base:$type | $type | \"$0\" load
+done
+\"$0\" check --deep";
+        let place = directory();
+        let base = layers().join("base.tar");
+        let mut command = program("sh", ["-euc", script]);
+        command.args([binary("cowl"), base]).current_dir(&place);
+        let done = run(command.env("COWL_ROOT", store.root())).ok();
+        assert!(done.contains("No problems: 4 names, 1 layer"), "{done}");
     });
 }
 

@@ -168,6 +168,9 @@ pub enum ImageError {
     /// An image's name in the archive is none.
     #[error("the archive names an image badly")]
     Name(#[from] ReferenceError),
+    /// The system has no thread to read the archive on.
+    #[error("cannot start a thread")]
+    Thread(#[source] io::Error),
     /// An archive of no images.
     #[error("the archive holds no image")]
     Empty,

@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::Path;
 
+use cowl_sys::stack::on_own_stack;
+
 use super::archive::Archive;
 use super::parts::LayerLoader;
 use super::{
@@ -60,6 +62,15 @@ pub fn load_with(
 /// [`load_with`] for an open file, pipe or socket, read from its current position. `path` names it
 /// in messages and gives the repository of a bare tag.
 pub fn load_file(
+    store: &Store,
+    file: File,
+    path: &Path,
+    options: &LoadOptions<'_>,
+) -> Result<Vec<Loaded>, ImageError> {
+    on_own_stack(|| load_here(store, file, path, options)).map_err(ImageError::Thread)?
+}
+
+fn load_here(
     store: &Store,
     file: File,
     path: &Path,

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 
+use cowl_sys::stack::on_own_stack;
 use jiff::Timestamp;
 use rustix::fs::FileType;
 use serde_json::{Map, Value, json};
@@ -34,6 +35,14 @@ pub struct ImportOptions<'o> {
 /// The tag is published last. A tar without its end marker is refused: without a digest nothing
 /// else reveals one that was cut between two entries.
 pub fn import_rootfs(
+    store: &Store,
+    tar: &File,
+    options: &ImportOptions<'_>,
+) -> Result<ImageId, ImageError> {
+    on_own_stack(|| import_here(store, tar, options)).map_err(ImageError::Thread)?
+}
+
+fn import_here(
     store: &Store,
     tar: &File,
     options: &ImportOptions<'_>,
@@ -120,7 +129,7 @@ fn config(
     new_config(Value::Object(below).to_string().as_bytes(), &new)
 }
 
-fn import<S: ObjectSink>(tar: impl Read, sink: &S) -> Result<ImportedLayer, ImageError> {
+fn import<S: ObjectSink>(tar: impl Read + Send, sink: &S) -> Result<ImportedLayer, ImageError> {
     let name = || "the tar".to_owned();
     let stream = layer::decompress(tar).map_err(|source| ImageError::Decompress {
         name: name(),

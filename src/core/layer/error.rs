@@ -67,6 +67,9 @@ pub enum ImportError {
         /// What the sink said.
         source: io::Error,
     },
+    /// The system has no thread to read the layer on.
+    #[error("cannot start a thread")]
+    Thread(#[source] io::Error),
     /// What was recorded for the recipe cannot be read again.
     #[error("cannot make the layer's recipe")]
     Recipe(#[source] Box<dyn std::error::Error + Send + Sync>),

@@ -7,6 +7,7 @@ use std::ops::ControlFlow::{Break, Continue};
 
 use bstr::BString;
 
+use super::ahead::{Ahead, reading_ahead};
 use super::entry::{Content, Entry, EntryKind};
 use super::error::{EntryFault, ImportError, Role};
 use super::path::{self, Meaning};
@@ -14,6 +15,7 @@ use super::reader::TarReader;
 use super::recipe::{RECIPE_BYTES, compose, too_large};
 use super::sink::{ObjectSink, ObjectWrite, StoredObject};
 use super::sparse::Stretch;
+use super::stream::HashedRead;
 use super::{ImportStats, ImportedLayer, Limits};
 use crate::digest::{DiffId, ObjectId};
 use crate::recipe::Recorder;
@@ -32,8 +34,19 @@ const HOLE: usize = 64 * 1024;
 /// Nothing is published: on an error the caller drops the sink's transaction, and it is as if
 /// nothing had happened. No bytes make this panic or run longer than their length and [`Limits`]
 /// allow; with [`HashOnly`](super::HashOnly) it is the entry for fuzzers.
-pub fn import<R: Read, S: ObjectSink>(
+///
+/// The stream is read, and with it inflated, on a thread of its own.
+pub fn import<R: Read + Send, S: ObjectSink>(
     source: R,
+    sink: &S,
+    limits: &Limits,
+) -> Result<ImportedLayer, ImportError> {
+    reading_ahead(source, |stream| import_stream(stream, sink, limits))
+        .map_err(ImportError::Thread)?
+}
+
+fn import_stream<S: ObjectSink>(
+    source: Ahead,
     sink: &S,
     limits: &Limits,
 ) -> Result<ImportedLayer, ImportError> {
@@ -90,7 +103,7 @@ struct Importer<'i, S> {
 }
 
 impl<S: ObjectSink> Importer<'_, S> {
-    fn entry<R: Read>(
+    fn entry<R: HashedRead>(
         &mut self,
         reader: &mut TarReader<'_, R, Recorder>,
         entry: Entry,
@@ -140,7 +153,7 @@ impl<S: ObjectSink> Importer<'_, S> {
         }
     }
 
-    fn node<R: Read>(
+    fn node<R: HashedRead>(
         &mut self,
         reader: &mut TarReader<'_, R, Recorder>,
         entry: Entry,
@@ -191,7 +204,7 @@ impl<S: ObjectSink> Importer<'_, S> {
         Ok(self.builder.insert(path, meta, kind)?)
     }
 
-    fn regular<R: Read>(
+    fn regular<R: HashedRead>(
         &mut self,
         reader: &mut TarReader<'_, R, Recorder>,
         name: &[u8],

@@ -20,6 +20,7 @@
 //! they are kept), bookkeeping of aufs. Symbolic links always have mode 0777, as Linux has it. A
 //! 0:0 device is a device.
 
+mod ahead;
 mod decompress;
 mod entry;
 mod entry_header;

@@ -12,7 +12,6 @@
 //! works. The tests compare this reader with it. (`image` indexes outer archives with it: what it
 //! finds there is checked by digest.)
 
-use std::io::Read;
 use std::ops::ControlFlow::{self, Break, Continue};
 
 use bstr::BString;
@@ -22,7 +21,7 @@ use super::error::{EntryFault, HeaderFault, ImportError};
 use super::header::{self, BLOCK, Extent, Format, Header};
 use super::pax::{Pax, decimal};
 use super::sparse::SparseMap;
-use super::stream::{LiteralSink, TarStream};
+use super::stream::{HashedRead, LiteralSink, TarStream};
 use super::{ArchiveEnd, Limits};
 use crate::tree::Timestamp;
 
@@ -43,7 +42,7 @@ pub(super) struct TarReader<'l, R, T> {
     padding: u64,
 }
 
-impl<'l, R: Read, T: LiteralSink> TarReader<'l, R, T> {
+impl<'l, R: HashedRead, T: LiteralSink> TarReader<'l, R, T> {
     pub(super) fn new(source: R, recorder: T, limits: &'l Limits) -> Self {
         Self {
             stream: TarStream::new(source, recorder, limits.stream_bytes),

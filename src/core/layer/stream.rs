@@ -1,19 +1,23 @@
 //! The raw bytes of a layer, read once.
 //!
-//! Invariant: every byte that the source gives goes through the SHA-256 exactly once and in order,
-//! consumed or skipped, so the digest that [`TarStream::finish`] returns is that of the whole
-//! stream whatever its end looks like. Memory: one fixed buffer.
+//! The digest that [`TarStream::finish`] returns is that of the whole stream whatever its end looks
+//! like. Memory: one fixed buffer.
 
-use std::io::{ErrorKind, Read};
+use std::io::{self, ErrorKind, Read};
 use std::ops::Range;
 
 use super::error::ImportError;
 use super::header::BLOCK;
-use crate::digest::{Sha256Digest, Sha256Hasher};
+use crate::digest::Sha256Digest;
 
-/// Large enough that neither system calls nor the hash's start-up show; a multiple of the block
-/// size.
+/// Large enough that refilling it does not show; a multiple of the block size.
 const BUFFER: usize = 256 * 1024;
+
+/// A stream that is hashed while it is read.
+pub(super) trait HashedRead: Read {
+    /// Reads on to the end of the stream; the SHA-256 of all its bytes.
+    fn digest(&mut self) -> io::Result<Sha256Digest>;
+}
 
 /// Records bytes that belong to no file, for the recipe.
 pub(super) trait LiteralSink {
@@ -30,7 +34,6 @@ impl LiteralSink for () {
 pub(super) struct TarStream<R, T> {
     source: R,
     recorder: T,
-    hasher: Sha256Hasher,
     buffer: Vec<u8>,
     start: usize,
     end: usize,
@@ -39,13 +42,12 @@ pub(super) struct TarStream<R, T> {
     limit: u64,
 }
 
-impl<R: Read, T: LiteralSink> TarStream<R, T> {
+impl<R: HashedRead, T: LiteralSink> TarStream<R, T> {
     /// `limit`: bytes of the whole stream, beyond which reading fails.
     pub(super) fn new(source: R, recorder: T, limit: u64) -> Self {
         Self {
             source,
             recorder,
-            hasher: Sha256Hasher::new(),
             buffer: vec![0; BUFFER],
             start: 0,
             end: 0,
@@ -87,7 +89,6 @@ impl<R: Read, T: LiteralSink> TarStream<R, T> {
                 }
             }
         };
-        self.hasher.update(free.get(..count).unwrap_or_default());
         self.end = self.end.saturating_add(count);
         self.read = self.read.saturating_add(count as u64);
         if self.read > self.limit {
@@ -160,19 +161,48 @@ impl<R: Read, T: LiteralSink> TarStream<R, T> {
     /// Consumes the rest; the digest of all bytes, how many they were, and the recorder.
     pub(super) fn finish(mut self) -> Result<(Sha256Digest, u64, T), ImportError> {
         while !self.chunk(u64::MAX)?.is_empty() {}
-        Ok((self.hasher.finish(), self.read, self.recorder))
+        let digest = self.source.digest().map_err(|source| ImportError::Read {
+            offset: self.read,
+            source,
+        })?;
+        Ok((digest, self.read, self.recorder))
+    }
+}
+
+/// Any reader, hashed.
+#[cfg(test)]
+pub(super) struct Hashed<R>(pub(super) R, pub(super) crate::digest::Sha256Hasher);
+
+#[cfg(test)]
+impl<R: Read> Read for Hashed<R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let count = self.0.read(out)?;
+        self.1.update(&out[..count]);
+        Ok(count)
+    }
+}
+
+#[cfg(test)]
+impl<R: Read> HashedRead for Hashed<R> {
+    fn digest(&mut self) -> io::Result<Sha256Digest> {
+        Ok(std::mem::take(&mut self.1).finish())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::digest::Sha256Hasher;
+
+    fn limited<R: Read>(source: R, limit: u64) -> TarStream<Hashed<R>, ()> {
+        TarStream::new(Hashed(source, Sha256Hasher::new()), (), limit)
+    }
 
     /// Gives its bytes in pieces of the sizes asked for, over and over.
     struct Dribble<'a>(&'a [u8], Vec<usize>, usize);
 
     impl Read for Dribble<'_> {
-        fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+        fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
             self.2 += 1;
             let count = self.1[self.2 % self.1.len()]
                 .min(out.len())
@@ -189,7 +219,7 @@ mod tests {
             .map(|n| n.to_le_bytes()[n as usize % 3])
             .collect();
         for sizes in [vec![1 << 20], vec![511, 513], vec![1, 70_000, 3]] {
-            let mut stream = TarStream::new(Dribble(&bytes, sizes, 0), (), u64::MAX);
+            let mut stream = limited(Dribble(&bytes, sizes, 0), u64::MAX);
             let mut seen = Vec::new();
             for turn in 0..40_u64 {
                 if turn % 3 == 0 {
@@ -209,11 +239,11 @@ mod tests {
 
     #[test]
     fn block_refuses_a_partial_block() {
-        let mut stream = TarStream::new(&[7_u8; 1024][..], (), u64::MAX);
+        let mut stream = limited(&[7_u8; 1024][..], u64::MAX);
         assert!(stream.block().unwrap().is_some());
         assert!(stream.block().unwrap().is_some());
         assert!(stream.block().unwrap().is_none());
-        let mut stream = TarStream::new(&[7_u8; 513][..], (), u64::MAX);
+        let mut stream = limited(&[7_u8; 513][..], u64::MAX);
         assert!(stream.block().unwrap().is_some());
         assert!(matches!(
             stream.block(),
@@ -223,7 +253,7 @@ mod tests {
 
     #[test]
     fn finish_stops_at_the_stream_limit() {
-        let stream = TarStream::new(std::io::repeat(0), (), 10_000_000);
+        let stream = limited(io::repeat(0), 10_000_000);
         assert!(matches!(
             stream.finish(),
             Err(ImportError::Limit {

@@ -182,7 +182,7 @@ impl Transaction<'_> {
     /// from gc. A damaged layer counts as missing: adding it again replaces it. With
     /// [`Trust::Hash`] its objects are hashed.
     pub fn has_layer(&self, diff: DiffId) -> Result<bool, StoreError> {
-        if self.staged.borrow().layers.contains(&diff) {
+        if self.staged.lock().layers.contains(&diff) {
             return Ok(true);
         }
         self.keep_layers(&[diff])?;
@@ -213,7 +213,7 @@ impl Transaction<'_> {
     ) -> Result<LayerInfo, StoreError> {
         let name = staged_name(diff);
         let path = self.dir.join(&name).join(TREE);
-        if self.staged.borrow().layers.contains(&diff) {
+        if self.staged.lock().layers.contains(&diff) {
             // An image or an archive may have a layer twice: the bytes are the same.
             remove_tree(&self.dir, &name)?;
         }
@@ -237,7 +237,7 @@ impl Transaction<'_> {
             dir.create_with(RECIPE, PUBLISHED, recipe)?;
         }
         dir.create_with(RECORD, PUBLISHED, &encode(&info, &dir.join(RECORD))?)?;
-        self.staged.borrow_mut().layers.insert(diff);
+        self.staged.lock().layers.insert(diff);
         self.publish_early()?;
         Ok(info)
     }
@@ -249,7 +249,7 @@ impl Transaction<'_> {
     /// share.
     pub fn put_merged(&self, layers: &[DiffId]) -> Result<(), StoreError> {
         let chain = ChainId::of(layers).ok_or(StoreError::NoLayers)?;
-        if self.staged.borrow().merged.contains(&chain) {
+        if self.staged.lock().merged.contains(&chain) {
             return Ok(());
         }
         self.keep_layers(layers)?;
@@ -265,12 +265,12 @@ impl Transaction<'_> {
             path: self.dir.join(&name),
             source,
         })?;
-        self.staged.borrow_mut().merged.insert(chain);
+        self.staged.lock().merged.insert(chain);
         Ok(())
     }
 
     fn verified_layer(&self, diff: DiffId) -> Result<Tree, StoreError> {
-        let dir = if self.staged.borrow().layers.contains(&diff) {
+        let dir = if self.staged.lock().layers.contains(&diff) {
             self.dir.open_dir(staged_name(diff))?
         } else {
             self.store

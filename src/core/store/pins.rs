@@ -334,7 +334,7 @@ impl Transaction<'_> {
         layers: &[DiffId],
         blobs: &[Sha256Digest],
     ) -> Result<(), StoreError> {
-        let mut pinned = self.pinned.borrow_mut();
+        let mut pinned = self.pinned.lock();
         let before = (pinned.layers.len(), pinned.blobs.len());
         pinned.layers.extend(layers);
         pinned.blobs.extend(blobs);

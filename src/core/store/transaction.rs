@@ -15,12 +15,13 @@
 //! of a dead transaction: its flock is free. The flock of `tmp/` itself protects a new directory
 //! that is not locked yet.
 
-use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use parking_lot::Mutex;
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
@@ -46,7 +47,7 @@ pub enum Trust {
 /// continues from them. A smaller load costs two `syncfs` in total, whatever its number of layers.
 const PUBLISH_EARLY: u64 = 64 << 20;
 
-/// A running addition to the store. Not `Sync`: one thread uses it.
+/// A running addition to the store. Threads may share it until it is published.
 #[derive(Debug)]
 pub struct Transaction<'s> {
     pub(super) store: &'s Store,
@@ -58,9 +59,9 @@ pub struct Transaction<'s> {
     /// Opened before the first write: `syncfs` on it reports every write-back error since then
     /// (Linux 5.8).
     sync: OwnedFd,
-    pub(super) staged: RefCell<Staged>,
-    pub(super) pinned: RefCell<Pinned>,
-    serial: Cell<u64>,
+    pub(super) staged: Mutex<Staged>,
+    pub(super) pinned: Mutex<Pinned>,
+    serial: AtomicU64,
 }
 
 /// Staged files by kind.
@@ -112,9 +113,9 @@ impl Store {
             trust,
             publish_early_after: PUBLISH_EARLY,
             sync,
-            staged: RefCell::default(),
-            pinned: RefCell::default(),
-            serial: Cell::new(0),
+            staged: Mutex::default(),
+            pinned: Mutex::default(),
+            serial: AtomicU64::new(0),
         })
     }
 
@@ -244,7 +245,7 @@ impl Transaction<'_> {
     /// their blobs.
     pub(super) fn publish_early(&self) -> Result<(), StoreError> {
         let (layers, blobs) = {
-            let staged = self.staged.borrow();
+            let staged = self.staged.lock();
             if staged.bytes < self.publish_early_after {
                 return Ok(());
             }
@@ -261,7 +262,7 @@ impl Transaction<'_> {
     /// Renames everything staged into place, referenced files first. The caller holds the store's
     /// lock.
     fn place(&self) -> Result<(), StoreError> {
-        let staged = self.staged.take();
+        let staged = std::mem::take(&mut *self.staged.lock());
         let store = self.store;
         self.heal_fan_outs(&staged.objects)?;
         for id in &staged.objects {
@@ -328,8 +329,7 @@ impl Transaction<'_> {
 
     /// A new name in the transaction's directory.
     pub(super) fn temporary(&self) -> String {
-        let number = self.serial.get();
-        self.serial.set(number + 1);
+        let number = self.serial.fetch_add(1, Ordering::Relaxed);
         format!("stream-{number}")
     }
 
@@ -358,7 +358,7 @@ impl Transaction<'_> {
 
     /// Removes a staged object that its layer does not need after all.
     pub fn discard_object(&self, id: ObjectId) -> Result<(), StoreError> {
-        self.staged.borrow_mut().objects.remove(&id);
+        self.staged.lock().objects.remove(&id);
         self.discard(&id.to_string())
     }
 
@@ -369,7 +369,7 @@ impl Transaction<'_> {
         size: u64,
         place: impl FnOnce(&StoreDir, &str) -> Result<(), StoreError>,
     ) -> Result<Outcome, StoreError> {
-        if self.staged.borrow().objects.contains(&id) {
+        if self.staged.lock().objects.contains(&id) {
             return Ok(Outcome::AlreadyPresent);
         }
         let name = id.to_string();
@@ -380,7 +380,7 @@ impl Transaction<'_> {
         {
             LinkOutcome::NotFound | LinkOutcome::Unsupported => Outcome::Added,
             LinkOutcome::Linked if self.is_sound(&name, id, size)? => {
-                self.staged.borrow_mut().objects.insert(id);
+                self.staged.lock().objects.insert(id);
                 return Ok(Outcome::AlreadyPresent);
             }
             LinkOutcome::Linked => {
@@ -389,7 +389,7 @@ impl Transaction<'_> {
             }
         };
         place(&self.dir, &name)?;
-        let mut staged = self.staged.borrow_mut();
+        let mut staged = self.staged.lock();
         staged.objects.insert(id);
         staged.bytes = staged.bytes.saturating_add(size);
         Ok(outcome)
@@ -409,7 +409,7 @@ impl Transaction<'_> {
     }
 
     pub(super) fn stage_blob(&self, digest: Sha256Digest, stream: &str) -> Result<(), StoreError> {
-        if !self.staged.borrow_mut().blobs.insert(digest) {
+        if !self.staged.lock().blobs.insert(digest) {
             return self.discard(stream);
         }
         self.dir.rename(stream, &self.dir, digest.hex())
@@ -418,7 +418,7 @@ impl Transaction<'_> {
     /// Whether the store or this transaction has a blob of this size; if so, the transaction keeps
     /// it. With [`Trust::Hash`] it is hashed.
     pub fn has_blob(&self, digest: Sha256Digest, size: u64) -> Result<bool, StoreError> {
-        if self.staged.borrow().blobs.contains(&digest) {
+        if self.staged.lock().blobs.contains(&digest) {
             return Ok(true);
         }
         let name = digest.hex();
@@ -430,7 +430,7 @@ impl Transaction<'_> {
         let sound = self.dir.stat(&name)?.is_some_and(right)
             && (self.trust == Trust::Size || self.store.hash_blob(digest)? == digest);
         if sound {
-            self.staged.borrow_mut().blobs.insert(digest);
+            self.staged.lock().blobs.insert(digest);
         } else {
             self.discard(&name)?;
         }

@@ -6,6 +6,7 @@ use super::usage;
 use crate::engine::error::{Context, Error, Result};
 use crate::engine::{helpers, host};
 use clap::CommandFactory;
+use cowl_sys::stack::on_own_stack;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -25,7 +26,7 @@ pub(super) fn run(words: &[OsString], root: Option<PathBuf>) -> Result<u8> {
     };
     let Some(name) = name.to_str().filter(|name| is_plain(name)) else {
         let name = name.to_string_lossy();
-        return Err(super::with_large_stack(|| unknown(&name))?);
+        return Err(on_own_stack(|| unknown(&name)).context(|| "starting a thread")?);
     };
     let of_dedup = OF_DEDUP.iter().find(|(command, _)| *command == name);
     let (name, option) = match of_dedup {
@@ -33,7 +34,7 @@ pub(super) fn run(words: &[OsString], root: Option<PathBuf>) -> Result<u8> {
         None => (name, None),
     };
     let Some(program) = helpers::lookup(&format!("cowl-{name}")) else {
-        return Err(super::with_large_stack(|| unknown(name))?);
+        return Err(on_own_stack(|| unknown(name)).context(|| "starting a thread")?);
     };
     let root = root.map_or_else(host::default_root, Ok)?;
     let failed = Command::new(&program)

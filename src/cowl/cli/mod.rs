@@ -23,11 +23,12 @@ mod units;
 mod usage;
 mod volume;
 
-use crate::engine::error::{Context, Error, Kind, Result};
+use crate::engine::error::{Error, Kind, Result};
 use crate::engine::{Engine, host};
 use args::{Cli, Command};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches};
+use cowl_sys::stack::on_own_stack;
 use std::ffi::OsString;
 use std::io::{self, BufWriter, StdoutLock, Write};
 use std::path::PathBuf;
@@ -48,8 +49,6 @@ const OUTPUT: [&str; 2] = [
     "writing to standard output",
     "writing the container's output",
 ];
-/// Far above what clap needs.
-const STACK: usize = 8 << 20;
 /// The private command that a monitor runs when its container has ended.
 pub(crate) const FINISH: &str = "container-ended";
 const USAGE: u8 = 125;
@@ -58,11 +57,12 @@ const FAILURE: u8 = 1;
 /// Runs one command line.
 pub fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
-    let cli = match with_large_stack(|| parse(&arguments)) {
+    // To define all commands takes clap hundreds of KiB in a debug build.
+    let cli = match on_own_stack(|| parse(&arguments)) {
         Ok(Ok(cli)) => cli,
         Ok(Err(code)) => return code,
         Err(error) => {
-            print_error(&error);
+            print_error(&Error::from(error).context("starting a thread"));
             return ExitCode::from(FAILURE);
         }
     };
@@ -91,20 +91,6 @@ pub fn main() -> ExitCode {
             ExitCode::from(exit_code(error.kind(), failure))
         }
     }
-}
-
-/// Runs `work` on a stack that the caller's limit does not shrink: to define all commands takes
-/// clap hundreds of KiB in a debug build.
-fn with_large_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T> {
-    std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new()
-            .stack_size(STACK)
-            .spawn_scoped(scope, work)
-            .context(|| "starting a thread")?;
-        thread
-            .join()
-            .or_else(|panic| std::panic::resume_unwind(panic))
-    })
 }
 
 fn exit_code(kind: Kind, otherwise: u8) -> u8 {

@@ -16,8 +16,10 @@ use super::memory::Memory;
 use super::oracle::{archives, tars};
 use super::recipes::restored;
 use crate::digest::Sha256Digest;
+use crate::digest::Sha256Hasher;
 use crate::layer::entry::{Entry, EntryKind};
 use crate::layer::reader::TarReader;
+use crate::layer::stream::Hashed;
 use crate::layer::{HashOnly, Limits, import};
 use crate::tree::Tree;
 
@@ -130,7 +132,7 @@ type Listing = Vec<(Vec<u8>, u8, u64)>;
 
 fn ours(bytes: &[u8]) -> Option<Listing> {
     let limits = limits();
-    let mut reader = TarReader::new(bytes, (), &limits);
+    let mut reader = TarReader::new(Hashed(bytes, Sha256Hasher::new()), (), &limits);
     let mut listing = Listing::new();
     while let Some(Entry { path, kind, .. }) = reader.next().ok()?.continue_value() {
         let letter = match kind {

@@ -217,7 +217,10 @@ pub(super) fn import(archive: &Path) -> Result<(ImportedLayer, Memory), ImportEr
     import_with(stream, &sink).map(|layer| (layer, sink))
 }
 
-pub(super) fn import_with(stream: impl Read, sink: &Memory) -> Result<ImportedLayer, ImportError> {
+pub(super) fn import_with(
+    stream: impl Read + Send,
+    sink: &Memory,
+) -> Result<ImportedLayer, ImportError> {
     // contents are kept in memory here, so a bomb has to meet its limit early
     let limits = Limits {
         content_bytes: 1 << 30,

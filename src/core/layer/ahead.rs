@@ -1,0 +1,206 @@
+//! Reads a stream ahead on a thread of its own: the next pieces are read, inflated and hashed while
+//! the last is parsed and stored.
+//!
+//! Invariant: every byte that the source gives goes through the SHA-256 exactly once and in order,
+//! so the digest is that of the whole stream whatever its end looks like. Memory: [`PIECES`]
+//! buffers.
+
+use std::io::{self, ErrorKind, Read};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::thread::{self, Builder};
+
+use super::stream::HashedRead;
+use crate::digest::{Sha256Digest, Sha256Hasher};
+
+/// Bytes of a piece: large enough that handing it over does not show.
+const PIECE: usize = 256 * 1024;
+const PIECES: usize = 4;
+
+/// What the reading thread has to say.
+enum Message {
+    Piece(Vec<u8>),
+    Failed(io::Error),
+    /// The source's end, with the digest of all pieces.
+    End(Sha256Digest),
+}
+
+/// The stream, as its reading thread gives it.
+pub(super) struct Ahead {
+    messages: Receiver<Message>,
+    /// Where used buffers go.
+    used: Sender<Vec<u8>>,
+    piece: Vec<u8>,
+    /// So much of the piece is consumed.
+    at: usize,
+    end: Option<Sha256Digest>,
+}
+
+/// Gives `work` the stream. A source that blocks is waited for, also after `work` has failed.
+pub(super) fn reading_ahead<R: Read + Send, T>(
+    source: R,
+    work: impl FnOnce(Ahead) -> T,
+) -> io::Result<T> {
+    let (sender, messages) = sync_channel(PIECES);
+    let (used, buffers) = channel();
+    thread::scope(|scope| {
+        Builder::new().spawn_scoped(scope, move || read(source, &buffers, &sender))?;
+        for _ in 0..PIECES {
+            // The thread that it is for cannot be gone: it has not had a buffer yet.
+            if used.send(Vec::new()).is_err() {
+                break;
+            }
+        }
+        Ok(work(Ahead {
+            messages,
+            used,
+            piece: Vec::new(),
+            at: 0,
+            end: None,
+        }))
+    })
+}
+
+/// Reads until the source ends or nobody listens any more.
+fn read(mut source: impl Read, buffers: &Receiver<Vec<u8>>, messages: &SyncSender<Message>) {
+    let mut hasher = Sha256Hasher::new();
+    while let Ok(mut piece) = buffers.recv() {
+        let (length, end) = fill(&mut source, &mut piece);
+        piece.truncate(length);
+        hasher.update(&piece);
+        if !piece.is_empty() && messages.send(Message::Piece(piece)).is_err() {
+            return;
+        }
+        let last = match end {
+            Ok(false) => continue,
+            Ok(true) => Message::End(hasher.finish()),
+            Err(error) => Message::Failed(error),
+        };
+        // Nobody listens: the work has failed.
+        let _unheard = messages.send(last);
+        return;
+    }
+}
+
+/// Fills a piece; its length, and whether the source has ended or why it failed.
+fn fill(source: &mut impl Read, piece: &mut Vec<u8>) -> (usize, io::Result<bool>) {
+    piece.resize(PIECE, 0);
+    let mut length = 0;
+    while let Some(free) = piece.get_mut(length..).filter(|free| !free.is_empty()) {
+        match source.read(free) {
+            Ok(0) => return (length, Ok(true)),
+            Ok(count) => length += count,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return (length, Err(error)),
+        }
+    }
+    (length, Ok(false))
+}
+
+impl Ahead {
+    /// Takes the next piece; false at the end.
+    fn next_piece(&mut self) -> io::Result<bool> {
+        if self.end.is_some() {
+            return Ok(false);
+        }
+        self.at = 0;
+        let used = std::mem::take(&mut self.piece);
+        if used.capacity() > 0 {
+            // At the end of the stream nobody needs it any more.
+            let _unneeded = self.used.send(used);
+        }
+        match self.messages.recv() {
+            Ok(Message::Piece(piece)) => {
+                self.piece = piece;
+                Ok(true)
+            }
+            Ok(Message::Failed(error)) => Err(error),
+            Ok(Message::End(digest)) => {
+                self.end = Some(digest);
+                Ok(false)
+            }
+            Err(_gone) => Err(ErrorKind::BrokenPipe.into()),
+        }
+    }
+}
+
+impl Read for Ahead {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        while self.at == self.piece.len() {
+            if !self.next_piece()? {
+                return Ok(0);
+            }
+        }
+        let rest = self.piece.get(self.at..).unwrap_or_default();
+        let count = rest.len().min(out.len());
+        if let (Some(out), Some(rest)) = (out.get_mut(..count), rest.get(..count)) {
+            out.copy_from_slice(rest);
+        }
+        self.at += count;
+        Ok(count)
+    }
+}
+
+impl HashedRead for Ahead {
+    fn digest(&mut self) -> io::Result<Sha256Digest> {
+        loop {
+            if let Some(digest) = self.end {
+                return Ok(digest);
+            }
+            self.next_piece()?;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes(length: usize) -> Vec<u8> {
+        (0..length).map(|n| (n % 251) as u8).collect()
+    }
+
+    #[test]
+    fn reading_ahead_gives_and_digests_every_byte() {
+        for length in [0, 1, PIECE - 1, PIECE, PIECE + 1, 9 * PIECE + 7] {
+            let bytes = bytes(length);
+            let mut read = Vec::new();
+            let digest = reading_ahead(bytes.as_slice(), |mut ahead| {
+                ahead.read_to_end(&mut read).unwrap();
+                ahead.digest().unwrap()
+            });
+            assert_eq!(
+                (read, digest.unwrap()),
+                (bytes.clone(), Sha256Digest::of(&bytes))
+            );
+            // what is not read is digested all the same
+            let digest = reading_ahead(bytes.as_slice(), |mut ahead| ahead.digest().unwrap());
+            assert_eq!(digest.unwrap(), Sha256Digest::of(&bytes));
+        }
+    }
+
+    #[test]
+    fn reading_ahead_ends_with_its_work() {
+        let read = reading_ahead(io::repeat(7), |mut ahead| {
+            let mut some = [0; 5];
+            ahead.read_exact(&mut some).unwrap();
+            some
+        });
+        assert_eq!(read.unwrap(), [7; 5]);
+    }
+
+    #[test]
+    fn reading_ahead_gives_what_comes_before_an_error() {
+        struct Broken;
+        impl Read for Broken {
+            fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+                Err(io::Error::other("the disk is gone"))
+            }
+        }
+        let mut read = Vec::new();
+        let error = reading_ahead(bytes(PIECE + 3).as_slice().chain(Broken), |mut ahead| {
+            ahead.read_to_end(&mut read).unwrap_err().to_string()
+        });
+        assert_eq!(error.unwrap(), "the disk is gone");
+        assert_eq!(read, bytes(PIECE + 3));
+    }
+}
