@@ -107,6 +107,10 @@ const DIRECTORIES: [&str; 12] = [
     "tmp",
 ];
 const LOCK: &str = "lock";
+/// The engine's file of the newest events, in the root; not read here.
+pub const EVENTS: &str = "events";
+/// The events before those.
+pub const OLD_EVENTS: &str = "events.old";
 /// Only the owner may read the store: images can contain secrets.
 const ROOT_MODE: Mode = Mode::RWXU;
 

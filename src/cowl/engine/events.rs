@@ -16,6 +16,7 @@ use super::duration::moment;
 use super::error::{Error, Result};
 use super::files;
 use super::list::Filters;
+use cowl_core::store::{EVENTS as NAME, OLD_EVENTS as OLD};
 use jiff::Timestamp;
 use rustix::fs::{self, AtFlags, FileType, FlockOperation, Mode, OFlags};
 use serde::{Deserialize, Serialize};
@@ -26,10 +27,6 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-/// The newest events.
-const NAME: &str = "events";
-/// Those before.
-const OLD: &str = "events.old";
 /// Bytes of a file that is full: about three thousand events.
 const LIMIT: i64 = 1 << 20;
 

@@ -18,7 +18,10 @@ use super::pins::PinKind;
 use super::roots::{Reachable, Root};
 use super::tags::is_tag_file;
 use super::usage::Count;
-use super::{DIRECTORIES, LOCK, ROOT_MODE, ROOTS, Store, StoreError, fan_out_names, format, log};
+use super::{
+    DIRECTORIES, EVENTS, LOCK, OLD_EVENTS, ROOT_MODE, ROOTS, Store, StoreError, fan_out_names,
+    format, log,
+};
 
 /// One problem and the file that has it.
 #[derive(Debug, PartialEq, Eq)]
@@ -200,9 +203,16 @@ impl Store {
             });
         }
         for name in self.root.names()? {
-            let file = [LOCK, format::NAME, log::LOG, log::OLD_LOG]
-                .iter()
-                .any(|file| *name == **file);
+            let file = [
+                LOCK,
+                format::NAME,
+                log::LOG,
+                log::OLD_LOG,
+                EVENTS,
+                OLD_EVENTS,
+            ]
+            .iter()
+            .any(|file| *name == **file);
             if file {
                 let meta = self.root.stat(&name)?;
                 if meta.is_some_and(|meta| meta.file_type != FileType::RegularFile) {

@@ -289,3 +289,12 @@ fn check_names_the_images_that_damage_touches() {
         .to_string();
     assert_eq!(touched(), ["mount m".to_owned(), third]);
 }
+
+#[test]
+fn check_knows_the_engines_files() {
+    let fixture = fixture();
+    for name in [EVENTS, OLD_EVENTS] {
+        std::fs::write(fixture.path(name), "{}\n").unwrap();
+    }
+    assert_eq!(fixture.store.check(true).unwrap().problems, []);
+}
