@@ -1,7 +1,11 @@
 //! Flags about the image, labels, stopping and the log.
 
+use std::io::{BufRead as _, BufReader, Lines};
+use std::process::{Child, ChildStdout, Stdio};
+
 use cowl_tests::busybox::{in_shop, shop};
 use cowl_tests::profile::{directory, root};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::{Detached, Doors};
 
@@ -100,12 +104,8 @@ fn stop_signal_and_stop_timeout_are_those_of_stop() {
 /// Follows the log until it has a line.
 #[track_caller]
 fn wait_for_log(doors: &Doors, name: &str, line: &str) {
-    use std::io::{BufRead as _, BufReader};
     let mut command = doors.store.command(["logs", "-f", name]);
-    let mut child = command
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
     let lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let found = lines.map_while(Result::ok).any(|one| one == line);
     child.kill().unwrap();
@@ -194,5 +194,59 @@ fn exec_has_its_own_user_directory_terminal_and_privileges() {
         assert_eq!(detached, "");
         let script = "until test -e /tmp/got; do usleep 10000; done; cat /tmp/got";
         assert_eq!(running.exec(script), "7\n");
+    });
+}
+
+/// `cowl attach FLAGS NAME`, once it has given the container's next line.
+fn attach(
+    doors: &Doors,
+    flags: &[&str],
+    name: &str,
+    input: Stdio,
+) -> (Child, Lines<BufReader<ChildStdout>>) {
+    let arguments = [&["attach"], flags, &[name]].concat();
+    let mut command = doors.store.command(arguments);
+    let mut child = command.stdin(input).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next().unwrap().unwrap(), "tick");
+    (child, lines)
+}
+
+#[test]
+fn attach_no_stdin_leaves_the_input_alone() {
+    root(|| {
+        let doors = Doors::open();
+        let script = "while ! read -t 1 word; do echo tick; done; echo got $word";
+        let _reader = Detached::start(&doors.store, "reader", &["-i"], script);
+        let (wrong, right) = (directory().join("wrong"), directory().join("right"));
+        std::fs::write(&wrong, "wrong\n").unwrap();
+        std::fs::write(&right, "right\n").unwrap();
+        let open = |path| Stdio::from(std::fs::File::open(path).unwrap());
+        let (mut deaf, lines) = attach(&doors, &["--no-stdin"], "reader", open(&wrong));
+        let mut speaks = doors.store.command(["attach", "reader"]);
+        let said = cowl_tests::command::run(speaks.stdin(open(&right))).ok();
+        assert!(said.ends_with("got right\n"), "{said}");
+        assert_eq!(lines.map_while(Result::ok).last().unwrap(), "got right");
+        assert!(deaf.wait().unwrap().success());
+    });
+}
+
+#[test]
+fn attach_sig_proxy_says_who_gets_a_signal() {
+    root(|| {
+        let doors = Doors::open();
+        let script = "trap 'exit 7' TERM; while :; do echo tick; sleep 1; done";
+        let running = Detached::start(&doors.store, "running", &[], script);
+        let signalled = |flags: &[&str]| {
+            let (mut child, lines) = attach(&doors, flags, "running", Stdio::null());
+            kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+            drop(lines.map_while(Result::ok).last());
+            child.wait().unwrap()
+        };
+        let client = signalled(&["--sig-proxy=false"]);
+        assert_ne!(client.code(), Some(7), "{client}");
+        assert_eq!(running.field("{{.State.Running}}"), "true");
+        assert_eq!(signalled(&[]).code(), Some(7));
+        assert_eq!(running.field("{{.State.ExitCode}}"), "7");
     });
 }
