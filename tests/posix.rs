@@ -10,7 +10,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use cowl_tests::command::{program, run, shell};
+use cowl_tests::command::{binary, program, run, shell};
 use cowl_tests::host::io_modes;
 use cowl_tests::profile::{directory, root, user};
 use cowl_tests::store::Store;
@@ -36,6 +36,25 @@ fn a_mount_fails_only_the_listed_cases_as_root() {
         for io_mode in io_modes() {
             assert_same(&expected, &failing_on_a_mount(io_mode));
         }
+    });
+}
+
+/// Over plain directories, as `cowl-mountd` mounts them.
+#[test]
+fn a_mount_of_plain_directories_fails_only_the_listed_cases_as_root() {
+    root(|| {
+        let place = directory().join("plain");
+        open_to_all(&place);
+        for part in ["lower", "upper", "work", "mnt"] {
+            open_to_all(&place.join(part));
+        }
+        let mountd = binary("cowl-mountd");
+        let options = "lowerdir=lower,upperdir=upper,workdir=work";
+        let mut command = program(mountd.to_str().unwrap(), ["-o", options, "mnt"]);
+        run(command.current_dir(&place)).ok();
+        let found = failing(&place.join("mnt"));
+        shell(&place, "umount mnt", [""; 0]);
+        assert_same(&listed(include_str!("pjdfstest.expected")), &found);
     });
 }
 
