@@ -19,6 +19,7 @@ use cowl_core::upper::changes::{ChangesError, MountPoints, Now, changes};
 use cowl_core::upper::marks::Stamp;
 use cowl_core::upper::{Base, Upper, UpperError};
 use jiff::Timestamp;
+use rustix::fs::{FileType, Statx};
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
@@ -94,10 +95,15 @@ impl Engine {
         let mut listed = BTreeSet::new();
         let mut gone = Vec::new();
         let mut opaque = Vec::new();
+        // Directories in which only mount points may have been made: those are not told.
+        let mut unchanged: Vec<Vec<u8>> = Vec::new();
         changes(&at_rest.upper, tree, &at_rest.mount_points, |change| {
             match change.now {
                 Now::Nothing => gone.push(change.path.to_vec()),
                 Now::Opaque => opaque.push(change.path.to_vec()),
+                Now::Upper { stat, .. } if holds_mount_points(&at_rest, change.path, stat)? => {
+                    unchanged.push(change.path.to_vec());
+                }
                 Now::Upper { .. } | Now::Tree(_) | Now::Link(_) => {
                     listed.insert(change.path.to_vec());
                 }
@@ -126,6 +132,11 @@ impl Engine {
                 None => ChangeKind::Added,
             };
             all.push((kind, path));
+        }
+        for dir in unchanged {
+            if all.iter().any(|(_, path)| is_inside(path, &dir)) {
+                all.push((ChangeKind::Changed, dir));
+            }
         }
         all.sort_by(|(_, a), (_, b)| a.cmp(b));
         Ok(all)
@@ -392,7 +403,35 @@ impl Engine {
     }
 }
 
+/// Whether a directory with mount points inside has the owner and the mode of the tree's. Its time
+/// has changed when they were made.
+fn holds_mount_points(at_rest: &AtRest, path: &[u8], stat: &Statx) -> Result<bool, ChangesError> {
+    let tree = &at_rest.tree;
+    if !at_rest
+        .mount_points
+        .iter()
+        .any(|point| is_inside(point, path))
+    {
+        return Ok(false);
+    }
+    if FileType::from_raw_mode(stat.stx_mode.into()) != FileType::Directory {
+        return Ok(false);
+    }
+    let Some(ino) = tree.resolve(path)? else {
+        return Ok(false);
+    };
+    let node = tree.node(ino)?;
+    let mode = u32::from(stat.stx_mode) & 0o7777;
+    Ok((node.mode, node.uid, node.gid) == (mode, stat.stx_uid, stat.stx_gid))
+}
+
+fn is_inside(path: &[u8], dir: &[u8]) -> bool {
+    let rest = path.strip_prefix(dir);
+    rest.is_some_and(|rest| rest.first() == Some(&b'/'))
+}
+
 /// Where the files of its network are mounted in every container.
+
 fn network_files<'p>() -> impl Iterator<Item = &'p str> {
     network::FILES.into_iter().map(|(_, path)| path)
 }
