@@ -8,7 +8,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Stat};
 use rustix::io::Errno;
 use std::path::Path;
 
-/// Directories of /dev that a container has of its own, and its console (moby, `oci/devices_linux.go`).
+/// Directories of /dev that a container has of its own (moby, `oci/devices_linux.go`).
 const OWN: [&str; 7] = ["pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", ".udev"];
 /// Levels below /dev that are looked at.
 const DEPTH: usize = 8;

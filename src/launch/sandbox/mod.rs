@@ -1,10 +1,16 @@
 //! What a container is made of, but for the program: namespaces, mounts, devices, limits.
 //!
-//! Plain data; only [`Sandbox::new`] looks at the host, for its processors. The descriptors that belong to it are sent beside it, in this
-//! order: one for each namespace that is joined ([`Namespaces::joined`]), then one for each mount
-//! of a descriptor ([`Sandbox::descriptors`]). Names and paths are bytes, as the kernel has them;
-//! the monitor refuses a NUL byte in one. Callers: the engine (through [`crate::client`]) and the
-//! monitor.
+//! Plain data; only [`Sandbox::new`] looks at the host, for its processors. The descriptors that
+//! belong to it are sent beside it, in this order: one for each namespace that is joined
+//! ([`Namespaces::joined`]), then one for each mount of a descriptor ([`Sandbox::descriptors`]).
+//! Names and paths are bytes, as the kernel has them; the monitor refuses a NUL byte in one.
+//! Callers: the engine (through [`crate::client`]) and the monitor.
+
+mod devices;
+mod limits;
+
+pub use devices::{Device, DeviceRule};
+pub use limits::{Limits, Throttle, ThrottleKind};
 
 use std::path::Path;
 
@@ -46,8 +52,8 @@ pub struct Sandbox {
     pub sysctls: Vec<Sysctl>,
     /// Limits, enforced by cgroups.
     pub limits: Limits,
-    /// At the limit of memory processes wait instead of being killed. Of control groups of version 1
-    /// only ([`crate::cgroup::can_disable_oom_killer`]).
+    /// At the limit of memory processes wait instead of being killed. Of control groups of version
+    /// 1 only ([`crate::cgroup::can_disable_oom_killer`]).
     pub oom_kill_disable: bool,
 }
 
@@ -187,54 +193,6 @@ pub enum Propagation {
     Shared,
 }
 
-/// A device node.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub struct Device {
-    /// Where: a path below /dev.
-    pub path: Vec<u8>,
-    /// The host's node, which is bound where none can be created (a user namespace).
-    pub host: Vec<u8>,
-    /// A block device, else a character device.
-    pub block: bool,
-    /// Of the device number.
-    pub major: u32,
-    /// Of the device number.
-    pub minor: u32,
-    /// Permissions.
-    pub mode: u32,
-    /// Owner and group.
-    pub owner: (u32, u32),
-}
-
-/// Devices that a container may use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
-pub struct DeviceRule {
-    /// Block devices (true) or character devices; none is both.
-    pub block: Option<bool>,
-    /// None is all.
-    pub major: Option<u32>,
-    /// None is all.
-    pub minor: Option<u32>,
-    /// They may be opened for reading.
-    pub read: bool,
-    /// They may be opened for writing.
-    pub write: bool,
-    /// Their nodes may be created.
-    pub create: bool,
-}
-
-impl DeviceRule {
-    /// All devices of the host.
-    pub const ALL: Self = Self {
-        block: None,
-        major: None,
-        minor: None,
-        read: true,
-        write: true,
-        create: true,
-    };
-}
-
 /// A kernel parameter.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Sysctl {
@@ -244,65 +202,6 @@ pub struct Sysctl {
     pub value: String,
     /// Passed over where this kernel, or the container's user namespace, has no such parameter.
     pub optional: bool,
-}
-
-/// Resource limits; `None` is no limit, and at a change of limits leaves what is.
-///
-/// A limit that the host's cgroups can't enforce is an error: an engine that wants to go on without
-/// asks before ([`crate::cgroup::discard_unsupported`]).
-#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
-pub struct Limits {
-    /// Bytes of memory.
-    pub memory: Option<u64>,
-    /// Bytes of memory and swap together, at least those of memory; `u64::MAX` is no limit. If none
-    /// is given and [`Limits::memory`] is, nothing is swapped.
-    pub memory_swap: Option<u64>,
-    /// Bytes that are left to it when the host is short of memory.
-    pub memory_reservation: Option<u64>,
-    /// How readily its memory is swapped, 0 to 100.
-    pub memory_swappiness: Option<u64>,
-    /// Tasks (processes and threads); `u64::MAX` is no limit.
-    pub pids: Option<u64>,
-    /// Weight of its processor time, 2 to 262144; 1024 is usual.
-    pub cpu_shares: Option<u64>,
-    /// Microseconds of processor time in a period; `u64::MAX` is no limit.
-    pub cpu_quota: Option<u64>,
-    /// Microseconds of a period; 100000 is usual.
-    pub cpu_period: Option<u64>,
-    /// Processors that it may use: `0-2,4`.
-    pub cpuset_cpus: Option<String>,
-    /// Memory nodes that it may use.
-    pub cpuset_mems: Option<String>,
-    /// Weight of its transfers of block devices, 10 to 1000.
-    pub blkio_weight: Option<u16>,
-    /// Rates of single block devices.
-    pub blkio_throttle: Vec<Throttle>,
-}
-
-/// The rate of transfers of one block device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
-pub struct Throttle {
-    /// What is counted.
-    pub kind: ThrottleKind,
-    /// Of the device number.
-    pub major: u32,
-    /// Of the device number.
-    pub minor: u32,
-    /// Most of it in a second.
-    pub rate: u64,
-}
-
-/// See [`Throttle::kind`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
-pub enum ThrottleKind {
-    /// Bytes read.
-    ReadBytes,
-    /// Bytes written.
-    WriteBytes,
-    /// Reads.
-    Reads,
-    /// Writes.
-    Writes,
 }
 
 /// Paths that Docker masks by default (moby, `oci/defaults.go`).
