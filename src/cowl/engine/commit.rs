@@ -431,7 +431,6 @@ fn is_inside(path: &[u8], dir: &[u8]) -> bool {
 }
 
 /// Where the files of its network are mounted in every container.
-
 fn network_files<'p>() -> impl Iterator<Item = &'p str> {
     network::FILES.into_iter().map(|(_, path)| path)
 }
