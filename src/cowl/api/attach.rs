@@ -87,7 +87,7 @@ impl Place {
         loop {
             match look(&self.server, &self.id).await? {
                 Look::Gone => return Ok(()),
-                Look::Rests(_) | Look::Restarts(_) => {}
+                Look::Rests(_) | Look::Restarts(_) | Look::Starts => {}
                 Look::Runs => {
                     if let Some(ends) = self.server.pending.remove(&self.id, &self.ends) {
                         // Started through another door.
@@ -200,7 +200,9 @@ pub(super) async fn attach(server: &Arc<Server>, request: Request, name: String)
     };
     let (ends, pipes) = attach::pipes(streams)?;
     let place = if asked.stream {
-        let runs = matches!(status, Status::Starting | Status::Running);
+        // One that is being started tells the wait when it runs. One that has just been created may
+        // look so for a moment, while a process that another thread forks holds its lock.
+        let runs = status == Status::Running;
         attach_or_wait(server, id, &directory, runs, ends).await?
     } else {
         // The pipes end at once.

@@ -51,6 +51,8 @@ pub(super) enum Look {
     Rests(Option<Exit>),
     /// It has ended and waits for its restart.
     Restarts(Exit),
+    /// It is being created or started: a change follows if it is started.
+    Starts,
     Runs,
     Gone,
 }
@@ -82,10 +84,12 @@ impl Wait {
             last: None,
         };
         // After the watch was set, so that no end is missed.
-        if condition == Condition::NextExit
-            && let Look::Rests(exit) = look(server, &wait.id).await?
-        {
-            wait.before = exit;
+        if condition == Condition::NextExit {
+            wait.before = match look(server, &wait.id).await? {
+                Look::Rests(exit) => exit,
+                Look::Restarts(exit) => Some(exit),
+                Look::Starts | Look::Runs | Look::Gone => None,
+            };
         }
         Ok(wait)
     }
@@ -105,7 +109,7 @@ impl Wait {
                 }
                 (Look::Rests(exit), _) => self.last = exit.or(self.last),
                 (Look::Restarts(exit), _) => self.last = Some(exit),
-                (Look::Runs, _) => self.ran = true,
+                (Look::Starts | Look::Runs, _) => self.ran = true,
             }
             self.changes.state().await;
         }
@@ -125,7 +129,8 @@ pub(super) async fn look(server: &Arc<Server>, id: &str) -> Handled<Look> {
                 Status::Exited(exit) => Look::Rests(Some(exit)),
                 Status::Restarting(exit) => Look::Restarts(exit),
                 Status::Created(exit) => Look::Rests(exit),
-                Status::Starting | Status::Running | Status::Paused => Look::Runs,
+                Status::Starting => Look::Starts,
+                Status::Running | Status::Paused => Look::Runs,
             })
         })
         .await

@@ -1,7 +1,9 @@
 //! Finds cowl's helper programs: beside its own executable, else in PATH.
 
-use super::error::{Error, Result};
+use super::error::{Context as _, Error, Result};
 use rustix::fs::{Access, access};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 /// Path of the program `name`.
@@ -11,6 +13,19 @@ pub fn find(name: &str) -> Result<PathBuf> {
             "{name}: not found beside cowl or in PATH; install it in the directory of cowl"
         ))
     })
+}
+
+/// Path of this program. One that was replaced while it ran, by an upgrade, is the new one: the
+/// kernel says of the old that it is deleted (proc(5), `/proc/PID/exe`).
+pub fn own() -> Result<PathBuf> {
+    let path = std::env::current_exe().context(|| "finding this program")?;
+    let replaced = path.as_os_str().as_bytes().strip_suffix(b" (deleted)");
+    Ok(
+        match replaced.map(|name| PathBuf::from(OsStr::from_bytes(name))) {
+            Some(new) if is_program(&new) => new,
+            _ => path,
+        },
+    )
 }
 
 /// Path of the program `name`, if it is found.

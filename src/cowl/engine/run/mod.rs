@@ -229,7 +229,7 @@ impl Engine {
     /// What the monitor starts when the container has ended and no command stays with it.
     pub(super) fn after(&self, config: &Config) -> Result<After> {
         use std::os::unix::ffi::OsStrExt as _;
-        let cowl = std::env::current_exe().context(|| "finding this program")?;
+        let cowl = helpers::own()?;
         let words = [
             cowl.as_os_str(),
             "--root".as_ref(),
