@@ -63,7 +63,7 @@ fn mapped_and_squashed_owners_are_fuse_overlayfs_s_as_root() {
 /// `u::rw-,u:USER:r--,g::---,m::r--,o::---` as system.posix_acl_access has it
 /// (linux/posix_acl_xattr.h).
 fn acl(user: u32) -> String {
-    let mut text = String::from("0x02000000");
+    let mut value = 2_u32.to_le_bytes().to_vec();
     for (tag, permissions, id) in [
         (0x01_u16, 6_u16, u32::MAX),
         (0x02, 4, user),
@@ -71,15 +71,12 @@ fn acl(user: u32) -> String {
         (0x10, 4, u32::MAX),
         (0x20, 0, u32::MAX),
     ] {
-        let bytes = tag
-            .to_le_bytes()
-            .into_iter()
-            .chain(permissions.to_le_bytes());
-        for byte in bytes.chain(id.to_le_bytes()) {
-            text += &format!("{byte:02x}");
-        }
+        value.extend(tag.to_le_bytes());
+        value.extend(permissions.to_le_bytes());
+        value.extend(id.to_le_bytes());
     }
-    text
+    let digits: Vec<String> = value.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("0x{}", digits.concat())
 }
 
 /// The value of an ACL, in hexadecimal, or why there is none.
