@@ -122,7 +122,7 @@ fn usage_errors_are_one_line_with_125() {
         ),
         (
             &["run", "--security-opt", "seccomp=my.json", "i"],
-            "invalid --security-opt: \"seccomp=my.json\" (known: seccomp=unconfined, no-new-privileges)",
+            "seccomp profiles of one's own are not supported",
         ),
         (
             &["run", "-it", "i"],
@@ -148,7 +148,7 @@ fn usage_errors_are_one_line_with_125() {
         ),
         (
             &["volume", "lss"],
-            "unknown command: lss (did you mean ls?); see 'cowl volume --help'",
+            "unknown command: lss (did you mean list, ls?); see 'cowl volume --help'",
         ),
         (
             &["volume", "rm"],
