@@ -9,6 +9,8 @@ use super::http::Handled;
 use super::watch::Watch;
 use crate::engine::container::state::{Exit, Status};
 use crate::engine::error::{Context as _, Kind};
+use crate::engine::events::EventRequest;
+use jiff::Timestamp;
 use std::sync::Arc;
 
 /// What is waited for.
@@ -98,7 +100,13 @@ impl Wait {
     pub(super) async fn end(mut self, server: &Arc<Server>) -> Handled<Option<Exit>> {
         loop {
             match (look(server, &self.id).await?, self.condition) {
-                (Look::Gone, _) => return Ok(self.last),
+                (Look::Gone, _) => {
+                    // Ended and removed between two looks: its events say how.
+                    return match self.last {
+                        None => told_end(server, self.id).await,
+                        last => Ok(last),
+                    };
+                }
                 (Look::Rests(exit), Condition::NotRunning) => return Ok(exit),
                 // One that waits for its restart counts as running, but its end does not go unseen.
                 (Look::Restarts(exit), Condition::NotRunning) if self.ran => return Ok(Some(exit)),
@@ -132,6 +140,32 @@ pub(super) async fn look(server: &Arc<Server>, id: &str) -> Handled<Look> {
                 Status::Starting => Look::Starts,
                 Status::Running | Status::Paused => Look::Runs,
             })
+        })
+        .await
+}
+
+/// How a container has ended that is gone, as its events say; none if it never ran.
+async fn told_end(server: &Arc<Server>, id: String) -> Handled<Option<Exit>> {
+    server
+        .engine(move |engine| {
+            let filters = [("event", "die".to_owned()), ("container", id)];
+            let filters = filters.map(|(key, value)| (key.to_owned(), vec![value]));
+            let mut request = EventRequest::parse(None, None, &filters.into())?;
+            request.until = Some(Timestamp::now());
+            let mut code = None;
+            engine.events(&request, None, |event| {
+                let told = event.actor.attributes.get("exitCode");
+                code = told.and_then(|told| told.parse().ok()).or(code);
+                Ok(true)
+            })?;
+            Ok(code.map(|exit_code| Exit {
+                pid: 0,
+                exit_code,
+                oom_killed: false,
+                started_at: String::new(),
+                finished_at: None,
+                error: String::new(),
+            }))
         })
         .await
 }
