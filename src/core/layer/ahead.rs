@@ -156,7 +156,7 @@ mod tests {
     use super::*;
 
     fn bytes(length: usize) -> Vec<u8> {
-        (0..length).map(|n| (n % 251) as u8).collect()
+        (0..251_u8).cycle().take(length).collect()
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, RenameFlags, StatxFlags};
 use rustix::io::Errno;
@@ -47,6 +48,9 @@ pub(super) enum LinkOutcome {
 pub(super) struct StoreDir {
     fd: OwnedFd,
     path: PathBuf,
+    /// Whether a published file gets the mode that it is created with, since umask and default ACL
+    /// take nothing. Learned from the first: a chmod of each would show in an import.
+    keeps_modes: OnceLock<bool>,
 }
 
 impl AsFd for StoreDir {
@@ -71,6 +75,7 @@ impl StoreDir {
         Ok(Self {
             fd,
             path: path.to_owned(),
+            keeps_modes: OnceLock::new(),
         })
     }
 
@@ -100,6 +105,7 @@ impl StoreDir {
         Ok(Self {
             fd,
             path: self.join(name),
+            keeps_modes: OnceLock::new(),
         })
     }
 
@@ -127,9 +133,10 @@ impl StoreDir {
     pub(super) fn create(&self, name: &str, mode: Mode) -> Result<File, StoreError> {
         let flags =
             OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = fs::openat(&self.fd, name, flags, PRIVATE)
+        let fd = fs::openat(&self.fd, name, flags, mode)
             .map_err(|errno| self.error("create", name, errno))?;
-        if mode != PRIVATE {
+        let is_kept = || fs::fstat(&fd).is_ok_and(|stat| Mode::from_raw_mode(stat.st_mode) == mode);
+        if mode != PRIVATE && !*self.keeps_modes.get_or_init(is_kept) {
             // By descriptor: the umask does not apply.
             fs::fchmod(&fd, mode).map_err(|errno| self.error("set the mode of", name, errno))?;
         }

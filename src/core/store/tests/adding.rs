@@ -37,6 +37,24 @@ fn publish_stores_a_content_once_by_its_hash() {
 }
 
 #[test]
+fn objects_have_their_mode_whatever_the_umask() {
+    let fixture = fixture();
+    for (umask, contents) in [(0o077, [b"one", b"two"]), (0o022, [b"six", b"ten"])] {
+        let before = rustix::process::umask(Mode::from_raw_mode(umask));
+        let transaction = fixture.store.begin().unwrap();
+        for content in contents {
+            put(&transaction, content);
+        }
+        transaction.publish(&[]).unwrap();
+        rustix::process::umask(before);
+        for content in contents {
+            let meta = std::fs::metadata(fixture.object_path(content)).unwrap();
+            assert_eq!(meta.permissions().mode() & 0o7777, 0o444, "{umask:o}");
+        }
+    }
+}
+
+#[test]
 fn object_writer_stores_contents_of_every_size() {
     let fixture = fixture();
     let transaction = fixture.store.begin().unwrap();
