@@ -16,7 +16,7 @@ cp "$(command -v busybox)" img/bin/busybox
 for applet in sh ls cat echo rm mkdir mv chmod id stat touch find sort; do ln -s busybox img/bin/$applet; done
 tar -C img --owner 0 --group 0 -cf img.tar .
 storage() { echo "--root $HOME/store --runroot $HOME/run --storage-driver overlay --storage-opt overlay.mount_program=$MOUNTD"; }
-podman() { command podman $(storage) --cgroup-manager cgroupfs --events-backend none --runtime runc "$@"; }
+podman() { command podman $(storage) --tmpdir "$HOME/tmp/libpod" --cgroup-manager cgroupfs --events-backend none --runtime runc "$@"; }
 buildah() { command buildah $(storage) "$@"; }
 run() { podman run --network none ${PARENT:+--cgroup-parent "$PARENT"} "$@"; }
 "#;
