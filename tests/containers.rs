@@ -219,7 +219,7 @@ fn signals_reach_the_container() {
     );
     let refusal = store.run(["rm", "victim"]).refused(1);
     assert!(
-        refusal.contains("victim") && refusal.contains("-f"),
+        refusal.contains("victim") && refusal.contains("force remove"),
         "{refusal}"
     );
     store.ok(["rm", "-f", "victim"]);
