@@ -61,7 +61,7 @@ fn client(store: &Store, known: &Known, me: usize, mut numbers: Numbers) {
         }
         for _step in 0..4 {
             let command: &[&str] = match numbers.below(8) {
-                0 | 1 | 2 => &["start"],
+                0..=2 => &["start"],
                 3 => &["stop", "-t", "0"],
                 4 => &["restart", "-t", "0"],
                 5 => &["logs"],
@@ -130,7 +130,10 @@ fn random_kills_lose_no_container_and_leave_nothing(point: &Point) {
                 scope.spawn(move || client(store, known, me, numbers))
             })
             .collect();
-        let ended: Vec<_> = clients.into_iter().map(|client| client.join()).collect();
+        let ended: Vec<_> = clients
+            .into_iter()
+            .map(std::thread::ScopedJoinHandle::join)
+            .collect();
         known.done.store(true, Ordering::Relaxed);
         for client in ended {
             client.unwrap();

@@ -169,7 +169,7 @@ fn archives_are_read_without_a_store() {
             &[],
             &[&base, &layers().join("shop.tar")],
         );
-        let of_layout = report(&[layout.clone()], Path::new("/nowhere"));
+        let of_layout = report(std::slice::from_ref(&layout), Path::new("/nowhere"));
         assert!(of_layout.contains("one:1"), "{of_layout}");
         // Two archives with the same name are two images, told apart by their paths.
         let again = directory().join("again.tar");
