@@ -335,7 +335,8 @@ evil = screen('evil:latest (2/2)', 'vil')
 assert '\\u{1b}]0;owned' in evil, evil
 assert tmux('display-message', '-p', '#{pane_title}').strip() != 'owned'
 keys('q')
-while tmux('display-message', '-p', '#{pane_dead}').strip() != '1': pass
+# How it ended is known a moment after its terminal is closed.
+while not tmux('display-message', '-p', '#{pane_dead_status}#{pane_dead_signal}').strip(): pass
 assert tmux('display-message', '-p', '#{pane_dead_status}').strip() == '0', tmux('capture-pane', '-p')
 tmux('kill-server')
 print('done')
