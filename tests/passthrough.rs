@@ -146,7 +146,8 @@ fn stat_does_not_wait_for_a_copy_up() {
     let mount = store.mount_upper("big", "mnt");
     fs::rename(&object, &kept).unwrap();
     mknodat(CWD, &object, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
-    let copier = program("truncate", ["--size=10"])
+    // More than what is copied up in one step.
+    let copier = program("truncate", ["--size=512K"])
         .arg(mount.path().join("big"))
         .stderr(Stdio::null())
         .spawn()
