@@ -12,6 +12,8 @@ pub(crate) struct Lru<K, V> {
     /// Keys by their last use.
     order: BTreeMap<u64, K>,
     clock: u64,
+    /// Calls of `pause` that no `resume` ended.
+    paused: usize,
 }
 
 impl<K: Copy + Eq + Hash, V> Lru<K, V> {
@@ -22,7 +24,22 @@ impl<K: Copy + Eq + Hash, V> Lru<K, V> {
             values: HashMap::new(),
             order: BTreeMap::new(),
             clock: 0,
+            paused: 0,
         }
+    }
+
+    /// Gives all values back, and keeps none until `resume` was called as often.
+    pub(crate) fn pause(&mut self) -> impl Iterator<Item = V> + use<K, V> {
+        self.paused += 1;
+        self.order.clear();
+        std::mem::take(&mut self.values)
+            .into_values()
+            .map(|(value, _)| value)
+    }
+
+    /// Ends one `pause`.
+    pub(crate) fn resume(&mut self) {
+        self.paused = self.paused.saturating_sub(1);
     }
 
     /// The value of `key`, which counts as used.
@@ -36,8 +53,11 @@ impl<K: Copy + Eq + Hash, V> Lru<K, V> {
     }
 
     /// Stores a value, and returns the one of this key before, or else the one that was used
-    /// longest ago if there was no room.
+    /// longest ago if there was no room. While paused, it is given back itself.
     pub(crate) fn insert(&mut self, key: K, value: V) -> Option<V> {
+        if self.paused > 0 {
+            return Some(value);
+        }
         let replaced = self.remove(key);
         self.clock += 1;
         self.values.insert(key, (value, self.clock));
@@ -81,5 +101,18 @@ mod tests {
         assert_eq!(lru.remove('a'), Some(1));
         assert_eq!(lru.insert('d', 5), None);
         assert_eq!(lru.len(), 2);
+    }
+    #[test]
+    fn pause_keeps_nothing_until_resumed_as_often() {
+        let mut lru = Lru::new(2);
+        lru.insert('a', 1);
+        assert_eq!(lru.pause().collect::<Vec<_>>(), [1]);
+        assert_eq!(lru.pause().count(), 0);
+        lru.resume();
+        assert_eq!(lru.insert('b', 2), Some(2));
+        assert_eq!(lru.len(), 0);
+        lru.resume();
+        assert_eq!(lru.insert('b', 2), None);
+        assert_eq!(lru.get('b'), Some(&2));
     }
 }

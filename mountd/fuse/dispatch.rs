@@ -88,7 +88,7 @@ impl<'m> Dispatcher<'m> {
             awaited => match self.answer(header, node, &awaited, reply) {
                 // Descriptors have run out, and a request that fails changes nothing.
                 Err(Errno::MFILE | Errno::NFILE) => {
-                    self.overlay.close_kept();
+                    let _nothing_kept = self.overlay.close_kept();
                     reply.clear();
                     self.answer(header, node, &awaited, reply)
                 }

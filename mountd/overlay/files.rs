@@ -79,17 +79,36 @@ impl NodeFiles {
         drop(dropped);
     }
 
-    pub(super) fn clear(&self) {
-        let dropped = std::mem::replace(&mut *self.kept.lock(), Lru::new(KEPT));
-        drop(dropped);
+    /// Closes all files, and keeps none until [`resume`](Self::resume).
+    fn pause(&self) {
+        let dropped = self.kept.lock().pause();
+        // Close them without the lock.
+        dropped.for_each(drop);
+    }
+
+    fn resume(&self) {
+        self.kept.lock().resume();
+    }
+}
+
+/// While it lives, no descriptor is kept only to save opening it again.
+#[derive(Debug)]
+pub struct NothingKept<'o>(&'o Overlay);
+
+impl Drop for NothingKept<'_> {
+    fn drop(&mut self) {
+        self.0.files.resume();
+        self.0.places.resume();
     }
 }
 
 impl Overlay {
     /// Closes the descriptors that are kept only to save opening them again: after EMFILE.
-    pub fn close_kept(&self) {
-        self.files.clear();
-        self.places.clear();
+    /// Until the guard is dropped, other requests do not fill the table again.
+    pub fn close_kept(&self) -> NothingKept<'_> {
+        self.files.pause();
+        self.places.pause();
+        NothingKept(self)
     }
 
     /// The file to register for a node that is open in passthrough.

@@ -51,10 +51,15 @@ impl Places {
         drop(dropped);
     }
 
-    /// Closes all descriptors.
-    pub(super) fn clear(&self) {
-        let dropped = std::mem::replace(&mut *self.cache.lock(), Lru::new(CACHED));
-        drop(dropped);
+    /// Closes all descriptors, and keeps none until [`resume`](Self::resume).
+    pub(super) fn pause(&self) {
+        let dropped = self.cache.lock().pause();
+        // Close them without the lock.
+        dropped.for_each(drop);
+    }
+
+    pub(super) fn resume(&self) {
+        self.cache.lock().resume();
     }
 
     /// Drops the descriptor of a removed directory.
