@@ -7,4 +7,5 @@ mod mounts;
 mod network;
 mod others;
 mod support;
+mod terminal;
 mod update;

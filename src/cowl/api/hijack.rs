@@ -6,6 +6,7 @@
 use super::http::{Handled, Refusal, Reply, Request, Version, empty};
 use super::watch::Peer;
 use crate::engine::attach::Pipes;
+use crate::engine::detach_keys::DetachKeys;
 use crate::engine::error::Error;
 use hyper::StatusCode;
 use hyper::ext::ReasonPhrase;
@@ -26,16 +27,14 @@ pub(super) const HEADER: usize = 8;
 pub(super) const STDOUT: u8 = 1;
 /// The stream of standard error in a frame's header.
 pub(super) const STDERR: u8 = 2;
-/// `ctrl-p ctrl-q`.
-const DETACH: [u8; 2] = [16, 17];
 
 /// How bytes pass.
 #[derive(Debug, Clone)]
 pub(super) struct Format {
     /// The program has a terminal: no frames.
     pub(super) terminal: bool,
-    /// Bytes of standard input that detach the client of a terminal; none if empty.
-    detach: Vec<u8>,
+    /// Keys that detach the client of a terminal.
+    detach: DetachKeys,
     /// Which output the client wants.
     stdout: bool,
 }
@@ -43,30 +42,14 @@ pub(super) struct Format {
 impl Format {
     /// `stdout`: the client wants the program's output, and not only to know its end.
     pub(super) fn new(terminal: bool, detach_keys: Option<&str>, stdout: bool) -> Handled<Self> {
-        let detach = detach_keys.map_or_else(|| Ok(DETACH.to_vec()), parse_keys)?;
+        let detach = detach_keys.map_or_else(|| Ok(DetachKeys::default()), DetachKeys::parse)?;
+        let detach = if terminal { detach } else { DetachKeys::none() };
         Ok(Self {
             terminal,
             detach,
             stdout,
         })
     }
-}
-
-/// `ctrl-a,x`: characters, or `ctrl-` and a letter or one of `@ [ \ ] ^ _`, as moby's term package.
-fn parse_keys(keys: &str) -> Handled<Vec<u8>> {
-    let wrong = || Refusal::invalid(format!("Invalid escape keys ({keys}) provided"));
-    keys.split(',')
-        .map(|key| match (key.as_bytes(), key.strip_prefix("ctrl-")) {
-            ([byte], _) => Ok(*byte),
-            (_, Some(key)) => match key.as_bytes() {
-                [byte @ b'a'..=b'z'] => Ok(byte - b'a' + 1),
-                [b'@'] => Ok(0),
-                [byte @ b'['..=b'_'] => Ok(byte - b'@'),
-                _ => Err(wrong()),
-            },
-            _ => Err(wrong()),
-        })
-        .collect()
 }
 
 /// The media type of a program's output.
@@ -253,7 +236,7 @@ async fn copy_in(
     mut stdin: Option<pipe::Sender>,
     format: &Format,
 ) {
-    let mut keys = Keys::new(if format.terminal { &format.detach } else { &[] });
+    let mut keys = format.detach.clone();
     let mut buffer = vec![0; CHUNK];
     let mut read = first.to_vec();
     loop {
@@ -280,76 +263,8 @@ async fn copy_in(
     std::future::pending::<()>().await;
 }
 
-/// Finds the detach keys in a stream.
-struct Keys<'a> {
-    sequence: &'a [u8],
-    /// How much of the sequence the last bytes were.
-    matched: usize,
-}
-
-impl<'a> Keys<'a> {
-    fn new(sequence: &'a [u8]) -> Self {
-        Self {
-            sequence,
-            matched: 0,
-        }
-    }
-
-    /// The bytes for the program, and whether the sequence is complete. The beginning of a
-    /// sequence is held back until it is clear that it is none.
-    fn filter(&mut self, bytes: &[u8]) -> (Vec<u8>, bool) {
-        let mut passed = Vec::with_capacity(bytes.len() + self.matched);
-        for &byte in bytes {
-            if self.sequence.get(self.matched) != Some(&byte) {
-                let held = self.sequence.get(..self.matched);
-                passed.extend_from_slice(held.unwrap_or_default());
-                self.matched = 0;
-            }
-            if self.sequence.get(self.matched) != Some(&byte) {
-                passed.push(byte);
-                continue;
-            }
-            self.matched += 1;
-            if self.matched == self.sequence.len() {
-                return (passed, true);
-            }
-        }
-        (passed, false)
-    }
-}
-
 impl From<io::Error> for Refusal {
     fn from(error: io::Error) -> Self {
         Error::from(error).into()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn parse_keys_takes_dockers_spellings() {
-        for (keys, expected) in [
-            ("ctrl-p,ctrl-q", Some(vec![16, 17])),
-            ("a", Some(vec![97])),
-            ("ctrl-@,ctrl-[,ctrl-_", Some(vec![0, 27, 31])),
-            ("ctrl-1", None),
-            ("ab", None),
-            ("ctrl-p,", None),
-        ] {
-            assert_eq!(parse_keys(keys).ok(), expected, "{keys}");
-        }
-    }
-
-    #[test]
-    fn filter_finds_the_keys_over_two_reads() {
-        let mut keys = Keys::new(&DETACH);
-        assert_eq!(keys.filter(b"a\x10"), (b"a".to_vec(), false));
-        assert_eq!(keys.filter(b"b"), (b"\x10b".to_vec(), false));
-        assert_eq!(keys.filter(b"\x10\x10"), (b"\x10".to_vec(), false));
-        assert_eq!(keys.filter(b"\x11rest"), (Vec::new(), true));
-        let mut none = Keys::new(&[]);
-        assert_eq!(none.filter(b"\x10\x11"), (b"\x10\x11".to_vec(), false));
     }
 }

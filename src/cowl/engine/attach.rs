@@ -5,6 +5,7 @@
 //! host file, push keys into the caller's terminal or change its owner. One thread copies each
 //! direction and ends when the container's side closes.
 
+use super::detach_keys::DetachKeys;
 use super::error::{Context, Error, Result};
 use cowl_launch::control::{StreamSet, Streams};
 use rustix::io::Errno;
@@ -58,6 +59,8 @@ pub(crate) struct Output {
     threads: Vec<JoinHandle<Result<(), Errno>>>,
     /// The threads hold its writing ends. It is closed when all have ended.
     done: OwnedFd,
+    /// A byte comes here with the detach keys. Kept open on both ends, or it would look closed.
+    detached: (OwnedFd, OwnedFd),
 }
 
 /// Creates pipes between the caller and a container's monitor, for these streams.
@@ -101,10 +104,11 @@ impl Pipes {
         self.stdin.is_some()
     }
 
-    /// Starts copying.
-    pub(crate) fn relay(self) -> Result<Output> {
+    /// Starts copying. These keys of the caller's do not reach the program, but detach.
+    pub(crate) fn relay(self, keys: DetachKeys) -> Result<Output> {
+        let detached = pipe_with(PipeFlags::CLOEXEC).context(|| "creating a pipe")?;
         if let Some(writer) = self.stdin {
-            relay_stdin(writer)?;
+            relay_stdin(writer, keys, own(detached.1.as_fd())?)?;
         }
         let mut copies = Vec::new();
         if let Some(stdout) = self.stdout {
@@ -113,23 +117,32 @@ impl Pipes {
         if let Some(stderr) = self.stderr {
             copies.push(("stderr", stderr, own(std::io::stderr().as_fd())?));
         }
-        Output::start(copies)
+        Output::start(copies, detached)
     }
 }
 
 impl Output {
-    fn start(copies: Vec<(&str, OwnedFd, OwnedFd)>) -> Result<Self> {
+    fn start(copies: Vec<(&str, OwnedFd, OwnedFd)>, detached: (OwnedFd, OwnedFd)) -> Result<Self> {
         let (done, working) = pipe_with(PipeFlags::CLOEXEC).context(|| "creating a pipe")?;
         let mut threads = Vec::new();
         for (name, from, to) in copies {
-            threads.push(copier(name, from, to, Some(own(working.as_fd())?))?);
+            threads.push(copier(name, from, to, own(working.as_fd())?)?);
         }
-        Ok(Self { threads, done })
+        Ok(Self {
+            threads,
+            done,
+            detached,
+        })
     }
 
     /// Readable (at end of file) when all output has been copied.
     pub(crate) fn done(&self) -> BorrowedFd<'_> {
         self.done.as_fd()
+    }
+
+    /// Readable once the caller has typed the detach keys.
+    pub(crate) fn detached(&self) -> BorrowedFd<'_> {
+        self.detached.0.as_fd()
     }
 
     /// Waits until it is [done](Self::done) and gives the first error.
@@ -144,9 +157,27 @@ impl Output {
     }
 }
 
-/// Copies standard input. The thread is never joined: it may wait for input without end.
-fn relay_stdin(to: OwnedFd) -> Result<()> {
-    copier("stdin", own(std::io::stdin().as_fd())?, to, None).map(drop)
+/// Copies standard input until its end, or the detach keys, which `detached` is told of. The thread
+/// is never joined: it may wait for input without end.
+fn relay_stdin(to: OwnedFd, mut keys: DetachKeys, detached: OwnedFd) -> Result<()> {
+    let from = own(std::io::stdin().as_fd())?;
+    let copying = move || {
+        // An error ends the program's input, as its end does.
+        copy(&from, |bytes| {
+            let (passed, detaches) = keys.filter(bytes);
+            write_all(&to, &passed)?;
+            if detaches {
+                write_all(&detached, &[0])?;
+            }
+            Ok(!detaches)
+        })
+        .unwrap_or_default();
+    };
+    thread::Builder::new()
+        .name("stdin".to_owned())
+        .spawn(copying)
+        .context(|| "starting a thread")
+        .map(drop)
 }
 
 fn own(fd: BorrowedFd<'_>) -> Result<OwnedFd> {
@@ -159,10 +190,10 @@ fn copier(
     name: &str,
     from: OwnedFd,
     to: OwnedFd,
-    working: Option<OwnedFd>,
+    working: OwnedFd,
 ) -> Result<JoinHandle<Result<(), Errno>>> {
     let copying = move || {
-        let copied = copy(&from, &to);
+        let copied = copy(&from, |bytes| write_all(&to, bytes).map(|()| true));
         drop(working);
         copied
     };
@@ -172,9 +203,9 @@ fn copier(
         .context(|| "starting a thread")
 }
 
-/// Copies until end of file. A closed side ends the copy without error: EPIPE of a pipe, EIO of a
-/// terminal.
-fn copy(from: &OwnedFd, to: &OwnedFd) -> Result<(), Errno> {
+/// Gives what is read to `each` until end of file, or that says stop (false). A closed side ends the
+/// copy without error: EPIPE of a pipe, EIO of a terminal.
+fn copy(from: &OwnedFd, mut each: impl FnMut(&[u8]) -> Result<bool, Errno>) -> Result<(), Errno> {
     let mut buffer = vec![0_u8; BUFFER];
     loop {
         let length = match rustix::io::read(from, &mut buffer) {
@@ -187,9 +218,9 @@ fn copy(from: &OwnedFd, to: &OwnedFd) -> Result<(), Errno> {
             }
             Err(errno) => return Err(errno),
         };
-        match write_all(to, buffer.get(..length).unwrap_or_default()) {
-            Ok(()) => {}
-            Err(Errno::PIPE | Errno::IO) => return Ok(()),
+        match each(buffer.get(..length).unwrap_or_default()) {
+            Ok(true) => {}
+            Ok(false) | Err(Errno::PIPE | Errno::IO) => return Ok(()),
             Err(errno) => return Err(errno),
         }
     }
@@ -228,7 +259,8 @@ mod tests {
         let (sink, to) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).unwrap();
         rustix::fs::fcntl_setfl(&sink, rustix::fs::OFlags::empty()).unwrap();
         let sent: Vec<u8> = (0..1_000_000_u32).map(|n| n.to_le_bytes()[0]).collect();
-        let thread = copier("test", from, to, None).unwrap();
+        let (_done, working) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        let thread = copier("test", from, to, working).unwrap();
         let expected = sent.clone();
         let writer = thread::spawn(move || feed.write_all(&sent));
         let mut received = Vec::new();
@@ -246,6 +278,9 @@ mod tests {
         let (sink, to) = pipe_with(PipeFlags::CLOEXEC).unwrap();
         drop(sink);
         rustix::io::write(&feed, b"x").unwrap();
-        assert_eq!(copy(&from, &to), Ok(()));
+        assert_eq!(
+            copy(&from, |bytes| write_all(&to, bytes).map(|()| true)),
+            Ok(())
+        );
     }
 }

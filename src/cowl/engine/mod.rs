@@ -10,6 +10,7 @@ mod capabilities;
 pub mod commit;
 pub mod container;
 pub mod create;
+pub(crate) mod detach_keys;
 pub mod docker;
 pub mod duration;
 pub mod error;

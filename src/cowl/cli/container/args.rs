@@ -2,6 +2,7 @@
 
 pub(in crate::cli) use super::options::Options;
 use super::options::UpdatableOptions;
+use crate::engine::detach_keys::DetachKeys;
 use clap::Args;
 use std::path::PathBuf;
 
@@ -11,6 +12,9 @@ pub(in crate::cli) struct Run {
     /// Run container in background and print container ID
     #[arg(short, long)]
     pub(super) detach: bool,
+    /// Override the key sequence for detaching a container
+    #[arg(long, value_name = "KEYS", value_parser = detach_keys)]
+    pub(super) detach_keys: Option<DetachKeys>,
     #[command(flatten)]
     pub(in crate::cli) create: Options,
 }
@@ -111,6 +115,9 @@ pub(in crate::cli) struct Start {
     /// Attach container's STDIN
     #[arg(short, long)]
     pub(super) interactive: bool,
+    /// Override the key sequence for detaching a container
+    #[arg(long, value_name = "KEYS", value_parser = detach_keys)]
+    pub(super) detach_keys: Option<DetachKeys>,
 }
 
 #[derive(Debug, Args)]
@@ -188,6 +195,9 @@ pub(in crate::cli) struct Exec {
     /// Detached mode: run command in the background
     #[arg(short, long)]
     pub(super) detach: bool,
+    /// Override the key sequence for detaching a container
+    #[arg(long, value_name = "KEYS", value_parser = detach_keys)]
+    pub(super) detach_keys: Option<DetachKeys>,
     /// Keep STDIN open
     #[arg(short, long)]
     pub(super) interactive: bool,
@@ -218,10 +228,17 @@ pub(in crate::cli) struct Exec {
 pub(in crate::cli) struct Attach {
     /// Name of a container, its ID or the beginning of its ID
     pub(super) container: String,
+    /// Override the key sequence for detaching a container
+    #[arg(long, value_name = "KEYS", value_parser = detach_keys)]
+    pub(super) detach_keys: Option<DetachKeys>,
     /// Do not attach STDIN
     #[arg(long)]
     pub(super) no_stdin: bool,
     /// Proxy all received signals to the process
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub(super) sig_proxy: bool,
+}
+
+fn detach_keys(text: &str) -> Result<DetachKeys, String> {
+    DetachKeys::parse(text).map_err(|error| error.to_string())
 }

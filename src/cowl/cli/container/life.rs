@@ -20,7 +20,10 @@ pub(in crate::cli) fn start(engine: &mut Engine, args: &Start, out: &mut Stdout)
         }));
     }
     match args.containers.as_slice() {
-        [name] => engine.start_foreground(name, args.interactive),
+        [name] => {
+            let keys = args.detach_keys.clone().unwrap_or_default();
+            engine.start_foreground(name, args.interactive, keys)
+        }
         _ => Err(Error::invalid(
             "you cannot start and attach multiple containers at once",
         )),
@@ -176,6 +179,7 @@ pub(in crate::cli) fn exec(engine: &Engine, args: Exec) -> Result<u8> {
         tty: args.tty,
         interactive,
         sig_proxy: false,
+        detach_keys: args.detach_keys.unwrap_or_default(),
     };
     session::stay(&program, pipes, &signals, manner)
 }
@@ -191,6 +195,7 @@ pub(in crate::cli) fn attach(engine: &Engine, args: &Attach) -> Result<u8> {
         tty: config.tty,
         interactive,
         sig_proxy: args.sig_proxy,
+        detach_keys: args.detach_keys.clone().unwrap_or_default(),
     };
     session::stay(&program, pipes, &signals, manner)
 }

@@ -19,6 +19,7 @@ use std::io::{IsTerminal, Write};
 
 pub(super) fn run(engine: &mut Engine, args: Run, out: &mut Stdout) -> Result<u8> {
     let detach = args.detach;
+    let keys = args.detach_keys.unwrap_or_default();
     let options = args.create;
     if options.tty && options.interactive && !detach && !std::io::stdin().is_terminal() {
         return Err(Error::invalid(
@@ -35,7 +36,7 @@ pub(super) fn run(engine: &mut Engine, args: Run, out: &mut Stdout) -> Result<u8
         out.line(&created.id)?;
         return Ok(0);
     }
-    engine.run(&request, |created| {
+    engine.run(&request, keys, |created| {
         warn_of(created);
         write_cidfile(cidfile, &created.id)
     })

@@ -3,6 +3,7 @@
 //! Invariant: [`stay`] restores the caller's terminal on every return.
 
 use crate::engine::attach::{Output, Pipes};
+use crate::engine::detach_keys::DetachKeys;
 use crate::engine::error::{Context, Error, Result};
 use crate::engine::exec::{Attachment, Exec};
 use crate::engine::signals::{Signals, is};
@@ -43,7 +44,7 @@ client!(Exec);
 client!(Attachment);
 
 /// How a client is with its program.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(super) struct Manner {
     /// The program has a terminal.
     pub(super) tty: bool,
@@ -51,6 +52,18 @@ pub(super) struct Manner {
     pub(super) interactive: bool,
     /// The caller's signals go to it; else an interrupt ends the client.
     pub(super) sig_proxy: bool,
+    /// They leave a program with a terminal.
+    pub(super) detach_keys: DetachKeys,
+}
+
+/// Why a client stayed no longer.
+enum Ended {
+    /// With an exit code.
+    Program(u8),
+    /// By a signal that is not passed on.
+    Interrupt,
+    /// By the detach keys.
+    Keys,
 }
 
 /// Copies streams until the program ends, and gives its exit code.
@@ -60,52 +73,77 @@ pub(super) fn stay(
     signals: &Signals,
     manner: Manner,
 ) -> Result<u8> {
+    let Manner {
+        tty,
+        interactive,
+        sig_proxy,
+        detach_keys,
+    } = manner;
     let stdin = std::io::stdin();
-    let raw = if manner.tty && manner.interactive && stdin.is_terminal() {
+    let raw = if tty && interactive && stdin.is_terminal() {
         Some(Raw::new(stdin.as_fd())?)
     } else {
         None
     };
-    let output = pipes.relay()?;
-    if manner.tty {
+    let keys = if tty { detach_keys } else { DetachKeys::none() };
+    let output = pipes.relay(keys)?;
+    if tty {
         resize(client)?;
     }
-    let code = watch(client, signals, manner)?;
-    let Some(code) = code else {
-        drop(raw);
-        return Ok(signals
-            .take_interrupt()?
-            .map_or(0, |signal| SIGNALLED.saturating_add(signal)));
-    };
-    let drained = drain(output, signals);
-    drop(raw);
-    drained.map(|()| code)
+    match watch(client, &output, signals, (tty, sig_proxy))? {
+        Ended::Program(code) => {
+            let drained = drain(output, signals);
+            drop(raw);
+            drained.map(|()| code)
+        }
+        Ended::Interrupt => {
+            drop(raw);
+            Ok(signals
+                .take_interrupt()?
+                .map_or(0, |signal| SIGNALLED.saturating_add(signal)))
+        }
+        Ended::Keys => {
+            drop(raw);
+            // As Docker's client: what was asked for, the program's end, is not known.
+            Err(Error::failed("read escape sequence"))
+        }
+    }
 }
 
-/// None if an interrupt came that is not passed on.
-fn watch(client: &impl Client, signals: &Signals, manner: Manner) -> Result<Option<u8>> {
+/// Passes signals on, and changes of the terminal's size, until the program ends or is left.
+fn watch(
+    client: &impl Client,
+    output: &Output,
+    signals: &Signals,
+    (tty, sig_proxy): (bool, bool),
+) -> Result<Ended> {
     loop {
         let mut waiting = [
             PollFd::new(signals, PollFlags::IN),
             PollFd::new(client, PollFlags::IN),
+            PollFd::from_borrowed_fd(output.detached(), PollFlags::IN),
         ];
         match poll(&mut waiting, None) {
-            Ok(_) | Err(Errno::INTR) => {}
+            Ok(_) => {}
+            Err(Errno::INTR) => continue,
             Err(errno) => return Err(Error::from(errno).context("waiting for the container")),
         }
-        let [_, ended] = waiting;
+        let [_, ended, detached] = waiting;
         if !ended.revents().is_empty() {
-            return client.wait().map(Some);
+            return client.wait().map(Ended::Program);
         }
-        if !manner.sig_proxy && signals.has_interrupt()? {
-            return Ok(None);
+        if !detached.revents().is_empty() {
+            return Ok(Ended::Keys);
+        }
+        if !sig_proxy && signals.has_interrupt()? {
+            return Ok(Ended::Interrupt);
         }
         while let Some(number) = signals.next()? {
             if is(number, Signal::SIGWINCH) {
-                if manner.tty {
+                if tty {
                     resize(client)?;
                 }
-            } else if manner.sig_proxy {
+            } else if sig_proxy {
                 client.signal(number)?;
             }
         }

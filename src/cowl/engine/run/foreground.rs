@@ -5,6 +5,7 @@
 
 use crate::engine::attach;
 use crate::engine::container::Container;
+use crate::engine::detach_keys::DetachKeys;
 use crate::engine::docker::ContainerConfig;
 use crate::engine::error::{Error, Result};
 use crate::engine::signals::{Signals, is};
@@ -34,6 +35,8 @@ pub(super) enum Ended {
     Lost,
     /// [`FORCED`] signals were received. The container runs on.
     Left,
+    /// The caller typed the detach keys. The container runs on.
+    Detached,
 }
 
 /// The size of the caller's terminal; 0 x 0 without one.
@@ -58,6 +61,7 @@ pub(super) fn stay(
     container: &Container,
     monitor: &Monitor,
     pipes: attach::Pipes,
+    keys: DetachKeys,
     signals: &Signals,
 ) -> Result<Ended> {
     let config = &container.config.config;
@@ -67,13 +71,14 @@ pub(super) fn stay(
     } else {
         None
     };
-    let output = pipes.relay()?;
-    let ended = watch(config, monitor, signals)?;
+    let keys = if config.tty { keys } else { DetachKeys::none() };
+    let output = pipes.relay(keys)?;
+    let ended = watch(config, monitor, &output, signals)?;
     match ended {
         Ended::Exited { .. } => {}
         // A program that outlived its monitor could write without end.
         Ended::Lost => container.kill()?,
-        Ended::Left => return Ok(ended),
+        Ended::Left | Ended::Detached => return Ok(ended),
     }
     let copied = drain(output, signals);
     drop(raw);
@@ -108,14 +113,20 @@ fn drain(output: attach::Output, signals: &Signals) -> Result<bool> {
     }
 }
 
-/// Passes signals on until the monitor says that the container has ended, or is gone.
+/// Passes signals on until the monitor says that the container has ended, or is gone, or the caller
+/// detaches.
 ///
 /// A first process gets only signals that it handles or blocks (pid_namespaces(7)). One that does
 /// neither runs on, as with Docker without `--init`.
-fn watch(config: &ContainerConfig, monitor: &Monitor, signals: &Signals) -> Result<Ended> {
+fn watch(
+    config: &ContainerConfig,
+    monitor: &Monitor,
+    output: &attach::Output,
+    signals: &Signals,
+) -> Result<Ended> {
     let mut terminations = 0;
     loop {
-        wait(signals, monitor)?;
+        let detached = wait(signals, monitor, output)?;
         while let Some(number) = signals.next()? {
             if config.tty && is(number, Signal::SIGWINCH) {
                 // The resize of the container's terminal sends SIGWINCH to its processes.
@@ -135,6 +146,7 @@ fn watch(config: &ContainerConfig, monitor: &Monitor, signals: &Signals) -> Resu
                 });
             }
             Message::Closed => return Ok(Ended::Lost),
+            Message::None if detached => return Ok(Ended::Detached),
             Message::None if terminations >= FORCED => return Ok(Ended::Left),
             Message::None => {}
         }
@@ -151,16 +163,20 @@ fn unless_closed(sent: Result<(), WireError>) -> Result<()> {
     }
 }
 
-/// Waits for a signal or a message.
-fn wait(signals: &Signals, monitor: &Monitor) -> Result<()> {
+/// Waits for a signal, a message or the detach keys; true if those have come.
+fn wait(signals: &Signals, monitor: &Monitor, output: &attach::Output) -> Result<bool> {
     let mut waiting = [
         PollFd::new(signals, PollFlags::IN),
         PollFd::new(monitor, PollFlags::IN),
+        PollFd::from_borrowed_fd(output.detached(), PollFlags::IN),
     ];
     match poll(&mut waiting, None) {
-        Ok(_) | Err(Errno::INTR) => Ok(()),
-        Err(errno) => Err(Error::from(errno).context("waiting for the container")),
+        Ok(_) => {}
+        Err(Errno::INTR) => return Ok(false),
+        Err(errno) => return Err(Error::from(errno).context("waiting for the container")),
     }
+    let [_, _, detached] = waiting;
+    Ok(!detached.revents().is_empty())
 }
 
 enum Message {

@@ -16,6 +16,7 @@ use super::attach;
 use super::container::config::Config;
 use super::container::{Container, PendingContainer};
 use super::create::{CreateRequest, Created};
+use super::detach_keys::DetachKeys;
 use super::error::{self, Context, Error, Result};
 use super::mount::{self, Ending, Mounted};
 use super::mounts::Mounts;
@@ -67,10 +68,12 @@ impl Engine {
     /// Runs a container in the foreground. Gives its exit code.
     ///
     /// An interrupt (SIGINT, SIGTERM, SIGHUP, SIGQUIT) before the container runs ends the start
-    /// at once and leaves nothing. `created` is called before the start.
-    pub fn run(
+    /// at once and leaves nothing. `created` is called before the start. The keys leave a
+    /// container with a terminal.
+    pub(crate) fn run(
         &mut self,
         request: &CreateRequest,
+        keys: DetachKeys,
         created: impl FnOnce(&Created) -> Result<()>,
     ) -> Result<u8> {
         super::create::check(request)?;
@@ -97,14 +100,19 @@ impl Engine {
         // The monitor has its own. Ours would keep the pipes open after the container's end.
         drop(ends);
         match started {
-            Ok(running) => self.stay(&pending.release(), running, pipes, &signals),
+            Ok(running) => self.stay(&pending.release(), running, pipes, keys, &signals),
             Err(error) => self.abort(&pending.release(), &created.new_volumes, error, &signals),
         }
     }
 
     /// Starts a container at rest, and stays with it as [`Engine::run`] does. With `interactive`
     /// it gets the caller's input, if it has a standard input.
-    pub fn start_foreground(&mut self, needle: &str, interactive: bool) -> Result<u8> {
+    pub(crate) fn start_foreground(
+        &mut self,
+        needle: &str,
+        interactive: bool,
+        keys: DetachKeys,
+    ) -> Result<u8> {
         super::host::require_mounts("start")?;
         let container = self.containers.find(needle)?;
         let signals = Signals::block()?;
@@ -124,7 +132,7 @@ impl Engine {
         let started = self.start_pending(&pending, &[ends.streams()], size, Some(&signals));
         drop(ends);
         match started {
-            Ok(running) => self.stay(&pending.release(), running, pipes, &signals),
+            Ok(running) => self.stay(&pending.release(), running, pipes, keys, &signals),
             Err(error) => signals.take_interrupt()?.map(exit_code).ok_or(error),
         }
     }
@@ -251,6 +259,7 @@ impl Engine {
         container: &Container,
         running: Running,
         pipes: attach::Pipes,
+        keys: DetachKeys,
         signals: &Signals,
     ) -> Result<u8> {
         let Running {
@@ -259,7 +268,7 @@ impl Engine {
         } = running;
         // Now the mount ends with the container, its only user.
         drop(root);
-        let ended = foreground::stay(container, &monitor, pipes, signals);
+        let ended = foreground::stay(container, &monitor, pipes, keys, signals);
         // A monitor with output that is not copied waits for us.
         let may_linger = matches!(ended, Ok(Ended::Exited { copied: false, .. }));
         let exited = match ended {
@@ -274,6 +283,8 @@ impl Engine {
                     container.config.name
                 )));
             }
+            // As Docker's client, without a word.
+            Ok(Ended::Detached) => return Ok(0),
             Err(error) => {
                 // Its output has no reader any more.
                 container.kill()?;

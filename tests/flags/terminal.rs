@@ -1,0 +1,69 @@
+//! Flags about the caller's terminal.
+
+use std::process::Command;
+
+use cowl_tests::profile::root;
+use cowl_tests::pty::InTerminal;
+
+use crate::support::Doors;
+
+/// Starts a client in a terminal, waits for the shell at its other end, types keys, and gives the
+/// client's exit code and what it showed after the keys.
+#[track_caller]
+fn leave(mut client: Command, keys: &[u8]) -> (Option<i32>, String) {
+    let mut terminal = InTerminal::start(&mut client, 30, 100);
+    terminal.send(b"echo $((6 * 7)) there\n");
+    terminal.expect("42 there\r\n");
+    terminal.send(keys);
+    terminal.end()
+}
+
+#[test]
+fn detach_keys_leave_the_program_running() {
+    root(|| {
+        let doors = Doors::open();
+        let usual: &[u8] = b"\x10\x11";
+        // Ends, since the keys before the newline are the shell's.
+        let ends: &[u8] = b"\x10\x11\x15exit 9\n";
+        let of = |door: &str, words: &[&str]| match door {
+            "cowl" => doors.store.command(words),
+            _ => doors.server.docker(words),
+        };
+        for door in ["cowl", "docker"] {
+            let running = || {
+                doors
+                    .store
+                    .ok(["inspect", "-f", "{{.State.Running}}", door])
+            };
+            let run = of(door, &["run", "-it", "--name", door, "shop", "sh"]);
+            assert_eq!(leave(run, usual).0, Some(0), "{door} run");
+            assert_eq!(running(), "true\n", "{door} run");
+
+            for words in [
+                &["attach", "--detach-keys", "ctrl-a,x", door][..],
+                &["exec", "-it", "--detach-keys=ctrl-a,x", door, "sh"],
+            ] {
+                let (code, shown) = leave(of(door, words), b"\x01x");
+                assert_eq!(code, Some(1), "{door} {words:?}: {shown}");
+                assert!(shown.contains("read escape sequence"), "{shown}");
+                assert_eq!(running(), "true\n", "{door} {words:?}");
+            }
+            // With keys of its own the usual ones are the program's.
+            let exec = of(door, &["exec", "-it", "--detach-keys", "z", door, "sh"]);
+            assert_eq!(leave(exec, ends).0, Some(9), "{door} exec");
+            let attach = of(door, &["attach", "--detach-keys", "z", door]);
+            assert_eq!(leave(attach, ends).0, Some(9), "{door} attach");
+
+            let start = of(door, &["start", "-ai", "--detach-keys", "a,b", door]);
+            assert_eq!(leave(start, b"ab").0, Some(0), "{door} start");
+            assert_eq!(running(), "true\n", "{door} start");
+            doors.store.ok(["rm", "-f", door]);
+        }
+        let wrong = doors.store.run(["run", "--detach-keys", "ab", "shop"]);
+        let wrong = wrong.refused(125);
+        assert!(
+            wrong.contains("Invalid escape keys (ab) provided"),
+            "{wrong}"
+        );
+    });
+}
