@@ -4,8 +4,9 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use cowl_tests::command::{python, shell};
 use cowl_tests::host::io_modes;
@@ -87,6 +88,32 @@ fn reader_sees_later_writes_as_user() {
                 .unwrap();
             writer.write_all(b"second").unwrap();
             assert_eq!(whole(&reader), "\x7fELF firstsecond");
+        });
+    });
+}
+
+#[test]
+fn open_rdonly_with_o_trunc_of_a_running_program_truncates_it() {
+    root(|| {
+        in_each_mode(":", |io_mode, mount| {
+            let cat = mount.path().join("cat");
+            fs::copy("/bin/busybox", &cat).unwrap();
+            let size = fs::metadata(&cat).unwrap().len();
+            let mut running = Command::new(&cat).stdin(Stdio::piped()).spawn().unwrap();
+            let error = File::options().write(true).open(&cat).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::ETXTBSY));
+            let mut truncating = File::options();
+            truncating.read(true).custom_flags(libc::O_TRUNC);
+            let outcome = truncating.open(&cat).map_err(|error| error.raw_os_error());
+            running.kill().unwrap();
+            running.wait().unwrap();
+            let left = fs::metadata(&cat).unwrap().len();
+            if io_mode == "passthrough" {
+                assert_eq!(left, 0);
+            } else {
+                assert_eq!(outcome.unwrap_err(), Some(libc::ETXTBSY));
+                assert_eq!(left, size);
+            }
         });
     });
 }

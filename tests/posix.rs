@@ -19,6 +19,9 @@ const CASES: usize = 398;
 /// Skipped where pathconf names no limit of links, as it does on ext4 but not on FUSE; so are the
 /// 13 `erofs_` cases, which would remount the file system read-only.
 const UNBOUNDED: &str = "link::link_count_max";
+/// Passes or fails in passthrough, by whether a program that was truncated while it ran has died
+/// of it before the kernel looks for ETXTBSY (docs/posix.md).
+const RACE_IN_PASSTHROUGH: &str = "open::etxtbsy";
 
 #[test]
 fn the_hosts_directory_passes_every_case_as_root() {
@@ -95,8 +98,11 @@ fn failing_on_a_mount(io_mode: &'static str) -> BTreeSet<String> {
     store.import_directory(&content, "empty");
     println!("{io_mode}:");
     let mount = store.mount_upper("empty", io_mode);
-    let found = failing(mount.path());
+    let mut found = failing(mount.path());
     mount.unmount();
+    if io_mode == "passthrough" {
+        found.remove(RACE_IN_PASSTHROUGH);
+    }
     found
 }
 
