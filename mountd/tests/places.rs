@@ -238,6 +238,17 @@ fn keeper_and_worker_inherit_no_limits_or_signals() {
     assert!(mount.unmount().success(), "{}", image.log());
 }
 
+/// Some kernels back a thread's stack with huge pages, and a worker starts threads as it needs them.
+#[test]
+fn keeper_and_worker_take_no_huge_pages() {
+    let image = Image::of(&[("x", b"y")]);
+    let mount = image.mount(IoModeChoice::Auto);
+    for process in [mount.keeper.id(), mount.worker] {
+        assert_eq!(status(process, "THP_enabled:"), "0");
+    }
+    assert!(mount.unmount().success(), "{}", image.log());
+}
+
 /// Those that serving takes, by their numbers (capability.h).
 fn capabilities(names: &[u32]) -> String {
     format!(
