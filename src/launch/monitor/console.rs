@@ -9,16 +9,18 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll::EventFlags;
-use rustix::fs::{FileType, OFlags, fstat};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 
+use super::input::{Input, Pumped};
 use super::log::{Line, Log, Stream};
 use super::poller::{Key, Poller};
 use super::reader::{BACKLOG, Gone, Reader};
 
 /// How long a program waits for a reader that takes nothing.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+
 /// What is read at once: what a pipe holds.
 const CHUNK: usize = 64 << 10;
 
@@ -69,16 +71,6 @@ struct Attached {
     /// None for what can't be polled, as it is always ready.
     key: Option<Key>,
     writing: bool,
-}
-
-#[derive(Debug)]
-struct Input {
-    descriptor: OwnedFd,
-    /// None while the program takes nothing.
-    key: Option<Key>,
-    /// Read, but not taken by the program yet.
-    pending: Vec<u8>,
-    ended: bool,
 }
 
 impl Console {
@@ -188,18 +180,7 @@ impl Console {
             });
         }
         if let (Some(descriptor), true) = (stdin, self.takes_input()) {
-            let kind = FileType::from_raw_mode(fstat(&descriptor)?.st_mode);
-            if !matches!(kind, FileType::Fifo | FileType::Socket) {
-                // What can't be waited for.
-                return Err(Errno::INVAL);
-            }
-            rustix::io::ioctl_fionbio(&descriptor, true)?;
-            let mut input = Input {
-                descriptor,
-                key: None,
-                pending: Vec::new(),
-                ended: false,
-            };
+            let mut input = Input::new(descriptor)?;
             input.poll(self.target.is_some(), poller)?;
             self.inputs.push(input);
         }
@@ -380,7 +361,7 @@ impl Console {
 
     fn drop_ended_inputs(&mut self, poller: &mut Poller) -> Result<(), Errno> {
         let unwanted = self.target.is_none();
-        let over = |input: &Input| unwanted || (input.ended && input.pending.is_empty());
+        let over = |input: &Input| unwanted || input.is_done();
         let (over, kept): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.inputs).into_iter().partition(over);
         self.inputs = kept;
@@ -484,26 +465,8 @@ impl Source {
 
     fn poll(&mut self, wanted: bool, poller: &mut Poller) -> Result<(), Errno> {
         let wanted = wanted && !self.ended;
-        wait_for_input(wanted, &mut self.key, self.descriptor.as_fd(), poller)
+        poller.wait_for_input(wanted, &mut self.key, self.descriptor.as_fd())
     }
-}
-
-/// Waits for input on a descriptor, or no longer.
-fn wait_for_input(
-    wanted: bool,
-    key: &mut Option<Key>,
-    descriptor: BorrowedFd<'_>,
-    poller: &mut Poller,
-) -> Result<(), Errno> {
-    match (wanted, *key) {
-        (true, None) => *key = poller.add(descriptor, EventFlags::IN)?,
-        (false, Some(held)) => {
-            poller.remove(held, descriptor)?;
-            *key = None;
-        }
-        (true, Some(_)) | (false, None) => {}
-    }
-    Ok(())
 }
 
 impl Attached {
@@ -531,44 +494,5 @@ impl Attached {
             Some(key) => poller.remove(key, self.reader.as_fd()),
             None => Ok(()),
         }
-    }
-}
-
-enum Pumped {
-    All,
-    Blocked,
-    Refused,
-}
-
-impl Input {
-    fn poll(&mut self, wanted: bool, poller: &mut Poller) -> Result<(), Errno> {
-        wait_for_input(wanted, &mut self.key, self.descriptor.as_fd(), poller)
-    }
-
-    /// Reads once and writes what the program takes.
-    fn pump(&mut self, target: &OwnedFd) -> Result<Pumped, Errno> {
-        if self.pending.is_empty() && !self.ended {
-            let mut chunk = [0; 4 << 10];
-            let read = rustix::io::retry_on_intr(|| rustix::io::read(&self.descriptor, &mut chunk));
-            match read {
-                Ok(0) => self.ended = true,
-                Ok(length) => self
-                    .pending
-                    .extend_from_slice(chunk.get(..length).unwrap_or_default()),
-                Err(Errno::AGAIN) => {}
-                // A client whose end can't be read is as good as gone.
-                Err(_errno) => self.ended = true,
-            }
-        }
-        while !self.pending.is_empty() {
-            match rustix::io::retry_on_intr(|| rustix::io::write(target, &self.pending)) {
-                Ok(written) => drop(self.pending.drain(..written.min(self.pending.len()))),
-                Err(Errno::AGAIN) => return Ok(Pumped::Blocked),
-                // EPIPE of a pipe, EIO of a terminal.
-                Err(Errno::PIPE | Errno::IO) => return Ok(Pumped::Refused),
-                Err(errno) => return Err(errno),
-            }
-        }
-        Ok(Pumped::All)
     }
 }

@@ -10,8 +10,9 @@ use rustix::net::RecvFlags;
 use rustix::process::{Pid, WaitId, WaitIdOptions, WaitOptions, waitid};
 
 use super::console::{Attachment, Console};
-use super::container::{Container, exited, raw, report_pair, set_oom_score};
+use super::container::{Container, exited, raw};
 use super::poller::{Key, Poller};
+use super::start::{report_pair, set_oom_score};
 use super::{ENGINE_ERROR, failed, refused};
 use crate::control::{ExecRequest, ExecState, Reply, Target, decode_process};
 use crate::join;

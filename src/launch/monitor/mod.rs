@@ -18,11 +18,13 @@ mod console;
 mod container;
 mod exec;
 mod health;
+mod input;
 mod log;
 mod poller;
 mod reader;
 mod requests;
 mod serve;
+mod start;
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 

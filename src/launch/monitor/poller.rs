@@ -53,6 +53,24 @@ impl Poller {
         epoll::delete(&self.epoll, descriptor)
     }
 
+    /// Watches a descriptor for input, or no longer; `key` is none while it is not watched.
+    pub(super) fn wait_for_input(
+        &mut self,
+        wanted: bool,
+        key: &mut Option<Key>,
+        descriptor: BorrowedFd<'_>,
+    ) -> Result<(), Errno> {
+        match (wanted, *key) {
+            (true, None) => *key = self.add(descriptor, EventFlags::IN)?,
+            (false, Some(held)) => {
+                self.remove(held, descriptor)?;
+                *key = None;
+            }
+            (true, Some(_)) | (false, None) => {}
+        }
+        Ok(())
+    }
+
     /// Waits until something is ready or the time is over.
     pub(super) fn wait(&mut self, limit: Option<Duration>) -> Result<Vec<Key>, Errno> {
         let limit = limit.map(|limit| rustix::time::Timespec {

@@ -4,8 +4,11 @@
 //! The child ([`crate::init`], [`crate::program`]) reads it and fills the buffers within their
 //! capacity. Caller: [`crate::monitor`].
 
+mod devices;
+mod mounts;
 mod program;
 mod root;
+mod sysctls;
 
 use std::ffi::CString;
 
@@ -13,11 +16,13 @@ use rustix::io::Errno;
 
 use crate::path::InRoot;
 
-pub(crate) use program::ProgramSetup;
-pub(crate) use root::{
-    CgroupMounts, LegacyMount, NodeSource, PreparedDevice, PreparedMount, PreparedSource,
-    PreparedSysctl, Role, RootSetup, clone_mount,
+pub(crate) use devices::{NodeSource, PreparedDevice};
+pub(crate) use mounts::{
+    CgroupMounts, LegacyMount, PreparedMount, PreparedSource, Role, clone_mount,
 };
+pub(crate) use program::ProgramSetup;
+pub(crate) use root::RootSetup;
+pub(crate) use sysctls::PreparedSysctl;
 
 /// The user namespace that the monitor is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

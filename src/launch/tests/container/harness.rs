@@ -278,3 +278,26 @@ pub(crate) fn wait_for(path: &Path) {
         rustix::io::read(&watch, &mut [0; 4096][..]).unwrap();
     }
 }
+
+pub(crate) fn program(argv: &[&str]) -> Process {
+    let argv = argv.iter().map(|argument| argument.as_bytes().to_vec());
+    Process::new(argv.collect())
+}
+
+pub(crate) fn sh(script: &str) -> Process {
+    program(&["sh", "-c", script])
+}
+
+/// A running container that waits for `/go`, as its monitor's clients see it.
+pub(crate) fn waiting(fixture: &Fixture) -> Running {
+    let script = "touch /ready; while [ ! -e /go ]; do sleep 0.01; done; exit 7";
+    let running = fixture.start(&fixture.sh(script)).unwrap();
+    wait_for(&fixture.path("ready"));
+    running
+}
+
+/// Lets it end.
+pub(crate) fn end(fixture: &Fixture, running: Running) {
+    File::create(fixture.path("go")).unwrap();
+    assert_eq!(fixture.finish(running).exited.exit_code, 7);
+}

@@ -11,6 +11,7 @@
 )]
 
 mod attacks;
+mod exec;
 mod harness;
 mod hosts;
 mod isolation;
@@ -19,3 +20,4 @@ mod limits;
 mod monitor;
 mod run;
 mod seccomp;
+mod streams;
