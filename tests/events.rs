@@ -12,10 +12,7 @@ use cowl_tests::store::Store;
 /// What both doors show of all that happened, without times and with `ID` for the container's id.
 #[track_caller]
 fn told(store: &Store, server: &Server, filters: &[&str], id: &str) -> Vec<String> {
-    // Docker's client sends whole seconds.
-    let now = std::time::SystemTime::now();
-    let now = now.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
-    let until = (now + 1).to_string();
+    let until = next_second();
     let mut arguments = vec!["events", "--since", "1", "--until", &until];
     for filter in filters {
         arguments.extend(["--filter", filter]);
@@ -216,6 +213,35 @@ fn events_are_followed_as_they_happen() {
     });
 }
 
+/// The clients show times where they are, and read them as such.
+#[test]
+fn times_are_the_callers() {
+    root(|| {
+        let store = shop("store");
+        let server = Server::start(&store);
+        store.ok(["create", "--name", "one", "shop"]);
+        let both = |zone: &str, arguments: &[&str]| {
+            let dockers = run(server.docker(arguments).env("TZ", zone)).ok();
+            let own = run(store.command(arguments).env("TZ", zone)).ok();
+            assert_eq!(own, dockers, "{zone} {arguments:?}");
+            own
+        };
+        let until = next_second();
+        for (zone, offset) in [("UTC", "Z "), ("Asia/Kolkata", "+05:30 ")] {
+            let all = both(zone, &["events", "--since", "1", "--until", &until]);
+            let first = all.lines().next().unwrap();
+            assert!(first.contains(offset), "{first}");
+            // Without an offset a time is the caller's.
+            let (now, _) = first.split_once('.').unwrap();
+            let since = both(zone, &["events", "--since", now, "--until", &until]);
+            assert_eq!(since, all, "{zone} {now}");
+            both(zone, &["ps", "-a", "--format", "{{.CreatedAt}}"]);
+            both(zone, &["images", "--format", "{{.CreatedAt}}"]);
+            both(zone, &["history", "--format", "{{.CreatedAt}}", "shop"]);
+        }
+    });
+}
+
 #[test]
 fn each_member_is_where_older_clients_look_for_it() {
     root(|| {
@@ -240,6 +266,13 @@ fn each_member_is_where_older_clients_look_for_it() {
             "{new}"
         );
     });
+}
+
+/// A time after all that has happened, in whole seconds: Docker's client sends no others.
+fn next_second() -> String {
+    let now = std::time::SystemTime::now();
+    let now = now.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    (now + 1).to_string()
 }
 
 /// A time after all that has happened, in nanoseconds.

@@ -1,8 +1,8 @@
 //! `cowl events`.
 
 use super::Stdout;
-use super::format;
 use super::template::Template;
+use super::{clock, format};
 use crate::engine::Engine;
 use crate::engine::error::Result;
 use crate::engine::events::{Event, EventRequest};
@@ -54,7 +54,8 @@ fn line(event: &Event) -> String {
     let at = Timestamp::from_nanosecond(at).unwrap_or(Timestamp::UNIX_EPOCH);
     let actor = &event.actor;
     let (kind, action, id) = (event.kind.word(), &event.action, &actor.id);
-    let mut line = format!("{at:.9} {kind} {action} {id}");
+    let at = clock::rfc3339_nano(at);
+    let mut line = format!("{at} {kind} {action} {id}");
     let attributes: Vec<String> = actor
         .attributes
         .iter()

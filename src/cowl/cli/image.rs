@@ -4,7 +4,7 @@ use super::args::{Check, History, Images, Import, Info, Load, Rmi, Save, Tag};
 use super::table::{ellipsis, printable};
 use super::template::Template;
 use super::units::{human_duration, human_size};
-use super::{FAILURE, Stdout, each, format, print_error};
+use super::{FAILURE, Stdout, clock, each, format, print_error};
 use crate::engine::container::state::Status;
 use crate::engine::error::{Context, Error, Result};
 use crate::engine::image::{Listed, Removed, Step, short_id};
@@ -196,7 +196,7 @@ pub(super) fn as_json(image: &Listed, no_trunc: bool, now: Timestamp) -> serde_j
     let digest = digest.map_or_else(|| NONE.to_owned(), |digest| digest.to_string());
     json!({
         "Containers": "N/A",
-        "CreatedAt": image.created.map_or_else(|| "N/A".to_owned(), |at| at.strftime("%Y-%m-%d %H:%M:%S +0000 UTC").to_string()),
+        "CreatedAt": image.created.map_or_else(|| "N/A".to_owned(), clock::go),
         "CreatedSince": ago(image.created, now),
         "Digest": digest,
         "ID": shown_id(image.id, no_trunc),
@@ -258,7 +258,7 @@ fn step_row(step: &Step, whole: bool, now: Timestamp) -> serde_json::Value {
     let by = printable(&step.created_by);
     let at = step
         .created
-        .map_or_else(String::new, |at| format!("{at:.0}"));
+        .map_or_else(String::new, clock::rfc3339_seconds);
     json!({
         "ID": id,
         "CreatedSince": step_ago(step.created, now),

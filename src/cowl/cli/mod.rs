@@ -7,6 +7,7 @@
 
 mod args;
 mod changes;
+mod clock;
 mod container;
 mod events;
 mod external;

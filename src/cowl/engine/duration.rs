@@ -1,6 +1,8 @@
 //! Ages in Docker's words (docker/go-units), and durations and times as clients write them.
 
 use super::error::{Error, Result};
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp};
 
 /// An age in seconds in Docker's words: "3 minutes".
@@ -83,7 +85,8 @@ pub fn parse(text: &str) -> std::result::Result<i64, String> {
     i64::try_from(total.saturating_mul(sign)).map_err(|_range| invalid())
 }
 
-/// A time: RFC 3339, seconds since 1970, or an age such as `10m`.
+/// A time: RFC 3339, seconds since 1970, or an age such as `10m`. A date, or one with a time of day,
+/// that names no offset is the caller's.
 pub fn moment(text: &str, now: Timestamp) -> Result<Timestamp> {
     let invalid = || Error::invalid(format!("invalid value for a time: \"{text}\""));
     if let Ok(at) = text.parse::<Timestamp>() {
@@ -97,6 +100,11 @@ pub fn moment(text: &str, now: Timestamp) -> Result<Timestamp> {
             (seconds.parse(), format!("{nanoseconds:0<9}").parse())
     {
         return Timestamp::new(seconds, nanoseconds).map_err(|_range| invalid());
+    }
+    if let Ok(at) = text.parse::<DateTime>() {
+        return TimeZone::system()
+            .to_timestamp(at)
+            .map_err(|_range| invalid());
     }
     let age: Span = text.parse().map_err(|_syntax| invalid())?;
     now.checked_sub(age).map_err(|_range| invalid())

@@ -3,7 +3,7 @@
 use super::args::Ps;
 use crate::cli::image::warn;
 use crate::cli::table::{ellipsis, printable, quoted};
-use crate::cli::{Stdout, format, print_error};
+use crate::cli::{Stdout, clock, format, print_error};
 use crate::engine::container::config::{Config, MountSource};
 use crate::engine::error::Result;
 use crate::engine::list::{ListRequest, Summary};
@@ -75,7 +75,7 @@ pub(in crate::cli) fn row(summary: &Summary, whole: bool, now: Timestamp) -> Val
         .collect();
     json!({
         "Command": command,
-        "CreatedAt": config.created.strftime("%Y-%m-%d %H:%M:%S +0000 UTC").to_string(),
+        "CreatedAt": clock::go(config.created),
         "ID": if whole { &config.id } else { short(&config.id) },
         "Image": config.config.image,
         "Labels": labels.join(","),
