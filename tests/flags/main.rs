@@ -9,3 +9,4 @@ mod others;
 mod support;
 mod terminal;
 mod update;
+mod usage;

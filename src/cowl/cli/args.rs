@@ -1,7 +1,8 @@
 //! The command line as clap parses it. The commands give the options their meaning.
 
 use super::container::args::{
-    Attach, Create, Exec, Inspect, Kill, Logs, Names, Ps, Rename, Rm, Run, Start, Stop, Top, Update,
+    Attach, Create, Exec, Inspect, Kill, Logs, Names, Port, Ps, Rename, Rm, Run, Start, Stats,
+    Stop, Top, Update,
 };
 use super::events::Events;
 use super::image_group::{Image, ImagePrune};
@@ -128,6 +129,10 @@ pub(super) enum Command {
     Start(Start),
     /// Stop one or more running containers
     Stop(Stop),
+    /// Display a live stream of container(s) resource usage statistics
+    Stats(Stats),
+    /// List port mappings for the container
+    Port(Port),
     /// Display the running processes of a container
     Top(Top),
     /// Unpause all processes within one or more containers
@@ -425,6 +430,10 @@ pub(super) enum Container {
     Start(Start),
     /// Stop one or more running containers
     Stop(Stop),
+    /// Display a live stream of container(s) resource usage statistics
+    Stats(Stats),
+    /// List port mappings for the container
+    Port(Port),
     /// Display the running processes of a container
     Top(Top),
     /// Unpause all processes within one or more containers
@@ -457,6 +466,8 @@ impl From<Container> for Command {
             Container::Restart(args) => Self::Restart(args),
             Container::Start(args) => Self::Start(args),
             Container::Stop(args) => Self::Stop(args),
+            Container::Stats(args) => Self::Stats(args),
+            Container::Port(args) => Self::Port(args),
             Container::Top(args) => Self::Top(args),
             Container::Unpause(args) => Self::Unpause(args),
             Container::Wait(args) => Self::Wait(args),

@@ -31,8 +31,7 @@ pub(super) fn key_values(options: &[String]) -> BTreeMap<String, String> {
     pairs.collect()
 }
 
-/// Prints rows in a format. `table` is the template of the format `table`; `header` has the title
-/// of each field.
+/// Prints rows in a format, as [`lines`] has them.
 pub(super) fn print(
     format: &str,
     table: &str,
@@ -40,11 +39,23 @@ pub(super) fn print(
     rows: &[Value],
     out: &mut Stdout,
 ) -> Result<()> {
+    for line in lines(format, table, header, rows)? {
+        out.line(&line)?;
+    }
+    Ok(())
+}
+
+/// The lines of rows in a format. `table` is the template of the format `table`; `header` has the
+/// title of each field.
+pub(super) fn lines(
+    format: &str,
+    table: &str,
+    header: &Value,
+    rows: &[Value],
+) -> Result<Vec<String>> {
     if format == "json" {
-        for row in rows {
-            out.line(&serde_json::to_string(row)?)?;
-        }
-        return Ok(());
+        let line = |row| Ok(serde_json::to_string(row)?);
+        return rows.iter().map(line).collect();
     }
     let columns = match format.strip_prefix("table") {
         Some("") => Some(table),
@@ -62,10 +73,7 @@ pub(super) fn print(
     if columns.is_some() {
         lines = aligned(&lines);
     }
-    for line in &lines {
-        out.line(line)?;
-    }
-    Ok(())
+    Ok(lines)
 }
 
 /// Lines whose columns are separated by tabs, as Docker's tabwriter aligns them: each column but

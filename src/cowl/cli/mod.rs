@@ -222,6 +222,8 @@ fn dispatch(cli: Cli, out: &mut Stdout) -> Result<u8> {
         )),
         Command::Start(args) => container::life::start(&mut *open(Access::Change)?, &args, out),
         Command::Stop(args) => Ok(container::life::stop(&*open(Access::Change)?, &args, out)),
+        Command::Stats(args) => container::stats::stats(&*open(Access::Read)?, &args, out),
+        Command::Port(args) => container::port::port(&*open(Access::Read)?, &args, out),
         Command::Top(args) => container::life::top(&*open(Access::Change)?, &args, out),
         Command::Unpause(args) => Ok(container::life::unpause(
             &*open(Access::Change)?,

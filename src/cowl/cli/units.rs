@@ -32,6 +32,27 @@ pub(super) fn human_size_of(bytes: u64, digits: u32) -> String {
     format!("{bytes}B")
 }
 
+/// Bytes in powers of 1024 with four significant digits, as go-units' `BytesSize`: `23.54GiB`.
+pub(super) fn binary_size(bytes: u64) -> String {
+    const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    let (mut value, mut unit) = (u128::from(bytes), 1_u128);
+    let mut units = UNITS.iter();
+    let mut name = units.next();
+    while value >= u128::from(KIB) {
+        value /= u128::from(KIB);
+        unit *= u128::from(KIB);
+        name = units.next();
+    }
+    let scale = match value {
+        ..10 => 1000,
+        10..100 => 100,
+        100..1000 => 10,
+        _ => 1,
+    };
+    let rounded = (u128::from(bytes) * scale + unit / 2) / unit;
+    format!("{}{}", decimal(rounded, scale), name.unwrap_or(&"B"))
+}
+
 /// `value / scale` without trailing zeros.
 fn decimal(value: u128, scale: u128) -> String {
     let (whole, fraction) = (value / scale, value % scale);
@@ -93,6 +114,22 @@ fn scaled(number: &str, unit: u64) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn binary_sizes_have_four_digits() {
+        // From the client of docker 28.
+        for (bytes, shown) in [
+            (0, "0B"),
+            (1023, "1023B"),
+            (136 << 10, "136KiB"),
+            (1_234_567, "1.177MiB"),
+            (64 << 20, "64MiB"),
+            (25_275_801_600, "23.54GiB"),
+            (u64::MAX, "16EiB"),
+        ] {
+            assert_eq!(binary_size(bytes), shown, "{bytes}");
+        }
+    }
 
     #[test]
     fn memory_sizes_are_powers_of_1024() {

@@ -163,6 +163,34 @@ pub(in crate::cli) struct Top {
 }
 
 #[derive(Debug, Args)]
+pub(in crate::cli) struct Stats {
+    /// Names, IDs or the beginnings of IDs; all running containers without one
+    #[arg(value_name = "CONTAINER")]
+    pub(super) containers: Vec<String>,
+    /// Show all containers, not only running ones
+    #[arg(short, long)]
+    pub(super) all: bool,
+    /// Format output: json, table, 'table TEMPLATE' or a Go template
+    #[arg(long, value_name = "FORMAT")]
+    pub(super) format: Option<String>,
+    /// Disable streaming stats and only pull the first result
+    #[arg(long)]
+    pub(super) no_stream: bool,
+    /// Do not truncate output
+    #[arg(long)]
+    pub(super) no_trunc: bool,
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct Port {
+    /// Name of a container, its ID or the beginning of its ID
+    pub(super) container: String,
+    /// Only where this port is published
+    #[arg(value_name = "PRIVATE_PORT[/PROTO]")]
+    pub(super) port: Option<String>,
+}
+
+#[derive(Debug, Args)]
 pub(in crate::cli) struct Logs {
     /// Name of a container, its ID or the beginning of its ID
     pub(super) container: String,

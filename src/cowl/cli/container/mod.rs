@@ -6,8 +6,10 @@ pub(super) mod life;
 pub(super) mod list;
 mod mount_option;
 mod options;
+pub(super) mod port;
 mod request;
 mod session;
+pub(super) mod stats;
 
 use super::{Stdout, each, print_error};
 use crate::engine::Engine;

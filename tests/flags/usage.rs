@@ -1,0 +1,115 @@
+//! `stats` and `port`: what a container uses and publishes.
+
+use cowl_tests::busybox::shop;
+use cowl_tests::profile::{root, user};
+use cowl_tests::pty::InTerminal;
+
+use crate::support::{Detached, Doors};
+
+/// Columns that are the same in two readings of a container that does nothing.
+const STEADY: &str =
+    "{{.Container}} {{.ID}} {{.Name}} {{.CPUPerc}} {{.NetIO}} {{.BlockIO}} {{.PIDs}}";
+
+#[test]
+fn stats_shows_what_the_control_groups_count() {
+    root(|| {
+        let doors = Doors::open();
+        let flags = ["-m", "64m", "--tmpfs", "/mem"];
+        let script = "head -c 20000000 /dev/zero > /mem/file; while :; do :; done";
+        let busy = Detached::start(&doors.store, "busy", &flags, script);
+        let idle = Detached::start(&doors.store, "idle", &[], "cat /dev/zero | sleep 1000");
+        idle.exec("true");
+        doors.store.ok(["pause", "idle"]);
+        doors
+            .store
+            .ok(["create", "--name", "rests", "shop", "true"]);
+        let stats = |words: &[&str]| {
+            let words = [&["stats", "--no-stream"], words].concat();
+            (doors.store.ok(&words), doors.server.ok(&words))
+        };
+        for names in [&["idle", "rests"][..], &["--no-trunc", "rests"]] {
+            let (own, dockers) = stats(&[&["--format", STEADY], names].concat());
+            assert_eq!(own, dockers, "{names:?}");
+        }
+        for (words, expected) in [(&[][..], "busy idle"), (&["-a"], "busy idle rests")] {
+            let (own, dockers) = stats(&[&["--format", "{{.Name}}"], words].concat());
+            let sorted = |shown: &str| {
+                let mut names: Vec<&str> = shown.split_whitespace().collect();
+                names.sort_unstable();
+                names.join(" ")
+            };
+            assert_eq!(sorted(&own), expected);
+            assert_eq!(sorted(&dockers), expected);
+        }
+        let (own, dockers) = stats(&["rests"]);
+        assert_eq!(own, dockers);
+        let (own, dockers) = stats(&["--format", "json", "rests"]);
+        assert_eq!(own, dockers);
+
+        let shown = doors.store.ok([
+            "stats",
+            "--no-stream",
+            "--format",
+            "{{.CPUPerc}} {{.MemUsage}} {{.MemPerc}}",
+            busy.name,
+        ]);
+        let words: Vec<&str> = shown.split_whitespace().collect();
+        let [processor, used, "/", limit, part] = words[..] else {
+            panic!("{shown}");
+        };
+        let percent = |text: &str| text.strip_suffix('%').unwrap().parse::<f64>().unwrap();
+        assert!(percent(processor) > 0.0, "{shown}");
+        assert_eq!(limit, "64MiB");
+        let used: f64 = used.strip_suffix("MiB").unwrap().parse().unwrap();
+        assert!((19.0..40.0).contains(&used), "{shown}");
+        assert!((percent(part) - used / 0.64).abs() < 0.1, "{shown}");
+
+        let missing = doors.store.run(["stats", "--no-stream", "idle", "none"]);
+        let missing = missing.refused(1);
+        assert!(missing.contains("No such container: none"), "{missing}");
+    });
+}
+
+#[test]
+fn stats_goes_on_until_the_container_is_gone() {
+    user(|| {
+        let store = shop("store");
+        let web = Detached::start(&store, "web", &[], "sleep 1000");
+        let mut terminal = InTerminal::start(&mut store.command(["stats", "web"]), 30, 100);
+        for _ in 0..2 {
+            terminal.expect("\x1b[HCONTAINER ID ");
+            terminal.expect(" web ");
+        }
+        drop(web);
+        assert_eq!(terminal.end().0, Some(0));
+    });
+}
+
+#[test]
+fn port_finds_nothing_where_nothing_is_published() {
+    root(|| {
+        let doors = Doors::open();
+        doors.store.ok(["create", "--name", "web", "shop", "true"]);
+        for (words, code, text) in [
+            (&["port", "web"][..], 0, ""),
+            (
+                &["port", "web", "80"],
+                1,
+                "No public port '80' published for web\n",
+            ),
+            (
+                &["port", "web", "80/udp"],
+                1,
+                "No public port '80/udp' published for web\n",
+            ),
+            (&["port", "none"], 1, "No such container: none\n"),
+        ] {
+            for shown in [doors.store.run(words), doors.server.run(words)] {
+                assert_eq!(shown.code(), code, "{shown}");
+                assert_eq!(shown.stdout, "", "{shown}");
+                assert!(shown.stderr.ends_with(text), "{shown}");
+            }
+        }
+        doors.store.run(["port", "web", "http"]).refused(1);
+    });
+}
