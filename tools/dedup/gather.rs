@@ -18,6 +18,9 @@ use crate::model::{Collection, Image, Layer, Objects, Step};
 /// Far above any real configuration.
 const CONFIG_LIMIT: u64 = 16 << 20;
 
+/// What the ids of reports' leases begin with. Those of mounts are hexadecimal.
+const LEASE: &str = "dedup-";
+
 /// An image or images that the report is to list.
 pub(crate) enum Wanted {
     /// By a name or an id, in a store.
@@ -43,8 +46,8 @@ pub(crate) fn collect(stores: &[Store], wanted: &[Wanted]) -> Result<Collection>
     let mut pins = Vec::new();
     let mut disk = ObjectUsage::default();
     for (number, store) in stores.iter().enumerate() {
-        // Before the lease, which is a pin too.
-        let pinned = store.pinned_layers()?;
+        // A report, this one or another, keeps nothing from being freed.
+        let pinned = store.pinned_layers(|mount| !mount.starts_with(LEASE))?;
         gathering.store(number, store)?;
         for layers in pinned {
             // A running load may still be about to add a layer, and a mount may end meanwhile.
@@ -388,7 +391,7 @@ fn lease(store: &Store, layers: &[DiffId]) -> Result<Option<Lease>, StoreError> 
         matches!(error, StoreError::Features { readable: true, .. })
             || error.errno() == Some(rustix::io::Errno::ROFS)
     };
-    match store.lease(&format!("dedup-{}", std::process::id()), None, layers) {
+    match store.lease(&format!("{LEASE}{}", std::process::id()), None, layers) {
         Err(error) if read_only(&error) => Ok(None),
         leased => leased.map(Some),
     }

@@ -171,12 +171,17 @@ impl Store {
         Ok(stems.map(str::to_owned).collect())
     }
 
-    /// The layers of each live pin: of containers, mounts and running loads. A load's may be
-    /// missing.
-    pub fn pinned_layers(&self) -> Result<Vec<Vec<DiffId>>, StoreError> {
+    /// The layers of each live pin: of containers, running loads, and those mounts whose id
+    /// `counts`. A load's may be missing.
+    pub fn pinned_layers(
+        &self,
+        counts: impl Fn(&str) -> bool,
+    ) -> Result<Vec<Vec<DiffId>>, StoreError> {
         let mut pinned = Vec::new();
         for name in self.pin_files()?.names()? {
-            if let Some(kind) = PinKind::of(&name) {
+            if let Some(kind) = PinKind::of(&name)
+                && mount_of(&name).is_none_or(&counts)
+            {
                 pinned.extend(self.read_pin(&name, kind)?.map(|pin| pin.layers));
             }
         }

@@ -274,6 +274,20 @@ fn gc_frees_what_the_removal_says() {
 
 /// Two images on one base, one on another: on the other base, the third frees its own base, but for
 /// k8, which its upper layer has too. The two do not: the other needs their base.
+/// The lease of a report ends with it, so it keeps nothing; that of a mount does.
+#[test]
+fn a_report_beside_another_says_the_same() {
+    let store = TestStore::new();
+    store.put(&["a"], &["f x a5000"]);
+    let alone = store.report(&[]);
+    assert_eq!(alone.removals[0].freed, amount(1, 5000));
+    // The lease of the first is held until this process ends.
+    assert_eq!(store.report(&[]).removals[0].freed, amount(1, 5000));
+    let layers = store.store().tags().unwrap().tags[0].images[0].diff_ids();
+    let _mounted = store.store().lease("0123abcd", None, &layers).unwrap();
+    assert_eq!(store.report(&[]).removals[0].freed, amount(0, 0));
+}
+
 #[test]
 fn rebases_free_what_only_the_base_had() {
     let store = TestStore::new();
