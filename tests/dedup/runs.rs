@@ -132,6 +132,31 @@ json.dump({**format, 'version': 99}, open(sys.argv[1], 'w'))
     });
 }
 
+/// A docker-archive of two images without names: the one has a file twice, the other once.
+const UNNAMED: &str = r"
+import hashlib, io, json, sys, tarfile
+files, manifest = {}, []
+for paths in ('ab', 'a'):
+    layer = io.BytesIO()
+    with tarfile.open(fileobj=layer, mode='w') as archive:
+        for path in paths:
+            info = tarfile.TarInfo(path)
+            info.size = 3
+            archive.addfile(info, io.BytesIO(b'abc'))
+    digest = hashlib.sha256(layer.getvalue()).hexdigest()
+    config = json.dumps({'architecture': 'amd64', 'os': 'linux', 'config': {},
+                         'rootfs': {'type': 'layers', 'diff_ids': ['sha256:' + digest]}}).encode()
+    name = hashlib.sha256(config).hexdigest() + '.json'
+    files.update({name: config, digest + '/layer.tar': layer.getvalue()})
+    manifest.append({'Config': name, 'RepoTags': [], 'Layers': [digest + '/layer.tar']})
+files['manifest.json'] = json.dumps(manifest).encode()
+with tarfile.open(sys.argv[1], 'w') as archive:
+    for name, data in files.items():
+        info = tarfile.TarInfo(name)
+        info.size = len(data)
+        archive.addfile(info, io.BytesIO(data))
+";
+
 /// Figures of archives that were never imported are those of the imported images, in whatever form
 /// they come, and no store is needed. Nothing stays in TMPDIR.
 #[test]
@@ -160,6 +185,25 @@ fn archives_are_read_without_a_store() {
         let archives = ["blog", "shop"].map(|name| layers().join(format!("{name}.image.tar")));
         let imported = report(&[], store.root());
         assert_eq!(report(&archives, Path::new("/nowhere")), imported);
+        // Images without names, of one archive: each has its id behind the path.
+        let unnamed = directory().join("unnamed.tar");
+        python(&directory(), UNNAMED, [&unnamed]);
+        let script = "
+import json, sys
+r = json.loads(sys.argv[1])
+ids = [i['id'].split(':')[1][:12] for i in r['images']]
+print([i['name'] for i in r['images']] == [sys.argv[2] + ' ' + i for i in ids], sorted(i['waste_bytes'] for i in r['images']))
+";
+        let both = report(std::slice::from_ref(&unnamed), Path::new("/nowhere"));
+        let arguments = [Path::new(&both), &unnamed];
+        let seen = python(&directory(), script, arguments);
+        assert_eq!(seen, "True [0, 3]\n");
+        let failed = run(Command::new(binary("cowl-dedup"))
+            .args(["--fail-if", "duplicate>2B"])
+            .arg(&unnamed)
+            .env("TMPDIR", &temporary)
+            .stdin(Stdio::null()));
+        assert_eq!(failed.stderr.lines().count(), 1, "{failed}");
         let layout = directory().join("layout");
         let base = layers().join("base.tar");
         make_image(

@@ -127,7 +127,7 @@ impl Condition {
     /// A line for each image that the condition holds for.
     pub(crate) fn failures(&self, report: &Report) -> Vec<String> {
         let of = |image: &ImageRow| {
-            let bytes = self.bytes(report, image);
+            let bytes = self.bytes(image);
             self.holds(bytes, image.logical_bytes).then(|| {
                 let share = percent(bytes, image.logical_bytes);
                 let (name, size) = (&image.name, Sizes::Human.show(bytes));
@@ -140,18 +140,13 @@ impl Condition {
         report.images.iter().filter_map(of).collect()
     }
 
-    fn bytes(&self, report: &Report, image: &ImageRow) -> u64 {
+    fn bytes(&self, image: &ImageRow) -> u64 {
         match self.figure {
             Figure::Waste => image.waste_bytes,
             Figure::Exclusive => image.exclusive.bytes,
             Figure::Stored => image.stored.bytes,
             Figure::Logical => image.logical_bytes,
-            Figure::Cause(cause) => {
-                let rows = report.waste.iter().filter(|row| row.image == image.name);
-                rows.filter(|row| row.cause == cause)
-                    .map(|row| row.bytes)
-                    .sum()
-            }
+            Figure::Cause(cause) => image.waste(cause),
         }
     }
 

@@ -129,7 +129,8 @@ fn choose(
 }
 
 /// Names the images of archives: as their archive does, by its path if that has no name for them,
-/// and with the path behind a name that another image has too.
+/// and with the path behind a name that another image has too. A name that is still not of one
+/// image alone, as of two platforms that are called alike, gets the id behind it.
 fn name_archived(found: &mut [Found], wanted: &[Wanted]) {
     let mut paths: Vec<(usize, &str)> = Vec::new();
     for wanted in wanted {
@@ -160,17 +161,29 @@ fn name_archived(found: &mut [Found], wanted: &[Wanted]) {
             }
         }
     }
-    let mut count: HashMap<String, usize> = HashMap::new();
-    for found in found.iter() {
-        *count.entry(found.image.name.clone()).or_default() += 1;
-    }
+    let ambiguous = ambiguous_names(found);
     for (number, path) in paths {
         if let Some(Found { image, .. }) = found.get_mut(number)
-            && count.get(&image.name).is_some_and(|count| *count > 1)
+            && ambiguous.contains(&image.name)
+            && image.name != path
         {
             image.name = format!("{} ({path})", image.name);
         }
     }
+    let ambiguous = ambiguous_names(found);
+    for Found { image, .. } in found {
+        if ambiguous.contains(&image.name) {
+            let id = image.id.0.hex();
+            image.name = format!("{} {}", image.name, id.get(..12).unwrap_or(&id));
+        }
+    }
+}
+
+/// The names that several images have.
+fn ambiguous_names(found: &[Found]) -> BTreeSet<String> {
+    let mut known = BTreeSet::new();
+    let names = found.iter().map(|found| &found.image.name);
+    names.filter(|name| !known.insert(*name)).cloned().collect()
 }
 
 /// The image that a name, an id or the beginning of one id stands for.

@@ -33,6 +33,21 @@ pub(crate) struct ImageRow {
     pub(crate) fair_share_bytes: u64,
     /// By cause; all four sum to it.
     pub(crate) waste_bytes: u64,
+    #[serde(skip)]
+    pub(crate) waste_by_cause: BTreeMap<Cause, u64>,
+}
+
+impl ImageRow {
+    fn add_waste(&mut self, rows: &[WasteRow]) {
+        for row in rows {
+            self.waste_bytes += row.bytes;
+            *self.waste_by_cause.entry(row.cause).or_default() += row.bytes;
+        }
+    }
+
+    pub(crate) fn waste(&self, cause: Cause) -> u64 {
+        self.waste_by_cause.get(&cause).copied().unwrap_or(0)
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -48,6 +63,9 @@ pub(crate) struct WasteRow {
     pub(crate) bytes: u64,
     pub(crate) layer: String,
     pub(crate) paths: Vec<String>,
+    /// The layer's place in the image, from 1, as [`LayerRow::number`].
+    #[serde(skip)]
+    pub(crate) number: usize,
     /// The command of the layer that is to blame.
     #[serde(skip)]
     pub(crate) step: String,
@@ -138,7 +156,7 @@ impl Report {
             let mut row = image_row(collection, sharing, *number, &walked);
             layer_rows.extend(layers::rows(collection, image, &walked, &holding));
             let rows = waste_rows(collection, image, walked);
-            row.waste_bytes = rows.iter().map(|row| row.bytes).sum();
+            row.add_waste(&rows);
             images.push(row);
             waste.extend(rows);
         }
@@ -243,6 +261,7 @@ fn image_row(
         },
         fair_share_bytes: sharing.fair_shares.get(number).copied().unwrap_or(0),
         waste_bytes: 0,
+        waste_by_cause: BTreeMap::new(),
     }
 }
 
@@ -266,6 +285,7 @@ fn waste_rows(collection: &Collection, image: &Image, walked: Walked) -> Vec<Was
             bytes: 0,
             layer: diff.map(|layer| layer.diff.to_string()).unwrap_or_default(),
             paths: Vec::new(),
+            number: waste.layer + 1,
             step: image
                 .steps
                 .get(waste.by)

@@ -1,5 +1,8 @@
 //! The report as tables for a person.
 
+use std::collections::HashMap;
+
+use crate::layers::LayerRow;
 use crate::report::{Report, WasteRow};
 use crate::show::{Align::Left, Align::Right, Sizes, Table, note, percent, title};
 use crate::walk::Cause;
@@ -95,14 +98,7 @@ fn waste_summary(report: &Report, layout: Layout, text: &mut String) {
         ("TOTAL", Right),
     ]);
     for image in &report.images {
-        let of = |cause| {
-            let rows = report.waste.iter().filter(|row| row.image == image.name);
-            let bytes = rows
-                .filter(|row| row.cause == cause)
-                .map(|row| row.bytes)
-                .sum();
-            layout.sizes.show(bytes)
-        };
+        let of = |cause| layout.sizes.show(image.waste(cause));
         table.row([
             image.name.clone(),
             of(Cause::Overwritten),
@@ -367,6 +363,14 @@ pub(crate) fn ladder(report: &Report, layout: Layout) -> String {
 /// The layers of each image, short.
 pub(crate) fn only_layers(report: &Report, layout: Layout) -> String {
     let mut text = String::new();
+    let mut layers: HashMap<&str, Vec<&LayerRow>> = HashMap::new();
+    for row in &report.layers {
+        layers.entry(&row.image).or_default().push(row);
+    }
+    let mut wasted: HashMap<(&str, usize), u64> = HashMap::new();
+    for row in &report.waste {
+        *wasted.entry((&row.image, row.number)).or_default() += row.bytes;
+    }
     for image in &report.images {
         if report.images.len() > 1 {
             title(&mut text, &image.name);
