@@ -290,5 +290,20 @@ with open(fifo, 'wb') as writer:
         }
         run(&mut dedup(&layers().join("shop.image.tar"))).ok();
         assert_eq!(left(), 0, "what the killed run left is gone");
+        // As after nohup: a signal that it was started to ignore does nothing.
+        let script = "
+import os, signal, subprocess, sys
+program, fifo, temporary, archive = sys.argv[1:]
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+process = subprocess.Popen([program, fifo], env={**os.environ, 'TMPDIR': temporary}, stdout=subprocess.DEVNULL)
+with open(fifo, 'wb') as writer, open(archive, 'rb') as reader:
+    process.send_signal(signal.SIGHUP)
+    writer.write(reader.read())
+assert process.wait() == 0
+";
+        let (program, archive) = (binary("cowl-dedup"), layers().join("shop.image.tar"));
+        let arguments = [&program, &fifo, &temporary, &archive];
+        python(&directory(), script, arguments);
+        assert_eq!(left(), 0);
     });
 }
