@@ -1,6 +1,7 @@
 //! How a run ends: its exit code, its errors, and what it leaves.
 
 use std::fs;
+use std::os::unix::fs::{FileTypeExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -38,6 +39,63 @@ fn a_condition_that_holds_is_exit_code_1() {
         );
         let line = store.run(["dedup", "--fail-if", "wast>5%"]).refused(125);
         assert!(line.contains("wast"), "{line}");
+    });
+}
+
+/// An option that a way of output has no use for is refused by name.
+#[test]
+fn options_that_would_change_nothing_are_refused() {
+    root(|| {
+        let store = shop("store");
+        for (arguments, named) in [
+            (["dedup", "--tui", "--fail-if", "waste>1%"], "--fail-if"),
+            (["dedup", "--diff", "--html", "page.html"], "--html"),
+            (["dedup", "--objects", "--waste", "shop"], "--waste"),
+            (["layers", "shop", "--ladder", "--bytes"], "--ladder"),
+            (["tree", "FILE", "--html", "page.html"], "--html"),
+        ] {
+            let line = store.run(arguments).refused(125);
+            assert!(line.contains(named), "{arguments:?}: {line}");
+        }
+        assert!(!directory().join("page.html").exists());
+    });
+}
+
+/// `--html` gives a path a new file, but writes to what a link, a pipe or a device is; what it
+/// cannot write to is named.
+#[test]
+fn html_replaces_only_plain_files() {
+    root(|| {
+        let store = shop("store");
+        let at = |name: &str| directory().join(name);
+        let write = |name: &str| {
+            let path = at(name);
+            store.run(["dedup", "--no-ladder", "--html", path.to_str().unwrap()])
+        };
+        fs::write(at("old"), "old").unwrap();
+        fs::hard_link(at("old"), at("kept")).unwrap();
+        write("old").ok();
+        let page = fs::read_to_string(at("old")).unwrap();
+        assert!(page.ends_with("</html>\n"), "{page}");
+        assert_eq!(fs::read_to_string(at("kept")).unwrap(), "old");
+        symlink("old", at("link")).unwrap();
+        write("link").ok();
+        assert_eq!(fs::read_link(at("link")).unwrap(), Path::new("old"));
+        // The device of /dev/null, by another name.
+        shell(&directory(), "mknod null c 1 3", [""; 0]);
+        write("null").ok();
+        assert!(
+            fs::metadata(at("null"))
+                .unwrap()
+                .file_type()
+                .is_char_device()
+        );
+        for (name, what) in [("none/page", "No such file"), (".", "Is a directory")] {
+            let line = write(name).refused(1);
+            assert!(line.contains(what) && line.contains(name), "{line}");
+        }
+        let left = shell(&directory(), "ls -A | grep '^\\.' || true", [""; 0]);
+        assert_eq!(left, "", "no temporary file stays");
     });
 }
 

@@ -68,6 +68,12 @@ pub(crate) fn hold_terminal<T>(take: impl FnOnce() -> Result<T>) -> Result<T> {
     Ok(terminal)
 }
 
+/// Does what a signal is not to interrupt: it waits meanwhile.
+pub(crate) fn undisturbed<T>(act: impl FnOnce() -> T) -> T {
+    let _held = held();
+    act()
+}
+
 /// Ends what is held.
 pub(crate) fn release() {
     held().give_back();

@@ -4,8 +4,8 @@
 //! script puts them into text nodes only. A content security policy allows that one script.
 
 use std::collections::BTreeMap;
-use std::fs::Permissions;
-use std::io::Write;
+use std::fs::{File, Permissions};
+use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -13,9 +13,11 @@ use anyhow::{Context, Result};
 use cowl_core::digest::Sha256Digest;
 use cowl_core::tree::TreeIno;
 use data_encoding::BASE64;
+use rustix::fs::{Mode, OFlags};
 use serde::Serialize;
 use serde_json::json;
 
+use crate::cleanup;
 use crate::model::Collection;
 use crate::report::Report;
 use crate::sharing::Sharing;
@@ -31,7 +33,8 @@ const NAMES: usize = 60;
 /// Paths of one row of waste.
 const PATHS: usize = 5;
 
-/// Writes the page, as a whole or not at all.
+/// Writes the page: as a whole or not at all, unless the path is a link, a device or a pipe, which
+/// stays what it is and is written to.
 pub(crate) fn write(
     path: &Path,
     collection: &Collection,
@@ -39,22 +42,36 @@ pub(crate) fn write(
     report: &Report,
 ) -> Result<()> {
     let page = page(collection, sharing, report)?;
+    match std::fs::symlink_metadata(path) {
+        Ok(there) if !there.is_file() => write_to(path, page.as_bytes()),
+        _ => cleanup::undisturbed(|| replace(path, page.as_bytes())),
+    }
+    .with_context(|| path.display().to_string())
+}
+
+/// Writes to what a path leads to.
+fn write_to(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut options = File::options();
+    options.write(true).create(true).truncate(true);
+    options.open(path)?.write_all(bytes)
+}
+
+/// Gives a path a new file with these bytes.
+fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let directory = match path.parent() {
         Some(parent) if parent != Path::new("") => parent,
         _ => Path::new("."),
     };
-    let what = || path.display().to_string();
-    // tempfile's own errors name the temporary file.
-    let plain = |error: &std::io::Error| std::io::Error::from(error.kind());
+    // tempfile's own errors name the temporary file, and do not keep the errno.
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(directory, flags, Mode::empty())?;
+    let plain = |error: &io::Error| io::Error::from(error.kind());
     let mut file = tempfile::Builder::new()
         .permissions(Permissions::from_mode(0o666))
         .tempfile_in(directory)
-        .map_err(|error| plain(&error))
-        .with_context(what)?;
-    file.write_all(page.as_bytes()).with_context(what)?;
-    file.persist(path)
-        .map_err(|error| plain(&error.error))
-        .with_context(what)?;
+        .map_err(|error| plain(&error))?;
+    file.write_all(bytes)?;
+    file.persist(path).map_err(|error| error.error)?;
     Ok(())
 }
 
