@@ -104,14 +104,18 @@ fn html_replaces_only_plain_files() {
 fn a_broken_pipe_is_quiet() {
     root(|| {
         let store = shop("store");
-        let script = "\"$1\" --root \"$2\" dedup --json 2>err | true; [ ${PIPESTATUS[0]} = 0 ] && [ ! -s err ]";
-        let done = program("bash", ["-c", script, "bash"])
-            .arg(binary("cowl"))
-            .arg(store.root())
-            .current_dir(directory())
-            .status()
-            .unwrap();
-        assert!(done.success());
+        let script =
+            "\"$1\" --root \"$2\" dedup $3 2>err | true; [ ${PIPESTATUS[0]} = 0 ] && [ ! -s err ]";
+        for option in ["--json", "--help"] {
+            let done = program("bash", ["-c", script, "bash"])
+                .arg(binary("cowl"))
+                .arg(store.root())
+                .arg(option)
+                .current_dir(directory())
+                .status()
+                .unwrap();
+            assert!(done.success(), "{option}");
+        }
     });
 }
 
@@ -273,6 +277,12 @@ print([i['name'] for i in r['images']] == [sys.argv[2] + ' ' + i for i in ids], 
         );
         let of_layout = report(std::slice::from_ref(&layout), Path::new("/nowhere"));
         assert!(of_layout.contains("one:1"), "{of_layout}");
+        let here = run(Command::new(binary("cowl-dedup"))
+            .args(["--json", "."])
+            .env("TMPDIR", &temporary)
+            .current_dir(&layout)
+            .stdin(Stdio::null()));
+        assert_eq!(here.ok(), of_layout);
         // Two archives with the same name are two images, told apart by their paths.
         let again = directory().join("again.tar");
         make_image("docker", &again, "one:1", &[], &[&base]);

@@ -40,11 +40,12 @@ impl Drop for Scratch {
 
 /// Whether an argument means an archive: a path, or the name of a file that ends as archives do.
 pub(crate) fn is_archive(argument: &str) -> bool {
-    let is_path = ["/", "./", "../"]
-        .iter()
-        .any(|start| argument.starts_with(start));
+    let is_path = [".", ".."].contains(&argument)
+        || ["/", "./", "../"]
+            .iter()
+            .any(|start| argument.starts_with(start));
     let is_named_so = ARCHIVES.iter().any(|end| argument.ends_with(end));
-    is_path || (is_named_so && File::open(argument).is_ok())
+    is_path || (is_named_so && std::fs::symlink_metadata(argument).is_ok())
 }
 
 /// Makes a store for archives to be read into.

@@ -36,7 +36,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use clap::Parser;
+use clap::{ArgGroup, Parser};
 use cowl_core::store::Store;
 
 use condition::Condition;
@@ -65,6 +65,8 @@ docs/dedup.md defines every figure.";
 /// own.
 #[derive(Debug, Parser)]
 #[command(name = "cowl-dedup", version, after_help = COLUMNS)]
+#[command(group(ArgGroup::new("lists").multiple(true)))]
+#[command(group(ArgGroup::new("report").multiple(true)))]
 struct Arguments {
     /// Directory of the store
     #[arg(
@@ -79,58 +81,58 @@ struct Arguments {
     #[arg(long, conflicts_with = "objects")]
     json: bool,
     /// Print only the files of the contents that two or more of the images hold, one a line
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["lists", "ladder", "bytes", "all_rows"])]
     objects: bool,
     /// Browse layers and files in the terminal
-    #[arg(long, conflicts_with_all = ["json", "objects"])]
+    #[arg(long, conflicts_with_all = ["json", "objects", "report"])]
     tui: bool,
     /// Compare two images: files, modes, owners, contents, packages (`cowl diff A B`)
-    #[arg(long, conflicts_with_all = ["objects", "tui"])]
+    #[arg(long, conflicts_with_all = ["objects", "tui", "report"])]
     diff: bool,
     /// Print the layers of each image and nothing else (`cowl layers IMAGE`)
-    #[arg(long, conflicts_with_all = ["json", "objects", "tui", "diff"])]
+    #[arg(long, conflicts_with_all = ["json", "objects", "tui", "diff", "lists", "ladder"])]
     only_layers: bool,
     /// Print an index file of the store, a layer's or a merged one, name by name (`cowl tree FILE`)
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["json", "objects", "tui", "diff", "only_layers", "images"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["json", "objects", "tui", "diff", "only_layers", "report", "images"])]
     tree: Option<PathBuf>,
     /// Write the report as a page for a browser, too
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", group = "report")]
     html: Option<PathBuf>,
     /// Print whole bytes instead of sizes such as 1.98MB
-    #[arg(long)]
+    #[arg(long, group = "report")]
     bytes: bool,
     /// List what each layer adds, changes and deletes, and what of it exists elsewhere
-    #[arg(long)]
+    #[arg(long, groups = ["lists", "report"])]
     layers: bool,
     /// List the waste by cause, layer and path
-    #[arg(long)]
+    #[arg(long, groups = ["lists", "report"])]
     waste: bool,
     /// List what each two images have in common
-    #[arg(long)]
+    #[arg(long, groups = ["lists", "report"])]
     matrix: bool,
     /// List the largest files that several layers have, which sharing by layer keeps more than once
-    #[arg(long)]
+    #[arg(long, groups = ["lists", "report"])]
     duplicates: bool,
     /// Show what removing each image frees, and what another base would
-    #[arg(long)]
+    #[arg(long, groups = ["lists", "report"])]
     what_if: bool,
     /// Show what each granularity would store: layers, files, pieces of fixed size, and pieces cut
     /// by content. Reads every file of the images; part of --json unless --no-ladder is given
-    #[arg(long)]
+    #[arg(long, group = "report")]
     ladder: bool,
     /// Leave the ladder out
-    #[arg(long, conflicts_with = "ladder")]
+    #[arg(long, group = "report", conflicts_with = "ladder")]
     no_ladder: bool,
     /// Every list
-    #[arg(long)]
+    #[arg(long, groups = ["lists", "report"])]
     all: bool,
     /// Show every row of long lists
-    #[arg(long)]
+    #[arg(long, group = "report")]
     all_rows: bool,
     /// Exit with 1 if this holds for an image: FIGURE>LIMIT, where FIGURE is waste, overwritten,
     /// deleted, metadata, duplicate, exclusive, stored or logical, and LIMIT a size (10MB) or a
     /// share of the logical bytes (5%)
-    #[arg(long, value_name = "CONDITION")]
+    #[arg(long, value_name = "CONDITION", group = "report")]
     fail_if: Vec<Condition>,
     /// Names or ids of images, or archives that need not be imported: docker-archives and OCI
     /// layouts (tar or directory), by a path that begins with / or . or ends in .tar or .tar.gz;
@@ -148,11 +150,14 @@ fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) if error.use_stderr() => {
             let text = error.to_string();
-            let what = text.lines().next().unwrap_or_default();
+            // The first paragraph may list arguments below its first line.
+            let lines = text.lines().map(str::trim);
+            let lines: Vec<&str> = lines.take_while(|line| !line.is_empty()).collect();
+            let what = lines.join(" ");
             let what = what.trim_start_matches("error: ");
             return print_error(&format!("{what}; see 'cowl dedup --help'"), USAGE);
         }
-        Err(help) => return exit_code(help.print().context("standard output")),
+        Err(help) => return exit_code(print(&help.render().ansi().to_string())),
     };
     let done = cleanup::watch_signals().and_then(|()| run(&arguments));
     cleanup::release();
