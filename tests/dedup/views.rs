@@ -1,6 +1,6 @@
 //! What people see: tables, the page, the terminal, and comparisons of images.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -282,6 +282,14 @@ print(len(told.splitlines()))
         fs::write(&broken, bytes).unwrap();
         let line = store.run(["tree", broken.to_str().unwrap()]).refused(1);
         assert!(line.contains("broken"), "{line}");
+        // Neither is read to its end.
+        let sparse = File::create(directory().join("sparse")).unwrap();
+        sparse.set_len(1 << 40).unwrap();
+        let sparse = directory().join("sparse");
+        for none in [sparse.to_str().unwrap(), "/dev/zero"] {
+            let line = store.run(["tree", none]).refused(1);
+            assert!(line.contains(none) && line.contains("tree"), "{line}");
+        }
     });
 }
 

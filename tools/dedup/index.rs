@@ -1,19 +1,22 @@
 //! `cowl tree FILE`: an index file made readable.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
-use anyhow::{Context, Result};
-use cowl_core::tree::{FileType, Node, Target, Tree, TreeIno, TreeKind};
+use anyhow::{Context, Result, bail};
+use cowl_core::tree::{FileType, Node, Target, Tree, TreeError, TreeIno, TreeKind};
+use rustix::fs::{Mode, OFlags};
 
 use crate::show::{lossy, printable};
+
+/// Bytes of which every tree's header has fewer.
+const BEGINNING: u64 = 4096;
 
 /// The header and every name of a tree, after all of it was verified.
 pub(crate) fn text(path: &Path) -> Result<String> {
     let what = || path.display().to_string();
-    // Read, not mapped: the file may be of anywhere, and change.
-    let bytes = std::fs::read(path).with_context(what)?;
-    let length = bytes.len();
-    let tree = Tree::from_bytes(bytes).with_context(what)?;
+    let (tree, length) = open(path).with_context(what)?;
     tree.verify().with_context(what)?;
     let of = match tree.kind() {
         TreeKind::Layer => tree.diff_id().map(|id| format!("layer {id}")),
@@ -53,6 +56,30 @@ pub(crate) fn text(path: &Path) -> Result<String> {
     }
     let lines: String = lines.iter().map(|line| printable(line) + "\n").collect();
     Ok(lines)
+}
+
+/// Reads a tree and gives its length, too. Whatever is none is refused by its beginning, however
+/// long it is.
+fn open(path: &Path) -> Result<(Tree, u64)> {
+    // A pipe does not block. Read, not mapped: the file may be of anywhere, and change.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let mut file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    let meta = file.metadata()?;
+    if !meta.is_file() {
+        bail!("a tree is a regular file");
+    }
+    let found = meta.len();
+    let mut bytes = Vec::new();
+    file.by_ref().take(BEGINNING).read_to_end(&mut bytes)?;
+    let tree = match Tree::from_bytes(bytes.clone()) {
+        Err(TreeError::Length { expected, .. }) if expected == found => {
+            file.by_ref().take(found).read_to_end(&mut bytes)?;
+            Tree::from_bytes(bytes)
+        }
+        Err(TreeError::Length { expected, .. }) => Err(TreeError::Length { expected, found }),
+        whole => whole,
+    }?;
+    Ok((tree, found))
 }
 
 fn line(tree: &Tree, ino: TreeIno, path: &str) -> Result<String> {
