@@ -29,6 +29,7 @@ const FIGURES: [(&str, Figure); 8] = [
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Limit {
+    /// Thousandths of a byte.
     Bytes(u128),
     /// Thousands of a percent of the image's logical bytes.
     Percent(u128),
@@ -101,7 +102,7 @@ fn parse_limit(text: &str) -> Result<Limit, String> {
         .find_map(|(unit, factor)| Some((text.strip_suffix(unit)?, factor)));
     let (number, factor) = unit.ok_or_else(|| bad_limit(text))?;
     let thousandths = thousandths(number).ok_or_else(|| bad_limit(text))?;
-    Ok(Limit::Bytes(thousandths * factor / 1000))
+    Ok(Limit::Bytes(thousandths * factor))
 }
 
 fn bad_limit(text: &str) -> String {
@@ -151,9 +152,9 @@ impl Condition {
     }
 
     fn holds(&self, bytes: u64, logical: u64) -> bool {
-        // Both sides in thousandths of a percent of a byte, so that no fraction is lost.
+        // Both sides in fractions of a byte, so that none is lost.
         let (left, right) = match self.limit {
-            Limit::Bytes(limit) => (u128::from(bytes), limit),
+            Limit::Bytes(limit) => (u128::from(bytes) * 1000, limit),
             Limit::Percent(limit) => (u128::from(bytes) * 100_000, limit * u128::from(logical)),
         };
         (self.or_equal && left == right)
@@ -181,6 +182,9 @@ mod tests {
         assert!(holds("duplicate>1.5kB", 1501, 1));
         assert!(!holds("duplicate>1.5kB", 1500, 1));
         assert!(holds("stored<1MiB", (1 << 20) - 1, 1));
+        assert!(holds("waste<0.5B", 0, 1));
+        assert!(!holds("waste>=0.5B", 0, 1));
+        assert!(holds("waste<1000.5B", 1000, 1));
         assert!(!holds("waste>5%", 0, 0));
     }
 
