@@ -80,12 +80,14 @@ impl Browser {
         for waste in waste.iter().filter(|waste| waste.layer == layer) {
             let paths = waste.paths.len() as u64;
             // Of duplicates, one path is no waste: the bytes are shown at the others.
-            let (skip, each) = match waste.cause {
-                Cause::Duplicate => (1, waste.bytes / (paths - 1).max(1)),
-                _ => (0, waste.bytes / paths.max(1)),
+            let (skip, parts) = match waste.cause {
+                Cause::Duplicate => (1, (paths - 1).max(1)),
+                _ => (0, paths.max(1)),
             };
-            for path in waste.paths.iter().skip(skip) {
-                *wasted.entry(path).or_default() += each;
+            // The names of a hard-linked file have its bytes together, to the last one.
+            for (part, path) in (0..).zip(waste.paths.iter().skip(skip)) {
+                let rest = u64::from(part < waste.bytes % parts);
+                *wasted.entry(path).or_default() += waste.bytes / parts + rest;
             }
         }
         let mut this = Self {
