@@ -3,6 +3,8 @@
 use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use rustix::termios::tcgetwinsize;
+
 use crate::show::{Sizes, percent};
 
 /// How far work has come. Threads share it.
@@ -54,7 +56,13 @@ impl Progress {
             .map(|place| if place < filled { '#' } else { '.' })
             .collect();
         let (share, size) = (percent(done, total), Sizes::Human.show(done));
-        if write!(std::io::stderr(), "\rcutting [{bar}] {share} {size}\x1b[K").is_err() {
+        let mut line = format!("cutting [{bar}] {share} {size}");
+        let columns = tcgetwinsize(std::io::stderr()).map_or(0, |size| size.ws_col.into());
+        if line.len() >= columns {
+            // A line that wraps could not be drawn anew.
+            line = share;
+        }
+        if write!(std::io::stderr(), "\r{line}\x1b[K").is_err() {
             // As above.
         }
     }
