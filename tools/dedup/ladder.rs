@@ -10,13 +10,14 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use cowl_core::digest::ObjectId;
 use cowl_core::store::Store;
 use cowl_core::sys::mmap::map_published;
 use fastcdc::v2020::FastCDC;
 use serde::Serialize;
 
+use crate::compress::Compressor;
 use crate::model::{Collection, ObjectNumber};
 use crate::pieces::{Sample, Set};
 use crate::progress::Progress;
@@ -24,8 +25,6 @@ use crate::progress::Progress;
 /// Bytes of an index for each piece that a layer, a file or a list of pieces names: a digest of 32
 /// and an offset of 8, as casync's.
 const INDEX_ENTRY: u64 = 40;
-/// zstd's own default.
-const LEVEL: i32 = 3;
 /// A content of so many bytes is compressed in any case: a sample with or without it would say too
 /// little.
 const ALWAYS: u64 = 16 << 20;
@@ -56,8 +55,10 @@ pub(crate) struct Rung {
     pub(crate) bytes: u64,
     /// What names them: 40 bytes for each piece of each distinct layer or content.
     pub(crate) index_bytes: u64,
-    /// Each piece compressed alone by zstd -3, or as it is where that is shorter.
-    pub(crate) zstd_bytes: u64,
+    /// Each piece compressed alone by zstd -3, or as it is where that is shorter. None: not asked
+    /// for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) zstd_bytes: Option<u64>,
     /// Two standard errors of `chunks` and `bytes`, as a share of them; 0: exact.
     #[serde(skip)]
     pub(crate) error: f64,
@@ -71,8 +72,9 @@ pub(crate) struct Rung {
 pub(crate) struct Limits {
     /// Pieces that each set keeps.
     pub(crate) pieces: usize,
-    /// Bytes that are compressed for each rung but the layers'; of more, a sample is.
-    pub(crate) zstd_bytes: u64,
+    /// Bytes that are compressed for each rung but the layers'; of more, a sample is. None: nothing
+    /// is.
+    pub(crate) zstd_bytes: Option<u64>,
 }
 
 impl Default for Limits {
@@ -81,7 +83,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             pieces: 1 << 16,
-            zstd_bytes: 256 << 20,
+            zstd_bytes: Some(256 << 20),
         }
     }
 }
@@ -104,7 +106,11 @@ pub(crate) fn climb(
         .filter_map(|layer| collection.layer(*layer))
         .map(|layer| layer.logical)
         .sum();
-    progress.begin(total + logical);
+    progress.begin(if limits.zstd_bytes.is_some() {
+        total + logical
+    } else {
+        total
+    });
     let work = Work {
         collection,
         stores,
@@ -113,7 +119,7 @@ pub(crate) fn climb(
         next: AtomicUsize::new(0),
         fixed: FIXED.map(|_| Cutting::new(limits.pieces)),
         by_content: BY_CONTENT.map(|_| Cutting::new(limits.pieces)),
-        sample: sample_of(limits.zstd_bytes, total),
+        sample: limits.zstd_bytes.map(|limit| sample_of(limit, total)),
         progress,
     };
     let share = work.share();
@@ -132,14 +138,15 @@ pub(crate) fn climb(
     for sums in &sums {
         all.add(sums);
     }
+    let compresses = limits.zstd_bytes.is_some();
     let whole = |unit, chunks, bytes, zstd_bytes, zstd_error| Rung {
         unit,
         chunks,
         bytes,
         index_bytes: chunks * INDEX_ENTRY,
-        zstd_bytes,
+        zstd_bytes: compresses.then_some(zstd_bytes),
         error: 0.0,
-        zstd_error,
+        zstd_error: if compresses { zstd_error } else { 0.0 },
     };
     let (count, files) = (objects.len() as u64, all.files);
     let (zstd, error) = (files.compressed_of(total), files.error(total, share));
@@ -156,9 +163,9 @@ pub(crate) fn climb(
             chunks: estimate.pieces,
             bytes: estimate.bytes,
             index_bytes: cutting.pieces.into_inner() * INDEX_ENTRY,
-            zstd_bytes: estimate.zstd_bytes,
+            zstd_bytes: compresses.then_some(estimate.zstd_bytes),
             error: estimate.error,
-            zstd_error: estimate.zstd_error,
+            zstd_error: if compresses { estimate.zstd_error } else { 0.0 },
         });
     }
     Ok(rungs)
@@ -248,8 +255,8 @@ struct Work<'w> {
     next: AtomicUsize,
     fixed: [Cutting; FIXED.len()],
     by_content: [Cutting; BY_CONTENT.len()],
-    /// Which of the contents and the pieces are compressed: digests below it.
-    sample: u64,
+    /// Which of the contents and the pieces are compressed: digests below it. None: nothing is.
+    sample: Option<u64>,
     progress: &'w Progress,
 }
 
@@ -273,7 +280,8 @@ impl Work<'_> {
     /// The probability that a piece is compressed.
     fn share(&self) -> f64 {
         // Below 2^33, so that a double has it exactly.
-        f64::from(u32::try_from(self.sample >> 1).unwrap_or(u32::MAX)) / f64::from(1_u32 << 31)
+        let sample = self.sample.unwrap_or(0);
+        f64::from(u32::try_from(sample >> 1).unwrap_or(u32::MAX)) / f64::from(1_u32 << 31)
     }
 
     fn run(&self) -> Result<Sums> {
@@ -282,7 +290,9 @@ impl Work<'_> {
         loop {
             let turn = self.next.fetch_add(1, Ordering::Relaxed);
             if let Some(layer) = self.layers.get(turn) {
-                sums.layers += self.layer(*layer, &zstd)?;
+                if self.sample.is_some() {
+                    sums.layers += self.layer(*layer, &zstd)?;
+                }
             } else if let Some(object) = self.objects.get(turn - self.layers.len()) {
                 self.content(*object, &mut sums, &mut zstd)?;
             } else {
@@ -304,6 +314,9 @@ impl Work<'_> {
             .context("a store")?;
         let file = store.open_object(id)?;
         let map = map_published(&file).with_context(|| format!("object {id}"))?;
+        if map.len() as u64 != self.collection.objects.size(object) {
+            bail!("object {id} is damaged; load its image again to replace it");
+        }
         Ok(Some((id, map)))
     }
 
@@ -313,14 +326,17 @@ impl Work<'_> {
         };
         let length = map.len() as u64;
         let mut content = Content {
+            id,
             bytes: &map,
             zstd,
             whole: None,
         };
-        if length >= ALWAYS {
-            sums.files.add_certain(length, content.compressed(&map)?);
-        } else if is_sampled(id, self.sample) {
-            sums.files.add(length, content.compressed(&map)?);
+        if let Some(sample) = self.sample {
+            if length >= ALWAYS {
+                sums.files.add_certain(length, content.compressed(&map)?);
+            } else if is_sampled(id, sample) {
+                sums.files.add(length, content.compressed(&map)?);
+            }
         }
         self.cut_fixed(&mut content)?;
         self.cut_by_content(&mut content)?;
@@ -333,12 +349,12 @@ impl Work<'_> {
         let [.., (_, largest)] = FIXED;
         let [(_, smallest), ..] = FIXED;
         for stretch in content.bytes.chunks(largest) {
-            let pieces = stretch.chunks(smallest).map(ObjectId::of);
-            let digests: Vec<[u8; 32]> = pieces.map(|id| *id.as_bytes()).collect();
+            let pieces = stretch.chunks(smallest).map(|piece| content.digest(piece));
+            let digests: Vec<ObjectId> = pieces.collect();
             for ((_, size), cutting) in FIXED.iter().zip(&self.fixed) {
                 let groups = digests.chunks(size / smallest);
                 for (piece, group) in stretch.chunks(*size).zip(groups) {
-                    self.piece(ObjectId::of(group.as_flattened()), piece, cutting, content)?;
+                    self.piece(digest_of(group), piece, cutting, content)?;
                 }
             }
         }
@@ -351,7 +367,7 @@ impl Work<'_> {
                 let end = chunk.offset + chunk.length;
                 let piece = content.bytes.get(chunk.offset..end);
                 let piece = piece.context("a cut outside a content")?;
-                self.piece(ObjectId::of(piece), piece, cutting, content)?;
+                self.piece(content.digest(piece), piece, cutting, content)?;
             }
         }
         Ok(())
@@ -366,7 +382,7 @@ impl Work<'_> {
     ) -> Result<()> {
         cutting.pieces.fetch_add(1, Ordering::Relaxed);
         let is_new = cutting.lock().insert(&id, piece.len() as u64);
-        if is_new && is_sampled(id, self.sample) {
+        if is_new && self.sample.is_some_and(|sample| is_sampled(id, sample)) {
             let zstd = content.compressed(piece)?;
             cutting.lock().note_compressed(&id, zstd);
         }
@@ -393,8 +409,18 @@ impl Work<'_> {
     }
 }
 
+/// The digest of a piece by those of its parts.
+fn digest_of(parts: &[ObjectId]) -> ObjectId {
+    if let [whole] = parts {
+        return *whole;
+    }
+    let digests: Vec<[u8; 32]> = parts.iter().map(|part| *part.as_bytes()).collect();
+    ObjectId::of(digests.as_flattened())
+}
+
 /// A content that is cut.
 struct Content<'c> {
+    id: ObjectId,
     bytes: &'c [u8],
     zstd: &'c mut Compressor,
     /// The compressed length of all of it, once that is known: of small contents, every way of
@@ -403,6 +429,15 @@ struct Content<'c> {
 }
 
 impl Content<'_> {
+    /// The digest of a piece; that of all is known.
+    fn digest(&self, piece: &[u8]) -> ObjectId {
+        if piece.len() == self.bytes.len() {
+            self.id
+        } else {
+            ObjectId::of(piece)
+        }
+    }
+
     /// The length of a piece as it would be kept.
     fn compressed(&mut self, piece: &[u8]) -> Result<u64> {
         if piece.len() < self.bytes.len() {
@@ -412,62 +447,5 @@ impl Content<'_> {
             Some(known) => Ok(known),
             None => Ok(*self.whole.insert(self.zstd.length(piece)?)),
         }
-    }
-}
-
-/// Compresses to count bytes.
-struct Compressor {
-    zstd: zstd::bulk::Compressor<'static>,
-    buffer: Vec<u8>,
-}
-
-/// Counts what is written to it.
-#[derive(Debug, Default)]
-struct Counter(u64);
-
-impl std::io::Write for Counter {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0 += bytes.len() as u64;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Compressor {
-    /// Longer pieces are compressed as streams, so that their compressed bytes need no buffer.
-    const BUFFERED: usize = 1024 * KIB;
-
-    fn new() -> Result<Self> {
-        Ok(Self {
-            zstd: zstd::bulk::Compressor::new(LEVEL).context("starting zstd")?,
-            buffer: Vec::new(),
-        })
-    }
-
-    /// The length of a piece as it would be kept.
-    fn length(&mut self, piece: &[u8]) -> Result<u64> {
-        let plain = piece.len() as u64;
-        if piece.len() > Self::BUFFERED {
-            let mut stream = self.stream()?;
-            std::io::Write::write_all(&mut stream, piece).context("compressing a content")?;
-            return Ok(stream
-                .finish()
-                .context("compressing a content")?
-                .0
-                .min(plain));
-        }
-        self.buffer.clear();
-        self.buffer
-            .reserve(zstd::zstd_safe::compress_bound(piece.len()));
-        let length = self.zstd.compress_to_buffer(piece, &mut self.buffer);
-        Ok((length.context("compressing a piece")? as u64).min(plain))
-    }
-
-    #[expect(clippy::unused_self, reason = "a stream has a context of its own")]
-    fn stream(&self) -> Result<zstd::stream::write::Encoder<'static, Counter>> {
-        zstd::stream::write::Encoder::new(Counter::default(), LEVEL).context("starting zstd")
     }
 }

@@ -8,6 +8,7 @@ mod archive;
 mod browse;
 mod cleanup;
 mod compare;
+mod compress;
 mod condition;
 mod gather;
 mod html;
@@ -123,6 +124,9 @@ struct Arguments {
     /// Leave the ladder out
     #[arg(long, group = "report", conflicts_with = "ladder")]
     no_ladder: bool,
+    /// Leave compressed sizes out of the ladder: it is read, cut and hashed, which is much faster
+    #[arg(long, group = "report", conflicts_with = "no_ladder")]
+    no_zstd: bool,
     /// Every list
     #[arg(long, groups = ["lists", "report"])]
     all: bool,
@@ -212,7 +216,11 @@ fn run(arguments: &Arguments) -> Result<Vec<String>> {
     if (arguments.ladder || arguments.all || arguments.json || arguments.html.is_some())
         && !arguments.no_ladder
     {
-        let (limits, progress) = (ladder::Limits::default(), Progress::new());
+        let mut limits = ladder::Limits::default();
+        if arguments.no_zstd {
+            limits.zstd_bytes = None;
+        }
+        let progress = Progress::new();
         report.set_ladder(ladder::climb(&collection, &stores, limits, &progress)?);
     }
     if let Some(path) = &arguments.html {

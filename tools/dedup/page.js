@@ -167,7 +167,8 @@ table("images", [
 ], report.images);
 
 // The heat map.
-const names = report.images.slice(0, 60).map(image => image.name), stored = new Map(report.images.map(image => [image.name, image.stored.bytes]));
+const MOST = 60;
+const names = report.images.slice(0, MOST).map(image => image.name), stored = new Map(report.images.map(image => [image.name, image.stored.bytes]));
 if (names.length > 1) {
   const pairs = new Map(report.matrix.map(row => [row.a + "\0" + row.b, row]));
   const element = make("table", undefined, {class: "heat"}), head = make("tr");
@@ -187,6 +188,10 @@ if (names.length > 1) {
     element.lastChild.append(line);
   });
   document.getElementById("matrix").append(element);
+  if (report.images.length > MOST) {
+    const left = report.images.length - MOST;
+    document.getElementById("matrix").after(make("p", "The first " + MOST + " images; " + left + " more are in the JSON's matrix."));
+  }
 } else document.getElementById("matrix-section").remove();
 
 // The ladder.
@@ -195,7 +200,9 @@ for (const rung of report.ladder) {
   const row = make("div", undefined, {class: "rung"});
   row.append(make("b", rung.unit));
   const errors = report.ladder_errors.find(error => error.unit === rung.unit);
-  for (const [value, kind, error] of [[rung.bytes, "raw", "relative"], [rung.zstd_bytes, "zstd", "zstd_relative"]]) {
+  const bars = [[rung.bytes, "raw", "relative"]];
+  if (rung.zstd_bytes !== undefined) bars.push([rung.zstd_bytes, "zstd", "zstd_relative"]);
+  for (const [value, kind, error] of bars) {
     const bar = make("div", undefined, {class: "bar"}), parts = make("span");
     for (const [part, colour] of [[value, kind], [rung.index_bytes, "index"]]) {
       const piece = make("i");

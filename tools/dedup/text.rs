@@ -321,40 +321,46 @@ pub(crate) fn ladder(report: &Report, layout: Layout) -> String {
     let size = |bytes| layout.sizes.show(bytes);
     let mut text = String::new();
     title(&mut text, "The ladder: what each granularity would store");
-    let mut table = Table::new([
+    let mut columns = vec![
         ("UNIT", Left),
         ("PIECES", Right),
         ("BYTES", Right),
         ("INDEX", Right),
         ("SUM", Right),
         ("OF LAYERS", Right),
-        ("ZSTD", Right),
-        ("ZSTD+INDEX", Right),
-    ]);
+    ];
+    let compressed = report.ladder.iter().any(|rung| rung.zstd_bytes.is_some());
+    if compressed {
+        columns.extend([("ZSTD", Right), ("ZSTD+INDEX", Right)]);
+    }
+    let mut table = Table::new(columns);
     let layers = report
         .ladder
         .first()
         .map_or(0, |rung| rung.bytes + rung.index_bytes);
     for rung in &report.ladder {
-        table.row([
+        let mut cells = vec![
             rung.unit.to_owned(),
             rung.chunks.to_string(),
             size(rung.bytes),
             size(rung.index_bytes),
             size(rung.bytes + rung.index_bytes),
             percent(rung.bytes + rung.index_bytes, layers),
-            size(rung.zstd_bytes),
-            size(rung.zstd_bytes + rung.index_bytes),
-        ]);
+        ];
+        if let Some(zstd) = rung.zstd_bytes {
+            cells.extend([size(zstd), size(zstd + rung.index_bytes)]);
+        }
+        table.row(cells);
     }
     table.write(&mut text, layout.width);
     for error in &report.ladder_errors {
-        let line = format!(
-            "{}: an estimate, bytes {:.2}% and zstd {:.2}% more or less",
-            error.unit,
-            error.relative * 100.0,
-            error.zstd_relative * 100.0
-        );
+        let zstd = if compressed {
+            format!(" and zstd {:.2}%", error.zstd_relative * 100.0)
+        } else {
+            String::new()
+        };
+        let (unit, bytes) = (error.unit, error.relative * 100.0);
+        let line = format!("{unit}: an estimate, bytes {bytes:.2}%{zstd} more or less");
         note(&mut text, &line);
     }
     text
@@ -385,14 +391,8 @@ pub(crate) fn only_layers(report: &Report, layout: Layout) -> String {
             ("WASTE", Right),
             ("STEP", Left),
         ]);
-        for row in report.layers.iter().filter(|row| row.image == image.name) {
-            let wasted = report
-                .waste
-                .iter()
-                .filter(|waste| waste.image == image.name);
-            let wasted = wasted
-                .filter(|waste| waste.layer == row.diff_id)
-                .map(|waste| waste.bytes);
+        for row in layers.get(image.name.as_str()).into_iter().flatten() {
+            let wasted = wasted.get(&(image.name.as_str(), row.number));
             table.row([
                 row.number.to_string(),
                 layout.sizes.show(row.bytes),
@@ -400,7 +400,7 @@ pub(crate) fn only_layers(report: &Report, layout: Layout) -> String {
                 row.changes.changed.to_string(),
                 row.changes.deleted.to_string(),
                 layout.sizes.show(row.elsewhere.bytes),
-                layout.sizes.show(wasted.sum()),
+                layout.sizes.show(wasted.copied().unwrap_or(0)),
                 step(&row.created_by, layout),
             ]);
         }

@@ -347,9 +347,36 @@ fn ladder_counts_distinct_pieces() {
     // Cut by content, runs of one letter have no cut points: the longest pieces of 4 x 4 KiB.
     assert_eq!(row("fastcdc-4KiB"), [2, 20_001, 80]);
     for rung in &ladder {
-        assert!(rung.zstd_bytes > 0 && rung.zstd_bytes < 500, "{rung:?}");
+        let zstd = rung.zstd_bytes.unwrap();
+        assert!(zstd > 0 && zstd < 500, "{rung:?}");
         assert!(rung.error.abs() < f64::EPSILON, "{rung:?}");
     }
+    let limits = crate::ladder::Limits {
+        zstd_bytes: None,
+        ..limits
+    };
+    let plain = crate::ladder::climb(&collection, &store.stores, limits, &progress).unwrap();
+    for (rung, plain) in ladder.into_iter().zip(plain) {
+        let expected = crate::ladder::Rung {
+            zstd_bytes: None,
+            ..rung
+        };
+        assert_eq!(plain, expected);
+    }
+}
+
+/// The index says how long a content is: figures of a shorter file would be of something else.
+#[test]
+fn the_ladder_refuses_a_damaged_object() {
+    let store = TestStore::new();
+    store.put(&["a"], &["f x a5000"]);
+    let collection = store.collect(&[]).unwrap();
+    let path = store.store().object_path(collection.objects.id(0).unwrap());
+    std::fs::remove_file(&path).unwrap();
+    std::fs::File::create(&path).unwrap().set_len(4999).unwrap();
+    let (limits, progress) = Default::default();
+    let error = crate::ladder::climb(&collection, &store.stores, limits, &progress).unwrap_err();
+    assert!(error.to_string().contains("is damaged"), "{error:#}");
 }
 
 /// With a fraction of the bytes to compress, and room for few pieces, what is estimated is within
@@ -366,12 +393,13 @@ fn ladder_estimates_within_its_stated_errors() {
         let limits = crate::ladder::Limits { pieces, zstd_bytes };
         crate::ladder::climb(&collection, &store.stores, limits, &progress).unwrap()
     };
-    let exact = climb(1 << 16, u64::MAX >> 32);
+    let exact = climb(1 << 16, Some(u64::MAX >> 32));
     let within = |estimate: u64, truth: u64, error: f64| {
         let millionths = (estimate.abs_diff(truth) * 1_000_000).div_ceil(truth);
         f64::from(u32::try_from(millionths).unwrap()) / 1e6 <= error
     };
-    for (rung, truth) in climb(256, 2_000_000).iter().zip(&exact) {
+    let zstd = |rung: &crate::ladder::Rung| rung.zstd_bytes.unwrap();
+    for (rung, truth) in climb(256, Some(2_000_000)).iter().zip(&exact) {
         assert!(truth.error + truth.zstd_error <= 0.0, "{truth:?}");
         if rung.unit == "layer" {
             assert_eq!(rung, truth);
@@ -383,7 +411,7 @@ fn ladder_estimates_within_its_stated_errors() {
             "{rung:?}, {truth:?}"
         );
         assert!(
-            within(rung.zstd_bytes, truth.zstd_bytes, 1.5 * rung.zstd_error),
+            within(zstd(rung), zstd(truth), 1.5 * rung.zstd_error),
             "{rung:?}, {truth:?}"
         );
     }
