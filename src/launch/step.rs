@@ -57,11 +57,11 @@ steps! {
     Session = 20: "start a session",
     Passwd = 21: "read the container's /etc/passwd",
     Group = 22: "read the container's /etc/group",
-    UnknownUser = 23: "no entry in the container's /etc/passwd for user",
-    UnknownGroup = 24: "no entry in the container's /etc/group for the group of user",
+    UnknownUser = 23: "unable to find user",
+    UnknownGroup = 24: "unable to find group",
     UserNumber = 25: "number out of range in user",
     TooManyGroups = 26: "too many groups in the container's /etc/group for user",
-    NamedGroup = 27: "no entry in the container's /etc/group for group",
+    NamedGroup = 27: "unable to find group",
     WorkingDirectory = 28: "enter the working directory",
     ResourceLimit = 29: "set a resource limit",
     BoundingSet = 30: "drop capabilities",
@@ -165,6 +165,9 @@ impl Failure {
         if let (Step::Sysctl, Some(sysctl)) = (self.step, sysctl) {
             what = format!("{what} \"{}\"", shortened(sysctl.name.as_bytes()));
         }
+        if let Some(unknown) = self.unknown_name(process) {
+            what = unknown;
+        }
         let is_complete = match (self.step, self.errno) {
             (
                 Step::UnknownUser
@@ -190,6 +193,23 @@ impl Failure {
             },
             exit_code: self.exit_code(),
         }
+    }
+
+    /// A user or group that the container does not know, in Docker's words (moby/sys/user).
+    fn unknown_name(self, process: &Process) -> Option<String> {
+        let mut parts = process.user.splitn(2, |byte| *byte == b':');
+        let (user, group) = (parts.next(), parts.next());
+        let (name, file) = match self.step {
+            Step::UnknownUser => (user?, "passwd"),
+            Step::UnknownGroup => (group?, "group"),
+            Step::NamedGroup => (
+                process.groups.get(usize::from(self.index))?.as_slice(),
+                "group",
+            ),
+            _ => return None,
+        };
+        let (step, name) = (self.step.text(), shortened(name));
+        Some(format!("{step} {name}: no matching entries in {file} file"))
     }
 
     /// As Docker's: 127 program not found, 126 program can't be run, 125 everything else.
@@ -251,7 +271,7 @@ mod tests {
             (
                 Step::UnknownUser,
                 Errno::NOENT,
-                "no entry in the container's /etc/passwd for user \"app\"",
+                "unable to find user app: no matching entries in passwd file",
                 125,
             ),
         ] {

@@ -179,7 +179,7 @@ fn groups_are_added_by_name_and_number() {
     start.process.groups = vec![b"nobody".to_vec()];
     assert_eq!(
         fixture.fail(&start).to_string(),
-        "no entry in the container's /etc/group for group \"nobody\""
+        "unable to find group nobody: no matching entries in group file"
     );
 }
 

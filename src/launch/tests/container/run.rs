@@ -152,7 +152,7 @@ fn user_sets_ids_groups_home_and_environment() {
     let failed = fixture.fail(&plan);
     assert_eq!(
         failed.to_string(),
-        "no entry in the container's /etc/passwd for user \"nobody\""
+        "unable to find user nobody: no matching entries in passwd file"
     );
     assert_eq!(failed.exit_code, 125);
     plan.process.user.clear();
