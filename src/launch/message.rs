@@ -63,6 +63,9 @@ pub struct HealthCheck {
     pub start_interval: Duration,
     /// Failures in a row that make the container unhealthy.
     pub retries: u32,
+    /// Started on the host when the container becomes `healthy` or `unhealthy`, with that word as
+    /// its last argument: program, by its path, and arguments.
+    pub on_change: Vec<Vec<u8>>,
 }
 
 /// A log in the format of Docker's json-file driver.
@@ -91,28 +94,36 @@ impl After {
     /// # Errors
     /// Those of `execve(2)`; EINVAL without a program.
     pub fn spawn(&self) -> std::io::Result<std::process::Child> {
-        use std::ffi::OsStr;
-        use std::os::unix::ffi::OsStrExt as _;
-        use std::process::{Command, Stdio};
-        let text = OsStr::from_bytes;
-        let mut argv = self.argv.iter().map(|argument| text(argument));
-        let Some(program) = argv.next() else {
-            return Err(std::io::ErrorKind::InvalidInput.into());
-        };
-        let variables = self.env.iter().filter_map(|variable| {
-            let at = variable.iter().position(|byte| *byte == b'=')?;
-            let (key, value) = variable.split_at_checked(at)?;
-            Some((text(key), text(value.get(1..)?)))
-        });
-        Command::new(program)
-            .args(argv)
-            .env_clear()
-            .envs(variables)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
+        spawn(&self.argv, &self.env)
     }
+}
+
+/// Starts a program on the host, without input and output, without waiting for its end.
+///
+/// # Errors
+/// Those of `execve(2)`; EINVAL without a program.
+pub(crate) fn spawn(argv: &[Vec<u8>], env: &[Vec<u8>]) -> std::io::Result<std::process::Child> {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt as _;
+    use std::process::{Command, Stdio};
+    let text = OsStr::from_bytes;
+    let mut argv = argv.iter().map(|argument| text(argument));
+    let Some(program) = argv.next() else {
+        return Err(std::io::ErrorKind::InvalidInput.into());
+    };
+    let variables = env.iter().filter_map(|variable| {
+        let at = variable.iter().position(|byte| *byte == b'=')?;
+        let (key, value) = variable.split_at_checked(at)?;
+        Some((text(key), text(value.get(1..)?)))
+    });
+    Command::new(program)
+        .args(argv)
+        .env_clear()
+        .envs(variables)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
 }
 
 /// A message of the client to a running monitor.

@@ -142,6 +142,9 @@ pub(super) enum Command {
     /// What a monitor leaves to be done
     #[command(name = super::FINISH, hide = true)]
     Finish { id: String },
+    /// What a monitor found out
+    #[command(name = super::HEALTH, hide = true)]
+    Health { id: String, word: String },
     /// Manage containers
     #[command(subcommand)]
     Container(Container),

@@ -52,6 +52,8 @@ const OUTPUT: [&str; 2] = [
 ];
 /// The private command that a monitor runs when its container has ended.
 pub(crate) const FINISH: &str = "container-ended";
+/// The private command that a monitor runs when its container's health has changed.
+pub(crate) const HEALTH: &str = "container-health";
 const USAGE: u8 = 125;
 const FAILURE: u8 = 1;
 
@@ -232,6 +234,7 @@ fn dispatch(cli: Cli, out: &mut Stdout) -> Result<u8> {
         )),
         Command::Wait(args) => Ok(container::life::wait(&*open(Access::Read)?, &args, out)),
         Command::Finish { id } => open(Access::Change)?.finish(&id).map(|()| 0),
+        Command::Health { id, word } => open(Access::Change)?.tell_health(&id, &word).map(|()| 0),
         Command::Container(command) => {
             let command = Command::from(command);
             dispatch(Cli { root, command }, out)

@@ -1,5 +1,6 @@
 //! Health checks: what a container's `Healthcheck` asks the monitor for, and what the monitor found.
 
+use super::Engine;
 use super::container::Container;
 use super::container::config::Config;
 use super::docker::{ContainerConfig, Healthcheck};
@@ -91,7 +92,18 @@ pub(super) fn plan(config: &Config) -> Result<Option<HealthCheck>> {
             Ok(0) | Err(_) => RETRIES,
             Ok(retries) => retries,
         },
+        // Known where the container is started.
+        on_change: Vec::new(),
     }))
+}
+
+impl Engine {
+    /// Tells that a container has become `healthy` or `unhealthy`.
+    pub fn tell_health(&self, id: &str, word: &str) -> Result<()> {
+        let config = self.containers.find(id)?.config;
+        self.tell_container(&config, &format!("health_status: {word}"), &[]);
+        Ok(())
+    }
 }
 
 impl Container {

@@ -17,7 +17,7 @@ use rustix::process::{Signal, pidfd_send_signal};
 use super::console::Attachment;
 use super::container::Container;
 use super::exec::Exec;
-use crate::message::{Exited, HealthCheck};
+use crate::message::{Exited, HealthCheck, spawn};
 use crate::status::{self, Moment};
 
 /// Bytes of a program's output that are kept.
@@ -105,6 +105,18 @@ impl Health {
             results.join(",")
         );
         status::replace(directory, status::HEALTH, &text)
+    }
+
+    /// Has the engine told that the verdict has changed. What it can't be told goes untold, as any
+    /// event that can't be written.
+    fn tell(&self) {
+        let mut argv = self.check.on_change.clone();
+        if argv.is_empty() {
+            return;
+        }
+        argv.push(self.verdict.word().as_bytes().to_vec());
+        // Reaped with the other children.
+        drop(spawn(&argv, &[]));
     }
 
     /// When [`Container::check_health`] has something to do.
@@ -278,7 +290,11 @@ impl Container {
         let Some(health) = &mut self.health else {
             return Ok(());
         };
+        let before = health.verdict;
         health.ended(exited, Instant::now());
+        if health.verdict != before {
+            health.tell();
+        }
         let written = health.write(self.kept.status.as_fd());
         match written.map_err(|error| Errno::from_io_error(&error)) {
             // A full disk keeps the last record; the container does not end for it.
@@ -358,6 +374,7 @@ mod tests {
             start_period,
             start_interval: 5 * SECOND,
             retries: 2,
+            on_change: Vec::new(),
         }
     }
 

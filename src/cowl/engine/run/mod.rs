@@ -204,6 +204,9 @@ impl Engine {
             descriptors: mounted,
         } = self.mounts_of(&pending.container, root, how.signals)?;
         let mut start = plan(config, how.size, namespaces, mounts)?;
+        if let Some(health) = &mut start.monitor.health {
+            health.on_change = self.verb(crate::cli::HEALTH, config)?;
+        }
         let mut after = self.after(config)?;
         // A caller that does not stay may still be there when it ends.
         after.always |= how.signals.is_none();
@@ -236,20 +239,25 @@ impl Engine {
 
     /// What the monitor starts when the container has ended and no command stays with it.
     pub(super) fn after(&self, config: &Config) -> Result<After> {
+        Ok(After {
+            argv: self.verb(crate::cli::FINISH, config)?,
+            env: Vec::new(),
+            always: config.host.restart_policy.is_set(),
+        })
+    }
+
+    /// A private command that a monitor runs for its container.
+    fn verb(&self, verb: &str, config: &Config) -> Result<Vec<Vec<u8>>> {
         use std::os::unix::ffi::OsStrExt as _;
         let cowl = helpers::own()?;
         let words = [
             cowl.as_os_str(),
             "--root".as_ref(),
             self.store.root().as_os_str(),
-            crate::cli::FINISH.as_ref(),
+            verb.as_ref(),
             config.id.as_ref(),
         ];
-        Ok(After {
-            argv: words.map(|word| word.as_bytes().to_vec()).to_vec(),
-            env: Vec::new(),
-            always: config.host.restart_policy.is_set(),
-        })
+        Ok(words.map(|word| word.as_bytes().to_vec()).to_vec())
     }
 
     /// Stays with a container until it ends: copies its streams, passes signals on, and removes
