@@ -7,6 +7,7 @@
 
 mod read;
 mod write;
+mod xattr;
 
 use super::Engine;
 use super::container::config::Config;

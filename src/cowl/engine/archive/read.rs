@@ -1,6 +1,6 @@
 //! Out of a container: what is at a path, as a tar.
 
-use super::{Files, Place, components, name_of};
+use super::{Files, Place, components, name_of, xattr};
 use crate::engine::error::{Context, Result};
 use rustix::fs::{
     AtFlags, Dir, FileType, Mode, OFlags, Stat, fstat, major, minor, openat, readlinkat, statat,
@@ -149,6 +149,7 @@ impl<W: Write> Writer<W> {
                 if FileType::from_raw_mode(now.st_mode) != FileType::RegularFile {
                     return Err(io::Error::other("a file became something else meanwhile"));
                 }
+                self.xattrs(content.as_fd())?;
                 let size = u64::try_from(now.st_size).unwrap_or(0);
                 header.set_size(size);
                 let content = Exactly {
@@ -158,12 +159,13 @@ impl<W: Write> Writer<W> {
                 self.tar.append_data(&mut header, path, content)?;
             }
             FileType::Directory => {
+                let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                let directory = openat(parent, name, flags, Mode::empty())?;
+                self.xattrs(directory.as_fd())?;
                 header.set_entry_type(EntryType::Directory);
                 // With a slash at its end, as tar and Docker write it.
                 self.tar
                     .append_data(&mut header, path.join(""), io::empty())?;
-                let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::DIRECTORY | OFlags::CLOEXEC;
-                let directory = openat(parent, name, flags, Mode::empty())?;
                 return Ok(Some(Level {
                     entries: Dir::read_from(&directory)?,
                     device: fstat(&directory)?.st_dev,
@@ -195,6 +197,16 @@ impl<W: Write> Writer<W> {
             _ => {}
         }
         Ok(None)
+    }
+
+    /// Writes the attributes of a file, for the entry that follows.
+    fn xattrs(&mut self, file: BorrowedFd<'_>) -> io::Result<()> {
+        let all = xattr::read(file)?;
+        let records = all
+            .iter()
+            .map(|(key, value)| (key.as_str(), value.as_slice()));
+        // Without one there is no header.
+        self.tar.append_pax_extensions(records)
     }
 }
 

@@ -4,6 +4,7 @@
 //! leads out of the root leads to a place inside, whenever it was put there. What is there under an
 //! entry's name is replaced, never followed.
 
+use super::xattr::{self, Xattr};
 use super::{Files, components};
 use crate::engine::error::{Context, Error, Result};
 use cowl_core::layer::decompress;
@@ -33,6 +34,7 @@ struct Attributes {
     owner: (Uid, Gid),
     mode: Mode,
     times: Timestamps,
+    xattrs: Vec<Xattr>,
 }
 
 impl Files {
@@ -124,7 +126,8 @@ impl Files {
         if matches!(kind, EntryType::XGlobalHeader) {
             return Ok(None);
         }
-        let attributes = attributes(entry, how.keep_owners)?;
+        let xattrs = xattr::of_entry(entry)?;
+        let attributes = attributes(entry, how.keep_owners, xattrs)?;
         let (parent, name) = self.parent(base, name)?;
         let parent = parent.as_fd();
         if kind == EntryType::Directory {
@@ -139,6 +142,7 @@ impl Files {
                 io::copy(entry, &mut made)?;
                 fchown(&made, Some(attributes.owner.0), Some(attributes.owner.1))?;
                 fchmod(&made, attributes.mode)?;
+                xattr::write(made.as_fd(), &attributes.xattrs)?;
             }
             EntryType::Symlink => {
                 let target = link_of(entry)?;
@@ -168,7 +172,11 @@ impl Files {
     }
 }
 
-fn attributes(entry: &Entry<'_, impl Read>, keep_owners: bool) -> Result<Attributes> {
+fn attributes(
+    entry: &Entry<'_, impl Read>,
+    keep_owners: bool,
+    xattrs: Vec<Xattr>,
+) -> Result<Attributes> {
     let header = entry.header();
     let id = |id: io::Result<u64>| -> Result<u32> {
         let id = id.context(|| "reading an owner")?;
@@ -194,6 +202,7 @@ fn attributes(entry: &Entry<'_, impl Read>, keep_owners: bool) -> Result<Attribu
             last_access: time,
             last_modification: time,
         },
+        xattrs,
     })
 }
 
@@ -249,6 +258,7 @@ fn directory(
     let made = openat(parent, name, flags, Mode::empty())?;
     fchown(&made, Some(attributes.owner.0), Some(attributes.owner.1))?;
     fchmod(&made, attributes.mode)?;
+    xattr::write(made.as_fd(), &attributes.xattrs)?;
     Ok(attributes.times.clone())
 }
 
