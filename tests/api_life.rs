@@ -188,6 +188,23 @@ fn verbs_answer_with_dockers_codes_and_texts() {
     assert_eq!(code, "137\n");
 }
 
+/// The program ends before the one that stops it has asked for its end.
+#[test]
+fn restart_starts_a_container_that_ends_at_once() {
+    root(|| {
+        let store = shop("store");
+        let server = Server::start(&store);
+        let script = "trap 'exit 3' TERM; echo ready; while :; do read -r line; done";
+        server.ok(["run", "-di", "--name", "web", "shop", "sh", "-c", script]);
+        for starts in 1..20 {
+            until(|| store.ok(["logs", "web"]).lines().count() == starts);
+            let restarted = server.request("POST /v1.51/containers/web/restart?t=60", "");
+            assert!(status(&restarted).contains("204"), "{restarted}");
+        }
+        server.ok(["rm", "-f", "web"]);
+    });
+}
+
 #[test]
 fn a_verb_of_an_absent_container_is_not_found() {
     root(|| {
@@ -357,8 +374,6 @@ fn attach_is_refused_as_dockerd_does() {
             assert!(status(&reply).contains(code), "{reply}");
             assert!(reply.contains(text), "{reply}");
         }
-        let plain = server.request("POST /v1.51/containers/web/attach?stdout=1", "");
-        assert!(status(&plain).contains("400"), "{plain}");
         let running = run(&mut server.docker(["attach", "web"]));
         assert!(
             running

@@ -23,9 +23,16 @@ impl Server {
     /// Starts one over a store and waits until it answers.
     #[track_caller]
     pub fn start(store: &Store) -> Self {
+        Self::start_by(store.command(["serve"]))
+    }
+
+    /// The same with a command line of the caller's, which says `serve`.
+    #[track_caller]
+    pub fn start_by(mut command: Command) -> Self {
         let socket = directory().join("cowl.sock");
-        let mut command = store.command(["serve", "--host"]);
-        command.arg(format!("unix://{}", socket.display()));
+        command
+            .arg("--host")
+            .arg(format!("unix://{}", socket.display()));
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         let output = child.stdout.take().unwrap();
@@ -112,24 +119,37 @@ impl Server {
         docker.wait_with_output().unwrap()
     }
 
-    /// Sends an upgrade, and takes the head of its reply.
+    /// Sends an upgrade of a request without a body, and takes the head of its reply.
     #[track_caller]
     pub fn hijack(&self, path: &str) -> UnixStream {
+        let path = format!("POST /v1.51/containers/{path}");
+        let (head, client) = self.open(&path, "Connection: Upgrade\r\nUpgrade: tcp\r\n", "");
+        assert!(head.starts_with("HTTP/1.1 101 UPGRADED\r\n"), "{head}");
+        client
+    }
+
+    /// Sends a request with these lines in its head, and what is behind that in one write with it.
+    /// Gives the head of the reply, and the connection.
+    #[track_caller]
+    pub fn open(&self, request: &str, lines: &str, behind: &str) -> (String, UnixStream) {
         let mut client = UnixStream::connect(&self.socket).unwrap();
-        write!(
-            client,
-            "POST /v1.51/containers/{path} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: 0\r\n\r\n"
-        )
-        .unwrap();
+        let request = format!("{request} HTTP/1.1\r\nHost: x\r\n{lines}\r\n{behind}");
+        client.write_all(request.as_bytes()).unwrap();
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
             let mut byte = [0];
             client.read_exact(&mut byte).unwrap();
             head.extend(byte);
         }
-        let head = String::from_utf8(head).unwrap();
-        assert!(head.starts_with("HTTP/1.1 101 UPGRADED\r\n"), "{head}");
-        client
+        (String::from_utf8(head).unwrap(), client)
+    }
+
+    /// Creates an exec and gives its id.
+    #[track_caller]
+    pub fn create_exec(&self, container: &str, body: &str) -> String {
+        let made = self.request(&format!("POST /v1.51/containers/{container}/exec"), body);
+        assert!(status(&made).contains("201"), "{made}");
+        made.split('"').nth_back(1).unwrap().to_owned()
     }
 
     /// Ends it by a signal and gives its exit code; none if the signal killed it.

@@ -144,8 +144,7 @@ pub(super) async fn wait(server: &Arc<Server>, request: &Request, name: String) 
     let wait = Wait::begin(server, name, condition).await?;
     let server = Arc::clone(server);
     Ok(http::later("application/json", async move {
-        let exit = wait.end(&server).await?;
-        let code = exit.as_ref().map_or(0, |exit| exit.exit_code);
+        let code = wait.end(&server).await?;
         // Why it did not start is said by the start.
         Ok(json!({ "StatusCode": code }))
     }))

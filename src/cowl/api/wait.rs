@@ -9,8 +9,6 @@ use super::http::Handled;
 use super::watch::Watch;
 use crate::engine::container::state::{Exit, Status};
 use crate::engine::error::{Context as _, Kind};
-use crate::engine::events::EventRequest;
-use jiff::Timestamp;
 use std::sync::Arc;
 
 /// What is waited for.
@@ -96,24 +94,26 @@ impl Wait {
         Ok(wait)
     }
 
-    /// Waits, and gives the exit: none if the container never ran.
-    pub(super) async fn end(mut self, server: &Arc<Server>) -> Handled<Option<Exit>> {
+    /// Waits, and gives the exit code: 0 if the container never ran.
+    pub(super) async fn end(mut self, server: &Arc<Server>) -> Handled<u8> {
+        let code = |exit: Option<Exit>| exit.map_or(0, |exit| exit.exit_code);
         loop {
             match (look(server, &self.id).await?, self.condition) {
+                (Look::Gone, _) if self.last.is_some() => return Ok(code(self.last)),
                 (Look::Gone, _) => {
                     // Ended and removed between two looks: its events say how.
-                    return match self.last {
-                        None => told_end(server, self.id).await,
-                        last => Ok(last),
-                    };
+                    let told = server.engine(move |engine| engine.told_exit_code(&self.id));
+                    return Ok(told.await?.unwrap_or_default());
                 }
-                (Look::Rests(exit), Condition::NotRunning) => return Ok(exit),
+                (Look::Rests(exit), Condition::NotRunning) => return Ok(code(exit)),
                 // One that waits for its restart counts as running, but its end does not go unseen.
-                (Look::Restarts(exit), Condition::NotRunning) if self.ran => return Ok(Some(exit)),
+                (Look::Restarts(exit), Condition::NotRunning) if self.ran => {
+                    return Ok(exit.exit_code);
+                }
                 (Look::Rests(Some(exit)) | Look::Restarts(exit), Condition::NextExit)
                     if self.before.as_ref() != Some(&exit) =>
                 {
-                    return Ok(Some(exit));
+                    return Ok(exit.exit_code);
                 }
                 (Look::Rests(exit), _) => self.last = exit.or(self.last),
                 (Look::Restarts(exit), _) => self.last = Some(exit),
@@ -133,39 +133,18 @@ pub(super) async fn look(server: &Arc<Server>, id: &str) -> Handled<Look> {
                 Err(error) if error.kind() == Kind::NotFound => return Ok(Look::Gone),
                 other => other?,
             };
-            Ok(match container.status()? {
+            let status = container.status()?;
+            if status == Status::Created(None) && engine.is_gone(&id)? {
+                // A removal takes its records: without them it looks as if it had never run.
+                return Ok(Look::Gone);
+            }
+            Ok(match status {
                 Status::Exited(exit) => Look::Rests(Some(exit)),
                 Status::Restarting(exit) => Look::Restarts(exit),
                 Status::Created(exit) => Look::Rests(exit),
                 Status::Starting => Look::Starts,
                 Status::Running | Status::Paused => Look::Runs,
             })
-        })
-        .await
-}
-
-/// How a container has ended that is gone, as its events say; none if it never ran.
-async fn told_end(server: &Arc<Server>, id: String) -> Handled<Option<Exit>> {
-    server
-        .engine(move |engine| {
-            let filters = [("event", "die".to_owned()), ("container", id)];
-            let filters = filters.map(|(key, value)| (key.to_owned(), vec![value]));
-            let mut request = EventRequest::parse(None, None, &filters.into())?;
-            request.until = Some(Timestamp::now());
-            let mut code = None;
-            engine.events(&request, None, |event| {
-                let told = event.actor.attributes.get("exitCode");
-                code = told.and_then(|told| told.parse().ok()).or(code);
-                Ok(true)
-            })?;
-            Ok(code.map(|exit_code| Exit {
-                pid: 0,
-                exit_code,
-                oom_killed: false,
-                started_at: String::new(),
-                finished_at: None,
-                error: String::new(),
-            }))
         })
         .await
 }

@@ -214,6 +214,23 @@ impl Engine {
     }
 }
 
+impl Engine {
+    /// How a container ended last, as its events say, which outlive it; none if it never ran.
+    pub fn told_exit_code(&self, id: &str) -> Result<Option<u8>> {
+        let filters = [("event", "die"), ("container", id)];
+        let filters = filters.map(|(key, value)| (key.to_owned(), vec![value.to_owned()]));
+        let mut request = EventRequest::parse(None, None, &filters.into())?;
+        request.until = Some(Timestamp::now());
+        let mut code = None;
+        self.events(&request, None, |event| {
+            let told = event.actor.attributes.get("exitCode");
+            code = told.and_then(|told| told.parse().ok()).or(code);
+            Ok(true)
+        })?;
+        Ok(code)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -148,8 +148,8 @@ impl Engine {
         self.tell_kill(&container, signal);
         match control.request_wait(Target::Program) {
             Ok(()) => self.wait_stopped(&container, &control, timeout)?,
-            Err(ControlError::NotRunning) => {}
-            Err(error) => return Err(error.into()),
+            // One that has ended at once may still look as if it ran.
+            Err(error) => drop(wait_ended(&container, Err(error))?),
         }
         self.tell_container(&container.config, "stop", &[]);
         Ok(true)
@@ -208,11 +208,11 @@ impl Engine {
         }
         Ok(match container.status()? {
             Status::Exited(exit) | Status::Created(Some(exit)) => exit.exit_code,
-            Status::Created(None)
-            | Status::Starting
-            | Status::Running
-            | Status::Paused
-            | Status::Restarting(_) => 0,
+            // A removal takes its records: without them it looks as if it had never run.
+            Status::Created(None) => self
+                .told_exit_code(&container.config.id)?
+                .unwrap_or_default(),
+            Status::Starting | Status::Running | Status::Paused | Status::Restarting(_) => 0,
         })
     }
 

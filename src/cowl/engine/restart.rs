@@ -161,6 +161,11 @@ impl Engine {
         }
     }
 
+    /// Whether a container has been removed.
+    pub fn is_gone(&self, id: &str) -> Result<bool> {
+        Ok(self.unless_gone(id)?.is_none())
+    }
+
     fn unless_gone(&self, id: &str) -> Result<Option<Container>> {
         match self.containers.find(id) {
             Err(error) if error.kind() == Kind::NotFound => Ok(None),
