@@ -1,4 +1,4 @@
-//! The system calls of [`crate::startup`] that rustix lacks, or calls unsafe.
+//! The system calls of [`crate::startup`] and [`crate::socket`] that rustix lacks, or calls unsafe.
 #![expect(unsafe_code, reason = "system calls without a safe wrapper elsewhere")]
 
 use rustix::io::Errno;
@@ -17,6 +17,15 @@ fn checked(returned: libc::c_long) -> Result<(), Errno> {
     } else {
         Ok(())
     }
+}
+
+/// `SIOCOUTQ` of a socket (unix(7) has only its opposite; `unix_ioctl` in net/unix/af_unix.c).
+pub(crate) fn outgoing(socket: std::os::fd::BorrowedFd<'_>) -> Result<libc::c_int, Errno> {
+    use std::os::fd::AsRawFd as _;
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the kernel writes one int, and `bytes` is one that lives until the call is done.
+    checked(unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) }.into())?;
+    Ok(bytes)
 }
 
 /// Closes every descriptor from `first` on.

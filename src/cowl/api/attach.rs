@@ -164,7 +164,6 @@ pub(super) async fn attach(server: &Arc<Server>, request: Request, name: String)
             "Either the stdin, stdout or stderr parameter must be set",
         ));
     }
-    hijack::require_upgrade(&request)?;
     let (config, directory, status) = server
         .engine(move |engine| {
             let container = engine.container(&name)?;
@@ -208,9 +207,9 @@ pub(super) async fn attach(server: &Arc<Server>, request: Request, name: String)
         // The pipes end at once.
         None
     };
-    let reply = hijack::switching(terminal, request.version);
+    let reply = hijack::switching(request.wants_upgrade, terminal, request.version);
     tokio::spawn(async move {
-        if let Ok(client) = Client::take(request.upgrade).await {
+        if let Ok(client) = Client::take(request.takeover).await {
             let shown = Shown {
                 stdout: asked.stdout,
                 stderr: asked.stderr,

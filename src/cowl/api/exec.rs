@@ -276,9 +276,6 @@ pub(super) async fn start(server: &Arc<Server>, request: Request, id: &str) -> H
         tokio::spawn(exec.end(program));
         return Ok(http::empty(StatusCode::OK));
     }
-    if !request.wants_upgrade {
-        return Err(hijack::no_upgrade());
-    }
     let keys = Some(exec.asked.detach_keys.as_str()).filter(|keys| !keys.is_empty());
     let format = Format::new(tty, keys, exec.asked.attach_stdout)?;
     let (ends, pipes) = attach::pipes(StreamSet {
@@ -288,11 +285,11 @@ pub(super) async fn start(server: &Arc<Server>, request: Request, id: &str) -> H
         stderr: exec.asked.attach_stderr && !tty,
     })?;
     exec.begin()?;
-    let reply = hijack::switching(tty, request.version);
+    let reply = hijack::switching(request.wants_upgrade, tty, request.version);
     let server = Arc::clone(server);
     tokio::spawn(async move {
         // One that is gone already has started it all the same.
-        let client = Client::take(request.upgrade).await;
+        let client = Client::take(request.takeover).await;
         let started = exec.start(&server, asked.console_size, Some(ends)).await;
         let ended = started.map(|program| tokio::spawn(Arc::clone(&exec).end(program)));
         let Ok(mut client) = client else { return };

@@ -1,32 +1,41 @@
 //! Connections that stop being HTTP: attach and exec.
 //!
-//! The client asks for an upgrade; after the 101 both sides send raw bytes: with a terminal as they
-//! are, else output in frames of Docker's stream format (Engine API, "ContainerAttach").
+//! After the reply's head both sides send raw bytes: with a terminal as they are, else output in
+//! frames of Docker's stream format (Engine API, "ContainerAttach"). The reply is a 101 where the
+//! client asks for an upgrade, as all do today, else a 200.
 
-use super::http::{Handled, Refusal, Reply, Request, Version, empty};
+use super::http::{self, Handled, Refusal, Reply, Version, empty};
 use super::watch::Peer;
 use crate::engine::attach::Pipes;
 use crate::engine::detach_keys::DetachKeys;
 use crate::engine::error::Error;
+use cowl_sys::socket::is_all_read;
 use hyper::StatusCode;
+use hyper::body::Bytes;
 use hyper::ext::ReasonPhrase;
 use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue, UPGRADE};
-use hyper_util::rt::TokioIo;
 use std::io;
+use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, oneshot};
 
 /// Bytes read from a pipe or a client at once.
 const CHUNK: usize = 32 << 10;
+/// How often it is looked, and how long apart, whether a client has read the head of its reply: for a
+/// second at most, as one that reads nothing yet is served all the same.
+const HEAD_LOOKS: u32 = 1000;
+const HEAD_PAUSE: Duration = Duration::from_millis(1);
 /// Length of a frame's header: stream, three zero bytes, length (big endian).
 pub(super) const HEADER: usize = 8;
 /// The stream of standard output in a frame's header.
 pub(super) const STDOUT: u8 = 1;
 /// The stream of standard error in a frame's header.
 pub(super) const STDERR: u8 = 2;
+/// The media type of output without frames, or of which it is not said.
+const RAW: &str = "application/vnd.docker.raw-stream";
 
 /// How bytes pass.
 #[derive(Debug, Clone)]
@@ -55,30 +64,22 @@ impl Format {
 /// The media type of a program's output.
 pub(super) fn media_type(terminal: bool, version: Version) -> &'static str {
     if terminal || version < Version(1, 42) {
-        "application/vnd.docker.raw-stream"
+        RAW
     } else {
         "application/vnd.docker.multiplexed-stream"
     }
 }
 
-/// Fails if the client did not ask for an upgrade.
-pub(super) fn require_upgrade(request: &Request) -> Handled<()> {
-    if request.wants_upgrade {
-        Ok(())
-    } else {
-        Err(no_upgrade())
+/// What the connection of a request will be when its reply is sent: the socket, and what the client
+/// has sent behind its request. An error if the reply was an ordinary one, or the client is gone.
+pub(super) type Takeover = oneshot::Receiver<(UnixStream, Bytes)>;
+
+/// The answer after which the connection belongs to the program: a change of protocol where the
+/// client asks for one, else a reply that never says how long it is.
+pub(super) fn switching(wants_upgrade: bool, terminal: bool, version: Version) -> Reply {
+    if !wants_upgrade {
+        return http::raw(RAW);
     }
-}
-
-/// The refusal of a request that did not ask for an upgrade.
-pub(super) fn no_upgrade() -> Refusal {
-    Refusal::invalid(
-        "this needs a connection of its own: send \"Connection: Upgrade\" and \"Upgrade: tcp\"",
-    )
-}
-
-/// The answer after which the connection belongs to the program.
-pub(super) fn switching(terminal: bool, version: Version) -> Reply {
     let mut reply = empty(StatusCode::SWITCHING_PROTOCOLS);
     for (name, value) in [
         (CONTENT_TYPE, media_type(terminal, version)),
@@ -101,7 +102,7 @@ pub(super) struct Client {
     writer: Mutex<OwnedWriteHalf>,
     peer: Peer,
     /// What the client sent right behind its request.
-    first: hyper::body::Bytes,
+    first: Bytes,
 }
 
 /// How [`Client::pass`] ended.
@@ -114,20 +115,17 @@ pub(super) enum Passed {
 }
 
 impl Client {
-    /// Takes over a connection once its 101 is sent.
-    pub(super) async fn take(upgrade: hyper::upgrade::OnUpgrade) -> io::Result<Self> {
-        let upgraded = upgrade.await.map_err(io::Error::other)?;
-        let parts = upgraded
-            .downcast::<TokioIo<UnixStream>>()
-            .map_err(|_other| io::Error::other("not a connection of this server"))?;
-        let stream = parts.io.into_inner();
+    /// Takes over a connection once its reply is sent.
+    pub(super) async fn take(takeover: Takeover) -> io::Result<Self> {
+        let (stream, first) = takeover.await.map_err(io::Error::other)?;
+        head_is_read(&stream).await?;
         let peer = Peer::of(&stream)?;
         let (reader, writer) = stream.into_split();
         Ok(Self {
             reader,
             writer: Mutex::new(writer),
             peer,
-            first: parts.read_buf,
+            first,
         })
     }
 
@@ -171,6 +169,19 @@ impl Client {
         let mut writer = self.writer.into_inner();
         writer.shutdown().await.unwrap_or_default();
     }
+}
+
+/// Waits until the client has read the head of the reply. docker-py takes the socket from under its
+/// HTTP library's buffer then, and what came in one read with the head would be lost in that.
+async fn head_is_read(stream: &UnixStream) -> io::Result<()> {
+    for _attempt in 0..HEAD_LOOKS {
+        if is_all_read(stream)? {
+            break;
+        }
+        // The kernel tells nobody when the last byte is read.
+        tokio::time::sleep(HEAD_PAUSE).await;
+    }
+    Ok(())
 }
 
 /// The head of a frame of so many bytes.

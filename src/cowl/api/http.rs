@@ -1,12 +1,12 @@
 //! Requests and replies of the API, on top of hyper.
 
+use super::hijack::Takeover;
 use crate::engine::error::{Error, Kind};
 use crate::engine::list::Filters;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body, Bytes, Frame, Incoming};
-use hyper::header::{CONTENT_TYPE, HeaderValue};
-use hyper::upgrade::OnUpgrade;
+use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Response, StatusCode};
 use percent_encoding::percent_decode_str;
 use serde::Serialize;
@@ -94,7 +94,7 @@ pub(super) struct Request {
     /// Whether the client asks to speak something else than HTTP from now on.
     pub(super) wants_upgrade: bool,
     /// The connection, once a reply has said so.
-    pub(super) upgrade: OnUpgrade,
+    pub(super) takeover: Takeover,
 }
 
 /// The decoded segments of a path. A segment that is not UTF-8 names nothing that exists.
@@ -186,6 +186,19 @@ pub(super) fn empty(status: StatusCode) -> Reply {
     let body = Full::new(Bytes::new()).map_err(|never| match never {});
     let mut reply = Response::new(body.boxed_unsync());
     *reply.status_mut() = status;
+    reply
+}
+
+/// A reply whose body is what is sent on the connection after it, which the handler takes over. Of
+/// version 1.0, as there the end of the connection is the end of the body.
+pub(super) fn raw(kind: &'static str) -> Reply {
+    let (_sender, receiver) = mpsc::channel(1);
+    let body = Chunks(receiver, ()).boxed_unsync();
+    let mut reply = with_body(StatusCode::OK, kind, body);
+    *reply.version_mut() = hyper::Version::HTTP_10;
+    reply
+        .headers_mut()
+        .insert(CONNECTION, HeaderValue::from_static("close"));
     reply
 }
 

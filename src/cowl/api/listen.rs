@@ -13,7 +13,8 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt as _, chown};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::oneshot;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Serves the store at `root` on the unix socket `socket` until SIGINT or SIGTERM.
@@ -75,16 +76,27 @@ fn connection(server: &Arc<Server>, stream: tokio::net::UnixStream) {
     tokio::spawn(async move {
         // Without a descriptor left, the client is told by the end of its connection.
         let Ok(peer) = Peer::of(&stream) else { return };
-        let service = service_fn(|request| Arc::clone(&server).answer(request));
+        // Where the connection goes if the last request takes it over.
+        let last = Mutex::new(None);
+        let service = service_fn(|request| {
+            let (give, takeover) = oneshot::channel();
+            *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(give);
+            Arc::clone(&server).answer(request, takeover)
+        });
         let served = hyper::server::conn::http1::Builder::new()
             .half_close(true)
             .serve_connection(TokioIo::new(stream), service)
             .with_upgrades();
         // The client is gone, or did not speak HTTP: nobody is left to be told. One that goes away
         // while a reply is being made ends that: it may be the end of a container in months.
-        tokio::select! {
-            served = served => drop(served),
-            () = peer.gone() => {}
+        let served = tokio::select! {
+            served = served => served,
+            () = peer.gone() => return,
+        };
+        let last = last.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let (Ok(parts), Some(give)) = (served, last) {
+            // Else closed with it: nobody has taken it.
+            drop(give.send((parts.io.into_inner(), parts.read_buf)));
         }
     });
 }

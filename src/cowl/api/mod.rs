@@ -28,6 +28,7 @@ pub use listen::serve;
 
 use crate::engine::Engine;
 use crate::engine::error::Result;
+use hijack::Takeover;
 use http::{Handled, Refusal, Reply, Request, Version};
 use hyper::body::Incoming;
 use hyper::header::HeaderValue;
@@ -80,10 +81,11 @@ impl Server {
     /// Answers a request; errors become replies.
     async fn answer(
         self: Arc<Self>,
+        takeover: Takeover,
         request: hyper::Request<Incoming>,
     ) -> std::result::Result<Reply, Infallible> {
         let is_head = request.method() == Method::HEAD;
-        let mut reply = match self.handle(request).await {
+        let mut reply = match self.handle(request, takeover).await {
             Ok(reply) => reply,
             Err(refusal) if is_head => http::empty(refusal.status),
             Err(refusal) => refusal.into_reply(),
@@ -102,8 +104,11 @@ impl Server {
         Ok(reply)
     }
 
-    async fn handle(self: Arc<Self>, mut request: hyper::Request<Incoming>) -> Handled {
-        let upgrade = hyper::upgrade::on(&mut request);
+    async fn handle(
+        self: Arc<Self>,
+        request: hyper::Request<Incoming>,
+        takeover: Takeover,
+    ) -> Handled {
         let (parts, body) = request.into_parts();
         let (asked, path) = http::split_version(parts.uri.path());
         let version = asked.unwrap_or(API);
@@ -131,7 +136,7 @@ impl Server {
             query: http::Query::parse(parts.uri.query().unwrap_or_default()),
             body,
             wants_upgrade: parts.headers.contains_key(hyper::header::UPGRADE),
-            upgrade,
+            takeover,
         };
         route::route(&self, request).await
     }
