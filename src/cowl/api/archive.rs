@@ -1,4 +1,4 @@
-//! `/containers/{id}/archive`: `docker cp`.
+//! `/containers/{id}/archive` and `/containers/{id}/export`: `docker cp` and `docker export`.
 
 use super::Server;
 use super::http::{self, Handled, Refusal, Request};
@@ -90,4 +90,14 @@ pub(super) async fn write(server: &Arc<Server>, request: Request, name: String) 
         })
         .await?;
     Ok(http::empty(StatusCode::OK))
+}
+
+/// All files of a container as one tar.
+pub(super) async fn export(server: &Arc<Server>, name: String) -> Handled {
+    let server = Arc::clone(server);
+    http::stream_or_refuse("application/octet-stream", move |stream| {
+        let out = BufWriter::with_capacity(CHUNK, stream);
+        server.open()?.export_container(&name, out)
+    })
+    .await
 }

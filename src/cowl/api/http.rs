@@ -19,7 +19,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 /// Bytes of a JSON body; a create request with a seccomp profile inside has about 20 KB.
 const JSON_LIMIT: usize = 4 << 20;
@@ -284,6 +284,27 @@ impl<K: Unpin> Body for Chunks<K> {
     }
 }
 
+/// A body whose first chunk has arrived already.
+struct Begun {
+    first: Option<Bytes>,
+    rest: Chunks,
+}
+
+impl Body for Begun {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        match self.first.take() {
+            Some(first) => Poll::Ready(Some(Ok(Frame::data(first)))),
+            None => Pin::new(&mut self.rest).poll_frame(context),
+        }
+    }
+}
+
 /// A reply whose body `produce` writes, in a thread of its own, while the client reads it.
 pub(super) fn stream(
     kind: &'static str,
@@ -291,6 +312,29 @@ pub(super) fn stream(
 ) -> Reply {
     let receiver = produced(produce);
     with_body(StatusCode::OK, kind, Chunks(receiver, ()).boxed_unsync())
+}
+
+/// The same, where an error before the first chunk is the reply.
+pub(super) async fn stream_or_refuse(
+    kind: &'static str,
+    produce: impl FnOnce(&Stream) -> Result<(), Error> + Send + 'static,
+) -> Handled {
+    let (refuse, refused) = oneshot::channel();
+    let mut receiver = produced(move |stream| {
+        produce(stream).map_err(|error| {
+            let cut = io::Error::other(error.to_string());
+            // Nobody listens once the reply has begun: then the connection is cut.
+            refuse.send(error).unwrap_or_default();
+            cut
+        })
+    });
+    let first = match receiver.recv().await {
+        Some(Err(cut)) => return Err(refused.await.unwrap_or_else(|_| cut.into()).into()),
+        first => first.and_then(Result::ok),
+    };
+    let rest = Chunks(receiver, ());
+    let body = Begun { first, rest }.boxed_unsync();
+    Ok(with_body(StatusCode::OK, kind, body))
 }
 
 /// A reply whose body waits for more than the client: the descriptor that `produce` gets is
@@ -362,11 +406,7 @@ pub(super) fn later(
 
 /// Reads a JSON body. Unknown members are ignored; what follows the value is an error.
 pub(super) async fn json_body<T: DeserializeOwned>(body: Incoming) -> Handled<T> {
-    let limited = http_body_util::Limited::new(body, JSON_LIMIT);
-    let bytes = match limited.collect().await {
-        Ok(collected) => collected.to_bytes(),
-        Err(error) => return Err(Refusal::invalid(format!("invalid JSON: {error}"))),
-    };
+    let bytes = whole(body).await?;
     if bytes.is_empty() {
         return Err(Refusal::invalid(
             "invalid JSON: got EOF while reading request body",
@@ -376,6 +416,27 @@ pub(super) async fn json_body<T: DeserializeOwned>(body: Incoming) -> Handled<T>
     // Read as an object first: serde would take the members of a list in order.
     let object: serde_json::Map<String, Value> = serde_json::from_slice(&bytes).map_err(wrong)?;
     serde_json::from_value(object.into()).map_err(wrong)
+}
+
+/// The same of a body that may be left out, or null.
+pub(super) async fn json_body_if_any<T: DeserializeOwned>(body: Incoming) -> Handled<Option<T>> {
+    let bytes = whole(body).await?;
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    let wrong = |error| Refusal::invalid(format!("invalid JSON: {error}"));
+    let object: Option<serde_json::Map<String, Value>> =
+        serde_json::from_slice(&bytes).map_err(wrong)?;
+    let value = object.map(|object| serde_json::from_value(object.into()));
+    value.transpose().map_err(wrong)
+}
+
+async fn whole(body: Incoming) -> Handled<Bytes> {
+    let limited = http_body_util::Limited::new(body, JSON_LIMIT);
+    match limited.collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) => Err(Refusal::invalid(format!("invalid JSON: {error}"))),
+    }
 }
 
 /// An uploaded body as a file that a blocking reader takes: data, then its end; or ECONNRESET if

@@ -4,6 +4,7 @@ use super::Server;
 use super::http::{self, Handled, Refusal, Request, Version};
 use crate::engine::Engine;
 use crate::engine::commit::{Changed, CommitRequest};
+use crate::engine::docker::ContainerConfig;
 use crate::engine::error::{Error, Result};
 use crate::engine::image::{Listed, Removed};
 use crate::engine::load::{ImportRequest, LoadRequest};
@@ -262,13 +263,14 @@ fn changes(request: &Request) -> Vec<String> {
 }
 
 /// `docker commit`.
-pub(super) async fn commit(server: &Arc<Server>, request: &Request) -> Handled {
+pub(super) async fn commit(server: &Arc<Server>, request: Request) -> Handled {
     let get = |name| request.query.get(name).unwrap_or_default().to_owned();
     let (container, author, comment) = (get("container"), get("author"), get("comment"));
-    let changes = changes(request);
+    let changes = changes(&request);
     // Left out it is true (since API 1.13).
     let pause = request.query.get("pause").is_none() || request.query.flag("pause");
-    let name = target(request)?;
+    let name = target(&request)?;
+    let config: Option<ContainerConfig> = http::json_body_if_any(request.body).await?;
     let id = server
         .engine(move |engine| {
             engine.commit(&CommitRequest {
@@ -278,6 +280,7 @@ pub(super) async fn commit(server: &Arc<Server>, request: &Request) -> Handled {
                 comment: &comment,
                 changes: &changes,
                 pause,
+                config: config.as_ref(),
             })
         })
         .await?;

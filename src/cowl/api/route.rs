@@ -41,7 +41,7 @@ async fn system(server: &Arc<Server>, request: Request, path: &[&str]) -> Handle
         (&Method::GET, ["info"]) => system::info(server).await,
         (&Method::GET, ["events"]) => events::events(server, &request),
         (&Method::GET, ["system", "df"]) => system::disk_usage(server, &request).await,
-        (&Method::POST, ["commit"]) => images::commit(server, &request).await,
+        (&Method::POST, ["commit"]) => images::commit(server, request).await,
         (&Method::GET, ["plugins"]) => Ok(empty_list()),
         (&Method::POST, ["build", "prune"]) => system::prune_builds(),
         (&Method::POST, ["auth"]) => Err(not_implemented("cowl does not log in to registries")),
@@ -117,7 +117,9 @@ async fn containers(server: &Arc<Server>, request: Request, path: &[&str]) -> Ha
         (&Method::GET, ["json"]) => containers::list(server, &request).await,
         (&Method::POST, ["create"]) => containers::create(server, request).await,
         (&Method::POST, ["prune"]) => containers::prune(server, &request).await,
-        (&Method::GET, [name, "json"]) => containers::inspect(server, (*name).to_owned()).await,
+        (&Method::GET, [name, "json"]) => {
+            containers::inspect(server, &request, (*name).to_owned()).await
+        }
         (&Method::HEAD, [name, "archive"]) => {
             archive::stat(server, &request, (*name).to_owned()).await
         }
@@ -130,6 +132,7 @@ async fn containers(server: &Arc<Server>, request: Request, path: &[&str]) -> Ha
         (&Method::GET, [name, "top"]) => stats::top(server, &request, (*name).to_owned()).await,
         (&Method::GET, [name, "stats"]) => stats::stats(server, &request, (*name).to_owned()).await,
         (&Method::GET, [name, "logs"]) => logs::logs(server, request, (*name).to_owned()).await,
+        (&Method::GET, [name, "export"]) => archive::export(server, (*name).to_owned()).await,
         (&Method::GET, [name, "changes"]) => containers::changes(server, (*name).to_owned()).await,
         (&Method::POST, [name, verb]) => {
             verb_of_container(server, request, (*name).to_owned(), verb).await

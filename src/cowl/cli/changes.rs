@@ -46,6 +46,7 @@ pub(super) fn commit(engine: &Engine, args: &Commit, out: &mut Stdout) -> Result
         comment: &args.message,
         changes: &args.change,
         pause: true,
+        config: None,
     })?;
     out.line(&id.to_string())?;
     Ok(0)

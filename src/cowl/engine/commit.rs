@@ -67,6 +67,8 @@ pub struct CommitRequest<'a> {
     pub changes: &'a [String],
     /// Whether a container that runs may be paused for it.
     pub pause: bool,
+    /// Goes before the container's own configuration, as a client's goes before an image's.
+    pub config: Option<&'a ContainerConfig>,
 }
 
 /// An upper that does not change, and what is below it.
@@ -157,7 +159,12 @@ impl Engine {
             edits.push(edit.map_err(|error| Error::invalid(error.to_string()))?);
         }
         let transaction = self.store.begin()?;
-        let at_rest = self.at_rest(request.changed, &transaction)?;
+        let mut at_rest = self.at_rest(request.changed, &transaction)?;
+        if let (Some(asked), Changed::Container(needle)) = (request.config, request.changed) {
+            super::process::check(asked)?;
+            let own = self.containers.find(needle)?.config.config;
+            at_rest.config = image_fields(&super::process::merge(asked, &own)?)?;
+        }
         let below = self.store.read_blob(at_rest.image.0, CONFIG_LIMIT)?;
         let layer = from_upper(
             &at_rest.upper,
@@ -227,12 +234,12 @@ impl Engine {
 
     /// Writes the files of a container or an image as one tar.
     pub fn export(&self, needle: &str, output: Option<&Path>) -> Result<()> {
-        let transaction = self.store.begin()?;
         let container = match self.containers.find(needle) {
             Err(error) if error.kind() == Kind::NotFound => None,
             found => Some(found?),
         };
         let Some(container) = container else {
+            let transaction = self.store.begin()?;
             let image = self.image(needle).map_err(|error| match error.kind() {
                 Kind::NotFound => Error::not_found(format!("No such container or image: {needle}")),
                 _ => error,
@@ -244,12 +251,39 @@ impl Engine {
                 Ok(())
             });
         };
-        let at_rest = self.container_at_rest(&container, needle, &transaction)?;
+        let transaction = self.store.begin()?;
+        let files = self.files_of(&container, needle, &transaction)?;
+        write_to(output, |out| {
+            layer::export(&files, &transaction, std::io::BufWriter::new(out))?;
+            Ok(())
+        })?;
+        self.tell_container(&container.config, "export", &[]);
+        Ok(())
+    }
+
+    /// Writes the files of a container as one tar. Nothing is written before they are all read.
+    pub fn export_container(&self, needle: &str, out: impl std::io::Write) -> Result<()> {
+        let container = self.containers.find(needle)?;
+        let transaction = self.store.begin()?;
+        let files = self.files_of(&container, needle, &transaction)?;
+        layer::export(&files, &transaction, out)?;
+        self.tell_container(&container.config, "export", &[]);
+        Ok(())
+    }
+
+    /// All files of a container, whose contents the transaction keeps.
+    fn files_of(
+        &self,
+        container: &Container,
+        needle: &str,
+        transaction: &Transaction<'_>,
+    ) -> Result<Tree> {
+        let at_rest = self.container_at_rest(container, needle, transaction)?;
         let upper = from_upper(
             &at_rest.upper,
             &at_rest.tree,
             &below(network_files()),
-            &transaction,
+            transaction,
         )?;
         let mut trees = Vec::new();
         for diff_id in &at_rest.layers {
@@ -257,11 +291,7 @@ impl Engine {
             trees.push(tree.ok_or_else(|| Error::failed(format!("layer {diff_id} is gone")))?);
         }
         trees.push(Tree::from_bytes(upper.tree_bytes)?);
-        let merged = Tree::from_bytes(merge(&trees)?)?;
-        write_to(output, |out| {
-            layer::export(&merged, &transaction, std::io::BufWriter::new(out))?;
-            Ok(())
-        })
+        Ok(Tree::from_bytes(merge(&trees)?)?)
     }
 
     /// Unpacks an image into a directory, which must be empty; made if it is missing.
@@ -316,6 +346,10 @@ impl Engine {
     ) -> Result<AtRest> {
         let config = &container.config;
         let still = self.hold_still(container)?;
+        if still.is_none() {
+            // The mount of one that has just ended ends a moment later.
+            container.unmounts_soon()?;
+        }
         let (upper, work) = container.upper()?;
         let opened = match &still {
             Some(_) => self.open_mounted(&config.layers, upper, &work, transaction),
