@@ -4,15 +4,18 @@ use super::Server;
 use super::http::{self, Handled, Refusal, Request};
 use super::network::{self, NetworkingConfig};
 use super::wait::{Condition, Wait};
+use crate::engine::Engine;
 use crate::engine::commit::{ChangeKind, Changed};
+use crate::engine::container::config::Config;
 use crate::engine::create::CreateRequest;
 use crate::engine::docker::{ContainerConfig, HostConfig};
+use crate::engine::error::{Kind, Result};
 use crate::engine::list::ListRequest;
 use cowl_core::image::PlatformError;
 use hyper::StatusCode;
 use jiff::Timestamp;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 use std::sync::Arc;
 
 /// Body of `/containers/create`: Docker's `Config` with a `HostConfig` inside.
@@ -59,28 +62,54 @@ pub(super) async fn list(server: &Arc<Server>, request: &Request) -> Handled {
         limit,
         filters: http::filters(&request.query)?,
     };
+    let with_sizes = request.query.flag("size");
     let rows = server
         .engine(move |engine| {
             let now = Timestamp::now();
             let found = engine.list(&asked)?.items;
-            Ok(found
-                .iter()
-                .map(|summary| engine.listed(summary, now))
-                .collect::<Vec<_>>())
+            let rows = found.iter().map(|summary| {
+                let mut row = engine.listed(summary, now);
+                if with_sizes && let Some(row) = row.as_object_mut() {
+                    let (changed, whole) = sizes(engine, &summary.config)?;
+                    row.insert("SizeRootFs".to_owned(), whole.into());
+                    // As Docker, which leaves out zeros here.
+                    if changed > 0 {
+                        row.insert("SizeRw".to_owned(), changed.into());
+                    }
+                }
+                Ok(row)
+            });
+            rows.collect::<Result<Vec<_>>>()
         })
         .await?;
     http::json(StatusCode::OK, &rows)
 }
 
-pub(super) async fn inspect(server: &Arc<Server>, name: String) -> Handled {
-    let mut body = server.engine(move |engine| engine.inspect(&name)).await?;
-    let id = body.get("Id").and_then(Value::as_str).unwrap_or_default();
-    let execs = server.execs.running_in(id);
-    if !execs.is_empty()
-        && let Some(body) = body.as_object_mut()
-    {
-        body.insert("ExecIDs".to_owned(), json!(execs));
-    }
+/// Bytes of a container's own files, and of all that it has.
+fn sizes(engine: &Engine, config: &Config) -> Result<(u64, u64)> {
+    let changed = match engine.container(&config.id) {
+        Ok(container) => engine.changed_bytes(&container)?,
+        // Removed since.
+        Err(error) if error.kind() == Kind::NotFound => 0,
+        Err(error) => return Err(error),
+    };
+    Ok((changed, engine.layers_bytes(config)? + changed))
+}
+
+pub(super) async fn inspect(server: &Arc<Server>, request: &Request, name: String) -> Handled {
+    let with_sizes = request.query.flag("size");
+    let body = server
+        .engine(move |engine| {
+            let mut body = engine.inspect(&name)?;
+            if with_sizes && let Some(body) = body.as_object_mut() {
+                let config = engine.container(&name)?.config;
+                let (changed, whole) = sizes(engine, &config)?;
+                body.insert("SizeRw".to_owned(), changed.into());
+                body.insert("SizeRootFs".to_owned(), whole.into());
+            }
+            Ok(body)
+        })
+        .await?;
     http::json(StatusCode::OK, &body)
 }
 
