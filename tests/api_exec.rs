@@ -115,15 +115,13 @@ fn exec_is_refused_as_dockerd_does() {
             "404",
             "No such exec instance: absent",
         );
-        let made = server.request(create, body);
-        let exec = made.split('"').nth_back(1).unwrap().to_owned();
+        let exec = server.create_exec("web", body);
         let inspected = server.request(&format!("GET /v1.51/exec/{exec}/json"), "");
         assert!(
             inspected.contains("\"Running\":false,\"ExitCode\":null"),
             "{inspected}"
         );
         let start = format!("POST /v1.51/exec/{exec}/start");
-        refused(&start, "{}", "400", "Connection: Upgrade");
         server.ok(["pause", "web"]);
         refused(
             &start,
@@ -144,6 +142,68 @@ fn exec_is_refused_as_dockerd_does() {
             "409",
             &format!("Error: Exec command {exec} has already run"),
         );
+        server.ok(["rm", "-f", "web"]);
+    });
+}
+
+/// dockerd hijacks the connection of a client that asks for no upgrade, too.
+#[test]
+fn attach_and_exec_start_without_an_upgrade_get_a_200_and_raw_bytes() {
+    root(|| {
+        let store = shop("store");
+        let server = Server::start(&store);
+        let script = "read -r line; echo got $line; read -r line; echo $line >&2";
+        server.ok(["run", "-di", "--name", "web", "shop", "sh", "-c", script]);
+        let is_raw = |head: &str| {
+            assert!(status(head).contains("200"), "{head}");
+            let kind = "content-type: application/vnd.docker.raw-stream\r\n";
+            assert!(head.contains(kind), "{head}");
+            assert!(!head.contains("transfer-encoding"), "{head}");
+            assert!(!head.contains("content-length"), "{head}");
+        };
+        // The exec's input comes behind the request's body, in one write with it.
+        let asked = "{\"Cmd\": [\"cat\"], \"AttachStdin\": true, \"AttachStdout\": true}";
+        let exec = server.create_exec("web", asked);
+        let start = format!("POST /v1.51/exec/{exec}/start");
+        let (head, mut client) = server.open(&start, "Content-Length: 2\r\n", "{}early\n");
+        is_raw(&head);
+        client.write_all(b"late\n").unwrap();
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        assert_eq!(streams(client), ["", "early\nlate\n", ""]);
+
+        let attach = "POST /v1.51/containers/web/attach?stream=1&stdin=1&stdout=1&stderr=1";
+        let (head, mut client) = server.open(attach, "Content-Length: 0\r\n", "one\n");
+        is_raw(&head);
+        assert_eq!(frame(&mut client), (1, b"got one\n".to_vec()));
+        client.write_all(b"two\n").unwrap();
+        assert_eq!(streams(client), ["", "", "two\n"]);
+    });
+}
+
+/// A client that resizes right behind the 101 is faster than the start.
+#[test]
+fn resize_waits_for_the_start_of_an_exec() {
+    root(|| {
+        let store = shop("store");
+        let server = Server::start(&store);
+        server.ok(["run", "-di", "--name", "web", "shop", "cat"]);
+        let asked = "{\"Cmd\": [\"sh\", \"-c\", \"read -r line; stty size\"], \"Tty\": true, \"AttachStdin\": true, \"AttachStdout\": true}";
+        let exec = server.create_exec("web", asked);
+        let path = format!("POST /v1.51/exec/{exec}");
+        let resized = std::thread::scope(|scope| {
+            let resize = scope.spawn(|| server.request(&format!("{path}/resize?h=33&w=99"), ""));
+            let lines = "Connection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: 2\r\n";
+            let (_head, mut client) = server.open(&format!("{path}/start"), lines, "{}");
+            let resized = resize.join().unwrap();
+            client.write_all(b"\n").unwrap();
+            let mut output = String::new();
+            client.read_to_string(&mut output).unwrap();
+            assert!(output.contains("33 99\r\n"), "{output}");
+            resized
+        });
+        assert!(status(&resized).contains("200"), "{resized}");
+        let ended = server.request(&format!("{path}/resize?h=1&w=1"), "");
+        assert!(status(&ended).contains("409"), "{ended}");
         server.ok(["rm", "-f", "web"]);
     });
 }

@@ -15,6 +15,9 @@
 //! * `health.json`, of a container with a health check: Docker's `Health` object, with the last five
 //!   results: `{"Status":"starting","FailingStreak":0,"Log":[]}`.
 //!
+//! * `execs.json`, when a container has ended with programs that clients had described before they
+//!   joined it: `[{"id":"...","pid":14,"exit_code":0,"description":"..."}]`.
+//!
 //! So: lock held = running; lock free and `exit.json` there = ended; lock free and none = the
 //! monitor was killed, and the container with it, unless its program had freed itself from the
 //! monitor's death (prctl(2), PR_SET_PDEATHSIG): then `running.json` says what to kill.
@@ -42,6 +45,9 @@ pub const EXIT: &str = "exit.json";
 
 /// Name of the record of the container's health.
 pub const HEALTH: &str = "health.json";
+
+/// Name of the record of the programs that had joined.
+pub const EXECS: &str = "execs.json";
 
 /// A point in time, printed like Docker's: RFC 3339 in UTC with nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,13 +105,16 @@ impl ExitRecord {
         )
     }
 
-    /// Removes the record of an earlier run, which would be taken for that of this one if this one
+    /// Removes the records of an earlier run, which would be taken for those of this one if this one
     /// is killed.
     pub fn clear(status: BorrowedFd<'_>) -> std::io::Result<()> {
-        match unlinkat(status, EXIT, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(errno) => Err(errno.into()),
+        for record in [EXIT, EXECS] {
+            match unlinkat(status, record, AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(errno) => return Err(errno.into()),
+            }
         }
+        Ok(())
     }
 
     /// Writes `exit.json`.

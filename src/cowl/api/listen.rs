@@ -2,7 +2,6 @@
 
 use super::Server;
 use super::attach::Pending;
-use super::exec::Execs;
 use super::life;
 use super::watch::{Peer, Watches};
 use crate::engine::error::{Context as _, Error, Result};
@@ -14,8 +13,8 @@ use std::os::unix::fs::{FileTypeExt as _, chown};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use tokio::sync::oneshot;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
 
 /// Serves the store at `root` on the unix socket `socket` until SIGINT or SIGTERM.
 ///
@@ -40,7 +39,6 @@ pub fn serve(
             root,
             watches: Watches::new().context(|| "watching containers")?,
             pending: Pending::default(),
-            execs: Execs::default(),
         });
         // A store that cannot be opened is said now, not to each client.
         server.open()?;
@@ -86,7 +84,7 @@ fn connection(server: &Arc<Server>, stream: tokio::net::UnixStream) {
         let served = hyper::server::conn::http1::Builder::new()
             .half_close(true)
             .serve_connection(TokioIo::new(stream), service)
-            .with_upgrades();
+            .without_shutdown();
         // The client is gone, or did not speak HTTP: nobody is left to be told. One that goes away
         // while a reply is being made ends that: it may be the end of a container in months.
         let served = tokio::select! {

@@ -52,7 +52,6 @@ pub(crate) struct Server {
     watches: watch::Watches,
     /// Clients whose containers are not started yet. They are lost with their connections.
     pending: attach::Pending,
-    execs: exec::Execs,
 }
 
 impl Server {
@@ -81,8 +80,8 @@ impl Server {
     /// Answers a request; errors become replies.
     async fn answer(
         self: Arc<Self>,
-        takeover: Takeover,
         request: hyper::Request<Incoming>,
+        takeover: Takeover,
     ) -> std::result::Result<Reply, Infallible> {
         let is_head = request.method() == Method::HEAD;
         let mut reply = match self.handle(request, takeover).await {

@@ -17,6 +17,8 @@ impl Engine {
         let container = self.containers.find(needle)?;
         let state = container.state()?;
         let config = &container.config;
+        // Null without one, as Docker's.
+        let execs = Some(self.running_execs(&container)?).filter(|execs| !execs.is_empty());
         let argv = process::argv(&config.config);
         let (path, arguments) = argv
             .split_first()
@@ -41,7 +43,7 @@ impl Engine {
             "MountLabel": "",
             "ProcessLabel": "",
             "AppArmorProfile": "",
-            "ExecIDs": null,
+            "ExecIDs": execs,
             "HostConfig": config.host.shown()?,
             "GraphDriver": {
                 "Name": "cowl",

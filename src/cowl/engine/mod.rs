@@ -16,6 +16,7 @@ pub mod duration;
 pub mod error;
 pub mod events;
 pub mod exec;
+pub mod execs;
 pub(crate) mod files;
 mod health;
 pub mod helpers;

@@ -82,6 +82,15 @@ pub struct ExecRequest {
     pub streams: StreamSet,
 }
 
+/// See [`crate::control::Control::reserve`].
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct ReserveRequest {
+    /// Of the caller's choice, not in use yet.
+    pub id: String,
+    /// Length of the client's description in the memory file that comes with it.
+    pub description_bytes: u32,
+}
+
 /// The namespaces among a message's descriptors, in this order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct NamespaceSet {
@@ -122,6 +131,10 @@ pub enum Request {
     Root(()),
     /// Give the namespaces.
     Namespaces(()),
+    /// Keep a program's description until it is started.
+    Reserve(ReserveRequest),
+    /// Say what is known of the program of this id.
+    FindExec(String),
 }
 
 /// A monitor's answer.
@@ -145,6 +158,8 @@ pub enum Reply {
     Pids(Vec<u32>),
     /// The namespaces that come with it.
     Namespaces(NamespaceSet),
+    /// A program that has joined, or is to.
+    Exec(ExecDetails),
 }
 
 /// What runs in a container.
@@ -167,6 +182,30 @@ pub struct ExecState {
     pub pid: u32,
     /// How it ended; none while it runs.
     pub exited: Option<Exited>,
+}
+
+/// What is known of a program that has joined a container, or is to.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct ExecDetails {
+    /// Its id, pid and end.
+    pub state: ExecState,
+    /// How far it is.
+    pub phase: ExecPhase,
+    /// Length of its client's description in the memory file that comes with it; none without one.
+    pub description_bytes: Option<u32>,
+}
+
+/// How far a program is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum ExecPhase {
+    /// Described, and not started.
+    Created,
+    /// Between clone and exec.
+    Starting,
+    /// It runs.
+    Running,
+    /// It has ended, or has failed to start.
+    Ended,
 }
 
 /// The counters of a container's cgroups. None where the host does not count.
@@ -266,6 +305,8 @@ records! { Request {
     Pids = 0x0a version 1,
     Root = 0x0b version 1,
     Namespaces = 0x0c version 1,
+    Reserve = 0x0d version 1,
+    FindExec = 0x0e version 1,
 } }
 
 records! { Reply {
@@ -278,6 +319,7 @@ records! { Reply {
     Stats = 0x46 version 1,
     Pids = 0x47 version 1,
     Namespaces = 0x48 version 1,
+    Exec = 0x49 version 1,
 } }
 
 /// Type of a process in a memory file.

@@ -25,13 +25,19 @@ use crate::socket;
 use crate::wire::WireError;
 
 pub use message::{
-    AttachRequest, BlkioStats, CpuStats, ExecRequest, ExecState, MemoryStats, NamespaceSet, Reply,
-    Request, ResizeRequest, SignalRequest, State, Stats, StreamSet, Target, decode_process,
-    encode_process,
+    AttachRequest, BlkioStats, CpuStats, ExecDetails, ExecPhase, ExecRequest, ExecState,
+    MemoryStats, NamespaceSet, Reply, Request, ReserveRequest, ResizeRequest, SignalRequest, State,
+    Stats, StreamSet, Target, decode_process, encode_process,
 };
 
 /// Name of the socket in the status directory.
 pub const SOCKET: &str = "control";
+
+/// The longest description of a program that a monitor keeps.
+pub const MAX_DESCRIPTION: usize = 4 << 20;
+
+/// Programs whose start has not been asked for and whose descriptions a monitor keeps.
+pub const RESERVED: usize = 256;
 
 /// The longest message but for a process, which has a memory file of its own.
 pub(crate) const MAX_DATAGRAM: usize = 64 << 10;
@@ -170,10 +176,7 @@ impl Control {
         streams: Streams<'_>,
     ) -> Result<u32, ControlError> {
         let message = encode_process(process)?;
-        let memory = rustix::fs::memfd_create(c"cowl-process", MemfdFlags::CLOEXEC)
-            .map_err(WireError::from)?;
-        let memory = File::from(memory);
-        memory.write_all_at(&message, 0).map_err(WireError::from)?;
+        let memory = memory_file(&message)?;
         let request = ExecRequest {
             id: id.to_owned(),
             process_bytes: u32::try_from(message.len())
@@ -187,6 +190,36 @@ impl Control {
             (Reply::Started(started), _) => Ok(started.pid),
             other => Err(unexpected(other)),
         }
+    }
+
+    /// Has the monitor keep a description of a program that is to be started under this id later, or
+    /// never: of those it keeps the last [`RESERVED`]. What it says is the caller's business.
+    pub fn reserve(&self, id: &str, description: &[u8]) -> Result<(), ControlError> {
+        let too_long = WireError::TooLong(description.len());
+        let description_bytes = u32::try_from(description.len())
+            .ok()
+            .filter(|_| description.len() <= MAX_DESCRIPTION)
+            .ok_or(too_long)?;
+        let memory = memory_file(description)?;
+        let request = Request::Reserve(ReserveRequest {
+            id: id.to_owned(),
+            description_bytes,
+        });
+        self.done(&request, &[memory.as_fd()]).map(drop)
+    }
+
+    /// What is known of a program of this id, and its description.
+    pub fn find_exec(&self, id: &str) -> Result<(ExecDetails, Option<Vec<u8>>), ControlError> {
+        let (details, descriptors) = match self.call(&Request::FindExec(id.to_owned()), &[])? {
+            (Reply::Exec(details), descriptors) => (details, descriptors),
+            other => return Err(unexpected(other)),
+        };
+        let description = match (details.description_bytes, descriptors.into_iter().next()) {
+            (None, _) => None,
+            (Some(_), None) => return Err(WireError::Malformed("a descriptor is missing").into()),
+            (Some(bytes), Some(memory)) => Some(read_memory(memory, bytes)?),
+        };
+        Ok((details, description))
     }
 
     /// What runs in the container.
@@ -301,6 +334,24 @@ impl Control {
             other => Err(unexpected(other)),
         }
     }
+}
+
+/// A file in memory with these bytes.
+fn memory_file(bytes: &[u8]) -> Result<File, WireError> {
+    let memory = rustix::fs::memfd_create(c"cowl-process", MemfdFlags::CLOEXEC)?;
+    let memory = File::from(memory);
+    memory.write_all_at(bytes, 0)?;
+    Ok(memory)
+}
+
+fn read_memory(memory: OwnedFd, bytes: u32) -> Result<Vec<u8>, WireError> {
+    let length = usize::try_from(bytes)
+        .ok()
+        .filter(|length| *length <= MAX_DESCRIPTION)
+        .ok_or(WireError::Malformed("a description is too long"))?;
+    let mut description = vec![0; length];
+    File::from(memory).read_exact_at(&mut description, 0)?;
+    Ok(description)
 }
 
 fn unexpected((_reply, _descriptors): (Reply, Vec<OwnedFd>)) -> ControlError {

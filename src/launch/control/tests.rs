@@ -60,6 +60,14 @@ fn requests() -> Vec<(&'static str, Request)> {
         ("pids-v1", Request::Pids(())),
         ("root-v1", Request::Root(())),
         ("namespaces-v1", Request::Namespaces(())),
+        (
+            "reserve-v1",
+            Request::Reserve(ReserveRequest {
+                id: "e2".to_owned(),
+                description_bytes: 300,
+            }),
+        ),
+        ("find-exec-v1", Request::FindExec("e2".to_owned())),
     ]
 }
 
@@ -128,6 +136,18 @@ fn replies() -> Vec<(&'static str, Reply)> {
         ("reply-stats-v1", Reply::Stats(stats)),
         ("reply-pids-v1", Reply::Pids(vec![1, 70_000])),
         ("reply-namespaces-v1", Reply::Namespaces(set)),
+        (
+            "reply-exec-v1",
+            Reply::Exec(ExecDetails {
+                state: ExecState {
+                    id: "e2".to_owned(),
+                    pid: 70_002,
+                    exited: None,
+                },
+                phase: ExecPhase::Running,
+                description_bytes: Some(300),
+            }),
+        ),
     ]
 }
 

@@ -1,5 +1,6 @@
 //! One container whose first process exists, to its end. [`super::start`] makes it.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use nix::sys::signal::{SigSet, Signal as NamedSignal};
@@ -14,6 +15,7 @@ use super::exec::Exec;
 use super::health::Health;
 use super::log::Log;
 use super::poller::Poller;
+use super::reserved::Reserved;
 use super::{ENGINE_ERROR, failed, io_failed, notify, own_pid};
 use crate::cgroup::ContainerCgroups;
 use crate::join::ContainerNamespaces;
@@ -33,6 +35,8 @@ pub(super) struct Container {
     pub(super) console: Console,
     pub(super) log: Option<Log>,
     pub(super) execs: Vec<Exec>,
+    /// Programs that are described and not started, oldest first.
+    pub(super) reserved: VecDeque<Reserved>,
     pub(super) health: Option<Health>,
     pub(super) connections: Connections,
     pub(super) poller: Poller,
@@ -123,6 +127,10 @@ impl Container {
         let finished = self.finish_streams();
         if let Err(errno) = finished {
             keep("read the container's output", errno.to_string());
+        }
+        // Before its clients are let go: they ask the file then.
+        if let Err(error) = self.record_execs() {
+            keep("record the programs that joined", error.to_string());
         }
         if let Some(error) = self.log.as_mut().and_then(Log::take_error) {
             keep("write the container's log", error.to_string());

@@ -12,9 +12,12 @@ use rustix::process::{Pid, WaitId, WaitIdOptions, WaitOptions, waitid};
 use super::console::{Attachment, Console};
 use super::container::{Container, exited, raw};
 use super::poller::{Key, Poller};
+use super::reserved::Description;
 use super::start::{report_pair, set_oom_score};
 use super::{ENGINE_ERROR, failed, refused};
-use crate::control::{ExecRequest, ExecState, Reply, Target, decode_process};
+use crate::control::{
+    ExecDetails, ExecPhase, ExecRequest, ExecState, Reply, Target, decode_process,
+};
 use crate::join;
 use crate::message::{Exited, Failed, Started};
 use crate::process::Process;
@@ -24,7 +27,7 @@ use crate::step::Failure;
 use crate::sys::clone::{Cloned, NewNamespaces, clone_process, exit_now};
 
 /// Programs that have ended and are remembered.
-const REMEMBERED: usize = 64;
+const REMEMBERED: usize = 128;
 /// The longest process.
 const MAX_PROCESS: usize = 8 << 20;
 
@@ -34,11 +37,13 @@ pub(super) struct Exec {
     pub(super) id: String,
     pub(super) console: Console,
     /// Known after its first report.
-    pid: Option<Pid>,
+    pub(super) pid: Option<Pid>,
     /// Until it has ended.
     pub(super) pidfd: Option<OwnedFd>,
     pub(super) exited: Option<Exited>,
     starting: Option<Starting>,
+    /// What its client keeps with it, if it was reserved before.
+    pub(super) description: Option<Description>,
 }
 
 /// A program between clone and exec.
@@ -57,6 +62,19 @@ impl Exec {
             id: self.id.clone(),
             pid: self.pid.map_or(0, raw),
             exited: self.exited,
+        }
+    }
+
+    pub(super) fn details(&self) -> ExecDetails {
+        let phase = match (self.exited, &self.starting) {
+            (Some(_), _) => ExecPhase::Ended,
+            (None, Some(_)) => ExecPhase::Starting,
+            (None, None) => ExecPhase::Running,
+        };
+        ExecDetails {
+            state: self.state(),
+            phase,
+            description_bytes: self.description.as_ref().map(Description::bytes),
         }
     }
 
@@ -95,7 +113,10 @@ impl Container {
             return Err(refused("the container is paused: unpause it first"));
         }
         if self.execs.iter().any(|exec| exec.id == request.id) {
-            return Err(refused(format!("there is an exec {} already", request.id)));
+            return Err(refused(format!(
+                "Exec command {} is already running",
+                request.id
+            )));
         }
         let mut descriptors = descriptors.into_iter();
         let missing = || refused("a descriptor is missing");
@@ -153,8 +174,10 @@ impl Container {
             .poller
             .add(report.as_fd(), EventFlags::IN)
             .map_err(|errno| failed("wait for the process", errno))?;
+        let description = self.take_reserved(&id);
         self.execs.push(Exec {
             id,
+            description,
             console,
             pid: None,
             pidfd: None,

@@ -23,6 +23,7 @@ mod log;
 mod poller;
 mod reader;
 mod requests;
+mod reserved;
 mod serve;
 mod start;
 

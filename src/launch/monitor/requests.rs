@@ -8,6 +8,7 @@ use super::connection::Asked;
 use super::console::{Attachment, Console};
 use super::container::{Container, raw};
 use super::poller::Key;
+use super::reserved::no_exec;
 use super::serve::resize;
 use super::{failed, io_failed, refused};
 use crate::control::{AttachRequest, NamespaceSet, Reply, Request, State, Target};
@@ -44,6 +45,8 @@ impl Container {
                     .reply(client, &Reply::Done(()), &root, poller);
             }
             Ok(Request::Namespaces(())) => return self.give_namespaces(client),
+            Ok(Request::FindExec(id)) => return self.find_exec(&id, client),
+            Ok(Request::Reserve(request)) => self.reserve(request, descriptors),
             Ok(Request::Signal(request)) => self.send_signal(&request.target, request.number),
             Ok(Request::Resize(request)) => self.resize(&request.target, request.size),
             Ok(Request::Inspect(())) => Ok(Reply::State(self.state())),
@@ -82,7 +85,7 @@ impl Container {
         self.execs
             .iter()
             .position(|exec| exec.id == id)
-            .ok_or_else(|| refused(format!("No such exec instance: {id}")))
+            .ok_or_else(|| no_exec(id))
     }
 
     fn console(&mut self, target: &Target) -> Result<&mut Console, Failed> {

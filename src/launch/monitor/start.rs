@@ -1,5 +1,6 @@
 //! The start of a container: from the clone of its first process to the exec of its program.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
@@ -144,6 +145,7 @@ impl Container {
             console: parts.console,
             log: parts.log,
             execs: Vec::new(),
+            reserved: VecDeque::new(),
             health: None,
             connections: parts.connections,
             poller: parts.poller,

@@ -192,6 +192,16 @@ impl Containers {
         }
     }
 
+    /// Finds the container whose id begins so; none without one, or with several.
+    pub fn with_prefix(&self, prefix: &str) -> Result<Option<Container>> {
+        let ids = self.entries()?;
+        let mut matching = ids.iter().filter(|id| is_id(id) && id.starts_with(prefix));
+        match (matching.next(), matching.next()) {
+            (Some(id), None) => self.read(id),
+            _ => Ok(None),
+        }
+    }
+
     /// Finds a container by the beginning of its id, or by a name whose link is lost.
     fn search(&self, needle: &str, name: &str) -> Result<Container> {
         let ids = self.entries()?;
