@@ -70,6 +70,7 @@ test-tools:
 
 test-deps: build test-tools $(TOOLS)/bin/pjdfstest-$(PJDFSTEST_VERSION)
 	fixtures/install-deps.sh test
+	fixtures/install-tools.sh $(TOOLS) docker-py
 
 test: test-deps
 	$(RUN_TESTS) $(TIERS)

@@ -139,6 +139,14 @@ pub fn fixture(name: &str) -> PathBuf {
         .join(name)
 }
 
+/// Where docker-py is installed, if it is: COWL_DOCKER_PY, or where `make test-deps` puts it.
+pub fn docker_py() -> PathBuf {
+    std::env::var_os("COWL_DOCKER_PY").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools/docker-py"),
+        PathBuf::from,
+    )
+}
+
 /// Runs a Python script that must succeed, in `directory`, with `arguments` as `sys.argv[1:]`.
 #[track_caller]
 pub fn python<S: AsRef<OsStr>>(

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::command::{binary, fixture};
+use crate::command::{binary, docker_py, fixture};
 
 /// The user and group that the user profile becomes: nobody, nogroup.
 pub const USER: u32 = 65534;
@@ -221,6 +221,11 @@ mkdir "$base/bin" "$base/fixtures" "$base/images" "$base/exe" "$base/dev"
 mount --bind "$COWL_BIN_DIR" "$base/bin"
 mount --bind "$COWL_FIXTURES" "$base/fixtures"
 if [ -n "${COWL_IMAGES:-}" ]; then mount --bind "$COWL_IMAGES" "$base/images"; export COWL_IMAGES="$base/images"; fi
+if [ -d "$COWL_DOCKER_PY" ]; then
+  mkdir "$base/docker-py"
+  mount --bind "$COWL_DOCKER_PY" "$base/docker-py"
+  export COWL_DOCKER_PY="$base/docker-py"
+fi
 mount --bind "$(dirname "$1")" "$base/exe"
 mount -t tmpfs -o mode=0755 tmpfs "$base/dev"
 mknod -m 0666 "$base/dev/fuse" c 10 229
@@ -296,6 +301,7 @@ fn start(privilege: Privilege, test: &str, base: &Path, output: &Path) -> Child 
         .env("COWL_TEST_DIR", base.join("work"))
         .env("COWL_BIN_DIR", binary("").canonicalize().unwrap())
         .env("COWL_FIXTURES", fixture("").canonicalize().unwrap())
+        .env("COWL_DOCKER_PY", docker_py())
         .stdin(Stdio::null())
         .stdout(Stdio::from(log.try_clone().unwrap()))
         .stderr(Stdio::from(log))
