@@ -8,7 +8,7 @@ use crate::engine::exec::ExecRequest;
 use crate::engine::life::StopOptions;
 use crate::engine::logs::LogRequest;
 use crate::engine::signals::Signals;
-use crate::engine::{Engine, attach, duration, new_id};
+use crate::engine::{Engine, attach, duration};
 use jiff::Timestamp;
 use std::io::{IsTerminal as _, Write as _};
 
@@ -167,13 +167,14 @@ pub(in crate::cli) fn exec(engine: &Engine, args: Exec) -> Result<u8> {
         privileged: args.privileged,
         open_stdin: interactive,
     };
+    let id = engine.new_exec_id(&container)?;
     if args.detach {
-        engine.exec(&container, &new_id()?, &request, attach::NONE)?;
+        engine.exec(&container, &id, &request, attach::NONE)?;
         return Ok(0);
     }
     let signals = Signals::block()?;
     let (ends, pipes) = attach::pipes(attach::all(interactive, args.tty))?;
-    let program = engine.exec(&container, &new_id()?, &request, ends.streams())?;
+    let program = engine.exec(&container, &id, &request, ends.streams())?;
     drop(ends);
     let manner = Manner {
         tty: args.tty,
