@@ -1,5 +1,5 @@
-//! `cowl load` and `cowl rmi` may be killed at any system call: what is in the store then is
-//! whole, loading or removing again succeeds, and the images there are the right ones.
+//! `cowl load`, `rmi`, `gc` and `commit` may be killed at any system call: what is in the store then
+//! is whole, the same command succeeds when it is run again, and the images there are the right ones.
 //!
 //! strace delivers SIGKILL at the n-th system call of each thread, for a sample of all n
 //! (`harness/sample.rs`).
@@ -12,7 +12,7 @@ use cowl_tests::command::{Outcome, program, run, shell};
 use cowl_tests::profile::{directory, root, user};
 use cowl_tests::sample::{is_repeated, strided};
 use cowl_tests::store::{Store, extract, make_image};
-use cowl_tests::tree::Tree;
+use cowl_tests::tree::{Tree, read};
 
 /// Every k-th system call is one to die at; odd, so that it meets both sides of pairs that repeat.
 const STRIDE: u64 = 5;
@@ -74,6 +74,84 @@ fn removal_killed_at_any_system_call_leaves_a_clean_store() {
     println!("{kills}");
 }
 
+fn gc_killed_at_any_system_call_leaves_a_clean_store() {
+    let place = directory();
+    shell(&place, CONTENT, [""; 0]);
+    let full = Store::new("full");
+    for (image, layer) in [("gone:1", "one.tar"), ("image:1", "two.tar")] {
+        let layer = place.join(layer);
+        full.ok(["import".as_ref(), layer.as_path(), image.as_ref()]);
+    }
+    shell(full.root(), "rm refs/*gone*", [""; 0]);
+    let expected = extract(&place.join("plain"), [place.join("two.tar")]);
+
+    let kills = killed_at(REMOVAL_STRIDE, |at| {
+        shell(&place, "cp -a full store", [""; 0]);
+        let store = Store::new("store");
+        let outcome = run_and_die(&store.command(["gc"]), at);
+        let what = format!("after a kill at system call {at}");
+        store.ok(["check", "--deep"]);
+        store.assert_shows("image:1", &expected, &what);
+        store.ok(["gc"]);
+        let left = shell(store.root(), "find trash tmp -mindepth 1", [""; 0]);
+        assert_eq!(left, "", "{what}");
+        // One layer each of objects, trees, merged trees and configurations.
+        let kept = shell(
+            store.root(),
+            "ls layers merged blobs/sha256 | grep -c -E '^[0-9a-f]{64}'",
+            [""; 0],
+        );
+        assert_eq!(kept, "3\n", "{what}");
+        store.ok(["check", "--deep"]);
+        fs::remove_dir_all(store.root()).unwrap();
+        outcome
+    });
+    println!("{kills}");
+}
+
+/// What is done below a mount, and committed.
+const CHANGES: &str = r"
+echo changed >> dir/2; rm dir/4; mkdir fresh; cp dir/5 fresh/copy; mv dir moved; ln moved/1 again
+";
+
+fn commit_killed_at_any_system_call_leaves_a_clean_store() {
+    let place = directory();
+    shell(&place, CONTENT, [""; 0]);
+    let full = Store::new("full");
+    let layer = place.join("one.tar");
+    full.ok(["import".as_ref(), layer.as_path(), "image:1".as_ref()]);
+    let mount = full.mount_upper("image:1", "seen");
+    shell(mount.path(), CHANGES, [""; 0]);
+    let expected = read(mount.path());
+    mount.unmount();
+    let before = extract(&place.join("plain"), [layer]);
+
+    let kills = killed_at(STRIDE, |at| {
+        shell(
+            &place,
+            "cp -a full store; cp -a seen.upper upper; cp -a seen.upper.work upper.work",
+            [""; 0],
+        );
+        let store = Store::new("store");
+        let upper = place.join("upper");
+        let [verb, option, image, new] = ["commit", "--upper", "image:1", "new:1"].map(Path::new);
+        let arguments = [verb, option, &upper, image, new];
+        let outcome = run_and_die(&store.command(arguments), at);
+        let what = format!("after a kill at system call {at}");
+        store.ok(["check", "--deep"]);
+        store.assert_shows("image:1", &before, &what);
+        if !store.ok(["images", "-q", "new"]).is_empty() {
+            store.assert_shows("new:1", &expected, &what);
+        }
+        store.ok(arguments);
+        store.assert_shows("new:1", &expected, &format!("{what} and a second commit"));
+        store.ok(["check", "--deep"]);
+        shell(&place, "rm -r store upper upper.work", [""; 0]);
+        outcome
+    });
+    println!("{kills}");
+}
+
 fn is_clean_after_removal(store: &Store, expected: &Tree, at: usize) {
     let what = format!("after a kill at system call {at}");
     store.ok(["check", "--deep"]);
@@ -107,6 +185,26 @@ fn rmi_killed_at_any_system_call_leaves_a_clean_store_as_root() {
 #[test]
 fn rmi_killed_at_any_system_call_leaves_a_clean_store_as_user() {
     user(|| removal_killed_at_any_system_call_leaves_a_clean_store());
+}
+
+#[test]
+fn gc_killed_at_any_system_call_leaves_a_clean_store_as_root() {
+    root(|| gc_killed_at_any_system_call_leaves_a_clean_store());
+}
+
+#[test]
+fn gc_killed_at_any_system_call_leaves_a_clean_store_as_user() {
+    user(|| gc_killed_at_any_system_call_leaves_a_clean_store());
+}
+
+#[test]
+fn commit_killed_at_any_system_call_leaves_a_clean_store_as_root() {
+    root(|| commit_killed_at_any_system_call_leaves_a_clean_store());
+}
+
+#[test]
+fn commit_killed_at_any_system_call_leaves_a_clean_store_as_user() {
+    user(|| commit_killed_at_any_system_call_leaves_a_clean_store());
 }
 
 /// Tries a sample of the system calls of a command, until one comes after the command's end. Says

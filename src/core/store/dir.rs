@@ -32,6 +32,16 @@ pub(super) struct Meta {
     pub(super) blocks: u64,
     /// Permission bits, `07777`.
     pub(super) mode: u32,
+    /// Hard links.
+    pub(super) links: u32,
+    pub(super) stamp: Stamp,
+}
+
+/// Tells a file from the one that replaces it under the same name, even if that gets its inode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Stamp {
+    pub(super) inode: u64,
+    changed: (i64, u32),
 }
 
 /// The result of [`StoreDir::link`].
@@ -75,6 +85,16 @@ impl StoreDir {
         Ok(Self {
             fd,
             path: path.to_owned(),
+            keeps_modes: OnceLock::new(),
+        })
+    }
+
+    /// Another descriptor of the same open directory.
+    pub(super) fn try_clone(&self) -> Result<Self, StoreError> {
+        let fd = self.fd.try_clone();
+        Ok(Self {
+            fd: fd.map_err(|source| StoreError::io("open", &self.path, source))?,
+            path: self.path.clone(),
             keeps_modes: OnceLock::new(),
         })
     }
@@ -193,13 +213,18 @@ impl StoreDir {
 
     pub(super) fn stat(&self, name: impl AsRef<OsStr>) -> Result<Option<Meta>, StoreError> {
         let name = name.as_ref();
-        let mask = StatxFlags::TYPE | StatxFlags::MODE | StatxFlags::SIZE | StatxFlags::BLOCKS;
+        let mask = StatxFlags::BASIC_STATS;
         match fs::statx(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW, mask) {
             Ok(stat) => Ok(Some(Meta {
                 file_type: FileType::from_raw_mode(stat.stx_mode.into()),
                 size: stat.stx_size,
                 blocks: stat.stx_blocks,
                 mode: u32::from(stat.stx_mode) & 0o7777,
+                links: stat.stx_nlink,
+                stamp: Stamp {
+                    inode: stat.stx_ino,
+                    changed: (stat.stx_ctime.tv_sec, stat.stx_ctime.tv_nsec),
+                },
             })),
             Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
             Err(errno) => Err(self.error("stat", name, errno)),

@@ -32,8 +32,9 @@
 //! reports no write-back errors; `check --deep` finds them.)
 //!
 //! # Locking
+//! * Level 0: the flock of `trash/`, exclusive for [`Store::gc`]: one runs at a time.
 //! * Level 1: `lock`. Shared to publish, to create a pin and for [`Store::check`]; exclusive for
-//!   [`Store::gc`]. It is never held while waiting for input: transaction.rs says how a
+//!   each slice of a gc. It is never held while waiting for input: transaction.rs says how a
 //!   transaction is safe from gc without it.
 //! * Level 2: the flock of `refs/`, exclusive while tags change.
 //! * Level 3: the flock of one directory in `tmp/` or one file in `pins/`: locked means alive.
@@ -50,6 +51,7 @@ mod format;
 mod gc;
 mod layer;
 mod log;
+mod parallel;
 mod pins;
 mod record;
 mod reference;

@@ -284,7 +284,7 @@ impl Store {
         decode(&bytes, &self.pin_files()?.join(name)).map(Some)
     }
 
-    fn is_pin_held(&self, name: &OsStr) -> Result<bool, StoreError> {
+    pub(super) fn is_pin_held(&self, name: &OsStr) -> Result<bool, StoreError> {
         let Some(file) = self.open_held_pin(name)? else {
             return Ok(false);
         };
@@ -303,18 +303,6 @@ impl Store {
             Err(error) if matches!(error.errno(), Some(Errno::LOOP | Errno::NXIO)) => Ok(None),
             opened => opened,
         }
-    }
-
-    /// Removes stale pins. The caller holds the exclusive lock, so none is being created.
-    pub(super) fn remove_stale_pins(&self) -> Result<u64, StoreError> {
-        let mut stale = 0;
-        for name in self.pin_files()?.names()? {
-            let held = matches!(PinKind::of(&name), Some(PinKind::Lease | PinKind::Load));
-            if held && !self.is_pin_held(&name)? && remove_tree(self.pin_files()?, &name)? {
-                stale += 1;
-            }
-        }
-        Ok(stale)
     }
 }
 

@@ -38,15 +38,19 @@ impl Reachable {
     pub(super) fn of(roots: &[Root]) -> Self {
         let mut reachable = Self::default();
         for root in roots {
-            reachable.layers.extend(&root.layers);
-            if !root.pending {
-                reachable.complete.extend(&root.layers);
-            }
-            let chains = root.stacks.iter().filter_map(|layers| ChainId::of(layers));
-            reachable.chains.extend(chains);
-            reachable.blobs.extend(&root.blobs);
+            reachable.add(root);
         }
         reachable
+    }
+
+    pub(super) fn add(&mut self, root: &Root) {
+        self.layers.extend(&root.layers);
+        if !root.pending {
+            self.complete.extend(&root.layers);
+        }
+        let chains = root.stacks.iter().filter_map(|layers| ChainId::of(layers));
+        self.chains.extend(chains);
+        self.blobs.extend(&root.blobs);
     }
 }
 
@@ -72,7 +76,7 @@ impl Store {
         Ok((roots, errors))
     }
 
-    fn tag_root(&self, name: &OsStr) -> Result<Option<Root>, StoreError> {
+    pub(super) fn tag_root(&self, name: &OsStr) -> Result<Option<Root>, StoreError> {
         let tag = self.read_tag(name)?;
         let refs = self.refs()?;
         Ok(tag.map(|tag| Root {
@@ -89,7 +93,7 @@ impl Store {
         }))
     }
 
-    fn pin_root(&self, name: &OsStr, kind: PinKind) -> Result<Option<Root>, StoreError> {
+    pub(super) fn pin_root(&self, name: &OsStr, kind: PinKind) -> Result<Option<Root>, StoreError> {
         let pin = self.read_pin(name, kind)?;
         let pins = self.pin_files()?;
         Ok(pin.map(|pin| Root {

@@ -16,6 +16,7 @@
 //! that is not locked yet.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -42,6 +43,9 @@ pub enum Trust {
     /// By hash: finds and replaces objects that the disk corrupted.
     Hash,
 }
+
+/// A name in `tmp/` or `trash/` that no process uses; a directory that can be opened is locked.
+pub(super) type Dead = (Box<OsStr>, Option<StoreDir>);
 
 /// New bytes after which complete layers are published, so that an interrupted large load
 /// continues from them. A smaller load costs two `syncfs` in total, whatever its number of layers.
@@ -121,38 +125,41 @@ impl Store {
 
     /// Removes the directories of dead transactions; returns their number.
     pub(super) fn remove_dead_transactions(&self) -> Result<u64, StoreError> {
-        let names = self.tmp()?.names()?;
-        if names.is_empty() {
-            return Ok(0);
-        }
-        let mut dead = Vec::new();
-        {
-            // Exclusive: no directory is between mkdir and flock.
-            let _looking = self.lock_tmp(FlockOperation::LockExclusive)?;
-            for name in names {
-                let Some(meta) = self.tmp()?.stat(&name)? else {
-                    continue;
-                };
-                if meta.file_type != FileType::Directory {
-                    // A plain file here is a leftover of an interrupted store creation.
-                    dead.push((name, None));
-                    continue;
-                }
-                match self.tmp()?.open_dir_if_exists(&name) {
-                    Ok(Some(dir)) if try_flock(&dir)? => dead.push((name, Some(dir))),
-                    Ok(_) => {}
-                    // A live one is readable.
-                    Err(error) if error.errno() == Some(Errno::ACCESS) => dead.push((name, None)),
-                    Err(error) => return Err(error),
-                }
-            }
-        }
         let mut count = 0;
-        for (name, _flocked) in dead {
+        for (name, _flocked) in self.dead_transactions()? {
             remove_tree(self.tmp()?, &name)?;
             count += 1;
         }
         Ok(count)
+    }
+
+    /// The directories of dead transactions, each locked, and foreign files beside them.
+    pub(super) fn dead_transactions(&self) -> Result<Vec<Dead>, StoreError> {
+        let mut dead = Vec::new();
+        let names = self.tmp()?.names()?;
+        if names.is_empty() {
+            return Ok(dead);
+        }
+        // Exclusive: no directory is between mkdir and flock.
+        let _looking = self.lock_tmp(FlockOperation::LockExclusive)?;
+        for name in names {
+            let Some(meta) = self.tmp()?.stat(&name)? else {
+                continue;
+            };
+            if meta.file_type != FileType::Directory {
+                // A plain file here is a leftover of an interrupted store creation.
+                dead.push((name, None));
+                continue;
+            }
+            match self.tmp()?.open_dir_if_exists(&name) {
+                Ok(Some(dir)) if try_flock(&dir)? => dead.push((name, Some(dir))),
+                Ok(_) => {}
+                // A live one is readable.
+                Err(error) if error.errno() == Some(Errno::ACCESS) => dead.push((name, None)),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(dead)
     }
 
     /// An unnamed temporary file for input that must be read twice, such as an archive from a

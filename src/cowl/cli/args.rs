@@ -5,6 +5,7 @@ use super::container::args::{
     Stop, Top, Update,
 };
 use super::events::Events;
+use super::gc::Gc;
 use super::image_group::{Image, ImagePrune};
 use super::prune::Prune;
 use super::system::System;
@@ -92,6 +93,8 @@ pub(super) enum Command {
     Events(Events),
     /// Check the store for damage
     Check(Check),
+    /// Free what no image, container or mount needs
+    Gc(Gc),
     /// Mount an image on a directory
     Mount(Mount),
     /// Unmount an image

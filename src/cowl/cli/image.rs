@@ -386,7 +386,7 @@ pub(super) fn check(engine: &Engine, args: &Check, out: &mut Stdout) -> Result<u
     Ok(FAILURE)
 }
 
-fn counted(number: u64, what: &str) -> String {
+pub(super) fn counted(number: u64, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 

@@ -12,6 +12,7 @@ mod container;
 mod events;
 mod external;
 mod format;
+mod gc;
 mod image;
 mod image_group;
 mod mount;
@@ -201,6 +202,7 @@ fn dispatch(cli: Cli, out: &mut Stdout) -> Result<u8> {
         Command::Events(args) => events::events(&*open(Access::Read)?, &args, out),
         Command::Info(args) => image::info(&*open(Access::Read)?, &args, out),
         Command::Check(args) => image::check(&*open(Access::Read)?, &args, out),
+        Command::Gc(args) => gc::gc(&*open(args.access())?, &args, out),
         Command::Mount(args) => mount::mount(&*open(Access::Change)?, &args),
         Command::Umount(args) => mount::umount(&*open(Access::Read)?, &args),
         Command::Run(args) => container::run(&mut *open(Access::Change)?, *args, out),

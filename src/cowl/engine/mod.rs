@@ -18,6 +18,7 @@ pub mod events;
 pub mod exec;
 pub mod execs;
 pub(crate) mod files;
+mod gc;
 mod health;
 pub mod helpers;
 pub mod host;
@@ -60,7 +61,7 @@ pub use names::short;
 use crate::volume::Volumes;
 use container::config::Config;
 use container::state::Status;
-use container::{Container, Containers, Guard};
+use container::{Container, Containers};
 use cowl_core::store::{Store, StoreError};
 use cowl_launch::cgroup::remove_leftovers;
 use error::{Context, Error, Kind, Result};
@@ -285,18 +286,6 @@ impl Engine {
             Err(_) => self.containers.drop_name(name)?,
         }
         renamed
-    }
-
-    /// Removes pins of containers that no longer exist or were never completed.
-    fn drop_pins_of_gone_containers(&self, guard: &Guard) -> Result<()> {
-        for pin in self.store.pins()? {
-            if let Some(id) = pin.strip_prefix(PIN_OF_CONTAINER)
-                && !self.containers.has(guard, id)?
-            {
-                self.store.unpin(&pin)?;
-            }
-        }
-        Ok(())
     }
 
     fn purge(&self) -> Result<()> {

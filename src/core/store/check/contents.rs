@@ -2,15 +2,14 @@
 
 use std::collections::HashSet;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-use parking_lot::Mutex;
 use rustix::fs::FileType;
 
 use super::super::dir::{PUBLISHED, StoreDir};
 use super::super::layer::{
     RECORD, TREE, TREE_LINK, TREE_SUFFIX, open_layer, open_merged, read_info, read_recipe_objects,
 };
+use super::super::parallel::in_parallel;
 use super::super::roots::{Reachable, Root};
 use super::super::transaction::copy;
 use super::super::usage::is_fan_out;
@@ -95,25 +94,12 @@ impl Store {
         deep: bool,
         report: &mut CheckReport,
     ) -> Result<(), StoreError> {
-        let fan_outs = self.objects()?.names()?;
-        let next = AtomicUsize::new(0);
-        let results = Mutex::new(Vec::new());
-        let work = || {
-            while let Some(name) = fan_outs.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let mut part = CheckReport::default();
-                let outcome = self.check_fan_out(name, deep, &mut part);
-                results.lock().push((name, part, outcome));
-            }
-        };
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        std::thread::scope(|scope| {
-            for _ in 0..threads {
-                scope.spawn(work);
-            }
+        let results = in_parallel(&self.objects()?.names()?, |name| {
+            let mut part = CheckReport::default();
+            let outcome = self.check_fan_out(name, deep, &mut part);
+            (part, outcome)
         });
-        let mut results = results.into_inner();
-        results.sort_by_key(|(name, ..)| *name);
-        for (_, part, outcome) in results {
+        for (part, outcome) in results {
             outcome?;
             report.problems.extend(part.problems);
             report.objects.number += part.objects.number;

@@ -8,6 +8,7 @@ mod healing;
 mod logging;
 mod opening;
 mod removing;
+mod slicing;
 
 use std::collections::BTreeMap;
 use std::io::Write;
