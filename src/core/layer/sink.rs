@@ -79,16 +79,19 @@ impl ObjectSink for Transaction<'_> {
     }
 }
 
+impl From<Added> for StoredObject {
+    fn from(added: Added) -> Self {
+        Self {
+            id: added.id,
+            elf: added.elf,
+            new: matches!(added.outcome, Outcome::Added | Outcome::Healed),
+        }
+    }
+}
+
 impl ObjectWrite for ObjectWriter<'_> {
     fn finish(self) -> io::Result<StoredObject> {
-        let Added {
-            id, elf, outcome, ..
-        } = Self::finish(self)?;
-        Ok(StoredObject {
-            id,
-            elf,
-            new: matches!(outcome, Outcome::Added | Outcome::Healed),
-        })
+        Ok(Self::finish(self)?.into())
     }
 
     fn zeros(&mut self, length: u64) -> io::Result<()> {

@@ -314,8 +314,12 @@ fn is_same(was: &Meta, now: &Meta) -> bool {
         && sorted == now.xattrs
 }
 
-/// Adds the first `size` bytes of a file; holes are not read.
+/// Adds the first `size` bytes of a file, by a reflink where the file system has them; else holes
+/// are not read.
 fn add(mut file: &File, size: u64, sink: &Transaction<'_>) -> io::Result<StoredObject> {
+    if let Some(added) = sink.reflink_object(file, size)? {
+        return Ok(added.into());
+    }
     let mut writer = sink.object()?;
     let mut buffer = vec![0; usize::try_from(size).map_or(BUFFER, |size| size.min(BUFFER))];
     let mut position = 0;

@@ -2,9 +2,12 @@
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt as _;
 
+use super::transaction::copy;
 use super::{StoreError, Transaction};
 use crate::digest::{ObjectHasher, ObjectId, Sha256Digest, Sha256Hasher};
+use crate::sys::copy::reflink;
 
 /// Contents up to this size stay in memory until their hash is known: one that the store already
 /// has costs no file.
@@ -41,6 +44,44 @@ impl Added {
     /// The object's id; None for an empty content.
     pub fn object(&self) -> Option<ObjectId> {
         (self.outcome != Outcome::Empty).then_some(self.id)
+    }
+}
+
+impl Transaction<'_> {
+    /// Adds the first `size` bytes of a file as an object that shares its blocks. None if the file
+    /// is small, or where the file system shares none: then an [`ObjectWriter`] takes it.
+    ///
+    /// The clone is hashed, not the file: that may change meanwhile.
+    pub fn reflink_object(&self, from: &File, size: u64) -> Result<Option<Added>, StoreError> {
+        if size <= IN_MEMORY as u64 {
+            return Ok(None);
+        }
+        let (mut file, name) = self.stream()?;
+        let failed = |source: io::Error| self.write_error(&name, source);
+        if !reflink(from, &file, size).map_err(|errno| failed(errno.into()))? {
+            self.discard(&name)?;
+            return Ok(None);
+        }
+        let mut head = [0; ELF_MAGIC.len()];
+        file.read_exact_at(&mut head, 0).map_err(failed)?;
+        let mut hasher = ObjectHasher::new();
+        copy(&mut file, &mut hasher).map_err(failed)?;
+        let id = hasher.finish();
+        Ok(Some(Added {
+            id,
+            size,
+            outcome: self.stage_stream(id, size, &name)?,
+            elf: head == ELF_MAGIC,
+        }))
+    }
+
+    /// Stages a complete file of the transaction as an object.
+    fn stage_stream(&self, id: ObjectId, size: u64, stream: &str) -> Result<Outcome, StoreError> {
+        let outcome = self.stage_object(id, size, |dir, name| dir.rename(stream, dir, name))?;
+        if outcome == Outcome::AlreadyPresent {
+            self.discard(stream)?;
+        }
+        Ok(outcome)
     }
 }
 
@@ -87,13 +128,7 @@ impl<'t> ObjectWriter<'t> {
             })?,
             Some(Spilled { file, name: stream }) => {
                 drop(file);
-                let outcome = self
-                    .transaction
-                    .stage_object(id, self.size, |dir, name| dir.rename(&stream, dir, name))?;
-                if outcome == Outcome::AlreadyPresent {
-                    self.transaction.discard(&stream)?;
-                }
-                outcome
+                self.transaction.stage_stream(id, self.size, &stream)?
             }
         };
         Ok(Added {

@@ -4,7 +4,7 @@
 //! No `unsafe` here; it is beside the wrappers since several modules use it.
 
 use rustix::fd::AsFd;
-use rustix::fs::{SeekFrom, copy_file_range, ftruncate, ioctl_ficlone, seek};
+use rustix::fs::{SeekFrom, copy_file_range, fstat, ftruncate, ioctl_ficlone, seek};
 use rustix::io::{Errno, Result, pread, pwrite};
 
 /// How a content came over.
@@ -43,15 +43,8 @@ pub fn copy_data_checked(
     len: u64,
     check: Check<'_>,
 ) -> Result<Copied> {
-    match ioctl_ficlone(&to, &from) {
-        Ok(()) => {
-            ftruncate(&to, len)?;
-            return Ok(Copied::Reflinked);
-        }
-        // ENOTTY and EOPNOTSUPP: the file system has none; EXDEV: two of them; EINVAL: not these
-        // files; EPERM: a seal or flag.
-        Err(Errno::NOTTY | Errno::OPNOTSUPP | Errno::XDEV | Errno::INVAL | Errno::PERM) => {}
-        Err(error) => return Err(error),
+    if reflink(&from, &to, len)? {
+        return Ok(Copied::Reflinked);
     }
     ftruncate(&to, len)?;
     let mut position = 0;
@@ -67,6 +60,25 @@ pub fn copy_data_checked(
         position = end;
     }
     Ok(Copied::Copied)
+}
+
+/// Makes `to`, an empty file, share the first `len` bytes of `from`, with zeros where that is
+/// shorter. False if the host cannot: `to` is as it was.
+///
+/// # Errors
+/// What the host says; ENOSPC and EDQUOT among it.
+pub fn reflink(from: impl AsFd, to: impl AsFd, len: u64) -> Result<bool> {
+    match ioctl_ficlone(&to, &from) {
+        // XFS copies the last block in a truncate, even to the length that the file has.
+        Ok(()) if u64::try_from(fstat(&to)?.st_size) == Ok(len) => Ok(true),
+        Ok(()) => ftruncate(&to, len).map(|()| true),
+        // ENOTTY and EOPNOTSUPP: the file system has none; EXDEV: two of them; EINVAL: not these
+        // files; EPERM: a seal or flag.
+        Err(Errno::NOTTY | Errno::OPNOTSUPP | Errno::XDEV | Errno::INVAL | Errno::PERM) => {
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Where data or a hole comes next; None behind the last of it. A host that keeps no holes says
