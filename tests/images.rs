@@ -181,9 +181,9 @@ fn a_damaged_import_is_named_and_healed_by_importing_again() {
         shell(store.root(), script, [""; 0]);
         let found = store.run(["check", "--deep"]);
         assert_eq!(found.code(), 1, "{found}");
-        assert!(found.stdout.contains("Damaged: plain:1. "), "{found}");
+        assert!(found.stdout.contains("Damaged: plain:1\n"), "{found}");
         assert!(
-            found.stdout.contains("cowl import --verify TAR NAME"),
+            found.stdout.contains("`cowl check --repair FROM` heals"),
             "{found}"
         );
         // By its size it is whole.

@@ -106,7 +106,7 @@ fn load_here(
 }
 
 /// The images of the archive in either form; a new `docker save` writes both.
-fn candidates(
+pub(super) fn candidates(
     archive: &Archive,
     path: &Path,
     platforms: &[PlatformName],
@@ -168,7 +168,7 @@ fn narrow(
     Ok(found)
 }
 
-fn parse_config(bytes: &[u8], names: &[Reference]) -> Result<ImageConfig, ImageError> {
+pub(super) fn parse_config(bytes: &[u8], names: &[Reference]) -> Result<ImageConfig, ImageError> {
     ImageConfig::from_slice(bytes).map_err(|source| {
         let name = names.first().map_or_else(
             || ImageId(Sha256Digest::of(bytes)).to_string(),
@@ -238,7 +238,7 @@ fn no_image_archive(archive: &Archive) -> Result<ImageError, ImageError> {
 }
 
 /// An image whose parts are in the transaction.
-struct Image {
+pub(super) struct Image {
     id: ImageId,
     /// Without a name.
     tag: Tag,
@@ -247,7 +247,7 @@ struct Image {
 
 impl Image {
     /// One tag per name, or one untagged record.
-    fn tags(&self) -> Vec<Tag> {
+    pub(super) fn tags(&self) -> Vec<Tag> {
         if self.names.is_empty() {
             return vec![self.tag.clone()];
         }
@@ -261,13 +261,14 @@ impl Image {
     }
 }
 
-struct Loader<'l> {
-    transaction: &'l Transaction<'l>,
-    layers: LayerLoader<'l>,
+/// Adds images to a transaction.
+pub(super) struct Loader<'l> {
+    pub(super) transaction: &'l Transaction<'l>,
+    pub(super) layers: LayerLoader<'l>,
 }
 
 impl Loader<'_> {
-    fn image(&mut self, candidate: Candidate) -> Result<Image, ImageError> {
+    pub(super) fn image(&mut self, candidate: Candidate) -> Result<Image, ImageError> {
         let Candidate {
             names,
             index,

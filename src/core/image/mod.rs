@@ -12,6 +12,7 @@
 //! platform   names of platforms
 //! commit     the configuration of an image on top of another
 //! rootfs     a root file system's tar -> an image
+//! repair     what a check found damaged, again from archives and blobs
 //! save       store -> an OCI layout and docker-archive in one
 //! ```
 //!
@@ -28,6 +29,7 @@ mod load;
 mod oci;
 mod parts;
 mod platform;
+mod repair;
 mod rootfs;
 mod save;
 
@@ -40,6 +42,7 @@ pub use self::error::{ImageError, SaveError};
 pub use self::load::{LoadOptions, Loaded, load, load_file, load_with};
 pub use self::oci::foreign_platform;
 pub use self::platform::{PlatformError, PlatformName};
+pub use self::repair::{Repaired, repair};
 pub use self::rootfs::{ImportOptions, import_rootfs};
 pub use self::save::{Selected, restore_layer, save};
 pub use crate::store::{Reference, ReferenceError};

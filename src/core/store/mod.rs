@@ -49,6 +49,7 @@ mod dir;
 mod error;
 mod format;
 mod gc;
+mod heal;
 mod layer;
 mod log;
 mod parallel;
@@ -77,7 +78,7 @@ use rustix::io::Errno;
 
 use crate::digest::{ObjectId, Sha256Digest};
 
-pub use self::check::{CheckReport, Problem};
+pub use self::check::{CheckReport, Damage, Problem};
 pub use self::error::StoreError;
 pub use self::gc::GcReport;
 pub use self::layer::{LayerInfo, MergedTree};

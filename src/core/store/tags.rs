@@ -170,6 +170,11 @@ impl Tag {
     }
 }
 
+/// The name of a reference's file in `refs/`.
+pub(super) fn tag_file(reference: &Reference) -> String {
+    file_name(&reference.canonical())
+}
+
 fn file_name(text: &str) -> String {
     let shown: String = text.replace('/', "%2F").chars().take(SHOWN).collect();
     format!(

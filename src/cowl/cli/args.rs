@@ -1,5 +1,6 @@
 //! The command line as clap parses it. The commands give the options their meaning.
 
+use super::check::Check;
 use super::container::args::{
     Attach, Create, Exec, Inspect, Kill, Logs, Names, Port, Ps, Rename, Rm, Run, Start, Stats,
     Stop, Top, Update,
@@ -377,13 +378,6 @@ pub(super) struct Info {
     /// Format output: json or a Go template
     #[arg(short, long, value_name = "FORMAT")]
     pub(super) format: Option<String>,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct Check {
-    /// Hash every object and blob
-    #[arg(long)]
-    pub(super) deep: bool,
 }
 
 #[derive(Debug, Args)]

@@ -1,12 +1,12 @@
 //! `cowl load`, `save`, `import`, `tag`, `images`, `history`, `rmi`, `info`, `check`.
 
-use super::args::{Check, History, Images, Import, Info, Load, Rmi, Save, Tag};
+use super::args::{History, Images, Import, Info, Load, Rmi, Save, Tag};
 use super::table::{ellipsis, printable};
 use super::template::Template;
 use super::units::{human_duration, human_size};
-use super::{FAILURE, Stdout, clock, each, format, print_error};
+use super::{Stdout, clock, each, format, print_error};
 use crate::engine::container::state::Status;
-use crate::engine::error::{Context, Error, Result};
+use crate::engine::error::{Error, Result};
 use crate::engine::image::{Listed, Removed, Step, short_id};
 use crate::engine::info::{STORAGE_DRIVER, VERSION};
 use crate::engine::list::Filters;
@@ -350,40 +350,6 @@ pub(super) fn info(engine: &Engine, args: &Info, out: &mut Stdout) -> Result<u8>
     ];
     lines.iter().try_for_each(|line| out.line(line))?;
     Ok(0)
-}
-
-pub(super) fn check(engine: &Engine, args: &Check, out: &mut Stdout) -> Result<u8> {
-    let report = engine
-        .store()
-        .check(args.deep)
-        .context(|| "checking the store")?;
-    for problem in &report.problems {
-        out.line(&printable(&problem.to_string()))?;
-    }
-    let depth = if args.deep {
-        "contents hashed"
-    } else {
-        "contents not hashed (--deep does)"
-    };
-    let looked_at = [
-        counted(report.tags, "name"),
-        counted(report.layers, "layer"),
-        counted(report.objects.number, "object"),
-    ]
-    .join(", ");
-    if report.problems.is_empty() {
-        out.line(&format!("No problems: {looked_at}; {depth}"))?;
-        return Ok(0);
-    }
-    let problems = counted(report.problems.len() as u64, "problem");
-    out.line(&format!("{problems}: {looked_at}; {depth}"))?;
-    if !report.touched.is_empty() {
-        out.line(&printable(&format!(
-            "Damaged: {}. `cowl load --verify -i ARCHIVE` repairs an image that was loaded, `cowl import --verify TAR NAME` one that was imported",
-            report.touched.join(", ")
-        )))?;
-    }
-    Ok(FAILURE)
 }
 
 pub(super) fn counted(number: u64, what: &str) -> String {

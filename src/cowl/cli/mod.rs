@@ -7,6 +7,7 @@
 
 mod args;
 mod changes;
+mod check;
 mod clock;
 mod container;
 mod events;
@@ -201,7 +202,7 @@ fn dispatch(cli: Cli, out: &mut Stdout) -> Result<u8> {
         Command::Rmi(args) => Ok(image::rmi(&*open(Access::Change)?, &args, out)),
         Command::Events(args) => events::events(&*open(Access::Read)?, &args, out),
         Command::Info(args) => image::info(&*open(Access::Read)?, &args, out),
-        Command::Check(args) => image::check(&*open(Access::Read)?, &args, out),
+        Command::Check(args) => check::check(&*open(args.access())?, &args, out),
         Command::Gc(args) => gc::gc(&*open(args.access())?, &args, out),
         Command::Mount(args) => mount::mount(&*open(Access::Change)?, &args),
         Command::Umount(args) => mount::umount(&*open(Access::Read)?, &args),

@@ -1,6 +1,7 @@
 //! The checks of layers, objects, merged trees and blobs.
 
 use std::collections::HashSet;
+use std::ffi::OsStr;
 use std::path::Path;
 
 use rustix::fs::FileType;
@@ -25,36 +26,59 @@ impl Store {
         reachable: &Reachable,
         report: &mut CheckReport,
     ) -> Result<(), StoreError> {
+        let names = self.layers()?.names()?;
+        let checked = in_parallel(&names, |name| {
+            let mut part = CheckReport::default();
+            let tree = self.check_one_layer(name, reachable, &mut part);
+            (part, tree)
+        });
         let mut seen = HashSet::new();
-        for name in self.layers()?.names()? {
-            let Some(diff) = name.to_str().and_then(from_hex).map(DiffId) else {
-                report
-                    .problems
-                    .push(Problem::Foreign(self.layers()?.join(&name)));
-                continue;
-            };
-            report.layers += 1;
-            let tree = match self.layers()?.open_dir(&name) {
-                Ok(dir) => check_layer(&dir, diff, reachable.complete.contains(&diff), report)?,
-                Err(error) => {
-                    report.note(error);
-                    None
-                }
-            };
-            if let Some(tree) = tree.filter(|_| reachable.complete.contains(&diff)) {
-                let dir = self.layers()?.join(&name);
+        for (name, (part, kept)) in names.iter().zip(checked) {
+            report.add(part);
+            if let Some((tree, recipe)) = kept? {
+                let dir = self.layers()?.join(name);
                 let sized = tree.object_sizes().map(|(id, size)| (id, Some(size)));
                 self.check_objects_of(&dir.join(TREE), sized, &mut seen, report)?;
-                match read_recipe_objects(&self.layers()?.open_dir(&name)?, diff) {
-                    Ok(recipe) => {
-                        let recipe = recipe.unwrap_or_default().into_iter().map(|id| (id, None));
-                        self.check_objects_of(&dir.join(RECIPE), recipe, &mut seen, report)?;
-                    }
-                    Err(error) => report.note(error),
-                }
+                let recipe = recipe.into_iter().map(|id| (id, None));
+                self.check_objects_of(&dir.join(RECIPE), recipe, &mut seen, report)?;
             }
         }
         Ok(())
+    }
+
+    /// Checks a layer's own files; gives what says which objects it needs, if they must be there.
+    fn check_one_layer(
+        &self,
+        name: &OsStr,
+        reachable: &Reachable,
+        report: &mut CheckReport,
+    ) -> Result<Option<(Tree, Vec<ObjectId>)>, StoreError> {
+        let Some(diff) = name.to_str().and_then(from_hex).map(DiffId) else {
+            report
+                .problems
+                .push(Problem::Foreign(self.layers()?.join(name)));
+            return Ok(None);
+        };
+        report.layers += 1;
+        let dir = match self.layers()?.open_dir(name) {
+            Ok(dir) => dir,
+            Err(error) => {
+                report.note(error);
+                return Ok(None);
+            }
+        };
+        let kept = reachable.complete.contains(&diff);
+        let Some(tree) = check_layer(&dir, diff, kept, report)?.filter(|_| kept) else {
+            return Ok(None);
+        };
+        let recipe = match read_recipe_objects(&dir, diff) {
+            Ok(recipe) => recipe.unwrap_or_default(),
+            Err(error) => {
+                report.note(error);
+                Vec::new()
+            }
+        };
+        Ok(Some((tree, recipe)))
     }
 
     /// Checks that each object named by the file at `path` exists and has the recorded size.
@@ -101,16 +125,14 @@ impl Store {
         });
         for (part, outcome) in results {
             outcome?;
-            report.problems.extend(part.problems);
-            report.objects.number += part.objects.number;
-            report.objects.bytes += part.objects.bytes;
+            report.add(part);
         }
         Ok(())
     }
 
     fn check_fan_out(
         &self,
-        fan_out: &std::ffi::OsStr,
+        fan_out: &OsStr,
         deep: bool,
         report: &mut CheckReport,
     ) -> Result<(), StoreError> {
@@ -157,48 +179,64 @@ impl Store {
         roots: &[Root],
         report: &mut CheckReport,
     ) -> Result<(), StoreError> {
-        for name in self.merged_trees()?.names()? {
-            let Some(chain) = name
-                .to_str()
-                .and_then(|name| from_hex(name.strip_suffix(TREE_SUFFIX)?))
-                .map(ChainId)
-            else {
-                report
-                    .problems
-                    .push(Problem::Foreign(self.merged_trees()?.join(&name)));
-                continue;
-            };
-            let path = self.merged_trees()?.join(&name);
-            if let Some(meta) = self.merged_trees()?.stat(&name)?
-                && !check_mode(self.merged_trees()?, &name, meta, report)
-            {
-                continue;
+        let checked = in_parallel(&self.merged_trees()?.names()?, |name| {
+            let mut part = CheckReport::default();
+            let outcome = self.check_one_merged(name, deep, roots, &mut part);
+            outcome.map(|()| part)
+        });
+        for part in checked {
+            report.add(part?);
+        }
+        Ok(())
+    }
+
+    fn check_one_merged(
+        &self,
+        name: &OsStr,
+        deep: bool,
+        roots: &[Root],
+        report: &mut CheckReport,
+    ) -> Result<(), StoreError> {
+        let Some(chain) = name
+            .to_str()
+            .and_then(|name| from_hex(name.strip_suffix(TREE_SUFFIX)?))
+            .map(ChainId)
+        else {
+            report
+                .problems
+                .push(Problem::Foreign(self.merged_trees()?.join(name)));
+            return Ok(());
+        };
+        let path = self.merged_trees()?.join(name);
+        if let Some(meta) = self.merged_trees()?.stat(name)?
+            && !check_mode(self.merged_trees()?, name, meta, report)
+        {
+            return Ok(());
+        }
+        let tree = match open_merged(self.merged_trees()?, chain) {
+            Ok(Some((tree, _))) => tree,
+            Ok(None) => return Ok(()),
+            Err(error) => {
+                report.note(error);
+                return Ok(());
             }
-            let tree = match open_merged(self.merged_trees()?, chain) {
-                Ok(Some((tree, _))) => tree,
-                Ok(None) => continue,
-                Err(error) => {
-                    report.note(error);
-                    continue;
-                }
-            };
-            if let Err(error) = tree.verify() {
-                report.damaged(&path, error);
-            } else if deep
-                && let Some(layers) = roots
-                    .iter()
-                    .flat_map(|root| &root.stacks)
-                    .find(|layers| ChainId::of(layers) == Some(chain))
-                && let Some(merged) = self.merge_again(layers)
-            {
-                match merged {
-                    Ok(bytes) if bytes.ends_with(&tree.digest()) => {}
-                    Ok(_) => report.damaged(
-                        &path,
-                        "its layers merge to something else; remove the file, it is a cache",
-                    ),
-                    Err(error) => report.damaged(&path, format_args!("its layers: {error}")),
-                }
+        };
+        if let Err(error) = tree.verify() {
+            report.damaged(&path, error);
+        } else if deep
+            && let Some(layers) = roots
+                .iter()
+                .flat_map(|root| &root.stacks)
+                .find(|layers| ChainId::of(layers) == Some(chain))
+            && let Some(merged) = self.merge_again(layers)
+        {
+            match merged {
+                Ok(bytes) if bytes.ends_with(&tree.digest()) => {}
+                Ok(_) => report.damaged(
+                    &path,
+                    "its layers merge to something else; remove the file, it is a cache",
+                ),
+                Err(error) => report.damaged(&path, format_args!("its layers: {error}")),
             }
         }
         Ok(())
@@ -220,24 +258,37 @@ impl Store {
         deep: bool,
         report: &mut CheckReport,
     ) -> Result<(), StoreError> {
-        for name in self.blobs()?.names()? {
-            let (Some(digest), Some(meta)) =
-                (name.to_str().and_then(from_hex), self.blobs()?.stat(&name)?)
-            else {
-                report
-                    .problems
-                    .push(Problem::Foreign(self.blobs()?.join(&name)));
-                continue;
-            };
-            if check_mode(self.blobs()?, &name, meta, report) && deep {
-                match self.hash_blob(digest) {
-                    Ok(found) if found == digest => {}
-                    Ok(found) => report.damaged(
-                        self.blobs()?.join(&name),
-                        format_args!("its bytes have digest {found}"),
-                    ),
-                    Err(error) => report.note(error),
-                }
+        let checked = in_parallel(&self.blobs()?.names()?, |name| {
+            let mut part = CheckReport::default();
+            let outcome = self.check_one_blob(name, deep, &mut part);
+            outcome.map(|()| part)
+        });
+        for part in checked {
+            report.add(part?);
+        }
+        Ok(())
+    }
+
+    fn check_one_blob(
+        &self,
+        name: &OsStr,
+        deep: bool,
+        report: &mut CheckReport,
+    ) -> Result<(), StoreError> {
+        let blobs = self.blobs()?;
+        let (Some(digest), Some(meta)) = (name.to_str().and_then(from_hex), blobs.stat(name)?)
+        else {
+            report.problems.push(Problem::Foreign(blobs.join(name)));
+            return Ok(());
+        };
+        if check_mode(blobs, name, meta, report) && deep {
+            match self.hash_blob(digest) {
+                Ok(found) if found == digest => {}
+                Ok(found) => report.damaged(
+                    blobs.join(name),
+                    format_args!("its bytes have digest {found}"),
+                ),
+                Err(error) => report.note(error),
             }
         }
         Ok(())
@@ -317,7 +368,7 @@ fn check_layer(
 /// Whether a published file is a read-only regular file; reports a problem if not.
 fn check_mode(
     dir: &StoreDir,
-    name: &std::ffi::OsStr,
+    name: &OsStr,
     meta: super::super::dir::Meta,
     report: &mut CheckReport,
 ) -> bool {

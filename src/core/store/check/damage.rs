@@ -1,25 +1,38 @@
-//! Which images, containers and mounts use what is damaged.
+//! What is damaged, by kind, and which images, containers and mounts use it.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
-use std::ffi::OsStr;
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
 use super::super::layer::TREE_SUFFIX;
+use super::super::parallel::in_parallel;
 use super::super::roots::Root;
-use super::super::{Store, from_hex};
+use super::super::tags::{is_tag_file, tag_file};
+use super::super::{Reference, Store, from_hex};
 use super::Problem;
 use crate::digest::{ChainId, DiffId, ObjectId, Sha256Digest};
 
-/// The parts of images that problems are about.
-#[derive(Default)]
-struct Parts {
-    objects: HashSet<ObjectId>,
-    layers: HashSet<DiffId>,
-    merged: HashSet<ChainId>,
-    blobs: HashSet<Sha256Digest>,
+/// What a check found damaged or missing.
+#[derive(Debug, Default)]
+pub struct Damage {
+    /// Contents of files.
+    pub objects: BTreeSet<ObjectId>,
+    /// Layers with a damaged file or a damaged object.
+    pub layers: BTreeSet<DiffId>,
+    /// Cached merged trees.
+    pub merged: BTreeSet<ChainId>,
+    /// Manifests, configurations, compressed layers.
+    pub blobs: BTreeSet<Sha256Digest>,
+    /// The names of tags' files.
+    pub(in super::super) tags: BTreeSet<OsString>,
 }
 
-impl Parts {
+impl Damage {
+    /// Whether the tag of this name cannot be read.
+    pub fn has_tag(&self, reference: &Reference) -> bool {
+        self.tags.contains(OsStr::new(&tag_file(reference)))
+    }
+
     /// Adds the part that a path in the store belongs to.
     fn add(&mut self, path: &Path) {
         let names: Vec<&str> = path.iter().filter_map(OsStr::to_str).collect();
@@ -34,53 +47,58 @@ impl Parts {
                 self.merged.extend(chain.map(ChainId));
             }
             ["blobs", "sha256", name] => self.blobs.extend(from_hex(name)),
+            ["refs", name] if is_tag_file(OsStr::new(name)) => {
+                self.tags.insert(OsString::from(name));
+            }
             _ => {}
         }
     }
 }
 
 impl Store {
-    /// The names of the roots that use what is damaged or missing. `readable`: `layers/` can be
-    /// read; if not, all layers are damaged.
-    pub(super) fn touched(
-        &self,
-        roots: &[Root],
-        problems: &[Problem],
-        readable: bool,
-    ) -> Vec<String> {
-        let mut parts = Parts::default();
+    /// Sorts problems by what they are about. `readable`: `layers/` can be read; if not, all layers
+    /// are damaged.
+    pub(super) fn damage(&self, roots: &[Root], problems: &[Problem], readable: bool) -> Damage {
+        let mut damage = Damage::default();
         for problem in problems {
             if let Problem::Damaged { path, .. } | Problem::Missing { path, .. } = problem
                 && let Ok(path) = path.strip_prefix(self.root())
             {
-                parts.add(path);
+                damage.add(path);
             }
         }
-        let mut layers: HashMap<DiffId, bool> = HashMap::new();
-        let mut has_damaged_object = |diff: DiffId| {
-            if !readable {
-                return true;
-            }
-            if parts.objects.is_empty() {
-                return false;
-            }
-            *layers.entry(diff).or_insert_with(|| {
-                let objects = self.objects_kept_by(diff).ok().flatten();
+        let layers: BTreeSet<DiffId> = roots
+            .iter()
+            .flat_map(|root| &root.layers)
+            .copied()
+            .collect();
+        if !readable {
+            damage.layers.extend(layers);
+        } else if !damage.objects.is_empty() {
+            let layers: Vec<DiffId> = layers.into_iter().collect();
+            let hurt = in_parallel(&layers, |diff| {
+                let objects = self.objects_kept_by(*diff).ok().flatten();
                 let mut objects = objects.into_iter().flatten();
-                objects.any(|id| parts.objects.contains(&id))
-            })
-        };
-        let mut touched = BTreeSet::new();
-        for root in roots {
-            let chains = || root.stacks.iter().filter_map(|layers| ChainId::of(layers));
-            let damaged = root.blobs.iter().any(|blob| parts.blobs.contains(blob))
-                || root.layers.iter().any(|diff| parts.layers.contains(diff))
-                || chains().any(|chain| parts.merged.contains(&chain))
-                || root.layers.iter().any(|diff| has_damaged_object(*diff));
-            if damaged {
-                touched.insert(root.name.clone());
-            }
+                objects.any(|id| damage.objects.contains(&id))
+            });
+            let hurt = layers.into_iter().zip(hurt).filter(|(_, hurt)| *hurt);
+            damage.layers.extend(hurt.map(|(diff, _)| diff));
         }
-        touched.into_iter().collect()
+        damage
     }
+}
+
+/// The names of the roots that use what is damaged or missing.
+pub(super) fn touched(roots: &[Root], damage: &Damage) -> Vec<String> {
+    let mut touched = BTreeSet::new();
+    for root in roots {
+        let mut chains = root.stacks.iter().filter_map(|layers| ChainId::of(layers));
+        let hurt = root.blobs.iter().any(|blob| damage.blobs.contains(blob))
+            || root.layers.iter().any(|diff| damage.layers.contains(diff))
+            || chains.any(|chain| damage.merged.contains(&chain));
+        if hurt {
+            touched.insert(root.name.clone());
+        }
+    }
+    touched.into_iter().collect()
 }

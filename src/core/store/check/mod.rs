@@ -1,4 +1,5 @@
-//! `check`: finds damage and repairs nothing; loading an image again repairs what it finds.
+//! `check`: finds damage and repairs nothing. heal.rs and `image::repair` do, and so does loading an
+//! image again.
 //!
 //! A shallow check reads every name, every JSON file and every whole tree, and compares the
 //! presence and size of every referenced object. A deep check also hashes every object and blob,
@@ -14,6 +15,7 @@ use std::path::PathBuf;
 
 use rustix::fs::{FileType, Mode};
 
+pub use self::damage::Damage;
 use super::pins::PinKind;
 use super::roots::{Reachable, Root};
 use super::tags::is_tag_file;
@@ -88,6 +90,8 @@ pub struct CheckReport {
     pub layers: u64,
     /// Tags.
     pub tags: u64,
+    /// What is damaged or missing, by kind.
+    pub damage: Damage,
     /// The images, containers and mounts that use what is damaged or missing, by name.
     pub touched: Vec<String>,
     /// Directories of transactions that are running or died; the next load removes dead ones.
@@ -103,6 +107,14 @@ impl CheckReport {
             path: path.into(),
             reason: reason.to_string(),
         });
+    }
+
+    /// Adds what another thread found.
+    fn add(&mut self, part: Self) {
+        self.problems.extend(part.problems);
+        self.objects.number += part.objects.number;
+        self.objects.bytes += part.objects.bytes;
+        self.layers += part.layers;
     }
 
     /// Records an error about a file of the store; any other error ends the check.
@@ -160,7 +172,8 @@ impl Store {
             self.check_blobs(deep, &mut report)?;
         }
         let readable = whole(&["layers"]);
-        report.touched = self.touched(&roots, &report.problems, readable);
+        report.damage = self.damage(&roots, &report.problems, readable);
+        report.touched = damage::touched(&roots, &report.damage);
         Ok(report)
     }
 
