@@ -20,7 +20,7 @@ use std::process::Command;
 
 use common::{Image, modes};
 use cowl_core::handover::{IoMode, IoModeChoice};
-use cowl_tests::host::kernel_has_passthrough;
+use cowl_tests::host::{has_overlayfs, kernel_has_passthrough};
 use cowl_tests::skip::skip;
 
 /// Says to a test below that it is where it belongs.
@@ -151,13 +151,6 @@ fn mount_without_dev_fuse_fails_in_one_line() {
         error,
         "cannot open /dev/fuse (is the fuse module loaded? try: modprobe fuse): No such file or directory"
     );
-}
-
-/// A module is loaded by the first mount.
-fn has_overlayfs() -> bool {
-    let loaded = Command::new("modprobe").arg("overlay").status();
-    let known = fs::read_to_string("/proc/filesystems").unwrap();
-    loaded.is_ok_and(|status| status.success()) || known.contains("\toverlay\n")
 }
 
 #[test]

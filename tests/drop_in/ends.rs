@@ -6,7 +6,9 @@ use std::process::Child;
 use std::time::Instant;
 
 use cowl_tests::command::{binary, program, run, shell, system};
+use cowl_tests::host::has_overlayfs;
 use cowl_tests::profile::{NEVER, processes, readable, root, user};
+use cowl_tests::skip::skip;
 use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
@@ -149,6 +151,9 @@ fn a_mount_waits_for_one_that_was_unmounted_as_root() {
 
 #[test]
 fn a_volatile_upper_is_marked_and_refused_as_overlayfs_does_as_root() {
+    if !has_overlayfs() {
+        return skip("this kernel has no overlayfs");
+    }
     root(|| {
         let place = Place::with_layers("place");
         let kernel = |options: &str| {

@@ -10,7 +10,9 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 
 use cowl_tests::command::{Outcome, binary, program, run, shell, system};
+use cowl_tests::host::has_overlayfs;
 use cowl_tests::profile::{directory, root, user};
+use cowl_tests::skip::skip;
 use cowl_tests::tree::{Tree, assert_same, read};
 
 /// Three layers, the top one first, with all that one can say of the others.
@@ -209,6 +211,9 @@ fn a_refusal_is_one_line_and_exit_code_1_as_root() {
 
 #[test]
 fn the_same_changes_leave_the_same_tree_as_overlayfs_and_fuse_overlayfs_as_root() {
+    if !has_overlayfs() {
+        return skip("this kernel has no overlayfs");
+    }
     root(|| {
         let ours = Place::with_layers("ours");
         ours.ours(STACK);
@@ -274,6 +279,9 @@ mv renamed/sub other/sub; echo more >> renamed/m; rm other/t; touch -d 2004-04-0
 
 #[test]
 fn overlayfs_mounts_our_upper_and_we_mount_overlayfs_s_as_root() {
+    if !has_overlayfs() {
+        return skip("this kernel has no overlayfs");
+    }
     root(|| {
         for writer_is_ours in [true, false] {
             let place = Place::new(if writer_is_ours { "ours" } else { "kernels" });
@@ -327,6 +335,9 @@ fn unlinked(tree: Tree) -> Tree {
 
 #[test]
 fn an_upper_says_in_overlayfs_s_attributes_what_overlayfs_would_say_as_root() {
+    if !has_overlayfs() {
+        return skip("this kernel has no overlayfs");
+    }
     root(|| {
         let marks = |ours: bool| {
             let place = Place::new(if ours { "ours" } else { "kernels" });

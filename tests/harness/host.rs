@@ -1,6 +1,9 @@
 //! What this host can do. Tests ask here for what depends on the kernel, instead of taking root
 //! for a recent one.
 
+use std::fs;
+
+use crate::command::program;
 use crate::profile::{Privilege, current};
 
 /// Major and minor number of the kernel's version.
@@ -30,4 +33,11 @@ pub fn has_passthrough() -> bool {
 /// Whether this kernel's FUSE knows passthrough at all.
 pub fn kernel_has_passthrough() -> bool {
     kernel() >= (6, 9)
+}
+
+/// Whether this kernel has overlayfs, as a module that its first mount loads, or built in.
+pub fn has_overlayfs() -> bool {
+    let loaded = program("modprobe", ["overlay"]).output();
+    let known = fs::read_to_string("/proc/filesystems").unwrap();
+    loaded.is_ok_and(|modprobe| modprobe.status.success()) || known.contains("\toverlay\n")
 }
