@@ -2,7 +2,7 @@
 //! end, not when it fails half-way, not when it is interrupted. (Mounts and processes are the
 //! harness's to look for.)
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read as _, Seek as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -87,9 +87,10 @@ fn interrupted_it_leaves_nothing() {
         // At each of its claims, as a terminal does it: the signal goes to everything that runs.
         for claim in 1..=8 {
             let mut command = demo(&binary(""));
+            let mut errors = tempfile::tempfile().unwrap();
             let mut child = command
                 .stdout(Stdio::piped())
-                .stderr(Stdio::null())
+                .stderr(errors.try_clone().unwrap())
                 .process_group(0)
                 .spawn()
                 .unwrap();
@@ -101,8 +102,11 @@ fn interrupted_it_leaves_nothing() {
             assert!(heading.is_some(), "claim {claim}");
             kill_process_group(Pid::from_child(&child), Signal::INT).unwrap();
             let status = child.wait().unwrap();
-            assert!(!status.success(), "interrupted at {heading:?}");
-            assert_eq!(left(), "", "interrupted at {heading:?}");
+            let mut said = String::new();
+            errors.rewind().unwrap();
+            errors.read_to_string(&mut said).unwrap();
+            assert!(!status.success(), "interrupted at {heading:?}: {said}");
+            assert_eq!(left(), "", "interrupted at {heading:?}: {said}");
         }
     });
 }
