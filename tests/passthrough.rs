@@ -54,16 +54,16 @@ fn image(mebibytes: u32, files: u32) -> Store {
 }
 
 #[test]
-fn info_says_which_io_modes_there_are_as_root() {
-    root(|| io_modes_are_told());
+fn info_tells_privilege_and_io_modes_as_root() {
+    root(|| info_tells("root"));
 }
 
 #[test]
-fn info_says_which_io_modes_there_are_as_user() {
-    user(|| io_modes_are_told());
+fn info_tells_privilege_and_io_modes_as_user() {
+    user(|| info_tells("root of a user namespace of one id; unshare --map-auto maps more"));
 }
 
-fn io_modes_are_told() {
+fn info_tells(privilege: &str) {
     let (store, content) = (Store::new("store"), directory().join("content"));
     fs::create_dir(&content).unwrap();
     store.import_directory(&content, "some");
@@ -75,8 +75,12 @@ fn io_modes_are_told() {
     } else {
         "cached (default), writeback; passthrough needs Linux 6.9"
     };
-    let line = format!("I/O Modes: {expected}");
-    assert!(told.lines().any(|one| one == line), "{told}");
+    for line in [
+        format!("Privilege: {privilege}"),
+        format!("I/O Modes: {expected}"),
+    ] {
+        assert!(told.lines().any(|one| one == line), "{told}");
+    }
 }
 
 #[test]

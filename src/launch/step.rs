@@ -179,7 +179,9 @@ impl Failure {
             ) => true,
             // The only cause of EINVAL here (setresuid(2)).
             (Step::Credentials, Errno::INVAL) => {
-                what.push_str(": this user namespace has no such ids");
+                what.push_str(
+                    ": this user namespace has no such ids (unshare --map-auto maps more)",
+                );
                 true
             }
             _ => false,
@@ -265,7 +267,7 @@ mod tests {
             (
                 Step::Credentials,
                 Errno::INVAL,
-                "become user \"app\": this user namespace has no such ids",
+                "become user \"app\": this user namespace has no such ids (unshare --map-auto maps more)",
                 125,
             ),
             (

@@ -49,6 +49,9 @@ pub fn describe() -> Host {
     let (is_root, is_initial) = (rustix::process::geteuid().is_root(), in_initial_namespace());
     let privilege = match (is_root, is_initial) {
         (true, true) => "root",
+        (true, false) if cowl_sys::userns::maps_one_id().unwrap_or(false) => {
+            "root of a user namespace of one id; unshare --map-auto maps more"
+        }
         (true, false) => "root of a user namespace",
         (false, _) => "none; mount and run work in unshare -Urm",
     };
@@ -92,7 +95,7 @@ fn open_fuse() -> rustix::io::Result<OwnedFd> {
 pub fn require_mounts(command: &str) -> Result<()> {
     if !rustix::process::geteuid().is_root() {
         return Err(Error::failed(format!(
-            "cowl {command} needs the right to mount, which user {} lacks; run it as root or in a user namespace: unshare -Urm",
+            "cowl {command} needs the right to mount, which user {} lacks; run it as root or in a user namespace: unshare -Urm (and --map-auto for images with several owners)",
             rustix::process::geteuid().as_raw()
         )));
     }

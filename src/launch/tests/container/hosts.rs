@@ -125,7 +125,7 @@ fn inside_a_user_namespace() {
     plan.process.user = b"app".to_vec();
     assert_eq!(
         fixture.fail(&plan).to_string(),
-        "become user \"app\": this user namespace has no such ids"
+        "become user \"app\": this user namespace has no such ids (unshare --map-auto maps more)"
     );
 }
 
