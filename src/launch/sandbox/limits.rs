@@ -35,16 +35,16 @@ pub struct Limits {
     pub blkio_throttle: Vec<Throttle>,
 }
 
-/// The rate of transfers of one block device.
+/// A limit of transfers of one block device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Throttle {
-    /// What is counted.
+    /// What is limited.
     pub kind: ThrottleKind,
-    /// Of the device number.
+    /// Major number of the device.
     pub major: u32,
-    /// Of the device number.
+    /// Minor number of the device.
     pub minor: u32,
-    /// Most of it in a second.
+    /// Bytes or operations a second.
     pub rate: u64,
 }
 
