@@ -7,6 +7,7 @@
 
 mod generator;
 mod operation;
+mod seen;
 mod side;
 
 use std::ffi::OsStr;

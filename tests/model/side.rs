@@ -4,27 +4,21 @@
 //! The directory is the root meanwhile: a link that leads up ends there, and never in what another
 //! program left beside it.
 
-use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::path::Path as FsPath;
 
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 use rustix::fs::{
-    Access, AtFlags, CWD, Dev, FallocateFlags, FileType, Gid as RawGid, Mode, OFlags, RawDir,
-    RenameFlags, StatxFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid as RawUid,
-    XattrFlags, accessat, chmodat, chownat, copy_file_range, fallocate, fchmod, fsync, ftruncate,
-    linkat, makedev, mkdirat, mknodat, openat, readlinkat, renameat_with, statx, symlinkat,
-    unlinkat, utimensat,
+    Access, AtFlags, CWD, Dev, FallocateFlags, FileType, Gid as RawGid, Mode, OFlags, RenameFlags,
+    StatxFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid as RawUid, XattrFlags, accessat,
+    chmodat, chownat, copy_file_range, fallocate, fchmod, fsync, ftruncate, linkat, makedev,
+    mkdirat, mknodat, openat, readlinkat, renameat_with, statx, symlinkat, unlinkat, utimensat,
 };
 use rustix::io::{Errno, pread, pwrite, write};
 use rustix::process::{chroot, fchdir, umask};
 
-use cowl_tests::tree::SET_BEFORE;
-
 use crate::operation::{Allocation, Operation, Path, Renaming, SLOTS, Slot, Special, Time};
-
-/// What the caller sees: a value, or the error number.
-pub(crate) type Seen = Result<String, Errno>;
+use crate::seen::{Seen, listing, read_all, sorted, status};
 
 /// A directory under test, and the files that are open on it.
 pub(crate) struct Side {
@@ -457,66 +451,4 @@ fn bytes(length: usize, seed: u8) -> Vec<u8> {
     (0..length)
         .map(|i| seed.wrapping_add(u8::try_from(i % 251).expect("below 251")))
         .collect()
-}
-
-fn read_all(file: &OwnedFd, offset: u64, length: usize) -> Seen {
-    let mut buffer = vec![0; length];
-    let mut filled = 0;
-    while filled < length {
-        match pread(file, &mut buffer[filled..], offset + filled as u64)? {
-            0 => break,
-            n => filled += n,
-        }
-    }
-    let sum = buffer[..filled].iter().fold(0u64, |sum, &byte| {
-        sum.wrapping_mul(0x0100_0000_01b3) ^ u64::from(byte)
-    });
-    Ok(format!("{filled} bytes, {sum:016x}"))
-}
-
-fn listing(directory: &OwnedFd) -> Seen {
-    let mut buffer = vec![MaybeUninit::uninit(); 4096];
-    let mut entries = RawDir::new(directory, &mut buffer);
-    let mut lines = Vec::new();
-    while let Some(entry) = entries.next() {
-        let entry = entry?;
-        lines.push(format!(
-            "{}:{:?}",
-            entry.file_name().to_bytes().escape_ascii(),
-            entry.file_type()
-        ));
-    }
-    lines.sort_unstable();
-    Ok(lines.join(" "))
-}
-
-fn sorted(list: &[u8]) -> String {
-    let mut names: Vec<String> = list
-        .split(|&byte| byte == 0)
-        .map(|name| name.escape_ascii().to_string())
-        .collect();
-    names.sort_unstable();
-    names.join(" ")
-}
-
-/// What stat tells, but for what two file systems cannot agree on: numbers of inodes and blocks,
-/// times of the clock.
-fn status(directory: &OwnedFd, path: &[u8]) -> Seen {
-    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::EMPTY_PATH;
-    let status = statx(directory, path, flags, StatxFlags::BASIC_STATS)?;
-    let is_directory = FileType::from_raw_mode(u32::from(status.stx_mode)) == FileType::Directory;
-    let mtime = match status.stx_mtime {
-        time if time.tv_sec < SET_BEFORE => format!("{}.{:09}", time.tv_sec, time.tv_nsec),
-        _ => "now".to_owned(),
-    };
-    Ok(format!(
-        "{:o} {}:{} nlink {} size {} rdev {}:{} mtime {mtime}",
-        status.stx_mode,
-        status.stx_uid,
-        status.stx_gid,
-        status.stx_nlink,
-        if is_directory { 0 } else { status.stx_size },
-        status.stx_rdev_major,
-        status.stx_rdev_minor,
-    ))
 }

@@ -1,6 +1,7 @@
 //! Killing a container's processes by what its monitor recorded, whether the monitor lives or not.
 
-use super::{ALIVE, Container, PATIENCE, PAUSE, STARTING};
+use super::directory::{PATIENCE, PAUSE};
+use super::{ALIVE, Container, STARTING};
 use crate::engine::error::{Context, Error, Result};
 use crate::engine::{files, names};
 use cowl_launch::cgroup::remove_leftovers;

@@ -22,6 +22,7 @@
 //! reads all containers; a creation, a start and a look-up by id or name read one.
 
 pub mod config;
+mod directory;
 mod end;
 mod index;
 mod kill;
@@ -33,18 +34,13 @@ use super::Listing;
 use super::error::{Context, Error, Result};
 use super::files::{self, LazyDir};
 use super::names;
-use super::restart::RestartRecord;
 use config::Config;
 use cowl_core::store::remove_tree;
-use cowl_launch::status;
 pub use index::Claim;
-use rustix::event::{Timespec, poll};
 use rustix::fs::{AtFlags, Mode, statat};
 use rustix::io::Errno;
-use state::{Exit, Facts, MonitorRecord, State, Status};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 /// The lock of the directory itself. The engine passes it to the monitor without releasing it.
 const ALIVE: &str = ".";
@@ -60,14 +56,6 @@ const RESTARTING: &str = "restarting";
 const RESTART_RECORD: &str = "restart.json";
 const GONE: &str = ".gone-alone-";
 const GONE_WITH_VOLUMES: &str = ".gone-with-volumes-";
-
-/// Longest wait for an unused mount to end and for a new monitor's first record, and the poll
-/// interval: flock(2) has no timeout.
-const PATIENCE: Duration = Duration::from_secs(2);
-const PAUSE: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: 10_000_000,
-};
 
 /// The directory `containers/`.
 #[derive(Debug)]
@@ -397,169 +385,6 @@ impl Containers {
 
     fn entries(&self) -> Result<Vec<String>> {
         files::names(self.dir()?).context(|| format!("listing {}", self.path().display()))
-    }
-}
-
-impl Container {
-    /// Whether the sweep removes it: it was run with `--rm`, and has ended or could not be started.
-    pub fn is_disposable(&self, status: &Status) -> bool {
-        self.config.host.auto_remove
-            && matches!(status, Status::Exited(_) | Status::Created(Some(_)))
-    }
-
-    /// Its status now; fails if a file of the monitor's is damaged.
-    pub fn status(&self) -> Result<Status> {
-        self.facts().map(Status::derive).context(|| {
-            let id = names::short(&self.config.id);
-            format!("container {id}: its status is damaged; cowl rm -f {id} removes it")
-        })
-    }
-
-    /// Its status with its times.
-    pub fn state(&self) -> Result<State> {
-        let status = self.status()?;
-        // Of a damaged record nothing is known.
-        let record = self.monitor_record().ok().flatten();
-        let started = match &status {
-            Status::Created(_) => "",
-            Status::Exited(exit) | Status::Restarting(exit) if !exit.started_at.is_empty() => {
-                &exit.started_at
-            }
-            _ => record.as_ref().map_or("", |record| &record.started_at),
-        };
-        let pid = record.as_ref().map_or(0, |record| record.pid);
-        Ok(State {
-            started_at: started.parse().ok(),
-            // Of a damaged record nothing is known.
-            health: self.health().ok().flatten(),
-            pid: match status {
-                Status::Starting | Status::Running | Status::Paused => pid,
-                Status::Created(_) | Status::Restarting(_) | Status::Exited(_) => 0,
-            },
-            status,
-        })
-    }
-
-    fn facts(&self) -> Result<Facts> {
-        files::check_lock(&self.dir, status::LOCK)?;
-        let alive = files::is_locked(&self.dir, ALIVE)?;
-        let monitored = files::is_locked(&self.dir, status::LOCK)?;
-        let (started, paused) = match self.monitor_record() {
-            Ok(record) => record.map_or((false, false), |record| {
-                (!record.started_at.is_empty(), record.paused)
-            }),
-            // It had a monitor, so there may be processes to kill.
-            Err(_damaged) => (true, false),
-        };
-        let exit: Option<Exit> = files::read_json(&self.dir, status::EXIT)?;
-        let policy = &self.config.host.restart_policy;
-        let restarting = match &exit {
-            Some(exit) if policy.is_set() => {
-                self.restart_record()?.restart_of(policy, exit).is_some()
-            }
-            _ => false,
-        };
-        Ok(Facts {
-            alive,
-            monitored,
-            started,
-            paused,
-            restarting,
-            exit,
-        })
-    }
-
-    /// The monitor's status directory.
-    pub fn status_dir(&self) -> BorrowedFd<'_> {
-        self.dir.as_fd()
-    }
-
-    /// Waits for a start that is going on.
-    pub fn wait_started(&self) -> Result<()> {
-        files::wait_unlocked(&self.dir, STARTING)
-    }
-
-    /// Waits until neither an engine nor a monitor holds its locks.
-    pub fn wait_released(&self) -> Result<()> {
-        files::wait_unlocked(&self.dir, ALIVE)?;
-        files::wait_unlocked(&self.dir, status::LOCK)
-    }
-
-    /// Takes the lock that says that a restart is waited for, after another holder.
-    pub fn lock_restarting(&self) -> Result<OwnedFd> {
-        files::lock_file(&self.dir, RESTARTING)
-    }
-
-    /// Whether a command waits for its restart: not if that command was killed.
-    pub fn is_awaiting_restart(&self) -> Result<bool> {
-        files::is_locked(&self.dir, RESTARTING)
-    }
-
-    /// Reads its `restart.json`.
-    pub fn restart_record(&self) -> Result<RestartRecord> {
-        let record = files::read_json(&self.dir, RESTART_RECORD)
-            .context(|| format!("container {}", names::short(&self.config.id)))?;
-        Ok(record.unwrap_or_default())
-    }
-
-    /// Replaces its `restart.json`. The caller holds the start lock.
-    pub fn write_restart_record(&self, record: RestartRecord) -> Result<()> {
-        files::write_json(&self.dir, RESTART_RECORD, &record)
-    }
-
-    /// Waits until its mount has ended, which is after its last process.
-    pub fn wait_unmounted(&self) -> Result<()> {
-        self.open_work()?
-            .map_or(Ok(()), |work| files::wait_unlocked(work, MOUNTED))
-    }
-
-    /// Waits for at most [`PATIENCE`] until its mount has ended, and says whether it has. A
-    /// process outside the container may use the mount for any time, by a descriptor or through
-    /// /proc.
-    pub fn unmounts_soon(&self) -> Result<bool> {
-        let Some(work) = self.open_work()? else {
-            return Ok(true);
-        };
-        let end = Instant::now() + PATIENCE;
-        while files::is_locked(&work, MOUNTED)? {
-            if Instant::now() >= end {
-                return Ok(false);
-            }
-            rustix::io::retry_on_intr(|| poll(&mut [], Some(&PAUSE)))?;
-        }
-        Ok(true)
-    }
-
-    /// Opens the work directory; none if another command has removed the container.
-    fn open_work(&self) -> Result<Option<OwnedFd>> {
-        match files::open_dir_at(&self.dir, WORK) {
-            Ok(work) => Ok(Some(work)),
-            // Something else in its place: no later mount can have locked that.
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
-            Err(errno) => {
-                let id = names::short(&self.config.id);
-                Err(Error::from(errno).context(format!("opening {WORK} of container {id}")))
-            }
-        }
-    }
-
-    /// Opens upper and work for a mount.
-    pub fn upper(&self) -> Result<(OwnedFd, OwnedFd)> {
-        let open = |name: &str| {
-            files::open_dir_at(&self.dir, name).context(|| {
-                format!(
-                    "opening {name} of container {}",
-                    names::short(&self.config.id)
-                )
-            })
-        };
-        Ok((open(UPPER)?, open(WORK)?))
-    }
-
-    /// Reads the monitor's record; none if no monitor has written one.
-    pub fn monitor_record(&self) -> Result<Option<MonitorRecord>> {
-        files::read_json(&self.dir, status::RUNNING)
-            .context(|| format!("container {}", names::short(&self.config.id)))
     }
 }
 

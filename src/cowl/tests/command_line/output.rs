@@ -1,0 +1,66 @@
+//! Standard output that is closed or full, and a small stack.
+
+use std::process::{Command, Stdio};
+
+use crate::Cowl;
+
+#[test]
+fn closed_standard_output_is_no_error() {
+    let cowl = Cowl::with_store();
+    for arguments in [&["images"][..], &["--help"], &["info"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = cowl
+            .command(arguments)
+            .stdout(writer)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+            .wait_with_output()
+            .unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{arguments:?}");
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}");
+    }
+}
+
+#[test]
+fn full_standard_output_is_reported() {
+    let cowl = Cowl::with_store();
+    let full = std::fs::File::options()
+        .write(true)
+        .open("/dev/full")
+        .unwrap();
+    let output = cowl.command(&["images"]).stdout(full).output().unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&output.stderr),
+        "cowl: writing to standard output: No space left on device\n"
+    );
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn a_small_stack_is_enough() {
+    let cowl = Cowl::with_store();
+    for arguments in [
+        &["images"][..],
+        &["ps"],
+        &["run", "--help"],
+        &["version"],
+        &["xyzzy"],
+    ] {
+        let plain = cowl.run(arguments);
+        let command = cowl.command(arguments);
+        let mut small = Command::new("sh");
+        small
+            .args(["-c", "ulimit -s 128; exec \"$0\" \"$@\""])
+            .arg(command.get_program())
+            .args(command.get_args())
+            .env("COWL_ROOT", cowl.root());
+        let small = small.output().unwrap();
+        assert_eq!(
+            (small.status.code(), small.stdout),
+            (plain.status.code(), plain.stdout),
+            "{arguments:?}"
+        );
+    }
+}
