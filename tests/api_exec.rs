@@ -109,6 +109,13 @@ fn exec_is_refused_as_dockerd_does() {
         );
         server.ok(["start", "web"]);
         refused(create, "{}", "400", "No exec command specified");
+        let relative = "{\"Cmd\": [\"true\"], \"WorkingDir\": \"tmp\"}";
+        refused(
+            create,
+            relative,
+            "400",
+            "the working directory 'tmp' is invalid",
+        );
         refused(
             "GET /v1.51/exec/absent/json",
             "",

@@ -144,7 +144,9 @@ pub(super) async fn create(server: &Arc<Server>, request: Request, name: String)
     let container = require_running(server, name).await?;
     let description = serde_json::to_vec(&asked).map_err(Error::from)?;
     let id = server
-        .engine(move |engine| engine.reserve_exec(&container, &description))
+        .engine(move |engine| {
+            engine.reserve_exec(&container, &asked.request(None, true), &description)
+        })
         .await?;
     http::json(StatusCode::CREATED, &json!({ "Id": id }))
 }

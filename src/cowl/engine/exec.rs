@@ -1,6 +1,7 @@
 //! `exec` and `attach`: programs in a running container, and its streams.
 
 use super::container::state::Status;
+use super::docker::ContainerConfig;
 use super::error::{self, Error, Result};
 use super::events::{self, Actor, Events, Type};
 use super::process::Process;
@@ -26,6 +27,23 @@ pub struct ExecRequest {
     pub privileged: bool,
     /// It has a standard input.
     pub open_stdin: bool,
+}
+
+impl ExecRequest {
+    /// The configuration of its container with what is asked for.
+    pub(super) fn configure(&self, container: &ContainerConfig) -> Result<ContainerConfig> {
+        let mut config = container.clone();
+        config.tty = self.terminal.is_some();
+        config.env.extend(self.env.iter().cloned());
+        if let Some(user) = &self.user {
+            config.user.clone_from(user);
+        }
+        if let Some(directory) = &self.working_dir {
+            config.working_dir.clone_from(directory);
+        }
+        super::process::check(&config)?;
+        Ok(config)
+    }
 }
 
 /// A program that was started in a container.
@@ -69,16 +87,7 @@ impl Engine {
             )));
         }
         let control = self.running(&container)?;
-        let mut config = container.config.config.clone();
-        config.tty = request.terminal.is_some();
-        config.env.extend(request.env.iter().cloned());
-        if let Some(user) = &request.user {
-            config.user.clone_from(user);
-        }
-        if let Some(directory) = &request.working_dir {
-            config.working_dir.clone_from(directory);
-        }
-        super::process::check(&config)?;
+        let config = request.configure(&container.config.config)?;
         let merged = Process {
             argv: request.argv.clone(),
             ..Process::of(&config)

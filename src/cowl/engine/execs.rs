@@ -5,6 +5,7 @@
 //! without any table.
 
 use super::error::{Error, Kind, Result};
+use super::exec::ExecRequest;
 use super::{Engine, files, names};
 use crate::engine::container::Container;
 use cowl_launch::control::{ControlError, ExecPhase};
@@ -51,8 +52,17 @@ impl Engine {
 
     /// Has a running container's monitor keep the description of a program that is to be started in
     /// it. Gives the program's id.
-    pub fn reserve_exec(&self, needle: &str, description: &[u8]) -> Result<String> {
+    ///
+    /// # Errors
+    /// Of what could not be started, too: a client that starts it is told nothing but its exit code.
+    pub fn reserve_exec(
+        &self,
+        needle: &str,
+        request: &ExecRequest,
+        description: &[u8],
+    ) -> Result<String> {
         let container = self.containers.find(needle)?;
+        request.configure(&container.config.config)?;
         let id = exec_id(&container.config.id)?;
         self.running(&container)?.reserve(&id, description)?;
         Ok(id)

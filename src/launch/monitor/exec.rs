@@ -57,6 +57,23 @@ struct Starting {
 }
 
 impl Exec {
+    /// One that never ran.
+    pub(super) fn failed(id: String, description: Description, exit_code: u8) -> Self {
+        Self {
+            id,
+            console: Console::without_streams(false),
+            pid: None,
+            pidfd: None,
+            exited: Some(Exited {
+                exit_code,
+                signal: None,
+                oom_killed: false,
+            }),
+            starting: None,
+            description: Some(description),
+        }
+    }
+
     pub(super) fn state(&self) -> ExecState {
         ExecState {
             id: self.id.clone(),
@@ -135,7 +152,12 @@ impl Container {
             stderr: stream(request.streams.stderr)?,
         };
         let open_stdin = request.open_stdin || attachment.stdin.is_some();
-        self.start_exec(request.id, process, open_stdin, attachment, Some(client))
+        let id = request.id.clone();
+        let started = self.start_exec(request.id, process, open_stdin, attachment, Some(client));
+        if let Err(failed) = &started {
+            self.end_reserved(id, failed.exit_code);
+        }
+        started
     }
 
     /// Starts a program in the container, for a client or as its health check.

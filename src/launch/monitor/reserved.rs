@@ -10,6 +10,7 @@ use std::os::unix::fs::FileExt as _;
 use rustix::io::Errno;
 
 use super::container::{Container, raw};
+use super::exec::Exec;
 use super::poller::Key;
 use super::refused;
 use crate::control::{ExecDetails, ExecPhase, ExecState, RESERVED, Reply, ReserveRequest};
@@ -100,6 +101,13 @@ impl Container {
         }
         let text = format!("[{}]\n", records.join(","));
         status::replace(self.kept.status.as_fd(), status::EXECS, &text)
+    }
+
+    /// A program that was described could not even be cloned: it has ended so.
+    pub(super) fn end_reserved(&mut self, id: String, exit_code: u8) {
+        if let Some(description) = self.take_reserved(&id) {
+            self.execs.push(Exec::failed(id, description, exit_code));
+        }
     }
 
     /// The description of a program that is being started now.
