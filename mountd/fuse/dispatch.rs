@@ -8,7 +8,6 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use cowl_core::tree::{FileType, Timestamp};
-use fuser::{INodeNo, Notifier};
 use rustix::io::Errno;
 
 use super::backing::BackingIds;
@@ -16,6 +15,7 @@ use super::decode::{Header, Operation, Setattr, WireTime};
 use super::files::{handle_of, open_flags, write_whole};
 use super::ids::IdMap;
 use super::negotiate::{Connection, MAX_WRITE};
+use super::notify;
 use super::reply::{self, Reply};
 use super::wire;
 use crate::overlay::{
@@ -36,7 +36,6 @@ pub(super) enum Answer {
 pub(crate) struct Dispatcher<'m> {
     pub(super) overlay: &'m Overlay,
     pub(super) device: BorrowedFd<'m>,
-    pub(super) notifier: Notifier,
     pub(super) backing: BackingIds,
     ids: &'m IdMap,
     /// Whether OPEN and CREATE are answered ENOSYS, and so asked once only. The kernel then opens
@@ -58,11 +57,10 @@ impl<'m> Dispatcher<'m> {
         Ok(Self {
             overlay,
             device: connection.as_fd(),
-            notifier: connection.notifier(),
             backing: BackingIds::new()?,
             ids,
             skip_open: connection.may_skip_open(),
-            skip_seek: connection.writes_back,
+            skip_seek: connection.writes_back(),
         })
     }
 
@@ -385,7 +383,7 @@ impl Dispatcher<'_> {
     }
 
     pub(super) fn invalidate_attributes(&self, node: NodeId) {
-        if let Err(error) = self.notifier.inval_inode(INodeNo(node.0), -1, 0) {
+        if let Err(error) = notify::invalidate_attributes(self.device, node) {
             tracing::warn!(node = node.0, %error, "old attributes of a node may be seen");
         }
     }

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use fuser::INodeNo;
 use rustix::io::Errno;
 
 use super::decode::CopyRange;
 use super::dispatch::{Dispatcher, put_size};
+use super::notify;
 use super::reply::{self, Reply};
 use super::wire::{self, fopen};
 use crate::overlay::{CopyEnd, Entry, HandleId, NodeId, OpenFlags, OpenMode, Opened, Seek};
@@ -124,7 +124,7 @@ impl Dispatcher<'_> {
     /// Has the kernel write a node's dirty pages to us, and drop them. The requests come while this
     /// waits, so the caller holds no lock.
     fn write_back(&self, node: NodeId) {
-        if let Err(error) = self.notifier.inval_inode(INodeNo(node.0), 0, 0) {
+        if let Err(error) = notify::write_back(self.device, node) {
             tracing::warn!(node = node.0, %error, "data in a mapping may be taken for a hole");
         }
     }

@@ -24,6 +24,7 @@ mod dispatch;
 mod files;
 mod ids;
 mod negotiate;
+mod notify;
 mod opcode;
 mod reply;
 mod serve;

@@ -1,6 +1,7 @@
 //! INIT: the flags that kernel and worker agree on, once a connection.
 //!
-//! `fuser` reads the request and writes the answer; everything after it is our own loop.
+//! `fuser` reads the request and writes the answer; everything after it is our own loop. What was
+//! agreed is a plain value: with the descriptor it makes a connection in another process, too.
 //! Invariant: passthrough and the writeback cache exclude each other (the kernel refuses backing
 //! files under it), and so do skipping OPEN and cutting files in OPEN.
 
@@ -9,23 +10,19 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 
 use cowl_core::handover::IoMode;
-use fuser::{Config, Filesystem, InitFlags, KernelConfig, Notifier, Request, Session, SessionACL};
+use fuser::{Config, Filesystem, InitFlags, KernelConfig, Request, Session, SessionACL};
 
 use super::decode::Dialect;
 
 /// Longest write in one request, and so the longest read: 1 MiB.
 pub(super) const MAX_WRITE: u32 = 1 << 20;
 
-/// A negotiated connection of which no request was read yet.
+/// A negotiated connection: the descriptor and what was agreed on it, all that a process needs to
+/// serve it.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    session: Session<Negotiator>,
-    /// The I/O mode that came about.
-    pub(crate) io_mode: IoMode,
-    /// How its requests are laid out.
-    pub(super) dialect: Dialect,
-    /// Whether the kernel keeps what is written for a while before it tells us.
-    pub(super) writes_back: bool,
+    device: OwnedFd,
+    agreed: Agreed,
 }
 
 /// What a mount wants of the kernel.
@@ -40,10 +37,12 @@ pub(crate) struct Wanted {
 }
 
 /// What came of INIT.
-#[derive(Copy, Clone, Debug)]
-struct Agreed {
+#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Agreed {
     io_mode: IoMode,
+    /// How requests are laid out.
     dialect: Dialect,
+    /// Whether the kernel keeps what is written for a while before it tells us.
     writes_back: bool,
 }
 
@@ -60,35 +59,38 @@ impl Connection {
         };
         // The access check of `SessionACL` is part of fuser's own loop; here the mount's
         // allow_other and default_permissions hold.
-        let session = Session::from_fd(negotiator, device, SessionACL::All, Config::default())?;
-        let Agreed {
-            io_mode,
-            dialect,
-            writes_back,
-        } = *agreed.get().ok_or(io::ErrorKind::InvalidData)?;
-        Ok(Self {
-            session,
-            io_mode,
-            dialect,
-            writes_back,
-        })
+        let parley = device.try_clone()?;
+        // It owns no mount, so its end is that of a descriptor.
+        drop(Session::from_fd(
+            negotiator,
+            parley,
+            SessionACL::All,
+            Config::default(),
+        )?);
+        let agreed = *agreed.get().ok_or(io::ErrorKind::InvalidData)?;
+        Ok(Self { device, agreed })
+    }
+
+    /// How its requests are laid out.
+    pub(super) fn dialect(&self) -> Dialect {
+        self.agreed.dialect
+    }
+
+    /// Whether the kernel keeps what is written for a while before it tells us.
+    pub(super) fn writes_back(&self) -> bool {
+        self.agreed.writes_back
     }
 
     /// Whether OPEN may be answered ENOSYS: nothing depends on being asked, and the kernel was not
     /// told to leave truncation to it.
     pub(super) fn may_skip_open(&self) -> bool {
-        !self.io_mode.has_handles()
-    }
-
-    /// For invalidations.
-    pub(super) fn notifier(&self) -> Notifier {
-        self.session.notifier()
+        !self.agreed.io_mode.has_handles()
     }
 }
 
 impl AsFd for Connection {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.session.as_fd()
+        self.device.as_fd()
     }
 }
 

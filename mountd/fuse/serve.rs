@@ -37,7 +37,7 @@ impl<'m> Server<'m> {
     ) -> Self {
         Self {
             device: connection.as_fd(),
-            dialect: connection.dialect,
+            dialect: connection.dialect(),
             dispatcher,
             counters,
         }

@@ -261,6 +261,17 @@ pub(super) struct OutHeader {
     pub(super) unique: u64,
 }
 
+/// `OutHeader::error` of a notification: `FUSE_NOTIFY_INVAL_INODE`.
+pub(super) const NOTIFY_INVAL_INODE: i32 = 2;
+
+#[derive(Copy, Clone, Debug, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(super) struct NotifyInvalInodeOut {
+    pub(super) ino: u64,
+    pub(super) off: i64,
+    pub(super) len: i64,
+}
+
 #[derive(Copy, Clone, Debug, Default, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub(super) struct AttrBody {
@@ -390,6 +401,7 @@ mod tests {
             (size_of::<LseekIn>(), 24),
             (size_of::<CopyFileRangeIn>(), 56),
             (size_of::<OutHeader>(), 16),
+            (size_of::<NotifyInvalInodeOut>(), 24),
             (size_of::<AttrBody>(), 88),
             (size_of::<EntryOut>(), 128),
             (size_of::<AttrOut>(), 104),

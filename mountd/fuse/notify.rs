@@ -1,0 +1,74 @@
+//! Notifications: what we tell the kernel unasked.
+//!
+//! Invariant: none is a matter of correctness of an answer that was given; the kernel refuses one
+//! (ENOENT) for a node that it does not know, and that is no error.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use rustix::io::Errno;
+use zerocopy::{Immutable, IntoBytes};
+
+use super::wire;
+use crate::overlay::NodeId;
+
+/// The kernel drops what it knows of a node's attributes; its pages stay.
+pub(super) fn invalidate_attributes(device: BorrowedFd<'_>, node: NodeId) -> io::Result<()> {
+    invalidate(device, node, -1)
+}
+
+/// The kernel writes a node's dirty pages to us, and drops all of them. Those requests come while
+/// this waits, so the caller holds no lock.
+pub(super) fn write_back(device: BorrowedFd<'_>, node: NodeId) -> io::Result<()> {
+    invalidate(device, node, 0)
+}
+
+/// `offset`: from which byte on pages are dropped; none if it is negative.
+fn invalidate(device: BorrowedFd<'_>, node: NodeId, offset: i64) -> io::Result<()> {
+    let payload = wire::NotifyInvalInodeOut {
+        ino: node.0,
+        off: offset,
+        len: 0,
+    };
+    match notify(device, wire::NOTIFY_INVAL_INODE, &payload) {
+        Err(Errno::NOENT) => Ok(()),
+        outcome => Ok(outcome?),
+    }
+}
+
+fn notify(
+    device: BorrowedFd<'_>,
+    code: i32,
+    payload: &(impl IntoBytes + Immutable),
+) -> Result<(), Errno> {
+    let payload = payload.as_bytes();
+    let len = size_of::<wire::OutHeader>() + payload.len();
+    let header = wire::OutHeader {
+        len: u32::try_from(len).map_err(|_beyond_u32| Errno::MSGSIZE)?,
+        // Of a notification, which answers no request, this is the code.
+        error: code,
+        unique: 0,
+    };
+    let message = [header.as_bytes(), payload].concat();
+    // The kernel takes a message whole or not at all.
+    rustix::io::retry_on_intr(|| rustix::io::write(device, &message)).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn invalidations_are_laid_out_as_in_the_kernels_header() {
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        invalidate_attributes(writer.as_fd(), NodeId(7)).unwrap();
+        let mut message = [0; 64];
+        assert_eq!(rustix::io::read(&reader, &mut message).unwrap(), 40);
+        let head = [40_u32.to_ne_bytes(), 2_i32.to_ne_bytes(), [0; 4], [0; 4]].concat();
+        assert_eq!(message[..16], head);
+        let node = [7_u64.to_ne_bytes(), (-1_i64).to_ne_bytes(), [0; 8]].concat();
+        assert_eq!(message[16..40], node);
+    }
+}
