@@ -1,30 +1,35 @@
 //! The keeper: the process that makes a mount and holds it until it is unmounted.
 //!
 //! It opens the FUSE connection, makes a detached mount, starts the worker and sends the mount to
-//! the engine. From then on it holds the connection, so that clients of a dead worker get an error
-//! only after it is logged, and the lease, so that gc keeps the tree's objects. A failure before
-//! the mount is ready is sent to the engine as one line and leaves nothing behind.
+//! the engine. From then on it holds the connection, so that clients of a dead worker wait instead
+//! of getting an error, what a worker is made of, and the lease, so that gc keeps the tree's
+//! objects. A worker that is killed or crashes is followed by another ([`successor`]); where that
+//! cannot be, the mount is cut off, and the log says so. A failure before the mount is ready is
+//! sent to the engine as one line and leaves nothing behind.
 //!
 //! Invariants: it takes no request off the connection; descriptors it doesn't hold for the mount's
 //! life are closed once the worker runs; once the mount answers, it and the worker are in mount
-//! namespaces of their own, so that the caller's can end and the mount with it, and it has no
-//! capability; it ends with 0 exactly when the mount was unmounted.
+//! namespaces of their own, so that the caller's can end and the mount with it, and no capability
+//! is in effect in it; it ends with 0 exactly when the mount was unmounted.
+
+mod successor;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 
 use cowl_core::handover::{
-    Descriptors, HandoverError, Message, MountFailed, MountReady, MountRequest, Role, WorkerReady,
-    WorkerRequest, pair, receive, send,
+    Descriptors, HandoverError, IoMode, Message, MountFailed, MountReady, MountRequest, Role,
+    WorkerReady, WorkerRequest, pair, receive, send,
 };
 use rustix::mount::MountAttrFlags;
+use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 use rustix::thread::CapabilitySet;
 
 use crate::failure::OrFail;
 use crate::mount::{MountParameters, make_mount, open_device, read_only_clone};
-use crate::{counters, process};
+use crate::{counters, journal, process, worker};
 
 /// Makes the mount that is requested over `socket` and holds it until it is unmounted.
 pub fn run(socket: OwnedFd) -> ExitCode {
@@ -47,35 +52,58 @@ pub fn run(socket: OwnedFd) -> ExitCode {
 /// A mount that is ready.
 #[derive(Debug)]
 struct Kept {
-    name: String,
-    worker: Child,
-    /// Never read: the connection lives as long as this is open.
-    device: OwnedFd,
-    lease: OwnedFd,
-    counters: OwnedFd,
+    worker: Pid,
+    /// What the worker was told to serve. Of its descriptors the connection is never read: it lives
+    /// as long as it is open.
+    order: Order,
 }
 
-impl Kept {
-    fn hold(mut self) -> ExitCode {
-        let ended = self.worker.wait();
-        // Closing the connection fails the requests that clients still wait for.
-        drop((self.device, self.lease, self.counters));
-        match ended {
-            Ok(status) if status.success() => {
-                tracing::info!(name = self.name, "unmounted");
-                ExitCode::SUCCESS
+/// What a worker is started with.
+#[derive(Debug)]
+struct Order {
+    request: WorkerRequest,
+    /// By the request's roles.
+    files: Vec<OwnedFd>,
+}
+
+impl Order {
+    fn add(&mut self, role: Role, file: OwnedFd) {
+        self.request.roles.push(role);
+        self.files.push(file);
+    }
+
+    fn file(&self, role: Role) -> Option<&OwnedFd> {
+        let roles = self.request.roles.iter();
+        let mut files = roles.zip(&self.files);
+        files.find(|(of, _)| **of == role).map(|(_, file)| file)
+    }
+
+    /// Closes all files but those in `roles`.
+    fn keep_only(&mut self, roles: &[Role]) {
+        let was = std::mem::take(&mut self.request.roles);
+        for (role, file) in was.into_iter().zip(std::mem::take(&mut self.files)) {
+            if roles.contains(&role) {
+                self.add(role, file);
             }
-            Ok(status) => {
-                tracing::error!(
-                    name = self.name,
-                    "the worker died ({status}); the mount is cut off"
-                );
-                ExitCode::FAILURE
-            }
-            Err(error) => {
-                tracing::error!(name = self.name, %error, "cannot wait for the worker; the mount is cut off");
-                ExitCode::FAILURE
-            }
+        }
+    }
+
+    /// Has the worker at the other end of `socket` serve, and waits until it does. The outer error
+    /// is that of talking to it, the inner one its own.
+    fn give(
+        &self,
+        socket: BorrowedFd<'_>,
+    ) -> Result<Result<WorkerReady, MountFailed>, HandoverError> {
+        let files: Vec<_> = self.files.iter().map(AsFd::as_fd).collect();
+        send(
+            socket,
+            &Message::WorkerRequest(self.request.clone()),
+            &files,
+        )?;
+        match receive(socket)? {
+            (Message::WorkerReady(ready), _) => Ok(Ok(ready)),
+            (Message::MountFailed(failed), _) => Ok(Err(failed)),
+            (other, _) => Err(HandoverError::Unexpected(other.name())),
         }
     }
 }
@@ -85,42 +113,51 @@ fn establish(socket: BorrowedFd<'_>) -> Result<Kept, MountFailed> {
         (Message::MountRequest(request), files) => (request, files),
         (other, _) => return Err(HandoverError::Unexpected(other.name()).into()),
     };
-    let lease = files.take(Role::Lease)?;
     let device = open_device()?;
     let mount = make_requested(&request, device.as_fd())?;
     let counters = counters::device_of(&mount)
         .and_then(counters::create)
         .or_fail("cannot make the request counters")?;
-    let (mut worker, ready) = start_worker(
-        &request,
-        &mut files,
-        device.as_fd(),
-        lease.as_fd(),
-        counters.as_fd(),
-    )?;
-    if let Err(error) = process::confine(CapabilitySet::empty()) {
-        end(&mut worker);
+    let order = order(&request, &mut files, device, counters)?;
+    let (worker, ready) = start_worker(&order)?;
+    let mut kept = Kept { worker, order };
+    if let Err(error) = kept.prepare(ready.io_mode) {
+        end(kept.worker);
         return Err(error);
     }
     let answer = MountReady {
         io_mode: ready.io_mode,
-        worker: worker.id(),
+        worker: kept.worker.as_raw_nonzero().get().cast_unsigned(),
         roles: vec![Role::Mount],
     };
     if let Err(error) = send(socket, &Message::MountReady(answer), &[mount.as_fd()]) {
         // The engine is gone. Closing the mount ends the connection, and so the worker.
         drop(mount);
-        end(&mut worker);
+        end(kept.worker);
         return Err(error.into());
     }
-    tracing::info!(name = request.name, io_mode = %ready.io_mode, worker = worker.id(), "mounted");
-    Ok(Kept {
-        name: request.name,
-        worker,
-        device,
-        lease,
-        counters,
-    })
+    tracing::info!(name = request.name, io_mode = %ready.io_mode, worker = %kept.worker, "mounted");
+    Ok(kept)
+}
+
+impl Kept {
+    /// Gives up what is not needed any more. What another worker would need stays, if there can be
+    /// one, its capabilities out of effect.
+    fn prepare(&mut self, io_mode: IoMode) -> Result<(), MountFailed> {
+        let journal = self.order.file(Role::Journal);
+        let can_be_followed = journal
+            .map_or(Ok(false), journal::allows_a_successor)
+            .or_fail("cannot read the journal")?;
+        let permitted = if can_be_followed {
+            let writable = self.order.file(Role::Upper).is_some();
+            worker::needed(writable, io_mode)
+        } else {
+            self.order
+                .keep_only(&[Role::Fuse, Role::Lease, Role::Counters]);
+            CapabilitySet::empty()
+        };
+        process::confine(CapabilitySet::empty(), permitted)
+    }
 }
 
 /// The mount that a request asks for.
@@ -135,15 +172,13 @@ fn make_requested(request: &MountRequest, device: BorrowedFd<'_>) -> Result<Owne
     make_mount(&parameters, device)
 }
 
-/// Starts the worker and waits until it serves; takes what it needs out of `files`.
-fn start_worker(
+/// What the worker is to be started with; takes what it needs out of `files`.
+fn order(
     request: &MountRequest,
     files: &mut Descriptors,
-    device: BorrowedFd<'_>,
-    lease: BorrowedFd<'_>,
-    counters: BorrowedFd<'_>,
-) -> Result<(Child, WorkerReady), MountFailed> {
-    let tree = files.take(Role::Tree)?;
+    device: OwnedFd,
+    counters: OwnedFd,
+) -> Result<Order, MountFailed> {
     let objects = files.take(Role::Objects)?;
     let (objects, objects_read_only) = match read_only_clone(objects.as_fd()) {
         Ok(clone) => (clone, true),
@@ -152,55 +187,56 @@ fn start_worker(
             (objects, false)
         }
     };
-    let mut roles = vec![
-        Role::Fuse,
-        Role::Lease,
-        Role::Counters,
-        Role::Tree,
-        Role::Objects,
-    ];
-    let mut handed = vec![device, lease, counters, tree.as_fd(), objects.as_fd()];
-    let upper = files.take_if_any(Role::Upper);
-    let work = files.take_if_any(Role::Work);
-    for (role, directory) in [(Role::Upper, &upper), (Role::Work, &work)] {
-        if let Some(directory) = directory {
-            roles.push(role);
-            handed.push(directory.as_fd());
+    let mut order = Order {
+        request: WorkerRequest {
+            name: request.name.clone(),
+            chain: request.chain,
+            io_mode: request.io_mode,
+            objects_read_only,
+            roles: Vec::new(),
+        },
+        files: Vec::new(),
+    };
+    order.add(Role::Fuse, device);
+    order.add(Role::Lease, files.take(Role::Lease)?);
+    order.add(Role::Counters, counters);
+    order.add(Role::Tree, files.take(Role::Tree)?);
+    order.add(Role::Objects, objects);
+    for role in [Role::Upper, Role::Work] {
+        if let Some(directory) = files.take_if_any(role) {
+            order.add(role, directory);
         }
     }
-    let order = WorkerRequest {
-        name: request.name.clone(),
-        chain: request.chain,
-        io_mode: request.io_mode,
-        objects_read_only,
-        roles,
-    };
-    let (ours, theirs) = pair()?;
-    let mut worker = spawn_worker(theirs).or_fail("cannot start a worker")?;
-    match send(ours.as_fd(), &Message::WorkerRequest(order), &handed)
-        .and_then(|()| receive(ours.as_fd()))
-    {
-        Ok((Message::WorkerReady(ready), _)) => Ok((worker, ready)),
-        Ok((Message::MountFailed(failed), _)) => {
-            end(&mut worker);
-            Err(failed)
+    match journal::create() {
+        Ok(journal) => order.add(Role::Journal, journal),
+        Err(error) => {
+            tracing::info!(%error, "no memory for a journal, so the mount does not outlive its worker");
         }
-        Ok((other, _)) => {
-            end(&mut worker);
-            Err(HandoverError::Unexpected(other.name()).into())
+    }
+    Ok(order)
+}
+
+/// Starts the worker and waits until it serves.
+fn start_worker(order: &Order) -> Result<(Pid, WorkerReady), MountFailed> {
+    let (ours, theirs) = pair()?;
+    let worker = spawn_worker(theirs).or_fail("cannot start a worker")?;
+    match order.give(ours.as_fd()) {
+        Ok(Ok(ready)) => Ok((worker, ready)),
+        Ok(Err(failed)) => {
+            end(worker);
+            Err(failed)
         }
         Err(HandoverError::Closed) => {
             // Its end of the socket closes with it, so it is dead or about to be.
-            let how = worker
-                .wait()
-                .map_or_else(|_| String::new(), |status| format!(" ({status})"));
+            let how = wait(worker)
+                .map_or_else(|_| String::new(), |status| format!(" ({})", said(status)));
             Err(MountFailed {
                 what: format!("the worker died before the mount answered{how}"),
                 errno: 0,
             })
         }
         Err(error) => {
-            end(&mut worker);
+            end(worker);
             Err(error.into())
         }
     }
@@ -208,19 +244,37 @@ fn start_worker(
 
 /// This very program again, also if its file was replaced since. Its only descriptor but the
 /// standard ones is the socket, as 0.
-fn spawn_worker(socket: OwnedFd) -> io::Result<Child> {
-    Command::new("/proc/self/exe")
+fn spawn_worker(socket: OwnedFd) -> io::Result<Pid> {
+    let worker = Command::new("/proc/self/exe")
         .arg0("cowl-mountd")
         .arg("worker")
         .env_clear()
         .stdin(socket)
         .stdout(Stdio::null())
-        .spawn()
+        .spawn()?;
+    let number = i32::try_from(worker.id()).map_err(io::Error::other)?;
+    Pid::from_raw(number).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// Waits for a worker's end, with that of all its threads.
+fn wait(worker: Pid) -> io::Result<WaitStatus> {
+    let ended =
+        rustix::io::retry_on_intr(|| rustix::process::waitpid(Some(worker), WaitOptions::empty()))?;
+    ended
+        .map(|(_, status)| status)
+        .ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
+/// A status as the standard library says it.
+fn said(status: WaitStatus) -> String {
+    use std::os::unix::process::ExitStatusExt;
+    std::process::ExitStatus::from_raw(status.as_raw()).to_string()
 }
 
 /// Kills and reaps a worker.
-fn end(worker: &mut Child) {
-    if let Err(error) = worker.kill().and_then(|()| worker.wait()) {
+fn end(worker: Pid) {
+    let killed = rustix::process::kill_process(worker, Signal::KILL);
+    if let Err(error) = killed.map_err(io::Error::from).and_then(|()| wait(worker)) {
         tracing::warn!(%error, "cannot end the worker");
     }
 }

@@ -11,6 +11,7 @@ pub mod counters;
 pub mod dropin;
 mod failure;
 pub mod fuse;
+mod journal;
 pub mod keeper;
 mod lru;
 mod mount;

@@ -50,20 +50,46 @@ pub(crate) fn begin_serving() -> io::Result<()> {
 }
 
 /// Leaves the caller's mount namespace, so that it can end while the mount lives, and gives up
-/// every capability but those in `kept`, for good. For a process of one thread that has started
-/// whatever it has to start; threads that it starts later have the same.
+/// capabilities as [`restrict`] does. For a process of one thread that has executed whatever it has
+/// to execute; threads that it starts later have the same.
 ///
 /// Where the mount namespace cannot be left the process stays in it, and the log says so.
-pub(crate) fn confine(kept: CapabilitySet) -> Result<(), MountFailed> {
+pub(crate) fn confine(
+    effective: CapabilitySet,
+    permitted: CapabilitySet,
+) -> Result<(), MountFailed> {
     if let Err(error) = sys::namespace::leave() {
         tracing::warn!(%error, "this process stays among its caller's mounts, and may keep them from ending");
     }
-    drop_capabilities(kept).or_fail("cannot give up capabilities")
+    restrict(effective, permitted)
 }
 
-fn drop_capabilities(kept: CapabilitySet) -> Result<(), Errno> {
+/// Gives up every capability but those in `permitted`, for good; those in `effective` are in
+/// effect.
+pub(crate) fn restrict(
+    effective: CapabilitySet,
+    permitted: CapabilitySet,
+) -> Result<(), MountFailed> {
+    drop_capabilities(effective, permitted).or_fail("cannot give up capabilities")
+}
+
+/// What a successor begins with, in a process forked off the keeper: a session of its own, and all
+/// capabilities that the keeper has left, in effect.
+pub(crate) fn begin_successor() -> Result<(), Errno> {
+    rustix::process::setsid()?;
     let held = capabilities(None)?;
-    let kept = kept & held.permitted;
+    set_capabilities(
+        None,
+        CapabilitySets {
+            effective: held.permitted,
+            ..held
+        },
+    )
+}
+
+fn drop_capabilities(effective: CapabilitySet, permitted: CapabilitySet) -> Result<(), Errno> {
+    let held = capabilities(None)?;
+    let kept = permitted & held.permitted;
     clear_ambient_capability_set()?;
     if held.effective.contains(CapabilitySet::SETPCAP) {
         for number in 0..u64::BITS {
@@ -79,7 +105,7 @@ fn drop_capabilities(kept: CapabilitySet) -> Result<(), Errno> {
     set_capabilities(
         None,
         CapabilitySets {
-            effective: kept,
+            effective: effective & kept,
             permitted: kept,
             inheritable: CapabilitySet::empty(),
         },

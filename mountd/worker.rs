@@ -1,7 +1,8 @@
 //! The worker: serves one mount, using only the descriptors it was sent.
 //!
 //! It negotiates the connection, builds the overlay over the tree and the upper, tells the keeper
-//! that it serves, and does so until the mount is gone. Invariants: it opens no path of the host
+//! that it serves, and does so until the mount is gone. A worker that follows on one that died
+//! takes over what that one negotiated, and finds its files in the upper again. Invariants: it opens no path of the host
 //! but beneath the directories it was handed; it says [`WorkerReady`] or [`MountFailed`] exactly
 //! once; it ends with 0 exactly when the mount was unmounted.
 
@@ -9,6 +10,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use cowl_core::digest::{ChainId, Sha256Digest};
 use cowl_core::handover::{
@@ -20,7 +22,8 @@ use rustix::thread::{CapabilitySet, capabilities};
 
 use crate::counters::Counters;
 use crate::failure::{OrFail, failure};
-use crate::fuse::{Connection, Dispatcher, End, IdMap, Server, Wanted, probe_backing};
+use crate::fuse::{Agreed, Connection, Dispatcher, End, IdMap, Server, Wanted, probe_backing};
+use crate::journal::Journal;
 use crate::overlay::{Config, LowerParts, Overlay, Rules, UpperDirs};
 use crate::process;
 
@@ -30,15 +33,24 @@ const STACKED: [u64; 2] = [0x794c_7630, 0x6573_5546];
 
 /// Serves the mount that is requested over `socket` until it is unmounted.
 pub fn run(socket: OwnedFd) -> ExitCode {
+    if serve_to_the_end(socket) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+/// As [`run`]; whether the mount was unmounted.
+pub(crate) fn serve_to_the_end(socket: OwnedFd) -> bool {
     match serve(socket) {
-        Ok(End::Unmounted) => ExitCode::SUCCESS,
+        Ok(End::Unmounted) => true,
         Ok(End::Aborted) => {
             tracing::error!("the connection was cut");
-            ExitCode::FAILURE
+            false
         }
         Err(error) => {
             tracing::error!("{error}");
-            ExitCode::FAILURE
+            false
         }
     }
 }
@@ -50,16 +62,22 @@ fn serve(socket: OwnedFd) -> Result<End, MountFailed> {
         overlay,
         counters,
         io_mode,
+        journal,
         lease: _held,
     } = &mount;
-    // While there is one thread, and before the keeper is told.
-    let confined = process::confine(needed(overlay.is_writable(), *io_mode));
+    let needed = needed(overlay.is_writable(), *io_mode);
+    // While there is one thread, and before the keeper is told. A successor begins where its
+    // keeper is.
+    let confined = match journal {
+        Some(journal) if journal.is_inherited() => process::restrict(needed, needed),
+        _ => process::confine(needed, needed),
+    };
     told(socket.as_fd(), confined)?;
     let ids = IdMap::default();
     let dispatcher =
         Dispatcher::new(overlay, connection, &ids).or_fail("cannot tell our capabilities");
     let dispatcher = told(socket.as_fd(), dispatcher)?;
-    let server = Server::new(connection, dispatcher, counters);
+    let server = Server::new(connection, dispatcher, counters, journal.as_deref());
     let ready = Message::WorkerReady(WorkerReady { io_mode: *io_mode });
     server
         .run(move || send(socket.as_fd(), &ready, &[]).map_err(io::Error::other))
@@ -113,6 +131,7 @@ struct Mount {
     counters: Counters,
     /// How files are served.
     io_mode: IoMode,
+    journal: Option<Arc<Journal>>,
     /// The lock lives as long as this process or its keeper.
     lease: OwnedFd,
 }
@@ -126,6 +145,9 @@ fn prepare(socket: BorrowedFd<'_>) -> Result<Mount, MountFailed> {
     let lease = files.take(Role::Lease)?;
     let counters = files.take(Role::Counters)?;
     let counters = Counters::map(counters.as_fd()).or_fail("cannot map the request counters")?;
+    let journal = files.take_if_any(Role::Journal);
+    let journal = journal.map(|memory| Journal::map(memory.as_fd()).map(Arc::new));
+    let journal = journal.transpose().or_fail("cannot map the journal")?;
     let tree = files.take(Role::Tree)?;
     let tree = Tree::open(&File::from(tree))
         .map_err(|error| failure("cannot open the merged tree", &io::Error::other(error)))?;
@@ -149,13 +171,7 @@ fn prepare(socket: BorrowedFd<'_>) -> Result<Mount, MountFailed> {
         writable: upper.is_some(),
         acls: true,
     };
-    let connection = Connection::negotiate(device, wanted).map_err(|error| {
-        if error.kind() == io::ErrorKind::Unsupported {
-            no_passthrough("the kernel does not offer it (it needs Linux 6.9)")
-        } else {
-            failure("negotiating with the kernel", &error)
-        }
-    })?;
+    let connection = connect(device, wanted, journal.as_deref())?;
     if io_mode == IoMode::Passthrough {
         let work = upper.as_ref().map(|dirs| dirs.work.as_fd());
         try_backing(&connection, &tree, objects.as_fd(), work)
@@ -170,17 +186,44 @@ fn prepare(socket: BorrowedFd<'_>) -> Result<Mount, MountFailed> {
         upper,
         io_mode,
         rules: Rules::default(),
+        journal: journal.clone(),
     };
     let overlay = Overlay::new(config).map_err(|error| MountFailed {
         what: error.to_string(),
         errno: 0,
     })?;
+    if let (Some(journal), Some(agreed)) = (&journal, connection.agreed().to_word()) {
+        journal.set_agreed(agreed);
+    }
     Ok(Mount {
         connection,
         overlay,
         counters,
         io_mode,
+        journal,
         lease,
+    })
+}
+
+/// Negotiates the connection, or takes it over from a worker that did.
+fn connect(
+    device: OwnedFd,
+    wanted: Wanted,
+    journal: Option<&Journal>,
+) -> Result<Connection, MountFailed> {
+    if let Some(agreed) = journal.and_then(Journal::agreed) {
+        let agreed = Agreed::of_word(agreed).ok_or(io::ErrorKind::InvalidData);
+        return agreed
+            .map_err(io::Error::from)
+            .and_then(|agreed| Connection::take_over(device, agreed))
+            .or_fail("taking the connection over from a dead worker");
+    }
+    Connection::negotiate(device, wanted).map_err(|error| {
+        if error.kind() == io::ErrorKind::Unsupported {
+            no_passthrough("the kernel does not offer it (it needs Linux 6.9)")
+        } else {
+            failure("negotiating with the kernel", &error)
+        }
     })
 }
 

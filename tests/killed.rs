@@ -8,7 +8,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use cowl_tests::busybox::{Running, containers, shop};
 use cowl_tests::command::{program, run, shell};
 use cowl_tests::profile::{NEVER, directory, processes, readable, root, user};
-use cowl_tests::requests::worker;
+use cowl_tests::requests::{cut_off, keeper, worker};
 use cowl_tests::store::Store;
 
 /// How often a worker is killed.
@@ -49,10 +49,7 @@ fn an_upper_survives_its_worker() {
             .spawn()
             .unwrap();
         wait_for_lines(&made, 20 + round * 7);
-        let victim = worker();
-        let pidfd = pidfd_open(victim, PidfdFlags::empty()).unwrap();
-        kill_process(victim, Signal::KILL).unwrap();
-        assert!(readable(&pidfd, NEVER));
+        cut_off();
         changer.wait().unwrap();
         mount.unmount();
 
@@ -262,7 +259,7 @@ fn a_container_without_its_worker_is_no_success() {
     let store = shop("store");
     let script = "ready; i=0; while : > /srv/$i; do i=$((i + 1)); done; exit 0";
     let running = Running::start(&store, &["--name", "cut"], script);
-    kill_process(worker(), Signal::KILL).unwrap();
+    cut_off();
     assert_eq!(running.end(), 125);
     store.ok(["rm", "cut"]);
     assert_eq!(containers(&store), [""; 0]);
@@ -294,14 +291,10 @@ fn kill_all(name: &str) {
 fn the_death_of_a_worker_is_in_the_log() {
     let store = shop("store");
     let mount = store.mount("shop", "mnt");
-    let victim = worker();
-    let (keeper, _) = processes()
-        .into_iter()
-        .find(|(_, line)| line.contains("cowl-mountd") && line.contains("keeper"))
-        .expect("a keeper");
-    let keeper = pidfd_open(keeper, PidfdFlags::empty()).unwrap();
-    kill_process(victim, Signal::ABORT).unwrap();
-    assert!(readable(&keeper, NEVER));
+    kill_process(worker(), Signal::ABORT).unwrap();
+    // Answered by the next one, where there is one.
+    run(program("ls", ["-lR"]).arg(mount.path()));
+    cut_off();
     let log = fs::read_to_string(store.root().join("mountd.log")).unwrap();
     assert!(
         log.contains("shop") && log.contains("the worker died (signal: 6"),
@@ -327,10 +320,7 @@ fn a_killed_keeper_takes_the_mount_along() {
     root(|| {
         let store = shop("store");
         let mount = store.mount("shop", "mnt");
-        let (keeper, _) = processes()
-            .into_iter()
-            .find(|(_, line)| line.contains("cowl-mountd") && line.contains("keeper"))
-            .expect("a keeper");
+        let keeper = keeper();
         let pidfd = pidfd_open(keeper, PidfdFlags::empty()).unwrap();
         kill_process(keeper, Signal::KILL).unwrap();
         assert!(readable(&pidfd, NEVER));

@@ -81,6 +81,7 @@ fn serve(mounting: Mounting, ready: impl FnOnce(u64) -> io::Result<()>) -> Resul
             user_marks: options.user_marks,
             no_acl: options.no_acl,
         },
+        journal: None,
     })
     .map_err(|error| MountFailed {
         what: error.to_string(),
@@ -91,7 +92,8 @@ fn serve(mounting: Mounting, ready: impl FnOnce(u64) -> io::Result<()>) -> Resul
         .or_fail(format!("cannot mount at {}", at.display()))?;
     // From here on it ends when it is unmounted there.
     drop(mount);
-    if let Err(error) = process::confine(worker::needed(overlay.is_writable(), io_mode)) {
+    let needed = worker::needed(overlay.is_writable(), io_mode);
+    if let Err(error) = process::confine(needed, needed) {
         if let Err(left) = unmount(&at, UnmountFlags::DETACH) {
             tracing::error!(%left, "cannot unmount again");
         }
@@ -99,7 +101,7 @@ fn serve(mounting: Mounting, ready: impl FnOnce(u64) -> io::Result<()>) -> Resul
     }
     let dispatcher =
         Dispatcher::new(&overlay, &connection, &ids).or_fail("cannot tell our capabilities")?;
-    let server = Server::new(&connection, dispatcher, &counters);
+    let server = Server::new(&connection, dispatcher, &counters, None);
     match server
         .run(|| ready(device_number))
         .or_fail("serving the mount")?

@@ -41,6 +41,16 @@ pub(super) struct Header {
 }
 
 impl Header {
+    /// The number that a request keeps when it comes again.
+    pub(super) fn first_unique(&self) -> u64 {
+        self.unique & !wire::UNIQUE_RESEND
+    }
+
+    /// Whether a process that has died since had read it.
+    pub(super) fn is_again(&self) -> bool {
+        self.unique & wire::UNIQUE_RESEND != 0
+    }
+
     /// Reads the header of a request that was received whole.
     pub(super) fn read(request: &[u8]) -> Result<Self, Malformed> {
         let (header, rest) =

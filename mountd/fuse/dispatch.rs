@@ -347,7 +347,7 @@ impl Dispatcher<'_> {
     }
 
     /// A name's node as the kernel is told it.
-    fn shown(&self, entry: Entry) -> Entry {
+    pub(super) fn shown(&self, entry: Entry) -> Entry {
         Entry {
             attr: self.ids.shown(&entry.attr),
             ..entry

@@ -17,6 +17,7 @@
 //! | IOCTL | ENOTTY: no file is a terminal or has flags of its own |
 //! | entries, attributes, absent names | valid for good: all changes come as requests |
 
+mod again;
 mod backing;
 mod buffer;
 mod decode;
@@ -34,7 +35,7 @@ mod wire;
 pub(crate) use backing::probe as probe_backing;
 pub(crate) use dispatch::Dispatcher;
 pub use ids::{IdMap, Kind as IdKind};
-pub(crate) use negotiate::{Connection, Wanted};
+pub(crate) use negotiate::{Agreed, Connection, Wanted};
 pub use opcode::name as request_name;
 pub(crate) use serve::Server;
 pub(crate) use threads::End;

@@ -13,6 +13,7 @@ use cowl_core::handover::IoMode;
 use fuser::{Config, Filesystem, InitFlags, KernelConfig, Request, Session, SessionACL};
 
 use super::decode::Dialect;
+use super::notify;
 
 /// Longest write in one request, and so the longest read: 1 MiB.
 pub(super) const MAX_WRITE: u32 = 1 << 20;
@@ -44,6 +45,40 @@ pub(crate) struct Agreed {
     dialect: Dialect,
     /// Whether the kernel keeps what is written for a while before it tells us.
     writes_back: bool,
+    /// Whether the kernel asks again what it was not answered (`FUSE_NOTIFY_RESEND`, Linux 6.9).
+    resends: bool,
+}
+
+impl Agreed {
+    /// As a number other than 0, for another process; None where no other process can serve on:
+    /// requests that were read would stay unanswered, or handles of open files mean nothing to it.
+    pub(crate) fn to_word(self) -> Option<u64> {
+        let mode = match self.io_mode {
+            IoMode::Cached => 0,
+            IoMode::Writeback => 1,
+            IoMode::Passthrough => return None,
+        };
+        let bit = |is: bool, bit: u32| u64::from(is) << bit;
+        let word = 1 | mode << 1 | bit(self.dialect.long_setxattr, 2) | bit(self.writes_back, 3);
+        self.resends.then_some(word)
+    }
+
+    /// The inverse of [`to_word`](Self::to_word).
+    pub(crate) fn of_word(word: u64) -> Option<Self> {
+        let bit = |bit: u32| word >> bit & 1 != 0;
+        (bit(0) && word >> 4 == 0).then(|| Self {
+            io_mode: if bit(1) {
+                IoMode::Writeback
+            } else {
+                IoMode::Cached
+            },
+            dialect: Dialect {
+                long_setxattr: bit(2),
+            },
+            writes_back: bit(3),
+            resends: true,
+        })
+    }
 }
 
 impl Connection {
@@ -69,6 +104,18 @@ impl Connection {
         )?);
         let agreed = *agreed.get().ok_or(io::ErrorKind::InvalidData)?;
         Ok(Self { device, agreed })
+    }
+
+    /// A connection that another process has negotiated, and from which no process reads any more.
+    /// What was read from it and not answered comes again, before anything new.
+    pub(crate) fn take_over(device: OwnedFd, agreed: Agreed) -> io::Result<Self> {
+        notify::resend(device.as_fd())?;
+        Ok(Self { device, agreed })
+    }
+
+    /// What was agreed on.
+    pub(crate) fn agreed(&self) -> Agreed {
+        self.agreed
     }
 
     /// How its requests are laid out.
@@ -135,6 +182,7 @@ impl Filesystem for Negotiator {
             io_mode,
             dialect,
             writes_back: flags.contains(InitFlags::FUSE_WRITEBACK_CACHE),
+            resends: flags.contains(InitFlags::FUSE_HAS_RESEND),
         };
         self.agreed
             .set(agreed)
@@ -161,6 +209,8 @@ fn always() -> InitFlags {
         | InitFlags::FUSE_ASYNC_DIO
         // Tells an aborted connection (ECONNABORTED) from an unmounted one (ENODEV).
         | InitFlags::FUSE_ABORT_ERROR
+        // A request that a dead worker had read is marked when it comes again.
+        | InitFlags::FUSE_HAS_RESEND
 }
 
 fn flags_of(io_mode: IoMode, writable: bool) -> InitFlags {
@@ -170,5 +220,43 @@ fn flags_of(io_mode: IoMode, writable: bool) -> InitFlags {
         // it is only for mounts that can be written.
         IoMode::Writeback if writable => InitFlags::FUSE_WRITEBACK_CACHE,
         IoMode::Cached | IoMode::Writeback => InitFlags::empty(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_agreed_survives_as_a_word() {
+        for number in 0..8_u32 {
+            let bit = |bit: u32| number >> bit & 1 != 0;
+            let agreed = Agreed {
+                io_mode: if bit(0) {
+                    IoMode::Writeback
+                } else {
+                    IoMode::Cached
+                },
+                dialect: Dialect {
+                    long_setxattr: bit(1),
+                },
+                writes_back: bit(2),
+                resends: true,
+            };
+            let word = agreed.to_word().unwrap();
+            assert_eq!(Agreed::of_word(word), Some(agreed));
+            let lost = Agreed {
+                resends: false,
+                ..agreed
+            };
+            assert_eq!(lost.to_word(), None);
+            let with_handles = Agreed {
+                io_mode: IoMode::Passthrough,
+                ..agreed
+            };
+            assert_eq!(with_handles.to_word(), None);
+        }
+        assert_eq!(Agreed::of_word(0), None);
+        assert_eq!(Agreed::of_word(1 << 4 | 1), None);
     }
 }

@@ -1,7 +1,7 @@
 //! Notifications: what we tell the kernel unasked.
 //!
-//! Invariant: none is a matter of correctness of an answer that was given; the kernel refuses one
-//! (ENOENT) for a node that it does not know, and that is no error.
+//! Invariant: no answer that was given depends on one. The kernel refuses one (ENOENT) for a node
+//! that it does not know, and that is no error.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -32,6 +32,15 @@ fn invalidate(device: BorrowedFd<'_>, node: NodeId, offset: i64) -> io::Result<(
     };
     match notify(device, wire::NOTIFY_INVAL_INODE, &payload) {
         Err(Errno::NOENT) => Ok(()),
+        outcome => Ok(outcome?),
+    }
+}
+
+/// The kernel asks again what was read and not answered. A connection that has ended has nothing
+/// left to ask, as the next read says.
+pub(super) fn resend(device: BorrowedFd<'_>) -> io::Result<()> {
+    match notify(device, wire::NOTIFY_RESEND, &[0_u8; 0]) {
+        Err(Errno::NODEV | Errno::NOTCONN | Errno::PERM) => Ok(()),
         outcome => Ok(outcome?),
     }
 }
@@ -68,7 +77,12 @@ mod tests {
         assert_eq!(rustix::io::read(&reader, &mut message).unwrap(), 40);
         let head = [40_u32.to_ne_bytes(), 2_i32.to_ne_bytes(), [0; 4], [0; 4]].concat();
         assert_eq!(message[..16], head);
+        // Without a payload.
+        resend(writer.as_fd()).unwrap();
         let node = [7_u64.to_ne_bytes(), (-1_i64).to_ne_bytes(), [0; 8]].concat();
         assert_eq!(message[16..40], node);
+        assert_eq!(rustix::io::read(&reader, &mut message).unwrap(), 16);
+        let head = [16_u32.to_ne_bytes(), 7_i32.to_ne_bytes(), [0; 4], [0; 4]].concat();
+        assert_eq!(message[..16], head);
     }
 }

@@ -8,12 +8,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use rustix::io::Errno;
 
+use super::again::Before;
 use super::decode::{Dialect, Header, Malformed};
 use super::dispatch::{Answer, Dispatcher};
 use super::negotiate::{Connection, MAX_WRITE};
 use super::reply::Reply;
 use super::threads::{End, Threads};
 use crate::counters::Counters;
+use crate::journal::{Journal, Request};
 
 /// A request's greatest length: the longest write and its headers, which the kernel asks room for
 /// (one page is plenty).
@@ -26,6 +28,8 @@ pub(crate) struct Server<'m> {
     dialect: Dialect,
     dispatcher: Dispatcher<'m>,
     counters: &'m Counters,
+    /// Where requests are noted for a successor.
+    journal: Option<&'m Journal>,
 }
 
 impl<'m> Server<'m> {
@@ -34,12 +38,14 @@ impl<'m> Server<'m> {
         connection: &'m Connection,
         dispatcher: Dispatcher<'m>,
         counters: &'m Counters,
+        journal: Option<&'m Journal>,
     ) -> Self {
         Self {
             device: connection.as_fd(),
             dialect: connection.dialect(),
             dispatcher,
             counters,
+            journal,
         }
     }
 
@@ -56,11 +62,29 @@ impl<'m> Server<'m> {
         };
         self.counters.count(header.opcode);
         reply.clear();
-        let outcome = match unpanicked(|| self.answer(&header, request, reply)) {
+        // Dropped once the kernel has the answer.
+        let noted = self
+            .journal
+            .map(|journal| journal.begin(header.first_unique(), header.is_again()));
+        if noted.as_ref().is_some_and(Request::is_fatal) {
+            tracing::error!(
+                opcode = header.opcode,
+                node = header.node,
+                "a request that workers died of is answered with EIO"
+            );
+            return self.send(&header, reply, Err(Errno::IO));
+        }
+        let intent = noted.as_ref().and_then(Request::intent);
+        let again = header.is_again().then_some(Before { intent });
+        let outcome = match unpanicked(|| self.answer(&header, request, again, reply)) {
             Ok(Answer::Reply) => Ok(()),
             Ok(Answer::Silence) => return,
             Err(errno) => Err(errno),
         };
+        self.send(&header, reply, outcome);
+    }
+
+    fn send(&self, header: &Header, reply: &mut Reply, outcome: Result<(), Errno>) {
         match reply.send(self.device, header.unique, outcome) {
             Ok(()) => {}
             // The connection was aborted meanwhile: no client waits for this answer.
@@ -76,7 +100,13 @@ impl<'m> Server<'m> {
         }
     }
 
-    fn answer(&self, header: &Header, request: &[u8], reply: &mut Reply) -> Result<Answer, Errno> {
+    fn answer(
+        &self,
+        header: &Header,
+        request: &[u8],
+        again: Option<Before>,
+        reply: &mut Reply,
+    ) -> Result<Answer, Errno> {
         let malformed = |Malformed| {
             tracing::error!(
                 opcode = header.opcode,
@@ -86,6 +116,11 @@ impl<'m> Server<'m> {
             Errno::INVAL
         };
         let operation = header.operation(request, self.dialect).map_err(malformed)?;
+        if let Some(before) = again
+            && self.dispatcher.is_done(header, &operation, before, reply)?
+        {
+            return Ok(Answer::Reply);
+        }
         self.dispatcher.dispatch(header, operation, reply)
     }
 }

@@ -21,6 +21,7 @@ use super::lower::LowerNode;
 use super::node::{Home, Unsynced, UpperFile};
 use super::types::{Attr, Errno, LowerIno, NodeId};
 use super::{Overlay, new_file};
+use crate::journal::Intent;
 
 const SET_ID: u32 = 0o6000;
 
@@ -252,6 +253,10 @@ impl Overlay {
             staged.utimens(&times(attr.atime, attr.mtime))?;
         }
         file.host = staged.stat()?.stx_ino;
+        self.intend(Intent::CopyUp {
+            node: id.0,
+            host: file.host,
+        });
         Ok(file)
     }
 

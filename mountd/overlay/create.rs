@@ -21,6 +21,7 @@ use super::lookup::check_name;
 use super::node::{Home, UpperFile};
 use super::types::{Caller, Entry, Errno, LowerIno, NodeId, OpenFlags, Opened};
 use super::{Overlay, new_file};
+use crate::journal::Intent;
 
 const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
 const SGID: u32 = 0o2000;
@@ -167,6 +168,7 @@ impl Overlay {
         let staging = self.staging(upper, parent)?;
         let name_at = NameAt::new(staging.dir.as_fd(), b"f");
         let number = upper.new_number();
+        self.intend(Intent::Unnamed { number });
         let wanted = NewFile {
             mode,
             umask,

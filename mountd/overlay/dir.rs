@@ -127,6 +127,16 @@ impl Dir {
         })
     }
 
+    /// Names whose marks were not read, with the host's inode and what the lower has there.
+    pub(super) fn unread_names(&self) -> impl Iterator<Item = (&Name, u64, Under)> {
+        self.dirents
+            .iter()
+            .filter_map(|(name, dirent)| match dirent.target {
+                Target::Unread { host, .. } => Some((name, host, dirent.under)),
+                Target::Whiteout | Target::Node(..) => None,
+            })
+    }
+
     /// A cookie that depends on the name alone, unless another name has it: a name that is
     /// replaced, or moved away and back, keeps its place.
     fn free_cookie(&self, name: &[u8]) -> u64 {

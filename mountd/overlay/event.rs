@@ -66,6 +66,17 @@ pub(super) enum Event {
         origin: Option<LowerIno>,
         attr: Attr,
     },
+    /// A worker's successor finds nothing in the upper of a node that the kernel knows. `lost`: it
+    /// had a file there.
+    Vanished {
+        node: NodeId,
+        file_type: FileType,
+        origin: Option<LowerIno>,
+        attr: Attr,
+        lost: bool,
+    },
+    /// A worker's successor has found all that there is of the nodes that the kernel knows.
+    TakenOver,
     /// An orphan's file was removed.
     Dropped { node: NodeId },
     /// The content is being copied up, with these attributes saved in the file's mark; None: that

@@ -304,6 +304,9 @@ impl Overlay {
         let Some(number) = self.unused_orphan(id) else {
             return;
         };
+        self.files.forget(id);
+        // Before its file is, so that no successor takes another with its inode for it.
+        self.commit(|_| [Event::Dropped { node: id }]);
         let name = number.to_string();
         match rustix::fs::unlinkat(upper.orphans(), name, rustix::fs::AtFlags::empty()) {
             Ok(()) => {}
@@ -311,8 +314,6 @@ impl Overlay {
                 tracing::warn!(number, %errno, "cannot remove a file from work/orphans; the next mount will");
             }
         }
-        self.files.forget(id);
-        self.commit(|_| [Event::Dropped { node: id }]);
     }
 
     fn unused_orphan(&self, id: NodeId) -> Option<u64> {

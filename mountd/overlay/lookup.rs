@@ -278,8 +278,10 @@ impl Overlay {
         }
         let mut taken = None;
         self.commit(|state| {
-            let (file_type, origin) = (marks.file_type, marks.origin);
-            taken = state.node_of_file(host, file_type, origin);
+            let file_type = marks.file_type;
+            taken = state.node_of_file(host, file_type, marks.origin);
+            // A file that cannot bear marks is known by what a dead worker told of it.
+            let origin = marks.origin.or(taken.and_then(NodeId::lower));
             taken.map(|node| Event::MarksRead {
                 dir,
                 name: name.into(),
@@ -341,7 +343,7 @@ impl Overlay {
 }
 
 /// The state of a file at its name. A copy-up by an earlier mount may not be durable yet.
-fn upper_file(host: u64, marks: &Marks<LowerIno>) -> UpperFile {
+pub(super) fn upper_file(host: u64, marks: &Marks<LowerIno>) -> UpperFile {
     let copied_up = marks.origin.is_some();
     UpperFile {
         metadata_only: marks.metadata_only,

@@ -23,6 +23,8 @@ type Block = OnceLock<Box<[AtomicU16]>>;
 /// The counts of one lower.
 #[derive(Debug, Default)]
 pub(super) struct LowerLookups {
+    /// A dead worker has counted, too: every node may be known.
+    unknown: bool,
     blocks: usize,
     regions: Box<[OnceLock<Box<[Block]>>]>,
 }
@@ -33,10 +35,19 @@ impl LowerLookups {
         let nodes = usize::try_from(nodes).unwrap_or(usize::MAX);
         let blocks = nodes.div_ceil(BLOCK);
         Self {
+            unknown: false,
             blocks,
             regions: (0..blocks.div_ceil(REGION))
                 .map(|_| OnceLock::new())
                 .collect(),
+        }
+    }
+
+    /// The same after a worker that died, whose counts are lost.
+    pub(super) fn after_another(nodes: u32) -> Self {
+        Self {
+            unknown: true,
+            ..Self::new(nodes)
         }
     }
 
@@ -72,8 +83,10 @@ impl LowerLookups {
 
     /// Whether the kernel may know the node.
     pub(super) fn is_known(&self, node: LowerIno) -> bool {
-        self.count(node)
-            .is_some_and(|count| count.load(Ordering::Relaxed) > 0)
+        self.unknown
+            || self
+                .count(node)
+                .is_some_and(|count| count.load(Ordering::Relaxed) > 0)
     }
 }
 

@@ -20,6 +20,7 @@
 //! | [`places`] | descriptors and names of files in the upper |
 //! | [`lower`] | the lower: a tree and its objects |
 //! | [`busy`] | guards of nodes |
+//! | [`successor`], [`record`] | taking over from a worker that died; what is written down for that |
 //!
 //! # Locks, outermost first
 //! 1. `copying`: a guard of one file, held while its content is copied up. Writers and changes of
@@ -51,13 +52,16 @@ mod node;
 mod opens;
 mod places;
 mod readdir;
+mod record;
 mod remove;
 mod rename;
 mod state;
+mod successor;
 mod types;
 mod xattrs;
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 use cowl_core::digest::ChainId;
 use cowl_core::handover::IoMode;
@@ -80,6 +84,8 @@ use masked::MaskedAttrs;
 use node::{Home, Unsynced, UpperFile};
 use places::Places;
 use state::State;
+
+use crate::journal::{Intent, Journal};
 
 /// Why an overlay cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -133,6 +139,9 @@ pub struct Config {
     pub io_mode: IoMode,
     /// What the options of the mount change.
     pub rules: Rules,
+    /// Memory for a worker's successor, or of one's predecessor; none for a mount that ends with
+    /// its process.
+    pub(crate) journal: Option<Arc<Journal>>,
 }
 
 /// What the options of a mount change in the rules.
@@ -164,6 +173,7 @@ pub struct Overlay {
     masked: MaskedAttrs,
     places: Places,
     files: NodeFiles,
+    journal: Option<Arc<Journal>>,
 }
 
 impl Overlay {
@@ -178,7 +188,11 @@ impl Overlay {
             upper,
             io_mode,
             rules,
+            journal,
         } = config;
+        let inherits = journal
+            .as_ref()
+            .is_some_and(|journal| journal.is_inherited());
         let (lower, chain) = match lower {
             LowerParts::Tree {
                 tree,
@@ -205,25 +219,41 @@ impl Overlay {
             Base::Tree,
         );
         let upper = upper
-            .map(|dirs| Upper::open(dirs.upper, &dirs.work, base))
+            .map(|dirs| {
+                if inherits {
+                    Upper::reopen(dirs.upper, &dirs.work, base)
+                } else {
+                    Upper::open(dirs.upper, &dirs.work, base)
+                }
+            })
             .transpose()?;
+        let state = match &journal {
+            Some(journal) if upper.is_some() => State::journaled(counted, Arc::clone(journal)),
+            _ => State::new(counted),
+        };
         let overlay = Overlay {
             lower,
             upper,
             io_mode,
             rules,
-            state: RwLock::new(State::new(counted)),
+            state: RwLock::new(state),
             copying: Busy::new(Level::ContentCopy),
             busy: Busy::new(Level::Change),
             masked: MaskedAttrs::default(),
             places: Places::new(),
             files: NodeFiles::new(),
+            journal,
         };
         if let Some(upper) = &overlay.upper {
             overlay.take_over_root(upper, stamp.as_ref())?;
             overlay
                 .take_over_index(upper)
                 .map_err(host("reading work/index"))?;
+            if inherits {
+                overlay
+                    .take_over(upper)
+                    .map_err(host("taking over from a dead worker"))?;
+            }
         }
         Ok(overlay)
     }
@@ -317,7 +347,8 @@ impl Overlay {
             // lower remain.
             file.link_delta = i32::try_from(self.lower.node(node)?.attr.nlink).unwrap_or(i32::MAX);
         } else if stat.stx_nlink == 1 && file.link_delta == 0 {
-            return name_at.unlink(); // the worker stopped between removing its last name and this link
+            // The worker stopped between removing its last name and this link.
+            return self.drop_last_link(upper, name_at, stat.stx_ino);
         }
         self.commit(|state| {
             [Event::Copied {
@@ -355,6 +386,13 @@ impl Overlay {
         };
         if has_shrunk {
             crate::sys::memory::give_back();
+        }
+    }
+
+    /// Notes what this request is about to do, for a successor that is asked the same again.
+    fn intend(&self, intent: Intent) {
+        if let Some(journal) = &self.journal {
+            journal.intend(intent);
         }
     }
 

@@ -23,6 +23,8 @@ pub(super) struct Node {
     pub(super) lost: bool,
     /// The id that took over, see [`Event::Renumbered`](super::event::Event::Renumbered).
     pub(super) successor: Option<NodeId>,
+    /// Its entry in the journal, if there is one.
+    pub(super) entry: Option<u32>,
 }
 
 /// A node's file in the upper.
@@ -88,6 +90,7 @@ impl Node {
             gone: None,
             lost: false,
             successor: None,
+            entry: None,
         }
     }
 

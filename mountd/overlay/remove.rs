@@ -13,6 +13,7 @@ use super::event::Event;
 use super::lookup::{Resolved, check_name, lower_side};
 use super::node::{Home, UpperFile};
 use super::types::{Attr, Errno, LowerIno, NodeId};
+use crate::journal::Intent;
 
 impl Overlay {
     /// Removes a name of a non-directory.
@@ -63,6 +64,9 @@ impl Overlay {
         } else {
             RenameFlags::WHITEOUT
         };
+        self.intend(Intent::Remove {
+            node: resolved.id.0,
+        });
         match (&plan.action, self.has_node(parent, name)) {
             (_, false) => upper.make_whiteout(place.name_at())?,
             (Some(LinkAction::OrphanName(number)), true) => {
@@ -258,6 +262,9 @@ impl Overlay {
             .read()
             .dir(resolved.id)
             .map_or(0, super::dir::Dir::held);
+        self.intend(Intent::Remove {
+            node: resolved.id.0,
+        });
         if !self.has_node(parent, name) {
             upper.make_whiteout(place.name_at())?;
         } else if under == Under::Nothing && held == 0 {

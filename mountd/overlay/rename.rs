@@ -15,6 +15,7 @@ use super::event::Event;
 use super::lookup::{Resolved, check_name, lower_side};
 use super::remove::{LinkAction, UnlinkPlan, discard};
 use super::types::{Attr, Errno, NodeId, RenameMode};
+use crate::journal::Intent;
 
 /// The old or the new name of a rename.
 #[derive(Copy, Clone, Debug)]
@@ -251,6 +252,9 @@ impl Overlay {
         let place = self.place_in(from.dir, from.name)?;
         let new_place = self.place_in(to.dir, to.name)?;
         let new_under = self.under(to.dir, to.name)?;
+        if let Some(target) = target {
+            self.intend(Intent::Remove { node: target.id.0 });
+        }
         {
             let _alone =
                 (source.file_type == FileType::Directory).then(|| self.places.moves.write());
@@ -377,6 +381,14 @@ impl Overlay {
             .iter()
             .any(|resolved| resolved.file_type == FileType::Directory);
         let _alone = directories.then(|| self.places.moves.write());
+        let host = |resolved: Resolved| {
+            self.upper_node(resolved.id)
+                .map_or(0, |(.., file)| file.host)
+        };
+        self.intend(Intent::Exchange {
+            from: host(source),
+            to: host(target),
+        });
         place
             .name_at()
             .rename(new_place.name_at(), RenameFlags::EXCHANGE)?;

@@ -7,6 +7,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
+use std::sync::Arc;
 
 use cowl_core::tree::FileType;
 
@@ -15,7 +16,9 @@ use super::event::Event;
 use super::lookups::LowerLookups;
 use super::node::{Home, Node, UpperFile};
 use super::opens::{OpenFile, Opens, Serving};
+use super::record::{self, Inherited};
 use super::types::{Attr, HandleId, LowerIno, NodeId};
+use crate::journal::Journal;
 
 /// Everything that was changed.
 #[derive(Debug, Default)]
@@ -38,6 +41,10 @@ pub(super) struct State {
     created: u64,
     opens: Opens,
     has_shrunk: bool,
+    /// What a successor is told of the nodes, beyond what the upper says.
+    journal: Option<Arc<Journal>>,
+    /// What a dead worker told, until its nodes are found.
+    inherited: Inherited,
 }
 
 /// A table that has room for so many entries is not made smaller.
@@ -50,6 +57,29 @@ impl State {
             lower_lookups: LowerLookups::new(counted),
             ..State::default()
         }
+    }
+
+    /// The same, written down for a successor. If `journal` has an earlier worker's nodes, they
+    /// keep their ids and lookups as they are found in the upper, until [`Event::TakenOver`].
+    pub(super) fn journaled(counted: u32, journal: Arc<Journal>) -> State {
+        let inherited = Inherited::read(&journal);
+        let lower_lookups = if journal.is_inherited() {
+            LowerLookups::after_another(counted)
+        } else {
+            LowerLookups::new(counted)
+        };
+        State {
+            lower_lookups,
+            created: journal.created(),
+            journal: Some(journal),
+            inherited,
+            ..State::default()
+        }
+    }
+
+    /// What a dead worker told.
+    pub(super) fn inherited(&self) -> &Inherited {
+        &self.inherited
     }
 
     /// Whether a table has become much smaller since this was asked last.
@@ -104,6 +134,9 @@ impl State {
         if let Some(id) = linked.filter(|_| file_type != FileType::Directory) {
             return Some(id);
         }
+        if let Some(id) = self.inherited.node_of(host) {
+            return Some(id);
+        }
         let Some(origin) = origin else {
             return Some(self.next_created());
         };
@@ -119,6 +152,13 @@ impl State {
 
     pub(super) fn node(&self, id: NodeId) -> Option<&Node> {
         self.nodes.get(&id)
+    }
+
+    /// The node whose file is there, if any; a search through all.
+    pub(super) fn node_at(&self, home: Home) -> Option<NodeId> {
+        let mut nodes = self.nodes.iter();
+        let is_there = |node: &Node| node.upper.as_ref().is_some_and(|file| file.home == home);
+        nodes.find(|(_, node)| is_there(node)).map(|(id, _)| *id)
     }
 
     pub(super) fn dir(&self, id: NodeId) -> Option<&Dir> {
@@ -181,6 +221,14 @@ impl State {
                 origin,
                 attr,
             } => self.gone(node, file_type, origin, attr),
+            Event::Vanished {
+                node,
+                file_type,
+                origin,
+                attr,
+                lost,
+            } => self.vanished(node, file_type, origin, attr, lost),
+            Event::TakenOver => self.taken_over(),
             Event::Dropped { node } => self.dropped(node),
             Event::Copying { node, saved } => self.with_file(node, |file| file.copying = saved),
             Event::ContentCopied { node } => self.with_file(node, |file| {
@@ -239,6 +287,7 @@ impl State {
             {
                 node.names.push((dir, name.clone()));
                 node.gone = None;
+                self.note(*id);
             }
         }
         let table = Dir::of_sorted(names, subdirs, visible, impure);
@@ -274,14 +323,40 @@ impl State {
         origin: Option<LowerIno>,
         file: UpperFile,
     ) {
-        if id >= self.next_created() {
-            self.created = id.0 - NodeId::FIRST_CREATED.0 + 1;
-        }
+        self.count_created(id);
         if file_type != FileType::Directory {
             self.hosts.insert(file.host, id);
         }
-        let node = self.nodes.entry(id).or_insert(Node::new(file_type, origin));
-        node.upper = Some(file);
+        self.node_or_new(id, file_type, origin).upper = Some(file);
+        self.note(id);
+    }
+
+    fn count_created(&mut self, id: NodeId) {
+        if id >= self.next_created() {
+            self.created = id.0 - NodeId::FIRST_CREATED.0 + 1;
+            if let Some(journal) = &self.journal {
+                journal.set_created(self.created);
+            }
+        }
+    }
+
+    fn node_or_new(
+        &mut self,
+        id: NodeId,
+        file_type: FileType,
+        origin: Option<LowerIno>,
+    ) -> &mut Node {
+        let inherited = &self.inherited;
+        self.nodes
+            .entry(id)
+            .or_insert_with(|| inherited.node(id, file_type, origin))
+    }
+
+    /// Tells a successor what it must know of a node, also that it is no more.
+    fn note(&mut self, id: NodeId) {
+        if let (Some(journal), Some(node)) = (&self.journal, self.nodes.get_mut(&id)) {
+            node.entry = journal.write_node(node.entry, &record::words(id, node));
+        }
     }
 
     fn put(&mut self, dir: NodeId, name: Name, target: Target, under: Under) {
@@ -294,7 +369,9 @@ impl State {
             && let Some(node) = self.nodes.get_mut(&id)
         {
             node.names.push((dir, name));
-            node.gone = None;
+            if node.gone.take().is_some() {
+                self.note(id);
+            }
         }
     }
 
@@ -314,16 +391,39 @@ impl State {
         if let Some(table) = self.dirs.remove(&id) {
             self.has_shrunk |= table.held() > SMALL || shrink(&mut self.dirs);
         }
-        let node = self.nodes.entry(id).or_insert(Node::new(file_type, origin));
+        let node = self.node_or_new(id, file_type, origin);
         node.gone = Some(attr);
         let kept = node
             .upper
             .as_ref()
             .is_some_and(|file| matches!(file.home, Home::Orphan(_)));
         if kept {
+            self.note(id);
             self.tidy(id);
         } else {
             self.dropped(id);
+        }
+    }
+
+    fn vanished(
+        &mut self,
+        id: NodeId,
+        file_type: FileType,
+        origin: Option<LowerIno>,
+        attr: Attr,
+        lost: bool,
+    ) {
+        self.node_or_new(id, file_type, origin).lost = lost;
+        self.gone(id, file_type, origin, attr);
+    }
+
+    fn taken_over(&mut self) {
+        let inherited = std::mem::take(&mut self.inherited);
+        let Some(journal) = &self.journal else { return };
+        for (id, entry) in inherited.entries() {
+            if !self.nodes.contains_key(&id) {
+                journal.clear_node(entry);
+            }
         }
     }
 
@@ -335,6 +435,7 @@ impl State {
             self.hosts.remove(&file.host);
             self.has_shrunk |= shrink(&mut self.hosts);
         }
+        self.note(id);
         self.tidy(id);
     }
 
@@ -361,6 +462,7 @@ impl State {
             self.lower_lookups.add(node);
         } else if let Some(node) = self.nodes.get_mut(&id) {
             node.lookups += 1;
+            note_lookups(self.journal.as_deref(), node);
         }
     }
 
@@ -369,6 +471,7 @@ impl State {
             self.lower_lookups.subtract(node, count);
         } else if let Some(node) = self.nodes.get_mut(&id) {
             node.lookups = node.lookups.saturating_sub(count);
+            note_lookups(self.journal.as_deref(), node);
         }
         self.tidy(id);
     }
@@ -390,6 +493,10 @@ impl State {
         let Some(node) = self.nodes.remove(&id) else {
             return;
         };
+        if let (Some(journal), Some(entry)) = (&self.journal, node.entry) {
+            journal.clear_node(entry);
+            self.inherited.forget(id);
+        }
         self.written_past.remove(&id);
         self.has_shrunk |= shrink(&mut self.nodes) | shrink_set(&mut self.written_past);
         let Some(origin) = node
@@ -409,9 +516,7 @@ impl State {
     }
 
     fn renumber(&mut self, from: NodeId, to: NodeId) {
-        if to >= self.next_created() {
-            self.created = to.0 - NodeId::FIRST_CREATED.0 + 1;
-        }
+        self.count_created(to);
         let Some(old) = self.nodes.get_mut(&from) else {
             return;
         };
@@ -431,6 +536,12 @@ impl State {
             self.renumbered.insert(origin, to);
         }
         self.nodes.insert(to, new);
+    }
+}
+
+fn note_lookups(journal: Option<&Journal>, node: &Node) {
+    if let (Some(journal), Some(entry)) = (journal, node.entry) {
+        journal.set_node_word(entry, record::LOOKUPS, node.lookups);
     }
 }
 

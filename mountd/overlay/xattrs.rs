@@ -8,6 +8,7 @@ use rustix::fs::XattrFlags as HostFlags;
 
 use super::Overlay;
 use super::types::{Errno, NodeId, XattrFlags};
+use crate::journal::Intent;
 
 const ACL_ACCESS: &[u8] = b"system.posix_acl_access";
 const ACL_DEFAULT: &[u8] = b"system.posix_acl_default";
@@ -68,6 +69,10 @@ impl Overlay {
         host.set(HostFlags::CREATE, flags.create);
         host.set(HostFlags::REPLACE, flags.replace);
         let place = self.place_of(id)?;
+        if flags.create {
+            let existed = place.name_at().xattr(&escape(name))?.is_some();
+            self.intend(Intent::Xattr { existed });
+        }
         place.name_at().set_xattr(&escape(name), value, host)?;
         if flags.kill_sgid && name == ACL_ACCESS {
             let mode = u32::from(place.name_at().stat()?.stx_mode);
@@ -90,6 +95,7 @@ impl Overlay {
         self.copy_up(id)?;
         let _content = self.lock_content(id);
         let _guard = self.busy.lock(&[id]);
+        self.intend(Intent::Xattr { existed: true });
         self.place_of(id)?.name_at().remove_xattr(&escape(name))
     }
 

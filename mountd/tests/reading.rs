@@ -134,23 +134,35 @@ fn unmount_releases_the_lease() {
     assert!(!image.is_leased());
 }
 
+/// Workers that die one after the other: an end is better than a mount that is never there.
 #[test]
-fn killing_the_worker_aborts_the_mount_and_is_logged() {
-    let image = Image::of(&[("x", b"y")]);
-    let mut mount = image.mount(IoModeChoice::Cached);
-    let worker = rustix::process::Pid::from_raw(mount.worker.try_into().unwrap()).unwrap();
-    rustix::process::kill_process(worker, rustix::process::Signal::KILL).unwrap();
-    assert_eq!(mount.keeper.wait().unwrap().code(), Some(1));
-    assert_eq!(
-        fs::read(mount.path("x")).unwrap_err().raw_os_error(),
-        Some(libc::ENOTCONN)
-    );
-    assert!(!image.is_leased());
-    assert!(
-        image.log().contains("the worker died (signal: 9"),
-        "{}",
-        image.log()
-    );
+fn mount_whose_workers_die_again_and_again_is_cut_off_and_says_so() {
+    for choice in modes() {
+        let image = Image::of(&[("x", b"y")]);
+        let mut mount = image.mount(choice);
+        while mount.keeper.try_wait().unwrap().is_none() {
+            mount.kill_worker();
+        }
+        assert_eq!(mount.keeper.wait().unwrap().code(), Some(1));
+        assert_eq!(
+            fs::read(mount.path("x")).unwrap_err().raw_os_error(),
+            Some(libc::ENOTCONN)
+        );
+        assert!(!image.is_leased());
+        let log = image.log();
+        let last = log.lines().last().unwrap();
+        let (followed, why) = if common::has_successors(choice) {
+            (32, "too many have died within a minute")
+        } else {
+            (0, "no other can serve on")
+        };
+        assert!(
+            last.contains("the worker died (signal: 9") && last.contains(why),
+            "{log}"
+        );
+        assert!(last.contains("the mount is cut off"), "{log}");
+        assert_eq!(log.matches("another one serves on").count(), followed);
+    }
 }
 
 #[test]
@@ -174,7 +186,7 @@ fn keeper_and_worker_inherit_no_descriptors() {
     let stray = File::open("/etc/passwd").unwrap();
     rustix::io::fcntl_setfd(&stray, rustix::io::FdFlags::empty()).unwrap();
     let mount = image.mount(IoModeChoice::Auto);
-    for (process, most) in [(mount.worker, 10), (mount.keeper.id(), 8)] {
+    for (process, most) in [(mount.worker, 10), (mount.keeper.id(), 9)] {
         let open: Vec<_> = fs::read_dir(format!("/proc/{process}/fd"))
             .unwrap()
             .map(|fd| fs::read_link(fd.unwrap().path()).unwrap())

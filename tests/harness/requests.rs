@@ -4,8 +4,9 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::process::{Child, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
 use crate::command::program;
@@ -35,6 +36,31 @@ pub fn worker() -> Pid {
         .collect();
     assert_eq!(found.len(), 1, "one mount, one worker: {:?}", processes());
     found[0]
+}
+
+/// Cuts the only mount off: kills its workers until its keeper gives up.
+pub fn cut_off() {
+    let keeper = keeper();
+    let gone = pidfd_open(keeper, PidfdFlags::empty()).unwrap();
+    let children = format!("/proc/{keeper}/task/{keeper}/children");
+    while !readable(&gone, Duration::ZERO) {
+        let children = fs::read_to_string(&children).unwrap_or_default();
+        for child in children.split_whitespace() {
+            let worker = Pid::from_raw(child.parse().unwrap()).unwrap();
+            // It may be dead, and not reaped yet.
+            match kill_process(worker, Signal::KILL) {
+                Ok(()) | Err(Errno::SRCH) => {}
+                Err(errno) => panic!("{errno}"),
+            }
+        }
+    }
+}
+
+/// The keeper of the only mount there is.
+pub fn keeper() -> Pid {
+    let is_one = |line: &str| line.contains("cowl-mountd") && line.contains("keeper");
+    let found = processes().into_iter().find(|(_, line)| is_one(line));
+    found.expect("a keeper").0
 }
 
 /// What `worker` is asked while `work` goes on, forgets left out.

@@ -57,6 +57,7 @@ impl Stack {
             }),
             io_mode,
             rules: Rules::default(),
+            journal: None,
         })
         .unwrap()
     }

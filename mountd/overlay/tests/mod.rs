@@ -189,6 +189,7 @@ pub(super) fn open_at(
         }),
         io_mode,
         rules: Rules::default(),
+        journal: None,
     })
 }
 

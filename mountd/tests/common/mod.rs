@@ -3,9 +3,11 @@
 //! A mount is used by its descriptor (`/proc/self/fd/N/...`) and attached nowhere, so nothing can
 //! stay behind in the host's tree; it is gone when the descriptor is closed.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus};
 
@@ -16,6 +18,7 @@ use cowl_core::handover::{
 use cowl_core::tree::{Kind, LayerBuilder, Meta, Timestamp, Tree, merge};
 use cowl_tests::host::kernel_has_passthrough;
 use parking_lot::Mutex;
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 /// The I/O modes that a mount of this test's can have.
@@ -25,11 +28,43 @@ pub fn modes() -> Vec<IoModeChoice> {
     passthrough.into_iter().chain(others).collect()
 }
 
+/// Whether a mount in this mode outlives its worker: not in passthrough, and not before Linux 6.9,
+/// which brought passthrough and `FUSE_NOTIFY_RESEND`.
+pub fn has_successors(choice: IoModeChoice) -> bool {
+    kernel_has_passthrough() && choice.mode() != IoMode::Passthrough
+}
+
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_cowl-mountd");
 
 /// A process started while another test has a lease open holds a copy of it until it executes: one
 /// at a time.
 static ALONE: Mutex<()> = Mutex::new(());
+
+/// Says to a test that it is where it belongs.
+const HERE: &str = "COWL_TEST_PLACE";
+
+/// Runs a test of this program by way of `place`, a command that starts another.
+pub fn there(place: &[&str], test: &str) {
+    let own = std::env::current_exe().unwrap();
+    let mut command = std::process::Command::new(place[0]);
+    command
+        .args(&place[1..])
+        .arg(own)
+        .args(["--exact", test, "--nocapture"])
+        .env(HERE, "1");
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success(),
+        "{said}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(said.contains("1 passed"), "{said}");
+}
+
+pub fn is_here() -> bool {
+    std::env::var_os(HERE).is_some()
+}
 
 /// What a merged tree and its objects are on disk.
 pub struct Image {
@@ -224,6 +259,21 @@ impl Mount {
             .collect()
     }
 
+    /// The worker: the keeper's only child; none while there is none.
+    pub fn current_worker(&self) -> Option<Pid> {
+        let keeper = self.keeper.id();
+        let children = format!("/proc/{keeper}/task/{keeper}/children");
+        let children = fs::read_to_string(children).ok()?;
+        let child = children.split_whitespace().next()?;
+        Pid::from_raw(child.parse().unwrap())
+    }
+
+    /// Kills the worker; false if there is none just now.
+    pub fn kill_worker(&self) -> bool {
+        self.current_worker()
+            .is_some_and(|worker| kill_process(worker, Signal::KILL).is_ok())
+    }
+
     pub fn unmount(mut self) -> ExitStatus {
         drop(self.root.take());
         self.keeper.wait().unwrap()
@@ -262,4 +312,32 @@ pub fn read_all(file: &mut File) -> Vec<u8> {
 
 pub fn write_all(file: &mut File, bytes: &[u8]) {
     file.write_all(bytes).unwrap();
+}
+
+/// Everything below a directory: type and mode, links, content, by path.
+pub fn view(root: &Path) -> BTreeMap<PathBuf, (u32, u64, Vec<u8>)> {
+    fn walk(root: &Path, below: &Path, found: &mut BTreeMap<PathBuf, (u32, u64, Vec<u8>)>) {
+        for entry in fs::read_dir(root.join(below)).unwrap() {
+            let path = below.join(entry.unwrap().file_name());
+            let at = root.join(&path);
+            let meta = fs::symlink_metadata(&at).unwrap();
+            let content = if meta.is_symlink() {
+                fs::read_link(&at)
+                    .unwrap()
+                    .into_os_string()
+                    .into_encoded_bytes()
+            } else if meta.is_file() {
+                fs::read(&at).unwrap()
+            } else {
+                Vec::new()
+            };
+            found.insert(path.clone(), (meta.mode(), meta.nlink(), content));
+            if meta.is_dir() {
+                walk(root, &path, found);
+            }
+        }
+    }
+    let mut found = BTreeMap::new();
+    walk(root, Path::new(""), &mut found);
+    found
 }

@@ -29,6 +29,8 @@ pub enum Role {
     Mount,
     /// Shared memory with a counter of requests for each opcode.
     Counters,
+    /// Shared memory with what a worker's successor needs.
+    Journal,
 }
 
 impl fmt::Display for Role {
@@ -42,6 +44,7 @@ impl fmt::Display for Role {
             Self::Fuse => "fuse connection",
             Self::Mount => "mount",
             Self::Counters => "request counters",
+            Self::Journal => "journal",
         })
     }
 }
@@ -202,8 +205,9 @@ impl std::error::Error for MountFailed {}
 
 /// Asks the worker to serve a mount. With it: [`Role::Fuse`], [`Role::Counters`], [`Role::Tree`],
 /// [`Role::Objects`] (a read-only clone where the kernel allows one), [`Role::Lease`] (the
-/// keeper's open file, so the lock lasts until both have closed it) and, for a writable mount,
-/// [`Role::Upper`] and [`Role::Work`].
+/// keeper's open file, so the lock lasts until both have closed it), for a writable mount
+/// [`Role::Upper`] and [`Role::Work`], and where memory for it could be had [`Role::Journal`]: if a
+/// worker has negotiated INIT before, it says what came of it.
 #[derive(Clone, Debug, Eq, PartialEq, Encode, Decode)]
 pub struct WorkerRequest {
     /// As in [`MountRequest`].

@@ -174,6 +174,15 @@ pub enum Condition {
     Plain,
 }
 
+/// What the files in `work/orphans` are.
+#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+enum Orphans {
+    /// Of a mount that has ended.
+    Left,
+    /// Of this mount.
+    Open,
+}
+
 /// What an upper covers.
 #[derive(Copy, Clone, Debug)]
 pub enum Base<'s> {
@@ -224,6 +233,21 @@ impl Upper {
     /// `work/lock` and the upper's root, exclusively, for the life of the value, without waiting.
     /// Both, since a second mount may use the same upper with another work directory.
     pub fn open(root: OwnedFd, work: &OwnedFd, base: Base<'_>) -> Result<Self, UpperError> {
+        Self::open_with(root, work, base, Orphans::Left)
+    }
+
+    /// As [`open`](Self::open), after a worker that died while the mount lives: removed files that
+    /// are still open stay.
+    pub fn reopen(root: OwnedFd, work: &OwnedFd, base: Base<'_>) -> Result<Self, UpperError> {
+        Self::open_with(root, work, base, Orphans::Open)
+    }
+
+    fn open_with(
+        root: OwnedFd,
+        work: &OwnedFd,
+        base: Base<'_>,
+        kept: Orphans,
+    ) -> Result<Self, UpperError> {
         let lock = probe::lock_work(work.as_fd())?;
         let claim = probe::lock_root(root.as_fd())?;
         probe::refuse_incompatible(work.as_fd())?;
@@ -234,11 +258,9 @@ impl Upper {
             Base::Plain { .. } => subdirectory(work.as_fd(), b"links")?,
         };
         let orphans = subdirectory(work.as_fd(), b"orphans")?;
-        for (dir, what) in [
-            (&tmp, "emptying work/tmp"),
-            (&orphans, "emptying work/orphans"),
-        ] {
-            empty(dir.as_fd()).map_err(host(what))?;
+        empty(tmp.as_fd()).map_err(host("emptying work/tmp"))?;
+        if kept == Orphans::Left {
+            empty(orphans.as_fd()).map_err(host("emptying work/orphans"))?;
         }
         probe::check_same_file_system(root.as_fd(), tmp.as_fd())?;
         probe::drop_default_acl(tmp.as_fd())?;
@@ -275,6 +297,7 @@ impl Upper {
             probe::mark_volatile(work.as_fd())?;
         }
         let last_link = last_number(index.as_fd()).map_err(host("reading work/index"))?;
+        let last_orphan = last_number(orphans.as_fd()).map_err(host("reading work/orphans"))?;
         let upper = Self {
             root,
             tmp,
@@ -285,7 +308,7 @@ impl Upper {
             spelling: base.spelling(),
             condition,
             next_link: AtomicU64::new(last_link + 1),
-            next_number: AtomicU64::new(1),
+            next_number: AtomicU64::new(last_orphan + 1),
             whiteout: AtomicU64::new(0),
         };
         Ok(upper)
@@ -403,6 +426,11 @@ impl Upper {
     /// The numbers of the files in `work/index`: over a tree, of their nodes.
     pub fn indexed(&self) -> rustix::io::Result<Vec<u64>> {
         numbers_in(self.index())
+    }
+
+    /// The numbers of the files in `work/orphans`.
+    pub fn orphaned(&self) -> rustix::io::Result<Vec<u64>> {
+        numbers_in(self.orphans())
     }
 
     /// The name of the file with a number in `work/index`.

@@ -1,0 +1,425 @@
+//! What a worker's successor needs and the upper does not say: memory that outlives the worker.
+//!
+//! Keeper and worker of a mount hold a sealed memfd called `cowl-journal`; a worker writes to it by
+//! plain stores, so what it wrote is there however it ends. All is in words of 64 bits:
+//!
+//! ```text
+//!   0        8                    +512 requests         +512 requests         +2^24 nodes
+//!   +--------+--------------------+---------------------+---------------------+--------------
+//!   | head   | being answered     | of dead workers     | nodes, 8 words each
+//!   +--------+--------------------+---------------------+---------------------+--------------
+//!   head      magic, what INIT agreed (0: nothing), ids given to new nodes, whether the table of
+//!             nodes ran over, whether the worker died by itself, entries of nodes ever used
+//!   request   unique (0: free), intent, its two numbers, deaths
+//!   node      id (0: free), then what `overlay::record` says
+//! ```
+//!
+//! Invariants: the word that says that an entry is used is written last and cleared first, so an
+//! entry that a kill cut off does not count. A request is in the journal from before anything is
+//! done for it until its answer is with the kernel; a request that comes again (`again`) has what
+//! the dead worker intended.
+
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::num::NonZeroUsize;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use rustix::fs::{MemfdFlags, SealFlags};
+
+use crate::sys::shared::SharedWords;
+
+const MAGIC: u64 = u64::from_ne_bytes(*b"COWLJRN1");
+const NAME: &str = "cowl-journal";
+
+const AGREED: usize = 1;
+const CREATED: usize = 2;
+const OVERRUN: usize = 3;
+const CRASHED: usize = 4;
+const END: usize = 5;
+const HEAD: usize = 8;
+
+/// As many as there are threads at most.
+const REQUESTS: usize = 512;
+const REQUEST: usize = 8;
+/// Words of a request.
+const UNIQUE: usize = 0;
+const INTENT: usize = 1;
+const DEATHS: usize = 4;
+
+/// Words of a node.
+pub(crate) const NODE: usize = 8;
+const NODES: usize = 1 << 24;
+const FIRST_NODE: usize = HEAD + 2 * REQUESTS * REQUEST;
+
+const WORDS: NonZeroUsize = NonZeroUsize::new(FIRST_NODE + NODES * NODE).unwrap();
+const BYTES: usize = WORDS.get() * size_of::<u64>();
+
+/// A request that was under way at so many deaths of a worker is answered with EIO.
+const FATAL: u64 = 2;
+
+thread_local! {
+    /// The entry of the request that this thread answers.
+    static CURRENT: Cell<Option<usize>> = const { Cell::new(None) };
+}
+
+/// The memory as the keeper makes it. It takes pages as it fills.
+pub(crate) fn create() -> io::Result<OwnedFd> {
+    let memory = rustix::fs::memfd_create(NAME, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    let memory = File::from(memory);
+    memory.set_len(u64::try_from(BYTES).map_err(io::Error::other)?)?;
+    memory.write_all_at(&MAGIC.to_ne_bytes(), 0)?;
+    rustix::fs::fcntl_add_seals(
+        &memory,
+        SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL,
+    )?;
+    Ok(memory.into())
+}
+
+/// Whether a successor can serve on after the worker that wrote to `memory`.
+pub(crate) fn allows_a_successor(memory: &OwnedFd) -> io::Result<bool> {
+    let word = |index| -> io::Result<u64> {
+        let mut bytes = [0; 8];
+        let read = rustix::io::pread(memory, &mut bytes, (index * size_of::<u64>()) as u64)?;
+        if read != bytes.len() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(u64::from_ne_bytes(bytes))
+    };
+    Ok(word(AGREED)? != 0 && word(OVERRUN)? == 0)
+}
+
+/// Notes that the worker died by what it did, not by another process's SIGKILL: a request may be
+/// to blame.
+pub(crate) fn note_crash(memory: &OwnedFd) -> io::Result<()> {
+    let at = (CRASHED * size_of::<u64>()) as u64;
+    rustix::io::pwrite(memory, &1_u64.to_ne_bytes(), at)?;
+    Ok(())
+}
+
+/// What a request is about to do that a successor could not tell from the upper.
+#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Intent {
+    /// A node gets an upper file with this host inode, which may be unable to bear a mark.
+    CopyUp { node: u64, host: u64 },
+    /// A node loses a name.
+    Remove { node: u64 },
+    /// The files with these host inodes are exchanged.
+    Exchange { from: u64, to: u64 },
+    /// An unnamed file becomes the orphan of this number.
+    Unnamed { number: u64 },
+    /// An attribute is set or removed that was there before, or was not.
+    Xattr { existed: bool },
+}
+
+impl Intent {
+    fn words(self) -> [u64; 3] {
+        match self {
+            Self::CopyUp { node, host } => [1, node, host],
+            Self::Remove { node } => [2, node, 0],
+            Self::Exchange { from, to } => [3, from, to],
+            Self::Unnamed { number } => [4, number, 0],
+            Self::Xattr { existed } => [5, existed.into(), 0],
+        }
+    }
+
+    fn of(words: [u64; 3]) -> Option<Self> {
+        let [kind, one, other] = words;
+        Some(match kind {
+            1 => Self::CopyUp {
+                node: one,
+                host: other,
+            },
+            2 => Self::Remove { node: one },
+            3 => Self::Exchange {
+                from: one,
+                to: other,
+            },
+            4 => Self::Unnamed { number: one },
+            5 => Self::Xattr { existed: one != 0 },
+            _ => return None,
+        })
+    }
+}
+
+/// The memory as a worker uses it.
+#[derive(Debug)]
+pub(crate) struct Journal {
+    words: SharedWords,
+    /// Free entries of requests.
+    idle: Mutex<Vec<usize>>,
+    /// Requests that dead workers had read, by their uniques: entries.
+    carried: Mutex<HashMap<u64, usize>>,
+    nodes: Mutex<Entries>,
+    is_inherited: bool,
+}
+
+/// Which entries of the table of nodes are free: those given back, and all from `end` on.
+#[derive(Debug, Default)]
+struct Entries {
+    returned: Vec<u32>,
+    end: u32,
+}
+
+impl Journal {
+    /// Maps memory made by [`create`], and takes over what a dead worker left.
+    pub(crate) fn map(memory: BorrowedFd<'_>) -> io::Result<Self> {
+        let seals = rustix::fs::fcntl_get_seals(memory)?;
+        let size = rustix::fs::fstat(memory)?.st_size;
+        if !seals.contains(SealFlags::SHRINK) || usize::try_from(size) != Ok(BYTES) {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        let mut journal = Self {
+            is_inherited: false,
+            words: SharedWords::map(memory, WORDS)?,
+            idle: Mutex::new((0..REQUESTS).map(entry_of_request).collect()),
+            carried: Mutex::default(),
+            nodes: Mutex::default(),
+        };
+        if journal.get(0) != MAGIC {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        journal.is_inherited = journal.agreed().is_some();
+        journal.carry();
+        Ok(journal)
+    }
+
+    /// Whether a dead worker served before.
+    pub(crate) fn is_inherited(&self) -> bool {
+        self.is_inherited
+    }
+
+    fn word(&self, index: usize) -> Option<&AtomicU64> {
+        self.words.words().get(index)
+    }
+
+    fn get(&self, index: usize) -> u64 {
+        self.word(index)
+            .map_or(0, |word| word.load(Ordering::Acquire))
+    }
+
+    fn set(&self, index: usize, value: u64) {
+        if let Some(word) = self.word(index) {
+            word.store(value, Ordering::Release);
+        }
+    }
+
+    /// What INIT agreed, as [`set_agreed`](Self::set_agreed) was told; None: there was no worker
+    /// before.
+    pub(crate) fn agreed(&self) -> Option<u64> {
+        Some(self.get(AGREED)).filter(|agreed| *agreed != 0)
+    }
+
+    /// From here on a successor can serve the connection. `agreed` is not 0.
+    pub(crate) fn set_agreed(&self, agreed: u64) {
+        self.set(AGREED, agreed);
+    }
+
+    /// How many ids were ever given to new nodes.
+    pub(crate) fn created(&self) -> u64 {
+        self.get(CREATED)
+    }
+
+    pub(crate) fn set_created(&self, created: u64) {
+        self.set(CREATED, created);
+    }
+
+    /// Moves the requests that a dead worker was answering to those that may come again.
+    fn carry(&self) {
+        let crashed = self.get(CRASHED);
+        self.set(CRASHED, 0);
+        let mut carried = self.carried.lock();
+        for entry in (REQUESTS..2 * REQUESTS).map(entry_of_request) {
+            match self.get(entry + UNIQUE) {
+                0 => {}
+                unique => {
+                    carried.insert(unique, entry);
+                }
+            }
+        }
+        for entry in (0..REQUESTS).map(entry_of_request) {
+            let unique = self.get(entry + UNIQUE);
+            if unique == 0 {
+                continue;
+            }
+            let known = carried.get(&unique).copied();
+            let to = known.unwrap_or_else(|| self.entry_to_carry(&mut carried));
+            let deaths = known.map_or(0, |known| self.get(known + DEATHS));
+            // An intent of an earlier worker holds until there is another.
+            if known.is_none() || self.get(entry + INTENT) != 0 {
+                for word in INTENT..DEATHS {
+                    self.set(to + word, self.get(entry + word));
+                }
+            }
+            self.set(to + DEATHS, deaths + crashed);
+            self.set(to + UNIQUE, unique);
+            carried.insert(unique, to);
+            self.set(entry + UNIQUE, 0);
+        }
+    }
+
+    /// A free entry of those that may come again, or else that of the oldest, which was answered
+    /// long ago: a worker that is killed before it clears its entry leaves one.
+    fn entry_to_carry(&self, carried: &mut HashMap<u64, usize>) -> usize {
+        let mut entries = (REQUESTS..2 * REQUESTS).map(entry_of_request);
+        if let Some(free) = entries.find(|entry| self.get(entry + UNIQUE) == 0) {
+            return free;
+        }
+        let oldest = carried.keys().min().copied().unwrap_or(0);
+        let entry = carried.remove(&oldest);
+        entry.unwrap_or_else(|| entry_of_request(REQUESTS))
+    }
+
+    /// Enters a request before anything is done for it. `again`: a dead worker had read it.
+    pub(crate) fn begin(&self, unique: u64, again: bool) -> Request<'_> {
+        let carried = if again {
+            self.carried.lock().get(&unique).copied()
+        } else {
+            None
+        };
+        let entry = self.idle.lock().pop();
+        if let Some(entry) = entry {
+            self.set(entry + INTENT, 0);
+            self.set(entry + UNIQUE, unique);
+        }
+        CURRENT.set(entry);
+        Request {
+            journal: self,
+            unique,
+            entry,
+            carried,
+        }
+    }
+
+    /// Notes what the request that this thread answers is about to do.
+    pub(crate) fn intend(&self, intent: Intent) {
+        let Some(entry) = CURRENT.get() else { return };
+        let [kind, one, other] = intent.words();
+        self.set(entry + INTENT, 0);
+        self.set(entry + INTENT + 1, one);
+        self.set(entry + INTENT + 2, other);
+        self.set(entry + INTENT, kind);
+    }
+
+    fn intent_at(&self, entry: usize) -> Option<Intent> {
+        let words = [0, 1, 2].map(|word| self.get(entry + INTENT + word));
+        Intent::of(words)
+    }
+
+    /// What dead workers intended, whether it was answered or not.
+    pub(crate) fn intents(&self) -> Vec<Intent> {
+        let carried = self.carried.lock();
+        let entries = carried.values();
+        entries.filter_map(|entry| self.intent_at(*entry)).collect()
+    }
+
+    /// Entries of nodes that dead workers left, with their numbers. They stay in use.
+    pub(crate) fn inherited_nodes(&self) -> Vec<(u32, [u64; NODE])> {
+        let mut nodes = self.nodes.lock();
+        nodes.end = u32::try_from(self.get(END)).unwrap_or(0);
+        let mut inherited = Vec::new();
+        for number in 0..nodes.end {
+            let Some(start) = entry_of_node(number) else {
+                break;
+            };
+            match self.get(start) {
+                0 => nodes.returned.push(number),
+                _ => inherited.push((number, std::array::from_fn(|word| self.get(start + word)))),
+            }
+        }
+        inherited
+    }
+
+    /// Writes a node's words to its entry, or to a new one. None: there are no more.
+    pub(crate) fn write_node(&self, entry: Option<u32>, words: &[u64; NODE]) -> Option<u32> {
+        let number = entry.or_else(|| self.new_entry())?;
+        let start = entry_of_node(number)?;
+        // The flags say what the rest means, and the id that there is something.
+        for offset in [7, 6, 5, 4, 2, 1, 3, 0] {
+            self.set(start + offset, words.get(offset).copied().unwrap_or(0));
+        }
+        Some(number)
+    }
+
+    fn new_entry(&self) -> Option<u32> {
+        let mut nodes = self.nodes.lock();
+        if let Some(returned) = nodes.returned.pop() {
+            return Some(returned);
+        }
+        if entry_of_node(nodes.end).is_none() {
+            if self.get(OVERRUN) == 0 {
+                tracing::warn!("the journal is full: the mount does not outlive this worker");
+            }
+            self.set(OVERRUN, 1);
+            return None;
+        }
+        nodes.end += 1;
+        self.set(END, nodes.end.into());
+        Some(nodes.end - 1)
+    }
+
+    /// Changes one word of a node's entry, but for the first.
+    pub(crate) fn set_node_word(&self, entry: u32, word: usize, value: u64) {
+        if let Some(start) = entry_of_node(entry) {
+            self.set(start + word, value);
+        }
+    }
+
+    /// Frees a node's entry.
+    pub(crate) fn clear_node(&self, entry: u32) {
+        if let Some(start) = entry_of_node(entry) {
+            self.set(start, 0);
+            self.nodes.lock().returned.push(entry);
+        }
+    }
+}
+
+fn entry_of_request(number: usize) -> usize {
+    HEAD + number * REQUEST
+}
+
+fn entry_of_node(number: u32) -> Option<usize> {
+    let number = usize::try_from(number).ok()?;
+    (number < NODES).then_some(FIRST_NODE + number * NODE)
+}
+
+/// A request that is being answered; dropped once its answer is with the kernel.
+#[derive(Debug)]
+pub(crate) struct Request<'j> {
+    journal: &'j Journal,
+    unique: u64,
+    entry: Option<usize>,
+    /// The entry of a request that a dead worker had read.
+    carried: Option<usize>,
+}
+
+impl Request<'_> {
+    /// What a dead worker intended.
+    pub(crate) fn intent(&self) -> Option<Intent> {
+        self.journal.intent_at(self.carried?)
+    }
+
+    /// Whether workers died over it, as often as is tried.
+    pub(crate) fn is_fatal(&self) -> bool {
+        let deaths = |entry| self.journal.get(entry + DEATHS);
+        self.carried.is_some_and(|entry| deaths(entry) >= FATAL)
+    }
+}
+
+impl Drop for Request<'_> {
+    fn drop(&mut self) {
+        CURRENT.set(None);
+        if let Some(entry) = self.carried {
+            self.journal.carried.lock().remove(&self.unique);
+            self.journal.set(entry + UNIQUE, 0);
+        }
+        if let Some(entry) = self.entry {
+            self.journal.set(entry + UNIQUE, 0);
+            self.journal.idle.lock().push(entry);
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! After a worker's death: another worker serves on, and no client notices but by the time it
+//! takes.
+//!
+//! The mount's connection, what a worker is made of and the journal are the keeper's, so they
+//! outlive the worker. Its successor is forked off the keeper, which has left its caller's mounts
+//! and so has no program to execute. A request that workers crash of is answered with EIO in the
+//! end; a mount whose workers die one after the other is cut off.
+
+use std::collections::VecDeque;
+use std::os::fd::AsFd;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use cowl_core::handover::{HandoverError, MountFailed, Role, pair};
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, WaitStatus};
+
+use super::{Kept, end, said, wait};
+use crate::failure::OrFail;
+use crate::{journal, process, sys, worker};
+
+/// So many deaths within [`PERIOD`] end the mount.
+const DEATHS: usize = 32;
+const PERIOD: Duration = Duration::from_mins(1);
+
+/// Signals that other processes send. A worker that dies by another one crashed.
+const SENT: [Signal; 5] = [
+    Signal::KILL,
+    Signal::TERM,
+    Signal::INT,
+    Signal::HUP,
+    Signal::QUIT,
+];
+
+impl Kept {
+    /// Holds the mount until it is unmounted, or no worker can serve it any more.
+    pub(super) fn hold(mut self) -> ExitCode {
+        let mut deaths = VecDeque::new();
+        loop {
+            let name = self.order.request.name.clone();
+            let status = match wait(self.worker) {
+                Ok(status) => status,
+                Err(error) => {
+                    tracing::error!(name, %error, "cannot wait for the worker; the mount is cut off");
+                    return ExitCode::FAILURE;
+                }
+            };
+            if status.exit_status() == Some(0) {
+                tracing::info!(name, "unmounted");
+                return ExitCode::SUCCESS;
+            }
+            // From here on clients wait; when this process ends, the connection does, and their
+            // requests fail.
+            match self.succeed(status, &mut deaths) {
+                Ok(worker) => {
+                    tracing::warn!(name, %worker, "the worker died ({}); another one serves on", said(status));
+                    self.worker = worker;
+                }
+                Err(why) => {
+                    tracing::error!(name, %why, "the worker died ({}); the mount is cut off", said(status));
+                    return ExitCode::FAILURE;
+                }
+            }
+        }
+    }
+
+    /// Starts a successor of the worker that ended so.
+    fn succeed(
+        &self,
+        status: WaitStatus,
+        deaths: &mut VecDeque<Instant>,
+    ) -> Result<Pid, MountFailed> {
+        let no = |what: &str| MountFailed {
+            what: what.to_owned(),
+            errno: 0,
+        };
+        let signal = status
+            .terminating_signal()
+            .ok_or_else(|| no("it gave up by itself"))?;
+        let journal = self.order.file(Role::Journal);
+        let journal = journal.ok_or_else(|| no("no other can serve on"))?;
+        if !journal::allows_a_successor(journal).or_fail("cannot read the journal")? {
+            return Err(no("no other can serve on"));
+        }
+        let now = Instant::now();
+        deaths.push_back(now);
+        while deaths
+            .front()
+            .is_some_and(|death| now.duration_since(*death) > PERIOD)
+        {
+            deaths.pop_front();
+        }
+        if deaths.len() > DEATHS {
+            return Err(no("too many have died within a minute"));
+        }
+        if !SENT.iter().any(|sent| sent.as_raw() == signal) {
+            journal::note_crash(journal).or_fail("cannot write to the journal")?;
+        }
+        self.start_successor()
+    }
+
+    /// A worker that serves; or one that was killed before it could, whose end is still to be seen.
+    fn start_successor(&self) -> Result<Pid, MountFailed> {
+        let (ours, theirs) = pair()?;
+        let worker = sys::fork::start(theirs, |socket| match process::begin_successor() {
+            Ok(()) => worker::serve_to_the_end(socket),
+            Err(error) => {
+                tracing::error!(%error, "a worker cannot begin");
+                false
+            }
+        })
+        .or_fail("cannot start another")?;
+        match self.order.give(ours.as_fd()) {
+            Ok(Ok(_ready)) => Ok(worker),
+            // Killed meanwhile.
+            Err(HandoverError::Closed | HandoverError::Socket(Errno::PIPE | Errno::CONNRESET)) => {
+                Ok(worker)
+            }
+            Ok(Err(failed)) => {
+                end(worker);
+                Err(failed)
+            }
+            Err(error) => {
+                end(worker);
+                Err(error.into())
+            }
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! A worker that is killed is followed by another, and no client notices: whatever its requests
+//! were, none fails, and the mount has what a plain directory has after the same calls.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    missing_docs,
+    dead_code,
+    unreachable_pub,
+    clippy::verbose_file_reads,
+    reason = "a test stops at the first surprise and builds its inputs with plain std::fs"
+)]
+
+mod common;
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use common::{Image, Mount, has_successors, is_here, noise, read_all, there, view};
+use cowl_core::handover::IoModeChoice;
+use rustix::fs::{CWD, RenameFlags, XattrFlags};
+use rustix::io::Errno;
+
+/// Pseudo-random numbers (splitmix64).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ mixed >> 31) % bound
+    }
+}
+
+const FILES: &[(&str, &[u8])] = &[
+    ("a/one", b"one of the image"),
+    ("a/two", b"two"),
+    ("a/sub/deep", b"deep in the image"),
+    ("b/three", b"three three three"),
+    ("c/four", b"4"),
+];
+
+/// One step on both sides; what it gave, as an error number or a short description.
+fn step(root: &Path, choice: u64, one: &str, other: &str, content: &[u8]) -> Result<String, i32> {
+    let at = |name: &str| root.join(name);
+    let told = |error: std::io::Error| error.raw_os_error().unwrap_or(-1);
+    let (from, to) = (at(one), at(other));
+    match choice {
+        0 | 1 => {
+            let mut options = File::options();
+            let mut file = options
+                .write(true)
+                .create_new(true)
+                .mode(0o640)
+                .open(&from)
+                .map_err(told)?;
+            file.write_all(content).map_err(told)?;
+        }
+        2 => fs::rename(&from, &to).map_err(told)?,
+        3 | 4 => fs::remove_file(&from).map_err(told)?,
+        5 => fs::create_dir(&from).map_err(told)?,
+        6 => fs::remove_dir(&from).map_err(told)?,
+        7 => {
+            let mut file = File::options().append(true).open(&from).map_err(told)?;
+            file.write_all(content).map_err(told)?;
+        }
+        8 => fs::hard_link(&from, &to).map_err(told)?,
+        9 => rustix::fs::renameat_with(CWD, &from, CWD, &to, RenameFlags::EXCHANGE)
+            .map_err(Errno::raw_os_error)?,
+        10 => std::os::unix::fs::symlink(other, &from).map_err(told)?,
+        11 => fs::set_permissions(&from, fs::Permissions::from_mode(0o600)).map_err(told)?,
+        12 => rustix::fs::setxattr(&from, "user.test", content, XattrFlags::CREATE)
+            .map_err(Errno::raw_os_error)?,
+        13 => rustix::fs::removexattr(&from, "user.test").map_err(Errno::raw_os_error)?,
+        14 => {
+            let file = File::options().write(true).open(&from).map_err(told)?;
+            file.set_len(3).map_err(told)?;
+        }
+        15 => {
+            return fs::read(&from)
+                .map(|bytes| format!("{bytes:?}"))
+                .map_err(told);
+        }
+        16 => {
+            let mut names: Vec<_> = fs::read_dir(&from)
+                .map_err(told)?
+                .map(|entry| entry.unwrap().file_name())
+                .collect();
+            names.sort();
+            return Ok(format!("{names:?}"));
+        }
+        17 => rustix::fs::renameat_with(CWD, &from, CWD, &to, RenameFlags::NOREPLACE)
+            .map_err(Errno::raw_os_error)?,
+        _ => {
+            let found = fs::symlink_metadata(&from).map_err(told)?;
+            return Ok(format!("{:o} {}", found.mode(), found.nlink()));
+        }
+    }
+    Ok(String::new())
+}
+
+const STEPS: u64 = 19;
+
+fn a_name(random: &mut Random) -> String {
+    const NAMES: [&str; 9] = [
+        "one", "two", "three", "four", "deep", "sub", "new", "other", "x",
+    ];
+    const DIRECTORIES: [&str; 6] = ["", "a/", "b/", "c/", "a/sub/", "x/"];
+    let pick = |random: &mut Random, of: &[&'static str]| {
+        of[usize::try_from(random.below(of.len() as u64)).unwrap()]
+    };
+    let directory = pick(random, &DIRECTORIES);
+    format!("{directory}{}", pick(random, &NAMES))
+}
+
+fn seed() -> u64 {
+    let seed = std::env::var("COWL_TEST_SEED").map_or(1, |seed| seed.parse().unwrap());
+    eprintln!("COWL_TEST_SEED={seed}");
+    seed
+}
+
+/// How often the worker is killed.
+const KILLS: u64 = 10;
+/// Clients, each in a directory of its own.
+const CLIENTS: u64 = 2;
+
+/// A file that was removed and is still open, with what was written to it.
+struct Removed {
+    file: File,
+    content: Vec<u8>,
+}
+
+impl Removed {
+    fn of(path: &Path) -> Self {
+        let file = File::options().read(true).write(true).open(path).unwrap();
+        let content = fs::read(path).unwrap();
+        fs::remove_file(path).unwrap();
+        Self { file, content }
+    }
+
+    fn append(&mut self, line: &str) {
+        let end = self.content.len() as u64;
+        self.file.write_all_at(line.as_bytes(), end).unwrap();
+        self.content.extend_from_slice(line.as_bytes());
+        assert_eq!(self.file.metadata().unwrap().nlink(), 0);
+    }
+
+    fn check(&mut self) {
+        assert!(read_all(&mut self.file) == self.content);
+    }
+}
+
+/// Changes the mount and a plain directory alike until it is over.
+fn client(root: &Path, plain: &Path, seed: u64, steps: &AtomicU64, over: &AtomicBool) {
+    let mut random = Random(seed);
+    fs::write(root.join("born"), "born here").unwrap();
+    // One of the image, one of the upper, open over all deaths.
+    let mut removed = ["a/two", "born"].map(|name| Removed::of(&root.join(name)));
+    fs::remove_file(plain.join("a/two")).unwrap();
+    while !over.load(Ordering::Relaxed) {
+        let number = steps.fetch_add(1, Ordering::Relaxed);
+        let choice = random.below(STEPS);
+        let (one, other) = (a_name(&mut random), a_name(&mut random));
+        let content = noise(usize::try_from(random.below(9000)).unwrap() + 1);
+        let ours = step(root, choice, &one, &other, &content);
+        let theirs = step(plain, choice, &one, &other, &content);
+        assert_eq!(ours, theirs, "step {number}: {choice} {one} {other}");
+        if number.is_multiple_of(16) {
+            for removed in &mut removed {
+                removed.append(&format!("{number}\n"));
+            }
+        }
+    }
+    for removed in &mut removed {
+        removed.check();
+    }
+}
+
+/// Kills the worker after so many further steps of the clients, somewhere within one.
+fn killer(mount: &Mount, seed: u64, steps: &AtomicU64, over: &AtomicBool) {
+    let mut random = Random(!seed);
+    let mut killed = 0;
+    while killed < KILLS && !over.load(Ordering::Relaxed) {
+        let wanted = steps.load(Ordering::Relaxed) + random.below(300);
+        while steps.load(Ordering::Relaxed) < wanted && !over.load(Ordering::Relaxed) {
+            std::hint::spin_loop();
+        }
+        (0..random.below(4000)).for_each(|_| std::hint::spin_loop());
+        killed += u64::from(mount.kill_worker());
+    }
+    over.store(true, Ordering::Relaxed);
+}
+
+/// The image, with a directory for each client, and the same as a plain directory.
+fn image_and_plain() -> (Image, PathBuf) {
+    let names = (0..CLIENTS).flat_map(|client| {
+        let own = FILES.iter();
+        own.map(move |(path, content)| (format!("{client}/{path}"), *content))
+    });
+    let files: Vec<(String, &[u8])> = names.collect();
+    let borrowed: Vec<(&str, &[u8])> = files
+        .iter()
+        .map(|(path, content)| (&**path, *content))
+        .collect();
+    let image = Image::of(&borrowed);
+    let plain = image.path("plain");
+    for (path, content) in borrowed {
+        let path = plain.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, content).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+    }
+    (image, plain)
+}
+
+fn clients_do_not_notice(choice: IoModeChoice) {
+    if !has_successors(choice) {
+        return;
+    }
+    let (image, plain) = image_and_plain();
+    let mount = image.mount_writable(choice, "upper");
+    let root = mount.path("");
+    let seed = seed();
+    let (steps, over) = (AtomicU64::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| killer(&mount, seed, &steps, &over));
+        for number in 0..CLIENTS {
+            let (root, plain) = (
+                root.join(number.to_string()),
+                plain.join(number.to_string()),
+            );
+            let (steps, over, log) = (&steps, &over, &image);
+            scope.spawn(move || {
+                let run = || client(&root, &plain, seed + number, steps, over);
+                let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
+                over.store(true, Ordering::Relaxed);
+                if let Err(panic) = outcome {
+                    eprintln!("{}", log.log());
+                    std::panic::resume_unwind(panic);
+                }
+            });
+        }
+    });
+    eprintln!("{} steps", steps.load(Ordering::Relaxed));
+    assert_eq!(view(&root), view(&plain));
+    assert!(mount.unmount().success(), "{}", image.log());
+    let deaths = image.log().matches("another one serves on").count();
+    assert!(deaths > 0, "{}", image.log());
+    // What a later mount shows is the same, and nothing is left over.
+    let mount = image.mount_writable(choice, "upper");
+    assert_eq!(view(&mount.path("")), view(&plain));
+    assert!(mount.unmount().success(), "{}", image.log());
+    for left in ["orphans", "tmp"] {
+        let left = image.path(&format!("upper.work/{left}"));
+        assert_eq!(fs::read_dir(left).unwrap().count(), 0);
+    }
+}
+
+#[test]
+fn kill_of_the_worker_fails_no_operation_cached() {
+    clients_do_not_notice(IoModeChoice::Cached);
+}
+
+#[test]
+fn kill_of_the_worker_fails_no_operation_writeback() {
+    clients_do_not_notice(IoModeChoice::Writeback);
+}
+
+#[test]
+fn kill_of_the_worker_fails_no_operation_as_user() {
+    if !is_here() {
+        return there(
+            &["unshare", "-Urm"],
+            "kill_of_the_worker_fails_no_operation_as_user",
+        );
+    }
+    clients_do_not_notice(IoModeChoice::Auto);
+}
