@@ -2,7 +2,7 @@
 
 use super::check::Check;
 use super::container::args::{
-    Attach, Create, Exec, Inspect, Kill, Logs, Names, Port, Ps, Rename, Rm, Run, Start, Stats,
+    Attach, Cp, Create, Exec, Inspect, Kill, Logs, Names, Port, Ps, Rename, Rm, Run, Start, Stats,
     Stop, Top, Update,
 };
 use super::events::Events;
@@ -133,6 +133,8 @@ pub(super) enum Command {
     Start(Start),
     /// Stop one or more running containers
     Stop(Stop),
+    /// Copy files/folders between a container and the local filesystem
+    Cp(Cp),
     /// Display a live stream of container(s) resource usage statistics
     Stats(Stats),
     /// List port mappings for the container
@@ -430,6 +432,8 @@ pub(super) enum Container {
     Start(Start),
     /// Stop one or more running containers
     Stop(Stop),
+    /// Copy files/folders between a container and the local filesystem
+    Cp(Cp),
     /// Display a live stream of container(s) resource usage statistics
     Stats(Stats),
     /// List port mappings for the container
@@ -466,6 +470,7 @@ impl From<Container> for Command {
             Container::Restart(args) => Self::Restart(args),
             Container::Start(args) => Self::Start(args),
             Container::Stop(args) => Self::Stop(args),
+            Container::Cp(args) => Self::Cp(args),
             Container::Stats(args) => Self::Stats(args),
             Container::Port(args) => Self::Port(args),
             Container::Top(args) => Self::Top(args),

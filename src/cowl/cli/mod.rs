@@ -227,6 +227,7 @@ fn dispatch(cli: Cli, out: &mut Stdout) -> Result<u8> {
         )),
         Command::Start(args) => container::life::start(&mut *open(Access::Change)?, &args, out),
         Command::Stop(args) => Ok(container::life::stop(&*open(Access::Change)?, &args, out)),
+        Command::Cp(args) => container::cp::cp(&*open(Access::Change)?, &args, out),
         Command::Stats(args) => container::stats::stats(&*open(Access::Read)?, &args, out),
         Command::Port(args) => container::port::port(&*open(Access::Read)?, &args, out),
         Command::Top(args) => container::life::top(&*open(Access::Change)?, &args, out),
@@ -311,6 +312,14 @@ fn print_error(what: &impl std::fmt::Display) {
     line.push('\n');
     if io::stderr().write_all(line.as_bytes()).is_err() {
         // The exit code still reports the failure.
+    }
+}
+
+/// Prints a line on standard error that is no error.
+fn print_note(line: &str) {
+    let line = format!("{}\n", table::printable(line));
+    if io::stderr().write_all(line.as_bytes()).is_err() {
+        // Nobody reads it.
     }
 }
 

@@ -54,6 +54,21 @@ impl<W: Write> Out<W> {
     }
 }
 
+/// Bytes as they are, of which a reader that is gone wants no more.
+impl<W: Write> Write for Out<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.unless_closed(|to| to.write_all(bytes))?;
+        if self.closed {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.unless_closed(Write::flush)
+    }
+}
+
 /// Truncates to `limit` characters with an ellipsis at the end, as Docker shows commands.
 pub(super) fn ellipsis(text: &str, limit: usize) -> String {
     if text.chars().count() <= limit {

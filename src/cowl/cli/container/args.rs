@@ -163,6 +163,27 @@ pub(in crate::cli) struct Top {
 }
 
 #[derive(Debug, Args)]
+#[command(override_usage = "cowl cp [OPTIONS] CONTAINER:SRC_PATH DEST_PATH|-
+       cowl cp [OPTIONS] SRC_PATH|- CONTAINER:DEST_PATH")]
+pub(in crate::cli) struct Cp {
+    /// Archive mode (copy all uid/gid information)
+    #[arg(short, long)]
+    pub(super) archive: bool,
+    /// Always follow symbol link in SRC_PATH
+    #[arg(short = 'L', long)]
+    pub(super) follow_link: bool,
+    /// Suppress progress output during copy
+    #[arg(short, long)]
+    pub(super) quiet: bool,
+    /// File or directory to copy; - reads a tar from STDIN
+    #[arg(value_name = "SOURCE")]
+    pub(super) source: String,
+    /// Where to copy it to; - writes a tar to STDOUT
+    #[arg(value_name = "DESTINATION")]
+    pub(super) destination: String,
+}
+
+#[derive(Debug, Args)]
 pub(in crate::cli) struct Stats {
     /// Names, IDs or the beginnings of IDs; all running containers without one
     #[arg(value_name = "CONTAINER")]

@@ -1,6 +1,7 @@
 //! The commands of containers, with Docker's words.
 
 pub(super) mod args;
+pub(super) mod cp;
 pub(super) mod inspect;
 pub(super) mod life;
 pub(super) mod list;

@@ -5,6 +5,9 @@
 //! reached: a path is resolved by the kernel inside the root (`RESOLVE_IN_ROOT`, openat2(2)), and
 //! its last component is opened without following a link.
 
+pub mod copy;
+mod host;
+mod literal;
 mod read;
 mod write;
 mod xattr;
@@ -24,12 +27,13 @@ use std::os::fd::OwnedFd;
 
 pub use write::Extraction;
 
-/// A container's files.
+/// A container's files, or those below a directory of the host.
 #[derive(Debug)]
 pub struct Files {
     root: OwnedFd,
-    config: Config,
-    /// As the caller named it.
+    /// None of the host's.
+    config: Option<Config>,
+    /// The container as the caller named it.
     needle: String,
     /// Of a container at rest: the mount, and the right to it.
     mounted: Option<(Mounted, PendingContainer)>,
@@ -62,7 +66,7 @@ impl Engine {
     /// Opens the files of a container. [`Engine::close_files`] is to be called at the end.
     pub fn open_files(&self, needle: &str) -> Result<Files> {
         let container = self.containers.find(needle)?;
-        let config = container.config.clone();
+        let config = Some(container.config.clone());
         let needle = needle.to_owned();
         if let Some(control) = self.control(&container)? {
             return Ok(Files {
@@ -176,7 +180,7 @@ impl Files {
             return Ok(());
         }
         let path = components(path);
-        let mounts = self.config.mounts.iter();
+        let mounts = self.config.iter().flat_map(|config| &config.mounts);
         let mut destinations = mounts.map(|mount| mount.destination.as_str());
         let meets = |destination: &&str| {
             let destination = components(destination);
@@ -194,6 +198,7 @@ impl Files {
     /// In Docker's words.
     fn failed(&self, errno: Errno, path: &str) -> Error {
         match errno {
+            errno if self.config.is_none() => Error::from(errno).context(path.to_owned()),
             Errno::NOENT | Errno::NOTDIR => Error::not_found(format!(
                 "Could not find the file {path} in container {}",
                 self.needle
@@ -218,6 +223,27 @@ fn components(path: &str) -> Vec<&str> {
 
 fn last(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or_default()
+}
+
+/// The directory that holds a path, and its last component: `.` for a directory itself.
+fn split(path: &str) -> (String, String) {
+    if matches!(last(path), "" | "." | "..") {
+        return (path.to_owned(), ".".to_owned());
+    }
+    let (parent, name) = match path.rsplit_once('/') {
+        Some(("", name)) => ("/", name),
+        Some((parent, name)) => (parent, name),
+        None => (".", path),
+    };
+    (parent.to_owned(), name.to_owned())
+}
+
+/// What a link at a path leads to.
+fn beside(path: &str, target: &str) -> String {
+    if target.starts_with('/') {
+        return target.to_owned();
+    }
+    format!("{}/{target}", split(path).0)
 }
 
 /// Go's `filepath.Base`.
@@ -265,5 +291,16 @@ mod tests {
             assert_eq!(name_of(path), expected, "{path}");
         }
         assert_eq!(components("/a/./b//../c/"), ["a", "c"]);
+        for (path, parent, name) in [
+            ("/a/b", "/a", "b"),
+            ("/a", "/", "a"),
+            ("a", ".", "a"),
+            ("/a/", "/a/", "."),
+            ("a/..", "a/..", "."),
+        ] {
+            assert_eq!(split(path), (parent.to_owned(), name.to_owned()), "{path}");
+        }
+        assert_eq!(beside("/a/b", "c"), "/a/c");
+        assert_eq!(beside("/a/b", "/c"), "/c");
     }
 }

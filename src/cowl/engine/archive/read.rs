@@ -1,5 +1,6 @@
 //! Out of a container: what is at a path, as a tar.
 
+use super::literal::Literal;
 use super::{Files, Place, components, name_of, xattr};
 use crate::engine::error::{Context, Result};
 use rustix::fs::{
@@ -25,7 +26,7 @@ struct Level {
 }
 
 struct Writer<W: Write> {
-    tar: Builder<W>,
+    tar: Literal<W>,
     /// The first names of files with several.
     links: HashMap<(u64, u64), PathBuf>,
 }
@@ -34,13 +35,18 @@ impl Files {
     /// Writes what is at a path as a tar, whose paths begin with its last component. What is mounted
     /// below and is no mount of the container's request, as /proc, is an empty directory there.
     pub fn read(&self, path: &str, out: impl Write) -> Result<()> {
+        let top = match name_of(path).as_str() {
+            "/" | ".." => ".".to_owned(),
+            name => name.to_owned(),
+        };
+        self.read_as(path, &top, out)
+    }
+
+    /// The same with another name for the last component.
+    pub(super) fn read_as(&self, path: &str, top: &str, out: impl Write) -> Result<()> {
         let place = self.place(path)?;
         let stat = self.stat_of(&place, path)?;
-        let top = match name_of(path).as_str() {
-            "/" | ".." => PathBuf::from("."),
-            name => PathBuf::from(name),
-        };
-        let read = self.read_place(path, &place, &stat, &top, out);
+        let read = self.read_place(path, &place, &stat, Path::new(top), out);
         read.context(|| format!("reading {path}"))
     }
 
@@ -53,7 +59,7 @@ impl Files {
         out: impl Write,
     ) -> io::Result<()> {
         let mut writer = Writer {
-            tar: Builder::new(out),
+            tar: Literal(Builder::new(out)),
             links: HashMap::new(),
         };
         let name = CString::new(place.name.as_str())?;
@@ -66,16 +72,20 @@ impl Files {
                 None => drop(levels.pop()),
             }
         }
-        writer.tar.into_inner()?.flush()
+        writer.tar.0.into_inner()?.flush()
     }
 
-    /// Whether a path in the archive of `path` is where the container was asked to have a mount.
+    /// Whether a path in the archive of `path` is where the container was asked to have a mount. All
+    /// that is mounted on the host is wanted.
     fn is_mount(&self, path: &str, top: &Path, below: &Path) -> bool {
+        let Some(config) = &self.config else {
+            return true;
+        };
         let below = below.strip_prefix(top).unwrap_or(below);
         let below = below.to_string_lossy();
         let mut place = components(path);
         place.extend(components(&below));
-        let mut mounts = self.config.mounts.iter();
+        let mut mounts = config.mounts.iter();
         mounts.any(|mount| components(&mount.destination) == place)
     }
 }

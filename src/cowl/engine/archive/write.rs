@@ -25,13 +25,14 @@ use tar::{Archive, Entry, EntryType};
 pub struct Extraction {
     /// A directory does not take the place of something else, nor something else that of one.
     pub keep_kinds: bool,
-    /// Files belong to the users that the tar says; else to root.
+    /// Files belong to the users that the tar says; else to root in a container, and to the caller on
+    /// the host.
     pub keep_owners: bool,
 }
 
 /// What an entry says beside its content.
 struct Attributes {
-    owner: (Uid, Gid),
+    owner: (Option<Uid>, Option<Gid>),
     mode: Mode,
     times: Timestamps,
     xattrs: Vec<Xattr>,
@@ -40,7 +41,14 @@ struct Attributes {
 impl Files {
     /// Unpacks a tar, compressed or not, into a directory.
     pub fn write(&self, path: &str, tar: impl Read, how: Extraction) -> Result<()> {
-        if self.config.host.readonly_rootfs {
+        let tar = decompress(tar).context(|| "reading the tar")?;
+        self.unpack(path, tar, how)
+    }
+
+    /// The same of a tar that is not compressed.
+    pub(super) fn unpack(&self, path: &str, tar: impl Read, how: Extraction) -> Result<()> {
+        let config = self.config.as_ref();
+        if config.is_some_and(|config| config.host.readonly_rootfs) {
             return Err(Error::invalid("container rootfs is marked read-only"));
         }
         let base = components(path).join("/");
@@ -52,7 +60,6 @@ impl Files {
             }
             Err(errno) => return Err(self.failed(errno, path)),
         }
-        let tar = decompress(tar).context(|| "reading the tar")?;
         let mut archive = Archive::new(tar);
         let entries = archive.entries().context(|| "reading the tar")?;
         // Their times are set when nothing is put into them any more.
@@ -107,11 +114,33 @@ impl Files {
             return Ok(());
         }
         let path = components(path);
-        let mut mounts = self.config.mounts.iter();
+        let mut mounts = self.config.iter().flat_map(|config| &config.mounts);
         match mounts.find(|mount| path.starts_with(&components(&mount.destination))) {
             None => Ok(()),
             Some(mount) => self.check_mounts(&mount.destination),
         }
+    }
+
+    /// To whom an entry's file is to belong. A file of the host without another owner stays the
+    /// caller's.
+    fn owner(
+        &self,
+        entry: &Entry<'_, impl Read>,
+        how: Extraction,
+    ) -> Result<(Option<Uid>, Option<Gid>)> {
+        let id = |id: io::Result<u64>| -> Result<u32> {
+            let id = id.context(|| "reading an owner")?;
+            u32::try_from(id).map_err(|_range| Error::invalid("an owner is too large"))
+        };
+        let header = entry.header();
+        Ok(if how.keep_owners {
+            let (uid, gid) = (id(header.uid())?, id(header.gid())?);
+            (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
+        } else if self.config.is_none() {
+            (None, None)
+        } else {
+            (Some(Uid::ROOT), Some(Gid::ROOT))
+        })
     }
 
     /// Makes one file. Gives the times of a directory.
@@ -127,7 +156,7 @@ impl Files {
             return Ok(None);
         }
         let xattrs = xattr::of_entry(entry)?;
-        let attributes = attributes(entry, how.keep_owners, xattrs)?;
+        let attributes = attributes(entry, self.owner(entry, how)?, xattrs)?;
         let (parent, name) = self.parent(base, name)?;
         let parent = parent.as_fd();
         if kind == EntryType::Directory {
@@ -140,7 +169,7 @@ impl Files {
                 let made = openat(parent, name, flags, Mode::RUSR | Mode::WUSR)?;
                 let mut made = File::from(made);
                 io::copy(entry, &mut made)?;
-                fchown(&made, Some(attributes.owner.0), Some(attributes.owner.1))?;
+                fchown(&made, attributes.owner.0, attributes.owner.1)?;
                 fchmod(&made, attributes.mode)?;
                 xattr::write(made.as_fd(), &attributes.xattrs)?;
             }
@@ -174,22 +203,10 @@ impl Files {
 
 fn attributes(
     entry: &Entry<'_, impl Read>,
-    keep_owners: bool,
+    owner: (Option<Uid>, Option<Gid>),
     xattrs: Vec<Xattr>,
 ) -> Result<Attributes> {
     let header = entry.header();
-    let id = |id: io::Result<u64>| -> Result<u32> {
-        let id = id.context(|| "reading an owner")?;
-        u32::try_from(id).map_err(|_range| Error::invalid("an owner is too large"))
-    };
-    let owner = if keep_owners {
-        (
-            Uid::from_raw(id(header.uid())?),
-            Gid::from_raw(id(header.gid())?),
-        )
-    } else {
-        (Uid::ROOT, Gid::ROOT)
-    };
     let seconds = i64::try_from(header.mtime().unwrap_or(0)).unwrap_or(0);
     let time = Timespec {
         tv_sec: seconds,
@@ -256,7 +273,7 @@ fn directory(
     }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let made = openat(parent, name, flags, Mode::empty())?;
-    fchown(&made, Some(attributes.owner.0), Some(attributes.owner.1))?;
+    fchown(&made, attributes.owner.0, attributes.owner.1)?;
     fchmod(&made, attributes.mode)?;
     xattr::write(made.as_fd(), &attributes.xattrs)?;
     Ok(attributes.times.clone())
@@ -293,12 +310,6 @@ fn device(
 
 fn chown_link(parent: BorrowedFd<'_>, name: &str, attributes: &Attributes) -> Result<()> {
     let (uid, gid) = attributes.owner;
-    chownat(
-        parent,
-        name,
-        Some(uid),
-        Some(gid),
-        AtFlags::SYMLINK_NOFOLLOW,
-    )?;
+    chownat(parent, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
     Ok(())
 }
