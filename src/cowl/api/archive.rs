@@ -2,6 +2,7 @@
 
 use super::Server;
 use super::http::{self, Handled, Refusal, Request};
+use super::stream;
 use crate::engine::archive::{Extraction, Files, PathStat};
 use crate::engine::error::Error;
 use data_encoding::BASE64;
@@ -64,7 +65,7 @@ pub(super) async fn read(server: &Arc<Server>, request: &Request, name: String) 
         })
         .await?;
     let server = Arc::clone(server);
-    let mut reply = http::stream("application/x-tar", move |stream| {
+    let mut reply = stream::produce("application/x-tar", move |stream| {
         let sent = server.open().and_then(|engine| {
             let read = files.read(&asked, BufWriter::with_capacity(CHUNK, stream));
             finish(&engine, files, read)
@@ -81,7 +82,7 @@ pub(super) async fn write(server: &Arc<Server>, request: Request, name: String) 
         keep_kinds: request.query.flag("noOverwriteDirNonDir"),
         keep_owners: request.query.flag("copyUIDGID"),
     };
-    let tar = http::upload(request.body)?;
+    let tar = stream::upload(request.body)?;
     server
         .engine(move |engine| {
             let files = engine.open_files(&name)?;
@@ -95,7 +96,7 @@ pub(super) async fn write(server: &Arc<Server>, request: Request, name: String) 
 /// All files of a container as one tar.
 pub(super) async fn export(server: &Arc<Server>, name: String) -> Handled {
     let server = Arc::clone(server);
-    http::stream_or_refuse("application/octet-stream", move |stream| {
+    stream::produce_or_refuse("application/octet-stream", move |stream| {
         let out = BufWriter::with_capacity(CHUNK, stream);
         server.open()?.export_container(&name, out)
     })

@@ -3,6 +3,7 @@
 use super::Server;
 use super::http::{self, Handled, Refusal, Request};
 use super::network::{self, NetworkingConfig};
+use super::stream;
 use super::wait::{Condition, Wait};
 use crate::engine::Engine;
 use crate::engine::commit::{ChangeKind, Changed};
@@ -172,7 +173,7 @@ pub(super) async fn wait(server: &Arc<Server>, request: &Request, name: String) 
     })?;
     let wait = Wait::begin(server, name, condition).await?;
     let server = Arc::clone(server);
-    Ok(http::later("application/json", async move {
+    Ok(stream::later("application/json", async move {
         let code = wait.end(&server).await?;
         // Why it did not start is said by the start.
         Ok(json!({ "StatusCode": code }))

@@ -2,6 +2,7 @@
 
 use super::Server;
 use super::http::{self, Handled, Request, Version};
+use super::stream;
 use crate::engine::error::Error;
 use crate::engine::events::{Event, EventRequest, Type};
 use serde::Serialize;
@@ -44,7 +45,7 @@ pub(super) fn events(server: &Arc<Server>, request: &Request) -> Handled {
     let filters = http::filters(query)?;
     let asked = EventRequest::parse(query.get("since"), query.get("until"), &filters)?;
     let (server, version) = (Arc::clone(server), request.version);
-    let produce = move |stream: &http::Stream, gone: std::os::fd::BorrowedFd<'_>| {
+    let produce = move |stream: &stream::Stream, gone: std::os::fd::BorrowedFd<'_>| {
         let followed = server.open().and_then(|engine| {
             engine.events(&asked, Some(gone), |event| {
                 match stream.json(&Shown::new(event, version)) {
@@ -56,5 +57,5 @@ pub(super) fn events(server: &Arc<Server>, request: &Request) -> Handled {
         });
         followed.map_err(|error| io::Error::other(error.to_string()))
     };
-    Ok(http::follow("application/json", produce).map_err(Error::from)?)
+    Ok(stream::follow("application/json", produce).map_err(Error::from)?)
 }

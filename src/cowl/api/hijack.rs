@@ -4,7 +4,8 @@
 //! frames of Docker's stream format (Engine API, "ContainerAttach"). The reply is a 101 where the
 //! client asks for an upgrade, as all do today, else a 200.
 
-use super::http::{self, Handled, Refusal, Reply, Version, empty};
+use super::http::{Handled, Refusal, Reply, Version, empty};
+use super::stream;
 use super::watch::Peer;
 use crate::engine::attach::Pipes;
 use crate::engine::detach_keys::DetachKeys;
@@ -78,7 +79,7 @@ pub(super) type Takeover = oneshot::Receiver<(UnixStream, Bytes)>;
 /// client asks for one, else a reply that never says how long it is.
 pub(super) fn switching(wants_upgrade: bool, terminal: bool, version: Version) -> Reply {
     if !wants_upgrade {
-        return http::raw(RAW);
+        return stream::raw(RAW);
     }
     let mut reply = empty(StatusCode::SWITCHING_PROTOCOLS);
     for (name, value) in [

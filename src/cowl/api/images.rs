@@ -2,6 +2,7 @@
 
 use super::Server;
 use super::http::{self, Handled, Refusal, Request, Version};
+use super::stream;
 use crate::engine::Engine;
 use crate::engine::commit::{Changed, CommitRequest};
 use crate::engine::docker::ContainerConfig;
@@ -206,9 +207,9 @@ pub(super) async fn remove(server: &Arc<Server>, request: &Request, name: String
 
 pub(super) fn load(server: &Arc<Server>, request: Request) -> Handled {
     let platforms = platforms(&request, "platform")?;
-    let archive = http::upload(request.body).map_err(Error::from)?;
+    let archive = stream::upload(request.body).map_err(Error::from)?;
     let server = Arc::clone(server);
-    let produce = move |stream: &http::Stream| {
+    let produce = move |stream: &stream::Stream| {
         let load = |engine: &Engine| {
             let request = LoadRequest {
                 platforms: &platforms,
@@ -230,7 +231,7 @@ pub(super) fn load(server: &Arc<Server>, request: Request) -> Handled {
             }),
         }
     };
-    Ok(http::stream("application/json", produce))
+    Ok(stream::produce("application/json", produce))
 }
 
 /// The name that `repo` and `tag` of a request give an image.
@@ -307,9 +308,9 @@ pub(super) fn create(server: &Arc<Server>, request: Request) -> Handled {
     let changes = changes(&request);
     let get = |name| request.query.get(name).map(str::to_owned);
     let (message, platform) = (get("message").unwrap_or_default(), get("platform"));
-    let archive = http::upload(request.body).map_err(Error::from)?;
+    let archive = stream::upload(request.body).map_err(Error::from)?;
     let server = Arc::clone(server);
-    let produce = move |stream: &http::Stream| {
+    let produce = move |stream: &stream::Stream| {
         let import = |engine: &Engine| {
             let request = ImportRequest {
                 name: name.as_ref(),
@@ -325,7 +326,7 @@ pub(super) fn create(server: &Arc<Server>, request: Request) -> Handled {
             Ok(id) => stream.json(&json!({"status": id.to_string()})),
         }
     };
-    Ok(http::stream("application/json", produce))
+    Ok(stream::produce("application/json", produce))
 }
 
 /// `docker save`: the names of the query, or the one of the path.
@@ -342,14 +343,14 @@ pub(super) async fn save(server: &Arc<Server>, request: &Request, name: Option<S
         .engine(move |engine| engine.select(&names, platform.as_deref()))
         .await?;
     let server = Arc::clone(server);
-    let produce = move |stream: &http::Stream| {
+    let produce = move |stream: &stream::Stream| {
         let out = BufWriter::with_capacity(CHUNK, stream);
         let saved = server
             .open()
             .and_then(|engine| engine.save_selected(&selected, out));
         saved.map_err(|error| io::Error::other(error.to_string()))
     };
-    Ok(http::stream("application/x-tar", produce))
+    Ok(stream::produce("application/x-tar", produce))
 }
 
 /// A platform as the API has it.

@@ -2,7 +2,8 @@
 
 use super::Server;
 use super::hijack::{self, STDERR, STDOUT, header};
-use super::http::{self, Handled, Query, Refusal, Request};
+use super::http::{Handled, Query, Refusal, Request};
+use super::stream;
 use crate::engine::duration;
 use crate::engine::error::{Context as _, Error, Result};
 use crate::engine::logs::{LogEntry, LogRequest, Logs};
@@ -55,7 +56,7 @@ pub(super) async fn logs(server: &Arc<Server>, request: Request, name: String) -
         .watch(&directory, true)
         .context(|| "watching the log")?;
     let kind = hijack::media_type(logs.has_terminal(), request.version);
-    Ok(http::live(kind, move |stream| async move {
+    Ok(stream::live(kind, move |stream| async move {
         loop {
             let sender = stream.clone();
             // In a thread: it waits for files and for the client.

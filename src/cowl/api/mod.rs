@@ -18,6 +18,7 @@ mod logs;
 mod network;
 mod route;
 mod stats;
+mod stream;
 mod system;
 mod update;
 mod volumes;

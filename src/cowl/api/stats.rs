@@ -2,6 +2,7 @@
 
 use super::Server;
 use super::http::{self, Handled, Request};
+use super::stream;
 use crate::engine::stats::{Sample, Usage};
 use cowl_launch::control::BlkioStats;
 use hyper::StatusCode;
@@ -40,7 +41,7 @@ pub(super) async fn stats(server: &Arc<Server>, request: &Request, name: String)
         return http::json(StatusCode::OK, &shown(&second, first.sample.as_ref()));
     }
     let server = Arc::clone(server);
-    Ok(http::live("application/json", move |stream| async move {
+    Ok(stream::live("application/json", move |stream| async move {
         let mut last = None;
         let mut usage = first;
         let mut clock = tokio::time::interval(INTERVAL);
