@@ -1,4 +1,4 @@
-//! Changes of containers and uppers: `diff`, `commit`, `export`; and `unpack`.
+//! Changes of containers and uppers: `diff`, `commit`, the files for `export`; and `unpack`.
 //!
 //! Invariant: nothing reads an upper that changes. At rest its locks are held here, so no mount
 //! begins to use it meanwhile; a running container is frozen ([`still`](super::still)).
@@ -7,7 +7,6 @@ use super::container::Container;
 use super::docker::ContainerConfig;
 use super::error::{Context, Error, Kind, Result};
 use super::image::{CONFIG_LIMIT, Image};
-use super::save::write_to;
 use super::still::Still;
 use super::{Engine, mountpoint, network};
 use cowl_core::digest::{DiffId, ImageId};
@@ -232,47 +231,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Writes the files of a container or an image as one tar.
-    pub fn export(&self, needle: &str, output: Option<&Path>) -> Result<()> {
-        let container = match self.containers.find(needle) {
-            Err(error) if error.kind() == Kind::NotFound => None,
-            found => Some(found?),
-        };
-        let Some(container) = container else {
-            let transaction = self.store.begin()?;
-            let image = self.image(needle).map_err(|error| match error.kind() {
-                Kind::NotFound => Error::not_found(format!("No such container or image: {needle}")),
-                _ => error,
-            })?;
-            transaction.keep_layers(&image.layers)?;
-            let merged = self.store.merged(&image.layers)?;
-            return write_to(output, |out| {
-                layer::export(&merged.tree, &self.store, std::io::BufWriter::new(out))?;
-                Ok(())
-            });
-        };
-        let transaction = self.store.begin()?;
-        let files = self.files_of(&container, needle, &transaction)?;
-        write_to(output, |out| {
-            layer::export(&files, &transaction, std::io::BufWriter::new(out))?;
-            Ok(())
-        })?;
-        self.tell_container(&container.config, "export", &[]);
-        Ok(())
-    }
-
-    /// Writes the files of a container as one tar. Nothing is written before they are all read.
-    pub fn export_container(&self, needle: &str, out: impl std::io::Write) -> Result<()> {
-        let container = self.containers.find(needle)?;
-        let transaction = self.store.begin()?;
-        let files = self.files_of(&container, needle, &transaction)?;
-        layer::export(&files, &transaction, out)?;
-        self.tell_container(&container.config, "export", &[]);
-        Ok(())
-    }
-
     /// All files of a container, whose contents the transaction keeps.
-    fn files_of(
+    pub(super) fn files_of(
         &self,
         container: &Container,
         needle: &str,

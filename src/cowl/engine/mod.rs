@@ -17,6 +17,7 @@ pub mod error;
 pub mod events;
 pub mod exec;
 pub mod execs;
+mod export;
 pub(crate) mod files;
 mod gc;
 mod health;
