@@ -168,6 +168,35 @@ print(-process.wait() == getattr(signal, 'SIG' + sys.argv[1]))
     });
 }
 
+/// `--tui` whose terminal goes away gives back its lease, although nothing can be written any more.
+#[test]
+fn a_closed_terminal_ends_the_browser() {
+    root(|| {
+        let store = shop("store");
+        let script = "
+import fcntl, os, pty, struct, sys, termios
+root = sys.argv[3]
+pid, terminal = pty.fork()
+if pid == 0:
+    fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack('HHHH', 24, 90, 0, 0))
+    os.environ['TERM'] = 'xterm'
+    os.execv(sys.argv[1], sys.argv[1:])
+seen = b''
+while b'layer' not in seen: seen += os.read(terminal, 4096)
+assert any(name.startswith('held-mount-dedup') for name in os.listdir(root + '/pins'))
+os.close(terminal)
+_, status = os.waitpid(pid, 0)
+code = os.waitstatus_to_exitcode(status)
+print(code in (-1, 1, 2), os.listdir(root + '/pins'))
+";
+        let (cowl, at) = (binary("cowl"), store.root());
+        let options = ["dedup", "--tui"].map(Path::new);
+        let arguments = [&cowl, Path::new("--root"), at];
+        let seen = python(&directory(), script, arguments.into_iter().chain(options));
+        assert_eq!(seen, "True []\n");
+    });
+}
+
 /// No store, a store of a newer format, an unknown name: one line each.
 #[test]
 fn mistakes_are_answered_in_one_line() {

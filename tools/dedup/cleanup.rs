@@ -24,8 +24,8 @@ struct Held {
 
 impl Held {
     fn give_back(&mut self) {
-        if std::mem::take(&mut self.terminal) {
-            ratatui::restore();
+        if std::mem::take(&mut self.terminal) && ratatui::try_restore().is_err() {
+            // The terminal is gone.
         }
         self.leases.clear();
         self.scratch.clear();
