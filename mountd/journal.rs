@@ -4,19 +4,20 @@
 //! plain stores, so what it wrote is there however it ends. All is in words of 64 bits:
 //!
 //! ```text
-//!   0        8                    +512 requests         +512 requests         +2^24 nodes
-//!   +--------+--------------------+---------------------+---------------------+--------------
-//!   | head   | being answered     | of dead workers     | nodes, 8 words each
-//!   +--------+--------------------+---------------------+---------------------+--------------
+//!   0      8                +512 requests     +512 requests          +2^24 nodes
+//!   +------+----------------+-----------------+----------------------+---------------------------+
+//!   | head | being answered | of dead workers | nodes, 8 words each  | lookups of lower nodes    |
+//!   +------+----------------+-----------------+----------------------+---------------------------+
 //!   head      magic, what INIT agreed (0: nothing), ids given to new nodes, whether the table of
 //!             nodes ran over, whether the worker died by itself, entries of nodes ever used
 //!   request   unique (0: free), intent, its two numbers, deaths
 //!   node      id (0: free), then what `overlay::record` says
+//!   lookups   16 bits a node, saturated at the greatest
 //! ```
 //!
 //! Invariants: the word that says that an entry is used is written last and cleared first, so an
 //! entry that a kill cut off does not count. A request is in the journal from before anything is
-//! done for it until its answer is with the kernel; a request that comes again (`again`) has what
+//! done for it until its answer is with the kernel; a resent request has what
 //! the dead worker intended.
 
 use std::cell::Cell;
@@ -56,7 +57,12 @@ pub(crate) const NODE: usize = 8;
 const NODES: usize = 1 << 24;
 const FIRST_NODE: usize = HEAD + 2 * REQUESTS * REQUEST;
 
-const WORDS: NonZeroUsize = NonZeroUsize::new(FIRST_NODE + NODES * NODE).unwrap();
+/// Nodes of the lower whose lookups are counted, four of them in a word.
+const COUNTED: usize = 1 << 26;
+const PER_WORD: usize = 4;
+const FIRST_COUNT: usize = FIRST_NODE + NODES * NODE;
+
+const WORDS: NonZeroUsize = NonZeroUsize::new(FIRST_COUNT + COUNTED / PER_WORD).unwrap();
 const BYTES: usize = WORDS.get() * size_of::<u64>();
 
 /// A request that was under way at so many deaths of a worker is answered with EIO.
@@ -228,7 +234,7 @@ impl Journal {
         self.set(CREATED, created);
     }
 
-    /// Moves the requests that a dead worker was answering to those that may come again.
+    /// Moves the requests that a dead worker was answering to those that may be resent.
     fn carry(&self) {
         let crashed = self.get(CRASHED);
         self.set(CRASHED, 0);
@@ -262,7 +268,7 @@ impl Journal {
         }
     }
 
-    /// A free entry of those that may come again, or else that of the oldest, which was answered
+    /// A free entry of those that may be resent, or else that of the oldest, which was answered
     /// long ago: a worker that is killed before it clears its entry leaves one.
     fn entry_to_carry(&self, carried: &mut HashMap<u64, usize>) -> usize {
         let mut entries = (REQUESTS..2 * REQUESTS).map(entry_of_request);
@@ -274,9 +280,9 @@ impl Journal {
         entry.unwrap_or_else(|| entry_of_request(REQUESTS))
     }
 
-    /// Enters a request before anything is done for it. `again`: a dead worker had read it.
-    pub(crate) fn begin(&self, unique: u64, again: bool) -> Request<'_> {
-        let carried = if again {
+    /// Enters a request before anything is done for it. `resent`: a dead worker had read it.
+    pub(crate) fn begin(&self, unique: u64, resent: bool) -> Request<'_> {
+        let carried = if resent {
             self.carried.lock().get(&unique).copied()
         } else {
             None
@@ -369,6 +375,30 @@ impl Journal {
         }
     }
 
+    /// Changes how often a node of the lower was looked up; not of one that is not counted here.
+    pub(crate) fn update_lookups(&self, node: u32, change: impl Fn(u16) -> u16) {
+        let Some((word, shift)) = self.count_of(node) else {
+            return;
+        };
+        let update = |counts: u64| {
+            let count = change(lane(counts, shift));
+            counts & !(0xffff << shift) | u64::from(count) << shift
+        };
+        word.update(Ordering::AcqRel, Ordering::Acquire, update);
+    }
+
+    /// How often a node of the lower was looked up; None: it is not counted here.
+    pub(crate) fn lookups(&self, node: u32) -> Option<u16> {
+        let (word, shift) = self.count_of(node)?;
+        Some(lane(word.load(Ordering::Acquire), shift))
+    }
+
+    fn count_of(&self, node: u32) -> Option<(&AtomicU64, u32)> {
+        let number = usize::try_from(node).ok().filter(|node| *node < COUNTED)?;
+        let word = self.word(FIRST_COUNT + number / PER_WORD)?;
+        Some((word, node % 4 * 16))
+    }
+
     /// Frees a node's entry.
     pub(crate) fn clear_node(&self, entry: u32) {
         if let Some(start) = entry_of_node(entry) {
@@ -376,6 +406,11 @@ impl Journal {
             self.nodes.lock().returned.push(entry);
         }
     }
+}
+
+fn lane(counts: u64, shift: u32) -> u16 {
+    let [low, high, ..] = (counts >> shift).to_le_bytes();
+    u16::from_le_bytes([low, high])
 }
 
 fn entry_of_request(number: usize) -> usize {
@@ -421,5 +456,88 @@ impl Drop for Request<'_> {
             self.journal.set(entry + UNIQUE, 0);
             self.journal.idle.lock().push(entry);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    fn mapped(memory: &OwnedFd) -> Journal {
+        Journal::map(memory.as_fd()).unwrap()
+    }
+
+    /// The worker dies while it answers a request.
+    fn die_with(request: Request<'_>) {
+        let _never_dropped = std::mem::ManuallyDrop::new(request);
+        CURRENT.set(None);
+    }
+
+    #[test]
+    fn a_request_that_was_not_answered_has_its_intent_when_it_is_resent() {
+        let memory = create().unwrap();
+        let intent = Intent::Exchange { from: 7, to: 8 };
+        let dead = mapped(&memory);
+        drop(dead.begin(2, false));
+        let under_way = dead.begin(4, false);
+        dead.intend(intent);
+        die_with(under_way);
+        let second = mapped(&memory);
+        assert_eq!(second.begin(2, true).intent(), None);
+        let resent = second.begin(4, true);
+        assert_eq!(resent.intent(), Some(intent));
+        // The next one dies before it comes to that again: the intent holds.
+        die_with(resent);
+        let third = mapped(&memory);
+        assert_eq!(third.begin(4, true).intent(), Some(intent));
+        // That was its answer.
+        assert_eq!(mapped(&memory).begin(4, true).intent(), None);
+    }
+
+    #[test]
+    fn a_request_that_two_workers_crash_of_is_fatal_and_one_of_killed_workers_is_not() {
+        let memory = create().unwrap();
+        for crashes in [false, false, true, true] {
+            let worker = mapped(&memory);
+            let request = worker.begin(6, true);
+            assert!(!request.is_fatal());
+            die_with(request);
+            if crashes {
+                note_crash(&memory).unwrap();
+            }
+        }
+        assert!(mapped(&memory).begin(6, true).is_fatal());
+    }
+
+    #[test]
+    fn nodes_and_lookups_outlive_a_worker() {
+        let memory = create().unwrap();
+        assert!(!allows_a_successor(&memory).unwrap());
+        let dead = mapped(&memory);
+        assert!(!dead.is_inherited());
+        dead.set_agreed(1);
+        dead.set_created(3);
+        let words = |id| [id, 2, 3, 4, 5, 6, 7, 8];
+        let entries = [1, 2, 3].map(|id| dead.write_node(None, &words(id)).unwrap());
+        dead.clear_node(entries[1]);
+        dead.set_node_word(entries[2], 2, 9);
+        for node in [0, 5, 6] {
+            dead.update_lookups(node, |count| count + 1);
+        }
+        dead.update_lookups(5, |_| u16::MAX);
+        assert!(allows_a_successor(&memory).unwrap());
+        let next = mapped(&memory);
+        assert!(next.is_inherited());
+        assert_eq!((next.agreed(), next.created()), (Some(1), 3));
+        let changed = [3, 2, 9, 4, 5, 6, 7, 8];
+        let inherited = [(entries[0], words(1)), (entries[2], changed)];
+        assert_eq!(next.inherited_nodes(), inherited);
+        // The freed one is given out again.
+        assert_eq!(next.write_node(None, &words(4)), Some(entries[1]));
+        let counts = [0, 4, 5, 6].map(|node| next.lookups(node));
+        assert_eq!(counts, [Some(1), Some(0), Some(u16::MAX), Some(1)]);
+        assert_eq!(next.lookups(u32::MAX), None);
     }
 }

@@ -41,13 +41,13 @@ pub(super) struct Header {
 }
 
 impl Header {
-    /// The number that a request keeps when it comes again.
+    /// The number that a request keeps when it is resent.
     pub(super) fn first_unique(&self) -> u64 {
         self.unique & !wire::UNIQUE_RESEND
     }
 
     /// Whether a process that has died since had read it.
-    pub(super) fn is_again(&self) -> bool {
+    pub(super) fn is_resent(&self) -> bool {
         self.unique & wire::UNIQUE_RESEND != 0
     }
 

@@ -17,7 +17,6 @@
 //! | IOCTL | ENOTTY: no file is a terminal or has flags of its own |
 //! | entries, attributes, absent names | valid for good: all changes come as requests |
 
-mod again;
 mod backing;
 mod buffer;
 mod decode;
@@ -28,6 +27,7 @@ mod negotiate;
 mod notify;
 mod opcode;
 mod reply;
+mod resent;
 mod serve;
 mod threads;
 mod wire;

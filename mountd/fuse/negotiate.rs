@@ -45,7 +45,7 @@ pub(crate) struct Agreed {
     dialect: Dialect,
     /// Whether the kernel keeps what is written for a while before it tells us.
     writes_back: bool,
-    /// Whether the kernel asks again what it was not answered (`FUSE_NOTIFY_RESEND`, Linux 6.9).
+    /// Whether the kernel resends what was not answered (`FUSE_NOTIFY_RESEND`, Linux 6.9).
     resends: bool,
 }
 
@@ -107,7 +107,7 @@ impl Connection {
     }
 
     /// A connection that another process has negotiated, and from which no process reads any more.
-    /// What was read from it and not answered comes again, before anything new.
+    /// What was read from it and not answered is resent, before anything new.
     pub(crate) fn take_over(device: OwnedFd, agreed: Agreed) -> io::Result<Self> {
         notify::resend(device.as_fd())?;
         Ok(Self { device, agreed })
@@ -209,7 +209,7 @@ fn always() -> InitFlags {
         | InitFlags::FUSE_ASYNC_DIO
         // Tells an aborted connection (ECONNABORTED) from an unmounted one (ENODEV).
         | InitFlags::FUSE_ABORT_ERROR
-        // A request that a dead worker had read is marked when it comes again.
+        // A request that a dead worker had read is marked when it is resent.
         | InitFlags::FUSE_HAS_RESEND
 }
 

@@ -36,8 +36,8 @@ fn invalidate(device: BorrowedFd<'_>, node: NodeId, offset: i64) -> io::Result<(
     }
 }
 
-/// The kernel asks again what was read and not answered. A connection that has ended has nothing
-/// left to ask, as the next read says.
+/// The kernel resends what was read and not answered. A connection that has ended has nothing left
+/// to ask, as the next read says.
 pub(super) fn resend(device: BorrowedFd<'_>) -> io::Result<()> {
     match notify(device, wire::NOTIFY_RESEND, &[0_u8; 0]) {
         Err(Errno::NODEV | Errno::NOTCONN | Errno::PERM) => Ok(()),

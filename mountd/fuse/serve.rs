@@ -8,11 +8,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use rustix::io::Errno;
 
-use super::again::Before;
 use super::decode::{Dialect, Header, Malformed};
 use super::dispatch::{Answer, Dispatcher};
 use super::negotiate::{Connection, MAX_WRITE};
 use super::reply::Reply;
+use super::resent::Resent;
 use super::threads::{End, Threads};
 use crate::counters::Counters;
 use crate::journal::{Journal, Request};
@@ -65,7 +65,7 @@ impl<'m> Server<'m> {
         // Dropped once the kernel has the answer.
         let noted = self
             .journal
-            .map(|journal| journal.begin(header.first_unique(), header.is_again()));
+            .map(|journal| journal.begin(header.first_unique(), header.is_resent()));
         if noted.as_ref().is_some_and(Request::is_fatal) {
             tracing::error!(
                 opcode = header.opcode,
@@ -75,8 +75,8 @@ impl<'m> Server<'m> {
             return self.send(&header, reply, Err(Errno::IO));
         }
         let intent = noted.as_ref().and_then(Request::intent);
-        let again = header.is_again().then_some(Before { intent });
-        let outcome = match unpanicked(|| self.answer(&header, request, again, reply)) {
+        let resent = header.is_resent().then_some(Resent { intent });
+        let outcome = match unpanicked(|| self.answer(&header, request, resent, reply)) {
             Ok(Answer::Reply) => Ok(()),
             Ok(Answer::Silence) => return,
             Err(errno) => Err(errno),
@@ -104,7 +104,7 @@ impl<'m> Server<'m> {
         &self,
         header: &Header,
         request: &[u8],
-        again: Option<Before>,
+        resent: Option<Resent>,
         reply: &mut Reply,
     ) -> Result<Answer, Errno> {
         let malformed = |Malformed| {
@@ -116,8 +116,8 @@ impl<'m> Server<'m> {
             Errno::INVAL
         };
         let operation = header.operation(request, self.dialect).map_err(malformed)?;
-        if let Some(before) = again
-            && self.dispatcher.is_done(header, &operation, before, reply)?
+        if let Some(resent) = resent
+            && self.dispatcher.is_done(header, &operation, resent, reply)?
         {
             return Ok(Answer::Reply);
         }

@@ -4,10 +4,11 @@
 //! count stays saturated. Unchanged nodes have no other entry in memory, so a count is two bytes,
 //! in blocks allocated at their first lookup.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use super::types::LowerIno;
+use crate::journal::Journal;
 
 /// Counts per block: a page of memory.
 const BLOCK: usize = 2048;
@@ -23,8 +24,8 @@ type Block = OnceLock<Box<[AtomicU16]>>;
 /// The counts of one lower.
 #[derive(Debug, Default)]
 pub(super) struct LowerLookups {
-    /// A dead worker has counted, too: every node may be known.
-    unknown: bool,
+    /// Where they are counted instead of here, for a worker's successor.
+    journal: Option<Arc<Journal>>,
     blocks: usize,
     regions: Box<[OnceLock<Box<[Block]>>]>,
 }
@@ -35,7 +36,7 @@ impl LowerLookups {
         let nodes = usize::try_from(nodes).unwrap_or(usize::MAX);
         let blocks = nodes.div_ceil(BLOCK);
         Self {
-            unknown: false,
+            journal: None,
             blocks,
             regions: (0..blocks.div_ceil(REGION))
                 .map(|_| OnceLock::new())
@@ -43,11 +44,11 @@ impl LowerLookups {
         }
     }
 
-    /// The same after a worker that died, whose counts are lost.
-    pub(super) fn after_another(nodes: u32) -> Self {
+    /// Counts that outlive the worker.
+    pub(super) fn journaled(journal: Arc<Journal>) -> Self {
         Self {
-            unknown: true,
-            ..Self::new(nodes)
+            journal: Some(journal),
+            ..Self::default()
         }
     }
 
@@ -64,29 +65,33 @@ impl LowerLookups {
 
     /// Counts a lookup.
     pub(super) fn add(&self, node: LowerIno) {
-        if let Some(count) = self.count(node) {
-            count.update(Ordering::Relaxed, Ordering::Relaxed, |count| {
-                count.saturating_add(1)
-            });
-        }
+        self.update(node, |count| count.saturating_add(1));
     }
 
     /// Subtracts forgotten lookups.
     pub(super) fn subtract(&self, node: LowerIno, lookups: u64) {
-        if let Some(count) = self.count(node) {
-            count.update(Ordering::Relaxed, Ordering::Relaxed, |count| match count {
-                MANY => MANY,
-                count => count.saturating_sub(u16::try_from(lookups).unwrap_or(MANY)),
-            });
+        self.update(node, |count| match count {
+            MANY => MANY,
+            count => count.saturating_sub(u16::try_from(lookups).unwrap_or(MANY)),
+        });
+    }
+
+    fn update(&self, node: LowerIno, change: impl Fn(u16) -> u16) {
+        if let Some(journal) = &self.journal {
+            journal.update_lookups(node.0, change);
+        } else if let Some(count) = self.count(node) {
+            count.update(Ordering::Relaxed, Ordering::Relaxed, change);
         }
     }
 
     /// Whether the kernel may know the node.
     pub(super) fn is_known(&self, node: LowerIno) -> bool {
-        self.unknown
-            || self
-                .count(node)
-                .is_some_and(|count| count.load(Ordering::Relaxed) > 0)
+        if let Some(journal) = &self.journal {
+            // A node that is not counted may be known.
+            return journal.lookups(node.0) != Some(0);
+        }
+        self.count(node)
+            .is_some_and(|count| count.load(Ordering::Relaxed) > 0)
     }
 }
 

@@ -228,7 +228,7 @@ impl Overlay {
             })
             .transpose()?;
         let state = match &journal {
-            Some(journal) if upper.is_some() => State::journaled(counted, Arc::clone(journal)),
+            Some(journal) if upper.is_some() => State::journaled(Arc::clone(journal)),
             _ => State::new(counted),
         };
         let overlay = Overlay {

@@ -5,6 +5,8 @@
 //! is already on disk. So a log of events is a state. No operation here does I/O; the overlay keeps
 //! the lock around it for table work only.
 
+mod journaled;
+
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 use std::sync::Arc;
@@ -16,9 +18,10 @@ use super::event::Event;
 use super::lookups::LowerLookups;
 use super::node::{Home, Node, UpperFile};
 use super::opens::{OpenFile, Opens, Serving};
-use super::record::{self, Inherited};
+use super::record::Inherited;
 use super::types::{Attr, HandleId, LowerIno, NodeId};
 use crate::journal::Journal;
+use journaled::note_lookups;
 
 /// Everything that was changed.
 #[derive(Debug, Default)]
@@ -57,29 +60,6 @@ impl State {
             lower_lookups: LowerLookups::new(counted),
             ..State::default()
         }
-    }
-
-    /// The same, written down for a successor. If `journal` has an earlier worker's nodes, they
-    /// keep their ids and lookups as they are found in the upper, until [`Event::TakenOver`].
-    pub(super) fn journaled(counted: u32, journal: Arc<Journal>) -> State {
-        let inherited = Inherited::read(&journal);
-        let lower_lookups = if journal.is_inherited() {
-            LowerLookups::after_another(counted)
-        } else {
-            LowerLookups::new(counted)
-        };
-        State {
-            lower_lookups,
-            created: journal.created(),
-            journal: Some(journal),
-            inherited,
-            ..State::default()
-        }
-    }
-
-    /// What a dead worker told.
-    pub(super) fn inherited(&self) -> &Inherited {
-        &self.inherited
     }
 
     /// Whether a table has become much smaller since this was asked last.
@@ -331,34 +311,6 @@ impl State {
         self.note(id);
     }
 
-    fn count_created(&mut self, id: NodeId) {
-        if id >= self.next_created() {
-            self.created = id.0 - NodeId::FIRST_CREATED.0 + 1;
-            if let Some(journal) = &self.journal {
-                journal.set_created(self.created);
-            }
-        }
-    }
-
-    fn node_or_new(
-        &mut self,
-        id: NodeId,
-        file_type: FileType,
-        origin: Option<LowerIno>,
-    ) -> &mut Node {
-        let inherited = &self.inherited;
-        self.nodes
-            .entry(id)
-            .or_insert_with(|| inherited.node(id, file_type, origin))
-    }
-
-    /// Tells a successor what it must know of a node, also that it is no more.
-    fn note(&mut self, id: NodeId) {
-        if let (Some(journal), Some(node)) = (&self.journal, self.nodes.get_mut(&id)) {
-            node.entry = journal.write_node(node.entry, &record::words(id, node));
-        }
-    }
-
     fn put(&mut self, dir: NodeId, name: Name, target: Target, under: Under) {
         self.take(dir, &name);
         let Some(table) = self.dirs.get_mut(&dir) else {
@@ -402,28 +354,6 @@ impl State {
             self.tidy(id);
         } else {
             self.dropped(id);
-        }
-    }
-
-    fn vanished(
-        &mut self,
-        id: NodeId,
-        file_type: FileType,
-        origin: Option<LowerIno>,
-        attr: Attr,
-        lost: bool,
-    ) {
-        self.node_or_new(id, file_type, origin).lost = lost;
-        self.gone(id, file_type, origin, attr);
-    }
-
-    fn taken_over(&mut self) {
-        let inherited = std::mem::take(&mut self.inherited);
-        let Some(journal) = &self.journal else { return };
-        for (id, entry) in inherited.entries() {
-            if !self.nodes.contains_key(&id) {
-                journal.clear_node(entry);
-            }
         }
     }
 
@@ -536,12 +466,6 @@ impl State {
             self.renumbered.insert(origin, to);
         }
         self.nodes.insert(to, new);
-    }
-}
-
-fn note_lookups(journal: Option<&Journal>, node: &Node) {
-    if let (Some(journal), Some(entry)) = (journal, node.entry) {
-        journal.set_node_word(entry, record::LOOKUPS, node.lookups);
     }
 }
 

@@ -2,11 +2,11 @@
 //!
 //! Names, marks and contents are read from the upper, which shows every finished change whole and
 //! no unfinished one; the journal has the ids that the kernel knows files by. So nothing that the
-//! dead worker had in memory is missed but counts of lookups of the lower's nodes, which are taken
-//! for high. Only directories are read that the dead worker had read: the kernel cannot know what
+//! dead worker had in memory is missed. Counts of lookups may be too high by what was counted and
+//! not answered, so such a file may stay in `work/orphans` until the mount ends. Only directories are read that the dead worker had read: the kernel cannot know what
 //! is below others.
 //!
-//! A request that the dead worker had read and not answered comes again. Most can be done again, or
+//! A request that the dead worker had read and not answered is resent. Most can be done again, or
 //! tell by what is there that they were done, since the kernel lets nobody else at the names
 //! meanwhile; the rest is in the request's [`Intent`].
 
@@ -214,11 +214,11 @@ impl Overlay {
     }
 }
 
-/// What a request that comes again finds of what it did before.
+/// What a resent request finds of what it did.
 impl Overlay {
     /// The file that a request was to make at a name, if it did: nobody else could. Its one lookup
     /// is counted once.
-    pub(crate) fn made_before(&self, parent: NodeId, name: &[u8]) -> Result<Option<Entry>, Errno> {
+    pub(crate) fn already_made(&self, parent: NodeId, name: &[u8]) -> Result<Option<Entry>, Errno> {
         let Some(found) = self.resolve(parent, name)? else {
             return Ok(None);
         };
@@ -231,7 +231,7 @@ impl Overlay {
     }
 
     /// The node at a name that a request was to give it, if it did.
-    pub(crate) fn linked_before(
+    pub(crate) fn already_linked(
         &self,
         id: NodeId,
         parent: NodeId,
@@ -244,12 +244,12 @@ impl Overlay {
     }
 
     /// Whether a name is gone that a request was to remove, or to move away.
-    pub(crate) fn removed_before(&self, parent: NodeId, name: &[u8]) -> Result<bool, Errno> {
+    pub(crate) fn already_removed(&self, parent: NodeId, name: &[u8]) -> Result<bool, Errno> {
         Ok(self.resolve(parent, name)?.is_none())
     }
 
     /// Whether two files were exchanged: at the first one's name is the second, by its inode.
-    pub(crate) fn exchanged_before(
+    pub(crate) fn already_exchanged(
         &self,
         parent: NodeId,
         name: &[u8],

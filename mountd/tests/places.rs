@@ -16,7 +16,6 @@
 mod common;
 
 use std::fs::{self, File};
-use std::process::Command;
 
 use common::{Image, has_successors, is_here, modes, there};
 use cowl_core::handover::{IoMode, IoModeChoice};

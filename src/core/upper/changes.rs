@@ -18,9 +18,10 @@ use bstr::BString;
 use rustix::fs::Statx;
 use rustix::io::Errno;
 
+use super::Upper;
+use super::directories::open_directory;
 use super::name_at::NameAt;
 use super::scan::{self, Listed, MarkError, Marks};
-use super::{Upper, open_directory};
 use crate::tree::{FileType, Target, Tree, TreeError, TreeIno};
 
 /// Why an upper's changes cannot be listed.

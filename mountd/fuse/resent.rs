@@ -1,4 +1,4 @@
-//! Requests that come again: a worker that died had read them, and perhaps done them.
+//! Resent requests: a worker that died had read them, and perhaps done them.
 //!
 //! While the kernel waits for an answer it lets no other request at the names or the file that this
 //! one changes. So what is there tells whether it was done, or what the dead worker noted does
@@ -13,20 +13,20 @@ use super::reply::{self, Reply};
 use crate::journal::Intent;
 use crate::overlay::{NodeId, RenameMode};
 
-/// What is known of a request's first time.
+/// What is known of a resent request.
 #[derive(Copy, Clone, Debug)]
-pub(super) struct Before {
+pub(super) struct Resent {
     /// What the worker was about to do when it died, if it came to that.
     pub(super) intent: Option<Intent>,
 }
 
 impl Dispatcher<'_> {
-    /// Whether `operation` was done before; its answer is then in `reply`.
+    /// Whether `operation` was done; its answer is then in `reply`.
     pub(super) fn is_done(
         &self,
         header: &Header,
         operation: &Operation<'_>,
-        before: Before,
+        resent: Resent,
         reply: &mut Reply,
     ) -> Result<bool, Errno> {
         let node = NodeId(header.node);
@@ -34,24 +34,24 @@ impl Dispatcher<'_> {
         let made = match *operation {
             Operation::Mknod { name, .. }
             | Operation::Mkdir { name, .. }
-            | Operation::Symlink { name, .. } => overlay.made_before(node, name)?,
+            | Operation::Symlink { name, .. } => overlay.already_made(node, name)?,
             Operation::Link { node: linked, name } => {
-                overlay.linked_before(NodeId(linked), node, name)?
+                overlay.already_linked(NodeId(linked), node, name)?
             }
             Operation::Unlink { name } | Operation::Rmdir { name } => {
-                return overlay.removed_before(node, name);
+                return overlay.already_removed(node, name);
             }
             Operation::Rename { name, flags, .. } => {
-                return self.is_renamed(node, name, RenameMode::from_bits(flags)?, before);
+                return self.is_renamed(node, name, RenameMode::from_bits(flags)?, resent);
             }
             Operation::Setxattr { name, .. } => {
-                return self.is_xattr_as_wanted(node, name, before, false);
+                return self.is_xattr_as_wanted(node, name, resent, false);
             }
             Operation::Removexattr { name } => {
-                return self.is_xattr_as_wanted(node, name, before, true);
+                return self.is_xattr_as_wanted(node, name, resent, true);
             }
             Operation::Tmpfile { .. } => {
-                if let Some(Intent::Unnamed { number }) = before.intent {
+                if let Some(Intent::Unnamed { number }) = resent.intent {
                     overlay.drop_unanswered(number);
                 }
                 return Ok(false);
@@ -70,15 +70,15 @@ impl Dispatcher<'_> {
         parent: NodeId,
         name: &[u8],
         mode: RenameMode,
-        before: Before,
+        resent: Resent,
     ) -> Result<bool, Errno> {
-        match (mode, before.intent) {
+        match (mode, resent.intent) {
             (RenameMode::Exchange, Some(Intent::Exchange { to, .. })) => {
-                self.overlay.exchanged_before(parent, name, to)
+                self.overlay.already_exchanged(parent, name, to)
             }
             // It did not come to that.
             (RenameMode::Exchange, _) => Ok(false),
-            _ => self.overlay.removed_before(parent, name),
+            _ => self.overlay.already_removed(parent, name),
         }
     }
 
@@ -88,10 +88,10 @@ impl Dispatcher<'_> {
         &self,
         node: NodeId,
         name: &[u8],
-        before: Before,
+        resent: Resent,
         removed: bool,
     ) -> Result<bool, Errno> {
-        if before.intent != Some(Intent::Xattr { existed: removed }) {
+        if resent.intent != Some(Intent::Xattr { existed: removed }) {
             return Ok(false);
         }
         match self.overlay.getxattr(node, name) {

@@ -1,0 +1,451 @@
+//! The worker is killed between a system call that makes a change and everything that follows: its
+//! own tables, its journal, the answer. The request is resent to its successor, and the client gets
+//! the one answer that a single execution gives.
+//!
+//! strace holds the worker back at the end of that call; the change is seen in the upper; then the
+//! worker is killed.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    missing_docs,
+    dead_code,
+    unreachable_pub,
+    clippy::verbose_file_reads,
+    reason = "a test stops at the first surprise and builds its inputs with plain std::fs"
+)]
+
+mod common;
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{Image, Mount, has_successors, is_here, there};
+use cowl_core::handover::IoModeChoice;
+use rustix::fs::{AtFlags, CWD, RenameFlags, XattrFlags};
+
+/// What a test does; run on the mount and on a plain directory.
+type Act = fn(&Path);
+/// Whether the change is in the upper; it is told upper and work directory.
+type Seen = fn(&Path, &Path) -> bool;
+
+struct Case {
+    name: &'static str,
+    /// What comes before, undisturbed.
+    before: Act,
+    act: Act,
+    /// The system call that makes the change, and the how many-th of its kind it is.
+    call: &'static str,
+    when: u32,
+    seen: Seen,
+}
+
+const FILES: &[(&str, &[u8])] = &[
+    ("d/lower", b"of the image"),
+    ("d/other", b"another of the image"),
+    ("d/sub/deep", b"deep"),
+    ("e/x", b"x"),
+];
+
+fn exists(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
+}
+
+fn is_whiteout(path: &Path) -> bool {
+    path.symlink_metadata()
+        .is_ok_and(|found| found.file_type().is_char_device())
+}
+
+fn has_orphan(work: &Path) -> bool {
+    fs::read_dir(work.join("orphans")).unwrap().count() > 0
+}
+
+/// Makes `d` a directory of the upper, with two files of its own.
+fn make_two(root: &Path) {
+    fs::write(root.join("d/one"), "the first").unwrap();
+    fs::write(root.join("d/two"), "the second, longer").unwrap();
+}
+
+const CASES: &[Case] = &[
+    Case {
+        name: "create",
+        before: make_two,
+        act: |root| {
+            let made = File::options()
+                .write(true)
+                .create_new(true)
+                .open(root.join("d/new"));
+            made.unwrap().write_all(b"new").unwrap();
+        },
+        call: "openat",
+        when: 1,
+        seen: |upper, _| exists(&upper.join("d/new")),
+    },
+    Case {
+        name: "create over a whiteout",
+        before: |root| fs::remove_file(root.join("d/lower")).unwrap(),
+        act: |root| {
+            let made = File::options()
+                .write(true)
+                .create_new(true)
+                .open(root.join("d/lower"));
+            made.unwrap().write_all(b"new").unwrap();
+        },
+        call: "renameat2",
+        when: 1,
+        seen: |upper, _| exists(&upper.join("d/lower")) && !is_whiteout(&upper.join("d/lower")),
+    },
+    Case {
+        name: "mkdir",
+        before: make_two,
+        act: |root| {
+            fs::create_dir(root.join("d/new")).unwrap();
+            fs::write(root.join("d/new/file"), "in it").unwrap();
+        },
+        call: "mkdirat",
+        when: 1,
+        seen: |upper, _| exists(&upper.join("d/new")),
+    },
+    Case {
+        name: "symlink",
+        before: make_two,
+        act: |root| std::os::unix::fs::symlink("there", root.join("d/new")).unwrap(),
+        call: "symlinkat",
+        when: 1,
+        seen: |upper, _| exists(&upper.join("d/new")),
+    },
+    Case {
+        name: "link",
+        before: make_two,
+        act: |root| fs::hard_link(root.join("d/one"), root.join("d/new")).unwrap(),
+        call: "linkat",
+        when: 1,
+        seen: |upper, _| exists(&upper.join("d/new")),
+    },
+    Case {
+        name: "unlink of a file of the upper",
+        before: make_two,
+        act: |root| {
+            let open = File::options()
+                .read(true)
+                .write(true)
+                .open(root.join("d/one"))
+                .unwrap();
+            fs::remove_file(root.join("d/one")).unwrap();
+            check_removed(&open, b"the first");
+        },
+        call: "renameat2",
+        when: 1,
+        seen: |upper, _| !exists(&upper.join("d/one")),
+    },
+    Case {
+        name: "unlink of a file of the lower",
+        before: make_two,
+        act: |root| {
+            let open = File::options()
+                .read(true)
+                .write(true)
+                .open(root.join("d/lower"))
+                .unwrap();
+            fs::remove_file(root.join("d/lower")).unwrap();
+            check_removed(&open, b"of the image");
+        },
+        call: "mknodat",
+        when: 1,
+        seen: |upper, _| is_whiteout(&upper.join("d/lower")),
+    },
+    Case {
+        name: "rmdir",
+        before: |root| fs::create_dir(root.join("d/new")).unwrap(),
+        act: |root| fs::remove_dir(root.join("d/new")).unwrap(),
+        call: "unlinkat",
+        when: 1,
+        seen: |upper, _| !exists(&upper.join("d/new")),
+    },
+    Case {
+        name: "rmdir of a directory of the lower",
+        before: |root| fs::remove_file(root.join("e/x")).unwrap(),
+        act: |root| fs::remove_dir(root.join("e")).unwrap(),
+        call: "renameat2",
+        when: 1,
+        seen: |upper, _| is_whiteout(&upper.join("e")),
+    },
+    Case {
+        name: "rename over a file, before the rename",
+        before: make_two,
+        act: rename_over,
+        call: "linkat",
+        when: 1,
+        seen: |_, work| has_orphan(work),
+    },
+    Case {
+        name: "rename over a file",
+        before: make_two,
+        act: rename_over,
+        call: "renameat2",
+        when: 1,
+        seen: |upper, _| !exists(&upper.join("d/one")),
+    },
+    Case {
+        name: "rename over a file of the lower",
+        before: make_two,
+        act: |root| {
+            let open = File::options()
+                .read(true)
+                .write(true)
+                .open(root.join("d/lower"))
+                .unwrap();
+            fs::rename(root.join("d/one"), root.join("d/lower")).unwrap();
+            check_removed(&open, b"of the image");
+        },
+        call: "renameat2",
+        when: 1,
+        seen: |upper, _| !exists(&upper.join("d/one")),
+    },
+    Case {
+        name: "rename of a file of the lower, copied up",
+        before: make_two,
+        act: |root| fs::rename(root.join("d/lower"), root.join("d/new")).unwrap(),
+        call: "renameat2",
+        when: 1,
+        seen: |upper, _| exists(&upper.join("d/lower")),
+    },
+    Case {
+        name: "rename of a file of the lower",
+        before: make_two,
+        act: |root| fs::rename(root.join("d/lower"), root.join("d/new")).unwrap(),
+        call: "renameat2",
+        when: 2,
+        seen: |upper, _| is_whiteout(&upper.join("d/lower")),
+    },
+    Case {
+        name: "rename of a directory of the lower",
+        before: make_two,
+        act: |root| {
+            fs::rename(root.join("d/sub"), root.join("e/moved")).unwrap();
+            fs::write(root.join("e/moved/deep"), "changed").unwrap();
+        },
+        call: "renameat2",
+        when: 3,
+        seen: |upper, _| is_whiteout(&upper.join("d/sub")),
+    },
+    Case {
+        name: "rename of a directory over an empty one",
+        before: |root| {
+            fs::create_dir(root.join("d/from")).unwrap();
+            fs::write(root.join("d/from/file"), "in it").unwrap();
+            fs::create_dir(root.join("d/to")).unwrap();
+        },
+        act: |root| {
+            fs::rename(root.join("d/from"), root.join("d/to")).unwrap();
+            fs::write(root.join("d/to/file"), "changed").unwrap();
+        },
+        call: "renameat2",
+        when: 1,
+        seen: |upper, _| !exists(&upper.join("d/from")),
+    },
+    Case {
+        name: "exchange",
+        before: make_two,
+        act: |root| {
+            let (one, two) = (root.join("d/one"), root.join("d/two"));
+            rustix::fs::renameat_with(CWD, one, CWD, two, RenameFlags::EXCHANGE).unwrap();
+        },
+        call: "renameat2",
+        when: 1,
+        seen: |upper, _| fs::read(upper.join("d/two")).is_ok_and(|bytes| bytes == b"the first"),
+    },
+    Case {
+        name: "setxattr with XATTR_CREATE",
+        before: make_two,
+        act: |root| {
+            rustix::fs::setxattr(root.join("d/one"), "user.x", b"1", XattrFlags::CREATE).unwrap();
+        },
+        call: "lsetxattr",
+        when: 1,
+        seen: |upper, _| rustix::fs::getxattr(upper.join("d/one"), "user.x", &mut [0; 9]).is_ok(),
+    },
+    Case {
+        name: "removexattr",
+        before: |root| {
+            make_two(root);
+            rustix::fs::setxattr(root.join("d/one"), "user.x", b"1", XattrFlags::CREATE).unwrap();
+        },
+        act: |root| rustix::fs::removexattr(root.join("d/one"), "user.x").unwrap(),
+        call: "lremovexattr",
+        when: 1,
+        seen: |upper, _| rustix::fs::getxattr(upper.join("d/one"), "user.x", &mut [0; 9]).is_err(),
+    },
+    Case {
+        name: "chmod of a file of the lower",
+        before: make_two,
+        act: |root| {
+            let mode = fs::Permissions::from_mode(0o600);
+            fs::set_permissions(root.join("d/lower"), mode).unwrap();
+        },
+        call: "renameat2",
+        when: 1,
+        seen: |upper, _| exists(&upper.join("d/lower")),
+    },
+    Case {
+        name: "append to a file of the lower",
+        before: make_two,
+        act: append,
+        call: "renameat2",
+        when: 1,
+        seen: |upper, _| exists(&upper.join("d/lower")),
+    },
+    Case {
+        name: "append",
+        before: |root| {
+            make_two(root);
+            append(root);
+        },
+        act: append,
+        call: "pwrite64",
+        when: 1,
+        seen: |upper, _| fs::metadata(upper.join("d/lower")).is_ok_and(|file| file.len() == 24),
+    },
+    Case {
+        name: "O_TMPFILE",
+        before: make_two,
+        act: |root| {
+            let flags = rustix::fs::OFlags::TMPFILE | rustix::fs::OFlags::RDWR;
+            let mode = rustix::fs::Mode::from_raw_mode(0o644);
+            let file = rustix::fs::open(root.join("d"), flags, mode).unwrap();
+            let mut file = File::from(file);
+            file.write_all(b"unnamed").unwrap();
+            let own = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+            rustix::fs::linkat(CWD, own, CWD, root.join("d/new"), AtFlags::SYMLINK_FOLLOW).unwrap();
+        },
+        call: "renameat2",
+        when: 1,
+        seen: |_, work| has_orphan(work),
+    },
+];
+
+fn append(root: &Path) {
+    let mut file = File::options()
+        .append(true)
+        .open(root.join("d/lower"))
+        .unwrap();
+    file.write_all(b" again").unwrap();
+}
+
+fn rename_over(root: &Path) {
+    let open = File::options()
+        .read(true)
+        .write(true)
+        .open(root.join("d/two"))
+        .unwrap();
+    fs::rename(root.join("d/one"), root.join("d/two")).unwrap();
+    check_removed(&open, b"the second, longer");
+}
+
+/// A file without a name is as good as before.
+fn check_removed(open: &File, content: &[u8]) {
+    let removed = open.metadata().unwrap();
+    assert_eq!((removed.nlink(), removed.len()), (0, content.len() as u64));
+    open.write_all_at(b"more", removed.len()).unwrap();
+    let mut bytes = vec![0; content.len() + 4];
+    open.read_exact_at(&mut bytes, 0).unwrap();
+    assert_eq!(bytes, [content, b"more"].concat());
+}
+
+const NEVER: Duration = Duration::from_mins(2);
+
+fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let limit = Instant::now() + NEVER;
+    while !is_so() {
+        assert!(Instant::now() < limit, "{what}");
+        std::thread::yield_now();
+    }
+}
+
+/// Holds the worker back at the end of a system call.
+fn hold_back(mount: &Mount, case: &Case) -> Child {
+    let worker = mount.worker.to_string();
+    let (call, when) = (case.call, case.when);
+    let strace = Command::new("strace")
+        .args(["-f", "-qq", "-o", "/dev/null", "-p", &worker])
+        .args(["-e", &format!("trace={call}")])
+        .args(["-e", &format!("inject={call}:delay_exit=600s:when={when}")])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    eventually("strace does not attach", || {
+        fs::read_dir(format!("/proc/{worker}/task"))
+            .unwrap()
+            .all(|task| {
+                let status = fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+                !status.contains("TracerPid:\t0\n")
+            })
+    });
+    strace
+}
+
+fn check(case: &Case, number: usize) {
+    let image = Image::of(FILES);
+    let plain = image.path("plain");
+    for (path, content) in FILES {
+        let path = plain.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, content).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+    }
+    let upper = format!("upper-{number}");
+    let work = image.path(&format!("{upper}.work"));
+    let mount = image.mount_writable(IoModeChoice::Cached, &upper);
+    let (root, upper) = (mount.path(""), image.path(&upper));
+    (case.before)(&root);
+    (case.before)(&plain);
+    let mut strace = hold_back(&mount, case);
+    std::thread::scope(|scope| {
+        let client = scope.spawn(|| (case.act)(&root));
+        eventually(&format!("{}: no such call", case.name), || {
+            (case.seen)(&upper, &work) || client.is_finished()
+        });
+        let held = !client.is_finished();
+        assert!(mount.kill_worker());
+        // It would count the seconds before it lets go of the dead.
+        strace.kill().unwrap();
+        strace.wait().unwrap();
+        assert!(held, "{}: nothing is held back", case.name);
+    });
+    (case.act)(&plain);
+    assert_eq!(common::view(&root), common::view(&plain), "{}", case.name);
+    // Nothing is kept for files that are gone.
+    eventually(&format!("{}: an orphan stays", case.name), || {
+        !has_orphan(&work)
+    });
+    assert!(mount.unmount().success(), "{}", image.log());
+    let log = image.log();
+    assert_eq!(log.matches("another one serves on").count(), 1, "{log}");
+}
+
+#[test]
+fn requests_interrupted_after_their_change_are_answered_once() {
+    if !has_successors(IoModeChoice::Cached) {
+        return;
+    }
+    for (number, case) in CASES.iter().enumerate() {
+        check(case, number);
+    }
+}
+
+#[test]
+fn requests_interrupted_after_their_change_are_answered_once_as_user() {
+    if !is_here() {
+        return there(
+            &["unshare", "-Urm"],
+            "requests_interrupted_after_their_change_are_answered_once_as_user",
+        );
+    }
+    requests_interrupted_after_their_change_are_answered_once();
+}
