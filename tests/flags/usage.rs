@@ -113,3 +113,64 @@ fn port_finds_nothing_where_nothing_is_published() {
         doors.store.run(["port", "web", "http"]).refused(1);
     });
 }
+
+#[test]
+fn ps_and_inspect_show_sizes_and_types_as_dockers() {
+    root(|| {
+        let doors = Doors::open();
+        let (store, server) = (&doors.store, &doors.server);
+        let script = "head -c 1000000 /dev/zero > /file";
+        store.ok(["run", "--name", "large", "shop", "sh", "-c", script]);
+        store.ok(["create", "--name", "small", "shop", "true"]);
+        store.ok(["volume", "create", "shop"]);
+        for words in [
+            &["ps", "-as", "--format", "table {{.Names}}\\t{{.Size}}"][..],
+            &["ps", "-a", "--format", "{{.Names}} {{.Size}}"],
+            &[
+                "inspect",
+                "-s",
+                "-f",
+                "{{.SizeRw}} {{.SizeRootFs}}",
+                "large",
+                "small",
+            ],
+            &["container", "inspect", "-sf", "{{.SizeRw}}", "large"],
+            &["inspect", "--type", "container", "-f", "{{.Name}}", "large"],
+            &["inspect", "--type=image", "-f", "{{.Id}}", "shop"],
+            &[
+                "inspect",
+                "--type=volume",
+                "-f",
+                "{{.Name}} {{.Scope}}",
+                "shop",
+            ],
+        ] {
+            let own = store.ok(words);
+            assert_eq!(own, server.ok(words), "{words:?}");
+            assert_ne!(own, "", "{words:?}");
+        }
+        // The times of two looks differ.
+        for shown in [store.ok(["ps", "-as"]), server.ok(["ps", "-a", "--size"])] {
+            let titles = shown.lines().next().unwrap();
+            assert!(titles.ends_with(" NAMES     SIZE"), "{titles}");
+        }
+        let sizes = store.ok(["ps", "-a", "--format", "{{.Names}} {{.Size}}"]);
+        assert!(sizes.contains("large 1MB (virtual "), "{sizes}");
+        for (words, text) in [
+            (
+                ["inspect", "--type=container", "shop"],
+                "No such container: shop",
+            ),
+            (["inspect", "--type=volume", "large"], "no such volume"),
+            (
+                ["inspect", "--type=fly", "shop"],
+                "unknown type: \"fly\": must be one of ",
+            ),
+        ] {
+            for refused in [store.run(words), server.run(words)] {
+                assert_eq!(refused.code(), 1, "{refused}");
+                assert!(refused.stderr.contains(text), "{refused}");
+            }
+        }
+    });
+}

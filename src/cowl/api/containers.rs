@@ -5,12 +5,10 @@ use super::http::{self, Handled, Refusal, Request};
 use super::network::{self, NetworkingConfig};
 use super::stream;
 use super::wait::{Condition, Wait};
-use crate::engine::Engine;
 use crate::engine::commit::{ChangeKind, Changed};
-use crate::engine::container::config::Config;
 use crate::engine::create::CreateRequest;
 use crate::engine::docker::{ContainerConfig, HostConfig};
-use crate::engine::error::{Kind, Result};
+use crate::engine::error::Result;
 use crate::engine::list::ListRequest;
 use cowl_core::image::PlatformError;
 use hyper::StatusCode;
@@ -71,7 +69,7 @@ pub(super) async fn list(server: &Arc<Server>, request: &Request) -> Handled {
             let rows = found.iter().map(|summary| {
                 let mut row = engine.listed(summary, now);
                 if with_sizes && let Some(row) = row.as_object_mut() {
-                    let (changed, whole) = sizes(engine, &summary.config)?;
+                    let (changed, whole) = engine.sizes(&summary.config)?;
                     row.insert("SizeRootFs".to_owned(), whole.into());
                     // As Docker, which leaves out zeros here.
                     if changed > 0 {
@@ -86,17 +84,6 @@ pub(super) async fn list(server: &Arc<Server>, request: &Request) -> Handled {
     http::json(StatusCode::OK, &rows)
 }
 
-/// Bytes of a container's own files, and of all that it has.
-fn sizes(engine: &Engine, config: &Config) -> Result<(u64, u64)> {
-    let changed = match engine.container(&config.id) {
-        Ok(container) => engine.changed_bytes(&container)?,
-        // Removed since.
-        Err(error) if error.kind() == Kind::NotFound => 0,
-        Err(error) => return Err(error),
-    };
-    Ok((changed, engine.layers_bytes(config)? + changed))
-}
-
 pub(super) async fn inspect(server: &Arc<Server>, request: &Request, name: String) -> Handled {
     let with_sizes = request.query.flag("size");
     let body = server
@@ -104,7 +91,7 @@ pub(super) async fn inspect(server: &Arc<Server>, request: &Request, name: Strin
             let mut body = engine.inspect(&name)?;
             if with_sizes && let Some(body) = body.as_object_mut() {
                 let config = engine.container(&name)?.config;
-                let (changed, whole) = sizes(engine, &config)?;
+                let (changed, whole) = engine.sizes(&config)?;
                 body.insert("SizeRw".to_owned(), changed.into());
                 body.insert("SizeRootFs".to_owned(), whole.into());
             }

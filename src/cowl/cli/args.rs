@@ -2,8 +2,8 @@
 
 use super::check::Check;
 use super::container::args::{
-    Attach, Cp, Create, Exec, Inspect, Kill, Logs, Names, Port, Ps, Rename, Rm, Run, Start, Stats,
-    Stop, Top, Update,
+    Attach, Cp, Create, Exec, Inspect, InspectAny, InspectContainer, Kill, Logs, Names, Port, Ps,
+    Rename, Rm, Run, Start, Stats, Stop, Top, Update,
 };
 use super::events::Events;
 use super::gc::Gc;
@@ -116,7 +116,7 @@ pub(super) enum Command {
     /// Update configuration of one or more containers
     Update(Update),
     /// Return low-level information on containers, images and volumes
-    Inspect(Inspect),
+    Inspect(InspectAny),
     /// Attach local standard input, output, and error streams to a running container
     Attach(Attach),
     /// Execute a command in a running container
@@ -156,7 +156,7 @@ pub(super) enum Command {
     Container(Container),
     /// `cowl container inspect`
     #[command(skip)]
-    ContainerInspect(Inspect),
+    ContainerInspect(InspectContainer),
     /// Manage images
     #[command(subcommand)]
     Image(Image),
@@ -412,7 +412,7 @@ pub(super) enum Container {
     #[command(disable_help_flag = true)]
     Create(Box<Create>),
     /// Return low-level information on containers
-    Inspect(Inspect),
+    Inspect(InspectContainer),
     /// List containers
     #[command(visible_aliases = ["list", "ps"])]
     Ls(Ps),

@@ -2,7 +2,7 @@
 
 use super::container::Container;
 use super::container::config::Config;
-use super::error::{Context as _, Result};
+use super::error::{Context as _, Kind, Result};
 use super::image::Listed;
 use super::list::Summary;
 use super::{Engine, Listing};
@@ -103,6 +103,17 @@ impl Engine {
             }
         }
         Ok(unique)
+    }
+
+    /// Bytes of a container's own files, and of all that it has.
+    pub fn sizes(&self, config: &Config) -> Result<(u64, u64)> {
+        let changed = match self.container(&config.id) {
+            Ok(container) => self.changed_bytes(&container)?,
+            // Removed since.
+            Err(error) if error.kind() == Kind::NotFound => 0,
+            Err(error) => return Err(error),
+        };
+        Ok((changed, self.layers_bytes(config)? + changed))
     }
 
     /// Bytes of the files that a container has changed or made.

@@ -49,6 +49,9 @@ pub(in crate::cli) struct Ps {
     /// Don't truncate output
     #[arg(long)]
     pub(super) no_trunc: bool,
+    /// Display total file sizes
+    #[arg(short, long)]
+    pub(super) size: bool,
 }
 
 #[derive(Debug, Args)]
@@ -59,6 +62,24 @@ pub(in crate::cli) struct Inspect {
     /// Format output: json or a Go template
     #[arg(short, long, value_name = "FORMAT")]
     pub(super) format: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct InspectContainer {
+    #[command(flatten)]
+    pub(super) inspect: Inspect,
+    /// Display total file sizes of containers
+    #[arg(short, long)]
+    pub(super) size: bool,
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct InspectAny {
+    #[command(flatten)]
+    pub(super) inspect: InspectContainer,
+    /// Only inspect objects of this type: container, image or volume
+    #[arg(long = "type", value_name = "TYPE")]
+    pub(super) kind: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -1,6 +1,6 @@
 //! `cowl inspect`: containers, else images, else volumes, in Docker's JSON.
 
-use super::args::Inspect;
+use super::args::{Inspect, InspectAny, InspectContainer};
 use crate::cli::template::Template;
 use crate::cli::{Stdout, each};
 use crate::engine::Engine;
@@ -8,32 +8,60 @@ use crate::engine::error::{Error, Kind, Result};
 use serde::Serialize as _;
 use serde_json::Value;
 
-/// `cowl inspect`, of anything.
-pub(in crate::cli) fn any(engine: &Engine, args: &Inspect, out: &mut Stdout) -> Result<u8> {
-    print(args, out, |name| {
-        let missing = |error: &Error| error.kind() == Kind::NotFound;
-        let found = match engine.inspect(name) {
-            Err(error) if missing(&error) => match engine.inspect_image(name) {
-                // What cannot be the name of an image may be that of a volume.
-                Err(error) if missing(&error) || error.kind() == Kind::Invalid => {
-                    engine.inspect_volume(name)
-                }
-                found => found,
-            },
-            found => found,
-        };
-        match found {
-            Err(error) if missing(&error) => {
-                Err(Error::not_found(format!("No such object: {name}")))
+/// `cowl inspect`, of anything or of one type.
+pub(in crate::cli) fn any(engine: &Engine, args: &InspectAny, out: &mut Stdout) -> Result<u8> {
+    let InspectContainer { inspect, size } = &args.inspect;
+    match args.kind.as_deref().unwrap_or_default() {
+        "" => print(inspect, out, |name| find(engine, name, *size)),
+        "container" => container(engine, &args.inspect, out),
+        _ if *size => Err(Error::invalid(
+            "the --size option is for containers: use it with --type container or without",
+        )),
+        "image" => image(engine, inspect, out),
+        "volume" => print(inspect, out, |name| engine.inspect_volume(name)),
+        other => Err(Error::invalid(format!(
+            "unknown type: \"{other}\": must be one of \"container\", \"image\", \"volume\""
+        ))),
+    }
+}
+
+fn find(engine: &Engine, name: &str, size: bool) -> Result<Value> {
+    let missing = |error: &Error| error.kind() == Kind::NotFound;
+    let found = match of_container(engine, name, size) {
+        Err(error) if missing(&error) => match engine.inspect_image(name) {
+            // What cannot be the name of an image may be that of a volume.
+            Err(error) if missing(&error) || error.kind() == Kind::Invalid => {
+                engine.inspect_volume(name)
             }
             found => found,
-        }
-    })
+        },
+        found => found,
+    };
+    match found {
+        Err(error) if missing(&error) => Err(Error::not_found(format!("No such object: {name}"))),
+        found => found,
+    }
 }
 
 /// `cowl container inspect`.
-pub(in crate::cli) fn container(engine: &Engine, args: &Inspect, out: &mut Stdout) -> Result<u8> {
-    print(args, out, |name| engine.inspect(name))
+pub(in crate::cli) fn container(
+    engine: &Engine,
+    args: &InspectContainer,
+    out: &mut Stdout,
+) -> Result<u8> {
+    print(&args.inspect, out, |name| {
+        of_container(engine, name, args.size)
+    })
+}
+
+fn of_container(engine: &Engine, name: &str, size: bool) -> Result<Value> {
+    let mut found = engine.inspect(name)?;
+    if size && let Some(fields) = found.as_object_mut() {
+        let (changed, whole) = engine.sizes(&engine.container(name)?.config)?;
+        fields.insert("SizeRw".to_owned(), changed.into());
+        fields.insert("SizeRootFs".to_owned(), whole.into());
+    }
+    Ok(found)
 }
 
 /// `cowl image inspect`.

@@ -3,6 +3,7 @@
 use super::args::Ps;
 use crate::cli::image::warn;
 use crate::cli::table::{ellipsis, printable, quoted};
+use crate::cli::units::human_size;
 use crate::cli::{Stdout, clock, format, print_error};
 use crate::engine::container::config::{Config, MountSource};
 use crate::engine::error::Result;
@@ -33,17 +34,24 @@ pub(in crate::cli) fn ps(engine: &Engine, args: &Ps, out: &mut Stdout) -> Result
     })?;
     warn(&listed.skipped);
     let now = Timestamp::now();
-    let rows: Vec<Value> = listed
-        .items
-        .iter()
-        .map(|summary| row(summary, args.no_trunc, now))
-        .collect();
+    let asks = |format: &String| format.contains(".Size");
+    let with_sizes = !args.quiet && (args.size || args.format.as_ref().is_some_and(asks));
+    let rows = listed.items.iter().map(|summary| {
+        let mut row = row(summary, args.no_trunc, now);
+        if with_sizes && let Some(fields) = row.as_object_mut() {
+            let (changed, whole) = engine.sizes(&summary.config)?;
+            fields.insert("Size".to_owned(), size(changed, whole).into());
+        }
+        Ok(row)
+    });
+    let rows = rows.collect::<Result<Vec<Value>>>()?;
+    let table = format!("{TABLE}{}", if args.size { "\t{{.Size}}" } else { "" });
     let format = match (&args.format, args.quiet) {
         (_, true) => "{{.ID}}",
         (Some(format), false) => format,
         (None, false) => "table",
     };
-    format::print(format, TABLE, &header(), &rows, out)?;
+    format::print(format, &table, &header(), &rows, out)?;
     Ok(0)
 }
 
@@ -52,11 +60,20 @@ fn header() -> Value {
         "ID": "CONTAINER ID", "Image": "IMAGE", "Command": "COMMAND", "CreatedAt": "CREATED AT",
         "RunningFor": "CREATED", "Ports": "PORTS", "State": "STATE", "Status": "STATUS",
         "Names": "NAMES", "Labels": "LABELS", "Mounts": "MOUNTS", "Networks": "NETWORKS",
-        "LocalVolumes": "LOCAL VOLUMES",
+        "LocalVolumes": "LOCAL VOLUMES", "Size": "SIZE",
     })
 }
 
-/// The fields of Docker's `--format json`.
+/// Of a container's own files, and of all that it has.
+fn size(changed: u64, whole: u64) -> String {
+    let own = human_size(changed);
+    if whole == 0 {
+        return own;
+    }
+    format!("{own} (virtual {})", human_size(whole))
+}
+
+/// The fields of Docker's `--format json`. The size is not looked for.
 pub(in crate::cli) fn row(summary: &Summary, whole: bool, now: Timestamp) -> Value {
     let config = &summary.config;
     let command = summary.command();
@@ -85,6 +102,7 @@ pub(in crate::cli) fn row(summary: &Summary, whole: bool, now: Timestamp) -> Val
         "Networks": crate::engine::list::network(config),
         "Ports": "",
         "RunningFor": format!("{age} ago"),
+        "Size": "0B",
         "State": summary.state.status.word(),
         "Status": summary.status(now),
     })
