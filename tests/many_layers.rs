@@ -1,12 +1,14 @@
-//! What a mount costs does not depend on its layers: they were merged when the image came in.
+//! What a mount costs depends neither on its layers, which were merged when the image came in, nor on
+//! the other images of the store.
 
 use std::path::{Path, PathBuf};
 
-use cowl_tests::command::{program, python, run, shell};
+use cowl_tests::command::{fixture, program, python, run, shell};
 use cowl_tests::profile::{directory, root};
 use cowl_tests::store::{Store, make_image};
 
 const LAYERS: usize = 500;
+const IMAGES: usize = 500;
 /// System calls that longer files cost: an image's configuration and its record name every layer.
 const READING: usize = 50;
 
@@ -34,10 +36,9 @@ fn a_mount_of_500_layers_takes_the_system_calls_of_one() {
         let calls = |name: &str, layers: &[&Path]| {
             let archive = place.join(format!("image-{name}"));
             make_image("docker", &archive, name, &[], layers);
-            // A store of its own: a mount looks for its image among all names.
             let store = Store::new(&format!("store-{name}"));
             store.load(&archive);
-            system_calls_of_mount(&store, name)
+            system_calls_of_mount(&store, name, "file-7", "007")
         };
         let one = calls("one", &[&place.join("all.tar")]);
         let many = calls(
@@ -52,8 +53,28 @@ fn a_mount_of_500_layers_takes_the_system_calls_of_one() {
     });
 }
 
+#[test]
+fn a_mount_among_500_images_takes_the_system_calls_of_one() {
+    root(|| {
+        let place = directory();
+        let calls = [1, IMAGES].map(|images| {
+            let archive = place.join(format!("{images}.tar"));
+            let script = "python3 \"$1\" \"$2\" 2 > \"$3\"";
+            let maker = fixture("many-images.py");
+            let count = images.to_string();
+            shell(&place, script, [maker.as_path(), count.as_ref(), &archive]);
+            let store = Store::new(&format!("store-{images}"));
+            store.load(&archive);
+            system_calls_of_mount(&store, "many/0:1", "f1", "0 1\n")
+        });
+        let [one, many] = calls;
+        println!("{one} system calls with one image, {many} with {IMAGES}");
+        assert!(many < one + READING, "{many} of {IMAGES}, {one} of one");
+    });
+}
+
 /// Of the command itself: what the keeper and the worker do begins with the merged tree.
-fn system_calls_of_mount(store: &Store, image: &str) -> usize {
+fn system_calls_of_mount(store: &Store, image: &str, file: &str, content: &str) -> usize {
     let place = directory();
     shell(&place, "mkdir mnt", [""; 0]);
     let mount = store.command(["mount", image]);
@@ -64,7 +85,7 @@ fn system_calls_of_mount(store: &Store, image: &str) -> usize {
         .arg(place.join("mnt"))
         .current_dir(&place))
     .ok();
-    assert_eq!(shell(&place, "cat mnt/file-7", [""; 0]), "007");
+    assert_eq!(shell(&place, "cat \"mnt/$1\"", [file]), content);
     store.ok([Path::new("umount"), &place.join("mnt")]);
     shell(&place, "rmdir mnt; wc -l < calls", [""; 0])
         .trim()

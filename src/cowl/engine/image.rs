@@ -76,8 +76,6 @@ pub enum Removed {
 /// The image that the user's word stands for.
 pub(super) struct Found {
     pub(super) image: TaggedImage,
-    /// All names of it, or the tag without a name.
-    pub(super) tags: Vec<Tag>,
     /// The word is this name, not an id.
     pub(super) by_name: Option<Tag>,
 }
@@ -85,7 +83,7 @@ pub(super) struct Found {
 impl Engine {
     /// The image that `needle` means: a name, a whole id, or the beginning of one id only.
     pub fn image(&self, needle: &str) -> Result<Image> {
-        let Found { image, by_name, .. } = self.find_image(needle)?;
+        let Found { image, by_name } = self.find_image(needle)?;
         let reference = by_name.and_then(|tag| tag.reference);
         let name = reference.map_or_else(|| short_id(image.config), |name| name.to_string());
         let defaults = self.defaults(image.config)?;
@@ -160,12 +158,11 @@ impl Engine {
     /// Gives an image another name, which may have been another image's.
     pub fn tag_image(&self, source: &str, target: &Reference) -> Result<()> {
         let transaction = self.store.begin()?;
-        let Found {
-            image,
-            tags,
-            by_name,
-        } = self.find_image(source)?;
-        let tag = by_name.or_else(|| tags.into_iter().next());
+        let Found { image, by_name } = self.find_image(source)?;
+        let tag = match by_name {
+            Some(tag) => Some(tag),
+            None => self.tags_of(image.config)?.into_iter().next(),
+        };
         let tag = tag.ok_or_else(|| missing(source))?;
         transaction.keep_tag(&tag)?;
         transaction.publish(&[Tag {
@@ -214,13 +211,13 @@ impl Engine {
         Ok(steps)
     }
 
+    /// By name it reads one tag, however many images there are.
     pub(super) fn find_image(&self, needle: &str) -> Result<Found> {
         if let Ok(reference) = needle.parse::<Reference>()
             && let Some(tag) = self.store.find_tag(&reference)?
             && let Some(image) = tag.image().cloned()
         {
             return Ok(Found {
-                tags: self.tags_of(image.config)?,
                 image,
                 by_name: Some(tag),
             });
@@ -237,7 +234,6 @@ impl Engine {
         match (found.into_values().collect::<Vec<_>>()).as_slice() {
             [] => Err(missing(needle)),
             [image] => Ok(Found {
-                tags: self.tags_of(image.config)?,
                 image: (*image).clone(),
                 by_name: None,
             }),
@@ -247,7 +243,8 @@ impl Engine {
         }
     }
 
-    fn tags_of(&self, id: ImageId) -> Result<Vec<Tag>> {
+    /// All names of an image, or the tag without a name. Reads every tag: a start does not ask.
+    pub(super) fn tags_of(&self, id: ImageId) -> Result<Vec<Tag>> {
         let mut tags = self.store.tags()?.tags;
         tags.retain(|tag| tag.id() == Some(id));
         Ok(tags)

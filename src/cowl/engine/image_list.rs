@@ -70,7 +70,8 @@ impl Engine {
         let image: Map<String, Value> = serde_json::from_slice(&bytes)?;
         let field = |name: &str| image.get(name).filter(|value| !value.is_null()).cloned();
         let text = |name: &str| field(name).unwrap_or_else(|| json!(""));
-        let names = || found.tags.iter().filter_map(|tag| tag.reference.as_ref());
+        let names_of = self.tags_of(id)?;
+        let names = || names_of.iter().filter_map(|tag| tag.reference.as_ref());
         let tags: Vec<String> = names()
             .filter(|name| name.digest().is_none())
             .map(Reference::to_string)

@@ -23,15 +23,12 @@ impl Engine {
         // So that no container or mount comes to use it meanwhile.
         let guard = self.containers.guard()?;
         self.drop_pins_of_gone_containers(&guard)?;
-        let Found {
-            image,
-            tags,
-            by_name,
-        } = match self.find_image(needle) {
+        let Found { image, by_name } = match self.find_image(needle) {
             Err(error) => return self.remove_damaged_tag(needle, error, removed),
             Ok(found) => found,
         };
         let id = image.config;
+        let tags = self.tags_of(id)?;
         let users = self.users_of_image(id)?;
         let labels = self.labels_of_image(id);
         check_removable(needle, id, &tags, by_name.is_some(), &users, force)?;

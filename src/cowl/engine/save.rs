@@ -84,12 +84,8 @@ impl Engine {
             let name = tag.reference.clone().filter(|name| name.digest().is_none());
             return Ok(vec![(tag, name)]);
         }
-        Ok(found
-            .tags
-            .into_iter()
-            .take(1)
-            .map(|tag| (tag, None))
-            .collect())
+        let tags = self.tags_of(found.image.config)?;
+        Ok(tags.into_iter().take(1).map(|tag| (tag, None)).collect())
     }
 }
 
