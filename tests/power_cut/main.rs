@@ -1,4 +1,4 @@
-//! The power may go at any write of a load, an import or a removal: then the store is whole
+//! The power may go at any write of a load, an import, a commit, a removal or a gc: then the store is whole
 //! (nothing corrupt, nothing half visible), what a command had reported done is there, and
 //! everything goes on as if nothing had been. What was synced through a mount is there, too.
 //!
@@ -7,20 +7,21 @@
 //! end, so that the journal is committed at moments of its choosing and not only when it is asked
 //! to; names then reach the disk before contents that were not synced.
 
+mod session;
+
 use std::collections::BTreeSet;
-use std::ffi::OsStr;
 use std::fs;
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::Child;
 
 use cowl_tests::command::{binary, program, run, shell, system};
 use cowl_tests::disk::{Disk, Lost, Mounted, ext4_of};
-use cowl_tests::profile::{USER, directory, root};
+use cowl_tests::profile::{directory, root};
 use cowl_tests::sample::{Point, is_repeated, stride_for, strided};
 use cowl_tests::store::{Store, extract, make_image};
 use cowl_tests::tree::Tree;
+
+use session::{Session, Who};
 
 const DISK: u64 = 48 << 20;
 /// How many moments are tried, before the scale.
@@ -33,7 +34,8 @@ for i in $(seq 8); do head -c $((i * 20000)) /bin/bash > base/dir/$i; done
 ln base/dir/1 base/linked; ln -s dir/1 base/soft; : > base/empty
 cp base/dir/3 one/same; echo one > one/own; head -c 400000 /bin/bash | tail -c 250000 > one/large
 echo two > two/own; cp one/large two/large
-for layer in base one two; do tar -c -f $layer.tar --format=posix --sort=name -C $layer .; done
+mkdir -p changed/fresh changed.work; echo new > changed/added; cp base/dir/8 changed/fresh/copy
+for layer in base one two changed; do tar -c -f $layer.tar --format=posix --sort=name -C $layer .; done
 ";
 
 /// Writes and syncs a file of its own until it is told to stop.
@@ -132,7 +134,7 @@ fn cut(
     disk.end();
 }
 
-fn images(place: &Path) -> [Image; 3] {
+fn images(place: &Path) -> [Image; 4] {
     shell(place, CONTENT, [""; 0]);
     let tar = |name: &str| place.join(format!("{name}.tar"));
     let load = |name: &str, layers: &[&str]| {
@@ -162,6 +164,17 @@ fn images(place: &Path) -> [Image; 3] {
             arguments: vec!["import".into(), tar("two"), "three:1".into()],
             content: content(&["two"]),
         },
+        Image {
+            name: "four:1",
+            arguments: vec![
+                "commit".into(),
+                "--upper".into(),
+                place.join("changed"),
+                "two:1".into(),
+                "four:1".into(),
+            ],
+            content: content(&["base", "two", "changed"]),
+        },
     ]
 }
 
@@ -172,32 +185,46 @@ struct Step {
     after: BTreeSet<&'static str>,
 }
 
-/// Brings all in and takes some away.
-fn record(disk: &Disk, store: &Store, images: &[Image; 3]) -> Vec<Step> {
-    let [one, two, three] = images;
+/// Brings all in and takes some away; at last what a killed removal left.
+fn record(disk: &Disk, store: &Store, images: &[Image; 4]) -> Vec<Step> {
+    let [one, two, three, four] = images;
     let removal = |image: &Image| vec!["rmi".into(), image.name.into()];
     let commands = [
         (one.arguments.clone(), vec![one.name]),
         (two.arguments.clone(), vec![one.name, two.name]),
         (removal(one), vec![two.name]),
         (three.arguments.clone(), vec![two.name, three.name]),
-        (removal(two), vec![three.name]),
+        (
+            four.arguments.clone(),
+            vec![two.name, three.name, four.name],
+        ),
+        (removal(two), vec![three.name, four.name]),
     ];
-    commands
+    let mut steps: Vec<Step> = commands
         .into_iter()
-        .map(|(arguments, after)| {
-            let begin = disk.moment();
-            store.ok(arguments);
-            Step {
-                begin,
-                end: disk.moment(),
-                after: after.into_iter().collect(),
-            }
-        })
-        .collect()
+        .map(|(arguments, after)| step(disk, after, || drop(store.ok(arguments))))
+        .collect();
+    let forget = "rm refs/*four*; sync -f refs";
+    steps.push(step(disk, vec![three.name], || {
+        shell(store.root(), forget, [""; 0]);
+    }));
+    steps.push(step(disk, vec![three.name], || {
+        assert!(store.ok(["gc"]).contains("2 layers: "));
+    }));
+    steps
 }
 
-fn survives(point: &Path, steps: &[Step], moment: usize, images: &[Image; 3], what: &str) {
+fn step(disk: &Disk, after: Vec<&'static str>, work: impl FnOnce()) -> Step {
+    let begin = disk.moment();
+    work();
+    Step {
+        begin,
+        end: disk.moment(),
+        after: after.into_iter().collect(),
+    }
+}
+
+fn survives(point: &Path, steps: &[Step], moment: usize, images: &[Image; 4], what: &str) {
     let store = Store::at(&point.join("store"));
     // Before the first command's end there may be no store yet.
     let made = store.root().join("format.json").exists();
@@ -249,7 +276,7 @@ fn listed(store: &Store) -> BTreeSet<String> {
     names.collect()
 }
 
-fn whole(store: &Store, images: &[Image; 3], there: &BTreeSet<&str>, what: &str) {
+fn whole(store: &Store, images: &[Image; 4], there: &BTreeSet<&str>, what: &str) {
     let check = store.run(["check", "--deep"]);
     assert!(check.status.success(), "{what}: {check}");
     for image in images.iter().filter(|image| there.contains(image.name)) {
@@ -375,122 +402,4 @@ fn mount_device_for_all() -> &'static str {
     .ok();
     run(program("mount", ["--bind"]).arg(&node).arg("/dev/fuse")).ok();
     "/dev/fuse"
-}
-
-/// The user that uses a mount.
-enum Who {
-    Root,
-    /// As the only id of a user namespace, with programs from a directory that it can enter.
-    User {
-        programs: PathBuf,
-    },
-}
-
-impl Who {
-    fn id(&self) -> u32 {
-        match self {
-            Self::Root => 0,
-            Self::User { .. } => USER,
-        }
-    }
-
-    /// Of an upper's marks.
-    fn namespace(&self) -> &'static str {
-        match self {
-            Self::Root => "trusted",
-            Self::User { .. } => "user",
-        }
-    }
-
-    /// A new directory of its own.
-    fn directory(&self, name: &str) -> PathBuf {
-        let made = directory().join(name);
-        fs::create_dir(&made).unwrap();
-        chown(&made, Some(self.id()), Some(self.id())).unwrap();
-        made
-    }
-
-    fn cowl(&self) -> PathBuf {
-        match self {
-            Self::Root => binary("cowl"),
-            Self::User { programs } => programs.join("cowl"),
-        }
-    }
-
-    fn command(&self, name: impl AsRef<OsStr>) -> Command {
-        if matches!(self, Self::Root) {
-            return program("env", [name]);
-        }
-        let id = self.id();
-        let mut command = program(
-            "setpriv",
-            [format!("--reuid={id}"), format!("--regid={id}")],
-        );
-        command.args([
-            "--clear-groups",
-            "--",
-            "unshare",
-            "--user",
-            "--map-root-user",
-            "--mount",
-        ]);
-        command.arg("--").arg(name);
-        command
-    }
-}
-
-/// A mount, with a Python below it.
-struct Session {
-    child: Child,
-    answers: BufReader<ChildStdout>,
-}
-
-impl Session {
-    /// `$1`: cowl, `$2`: the store, `$3`: the image, `$4`: where to mount it, `$5`: where its upper
-    /// is, `$6`: the program of Python.
-    const SCRIPT: &str = r#"
-"$1" --root "$2" mount "$3" "$4" --upper "$5/upper" --work "$5/work"
-cd "$4"
-python3 -B -c "$6"
-cd /
-"$1" --root "$2" umount "$4"
-"#;
-    const EVALUATE: &str = "import os, sys
-for line in sys.stdin: print(eval(line, {'os': os}), flush=True)";
-
-    fn start(who: &Who, store: &Store, image: &str, point: &Path, seen: &Path) -> Self {
-        let mut child = who
-            .command("sh")
-            .args(["-euc", Self::SCRIPT, "sh"])
-            .args([
-                who.cowl().as_path(),
-                store.root(),
-                image.as_ref(),
-                seen,
-                point,
-            ])
-            .arg(Self::EVALUATE)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let answers = BufReader::new(child.stdout.take().unwrap());
-        Self { child, answers }
-    }
-
-    /// The value of an expression.
-    fn evaluate(&mut self, expression: &str) -> String {
-        let question = format!("{expression}\n");
-        let stdin = self.child.stdin.as_mut().unwrap();
-        stdin.write_all(question.as_bytes()).unwrap();
-        let mut answer = String::new();
-        self.answers.read_line(&mut answer).unwrap();
-        answer.trim_end().to_owned()
-    }
-
-    /// Takes the mount down.
-    fn end(mut self) {
-        drop(self.child.stdin.take());
-        assert!(self.child.wait().unwrap().success());
-    }
 }
