@@ -30,13 +30,19 @@ fn life(server: &Server, number: usize) {
     let client = server.hijack(&format!("{name}/attach?stream=1&stdout=1&stderr=1"));
     let verb = |verb: &str| format!("POST /v1.51/containers/{name}/{verb}");
     asked(server, &verb("start"), "", "204");
-    let expected: String = (number..=1000).map(|line| format!("{line}\n")).collect();
+    let expected = lines_from(number);
     assert_eq!(streams(client), ["", &expected, ""], "{name}");
     let waited = asked(server, &verb("wait"), "", "200");
     let code = format!("{{\"StatusCode\":{number}}}");
     assert!(waited.contains(&code), "{name}: {waited}");
     let remove = format!("DELETE /v1.51/containers/{name}");
     asked(server, &remove, "", "204");
+}
+
+/// What `seq NUMBER 1000` prints.
+fn lines_from(number: usize) -> String {
+    let lines = (number..=1000).map(|line| line.to_string());
+    lines.collect::<Vec<_>>().join("\n") + "\n"
 }
 
 /// A program in the container of all.
@@ -46,7 +52,7 @@ fn exec(server: &Server, number: usize) {
     let id = server.create_exec("web", &body);
     let lines = format!("{UPGRADE}Content-Length: 2\r\n");
     let (_head, client) = server.open(&format!("POST /v1.51/exec/{id}/start"), &lines, "{}");
-    let expected: String = (number..=1000).map(|line| format!("{line}\n")).collect();
+    let expected = lines_from(number);
     assert_eq!(streams(client), ["", &expected, ""], "exec {number}");
     let told = asked(server, &format!("GET /v1.51/exec/{id}/json"), "", "200");
     let code = format!("\"ExitCode\":{number},");

@@ -143,9 +143,9 @@ fn truncating_open_does_not_disturb_a_running_program() {
     root(|| {
         with_mount("cp /bin/cat cat", |mount| {
             let path = mount.path().join("cat");
-            let mut child = std::process::Command::new(&path)
-                .stdin(std::process::Stdio::piped())
-                .stdout(std::process::Stdio::piped())
+            let mut child = Command::new(&path)
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
                 .spawn()
                 .unwrap();
             // It runs when it has answered.

@@ -248,6 +248,33 @@ with tarfile.open(sys.argv[1], 'w') as archive:
         archive.addfile(info, io.BytesIO(data))
 ";
 
+/// Images without names, of one archive: each has its id behind the path.
+#[test]
+fn unnamed_images_of_one_archive_are_told_apart_by_their_ids() {
+    root(|| {
+        let unnamed = directory().join("unnamed.tar");
+        python(&directory(), UNNAMED, [&unnamed]);
+        let report = run(Command::new(binary("cowl-dedup"))
+            .arg("--json")
+            .arg(&unnamed)
+            .stdin(Stdio::null()))
+        .ok();
+        let script = "
+import json, sys
+r = json.loads(sys.argv[1])
+ids = [i['id'].split(':')[1][:12] for i in r['images']]
+print([i['name'] for i in r['images']] == [sys.argv[2] + ' ' + i for i in ids], sorted(i['waste_bytes'] for i in r['images']))
+";
+        let seen = python(&directory(), script, [Path::new(&report), &unnamed]);
+        assert_eq!(seen, "True [0, 3]\n");
+        let failed = run(Command::new(binary("cowl-dedup"))
+            .args(["--fail-if", "duplicate>2B"])
+            .arg(&unnamed)
+            .stdin(Stdio::null()));
+        assert_eq!(failed.stderr.lines().count(), 1, "{failed}");
+    });
+}
+
 /// Figures of archives that were never imported are those of the imported images, in whatever form
 /// they come, and no store is needed. Nothing stays in TMPDIR.
 #[test]
@@ -276,25 +303,6 @@ fn archives_are_read_without_a_store() {
         let archives = ["blog", "shop"].map(|name| layers().join(format!("{name}.image.tar")));
         let imported = report(&[], store.root());
         assert_eq!(report(&archives, Path::new("/nowhere")), imported);
-        // Images without names, of one archive: each has its id behind the path.
-        let unnamed = directory().join("unnamed.tar");
-        python(&directory(), UNNAMED, [&unnamed]);
-        let script = "
-import json, sys
-r = json.loads(sys.argv[1])
-ids = [i['id'].split(':')[1][:12] for i in r['images']]
-print([i['name'] for i in r['images']] == [sys.argv[2] + ' ' + i for i in ids], sorted(i['waste_bytes'] for i in r['images']))
-";
-        let both = report(std::slice::from_ref(&unnamed), Path::new("/nowhere"));
-        let arguments = [Path::new(&both), &unnamed];
-        let seen = python(&directory(), script, arguments);
-        assert_eq!(seen, "True [0, 3]\n");
-        let failed = run(Command::new(binary("cowl-dedup"))
-            .args(["--fail-if", "duplicate>2B"])
-            .arg(&unnamed)
-            .env("TMPDIR", &temporary)
-            .stdin(Stdio::null()));
-        assert_eq!(failed.stderr.lines().count(), 1, "{failed}");
         let layout = directory().join("layout");
         let base = layers().join("base.tar");
         make_image(
