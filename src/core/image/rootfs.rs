@@ -1,7 +1,7 @@
 //! `import`: turns the tar of a root file system into an image of one layer.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 
 use cowl_sys::stack::on_own_stack;
@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::{ConfigChange, ImageError, NewImage, PlatformName, Reference, new_config, oci};
 use crate::digest::{DiffId, ImageId};
-use crate::layer::{self, ArchiveEnd, HashOnly, ImportedLayer, Limits, ObjectSink};
+use crate::layer::{self, ArchiveEnd, HashOnly, ImportedLayer, Limits, ObjectSink, Stop};
 use crate::store::{Platform, Store, Tag, TaggedImage, TaggedLayer, Transaction, Trust};
 
 /// How a root file system is imported.
@@ -129,13 +129,18 @@ fn config(
     new_config(Value::Object(below).to_string().as_bytes(), &new)
 }
 
-fn import<S: ObjectSink>(tar: impl Read + Send, sink: &S) -> Result<ImportedLayer, ImageError> {
+fn import<S: ObjectSink>(tar: &File, sink: &S) -> Result<ImportedLayer, ImageError> {
     let name = || "the tar".to_owned();
-    let stream = layer::decompress(tar).map_err(|source| ImageError::Decompress {
+    let stop = Stop::new().map_err(|source| ImageError::Read {
         name: name(),
         source,
     })?;
-    let imported = layer::import(stream, sink, &Limits::default()).map_err(ImageError::Import)?;
+    let stream = layer::decompress(stop.reader(tar)).map_err(|source| ImageError::Decompress {
+        name: name(),
+        source,
+    })?;
+    let imported = layer::import_until(stream, &stop, sink, &Limits::default())
+        .map_err(ImageError::Import)?;
     if imported.end == ArchiveEnd::Unmarked {
         let what = match imported.stats.stream_bytes {
             0 => "it is empty",

@@ -1,14 +1,19 @@
 //! Reads a stream ahead on a thread of its own: the next pieces are read, inflated and hashed while
 //! the last is parsed and stored.
 //!
-//! Invariant: every byte that the source gives goes through the SHA-256 exactly once and in order,
-//! so the digest is that of the whole stream whatever its end looks like. Memory: [`PIECES`]
-//! buffers.
+//! Invariants
+//! * Every byte that the source gives goes through the SHA-256 exactly once and in order, so the
+//!   digest is that of the whole stream whatever its end looks like.
+//! * Bytes that have come are handed over as soon as the work waits for some: a slow pipe delays
+//!   nothing that is behind it already, a refusal least of all.
+//! * Memory: [`PIECES`] buffers.
 
 use std::io::{self, ErrorKind, Read};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::{self, Builder};
 
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use super::stop::Stop;
 use super::stream::HashedRead;
 use crate::digest::{Sha256Digest, Sha256Hasher};
 
@@ -35,13 +40,15 @@ pub(super) struct Ahead {
     end: Option<Sha256Digest>,
 }
 
-/// Gives `work` the stream. A source that blocks is waited for, also after `work` has failed.
+/// Gives `work` the stream. The thread that reads is waited for: a source that may block has a
+/// `stop`, which ends its read when the work is done.
 pub(super) fn reading_ahead<R: Read + Send, T>(
     source: R,
+    stop: Option<&Stop>,
     work: impl FnOnce(Ahead) -> T,
 ) -> io::Result<T> {
-    let (sender, messages) = sync_channel(PIECES);
-    let (used, buffers) = channel();
+    let (sender, messages) = bounded(PIECES);
+    let (used, buffers) = bounded(PIECES);
     thread::scope(|scope| {
         Builder::new().spawn_scoped(scope, move || read(source, &buffers, &sender))?;
         for _ in 0..PIECES {
@@ -50,6 +57,7 @@ pub(super) fn reading_ahead<R: Read + Send, T>(
                 break;
             }
         }
+        let _stop = stop.map(Stop::on_drop);
         Ok(work(Ahead {
             messages,
             used,
@@ -61,10 +69,10 @@ pub(super) fn reading_ahead<R: Read + Send, T>(
 }
 
 /// Reads until the source ends or nobody listens any more.
-fn read(mut source: impl Read, buffers: &Receiver<Vec<u8>>, messages: &SyncSender<Message>) {
+fn read(mut source: impl Read, buffers: &Receiver<Vec<u8>>, messages: &Sender<Message>) {
     let mut hasher = Sha256Hasher::new();
     while let Ok(mut piece) = buffers.recv() {
-        let (length, end) = fill(&mut source, &mut piece);
+        let (length, end) = fill(&mut source, &mut piece, || messages.is_empty());
         piece.truncate(length);
         hasher.update(&piece);
         if !piece.is_empty() && messages.send(Message::Piece(piece)).is_err() {
@@ -81,16 +89,24 @@ fn read(mut source: impl Read, buffers: &Receiver<Vec<u8>>, messages: &SyncSende
     }
 }
 
-/// Fills a piece; its length, and whether the source has ended or why it failed.
-fn fill(source: &mut impl Read, piece: &mut Vec<u8>) -> (usize, io::Result<bool>) {
+/// Fills a piece, or a part of it that is `wanted` at once; its length, and whether the source has
+/// ended or why it failed.
+fn fill(
+    source: &mut impl Read,
+    piece: &mut Vec<u8>,
+    wanted: impl Fn() -> bool,
+) -> (usize, io::Result<bool>) {
     piece.resize(PIECE, 0);
     let mut length = 0;
     while let Some(free) = piece.get_mut(length..).filter(|free| !free.is_empty()) {
         match source.read(free) {
             Ok(0) => return (length, Ok(true)),
             Ok(count) => length += count,
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
             Err(error) => return (length, Err(error)),
+        }
+        if wanted() {
+            break;
         }
     }
     (length, Ok(false))
@@ -153,6 +169,10 @@ impl HashedRead for Ahead {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::io::Write;
+    use std::os::fd::OwnedFd;
+
     use super::*;
 
     fn bytes(length: usize) -> Vec<u8> {
@@ -164,7 +184,7 @@ mod tests {
         for length in [0, 1, PIECE - 1, PIECE, PIECE + 1, 9 * PIECE + 7] {
             let bytes = bytes(length);
             let mut read = Vec::new();
-            let digest = reading_ahead(bytes.as_slice(), |mut ahead| {
+            let digest = reading_ahead(bytes.as_slice(), None, |mut ahead| {
                 ahead.read_to_end(&mut read).unwrap();
                 ahead.digest().unwrap()
             });
@@ -173,19 +193,36 @@ mod tests {
                 (bytes.clone(), Sha256Digest::of(&bytes))
             );
             // what is not read is digested all the same
-            let digest = reading_ahead(bytes.as_slice(), |mut ahead| ahead.digest().unwrap());
+            let digest = reading_ahead(bytes.as_slice(), None, |mut ahead| ahead.digest().unwrap());
             assert_eq!(digest.unwrap(), Sha256Digest::of(&bytes));
         }
     }
 
     #[test]
     fn reading_ahead_ends_with_its_work() {
-        let read = reading_ahead(io::repeat(7), |mut ahead| {
+        let read = reading_ahead(io::repeat(7), None, |mut ahead| {
             let mut some = [0; 5];
             ahead.read_exact(&mut some).unwrap();
             some
         });
         assert_eq!(read.unwrap(), [7; 5]);
+    }
+
+    /// The writer's end stays open: reading all of a piece would wait for good, and so would
+    /// waiting for the thread that reads.
+    #[test]
+    fn reading_ahead_gives_what_has_come_and_ends_a_read_that_waits() {
+        let (reader, mut writer) = io::pipe().unwrap();
+        let reader = File::from(OwnedFd::from(reader));
+        writer.write_all(b"come").unwrap();
+        let stop = Stop::new().unwrap();
+        let read = reading_ahead(stop.reader(&reader), Some(&stop), |mut ahead| {
+            let mut some = [0; 4];
+            ahead.read_exact(&mut some).unwrap();
+            some
+        });
+        assert_eq!(&read.unwrap(), b"come");
+        drop(writer);
     }
 
     #[test]
@@ -197,7 +234,8 @@ mod tests {
             }
         }
         let mut read = Vec::new();
-        let error = reading_ahead(bytes(PIECE + 3).as_slice().chain(Broken), |mut ahead| {
+        let source = bytes(PIECE + 3);
+        let error = reading_ahead(source.as_slice().chain(Broken), None, |mut ahead| {
             ahead.read_to_end(&mut read).unwrap_err().to_string()
         });
         assert_eq!(error.unwrap(), "the disk is gone");

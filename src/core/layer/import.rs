@@ -15,6 +15,7 @@ use super::reader::TarReader;
 use super::recipe::{RECIPE_BYTES, compose, too_large};
 use super::sink::{ObjectSink, ObjectWrite, StoredObject};
 use super::sparse::Stretch;
+use super::stop::Stop;
 use super::stream::HashedRead;
 use super::{ImportStats, ImportedLayer, Limits};
 use crate::digest::{DiffId, ObjectId};
@@ -41,7 +42,26 @@ pub fn import<R: Read + Send, S: ObjectSink>(
     sink: &S,
     limits: &Limits,
 ) -> Result<ImportedLayer, ImportError> {
-    reading_ahead(source, |stream| import_stream(stream, sink, limits))
+    import_with(source, None, sink, limits)
+}
+
+/// [`import`] of a source that may block, made by `stop`: a failure is reported at once.
+pub fn import_until<R: Read + Send, S: ObjectSink>(
+    source: R,
+    stop: &Stop,
+    sink: &S,
+    limits: &Limits,
+) -> Result<ImportedLayer, ImportError> {
+    import_with(source, Some(stop), sink, limits)
+}
+
+fn import_with<R: Read + Send, S: ObjectSink>(
+    source: R,
+    stop: Option<&Stop>,
+    sink: &S,
+    limits: &Limits,
+) -> Result<ImportedLayer, ImportError> {
+    reading_ahead(source, stop, |stream| import_stream(stream, sink, limits))
         .map_err(ImportError::Thread)?
 }
 

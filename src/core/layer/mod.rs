@@ -36,6 +36,7 @@ mod reader;
 mod recipe;
 mod sink;
 mod sparse;
+mod stop;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -46,9 +47,10 @@ pub use decompress::{Compression, DecompressError, Decompressed, decompress};
 pub(crate) use entry_header::{member_header, padding};
 pub use error::{EntryFault, HeaderFault, ImportError, Role, TypeName};
 pub use export::{ExportError, ExportStats, ObjectSource, export};
-pub use import::import;
+pub use import::{import, import_until};
 pub use recipe::{RestoreError, restore};
 pub use sink::{HashOnly, ObjectSink, ObjectWrite, ReadSeek, StoredObject};
+pub use stop::{Stop, StoppableReader};
 pub use unpack::{UnpackError, Unpacked, unpack};
 pub use upper::{FromUpperError, UpperLayer, from_upper};
 
