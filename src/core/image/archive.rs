@@ -2,11 +2,11 @@
 //!
 //! Lookups normalise `/`, `./` and `..`; no name leads out of the archive.
 
-use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{FileType, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use super::ImageError;
 use super::index::{Index, normal};
 use super::input::Input;
+use super::watch::Watch;
 use crate::layer::{Compression, decompress};
 use crate::store::Store;
 
@@ -25,7 +26,7 @@ pub(super) struct Archive {
     pub(super) name: String,
     source: Source,
     /// Bytes of documents read so far.
-    documents: Cell<u64>,
+    documents: AtomicU64,
 }
 
 enum Source {
@@ -38,7 +39,12 @@ impl Archive {
     /// copied to a temporary file of the store.
     ///
     /// Locking: holds none while it waits for a pipe.
-    pub(super) fn open(mut file: File, path: &Path, store: &Store) -> Result<Self, ImageError> {
+    pub(super) fn open(
+        mut file: File,
+        path: &Path,
+        store: &Store,
+        watch: Option<&dyn Watch>,
+    ) -> Result<Self, ImageError> {
         let name = path.display().to_string();
         let unreadable = |source: io::Error| ImageError::Read {
             name: name.clone(),
@@ -66,7 +72,7 @@ impl Archive {
             let mut input = Input::file(&name, file)?;
             (Index::read(&name, &mut input)?, input.finish()?)
         } else {
-            let mut input = Input::stream(&name, stream, store)?;
+            let mut input = Input::stream(&name, stream, store, watch)?;
             (Index::read(&name, &mut input)?, input.finish()?)
         };
         Ok(Self::of(name, Source::Tar { file: copy, index }))
@@ -76,7 +82,7 @@ impl Archive {
         Self {
             name,
             source,
-            documents: Cell::new(0),
+            documents: AtomicU64::new(0),
         }
     }
 
@@ -105,14 +111,14 @@ impl Archive {
                 what: format!("it is larger than {limit} bytes"),
             });
         }
-        let documents = self.documents.get().saturating_add(member.size);
+        let before = self.documents.fetch_add(member.size, Ordering::Relaxed);
+        let documents = before.saturating_add(member.size);
         if documents > DOCUMENTS_LIMIT {
             return Err(ImageError::Unsupported {
                 name: name.to_owned(),
                 what: format!("with it, the documents are larger than {DOCUMENTS_LIMIT} bytes"),
             });
         }
-        self.documents.set(documents);
         let mut bytes = Vec::new();
         member
             .take(limit)

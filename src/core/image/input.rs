@@ -10,6 +10,7 @@ use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 
 use super::ImageError;
+use super::watch::{Step, Watch};
 use crate::store::{Store, StoreError};
 
 /// Limit of an archive's bytes: far above real ones, and within the file size limit of most file
@@ -37,6 +38,7 @@ pub(super) struct Spool<'a> {
     copy: File,
     length: u64,
     store: &'a Store,
+    watch: Option<&'a dyn Watch>,
     piece: Vec<u8>,
 }
 
@@ -53,6 +55,7 @@ impl<'a> Input<'a> {
         name: &str,
         stream: impl Read + 'a,
         store: &'a Store,
+        watch: Option<&'a dyn Watch>,
     ) -> Result<Self, ImageError> {
         Ok(Self::Stream(Spool {
             name: name.to_owned(),
@@ -60,6 +63,7 @@ impl<'a> Input<'a> {
             copy: store.scratch()?,
             length: 0,
             store,
+            watch,
             piece: vec![0; PIECE],
         }))
     }
@@ -129,6 +133,9 @@ impl Spool<'_> {
                         .map(drop)
                 })?;
                 self.length = self.length.saturating_add(read as u64);
+                if let Some(watch) = self.watch {
+                    watch.step(Step::Copied { bytes: self.length });
+                }
             }
             if self.length > ARCHIVE_BYTES {
                 return Err(ImageError::Unsupported {
@@ -234,7 +241,7 @@ sys.stdout.buffer.write(member.tobuf(tarfile.GNU_FORMAT))";
         let (_dir, store) = store();
         for endless in [0, 7] {
             let stream = tar(5).chain(&[0; 1024][..]).chain(io::repeat(endless));
-            let mut input = Input::stream("stream", stream, &store).unwrap();
+            let mut input = Input::stream("stream", stream, &store, None).unwrap();
             Index::read("stream", &mut input).unwrap();
             let copy = input.finish().unwrap().metadata().unwrap();
             assert!(copy.len() <= 2 * PIECE as u64, "{}", copy.len());
@@ -248,7 +255,7 @@ sys.stdout.buffer.write(member.tobuf(tarfile.GNU_FORMAT))";
         let padding = vec![0; 300_000];
         let mut rest = padding.as_slice();
         let stream = tar(5).chain(&mut rest);
-        let mut input = Input::stream("stream", stream, &store).unwrap();
+        let mut input = Input::stream("stream", stream, &store, None).unwrap();
         Index::read("stream", &mut input).unwrap();
         input.finish().unwrap();
         assert!(rest.is_empty());
@@ -258,7 +265,7 @@ sys.stdout.buffer.write(member.tobuf(tarfile.GNU_FORMAT))";
     fn spool_writes_zeros_as_holes() {
         let (_dir, store) = store();
         let stream = tar(500 << 20).chain(&[0; 1024][..]);
-        let mut input = Input::stream("stream", stream, &store).unwrap();
+        let mut input = Input::stream("stream", stream, &store, None).unwrap();
         let index = Index::read("stream", &mut input).unwrap();
         assert_eq!(index.find("member"), Some((512, 500 << 20)));
         let copy = input.finish().unwrap().metadata().unwrap();

@@ -8,13 +8,14 @@ use std::path::Path;
 use cowl_sys::stack::on_own_stack;
 
 use super::archive::Archive;
-use super::parts::LayerLoader;
+use super::parts::{self, LoadedLayers, Wanted};
+use super::watch::Watch;
 use super::{
     Candidate, CandidateImage, ImageConfig, ImageError, PlatformName, Reference, docker, oci,
 };
 use crate::digest::{ImageId, Sha256Digest};
 use crate::store::{
-    Descriptor, MAX_LAYERS, Store, Tag, TaggedImage, TaggedLayer, Transaction, Trust,
+    Descriptor, MAX_LAYERS, Platform, Store, Tag, TaggedImage, TaggedLayer, Transaction, Trust,
 };
 
 /// A loaded image.
@@ -34,6 +35,8 @@ pub struct LoadOptions<'o> {
     /// Only the images for these platforms are loaded; if there are none, all images that the
     /// archive has.
     pub platforms: &'o [PlatformName],
+    /// Is told how far it is.
+    pub watch: Option<&'o dyn Watch>,
 }
 
 /// Loads all images of a docker-archive or an OCI layout: a tar, a compressed tar, a pipe of one,
@@ -76,15 +79,19 @@ fn load_here(
     path: &Path,
     options: &LoadOptions<'_>,
 ) -> Result<Vec<Loaded>, ImageError> {
-    let archive = Archive::open(file, path, store)?;
+    let archive = Archive::open(file, path, store, options.watch)?;
+    let planned = candidates(&archive, path, options.platforms)?
+        .into_iter()
+        .map(plan)
+        .collect::<Result<Vec<_>, _>>()?;
     let transaction = store.begin_with(options.trust)?;
-    let mut loader = Loader {
-        transaction: &transaction,
-        layers: LayerLoader::new(&archive, &transaction),
-    };
+    let layers: Vec<Wanted> = planned.iter().flat_map(PlannedImage::layers).collect();
+    let diff_ids: Vec<_> = layers.iter().map(|layer| layer.diff_id).collect();
+    transaction.keep_layers(&diff_ids)?;
+    let layers = parts::load(&archive, &transaction, &layers, options.watch)?;
     let mut images: Vec<Image> = Vec::new();
-    for candidate in candidates(&archive, path, options.platforms)? {
-        let image = loader.image(candidate)?;
+    for planned in planned {
+        let image = record(&transaction, &layers, planned)?;
         let same = |other: &&mut Image| other.tag.images == image.tag.images;
         match images.iter_mut().find(same) {
             Some(known) => known.names.extend(image.names),
@@ -261,100 +268,148 @@ impl Image {
     }
 }
 
-/// Adds images to a transaction.
-pub(super) struct Loader<'l> {
-    pub(super) transaction: &'l Transaction<'l>,
-    pub(super) layers: LayerLoader<'l>,
+/// An image whose documents were checked, so that its layers are known.
+pub(super) struct PlannedImage {
+    names: Vec<Reference>,
+    index: Option<Vec<u8>>,
+    platforms: Vec<PlannedPlatform>,
 }
 
-impl Loader<'_> {
-    pub(super) fn image(&mut self, candidate: Candidate) -> Result<Image, ImageError> {
-        let Candidate {
-            names,
-            index,
-            images,
-        } = candidate;
-        let mut tagged = Vec::with_capacity(images.len());
-        let mut manifests = Vec::with_capacity(images.len());
-        for image in images {
-            manifests.push(image.manifest.clone());
-            tagged.push(self.platform(&names, image)?);
-        }
-        let id = tagged.first().map(|image| image.config);
-        // an index says more than the manifest of one of its images
-        let target = index.or(manifests.into_iter().next().flatten());
-        let target = match target {
-            None => None,
-            Some(bytes) => Some(Descriptor {
-                media_type: document_type(&bytes),
-                digest: self.transaction.put_blob(&bytes)?,
-                size: bytes.len() as u64,
-            }),
-        };
-        Ok(Image {
-            id: id.ok_or(ImageError::Empty)?,
-            tag: Tag {
-                reference: None,
-                target,
-                images: tagged,
-            },
-            names: names.into_iter().collect(),
-        })
-    }
+struct PlannedPlatform {
+    platform: Platform,
+    config: Vec<u8>,
+    manifest: Option<Vec<u8>>,
+    layers: Vec<Wanted>,
+}
 
-    /// The image of one platform.
-    fn platform(
-        &mut self,
-        names: &[Reference],
-        image: CandidateImage,
-    ) -> Result<TaggedImage, ImageError> {
-        let id = ImageId(Sha256Digest::of(&image.config));
-        let config = parse_config(&image.config, names)?;
-        if !matches!(config.os.as_str(), "" | "linux") {
-            let what = format!("it is an image for {}, only Linux runs here", config.os);
-            return Err(ImageError::Unsupported {
-                name: id.to_string(),
-                what,
-            });
-        }
-        let platform = config.platform();
-        let diff_ids = config.rootfs.diff_ids;
-        if diff_ids.len() != image.layers.len() {
-            return Err(ImageError::LayerCount {
-                config: diff_ids.len(),
-                manifest: image.layers.len(),
-            });
-        }
-        if diff_ids.len() > MAX_LAYERS {
-            return Err(ImageError::TooManyLayers {
-                found: diff_ids.len(),
-                limit: MAX_LAYERS,
-            });
-        }
-        self.transaction.keep_layers(&diff_ids)?;
-        let mut layers = Vec::with_capacity(diff_ids.len());
-        for (at, (part, diff_id)) in image.layers.iter().zip(&diff_ids).enumerate() {
-            let blob = self.layers.load(at + 1, part, *diff_id)?;
-            layers.push(TaggedLayer {
-                diff_id: *diff_id,
-                blob,
-            });
-        }
-        if !diff_ids.is_empty() {
-            self.transaction.put_merged(&diff_ids)?;
-        }
-        self.transaction.put_blob(&image.config)?;
-        let manifest = image
-            .manifest
-            .map(|bytes| self.transaction.put_blob(&bytes))
-            .transpose()?;
-        Ok(TaggedImage {
-            platform,
-            config: id,
-            manifest,
-            layers,
-        })
+impl PlannedImage {
+    pub(super) fn layers(&self) -> impl Iterator<Item = Wanted> {
+        let layers = self.platforms.iter().flat_map(|platform| &platform.layers);
+        layers.cloned()
     }
+}
+
+/// Documents -> what to load.
+pub(super) fn plan(candidate: Candidate) -> Result<PlannedImage, ImageError> {
+    let Candidate {
+        names,
+        index,
+        images,
+    } = candidate;
+    let platforms = images
+        .into_iter()
+        .map(|image| plan_platform(&names, image))
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok(PlannedImage {
+        names,
+        index,
+        platforms,
+    })
+}
+
+fn plan_platform(
+    names: &[Reference],
+    image: CandidateImage,
+) -> Result<PlannedPlatform, ImageError> {
+    let config = parse_config(&image.config, names)?;
+    if !matches!(config.os.as_str(), "" | "linux") {
+        let what = format!("it is an image for {}, only Linux runs here", config.os);
+        return Err(ImageError::Unsupported {
+            name: ImageId(Sha256Digest::of(&image.config)).to_string(),
+            what,
+        });
+    }
+    let platform = config.platform();
+    let diff_ids = config.rootfs.diff_ids;
+    if diff_ids.len() != image.layers.len() {
+        return Err(ImageError::LayerCount {
+            config: diff_ids.len(),
+            manifest: image.layers.len(),
+        });
+    }
+    if diff_ids.len() > MAX_LAYERS {
+        return Err(ImageError::TooManyLayers {
+            found: diff_ids.len(),
+            limit: MAX_LAYERS,
+        });
+    }
+    let layers = image.layers.into_iter().zip(diff_ids).enumerate();
+    let layers = layers.map(|(at, (part, diff_id))| Wanted {
+        number: at + 1,
+        part,
+        diff_id,
+    });
+    Ok(PlannedPlatform {
+        platform,
+        layers: layers.collect(),
+        config: image.config,
+        manifest: image.manifest,
+    })
+}
+
+/// Documents -> record: stores them, and merges the layers that were loaded.
+pub(super) fn record(
+    transaction: &Transaction<'_>,
+    layers: &LoadedLayers,
+    planned: PlannedImage,
+) -> Result<Image, ImageError> {
+    // an index says more than the manifest of one of its images
+    let first = planned.platforms.first();
+    let target = planned
+        .index
+        .as_ref()
+        .or_else(|| first?.manifest.as_ref())
+        .map(|bytes| put_document(transaction, bytes))
+        .transpose()?;
+    let images = planned
+        .platforms
+        .into_iter()
+        .map(|platform| record_platform(transaction, layers, platform))
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok(Image {
+        id: images.first().ok_or(ImageError::Empty)?.config,
+        tag: Tag {
+            reference: None,
+            target,
+            images,
+        },
+        names: planned.names.into_iter().collect(),
+    })
+}
+
+fn put_document(transaction: &Transaction<'_>, bytes: &[u8]) -> Result<Descriptor, ImageError> {
+    Ok(Descriptor {
+        media_type: document_type(bytes),
+        digest: transaction.put_blob(bytes)?,
+        size: bytes.len() as u64,
+    })
+}
+
+/// The image of one platform.
+fn record_platform(
+    transaction: &Transaction<'_>,
+    layers: &LoadedLayers,
+    planned: PlannedPlatform,
+) -> Result<TaggedImage, ImageError> {
+    let diff_ids: Vec<_> = planned.layers.iter().map(|layer| layer.diff_id).collect();
+    if !diff_ids.is_empty() {
+        transaction.put_merged(&diff_ids)?;
+    }
+    let config = ImageId(transaction.put_blob(&planned.config)?);
+    let manifest = planned
+        .manifest
+        .map(|bytes| transaction.put_blob(&bytes))
+        .transpose()?;
+    let layers = planned.layers.iter().map(|layer| TaggedLayer {
+        diff_id: layer.diff_id,
+        blob: layers.blob(layer),
+    });
+    Ok(TaggedImage {
+        platform: planned.platform,
+        config,
+        manifest,
+        layers: layers.collect(),
+    })
 }
 
 /// The media type in a manifest or an index; optional in OCI.

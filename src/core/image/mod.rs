@@ -8,17 +8,20 @@
 //! documents  the JSON, leniently              archive  files of a directory or a tar by name
 //! input      a file, or a copy of a stream    index    where in a tar each name is
 //! oci        OCI layout  -> candidates        docker   docker-archive -> candidates
-//! load       candidates  -> store            parts    layers -> store
+//! load       candidates  -> record           parts    streams -> layers, several at a time
 //! platform   names of platforms
 //! commit     the configuration of an image on top of another
 //! rootfs     a root file system's tar -> an image
 //! repair     what a check found damaged, again from archives and blobs
 //! save       store -> an OCI layout and docker-archive in one
+//! source     a layer's part as it is read    budget   memory of the layers that load at a time
+//! watch      how far it is
 //! ```
 //!
 //! Called by the engine. This module knows formats only, not how images are run or listed.
 
 mod archive;
+mod budget;
 mod commit;
 mod docker;
 mod documents;
@@ -32,6 +35,8 @@ mod platform;
 mod repair;
 mod rootfs;
 mod save;
+mod source;
+mod watch;
 
 #[cfg(test)]
 mod tests;
@@ -45,6 +50,7 @@ pub use self::platform::{PlatformError, PlatformName};
 pub use self::repair::{Repaired, repair};
 pub use self::rootfs::{ImportOptions, import_rootfs};
 pub use self::save::{Selected, restore_layer, save};
+pub use self::watch::{Step, Watch};
 pub use crate::store::{Reference, ReferenceError};
 
 use crate::digest::Sha256Digest;

@@ -1,93 +1,224 @@
-//! The layers of an archive: imports them, or checks them against layers the store has.
+//! Stream -> layer: imports the layers of an archive, or checks them against those that the store
+//! has.
+//!
+//! Layers load several at a time within one budget of memory; each is published by itself as far
+//! as the store publishes early, under the transaction's pin, so that a load that broke off goes on
+//! behind them.
 //!
 //! Invariant: each layer of an image has its DiffID, and its part of the archive was read to the
 //! last byte and has its expected digest. A layer that the archive omits is in the store.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::{self, Builder};
+
+use parking_lot::Mutex;
 
 use super::archive::{Archive, Contents};
+use super::budget::Budget;
+use super::source::{
+    CopiedPart, HashedPart, LayerSource, decompress_error, read_error, refusal, too_much,
+};
+use super::watch::{Step, Watch};
 use super::{ImageError, LayerPart};
 use crate::digest::{DiffId, Sha256Digest, Sha256Hasher};
-use crate::layer::{self, Compression, ImportError, ImportStats, Limits};
-use crate::store::{BlobWriter, Descriptor, Transaction};
+use crate::layer::{self, Compression, ImportStats, Limits};
+use crate::store::{BlobWriter, Descriptor, Stage, Transaction};
 
 /// The layers of one archive together may reach this multiple of each limit of a single layer.
 const ARCHIVE_FACTOR: u64 = 4;
 
-pub(super) struct LayerLoader<'l> {
-    archive: &'l Archive,
-    transaction: &'l Transaction<'l>,
-    /// Layers that are in the transaction, by the names of their parts.
-    loaded: BTreeMap<String, LoadedLayer>,
-    /// The rest of the archive's limits.
-    left: Limits,
+/// Layers that load at a time, at most.
+const AT_ONCE: usize = 4;
+
+/// Bytes that the layers that load at a time may hold, without their trees.
+const BUDGET: u64 = 36 << 20;
+
+/// What one holds besides its decoder: pieces that were read ahead, contents that wait to be
+/// written, the recorder of its recipe.
+const LAYER_COST: u64 = 8 << 20;
+
+/// A layer of an image: its part of the archive, and what the configuration says it is.
+#[derive(Clone)]
+pub(super) struct Wanted {
+    /// From 1, lowest first.
+    pub(super) number: usize,
+    pub(super) part: LayerPart,
+    pub(super) diff_id: DiffId,
 }
 
-#[derive(Clone)]
-struct LoadedLayer {
-    diff_id: DiffId,
+/// The blobs of layers that were compressed, by the names of their parts and their DiffIDs.
+#[derive(Default)]
+pub(super) struct LoadedLayers(BTreeMap<(String, DiffId), Option<Descriptor>>);
+
+impl LoadedLayers {
     /// The compressed layer as received. An uncompressed layer has no blob.
+    pub(super) fn blob(&self, layer: &Wanted) -> Option<Descriptor> {
+        let key = (layer.part.name.clone(), layer.diff_id);
+        self.0.get(&key).cloned().flatten()
+    }
+}
+
+/// Adds these layers to the transaction.
+pub(super) fn load(
+    archive: &Archive,
+    transaction: &Transaction<'_>,
+    layers: &[Wanted],
+    watch: Option<&dyn Watch>,
+) -> Result<LoadedLayers, ImageError> {
+    let loader = LayerLoader::new(archive, transaction, watch);
+    let jobs = loader.jobs(layers)?;
+    if let Some(watch) = watch {
+        let mut bytes = 0_u64;
+        for layer in jobs.iter().flatten() {
+            bytes = bytes.saturating_add(loader.member(&layer.part)?.size);
+        }
+        watch.step(Step::Layers { bytes });
+    }
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let threads = threads.min(AT_ONCE).min(jobs.len());
+    let next = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        // One of them is this one.
+        for _ in 1..threads {
+            let started = Builder::new().spawn_scoped(scope, || loader.work(&jobs, &next));
+            if let Err(error) = started {
+                loader.fail(ImageError::Thread(error));
+            }
+        }
+        loader.work(&jobs, &next);
+    });
+    let Outcome { loaded, error, .. } = loader.outcome.into_inner();
+    error.map_or(Ok(loaded), Err)
+}
+
+struct LayerLoader<'l> {
+    archive: &'l Archive,
+    transaction: &'l Transaction<'l>,
+    watch: Option<&'l dyn Watch>,
+    budget: Budget,
+    /// A layer failed: the others end at their next read.
+    failed: AtomicBool,
+    outcome: Mutex<Outcome>,
+}
+
+/// A layer that the store has, with its blob if it was compressed.
+struct Present {
     blob: Option<Descriptor>,
 }
 
+struct Outcome {
+    loaded: LoadedLayers,
+    /// The rest of the archive's limits.
+    left: Limits,
+    /// The first failure.
+    error: Option<ImageError>,
+}
+
 impl<'l> LayerLoader<'l> {
-    pub(super) fn new(archive: &'l Archive, transaction: &'l Transaction<'l>) -> Self {
+    fn new(
+        archive: &'l Archive,
+        transaction: &'l Transaction<'l>,
+        watch: Option<&'l dyn Watch>,
+    ) -> Self {
         let one = Limits::default();
         Self {
             archive,
             transaction,
-            loaded: BTreeMap::new(),
-            left: Limits {
-                entries: one.entries.saturating_mul(ARCHIVE_FACTOR),
-                content_bytes: one.content_bytes.saturating_mul(ARCHIVE_FACTOR),
-                hole_bytes: one.hole_bytes,
-                stream_bytes: one.stream_bytes.saturating_mul(ARCHIVE_FACTOR),
-                ..one
-            },
+            watch,
+            budget: Budget::new(BUDGET),
+            failed: AtomicBool::new(false),
+            outcome: Mutex::new(Outcome {
+                loaded: LoadedLayers::default(),
+                left: Limits {
+                    entries: one.entries.saturating_mul(ARCHIVE_FACTOR),
+                    content_bytes: one.content_bytes.saturating_mul(ARCHIVE_FACTOR),
+                    hole_bytes: one.hole_bytes,
+                    stream_bytes: one.stream_bytes.saturating_mul(ARCHIVE_FACTOR),
+                    ..one
+                },
+                error: None,
+            }),
         }
     }
 
-    /// Adds the `number`th layer of an image to the transaction; returns its blob if it was
-    /// compressed.
-    pub(super) fn load(
-        &mut self,
-        number: usize,
-        part: &LayerPart,
-        diff_id: DiffId,
-    ) -> Result<Option<Descriptor>, ImageError> {
-        if self.is_left_out(part, diff_id)? {
-            return if self.transaction.has_layer(diff_id)? {
-                Ok(None)
-            } else {
-                Err(ImageError::LeftOut { number, diff_id })
-            };
+    /// What there is to load: the parts of one layer are one job, as each adds the same layer. A
+    /// layer that the archive leaves out has none.
+    fn jobs(&self, layers: &[Wanted]) -> Result<Vec<Vec<Wanted>>, ImageError> {
+        let mut jobs: Vec<Vec<Wanted>> = Vec::new();
+        let mut places: BTreeMap<DiffId, usize> = BTreeMap::new();
+        let mut left_out = Vec::new();
+        for layer in layers {
+            if self.is_left_out(layer)? {
+                left_out.push(layer);
+                continue;
+            }
+            let new = jobs.len();
+            let place = *places.entry(layer.diff_id).or_insert(new);
+            match jobs.get_mut(place) {
+                Some(job) if job.iter().any(|known| known.part.name == layer.part.name) => {}
+                Some(job) => job.push(layer.clone()),
+                None => jobs.push(vec![layer.clone()]),
+            }
         }
-        let known = self.loaded.get(&part.name).cloned();
-        let layer = if let Some(layer) = known {
-            layer
-        } else {
-            let layer = match self.present(part, diff_id)? {
-                Some(layer) => layer,
-                None => self.import(number, part)?,
-            };
-            self.loaded.insert(part.name.clone(), layer.clone());
-            layer
-        };
-        if layer.diff_id == diff_id {
-            Ok(layer.blob)
-        } else {
-            Err(ImageError::DiffId {
-                number,
-                expected: diff_id,
-                found: layer.diff_id,
-            })
+        for layer in left_out {
+            let diff_id = layer.diff_id;
+            if !places.contains_key(&diff_id) && !self.transaction.has_layer(diff_id)? {
+                return Err(ImageError::LeftOut {
+                    number: layer.number,
+                    diff_id,
+                });
+            }
+        }
+        Ok(jobs)
+    }
+
+    /// Takes jobs until there are no more, or one has failed.
+    fn work(&self, jobs: &[Vec<Wanted>], next: &AtomicUsize) {
+        while !self.has_failed()
+            && let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed))
+        {
+            for layer in job {
+                match self.load(layer) {
+                    Ok(blob) => {
+                        let key = (layer.part.name.clone(), layer.diff_id);
+                        self.outcome.lock().loaded.0.insert(key, blob);
+                    }
+                    Err(error) => return self.fail(error),
+                }
+            }
+        }
+    }
+
+    fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Relaxed)
+    }
+
+    fn fail(&self, error: ImageError) {
+        // First: what others report from now on is that they were ended.
+        self.outcome.lock().error.get_or_insert(error);
+        self.failed.store(true, Ordering::Relaxed);
+    }
+
+    /// Adds a layer to the transaction; returns its blob if it was compressed.
+    fn load(&self, layer: &Wanted) -> Result<Option<Descriptor>, ImageError> {
+        let part = &layer.part;
+        let stream = layer::decompress(self.member(part)?);
+        let stream = stream.map_err(|source| decompress_error(part, source))?;
+        let _held = self.budget.take(stream.memory().saturating_add(LAYER_COST));
+        let compression = stream.compression();
+        drop(stream);
+        match self.present(layer)? {
+            Some(Present { blob }) => Ok(blob),
+            None => self.import(layer, compression),
         }
     }
 
     /// Whether the archive omits the layer: buildpacks' pack names such a layer `""`, or writes an
     /// empty part.
-    fn is_left_out(&self, part: &LayerPart, diff_id: DiffId) -> Result<bool, ImageError> {
+    fn is_left_out(&self, layer: &Wanted) -> Result<bool, ImageError> {
+        let Wanted { part, diff_id, .. } = layer;
         if part.digest.is_some() {
             return Ok(false);
         }
@@ -100,16 +231,13 @@ impl<'l> LayerLoader<'l> {
 
     /// Checks a part whose layer and blob are in the store: hashes it and writes nothing. None if
     /// it must be imported; a faulty part is imported too, since import names the fault.
-    fn present(
-        &self,
-        part: &LayerPart,
-        diff_id: DiffId,
-    ) -> Result<Option<LoadedLayer>, ImageError> {
-        let Some(size) = self.transaction.whole_layer(diff_id)? else {
+    fn present(&self, layer: &Wanted) -> Result<Option<Present>, ImageError> {
+        let Wanted { part, diff_id, .. } = layer;
+        let Some(size) = self.transaction.whole_layer(*diff_id)? else {
             return Ok(None);
         };
         let mut source = HashedPart {
-            contents: self.sized_member(part)?,
+            part: self.open(layer)?,
             hasher: Sha256Hasher::new(),
         };
         let Ok(stream) = layer::decompress(&mut source) else {
@@ -127,7 +255,7 @@ impl<'l> LayerLoader<'l> {
         }
         // to the last byte, which a decompressor need not have read
         io::copy(&mut source, &mut io::sink()).map_err(|source| read_error(part, source))?;
-        let bytes = source.contents.size;
+        let bytes = source.part.contents.size;
         let digest = source.hasher.finish();
         if part.digest.is_some_and(|expected| expected != digest) {
             return Ok(None);
@@ -139,23 +267,42 @@ impl<'l> LayerLoader<'l> {
         } else {
             return Ok(None);
         };
-        Ok(Some(LoadedLayer { diff_id, blob }))
+        Ok(Some(Present { blob }))
     }
 
-    fn import(&mut self, number: usize, part: &LayerPart) -> Result<LoadedLayer, ImageError> {
-        let mut source = self.open(part)?;
-        let stream = layer::decompress(&mut source).map_err(|source| ImageError::Decompress {
-            name: part.name.clone(),
-            source,
-        })?;
-        let compression = stream.compression();
+    fn import(
+        &self,
+        layer: &Wanted,
+        compression: Compression,
+    ) -> Result<Option<Descriptor>, ImageError> {
+        let staged = self
+            .transaction
+            .stage(|stage| self.import_into(stage, layer, compression));
+        staged.map_err(ImageError::Thread)?
+    }
+
+    fn import_into(
+        &self,
+        stage: &Stage<'_>,
+        layer: &Wanted,
+        compression: Compression,
+    ) -> Result<Option<Descriptor>, ImageError> {
+        let Wanted { number, part, .. } = layer;
+        let mut source = CopiedPart {
+            part: self.open(layer)?,
+            blob: (compression != Compression::None)
+                .then(|| self.transaction.blob_writer())
+                .transpose()?,
+        };
+        let stream =
+            layer::decompress(&mut source).map_err(|source| decompress_error(part, source))?;
         let limits = self.limits();
-        let imported = match layer::import(stream, self.transaction, &limits) {
+        let imported = match layer::import(stream, stage, &limits) {
             Ok(imported) => imported,
             Err(source) => {
                 // A wrong digest is the better reason than the fault it caused in the tar.
                 self.check_part(part)?;
-                return Err(refusal(number, part, source, &limits));
+                return Err(refusal(*number, part, source, &limits));
             }
         };
         // To the last byte, which a decompressor need not have read.
@@ -170,56 +317,71 @@ impl<'l> LayerLoader<'l> {
                 found,
             });
         }
-        self.count(&imported.stats);
-        self.transaction.put_layer(
+        if imported.diff_id != layer.diff_id {
+            return Err(ImageError::DiffId {
+                number: *number,
+                expected: layer.diff_id,
+                found: imported.diff_id,
+            });
+        }
+        self.count(part, &imported.stats)?;
+        stage.put_layer(
             imported.diff_id,
             imported.tree_bytes,
             imported.stats.stream_bytes,
             Some(&imported.recipe),
         )?;
-        Ok(LoadedLayer {
-            diff_id: imported.diff_id,
-            blob,
-        })
+        Ok(blob)
     }
 
     /// The limits of the next layer: those of one layer, capped by the rest of the archive's.
     fn limits(&self) -> Limits {
         let one = Limits::default();
+        let left = &self.outcome.lock().left;
         Limits {
-            entries: one.entries.min(self.left.entries),
-            content_bytes: one.content_bytes.min(self.left.content_bytes),
-            hole_bytes: one.hole_bytes.min(self.left.hole_bytes),
-            stream_bytes: one.stream_bytes.min(self.left.stream_bytes),
+            entries: one.entries.min(left.entries),
+            content_bytes: one.content_bytes.min(left.content_bytes),
+            hole_bytes: one.hole_bytes.min(left.hole_bytes),
+            stream_bytes: one.stream_bytes.min(left.stream_bytes),
             ..one
         }
     }
 
-    fn count(&mut self, stats: &ImportStats) {
-        let left = &mut self.left;
-        left.entries = left.entries.saturating_sub(stats.entries);
-        left.content_bytes = left.content_bytes.saturating_sub(stats.content_bytes);
-        left.hole_bytes = left.hole_bytes.saturating_sub(stats.hole_bytes);
-        left.stream_bytes = left.stream_bytes.saturating_sub(stats.stream_bytes);
+    /// Takes a layer from the archive's limits, which others may have used meanwhile.
+    fn count(&self, part: &LayerPart, stats: &ImportStats) -> Result<(), ImageError> {
+        let left = &mut self.outcome.lock().left;
+        for (left, used, what) in [
+            (&mut left.entries, stats.entries, "entries"),
+            (
+                &mut left.content_bytes,
+                stats.content_bytes,
+                "bytes of contents",
+            ),
+            (
+                &mut left.hole_bytes,
+                stats.hole_bytes,
+                "bytes of holes in sparse files",
+            ),
+            (&mut left.stream_bytes, stats.stream_bytes, "bytes"),
+        ] {
+            *left = left.checked_sub(used).ok_or_else(|| too_much(part, what))?;
+        }
+        Ok(())
     }
 
-    fn open(&self, part: &LayerPart) -> Result<CopiedPart<'_>, ImageError> {
-        let contents = self.sized_member(part)?;
-        // Detect the compression on a reader of its own: the copy must start with the first byte.
-        let compression = layer::decompress(self.member(part)?)
-            .map_err(|source| ImageError::Decompress {
-                name: part.name.clone(),
-                source,
-            })?
-            .compression();
-        let blob = (compression != Compression::None)
-            .then(|| self.transaction.blob_writer())
-            .transpose()?;
-        Ok(CopiedPart { contents, blob })
+    /// Opens a part to be read as a layer, which is watched, and checks its size.
+    fn open(&self, layer: &Wanted) -> Result<LayerSource<'_>, ImageError> {
+        Ok(LayerSource {
+            contents: self.sized_member(&layer.part)?,
+            diff_id: layer.diff_id,
+            read: 0,
+            watch: self.watch,
+            failed: &self.failed,
+        })
     }
 
     fn check_part(&self, part: &LayerPart) -> Result<(), ImageError> {
-        let Some(expected) = part.digest else {
+        let Some(expected) = part.digest.filter(|_| !self.has_failed()) else {
             return Ok(());
         };
         let mut hasher = Sha256Hasher::new();
@@ -259,22 +421,6 @@ impl<'l> LayerLoader<'l> {
     }
 }
 
-/// The error of a layer that was not imported; it tells the archive's limits from the layer's.
-fn refusal(number: usize, part: &LayerPart, source: ImportError, limits: &Limits) -> ImageError {
-    let whole = *limits == Limits::default();
-    match source {
-        ImportError::Limit { what, .. } if !whole => ImageError::Unsupported {
-            name: part.name.clone(),
-            what: format!("with it, the layers of the archive have more {what} than one may have"),
-        },
-        source => ImageError::Layer {
-            number,
-            name: part.name.clone(),
-            source,
-        },
-    }
-}
-
 fn descriptor(compression: Compression, digest: Sha256Digest, size: u64) -> Descriptor {
     let media_type = match compression {
         Compression::Gzip => "application/vnd.oci.image.layer.v1.tar+gzip",
@@ -285,43 +431,6 @@ fn descriptor(compression: Compression, digest: Sha256Digest, size: u64) -> Desc
         media_type: media_type.to_owned(),
         digest,
         size,
-    }
-}
-
-fn read_error(part: &LayerPart, source: io::Error) -> ImageError {
-    ImageError::Read {
-        name: part.name.clone(),
-        source,
-    }
-}
-
-/// A reader of a part that copies a compressed layer to a blob.
-struct CopiedPart<'a> {
-    contents: Contents<'a>,
-    blob: Option<BlobWriter<'a>>,
-}
-
-impl Read for CopiedPart<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.contents.read(buffer)?;
-        if let Some(blob) = &mut self.blob {
-            blob.write_all(buffer.get(..read).unwrap_or_default())?;
-        }
-        Ok(read)
-    }
-}
-
-/// A reader of a part that hashes it.
-struct HashedPart<'a> {
-    contents: Contents<'a>,
-    hasher: Sha256Hasher,
-}
-
-impl Read for HashedPart<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.contents.read(buffer)?;
-        self.hasher.update(buffer.get(..read).unwrap_or_default());
-        Ok(read)
     }
 }
 
@@ -353,18 +462,27 @@ open(sys.argv[1], 'wb').write(tar(*layers))";
             .status();
         assert!(made.unwrap().success());
         let store = Store::open_or_create(&dir.path().join("store")).unwrap();
-        let archive = Archive::open(File::open(&path).unwrap(), &path, &store).unwrap();
+        let archive = Archive::open(File::open(&path).unwrap(), &path, &store, None).unwrap();
         let transaction = store.begin().unwrap();
-        let mut loader = LayerLoader::new(&archive, &transaction);
-        loader.left.entries = 8;
-        let part = |number: usize| LayerPart {
-            name: format!("layer-{number}"),
-            digest: None,
-            size: None,
+        let loader = LayerLoader::new(&archive, &transaction, None);
+        loader.outcome.lock().left.entries = 8;
+        let layer = |number: usize| {
+            let part = LayerPart {
+                name: format!("layer-{number}"),
+                digest: None,
+                size: None,
+            };
+            let mut hasher = Sha256Hasher::new();
+            io::copy(&mut loader.member(&part).unwrap(), &mut hasher).unwrap();
+            Wanted {
+                number: number + 1,
+                part,
+                diff_id: DiffId(hasher.finish()),
+            }
         };
-        loader.import(1, &part(0)).unwrap();
-        loader.import(2, &part(1)).unwrap();
-        let error = loader.import(3, &part(2)).map(drop).unwrap_err();
+        loader.load(&layer(0)).unwrap();
+        loader.load(&layer(1)).unwrap();
+        let error = loader.load(&layer(2)).map(drop).unwrap_err();
         assert!(
             matches!(&error, ImageError::Unsupported { what, .. } if what.contains("entries")),
             "{error}"

@@ -12,12 +12,12 @@ use std::path::{Path, PathBuf};
 use cowl_sys::stack::on_own_stack;
 
 use super::archive::Archive;
-use super::load::{Loader, candidates, parse_config};
-use super::parts::LayerLoader;
+use super::load::{candidates, parse_config, plan, record};
+use super::parts::{self, Wanted};
 use super::{Candidate, CandidateImage, ImageError};
 use crate::digest::{DiffId, Sha256Digest};
 use crate::layer::{self, Limits};
-use crate::store::{CheckReport, Damage, Store, StoreError, Tag, Trust};
+use crate::store::{CheckReport, Damage, Stage, Store, StoreError, Tag, Transaction, Trust};
 
 /// What a repair did.
 #[derive(Debug)]
@@ -104,7 +104,7 @@ fn heal_from(store: &Store, damage: &Damage, from: &Path) -> Result<(), ImageErr
             other => return Ok(store.heal_from(&other?, damage)?),
         }
     }
-    let archive = Archive::open(file, from, store)?;
+    let archive = Archive::open(file, from, store, None)?;
     match candidates(&archive, from, &[]) {
         Ok(found) => heal_from_archive(store, damage, &archive, found),
         Err(ImageError::NotAnArchive { .. }) if !is_dir => {
@@ -128,20 +128,24 @@ fn heal_layer(
         name: name.to_owned(),
         source,
     })?;
-    let imported =
-        layer::import(stream, &transaction, &Limits::default()).map_err(ImageError::Import)?;
-    if !is_wanted(imported.diff_id) {
-        return Err(ImageError::Unsupported {
-            name: name.to_owned(),
-            what: format!("it is layer {}, which is not damaged", imported.diff_id),
-        });
-    }
-    transaction.put_layer(
-        imported.diff_id,
-        imported.tree_bytes,
-        imported.stats.stream_bytes,
-        Some(&imported.recipe),
-    )?;
+    let import = |stage: &Stage<'_>| {
+        let imported =
+            layer::import(stream, stage, &Limits::default()).map_err(ImageError::Import)?;
+        if !is_wanted(imported.diff_id) {
+            return Err(ImageError::Unsupported {
+                name: name.to_owned(),
+                what: format!("it is layer {}, which is not damaged", imported.diff_id),
+            });
+        }
+        stage.put_layer(
+            imported.diff_id,
+            imported.tree_bytes,
+            imported.stats.stream_bytes,
+            Some(&imported.recipe),
+        )?;
+        Ok(())
+    };
+    transaction.stage(import).map_err(ImageError::Thread)??;
     Ok(transaction.publish(&[])?)
 }
 
@@ -153,59 +157,71 @@ fn heal_from_archive(
     found: Vec<Candidate>,
 ) -> Result<(), ImageError> {
     let transaction = store.begin_with(Trust::Hash)?;
-    let mut loader = Loader {
-        transaction: &transaction,
-        layers: LayerLoader::new(archive, &transaction),
-    };
-    let mut tags: Vec<Tag> = Vec::new();
+    let mut wanted: Vec<Wanted> = Vec::new();
+    let mut planned = Vec::new();
     for candidate in found {
         if candidate.names.iter().any(|name| damage.has_tag(name)) {
-            let mut named = loader.image(candidate)?.tags();
-            let is_damaged = |tag: &Tag| {
-                let name = tag.reference.as_ref();
-                name.is_some_and(|name| damage.has_tag(name))
-            };
-            named.retain(is_damaged);
-            tags.extend(named);
+            let image = plan(candidate)?;
+            wanted.extend(image.layers());
+            planned.push(image);
             continue;
         }
         for image in &candidate.images {
-            heal_from_image(damage, &mut loader, &candidate, image)?;
+            wanted.extend(damaged_layers(damage, &candidate, image)?);
+            for document in std::iter::once(&image.config).chain(&image.manifest) {
+                put_damaged(damage, &transaction, document)?;
+            }
         }
         if let Some(index) = &candidate.index {
-            put_damaged(damage, &loader, index)?;
+            put_damaged(damage, &transaction, index)?;
         }
+    }
+    let diff_ids: Vec<_> = wanted.iter().map(|layer| layer.diff_id).collect();
+    transaction.keep_layers(&diff_ids)?;
+    let layers = parts::load(archive, &transaction, &wanted, None)?;
+    let mut tags: Vec<Tag> = Vec::new();
+    for image in planned {
+        let mut named = record(&transaction, &layers, image)?.tags();
+        let is_damaged = |tag: &Tag| {
+            let name = tag.reference.as_ref();
+            name.is_some_and(|name| damage.has_tag(name))
+        };
+        named.retain(is_damaged);
+        tags.extend(named);
     }
     Ok(transaction.publish(&tags)?)
 }
 
-fn heal_from_image(
+/// The layers of an image that are damaged, or whose blobs are.
+fn damaged_layers(
     damage: &Damage,
-    loader: &mut Loader<'_>,
     candidate: &Candidate,
     image: &CandidateImage,
-) -> Result<(), ImageError> {
+) -> Result<Vec<Wanted>, ImageError> {
     let config = parse_config(&image.config, &candidate.names)?;
-    let layers = image.layers.iter().zip(&config.rootfs.diff_ids);
-    for (number, (part, diff_id)) in layers.enumerate() {
+    let layers = image.layers.iter().zip(config.rootfs.diff_ids);
+    let wanted = layers.enumerate().filter(|(_, (part, diff_id))| {
         // Without a digest the archive does not say which blob it would be.
         let may_be_blob = part.digest.map_or(!damage.blobs.is_empty(), |digest| {
             damage.blobs.contains(&digest)
         });
-        if may_be_blob || damage.layers.contains(diff_id) {
-            loader.layers.load(number + 1, part, *diff_id)?;
-        }
-    }
-    for document in std::iter::once(&image.config).chain(&image.manifest) {
-        put_damaged(damage, loader, document)?;
-    }
-    Ok(())
+        may_be_blob || damage.layers.contains(diff_id)
+    });
+    let wanted = wanted.map(|(at, (part, diff_id))| Wanted {
+        number: at + 1,
+        part: part.clone(),
+        diff_id,
+    });
+    Ok(wanted.collect())
 }
 
-/// Adds a document if it is a blob that is damaged.
-fn put_damaged(damage: &Damage, loader: &Loader<'_>, document: &[u8]) -> Result<(), ImageError> {
+fn put_damaged(
+    damage: &Damage,
+    transaction: &Transaction<'_>,
+    document: &[u8],
+) -> Result<(), ImageError> {
     if damage.blobs.contains(&Sha256Digest::of(document)) {
-        loader.transaction.put_blob(document)?;
+        transaction.put_blob(document)?;
     }
     Ok(())
 }

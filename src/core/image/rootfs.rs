@@ -1,7 +1,7 @@
 //! `import`: turns the tar of a root file system into an image of one layer.
 
 use std::fs::File;
-use std::io::{Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 
 use cowl_sys::stack::on_own_stack;
@@ -9,10 +9,13 @@ use jiff::Timestamp;
 use rustix::fs::FileType;
 use serde_json::{Map, Value, json};
 
+use super::watch::{Step, Watch};
 use super::{ConfigChange, ImageError, NewImage, PlatformName, Reference, new_config, oci};
 use crate::digest::{DiffId, ImageId};
-use crate::layer::{self, ArchiveEnd, HashOnly, ImportedLayer, Limits, ObjectSink, Stop};
-use crate::store::{Platform, Store, Tag, TaggedImage, TaggedLayer, Transaction, Trust};
+use crate::layer::{
+    self, ArchiveEnd, HashOnly, ImportedLayer, Limits, ObjectSink, Stop, StoppableReader,
+};
+use crate::store::{Platform, Stage, Store, Tag, TaggedImage, TaggedLayer, Transaction, Trust};
 
 /// How a root file system is imported.
 #[derive(Debug, Clone, Copy, Default)]
@@ -27,6 +30,8 @@ pub struct ImportOptions<'o> {
     pub message: &'o str,
     /// What the image is for; None: this host.
     pub platform: Option<&'o PlatformName>,
+    /// Is told how far it is.
+    pub watch: Option<&'o dyn Watch>,
 }
 
 /// Imports a tar, plain or compressed, as the one layer of a new image. The tar is read from the
@@ -52,14 +57,8 @@ fn import_here(
     let diff_id = if let Some(diff_id) = present(store, &transaction, tar)? {
         diff_id
     } else {
-        let imported = import(tar, &transaction)?;
-        transaction.put_layer(
-            imported.diff_id,
-            imported.tree_bytes,
-            imported.stats.stream_bytes,
-            Some(&imported.recipe),
-        )?;
-        imported.diff_id
+        let add = |stage: &Stage<'_>| add(tar, stage, options.watch);
+        transaction.stage(add).map_err(ImageError::Thread)??
     };
     transaction.put_merged(&[diff_id])?;
     let config = config(&platform, diff_id, options)?;
@@ -79,6 +78,17 @@ fn import_here(
         images: vec![image],
     }])?;
     Ok(config)
+}
+
+fn add(tar: &File, stage: &Stage<'_>, watch: Option<&dyn Watch>) -> Result<DiffId, ImageError> {
+    let imported = import(tar, stage, watch)?;
+    stage.put_layer(
+        imported.diff_id,
+        imported.tree_bytes,
+        imported.stats.stream_bytes,
+        Some(&imported.recipe),
+    )?;
+    Ok(imported.diff_id)
 }
 
 fn platform(wanted: Option<&PlatformName>) -> Result<Platform, ImageError> {
@@ -129,18 +139,29 @@ fn config(
     new_config(Value::Object(below).to_string().as_bytes(), &new)
 }
 
-fn import<S: ObjectSink>(tar: &File, sink: &S) -> Result<ImportedLayer, ImageError> {
+fn import<S: ObjectSink>(
+    tar: &File,
+    sink: &S,
+    watch: Option<&dyn Watch>,
+) -> Result<ImportedLayer, ImageError> {
     let name = || "the tar".to_owned();
-    let stop = Stop::new().map_err(|source| ImageError::Read {
+    let unreadable = |source| ImageError::Read {
+        name: name(),
+        source,
+    };
+    let stop = Stop::new().map_err(unreadable)?;
+    let source = WatchedTar {
+        tar: stop.reader(tar),
+        read: 0,
+        size: rest_of(tar).map_err(unreadable)?.map(|(_, size)| size),
+        watch,
+    };
+    let stream = layer::decompress(source).map_err(|source| ImageError::Decompress {
         name: name(),
         source,
     })?;
-    let stream = layer::decompress(stop.reader(tar)).map_err(|source| ImageError::Decompress {
-        name: name(),
-        source,
-    })?;
-    let imported = layer::import_until(stream, &stop, sink, &Limits::default())
-        .map_err(ImageError::Import)?;
+    let imported =
+        layer::import_until(stream, &stop, sink, &Limits::default()).map_err(ImageError::Import)?;
     if imported.end == ArchiveEnd::Unmarked {
         let what = match imported.stats.stream_bytes {
             0 => "it is empty",
@@ -150,6 +171,38 @@ fn import<S: ObjectSink>(tar: &File, sink: &S) -> Result<ImportedLayer, ImageErr
         return Err(ImageError::Truncated { name: name(), what });
     }
     Ok(imported)
+}
+
+/// Where the rest of a regular file begins, and its size.
+fn rest_of(mut tar: &File) -> io::Result<Option<(u64, u64)>> {
+    let meta = tar.metadata()?;
+    if !FileType::from_raw_mode(meta.mode()).is_file() {
+        return Ok(None);
+    }
+    let start = tar.stream_position()?;
+    Ok(Some((start, meta.len().saturating_sub(start))))
+}
+
+/// The tar, which tells how far it is read.
+struct WatchedTar<'w> {
+    tar: StoppableReader<'w>,
+    read: u64,
+    size: Option<u64>,
+    watch: Option<&'w dyn Watch>,
+}
+
+impl Read for WatchedTar<'_> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let count = self.tar.read(out)?;
+        self.read = self.read.saturating_add(count as u64);
+        if let Some(watch) = self.watch {
+            watch.step(Step::Root {
+                read: self.read,
+                size: self.size,
+            });
+        }
+        Ok(count)
+    }
 }
 
 /// Checks whether the store has the layer; if so, nothing is written. Only an uncompressed regular
@@ -163,12 +216,9 @@ fn present(
         name: "the tar".to_owned(),
         source,
     };
-    let meta = tar.metadata().map_err(unreadable)?;
-    if !FileType::from_raw_mode(meta.mode()).is_file() {
+    let Some((start, length)) = rest_of(tar).map_err(unreadable)? else {
         return Ok(None);
-    }
-    let start = tar.stream_position().map_err(unreadable)?;
-    let length = meta.len().saturating_sub(start);
+    };
     let of_this_size = |layer: &TaggedLayer| {
         let info = store.layer_info(layer.diff_id).ok().flatten();
         info.is_some_and(|info| info.tar_size == length)
@@ -181,7 +231,7 @@ fn present(
     if !layers.into_iter().any(of_this_size) {
         return Ok(None);
     }
-    let imported = import(tar, &HashOnly)?;
+    let imported = import(tar, &HashOnly, None)?;
     if transaction.has_layer(imported.diff_id)? {
         return Ok(Some(imported.diff_id));
     }

@@ -22,6 +22,9 @@ const ZSTD_WINDOW_LOG: u32 = 27;
 /// What an xz stream may need: the dictionary of `xz -9`, 64 MiB, twice over.
 const XZ_MEMORY_KIB: u32 = 128 * 1024;
 
+/// What a decoder holds that keeps to a fixed size: the windows of gzip, the blocks of bzip2.
+const SMALL_DECODER: u64 = 4 << 20;
+
 /// What a stream is compressed with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
@@ -39,8 +42,8 @@ pub enum Compression {
     Lz4,
 }
 
-/// The longest magic below.
-const MAGIC_MAX: usize = 10;
+/// The longest header below: zstd's, with its content size.
+const MAGIC_MAX: usize = 18;
 
 impl Compression {
     /// By the first bytes of a stream, at least [`MAGIC_MAX`] of them if there are as many.
@@ -113,6 +116,7 @@ pub enum DecompressError {
 /// A stream without its compression.
 pub struct Decompressed<R: Read> {
     compression: Compression,
+    memory: u64,
     inner: Inner<R>,
     failed: bool,
 }
@@ -157,6 +161,11 @@ const INPUT: usize = 64 * 1024;
 pub fn decompress<R: Read>(mut source: R) -> Result<Decompressed<R>, DecompressError> {
     let head = read_head(&mut source)?;
     let compression = Compression::detect(&head);
+    let memory = match compression {
+        Compression::Zstd => zstd_window(&head).unwrap_or(1 << ZSTD_WINDOW_LOG),
+        Compression::Xz => u64::from(XZ_MEMORY_KIB) << 10,
+        _ => SMALL_DECODER,
+    };
     let sniffed = Cursor::new(head).chain(source);
     let buffered = |sniffed| BufReader::with_capacity(INPUT, Source(sniffed));
     let inner = match compression {
@@ -177,6 +186,7 @@ pub fn decompress<R: Read>(mut source: R) -> Result<Decompressed<R>, DecompressE
     };
     Ok(Decompressed {
         compression,
+        memory,
         inner,
         failed: false,
     })
@@ -188,10 +198,35 @@ fn read_head(source: &mut impl Read) -> io::Result<Vec<u8>> {
     Ok(head)
 }
 
+/// The window of a zstd frame (RFC 8878, 3.1.1.1). None if it has no header.
+fn zstd_window(head: &[u8]) -> Option<u64> {
+    let [0x28, 0xb5, 0x2f, 0xfd, descriptor, fields @ ..] = head else {
+        return None;
+    };
+    let single_segment = descriptor & 0x20 != 0;
+    if !single_segment {
+        let window = fields.first()?;
+        let base = 1_u64 << (10 + (window >> 3));
+        return Some(base + base / 8 * u64::from(window & 7));
+    }
+    // The content is the window; its size stands behind the dictionary's id.
+    let id = [0, 1, 2, 4].get(usize::from(descriptor & 3))?;
+    let length = 1_usize << (descriptor >> 6);
+    let mut size = [0; 8];
+    size.get_mut(..length)?
+        .copy_from_slice(fields.get(*id..)?.get(..length)?);
+    Some(u64::from_le_bytes(size))
+}
+
 impl<R: Read> Decompressed<R> {
     /// What the stream was compressed with.
     pub fn compression(&self) -> Compression {
         self.compression
+    }
+
+    /// Bytes that decompressing takes, by the stream's header; at most what is allowed.
+    pub fn memory(&self) -> u64 {
+        self.memory
     }
 
     fn describe(&self, error: io::Error) -> io::Error {

@@ -67,6 +67,9 @@ pub enum ImportError {
         /// What the sink said.
         source: io::Error,
     },
+    /// Files of the layer could not be stored.
+    #[error("cannot store the files of the layer")]
+    Settle(#[source] io::Error),
     /// The system has no thread to read the layer on.
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),

@@ -1,7 +1,6 @@
 //! Entries become nodes: names are cleaned, whiteouts told apart, contents handed to the sink,
 //! everything given to the tree's builder.
 
-use std::collections::HashSet;
 use std::io::{self, Read, Write};
 use std::ops::ControlFlow::{Break, Continue};
 
@@ -79,7 +78,6 @@ fn import_stream<S: ObjectSink>(
         stats: ImportStats::default(),
         metadata: 0,
         last: Vec::new(),
-        new: HashSet::new(),
     };
     let end = loop {
         match reader.next()? {
@@ -88,10 +86,7 @@ fn import_stream<S: ObjectSink>(
         }
     };
     let Importer {
-        builder,
-        mut stats,
-        new,
-        ..
+        builder, mut stats, ..
     } = importer;
     let (digest, stream_bytes, recorder) = reader.into_stream().finish()?;
     stats.stream_bytes = stream_bytes;
@@ -99,7 +94,8 @@ fn import_stream<S: ObjectSink>(
     let recording = recorder.finish().map_err(|error| too_large(&error))?;
     let tree = Tree::from_bytes(builder.finish(diff_id)?)
         .map_err(|error| ImportError::Recipe(error.into()))?;
-    let recipe = compose(recording, &tree, diff_id, &new, sink)?;
+    sink.settle().map_err(ImportError::Settle)?;
+    let recipe = compose(recording, &tree, diff_id, sink)?;
     Ok(ImportedLayer {
         diff_id,
         tree_bytes: tree.into_bytes(),
@@ -118,8 +114,6 @@ struct Importer<'i, S> {
     metadata: u64,
     /// The last entry's name, to tell how many directories a new one may imply.
     last: Vec<u8>,
-    /// Contents that the sink did not have.
-    new: HashSet<ObjectId>,
 }
 
 impl<S: ObjectSink> Importer<'_, S> {
@@ -270,13 +264,8 @@ impl<S: ObjectSink> Importer<'_, S> {
                 }
             }
         }
-        let StoredObject { id, elf, new } = writer.finish().map_err(failed)?;
+        let StoredObject { id, elf } = writer.finish().map_err(failed)?;
         record_content(reader.recorder(), id, &stretches).map_err(|error| too_large(&error))?;
-        if new {
-            self.new.insert(id);
-            self.stats.new_objects += 1;
-            self.stats.new_bytes = self.stats.new_bytes.saturating_add(size);
-        }
         Ok(Kind::Regular {
             size,
             object: Some(id),

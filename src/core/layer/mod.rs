@@ -141,10 +141,6 @@ pub struct ImportStats {
     pub content_bytes: u64,
     /// Bytes of the holes of sparse files.
     pub hole_bytes: u64,
-    /// Contents that the sink did not have.
-    pub new_objects: u64,
-    /// Their bytes.
-    pub new_bytes: u64,
     /// Bytes of the uncompressed stream.
     pub stream_bytes: u64,
 }

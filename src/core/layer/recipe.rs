@@ -43,13 +43,11 @@ pub(super) fn too_large(_: &io::Error) -> ImportError {
     }
 }
 
-/// The recipe of a layer that was recorded while it was imported into `sink`. `new`: the contents
-/// that the sink did not have.
+/// The recipe of a layer that was recorded while it was imported into `sink`.
 pub(super) fn compose<S: ObjectSink>(
     recording: Recording,
     tree: &Tree,
     diff_id: DiffId,
-    new: &HashSet<ObjectId>,
     sink: &S,
 ) -> Result<Vec<u8>, ImportError> {
     let broken = |error: ExportError| ImportError::Recipe(error.into());
@@ -64,7 +62,7 @@ pub(super) fn compose<S: ObjectSink>(
     let kept: HashSet<ObjectId> = tree.object_sizes().map(|(id, _)| id).collect();
     let replaced = recording.object_ids().iter().any(|id| !kept.contains(id));
     let recording = if replaced {
-        inline(&recording, &kept, new, sink)?
+        inline(&recording, &kept, sink)?
     } else {
         recording
     };
@@ -73,12 +71,10 @@ pub(super) fn compose<S: ObjectSink>(
         .map_err(|error| ImportError::Recipe(error.into()))
 }
 
-/// The same tar; contents that nothing in the tree has come inline, and are gone from the sink if
-/// they were new there.
+/// The same tar; contents that nothing in the tree has come inline, and are gone from the sink.
 fn inline<S: ObjectSink>(
     recording: &Recording,
     kept: &HashSet<ObjectId>,
-    new: &HashSet<ObjectId>,
     sink: &S,
 ) -> Result<Recording, ImportError> {
     let broken = |error: RecipeError| ImportError::Recipe(error.into());
@@ -119,8 +115,8 @@ fn inline<S: ObjectSink>(
         written.map_err(|error| too_large(&error))?;
     }
     drop(last);
-    for id in inlined.intersection(new) {
-        sink.discard(*id).map_err(unreadable(*id))?;
+    for id in inlined {
+        sink.discard(id).map_err(unreadable(id))?;
     }
     out.finish().map_err(|error| too_large(&error))
 }

@@ -4,9 +4,9 @@
 use std::io::{self, Read, Seek, SeekFrom, Write};
 
 use crate::digest::{ObjectHasher, ObjectId};
-use crate::store::{Added, ObjectWriter, Outcome, Transaction};
+use crate::store::{Stage, StageWriter, Staged};
 
-/// Takes contents: a transaction of the store, or [`HashOnly`].
+/// Takes contents: a stage of the store, or [`HashOnly`].
 pub trait ObjectSink {
     /// Takes one content.
     type Writer<'s>: ObjectWrite
@@ -16,10 +16,15 @@ pub trait ObjectSink {
     /// A writer for the next content.
     fn object(&self) -> io::Result<Self::Writer<'_>>;
 
-    /// Reads a content that was given here.
+    /// Waits until all that was given is kept. A failure may show here, or at the next content.
+    fn settle(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Reads a content that was given here and is settled.
     fn read_back(&self, id: ObjectId) -> io::Result<Box<dyn ReadSeek + '_>>;
 
-    /// Forgets a content that was new here: nothing of the layer needs it.
+    /// Forgets a content that was given here and is settled: nothing of the layer needs it.
     fn discard(&self, id: ObjectId) -> io::Result<()>;
 }
 
@@ -56,18 +61,20 @@ pub struct StoredObject {
     pub id: ObjectId,
     /// It begins as ELF files do.
     pub elf: bool,
-    /// The sink did not have it.
-    pub new: bool,
 }
 
-impl ObjectSink for Transaction<'_> {
+impl ObjectSink for Stage<'_> {
     type Writer<'s>
-        = ObjectWriter<'s>
+        = StageWriter<'s>
     where
         Self: 's;
 
-    fn object(&self) -> io::Result<ObjectWriter<'_>> {
+    fn object(&self) -> io::Result<StageWriter<'_>> {
         Ok(self.object_writer())
+    }
+
+    fn settle(&self) -> io::Result<()> {
+        Ok(Self::settle(self)?)
     }
 
     fn read_back(&self, id: ObjectId) -> io::Result<Box<dyn ReadSeek + '_>> {
@@ -79,19 +86,10 @@ impl ObjectSink for Transaction<'_> {
     }
 }
 
-impl From<Added> for StoredObject {
-    fn from(added: Added) -> Self {
-        Self {
-            id: added.id,
-            elf: added.elf,
-            new: matches!(added.outcome, Outcome::Added | Outcome::Healed),
-        }
-    }
-}
-
-impl ObjectWrite for ObjectWriter<'_> {
+impl ObjectWrite for StageWriter<'_> {
     fn finish(self) -> io::Result<StoredObject> {
-        Ok(Self::finish(self)?.into())
+        let Staged { id, elf } = Self::finish(self)?;
+        Ok(StoredObject { id, elf })
     }
 
     fn zeros(&mut self, length: u64) -> io::Result<()> {
@@ -171,7 +169,6 @@ impl ObjectWrite for HashingWriter {
         Ok(StoredObject {
             id: self.hasher.finish(),
             elf: self.head == ELF_MAGIC,
-            new: true,
         })
     }
 }

@@ -12,10 +12,9 @@ use rustix::fs::{Mode, OFlags, Statx};
 use rustix::io::Errno;
 
 use super::export::{ExportError, export};
-use super::sink::{ObjectSink, ObjectWrite, StoredObject};
 use crate::digest::{DiffId, Sha256Hasher};
 use crate::recipe::canonical;
-use crate::store::{StoreError, Transaction};
+use crate::store::{Added, StoreError, Transaction};
 use crate::tree::{
     BuildError, FileType, Kind, LayerBuilder, Meta, Rdev, Timestamp, Tree, TreeError, TreeIno,
 };
@@ -316,11 +315,11 @@ fn is_same(was: &Meta, now: &Meta) -> bool {
 
 /// Adds the first `size` bytes of a file, by a reflink where the file system has them; else holes
 /// are not read.
-fn add(mut file: &File, size: u64, sink: &Transaction<'_>) -> io::Result<StoredObject> {
-    if let Some(added) = sink.reflink_object(file, size)? {
-        return Ok(added.into());
+fn add(mut file: &File, size: u64, transaction: &Transaction<'_>) -> io::Result<Added> {
+    if let Some(added) = transaction.reflink_object(file, size)? {
+        return Ok(added);
     }
-    let mut writer = sink.object()?;
+    let mut writer = transaction.object_writer();
     let mut buffer = vec![0; usize::try_from(size).map_or(BUFFER, |size| size.min(BUFFER))];
     let mut position = 0;
     while position < size {
@@ -329,7 +328,7 @@ fn add(mut file: &File, size: u64, sink: &Transaction<'_>) -> io::Result<StoredO
             Err(Errno::NXIO) => size,
             Err(errno) => return Err(errno.into()),
         };
-        ObjectWrite::zeros(&mut writer, data - position)?;
+        writer.zeros(data - position)?;
         position = data;
         if position == size {
             break;
@@ -345,7 +344,7 @@ fn add(mut file: &File, size: u64, sink: &Transaction<'_>) -> io::Result<StoredO
             position += wanted as u64;
         }
     }
-    ObjectWrite::finish(writer)
+    Ok(writer.finish()?)
 }
 
 fn components(path: &[u8]) -> Vec<&[u8]> {

@@ -15,11 +15,12 @@
 //! of a dead transaction: its flock is free. The flock of `tmp/` itself protects a new directory
 //! that is not locked yet.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
@@ -29,8 +30,7 @@ use rustix::io::Errno;
 use super::dir::{LinkOutcome, PRIVATE, PUBLISHED, StoreDir};
 use super::pins::HeldPin;
 use super::{
-    BlobWriter, ObjectWriter, Outcome, Store, StoreError, Tag, create_fan_outs, object_name,
-    random_name, remove_tree,
+    BlobWriter, ObjectWriter, Outcome, Store, StoreError, object_name, random_name, remove_tree,
 };
 use crate::digest::{ChainId, DiffId, ObjectHasher, ObjectId, Sha256Digest};
 
@@ -51,7 +51,8 @@ pub(super) type Dead = (Box<OsStr>, Option<StoreDir>);
 /// continues from them. A smaller load costs two `syncfs` in total, whatever its number of layers.
 const PUBLISH_EARLY: u64 = 64 << 20;
 
-/// A running addition to the store. Threads may share it until it is published.
+/// A running addition to the store. Threads may share it until it is published; those that add
+/// layers use a [`Stage`](super::Stage) each.
 #[derive(Debug)]
 pub struct Transaction<'s> {
     pub(super) store: &'s Store,
@@ -62,21 +63,31 @@ pub struct Transaction<'s> {
     pub(super) publish_early_after: u64,
     /// Opened before the first write: `syncfs` on it reports every write-back error since then
     /// (Linux 5.8).
-    sync: OwnedFd,
+    pub(super) sync: OwnedFd,
     pub(super) staged: Mutex<Staged>,
     pub(super) pinned: Mutex<Pinned>,
+    /// The directories of its stages, once it has any.
+    pub(super) stages: OnceLock<Vec<StoreDir>>,
     serial: AtomicU64,
+}
+
+/// Tells the stages of a transaction apart; 0 is the transaction itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct StageNumber(pub(super) u64);
+
+impl StageNumber {
+    const NONE: Self = Self(0);
 }
 
 /// Staged files by kind.
 #[derive(Debug, Default)]
 pub(super) struct Staged {
-    pub(super) objects: BTreeSet<ObjectId>,
+    pub(super) objects: HashMap<ObjectId, StageNumber>,
     pub(super) blobs: BTreeSet<Sha256Digest>,
     pub(super) layers: BTreeSet<DiffId>,
     pub(super) merged: BTreeSet<ChainId>,
     /// Bytes of new contents.
-    bytes: u64,
+    pub(super) bytes: u64,
 }
 
 /// The layers and blobs of the transaction's pin, and the pin, once it has any.
@@ -119,6 +130,7 @@ impl Store {
             sync,
             staged: Mutex::default(),
             pinned: Mutex::default(),
+            stages: OnceLock::new(),
             serial: AtomicU64::new(0),
         })
     }
@@ -226,114 +238,6 @@ impl Transaction<'_> {
         &self.name
     }
 
-    /// Publishes everything staged, then the tags (see [`crate::store`] for the order). An image
-    /// that loses its last name stays by its id; an untagged image gets no record of its own while
-    /// a name keeps it.
-    ///
-    /// After an error before the first tag, nothing refers to files already in place: gc removes
-    /// them.
-    ///
-    /// Locking: holds the store's lock shared while it renames.
-    pub fn publish(self, tags: &[Tag]) -> Result<(), StoreError> {
-        // Tags are written first: an invalid tag or a full disk fails before anything moves.
-        let staged = self.stage_tags(tags)?;
-        self.sync_all()?;
-        let _lock = self.store.lock_shared()?;
-        self.place()?;
-        // Also for objects found present: their publisher may not have reached its second sync.
-        self.sync_all()?;
-        if tags.is_empty() {
-            return Ok(());
-        }
-        self.publish_tags(&staged)
-    }
-
-    /// Publishes complete layers once [`PUBLISH_EARLY`] bytes were written; the pin keeps them and
-    /// their blobs.
-    pub(super) fn publish_early(&self) -> Result<(), StoreError> {
-        let (layers, blobs) = {
-            let staged = self.staged.lock();
-            if staged.bytes < self.publish_early_after {
-                return Ok(());
-            }
-            let layers: Vec<_> = staged.layers.iter().copied().collect();
-            let blobs: Vec<_> = staged.blobs.iter().copied().collect();
-            (layers, blobs)
-        };
-        self.extend_pin(&layers, &blobs)?;
-        self.sync_all()?;
-        let _lock = self.store.lock_shared()?;
-        self.place()
-    }
-
-    /// Renames everything staged into place, referenced files first. The caller holds the store's
-    /// lock.
-    fn place(&self) -> Result<(), StoreError> {
-        let staged = std::mem::take(&mut *self.staged.lock());
-        let store = self.store;
-        self.heal_fan_outs(&staged.objects)?;
-        for id in &staged.objects {
-            let (from, to) = (id.to_string(), object_name(*id));
-            self.put(&from, store.objects()?, &to)?;
-        }
-        for diff in &staged.layers {
-            self.publish_layer(*diff)?;
-        }
-        for chain in &staged.merged {
-            let name = super::layer::merged_name(*chain);
-            self.put(&name, store.merged_trees()?, &name)?;
-        }
-        for digest in &staged.blobs {
-            let name = digest.hex();
-            self.put(&name, store.blobs()?, &name)?;
-        }
-        Ok(())
-    }
-
-    /// Makes the directories of these objects again where they are missing. Anything else of their
-    /// names is damage and is moved away.
-    fn heal_fan_outs(&self, ids: &BTreeSet<ObjectId>) -> Result<(), StoreError> {
-        let objects = self.store.objects()?;
-        let mut last = String::new();
-        for id in ids {
-            let mut fan_out = id.to_string();
-            fan_out.truncate(2);
-            if fan_out == last {
-                continue;
-            }
-            match objects.stat(&fan_out)?.map(|meta| meta.file_type) {
-                Some(FileType::Directory) => {}
-                None => create_fan_outs(objects)?,
-                Some(_) => {
-                    match objects.rename(&fan_out, &self.dir, self.temporary()) {
-                        // Another transaction did so.
-                        Err(error) if error.errno() == Some(Errno::NOENT) => {}
-                        moved => moved?,
-                    }
-                    create_fan_outs(objects)?;
-                }
-            }
-            last = fan_out;
-        }
-        Ok(())
-    }
-
-    /// Renames a file into place. A directory of that name is damage and is moved away.
-    fn put(&self, from: &str, to: &StoreDir, name: &str) -> Result<(), StoreError> {
-        match self.dir.rename(from, to, name) {
-            Err(error) if error.errno() == Some(Errno::ISDIR) => {
-                to.rename(name, &self.dir, self.temporary())?;
-                self.dir.rename(from, to, name)
-            }
-            done => done,
-        }
-    }
-
-    fn sync_all(&self) -> Result<(), StoreError> {
-        rustix::fs::syncfs(&self.sync)
-            .map_err(|errno| StoreError::io("sync", self.store.root.path(), errno))
-    }
-
     /// A new name in the transaction's directory.
     pub(super) fn temporary(&self) -> String {
         let number = self.serial.fetch_add(1, Ordering::Relaxed);
@@ -357,16 +261,37 @@ impl Transaction<'_> {
 
     /// Opens an object of this transaction, staged or published.
     pub fn open_object(&self, id: ObjectId) -> Result<File, StoreError> {
-        match self.dir.open(id.to_string())? {
-            Some(file) => Ok(file),
-            None => self.store.open_object(id),
+        let stage = self.staged.lock().objects.get(&id).copied();
+        if let Some(stage) = stage {
+            let (dir, name) = self.staged_object(stage, id)?;
+            if let Some(file) = dir.open(name)? {
+                return Ok(file);
+            }
         }
+        self.store.open_object(id)
     }
 
-    /// Removes a staged object that its layer does not need after all.
-    pub fn discard_object(&self, id: ObjectId) -> Result<(), StoreError> {
-        self.staged.lock().objects.remove(&id);
-        self.discard(&id.to_string())
+    pub(super) fn new_stage(&self) -> StageNumber {
+        // Not 0, which is the transaction.
+        StageNumber(1 + self.serial.fetch_add(1, Ordering::Relaxed))
+    }
+
+    pub(super) fn has_staged(&self, id: ObjectId) -> bool {
+        self.staged.lock().objects.contains_key(&id)
+    }
+
+    /// Takes over the objects of a complete stage; one that it has already is the same.
+    pub(super) fn adopt(
+        &self,
+        stage: StageNumber,
+        objects: impl Iterator<Item = ObjectId>,
+        bytes: u64,
+    ) {
+        let mut staged = self.staged.lock();
+        for id in objects {
+            staged.objects.entry(id).or_insert(stage);
+        }
+        staged.bytes = staged.bytes.saturating_add(bytes);
     }
 
     /// Stages a complete object, by `place`, unless the store or the transaction has it.
@@ -376,7 +301,7 @@ impl Transaction<'_> {
         size: u64,
         place: impl FnOnce(&StoreDir, &str) -> Result<(), StoreError>,
     ) -> Result<Outcome, StoreError> {
-        if self.staged.lock().objects.contains(&id) {
+        if self.has_staged(id) {
             return Ok(Outcome::AlreadyPresent);
         }
         let name = id.to_string();
@@ -386,8 +311,8 @@ impl Transaction<'_> {
             .link(object_name(id), &self.dir, &name)?
         {
             LinkOutcome::NotFound | LinkOutcome::Unsupported => Outcome::Added,
-            LinkOutcome::Linked if self.is_sound(&name, id, size)? => {
-                self.staged.lock().objects.insert(id);
+            LinkOutcome::Linked if self.is_sound(&self.dir, &name, id, size)? => {
+                self.staged.lock().objects.insert(id, StageNumber::NONE);
                 return Ok(Outcome::AlreadyPresent);
             }
             LinkOutcome::Linked => {
@@ -397,29 +322,38 @@ impl Transaction<'_> {
         };
         place(&self.dir, &name)?;
         let mut staged = self.staged.lock();
-        staged.objects.insert(id);
+        staged.objects.insert(id, StageNumber::NONE);
         staged.bytes = staged.bytes.saturating_add(size);
         Ok(outcome)
     }
 
     /// Whether the transaction's link of an object passes the check that [`Trust`] demands.
-    fn is_sound(&self, name: &str, id: ObjectId, size: u64) -> Result<bool, StoreError> {
+    pub(super) fn is_sound(
+        &self,
+        dir: &StoreDir,
+        name: &str,
+        id: ObjectId,
+        size: u64,
+    ) -> Result<bool, StoreError> {
         let regular =
             |meta: super::dir::Meta| meta.file_type == FileType::RegularFile && meta.size == size;
-        if !self.dir.stat(name)?.is_some_and(regular) {
+        if !dir.stat(name)?.is_some_and(regular) {
             return Ok(false);
         }
         match self.trust {
             Trust::Size => Ok(true),
-            Trust::Hash => hash(&self.dir, name).map(|found| found == Some(id)),
+            Trust::Hash => hash(dir, name).map(|found| found == Some(id)),
         }
     }
 
     pub(super) fn stage_blob(&self, digest: Sha256Digest, stream: &str) -> Result<(), StoreError> {
-        if !self.staged.lock().blobs.insert(digest) {
+        if self.staged.lock().blobs.contains(&digest) {
             return self.discard(stream);
         }
-        self.dir.rename(stream, &self.dir, digest.hex())
+        // Renamed first: what is staged may be published by another thread.
+        self.dir.rename(stream, &self.dir, digest.hex())?;
+        self.staged.lock().blobs.insert(digest);
+        Ok(())
     }
 
     /// Whether the store or this transaction has a blob of this size; if so, the transaction keeps

@@ -11,7 +11,7 @@ use crate::sys::copy::reflink;
 
 /// Contents up to this size stay in memory until their hash is known: one that the store already
 /// has costs no file.
-const IN_MEMORY: usize = 128 * 1024;
+pub(super) const IN_MEMORY: usize = 128 * 1024;
 const ELF_MAGIC: [u8; 4] = *b"\x7fELF";
 
 /// The result of adding an object.
@@ -89,6 +89,63 @@ impl Transaction<'_> {
 /// transaction.
 #[derive(Debug)]
 pub struct ObjectWriter<'t> {
+    content: ContentWriter<'t>,
+}
+
+impl<'t> ObjectWriter<'t> {
+    pub(super) fn new(transaction: &'t Transaction<'_>) -> Self {
+        Self {
+            content: ContentWriter::new(transaction),
+        }
+    }
+
+    /// Ends the object and stages it.
+    pub fn finish(self) -> Result<Added, StoreError> {
+        let transaction = self.content.transaction;
+        let (id, size, elf, content) = self.content.finish();
+        let outcome = match content {
+            Content::Memory(_) if size == 0 => Outcome::Empty,
+            Content::Memory(content) => transaction.stage_object(id, size, |dir, name| {
+                dir.create_with(name, super::dir::PUBLISHED, &content)?;
+                Ok(())
+            })?,
+            Content::File(stream) => transaction.stage_stream(id, size, &stream)?,
+        };
+        Ok(Added {
+            id,
+            size,
+            outcome,
+            elf,
+        })
+    }
+
+    /// Appends a hole of `length` zeros.
+    pub fn zeros(&mut self, length: u64) -> io::Result<()> {
+        self.content.zeros(length)
+    }
+}
+
+impl Write for ObjectWriter<'_> {
+    fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
+        self.content.write(piece)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A content that was written to its end.
+pub(super) enum Content {
+    /// Up to [`IN_MEMORY`].
+    Memory(Vec<u8>),
+    /// A larger one's file in the transaction's directory.
+    File(String),
+}
+
+/// Hashes a content while it is written.
+#[derive(Debug)]
+pub(super) struct ContentWriter<'t> {
     transaction: &'t Transaction<'t>,
     hasher: ObjectHasher,
     size: u64,
@@ -105,7 +162,7 @@ struct Spilled {
     name: String,
 }
 
-impl<'t> ObjectWriter<'t> {
+impl<'t> ContentWriter<'t> {
     pub(super) fn new(transaction: &'t Transaction<'_>) -> Self {
         Self {
             transaction,
@@ -117,30 +174,18 @@ impl<'t> ObjectWriter<'t> {
         }
     }
 
-    /// Ends the object and stages it.
-    pub fn finish(self) -> Result<Added, StoreError> {
-        let id = self.hasher.finish();
-        let outcome = match self.spilled {
-            None if self.size == 0 => Outcome::Empty,
-            None => self.transaction.stage_object(id, self.size, |dir, name| {
-                dir.create_with(name, super::dir::PUBLISHED, &self.buffer)?;
-                Ok(())
-            })?,
-            Some(Spilled { file, name: stream }) => {
-                drop(file);
-                self.transaction.stage_stream(id, self.size, &stream)?
-            }
+    /// Its name, its size, whether it is an ELF file, and where it is.
+    pub(super) fn finish(self) -> (ObjectId, u64, bool, Content) {
+        let content = match self.spilled {
+            None => Content::Memory(self.buffer),
+            Some(Spilled { name, .. }) => Content::File(name),
         };
-        Ok(Added {
-            id,
-            size: self.size,
-            outcome,
-            elf: self.head == ELF_MAGIC,
-        })
+        let elf = self.head == ELF_MAGIC;
+        (self.hasher.finish(), self.size, elf, content)
     }
 
     /// Appends a hole of `length` zeros.
-    pub fn zeros(&mut self, length: u64) -> io::Result<()> {
+    pub(super) fn zeros(&mut self, length: u64) -> io::Result<()> {
         static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
         let mut left = length;
         while left > 0 {
@@ -183,7 +228,7 @@ impl<'t> ObjectWriter<'t> {
     }
 }
 
-impl Write for ObjectWriter<'_> {
+impl Write for ContentWriter<'_> {
     fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
         if self.makes_file(piece.len()) {
             self.spill()?;

@@ -6,6 +6,7 @@ mod names;
 mod present;
 mod refused;
 mod save;
+mod variants;
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -25,7 +26,7 @@ const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 /// What to put in an archive: names and contents, in order.
 type Files = Vec<(String, Vec<u8>)>;
 
-/// A ustar header; `link` makes it a symbolic link.
+/// A ustar header; `link` makes it a symbolic link, a slash at the end of the name a directory.
 fn header(name: &str, size: usize, link: Option<&str>) -> [u8; 512] {
     let mut block = [0; 512];
     let mut put = |at: usize, text: &[u8]| block[at..at + text.len()].copy_from_slice(text);
@@ -36,7 +37,14 @@ fn header(name: &str, size: usize, link: Option<&str>) -> [u8; 512] {
     put(124, format!("{size:011o}\0").as_bytes());
     put(136, b"00000000000\0");
     put(148, b"        ");
-    put(156, if link.is_some() { b"2" } else { b"0" });
+    put(
+        156,
+        match link {
+            Some(_) => b"2",
+            None if name.ends_with('/') => b"5",
+            None => b"0",
+        },
+    );
     put(157, link.unwrap_or_default().as_bytes());
     put(257, b"ustar\x0000");
     let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();

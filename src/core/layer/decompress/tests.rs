@@ -190,3 +190,23 @@ fn decompress_refuses_lz4_by_name() {
         .to_string();
     assert!(message.contains("lz4"), "{message}");
 }
+
+/// Windows as the zstd program chooses them; its manual names the levels'.
+#[test]
+fn memory_of_zstd_is_its_window() {
+    let memory = |arguments: &[&str], bytes: &[u8]| {
+        let squeezed = squeezed("zstd", arguments, bytes);
+        decompress(squeezed.as_slice()).unwrap().memory()
+    };
+    // from a pipe: the size is not known, so a window is named
+    assert_eq!(memory(&["-q", "-3"], &vec![7; 3 << 20]), 2 << 20);
+    assert_eq!(memory(&["-q", "--long=27"], b"short"), 128 << 20);
+    let sized = |length: usize| {
+        let bytes = vec![7; length];
+        let frame = zstd::bulk::compress(&bytes, 3).unwrap();
+        decompress(frame.as_slice()).unwrap().memory()
+    };
+    assert_eq!(sized(200), 200, "a frame of one segment holds its content");
+    assert_eq!(sized(100_000), 100_000);
+    assert_eq!(decompress(&b"plain"[..]).unwrap().memory(), SMALL_DECODER);
+}

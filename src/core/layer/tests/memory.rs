@@ -95,7 +95,7 @@ impl ObjectWrite for MemoryWriter<'_> {
     fn finish(self) -> io::Result<StoredObject> {
         let id = ObjectId::of(&self.1);
         let elf = self.1.starts_with(b"\x7fELF");
-        let new = self.0.0.borrow_mut().insert(id, self.1).is_none();
-        Ok(StoredObject { id, elf, new })
+        self.0.0.borrow_mut().insert(id, self.1);
+        Ok(StoredObject { id, elf })
     }
 }

@@ -9,6 +9,7 @@ mod logging;
 mod opening;
 mod removing;
 mod slicing;
+mod staging;
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -118,25 +119,28 @@ pub(super) fn put(transaction: &Transaction<'_>, content: &[u8]) -> Added {
     writer.finish().unwrap()
 }
 
+pub(super) fn meta() -> Meta {
+    Meta {
+        mode: 0o644,
+        uid: 0,
+        gid: 0,
+        mtime: Timestamp { secs: 0, nanos: 0 },
+        xattrs: Vec::new(),
+    }
+}
+
 /// Adds a layer of files `0`, `1`, ... with these contents, under a DiffID computed from them.
 pub(super) fn put_layer(transaction: &Transaction<'_>, contents: &[&[u8]]) -> DiffId {
     let mut builder = LayerBuilder::new();
     for (number, content) in contents.iter().enumerate() {
         let added = put(transaction, content);
-        let meta = Meta {
-            mode: 0o644,
-            uid: 0,
-            gid: 0,
-            mtime: Timestamp { secs: 0, nanos: 0 },
-            xattrs: Vec::new(),
-        };
         let kind = Kind::Regular {
             size: added.size,
             object: added.object(),
             elf: added.elf,
         };
         builder
-            .insert(&[number.to_string().as_bytes()], meta, kind)
+            .insert(&[number.to_string().as_bytes()], meta(), kind)
             .unwrap();
     }
     let diff = DiffId(Sha256Digest::of(&contents.concat()));
