@@ -195,6 +195,41 @@ fn import_of_a_cut_off_upload_keeps_nothing() {
     });
 }
 
+/// Python reads the messages; `docker` itself asks for none where it does not write to a terminal.
+#[test]
+fn the_api_sends_dockers_progress_of_a_load() {
+    root(|| {
+        let archive = directory().join("image.tar");
+        let parts = cowl_tests::busybox::layers();
+        let (base, shop) = (parts.join("base.tar"), parts.join("shop.tar"));
+        let options = ["--compress", "gzip"];
+        cowl_tests::store::make_image("docker", &archive, "told:1", &options, &[&base, &shop]);
+        let store = Store::new("store");
+        let server = Server::start(&store);
+        let script = "
+import hashlib, http.client, json, socket, sys
+path, archive, *layers = sys.argv[1:]
+def load(quiet):
+    client = http.client.HTTPConnection('x')
+    client.sock = socket.socket(socket.AF_UNIX)
+    client.sock.connect(path)
+    with open(archive, 'rb') as body:
+        client.request('POST', '/v1.51/images/load?quiet=' + quiet, body)
+    return [json.loads(line) for line in client.getresponse().read().splitlines()]
+*steps, last = load('0')
+assert last == {'stream': 'Loaded image: told:1\\n'}, last
+ids = {hashlib.sha256(open(layer, 'rb').read()).hexdigest()[:12] for layer in layers}
+assert {step['id'] for step in steps} == ids, (steps, ids)
+for step in steps:
+    assert step['status'] == 'Loading layer' and step['progress'].startswith('['), step
+whole = {step['id'] for step in steps if step['progressDetail']['current'] == step['progressDetail']['total']}
+assert whole == ids, steps
+assert load('1') == [last]";
+        let socket = server.socket().to_owned();
+        cowl_tests::command::python(&directory(), script, [&socket, &archive, &base, &shop]);
+    });
+}
+
 #[test]
 fn serve_replaces_the_socket_of_a_killed_server_only() {
     root(|| {

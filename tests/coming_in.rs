@@ -3,8 +3,10 @@
 use std::io::Write as _;
 use std::process::Stdio;
 
-use cowl_tests::profile::root;
-use cowl_tests::store::Store;
+use cowl_tests::busybox::layers;
+use cowl_tests::command::{binary, python};
+use cowl_tests::profile::{directory, root};
+use cowl_tests::store::{Store, make_image};
 
 /// A pipe that nobody writes to or closes any more is not waited for.
 #[test]
@@ -23,5 +25,51 @@ fn import_reports_a_bad_tar_at_once_from_a_pipe_that_stalls() {
             drop(writer);
         }
         assert!(!store.ok(["images"]).contains("stalled"));
+    });
+}
+
+/// Runs a program with its standard error on a terminal of 100 columns; prints what came there.
+const TERMINAL: &str = "
+import fcntl, os, pty, struct, sys, termios
+pid, terminal = pty.fork()
+if pid == 0:
+    fcntl.ioctl(2, termios.TIOCSWINSZ, struct.pack('4H', 24, 100, 0, 0))
+    os.environ['TERM'] = 'xterm'
+    os.execv(sys.argv[1], sys.argv[1:])
+shown = b''
+while True:
+    try: piece = os.read(terminal, 65536)
+    except OSError: break
+    if not piece: break
+    shown += piece
+_, status = os.waitpid(pid, 0)
+assert status == 0, shown
+print(shown.decode())";
+
+#[test]
+fn load_and_import_show_a_bar_on_a_terminal_and_nothing_elsewhere() {
+    root(|| {
+        let base = layers().join("base.tar");
+        let archive = directory().join("image.tar");
+        make_image("docker", &archive, "shown:1", &[], &[&base]);
+        let store = Store::new("store");
+        let on_terminal = |arguments: &[&str]| {
+            let program = binary("cowl");
+            let root = store.root().to_str().unwrap();
+            let command = [program.to_str().unwrap(), "--root", root];
+            python(&directory(), TERMINAL, command.iter().chain(arguments))
+        };
+        let (archive, base) = (archive.to_str().unwrap(), base.to_str().unwrap());
+        let shown = on_terminal(&["load", "-i", archive]);
+        assert!(shown.contains("Loading [") && shown.contains("left"), "{shown}");
+        assert!(shown.trim_end().ends_with("Loaded image: shown:1"), "{shown}");
+        let shown = on_terminal(&["import", base, "base:1"]);
+        assert!(shown.contains("Importing ["), "{shown}");
+        assert_eq!(on_terminal(&["load", "-q", "-i", archive]).trim(), "");
+        let id = on_terminal(&["import", "-q", base, "base:2"]);
+        assert!(id.trim().starts_with("sha256:"), "{id}");
+        let plain = store.run(["load", "-i", archive]);
+        assert_eq!(plain.stderr, "", "{plain}");
+        assert_eq!(plain.ok(), "Loaded image: shown:1\n");
     });
 }

@@ -2,6 +2,7 @@
 
 use super::Server;
 use super::http::{self, Handled, Refusal, Request, Version};
+use super::progress::LoadProgress;
 use super::stream;
 use crate::engine::Engine;
 use crate::engine::commit::{Changed, CommitRequest};
@@ -10,6 +11,7 @@ use crate::engine::error::{Error, Result};
 use crate::engine::image::{Listed, Removed};
 use crate::engine::load::{ImportRequest, LoadRequest};
 use cowl_core::digest::ImageId;
+use cowl_core::image::Watch;
 use cowl_core::store::Reference;
 use hyper::StatusCode;
 use jiff::Timestamp;
@@ -207,12 +209,15 @@ pub(super) async fn remove(server: &Arc<Server>, request: &Request, name: String
 
 pub(super) fn load(server: &Arc<Server>, request: Request) -> Handled {
     let platforms = platforms(&request, "platform")?;
+    let quiet = request.query.flag("quiet");
     let archive = stream::upload(request.body).map_err(Error::from)?;
     let server = Arc::clone(server);
     let produce = move |stream: &stream::Stream| {
+        let progress = LoadProgress::new(stream);
         let load = |engine: &Engine| {
             let request = LoadRequest {
                 platforms: &platforms,
+                watch: (!quiet).then_some(&progress as &dyn Watch),
                 ..LoadRequest::default()
             };
             engine.load_file(archive, Path::new(UPLOAD), &request)

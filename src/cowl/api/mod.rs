@@ -16,6 +16,7 @@ mod life;
 mod listen;
 mod logs;
 mod network;
+mod progress;
 mod route;
 mod stats;
 mod stream;

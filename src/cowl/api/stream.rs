@@ -33,6 +33,15 @@ impl Stream {
         self.send(line)
     }
 
+    /// Sends a JSON object and a line end unless the client is behind in reading.
+    pub(super) fn offer_json(&self, value: &impl Serialize) {
+        if let Ok(mut line) = serde_json::to_vec(value) {
+            line.extend_from_slice(b"\r\n");
+            // A client that reads nothing must not hold up the work that is reported.
+            let _dropped = self.0.try_send(Ok(line.into()));
+        }
+    }
+
     /// Ends the stream with an error: `errorDetail` where the client reads JSON lines.
     pub(super) fn json_error(&self, error: &Error) -> io::Result<()> {
         let message = error.to_string();

@@ -251,6 +251,9 @@ pub(super) struct Import {
     /// The platform that the image is for, instead of this host's
     #[arg(long, value_name = "OS/ARCHITECTURE[/VARIANT]")]
     pub(super) platform: Option<String>,
+    /// Suppress the progress output
+    #[arg(short, long)]
+    pub(super) quiet: bool,
     /// Hash the files that the store already has, and repair damaged ones
     #[arg(long)]
     pub(super) verify: bool,

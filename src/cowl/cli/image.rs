@@ -1,6 +1,7 @@
 //! `cowl load`, `save`, `import`, `tag`, `images`, `history`, `rmi`, `info`, `check`.
 
 use super::args::{History, Images, Import, Info, Load, Rmi, Save, Tag};
+use super::progress::Progress;
 use super::table::{ellipsis, printable};
 use super::template::Template;
 use super::units::{human_duration, human_size};
@@ -13,6 +14,7 @@ use crate::engine::list::Filters;
 use crate::engine::load::{ImportRequest, LoadRequest};
 use crate::engine::{Engine, Listing, host};
 use cowl_core::digest::ImageId;
+use cowl_core::image::Watch;
 use cowl_core::store::{Reference, Trust};
 use jiff::Timestamp;
 use serde_json::json;
@@ -24,11 +26,15 @@ fn trust(verify: bool) -> Trust {
 }
 
 pub(super) fn load(engine: &Engine, args: &Load, out: &mut Stdout) -> Result<u8> {
+    let progress = Progress::new(args.quiet);
     let request = LoadRequest {
         platforms: &args.platform,
         trust: trust(args.verify),
+        watch: progress.as_ref().map(|progress| progress as &dyn Watch),
     };
-    for loaded in engine.load(args.input.as_deref(), &request)? {
+    let loaded = engine.load(args.input.as_deref(), &request);
+    progress.iter().for_each(Progress::finish);
+    for loaded in loaded? {
         if let Some(warning) = engine.foreign_platform(loaded.image)? {
             print_error(&format!("WARNING: {warning}"));
         }
@@ -77,14 +83,18 @@ pub(super) fn import(engine: &Engine, args: &Import, out: &mut Stdout) -> Result
     let name = args.name.as_deref();
     let name = name.map(|name| new_name("import", name)).transpose()?;
     let file = (args.file.as_os_str() != "-").then_some(args.file.as_path());
+    let progress = Progress::new(args.quiet);
     let request = ImportRequest {
         name: name.as_ref(),
         changes: &args.change,
         message: &args.message,
         platform: args.platform.as_deref(),
         trust: trust(args.verify),
+        watch: progress.as_ref().map(|progress| progress as &dyn Watch),
     };
-    let id = engine.import(file, &request)?;
+    let id = engine.import(file, &request);
+    progress.iter().for_each(Progress::finish);
+    let id = id?;
     out.line(&id.to_string())?;
     Ok(0)
 }

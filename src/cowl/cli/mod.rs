@@ -17,6 +17,7 @@ mod gc;
 mod image;
 mod image_group;
 mod mount;
+mod progress;
 mod prune;
 mod serve;
 mod system;

@@ -3,34 +3,10 @@
 //! Called by the tables of `cli` and by the parsers of its options. Pure: no clock, no locale.
 
 pub(super) use crate::engine::duration::human as human_duration;
+use crate::engine::size::decimal;
+pub(super) use crate::engine::size::{human as human_size, human_of as human_size_of};
 
 const KIB: u64 = 1 << 10;
-
-/// Bytes in powers of 1000 with three significant digits: `1.98MB`, `241B`, `0B`.
-pub(super) fn human_size(bytes: u64) -> String {
-    human_size_of(bytes, 3)
-}
-
-/// Bytes in powers of 1000 with so many significant digits, three at least.
-pub(super) fn human_size_of(bytes: u64, digits: u32) -> String {
-    const UNITS: [&str; 7] = ["B", "kB", "MB", "GB", "TB", "PB", "EB"];
-    let mut divisor = 1_u128;
-    let value = u128::from(bytes);
-    for unit in UNITS {
-        let decimals: u32 = match value / divisor {
-            ..10 => 2,
-            10..100 => 1,
-            _ => 0,
-        };
-        let scale = 10_u128.pow(decimals + digits.saturating_sub(3));
-        let rounded = (value * scale + divisor / 2) / divisor;
-        if rounded < 1000 * scale {
-            return format!("{}{unit}", decimal(rounded, scale));
-        }
-        divisor *= 1000;
-    }
-    format!("{bytes}B")
-}
 
 /// Bytes in powers of 1024 with four significant digits, as go-units' `BytesSize`: `23.54GiB`.
 pub(super) fn binary_size(bytes: u64) -> String {
@@ -51,19 +27,6 @@ pub(super) fn binary_size(bytes: u64) -> String {
     };
     let rounded = (u128::from(bytes) * scale + unit / 2) / unit;
     format!("{}{}", decimal(rounded, scale), name.unwrap_or(&"B"))
-}
-
-/// `value / scale` without trailing zeros.
-fn decimal(value: u128, scale: u128) -> String {
-    let (whole, fraction) = (value / scale, value % scale);
-    if fraction == 0 {
-        return whole.to_string();
-    }
-    let digits = (scale + fraction).to_string();
-    format!(
-        "{whole}.{}",
-        digits.get(1..).unwrap_or_default().trim_end_matches('0')
-    )
 }
 
 /// Parses a size in powers of 1024: a number, maybe with a fraction, and a unit of `b k m g t p`
@@ -174,41 +137,6 @@ mod tests {
                 Err(format!("invalid size: '{text}'")),
                 "{text}"
             );
-        }
-    }
-
-    #[test]
-    fn sizes_can_have_four_significant_digits() {
-        let table = [
-            (0, "0B"),
-            (241, "241B"),
-            (5_596_640, "5.597MB"),
-            (12_345_678, "12.35MB"),
-            (196_712, "196.7kB"),
-            (999_999, "1MB"),
-        ];
-        for (bytes, text) in table {
-            assert_eq!(human_size_of(bytes, 4), text);
-        }
-    }
-
-    #[test]
-    fn sizes_have_three_significant_digits() {
-        let table = [
-            (0, "0B"),
-            (241, "241B"),
-            (999, "999B"),
-            (1000, "1kB"),
-            (1_980_000, "1.98MB"),
-            (3_614_999, "3.61MB"),
-            (5_600_000, "5.6MB"),
-            (12_345_678, "12.3MB"),
-            (999_999, "1MB"),
-            (123_456_789_012, "123GB"),
-            (u64::MAX, "18.4EB"),
-        ];
-        for (bytes, text) in table {
-            assert_eq!(human_size(bytes), text);
         }
     }
 }

@@ -4,7 +4,7 @@ use super::Engine;
 use super::error::{Context, Error, Result};
 use cowl_core::digest::ImageId;
 use cowl_core::image::{
-    self, ConfigChange, ImportOptions, LoadOptions, Loaded, PlatformError, PlatformName,
+    self, ConfigChange, ImportOptions, LoadOptions, Loaded, PlatformError, PlatformName, Watch,
 };
 use cowl_core::store::{Reference, Trust};
 use std::fs::File;
@@ -20,6 +20,8 @@ pub struct LoadRequest<'a> {
     pub platforms: &'a [String],
     /// In what the store has already.
     pub trust: Trust,
+    /// Is told how far it is.
+    pub watch: Option<&'a dyn Watch>,
 }
 
 /// The arguments of [`Engine::import`].
@@ -35,6 +37,8 @@ pub struct ImportRequest<'a> {
     pub platform: Option<&'a str>,
     /// In what the store has already.
     pub trust: Trust,
+    /// Is told how far it is.
+    pub watch: Option<&'a dyn Watch>,
 }
 
 impl Engine {
@@ -55,6 +59,7 @@ impl Engine {
         let options = LoadOptions {
             platforms: &platforms.collect::<Result<Vec<_>>>()?,
             trust: request.trust,
+            watch: request.watch,
         };
         let loaded = image::load_file(&self.store, archive, name, &options);
         if let Ok(loaded) = &loaded {
@@ -89,6 +94,7 @@ impl Engine {
         let options = ImportOptions {
             reference: request.name,
             trust: request.trust,
+            watch: request.watch,
             changes: &changes.collect::<Result<Vec<_>>>()?,
             message: request.message,
             platform: platform.as_ref(),

@@ -47,6 +47,7 @@ mod restart;
 pub mod run;
 mod save;
 pub(crate) mod signals;
+pub(crate) mod size;
 mod start;
 pub mod stats;
 mod still;
