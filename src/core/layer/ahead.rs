@@ -4,8 +4,8 @@
 //! Invariants
 //! * Every byte that the source gives goes through the SHA-256 exactly once and in order, so the
 //!   digest is that of the whole stream whatever its end looks like.
-//! * Bytes that have come are handed over as soon as the work waits for some: a slow pipe delays
-//!   nothing that is behind it already, a refusal least of all.
+//! * Bytes that have come are handed over as they come: a pipe that stalls delays nothing that came
+//!   before, a refusal least of all.
 //! * Memory: [`PIECES`] buffers.
 
 use std::io::{self, ErrorKind, Read};
@@ -72,7 +72,7 @@ pub(super) fn reading_ahead<R: Read + Send, T>(
 fn read(mut source: impl Read, buffers: &Receiver<Vec<u8>>, messages: &Sender<Message>) {
     let mut hasher = Sha256Hasher::new();
     while let Ok(mut piece) = buffers.recv() {
-        let (length, end) = fill(&mut source, &mut piece, || messages.is_empty());
+        let (length, end) = fill(&mut source, &mut piece);
         piece.truncate(length);
         hasher.update(&piece);
         if !piece.is_empty() && messages.send(Message::Piece(piece)).is_err() {
@@ -89,27 +89,17 @@ fn read(mut source: impl Read, buffers: &Receiver<Vec<u8>>, messages: &Sender<Me
     }
 }
 
-/// Fills a piece, or a part of it that is `wanted` at once; its length, and whether the source has
-/// ended or why it failed.
-fn fill(
-    source: &mut impl Read,
-    piece: &mut Vec<u8>,
-    wanted: impl Fn() -> bool,
-) -> (usize, io::Result<bool>) {
+/// Reads a piece, once: more may be long in coming. Its length, and whether the source has ended or
+/// why it failed.
+fn fill(source: &mut impl Read, piece: &mut Vec<u8>) -> (usize, io::Result<bool>) {
     piece.resize(PIECE, 0);
-    let mut length = 0;
-    while let Some(free) = piece.get_mut(length..).filter(|free| !free.is_empty()) {
-        match source.read(free) {
-            Ok(0) => return (length, Ok(true)),
-            Ok(count) => length += count,
-            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-            Err(error) => return (length, Err(error)),
-        }
-        if wanted() {
-            break;
+    loop {
+        match source.read(piece) {
+            Ok(count) => return (count, Ok(count == 0)),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return (0, Err(error)),
         }
     }
-    (length, Ok(false))
 }
 
 impl Ahead {
