@@ -1,7 +1,9 @@
 //! What comes in, and what is told of it meanwhile.
 
+use std::io::Write as _;
+
 use cowl_tests::busybox::layers;
-use cowl_tests::command::{binary, python};
+use cowl_tests::command::{binary, python, run};
 use cowl_tests::profile::{directory, root};
 use cowl_tests::store::{Store, make_image};
 
@@ -55,5 +57,23 @@ fn load_and_import_show_a_bar_on_a_terminal_and_nothing_elsewhere() {
         let plain = store.run(["load", "-i", archive]);
         assert_eq!(plain.stderr, "", "{plain}");
         assert_eq!(plain.ok(), "Loaded image: shown:1\n");
+    });
+}
+
+/// The writer's end of the pipe stays open, and nothing more comes.
+#[test]
+fn import_from_a_pipe_that_stalls_fails_at_once() {
+    root(|| {
+        let store = Store::new("store");
+        let tar = [b'x'; 512];
+        // A header without a name, and a block of a type that there is not.
+        let gzip = [&b"\x1f\x8b\x08\0\0\0\0\0\0\x03"[..], &[0xff; 600]].concat();
+        for bytes in [&tar[..], &gzip] {
+            let (reader, mut writer) = std::io::pipe().unwrap();
+            writer.write_all(bytes).unwrap();
+            let line = run(store.command(["import", "-", "image"]).stdin(reader)).refused(1);
+            assert!(line.starts_with("cowl: "), "{line}");
+            drop(writer);
+        }
     });
 }
