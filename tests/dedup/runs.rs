@@ -335,15 +335,19 @@ print(r['a'] == 'one:1 (%s)' % sys.argv[2], r['b'] == 'one:1 (%s)' % sys.argv[3]
         let arguments = [Path::new(&compared), &again, &layout];
         let seen = python(&directory(), script, arguments);
         assert_eq!(seen, "True True {'added'}\n", "{compared}");
-        // Beside images of the store: the same contents, in both. The store has a blog, too.
+        // Beside images of the store: the blog of the store is the same image.
         let both = report(&["shop".into(), archives[0].clone()], store.root());
         let script = "
 import json, sys
 r = json.loads(sys.argv[1])
-print([i['name'].split('/')[0] for i in r['images']], r['matrix'][0]['jaccard'] > 0.9, r['unattributed_bytes'])
+print([i['name'].split('/')[0] for i in r['images']], r['matrix'][0]['jaccard'] > 0.9, r['unattributed_bytes'],
+      r['in_shared_layers'] == json.loads(sys.argv[2])['in_shared_layers'])
 ";
-        let seen = python(&directory(), script, [both]);
-        assert_eq!(seen, "['shop:latest', 'blog:latest ('] True 0\n");
+        let seen = python(&directory(), script, [both, imported]);
+        assert_eq!(
+            seen,
+            "['shop:latest', 'blog:latest (store, '] True 0 True\n"
+        );
         assert_eq!(fs::read_dir(&temporary).unwrap().count(), 0);
     });
 }

@@ -82,6 +82,8 @@ pub(crate) fn collect(stores: &[Store], wanted: &[Wanted]) -> Result<Collection>
 /// An image as its tags say, and an error if it could not be read.
 struct Found {
     image: Image,
+    /// Its names as they are shown.
+    names: BTreeSet<String>,
     references: Vec<Reference>,
     damage: Option<anyhow::Error>,
 }
@@ -92,13 +94,11 @@ fn choose(
     wanted: &[Wanted],
     skipped: &mut Vec<anyhow::Error>,
 ) -> Result<Vec<Image>> {
-    let mut places: HashMap<(usize, ImageId), usize> = HashMap::new();
+    let mut places: HashMap<ImageId, usize> = HashMap::new();
     for (place, wanted) in wanted.iter().enumerate() {
         let keys = match wanted {
             Wanted::Named(name) => find(&found, name)?,
-            Wanted::Archive { images, store, .. } => {
-                images.iter().map(|loaded| (*store, loaded.image)).collect()
-            }
+            Wanted::Archive { images, .. } => images.iter().map(|loaded| loaded.image).collect(),
         };
         for key in keys {
             places.entry(key).or_insert(place);
@@ -107,7 +107,7 @@ fn choose(
     name_archived(&mut found, wanted);
     let mut images = Vec::new();
     for Found { image, damage, .. } in found {
-        let place = places.get(&(image.store, image.id)).copied();
+        let place = places.get(&image.id).copied();
         match (damage, place) {
             // An image that is asked for must be readable.
             (Some(damage), Some(_)) => return Err(damage),
@@ -128,11 +128,12 @@ fn choose(
     Ok(images.into_iter().map(|(_, image)| image).collect())
 }
 
-/// Names the images of archives: as their archive does, by its path if that has no name for them,
-/// and with the path behind a name that another image has too. A name that is still not of one
-/// image alone, as of two platforms that are called alike, gets the id behind it.
+/// Names the images of archives: as their archive does, by its path if that has no name for them.
+/// The path is behind a name that another image has too; all places are behind the name of an image
+/// that has several. A name that is still not of one image alone, as of two platforms that are
+/// called alike, gets the id behind it.
 fn name_archived(found: &mut [Found], wanted: &[Wanted]) {
-    let mut paths: Vec<(usize, &str)> = Vec::new();
+    let mut places: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
     for wanted in wanted {
         let Wanted::Archive {
             path,
@@ -143,31 +144,43 @@ fn name_archived(found: &mut [Found], wanted: &[Wanted]) {
             continue;
         };
         for loaded in images {
-            let key = (*store, loaded.image);
-            let number = found
-                .iter()
-                .position(|found| (found.image.store, found.image.id) == key);
-            if let Some((number, found)) = number.and_then(|n| Some((n, found.get_mut(n)?))) {
-                paths.push((number, path));
+            let is_it = |found: &Found| found.image.id == loaded.image;
+            let Some(number) = found.iter().position(is_it) else {
+                continue;
+            };
+            if let Some(Found { image, names, .. }) = found.get_mut(number) {
                 // Archives may have the same names; the store has given them to the last.
-                if found.image.name == loaded.image.to_string() {
-                    let names = loaded.tags.iter().map(ToString::to_string);
-                    let names: Vec<String> = names.collect();
-                    found.image.name = match names.as_slice() {
-                        [] => path.clone(),
-                        _ => names.join(", "),
-                    };
+                if names.is_empty() {
+                    names.extend(loaded.tags.iter().map(ToString::to_string));
+                }
+                let places = places.entry(number).or_default();
+                if places.is_empty() && image.store < *store {
+                    places.push("store");
+                }
+                if !places.contains(&path.as_str()) {
+                    places.push(path);
                 }
             }
         }
     }
+    for (number, places) in &places {
+        if let Some(Found { image, names, .. }) = found.get_mut(*number) {
+            let places = places.join(", ");
+            image.name = match (names.is_empty(), places.strip_prefix("store, ")) {
+                (false, _) => joined(names),
+                (true, Some(_)) => image.id.to_string(),
+                (true, None) => places,
+            };
+        }
+    }
     let ambiguous = ambiguous_names(found);
-    for (number, path) in paths {
-        if let Some(Found { image, .. }) = found.get_mut(number)
-            && ambiguous.contains(&image.name)
-            && image.name != path
-        {
-            image.name = format!("{} ({path})", image.name);
+    for (number, places) in places {
+        if let Some(Found { image, .. }) = found.get_mut(number) {
+            let needed = places.len() > 1 || ambiguous.contains(&image.name);
+            let places = places.join(", ");
+            if needed && image.name != places {
+                image.name = format!("{} ({places})", image.name);
+            }
         }
     }
     let ambiguous = ambiguous_names(found);
@@ -179,6 +192,11 @@ fn name_archived(found: &mut [Found], wanted: &[Wanted]) {
     }
 }
 
+fn joined(names: &BTreeSet<String>) -> String {
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    names.join(", ")
+}
+
 /// The names that several images have.
 fn ambiguous_names(found: &[Found]) -> BTreeSet<String> {
     let mut known = BTreeSet::new();
@@ -187,8 +205,8 @@ fn ambiguous_names(found: &[Found]) -> BTreeSet<String> {
 }
 
 /// The image that a name, an id or the beginning of one id stands for.
-fn find(found: &[Found], name: &str) -> Result<Vec<(usize, ImageId)>> {
-    let key = |found: &Found| (found.image.store, found.image.id);
+fn find(found: &[Found], name: &str) -> Result<Vec<ImageId>> {
+    let key = |found: &Found| found.image.id;
     if let Ok(reference) = name.parse::<Reference>() {
         let named = found
             .iter()
@@ -217,7 +235,8 @@ fn find(found: &[Found], name: &str) -> Result<Vec<(usize, ImageId)>> {
 struct Gathering {
     objects: Objects,
     layers: Vec<Layer>,
-    known: HashMap<(usize, DiffId), usize>,
+    /// One for each diffID, whichever stores have it.
+    known: HashMap<DiffId, usize>,
     images: Vec<Found>,
     skipped: Vec<anyhow::Error>,
 }
@@ -225,7 +244,7 @@ struct Gathering {
 /// The tags of one image.
 #[derive(Default)]
 struct Names {
-    shown: Vec<String>,
+    shown: BTreeSet<String>,
     references: Vec<Reference>,
 }
 
@@ -237,7 +256,7 @@ impl Gathering {
             for image in &tag.images {
                 let names = names.entry(image.config).or_default();
                 if let Some(reference) = &tag.reference {
-                    names.shown.push(shown(reference, image, tag));
+                    names.shown.insert(shown(reference, image, tag));
                     if tag.id() == Some(image.config) {
                         names.references.push(reference.clone());
                     }
@@ -245,14 +264,11 @@ impl Gathering {
             }
         }
         for (id, image) in &images {
-            let Names {
-                mut shown,
-                references,
-            } = names.remove(id).unwrap_or_default();
-            shown.sort();
-            let name = match shown.as_slice() {
-                [] => id.to_string(),
-                _ => shown.join(", "),
+            let Names { shown, references } = names.remove(id).unwrap_or_default();
+            let name = if shown.is_empty() {
+                id.to_string()
+            } else {
+                joined(&shown)
             };
             let read = self.image(number, store, image);
             let (layers, damage) = match read {
@@ -269,15 +285,35 @@ impl Gathering {
                     steps: Vec::new(),
                     removed_with: removed_with(*id, &tags),
                 },
+                names: shown,
                 references,
                 damage,
             };
             if found.damage.is_none() {
                 self.add_steps(store, &mut found.image);
             }
-            self.images.push(found);
+            self.add(found);
         }
         Ok(())
+    }
+
+    /// Adds an image, or to what is known of it: an image is one, whichever stores have it.
+    fn add(&mut self, found: Found) {
+        let is_it = |known: &&mut Found| known.image.id == found.image.id;
+        let Some(known) = self.images.iter_mut().find(is_it) else {
+            self.images.push(found);
+            return;
+        };
+        known.names.extend(found.names);
+        known.references.extend(found.references);
+        if found.damage.is_none()
+            && let Some(damage) = known.damage.take()
+        {
+            self.skipped.push(damage);
+            known.image.layers = found.image.layers;
+            known.image.steps = found.image.steps;
+            known.image.store = found.image.store;
+        }
     }
 
     /// The tags of a store and their images, all of whose layers a lease keeps.
@@ -328,7 +364,7 @@ impl Gathering {
     }
 
     fn layer(&mut self, number: usize, store: &Store, diff: DiffId) -> Result<usize> {
-        if let Some(known) = self.known.get(&(number, diff)) {
+        if let Some(known) = self.known.get(&diff) {
             return Ok(*known);
         }
         let tree = store.layer_tree(diff)?;
@@ -364,7 +400,7 @@ impl Gathering {
             hidden,
             tree,
         });
-        self.known.insert((number, diff), self.layers.len() - 1);
+        self.known.insert(diff, self.layers.len() - 1);
         Ok(self.layers.len() - 1)
     }
 

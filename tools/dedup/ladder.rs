@@ -191,18 +191,12 @@ fn listed_objects(collection: &Collection) -> Vec<ObjectNumber> {
 
 /// The distinct layers of the listed images.
 fn listed_layers(collection: &Collection) -> Vec<usize> {
-    let mut known = BTreeSet::new();
     let layers: BTreeSet<usize> = collection
         .chosen()
         .flat_map(|image| &image.layers)
         .copied()
         .collect();
-    let distinct = |number: &usize| {
-        collection
-            .layer(*number)
-            .is_some_and(|layer| known.insert(layer.diff))
-    };
-    let mut layers: Vec<usize> = layers.into_iter().filter(distinct).collect();
+    let mut layers: Vec<usize> = layers.into_iter().collect();
     // One thread compresses a layer: the largest begin first, so that none is left alone at the
     // end.
     let logical = |number: &usize| collection.layer(*number).map(|layer| layer.logical);

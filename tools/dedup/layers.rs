@@ -48,13 +48,7 @@ pub(crate) struct DuplicateRow {
 /// For each content, how many of the distinct layers hold it.
 pub(crate) fn layers_holding(collection: &Collection) -> Vec<u32> {
     let mut counts = vec![0; collection.objects.len()];
-    let mut known = BTreeSet::new();
-    // Two stores may both have a layer.
-    let distinct = collection
-        .layers
-        .iter()
-        .filter(|layer| known.insert(layer.diff));
-    for object in distinct.flat_map(Layer::objects) {
+    for object in collection.layers.iter().flat_map(Layer::objects) {
         if let Some(count) = counts.get_mut(object as usize) {
             *count += 1;
         }
@@ -115,11 +109,9 @@ pub(crate) fn duplicates(
         .flat_map(|image| &image.layers)
         .copied()
         .collect();
-    let mut known = BTreeSet::new();
     let layers: Vec<&Layer> = listed
         .iter()
         .filter_map(|number| collection.layer(*number))
-        .filter(|layer| known.insert(layer.diff))
         .collect();
     let mut counts = vec![0_u32; collection.objects.len()];
     for object in layers.iter().flat_map(|layer| &layer.contents) {
@@ -181,18 +173,10 @@ fn paths_of(layers: &[&Layer], wanted: &BTreeSet<ObjectNumber>) -> HashMap<Objec
 
 /// How many layers of an image, from the bottom, other images have too; at least its lowest.
 pub(crate) fn base_length(collection: &Collection, image: &Image) -> usize {
-    let diffs = |image: &Image| -> Vec<_> {
-        collection
-            .stack(&image.layers)
-            .map(|layer| layer.diff)
-            .collect()
-    };
-    let own = diffs(image);
+    let own = &image.layers;
     let common = |other: &Image| {
-        own.iter()
-            .zip(diffs(other))
-            .take_while(|(one, other)| **one == *other)
-            .count()
+        let both = own.iter().zip(&other.layers);
+        both.take_while(|(one, other)| one == other).count()
     };
     let others = collection
         .images

@@ -1,5 +1,6 @@
 //! Figures of small stores, worked out by hand in the comments.
 
+mod archives;
 mod browsing;
 mod figures;
 mod schema;
@@ -49,38 +50,43 @@ impl TestStore {
 
     /// Adds an image of layers in the language of [`put_layer`]; the step of layer 1 is `step 1`.
     pub(crate) fn put(&self, names: &[&str], layers: &[&str]) -> ImageId {
-        let transaction = self.store().begin().unwrap();
-        let layers: Vec<DiffId> = layers
-            .iter()
-            .map(|script| put_layer(&transaction, script))
-            .collect();
-        let history: Vec<_> = (1..=layers.len())
-            .map(|number| serde_json::json!({"created_by": format!("step {number}")}))
-            .collect();
-        let config = serde_json::json!({"names": names, "history": history}).to_string();
-        let config = transaction.put_blob(config.as_bytes()).unwrap();
-        let layers = layers.into_iter().map(|diff_id| TaggedLayer {
-            diff_id,
-            blob: None,
-        });
-        let image = TaggedImage {
-            platform: Platform {
-                os: "linux".to_owned(),
-                architecture: "amd64".to_owned(),
-                variant: String::new(),
-            },
-            config: ImageId(config),
-            manifest: None,
-            layers: layers.collect(),
-        };
-        let tags = names.iter().map(|name| Tag {
-            reference: Some(name.parse().unwrap()),
-            target: None,
-            images: vec![image.clone()],
-        });
-        transaction.publish(&tags.collect::<Vec<_>>()).unwrap();
-        ImageId(config)
+        put(self.store(), names, layers)
     }
+}
+
+/// As [`TestStore::put`], into any store.
+pub(crate) fn put(store: &Store, names: &[&str], layers: &[&str]) -> ImageId {
+    let transaction = store.begin().unwrap();
+    let layers: Vec<DiffId> = layers
+        .iter()
+        .map(|script| put_layer(&transaction, script))
+        .collect();
+    let history: Vec<_> = (1..=layers.len())
+        .map(|number| serde_json::json!({"created_by": format!("step {number}")}))
+        .collect();
+    let config = serde_json::json!({"names": names, "history": history}).to_string();
+    let config = transaction.put_blob(config.as_bytes()).unwrap();
+    let layers = layers.into_iter().map(|diff_id| TaggedLayer {
+        diff_id,
+        blob: None,
+    });
+    let image = TaggedImage {
+        platform: Platform {
+            os: "linux".to_owned(),
+            architecture: "amd64".to_owned(),
+            variant: String::new(),
+        },
+        config: ImageId(config),
+        manifest: None,
+        layers: layers.collect(),
+    };
+    let tags = names.iter().map(|name| Tag {
+        reference: Some(name.parse().unwrap()),
+        target: None,
+        images: vec![image.clone()],
+    });
+    transaction.publish(&tags.collect::<Vec<_>>()).unwrap();
+    ImageId(config)
 }
 
 /// `usr/bin/x` as the builder wants it.
