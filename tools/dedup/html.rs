@@ -21,7 +21,7 @@ use crate::cleanup;
 use crate::model::Collection;
 use crate::report::Report;
 use crate::sharing::Sharing;
-use crate::show::lossy;
+use crate::show::{lossy, make_printable};
 
 const PAGE: &str = include_str!("page.html");
 const SCRIPT: &str = include_str!("page.js");
@@ -98,7 +98,9 @@ pub(crate) fn page(collection: &Collection, sharing: &Sharing, report: &Report) 
             .and_then(|report| report.remove(unused));
     }
     let treemap = treemap(collection, sharing);
-    let data = json!({"report": report, "waste": waste, "treemap": treemap}).to_string();
+    let mut data = json!({"report": report, "waste": waste, "treemap": treemap});
+    make_printable(&mut data);
+    let data = data.to_string();
     // Inside a script element only `<` could end it; `>` and `&` for older parsers.
     let data = data
         .replace('<', "\\u003c")

@@ -236,3 +236,9 @@ table("whatif", [
   ["Image", row => row.image], ["What", row => row.onto ? "on the base of " + row.onto : "removed"],
   bytes("Freed", row => row.freed.bytes),
 ], [...report.removals, ...report.rebases]);
+
+// Of nothing: a sentence, no empty boxes.
+if (!report.images.length) {
+  document.querySelectorAll("section, #tiles").forEach(element => element.remove());
+  document.getElementById("what").textContent = "There are no images in the store.";
+}

@@ -52,6 +52,17 @@ pub(crate) fn printable(text: &str) -> String {
     shown
 }
 
+/// As [`printable`], for every string of a JSON value.
+pub(crate) fn make_printable(value: &mut serde_json::Value) {
+    use serde_json::Value;
+    match value {
+        Value::String(text) => *text = printable(text),
+        Value::Array(values) => values.iter_mut().for_each(make_printable),
+        Value::Object(fields) => fields.values_mut().for_each(make_printable),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
 /// Unicode's direction marks, separators and characters without width.
 fn is_format(c: char) -> bool {
     matches!(c,

@@ -3,6 +3,7 @@
 mod archives;
 mod browsing;
 mod figures;
+mod page;
 mod schema;
 mod waste;
 
