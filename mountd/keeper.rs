@@ -198,7 +198,6 @@ fn order(
         files: Vec::new(),
     };
     order.add(Role::Fuse, device);
-    order.add(Role::Lease, files.take(Role::Lease)?);
     order.add(Role::Counters, counters);
     order.add(Role::Tree, files.take(Role::Tree)?);
     order.add(Role::Objects, objects);
@@ -213,6 +212,8 @@ fn order(
             tracing::info!(%error, "no memory for a journal, so the mount does not outlive its worker");
         }
     }
+    // Closed last: who waits for the lease may unmount the file system that the others are on.
+    order.add(Role::Lease, files.take(Role::Lease)?);
     Ok(order)
 }
 
@@ -276,5 +277,47 @@ fn end(worker: Pid) {
     let killed = rustix::process::kill_process(worker, Signal::KILL);
     if let Err(error) = killed.map_err(io::Error::from).and_then(|()| wait(worker)) {
         tracing::warn!(%error, "cannot end the worker");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use cowl_core::handover::IoModeChoice;
+
+    use super::*;
+
+    /// Its lock tells others that the mount is gone, and with it the use of all other files.
+    #[test]
+    fn the_lease_is_the_last_file_of_an_order() {
+        let roles = vec![
+            Role::Lease,
+            Role::Tree,
+            Role::Objects,
+            Role::Upper,
+            Role::Work,
+        ];
+        let request = MountRequest {
+            name: "image".into(),
+            chain: [0; 32],
+            io_mode: IoModeChoice::Auto,
+            roles: roles.clone(),
+        };
+        let directory = File::open("/").unwrap();
+        let files = vec![directory.as_fd(); roles.len()];
+        let (ours, theirs) = pair().unwrap();
+        send(ours.as_fd(), &Message::MountRequest(request), &files).unwrap();
+        let (Message::MountRequest(request), mut files) = receive(theirs.as_fd()).unwrap() else {
+            panic!("another message came");
+        };
+        let other = || OwnedFd::from(directory.try_clone().unwrap());
+        let mut order = order(&request, &mut files, other(), other()).unwrap();
+        assert_eq!(order.request.roles.last(), Some(&Role::Lease));
+        order.keep_only(&[Role::Fuse, Role::Lease, Role::Counters]);
+        assert_eq!(
+            order.request.roles,
+            [Role::Fuse, Role::Counters, Role::Lease]
+        );
     }
 }
