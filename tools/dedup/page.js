@@ -77,11 +77,11 @@ const logical = sum(report.images, image => image.logical_bytes), wasted = sum(r
 document.getElementById("what").textContent =
   report.images.length + " images, " + report.store.objects.toLocaleString("en") + " objects in the store.";
 for (const [name, value] of [
-  ["in all layers", size(logical)],
+  ["logical: layers of each image, one by one", size(logical)],
   ["kept once for all", size(report.kept.bytes)],
   ["in two images or more", size(report.shared.bytes)],
-  ["of that, missed by layers", size(report.in_other_layers.bytes)],
-  ["waste of the layers", percent(wasted, logical)],
+  ["of that, not in a shared layer", size(report.in_other_layers.bytes)],
+  ["waste, of logical", percent(wasted, logical)],
   ["store, on disk", size(report.store.blocks * 512)],
 ]) {
   const tile = make("div", undefined, {class: "tile"});
