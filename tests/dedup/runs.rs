@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use cowl_tests::busybox::{add_blog, layers, shop};
 use cowl_tests::command::{binary, program, python, run, shell};
-use cowl_tests::profile::{directory, root};
+use cowl_tests::profile::{directory, root, user};
 use cowl_tests::store::{Store, make_image};
 
 use crate::load_images;
@@ -194,6 +194,35 @@ print(code in (-1, 1, 2), os.listdir(root + '/pins'))
         let arguments = [&cowl, Path::new("--root"), at];
         let seen = python(&directory(), script, arguments.into_iter().chain(options));
         assert_eq!(seen, "True []\n");
+    });
+}
+
+/// Without --root and COWL_ROOT, `cowl-dedup` reads the store that `cowl` makes.
+#[test]
+fn the_default_store_of_a_user_is_that_of_cowl() {
+    user(|| {
+        let here = |name: &str| {
+            let mut command = Command::new(binary(name));
+            command.env_remove("COWL_ROOT").stdin(Stdio::null());
+            command
+        };
+        let archive = layers().join("shop.image.tar");
+        for (variable, store) in [("XDG_DATA_HOME", "cowl"), ("HOME", ".local/share/cowl")] {
+            let home = directory().join(variable);
+            fs::create_dir(&home).unwrap();
+            let at_home = |mut command: Command| {
+                command.env_remove("XDG_DATA_HOME").env(variable, &home);
+                command
+            };
+            run(at_home(here("cowl"))
+                .arg("load")
+                .arg("--input")
+                .arg(&archive))
+            .ok();
+            assert!(home.join(store).is_dir(), "{variable}");
+            let report = run(&mut at_home(here("cowl-dedup"))).ok();
+            assert!(report.contains("shop:latest"), "{variable}: {report}");
+        }
     });
 }
 

@@ -69,15 +69,10 @@ docs/dedup.md defines every figure.";
 #[command(group(ArgGroup::new("lists").multiple(true)))]
 #[command(group(ArgGroup::new("report").multiple(true)))]
 struct Arguments {
-    /// Directory of the store
-    #[arg(
-        long,
-        value_name = "DIR",
-        env = "COWL_ROOT",
-        hide_env_values = true,
-        default_value = "/var/lib/cowl"
-    )]
-    root: PathBuf,
+    /// Directory of the store [default: $COWL_ROOT; else /var/lib/cowl for root,
+    /// $XDG_DATA_HOME/cowl or ~/.local/share/cowl for anyone else]
+    #[arg(long, value_name = "DIR", env = "COWL_ROOT", hide_env = true)]
+    root: Option<PathBuf>,
     /// Print the report as JSON
     #[arg(long, conflicts_with = "objects")]
     json: bool,
@@ -247,8 +242,8 @@ fn open_stores(arguments: &Arguments) -> Result<(Vec<Store>, Vec<Wanted>)> {
     let archives = arguments.images.iter().filter(is_archive).count();
     let mut stores = Vec::new();
     if archives == 0 || archives < arguments.images.len() {
-        let store = Store::open(&arguments.root)
-            .with_context(|| format!("store {}", arguments.root.display()))?;
+        let root = arguments.root.clone().map_or_else(default_root, Ok)?;
+        let store = Store::open(&root).with_context(|| format!("store {}", root.display()))?;
         stores.push(store);
     }
     let scratch = stores.len();
@@ -269,6 +264,22 @@ fn open_stores(arguments: &Arguments) -> Result<(Vec<Store>, Vec<Wanted>)> {
         );
     }
     Ok((stores, wanted))
+}
+
+/// The default store, that of `cowl`.
+fn default_root() -> Result<PathBuf> {
+    let is_root = rustix::process::geteuid().is_root();
+    if is_root && cowl_sys::userns::is_initial().unwrap_or(false) {
+        return Ok(PathBuf::from("/var/lib/cowl"));
+    }
+    let absolute = |name: &str| {
+        let path = std::env::var_os(name).map(PathBuf::from);
+        path.filter(|path| path.is_absolute())
+    };
+    absolute("XDG_DATA_HOME")
+        .or_else(|| absolute("HOME").map(|home| home.join(".local/share")))
+        .map(|data| data.join("cowl"))
+        .context("no default store: XDG_DATA_HOME and HOME are unset; use --root DIR")
 }
 
 fn print(text: &str) -> Result<()> {
