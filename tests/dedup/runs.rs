@@ -53,6 +53,9 @@ fn options_that_would_change_nothing_are_refused() {
             (["dedup", "--objects", "--waste", "shop"], "--waste"),
             (["layers", "shop", "--ladder", "--bytes"], "--ladder"),
             (["tree", "FILE", "--html", "page.html"], "--html"),
+            (["dedup", "--json", "--layers", "shop"], "--layers"),
+            (["dedup", "--html", "-", "shop"], "./-"),
+            (["dedup", "--json", "--diff", "one"], "not 1"),
         ] {
             let line = store.run(arguments).refused(125);
             assert!(line.contains(named), "{arguments:?}: {line}");
@@ -116,6 +119,18 @@ fn a_broken_pipe_is_quiet() {
                 .unwrap();
             assert!(done.success(), "{option}");
         }
+        // Nor does it change the code of a condition that holds, also where errors go to it.
+        let script = "
+import os, subprocess, sys
+read, write = os.pipe()
+os.close(read)
+print(subprocess.run(sys.argv[1:], stdout=write, stderr=write).returncode)
+";
+        let (dedup, at) = (binary("cowl-dedup"), store.root());
+        let options = ["--fail-if", "logical>1B"].map(Path::new);
+        let arguments = [dedup.as_path(), Path::new("--root"), at];
+        let code = python(&directory(), script, arguments.into_iter().chain(options));
+        assert_eq!(code, "1\n");
     });
 }
 
@@ -233,6 +248,12 @@ fn mistakes_are_answered_in_one_line() {
         let store = shop("store");
         let line = store.run(["dedup", "shop:none"]).refused(1);
         assert!(line.contains("no image shop:none in the store"), "{line}");
+        let line = store.run(["dedup", "nothere.tar"]).refused(1);
+        assert!(
+            line.contains("no image nothere.tar:latest in the store")
+                && line.contains("./nothere.tar"),
+            "{line}"
+        );
         let empty = Store::new("nothing");
         let line = run(Command::new(binary("cowl-dedup"))
             .arg("--root")

@@ -44,8 +44,12 @@ pub(crate) fn is_archive(argument: &str) -> bool {
         || ["/", "./", "../"]
             .iter()
             .any(|start| argument.starts_with(start));
-    let is_named_so = ARCHIVES.iter().any(|end| argument.ends_with(end));
-    is_path || (is_named_so && std::fs::symlink_metadata(argument).is_ok())
+    is_path || (is_named_so(argument) && std::fs::symlink_metadata(argument).is_ok())
+}
+
+/// Whether an argument ends as archives' names do.
+pub(crate) fn is_named_so(argument: &str) -> bool {
+    ARCHIVES.iter().any(|end| argument.ends_with(end))
 }
 
 /// Makes a store for archives to be read into.

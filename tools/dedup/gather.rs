@@ -12,8 +12,8 @@ use cowl_core::recipe;
 use cowl_core::store::{Lease, ObjectUsage, Reference, Store, StoreError, Tag, TaggedImage};
 use cowl_core::sys::mmap::map_published;
 
-use crate::cleanup;
 use crate::model::{Collection, Image, Layer, Objects, Step};
+use crate::{archive, cleanup};
 
 /// Far above any real configuration.
 const CONFIG_LIMIT: u64 = 16 << 20;
@@ -226,7 +226,12 @@ fn find(found: &[Found], name: &str) -> Result<Vec<ImageId>> {
         [_] => Ok(keys),
         [] => {
             let shown = name.parse::<Reference>()?;
-            bail!("no image {shown} in the store; `cowl images` lists what there is")
+            let hint = if archive::is_named_so(name) {
+                format!("; an archive is read as ./{name}")
+            } else {
+                "; `cowl images` lists what there is".to_owned()
+            };
+            bail!("no image {shown} in the store{hint}")
         }
         _ => bail!("image {name}: several images have ids that begin so; give more of it"),
     }

@@ -73,8 +73,8 @@ struct Arguments {
     /// $XDG_DATA_HOME/cowl or ~/.local/share/cowl for anyone else]
     #[arg(long, value_name = "DIR", env = "COWL_ROOT", hide_env = true)]
     root: Option<PathBuf>,
-    /// Print the report as JSON
-    #[arg(long, conflicts_with = "objects")]
+    /// Print the report as JSON, with every list
+    #[arg(long, conflicts_with_all = ["objects", "lists", "bytes", "all_rows"])]
     json: bool,
     /// Print only the files of the contents that two or more of the images hold, one a line
     #[arg(long, conflicts_with_all = ["lists", "ladder", "bytes", "all_rows"])]
@@ -92,7 +92,7 @@ struct Arguments {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["json", "objects", "tui", "diff", "only_layers", "report", "images"])]
     tree: Option<PathBuf>,
     /// Write the report as a page for a browser, too
-    #[arg(long, value_name = "FILE", group = "report")]
+    #[arg(long, value_name = "FILE", group = "report", value_parser = page_path)]
     html: Option<PathBuf>,
     /// Print whole bytes instead of sizes such as 1.98MB
     #[arg(long, group = "report")]
@@ -134,10 +134,18 @@ struct Arguments {
     #[arg(long, value_name = "CONDITION", group = "report")]
     fail_if: Vec<Condition>,
     /// Names or ids of images, or archives that need not be imported: docker-archives and OCI
-    /// layouts (tar or directory), by a path that begins with / or . or ends in .tar or .tar.gz;
-    /// all images of the store if none is given
+    /// layouts (tar or directory), by a path that begins with /, ./ or ../, by . or .., or a file that
+    /// ends in .tar, .tar.gz and the like; all images of the store if none is given
     #[arg(value_name = "IMAGE|ARCHIVE")]
     images: Vec<String>,
+}
+
+/// Standard output has the tables, so `-` cannot mean it.
+fn page_path(path: &str) -> Result<PathBuf, String> {
+    match path {
+        "-" => Err("the page goes to a file; for one that is named so write ./-".to_owned()),
+        _ => Ok(PathBuf::from(path)),
+    }
 }
 
 /// Exit code of a usage error, as `cowl`'s.
@@ -158,6 +166,18 @@ fn main() -> ExitCode {
         }
         Err(help) => return exit_code(print(&help.render().ansi().to_string())),
     };
+    // One archive may have two images.
+    let is_wrong = match arguments.images.as_slice() {
+        [one] => !archive::is_archive(one),
+        images => images.len() > 2,
+    };
+    if arguments.diff && is_wrong {
+        let what = format!(
+            "give two images to compare, not {}; see 'cowl diff --help'",
+            arguments.images.len()
+        );
+        return print_error(&what, USAGE);
+    }
     let done = cleanup::watch_signals().and_then(|()| run(&arguments));
     cleanup::release();
     match done {
@@ -180,10 +200,13 @@ fn exit_code(result: Result<()>) -> ExitCode {
     }
 }
 
-/// Prints one line on standard error; if that fails, the exit code is 2.
+/// Prints one line on standard error; if that fails, the exit code is 2, but for a reader that
+/// has seen enough.
 fn print_error(what: &str, code: u8) -> ExitCode {
-    let told = writeln!(anstream::stderr(), "cowl-dedup: {}", printable(what));
-    ExitCode::from(if told.is_ok() { code } else { 2 })
+    match writeln!(anstream::stderr(), "cowl-dedup: {}", printable(what)) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => ExitCode::from(2),
+        _ => ExitCode::from(code),
+    }
 }
 
 /// Prints the report; gives a line for each condition of `--fail-if` that holds.
