@@ -87,6 +87,7 @@ pub(crate) fn page(collection: &Collection, sharing: &Sharing, report: &Report) 
                 "bytes": row.bytes,
                 "files": row.paths.len(),
                 "paths": row.files.iter().take(PATHS).map(|(_, path)| path).collect::<Vec<_>>(),
+                "layer": row.number,
                 "step": row.step,
             })
         })

@@ -59,7 +59,9 @@ Columns:
   SHARED     of those: in other images too; STORED = EXCLUSIVE + SHARED
   FAIR       each content's size divided by the number of images that hold it;
              over all images of the store this sums to what they keep
-  WASTE      what a store of layers would hold without need, as a share of LOGICAL
+  WASTE      what a store of layers would hold without need, as a share of LOGICAL;
+             of `cowl layers`: the bytes of it whose LAYER this is, which holds them, or
+             gave them again; STEP in --waste is the one to blame
 docs/dedup.md defines every figure.";
 
 /// Shows what images hold and have in common: shared layers, and equal contents in layers of their

@@ -220,7 +220,7 @@ for (const rung of report.ladder) {
 if (!report.ladder.length) document.getElementById("ladder-section").remove();
 
 table("waste", [
-  ["Image", row => row.image], ["Cause", row => row.cause], bytes("Bytes", row => row.bytes), ["Files", row => row.files],
+  ["Image", row => row.image], ["Cause", row => row.cause], bytes("Bytes", row => row.bytes), ["Files", row => row.files], ["Layer", row => row.layer],
   ["Largest", row => row.paths[0] || "", row => (row.paths[0] || "") + (row.files > 1 ? " and " + (row.files - 1) + " more" : ""), true], ["Step", row => row.step, undefined, true],
 ], data.waste, 2);
 table("layers", [

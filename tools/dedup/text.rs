@@ -157,6 +157,7 @@ pub(crate) fn waste(report: &Report, layout: Layout) -> String {
         ("CAUSE", Left),
         ("BYTES", Right),
         ("FILES", Right),
+        ("LAYER", Right),
         ("LARGEST", Left),
         ("STEP", Left),
     ]);
@@ -169,6 +170,7 @@ pub(crate) fn waste(report: &Report, layout: Layout) -> String {
             cause(row.cause).to_owned(),
             layout.sizes.show(row.bytes),
             row.paths.len().to_string(),
+            row.number.to_string(),
             row.files
                 .first()
                 .map(|(_, path)| path.clone())

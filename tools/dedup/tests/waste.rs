@@ -6,7 +6,9 @@ use cowl_core::digest::{DiffId, ObjectId, Sha256Digest};
 use cowl_core::tree::{FileType, Kind, Target, Tree, TreeIno, merge};
 
 use super::{TestStore, build, content};
+use crate::show::Sizes;
 use crate::state::State;
+use crate::text::{Layout, only_layers, waste};
 use crate::walk::Cause;
 
 const LAYERS: [&str; 3] = [
@@ -271,4 +273,42 @@ fn walking_layers_ends_where_merging_does() {
         compared += 1;
     }
     assert!(compared > 500, "{compared} stacks could be merged");
+}
+
+/// Layer 2 replaces a100 of layer 1: the bytes are layer 1's, the step to blame is layer 2's.
+#[test]
+fn tables_tell_the_layer_of_waste_and_the_step_to_blame() {
+    let store = TestStore::new();
+    store.put(&["image"], &["f conf a100", "f conf b3"]);
+    let report = store.report(&[]);
+    let layout = Layout {
+        sizes: Sizes::Exact,
+        width: None,
+        rows: None,
+    };
+    let words = |text: &str| -> Vec<String> {
+        let line = text.lines().find(|line| line.contains("100"));
+        line.unwrap()
+            .split_whitespace()
+            .map(str::to_owned)
+            .collect()
+    };
+    assert_eq!(
+        words(&waste(&report, layout)),
+        [
+            "image:latest",
+            "overwritten",
+            "100",
+            "1",
+            "1",
+            "/conf",
+            "step",
+            "2"
+        ]
+    );
+    // SIZE and WASTE of the first layer.
+    assert_eq!(
+        words(&only_layers(&report, layout)),
+        ["1", "100", "1", "0", "0", "0", "100", "step", "1"]
+    );
 }
