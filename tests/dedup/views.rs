@@ -44,23 +44,27 @@ sys.stdout.write(out.decode())
         store.ok(["import", base.to_str().unwrap(), &name]);
         let (cowl, at) = (binary("cowl"), store.root());
         let arguments = [cowl.as_path(), Path::new("--root"), at, Path::new("dedup")];
-        let shown = python(&directory(), terminal, arguments);
-        assert!(shown.contains("\x1b[1m"), "{shown}");
-        let mut bare = String::new();
-        let mut escape = false;
-        for c in shown.chars() {
-            escape |= c == '\x1b';
-            if !escape {
-                bare.push(c);
+        // One that does not tell its width has 80.
+        for (told, limit) in [("90", 90), ("0", 80)] {
+            let terminal = terminal.replace("90", told);
+            let shown = python(&directory(), &terminal, arguments);
+            assert!(shown.contains("\x1b[1m"), "{shown}");
+            let mut bare = String::new();
+            let mut escape = false;
+            for c in shown.chars() {
+                escape |= c == '\x1b';
+                if !escape {
+                    bare.push(c);
+                }
+                escape &= c != 'm';
             }
-            escape &= c != 'm';
+            let widest = bare
+                .lines()
+                .map(|line| line.trim_end().chars().count())
+                .max()
+                .unwrap();
+            assert!(widest <= limit, "{widest} columns: {bare}");
         }
-        let widest = bare
-            .lines()
-            .map(|line| line.trim_end().chars().count())
-            .max()
-            .unwrap();
-        assert!(widest <= 90, "{widest} columns: {bare}");
     });
 }
 

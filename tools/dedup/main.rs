@@ -356,14 +356,15 @@ fn tables(arguments: &Arguments, report: &Report) -> String {
     text
 }
 
-/// Columns of the terminal that standard output is.
+/// Columns of the terminal that standard output is; 80 of one that does not say.
 fn terminal_width() -> Option<usize> {
     let stdout = io::stdout();
     if !stdout.is_terminal() {
         return None;
     }
-    let size = rustix::termios::tcgetwinsize(&stdout).ok()?;
-    (size.ws_col > 0).then_some(size.ws_col.into())
+    let size = rustix::termios::tcgetwinsize(&stdout);
+    let columns = size.map_or(0, |size| size.ws_col);
+    Some(if columns > 0 { columns.into() } else { 80 })
 }
 
 /// The files of the shared contents.

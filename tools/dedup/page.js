@@ -20,8 +20,8 @@ function size(bytes) {
 const percent = (part, whole) => whole ? (100 * part / whole).toFixed(1) + "%" : "-";
 const sum = (rows, of) => rows.reduce((total, row) => total + of(row), 0);
 
-// Rows of a table before all are asked for.
-const ROWS = 20;
+// Rows of a table before all are asked for, and letters of a long cell before it is opened.
+const ROWS = 20, LETTERS = 80;
 
 // Columns: [head, value, text]; numbers are on the right and sort downwards first.
 function table(id, columns, rows, first) {
@@ -54,7 +54,14 @@ function table(id, columns, rows, first) {
     const element = make("tr");
     columns.forEach(([, value, text, wide], column) => {
       const shown = text ? text(row) : value(row);
-      element.append(make("td", shown, {class: numeric[column] ? "n" : wide ? "wide" : ""}));
+      const cell = make("td", undefined, {class: numeric[column] ? "n" : wide ? "wide" : ""});
+      const letters = wide ? [...shown] : [];
+      if (letters.length > LETTERS) {
+        const whole = make("details");
+        whole.append(make("summary", letters.slice(0, LETTERS - 1).join("") + "…"), shown);
+        cell.append(whole);
+      } else cell.textContent = shown;
+      element.append(cell);
     });
     return element;
   }
