@@ -23,8 +23,10 @@ const LEASE: &str = "dedup-";
 
 /// An image or images that the report is to list.
 pub(crate) enum Wanted {
-    /// By a name or an id, in a store.
+    /// By a name or an id, in a store; of a name, the images for all platforms.
     Named(String),
+    /// The same; of a name, the image for the first platform.
+    First(String),
     /// All of an archive.
     Archive {
         path: String,
@@ -85,6 +87,8 @@ struct Found {
     /// Its names as they are shown.
     names: BTreeSet<String>,
     references: Vec<Reference>,
+    /// Of these, the tags whose first platform it is for.
+    first_of: Vec<Reference>,
     damage: Option<anyhow::Error>,
 }
 
@@ -97,7 +101,8 @@ fn choose(
     let mut places: HashMap<ImageId, usize> = HashMap::new();
     for (place, wanted) in wanted.iter().enumerate() {
         let keys = match wanted {
-            Wanted::Named(name) => find(&found, name)?,
+            Wanted::Named(name) => find(&found, name, |found| &found.references)?,
+            Wanted::First(name) => find(&found, name, |found| &found.first_of)?,
             Wanted::Archive { images, .. } => images.iter().map(|loaded| loaded.image).collect(),
         };
         for key in keys {
@@ -205,12 +210,16 @@ fn ambiguous_names(found: &[Found]) -> BTreeSet<String> {
 }
 
 /// The image that a name, an id or the beginning of one id stands for.
-fn find(found: &[Found], name: &str) -> Result<Vec<ImageId>> {
+fn find(
+    found: &[Found],
+    name: &str,
+    references: impl Fn(&Found) -> &[Reference],
+) -> Result<Vec<ImageId>> {
     let key = |found: &Found| found.image.id;
     if let Ok(reference) = name.parse::<Reference>() {
         let named = found
             .iter()
-            .filter(|found| found.references.contains(&reference));
+            .filter(|found| references(found).contains(&reference));
         let keys: Vec<_> = named.map(key).collect();
         if !keys.is_empty() {
             return Ok(keys);
@@ -251,6 +260,7 @@ struct Gathering {
 struct Names {
     shown: BTreeSet<String>,
     references: Vec<Reference>,
+    first_of: Vec<Reference>,
 }
 
 impl Gathering {
@@ -262,14 +272,19 @@ impl Gathering {
                 let names = names.entry(image.config).or_default();
                 if let Some(reference) = &tag.reference {
                     names.shown.insert(shown(reference, image, tag));
+                    names.references.push(reference.clone());
                     if tag.id() == Some(image.config) {
-                        names.references.push(reference.clone());
+                        names.first_of.push(reference.clone());
                     }
                 }
             }
         }
         for (id, image) in &images {
-            let Names { shown, references } = names.remove(id).unwrap_or_default();
+            let Names {
+                shown,
+                references,
+                first_of,
+            } = names.remove(id).unwrap_or_default();
             let name = if shown.is_empty() {
                 id.to_string()
             } else {
@@ -292,6 +307,7 @@ impl Gathering {
                 },
                 names: shown,
                 references,
+                first_of,
                 damage,
             };
             if found.damage.is_none() {
@@ -311,6 +327,7 @@ impl Gathering {
         };
         known.names.extend(found.names);
         known.references.extend(found.references);
+        known.first_of.extend(found.first_of);
         if found.damage.is_none()
             && let Some(damage) = known.damage.take()
         {

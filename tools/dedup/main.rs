@@ -284,6 +284,7 @@ fn open_stores(arguments: &Arguments) -> Result<(Vec<Store>, Vec<Wanted>)> {
                     images: archive::load(store, argument)?,
                     store: scratch,
                 },
+                None if arguments.diff => Wanted::First(argument.clone()),
                 None => Wanted::Named(argument.clone()),
             },
         );

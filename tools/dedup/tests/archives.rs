@@ -1,7 +1,7 @@
 //! Images of archives beside those of a store.
 
 use cowl_core::image::Loaded;
-use cowl_core::store::Store;
+use cowl_core::store::{Store, Tag};
 
 use super::{TestStore, put};
 use crate::gather::{Wanted, collect};
@@ -95,3 +95,37 @@ fn an_image_in_several_places_is_one_and_names_them() {
 }
 
 const OTHER_NEW: &[&str] = &["f new n7"];
+
+/// A tag for two platforms lists both; a comparison takes the first, or either by its id.
+#[test]
+fn a_tag_with_two_platforms_lists_both() {
+    let store = TestStore::new();
+    store.put(&["one"], &["f a a10"]);
+    let arm = store.put(&["two"], &["f b b10"]);
+    let tags = store.store().tags().unwrap().tags;
+    let mut images: Vec<_> = tags.into_iter().flat_map(|tag| tag.images).collect();
+    images.sort_by_key(|image| image.config == arm);
+    images[1].platform.architecture = "arm64".to_owned();
+    let tag = Tag {
+        reference: Some("multi".parse().unwrap()),
+        target: None,
+        images,
+    };
+    let transaction = store.store().begin().unwrap();
+    transaction.publish(&[tag]).unwrap();
+    let chosen = |wanted: Wanted| -> Vec<String> {
+        let collection = collect(&store.stores, &[wanted]).unwrap();
+        collection
+            .chosen()
+            .map(|image| image.name.clone())
+            .collect()
+    };
+    let (first, second) = (
+        "multi:latest, one:latest",
+        "multi:latest (linux/arm64), two:latest",
+    );
+    assert_eq!(chosen(Wanted::Named("multi".to_owned())), [second, first]);
+    assert_eq!(chosen(Wanted::First("multi".to_owned())), [first]);
+    let id = arm.0.hex();
+    assert_eq!(chosen(Wanted::First(id)), [second]);
+}
