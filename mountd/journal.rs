@@ -4,7 +4,7 @@
 //! plain stores, so what it wrote is there however it ends. All is in words of 64 bits:
 //!
 //! ```text
-//!   0      8                +512 requests     +512 requests          +2^24 nodes
+//!   0      512              +512 requests     +512 requests          +2^24 nodes
 //!   +------+----------------+-----------------+----------------------+---------------------------+
 //!   | head | being answered | of dead workers | nodes, 8 words each  | lookups of lower nodes    |
 //!   +------+----------------+-----------------+----------------------+---------------------------+
@@ -30,7 +30,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
-use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, fallocate};
 
 use crate::sys::shared::SharedWords;
 
@@ -42,7 +42,8 @@ const CREATED: usize = 2;
 const OVERRUN: usize = 3;
 const CRASHED: usize = 4;
 const END: usize = 5;
-const HEAD: usize = 8;
+/// A page, so that chunks of nodes are pages.
+const HEAD: usize = 512;
 
 /// As many as there are threads at most.
 const REQUESTS: usize = 512;
@@ -56,6 +57,11 @@ const DEATHS: usize = 4;
 pub(crate) const NODE: usize = 8;
 const NODES: usize = 1 << 24;
 const FIRST_NODE: usize = HEAD + 2 * REQUESTS * REQUEST;
+
+/// Entries of nodes in 4 KiB, which are freed together.
+const NODES_PER_CHUNK: usize = 64;
+/// Chunks without an entry in use that are kept: freeing takes a system call.
+const FREE_CHUNKS: usize = 64;
 
 /// Nodes of the lower whose lookups are counted, four of them in a word.
 const COUNTED: usize = 1 << 26;
@@ -155,6 +161,7 @@ impl Intent {
 /// The memory as a worker uses it.
 #[derive(Debug)]
 pub(crate) struct Journal {
+    memory: OwnedFd,
     words: SharedWords,
     /// Free entries of requests.
     idle: Mutex<Vec<usize>>,
@@ -169,6 +176,44 @@ pub(crate) struct Journal {
 struct Entries {
     returned: Vec<u32>,
     end: u32,
+    /// How many entries of each chunk are in use.
+    used: Vec<u8>,
+    /// Chunks that have memory and no entry in use.
+    free_chunks: Vec<usize>,
+}
+
+impl Entries {
+    fn take(&mut self, number: u32) {
+        let chunk = number as usize / NODES_PER_CHUNK;
+        if chunk >= self.used.len() {
+            self.used.resize(chunk + 1, 0);
+        }
+        if let Some(used) = self.used.get_mut(chunk) {
+            *used += 1;
+        }
+    }
+
+    /// The chunks to free, if they are worth it.
+    fn give_back(&mut self, number: u32) -> Vec<usize> {
+        self.returned.push(number);
+        let chunk = number as usize / NODES_PER_CHUNK;
+        let Some(used) = self.used.get_mut(chunk) else {
+            return Vec::new();
+        };
+        *used = used.saturating_sub(1);
+        if *used > 0 {
+            return Vec::new();
+        }
+        self.free_chunks.push(chunk);
+        if self.free_chunks.len() < FREE_CHUNKS {
+            return Vec::new();
+        }
+        let mut free = std::mem::take(&mut self.free_chunks);
+        free.retain(|chunk| self.used.get(*chunk) == Some(&0));
+        free.sort_unstable();
+        free.dedup();
+        free
+    }
 }
 
 impl Journal {
@@ -180,6 +225,7 @@ impl Journal {
             return Err(io::ErrorKind::InvalidData.into());
         }
         let mut journal = Self {
+            memory: memory.try_clone_to_owned()?,
             is_inherited: false,
             words: SharedWords::map(memory, WORDS)?,
             idle: Mutex::new((0..REQUESTS).map(entry_of_request).collect()),
@@ -332,9 +378,11 @@ impl Journal {
             let Some(start) = entry_of_node(number) else {
                 break;
             };
-            match self.get(start) {
-                0 => nodes.returned.push(number),
-                _ => inherited.push((number, std::array::from_fn(|word| self.get(start + word)))),
+            if self.get(start) == 0 {
+                nodes.returned.push(number);
+            } else {
+                nodes.take(number);
+                inherited.push((number, std::array::from_fn(|word| self.get(start + word))));
             }
         }
         inherited
@@ -354,6 +402,7 @@ impl Journal {
     fn new_entry(&self) -> Option<u32> {
         let mut nodes = self.nodes.lock();
         if let Some(returned) = nodes.returned.pop() {
+            nodes.take(returned);
             return Some(returned);
         }
         if entry_of_node(nodes.end).is_none() {
@@ -363,9 +412,11 @@ impl Journal {
             self.set(OVERRUN, 1);
             return None;
         }
+        let number = nodes.end;
         nodes.end += 1;
         self.set(END, nodes.end.into());
-        Some(nodes.end - 1)
+        nodes.take(number);
+        Some(number)
     }
 
     /// Changes one word of a node's entry, but for the first.
@@ -403,7 +454,24 @@ impl Journal {
     pub(crate) fn clear_node(&self, entry: u32) {
         if let Some(start) = entry_of_node(entry) {
             self.set(start, 0);
-            self.nodes.lock().returned.push(entry);
+            // Under the lock: no entry of a chunk is given out while it is freed.
+            let mut nodes = self.nodes.lock();
+            for chunk in nodes.give_back(entry) {
+                self.free_chunk(chunk);
+            }
+        }
+    }
+
+    /// Gives a chunk's memory back. Its words are 0 then, as they are of free entries.
+    fn free_chunk(&self, chunk: usize) {
+        let words = FIRST_NODE + chunk * NODES_PER_CHUNK * NODE;
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let (start, length) = (
+            words * size_of::<u64>(),
+            NODES_PER_CHUNK * NODE * size_of::<u64>(),
+        );
+        if let Err(error) = fallocate(&self.memory, flags, start as u64, length as u64) {
+            tracing::warn!(%error, "the journal keeps memory that it does not need");
         }
     }
 }
@@ -539,5 +607,30 @@ mod tests {
         let counts = [0, 4, 5, 6].map(|node| next.lookups(node));
         assert_eq!(counts, [Some(1), Some(0), Some(u16::MAX), Some(1)]);
         assert_eq!(next.lookups(u32::MAX), None);
+    }
+    #[test]
+    fn memory_of_cleared_nodes_is_given_back() {
+        let blocks = |memory: &OwnedFd| rustix::fs::fstat(memory).unwrap().st_blocks;
+        let memory = create().unwrap();
+        let journal = mapped(&memory);
+        let kept = journal.write_node(None, &[7; NODE]).unwrap();
+        let before = blocks(&memory);
+        let entries: Vec<_> = (0..20_000)
+            .map(|_| journal.write_node(None, &[9; NODE]).unwrap())
+            .collect();
+        assert!(blocks(&memory) > before + 2000);
+        for entry in entries {
+            journal.clear_node(entry);
+        }
+        assert!(
+            blocks(&memory) < before + 1000,
+            "{} blocks",
+            blocks(&memory)
+        );
+        assert_eq!(mapped(&memory).inherited_nodes(), [(kept, [7; NODE])]);
+        // What is written again is there again.
+        let entry = journal.write_node(None, &[5; NODE]).unwrap();
+        let inherited = mapped(&memory).inherited_nodes();
+        assert_eq!(inherited, [(kept, [7; NODE]), (entry, [5; NODE])]);
     }
 }
