@@ -59,9 +59,9 @@ const NODES: usize = 1 << 24;
 const FIRST_NODE: usize = HEAD + 2 * REQUESTS * REQUEST;
 
 /// Entries of nodes in 4 KiB, which are freed together.
-const NODES_PER_CHUNK: usize = 64;
-/// Chunks without an entry in use that are kept: freeing takes a system call.
-const FREE_CHUNKS: usize = 64;
+const NODES_PER_CHUNK: usize = u64::BITS as usize;
+/// Chunks without an entry in use that are kept: freeing takes a system call each.
+const EMPTY_CHUNKS: usize = 64;
 
 /// Nodes of the lower whose lookups are counted, four of them in a word.
 const COUNTED: usize = 1 << 26;
@@ -171,49 +171,67 @@ pub(crate) struct Journal {
     is_inherited: bool,
 }
 
-/// Which entries of the table of nodes are free: those given back, and all from `end` on.
+/// Which entries of the table of nodes are in use.
 #[derive(Debug, Default)]
 struct Entries {
-    returned: Vec<u32>,
-    end: u32,
-    /// How many entries of each chunk are in use.
-    used: Vec<u8>,
+    /// A bit an entry.
+    chunks: Vec<u64>,
+    /// No chunk before this one has a free entry.
+    first_free: usize,
     /// Chunks that have memory and no entry in use.
-    free_chunks: Vec<usize>,
+    empty: Vec<usize>,
 }
 
 impl Entries {
     fn take(&mut self, number: u32) {
-        let chunk = number as usize / NODES_PER_CHUNK;
-        if chunk >= self.used.len() {
-            self.used.resize(chunk + 1, 0);
+        let (chunk, bit) = chunk_of(number);
+        if chunk >= self.chunks.len() {
+            self.chunks.resize(chunk + 1, 0);
         }
-        if let Some(used) = self.used.get_mut(chunk) {
-            *used += 1;
+        if let Some(used) = self.chunks.get_mut(chunk) {
+            *used |= bit;
         }
     }
 
-    /// The chunks to free, if they are worth it.
+    /// A free entry, which is in use then.
+    fn take_free(&mut self) -> Option<u32> {
+        let rest = self.chunks.iter().skip(self.first_free);
+        let full = rest.take_while(|used| **used == u64::MAX).count();
+        self.first_free += full;
+        let used = self.chunks.get(self.first_free).copied().unwrap_or(0);
+        let first = u32::try_from(self.first_free * NODES_PER_CHUNK).ok()?;
+        let number = first + used.trailing_ones();
+        entry_of_node(number)?;
+        self.take(number);
+        Some(number)
+    }
+
+    /// Frees an entry. The chunks whose memory is to be given back, if there are enough.
     fn give_back(&mut self, number: u32) -> Vec<usize> {
-        self.returned.push(number);
-        let chunk = number as usize / NODES_PER_CHUNK;
-        let Some(used) = self.used.get_mut(chunk) else {
+        let (chunk, bit) = chunk_of(number);
+        let Some(used) = self.chunks.get_mut(chunk) else {
             return Vec::new();
         };
-        *used = used.saturating_sub(1);
-        if *used > 0 {
+        *used &= !bit;
+        self.first_free = self.first_free.min(chunk);
+        if *used == 0 {
+            self.empty.push(chunk);
+        }
+        if self.empty.len() < EMPTY_CHUNKS {
             return Vec::new();
         }
-        self.free_chunks.push(chunk);
-        if self.free_chunks.len() < FREE_CHUNKS {
-            return Vec::new();
-        }
-        let mut free = std::mem::take(&mut self.free_chunks);
-        free.retain(|chunk| self.used.get(*chunk) == Some(&0));
-        free.sort_unstable();
-        free.dedup();
-        free
+        let mut empty = std::mem::take(&mut self.empty);
+        empty.retain(|chunk| self.chunks.get(*chunk) == Some(&0));
+        empty.sort_unstable();
+        empty.dedup();
+        empty
     }
+}
+
+/// The chunk of an entry, and its bit there.
+fn chunk_of(number: u32) -> (usize, u64) {
+    let chunk = number as usize / NODES_PER_CHUNK;
+    (chunk, 1 << (number % u64::BITS))
 }
 
 impl Journal {
@@ -372,15 +390,12 @@ impl Journal {
     /// Entries of nodes that dead workers left, with their numbers. They stay in use.
     pub(crate) fn inherited_nodes(&self) -> Vec<(u32, [u64; NODE])> {
         let mut nodes = self.nodes.lock();
-        nodes.end = u32::try_from(self.get(END)).unwrap_or(0);
         let mut inherited = Vec::new();
-        for number in 0..nodes.end {
+        for number in 0..u32::try_from(self.get(END)).unwrap_or(0) {
             let Some(start) = entry_of_node(number) else {
                 break;
             };
-            if self.get(start) == 0 {
-                nodes.returned.push(number);
-            } else {
+            if self.get(start) != 0 {
                 nodes.take(number);
                 inherited.push((number, std::array::from_fn(|word| self.get(start + word))));
             }
@@ -401,21 +416,17 @@ impl Journal {
 
     fn new_entry(&self) -> Option<u32> {
         let mut nodes = self.nodes.lock();
-        if let Some(returned) = nodes.returned.pop() {
-            nodes.take(returned);
-            return Some(returned);
-        }
-        if entry_of_node(nodes.end).is_none() {
+        let Some(number) = nodes.take_free() else {
             if self.get(OVERRUN) == 0 {
                 tracing::warn!("the journal is full: the mount does not outlive this worker");
             }
             self.set(OVERRUN, 1);
             return None;
+        };
+        let end = u64::from(number) + 1;
+        if end > self.get(END) {
+            self.set(END, end);
         }
-        let number = nodes.end;
-        nodes.end += 1;
-        self.set(END, nodes.end.into());
-        nodes.take(number);
         Some(number)
     }
 

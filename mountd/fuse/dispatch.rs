@@ -17,6 +17,7 @@ use super::ids::IdMap;
 use super::negotiate::{Connection, MAX_WRITE};
 use super::notify;
 use super::reply::{self, Reply};
+use super::shortage::Shortage;
 use super::wire;
 use crate::overlay::{
     Attr, Caller, Entry, NodeId, Overlay, RenameMode, SetAttr, SetTime, XattrFlags,
@@ -37,6 +38,7 @@ pub(crate) struct Dispatcher<'m> {
     pub(super) overlay: &'m Overlay,
     pub(super) device: BorrowedFd<'m>,
     pub(super) backing: BackingIds,
+    shortage: Shortage,
     ids: &'m IdMap,
     /// Whether OPEN and CREATE are answered ENOSYS, and so asked once only. The kernel then opens
     /// files by itself, and creates them with MKNOD, which no RELEASE follows.
@@ -58,6 +60,7 @@ impl<'m> Dispatcher<'m> {
             overlay,
             device: connection.as_fd(),
             backing: BackingIds::new()?,
+            shortage: Shortage::default(),
             ids,
             skip_open: connection.may_skip_open(),
             skip_seek: connection.writes_back(),
@@ -83,16 +86,15 @@ impl<'m> Dispatcher<'m> {
                 }
                 Ok(Answer::Silence)
             }
-            awaited => match self.answer(header, node, &awaited, reply) {
-                // Descriptors have run out, and a request that fails changes nothing.
-                Err(Errno::MFILE | Errno::NFILE) => {
-                    let _nothing_kept = self.overlay.close_kept();
+            awaited => {
+                let answer = || {
                     reply.clear();
                     self.answer(header, node, &awaited, reply)
-                }
-                outcome => outcome,
+                };
+                self.shortage
+                    .outlast(answer, || self.overlay.close_kept())
+                    .map(|()| Answer::Reply)
             }
-            .map(|()| Answer::Reply),
         }
     }
 

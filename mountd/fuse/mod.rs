@@ -29,6 +29,7 @@ mod opcode;
 mod reply;
 mod resent;
 mod serve;
+mod shortage;
 mod threads;
 mod wire;
 
