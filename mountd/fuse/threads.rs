@@ -15,7 +15,7 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{Builder, Scope};
 
@@ -23,6 +23,7 @@ use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit};
 
 use super::buffer::Buffer;
 use super::reply::Reply;
@@ -197,7 +198,8 @@ enum Stay {
 /// A thread's place in the queue of those that wait for requests.
 #[derive(Debug)]
 struct Place {
-    /// None where no descriptors were left: the thread is then woken together with others.
+    /// None where half of the descriptors are in use: the rest is for what requests open. The
+    /// thread is then woken together with others.
     queue: Option<OwnedFd>,
     stay: Stay,
 }
@@ -210,8 +212,13 @@ impl Place {
             epoll::add(&queue, device, epoll::EventData::new_u64(0), how)?;
             Ok(queue)
         });
+        let room = getrlimit(Resource::Nofile).current.map(|limit| limit / 2);
+        let leaves_room = |queue: &OwnedFd| {
+            let number = u64::try_from(queue.as_raw_fd());
+            room.is_none_or(|room| number.is_ok_and(|number| number < room))
+        };
         Self {
-            queue: queue.ok(),
+            queue: queue.ok().filter(leaves_room),
             stay,
         }
     }
