@@ -212,7 +212,8 @@ fn order(
             tracing::info!(%error, "no memory for a journal, so the mount does not outlive its worker");
         }
     }
-    // Closed last: who waits for the lease may unmount the file system that the others are on.
+    // Closed last: `cowl umount` waits for the lease, and then the file system that the other
+    // files are on may be unmounted.
     order.add(Role::Lease, files.take(Role::Lease)?);
     Ok(order)
 }

@@ -2,9 +2,9 @@
 //!
 //! It negotiates the connection, builds the overlay over the tree and the upper, tells the keeper
 //! that it serves, and does so until the mount is gone. A worker that follows on one that died
-//! takes over what that one negotiated, and finds its files in the upper again. Invariants: it opens no path of the host
-//! but beneath the directories it was handed; it says [`WorkerReady`] or [`MountFailed`] exactly
-//! once; it ends with 0 exactly when the mount was unmounted.
+//! takes over what that one negotiated, and finds its files in the upper again. Invariants: it
+//! opens no path of the host but beneath the directories it was handed; it says [`WorkerReady`] or
+//! [`MountFailed`] exactly once; it ends with 0 exactly when the mount was unmounted.
 
 use std::fs::File;
 use std::io;
