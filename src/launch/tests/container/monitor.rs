@@ -31,8 +31,7 @@ fn wait_answers_all_who_ask() {
 #[test]
 fn pause_freezes_all_processes() {
     let fixture = Fixture::new("pause");
-    let script =
-        "touch /ready; n=0; while [ ! -e /go ]; do n=$((n+1)); echo $n > /count; done; exit 7";
+    let script = "n=0; echo $n > /count; touch /ready; while [ ! -e /go ]; do n=$((n+1)); echo $n > /count; done; exit 7";
     let running = fixture.start(&fixture.sh(script)).unwrap();
     wait_for(&fixture.path("ready"));
     let control = fixture.control();
