@@ -1,5 +1,5 @@
-//! `docker cp` over `cowl serve`: files into and out of containers, whatever a container or a tar has
-//! in it.
+//! `docker cp` over `cowl serve`: files into and out of containers, whatever a container or a tar
+//! has in it.
 
 use std::fs::File;
 use std::process::Stdio;

@@ -1,5 +1,5 @@
-//! `cowl serve` killed in the middle of what it does for a client: containers run on, nothing is half
-//! done, and another server goes on.
+//! `cowl serve` killed in the middle of what it does for a client: containers run on, nothing is
+//! half done, and another server goes on.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -19,7 +19,8 @@ fn another(server: Server, store: &Store) -> Server {
     Server::start(store)
 }
 
-/// What is left to read of a connection, which has ended; by a reset if its server had not read all.
+/// What is left to read of a connection, which has ended; by a reset if its server had not read
+/// all.
 fn rest(mut client: UnixStream) -> String {
     let mut rest = String::new();
     match client.read_to_string(&mut rest) {

@@ -1,5 +1,5 @@
-//! A hundred clients of one `cowl serve` at once, each over connections of its own: all are answered,
-//! nothing is lost and nobody waits for ever.
+//! A hundred clients of one `cowl serve` at once, each over connections of its own: all are
+//! answered, nothing is lost and nobody waits for ever.
 
 use std::io::{Read as _, Write as _};
 use std::sync::Barrier;

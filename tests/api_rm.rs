@@ -1,5 +1,5 @@
-//! `docker run --rm` and clients that attach or wait, where another command, an upgrade or a restart
-//! comes between.
+//! `docker run --rm` and clients that attach or wait, where another command, an upgrade or a
+//! restart comes between.
 
 use std::process::Command;
 

@@ -1,5 +1,6 @@
-//! `cowl load`, `rmi`, `gc` and `commit` may be killed at any system call: what is in the store then
-//! is whole, the same command succeeds when it is run again, and the images there are the right ones.
+//! `cowl load`, `rmi`, `gc` and `commit` may be killed at any system call: what is in the store
+//! then is whole, the same command succeeds when it is run again, and the images there are the
+//! right ones.
 //!
 //! strace delivers SIGKILL at the n-th system call of each thread, for a sample of all n
 //! (`harness/sample.rs`).

@@ -1,4 +1,4 @@
-//! Events are told by whoever acts, and read through both doors.
+//! Events are told by the process that acts, and read through both doors.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Stdio};

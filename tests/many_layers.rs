@@ -1,5 +1,5 @@
-//! What a mount costs depends neither on its layers, which were merged when the image came in, nor on
-//! the other images of the store.
+//! What a mount costs depends neither on its layers, which were merged when the image came in, nor
+//! on the other images of the store.
 
 use std::path::{Path, PathBuf};
 

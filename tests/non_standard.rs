@@ -270,8 +270,8 @@ fn refused_write_by_a_stranger_drops_nothing() {
 }
 
 /// The kernel asks for `chown(path, -1, -1)` with the same request as before a write, and does not
-/// name the caller: so this clears set-id bits for every user, where other file systems refuse it to
-/// all but the owner. Nothing is gained by it, but a set-id program can be made an ordinary one.
+/// name the caller: so this clears set-id bits for every user, where other file systems refuse it
+/// to all but the owner. Nothing is gained by it, but a set-id program can be made an ordinary one.
 #[test]
 fn chown_to_minus_one_by_a_stranger_drops_set_id_bits() {
     root(|| {

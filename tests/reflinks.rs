@@ -1,6 +1,6 @@
 //! Where the file system shares blocks between files, `commit` takes contents from an upper and
-//! `unpack` gives them to files without a copy; elsewhere both copy, with the same result. `filefrag`
-//! says what the kernel shares.
+//! `unpack` gives them to files without a copy; elsewhere both copy, with the same result.
+//! `filefrag` says what the kernel shares.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

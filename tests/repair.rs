@@ -1,5 +1,5 @@
-//! `cowl check --repair`: each kind of file of the store is damaged and healed from each source, and
-//! what a source cannot give is named by path and image, with exit code 1.
+//! `cowl check --repair`: each kind of file of the store is damaged and healed from each source,
+//! and what a source cannot give is named by path and image, with exit code 1.
 
 use std::fs;
 use std::path::PathBuf;

@@ -1,7 +1,8 @@
-//! Copy-up of a file's content, in one of two ways. The content is durable before anything shows it.
+//! Copy-up of a file's content, in one of two ways. The content is durable before anything shows
+//! it.
 //!
 //! A small file that is not in the upper yet is copied whole in `work/tmp`, then renamed into place
-//! as a copy of metadata is; that rename is the commit. Whoever changes the file meanwhile comes
+//! as a copy of metadata is; that rename is the commit. A change of the file meanwhile comes
 //! first, and the copy is thrown away.
 //!
 //! Any other is copied into its upper file. Until that ends, the file's mark says `metadata only`

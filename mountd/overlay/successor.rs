@@ -3,8 +3,8 @@
 //! Names, marks and contents are read from the upper, which shows every finished change whole and
 //! no unfinished one; the journal has the ids that the kernel knows files by. So nothing that the
 //! dead worker had in memory is missed. Counts of lookups may be too high by what was counted and
-//! not answered, so such a file may stay in `work/orphans` until the mount ends. Only directories are read that the dead worker had read: the kernel cannot know what
-//! is below others.
+//! not answered, so such a file may stay in `work/orphans` until the mount ends. Only directories
+//! are read that the dead worker had read: the kernel cannot know what is below others.
 //!
 //! A request that the dead worker had read and not answered is resent. Most can be done again, or
 //! tell by what is there that they were done, since the kernel lets nobody else at the names

@@ -1,5 +1,5 @@
-//! The engine's side: starts a monitor, sends it what to run and descriptors, and exchanges messages
-//! with it.
+//! The engine's side: starts a monitor, sends it what to run and descriptors, and exchanges
+//! messages with it.
 //!
 //! The monitor is spawned (not forked from a process with threads) with its control socket as
 //! standard input. It lives on when the client goes away; the outcome is then in the status

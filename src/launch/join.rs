@@ -2,9 +2,9 @@
 //!
 //! It is made in two steps. The first process stays outside of the container's pid namespace, where
 //! no process of the container can see it: it drops every descriptor of the monitor, enters the
-//! other namespaces and clones the second. Only that one is in the pid namespace, and it has nothing
-//! of the host but the launcher's sealed file (CVE-2016-9962, CVE-2019-5736). It becomes the
-//! program, as a child of the monitor. Neither allocates. Caller: [`crate::monitor`].
+//! other namespaces and clones the second. Only that one is in the pid namespace, and it has
+//! nothing of the host but the launcher's sealed file (CVE-2016-9962, CVE-2019-5736). It becomes
+//! the program, as a child of the monitor. Neither allocates. Caller: [`crate::monitor`].
 
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};

@@ -2,9 +2,10 @@
 //! until it ends.
 //!
 //! It knows no images and no store. An engine fills in a [`sandbox::Sandbox`] and a
-//! [`process::Process`], opens the descriptors that belong to them and calls [`client::Launch::spawn`]. That starts `cowl-runtime run`, a small
-//! single-threaded process per container, the *monitor*, which does not depend on the engine. The
-//! files that it leaves are described in [`status`].
+//! [`process::Process`], opens the descriptors that belong to them and calls
+//! [`client::Launch::spawn`]. That starts `cowl-runtime run`, a small single-threaded process per
+//! container, the *monitor*, which does not depend on the engine. The files that it leaves are
+//! described in [`status`].
 #![cfg_attr(
     test,
     allow(

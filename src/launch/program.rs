@@ -209,8 +209,8 @@ fn read_file(
 }
 
 /// Enters the working directory, created if missing. It is looked up below the root, which
-/// [`crate::mounts::pivot`] has made the current directory, and checked: getcwd of a directory outside
-/// begins with "(unreachable)".
+/// [`crate::mounts::pivot`] has made the current directory, and checked: getcwd of a directory
+/// outside begins with "(unreachable)".
 fn working_directory(setup: &mut ProgramSetup) -> Result<(), Errno> {
     let directory = setup.cwd.open_or_create(CWD, Kind::Directory)?;
     rustix::process::fchdir(&directory)?;

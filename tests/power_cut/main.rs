@@ -1,5 +1,5 @@
-//! The power may go at any write of a load, an import, a commit, a removal or a gc: then the store is whole
-//! (nothing corrupt, nothing half visible), what a command had reported done is there, and
+//! The power may go at any write of a load, an import, a commit, a removal or a gc: then the store
+//! is whole (nothing corrupt, nothing half visible), what a command had reported done is there, and
 //! everything goes on as if nothing had been. What was synced through a mount is there, too.
 //!
 //! The store or the upper lies on an ext4 on a disk that remembers every write and flush

@@ -1,5 +1,5 @@
-//! Errors of loading and saving an archive. A message names the part of the archive; the caller names the
-//! archive.
+//! Errors of loading and saving an archive. A message names the part of the archive; the caller
+//! names the archive.
 
 use std::io;
 

@@ -30,8 +30,8 @@ pub struct Repaired {
     pub failed: Vec<ImageError>,
 }
 
-/// Checks the store, heals what it can, and checks again. Each of `from` is an archive as `load` takes
-/// it, a layer's tar, plain or compressed, or another store.
+/// Checks the store, heals what it can, and checks again. Each of `from` is an archive as `load`
+/// takes it, a layer's tar, plain or compressed, or another store.
 pub fn repair(store: &Store, deep: bool, from: &[PathBuf]) -> Result<Repaired, ImageError> {
     let before = store.check(deep)?;
     let mut failed = Vec::new();

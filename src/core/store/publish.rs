@@ -1,4 +1,5 @@
-//! Publishing a transaction: what it staged gets its final names (see [`crate::store`] for the order).
+//! Publishing a transaction: what it staged gets its final names (see [`crate::store`] for the
+//! order).
 
 use rustix::fs::FileType;
 use rustix::io::Errno;

@@ -21,8 +21,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use tokio::sync::mpsc;
 
-/// Most clients that wait for the start of one container: their descriptors go to the monitor in one
-/// message.
+/// Most clients that wait for the start of one container: their descriptors go to the monitor in
+/// one message.
 const MOST: usize = 32;
 
 /// The monitor's ends of the pipes of clients that wait for a start, by the container's id.
@@ -82,7 +82,8 @@ impl Drop for Place {
 }
 
 impl Place {
-    /// Waits until the container runs, with these pipes attached; or it is gone, and they are closed.
+    /// Waits until the container runs, with these pipes attached; or it is gone, and they are
+    /// closed.
     async fn wait(mut self) -> Handled<()> {
         loop {
             match look(&self.server, &self.id).await? {

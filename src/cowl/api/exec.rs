@@ -1,8 +1,8 @@
 //! `/containers/{id}/exec` and `/exec/{id}`: programs in a running container.
 //!
-//! A client creates an exec, starts it over a connection of its own and asks for its exit code. What
-//! it asked for is kept by the container's monitor, as is what came of it: so another server goes on
-//! where this one is killed.
+//! A client creates an exec, starts it over a connection of its own and asks for its exit code.
+//! What it asked for is kept by the container's monitor, as is what came of it: so another server
+//! goes on where this one is killed.
 
 use super::Server;
 use super::hijack::{self, Client, Format, Passed};
@@ -28,8 +28,8 @@ use tokio::io::Interest;
 const NOT_STARTED: u8 = 126;
 /// The monitor's code of the same.
 const ENGINE_ERROR: u8 = 125;
-/// How often it is looked, and how long apart, whether an exec runs whose terminal is to be resized:
-/// for ten seconds, as dockerd waits.
+/// How often it is looked, and how long apart, whether an exec runs whose terminal is to be
+/// resized: for ten seconds, as dockerd waits.
 const LOOKS: u32 = 1000;
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -129,7 +129,7 @@ async fn end(program: Program) {
             .await
             .unwrap_or(Ok(0)),
     };
-    // The monitor has the code, for whoever asks.
+    // The monitor has the code, for other clients.
     code.map(drop).unwrap_or_default();
 }
 

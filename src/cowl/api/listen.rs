@@ -19,8 +19,8 @@ use tokio::sync::oneshot;
 /// Serves the store at `root` on the unix socket `socket` until SIGINT or SIGTERM.
 ///
 /// `ready` is called once the socket answers, `warn` with what could not be started of the
-/// containers that are to run ([`crate::engine::Engine::start_by_policy`]). The socket is 0660; `group` may use it too, which is
-/// as good as being root where root serves.
+/// containers that are to run ([`crate::engine::Engine::start_by_policy`]). The socket is 0660;
+/// `group` may use it too, which is as good as being root where root serves.
 pub fn serve(
     root: PathBuf,
     socket: &Path,

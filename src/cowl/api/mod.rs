@@ -1,8 +1,8 @@
 //! `cowl serve`: Docker's Engine API over a unix socket.
 //!
 //! Each request opens the engine, calls a verb and answers in Docker's words. The server holds no
-//! state but that of its connections: killed at any moment, the next one goes on. Verbs block, so each runs in a thread of its
-//! own. Shapes and texts: Docker Engine API v1.51.
+//! state but that of its connections: killed at any moment, the next one goes on. Verbs block, so
+//! each runs in a thread of its own. Shapes and texts: Docker Engine API v1.51.
 
 mod archive;
 mod attach;

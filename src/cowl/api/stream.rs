@@ -1,5 +1,5 @@
-//! Bodies that are sent or read while they are made: replies of other threads and tasks, uploads, and
-//! the reply whose connection is taken over.
+//! Bodies that are sent or read while they are made: replies of other threads and tasks, uploads,
+//! and the reply whose connection is taken over.
 
 use super::http::{Handled, Reply, with_body};
 use crate::engine::error::Error;

@@ -1,4 +1,4 @@
-//! `wait`: the exit code of a container, whoever started it and however it ends.
+//! `wait`: the exit code of a container, also of one that another process started.
 //!
 //! The monitor writes `exit.json` into the container's directory, and a removal removes the
 //! directory. Both are seen by [`super::watch`], so a wait costs no thread, outlives no client, and

@@ -1,4 +1,5 @@
-//! Times as Docker's command line shows them: in the caller's time zone (`TZ`, else /etc/localtime).
+//! Times as Docker's command line shows them: in the caller's time zone (`TZ`, else
+//! /etc/localtime).
 
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, ZonedDateTime};

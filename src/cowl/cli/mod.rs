@@ -72,7 +72,8 @@ pub fn main() -> ExitCode {
             return ExitCode::from(FAILURE);
         }
     };
-    // `run` leaves 1 and the like to the container's program, and `create` is a part of it; an unknown command is a usage error.
+    // `run` leaves 1 and the like to the container's program, and `create` is a part of it; an
+    // unknown command is a usage error.
     let failure = if matches!(
         cli.command,
         Command::Run(_)

@@ -203,8 +203,8 @@ fn copier(
         .context(|| "starting a thread")
 }
 
-/// Gives what is read to `each` until end of file, or that says stop (false). A closed side ends the
-/// copy without error: EPIPE of a pipe, EIO of a terminal.
+/// Gives what is read to `each` until end of file, or that says stop (false). A closed side ends
+/// the copy without error: EPIPE of a pipe, EIO of a terminal.
 fn copy(from: &OwnedFd, mut each: impl FnMut(&[u8]) -> Result<bool, Errno>) -> Result<(), Errno> {
     let mut buffer = vec![0_u8; BUFFER];
     loop {

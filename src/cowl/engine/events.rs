@@ -1,7 +1,7 @@
 //! Events: what happened to containers, images and volumes, in Docker's words.
 //!
-//! Whoever acts appends a JSON object and a newline to the file `events` of the store, under the
-//! file's lock; any number of clients follow it. A full file is renamed to `events.old`, which
+//! A process that acts appends a JSON object and a newline to the file `events` of the store, under
+//! its lock; any number of clients follow it. A full file is renamed to `events.old`, which
 //! bounds what is kept. A line that a killed writer left unfinished is skipped.
 
 mod filter;

@@ -1,4 +1,5 @@
-//! Health checks: what a container's `Healthcheck` asks the monitor for, and what the monitor found.
+//! Health checks: what a container's `Healthcheck` asks the monitor for, and what the monitor
+//! found.
 
 use super::Engine;
 use super::container::Container;

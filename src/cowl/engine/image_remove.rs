@@ -10,7 +10,8 @@ use std::fmt;
 use std::path::PathBuf;
 
 impl Engine {
-    /// Removes a name of an image, or all of it by its id; frees what nothing else uses. Docker's rules for what `force` overrides.
+    /// Removes a name of an image, or all of it by its id; frees what nothing else uses. Docker's
+    /// rules for what `force` overrides.
     ///
     /// What was done is noted in `removed`, also when an error ends it half-way. Gives the bytes
     /// that were freed.

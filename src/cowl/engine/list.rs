@@ -155,7 +155,7 @@ impl Engine {
             "ancestor" => {
                 let mut images = Vec::new();
                 for value in values {
-                    // A missing image is nobody's ancestor.
+                    // A missing image is no container's ancestor.
                     if let Ok(image) = self.image(value) {
                         images.push((image.id.0.hex(), image.layers));
                     }

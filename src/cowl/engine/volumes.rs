@@ -1,4 +1,5 @@
-//! Named volumes as clients create, list and remove them. What a volume is, [`crate::volume`] knows.
+//! Named volumes as clients create, list and remove them. What a volume is, [`crate::volume`]
+//! knows.
 
 use super::error::{Error, Result};
 use super::list::{Filters, matches};

@@ -21,8 +21,8 @@ const PAUSE: Timespec = Timespec {
     tv_nsec: 20_000_000,
 };
 
-/// Makes the directory of a cgroup. The monitor's umask is 0, so the mode is given: any user who may
-/// write to it could make cgroups there.
+/// Makes the directory of a cgroup. The monitor's umask is 0, so the mode is given: any user who
+/// may write to it could make cgroups there.
 pub(super) fn make_directory(path: &Path) -> io::Result<()> {
     DirBuilder::new().mode(0o755).create(path)
 }

@@ -108,8 +108,8 @@ impl ContainerCgroups {
             .map_err(|source| io_error("disable the OOM killer of", made.path(), source))
     }
 
-    /// Moves the container's processes into the cgroup that was just created for a controller, until
-    /// none is left behind.
+    /// Moves the container's processes into the cgroup that was just created for a controller,
+    /// until none is left behind.
     fn move_in(&mut self, controller: &str) -> Result<(), CgroupError> {
         let failed = |source| io_error("move the processes into", Path::new(controller), source);
         loop {
@@ -134,8 +134,8 @@ impl ContainerCgroups {
     }
 }
 
-/// Limits memory, and memory with swap: without a limit of both to the same value, so that a process
-/// that allocates more is killed instead of swapped.
+/// Limits memory, and memory with swap: without a limit of both to the same value, so that a
+/// process that allocates more is killed instead of swapped.
 fn limit_legacy_memory(made: &Directory, bytes: u64, swap: Option<u64>) -> io::Result<()> {
     const MEMORY: &str = "memory.limit_in_bytes";
     const WITH_SWAP: &str = "memory.memsw.limit_in_bytes";

@@ -62,8 +62,8 @@ impl LegacyCgroup {
     }
 }
 
-/// Gives each level of a cpuset of version 1 what its parent has, where it has nothing yet: without,
-/// no process can be moved there.
+/// Gives each level of a cpuset of version 1 what its parent has, where it has nothing yet:
+/// without, no process can be moved there.
 pub(super) fn inherit_cpuset(mount_point: &Path, relative: &Path) -> Result<(), CgroupError> {
     let mut parent = mount_point.to_owned();
     for component in relative.components() {

@@ -378,7 +378,8 @@ impl Console {
         Ok(())
     }
 
-    /// Closes the program's input. A terminal's descriptor has a copy, so closing it does not end the wait for it.
+    /// Closes the program's input. A terminal's descriptor has a copy, so closing it does not end
+    /// the wait for it.
     pub(super) fn close_target(&mut self, poller: &mut Poller) -> Result<(), Errno> {
         if let (Some(key), Some(target)) = (self.target_key.take(), &self.target) {
             poller.remove(key, target.as_fd())?;

@@ -1,4 +1,5 @@
-//! What a client has attached as a program's standard input, and what the program has not taken yet.
+//! What a client has attached as a program's standard input, and what the program has not taken
+//! yet.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 

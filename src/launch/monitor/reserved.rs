@@ -1,7 +1,7 @@
 //! Programs that clients describe before they start them, as Docker's `exec` does in two requests.
 //!
 //! The monitor keeps the description, which only clients understand, until the container ends; so
-//! whoever knows the id can go on where another client was killed.
+//! a client that knows the id can go on where another one was killed.
 
 use std::fs::File;
 use std::os::fd::{AsFd as _, OwnedFd};

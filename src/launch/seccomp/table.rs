@@ -1,8 +1,10 @@
-//! What Docker's default profile says of each system call, and the call's number in each numbering: one row a name.
+//! What Docker's default profile says of each system call, and the call's number in each numbering:
+//! one row a name.
 //!
-//! The rules are those of moby's `seccomp/default.json` (github.com/moby/profiles, June 2026), without the rows of machines that
-//! [`Arch`](super::Arch) lacks; its condition "kernel 4.8 or later" is true wherever the launcher runs. The numbers are the kernel's
-//! (Linux 6.17), which never change. A call that has no row is refused. Caller: [`super::default_filter`].
+//! The rules are those of moby's `seccomp/default.json` (github.com/moby/profiles, June 2026),
+//! without the rows of machines that [`Arch`](super::Arch) lacks; its condition "kernel 4.8 or
+//! later" is true wherever the launcher runs. The numbers are the kernel's (Linux 6.17), which
+//! never change. A call that has no row is refused. Caller: [`super::default_filter`].
 
 use super::profile::capability::{
     BPF, DAC_READ_SEARCH, PERFMON, SYS_ADMIN, SYS_BOOT, SYS_CHROOT, SYS_MODULE, SYS_NICE,

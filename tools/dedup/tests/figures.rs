@@ -159,7 +159,7 @@ fn unchosen_images_count_as_sharers() {
     );
     assert_eq!(
         report.unattributed_bytes, 0,
-        "what blog alone holds is not nobody's"
+        "what blog alone holds is blog's"
     );
 }
 

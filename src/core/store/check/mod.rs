@@ -1,5 +1,5 @@
-//! `check`: finds damage and repairs nothing. heal.rs and `image::repair` do, and so does loading an
-//! image again.
+//! `check`: finds damage and repairs nothing. heal.rs and `image::repair` do, and so does loading
+//! an image again.
 //!
 //! A shallow check reads every name, every JSON file and every whole tree, and compares the
 //! presence and size of every referenced object. A deep check also hashes every object and blob,

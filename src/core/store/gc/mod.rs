@@ -1,10 +1,10 @@
 //! `gc`: marks from the roots, moves everything unreachable to `trash/`, deletes it.
 //!
 //! Invariant: what a slice moves is reachable from no tag and no live pin. A gc marks and scans
-//! without the store's lock; a slice takes it exclusively, and moves at most [`sweep::SLICE`] files after
-//! it has seen that each root, and each layer that a running load may replace, is still the one
-//! that was marked. What is new is marked first, without the lock. So a start waits for one slice
-//! at most, however much there is to mark or to free.
+//! without the store's lock; a slice takes it exclusively, and moves at most [`sweep::SLICE`] files
+//! after it has seen that each root, and each layer that a running load may replace, is still the
+//! one that was marked. What is new is marked first, without the lock. So a start waits for one
+//! slice at most, however much there is to mark or to free.
 //!
 //! The sweep takes merged trees, layers, objects, blobs in this order: a layer that can still be
 //! pinned has its objects, a killed gc leaves no tree whose objects are gone, and the next gc
@@ -167,7 +167,8 @@ impl Store {
         })
     }
 
-    /// The flock of `trash/`. One gc runs at a time: what is marked and not yet moved changes by no other.
+    /// The flock of `trash/`. One gc runs at a time: what is marked and not yet moved changes by no
+    /// other.
     fn lock_gc(&self) -> Result<StoreDir, StoreError> {
         // A descriptor of its own: a lock belongs to one.
         self.trash()?;

@@ -10,7 +10,8 @@ use tar::{Builder, EntryType, Header};
 /// The name of the entry that a long name's own header has (GNU tar).
 const LONG: &[u8] = b"././@LongLink";
 
-/// A [`Builder`] whose [`Literal::append_data`] and [`Literal::append_link`] take any relative path.
+/// A [`Builder`] whose [`Literal::append_data`] and [`Literal::append_link`] take any relative
+/// path.
 pub(super) struct Literal<W: Write>(pub(super) Builder<W>);
 
 impl<W: Write> Literal<W> {
@@ -35,8 +36,8 @@ impl<W: Write> Literal<W> {
         self.append_data(header, path, io::empty())
     }
 
-    /// Sets the name of an entry, or of what it links to. One that is too long for the header has an
-    /// entry of its own before, and its beginning in the header.
+    /// Sets the name of an entry, or of what it links to. One that is too long for the header has
+    /// an entry of its own before, and its beginning in the header.
     fn name(&mut self, header: &mut Header, long: EntryType, path: &Path) -> io::Result<()> {
         let name = path.as_os_str().as_bytes();
         let old = header.as_old_mut();

@@ -121,8 +121,8 @@ impl Files {
         }
     }
 
-    /// To whom an entry's file is to belong. A file of the host without another owner stays the
-    /// caller's.
+    /// The owner that an entry's file gets: with `keep_owners` the entry's, else root in a container
+    /// and the caller (none) on the host.
     fn owner(
         &self,
         entry: &Entry<'_, impl Read>,

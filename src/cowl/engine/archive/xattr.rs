@@ -1,4 +1,5 @@
-//! Extended attributes in a tar: `SCHILY.xattr.NAME` of a PAX header, as GNU tar and Docker have them.
+//! Extended attributes in a tar: `SCHILY.xattr.NAME` of a PAX header, as GNU tar and Docker have
+//! them.
 //!
 //! Out goes what is a file's own, in goes what the caller may set; `security.selinux` and the
 //! like belong to the host, not to the file.

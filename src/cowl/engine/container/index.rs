@@ -3,8 +3,8 @@
 //! A name is taken by making its link, which fails where there is one, so neither a creation nor a
 //! look-up by name reads other containers. Invariant: a link counts only if the container of that
 //! id has that name in its `config.json`. So a killed creation or renaming leaves a link that does
-//! not count: the next that wants the name replaces it, or the next sweep removes it. A container whose link was lost in a
-//! power cut is found by reading all.
+//! not count: the next that wants the name replaces it, or the next sweep removes it. A container
+//! whose link was lost in a power cut is found by reading all.
 
 use super::{Container, Containers, Guard};
 use crate::engine::error::{Context, Error, Result};

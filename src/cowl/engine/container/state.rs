@@ -1,7 +1,8 @@
 //! The status of a container, derived from locks and records that stay true when a process is
 //! killed.
 //!
-//! * The directory's lock: held by the engine from before the container is visible, then by the monitor.
+//! * The directory's lock: held by the engine from before the container is visible, then by the
+//!   monitor.
 //! * `lock`: held by the monitor until the container has ended.
 //! * `running.json`: names the monitor and the container's first process.
 //! * `exit.json`: written by the monitor before it releases its locks.
