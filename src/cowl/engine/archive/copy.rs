@@ -312,4 +312,33 @@ mod tests {
         assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 0);
         assert!(inside.join("up").is_symlink());
     }
+
+    /// Names need not be text, a umask takes nothing from a node, and a socket has no copy under any
+    /// of its names.
+    #[test]
+    fn a_copy_has_names_modes_and_links_of_its_source() {
+        let temp = tempfile::tempdir().unwrap();
+        let (from, to) = (temp.path().join("from"), temp.path().join("to"));
+        for directory in [&from, &to] {
+            std::fs::create_dir(directory).unwrap();
+        }
+        let script = r#"
+            umask 0; d=$(printf 'd\351'); mkdir -m 1777 "$d"; echo x > "$d"/$(printf 'f\377')
+            ln "$d"/f* "$d"/link; ln -s "$d" symlink; mkfifo -m 666 fifo
+            python3 -c 'import socket; socket.socket(socket.AF_UNIX).bind("socket")'; ln socket same"#;
+        let run = |script: &str, directory: &Path| {
+            let mut shell = std::process::Command::new("sh");
+            let done = shell.args(["-ec", script]).current_dir(directory).output();
+            let done = done.unwrap();
+            assert!(done.status.success(), "{done:?}");
+            done.stdout
+        };
+        run(script, &from);
+        let [source, target] = [&from, &to].map(|directory| Files::of_host(directory).unwrap());
+        let how = CopyOptions::default();
+        transfer((&source, "/", "."), (&target, "/"), how).unwrap();
+        let list = "find . ! -type s -printf '%p %y %m %n %l\n' | sort";
+        assert_eq!(run(list, &from), run(list, &to));
+        assert_eq!(run("find . -type s", &to), b"");
+    }
 }

@@ -23,7 +23,9 @@ use jiff::Timestamp;
 use rustix::fs::{AtFlags, FileType, OFlags, ResolveFlags, Stat, readlinkat, statat};
 use rustix::io::Errno;
 use serde::Serialize;
+use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
+use std::path::{Component, Path};
 
 pub use write::Extraction;
 
@@ -167,8 +169,13 @@ impl Files {
     }
 
     /// Opens a directory inside the root.
-    fn directory(&self, path: &str) -> Result<OwnedFd, Errno> {
-        let path = if path.is_empty() { "." } else { path };
+    fn directory(&self, path: impl AsRef<Path>) -> Result<OwnedFd, Errno> {
+        let path = path.as_ref();
+        let path = if path.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            path
+        };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         openat2(&self.root, path, flags, resolve)
@@ -209,13 +216,13 @@ impl Files {
 }
 
 /// The components of a path, without those that mean nothing; `..` takes one back.
-fn components(path: &str) -> Vec<&str> {
+fn components(path: &(impl AsRef<OsStr> + ?Sized)) -> Vec<&OsStr> {
     let mut all = Vec::new();
-    for component in path.split('/') {
+    for component in Path::new(path).components() {
         match component {
-            "" | "." => {}
-            ".." => drop(all.pop()),
-            component => all.push(component),
+            Component::Normal(name) => all.push(name),
+            Component::ParentDir => drop(all.pop()),
+            Component::CurDir | Component::RootDir | Component::Prefix(_) => {}
         }
     }
     all

@@ -82,9 +82,8 @@ impl Files {
             return true;
         };
         let below = below.strip_prefix(top).unwrap_or(below);
-        let below = below.to_string_lossy();
         let mut place = components(path);
-        place.extend(components(&below));
+        place.extend(components(below));
         let mut mounts = config.mounts.iter();
         mounts.any(|mount| components(&mount.destination) == place)
     }
@@ -118,7 +117,11 @@ impl<W: Write> Writer<W> {
             stat => stat?,
         };
         let path = level.path.join(OsStr::from_bytes(name.to_bytes()));
-        let below = self.entry(directory, &name, &stat, path)?;
+        let below = match self.entry(directory, &name, &stat, path) {
+            // Removed since.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Some(Below::Other)),
+            below => below?,
+        };
         Ok(Some(match below {
             Some(below) if below.device == level.device || is_mount(&below.path) => {
                 Below::Directory(below)
@@ -141,16 +144,33 @@ impl<W: Write> Writer<W> {
         header.set_gid(stat.st_gid.into());
         header.set_mtime(u64::try_from(stat.st_mtime).unwrap_or(0));
         header.set_size(0);
-        let file = (stat.st_dev, stat.st_ino);
         let kind = FileType::from_raw_mode(stat.st_mode);
-        if kind != FileType::Directory && stat.st_nlink > 1 {
-            if let Some(first) = self.links.get(&file) {
-                header.set_entry_type(EntryType::Link);
-                self.tar.append_link(&mut header, path, first)?;
-                return Ok(None);
-            }
-            self.links.insert(file, path.clone());
+        if kind == FileType::Directory || stat.st_nlink < 2 {
+            return self.file(parent, name, (kind, stat.st_rdev), header, path);
         }
+        let file = (stat.st_dev, stat.st_ino);
+        if let Some(first) = self.links.get(&file) {
+            header.set_entry_type(EntryType::Link);
+            self.tar.append_link(&mut header, path, first)?;
+            return Ok(None);
+        }
+        self.file(parent, name, (kind, stat.st_rdev), header, path.clone())?;
+        // A tar has no sockets, so no link to one.
+        if kind != FileType::Socket {
+            self.links.insert(file, path);
+        }
+        Ok(None)
+    }
+
+    /// Writes a file under its first name; the number is a device's. Gives a directory, to be read.
+    fn file(
+        &mut self,
+        parent: BorrowedFd<'_>,
+        name: &CString,
+        (kind, device): (FileType, u64),
+        mut header: Header,
+        path: PathBuf,
+    ) -> io::Result<Option<Level>> {
         match kind {
             FileType::RegularFile => {
                 let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -195,8 +215,8 @@ impl<W: Write> Writer<W> {
                 } else {
                     EntryType::Char
                 });
-                header.set_device_major(major(stat.st_rdev))?;
-                header.set_device_minor(minor(stat.st_rdev))?;
+                header.set_device_major(major(device))?;
+                header.set_device_minor(minor(device))?;
                 self.tar.append_data(&mut header, path, io::empty())?;
             }
             FileType::Fifo => {

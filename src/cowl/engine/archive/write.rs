@@ -10,14 +10,16 @@ use crate::engine::error::{Context, Error, Result};
 use cowl_core::layer::decompress;
 use cowl_core::store::remove_tree;
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, chownat, fchmod, fchown,
-    linkat, makedev, mkdirat, mknodat, openat, statat, symlinkat, unlinkat, utimensat,
+    AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, chmod, chownat, fchmod,
+    fchown, linkat, makedev, mkdirat, mknodat, openat, statat, symlinkat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Component, Path, PathBuf};
 use tar::{Archive, Entry, EntryType};
 
 /// How a tar is unpacked.
@@ -51,7 +53,7 @@ impl Files {
         if config.is_some_and(|config| config.host.readonly_rootfs) {
             return Err(Error::invalid("container rootfs is marked read-only"));
         }
-        let base = components(path).join("/");
+        let base: PathBuf = components(path).into_iter().collect();
         self.check_mounts(path)?;
         match self.directory(path.trim_start_matches('/')) {
             Ok(_) => {}
@@ -66,9 +68,9 @@ impl Files {
         let mut directories = Vec::new();
         for entry in entries {
             let mut entry = entry.context(|| "reading the tar")?;
-            let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+            let name = PathBuf::from(OsStr::from_bytes(&entry.path_bytes()));
             let made = self.extract(&base, &name, &mut entry, how);
-            if let Some(times) = made.map_err(|error| error.context(name.clone()))? {
+            if let Some(times) = made.map_err(|error| error.context(name.display().to_string()))? {
                 directories.push((name, times));
             }
         }
@@ -80,27 +82,26 @@ impl Files {
     }
 
     /// The directory that holds an entry, made if it is missing, and the entry's own name.
-    fn parent<'n>(&self, base: &str, name: &'n str) -> Result<(OwnedFd, &'n str)> {
-        if name.split('/').any(|component| component == "..") {
+    fn parent<'n>(&self, base: &Path, name: &'n Path) -> Result<(OwnedFd, &'n OsStr)> {
+        if name.components().any(|part| part == Component::ParentDir) {
             return Err(Error::invalid(format!(
-                "{name}: it leads out of the archive"
+                "{}: it leads out of the archive",
+                name.display()
             )));
         }
-        let mut all: Vec<&str> = components(name);
-        let last = all.pop().unwrap_or(".");
-        let whole = format!("{base}/{name}");
-        self.check_entry(&whole)?;
+        let mut all = components(name);
+        let last = all.pop().unwrap_or(OsStr::new("."));
         let mut path = base.to_owned();
         let mut directory = self
             .directory(&path)
-            .map_err(|errno| self.failed(errno, base))?;
+            .map_err(|errno| self.failed(errno, &base.to_string_lossy()))?;
+        self.check_entry(base, name)?;
         for component in all {
-            path = format!("{path}/{component}");
-            let below = path.trim_start_matches('/');
-            directory = match self.directory(below) {
+            path.push(component);
+            directory = match self.directory(&path) {
                 Err(Errno::NOENT) => {
                     mkdirat(&directory, component, Mode::from_raw_mode(0o755))?;
-                    self.directory(below)?
+                    self.directory(&path)?
                 }
                 opened => opened?,
             };
@@ -109,11 +110,12 @@ impl Files {
     }
 
     /// At rest, an entry may not be where something is mounted when the container runs.
-    fn check_entry(&self, path: &str) -> Result<()> {
+    fn check_entry(&self, base: &Path, name: &Path) -> Result<()> {
         if self.mounted.is_none() {
             return Ok(());
         }
-        let path = components(path);
+        let mut path = components(base);
+        path.extend(components(name));
         let mut mounts = self.config.iter().flat_map(|config| &config.mounts);
         match mounts.find(|mount| path.starts_with(&components(&mount.destination))) {
             None => Ok(()),
@@ -146,8 +148,8 @@ impl Files {
     /// Makes one file. Gives the times of a directory.
     fn extract(
         &self,
-        base: &str,
-        name: &str,
+        base: &Path,
+        name: &Path,
         entry: &mut Entry<'_, impl Read>,
         how: Extraction,
     ) -> Result<Option<Timestamps>> {
@@ -180,18 +182,19 @@ impl Files {
             }
             EntryType::Link => {
                 let target = link_of(entry)?;
-                let target = String::from_utf8_lossy(&target).into_owned();
-                let (of, first) = self.parent(base, &target)?;
+                let (of, first) = self.parent(base, Path::new(OsStr::from_bytes(&target)))?;
                 linkat(&of, first, parent, name, AtFlags::empty())?;
                 return Ok(None);
             }
             EntryType::Char | EntryType::Block | EntryType::Fifo => {
-                device(parent, name, entry, kind, attributes.mode)?;
+                device(parent, name, entry, kind)?;
                 chown_link(parent, name, &attributes)?;
+                chmod_node(parent, name, attributes.mode)?;
             }
             _ => {
                 return Err(Error::invalid(format!(
-                    "{name}: entries of type {:?} are not read here",
+                    "{}: entries of type {:?} are not read here",
+                    name.display(),
                     char::from(kind.as_byte())
                 )));
             }
@@ -226,10 +229,10 @@ fn attributes(
 fn link_of(entry: &Entry<'_, impl Read>) -> Result<Vec<u8>> {
     let name = entry.link_name_bytes();
     let name = name.ok_or_else(|| Error::invalid("a link without a target"))?;
-    Ok(std::ffi::OsStr::from_bytes(&name).as_bytes().to_vec())
+    Ok(name.into_owned())
 }
 
-fn kind_at(parent: BorrowedFd<'_>, name: &str) -> Result<Option<FileType>> {
+fn kind_at(parent: BorrowedFd<'_>, name: &OsStr) -> Result<Option<FileType>> {
     match statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(stat) => Ok(Some(FileType::from_raw_mode(stat.st_mode))),
         Err(Errno::NOENT) => Ok(None),
@@ -238,22 +241,23 @@ fn kind_at(parent: BorrowedFd<'_>, name: &str) -> Result<Option<FileType>> {
 }
 
 /// Removes what is under the name of something else than a directory.
-fn make_room(parent: BorrowedFd<'_>, name: &str, how: Extraction) -> Result<()> {
+fn make_room(parent: BorrowedFd<'_>, name: &OsStr, how: Extraction) -> Result<()> {
     match kind_at(parent, name)? {
         None => Ok(()),
         Some(FileType::Directory) if how.keep_kinds || name == "." => Err(Error::invalid(format!(
-            "cannot overwrite directory \"{name}\" with non-directory"
+            "cannot overwrite directory \"{}\" with non-directory",
+            name.display()
         ))),
         Some(FileType::Directory) => remove_tree(parent, name)
             .map(drop)
-            .context(|| format!("removing {name}")),
+            .context(|| format!("removing {}", name.display())),
         Some(_) => Ok(unlinkat(parent, name, AtFlags::empty())?),
     }
 }
 
 fn directory(
     parent: BorrowedFd<'_>,
-    name: &str,
+    name: &OsStr,
     attributes: &Attributes,
     how: Extraction,
 ) -> Result<Timestamps> {
@@ -261,7 +265,8 @@ fn directory(
         Some(FileType::Directory) => {}
         Some(_) if how.keep_kinds => {
             return Err(Error::invalid(format!(
-                "cannot overwrite non-directory \"{name}\" with directory"
+                "cannot overwrite non-directory \"{}\" with directory",
+                name.display()
             )));
         }
         there => {
@@ -281,10 +286,9 @@ fn directory(
 
 fn device(
     parent: BorrowedFd<'_>,
-    name: &str,
+    name: &OsStr,
     entry: &Entry<'_, impl Read>,
     kind: EntryType,
-    mode: Mode,
 ) -> Result<()> {
     let header = entry.header();
     let number = |number: io::Result<Option<u32>>| -> Result<u32> {
@@ -304,11 +308,19 @@ fn device(
             }
         }
     };
-    mknodat(parent, name, kind, mode, device)?;
+    mknodat(parent, name, kind, Mode::RUSR | Mode::WUSR, device)?;
     Ok(())
 }
 
-fn chown_link(parent: BorrowedFd<'_>, name: &str, attributes: &Attributes) -> Result<()> {
+/// Sets the mode of a node, of which the umask took a part. A link that took its place since is not
+/// followed: it would lead out of the container.
+fn chmod_node(parent: BorrowedFd<'_>, name: &OsStr, mode: Mode) -> Result<()> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let node = openat(parent, name, flags, Mode::empty())?;
+    Ok(chmod(format!("/proc/self/fd/{}", node.as_raw_fd()), mode)?)
+}
+
+fn chown_link(parent: BorrowedFd<'_>, name: &OsStr, attributes: &Attributes) -> Result<()> {
     let (uid, gid) = attributes.owner;
     chownat(parent, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
     Ok(())
