@@ -9,8 +9,9 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, makedev};
 use rustix::io::Errno;
 use rustix::process::{Rlimit, Signal, set_parent_process_death_signal, setrlimit, setsid, umask};
 use rustix::thread::{
-    CapabilitySets, remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
-    set_thread_groups, set_thread_res_gid, set_thread_res_uid,
+    CapabilitySet, CapabilitySets, capabilities, remove_capability_from_bounding_set,
+    set_capabilities, set_keep_capabilities, set_no_new_privs, set_thread_groups,
+    set_thread_res_gid, set_thread_res_uid,
 };
 
 use crate::path::{Kind, open_in_root};
@@ -52,13 +53,14 @@ pub(crate) fn become_program(
         };
         setrlimit(limit.resource.number(), new).at_index(Step::ResourceLimit, index)?;
     }
-    drop_privileges(setup, &user)?;
+    become_user(setup, &user)?;
     die_with_monitor(report)?;
     crate::sys::signal::reset_dispositions().at(Step::Signals)?;
     nix::sys::signal::SigSet::empty()
         .thread_set_mask()
         .map_err(|errno| Errno::from_raw_os_error(errno as i32))
         .at(Step::Signals)?;
+    confine(setup, &user)?;
     Ok(Failure {
         step: Step::Exec,
         index: 0,
@@ -222,9 +224,9 @@ fn working_directory(setup: &mut ProgramSetup) -> Result<(), Errno> {
     }
 }
 
-/// Drops the bounding set, sets groups, loads the seccomp filter, sets ids and capabilities.
-/// Inheritable and ambient sets end empty (CVE-2022-24769).
-fn drop_privileges(setup: &ProgramSetup, user: &User<'_>) -> Result<(), Failure> {
+/// Drops the bounding set, and sets groups and ids. The other capabilities are kept until
+/// [`confine`].
+fn become_user(setup: &ProgramSetup, user: &User<'_>) -> Result<(), Failure> {
     for capability in &setup.dropped {
         match remove_capability_from_bounding_set(*capability) {
             // Beyond the last capability of this kernel.
@@ -235,32 +237,44 @@ fn drop_privileges(setup: &ProgramSetup, user: &User<'_>) -> Result<(), Failure>
     if setup.set_groups {
         set_thread_groups(&setup.groups).at(Step::Credentials)?;
     }
-    if let Some(filter) = &setup.filter {
-        // Needs CAP_SYS_ADMIN, which the next call drops. Every filter allows the calls that
-        // follow.
-        crate::sys::seccomp::load(filter).at(Step::Seccomp)?;
-    }
     let (uid, gid) = (
         rustix::fs::Uid::from_raw(user.uid),
         rustix::fs::Gid::from_raw(user.gid),
     );
     set_thread_res_gid(gid, gid, gid).at(Step::Credentials)?;
-    set_thread_res_uid(uid, uid, uid).at(Step::Credentials)?;
-    let kept = if uid.is_root() {
+    // Exec clears it.
+    set_keep_capabilities(true).at(Step::Capabilities)?;
+    set_thread_res_uid(uid, uid, uid).at(Step::Credentials)
+}
+
+/// Sets capabilities and loads the seccomp filter, as the last calls before exec: a filter need allow
+/// no other. Inheritable and ambient sets end empty (CVE-2022-24769).
+fn confine(setup: &ProgramSetup, user: &User<'_>) -> Result<(), Failure> {
+    let kept = if user.uid == 0 {
         setup.capabilities
     } else {
-        rustix::thread::CapabilitySet::empty()
+        CapabilitySet::empty()
     };
     let sets = CapabilitySets {
         effective: kept,
         permitted: kept,
-        inheritable: rustix::thread::CapabilitySet::empty(),
+        inheritable: CapabilitySet::empty(),
     };
-    set_capabilities(None, sets).at(Step::Capabilities)?;
+    let load = || match &setup.filter {
+        Some(filter) => crate::sys::seccomp::load(filter).at(Step::Seccomp),
+        None => Ok(()),
+    };
     if setup.no_new_privileges {
+        set_capabilities(None, sets).at(Step::Capabilities)?;
         set_no_new_privs(true).at(Step::NewPrivileges)?;
+        return load();
     }
-    Ok(())
+    // To load takes CAP_SYS_ADMIN, which the change of ids has made ineffective.
+    let mut all = capabilities(None).at(Step::Capabilities)?;
+    all.effective = all.permitted;
+    set_capabilities(None, all).at(Step::Capabilities)?;
+    load()?;
+    set_capabilities(None, sets).at(Step::Capabilities)
 }
 
 /// Has the kernel kill this process when the monitor dies. Set last, since a change of credentials
