@@ -29,7 +29,7 @@ pub mod process;
 mod program;
 mod reaper;
 pub mod sandbox;
-mod seccomp;
+pub mod seccomp;
 mod setup;
 mod socket;
 pub mod status;

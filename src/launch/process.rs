@@ -6,6 +6,8 @@
 
 use bincode::{Decode, Encode};
 
+use crate::seccomp::CompiledFilter;
+
 /// A program in a container.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Process {
@@ -37,12 +39,14 @@ pub struct Process {
 }
 
 /// See [`Process::seccomp`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum Seccomp {
     /// Those that Docker's default profile allows with [`Process::capabilities`].
     Default,
     /// All.
     Unconfined,
+    /// Those that a profile allows.
+    Filter(CompiledFilter),
 }
 
 /// Size of a terminal in character cells.

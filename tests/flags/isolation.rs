@@ -1,9 +1,9 @@
 //! What a container may do: devices, parameters, limits of processes, groups, privileges.
 
 use cowl_tests::busybox::shop;
-use cowl_tests::profile::{root, user};
+use cowl_tests::profile::{directory, root, user};
 
-use crate::support::{Doors, inside};
+use crate::support::{Detached, Doors, inside};
 
 #[test]
 fn privileged_has_all_that_the_host_has() {
@@ -167,14 +167,140 @@ fn security_opt_changes_what_docker_lets_it_change() {
         let flags = ["--security-opt", "systempaths=unconfined"];
         assert_eq!(doors.out(&flags, masked), "0\n");
         assert_ne!(doors.out(&[], masked), "0\n");
-        doors.refused(
-            &["--security-opt", "apparmor=mine"],
-            "AppArmor profiles are not supported: mine",
+        // Without the kernel's module they are without effect, as by dockerd, and said to be.
+        for (option, file, warning) in [
+            (
+                "apparmor=mine",
+                "/sys/module/apparmor/parameters/enabled",
+                "This host has no AppArmor. Profile discarded: mine",
+            ),
+            (
+                "label=type:x",
+                "/sys/fs/selinux/enforce",
+                "This host has no SELinux. Label discarded: type:x",
+            ),
+        ] {
+            let flags = ["--security-opt", option];
+            if std::path::Path::new(file).exists() {
+                doors.refused(&flags, "not supported");
+            } else {
+                let own = inside(&doors.store, &flags, "echo runs");
+                assert_eq!(own.stdout, "runs\n", "{own}");
+                assert!(own.stderr.contains(warning), "{own}");
+                let docker = doors
+                    .server
+                    .run([&["create"], &flags[..], &["shop"]].concat());
+                assert!(docker.stderr.contains(warning), "{docker}");
+                doors.store.ok(["rm", docker.stdout.trim()]);
+            }
+        }
+        let refused = "invalid --security-opt 2: \"no-new-privileges=maybe\"";
+        doors.refused(&["--security-opt", "no-new-privileges=maybe"], refused);
+    });
+}
+
+/// Writes a profile into the test's directory and gives the flag for it.
+fn profile(name: &str, text: &str) -> String {
+    let file = directory().join(name);
+    std::fs::write(&file, text).unwrap();
+    format!("--security-opt=seccomp={}", file.display())
+}
+
+#[test]
+fn security_opt_seccomp_refuses_what_the_profile_refuses() {
+    root(|| {
+        let doors = Doors::open();
+        // Some calls by name, one by its argument, one with a capability, one without it.
+        let deny = profile(
+            "deny.json",
+            r#"{
+                "defaultAction": "SCMP_ACT_ALLOW",
+                "archMap": [{"architecture": "SCMP_ARCH_X86_64", "subArchitectures": ["SCMP_ARCH_X86"]}],
+                "syscalls": [
+                    {"names": ["mkdir", "mkdirat", "no_such_call"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28},
+                    {"names": ["kill"], "action": "SCMP_ACT_ERRNO", "args": [{"index": 1, "value": 10, "op": "SCMP_CMP_EQ"}]},
+                    {"name": "symlink", "action": "SCMP_ACT_ERRNO", "includes": {"caps": ["CAP_SYS_ADMIN"]}},
+                    {"name": "symlinkat", "action": "SCMP_ACT_ERRNO", "includes": {"caps": ["CAP_SYS_ADMIN"]}},
+                    {"names": ["link", "linkat"], "action": "SCMP_ACT_ERRNO", "excludes": {"caps": ["CAP_SYS_ADMIN"]}}
+                ]
+            }"#,
         );
-        doors.refused(
-            &["--security-opt", "label=type:x"],
-            "SELinux labels are not supported: type:x",
+        let script = "cd /tmp; : > f; grep ^Seccomp: /proc/self/status; mkdir d; kill -USR1 $$; kill -0 $$ && echo kills; ln -s f s; ln f l; ls";
+        let script = format!("({script}) 2>&1");
+        let out = doors.out(&[&deny], &script);
+        let expected = "Seccomp:\t2\n\
+            mkdir: can't create directory 'd': No space left on device\n\
+            sh: can't kill pid 1: Operation not permitted\n\
+            kills\n\
+            ln: l: Operation not permitted\n\
+            f\ns\n";
+        assert_eq!(out, expected);
+        let out = doors.out(
+            &[&deny, "--cap-add", "SYS_ADMIN", "-u", "33"],
+            "cd /tmp; : > f; ln f l; ls",
         );
+        assert_eq!(out, "f\nl\n");
+        // exec, too.
+        let container = Detached::start(&doors.store, "filtered", &[&deny], "sleep 1000");
+        assert_eq!(
+            container.exec("mkdir /tmp/d 2>/dev/null || echo refused"),
+            "refused\n"
+        );
+        let docker = doors
+            .server
+            .ok(["exec", "filtered", "sh", "-c", "mkdir /tmp/d || true"]);
+        assert_eq!(docker, "");
+    });
+}
+
+/// What is not on the list kills, so the list is all that a start needs beside the program.
+#[test]
+fn security_opt_seccomp_need_not_allow_what_the_launcher_does() {
+    root(|| {
+        let doors = Doors::open();
+        let needed = r#""execve", "capset", "exit_group", "arch_prctl", "brk", "set_tid_address", "set_robust_list", "rseq",
+            "prlimit64", "readlinkat", "readlink", "getrandom", "mprotect", "write", "getuid", "geteuid", "getpid", "getppid",
+            "getgid", "setgid", "setuid", "rt_sigaction", "getcwd", "newfstatat", "stat", "prctl", "mmap", "munmap", "futex""#;
+        let list = |names: &str| {
+            let text = r#"{"defaultAction": "SCMP_ACT_KILL_PROCESS", "syscalls": [{"names": [NAMES], "action": "SCMP_ACT_ALLOW"}]}"#;
+            profile("allow.json", &text.replace("NAMES", names))
+        };
+        let allow = list(needed);
+        for more in [
+            &[][..],
+            &["-u", "33:33"],
+            &["--security-opt", "no-new-privileges"],
+            &["-u", "33:33", "--security-opt", "no-new-privileges"],
+        ] {
+            let flags = [&[allow.as_str()], more].concat();
+            assert_eq!(doors.out(&flags, "echo runs"), "runs\n");
+        }
+        let ends = inside(
+            &doors.store,
+            &[&list(&needed.replace("\"write\",", ""))],
+            "echo runs",
+        );
+        assert_eq!(ends.code(), 128 + 31, "{ends}");
+    });
+}
+
+#[test]
+fn security_opt_seccomp_refuses_a_bad_profile_by_its_name() {
+    root(|| {
+        let doors = Doors::open();
+        let missing = directory().join("missing.json");
+        let flag = format!("--security-opt=seccomp={}", missing.display());
+        doors.refused(&[&flag], "missing.json) failed: ");
+        let flag = profile("broken.json", "{\"defaultAction\": ");
+        doors.refused(&[&flag], "broken.json) failed: ");
+        let flag = profile("unknown.json", "{\"defaultAction\": \"SCMP_ACT_FLY\"}");
+        let why = "decoding seccomp profile failed: string SCMP_ACT_FLY is not a valid action for seccomp";
+        doors.refused(&[&flag], why);
+        let own = doors
+            .store
+            .run(["create", &flag, "shop", "true"])
+            .refused(125);
+        assert!(own.contains("unknown.json: decoding"), "{own}");
     });
 }
 

@@ -52,6 +52,12 @@ const ALL: &str = "ALL";
 /// All of [`CAPABILITIES`].
 const ALL_CAPABILITIES: u64 = (1 << CAPABILITIES.len()) - 1;
 
+/// The number of a capability by its whole name: `CAP_CHOWN`.
+pub(super) fn number(name: &str) -> Option<usize> {
+    let name = name.strip_prefix("CAP_")?;
+    CAPABILITIES.iter().position(|known| *known == name)
+}
+
 /// All that this process has: no program can have more.
 pub(super) fn all_capabilities() -> Result<u64> {
     let sets = rustix::thread::capabilities(None)

@@ -52,6 +52,7 @@ impl Engine {
         self.resolve_namespaces(&mut request.host)?;
         limits::adapt(&mut request.host.resources);
         let (_, mut warnings) = limits::supported(&request.host.resources)?;
+        warnings.extend(super::isolation::warnings(&request.host)?);
         let request = &request;
         let mut config = self.configure(&id, request, &image)?;
         self.choose_name(&guard, &mut config, request.name.as_deref())?;

@@ -1,5 +1,6 @@
 //! What a container may do: security options, devices, kernel parameters, limits of its processes.
 
+use super::capabilities::capabilities;
 use super::docker::{DeviceMapping, HostConfig, Ulimit};
 use super::error::{Context as _, Error, Result};
 use cowl_launch::process::{Process, Resource, Rlimit, Seccomp};
@@ -14,15 +15,27 @@ const OWN: [&str; 7] = ["pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", ".u
 const DEPTH: usize = 8;
 
 /// What the security options ask for.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 struct Security {
-    unconfined: bool,
+    seccomp: Option<SeccompOption>,
     no_new_privileges: bool,
+    apparmor: String,
+    labels: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum SeccompOption {
+    Unconfined,
+    Builtin,
+    /// In Docker's JSON form.
+    Profile(String),
 }
 
 /// Refuses what there is not, in dockerd's words.
 pub(super) fn check(host: &HostConfig) -> Result<()> {
-    security(host)?;
+    let asked = security(host)?;
+    confinement(&asked, Modules::probe()?)?;
+    seccomp(host, asked.seccomp)?;
     host.ulimits
         .iter()
         .try_for_each(|limit| rlimit(limit).map(drop))?;
@@ -38,36 +51,109 @@ pub(super) fn check(host: &HostConfig) -> Result<()> {
         .try_for_each(|device| add_device(device, &mut unused.0, &mut unused.1))
 }
 
+/// moby, `daemon/daemon_unix.go`.
 fn security(host: &HostConfig) -> Result<Security> {
     let mut security = Security::default();
     for option in &host.security_opt {
-        let refuse = |why: String| Err(Error::invalid(why));
+        let invalid = || Error::invalid(format!("invalid --security-opt 2: {option:?}"));
+        if option == "no-new-privileges" {
+            security.no_new_privileges = true;
+            continue;
+        }
         // The colon is the older form.
-        let (key, value) = option.split_once(['=', ':']).unwrap_or((option, ""));
-        match (key, value) {
-            ("seccomp", "unconfined") => security.unconfined = true,
-            ("seccomp", "builtin") => security.unconfined = false,
-            ("seccomp", _) => {
-                return refuse("seccomp profiles of one's own are not supported".to_owned());
+        let separator = if option.contains('=') { '=' } else { ':' };
+        let (key, value) = option
+            .split_once(separator)
+            .ok_or_else(|| Error::invalid(format!("invalid --security-opt 1: {option:?}")))?;
+        match key {
+            "seccomp" => {
+                security.seccomp = Some(match value {
+                    "unconfined" => SeccompOption::Unconfined,
+                    "builtin" => SeccompOption::Builtin,
+                    profile => SeccompOption::Profile(profile.to_owned()),
+                });
             }
-            ("no-new-privileges", "" | "true") => security.no_new_privileges = true,
-            ("no-new-privileges", "false") => security.no_new_privileges = false,
-            // There is no profile and no label, so these ask for what is.
-            ("apparmor", "unconfined") | ("label", "disable") => {}
-            ("apparmor", profile) => {
-                return refuse(format!("AppArmor profiles are not supported: {profile}"));
+            "no-new-privileges" => {
+                security.no_new_privileges = match value {
+                    "1" | "t" | "T" | "true" | "TRUE" | "True" => true,
+                    "0" | "f" | "F" | "false" | "FALSE" | "False" => false,
+                    _ => return Err(invalid()),
+                };
             }
-            ("label", label) => {
-                return refuse(format!("SELinux labels are not supported: {label}"));
-            }
-            _ => {
-                return refuse(format!(
-                    "invalid --security-opt: {option:?} (known: seccomp=unconfined, no-new-privileges, apparmor=unconfined, label=disable)"
-                ));
-            }
+            "apparmor" => value.clone_into(&mut security.apparmor),
+            "label" => security.labels.push(value.to_owned()),
+            _ => return Err(invalid()),
         }
     }
     Ok(security)
+}
+
+/// A security module of the kernel that is at work on this host.
+#[derive(Debug, Clone, Copy)]
+struct Modules {
+    apparmor: bool,
+    selinux: bool,
+}
+
+impl Modules {
+    /// As dockerd looks for them (containerd, `pkg/apparmor`; opencontainers/selinux).
+    fn probe() -> Result<Self> {
+        let enabled = match std::fs::read("/sys/module/apparmor/parameters/enabled") {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            read => read.context(|| "looking for AppArmor")?,
+        };
+        let selinux = Path::new("/sys/fs/selinux/enforce").try_exists();
+        Ok(Self {
+            apparmor: enabled.starts_with(b"Y"),
+            selinux: selinux.context(|| "looking for SELinux")?,
+        })
+    }
+}
+
+/// Refuses a profile or a label that the host has a module for: the launcher sets none. Without the
+/// module they are without effect, as by dockerd; gives a warning for each.
+fn confinement(security: &Security, modules: Modules) -> Result<Vec<String>> {
+    let mut warnings = Vec::new();
+    let profile = &security.apparmor;
+    if !matches!(profile.as_str(), "" | "unconfined") {
+        if modules.apparmor {
+            return Err(Error::invalid(format!(
+                "AppArmor profiles are not supported: {profile}"
+            )));
+        }
+        warnings.push(format!(
+            "This host has no AppArmor. Profile discarded: {profile}"
+        ));
+    }
+    for label in security.labels.iter().filter(|label| *label != "disable") {
+        if modules.selinux {
+            return Err(Error::invalid(format!(
+                "SELinux labels are not supported: {label}"
+            )));
+        }
+        warnings.push(format!(
+            "This host has no SELinux. Label discarded: {label}"
+        ));
+    }
+    Ok(warnings)
+}
+
+/// What of the security options this host can't do.
+pub(super) fn warnings(host: &HostConfig) -> Result<Vec<String>> {
+    confinement(&security(host)?, Modules::probe()?)
+}
+
+/// The filter of a container's system calls.
+fn seccomp(host: &HostConfig, asked: Option<SeccompOption>) -> Result<Seccomp> {
+    Ok(match asked {
+        Some(SeccompOption::Unconfined) => Seccomp::Unconfined,
+        Some(SeccompOption::Profile(text)) => {
+            let filter = super::seccomp::compile(&text, capabilities(host)?)?;
+            filter.map_or(Seccomp::Unconfined, Seccomp::Filter)
+        }
+        Some(SeccompOption::Builtin) | None if host.privileged => Seccomp::Unconfined,
+        Some(SeccompOption::Builtin) | None => Seccomp::Default,
+    })
 }
 
 /// runc's parameters that belong to a namespace (docker/cli, `opts.ValidateSysctl`).
@@ -289,9 +375,7 @@ pub(super) fn apply(host: &HostConfig, sandbox: &mut Sandbox) -> Result<()> {
 /// Gives a program the groups, limits and restrictions that are asked for.
 pub(super) fn restrict(host: &HostConfig, process: &mut Process) -> Result<()> {
     let security = security(host)?;
-    if security.unconfined || host.privileged {
-        process.seccomp = Seccomp::Unconfined;
-    }
+    process.seccomp = seccomp(host, security.seccomp)?;
     process.no_new_privileges = security.no_new_privileges;
     process.groups = host
         .group_add
@@ -314,15 +398,19 @@ mod tests {
         let table = [
             (
                 json!({"SecurityOpt": ["fly"]}),
-                "invalid --security-opt: \"fly\" (known: seccomp=unconfined, no-new-privileges, apparmor=unconfined, label=disable)",
+                "invalid --security-opt 1: \"fly\"",
             ),
             (
-                json!({"SecurityOpt": ["apparmor=mine"]}),
-                "AppArmor profiles are not supported: mine",
+                json!({"SecurityOpt": ["fly=high"]}),
+                "invalid --security-opt 2: \"fly=high\"",
             ),
             (
-                json!({"SecurityOpt": ["label=type:x"]}),
-                "SELinux labels are not supported: type:x",
+                json!({"SecurityOpt": ["no-new-privileges:maybe"]}),
+                "invalid --security-opt 2: \"no-new-privileges:maybe\"",
+            ),
+            (
+                json!({"SecurityOpt": ["seccomp={]"]}),
+                "decoding seccomp profile failed: key must be a string at line 1 column 2",
             ),
             (
                 json!({"Sysctls": {"vm.swappiness": "1"}}),
@@ -352,6 +440,44 @@ mod tests {
         for (asked, text) in table {
             let asked: HostConfig = serde_json::from_value(asked).unwrap();
             assert_eq!(check(&asked).unwrap_err().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn profiles_and_labels_are_refused_where_the_host_has_their_module() {
+        let asked = |option: &str| HostConfig {
+            security_opt: vec![option.to_owned()],
+            ..HostConfig::default()
+        };
+        for (option, refused, warning) in [
+            (
+                "apparmor=mine",
+                "AppArmor profiles are not supported: mine",
+                "This host has no AppArmor. Profile discarded: mine",
+            ),
+            (
+                "label=type:x",
+                "SELinux labels are not supported: type:x",
+                "This host has no SELinux. Label discarded: type:x",
+            ),
+        ] {
+            let with = |there: bool| {
+                let modules = Modules {
+                    apparmor: there,
+                    selinux: there,
+                };
+                confinement(&security(&asked(option)).unwrap(), modules)
+            };
+            assert_eq!(with(true).unwrap_err().to_string(), refused);
+            assert_eq!(with(false).unwrap(), [warning]);
+        }
+        for what_is in ["apparmor=unconfined", "label=disable", "label:disable"] {
+            let modules = Modules {
+                apparmor: true,
+                selinux: true,
+            };
+            let warnings = confinement(&security(&asked(what_is)).unwrap(), modules).unwrap();
+            assert!(warnings.is_empty());
         }
     }
 

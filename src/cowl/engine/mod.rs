@@ -46,6 +46,7 @@ pub mod prune;
 mod restart;
 pub mod run;
 mod save;
+pub(crate) mod seccomp;
 pub(crate) mod signals;
 pub(crate) mod size;
 mod start;

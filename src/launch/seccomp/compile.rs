@@ -7,15 +7,18 @@
 
 use libc::sock_filter;
 
+use super::custom::{Comparison, Test};
 use super::{Condition, Verdict};
 
 /// linux/bpf_common.h: class | size or operation | mode or operand.
-mod code {
+pub(super) mod code {
     pub(super) const LOAD: u16 = 0x20; // LD | W | ABS
     pub(super) const JUMP: u16 = 0x05; // JMP | JA
-    pub(super) const IF_EQUAL: u16 = 0x15; // JMP | JEQ | K
-    pub(super) const IF_AT_LEAST: u16 = 0x35; // JMP | JGE | K
+    pub(in crate::seccomp) const IF_EQUAL: u16 = 0x15; // JMP | JEQ | K
+    pub(in crate::seccomp) const IF_AT_LEAST: u16 = 0x35; // JMP | JGE | K
+    pub(in crate::seccomp) const IF_ABOVE: u16 = 0x25; // JMP | JGT | K
     pub(super) const IF_ANY_BIT: u16 = 0x45; // JMP | JSET | K
+    pub(super) const AND: u16 = 0x54; // ALU | AND | K
     pub(super) const RETURN: u16 = 0x06; // RET | K
 }
 
@@ -28,7 +31,13 @@ const fn argument_low(argument: u8) -> u32 {
     16 + 8 * argument as u32
 }
 
-const REFUSED: Verdict = Verdict::Errno(rustix::io::Errno::PERM);
+/// Low and high half.
+const fn halves(value: u64) -> [u32; 2] {
+    #[expect(clippy::cast_possible_truncation, reason = "each half has 32 bits")]
+    [value as u32, (value >> 32) as u32]
+}
+
+const REFUSED: Verdict<'static> = Verdict::Errno(rustix::io::Errno::PERM);
 
 /// The target of a jump.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -50,7 +59,7 @@ struct ReverseEmitter {
 
 /// Compiles the [ranges](super::ranges) of each architecture (`AUDIT_ARCH_*`). A call from any
 /// other is fatal, as with libseccomp.
-pub(super) fn program(architectures: Vec<(u32, Vec<(u32, Verdict)>)>) -> Vec<sock_filter> {
+pub(super) fn program(architectures: Vec<(u32, Vec<(u32, Verdict<'_>)>)>) -> Vec<sock_filter> {
     let mut code = ReverseEmitter::default();
     let mut next = Target::Return(libc::SECCOMP_RET_KILL_THREAD);
     for (architecture, ranges) in architectures.into_iter().rev() {
@@ -66,7 +75,7 @@ pub(super) fn program(architectures: Vec<(u32, Vec<(u32, Verdict)>)>) -> Vec<soc
 impl ReverseEmitter {
     /// Emits a search for the range that holds the loaded value. Values below the first range count
     /// to it.
-    fn tree(&mut self, ranges: &[(u32, Verdict)]) -> Target {
+    fn tree(&mut self, ranges: &[(u32, Verdict<'_>)]) -> Target {
         let (low, high) = ranges.split_at(ranges.len() / 2);
         match high.first() {
             None => self.verdict(REFUSED),
@@ -79,14 +88,60 @@ impl ReverseEmitter {
         }
     }
 
-    fn verdict(&mut self, verdict: Verdict) -> Target {
+    fn verdict(&mut self, verdict: Verdict<'_>) -> Target {
         match verdict {
             Verdict::Allow => Target::Return(libc::SECCOMP_RET_ALLOW),
             Verdict::Errno(errno) => {
                 Target::Return(libc::SECCOMP_RET_ERRNO | errno.raw_os_error().cast_unsigned())
             }
             Verdict::If(condition) => self.condition(condition),
+            Verdict::Return(value) => Target::Return(value),
+            Verdict::First(rules) => {
+                let otherwise = Target::Return(rules.otherwise);
+                rules.list.iter().rev().fold(otherwise, |next, rule| {
+                    let answer = Target::Return(rule.answer);
+                    let tests = rule.tests.iter().rev();
+                    tests.fold(answer, |then, test| {
+                        self.test(*test, rules.wide, then, next)
+                    })
+                })
+            }
         }
+    }
+
+    /// Emits a test of all 64 bits of an argument, or of the lower half alone.
+    fn test(&mut self, test: Test, wide: bool, yes: Target, no: Target) -> Target {
+        let Comparison {
+            operation,
+            mask,
+            value,
+            negated,
+        } = test.comparison();
+        let (yes, no) = if negated { (no, yes) } else { (yes, no) };
+        let [low_mask, high_mask] = halves(mask);
+        let [low_value, high_value] = halves(value);
+        let low = self.branch(operation, low_value, yes, no);
+        let low = self.load_masked(argument_low(test.argument), low_mask, low);
+        if !wide || (high_mask == 0 && high_value == 0) {
+            return low;
+        }
+        // The high halves decide unless they are equal.
+        let differ = if operation == code::IF_EQUAL {
+            no
+        } else {
+            self.branch(code::IF_ABOVE, high_value, yes, no)
+        };
+        let equal = self.branch(code::IF_EQUAL, high_value, low, differ);
+        self.load_masked(argument_low(test.argument) + 4, high_mask, equal)
+    }
+
+    fn load_masked(&mut self, offset: u32, mask: u32, then: Target) -> Target {
+        if mask == u32::MAX {
+            return self.load(offset, then);
+        }
+        self.continue_at(then);
+        let and = self.push(code::AND, mask, 0, 0);
+        self.load(offset, and)
     }
 
     fn condition(&mut self, condition: &Condition) -> Target {
@@ -117,10 +172,15 @@ impl ReverseEmitter {
     }
 
     fn load(&mut self, offset: u32, then: Target) -> Target {
-        if self.distance(then) != Some(0) {
-            self.step(then);
-        }
+        self.continue_at(then);
         self.push(code::LOAD, offset, 0, 0)
+    }
+
+    /// Sees to it that the target follows the next instruction.
+    fn continue_at(&mut self, target: Target) {
+        if self.distance(target) != Some(0) {
+            self.step(target);
+        }
     }
 
     fn branch(&mut self, operation: u16, value: u32, yes: Target, no: Target) -> Target {

@@ -15,12 +15,12 @@ use super::{Condition, Verdict};
 pub(super) struct Rule {
     /// Bit n is capability n.
     capabilities: u64,
-    otherwise: Verdict,
+    otherwise: Verdict<'static>,
 }
 
 impl Rule {
     /// The verdict for a container with these capabilities.
-    pub(super) const fn verdict(self, capabilities: u64) -> Verdict {
+    pub(super) const fn verdict(self, capabilities: u64) -> Verdict<'static> {
         if self.capabilities & capabilities == 0 {
             self.otherwise
         } else {
@@ -40,6 +40,9 @@ pub(super) const ALWAYS: Rule = Rule {
     capabilities: 0,
     otherwise: Verdict::Allow,
 };
+
+/// What has no rule in the profile.
+pub(super) const REFUSED: Rule = with(0);
 
 /// Bits of linux/capability.h.
 pub(super) mod capability {
@@ -139,7 +142,6 @@ pub(super) const NONE: u32 = u32::MAX;
 /// One system call.
 #[derive(Debug)]
 pub(super) struct Row {
-    #[cfg(test)]
     pub(super) name: &'static str,
     pub(super) rule: Rule,
     numbers: [u32; 5],
@@ -160,13 +162,8 @@ impl Row {
     }
 }
 
-#[cfg_attr(
-    not(test),
-    expect(unused_variables, reason = "names are for readers and for tests")
-)]
 pub(super) const fn row(name: &'static str, rule: Rule, numbers: [u32; 5]) -> Row {
     Row {
-        #[cfg(test)]
         name,
         rule,
         numbers,

@@ -77,12 +77,13 @@ impl ProgramSetup {
                 .filter(|capability| !capabilities.contains(*capability))
                 .collect(),
             no_new_privileges: process.no_new_privileges,
-            filter: match process.seccomp {
+            filter: match &process.seccomp {
                 Seccomp::Default => Some(seccomp::default_filter(
                     capabilities.bits(),
                     seccomp::NATIVE,
                 )),
                 Seccomp::Unconfined => None,
+                Seccomp::Filter(compiled) => Some(compiled.filter()),
             },
             rlimits: process.rlimits.clone(),
             arguments: StringArray::new(strings(&process.argv, "an argument")?, 0),

@@ -6,9 +6,7 @@ use crate::seccomp::Filter;
 
 /// Puts the calling thread under a filter, for good and with all its descendants.
 ///
-/// EACCES without CAP_SYS_ADMIN in its user namespace and without no_new_privs. Like runc, without
-/// the mitigation of speculative store bypass, which kernels before 5.16 turned on for every
-/// filtered process, at a cost for all of its code.
+/// EACCES without CAP_SYS_ADMIN in its user namespace and without no_new_privs.
 pub(crate) fn load(filter: &Filter) -> Result<(), Errno> {
     let instructions = filter.instructions();
     let program = libc::sock_fprog {
@@ -20,7 +18,7 @@ pub(crate) fn load(filter: &Filter) -> Result<(), Errno> {
         libc::syscall(
             libc::SYS_seccomp,
             libc::SECCOMP_SET_MODE_FILTER,
-            libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW,
+            libc::c_ulong::from(filter.flags()),
             &raw const program,
         )
     };

@@ -44,7 +44,7 @@ pub struct HostConfig {
     /// The root is read-only.
     #[serde(deserialize_with = "or_default")]
     pub readonly_rootfs: bool,
-    /// `seccomp=unconfined`, `no-new-privileges`, `apparmor=unconfined`, `label=disable`.
+    /// `seccomp=unconfined` or with a profile's text, `no-new-privileges`, `apparmor=`, `label=`.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
     pub security_opt: Vec<String>,
     /// `io`: an [`IoModeChoice`].

@@ -43,7 +43,7 @@ fn usage_errors_are_one_line_with_125() {
         ),
         (
             &["run", "--security-opt", "seccomp=my.json", "i"],
-            "seccomp profiles of one's own are not supported",
+            "opening seccomp profile (my.json) failed: No such file or directory",
         ),
         (
             &["run", "-it", "i"],

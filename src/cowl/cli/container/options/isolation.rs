@@ -12,7 +12,7 @@ pub(in crate::cli::container) struct Isolation {
     /// Drop Linux capabilities
     #[arg(long, value_name = "NAME")]
     cap_drop: Vec<String>,
-    /// Security option: seccomp=unconfined, no-new-privileges, systempaths=unconfined
+    /// Security option: seccomp=FILE or unconfined, no-new-privileges, systempaths=unconfined
     #[arg(long, value_name = "OPTION")]
     security_opt: Vec<String>,
     /// Give extended privileges to this container
@@ -54,7 +54,7 @@ impl Isolation {
                 host.masked_paths = Some(Vec::new());
                 host.readonly_paths = Some(Vec::new());
             } else {
-                host.security_opt.push(option);
+                host.security_opt.push(security_option(option)?);
             }
         }
         for text in &self.sysctl {
@@ -64,6 +64,31 @@ impl Isolation {
         }
         Ok(())
     }
+}
+
+/// With the text of a seccomp profile instead of its file (docker/cli,
+/// `cli/command/container/opts.go`).
+fn security_option(option: String) -> Result<String> {
+    let invalid = || Error::invalid(format!("invalid --security-opt: {option:?}"));
+    if option == "no-new-privileges" {
+        return Ok(option);
+    }
+    let (key, value) = option.split_once(['=', ':']).ok_or_else(invalid)?;
+    if value.is_empty() {
+        return Err(invalid());
+    }
+    if key != "seccomp" || matches!(value, "unconfined" | "builtin") {
+        return Ok(option);
+    }
+    let failed = |what: &str, error: &dyn std::fmt::Display| {
+        Error::invalid(format!("{what} seccomp profile ({value}) failed: {error}"))
+    };
+    let text = std::fs::read(value).map_err(|error| failed("opening", &error))?;
+    let profile: serde_json::Value =
+        serde_json::from_slice(&text).map_err(|error| failed("compacting json for", &error))?;
+    crate::engine::seccomp::compile(&profile.to_string(), 0)
+        .map_err(|error| error.context(value.to_owned()))?;
+    Ok(format!("seccomp={profile}"))
 }
 
 /// `device[:path][:rwm]` (docker/cli, `cli/command/container/opts.go`).
