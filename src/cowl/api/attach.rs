@@ -2,7 +2,8 @@
 //!
 //! `docker run` attaches to a container before it starts it. So the pipes of a client wait here
 //! until a start through this server takes them: then the monitor has them before the program runs,
-//! and not a byte is missed. A start through another door is noticed, and they are attached then.
+//! and not a byte is missed. A start through another door is noticed, and all of them are attached
+//! then.
 
 use super::Server;
 use super::hijack::{self, Client, Format};
@@ -32,9 +33,12 @@ pub(super) struct Pending {
 }
 
 impl Pending {
-    /// Takes those that wait for a container.
+    /// Takes those that wait for a container. Those with input are last: a program that waits for
+    /// its input writes nothing before all are attached.
     pub(super) fn take(&self, id: &str) -> Vec<Arc<Attached>> {
-        self.lock().remove(id).unwrap_or_default()
+        let mut clients = self.lock().remove(id).unwrap_or_default();
+        clients.sort_by_key(|client| client.streams().stdin.is_some());
+        clients
     }
 
     /// Adds one; false if there are too many.
@@ -90,9 +94,11 @@ impl Place {
                 Look::Gone => return Ok(()),
                 Look::Rests(_) | Look::Restarts(_) | Look::Starts => {}
                 Look::Runs => {
-                    if let Some(ends) = self.server.pending.remove(&self.id, &self.ends) {
-                        // Started through another door.
-                        attach_now(&self.server, self.id.clone(), ends).await?;
+                    // Any are left only of a start through another door.
+                    for ends in self.server.pending.take(&self.id) {
+                        let attached = attach_now(&self.server, self.id.clone(), ends).await;
+                        // One that is refused ends; the others go on.
+                        attached.unwrap_or_default();
                     }
                     return Ok(());
                 }
