@@ -31,6 +31,7 @@ mod reaper;
 pub mod sandbox;
 pub mod seccomp;
 mod setup;
+pub mod shared_memory;
 mod socket;
 pub mod status;
 mod step;

@@ -242,3 +242,72 @@ fn ipc_none_has_no_shared_memory_and_ipc_host_has_the_hosts() {
         );
     });
 }
+
+#[test]
+fn ipc_of_another_container_is_joined_with_its_shared_memory() {
+    root(|| {
+        let doors = Doors::open();
+        let flags = ["--ipc", "shareable", "--shm-size", "1m"];
+        let donor = Detached::start(&doors.store, "donor", &flags, "sleep 1000");
+        donor.exec("echo secret > /dev/shm/file");
+        let shared = "readlink /proc/self/ns/ipc; stat -c %d:%i /dev/shm; cat /dev/shm/file; df /dev/shm | tail -n1 | tr -s ' ' | cut -d' ' -f2; \
+            grep ' /dev/shm ' /proc/self/mountinfo | cut -d' ' -f6";
+        let expected = donor.exec(shared);
+        assert!(expected.contains("secret\n"), "{expected}");
+        assert_eq!(doors.out(&["--ipc", "container:donor"], shared), expected);
+        // What a second one writes is seen by the first.
+        let write = "echo back > /dev/shm/answer; cat /proc/sysvipc/shm | wc -l";
+        doors.out(&["--ipc=container:donor", "--read-only"], write);
+        assert_eq!(donor.exec("cat /dev/shm/answer"), "back\n");
+        // One that joined can be joined.
+        let second = Detached::start(
+            &doors.store,
+            "second",
+            &["--ipc=container:donor"],
+            "sleep 1000",
+        );
+        assert_eq!(doors.out(&["--ipc", "container:second"], shared), expected);
+        drop(second);
+
+        let private = Detached::start(&doors.store, "private", &[], "sleep 1000");
+        let refused = inside(&doors.store, &["--ipc", "container:private"], "true").refused(125);
+        let id = private.field("{{.Id}}");
+        let why = format!(
+            "can't join IPC of container {id}: non-shareable IPC (hint: use IpcMode:shareable for the donor container)"
+        );
+        assert!(refused.contains(&why), "{refused}");
+        doors.store.ok(["stop", "-t", "0", "donor"]);
+        let late = inside(&doors.store, &["--ipc", "container:donor"], "true").refused(125);
+        assert!(
+            late.contains("cannot join IPC of a non running container"),
+            "{late}"
+        );
+        doors.refused(&["--ipc", "container:nobody"], "No such container: nobody");
+        let _running = private;
+    });
+}
+
+/// A donor that has put something else there gives that, and nothing of the host.
+#[test]
+fn ipc_of_another_container_takes_no_link_to_the_host() {
+    root(|| {
+        let doors = Doors::open();
+        let flags = ["--ipc", "shareable", "--privileged"];
+        let script = "umount /dev/shm && rmdir /dev/shm && ln -s /proc/1/root/etc /dev/shm && : > /tmp/ready && sleep 1000";
+        let donor = Detached::start(&doors.store, "donor", &flags, script);
+        donor.exec("until [ -e /tmp/ready ]; do :; done");
+        let refused = inside(&doors.store, &["--ipc", "container:donor"], "true").refused(125);
+        assert!(refused.contains("it has no /dev/shm"), "{refused}");
+    });
+}
+
+#[test]
+fn ipc_of_another_container_is_joined_as_user() {
+    user(|| {
+        let store = shop("store");
+        let donor = Detached::start(&store, "donor", &["--ipc", "shareable"], "sleep 1000");
+        donor.exec("echo secret > /dev/shm/file");
+        let out = inside(&store, &["--ipc", "container:donor"], "cat /dev/shm/file").ok();
+        assert_eq!(out, "secret\n");
+    });
+}

@@ -2,11 +2,12 @@
 
 use super::container::Container;
 use super::docker::{ContainerConfig, HostConfig};
-use super::error::{Error, Result};
+use super::error::{Context as _, Error, Result};
 use super::{Engine, names};
 use cowl_launch::control::Control;
 use cowl_launch::sandbox::{CgroupNamespace, Namespace, Namespaces};
-use std::os::fd::OwnedFd;
+use rustix::fs::{Mode as FileMode, OFlags};
+use std::os::fd::{AsFd as _, OwnedFd};
 
 const CONTAINER: &str = "container:";
 
@@ -57,9 +58,7 @@ pub(super) fn check(config: &ContainerConfig, host: &HostConfig) -> Result<()> {
     }
     match host.ipc_mode.as_str() {
         "" | "none" | "private" | "shareable" | "host" => {}
-        mode if joins(mode) => {
-            return Err(Error::invalid(format!("IpcMode is not supported: {mode}")));
-        }
+        mode if joins(mode) => {}
         mode => return unknown("IPC mode", mode),
     }
     if !matches!(host.uts_mode.as_str(), "" | "host") {
@@ -109,7 +108,12 @@ impl Engine {
     /// Replaces the names of containers whose namespaces are joined by their ids, which no renaming
     /// changes.
     pub(super) fn resolve_namespaces(&self, host: &mut HostConfig) -> Result<()> {
-        for mode in [&mut host.network_mode, &mut host.pid_mode] {
+        let modes = [
+            &mut host.network_mode,
+            &mut host.pid_mode,
+            &mut host.ipc_mode,
+        ];
+        for mode in modes {
             if let Mode::Container(needle) = Mode::of(mode) {
                 let missing = |error: Error| Error::invalid(error.to_string());
                 let id = self.containers.find(needle).map_err(missing)?.config.id;
@@ -128,6 +132,10 @@ impl Engine {
             let donor = self.donor("PID namespace", id)?;
             let own = donor.namespaces()?.pid;
             descriptors.push(own.ok_or_else(|| shares("PID", id))?);
+        }
+        if let Mode::Container(id) = Mode::of(&host.ipc_mode) {
+            let own = self.ipc_donor(id)?.namespaces()?.ipc;
+            descriptors.push(own.ok_or_else(|| shares("IPC", id))?);
         }
         if let Mode::Container(id) = net {
             let donor = self.donor("network", id)?;
@@ -157,6 +165,37 @@ impl Engine {
                 "cannot join {what} of a non running container: {id}"
             ))
         })
+    }
+
+    /// A running container that lets others share its IPC (moby, `daemon/container_operations_unix.go`).
+    fn ipc_donor(&self, id: &str) -> Result<Control> {
+        let control = self.donor("IPC", id)?;
+        let mode = self.containers.find(id)?.config.host.ipc_mode;
+        match mode.as_str() {
+            "shareable" | "host" => Ok(control),
+            mode if mode.starts_with(CONTAINER) => Ok(control),
+            _ => Err(Error::conflict(format!(
+                "can't join IPC of container {id}: non-shareable IPC (hint: use IpcMode:shareable for the donor container)"
+            ))),
+        }
+    }
+
+    /// The /dev/shm of another container, attached nowhere.
+    pub(super) fn shared_memory(&self, id: &str) -> Result<OwnedFd> {
+        let control = self.ipc_donor(id)?;
+        let pid = control.inspect()?.pid;
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let namespace = rustix::fs::open(format!("/proc/{pid}/ns/mnt"), flags, FileMode::empty())
+            .context(|| format!("opening the mount namespace of container {id}"))?;
+        // A monitor that still answers has not let the pid go, so the namespace is its container's.
+        control.inspect()?;
+        cowl_launch::shared_memory::of(namespace.as_fd())
+            .context(|| format!("opening /dev/shm of container {id}"))?
+            .ok_or_else(|| {
+                Error::conflict(format!(
+                    "can't join IPC of container {id}: it has no /dev/shm"
+                ))
+            })
     }
 
     /// The container whose network a container shares.

@@ -40,7 +40,9 @@ fn sandbox(config: &Config, namespaces: Namespaces, mounts: Vec<Mount>) -> Resul
     sandbox.hostname.clone_from(&config.config.hostname);
     sandbox.domainname.clone_from(&config.config.domainname);
     match (host.ipc_mode.as_str(), u64::try_from(host.shm_size)) {
-        ("none" | "host", _) => sandbox.mounts.retain(|mount| mount.destination != SHM),
+        (mode, _) if matches!(mode, "none" | "host") || mode.starts_with("container:") => {
+            sandbox.mounts.retain(|mount| mount.destination != SHM);
+        }
         (_, Ok(size)) if size > 0 => sandbox.set_mount(Mount::shm(size)),
         _ => {}
     }

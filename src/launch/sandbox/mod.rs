@@ -31,8 +31,8 @@ pub struct Sandbox {
     pub hostname: String,
     /// NIS domain name of a new UTS namespace; empty to leave the kernel's.
     pub domainname: String,
-    /// Attached in this order. All before the first [`MountSource::Cgroup`] or
-    /// [`MountSource::Descriptor`] are there before paths are masked.
+    /// Attached in this order. All before the first [`MountSource::Cgroup`],
+    /// [`MountSource::Descriptor`] or [`MountSource::Detached`] are there before paths are masked.
     pub mounts: Vec<Mount>,
     /// A first process of the launcher's own, which starts the program, forwards signals to it and
     /// reaps orphans.
@@ -137,6 +137,8 @@ pub enum MountSource {
         /// Whether mounts made later are passed on.
         propagation: Propagation,
     },
+    /// The mount behind the next descriptor, which is attached nowhere.
+    Detached,
 }
 
 /// A file system that a container may have of its own.
@@ -316,12 +318,17 @@ impl Sandbox {
         }
     }
 
-    /// Number of descriptors of mounts: one for each [`MountSource::Descriptor`], in their order.
+    /// Number of descriptors of mounts: one for each [`MountSource::Descriptor`] and
+    /// [`MountSource::Detached`], in their order.
     pub fn descriptors(&self) -> usize {
-        self.mounts
-            .iter()
-            .filter(|mount| matches!(mount.source, MountSource::Descriptor { .. }))
-            .count()
+        let has_one = |mount: &&Mount| {
+            let source = &mount.source;
+            matches!(
+                source,
+                MountSource::Descriptor { .. } | MountSource::Detached
+            )
+        };
+        self.mounts.iter().filter(has_one).count()
     }
 }
 
@@ -353,6 +360,15 @@ impl Mount {
                 read_only,
                 ..Attributes::default()
             },
+        }
+    }
+
+    /// Another container's /dev/shm, attached nowhere.
+    pub fn joined_shm() -> Self {
+        Self {
+            destination: b"/dev/shm".to_vec(),
+            source: MountSource::Detached,
+            attributes: NO_EXEC,
         }
     }
 

@@ -107,6 +107,21 @@ pub(super) fn prepare(
                 .map_err(failed)?;
             (PreparedSource::Detached(cloned), kind, Role::Other)
         }
+        MountSource::Detached => {
+            let failed =
+                |errno| SetupError::System(format!("open the mount for \"{name}\""), errno);
+            let mount_of = descriptors.next().ok_or(SetupError::Descriptor)?;
+            let kind = kind_of(mount_of.as_fd()).map_err(failed)?;
+            let propagation = Propagation::Private;
+            confine(
+                mount_of.as_fd(),
+                mount.attributes,
+                Submounts::Same,
+                propagation,
+            )
+            .map_err(failed)?;
+            (PreparedSource::Detached(mount_of), kind, Role::Other)
+        }
     };
     Ok(PreparedMount {
         destination,

@@ -56,7 +56,7 @@ impl RootSetup {
         let late = sandbox.mounts.iter().position(|mount| {
             matches!(
                 mount.source,
-                MountSource::Cgroup | MountSource::Descriptor { .. }
+                MountSource::Cgroup | MountSource::Descriptor { .. } | MountSource::Detached
             )
         });
         let own_cgroup = sandbox.namespaces.cgroup == CgroupNamespace::New;

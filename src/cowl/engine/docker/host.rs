@@ -77,7 +77,8 @@ pub struct HostConfig {
     /// Empty for its own, `host`, `container:ID`.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub pid_mode: String,
-    /// Empty, `private` and `shareable` for its own, `none` for its own without /dev/shm, `host`.
+    /// Empty, `private` and `shareable` for its own, `none` for its own without /dev/shm, `host`,
+    /// `container:ID`.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub ipc_mode: String,
     /// Empty for its own, `host`.

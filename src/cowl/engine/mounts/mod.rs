@@ -10,10 +10,11 @@ use super::Engine;
 use super::container::Container;
 use super::container::config::{BindMode, Mount, MountSource};
 use super::error::{Context as _, Error, Result};
+use super::namespaces::Mode;
 use super::signals::Signals;
 use cowl_launch::sandbox::{self, Attributes, Propagation, Submounts};
 use cowl_sys::open::openat2;
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::fs::{CWD, Mode as FileMode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -48,6 +49,9 @@ impl Engine {
                 ..Attributes::default()
             };
             all.push((shm, Some(open(Path::new("/dev/shm"))?)));
+        }
+        if let Mode::Container(id) = Mode::of(&config.host.ipc_mode) {
+            all.push((sandbox::Mount::joined_shm(), Some(self.shared_memory(id)?)));
         }
         for mount in &config.mounts {
             all.push(self.open_mount(mount, root, signals)?);
@@ -136,6 +140,6 @@ fn open_bind(path: &Path) -> Result<OwnedFd> {
 
 fn open(path: &Path) -> Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
-    rustix::fs::openat(CWD, path, flags, Mode::empty())
+    rustix::fs::openat(CWD, path, flags, FileMode::empty())
         .context(|| format!("opening {}", path.display()))
 }

@@ -60,7 +60,7 @@ pub(in crate::cli::container) struct Namespaces {
     /// PID namespace to use: host, container:NAME
     #[arg(long, value_name = "MODE")]
     pid: Option<String>,
-    /// IPC mode to use: none, private, shareable, host
+    /// IPC mode to use: none, private, shareable, host, container:CONTAINER
     #[arg(long, value_name = "MODE")]
     ipc: Option<String>,
     /// UTS namespace to use: host
