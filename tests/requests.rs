@@ -109,12 +109,13 @@ const BUDGETS: [(&str, &str, Budget, Budget); 9] = [
         (3, 2),
         (3, 2),
     ),
-    // In passthrough the worker knows that it is not open; else it moves the file aside first.
+    // In passthrough the worker knows that it is not open; else it moves the file aside, and
+    // removes it when the kernel forgets it.
     (
         "unlink of an upper file",
         "os.unlink(at(f'dir/new-{i}'))",
-        (2, 5),
-        (2, 4),
+        (2, 3),
+        (2, 3),
     ),
     // One sync, and no attribute that is written only to be replaced.
     (

@@ -2,8 +2,11 @@
 //! strace: a counter of our own would prove nothing.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
+use std::io::{BufRead as _, BufReader, ErrorKind, copy, sink};
 use std::process::{Child, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
@@ -18,6 +21,8 @@ pub type Requests = BTreeMap<u32, usize>;
 
 /// FUSE_READ.
 pub const READ: u32 = 15;
+/// FUSE_WRITE.
+const WRITE: u32 = 16;
 /// FUSE_OPEN.
 pub const OPEN: u32 = 14;
 /// FUSE_RELEASE.
@@ -63,48 +68,62 @@ pub fn keeper() -> Pid {
     found.expect("a keeper").0
 }
 
-/// What `worker` is asked while `work` goes on, forgets left out.
+/// What `worker` is asked while `work` goes on, forgets and the kernel's own requests left out.
 pub fn during(worker: Pid, work: impl FnOnce()) -> Requests {
-    let tracer = Tracer::attach(worker, "trace=read,readv");
-    work();
+    let log = traced_during(worker, "trace=read,readv", work);
     let mut requests = Requests::new();
-    for opcode in tracer.finish().lines().filter_map(opcode) {
-        if !FORGETS.contains(&opcode) {
-            *requests.entry(opcode).or_default() += 1;
+    for request in log.lines().filter_map(request) {
+        if !FORGETS.contains(&request.opcode) && !request.is_kernels_own() {
+            *requests.entry(request.opcode).or_default() += 1;
         }
     }
     requests
 }
 
 /// What `worker` is asked while `work` goes on, and how often it makes which system call on files
-/// of the host for that. Releases and forgets, which no client waits for, are left out.
+/// of the host for that. Releases and forgets, which no client waits for, and the kernel's own
+/// requests are left out, with the calls for them: they come at any time, also after the work.
 pub fn costs_during(worker: Pid, work: impl FnOnce()) -> (Requests, BTreeMap<String, usize>) {
-    // The transport's and its threads'; and fcntl, by which a debug build checks what it closes.
-    const LEFT_OUT: [&str; 11] = [
-        "epoll_create1",
-        "epoll_ctl",
-        "mmap",
-        "read",
-        "readv",
-        "write",
-        "writev",
-        "epoll_wait",
-        "epoll_pwait",
-        "poll",
-        "fcntl",
-    ];
-    let log = file_calls_during(worker, work);
+    costs(&traced_during(worker, "trace=%file,%desc", work))
+}
+
+/// The transport's calls and its threads'; and fcntl, by which a debug build checks what it closes.
+const LEFT_OUT: [&str; 11] = [
+    "epoll_create1",
+    "epoll_ctl",
+    "mmap",
+    "read",
+    "readv",
+    "write",
+    "writev",
+    "epoll_wait",
+    "epoll_pwait",
+    "poll",
+    "fcntl",
+];
+
+/// A thread's calls are for the request that it read last.
+fn costs(log: &str) -> (Requests, BTreeMap<String, usize>) {
     let (mut requests, mut calls) = (Requests::new(), BTreeMap::new());
+    let mut counted = BTreeMap::new();
     for line in log.lines() {
+        let Some((thread, _)) = line.split_once(char::is_whitespace) else {
+            continue;
+        };
         let is_read = line.contains("read(") || line.contains("read resumed>");
-        if let Some(opcode) = opcode(line).filter(|_| is_read) {
-            if opcode != RELEASE && !FORGETS.contains(&opcode) {
-                *requests.entry(opcode).or_default() += 1;
-            }
-        } else if let Some(call) = call(line).filter(|call| !LEFT_OUT.contains(call)) {
+        if let Some(request) = request(line).filter(|_| is_read) {
+            let opcode = request.opcode;
+            let counts =
+                opcode != RELEASE && !FORGETS.contains(&opcode) && !request.is_kernels_own();
+            *requests.entry(opcode).or_default() += usize::from(counts);
+            counted.insert(thread, counts);
+        } else if let Some(call) = call(line).filter(|call| !LEFT_OUT.contains(call))
+            && counted.get(thread) == Some(&true)
+        {
             *calls.entry(call.to_owned()).or_default() += 1;
         }
     }
+    requests.retain(|_, count| *count > 0);
     (requests, calls)
 }
 
@@ -117,64 +136,81 @@ fn call(line: &str) -> Option<&str> {
         .then_some(name)
 }
 
-/// The system calls on paths and descriptors that `worker` makes while `work` goes on, as strace
-/// writes them.
-pub fn file_calls_during(worker: Pid, work: impl FnOnce()) -> String {
-    let tracer = Tracer::attach(worker, "trace=%file,%desc");
+/// strace's log of calls, with the headers of the requests that they read.
+fn traced_during(worker: Pid, calls: &str, work: impl FnOnce()) -> String {
+    let log = directory().join("strace.log");
+    let options = ["-xx", "-s", "40", "-e", calls, "-o"].map(OsStr::new);
+    let mut strace = attach(worker, options.into_iter().chain([log.as_os_str()]));
     work();
-    tracer.finish()
+    let pidfd = pidfd_open(Pid::from_child(&strace), PidfdFlags::empty()).unwrap();
+    kill_process(Pid::from_child(&strace), Signal::INT).unwrap();
+    assert!(readable(&pidfd, NEVER), "strace does not end");
+    strace.wait().unwrap();
+    fs::read_to_string(log).unwrap()
 }
 
-/// strace on all threads of a process, writing down calls and the first bytes of what they read.
-struct Tracer {
-    strace: Child,
-}
-
-impl Tracer {
-    fn attach(target: Pid, calls: &str) -> Self {
-        let log = directory().join("strace.log");
-        let messages = fs::File::create(directory().join("strace.messages")).unwrap();
-        let pid = target.as_raw_nonzero().to_string();
-        let mut command = program(
-            "strace",
-            ["-f", "-xx", "-s", "8", "-e", calls, "-p", &pid, "-o"],
-        );
-        let strace = command
-            .arg(log)
-            .stdout(Stdio::null())
-            .stderr(Stdio::from(messages))
-            .spawn()
-            .expect("strace");
-        // Attached when every thread names its tracer. /proc has nothing to wait on, so this
-        // asks again.
-        let limit = Instant::now() + NEVER;
-        while !traced(&pid) {
-            assert!(Instant::now() < limit, "strace did not attach to {pid}");
-            std::thread::yield_now();
-        }
-        Self { strace }
+/// strace on all threads of a process. What they call from here on is traced.
+pub fn attach(target: Pid, options: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Child {
+    let pid = target.as_raw_nonzero().to_string();
+    let mut strace = program("strace", ["-f", "-p", &pid])
+        .args(options)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("strace");
+    // A thread has a tracer before it is stopped, and runs on until then. The message comes when
+    // all have been told to stop.
+    let mut messages = BufReader::new(strace.stderr.take().unwrap());
+    let mut said = String::new();
+    while !said.contains("attached") {
+        let length = messages.read_line(&mut said).unwrap();
+        assert!(length > 0, "strace does not attach to {pid}: {said}");
     }
-
-    /// What it wrote down.
-    fn finish(mut self) -> String {
-        let pidfd = pidfd_open(Pid::from_child(&self.strace), PidfdFlags::empty()).unwrap();
-        kill_process(Pid::from_child(&self.strace), Signal::INT).unwrap();
-        assert!(readable(&pidfd, NEVER), "strace does not end");
-        self.strace.wait().unwrap();
-        fs::read_to_string(directory().join("strace.log")).unwrap()
+    thread::spawn(move || copy(&mut messages, &mut sink()));
+    // A thread may have started another behind strace's back. That one ends when it is idle; /proc
+    // has nothing to wait on, so this asks again.
+    let limit = Instant::now() + NEVER;
+    while !is_traced(&pid) {
+        assert!(Instant::now() < limit, "strace did not attach to {pid}");
+        thread::yield_now();
     }
+    strace
 }
 
-fn traced(pid: &str) -> bool {
+fn is_traced(pid: &str) -> bool {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
     tasks
-        .map(|task| fs::read_to_string(task.unwrap().path().join("status")).unwrap())
-        .all(|status| !status.contains("TracerPid:\t0\n"))
+        .map(|task| fs::read_to_string(task.unwrap().path().join("status")))
+        .all(|status| match status {
+            Ok(status) => !status.contains("TracerPid:\t0\n"),
+            // It has ended.
+            Err(error) => {
+                error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
+            }
+        })
+}
+
+/// The head of a request.
+struct Request {
+    opcode: u32,
+    /// The client's process.
+    process: u32,
+}
+
+impl Request {
+    /// Whether no process of the mount's pid namespace asks: the kernel sends the times that it
+    /// holds back when it chooses, or when any process of the host calls sync(2). It names no
+    /// process for contents that it held back either, but sends those once, at a close at the
+    /// latest.
+    fn is_kernels_own(&self) -> bool {
+        self.process == 0 && self.opcode != WRITE
+    }
 }
 
 /// Of `... read(6, "\x38\x00\x00\x00\x03\x00\x00\x00"..., 1052672) = 56`: a request begins with
-/// its length, which is what was read, and its opcode, both little-endian words of 32 bits.
-fn opcode(line: &str) -> Option<u32> {
+/// its length, which is what was read, and its opcode (`struct fuse_in_header` of
+/// include/uapi/linux/fuse.h), little-endian words of 32 bits; the process is the ninth.
+fn request(line: &str) -> Option<Request> {
     let (_, rest) = line.split_once("\"\\x")?;
     let (text, after) = rest.split_once('"')?;
     let bytes: Vec<u8> = text
@@ -183,14 +219,17 @@ fn opcode(line: &str) -> Option<u32> {
         .collect::<Result<_, _>>()
         .ok()?;
     let (_, returned) = after.rsplit_once(" = ")?;
-    let length = u32::from_le_bytes(bytes.get(..4)?.try_into().ok()?);
-    let opcode = u32::from_le_bytes(bytes.get(4..8)?.try_into().ok()?);
-    (returned.trim().parse() == Ok(length)).then_some(opcode)
+    let word = |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+    let request = Request {
+        opcode: word(4)?,
+        process: word(32)?,
+    };
+    (returned.trim().parse() == Ok(word(0)?)).then_some(request)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{call, opcode};
+    use super::{Requests, call, costs, request};
 
     #[test]
     fn a_call_is_known_by_the_line_that_begins_it() {
@@ -200,22 +239,42 @@ mod tests {
         assert_eq!(call("1234 +++ exited with 0 +++"), None);
     }
 
+    /// Of 80 bytes, as strace shows its head.
+    fn head(opcode: u8, process: u8) -> String {
+        let mut bytes = [0; 40];
+        (bytes[0], bytes[4], bytes[32]) = (80, opcode, process);
+        let digits: Vec<String> = bytes.iter().map(|byte| format!("\\x{byte:02x}")).collect();
+        format!("\"{}\"..., 1052672) = 80", digits.concat())
+    }
+
     #[test]
     fn requests_are_told_from_other_reads() {
+        for begin in ["8     read(6, ", "8     <... read resumed>"] {
+            let found = request(&format!("{begin}{}", head(15, 7))).unwrap();
+            assert_eq!((found.opcode, found.process), (15, 7));
+            assert!(!found.is_kernels_own());
+        }
+        assert!(request(r#"8     read(9, "\x01\x00\x00\x00\x00\x00\x00\x00", 8) = 8"#).is_none());
+        assert!(request("8     +++ exited with 0 +++").is_none());
+    }
+
+    /// A FORGET (2) and a SETATTR (4) of the kernel's, beside a LOOKUP (1) by another thread.
+    #[test]
+    fn calls_are_counted_for_the_requests_of_clients() {
+        let log = [
+            "7 unlinkat(3, ...) = 0".to_owned(),
+            format!("7 read(6, {}", head(1, 9)),
+            format!("8 read(6, {}", head(2, 0)),
+            "8 unlinkat(3, ...) = 0".to_owned(),
+            "7 statx(3, ...) = 0".to_owned(),
+            format!("8 read(6, {}", head(4, 0)),
+            "8 utimensat(3, ...) = 0".to_owned(),
+        ];
+        let (requests, calls) = costs(&log.join("\n"));
+        assert_eq!(requests, Requests::from([(1, 1)]));
         assert_eq!(
-            opcode(r#"8     read(6, "\x50\x00\x00\x00\x0f\x00\x00\x00"..., 1052672) = 80"#),
-            Some(15)
+            calls.into_iter().collect::<Vec<_>>(),
+            [("statx".to_owned(), 1)]
         );
-        assert_eq!(
-            opcode(
-                r#"8     <... read resumed>"\x50\x00\x00\x00\x0f\x00\x00\x00"..., 1052672) = 80"#
-            ),
-            Some(15)
-        );
-        assert_eq!(
-            opcode(r#"8     read(9, "\x01\x00\x00\x00\x00\x00\x00\x00", 8) = 8"#),
-            None
-        );
-        assert_eq!(opcode("8     +++ exited with 0 +++"), None);
     }
 }
