@@ -17,7 +17,7 @@ mod common;
 
 use std::fs::{self, File};
 
-use common::{Image, has_successors, is_here, modes, there};
+use common::{Image, USER_NAMESPACE, has_successors, is_here, modes, there};
 use cowl_core::handover::{IoMode, IoModeChoice};
 use cowl_tests::host::{has_overlayfs, kernel_has_passthrough};
 use cowl_tests::skip::skip;
@@ -25,10 +25,7 @@ use cowl_tests::skip::skip;
 #[test]
 fn mount_in_a_user_namespace_reads_and_writes_without_open() {
     if !is_here() {
-        return there(
-            &["unshare", "-Urm"],
-            "mount_in_a_user_namespace_reads_and_writes_without_open",
-        );
+        return there(USER_NAMESPACE);
     }
     let image = Image::of(&[("d/old", b"old"), ("d/large", &common::noise(3 << 20))]);
     let mount = image.mount_writable(IoModeChoice::Auto, "upper");
@@ -46,9 +43,8 @@ fn mount_in_a_user_namespace_reads_and_writes_without_open() {
     for (kind, count) in [("OPEN", 1), ("CREATE", 1), ("RELEASE", 0)] {
         assert_eq!(mount.count(kind), count, "{:?}", mount.counts());
     }
-    let refused = image.try_mount(IoModeChoice::Passthrough, None);
     assert_eq!(
-        refused.err().unwrap().to_string(),
+        image.refusal(IoModeChoice::Passthrough, None),
         "io=passthrough: it needs root of the initial user namespace"
     );
     assert!(mount.unmount().success());
@@ -65,16 +61,9 @@ fn mount_without_access_to_dev_fuse_fails_in_one_line() {
     if !is_here() {
         let script = "mount -t tmpfs none /dev && mknod -m 0666 /dev/null c 1 3 && mknod -m 0 /dev/fuse c 10 229 && \
                       setpriv --bounding-set=-dac_override \"$@\"";
-        return there(
-            &["unshare", "-m", "sh", "-c", script, "sh"],
-            "mount_without_access_to_dev_fuse_fails_in_one_line",
-        );
+        return there(&["unshare", "-m", "sh", "-c", script, "sh"]);
     }
-    let error = Image::of(&[])
-        .try_mount(IoModeChoice::Auto, None)
-        .err()
-        .unwrap()
-        .to_string();
+    let error = Image::of(&[]).refusal(IoModeChoice::Auto, None);
     assert_eq!(
         error,
         "cannot open /dev/fuse (it must be readable and writable for this user): Permission denied"
@@ -84,16 +73,9 @@ fn mount_without_access_to_dev_fuse_fails_in_one_line() {
 #[test]
 fn mount_without_cap_sys_admin_fails_in_one_line() {
     if !is_here() {
-        return there(
-            &["setpriv", "--bounding-set=-sys_admin"],
-            "mount_without_cap_sys_admin_fails_in_one_line",
-        );
+        return there(&["setpriv", "--bounding-set=-sys_admin"]);
     }
-    let error = Image::of(&[])
-        .try_mount(IoModeChoice::Auto, None)
-        .err()
-        .unwrap()
-        .to_string();
+    let error = Image::of(&[]).refusal(IoModeChoice::Auto, None);
     assert_eq!(
         error,
         "no privilege to mount (be root, or run in a user namespace: unshare -Urm): Operation not permitted"
@@ -103,23 +85,16 @@ fn mount_without_cap_sys_admin_fails_in_one_line() {
 #[test]
 fn mount_without_dev_fuse_fails_in_one_line() {
     if !is_here() {
-        return there(
-            &[
-                "unshare",
-                "-m",
-                "sh",
-                "-c",
-                "mount -t tmpfs none /dev && mknod /dev/null c 1 3 && \"$@\"",
-                "sh",
-            ],
-            "mount_without_dev_fuse_fails_in_one_line",
-        );
+        return there(&[
+            "unshare",
+            "-m",
+            "sh",
+            "-c",
+            "mount -t tmpfs none /dev && mknod /dev/null c 1 3 && \"$@\"",
+            "sh",
+        ]);
     }
-    let error = Image::of(&[])
-        .try_mount(IoModeChoice::Auto, None)
-        .err()
-        .unwrap()
-        .to_string();
+    let error = Image::of(&[]).refusal(IoModeChoice::Auto, None);
     assert_eq!(
         error,
         "cannot open /dev/fuse (is the fuse module loaded? try: modprobe fuse): No such file or directory"
@@ -134,19 +109,16 @@ fn passthrough_over_a_store_on_overlayfs_is_refused() {
         }
         let script = "t=$(mktemp -d) && mount -t tmpfs none $t && mkdir $t/l $t/u $t/w $t/m && mount -t overlay -o lowerdir=$t/l,upperdir=$t/u,workdir=$t/w none $t/m && \
                       TMPDIR=$t/m \"$@\"; s=$?; umount $t/m $t && rmdir $t; exit $s";
-        return there(
-            &["unshare", "-m", "sh", "-c", script, "sh"],
-            "passthrough_over_a_store_on_overlayfs_is_refused",
-        );
+        return there(&["unshare", "-m", "sh", "-c", script, "sh"]);
     }
     let image = Image::of(&[("large", &common::noise(3 << 20))]);
-    let refused = image.try_mount(IoModeChoice::Passthrough, None);
+    let refused = image.refusal(IoModeChoice::Passthrough, None);
     let expected = if kernel_has_passthrough() {
         "io=passthrough: store or upper are on overlayfs or FUSE"
     } else {
         "io=passthrough: the kernel does not offer it (it needs Linux 6.9)"
     };
-    assert_eq!(refused.err().unwrap().to_string(), expected);
+    assert_eq!(refused, expected);
     let mount = image.mount(IoModeChoice::Auto);
     assert_eq!(mount.io_mode, IoMode::Cached);
     assert_eq!(
@@ -157,10 +129,14 @@ fn passthrough_over_a_store_on_overlayfs_is_refused() {
 }
 
 /// What `/proc/PID/status` says of a process.
-fn status(process: u32, field: &str) -> String {
+fn status(process: u32, name: &str) -> String {
     let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix(field));
-    line.unwrap().trim().to_owned()
+    field(&status, name).to_owned()
+}
+
+fn field<'s>(status: &'s str, name: &str) -> &'s str {
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
+    line.unwrap().trim()
 }
 
 #[test]
@@ -169,10 +145,7 @@ fn keeper_and_worker_inherit_no_limits_or_signals() {
         let script = "ulimit -S -f 100; ulimit -S -n 200; ulimit -S -v 8000000; ulimit -t 1000; umask 077; cd /tmp
             trap '' TERM HUP XFSZ; echo 500 > /proc/self/oom_score_adj
             exec env --block-signal=TERM --block-signal=INT --block-signal=CHLD \"$@\"";
-        return there(
-            &["bash", "-c", script, "bash"],
-            "keeper_and_worker_inherit_no_limits_or_signals",
-        );
+        return there(&["bash", "-c", script, "bash"]);
     }
     let image = Image::of(&[("x", b"y")]);
     let mount = image.mount(IoModeChoice::Auto);
@@ -204,7 +177,8 @@ fn keeper_and_worker_inherit_no_limits_or_signals() {
     assert!(mount.unmount().success(), "{}", image.log());
 }
 
-/// Some kernels back a thread's stack with huge pages, and a worker starts threads as it needs them.
+/// Some kernels back a thread's stack with huge pages, and a worker starts threads as it needs
+/// them.
 #[test]
 fn keeper_and_worker_take_no_huge_pages() {
     let image = Image::of(&[("x", b"y")]);
@@ -239,10 +213,7 @@ const SETFCAP: u32 = 31;
 fn keeper_and_worker_keep_only_the_capabilities_they_use() {
     if !is_here() {
         modes().into_iter().for_each(check_capabilities);
-        return there(
-            &["unshare", "-Urm"],
-            "keeper_and_worker_keep_only_the_capabilities_they_use",
-        );
+        return there(USER_NAMESPACE);
     }
     check_capabilities(IoModeChoice::Auto);
 }
@@ -270,7 +241,7 @@ fn check_capabilities(choice: IoModeChoice) {
     if writable.io_mode == IoMode::Passthrough {
         writing.push(LEASE);
     }
-    // Each of these threads has answered, so it has been what they become.
+    // A thread that has answered has been what they become.
     fs::write(writable.path("x"), "changed").unwrap();
     let none = capabilities(&[]);
     let (writing, reading) = (capabilities(&writing), capabilities(&reading));
@@ -283,14 +254,16 @@ fn check_capabilities(choice: IoModeChoice) {
         (read_only.worker, reading.clone(), &reading),
     ] {
         for thread in fs::read_dir(format!("/proc/{process}/task")).unwrap() {
-            let thread = thread.unwrap().file_name();
-            let thread = thread.to_str().unwrap().parse().unwrap();
-            assert_eq!(status(thread, "CapPrm:"), held);
-            assert_eq!(status(thread, "CapEff:"), *effective);
+            // One that was started for a request ends when it is idle.
+            let Ok(status) = fs::read_to_string(thread.unwrap().path().join("status")) else {
+                continue;
+            };
+            assert_eq!(field(&status, "CapPrm:"), held);
+            assert_eq!(field(&status, "CapEff:"), effective);
             for empty in ["CapInh:", "CapBnd:", "CapAmb:"] {
-                assert_eq!(status(thread, empty), none, "{empty}");
+                assert_eq!(field(&status, empty), none, "{empty}");
             }
-            assert_eq!(status(thread, "NoNewPrivs:"), "1");
+            assert_eq!(field(&status, "NoNewPrivs:"), "1");
         }
     }
     assert!(writable.unmount().success(), "{}", image.log());
@@ -307,15 +280,11 @@ fn passthrough_is_refused_where_the_kernel_takes_no_backing_files() {
             read ready < $d/ready
             echo 0 0 4294967295 > /proc/$!/uid_map; echo 0 0 4294967295 > /proc/$!/gid_map
             echo > $d/go; wait $!; s=$?; rm -r $d; exit $s";
-        return there(
-            &["sh", "-c", script, "sh"],
-            "passthrough_is_refused_where_the_kernel_takes_no_backing_files",
-        );
+        return there(&["sh", "-c", script, "sh"]);
     }
     let image = Image::of(&[("large", &common::noise(3 << 20))]);
     for upper in [None, Some("upper")] {
-        let refused = image.try_mount(IoModeChoice::Passthrough, upper);
-        let said = refused.err().unwrap().to_string();
+        let said = image.refusal(IoModeChoice::Passthrough, upper);
         let expected = if kernel_has_passthrough() {
             "io=passthrough: the kernel takes no files of this host: Operation not permitted"
         } else {

@@ -18,7 +18,7 @@ mod common;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
-use common::{Image, modes, noise};
+use common::{Image, Mount, modes, noise};
 use cowl_core::handover::{IoMode, IoModeChoice};
 
 #[test]
@@ -151,17 +151,19 @@ fn mount_whose_workers_die_again_and_again_is_cut_off_and_says_so() {
         assert!(!image.is_leased());
         let log = image.log();
         let last = log.lines().last().unwrap();
+        // Where 33 take more than a minute, more follow.
         let (followed, why) = if common::has_successors(choice) {
-            (32, "too many have died within a minute")
+            (32..=usize::MAX, "too many have died within a minute")
         } else {
-            (0, "no other can serve on")
+            (0..=0, "no other can serve on")
         };
         assert!(
             last.contains("the worker died (signal: 9") && last.contains(why),
             "{log}"
         );
         assert!(last.contains("the mount is cut off"), "{log}");
-        assert_eq!(log.matches("another one serves on").count(), followed);
+        let count = log.matches("another one serves on").count();
+        assert!(followed.contains(&count), "{log}");
     }
 }
 
@@ -169,11 +171,7 @@ fn mount_whose_workers_die_again_and_again_is_cut_off_and_says_so() {
 fn mount_of_an_invalid_tree_fails_in_one_line() {
     let image = Image::of(&[("x", b"y")]);
     fs::write(image.path("tree"), "not a tree").unwrap();
-    let error = image
-        .try_mount(IoModeChoice::Auto, None)
-        .err()
-        .unwrap()
-        .to_string();
+    let error = image.refusal(IoModeChoice::Auto, None);
     assert!(error.starts_with("cannot open the merged tree"), "{error}");
     assert!(!error.contains('\n'));
     assert!(!image.is_leased());
@@ -187,10 +185,7 @@ fn keeper_and_worker_inherit_no_descriptors() {
     rustix::io::fcntl_setfd(&stray, rustix::io::FdFlags::empty()).unwrap();
     let mount = image.mount(IoModeChoice::Auto);
     for (process, most) in [(mount.worker, 10), (mount.keeper.id(), 9)] {
-        let open: Vec<_> = fs::read_dir(format!("/proc/{process}/fd"))
-            .unwrap()
-            .map(|fd| fs::read_link(fd.unwrap().path()).unwrap())
-            .collect();
+        let open = Mount::descriptors(process);
         assert!(
             open.len() <= most && !open.iter().any(|target| target.ends_with("passwd")),
             "{open:?}"

@@ -23,11 +23,11 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Child;
 
-use common::{Image, Mount, has_successors, is_here, there};
+use common::{Image, Mount, USER_NAMESPACE, eventually, has_successors, is_here, there};
 use cowl_core::handover::IoModeChoice;
+use cowl_tests::requests::attach;
 use rustix::fs::{AtFlags, CWD, RenameFlags, XattrFlags};
 
 /// What a test does; run on the mount and on a plain directory.
@@ -358,47 +358,17 @@ fn check_removed(open: &File, content: &[u8]) {
     assert_eq!(bytes, [content, b"more"].concat());
 }
 
-const NEVER: Duration = Duration::from_mins(2);
-
-fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
-    let limit = Instant::now() + NEVER;
-    while !is_so() {
-        assert!(Instant::now() < limit, "{what}");
-        std::thread::yield_now();
-    }
-}
-
 /// Holds the worker back at the end of a system call.
 fn hold_back(mount: &Mount, case: &Case) -> Child {
-    let worker = mount.worker.to_string();
     let (call, when) = (case.call, case.when);
-    let strace = Command::new("strace")
-        .args(["-f", "-qq", "-o", "/dev/null", "-p", &worker])
-        .args(["-e", &format!("trace={call}")])
-        .args(["-e", &format!("inject={call}:delay_exit=600s:when={when}")])
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    eventually("strace does not attach", || {
-        fs::read_dir(format!("/proc/{worker}/task"))
-            .unwrap()
-            .all(|task| {
-                let status = fs::read_to_string(task.unwrap().path().join("status")).unwrap();
-                !status.contains("TracerPid:\t0\n")
-            })
-    });
-    strace
+    let trace = format!("trace={call}");
+    let inject = format!("inject={call}:delay_exit=600s:when={when}");
+    let worker = mount.current_worker().unwrap();
+    attach(worker, ["-o", "/dev/null", "-e", &trace, "-e", &inject])
 }
 
 fn check(case: &Case, number: usize) {
-    let image = Image::of(FILES);
-    let plain = image.path("plain");
-    for (path, content) in FILES {
-        let path = plain.join(path);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(&path, content).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
-    }
+    let (image, plain) = Image::beside_plain(FILES);
     let upper = format!("upper-{number}");
     let work = image.path(&format!("{upper}.work"));
     let mount = image.mount_writable(IoModeChoice::Cached, &upper);
@@ -408,9 +378,8 @@ fn check(case: &Case, number: usize) {
     let mut strace = hold_back(&mount, case);
     std::thread::scope(|scope| {
         let client = scope.spawn(|| (case.act)(&root));
-        eventually(&format!("{}: no such call", case.name), || {
-            (case.seen)(&upper, &work) || client.is_finished()
-        });
+        let seen = || (case.seen)(&upper, &work) || client.is_finished();
+        assert!(eventually(seen), "{}: no such call", case.name);
         let held = !client.is_finished();
         assert!(mount.kill_worker());
         // It would count the seconds before it lets go of the dead.
@@ -421,9 +390,8 @@ fn check(case: &Case, number: usize) {
     (case.act)(&plain);
     assert_eq!(common::view(&root), common::view(&plain), "{}", case.name);
     // Nothing is kept for files that are gone.
-    eventually(&format!("{}: an orphan stays", case.name), || {
-        !has_orphan(&work)
-    });
+    let no_orphan = || !has_orphan(&work);
+    assert!(eventually(no_orphan), "{}: an orphan stays", case.name);
     assert!(mount.unmount().success(), "{}", image.log());
     let log = image.log();
     assert_eq!(log.matches("another one serves on").count(), 1, "{log}");
@@ -442,10 +410,7 @@ fn requests_interrupted_after_their_change_are_answered_once() {
 #[test]
 fn requests_interrupted_after_their_change_are_answered_once_as_user() {
     if !is_here() {
-        return there(
-            &["unshare", "-Urm"],
-            "requests_interrupted_after_their_change_are_answered_once_as_user",
-        );
+        return there(USER_NAMESPACE);
     }
     requests_interrupted_after_their_change_are_answered_once();
 }

@@ -21,7 +21,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use common::{Image, Mount, has_successors, is_here, noise, read_all, there, view};
+use common::{Image, Mount, USER_NAMESPACE, has_successors, is_here, noise, read_all, there, view};
 use cowl_core::handover::IoModeChoice;
 use rustix::fs::{CWD, RenameFlags, XattrFlags};
 use rustix::io::Errno;
@@ -209,15 +209,7 @@ fn image_and_plain() -> (Image, PathBuf) {
         .iter()
         .map(|(path, content)| (&**path, *content))
         .collect();
-    let image = Image::of(&borrowed);
-    let plain = image.path("plain");
-    for (path, content) in borrowed {
-        let path = plain.join(path);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(&path, content).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
-    }
-    (image, plain)
+    Image::beside_plain(&borrowed)
 }
 
 fn clients_do_not_notice(choice: IoModeChoice) {
@@ -276,10 +268,7 @@ fn kill_of_the_worker_fails_no_operation_writeback() {
 #[test]
 fn kill_of_the_worker_fails_no_operation_as_user() {
     if !is_here() {
-        return there(
-            &["unshare", "-Urm"],
-            "kill_of_the_worker_fails_no_operation_as_user",
-        );
+        return there(USER_NAMESPACE);
     }
     clients_do_not_notice(IoModeChoice::Auto);
 }

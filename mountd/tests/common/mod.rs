@@ -7,9 +7,10 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus};
+use std::time::Instant;
 
 use cowl_core::digest::{DiffId, ObjectId, Sha256Digest};
 use cowl_core::handover::{
@@ -17,6 +18,7 @@ use cowl_core::handover::{
 };
 use cowl_core::tree::{Kind, LayerBuilder, Meta, Timestamp, Tree, merge};
 use cowl_tests::host::kernel_has_passthrough;
+use cowl_tests::profile::{NEVER, test_path};
 use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
@@ -43,14 +45,17 @@ static ALONE: Mutex<()> = Mutex::new(());
 /// Says to a test that it is where it belongs.
 const HERE: &str = "COWL_TEST_PLACE";
 
-/// Runs a test of this program by way of `place`, a command that starts another.
-pub fn there(place: &[&str], test: &str) {
+/// A place of root without any right outside.
+pub const USER_NAMESPACE: &[&str] = &["unshare", "-Urm"];
+
+/// Runs this test again by way of `place`, a command that starts another.
+pub fn there(place: &[&str]) {
     let own = std::env::current_exe().unwrap();
     let mut command = std::process::Command::new(place[0]);
     command
         .args(&place[1..])
         .arg(own)
-        .args(["--exact", test, "--nocapture"])
+        .args(["--exact", &test_path(), "--nocapture"])
         .env(HERE, "1");
     let output = command.output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
@@ -64,6 +69,18 @@ pub fn there(place: &[&str], test: &str) {
 
 pub fn is_here() -> bool {
     std::env::var_os(HERE).is_some()
+}
+
+/// Whether something comes to be so. For what has nothing to wait on, as `/proc` has not.
+pub fn eventually(mut is_so: impl FnMut() -> bool) -> bool {
+    let end = Instant::now() + NEVER;
+    while !is_so() {
+        if Instant::now() > end {
+            return false;
+        }
+        std::thread::yield_now();
+    }
+    true
 }
 
 /// What a merged tree and its objects are on disk.
@@ -80,6 +97,19 @@ impl Image {
                 objects.add_file(builder, path, content, 0o644);
             }
         })
+    }
+
+    /// The same files as an image and as a plain directory, which is at the path.
+    pub fn beside_plain(files: &[(&str, &[u8])]) -> (Self, PathBuf) {
+        let image = Self::of(files);
+        let plain = image.path("plain");
+        for (path, content) in files {
+            let path = plain.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, content).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        }
+        (image, plain)
     }
 
     pub fn build(fill: impl FnOnce(&mut LayerBuilder, &Objects)) -> Self {
@@ -122,6 +152,12 @@ impl Image {
     /// image.
     pub fn mount_writable(&self, choice: IoModeChoice, name: &str) -> Mount {
         self.try_mount(choice, Some(name)).unwrap()
+    }
+
+    /// What is said of a mount that is refused.
+    pub fn refusal(&self, choice: IoModeChoice, upper: Option<&str>) -> String {
+        let refused = self.try_mount(choice, upper).err().unwrap();
+        refused.to_string()
     }
 
     pub fn try_mount(
@@ -256,6 +292,14 @@ impl Mount {
         counts
             .into_iter()
             .map(|(code, count)| (cowl_mountd::fuse::request_name(code).unwrap_or("?"), count))
+            .collect()
+    }
+
+    /// What the descriptors of the worker are, or of the keeper.
+    pub fn descriptors(process: u32) -> Vec<PathBuf> {
+        let open = fs::read_dir(format!("/proc/{process}/fd")).unwrap();
+        // One that is closed meanwhile is not open.
+        open.filter_map(|fd| fs::read_link(fd.unwrap().path()).ok())
             .collect()
     }
 
