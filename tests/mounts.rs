@@ -6,7 +6,7 @@ use std::fs;
 use std::io::Read as _;
 use std::process::{Child, Stdio};
 
-use rustix::process::{PidfdFlags, pidfd_open};
+use rustix::process::{PidfdFlags, Signal, kill_process, pidfd_open};
 
 use cowl_tests::busybox::shop;
 use cowl_tests::command::{binary, program, python, run, shell, system};
@@ -306,6 +306,45 @@ fn a_copy_elsewhere_is_named_as_root() {
 #[test]
 fn a_copy_elsewhere_is_named_as_user() {
     user(|| a_copy_elsewhere_is_named());
+}
+
+/// `umount` waits for the mount's own processes, however long they take. For this one time passes
+/// quickly: its first waits end at once.
+fn umount_waits_for_a_slow_worker() {
+    let store = shop("store");
+    let mount = store.mount("shop", "mnt");
+    let worker = worker();
+    kill_process(worker, Signal::STOP).unwrap();
+    let log = directory().join("calls");
+    let umount = store.command([OsStr::new("umount"), mount.path().as_os_str()]);
+    let mut umount = program("strace", ["-f", "-qq", "-e", "trace=ppoll", "-e"])
+        .args(["inject=ppoll:retval=0:when=1..100", "-o"])
+        .arg(&log)
+        .arg(umount.get_program())
+        .args(umount.get_args())
+        .spawn()
+        .unwrap();
+    // By then it has looked for others that have the mount, and there are none.
+    let waits_on = || {
+        let calls = fs::read_to_string(&log).unwrap_or_default();
+        calls.lines().count() > 100
+    };
+    while !waits_on() && umount.try_wait().unwrap().is_none() {
+        std::thread::yield_now();
+    }
+    kill_process(worker, Signal::CONT).unwrap();
+    assert!(umount.wait().unwrap().success());
+    mount.forget();
+}
+
+#[test]
+fn umount_waits_for_a_slow_worker_as_root() {
+    root(|| umount_waits_for_a_slow_worker());
+}
+
+#[test]
+fn umount_waits_for_a_slow_worker_as_user() {
+    user(|| umount_waits_for_a_slow_worker());
 }
 
 /// A mount can be taken away as soon as `cowl mount` has returned, however slow the daemons are in

@@ -165,9 +165,11 @@ pub struct MountRequest<'a> {
     pub io_mode: IoModeChoice,
 }
 
-/// How long a mount's processes may take to end after `umount`. A container that is starting may
-/// hold a copy of the mount for a moment.
+/// How long another process may have a mount after `umount`. A container that is starting may hold
+/// a copy of it for a moment.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How many times as long its own processes may take to end, on a busy host or a slow disk.
+const ROUNDS: usize = 6;
 /// Digits of a mount's id: unique among the leases of a store.
 const MOUNT_ID: usize = 12;
 /// Separates the image's name and the mount's id in the mount's source. Neither can contain it,
@@ -329,14 +331,17 @@ impl Engine {
         let Some((_, id)) = source.rsplit_once(SEPARATOR) else {
             return Ok(());
         };
-        if self.store.lease_ends_within(id, PATIENCE)? {
-            return Ok(());
+        let mut holder = "it is still in use".to_owned();
+        for _ in 0..ROUNDS {
+            if self.store.lease_ends_within(id, PATIENCE)? {
+                return Ok(());
+            }
+            // Another mount namespace that has a copy of the mount may live for ever.
+            if let Some(process) = mountpoint::holder(&source)? {
+                holder = format!("process {process} still has it in another mount namespace");
+                break;
+            }
         }
-        // Another mount namespace has a copy of the mount and may live for ever.
-        let holder = match mountpoint::holder(&source)? {
-            Some(process) => format!("process {process} still has it in another mount namespace"),
-            None => "it is still in use".to_owned(),
-        };
         Err(Error::conflict(format!(
             "umount {}: unmounted here, but {holder}; the image and upper stay in use until that ends",
             dir.display()
