@@ -21,8 +21,9 @@ use crate::mount::{MountParameters, make_mount, open_device, read_only_clone};
 use crate::overlay::{Config, Layers, LowerParts, Overlay, Rules, UpperDirs};
 use crate::{process, worker};
 
-/// How long a mount waits for the process of one that was unmounted to end.
-const GRACE: Duration = Duration::from_secs(3);
+/// How long a mount waits for the process of one that was unmounted to end: on a busy host that
+/// takes seconds.
+const GRACE: Duration = Duration::from_secs(10);
 
 /// Serves until the mount is gone; says over standard input, a pipe, when it answers, and
 /// by which device.
