@@ -107,7 +107,9 @@ mod tests {
         drop((waiter, holder));
         // The thread may be granted the lock for a moment; it lets go at once.
         retry_on_intr(|| flock(opened(file.path()), FlockOperation::LockExclusive)).unwrap();
-        // A lock that is free is taken whatever the interrupt says.
+        // A lock that is free is taken whatever the interrupt says. That of the file above may not
+        // be: the lock that was just taken may have come before the thread's.
+        let file = tempfile::NamedTempFile::new().unwrap();
         let free = opened(file.path());
         lock(
             &free,

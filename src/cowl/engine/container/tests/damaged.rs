@@ -59,7 +59,7 @@ fn ended(engine: &Engine, id: &str, name: &str) -> PathBuf {
     let claim = engine.containers.claim_name(&guard, name, &config.id);
     assert_eq!(claim.unwrap(), Claim::Made);
     let pending = engine.containers.create(&guard, config).unwrap();
-    drop(monitor(&pending.container, 4_000_000));
+    drop(monitor(&pending.container, NO_PROCESS));
     let path = engine.containers.path().join(id.repeat(64 / id.len()));
     let record = r#"{"exit_code":3,"oom_killed":false,"finished_at":"2026-01-01T00:00:00Z"}"#;
     std::fs::write(path.join(status::EXIT), record).unwrap();

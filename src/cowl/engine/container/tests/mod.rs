@@ -93,6 +93,9 @@ fn config(id: &str, name: &str) -> Config {
     }
 }
 
+/// A pid that no process can have: the kernel's limit is 2^22 (PID_MAX_LIMIT in linux/threads.h).
+const NO_PROCESS: i32 = (1 << 22) + 1;
+
 /// Takes the monitor's lock and writes its record.
 fn monitor(container: &Container, pid: i32) -> File {
     let number = std::os::fd::AsRawFd::as_raw_fd(&container.dir);
@@ -116,7 +119,7 @@ fn status_is_created_then_running_then_exited() {
     let store = Store::new();
     let pending = store.make("ab", "web");
     assert_eq!(pending.container.status().unwrap(), Status::Starting);
-    let lock = monitor(&pending.container, 4_000_000);
+    let lock = monitor(&pending.container, NO_PROCESS);
     let container = pending.release();
     assert_eq!(container.status().unwrap(), Status::Running);
     std::fs::write(
@@ -141,7 +144,7 @@ fn status_after_a_kill_is_exited_or_created() {
     let store = Store::new();
     // The monitor: it had said that the program runs.
     let container = store.make("ab", "one").release();
-    drop(monitor(&container, 4_000_000));
+    drop(monitor(&container, NO_PROCESS));
     assert!(matches!(
         container.status().unwrap(),
         Status::Exited(Exit {
@@ -251,7 +254,7 @@ fn kill_spares_a_reused_pid_and_ends_a_program_without_monitor() {
 fn kill_fails_on_a_damaged_record_while_the_monitor_lives() {
     let store = Store::new();
     let container = store.make("ab", "web").release();
-    let lock = monitor(&container, 4_000_000);
+    let lock = monitor(&container, NO_PROCESS);
     let record = format!("containers/{}/{}", container.config.id, status::RUNNING);
     for text in ["", "{\"monitor\":12,\"pid\":1"] {
         std::fs::write(store.temp.path().join(&record), text).unwrap();
