@@ -1,6 +1,7 @@
 //! Names, name servers and namespaces.
 
-use cowl_tests::busybox::shop;
+use cowl_tests::busybox::{layers, shop};
+use cowl_tests::command::shell;
 use cowl_tests::profile::{directory, root, user};
 
 use crate::support::{Detached, Doors, inside};
@@ -85,7 +86,7 @@ fn network_files_are_the_containers_own() {
     );
     let archive = directory().join("files.tar");
     store.ok(["export", "-o", archive.to_str().unwrap(), "files"]);
-    let listed = cowl_tests::command::shell(
+    let listed = shell(
         &directory(),
         "tar -xOf files.tar etc/hosts etc/resolv.conf || true",
         [""; 0],
@@ -309,5 +310,37 @@ fn ipc_of_another_container_is_joined_as_user() {
         donor.exec("echo secret > /dev/shm/file");
         let out = inside(&store, &["--ipc", "container:donor"], "cat /dev/shm/file").ok();
         assert_eq!(out, "secret\n");
+    });
+}
+
+/// One link of the image leads on through an absolute one, and one climbs out of its root.
+#[test]
+fn network_files_are_mounted_where_dangling_links_of_the_image_lead() {
+    root(|| {
+        let store = shop("store");
+        let tree = directory().join("links");
+        std::fs::create_dir_all(&tree).unwrap();
+        let make = "tar -xf \"$1\" && rm -rf etc run && mkdir etc run && ln -s /elsewhere there \
+            && ln -s ../run/systemd/resolve/stub.conf etc/resolv.conf && ln -s /there/hosts etc/hosts \
+            && ln -s ../../../../../tmp/outside/./name etc/hostname && tar -cf ../links.tar .";
+        shell(&tree, make, [layers().join("base.tar")]);
+        store.ok([
+            "import",
+            directory().join("links.tar").to_str().unwrap(),
+            "links",
+        ]);
+        let script = "cat /etc/hostname /tmp/outside/name /elsewhere/hosts /run/systemd/resolve/stub.conf; readlink /etc/resolv.conf";
+        let expected = "linked\nlinked\n127.0.0.1\tlocalhost\n";
+        let end = "127.0.0.1\tlinked\nnameserver 10.1.1.1\n../run/systemd/resolve/stub.conf\n";
+        for more in [
+            &[][..],
+            &["--tmpfs", "/run"],
+            &["--read-only", "--tmpfs", "/run"],
+        ] {
+            let flags = ["run", "--rm", "-h", "linked", "--dns", "10.1.1.1"];
+            let out = store.ok([&flags[..], more, &["links", "sh", "-c", script]].concat());
+            assert!(out.starts_with(expected) && out.ends_with(end), "{out}");
+        }
+        assert!(!std::path::Path::new("/tmp/outside").exists());
     });
 }

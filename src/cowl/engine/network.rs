@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::net::IpAddr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 /// Names in the container's directory, and where they are mounted.
 pub(super) const FILES: [(&str, &str); 3] = [
@@ -31,6 +31,8 @@ const LOCAL_HOSTS: &str = "127.0.0.1\tlocalhost\n\
     ff02::2\tip6-allrouters\n";
 /// Longest file of the host that is taken over.
 const LIMIT: u64 = 1 << 20;
+/// Links on the way to a file, as the kernel's.
+const MAX_LINKS: usize = 40;
 
 /// Refuses addresses that are none, in dockerd's words.
 pub(super) fn check(host: &HostConfig) -> Result<()> {
@@ -176,7 +178,7 @@ impl Engine {
         &self,
         container: &Container,
         root: BorrowedFd<'_>,
-    ) -> Result<Vec<(&'static str, OwnedFd)>> {
+    ) -> Result<Vec<(Vec<u8>, OwnedFd)>> {
         let donor = self.network_owner(&container.config.host)?;
         let dir = donor.as_ref().unwrap_or(container).status_dir();
         if donor.is_none() {
@@ -193,9 +195,10 @@ impl Engine {
         let mut opened = Vec::new();
         for (name, destination) in FILES {
             let mut mounts = container.config.mounts.iter();
-            if mounts.any(|mount| mount.destination == destination) || dangles(root, destination)? {
+            if mounts.any(|mount| mount.destination == destination) {
                 continue;
             }
+            let destination = followed(root, destination)?;
             let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let file = rustix::fs::openat(dir, name, flags, FileMode::empty());
             opened.push((destination, file.context(|| format!("opening {name}"))?));
@@ -218,22 +221,55 @@ fn write(dir: BorrowedFd<'_>, name: &str, text: &str) -> Result<()> {
     Ok(file.write_all(text.as_bytes())?)
 }
 
-/// Whether a link of the image leads to nothing there: it stays as it is.
-fn dangles(root: BorrowedFd<'_>, path: &str) -> Result<bool> {
-    let below = path.trim_start_matches('/');
-    let open = |flags: OFlags| {
+/// Where a file is below the root once the links on the way are followed, as if the missing
+/// directories were there (runc, filepath-securejoin). The root has no process yet, and what is
+/// found is looked up below the root once more when it is mounted.
+fn followed(root: BorrowedFd<'_>, path: &str) -> Result<Vec<u8>> {
+    let looking = |errno: Errno| Error::from(errno).context(format!("looking at {path}"));
+    let mut found: Vec<u8> = Vec::new();
+    let mut rest: Vec<Vec<u8>> = names(path.as_bytes());
+    let mut links = 0;
+    while let Some(name) = rest.pop() {
+        if name == b".." {
+            found.truncate(found.iter().rposition(|byte| *byte == b'/').unwrap_or(0));
+            continue;
+        }
+        let next = [found.as_slice(), b"/", &name].concat();
+        let below = next.get(1..).unwrap_or_default();
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        cowl_sys::open::openat2(root.as_fd(), below, flags | OFlags::PATH, resolve)
-    };
-    match open(OFlags::empty()) {
-        Ok(_) => Ok(false),
-        Err(Errno::NOENT) => match open(OFlags::NOFOLLOW) {
-            Ok(_) => Ok(true),
-            Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
-            Err(errno) => Err(Error::from(errno).context(format!("looking at {path}"))),
-        },
-        Err(errno) => Err(Error::from(errno).context(format!("looking at {path}"))),
+        let flags = OFlags::PATH | OFlags::NOFOLLOW;
+        let target = match cowl_sys::open::openat2(root, below, flags, resolve) {
+            Ok(file) => rustix::fs::readlinkat(&file, c"", Vec::new()),
+            Err(Errno::NOENT | Errno::NOTDIR) => Err(Errno::NOENT),
+            Err(errno) => return Err(looking(errno)),
+        };
+        match target {
+            // A link.
+            Ok(target) => {
+                links += 1;
+                if links > MAX_LINKS {
+                    return Err(looking(Errno::LOOP));
+                }
+                if target.as_bytes().starts_with(b"/") {
+                    found.clear();
+                }
+                rest.extend(names(target.as_bytes()));
+            }
+            // Anything else, or nothing.
+            Err(Errno::NOENT | Errno::INVAL) => found = next,
+            Err(errno) => return Err(looking(errno)),
+        }
     }
+    Ok(found)
+}
+
+/// The names of a path, last first.
+fn names(path: &[u8]) -> Vec<Vec<u8>> {
+    let names = path.split(|byte| *byte == b'/').rev();
+    names
+        .filter(|name| !matches!(*name, b"" | b"."))
+        .map(<[u8]>::to_vec)
+        .collect()
 }
 
 /// The host's name.
