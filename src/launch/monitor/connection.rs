@@ -7,6 +7,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SocketFlags, accept_with, sockopt};
 use rustix::process::geteuid;
 
+use super::BACKLOG;
 use super::poller::{Key, Poller};
 use crate::control::{MAX_DATAGRAM, Reply, Request, Target};
 use crate::message::Exited;
@@ -58,8 +59,28 @@ impl Connections {
     /// Accepts a client or reads a request of one.
     pub(super) fn handle(&mut self, key: Key, poller: &mut Poller) -> Result<Option<Asked>, Errno> {
         if self.key == Some(key) {
-            return self.accept(poller).map(|()| None);
+            return self.accept(poller).map(|_accepted| None);
         }
+        self.receive(key, poller)
+    }
+
+    /// Requests of all that have connected, the last ones: the container has ended.
+    pub(super) fn last_requests(&mut self, poller: &mut Poller) -> Result<Vec<Asked>, Errno> {
+        for _pending in 0..BACKLOG {
+            if !self.accept(poller)? {
+                break;
+            }
+        }
+        let keys: Vec<Key> = self.clients.iter().map(|client| client.key).collect();
+        let mut requests = Vec::new();
+        for key in keys {
+            requests.extend(self.receive(key, poller)?);
+        }
+        Ok(requests)
+    }
+
+    /// Reads a request of a client, if there is one.
+    fn receive(&mut self, key: Key, poller: &mut Poller) -> Result<Option<Asked>, Errno> {
         let Some(client) = self.clients.iter().find(|client| client.key == key) else {
             return Ok(None);
         };
@@ -83,17 +104,20 @@ impl Connections {
         }))
     }
 
-    fn accept(&mut self, poller: &mut Poller) -> Result<(), Errno> {
+    /// False if there is no client to accept.
+    fn accept(&mut self, poller: &mut Poller) -> Result<bool, Errno> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = match accept_with(&self.listener, flags) {
             Ok(socket) => socket,
-            Err(Errno::MFILE | Errno::NFILE) => return self.listen(false, poller),
-            // It has given up.
-            Err(_errno) => return Ok(()),
+            Err(Errno::MFILE | Errno::NFILE) => {
+                return self.listen(false, poller).map(|()| false);
+            }
+            // It has given up, or there was none.
+            Err(_errno) => return Ok(false),
         };
         let peer = sockopt::socket_peercred(&socket)?;
         if !peer.uid.is_root() && peer.uid != geteuid() {
-            return Ok(());
+            return Ok(true);
         }
         if let Some(key) = poller.add(socket.as_fd(), EventFlags::IN)? {
             self.clients.push(Connection {
@@ -105,7 +129,7 @@ impl Connections {
         if self.clients.len() >= MOST {
             self.listen(false, poller)?;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Accepts clients, or lets them wait.

@@ -124,6 +124,10 @@ impl Container {
         if let Err(error) = self.cgroups.remove() {
             keep("remove the container's cgroups", error.to_string());
         }
+        // Before programs that have joined are found ended: those who wait for them are told then.
+        if let Err(errno) = self.take_last_waits() {
+            keep("read the last requests", errno.to_string());
+        }
         let finished = self.finish_streams();
         if let Err(errno) = finished {
             keep("read the container's output", errno.to_string());

@@ -9,7 +9,7 @@ use cowl_launch::control::{Control, ControlError, Streams, Target};
 use cowl_launch::message::After;
 use cowl_launch::sandbox::Limits;
 use cowl_tests::skip::skip;
-use rustix::process::Signal;
+use rustix::process::{Signal, WaitId, WaitIdOptions, waitid};
 
 #[test]
 fn wait_answers_all_who_ask() {
@@ -26,6 +26,28 @@ fn wait_answers_all_who_ask() {
     fixture.finish(running);
     let gone = Control::connect(fixture.status().as_fd());
     assert!(matches!(gone, Err(ControlError::NotRunning)));
+}
+
+/// The monitor finds their connections and the end of the program in one look.
+#[test]
+fn wait_answers_all_who_asked_before_the_end() {
+    let fixture = Fixture::new("wait-late");
+    let running = waiting(&fixture);
+    let (monitor, init) = (pidfd(running.monitor.pid()), pidfd(running.pid));
+    rustix::process::pidfd_send_signal(&monitor, Signal::STOP).unwrap();
+    let stopped = WaitIdOptions::STOPPED | WaitIdOptions::NOWAIT;
+    waitid(WaitId::PidFd(monitor.as_fd()), stopped).unwrap();
+    let clients = [fixture.control(), fixture.control(), fixture.control()];
+    for client in &clients {
+        client.request_wait(Target::Program).unwrap();
+    }
+    File::create(fixture.path("go")).unwrap();
+    wait_for_end(&init);
+    rustix::process::pidfd_send_signal(&monitor, Signal::CONT).unwrap();
+    for client in clients {
+        assert_eq!(client.finish_wait().unwrap().exit_code, 7);
+    }
+    fixture.finish(running);
 }
 
 #[test]
