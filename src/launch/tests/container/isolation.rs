@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use crate::harness::{Fixture, wait_for};
+use crate::harness::{Fixture, end, wait_for, waiting};
 use cowl_launch::process::{Resource, Rlimit};
 use cowl_launch::sandbox::{
     Attributes, CgroupNamespace, Device, DeviceRule, Filesystem, Mount, MountSource, Namespace,
@@ -74,10 +74,7 @@ fn namespaces_are_new_unless_the_hosts_are_asked_for() {
 #[test]
 fn namespaces_of_another_container_are_joined() {
     let other = Fixture::new("ns-first");
-    let running = other
-        .start(&other.sh("touch /ready; exec sleep 1000"))
-        .unwrap();
-    wait_for(&other.path("ready"));
+    let running = waiting(&other);
     let of_other = format!("/proc/{}", running.pid);
     let expected = namespaces(&of_other);
 
@@ -101,11 +98,10 @@ fn namespaces_of_another_container_are_joined() {
     assert_ne!(lines[4], expected[4]);
     assert_eq!(lines[5], other.sh("").sandbox.hostname);
     assert!(
-        lines.iter().any(|line| line.trim() == "1 sleep 1000"),
+        lines.iter().any(|line| line.trim().starts_with("1 sh -c ")),
         "{lines:?}"
     );
-    running.monitor.signal(9).unwrap();
-    other.finish(running);
+    end(&other, running);
 }
 
 #[test]

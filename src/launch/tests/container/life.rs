@@ -54,20 +54,21 @@ fn signal_reaches_the_program_and_the_exit_record() {
 fn children_of_the_program_die_with_it() {
     let fixture = Fixture::new("zombies");
     let running = fixture
-        .start(
-            &fixture.sh("for i in 1 2 3; do (sleep 1000 &) ; done; touch /ready; exec sleep 0.2"),
-        )
+        .start(&fixture.sh(
+            "for i in 1 2 3; do (sleep 1000 &) ; done; touch /ready; while [ ! -e /go ]; do sleep 0.01; done",
+        ))
         .unwrap();
     wait_for(&fixture.path("ready"));
-    let (monitor, init) = (running.monitor.pid(), running.pid);
+    let reaped = [running.monitor.pid(), running.pid].map(pidfd);
+    let mut children = fixture.processes();
+    std::fs::write(fixture.path("go"), "").unwrap();
     let outcome = fixture.finish(running);
     assert_eq!(outcome.exited.exit_code, 0);
-    for pid in [monitor, init] {
-        assert!(
-            !std::path::Path::new(&format!("/proc/{pid}"))
-                .try_exists()
-                .unwrap()
-        );
+    // Nobody else reaps them, so they are gone altogether.
+    children.extend(reaped);
+    for process in children {
+        let gone = rustix::process::pidfd_send_signal(&process, Signal::CONT);
+        assert_eq!(gone, Err(rustix::io::Errno::SRCH));
     }
 }
 

@@ -261,7 +261,8 @@ fn limits_of_processors_and_memory_are_set_and_changed() {
 fn limits_that_come_later_hold_for_all_processes() {
     let fixture = Fixture::new("late-limits");
     let running = fixture
-        .start(&fixture.sh("sleep 1000 & touch /ready; exec sleep 1000"))
+        // The shell makes the file itself: a `touch` could still be there.
+        .start(&fixture.sh("sleep 1000 & : > /ready; exec sleep 1000"))
         .unwrap();
     crate::harness::wait_for(&fixture.path("ready"));
     let control = fixture.control();
