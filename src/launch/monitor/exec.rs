@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt as _;
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
-use rustix::process::{Pid, WaitId, WaitIdOptions, WaitOptions, waitid};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitOptions, pidfd_send_signal, waitid};
 
 use super::console::{Attachment, Console};
 use super::container::{Container, exited, raw};
@@ -279,9 +279,17 @@ impl Container {
                 if let Err(failed) = ready {
                     return self.exec_failed(position, failed).map(|()| true);
                 }
-                match socket::send(starting.report.as_fd(), b"G", &[]) {
+                let health = self.health.as_ref();
+                let told = match &exec.pidfd {
+                    // Its time was over before it could be killed.
+                    Some(pidfd) if health.is_some_and(|it| it.has_timed_out(&exec.id)) => {
+                        pidfd_send_signal(pidfd, Signal::KILL)
+                    }
+                    _ => socket::send(starting.report.as_fd(), b"G", &[]),
+                };
+                match told {
                     // It has ended, and has sent the reason.
-                    Ok(()) | Err(Errno::PIPE) => Ok(()),
+                    Ok(()) | Err(Errno::PIPE | Errno::SRCH) => Ok(()),
                     Err(errno) => Err(errno),
                 }
             }
@@ -340,7 +348,7 @@ impl Container {
         }
         exec.pid = None;
         if let Some(pidfd) = exec.pidfd.take() {
-            match rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL) {
+            match pidfd_send_signal(&pidfd, Signal::KILL) {
                 Ok(()) | Err(Errno::SRCH) => {}
                 Err(errno) => return Err(errno),
             }

@@ -152,6 +152,11 @@ impl Health {
         self.probe.as_ref().is_some_and(|probe| probe.exec == id)
     }
 
+    /// Whether a program of this id is the one that runs, and has taken too long.
+    pub(super) fn has_timed_out(&self, id: &str) -> bool {
+        self.is_probe(id) && self.probe.as_ref().is_some_and(|probe| probe.timed_out)
+    }
+
     /// Keeps why the program could not be run.
     pub(super) fn not_run(&mut self, reason: String) {
         if let Some(probe) = &mut self.probe {
@@ -262,6 +267,7 @@ impl Container {
         Ok(())
     }
 
+    /// Kills it; one that has no pid yet is killed when it reports that.
     fn kill_probe(&self, id: &str) -> Result<(), Errno> {
         let probe = self.execs.iter().find(|exec| exec.id == id);
         let Some(pidfd) = probe.and_then(|exec| exec.pidfd.as_ref()) else {
