@@ -3,12 +3,14 @@
 
 use std::fs;
 
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 
 use cowl_tests::busybox::{Running, containers, shop};
 use cowl_tests::command::{program, run, shell};
-use cowl_tests::profile::{NEVER, directory, processes, readable, root, user};
+use cowl_tests::profile::{NEVER, directory, processes, readable, root, user, wait_for_lines};
 use cowl_tests::requests::{cut_off, keeper, worker};
+use cowl_tests::server::until;
 use cowl_tests::store::Store;
 
 /// How often a worker is killed.
@@ -83,23 +85,6 @@ fn an_upper_survives_its_worker() {
     assert_eq!(store.objects(), before);
 }
 
-/// Waits, on the file's own events, until it has so many lines.
-fn wait_for_lines(file: &std::path::Path, lines: usize) {
-    use rustix::fs::inotify;
-    let events =
-        inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).unwrap();
-    inotify::add_watch(&events, file, inotify::WatchFlags::MODIFY).unwrap();
-    let mut buffer = [0; 4096];
-    while fs::read_to_string(file).unwrap().lines().count() < lines {
-        assert!(
-            readable(&events, NEVER),
-            "no more lines in {}",
-            file.display()
-        );
-        rustix::io::read(&events, &mut buffer).unwrap();
-    }
-}
-
 #[test]
 fn an_upper_survives_its_worker_as_root() {
     root(|| an_upper_survives_its_worker());
@@ -150,14 +135,11 @@ fn a_killed_monitor_leaves_nothing_that_cannot_be_removed() {
             &["--name", "victim", "-m", "64m"],
             "ready; read -r line < /host/never",
         );
+        let id = containers(&store).remove(0);
         kill_all("cowl-runtime");
         assert_ne!(running.end(), 0);
-        // Its program may be ready before cowl is told that it runs: then cowl has taken the
-        // container away again by itself.
-        for id in containers(&store) {
-            store.ok(["rm", "-f", "victim"]);
-            assert_eq!(cowl_tests::busybox::cgroups(&id), "");
-        }
+        store.ok(["rm", "-f", "victim"]);
+        assert_eq!(cowl_tests::busybox::cgroups(&id), "");
         assert_eq!(containers(&store), [""; 0]);
     });
 }
@@ -187,13 +169,9 @@ fn a_program_that_outlives_its_monitor_is_ended() {
         } else {
             running.end_by_signal();
         }
-        // Its program may be ready before the monitor has said that it runs: then there was never
-        // a container.
-        for _ in containers(&store) {
-            let listed = store.ok(["ps", "-a"]);
-            assert!(listed.contains("Exited (255)"), "{listed}");
-            store.ok(["rm", "stubborn"]);
-        }
+        let listed = store.ok(["ps", "-a"]);
+        assert!(listed.contains("Exited (255)"), "{listed}");
+        store.ok(["rm", "stubborn"]);
         assert_eq!(containers(&store), [""; 0]);
         let left: Vec<_> = processes()
             .into_iter()
@@ -213,6 +191,51 @@ fn a_program_that_outlives_its_monitor_is_ended_as_user() {
     user(|| a_program_that_outlives_its_monitor_is_ended());
 }
 
+/// A command that looks at a container while it is started does not take it for one whose monitor was
+/// killed, which it would end. The command is stopped between two of its looks.
+#[test]
+fn ps_spares_a_container_that_is_started_while_it_looks() {
+    root(|| {
+        let store = shop("store");
+        let script = "test -e /again && exec sleep 1000; : > /again";
+        let run = ["run", "--name", "web", "shop", "sh", "-c", script];
+        store.ok(run);
+        // Before and behind its looks at the locks.
+        for look in ["1", "2"] {
+            let log = directory().join(format!("strace-{look}.log"));
+            let own = store.command(["ps", "-a"]);
+            let stop = format!("inject=openat:signal=STOP:when={look}");
+            let options = [
+                "-P",
+                "running.json",
+                "-e",
+                "trace=openat",
+                "-e",
+                &stop,
+                "-o",
+            ];
+            let mut strace = program("strace", options);
+            strace.arg(&log).arg("--").arg(own.get_program());
+            let mut strace = strace.args(own.get_args()).spawn().unwrap();
+            until(|| {
+                let log = fs::read_to_string(&log).unwrap_or_default();
+                log.contains("stopped by SIGSTOP")
+            });
+            store.ok(["start", "web"]);
+            for (pid, line) in processes() {
+                if line.ends_with(" ps -a ") && !line.starts_with("strace") {
+                    kill_process(pid, Signal::CONT).unwrap();
+                }
+            }
+            assert!(strace.wait().unwrap().success());
+            let status = store.ok(["inspect", "-f", "{{.State.Status}}", "web"]);
+            assert_eq!(status, "running\n", "{look}");
+            store.ok(["stop", "-t", "0", "web"]);
+        }
+        store.ok(["rm", "-f", "web"]);
+    });
+}
+
 /// A process that holds a descriptor of a container's files, as another container may that was sent
 /// one, holds up no other.
 fn a_mount_that_somebody_holds_holds_up_no_command() {
@@ -224,9 +247,12 @@ fn a_mount_that_somebody_holds_holds_up_no_command() {
         .find(|(_, line)| line.starts_with("sh -c ready()"))
         .unwrap();
     let held = fs::File::open(format!("/proc/{}/root", init.as_raw_nonzero())).unwrap();
+    let id = containers(&store).remove(0);
     running.signal(Signal::KILL);
     running.end_by_signal();
     kill_process(init, Signal::KILL).unwrap();
+    let exit = store.root().join("containers").join(id).join("exit.json");
+    until(|| exit.exists());
     for arguments in [["ps", "-a"], ["run", "--rm"]] {
         let mut command = store.command(arguments);
         if arguments[0] == "run" {
@@ -239,8 +265,11 @@ fn a_mount_that_somebody_holds_holds_up_no_command() {
     }
     assert!(store.ok(["ps", "-a"]).contains("Exited (137)"));
     drop(held);
-    store.ok(["ps"]);
-    assert_eq!(containers(&store), [""; 0]);
+    // A command waits two seconds for a mount to end, and leaves it to the next.
+    until(|| {
+        store.ok(["ps"]);
+        containers(&store).is_empty()
+    });
 }
 
 #[test]
@@ -282,9 +311,15 @@ fn a_container_without_its_worker_is_no_success_as_user() {
 fn kill_all(name: &str) {
     for (pid, line) in processes() {
         if line.contains(name) {
-            let pidfd = pidfd_open(pid, PidfdFlags::empty()).unwrap();
-            kill_process(pid, Signal::KILL).unwrap();
-            assert!(readable(&pidfd, NEVER));
+            let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
+                // Ended since they were listed.
+                Err(Errno::SRCH) => continue,
+                pidfd => pidfd.unwrap(),
+            };
+            match pidfd_send_signal(&pidfd, Signal::KILL) {
+                Ok(()) | Err(Errno::SRCH) => assert!(readable(&pidfd, NEVER)),
+                Err(errno) => panic!("{errno}"),
+            }
         }
     }
 }
@@ -294,7 +329,10 @@ fn kill_all(name: &str) {
 fn the_death_of_a_worker_is_in_the_log() {
     let store = shop("store");
     let mount = store.mount("shop", "mnt");
-    kill_process(worker(), Signal::ABORT).unwrap();
+    // It is dead before the others are killed: SIGKILL would come before the signal that it has.
+    let first = pidfd_open(worker(), PidfdFlags::empty()).unwrap();
+    pidfd_send_signal(&first, Signal::ABORT).unwrap();
+    assert!(readable(&first, NEVER));
     // Answered by the next one, where there is one.
     run(program("ls", ["-lR"]).arg(mount.path()));
     cut_off();

@@ -4,45 +4,54 @@
 use std::path::PathBuf;
 
 use cowl_tests::busybox::{in_shop, shop};
-use cowl_tests::profile::{directory, processes, root, user};
-use cowl_tests::server::Server;
+use cowl_tests::profile::{directory, processes, root, user, wait_for_lines};
+use cowl_tests::server::{Server, until};
 use cowl_tests::store::Store;
-use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// A FIFO on which a container says that its program runs.
+/// A file to which a container appends a line at each start of its program.
 struct Starts(PathBuf);
 
 impl Starts {
     fn new(name: &str) -> Self {
         let path = directory().join(name);
         std::fs::create_dir(&path).unwrap();
-        let mode = Mode::from_raw_mode(0o666);
-        mknodat(CWD, path.join("started"), FileType::Fifo, mode, 0).unwrap();
+        std::fs::write(path.join("started"), "").unwrap();
         Self(path)
     }
 
-    /// The option that shows the FIFO to a container.
+    /// The option that shows the file to a container.
     fn volume(&self) -> String {
         format!("{}:/starts", self.0.display())
     }
 
-    /// Waits until the program runs.
-    fn wait(&self) {
+    /// How often the program has been started.
+    fn count(&self) -> usize {
         let text = std::fs::read_to_string(self.0.join("started")).unwrap();
-        assert_eq!(text, "started\n");
+        text.lines().count()
+    }
+
+    /// Waits until the program has been started so often.
+    fn wait(&self, times: usize) {
+        wait_for_lines(&self.0.join("started"), times);
     }
 }
 
-/// Runs a container in the background whose program reports its start and then goes on so.
-fn run(store: &Store, name: &str, policy: &str, then: &str) -> Starts {
+/// Runs a container in the background whose program does something first, reports its start and then
+/// goes on so.
+fn run_prepared(store: &Store, name: &str, policy: &str, first: &str, then: &str) -> Starts {
     let starts = Starts::new(name);
-    let script = format!("echo started >/starts/started; {then}");
+    let script = format!("{first}echo started >>/starts/started; {then}");
     let options = ["-d", "--name", name, "--restart", policy, "-v"];
     let volume = starts.volume();
     let options = [&options[..], &[&volume]].concat();
     in_shop(store, &options, &["sh", "-c", &script]).ok();
     starts
+}
+
+/// The same of one that reports its start first.
+fn run(store: &Store, name: &str, policy: &str, then: &str) -> Starts {
+    run_prepared(store, name, policy, "", then)
 }
 
 fn inspected(store: &Store, name: &str, template: &str) -> String {
@@ -55,15 +64,15 @@ const STATE: &str = "{{.State.Status}} {{.State.ExitCode}} {{.RestartCount}}";
 fn restart_on_failure_ends_after_its_retries() {
     let store = shop("store");
     let starts = run(&store, "fails", "on-failure:2", "exit 3");
-    for _start in 0..3 {
-        starts.wait();
-    }
+    starts.wait(3);
     store.ok(["wait", "fails"]);
+    assert_eq!(starts.count(), 3);
     assert_eq!(inspected(&store, "fails", STATE), "exited 3 2");
 
     let starts = run(&store, "succeeds", "on-failure", "exit 0");
-    starts.wait();
+    starts.wait(1);
     store.ok(["wait", "succeeds"]);
+    assert_eq!(starts.count(), 1);
     assert_eq!(inspected(&store, "succeeds", STATE), "exited 0 0");
     store.ok(["rm", "fails", "succeeds"]);
 }
@@ -81,9 +90,7 @@ fn restart_on_failure_ends_after_its_retries_as_user() {
 fn stop_and_kill_end_restart_always() {
     let store = shop("store");
     let starts = run(&store, "again", "always", "exit 3");
-    for _start in 0..4 {
-        starts.wait();
-    }
+    starts.wait(4);
     // Whether it runs at this moment or waits for its next start.
     let refusal = store.run(["rm", "again"]).refused(1);
     assert!(
@@ -93,28 +100,31 @@ fn stop_and_kill_end_restart_always() {
     assert!(store.ok(["ps"]).contains("again"));
     store.ok(["stop", "again"]);
     assert_eq!(inspected(&store, "again", "{{.State.Status}}"), "exited");
+    let before = starts.count();
     store.ok(["start", "again"]);
-    starts.wait();
+    starts.wait(before + 1);
     store.ok(["rm", "-f", "again"]);
 
-    let starts = run(
+    let trap = "trap 'exit 4' USR1; ";
+    let starts = run_prepared(
         &store,
         "sleeps",
         "unless-stopped",
-        "trap 'exit 4' USR1; sleep 1000 & wait",
+        trap,
+        "sleep 1000 & wait",
     );
-    starts.wait();
+    starts.wait(1);
     store.ok(["kill", "sleeps"]);
     store.ok(["wait", "sleeps"]);
     assert_eq!(inspected(&store, "sleeps", STATE), "exited 137 0");
     // A signal that asks for something else.
     store.ok(["start", "sleeps"]);
-    starts.wait();
+    starts.wait(2);
     store.ok(["kill", "-s", "USR1", "sleeps"]);
-    starts.wait();
+    starts.wait(3);
     assert_eq!(inspected(&store, "sleeps", STATE), "running 0 1");
     store.ok(["restart", "-t", "0", "sleeps"]);
-    starts.wait();
+    starts.wait(4);
     assert_eq!(inspected(&store, "sleeps", STATE), "running 0 0");
     store.ok(["rm", "-f", "sleeps"]);
 }
@@ -129,18 +139,16 @@ fn stop_and_kill_end_restart_always_as_user() {
     user(|| stop_and_kill_end_restart_always());
 }
 
-/// The command that waits for a container's next start.
-fn waiting_command(id: &str) -> Pid {
-    loop {
+/// Kills the command that waits for a container's next start, once there is one.
+fn kill_waiting_command(id: &str) {
+    until(|| {
         let processes = processes();
         let found = processes
             .iter()
             .find(|(_, line)| line.contains("container-ended") && line.contains(id));
-        if let Some((pid, _)) = found {
-            return *pid;
-        }
-        std::thread::yield_now();
-    }
+        // It may have ended since.
+        found.is_some_and(|(pid, _)| kill_process(*pid, Signal::KILL).is_ok())
+    });
 }
 
 #[test]
@@ -149,14 +157,13 @@ fn ps_resumes_a_restart_whose_command_was_killed() {
         let store = shop("store");
         let starts = run(&store, "again", "always", "exit 3");
         let id = inspected(&store, "again", "{{.Id}}");
-        // The next one comes after 1.6 s.
-        for _start in 0..5 {
-            starts.wait();
-        }
-        kill_process(waiting_command(&id), Signal::KILL).unwrap();
-        let listed = store.ok(["ps", "--format", "{{.State}}"]);
-        assert_eq!(listed, "restarting\n");
-        starts.wait();
+        // The command may be about to start it just then. Each wait is twice as long as the one before.
+        until(|| {
+            kill_waiting_command(&id);
+            store.ok(["ps", "--format", "{{.State}}"]) == "restarting\n"
+        });
+        let before = starts.count();
+        starts.wait(before + 1);
         store.ok(["rm", "-f", "again"]);
     });
 }
@@ -174,7 +181,7 @@ fn serve_starts_what_is_to_run() {
     ]
     .map(|(name, policy)| (name, run(&store, name, policy, "exec sleep 1000")));
     for (name, starts) in &all {
-        starts.wait();
+        starts.wait(1);
         if name.ends_with("stopped") && *name != "unless-stopped" {
             store.ok(["stop", "-t", "0", name]);
             continue;
@@ -195,7 +202,7 @@ fn serve_starts_what_is_to_run() {
     for (name, starts) in &all {
         let runs = name.starts_with("always") || *name == "unless-stopped";
         if runs {
-            starts.wait();
+            starts.wait(2);
         }
     }
     for (name, _starts) in &all {

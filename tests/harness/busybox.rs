@@ -3,7 +3,8 @@
 
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
-use std::process::{Child, ExitStatus};
+use std::process::{Child, ExitStatus, Stdio};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
@@ -58,13 +59,39 @@ pub fn containers(store: &Store) -> Vec<String> {
         .collect()
 }
 
-/// Control groups that carry an id in their name.
+/// Control groups that carry an id in their name, a line each. Those of other tests come and go
+/// meanwhile, which `find` takes for errors.
 pub fn cgroups(id: &str) -> String {
-    shell(
-        &directory(),
-        "find /sys/fs/cgroup -type d -name \"*$1*\"",
-        [id],
-    )
+    let mut found = Vec::new();
+    let mut below = vec![PathBuf::from("/sys/fs/cgroup")];
+    while let Some(group) = below.pop() {
+        let Some(entries) = unless_gone(std::fs::read_dir(&group)) else {
+            continue;
+        };
+        for entry in entries {
+            let Some(entry) = unless_gone(entry) else {
+                break;
+            };
+            if !unless_gone(entry.file_type()).is_some_and(|kind| kind.is_dir()) {
+                continue;
+            }
+            if entry.file_name().to_string_lossy().contains(id) {
+                found.push(entry.path().display().to_string());
+            }
+            below.push(entry.path());
+        }
+    }
+    found.join("\n")
+}
+
+/// What was found of a control group; none if it has been removed.
+#[track_caller]
+fn unless_gone<T>(found: std::io::Result<T>) -> Option<T> {
+    match found {
+        Ok(found) => Some(found),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => None,
+        Err(error) => panic!("/sys/fs/cgroup: {error}"),
+    }
 }
 
 /// A `cowl run` that goes on while the test does something else.
@@ -75,7 +102,8 @@ pub struct Running {
 
 impl Running {
     /// Starts it, with a directory of the host at /host, and waits until `script` has called
-    /// `ready`: what is sent to the container earlier could come before its traps are set. Reading
+    /// `ready`: what is sent to the container earlier could come before its traps are set. Then
+    /// until `cowl run` has told of the start: a signal that it gets earlier may end the start. Reading
     /// /host/never waits without end.
     #[track_caller]
     pub fn start(store: &Store, options: &[&str], script: &str) -> Self {
@@ -83,6 +111,7 @@ impl Running {
         std::fs::create_dir_all(&host).unwrap();
         let fifo = host.join("ready");
         shell(&host, "rm -f ready never; mkfifo ready never", [""; 0]);
+        let began = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
         let mut command = store.command(["run", "-v"]);
         command
             .arg(format!("{}:/host", host.display()))
@@ -94,8 +123,6 @@ impl Running {
             &format!("ready() {{ echo > /host/ready; }}; {script}"),
         ]);
         let child = command.spawn().unwrap();
-        // Opening ends when the container opens the other side; if `cowl run` fails it never does,
-        // so it is watched.
         let ready = std::fs::OpenOptions::new()
             .read(true)
             .write(true)
@@ -103,6 +130,17 @@ impl Running {
             .unwrap();
         let this = Self { child };
         assert!(readable(&ready, NEVER), "the container does not start");
+        let since = format!("{}.{:09}", began.as_secs(), began.subsec_nanos());
+        let follow = ["events", "--since", &since, "--filter", "event=start"];
+        let mut told = store
+            .command(follow)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let is_told = readable(told.stdout.as_ref().unwrap(), NEVER);
+        told.kill().unwrap();
+        told.wait().unwrap();
+        assert!(is_told, "cowl run does not tell of the start");
         this
     }
 

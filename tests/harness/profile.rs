@@ -178,6 +178,23 @@ pub fn readable(descriptor: impl std::os::fd::AsFd, limit: Duration) -> bool {
     }
 }
 
+/// Waits, on the file's own events, until it has so many lines.
+pub fn wait_for_lines(file: &Path, lines: usize) {
+    use rustix::fs::inotify;
+    let events =
+        inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).unwrap();
+    inotify::add_watch(&events, file, inotify::WatchFlags::MODIFY).unwrap();
+    let mut buffer = [0; 4096];
+    while fs::read_to_string(file).unwrap().lines().count() < lines {
+        assert!(
+            readable(&events, NEVER),
+            "no more lines in {}",
+            file.display()
+        );
+        rustix::io::read(&events, &mut buffer).unwrap();
+    }
+}
+
 // Outside.
 
 fn outer(privilege: Privilege, test: &str) {

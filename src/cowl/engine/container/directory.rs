@@ -12,9 +12,10 @@ use rustix::io::Errno;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-/// Longest wait for an unused mount to end and for a new monitor's first record, and the poll
-/// interval: flock(2) has no timeout.
-pub(super) const PATIENCE: Duration = Duration::from_secs(2);
+/// Longest wait for an unused mount to end, and the poll interval: flock(2) has no timeout.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Longest wait for a new monitor's first record, which a busy machine may delay by many seconds.
+pub(super) const FIRST_RECORD: Duration = Duration::from_mins(1);
 pub(super) const PAUSE: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 10_000_000,
@@ -61,6 +62,29 @@ impl Container {
     }
 
     fn facts(&self) -> Result<Facts> {
+        loop {
+            let before = self.monitor_record().ok().flatten();
+            let facts = self.look()?;
+            if facts.exit.is_some()
+                || facts.monitored
+                || !self.was_started_since(before.as_ref())?
+            {
+                return Ok(facts);
+            }
+        }
+    }
+
+    /// Whether a monitor has begun since this record was read. It removes the exit record, without
+    /// which the locks that were looked at before tell of a container that was lost.
+    fn was_started_since(&self, before: Option<&MonitorRecord>) -> Result<bool> {
+        if files::is_locked(&self.dir, status::LOCK)? {
+            return Ok(true);
+        }
+        // After the lock: a monitor that has ended already has left another record.
+        Ok(self.monitor_record().ok().flatten().as_ref() != before)
+    }
+
+    fn look(&self) -> Result<Facts> {
         files::check_lock(&self.dir, status::LOCK)?;
         let alive = files::is_locked(&self.dir, ALIVE)?;
         let monitored = files::is_locked(&self.dir, status::LOCK)?;

@@ -1,6 +1,6 @@
 //! Killing a container's processes by what its monitor recorded, whether the monitor lives or not.
 
-use super::directory::{PATIENCE, PAUSE};
+use super::directory::{FIRST_RECORD, PAUSE};
 use super::{ALIVE, Container, STARTING};
 use crate::engine::error::{Context, Error, Result};
 use crate::engine::{files, names};
@@ -72,7 +72,7 @@ impl Container {
     /// Waits until a new monitor has written its record or has ended. It writes before it starts a
     /// process.
     fn wait_monitor_record(&self) -> Result<()> {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + FIRST_RECORD;
         while matches!(self.monitor_record(), Ok(None)) && files::is_locked(&self.dir, ALIVE)? {
             if Instant::now() >= end {
                 let id = names::short(&self.config.id);
