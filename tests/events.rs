@@ -1,13 +1,16 @@
 //! Events are told by the process that acts, and read through both doors.
 
+use std::fs::File;
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Stdio};
 
 use cowl_tests::busybox::{in_shop, shop};
 use cowl_tests::command::run;
-use cowl_tests::profile::{root, user};
-use cowl_tests::server::Server;
+use cowl_tests::profile::{directory, processes, root, user};
+use cowl_tests::server::{Server, until};
 use cowl_tests::store::Store;
+use rustix::fs::{FlockOperation, flock};
+use rustix::process::{Signal, kill_process};
 
 /// What both doors show of all that happened, without times and with `ID` for the container's id.
 #[track_caller]
@@ -48,8 +51,19 @@ fn run_tells_what_docker_tells() {
     store.ok(["start", "-a", "ev"]);
     store.ok(["rename", "ev", "other"]);
     server.ok(["rm", "other"]);
+    let events = told(&store, &server, &["type=container", "type=volume"], id);
+    // How many seconds it ran is the machine's.
+    let without_duration = events
+        .iter()
+        .map(|event| match event.split_once("execDuration=") {
+            Some((before, after)) => {
+                let after = after.trim_start_matches(|digit: char| digit.is_ascii_digit());
+                format!("{before}execDuration=SECONDS{after}")
+            }
+            None => event.clone(),
+        });
     assert_eq!(
-        told(&store, &server, &["type=container", "type=volume"], id),
+        without_duration.collect::<Vec<_>>(),
         [
             "volume create notes (driver=local)",
             "container create ID (a=b, image=shop, name=ev)",
@@ -57,7 +71,7 @@ fn run_tells_what_docker_tells() {
             "volume mount notes (container=ID, destination=/data, driver=local, propagation=, read/write=true)",
             "container start ID (a=b, image=shop, name=ev)",
             "volume unmount notes (container=ID, driver=local)",
-            "container die ID (a=b, execDuration=0, exitCode=0, image=shop, name=ev)",
+            "container die ID (a=b, execDuration=SECONDS, exitCode=0, image=shop, name=ev)",
             "container rename ID (a=b, image=shop, name=other, oldName=/ev)",
             "container destroy ID (a=b, image=shop, name=other)",
         ]
@@ -84,13 +98,15 @@ fn a_detached_containers_end_is_told_once() {
     root(|| {
         let store = shop("store");
         let server = Server::start(&store);
-        let script = "trap 'exit 3' TERM; while :; do sleep 0.1; done";
+        let script = "trap 'exit 3' TERM; echo ready; while :; do sleep 0.1; done";
         let id = store.ok(["run", "-d", "--name", "long", "shop", "sh", "-c", script]);
         let id = id.trim();
+        // Before it has set its trap, it would not hear the signal.
+        until(|| store.ok(["logs", "long"]) == "ready\n");
         store.ok(["exec", "long", "true"]);
         store.ok(["pause", "long"]);
         server.ok(["unpause", "long"]);
-        server.ok(["stop", "long"]);
+        server.ok(["stop", "-t", "600", "long"]);
         server.ok(["start", "long"]);
         store.ok(["rm", "-f", "long"]);
         let events = told(&store, &server, &["type=container"], id);
@@ -99,8 +115,9 @@ fn a_detached_containers_end_is_told_once() {
             words.nth(1).unwrap().to_owned()
         });
         let mut words: Vec<String> = words.collect();
-        // Stop and monitor tell side by side.
-        words[8..10].sort();
+        // Commands tell what they have done, beside the command of the monitor that tells of the end.
+        words[7..10].sort();
+        words[11..13].sort();
         assert_eq!(
             words,
             [
@@ -111,12 +128,12 @@ fn a_detached_containers_end_is_told_once() {
                 "exec_die",
                 "pause",
                 "unpause",
-                "kill",
                 "die",
+                "kill",
                 "stop",
                 "start",
-                "kill",
                 "die",
+                "kill",
                 "destroy",
             ]
         );
@@ -127,6 +144,54 @@ fn a_detached_containers_end_is_told_once() {
         let codes: Vec<_> = ends.map(|event| event.contains("exitCode=3,")).collect();
         assert_eq!(codes, [true, false], "{events:?}");
     });
+}
+
+/// The command that tells of an end is stopped in the middle of that; a start waits for it.
+#[test]
+fn an_end_is_told_before_the_next_start() {
+    root(|| {
+        let store = shop("store");
+        let host = directory().join("host");
+        std::fs::create_dir(&host).unwrap();
+        let script = "until [ -e /host/go ]; do sleep 0.01; done";
+        let volume = format!("{}:/host", host.display());
+        let run = ["run", "-d", "--name", "web", "-v", &volume];
+        let id = store.ok([&run[..], &["shop", "sh", "-c", script]].concat());
+        let id = id.trim();
+        let held = File::open(store.root().join("events")).unwrap();
+        flock(&held, FlockOperation::LockExclusive).unwrap();
+        std::fs::write(host.join("go"), "").unwrap();
+        let told = store.root().join("containers").join(id).join("told");
+        until(|| told.exists());
+        let all = processes();
+        let tells = all
+            .iter()
+            .find(|(_, line)| line.contains("container-ended"));
+        let tells = tells.unwrap().0;
+        kill_process(tells, Signal::STOP).unwrap();
+        let stat = format!("/proc/{}/stat", tells.as_raw_nonzero());
+        until(|| std::fs::read_to_string(&stat).unwrap().contains(") T "));
+        drop(held);
+        let mut start = store.command(["start", "web"]).spawn().unwrap();
+        let pid = start.id().to_string();
+        until(|| start.try_wait().unwrap().is_some() || waits_for_a_lock(&pid));
+        kill_process(tells, Signal::CONT).unwrap();
+        assert!(start.wait().unwrap().success());
+        store.ok(["rm", "-f", "web"]);
+        let filters = ["--filter", "event=start", "--filter", "event=die"];
+        let format = ["--format", "{{.Action}}", "--since", "1", "--until", "0s"];
+        let events = store.ok([&["events"], &filters[..], &format].concat());
+        assert_eq!(events, "start\ndie\nstart\ndie\n");
+    });
+}
+
+/// Whether the kernel says so of a process (proc_locks(5)).
+fn waits_for_a_lock(pid: &str) -> bool {
+    let locks = std::fs::read_to_string("/proc/locks").unwrap();
+    locks.lines().any(|line| {
+        let mut words = line.split_whitespace().skip(1);
+        words.next() == Some("->") && words.nth(3) == Some(pid)
+    })
 }
 
 #[test]

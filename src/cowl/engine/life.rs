@@ -77,7 +77,7 @@ impl Engine {
             // Its monitor was killed before it could.
             container.kill_locked()?;
         }
-        self.tell_end(&container);
+        self.tell_end_locked(&container, &lock);
         if container.restart_record()? != RestartRecord::default() {
             container.write_restart_record(RestartRecord::default())?;
         }

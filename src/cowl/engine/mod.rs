@@ -223,7 +223,7 @@ impl Engine {
     /// end.
     fn remove_container(&self, container: &Container, with_volumes: bool) -> Result<()> {
         // Keeps it from being started meanwhile.
-        let _lock = match self.containers.take(container) {
+        let lock = match self.containers.take(container) {
             // Another command has removed it.
             Err(error) if error.kind() == Kind::NotFound => return self.purge(),
             taken => taken?,
@@ -243,7 +243,7 @@ impl Engine {
         }
         // A killed command may have left a mount.
         self.store.wait_lease_end(short(&container.config.id))?;
-        self.tell_end(container);
+        self.tell_end_locked(container, &lock);
         let guard = self.containers.guard()?;
         self.containers
             .mark_removed(&guard, container, with_volumes)?;

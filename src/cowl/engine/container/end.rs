@@ -10,7 +10,8 @@ use rustix::io::Errno;
 const TOLD: &str = "told";
 
 impl Container {
-    /// Whether the caller is the first to tell of the end of the last program.
+    /// Whether the caller is the first to tell of the end of the last program. It holds the start
+    /// lock until it has told.
     pub fn claim_end(&self) -> Result<bool> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         match openat(&self.dir, TOLD, flags, Mode::RUSR | Mode::WUSR) {

@@ -2,9 +2,9 @@
 
 use super::{Actor, Events, Type};
 use crate::engine::Engine;
-use crate::engine::container::Container;
 use crate::engine::container::config::{Config, Mount, MountSource};
 use crate::engine::container::state::{Exit, Status};
+use crate::engine::container::{Container, StartLock};
 use crate::engine::volumes::DRIVER;
 use cowl_core::digest::ImageId;
 use jiff::Timestamp;
@@ -76,8 +76,17 @@ impl Engine {
     }
 
     /// A container's program may have ended: tells it, unless another command has. Of a damaged
-    /// status nothing is told.
+    /// status nothing is told. Those that start or remove the container wait, so that the end is
+    /// among the events before what follows it.
     pub(in crate::engine) fn tell_end(&self, container: &Container) {
+        // Of one that has been removed it is told.
+        if let Ok(lock) = self.containers.take(container) {
+            self.tell_end_locked(container, &lock);
+        }
+    }
+
+    /// [`Engine::tell_end`] for the holder of the start lock.
+    pub(in crate::engine) fn tell_end_locked(&self, container: &Container, _lock: &StartLock) {
         if let Ok(Status::Exited(exit) | Status::Restarting(exit)) = container.status()
             && container.claim_end().unwrap_or_default()
         {
