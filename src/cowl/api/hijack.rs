@@ -26,8 +26,9 @@ use tokio::sync::{Mutex, oneshot};
 /// Bytes read from a pipe or a client at once.
 const CHUNK: usize = 32 << 10;
 /// How often it is looked, and how long apart, whether a client has read the head of its reply: for
-/// a second at most, as one that reads nothing yet is served all the same.
-const HEAD_LOOKS: u32 = 1000;
+/// half a minute at most, as one that reads nothing yet is served all the same. A client on a busy
+/// machine may need some seconds.
+const HEAD_LOOKS: u32 = 30_000;
 const HEAD_PAUSE: Duration = Duration::from_millis(1);
 /// Length of a frame's header: stream, three zero bytes, length (big endian).
 pub(super) const HEADER: usize = 8;
