@@ -87,19 +87,9 @@ fn docker_cp_reaches_volumes_and_not_proc() {
     root(|| {
         let store = shop("store");
         let server = Server::start(&store);
-        let script = "echo kept > /data/file; cat";
-        server.ok([
-            "run",
-            "-di",
-            "--name",
-            "web",
-            "-v",
-            "notes:/data",
-            "shop",
-            "sh",
-            "-c",
-            script,
-        ]);
+        let run = ["run", "-di", "--name", "web", "-v", "notes:/data"];
+        server.ok([&run[..], &["shop", "cat"]].concat());
+        server.ok(["exec", "web", "sh", "-c", "echo kept > /data/file"]);
         let listed = tar_of(&server, "web:/data", &["-t"]);
         assert_eq!(listed, "data/\ndata/file\n");
         let all = tar_of(&server, "web:/", &["-t"]);
@@ -179,10 +169,10 @@ fn docker_cp_stays_inside_the_container() {
         std::fs::write(host.join("secret"), "secret").unwrap();
         let outside = host.to_str().unwrap();
         let script = format!(
-            "mkdir -p {outside} && ln -s {outside} /tmp/away && ln -s ../../../../../..{outside}/secret /tmp/up && ln -s /proc/1/root /tmp/magic; cat"
+            "mkdir -p {outside} && ln -s {outside} /tmp/away && ln -s ../../../../../..{outside}/secret /tmp/up && ln -s /proc/1/root /tmp/magic"
         );
-        server.ok(["run", "-di", "--name", "web", "shop", "sh", "-c", &script]);
-        server.ok(["exec", "web", "test", "-L", "/tmp/magic"]);
+        server.ok(["run", "-di", "--name", "web", "shop", "cat"]);
+        server.ok(["exec", "web", "sh", "-c", &script]);
         for path in [
             "web:/tmp/away/secret",
             "web:/tmp/up/",

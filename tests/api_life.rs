@@ -272,7 +272,8 @@ fn the_server_keeps_no_zombies() {
             "-c",
             "read -r line",
         ]);
-        assert_eq!(server.children().len(), 2, "a monitor and a keeper");
+        // A monitor and a keeper.
+        until(|| server.children().len() == 2);
         server.ok(["restart", "-t", "0", "web"]);
         server.ok(["run", "--rm", "shop", "true"]);
         assert_eq!(server.run(["run", "--rm", "shop", "nosuch"]).code(), 127);

@@ -121,6 +121,8 @@ fn a_hundred_clients_at_once_are_all_served() {
             ];
             store.ok(events).lines().count()
         };
+        // The end of the container of all is told by a command that its monitor runs.
+        until(|| told("die") > EACH);
         assert_eq!(
             (told("create"), told("die"), told("destroy")),
             (EACH + 1, EACH + 1, EACH)

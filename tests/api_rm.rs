@@ -73,27 +73,48 @@ fn attach_waits_for_the_start_of_a_container_whose_lock_is_held() {
     });
 }
 
-/// Each run ends with another code.
+/// Each run ends with another code, when the test lets it.
 #[test]
 fn wait_next_exit_does_not_take_the_end_before_a_restart() {
     root(|| {
         let store = shop("store");
         let server = Server::start(&store);
-        let script = "n=$(($(cat /n 2>/dev/null) + 1)); echo $n > /n; exit $n";
-        let run = ["run", "-d", "--name", "web", "--restart", "always", "shop"];
-        server.ok(run.iter().copied().chain(["sh", "-c", script]));
-        let state = || {
-            server.ok([
-                "inspect",
-                "-f",
-                "{{.State.Status}} {{.State.ExitCode}}",
-                "web",
-            ])
+        let host = directory().join("host");
+        std::fs::create_dir(&host).unwrap();
+        let script = "n=$(($(cat /n 2>/dev/null) + 1)); echo $n > /n; echo >> /host/starts; \
+                      until [ -e /host/$n ]; do sleep 0.01; done; exit $n";
+        let volume = format!("{}:/host", host.display());
+        let run = ["run", "-d", "--name", "web", "--restart", "always", "-v"];
+        server.ok([&run[..], &[&volume, "shop", "sh", "-c", script]].concat());
+        let end = |code: usize| std::fs::write(host.join(code.to_string()), "").unwrap();
+        let has_restarted = |code: usize| {
+            let starts = std::fs::read_to_string(host.join("starts")).unwrap_or_default();
+            starts.lines().count() > code
         };
-        until(|| state() == "restarting 4\n");
-        // Its next end is more than half a second away.
-        let told = server.request("POST /v1.51/containers/web/wait?condition=next-exit", "");
-        assert!(told.contains("{\"StatusCode\":5}"), "{told}");
+        let format = "{{.State.Status}} {{.State.ExitCode}}";
+        let is_between = |code: usize| {
+            let state = store.ok(["inspect", "-f", format, "web"]);
+            state == format!("restarting {code}\n")
+        };
+        let mut code = 1;
+        end(code);
+        // Until a wait has begun between an end and a restart, which are twice as far apart each time.
+        loop {
+            until(|| is_between(code) || has_restarted(code));
+            let path = "POST /v1.51/containers/web/wait?condition=next-exit";
+            let (head, mut client) = server.open(path, "Connection: close\r\n", "");
+            assert!(status(&head).contains("200"), "{head}");
+            let between = is_between(code);
+            code += 1;
+            end(code);
+            let mut told = String::new();
+            std::io::Read::read_to_string(&mut client, &mut told).unwrap();
+            let expected = format!("{{\"StatusCode\":{code}}}");
+            assert!(told.contains(&expected), "{expected}: {told}");
+            if between {
+                break;
+            }
+        }
         server.ok(["rm", "-f", "web"]);
     });
 }

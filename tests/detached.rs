@@ -57,7 +57,7 @@ fn a_detached_container_runs_until_it_is_stopped() {
     assert!(store.ok(["ps"]).contains(" Up "));
     // A start of what runs changes nothing.
     assert_eq!(store.ok(["start", "web"]), "web\n");
-    assert_eq!(store.ok(["stop", "web"]), "web\n");
+    assert_eq!(store.ok(["stop", "-t", "600", "web"]), "web\n");
     assert_eq!(status(&store, &id), "exited 7");
     assert_eq!(store.ok(["wait", "web"]), "7\n");
     assert_eq!(store.ok(["stop", "web"]), "web\n", "stopped already");
@@ -147,7 +147,7 @@ fn signals_and_rm_reach_a_detached_container() {
         &["--name", "four", "--stop-signal", "SIGINT"],
         &script,
     );
-    store.ok(["stop", "four"]);
+    store.ok(["stop", "-t", "600", "four"]);
     assert_eq!(status(&store, "four"), "exited 5");
     let refusal = store.run(["kill", "-s", "NOSUCH", "four"]).refused(1);
     assert!(refusal.contains("invalid signal: NOSUCH"), "{refusal}");

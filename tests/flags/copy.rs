@@ -204,9 +204,10 @@ fn cp_to_the_host_stays_where_it_is_told() {
         let target = outside.to_str().unwrap();
         let script = format!(
             "mkdir -p /t/a /real && for n in $(seq 50); do echo x > /real/$n; done; \
-             while :; do rm -rf /t/b; ln -s {target} /t/b; rm /t/b; cp -r /real /t/b; done"
+             while :; do rm -rf /t/b; ln -s {target} /t/b; rm /t/b; cp -r /real /t/b; : > /began; done"
         );
         let web = Detached::start(&store, "web", &[], &script);
+        web.exec("until test -e /began; do usleep 10000; done");
         let inside = fresh("inside", ":");
         for _ in 0..30 {
             // Files that go meanwhile may be an error.

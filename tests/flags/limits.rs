@@ -1,7 +1,7 @@
 //! Limits, read in the control groups that the container sees.
 
 use cowl_tests::busybox::cgroups;
-use cowl_tests::profile::root;
+use cowl_tests::profile::{directory, root};
 
 use crate::support::{Detached, Doors};
 
@@ -256,7 +256,9 @@ fn blkio_weight_and_rates_are_set_or_discarded_by_name() {
 fn cgroup_parent_is_above_its_control_groups() {
     root(|| {
         let doors = Doors::open();
-        let parent = format!("cowl-flags-{}", std::process::id());
+        // Of this test alone: process ids are those of a namespace of its own.
+        let base = directory().parent().unwrap().to_owned();
+        let parent = format!("flags-{}", base.file_name().unwrap().display());
         let running = Detached::start(
             &doors.store,
             "below",

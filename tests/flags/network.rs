@@ -154,7 +154,10 @@ fn network_none_has_a_loopback_alone() {
 fn network_and_pid_of_another_container_are_joined() {
     root(|| {
         let doors = Doors::open();
-        let donor = Detached::start(&doors.store, "donor", &["-h", "donor"], "sleep 1000");
+        // A shell that stays one: its name does not change between two looks.
+        let script = "touch /ready; while :; do sleep 1000; done";
+        let donor = Detached::start(&doors.store, "donor", &["-h", "donor"], script);
+        donor.exec("until test -e /ready; do usleep 10000; done");
         let names = "readlink /proc/self/ns/net; readlink /proc/self/ns/pid";
         let expected = donor.exec(names);
         let flags = ["--network", "container:donor", "--pid", "container:donor"];

@@ -17,6 +17,7 @@ fn stats_shows_what_the_control_groups_count() {
         let flags = ["-m", "64m", "--tmpfs", "/mem"];
         let script = "head -c 20000000 /dev/zero > /mem/file; while :; do :; done";
         let busy = Detached::start(&doors.store, "busy", &flags, script);
+        busy.exec("until test \"$(stat -c %s /mem/file)\" = 20000000; do usleep 10000; done");
         let idle = Detached::start(&doors.store, "idle", &[], "cat /dev/zero | sleep 1000");
         idle.exec("true");
         doors.store.ok(["pause", "idle"]);
