@@ -15,7 +15,7 @@ fn cache() -> PathBuf {
 fn containers_mounts_and_limits_work_on_debians_own_kernel() {
     let images = tempfile::tempdir().unwrap();
     run(program(fixture("images.sh").to_str().unwrap(), [""; 0]).arg(images.path())).ok();
-    let mut machine = program(fixture("vm.sh").to_str().unwrap(), ["-t", "600"]);
+    let mut machine = program(fixture("vm.sh").to_str().unwrap(), ["-t", "900"]);
     machine
         .arg(cache())
         .arg(fixture("vm-guest.sh"))
@@ -39,7 +39,7 @@ fn exit_status_of_the_guest_is_the_machines() {
     let directory = tempfile::tempdir().unwrap();
     let script = directory.path().join("script");
     std::fs::write(&script, "echo before; exit 42\n").unwrap();
-    let mut machine = program(fixture("vm.sh").to_str().unwrap(), ["-t", "300"]);
+    let mut machine = program(fixture("vm.sh").to_str().unwrap(), ["-t", "900"]);
     let outcome = run(machine.arg(cache()).arg(script));
     assert_eq!(
         (outcome.code(), outcome.stdout.as_str()),

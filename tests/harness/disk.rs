@@ -10,12 +10,15 @@ use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use fuser::{
     BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, INodeNo,
     LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyWrite, Request, WriteFlags,
 };
+
+use crate::command::{program, run, system};
+use crate::profile::NEVER;
 
 /// What comes over a power cut as a whole or not at all: a block of the file system.
 const BLOCK: usize = 4096;
@@ -198,23 +201,30 @@ impl Filesystem for Recorder {
 
 /// A file system that is mounted through a loop device of its own, which goes with it.
 #[derive(Debug)]
-pub struct Mounted(PathBuf);
+pub struct Mounted {
+    file: PathBuf,
+    point: PathBuf,
+}
 
 impl Mounted {
     /// Mounts the file system in a file; its journal is replayed.
     pub fn new(file: &Path, point: &Path) -> Self {
-        crate::command::run(
-            crate::command::program("mount", ["-o", "loop"])
-                .arg(file)
-                .arg(point),
-        )
-        .ok();
-        Self(point.to_owned())
+        run(program("mount", ["-o", "loop"]).arg(file).arg(point)).ok();
+        Self {
+            file: file.to_owned(),
+            point: point.to_owned(),
+        }
     }
 
-    /// Takes it away.
+    /// Takes it away; the file is not in use any more.
     pub fn unmount(self) {
-        crate::command::system("umount", [&self.0]);
+        let Self { file, point } = self;
+        system("umount", [&point]);
+        // A device goes with its last user, which may be udev. Nothing tells of its end.
+        let limit = Instant::now() + NEVER;
+        while !system("losetup", ["--associated".as_ref(), file.as_os_str()]).is_empty() {
+            assert!(Instant::now() < limit, "{} is in use", file.display());
+        }
     }
 }
 
@@ -227,6 +237,5 @@ pub fn ext4(path: &Path, size: u64) {
 pub fn ext4_of(owner: u32, path: &Path, size: u64) {
     File::create_new(path).unwrap().set_len(size).unwrap();
     let owner = format!("root_owner={owner}:{owner}");
-    crate::command::run(crate::command::program("mkfs.ext4", ["-q", "-F", "-E", &owner]).arg(path))
-        .ok();
+    run(program("mkfs.ext4", ["-q", "-F", "-E", &owner]).arg(path)).ok();
 }
