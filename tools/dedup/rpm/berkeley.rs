@@ -54,10 +54,12 @@ impl<'b> Database<'b> {
                 continue;
             }
             for pair in 0..self.short(page, 20)? / 2 {
+                // Both are read, so that no two items have the same bytes.
                 let key = self.item(page, 2 * pair, &mut overflow)?;
+                let value = self.item(page, 2 * pair + 1, &mut overflow)?;
                 // Package 0 is where rpm keeps the largest number it gave.
                 if key.iter().any(|byte| *byte != 0) {
-                    packages.push(header(&self.item(page, 2 * pair + 1, &mut overflow)?)?);
+                    packages.push(header(&value)?);
                 }
             }
         }

@@ -81,6 +81,36 @@ mod tests {
         }
     }
 
+    /// Slots of ndb that all lead to one blob: refused before their copies fill the memory.
+    #[test]
+    fn packages_that_share_their_bytes_are_refused() {
+        let mut bytes = NDB.to_vec();
+        let used = bytes[32..4096]
+            .chunks_exact(16)
+            .position(|slot| slot[8] > 0);
+        let used: [u8; 16] = bytes[32 + 16 * used.unwrap()..][..16].try_into().unwrap();
+        for slot in bytes[32..4096].chunks_exact_mut(16) {
+            slot.copy_from_slice(&used);
+        }
+        assert!(packages(&bytes).is_err());
+    }
+
+    /// Items of Berkeley DB whose keys are 0 and all reach to the end of the page.
+    #[test]
+    fn keys_that_share_their_bytes_are_refused() {
+        let mut bytes = LITTLE.to_vec();
+        let is_items = |page: &&mut [u8]| matches!(page[25], 2 | 13) && page[20] > 1;
+        let page = bytes.chunks_exact_mut(512).find(is_items).unwrap();
+        page[20..22].copy_from_slice(&40_u16.to_le_bytes());
+        page[26..].fill(0);
+        page[200] = 1;
+        for item in 0..40 {
+            let offset: u16 = if item % 2 == 0 { 200 } else { 511 };
+            page[26 + 2 * item..28 + 2 * item].copy_from_slice(&offset.to_le_bytes());
+        }
+        assert!(packages(&bytes).is_err());
+    }
+
     /// Cut short at any byte, what is found is an error or all; with any byte changed it ends.
     #[test]
     fn damaged_databases_end() {

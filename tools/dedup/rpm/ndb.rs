@@ -1,6 +1,7 @@
 //! rpm's ndb, `Packages.db` of SUSE: slots of 16 bytes that lead to blobs in blocks of 16.
 //!
-//! Source: rpm's lib/backend/ndb/rpmpkg.c. Integers are little-endian. Every access is checked.
+//! Source: rpm's lib/backend/ndb/rpmpkg.c. Integers are little-endian. Every access is checked, and
+//! the bytes of blobs are counted: each is of one package.
 
 use super::{header, le32};
 
@@ -16,6 +17,7 @@ pub(super) fn packages(bytes: &[u8]) -> Option<Vec<(String, String)>> {
         return None;
     }
     let slots = bytes.get(2 * BLOCK..pages.checked_mul(PAGE)?)?;
+    let mut left = bytes.len();
     let mut packages = Vec::new();
     for slot in slots.chunks_exact(BLOCK) {
         let (package, start) = (le32(slot, 4)?, number(slot, 8)?);
@@ -24,10 +26,9 @@ pub(super) fn packages(bytes: &[u8]) -> Option<Vec<(String, String)>> {
         }
         // 0: a free slot.
         if start > 0 {
-            packages.push(header(blob(
-                bytes.get(start.checked_mul(BLOCK)?..)?,
-                package,
-            )?)?);
+            let blob = blob(bytes.get(start.checked_mul(BLOCK)?..)?, package)?;
+            left = left.checked_sub(blob.len())?;
+            packages.push(header(blob)?);
         }
     }
     Some(packages)

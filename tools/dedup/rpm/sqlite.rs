@@ -1,7 +1,7 @@
 //! rpm's SQLite database: as much of SQLite's file format as its table `Packages` needs.
 //!
 //! Source: sqlite.org/fileformat2.html. Every access is checked, and no bytes make it loop or copy
-//! a page twice over: pages are counted.
+//! more than they are: pages and the bytes of rows are counted.
 
 use std::cell::Cell;
 
@@ -34,8 +34,8 @@ struct Database<'b> {
     page: usize,
     /// Bytes of a page that are used.
     usable: usize,
-    /// Overflow pages that may still be read: each belongs to one row, and there are two passes.
-    overflow: Cell<usize>,
+    /// Bytes of rows that may still be read: each is of one row, and there are two passes.
+    left: Cell<usize>,
 }
 
 /// A column of a row.
@@ -100,7 +100,7 @@ impl<'b> Database<'b> {
             bytes,
             page,
             usable,
-            overflow: Cell::new(2 * (bytes.len() / page + 1)),
+            left: Cell::new(bytes.len().checked_mul(2)?),
         })
     }
 
@@ -174,12 +174,10 @@ impl<'b> Database<'b> {
 
     /// A cell's payload, what it spills to overflow pages included.
     fn payload(&self, local: &[u8], length: usize) -> Option<Vec<u8>> {
+        self.left.set(self.left.get().checked_sub(length)?);
         let most = self.usable - 35;
         if length <= most {
             return Some(local.get(..length)?.to_vec());
-        }
-        if length > self.bytes.len() {
-            return None;
         }
         let least = (self.usable - 12) * 32 / 255 - 23;
         let spill = least + (length - least) % (self.usable - 4);
@@ -187,7 +185,6 @@ impl<'b> Database<'b> {
         let mut payload = local.get(..kept)?.to_vec();
         let mut next = be32(local, kept)?;
         while payload.len() < length {
-            self.overflow.set(self.overflow.get().checked_sub(1)?);
             let page = self.page(next)?.get(..self.usable)?;
             next = be32(page, 0)?;
             let piece = page.get(4..)?;
@@ -229,6 +226,29 @@ mod tests {
         page[200] = 0x80 | u8::try_from(length >> 7).unwrap();
         page[201] = u8::try_from(length & 0x7f).unwrap();
         page
+    }
+
+    /// A database of one page, all of whose cells are one row: 2000 times 800 bytes.
+    #[test]
+    fn rows_that_share_their_bytes_are_refused() {
+        let mut page = vec![0; 8192];
+        page[..16].copy_from_slice(b"SQLite format 3\0");
+        page[16..18].copy_from_slice(&8192_u16.to_be_bytes());
+        page[100] = 13;
+        page[103..105].copy_from_slice(&2000_u16.to_be_bytes());
+        for cell in 0..2000 {
+            page[108 + 2 * cell..110 + 2 * cell].copy_from_slice(&7000_u16.to_be_bytes());
+        }
+        // A payload of 800 bytes: a header of 3, a blob of 797.
+        page[7000..7006].copy_from_slice(&[0x86, 0x20, 1, 3, 0x8c, 0x46]);
+        let database = Database::open(&page).unwrap();
+        let mut rows = 0;
+        let read = database.each_row(1, &mut |row| {
+            assert_eq!(row[0].text().map(<[u8]>::len), Some(797));
+            rows += 1;
+            Some(())
+        });
+        assert_eq!((read, rows), (None, 2 * 8192 / 800));
     }
 
     #[test]
