@@ -5,6 +5,8 @@
 //! digests, half of them each time, and its sums become estimates with a stated error.
 
 use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Read;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -295,10 +297,7 @@ impl Work<'_> {
         }
     }
 
-    fn map(
-        &self,
-        object: ObjectNumber,
-    ) -> Result<Option<(ObjectId, impl Deref<Target = [u8]> + use<>)>> {
+    fn read(&self, object: ObjectNumber) -> Result<Option<(ObjectId, Bytes)>> {
         let Some(id) = self.collection.objects.id(object) else {
             return Ok(None);
         };
@@ -306,30 +305,31 @@ impl Work<'_> {
             .stores
             .get(self.collection.objects.store(object))
             .context("a store")?;
-        let file = store.open_object(id)?;
-        let map = map_published(&file).with_context(|| format!("object {id}"))?;
-        if map.len() as u64 != self.collection.objects.size(object) {
+        let size = self.collection.objects.size(object);
+        let bytes = Bytes::of(&store.open_object(id)?, size);
+        let bytes = bytes.with_context(|| format!("object {id}"))?;
+        if bytes.len() as u64 != size {
             bail!("object {id} is damaged; load its image again to replace it");
         }
-        Ok(Some((id, map)))
+        Ok(Some((id, bytes)))
     }
 
     fn content(&self, object: ObjectNumber, sums: &mut Sums, zstd: &mut Compressor) -> Result<()> {
-        let Some((id, map)) = self.map(object)? else {
+        let Some((id, bytes)) = self.read(object)? else {
             return Ok(());
         };
-        let length = map.len() as u64;
+        let length = bytes.len() as u64;
         let mut content = Content {
             id,
-            bytes: &map,
+            bytes: &bytes,
             zstd,
             whole: None,
         };
         if let Some(sample) = self.sample {
             if length >= ALWAYS {
-                sums.files.add_certain(length, content.compressed(&map)?);
+                sums.files.add_certain(length, content.compressed(&bytes)?);
             } else if is_sampled(id, sample) {
-                sums.files.add(length, content.compressed(&map)?);
+                sums.files.add(length, content.compressed(&bytes)?);
             }
         }
         self.cut_fixed(&mut content)?;
@@ -392,11 +392,11 @@ impl Work<'_> {
             let Some(object) = node.object.and_then(|object| layer.content(object)) else {
                 continue;
             };
-            let Some((_, map)) = self.map(object)? else {
+            let Some((_, bytes)) = self.read(object)? else {
                 continue;
             };
-            std::io::Write::write_all(&mut stream, &map).context("compressing a layer")?;
-            self.progress.advance(map.len() as u64);
+            std::io::Write::write_all(&mut stream, &bytes).context("compressing a layer")?;
+            self.progress.advance(bytes.len() as u64);
         }
         let compressed = stream.finish().context("compressing a layer")?.0;
         Ok(compressed.min(layer.logical))
@@ -410,6 +410,39 @@ fn digest_of(parts: &[ObjectId]) -> ObjectId {
     }
     let digests: Vec<[u8; 32]> = parts.iter().map(|part| *part.as_bytes()).collect();
     ObjectId::of(digests.as_flattened())
+}
+
+/// The bytes of a content: mapped, or read where that costs less. Unmapping interrupts the other
+/// threads.
+enum Bytes {
+    Read(Vec<u8>),
+    Mapped(Box<dyn Deref<Target = [u8]>>),
+}
+
+impl Bytes {
+    /// Longer contents are mapped, so that they need no memory.
+    const READ: u64 = 1 << 20;
+
+    /// All of a file that should have this size; at most one byte more is read.
+    fn of(file: &File, size: u64) -> Result<Self> {
+        if size > Self::READ {
+            return Ok(Self::Mapped(Box::new(map_published(file)?)));
+        }
+        let mut bytes = Vec::with_capacity(usize::try_from(size)? + 1);
+        file.take(size + 1).read_to_end(&mut bytes)?;
+        Ok(Self::Read(bytes))
+    }
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Read(bytes) => bytes,
+            Self::Mapped(bytes) => bytes,
+        }
+    }
 }
 
 /// A content that is cut.
