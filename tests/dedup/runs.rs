@@ -42,6 +42,119 @@ fn a_condition_that_holds_is_exit_code_1() {
     });
 }
 
+/// Of `cowl diff` as of `cowl layers`: 1 if it holds, with the report all the same, also as JSON.
+#[test]
+fn conditions_of_layers_and_of_two_images() {
+    root(|| {
+        let store = Store::new("store");
+        load_images(&store);
+        // Above their base, three adds gone and srv/again, changes etc/conf, srv/also and sym, and
+        // deletes srv/big and opt/b; two adds byte, data and holes.
+        for (condition, code) in [
+            ("files>9", 1),
+            ("files>10", 0),
+            ("added>=2", 1),
+            ("changed>3", 0),
+            ("changed>2", 1),
+            ("removed<5", 0),
+            ("packages>0", 0),
+        ] {
+            let run = store.run(["diff", "two", "three", "--fail-if", condition]);
+            assert_eq!(run.code(), code, "{condition}: {run}");
+            assert!(run.stdout.contains("A /srv/again"), "{condition}: {run}");
+            let words = format!(
+                "two:latest, three:latest: {}",
+                condition.split(['<', '>']).next().unwrap()
+            );
+            assert_eq!(run.stderr.contains(&words), code == 1, "{condition}: {run}");
+        }
+        let script = "
+import json, sys
+r = json.loads(sys.argv[1])
+if 'layers' in r: print(r['version'], [(l['number'], l['added'], l['waste_bytes']) for l in r['layers']])
+else: print(r['version'], r['a'], r['b'], len(r['files']))
+";
+        let json = |arguments: &[&str], code| {
+            let run = store.run(arguments);
+            assert_eq!(run.code(), code, "{run}");
+            python(&directory(), script, [&run.stdout])
+        };
+        let diff = [
+            "diff",
+            "two",
+            "two:latest",
+            "--json",
+            "--fail-if",
+            "files>0",
+        ];
+        assert_eq!(json(&diff, 0), "1 two two:latest 0\n");
+        // three: etc/conf of 3 bytes is replaced, srv/also of 3001 given again; srv/big stays as srv/link,
+        // opt/a of 100 is given again and opt/b of 200 deleted.
+        let layers = ["layers", "three", "--json", "--fail-if", "waste>1B"];
+        assert_eq!(json(&layers, 1), "1 [(1, 8, 203), (2, 1, 3101)]\n");
+    });
+}
+
+/// `cowl help NAME` is `cowl NAME --help`: a line of usage, every argument, an example, the exit
+/// codes.
+#[test]
+fn help_explains_each_command() {
+    root(|| {
+        let store = Store::new("store");
+        for (command, words) in [
+            (
+                "dedup",
+                [
+                    "IMAGE is a name",
+                    "ARCHIVE is what",
+                    "--fail-if",
+                    "cowl dedup ./app.tar",
+                ],
+            ),
+            (
+                "layers",
+                [
+                    "IMAGE is a name",
+                    "ARCHIVE is what",
+                    "--json",
+                    "cowl layers shop",
+                ],
+            ),
+            (
+                "diff",
+                [
+                    "CONTAINER",
+                    "archive that need",
+                    "--json",
+                    "cowl diff shop:1 shop:2",
+                ],
+            ),
+            (
+                "tree",
+                [
+                    "<FILE>",
+                    "An index in the store",
+                    "--help",
+                    "cowl tree /var",
+                ],
+            ),
+        ] {
+            let help = store.ok(["help", command]);
+            assert_eq!(help, store.ok([command, "--help"]), "{command}");
+            assert!(help.contains(&format!("Usage: cowl {command} ")), "{help}");
+            assert!(help.contains("Exit codes: 0; 1 for an error"), "{help}");
+            for word in words {
+                assert!(help.contains(word), "{command}: {word}: {help}");
+            }
+        }
+        let help = store.ok(["help", "layers"]);
+        assert!(
+            !help.contains("--tui") && !help.contains("--objects"),
+            "{help}"
+        );
+    });
+}
+
 /// An option that a way of output has no use for is refused by name.
 #[test]
 fn options_that_would_change_nothing_are_refused() {
@@ -56,6 +169,22 @@ fn options_that_would_change_nothing_are_refused() {
             (["dedup", "--json", "--layers", "shop"], "--layers"),
             (["dedup", "--html", "-", "shop"], "./-"),
             (["dedup", "--json", "--diff", "one"], "not 1"),
+            (["layers", "shop", "--html", "page.html"], "'cowl layers'"),
+            (["dedup", "shop", "--bytes", "--no-zstd"], "--ladder"),
+            (
+                ["layers", "shop", "--fail-if", "packages>0"],
+                "of two images",
+            ),
+            (
+                ["diff", "shop", "blog", "--fail-if=waste>5%"],
+                "of one image",
+            ),
+            (["diff", "shop", "--fail-if", "files>0"], "<B>"),
+            (
+                ["diff", "shop", "blog", "--fail-if=files>5%"],
+                "a whole number",
+            ),
+            (["tree", "one", "other", "more"], "'other'"),
         ] {
             let line = store.run(arguments).refused(125);
             assert!(line.contains(named), "{arguments:?}: {line}");

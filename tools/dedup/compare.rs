@@ -58,8 +58,8 @@ pub(crate) struct PackageDifference {
 #[derive(Debug, Serialize)]
 pub(crate) struct Comparison {
     version: u32,
-    a: String,
-    b: String,
+    pub(crate) a: String,
+    pub(crate) b: String,
     pub(crate) files: Vec<Difference>,
     pub(crate) packages: Vec<PackageDifference>,
     /// Package databases that could not be read.
@@ -67,19 +67,22 @@ pub(crate) struct Comparison {
 }
 
 impl Comparison {
-    /// Compares the two chosen images.
-    ///
-    /// Two names may be of one image.
-    pub(crate) fn new(collection: &Collection, stores: &[Store], given: usize) -> Result<Self> {
+    /// Compares the two chosen images. Two arguments may be one image, in a store and an archive,
+    /// say: then they name the sides.
+    pub(crate) fn new(collection: &Collection, stores: &[Store], given: &[String]) -> Result<Self> {
         let chosen: Vec<&Image> = collection.chosen().collect();
         let (a, b) = match (chosen.as_slice(), given) {
-            ([a, b], _) => (a, b),
-            ([a], 2) => (a, a),
-            _ => bail!("give two images to compare, not {given}"),
+            ([a, b], _) => ((*a, a.name.as_str()), (*b, b.name.as_str())),
+            ([one], [a, b]) => ((*one, a.as_str()), (*one, b.as_str())),
+            (images, _) => bail!(
+                "a comparison is of two images, and {} has {}",
+                given.join(" with "),
+                images.len()
+            ),
         };
         let (one, other) = (
-            merged(collection, stores, a)?,
-            merged(collection, stores, b)?,
+            merged(collection, stores, a.0)?,
+            merged(collection, stores, b.0)?,
         );
         let mut files = Vec::new();
         differ(&one, &other, TreeIno::ROOT, TreeIno::ROOT, &[], &mut files)?;
@@ -88,8 +91,8 @@ impl Comparison {
         let other = databases(&other, stores, b, &mut notes)?;
         Ok(Self {
             version: 1,
-            a: a.name.clone(),
-            b: b.name.clone(),
+            a: a.1.to_owned(),
+            b: b.1.to_owned(),
             files,
             packages: package_differences(&one, &other),
             notes,
@@ -332,7 +335,7 @@ fn changes(
 fn databases(
     tree: &Tree,
     stores: &[Store],
-    image: &Image,
+    (image, name): (&Image, &str),
     notes: &mut Vec<String>,
 ) -> Result<Packages> {
     let store = stores.get(image.store).context("a store")?;
@@ -353,7 +356,7 @@ fn databases(
                 Err(why) => Err(why),
             };
             if let Err(why) = read {
-                notes.push(format!("{}: /{path}: {why}", image.name));
+                notes.push(format!("{name}: /{path}: {why}"));
             }
         }
         // SQLite's newest pages are there until they are written back.
@@ -361,11 +364,9 @@ fn databases(
         if let Some(ino) = tree.resolve(log.as_bytes())?
             && tree.node(ino)?.size > 0
         {
-            let line = format!(
-                "{}: /{log} is not read: packages may be missing",
-                image.name
-            );
-            notes.push(line);
+            notes.push(format!(
+                "{name}: /{log} is not read: packages may be missing"
+            ));
         }
     }
     Ok(packages)
@@ -401,8 +402,12 @@ fn package_differences(one: &Packages, other: &Packages) -> Vec<PackageDifferenc
         .map(|key| PackageDifference {
             kind: key.0,
             name: key.1.clone(),
-            a: one.get(key).map(|versions| versions.join(", ")),
-            b: other.get(key).map(|versions| versions.join(", ")),
+            a: one
+                .get(key)
+                .map(|versions| packages::joined(versions, ", ")),
+            b: other
+                .get(key)
+                .map(|versions| packages::joined(versions, ", ")),
         })
         .collect();
     differences.sort_by(|a, b| (a.kind, &a.name).cmp(&(b.kind, &b.name)));

@@ -1,7 +1,9 @@
-//! `--fail-if`: a figure, a comparison and a limit, such as `waste>5%`.
+//! `--fail-if`: a figure, a comparison and a limit, such as `waste>5%`; of two images, such as
+//! `packages>0`.
 
 use std::str::FromStr;
 
+use crate::compare::{Change, Comparison};
 use crate::report::{ImageRow, Report};
 use crate::show::{Sizes, percent};
 use crate::walk::Cause;
@@ -13,10 +15,20 @@ enum Figure {
     Exclusive,
     Stored,
     Logical,
+    /// Of two images.
+    Count(Count),
 }
 
-/// The name of each figure on the command line.
-const FIGURES: [(&str, Figure); 8] = [
+/// What is counted of two images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Count {
+    Files,
+    Changes(Change),
+    Packages,
+}
+
+/// The name of each figure on the command line, those of images first.
+const FIGURES: [(&str, Figure); 13] = [
     ("waste", Figure::Waste),
     ("overwritten", Figure::Cause(Cause::Overwritten)),
     ("deleted", Figure::Cause(Cause::Deleted)),
@@ -25,17 +37,31 @@ const FIGURES: [(&str, Figure); 8] = [
     ("exclusive", Figure::Exclusive),
     ("stored", Figure::Stored),
     ("logical", Figure::Logical),
+    ("files", Figure::Count(Count::Files)),
+    ("added", Figure::Count(Count::Changes(Change::Added))),
+    ("changed", Figure::Count(Count::Changes(Change::Changed))),
+    ("removed", Figure::Count(Count::Changes(Change::Removed))),
+    ("packages", Figure::Count(Count::Packages)),
 ];
+
+/// The names of the figures of two images, or of the others.
+fn names(of_two: bool) -> String {
+    let is_wanted = |(_, figure): &&(&str, Figure)| matches!(figure, Figure::Count(_)) == of_two;
+    let names: Vec<_> = FIGURES.iter().filter(is_wanted).collect();
+    let names: Vec<_> = names.into_iter().map(|(name, _)| *name).collect();
+    names.join(", ")
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Limit {
     /// Thousandths of a byte.
     Bytes(u128),
+    Number(u128),
     /// Thousands of a percent of the image's logical bytes.
     Percent(u128),
 }
 
-/// A condition that holds for an image or does not.
+/// A condition that holds for an image, or for two, or does not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Condition {
     text: String,
@@ -64,18 +90,30 @@ impl FromStr for Condition {
         };
         let known = FIGURES.iter().find(|(known, _)| *known == name.trim());
         let (name, figure) = known.copied().ok_or_else(|| {
-            let names: Vec<_> = FIGURES.iter().map(|(name, _)| *name).collect();
-            format!("'{}' is no figure; use {}", name.trim(), names.join(", "))
+            let (images, two) = (names(false), names(true));
+            let name = name.trim();
+            format!("'{name}' is no figure; use {images}, or of two images {two}")
         })?;
+        let limit = limit.trim();
         Ok(Self {
             text: text.to_owned(),
             name,
             figure,
             or_equal,
             above,
-            limit: parse_limit(limit.trim())?,
+            limit: match figure {
+                Figure::Count(_) => parse_number(limit)?,
+                _ => parse_limit(limit)?,
+            },
         })
     }
+}
+
+fn parse_number(text: &str) -> Result<Limit, String> {
+    let is_number = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let number = text.parse().ok().filter(|_| is_number);
+    let number = number.ok_or_else(|| format!("'{text}' is no limit; use a whole number"));
+    number.map(Limit::Number)
 }
 
 /// A percentage, or bytes with a unit of Docker's.
@@ -125,6 +163,35 @@ fn thousandths(text: &str) -> Option<u128> {
 }
 
 impl Condition {
+    /// Whether it is of two images, or of each; the error says what would be.
+    pub(crate) fn suits(&self, of_two: bool) -> Result<(), String> {
+        if matches!(self.figure, Figure::Count(_)) == of_two {
+            return Ok(());
+        }
+        let of = if of_two { "one image" } else { "two images" };
+        let use_instead = names(of_two);
+        Err(format!(
+            "--fail-if: '{}' is a figure of {of}; use {use_instead}",
+            self.name
+        ))
+    }
+
+    /// A line, if the condition holds for two images.
+    pub(crate) fn failure(&self, comparison: &Comparison) -> Option<String> {
+        let Figure::Count(count) = self.figure else {
+            return None;
+        };
+        let files = comparison.files.iter();
+        let found = match count {
+            Count::Files => files.len(),
+            Count::Changes(change) => files.filter(|file| file.change == change).count(),
+            Count::Packages => comparison.packages.len(),
+        };
+        let (a, b) = (&comparison.a, &comparison.b);
+        let line = || format!("{a}, {b}: {} is {found}: {}", self.name, self.text);
+        self.holds(found as u64, 0).then(line)
+    }
+
     /// A line for each image that the condition holds for.
     pub(crate) fn failures(&self, report: &Report) -> Vec<String> {
         let of = |image: &ImageRow| {
@@ -148,12 +215,15 @@ impl Condition {
             Figure::Stored => image.stored.bytes,
             Figure::Logical => image.logical_bytes,
             Figure::Cause(cause) => image.waste(cause),
+            // Refused where images are what is measured.
+            Figure::Count(_) => 0,
         }
     }
 
     fn holds(&self, bytes: u64, logical: u64) -> bool {
         // Both sides in fractions of a byte, so that none is lost.
         let (left, right) = match self.limit {
+            Limit::Number(limit) => (u128::from(bytes), limit),
             Limit::Bytes(limit) => (u128::from(bytes) * 1000, limit),
             Limit::Percent(limit) => (u128::from(bytes) * 100_000, limit * u128::from(logical)),
         };
@@ -199,6 +269,10 @@ mod tests {
             "waste>x%",
             "waste>5.1234%",
             "waste>-1",
+            "files>1kB",
+            "packages>5%",
+            "files>+1",
+            "removed>",
         ] {
             assert!(text.parse::<Condition>().is_err(), "{text}");
         }

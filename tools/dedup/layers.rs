@@ -30,6 +30,8 @@ pub(crate) struct LayerRow {
     pub(crate) below: Amount,
     /// Of its distinct contents, those that another layer of the store has.
     pub(crate) elsewhere: Amount,
+    /// Of its bytes, those of the rows of waste that name it.
+    pub(crate) waste_bytes: u64,
 }
 
 /// A content that several layers hold.
@@ -63,6 +65,12 @@ pub(crate) fn rows(
     walked: &Walked,
     holding: &[u32],
 ) -> Vec<LayerRow> {
+    let mut wasted = vec![0; image.layers.len()];
+    for waste in &walked.waste {
+        if let Some(bytes) = wasted.get_mut(waste.layer) {
+            *bytes += waste.bytes;
+        }
+    }
     let mut below: BTreeSet<ObjectNumber> = BTreeSet::new();
     let mut rows = Vec::new();
     let layers = collection
@@ -79,6 +87,7 @@ pub(crate) fn rows(
             bytes: layer.logical,
             below: Amount::default(),
             elsewhere: Amount::default(),
+            waste_bytes: wasted.get(number).copied().unwrap_or(0),
         };
         for object in layer.objects() {
             let size = collection.objects.size(object);

@@ -5,6 +5,7 @@
 //! the files that `--objects` lists confirms them to the byte.
 
 mod archive;
+mod args;
 mod browse;
 mod cleanup;
 mod compare;
@@ -32,16 +33,17 @@ mod whatif;
 #[cfg(test)]
 mod tests;
 
+use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use clap::{ArgGroup, Parser};
 use cowl_core::store::Store;
 
-use condition::Condition;
+use args::{Arguments, Mode};
 use gather::Wanted;
+use compare::Comparison;
 use model::Collection;
 use progress::Progress;
 use report::Report;
@@ -49,113 +51,14 @@ use sharing::Sharing;
 use show::{Sizes, printable};
 use text::Layout;
 
-/// What `--help` ends with: each column by its definition.
-const COLUMNS: &str = "\
-Columns:
-  LOGICAL    contents of all files in all layers, hidden and equal ones too
-  VISIBLE    contents of all files that the image shows; hard links once
-  STORED     the image's distinct contents: objects in the store
-  EXCLUSIVE  of those: in no other image of the store
-  SHARED     of those: in other images too; STORED = EXCLUSIVE + SHARED
-  FAIR       each content's size divided by the number of images that hold it;
-             over all images of the store this sums to what they keep
-  WASTE      what a store of layers would hold without need, as a share of LOGICAL;
-             of `cowl layers`: the bytes of it whose LAYER this is, which holds them, or
-             gave them again; STEP in --waste is the one to blame
-docs/dedup.md defines every figure.";
-
-/// Shows what images hold and have in common: shared layers, and equal contents in layers of their
-/// own.
-#[derive(Debug, Parser)]
-#[command(name = "cowl-dedup", version, after_help = COLUMNS)]
-#[command(group(ArgGroup::new("lists").multiple(true)))]
-#[command(group(ArgGroup::new("report").multiple(true)))]
-struct Arguments {
-    /// Directory of the store [default: $COWL_ROOT; else /var/lib/cowl for root,
-    /// $XDG_DATA_HOME/cowl or ~/.local/share/cowl for anyone else]
-    #[arg(long, value_name = "DIR", env = "COWL_ROOT", hide_env = true)]
-    root: Option<PathBuf>,
-    /// Print the report as JSON, with every list
-    #[arg(long, conflicts_with_all = ["objects", "lists", "bytes", "all_rows"])]
-    json: bool,
-    /// Print only the files of the contents that two or more of the images hold, one a line
-    #[arg(long, conflicts_with_all = ["lists", "ladder", "bytes", "all_rows"])]
-    objects: bool,
-    /// Browse layers and files in the terminal
-    #[arg(long, conflicts_with_all = ["json", "objects", "report"])]
-    tui: bool,
-    /// Compare two images: files, modes, owners, contents, packages (`cowl diff A B`)
-    #[arg(long, conflicts_with_all = ["objects", "tui", "report"])]
-    diff: bool,
-    /// Print the layers of each image and nothing else (`cowl layers IMAGE`)
-    #[arg(long, conflicts_with_all = ["json", "objects", "tui", "diff", "lists", "ladder"])]
-    only_layers: bool,
-    /// Print an index file of the store, a layer's or a merged one, name by name (`cowl tree FILE`)
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["json", "objects", "tui", "diff", "only_layers", "report", "images"])]
-    tree: Option<PathBuf>,
-    /// Write the report as a page for a browser, too
-    #[arg(long, value_name = "FILE", group = "report", value_parser = page_path)]
-    html: Option<PathBuf>,
-    /// Print whole bytes instead of sizes such as 1.98MB
-    #[arg(long, group = "report")]
-    bytes: bool,
-    /// List what each layer adds, changes and deletes, and what of it exists elsewhere
-    #[arg(long, groups = ["lists", "report"])]
-    layers: bool,
-    /// List the waste by cause, layer and path
-    #[arg(long, groups = ["lists", "report"])]
-    waste: bool,
-    /// List what each two images have in common
-    #[arg(long, groups = ["lists", "report"])]
-    matrix: bool,
-    /// List the largest files that several layers have, which sharing by layer keeps more than once
-    #[arg(long, groups = ["lists", "report"])]
-    duplicates: bool,
-    /// Show what removing each image frees, and what another base would
-    #[arg(long, groups = ["lists", "report"])]
-    what_if: bool,
-    /// Show what each granularity would store: layers, files, pieces of fixed size, and pieces cut
-    /// by content. Reads every file of the images; part of --json unless --no-ladder is given
-    #[arg(long, group = "report")]
-    ladder: bool,
-    /// Leave the ladder out
-    #[arg(long, group = "report", conflicts_with = "ladder")]
-    no_ladder: bool,
-    /// Leave compressed sizes out of the ladder: it is read, cut and hashed, which is much faster
-    #[arg(long, group = "report", conflicts_with = "no_ladder")]
-    no_zstd: bool,
-    /// Every list
-    #[arg(long, groups = ["lists", "report"])]
-    all: bool,
-    /// Show every row of long lists
-    #[arg(long, group = "report")]
-    all_rows: bool,
-    /// Exit with 1 if this holds for an image: FIGURE>LIMIT, where FIGURE is waste, overwritten,
-    /// deleted, metadata, duplicate, exclusive, stored or logical, and LIMIT a size (10MB) or a
-    /// share of the logical bytes (5%)
-    #[arg(long, value_name = "CONDITION", group = "report")]
-    fail_if: Vec<Condition>,
-    /// Names or ids of images, or archives that need not be imported: docker-archives and OCI
-    /// layouts (tar or directory), by a path that begins with /, ./ or ../, by . or .., or a file that
-    /// ends in .tar, .tar.gz and the like; all images of the store if none is given
-    #[arg(value_name = "IMAGE|ARCHIVE")]
-    images: Vec<String>,
-}
-
-/// Standard output has the tables, so `-` cannot mean it.
-fn page_path(path: &str) -> Result<PathBuf, String> {
-    match path {
-        "-" => Err("the page goes to a file; for one that is named so write ./-".to_owned()),
-        _ => Ok(PathBuf::from(path)),
-    }
-}
-
 /// Exit code of a usage error, as `cowl`'s.
 const USAGE: u8 = 125;
 const FAILURE: u8 = 1;
 
 fn main() -> ExitCode {
-    let arguments = match Arguments::try_parse() {
+    let words: Vec<OsString> = std::env::args_os().collect();
+    let mode = Mode::of(&words);
+    let arguments = match mode.parse(&words) {
         Ok(arguments) => arguments,
         Err(error) if error.use_stderr() => {
             let text = error.to_string();
@@ -163,24 +66,12 @@ fn main() -> ExitCode {
             let lines = text.lines().map(str::trim);
             let lines: Vec<&str> = lines.take_while(|line| !line.is_empty()).collect();
             let what = lines.join(" ");
-            let what = what.trim_start_matches("error: ");
-            return print_error(&format!("{what}; see 'cowl dedup --help'"), USAGE);
+            let what = mode.in_words(what.trim_start_matches("error: "));
+            return print_error(&format!("{what}; see '{} --help'", mode.name()), USAGE);
         }
         Err(help) => return exit_code(print(&help.render().ansi().to_string())),
     };
-    // One archive may have two images.
-    let is_wrong = match arguments.images.as_slice() {
-        [one] => !archive::is_archive(one),
-        images => images.len() > 2,
-    };
-    if arguments.diff && is_wrong {
-        let what = format!(
-            "give two images to compare, not {}; see 'cowl diff --help'",
-            arguments.images.len()
-        );
-        return print_error(&what, USAGE);
-    }
-    let done = cleanup::watch_signals().and_then(|()| run(&arguments));
+    let done = cleanup::watch_signals().and_then(|()| run(mode, &arguments));
     cleanup::release();
     match done {
         Ok(failures) if failures.is_empty() => ExitCode::SUCCESS,
@@ -212,9 +103,9 @@ fn print_error(what: &str, code: u8) -> ExitCode {
 }
 
 /// Prints the report; gives a line for each condition of `--fail-if` that holds.
-fn run(arguments: &Arguments) -> Result<Vec<String>> {
-    if let Some(path) = &arguments.tree {
-        print(&index::text(path)?)?;
+fn run(mode: Mode, arguments: &Arguments) -> Result<Vec<String>> {
+    if let (Mode::Tree, [path]) = (mode, arguments.images.as_slice()) {
+        print(&index::text(Path::new(path))?)?;
         return Ok(Vec::new());
     }
     let (stores, wanted) = open_stores(arguments)?;
@@ -227,15 +118,13 @@ fn run(arguments: &Arguments) -> Result<Vec<String>> {
         tui::run(&collection)?;
         return Ok(Vec::new());
     }
-    if arguments.diff {
-        print(&diff(arguments, &collection, &stores)?)?;
-        return Ok(Vec::new());
+    if mode == Mode::Diff {
+        return diff(arguments, &collection, &stores);
     }
     let sharing = Sharing::of(&collection);
     let mut report = Report::new(&collection, &sharing)?;
-    if (arguments.ladder || arguments.all || arguments.json || arguments.html.is_some())
-        && !arguments.no_ladder
-    {
+    let all = (arguments.json && mode != Mode::Layers) || arguments.html.is_some();
+    if (arguments.ladder || arguments.all || all) && !arguments.no_ladder {
         let mut limits = ladder::Limits::default();
         if arguments.no_zstd {
             limits.zstd_bytes = None;
@@ -246,8 +135,10 @@ fn run(arguments: &Arguments) -> Result<Vec<String>> {
     if let Some(path) = &arguments.html {
         html::write(path, &collection, &sharing, &report)?;
     }
-    let text = if arguments.json {
-        serde_json::to_string_pretty(&report).context("the report as JSON")? + "\n"
+    let text = if arguments.json && mode == Mode::Layers {
+        json(&report.only_layers())?
+    } else if arguments.json {
+        json(&report)?
     } else if arguments.objects {
         objects(&stores, &collection, &report)
     } else {
@@ -316,12 +207,21 @@ fn print(text: &str) -> Result<()> {
     }
 }
 
-fn diff(arguments: &Arguments, collection: &Collection, stores: &[Store]) -> Result<String> {
-    let comparison = compare::Comparison::new(collection, stores, arguments.images.len())?;
-    if arguments.json {
-        return Ok(serde_json::to_string_pretty(&comparison).context("the report as JSON")? + "\n");
-    }
-    Ok(comparison.text(terminal_width()))
+fn diff(arguments: &Arguments, collection: &Collection, stores: &[Store]) -> Result<Vec<String>> {
+    let comparison = Comparison::new(collection, stores, &arguments.images)?;
+    let text = if arguments.json {
+        json(&comparison)?
+    } else {
+        comparison.text(terminal_width())
+    };
+    print(&text)?;
+    let conditions = arguments.fail_if.iter();
+    let failures = conditions.filter_map(|condition| condition.failure(&comparison));
+    Ok(failures.collect())
+}
+
+fn json(value: &impl serde::Serialize) -> Result<String> {
+    Ok(serde_json::to_string_pretty(value).context("the report as JSON")? + "\n")
 }
 
 /// Writes one list of the report.

@@ -1,6 +1,6 @@
 //! Package databases of images: dpkg's, apk's and rpm's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::rpm;
 
@@ -28,7 +28,7 @@ pub(crate) const DATABASES: [(&str, Kind); 10] = [
 ];
 
 /// Versions by the kind and the name of the package; several may be installed.
-pub(crate) type Packages = BTreeMap<(&'static str, String), Vec<String>>;
+pub(crate) type Packages = BTreeMap<(&'static str, String), BTreeSet<String>>;
 
 /// Adds the packages of a database. The error says why it cannot be read.
 pub(crate) fn read(kind: Kind, bytes: &[u8], packages: &mut Packages) -> Result<(), &'static str> {
@@ -72,9 +72,13 @@ pub(crate) fn read(kind: Kind, bytes: &[u8], packages: &mut Packages) -> Result<
 
 fn add(packages: &mut Packages, kind: &'static str, name: &str, version: &str) {
     let versions = packages.entry((kind, name.to_owned())).or_default();
-    versions.push(version.to_owned());
-    versions.sort();
-    versions.dedup();
+    versions.insert(version.to_owned());
+}
+
+/// The versions of one package.
+pub(crate) fn joined(versions: &BTreeSet<String>, between: &str) -> String {
+    let versions: Vec<&str> = versions.iter().map(String::as_str).collect();
+    versions.join(between)
 }
 
 #[cfg(test)]
@@ -86,7 +90,7 @@ mod tests {
         read(kind, bytes, &mut packages).unwrap();
         let all = packages
             .iter()
-            .map(|((_, name), versions)| format!("{name}={}", versions.join("+")));
+            .map(|((_, name), versions)| format!("{name}={}", joined(versions, "+")));
         all.collect::<Vec<_>>().join(" ")
     }
 

@@ -221,7 +221,21 @@ impl Report {
     }
 }
 
+/// The layers alone.
+#[derive(Debug, Serialize)]
+pub(crate) struct OnlyLayers<'r> {
+    version: u32,
+    layers: &'r [LayerRow],
+}
+
 impl Report {
+    pub(crate) fn only_layers(&self) -> OnlyLayers<'_> {
+        OnlyLayers {
+            version: self.version,
+            layers: &self.layers,
+        }
+    }
+
     pub(crate) fn set_ladder(&mut self, ladder: Vec<Rung>) {
         let estimates = ladder
             .iter()

@@ -135,13 +135,13 @@ pub(crate) fn cut<T>(rows: &[T], layout: Layout) -> (&[T], Option<String>) {
     }
 }
 
-/// The beginning of a command; all of it with every row.
+/// The beginning of a command, as long as a wide terminal has place; all of it with every row.
 pub(crate) fn step(command: &str, layout: Layout) -> String {
-    const LENGTH: usize = 60;
-    if layout.rows.is_none() || command.chars().count() <= LENGTH {
+    let length = layout.width.unwrap_or(0).max(60);
+    if layout.rows.is_none() || command.chars().count() <= length {
         return command.to_owned();
     }
-    command.chars().take(LENGTH - 1).chain(['…']).collect()
+    command.chars().take(length - 1).chain(['…']).collect()
 }
 
 /// Every piece of waste, the largest first, with a path and the step to blame.
@@ -375,10 +375,6 @@ pub(crate) fn only_layers(report: &Report, layout: Layout) -> String {
     for row in &report.layers {
         layers.entry(&row.image).or_default().push(row);
     }
-    let mut wasted: HashMap<(&str, usize), u64> = HashMap::new();
-    for row in &report.waste {
-        *wasted.entry((&row.image, row.number)).or_default() += row.bytes;
-    }
     for image in &report.images {
         if report.images.len() > 1 {
             title(&mut text, &image.name);
@@ -394,7 +390,6 @@ pub(crate) fn only_layers(report: &Report, layout: Layout) -> String {
             ("STEP", Left),
         ]);
         for row in layers.get(image.name.as_str()).into_iter().flatten() {
-            let wasted = wasted.get(&(image.name.as_str(), row.number));
             table.row([
                 row.number.to_string(),
                 layout.sizes.show(row.bytes),
@@ -402,7 +397,7 @@ pub(crate) fn only_layers(report: &Report, layout: Layout) -> String {
                 row.changes.changed.to_string(),
                 row.changes.deleted.to_string(),
                 layout.sizes.show(row.elsewhere.bytes),
-                layout.sizes.show(wasted.copied().unwrap_or(0)),
+                layout.sizes.show(row.waste_bytes),
                 step(&row.created_by, layout),
             ]);
         }

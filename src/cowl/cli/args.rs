@@ -74,7 +74,7 @@ pub(super) enum Command {
     Import(Import),
     /// Create a tag TARGET_IMAGE that refers to SOURCE_IMAGE
     Tag(Tag),
-    /// Inspect changes to files or directories on a container's filesystem
+    /// Inspect changes to files or directories on a container's filesystem, or between two images
     Diff(Diff),
     /// Create a new image from a container's changes
     Commit(Commit),
@@ -269,14 +269,44 @@ pub(super) struct Tag {
     pub(super) target: String,
 }
 
+/// What the help of `cowl diff` ends with.
+const DIFF_HELP: &str = "\
+Lines are `A PATH` for what is new, `D PATH` for what is gone, and `C PATH` for
+what changed. Of two images, what only B has is new, and what only A has is gone;
+behind a changed name is what of it differs: type, mode, owner, device, content,
+target or xattr, but not times. A table of packages follows: those of dpkg, apk
+and rpm whose versions differ. docs/dedup.md has the fields of --json.
+
+Exit codes: 0; 1 for an error or a --fail-if that holds; 125 for a wrong command line.
+
+Examples:
+  cowl diff web
+  cowl diff --upper changes shop
+  cowl diff shop:1 shop:2
+  cowl diff shop ./shop.tar --json --fail-if 'packages>0'";
+
 #[derive(Debug, Args)]
+#[command(
+    override_usage = "cowl diff [OPTIONS] CONTAINER\n       cowl diff [OPTIONS] --upper DIR IMAGE\n       cowl diff [OPTIONS] A B",
+    after_help = DIFF_HELP
+)]
 pub(super) struct Diff {
     /// Name of a container, its ID or the beginning of its ID; with --upper, of the image that it
-    /// was mounted over
+    /// was mounted over; before B, an image
+    #[arg(value_name = "CONTAINER|IMAGE|A")]
     pub(super) container: String,
-    /// A second image: shows what differs between two images, packages too
-    #[arg(value_name = "IMAGE", conflicts_with = "upper")]
+    /// The image to compare A with. Each is a name or an id of the store, or an archive that need
+    /// not be imported: a docker-archive or OCI layout (tar or directory), by a path that begins
+    /// with /, ./ or ../, or a file that ends in .tar, .tar.gz and the like
+    #[arg(value_name = "B", conflicts_with = "upper")]
     pub(super) other: Option<String>,
+    /// Of two images: print JSON
+    #[arg(long, requires = "other")]
+    pub(super) json: bool,
+    /// Of two images: exit with 1 if this holds: FIGURE>NUMBER, where FIGURE is files, added,
+    /// changed, removed or packages
+    #[arg(long, value_name = "CONDITION", requires = "other")]
+    pub(super) fail_if: Vec<OsString>,
     /// Changes in an upper directory of `cowl mount`
     #[arg(long, value_name = "DIR")]
     pub(super) upper: Option<PathBuf>,

@@ -7,6 +7,7 @@ use super::{Stdout, print_error};
 use crate::engine::Engine;
 use crate::engine::commit::{ChangeKind, Changed, CommitRequest};
 use crate::engine::error::Result;
+use std::ffi::OsString;
 use std::path::Path;
 
 fn changed<'a>(container: &'a str, upper: Option<&'a Path>, work: Option<&'a Path>) -> Changed<'a> {
@@ -18,6 +19,25 @@ fn changed<'a>(container: &'a str, upper: Option<&'a Path>, work: Option<&'a Pat
             work,
         },
     }
+}
+
+/// The words of a comparison of two images.
+pub(super) fn of_images(args: Diff) -> Vec<OsString> {
+    let mut words = vec!["diff".into()];
+    if args.json {
+        words.push("--json".into());
+    }
+    for condition in args.fail_if {
+        words.extend(["--fail-if".into(), condition]);
+    }
+    words.push("--".into());
+    words.extend(
+        [Some(args.container), args.other]
+            .into_iter()
+            .flatten()
+            .map(Into::into),
+    );
+    words
 }
 
 pub(super) fn diff(engine: &Engine, args: &Diff, out: &mut Stdout) -> Result<u8> {

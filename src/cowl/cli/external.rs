@@ -28,12 +28,8 @@ pub(super) fn run(words: &[OsString], root: Option<PathBuf>) -> Result<u8> {
         let name = name.to_string_lossy();
         return Err(on_own_stack(|| unknown(&name)).context(|| "starting a thread")?);
     };
-    let of_dedup = OF_DEDUP.iter().find(|(command, _)| *command == name);
-    let (name, option) = match of_dedup {
-        Some((_, option)) => ("dedup", Some(*option)),
-        None => (name, None),
-    };
-    let Some(program) = helpers::lookup(&format!("cowl-{name}")) else {
+    let (program, option) = program_of(name);
+    let Some(program) = helpers::lookup(&program) else {
         return Err(on_own_stack(|| unknown(name)).context(|| "starting a thread")?);
     };
     let root = root.map_or_else(host::default_root, Ok)?;
@@ -50,8 +46,16 @@ pub(super) fn exists(name: &OsStr) -> bool {
     name.to_str().is_some_and(|name| {
         is_plain(name)
             && !INTERNAL.contains(&name)
-            && helpers::lookup(&format!("cowl-{name}")).is_some()
+            && helpers::lookup(&program_of(name).0).is_some()
     })
+}
+
+/// The program of a command, and the option that makes it this command.
+fn program_of(name: &str) -> (String, Option<&'static str>) {
+    match OF_DEDUP.iter().find(|(command, _)| *command == name) {
+        Some((_, option)) => ("cowl-dedup".to_owned(), Some(*option)),
+        None => (format!("cowl-{name}"), None),
+    }
 }
 
 /// Whether a name cannot be a path.

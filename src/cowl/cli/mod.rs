@@ -130,8 +130,13 @@ fn parse(arguments: &[OsString]) -> Result<Cli, ExitCode> {
         Ok(cli) => return Ok(cli),
         Err(error) => error,
     };
+    let words = match arguments {
+        [_, root, _, words @ ..] if root == "--root" => words,
+        [_, words @ ..] => words,
+        [] => &[],
+    };
     if error.kind() == ErrorKind::InvalidSubcommand
-        && let [_, help, name] = arguments
+        && let [help, name] = words
         && help == "help"
         && external::exists(name)
     {
@@ -190,11 +195,9 @@ fn dispatch(cli: Cli, out: &mut Stdout) -> Result<u8> {
         Command::Save(args) => image::save(&*open(Access::Change)?, &args),
         Command::Import(args) => image::import(&*open(Access::Add)?, &args, out),
         Command::Tag(args) => image::tag(&*open(Access::Change)?, &args),
-        Command::Diff(args::Diff {
-            container,
-            other: Some(other),
-            ..
-        }) => external::run(&["diff", &container, &other].map(OsString::from), root),
+        Command::Diff(args) if args.other.is_some() => {
+            external::run(&changes::of_images(args), root)
+        }
         Command::Diff(args) => changes::diff(&*open(Access::Change)?, &args, out),
         Command::Commit(args) => changes::commit(&*open(Access::Change)?, &args, out),
         Command::Export(args) => changes::export(&*open(Access::Change)?, &args),

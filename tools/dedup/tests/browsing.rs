@@ -106,7 +106,7 @@ fn comparing_lists_names_and_packages() {
         &["f same s1\nf new/y y1\nf kind/z z1\nf text b20"],
     );
     let collection = store.collect(&["one", "two"]).unwrap();
-    let comparison = Comparison::new(&collection, &store.stores, 2).unwrap();
+    let comparison = Comparison::new(&collection, &store.stores, &[]).unwrap();
     let files: Vec<String> = comparison
         .files
         .iter()
@@ -123,9 +123,30 @@ fn comparing_lists_names_and_packages() {
     ];
     assert_eq!(files, expected);
     assert!(comparison.packages.is_empty() && comparison.notes.is_empty());
-    let one = store.collect(&["one"]).unwrap();
-    let error = Comparison::new(&one, &store.stores, 1)
-        .unwrap_err()
-        .to_string();
-    assert_eq!(error, "give two images to compare, not 1");
+    assert_eq!(
+        (comparison.a.as_str(), comparison.b.as_str()),
+        ("one:latest", "two:latest")
+    );
+}
+
+/// An image that two arguments mean has two names in its comparison; other numbers are refused.
+#[test]
+fn the_sides_of_a_comparison_have_names_of_their_own() {
+    let store = TestStore::new();
+    store.put(&["one", "same"], &["f a a1\nf var/lib/rpm/Packages x9"]);
+    let one = store.collect(&["one", "same"]).unwrap();
+    let compare = |given: &[&str]| {
+        let given: Vec<String> = given.iter().map(|name| (*name).to_owned()).collect();
+        Comparison::new(&one, &store.stores, &given)
+    };
+    let both = compare(&["one", "same"]).unwrap();
+    assert_eq!((both.a.as_str(), both.b.as_str()), ("one", "same"));
+    let notes: Vec<&str> = both
+        .notes
+        .iter()
+        .map(|note| note.split(':').next().unwrap())
+        .collect();
+    assert_eq!(notes, ["one", "same"]);
+    let error = compare(&["./one.tar"]).unwrap_err().to_string();
+    assert_eq!(error, "a comparison is of two images, and ./one.tar has 1");
 }
