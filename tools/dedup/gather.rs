@@ -5,36 +5,22 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use cowl_core::digest::{DiffId, ImageId};
-use cowl_core::image::{ImageConfig, Loaded};
+use cowl_core::image::ImageConfig;
 use cowl_core::recipe;
 use cowl_core::store::{Lease, ObjectUsage, Reference, Store, StoreError, Tag, TaggedImage};
 use cowl_core::sys::mmap::map_published;
 
+use crate::choose::{Found, Wanted, choose, joined};
+use crate::cleanup;
 use crate::model::{Collection, Image, Layer, Objects, Step};
-use crate::{archive, cleanup};
 
 /// Far above any real configuration.
 const CONFIG_LIMIT: u64 = 16 << 20;
 
 /// What the ids of reports' leases begin with. Those of mounts are hexadecimal.
 const LEASE: &str = "dedup-";
-
-/// An image or images that the report is to list.
-pub(crate) enum Wanted {
-    /// By a name or an id, in a store; of a name, the images for all platforms.
-    Named(String),
-    /// The same; of a name, the image for the first platform.
-    First(String),
-    /// All of an archive.
-    Archive {
-        path: String,
-        images: Vec<Loaded>,
-        /// The store that it was read into.
-        store: usize,
-    },
-}
 
 /// All images of the stores. Marks as chosen the wanted ones, or all if none is.
 pub(crate) fn collect(stores: &[Store], wanted: &[Wanted]) -> Result<Collection> {
@@ -79,171 +65,6 @@ pub(crate) fn collect(stores: &[Store], wanted: &[Wanted]) -> Result<Collection>
         disk,
         skipped,
     })
-}
-
-/// An image as its tags say, and an error if it could not be read.
-struct Found {
-    image: Image,
-    /// Its names as they are shown.
-    names: BTreeSet<String>,
-    references: Vec<Reference>,
-    /// Of these, the tags whose first platform it is for.
-    first_of: Vec<Reference>,
-    damage: Option<anyhow::Error>,
-}
-
-/// Puts the wanted images first, in the order of the arguments, and checks that each can be read.
-fn choose(
-    mut found: Vec<Found>,
-    wanted: &[Wanted],
-    skipped: &mut Vec<anyhow::Error>,
-) -> Result<Vec<Image>> {
-    let mut places: HashMap<ImageId, usize> = HashMap::new();
-    for (place, wanted) in wanted.iter().enumerate() {
-        let keys = match wanted {
-            Wanted::Named(name) => find(&found, name, |found| &found.references)?,
-            Wanted::First(name) => find(&found, name, |found| &found.first_of)?,
-            Wanted::Archive { images, .. } => images.iter().map(|loaded| loaded.image).collect(),
-        };
-        for key in keys {
-            places.entry(key).or_insert(place);
-        }
-    }
-    name_archived(&mut found, wanted);
-    let mut images = Vec::new();
-    for Found { image, damage, .. } in found {
-        let place = places.get(&image.id).copied();
-        match (damage, place) {
-            // An image that is asked for must be readable.
-            (Some(damage), Some(_)) => return Err(damage),
-            (Some(damage), None) => skipped.push(damage),
-            (None, place) => images.push((
-                place.unwrap_or(usize::MAX),
-                Image {
-                    chosen: wanted.is_empty() || place.is_some(),
-                    ..image
-                },
-            )),
-        }
-    }
-    images.sort_by(|(place, image), (other, than)| {
-        let order = place.cmp(other).then_with(|| image.name.cmp(&than.name));
-        order.then_with(|| image.id.cmp(&than.id))
-    });
-    Ok(images.into_iter().map(|(_, image)| image).collect())
-}
-
-/// Names the images of archives: as their archive does, by its path if that has no name for them.
-/// The path is behind a name that another image has too; all places are behind the name of an image
-/// that has several. A name that is still not of one image alone, as of two platforms that are
-/// called alike, gets the id behind it.
-fn name_archived(found: &mut [Found], wanted: &[Wanted]) {
-    let mut places: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
-    for wanted in wanted {
-        let Wanted::Archive {
-            path,
-            images,
-            store,
-        } = wanted
-        else {
-            continue;
-        };
-        for loaded in images {
-            let is_it = |found: &Found| found.image.id == loaded.image;
-            let Some(number) = found.iter().position(is_it) else {
-                continue;
-            };
-            if let Some(Found { image, names, .. }) = found.get_mut(number) {
-                // Archives may have the same names; the store has given them to the last.
-                if names.is_empty() {
-                    names.extend(loaded.tags.iter().map(ToString::to_string));
-                }
-                let places = places.entry(number).or_default();
-                if places.is_empty() && image.store < *store {
-                    places.push("store");
-                }
-                if !places.contains(&path.as_str()) {
-                    places.push(path);
-                }
-            }
-        }
-    }
-    for (number, places) in &places {
-        if let Some(Found { image, names, .. }) = found.get_mut(*number) {
-            let places = places.join(", ");
-            image.name = match (names.is_empty(), places.strip_prefix("store, ")) {
-                (false, _) => joined(names),
-                (true, Some(_)) => image.id.to_string(),
-                (true, None) => places,
-            };
-        }
-    }
-    let ambiguous = ambiguous_names(found);
-    for (number, places) in places {
-        if let Some(Found { image, .. }) = found.get_mut(number) {
-            let needed = places.len() > 1 || ambiguous.contains(&image.name);
-            let places = places.join(", ");
-            if needed && image.name != places {
-                image.name = format!("{} ({places})", image.name);
-            }
-        }
-    }
-    let ambiguous = ambiguous_names(found);
-    for Found { image, .. } in found {
-        if ambiguous.contains(&image.name) {
-            let id = image.id.0.hex();
-            image.name = format!("{} {}", image.name, id.get(..12).unwrap_or(&id));
-        }
-    }
-}
-
-fn joined(names: &BTreeSet<String>) -> String {
-    let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    names.join(", ")
-}
-
-/// The names that several images have.
-fn ambiguous_names(found: &[Found]) -> BTreeSet<String> {
-    let mut known = BTreeSet::new();
-    let names = found.iter().map(|found| &found.image.name);
-    names.filter(|name| !known.insert(*name)).cloned().collect()
-}
-
-/// The image that a name, an id or the beginning of one id stands for.
-fn find(
-    found: &[Found],
-    name: &str,
-    references: impl Fn(&Found) -> &[Reference],
-) -> Result<Vec<ImageId>> {
-    let key = |found: &Found| found.image.id;
-    if let Ok(reference) = name.parse::<Reference>() {
-        let named = found
-            .iter()
-            .filter(|found| references(found).contains(&reference));
-        let keys: Vec<_> = named.map(key).collect();
-        if !keys.is_empty() {
-            return Ok(keys);
-        }
-    }
-    let digits = name.strip_prefix("sha256:").unwrap_or(name);
-    let is_id = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_hexdigit());
-    let of_id = found
-        .iter()
-        .filter(|found| found.image.id.0.hex().starts_with(digits));
-    let keys: Vec<_> = of_id.filter(|_| is_id).map(key).collect();
-    match keys.as_slice() {
-        [_] => Ok(keys),
-        [] => {
-            let shown = name.parse::<Reference>()?;
-            let hint = if archive::is_named_so(name) {
-                format!("; an archive is read as ./{name}")
-            } else {
-                "; `cowl images` lists what there is".to_owned()
-            };
-            bail!("no image {shown} in the store{hint}")
-        }
-        _ => bail!("image {name}: several images have ids that begin so; give more of it"),
-    }
 }
 
 struct Gathering {

@@ -7,6 +7,7 @@
 mod archive;
 mod args;
 mod browse;
+mod choose;
 mod cleanup;
 mod compare;
 mod compress;
@@ -42,7 +43,7 @@ use anyhow::{Context, Result};
 use cowl_core::store::Store;
 
 use args::{Arguments, Mode};
-use gather::Wanted;
+use choose::Wanted;
 use compare::Comparison;
 use model::Collection;
 use progress::Progress;

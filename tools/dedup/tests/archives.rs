@@ -4,7 +4,8 @@ use cowl_core::image::Loaded;
 use cowl_core::store::{Store, Tag};
 
 use super::{TestStore, put};
-use crate::gather::{Wanted, collect};
+use crate::choose::Wanted;
+use crate::gather::collect;
 use crate::report::Report;
 use crate::sharing::Sharing;
 

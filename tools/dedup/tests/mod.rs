@@ -13,7 +13,8 @@ use cowl_core::digest::{DiffId, ImageId, Sha256Digest};
 use cowl_core::store::{ObjectUsage, Platform, Store, Tag, TaggedImage, TaggedLayer, Transaction};
 use cowl_core::tree::{BuildError, FileType, Kind, LayerBuilder, Meta, Tree, TreeIno};
 
-use crate::gather::{Wanted, collect};
+use crate::choose::Wanted;
+use crate::gather::collect;
 use crate::model::{Collection, Image, Layer, Objects};
 use crate::report::Report;
 use crate::sharing::Sharing;
