@@ -346,6 +346,9 @@ keys('u')
 screen('etc', without=('sym2',))
 keys(']')
 screen('evil:latest (2/2)', '\\u{1b}]0;owned')
+# In a narrow terminal one pane is above the other, and the keys have several lines.
+tmux('resize-window', '-x', '40')
+screen('┌ evil:latest (2/2) ──', 'after layer 1', '[ ] image', 'q quit', without=('││', '┐┌'))
 assert tmux('display-message', '-p', '#{pane_title}').strip() != 'owned'
 keys('q')
 # How it ended is known a moment after its terminal is closed.

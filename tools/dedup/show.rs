@@ -151,7 +151,8 @@ impl Table {
             .push(cells.into_iter().map(|cell| printable(&cell)).collect());
     }
 
-    /// Writes the table, at most `width` columns wide if its left columns can be cut.
+    /// Writes the table, at most `width` columns wide: its left columns are cut; if that is not
+    /// enough, each row is a list of its cells.
     pub(crate) fn write(&self, to: &mut String, width: Option<usize>) {
         let mut widths: Vec<usize> = self.columns.iter().map(|(head, _)| head.len()).collect();
         for row in &self.rows {
@@ -160,7 +161,10 @@ impl Table {
             }
         }
         if let Some(limit) = width {
-            self.narrow(&mut widths, limit);
+            let too_wide = self.narrow(&mut widths, limit);
+            if too_wide {
+                return self.write_lists(to, limit);
+            }
         }
         let heads: Vec<String> = self
             .columns
@@ -173,8 +177,37 @@ impl Table {
         }
     }
 
-    /// Takes what is too much from the widest left-aligned columns.
-    fn narrow(&self, widths: &mut [usize], limit: usize) {
+    /// Each cell behind the head of its column, on as many lines as it needs; rows are set apart.
+    fn write_lists(&self, to: &mut String, limit: usize) {
+        let heads = self.columns.iter().map(|(head, _)| head.len());
+        let head_width = heads.max().unwrap_or(0);
+        // Of a terminal that has no place for it, the terminal makes more lines.
+        let cell_width = limit.saturating_sub(head_width + 2).max(8);
+        for (number, row) in self.rows.iter().enumerate() {
+            if number > 0 {
+                to.push('\n');
+            }
+            for (cell, (head, _)) in row.iter().zip(&self.columns) {
+                if head.is_empty() {
+                    push(to, format_args!("\x1b[1m{}\x1b[0m\n", cell.trim()));
+                    continue;
+                }
+                let (mut head, mut rest) = (*head, cell.as_str());
+                while !rest.is_empty() {
+                    let piece: String = fitting(rest.chars(), cell_width).collect();
+                    push(
+                        to,
+                        format_args!("\x1b[1m{head:head_width$}\x1b[0m  {piece}\n"),
+                    );
+                    head = "";
+                    rest = rest.get(piece.len().max(1)..).unwrap_or_default();
+                }
+            }
+        }
+    }
+
+    /// Takes what is too much from the widest left-aligned columns; true if they have too little.
+    fn narrow(&self, widths: &mut [usize], limit: usize) -> bool {
         const SMALLEST: usize = 12;
         let gaps = 2 * widths.len().saturating_sub(1);
         let mut excess = (widths.iter().sum::<usize>() + gaps).saturating_sub(limit);
@@ -183,10 +216,13 @@ impl Table {
             let widest = left
                 .filter(|((_, align), width)| *align == Align::Left && **width > SMALLEST)
                 .max_by_key(|(_, width)| **width);
-            let Some((_, width)) = widest else { return };
+            let Some((_, width)) = widest else {
+                return true;
+            };
             *width -= 1;
             excess -= 1;
         }
+        false
     }
 
     fn line(&self, to: &mut String, cells: &[String], widths: &[usize], head: bool) {
@@ -287,6 +323,30 @@ mod tests {
             whole.contains("registry.example/a/long/name:latest    12"),
             "{whole}"
         );
+    }
+
+    #[test]
+    fn a_row_is_a_list_where_a_table_does_not_fit() {
+        let columns = [
+            ("IMAGE", Align::Left),
+            ("AND", Align::Left),
+            ("BYTES", Align::Right),
+        ];
+        let mut table = Table::new(columns);
+        let cells = ["registry.example/shop:latest", "blog", "1.98MB"];
+        table.row(cells.map(str::to_owned));
+        table.row(["a", "", "1B"].map(str::to_owned));
+        let plain = |width| {
+            let mut text = String::new();
+            table.write(&mut text, Some(width));
+            text.replace("\x1b[1m", "").replace("\x1b[0m", "")
+        };
+        assert_eq!(
+            plain(24),
+            "IMAGE  registry.example/\n       shop:latest\nAND    blog\nBYTES  1.98MB\n\nIMAGE  a\nBYTES  1B\n"
+        );
+        // A table again: 12 + 2 + 4 + 2 + 6 columns.
+        assert_eq!(plain(26).lines().next(), Some("IMAGE         AND    BYTES"));
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! `--tui`: layers on the left, the files after the chosen layer on the right, as dive has them.
+//! `--tui`: layers on the left, the files after the chosen layer on the right, as dive has them; one
+//! above the other in a narrow terminal.
 //!
 //! Every name goes through [`printable`] before it is drawn, so no image can write to the terminal.
 
@@ -11,6 +12,7 @@ use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style, Stylize};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, List, ListState, Paragraph};
+use unicode_width::UnicodeWidthStr;
 
 use crate::browse::{Browser, Mark, View, by_cause};
 use crate::cleanup;
@@ -18,8 +20,20 @@ use crate::model::{Collection, Image};
 use crate::show::{Sizes, percent, printable};
 use crate::walk::{Walked, walk};
 
-const HELP: &str =
-    "Tab pane  ↑↓ move  ←→ close/open  / search  s sort  u unchanged  [ ] image  q quit";
+const HELP: [&str; 8] = [
+    "Tab pane",
+    "↑↓ move",
+    "←→ close/open",
+    "/ search",
+    "s sort",
+    "u unchanged",
+    "[ ] image",
+    "q quit",
+];
+/// In fewer columns, a pane has all of them.
+const BESIDE: u16 = 72;
+/// In fewer columns of a pane, a file's waste is behind its name.
+const ALIGNED: u16 = 40;
 /// What a page key moves by.
 const PAGE: usize = 20;
 
@@ -234,13 +248,21 @@ impl<'c> App<'c> {
     }
 
     fn draw(&self, frame: &mut Frame<'_>) {
-        let rows = Layout::vertical([Constraint::Min(3), Constraint::Length(2)]);
-        let [main, bottom] = rows.areas(frame.area());
-        let columns = Layout::horizontal([Constraint::Percentage(38), Constraint::Min(20)]);
-        let [left, right] = columns.areas(main);
-        self.draw_layers(frame, left);
-        self.draw_files(frame, right);
-        self.draw_bottom(frame, bottom);
+        let bottom = self.bottom(frame.area().width);
+        let height = u16::try_from(bottom.len()).unwrap_or(u16::MAX);
+        let rows = Layout::vertical([Constraint::Min(6), Constraint::Length(height)]);
+        let [main, below] = rows.areas(frame.area());
+        let [first, second] = if main.width >= BESIDE {
+            Layout::horizontal([Constraint::Percentage(38), Constraint::Min(20)]).areas(main)
+        } else {
+            let layers = self.current().map_or(0, |image| image.layers.len());
+            let most = usize::from(main.height / 3).max(3);
+            let height = u16::try_from((layers + 2).min(most)).unwrap_or(3);
+            Layout::vertical([Constraint::Length(height), Constraint::Min(3)]).areas(main)
+        };
+        self.draw_layers(frame, first);
+        self.draw_files(frame, second);
+        frame.render_widget(Paragraph::new(bottom), below);
     }
 
     fn draw_layers(&self, frame: &mut Frame<'_>, area: Rect) {
@@ -298,17 +320,25 @@ impl<'c> App<'c> {
                 (true, false) => "▸ ",
                 (false, _) => "  ",
             };
-            let waste = if item.waste > 0 {
+            let wasted = if item.waste > 0 {
                 Sizes::Human.show(item.waste)
             } else {
                 String::new()
             };
             let size = Sizes::Human.show(item.bytes);
-            Line::from(vec![
-                Span::raw(format!("{} {size:>8} ", item.mark.letter())).fg(colour),
-                Span::raw(format!("{waste:>8} ")).fg(Color::Magenta),
-                Span::raw(format!("{indent}{sign}{}", printable(&item.name))).fg(colour),
-            ])
+            let mark = Span::raw(format!("{} {size:>7} ", item.mark.letter())).fg(colour);
+            let name = Span::raw(format!("{indent}{sign}{}", printable(&item.name))).fg(colour);
+            let waste = |text: String| Span::raw(text).fg(Color::Magenta);
+            if area.width < ALIGNED {
+                let behind = if item.waste > 0 {
+                    format!(" ({wasted})")
+                } else {
+                    wasted
+                };
+                Line::from(vec![mark, name, waste(behind)])
+            } else {
+                Line::from(vec![mark, waste(format!("{wasted:>8} ")), name])
+            }
         });
         let sort = if self.view.by_size { "size" } else { "name" };
         let title = format!(
@@ -342,8 +372,11 @@ impl<'c> App<'c> {
         );
     }
 
-    fn draw_bottom(&self, frame: &mut Frame<'_>, area: Rect) {
-        let Some(image) = self.current() else { return };
+    /// What all of the image wastes, and the keys; as many lines as they need.
+    fn bottom(&self, width: u16) -> Vec<Line<'static>> {
+        let Some(image) = self.current() else {
+            return Vec::new();
+        };
         let logical: u64 = self
             .collection
             .stack(&image.layers)
@@ -351,23 +384,38 @@ impl<'c> App<'c> {
             .sum();
         let causes = by_cause(&self.walked.waste);
         let total: u64 = causes.values().sum();
-        let parts = causes
-            .iter()
-            .map(|(cause, bytes)| format!("{cause} {}", Sizes::Human.show(*bytes)));
-        let parts: Vec<String> = parts.collect();
-        let waste = format!(
-            "waste {} of the layers: {}",
-            percent(total, logical),
-            parts.join(", ")
-        );
+        let mut parts = vec![format!("waste {} of the layers:", percent(total, logical))];
+        let of_cause = |(cause, bytes): (_, &u64)| format!("{cause} {}", Sizes::Human.show(*bytes));
+        parts.extend(causes.iter().map(of_cause));
         let search = match (self.searching, self.view.search.is_empty()) {
-            (true, _) => format!("search: {}_", printable(&self.view.search)),
-            (false, false) => format!("search: {} (Esc ends it)", printable(&self.view.search)),
-            (false, true) => HELP.to_owned(),
+            (true, _) => vec![format!("search: {}_", printable(&self.view.search))],
+            (false, false) => vec![
+                format!("search: {}", printable(&self.view.search)),
+                "(Esc ends it)".to_owned(),
+            ],
+            (false, true) => HELP.map(str::to_owned).to_vec(),
         };
-        frame.render_widget(
-            Paragraph::new(vec![Line::from(waste), Line::from(search).dim()]),
-            area,
-        );
+        let waste = packed(&parts, usize::from(width))
+            .into_iter()
+            .map(Line::from);
+        let search = packed(&search, usize::from(width)).into_iter();
+        waste
+            .chain(search.map(|line| Line::from(line).dim()))
+            .collect()
     }
+}
+
+/// Parts in lines of at most this many columns, but for a part that is wider.
+fn packed(parts: &[String], width: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for part in parts {
+        match lines.last_mut() {
+            Some(line) if line.width() + 2 + part.width() <= width => {
+                line.push_str("  ");
+                line.push_str(part);
+            }
+            _ => lines.push(part.clone()),
+        }
+    }
+    lines
 }
