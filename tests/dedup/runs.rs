@@ -446,6 +446,23 @@ print([i['name'] for i in r['images']] == [sys.argv[2] + ' ' + i for i in ids], 
 ";
         let seen = python(&directory(), script, [Path::new(&report), &unnamed]);
         assert_eq!(seen, "True [0, 3]\n");
+        // Its two images are compared if it is alone; beside another it is no side.
+        let compared = run(Command::new(binary("cowl-dedup"))
+            .arg("--diff")
+            .arg(&unnamed)
+            .stdin(Stdio::null()));
+        // Which is the first is by their ids.
+        let compared = compared.ok();
+        assert!(
+            ["A /b\n", "D /b\n"].contains(&compared.as_str()),
+            "{compared}"
+        );
+        let line = run(Command::new(binary("cowl-dedup"))
+            .arg("--diff")
+            .args([&unnamed, &unnamed])
+            .stdin(Stdio::null()))
+        .refused(1);
+        assert!(line.contains("unnamed.tar has 2, not 1"), "{line}");
         let failed = run(Command::new(binary("cowl-dedup"))
             .args(["--fail-if", "duplicate>2B"])
             .arg(&unnamed)

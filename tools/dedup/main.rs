@@ -34,12 +34,14 @@ mod whatif;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use cowl_core::image::Loaded;
 use cowl_core::store::Store;
 
 use args::{Arguments, Mode};
@@ -171,17 +173,33 @@ fn open_stores(arguments: &Arguments) -> Result<(Vec<Store>, Vec<Wanted>)> {
     for argument in &arguments.images {
         wanted.push(
             match stores.get(scratch).filter(|_| is_archive(&argument)) {
-                Some(store) => Wanted::Archive {
-                    path: argument.clone(),
-                    images: archive::load(store, argument)?,
-                    store: scratch,
-                },
+                Some(store) => {
+                    let images = archive::load(store, argument)?;
+                    if arguments.diff {
+                        check_side(argument, &images, arguments.images.len())?;
+                    }
+                    Wanted::Archive {
+                        path: argument.clone(),
+                        images,
+                        store: scratch,
+                    }
+                }
                 None if arguments.diff => Wanted::First(argument.clone()),
                 None => Wanted::Named(argument.clone()),
             },
         );
     }
     Ok((stores, wanted))
+}
+
+/// An archive beside another image is one image; alone it is two.
+fn check_side(archive: &str, images: &[Loaded], given: usize) -> Result<()> {
+    let found: BTreeSet<_> = images.iter().map(|loaded| loaded.image).collect();
+    let (found, needed) = (found.len(), if given == 1 { 2 } else { 1 });
+    if found != needed {
+        bail!("a comparison is of two images, and {archive} has {found}, not {needed}");
+    }
+    Ok(())
 }
 
 /// The default store, that of `cowl`.

@@ -403,5 +403,6 @@ pub(crate) fn only_layers(report: &Report, layout: Layout) -> String {
         }
         table.write(&mut text, layout.width);
     }
-    text
+    // A title has an empty line above it.
+    text.trim_start_matches('\n').to_owned()
 }
