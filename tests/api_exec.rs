@@ -304,8 +304,8 @@ fn docker_top_shows_the_hosts_ps_of_the_container() {
         let stopped = server.run(["top", "web"]).refused(1);
         assert!(stopped.contains("is not running"), "{stopped}");
         server.ok(["start", "web"]);
-        // Once it answers it has its arguments: exec(2) gives them to it after it has closed what tells
-        // the monitor that it runs.
+        // Once it answers it has its arguments: exec(2) gives them to it after it has closed what
+        // tells the monitor that it runs.
         let mut client = server.hijack("web/attach?stream=1&stdin=1&stdout=1");
         client.write_all(b"here\n").unwrap();
         assert_eq!(frame(&mut client), (1, b"here\n".to_vec()));

@@ -98,7 +98,8 @@ fn wait_next_exit_does_not_take_the_end_before_a_restart() {
         };
         let mut code = 1;
         end(code);
-        // Until a wait has begun between an end and a restart, which are twice as far apart each time.
+        // Until a wait has begun between an end and a restart, which are twice as far apart each
+        // time.
         loop {
             until(|| is_between(code) || has_restarted(code));
             let path = "POST /v1.51/containers/web/wait?condition=next-exit";

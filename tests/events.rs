@@ -115,7 +115,7 @@ fn a_detached_containers_end_is_told_once() {
             words.nth(1).unwrap().to_owned()
         });
         let mut words: Vec<String> = words.collect();
-        // Commands tell what they have done, beside the command of the monitor that tells of the end.
+        // Commands tell what they have done, beside that of the monitor, which tells of the end.
         words[7..10].sort();
         words[11..13].sort();
         assert_eq!(

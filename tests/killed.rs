@@ -191,8 +191,8 @@ fn a_program_that_outlives_its_monitor_is_ended_as_user() {
     user(|| a_program_that_outlives_its_monitor_is_ended());
 }
 
-/// A command that looks at a container while it is started does not take it for one whose monitor was
-/// killed, which it would end. The command is stopped between two of its looks.
+/// A command that looks at a container while it is started does not take it for one whose monitor
+/// was killed, which it would end. The command is stopped between two of its looks.
 #[test]
 fn ps_spares_a_container_that_is_started_while_it_looks() {
     root(|| {

@@ -37,8 +37,8 @@ impl Starts {
     }
 }
 
-/// Runs a container in the background whose program does something first, reports its start and then
-/// goes on so.
+/// Runs a container in the background whose program does something first, reports its start and
+/// then goes on so.
 fn run_prepared(store: &Store, name: &str, policy: &str, first: &str, then: &str) -> Starts {
     let starts = Starts::new(name);
     let script = format!("{first}echo started >>/starts/started; {then}");
@@ -157,7 +157,7 @@ fn ps_resumes_a_restart_whose_command_was_killed() {
         let store = shop("store");
         let starts = run(&store, "again", "always", "exit 3");
         let id = inspected(&store, "again", "{{.Id}}");
-        // The command may be about to start it just then. Each wait is twice as long as the one before.
+        // The command may be about to start it just then. Each wait is twice as long as the last.
         until(|| {
             kill_waiting_command(&id);
             store.ok(["ps", "--format", "{{.State}}"]) == "restarting\n"

@@ -103,8 +103,8 @@ pub struct Running {
 impl Running {
     /// Starts it, with a directory of the host at /host, and waits until `script` has called
     /// `ready`: what is sent to the container earlier could come before its traps are set. Then
-    /// until `cowl run` has told of the start: a signal that it gets earlier may end the start. Reading
-    /// /host/never waits without end.
+    /// until `cowl run` has told of the start: a signal that it gets earlier may end the start.
+    /// Reading /host/never waits without end.
     #[track_caller]
     pub fn start(store: &Store, options: &[&str], script: &str) -> Self {
         let host = directory().join("host");

@@ -112,8 +112,8 @@ impl Container {
         Ok(None)
     }
 
-    /// Takes the waits that clients asked for before the end and that were not read until then. Other
-    /// requests come too late: their clients find that the container does not run.
+    /// Takes the waits that clients asked for before the end and that were not read until then.
+    /// Other requests come too late: their clients find that the container does not run.
     pub(super) fn take_last_waits(&mut self) -> Result<(), Errno> {
         for asked in self.connections.last_requests(&mut self.poller)? {
             let Ok(Request::Wait(target)) = asked.request else {
