@@ -5,6 +5,7 @@ use std::process::{Child, ChildStdout, Stdio};
 
 use cowl_tests::busybox::{in_shop, shop};
 use cowl_tests::profile::{directory, root};
+use cowl_tests::server::until;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::{Detached, Doors};
@@ -248,5 +249,211 @@ fn attach_sig_proxy_says_who_gets_a_signal() {
         assert_eq!(running.field("{{.State.Running}}"), "true");
         assert_eq!(signalled(&[]).code(), Some(7));
         assert_eq!(running.field("{{.State.ExitCode}}"), "7");
+    });
+}
+
+#[test]
+fn run_sig_proxy_false_leaves_the_container_running() {
+    root(|| {
+        let doors = Doors::open();
+        let script = "trap 'exit 7' TERM; while :; do echo tick; sleep 1; done";
+        let signalled = |flag: &str| {
+            let arguments = ["run", flag, "--name", "ticks", "shop", "sh", "-c", script];
+            let mut command = doors.store.command(arguments);
+            let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+            let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+            assert_eq!(lines.next().unwrap().unwrap(), "tick");
+            kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+            drop(lines.map_while(Result::ok).last());
+            child.wait().unwrap().code()
+        };
+        assert_eq!(signalled("--sig-proxy=false"), Some(128 + 15));
+        let running = ["inspect", "-f", "{{.State.Running}}", "ticks"];
+        assert_eq!(doors.store.ok(running), "true\n");
+        doors.store.ok(["rm", "-f", "ticks"]);
+        assert_eq!(signalled("--sig-proxy"), Some(7));
+        doors.store.ok(["rm", "ticks"]);
+    });
+}
+
+#[test]
+fn run_attach_shows_the_streams_that_it_names() {
+    root(|| {
+        let doors = Doors::open();
+        let run = |flags: &[&str]| {
+            let command = [
+                "shop",
+                "sh",
+                "-c",
+                "echo out; echo err >&2; read word; echo $word",
+            ];
+            let arguments = [&["run", "--name", "streams"], flags, &command].concat();
+            let mut shown = Vec::new();
+            for mut door in [
+                doors.store.command(&arguments),
+                doors.server.docker(&arguments),
+            ] {
+                let door = door.stdin(Stdio::null());
+                let outcome = cowl_tests::command::run(door);
+                let logged = doors.store.run(["logs", "streams"]);
+                assert_eq!(
+                    (logged.stdout.as_str(), logged.stderr.as_str()),
+                    ("out\n\n", "err\n")
+                );
+                doors.store.ok(["rm", "streams"]);
+                shown.push((outcome.stdout, outcome.stderr));
+            }
+            assert_eq!(shown[0], shown[1], "cowl and docker differ");
+            shown.remove(0)
+        };
+        let text = |out: &str, err: &str| (out.to_owned(), err.to_owned());
+        assert_eq!(run(&["-a", "stderr"]), text("", "err\n"));
+        assert_eq!(run(&["-a", "STDOUT"]), text("out\n\n", ""));
+        assert_eq!(
+            run(&["-a", "stdout", "--attach", "stderr"]),
+            text("out\n\n", "err\n")
+        );
+    });
+}
+
+#[test]
+fn expose_annotation_and_storage_opt_are_kept() {
+    root(|| {
+        let doors = Doors::open();
+        let flags = [
+            "create",
+            "-q",
+            "--expose",
+            "80",
+            "--expose",
+            "90-91/udp",
+            "--annotation",
+            "a=b=c",
+            "--storage-opt",
+            "io=cached",
+            "shop",
+            "true",
+        ];
+        let template = "{{json .Config.ExposedPorts}} {{json .HostConfig.Annotations}} {{json .HostConfig.StorageOpt}}";
+        for id in [doors.store.ok(flags), doors.server.ok(flags)] {
+            let shown = doors.store.ok(["inspect", "-f", template, id.trim()]);
+            assert_eq!(
+                shown,
+                "{\"80/tcp\":{},\"90/udp\":{},\"91/udp\":{}} {\"a\":\"b=c\"} {\"io\":\"cached\"}\n"
+            );
+        }
+        doors.refused(
+            &["--storage-opt", "size=1G"],
+            "invalid storage option: \"size\"",
+        );
+    });
+}
+
+#[test]
+fn logs_details_precede_each_line() {
+    root(|| {
+        let doors = Doors::open();
+        in_shop(
+            &doors.store,
+            &["--name", "lines"],
+            &["sh", "-c", "echo one; echo two"],
+        )
+        .ok();
+        let arguments = ["logs", "--details", "lines"];
+        assert_eq!(doors.store.ok(arguments), " one\n two\n");
+        assert_eq!(doors.server.ok(arguments), " one\n two\n");
+        let own = doors.store.ok(["logs", "--details", "-t", "lines"]);
+        assert_eq!(own, doors.server.ok(["logs", "--details", "-t", "lines"]));
+        doors.store.ok(["rm", "lines"]);
+    });
+}
+
+#[test]
+fn history_human_false_has_bytes_and_dates() {
+    root(|| {
+        let doors = Doors::open();
+        for format in ["table", "{{.CreatedSince}} {{.Size}}"] {
+            let arguments = ["history", "-H=false", "--format", format, "shop"];
+            assert_eq!(doors.store.ok(arguments), doors.server.ok(arguments));
+        }
+        let dates = doors.store.ok([
+            "history",
+            "--human=false",
+            "--format",
+            "{{.CreatedSince}}",
+            "shop",
+        ]);
+        assert_eq!(
+            dates,
+            doors
+                .store
+                .ok(["history", "--format", "{{.CreatedAt}}", "shop"])
+        );
+    });
+}
+
+#[test]
+fn commit_pause_false_is_refused_of_a_running_container() {
+    root(|| {
+        let doors = Doors::open();
+        let _running = Detached::start(&doors.store, "running", &[], "sleep 1000");
+        for arguments in [
+            ["commit", "--pause=false", "running"],
+            ["commit", "-p=false", "running"],
+        ] {
+            let refused = doors.store.run(arguments);
+            assert!(
+                refused.stderr.contains("pause=false is not supported"),
+                "{refused}"
+            );
+            let docker = doors.server.run(arguments);
+            assert!(
+                docker.stderr.contains("pause=false is not supported"),
+                "{docker}"
+            );
+        }
+        doors.store.ok(["commit", "--pause", "running"]);
+    });
+}
+
+/// As Docker's: the client is at one run of the program, and the next is the restart policy's.
+#[test]
+fn run_with_restart_ends_with_the_first_run() {
+    root(|| {
+        let doors = Doors::open();
+        let script =
+            "echo ran; echo ran >> /runs; test $(wc -l < /runs) -gt 2 && exec sleep 1000; exit 3";
+        for docker in [false, true] {
+            let arguments = [
+                "run",
+                "--name",
+                "again",
+                "--restart",
+                "always",
+                "shop",
+                "sh",
+                "-c",
+                script,
+            ];
+            let outcome = if docker {
+                doors.server.run(arguments)
+            } else {
+                doors.store.run(arguments)
+            };
+            assert_eq!(
+                (outcome.code(), outcome.stdout.as_str()),
+                (3, "ran\n"),
+                "{outcome}"
+            );
+            let third = "until test $(wc -l < /runs) -gt 2; do usleep 10000; done";
+            until(|| {
+                doors
+                    .store
+                    .run(["exec", "again", "sh", "-c", third])
+                    .status
+                    .success()
+            });
+            doors.store.ok(["rm", "-f", "again"]);
+        }
     });
 }

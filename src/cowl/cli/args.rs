@@ -9,6 +9,7 @@ use super::events::Events;
 use super::gc::Gc;
 use super::image_group::{Image, ImagePrune};
 use super::prune::Prune;
+use super::refused;
 use super::system::System;
 use super::volume::Volume;
 use clap::builder::ArgAction;
@@ -326,6 +327,9 @@ pub(super) struct Commit {
     /// Apply a Dockerfile instruction to the image, such as `ENV NAME=VALUE`
     #[arg(short, long, value_name = "INSTRUCTION")]
     pub(super) change: Vec<String>,
+    /// Pause container during commit
+    #[arg(short, long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub(super) pause: bool,
     /// Changes in an upper directory of `cowl mount`, instead of a container's
     #[arg(long, value_name = "DIR")]
     pub(super) upper: Option<PathBuf>,
@@ -381,6 +385,8 @@ pub(super) struct Images {
     /// Format output: table, json, or a Go template
     #[arg(long, value_name = "FORMAT")]
     pub(super) format: Option<String>,
+    #[command(flatten)]
+    pub(in crate::cli) refused: refused::OfImages,
 }
 
 #[derive(Debug, Args)]
@@ -396,6 +402,11 @@ pub(super) struct History {
     /// Format output: table, json, or a Go template
     #[arg(long, value_name = "FORMAT")]
     pub(super) format: Option<String>,
+    /// Print sizes and dates in human readable format
+    #[arg(short = 'H', long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub(super) human: bool,
+    #[command(flatten)]
+    pub(in crate::cli) refused: refused::OfImage,
 }
 
 #[derive(Debug, Args)]
@@ -406,6 +417,8 @@ pub(super) struct Rmi {
     /// Force the removal of an image that has several names or that a stopped container uses
     #[arg(short, long)]
     pub(super) force: bool,
+    #[command(flatten)]
+    pub(in crate::cli) refused: refused::OfRmi,
 }
 
 #[derive(Debug, Args)]

@@ -65,7 +65,7 @@ pub(super) fn commit(engine: &Engine, args: &Commit, out: &mut Stdout) -> Result
         author: &args.author,
         comment: &args.message,
         changes: &args.change,
-        pause: true,
+        pause: args.pause,
         config: None,
     })?;
     out.line(&id.to_string())?;

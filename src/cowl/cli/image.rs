@@ -243,12 +243,9 @@ fn step_ago(then: Option<Timestamp>, now: Timestamp) -> String {
 pub(super) fn history(engine: &Engine, args: &History, out: &mut Stdout) -> Result<u8> {
     let now = Timestamp::now();
     let steps = engine.history(&args.image)?;
-    let rows: Vec<_> = steps
-        .iter()
-        .map(|step| step_row(step, args.no_trunc, now))
-        .collect();
+    let rows: Vec<_> = steps.iter().map(|step| step_row(step, args, now)).collect();
     let header = json!({
-        "ID": "IMAGE", "CreatedSince": "CREATED", "CreatedAt": "CREATED AT",
+        "ID": "IMAGE", "CreatedSince": if args.human { "CREATED" } else { "CREATED AT" }, "CreatedAt": "CREATED AT",
         "CreatedBy": "CREATED BY", "Size": "SIZE", "Comment": "COMMENT",
     });
     let table = "{{.ID}}\t{{.CreatedSince}}\t{{.CreatedBy}}\t{{.Size}}\t{{.Comment}}";
@@ -261,7 +258,8 @@ pub(super) fn history(engine: &Engine, args: &History, out: &mut Stdout) -> Resu
     Ok(0)
 }
 
-fn step_row(step: &Step, whole: bool, now: Timestamp) -> serde_json::Value {
+fn step_row(step: &Step, args: &History, now: Timestamp) -> serde_json::Value {
+    let whole = args.no_trunc;
     let id = step
         .image
         .map_or_else(|| "<missing>".to_owned(), |id| shown_id(id, whole));
@@ -271,10 +269,10 @@ fn step_row(step: &Step, whole: bool, now: Timestamp) -> serde_json::Value {
         .map_or_else(String::new, clock::rfc3339_seconds);
     json!({
         "ID": id,
-        "CreatedSince": step_ago(step.created, now),
         "CreatedAt": at,
+        "CreatedSince": if args.human { step_ago(step.created, now) } else { at },
         "CreatedBy": if whole { by } else { ellipsis(&by, 45) },
-        "Size": human_size(step.size),
+        "Size": if args.human { human_size(step.size) } else { step.size.to_string() },
         "Comment": printable(&step.comment),
     })
 }

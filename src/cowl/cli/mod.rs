@@ -19,6 +19,7 @@ mod image_group;
 mod mount;
 mod progress;
 mod prune;
+mod refused;
 mod serve;
 mod system;
 mod table;

@@ -2,6 +2,7 @@
 
 pub(in crate::cli) use super::options::Options;
 use super::options::UpdatableOptions;
+use crate::cli::refused;
 use crate::engine::detach_keys::DetachKeys;
 use clap::Args;
 use std::path::PathBuf;
@@ -15,6 +16,9 @@ pub(in crate::cli) struct Run {
     /// Override the key sequence for detaching a container
     #[arg(long, value_name = "KEYS", value_parser = detach_keys)]
     pub(super) detach_keys: Option<DetachKeys>,
+    /// Proxy all received signals to the process
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub(super) sig_proxy: bool,
     #[command(flatten)]
     pub(in crate::cli) create: Options,
 }
@@ -93,6 +97,8 @@ pub(in crate::cli) struct Rm {
     /// Remove the container's anonymous volumes too
     #[arg(short, long)]
     pub(super) volumes: bool,
+    #[command(flatten)]
+    pub(in crate::cli) refused: refused::OfRm,
 }
 
 #[derive(Debug, Args)]
@@ -112,6 +118,8 @@ pub(in crate::cli) struct Update {
     /// Restart policy to apply when a container exits
     #[arg(long, value_name = "POLICY")]
     pub(super) restart: Option<String>,
+    #[command(flatten)]
+    pub(in crate::cli) refused: refused::OfUpdate,
     /// Names, IDs or the beginnings of IDs
     #[arg(required = true, value_name = "CONTAINER")]
     pub(super) containers: Vec<String>,
@@ -136,6 +144,8 @@ pub(in crate::cli) struct Start {
     /// Attach container's STDIN
     #[arg(short, long)]
     pub(super) interactive: bool,
+    #[command(flatten)]
+    pub(in crate::cli) refused: refused::OfStart,
     /// Override the key sequence for detaching a container
     #[arg(long, value_name = "KEYS", value_parser = detach_keys)]
     pub(super) detach_keys: Option<DetachKeys>,
@@ -257,6 +267,9 @@ pub(in crate::cli) struct Logs {
     /// Show timestamps
     #[arg(short, long)]
     pub(super) timestamps: bool,
+    /// Show extra details provided to logs
+    #[arg(long)]
+    pub(super) details: bool,
 }
 
 #[derive(Debug, Args)]

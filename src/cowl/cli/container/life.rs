@@ -7,6 +7,7 @@ use crate::engine::error::{Error, Result};
 use crate::engine::exec::ExecRequest;
 use crate::engine::life::StopOptions;
 use crate::engine::logs::LogRequest;
+use crate::engine::run::Presence;
 use crate::engine::signals::Signals;
 use crate::engine::{Engine, attach, duration};
 use jiff::Timestamp;
@@ -22,7 +23,11 @@ pub(in crate::cli) fn start(engine: &mut Engine, args: &Start, out: &mut Stdout)
     match args.containers.as_slice() {
         [name] => {
             let keys = args.detach_keys.clone().unwrap_or_default();
-            engine.start_foreground(name, args.interactive, keys)
+            let presence = Presence {
+                keys,
+                sig_proxy: true,
+            };
+            engine.start_foreground(name, args.interactive, presence)
         }
         _ => Err(Error::invalid(
             "you cannot start and attach multiple containers at once",
@@ -128,10 +133,12 @@ pub(in crate::cli) fn logs(engine: &Engine, args: &Logs) -> Result<u8> {
     };
     let (mut stdout, mut stderr) = (std::io::stdout().lock(), std::io::stderr().lock());
     engine.logs(&args.container, request, |entry| {
+        // As Docker's: the json-file log has no attributes here.
+        let details = if args.details { " " } else { "" };
         let text = if args.timestamps {
-            format!("{:.9} {}", entry.time, entry.log)
+            format!("{:.9} {details}{}", entry.time, entry.log)
         } else {
-            entry.log.clone()
+            format!("{details}{}", entry.log)
         };
         let written = if entry.stream == "stderr" {
             let written = stderr.write_all(text.as_bytes());

@@ -16,17 +16,26 @@ use super::{Stdout, each, print_error};
 use crate::engine::Engine;
 use crate::engine::create::Created;
 use crate::engine::error::{Context, Error, Kind, Result};
+use crate::engine::run::Presence;
 use crate::engine::update::UpdateRequest;
 use args::{Create, Options, Rename, Rm, Run, Update};
 use std::io::{IsTerminal, Write};
 
 pub(super) fn run(engine: &mut Engine, args: Run, out: &mut Stdout) -> Result<u8> {
     let detach = args.detach;
-    let keys = args.detach_keys.unwrap_or_default();
+    let presence = Presence {
+        keys: args.detach_keys.unwrap_or_default(),
+        sig_proxy: args.sig_proxy,
+    };
     let options = args.create;
     if options.tty && options.interactive && !detach && !std::io::stdin().is_terminal() {
         return Err(Error::invalid(
             "the input device is not a TTY; omit -t or run cowl in a terminal",
+        ));
+    }
+    if detach && !options.attach.is_empty() {
+        return Err(Error::invalid(
+            "conflicting options: cannot specify both --attach and --detach",
         ));
     }
     let cidfile = new_cidfile(&options)?;
@@ -39,9 +48,14 @@ pub(super) fn run(engine: &mut Engine, args: Run, out: &mut Stdout) -> Result<u8
         out.line(&created.id)?;
         return Ok(0);
     }
-    engine.run(&request, keys, |created| {
+    let shows = request.config.attach_stdout || request.config.attach_stderr;
+    engine.run(&request, presence, |created| {
         warn_of(created);
-        write_cidfile(cidfile, &created.id)
+        write_cidfile(cidfile, &created.id)?;
+        if !shows {
+            out.line(&created.id)?;
+        }
+        Ok(())
     })
 }
 

@@ -5,12 +5,15 @@ use super::mount_option;
 use crate::engine::create::CreateRequest;
 use crate::engine::docker::{ContainerConfig, HostConfig, RestartPolicy};
 use crate::engine::error::{Context, Error, Result};
+use cowl_core::handover::IoModeChoice;
+use cowl_launch::control::StreamSet;
 use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Reads files and the environment; `detached` is `-d`.
 pub(super) fn request(options: Options, detached: bool) -> Result<CreateRequest> {
     check_pull(&options)?;
+    let attached = attached(&options, detached)?;
     let cwd = std::env::current_dir().context(|| "the current directory")?;
     let mut words = options.image_and_command.into_iter();
     let image = words.next().unwrap_or_default();
@@ -26,12 +29,13 @@ pub(super) fn request(options: Options, detached: bool) -> Result<CreateRequest>
     let mut config = ContainerConfig {
         healthcheck: options.health.into_healthcheck()?,
         user: options.user.unwrap_or_default(),
-        attach_stdin: options.interactive && !detached,
-        attach_stdout: !detached,
-        attach_stderr: !detached,
+        attach_stdin: attached.stdin,
+        attach_stdout: attached.stdout,
+        attach_stderr: attached.stderr,
+        exposed_ports: exposed(&options.expose)?,
         tty: options.tty,
         open_stdin: options.interactive,
-        stdin_once: options.interactive && !detached,
+        stdin_once: options.interactive && attached.stdin,
         env: environment(&options.env_file, &options.env)?,
         cmd: (!command.is_empty()).then_some(command),
         image,
@@ -49,11 +53,8 @@ pub(super) fn request(options: Options, detached: bool) -> Result<CreateRequest>
         auto_remove: options.rm,
         restart_policy: restart_policy(options.restart.as_deref(), options.rm)?,
         readonly_rootfs: options.read_only,
-        storage_opt: options
-            .io
-            .map(|mode| ("io".to_owned(), mode.to_string()))
-            .into_iter()
-            .collect(),
+        storage_opt: storage(&options.storage_opt, options.io)?,
+        annotations: pairs("annotation", &options.annotation)?,
         ..HostConfig::default()
     };
     if options.log_driver.is_some() || !options.log_opt.is_empty() {
@@ -84,6 +85,72 @@ pub(super) fn request(options: Options, detached: bool) -> Result<CreateRequest>
         host,
         platform: options.platform,
     })
+}
+
+/// The streams that `-a` names; without it all, and the input with `-i`.
+fn attached(options: &Options, detached: bool) -> Result<StreamSet> {
+    if options.attach.is_empty() {
+        return Ok(StreamSet {
+            stdin: options.interactive && !detached,
+            stdout: !detached,
+            stderr: !detached,
+        });
+    }
+    let mut streams = StreamSet::default();
+    for name in &options.attach {
+        match name.to_ascii_lowercase().as_str() {
+            "stdin" => streams.stdin = true,
+            "stdout" => streams.stdout = true,
+            "stderr" => streams.stderr = true,
+            _ => {
+                return Err(Error::invalid("valid streams are STDIN, STDOUT and STDERR"));
+            }
+        }
+    }
+    Ok(streams)
+}
+
+/// `--storage-opt`, and `--io`.
+fn storage(options: &[String], io: Option<IoModeChoice>) -> Result<BTreeMap<String, String>> {
+    let mut storage = pairs("storage option", options)?;
+    if let Some(mode) = io {
+        storage.insert("io".to_owned(), mode.to_string());
+    }
+    Ok(storage)
+}
+
+/// `NAME=VALUE` each.
+fn pairs(what: &str, texts: &[String]) -> Result<BTreeMap<String, String>> {
+    let pair = |text: &String| {
+        let pair = text.split_once('=');
+        let (name, value) =
+            pair.ok_or_else(|| Error::invalid(format!("invalid {what}: {text}: use NAME=VALUE")))?;
+        Ok((name.to_owned(), value.to_owned()))
+    };
+    texts.iter().map(pair).collect()
+}
+
+/// `port[-port][/protocol]` each (docker/go-connections, `nat`).
+fn exposed(ports: &[String]) -> Result<serde_json::Map<String, serde_json::Value>> {
+    let mut exposed = serde_json::Map::new();
+    for text in ports {
+        let invalid = || {
+            Error::invalid(format!(
+                "invalid range format for --expose: {text}, error: invalid start port"
+            ))
+        };
+        let (range, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let number = |text: &str| text.parse::<u16>().map_err(|_syntax| invalid());
+        let (first, last) = (number(first)?, number(last)?);
+        if last < first || !matches!(protocol, "tcp" | "udp" | "sctp") {
+            return Err(invalid());
+        }
+        for port in first..=last {
+            exposed.insert(format!("{port}/{protocol}"), serde_json::json!({}));
+        }
+    }
+    Ok(exposed)
 }
 
 /// What is there is taken; what is not can't be pulled.

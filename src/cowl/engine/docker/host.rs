@@ -53,6 +53,12 @@ pub struct HostConfig {
         skip_serializing_if = "BTreeMap::is_empty"
     )]
     pub storage_opt: BTreeMap<String, String>,
+    /// `inspect` shows them.
+    #[serde(
+        deserialize_with = "or_default",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
+    pub annotations: BTreeMap<String, String>,
     /// Limits.
     #[serde(flatten)]
     pub resources: Resources,

@@ -3,6 +3,7 @@
 //! Called by `run` for a started container. Invariant: [`stay`] restores the caller's terminal on
 //! every return.
 
+use super::Presence;
 use crate::engine::attach;
 use crate::engine::container::Container;
 use crate::engine::detach_keys::DetachKeys;
@@ -35,6 +36,8 @@ pub(super) enum Ended {
     Lost,
     /// [`FORCED`] signals were received. The container runs on.
     Left,
+    /// By a signal that is not passed on. The container runs on.
+    Interrupted(u8),
     /// The caller typed the detach keys. The container runs on.
     Detached,
 }
@@ -61,7 +64,7 @@ pub(super) fn stay(
     container: &Container,
     monitor: &Monitor,
     pipes: attach::Pipes,
-    keys: DetachKeys,
+    presence: Presence,
     signals: &Signals,
 ) -> Result<Ended> {
     let config = &container.config.config;
@@ -71,14 +74,18 @@ pub(super) fn stay(
     } else {
         None
     };
-    let keys = if config.tty { keys } else { DetachKeys::none() };
+    let keys = if config.tty {
+        presence.keys
+    } else {
+        DetachKeys::none()
+    };
     let output = pipes.relay(keys)?;
-    let ended = watch(config, monitor, &output, signals)?;
+    let ended = watch(config, monitor, &output, signals, presence.sig_proxy)?;
     match ended {
         Ended::Exited { .. } => {}
         // A program that outlived its monitor could write without end.
         Ended::Lost => container.kill()?,
-        Ended::Left | Ended::Detached => return Ok(ended),
+        Ended::Left | Ended::Interrupted(_) | Ended::Detached => return Ok(ended),
     }
     let copied = drain(output, signals);
     drop(raw);
@@ -123,14 +130,21 @@ fn watch(
     monitor: &Monitor,
     output: &attach::Output,
     signals: &Signals,
+    sig_proxy: bool,
 ) -> Result<Ended> {
     let mut terminations = 0;
     loop {
         let detached = wait(signals, monitor, output)?;
+        if !sig_proxy && let Some(signal) = signals.take_interrupt()? {
+            return Ok(Ended::Interrupted(signal));
+        }
         while let Some(number) = signals.next()? {
             if config.tty && is(number, Signal::SIGWINCH) {
                 // The resize of the container's terminal sends SIGWINCH to its processes.
                 unless_closed(monitor.resize(window_size()))?;
+                continue;
+            }
+            if !sig_proxy {
                 continue;
             }
             unless_closed(monitor.signal(number))?;

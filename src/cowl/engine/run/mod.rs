@@ -26,7 +26,7 @@ use super::start::plan;
 use super::{Engine, helpers, names};
 use crate::volume::VolumeName;
 use cowl_launch::client::{Launch, Monitor, StartError};
-use cowl_launch::control::Streams;
+use cowl_launch::control::{StreamSet, Streams};
 use cowl_launch::message::{After, Started};
 use cowl_launch::process::WindowSize;
 use foreground::Ended;
@@ -64,16 +64,25 @@ struct Start<'f> {
     signals: Option<&'f Signals>,
 }
 
+/// How a caller is with a container in the foreground.
+#[derive(Debug)]
+pub(crate) struct Presence {
+    /// They leave a container with a terminal.
+    pub(crate) keys: DetachKeys,
+    /// The caller's signals go to it; else an interrupt ends the caller, and leaves the container.
+    pub(crate) sig_proxy: bool,
+}
+
 impl Engine {
     /// Runs a container in the foreground. Gives its exit code.
     ///
     /// An interrupt (SIGINT, SIGTERM, SIGHUP, SIGQUIT) before the container runs ends the start
-    /// at once and leaves nothing. `created` is called before the start. The keys leave a
-    /// container with a terminal.
+    /// at once and leaves nothing. `created` is called before the start. The streams are those
+    /// that the request attaches.
     pub(crate) fn run(
         &mut self,
         request: &CreateRequest,
-        keys: DetachKeys,
+        presence: Presence,
         created: impl FnOnce(&Created) -> Result<()>,
     ) -> Result<u8> {
         super::create::check(request)?;
@@ -94,13 +103,17 @@ impl Engine {
         let lock = self.containers.take(&container)?;
         let pending = PendingContainer::begin(container, lock)?;
         let config = &pending.container.config.config;
-        let (ends, pipes) = attach::pipes(attach::all(config.open_stdin, config.tty))?;
+        let (ends, pipes) = attach::pipes(StreamSet {
+            stdin: config.attach_stdin && config.open_stdin,
+            stdout: config.attach_stdout || (config.tty && config.attach_stderr),
+            stderr: config.attach_stderr && !config.tty,
+        })?;
         let size = foreground::window_size();
         let started = self.start_pending(&pending, &[ends.streams()], size, Some(&signals));
         // The monitor has its own. Ours would keep the pipes open after the container's end.
         drop(ends);
         match started {
-            Ok(running) => self.stay(&pending.release(), running, pipes, keys, &signals),
+            Ok(running) => self.stay(&pending.release(), running, pipes, presence, &signals),
             Err(error) => self.abort(&pending.release(), &created.new_volumes, error, &signals),
         }
     }
@@ -111,7 +124,7 @@ impl Engine {
         &mut self,
         needle: &str,
         interactive: bool,
-        keys: DetachKeys,
+        presence: Presence,
     ) -> Result<u8> {
         super::host::require_mounts("start")?;
         let container = self.containers.find(needle)?;
@@ -132,7 +145,7 @@ impl Engine {
         let started = self.start_pending(&pending, &[ends.streams()], size, Some(&signals));
         drop(ends);
         match started {
-            Ok(running) => self.stay(&pending.release(), running, pipes, keys, &signals),
+            Ok(running) => self.stay(&pending.release(), running, pipes, presence, &signals),
             Err(error) => signals.take_interrupt()?.map(exit_code).ok_or(error),
         }
     }
@@ -267,7 +280,7 @@ impl Engine {
         container: &Container,
         running: Running,
         pipes: attach::Pipes,
-        keys: DetachKeys,
+        presence: Presence,
         signals: &Signals,
     ) -> Result<u8> {
         let Running {
@@ -276,7 +289,7 @@ impl Engine {
         } = running;
         // Now the mount ends with the container, its only user.
         drop(root);
-        let ended = foreground::stay(container, &monitor, pipes, keys, signals);
+        let ended = foreground::stay(container, &monitor, pipes, presence, signals);
         // A monitor with output that is not copied waits for us.
         let may_linger = matches!(ended, Ok(Ended::Exited { copied: false, .. }));
         let exited = match ended {
@@ -291,6 +304,7 @@ impl Engine {
                     container.config.name
                 )));
             }
+            Ok(Ended::Interrupted(signal)) => return Ok(exit_code(signal)),
             // As Docker's client, without a word.
             Ok(Ended::Detached) => return Ok(0),
             Err(error) => {

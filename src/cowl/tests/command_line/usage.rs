@@ -82,6 +82,60 @@ fn usage_errors_are_one_line_with_125() {
 }
 
 #[test]
+fn options_of_dockers_that_cowl_has_not_are_refused_with_the_reason() {
+    let cowl = Cowl::with_store();
+    let table: &[(&[&str], &str)] = &[
+        (
+            &["run", "--gpus", "all", "i"],
+            "invalid argument \"all\" for --gpus: cowl finds no GPUs: use --device; see 'cowl run --help'",
+        ),
+        (
+            &["create", "-p", "80:80", "i"],
+            "invalid argument \"80:80\" for --publish: there are no networks with addresses yet: use --network host, none or container:NAME; see 'cowl create --help'",
+        ),
+        (
+            &["run", "-P", "i"],
+            "invalid argument \"true\" for --publish-all: there are no networks with addresses yet: use --network host, none or container:NAME; see 'cowl run --help'",
+        ),
+        (
+            &["rm", "-l", "c"],
+            "invalid argument \"true\" for --link: cowl has no links between containers; see 'cowl rm --help'",
+        ),
+        (
+            &["start", "--checkpoint", "x", "c"],
+            "invalid argument \"x\" for --checkpoint: cowl has no checkpoints; see 'cowl start --help'",
+        ),
+        (
+            &["rmi", "--no-prune", "i"],
+            "invalid argument \"true\" for --no-prune: layers go with the last image that has them; see 'cowl rmi --help'",
+        ),
+        (
+            &["run", "--disable-content-trust=false", "i"],
+            "invalid argument \"false\" for --disable-content-trust: cowl verifies no signatures; see 'cowl run --help'",
+        ),
+        (
+            &["run", "-d", "-a", "stdout", "i"],
+            "conflicting options: cannot specify both --attach and --detach",
+        ),
+        (
+            &["run", "-a", "stdlog", "i"],
+            "valid streams are STDIN, STDOUT and STDERR",
+        ),
+        (
+            &["run", "--expose", "80-79", "i"],
+            "invalid range format for --expose: 80-79, error: invalid start port",
+        ),
+        (
+            &["run", "--annotation", "a", "i"],
+            "invalid annotation: a: use NAME=VALUE",
+        ),
+    ];
+    for (arguments, stderr) in table {
+        cowl.refused(arguments, 125, stderr);
+    }
+}
+
+#[test]
 fn missing_things_are_named() {
     let cowl = Cowl::with_store();
     let image = |name: &str| format!("No such image: {name}");

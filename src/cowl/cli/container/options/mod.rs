@@ -5,6 +5,7 @@ mod isolation;
 mod network;
 mod resources;
 
+use crate::cli::refused;
 use crate::cli::units::parse_memory;
 use clap::Args;
 use cowl_core::handover::IoModeChoice;
@@ -37,6 +38,23 @@ pub(in crate::cli) struct Options {
     /// Pull image before running: missing, never; there is no pulling yet, so "always" is refused
     #[arg(long, value_name = "WHEN", default_value = "missing")]
     pub(in crate::cli::container) pull: String,
+    /// Suppress the pull output
+    #[arg(short, long)]
+    pub(in crate::cli::container) quiet: bool,
+    /// Attach to STDIN, STDOUT or STDERR
+    #[arg(short, long, value_name = "STREAM")]
+    pub(in crate::cli::container) attach: Vec<String>,
+    /// Add an annotation to the container
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub(in crate::cli::container) annotation: Vec<String>,
+    /// Expose a port or a range of ports
+    #[arg(long, value_name = "PORT[/PROTO]")]
+    pub(in crate::cli::container) expose: Vec<String>,
+    /// Storage driver options for the container: io=MODE
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub(in crate::cli::container) storage_opt: Vec<String>,
+    #[command(flatten)]
+    pub(in crate::cli::container) refused: refused::OfCreate,
     /// Assign a name to the container
     #[arg(long)]
     pub(in crate::cli::container) name: Option<String>,
