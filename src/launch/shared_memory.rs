@@ -12,7 +12,8 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::path::open_no_symlinks;
 
-/// A copy of what is mounted at /dev/shm in a mount namespace, attached nowhere; none if nothing is.
+/// A copy of what is mounted at /dev/shm in a mount namespace, attached nowhere; none if nothing
+/// is.
 pub fn of(mount_namespace: BorrowedFd<'_>) -> Result<Option<OwnedFd>, Errno> {
     let taken = std::thread::scope(|scope| scope.spawn(|| take(mount_namespace)).join());
     // The thread does not panic.

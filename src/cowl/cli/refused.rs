@@ -1,5 +1,5 @@
-//! Options of Docker's command line that ask for what cowl does not have: refused by their names, with
-//! the reason. They are not in the help.
+//! Options of Docker's command line that ask for what cowl does not have: refused by their names,
+//! with the reason. They are not in the help.
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 

@@ -167,7 +167,8 @@ impl Engine {
         })
     }
 
-    /// A running container that lets others share its IPC (moby, `daemon/container_operations_unix.go`).
+    /// A running container that lets others share its IPC (moby,
+    /// `daemon/container_operations_unix.go`).
     fn ipc_donor(&self, id: &str) -> Result<Control> {
         let control = self.donor("IPC", id)?;
         let mode = self.containers.find(id)?.config.host.ipc_mode;

@@ -1,9 +1,9 @@
-//! A profile of a client's: rules for calls by name, compiled as libseccomp compiles what runc makes
-//! of them.
+//! A profile of a client's: rules for calls by name, compiled as libseccomp compiles what runc
+//! makes of them.
 //!
 //! The rules of one call: one without tests goes before those with, and the first of those whose
-//! tests hold decides; where none does, it is the default. Names that no kernel of ours has are passed
-//! over, as runc does. Caller: the engine, for `--security-opt seccomp=`.
+//! tests hold decides; where none does, it is the default. Names that no kernel of ours has are
+//! passed over, as runc does. Caller: the engine, for `--security-opt seccomp=`.
 
 use rustix::io::Errno;
 

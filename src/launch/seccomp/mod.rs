@@ -6,8 +6,8 @@
 //! unconditionally. Its verdicts are Docker's, with two differences. Both are arguments of which
 //! libseccomp compares 64 bits and the kernel reads 32: `socket(1 << 32 | AF_ALG)` is refused here
 //! and allowed there, and `personality` is judged by the value that the kernel reads. Pure
-//! functions: [`crate::setup`] compiles the default [`Filter`] before the clone, the engine that of a
-//! profile, and [`crate::init`] loads it.
+//! functions: [`crate::setup`] compiles the default [`Filter`] before the clone, the engine that of
+//! a profile, and [`crate::init`] loads it.
 
 mod compile;
 mod custom;

@@ -1,5 +1,6 @@
-//! The calls that Docker's default profile does not mention, for profiles that do. They are no part of the default filter, which
-//! takes a number above those of its own [rows](super::table) for a call of a later kernel.
+//! The calls that Docker's default profile does not mention, for profiles that do. They are no
+//! part of the default filter, which takes a number above those of its own
+//! [rows](super::table) for a call of a later kernel.
 
 use super::profile::{NONE, REFUSED, Row, row};
 
