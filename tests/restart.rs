@@ -4,10 +4,10 @@
 use std::path::PathBuf;
 
 use cowl_tests::busybox::{in_shop, shop};
-use cowl_tests::profile::{directory, processes, root, user, wait_for_lines};
+use cowl_tests::profile::{NEVER, directory, processes, readable, root, user, wait_for_lines};
 use cowl_tests::server::{Server, until};
 use cowl_tests::store::Store;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 
 /// A file to which a container appends a line at each start of its program.
 struct Starts(PathBuf);
@@ -139,7 +139,8 @@ fn stop_and_kill_end_restart_always_as_user() {
     user(|| stop_and_kill_end_restart_always());
 }
 
-/// Kills the command that waits for a container's next start, once there is one.
+/// Kills the command that waits for a container's next start, once there is one. It is dead then:
+/// while it dies it has its lock, and is not taken for killed.
 fn kill_waiting_command(id: &str) {
     until(|| {
         let processes = processes();
@@ -147,7 +148,12 @@ fn kill_waiting_command(id: &str) {
             .iter()
             .find(|(_, line)| line.contains("container-ended") && line.contains(id));
         // It may have ended since.
-        found.is_some_and(|(pid, _)| kill_process(*pid, Signal::KILL).is_ok())
+        let pidfd = found.and_then(|(pid, _)| pidfd_open(*pid, PidfdFlags::empty()).ok());
+        pidfd.is_some_and(|pidfd| {
+            let killed = pidfd_send_signal(&pidfd, Signal::KILL).is_ok();
+            assert!(readable(&pidfd, NEVER));
+            killed
+        })
     });
 }
 
