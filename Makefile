@@ -6,7 +6,8 @@
 #   make test-unit, test-mount, test-container, test-long
 #                      one tier of them: what each needs and may take is in .config/nextest.toml
 #   make test-vm       tiers (TIERS_VM) on stock Debian 12 in a virtual machine without KVM: hours
-#   make bench         times of cowl beside kernel overlayfs and fuse-overlayfs (PEERS: programs); BENCH: more options
+#   make bench         times of cowl beside kernel overlayfs and fuse-overlayfs (PEERS: programs); BENCH: more options,
+#                      BENCH=ops: what an operation costs the processes that serve a mount
 #   make bench-dedup   cowl dedup beside the disk and b3sum, and its memory on a million files: root, network, minutes, 5 GB
 #   make check-dedup   every figure of cowl dedup on six real Debian images, recomputed from their archives: root, network
 #   make lint          formatting, clippy, licences and bans, the borders of the crates, and SPECIFICATION.md against the tests
@@ -20,7 +21,7 @@ BIN := $(TARGET)/bin
 TOOLS := $(TARGET)/tools
 HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 IMAGE ?= busybox
-PEERS ?= fuse-overlayfs
+PEERS ?=
 PJDFSTEST_VERSION := 0.2.2
 B3SUM_VERSION := 1.8.7
 
@@ -37,15 +38,15 @@ build:
 	# The launcher runs inside foreign roots: static, and --target keeps the flag off build scripts.
 	RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --profile runtime --target $(HOST) -p cowl-launch
 	mkdir -p $(BIN)
-	install -C -t $(BIN) $(addprefix $(TARGET)/release/,cowl cowl-mountd cowl-dedup) $(TARGET)/$(HOST)/runtime/cowl-runtime
+	install -C -t $(BIN) $(addprefix $(TARGET)/release/,cowl cowl-mountd cowl-dedup cowl-bench) $(TARGET)/$(HOST)/runtime/cowl-runtime
 
 run: build
 	fixtures/install-deps.sh run $(IMAGE)
 	fixtures/demo/run.sh $(BIN) $(IMAGE)
 
 bench: build
-	fixtures/install-deps.sh run
-	fixtures/bench/run.py $(BIN) $(addprefix --peer ,$(PEERS)) $(BENCH)
+	fixtures/install-deps.sh bench
+	$(BIN)/cowl-bench $(addprefix --peer ,$(PEERS)) $(BENCH)
 
 # Hashes beside us: built from crates.io once per version, as pjdfstest is.
 $(TOOLS)/bin/b3sum-$(B3SUM_VERSION):

@@ -1,0 +1,70 @@
+//! Programs run to their end. Their output goes to unnamed files, never to pipes: a daemon that
+//! keeps its starter's descriptors would hold a pipe open.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Seek as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use rustix::fs::{Access, AtFlags, CWD, accessat};
+
+/// A program with its arguments.
+pub(crate) fn program<S: AsRef<OsStr>>(
+    name: impl AsRef<OsStr>,
+    arguments: impl IntoIterator<Item = S>,
+) -> Command {
+    let mut command = Command::new(name);
+    command.args(arguments);
+    command
+}
+
+/// Runs a command that must succeed; gives its standard output.
+pub(crate) fn run(command: &mut Command) -> Result<String> {
+    let name = command.get_program().display().to_string();
+    let mut output = tempfile::tempfile().context("a file for output")?;
+    let mut errors = tempfile::tempfile().context("a file for errors")?;
+    let status = command
+        .stdin(Stdio::null())
+        .stdout(output.try_clone()?)
+        .stderr(errors.try_clone()?)
+        .status()
+        .with_context(|| name.clone())?;
+    if !status.success() {
+        let said = text(&mut errors)?;
+        bail!("{name}: {status}: {}", said.trim());
+    }
+    text(&mut output)
+}
+
+/// Runs it; gives the time that it took.
+pub(crate) fn timed(command: &mut Command) -> Result<Duration> {
+    let begin = Instant::now();
+    run(command)?;
+    Ok(begin.elapsed())
+}
+
+fn text(file: &mut File) -> Result<String> {
+    let mut bytes = Vec::new();
+    file.rewind()?;
+    std::io::copy(file, &mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// The file that a command's name stands for: itself if it has a slash, else the first in PATH.
+pub(crate) fn find(name: &Path) -> Result<PathBuf> {
+    let is_program = |path: &PathBuf| {
+        accessat(CWD, path, Access::EXEC_OK, AtFlags::empty()).is_ok()
+            && std::fs::symlink_metadata(path).is_ok_and(|found| !found.is_dir())
+    };
+    let found = if name.components().count() > 1 || name.is_absolute() {
+        std::path::absolute(name).ok().filter(is_program)
+    } else {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let mut candidates = std::env::split_paths(&path).map(|directory| directory.join(name));
+        candidates.find(is_program)
+    };
+    found.with_context(|| format!("{}: no such program", name.display()))
+}

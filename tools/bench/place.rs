@@ -1,0 +1,111 @@
+//! The temporary directory and the namespaces that everything happens in.
+//!
+//! [`run`] makes the directory and starts this program again as the first process of mount and pid
+//! namespaces of its own, by unshare(1), so no other process of the host can get a copy of the
+//! mounts, and all processes end with the first. It is their subreaper: when it has no child left,
+//! none is left, and the directory is removed. Signals that would end it end the namespaces first.
+//! After SIGKILL the namespaces end as well, and the directory stays.
+
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{SigSet, Signal, raise};
+use rustix::io::Errno;
+use rustix::process::{Pid, WaitOptions, WaitStatus, getpid, set_child_subreaper, wait};
+
+use crate::FAILURE;
+
+const ENDING: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
+
+/// Runs the command in its place, to the end of all its processes.
+pub(crate) fn run() -> Result<ExitCode> {
+    let ignored = ignored_signals().context("which signals are ignored")?;
+    let is_ending = |signal: &Signal| ignored & (1 << (*signal as i32 - 1)) == 0;
+    let ending: SigSet = ENDING.into_iter().filter(is_ending).collect();
+    let mut waited = ending;
+    waited.add(Signal::SIGCHLD);
+    waited.thread_block().context("blocking signals")?;
+    set_child_subreaper(Some(getpid())).context("becoming a subreaper")?;
+
+    let place = tempfile::Builder::new()
+        .prefix("cowl-bench.")
+        .tempdir()
+        .context("a temporary directory")?;
+    let ended = start(&place).and_then(|child| until_all_ended(child, waited));
+    place.close().context("removing the temporary directory")?;
+    let (status, signal) = ended?;
+    if let Some(signal) = signal {
+        // As if it had not been blocked: the caller sees which signal it was.
+        ending.thread_unblock().context("unblocking signals")?;
+        raise(signal).context("ending by a signal")?;
+    }
+    let code = status.and_then(WaitStatus::exit_status);
+    let code = code.and_then(|code| u8::try_from(code).ok());
+    Ok(ExitCode::from(code.unwrap_or(FAILURE)))
+}
+
+/// Starts this program in its namespaces.
+fn start(place: &tempfile::TempDir) -> Result<Pid> {
+    let own = std::env::current_exe().context("this program's path")?;
+    // A group of its own: what a terminal sends comes to this process alone.
+    let child = Command::new("setpriv")
+        .args(["--pdeathsig", "KILL", "unshare", "--mount", "--propagation"])
+        .args(["private", "--pid", "--fork", "--kill-child", "--mount-proc"])
+        .arg("--")
+        .arg(own)
+        .args(std::env::args_os().skip(1))
+        .arg("--place")
+        .arg(place.path())
+        .stdin(Stdio::null())
+        .process_group(0)
+        .spawn()
+        .context("setpriv and unshare (util-linux)")?;
+    Ok(Pid::from_child(&child))
+}
+
+/// Waits for every descendant; gives the status of `first` and the signal that came, if one did.
+fn until_all_ended(first: Pid, waited: SigSet) -> Result<(Option<WaitStatus>, Option<Signal>)> {
+    let (mut status, mut signal) = (None, None);
+    loop {
+        match wait(WaitOptions::NOHANG) {
+            Ok(Some((pid, ended))) if pid == first => status = Some(ended),
+            Ok(Some(_)) | Err(Errno::INTR) => {}
+            Err(Errno::CHILD) => return Ok((status, signal)),
+            Err(error) => return Err(error).context("waiting for processes"),
+            Ok(None) => match waited.wait().context("waiting for signals")? {
+                Signal::SIGCHLD => {}
+                ending => {
+                    signal = Some(ending);
+                    end(first, status.is_some())?;
+                }
+            },
+        }
+    }
+}
+
+/// Kills the process that `--kill-child` ties the namespaces to. It is not reaped yet, so the
+/// number is its own.
+fn end(first: Pid, reaped: bool) -> Result<()> {
+    if reaped {
+        return Ok(());
+    }
+    rustix::process::kill_process(first, rustix::process::Signal::KILL)
+        .context("ending the namespaces")
+}
+
+/// The begin of the process in the namespaces: it takes signals again.
+pub(crate) fn enter() -> Result<()> {
+    if getpid() != Pid::INIT {
+        bail!("--place is for the command itself");
+    }
+    SigSet::all().thread_unblock().context("unblocking signals")
+}
+
+/// The signals that this process ignores; bit 0 is signal 1 (`SigIgn` in proc_pid_status(5)).
+fn ignored_signals() -> Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let digits = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let digits = digits.context("/proc/self/status has no SigIgn")?;
+    Ok(u64::from_str_radix(digits.trim(), 16)?)
+}
