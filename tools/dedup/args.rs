@@ -72,7 +72,7 @@ owner, size, path, and the content's id, a link's target, a count of links,
 xattrs or marks. A damaged index is refused.
 
 Example:
-  cowl tree /var/lib/cowl/merged/sha256:d2f3...
+  cowl tree /var/lib/cowl/layers/2bf0...a278/tree
 
 Exit codes: 0; 1 for an error; 125 for a wrong command line.
 ";
