@@ -1,7 +1,7 @@
 //! What the monitor answers its clients, and what it does at the end.
 
 use std::fs::File;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 
 use crate::harness::{Fixture, end, pidfd, sh, wait_for, wait_for_end, waiting};
@@ -9,7 +9,7 @@ use cowl_launch::control::{Control, ControlError, Streams, Target};
 use cowl_launch::message::After;
 use cowl_launch::sandbox::Limits;
 use cowl_tests::skip::skip;
-use rustix::process::{Signal, WaitId, WaitIdOptions, waitid};
+use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 
 #[test]
 fn wait_answers_all_who_ask() {
@@ -28,22 +28,39 @@ fn wait_answers_all_who_ask() {
     assert!(matches!(gone, Err(ControlError::NotRunning)));
 }
 
+/// A process that is stopped, and goes on when this is dropped: also in a test that fails.
+struct Stopped<'p>(BorrowedFd<'p>);
+
+impl<'p> Stopped<'p> {
+    fn stop(process: &'p impl AsFd) -> Self {
+        let process = process.as_fd();
+        pidfd_send_signal(process, Signal::STOP).unwrap();
+        let stopped = WaitIdOptions::STOPPED | WaitIdOptions::NOWAIT;
+        waitid(WaitId::PidFd(process), stopped).unwrap();
+        Self(process)
+    }
+}
+
+impl Drop for Stopped<'_> {
+    fn drop(&mut self) {
+        pidfd_send_signal(self.0, Signal::CONT).unwrap();
+    }
+}
+
 /// The monitor finds their connections and the end of the program in one look.
 #[test]
 fn wait_answers_all_who_asked_before_the_end() {
     let fixture = Fixture::new("wait-late");
     let running = waiting(&fixture);
     let (monitor, init) = (pidfd(running.monitor.pid()), pidfd(running.pid));
-    rustix::process::pidfd_send_signal(&monitor, Signal::STOP).unwrap();
-    let stopped = WaitIdOptions::STOPPED | WaitIdOptions::NOWAIT;
-    waitid(WaitId::PidFd(monitor.as_fd()), stopped).unwrap();
+    let stopped = Stopped::stop(&monitor);
     let clients = [fixture.control(), fixture.control(), fixture.control()];
     for client in &clients {
         client.request_wait(Target::Program).unwrap();
     }
     File::create(fixture.path("go")).unwrap();
     wait_for_end(&init);
-    rustix::process::pidfd_send_signal(&monitor, Signal::CONT).unwrap();
+    drop(stopped);
     for client in clients {
         assert_eq!(client.finish_wait().unwrap().exit_code, 7);
     }
@@ -249,7 +266,7 @@ fn a_stale_socket_of_a_killed_monitor_is_replaced() {
     let fixture = Fixture::new("stale");
     let running = waiting(&fixture);
     let monitor = pidfd(running.monitor.pid());
-    rustix::process::pidfd_send_signal(&monitor, Signal::KILL).unwrap();
+    pidfd_send_signal(&monitor, Signal::KILL).unwrap();
     running.monitor.reap().unwrap();
     let connected = Control::connect(fixture.status().as_fd());
     assert!(matches!(connected, Err(ControlError::NotRunning)));
