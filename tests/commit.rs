@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use cowl_tests::busybox::{in_shop, layers, shop};
-use cowl_tests::command::{shell, system};
+use cowl_tests::command::{program, run, shell, system};
 use cowl_tests::host::has_overlayfs;
 use cowl_tests::profile::{NEVER, Privilege, current, directory, root, user};
 use cowl_tests::skip::skip;
@@ -494,5 +494,34 @@ fn a_running_container_that_cannot_be_paused_is_not_read_as_user() {
             assert!(refusal.ends_with(why), "{refusal}");
         }
         store.ok(["rm", "-f", "web"]);
+    });
+}
+
+/// Of a mount that has just ended, and while another command looks: each lock in turn is taken.
+#[test]
+fn diff_waits_for_locks_that_others_are_about_to_release() {
+    root(|| {
+        let store = shop("store");
+        store.ok(["run", "--name", "ended", "shop", "touch", "/new"]);
+        let diff = store.command(["diff", "ended"]);
+        let calls = directory().join("calls");
+        for at in 1.. {
+            let inject = format!("inject=flock:error=EAGAIN:when={at}");
+            let mut traced = program(
+                "strace",
+                ["-f", "-qq", "-e", "trace=flock", "-e", &inject, "-o"],
+            );
+            traced.arg(&calls).arg("--").arg(diff.get_program());
+            let outcome = run(traced.args(diff.get_args()));
+            assert!(!outcome.stderr.contains("are in use"), "{outcome}");
+            if !std::fs::read_to_string(&calls)
+                .unwrap()
+                .contains("(INJECTED)")
+            {
+                assert_eq!(outcome.ok(), "A /new\n");
+                assert!(at > 2, "the upper has two locks");
+                break;
+            }
+        }
     });
 }

@@ -3,7 +3,7 @@
 //! Invariant: nothing reads an upper that changes. At rest its locks are held here, so no mount
 //! begins to use it meanwhile; a running container is frozen ([`still`](super::still)).
 
-use super::container::Container;
+use super::container::{Container, PATIENCE, PAUSE};
 use super::docker::ContainerConfig;
 use super::error::{Context, Error, Kind, Result};
 use super::image::{CONFIG_LIMIT, Image};
@@ -18,11 +18,13 @@ use cowl_core::upper::changes::{ChangesError, MountPoints, Now, changes};
 use cowl_core::upper::marks::Stamp;
 use cowl_core::upper::{Base, Upper, UpperError};
 use jiff::Timestamp;
+use rustix::event::poll;
 use rustix::fs::{FileType, Statx};
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::time::Instant;
 
 /// What changed at a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -306,15 +308,23 @@ impl Engine {
     ) -> Result<AtRest> {
         let config = &container.config;
         let still = self.hold_still(container)?;
-        if still.is_none() {
-            // The mount of one that has just ended ends a moment later.
-            container.unmounts_soon()?;
-        }
-        let (upper, work) = container.upper()?;
-        let opened = match &still {
-            Some(_) => self.open_mounted(&config.layers, upper, &work, transaction),
-            None => self.open_upper(&config.layers, upper, &work, transaction),
+        let open = || {
+            let (upper, work) = container.upper()?;
+            match &still {
+                Some(_) => self.open_mounted(&config.layers, upper, &work, transaction),
+                None => self.open_upper(&config.layers, upper, &work, transaction),
+            }
         };
+        let mut opened = open();
+        let end = Instant::now() + PATIENCE;
+        // The mount of one that has just ended ends a moment later, one of its locks after the other;
+        // and a command that looks at a lock holds it meanwhile.
+        while matches!(&opened, Err(error) if error.kind() == Kind::Conflict)
+            && Instant::now() < end
+        {
+            rustix::io::retry_on_intr(|| poll(&mut [], Some(&PAUSE)))?;
+            opened = open();
+        }
         let (upper, tree) = opened.map_err(|error| match error.kind() {
             Kind::Conflict => Error::conflict(format!(
                 "the files of container {needle} are in use by another command"

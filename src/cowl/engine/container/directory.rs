@@ -13,10 +13,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 /// Longest wait for an unused mount to end, and the poll interval: flock(2) has no timeout.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub(in crate::engine) const PATIENCE: Duration = Duration::from_secs(2);
 /// Longest wait for a new monitor's first record, which a busy machine may delay by many seconds.
 pub(super) const FIRST_RECORD: Duration = Duration::from_mins(1);
-pub(super) const PAUSE: Timespec = Timespec {
+pub(in crate::engine) const PAUSE: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 10_000_000,
 };

@@ -36,6 +36,7 @@ use super::files::{self, LazyDir};
 use super::names;
 use config::Config;
 use cowl_core::store::remove_tree;
+pub(super) use directory::{PATIENCE, PAUSE};
 pub use index::Claim;
 use rustix::fs::{AtFlags, Mode, statat};
 use rustix::io::Errno;
