@@ -247,8 +247,8 @@ fn become_user(setup: &ProgramSetup, user: &User<'_>) -> Result<(), Failure> {
     set_thread_res_uid(uid, uid, uid).at(Step::Credentials)
 }
 
-/// Sets capabilities and loads the seccomp filter, as the last calls before exec: a filter need allow
-/// no other. Inheritable and ambient sets end empty (CVE-2022-24769).
+/// Sets capabilities and loads the seccomp filter, as the last calls before exec: a filter need
+/// allow no other. Inheritable and ambient sets end empty (CVE-2022-24769).
 fn confine(setup: &ProgramSetup, user: &User<'_>) -> Result<(), Failure> {
     let kept = if user.uid == 0 {
         setup.capabilities
