@@ -76,8 +76,7 @@ fn build_root(
     Ok((terminal, null))
 }
 
-/// Waits until the monitor knows the process and has moved it into its cgroups, which become the
-/// roots of a new cgroup namespace.
+/// Waits until the monitor has recorded the process, which may run a program then that outlives it.
 pub(crate) fn wait_for_monitor(report: BorrowedFd<'_>) -> Result<(), Errno> {
     let mut byte = [0; 1];
     let (received, _) = rustix::io::retry_on_intr(|| recv(report, &mut byte, RecvFlags::empty()))?;

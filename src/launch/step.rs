@@ -78,6 +78,7 @@ steps! {
     Clone = 41: "create the process",
     Pts = 42: "open the container's /dev/pts",
     Report = 43: "report the process to the monitor",
+    Cgroups = 44: "move the container into its cgroups",
 }
 
 /// A step that failed.

@@ -36,16 +36,19 @@ pub(super) struct LegacyCgroup {
     pub(super) view: LegacyView,
     /// `cgroup.procs`, opened before it is needed.
     pub(super) procs: File,
+    /// `tasks`, the same for threads.
+    pub(super) tasks: File,
 }
 
 impl LegacyCgroup {
     pub(super) fn create(mounted: &layout::Legacy, relative: &Path) -> Result<Self, CgroupError> {
         let directory = make(&mounted.mount_point, relative)?;
-        let path = mounted.mount_point.join(relative).join("cgroup.procs");
-        let procs = OpenOptions::new()
-            .write(true)
-            .open(&path)
-            .map_err(|source| io_error("open", &path, source))?;
+        let open = |file| {
+            let path = directory.path().join(file);
+            let opened = OpenOptions::new().write(true).open(&path);
+            opened.map_err(|source| io_error("open", &path, source))
+        };
+        let (procs, tasks) = (open("cgroup.procs")?, open("tasks")?);
         let name = mounted.mount_point.file_name().map_or_else(
             || mounted.controllers.join(","),
             |name| name.to_string_lossy().into_owned(),
@@ -58,6 +61,7 @@ impl LegacyCgroup {
                 directory: mounted.mount_point.join(relative),
             },
             procs,
+            tasks,
         })
     }
 }

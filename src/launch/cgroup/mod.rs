@@ -230,7 +230,18 @@ impl ContainerCgroups {
             .map(|(_, descriptor)| descriptor.as_fd())
     }
 
-    /// Moves the process into its version 1 cgroups.
+    /// Moves the calling process, which has one thread, into its version 1 cgroups. Allocates
+    /// nothing.
+    ///
+    /// The kernel moves a thread that moves itself at once. Any other move waits until no process
+    /// forks or exits, a grace period of RCU (`cgroup_threadgroup_rwsem`): milliseconds.
+    pub(crate) fn enter(&self) -> Result<(), Errno> {
+        self.legacy
+            .iter()
+            .try_for_each(|made| rustix::io::write(&made.tasks, b"0").map(drop))
+    }
+
+    /// Moves another process into its version 1 cgroups.
     pub(crate) fn attach(&mut self, pid: Pid) -> io::Result<()> {
         let text = pid.as_raw_nonzero().to_string();
         self.legacy

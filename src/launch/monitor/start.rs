@@ -24,7 +24,7 @@ use crate::sandbox::{CgroupNamespace, Namespace, Namespaces};
 use crate::setup::{Host, ProgramSetup, Role, RootSetup, SetupError};
 use crate::socket;
 use crate::status::{Lock, Moment, Program};
-use crate::step::Failure;
+use crate::step::{At as _, Failure, Step};
 use crate::sys::clone::{Cloned, NewNamespaces, clone_process, exit_now};
 
 /// What the parent needs, and the child does not.
@@ -123,7 +123,11 @@ impl Container {
         };
         let Cloned::Parent { pid, pidfd } = cloned else {
             drop(ours);
-            let failure = init::run(root, program, theirs.as_fd());
+            let entered = parts.cgroups.enter().at(Step::Cgroups);
+            let failure = match entered {
+                Ok(()) => init::run(root, program, theirs.as_fd()),
+                Err(failure) => failure,
+            };
             match socket::send(theirs.as_fd(), &failure.to_bytes(), &[]) {
                 // If that fails the monitor is dead, and nothing else is left to do.
                 Ok(()) | Err(_) => exit_now(ENGINE_ERROR),
@@ -161,8 +165,7 @@ impl Container {
         }
     }
 
-    /// Moves the first process into its cgroups while it mounts, and waits until it has become the
-    /// program.
+    /// Records the first process while it mounts, and waits until it has become the program.
     fn let_run(
         &mut self,
         start: &Start,
@@ -173,9 +176,6 @@ impl Container {
         self.program.identity = Identity::of(self.program.pid)
             .map_err(|error| io_failed("describe the container", &error))?;
         self.describe(lock)?;
-        self.cgroups
-            .attach(self.pid)
-            .map_err(|error| io_failed("move the container into its cgroups", &error))?;
         set_oom_score(self.pid, start.process.oom_score_adj)?;
         match socket::send(report, b"G", &[]) {
             // A child that has ended has sent the reason.
