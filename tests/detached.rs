@@ -4,10 +4,10 @@
 use std::io::{Read as _, Write as _};
 use std::process::Stdio;
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 
 use cowl_tests::busybox::{Running, containers, shop};
-use cowl_tests::profile::{directory, readable, root, user};
+use cowl_tests::profile::{directory, processes, readable, root, user};
 use cowl_tests::store::Store;
 
 /// Starts `script` in the background. /host is a directory of the host with the FIFOs `ready` and
@@ -375,4 +375,43 @@ fn a_paused_container_is_frozen_until_it_is_unpaused() {
         assert_eq!(store.ok(["wait", "web"]), "2\n");
         store.ok(["rm", "web"]);
     });
+}
+
+/// KiB that no other process has in memory.
+fn private(pid: Pid) -> u64 {
+    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+    let lines = rollup.lines().filter(|line| line.starts_with("Private_"));
+    let size = |line: &str| line.split_whitespace().nth(1)?.parse::<u64>().ok();
+    lines.map(|line| size(line).unwrap()).sum()
+}
+
+/// What a container takes beside its program. There are two, whose programs' code is shared.
+fn an_idle_container_takes_little_memory() {
+    let store = shop("store");
+    for name in ["one", "two"] {
+        store.ok(["run", "-d", "--name", name, "shop", "sleep", "1000"]);
+    }
+    let processes = processes();
+    for (name, most) in [
+        ("cowl-runtime run", 819),
+        ("cowl-mountd keeper", 819),
+        ("cowl-mountd worker", 1536),
+    ] {
+        let these = processes.iter().filter(|(_, line)| line.contains(name));
+        let sizes: Vec<_> = these.map(|(pid, _)| private(*pid)).collect();
+        eprintln!("{name}: {sizes:?} KiB");
+        assert_eq!(sizes.len(), 2, "{name} in {processes:?}");
+        assert!(sizes.iter().all(|size| *size <= most), "{name}: {sizes:?}");
+    }
+    store.ok(["rm", "-f", "one", "two"]);
+}
+
+#[test]
+fn an_idle_container_takes_little_memory_as_root() {
+    root(|| an_idle_container_takes_little_memory());
+}
+
+#[test]
+fn an_idle_container_takes_little_memory_as_user() {
+    user(|| an_idle_container_takes_little_memory());
 }
