@@ -224,6 +224,7 @@ for (const rung of report.ladder) {
   row.title = rung.chunks.toLocaleString("en") + " pieces, index of " + size(rung.index_bytes);
   document.getElementById("ladder").append(row);
 }
+if (!report.ladder.some(rung => rung.zstd_bytes !== undefined)) document.getElementById("zstd-key").remove();
 if (!report.ladder.length) document.getElementById("ladder-section").remove();
 
 table("waste", [
@@ -240,8 +241,8 @@ table("duplicates", [
   ["Images", row => row.images], bytes("Missed", row => row.bytes),
 ], report.duplicates, 4);
 table("whatif", [
-  ["Image", row => row.image], ["What", row => row.onto ? "on the base of " + row.onto : "removed"],
-  bytes("Freed", row => row.freed.bytes),
+  ["Image", row => row.image], bytes("Freed", row => row.freed.bytes),
+  ["What", row => row.onto ? "on the base of " + row.onto : "removed"],
 ], [...report.removals, ...report.rebases]);
 
 // Of nothing: a sentence, no empty boxes.
