@@ -51,7 +51,7 @@ use model::Collection;
 use progress::Progress;
 use report::Report;
 use sharing::Sharing;
-use show::{Sizes, printable};
+use show::{Sizes, printable, printable_json};
 use text::Layout;
 
 /// Exit code of a usage error, as `cowl`'s.
@@ -240,7 +240,8 @@ fn diff(arguments: &Arguments, collection: &Collection, stores: &[Store]) -> Res
 }
 
 fn json(value: &impl serde::Serialize) -> Result<String> {
-    Ok(serde_json::to_string_pretty(value).context("the report as JSON")? + "\n")
+    let text = serde_json::to_string_pretty(value).context("the report as JSON")?;
+    Ok(printable_json(&text) + "\n")
 }
 
 /// Writes one list of the report.

@@ -43,8 +43,24 @@ fn push(to: &mut String, what: std::fmt::Arguments<'_>) {
 pub(crate) fn printable(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
-        if c.is_control() || is_format(c) {
+        if is_unprintable(c) {
             push(&mut shown, format_args!("{}", c.escape_unicode()));
+        } else {
+            shown.push(c);
+        }
+    }
+    shown
+}
+
+/// JSON that means the same, without characters that [`printable`] escapes; newlines between its
+/// values stay.
+pub(crate) fn printable_json(json: &str) -> String {
+    let mut shown = String::with_capacity(json.len());
+    for c in json.chars() {
+        if c != '\n' && is_unprintable(c) {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                push(&mut shown, format_args!("\\u{unit:04x}"));
+            }
         } else {
             shown.push(c);
         }
@@ -63,9 +79,10 @@ pub(crate) fn make_printable(value: &mut serde_json::Value) {
     }
 }
 
-/// Unicode's direction marks, separators and characters without width.
-fn is_format(c: char) -> bool {
-    matches!(c,
+/// Control characters, and Unicode's direction marks, separators and characters without width.
+fn is_unprintable(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
         '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
         | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
@@ -295,6 +312,19 @@ mod tests {
         );
         assert_eq!(printable("größe 漢"), "größe 漢");
         assert_eq!(shown_path(b"a\xff/b"), "/a\\xff/b");
+    }
+
+    #[test]
+    fn json_keeps_its_meaning_without_control_characters() {
+        let hostile = "a\x1b[2J\u{9b}\u{7f}\u{202e}\n\u{e0041}漢\"\\";
+        let json = serde_json::to_string_pretty(&[hostile]).unwrap();
+        let shown = printable_json(&json);
+        assert_eq!(
+            shown,
+            "[\n  \"a\\u001b[2J\\u009b\\u007f\\u202e\\n\\udb40\\udc41漢\\\"\\\\\"\n]"
+        );
+        let back: Vec<String> = serde_json::from_str(&shown).unwrap();
+        assert_eq!(back, [hostile]);
     }
 
     #[test]
