@@ -17,7 +17,7 @@ const IMAGES: &str = "IMAGE is a name (`shop`, `shop:1`) or an id (its beginning
     .tar, .tar.gz and the like";
 
 const EXIT_CODES: &str =
-    "Exit codes: 0; 1 for an error or a --fail-if that holds; 125 for a wrong command line.\n";
+    "Exit codes: 0; 1 for an error or a --fail-if that holds;\n125 for a wrong command line.\n";
 
 /// What the help of `cowl dedup` ends with: each column by its definition.
 const OF_REPORT: &str = "\
@@ -29,7 +29,7 @@ Columns:
   SHARED     of those: in other images too; STORED = EXCLUSIVE + SHARED
   FAIR       each content's size divided by the number of images that hold it;
              over all images of the store this sums to what they keep
-  WASTE      what a store of layers would hold without need, as a share of LOGICAL
+  WASTE      what a store of layers holds without need, as a share of LOGICAL
 
 Examples:
   cowl dedup                                  every image of the store

@@ -273,12 +273,13 @@ pub(super) struct Tag {
 /// What the help of `cowl diff` ends with.
 const DIFF_HELP: &str = "\
 Lines are `A PATH` for what is new, `D PATH` for what is gone, and `C PATH` for
-what changed. Of two images, what only B has is new, and what only A has is gone;
+what changed. Of two images, what only B has is new, what only A has is gone;
 behind a changed name is what of it differs: type, mode, owner, device, content,
 target or xattr, but not times. A table of packages follows: those of dpkg, apk
 and rpm whose versions differ. docs/dedup.md has the fields of --json.
 
-Exit codes: 0; 1 for an error or a --fail-if that holds; 125 for a wrong command line.
+Exit codes: 0; 1 for an error or a --fail-if that holds;
+125 for a wrong command line.
 
 Examples:
   cowl diff web
