@@ -3,6 +3,7 @@
 //! Invariant: no two listed images have the same name.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::symlink_metadata;
 
 use anyhow::{Result, bail};
 use cowl_core::digest::ImageId;
@@ -181,7 +182,7 @@ fn find(
         [_] => Ok(keys),
         [] => {
             let shown = name.parse::<Reference>()?;
-            let hint = if archive::is_named_so(name) {
+            let hint = if archive::is_named_so(name) || symlink_metadata(name).is_ok() {
                 format!("; an archive is read as ./{name}")
             } else {
                 "; `cowl images` lists what there is".to_owned()

@@ -7,6 +7,8 @@ use crate::report::{Report, WasteRow};
 use crate::show::{Align::Left, Align::Right, Sizes, Table, note, percent, title};
 use crate::walk::Cause;
 
+const NO_IMAGES: &str = "There are no images in the store.";
+
 /// Which tables are written, and how.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Layout {
@@ -28,6 +30,9 @@ pub(crate) fn summary(report: &Report, layout: Layout) -> String {
 }
 
 fn images(report: &Report, layout: Layout, text: &mut String) {
+    if report.images.is_empty() {
+        return note(text, NO_IMAGES);
+    }
     let size = |bytes| layout.sizes.show(bytes);
     let mut table = Table::new([
         ("IMAGE", Left),
@@ -371,6 +376,9 @@ pub(crate) fn ladder(report: &Report, layout: Layout) -> String {
 /// The layers of each image, short.
 pub(crate) fn only_layers(report: &Report, layout: Layout) -> String {
     let mut text = String::new();
+    if report.images.is_empty() {
+        note(&mut text, NO_IMAGES);
+    }
     let mut layers: HashMap<&str, Vec<&LayerRow>> = HashMap::new();
     for row in &report.layers {
         layers.entry(&row.image).or_default().push(row);
