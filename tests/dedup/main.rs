@@ -1,5 +1,8 @@
 //! `cowl dedup`: its figures are those of the archives and of `du`, and every way to see them.
 
+mod archives;
+mod command_line;
+mod conditions;
 mod figures;
 mod runs;
 mod views;

@@ -1,0 +1,90 @@
+//! `--fail-if`: the exit code, with the report all the same.
+
+use cowl_tests::command::python;
+use cowl_tests::profile::{directory, root};
+use cowl_tests::store::Store;
+
+use crate::load_images;
+
+/// 3 of one's logical bytes are overwritten: far below 1 %, but more than 2 bytes.
+#[test]
+fn a_condition_that_holds_is_exit_code_1() {
+    root(|| {
+        let store = Store::new("store");
+        load_images(&store);
+        let passed = store.run([
+            "dedup",
+            "one",
+            "--fail-if",
+            "overwritten>1%",
+            "--fail-if",
+            "waste>99%",
+        ]);
+        assert_eq!((passed.code(), passed.stderr.as_str()), (0, ""));
+        let failed = store.run(["dedup", "one", "--fail-if", "overwritten>2B"]);
+        assert_eq!(failed.code(), 1, "{failed}");
+        assert!(
+            failed.stdout.contains("one:latest"),
+            "the report comes all the same: {failed}"
+        );
+        assert!(
+            failed.stderr.contains("one:latest: overwritten is"),
+            "{failed}"
+        );
+        let line = store.run(["dedup", "--fail-if", "wast>5%"]).refused(125);
+        assert!(line.contains("wast"), "{line}");
+    });
+}
+
+/// Of `cowl diff` as of `cowl layers`: 1 if it holds, with the report all the same, also as JSON.
+#[test]
+fn conditions_of_layers_and_of_two_images() {
+    root(|| {
+        let store = Store::new("store");
+        load_images(&store);
+        // Above their base, three adds gone and srv/again, changes etc/conf, srv/also and sym, and
+        // deletes srv/big and opt/b; two adds byte, data and holes.
+        for (condition, code) in [
+            ("files>9", 1),
+            ("files>10", 0),
+            ("added>=2", 1),
+            ("changed>3", 0),
+            ("changed>2", 1),
+            ("removed<5", 0),
+            ("packages>0", 0),
+        ] {
+            let run = store.run(["diff", "two", "three", "--fail-if", condition]);
+            assert_eq!(run.code(), code, "{condition}: {run}");
+            assert!(run.stdout.contains("A /srv/again"), "{condition}: {run}");
+            let words = format!(
+                "two:latest, three:latest: {}",
+                condition.split(['<', '>']).next().unwrap()
+            );
+            assert_eq!(run.stderr.contains(&words), code == 1, "{condition}: {run}");
+        }
+        let script = "
+import json, sys
+r = json.loads(sys.argv[1])
+if 'layers' in r: print(r['version'], [(l['number'], l['added'], l['waste_bytes']) for l in r['layers']])
+else: print(r['version'], r['a'], r['b'], len(r['files']))
+";
+        let json = |arguments: &[&str], code| {
+            let run = store.run(arguments);
+            assert_eq!(run.code(), code, "{run}");
+            python(&directory(), script, [&run.stdout])
+        };
+        let diff = [
+            "diff",
+            "two",
+            "two:latest",
+            "--json",
+            "--fail-if",
+            "files>0",
+        ];
+        assert_eq!(json(&diff, 0), "1 two two:latest 0\n");
+        // three: etc/conf of 3 bytes is replaced, srv/also of 3001 given again; srv/big stays as srv/link,
+        // opt/a of 100 is given again and opt/b of 200 deleted.
+        let layers = ["layers", "three", "--json", "--fail-if", "waste>1B"];
+        assert_eq!(json(&layers, 1), "1 [(1, 8, 203), (2, 1, 3101)]\n");
+    });
+}
