@@ -11,6 +11,12 @@
 //! A failing input is written to `$TMPDIR` and the command that repeats it is printed.
 
 mod mutate;
+// `cowl-dedup` is a program without a library: its parsers are compiled into this one.
+#[path = "../../tools/dedup/packages.rs"]
+#[expect(dead_code, reason = "where databases are, and how versions are shown")]
+mod packages;
+#[path = "../../tools/dedup/rpm/mod.rs"]
+mod rpm;
 mod targets;
 
 use std::fs;

@@ -16,6 +16,8 @@ use cowl_core::upper::marks;
 use cowl_launch::{control, wire};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, send, socketpair};
 
+use crate::packages::{self, Kind, Packages};
+
 /// A parser, as the runner sees it.
 #[derive(Debug)]
 pub struct Target {
@@ -40,7 +42,7 @@ const fn target(name: &'static str, parse: fn(&[u8]) -> bool) -> Target {
     }
 }
 
-pub const TARGETS: [Target; 14] = [
+pub const TARGETS: [Target; 16] = [
     // Headers, PAX records and sparse maps in all spellings: seeds/layer has one archive of each.
     Target {
         repair: checksums,
@@ -110,6 +112,14 @@ pub const TARGETS: [Target; 14] = [
             request | reply | control::decode_process(input).is_ok()
         })
     },
+    Target {
+        golden: &["rpm"],
+        ..target("rpm", |input| read_packages(Kind::Rpm, input))
+    },
+    target("packages", |input| {
+        let dpkg = read_packages(Kind::Dpkg, input);
+        read_packages(Kind::Apk, input) || dpkg
+    }),
 ];
 
 /// Small limits, so that an input's time is bounded by them.
@@ -168,6 +178,21 @@ fn read_launch(input: &[u8]) -> bool {
     let request = message(|socket| wire::receive_request(socket.as_fd()).is_ok());
     let event = message(|socket| wire::receive_event(socket.as_fd()).is_ok());
     run | request | event | start()
+}
+
+/// Whether a database has packages. What is copied out of it is bounded by its length: name,
+/// version and release may lie over each other, SQLite's rows are read for at most twice the file,
+/// and a byte that is no UTF-8 becomes three.
+fn read_packages(kind: Kind, input: &[u8]) -> bool {
+    let mut packages = Packages::new();
+    let read = packages::read(kind, input, &mut packages);
+    let copied: usize = packages
+        .iter()
+        .flat_map(|((_, name), versions)| std::iter::once(name).chain(versions))
+        .map(String::len)
+        .sum();
+    assert!(copied <= 32 * input.len(), "{copied} bytes");
+    read.is_ok() && !packages.is_empty()
 }
 
 /// Corrects the checksum of every block that has the magic of a tar header.
