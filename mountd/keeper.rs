@@ -192,6 +192,7 @@ fn order(
             name: request.name.clone(),
             chain: request.chain,
             io_mode: request.io_mode,
+            ids: request.ids.clone(),
             objects_read_only,
             roles: Vec::new(),
         },
@@ -285,7 +286,7 @@ fn end(worker: Pid) {
 mod tests {
     use std::fs::File;
 
-    use cowl_core::handover::IoModeChoice;
+    use cowl_core::handover::{IdMap, IoModeChoice};
 
     use super::*;
 
@@ -303,6 +304,7 @@ mod tests {
             name: "image".into(),
             chain: [0; 32],
             io_mode: IoModeChoice::Auto,
+            ids: IdMap::default(),
             roles: roles.clone(),
         };
         let directory = File::open("/").unwrap();

@@ -22,7 +22,7 @@ use rustix::thread::{CapabilitySet, capabilities};
 
 use crate::counters::Counters;
 use crate::failure::{OrFail, failure};
-use crate::fuse::{Agreed, Connection, Dispatcher, End, IdMap, Server, Wanted, probe_backing};
+use crate::fuse::{Agreed, Connection, Dispatcher, End, Owners, Server, Wanted, probe_backing};
 use crate::journal::Journal;
 use crate::overlay::{Config, LowerParts, Overlay, Rules, UpperDirs};
 use crate::process;
@@ -62,6 +62,7 @@ fn serve(socket: OwnedFd) -> Result<End, MountFailed> {
         overlay,
         counters,
         io_mode,
+        owners,
         journal,
         lease: _held,
     } = &mount;
@@ -73,9 +74,8 @@ fn serve(socket: OwnedFd) -> Result<End, MountFailed> {
         _ => process::confine(needed, needed),
     };
     told(socket.as_fd(), confined)?;
-    let ids = IdMap::default();
     let dispatcher =
-        Dispatcher::new(overlay, connection, &ids).or_fail("cannot tell our capabilities");
+        Dispatcher::new(overlay, connection, owners).or_fail("cannot tell our capabilities");
     let dispatcher = told(socket.as_fd(), dispatcher)?;
     let server = Server::new(connection, dispatcher, counters, journal.as_deref());
     let ready = Message::WorkerReady(WorkerReady { io_mode: *io_mode });
@@ -131,6 +131,7 @@ struct Mount {
     counters: Counters,
     /// How files are served.
     io_mode: IoMode,
+    owners: Owners,
     journal: Option<Arc<Journal>>,
     /// The lock lives as long as this process or its keeper.
     lease: OwnedFd,
@@ -200,6 +201,7 @@ fn prepare(socket: BorrowedFd<'_>) -> Result<Mount, MountFailed> {
         overlay,
         counters,
         io_mode,
+        owners: Owners(request.ids),
         journal,
         lease,
     })

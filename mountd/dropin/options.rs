@@ -7,9 +7,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
-use cowl_core::handover::IoModeChoice;
-
-use crate::fuse::{IdKind, IdMap};
+use cowl_core::handover::{IdKind, IdMap, IoModeChoice};
 
 /// Longest stack of lower directories, as in overlayfs.
 const MOST_LAYERS: usize = 500;
@@ -203,7 +201,7 @@ impl Options {
             let id = text.parse().ok().filter(|id| *id < u32::MAX);
             id.map(|id| self.ids.squash(kind, id))
         } else {
-            self.ids.map(kind, &text)
+            self.ids.map(kind, &text).ok()
         };
         taken.ok_or(OptionError::Value(name.into(), text))
     }

@@ -16,7 +16,7 @@ use rustix::thread::{CapabilitySet, capabilities};
 use super::{MountFlags, Mounting, Options, take_stdin};
 use crate::counters::{self, Counters};
 use crate::failure::{OrFail, failure};
-use crate::fuse::{Connection, Dispatcher, End, Server, Wanted};
+use crate::fuse::{Connection, Dispatcher, End, Owners, Server, Wanted};
 use crate::mount::{MountParameters, make_mount, open_device, read_only_clone};
 use crate::overlay::{Config, Layers, LowerParts, Overlay, Rules, UpperDirs};
 use crate::{process, worker};
@@ -61,9 +61,9 @@ fn serve(mounting: Mounting, ready: impl FnOnce(u64) -> io::Result<()>) -> Resul
     let counters = counters::create(device_number)
         .and_then(|memory| Counters::map(memory.as_fd()).map(|counters| (memory, counters)));
     let (_memory, counters) = counters.or_fail("cannot make the request counters")?;
-    let mut ids = options.ids.clone();
-    ids.read_overflow_ids()
-        .or_fail("cannot read the system's overflow ids")?;
+    let mut owners = Owners(options.ids.clone());
+    let read = owners.0.read_overflow_ids();
+    read.or_fail("cannot read the system's overflow ids")?;
     let wanted = Wanted {
         io_mode,
         writable: upper.is_some(),
@@ -101,7 +101,7 @@ fn serve(mounting: Mounting, ready: impl FnOnce(u64) -> io::Result<()>) -> Resul
         return Err(error);
     }
     let dispatcher =
-        Dispatcher::new(&overlay, &connection, &ids).or_fail("cannot tell our capabilities")?;
+        Dispatcher::new(&overlay, &connection, &owners).or_fail("cannot tell our capabilities")?;
     let server = Server::new(&connection, dispatcher, &counters, None);
     match server
         .run(|| ready(device_number))

@@ -13,9 +13,9 @@ use rustix::io::Errno;
 use super::backing::BackingIds;
 use super::decode::{Header, Operation, Setattr, WireTime};
 use super::files::{handle_of, open_flags, write_whole};
-use super::ids::IdMap;
 use super::negotiate::{Connection, MAX_WRITE};
 use super::notify;
+use super::owners::Owners;
 use super::reply::{self, Reply};
 use super::shortage::Shortage;
 use super::wire;
@@ -39,7 +39,7 @@ pub(crate) struct Dispatcher<'m> {
     pub(super) device: BorrowedFd<'m>,
     pub(super) backing: BackingIds,
     shortage: Shortage,
-    ids: &'m IdMap,
+    owners: &'m Owners,
     /// Whether OPEN and CREATE are answered ENOSYS, and so asked once only. The kernel then opens
     /// files by itself, and creates them with MKNOD, which no RELEASE follows.
     pub(super) skip_open: bool,
@@ -50,18 +50,18 @@ pub(crate) struct Dispatcher<'m> {
 }
 
 impl<'m> Dispatcher<'m> {
-    /// A dispatcher of `connection`'s requests to `overlay`, whose ids are shown by `ids`.
+    /// A dispatcher of `connection`'s requests to `overlay`, whose owners are shown by `owners`.
     pub(crate) fn new(
         overlay: &'m Overlay,
         connection: &'m Connection,
-        ids: &'m IdMap,
+        owners: &'m Owners,
     ) -> io::Result<Self> {
         Ok(Self {
             overlay,
             device: connection.as_fd(),
             backing: BackingIds::new()?,
             shortage: Shortage::default(),
-            ids,
+            owners,
             skip_open: connection.may_skip_open(),
             skip_seek: connection.writes_back(),
         })
@@ -121,7 +121,7 @@ impl<'m> Dispatcher<'m> {
             Operation::Statfs => reply.put(&reply::statfs_out(&overlay.statfs()?)),
             Operation::Getxattr { name, size } => {
                 let mut value = overlay.getxattr(node, name)?;
-                self.ids.shown_value(name, &mut value);
+                self.owners.shown_value(name, &mut value);
                 sized(&value, size, reply)
             }
             Operation::Listxattr { size } => sized(&overlay.listxattr(node)?, size, reply),
@@ -132,7 +132,7 @@ impl<'m> Dispatcher<'m> {
                 kill_sgid,
             } => {
                 let flags = xattr_flags(flags, kill_sgid)?;
-                let value = self.ids.value_of_file(name, value);
+                let value = self.owners.value_of_file(name, value);
                 overlay.setxattr(node, name, &value, flags)
             }
             Operation::Removexattr { name } => overlay.removexattr(node, name),
@@ -298,7 +298,7 @@ impl Dispatcher<'_> {
     fn getattr(&self, node: NodeId, reply: &mut Reply) -> Result<(), Errno> {
         let valid = self.validity(node);
         let attr = self.overlay.getattr(node)?;
-        reply.put(&reply::attr_out(&self.ids.shown(&attr), valid))
+        reply.put(&reply::attr_out(&self.owners.shown(&attr), valid))
     }
 
     fn setattr(&self, node: NodeId, changes: &Setattr, reply: &mut Reply) -> Result<(), Errno> {
@@ -313,9 +313,9 @@ impl Dispatcher<'_> {
         };
         let valid = self.validity(node);
         let attr = self
-            .change(node, &self.ids.change_of_file(&set))
+            .change(node, &self.owners.change_of_file(&set))
             .inspect_err(|errno| self.note_stale(node, *errno))?;
-        reply.put(&reply::attr_out(&self.ids.shown(&attr), valid))
+        reply.put(&reply::attr_out(&self.owners.shown(&attr), valid))
     }
 
     /// Changes attributes. Where owners are not shown, as on hosts that do not let them be
@@ -323,7 +323,7 @@ impl Dispatcher<'_> {
     fn change(&self, node: NodeId, set: &SetAttr) -> Result<Attr, Errno> {
         match self.overlay.setattr(node, set) {
             Err(Errno::PERM | Errno::INVAL)
-                if self.ids.squashes() && (set.uid.is_some() || set.gid.is_some()) =>
+                if self.owners.are_squashed() && (set.uid.is_some() || set.gid.is_some()) =>
             {
                 let (uid, gid) = (None, None);
                 self.overlay.setattr(node, &SetAttr { uid, gid, ..*set })
@@ -339,8 +339,8 @@ impl Dispatcher<'_> {
         caller: Caller,
         create: impl Fn(&Caller) -> Result<T, Errno>,
     ) -> Result<T, Errno> {
-        match create(&self.ids.of_files(caller)) {
-            Err(Errno::PERM) if self.ids.squashes() => create(&Caller {
+        match create(&self.owners.of_files(caller)) {
+            Err(Errno::PERM) if self.owners.are_squashed() => create(&Caller {
                 uid: rustix::process::geteuid().as_raw(),
                 gid: rustix::process::getegid().as_raw(),
             }),
@@ -351,7 +351,7 @@ impl Dispatcher<'_> {
     /// A name's node as the kernel is told it.
     pub(super) fn shown(&self, entry: Entry) -> Entry {
         Entry {
-            attr: self.ids.shown(&entry.attr),
+            attr: self.owners.shown(&entry.attr),
             ..entry
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! `negotiate` leaves INIT to `fuser`; from then on the threads of `threads` read requests into a
 //! `buffer` and `serve` answers them: `decode` says what is asked, `dispatch` has the overlay do
-//! it, `reply` writes the answer, `ids` maps owners, and `backing` hands host files to the kernel.
+//! it, `reply` writes the answer, `owners` maps owners, and `backing` hands host files to the kernel.
 //! The worker sets it up.
 //!
 //! Invariant: no struct of the kernel leaves this module, and no rule of the filesystem enters it.
@@ -22,10 +22,10 @@ mod buffer;
 mod decode;
 mod dispatch;
 mod files;
-mod ids;
 mod negotiate;
 mod notify;
 mod opcode;
+mod owners;
 mod reply;
 mod resent;
 mod serve;
@@ -35,9 +35,9 @@ mod wire;
 
 pub(crate) use backing::probe as probe_backing;
 pub(crate) use dispatch::Dispatcher;
-pub use ids::{IdMap, Kind as IdKind};
 pub(crate) use negotiate::{Agreed, Connection, Wanted};
 pub use opcode::name as request_name;
+pub(crate) use owners::Owners;
 pub(crate) use serve::Server;
 pub(crate) use threads::End;
 

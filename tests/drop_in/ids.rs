@@ -1,9 +1,11 @@
-//! Owners: what `uidmapping`, `gidmapping`, `squash_to_*` and `noacl` show, and write.
+//! Owners: what `uidmapping`, `gidmapping`, `squash_to_*` and `noacl` show, and write; the same of
+//! `cowl mount`, over an image.
 
 use std::path::Path;
 
 use cowl_tests::command::{program, run, shell};
 use cowl_tests::profile::root;
+use cowl_tests::store::Store;
 
 use super::{Place, STACK};
 
@@ -24,6 +26,20 @@ rm 0; as 1000 mkdir 0
 
 const OWNERS: &str = "find . ! -type c ! -name '.wh.*' -printf '%p %y %U:%G %m\\n' | sort";
 
+/// Mounts the lowest layer as an image, in place of the stack.
+fn mount_image(place: &Place, store: &str, options: &str) {
+    let store = Store::new(store);
+    store.import_directory(&place.at("bottom"), "bottom");
+    let mut command = store.command(["mount", "bottom", "--upper"]);
+    command.args(["upper", "--work", "work", "mnt"]);
+    for option in options.split(',') {
+        let (name, value) = option.split_once('=').unwrap_or((option, ""));
+        command.arg(format!("--{}", name.replace('_', "-")));
+        command.args(Some(value).filter(|value| !value.is_empty()));
+    }
+    run(command.current_dir(&place.path)).ok();
+}
+
 #[test]
 fn mapped_and_squashed_owners_are_fuse_overlayfs_s_as_root() {
     root(|| {
@@ -37,14 +53,16 @@ fn mapped_and_squashed_owners_are_fuse_overlayfs_s_as_root() {
             &squashed,
         ];
         for (number, options) in cases.into_iter().enumerate() {
-            let [ours, peers] = ["cowl", "peer"].map(|peer| {
-                let place = Place::new(&format!("{peer}{number}"));
+            let [ours, image, peers] = ["cowl", "image", "peer"].map(|who| {
+                let place = Place::new(&format!("{who}{number}"));
                 shell::<&str>(&place.path, OWNED, []);
                 let all = format!("{STACK},{options}");
-                if peer == "cowl" {
-                    place.ours(&all);
-                } else {
-                    place.mount(Path::new("/usr/bin/fuse-overlayfs"), &all).ok();
+                match who {
+                    "cowl" => place.ours(&all),
+                    "image" => mount_image(&place, &format!("store{number}"), options),
+                    _ => {
+                        place.mount(Path::new("/usr/bin/fuse-overlayfs"), &all).ok();
+                    }
                 }
                 let before = shell::<&str>(&place.at("mnt"), OWNERS, []);
                 shell::<&str>(&place.at("mnt"), CHANGES, []);
@@ -56,6 +74,7 @@ fn mapped_and_squashed_owners_are_fuse_overlayfs_s_as_root() {
                 (before, after, kept)
             });
             assert_eq!(ours, peers, "{options}");
+            assert_eq!(image, peers, "an image, {options}");
         }
     });
 }

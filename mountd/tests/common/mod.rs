@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use cowl_core::digest::{DiffId, ObjectId, Sha256Digest};
 use cowl_core::handover::{
-    self, IoMode, IoModeChoice, MountError, MountSources, Mounted, UpperSource,
+    self, IdMap, IoMode, IoModeChoice, MountError, MountSources, Mounted, UpperSource,
 };
 use cowl_core::tree::{Kind, LayerBuilder, Meta, Timestamp, Tree, merge};
 use cowl_tests::host::kernel_has_passthrough;
@@ -184,6 +184,7 @@ impl Image {
             name: "test:image",
             chain: self.chain,
             io_mode: choice,
+            ids: &IdMap::default(),
             tree: tree.as_fd(),
             objects: objects.as_fd(),
             lease: lease.as_fd(),

@@ -11,6 +11,7 @@ use std::process::{Child, Command, Stdio};
 use thiserror::Error;
 
 use super::codec::HandoverError;
+use super::ids::IdMap;
 use super::message::{IoModeChoice, Message, MountFailed, MountReady, MountRequest, Role};
 use super::socket::{pair, receive, send};
 
@@ -32,6 +33,8 @@ pub struct MountSources<'fd> {
     pub chain: [u8; 32],
     /// The I/O mode wanted.
     pub io_mode: IoModeChoice,
+    /// How owners are shown.
+    pub ids: &'fd IdMap,
     /// The merged tree, opened for reading.
     pub tree: BorrowedFd<'fd>,
     /// The store's `objects/` directory.
@@ -150,6 +153,7 @@ fn ask(
         name: sources.name.to_owned(),
         chain: sources.chain,
         io_mode: sources.io_mode,
+        ids: sources.ids.clone(),
         roles,
     };
     send(socket, &Message::MountRequest(request), &descriptors)?;
@@ -210,6 +214,7 @@ mod tests {
                 name: "x",
                 chain: [0; 32],
                 io_mode: IoModeChoice::Auto,
+                ids: &IdMap::default(),
                 tree: file.as_fd(),
                 objects: file.as_fd(),
                 lease: file.as_fd(),

@@ -105,14 +105,14 @@ const fn payload_format() -> Configuration<LittleEndian, Varint, Limit<MAX_MESSA
 
 /// The bytes of `message`: the header and one record.
 pub fn encode(message: &Message) -> Result<Vec<u8>, HandoverError> {
-    let (kind, payload) = match message {
-        Message::MountRequest(it) => (1, payload_of(it)?),
-        Message::MountReady(it) => (2, payload_of(it)?),
-        Message::MountFailed(it) => (3, payload_of(it)?),
-        Message::WorkerRequest(it) => (4, payload_of(it)?),
-        Message::WorkerReady(it) => (5, payload_of(it)?),
+    let (kind, version, payload) = match message {
+        Message::MountRequest(it) => (1, 2, payload_of(it)?),
+        Message::MountReady(it) => (2, 1, payload_of(it)?),
+        Message::MountFailed(it) => (3, 1, payload_of(it)?),
+        Message::WorkerRequest(it) => (4, 2, payload_of(it)?),
+        Message::WorkerReady(it) => (5, 1, payload_of(it)?),
     };
-    let bytes = PROTOCOL.encode(kind, 1, &payload);
+    let bytes = PROTOCOL.encode(kind, version, &payload);
     let bytes = bytes.ok_or(HandoverError::TooLong(payload.len()))?;
     if bytes.len() > MAX_MESSAGE {
         return Err(HandoverError::TooLong(bytes.len()));
@@ -136,10 +136,10 @@ pub fn decode(bytes: &[u8]) -> Result<Message, HandoverError> {
 
 fn read_record(kind: u16, version: u16, payload: &[u8]) -> Result<Option<Message>, HandoverError> {
     Ok(Some(match (kind, version) {
-        (1, 1) => Message::MountRequest(whole(payload)?),
+        (1, 2) => Message::MountRequest(whole(payload)?),
         (2, 1) => Message::MountReady(whole(payload)?),
         (3, 1) => Message::MountFailed(whole(payload)?),
-        (4, 1) => Message::WorkerRequest(whole(payload)?),
+        (4, 2) => Message::WorkerRequest(whole(payload)?),
         (5, 1) => Message::WorkerReady(whole(payload)?),
         _ if kind & OPTIONAL != 0 => return Ok(None),
         _ => return Err(HandoverError::Record { kind, version }),

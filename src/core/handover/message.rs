@@ -8,6 +8,8 @@ use std::str::FromStr;
 
 use bincode::{Decode, Encode};
 
+use super::ids::IdMap;
+
 /// What a descriptor sent with a message is.
 ///
 /// The order of the variants is the wire's: append only.
@@ -164,6 +166,8 @@ pub struct MountRequest {
     pub chain: [u8; 32],
     /// The I/O mode asked for.
     pub io_mode: IoModeChoice,
+    /// How owners are shown.
+    pub ids: IdMap,
     /// The descriptors of this message, in order.
     pub roles: Vec<Role>,
 }
@@ -216,6 +220,8 @@ pub struct WorkerRequest {
     pub chain: [u8; 32],
     /// As in [`MountRequest`].
     pub io_mode: IoModeChoice,
+    /// As in [`MountRequest`].
+    pub ids: IdMap,
     /// Whether [`Role::Objects`] is a read-only mount. Objects may back files in the kernel only
     /// if it is.
     pub objects_read_only: bool,

@@ -25,11 +25,13 @@
 
 mod client;
 mod codec;
+mod ids;
 mod message;
 mod socket;
 
 pub use client::{MountError, MountSources, Mounted, UpperSource, mount};
 pub use codec::{HandoverError, MAX_MESSAGE, decode, encode};
+pub use ids::{IdKind, IdMap, NoIdMapping};
 pub use message::{
     IoMode, IoModeChoice, Message, MountFailed, MountReady, MountRequest, NoIoMode, Role,
     WorkerReady, WorkerRequest,

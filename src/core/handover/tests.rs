@@ -9,15 +9,24 @@ use proptest::prelude::*;
 
 use super::*;
 
+fn mapping() -> IdMap {
+    let mut ids = IdMap::default();
+    ids.map(IdKind::User, "0:1000:1:1:110000:65536").unwrap();
+    ids.squash(IdKind::Group, 4);
+    ids.squash_to_root();
+    ids
+}
+
 fn every_message() -> Vec<(&'static str, Message)> {
     let chain = std::array::from_fn(|at| u8::try_from(at).unwrap());
     vec![
         (
-            "mount-request-1",
+            "mount-request-2",
             Message::MountRequest(MountRequest {
                 name: "debian:12".into(),
                 chain,
                 io_mode: IoModeChoice::Auto,
+                ids: IdMap::default(),
                 roles: vec![
                     Role::Tree,
                     Role::Objects,
@@ -43,11 +52,12 @@ fn every_message() -> Vec<(&'static str, Message)> {
             }),
         ),
         (
-            "worker-request-1",
+            "worker-request-2",
             Message::WorkerRequest(WorkerRequest {
                 name: "debian:12".into(),
                 chain,
                 io_mode: IoModeChoice::Cached,
+                ids: mapping(),
                 objects_read_only: true,
                 roles: vec![Role::Fuse, Role::Counters, Role::Tree, Role::Objects],
             }),
@@ -218,6 +228,7 @@ fn mount_names_a_program_that_cannot_be_started() {
         name: "x",
         chain: [0; 32],
         io_mode: IoModeChoice::Auto,
+        ids: &IdMap::default(),
         tree: file.as_fd(),
         objects: file.as_fd(),
         lease: file.as_fd(),

@@ -13,7 +13,7 @@ use super::refused;
 use super::system::System;
 use super::volume::Volume;
 use clap::builder::ArgAction;
-use clap::{Args, Command as Definition, Parser, Subcommand};
+use clap::{Args, Command as Definition, Parser, Subcommand, value_parser};
 use cowl_core::handover::IoModeChoice;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -444,7 +444,33 @@ pub(super) struct Mount {
     /// How files are read and written: auto, cached, passthrough or writeback
     #[arg(long, value_name = "MODE", default_value_t, hide_default_value = true)]
     pub(super) io: IoModeChoice,
+    #[command(flatten)]
+    pub(super) owners: Owners,
 }
+
+/// How a mount shows the owners of files.
+#[derive(Debug, Args)]
+pub(super) struct Owners {
+    /// Show users by ranges: those of files from FILE on as those from SHOWN on, and new files the
+    /// other way round; no file is copied or changed
+    #[arg(long, value_name = "FILE:SHOWN:LENGTH[:...]")]
+    pub(super) uidmapping: Option<String>,
+    /// The same for groups
+    #[arg(long, value_name = "FILE:SHOWN:LENGTH[:...]")]
+    pub(super) gidmapping: Option<String>,
+    /// Show all files as this user's
+    #[arg(long, value_name = "UID", value_parser = value_parser!(u32).range(..=MAX_ID))]
+    pub(super) squash_to_uid: Option<u32>,
+    /// Show all files as this group's
+    #[arg(long, value_name = "GID", value_parser = value_parser!(u32).range(..=MAX_ID))]
+    pub(super) squash_to_gid: Option<u32>,
+    /// Show all files as root's
+    #[arg(long)]
+    pub(super) squash_to_root: bool,
+}
+
+/// The last id: -1 stands for none (chown(2)).
+const MAX_ID: i64 = u32::MAX as i64 - 1;
 
 #[derive(Debug, Args)]
 pub(super) struct Umount {

@@ -9,7 +9,7 @@ use super::mountpoint::{self, MountPoint};
 use super::signals::Signals;
 use super::{Engine, helpers, names};
 use cowl_core::digest::DiffId;
-use cowl_core::handover::{self, IoModeChoice, MountSources, UpperSource};
+use cowl_core::handover::{self, IdMap, IoModeChoice, MountSources, UpperSource};
 use cowl_core::store::{Lease, Store, remove_tree};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -32,6 +32,8 @@ pub(super) struct Request<'a> {
     pub layers: &'a [DiffId],
     /// How files are read and written.
     pub io_mode: IoModeChoice,
+    /// How owners are shown.
+    pub ids: &'a IdMap,
     /// Upper and work directories; `None` mounts read-only.
     pub upper: Option<(BorrowedFd<'a>, BorrowedFd<'a>)>,
 }
@@ -72,6 +74,7 @@ pub(super) fn mount(store: &Store, request: &Request<'_>, lease: Lease) -> Resul
         name: request.name,
         chain: *merged.chain.0.as_bytes(),
         io_mode: request.io_mode,
+        ids: request.ids,
         tree: merged.file.as_fd(),
         objects: objects.as_fd(),
         lease: lease.as_fd(),
@@ -163,6 +166,8 @@ pub struct MountRequest<'a> {
     pub work: Option<&'a Path>,
     /// How files are read and written.
     pub io_mode: IoModeChoice,
+    /// How owners are shown.
+    pub ids: &'a IdMap,
 }
 
 /// How long another process may have a mount after `umount`. A container that is starting may hold
@@ -304,6 +309,7 @@ impl Engine {
             title: &image.name,
             layers: &image.layers,
             io_mode: request.io_mode,
+            ids: request.ids,
             upper: upper
                 .as_ref()
                 .map(|(upper, work)| (upper.as_fd(), work.as_fd())),

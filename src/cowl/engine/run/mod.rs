@@ -25,6 +25,7 @@ use super::signals::Signals;
 use super::start::plan;
 use super::{Engine, helpers, names};
 use crate::volume::VolumeName;
+use cowl_core::handover::IdMap;
 use cowl_launch::client::{Launch, Monitor, StartError};
 use cowl_launch::control::{StreamSet, Streams};
 use cowl_launch::message::{After, Started};
@@ -192,6 +193,7 @@ impl Engine {
             title: &config.config.image,
             layers: &config.layers,
             io_mode: config.host.io_mode()?,
+            ids: &IdMap::default(),
             upper: Some((upper.as_fd(), work.as_fd())),
         };
         let lease = self
