@@ -12,7 +12,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, RenameFlags, StatxFlags};
+use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, RawDir, RenameFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::process::Uid;
 
@@ -22,6 +22,9 @@ use super::StoreError;
 pub(super) const PUBLISHED: Mode = Mode::RUSR.union(Mode::RGRP).union(Mode::ROTH);
 /// JSON files that are replaced as a whole.
 pub(super) const PRIVATE: Mode = Mode::RUSR.union(Mode::WUSR);
+
+/// Bytes of names that one call lists.
+const LISTING: usize = 64 * 1024;
 
 /// The attributes of a name in a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -302,15 +305,28 @@ impl StoreDir {
 
     /// All names but `.` and `..`, sorted: reports are deterministic.
     pub(super) fn names(&self) -> Result<Vec<Box<OsStr>>, StoreError> {
+        self.names_that(|_| true)
+    }
+
+    /// The names that `wanted` chooses, but `.` and `..`, sorted. The others cost no memory.
+    pub(super) fn names_that(
+        &self,
+        wanted: impl Fn(&OsStr) -> bool,
+    ) -> Result<Vec<Box<OsStr>>, StoreError> {
         let failed = |errno| StoreError::io("list", &self.path, errno);
+        // A descriptor of its own: the offset belongs to one.
+        let dir = fs::openat(&self.fd, ".", OPEN_DIR, Mode::empty()).map_err(failed)?;
+        let mut buffer = Vec::with_capacity(LISTING);
+        let mut entries = RawDir::new(dir, buffer.spare_capacity_mut());
         let mut names = Vec::new();
-        for entry in fs::Dir::read_from(&self.fd).map_err(failed)? {
+        while let Some(entry) = entries.next() {
             let entry = entry.map_err(failed)?;
-            if !is_dot(entry.file_name()) {
-                names.push(OsStr::from_bytes(entry.file_name().to_bytes()).into());
+            let name = OsStr::from_bytes(entry.file_name().to_bytes());
+            if !is_dot(entry.file_name()) && wanted(name) {
+                names.push(name.into());
             }
         }
-        names.sort();
+        names.sort_unstable();
         Ok(names)
     }
 

@@ -4,6 +4,7 @@
 
 use std::ffi::OsStr;
 
+use data_encoding::HEXLOWER;
 use rustix::fs::FileType;
 
 use super::super::dir::{Meta, StoreDir};
@@ -97,12 +98,12 @@ fn unmarked(
     marked: &Marked,
     parse: impl Fn(&str) -> Option<What>,
 ) -> Result<Vec<Found>, StoreError> {
+    let parse = |name: &OsStr| name.to_str().and_then(&parse);
+    // Most of what there is, is marked: only what is not is sorted and looked at.
+    let garbage = |name: &OsStr| parse(name).is_some_and(|what| marked.is_garbage(&what));
     let mut found = Vec::new();
-    for name in dir.names()? {
-        let Some(what) = name.to_str().and_then(&parse) else {
-            continue;
-        };
-        if marked.is_garbage(&what)
+    for name in dir.names_that(garbage)? {
+        if let Some(what) = parse(&name)
             && let Some(meta) = dir.stat(&name)?
         {
             found.push((what, parts(dir, &name, meta)?));
@@ -132,15 +133,14 @@ fn files(parts: &[Meta]) -> impl Iterator<Item = &Meta> {
 
 /// The object of this name in this fan-out directory.
 fn object_id(fan_out: &str, name: &str) -> Option<ObjectId> {
-    let digit = |byte: u8| match byte {
-        b'0'..=b'9' => Some(byte - b'0'),
-        b'a'..=b'f' => Some(byte - b'a' + 10),
-        _ => None,
-    };
-    let mut digits = fan_out.bytes().chain(name.bytes());
-    let mut bytes = [0; 32];
-    for byte in &mut bytes {
-        *byte = digit(digits.next()?)? << 4 | digit(digits.next()?)?;
+    let mut digits = [0; 64];
+    let (first, rest) = digits.split_at_mut(2);
+    if (fan_out.len(), name.len()) != (first.len(), rest.len()) {
+        return None;
     }
-    digits.next().is_none().then(|| ObjectId::from_bytes(bytes))
+    first.copy_from_slice(fan_out.as_bytes());
+    rest.copy_from_slice(name.as_bytes());
+    let mut bytes = [0; 32];
+    HEXLOWER.decode_mut(&digits, &mut bytes).ok()?;
+    Some(ObjectId::from_bytes(bytes))
 }
