@@ -26,6 +26,9 @@ pub(super) const PRIVATE: Mode = Mode::RUSR.union(Mode::WUSR);
 /// Bytes of names that one call lists.
 const LISTING: usize = 64 * 1024;
 
+/// Bytes of most records: they are read by one call, and another one that finds the end.
+const RECORD: usize = 4096;
+
 /// The attributes of a name in a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Meta {
@@ -201,7 +204,7 @@ impl StoreDir {
         let Some(file) = self.open(name)? else {
             return Ok(None);
         };
-        let mut bytes = Vec::new();
+        let mut bytes = Vec::with_capacity(RECORD);
         file.take(limit + 1)
             .read_to_end(&mut bytes)
             .map_err(|source| StoreError::io("read", self.join(name), source))?;

@@ -111,10 +111,8 @@ impl Store {
 
     /// A layer's record. None if the store lacks the layer.
     pub fn layer_info(&self, diff: DiffId) -> Result<Option<LayerInfo>, StoreError> {
-        match self.layers()?.open_dir_if_exists(diff.0.hex())? {
-            Some(dir) => read_info(&dir),
-            None => Ok(None),
-        }
+        let name = format!("{}/{RECORD}", diff.0.hex());
+        read_record(self.layers()?, &name)
     }
 
     /// A layer's recipe. None if it has none or the store lacks the layer.
@@ -400,9 +398,13 @@ fn open_tree(
     Ok(Some((tree, file)))
 }
 
-pub(super) fn read_info(dir: &StoreDir) -> Result<Option<LayerInfo>, StoreError> {
-    let Some(bytes) = dir.read(RECORD, record::LIMIT)? else {
+pub(super) fn read_info(layer: &StoreDir) -> Result<Option<LayerInfo>, StoreError> {
+    read_record(layer, RECORD)
+}
+
+fn read_record(dir: &StoreDir, name: &str) -> Result<Option<LayerInfo>, StoreError> {
+    let Some(bytes) = dir.read(name, record::LIMIT)? else {
         return Ok(None);
     };
-    decode(&bytes, &dir.join(RECORD)).map(Some)
+    decode(&bytes, &dir.join(name)).map(Some)
 }
