@@ -232,7 +232,8 @@ fn add(found: &mut Vec<Candidate>, mut candidate: Candidate) {
 /// The error for a file that is no image archive; it names what the file is.
 fn no_image_archive(archive: &Archive) -> Result<ImageError, ImageError> {
     let what = if archive.has("repositories")? {
-        "it is of a Docker older than 1.10; save it again with a newer one"
+        // Docker refuses it too, since 29 (moby#50324).
+        "it is of a Docker older than 1.10; Docker 1.10 to 28 loads it, and saves it anew"
     } else if archive.looks_like_root() {
         "it looks like a root file system"
     } else {

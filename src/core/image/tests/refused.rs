@@ -101,6 +101,16 @@ fn load_says_what_a_foreign_file_is() {
     );
     assert!(what(&fixture.file("other.tar", &layer("x", ""))).contains("neither"));
     assert!(what(fixture.dir.path()).contains("neither"));
+    let of_docker_1_9 = [
+        ("0a/VERSION", b"1.0".to_vec()),
+        ("0a/json", br#"{"id": "0a", "os": "linux"}"#.to_vec()),
+        ("0a/layer.tar", layer("a", "1")),
+        ("repositories", br#"{"app": {"1": "0a"}}"#.to_vec()),
+    ];
+    let of_docker_1_9: Files = of_docker_1_9
+        .map(|(name, bytes)| (name.to_owned(), bytes))
+        .into();
+    assert!(what(&fixture.file("1.9.tar", &tar(&of_docker_1_9))).contains("older than 1.10"));
     // skopeo copy ... dir:
     fixture.file("dir/manifest.json", br#"{"schemaVersion": 2}"#);
     assert!(what(&fixture.dir.path().join("dir")).contains("dir:"));
