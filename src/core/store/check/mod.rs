@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use rustix::fs::{FileType, Mode};
 
 pub use self::damage::Damage;
+use super::dir::Stamp;
 use super::pins::PinKind;
 use super::roots::{Reachable, Root};
 use super::tags::is_tag_file;
@@ -133,9 +134,33 @@ impl CheckReport {
 impl Store {
     /// Checks the whole store; `deep` reads and hashes every byte.
     ///
-    /// Locking: holds the store's lock shared: loads continue, gc waits.
+    /// Locking: none for a sound store. Where there are problems and a gc may have run meanwhile,
+    /// what it took seemed to be missing: then the store is checked again with its lock held
+    /// shared, so that loads continue and gc waits.
     pub fn check(&self, deep: bool) -> Result<CheckReport, StoreError> {
+        let before = self.at_rest()?;
+        let report = self.check_now(deep);
+        let is_sound = report
+            .as_ref()
+            .is_ok_and(|report| report.problems.is_empty());
+        if is_sound || before.is_some() && before == self.at_rest()? {
+            return report;
+        }
         let _lock = self.lock_shared()?;
+        self.check_now(deep)
+    }
+
+    /// The stamp of `trash/`, which each sweep changes; None while one may run, or if there is no
+    /// such directory.
+    fn at_rest(&self) -> Result<Option<Stamp>, StoreError> {
+        let Ok(Some(trash)) = self.root.open_dir_if_exists("trash") else {
+            return Ok(None);
+        };
+        let stamp = self.root.stat("trash")?.map(|meta| meta.stamp);
+        Ok(stamp.filter(|_| trash.names().is_ok_and(|names| names.is_empty())))
+    }
+
+    fn check_now(&self, deep: bool) -> Result<CheckReport, StoreError> {
         let mut report = CheckReport::default();
         self.check_root(&mut report)?;
         let damaged = self.check_directories(&mut report)?;

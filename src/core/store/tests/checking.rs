@@ -9,6 +9,34 @@ fn replace(path: &Path, content: &[u8]) {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o444)).unwrap();
 }
 
+/// A slice of a gc would wait for a check that holds the lock, and a check for a slice.
+#[test]
+fn check_waits_for_gc_only_if_gc_may_explain_a_problem() {
+    let mut fixture = fixture();
+    fixture.image("app", &[&[b"lost", b"kept"]]);
+    let slice = File::open(fixture.path("lock")).unwrap();
+    rustix::fs::flock(&slice, FlockOperation::LockExclusive).unwrap();
+    // A wait for the lock ends with an error.
+    let (interrupt, _) = std::io::pipe().unwrap();
+    fixture.store.set_interrupt(interrupt.into());
+
+    let running = fixture.path("trash/running");
+    std::fs::create_dir(&running).unwrap();
+    assert_eq!(fixture.store.check(true).unwrap().problems, []);
+
+    let lost = fixture.object_path(b"lost");
+    std::fs::remove_file(&lost).unwrap();
+    let error = fixture.store.check(true).unwrap_err();
+    assert_eq!(error.errno(), Some(Errno::INTR), "{error}");
+
+    std::fs::remove_dir(&running).unwrap();
+    let problems = fixture.store.check(true).unwrap().problems;
+    assert!(
+        matches!(problems.as_slice(), [Problem::Missing { path, .. }] if *path == lost),
+        "{problems:?}"
+    );
+}
+
 #[test]
 fn check_names_each_damaged_file() {
     let fixture = fixture();
