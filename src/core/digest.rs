@@ -119,6 +119,11 @@ impl Sha256Digest {
         Self(sha2::Sha256::digest(bytes).into())
     }
 
+    /// Reads 64 hex digits without `sha256:`, as in file names; none if it is anything else.
+    pub fn from_hex(digits: &str) -> Option<Self> {
+        parse_hex(digits).ok().map(Self)
+    }
+
     /// The 64 hex digits without `sha256:`, as in file names and short ids.
     pub fn hex(&self) -> String {
         Hex(self.0).to_string()

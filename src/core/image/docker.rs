@@ -68,7 +68,7 @@ fn candidate(archive: &Archive, image: DockerImage) -> Result<Candidate, ImageEr
 /// The digest in a configuration's name: `<hex>.json`, `blobs/sha256/<hex>`, or `sha256:<hex>`
 /// (go-containerregistry: crane, ko, kaniko). Other names have none.
 fn expected_digest(name: &str) -> Option<Sha256Digest> {
-    let plain = || name.strip_suffix(".json").and_then(hex);
+    let plain = || name.strip_suffix(".json").and_then(Sha256Digest::from_hex);
     blob_digest(name)
         .or_else(plain)
         .or_else(|| name.parse().ok())
@@ -77,11 +77,6 @@ fn expected_digest(name: &str) -> Option<Sha256Digest> {
 /// The digest in a layer's name. Only names under `blobs/sha256/` have one: in `<hex>.tar` it need
 /// not be that of the file.
 fn blob_digest(name: &str) -> Option<Sha256Digest> {
-    hex(name
-        .trim_start_matches("./")
-        .strip_prefix("blobs/sha256/")?)
-}
-
-fn hex(digits: &str) -> Option<Sha256Digest> {
-    format!("sha256:{digits}").parse().ok()
+    let plain = name.trim_start_matches("./");
+    Sha256Digest::from_hex(plain.strip_prefix("blobs/sha256/")?)
 }

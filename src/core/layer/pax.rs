@@ -6,6 +6,7 @@
 //! ignored.
 
 use bstr::{BString, ByteSlice};
+use data_encoding::BASE64_NOPAD;
 
 use super::error::HeaderFault;
 use super::header::Extent;
@@ -217,34 +218,10 @@ fn hex(digit: u8) -> Option<u8> {
         .and_then(|value| u8::try_from(value).ok())
 }
 
-/// RFC 4648, padding optional.
+/// With or without padding.
 fn base64(text: &[u8]) -> Option<Vec<u8>> {
     let text = text.trim_end_with(|letter| letter == '=');
-    let mut bytes = Vec::with_capacity(text.len());
-    for quad in text.chunks(4) {
-        let mut bits = 0_u32;
-        for &letter in quad {
-            let value = match letter {
-                b'A'..=b'Z' => letter - b'A',
-                b'a'..=b'z' => letter - b'a' + 26,
-                b'0'..=b'9' => letter - b'0' + 52,
-                b'+' => 62,
-                b'/' => 63,
-                _ => return None,
-            };
-            bits = (bits << 6) | u32::from(value);
-        }
-        let whole = match quad.len() {
-            4 => 3,
-            3 => 2,
-            2 => 1,
-            _ => return None,
-        };
-        bits <<= 6 * (4 - quad.len());
-        let [_, out @ ..] = bits.to_be_bytes();
-        bytes.extend(out.iter().take(whole));
-    }
-    Some(bytes)
+    BASE64_NOPAD.decode(text).ok()
 }
 
 /// Short enough for an error message.

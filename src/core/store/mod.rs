@@ -398,11 +398,6 @@ fn create_fan_outs(objects: &StoreDir) -> Result<(), StoreError> {
     fan_out_names().try_for_each(|name| objects.create_dir(&name, ROOT_MODE))
 }
 
-/// Parses a file name of 64 hex digits.
-fn from_hex(name: &str) -> Option<Sha256Digest> {
-    format!("sha256:{name}").parse().ok()
-}
-
 /// Creates an empty store. It may be killed at any point and run again, or run twice at once:
 /// `format.json` is written last, under the exclusive lock, and makes the directory a store.
 fn create(root: &StoreDir) -> Result<(), StoreError> {

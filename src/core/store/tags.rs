@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::dir::{PRIVATE, StoreDir};
 use super::record::{LIMIT, MAX_LAYERS, Versioned, decode, encode};
 use super::transaction::flock;
-use super::{Reference, Store, StoreError, Transaction, from_hex};
+use super::{Reference, Store, StoreError, Transaction};
 use crate::digest::{DiffId, ImageId, Sha256Digest};
 
 const SUFFIX: &str = ".json";
@@ -188,7 +188,7 @@ pub(super) fn is_tag_file(name: &OsStr) -> bool {
     let hash = name
         .to_str()
         .and_then(|name| name.strip_suffix(SUFFIX)?.rsplit_once('-'));
-    hash.is_some_and(|(_, hash)| from_hex(hash).is_some())
+    hash.is_some_and(|(_, hash)| Sha256Digest::from_hex(hash).is_some())
 }
 
 /// The lock for changing tags; closing the descriptor releases it.

@@ -14,7 +14,7 @@ use super::super::parallel::in_parallel;
 use super::super::roots::{Reachable, Root};
 use super::super::transaction::copy;
 use super::super::usage::is_fan_out;
-use super::super::{Store, StoreError, from_hex, object_name};
+use super::super::{Store, StoreError, object_name};
 use super::{CheckReport, NOT_REGULAR, Problem};
 use crate::digest::{ChainId, DiffId, ObjectId, Sha256Digest, Sha256Hasher};
 use crate::recipe::FILE_NAME as RECIPE;
@@ -53,7 +53,7 @@ impl Store {
         reachable: &Reachable,
         report: &mut CheckReport,
     ) -> Result<Option<(Tree, Vec<ObjectId>)>, StoreError> {
-        let Some(diff) = name.to_str().and_then(from_hex).map(DiffId) else {
+        let Some(diff) = name.to_str().and_then(Sha256Digest::from_hex).map(DiffId) else {
             report
                 .problems
                 .push(Problem::Foreign(self.layers()?.join(name)));
@@ -199,7 +199,7 @@ impl Store {
     ) -> Result<(), StoreError> {
         let Some(chain) = name
             .to_str()
-            .and_then(|name| from_hex(name.strip_suffix(TREE_SUFFIX)?))
+            .and_then(|name| Sha256Digest::from_hex(name.strip_suffix(TREE_SUFFIX)?))
             .map(ChainId)
         else {
             report
@@ -276,8 +276,10 @@ impl Store {
         report: &mut CheckReport,
     ) -> Result<(), StoreError> {
         let blobs = self.blobs()?;
-        let (Some(digest), Some(meta)) = (name.to_str().and_then(from_hex), blobs.stat(name)?)
-        else {
+        let (Some(digest), Some(meta)) = (
+            name.to_str().and_then(Sha256Digest::from_hex),
+            blobs.stat(name)?,
+        ) else {
             report.problems.push(Problem::Foreign(blobs.join(name)));
             return Ok(());
         };

@@ -8,7 +8,7 @@ use super::super::layer::TREE_SUFFIX;
 use super::super::parallel::in_parallel;
 use super::super::roots::Root;
 use super::super::tags::{is_tag_file, tag_file};
-use super::super::{Reference, Store, from_hex};
+use super::super::{Reference, Store};
 use super::Problem;
 use crate::digest::{ChainId, DiffId, ObjectId, Sha256Digest};
 
@@ -41,12 +41,14 @@ impl Damage {
                 self.objects
                     .extend(format!("{fan_out}{rest}").parse::<ObjectId>());
             }
-            ["layers", name, ..] => self.layers.extend(from_hex(name).map(DiffId)),
+            ["layers", name, ..] => self.layers.extend(Sha256Digest::from_hex(name).map(DiffId)),
             ["merged", name] => {
-                let chain = name.strip_suffix(TREE_SUFFIX).and_then(from_hex);
+                let chain = name
+                    .strip_suffix(TREE_SUFFIX)
+                    .and_then(Sha256Digest::from_hex);
                 self.merged.extend(chain.map(ChainId));
             }
-            ["blobs", "sha256", name] => self.blobs.extend(from_hex(name)),
+            ["blobs", "sha256", name] => self.blobs.extend(Sha256Digest::from_hex(name)),
             ["refs", name] if is_tag_file(OsStr::new(name)) => {
                 self.tags.insert(OsString::from(name));
             }

@@ -11,7 +11,7 @@ use super::super::dir::{Meta, StoreDir};
 use super::super::layer::TREE_SUFFIX;
 use super::super::parallel::in_parallel;
 use super::super::pins::PinKind;
-use super::super::{Store, StoreError, from_hex};
+use super::super::{Store, StoreError};
 use super::disk::Disk;
 use super::mark::Marked;
 use crate::digest::{ChainId, DiffId, ObjectId, Sha256Digest};
@@ -47,11 +47,12 @@ impl Store {
         marked: &Marked,
         disk: &mut Disk,
     ) -> Result<Vec<Garbage>, StoreError> {
-        let chain = |name: &str| from_hex(name.strip_suffix(TREE_SUFFIX)?).map(ChainId);
+        let chain =
+            |name: &str| Sha256Digest::from_hex(name.strip_suffix(TREE_SUFFIX)?).map(ChainId);
         let mut found = self.stale_pins(marked)?;
         let merged = |name: &str| chain(name).map(What::Merged);
         found.extend(unmarked(self.merged_trees()?, marked, merged)?);
-        let layer = |name: &str| Some(What::Layer(DiffId(from_hex(name)?)));
+        let layer = |name: &str| Some(What::Layer(DiffId(Sha256Digest::from_hex(name)?)));
         found.extend(unmarked(self.layers()?, marked, layer)?);
         if marked.knows_objects() {
             let objects = in_parallel(&self.fan_outs()?, |fan_out| {
@@ -64,7 +65,7 @@ impl Store {
                 found.extend(objects?);
             }
         }
-        let blob = |name: &str| from_hex(name).map(What::Blob);
+        let blob = |name: &str| Sha256Digest::from_hex(name).map(What::Blob);
         found.extend(unmarked(self.blobs()?, marked, blob)?);
         let weighed = |(what, parts): Found| Garbage {
             what,
