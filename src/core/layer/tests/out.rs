@@ -83,6 +83,51 @@ fn export_round_trips_every_kind_of_file() {
     assert_eq!(exported(&merged, &contents), archive);
 }
 
+/// Docker sets the owner, mode and times of a hard link's header on the file; GNU tar ignores them.
+#[test]
+fn export_writes_the_files_attributes_in_each_hard_links_header() {
+    let file = Meta {
+        mode: 0o640,
+        uid: 7,
+        gid: 8,
+        mtime: Timestamp {
+            secs: 1_000_000_000,
+            nanos: 0,
+        },
+        ..Meta::default()
+    };
+    let mut builder = LayerBuilder::new();
+    let empty = Kind::Regular {
+        size: 0,
+        object: None,
+        elf: false,
+    };
+    builder.insert(&[b"first"], file, empty).unwrap();
+    builder.hard_link(&[b"second"], &[b"first"]).unwrap();
+    let bytes = builder.finish(DiffId(Sha256Digest::of(b"layer"))).unwrap();
+    let archive = exported(&Tree::from_bytes(bytes).unwrap(), &Memory::default());
+
+    let scratch = tempfile::tempdir().unwrap();
+    let out = scratch.path().join("out.tar");
+    fs::write(&out, archive).unwrap();
+    let script = "import sys, tarfile\n\
+        for m in tarfile.open(sys.argv[1]): print(m.name, m.islnk(), oct(m.mode), m.uid, m.gid, m.mtime)";
+    let listed = Command::new("python3")
+        .args(["-c", script])
+        .arg(&out)
+        .output()
+        .unwrap();
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    assert!(
+        listed.contains("first False 0o640 7 8 1000000000\n"),
+        "{listed}"
+    );
+    assert!(
+        listed.contains("second True 0o640 7 8 1000000000\n"),
+        "{listed}"
+    );
+}
+
 #[test]
 fn export_keeps_whiteouts_and_links_below() {
     let scratch = tempfile::tempdir().unwrap();
