@@ -64,25 +64,16 @@ fn signals(foreground: bool) -> io::Result<Option<SigSet>> {
     if !foreground {
         return Ok(None);
     }
-    let ignored = ignored_signals()?;
+    let ignored = cowl_sys::signals::ignored()?;
     let mut set = SigSet::empty();
     set.add(Signal::SIGCHLD);
     for signal in ENDING {
-        if ignored & (1 << (signal as i32 - 1)) == 0 {
+        if !ignored.contains(signal as i32) {
             set.add(signal);
         }
     }
     set.thread_block()?;
     Ok(Some(set))
-}
-
-/// The signals that this process ignores; bit 0 is signal 1 (`SigIgn` in proc_pid_status(5)).
-fn ignored_signals() -> io::Result<u64> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let digits = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    digits
-        .and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok())
-        .ok_or_else(|| io::Error::other("/proc/self/status does not say which signals are ignored"))
 }
 
 /// Waits until the mount has ended. The first signal unmounts it, so that it ends with its last

@@ -14,6 +14,7 @@
 pub mod frame;
 pub mod mountinfo;
 pub mod open;
+pub mod signals;
 pub mod socket;
 pub mod stack;
 pub mod startup;

@@ -20,8 +20,8 @@ const ENDING: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
 
 /// Runs the command in its place, to the end of all its processes.
 pub(crate) fn run() -> Result<ExitCode> {
-    let ignored = ignored_signals().context("which signals are ignored")?;
-    let is_ending = |signal: &Signal| ignored & (1 << (*signal as i32 - 1)) == 0;
+    let ignored = cowl_sys::signals::ignored().context("which signals are ignored")?;
+    let is_ending = |signal: &Signal| !ignored.contains(*signal as i32);
     let ending: SigSet = ENDING.into_iter().filter(is_ending).collect();
     let mut waited = ending;
     waited.add(Signal::SIGCHLD);
@@ -100,12 +100,4 @@ pub(crate) fn enter() -> Result<()> {
         bail!("--place is for the command itself");
     }
     SigSet::all().thread_unblock().context("unblocking signals")
-}
-
-/// The signals that this process ignores; bit 0 is signal 1 (`SigIgn` in proc_pid_status(5)).
-fn ignored_signals() -> Result<u64> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let digits = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    let digits = digits.context("/proc/self/status has no SigIgn")?;
-    Ok(u64::from_str_radix(digits.trim(), 16)?)
 }

@@ -82,8 +82,8 @@ pub(crate) fn release() {
 /// From here on, a signal that would end the process gives back first; one that the process was
 /// started to ignore (`nohup`) stays ignored. To be called before any thread is started.
 pub(crate) fn watch_signals() -> Result<()> {
-    let ignored = ignored_signals().context("which signals are ignored")?;
-    let is_ending = |signal: &Signal| ignored & (1 << (*signal as i32 - 1)) == 0;
+    let ignored = cowl_sys::signals::ignored().context("which signals are ignored")?;
+    let is_ending = |signal: &Signal| !ignored.contains(*signal as i32);
     let ending: SigSet = ENDING.into_iter().filter(is_ending).collect();
     ending.thread_block().context("blocking signals")?;
     let wait = move || {
@@ -102,12 +102,4 @@ pub(crate) fn watch_signals() -> Result<()> {
         .spawn(wait)
         .context("starting a thread")?;
     Ok(())
-}
-
-/// The signals that this process ignores; bit 0 is signal 1 (`SigIgn` in proc_pid_status(5)).
-fn ignored_signals() -> Result<u64> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let digits = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    let digits = digits.context("/proc/self/status has no SigIgn")?;
-    Ok(u64::from_str_radix(digits.trim(), 16)?)
 }
