@@ -12,6 +12,7 @@ use super::prune::Prune;
 use super::refused;
 use super::system::System;
 use super::volume::Volume;
+use crate::engine::run;
 use clap::builder::ArgAction;
 use clap::{Args, Command as Definition, Parser, Subcommand, value_parser};
 use cowl_core::handover::IoModeChoice;
@@ -147,10 +148,10 @@ pub(super) enum Command {
     /// Block until one or more containers stop, then print their exit codes
     Wait(Names),
     /// What a monitor leaves to be done
-    #[command(name = super::FINISH, hide = true)]
+    #[command(name = run::FINISH, hide = true)]
     Finish { id: String },
     /// What a monitor found out
-    #[command(name = super::HEALTH, hide = true)]
+    #[command(name = run::HEALTH, hide = true)]
     Health { id: String, word: String },
     /// Manage containers
     #[command(subcommand)]

@@ -54,10 +54,6 @@ const OUTPUT: [&str; 2] = [
     "writing to standard output",
     "writing the container's output",
 ];
-/// The private command that a monitor runs when its container has ended.
-pub(crate) const FINISH: &str = "container-ended";
-/// The private command that a monitor runs when its container's health has changed.
-pub(crate) const HEALTH: &str = "container-health";
 const USAGE: u8 = 125;
 const FAILURE: u8 = 1;
 

@@ -35,6 +35,10 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::process::Child;
 
+/// The private command that a monitor runs when its container has ended.
+pub(crate) const FINISH: &str = "container-ended";
+/// The private command that a monitor runs when its container's health has changed.
+pub(crate) const HEALTH: &str = "container-health";
 /// How long an interrupted start may continue once the monitor has it.
 const START_PATIENCE: Timespec = Timespec {
     tv_sec: 0,
@@ -220,7 +224,7 @@ impl Engine {
         } = self.mounts_of(&pending.container, root, how.signals)?;
         let mut start = plan(config, how.size, namespaces, mounts)?;
         if let Some(health) = &mut start.monitor.health {
-            health.on_change = self.verb(crate::cli::HEALTH, config)?;
+            health.on_change = self.verb(HEALTH, config)?;
         }
         let mut after = self.after(config)?;
         // A caller that does not stay may still be there when it ends.
@@ -255,7 +259,7 @@ impl Engine {
     /// What the monitor starts when the container has ended and no command stays with it.
     pub(super) fn after(&self, config: &Config) -> Result<After> {
         Ok(After {
-            argv: self.verb(crate::cli::FINISH, config)?,
+            argv: self.verb(FINISH, config)?,
             env: Vec::new(),
             always: config.host.restart_policy.is_set(),
         })
