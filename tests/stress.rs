@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use cowl_tests::busybox::{cgroups, containers, shop};
 use cowl_tests::profile::{processes, root, user};
+use cowl_tests::random::Random;
 use cowl_tests::sample::{self, Point};
 use cowl_tests::store::Store;
 use rustix::process::{Signal, kill_process};
@@ -15,17 +16,6 @@ use rustix::process::{Signal, kill_process};
 const CLIENTS: usize = 8;
 /// What each client does, before the scale.
 const ROUNDS: u64 = 4;
-
-/// A generator of numbers (Knuth, MMIX).
-struct Numbers(u64);
-
-impl Numbers {
-    fn below(&mut self, end: usize) -> usize {
-        let (factor, step) = (6_364_136_223_846_793_005, 1_442_695_040_888_963_407);
-        self.0 = self.0.wrapping_mul(factor).wrapping_add(step);
-        usize::try_from(self.0 >> 33).unwrap() % end
-    }
-}
 
 /// What the clients know.
 #[derive(Default)]
@@ -48,19 +38,19 @@ fn attempt(store: &Store, arguments: &[&str]) -> Option<String> {
 }
 
 /// One client: containers with names, volumes and policies of its own.
-fn client(store: &Store, known: &Known, me: usize, mut numbers: Numbers) {
+fn client(store: &Store, known: &Known, me: usize, mut random: Random) {
     for round in 0..ROUNDS * sample::scale() {
         let name = format!("c-{me}-{round}");
         let volume = format!("v-{me}:/data");
-        let policy = ["no", "always", "on-failure:2"][numbers.below(3)];
-        let program = ["exec sleep 1000", "exit 3", "echo x; sleep 0.1"][numbers.below(3)];
+        let policy = random.pick(&["no", "always", "on-failure:2"]);
+        let program = random.pick(&["exec sleep 1000", "exit 3", "echo x; sleep 0.1"]);
         let options = ["--name", &name, "-v", &volume, "--restart", policy];
         let create = [&["create"][..], &options, &["shop", "sh", "-c", program]].concat();
         if let Some(id) = attempt(store, &create) {
             known.kept.lock().unwrap().insert(id.trim().to_owned());
         }
         for _step in 0..4 {
-            let command: &[&str] = match numbers.below(8) {
+            let command: &[&str] = match random.below(8) {
                 0..=2 => &["start"],
                 3 => &["stop", "-t", "0"],
                 4 => &["restart", "-t", "0"],
@@ -71,7 +61,7 @@ fn client(store: &Store, known: &Known, me: usize, mut numbers: Numbers) {
             attempt(store, &[command, &[&name]].concat());
         }
         attempt(store, &["run", "--rm", "shop", "true"]);
-        if numbers.below(2) == 0 {
+        if random.below(2) == 0 {
             // It may be gone though the command fails.
             if let Some(id) = attempt(store, &["inspect", "--format", "{{.Id}}", &name]) {
                 known.kept.lock().unwrap().remove(id.trim());
@@ -82,7 +72,7 @@ fn client(store: &Store, known: &Known, me: usize, mut numbers: Numbers) {
 }
 
 /// Kills processes of cowl, one after the other, until the clients are done.
-fn killer(known: &Known, mut numbers: Numbers) {
+fn killer(known: &Known, mut random: Random) {
     while !known.done.load(Ordering::Relaxed) {
         let mut ours = processes();
         ours.retain(|(_, line)| line.starts_with("cowl") || line.contains("/cowl"));
@@ -90,12 +80,12 @@ fn killer(known: &Known, mut numbers: Numbers) {
             std::thread::yield_now();
             continue;
         }
-        let (pid, _) = ours[numbers.below(ours.len())];
+        let (pid, _) = random.pick(&ours);
         if kill_process(pid, Signal::KILL).is_ok() {
             known.killed.fetch_add(1, Ordering::Relaxed);
         }
         // So many processes start until the next, and most commands come to their end.
-        let end = newest() + 5 + i32::try_from(numbers.below(60)).unwrap();
+        let end = newest() + 5 + i32::from(random.byte() % 60);
         while newest() < end && !known.done.load(Ordering::Relaxed) {
             std::thread::yield_now();
         }
@@ -122,12 +112,12 @@ fn random_kills_lose_no_container_and_leave_nothing(point: &Point) {
     let before = names(&store.root().join("pins"));
     let known = Known::default();
     std::thread::scope(|scope| {
-        scope.spawn(|| killer(&known, Numbers(point.number())));
+        scope.spawn(|| killer(&known, Random::new(point.number())));
         let clients: Vec<_> = (0..CLIENTS)
             .map(|me| {
-                let numbers = Numbers(point.number() * 1000 + u64::try_from(me).unwrap());
+                let random = Random::new(point.number() * 1000 + u64::try_from(me).unwrap());
                 let (store, known) = (&store, &known);
-                scope.spawn(move || client(store, known, me, numbers))
+                scope.spawn(move || client(store, known, me, random))
             })
             .collect();
         let ended: Vec<_> = clients

@@ -23,21 +23,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use common::{Image, Mount, USER_NAMESPACE, has_successors, is_here, noise, read_all, there, view};
 use cowl_core::handover::IoModeChoice;
+use cowl_tests::random::Random;
 use rustix::fs::{CWD, RenameFlags, XattrFlags};
 use rustix::io::Errno;
-
-/// Pseudo-random numbers (splitmix64).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ mixed >> 31) % bound
-    }
-}
 
 const FILES: &[(&str, &[u8])] = &[
     ("a/one", b"one of the image"),
@@ -113,11 +101,8 @@ fn a_name(random: &mut Random) -> String {
         "one", "two", "three", "four", "deep", "sub", "new", "other", "x",
     ];
     const DIRECTORIES: [&str; 6] = ["", "a/", "b/", "c/", "a/sub/", "x/"];
-    let pick = |random: &mut Random, of: &[&'static str]| {
-        of[usize::try_from(random.below(of.len() as u64)).unwrap()]
-    };
-    let directory = pick(random, &DIRECTORIES);
-    format!("{directory}{}", pick(random, &NAMES))
+    let directory = random.pick(&DIRECTORIES);
+    format!("{directory}{}", random.pick(&NAMES))
 }
 
 fn seed() -> u64 {
@@ -159,7 +144,7 @@ impl Removed {
 
 /// Changes the mount and a plain directory alike until it is over.
 fn client(root: &Path, plain: &Path, seed: u64, steps: &AtomicU64, over: &AtomicBool) {
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     fs::write(root.join("born"), "born here").unwrap();
     // One of the image, one of the upper, open over all deaths.
     let mut removed = ["a/two", "born"].map(|name| Removed::of(&root.join(name)));
@@ -168,7 +153,7 @@ fn client(root: &Path, plain: &Path, seed: u64, steps: &AtomicU64, over: &Atomic
         let number = steps.fetch_add(1, Ordering::Relaxed);
         let choice = random.below(STEPS);
         let (one, other) = (a_name(&mut random), a_name(&mut random));
-        let content = noise(usize::try_from(random.below(9000)).unwrap() + 1);
+        let content = noise(random.index(9000) + 1);
         let ours = step(root, choice, &one, &other, &content);
         let theirs = step(plain, choice, &one, &other, &content);
         assert_eq!(ours, theirs, "step {number}: {choice} {one} {other}");
@@ -185,7 +170,7 @@ fn client(root: &Path, plain: &Path, seed: u64, steps: &AtomicU64, over: &Atomic
 
 /// Kills the worker after so many further steps of the clients, somewhere within one.
 fn killer(mount: &Mount, seed: u64, steps: &AtomicU64, over: &AtomicBool) {
-    let mut random = Random(!seed);
+    let mut random = Random::new(!seed);
     let mut killed = 0;
     while killed < KILLS && !over.load(Ordering::Relaxed) {
         let wanted = steps.load(Ordering::Relaxed) + random.below(300);

@@ -8,6 +8,7 @@
 //! * [`busybox`] is such a store with real images in it.
 //! * [`disk`] is a disk with all that it would hold after a power cut at any moment.
 //! * [`host`] says what this host can do, [`skip`] what happens to a test that it cannot run.
+//! * [`random`] gives the numbers that follow from a seed.
 //! * [`sample`] draws the points that a test tries, and prints how to repeat one.
 //! * [`server`] is `cowl serve` with the clients that a test sends to it.
 //! * [`pty`] gives a program a terminal.
@@ -24,6 +25,7 @@ pub mod disk;
 pub mod host;
 pub mod profile;
 pub mod pty;
+pub mod random;
 pub mod requests;
 pub mod sample;
 pub mod server;

@@ -1,6 +1,8 @@
 //! Random programs that hit: most paths exist when the step runs, names come from a small
 //! alphabet, and each kind of operation has a weight. A seed gives the same program every time.
 
+use cowl_tests::random::Random;
+
 use crate::operation::{Allocation, Operation, Path, Renaming, SLOTS, Special, Step, Time};
 
 /// Steps between two comparisons of the whole trees.
@@ -48,40 +50,6 @@ const XATTRS: [Xattr; 8] = [
     ("system.posix_acl_access", ACL),
     ("system.posix_acl_default", ACL),
 ];
-
-/// xorshift64*: a generator of our own, so that a seed means the same program in every version of
-/// every crate.
-pub(crate) struct Random(u64);
-
-impl Random {
-    pub(crate) fn new(seed: u64) -> Self {
-        // Spread small seeds over all bits; never zero.
-        Self(seed.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        usize::try_from(self.next() % limit as u64).expect("below a usize")
-    }
-
-    fn one_in(&mut self, n: usize) -> bool {
-        self.below(n) == 0
-    }
-
-    fn pick<T: Clone>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len())].clone()
-    }
-
-    fn byte(&mut self) -> u8 {
-        (self.next() & 0xff) as u8
-    }
-}
 
 /// Makes the steps of one run, given what paths there are.
 pub(crate) struct Generator {
@@ -360,7 +328,7 @@ impl Generator {
     }
 
     fn slot_operation(&mut self, paths: &[Path]) -> Operation {
-        let slot = self.random.below(SLOTS);
+        let slot = self.random.index(SLOTS);
         match self.random.below(10) {
             0..3 => Operation::Open {
                 slot,

@@ -15,11 +15,11 @@ use super::*;
 fn getattr_masks_directory_times_during_copy_up() {
     const FILES: usize = 400;
     let names: Vec<String> = (0..FILES).map(|i| format!("dir/{i}")).collect();
-    let mut items: Vec<Item<'_>> = vec![("dir", 0o755, Made::Dir, &[])];
+    let mut items: Vec<Item<'_>> = vec![("dir", 0o755, ItemKind::Dir, &[])];
     items.extend(
         names
             .iter()
-            .map(|name| (&**name, 0o644, Made::File(b"content"), &[][..])),
+            .map(|name| (&**name, 0o644, ItemKind::File(b"content"), &[][..])),
     );
     let fixture = Fixture::new(&items);
     let overlay = fixture.overlay();

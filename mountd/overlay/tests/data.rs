@@ -12,8 +12,8 @@ fn sparse() -> Fixture {
     content[..5].copy_from_slice(b"begin");
     content[4 << 20..][..6].copy_from_slice(b"middle");
     let fixture = Fixture::new(&[
-        ("dir", 0o755, Made::Dir, &[]),
-        ("dir/sparse", 0o644, Made::File(&content), &[]),
+        ("dir", 0o755, ItemKind::Dir, &[]),
+        ("dir/sparse", 0o644, ItemKind::File(&content), &[]),
     ]);
     // The store keeps holes.
     let hex = ObjectId::of(&content).to_string();

@@ -3,8 +3,8 @@
 
 use cowl_core::tree::TreeIno;
 use cowl_core::upper::marks::{FileMark, Mark, Namespace, Origin, Saved};
+use cowl_tests::random::Random;
 
-use super::model::Rng;
 use super::rules::{small, write_to};
 use super::*;
 
@@ -149,7 +149,7 @@ fn lookup_undoes_an_interrupted_copy_up() {
 
 #[test]
 fn lookup_of_random_marks_never_panics() {
-    let mut rng = Rng(5);
+    let mut random = Random::new(5);
     let mut failed = 0;
     for _ in 0..60 {
         let fixture = small();
@@ -166,9 +166,9 @@ fn lookup_of_random_marks_never_panics() {
             .collect();
         paths.sort();
         for _ in 0..3 {
-            let index = usize::try_from(rng.below(paths.len() as u64)).unwrap();
-            let length = usize::try_from(rng.below(14)).unwrap();
-            let mut value: Vec<u8> = (0..length).map(|_| rng.next().to_le_bytes()[0]).collect();
+            let path = random.pick(&paths);
+            let length = random.index(14);
+            let mut value: Vec<u8> = (0..length).map(|_| random.byte()).collect();
             if let Some(head) = value.first_chunk_mut::<4>() {
                 *head = [2, head[1] & 31, 0, 0];
             }
@@ -178,11 +178,10 @@ fn lookup_of_random_marks_never_panics() {
             if let Some(origin) = value.get_mut(4) {
                 *origin %= 14;
             }
-            let mark =
-                [Mark::File, Mark::File, Mark::Opaque][usize::try_from(rng.below(3)).unwrap()];
+            let mark = random.pick(&[Mark::File, Mark::File, Mark::Opaque]);
             set(
                 &fixture,
-                &paths[index],
+                &path,
                 mark,
                 space,
                 if mark == Mark::Opaque { b"y" } else { &value },

@@ -36,8 +36,8 @@ pub(super) const OLD: Timestamp = Timestamp {
     nanos: 123_456_789,
 };
 
-/// One file of the tree.
-pub(super) enum Made<'a> {
+/// What an entry of the tree is.
+pub(super) enum ItemKind<'a> {
     File(&'a [u8]),
     Dir,
     Link(&'a str),
@@ -53,8 +53,8 @@ pub(super) struct Fixture {
     tree: Vec<u8>,
 }
 
-/// An entry of the tree: path, mode, what, attributes.
-pub(super) type Item<'a> = (&'a str, u32, Made<'a>, &'a [(&'a str, &'a [u8])]);
+/// An entry of the tree: path, mode, kind, attributes.
+pub(super) type Item<'a> = (&'a str, u32, ItemKind<'a>, &'a [(&'a str, &'a [u8])]);
 
 impl Fixture {
     pub(super) fn new(items: &[Item<'_>]) -> Fixture {
@@ -66,19 +66,19 @@ impl Fixture {
         layer
             .insert(&[], meta(0o755, &[]), Kind::Directory)
             .unwrap();
-        for (path, mode, made, xattrs) in items {
+        for (path, mode, kind, xattrs) in items {
             let path: Vec<&[u8]> = path.split('/').map(str::as_bytes).collect();
-            let kind = match made {
-                Made::Link(target) => {
+            let kind = match kind {
+                ItemKind::Link(target) => {
                     let target: Vec<&[u8]> = target.split('/').map(str::as_bytes).collect();
                     layer.hard_link(&path, &target).unwrap();
                     continue;
                 }
-                Made::File(content) => regular(base.path(), content),
-                Made::Dir => Kind::Directory,
-                Made::Symlink(target) => Kind::Symlink(target.as_bytes().to_vec()),
-                Made::Fifo => Kind::Fifo,
-                Made::Device(major, minor) => Kind::CharDevice(Rdev {
+                ItemKind::File(content) => regular(base.path(), content),
+                ItemKind::Dir => Kind::Directory,
+                ItemKind::Symlink(target) => Kind::Symlink(target.as_bytes().to_vec()),
+                ItemKind::Fifo => Kind::Fifo,
+                ItemKind::Device(major, minor) => Kind::CharDevice(Rdev {
                     major: *major,
                     minor: *minor,
                 }),
@@ -202,22 +202,22 @@ fn make_plain(root: &Path, items: &[Item<'_>]) {
 fn make_files(at: impl Fn(&str) -> PathBuf, items: &[Item<'_>]) {
     use rustix::fs::{CWD, FileType as HostType, Mode, XattrFlags as Host};
     let root = at;
-    for (path, mode, made, xattrs) in items {
+    for (path, mode, kind, xattrs) in items {
         let at = root(path);
         let node =
             |kind, device| rustix::fs::mknodat(CWD, &at, kind, Mode::empty(), device).unwrap();
-        match made {
-            Made::File(content) => fs::write(&at, content).unwrap(),
-            Made::Dir => fs::create_dir_all(&at).unwrap(),
-            Made::Link(target) => fs::hard_link(root(target), &at).unwrap(),
-            Made::Symlink(target) => std::os::unix::fs::symlink(target, &at).unwrap(),
-            Made::Fifo => node(HostType::Fifo, 0),
-            Made::Device(major, minor) => node(
+        match kind {
+            ItemKind::File(content) => fs::write(&at, content).unwrap(),
+            ItemKind::Dir => fs::create_dir_all(&at).unwrap(),
+            ItemKind::Link(target) => fs::hard_link(root(target), &at).unwrap(),
+            ItemKind::Symlink(target) => std::os::unix::fs::symlink(target, &at).unwrap(),
+            ItemKind::Fifo => node(HostType::Fifo, 0),
+            ItemKind::Device(major, minor) => node(
                 HostType::CharacterDevice,
                 rustix::fs::makedev(*major, *minor),
             ),
         }
-        if !matches!(made, Made::Symlink(_)) {
+        if !matches!(kind, ItemKind::Symlink(_)) {
             rustix::fs::chmod(&at, Mode::from_raw_mode(*mode)).unwrap();
         }
         // The others are for trees only: no file system of Linux takes them.

@@ -11,12 +11,13 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 
+use cowl_tests::random::Random;
 use cowl_tests::sample::seeds;
 use rustix::fs::{OFlags, ResolveFlags};
 
 use super::super::*;
 use super::view::{assert_same, of_directory, of_overlay};
-use super::{Fixture, Made, parent_and_name};
+use super::{Fixture, ItemKind, parent_and_name};
 
 /// What is below the upper.
 #[derive(Copy, Clone, Debug)]
@@ -28,42 +29,22 @@ pub(super) enum Over {
 /// Steps on one tree: what is special about it is used up after some time.
 const ROUND: u64 = 250;
 
-pub(super) struct Rng(pub(super) u64);
-
-impl Rng {
-    // splitmix64
-    pub(super) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub(super) fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-
-    pub(super) fn pick<'a>(&mut self, from: &[&'a str]) -> &'a str {
-        from[usize::try_from(self.below(from.len() as u64)).unwrap()]
-    }
-
-    pub(super) fn path(&mut self) -> String {
-        let depth = 1 + self.below(3);
-        let mut path = String::new();
-        for level in 0..depth {
-            if level > 0 {
-                path.push('/');
-            }
-            let dir = level + 1 < depth || self.below(3) == 0;
-            path.push_str(if dir {
-                self.pick(&["d0", "d1", "d2"])
-            } else {
-                self.pick(&["f0", "f1", "f2", "f3"])
-            });
+/// A path of up to three names, of few that there are.
+pub(super) fn random_path(random: &mut Random) -> String {
+    let depth = 1 + random.below(3);
+    let mut path = String::new();
+    for level in 0..depth {
+        if level > 0 {
+            path.push('/');
         }
-        path
+        let dir = level + 1 < depth || random.below(3) == 0;
+        path.push_str(if dir {
+            random.pick(&["d0", "d1", "d2"])
+        } else {
+            random.pick(&["f0", "f1", "f2", "f3"])
+        });
     }
+    path
 }
 
 /// A file that is open on both sides.
@@ -79,7 +60,7 @@ pub(super) struct World {
     pub(super) plain: OwnedFd,
     pub(super) open: Vec<Both>,
     pub(super) log: Vec<String>,
-    pub(super) rng: Rng,
+    pub(super) random: Random,
     pub(super) io_mode: IoMode,
     /// Paths that were there at the last check.
     pub(super) there: Vec<String>,
@@ -88,31 +69,36 @@ pub(super) struct World {
 fn lower(over: Over) -> Fixture {
     let big = vec![3_u8; 1 << 20];
     let mut items: Vec<super::Item<'_>> = vec![
-        ("d0", 0o755, Made::Dir, &[]),
-        ("d0/d1", 0o750, Made::Dir, &[("user.d", b"dir")]),
-        ("d0/d1/f0", 0o644, Made::File(b"d0 d1 f0"), &[]),
-        ("d0/d1/f1", 0o755, Made::File(b"\x7fELF program"), &[]),
-        ("d0/d2", 0o755, Made::Dir, &[]),
-        ("d0/f0", 0o644, Made::File(b"first"), &[("user.x", b"1")]),
-        ("d0/f1", 0o600, Made::Symlink("../f0"), &[]),
-        ("d0/f2", 0o644, Made::File(b""), &[]),
-        ("d1", 0o2775, Made::Dir, &[]),
-        ("d1/d0", 0o755, Made::Dir, &[]),
-        ("d1/d0/f3", 0o600, Made::Fifo, &[]),
-        ("d1/f0", 0o644, Made::Link("d0/f0"), &[]),
-        ("d1/f1", 0o644, Made::Link("d0/f0"), &[]),
-        ("d1/f2", 0o644, Made::Device(0, 0), &[]),
-        ("d2", 0o755, Made::Dir, &[]),
-        ("f0", 0o644, Made::File(b"at the root"), &[]),
-        ("f1", 0o644, Made::File(&big), &[]),
-        ("f2", 0o777, Made::Symlink("d0/d1/f0"), &[]),
-        ("f3", 0o4755, Made::File(b"set-id"), &[]),
+        ("d0", 0o755, ItemKind::Dir, &[]),
+        ("d0/d1", 0o750, ItemKind::Dir, &[("user.d", b"dir")]),
+        ("d0/d1/f0", 0o644, ItemKind::File(b"d0 d1 f0"), &[]),
+        ("d0/d1/f1", 0o755, ItemKind::File(b"\x7fELF program"), &[]),
+        ("d0/d2", 0o755, ItemKind::Dir, &[]),
+        (
+            "d0/f0",
+            0o644,
+            ItemKind::File(b"first"),
+            &[("user.x", b"1")],
+        ),
+        ("d0/f1", 0o600, ItemKind::Symlink("../f0"), &[]),
+        ("d0/f2", 0o644, ItemKind::File(b""), &[]),
+        ("d1", 0o2775, ItemKind::Dir, &[]),
+        ("d1/d0", 0o755, ItemKind::Dir, &[]),
+        ("d1/d0/f3", 0o600, ItemKind::Fifo, &[]),
+        ("d1/f0", 0o644, ItemKind::Link("d0/f0"), &[]),
+        ("d1/f1", 0o644, ItemKind::Link("d0/f0"), &[]),
+        ("d1/f2", 0o644, ItemKind::Device(0, 0), &[]),
+        ("d2", 0o755, ItemKind::Dir, &[]),
+        ("f0", 0o644, ItemKind::File(b"at the root"), &[]),
+        ("f1", 0o644, ItemKind::File(&big), &[]),
+        ("f2", 0o777, ItemKind::Symlink("d0/d1/f0"), &[]),
+        ("f3", 0o4755, ItemKind::File(b"set-id"), &[]),
     ];
     match over {
         Over::Tree => Fixture::new(&items),
         Over::Layers => {
             // In a layer it is a whiteout.
-            items.retain(|(_, _, made, _)| !matches!(made, Made::Device(0, 0)));
+            items.retain(|(_, _, kind, _)| !matches!(kind, ItemKind::Device(0, 0)));
             Fixture::over_layers(&items)
         }
     }
@@ -130,7 +116,7 @@ impl World {
             open: Vec::new(),
             log: Vec::new(),
             there: Vec::new(),
-            rng: Rng(seed),
+            random: Random::new(seed),
             io_mode,
         }
     }
@@ -156,11 +142,10 @@ impl World {
 
     /// One that is there, or anything.
     pub(super) fn path(&mut self) -> String {
-        if self.there.is_empty() || self.rng.below(3) == 0 {
-            return self.rng.path();
+        if self.there.is_empty() || self.random.below(3) == 0 {
+            return random_path(&mut self.random);
         }
-        let index = usize::try_from(self.rng.below(self.there.len() as u64)).unwrap();
-        self.there[index].clone()
+        self.random.pick(&self.there)
     }
 
     fn check(&mut self) {
@@ -228,7 +213,7 @@ impl World {
     fn step(&mut self) {
         // The overlay leaves this thread's umask as its last request wanted it.
         crate::sys::identity::assume(own_uid(), own_gid(), 0).unwrap();
-        match self.rng.below(100) {
+        match self.random.below(100) {
             0..=13 => self.make(),
             14..=27 => self.remove(),
             28..=47 => self.rename(),
@@ -274,7 +259,7 @@ fn run(over: Over, io_mode: IoMode) {
             if step % 7 == 0 {
                 world.check();
             }
-            if world.rng.below(40) == 0 {
+            if world.random.below(40) == 0 {
                 world.remount();
                 world.check();
             }

@@ -8,21 +8,21 @@ use cowl_core::tree::{FileType, Rdev, Timestamp};
 use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
 
 use super::super::*;
-use super::model::{Both, World, owners};
+use super::model::{Both, World, owners, random_path};
 use super::{ROOT_CALLER, parent_and_name};
 
 impl World {
     pub(super) fn make(&mut self) {
-        let path = self.rng.path();
+        let path = random_path(&mut self.random);
         let Some((plain, name)) = self.plain_parent(&path) else {
             return;
         };
         let Ok((dir, ours)) = parent_and_name(self.overlay(), &path) else {
             panic!("{path}: {}", self.last())
         };
-        let mode = [0o644, 0o755, 0o600, 0o2755][usize::try_from(self.rng.below(4)).unwrap()];
+        let mode = self.random.pick(&[0o644, 0o755, 0o600, 0o2755]);
         let raw = Mode::from_raw_mode(mode);
-        let choice = self.rng.below(5);
+        let choice = self.random.below(5);
         let o = self.overlay();
         let c = &ROOT_CALLER;
         let mknod = |kind| rustix::fs::mknodat(&plain, name, kind, raw, 0);
@@ -64,13 +64,13 @@ impl World {
         let path = if self.there.len() > 12 {
             self.path()
         } else {
-            self.rng.path()
+            random_path(&mut self.random)
         };
         let Some((plain, name)) = self.plain_parent(&path) else {
             return;
         };
         let (dir, ours) = parent_and_name(self.overlay(), &path).unwrap();
-        if self.rng.below(2) == 0 {
+        if self.random.below(2) == 0 {
             let result = self.overlay().unlink(dir, ours);
             self.same(
                 &format!("unlink {path}"),
@@ -88,10 +88,10 @@ impl World {
     }
 
     pub(super) fn rename(&mut self) {
-        let to = if self.there.len() > 12 && self.rng.below(2) == 0 {
+        let to = if self.there.len() > 12 && self.random.below(2) == 0 {
             self.path()
         } else {
-            self.rng.path()
+            random_path(&mut self.random)
         };
         let from = self.path();
         let (Some((plain, name)), Some((new_plain, new_name))) =
@@ -105,7 +105,7 @@ impl World {
         }
         let (dir, ours) = parent_and_name(self.overlay(), &from).unwrap();
         let (new_dir, new_ours) = parent_and_name(self.overlay(), &to).unwrap();
-        let (mode, flags) = match self.rng.below(6) {
+        let (mode, flags) = match self.random.below(6) {
             0 => (RenameMode::NoReplace, RenameFlags::NOREPLACE),
             1 | 2 => (RenameMode::Exchange, RenameFlags::EXCHANGE),
             _ => (RenameMode::Replace, RenameFlags::empty()),
@@ -120,7 +120,7 @@ impl World {
     }
 
     pub(super) fn link(&mut self) {
-        let (from, to) = (self.path(), self.rng.path());
+        let (from, to) = (self.path(), random_path(&mut self.random));
         let (Some((plain, name)), Some((new_plain, new_name))) =
             (self.plain_parent(&from), self.plain_parent(&to))
         else {
@@ -145,17 +145,16 @@ impl World {
         let Ok(entry) = entry else { return };
         let nofollow = AtFlags::SYMLINK_NOFOLLOW;
         let mut set = SetAttr::default();
-        let theirs = match self.rng.below(3) {
+        let theirs = match self.random.below(3) {
             0 if entry.attr.file_type == FileType::Symlink => return,
             0 => {
-                let mode =
-                    [0o644, 0o700, 0o4755, 0o2711][usize::try_from(self.rng.below(4)).unwrap()];
+                let mode = self.random.pick(&[0o644, 0o700, 0o4755, 0o2711]);
                 set.mode = Some(mode);
                 rustix::fs::chmodat(&plain, name, Mode::from_raw_mode(mode), AtFlags::empty())
             }
             1 => {
                 let (uid, gid) = if owners() {
-                    (self.rng.below(3), self.rng.below(3))
+                    (self.random.below(3), self.random.below(3))
                 } else {
                     (0, 0)
                 };
@@ -169,7 +168,7 @@ impl World {
             }
             _ => {
                 let time = Timestamp {
-                    secs: i64::try_from(self.rng.below(1_000_000_000)).unwrap() - 1000,
+                    secs: i64::try_from(self.random.below(1_000_000_000)).unwrap() - 1000,
                     nanos: 5,
                 };
                 (set.atime, set.mtime) = (Some(SetTime::At(time)), Some(SetTime::At(time)));
@@ -193,7 +192,7 @@ impl World {
         if entry.attr.file_type != FileType::Regular {
             return;
         }
-        let size = self.rng.below(20);
+        let size = self.random.below(20);
         let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK;
         let theirs = rustix::fs::openat(&plain, name, flags, Mode::empty())
             .and_then(|file| rustix::fs::ftruncate(file, size));
@@ -238,16 +237,19 @@ impl World {
             "/proc/self/fd/{}/{name}",
             std::os::fd::AsRawFd::as_raw_fd(&plain.as_fd())
         );
-        let attribute = self.rng.pick(&["user.x", "user.y", "user.overlay.opaque"]);
-        let (ours, theirs) = if self.rng.below(3) == 0 {
+        let attribute = self
+            .random
+            .pick(&["user.x", "user.y", "user.overlay.opaque"]);
+        let (ours, theirs) = if self.random.below(3) == 0 {
             (
                 self.overlay().removexattr(entry.id, attribute.as_bytes()),
                 rustix::fs::lremovexattr(host, attribute),
             )
         } else {
-            let value = self.rng.pick(&["y", "", "something"]).as_bytes();
-            let (create, replace) = [(false, false), (true, false), (false, true)]
-                [usize::try_from(self.rng.below(3)).unwrap()];
+            let value = self.random.pick(&["y", "", "something"]).as_bytes();
+            let (create, replace) =
+                self.random
+                    .pick(&[(false, false), (true, false), (false, true)]);
             let mut flags = rustix::fs::XattrFlags::empty();
             flags.set(rustix::fs::XattrFlags::CREATE, create);
             flags.set(rustix::fs::XattrFlags::REPLACE, replace);
@@ -278,8 +280,8 @@ impl World {
         let Some(plain) = self.open_plain(&path, true) else {
             return;
         };
-        let offset = self.rng.below(12);
-        let byte = u8::try_from(self.rng.below(256)).unwrap();
+        let offset = self.random.below(12);
+        let byte = self.random.byte();
         let data = [byte; 5];
         plain.write_all_at(&data, offset).unwrap();
         let ours = if self.io_mode == IoMode::Cached {
@@ -308,7 +310,7 @@ impl World {
             return;
         }
         let path = self.path();
-        let write = self.rng.below(2) == 0;
+        let write = self.random.below(2) == 0;
         let Some(plain) = self.open_plain(&path, write) else {
             return;
         };
@@ -341,8 +343,8 @@ impl World {
         if self.open.is_empty() {
             return;
         }
-        let index = usize::try_from(self.rng.below(self.open.len() as u64)).unwrap();
-        if self.rng.below(3) == 0 {
+        let index = self.random.index(self.open.len());
+        if self.random.below(3) == 0 {
             let both = self.open.swap_remove(index);
             self.overlay().release(both.id, both.handle).unwrap();
             self.log.push(format!("close {index}"));

@@ -143,7 +143,12 @@ const CAPABILITY: &[u8] = b"\0\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
 #[test]
 fn copy_up_keeps_capabilities_and_write_drops_them() {
     let name = "security.capability";
-    let fixture = Fixture::new(&[("ping", 0o755, Made::File(b"ping"), &[(name, CAPABILITY)])]);
+    let fixture = Fixture::new(&[(
+        "ping",
+        0o755,
+        ItemKind::File(b"ping"),
+        &[(name, CAPABILITY)],
+    )]);
     let overlay = fixture.overlay();
     let id = walk(&overlay, "ping").unwrap();
     assert_eq!(overlay.getxattr(id, name.as_bytes()).unwrap(), CAPABILITY);

@@ -4,17 +4,22 @@ use super::*;
 
 pub(super) fn small() -> Fixture {
     Fixture::new(&[
-        ("file", 0o644, Made::File(b"content"), &[("user.a", b"1")]),
-        ("dir", 0o755, Made::Dir, &[]),
-        ("dir/one", 0o600, Made::File(b"one"), &[]),
-        ("dir/sub", 0o700, Made::Dir, &[]),
-        ("dir/sub/deep", 0o644, Made::File(b"deep"), &[]),
-        ("hard", 0o644, Made::File(b"linked"), &[]),
-        ("dir/hard", 0o644, Made::Link("hard"), &[]),
-        ("link", 0o777, Made::Symlink("dir/one"), &[]),
-        ("empty", 0o755, Made::Dir, &[]),
-        ("null", 0o666, Made::Device(0, 0), &[]),
-        ("fifo", 0o600, Made::Fifo, &[]),
+        (
+            "file",
+            0o644,
+            ItemKind::File(b"content"),
+            &[("user.a", b"1")],
+        ),
+        ("dir", 0o755, ItemKind::Dir, &[]),
+        ("dir/one", 0o600, ItemKind::File(b"one"), &[]),
+        ("dir/sub", 0o700, ItemKind::Dir, &[]),
+        ("dir/sub/deep", 0o644, ItemKind::File(b"deep"), &[]),
+        ("hard", 0o644, ItemKind::File(b"linked"), &[]),
+        ("dir/hard", 0o644, ItemKind::Link("hard"), &[]),
+        ("link", 0o777, ItemKind::Symlink("dir/one"), &[]),
+        ("empty", 0o755, ItemKind::Dir, &[]),
+        ("null", 0o666, ItemKind::Device(0, 0), &[]),
+        ("fifo", 0o600, ItemKind::Fifo, &[]),
     ])
 }
 
@@ -136,7 +141,7 @@ fn read_sees_a_write_made_after_open() {
 #[test]
 fn open_for_writing_renumbers_a_lower_file_read_in_passthrough() {
     let big = vec![7_u8; 2 << 20];
-    let fixture = Fixture::new(&[("big", 0o644, Made::File(&big), &[])]);
+    let fixture = Fixture::new(&[("big", 0o644, ItemKind::File(&big), &[])]);
     let overlay = fixture.overlay();
     let before = overlay.lookup(NodeId::ROOT, b"big").unwrap().unwrap();
     let reader = overlay.open(before.id, OpenFlags::default()).unwrap();
@@ -177,7 +182,7 @@ fn open_for_writing_renumbers_a_lower_file_read_in_passthrough() {
 #[test]
 fn fstat_of_a_passthrough_reader_survives_forget_of_its_successor() {
     let big = vec![7_u8; 2 << 20];
-    let fixture = Fixture::new(&[("big", 0o644, Made::File(&big), &[])]);
+    let fixture = Fixture::new(&[("big", 0o644, ItemKind::File(&big), &[])]);
     let overlay = fixture.overlay();
     let before = overlay.lookup(NodeId::ROOT, b"big").unwrap().unwrap();
     let reader = overlay.open(before.id, OpenFlags::default()).unwrap();
@@ -199,7 +204,7 @@ fn fstat_of_a_passthrough_reader_survives_forget_of_its_successor() {
 #[test]
 fn listxattr_hides_namespaces_unknown_to_linux() {
     let all: &[(&str, &[u8])] = &[("com.apple.provenance", b"x"), ("user.a", b"1")];
-    let fixture = Fixture::new(&[("file", 0o644, Made::File(b"content"), all)]);
+    let fixture = Fixture::new(&[("file", 0o644, ItemKind::File(b"content"), all)]);
     let overlay = fixture.overlay();
     let id = walk(&overlay, "file").unwrap();
     for way in ["the tree", "the upper"] {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
+use cowl_tests::random::Random;
 use cowl_tests::sample;
 use cowl_tests::skip::skip;
 
@@ -40,16 +41,17 @@ fn policy(arch: Arch, capabilities: u64) -> String {
         .join("\n")
 }
 
+const SCRIPT: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../../fixtures/seccomp-oracle.py"
+);
+
 /// libseccomp's filter for a policy, and the names that it doesn't know; `None` if it isn't
 /// installed.
 fn oracle(policy: &str) -> Option<(Vec<libc::sock_filter>, Vec<String>)> {
-    let script = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../../fixtures/seccomp-oracle.py"
-    );
     // Debian's python3-seccomp belongs to Debian's Python, which need not be the first in PATH.
     let mut child = Command::new("/usr/bin/python3")
-        .arg(script)
+        .arg(SCRIPT)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
@@ -159,23 +161,6 @@ fn compare(arch: Arch, capabilities: u64, theirs: &[libc::sock_filter], unknown:
     }
 }
 
-/// Numbers that follow from a seed (SplitMix64).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut bits = self.0;
-        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        usize::try_from((bits ^ (bits >> 31)) % u64::try_from(end).unwrap()).unwrap()
-    }
-
-    fn of<T: Copy>(&mut self, list: &[T]) -> T {
-        list[self.below(list.len())]
-    }
-}
-
 /// With their names in the script.
 const ACTIONS: [(Action, &str); 9] = [
     (Action::Allow, "allow"),
@@ -214,7 +199,7 @@ const VALUES: [u64; 9] = [
 
 /// A profile, and what libseccomp is to make of it.
 fn random_profile(random: &mut Random, arch: Arch) -> (Profile, String) {
-    let (default, default_name) = random.of(&ACTIONS);
+    let (default, default_name) = random.pick(&ACTIONS);
     let others: &[(&str, &str)] = match arch {
         Arch::X86_64 => &[("X32", "x32"), ("X86", "x86")],
         Arch::Aarch64 => &[("ARM", "arm")],
@@ -243,13 +228,13 @@ fn random_profile(random: &mut Random, arch: Arch) -> (Profile, String) {
         .filter(|_| random.below(8) == 0)
         .collect();
     let rules = names.iter().map(|name| {
-        let (action, word) = random.of(&ACTIONS);
+        let (action, word) = random.pick(&ACTIONS);
         let mut line = vec![format!("{name} when {word}")];
         let mut tests = Vec::new();
         for argument in 0..random.below(3) {
-            let (operator, word) = random.of(&OPERATORS);
-            let value = random.of(&VALUES);
-            let value_two = random.of(&VALUES) & value;
+            let (operator, word) = random.pick(&OPERATORS);
+            let value = random.pick(&VALUES);
+            let value_two = random.pick(&VALUES) & value;
             line.push(format!("{argument} {word} {value} {value_two}"));
             tests.push(Compared {
                 argument: argument.try_into().unwrap(),
@@ -277,11 +262,23 @@ fn random_profile(random: &mut Random, arch: Arch) -> (Profile, String) {
     (profile, lines.join("\n"))
 }
 
+/// `-S` is a Python without Debian's packages. The data in `fixtures/seccomp`, beside the script, is
+/// not taken for one.
+#[test]
+fn status_77_says_that_python3_seccomp_is_missing() {
+    let status = Command::new("/usr/bin/python3")
+        .args(["-S", SCRIPT])
+        .stdin(Stdio::null())
+        .status()
+        .unwrap();
+    assert_eq!(status.code(), Some(77));
+}
+
 /// Random profiles, on every number and on arguments around those that they compare with.
 #[test]
 fn profile_compile_answers_as_libseccomp() {
     for point in sample::seeds(12) {
-        let mut random = Random(point.number());
+        let mut random = Random::new(point.number());
         for arch in EVERY_ARCH {
             let (profile, policy) = random_profile(&mut random, arch);
             let Some((theirs, unknown)) = oracle(&policy) else {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use cowl_core::digest::{DiffId, ObjectId, Sha256Digest};
 use cowl_core::tree::{FileType, Kind, Target, Tree, TreeIno, merge};
+use cowl_tests::random::Random;
 
 use super::{TestStore, build, content};
 use crate::show::Sizes;
@@ -130,43 +131,29 @@ fn duplicates_count_every_copy_but_one() {
     assert_eq!(row.step, "step 2", "the last copy came with it");
 }
 
-/// Random numbers that are the same everywhere.
-struct Random(u64);
+fn random_path(random: &mut Random) -> String {
+    let names: Vec<&str> = (0..=random.below(3))
+        .map(|_| random.pick(&["a", "b", "c"]))
+        .collect();
+    names.join("/")
+}
 
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % limit
-    }
-
-    fn path(&mut self) -> String {
-        let names = ["a", "b", "c"];
-        let depth = 1 + self.below(3);
-        let path: Vec<&str> = (0..depth)
-            .map(|_| names[usize::try_from(self.below(3)).unwrap()])
-            .collect();
-        path.join("/")
-    }
-
-    fn layer(&mut self) -> String {
-        let lines = (0..self.below(6)).map(|_| {
-            let (path, other) = (self.path(), self.path());
-            match self.below(8) {
-                0 | 1 => format!("d {path}"),
-                2 => format!("w {path}"),
-                3 => format!("o {path}"),
-                4 if path != other => format!("h {path} {other}"),
-                _ => format!(
-                    "f {path} {}{}",
-                    ["x", "y", "z"][usize::try_from(self.below(3)).unwrap()],
-                    1 + self.below(2)
-                ),
+/// Some entries of a layer.
+fn random_layer(random: &mut Random) -> String {
+    let lines = (0..random.below(6)).map(|_| {
+        let (path, other) = (random_path(random), random_path(random));
+        match random.below(8) {
+            0 | 1 => format!("d {path}"),
+            2 => format!("w {path}"),
+            3 => format!("o {path}"),
+            4 if path != other => format!("h {path} {other}"),
+            _ => {
+                let kind = random.pick(&["x", "y", "z"]);
+                format!("f {path} {kind}{}", 1 + random.below(2))
             }
-        });
-        lines.collect::<Vec<_>>().join("\n")
-    }
+        }
+    });
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 fn tree(script: &str) -> Option<Tree> {
@@ -218,8 +205,10 @@ fn merged(
 fn walking_layers_ends_where_merging_does() {
     let mut compared = 0;
     for seed in 1..1500_u64 {
-        let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        let scripts: Vec<String> = (0..=random.below(4)).map(|_| random.layer()).collect();
+        let mut random = Random::new(seed);
+        let scripts: Vec<String> = (0..=random.below(4))
+            .map(|_| random_layer(&mut random))
+            .collect();
         let Some(trees) = scripts
             .iter()
             .map(|script| tree(script))
