@@ -34,10 +34,10 @@ use crate::{counters, journal, process, worker};
 /// Makes the mount that is requested over `socket` and holds it until it is unmounted.
 pub fn run(socket: OwnedFd) -> ExitCode {
     match establish(socket.as_fd()) {
-        Ok(kept) => {
+        Ok(served) => {
             // The engine waits for this: no descriptor of the mount is left here.
             drop(socket);
-            kept.hold()
+            served.hold()
         }
         Err(error) => {
             tracing::error!("{error}");
@@ -49,9 +49,9 @@ pub fn run(socket: OwnedFd) -> ExitCode {
     }
 }
 
-/// A mount that is ready.
+/// A mount that a worker serves.
 #[derive(Debug)]
-struct Kept {
+struct ServedMount {
     worker: Pid,
     /// What the worker was told to serve. Of its descriptors the connection is never read: it lives
     /// as long as it is open.
@@ -108,7 +108,7 @@ impl Order {
     }
 }
 
-fn establish(socket: BorrowedFd<'_>) -> Result<Kept, MountFailed> {
+fn establish(socket: BorrowedFd<'_>) -> Result<ServedMount, MountFailed> {
     let (request, mut files) = match receive(socket)? {
         (Message::MountRequest(request), files) => (request, files),
         (other, _) => return Err(HandoverError::Unexpected(other.name()).into()),
@@ -120,27 +120,27 @@ fn establish(socket: BorrowedFd<'_>) -> Result<Kept, MountFailed> {
         .or_fail("cannot make the request counters")?;
     let order = order(&request, &mut files, device, counters)?;
     let (worker, ready) = start_worker(&order)?;
-    let mut kept = Kept { worker, order };
-    if let Err(error) = kept.prepare(ready.io_mode) {
-        end(kept.worker);
+    let mut served = ServedMount { worker, order };
+    if let Err(error) = served.prepare(ready.io_mode) {
+        end(served.worker);
         return Err(error);
     }
     let answer = MountReady {
         io_mode: ready.io_mode,
-        worker: kept.worker.as_raw_nonzero().get().cast_unsigned(),
+        worker: served.worker.as_raw_nonzero().get().cast_unsigned(),
         roles: vec![Role::Mount],
     };
     if let Err(error) = send(socket, &Message::MountReady(answer), &[mount.as_fd()]) {
         // The engine is gone. Closing the mount ends the connection, and so the worker.
         drop(mount);
-        end(kept.worker);
+        end(served.worker);
         return Err(error.into());
     }
-    tracing::info!(name = request.name, io_mode = %ready.io_mode, worker = %kept.worker, "mounted");
-    Ok(kept)
+    tracing::info!(name = request.name, io_mode = %ready.io_mode, worker = %served.worker, "mounted");
+    Ok(served)
 }
 
-impl Kept {
+impl ServedMount {
     /// Gives up what is not needed any more. What another worker would need stays, if there can be
     /// one, its capabilities out of effect.
     fn prepare(&mut self, io_mode: IoMode) -> Result<(), MountFailed> {

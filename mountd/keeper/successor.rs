@@ -15,7 +15,7 @@ use cowl_core::handover::{HandoverError, MountFailed, Role, pair};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitStatus};
 
-use super::{Kept, end, said, wait};
+use super::{ServedMount, end, said, wait};
 use crate::failure::OrFail;
 use crate::{journal, process, sys, worker};
 
@@ -32,7 +32,7 @@ const SENT: [Signal; 5] = [
     Signal::QUIT,
 ];
 
-impl Kept {
+impl ServedMount {
     /// Holds the mount until it is unmounted, or no worker can serve it any more.
     pub(super) fn hold(mut self) -> ExitCode {
         let mut deaths = VecDeque::new();

@@ -18,7 +18,7 @@
 //! | [`state`], [`node`], [`dir`], [`event`] | the in-memory state, and the events that change it |
 //! | [`lookups`] | the kernel's lookup counts |
 //! | [`places`] | descriptors and names of files in the upper |
-//! | [`lower`] | the lower: a tree and its objects |
+//! | [`lower`] | the lower: a tree and its objects, or layers of plain directories |
 //! | [`busy`] | guards of nodes |
 //! | [`successor`], [`record`] | taking over from a worker that died; what is written down for that |
 //!
