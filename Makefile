@@ -5,6 +5,7 @@
 #   make test          every test, on real mounts, in real containers and in a virtual machine: root needed
 #   make test-unit, test-mount, test-container, test-long
 #                      one tier of them: what each needs and may take is in .config/nextest.toml
+#   make stress        200 containers by 20 clients, while processes of cowl are killed: root, minutes
 #   make test-vm       tiers (TIERS_VM) on stock Debian 12 in a virtual machine without KVM: hours
 #   make bench         times of cowl beside kernel overlayfs and fuse-overlayfs (PEERS: programs); BENCH: more options,
 #                      BENCH=ops: what an operation costs the processes that serve a mount
@@ -30,7 +31,7 @@ TIERS_VM ?= container mount unit
 RUN_TESTS = PATH=$(TOOLS)/bin:$$PATH COWL_BIN_DIR=$(BIN) \
   COWL_PJDFSTEST=$(TOOLS)/bin/pjdfstest-$(PJDFSTEST_VERSION) fixtures/run-tests.sh
 
-.PHONY: build run bench bench-dedup test $(TIERS:%=test-%) test-vm test-deps test-tools check-dedup lint clean
+.PHONY: build run bench bench-dedup test $(TIERS:%=test-%) stress test-vm test-deps test-tools check-dedup lint clean
 
 build:
 	fixtures/install-deps.sh build
@@ -78,6 +79,9 @@ test: test-deps
 
 $(TIERS:%=test-%): test-%: test-deps
 	$(RUN_TESTS) $*
+
+stress: test-deps
+	COWL_TEST_SCALE=5 $(RUN_TESTS) long -- -E 'binary(stress)'
 
 test-vm: test-deps
 	fixtures/install-deps.sh vm

@@ -13,9 +13,9 @@ use cowl_tests::sample::{self, Point};
 use cowl_tests::store::Store;
 use rustix::process::{Signal, kill_process};
 
-const CLIENTS: usize = 8;
-/// What each client does, before the scale.
-const ROUNDS: u64 = 4;
+const CLIENTS: usize = 20;
+/// Containers of each client, before the scale.
+const ROUNDS: u64 = 2;
 
 /// What the clients know.
 #[derive(Default)]
