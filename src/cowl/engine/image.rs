@@ -250,6 +250,20 @@ impl Engine {
         Ok(tags)
     }
 
+    /// Whether an image has a name or is listed without one. Where it still has `name`, no other
+    /// tag is read.
+    pub(super) fn is_listed(&self, id: ImageId, name: &str) -> Result<bool> {
+        // A damaged tag is no answer: the others are asked.
+        if let Ok(reference) = name.parse::<Reference>()
+            && let Ok(Some(tag)) = self.store.find_tag(&reference)
+            && tag.has(id)
+        {
+            return Ok(true);
+        }
+        let tags = self.store.tags()?.tags;
+        Ok(tags.iter().any(|tag| tag.has(id)))
+    }
+
     /// `config` of an image's configuration.
     fn defaults(&self, image: ImageId) -> Result<ContainerConfig> {
         #[derive(serde::Deserialize)]

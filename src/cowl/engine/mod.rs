@@ -252,9 +252,8 @@ impl Engine {
         self.tell_container(&container.config, "destroy", &[]);
         self.purge()?;
         // The container may have been the last user of an untagged image.
-        let tags = self.store.tags()?.tags;
-        let mut images = tags.iter().flat_map(|tag| &tag.images);
-        if images.any(|image| image.config == container.config.image_id) {
+        let config = &container.config;
+        if self.is_listed(config.image_id, &config.config.image)? {
             return Ok(());
         }
         self.store
