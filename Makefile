@@ -10,6 +10,7 @@
 #   make bench         times of cowl beside kernel overlayfs and fuse-overlayfs (PEERS: programs); BENCH: more options,
 #                      BENCH=ops: what an operation costs the processes that serve a mount
 #   make bench-dedup   cowl dedup beside the disk and b3sum, and its memory on a million files: root, network, minutes, 5 GB
+#   make bench-store   commands beside 1,000,000 objects and 1,000 images, and import beside tar x: root, minutes, 10 GB
 #   make check-dedup   every figure of cowl dedup on six real Debian images, recomputed from their archives: root, network
 #   make lint          formatting, clippy, licences and bans, the borders of the crates, and SPECIFICATION.md against the tests
 
@@ -31,7 +32,7 @@ TIERS_VM ?= container mount unit
 RUN_TESTS = PATH=$(TOOLS)/bin:$$PATH COWL_BIN_DIR=$(BIN) \
   COWL_PJDFSTEST=$(TOOLS)/bin/pjdfstest-$(PJDFSTEST_VERSION) fixtures/run-tests.sh
 
-.PHONY: build run bench bench-dedup test $(TIERS:%=test-%) stress test-vm test-deps test-tools check-dedup lint clean
+.PHONY: build run bench bench-dedup bench-store test $(TIERS:%=test-%) stress test-vm test-deps test-tools check-dedup lint clean
 
 build:
 	fixtures/install-deps.sh build
@@ -56,6 +57,9 @@ $(TOOLS)/bin/b3sum-$(B3SUM_VERSION):
 
 bench-dedup: check-dedup $(TOOLS)/bin/b3sum-$(B3SUM_VERSION)
 	fixtures/bench/dedup.py $(BIN) $(TARGET)/dedup-images/*.image.tar --b3sum $(TOOLS)/bin/b3sum-$(B3SUM_VERSION)
+
+bench-store: build
+	fixtures/bench/store.py $(BIN) $(BENCH)
 
 check-dedup: build
 	fixtures/install-deps.sh run debian
