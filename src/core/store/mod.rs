@@ -34,8 +34,8 @@
 //! # Locking
 //! * Level 0: the flock of `trash/`, exclusive for [`Store::gc`]: one runs at a time.
 //! * Level 1: `lock`. Shared to publish, to create a pin and for a [`Store::check`] that met a gc;
-//!   exclusive for each slice of a gc. It is never held while waiting for input: transaction.rs says how a
-//!   transaction is safe from gc without it.
+//!   exclusive for each slice of a gc. It is never held while waiting for input: transaction.rs
+//!   says how a transaction is safe from gc without it.
 //! * Level 2: the flock of `refs/`, exclusive while tags change.
 //! * Level 3: the flock of one directory in `tmp/` or one file in `pins/`: locked means alive.
 //!
