@@ -2,8 +2,8 @@
 //!
 //! `negotiate` leaves INIT to `fuser`; from then on the threads of `threads` read requests into a
 //! `buffer` and `serve` answers them: `decode` says what is asked, `dispatch` has the overlay do
-//! it, `reply` writes the answer, `owners` maps owners, and `backing` hands host files to the kernel.
-//! The worker sets it up.
+//! it, `reply` writes the answer, `owners` maps owners, and `backing` hands host files to the
+//! kernel. The worker sets it up.
 //!
 //! Invariant: no struct of the kernel leaves this module, and no rule of the filesystem enters it.
 //! Any bytes read from the connection are answered or logged, never a panic.

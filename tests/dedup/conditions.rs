@@ -82,8 +82,8 @@ else: print(r['version'], r['a'], r['b'], len(r['files']))
             "files>0",
         ];
         assert_eq!(json(&diff, 0), "1 two two:latest 0\n");
-        // three: etc/conf of 3 bytes is replaced, srv/also of 3001 given again; srv/big stays as srv/link,
-        // opt/a of 100 is given again and opt/b of 200 deleted.
+        // three: etc/conf of 3 bytes is replaced, srv/also of 3001 given again; srv/big stays as
+        // srv/link, opt/a of 100 is given again and opt/b of 200 deleted.
         let layers = ["layers", "three", "--json", "--fail-if", "waste>1B"];
         assert_eq!(json(&layers, 1), "1 [(1, 8, 203), (2, 1, 3101)]\n");
     });

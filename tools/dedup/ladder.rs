@@ -355,8 +355,8 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// A pass for each average: FastCDC begins its hash anew in each piece, a quarter of the average
-    /// behind its start, so passes that cut in different places do not see the same hashes.
+    /// A pass for each average: FastCDC begins its hash anew in each piece, a quarter of the
+    /// average behind its start, so passes that cut in different places do not see the same hashes.
     fn cut_by_content(&self, content: &mut Content<'_>) -> Result<()> {
         for ((_, size), cutting) in BY_CONTENT.iter().zip(&self.by_content) {
             for chunk in FastCDC::new(content.bytes, size / 4, *size, size * 4) {

@@ -262,8 +262,8 @@ fn random_profile(random: &mut Random, arch: Arch) -> (Profile, String) {
     (profile, lines.join("\n"))
 }
 
-/// `-S` is a Python without Debian's packages. The data in `fixtures/seccomp`, beside the script, is
-/// not taken for one.
+/// `-S` is a Python without Debian's packages. The data in `fixtures/seccomp`, beside the script,
+/// is not taken for one.
 #[test]
 fn status_77_says_that_python3_seccomp_is_missing() {
     let status = Command::new("/usr/bin/python3")
