@@ -186,7 +186,10 @@ fn prepare(socket: BorrowedFd<'_>) -> Result<Mount, MountFailed> {
         },
         upper,
         io_mode,
-        rules: Rules::default(),
+        rules: Rules {
+            squashed: request.ids.squashes(),
+            ..Rules::default()
+        },
         journal: journal.clone(),
     };
     let overlay = Overlay::new(config).map_err(|error| MountFailed {

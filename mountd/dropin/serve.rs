@@ -81,6 +81,7 @@ fn serve(mounting: Mounting, ready: impl FnOnce(u64) -> io::Result<()>) -> Resul
             metacopy: options.metacopy,
             user_marks: options.user_marks,
             no_acl: options.no_acl,
+            squashed: options.ids.squashes(),
         },
         journal: None,
     })

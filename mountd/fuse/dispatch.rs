@@ -340,7 +340,7 @@ impl Dispatcher<'_> {
         create: impl Fn(&Caller) -> Result<T, Errno>,
     ) -> Result<T, Errno> {
         match create(&self.owners.of_files(caller)) {
-            Err(Errno::PERM) if self.owners.are_squashed() => create(&Caller {
+            Err(Errno::PERM | Errno::INVAL) if self.owners.are_squashed() => create(&Caller {
                 uid: rustix::process::geteuid().as_raw(),
                 gid: rustix::process::getegid().as_raw(),
             }),

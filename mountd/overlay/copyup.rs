@@ -312,7 +312,11 @@ impl Overlay {
         } = self.lower.node(node)?.attr;
         let space = self.writable()?.namespace();
         if creator != Some((uid, gid)) {
-            name_at.chown(Some(uid), Some(gid))?;
+            match name_at.chown(Some(uid), Some(gid)) {
+                // As fuse-overlayfs: nobody sees whose it is.
+                Err(Errno::PERM | Errno::INVAL) if self.rules.squashed => {}
+                changed => changed?,
+            }
         }
         if file_type != FileType::Symlink && (creator.is_none() || mode & SET_ID != 0) {
             name_at.chmod(mode)?;

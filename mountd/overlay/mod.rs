@@ -101,6 +101,16 @@ pub enum OverlayError {
         /// The error.
         errno: Errno,
     },
+    /// An owner that the user namespace has no id for.
+    #[error(
+        "the root directory belongs to {uid}:{gid}, and this user namespace lacks one of these ids: use one that has them (unshare --map-auto)"
+    )]
+    NoSuchOwner {
+        /// The user.
+        uid: u32,
+        /// The group.
+        gid: u32,
+    },
 }
 
 /// The two directories that a mount writes to.
@@ -158,6 +168,9 @@ pub struct Rules {
     pub user_marks: bool,
     /// There are no ACLs: none is shown, set or inherited.
     pub no_acl: bool,
+    /// Files are shown as of others than their owners: a copy whose owner cannot be given keeps
+    /// its maker's.
+    pub squashed: bool,
 }
 
 /// A mounted image: see the head of this module.
@@ -261,8 +274,14 @@ impl Overlay {
     fn take_over_root(&self, upper: &Upper, stamp: Option<&Stamp>) -> Result<(), OverlayError> {
         let root = NameAt::new(upper.root(), b".");
         if upper.condition() == Condition::Empty {
+            let root_node = self.lower.node(LowerIno::ROOT);
+            let Attr { uid, gid, .. } = root_node.map_err(host("reading the root"))?.attr;
             self.apply_root_metadata(root)
-                .map_err(host("giving the upper the root's attributes"))?;
+                .map_err(|errno| match errno {
+                    // chown(2) of an id that has no mapping (user_namespaces(7)).
+                    Errno::INVAL => OverlayError::NoSuchOwner { uid, gid },
+                    errno => host("giving the upper the root's attributes")(errno),
+                })?;
         }
         if let Some(stamp) = stamp
             && upper.condition() != Condition::Stamped

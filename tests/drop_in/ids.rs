@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use cowl_tests::command::{program, run, shell};
-use cowl_tests::profile::root;
+use cowl_tests::profile::{root, user};
 use cowl_tests::store::Store;
 
 use super::{Place, STACK};
@@ -76,6 +76,38 @@ fn mapped_and_squashed_owners_are_fuse_overlayfs_s_as_root() {
             assert_eq!(ours, peers, "{options}");
             assert_eq!(image, peers, "an image, {options}");
         }
+    });
+}
+
+/// No namespace of the tests has the owner's id. fuse-overlayfs, too, leaves such a copy to the
+/// one that makes it.
+#[test]
+fn squashed_owners_that_the_namespace_lacks_are_left_as_user() {
+    user(|| {
+        let place = Place::new("place");
+        let make = "mkdir top; echo content > top/file; mkdir top/dir
+            tar -C top --owner=:3000000000 --group=:3000000000 -cf image.tar .";
+        shell::<&str>(&place.path, make, []);
+        let store = Store::new("store");
+        store.ok(["import", place.at("image.tar").to_str().unwrap(), "image"]);
+        let mount = |options: &[&str]| {
+            let mut command = store.command(["mount", "image", "mnt", "--upper", "upper"]);
+            run(command.args(options).current_dir(&place.path))
+        };
+        let refused = mount(&[]).refused(1);
+        assert!(
+            refused.contains("3000000000:3000000000") && refused.contains("--map-auto"),
+            "{refused}"
+        );
+        mount(&["--squash-to-root"]).ok();
+        let changes =
+            "echo more >> file; chmod 600 file; mv file moved; touch dir/new; ln moved linked
+            cat moved; stat -c '%n %u:%g %a' . moved dir dir/new";
+        assert_eq!(
+            shell::<&str>(&place.at("mnt"), changes, []),
+            "content\nmore\n. 0:0 755\nmoved 0:0 600\ndir 0:0 755\ndir/new 0:0 644\n"
+        );
+        place.unmount();
     });
 }
 
