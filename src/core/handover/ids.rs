@@ -47,9 +47,9 @@ pub enum IdKind {
 }
 
 /// An option's value that says no mapping.
-#[derive(Clone, Debug, thiserror::Error, Eq, PartialEq)]
-#[error("`{0}` is no mapping: FILE:SHOWN:LENGTH[:FILE:SHOWN:LENGTH]... is expected")]
-pub struct NoIdMapping(pub String);
+#[derive(Copy, Clone, Debug, thiserror::Error, Eq, PartialEq)]
+#[error("FILE:SHOWN:LENGTH[:FILE:SHOWN:LENGTH]... is expected, of ids below 4294967295")]
+pub struct NoIdMapping;
 
 impl Default for Ids {
     fn default() -> Self {
@@ -79,7 +79,7 @@ impl IdMap {
     /// Shows ids by `text`, fuse-overlayfs's `FILE:SHOWN:LENGTH[:FILE:SHOWN:LENGTH]...`; empty
     /// parts count for nothing. An error if it is something else, or ranges exceed the ids.
     pub fn map(&mut self, kind: IdKind, text: &str) -> Result<(), NoIdMapping> {
-        let ranges = ranges(text).ok_or_else(|| NoIdMapping(text.to_owned()))?;
+        let ranges = ranges(text).ok_or(NoIdMapping)?;
         self.ids_mut(kind).ranges = ranges;
         Ok(())
     }

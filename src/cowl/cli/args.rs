@@ -15,7 +15,7 @@ use super::volume::Volume;
 use crate::engine::run;
 use clap::builder::ArgAction;
 use clap::{Args, Command as Definition, Parser, Subcommand, value_parser};
-use cowl_core::handover::IoModeChoice;
+use cowl_core::handover::{IdKind, IdMap, IoModeChoice, NoIdMapping};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -454,20 +454,26 @@ pub(super) struct Mount {
 pub(super) struct Owners {
     /// Show users by ranges: those of files from FILE on as those from SHOWN on, and new files the
     /// other way round; no file is copied or changed
-    #[arg(long, value_name = "FILE:SHOWN:LENGTH[:...]")]
+    #[arg(long, value_name = "FILE:SHOWN:LENGTH[:...]", value_parser = mapping)]
     pub(super) uidmapping: Option<String>,
     /// The same for groups
-    #[arg(long, value_name = "FILE:SHOWN:LENGTH[:...]")]
+    #[arg(long, value_name = "FILE:SHOWN:LENGTH[:...]", value_parser = mapping)]
     pub(super) gidmapping: Option<String>,
     /// Show all files as this user's
-    #[arg(long, value_name = "UID", value_parser = value_parser!(u32).range(..=MAX_ID))]
+    #[arg(long, value_name = "UID", allow_negative_numbers = true, value_parser = value_parser!(u32).range(..=MAX_ID))]
     pub(super) squash_to_uid: Option<u32>,
     /// Show all files as this group's
-    #[arg(long, value_name = "GID", value_parser = value_parser!(u32).range(..=MAX_ID))]
+    #[arg(long, value_name = "GID", allow_negative_numbers = true, value_parser = value_parser!(u32).range(..=MAX_ID))]
     pub(super) squash_to_gid: Option<u32>,
     /// Show all files as root's
     #[arg(long)]
     pub(super) squash_to_root: bool,
+}
+
+/// A mapping of ids, checked.
+fn mapping(text: &str) -> Result<String, NoIdMapping> {
+    IdMap::default().map(IdKind::User, text)?;
+    Ok(text.to_owned())
 }
 
 /// The last id: -1 stands for none (chown(2)).
