@@ -1,7 +1,8 @@
 //! What this process may do on the host.
 
-use super::error::{Context, Error, Result};
+use super::error::{Error, Result};
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
@@ -99,7 +100,11 @@ pub fn require_mounts(command: &str) -> Result<()> {
             rustix::process::geteuid().as_raw()
         )));
     }
-    open_fuse()
-        .map(drop)
-        .context(|| "cannot open /dev/fuse (load the module: modprobe fuse; in a container, pass the device in)")
+    open_fuse().map(drop).map_err(|errno| {
+        let hint = match errno {
+            Errno::ACCESS | Errno::PERM => "it must be readable and writable for this user",
+            _ => "load the module: modprobe fuse; in a container, pass the device in",
+        };
+        Error::from(errno).context(format!("cannot open /dev/fuse ({hint})"))
+    })
 }
