@@ -139,13 +139,19 @@ fn a_wrong_command_line() {
         "--nosuch",
         "--help",
     );
-    refusal(store.run(["nosuch"]), 125, "nosuch", "cowl --help");
+    // As Docker's command, whatever is not about an option is 1.
+    refusal(store.run(["nosuch"]), 1, "nosuch", "cowl --help");
+    refusal(store.run(["pull", "a"]), 1, "pull", "cowl load");
+    refusal(store.run(["volume", "nosuch"]), 1, "nosuch", "--help");
+    refusal(store.run(["rm"]), 1, "CONTAINER", "--help");
+    refusal(store.run(["images", "a", "b"]), 1, "b", "--help");
+    refusal(store.run(["exec", "a"]), 1, "COMMAND", "--help");
     let line = store.run(["dedup", "--nosuch"]).refused(125);
     assert!(
         line.contains("--nosuch") && line.contains("cowl dedup --help"),
         "{line}"
     );
-    refusal(store.run(["run"]), 125, "IMAGE", "--help");
+    refusal(store.run(["run"]), 1, "IMAGE", "--help");
     refusal(
         store.run(["run", "-m", "lots", "shop"]),
         125,

@@ -69,7 +69,28 @@ fn is_plain(name: &str) -> bool {
 /// Programs of cowl that are no commands.
 const INTERNAL: [&str; 2] = ["mountd", "runtime"];
 
+/// Docker's commands that cowl does not have, and what does their work here.
+const ABSENT: [(&str, &str); 5] = [
+    ("pull", "images come in by 'cowl load' and 'cowl import'"),
+    ("push", "images go out by 'cowl save'"),
+    (
+        "build",
+        "images are made by 'cowl commit' and 'cowl import'",
+    ),
+    (
+        "buildx",
+        "images are made by 'cowl commit' and 'cowl import'",
+    ),
+    (
+        "network",
+        "'cowl run --network' takes none, host and container:NAME",
+    ),
+];
+
 fn unknown(name: &str) -> Error {
+    if let Some((_, instead)) = ABSENT.iter().find(|(absent, _)| *absent == name) {
+        return Error::invalid(format!("cowl has no command '{name}' yet: {instead}"));
+    }
     let cli = Cli::command();
     let programs = helpers::with_prefix("cowl-");
     let own = cli

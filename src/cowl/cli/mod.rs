@@ -1,9 +1,10 @@
 //! The `cowl` command: parses the command line, calls the engine and prints as Docker's CLI does.
 //! It keeps no state and decides nothing.
 //!
-//! Errors are one line on standard error. Exit codes are Docker's: 125 for a wrong command line
-//! and for each error of `run` itself, 126 if the container's program cannot be executed, 127 if
-//! it is not found, 1 for errors of the other commands, else 0 or the exit code of the program.
+//! Errors are one line on standard error. Exit codes are Docker's: 125 for a wrong option and for
+//! each error of `run` itself, 126 if the container's program cannot be executed, 127 if it is not
+//! found, 1 for an unknown command, missing or surplus arguments and errors of the other commands,
+//! else 0 or the exit code of the program.
 
 mod args;
 mod changes;
@@ -31,7 +32,7 @@ mod volume;
 use crate::engine::error::{Error, Kind, Result};
 use crate::engine::{Engine, host};
 use args::{Cli, Command};
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ErrorKind};
 use clap::{CommandFactory, FromArgMatches};
 use cowl_sys::stack::on_own_stack;
 use std::ffi::OsString;
@@ -69,14 +70,12 @@ pub fn main() -> ExitCode {
             return ExitCode::from(FAILURE);
         }
     };
-    // `run` leaves 1 and the like to the container's program, and `create` is a part of it; an
-    // unknown command is a usage error.
+    // `run` leaves 1 and the like to the container's program, and `create` is a part of it.
     let failure = if matches!(
         cli.command,
         Command::Run(_)
             | Command::Create(_)
             | Command::Container(args::Container::Run(_) | args::Container::Create(_))
-            | Command::External(_)
     ) {
         USAGE
     } else {
@@ -144,15 +143,16 @@ fn parse(arguments: &[OsString]) -> Result<Cli, ExitCode> {
         });
     }
     let code = match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => 0,
-        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => USAGE,
+        ErrorKind::DisplayHelp
+        | ErrorKind::DisplayVersion
+        | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => 0,
         _ => {
             print_error(&usage::one_line(
                 &error,
                 arguments,
                 &command_path(arguments),
             ));
-            return Err(ExitCode::from(USAGE));
+            return Err(ExitCode::from(usage_code(&error)));
         }
     };
     // clap's own text. EPIPE is no error.
@@ -167,6 +167,24 @@ fn parse(arguments: &[OsString]) -> Result<Cli, ExitCode> {
             ExitCode::from(FAILURE)
         }
     })
+}
+
+/// Docker's exit code for a wrong command line: an option that is wrong is told from commands and
+/// arguments that are unknown, missing or too many.
+fn usage_code(error: &clap::Error) -> u8 {
+    let is_option = || {
+        let wrong = error.get(ContextKind::InvalidArg);
+        wrong.is_some_and(|wrong| wrong.to_string().starts_with('-'))
+    };
+    match error.kind() {
+        ErrorKind::InvalidSubcommand
+        | ErrorKind::MissingRequiredArgument
+        | ErrorKind::TooManyValues
+        | ErrorKind::TooFewValues
+        | ErrorKind::WrongNumberOfValues => FAILURE,
+        ErrorKind::UnknownArgument if !is_option() => FAILURE,
+        _ => USAGE,
+    }
 }
 
 /// `cowl` and the subcommands among the arguments, such as `cowl volume ls`.

@@ -80,7 +80,8 @@ pub(super) fn request(options: Options, detached: bool) -> Result<CreateRequest>
         host.other.insert("ContainerIDFile".to_owned(), file.into());
     }
     Ok(CreateRequest {
-        name: options.name,
+        // Docker takes an empty one for none.
+        name: options.name.filter(|name| !name.is_empty()),
         config,
         host,
         platform: options.platform,
