@@ -10,11 +10,12 @@ use cowl_tests::tree::{assert_same, read};
 
 use crate::support::{Detached, Doors};
 
-/// What is copied, on either side.
+/// What is copied, on either side. `touch` adds the time of day, and trees compare no times from
+/// 2001-09-09 01:46:40 on.
 const SOURCES: &str = "mkdir -p dir/sub && echo one > file && chmod 640 file && ln -s file link \
     && ln -s dir linked && ln -s nowhere dangling && echo two > dir/a && ln dir/a dir/sub/hard \
-    && ln -s ../a dir/sub/up && chmod 1755 dir/sub && echo large > BZh9 \
-    && find . -exec touch -h -d 2001-09-09 {} +";
+    && ln -s ../a dir/sub/up && chmod 1755 dir/sub && chmod 711 dir && echo large > BZh9 \
+    && find . -exec touch -h -d 2001-09-08 {} +";
 
 /// What is at the destination.
 const DESTINATIONS: &str = "mkdir -p have/dir && echo old > have/file && echo older > there && ln -s there tofile \

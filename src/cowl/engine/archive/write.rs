@@ -162,6 +162,10 @@ impl Files {
         let (parent, name) = self.parent(base, name)?;
         let parent = parent.as_fd();
         if kind == EntryType::Directory {
+            // What is extracted into keeps its attributes (moby/go-archive, `Unpack`).
+            if name == "." {
+                return Ok(None);
+            }
             return directory(parent, name, &attributes, how).map(Some);
         }
         make_room(parent, name, how)?;
