@@ -1,6 +1,6 @@
 //! `--fail-if`: the exit code, with the report all the same.
 
-use cowl_tests::command::python;
+use cowl_tests::command::{python, shell};
 use cowl_tests::profile::{directory, root};
 use cowl_tests::store::Store;
 
@@ -33,6 +33,23 @@ fn a_condition_that_holds_is_exit_code_1() {
         );
         let line = store.run(["dedup", "--fail-if", "wast>5%"]).refused(125);
         assert!(line.contains("wast"), "{line}");
+    });
+}
+
+#[test]
+fn a_condition_on_a_store_with_a_damaged_image_is_exit_code_1() {
+    root(|| {
+        let store = Store::new("store");
+        load_images(&store);
+        shell(
+            store.root(),
+            "for tree in layers/*/tree-*; do echo damaged > \"$tree\"; done",
+            [""; 0],
+        );
+        let run = store.run(["dedup", "--no-ladder", "--fail-if", "waste>99%"]);
+        assert_eq!(run.code(), 1, "{run}");
+        assert!(run.stderr.contains("warning: image one"), "{run}");
+        assert!(run.stderr.contains("not all images could be read"), "{run}");
     });
 }
 

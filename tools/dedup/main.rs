@@ -148,11 +148,18 @@ fn run(mode: Mode, arguments: &Arguments) -> Result<Vec<String>> {
         tables(arguments, &report)
     };
     print(&text)?;
-    let failures = arguments
-        .fail_if
-        .iter()
-        .flat_map(|condition| condition.failures(&report));
-    Ok(failures.collect())
+    let conditions = arguments.fail_if.iter();
+    let mut failures: Vec<String> = conditions
+        .flat_map(|condition| condition.failures(&report))
+        .collect();
+    // What a condition says of all images is not known of those that were left out.
+    if !arguments.fail_if.is_empty()
+        && arguments.images.is_empty()
+        && !collection.skipped.is_empty()
+    {
+        failures.push("--fail-if: not all images could be read".to_owned());
+    }
+    Ok(failures)
 }
 
 /// The store, unless archives alone are given, and one that the archives are read into.
