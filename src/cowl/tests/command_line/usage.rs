@@ -18,10 +18,6 @@ fn usage_errors_are_one_line_with_125() {
             "unknown option: --nam (did you mean --name?); see 'cowl run --help'",
         ),
         (
-            &["run"],
-            "missing <IMAGE> [COMMAND]...; see 'cowl run --help'",
-        ),
-        (
             &["run", "-m"],
             "--memory needs a value; see 'cowl run --help'",
         ),
@@ -50,6 +46,26 @@ fn usage_errors_are_one_line_with_125() {
             "the input device is not a TTY; omit -t or run cowl in a terminal",
         ),
         (
+            &["run", "Shop"],
+            "\"Shop\" is not an image name: capitals are allowed in tags only",
+        ),
+        (&["run", ""], "\"\" is not an image name: it is empty"),
+    ];
+    for (arguments, stderr) in table {
+        cowl.refused(arguments, 125, stderr);
+    }
+}
+
+/// As of Docker's command, which leaves 125 to options and to `run` itself.
+#[test]
+fn unknown_commands_and_wrong_numbers_of_arguments_are_one_line_with_1() {
+    let cowl = Cowl::with_store();
+    let table: &[(&[&str], &str)] = &[
+        (
+            &["run"],
+            "missing <IMAGE> [COMMAND]...; see 'cowl run --help'",
+        ),
+        (
             &["ps", "extra"],
             "unexpected argument: extra; see 'cowl ps --help'",
         ),
@@ -58,11 +74,6 @@ fn usage_errors_are_one_line_with_125() {
             &["mount", "i", "/", "--work", "w"],
             "missing --upper <DIR>; see 'cowl mount --help'",
         ),
-        (
-            &["run", "Shop"],
-            "\"Shop\" is not an image name: capitals are allowed in tags only",
-        ),
-        (&["run", ""], "\"\" is not an image name: it is empty"),
         (
             &["help", "imges"],
             "unknown command: imges; see 'cowl --help'",
@@ -77,7 +88,7 @@ fn usage_errors_are_one_line_with_125() {
         ),
     ];
     for (arguments, stderr) in table {
-        cowl.refused(arguments, 125, stderr);
+        cowl.refused(arguments, 1, stderr);
     }
 }
 
