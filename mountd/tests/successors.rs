@@ -168,13 +168,26 @@ fn client(root: &Path, plain: &Path, seed: u64, steps: &AtomicU64, over: &Atomic
     }
 }
 
-/// Kills the worker after so many further steps of the clients, somewhere within one.
-fn killer(mount: &Mount, seed: u64, steps: &AtomicU64, over: &AtomicBool) {
+/// Kills the worker after so many further steps of the clients, somewhere within one. Each client
+/// ends the step that a death was in before the next one: a request that met two is answered EIO.
+fn killer(mount: &Mount, seed: u64, steps: &[AtomicU64], over: &AtomicBool) {
     let mut random = Random::new(!seed);
     let mut killed = 0;
+    let begun = || -> Vec<u64> {
+        steps
+            .iter()
+            .map(|own| own.load(Ordering::Relaxed))
+            .collect()
+    };
     while killed < KILLS && !over.load(Ordering::Relaxed) {
-        let wanted = steps.load(Ordering::Relaxed) + random.below(300);
-        while steps.load(Ordering::Relaxed) < wanted && !over.load(Ordering::Relaxed) {
+        let before = begun();
+        let wanted = before.iter().sum::<u64>() + random.below(300);
+        let is_due = || {
+            let now = begun();
+            let ended = now.iter().zip(&before).all(|(now, before)| now > before);
+            ended && now.iter().sum::<u64>() >= wanted
+        };
+        while !is_due() && !over.load(Ordering::Relaxed) {
             std::hint::spin_loop();
         }
         (0..random.below(4000)).for_each(|_| std::hint::spin_loop());
@@ -205,15 +218,16 @@ fn clients_do_not_notice(choice: IoModeChoice) {
     let mount = image.mount_writable(choice, "upper");
     let root = mount.path("");
     let seed = seed();
-    let (steps, over) = (AtomicU64::new(0), AtomicBool::new(false));
+    let steps: Vec<AtomicU64> = (0..CLIENTS).map(|_| AtomicU64::new(0)).collect();
+    let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| killer(&mount, seed, &steps, &over));
-        for number in 0..CLIENTS {
+        for (number, steps) in (0..CLIENTS).zip(&steps) {
             let (root, plain) = (
                 root.join(number.to_string()),
                 plain.join(number.to_string()),
             );
-            let (steps, over, log) = (&steps, &over, &image);
+            let (over, log) = (&over, &image);
             scope.spawn(move || {
                 let run = || client(&root, &plain, seed + number, steps, over);
                 let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
@@ -225,7 +239,8 @@ fn clients_do_not_notice(choice: IoModeChoice) {
             });
         }
     });
-    eprintln!("{} steps", steps.load(Ordering::Relaxed));
+    let taken: u64 = steps.into_iter().map(AtomicU64::into_inner).sum();
+    eprintln!("{taken} steps");
     assert_eq!(view(&root), view(&plain));
     assert!(mount.unmount().success(), "{}", image.log());
     let deaths = image.log().matches("another one serves on").count();
