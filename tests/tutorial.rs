@@ -1,5 +1,5 @@
-//! The first hour of someone who knows Docker, typed as tutorials have it: once as `cowl ...`, once
-//! as `docker ...` over `cowl serve`.
+//! The first hour with Docker, as tutorials have it: typed once as `cowl ...`, once as `docker ...`
+//! over `cowl serve`.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;

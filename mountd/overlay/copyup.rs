@@ -313,7 +313,7 @@ impl Overlay {
         let space = self.writable()?.namespace();
         if creator != Some((uid, gid)) {
             match name_at.chown(Some(uid), Some(gid)) {
-                // As fuse-overlayfs: nobody sees whose it is.
+                // As in fuse-overlayfs: the owner is not shown.
                 Err(Errno::PERM | Errno::INVAL) if self.rules.squashed => {}
                 changed => changed?,
             }

@@ -278,8 +278,10 @@ impl Overlay {
             let Attr { uid, gid, .. } = root_node.map_err(host("reading the root"))?.attr;
             self.apply_root_metadata(root)
                 .map_err(|errno| match errno {
-                    // chown(2) of an id that has no mapping (user_namespaces(7)).
-                    Errno::INVAL => OverlayError::NoSuchOwner { uid, gid },
+                    // The owner has no mapping (user_namespaces(7)), or an id of an ACL has none.
+                    Errno::INVAL if root.chown(Some(uid), Some(gid)) == Err(Errno::INVAL) => {
+                        OverlayError::NoSuchOwner { uid, gid }
+                    }
                     errno => host("giving the upper the root's attributes")(errno),
                 })?;
         }
