@@ -314,13 +314,14 @@ fn a_joining_process_shows_nothing_of_the_host() {
         symlink("busybox", fixture.path("bin").join(applet)).unwrap();
     }
     // Looks at every process it sees, over and over; what it finds beyond its own is kept. A process
-    // that joins reads the container's users: the name alone does not tell whose they are. Name and
-    // file are those of one open: the number may stand for another file by the next look.
-    let spy = "own=\" $(stat -c %d:%i /etc/passwd /etc/group | tr '\n' ' ') \"; touch /ready; while [ ! -e /go ]; do for p in /proc/[0-9]*; do \
+    // that joins reads the container's users and opens its working directory: the name alone does
+    // not tell whose they are. Name and file are those of one open: the number may stand for another
+    // file by the next look.
+    let spy = "own=\" $(stat -c %d:%i / /etc/passwd /etc/group | tr '\n' ' ') \"; touch /ready; while [ ! -e /go ]; do for p in /proc/[0-9]*; do \
         case $p in /proc/1) continue;; esac; \
         for f in $p/fd/*; do t=$(readlink $f 2>/dev/null) || continue; \
         case $t in /dev/pts/*|/dev/null|pipe:*|socket:*|/proc/*|/bin/*|'') continue;; \
-        /etc/*) s=$(exec 2>/dev/null 9<$f && echo \"$(readlink /proc/self/fd/9) $(stat -L -c %d:%i /proc/self/fd/9)\") || continue; \
+        /|/etc/*) s=$(exec 2>/dev/null 9<$f && echo \"$(readlink /proc/self/fd/9) $(stat -L -c %d:%i /proc/self/fd/9)\") || continue; \
         case $s in \"$t \"*) ;; *) continue;; esac; case $own in *\" ${s##* } \"*) continue;; esac;; esac; \
         echo \"$p $t\" >> /found; done; \
         cp /bin/busybox $p/exe 2>/dev/null && echo overwritten >> /found; done; done; exit 0";
