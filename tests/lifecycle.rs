@@ -141,7 +141,7 @@ fn options_have_their_effect() {
     assert_eq!(std::fs::read_to_string(cidfile).unwrap(), id.trim());
     let refusal = store
         .run(["create", "--cidfile", cidfile, "shop", "true"])
-        .refused(125);
+        .refused(1);
     assert!(refusal.contains("container ID file found"), "{refusal}");
     store.ok(["rm", id.trim()]);
 }

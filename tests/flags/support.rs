@@ -31,15 +31,15 @@ impl Doors {
         own
     }
 
-    /// Both doors refuse these flags; the last line of each says why.
+    /// Both doors refuse these flags with one exit code, and say why.
     #[track_caller]
     pub(crate) fn refused(&self, flags: &[&str], why: &str) {
         let arguments = [&["create"], flags, &["shop", "true"]].concat();
-        let own = self.store.run(&arguments).refused(125);
-        assert!(own.contains(why), "cowl: {own}");
         let docker = self.server.run(&arguments);
         assert_ne!(docker.code(), 0, "{docker}");
         assert!(docker.stderr.contains(why), "docker: {docker}");
+        let own = self.store.run(&arguments).refused(docker.code());
+        assert!(own.contains(why), "cowl: {own}");
     }
 }
 

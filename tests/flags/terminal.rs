@@ -5,7 +5,7 @@ use std::process::Command;
 use cowl_tests::profile::root;
 use cowl_tests::pty::InTerminal;
 
-use crate::support::Doors;
+use crate::support::{Detached, Doors};
 
 /// Starts a client in a terminal, waits for the shell at its other end, types keys, and gives the
 /// client's exit code and what it showed after the keys.
@@ -65,5 +65,59 @@ fn detach_keys_leave_the_program_running() {
             wrong.contains("Invalid escape keys (ab) provided"),
             "{wrong}"
         );
+    });
+}
+
+/// As Docker's client: a program with a terminal reads from a terminal alone, and `start` does not
+/// look.
+#[test]
+fn input_that_is_no_terminal_is_refused_for_a_program_with_one() {
+    root(|| {
+        let doors = Doors::open();
+        let running = Detached::start(&doors.store, "running", &["-it"], "exec sleep 1000");
+        doors
+            .store
+            .ok(["create", "-it", "--name", "rests", "shop", "tty"]);
+        let at_both = |words: &[&str]| {
+            let (own, docker) = (doors.store.run(words), doors.server.run(words));
+            assert_eq!(own.code(), docker.code(), "{own} {docker}");
+            (own, docker)
+        };
+        for words in [
+            &["run", "-it", "shop", "true"][..],
+            &["run", "-t", "-a", "stdin", "shop", "true"],
+            &["exec", "-it", running.name, "true"],
+            &["attach", running.name],
+        ] {
+            let (own, docker) = at_both(words);
+            assert_eq!(own.code(), 1, "{own}");
+            for refused in [own.refused(1), docker.refused(1)] {
+                assert!(
+                    refused.contains("the input device is not a TTY"),
+                    "{refused}"
+                );
+            }
+        }
+        let listed = doors.store.ok(["ps", "-a", "--format", "{{.Names}}"]);
+        assert_eq!(listed.lines().count(), 2, "{listed}");
+        // The container's state comes first.
+        let (own, docker) = at_both(&["attach", "rests"]);
+        for refused in [own.refused(1), docker.refused(1)] {
+            assert!(
+                refused.contains("cannot attach to a stopped container"),
+                "{refused}"
+            );
+        }
+        for words in [
+            &["exec", "-t", running.name, "tty"][..],
+            &["start", "-ai", "rests"],
+        ] {
+            let (own, docker) = at_both(words);
+            let (own, docker) = (own.ok(), docker.ok());
+            assert_eq!(own, docker, "{words:?}");
+            assert!(own.starts_with("/dev/pts/"), "{own}");
+        }
+        // Detached, nobody reads.
+        at_both(&["exec", "-itd", running.name, "true"]).0.ok();
     });
 }

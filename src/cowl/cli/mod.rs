@@ -1,8 +1,8 @@
 //! The `cowl` command: parses the command line, calls the engine and prints as Docker's CLI does.
 //! It keeps no state and decides nothing.
 //!
-//! Errors are one line on standard error. Exit codes are Docker's: 125 for a wrong option and for
-//! each error of `run` itself, 126 if the container's program cannot be executed, 127 if it is not
+//! Errors are one line on standard error. Exit codes are Docker's: 125 for a wrong option and if
+//! `run` gets no container, 126 if the container's program cannot be executed, 127 if it is not
 //! found, 1 for an unknown command, missing or surplus arguments and errors of the other commands,
 //! else 0 or the exit code of the program.
 
@@ -70,12 +70,10 @@ pub fn main() -> ExitCode {
             return ExitCode::from(FAILURE);
         }
     };
-    // `run` leaves 1 and the like to the container's program, and `create` is a part of it.
+    // `run` leaves 1 and the like to the container's program.
     let failure = if matches!(
         cli.command,
-        Command::Run(_)
-            | Command::Create(_)
-            | Command::Container(args::Container::Run(_) | args::Container::Create(_))
+        Command::Run(_) | Command::Container(args::Container::Run(_))
     ) {
         USAGE
     } else {

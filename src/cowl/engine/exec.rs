@@ -1,5 +1,6 @@
 //! `exec` and `attach`: programs in a running container, and its streams.
 
+use super::container::Container;
 use super::container::state::Status;
 use super::docker::ContainerConfig;
 use super::error::{self, Error, Result};
@@ -129,16 +130,26 @@ impl Engine {
         Ok(control.resize(Target::Exec(id.to_owned()), size)?)
     }
 
-    /// Attaches streams to a running container, from now on.
-    pub fn attach(&self, needle: &str, streams: Streams<'_>) -> Result<Attachment> {
+    /// The configuration of a container that streams can be attached to.
+    pub fn attachable(&self, needle: &str) -> Result<ContainerConfig> {
         let container = self.containers.find(needle)?;
+        self.control_to_attach(&container)?;
+        Ok(container.config.config)
+    }
+
+    fn control_to_attach(&self, container: &Container) -> Result<Control> {
         let refused = |why: &str| Error::conflict(format!("You cannot attach to a {why}"));
         if container.status()? == Status::Paused {
             return Err(refused("paused container, unpause it first"));
         }
-        let control = self
-            .control(&container)?
-            .ok_or_else(|| refused("stopped container, start it first"))?;
+        self.control(container)?
+            .ok_or_else(|| refused("stopped container, start it first"))
+    }
+
+    /// Attaches streams to a running container, from now on.
+    pub fn attach(&self, needle: &str, streams: Streams<'_>) -> Result<Attachment> {
+        let container = self.containers.find(needle)?;
+        let control = self.control_to_attach(&container)?;
         let waiting = self.running(&container)?;
         control.attach(Target::Program, streams)?;
         waiting.request_wait(Target::Program)?;

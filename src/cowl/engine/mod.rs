@@ -262,11 +262,6 @@ impl Engine {
             .context(|| "freeing what only the container used")
     }
 
-    /// A container's configuration.
-    pub fn config_of(&self, needle: &str) -> Result<docker::ContainerConfig> {
-        Ok(self.containers.find(needle)?.config.config)
-    }
-
     /// Gives a container another name.
     pub fn rename(&self, needle: &str, name: &str) -> Result<()> {
         let name = name.strip_prefix('/').unwrap_or(name);

@@ -11,7 +11,7 @@ use crate::engine::run::Presence;
 use crate::engine::signals::Signals;
 use crate::engine::{Engine, attach, duration};
 use jiff::Timestamp;
-use std::io::{IsTerminal as _, Write as _};
+use std::io::Write as _;
 
 pub(in crate::cli) fn start(engine: &mut Engine, args: &Start, out: &mut Stdout) -> Result<u8> {
     if !args.attach && !args.interactive {
@@ -157,11 +157,6 @@ pub(in crate::cli) fn logs(engine: &Engine, args: &Logs) -> Result<u8> {
 }
 
 pub(in crate::cli) fn exec(engine: &Engine, args: Exec) -> Result<u8> {
-    if args.tty && args.interactive && !std::io::stdin().is_terminal() {
-        return Err(Error::invalid(
-            "the input device is not a TTY; omit -t or run cowl in a terminal",
-        ));
-    }
     let mut words = args.container_and_command.into_iter();
     let container = words.next().unwrap_or_default();
     let interactive = args.interactive && !args.detach;
@@ -175,6 +170,9 @@ pub(in crate::cli) fn exec(engine: &Engine, args: Exec) -> Result<u8> {
         open_stdin: interactive,
     };
     let id = engine.new_exec_id(&container)?;
+    if super::lacks_terminal(args.tty, interactive) {
+        return Err(Error::invalid(super::NO_TERMINAL));
+    }
     if args.detach {
         engine.exec(&container, &id, &request, attach::NONE)?;
         return Ok(0);
@@ -193,8 +191,11 @@ pub(in crate::cli) fn exec(engine: &Engine, args: Exec) -> Result<u8> {
 }
 
 pub(in crate::cli) fn attach(engine: &Engine, args: &Attach) -> Result<u8> {
-    let config = engine.config_of(&args.container)?;
+    let config = engine.attachable(&args.container)?;
     let interactive = config.open_stdin && !args.no_stdin;
+    if super::lacks_terminal(config.tty, !args.no_stdin) {
+        return Err(Error::invalid(super::NO_TERMINAL));
+    }
     let signals = Signals::block()?;
     let (ends, pipes) = attach::pipes(attach::all(interactive, config.tty))?;
     let program = engine.attach(&args.container, ends.streams())?;

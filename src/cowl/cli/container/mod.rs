@@ -12,14 +12,23 @@ mod request;
 mod session;
 pub(super) mod stats;
 
-use super::{Stdout, each, print_error};
+use super::{FAILURE, Stdout, USAGE, each, print_error};
 use crate::engine::Engine;
 use crate::engine::create::Created;
 use crate::engine::error::{Context, Error, Kind, Result};
 use crate::engine::run::Presence;
 use crate::engine::update::UpdateRequest;
-use args::{Create, Options, Rename, Rm, Run, Update};
+use args::{Create, Rename, Rm, Run, Update};
 use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+
+/// A terminal's program would read its keys from something that is none.
+const NO_TERMINAL: &str = "the input device is not a TTY; omit -t or run cowl in a terminal";
+
+/// Whether a program with a terminal is to read from standard input that is none.
+fn lacks_terminal(tty: bool, attach_stdin: bool) -> bool {
+    tty && attach_stdin && !std::io::stdin().is_terminal()
+}
 
 pub(super) fn run(engine: &mut Engine, args: Run, out: &mut Stdout) -> Result<u8> {
     let detach = args.detach;
@@ -28,18 +37,21 @@ pub(super) fn run(engine: &mut Engine, args: Run, out: &mut Stdout) -> Result<u8
         sig_proxy: args.sig_proxy,
     };
     let options = args.create;
-    if options.tty && options.interactive && !detach && !std::io::stdin().is_terminal() {
-        return Err(Error::invalid(
-            "the input device is not a TTY; omit -t or run cowl in a terminal",
-        ));
-    }
-    if detach && !options.attach.is_empty() {
-        return Err(Error::invalid(
-            "conflicting options: cannot specify both --attach and --detach",
-        ));
-    }
-    let cidfile = new_cidfile(&options)?;
+    let names_streams = !options.attach.is_empty();
+    let cidfile = options.cidfile.clone();
     let request = request::request(options, detach)?;
+    let config = &request.config;
+    let refused = if detach {
+        names_streams.then_some("conflicting options: cannot specify both --attach and --detach")
+    } else {
+        lacks_terminal(config.tty, config.attach_stdin).then_some(NO_TERMINAL)
+    };
+    // As Docker's command: 125 is for wrong options and for what the engine refuses.
+    if let Some(why) = refused {
+        print_error(&why);
+        return Ok(FAILURE);
+    }
+    let cidfile = new_cidfile(cidfile)?;
     if detach {
         let created = engine.create(&request)?;
         warn_of(&created);
@@ -60,8 +72,17 @@ pub(super) fn run(engine: &mut Engine, args: Run, out: &mut Stdout) -> Result<u8
 }
 
 pub(super) fn create(engine: &Engine, args: Create, out: &mut Stdout) -> Result<u8> {
-    let cidfile = new_cidfile(&args.create)?;
-    let created = engine.create(&request::request(args.create, false)?)?;
+    let cidfile = args.create.cidfile.clone();
+    let request = match request::request(args.create, false) {
+        Ok(request) => request,
+        // As Docker's command: what it finds wrong itself is told from what the engine refuses.
+        Err(error) => {
+            print_error(&error);
+            return Ok(USAGE);
+        }
+    };
+    let cidfile = new_cidfile(cidfile)?;
+    let created = engine.create(&request)?;
     warn_of(&created);
     write_cidfile(cidfile, &created.id)?;
     out.line(&created.id)?;
@@ -75,11 +96,11 @@ fn warn_of(created: &Created) {
 }
 
 /// A file that does not exist yet, so that two containers never share one.
-fn new_cidfile(options: &Options) -> Result<Option<std::fs::File>> {
-    let Some(path) = &options.cidfile else {
+fn new_cidfile(path: Option<PathBuf>) -> Result<Option<std::fs::File>> {
+    let Some(path) = path else {
         return Ok(None);
     };
-    match std::fs::File::create_new(path) {
+    match std::fs::File::create_new(&path) {
         Ok(file) => Ok(Some(file)),
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
             Err(Error::invalid(format!(

@@ -18,6 +18,7 @@ use cowl_launch::wire::WireError;
 use nix::sys::signal::Signal;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
+use std::io::IsTerminal;
 use std::os::fd::AsFd;
 
 /// Number of SIGINT and SIGTERM after which `run` leaves the container, as Docker's client does.
@@ -69,7 +70,7 @@ pub(super) fn stay(
 ) -> Result<Ended> {
     let config = &container.config.config;
     let stdin = std::io::stdin();
-    let raw = if config.tty && pipes.has_stdin() {
+    let raw = if config.tty && pipes.has_stdin() && stdin.is_terminal() {
         Some(Raw::new(stdin.as_fd())?)
     } else {
         None

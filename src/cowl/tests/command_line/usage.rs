@@ -42,10 +42,6 @@ fn usage_errors_are_one_line_with_125() {
             "opening seccomp profile (my.json) failed: No such file or directory",
         ),
         (
-            &["run", "-it", "i"],
-            "the input device is not a TTY; omit -t or run cowl in a terminal",
-        ),
-        (
             &["run", "Shop"],
             "\"Shop\" is not an image name: capitals are allowed in tags only",
         ),
@@ -125,10 +121,6 @@ fn options_of_dockers_that_cowl_has_not_are_refused_with_the_reason() {
             "invalid argument \"false\" for --disable-content-trust: cowl verifies no signatures; see 'cowl run --help'",
         ),
         (
-            &["run", "-d", "-a", "stdout", "i"],
-            "conflicting options: cannot specify both --attach and --detach",
-        ),
-        (
             &["run", "-a", "stdlog", "i"],
             "valid streams are STDIN, STDOUT and STDERR",
         ),
@@ -143,6 +135,36 @@ fn options_of_dockers_that_cowl_has_not_are_refused_with_the_reason() {
     ];
     for (arguments, stderr) in table {
         cowl.refused(arguments, 125, stderr);
+    }
+}
+
+/// As of Docker's command: `run` leaves 125 to options and to what the engine refuses, and `create`
+/// to options alone.
+#[test]
+fn exit_codes_of_run_and_create_tell_who_refused() {
+    let cowl = Cowl::with_store();
+    let no_terminal = "the input device is not a TTY; omit -t or run cowl in a terminal";
+    cowl.refused(&["run", "-it", "i"], 1, no_terminal);
+    cowl.refused(
+        &["container", "run", "-t", "-a", "stdin", "i"],
+        1,
+        no_terminal,
+    );
+    cowl.refused(
+        &["run", "-d", "-a", "stdout", "i"],
+        1,
+        "conflicting options: cannot specify both --attach and --detach",
+    );
+    for (command, code) in [("run", 125), ("create", 1)] {
+        let missing = "No such image: nosuch:latest";
+        cowl.refused(&[command, "nosuch"], code, missing);
+        cowl.refused(&["container", command, "nosuch"], code, missing);
+        let opening = "opening seccomp profile (my.json) failed: No such file or directory";
+        cowl.refused(
+            &[command, "--security-opt", "seccomp=my.json", "i"],
+            125,
+            opening,
+        );
     }
 }
 
