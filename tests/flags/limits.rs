@@ -50,6 +50,7 @@ fn memory_and_swap_are_limited() {
         let none = doors.out(&["-m", "32m", "--memory-swap", "-1"], &swap);
         assert!(none.len() > 15 || none == "max\n", "{none}");
         doors.refused(&["-m", "1m"], "Minimum memory limit allowed is 6MB");
+        doors.refused(&["-m", "-5"], "invalid size: '-5'");
         doors.refused(
             &["-m", "64m", "--memory-swap", "32m"],
             "Minimum memoryswap limit should be larger than memory limit, see usage",

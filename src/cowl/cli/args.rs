@@ -14,7 +14,7 @@ use super::system::System;
 use super::volume::Volume;
 use crate::engine::run;
 use clap::builder::ArgAction;
-use clap::{Args, Command as Definition, Parser, Subcommand, value_parser};
+use clap::{Args, Command as Definition, CommandFactory, Parser, Subcommand, value_parser};
 use cowl_core::handover::{IdKind, IdMap, IoModeChoice, NoIdMapping};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -36,6 +36,26 @@ pub(super) struct Cli {
     pub(super) root: Option<PathBuf>,
     #[command(subcommand)]
     pub(super) command: Command,
+}
+
+/// The command line. An option that takes a value takes the next word, whatever it begins with, as
+/// Docker's does: `-m -5` is a wrong size and no unknown option `-5`.
+pub(super) fn definition() -> Definition {
+    fn with_hyphen_values(definition: Definition) -> Definition {
+        definition
+            .mut_args(|arg| {
+                if arg.get_action().takes_values()
+                    && !arg.is_positional()
+                    && !arg.is_require_equals_set()
+                {
+                    arg.allow_hyphen_values(true)
+                } else {
+                    arg
+                }
+            })
+            .mut_subcommands(with_hyphen_values)
+    }
+    with_hyphen_values(Cli::command())
 }
 
 /// The same command line with a value allowed for every switch (`--rm=false`), as Docker takes it.
@@ -460,10 +480,10 @@ pub(super) struct Owners {
     #[arg(long, value_name = "FILE:SHOWN:LENGTH[:...]", value_parser = mapping)]
     pub(super) gidmapping: Option<String>,
     /// Show all files as this user's
-    #[arg(long, value_name = "UID", allow_negative_numbers = true, value_parser = value_parser!(u32).range(..=MAX_ID))]
+    #[arg(long, value_name = "UID", value_parser = value_parser!(u32).range(..=MAX_ID))]
     pub(super) squash_to_uid: Option<u32>,
     /// Show all files as this group's
-    #[arg(long, value_name = "GID", allow_negative_numbers = true, value_parser = value_parser!(u32).range(..=MAX_ID))]
+    #[arg(long, value_name = "GID", value_parser = value_parser!(u32).range(..=MAX_ID))]
     pub(super) squash_to_gid: Option<u32>,
     /// Show all files as root's
     #[arg(long)]
@@ -563,6 +583,58 @@ impl From<Container> for Command {
             Container::Update(args) => Self::Update(args),
             Container::Rm(args) => Self::Rm(args),
             Container::Run(args) => Self::Run(args),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::error::{ContextKind, ContextValue, ErrorKind};
+
+    /// The options of a command and of those below it that take a value, each with its words.
+    fn options(definition: &Definition, words: &[String], found: &mut Vec<Vec<String>>) {
+        for arg in definition
+            .get_arguments()
+            .filter(|arg| !arg.is_positional())
+        {
+            if !arg.get_action().takes_values() || arg.is_require_equals_set() {
+                continue;
+            }
+            let long = arg.get_long().map(|name| format!("--{name}"));
+            let short = arg.get_short().map(|letter| format!("-{letter}"));
+            for option in long.into_iter().chain(short) {
+                found.push([words, &[option]].concat());
+            }
+        }
+        for command in definition.get_subcommands() {
+            options(
+                command,
+                &[words, &[command.get_name().to_owned()]].concat(),
+                found,
+            );
+        }
+    }
+
+    #[test]
+    fn each_option_takes_a_value_that_begins_with_a_hyphen() {
+        let mut all = Vec::new();
+        options(&Cli::command(), &["cowl".to_owned()], &mut all);
+        assert!(all.len() > 100, "{}", all.len());
+        for words in all {
+            let typed = words.iter().map(String::as_str).chain(["-5"]);
+            let Err(error) = definition().try_get_matches_from(typed) else {
+                continue;
+            };
+            let about = |kind, text: &str| match error.get(kind) {
+                Some(ContextValue::String(about)) => about == text,
+                _ => false,
+            };
+            let unknown =
+                error.kind() == ErrorKind::UnknownArgument && about(ContextKind::InvalidArg, "-5");
+            let missing =
+                error.kind() == ErrorKind::InvalidValue && about(ContextKind::InvalidValue, "");
+            assert!(!unknown && !missing, "{words:?}: {error}");
         }
     }
 }

@@ -116,8 +116,8 @@ fn parse(arguments: &[OsString]) -> Result<Cli, ExitCode> {
                 | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
         )
     };
-    let read = match read(Cli::command()) {
-        Err(error) if !is_help(&error) => read(args::with_switch_values(Cli::command())),
+    let read = match read(args::definition()) {
+        Err(error) if !is_help(&error) => read(args::with_switch_values(args::definition())),
         read => read,
     };
     let error = match read {

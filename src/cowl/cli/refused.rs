@@ -51,7 +51,6 @@ impl Refused {
             .long(self.long)
             .hide(true)
             .action(ArgAction::Append)
-            .allow_hyphen_values(!self.is_switch)
             .value_parser(|text: &str| match self.allowed {
                 Some(allowed) if allowed == text => Ok(text.to_owned()),
                 _ => Err(self.why),

@@ -39,7 +39,7 @@ pub(in crate::cli) struct Ps {
     #[arg(short, long)]
     pub(super) quiet: bool,
     /// Show N last created containers (includes all states)
-    #[arg(short = 'n', long, value_name = "N", allow_hyphen_values = true)]
+    #[arg(short = 'n', long, value_name = "N")]
     pub(super) last: Option<i64>,
     /// Show the latest created container (includes all states)
     #[arg(short, long)]
@@ -160,13 +160,7 @@ pub(in crate::cli) struct Stop {
     #[arg(short, long, value_name = "SIGNAL")]
     pub(super) signal: Option<String>,
     /// Seconds to wait before killing the container (-1 for ever)
-    #[arg(
-        short,
-        long,
-        visible_alias = "time",
-        value_name = "SECONDS",
-        allow_hyphen_values = true
-    )]
+    #[arg(short, long, visible_alias = "time", value_name = "SECONDS")]
     pub(super) timeout: Option<i64>,
 }
 
@@ -250,13 +244,7 @@ pub(in crate::cli) struct Logs {
     #[arg(short, long)]
     pub(super) follow: bool,
     /// Number of lines to show from the end of the logs
-    #[arg(
-        short = 'n',
-        long,
-        value_name = "N",
-        default_value = "all",
-        allow_hyphen_values = true
-    )]
+    #[arg(short = 'n', long, value_name = "N", default_value = "all")]
     pub(super) tail: String,
     /// Show logs since timestamp (e.g. "2013-01-02T13:23:37Z") or relative (e.g. "42m")
     #[arg(long, value_name = "TIME")]
@@ -288,7 +276,7 @@ pub(in crate::cli) struct Exec {
     #[arg(short, long)]
     pub(super) tty: bool,
     /// Set an environment variable, or pass on the caller's
-    #[arg(short, long, value_name = "NAME[=VALUE]", allow_hyphen_values = true)]
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
     pub(super) env: Vec<String>,
     /// Read in a file of environment variables
     #[arg(long, value_name = "FILE")]

@@ -26,6 +26,14 @@ fn usage_errors_are_one_line_with_125() {
             "invalid argument \"5x\" for --memory: invalid size: '5x'; see 'cowl run --help'",
         ),
         (
+            &["run", "-m", "-5", "i"],
+            "invalid argument \"-5\" for --memory: invalid size: '-5'; see 'cowl run --help'",
+        ),
+        (
+            &["run", "--device-read-bps", "-x", "i"],
+            "invalid argument \"-x\" for --device-read-bps: bad format: -x; see 'cowl run --help'",
+        ),
+        (
             &["run", "-m", "1m", "i"],
             "Minimum memory limit allowed is 6MB",
         ),

@@ -12,19 +12,19 @@ pub(in crate::cli::container) struct Health {
     #[arg(long, value_name = "COMMAND")]
     health_cmd: Option<String>,
     /// Time between running the check (ms|s|m|h) (default 30s)
-    #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
+    #[arg(long, value_name = "DURATION")]
     health_interval: Option<String>,
     /// Maximum time to allow one check to run (ms|s|m|h) (default 30s)
-    #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
+    #[arg(long, value_name = "DURATION")]
     health_timeout: Option<String>,
     /// Consecutive failures needed to report unhealthy (default 3)
-    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    #[arg(long, value_name = "N")]
     health_retries: Option<i64>,
     /// Start period for the container to initialize before starting health-retries countdown (ms|s|m|h)
-    #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
+    #[arg(long, value_name = "DURATION")]
     health_start_period: Option<String>,
     /// Time between running the check during the start period (ms|s|m|h) (default 5s)
-    #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
+    #[arg(long, value_name = "DURATION")]
     health_start_interval: Option<String>,
     /// Disable any container-specified HEALTHCHECK
     #[arg(long)]

@@ -65,7 +65,7 @@ pub(in crate::cli) struct Options {
     #[arg(long, value_name = "PROGRAM")]
     pub(in crate::cli::container) entrypoint: Option<String>,
     /// Set an environment variable, or pass on the caller's
-    #[arg(short, long, value_name = "NAME[=VALUE]", allow_hyphen_values = true)]
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
     pub(in crate::cli::container) env: Vec<String>,
     /// Read in a file of environment variables
     #[arg(long, value_name = "FILE")]
@@ -115,10 +115,10 @@ pub(in crate::cli) struct Options {
     #[arg(long, value_name = "SIGNAL")]
     pub(in crate::cli::container) stop_signal: Option<String>,
     /// Timeout (in seconds) to stop a container
-    #[arg(long, value_name = "SECONDS", allow_hyphen_values = true)]
+    #[arg(long, value_name = "SECONDS")]
     pub(in crate::cli::container) stop_timeout: Option<i64>,
     /// Tune host's OOM preferences (-1000 to 1000)
-    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    #[arg(long, value_name = "N")]
     pub(in crate::cli::container) oom_score_adj: Option<i64>,
     /// Size of /dev/shm
     #[arg(long, value_name = "BYTES", value_parser = parse_memory)]

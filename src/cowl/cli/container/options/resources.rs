@@ -12,25 +12,25 @@ pub(in crate::cli) struct UpdatableOptions {
     #[arg(short, long, value_name = "BYTES", value_parser = parse_memory)]
     memory: Option<u64>,
     /// Limit of memory and swap together: '-1' to enable unlimited swap
-    #[arg(long, value_name = "BYTES", value_parser = parse_swap, allow_hyphen_values = true)]
+    #[arg(long, value_name = "BYTES", value_parser = parse_swap)]
     memory_swap: Option<i64>,
     /// Memory soft limit
     #[arg(long, value_name = "BYTES", value_parser = parse_memory)]
     memory_reservation: Option<u64>,
     /// Limit of processes and threads (-1 for unlimited)
-    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    #[arg(long, value_name = "N")]
     pids_limit: Option<i64>,
     /// Number of CPUs
     #[arg(long, value_name = "NUMBER", value_parser = parse_cpus)]
     cpus: Option<i64>,
     /// CPU shares (relative weight)
-    #[arg(short = 'c', long, value_name = "WEIGHT", allow_hyphen_values = true)]
+    #[arg(short = 'c', long, value_name = "WEIGHT")]
     cpu_shares: Option<i64>,
     /// Limit CPU CFS (Completely Fair Scheduler) period
-    #[arg(long, value_name = "MICROSECONDS", allow_hyphen_values = true)]
+    #[arg(long, value_name = "MICROSECONDS")]
     cpu_period: Option<i64>,
     /// Limit CPU CFS (Completely Fair Scheduler) quota
-    #[arg(long, value_name = "MICROSECONDS", allow_hyphen_values = true)]
+    #[arg(long, value_name = "MICROSECONDS")]
     cpu_quota: Option<i64>,
     /// CPUs in which to allow execution (0-3, 0,1)
     #[arg(long, value_name = "LIST")]
@@ -48,7 +48,7 @@ pub(in crate::cli) struct ResourceOptions {
     #[command(flatten)]
     updatable: UpdatableOptions,
     /// Tune container memory swappiness (0 to 100)
-    #[arg(long, value_name = "PERCENT", allow_hyphen_values = true)]
+    #[arg(long, value_name = "PERCENT")]
     memory_swappiness: Option<i64>,
     /// Disable OOM Killer
     #[arg(long)]
