@@ -1,6 +1,7 @@
 //! Limits, read in the control groups that the container sees.
 
 use cowl_tests::busybox::cgroups;
+use cowl_tests::command::system;
 use cowl_tests::profile::{directory, root};
 
 use crate::support::{Detached, Doors};
@@ -250,6 +251,66 @@ fn blkio_weight_and_rates_are_set_or_discarded_by_name() {
             &["--blkio-weight", "5"],
             "Range of blkio weight is from 10 to 1000",
         );
+    });
+}
+
+/// A loop device, until the end of its scope.
+struct LoopDevice {
+    path: String,
+    sysfs: std::path::PathBuf,
+}
+
+impl LoopDevice {
+    fn new() -> Self {
+        let file = directory().join("disk");
+        let made = std::fs::File::create(&file).unwrap();
+        made.set_len(1 << 20).unwrap();
+        let path = system("losetup", ["--find", "--show", file.to_str().unwrap()]);
+        let path = path.trim().to_owned();
+        let sysfs = std::path::Path::new("/sys/block").join(&path["/dev/".len()..]);
+        Self { path, sysfs }
+    }
+
+    /// False if the kernel lacks the scheduler.
+    fn schedule(&self, scheduler: &str) -> bool {
+        std::fs::write(self.sysfs.join("queue/scheduler"), scheduler).is_ok()
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let reset = self.schedule("none");
+        system("losetup", ["--detach", &self.path]);
+        assert!(std::thread::panicking() || reset);
+    }
+}
+
+#[test]
+fn blkio_weight_device_is_set_or_discarded_by_name() {
+    root(|| {
+        let doors = Doors::open();
+        let disk = LoopDevice::new();
+        let flags = ["--blkio-weight-device", &format!("{}:300", disk.path)];
+        let number = std::fs::read_to_string(disk.sysfs.join("dev")).unwrap();
+        let show = cgroup("blkio.bfq.weight_device", "io.bfq.weight");
+        if disk.schedule("bfq") {
+            let shown = doors.out(&flags, &show);
+            let line = format!("{} 300", number.trim());
+            assert!(shown.lines().any(|shown| shown == line), "{shown}");
+        }
+        assert!(disk.schedule("none"));
+        let create = [&["create"], &flags[..], &["shop", "true"]].concat();
+        for made in [doors.store.run(&create), doors.server.run(&create)] {
+            assert!(made.stderr.contains("Weight-device discarded."), "{made}");
+            doors.store.ok(["start", made.stdout.trim()]);
+        }
+        for (device, why) in [
+            ("sda:300", "bad format for device path: sda:300"),
+            ("/dev/sda:9", "invalid weight for device: /dev/sda:9"),
+            ("/dev/null:300", "/dev/null is not a block device"),
+        ] {
+            doors.refused(&["--blkio-weight-device", device], why);
+        }
     });
 }
 

@@ -123,7 +123,6 @@ refused! {
         option("gpus", "cowl finds no GPUs: use --device"),
         option("runtime", "cowl has one runtime, its own"),
         option("volume-driver", "there is no other driver than local").but("local"),
-        option("blkio-weight-device", "weights of single devices are not supported: use --blkio-weight"),
         option("cpu-rt-period", REAL_TIME),
         option("cpu-rt-runtime", REAL_TIME),
         option("kernel-memory", "Linux has no such limit any more: use --memory"),

@@ -52,6 +52,8 @@ impl Engine {
         self.resolve_namespaces(&mut request.host)?;
         limits::adapt(&mut request.host.resources);
         let (_, mut warnings) = limits::supported(&request.host.resources)?;
+        let (_, discarded) = limits::device_weights(&request.host.resources)?;
+        warnings.extend(discarded);
         warnings.extend(super::isolation::warnings(&request.host)?);
         let request = &request;
         let mut config = self.configure(&id, request, &image)?;

@@ -1,10 +1,12 @@
 //! Limits: what of Docker's `Resources` is refused, what this host can't do, and what the launcher
 //! is asked for.
 
-use super::docker::{Resources, ThrottleDevice};
+use super::docker::{Resources, ThrottleDevice, WeightDevice};
 use super::error::{Context as _, Error, Result};
-use cowl_launch::cgroup::{NO_OOM_KILL_DISABLE, can_disable_oom_killer, discard_unsupported};
-use cowl_launch::sandbox::{Limits, Throttle, ThrottleKind};
+use cowl_launch::cgroup::{
+    NO_OOM_KILL_DISABLE, can_disable_oom_killer, discard_device_weights, discard_unsupported,
+};
+use cowl_launch::sandbox::{DeviceWeight, Limits, Throttle, ThrottleKind};
 use rustix::fs::FileType;
 
 /// moby's `linuxMinMemory`.
@@ -156,10 +158,13 @@ fn ranges(list: &str) -> Option<Vec<std::ops::RangeInclusive<u32>>> {
 }
 
 fn block_devices(asked: &Resources) -> Result<()> {
-    let weight = asked.blkio_weight;
-    if weight != 0 && !(10..=1000).contains(&weight) {
+    let devices = asked.blkio_weight_device.iter();
+    let weights = devices.map(|device| device.weight);
+    let mut weights = weights.chain([asked.blkio_weight]);
+    if weights.any(|weight| weight != 0 && !(10..=1000).contains(&weight)) {
         return refuse("Range of blkio weight is from 10 to 1000");
     }
+    weighed(asked)?;
     throttles(asked).map(drop)
 }
 
@@ -208,6 +213,15 @@ pub(super) fn changeable(asked: &Resources) -> Result<(Limits, Vec<String>)> {
         }
     }
     Ok((limits, warnings))
+}
+
+/// Weights of single block devices that the launcher enforces for a new container, and Docker's
+/// words for those that this host can't enforce.
+pub(super) fn device_weights(asked: &Resources) -> Result<(Vec<DeviceWeight>, Option<String>)> {
+    let mut weights = weighed(asked)?;
+    let discarded =
+        discard_device_weights(&mut weights).context(|| "looking for control groups")?;
+    Ok((weights, discarded.map(str::to_owned)))
 }
 
 /// Whether the OOM killer is to be off, and can be.
@@ -270,23 +284,73 @@ fn throttles(asked: &Resources) -> Result<Vec<Throttle>> {
 }
 
 fn throttle(kind: ThrottleKind, device: &ThrottleDevice) -> Result<Throttle> {
-    let path = &device.path;
-    let found = rustix::fs::stat(path.as_str()).context(|| format!("device {path}"))?;
+    let (major, minor) = block_device(&device.path)?;
+    Ok(Throttle {
+        kind,
+        major,
+        minor,
+        rate: device.rate,
+    })
+}
+
+fn weighed(asked: &Resources) -> Result<Vec<DeviceWeight>> {
+    let devices = asked.blkio_weight_device.iter();
+    let weighed = devices.filter(|device| device.weight != 0);
+    weighed
+        .map(|WeightDevice { path, weight }| {
+            let (major, minor) = block_device(path)?;
+            Ok(DeviceWeight {
+                major,
+                minor,
+                weight: *weight,
+            })
+        })
+        .collect()
+}
+
+/// Major and minor number of a device of the host.
+fn block_device(path: &str) -> Result<(u32, u32)> {
+    let found = rustix::fs::stat(path).context(|| format!("device {path}"))?;
     if FileType::from_raw_mode(found.st_mode) != FileType::BlockDevice {
         return refuse(format!("{path} is not a block device"));
     }
-    Ok(Throttle {
-        kind,
-        major: rustix::fs::major(found.st_rdev),
-        minor: rustix::fs::minor(found.st_rdev),
-        rate: device.rate,
-    })
+    let device = found.st_rdev;
+    Ok((rustix::fs::major(device), rustix::fs::minor(device)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
+
+    fn refused<const N: usize>(table: [(serde_json::Value, &str); N]) {
+        for (asked, text) in table {
+            let asked: Resources = serde_json::from_value(asked).unwrap();
+            assert_eq!(check(&asked, false).unwrap_err().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn what_is_no_limit_of_a_block_device_is_refused() {
+        refused([
+            (
+                json!({"BlkioWeight": 9}),
+                "Range of blkio weight is from 10 to 1000",
+            ),
+            (
+                json!({"BlkioWeightDevice": [{"Path": "/dev/null", "Weight": 1001}]}),
+                "Range of blkio weight is from 10 to 1000",
+            ),
+            (
+                json!({"BlkioWeightDevice": [{"Path": "/dev/null", "Weight": 10}]}),
+                "/dev/null is not a block device",
+            ),
+            (
+                json!({"BlkioDeviceReadBps": [{"Path": "/dev/null", "Rate": 1}]}),
+                "/dev/null is not a block device",
+            ),
+        ]);
+    }
 
     #[test]
     fn what_no_host_could_do_is_refused_in_dockers_words() {
@@ -344,22 +408,11 @@ mod tests {
                 "Invalid value a for cpuset mems",
             ),
             (
-                json!({"BlkioWeight": 9}),
-                "Range of blkio weight is from 10 to 1000",
-            ),
-            (
-                json!({"BlkioDeviceReadBps": [{"Path": "/dev/null", "Rate": 1}]}),
-                "/dev/null is not a block device",
-            ),
-            (
                 json!({"CgroupParent": "/a/../b"}),
                 "invalid cgroup parent: \"/a/../b\"",
             ),
         ];
-        for (asked, text) in table {
-            let asked: Resources = serde_json::from_value(asked).unwrap();
-            assert_eq!(check(&asked, false).unwrap_err().to_string(), text);
-        }
+        refused(table);
         let far: Resources = serde_json::from_value(json!({"CpusetCpus": "60000"})).unwrap();
         let refused = check(&far, false).unwrap_err().to_string();
         assert!(

@@ -47,6 +47,7 @@ fn sandbox(config: &Config, namespaces: Namespaces, mounts: Vec<Mount>) -> Resul
         _ => {}
     }
     (sandbox.limits, _) = super::limits::supported(&host.resources)?;
+    (sandbox.device_weights, _) = super::limits::device_weights(&host.resources)?;
     sandbox.oom_kill_disable = super::limits::disables_oom_killer(&host.resources)?;
     super::isolation::apply(host, &mut sandbox)?;
     sandbox.mounts.extend(mounts);

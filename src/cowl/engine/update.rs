@@ -59,6 +59,7 @@ fn check_fields(asked: &Resources) -> Result<()> {
         ),
         ("OomKillDisable", asked.oom_kill_disable == Some(true)),
         ("CgroupParent", asked.cgroup_parent != default.cgroup_parent),
+        ("BlkioWeightDevice", !asked.blkio_weight_device.is_empty()),
         (
             "BlkioDeviceReadBps",
             !asked.blkio_device_read_bps.is_empty(),

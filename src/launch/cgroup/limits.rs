@@ -13,7 +13,7 @@ use super::directory::Directory;
 use super::hierarchy::mounted_hierarchies;
 use super::layout::Layout;
 use super::unified;
-use crate::sandbox::{Limits, Throttle, ThrottleKind};
+use crate::sandbox::{DeviceWeight, Limits, Throttle, ThrottleKind};
 
 /// What one limit writes. Of several files with the same purpose the first that exists is taken.
 pub(super) struct Setting {
@@ -37,6 +37,8 @@ const CPUSET: &str =
     "Your kernel does not support cpuset or the cgroup is not mounted. CPUset discarded.";
 const WEIGHT: &str =
     "Your kernel does not support Block I/O weight or the cgroup is not mounted. Weight discarded.";
+
+const DEVICE_WEIGHT: &str = "Your kernel does not support Block I/O weight_device or the cgroup is not mounted. Weight-device discarded.";
 
 /// Docker's words for a host that can't let processes wait at the limit of memory.
 pub const NO_OOM_KILL_DISABLE: &str =
@@ -158,6 +160,24 @@ fn block_devices(limits: &Limits) -> Vec<Setting> {
     weight.into_iter().chain(throttles).collect()
 }
 
+/// The row of one device's weight. Only the scheduler BFQ has such weights.
+pub(super) fn device_weight(device: &DeviceWeight) -> Setting {
+    let DeviceWeight {
+        major,
+        minor,
+        weight,
+    } = device;
+    let value = format!("{major}:{minor} {weight}");
+    Setting {
+        controllers: ["blkio", "io"],
+        discarded: DEVICE_WEIGHT,
+        writes: [
+            Some((vec!["blkio.bfq.weight_device"], value.clone())),
+            Some((vec!["io.bfq.weight"], value)),
+        ],
+    }
+}
+
 fn throttle_writes(throttle: &Throttle) -> [Option<(Vec<&'static str>, String)>; 2] {
     let (legacy, unified) = match throttle.kind {
         ThrottleKind::ReadBytes => ("blkio.throttle.read_bps_device", "rbps"),
@@ -209,6 +229,16 @@ impl Setting {
         Err(Errno::NOENT.into())
     }
 
+    fn is_supported(&self, layout: &Layout) -> bool {
+        let [legacy, unified] = self.controllers;
+        let [on_legacy, on_unified] = &self.writes;
+        match available(layout, legacy, unified) {
+            Some((Version::Legacy, base)) => has_file(&base, on_legacy.as_ref()),
+            Some((Version::Unified, base)) => has_file(&base, on_unified.as_ref()),
+            None => false,
+        }
+    }
+
     pub(super) fn controller(&self, version: Version) -> &'static str {
         let [legacy, unified] = self.controllers;
         match version {
@@ -244,19 +274,10 @@ pub fn discard_unsupported(limits: &mut Limits) -> io::Result<Vec<&'static str>>
     if limits.memory_swap.is_some() && !check(counts_swap(&layout), SWAP) {
         limits.memory_swap = None;
     }
-    let supported = |setting: &Setting| {
-        let [legacy, unified] = setting.controllers;
-        let [on_legacy, on_unified] = &setting.writes;
-        match available(&layout, legacy, unified) {
-            Some((Version::Legacy, base)) => has_file(&base, on_legacy.as_ref()),
-            Some((Version::Unified, base)) => has_file(&base, on_unified.as_ref()),
-            None => false,
-        }
-    };
     let mut keep = |part: Limits| {
         settings(&part)
             .iter()
-            .all(|setting| check(supported(setting), setting.discarded))
+            .all(|setting| check(setting.is_supported(&layout), setting.discarded))
     };
     macro_rules! discard {
         ($($field:ident)*) => {$(
@@ -271,6 +292,25 @@ pub fn discard_unsupported(limits: &mut Limits) -> io::Result<Vec<&'static str>>
         cpuset_mems blkio_weight blkio_throttle
     }
     Ok(said)
+}
+
+/// Takes out the weights of devices that this host can't enforce, and gives Docker's words for them.
+///
+/// The kernel refuses those of a device whose scheduler is not BFQ, and of partitions.
+pub fn discard_device_weights(weights: &mut Vec<DeviceWeight>) -> io::Result<Option<&'static str>> {
+    if weights.is_empty() {
+        return Ok(None);
+    }
+    let layout = mounted_hierarchies().map_err(|error| io::Error::other(error.to_string()))?;
+    let asked = weights.len();
+    weights.retain(|device| {
+        let DeviceWeight { major, minor, .. } = device;
+        let file = format!("/sys/dev/block/{major}:{minor}/queue/scheduler");
+        // A partition, and a device that is gone, have none.
+        let schedulers = std::fs::read_to_string(file).unwrap_or_default();
+        schedulers.contains("[bfq]") && device_weight(device).is_supported(&layout)
+    });
+    Ok((weights.len() < asked).then_some(DEVICE_WEIGHT))
 }
 
 /// The version that has this controller for us, and the directory that our cgroups are below.
@@ -374,5 +414,16 @@ mod tests {
             ]
         );
         assert!(written(&Limits::default()).is_empty());
+        let device = device_weight(&DeviceWeight {
+            major: 8,
+            minor: 0,
+            weight: 300,
+        });
+        let [legacy, unified] = device.writes.map(Option::unwrap);
+        assert_eq!(
+            legacy,
+            (vec!["blkio.bfq.weight_device"], "8:0 300".to_owned())
+        );
+        assert_eq!(unified, (vec!["io.bfq.weight"], "8:0 300".to_owned()));
     }
 }

@@ -31,7 +31,9 @@ use hierarchy::{LegacyCgroup, inherit_cpuset, make, mounted_hierarchies, relativ
 pub(crate) use hierarchy::{LegacyView, View};
 use layout::Layout;
 use limits::settings;
-pub use limits::{NO_OOM_KILL_DISABLE, can_disable_oom_killer, discard_unsupported};
+pub use limits::{
+    NO_OOM_KILL_DISABLE, can_disable_oom_killer, discard_device_weights, discard_unsupported,
+};
 
 /// The cgroups of one container. Dropping it kills what is left in them and removes them.
 #[derive(Debug)]
@@ -111,6 +113,9 @@ impl ContainerCgroups {
         made.ensure_freezer(&layout, &relative);
         for setting in settings(limits) {
             made.enforce(&layout, &setting)?;
+        }
+        for device in &sandbox.device_weights {
+            made.enforce(&layout, &limits::device_weight(device))?;
         }
         if sandbox.oom_kill_disable {
             made.disable_oom_killer()?;

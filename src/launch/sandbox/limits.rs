@@ -35,6 +35,17 @@ pub struct Limits {
     pub blkio_throttle: Vec<Throttle>,
 }
 
+/// The share of one block device's time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct DeviceWeight {
+    /// Major number of the device.
+    pub major: u32,
+    /// Minor number of the device.
+    pub minor: u32,
+    /// 10 to 1000; 100 is usual.
+    pub weight: u16,
+}
+
 /// A limit of transfers of one block device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Throttle {

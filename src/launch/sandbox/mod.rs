@@ -10,7 +10,7 @@ mod devices;
 mod limits;
 
 pub use devices::{Device, DeviceRule};
-pub use limits::{Limits, Throttle, ThrottleKind};
+pub use limits::{DeviceWeight, Limits, Throttle, ThrottleKind};
 
 use std::path::Path;
 
@@ -52,6 +52,9 @@ pub struct Sandbox {
     pub sysctls: Vec<Sysctl>,
     /// Limits, enforced by cgroups.
     pub limits: Limits,
+    /// Weights of single block devices, whose scheduler must be BFQ
+    /// ([`crate::cgroup::discard_device_weights`]).
+    pub device_weights: Vec<DeviceWeight>,
     /// At the limit of memory processes wait instead of being killed. Of control groups of version
     /// 1 only ([`crate::cgroup::can_disable_oom_killer`]).
     pub oom_kill_disable: bool,
@@ -305,6 +308,7 @@ impl Sandbox {
                 })
                 .collect(),
             limits: Limits::default(),
+            device_weights: Vec::new(),
             oom_kill_disable: false,
         }
     }

@@ -13,7 +13,7 @@ mod resources;
 pub use devices::{DeviceMapping, Ulimit};
 pub use host::{HostConfig, RestartPolicy, asks_nothing};
 pub use mount::{BindOptions, MountRequest, TmpfsOptions, VolumeOptions};
-pub use resources::{Resources, ThrottleDevice};
+pub use resources::{Resources, ThrottleDevice, WeightDevice};
 
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};

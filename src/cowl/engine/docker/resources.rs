@@ -46,6 +46,9 @@ pub struct Resources {
     /// Weight of its transfers of block devices: 10 to 1000.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub blkio_weight: u16,
+    /// Weights of single block devices.
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    pub blkio_weight_device: Vec<WeightDevice>,
     /// Bytes read in a second.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub blkio_device_read_bps: Vec<ThrottleDevice>,
@@ -69,6 +72,18 @@ pub struct Resources {
     /// The cgroup that its own are below, in each hierarchy.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub cgroup_parent: String,
+}
+
+/// Docker's `WeightDevice`: a block device of the host and the weight of transfers of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct WeightDevice {
+    /// Of the device's node.
+    #[serde(deserialize_with = "or_default")]
+    pub path: String,
+    /// 10 to 1000; 0 for the usual one.
+    #[serde(deserialize_with = "or_default")]
+    pub weight: u16,
 }
 
 /// Docker's `ThrottleDevice`: a block device of the host and what it may do in a second.

@@ -1,7 +1,7 @@
 //! Limits.
 
 use crate::cli::units::parse_memory;
-use crate::engine::docker::{Resources, ThrottleDevice};
+use crate::engine::docker::{Resources, ThrottleDevice, WeightDevice};
 use crate::engine::error::{Error, Result};
 use clap::Args;
 
@@ -53,6 +53,9 @@ pub(in crate::cli) struct ResourceOptions {
     /// Disable OOM Killer
     #[arg(long)]
     oom_kill_disable: bool,
+    /// Block IO weight (relative device weight)
+    #[arg(long, value_name = "DEVICE:WEIGHT", value_parser = parse_weight)]
+    blkio_weight_device: Vec<WeightDevice>,
     /// Limit read rate (bytes per second) from a device
     #[arg(long, value_name = "DEVICE:BYTES", value_parser = parse_bps)]
     device_read_bps: Vec<ThrottleDevice>,
@@ -105,6 +108,7 @@ impl ResourceOptions {
         Ok(Resources {
             memory_swappiness: self.memory_swappiness,
             oom_kill_disable: self.oom_kill_disable.then_some(true),
+            blkio_weight_device: self.blkio_weight_device,
             blkio_device_read_bps: self.device_read_bps,
             blkio_device_write_bps: self.device_write_bps,
             blkio_device_read_iops: self.device_read_iops,
@@ -163,19 +167,36 @@ fn parse_iops(text: &str) -> Result<ThrottleDevice, String> {
     throttle(text, format, |rate| rate.parse().ok())
 }
 
-/// `device:rate`, with the texts of Docker's command line (docker/cli, `opts/throttledevice.go`).
-fn throttle(
-    text: &str,
-    format: &str,
-    parse: impl Fn(&str) -> Option<u64>,
-) -> Result<ThrottleDevice, String> {
-    let (path, rate) = text
+/// `device:weight`, with the texts of Docker's command line (docker/cli, `opts/weightdevice.go`).
+fn parse_weight(text: &str) -> Result<WeightDevice, String> {
+    let (path, weight) = of_device(text)?;
+    let weight = weight.parse().ok();
+    let weight = weight.filter(|weight| *weight == 0 || (10..=1000).contains(weight));
+    Ok(WeightDevice {
+        path: path.to_owned(),
+        weight: weight.ok_or_else(|| format!("invalid weight for device: {text}"))?,
+    })
+}
+
+/// A device's path, and what follows the colon.
+fn of_device(text: &str) -> Result<(&str, &str), String> {
+    let (path, value) = text
         .split_once(':')
         .filter(|(path, _)| !path.is_empty())
         .ok_or_else(|| format!("bad format: {text}"))?;
     if !path.starts_with("/dev/") {
         return Err(format!("bad format for device path: {text}"));
     }
+    Ok((path, value))
+}
+
+/// `device:rate`, with the texts of Docker's command line (docker/cli, `opts/throttledevice.go`).
+fn throttle(
+    text: &str,
+    format: &str,
+    parse: impl Fn(&str) -> Option<u64>,
+) -> Result<ThrottleDevice, String> {
+    let (path, rate) = of_device(text)?;
     let rate = parse(rate).ok_or_else(|| {
         format!("invalid rate for device: {text}. The correct format is {format}")
     })?;
@@ -206,6 +227,17 @@ mod tests {
         );
         for text in ["", ".", "-1", "1,5", "99999999999"] {
             parse_cpus(text).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn a_weight_is_0_or_from_10_to_1000() {
+        let device = parse_weight("/dev/sda:300").unwrap();
+        assert_eq!((device.path.as_str(), device.weight), ("/dev/sda", 300));
+        assert_eq!(parse_weight("/dev/sda:0").unwrap().weight, 0);
+        for text in ["/dev/sda:9", "/dev/sda:1001", "/dev/sda:", "/dev/sda:-10"] {
+            let why = format!("invalid weight for device: {text}");
+            assert_eq!(parse_weight(text).unwrap_err(), why);
         }
     }
 
