@@ -1,7 +1,7 @@
 //! The options of the container commands, with Docker's names and short forms.
 
 pub(in crate::cli) use super::options::Options;
-use super::options::UpdatableOptions;
+use super::options::{UpdatableOptions, env_variable};
 use crate::cli::refused;
 use crate::engine::detach_keys::DetachKeys;
 use clap::Args;
@@ -276,7 +276,7 @@ pub(in crate::cli) struct Exec {
     #[arg(short, long)]
     pub(super) tty: bool,
     /// Set an environment variable, or pass on the caller's
-    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    #[arg(short, long, value_name = "NAME[=VALUE]", value_parser = env_variable)]
     pub(super) env: Vec<String>,
     /// Read in a file of environment variables
     #[arg(long, value_name = "FILE")]

@@ -39,7 +39,7 @@ fn usage_errors_are_one_line_with_125() {
         ),
         (
             &["run", "-e", "=1", "i"],
-            "invalid environment variable: =1",
+            "invalid argument \"=1\" for --env: invalid environment variable: =1; see 'cowl run --help'",
         ),
         (
             &["run", "-v", "v1:rel", "i"],

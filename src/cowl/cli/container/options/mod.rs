@@ -65,7 +65,7 @@ pub(in crate::cli) struct Options {
     #[arg(long, value_name = "PROGRAM")]
     pub(in crate::cli::container) entrypoint: Option<String>,
     /// Set an environment variable, or pass on the caller's
-    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    #[arg(short, long, value_name = "NAME[=VALUE]", value_parser = env_variable)]
     pub(in crate::cli::container) env: Vec<String>,
     /// Read in a file of environment variables
     #[arg(long, value_name = "FILE")]
@@ -134,4 +134,12 @@ pub(in crate::cli) struct Options {
     /// Image, then command and arguments
     #[arg(required = true, trailing_var_arg = true, value_names = ["IMAGE", "COMMAND"], num_args = 1..)]
     pub(in crate::cli::container) image_and_command: Vec<String>,
+}
+
+/// `NAME=VALUE`, or a name alone (docker/cli, `opts/env.go`).
+pub(super) fn env_variable(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.starts_with('=') {
+        return Err(format!("invalid environment variable: {text}"));
+    }
+    Ok(text.to_owned())
 }
