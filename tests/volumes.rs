@@ -3,8 +3,10 @@
 use std::os::unix::fs::MetadataExt as _;
 
 use cowl_tests::busybox::{add_blog, in_shop, shop};
-use cowl_tests::command::shell;
+use cowl_tests::command::{shell, system};
 use cowl_tests::profile::{Privilege, current, directory, root, user};
+use cowl_tests::server::Server;
+use cowl_tests::store::Store;
 
 fn a_volume_outlives_its_container() {
     let store = shop("store");
@@ -203,5 +205,153 @@ fn a_link_in_the_image_does_not_lead_a_volume_out() {
             std::fs::read_to_string(store.root().join("volumes/notes/_data/note")).unwrap(),
             "inside\n"
         );
+    });
+}
+
+/// As dockerd has it, one file system for all containers that run, gone with the last of them; but
+/// nothing is mounted on the host.
+fn a_tmpfs_volume_is_one_for_all_containers_that_run(create: impl Fn(&Store, &[&str])) {
+    let store = shop("store");
+    let options = ["type=tmpfs", "device=tmpfs", "o=size=64k,mode=1770,noexec"];
+    let options = options.iter().flat_map(|option| ["--opt", option]);
+    let create_shared: Vec<&str> = options.chain(["shared"]).collect();
+    create(&store, &create_shared);
+    let shown = store.ok(["volume", "inspect", "-f", "{{json .Options}}", "shared"]);
+    assert_eq!(
+        shown,
+        "{\"device\":\"tmpfs\",\"o\":\"size=64k,mode=1770,noexec\",\"type\":\"tmpfs\"}\n"
+    );
+    let run =
+        |mount: &str, script: &str| in_shop(&store, &["--rm", "-v", mount], &["sh", "-c", script]);
+    let start = |name: &str, mount: &str| {
+        store.ok([
+            "run", "-d", "--name", name, "-v", mount, "shop", "sleep", "1000",
+        ]);
+    };
+    // It is read-only for one alone.
+    start("first", "shared:/data:ro");
+    assert_eq!(
+        run(
+            "shared:/srv",
+            "stat -c '%a %s' /srv; echo kept > /srv/note; ls /srv"
+        )
+        .ok(),
+        "1770 40\nnote\n",
+        "the image's files stay out of it"
+    );
+    assert_eq!(store.ok(["exec", "first", "cat", "/data/note"]), "kept\n");
+    let write = run("shared:/srv:ro", "echo x > /srv/note");
+    assert!(write.stderr.contains("Read-only file system"), "{write}");
+    let exec = run("shared:/srv", "cp /bin/busybox /srv/b");
+    assert!(exec.stderr.contains("No space left on device"), "{exec}");
+    let exec = run(
+        "shared:/srv",
+        "echo '#!/bin/sh' > /srv/b; chmod 755 /srv/b; /srv/b; rm /srv/b",
+    );
+    assert!(exec.stderr.contains("Permission denied"), "{exec}");
+    // The first is gone, but not the last.
+    start("second", "shared:/data");
+    store.ok(["rm", "-f", "first"]);
+    assert_eq!(run("shared:/data", "cat /data/note").ok(), "kept\n");
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!table.contains("volumes/shared"), "{table}");
+    let data = store.root().join("volumes/shared/_data");
+    assert_eq!(std::fs::read_dir(data).unwrap().count(), 0);
+    store.ok(["rm", "-f", "second"]);
+    assert_eq!(run("shared:/data", "ls -A /data").ok(), "");
+
+    let twice = ["--rm", "-v", "shared:/a", "-v", "shared:/b"];
+    let twice = in_shop(&store, &twice, &["true"]).refused(125);
+    assert!(twice.contains("only once in a container"), "{twice}");
+    for (options, why) in [
+        (
+            ["type=tmpfs", "device=x", "o=size=what"],
+            "Bad value for 'size'",
+        ),
+        (
+            ["type=nosuchfs", "device=x", "o=ro"],
+            "mount x: No such device",
+        ),
+    ] {
+        let options = options.iter().flat_map(|option| ["--opt", option]);
+        create(&store, &options.chain(["wrong"]).collect::<Vec<_>>());
+        let refused = run("wrong:/data", "true").refused(125);
+        let expected = "failed to mount local volume: mount x: ";
+        assert!(
+            refused.contains(expected) && refused.contains(why),
+            "{refused}"
+        );
+        store.ok(["volume", "rm", "wrong"]);
+    }
+    store.ok(["volume", "rm", "shared"]);
+}
+
+fn by_cowl(store: &Store, options: &[&str]) {
+    store.ok([&["volume", "create"], options].concat());
+}
+
+#[test]
+fn a_tmpfs_volume_is_one_for_all_containers_that_run_as_root() {
+    root(|| a_tmpfs_volume_is_one_for_all_containers_that_run(by_cowl));
+}
+
+#[test]
+fn a_tmpfs_volume_is_one_for_all_containers_that_run_as_user() {
+    user(|| a_tmpfs_volume_is_one_for_all_containers_that_run(by_cowl));
+}
+
+#[test]
+fn a_tmpfs_volume_is_one_for_all_containers_that_run_for_docker() {
+    root(|| {
+        a_tmpfs_volume_is_one_for_all_containers_that_run(|store, options| {
+            let server = Server::start(store);
+            server.ok([&["volume", "create"], options].concat());
+        });
+    });
+}
+
+/// A file system on a device: what containers write stays, and the image fills it once.
+#[test]
+fn a_volume_of_a_device_keeps_what_is_written() {
+    root(|| {
+        let store = shop("store");
+        let disk = directory().join("disk");
+        std::fs::File::create(&disk)
+            .unwrap()
+            .set_len(8 << 20)
+            .unwrap();
+        system("mkfs.ext4", ["-q", disk.to_str().unwrap()]);
+        let device = system("losetup", ["--find", "--show", disk.to_str().unwrap()]);
+        let device = format!("device={}", device.trim());
+        let options = ["type=ext4", &device, "o=noatime"];
+        let options = options.iter().flat_map(|option| ["--opt", option]);
+        by_cowl(&store, &options.chain(["disk"]).collect::<Vec<_>>());
+        let run = |script: &str| {
+            in_shop(&store, &["--rm", "-v", "disk:/data"], &["sh", "-c", script]).ok()
+        };
+        store.ok([
+            "run", "-d", "--name", "user", "-v", "disk:/d", "shop", "sleep", "1000",
+        ]);
+        run("echo kept > /data/note");
+        assert_eq!(store.ok(["exec", "user", "cat", "/d/note"]), "kept\n");
+        store.ok(["rm", "-f", "user"]);
+        let mounted = run("cat /data/note; grep ' /data ' /proc/mounts");
+        assert!(mounted.starts_with("kept\n"), "{mounted}");
+        assert!(mounted.contains("ext4 rw,noatime"), "{mounted}");
+        // Nothing holds the device.
+        system("losetup", ["--detach", &device["device=".len()..]]);
+        assert!(!system("losetup", ["--all"]).contains(disk.to_str().unwrap()));
+        // A bind that is read-only, by its options or by the container's.
+        let content = directory().join("content");
+        std::fs::create_dir(&content).unwrap();
+        std::fs::write(content.join("note"), "host\n").unwrap();
+        let device = format!("device={}", content.display());
+        let options = ["type=none", &device, "o=bind,ro"];
+        let options = options.iter().flat_map(|option| ["--opt", option]);
+        by_cowl(&store, &options.chain(["bound"]).collect::<Vec<_>>());
+        let script = ["sh", "-c", "cat /data/note; echo x > /data/note"];
+        let write = in_shop(&store, &["--rm", "-v", "bound:/data"], &script);
+        assert_eq!(write.stdout, "host\n");
+        assert!(write.stderr.contains("Read-only file system"), "{write}");
     });
 }

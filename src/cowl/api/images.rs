@@ -102,20 +102,6 @@ pub(super) async fn list(server: &Arc<Server>, request: &Request) -> Handled {
     http::json(StatusCode::OK, &rows)
 }
 
-/// Refuses a platform for which the name has no image, or another one than it stands for here.
-fn check_platform(engine: &Engine, name: &str, platforms: &[String]) -> Result<()> {
-    for platform in platforms {
-        let selected = engine.select(&[name.to_owned()], Some(platform))?;
-        let meant = engine.image(name)?.id;
-        if !selected.iter().any(|one| one.tag.id() == Some(meant)) {
-            return Err(Error::invalid(format!(
-                "image {name} has several platforms, and {platform} is not the one it stands for on this host"
-            )));
-        }
-    }
-    Ok(())
-}
-
 /// The platforms that a request names in JSON.
 fn platforms(request: &Request, parameter: &str) -> Handled<Vec<String>> {
     let given = request.query.all(parameter);
@@ -130,7 +116,7 @@ pub(super) async fn inspect(server: &Arc<Server>, request: &Request, name: Strin
     let platforms = platforms(request, "platform")?;
     let body = server
         .engine(move |engine| {
-            check_platform(engine, &name, &platforms)?;
+            engine.check_platforms(&name, &platforms)?;
             let mut shown = engine.inspect_image(&name)?;
             if version < Version(1, 44)
                 && let Some(fields) = shown.as_object_mut()
@@ -159,7 +145,7 @@ pub(super) async fn history(server: &Arc<Server>, request: &Request, name: Strin
     let platforms = platforms(request, "platform")?;
     let steps = server
         .engine(move |engine| {
-            check_platform(engine, &name, &platforms)?;
+            engine.check_platforms(&name, &platforms)?;
             engine.history(&name)
         })
         .await?;

@@ -48,7 +48,7 @@ pub(super) struct Create {
     /// Volume driver; there is one, local
     #[arg(short, long, value_name = "NAME", default_value = DRIVER, hide_default_value = true)]
     driver: String,
-    /// Options of the driver: type=none, o=bind and device=/PATH for a directory of the host
+    /// Options of the driver: type, device and o as of mount(8); o=bind for a directory of the host
     #[arg(short, long, value_name = "KEY=VALUE")]
     opt: Vec<String>,
     /// Metadata of the volume

@@ -245,10 +245,19 @@ pub(crate) fn lock_dir_until(dir: impl AsFd, interrupt: Option<BorrowedFd<'_>>) 
 /// Takes the lock of a file, which is created if it is missing, waiting for it; dropping the result
 /// releases it.
 pub(crate) fn lock_file(dir: impl AsFd, name: &str) -> Result<OwnedFd> {
+    lock_file_until(dir, name, None)
+}
+
+/// The same; once `interrupt` is readable, the wait ends with an error.
+pub(crate) fn lock_file_until(
+    dir: impl AsFd,
+    name: &str,
+    interrupt: Option<BorrowedFd<'_>>,
+) -> Result<OwnedFd> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = fs::openat(dir, name, flags, Mode::from_raw_mode(0o600))
         .context(|| format!("opening lock {name}"))?;
-    lock(&file, FlockOperation::LockExclusive, None)?;
+    lock(&file, FlockOperation::LockExclusive, interrupt)?;
     Ok(file)
 }
 

@@ -190,7 +190,7 @@ impl Engine {
             .context(|| format!("opening the mount namespace of container {id}"))?;
         // A monitor that still answers has not let the pid go, so the namespace is its container's.
         control.inspect()?;
-        cowl_launch::shared_memory::of(namespace.as_fd())
+        cowl_launch::joined_mount::shared_memory(namespace.as_fd())
             .context(|| format!("opening /dev/shm of container {id}"))?
             .ok_or_else(|| {
                 Error::conflict(format!(

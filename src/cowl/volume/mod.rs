@@ -4,6 +4,7 @@
 //! volumes/<name>/               locked (flock) while an image fills it
 //!   _data/                      the content, mounted into containers
 //!   volume.json                 when it was created, and whether an image may still fill it
+//!   mounted.json, mounted.lock  of a file system: the containers that have it mounted
 //! volumes/.new-<id>/            being created
 //! volumes/.gone-<id>/           being removed
 //! ```
@@ -15,11 +16,13 @@
 //! The engine knows which containers use a volume; it holds the containers' guard while it creates
 //! or removes one.
 
+mod filesystem;
 mod fill;
 mod options;
 mod spec;
 
-pub use options::NewVolume;
+pub use filesystem::root_of;
+pub use options::{Backing, Driven, FilesystemMount, NewVolume};
 pub use spec::{PROPAGATIONS, Source, VolumeName, VolumeSpec, is_name};
 
 use crate::engine::error::{Context, Error, Result};
@@ -30,11 +33,13 @@ use jiff::Timestamp;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 const DATA: &str = "_data";
 const RECORD: &str = "volume.json";
+const MOUNTED: &str = "mounted.json";
+const MOUNTED_LOCK: &str = "mounted.lock";
 const NEW: &str = ".new-";
 const GONE: &str = ".gone-";
 
@@ -54,7 +59,7 @@ pub struct Record {
     /// Labels by name.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
-    /// The options of the driver `local`: a directory of the host that it stands for.
+    /// The options of the driver `local`: what it stands for.
     #[serde(default)]
     pub options: BTreeMap<String, String>,
 }
@@ -69,6 +74,30 @@ pub enum Usage {
     Filling,
     /// Containers have used it; the engine writes to it no more.
     InUse,
+}
+
+/// A container's mount of a volume's file system.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountedIn {
+    /// Its id.
+    pub container: String,
+    /// Where in the container.
+    pub destination: String,
+    /// Major and minor number of the file system.
+    pub device: (u32, u32),
+}
+
+/// What may fill a volume at the start of its first container.
+#[derive(Debug, Clone, Copy)]
+pub struct Filling<'a> {
+    /// The container's root.
+    pub root: BorrowedFd<'a>,
+    /// Where the volume is mounted in it.
+    pub destination: &'a str,
+    /// Whether what is there is copied.
+    pub copy: bool,
+    /// Readable once the start is to end.
+    pub interrupt: Option<BorrowedFd<'a>>,
 }
 
 /// One volume.
@@ -218,28 +247,51 @@ impl Volumes {
 }
 
 impl Volume {
-    /// Opens the directory of its content.
+    /// What its options make of it; none of a volume without any.
+    pub fn driven(&self) -> Result<Option<Driven>> {
+        Driven::of(&self.record.options).context(|| format!("volume {}", self.name))
+    }
+
+    /// Opens the directory of its content on the host; of a file system, which only containers
+    /// have mounted, an empty one.
     pub fn data(&self) -> Result<OwnedFd> {
-        if let Some(device) = self.record.options.get(options::DEVICE) {
-            return files::open_dir(Path::new(device))
-                .context(|| format!("failed to mount local volume: mount {device}"));
+        if let Some(Driven {
+            source: Backing::Directory { path, .. },
+            ..
+        }) = self.driven()?
+        {
+            return files::open_dir(&path)
+                .context(|| format!("failed to mount local volume: mount {}", path.display()));
         }
         files::open_dir_at(&self.dir, DATA).context(|| format!("opening volume {}", self.name))
     }
 
-    /// Prepares the volume for its first container: with `copy`, copies the content of
-    /// `destination` in the container's `root` into it.
+    /// Waits until no start of another container mounts its file system, and holds such starts
+    /// off until the result is dropped.
+    pub fn lock_mounts(&self, interrupt: Option<BorrowedFd<'_>>) -> Result<OwnedFd> {
+        files::lock_file_until(&self.dir, MOUNTED_LOCK, interrupt)
+            .context(|| format!("locking volume {}", self.name))
+    }
+
+    /// The containers that had its file system mounted when they started. The caller holds
+    /// [`Volume::lock_mounts`].
+    pub fn mounted_in(&self) -> Result<Vec<MountedIn>> {
+        Ok(files::read_json(&self.dir, MOUNTED)?.unwrap_or_default())
+    }
+
+    /// Replaces the list of [`Volume::mounted_in`].
+    pub fn set_mounted_in(&self, mounts: &[MountedIn]) -> Result<()> {
+        files::write_json(&self.dir, MOUNTED, &mounts)
+    }
+
+    /// Prepares the volume for its first container: with [`Filling::copy`], copies what the image
+    /// has at its place into it. `content` is the directory of a volume with options.
     ///
     /// Does nothing for a volume that has been used. Waits while another container's start fills
-    /// it. Once `interrupt` is readable, the wait or the copy ends with an error, and the volume
+    /// it. Once the interrupt is readable, the wait or the copy ends with an error, and the volume
     /// is as it was.
-    pub fn prepare(
-        &self,
-        root: impl AsFd,
-        destination: &str,
-        copy: bool,
-        interrupt: Option<BorrowedFd<'_>>,
-    ) -> Result<()> {
+    pub fn prepare(&self, content: Option<&OwnedFd>, filling: &Filling<'_>) -> Result<()> {
+        let interrupt = filling.interrupt;
         let _filling = files::lock_dir_until(&self.dir, interrupt)
             .context(|| format!("locking volume {}", self.name))?;
         let record: Option<Record> = files::read_json(&self.dir, RECORD)?;
@@ -247,8 +299,11 @@ impl Volume {
             return Ok(());
         };
         let interrupted = record.usage == Usage::Filling;
-        let is_own = record.options.is_empty();
-        if copy && (is_own && interrupted || files::names(self.data()?)?.is_empty()) {
+        let is_empty = || match content {
+            Some(content) => Ok::<_, Error>(files::names(content)?.is_empty()),
+            None => Ok(interrupted || files::names(self.data()?)?.is_empty()),
+        };
+        if filling.copy && is_empty()? {
             files::write_json(
                 &self.dir,
                 RECORD,
@@ -257,11 +312,9 @@ impl Volume {
                     ..record.clone()
                 },
             )?;
-            let filled = self.fill(root, destination, interrupt).context(|| {
-                format!(
-                    "copying {destination} of the image into volume {}",
-                    self.name
-                )
+            let filled = self.fill(content, filling).context(|| {
+                let (place, name) = (filling.destination, &self.name);
+                format!("copying {place} of the image into volume {name}")
             });
             if let Err(error) = filled {
                 return match self.empty(record) {
@@ -282,18 +335,12 @@ impl Volume {
 
     /// Starts over with an empty directory: a killed fill may have left a part, and no container
     /// uses it. A directory of the host was found empty, and is never emptied.
-    fn fill(
-        &self,
-        root: impl AsFd,
-        destination: &str,
-        interrupt: Option<BorrowedFd<'_>>,
-    ) -> Result<()> {
-        let to = if self.record.options.is_empty() {
-            self.new_data()?
-        } else {
-            self.data()?
+    fn fill(&self, content: Option<&OwnedFd>, filling: &Filling<'_>) -> Result<()> {
+        let to = match content {
+            Some(content) => content.try_clone()?,
+            None => self.new_data()?,
         };
-        fill::copy_tree(root, destination, to, interrupt)
+        fill::copy_tree(filling.root, filling.destination, to, filling.interrupt)
     }
 
     /// Undoes a fill that failed.
@@ -315,6 +362,7 @@ impl Volume {
 mod tests {
     use super::*;
     use rustix::fs::{CWD, FileType};
+    use std::os::fd::AsFd as _;
 
     fn volumes() -> (tempfile::TempDir, Volumes) {
         let root = tempfile::tempdir().unwrap();
@@ -350,12 +398,23 @@ mod tests {
         assert!(!volumes.remove("../objects").unwrap());
     }
 
-    fn image(content: &str) -> (tempfile::TempDir, OwnedFd) {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::create_dir(dir.path().join("srv")).unwrap();
-        std::fs::write(dir.path().join("srv/a"), content).unwrap();
-        let fd = files::open_dir(dir.path()).unwrap();
-        (dir, fd)
+    /// Prepares a volume with an image that has this in a file.
+    fn prepare(
+        volume: &Volume,
+        content: &str,
+        interrupt: Option<BorrowedFd<'_>>,
+    ) -> Result<(), Error> {
+        let image = tempfile::tempdir().unwrap();
+        std::fs::create_dir(image.path().join("srv")).unwrap();
+        std::fs::write(image.path().join("srv/a"), content).unwrap();
+        let root = files::open_dir(image.path()).unwrap();
+        let filling = Filling {
+            root: root.as_fd(),
+            destination: "/srv",
+            copy: true,
+            interrupt,
+        };
+        volume.prepare(None, &filling)
     }
 
     #[test]
@@ -365,14 +424,10 @@ mod tests {
             .create(&VolumeName::parse("vol1").unwrap(), &NewVolume::default())
             .unwrap();
         let file = volumes.mountpoint("vol1").join("a");
-        volume
-            .prepare(image("first").1, "/srv", true, None)
-            .unwrap();
+        prepare(&volume, "first", None).unwrap();
         assert_eq!(std::fs::read_to_string(&file).unwrap(), "first");
         std::fs::write(&file, "mine").unwrap();
-        volume
-            .prepare(image("second").1, "/srv", true, None)
-            .unwrap();
+        prepare(&volume, "second", None).unwrap();
         assert_eq!(std::fs::read_to_string(&file).unwrap(), "mine");
     }
 
@@ -392,14 +447,14 @@ mod tests {
             },
         )
         .unwrap();
-        volume.prepare(image("x").1, "/srv", true, None).unwrap();
+        prepare(&volume, "x", None).unwrap();
         assert_eq!(files::names(volume.data().unwrap()).unwrap(), ["a"]);
 
         let volume = volumes
             .create(&VolumeName::parse("vol2").unwrap(), &NewVolume::default())
             .unwrap();
         std::fs::write(volumes.mountpoint("vol2").join("mine"), "").unwrap();
-        volume.prepare(image("x").1, "/srv", true, None).unwrap();
+        prepare(&volume, "x", None).unwrap();
         assert_eq!(files::names(volume.data().unwrap()).unwrap(), ["mine"]);
     }
 
@@ -410,16 +465,14 @@ mod tests {
             .create(&VolumeName::parse("vol1").unwrap(), &NewVolume::default())
             .unwrap();
         let interrupt = rustix::event::eventfd(1, rustix::event::EventfdFlags::CLOEXEC).unwrap();
-        let interrupted = volume
-            .prepare(image("x").1, "/srv", true, Some(interrupt.as_fd()))
-            .unwrap_err();
+        let interrupted = prepare(&volume, "x", Some(interrupt.as_fd())).unwrap_err();
         assert!(
             interrupted.to_string().ends_with("Interrupted system call"),
             "{interrupted}"
         );
         assert_eq!(files::names(volume.data().unwrap()).unwrap(), [""; 0]);
         assert_eq!(volumes.find("vol1").unwrap().record.usage, Usage::Fresh);
-        volume.prepare(image("x").1, "/srv", true, None).unwrap();
+        prepare(&volume, "x", None).unwrap();
         assert_eq!(files::names(volume.data().unwrap()).unwrap(), ["a"]);
     }
 

@@ -1,11 +1,13 @@
 //! What a volume is created with: labels, and the options of Docker's driver `local`.
 //!
-//! `type=none,o=bind,device=/PATH` stands for a directory of the host. Other types would be mounts
-//! of the host's that outlive commands; they are refused by name.
+//! With options a volume stands for a directory of the host (`o=bind`) or for a file system, which is
+//! mounted while containers use it: `type`, `device` and `o` are those of mount(8).
 
 use crate::engine::error::{Error, Result};
+use cowl_launch::sandbox::Attributes;
+use rustix::mount::MountAttrFlags;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::PathBuf;
 
 /// What a volume is created with.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -14,14 +16,13 @@ pub struct NewVolume {
     pub anonymous: bool,
     /// Labels by name.
     pub labels: BTreeMap<String, String>,
-    /// `type`, `o` and `device`, or none.
+    /// Docker's: `type`, `o` and `device`, or none.
     pub options: BTreeMap<String, String>,
 }
 
 const TYPE: &str = "type";
 const FLAGS: &str = "o";
-/// The option that names the directory of the host.
-pub(super) const DEVICE: &str = "device";
+const DEVICE: &str = "device";
 
 impl NewVolume {
     /// Checks the options.
@@ -51,39 +52,155 @@ impl NewVolume {
         if options.contains_key("size") {
             return Err(Error::invalid("quota size requested but no quota support"));
         }
-        match options.get(DEVICE) {
-            Some(device) => self.check_bind(device),
-            None => Ok(()),
+        Driven::of(options).map(drop)
+    }
+}
+
+/// What a volume with options stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Driven {
+    /// What is mounted.
+    pub source: Backing,
+    /// How it is mounted.
+    pub attributes: Attributes,
+}
+
+/// See [`Driven::source`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Backing {
+    /// A directory of the host.
+    Directory {
+        /// Absolute.
+        path: PathBuf,
+        /// The mounts below it come along.
+        recursive: bool,
+    },
+    /// A file system.
+    Filesystem(FilesystemMount),
+}
+
+/// A file system to mount.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FilesystemMount {
+    /// Its type: `tmpfs`, `nfs`.
+    pub kind: String,
+    /// Its source.
+    pub device: String,
+    /// Parameters: with a value, or flags.
+    pub parameters: Vec<(String, Option<String>)>,
+    /// When access times are kept.
+    pub times: MountAttrFlags,
+}
+
+impl Driven {
+    /// Reads a volume's options; none if it has none.
+    pub(super) fn of(options: &BTreeMap<String, String>) -> Result<Option<Self>> {
+        let Some(device) = options.get(DEVICE) else {
+            return Ok(None);
+        };
+        let option = |name| options.get(name).map_or("", String::as_str);
+        let words = Words::parse(option(FLAGS))?;
+        let source = match (words.bind, option(TYPE)) {
+            (Some(recursive), _) => directory(device, recursive, &words.parameters)?,
+            (None, kind @ ("none" | "bind")) => {
+                return Err(Error::invalid(format!(
+                    "option type={kind} is not supported without o=bind"
+                )));
+            }
+            (None, kind) => {
+                let mut parameters = words.parameters;
+                if words.attributes.read_only {
+                    // As mount(2) has it, of the file system too.
+                    parameters.push(("ro".to_owned(), None));
+                }
+                Backing::Filesystem(FilesystemMount {
+                    kind: kind.to_owned(),
+                    device: device.clone(),
+                    parameters,
+                    times: words.times,
+                })
+            }
+        };
+        Ok(Some(Self {
+            source,
+            attributes: words.attributes,
+        }))
+    }
+}
+
+fn directory(
+    device: &str,
+    recursive: bool,
+    parameters: &[(String, Option<String>)],
+) -> Result<Backing> {
+    if let Some((other, _)) = parameters.first() {
+        return Err(Error::invalid(format!(
+            "option o={other} is not supported beside o=bind"
+        )));
+    }
+    let path = PathBuf::from(device);
+    if !path.is_absolute() {
+        return Err(Error::invalid(format!(
+            "option device={device}: it must be an absolute path"
+        )));
+    }
+    Ok(Backing::Directory { path, recursive })
+}
+
+/// The option `o`, as moby reads it (moby/sys, `mount/flags_linux.go`): words of mount(8) that are
+/// attributes of any mount, and what is left to the file system.
+#[derive(Debug)]
+struct Words {
+    /// A directory is mounted, with the mounts below it or without.
+    bind: Option<bool>,
+    attributes: Attributes,
+    times: MountAttrFlags,
+    parameters: Vec<(String, Option<String>)>,
+}
+
+impl Words {
+    fn parse(text: &str) -> Result<Self> {
+        let mut words = Self {
+            bind: None,
+            attributes: Attributes::default(),
+            times: MountAttrFlags::empty(),
+            parameters: Vec::new(),
+        };
+        for word in text.split(',').filter(|word| !word.is_empty()) {
+            words.add(word)?;
         }
+        Ok(words)
     }
 
-    fn check_bind(&self, device: &str) -> Result<()> {
-        let option = |name| self.options.get(name).map_or("", String::as_str);
-        let kind = option(TYPE);
-        if !matches!(kind, "none" | "bind") {
-            return Err(Error::invalid(format!(
-                "option type={kind} is not supported: a volume can stand for a directory of the host (type=none, o=bind, device=/PATH)"
-            )));
-        }
-        let flags = option(FLAGS);
-        let mut words = flags.split(',');
-        if let Some(other) = words
-            .clone()
-            .find(|word| !matches!(*word, "bind" | "rbind" | "rw"))
-        {
-            return Err(Error::invalid(format!(
-                "option o={other} is not supported: use o=bind"
-            )));
-        }
-        if !words.any(|word| matches!(word, "bind" | "rbind")) {
-            return Err(Error::invalid(format!(
-                "option type={kind} is not supported without o=bind"
-            )));
-        }
-        if !Path::new(device).is_absolute() {
-            return Err(Error::invalid(format!(
-                "option device={device}: it must be an absolute path"
-            )));
+    fn add(&mut self, word: &str) -> Result<()> {
+        let Self {
+            attributes, times, ..
+        } = self;
+        match word {
+            "bind" => self.bind = Some(false),
+            "rbind" => self.bind = Some(true),
+            "ro" => attributes.read_only = true,
+            "rw" => attributes.read_only = false,
+            "nosuid" => attributes.no_suid = true,
+            "suid" => attributes.no_suid = false,
+            "nodev" => attributes.no_devices = true,
+            "dev" => attributes.no_devices = false,
+            "noexec" => attributes.no_exec = true,
+            "exec" => attributes.no_exec = false,
+            "noatime" => times.insert(MountAttrFlags::MOUNT_ATTR_NOATIME),
+            "nodiratime" => times.insert(MountAttrFlags::MOUNT_ATTR_NODIRATIME),
+            "strictatime" => times.insert(MountAttrFlags::MOUNT_ATTR_STRICTATIME),
+            // What is so without them.
+            "defaults" | "async" | "nomand" | "atime" | "diratime" | "relatime" | "norelatime"
+            | "nostrictatime" => {}
+            "remount" | "private" | "rprivate" | "shared" | "rshared" | "slave" | "rslave"
+            | "unbindable" | "runbindable" => {
+                return Err(Error::invalid(format!("option o={word} is not supported")));
+            }
+            parameter => self.parameters.push(match parameter.split_once('=') {
+                Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
+                None => (parameter.to_owned(), None),
+            }),
         }
         Ok(())
     }
@@ -110,7 +227,14 @@ mod tests {
         let bind = [("type", "none"), ("o", "bind"), ("device", "/srv")];
         checked(&[]).unwrap();
         checked(&bind).unwrap();
-        let table: [(&[(&str, &str)], &str); 7] = [
+        checked(&[("type", "tmpfs"), ("device", "tmpfs"), ("o", "size=1m")]).unwrap();
+        checked(&[
+            ("type", "nfs"),
+            ("device", ":/srv"),
+            ("o", "addr=10.0.0.1,ro"),
+        ])
+        .unwrap();
+        let table: [(&[(&str, &str)], &str); 9] = [
             (&[("colour", "red")], "invalid option: \"colour\""),
             (&[("type", "tmpfs")], "missing required option: \"device\""),
             (&[("device", "/srv")], "missing required option: \"type\""),
@@ -120,8 +244,16 @@ mod tests {
                 "quota size requested but no quota support",
             ),
             (
-                &[("type", "none"), ("o", "bind,ro"), ("device", "/srv")],
-                "option o=ro is not supported: use o=bind",
+                &[("type", "none"), ("o", "bind,size=1m"), ("device", "/srv")],
+                "option o=size is not supported beside o=bind",
+            ),
+            (
+                &[("type", "none"), ("device", "/srv")],
+                "option type=none is not supported without o=bind",
+            ),
+            (
+                &[("type", "tmpfs"), ("o", "rshared"), ("device", "tmpfs")],
+                "option o=rshared is not supported",
             ),
             (
                 &[("type", "none"), ("o", "bind"), ("device", "srv")],
@@ -131,11 +263,42 @@ mod tests {
         for (options, text) in table {
             assert_eq!(checked(options), Err(text.to_owned()), "{options:?}");
         }
-        let tmpfs = [("type", "tmpfs"), ("device", "tmpfs"), ("o", "size=1m")];
-        let refused = checked(&tmpfs).unwrap_err();
-        assert!(
-            refused.starts_with("option type=tmpfs is not supported"),
-            "{refused}"
+    }
+
+    #[test]
+    fn words_are_attributes_or_the_file_systems() {
+        let of = |words: &str| {
+            let options = [("type", "tmpfs"), ("device", "none"), ("o", words)];
+            let options = options.map(|(name, value)| (name.to_owned(), value.to_owned()));
+            Driven::of(&options.into()).unwrap().unwrap()
+        };
+        let driven = of("ro,size=1m,nosuid,noatime,huge");
+        assert!(driven.attributes.read_only && driven.attributes.no_suid);
+        assert!(!driven.attributes.no_devices && !driven.attributes.no_exec);
+        let Backing::Filesystem(mount) = driven.source else {
+            panic!("{driven:?}");
+        };
+        assert_eq!(
+            mount.parameters,
+            [
+                ("size".to_owned(), Some("1m".to_owned())),
+                ("huge".to_owned(), None),
+                ("ro".to_owned(), None)
+            ]
+        );
+        assert_eq!(mount.times, MountAttrFlags::MOUNT_ATTR_NOATIME);
+        // The last of two holds, and a bind makes nothing of the type.
+        assert!(!of("ro,rw").attributes.read_only);
+        let options = [("type", "tmpfs"), ("device", "/srv"), ("o", "rbind,ro")];
+        let options = options.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let driven = Driven::of(&options.into()).unwrap().unwrap();
+        assert!(driven.attributes.read_only);
+        assert_eq!(
+            driven.source,
+            Backing::Directory {
+                path: PathBuf::from("/srv"),
+                recursive: true
+            }
         );
     }
 }

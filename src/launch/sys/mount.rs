@@ -23,6 +23,20 @@ pub(crate) struct MountAttributes {
     pub(crate) recursive: bool,
 }
 
+/// Takes away what [`mount_setattr`] sets, but for propagation, from the mount whose root is open.
+pub(crate) fn clear_attributes(mount: BorrowedFd<'_>) -> Result<(), Errno> {
+    let attributes = libc::mount_attr {
+        attr_set: 0,
+        attr_clr: libc::MOUNT_ATTR_RDONLY
+            | libc::MOUNT_ATTR_NOSUID
+            | libc::MOUNT_ATTR_NODEV
+            | libc::MOUNT_ATTR_NOEXEC,
+        propagation: 0,
+        userns_fd: 0,
+    };
+    set(mount, libc::AT_EMPTY_PATH, &attributes)
+}
+
 /// Sets attributes of the mount whose root is open as `mount`.
 pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, change: MountAttributes) -> Result<(), Errno> {
     let mut attributes = libc::mount_attr {
@@ -55,6 +69,10 @@ pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, change: MountAttributes) -> R
         } else {
             0
         };
+    set(mount, flags, &attributes)
+}
+
+fn set(mount: BorrowedFd<'_>, flags: i32, attributes: &libc::mount_attr) -> Result<(), Errno> {
     // SAFETY: the path is a NUL-terminated literal and the attributes live during the call, their
     // size is given.
     let returned = unsafe {
@@ -63,7 +81,7 @@ pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, change: MountAttributes) -> R
             mount.as_raw_fd(),
             c"".as_ptr(),
             flags,
-            &raw const attributes,
+            std::ptr::from_ref(attributes),
             size_of::<libc::mount_attr>(),
         )
     };

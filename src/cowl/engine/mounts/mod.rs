@@ -1,6 +1,7 @@
 //! What is mounted in a container beside the launcher's own: volumes, directories of the host, the
 //! files of its network.
 
+mod filesystem;
 mod request;
 mod tmpfs;
 
@@ -12,6 +13,7 @@ use super::container::config::{BindMode, Mount, MountSource};
 use super::error::{Context as _, Error, Result};
 use super::namespaces::Mode;
 use super::signals::Signals;
+use crate::volume::{Backing, Driven, Filling, Volume, root_of};
 use cowl_launch::sandbox::{self, Attributes, Propagation, Submounts};
 use cowl_sys::open::openat2;
 use rustix::fs::{CWD, Mode as FileMode, OFlags, ResolveFlags};
@@ -22,8 +24,10 @@ use std::path::Path;
 /// Mounts in their order, with a descriptor for each that needs one.
 #[derive(Debug, Default)]
 pub(super) struct Mounts {
-    pub(super) mounts: Vec<sandbox::Mount>,
+    pub(super) planned: Vec<sandbox::Mount>,
     pub(super) descriptors: Vec<OwnedFd>,
+    /// Of volumes that are file systems; to be kept until the container has started.
+    pub(super) locks: Vec<OwnedFd>,
 }
 
 impl Engine {
@@ -35,6 +39,7 @@ impl Engine {
         signals: Option<&Signals>,
     ) -> Result<Mounts> {
         let config = &container.config;
+        let locks = self.lock_filesystems(container, signals)?;
         let mut all = Vec::new();
         for (destination, file) in self.network_files(container, root)? {
             let mount = sandbox::Mount::descriptor(destination, config.host.readonly_rootfs);
@@ -54,18 +59,20 @@ impl Engine {
             all.push((sandbox::Mount::joined_shm(), Some(self.shared_memory(id)?)));
         }
         for mount in &config.mounts {
-            all.push(self.open_mount(mount, root, signals)?);
+            all.push(self.open_mount(container, mount, root, signals)?);
         }
         all.sort_by_key(|(mount, _)| mount.destination.split(|byte| *byte == b'/').count());
-        let (mounts, descriptors): (_, Vec<_>) = all.into_iter().unzip();
+        let (planned, descriptors): (_, Vec<_>) = all.into_iter().unzip();
         Ok(Mounts {
-            mounts,
+            planned,
             descriptors: descriptors.into_iter().flatten().collect(),
+            locks,
         })
     }
 
     fn open_mount(
         &self,
+        container: &Container,
         mount: &Mount,
         root: BorrowedFd<'_>,
         signals: Option<&Signals>,
@@ -80,11 +87,27 @@ impl Engine {
                 ..
             } => {
                 let volume = self.volumes.find(name)?;
-                let interrupt = signals.map(Signals::interrupt);
-                // The image's directory is what the whole volume stands for.
-                let copy = !no_copy && subpath.is_empty();
-                volume.prepare(root, destination, copy, interrupt)?;
-                open_below(volume.data()?, subpath)?
+                let filling = Filling {
+                    root,
+                    destination,
+                    // The image's directory is what the whole volume stands for.
+                    copy: !no_copy && subpath.is_empty(),
+                    interrupt: signals.map(Signals::interrupt),
+                };
+                match volume.driven()? {
+                    None => {
+                        volume.prepare(None, &filling)?;
+                        open_below(volume.data()?, subpath)?
+                    }
+                    Some(driven) => {
+                        planned.attributes = driven.attributes;
+                        planned.attributes.read_only |= mount.read_only;
+                        let (source, opened) =
+                            self.open_driven(container, &volume, driven, filling, subpath)?;
+                        planned.source = source;
+                        opened
+                    }
+                }
             }
             MountSource::Bind(path) => {
                 planned.source = passed_on(&mount.bind);
@@ -96,6 +119,41 @@ impl Engine {
             }
         };
         Ok((planned, Some(opened)))
+    }
+
+    /// Opens or mounts what a volume's options stand for.
+    fn open_driven(
+        &self,
+        container: &Container,
+        volume: &Volume,
+        driven: Driven,
+        mut filling: Filling<'_>,
+        subpath: &str,
+    ) -> Result<(sandbox::MountSource, OwnedFd)> {
+        filling.copy &= !driven.attributes.read_only;
+        match driven.source {
+            Backing::Directory { recursive, .. } => {
+                let content = volume.data()?;
+                volume.prepare(Some(&content), &filling)?;
+                let mode = BindMode {
+                    non_recursive: !recursive,
+                    ..BindMode::default()
+                };
+                Ok((passed_on(&mode), open_below(content, subpath)?))
+            }
+            Backing::Filesystem(_) if !subpath.is_empty() => Err(Error::invalid(format!(
+                "volume {} is a file system: volume-subpath is not supported",
+                volume.name
+            ))),
+            Backing::Filesystem(filesystem) => {
+                // What was copied would be gone with dockerd's own mount of it.
+                filling.copy &= !filesystem.is_in_memory();
+                let destination = filling.destination;
+                let mount = self.mount_filesystem(volume, &filesystem, container, destination)?;
+                volume.prepare(Some(&root_of(&mount)?), &filling)?;
+                Ok((sandbox::MountSource::Detached, mount))
+            }
+        }
     }
 }
 

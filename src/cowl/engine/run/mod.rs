@@ -219,8 +219,9 @@ impl Engine {
             descriptors: joined,
         } = self.namespaces(&config.host)?;
         let Mounts {
-            mounts,
+            planned: mounts,
             descriptors: mounted,
+            locks: _until_started,
         } = self.mounts_of(&pending.container, root, how.signals)?;
         let mut start = plan(config, how.size, namespaces, mounts)?;
         if let Some(health) = &mut start.monitor.health {
