@@ -4,6 +4,7 @@ use std::io::{BufRead as _, BufReader, Lines};
 use std::process::{Child, ChildStdout, Stdio};
 
 use cowl_tests::busybox::{in_shop, shop};
+use cowl_tests::command::python;
 use cowl_tests::profile::{directory, root};
 use cowl_tests::server::until;
 use rustix::process::{Pid, Signal, kill_process};
@@ -45,6 +46,54 @@ fn platform_must_be_the_images() {
             let refused = refused.refused(code);
             assert!(refused.contains("a/b/c/d"), "{refused}");
         }
+    });
+}
+
+#[test]
+fn image_inspect_and_history_take_the_platform_of_the_image() {
+    root(|| {
+        let doors = Doors::open();
+        let own = match std::env::consts::ARCH {
+            "x86_64" => "linux/amd64",
+            _ => "linux/arm64",
+        };
+        for command in [
+            &["image", "inspect", "-f", "{{.Id}}", "--platform"][..],
+            &["history", "--format", "{{.CreatedBy}}", "--platform"],
+        ] {
+            let asked = |platform| [command, &[platform, "shop"]].concat();
+            assert_eq!(doors.store.ok(asked(own)), doors.server.ok(asked(own)));
+            let (cowl, docker) = (
+                doors.store.run(asked("linux/s390x")),
+                doors.server.run(asked("linux/s390x")),
+            );
+            for refused in [&cowl, &docker] {
+                assert_eq!(refused.code(), 1, "{refused}");
+                assert!(refused.stderr.contains("linux/s390x"), "{refused}");
+            }
+        }
+    });
+}
+
+#[test]
+fn version_format_has_dockers_fields() {
+    root(|| {
+        let doors = Doors::open();
+        for format in [
+            "{{.Server.Version}} {{.Server.APIVersion}} {{.Server.MinAPIVersion}} {{.Server.Platform.Name}}",
+            "{{.Server.Os}} {{.Server.Arch}} {{.Server.KernelVersion}} {{.Client.Os}} {{.Client.Arch}}",
+            "{{range .Server.Components}}{{.Name}} {{.Version}}{{end}}",
+        ] {
+            let arguments = ["version", "--format", format];
+            assert_eq!(doors.store.ok(arguments), doors.server.ok(arguments));
+        }
+        let client = ["version", "-f", "{{.Client.Version}}"];
+        let plain = doors.store.ok(["version"]);
+        assert_eq!(format!("cowl {}", doors.store.ok(client)), plain);
+        let script = "import json, sys; print(*sorted(json.loads(sys.argv[1])['Client']))";
+        let json = |shown: String| python(&directory(), script, [shown]);
+        let own = json(doors.store.ok(["version", "--format", "json"]));
+        assert_eq!(own, json(doors.server.ok(["version", "--format", "json"])));
     });
 }
 

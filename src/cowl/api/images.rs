@@ -7,7 +7,7 @@ use super::stream;
 use crate::engine::Engine;
 use crate::engine::commit::{Changed, CommitRequest};
 use crate::engine::docker::ContainerConfig;
-use crate::engine::error::{Error, Result};
+use crate::engine::error::Error;
 use crate::engine::image::{Listed, Removed};
 use crate::engine::load::{ImportRequest, LoadRequest};
 use cowl_core::digest::ImageId;

@@ -27,6 +27,7 @@ mod wait;
 mod watch;
 
 pub use listen::serve;
+pub(crate) use system::version;
 
 use crate::engine::Engine;
 use crate::engine::error::Result;

@@ -1,6 +1,6 @@
 //! Which handler answers which path.
 
-use super::http::{Handled, Refusal, Reply, Request};
+use super::http::{self, Handled, Refusal, Reply, Request};
 use super::{
     Server, archive, attach, containers, events, exec, images, life, logs, network, stats, system,
     update, volumes,
@@ -37,7 +37,7 @@ pub(super) async fn route(server: &Arc<Server>, request: Request) -> Handled {
 async fn system(server: &Arc<Server>, request: Request, path: &[&str]) -> Handled {
     match (&request.method, path) {
         (&Method::GET | &Method::HEAD, ["_ping"]) => Ok(system::ping(&request.method)),
-        (&Method::GET, ["version"]) => system::version(),
+        (&Method::GET, ["version"]) => http::json(StatusCode::OK, &system::version()),
         (&Method::GET, ["info"]) => system::info(server).await,
         (&Method::GET, ["events"]) => events::events(server, &request),
         (&Method::GET, ["system", "df"]) => system::disk_usage(server, &request).await,
@@ -71,7 +71,7 @@ fn not_implemented(text: &str) -> Refusal {
 }
 
 fn empty_list() -> Reply {
-    super::http::reply(StatusCode::OK, "application/json", "[]\n")
+    http::reply(StatusCode::OK, "application/json", "[]\n")
 }
 
 /// Names of images hold slashes, so what follows them is matched from the end.

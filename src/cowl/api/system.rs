@@ -37,7 +37,8 @@ fn architecture() -> &'static str {
     }
 }
 
-pub(super) fn version() -> Handled {
+/// What `/version` answers.
+pub(crate) fn version() -> Value {
     let kernel = rustix::system::uname();
     let kernel = kernel.release().to_string_lossy();
     let (api, oldest) = (API.to_string(), OLDEST.to_string());
@@ -52,7 +53,7 @@ pub(super) fn version() -> Handled {
         "MinAPIVersion": oldest,
         "Os": "linux",
     });
-    let body = json!({
+    json!({
         "Platform": {"Name": "cowl"},
         "Components": [{"Name": "Engine", "Version": VERSION, "Details": details}],
         "Version": VERSION,
@@ -64,8 +65,7 @@ pub(super) fn version() -> Handled {
         "Arch": architecture(),
         "KernelVersion": kernel,
         "BuildTime": "",
-    });
-    http::json(StatusCode::OK, &body)
+    })
 }
 
 pub(super) async fn info(server: &Arc<Server>) -> Handled {

@@ -2,8 +2,8 @@
 
 use super::check::Check;
 use super::container::args::{
-    Attach, Cp, Create, Exec, Inspect, InspectAny, InspectContainer, Kill, Logs, Names, Port, Ps,
-    Rename, Rm, Run, Start, Stats, Stop, Top, Update,
+    Attach, Cp, Create, Exec, InspectAny, InspectContainer, InspectImage, Kill, Logs, Names, Port,
+    Ps, Rename, Rm, Run, Start, Stats, Stop, Top, Update,
 };
 use super::events::Events;
 use super::gc::Gc;
@@ -193,14 +193,14 @@ pub(super) enum Command {
     ContainerPrune(Prune),
     /// `cowl image inspect`
     #[command(skip)]
-    ImageInspect(Inspect),
+    ImageInspect(InspectImage),
     /// `cowl image prune`
     #[command(skip)]
     ImagePrune(ImagePrune),
     /// Answer Docker's clients: the Docker Engine API on a unix socket
     Serve(Serve),
     /// Show the version information
-    Version,
+    Version(Version),
     /// `cowl NAME` runs the program `cowl-NAME`
     #[command(external_subcommand)]
     External(Vec<OsString>),
@@ -427,8 +427,9 @@ pub(super) struct History {
     /// Print sizes and dates in human readable format
     #[arg(short = 'H', long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub(super) human: bool,
-    #[command(flatten)]
-    pub(in crate::cli) refused: refused::OfImage,
+    /// Show history for the given platform
+    #[arg(long, value_name = "OS/ARCHITECTURE[/VARIANT]")]
+    pub(super) platform: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -445,6 +446,13 @@ pub(super) struct Rmi {
 
 #[derive(Debug, Args)]
 pub(super) struct Info {
+    /// Format output: json or a Go template
+    #[arg(short, long, value_name = "FORMAT")]
+    pub(super) format: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Version {
     /// Format output: json or a Go template
     #[arg(short, long, value_name = "FORMAT")]
     pub(super) format: Option<String>,

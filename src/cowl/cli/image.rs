@@ -242,6 +242,7 @@ fn step_ago(then: Option<Timestamp>, now: Timestamp) -> String {
 
 pub(super) fn history(engine: &Engine, args: &History, out: &mut Stdout) -> Result<u8> {
     let now = Timestamp::now();
+    engine.check_platforms(&args.image, args.platform.as_slice())?;
     let steps = engine.history(&args.image)?;
     let rows: Vec<_> = steps.iter().map(|step| step_row(step, args, now)).collect();
     let header = json!({

@@ -1,7 +1,7 @@
 //! `cowl image`: the commands of images under Docker's newer names.
 
 use super::args::{Command, History, Images, Import, Load, Rmi, Save, Tag};
-use super::container::args::Inspect;
+use super::container::args::InspectImage;
 use super::prune::Prune;
 use clap::{Args, Subcommand};
 
@@ -13,7 +13,7 @@ pub(super) enum Image {
     /// Import the contents of a root file system's tarball to create an image
     Import(Import),
     /// Display detailed information on one or more images
-    Inspect(Inspect),
+    Inspect(InspectImage),
     /// Load images from a tar archive (`docker save` or OCI layout), a directory or STDIN
     Load(Load),
     /// List images

@@ -30,6 +30,7 @@ mod usage;
 mod volume;
 
 use crate::engine::error::{Error, Kind, Result};
+use crate::engine::info::VERSION;
 use crate::engine::{Engine, host};
 use args::{Cli, Command};
 use clap::error::{ContextKind, ErrorKind};
@@ -275,7 +276,7 @@ fn dispatch(cli: Cli, out: &mut Stdout) -> Result<u8> {
         Command::System(command) => system::system(&*open(command.access())?, command, out),
         Command::Volume(command) => volume::volume(&*open(command.access())?, command, out),
         Command::Serve(args) => serve::serve(root_flag, &args, out),
-        Command::Version => version(out),
+        Command::Version(args) => version(&args, out),
         Command::External(words) => external::run(&words, root),
     }
 }
@@ -310,8 +311,41 @@ fn open(root: Option<PathBuf>, access: Access) -> Result<Engine> {
     Ok(engine)
 }
 
-fn version(out: &mut Stdout) -> Result<u8> {
-    out.line(&format!("cowl {}", env!("CARGO_PKG_VERSION")))?;
+/// Client and server are one program here; the server's part is what the API answers.
+fn version(args: &args::Version, out: &mut Stdout) -> Result<u8> {
+    let Some(format) = args.format.as_deref().filter(|format| !format.is_empty()) else {
+        out.line(&format!("cowl {VERSION}"))?;
+        return Ok(0);
+    };
+    let server = crate::api::version();
+    let part = |field: &str| server.get(field).cloned().unwrap_or_default();
+    let client = serde_json::json!({
+        "Version": VERSION,
+        "ApiVersion": part("ApiVersion"),
+        "DefaultAPIVersion": part("ApiVersion"),
+        "GitCommit": "",
+        "GoVersion": "",
+        "Os": part("Os"),
+        "Arch": part("Arch"),
+        "BuildTime": "",
+        "Context": "default",
+    });
+    let mut both = serde_json::json!({"Client": client, "Server": &server});
+    if format == "json" {
+        out.line(&both.to_string())?;
+        return Ok(0);
+    }
+    // Templates of Docker's have the name of Go's field.
+    for fields in both
+        .as_object_mut()
+        .into_iter()
+        .flat_map(|both| both.values_mut())
+    {
+        if let Some(fields) = fields.as_object_mut() {
+            fields.insert("APIVersion".to_owned(), part("ApiVersion"));
+        }
+    }
+    out.line(&template::Template::parse(format)?.render(&both)?)?;
     Ok(0)
 }
 

@@ -107,6 +107,7 @@ const NETWORK: &str =
     "there are no networks with addresses yet: use --network host, none or container:NAME";
 const WINDOWS: &str = "only of Windows";
 const REAL_TIME: &str = "real-time scheduling by control groups is not supported";
+const CLUSTER: &str = "it is of volumes of a cluster, and cowl has none";
 const ONE_PLATFORM: &str = "an image has one platform here";
 
 refused! {
@@ -148,8 +149,19 @@ refused! {
         switch("no-prune", "layers go with the last image that has them"),
         option("platform", ONE_PLATFORM),
     ];
-    /// Of `history` and `image inspect`.
-    OfImage = [option("platform", ONE_PLATFORM),];
+    /// Of `volume create`.
+    OfVolume = [
+        option("availability", CLUSTER),
+        option("group", CLUSTER),
+        option("limit-bytes", CLUSTER),
+        option("required-bytes", CLUSTER),
+        option("scope", CLUSTER),
+        option("secret", CLUSTER),
+        option("sharing", CLUSTER),
+        option("topology-preferred", CLUSTER),
+        option("topology-required", CLUSTER),
+        option("type", CLUSTER),
+    ];
     /// Of `images`.
     OfImages = [switch("tree", ONE_PLATFORM),];
 }

@@ -5,6 +5,7 @@ use super::container::inspect;
 use super::format::key_values;
 use super::image::warn;
 use super::prune::{self, Prune};
+use super::refused;
 use super::{Access, Stdout, each, format};
 use crate::engine::Engine;
 use crate::engine::error::Result;
@@ -54,6 +55,8 @@ pub(super) struct Create {
     /// Metadata of the volume
     #[arg(long, value_name = "KEY=VALUE")]
     label: Vec<String>,
+    #[command(flatten)]
+    refused: refused::OfVolume,
 }
 
 #[derive(Debug, Args)]

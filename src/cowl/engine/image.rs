@@ -81,6 +81,21 @@ pub(super) struct Found {
 }
 
 impl Engine {
+    /// Refuses a platform (`OS/ARCHITECTURE[/VARIANT]`) for which a name has no image, or another
+    /// one than it stands for here.
+    pub fn check_platforms(&self, needle: &str, platforms: &[String]) -> Result<()> {
+        for platform in platforms {
+            let selected = self.select(&[needle.to_owned()], Some(platform))?;
+            let meant = self.image(needle)?.id;
+            if !selected.iter().any(|one| one.tag.id() == Some(meant)) {
+                return Err(Error::invalid(format!(
+                    "image {needle} has several platforms, and {platform} is not the one it stands for on this host"
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// The image that `needle` means: a name, a whole id, or the beginning of one id only.
     pub fn image(&self, needle: &str) -> Result<Image> {
         let Found { image, by_name } = self.find_image(needle)?;

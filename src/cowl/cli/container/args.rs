@@ -69,6 +69,15 @@ pub(in crate::cli) struct Inspect {
 }
 
 #[derive(Debug, Args)]
+pub(in crate::cli) struct InspectImage {
+    #[command(flatten)]
+    pub(super) inspect: Inspect,
+    /// Inspect a specific platform of the multi-platform image
+    #[arg(long, value_name = "OS/ARCHITECTURE[/VARIANT]")]
+    pub(super) platform: Option<String>,
+}
+
+#[derive(Debug, Args)]
 pub(in crate::cli) struct InspectContainer {
     #[command(flatten)]
     pub(super) inspect: Inspect,

@@ -1,6 +1,6 @@
 //! `cowl inspect`: containers, else images, else volumes, in Docker's JSON.
 
-use super::args::{Inspect, InspectAny, InspectContainer};
+use super::args::{Inspect, InspectAny, InspectContainer, InspectImage};
 use crate::cli::template::Template;
 use crate::cli::{Stdout, each};
 use crate::engine::Engine;
@@ -17,7 +17,7 @@ pub(in crate::cli) fn any(engine: &Engine, args: &InspectAny, out: &mut Stdout) 
         _ if *size => Err(Error::invalid(
             "the --size option is for containers: use it with --type container or without",
         )),
-        "image" => image(engine, inspect, out),
+        "image" => print(inspect, out, |name| engine.inspect_image(name)),
         "volume" => print(inspect, out, |name| engine.inspect_volume(name)),
         other => Err(Error::invalid(format!(
             "unknown type: \"{other}\": must be one of \"container\", \"image\", \"volume\""
@@ -65,8 +65,11 @@ fn of_container(engine: &Engine, name: &str, size: bool) -> Result<Value> {
 }
 
 /// `cowl image inspect`.
-pub(in crate::cli) fn image(engine: &Engine, args: &Inspect, out: &mut Stdout) -> Result<u8> {
-    print(args, out, |name| engine.inspect_image(name))
+pub(in crate::cli) fn image(engine: &Engine, args: &InspectImage, out: &mut Stdout) -> Result<u8> {
+    print(&args.inspect, out, |name| {
+        engine.check_platforms(name, args.platform.as_slice())?;
+        engine.inspect_image(name)
+    })
 }
 
 /// Prints a list of what is found, or a line for each.

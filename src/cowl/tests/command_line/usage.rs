@@ -129,6 +129,10 @@ fn options_of_dockers_that_cowl_has_not_are_refused_with_the_reason() {
             "invalid argument \"false\" for --disable-content-trust: cowl verifies no signatures; see 'cowl run --help'",
         ),
         (
+            &["volume", "create", "--scope", "multi"],
+            "invalid argument \"multi\" for --scope: it is of volumes of a cluster, and cowl has none; see 'cowl volume create --help'",
+        ),
+        (
             &["run", "-a", "stdlog", "i"],
             "valid streams are STDIN, STDOUT and STDERR",
         ),
