@@ -1,4 +1,4 @@
-//! `stats` and `port`: what a container uses and publishes.
+//! `stats` and `port`: what a container uses and publishes; and the help of groups of commands.
 
 use cowl_tests::busybox::shop;
 use cowl_tests::profile::{root, user};
@@ -171,6 +171,42 @@ fn ps_and_inspect_show_sizes_and_types_as_dockers() {
             for refused in [store.run(words), server.run(words)] {
                 assert_eq!(refused.code(), 1, "{refused}");
                 assert!(refused.stderr.contains(text), "{refused}");
+            }
+        }
+    });
+}
+
+/// The commands that a group's help lists.
+fn listed(help: &str) -> Vec<String> {
+    let after = help.lines().skip_while(|line| *line != "Commands:").skip(1);
+    let commands = after.take_while(|line| line.starts_with("  "));
+    let names = commands.filter_map(|line| line.split_whitespace().next());
+    names.map(str::to_owned).collect()
+}
+
+#[test]
+fn groups_list_dockers_commands() {
+    root(|| {
+        let doors = Doors::open();
+        let absent = ["build", "pull", "push"];
+        for group in ["container", "image", "system", "volume"] {
+            let mut dockers = listed(&doors.server.ok([group, "--help"]));
+            dockers.retain(|name| !absent.contains(&name.as_str()));
+            // Of volumes of a cluster.
+            dockers.retain(|name| group != "volume" || name != "update");
+            assert!(dockers.len() > 3, "{dockers:?}");
+            let own = doors.store.ok([group, "--help"]);
+            assert_eq!(listed(&own), dockers, "{group}");
+            assert_eq!(doors.store.ok(["help", group]), own);
+            for words in [
+                &[group][..],
+                &[group, "help"],
+                &[group, "xyzzy"],
+                &[group, "--bad"],
+            ] {
+                let (cowl, docker) = (doors.store.run(words), doors.server.run(words));
+                assert_eq!(cowl.code(), docker.code(), "{cowl} {docker}");
+                assert_eq!((cowl.stdout.as_str(), docker.stdout.as_str()), ("", ""));
             }
         }
     });

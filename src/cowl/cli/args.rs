@@ -174,19 +174,19 @@ pub(super) enum Command {
     #[command(name = run::HEALTH, hide = true)]
     Health { id: String, word: String },
     /// Manage containers
-    #[command(subcommand)]
+    #[command(subcommand, next_display_order = None, disable_help_subcommand = true)]
     Container(Container),
     /// `cowl container inspect`
     #[command(skip)]
     ContainerInspect(InspectContainer),
     /// Manage images
-    #[command(subcommand)]
+    #[command(subcommand, next_display_order = None, disable_help_subcommand = true)]
     Image(Image),
     /// Manage cowl
-    #[command(subcommand)]
+    #[command(subcommand, next_display_order = None, disable_help_subcommand = true)]
     System(System),
     /// Manage volumes
-    #[command(subcommand)]
+    #[command(subcommand, next_display_order = None, disable_help_subcommand = true)]
     Volume(Volume),
     /// `cowl container prune`
     #[command(skip)]
@@ -540,8 +540,14 @@ pub(super) enum Container {
     Start(Start),
     /// Stop one or more running containers
     Stop(Stop),
+    /// Create a new image from a container's changes
+    Commit(Commit),
     /// Copy files/folders between a container and the local filesystem
     Cp(Cp),
+    /// Inspect changes to files or directories on a container's filesystem
+    Diff(Diff),
+    /// Export the files of a container as a tar archive
+    Export(Export),
     /// Display a live stream of container(s) resource usage statistics
     Stats(Stats),
     /// List port mappings for the container
@@ -578,7 +584,10 @@ impl From<Container> for Command {
             Container::Restart(args) => Self::Restart(args),
             Container::Start(args) => Self::Start(args),
             Container::Stop(args) => Self::Stop(args),
+            Container::Commit(args) => Self::Commit(args),
             Container::Cp(args) => Self::Cp(args),
+            Container::Diff(args) => Self::Diff(args),
+            Container::Export(args) => Self::Export(args),
             Container::Stats(args) => Self::Stats(args),
             Container::Port(args) => Self::Port(args),
             Container::Top(args) => Self::Top(args),
