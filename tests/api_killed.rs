@@ -7,10 +7,10 @@ use std::process::Stdio;
 
 use cowl_tests::busybox::{containers, layers, shop};
 use cowl_tests::command::shell;
-use cowl_tests::profile::{directory, root, user};
+use cowl_tests::profile::{directory, processes, root, user};
 use cowl_tests::server::{Server, frame, status, streams, until};
 use cowl_tests::store::Store;
-use rustix::process::Signal;
+use rustix::process::{Signal, kill_process};
 
 /// Kills a server and starts another.
 #[track_caller]
@@ -194,6 +194,26 @@ fn wait_is_cut_without_a_code_and_another_gives_it() {
             assert!(body.contains("{\"StatusCode\":7}"), "{body}");
         }
         until(|| containers(&store).is_empty());
+    });
+}
+
+/// Its monitor would have had the container removed: the server does it for a client that waits.
+#[test]
+fn run_rm_ends_when_the_monitor_is_killed() {
+    root(|| {
+        let store = shop("store");
+        let server = Server::start(&store);
+        let run = ["run", "--rm", "--name", "web", "shop", "sleep", "1000"];
+        let mut client = server.docker(run).spawn().unwrap();
+        let running = ["inspect", "-f", "{{.State.Running}}", "web"];
+        until(|| store.run(running).stdout == "true\n");
+        for (pid, line) in processes() {
+            if line.contains("cowl-runtime") {
+                kill_process(pid, Signal::KILL).unwrap();
+            }
+        }
+        assert_eq!(client.wait().unwrap().code(), Some(255));
+        assert_eq!(containers(&store), [""; 0]);
     });
 }
 

@@ -92,7 +92,7 @@ impl Place {
         loop {
             match look(&self.server, &self.id).await? {
                 Look::Gone => return Ok(()),
-                Look::Rests(_) | Look::Restarts(_) | Look::Starts => {}
+                Look::Rests(_) | Look::Disposable(_) | Look::Restarts(_) | Look::Starts => {}
                 Look::Runs => {
                     // Any are left only of a start through another door.
                     for ends in self.server.pending.take(&self.id) {

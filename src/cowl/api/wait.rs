@@ -49,6 +49,8 @@ pub(super) struct Wait {
 /// What a look at the container gave.
 pub(super) enum Look {
     Rests(Option<Exit>),
+    /// It has ended, and `--rm` asks for its removal, which its monitor leaves to a command.
+    Disposable(Exit),
     /// It has ended and waits for its restart.
     Restarts(Exit),
     /// It is being created or started: a change follows if it is started.
@@ -87,7 +89,7 @@ impl Wait {
         if condition == Condition::NextExit {
             wait.before = match look(server, &wait.id).await? {
                 Look::Rests(exit) => exit,
-                Look::Restarts(exit) => Some(exit),
+                Look::Restarts(exit) | Look::Disposable(exit) => Some(exit),
                 Look::Starts | Look::Runs | Look::Gone => None,
             };
         }
@@ -106,17 +108,26 @@ impl Wait {
                     return Ok(told.await?.unwrap_or_default());
                 }
                 (Look::Rests(exit), Condition::NotRunning) => return Ok(code(exit)),
+                (Look::Disposable(exit), Condition::NotRunning) => return Ok(exit.exit_code),
+                (Look::Disposable(exit), Condition::Removed) => {
+                    self.last = Some(exit);
+                    // That command may have been killed, or the monitor before it.
+                    let id = self.id.clone();
+                    server.engine(move |engine| engine.finish(&id)).await?;
+                    continue;
+                }
                 // One that waits for its restart counts as running, but its end does not go unseen.
                 (Look::Restarts(exit), Condition::NotRunning) if self.ran => {
                     return Ok(exit.exit_code);
                 }
-                (Look::Rests(Some(exit)) | Look::Restarts(exit), Condition::NextExit)
-                    if self.before.as_ref() != Some(&exit) =>
-                {
+                (
+                    Look::Rests(Some(exit)) | Look::Restarts(exit) | Look::Disposable(exit),
+                    Condition::NextExit,
+                ) if self.before.as_ref() != Some(&exit) => {
                     return Ok(exit.exit_code);
                 }
                 (Look::Rests(exit), _) => self.last = exit.or(self.last),
-                (Look::Restarts(exit), _) => self.last = Some(exit),
+                (Look::Restarts(exit) | Look::Disposable(exit), _) => self.last = Some(exit),
                 (Look::Starts | Look::Runs, _) => self.ran = true,
             }
             self.changes.state().await;
@@ -138,7 +149,11 @@ pub(super) async fn look(server: &Arc<Server>, id: &str) -> Handled<Look> {
                 // A removal takes its records: without them it looks as if it had never run.
                 return Ok(Look::Gone);
             }
+            let disposable = container.is_disposable(&status);
             Ok(match status {
+                Status::Exited(exit) | Status::Created(Some(exit)) if disposable => {
+                    Look::Disposable(exit)
+                }
                 Status::Exited(exit) => Look::Rests(Some(exit)),
                 Status::Restarting(exit) => Look::Restarts(exit),
                 Status::Created(exit) => Look::Rests(exit),
