@@ -1,5 +1,6 @@
 //! Many containers by many clients, while processes of cowl are killed at random: what was told to
-//! stay stays, and what was removed leaves nothing.
+//! stay stays, and what was removed leaves nothing. Every other client is the real `docker`, over a
+//! server that is spared and holds nothing afterwards.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -10,8 +11,9 @@ use cowl_tests::busybox::{cgroups, containers, shop};
 use cowl_tests::profile::{processes, root, user};
 use cowl_tests::random::Random;
 use cowl_tests::sample::{self, Point};
+use cowl_tests::server::{Server, until};
 use cowl_tests::store::Store;
-use rustix::process::{Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process};
 
 const CLIENTS: usize = 20;
 /// Containers of each client, before the scale.
@@ -26,9 +28,19 @@ struct Known {
     done: AtomicBool,
 }
 
+/// Of one client: `cowl`, or `docker` over a server.
+enum Door<'a> {
+    Cowl(&'a Store),
+    Docker(&'a Server),
+}
+
 /// Runs a command that may be killed, or meet one that was. Its output, if it succeeded.
-fn attempt(store: &Store, arguments: &[&str]) -> Option<String> {
-    let output = store.command(arguments).output().unwrap();
+fn attempt(door: &Door<'_>, arguments: &[&str]) -> Option<String> {
+    let mut command = match door {
+        Door::Cowl(store) => store.command(arguments),
+        Door::Docker(server) => server.docker(arguments),
+    };
+    let output = command.output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!said.contains("panicked"), "{arguments:?}: {said}");
     output
@@ -38,7 +50,7 @@ fn attempt(store: &Store, arguments: &[&str]) -> Option<String> {
 }
 
 /// One client: containers with names, volumes and policies of its own.
-fn client(store: &Store, known: &Known, me: usize, mut random: Random) {
+fn client(door: &Door<'_>, known: &Known, me: usize, mut random: Random) {
     for round in 0..ROUNDS * sample::scale() {
         let name = format!("c-{me}-{round}");
         let volume = format!("v-{me}:/data");
@@ -46,7 +58,7 @@ fn client(store: &Store, known: &Known, me: usize, mut random: Random) {
         let program = random.pick(&["exec sleep 1000", "exit 3", "echo x; sleep 0.1"]);
         let options = ["--name", &name, "-v", &volume, "--restart", policy];
         let create = [&["create"][..], &options, &["shop", "sh", "-c", program]].concat();
-        if let Some(id) = attempt(store, &create) {
+        if let Some(id) = attempt(door, &create) {
             known.kept.lock().unwrap().insert(id.trim().to_owned());
         }
         for _step in 0..4 {
@@ -58,24 +70,26 @@ fn client(store: &Store, known: &Known, me: usize, mut random: Random) {
                 6 => &["inspect"],
                 _ => &["kill"],
             };
-            attempt(store, &[command, &[&name]].concat());
+            attempt(door, &[command, &[&name]].concat());
         }
-        attempt(store, &["run", "--rm", "shop", "true"]);
+        attempt(door, &["run", "--rm", "shop", "true"]);
         if random.below(2) == 0 {
             // It may be gone though the command fails.
-            if let Some(id) = attempt(store, &["inspect", "--format", "{{.Id}}", &name]) {
+            if let Some(id) = attempt(door, &["inspect", "--format", "{{.Id}}", &name]) {
                 known.kept.lock().unwrap().remove(id.trim());
-                attempt(store, &["rm", "-f", &name]);
+                attempt(door, &["rm", "-f", &name]);
             }
         }
     }
 }
 
-/// Kills processes of cowl, one after the other, until the clients are done.
-fn killer(known: &Known, mut random: Random) {
+/// Kills processes of cowl but one, one after the other, until the clients are done.
+fn killer(known: &Known, spared: Pid, mut random: Random) {
     while !known.done.load(Ordering::Relaxed) {
         let mut ours = processes();
-        ours.retain(|(_, line)| line.starts_with("cowl") || line.contains("/cowl"));
+        ours.retain(|(pid, line)| {
+            *pid != spared && (line.starts_with("cowl") || line.contains("/cowl"))
+        });
         if ours.is_empty() {
             std::thread::yield_now();
             continue;
@@ -107,17 +121,32 @@ fn names(directory: &Path) -> Vec<String> {
     entries.map(name).collect()
 }
 
+/// The mount points of our namespace.
+fn mounts() -> Vec<String> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let point = |line: &str| line.split(' ').nth(4).unwrap().to_owned();
+    table.lines().map(point).collect()
+}
+
 fn random_kills_lose_no_container_and_leave_nothing(point: &Point) {
     let store = shop("store");
+    let server = Server::start(&store);
+    // What the server opens at its first container stays open.
+    server.ok(["run", "--rm", "shop", "true"]);
+    let (mounted, descriptors) = (mounts(), server.descriptors());
     let before = names(&store.root().join("pins"));
     let known = Known::default();
     std::thread::scope(|scope| {
-        scope.spawn(|| killer(&known, Random::new(point.number())));
+        scope.spawn(|| killer(&known, server.pid(), Random::new(point.number())));
         let clients: Vec<_> = (0..CLIENTS)
             .map(|me| {
                 let random = Random::new(point.number() * 1000 + u64::try_from(me).unwrap());
-                let (store, known) = (&store, &known);
-                scope.spawn(move || client(store, known, me, random))
+                let door = match me % 2 {
+                    0 => Door::Cowl(&store),
+                    _ => Door::Docker(&server),
+                };
+                let known = &known;
+                scope.spawn(move || client(&door, known, me, random))
             })
             .collect();
         let ended: Vec<_> = clients
@@ -147,6 +176,9 @@ fn random_kills_lose_no_container_and_leave_nothing(point: &Point) {
     let mut after = names(&store.root().join("pins"));
     after.retain(|name| !before.contains(name));
     assert_eq!(after, [""; 0], "pins");
+    assert_eq!(mounts(), mounted);
+    // It drops a connection when it has seen its end.
+    until(|| server.descriptors() <= descriptors);
     // The image is whole.
     store.ok(["check"]);
     store.ok(["run", "--rm", "shop", "true"]);
