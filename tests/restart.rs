@@ -2,8 +2,10 @@
 //! not.
 
 use std::path::PathBuf;
+use std::process::Command;
 
 use cowl_tests::busybox::{in_shop, shop};
+use cowl_tests::command::{binary, fixture, program, run as run_program};
 use cowl_tests::profile::{NEVER, directory, processes, readable, root, user, wait_for_lines};
 use cowl_tests::server::{Server, until};
 use cowl_tests::store::Store;
@@ -174,8 +176,26 @@ fn ps_resumes_a_restart_whose_command_was_killed() {
     });
 }
 
+/// The unit of `cowl serve` for systemd.
+fn unit() -> PathBuf {
+    fixture("../src/cowl/cowl.service")
+}
+
+/// Starts a server by the command line of its unit.
+fn serve_by_unit(store: &Store) -> Server {
+    let unit = std::fs::read_to_string(unit()).unwrap();
+    let line = unit
+        .lines()
+        .find_map(|line| line.strip_prefix("ExecStart="));
+    let mut words = line.unwrap().split(' ');
+    assert_eq!(words.next(), Some("/usr/local/bin/cowl"));
+    let mut command = Command::new(binary("cowl"));
+    command.args(words).env("COWL_ROOT", store.root());
+    Server::start_by(command)
+}
+
 /// As after a crash of the host: the monitors are killed, and their containers with them.
-fn serve_starts_what_is_to_run() {
+fn serve_starts_what_is_to_run(serve: impl Fn(&Store) -> Server) {
     let store = shop("store");
     let all = [
         ("always", "always"),
@@ -204,7 +224,7 @@ fn serve_starts_what_is_to_run() {
         kill_process(Pid::from_raw(monitor).unwrap(), Signal::KILL).unwrap();
         store.ok(["wait", name]);
     }
-    let server = Server::start(&store);
+    let server = serve(&store);
     for (name, starts) in &all {
         let runs = name.starts_with("always") || *name == "unless-stopped";
         if runs {
@@ -220,7 +240,9 @@ fn serve_starts_what_is_to_run() {
             "{name}"
         );
     }
+    // They run on without it.
     assert_eq!(server.end(Signal::TERM), Some(0));
+    assert_eq!(inspected(&store, "always", "{{.State.Status}}"), "running");
     for (name, _starts) in &all {
         store.ok(["rm", "-f", name]);
     }
@@ -228,12 +250,32 @@ fn serve_starts_what_is_to_run() {
 
 #[test]
 fn serve_starts_what_is_to_run_as_root() {
-    root(|| serve_starts_what_is_to_run());
+    root(|| serve_starts_what_is_to_run(serve_by_unit));
 }
 
 #[test]
 fn serve_starts_what_is_to_run_as_user() {
-    user(|| serve_starts_what_is_to_run());
+    user(|| serve_starts_what_is_to_run(Server::start));
+}
+
+#[test]
+fn systemd_takes_the_unit_of_serve() {
+    root(|| {
+        let unit = std::fs::read_to_string(unit()).unwrap();
+        let cowl = binary("cowl").canonicalize().unwrap();
+        let unit = unit.replace("/usr/local/bin/cowl", cowl.to_str().unwrap());
+        let file = directory().join("cowl.service");
+        let verified = |unit: &str| {
+            std::fs::write(&file, unit).unwrap();
+            let verify = ["verify", file.to_str().unwrap()];
+            run_program(&mut program("systemd-analyze", verify))
+        };
+        let right = verified(&unit);
+        assert_eq!((right.code(), right.stderr.as_str()), (0, ""), "{right}");
+        // It would have said so.
+        let wrong = verified(&unit.replace("KillMode=process", "KillMode=nothing"));
+        assert!(wrong.stderr.contains("kill mode"), "{wrong}");
+    });
 }
 
 #[test]
