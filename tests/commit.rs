@@ -120,7 +120,7 @@ fn a_committed_upper_extracts_to_the_changed_files() {
     let other = Store::new("other");
     other.load(&directory().join("saved.tar"));
     let layer = layers[1].file_name().unwrap();
-    let files = ["tree-v2", "recipe-v1", "layer.json"].map(|file| {
+    let files = ["tree-v2", "recipe-v2", "layer.json"].map(|file| {
         let path = Path::new("layers").join(layer).join(file);
         std::fs::read(store.root().join(&path)).unwrap()
             == std::fs::read(other.root().join(&path)).unwrap()

@@ -33,7 +33,7 @@ const DAMAGES: [(&str, &str, &[From]); 13] = [
     ("grep -rlx small objects", FLIP, &ALL),
     ("find objects -type f -size +200", "rm -f \"$1\"", &ALL),
     ("ls -d layers/*/tree-v2", FLIP, &ALL),
-    ("ls -d layers/*/recipe-v1", FLIP, &ALL),
+    ("ls -d layers/*/recipe-v2", FLIP, &ALL),
     ("ls -d layers/*/layer.json", FLIP, &ALL),
     ("ls -d layers/*", "rm -r \"$1\"", &ALL),
     ("ls -d merged/*", FLIP, &ALL),

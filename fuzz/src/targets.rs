@@ -143,7 +143,7 @@ fn load(input: &[u8]) -> bool {
 }
 
 fn read_recipe(input: &[u8]) -> bool {
-    drop(recipe::object_ids(input).map(|ids| ids.count()));
+    drop(recipe::own_object_ids(input).map(|ids| ids.count()));
     let Ok(recipe) = Recipe::open(input) else {
         return false;
     };

@@ -223,7 +223,7 @@ impl Gathering {
         if let Some(file) = store.layer_recipe(diff)? {
             let map =
                 map_published(&file).with_context(|| format!("the recipe of layer {diff}"))?;
-            for id in recipe::object_ids(&map).with_context(|| format!("layer {diff}"))? {
+            for id in recipe::own_object_ids(&map).with_context(|| format!("layer {diff}"))? {
                 let known = if let Some(known) = self.objects.find(&id) {
                     known
                 } else {
@@ -234,8 +234,6 @@ impl Gathering {
                 hidden.push(known);
             }
         }
-        let own: BTreeSet<_> = contents.iter().copied().collect();
-        hidden.retain(|object| !own.contains(object));
         self.layers.push(Layer {
             diff,
             logical: info.content_size,

@@ -95,7 +95,7 @@ fn import_stream<S: ObjectSink>(
     let tree = Tree::from_bytes(builder.finish(diff_id)?)
         .map_err(|error| ImportError::Recipe(error.into()))?;
     sink.settle().map_err(ImportError::Settle)?;
-    let recipe = compose(recording, &tree, diff_id, sink)?;
+    let recipe = compose(&recording, &tree, diff_id, sink)?;
     Ok(ImportedLayer {
         diff_id,
         tree_bytes: tree.into_bytes(),

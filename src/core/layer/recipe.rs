@@ -13,10 +13,8 @@ use super::export::{ExportError, ObjectSource, export, record};
 use super::stream::LiteralSink;
 use super::{ImportError, ObjectSink};
 use crate::digest::{DiffId, ObjectId, Sha256Hasher};
-use crate::recipe::{
-    Instruction, Instructions, Kind, Recipe, RecipeError, Recorder, Recording, canonical,
-};
-use crate::tree::Tree;
+use crate::recipe::{Instruction, Kind, Recipe, RecipeError, Recorder, Recording, canonical};
+use crate::tree::{ObjectRef, Tree};
 
 /// Packed bytes of what is in no file: a hundred times those of a large layer. They are in memory
 /// while a layer is imported.
@@ -45,36 +43,30 @@ pub(super) fn too_large(_: &io::Error) -> ImportError {
 
 /// The recipe of a layer that was recorded while it was imported into `sink`.
 pub(super) fn compose<S: ObjectSink>(
-    recording: Recording,
+    recording: &Recording,
     tree: &Tree,
     diff_id: DiffId,
     sink: &S,
 ) -> Result<Vec<u8>, ImportError> {
     let broken = |error: ExportError| ImportError::Recipe(error.into());
     match record(tree) {
-        Ok(own) if own.is_equal(&recording) => {
+        Ok(own) if own.is_equal(recording) => {
             return Ok(canonical(diff_id, recording.tar_bytes()));
         }
         // what a tar cannot say, or not within the limit, was in another form in this one
         Ok(_) | Err(ExportError::WhiteoutName { .. } | ExportError::Write(_)) => {}
         Err(error) => return Err(broken(error)),
     }
-    let kept: HashSet<ObjectId> = tree.object_sizes().map(|(id, _)| id).collect();
-    let replaced = recording.object_ids().iter().any(|id| !kept.contains(id));
-    let recording = if replaced {
-        inline(&recording, &kept, sink)?
-    } else {
-        recording
-    };
-    recording
+    number(recording, tree, sink)?
         .into_recipe(diff_id)
         .map_err(|error| ImportError::Recipe(error.into()))
 }
 
-/// The same tar; contents that nothing in the tree has come inline, and are gone from the sink.
-fn inline<S: ObjectSink>(
+/// The same tar, its objects by their numbers in the tree; contents that nothing in the tree has
+/// come inline, and are gone from the sink.
+fn number<S: ObjectSink>(
     recording: &Recording,
-    kept: &HashSet<ObjectId>,
+    tree: &Tree,
     sink: &S,
 ) -> Result<Recording, ImportError> {
     let broken = |error: RecipeError| ImportError::Recipe(error.into());
@@ -84,8 +76,9 @@ fn inline<S: ObjectSink>(
             source,
         }
     };
-    let inlined = choose(recording, kept).map_err(broken)?;
-    let mut out = Recorder::new(RECIPE_BYTES).map_err(|error| too_large(&error))?;
+    let inlined = choose(recording, tree).map_err(broken)?;
+    let mut out =
+        Recorder::with_tree(tree.object_ids(), RECIPE_BYTES).map_err(|error| too_large(&error))?;
     let mut instructions = recording.instructions().map_err(broken)?;
     let mut last = None;
     while let Some(instruction) = instructions.next().map_err(broken)? {
@@ -93,11 +86,11 @@ fn inline<S: ObjectSink>(
             Instruction::Literal(bytes) => out.literal(bytes),
             Instruction::Zeros(count) => out.zeros(count),
             Instruction::Object {
-                index,
+                number,
                 offset,
                 length,
             } => {
-                let id = recording.object(index).map_err(broken)?;
+                let id = recording.object(number).map_err(broken)?;
                 if inlined.contains(&id) {
                     let content =
                         reader(&mut last, id, || sink.read_back(id)).map_err(unreadable(id))?;
@@ -123,22 +116,26 @@ fn inline<S: ObjectSink>(
 
 /// The contents that come inline: those that nothing in the tree has, in the order of the tar, as
 /// many as may be.
-fn choose(
-    recording: &Recording,
-    kept: &HashSet<ObjectId>,
-) -> Result<HashSet<ObjectId>, RecipeError> {
+fn choose(recording: &Recording, tree: &Tree) -> Result<HashSet<ObjectId>, RecipeError> {
+    let mut replaced: HashSet<ObjectId> = recording.own_object_ids().iter().copied().collect();
+    for id in tree.object_ids() {
+        replaced.remove(&id);
+    }
+    if replaced.is_empty() {
+        return Ok(replaced);
+    }
     let mut sizes: HashMap<ObjectId, u64> = HashMap::new();
     let mut instructions = recording.instructions()?;
     while let Some(instruction) = instructions.next()? {
-        if let Instruction::Object { index, length, .. } = instruction {
-            let size = sizes.entry(recording.object(index)?).or_default();
+        if let Instruction::Object { number, length, .. } = instruction {
+            let size = sizes.entry(recording.object(number)?).or_default();
             *size = size.saturating_add(length);
         }
     }
     let mut left = INLINE_BYTES;
-    let ids = recording.object_ids().iter().copied();
+    let ids = recording.own_object_ids().iter().copied();
     Ok(ids
-        .filter(|id| !kept.contains(id))
+        .filter(|id| replaced.contains(id))
         .filter(|id| {
             let rest = left.checked_sub(sizes.get(id).copied().unwrap_or_default());
             left = rest.unwrap_or(left);
@@ -209,6 +206,18 @@ pub enum RestoreError {
         /// What the source said.
         source: io::Error,
     },
+    /// The recipe was not written with this tree.
+    #[error(
+        "the recipe of layer {diff_id} numbers the objects of a tree with {expected}; this tree has {found}"
+    )]
+    OtherTree {
+        /// The recipe's layer.
+        diff_id: DiffId,
+        /// Objects of the recipe's tree.
+        expected: u32,
+        /// Objects of the tree.
+        found: u32,
+    },
     /// The bytes are not the layer's.
     #[error("the recipe of layer {expected} gives another tar, {found}")]
     DiffId {
@@ -234,7 +243,7 @@ pub fn restore<S: ObjectSource, W: Write>(
         Kind::Canonical => {
             export(tree, source, &mut out)?;
         }
-        Kind::Split => follow(recipe, &mut recipe.instructions()?, source, &mut out)?,
+        Kind::Split => follow(recipe, tree, source, &mut out)?,
     }
     let found = DiffId(out.hasher.finish());
     if found == recipe.diff_id() {
@@ -249,10 +258,19 @@ pub fn restore<S: ObjectSource, W: Write>(
 
 fn follow<S: ObjectSource, W: Write>(
     recipe: &Recipe<'_>,
-    instructions: &mut Instructions<'_>,
+    tree: &Tree,
     source: &S,
     out: &mut W,
 ) -> Result<(), RestoreError> {
+    let (expected, found) = (recipe.tree_objects(), tree.object_count());
+    if expected != found {
+        return Err(RestoreError::OtherTree {
+            diff_id: recipe.diff_id(),
+            expected,
+            found,
+        });
+    }
+    let mut instructions = recipe.instructions()?;
     let mut last = None;
     while let Some(instruction) = instructions.next()? {
         match instruction {
@@ -261,13 +279,16 @@ fn follow<S: ObjectSource, W: Write>(
                 io::copy(&mut io::repeat(0).take(count), out).map_err(RestoreError::Write)?;
             }
             Instruction::Object {
-                index,
+                number,
                 offset,
                 length,
             } => {
-                let id = recipe
-                    .object(index)
-                    .ok_or(RecipeError::Corrupt("no such object"))?;
+                let id = match recipe.own_object(number) {
+                    Some(id) => id,
+                    None => tree
+                        .object_id(ObjectRef(number))
+                        .map_err(ExportError::from)?,
+                };
                 let unreadable = |source| RestoreError::Content { id, source };
                 let content = reader(&mut last, id, || source.open(id)).map_err(unreadable)?;
                 copy_range(content, offset, length, |piece| out.write_all(piece)).map_err(

@@ -2,7 +2,8 @@
 //! this file has the bytes.
 //!
 //! Invariants
-//! * The object ids are a flat array behind a fixed header, so [`object_ids`] unpacks nothing.
+//! * The ids of objects that the layer's tree has not are a flat array behind a fixed header, so
+//!   [`own_object_ids`] unpacks nothing. The tree's own are named by their numbers.
 //! * No bytes make a reader panic, loop, or hold more than one piece of a literal in memory.
 //!
 //! `layer` writes recipes while it imports and reads them to restore a tar; `store` publishes them
@@ -19,14 +20,14 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 pub use self::instructions::Instruction;
-pub use self::reader::{Instructions, Recipe, object_ids};
+pub use self::reader::{Instructions, Recipe, own_object_ids};
 pub use self::writer::{Recorder, Recording, canonical};
 
 /// The name of the file in a layer's directory.
-pub const FILE_NAME: &str = "recipe-v1";
+pub const FILE_NAME: &str = "recipe-v2";
 
 const MAGIC: [u8; 8] = *b"cowlrcpe";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 const HEADER_LEN: usize = 96;
 const ID_LEN: usize = 32;
 const DIGEST_LEN: usize = 32;
@@ -68,8 +69,8 @@ struct RawHeader {
     incompatible: U64,
     diff_id: [u8; 32],
     tar_bytes: U64,
-    objects: U32,
-    more_zeros: [u8; 4],
+    own_objects: U32,
+    tree_objects: U32,
     packed_bytes: U64,
     unpacked_bytes: U64,
 }

@@ -4,7 +4,7 @@ use std::io::{BufReader, Read};
 
 use zerocopy::FromBytes;
 
-use super::instructions::{Head, Instruction, PIECE};
+use super::instructions::{BLOCK, HEADER_REST, Head, Instruction, Numbers, PIECE, with_checksum};
 use super::{DIGEST_LEN, HEADER_LEN, ID_LEN, Kind, MAGIC, RawHeader, RecipeError, VERSION};
 use crate::digest::{DiffId, ObjectId, Sha256Digest};
 
@@ -19,14 +19,17 @@ pub struct Recipe<'b> {
     kind: Kind,
     diff_id: DiffId,
     tar_bytes: u64,
+    tree_objects: u32,
     ids: &'b [[u8; ID_LEN]],
     packed: &'b [u8],
     unpacked_bytes: u64,
 }
 
-/// The objects that a recipe needs, nothing unpacked: what gc and check ask for.
-pub fn object_ids(bytes: &[u8]) -> Result<impl ExactSizeIterator<Item = ObjectId>, RecipeError> {
-    Recipe::open(bytes).map(|recipe| recipe.object_ids())
+/// The objects that a recipe needs beside the tree's, nothing unpacked: what gc and check ask for.
+pub fn own_object_ids(
+    bytes: &[u8],
+) -> Result<impl ExactSizeIterator<Item = ObjectId>, RecipeError> {
+    Recipe::open(bytes).map(|recipe| recipe.own_object_ids())
 }
 
 impl<'b> Recipe<'b> {
@@ -47,10 +50,10 @@ impl<'b> Recipe<'b> {
             return Err(RecipeError::Features(header.incompatible.get()));
         }
         let kind = Kind::from_byte(header.kind).ok_or(RecipeError::Kind(header.kind))?;
-        if header.zeros != [0; 5] || header.more_zeros != [0; 4] {
+        if header.zeros != [0; 5] {
             return Err(RecipeError::Corrupt("bytes without a meaning are not 0"));
         }
-        let ids_len = u64::from(header.objects.get()) * ID_LEN as u64;
+        let ids_len = u64::from(header.own_objects.get()) * ID_LEN as u64;
         let expected = ((HEADER_LEN + DIGEST_LEN) as u64)
             .saturating_add(ids_len)
             .saturating_add(header.packed_bytes.get());
@@ -69,8 +72,9 @@ impl<'b> Recipe<'b> {
             .get(..rest.len().saturating_sub(DIGEST_LEN))
             .ok_or_else(length)?;
         let unpacked_bytes = header.unpacked_bytes.get();
-        if kind == Kind::Canonical && (!ids.is_empty() || !packed.is_empty() || unpacked_bytes != 0)
-        {
+        let tree_objects = header.tree_objects.get();
+        let has_parts = tree_objects != 0 || !ids.is_empty() || !packed.is_empty();
+        if kind == Kind::Canonical && (has_parts || unpacked_bytes != 0) {
             return Err(RecipeError::Corrupt(
                 "a canonical recipe has no objects and no instructions",
             ));
@@ -80,6 +84,7 @@ impl<'b> Recipe<'b> {
             kind,
             diff_id: DiffId(Sha256Digest::from_bytes(header.diff_id)),
             tar_bytes: header.tar_bytes.get(),
+            tree_objects,
             ids: ids.as_chunks().0,
             packed,
             unpacked_bytes,
@@ -110,15 +115,21 @@ impl<'b> Recipe<'b> {
         self.tar_bytes
     }
 
-    /// The objects it needs; of a canonical one, the tree says which.
-    pub fn object_ids(&self) -> impl ExactSizeIterator<Item = ObjectId> + use<'b> {
+    /// The objects that it needs and the tree has not.
+    pub fn own_object_ids(&self) -> impl ExactSizeIterator<Item = ObjectId> + use<'b> {
         self.ids.iter().copied().map(ObjectId::from_bytes)
     }
 
-    /// The object that an instruction names.
-    pub fn object(&self, index: u32) -> Option<ObjectId> {
-        let index = usize::try_from(index).ok()?;
-        self.ids.get(index).copied().map(ObjectId::from_bytes)
+    /// Objects in the table of the tree that it was written with; 0 if it names none of them.
+    pub fn tree_objects(&self) -> u32 {
+        self.tree_objects
+    }
+
+    /// The object that an instruction names, where that is not one of the tree's.
+    pub fn own_object(&self, number: u32) -> Option<ObjectId> {
+        let index = number.checked_sub(self.tree_objects)?;
+        let id = self.ids.get(usize::try_from(index).ok()?);
+        id.copied().map(ObjectId::from_bytes)
     }
 
     /// The instructions from the first on. A canonical recipe has none.
@@ -127,7 +138,7 @@ impl<'b> Recipe<'b> {
             Kind::Canonical => Ok(Instructions::none()),
             Kind::Split => Instructions::unpack(
                 self.packed,
-                self.ids.len(),
+                u64::from(self.tree_objects).saturating_add(self.ids.len() as u64),
                 self.unpacked_bytes,
                 self.tar_bytes,
             ),
@@ -138,11 +149,13 @@ impl<'b> Recipe<'b> {
 /// Reads instructions. Literals come in pieces, so memory is bounded whatever their length.
 pub struct Instructions<'b> {
     source: Box<dyn Read + 'b>,
-    objects: usize,
+    objects: u64,
+    numbers: Numbers,
     unpacked_left: u64,
     /// What the instructions may still give.
     tar_left: u64,
     literal_left: u64,
+    headers_left: u64,
     piece: Vec<u8>,
 }
 
@@ -159,16 +172,18 @@ impl<'b> Instructions<'b> {
         Self {
             source: Box::new(std::io::empty()),
             objects: 0,
+            numbers: Numbers::default(),
             unpacked_left: 0,
             tar_left: 0,
             literal_left: 0,
+            headers_left: 0,
             piece: Vec::new(),
         }
     }
 
     pub(super) fn unpack(
         packed: &'b [u8],
-        objects: usize,
+        objects: u64,
         unpacked: u64,
         tar_bytes: u64,
     ) -> Result<Self, RecipeError> {
@@ -196,6 +211,9 @@ impl<'b> Instructions<'b> {
         if self.literal_left > 0 {
             return self.piece().map(Some);
         }
+        if self.headers_left > 0 {
+            return self.header().map(Some);
+        }
         if self.unpacked_left == 0 {
             return if self.tar_left == 0 {
                 Ok(None)
@@ -216,20 +234,25 @@ impl<'b> Instructions<'b> {
             }
             Head::Object(length) => {
                 self.give(length)?;
-                let index = self.number()?;
+                let step = self.number()?;
                 let offset = self.number()?;
-                let index = u32::try_from(index)
-                    .ok()
-                    .filter(|&index| usize::try_from(index).is_ok_and(|at| at < self.objects))
+                let number = self.numbers.after(step);
+                let number = number
+                    .filter(|&number| u64::from(number) < self.objects)
                     .ok_or(RecipeError::Corrupt("an instruction names no object"))?;
                 if offset.checked_add(length).is_none() {
                     return Err(RecipeError::Corrupt("a range beyond 2^64"));
                 }
                 Ok(Some(Instruction::Object {
-                    index,
+                    number,
                     offset,
                     length,
                 }))
+            }
+            Head::Headers(count) => {
+                self.give(count.saturating_mul(BLOCK as u64))?;
+                self.headers_left = count;
+                self.header().map(Some)
             }
         }
     }
@@ -251,6 +274,16 @@ impl<'b> Instructions<'b> {
         self.fill(&mut piece)?;
         self.literal_left = self.literal_left.saturating_sub(count as u64);
         self.piece = piece;
+        Ok(Instruction::Literal(&self.piece))
+    }
+
+    /// One header, its checksum filled in.
+    fn header(&mut self) -> Result<Instruction<'_>, RecipeError> {
+        let mut header = [0; HEADER_REST];
+        self.fill(&mut header)?;
+        self.headers_left = self.headers_left.saturating_sub(1);
+        self.piece.clear();
+        self.piece.extend_from_slice(&with_checksum(&header));
         Ok(Instruction::Literal(&self.piece))
     }
 

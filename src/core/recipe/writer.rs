@@ -3,6 +3,7 @@
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::io::{self, Write};
+use std::iter;
 
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
@@ -36,8 +37,8 @@ fn header(kind: Kind, diff_id: DiffId, tar_bytes: u64) -> RawHeader {
         incompatible: 0.into(),
         diff_id: *diff_id.0.as_bytes(),
         tar_bytes: tar_bytes.into(),
-        objects: 0.into(),
-        more_zeros: [0; 4],
+        own_objects: 0.into(),
+        tree_objects: 0.into(),
         packed_bytes: 0.into(),
         unpacked_bytes: 0.into(),
     }
@@ -47,7 +48,9 @@ fn header(kind: Kind, diff_id: DiffId, tar_bytes: u64) -> RawHeader {
 /// packed.
 pub struct Recorder {
     encoder: Encoder<Packer>,
+    /// The tree's objects, if it is known, then others in order of first use.
     ids: Vec<ObjectId>,
+    tree_objects: u32,
     /// Places in `ids`.
     numbers: HashTable<u32>,
     hasher: RandomState,
@@ -62,21 +65,33 @@ impl std::fmt::Debug for Recorder {
 }
 
 impl Recorder {
-    /// More than `limit` bytes of instructions, packed, are an error.
+    /// Without a tree: for a tar that is still read. More than `limit` bytes of instructions,
+    /// packed, are an error.
     pub fn new(limit: usize) -> io::Result<Self> {
+        Self::with_tree(iter::empty(), limit)
+    }
+
+    /// With the ids in the table of the layer's tree, each once, in its order: for a recipe.
+    pub fn with_tree(table: impl IntoIterator<Item = ObjectId>, limit: usize) -> io::Result<Self> {
         let packed = Limited {
             bytes: Vec::new(),
             limit,
         };
-        Ok(Self {
+        let mut recorder = Self {
             encoder: Encoder::new(Packer {
                 packed: zstd::Encoder::new(packed, LEVEL)?,
                 digest: blake3::Hasher::new(),
             }),
             ids: Vec::new(),
+            tree_objects: 0,
             numbers: HashTable::new(),
             hasher: RandomState::new(),
-        })
+        };
+        for id in table {
+            recorder.number(id)?;
+        }
+        recorder.tree_objects = count(&recorder.ids)?;
+        Ok(recorder)
     }
 
     /// The tar goes on with these bytes.
@@ -91,22 +106,27 @@ impl Recorder {
 
     /// The tar goes on with a range of an object.
     pub fn object(&mut self, id: ObjectId, offset: u64, length: u64) -> io::Result<()> {
-        let next = u32::try_from(self.ids.len()).map_err(io::Error::other)?;
+        let number = self.number(id)?;
+        self.encoder.object(number, offset, length)
+    }
+
+    /// The object's number, which is the next if it has none.
+    fn number(&mut self, id: ObjectId) -> io::Result<u32> {
+        let next = count(&self.ids)?;
         let (ids, hasher) = (&self.ids, &self.hasher);
         let known = self.numbers.entry(
             hasher.hash_one(Some(&id)),
-            |index| ids.get(*index as usize) == Some(&id),
-            |index| hasher.hash_one(ids.get(*index as usize)),
+            |number| ids.get(*number as usize) == Some(&id),
+            |number| hasher.hash_one(ids.get(*number as usize)),
         );
-        let index = match known {
+        Ok(match known {
             Entry::Occupied(known) => *known.get(),
             Entry::Vacant(new) => {
                 new.insert(next);
                 self.ids.push(id);
                 next
             }
-        };
-        self.encoder.object(index, offset, length)
+        })
     }
 
     /// The tar is complete.
@@ -114,6 +134,7 @@ impl Recorder {
         let (packer, tar_bytes, unpacked) = self.encoder.finish()?;
         Ok(Recording {
             ids: self.ids,
+            tree_objects: self.tree_objects,
             packed: packer.packed.finish()?.bytes,
             unpacked,
             tar_bytes,
@@ -126,6 +147,7 @@ impl Recorder {
 #[derive(Debug)]
 pub struct Recording {
     ids: Vec<ObjectId>,
+    tree_objects: u32,
     packed: Vec<u8>,
     unpacked: u64,
     tar_bytes: u64,
@@ -134,14 +156,16 @@ pub struct Recording {
 }
 
 impl Recording {
-    /// The objects that it needs, in order of first use.
-    pub fn object_ids(&self) -> &[ObjectId] {
-        &self.ids
+    /// The objects that it needs and the tree has not, in order of first use.
+    pub fn own_object_ids(&self) -> &[ObjectId] {
+        let tree_objects = usize::try_from(self.tree_objects);
+        let own = tree_objects.ok().and_then(|from| self.ids.get(from..));
+        own.unwrap_or_default()
     }
 
     /// The object that an instruction names.
-    pub fn object(&self, index: u32) -> Result<ObjectId, RecipeError> {
-        let id = usize::try_from(index).ok().and_then(|at| self.ids.get(at));
+    pub fn object(&self, number: u32) -> Result<ObjectId, RecipeError> {
+        let id = usize::try_from(number).ok().and_then(|at| self.ids.get(at));
         id.copied()
             .ok_or(RecipeError::Corrupt("an instruction names no object"))
     }
@@ -151,28 +175,29 @@ impl Recording {
         self.tar_bytes
     }
 
-    /// Whether two tars are equal, byte by byte.
+    /// Whether two tars are equal, byte by byte; both were recorded without a tree.
     pub fn is_equal(&self, other: &Self) -> bool {
         (&self.ids, self.tar_bytes, self.digest) == (&other.ids, other.tar_bytes, other.digest)
     }
 
     /// How the tar goes on, from its beginning.
     pub fn instructions(&self) -> Result<Instructions<'_>, RecipeError> {
-        Instructions::unpack(&self.packed, self.ids.len(), self.unpacked, self.tar_bytes)
+        let objects = self.ids.len() as u64;
+        Instructions::unpack(&self.packed, objects, self.unpacked, self.tar_bytes)
     }
 
     /// The recipe, of kind split.
     pub fn into_recipe(self, diff_id: DiffId) -> io::Result<Vec<u8>> {
+        let own = self.own_object_ids();
         let header = RawHeader {
-            objects: u32::try_from(self.ids.len())
-                .map_err(io::Error::other)?
-                .into(),
+            own_objects: count(own)?.into(),
+            tree_objects: self.tree_objects.into(),
             packed_bytes: (self.packed.len() as u64).into(),
             unpacked_bytes: self.unpacked.into(),
             ..header(Kind::Split, diff_id, self.tar_bytes)
         };
         let mut recipe = header.as_bytes().to_vec();
-        for id in &self.ids {
+        for id in own {
             recipe.extend_from_slice(id.as_bytes());
         }
         recipe.extend_from_slice(&self.packed);
@@ -180,6 +205,10 @@ impl Recording {
         recipe.extend_from_slice(digest.as_bytes());
         Ok(recipe)
     }
+}
+
+fn count(ids: &[ObjectId]) -> io::Result<u32> {
+    u32::try_from(ids.len()).map_err(io::Error::other)
 }
 
 /// Packs and hashes.

@@ -4,7 +4,7 @@
 //! layers/<diff-id>/
 //!   tree-v2          the layer's files; the number is the tree format's version
 //!   tree             a symbolic link to the current tree, for people and tools
-//!   recipe-v1        restores the exact tar; not every layer has one (recipe.rs)
+//!   recipe-v2        restores the exact tar; not every layer has one (recipe.rs)
 //!   layer.json       the tree's digest, and the sizes that `history` shows
 //! merged/<chain-id>.tree-v2
 //! ```
@@ -22,7 +22,7 @@ use super::dir::{PUBLISHED, StoreDir};
 use super::record::{self, Versioned, decode, encode};
 use super::{Store, StoreError, Transaction, Trust, object_name, remove_tree};
 use crate::digest::{ChainId, DiffId, ObjectId};
-use crate::recipe::{FILE_NAME as RECIPE, Recipe};
+use crate::recipe::{FILE_NAME as RECIPE, Kind, Recipe};
 use crate::sys::mmap::map_published;
 use crate::tree::{FileType, Tree, TreeError, TreeIno, merge};
 use rustix::fs::Mode;
@@ -35,7 +35,7 @@ pub(super) const TREE_LINK: &str = "tree";
 pub(super) const RECORD: &str = "layer.json";
 pub(super) const TREE_SUFFIX: &str = ".tree-v2";
 /// What a recipe has at most: 1.5 % of a terabyte. Those of usual layers are below 0.5 % of their
-/// tars, and of many tiny files up to 3 %: an id of 32 bytes for each kilobyte.
+/// tars.
 pub(super) const RECIPE_LIMIT: u64 = 16 << 30;
 
 /// `layer.json`: facts recorded when the layer was imported.
@@ -139,7 +139,7 @@ impl Store {
         {
             return Ok(false);
         }
-        let recipe = read_recipe_objects(&dir, diff)?.unwrap_or_default();
+        let recipe = read_recipe_objects(&dir, diff, &tree)?.unwrap_or_default();
         let sized = tree.object_sizes().map(|(id, size)| (id, Some(size)));
         for (id, size) in sized.chain(recipe.into_iter().map(|id| (id, None))) {
             let there = self.objects()?.stat(object_name(id))?;
@@ -222,17 +222,17 @@ impl Transaction<'_> {
         dir.symlink(TREE, TREE_LINK)?;
         let verified = Tree::from_bytes(tree).and_then(|tree| {
             tree.verify()?;
-            Ok((tree.diff_id(), LayerInfo::of(diff, &tree, tar_size)?))
+            Ok((LayerInfo::of(diff, &tree, tar_size)?, tree))
         });
-        let (of, info) = verified.map_err(|source| StoreError::Tree {
+        let (info, tree) = verified.map_err(|source| StoreError::Tree {
             path: path.clone(),
             source,
         })?;
-        if of != Some(diff) {
+        if tree.diff_id() != Some(diff) {
             return Err(StoreError::malformed(path, OTHER_TREE));
         }
         if let Some(recipe) = recipe {
-            read_recipe(recipe, diff, &dir.join(RECIPE))?;
+            read_recipe(recipe, diff, &tree, &dir.join(RECIPE))?;
             dir.create_with(RECIPE, PUBLISHED, recipe)?;
         }
         dir.create_with(RECORD, PUBLISHED, &encode(&info, &dir.join(RECORD))?)?;
@@ -334,21 +334,29 @@ fn same_layer(staged: &StoreDir, layers: &StoreDir, name: &str) -> Result<bool, 
 
 const OTHER_TREE: &str =
     "it is the tree of another layer or stack; load its image again to replace it";
-/// The objects that a layer's recipe needs; None without a recipe.
+
+/// The objects that a layer's recipe needs beside the tree's; None without a recipe.
 pub(super) fn read_recipe_objects(
     dir: &StoreDir,
     diff: DiffId,
+    tree: &Tree,
 ) -> Result<Option<Vec<ObjectId>>, StoreError> {
     let Some(file) = dir.open(RECIPE)? else {
         return Ok(None);
     };
     let path = dir.join(RECIPE);
     let map = map_published(&file).map_err(|source| StoreError::io("map", &path, source))?;
-    read_recipe(&map, diff, &path).map(Some)
+    read_recipe(&map, diff, tree, &path).map(Some)
 }
 
-/// Verifies a recipe and its DiffID; returns the objects it needs.
-fn read_recipe(bytes: &[u8], diff: DiffId, path: &Path) -> Result<Vec<ObjectId>, StoreError> {
+/// Verifies a recipe, its DiffID, and that it counts the objects of this tree; returns the objects
+/// that it needs besides.
+fn read_recipe(
+    bytes: &[u8],
+    diff: DiffId,
+    tree: &Tree,
+    path: &Path,
+) -> Result<Vec<ObjectId>, StoreError> {
     let opened = Recipe::open(bytes).and_then(|recipe| {
         recipe.verify()?;
         Ok(recipe)
@@ -360,7 +368,13 @@ fn read_recipe(bytes: &[u8], diff: DiffId, path: &Path) -> Result<Vec<ObjectId>,
             "it is the recipe of another layer",
         ));
     }
-    Ok(recipe.object_ids().collect())
+    if recipe.kind() == Kind::Split && recipe.tree_objects() != tree.object_count() {
+        return Err(StoreError::malformed(
+            path,
+            "it numbers the objects of another tree",
+        ));
+    }
+    Ok(recipe.own_object_ids().collect())
 }
 
 /// Opens a layer's tree and refuses the tree of another layer. None if the file does not exist.

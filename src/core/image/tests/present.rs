@@ -177,3 +177,23 @@ fn import_publishes_the_recipe_of_its_layer() {
     crate::layer::restore(&recipe, &tree, &fixture.store, &mut tar).unwrap();
     assert_eq!(tar, rootfs);
 }
+
+/// Each file has a block of header, one of content, and in the tree's table an id of 32 bytes.
+#[test]
+fn import_keeps_recipes_small_on_the_disk() {
+    let fixture = fixture();
+    let files: Files = (0..1_000)
+        .map(|number| (format!("etc/{number}.conf"), format!("{number}").into()))
+        .rev()
+        .collect();
+    let rootfs = tar(&files);
+    fixture.import(&rootfs, "app:1").unwrap();
+    let directory = format!("store/layers/{}", digest(&rootfs).hex());
+    let recipe = fixture.dir.path().join(directory).join("recipe-v2");
+    let size = std::fs::metadata(recipe).unwrap().len();
+    assert!(size * 1000 <= rootfs.len() as u64 * 15, "{size}");
+    let mut restored = Vec::new();
+    let diff_id = DiffId(digest(&rootfs));
+    restore_layer(&fixture.store, diff_id, &mut restored).unwrap();
+    assert!(restored == rootfs, "other bytes");
+}

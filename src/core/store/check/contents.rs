@@ -71,7 +71,7 @@ impl Store {
         let Some(tree) = check_layer(&dir, diff, kept, report)?.filter(|_| kept) else {
             return Ok(None);
         };
-        let recipe = match read_recipe_objects(&dir, diff) {
+        let recipe = match read_recipe_objects(&dir, diff, &tree) {
             Ok(recipe) => recipe.unwrap_or_default(),
             Err(error) => {
                 report.note(error);

@@ -250,7 +250,7 @@ impl Store {
             path: dir.join(TREE),
             source,
         })?;
-        let mut objects = read_recipe_objects(&dir, diff)?.unwrap_or_default();
+        let mut objects = read_recipe_objects(&dir, diff, &tree)?.unwrap_or_default();
         objects.extend(tree.object_ids());
         Ok(Some(objects))
     }

@@ -4,6 +4,61 @@ use std::time::Duration;
 use rustix::fs::{FlockOperation, flock};
 
 use super::*;
+use crate::recipe::Recorder;
+
+/// A content that the layer itself replaced, and that is too large to be kept inline.
+#[test]
+fn gc_and_check_honour_an_object_that_only_a_recipe_names() {
+    let fixture = fixture();
+    let transaction = fixture.store.begin().unwrap();
+    let [kept, replaced] = [b"kept", b"gone"].map(|content| put(&transaction, content));
+    let diff = DiffId(Sha256Digest::of(b"the tar"));
+    let mut builder = LayerBuilder::new();
+    let kind = Kind::Regular {
+        size: kept.size,
+        object: kept.object(),
+        elf: kept.elf,
+    };
+    builder.insert(&[b"a"], meta(), kind).unwrap();
+    let tree = builder.finish(diff).unwrap();
+    let recipe = |table: &[ObjectId]| {
+        let mut recorder = Recorder::with_tree(table.iter().copied(), 1 << 20).unwrap();
+        for content in [&replaced, &kept] {
+            let id = content.object().unwrap();
+            recorder.object(id, 0, content.size).unwrap();
+        }
+        recorder.finish().unwrap().into_recipe(diff).unwrap()
+    };
+    let other = fixture.store.begin().unwrap();
+    let refused = other.put_layer(diff, tree.clone(), 8, Some(&recipe(&[])));
+    let error = refused.unwrap_err().to_string();
+    drop(other);
+    assert!(error.contains("recipe-v2"), "{error}");
+    assert!(
+        error.contains("it numbers the objects of another tree"),
+        "{error}"
+    );
+    let recipe = recipe(&[kept.object().unwrap()]);
+    transaction.put_layer(diff, tree, 8, Some(&recipe)).unwrap();
+    let config = transaction.put_blob(b"config").unwrap();
+    transaction
+        .publish(&[tag("app", config, vec![diff])])
+        .unwrap();
+
+    assert_eq!(fixture.store.gc().unwrap().bytes(), 0);
+    assert_eq!(fixture.store.check(true).unwrap().problems, []);
+    let object = fixture.object_path(b"gone");
+    std::fs::remove_file(&object).unwrap();
+    let problems = fixture.store.check(false).unwrap().problems;
+    assert!(
+        matches!(
+            problems.as_slice(),
+            [Problem::Missing { path, needed_by }]
+                if *path == object && needed_by.ends_with("recipe-v2")
+        ),
+        "{problems:?}"
+    );
+}
 
 #[test]
 fn gc_removes_unreferenced_and_keeps_shared_objects() {
