@@ -6,7 +6,8 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use cowl_mountd::{counters, dropin, fuse, keeper, process, worker};
+use cowl_mountd::{counters, dropin, keeper, process, worker};
+use cowl_sys::opcode;
 
 /// Serves cowl's mounts: container images with a writable layer on top.
 ///
@@ -65,10 +66,10 @@ fn print_requests(mount: &Path) -> anyhow::Result<()> {
             format!("{shown}: no daemon of cowl that this user may look into serves it")
         })?;
     let mut out = std::io::stdout().lock();
-    for (opcode, count) in counts {
-        match fuse::request_name(opcode) {
+    for (code, count) in counts {
+        match opcode::name(code) {
             Some(name) => writeln!(out, "{name} {count}")?,
-            None => writeln!(out, "{opcode} {count}")?,
+            None => writeln!(out, "{code} {count}")?,
         }
     }
     Ok(())

@@ -6,9 +6,9 @@
 
 mod cursor;
 
+use cowl_sys::opcode;
 use zerocopy::FromBytes;
 
-use super::opcode;
 use super::wire;
 use cursor::Cursor;
 

@@ -13,6 +13,7 @@
 
 pub mod frame;
 pub mod mountinfo;
+pub mod opcode;
 pub mod open;
 pub mod signals;
 pub mod socket;

@@ -5,6 +5,7 @@ use std::fmt::Display;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
+use cowl_sys::opcode;
 
 use crate::command::find;
 use crate::operations::{OPERATIONS, Operation, Site, make_base};
@@ -99,7 +100,10 @@ fn details(systems: &[System], operations: &[Operation], counted: &[Vec<Costs>])
             };
             let requests = costs.requests.iter();
             let requests: BTreeMap<String, u32> = requests
-                .map(|(opcode, count)| (request_name(*opcode), *count))
+                .map(|(code, count)| {
+                    let name = opcode::name(*code).map(str::to_owned);
+                    (name.unwrap_or_else(|| code.to_string()), *count)
+                })
                 .collect();
             let (requests, calls) = (listed(&requests), listed(&costs.calls));
             text.extend(["  ", &system.name, ": ", &requests, "; ", &calls, "\n"]);
@@ -117,47 +121,4 @@ fn listed<K: Display>(counts: &BTreeMap<K, u32>) -> String {
         .map(|(name, count)| format!("{name} {count}"))
         .collect();
     all.join(", ")
-}
-
-/// Names of `enum fuse_opcode` (include/uapi/linux/fuse.h); the number of one that is not here.
-fn request_name(opcode: u32) -> String {
-    const NAMES: [(u32, &str); 35] = [
-        (1, "LOOKUP"),
-        (3, "GETATTR"),
-        (4, "SETATTR"),
-        (5, "READLINK"),
-        (6, "SYMLINK"),
-        (8, "MKNOD"),
-        (9, "MKDIR"),
-        (10, "UNLINK"),
-        (11, "RMDIR"),
-        (12, "RENAME"),
-        (13, "LINK"),
-        (14, "OPEN"),
-        (15, "READ"),
-        (16, "WRITE"),
-        (17, "STATFS"),
-        (20, "FSYNC"),
-        (21, "SETXATTR"),
-        (22, "GETXATTR"),
-        (23, "LISTXATTR"),
-        (24, "REMOVEXATTR"),
-        (25, "FLUSH"),
-        (27, "OPENDIR"),
-        (28, "READDIR"),
-        (30, "FSYNCDIR"),
-        (34, "ACCESS"),
-        (35, "CREATE"),
-        (36, "INTERRUPT"),
-        (39, "IOCTL"),
-        (43, "FALLOCATE"),
-        (44, "READDIRPLUS"),
-        (45, "RENAME2"),
-        (46, "LSEEK"),
-        (47, "COPY_FILE_RANGE"),
-        (50, "SYNCFS"),
-        (52, "STATX"),
-    ];
-    let known = NAMES.iter().find(|(number, _)| *number == opcode);
-    known.map_or_else(|| opcode.to_string(), |(_, name)| (*name).to_owned())
 }

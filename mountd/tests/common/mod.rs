@@ -292,7 +292,7 @@ impl Mount {
             .unwrap();
         counts
             .into_iter()
-            .map(|(code, count)| (cowl_mountd::fuse::request_name(code).unwrap_or("?"), count))
+            .map(|(code, count)| (cowl_sys::opcode::name(code).unwrap_or("?"), count))
             .collect()
     }
 
