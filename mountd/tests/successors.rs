@@ -21,9 +21,10 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use common::{Image, Mount, USER_NAMESPACE, has_successors, is_here, noise, read_all, there, view};
+use common::{Image, Mount, USER_NAMESPACE, has_successors, is_here, noise, read_all, there};
 use cowl_core::handover::IoModeChoice;
 use cowl_tests::random::Random;
+use cowl_tests::tree::{assert_same, below};
 use rustix::fs::{CWD, RenameFlags, XattrFlags};
 use rustix::io::Errno;
 
@@ -241,13 +242,13 @@ fn clients_do_not_notice(choice: IoModeChoice) {
     });
     let taken: u64 = steps.into_iter().map(AtomicU64::into_inner).sum();
     eprintln!("{taken} steps");
-    assert_eq!(view(&root), view(&plain));
+    assert_same(&below(&plain), &below(&root), "under the kills");
     assert!(mount.unmount().success(), "{}", image.log());
     let deaths = image.log().matches("another one serves on").count();
     assert!(deaths > 0, "{}", image.log());
     // What a later mount shows is the same, and nothing is left over.
     let mount = image.mount_writable(choice, "upper");
-    assert_eq!(view(&mount.path("")), view(&plain));
+    assert_same(&below(&plain), &below(&mount.path("")), "after a remount");
     assert!(mount.unmount().success(), "{}", image.log());
     for left in ["orphans", "tmp"] {
         let left = image.path(&format!("upper.work/{left}"));

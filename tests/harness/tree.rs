@@ -85,6 +85,14 @@ pub fn read(root: &Path) -> Tree {
     reader.tree
 }
 
+/// Reads what is in `root`, without `root` itself.
+#[track_caller]
+pub fn below(root: &Path) -> Tree {
+    let mut tree = read(root);
+    tree.remove("");
+    tree
+}
+
 struct Reader {
     tree: Tree,
     /// Inode number -> its first path, and the content of a file that has several.
@@ -200,6 +208,15 @@ pub fn names(directory: impl AsFd) -> Result<Vec<Vec<u8>>, Errno> {
     }
     names.sort_unstable();
     Ok(names)
+}
+
+impl Content {
+    /// Of a file with these bytes.
+    pub fn of(bytes: &[u8]) -> Self {
+        let mut hasher = DefaultHasher::new();
+        hasher.write(bytes);
+        Self::Hash(hasher.finish())
+    }
 }
 
 fn hash(file: &OwnedFd) -> Result<u64, Errno> {

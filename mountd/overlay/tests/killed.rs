@@ -227,7 +227,7 @@ fn is_state(ours: &Tree, plain: &Tree) -> bool {
         && ours
             .iter()
             .zip(plain)
-            .all(|(ours, plain)| ours.0 == plain.0 && ours.1.may_be(plain.1))
+            .all(|(ours, plain)| ours.0 == plain.0 && view::may_be(ours.1, plain.1))
 }
 
 #[test]

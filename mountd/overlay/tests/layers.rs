@@ -4,6 +4,7 @@
 use std::os::unix::fs::MetadataExt;
 
 use cowl_core::upper::marks::Namespace;
+use cowl_tests::tree::Content;
 use rustix::fs::{CWD, Mode, XattrFlags as Host};
 
 use super::*;
@@ -65,9 +66,17 @@ impl Stack {
     /// All paths and contents, in order.
     fn shown(&self) -> Vec<String> {
         let overlay = self.open(IoMode::Cached);
+        let text = |path: &str, content: &Content| match content {
+            Content::None => String::new(),
+            Content::Hash(_) => {
+                let file = walk(&overlay, path).unwrap();
+                String::from_utf8(read_all(&overlay, file, None)).unwrap()
+            }
+            Content::Target(target) => String::from_utf8(target.clone()).unwrap(),
+        };
         view::of_overlay(&overlay)
             .iter()
-            .map(|(path, file)| format!("{path} {}", file.text()))
+            .map(|(path, file)| format!("{path} {}", text(path, &file.content)))
             .collect()
     }
 }

@@ -30,9 +30,9 @@ use tempfile::TempDir;
 
 use super::*;
 
-/// When everything in the test's tree was last changed: long before any test runs.
+/// When everything in the test's tree was last changed: before `SET_BEFORE`, so it is compared.
 pub(super) const OLD: Timestamp = Timestamp {
-    secs: 1_000_000_000,
+    secs: 900_000_000,
     nanos: 123_456_789,
 };
 
@@ -321,23 +321,14 @@ pub(super) fn names(overlay: &Overlay, path: &str) -> Vec<String> {
 
 /// What is in a directory of the host, relative paths, sorted; whiteouts with a `!`.
 pub(super) fn on_disk(dir: &Path) -> Vec<String> {
-    use std::os::unix::fs::MetadataExt;
-    fn visit(dir: &Path, prefix: &str, out: &mut Vec<String>) {
-        for entry in fs::read_dir(dir).unwrap() {
-            let entry = entry.unwrap();
-            let meta = fs::symlink_metadata(entry.path()).unwrap();
-            let path = format!("{prefix}{}", entry.file_name().to_str().unwrap());
-            let whiteout = meta.mode() & 0o170_000 == 0o020_000 && meta.rdev() == 0;
-            out.push(format!("{path}{}", if whiteout { "!" } else { "" }));
-            if meta.is_dir() {
-                visit(&entry.path(), &format!("{path}/"), out);
-            }
-        }
-    }
-    let mut out = Vec::new();
-    visit(dir, "", &mut out);
-    out.sort();
-    out
+    let device = rustix::fs::FileType::CharacterDevice;
+    view::of_directory(dir)
+        .into_iter()
+        .map(|(path, entry)| match (entry.kind, entry.rdev) {
+            (kind, (0, 0)) if kind == device => format!("{path}!"),
+            _ => path,
+        })
+        .collect()
 }
 
 pub(super) const WRITE: OpenFlags = OpenFlags {

@@ -3,14 +3,13 @@
 //! A mount is used by its descriptor (`/proc/self/fd/N/...`) and attached nowhere, so nothing can
 //! stay behind in the host's tree; it is gone when the descriptor is closed.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use cowl_core::digest::{DiffId, ObjectId, Sha256Digest};
 use cowl_core::handover::{
@@ -20,6 +19,7 @@ use cowl_core::tree::{Kind, LayerBuilder, Meta, Timestamp, Tree, merge};
 use cowl_tests::host::kernel_has_passthrough;
 use cowl_tests::profile::{NEVER, test_path};
 use parking_lot::Mutex;
+use rustix::fs::FileType;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -108,6 +108,13 @@ impl Image {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(&path, content).unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        }
+        // The layer does not name its directories: their time is 0.
+        for (path, entry) in cowl_tests::tree::below(&plain) {
+            if entry.kind == FileType::Directory {
+                let directory = File::open(plain.join(path)).unwrap();
+                directory.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+            }
         }
         (image, plain)
     }
@@ -357,32 +364,4 @@ pub fn read_all(file: &mut File) -> Vec<u8> {
 
 pub fn write_all(file: &mut File, bytes: &[u8]) {
     file.write_all(bytes).unwrap();
-}
-
-/// Everything below a directory: type and mode, links, content, by path.
-pub fn view(root: &Path) -> BTreeMap<PathBuf, (u32, u64, Vec<u8>)> {
-    fn walk(root: &Path, below: &Path, found: &mut BTreeMap<PathBuf, (u32, u64, Vec<u8>)>) {
-        for entry in fs::read_dir(root.join(below)).unwrap() {
-            let path = below.join(entry.unwrap().file_name());
-            let at = root.join(&path);
-            let meta = fs::symlink_metadata(&at).unwrap();
-            let content = if meta.is_symlink() {
-                fs::read_link(&at)
-                    .unwrap()
-                    .into_os_string()
-                    .into_encoded_bytes()
-            } else if meta.is_file() {
-                fs::read(&at).unwrap()
-            } else {
-                Vec::new()
-            };
-            found.insert(path.clone(), (meta.mode(), meta.nlink(), content));
-            if meta.is_dir() {
-                walk(root, &path, found);
-            }
-        }
-    }
-    let mut found = BTreeMap::new();
-    walk(root, Path::new(""), &mut found);
-    found
 }
