@@ -65,6 +65,7 @@ fn print_requests(mount: &Path) -> anyhow::Result<()> {
         .with_context(|| {
             format!("{shown}: no daemon of cowl that this user may look into serves it")
         })?;
+    cowl_sys::stdio::check_output().context("standard output")?;
     let mut out = std::io::stdout().lock();
     for (code, count) in counts {
         match opcode::name(code) {

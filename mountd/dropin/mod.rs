@@ -110,7 +110,8 @@ pub fn run(mut arguments: Vec<OsString>) -> ExitCode {
 }
 
 fn print(text: &str) -> ExitCode {
-    match std::io::stdout().lock().write_all(text.as_bytes()) {
+    let written = cowl_sys::stdio::check_output();
+    match written.and_then(|()| std::io::stdout().write_all(text.as_bytes())) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_closed) => ExitCode::FAILURE,
     }

@@ -43,7 +43,8 @@ fn main() -> ExitCode {
             return ExitCode::from(125);
         }
     };
-    match std::io::stdout().write_all(text.as_bytes()) {
+    let written = cowl_sys::stdio::check_output();
+    match written.and_then(|()| std::io::stdout().write_all(text.as_bytes())) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::from(125),
     }

@@ -19,5 +19,6 @@ pub mod signals;
 pub mod socket;
 pub mod stack;
 pub mod startup;
+pub mod stdio;
 mod sys;
 pub mod userns;

@@ -1,5 +1,8 @@
-//! The system calls of [`crate::startup`] and [`crate::socket`] that rustix lacks, or calls unsafe.
+//! The system calls of [`crate::startup`], [`crate::socket`] and [`crate::stdio`] that rustix lacks,
+//! or calls unsafe.
 #![expect(unsafe_code, reason = "system calls without a safe wrapper elsewhere")]
+
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::io::Errno;
 
@@ -17,6 +20,27 @@ fn checked(returned: libc::c_long) -> Result<(), Errno> {
     } else {
         Ok(())
     }
+}
+
+static OUTPUT_CLOSED: AtomicBool = AtomicBool::new(false);
+
+/// Runs before Rust's runtime opens `/dev/null` for closed streams.
+extern "C" fn look_at_output() {
+    // SAFETY: it reads the flags of a descriptor, if that is open.
+    let flags = unsafe { libc::fcntl(libc::STDOUT_FILENO, libc::F_GETFD) };
+    OUTPUT_CLOSED.store(flags < 0, Ordering::Relaxed);
+}
+
+// The C library calls each function of this section before `main`, in the only thread
+// (System V ABI, "Initialization and Termination Functions"). This one takes none of the arguments
+// that it is given, and needs nothing of Rust's runtime.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static LOOK_AT_OUTPUT: extern "C" fn() = look_at_output;
+
+/// Whether standard output was closed when the process began.
+pub(crate) fn was_output_closed() -> bool {
+    OUTPUT_CLOSED.load(Ordering::Relaxed)
 }
 
 /// `SIOCOUTQ` of a socket (unix(7) has only its opposite; `unix_ioctl` in net/unix/af_unix.c).

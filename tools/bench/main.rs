@@ -67,6 +67,7 @@ fn ended(result: Result<()>) -> ExitCode {
 
 /// Prints on standard output. A reader that has seen enough is no error.
 fn print(text: &str) -> Result<()> {
+    cowl_sys::stdio::check_output().context("standard output")?;
     match anstream::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         written => written.context("standard output"),

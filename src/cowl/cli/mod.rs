@@ -36,14 +36,15 @@ use args::{Cli, Command};
 use clap::error::{ContextKind, ErrorKind};
 use clap::{CommandFactory, FromArgMatches};
 use cowl_sys::stack::on_own_stack;
+use cowl_sys::stdio::{self, Output};
 use std::ffi::OsString;
-use std::io::{self, BufWriter, StdoutLock, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use table::Out;
 
 /// Standard output of a command.
-type Stdout = Out<BufWriter<StdoutLock<'static>>>;
+type Stdout = Out<BufWriter<Output>>;
 
 /// Environment variable that names the store. `cowl NAME` sets it for the program it runs.
 const ROOT: &str = "COWL_ROOT";
@@ -62,6 +63,10 @@ const FAILURE: u8 = 1;
 /// Runs one command line.
 pub fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
+    if let Err(errno) = stdio::keep_output_closed() {
+        print_error(&Error::from(errno).context("standard output"));
+        return ExitCode::from(FAILURE);
+    }
     // To define all commands takes clap hundreds of KiB in a debug build.
     let cli = match on_own_stack(|| parse(&arguments)) {
         Ok(Ok(cli)) => cli,
@@ -80,7 +85,7 @@ pub fn main() -> ExitCode {
     } else {
         FAILURE
     };
-    let mut out = Out::new(BufWriter::new(io::stdout().lock()));
+    let mut out = Out::new(BufWriter::new(Output));
     let done = dispatch(cli, &mut out).and_then(|code| {
         out.flush()
             .map_err(|error| Error::from(error).context("writing to standard output"))?;
@@ -155,7 +160,7 @@ fn parse(arguments: &[OsString]) -> Result<Cli, ExitCode> {
         }
     };
     // clap's own text. EPIPE is no error.
-    Err(match error.print() {
+    Err(match stdio::check_output().and_then(|()| error.print()) {
         Ok(()) => ExitCode::from(code),
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::from(code),
         Err(error) => {

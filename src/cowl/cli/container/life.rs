@@ -10,6 +10,7 @@ use crate::engine::logs::LogRequest;
 use crate::engine::run::Presence;
 use crate::engine::signals::Signals;
 use crate::engine::{Engine, attach, duration};
+use cowl_sys::stdio::Output;
 use jiff::Timestamp;
 use std::io::Write as _;
 
@@ -131,7 +132,7 @@ pub(in crate::cli) fn logs(engine: &Engine, args: &Logs) -> Result<u8> {
         since: time(&args.since)?,
         until: time(&args.until)?,
     };
-    let (mut stdout, mut stderr) = (std::io::stdout().lock(), std::io::stderr().lock());
+    let (mut stdout, mut stderr) = (Output, std::io::stderr().lock());
     engine.logs(&args.container, request, |entry| {
         // As Docker's: the json-file log has no attributes here.
         let details = if args.details { " " } else { "" };

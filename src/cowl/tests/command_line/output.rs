@@ -38,6 +38,40 @@ fn full_standard_output_is_reported() {
     assert_eq!(output.status.code(), Some(1));
 }
 
+/// `>&-`, as GNU's tools have it; what prints nothing does not miss it.
+#[test]
+fn output_that_the_caller_closed_is_reported() {
+    let cowl = Cowl::with_store();
+    for (arguments, code) in [
+        (&["images"][..], 1),
+        (&["--help"], 1),
+        (&["help", "run"], 1),
+        (&["--version"], 1),
+        (&["version"], 1),
+        (&["info"], 1),
+        (&["ps", "-q"], 0),
+    ] {
+        let command = cowl.command(arguments);
+        let mut closed = Command::new("sh");
+        closed
+            .args(["-c", "exec \"$0\" \"$@\" >&-"])
+            .arg(command.get_program())
+            .args(command.get_args())
+            .env("COWL_ROOT", cowl.root());
+        let closed = closed.output().unwrap();
+        let expected = match code {
+            0 => "",
+            _ => "cowl: writing to standard output: Bad file descriptor\n",
+        };
+        assert_eq!(
+            String::from_utf8_lossy(&closed.stderr),
+            expected,
+            "{arguments:?}"
+        );
+        assert_eq!(closed.status.code(), Some(code), "{arguments:?}");
+    }
+}
+
 #[test]
 fn a_small_stack_is_enough() {
     let cowl = Cowl::with_store();
