@@ -310,7 +310,7 @@ Examples:
 
 #[derive(Debug, Args)]
 #[command(
-    override_usage = "cowl diff [OPTIONS] CONTAINER\n       cowl diff [OPTIONS] --upper DIR IMAGE\n       cowl diff [OPTIONS] A B",
+    override_usage = "cowl diff [OPTIONS] CONTAINER\n       cowl diff [OPTIONS] --upper DIR IMAGE\n       cowl diff [OPTIONS] A B\n       cowl diff [OPTIONS] ARCHIVE",
     after_help = DIFF_HELP
 )]
 pub(super) struct Diff {
@@ -318,17 +318,22 @@ pub(super) struct Diff {
     /// was mounted over; before B, an image
     #[arg(value_name = "CONTAINER|IMAGE|A")]
     pub(super) container: String,
-    /// The image to compare A with. Each is a name or an id of the store, or an archive that need
-    /// not be imported: a docker-archive or OCI layout (tar or directory), by a path that begins
-    /// with /, ./ or ../, or a file that ends in .tar, .tar.gz and the like
+    /// The image to compare A with. Each is a name or an id of the store, or an ARCHIVE that need
+    /// not be imported: what `docker save`, `skopeo copy` and `cowl save` write, a tar or the
+    /// directory of an OCI layout, by a path that begins with /, ./ or ../, or a file that ends in
+    /// .tar, .tar.gz and the like; - is standard input. ARCHIVE:IMAGE (`./all.tar:shop:1`) is one
+    /// image of it, by name, tag or id. An archive of two images is enough alone
     #[arg(value_name = "B", conflicts_with = "upper")]
     pub(super) other: Option<String>,
     /// Of two images: print JSON
-    #[arg(long, requires = "other")]
+    #[arg(long, conflicts_with_all = ["upper", "bytes"])]
     pub(super) json: bool,
+    /// Of two images: print whole bytes instead of sizes such as 1.98MB
+    #[arg(long, conflicts_with = "upper")]
+    pub(super) bytes: bool,
     /// Of two images: exit with 1 if this holds: FIGURE>NUMBER, where FIGURE is files, added,
     /// changed, removed or packages
-    #[arg(long, value_name = "CONDITION", requires = "other")]
+    #[arg(long, value_name = "CONDITION", conflicts_with = "upper")]
     pub(super) fail_if: Vec<OsString>,
     /// Changes in an upper directory of `cowl mount`
     #[arg(long, value_name = "DIR")]
@@ -336,6 +341,18 @@ pub(super) struct Diff {
     /// Work directory of the upper [default: UPPER.work]
     #[arg(long, value_name = "DIR", requires = "upper")]
     pub(super) work: Option<PathBuf>,
+}
+
+impl Diff {
+    /// Whether it is of two images: an archive, which no container can be named like, may have both.
+    pub(super) fn is_of_images(&self) -> bool {
+        let first = self.container.as_str();
+        let is_path = ["-", ".", ".."].contains(&first)
+            || ["/", "./", "../"]
+                .iter()
+                .any(|start| first.starts_with(start));
+        self.other.is_some() || (is_path && self.upper.is_none())
+    }
 }
 
 #[derive(Debug, Args)]

@@ -6,7 +6,7 @@ use super::table::printable;
 use super::{Stdout, print_error};
 use crate::engine::Engine;
 use crate::engine::commit::{ChangeKind, Changed, CommitRequest};
-use crate::engine::error::Result;
+use crate::engine::error::{Error, Kind, Result};
 use std::ffi::OsString;
 use std::path::Path;
 
@@ -24,8 +24,10 @@ fn changed<'a>(container: &'a str, upper: Option<&'a Path>, work: Option<&'a Pat
 /// The words of a comparison of two images.
 pub(super) fn of_images(args: Diff) -> Vec<OsString> {
     let mut words = vec!["diff".into()];
-    if args.json {
-        words.push("--json".into());
+    for (given, option) in [(args.json, "--json"), (args.bytes, "--bytes")] {
+        if given {
+            words.push(option.into());
+        }
     }
     for condition in args.fail_if {
         words.extend(["--fail-if".into(), condition]);
@@ -41,8 +43,25 @@ pub(super) fn of_images(args: Diff) -> Vec<OsString> {
 }
 
 pub(super) fn diff(engine: &Engine, args: &Diff, out: &mut Stdout) -> Result<u8> {
+    let of_images = [
+        ("--json", args.json),
+        ("--bytes", args.bytes),
+        ("--fail-if", !args.fail_if.is_empty()),
+    ];
+    if let Some((option, _)) = of_images.iter().find(|(_, given)| *given) {
+        let what = format!("missing <B>: {option} is of two images; see 'cowl diff --help'");
+        return Err(Error::invalid(what));
+    }
     let changed = changed(&args.container, args.upper.as_deref(), args.work.as_deref());
-    for (kind, path) in engine.diff(changed)? {
+    let found = engine.diff(changed).map_err(|error| {
+        let is_file = args.upper.is_none() && rustix::fs::lstat(args.container.as_str()).is_ok();
+        if is_file && error.kind() == Kind::NotFound {
+            let (error, name) = (&error, &args.container);
+            return Error::not_found(format!("{error}; an archive is read as ./{name}"));
+        }
+        error
+    })?;
+    for (kind, path) in found {
         let letter = match kind {
             ChangeKind::Added => 'A',
             ChangeKind::Changed => 'C',

@@ -214,7 +214,7 @@ fn dispatch(cli: Cli, out: &mut Stdout) -> Result<u8> {
         Command::Save(args) => image::save(&*open(Access::Change)?, &args),
         Command::Import(args) => image::import(&*open(Access::Add)?, &args, out),
         Command::Tag(args) => image::tag(&*open(Access::Change)?, &args),
-        Command::Diff(args) if args.other.is_some() => {
+        Command::Diff(args) if args.is_of_images() => {
             external::run(&changes::of_images(args), root)
         }
         Command::Diff(args) => changes::diff(&*open(Access::Change)?, &args, out),

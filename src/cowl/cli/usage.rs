@@ -42,7 +42,10 @@ pub(super) fn one_line(error: &clap::Error, arguments: &[OsString], command: &st
                 .unwrap_or_default();
             format!("unknown command: {word}{hint}")
         }
-        ErrorKind::ArgumentConflict => format!("{option} can be given only once"),
+        ErrorKind::ArgumentConflict => {
+            let prior = error.get(ContextKind::PriorArg);
+            conflict(&argument, prior)
+        }
         ErrorKind::InvalidUtf8 => {
             let odd = arguments.iter().find(|word| word.to_str().is_none());
             format!(
@@ -61,6 +64,29 @@ pub(super) fn one_line(error: &clap::Error, arguments: &[OsString], command: &st
         }
     };
     format!("{what}; see '{command} --help'")
+}
+
+/// An argument that may not be given with others, or not again.
+fn conflict(argument: &str, prior: Option<&ContextValue>) -> String {
+    // Without its placeholder, and a positional one without its brackets: "--upper <DIR>", "[B]".
+    let bare = |argument: &str| {
+        let option = argument.split(' ').next().unwrap_or_default();
+        let option = match option.strip_prefix('-') {
+            Some(_) => option.split('[').next().unwrap_or_default(),
+            None => option.trim_matches(['[', ']', '<', '>', '.']),
+        };
+        option.to_owned()
+    };
+    let others: Vec<String> = match prior {
+        Some(ContextValue::String(other)) => vec![bare(other)],
+        Some(ContextValue::Strings(others)) => others.iter().map(|other| bare(other)).collect(),
+        _ => Vec::new(),
+    };
+    let argument = bare(argument);
+    if others.iter().all(|other| *other == argument) {
+        return format!("{argument} can be given only once");
+    }
+    format!("{argument} cannot be used with {}", others.join(", "))
 }
 
 /// The command closest to `word`, if at most a third of its letters differ.
