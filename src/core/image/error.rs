@@ -165,6 +165,17 @@ pub enum ImageError {
         /// The index's.
         available: String,
     },
+    /// What was asked for by name is not there, or is several images.
+    #[error("{}: {available}", if *.several { format!("{wanted:?} is several images of the archive") }
+        else { format!("the archive has no image {wanted:?}, only these") })]
+    NoImage {
+        /// As it was asked for.
+        wanted: String,
+        /// It is ambiguous.
+        several: bool,
+        /// Those that it may be, or all that there are.
+        available: String,
+    },
     /// An image's name in the archive is none.
     #[error("the archive names an image badly")]
     Name(#[from] ReferenceError),

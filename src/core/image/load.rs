@@ -11,7 +11,8 @@ use super::archive::Archive;
 use super::parts::{self, LoadedLayers, Wanted};
 use super::watch::Watch;
 use super::{
-    Candidate, CandidateImage, ImageConfig, ImageError, PlatformName, Reference, docker, oci,
+    Candidate, CandidateImage, ImageConfig, ImageError, PlatformName, Reference, choice, docker,
+    oci,
 };
 use crate::digest::{ImageId, Sha256Digest};
 use crate::store::{
@@ -23,6 +24,8 @@ use crate::store::{
 pub struct Loaded {
     /// The digest of its configuration.
     pub image: ImageId,
+    /// The same of other platforms, if the names are of an index that lists them.
+    pub others: Vec<ImageId>,
     /// Its names in the archive; it may have none.
     pub tags: Vec<Reference>,
 }
@@ -35,6 +38,9 @@ pub struct LoadOptions<'o> {
     /// Only the images for these platforms are loaded; if there are none, all images that the
     /// archive has.
     pub platforms: &'o [PlatformName],
+    /// Only what this means is loaded: a name, a tag alone or the beginning of an id, which must be of
+    /// one image. None: all images.
+    pub image: Option<&'o str>,
     /// Is told how far it is.
     pub watch: Option<&'o dyn Watch>,
 }
@@ -80,10 +86,11 @@ fn load_here(
     options: &LoadOptions<'_>,
 ) -> Result<Vec<Loaded>, ImageError> {
     let archive = Archive::open(file, path, store, options.watch)?;
-    let planned = candidates(&archive, path, options.platforms)?
-        .into_iter()
-        .map(plan)
-        .collect::<Result<Vec<_>, _>>()?;
+    let mut found = candidates(&archive, path, options.platforms)?;
+    if let Some(wanted) = options.image {
+        found = choice::named(found, wanted)?;
+    }
+    let planned = found.into_iter().map(plan).collect::<Result<Vec<_>, _>>()?;
     let transaction = store.begin_with(options.trust)?;
     let layers: Vec<Wanted> = planned.iter().flat_map(PlannedImage::layers).collect();
     let diff_ids: Vec<_> = layers.iter().map(|layer| layer.diff_id).collect();
@@ -107,6 +114,7 @@ fn load_here(
         .into_iter()
         .map(|image| Loaded {
             image: image.id,
+            others: image.others(),
             tags: image.names.into_iter().collect(),
         })
         .collect())
@@ -135,44 +143,7 @@ pub(super) fn candidates(
     if platforms.is_empty() {
         return Ok(found);
     }
-    narrow(found, platforms)
-}
-
-/// The images for these platforms.
-fn narrow(
-    mut found: Vec<Candidate>,
-    platforms: &[PlatformName],
-) -> Result<Vec<Candidate>, ImageError> {
-    let mut others = Vec::new();
-    for candidate in &mut found {
-        let before = candidate.images.len();
-        let mut kept = Vec::new();
-        for image in candidate.images.drain(..) {
-            let platform = match &image.platform {
-                Some(platform) => platform.clone(),
-                None => parse_config(&image.config, &candidate.names)?.platform(),
-            };
-            if platforms.iter().any(|wanted| wanted.matches(&platform)) {
-                kept.push(image);
-            } else {
-                others.push(oci::show(&platform));
-            }
-        }
-        candidate.images = kept;
-        if candidate.images.len() < before {
-            // The index speaks of the others too.
-            candidate.index = None;
-        }
-    }
-    found.retain(|candidate| !candidate.images.is_empty());
-    if found.is_empty() {
-        let wanted: Vec<String> = platforms.iter().map(ToString::to_string).collect();
-        return Err(ImageError::Platform {
-            wanted: wanted.join(", "),
-            available: others.join(", "),
-        });
-    }
-    Ok(found)
+    choice::of_platforms(found, platforms)
 }
 
 pub(super) fn parse_config(bytes: &[u8], names: &[Reference]) -> Result<ImageConfig, ImageError> {
@@ -254,6 +225,12 @@ pub(super) struct Image {
 }
 
 impl Image {
+    /// The images of other platforms.
+    fn others(&self) -> Vec<ImageId> {
+        let images = self.tag.images.iter().map(|image| image.config);
+        images.filter(|image| *image != self.id).collect()
+    }
+
     /// One tag per name, or one untagged record.
     pub(super) fn tags(&self) -> Vec<Tag> {
         if self.names.is_empty() {

@@ -9,7 +9,7 @@
 //! input      a file, or a copy of a stream    index    where in a tar each name is
 //! oci        OCI layout  -> candidates        docker   docker-archive -> candidates
 //! load       candidates  -> record           parts    streams -> layers, several at a time
-//! platform   names of platforms
+//! platform   names of platforms              choice   which of an archive's images are loaded
 //! commit     the configuration of an image on top of another
 //! rootfs     a root file system's tar -> an image
 //! repair     what a check found damaged, again from archives and blobs
@@ -22,6 +22,7 @@
 
 mod archive;
 mod budget;
+mod choice;
 mod commit;
 mod docker;
 mod documents;

@@ -60,6 +60,7 @@ impl Engine {
             platforms: &platforms.collect::<Result<Vec<_>>>()?,
             trust: request.trust,
             watch: request.watch,
+            image: None,
         };
         let loaded = image::load_file(&self.store, archive, name, &options);
         if let Ok(loaded) = &loaded {

@@ -31,6 +31,7 @@ fn report(named: &[&str], archives: &[(&str, &str, &[&str])]) -> Report {
     for (path, name, layers) in archives {
         let loaded = Loaded {
             image: put(&scratch, &[name], layers),
+            others: Vec::new(),
             tags: vec![name.parse().unwrap()],
         };
         wanted.push(Wanted::Archive {

@@ -26,6 +26,7 @@ fn load_takes_a_layout_as_tar_gzip_and_directory() {
             loaded,
             [Loaded {
                 image: id,
+                others: Vec::new(),
                 tags: vec!["app:1".parse().unwrap()]
             }],
             "{}",

@@ -28,6 +28,61 @@ fn load_lists_a_nameless_image_until_it_is_tagged() {
     assert_eq!(names, [Some("app:1".to_owned())]);
 }
 
+/// Two images of one layout, one of them with two names, and one that has none: what each word means,
+/// and that no layer of another image is read.
+#[test]
+fn load_takes_only_the_image_that_is_asked_for() {
+    let layers = ["1", "2", "3"].map(|content| [layer("a", content)]);
+    let ids = layers
+        .each_ref()
+        .map(|layers| ImageId(digest(&config(layers, ""))));
+    let mut layout = Layout::default();
+    let [one, two, three] = layers.each_ref().map(|layers| layout.image(layers, ""));
+    layout.named(one.clone(), "app:1");
+    layout.named(one, "app:old");
+    layout.named(two, "host.example:5000/app:1");
+    layout.manifests.push(three);
+    let archive = tar(&layout.files());
+    let load = |wanted: &str| {
+        let fixture = fixture();
+        let path = fixture.file("all.tar", &archive);
+        let options = LoadOptions {
+            image: Some(wanted),
+            ..LoadOptions::default()
+        };
+        let loaded = load_with(&fixture.store, &path, &options)?;
+        let layers = std::fs::read_dir(fixture.store.root().join("layers"));
+        assert_eq!(layers.unwrap().count(), 1, "{wanted}");
+        Ok::<_, ImageError>(loaded.iter().map(|image| image.image).collect::<Vec<_>>())
+    };
+    let hex = |at: usize| ids[at].0.hex();
+    for (wanted, at) in [
+        ("app:1", 0),
+        ("docker.io/library/app:1", 0),
+        ("app:old", 0),
+        ("old", 0),
+        ("host.example:5000/app:1", 1),
+        (&hex(1), 1),
+        (hex(2).get(..12).unwrap(), 2),
+        (&ids[2].to_string(), 2),
+    ] {
+        assert_eq!(load(wanted).unwrap(), [ids[at]], "{wanted}");
+    }
+    let refused = |wanted| load(wanted).unwrap_err().to_string();
+    assert_eq!(
+        refused("1"),
+        "\"1\" is several images of the archive: app:1, host.example:5000/app:1"
+    );
+    let all = format!(
+        "app:1, app:old, host.example:5000/app:1, {}",
+        hex(2).get(..12).unwrap()
+    );
+    for none in ["app", "nothing", "app:2", "zz", ""] {
+        let expected = format!("the archive has no image {none:?}, only these: {all}");
+        assert_eq!(refused(none), expected);
+    }
+}
+
 /// As Docker and podman do: `<none>` in their lists.
 #[test]
 fn load_keeps_an_untagged_image_by_its_id() {

@@ -1,0 +1,129 @@
+//! Which of an archive's images are loaded: by platform, or by name, tag or id.
+
+use super::load::parse_config;
+use super::{Candidate, ImageError, PlatformName, Reference, oci};
+use crate::digest::{ImageId, Sha256Digest};
+
+/// Images that an error lists.
+const LISTED: usize = 20;
+
+/// The images for these platforms.
+pub(super) fn of_platforms(
+    mut found: Vec<Candidate>,
+    platforms: &[PlatformName],
+) -> Result<Vec<Candidate>, ImageError> {
+    let mut others = Vec::new();
+    for candidate in &mut found {
+        let before = candidate.images.len();
+        let mut kept = Vec::new();
+        for image in candidate.images.drain(..) {
+            let platform = match &image.platform {
+                Some(platform) => platform.clone(),
+                None => parse_config(&image.config, &candidate.names)?.platform(),
+            };
+            if platforms.iter().any(|wanted| wanted.matches(&platform)) {
+                kept.push(image);
+            } else {
+                others.push(oci::show(&platform));
+            }
+        }
+        candidate.images = kept;
+        if candidate.images.len() < before {
+            // The index speaks of the others too.
+            candidate.index = None;
+        }
+    }
+    found.retain(|candidate| !candidate.images.is_empty());
+    if found.is_empty() {
+        let wanted: Vec<String> = platforms.iter().map(ToString::to_string).collect();
+        return Err(ImageError::Platform {
+            wanted: wanted.join(", "),
+            available: others.join(", "),
+        });
+    }
+    Ok(found)
+}
+
+/// The images that a name means, or a tag alone (skopeo's `oci:PATH:TAG`), or the one image whose id
+/// begins so.
+pub(super) fn named(found: Vec<Candidate>, wanted: &str) -> Result<Vec<Candidate>, ImageError> {
+    let all = names(&found);
+    let refused = |found: &[Candidate]| ImageError::NoImage {
+        wanted: wanted.to_owned(),
+        several: !found.is_empty(),
+        available: if found.is_empty() {
+            all.clone()
+        } else {
+            names(found)
+        },
+    };
+    let reference = wanted.parse::<Reference>().ok();
+    let is_named = |name: &Reference| Some(name) == reference.as_ref();
+    let is_tagged = |name: &Reference| name.tag() == Some(wanted);
+    let (chosen, rest): (Vec<_>, Vec<_>) = found
+        .into_iter()
+        .partition(|candidate| candidate.names.iter().any(is_named));
+    if !chosen.is_empty() {
+        return Ok(chosen);
+    }
+    let (chosen, rest): (Vec<_>, Vec<_>) = rest
+        .into_iter()
+        .partition(|candidate| candidate.names.iter().any(is_tagged));
+    match chosen.len() {
+        0 => {}
+        1 => return Ok(chosen),
+        _ => return Err(refused(&chosen)),
+    }
+    let digits = wanted.strip_prefix("sha256:").unwrap_or(wanted);
+    let is_id = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_hexdigit());
+    let mut chosen: Vec<Candidate> = Vec::new();
+    for mut candidate in rest.into_iter().filter(|_| is_id) {
+        let before = candidate.images.len();
+        candidate
+            .images
+            .retain(|image| id(&image.config).starts_with(digits));
+        if candidate.images.len() < before {
+            // The index speaks of the others too.
+            candidate.index = None;
+        }
+        if !candidate.images.is_empty() {
+            chosen.push(candidate);
+        }
+    }
+    let images = chosen.iter().flat_map(|candidate| &candidate.images);
+    let mut ids: Vec<String> = images.map(|image| id(&image.config)).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    match ids.len() {
+        1 => Ok(chosen),
+        _ => Err(refused(&chosen)),
+    }
+}
+
+/// The digits of an image's id.
+fn id(config: &[u8]) -> String {
+    ImageId(Sha256Digest::of(config)).0.hex()
+}
+
+/// What the images can be asked for by: a name, else 12 digits of the id, as Docker lists them.
+fn names(found: &[Candidate]) -> String {
+    let mut all: Vec<String> = Vec::new();
+    for candidate in found {
+        if candidate.names.is_empty() {
+            let ids = candidate.images.iter().map(|image| id(&image.config));
+            all.extend(ids.map(|id| id.get(..12).unwrap_or(&id).to_owned()));
+        }
+        for name in candidate.names.iter().map(ToString::to_string) {
+            // An archive of two forms has each twice.
+            if !all.contains(&name) {
+                all.push(name);
+            }
+        }
+    }
+    let more = all.len().saturating_sub(LISTED);
+    all.truncate(LISTED);
+    if more > 0 {
+        all.push(format!("and {more} more"));
+    }
+    all.join(", ")
+}
