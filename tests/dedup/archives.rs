@@ -5,15 +5,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use cowl_tests::busybox::{add_blog, layers, shop};
-use cowl_tests::command::{binary, python, run};
+use cowl_tests::command::{binary, program, python, run};
 use cowl_tests::profile::{directory, root};
 use cowl_tests::store::make_image;
 
-/// A docker-archive of two images without names: the one has a file twice, the other once.
-const UNNAMED: &str = r"
+/// A docker-archive of two images: the one has a file twice, the other once. Their names follow its
+/// path; without, they have none.
+const TWO_IMAGES: &str = r"
 import hashlib, io, json, sys, tarfile
 files, manifest = {}, []
-for paths in ('ab', 'a'):
+for paths, names in zip(('ab', 'a'), ([[n] for n in sys.argv[2:]] + [[], []])):
     layer = io.BytesIO()
     with tarfile.open(fileobj=layer, mode='w') as archive:
         for path in paths:
@@ -25,8 +26,38 @@ for paths in ('ab', 'a'):
                          'rootfs': {'type': 'layers', 'diff_ids': ['sha256:' + digest]}}).encode()
     name = hashlib.sha256(config).hexdigest() + '.json'
     files.update({name: config, digest + '/layer.tar': layer.getvalue()})
-    manifest.append({'Config': name, 'RepoTags': [], 'Layers': [digest + '/layer.tar']})
+    manifest.append({'Config': name, 'RepoTags': names, 'Layers': [digest + '/layer.tar']})
 files['manifest.json'] = json.dumps(manifest).encode()
+with tarfile.open(sys.argv[1], 'w') as archive:
+    for name, data in files.items():
+        info = tarfile.TarInfo(name)
+        info.size = len(data)
+        archive.addfile(info, io.BytesIO(data))
+";
+
+/// An OCI layout whose one name is an index of an image for this machine and one for another.
+const TWO_PLATFORMS: &str = r"
+import hashlib, io, json, platform, sys, tarfile
+files, manifests = {'oci-layout': b'{\x22imageLayoutVersion\x22:\x221.0.0\x22}'}, []
+def blob(data, kind):
+    digest = hashlib.sha256(data).hexdigest()
+    files['blobs/sha256/' + digest] = data
+    return {'mediaType': 'application/vnd.oci.image.' + kind, 'digest': 'sha256:' + digest, 'size': len(data)}
+own = {'x86_64': 'amd64', 'aarch64': 'arm64'}[platform.machine()]
+for machine, content in ((own, b'12345'), ('riscv64', b'1234567')):
+    layer = io.BytesIO()
+    with tarfile.open(fileobj=layer, mode='w') as archive:
+        info = tarfile.TarInfo('a')
+        info.size = len(content)
+        archive.addfile(info, io.BytesIO(content))
+    layer = blob(layer.getvalue(), 'layer.v1.tar')
+    config = {'architecture': machine, 'os': 'linux', 'config': {}, 'rootfs': {'type': 'layers', 'diff_ids': [layer['digest']]}}
+    config = blob(json.dumps(config).encode(), 'config.v1+json')
+    manifest = {'schemaVersion': 2, 'mediaType': 'application/vnd.oci.image.manifest.v1+json', 'config': config, 'layers': [layer]}
+    manifests.append(blob(json.dumps(manifest).encode(), 'manifest.v1+json') | {'platform': {'os': 'linux', 'architecture': machine}})
+index = {'schemaVersion': 2, 'mediaType': 'application/vnd.oci.image.index.v1+json', 'manifests': manifests}
+index = blob(json.dumps(index).encode(), 'index.v1+json') | {'annotations': {'org.opencontainers.image.ref.name': 'multi:1'}}
+files['index.json'] = json.dumps({'schemaVersion': 2, 'manifests': [index]}).encode()
 with tarfile.open(sys.argv[1], 'w') as archive:
     for name, data in files.items():
         info = tarfile.TarInfo(name)
@@ -39,7 +70,7 @@ with tarfile.open(sys.argv[1], 'w') as archive:
 fn unnamed_images_of_one_archive_are_told_apart_by_their_ids() {
     root(|| {
         let unnamed = directory().join("unnamed.tar");
-        python(&directory(), UNNAMED, [&unnamed]);
+        python(&directory(), TWO_IMAGES, [&unnamed]);
         let report = run(Command::new(binary("cowl-dedup"))
             .arg("--json")
             .arg(&unnamed)
@@ -58,12 +89,7 @@ print([i['name'] for i in r['images']] == [sys.argv[2] + ' ' + i for i in ids], 
             .arg("--diff")
             .arg(&unnamed)
             .stdin(Stdio::null()));
-        // Which is the first is by their ids.
-        let compared = compared.ok();
-        assert!(
-            ["A /b\n", "D /b\n"].contains(&compared.as_str()),
-            "{compared}"
-        );
+        assert_eq!(compared.ok(), "D /b\n");
         let line = run(Command::new(binary("cowl-dedup"))
             .arg("--diff")
             .args([&unnamed, &unnamed])
@@ -75,6 +101,128 @@ print([i['name'] for i in r['images']] == [sys.argv[2] + ' ' + i for i in ids], 
             .arg(&unnamed)
             .stdin(Stdio::null()));
         assert_eq!(failed.stderr.lines().count(), 1, "{failed}");
+    });
+}
+
+/// One image of an archive of several: by its name, its tag and its id, as skopeo writes it; what is
+/// not there is answered with what is.
+#[test]
+fn an_image_of_an_archive_is_chosen_by_name_tag_or_id() {
+    root(|| {
+        let two = directory().join("two:images.tar");
+        let names = ["shop:1", "registry.example:5000/shop:2"].map(Path::new);
+        python(
+            &directory(),
+            TWO_IMAGES,
+            std::iter::once(two.as_path()).chain(names),
+        );
+        let dedup = |arguments: &[&str]| {
+            let mut dedup = Command::new(binary("cowl-dedup"));
+            dedup.args(arguments).current_dir(directory());
+            run(dedup.stdin(Stdio::null()))
+        };
+        let listed = |argument: &str| dedup(&["--json", "--no-ladder", argument]).ok();
+        let script = "
+import json, sys
+r = json.loads(sys.argv[1])
+print([i['name'] for i in r['images']], [i['id'][7:15] for i in r['images']], r['store']['objects'], r['unattributed_bytes'])
+";
+        let seen = |argument: &str| {
+            let report = listed(argument);
+            python(&directory(), script, [Path::new(&report)])
+        };
+        let all = seen("./two:images.tar");
+        let second = seen("two:images.tar:registry.example:5000/shop:2");
+        assert!(
+            second.starts_with("['registry.example:5000/shop:2']"),
+            "{second}"
+        );
+        assert!(second.ends_with("] 1 0\n"), "only that is read: {second}");
+        let id = second.split('\'').nth(3).unwrap();
+        assert!(all.contains(id) && all.contains("'shop:1'"), "{all}");
+        for part in ["2", id, &format!("sha256:{id}")] {
+            assert_eq!(seen(&format!("./two:images.tar:{part}")), second, "{part}");
+        }
+        let layers = dedup(&["--only-layers", "./two:images.tar:shop:1"]).ok();
+        assert_eq!(layers.lines().count(), 2, "{layers}");
+        let sides = ["two:images.tar:2", "two:images.tar:shop:1"];
+        assert_eq!(dedup(&["--diff", sides[0], sides[1]]).ok(), "A /b\n");
+        let names = "shop:1, registry.example:5000/shop:2";
+        for (arguments, code, expected) in [
+            (
+                &["two:images.tar:none"][..],
+                1,
+                format!("two:images.tar: the archive has no image \"none\", only these: {names}"),
+            ),
+            (
+                &["--diff", "./two:images.tar", sides[0]],
+                1,
+                format!(
+                    "./two:images.tar has 2, not 1: {names}; name one as ./two:images.tar:shop:1"
+                ),
+            ),
+            (
+                &["--diff", sides[0]],
+                125,
+                "give two images to compare, not 1".to_owned(),
+            ),
+            (
+                &["-", "-"],
+                125,
+                "standard input can be read only once".to_owned(),
+            ),
+            (
+                &["-"],
+                1,
+                "standard input is not an image archive".to_owned(),
+            ),
+        ] {
+            let line = dedup(arguments).refused(code);
+            assert!(line.contains(&expected), "{arguments:?}: {line}");
+        }
+        // From a pipe.
+        let script = "cat \"$1\" | \"$2\" --only-layers --json -";
+        let piped = program("sh", ["-c", script, "sh"])
+            .args([&two, &binary("cowl-dedup")])
+            .output()
+            .unwrap();
+        let of_file = dedup(&["--only-layers", "--json", "./two:images.tar"]).ok();
+        assert_eq!(String::from_utf8(piped.stdout).unwrap(), of_file);
+        // `cowl diff` of an archive alone is of its two images, not of a container.
+        let store = shop("store");
+        let compared = store.run(["diff", two.to_str().unwrap()]);
+        assert_eq!(compared.ok(), "D /b\n");
+        let mut diff = Command::new(binary("cowl"));
+        diff.arg("--root")
+            .arg(store.root())
+            .args(["diff", "two:images.tar"]);
+        let line = run(diff.current_dir(directory()).stdin(Stdio::null())).refused(1);
+        let expected = "o such container: two:images.tar; an archive is read as ./two:images.tar";
+        assert!(line.contains(expected), "{line}");
+    });
+}
+
+/// A tag of an archive's index that lists two platforms is both images; of a comparison, the first.
+#[test]
+fn an_index_of_an_archive_lists_every_platform() {
+    root(|| {
+        let archive = directory().join("multi.tar");
+        python(&directory(), TWO_PLATFORMS, [&archive]);
+        let report = run(Command::new(binary("cowl-dedup"))
+            .args(["--json", "--no-ladder"])
+            .arg(&archive)
+            .stdin(Stdio::null()));
+        let script = "
+import json, sys
+print([(i['name'], i['stored']['bytes']) for i in json.loads(sys.argv[1])['images']])
+";
+        let seen = python(&directory(), script, [Path::new(&report.ok())]);
+        assert_eq!(seen, "[('multi:1', 5), ('multi:1 (linux/riscv64)', 7)]\n");
+        let compared = run(Command::new(binary("cowl-dedup"))
+            .arg("--diff")
+            .args([&archive, &archive])
+            .stdin(Stdio::null()));
+        assert_eq!(compared.ok(), "");
     });
 }
 

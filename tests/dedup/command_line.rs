@@ -37,7 +37,7 @@ fn help_explains_each_command() {
                 "diff",
                 [
                     "CONTAINER",
-                    "archive that need",
+                    "ARCHIVE that need",
                     "--json",
                     "cowl diff shop:1 shop:2",
                 ],
@@ -97,10 +97,23 @@ fn options_that_would_change_nothing_are_refused() {
                 "a whole number",
             ),
             (["tree", "one", "other", "more"], "'other'"),
+            (
+                ["diff", "shop", "blog", "--upper=dir"],
+                "cannot be used with",
+            ),
+            (["diff", "--json", "--bytes", "shop"], "--bytes"),
         ] {
             let line = store.run(arguments).refused(125);
             assert!(line.contains(named), "{arguments:?}: {line}");
         }
+        // Of a group of options, only those that were typed are named.
+        let line = store
+            .run(["dedup", "--json", "--layers", "shop"])
+            .refused(125);
+        assert!(
+            line.contains("'--json' cannot be used with '--layers'; see"),
+            "{line}"
+        );
         // A missing argument, as Docker has it.
         let line = store
             .run(["diff", "shop", "--fail-if", "files>0"])

@@ -78,6 +78,41 @@ print(subprocess.run(sys.argv[1:], stdout=write, stderr=write).returncode)
     });
 }
 
+/// An object that is gone: the ladder is of the rest, the object and its images are named, and the
+/// exit code is 1.
+#[test]
+fn a_missing_object_is_named_with_its_images() {
+    root(|| {
+        let store = shop("store");
+        let script = "
+import json, sys
+r = json.loads(sys.argv[1])
+print(r['ladder'][1]['chunks'], [(u['bytes'], len(u['object']), u['images'], u['error']) for u in r['unreadable']])
+";
+        let seen = |report: &str| python(&directory(), script, [report]);
+        let whole = seen(&store.ok(["dedup", "--json"]));
+        let count: u64 = whole.split(' ').next().unwrap().parse().unwrap();
+        let remove = "f=$(ls -S objects/*/* | tail -1); stat -c %s $f; rm $f";
+        let length = shell(store.root(), remove, [""; 0]);
+        let length = length.trim();
+        let run = store.run(["dedup", "--json"]);
+        assert_eq!(run.code(), 1, "{run}");
+        let images = "['shop:latest']";
+        let expected = format!("{} [({length}, 64, {images}, 'is missing')]\n", count - 1);
+        assert_eq!(seen(&run.stdout), expected);
+        let run = store.run(["dedup", "--ladder"]);
+        assert_eq!(run.code(), 1, "{run}");
+        assert!(run.stdout.contains("without 1 content of"), "{run}");
+        assert!(
+            run.stderr
+                .contains("is missing; it is of image shop:latest"),
+            "{run}"
+        );
+        // Without the ladder no content is read.
+        store.ok(["dedup"]);
+    });
+}
+
 /// SIGTERM and SIGINT end a run that holds a lease; nothing of it stays in the store.
 #[test]
 fn an_interrupted_report_leaves_nothing() {
@@ -124,6 +159,40 @@ print(-process.wait() == getattr(signal, 'SIG' + sys.argv[1]))
             );
             assert_eq!(files(), before, "SIG{signal}");
         }
+    });
+}
+
+/// A change of the terminal's size draws all of the screen again, as of one that was drawn to before
+/// the terminal itself was that large: the size is as it was, so nothing else would.
+#[test]
+fn a_resized_terminal_is_drawn_anew() {
+    root(|| {
+        let store = shop("store");
+        let script = "
+import fcntl, os, pty, signal, struct, sys, termios
+pid, terminal = pty.fork()
+if pid == 0:
+    fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack('HHHH', 24, 90, 0, 0))
+    os.environ['TERM'] = 'xterm'
+    os.execv(sys.argv[1], sys.argv[1:])
+def drawn():
+    seen = b''
+    while b'q quit' not in seen: seen += os.read(terminal, 4096)
+    return seen
+drawn()
+os.kill(pid, signal.SIGWINCH)
+seen = drawn()
+os.write(terminal, b'q')
+try:
+    while os.read(terminal, 4096): pass
+except OSError: pass
+print(b'\\x1b[2J' in seen, b'layer' in seen, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+";
+        let (cowl, at) = (binary("cowl"), store.root());
+        let options = ["dedup", "--tui"].map(Path::new);
+        let arguments = [&cowl, Path::new("--root"), at];
+        let seen = python(&directory(), script, arguments.into_iter().chain(options));
+        assert_eq!(seen, "True True 0\n");
     });
 }
 

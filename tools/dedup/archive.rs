@@ -3,19 +3,23 @@
 //! The scratch store is a directory below TMPDIR, removed at the end and at a signal. Its flock
 //! says that its process lives: what one left that was killed, the next run removes.
 
-use std::fs::File;
+use std::fs::{File, symlink_metadata};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use cowl_core::image::{self, Loaded};
+use cowl_core::image::{self, LoadOptions, Loaded};
 use cowl_core::store::{Store, remove_tree};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
 use crate::cleanup;
 
 const PREFIX: &str = "cowl-dedup-";
-const ARCHIVES: [&str; 6] = [".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst"];
+/// What standard input is called.
+const INPUT: &str = "standard input";
+/// How the names of archives end.
+const ENDINGS: [&str; 6] = [".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst"];
 
 /// The scratch store's directory, locked.
 #[derive(Debug)]
@@ -38,18 +42,65 @@ impl Drop for Scratch {
     }
 }
 
-/// Whether an argument means an archive: a path, or the name of a file that ends as archives do.
-pub(crate) fn is_archive(argument: &str) -> bool {
-    let is_path = [".", ".."].contains(&argument)
-        || ["/", "./", "../"]
-            .iter()
-            .any(|start| argument.starts_with(start));
-    is_path || (is_named_so(argument) && std::fs::symlink_metadata(argument).is_ok())
+/// An archive, and the image of it that is meant; as skopeo writes it, `PATH:IMAGE`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Named<'a> {
+    pub(crate) path: &'a str,
+    /// A name, a tag or the beginning of an id; None: every image.
+    pub(crate) image: Option<&'a str>,
+}
+
+impl<'a> Named<'a> {
+    /// What an argument means: an archive if it is `-`, a path, or the name of a file that ends as
+    /// archives do.
+    pub(crate) fn of(argument: &'a str) -> Option<Self> {
+        let is_path = ["-", ".", ".."].contains(&argument)
+            || ["/", "./", "../"]
+                .iter()
+                .any(|start| argument.starts_with(start));
+        let named = Self::split(argument);
+        let is_file = is_named_so(named.path) && exists(named.path);
+        (is_path || is_file).then_some(named)
+    }
+
+    /// A path may have colons, too: it is the longest one that exists.
+    fn split(argument: &'a str) -> Self {
+        let whole = Self {
+            path: argument,
+            image: None,
+        };
+        if exists(argument) {
+            return whole;
+        }
+        let colons = argument.rmatch_indices(':');
+        let splits = colons.filter_map(|(at, _)| {
+            let (path, image) = argument.split_at_checked(at)?;
+            Some((path, image.strip_prefix(':')?))
+        });
+        let mut splits = splits.filter(|(path, image)| !image.is_empty() && exists(path));
+        splits.next().map_or(whole, |(path, image)| Self {
+            path,
+            image: Some(image),
+        })
+    }
+
+    pub(crate) fn is_input(&self) -> bool {
+        self.path == "-"
+    }
+
+    /// What messages and reports call it.
+    pub(crate) fn shown(&self) -> &'a str {
+        if self.is_input() { INPUT } else { self.path }
+    }
+}
+
+fn exists(path: &str) -> bool {
+    symlink_metadata(path).is_ok()
 }
 
 /// Whether an argument ends as archives' names do.
 pub(crate) fn is_named_so(argument: &str) -> bool {
-    ARCHIVES.iter().any(|end| argument.ends_with(end))
+    ENDINGS.iter().any(|end| argument.ends_with(end))
 }
 
 /// Makes a store for archives to be read into.
@@ -58,15 +109,27 @@ pub(crate) fn scratch_store() -> Result<Store> {
     Store::open_or_create(&path).context("making a scratch store")
 }
 
-/// Reads an archive into a store; gives its images.
-pub(crate) fn load(store: &Store, archive: &str) -> Result<Vec<Loaded>> {
-    image::load(store, Path::new(archive)).map_err(|error| {
-        let named = error.to_string().contains(archive);
+/// Reads an archive, or the one image of it that is meant, into a store; gives its images.
+pub(crate) fn load(store: &Store, archive: Named<'_>) -> Result<Vec<Loaded>> {
+    let options = LoadOptions {
+        image: archive.image,
+        ..LoadOptions::default()
+    };
+    let name = archive.shown();
+    let loaded = if archive.is_input() {
+        let input = std::io::stdin().as_fd().try_clone_to_owned();
+        let input = File::from(input.context(INPUT)?);
+        image::load_file(store, input, Path::new(name), &options)
+    } else {
+        image::load_with(store, Path::new(name), &options)
+    };
+    loaded.map_err(|error| {
+        let is_named = error.to_string().contains(name);
         let error = anyhow::Error::from(error);
-        if named {
+        if is_named {
             error
         } else {
-            error.context(archive.to_owned())
+            error.context(name.to_owned())
         }
     })
 }

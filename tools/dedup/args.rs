@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgGroup, ArgMatches, CommandFactory, FromArgMatches, Parser};
 
@@ -12,9 +13,10 @@ use crate::condition::Condition;
 
 /// What an argument of all commands but `tree` may be.
 const IMAGES: &str = "IMAGE is a name (`shop`, `shop:1`) or an id (its beginning is enough) of an image in the \
-    store, as `cowl images` lists it. ARCHIVE is what `docker save` and `cowl save` write, or an OCI layout, a tar or a \
-    directory, which need not be imported: a path that begins with /, ./ or ../, or . or .., or a file that ends in \
-    .tar, .tar.gz and the like";
+    store, as `cowl images` lists it. ARCHIVE is what `docker save`, `skopeo copy` and `cowl save` write: a tar, or the \
+    directory of an OCI layout. It need not be imported. It is a path that begins with /, ./ or ../, or . or .., or a \
+    file that ends in .tar, .tar.gz and the like; - is standard input. ARCHIVE:IMAGE (`./all.tar:shop:1`) is one image \
+    of it, by name, tag or id";
 
 const EXIT_CODES: &str =
     "Exit codes: 0; 1 for an error or a --fail-if that holds;\n125 for a wrong command line.\n";
@@ -30,6 +32,17 @@ Columns:
   FAIR       each content's size divided by the number of images that hold it;
              over all images of the store this sums to what they keep
   WASTE      what a store of layers holds without need, as a share of LOGICAL
+
+Columns of the lists:
+  BELOW      distinct contents of the layer that lower layers of the image have
+  ELSEWHERE  distinct contents of the layer that another layer of the store has
+  LAYER      the layer that holds the wasted bytes; LARGEST, the largest file
+  STEP       the command that made the layer; of waste, the one to blame
+  JACCARD    the bytes in common, divided by those of both images together
+  MISSED     what sharing by layer keeps more than once: (LAYERS - 1) x SIZE
+  FREED      what `cowl gc` takes afterwards
+  INDEX      40 bytes for each piece, its digest and offset; part of SUM
+  OF LAYERS  SUM as a share of that of layers
 
 Examples:
   cowl dedup                                  every image of the store
@@ -116,7 +129,7 @@ impl Mode {
     }
 
     /// A message about the command line in the words of its user, who may have typed a command.
-    pub(crate) fn in_words(self, what: &str) -> String {
+    fn in_words(self, what: &str) -> String {
         let option = OPTIONS.iter().find(|(_, mode)| *mode == self);
         option.map_or_else(
             || what.to_owned(),
@@ -141,7 +154,7 @@ impl Mode {
             Self::Diff => (
                 "Compares two images: names, modes, owners, contents, packages",
                 "A B",
-                &["root", "json", "fail_if", "images"],
+                &["root", "json", "bytes", "fail_if", "images"],
                 [OF_DIFF, EXIT_CODES, DETAILS].concat(),
             ),
             Self::Tree => (
@@ -198,6 +211,10 @@ impl Mode {
     /// What no definition of a command line says.
     fn fault(self, arguments: &Arguments, matches: &ArgMatches) -> Option<String> {
         let given = arguments.images.len();
+        let inputs = arguments.images.iter().filter(|image| *image == "-");
+        if inputs.count() > 1 {
+            return Some("standard input can be read only once".to_owned());
+        }
         for condition in &arguments.fail_if {
             if let Err(what) = condition.suits(self == Self::Diff) {
                 return Some(what);
@@ -211,13 +228,42 @@ impl Mode {
             Self::Diff => {
                 // One archive may have two images.
                 let is_wrong = match arguments.images.as_slice() {
-                    [one] => !archive::is_archive(one),
+                    [one] => archive::Named::of(one).is_none_or(|archive| archive.image.is_some()),
                     images => images.len() != 2,
                 };
                 is_wrong.then(|| format!("give two images to compare, not {given}"))
             }
             _ => None,
         }
+    }
+
+    /// What a wrong command line is told, on one line. Of options that conflict, clap lists all of a
+    /// group; only those that were typed are of help.
+    pub(crate) fn explain(self, error: &clap::Error, words: &[OsString]) -> String {
+        if error.kind() == clap::error::ErrorKind::ArgumentConflict
+            && let Some(ContextValue::String(wrong)) = error.get(ContextKind::InvalidArg)
+            && let Some(ContextValue::Strings(others)) = error.get(ContextKind::PriorArg)
+        {
+            // Without its placeholder: `--html <FILE>`.
+            let option = |shown: &str| shown.split(' ').next().unwrap_or_default().to_owned();
+            let is_typed = |option: &String| {
+                let with_value = format!("{option}=");
+                let mut words = words.iter().filter_map(|word| word.to_str());
+                words.any(|word| word == option || word.starts_with(&with_value))
+            };
+            let others = others.iter().map(|other| option(other));
+            let typed: Vec<String> = others.filter(is_typed).map(|o| format!("'{o}'")).collect();
+            if !typed.is_empty() {
+                let (wrong, others) = (option(wrong), typed.join(", "));
+                return self.in_words(&format!("'{wrong}' cannot be used with {others}"));
+            }
+        }
+        let text = error.to_string();
+        // The first paragraph may list arguments below its first line.
+        let lines = text.lines().map(str::trim);
+        let lines: Vec<&str> = lines.take_while(|line| !line.is_empty()).collect();
+        let what = lines.join(" ");
+        self.in_words(what.trim_start_matches("error: "))
     }
 }
 
@@ -240,7 +286,7 @@ pub(crate) struct Arguments {
     #[arg(long, conflicts_with_all = ["lists", "ladder", "bytes", "all_rows"])]
     pub(crate) objects: bool,
     /// Browse layers and files in the terminal
-    #[arg(long, conflicts_with_all = ["json", "objects", "report", "fail_if"])]
+    #[arg(long, conflicts_with_all = ["json", "objects", "report", "bytes", "fail_if"])]
     pub(crate) tui: bool,
     /// Compare two images: files, modes, owners, contents, packages (`cowl diff A B`)
     #[arg(long, conflicts_with_all = ["objects", "tui", "report"])]
@@ -249,13 +295,13 @@ pub(crate) struct Arguments {
     #[arg(long, conflicts_with_all = ["objects", "tui", "diff", "lists", "ladder", "no_ladder", "no_zstd", "html"])]
     pub(crate) only_layers: bool,
     /// Print an index file of the store, a layer's or a merged one, name by name (`cowl tree FILE`)
-    #[arg(long, conflicts_with_all = ["json", "objects", "tui", "diff", "only_layers", "report", "fail_if"])]
+    #[arg(long, conflicts_with_all = ["json", "objects", "tui", "diff", "only_layers", "report", "bytes", "fail_if"])]
     pub(crate) tree: bool,
     /// Write the report as a page for a browser, too
     #[arg(long, value_name = "FILE", groups = ["report", "measured"], value_parser = page_path)]
     pub(crate) html: Option<PathBuf>,
     /// Print whole bytes instead of sizes such as 1.98MB
-    #[arg(long, group = "report")]
+    #[arg(long)]
     pub(crate) bytes: bool,
     /// List what each layer adds, changes and deletes, and what of it exists elsewhere
     #[arg(long, groups = ["lists", "report"])]

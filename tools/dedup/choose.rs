@@ -39,21 +39,25 @@ pub(crate) struct Found {
     pub(crate) damage: Option<anyhow::Error>,
 }
 
-/// Puts the wanted images first, in the order of the arguments, and checks that each can be read.
+/// Puts the wanted images first, in the order of the arguments and in that of an archive. The error
+/// of a wanted one that cannot be read goes to `failed`, unless nothing is left of what was wanted.
 pub(crate) fn choose(
     mut found: Vec<Found>,
     wanted: &[Wanted],
+    failed: &mut Vec<anyhow::Error>,
     skipped: &mut Vec<anyhow::Error>,
 ) -> Result<Vec<Image>> {
-    let mut places: HashMap<ImageId, usize> = HashMap::new();
+    let mut places: HashMap<ImageId, (usize, usize)> = HashMap::new();
     for (place, wanted) in wanted.iter().enumerate() {
         let keys = match wanted {
             Wanted::Named(name) => find(&found, name, |found| &found.references)?,
             Wanted::First(name) => find(&found, name, |found| &found.first_of)?,
-            Wanted::Archive { images, .. } => images.iter().map(|loaded| loaded.image).collect(),
+            Wanted::Archive { images, .. } => images.iter().flat_map(all_of).collect(),
         };
-        for key in keys {
-            places.entry(key).or_insert(place);
+        let is_archive = matches!(wanted, Wanted::Archive { .. });
+        for (number, key) in keys.into_iter().enumerate() {
+            let number = if is_archive { number } else { 0 };
+            places.entry(key).or_insert((place, number));
         }
     }
     name_archived(&mut found, wanted);
@@ -61,11 +65,16 @@ pub(crate) fn choose(
     for Found { image, damage, .. } in found {
         let place = places.get(&image.id).copied();
         match (damage, place) {
-            // An image that is asked for must be readable.
-            (Some(damage), Some(_)) => return Err(damage),
+            (Some(damage), Some((argument, _))) => {
+                if let Some(Wanted::First(_)) = wanted.get(argument) {
+                    // There is nothing to compare the other side with.
+                    return Err(damage);
+                }
+                failed.push(damage);
+            }
             (Some(damage), None) => skipped.push(damage),
             (None, place) => images.push((
-                place.unwrap_or(usize::MAX),
+                place.unwrap_or((usize::MAX, 0)),
                 Image {
                     chosen: wanted.is_empty() || place.is_some(),
                     ..image
@@ -73,11 +82,19 @@ pub(crate) fn choose(
             )),
         }
     }
+    if !wanted.is_empty() && !images.iter().any(|(_, image)| image.chosen) && !failed.is_empty() {
+        return Err(failed.swap_remove(0));
+    }
     images.sort_by(|(place, image), (other, than)| {
         let order = place.cmp(other).then_with(|| image.name.cmp(&than.name));
         order.then_with(|| image.id.cmp(&than.id))
     });
     Ok(images.into_iter().map(|(_, image)| image).collect())
+}
+
+/// The images of an archive's name, for all platforms.
+fn all_of(loaded: &Loaded) -> impl Iterator<Item = ImageId> + use<'_> {
+    std::iter::once(loaded.image).chain(loaded.others.iter().copied())
 }
 
 /// Names the images of archives: as their archive does, by its path if that has no name for them.
@@ -95,8 +112,11 @@ fn name_archived(found: &mut [Found], wanted: &[Wanted]) {
         else {
             continue;
         };
-        for loaded in images {
-            let is_it = |found: &Found| found.image.id == loaded.image;
+        for (loaded, id) in images
+            .iter()
+            .flat_map(|image| all_of(image).map(move |id| (image, id)))
+        {
+            let is_it = |found: &Found| found.image.id == id;
             let Some(number) = found.iter().position(is_it) else {
                 continue;
             };

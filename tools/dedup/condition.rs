@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use crate::compare::{Change, Comparison};
 use crate::report::{ImageRow, Report};
-use crate::show::{Sizes, percent};
+use crate::show::{Sizes, image_name, percent};
 use crate::walk::Cause;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -187,7 +187,7 @@ impl Condition {
             Count::Changes(change) => files.filter(|file| file.change == change).count(),
             Count::Packages => comparison.packages.len(),
         };
-        let (a, b) = (&comparison.a, &comparison.b);
+        let (a, b) = (image_name(&comparison.a), image_name(&comparison.b));
         let line = || format!("{a}, {b}: {} is {found}: {}", self.name, self.text);
         self.holds(found as u64, 0).then(line)
     }
@@ -198,7 +198,7 @@ impl Condition {
             let bytes = self.bytes(image);
             self.holds(bytes, image.logical_bytes).then(|| {
                 let share = percent(bytes, image.logical_bytes);
-                let (name, size) = (&image.name, Sizes::Human.show(bytes));
+                let (name, size) = (image_name(&image.name), Sizes::Human.show(bytes));
                 format!(
                     "{name}: {} is {size}, {share} of its layers: {}",
                     self.name, self.text

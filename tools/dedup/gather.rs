@@ -56,13 +56,18 @@ pub(crate) fn collect(stores: &[Store], wanted: &[Wanted]) -> Result<Collection>
         mut skipped,
         ..
     } = gathering;
-    let images = choose(images, wanted, &mut skipped)?;
+    let mut failed = Vec::new();
+    let images = choose(images, wanted, &mut failed, &mut skipped)?;
+    if wanted.is_empty() {
+        failed.append(&mut skipped);
+    }
     Ok(Collection {
         objects,
         layers,
         images,
         pins,
         disk,
+        failed,
         skipped,
     })
 }

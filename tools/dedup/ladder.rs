@@ -2,25 +2,28 @@
 //!
 //! Every content is cut in each way by several threads; a [`Set`] per way counts distinct pieces.
 //! The memory of a set is bounded: when it is full, it keeps a sample of the pieces by their
-//! digests, half of them each time, and its sums become estimates with a stated error.
+//! digests, half of them each time, and its sums become estimates with a stated error. A content
+//! that cannot be read is in no figure, and is named.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use cowl_core::digest::ObjectId;
-use cowl_core::store::Store;
+use cowl_core::store::{Store, StoreError};
 use cowl_core::sys::mmap::map_published;
 use fastcdc::v2020::FastCDC;
+use rustix::io::Errno;
 use serde::Serialize;
 
 use crate::compress::Compressor;
-use crate::model::{Collection, ObjectNumber};
+use crate::model::{Collection, Layer, ObjectNumber};
 use crate::pieces::{Sample, Set};
 use crate::progress::Progress;
 
@@ -69,6 +72,50 @@ pub(crate) struct Rung {
     pub(crate) zstd_error: f64,
 }
 
+/// Why a content could not be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Damage {
+    /// There is no object.
+    Missing,
+    /// The object is shorter or longer than the indexes say.
+    Length,
+    /// A system call failed.
+    Read(Errno),
+}
+
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing => f.write_str("is missing"),
+            Self::Length => f.write_str("is damaged: its length is wrong"),
+            Self::Read(errno) => write!(f, "cannot be read: {}", io::Error::from(*errno)),
+        }
+    }
+}
+
+impl From<StoreError> for Damage {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::NoObject(_) => Self::Missing,
+            other => Self::Read(other.errno().unwrap_or(Errno::IO)),
+        }
+    }
+}
+
+impl From<io::Error> for Damage {
+    fn from(error: io::Error) -> Self {
+        Self::Read(Errno::from_io_error(&error).unwrap_or(Errno::IO))
+    }
+}
+
+/// The rungs, of all contents that can be read.
+#[derive(Debug)]
+pub(crate) struct Ladder {
+    pub(crate) rungs: Vec<Rung>,
+    /// The others, in the order of their numbers.
+    pub(crate) unreadable: Vec<(ObjectNumber, Damage)>,
+}
+
 /// How much memory and work the ladder may take.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
@@ -96,7 +143,7 @@ pub(crate) fn climb(
     stores: &[Store],
     limits: Limits,
     progress: &Progress,
-) -> Result<Vec<Rung>> {
+) -> Result<Ladder> {
     let objects = listed_objects(collection);
     let layers = listed_layers(collection);
     let total: u64 = objects
@@ -137,9 +184,12 @@ pub(crate) fn climb(
     })?;
     progress.end();
     let mut all = Sums::default();
-    for sums in &sums {
+    for sums in sums {
         all.add(sums);
     }
+    all.unreadable.sort_unstable_by_key(|(object, _)| *object);
+    let lost = Lost::of(collection, &layers, &all.unreadable);
+    let (total, logical) = (total - lost.bytes, logical - lost.logical);
     let compresses = limits.zstd_bytes.is_some();
     let whole = |unit, chunks, bytes, zstd_bytes, zstd_error| Rung {
         unit,
@@ -150,7 +200,7 @@ pub(crate) fn climb(
         error: 0.0,
         zstd_error: if compresses { zstd_error } else { 0.0 },
     };
-    let (count, files) = (objects.len() as u64, all.files);
+    let (count, files) = ((objects.len() - all.unreadable.len()) as u64, all.files);
     let (zstd, error) = (files.compressed_of(total), files.error(total, share));
     let mut rungs = vec![
         whole("layer", layers.len() as u64, logical, all.layers, 0.0),
@@ -170,17 +220,52 @@ pub(crate) fn climb(
             zstd_error: if compresses { estimate.zstd_error } else { 0.0 },
         });
     }
-    Ok(rungs)
+    Ok(Ladder {
+        rungs,
+        unreadable: all.unreadable,
+    })
+}
+
+/// What contents that cannot be read would have added.
+struct Lost {
+    /// Each once.
+    bytes: u64,
+    /// In every file of the layers.
+    logical: u64,
+}
+
+impl Lost {
+    fn of(
+        collection: &Collection,
+        layers: &[usize],
+        unreadable: &[(ObjectNumber, Damage)],
+    ) -> Self {
+        let sizes = unreadable
+            .iter()
+            .map(|(object, _)| collection.objects.size(*object));
+        let bytes = sizes.sum();
+        let mut logical = 0;
+        if !unreadable.is_empty() {
+            let is_lost = |object: &ObjectNumber| {
+                let found = unreadable.binary_search_by_key(object, |(object, _)| *object);
+                found.is_ok()
+            };
+            logical = collection
+                .stack(layers)
+                .flat_map(Layer::files)
+                .filter(is_lost)
+                .map(|object| collection.objects.size(object))
+                .sum();
+        }
+        Self { bytes, logical }
+    }
 }
 
 /// The distinct contents of the listed images.
 fn listed_objects(collection: &Collection) -> Vec<ObjectNumber> {
     let layers = listed_layers(collection);
     let mut wanted = vec![false; collection.objects.len()];
-    for object in collection
-        .stack(&layers)
-        .flat_map(crate::model::Layer::objects)
-    {
+    for object in collection.stack(&layers).flat_map(Layer::objects) {
         if let Some(wanted) = wanted.get_mut(object as usize) {
             *wanted = true;
         }
@@ -263,12 +348,14 @@ struct Sums {
     layers: u64,
     /// What was compressed of whole contents.
     files: Sample,
+    unreadable: Vec<(ObjectNumber, Damage)>,
 }
 
 impl Sums {
-    fn add(&mut self, other: &Self) {
+    fn add(&mut self, other: Self) {
         self.layers += other.layers;
         self.files.merge(&other.files);
+        self.unreadable.extend(other.unreadable);
     }
 }
 
@@ -297,26 +384,29 @@ impl Work<'_> {
         }
     }
 
-    fn read(&self, object: ObjectNumber) -> Result<Option<(ObjectId, Bytes)>> {
-        let Some(id) = self.collection.objects.id(object) else {
-            return Ok(None);
-        };
-        let store = self
-            .stores
-            .get(self.collection.objects.store(object))
-            .context("a store")?;
-        let size = self.collection.objects.size(object);
-        let bytes = Bytes::of(&store.open_object(id)?, size);
-        let bytes = bytes.with_context(|| format!("object {id}"))?;
-        if bytes.len() as u64 != size {
-            bail!("object {id} is damaged; load its image again to replace it");
+    fn read(&self, object: ObjectNumber, id: ObjectId) -> Result<Bytes, Damage> {
+        let objects = &self.collection.objects;
+        let store = self.stores.get(objects.store(object));
+        let file = store.ok_or(Damage::Missing)?.open_object(id)?;
+        let size = objects.size(object);
+        let bytes = Bytes::of(&file, size)?;
+        if bytes.len() as u64 == size {
+            Ok(bytes)
+        } else {
+            Err(Damage::Length)
         }
-        Ok(Some((id, bytes)))
     }
 
     fn content(&self, object: ObjectNumber, sums: &mut Sums, zstd: &mut Compressor) -> Result<()> {
-        let Some((id, bytes)) = self.read(object)? else {
+        let Some(id) = self.collection.objects.id(object) else {
             return Ok(());
+        };
+        let bytes = match self.read(object, id) {
+            Ok(bytes) => bytes,
+            Err(damage) => {
+                sums.unreadable.push((object, damage));
+                return Ok(());
+            }
         };
         let length = bytes.len() as u64;
         let mut content = Content {
@@ -389,15 +479,15 @@ impl Work<'_> {
     fn layer(&self, number: usize, zstd: &Compressor) -> Result<u64> {
         let layer = self.collection.layer(number).context("a layer")?;
         let mut stream = zstd.stream()?;
-        for node in 0..layer.tree.node_count() {
-            let node = layer.tree.node(cowl_core::tree::TreeIno(node))?;
-            let Some(object) = node.object.and_then(|object| layer.content(object)) else {
+        for object in layer.files() {
+            let Some(id) = self.collection.objects.id(object) else {
                 continue;
             };
-            let Some((_, bytes)) = self.read(object)? else {
+            // What cannot be read is told of where it is read as a content.
+            let Ok(bytes) = self.read(object, id) else {
                 continue;
             };
-            std::io::Write::write_all(&mut stream, &bytes).context("compressing a layer")?;
+            io::Write::write_all(&mut stream, &bytes).context("compressing a layer")?;
             self.progress.advance(bytes.len() as u64);
         }
         let compressed = stream.finish().context("compressing a layer")?.0;
@@ -426,11 +516,11 @@ impl Bytes {
     const READ: u64 = 1 << 20;
 
     /// All of a file that should have this size; at most one byte more is read.
-    fn of(file: &File, size: u64) -> Result<Self> {
+    fn of(file: &File, size: u64) -> io::Result<Self> {
         if size > Self::READ {
             return Ok(Self::Mapped(Box::new(map_published(file)?)));
         }
-        let mut bytes = Vec::with_capacity(usize::try_from(size)? + 1);
+        let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0) + 1);
         file.take(size + 1).read_to_end(&mut bytes)?;
         Ok(Self::Read(bytes))
     }

@@ -15,6 +15,7 @@ mod condition;
 mod gather;
 mod html;
 mod index;
+mod installed;
 mod ladder;
 mod layers;
 mod model;
@@ -64,12 +65,7 @@ fn main() -> ExitCode {
     let arguments = match mode.parse(&words) {
         Ok(arguments) => arguments,
         Err(error) if error.use_stderr() => {
-            let text = error.to_string();
-            // The first paragraph may list arguments below its first line.
-            let lines = text.lines().map(str::trim);
-            let lines: Vec<&str> = lines.take_while(|line| !line.is_empty()).collect();
-            let what = lines.join(" ");
-            let what = mode.in_words(what.trim_start_matches("error: "));
+            let what = mode.explain(&error, &words);
             return print_error(&format!("{what}; see '{} --help'", mode.name()), USAGE);
         }
         Err(help) => return exit_code(print(&help.render().ansi().to_string())),
@@ -99,13 +95,18 @@ fn exit_code(result: Result<()>) -> ExitCode {
 /// Prints one line on standard error; if that fails, the exit code is 2, but for a reader that
 /// has seen enough.
 fn print_error(what: &str, code: u8) -> ExitCode {
-    match writeln!(anstream::stderr(), "cowl-dedup: {}", printable(what)) {
+    let mut what = show::without_errno(what);
+    if what.starts_with("store ") && what.ends_with("Permission denied") {
+        what.push_str("; run as its owner, or use a store of your own with --root DIR");
+    }
+    match writeln!(anstream::stderr(), "cowl-dedup: {}", printable(&what)) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => ExitCode::from(2),
         _ => ExitCode::from(code),
     }
 }
 
-/// Prints the report; gives a line for each condition of `--fail-if` that holds.
+/// Prints the report; gives a line for all that could not be read and each condition of `--fail-if`
+/// that holds.
 fn run(mode: Mode, arguments: &Arguments) -> Result<Vec<String>> {
     if let (Mode::Tree, [path]) = (mode, arguments.images.as_slice()) {
         print(&index::text(Path::new(path))?)?;
@@ -114,12 +115,17 @@ fn run(mode: Mode, arguments: &Arguments) -> Result<Vec<String>> {
     let (stores, wanted) = open_stores(arguments)?;
     let collection = gather::collect(&stores, &wanted)?;
     for error in &collection.skipped {
-        let line = printable(&format!("warning: {error:#}"));
+        let line = printable(&show::without_errno(&format!("warning: {error:#}")));
         writeln!(anstream::stderr(), "cowl-dedup: {line}").context("standard error")?;
     }
+    let mut failures: Vec<String> = collection
+        .failed
+        .iter()
+        .map(|error| format!("{error:#}"))
+        .collect();
     if arguments.tui {
         tui::run(&collection)?;
-        return Ok(Vec::new());
+        return Ok(failures);
     }
     if mode == Mode::Diff {
         return diff(arguments, &collection, &stores);
@@ -133,7 +139,8 @@ fn run(mode: Mode, arguments: &Arguments) -> Result<Vec<String>> {
             limits.zstd_bytes = None;
         }
         let progress = Progress::new();
-        report.set_ladder(ladder::climb(&collection, &stores, limits, &progress)?);
+        let ladder = ladder::climb(&collection, &stores, limits, &progress)?;
+        report.set_ladder(&collection, &sharing, ladder);
     }
     if let Some(path) = &arguments.html {
         html::write(path, &collection, &sharing, &report)?;
@@ -148,24 +155,16 @@ fn run(mode: Mode, arguments: &Arguments) -> Result<Vec<String>> {
         tables(arguments, &report)
     };
     print(&text)?;
+    failures.extend(report.damage());
     let conditions = arguments.fail_if.iter();
-    let mut failures: Vec<String> = conditions
-        .flat_map(|condition| condition.failures(&report))
-        .collect();
-    // What a condition says of all images is not known of those that were left out.
-    if !arguments.fail_if.is_empty()
-        && arguments.images.is_empty()
-        && !collection.skipped.is_empty()
-    {
-        failures.push("--fail-if: not all images could be read".to_owned());
-    }
+    failures.extend(conditions.flat_map(|condition| condition.failures(&report)));
     Ok(failures)
 }
 
 /// The store, unless archives alone are given, and one that the archives are read into.
 fn open_stores(arguments: &Arguments) -> Result<(Vec<Store>, Vec<Wanted>)> {
-    let is_archive = |argument: &&String| archive::is_archive(argument);
-    let archives = arguments.images.iter().filter(is_archive).count();
+    let named = |argument: &String| archive::Named::of(argument).is_some();
+    let archives = arguments.images.iter().filter(|a| named(a)).count();
     let mut stores = Vec::new();
     if archives == 0 || archives < arguments.images.len() {
         let root = arguments.root.clone().map_or_else(default_root, Ok)?;
@@ -178,35 +177,53 @@ fn open_stores(arguments: &Arguments) -> Result<(Vec<Store>, Vec<Wanted>)> {
     }
     let mut wanted = Vec::new();
     for argument in &arguments.images {
-        wanted.push(
-            match stores.get(scratch).filter(|_| is_archive(&argument)) {
-                Some(store) => {
-                    let images = archive::load(store, argument)?;
-                    if arguments.diff {
-                        check_side(argument, &images, arguments.images.len())?;
-                    }
-                    Wanted::Archive {
-                        path: argument.clone(),
-                        images,
-                        store: scratch,
+        let archive = archive::Named::of(argument).zip(stores.get(scratch));
+        wanted.push(match archive {
+            Some((archive, store)) => {
+                let mut images = archive::load(store, archive)?;
+                if arguments.diff {
+                    check_side(archive.shown(), &images, arguments.images.len())?;
+                    for image in &mut images {
+                        image.others.clear();
                     }
                 }
-                None if arguments.diff => Wanted::First(argument.clone()),
-                None => Wanted::Named(argument.clone()),
-            },
-        );
+                Wanted::Archive {
+                    path: archive.shown().to_owned(),
+                    images,
+                    store: scratch,
+                }
+            }
+            None if arguments.diff => Wanted::First(argument.clone()),
+            None => Wanted::Named(argument.clone()),
+        });
     }
     Ok((stores, wanted))
 }
 
 /// An archive beside another image is one image; alone it is two.
 fn check_side(archive: &str, images: &[Loaded], given: usize) -> Result<()> {
+    const LISTED: usize = 20;
     let found: BTreeSet<_> = images.iter().map(|loaded| loaded.image).collect();
     let (found, needed) = (found.len(), if given == 1 { 2 } else { 1 });
-    if found != needed {
-        bail!("a comparison is of two images, and {archive} has {found}, not {needed}");
+    if found == needed {
+        return Ok(());
     }
-    Ok(())
+    let name = |loaded: &Loaded| match loaded.tags.first() {
+        Some(name) => name.to_string(),
+        None => show::image_name(&loaded.image.to_string()),
+    };
+    let mut names: Vec<String> = images.iter().map(name).take(LISTED).collect();
+    if images.len() > LISTED {
+        names.push("...".to_owned());
+    }
+    let hint = match names.first() {
+        Some(first) if archive != "standard input" && found > 1 => {
+            format!("; name one as {archive}:{first}")
+        }
+        _ => String::new(),
+    };
+    let names = names.join(", ");
+    bail!("a comparison is of two images, and {archive} has {found}, not {needed}: {names}{hint}")
 }
 
 /// The default store, that of `cowl`.
@@ -226,6 +243,10 @@ fn default_root() -> Result<PathBuf> {
 }
 
 fn print(text: &str) -> Result<()> {
+    if text.is_empty() {
+        return Ok(());
+    }
+    cowl_sys::stdio::check_output().context("standard output")?;
     match anstream::stdout().write_all(text.as_bytes()) {
         // A reader that has seen enough is no error.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -234,7 +255,8 @@ fn print(text: &str) -> Result<()> {
 }
 
 fn diff(arguments: &Arguments, collection: &Collection, stores: &[Store]) -> Result<Vec<String>> {
-    let comparison = Comparison::new(collection, stores, &arguments.images)?;
+    let sizes = sizes(arguments);
+    let comparison = Comparison::new(collection, stores, &arguments.images, sizes)?;
     let text = if arguments.json {
         json(&comparison)?
     } else {
@@ -243,7 +265,15 @@ fn diff(arguments: &Arguments, collection: &Collection, stores: &[Store]) -> Res
     print(&text)?;
     let conditions = arguments.fail_if.iter();
     let failures = conditions.filter_map(|condition| condition.failure(&comparison));
-    Ok(failures.collect())
+    Ok(failures.chain(comparison.damage.clone()).collect())
+}
+
+fn sizes(arguments: &Arguments) -> Sizes {
+    if arguments.bytes {
+        Sizes::Exact
+    } else {
+        Sizes::Human
+    }
 }
 
 fn json(value: &impl serde::Serialize) -> Result<String> {
@@ -256,11 +286,7 @@ type List = fn(&Report, Layout) -> String;
 
 fn tables(arguments: &Arguments, report: &Report) -> String {
     let layout = Layout {
-        sizes: if arguments.bytes {
-            Sizes::Exact
-        } else {
-            Sizes::Human
-        },
+        sizes: sizes(arguments),
         width: terminal_width(),
         rows: (!arguments.all_rows).then_some(20),
     };

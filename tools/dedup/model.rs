@@ -5,7 +5,7 @@
 
 use cowl_core::digest::{DiffId, ImageId, ObjectId};
 use cowl_core::store::ObjectUsage;
-use cowl_core::tree::{ObjectRef, Tree};
+use cowl_core::tree::{ObjectRef, Tree, TreeIno};
 
 /// The place of a content in [`Objects`].
 pub(crate) type ObjectNumber = u32;
@@ -121,6 +121,13 @@ impl Layer {
     pub(crate) fn content(&self, object: ObjectRef) -> Option<ObjectNumber> {
         self.contents.get(object.0 as usize).copied()
     }
+
+    /// The content of each of its files, in the order of the tree; hard links are one file.
+    pub(crate) fn files(&self) -> impl Iterator<Item = ObjectNumber> + use<'_> {
+        let nodes =
+            (0..self.tree.node_count()).filter_map(|node| self.tree.node(TreeIno(node)).ok());
+        nodes.filter_map(|node| self.content(node.object?))
+    }
 }
 
 /// One step of an image's history.
@@ -158,7 +165,9 @@ pub(crate) struct Collection {
     pub(crate) pins: Vec<Vec<usize>>,
     /// The objects' files, of all stores.
     pub(crate) disk: ObjectUsage,
-    /// An error for each image that could not be read.
+    /// What was asked for and could not be read, and is left out.
+    pub(crate) failed: Vec<anyhow::Error>,
+    /// The same of what was not asked for.
     pub(crate) skipped: Vec<anyhow::Error>,
 }
 

@@ -9,11 +9,11 @@ use anyhow::Result;
 use cowl_core::digest::ObjectId;
 use serde::Serialize;
 
-use crate::ladder::Rung;
+use crate::ladder::{Ladder, Rung};
 use crate::layers::{self, DuplicateRow, LayerRow};
 use crate::model::{Collection, Image};
 use crate::sharing::{Amount, Class, Sharing};
-use crate::show::shown_path;
+use crate::show::{image_name, shown_path};
 use crate::walk::{Cause, Walked, walk};
 use crate::whatif::{self, RebaseRow, RemovalRow};
 
@@ -93,6 +93,18 @@ pub(crate) struct RungError {
     pub(crate) zstd_relative: f64,
 }
 
+/// A content that could not be read, and that the ladder leaves out.
+#[derive(Debug, Serialize)]
+pub(crate) struct UnreadableRow {
+    pub(crate) object: String,
+    /// As the indexes say.
+    pub(crate) bytes: u64,
+    /// All images that hold it, not only listed ones.
+    pub(crate) images: Vec<String>,
+    /// Why: `is missing`, and the like.
+    pub(crate) error: String,
+}
+
 #[derive(Debug, Serialize)]
 pub(crate) struct StoreRow {
     pub(crate) objects: u64,
@@ -131,6 +143,8 @@ pub(crate) struct Report {
     pub(crate) ladder: Vec<Rung>,
     /// Of rungs that are estimates.
     pub(crate) ladder_errors: Vec<RungError>,
+    /// What the ladder leaves out.
+    pub(crate) unreadable: Vec<UnreadableRow>,
     /// Contents that two or more of the images hold, sorted.
     #[serde(skip)]
     pub(crate) shared_objects: Vec<ObjectId>,
@@ -216,6 +230,7 @@ impl Report {
             rebases: whatif::rebases(collection, sharing),
             ladder: Vec::new(),
             ladder_errors: Vec::new(),
+            unreadable: Vec::new(),
             shared_objects: shared_objects.into_iter().collect(),
         })
     }
@@ -236,8 +251,14 @@ impl Report {
         }
     }
 
-    pub(crate) fn set_ladder(&mut self, ladder: Vec<Rung>) {
+    pub(crate) fn set_ladder(
+        &mut self,
+        collection: &Collection,
+        sharing: &Sharing,
+        ladder: Ladder,
+    ) {
         let estimates = ladder
+            .rungs
             .iter()
             .filter(|rung| rung.error > 0.0 || rung.zstd_error > 0.0);
         self.ladder_errors = estimates
@@ -247,7 +268,38 @@ impl Report {
                 zstd_relative: rung.zstd_error,
             })
             .collect();
-        self.ladder = ladder;
+        self.ladder = ladder.rungs;
+        let name = |image: &usize| Some(collection.images.get(*image)?.name.clone());
+        let row = |(object, damage)| UnreadableRow {
+            object: collection
+                .objects
+                .id(object)
+                .map(|id| id.to_string())
+                .unwrap_or_default(),
+            bytes: collection.objects.size(object),
+            images: sharing.images_of(object).iter().filter_map(name).collect(),
+            error: format!("{damage}"),
+        };
+        self.unreadable = ladder.unreadable.into_iter().map(row).collect();
+    }
+
+    /// A line for each content that could not be read, if there are not too many.
+    pub(crate) fn damage(&self) -> Vec<String> {
+        const LINES: usize = 20;
+        let line = |row: &UnreadableRow| {
+            let (object, error) = (&row.object, &row.error);
+            let images: Vec<String> = row.images.iter().map(|name| image_name(name)).collect();
+            let images = match images.as_slice() {
+                [image] => format!("image {image}"),
+                images => format!("images {}", images.join("; ")),
+            };
+            format!("object {object} {error}; it is of {images}: load one again to replace it")
+        };
+        let mut lines: Vec<String> = self.unreadable.iter().take(LINES).map(line).collect();
+        if let Some(more @ 1..) = self.unreadable.len().checked_sub(LINES) {
+            lines.push(format!("and {more} objects more; `cowl check` lists them"));
+        }
+        lines
     }
 }
 

@@ -52,6 +52,17 @@ pub(crate) fn printable(text: &str) -> String {
     shown
 }
 
+/// A message without the numbers that Rust puts behind the texts of system errors.
+pub(crate) fn without_errno(message: &str) -> String {
+    let (mut shown, mut rest) = (String::new(), message);
+    while let Some((before, after)) = rest.split_once(" (os error ") {
+        shown.push_str(before);
+        rest = after.split_once(')').map_or("", |(_number, rest)| rest);
+    }
+    shown.push_str(rest);
+    shown
+}
+
 /// JSON that means the same, without characters that [`printable`] escapes; newlines between its
 /// values stay.
 pub(crate) fn printable_json(json: &str) -> String {
@@ -103,6 +114,31 @@ impl Sizes {
             Self::Exact => bytes.to_string(),
         }
     }
+
+    /// Two sizes; in whole bytes if they would look alike and are not.
+    pub(crate) fn show_both(self, one: u64, other: u64) -> [String; 2] {
+        let shown = [one, other].map(|bytes| self.show(bytes));
+        if shown[0] == shown[1] && one != other {
+            return [one, other].map(|bytes| format!("{bytes}B"));
+        }
+        shown
+    }
+}
+
+/// The digits of an id that `cowl images` shows.
+const ID_DIGITS: usize = 12;
+
+/// An image's name in a table: of one that has only its id, as `cowl images` shows it.
+pub(crate) fn image_name(name: &str) -> String {
+    let id = name
+        .strip_prefix("sha256:")
+        .and_then(|rest| rest.split_at_checked(64));
+    match id {
+        Some((digits, rest)) if digits.bytes().all(|b| b.is_ascii_hexdigit()) => {
+            format!("{}{rest}", digits.get(..ID_DIGITS).unwrap_or(digits))
+        }
+        _ => name.to_owned(),
+    }
 }
 
 /// Docker's sizes.
@@ -144,7 +180,10 @@ pub(crate) fn percent(part: u64, whole: u64) -> String {
 /// On which side of its column a cell stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Align {
+    /// Of a cell that is too wide, the middle is left out: paths and names differ at both ends.
     Left,
+    /// The same, but the end is left out.
+    Start,
     Right,
 }
 
@@ -231,7 +270,7 @@ impl Table {
         while excess > 0 {
             let left = self.columns.iter().zip(widths.iter_mut());
             let widest = left
-                .filter(|((_, align), width)| *align == Align::Left && **width > SMALLEST)
+                .filter(|((_, align), width)| *align != Align::Right && **width > SMALLEST)
                 .max_by_key(|(_, width)| **width);
             let Some((_, width)) = widest else {
                 return true;
@@ -248,10 +287,14 @@ impl Table {
             if !line.is_empty() {
                 line.push_str("  ");
             }
-            let cell = shortened(cell, *width);
+            let cell = if *align == Align::Start {
+                beginning(cell, *width)
+            } else {
+                shortened(cell, *width)
+            };
             let gap = " ".repeat(width.saturating_sub(cell.width()));
             match align {
-                Align::Left => line.extend([cell, gap]),
+                Align::Left | Align::Start => line.extend([cell, gap]),
                 Align::Right => line.extend([gap, cell]),
             }
         }
@@ -275,6 +318,15 @@ fn shortened(text: &str, width: usize) -> String {
     let back: Vec<char> = fitting(text.chars().rev(), keep / 2).collect();
     let back: String = back.into_iter().rev().collect();
     format!("{front}…{back}")
+}
+
+/// The beginning of a text that is wider than this many columns.
+pub(crate) fn beginning(text: &str, width: usize) -> String {
+    if text.width() <= width {
+        return text.to_owned();
+    }
+    let front = fitting(text.chars(), width.saturating_sub(1));
+    front.chain(['…']).collect()
 }
 
 /// The first characters, in at most this many columns.
@@ -328,6 +380,14 @@ mod tests {
     }
 
     #[test]
+    fn messages_have_no_error_numbers() {
+        let of = |errno| std::io::Error::from_raw_os_error(errno);
+        let message = format!("a: {}: b (c): {}", of(2), of(13));
+        let expected = "a: No such file or directory: b (c): Permission denied";
+        assert_eq!(without_errno(&message), expected);
+    }
+
+    #[test]
     fn tables_fit_the_width_of_the_terminal() {
         let mut table = Table::new([("NAME", Align::Left), ("SIZE", Align::Right)]);
         table.row([
@@ -377,6 +437,46 @@ mod tests {
         );
         // A table again: 12 + 2 + 4 + 2 + 6 columns.
         assert_eq!(plain(26).lines().next(), Some("IMAGE         AND    BYTES"));
+    }
+
+    /// What is cut before a table is, and by it, is cut once.
+    #[test]
+    fn a_command_is_cut_at_its_end_only() {
+        let mut table = Table::new([("#", Align::Right), ("STEP", Align::Start)]);
+        table.row([
+            "1".to_owned(),
+            beginning("RUN apt-get install -y python3", 26),
+        ]);
+        let mut text = String::new();
+        table.write(&mut text, Some(20));
+        assert_eq!(text.lines().last(), Some("1  RUN apt-get inst…"));
+    }
+
+    #[test]
+    fn an_image_without_a_name_has_the_id_of_cowl_images() {
+        let id = format!("sha256:{}", "0123456789abcdef".repeat(4));
+        assert_eq!(image_name(&id), "0123456789ab");
+        assert_eq!(
+            image_name(&format!("{id} (store, ./x.tar)")),
+            "0123456789ab (store, ./x.tar)"
+        );
+        assert_eq!(image_name("shop:latest"), "shop:latest");
+        assert_eq!(image_name("sha256:1"), "sha256:1");
+    }
+
+    /// 512,000 and 512,345 are both 512kB.
+    #[test]
+    fn two_sizes_that_differ_look_different() {
+        assert_eq!(
+            Sizes::Human.show_both(512_000, 512_345),
+            ["512000B", "512345B"]
+        );
+        assert_eq!(Sizes::Human.show_both(512_000, 513_000), ["512kB", "513kB"]);
+        assert_eq!(Sizes::Human.show_both(512_345, 512_345), ["512kB", "512kB"]);
+        assert_eq!(
+            Sizes::Exact.show_both(512_000, 512_345),
+            ["512000", "512345"]
+        );
     }
 
     #[test]

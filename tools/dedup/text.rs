@@ -4,7 +4,10 @@ use std::collections::HashMap;
 
 use crate::layers::LayerRow;
 use crate::report::{Report, WasteRow};
-use crate::show::{Align::Left, Align::Right, Sizes, Table, note, percent, title};
+use crate::show::{
+    Align::Left, Align::Right, Align::Start, Sizes, Table, beginning, image_name, note, percent,
+    title,
+};
 use crate::walk::Cause;
 
 const NO_IMAGES: &str = "There are no images in the store.";
@@ -47,7 +50,7 @@ fn images(report: &Report, layout: Layout, text: &mut String) {
     ]);
     for image in &report.images {
         table.row([
-            image.name.clone(),
+            image_name(&image.name),
             image.layers.to_string(),
             size(image.logical_bytes),
             size(image.visible_bytes),
@@ -105,7 +108,7 @@ fn waste_summary(report: &Report, layout: Layout, text: &mut String) {
     for image in &report.images {
         let of = |cause| layout.sizes.show(image.waste(cause));
         table.row([
-            image.name.clone(),
+            image_name(&image.name),
             of(Cause::Overwritten),
             of(Cause::Deleted),
             of(Cause::Metadata),
@@ -142,11 +145,10 @@ pub(crate) fn cut<T>(rows: &[T], layout: Layout) -> (&[T], Option<String>) {
 
 /// The beginning of a command, as long as a wide terminal has place; all of it with every row.
 pub(crate) fn step(command: &str, layout: Layout) -> String {
-    let length = layout.width.unwrap_or(0).max(60);
-    if layout.rows.is_none() || command.chars().count() <= length {
-        return command.to_owned();
+    match layout.rows {
+        None => command.to_owned(),
+        Some(_) => beginning(command, layout.width.unwrap_or(0).max(60)),
     }
-    command.chars().take(length - 1).chain(['…']).collect()
 }
 
 /// Every piece of waste, the largest first, with a path and the step to blame.
@@ -164,14 +166,14 @@ pub(crate) fn waste(report: &Report, layout: Layout) -> String {
         ("FILES", Right),
         ("LAYER", Right),
         ("LARGEST", Left),
-        ("STEP", Left),
+        ("STEP", Start),
     ]);
     let mut rows: Vec<&WasteRow> = report.waste.iter().collect();
     rows.sort_by_key(|row| std::cmp::Reverse(row.bytes));
     let (rows, more) = cut(&rows, layout);
     for row in rows {
         table.row([
-            row.image.clone(),
+            image_name(&row.image),
             cause(row.cause).to_owned(),
             layout.sizes.show(row.bytes),
             row.paths.len().to_string(),
@@ -204,11 +206,11 @@ pub(crate) fn layers(report: &Report, layout: Layout) -> String {
         ("BYTES", Right),
         ("BELOW", Right),
         ("ELSEWHERE", Right),
-        ("STEP", Left),
+        ("STEP", Start),
     ]);
     for row in &report.layers {
         table.row([
-            row.image.clone(),
+            image_name(&row.image),
             row.number.to_string(),
             row.changes.added.to_string(),
             row.changes.changed.to_string(),
@@ -243,8 +245,8 @@ pub(crate) fn matrix(report: &Report, layout: Layout) -> String {
     for row in rows {
         let jaccard = format!("{:.3}", row.jaccard);
         table.row([
-            row.a.clone(),
-            row.b.clone(),
+            image_name(&row.a),
+            image_name(&row.b),
             layout.sizes.show(row.bytes),
             jaccard,
         ]);
@@ -298,7 +300,11 @@ pub(crate) fn what_if(report: &Report, layout: Layout) -> String {
     let mut table = Table::new([("IMAGE", Left), ("CONTENTS", Right), ("FREED", Right)]);
     for row in &report.removals {
         let freed = layout.sizes.show(row.freed.bytes);
-        table.row([row.image.clone(), row.freed.contents.to_string(), freed]);
+        table.row([
+            image_name(&row.image),
+            row.freed.contents.to_string(),
+            freed,
+        ]);
     }
     table.write(&mut text, layout.width);
     if !report.rebases.is_empty() {
@@ -313,7 +319,7 @@ pub(crate) fn what_if(report: &Report, layout: Layout) -> String {
         for row in rows {
             let layers = format!("-{} +{}", row.layers_out, row.layers_in);
             let freed = layout.sizes.show(row.freed.bytes);
-            table.row([row.image.clone(), row.onto.clone(), layers, freed]);
+            table.row([image_name(&row.image), image_name(&row.onto), layers, freed]);
         }
         table.write(&mut text, layout.width);
         if let Some(more) = more {
@@ -370,6 +376,15 @@ pub(crate) fn ladder(report: &Report, layout: Layout) -> String {
         let line = format!("{unit}: an estimate, bytes {bytes:.2}%{zstd} more or less");
         note(&mut text, &line);
     }
+    if !report.unreadable.is_empty() {
+        let lost = report.unreadable.iter().map(|row| row.bytes).sum();
+        let what = match report.unreadable.len() {
+            1 => "1 content".to_owned(),
+            count => format!("{count} contents"),
+        };
+        let line = format!("without {what} of {}, which cannot be read", size(lost));
+        note(&mut text, &line);
+    }
     text
 }
 
@@ -385,7 +400,7 @@ pub(crate) fn only_layers(report: &Report, layout: Layout) -> String {
     }
     for image in &report.images {
         if report.images.len() > 1 {
-            title(&mut text, &image.name);
+            title(&mut text, &image_name(&image.name));
         }
         let mut table = Table::new([
             ("#", Right),
@@ -395,7 +410,7 @@ pub(crate) fn only_layers(report: &Report, layout: Layout) -> String {
             ("DELETED", Right),
             ("ELSEWHERE", Right),
             ("WASTE", Right),
-            ("STEP", Left),
+            ("STEP", Start),
         ]);
         for row in layers.get(image.name.as_str()).into_iter().flatten() {
             table.row([

@@ -17,7 +17,7 @@ use unicode_width::UnicodeWidthStr;
 use crate::browse::{Browser, Mark, View, by_cause};
 use crate::cleanup;
 use crate::model::{Collection, Image};
-use crate::show::{Sizes, percent, printable};
+use crate::show::{Sizes, image_name, percent, printable};
 use crate::walk::{Walked, walk};
 
 const HELP: [&str; 8] = [
@@ -77,11 +77,17 @@ pub(crate) fn run(collection: &Collection) -> Result<()> {
                 terminal
                     .draw(|frame| app.draw(frame))
                     .context("the terminal")?;
-                if let Event::Key(key) = event::read().context("the terminal")?
-                    && key.kind != KeyEventKind::Release
-                    && app.key(key)?
-                {
-                    return Ok(());
+                match event::read().context("the terminal")? {
+                    Event::Key(key) if key.kind != KeyEventKind::Release && app.key(key)? => {
+                        return Ok(());
+                    }
+                    // Everything is drawn anew, also if the size was known already: what was
+                    // drawn in between may have met a terminal that was still of the old size.
+                    Event::Resize(width, height) => {
+                        let area = Rect::new(0, 0, width, height);
+                        terminal.resize(area).context("the terminal")?;
+                    }
+                    _ => {}
                 }
             }
         },
@@ -288,7 +294,7 @@ impl<'c> App<'c> {
         });
         let title = printable(&format!(
             " {} ({}/{}) ",
-            image.name,
+            image_name(&image.name),
             self.image + 1,
             self.images.len()
         ));

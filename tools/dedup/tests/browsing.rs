@@ -1,8 +1,11 @@
 //! What `--tui`, `cowl diff` and `cowl tree` are made of.
 
+use cowl_core::digest::ObjectId;
+
 use super::TestStore;
 use crate::browse::{Browser, Mark, View};
 use crate::compare::Comparison;
+use crate::show::Sizes;
 use crate::walk::walk;
 
 const LAYERS: [&str; 2] = [
@@ -106,7 +109,7 @@ fn comparing_lists_names_and_packages() {
         &["f same s1\nf new/y y1\nf kind/z z1\nf text b20"],
     );
     let collection = store.collect(&["one", "two"]).unwrap();
-    let comparison = Comparison::new(&collection, &store.stores, &[]).unwrap();
+    let comparison = Comparison::new(&collection, &store.stores, &[], Sizes::Human).unwrap();
     let files: Vec<String> = comparison
         .files
         .iter()
@@ -123,9 +126,53 @@ fn comparing_lists_names_and_packages() {
     ];
     assert_eq!(files, expected);
     assert!(comparison.packages.is_empty() && comparison.notes.is_empty());
+    // The layers' files have mode 0644 and belong to 0:0; a directory that no entry names has 0755.
+    let side = |kind: &str, mode: u32, content: &str| {
+        let object = (!content.is_empty()).then(|| ObjectId::of(content.as_bytes()).to_string());
+        serde_json::json!({"type": kind, "mode": mode, "uid": 0, "gid": 0, "size": content.len(),
+                           "object": object, "device": null, "target": null})
+    };
+    let (a, b) = ("a".repeat(10), "b".repeat(20));
+    let json = serde_json::to_value(&comparison).unwrap();
+    let sides = |number: usize| {
+        (
+            json["files"][number]["a"].clone(),
+            json["files"][number]["b"].clone(),
+        )
+    };
+    let null = serde_json::Value::Null;
+    assert_eq!(
+        sides(0),
+        (side("file", 0o644, "k"), side("directory", 0o755, ""))
+    );
+    assert_eq!(sides(3), (null.clone(), side("file", 0o644, "y")));
+    assert_eq!(sides(5), (side("file", 0o644, "x"), null));
+    assert_eq!(sides(6), (side("file", 0o644, &a), side("file", 0o644, &b)));
+    let exact = Comparison::new(&collection, &store.stores, &[], Sizes::Exact).unwrap();
+    assert_eq!(exact.files[6].what, ["content 10 -> 20"]);
     assert_eq!(
         (comparison.a.as_str(), comparison.b.as_str()),
         ("one:latest", "two:latest")
+    );
+}
+
+/// A database whose object is gone is told of; what can be compared is.
+#[test]
+fn a_comparison_goes_on_without_a_damaged_database() {
+    let store = TestStore::new();
+    store.put(&["one"], &["f a a1\nf var/lib/dpkg/status x9"]);
+    store.put(&["two"], &["f a b1\nf var/lib/dpkg/status y9"]);
+    let id = ObjectId::of(b"xxxxxxxxx");
+    std::fs::remove_file(store.store().object_path(id)).unwrap();
+    let collection = store.collect(&["one", "two"]).unwrap();
+    let found = Comparison::new(&collection, &store.stores, &[], Sizes::Human).unwrap();
+    assert_eq!(found.files.len(), 2);
+    let line = format!(
+        "one:latest: /var/lib/dpkg/status: object {id} is missing; load the image again to replace it"
+    );
+    assert_eq!(
+        (found.notes, found.damage),
+        (vec![line.clone()], vec![line])
     );
 }
 
@@ -137,7 +184,7 @@ fn the_sides_of_a_comparison_have_names_of_their_own() {
     let one = store.collect(&["one", "same"]).unwrap();
     let compare = |given: &[&str]| {
         let given: Vec<String> = given.iter().map(|name| (*name).to_owned()).collect();
-        Comparison::new(&one, &store.stores, &given)
+        Comparison::new(&one, &store.stores, &given, Sizes::Human)
     };
     let both = compare(&["one", "same"]).unwrap();
     assert_eq!((both.a.as_str(), both.b.as_str()), ("one", "same"));

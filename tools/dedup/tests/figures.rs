@@ -2,9 +2,12 @@
 
 use std::path::Path;
 
+use cowl_core::digest::ObjectId;
+
 use super::TestStore;
 use crate::cleanup;
-use crate::sharing::Amount;
+use crate::report::Report;
+use crate::sharing::{Amount, Sharing};
 
 const fn amount(contents: u64, bytes: u64) -> Amount {
     Amount { contents, bytes }
@@ -333,7 +336,12 @@ fn ladder_counts_distinct_pieces() {
     let collection = store.collect(&[]).unwrap();
     let progress = crate::progress::Progress::default();
     let limits = crate::ladder::Limits::default();
-    let ladder = crate::ladder::climb(&collection, &store.stores, limits, &progress).unwrap();
+    let climb = |limits| {
+        let climbed = crate::ladder::climb(&collection, &store.stores, limits, &progress).unwrap();
+        assert_eq!(climbed.unreadable, []);
+        climbed.rungs
+    };
+    let ladder = climb(limits);
     let row = |unit: &str| {
         let rung = ladder.iter().find(|rung| rung.unit == unit).unwrap();
         [rung.chunks, rung.bytes, rung.index_bytes]
@@ -355,8 +363,7 @@ fn ladder_counts_distinct_pieces() {
         zstd_bytes: None,
         ..limits
     };
-    let plain = crate::ladder::climb(&collection, &store.stores, limits, &progress).unwrap();
-    for (rung, plain) in ladder.into_iter().zip(plain) {
+    for (rung, plain) in ladder.into_iter().zip(climb(limits)) {
         let expected = crate::ladder::Rung {
             zstd_bytes: None,
             ..rung
@@ -365,18 +372,54 @@ fn ladder_counts_distinct_pieces() {
     }
 }
 
-/// The index says how long a content is: figures of a shorter file would be of something else.
+/// Of two images that share r and m, s has a wrong length and m is gone. What is left is what a
+/// store of r, u and v would have: layers of 5,000 + 9 + 9 and 5,000 + 7 bytes.
 #[test]
-fn the_ladder_refuses_a_damaged_object() {
+fn the_ladder_leaves_out_and_names_what_cannot_be_read() {
     let store = TestStore::new();
-    store.put(&["a"], &["f x a5000"]);
+    store.put(&["a"], &["f r r5000\nf m m300\nf u u9\nf s s700\nf t u9"]);
+    store.put(&["b"], &["f r r5000\nf m m300\nf again m300\nf v v7"]);
+    let object = |letter: &str, length: usize| {
+        let id = ObjectId::of(letter.repeat(length).as_bytes());
+        store.store().object_path(id)
+    };
+    std::fs::remove_file(object("m", 300)).unwrap();
+    std::fs::remove_file(object("s", 700)).unwrap();
+    std::fs::File::create(object("s", 700))
+        .unwrap()
+        .set_len(699)
+        .unwrap();
     let collection = store.collect(&[]).unwrap();
-    let path = store.store().object_path(collection.objects.id(0).unwrap());
-    std::fs::remove_file(&path).unwrap();
-    std::fs::File::create(&path).unwrap().set_len(4999).unwrap();
+    let sharing = Sharing::of(&collection);
+    let mut report = Report::new(&collection, &sharing).unwrap();
     let (limits, progress) = Default::default();
-    let error = crate::ladder::climb(&collection, &store.stores, limits, &progress).unwrap_err();
-    assert!(error.to_string().contains("is damaged"), "{error:#}");
+    let ladder = crate::ladder::climb(&collection, &store.stores, limits, &progress).unwrap();
+    report.set_ladder(&collection, &sharing, ladder);
+    let row = |unit: &str| {
+        let rung = report.ladder.iter().find(|rung| rung.unit == unit).unwrap();
+        assert!(rung.error + rung.zstd_error <= 0.0, "{rung:?}");
+        [rung.chunks, rung.bytes, rung.index_bytes]
+    };
+    assert_eq!(row("layer"), [2, 5018 + 5007, 80]);
+    assert_eq!(row("file"), [3, 5016, 120]);
+    // r is cut once: 4,096 and 904.
+    assert_eq!(row("fixed-4KiB"), [4, 5016, 160]);
+    assert_eq!(row("fastcdc-64KiB"), [3, 5016, 120]);
+    let mut lost: Vec<_> = report
+        .unreadable
+        .iter()
+        .map(|row| (row.bytes, row.images.join(", "), row.error.as_str()))
+        .collect();
+    lost.sort_unstable();
+    let expected = [
+        (300, "a:latest, b:latest".to_owned(), "is missing"),
+        (
+            700,
+            "a:latest".to_owned(),
+            "is damaged: its length is wrong",
+        ),
+    ];
+    assert_eq!(lost, expected);
 }
 
 /// With a fraction of the bytes to compress, and room for few pieces, what is estimated is within
@@ -391,7 +434,8 @@ fn ladder_estimates_within_its_stated_errors() {
     let progress = crate::progress::Progress::default();
     let climb = |pieces, zstd_bytes| {
         let limits = crate::ladder::Limits { pieces, zstd_bytes };
-        crate::ladder::climb(&collection, &store.stores, limits, &progress).unwrap()
+        let ladder = crate::ladder::climb(&collection, &store.stores, limits, &progress);
+        ladder.unwrap().rungs
     };
     let exact = climb(1 << 16, Some(u64::MAX >> 32));
     let within = |estimate: u64, truth: u64, error: f64| {

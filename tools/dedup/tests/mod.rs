@@ -46,6 +46,7 @@ impl TestStore {
 
     pub(crate) fn report(&self, named: &[&str]) -> Report {
         let collection = self.collect(named).unwrap();
+        assert!(collection.failed.is_empty(), "{:?}", collection.failed);
         assert!(collection.skipped.is_empty(), "{:?}", collection.skipped);
         Report::new(&collection, &Sharing::of(&collection)).unwrap()
     }
@@ -197,6 +198,7 @@ fn collection_of(trees: Vec<Tree>) -> Collection {
         images: vec![image],
         pins: Vec::new(),
         disk: ObjectUsage::default(),
+        failed: Vec::new(),
         skipped: Vec::new(),
     }
 }

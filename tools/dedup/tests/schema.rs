@@ -6,8 +6,11 @@ use serde_json::Value;
 
 use super::TestStore;
 use crate::compare::Comparison;
-use crate::ladder::{Limits, climb};
+use crate::ladder::{Damage, Limits, climb};
 use crate::progress::Progress;
+use crate::report::Report;
+use crate::sharing::Sharing;
+use crate::show::Sizes;
 
 /// The fields of the documented schema with this name, each as `PATH TYPE`.
 fn documented(name: &str) -> Vec<String> {
@@ -57,6 +60,15 @@ fn flatten(path: &str, value: &Value, to: &mut BTreeMap<String, &'static str>) {
 fn schema(value: &impl serde::Serialize) -> Vec<String> {
     let mut fields = BTreeMap::new();
     flatten("", &serde_json::to_value(value).unwrap(), &mut fields);
+    // Of an object or a list that may be null, what is in it tells.
+    let paths: Vec<String> = fields.keys().cloned().collect();
+    fields.retain(|path, kind| {
+        let below = |other: &String| {
+            let rest = other.strip_prefix(path.as_str());
+            rest.is_some_and(|rest| rest.starts_with(['.', '[']))
+        };
+        *kind != "null" || !paths.iter().any(below)
+    });
     let line = |(path, kind): (String, &str)| format!("{path} {kind}");
     fields.into_iter().map(line).collect()
 }
@@ -67,13 +79,15 @@ fn the_schema_of_the_report_is_documented() {
     let own = ["f a x9\nf b x9\nf c z5\nf gone w4", "f c y7\nw gone"];
     store.put(&["one"], &own);
     store.put(&["two"], &["f other x9", "f d v3"]);
-    let mut report = store.report(&[]);
     let collection = store.collect(&[]).unwrap();
+    let sharing = Sharing::of(&collection);
+    let mut report = Report::new(&collection, &sharing).unwrap();
     let progress = Progress::default();
     let ladder = climb(&collection, &store.stores, Limits::default(), &progress);
     let mut ladder = ladder.unwrap();
-    ladder[0].error = 0.5;
-    report.set_ladder(ladder);
+    ladder.rungs[0].error = 0.5;
+    ladder.unreadable.push((0, Damage::Missing));
+    report.set_ladder(&collection, &sharing, ladder);
     assert_eq!(schema(&report), documented("report"));
     let of_layers = |field: &String| field.starts_with("layers[]") || field.starts_with("version ");
     let expected: Vec<String> = documented("report").into_iter().filter(of_layers).collect();
@@ -83,11 +97,24 @@ fn the_schema_of_the_report_is_documented() {
 #[test]
 fn the_schema_of_a_comparison_is_documented() {
     let store = TestStore::new();
-    store.put(&["one"], &["f a x9\nf var/lib/rpm/Packages y9"]);
-    store.put(&["two"], &["f a y9\nf var/lib/rpm/Packages z9"]);
+    store.put(&["one"], &["f a x9\nf var/lib/rpm/Packages y9\nf gone g1"]);
+    store.put(&["two"], &["f a y9\nf var/lib/rpm/Packages z9\nf new n1"]);
     let collection = store.collect(&["one", "two"]).unwrap();
-    let comparison = Comparison::new(&collection, &store.stores, &[]).unwrap();
+    let comparison = Comparison::new(&collection, &store.stores, &[], Sizes::Human).unwrap();
     let mut found = serde_json::to_value(&comparison).unwrap();
+    // Of what one image has only, there is nothing to compare.
+    for file in found["files"].as_array_mut().unwrap() {
+        if file["a"].is_null() || file["b"].is_null() {
+            assert_eq!(file["what"], serde_json::json!([]));
+            file["what"] = serde_json::json!([""]);
+        }
+    }
+    // What a device and a symbolic link have.
+    for side in ["a", "b"] {
+        let entry = &mut found["files"][0][side];
+        entry["device"] = serde_json::json!([1, 3]);
+        entry["target"] = "to".into();
+    }
     // A package that one image has only; its kinds are tested elsewhere.
     found["packages"] = serde_json::json!([
         {"kind": "rpm", "name": "a", "a": null, "b": "1"},
