@@ -17,6 +17,8 @@ function size(bytes) {
   return Number(bytes.toPrecision(3)) + " " + units[unit];
 }
 
+// An image without a name has its id: as many digits as `cowl images` shows.
+const named = name => name.replace(/^sha256:([0-9a-f]{12})[0-9a-f]{52}/, "$1");
 const percent = (part, whole) => whole ? (100 * part / whole).toFixed(1) + "%" : "-";
 const sum = (rows, of) => rows.reduce((total, row) => total + of(row), 0);
 
@@ -167,7 +169,7 @@ show(current);
 addEventListener("resize", () => show(current));
 
 table("images", [
-  ["Image", row => row.name, undefined, true], ["Layers", row => row.layers], bytes("Logical", row => row.logical_bytes),
+  ["Image", row => named(row.name), undefined, true], ["Layers", row => row.layers], bytes("Logical", row => row.logical_bytes),
   bytes("Visible", row => row.visible_bytes), bytes("Stored", row => row.stored.bytes), bytes("Exclusive", row => row.exclusive.bytes),
   bytes("Shared", row => row.shared.bytes), bytes("Fair share", row => row.fair_share_bytes),
   ["Waste", row => row.logical_bytes ? row.waste_bytes / row.logical_bytes : 0, row => percent(row.waste_bytes, row.logical_bytes)],
@@ -179,16 +181,16 @@ const names = report.images.slice(0, MOST).map(image => image.name), stored = ne
 if (names.length > 1) {
   const pairs = new Map(report.matrix.map(row => [row.a + "\0" + row.b, row]));
   const element = make("table", undefined, {class: "heat"}), head = make("tr");
-  head.append(make("td", ""), ...names.map((name, column) => make("th", String(column + 1), {title: name, scope: "col"})));
+  head.append(make("td", ""), ...names.map((name, column) => make("th", String(column + 1), {title: named(name), scope: "col"})));
   element.append(make("thead"), make("tbody"));
   element.firstChild.append(head);
   names.forEach((one, number) => {
     const line = make("tr");
-    line.append(make("th", number + 1 + "  " + one, {title: one, scope: "row"}));
+    line.append(make("th", number + 1 + "  " + named(one), {title: named(one), scope: "row"}));
     names.forEach(other => {
       const row = pairs.get(one + "\0" + other) || pairs.get(other + "\0" + one);
       const [value, share] = one === other ? [stored.get(one), 1] : [row ? row.bytes : 0, row ? row.jaccard : 0];
-      const cell = make("td", size(value), {title: one + " and " + other + ": " + percent(share, 1)});
+      const cell = make("td", size(value), {title: named(one) + " and " + named(other) + ": " + percent(share, 1)});
       cell.style.background = "rgb(var(--heat) / " + (0.04 + 0.5 * share).toFixed(3) + ")";
       line.append(cell);
     });
@@ -225,15 +227,20 @@ for (const rung of report.ladder) {
   document.getElementById("ladder").append(row);
 }
 if (!report.ladder.some(rung => rung.zstd_bytes !== undefined)) document.getElementById("zstd-key").remove();
+if (report.unreadable.length) {
+  const lost = report.unreadable.length === 1 ? "1 content" : report.unreadable.length.toLocaleString("en") + " contents";
+  const bytes = size(sum(report.unreadable, row => row.bytes));
+  document.getElementById("ladder").append(make("p", "Without " + lost + " of " + bytes + ", which cannot be read."));
+}
 if (!report.ladder.length) document.getElementById("ladder-section").remove();
 
 table("waste", [
-  ["Image", row => row.image], ["Cause", row => row.cause], bytes("Bytes", row => row.bytes), ["Files", row => row.files], ["Layer", row => row.layer],
+  ["Image", row => named(row.image)], ["Cause", row => row.cause], bytes("Bytes", row => row.bytes), ["Files", row => row.files], ["Layer", row => row.layer],
   ["Largest", row => row.paths[0] || "", row => (row.paths[0] || "") + (row.files > 1 ? " and " + (row.files - 1) + " more" : ""), true], ["Step", row => row.step, undefined, true],
 ], data.waste, 2);
 table("layers", [
-  ["Image", row => row.image], ["#", row => row.number], ["Added", row => row.added], ["Changed", row => row.changed],
-  ["Deleted", row => row.deleted], bytes("Bytes", row => row.bytes), bytes("Elsewhere", row => row.elsewhere.bytes),
+  ["Image", row => named(row.image)], ["#", row => row.number], ["Added", row => row.added], ["Changed", row => row.changed],
+  ["Deleted", row => row.deleted], bytes("Bytes", row => row.bytes), bytes("Elsewhere", row => row.elsewhere.bytes), bytes("Waste", row => row.waste_bytes),
   ["Step", row => row.created_by, undefined, true],
 ], report.layers);
 table("duplicates", [
@@ -241,8 +248,8 @@ table("duplicates", [
   ["Images", row => row.images], bytes("Missed", row => row.bytes),
 ], report.duplicates, 4);
 table("whatif", [
-  ["Image", row => row.image], bytes("Freed", row => row.freed.bytes),
-  ["What", row => row.onto ? "on the base of " + row.onto : "removed"],
+  ["Image", row => named(row.image)], bytes("Freed", row => row.freed.bytes),
+  ["What", row => row.onto ? "on the base of " + named(row.onto) : "removed"],
 ], [...report.removals, ...report.rebases]);
 
 // Of nothing: a sentence, no empty boxes.
