@@ -113,6 +113,13 @@ impl<'a> Input<'a> {
 
 impl Spool<'_> {
     fn reaches(&mut self, end: u64) -> Result<bool, ImageError> {
+        // What a header announces is not inflated first.
+        if end > ARCHIVE_BYTES {
+            return Err(ImageError::Unsupported {
+                name: self.name.clone(),
+                what: format!("it is larger than {ARCHIVE_BYTES} bytes, which is the limit"),
+            });
+        }
         while self.length < end {
             let Some(stream) = &mut self.stream else {
                 return Ok(false);
@@ -136,12 +143,6 @@ impl Spool<'_> {
                 if let Some(watch) = self.watch {
                     watch.step(Step::Copied { bytes: self.length });
                 }
-            }
-            if self.length > ARCHIVE_BYTES {
-                return Err(ImageError::Unsupported {
-                    name: self.name.clone(),
-                    what: format!("it is larger than {ARCHIVE_BYTES} bytes, which is the limit"),
-                });
             }
         }
         Ok(true)
@@ -259,6 +260,28 @@ sys.stdout.buffer.write(member.tobuf(tarfile.GNU_FORMAT))";
         Index::read("stream", &mut input).unwrap();
         input.finish().unwrap();
         assert!(rest.is_empty());
+    }
+
+    /// A reader of what must not be read.
+    struct Bomb;
+
+    impl Read for Bomb {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            panic!("the bomb is inflated");
+        }
+    }
+
+    #[test]
+    fn index_refuses_an_archive_over_the_limit_without_reading_it() {
+        let (_dir, store) = store();
+        let stream = tar(ARCHIVE_BYTES).take(1 << 20).chain(Bomb);
+        let mut input = Input::stream("bomb.tar.gz", stream, &store, None).unwrap();
+        let error = Index::read("bomb.tar.gz", &mut input).err().unwrap();
+        let message = error.to_string();
+        assert!(
+            message.contains("larger than 1099511627776 bytes"),
+            "{message}"
+        );
     }
 
     #[test]
