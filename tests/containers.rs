@@ -179,6 +179,7 @@ fn exit_codes_are_dockers() {
     assert_eq!(code(&["/srv"]), 126, "a directory");
     assert_eq!(code(&["no-such-program"]), 127);
     assert_eq!(code(&["/no/such/program"]), 127);
+    assert_eq!(code(&[""]), 127, "an empty command");
     assert_eq!(
         store.run(["run", "--rm", "no-such-image", "true"]).code(),
         125
