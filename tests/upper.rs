@@ -5,8 +5,10 @@ use std::path::Path;
 
 use cowl_tests::command::{python, shell, system};
 use cowl_tests::disk::{Mounted, ext4};
+use cowl_tests::host::has_overlayfs;
 use cowl_tests::profile::{directory, root, user};
 use cowl_tests::requests::{costs_during, worker};
+use cowl_tests::skip::skip;
 use cowl_tests::store::Store;
 
 /// Names in each directory, of about 32 bytes as `getdents64` gives them, 32 KiB at a time.
@@ -65,6 +67,94 @@ fn the_first_stat_in_a_directory_takes_no_system_call_per_name_as_root() {
 #[test]
 fn the_first_stat_in_a_directory_takes_no_system_call_per_name_as_user() {
     user(|| the_first_stat_in_a_directory_takes_no_system_call_per_name());
+}
+
+const CONTENT: &str = "
+mkdir -p dir/sub gone empty; for name in one two three; do echo $name > dir/$name; done
+echo deep > dir/sub/deep; echo y > gone/y; ln dir/one linked; ln -s dir/one symlink; mkfifo fifo
+";
+
+/// Each way in which a whiteout comes or goes.
+const RENAMES: &str = "
+rm dir/two; rm -r gone; echo new > gone; rm gone; mkdir gone; mv dir moved; mkdir dir; mv moved/sub dir/sub
+chmod 600 moved/one; mv moved/one dir/one; rm linked; mv symlink linked; rmdir empty; mv fifo empty; mv empty fifo
+mv moved/three fifo; ln fifo moved/three; rm dir/sub/deep; mkdir dir/empty; mv -T dir/empty dir/sub; echo x > .whited
+";
+
+/// All but times, and what only directories have of their own.
+const SHOWN: &str = r"
+find . -mindepth 1 \( -type d -printf '%P %y %m %U:%G\n' \) -o -printf '%P %y %m %U:%G %n %s %l\n' | sort
+find . -type f | sort | while read -r name; do echo $name; cat $name; done
+";
+
+/// As in a container on Docker's overlay2: the upper's file system takes neither devices 0:0 nor
+/// `RENAME_WHITEOUT`.
+fn an_upper_on_overlayfs_hides_names_by_files() {
+    if !has_overlayfs() {
+        return skip("this kernel has no overlayfs");
+    }
+    let place = directory();
+    for name in [
+        "content",
+        "plain",
+        "seen",
+        "host",
+        "host.lower",
+        "host.upper",
+        "host.work",
+    ] {
+        fs::create_dir(place.join(name)).unwrap();
+    }
+    for name in ["content", "plain"] {
+        shell(&place.join(name), CONTENT, [""; 0]);
+    }
+    let store = Store::new("store");
+    store.import_directory(&place.join("content"), "image");
+    let host = "mount -t overlay overlay -o lowerdir=host.lower,upperdir=host.upper,workdir=host.work host";
+    shell(&place, host, [""; 0]);
+    let (seen, upper) = (place.join("seen"), place.join("host/upper"));
+    let mount = || {
+        let image = [Path::new("mount"), Path::new("image")];
+        store.ok([&image[..], &[&seen, Path::new("--upper"), &upper]].concat());
+    };
+    let unmount = || store.ok([Path::new("umount"), &seen]);
+    mount();
+    for changed in [&seen, &place.join("plain")] {
+        shell(changed, RENAMES, [""; 0]);
+    }
+    let expected = shell(&place.join("plain"), SHOWN, [""; 0]);
+    assert_eq!(shell(&seen, SHOWN, [""; 0]), expected);
+    unmount();
+    let kinds = shell(
+        &upper,
+        "find . -type c; find . -name '.wh.*' | wc -l",
+        [""; 0],
+    );
+    assert!(kinds.trim().parse::<u32>().unwrap() > 3, "{kinds}");
+    mount();
+    assert_eq!(shell(&seen, SHOWN, [""; 0]), expected);
+    unmount();
+    store.ok([
+        Path::new("commit"),
+        Path::new("--upper"),
+        &upper,
+        Path::new("image"),
+        Path::new("committed"),
+    ]);
+    let committed = store.mount("committed", "committed");
+    assert_eq!(shell(committed.path(), SHOWN, [""; 0]), expected);
+    committed.unmount();
+    shell(&place, "umount host", [""; 0]);
+}
+
+#[test]
+fn an_upper_on_overlayfs_hides_names_by_files_as_root() {
+    root(|| an_upper_on_overlayfs_hides_names_by_files());
+}
+
+#[test]
+fn an_upper_on_overlayfs_hides_names_by_files_as_user() {
+    user(|| an_upper_on_overlayfs_hides_names_by_files());
 }
 
 const COPY_UPS: &str = "

@@ -13,7 +13,7 @@ use cowl_core::upper::marks::{self, Mark, Namespace, escape};
 use cowl_core::upper::name_at::{NameAt, times};
 use cowl_core::upper::scan::Origins;
 use cowl_core::upper::spelling::Spelling;
-use rustix::fs::{Mode, OFlags, RenameFlags, XattrFlags};
+use rustix::fs::{Mode, OFlags, XattrFlags};
 
 use super::dir::Under;
 use super::event::Event;
@@ -365,9 +365,7 @@ impl Overlay {
             Destination::Name { dir, name } => {
                 self.mark_impure(*dir)?;
                 let place = self.place_in(*dir, name)?;
-                self.preserving_times(*dir, || {
-                    staged.rename(place.name_at(), RenameFlags::NOREPLACE)
-                })
+                self.preserving_times(*dir, || staged.rename_new(place.name_at()))
             }
             Destination::Index(number) => {
                 if upper.spelling() == Spelling::Plain {
@@ -378,15 +376,11 @@ impl Overlay {
                         marks::YES,
                     )?;
                 }
-                staged.rename(
-                    NameAt::new(upper.index(), &Upper::index_name(*number)),
-                    RenameFlags::NOREPLACE,
-                )
+                staged.rename_new(NameAt::new(upper.index(), &Upper::index_name(*number)))
             }
-            Destination::Orphan(number) => staged.rename(
-                NameAt::new(upper.orphans(), number.to_string().as_bytes()),
-                RenameFlags::NOREPLACE,
-            ),
+            Destination::Orphan(number) => {
+                staged.rename_new(NameAt::new(upper.orphans(), number.to_string().as_bytes()))
+            }
         }
     }
 
@@ -406,7 +400,7 @@ impl Overlay {
     }
 
     /// Changes a directory of the upper without changing its times. The caller guards it.
-    fn preserving_times(
+    pub(super) fn preserving_times(
         &self,
         dir: NodeId,
         change: impl FnOnce() -> Result<(), Errno>,

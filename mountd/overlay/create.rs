@@ -11,14 +11,16 @@ use std::sync::Arc;
 use cowl_core::tree::{FileType, Rdev};
 use cowl_core::upper::marks::{self, Mark};
 use cowl_core::upper::name_at::NameAt;
+use cowl_core::upper::whiteouts::Whiteouts;
 use cowl_core::upper::{Upper, remove_temporary};
-use rustix::fs::{Mode, OFlags, RenameFlags, XattrFlags};
+use rustix::fs::{Mode, OFlags, XattrFlags};
 
 use super::copyup::make_special;
 use super::dir::{Target, Under};
 use super::event::Event;
-use super::lookup::check_name;
+use super::lookup::check_new_name;
 use super::node::{Home, UpperFile};
+use super::remove::end_whiteout;
 use super::types::{Caller, Entry, Errno, LowerIno, NodeId, OpenFlags, Opened};
 use super::{Overlay, new_file};
 use crate::journal::Intent;
@@ -176,10 +178,7 @@ impl Overlay {
         };
         let made = create_file(name_at, Kind::Regular, wanted).and_then(|file| {
             let host = name_at.stat()?.stx_ino;
-            name_at.rename(
-                NameAt::new(upper.orphans(), number.to_string().as_bytes()),
-                RenameFlags::NOREPLACE,
-            )?;
+            name_at.rename_new(NameAt::new(upper.orphans(), number.to_string().as_bytes()))?;
             Ok((file, host))
         });
         staging.close(upper);
@@ -215,7 +214,7 @@ impl Overlay {
         wanted: NewFile,
     ) -> Result<(Entry, Option<OwnedFd>), Errno> {
         let upper = self.writable()?;
-        check_name(name)?;
+        check_new_name(upper, name)?;
         if self.resolve(parent, name)?.is_some() {
             return Err(Errno::EXIST);
         }
@@ -232,8 +231,10 @@ impl Overlay {
         let opaque = matches!(kind, Kind::Directory) && under == Under::Directory;
         let device = kind.is_null_device();
         let place = self.place_in(parent, name)?;
-        // Without ACLs none may be handed down by the directory itself.
-        let fd = if whiteout || opaque || device || self.rules.no_acl {
+        // A file beside its whiteout needs no staging. Without ACLs none may be handed down by the
+        // directory itself.
+        let in_its_place = whiteout && upper.whiteouts() == Whiteouts::Devices;
+        let fd = if in_its_place || opaque || device || self.rules.no_acl {
             self.make_in_staging(
                 upper,
                 parent,
@@ -249,6 +250,9 @@ impl Overlay {
         } else {
             create_file(place.name_at(), kind, wanted)?
         };
+        if whiteout {
+            end_whiteout(upper, place.name_at());
+        }
         let stat = place.name_at().stat()?;
         let file = UpperFile {
             opaque,
@@ -336,13 +340,8 @@ impl Overlay {
                 };
                 self.write_mark(name_at, FileType::Regular, &file, None)?;
             }
-            let flags = match (special.whiteout, kind) {
-                (false, _) => RenameFlags::NOREPLACE,
-                // A directory cannot replace a whiteout, but can be exchanged with it.
-                (true, Kind::Directory) => RenameFlags::EXCHANGE,
-                (true, _) => RenameFlags::empty(),
-            };
-            name_at.rename(to, flags)?;
+            let directory = matches!(kind, Kind::Directory);
+            upper.move_in(name_at, to, directory, special.whiteout)?;
             Ok(fd)
         });
         staging.close(upper);

@@ -3,20 +3,20 @@
 use cowl_core::tree::FileType;
 use cowl_core::upper::Upper;
 use cowl_core::upper::name_at::NameAt;
-use rustix::fs::RenameFlags;
+use cowl_core::upper::whiteouts::Whiteouts;
 
 use super::Overlay;
 use super::event::Event;
-use super::lookup::check_name;
+use super::lookup::check_new_name;
 use super::node::Home;
-use super::remove::discard;
+use super::remove::{discard, end_whiteout};
 use super::types::{Entry, Errno, NodeId};
 
 impl Overlay {
     /// Creates a hard link.
     pub fn link(&self, id: NodeId, parent: NodeId, name: &[u8]) -> Result<Entry, Errno> {
         let upper = self.writable()?;
-        check_name(name)?;
+        check_new_name(upper, name)?;
         let id = self.current(id);
         if self.resolve(parent, name)?.is_some() {
             return Err(Errno::EXIST);
@@ -80,18 +80,21 @@ fn link_spot(
     home: Home,
     whiteout: bool,
 ) -> Result<(), Errno> {
-    match (home, whiteout) {
+    match (home, upper.whiteouts()) {
         // An unnamed file gets its first name by moving out of the orphans.
-        (Home::Orphan(_), true) => from.rename(to, RenameFlags::empty()),
-        (Home::Orphan(_), false) => from.rename(to, RenameFlags::NOREPLACE),
-        (_, false) => from.link(to),
-        (_, true) => {
+        (Home::Orphan(_), _) => upper.move_in(from, to, false, whiteout)?,
+        (_, Whiteouts::Devices) if whiteout => {
             let name = upper.new_name();
             let temporary = NameAt::new(upper.tmp(), &name);
             from.link(temporary)?;
-            temporary
-                .rename(to, RenameFlags::empty())
-                .inspect_err(|_| discard(temporary.unlink()))
+            upper
+                .move_in(temporary, to, false, whiteout)
+                .inspect_err(|_| discard(temporary.unlink()))?;
         }
+        _ => from.link(to)?,
     }
+    if whiteout {
+        end_whiteout(upper, to);
+    }
+    Ok(())
 }

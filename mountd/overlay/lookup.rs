@@ -1,14 +1,15 @@
 //! Lookup: the upper's name first, then the lower's. A directory of the upper is listed once; the
 //! marks of a name are read at its lookup.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use cowl_core::tree::FileType;
 use cowl_core::upper::Upper;
-use cowl_core::upper::name_at::NameAt;
+use cowl_core::upper::name_at::{NameAt, times};
 use cowl_core::upper::scan::{self, Listed, MarkError, Marks};
 use rustix::fs::{FileType as HostType, Statx};
 
+use super::attrs::timestamp;
 use super::dir::{Dirent, Target, Under};
 use super::event::Event;
 use super::lower::Child;
@@ -35,6 +36,16 @@ pub(super) fn check_name(name: &[u8]) -> Result<(), Errno> {
         _ if name.len() > NAME_MAX => Err(Errno::NAMETOOLONG),
         _ if name.iter().any(|byte| matches!(byte, b'/' | 0)) => Err(Errno::INVAL),
         _ => Ok(()),
+    }
+}
+
+/// As [`check_name`], for a name that the upper is to have: EINVAL for one that only whiteouts have.
+pub(super) fn check_new_name(upper: &Upper, name: &[u8]) -> Result<(), Errno> {
+    check_name(name)?;
+    if upper.can_name(name) {
+        Ok(())
+    } else {
+        Err(Errno::INVAL)
     }
 }
 
@@ -213,14 +224,19 @@ impl Overlay {
     /// Lists a directory's upper part. The marks of a name are read when it is looked up. The
     /// caller guards the directory.
     pub(super) fn read_upper(&self, dir: NodeId) -> Result<(), Errno> {
-        let space = self.writable()?.namespace();
+        let upper = self.writable()?;
         let fd = self.dir_fd(dir)?;
-        let impure = scan::is_impure(fd.as_fd(), space)?;
+        let impure = scan::is_impure(fd.as_fd(), upper.namespace())?;
         let lower = lower_side(&self.state.read(), dir);
         let mut names = Vec::new();
-        scan::list(fd.as_fd(), |name, listed| {
+        let mut strays = Vec::new();
+        scan::list(fd.as_fd(), upper.whiteouts(), |name, listed| {
+            if matches!(listed, Listed::DeviceWhiteout | Listed::NeedlessWhiteout) {
+                strays.push((name.to_vec(), listed));
+            }
             let target = match listed {
-                Listed::Whiteout => Target::Whiteout,
+                Listed::NeedlessWhiteout => return Ok(()),
+                Listed::Whiteout | Listed::DeviceWhiteout => Target::Whiteout,
                 Listed::File { file_type, inode } => Target::Unread {
                     file_type,
                     host: inode,
@@ -229,6 +245,7 @@ impl Overlay {
             names.push((name.into(), target, self.under_in(lower, name)?));
             Ok(())
         })?;
+        tidy_whiteouts(upper, fd.as_fd(), &strays)?;
         let (subdirs, visible) = match lower {
             Some(lower) => (
                 self.lower.subdir_count(lower)?,
@@ -340,6 +357,33 @@ impl Overlay {
         });
         Ok(())
     }
+}
+
+/// Makes the whiteouts of a directory what the state takes them for: files, and none beside its
+/// name. A crash leaves such a file, and another overlay file system has devices. The directory
+/// keeps its times.
+fn tidy_whiteouts(
+    upper: &Upper,
+    dir: BorrowedFd<'_>,
+    strays: &[(Vec<u8>, Listed)],
+) -> Result<(), Errno> {
+    if strays.is_empty() {
+        return Ok(());
+    }
+    crate::sys::identity::own()?;
+    let own = NameAt::new(dir, b".");
+    let before = own.stat()?;
+    for (name, listed) in strays {
+        let name_at = NameAt::new(dir, name);
+        match listed {
+            Listed::NeedlessWhiteout => upper.drop_whiteout_file(name_at)?,
+            _ => upper.respell(name_at)?,
+        }
+    }
+    own.utimens(&times(
+        timestamp(before.stx_atime),
+        timestamp(before.stx_mtime),
+    ))
 }
 
 /// The state of a file at its name. A copy-up by an earlier mount may not be durable yet.

@@ -258,6 +258,8 @@ impl Overlay {
             journal,
         };
         if let Some(upper) = &overlay.upper {
+            let marks = upper.namespace().prefix();
+            tracing::info!(marks, whiteouts = %upper.whiteouts(), "opened the upper");
             overlay.take_over_root(upper, stamp.as_ref())?;
             overlay
                 .take_over_index(upper)

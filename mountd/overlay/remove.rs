@@ -1,11 +1,13 @@
 //! Removal. Nothing is copied up: a whiteout hides the lower's file. A file that may still be open
 //! moves to `work/orphans`, until its last release and forget.
 
+use std::os::fd::AsFd;
+
 use cowl_core::tree::FileType;
 use cowl_core::upper::marks::{self, Mark};
 use cowl_core::upper::name_at::NameAt;
-use cowl_core::upper::remove_temporary;
-use rustix::fs::RenameFlags;
+use cowl_core::upper::whiteouts::Whiteouts;
+use cowl_core::upper::{Upper, empty, remove_temporary};
 
 use super::Overlay;
 use super::dir::Under;
@@ -59,27 +61,25 @@ impl Overlay {
         let upper = self.writable()?;
         let place = self.place_in(parent, name)?;
         let under = self.under(parent, name)?;
-        let flags = if under == Under::Nothing {
-            RenameFlags::empty()
-        } else {
-            RenameFlags::WHITEOUT
-        };
+        let hides = under != Under::Nothing;
+        if hides {
+            crate::sys::identity::own()?;
+        }
         self.intend(Intent::Remove {
             node: resolved.id.0,
         });
         match (&plan.action, self.has_node(parent, name)) {
             (_, false) => upper.make_whiteout(place.name_at())?,
             (Some(LinkAction::OrphanName(number)), true) => {
-                place.name_at().rename(
-                    NameAt::new(upper.orphans(), number.to_string().as_bytes()),
-                    flags,
-                )?;
+                let number = number.to_string();
+                let orphan = NameAt::new(upper.orphans(), number.as_bytes());
+                upper.move_away(place.name_at(), orphan, hides)?;
             }
-            (_, true) if under == Under::Nothing => place.name_at().unlink()?,
+            (_, true) if !hides => place.name_at().unlink()?,
             (_, true) => {
                 let name = upper.new_name();
                 let temporary = NameAt::new(upper.tmp(), &name);
-                place.name_at().rename(temporary, flags)?;
+                upper.move_away(place.name_at(), temporary, hides)?;
                 discard(temporary.unlink());
             }
         }
@@ -163,10 +163,9 @@ impl Overlay {
             Some(LinkAction::OrphanIndexLink(number)) => {
                 let place = self.place_of(resolved.id)?;
                 let to = number.to_string();
-                place.name_at().rename(
-                    NameAt::new(upper.orphans(), to.as_bytes()),
-                    RenameFlags::NOREPLACE,
-                )?;
+                place
+                    .name_at()
+                    .rename_new(NameAt::new(upper.orphans(), to.as_bytes()))?;
                 events.push(Event::Moved {
                     node: resolved.id,
                     home: Home::Orphan(number),
@@ -265,19 +264,20 @@ impl Overlay {
         self.intend(Intent::Remove {
             node: resolved.id.0,
         });
+        let hides = under != Under::Nothing;
+        if hides {
+            crate::sys::identity::own()?;
+        }
+        // Other programs leave marks beside `.wh.` files, which are never shown.
+        let is_bare = held == 0 && upper.whiteouts() == Whiteouts::Devices;
         if !self.has_node(parent, name) {
             upper.make_whiteout(place.name_at())?;
-        } else if under == Under::Nothing && held == 0 {
+        } else if !hides && is_bare {
             place.name_at().rmdir()?;
         } else {
             let name = upper.new_name();
             let temporary = NameAt::new(upper.tmp(), &name);
-            let flags = if under == Under::Nothing {
-                RenameFlags::NOREPLACE
-            } else {
-                RenameFlags::WHITEOUT
-            };
-            place.name_at().rename(temporary, flags)?;
+            upper.move_away(place.name_at(), temporary, hides)?;
             discard(remove_temporary(temporary));
         }
         self.forget_directory(parent, name, resolved, attr, under);
@@ -307,65 +307,34 @@ impl Overlay {
         self.places.forget(resolved.id);
     }
 
-    /// Replaces a directory that holds only whiteouts by an empty opaque one, so that the host
-    /// accepts a rename over it. The caller guards it and its parent.
-    pub(super) fn clear_directory(
-        &self,
-        parent: NodeId,
-        name: &[u8],
-        dir: NodeId,
-    ) -> Result<(), Errno> {
-        if self
-            .state
-            .read()
-            .dir(dir)
-            .is_none_or(|table| table.held() == 0)
-        {
+    /// Empties a directory that holds only whiteouts, so that the host accepts a rename over it. It
+    /// is opaque before, so nothing is seen of that. The caller guards it and its parent.
+    pub(super) fn clear_directory(&self, dir: NodeId) -> Result<(), Errno> {
+        let upper = self.writable()?;
+        let held = self.state.read().dir(dir).map_or(0, super::dir::Dir::held);
+        if held == 0 && upper.whiteouts() == Whiteouts::Devices {
             return Ok(());
         }
-        let upper = self.writable()?;
         let space = upper.namespace();
-        let place = self.place_in(parent, name)?;
-        let stat = place.name_at().stat()?;
-        let temporary = upper.new_name();
-        let clean = NameAt::new(upper.tmp(), &temporary);
-        crate::sys::identity::own()?;
-        rustix::fs::mkdirat(clean.dir, clean.name, rustix::fs::Mode::RWXU)?;
-        let prepared = (|| {
-            clean.chown(Some(stat.stx_uid), Some(stat.stx_gid))?;
-            clean.chmod(u32::from(stat.stx_mode))?;
-            clean.set_mark(space, Mark::Opaque, marks::YES)?;
+        let fd = self.dir_fd(dir)?;
+        let own = NameAt::new(fd.as_fd(), b".");
+        self.preserving_times(dir, || {
             if let Some(origin) = self.origin_of(dir) {
                 let origin = self.lower.origin_of(origin)?;
-                upper.spelling().write_redirect(clean, space, origin)?;
+                upper.spelling().write_redirect(own, space, origin)?;
             }
-            clean.rename(place.name_at(), RenameFlags::EXCHANGE)
-        })();
-        discard(remove_temporary(clean));
-        prepared?;
-        self.places.forget(dir);
-        let found = place.name_at().stat()?;
-        let file = UpperFile {
-            opaque: true,
-            ..super::new_file(found.stx_ino)
-        };
-        let (origin, file_type) = (self.origin_of(dir), FileType::Directory);
+            own.set_mark(space, Mark::Opaque, marks::YES)?;
+            self.commit(|_| [Event::Opaque { node: dir }]);
+            empty(fd.as_fd())
+        })?;
         self.commit(|_| {
-            [
-                Event::Copied {
-                    node: dir,
-                    file_type,
-                    origin,
-                    file,
-                },
-                Event::DirRead {
-                    dir,
-                    subdirs: 0,
-                    visible: 0,
-                    impure: false,
-                    names: Vec::new(),
-                },
-            ]
+            [Event::DirRead {
+                dir,
+                subdirs: 0,
+                visible: 0,
+                impure: false,
+                names: Vec::new(),
+            }]
         });
         Ok(())
     }
@@ -392,6 +361,16 @@ pub(super) enum LinkAction {
     OrphanIndexLink(u64),
     /// The link in `work/index` is removed.
     RemoveIndexLink,
+}
+
+/// Removes the whiteout beside a file that has taken its name, if it is a file. The next mount
+/// retries it.
+pub(super) fn end_whiteout(upper: &Upper, name_at: NameAt<'_>) {
+    if upper.whiteouts() == Whiteouts::Files
+        && let Err(errno) = upper.drop_whiteout_file(name_at)
+    {
+        tracing::warn!(%errno, "cannot remove a needless whiteout; the next mount will");
+    }
 }
 
 /// Logs a failed removal from the work directory; the next mount retries it.

@@ -7,13 +7,14 @@ use cowl_core::tree::FileType;
 use cowl_core::upper::marks::{self, Mark};
 use cowl_core::upper::name_at::NameAt;
 use cowl_core::upper::spelling::Spelling;
+use cowl_core::upper::whiteouts::Renamed;
 use rustix::fs::RenameFlags;
 
 use super::Overlay;
 use super::dir::{Target, Under};
 use super::event::Event;
-use super::lookup::{Resolved, check_name, lower_side};
-use super::remove::{LinkAction, UnlinkPlan, discard};
+use super::lookup::{Resolved, check_name, check_new_name, lower_side};
+use super::remove::{LinkAction, UnlinkPlan, discard, end_whiteout};
 use super::types::{Attr, Errno, NodeId, RenameMode};
 use crate::journal::Intent;
 
@@ -41,9 +42,9 @@ impl Overlay {
         new_name: &[u8],
         mode: RenameMode,
     ) -> Result<(), Errno> {
-        self.writable()?;
+        let upper = self.writable()?;
         check_name(name)?;
-        check_name(new_name)?;
+        check_new_name(upper, new_name)?;
         let (from, to) = (
             RenameEnd { dir: parent, name },
             RenameEnd {
@@ -241,14 +242,15 @@ impl Overlay {
             self.dirent(to.dir, to.name).map(|dirent| dirent.target),
             Some(Target::Whiteout)
         );
-        // A directory cannot replace a whiteout, but can be exchanged with it, which leaves the
-        // whiteout at the old name.
-        let swap = whiteout && source.file_type == FileType::Directory;
-        let flags = match (swap, under) {
-            (true, _) => RenameFlags::EXCHANGE,
-            (false, Under::Nothing) => RenameFlags::empty(),
-            (false, _) => RenameFlags::WHITEOUT,
+        let upper = self.writable()?;
+        let renamed = Renamed {
+            directory: source.file_type == FileType::Directory,
+            hides: under != Under::Nothing,
+            over_whiteout: whiteout,
         };
+        if renamed.hides {
+            crate::sys::identity::own()?;
+        }
         let place = self.place_in(from.dir, from.name)?;
         let new_place = self.place_in(to.dir, to.name)?;
         let new_under = self.under(to.dir, to.name)?;
@@ -256,11 +258,9 @@ impl Overlay {
             self.intend(Intent::Remove { node: target.id.0 });
         }
         {
-            let _alone =
-                (source.file_type == FileType::Directory).then(|| self.places.moves.write());
-            place
-                .name_at()
-                .rename(new_place.name_at(), flags)
+            let _alone = renamed.directory.then(|| self.places.moves.write());
+            upper
+                .rename(place.name_at(), new_place.name_at(), renamed)
                 .inspect_err(|_| self.undo_replaced(&replaced))?;
             self.commit(|_| {
                 let (node, file_type, name) = (source.id, source.file_type, to.name.into());
@@ -276,8 +276,10 @@ impl Overlay {
                 ]
             });
         }
-        if swap && under == Under::Nothing {
+        if upper.swaps(renamed) && !renamed.hides {
             self.drop_whiteout(from, place.name_at());
+        } else if whiteout {
+            end_whiteout(upper, new_place.name_at());
         }
         match replaced {
             Replaced::Nothing => Ok(()),
@@ -327,7 +329,7 @@ impl Overlay {
                 ..self.attr_guarded(resolved.id)?
             };
             if self.has_node(to.dir, to.name) {
-                self.clear_directory(to.dir, to.name, resolved.id)?;
+                self.clear_directory(resolved.id)?;
             }
             return Ok(Replaced::Directory(resolved, attr));
         }

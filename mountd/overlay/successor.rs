@@ -14,7 +14,7 @@ use cowl_core::tree::FileType;
 use cowl_core::upper::Upper;
 use cowl_core::upper::name_at::NameAt;
 use cowl_core::upper::scan;
-use rustix::fs::{FileType as HostType, RenameFlags};
+use rustix::fs::FileType as HostType;
 
 use super::Overlay;
 use super::dir::{Name, Under};
@@ -210,7 +210,7 @@ impl Overlay {
         }
         let number = upper.new_number().to_string();
         let orphan = NameAt::new(upper.orphans(), number.as_bytes());
-        link.rename(orphan, RenameFlags::NOREPLACE)
+        link.rename_new(orphan)
     }
 }
 

@@ -25,8 +25,10 @@ fn filled(fixture: &Fixture) -> Namespace {
 }
 
 fn set(fixture: &Fixture, path: &str, mark: Mark, space: Namespace, value: &[u8]) {
-    let dir = File::open(fixture.base.path()).unwrap();
-    NameAt::new(dir.as_fd(), path.as_bytes())
+    let path = fixture.path(path);
+    let dir = File::open(path.parent().unwrap()).unwrap();
+    let name = path.file_name().unwrap().as_encoded_bytes();
+    NameAt::new(dir.as_fd(), name)
         .set_mark(space, mark, value)
         .unwrap();
 }

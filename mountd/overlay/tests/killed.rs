@@ -7,7 +7,7 @@ use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 
 use cowl_core::tree::{FileType, Rdev};
 use cowl_tests::skip::skip;
@@ -52,7 +52,8 @@ const STEPS: &[&str] = &[
 ];
 
 /// Calls that change something or come right before one.
-const CALLS: [&str; 17] = [
+const CALLS: [&str; 18] = [
+    "renameat",
     "mkdirat",
     "mknodat",
     "symlinkat",
@@ -182,6 +183,7 @@ fn child_process() {
         return;
     };
     let base = Path::new(&base);
+    let no_flags = base.join("no-flags").exists();
     let tree = fs::read(base.join("tree")).unwrap();
     let overlay = super::open_at(base, &tree, IoMode::Passthrough, true).unwrap();
     let mut done = OpenOptions::new()
@@ -190,9 +192,29 @@ fn child_process() {
         .open(base.join("done"))
         .unwrap();
     for step in STEPS {
-        do_on_overlay(&overlay, step).unwrap_or_else(|errno| panic!("{step}: {errno}"));
+        let outcome = do_on_overlay(&overlay, step);
+        if no_flags && step.starts_with("exchange") {
+            assert_eq!(outcome, Err(Errno::INVAL));
+        } else {
+            outcome.unwrap_or_else(|errno| panic!("{step}: {errno}"));
+        }
         done.write_all(b".").unwrap();
     }
+}
+
+/// Runs the steps in a process to which strace does something at some calls.
+fn child(fixture: &Fixture, call: &str, done: &str) -> ExitStatus {
+    fs::write(fixture.path("done"), "").unwrap();
+    let mut command = Command::new("strace");
+    command
+        .args(["-f", "-qq", "-o", "/dev/null"])
+        .args(["-e", &format!("trace={call}")])
+        .args(["-e", &format!("inject={call}:{done}")])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "overlay::tests::killed::child_process"])
+        .arg("--test-threads=1")
+        .env(BASE, fixture.base.path());
+    super::run(&mut command).status
 }
 
 /// Runs the steps in a process that is killed at its n-th such call; returns whether it was.
@@ -201,17 +223,7 @@ fn run_killed(fixture: &Fixture, call: &str, n: usize) -> bool {
         fs::remove_dir_all(fixture.path(name)).unwrap();
         fs::create_dir(fixture.path(name)).unwrap();
     }
-    fs::write(fixture.path("done"), "").unwrap();
-    let mut command = Command::new("strace");
-    command
-        .args(["-f", "-qq", "-o", "/dev/null"])
-        .args(["-e", &format!("trace={call}")])
-        .args(["-e", &format!("inject={call}:signal=KILL:when={n}")])
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", "overlay::tests::killed::child_process"])
-        .arg("--test-threads=1")
-        .env(BASE, fixture.base.path());
-    let ended = super::run(&mut command).status;
+    let ended = child(fixture, call, &format!("signal=KILL:when={n}"));
     assert!(
         ended.success() || ended.signal() == Some(9),
         "{n}: {ended:?}"
@@ -253,6 +265,36 @@ fn sigkill_at_any_system_call_leaves_the_old_or_the_new_state() {
         }
     }
     assert!(kills > 100, "strace counts nothing: {kills}");
+}
+
+#[test]
+fn sigkill_leaves_the_old_or_the_new_state_where_whiteouts_are_files() {
+    if !super::model::owners() {
+        return skip("neither devices nor files of other users can be made here");
+    }
+    let all = "overlay::tests::killed::sigkill_at_any_system_call_leaves_the_old_or_the_new_state";
+    super::run_on_overlayfs(&["--exact", all]);
+}
+
+/// NFS has no flag of renameat2. There an exchange fails, as on a plain directory.
+#[test]
+fn renames_need_no_flags_of_the_upper() {
+    let fixture = small();
+    if !super::model::owners() {
+        return skip("neither devices nor files of other users can be made here");
+    }
+    fixture.write_tree();
+    let plain = fixture.path("plain");
+    for step in STEPS.iter().filter(|step| !step.starts_with("exchange")) {
+        do_on_plain(&plain, step).unwrap_or_else(|errno| panic!("{step}: {errno}"));
+    }
+    fs::write(fixture.path("no-flags"), "").unwrap();
+    let status = child(&fixture, "renameat2", "error=EINVAL");
+    assert!(status.success(), "{status:?}");
+    let done = fs::read(fixture.path("done")).unwrap().len();
+    assert_eq!(done, STEPS.len());
+    let ours = view::of_overlay(&fixture.overlay());
+    view::assert_same(&ours, &view::of_directory(&plain), &[]);
 }
 
 fn check_killed(fixture: &Fixture, states: &[Tree], at: &str) {

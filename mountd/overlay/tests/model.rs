@@ -287,3 +287,9 @@ fn random_operations_match_a_plain_directory_over_layers_with_handles() {
 fn random_operations_match_a_plain_directory_over_layers_without_handles() {
     run(Over::Layers, IoMode::Cached);
 }
+
+#[test]
+fn random_operations_match_a_plain_directory_where_whiteouts_are_files() {
+    let all = ["overlay::tests::model", "--skip", "whiteouts_are_files"];
+    super::run_on_overlayfs(&all);
+}

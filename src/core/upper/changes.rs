@@ -208,8 +208,10 @@ impl<E: From<ChangesError>, F: FnMut(&Change<'_>) -> Result<(), E>> Walk<'_, F> 
         };
         let opened = opened.map_err(at(&dir.path))?;
         let mut names = Vec::new();
-        scan::list(opened.as_fd(), |name, listed| {
-            names.push((Box::<[u8]>::from(name), listed));
+        scan::list(opened.as_fd(), self.upper.whiteouts(), |name, listed| {
+            if listed != Listed::NeedlessWhiteout {
+                names.push((Box::<[u8]>::from(name), listed));
+            }
             Ok(())
         })
         .map_err(at(&dir.path))?;
@@ -237,7 +239,8 @@ impl<E: From<ChangesError>, F: FnMut(&Change<'_>) -> Result<(), E>> Walk<'_, F> 
         let mut directories = Vec::new();
         for (name, listed) in names {
             match listed {
-                Listed::Whiteout => {
+                Listed::NeedlessWhiteout => {}
+                Listed::Whiteout | Listed::DeviceWhiteout => {
                     if merges && self.child(dir.here, &name)?.is_some() {
                         self.give(&join(&dir.path, &name), Now::Nothing)?;
                     }

@@ -60,8 +60,9 @@ pub fn each_entry(
     Ok(())
 }
 
-/// Empties a directory of the work directory. Nothing in it is more than two levels deep.
-pub(super) fn empty(dir: BorrowedFd<'_>) -> rustix::io::Result<()> {
+/// Empties a directory: one of the work directory, in which nothing is more than two levels deep,
+/// or one that holds only whiteouts.
+pub fn empty(dir: BorrowedFd<'_>) -> rustix::io::Result<()> {
     let mut names = Vec::new();
     each_entry(dir, |name, file_type, _| {
         names.push((name.to_vec(), file_type));

@@ -7,7 +7,8 @@
 //! # Layout
 //! ```text
 //! upper/                 changed files, whiteouts, marks; the directory is locked while mounted
-//! work/lock              locked while mounted; the namespace of marks: "trusted" or "user"
+//! work/lock              locked while mounted; the namespace of marks: "trusted" or "user", and
+//!                        " .wh." if whiteouts are files
 //! work/tmp/              staged files, and a link to the whiteouts of this mount; emptied at mount
 //! work/index/<number>    link to each copied-up hard link of the lower: over a tree by node
 //! number;
@@ -16,8 +17,7 @@
 //! work/orphans/<number>  removed files that are still open; emptied at mount
 //! work/work/incompat     over plain directories: overlayfs's mark of a volatile upper
 //! ```
-//! Both directories must be on one file system, with extended attributes, device nodes and
-//! `RENAME_WHITEOUT`.
+//! Both directories must be on one file system, with extended attributes.
 //!
 //! # Marks
 //! Extended attributes below `trusted.overlay.` where the worker has `CAP_SYS_ADMIN` in the
@@ -26,7 +26,8 @@
 //! (Documentation/filesystems/overlayfs.rst); the kernel ignores the others. [`scan`] says what
 //! they mean.
 //! ```text
-//! a character device 0:0    whiteout: hides the tree's file of this name
+//! a character device 0:0    whiteout: hides the tree's file of this name; where the host makes
+//!                           none, a file `.wh.NAME` ([`whiteouts`])
 //! opaque        "y"         directory: hides what the tree has under this name or origin
 //! impure        "y"         directory: files in it bear the mark `cowl`
 //! cowl          below       what a file was copied up from
@@ -81,6 +82,7 @@ pub mod name_at;
 mod probe;
 pub mod scan;
 pub mod spelling;
+pub mod whiteouts;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -88,12 +90,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
-pub use directories::{each_entry, remove_temporary};
+pub use directories::{each_entry, empty, remove_temporary};
 
-use directories::{empty, last_number, numbers_in, open_directory, subdirectory};
+use directories::{last_number, numbers_in, open_directory, subdirectory};
 use marks::{Mark, Namespace, Stamp};
 use name_at::NameAt;
+use probe::Record;
 use spelling::Spelling;
+use whiteouts::Whiteouts;
 
 /// Why an upper cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -137,9 +141,9 @@ pub enum UpperError {
         "the upper's file system has no extended attributes in {0}: use another file system for the upper"
     )]
     NoXattrs(&'static str),
-    /// No whiteouts.
+    /// Whiteouts as devices in the upper, where they cannot be made.
     #[error(
-        "the upper's file system cannot hold whiteouts (character devices 0:0, made by RENAME_WHITEOUT): {0}"
+        "the upper's whiteouts are character devices 0:0, which cannot be made here (with RENAME_WHITEOUT): {0}"
     )]
     NoWhiteouts(Errno),
     /// A feature that overlayfs marks an upper with.
@@ -222,6 +226,7 @@ pub struct Upper {
     _locks: Vec<OwnedFd>,
     space: Namespace,
     spelling: Spelling,
+    whiteouts: Whiteouts,
     condition: Condition,
     next_link: AtomicU64,
     next_number: AtomicU64,
@@ -268,7 +273,6 @@ impl Upper {
         }
         probe::check_same_file_system(root.as_fd(), tmp.as_fd())?;
         probe::drop_default_acl(tmp.as_fd())?;
-        probe::check_whiteouts(tmp.as_fd())?;
         let is_new = probe::is_new(root.as_fd())?;
         let only_user = matches!(
             base,
@@ -277,7 +281,13 @@ impl Upper {
                 ..
             }
         );
-        let space = probe::namespace(work.as_fd(), lock.as_fd(), tmp.as_fd(), is_new, only_user)?;
+        // What is recorded for a new upper is a removed one's.
+        let recorded = probe::record(lock.as_fd())?.filter(|_| !is_new);
+        let record = match recorded {
+            Some(record) => record.check(tmp.as_fd())?,
+            None => probe::write_record(work.as_fd(), lock.as_fd(), tmp.as_fd(), only_user)?,
+        };
+        let space = record.space;
         let (condition, is_of_this_upper) = match base {
             Base::Tree(stamp) => {
                 let condition = probe::compare_stamp(root.as_fd(), space, stamp)?;
@@ -310,6 +320,7 @@ impl Upper {
             _locks: vec![lock, claim],
             space,
             spelling: base.spelling(),
+            whiteouts: record.whiteouts,
             condition,
             next_link: AtomicU64::new(last_link + 1),
             next_number: AtomicU64::new(last_orphan + 1),
@@ -324,7 +335,7 @@ impl Upper {
     /// # Errors
     /// An upper that no mount has written to, or one over another tree.
     pub fn of_mount(root: OwnedFd, work: &OwnedFd, stamp: &Stamp) -> Result<Self, UpperError> {
-        let space = probe::recorded_namespace(work.as_fd())?;
+        let Record { space, whiteouts } = probe::record_of_mount(work.as_fd())?;
         let condition = probe::compare_stamp(root.as_fd(), space, stamp)?;
         let open = |name: &[u8]| {
             open_directory(work.as_fd(), name).map_err(host("opening the work directory"))
@@ -337,6 +348,7 @@ impl Upper {
             root,
             space,
             spelling: Spelling::Tree,
+            whiteouts,
             condition,
             next_link: AtomicU64::new(0),
             next_number: AtomicU64::new(0),
@@ -401,30 +413,6 @@ impl Upper {
     /// Such a number as the name of a file.
     pub fn new_name(&self) -> Vec<u8> {
         self.new_number().to_string().into_bytes()
-    }
-
-    /// Makes a whiteout; EEXIST if the name exists. As in overlayfs, whiteouts are links to one
-    /// inode: a mknod for each takes the host ten times as long.
-    pub fn make_whiteout(&self, at: NameAt<'_>) -> rustix::io::Result<()> {
-        let shared = self.whiteout.load(Ordering::Relaxed);
-        if shared != 0 {
-            match NameAt::new(self.tmp(), shared.to_string().as_bytes()).link(at) {
-                // Too many links, or linking is refused (protected_hardlinks, a file system
-                // without links).
-                Err(Errno::MLINK | Errno::PERM | Errno::OPNOTSUPP) => {}
-                linked => return linked,
-            }
-        }
-        at.make_whiteout()?;
-        let number = self.new_number();
-        // If this fails, the next whiteout gets its own inode, too.
-        if at
-            .link(NameAt::new(self.tmp(), number.to_string().as_bytes()))
-            .is_ok()
-        {
-            self.whiteout.store(number, Ordering::Relaxed);
-        }
-        Ok(())
     }
 
     /// The numbers of the files in `work/index`: over a tree, of their nodes.

@@ -3,7 +3,9 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use rustix::fs::{AtFlags, FileType as HostType, Mode, Statx, StatxFlags, Timestamps, XattrFlags};
+use rustix::fs::{
+    AtFlags, FileType as HostType, Mode, RenameFlags, Statx, StatxFlags, Timestamps, XattrFlags,
+};
 use rustix::io::{Errno, Result};
 
 use super::marks::{Mark, Namespace};
@@ -153,8 +155,21 @@ impl<'a> NameAt<'a> {
     }
 
     /// Renames to `to`.
-    pub fn rename(self, to: NameAt<'_>, flags: rustix::fs::RenameFlags) -> Result<()> {
+    pub fn rename(self, to: NameAt<'_>, flags: RenameFlags) -> Result<()> {
+        if flags.is_empty() {
+            return rustix::fs::renameat(self.dir, self.name, to.dir, to.name);
+        }
         rustix::fs::renameat_with(self.dir, self.name, to.dir, to.name, flags)
+    }
+
+    /// Renames to a name that nothing has; EEXIST if something has. The caller keeps others from
+    /// that name: a file system without `RENAME_NOREPLACE` (NFS) is asked before.
+    pub fn rename_new(self, to: NameAt<'_>) -> Result<()> {
+        match self.rename(to, RenameFlags::NOREPLACE) {
+            Err(Errno::INVAL) if to.exists()? => Err(Errno::EXIST),
+            Err(Errno::INVAL) => self.rename(to, RenameFlags::empty()),
+            renamed => renamed,
+        }
     }
 }
 

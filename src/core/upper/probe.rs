@@ -7,6 +7,7 @@ use rustix::io::Errno;
 
 use super::marks::{Mark, Namespace, Stamp};
 use super::name_at::{NameAt, is_whiteout};
+use super::whiteouts::Whiteouts;
 use super::{Condition, UpperError, each_entry, host, try_lock};
 
 /// Opens and locks `work/lock`.
@@ -97,8 +98,9 @@ pub(super) fn mark_volatile(work: BorrowedFd<'_>) -> Result<(), UpperError> {
     }
 }
 
-/// Makes a whiteout by RENAME_WHITEOUT, which tests device nodes and the flag at once.
-pub(super) fn check_whiteouts(tmp: BorrowedFd<'_>) -> Result<(), UpperError> {
+/// Makes a whiteout by RENAME_WHITEOUT, which tests device nodes and the flag at once; returns why
+/// that cannot be.
+fn try_devices(tmp: BorrowedFd<'_>) -> Result<Result<(), Errno>, UpperError> {
     let (from, to) = (NameAt::new(tmp, b"probe"), NameAt::new(tmp, b"probed"));
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
     drop(
@@ -113,11 +115,11 @@ pub(super) fn check_whiteouts(tmp: BorrowedFd<'_>) -> Result<(), UpperError> {
             Err(errno) => return Err(host("writing to work/tmp")(errno)),
         }
     }
-    match (tried, made) {
+    Ok(match (tried, made) {
         (Ok(()), Ok(true)) => Ok(()),
-        (Err(errno), _) => Err(UpperError::NoWhiteouts(errno)),
-        (Ok(()), _) => Err(UpperError::NoWhiteouts(Errno::OPNOTSUPP)),
-    }
+        (Err(errno), _) => Err(errno),
+        (Ok(()), _) => Err(Errno::OPNOTSUPP),
+    })
 }
 
 /// Whether no mount has written to the upper: it has no entries and no stamp. (A stamp in
@@ -143,64 +145,99 @@ fn has_entries(root: BorrowedFd<'_>) -> Result<bool, UpperError> {
     Ok(entries)
 }
 
-/// The namespace of this upper's marks: the one recorded at its first mount, else `trusted.` if it
-/// works, else `user.`. For a new upper the record is a removed one's, and is replaced.
+/// How an upper is written, as its first mount found out and `work/lock` keeps it.
 ///
 /// It is recorded, durably, before the first mark: without privilege marks in `trusted.` are
-/// invisible, and where both namespaces work marks in the other one would be ignored.
-pub(super) fn namespace(
+/// invisible, and where both namespaces work marks in the other one would be ignored. So would
+/// whiteouts of the other kind.
+#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+pub(super) struct Record {
+    /// Of the marks.
+    pub(super) space: Namespace,
+    pub(super) whiteouts: Whiteouts,
+}
+
+const RECORDS: [(&[u8], Record); 4] = {
+    const fn record(space: Namespace, whiteouts: Whiteouts) -> Record {
+        Record { space, whiteouts }
+    }
+    [
+        (b"trusted\n", record(Namespace::Trusted, Whiteouts::Devices)),
+        (b"user\n", record(Namespace::User, Whiteouts::Devices)),
+        (
+            b"trusted .wh.\n",
+            record(Namespace::Trusted, Whiteouts::Files),
+        ),
+        (b"user .wh.\n", record(Namespace::User, Whiteouts::Files)),
+    ]
+};
+
+impl Record {
+    /// Refuses a way that does not work here.
+    pub(super) fn check(self, tmp: BorrowedFd<'_>) -> Result<Self, UpperError> {
+        match self.space {
+            _ if accepts(tmp, self.space)? => {}
+            Namespace::Trusted => return Err(UpperError::NeedsPrivilege),
+            Namespace::User => return Err(UpperError::NoXattrs("user.")),
+        }
+        if self.whiteouts == Whiteouts::Devices {
+            try_devices(tmp)?.map_err(UpperError::NoWhiteouts)?;
+        }
+        Ok(self)
+    }
+}
+
+/// What is recorded, if anything is.
+pub(super) fn record(lock: BorrowedFd<'_>) -> Result<Option<Record>, UpperError> {
+    let mut text = [0; 32];
+    let length = rustix::io::pread(lock, &mut text, 0).map_err(host("reading work/lock"))?;
+    let text = text.get(..length).unwrap_or_default();
+    // New, or zeroed by a power cut before it was synced: there are no marks yet.
+    if text.iter().all(|byte| *byte == 0) {
+        return Ok(None);
+    }
+    let found = RECORDS.iter().find(|(known, _)| *known == text);
+    found.map(|(_, record)| Some(*record)).ok_or_else(|| {
+        host("reading work/lock, which has no words that this version of cowl knows")(Errno::INVAL)
+    })
+}
+
+/// Finds out how an upper is to be written, and records it: marks in `trusted.` if that works and
+/// unless `only_user`, else in `user.`; whiteouts as devices, else as files.
+pub(super) fn write_record(
     work: BorrowedFd<'_>,
     lock: BorrowedFd<'_>,
     tmp: BorrowedFd<'_>,
-    is_new: bool,
     only_user: bool,
-) -> Result<Namespace, UpperError> {
-    let mut text = [0; 8];
-    let length = rustix::io::pread(lock, &mut text, 0).map_err(host("reading work/lock"))?;
-    match text.get(..length).unwrap_or_default() {
-        // New, or zeroed by a power cut before the sync below: there are no marks yet.
-        text if text.iter().all(|byte| *byte == 0) => {}
-        b"trusted\n" | b"user\n" if is_new => {}
-        b"trusted\n" => {
-            return accepts(tmp, Namespace::Trusted)?
-                .then_some(Namespace::Trusted)
-                .ok_or(UpperError::NeedsPrivilege);
-        }
-        b"user\n" if accepts(tmp, Namespace::User)? => return Ok(Namespace::User),
-        b"user\n" => return Err(UpperError::NoXattrs("user.")),
-        _ => {
-            return Err(host(
-                "reading work/lock, which holds neither \"trusted\" nor \"user\"",
-            )(Errno::INVAL));
-        }
-    }
-    let (space, text) = if !only_user && accepts(tmp, Namespace::Trusted)? {
-        (Namespace::Trusted, &b"trusted\n"[..])
+) -> Result<Record, UpperError> {
+    let space = if !only_user && accepts(tmp, Namespace::Trusted)? {
+        Namespace::Trusted
     } else if accepts(tmp, Namespace::User)? {
-        (Namespace::User, &b"user\n"[..])
+        Namespace::User
     } else {
         return Err(UpperError::NoXattrs("trusted. or user."));
     };
+    let whiteouts = match try_devices(tmp)? {
+        Ok(()) => Whiteouts::Devices,
+        Err(_cannot_be_made) => Whiteouts::Files,
+    };
+    let record = Record { space, whiteouts };
+    let text = RECORDS.iter().find(|(_, known)| *known == record);
+    let text = text.map(|(text, _)| *text).unwrap_or_default();
     rustix::fs::ftruncate(lock, 0).map_err(host("writing work/lock"))?;
     rustix::io::pwrite(lock, text, 0).map_err(host("writing work/lock"))?;
     for written in [lock, work] {
         rustix::fs::fsync(written).map_err(host("writing work/lock"))?;
     }
-    Ok(space)
+    Ok(record)
 }
 
-/// The namespace that [`namespace`] has recorded.
-pub(super) fn recorded_namespace(work: BorrowedFd<'_>) -> Result<Namespace, UpperError> {
+/// What a mount has recorded.
+pub(super) fn record_of_mount(work: BorrowedFd<'_>) -> Result<Record, UpperError> {
     let what = "reading work/lock";
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let lock = rustix::fs::openat(work, "lock", flags, Mode::empty()).map_err(host(what))?;
-    let mut text = [0; 8];
-    let length = rustix::io::pread(&lock, &mut text, 0).map_err(host(what))?;
-    match text.get(..length) {
-        Some(b"trusted\n") => Ok(Namespace::Trusted),
-        Some(b"user\n") => Ok(Namespace::User),
-        _ => Err(host(what)(Errno::INVAL)),
-    }
+    record(std::os::fd::AsFd::as_fd(&lock))?.ok_or_else(|| host(what)(Errno::INVAL))
 }
 
 /// Whether marks of a namespace work: sets one on `work/tmp` and reads it back. In a user

@@ -14,6 +14,7 @@ use super::each_entry;
 use super::marks::{self, FileMark, Mark, Namespace, Origin, Saved, UnknownMark};
 use super::name_at::{NameAt, is_whiteout};
 use super::spelling::{self, KernelOrigin, Spelling};
+use super::whiteouts::{Whiteouts, hidden_by};
 use crate::tree::FileType;
 
 /// A name of an upper's directory, as it is listed.
@@ -21,6 +22,10 @@ use crate::tree::FileType;
 pub enum Listed {
     /// The tree's file of this name is hidden.
     Whiteout,
+    /// The same by a device, in an upper whose whiteouts are files.
+    DeviceWhiteout,
+    /// A `.wh.` file beside a file of this name, which says nothing.
+    NeedlessWhiteout,
     /// A file; its marks are still to be read.
     File {
         /// Of the host's file.
@@ -80,10 +85,22 @@ pub enum MarkError {
 /// cost one `statx` for all.
 pub fn list(
     dir: BorrowedFd<'_>,
+    whiteouts: Whiteouts,
     mut f: impl FnMut(&[u8], Listed) -> rustix::io::Result<()>,
 ) -> rustix::io::Result<()> {
-    let mut whiteouts = HashSet::new();
+    let mut devices = HashSet::new();
+    // Where whiteouts are files: what they hide, and the names of all other entries.
+    let mut hidden: Vec<Box<[u8]>> = Vec::new();
+    let mut files: HashSet<Box<[u8]>> = HashSet::new();
+    let mut hidden_by_devices: HashSet<Box<[u8]>> = HashSet::new();
     each_entry(dir, |name, host_type, inode| {
+        if whiteouts == Whiteouts::Files {
+            if let Some(name) = hidden_by(name) {
+                hidden.extend((!name.is_empty()).then(|| name.into()));
+                return Ok(());
+            }
+            files.insert(name.into());
+        }
         let host_type = match host_type {
             HostType::Unknown => {
                 HostType::from_raw_mode(u32::from(NameAt::new(dir, name).stat()?.stx_mode))
@@ -91,16 +108,30 @@ pub fn list(
             known => known,
         };
         if host_type == HostType::CharacterDevice {
-            if !whiteouts.contains(&inode) && is_whiteout(&NameAt::new(dir, name).stat()?) {
-                whiteouts.insert(inode);
+            if !devices.contains(&inode) && is_whiteout(&NameAt::new(dir, name).stat()?) {
+                devices.insert(inode);
             }
-            if whiteouts.contains(&inode) {
-                return f(name, Listed::Whiteout);
+            if devices.contains(&inode) {
+                return match whiteouts {
+                    Whiteouts::Devices => f(name, Listed::Whiteout),
+                    Whiteouts::Files => {
+                        hidden_by_devices.insert(name.into());
+                        f(name, Listed::DeviceWhiteout)
+                    }
+                };
             }
         }
         let file_type = file_type(host_type).ok_or(Errno::IO)?;
         f(name, Listed::File { file_type, inode })
-    })
+    })?;
+    for name in hidden {
+        if !files.contains(&name) {
+            f(&name, Listed::Whiteout)?;
+        } else if !hidden_by_devices.contains(&name) {
+            f(&name, Listed::NeedlessWhiteout)?;
+        }
+    }
+    Ok(())
 }
 
 /// The type of a file of the host.

@@ -198,6 +198,124 @@ fn marks_and_xattrs_work_on_every_file_type() {
     assert_eq!(file.xattr(b"user.long").unwrap().unwrap(), long);
 }
 
+/// The directory that everything is in, with an upper whose whiteouts are files.
+fn with_whiteout_files() -> (tempfile::TempDir, Upper) {
+    let base = tempfile::tempdir().unwrap();
+    open(base.path(), &stamp("a", 1))
+        .unwrap()
+        .stamp(&stamp("a", 1))
+        .unwrap();
+    let lock = base.path().join("work/lock");
+    let record = fs::read_to_string(&lock).unwrap();
+    fs::write(lock, record.replace('\n', " .wh.\n")).unwrap();
+    let upper = open(base.path(), &stamp("a", 1)).unwrap();
+    (base, upper)
+}
+
+fn names_in(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<String> = names.collect();
+    names.sort();
+    names
+}
+
+/// An upper keeps its first mount's whiteouts; a new one gets devices, where they can be made.
+#[test]
+fn open_keeps_the_recorded_kind_of_whiteouts() {
+    let (base, upper) = with_whiteout_files();
+    assert_eq!(upper.whiteouts(), Whiteouts::Files);
+    drop(upper);
+    let upper = open(base.path(), &stamp("a", 1)).unwrap();
+    assert_eq!(upper.whiteouts(), Whiteouts::Files);
+    let dir = |name: &str| OwnedFd::from(File::open(base.path().join(name)).unwrap());
+    let mounted = Upper::of_mount(dir("upper"), &dir("work"), &stamp("a", 1)).unwrap();
+    assert_eq!(mounted.whiteouts(), Whiteouts::Files);
+    drop(upper);
+    fs::remove_dir(base.path().join("upper")).unwrap();
+    let upper = open(base.path(), &stamp("a", 1)).unwrap();
+    assert_eq!(upper.whiteouts(), Whiteouts::Devices);
+    fs::write(base.path().join("upper/file"), "").unwrap();
+    drop(upper);
+    fs::write(base.path().join("work/lock"), "user .xx.\n").unwrap();
+    assert!(open(base.path(), &stamp("a", 1)).is_err());
+}
+
+#[test]
+fn moves_leave_whiteout_files_and_take_their_place() {
+    let (base, upper) = with_whiteout_files();
+    let dir = base.path().join("upper");
+    let (one, two) = (
+        NameAt::new(upper.root(), b"one"),
+        NameAt::new(upper.root(), b"two"),
+    );
+    let away = NameAt::new(upper.tmp(), b"away");
+    fs::create_dir(dir.join("one")).unwrap();
+    upper.move_away(one, away, true).unwrap();
+    assert_eq!(names_in(&dir), [".wh.one"]);
+    upper.move_in(away, one, true, true).unwrap();
+    upper.drop_whiteout_file(one).unwrap();
+    assert_eq!(names_in(&dir), ["one"]);
+    upper.make_whiteout(two).unwrap();
+    let renamed = whiteouts::Renamed {
+        directory: true,
+        hides: true,
+        over_whiteout: true,
+    };
+    assert!(!upper.swaps(renamed));
+    upper.rename(one, two, renamed).unwrap();
+    assert_eq!(names_in(&dir), [".wh.one", ".wh.two", "two"]);
+    // A failure leaves nothing behind.
+    fs::create_dir(base.path().join("work/tmp/away")).unwrap();
+    assert_eq!(upper.move_away(two, away, true), Err(Errno::EXIST));
+    assert_eq!(names_in(&dir), [".wh.one", "two"]);
+}
+
+#[test]
+fn list_tells_whiteout_files_from_needless_ones_and_from_marks_of_aufs() {
+    use scan::Listed;
+    let (base, upper) = with_whiteout_files();
+    let dir = base.path().join("upper");
+    for name in [
+        ".wh.gone",
+        ".wh.both",
+        "both",
+        ".wh.",
+        ".wh..",
+        ".wh...",
+        ".wh..wh..opq",
+        ".wh..hidden",
+        "x.wh.y",
+    ] {
+        fs::write(dir.join(name), "").unwrap();
+    }
+    NameAt::new(upper.root(), b"device")
+        .make_whiteout()
+        .unwrap();
+    let mut found = Vec::new();
+    scan::list(upper.root(), upper.whiteouts(), |name, listed| {
+        let listed = match listed {
+            Listed::Whiteout => "hidden",
+            Listed::DeviceWhiteout => "hidden by a device",
+            Listed::NeedlessWhiteout => "needless",
+            Listed::File { .. } => "file",
+        };
+        found.push((String::from_utf8(name.to_vec()).unwrap(), listed));
+        Ok(())
+    })
+    .unwrap();
+    found.sort();
+    let expected = [
+        (".hidden", "hidden"),
+        ("both", "file"),
+        ("both", "needless"),
+        ("device", "hidden by a device"),
+        ("gone", "hidden"),
+        ("x.wh.y", "file"),
+    ];
+    assert_eq!(found, expected.map(|(name, what)| (name.to_owned(), what)));
+}
+
 #[test]
 fn make_whiteout_creates_a_character_device_0_0() {
     let base = tempfile::tempdir().unwrap();
