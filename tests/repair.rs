@@ -27,13 +27,14 @@ printf "\\$octal" | dd of="$1" bs=1 seek=$half conv=notrunc status=none; chmod "
 
 /// What is damaged: a shell script that prints its path, how, and which sources heal it. A
 /// compressed layer heals what it was made of, the store alone what follows from its other files.
-const DAMAGES: [(&str, &str, &[From]); 13] = [
+const DAMAGES: [(&str, &str, &[From]); 14] = [
     // The object that both a tree and its recipe need, small or large, or nothing of it.
     ("find objects -type f -size +200", FLIP, &ALL),
     ("grep -rlx small objects", FLIP, &ALL),
     ("find objects -type f -size +200", "rm -f \"$1\"", &ALL),
     ("ls -d layers/*/tree-v2", FLIP, &ALL),
     ("ls -d layers/*/recipe-v2", FLIP, &ALL),
+    ("ls -d layers/*/recipe-v2", "rm -f \"$1\"", &ALL),
     ("ls -d layers/*/layer.json", FLIP, &ALL),
     ("ls -d layers/*", "rm -r \"$1\"", &ALL),
     ("ls -d merged/*", FLIP, &ALL),

@@ -329,7 +329,7 @@ impl<'l> LayerLoader<'l> {
             imported.diff_id,
             imported.tree_bytes,
             imported.stats.stream_bytes,
-            Some(&imported.recipe),
+            &imported.recipe,
         )?;
         Ok(blob)
     }

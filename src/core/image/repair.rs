@@ -141,7 +141,7 @@ fn heal_layer(
             imported.diff_id,
             imported.tree_bytes,
             imported.stats.stream_bytes,
-            Some(&imported.recipe),
+            &imported.recipe,
         )?;
         Ok(())
     };

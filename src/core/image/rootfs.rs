@@ -86,7 +86,7 @@ fn add(tar: &File, stage: &Stage<'_>, watch: Option<&dyn Watch>) -> Result<DiffI
         imported.diff_id,
         imported.tree_bytes,
         imported.stats.stream_bytes,
-        Some(&imported.recipe),
+        &imported.recipe,
     )?;
     Ok(imported.diff_id)
 }

@@ -108,24 +108,20 @@ impl Store {
         let Some(tree) = other.layer_tree(diff)? else {
             return Ok(false);
         };
-        let mut recipe = None;
-        if let Some(file) = other.layer_recipe(diff)? {
-            let path = other.layers()?.join(diff.0.hex());
-            let mut bytes = Vec::new();
-            file.take(RECIPE_LIMIT)
-                .read_to_end(&mut bytes)
-                .map_err(|source| StoreError::io("read", path, source))?;
-            recipe = Some(bytes);
-        }
-        let of_recipe = || {
-            let recipe = Recipe::open(recipe.as_deref()?).ok()?;
-            Some(recipe.tar_bytes())
+        let Some(file) = other.layer_recipe(diff)? else {
+            return Ok(false);
         };
+        let path = other.layers()?.join(diff.0.hex());
+        let mut recipe = Vec::new();
+        file.take(RECIPE_LIMIT)
+            .read_to_end(&mut recipe)
+            .map_err(|source| StoreError::io("read", path, source))?;
         let of_record = other.layer_info(diff).ok().flatten();
+        let of_recipe = || Some(Recipe::open(&recipe).ok()?.tar_bytes());
         let Some(tar_size) = of_record.map(|info| info.tar_size).or_else(of_recipe) else {
             return Ok(false);
         };
-        transaction.put_layer(diff, tree.into_bytes(), tar_size, recipe.as_deref())?;
+        transaction.put_layer(diff, tree.into_bytes(), tar_size, &recipe)?;
         Ok(true)
     }
 

@@ -4,7 +4,7 @@
 //! layers/<diff-id>/
 //!   tree-v2          the layer's files; the number is the tree format's version
 //!   tree             a symbolic link to the current tree, for people and tools
-//!   recipe-v2        restores the exact tar; not every layer has one (recipe.rs)
+//!   recipe-v2        restores the exact tar (src/core/recipe)
 //!   layer.json       the tree's digest, and the sizes that `history` shows
 //! merged/<chain-id>.tree-v2
 //! ```
@@ -116,7 +116,7 @@ impl Store {
         read_record(self.layers()?, &name)
     }
 
-    /// A layer's recipe. None if it has none or the store lacks the layer.
+    /// A layer's recipe. None if the store lacks the layer, or has lost the file.
     pub fn layer_recipe(&self, diff: DiffId) -> Result<Option<File>, StoreError> {
         match self.layers()?.open_dir_if_exists(diff.0.hex())? {
             Some(dir) => dir.open(RECIPE),
@@ -139,7 +139,9 @@ impl Store {
         {
             return Ok(false);
         }
-        let recipe = read_recipe_objects(&dir, diff, &tree)?.unwrap_or_default();
+        let Some(recipe) = read_recipe_objects(&dir, diff, &tree)? else {
+            return Ok(false);
+        };
         let sized = tree.object_sizes().map(|(id, size)| (id, Some(size)));
         for (id, size) in sized.chain(recipe.into_iter().map(|id| (id, None))) {
             let there = self.objects()?.stat(object_name(id))?;
@@ -208,7 +210,7 @@ impl Transaction<'_> {
         diff: DiffId,
         tree: Vec<u8>,
         tar_size: u64,
-        recipe: Option<&[u8]>,
+        recipe: &[u8],
     ) -> Result<LayerInfo, StoreError> {
         let name = staged_name(diff);
         let path = self.dir.join(&name).join(TREE);
@@ -231,10 +233,8 @@ impl Transaction<'_> {
         if tree.diff_id() != Some(diff) {
             return Err(StoreError::malformed(path, OTHER_TREE));
         }
-        if let Some(recipe) = recipe {
-            read_recipe(recipe, diff, &tree, &dir.join(RECIPE))?;
-            dir.create_with(RECIPE, PUBLISHED, recipe)?;
-        }
+        read_recipe(recipe, diff, &tree, &dir.join(RECIPE))?;
+        dir.create_with(RECIPE, PUBLISHED, recipe)?;
         dir.create_with(RECORD, PUBLISHED, &encode(&info, &dir.join(RECORD))?)?;
         self.staged.lock().layers.insert(diff);
         self.publish_early()?;

@@ -10,7 +10,7 @@
 //!   format.json                version and features (format.rs)
 //!   lock                       empty; flock: shared to publish, pin and check, exclusive for gc
 //!   objects/ab/cdef...         a file's content by its BLAKE3, 0444; the empty content has none
-//!   layers/<diff-id hex>/      tree-v2 (with whiteouts), layer.json, recipe-v2 if any (layer.rs)
+//!   layers/<diff-id hex>/      tree-v2 (with whiteouts), layer.json, recipe-v2 (layer.rs)
 //!   merged/<chain-id hex>.tree-v2   a stack's merged tree: a deterministic cache (layer.rs)
 //!   blobs/sha256/<hex>         manifests, configs, compressed layers as received, 0444
 //!   refs/<name>-<hash>.json    tags (tags.rs)

@@ -154,7 +154,7 @@ impl Stage<'_> {
         diff: DiffId,
         tree: Vec<u8>,
         tar_size: u64,
-        recipe: Option<&[u8]>,
+        recipe: &[u8],
     ) -> Result<LayerInfo, StoreError> {
         self.settle()?;
         let State { objects, bytes, .. } = std::mem::take(&mut *self.objects.state.lock());

@@ -191,7 +191,7 @@ impl Engine {
                 layer.diff_id,
                 layer.tree_bytes,
                 layer.tar_size,
-                Some(&layer.recipe),
+                &layer.recipe,
             )?;
             layers.push(TaggedLayer {
                 diff_id: layer.diff_id,

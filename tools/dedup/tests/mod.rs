@@ -10,6 +10,7 @@ mod waste;
 use std::io::Write;
 
 use cowl_core::digest::{DiffId, ImageId, Sha256Digest};
+use cowl_core::recipe::canonical;
 use cowl_core::store::{ObjectUsage, Platform, Store, Tag, TaggedImage, TaggedLayer, Transaction};
 use cowl_core::tree::{BuildError, FileType, Kind, LayerBuilder, Meta, Tree, TreeIno};
 
@@ -158,7 +159,7 @@ fn put_layer(transaction: &Transaction<'_>, script: &str) -> DiffId {
     let builder = builder.unwrap_or_else(|error| panic!("{script}: {error}"));
     let diff = DiffId(Sha256Digest::of(script.as_bytes()));
     transaction
-        .put_layer(diff, builder.finish(diff).unwrap(), 0, None)
+        .put_layer(diff, builder.finish(diff).unwrap(), 0, &canonical(diff, 0))
         .unwrap();
     diff
 }

@@ -116,7 +116,7 @@ fn import_stores_exactly_the_contents() {
                     layer.diff_id,
                     layer.tree_bytes.clone(),
                     layer.stats.stream_bytes,
-                    Some(&layer.recipe),
+                    &layer.recipe,
                 )
                 .unwrap();
             layer

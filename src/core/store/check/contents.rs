@@ -72,7 +72,14 @@ impl Store {
             return Ok(None);
         };
         let recipe = match read_recipe_objects(&dir, diff, &tree) {
-            Ok(recipe) => recipe.unwrap_or_default(),
+            Ok(Some(recipe)) => recipe,
+            Ok(None) => {
+                report.problems.push(Problem::Missing {
+                    path: dir.join(RECIPE),
+                    needed_by: dir.path().to_owned(),
+                });
+                Vec::new()
+            }
             Err(error) => {
                 report.note(error);
                 Vec::new()

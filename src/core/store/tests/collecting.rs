@@ -30,7 +30,7 @@ fn gc_and_check_honour_an_object_that_only_a_recipe_names() {
         recorder.finish().unwrap().into_recipe(diff).unwrap()
     };
     let other = fixture.store.begin().unwrap();
-    let refused = other.put_layer(diff, tree.clone(), 8, Some(&recipe(&[])));
+    let refused = other.put_layer(diff, tree.clone(), 8, &recipe(&[]));
     let error = refused.unwrap_err().to_string();
     drop(other);
     assert!(error.contains("recipe-v2"), "{error}");
@@ -39,7 +39,7 @@ fn gc_and_check_honour_an_object_that_only_a_recipe_names() {
         "{error}"
     );
     let recipe = recipe(&[kept.object().unwrap()]);
-    transaction.put_layer(diff, tree, 8, Some(&recipe)).unwrap();
+    transaction.put_layer(diff, tree, 8, &recipe).unwrap();
     let config = transaction.put_blob(b"config").unwrap();
     transaction
         .publish(&[tag("app", config, vec![diff])])

@@ -285,3 +285,22 @@ fn gc_removes_foreign_files_in_trash_tmp_and_pins() {
         }
     }
 }
+
+/// Without it, `save` could not give the layer back.
+#[test]
+fn check_and_load_miss_a_lost_recipe() {
+    let fixture = fixture();
+    let app = fixture.image("app", &[&[b"content"]]);
+    let recipe = fixture.layer_path(&app, 0).join("recipe-v2");
+    std::fs::remove_file(&recipe).unwrap();
+    let problems = fixture.store.check(false).unwrap().problems;
+    assert!(
+        matches!(&problems[..], [Problem::Missing { path, .. }] if *path == recipe),
+        "{problems:?}"
+    );
+    let transaction = fixture.store.begin().unwrap();
+    assert!(!transaction.has_layer(layers(&app)[0]).unwrap());
+    drop(transaction);
+    fixture.image("app", &[&[b"content"]]);
+    assert_eq!(fixture.store.check(true).unwrap().problems, []);
+}

@@ -19,6 +19,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::digest::{DiffId, ImageId};
+use crate::recipe::canonical;
 use crate::tree::{Kind, LayerBuilder, Meta, Timestamp};
 
 pub(super) struct Fixture {
@@ -145,7 +146,12 @@ pub(super) fn put_layer(transaction: &Transaction<'_>, contents: &[&[u8]]) -> Di
     }
     let diff = DiffId(Sha256Digest::of(&contents.concat()));
     transaction
-        .put_layer(diff, builder.finish(diff).unwrap(), 10_240, None)
+        .put_layer(
+            diff,
+            builder.finish(diff).unwrap(),
+            10_240,
+            &canonical(diff, 10_240),
+        )
         .unwrap();
     diff
 }

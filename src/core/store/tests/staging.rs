@@ -38,7 +38,9 @@ fn stage_adds_a_layer_with_contents_of_every_size() {
                 .map(Result::unwrap)
                 .collect();
             assert_eq!(back, large);
-            stage.put_layer(diff, tree, 10_240, None).unwrap();
+            stage
+                .put_layer(diff, tree, 10_240, &canonical(diff, 10_240))
+                .unwrap();
             diff
         })
         .unwrap();
@@ -68,7 +70,9 @@ fn stages_add_the_same_contents_at_a_time() {
             let contents: Vec<&[u8]> = shared.iter().chain([&own]).map(Vec::as_slice).collect();
             let put = |stage: &Stage<'_>| {
                 let (diff, tree) = add(stage, &contents);
-                stage.put_layer(diff, tree, 10_240, None).unwrap();
+                stage
+                    .put_layer(diff, tree, 10_240, &canonical(diff, 10_240))
+                    .unwrap();
                 diff
             };
             transaction.stage(put).unwrap()
@@ -98,7 +102,9 @@ fn a_stage_keeps_its_objects_until_its_layer_is_complete() {
         let (late, tree) = add(slow, &[b"of the slow layer", b"of both layers"]);
         let quick = transaction.stage(|quick| {
             let (diff, tree) = add(quick, &[b"of the quick layer", b"of both layers"]);
-            quick.put_layer(diff, tree, 10_240, None).unwrap();
+            quick
+                .put_layer(diff, tree, 10_240, &canonical(diff, 10_240))
+                .unwrap();
             diff
         });
         assert_eq!(
@@ -107,7 +113,8 @@ fn a_stage_keeps_its_objects_until_its_layer_is_complete() {
             "those of the quick layer"
         );
         fixture.store.gc().unwrap();
-        slow.put_layer(late, tree, 10_240, None).unwrap();
+        slow.put_layer(late, tree, 10_240, &canonical(late, 10_240))
+            .unwrap();
         vec![quick.unwrap(), late]
     });
     let diffs = diffs.unwrap();
@@ -151,7 +158,9 @@ fn stage_discards_a_content_and_heals_a_damaged_one() {
             stage.settle().unwrap();
             stage.discard_object(ObjectId::of(b"replaced")).unwrap();
             assert!(stage.open_object(ObjectId::of(b"replaced")).is_err());
-            stage.put_layer(diff, tree, 10_240, None).unwrap();
+            stage
+                .put_layer(diff, tree, 10_240, &canonical(diff, 10_240))
+                .unwrap();
         })
         .unwrap();
     transaction.publish(&[]).unwrap();
