@@ -42,7 +42,19 @@ fn main() -> anyhow::Result<ExitCode> {
     if dropin::is_meant(&arguments) {
         return Ok(dropin::run(arguments));
     }
-    match Arguments::parse().command {
+    let parsed = Arguments::try_parse_from(arguments).map_err(|told| {
+        let checked = if told.use_stderr() {
+            Ok(())
+        } else {
+            cowl_sys::stdio::check_output()
+        };
+        checked.context("standard output").map(|()| told)
+    });
+    let command = match parsed {
+        Ok(arguments) => arguments.command,
+        Err(told) => told?.exit(),
+    };
+    match command {
         Command::Keeper => Ok(keeper::run(begin()?)),
         Command::Worker => Ok(worker::run(begin()?)),
         Command::Requests { mount } => print_requests(&mount).map(|()| ExitCode::SUCCESS),

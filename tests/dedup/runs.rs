@@ -78,6 +78,35 @@ print(subprocess.run(sys.argv[1:], stdout=write, stderr=write).returncode)
     });
 }
 
+/// `>&-` is an error of each program that had something to say, as of GNU's.
+#[test]
+fn a_closed_standard_output_is_an_error() {
+    root(|| {
+        let store = shop("store");
+        let script = "\"$@\" >&- 2>err; echo $?; cat err >&2";
+        for (name, arguments, code) in [
+            ("cowl", &["dedup"][..], "1"),
+            ("cowl-dedup", &["--json", "--no-ladder"], "1"),
+            ("cowl-dedup", &["--objects"], "0"),
+            ("cowl-dedup", &["--help"], "1"),
+            ("cowl-bench", &["--help"], "1"),
+            ("cowl-mountd", &["--help"], "1"),
+            ("cowl-mountd", &["--version"], "1"),
+            ("cowl-runtime", &["--version"], "125"),
+        ] {
+            let closed = program("sh", ["-c", script, "sh"])
+                .arg(binary(name))
+                .args(arguments)
+                .env("COWL_ROOT", store.root())
+                .current_dir(directory())
+                .output()
+                .unwrap();
+            let ended = String::from_utf8(closed.stdout).unwrap();
+            assert_eq!(ended.trim(), code, "{name} {arguments:?}");
+        }
+    });
+}
+
 /// An object that is gone: the ladder is of the rest, the object and its images are named, and the
 /// exit code is 1.
 #[test]
