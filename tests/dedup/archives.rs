@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use cowl_tests::busybox::{add_blog, layers, shop};
-use cowl_tests::command::{binary, program, python, run};
+use cowl_tests::command::{Outcome, binary, program, python, run};
 use cowl_tests::profile::{directory, root};
 use cowl_tests::store::make_image;
 
@@ -104,23 +104,28 @@ print([i['name'] for i in r['images']] == [sys.argv[2] + ' ' + i for i in ids], 
     });
 }
 
-/// One image of an archive of several: by its name, its tag and its id, as skopeo writes it; what is
-/// not there is answered with what is.
+/// An archive of shop:1, which has a file twice, and shop:2 of a registry with a port, in a file with
+/// a colon in its name.
+fn two_named_images() -> PathBuf {
+    let two = directory().join("two:images.tar");
+    let names = ["shop:1", "registry.example:5000/shop:2"].map(Path::new);
+    let arguments = std::iter::once(two.as_path()).chain(names);
+    python(&directory(), TWO_IMAGES, arguments);
+    two
+}
+
+/// Runs `cowl-dedup` in the test's directory.
+fn dedup(arguments: &[&str]) -> Outcome {
+    let mut dedup = Command::new(binary("cowl-dedup"));
+    dedup.args(arguments).current_dir(directory());
+    run(dedup.stdin(Stdio::null()))
+}
+
+/// One image of an archive of several: by its name, its tag and its id, as skopeo writes it.
 #[test]
 fn an_image_of_an_archive_is_chosen_by_name_tag_or_id() {
     root(|| {
-        let two = directory().join("two:images.tar");
-        let names = ["shop:1", "registry.example:5000/shop:2"].map(Path::new);
-        python(
-            &directory(),
-            TWO_IMAGES,
-            std::iter::once(two.as_path()).chain(names),
-        );
-        let dedup = |arguments: &[&str]| {
-            let mut dedup = Command::new(binary("cowl-dedup"));
-            dedup.args(arguments).current_dir(directory());
-            run(dedup.stdin(Stdio::null()))
-        };
+        two_named_images();
         let listed = |argument: &str| dedup(&["--json", "--no-ladder", argument]).ok();
         let script = "
 import json, sys
@@ -147,6 +152,15 @@ print([i['name'] for i in r['images']], [i['id'][7:15] for i in r['images']], r[
         assert_eq!(layers.lines().count(), 2, "{layers}");
         let sides = ["two:images.tar:2", "two:images.tar:shop:1"];
         assert_eq!(dedup(&["--diff", sides[0], sides[1]]).ok(), "A /b\n");
+    });
+}
+
+/// What is not there is answered with what is, and so is a comparison that is not of two images.
+#[test]
+fn an_archive_that_lacks_an_image_tells_what_it_has() {
+    root(|| {
+        two_named_images();
+        let one = "two:images.tar:2";
         let names = "shop:1, registry.example:5000/shop:2";
         for (arguments, code, expected) in [
             (
@@ -155,14 +169,14 @@ print([i['name'] for i in r['images']], [i['id'][7:15] for i in r['images']], r[
                 format!("two:images.tar: the archive has no image \"none\", only these: {names}"),
             ),
             (
-                &["--diff", "./two:images.tar", sides[0]],
+                &["--diff", "./two:images.tar", one],
                 1,
                 format!(
                     "./two:images.tar has 2, not 1: {names}; name one as ./two:images.tar:shop:1"
                 ),
             ),
             (
-                &["--diff", sides[0]],
+                &["--diff", one],
                 125,
                 "give two images to compare, not 1".to_owned(),
             ),
@@ -180,6 +194,14 @@ print([i['name'] for i in r['images']], [i['id'][7:15] for i in r['images']], r[
             let line = dedup(arguments).refused(code);
             assert!(line.contains(&expected), "{arguments:?}: {line}");
         }
+    });
+}
+
+/// An archive on standard input, and one of two images that `cowl diff` compares alone.
+#[test]
+fn archives_are_read_from_a_pipe_and_compared_alone() {
+    root(|| {
+        let two = two_named_images();
         // From a pipe.
         let script = "cat \"$1\" | \"$2\" --only-layers --json -";
         let piped = program("sh", ["-c", script, "sh"])
