@@ -9,6 +9,7 @@
 #   make test-vm       tiers (TIERS_VM) on stock Debian 12 in a virtual machine without KVM: hours
 #   make bench         times of cowl beside kernel overlayfs and fuse-overlayfs (PEERS: programs); BENCH: more options,
 #                      BENCH=ops: what an operation costs the processes that serve a mount
+#                      BENCH=start: starts of containers, beside the bare system calls and other runtimes
 #   make bench-dedup   cowl dedup beside the disk and b3sum, and its memory on a million files: root, network, minutes, 5 GB
 #   make bench-store   commands beside 1,000,000 objects and 1,000 images, and import beside tar x: root, minutes, 10 GB
 #   make check-dedup   every figure of cowl dedup on six real Debian images, recomputed from their archives: root, network

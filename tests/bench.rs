@@ -195,12 +195,42 @@ fn an_interrupted_bench_leaves_nothing() {
 }
 
 #[test]
+fn bench_start_times_cowl_beside_others() {
+    root(|| {
+        let outcome = bench(&["start", "--times", "2"]);
+        assert!(outcome.status.success(), "{outcome}");
+        let rows = table(&outcome.stdout);
+        let columns = ["bare calls", "cowl-runtime", "cowl run", "runc"];
+        for column in columns {
+            assert!(rows[0].iter().any(|name| name == column), "{outcome}");
+        }
+        let titles: Vec<&str> = rows[1..].iter().map(|row| row[0].as_str()).collect();
+        assert_eq!(titles, ["true, back to back", "true, 50 ms apart"]);
+        for row in &rows[1..] {
+            assert_eq!(row.len(), rows[0].len(), "{outcome}");
+            assert!(row[1].ends_with(" ms"), "{outcome}");
+            // A ratio with its lowest and highest.
+            assert!(row[2..].iter().all(|cell| cell.ends_with(']')), "{outcome}");
+        }
+        // Another one to compare with.
+        let two = ["start", "--times", "1", "--row", "back", "--system"];
+        let outcome = bench(&[&two[..], &["runc", "--system", "cowl run"]].concat());
+        let rows = table(&outcome.stdout);
+        assert_eq!(rows[0], ["", "runc", "cowl run"], "{outcome}");
+        assert_eq!(rows.len(), 2, "{outcome}");
+        assert_nothing_is_left();
+    });
+}
+
+#[test]
 fn bench_refuses_what_it_does_not_know() {
     root(|| {
         for (arguments, code, said) in [
             (&["--rounds", "0"][..], 125, "--rounds"),
             (&["--scale", "0"], 125, "--scale"),
             (&["ops", "--times", "many"], 125, "--times"),
+            (&["start", "--times", "0"], 125, "--times"),
+            (&["start", "--row", "dancing"], 1, "dancing"),
             (&["--bin", "nowhere"], 1, "nowhere/cowl: no such program"),
             (&["--row", "dancing"], 1, "dancing"),
             (&["ops", "--row", "dancing"], 1, "dancing"),

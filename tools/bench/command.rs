@@ -46,7 +46,7 @@ pub(crate) fn timed(command: &mut Command) -> Result<Duration> {
     Ok(begin.elapsed())
 }
 
-fn text(file: &mut File) -> Result<String> {
+pub(crate) fn text(file: &mut File) -> Result<String> {
     let mut bytes = Vec::new();
     file.rewind()?;
     std::io::copy(file, &mut bytes)?;

@@ -1,10 +1,11 @@
 //! `cowl-bench` (or `cowl bench`): the time of named workloads on cowl, kernel overlayfs, each
 //! fuse-overlayfs and a plain directory, side by side; `cowl-bench ops`: what operations cost the
-//! processes that serve a mount.
+//! processes that serve a mount; `cowl-bench start`: how long starts of containers take.
 //!
 //! The command starts itself again in mount and pid namespaces of its own ([`place`]). Invariant:
 //! all that it writes is in one temporary directory, and no mount or process outlives it.
 
+mod bare;
 mod base;
 mod calls;
 mod command;
@@ -16,8 +17,10 @@ mod place;
 mod rounds;
 mod rows;
 mod servers;
+mod starts;
 mod statistics;
 mod strace;
+mod sys;
 mod systems;
 
 use std::io::{self, Write};
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         Some(place) => ended(place::enter().and_then(|()| match &arguments.command {
             None => rounds::run(&arguments, place),
             Some(Subcommand::Ops(wanted)) => ops::run(&arguments.common, wanted, place),
+            Some(Subcommand::Start(wanted)) => starts::run(&arguments.common, wanted, place),
         })),
     }
 }

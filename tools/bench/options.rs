@@ -80,6 +80,22 @@ pub(crate) enum Subcommand {
     /// Requests that no client waits for (RELEASE, RELEASEDIR, FORGET) and those of the kernel's own
     /// are left out with their calls; so are calls that only carry requests, replies and wake-ups.
     Ops(Wanted),
+    /// Time starts of `true` in a container: cowl, other runtimes, and the bare system calls
+    ///
+    /// `bare calls` makes namespaces, mounts and masked paths and executes the program: no cgroups,
+    /// no seccomp filter, no exec of a runtime. `cowl-runtime` is started as by the engine, over a
+    /// directory; `cowl run` is `cowl run --rm` over an image, with mount, monitor and clean-up.
+    /// runc, crun and bwrap are those in PATH, with their own defaults. All have the same root. In
+    /// turn each starts once, so that all meet the same machine; the first column is its median
+    /// time, the others are ratios to it in the same turn. It needs root.
+    Start(Starts),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Starts {
+    /// How often each of them starts, in each row
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10000))]
+    pub(crate) times: u32,
 }
 
 #[derive(Debug, Args)]

@@ -22,7 +22,7 @@ pub(crate) struct Ground {
 }
 
 /// The image that cowl's systems mount.
-const IMAGE: &str = "bench";
+pub(crate) const IMAGE: &str = "bench";
 
 impl Ground {
     pub(crate) fn new(place: &Path, bin: Option<&Path>) -> Result<Self> {
@@ -72,7 +72,12 @@ impl Ground {
         std::fs::remove_file(&archive).with_context(|| archive.display().to_string())
     }
 
-    fn cowl<const N: usize>(&self, arguments: [&str; N]) -> std::process::Command {
+    /// The directory of cowl's binaries.
+    pub(crate) fn bin(&self) -> &Path {
+        &self.bin
+    }
+
+    pub(crate) fn cowl<const N: usize>(&self, arguments: [&str; N]) -> std::process::Command {
         let mut command = program(self.bin.join("cowl"), ["--root"]);
         command.arg(self.place.join("store")).args(arguments);
         command
