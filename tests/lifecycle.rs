@@ -135,7 +135,13 @@ fn options_have_their_effect() {
         out(&["--env-file", file, "-e", "B=given"], "echo $A, $B"),
         "from file, given\n"
     );
+    // One of a container that was not made is not left.
     let cidfile = directory().join("cid");
+    for _ in 0..2 {
+        let create = ["create", "--cidfile", cidfile.to_str().unwrap(), "nosuch"];
+        let refusal = store.run(create).refused(1);
+        assert!(refusal.contains("No such image"), "{refusal}");
+    }
     let cidfile = cidfile.to_str().unwrap();
     let id = store.ok(["create", "--cidfile", cidfile, "shop", "true"]);
     assert_eq!(std::fs::read_to_string(cidfile).unwrap(), id.trim());

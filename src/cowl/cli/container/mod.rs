@@ -19,7 +19,8 @@ use crate::engine::error::{Context, Error, Kind, Result};
 use crate::engine::run::Presence;
 use crate::engine::update::UpdateRequest;
 use args::{Create, Rename, Rm, Run, Update};
-use std::io::{IsTerminal, Write};
+use std::fs::File;
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::PathBuf;
 
 /// A terminal's program would read its keys from something that is none.
@@ -51,11 +52,11 @@ pub(super) fn run(engine: &mut Engine, args: Run, out: &mut Stdout) -> Result<u8
         print_error(&why);
         return Ok(FAILURE);
     }
-    let cidfile = new_cidfile(cidfile)?;
+    let mut cidfile = CidFile::create(cidfile)?;
     if detach {
         let created = engine.create(&request)?;
         warn_of(&created);
-        write_cidfile(cidfile, &created.id)?;
+        CidFile::write(&mut cidfile, &created.id)?;
         engine.start(&created.id, &[])?;
         out.line(&created.id)?;
         return Ok(0);
@@ -63,7 +64,7 @@ pub(super) fn run(engine: &mut Engine, args: Run, out: &mut Stdout) -> Result<u8
     let shows = request.config.attach_stdout || request.config.attach_stderr;
     engine.run(&request, presence, |created| {
         warn_of(created);
-        write_cidfile(cidfile, &created.id)?;
+        CidFile::write(&mut cidfile, &created.id)?;
         if !shows {
             out.line(&created.id)?;
         }
@@ -81,10 +82,10 @@ pub(super) fn create(engine: &Engine, args: Create, out: &mut Stdout) -> Result<
             return Ok(USAGE);
         }
     };
-    let cidfile = new_cidfile(cidfile)?;
+    let mut cidfile = CidFile::create(cidfile)?;
     let created = engine.create(&request)?;
     warn_of(&created);
-    write_cidfile(cidfile, &created.id)?;
+    CidFile::write(&mut cidfile, &created.id)?;
     out.line(&created.id)?;
     Ok(0)
 }
@@ -95,30 +96,53 @@ fn warn_of(created: &Created) {
     }
 }
 
-/// A file that does not exist yet, so that two containers never share one.
-fn new_cidfile(path: Option<PathBuf>) -> Result<Option<std::fs::File>> {
-    let Some(path) = path else {
-        return Ok(None);
-    };
-    match std::fs::File::create_new(&path) {
-        Ok(file) => Ok(Some(file)),
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-            Err(Error::invalid(format!(
+/// The file of `--cidfile`; one that was not written goes with it, as Docker's.
+struct CidFile {
+    path: PathBuf,
+    file: File,
+    is_written: bool,
+}
+
+impl CidFile {
+    /// It must not exist yet, so that two containers never share one.
+    fn create(path: Option<PathBuf>) -> Result<Option<Self>> {
+        let Some(path) = path else {
+            return Ok(None);
+        };
+        match File::create_new(&path) {
+            Ok(file) => Ok(Some(Self {
+                path,
+                file,
+                is_written: false,
+            })),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(Error::invalid(format!(
                 "container ID file found, make sure the other container isn't running or delete {}",
                 path.display()
-            )))
+            ))),
+            Err(error) => Err(error)
+                .context(|| format!("failed to create the container ID file {}", path.display())),
         }
-        Err(error) => Err(error)
-            .context(|| format!("failed to create the container ID file {}", path.display())),
+    }
+
+    fn write(file: &mut Option<Self>, id: &str) -> Result<()> {
+        let Some(own) = file else {
+            return Ok(());
+        };
+        own.is_written = true;
+        own.file
+            .write_all(id.as_bytes())
+            .context(|| "writing the container ID file")
     }
 }
 
-fn write_cidfile(file: Option<std::fs::File>, id: &str) -> Result<()> {
-    match file {
-        Some(mut file) => file
-            .write_all(id.as_bytes())
-            .context(|| "writing the container ID file"),
-        None => Ok(()),
+impl Drop for CidFile {
+    fn drop(&mut self) {
+        if !self.is_written
+            && let Err(error) = std::fs::remove_file(&self.path)
+        {
+            let path = self.path.display();
+            print_error(&format!("failed to remove the CID file '{path}': {error}"));
+        }
     }
 }
 
