@@ -71,8 +71,10 @@ fn serve(mounting: Mounting, ready: impl FnOnce(u64) -> io::Result<()>) -> Resul
     };
     let connection =
         Connection::negotiate(device, wanted).or_fail("negotiating with the kernel")?;
+    let layers = layers(&options)?;
+    let space = layers.space;
     let overlay = Overlay::new(Config {
-        lower: LowerParts::Layers(layers(&options)?),
+        lower: LowerParts::Layers(layers),
         upper,
         io_mode,
         rules: Rules {
@@ -94,7 +96,11 @@ fn serve(mounting: Mounting, ready: impl FnOnce(u64) -> io::Result<()>) -> Resul
         .or_fail(format!("cannot mount at {}", at.display()))?;
     // From here on it ends when it is unmounted there.
     drop(mount);
-    let needed = worker::needed(overlay.is_writable(), io_mode);
+    let mut needed = worker::needed(overlay.is_writable(), io_mode);
+    if space == Namespace::Trusted {
+        // Else the marks of the layers would be invisible (xattr(7)).
+        needed |= CapabilitySet::SYS_ADMIN;
+    }
     if let Err(error) = process::confine(needed, needed) {
         if let Err(left) = unmount(&at, UnmountFlags::DETACH) {
             tracing::error!(%left, "cannot unmount again");

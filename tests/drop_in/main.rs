@@ -263,6 +263,45 @@ fn lowers(place: &Place) -> Vec<Tree> {
         .collect()
 }
 
+/// An upper on the kernel's overlayfs, with whiteouts as files: a layer for fuse-overlayfs and us.
+#[test]
+fn fuse_overlayfs_reads_an_upper_with_whiteout_files_as_root() {
+    if !has_overlayfs() {
+        return skip("this kernel has no overlayfs");
+    }
+    root(|| {
+        let place = Place::with_layers("place");
+        let host = "mkdir host host.lower host.upper host.work
+            mount -t overlay overlay -o lowerdir=host.lower,upperdir=host.upper,workdir=host.work host
+            mkdir host/upper host/work";
+        shell::<&str>(&place.path, host, []);
+        place.ours("lowerdir=top:middle:bottom,upperdir=host/upper,workdir=host/work,metacopy=off,redirect_dir=off");
+        shell::<&str>(&place.at("mnt"), CHANGES, []);
+        let expected = comparable(place.shown());
+        place.unmount();
+        let files = shell::<&str>(
+            &place.at("host/upper"),
+            "find . -name '.wh.*' | sort | tr '\\n' ' '",
+            [],
+        );
+        assert_eq!(files, "./.wh.large ./both/.wh.deep ");
+        for reader in [Path::new("/usr/bin/fuse-overlayfs"), &binary("cowl-mountd")] {
+            place
+                .mount(reader, "lowerdir=host/upper:top:middle:bottom")
+                .ok();
+            let mut found = comparable(place.shown());
+            for entry in found.values_mut() {
+                entry
+                    .xattrs
+                    .retain(|name, _| !name.starts_with("trusted.overlay."));
+            }
+            assert_same(&expected, &found, &format!("{}", reader.display()));
+            place.unmount();
+        }
+        shell::<&str>(&place.path, "umount host", []);
+    });
+}
+
 /// Layers that both read: whiteouts as devices, opaque marks as attributes.
 const KERNELS: &str = r"
 mkdir top middle bottom
