@@ -338,6 +338,11 @@ fn inspect_speaks_dockers_json_and_templates() {
     let io_mode = "{{.GraphDriver.Data.IoMode}}";
     assert_eq!(field("first", io_mode), "cached (default)");
     assert_eq!(field("second", io_mode), "writeback");
+    let whiteouts = "{{.GraphDriver.Data.Whiteouts}}";
+    assert_eq!(field("first", whiteouts), "");
+    store.ok(["start", "first"]);
+    assert_eq!(field("first", whiteouts), "devices");
+    store.ok(["wait", "first"]);
     assert_eq!(field("second", "{{index .Config.Labels \"kind\"}}"), "two");
     // Two processes read it alike: what is printed is JSON.
     let printed = store.ok(["container", "inspect", "first", "second"]);

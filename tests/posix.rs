@@ -11,8 +11,9 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use cowl_tests::command::{binary, program, run, shell};
-use cowl_tests::host::io_modes;
+use cowl_tests::host::{has_overlayfs, io_modes};
 use cowl_tests::profile::{directory, root, user};
+use cowl_tests::skip::skip;
 use cowl_tests::store::Store;
 
 const CASES: usize = 398;
@@ -57,6 +58,43 @@ fn a_mount_of_plain_directories_fails_only_the_listed_cases_as_root() {
         run(command.current_dir(&place)).ok();
         let found = failing(&place.join("mnt"));
         shell(&place, "umount mnt", [""; 0]);
+        assert_same(&listed(include_str!("pjdfstest.expected")), &found);
+    });
+}
+
+/// With an upper on the kernel's overlayfs, where whiteouts are files.
+#[test]
+fn a_mount_with_an_upper_on_overlayfs_fails_only_the_listed_cases_as_root() {
+    if !has_overlayfs() {
+        return skip("this kernel has no overlayfs");
+    }
+    root(|| {
+        let place = directory().join("plain");
+        open_to_all(&place);
+        for part in [
+            "lower",
+            "mnt",
+            "host",
+            "host.lower",
+            "host.upper",
+            "host.work",
+        ] {
+            open_to_all(&place.join(part));
+        }
+        let host = "mount -t overlay overlay -o lowerdir=host.lower,upperdir=host.upper,workdir=host.work host
+            mkdir host/upper host/work";
+        shell(&place, host, [""; 0]);
+        let mountd = binary("cowl-mountd");
+        let options = "lowerdir=lower,upperdir=host/upper,workdir=host/work";
+        let mut command = program(mountd.to_str().unwrap(), ["-o", options, "mnt"]);
+        run(command.current_dir(&place)).ok();
+        let found = failing(&place.join("mnt"));
+        let record = shell(
+            &place,
+            "umount mnt; cat host/work/lock; umount host",
+            [""; 0],
+        );
+        assert!(record.ends_with(" .wh.\n"), "{record}");
         assert_same(&listed(include_str!("pjdfstest.expected")), &found);
     });
 }

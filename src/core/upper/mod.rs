@@ -335,7 +335,9 @@ impl Upper {
     /// # Errors
     /// An upper that no mount has written to, or one over another tree.
     pub fn of_mount(root: OwnedFd, work: &OwnedFd, stamp: &Stamp) -> Result<Self, UpperError> {
-        let Record { space, whiteouts } = probe::record_of_mount(work.as_fd())?;
+        let recorded = probe::recorded(work.as_fd())?;
+        let recorded = recorded.ok_or_else(|| host("reading work/lock")(Errno::INVAL));
+        let Record { space, whiteouts } = recorded?;
         let condition = probe::compare_stamp(root.as_fd(), space, stamp)?;
         let open = |name: &[u8]| {
             open_directory(work.as_fd(), name).map_err(host("opening the work directory"))
@@ -429,6 +431,11 @@ impl Upper {
     pub fn index_name(number: u64) -> Vec<u8> {
         number.to_string().into_bytes()
     }
+}
+
+/// How an upper hides names, by its work directory; None before its first mount.
+pub fn recorded_whiteouts(work: BorrowedFd<'_>) -> Result<Option<Whiteouts>, UpperError> {
+    Ok(probe::recorded(work)?.map(|record| record.whiteouts))
 }
 
 /// Locks an open file without waiting; the lock ends with the process.

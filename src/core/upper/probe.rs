@@ -232,12 +232,14 @@ pub(super) fn write_record(
     Ok(record)
 }
 
-/// What a mount has recorded.
-pub(super) fn record_of_mount(work: BorrowedFd<'_>) -> Result<Record, UpperError> {
-    let what = "reading work/lock";
+/// What a mount has recorded in a work directory, if there was one.
+pub(super) fn recorded(work: BorrowedFd<'_>) -> Result<Option<Record>, UpperError> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let lock = rustix::fs::openat(work, "lock", flags, Mode::empty()).map_err(host(what))?;
-    record(std::os::fd::AsFd::as_fd(&lock))?.ok_or_else(|| host(what)(Errno::INVAL))
+    match rustix::fs::openat(work, "lock", flags, Mode::empty()) {
+        Ok(lock) => record(std::os::fd::AsFd::as_fd(&lock)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(errno) => Err(host("opening work/lock")(errno)),
+    }
 }
 
 /// Whether marks of a namespace work: sets one on `work/tmp` and reads it back. In a user

@@ -231,6 +231,9 @@ fn open_keeps_the_recorded_kind_of_whiteouts() {
     let dir = |name: &str| OwnedFd::from(File::open(base.path().join(name)).unwrap());
     let mounted = Upper::of_mount(dir("upper"), &dir("work"), &stamp("a", 1)).unwrap();
     assert_eq!(mounted.whiteouts(), Whiteouts::Files);
+    let recorded = |name| recorded_whiteouts(dir(name).as_fd()).unwrap();
+    assert_eq!(recorded("work"), Some(Whiteouts::Files));
+    assert_eq!(recorded("upper"), None);
     drop(upper);
     fs::remove_dir(base.path().join("upper")).unwrap();
     let upper = open(base.path(), &stamp("a", 1)).unwrap();

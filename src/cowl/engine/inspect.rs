@@ -5,11 +5,27 @@ use super::container::state::{State, Status};
 use super::error::Result;
 use super::list::network;
 use super::{Engine, process};
+use cowl_core::upper::recorded_whiteouts;
 use jiff::Timestamp;
+use rustix::fs::{Mode, OFlags};
 use serde_json::{Value, json};
+use std::os::fd::AsFd;
+use std::path::Path;
 
 /// Go's zero time.
 const NEVER: &str = "0001-01-01T00:00:00Z";
+
+/// How an upper hides names, as its first mount found out; empty before that.
+fn whiteouts(work: &Path) -> String {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let Ok(work) = rustix::fs::open(work, flags, Mode::empty()) else {
+        return String::new();
+    };
+    match recorded_whiteouts(work.as_fd()) {
+        Ok(recorded) => recorded.map_or_else(String::new, |kind| kind.to_string()),
+        Err(error) => error.to_string(),
+    }
+}
 
 impl Engine {
     /// A container by id, name or the beginning of its id, as Docker's inspect gives it.
@@ -52,6 +68,7 @@ impl Engine {
                     "WorkDir": file("work"),
                     // A mode that the host cannot give fails the start, so this one it is.
                     "IoMode": config.host.io_mode()?.outcome(),
+                    "Whiteouts": whiteouts(&dir.join("work")),
                 },
             },
             "Mounts": self.mount_points(config),
