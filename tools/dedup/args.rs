@@ -16,10 +16,9 @@ const IMAGES: &str = "IMAGE is a name (`shop`, `shop:1`) or an id (its beginning
     store, as `cowl images` lists it. ARCHIVE is what `docker save`, `skopeo copy` and `cowl save` write: a tar, or the \
     directory of an OCI layout. It need not be imported. It is a path that begins with /, ./ or ../, or . or .., or a \
     file that ends in .tar, .tar.gz and the like; - is standard input. ARCHIVE:IMAGE (`./all.tar:shop:1`) is one image \
-    of it, by name, tag or id";
+    of it, by name, tag or id; of - it is all";
 
-const EXIT_CODES: &str =
-    "Exit codes: 0; 1 for an error or a --fail-if that holds;\n125 for a wrong command line.\n";
+const EXIT_CODES: &str = "Exit codes: 0; 1 for an error, wrong arguments or a --fail-if that holds;\n125 for a wrong option.\n";
 
 /// What the help of `cowl dedup` ends with: each column by its definition.
 const OF_REPORT: &str = "\
@@ -58,8 +57,9 @@ Columns:
   CHANGED    names that lower layers have, too
   DELETED    names that whiteouts, opaque directories or other files take away
   ELSEWHERE  distinct contents of the layer that another layer of the store has
-  WASTE      bytes of it that the image does not need: later layers replace or
-             delete them, or it repeats what is there
+  WASTE      bytes that the image does not need: of the layer, what later layers
+             replace or delete and what repeats what is there; and below it,
+             what it gives again with the same content
   STEP       the command that made it
 
 Example:
@@ -87,7 +87,7 @@ xattrs or marks. A damaged index is refused.
 Example:
   cowl tree /var/lib/cowl/layers/2bf0...a278/tree
 
-Exit codes: 0; 1 for an error; 125 for a wrong command line.
+Exit codes: 0; 1 for an error or wrong arguments; 125 for a wrong option.
 ";
 
 const DETAILS: &str = "docs/dedup.md defines every figure and every field.";

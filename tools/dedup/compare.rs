@@ -9,7 +9,7 @@ use cowl_core::store::Store;
 use cowl_core::tree::{Dirent, FileType, Node, Target, Tree, TreeIno, merge};
 use serde::Serialize;
 
-use crate::installed::{Databases, PackageDifference, package_differences};
+use crate::installed::{Databases, PackageDifference};
 use crate::model::{Collection, Image};
 use crate::show::{Align::Left, Sizes, Table, lossy, note, printable, shown_path, title};
 
@@ -142,7 +142,7 @@ impl Comparison {
             a: a.1.to_owned(),
             b: b.1.to_owned(),
             files,
-            packages: package_differences(&one, &other),
+            packages: databases.differences(&one, &other),
             notes: databases.notes,
             damage: databases.damage,
         })

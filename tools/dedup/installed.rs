@@ -1,5 +1,6 @@
 //! The packages that images have, read from the databases in them, and which of two images differ.
 
+use std::collections::BTreeSet;
 use std::io::Read;
 
 use anyhow::{Context, Result};
@@ -8,7 +9,7 @@ use cowl_core::tree::{FileType, Tree, TreeIno};
 use serde::Serialize;
 
 use crate::compare::target;
-use crate::ladder::Damage;
+use crate::ladder::{Damage, verify};
 use crate::model::Image;
 use crate::packages::{self, Packages};
 
@@ -31,6 +32,9 @@ pub(crate) struct Databases {
     pub(crate) notes: Vec<String>,
     /// Of these, those whose object is damaged.
     pub(crate) damage: Vec<String>,
+    /// The kinds of databases that were not read whole in one of the images: their packages cannot
+    /// be compared.
+    incomplete: BTreeSet<&'static str>,
 }
 
 /// Why a database is not read.
@@ -64,6 +68,9 @@ impl Databases {
                 let read = content(tree, store, ino)?.and_then(|bytes| {
                     packages::read(kind, &bytes, &mut packages).map_err(Unread::Format)
                 });
+                if read.is_err() {
+                    self.incomplete.insert(kind.name());
+                }
                 match read {
                     Ok(()) => {}
                     Err(Unread::Format(why)) => self.notes.push(format!("{name}: /{path}: {why}")),
@@ -86,6 +93,14 @@ impl Databases {
         }
         Ok(packages)
     }
+
+    /// The packages that one image lacks or has in another version, of the kinds that were read
+    /// whole in both.
+    pub(crate) fn differences(&self, one: &Packages, other: &Packages) -> Vec<PackageDifference> {
+        let mut differences = package_differences(one, other);
+        differences.retain(|package| !self.incomplete.contains(package.kind));
+        differences
+    }
 }
 
 /// The bytes of a database's file, none of what is no file.
@@ -103,11 +118,8 @@ fn content(tree: &Tree, store: &Store, ino: TreeIno) -> Result<Result<Vec<u8>, U
         let mut bytes = Vec::new();
         let mut file = store.open_object(id)?.take(node.size + 1);
         file.read_to_end(&mut bytes)?;
-        if bytes.len() as u64 == node.size {
-            Ok(bytes)
-        } else {
-            Err(Damage::Length)
-        }
+        verify(id, node.size, &bytes)?;
+        Ok(bytes)
     };
     Ok(read().map_err(|damage| {
         Unread::Damaged(format!(
@@ -116,7 +128,7 @@ fn content(tree: &Tree, store: &Store, ino: TreeIno) -> Result<Result<Vec<u8>, U
     }))
 }
 
-pub(crate) fn package_differences(one: &Packages, other: &Packages) -> Vec<PackageDifference> {
+fn package_differences(one: &Packages, other: &Packages) -> Vec<PackageDifference> {
     let names = one
         .keys()
         .chain(other.keys().filter(|key| !one.contains_key(*key)));
@@ -135,4 +147,26 @@ pub(crate) fn package_differences(one: &Packages, other: &Packages) -> Vec<Packa
         .collect();
     differences.sort_by(|a, b| (a.kind, &a.name).cmp(&(b.kind, &b.name)));
     differences
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packages::{Kind, read};
+
+    #[test]
+    fn packages_of_a_kind_that_was_not_read_whole_are_not_compared() {
+        let packages = |text: &str| {
+            let mut packages = Packages::new();
+            read(Kind::Dpkg, text.as_bytes(), &mut packages).unwrap();
+            packages
+        };
+        let (one, none) = (packages("Package: a\nVersion: 1\n"), packages(""));
+        let mut databases = Databases::default();
+        assert_eq!(databases.differences(&one, &none).len(), 1);
+        databases.incomplete.insert(Kind::Apk.name());
+        assert_eq!(databases.differences(&one, &none).len(), 1);
+        databases.incomplete.insert(Kind::Dpkg.name());
+        assert_eq!(databases.differences(&one, &none), []);
+    }
 }

@@ -79,6 +79,8 @@ pub(crate) enum Damage {
     Missing,
     /// The object is shorter or longer than the indexes say.
     Length,
+    /// The object's digest is not its name.
+    Content,
     /// A system call failed.
     Read(Errno),
 }
@@ -88,8 +90,20 @@ impl fmt::Display for Damage {
         match self {
             Self::Missing => f.write_str("is missing"),
             Self::Length => f.write_str("is damaged: its length is wrong"),
+            Self::Content => f.write_str("is damaged: its digest is not its name"),
             Self::Read(errno) => write!(f, "cannot be read: {}", io::Error::from(*errno)),
         }
+    }
+}
+
+/// Compares an object that was read with its name, and with its size in the indexes.
+pub(crate) fn verify(id: ObjectId, size: u64, bytes: &[u8]) -> Result<(), Damage> {
+    if bytes.len() as u64 != size {
+        Err(Damage::Length)
+    } else if ObjectId::of(bytes) != id {
+        Err(Damage::Content)
+    } else {
+        Ok(())
     }
 }
 
@@ -390,11 +404,8 @@ impl Work<'_> {
         let file = store.ok_or(Damage::Missing)?.open_object(id)?;
         let size = objects.size(object);
         let bytes = Bytes::of(&file, size)?;
-        if bytes.len() as u64 == size {
-            Ok(bytes)
-        } else {
-            Err(Damage::Length)
-        }
+        verify(id, size, &bytes)?;
+        Ok(bytes)
     }
 
     fn content(&self, object: ObjectNumber, sums: &mut Sums, zstd: &mut Compressor) -> Result<()> {

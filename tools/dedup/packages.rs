@@ -13,6 +13,16 @@ pub(crate) enum Kind {
     Rpm,
 }
 
+impl Kind {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Dpkg => "dpkg",
+            Self::Apk => "apk",
+            Self::Rpm => "rpm",
+        }
+    }
+}
+
 /// Where databases are: a file, or a directory of files.
 pub(crate) const DATABASES: [(&str, Kind); 10] = [
     ("var/lib/dpkg/status", Kind::Dpkg),
@@ -46,7 +56,7 @@ pub(crate) fn read(kind: Kind, bytes: &[u8], packages: &mut Packages) -> Result<
                 if let (true, Some(name), Some(version)) =
                     (installed, field("Package"), field("Version"))
                 {
-                    add(packages, "dpkg", name, version);
+                    add(packages, kind, name, version);
                 }
             }
             Ok(())
@@ -56,22 +66,22 @@ pub(crate) fn read(kind: Kind, bytes: &[u8], packages: &mut Packages) -> Result<
             for block in text.split("\n\n") {
                 let field = |name: &str| block.lines().find_map(|line| line.strip_prefix(name));
                 if let (Some(name), Some(version)) = (field("P:"), field("V:")) {
-                    add(packages, "apk", name, version);
+                    add(packages, kind, name, version);
                 }
             }
             Ok(())
         }
         Kind::Rpm => {
             for (name, version) in rpm::packages(bytes)? {
-                add(packages, "rpm", &name, &version);
+                add(packages, kind, &name, &version);
             }
             Ok(())
         }
     }
 }
 
-fn add(packages: &mut Packages, kind: &'static str, name: &str, version: &str) {
-    let versions = packages.entry((kind, name.to_owned())).or_default();
+fn add(packages: &mut Packages, kind: Kind, name: &str, version: &str) {
+    let versions = packages.entry((kind.name(), name.to_owned())).or_default();
     versions.insert(version.to_owned());
 }
 

@@ -73,7 +73,7 @@ fn sharing(report: &Report, layout: Layout, text: &mut String) {
     let shared = [
         ("shared", report.shared),
         ("  in shared layers", report.in_shared_layers),
-        ("  in layers of their own", report.in_other_layers),
+        ("  not in a shared layer", report.in_other_layers),
         ("kept once for all", report.kept),
     ];
     for (what, amount) in shared {

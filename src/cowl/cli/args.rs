@@ -299,8 +299,8 @@ behind a changed name is what of it differs: type, mode, owner, device, content,
 target or xattr, but not times. A table of packages follows: those of dpkg, apk
 and rpm whose versions differ. docs/dedup.md has the fields of --json.
 
-Exit codes: 0; 1 for an error or a --fail-if that holds;
-125 for a wrong command line.
+Exit codes: 0; 1 for an error, wrong arguments or a --fail-if that holds;
+125 for a wrong option.
 
 Examples:
   cowl diff web

@@ -2,7 +2,7 @@
 
 use cowl_core::digest::ObjectId;
 
-use super::TestStore;
+use super::{TestStore, replace};
 use crate::browse::{Browser, Mark, View};
 use crate::compare::Comparison;
 use crate::show::Sizes;
@@ -156,24 +156,38 @@ fn comparing_lists_names_and_packages() {
     );
 }
 
-/// A database whose object is gone is told of; what can be compared is.
+/// A database whose object is gone or changed is told of, and packages of its kind are not compared:
+/// all would look removed. What can be compared is.
 #[test]
 fn a_comparison_goes_on_without_a_damaged_database() {
     let store = TestStore::new();
     store.put(&["one"], &["f a a1\nf var/lib/dpkg/status x9"]);
     store.put(&["two"], &["f a b1\nf var/lib/dpkg/status y9"]);
     let id = ObjectId::of(b"xxxxxxxxx");
-    std::fs::remove_file(store.store().object_path(id)).unwrap();
-    let collection = store.collect(&["one", "two"]).unwrap();
-    let found = Comparison::new(&collection, &store.stores, &[], Sizes::Human).unwrap();
-    assert_eq!(found.files.len(), 2);
-    let line = format!(
-        "one:latest: /var/lib/dpkg/status: object {id} is missing; load the image again to replace it"
-    );
-    assert_eq!(
-        (found.notes, found.damage),
-        (vec![line.clone()], vec![line])
-    );
+    let object = store.store().object_path(id);
+    let compared = || {
+        let collection = store.collect(&["one", "two"]).unwrap();
+        Comparison::new(&collection, &store.stores, &[], Sizes::Human).unwrap()
+    };
+    for (content, what) in [
+        (Some("zzzzzzzzz"), "is damaged: its digest is not its name"),
+        (Some("zzzz"), "is damaged: its length is wrong"),
+        (None, "is missing"),
+    ] {
+        match content {
+            None => std::fs::remove_file(&object).unwrap(),
+            Some(content) => replace(&object, content),
+        }
+        let found = compared();
+        assert_eq!(found.files.len(), 2);
+        let line = format!(
+            "one:latest: /var/lib/dpkg/status: object {id} {what}; load the image again to replace it"
+        );
+        assert_eq!(
+            (found.notes, found.damage),
+            (vec![line.clone()], vec![line])
+        );
+    }
 }
 
 /// An image that two arguments mean has two names in its comparison; other numbers are refused.

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use cowl_core::digest::ObjectId;
 
-use super::TestStore;
+use super::{TestStore, replace};
 use crate::cleanup;
 use crate::report::Report;
 use crate::sharing::{Amount, Sharing};
@@ -372,13 +372,16 @@ fn ladder_counts_distinct_pieces() {
     }
 }
 
-/// Of two images that share r and m, s has a wrong length and m is gone. What is left is what a
+/// Of two images that share r and m, s has a wrong length, w another content and m is gone. What is left is what a
 /// store of r, u and v would have: layers of 5,000 + 9 + 9 and 5,000 + 7 bytes.
 #[test]
 fn the_ladder_leaves_out_and_names_what_cannot_be_read() {
     let store = TestStore::new();
     store.put(&["a"], &["f r r5000\nf m m300\nf u u9\nf s s700\nf t u9"]);
-    store.put(&["b"], &["f r r5000\nf m m300\nf again m300\nf v v7"]);
+    store.put(
+        &["b"],
+        &["f r r5000\nf m m300\nf again m300\nf v v7\nf w w800"],
+    );
     let object = |letter: &str, length: usize| {
         let id = ObjectId::of(letter.repeat(length).as_bytes());
         store.store().object_path(id)
@@ -389,6 +392,7 @@ fn the_ladder_leaves_out_and_names_what_cannot_be_read() {
         .unwrap()
         .set_len(699)
         .unwrap();
+    replace(&object("w", 800), &"x".repeat(800));
     let collection = store.collect(&[]).unwrap();
     let sharing = Sharing::of(&collection);
     let mut report = Report::new(&collection, &sharing).unwrap();
@@ -417,6 +421,11 @@ fn the_ladder_leaves_out_and_names_what_cannot_be_read() {
             700,
             "a:latest".to_owned(),
             "is damaged: its length is wrong",
+        ),
+        (
+            800,
+            "b:latest".to_owned(),
+            "is damaged: its digest is not its name",
         ),
     ];
     assert_eq!(lost, expected);

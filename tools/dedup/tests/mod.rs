@@ -8,6 +8,7 @@ mod schema;
 mod waste;
 
 use std::io::Write;
+use std::path::Path;
 
 use cowl_core::digest::{DiffId, ImageId, Sha256Digest};
 use cowl_core::recipe::canonical;
@@ -56,6 +57,13 @@ impl TestStore {
     pub(crate) fn put(&self, names: &[&str], layers: &[&str]) -> ImageId {
         put(self.store(), names, layers)
     }
+}
+
+/// Damages an object: its file is replaced by one with another content.
+pub(crate) fn replace(object: &Path, content: &str) {
+    std::fs::remove_file(object).unwrap();
+    let mut file = std::fs::File::create(object).unwrap();
+    file.write_all(content.as_bytes()).unwrap();
 }
 
 /// As [`TestStore::put`], into any store.
