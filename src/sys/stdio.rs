@@ -28,7 +28,7 @@ pub fn check_output() -> io::Result<()> {
 
 /// If standard output was closed when the process began, puts a file there that cannot be written
 /// to, so that [`Output`] and duplicates of the descriptor fail with EBADF. A program that is
-/// executed finds it closed again. To be called first in `main`.
+/// executed finds it closed again. To be called before anything is written.
 pub fn keep_output_closed() -> Result<(), Errno> {
     if !was_output_closed() {
         return Ok(());

@@ -1,7 +1,7 @@
 //! Flags about the image, labels, stopping and the log.
 
 use std::io::{BufRead as _, BufReader, Lines};
-use std::process::{Child, ChildStdout, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 
 use cowl_tests::busybox::{in_shop, shop};
 use cowl_tests::command::python;
@@ -371,6 +371,56 @@ fn run_attach_shows_the_streams_that_it_names() {
             run(&["-a", "stdout", "--attach", "stderr"]),
             text("out\n\n", "err\n")
         );
+    });
+}
+
+/// 125 would say that no container ran.
+#[test]
+fn exit_codes_tell_of_the_program_where_standard_output_is_closed_or_full() {
+    root(|| {
+        let doors = Doors::open();
+        let _runs = Detached::start(&doors.store, "runs", &[], "sleep 1000");
+        let made = ["shop", "sh", "-c", "echo out; exit 7"];
+        doors
+            .store
+            .ok([&["create", "--name", "rests"][..], &made].concat());
+        for (to, words, code) in [
+            (">&-", [&["run", "--rm"][..], &made].concat(), 7),
+            (">&-", [&["container", "run"][..], &made].concat(), 7),
+            (">&-", [&["run", "-d"][..], &made].concat(), 0),
+            (">&-", [&["create"][..], &made].concat(), 0),
+            (">&-", vec!["start", "-a", "rests"], 7),
+            (">&-", vec!["start", "rests"], 0),
+            (">&-", [&["exec", "runs"][..], &made[1..]].concat(), 7),
+            (">/dev/full", [&["run", "--rm"][..], &made].concat(), 1),
+            (">/dev/full", vec!["start", "-a", "rests"], 1),
+            (
+                ">/dev/full",
+                [&["exec", "runs"][..], &made[1..]].concat(),
+                1,
+            ),
+        ] {
+            for door in [doors.store.command(&words), doors.server.docker(&words)] {
+                let mut shell = Command::new("sh");
+                shell.args(["-c", &format!("exec \"$0\" \"$@\" {to}")]);
+                shell.arg(door.get_program()).args(door.get_args());
+                let set = door.get_envs();
+                shell.envs(set.filter_map(|(name, value)| Some((name, value?))));
+                let shown = cowl_tests::command::run(shell.stdin(Stdio::null()));
+                assert_eq!(shown.code(), code, "{to}: {shown}");
+                assert_eq!(shown.stderr.is_empty(), code != 1, "{to}: {shown}");
+                doors.store.ok(["wait", "rests"]);
+            }
+        }
+        // Here alone docker says nothing, and the ID is lost.
+        let words = [&["run", "-d", "--name", "ran"][..], &made].concat();
+        let mut detached = doors.store.command(words);
+        let full = std::fs::File::options()
+            .write(true)
+            .open("/dev/full")
+            .unwrap();
+        assert_eq!(detached.stdout(full).status().unwrap().code(), Some(1));
+        assert_eq!(doors.store.ok(["wait", "ran"]), "7\n");
     });
 }
 

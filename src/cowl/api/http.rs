@@ -64,7 +64,7 @@ impl From<Error> for Refusal {
             Kind::Invalid | Kind::CommandNotFound | Kind::CommandNotExecutable => {
                 StatusCode::BAD_REQUEST
             }
-            Kind::Interrupted | Kind::Failed => StatusCode::INTERNAL_SERVER_ERROR,
+            Kind::Interrupted | Kind::Output | Kind::Failed => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self::new(status, error.to_string())
     }

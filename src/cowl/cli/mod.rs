@@ -2,7 +2,7 @@
 //! It keeps no state and decides nothing.
 //!
 //! Errors are one line on standard error. Exit codes are Docker's: 125 for a wrong option and if
-//! `run` gets no container, 126 if the container's program cannot be executed, 127 if it is not
+//! `run` starts no container, 126 if the container's program cannot be executed, 127 if it is not
 //! found, 1 for an unknown command, missing or surplus arguments and errors of the other commands,
 //! else 0 or the exit code of the program.
 
@@ -63,10 +63,6 @@ const FAILURE: u8 = 1;
 /// Runs one command line.
 pub fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
-    if let Err(errno) = stdio::keep_output_closed() {
-        print_error(&Error::from(errno).context("standard output"));
-        return ExitCode::from(FAILURE);
-    }
     // To define all commands takes clap hundreds of KiB in a debug build.
     let cli = match on_own_stack(|| parse(&arguments)) {
         Ok(Ok(cli)) => cli,
@@ -85,10 +81,17 @@ pub fn main() -> ExitCode {
     } else {
         FAILURE
     };
+    if !starts_program(&cli.command)
+        && let Err(errno) = stdio::keep_output_closed()
+    {
+        print_error(&Error::from(errno).context("standard output"));
+        return ExitCode::from(FAILURE);
+    }
     let mut out = Out::new(BufWriter::new(Output));
     let done = dispatch(cli, &mut out).and_then(|code| {
-        out.flush()
-            .map_err(|error| Error::from(error).context("writing to standard output"))?;
+        out.flush().map_err(|error| {
+            Error::new(Kind::Output, format!("writing to standard output: {error}"))
+        })?;
         Ok(code)
     });
     match done {
@@ -100,11 +103,29 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Whether the command makes or starts a container, or stays with its program. Its exit code tells
+/// of that even where its output is closed (`>&-`), as Docker's.
+fn starts_program(command: &Command) -> bool {
+    use args::Container as C;
+    matches!(
+        command,
+        Command::Run(_)
+            | Command::Create(_)
+            | Command::Start(_)
+            | Command::Exec(_)
+            | Command::Attach(_)
+            | Command::Container(
+                C::Run(_) | C::Create(_) | C::Start(_) | C::Exec(_) | C::Attach(_)
+            )
+    )
+}
+
 fn exit_code(kind: Kind, otherwise: u8) -> u8 {
     match kind {
         Kind::CommandNotFound => 127,
         Kind::CommandNotExecutable => 126,
-        Kind::Interrupted => FAILURE,
+        // Not 125: the container was made.
+        Kind::Interrupted | Kind::Output => FAILURE,
         Kind::NotFound | Kind::Conflict | Kind::Invalid | Kind::Failed => otherwise,
     }
 }

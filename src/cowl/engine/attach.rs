@@ -6,7 +6,7 @@
 //! direction and ends when the container's side closes.
 
 use super::detach_keys::DetachKeys;
-use super::error::{Context, Error, Result};
+use super::error::{Context, Error, Kind, Result};
 use cowl_launch::control::{StreamSet, Streams};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -151,7 +151,12 @@ impl Output {
             let copied = thread.join().map_err(|_panic| {
                 Error::failed("a thread that copied the container's output panicked")
             })?;
-            copied.context(|| "writing the container's output")?;
+            copied.map_err(|errno| {
+                Error::new(
+                    Kind::Output,
+                    format!("writing the container's output: {errno}"),
+                )
+            })?;
         }
         Ok(())
     }

@@ -23,6 +23,8 @@ pub enum Kind {
     CommandNotExecutable,
     /// A signal ended the command before it was done.
     Interrupted,
+    /// The caller's output cannot be written to. What was asked for is done all the same.
+    Output,
     /// Any other failure: of the host, the store or a helper program.
     Failed,
 }
