@@ -4,11 +4,8 @@
 //! Reading goes by descriptors and never follows a link or crosses a mount, so hostile trees can
 //! be read too.
 
-use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::hash::Hasher as _;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -57,7 +54,7 @@ pub enum Content {
     /// Directory, device, fifo, socket.
     None,
     /// 64-bit hash of all bytes.
-    Hash(u64),
+    Hash(blake3::Hash),
     /// Target of a symbolic link.
     Target(Vec<u8>),
 }
@@ -197,8 +194,8 @@ fn entry(
 
 /// Sorted names of a directory, without `.` and `..`.
 pub fn names(directory: impl AsFd) -> Result<Vec<Vec<u8>>, Errno> {
-    let mut buffer = vec![MaybeUninit::uninit(); 32 * 1024];
-    let mut entries = RawDir::new(directory, &mut buffer);
+    let mut buffer = Vec::with_capacity(32 * 1024);
+    let mut entries = RawDir::new(directory, buffer.spare_capacity_mut());
     let mut names = Vec::new();
     while let Some(entry) = entries.next() {
         let name = entry?.file_name().to_bytes().to_vec();
@@ -213,20 +210,18 @@ pub fn names(directory: impl AsFd) -> Result<Vec<Vec<u8>>, Errno> {
 impl Content {
     /// Of a file with these bytes.
     pub fn of(bytes: &[u8]) -> Self {
-        let mut hasher = DefaultHasher::new();
-        hasher.write(bytes);
-        Self::Hash(hasher.finish())
+        Self::Hash(blake3::hash(bytes))
     }
 }
 
-fn hash(file: &OwnedFd) -> Result<u64, Errno> {
-    let mut hasher = DefaultHasher::new();
-    let mut buffer = vec![0; 256 * 1024];
+fn hash(file: &OwnedFd) -> Result<blake3::Hash, Errno> {
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; 64 * 1024];
     loop {
         match rustix::io::read(file, &mut buffer)? {
-            0 => return Ok(hasher.finish()),
-            n => hasher.write(&buffer[..n]),
-        }
+            0 => return Ok(hasher.finalize()),
+            n => hasher.update(&buffer[..n]),
+        };
     }
 }
 
@@ -319,7 +314,7 @@ impl fmt::Debug for Entry {
         }
         match &self.content {
             Content::None => {}
-            Content::Hash(hash) => write!(f, " content {hash:016x}")?,
+            Content::Hash(hash) => write!(f, " content {hash}")?,
             Content::Target(target) => write!(f, " -> {}", String::from_utf8_lossy(target))?,
         }
         for (name, value) in &self.xattrs {
@@ -333,7 +328,7 @@ impl fmt::Debug for Content {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::None => f.write_str("-"),
-            Self::Hash(hash) => write!(f, "{hash:016x}"),
+            Self::Hash(hash) => write!(f, "{hash}"),
             Self::Target(target) => f.write_str(&String::from_utf8_lossy(target)),
         }
     }
