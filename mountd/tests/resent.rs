@@ -98,7 +98,7 @@ const CASES: &[Case] = &[
                 .open(root.join("d/lower"));
             made.unwrap().write_all(b"new").unwrap();
         },
-        call: "renameat2",
+        call: "renameat",
         when: 1,
         seen: |upper, _| exists(&upper.join("d/lower")) && !is_whiteout(&upper.join("d/lower")),
     },
@@ -189,7 +189,7 @@ const CASES: &[Case] = &[
         name: "rename over a file",
         before: make_two,
         act: rename_over,
-        call: "renameat2",
+        call: "renameat",
         when: 1,
         seen: |upper, _| !exists(&upper.join("d/one")),
     },
@@ -205,7 +205,7 @@ const CASES: &[Case] = &[
             fs::rename(root.join("d/one"), root.join("d/lower")).unwrap();
             check_removed(&open, b"of the image");
         },
-        call: "renameat2",
+        call: "renameat",
         when: 1,
         seen: |upper, _| !exists(&upper.join("d/one")),
     },
@@ -247,7 +247,7 @@ const CASES: &[Case] = &[
             fs::rename(root.join("d/from"), root.join("d/to")).unwrap();
             fs::write(root.join("d/to/file"), "changed").unwrap();
         },
-        call: "renameat2",
+        call: "renameat",
         when: 1,
         seen: |upper, _| !exists(&upper.join("d/from")),
     },
