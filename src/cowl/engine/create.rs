@@ -39,6 +39,13 @@ pub struct Created {
     pub new_volumes: Vec<VolumeName>,
 }
 
+/// Refuses options that Docker's command refuses before it asks the daemon: they are wrong by their
+/// words alone.
+pub fn check_words(host: &HostConfig) -> Result<()> {
+    super::isolation::check_words(host)?;
+    super::network::check_words(host)
+}
+
 impl Engine {
     /// Creates a container, and the volumes that it wants and are not there. It does not run.
     pub fn create(&self, request: &CreateRequest) -> Result<Created> {

@@ -138,6 +138,20 @@ fn confinement(security: &Security, modules: Modules) -> Result<Vec<String>> {
     Ok(warnings)
 }
 
+/// Refuses ulimits, sysctls and device rules that are wrong by their words alone.
+pub(super) fn check_words(host: &HostConfig) -> Result<()> {
+    for asked in &host.ulimits {
+        rlimit(asked)?;
+    }
+    for name in host.sysctls.keys() {
+        check_sysctl(name)?;
+    }
+    for rule in &host.device_cgroup_rules {
+        device_rule(rule)?;
+    }
+    Ok(())
+}
+
 /// What of the security options this host can't do.
 pub(super) fn warnings(host: &HostConfig) -> Result<Vec<String>> {
     confinement(&security(host)?, Modules::probe()?)

@@ -22,6 +22,9 @@ pub(super) const FILES: [(&str, &str); 3] = [
     ("hosts", "/etc/hosts"),
 ];
 
+/// An address that dockerd, not the command, makes something of.
+const HOST_GATEWAY: &str = "host-gateway";
+
 /// moby, `libnetwork/etchosts`.
 const LOCAL_HOSTS: &str = "127.0.0.1\tlocalhost\n\
     ::1\tlocalhost ip6-localhost ip6-loopback\n\
@@ -39,13 +42,7 @@ pub(super) fn check(host: &HostConfig) -> Result<()> {
     for entry in &host.extra_hosts {
         extra_host(entry)?;
     }
-    for address in &host.dns {
-        if address.parse::<IpAddr>().is_err() {
-            return Err(Error::invalid(format!(
-                "bad nameserver address {address}: it is no IP address"
-            )));
-        }
-    }
+    check_dns(host)?;
     let lines = [&host.dns_search, &host.dns_options];
     if lines
         .into_iter()
@@ -59,6 +56,26 @@ pub(super) fn check(host: &HostConfig) -> Result<()> {
     Ok(())
 }
 
+/// Refuses what is no address by its words alone.
+pub(super) fn check_words(host: &HostConfig) -> Result<()> {
+    let known = |entry: &&String| !entry.ends_with(HOST_GATEWAY);
+    for entry in host.extra_hosts.iter().filter(known) {
+        extra_host(entry)?;
+    }
+    check_dns(host)
+}
+
+fn check_dns(host: &HostConfig) -> Result<()> {
+    for address in &host.dns {
+        if address.parse::<IpAddr>().is_err() {
+            return Err(Error::invalid(format!(
+                "bad nameserver address {address}: it is no IP address"
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// `host:address` as address and name.
 fn extra_host(entry: &str) -> Result<(IpAddr, &str)> {
     let bad = || Error::invalid(format!("bad format for add-host: \"{entry}\""));
@@ -66,7 +83,7 @@ fn extra_host(entry: &str) -> Result<(IpAddr, &str)> {
     if name.is_empty() || name.contains(char::is_whitespace) {
         return Err(bad());
     }
-    if address == "host-gateway" {
+    if address == HOST_GATEWAY {
         return Err(Error::invalid(
             "unable to derive the IP value for host-gateway",
         ));

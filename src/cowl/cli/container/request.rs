@@ -2,7 +2,7 @@
 
 use super::args::Options;
 use super::mount_option;
-use crate::engine::create::CreateRequest;
+use crate::engine::create::{CreateRequest, check_words};
 use crate::engine::docker::{ContainerConfig, HostConfig, RestartPolicy};
 use crate::engine::error::{Context, Error, Result};
 use cowl_core::handover::IoModeChoice;
@@ -79,6 +79,7 @@ pub(super) fn request(options: Options, detached: bool) -> Result<CreateRequest>
         let file = file.to_string_lossy().into_owned();
         host.other.insert("ContainerIDFile".to_owned(), file.into());
     }
+    check_words(&host)?;
     Ok(CreateRequest {
         // Docker takes an empty one for none.
         name: options.name.filter(|name| !name.is_empty()),
