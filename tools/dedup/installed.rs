@@ -32,8 +32,7 @@ pub(crate) struct Databases {
     pub(crate) notes: Vec<String>,
     /// Of these, those whose object is damaged.
     pub(crate) damage: Vec<String>,
-    /// The kinds of databases that were not read whole in one of the images: their packages cannot
-    /// be compared.
+    /// The kinds of those: all their packages would look removed, so they are not compared.
     incomplete: BTreeSet<&'static str>,
 }
 
@@ -68,9 +67,6 @@ impl Databases {
                 let read = content(tree, store, ino)?.and_then(|bytes| {
                     packages::read(kind, &bytes, &mut packages).map_err(Unread::Format)
                 });
-                if read.is_err() {
-                    self.incomplete.insert(kind.name());
-                }
                 match read {
                     Ok(()) => {}
                     Err(Unread::Format(why)) => self.notes.push(format!("{name}: /{path}: {why}")),
@@ -78,6 +74,7 @@ impl Databases {
                         let line = format!("{name}: /{path}: {why}");
                         self.notes.push(line.clone());
                         self.damage.push(line);
+                        self.incomplete.insert(kind.name());
                     }
                 }
             }
@@ -94,8 +91,7 @@ impl Databases {
         Ok(packages)
     }
 
-    /// The packages that one image lacks or has in another version, of the kinds that were read
-    /// whole in both.
+    /// The packages that one image lacks or has in another version, of the kinds without damage.
     pub(crate) fn differences(&self, one: &Packages, other: &Packages) -> Vec<PackageDifference> {
         let mut differences = package_differences(one, other);
         differences.retain(|package| !self.incomplete.contains(package.kind));
@@ -155,7 +151,7 @@ mod tests {
     use crate::packages::{Kind, read};
 
     #[test]
-    fn packages_of_a_kind_that_was_not_read_whole_are_not_compared() {
+    fn packages_of_a_kind_with_a_damaged_database_are_not_compared() {
         let packages = |text: &str| {
             let mut packages = Packages::new();
             read(Kind::Dpkg, text.as_bytes(), &mut packages).unwrap();
