@@ -191,40 +191,6 @@ print(-process.wait() == getattr(signal, 'SIG' + sys.argv[1]))
     });
 }
 
-/// A change of the terminal's size draws all of the screen again, as of one that was drawn to before
-/// the terminal itself was that large: the size is as it was, so nothing else would.
-#[test]
-fn a_resized_terminal_is_drawn_anew() {
-    root(|| {
-        let store = shop("store");
-        let script = "
-import fcntl, os, pty, signal, struct, sys, termios
-pid, terminal = pty.fork()
-if pid == 0:
-    fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack('HHHH', 24, 90, 0, 0))
-    os.environ['TERM'] = 'xterm'
-    os.execv(sys.argv[1], sys.argv[1:])
-def drawn():
-    seen = b''
-    while b'q quit' not in seen: seen += os.read(terminal, 4096)
-    return seen
-drawn()
-os.kill(pid, signal.SIGWINCH)
-seen = drawn()
-os.write(terminal, b'q')
-try:
-    while os.read(terminal, 4096): pass
-except OSError: pass
-print(b'\\x1b[2J' in seen, b'layer' in seen, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-";
-        let (cowl, at) = (binary("cowl"), store.root());
-        let options = ["dedup", "--tui"].map(Path::new);
-        let arguments = [&cowl, Path::new("--root"), at];
-        let seen = python(&directory(), script, arguments.into_iter().chain(options));
-        assert_eq!(seen, "True True 0\n");
-    });
-}
-
 /// `--tui` whose terminal goes away gives back its lease, although nothing can be written any more.
 #[test]
 fn a_closed_terminal_ends_the_browser() {
