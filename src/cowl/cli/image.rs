@@ -155,9 +155,12 @@ fn listed_images(
     }
     let now = Timestamp::now();
     if args.quiet && args.format.is_none() {
-        // One for each name, as Docker's.
+        let mut seen = Vec::new();
         for image in listed {
-            out.line(&shown_id(image.id, args.no_trunc))?;
+            if !seen.contains(&image.id) {
+                seen.push(image.id);
+                out.line(&shown_id(image.id, args.no_trunc))?;
+            }
         }
         return Ok(0);
     }
