@@ -186,6 +186,16 @@ fn an_archive_that_lacks_an_image_tells_what_it_has() {
                 "standard input can be read only once".to_owned(),
             ),
             (
+                &["-:shop:1"],
+                125,
+                "give -, or for one of them /dev/stdin:IMAGE".to_owned(),
+            ),
+            (
+                &["--", "-:shop:1"],
+                125,
+                "give -, or for one of them /dev/stdin:IMAGE".to_owned(),
+            ),
+            (
                 &["-"],
                 1,
                 "standard input is not an image archive".to_owned(),
@@ -203,13 +213,16 @@ fn archives_are_read_from_a_pipe_and_compared_alone() {
     root(|| {
         let two = two_named_images();
         // From a pipe.
-        let script = "cat \"$1\" | \"$2\" --only-layers --json -";
-        let piped = program("sh", ["-c", script, "sh"])
-            .args([&two, &binary("cowl-dedup")])
-            .output()
-            .unwrap();
-        let of_file = dedup(&["--only-layers", "--json", "./two:images.tar"]).ok();
-        assert_eq!(String::from_utf8(piped.stdout).unwrap(), of_file);
+        let script = "cat \"$1\" | \"$2\" --only-layers --json \"$3\"";
+        for (input, file) in [("-", ""), ("/dev/stdin:shop:1", ":shop:1")] {
+            let piped = program("sh", ["-c", script, "sh"])
+                .args([&two, &binary("cowl-dedup"), Path::new(input)])
+                .output()
+                .unwrap();
+            let file = format!("./two:images.tar{file}");
+            let of_file = dedup(&["--only-layers", "--json", &file]).ok();
+            assert_eq!(String::from_utf8(piped.stdout).unwrap(), of_file);
+        }
         // `cowl diff` of an archive alone is of its two images, not of a container.
         let store = shop("store");
         let compared = store.run(["diff", two.to_str().unwrap()]);

@@ -94,6 +94,11 @@ impl<'a> Named<'a> {
     }
 }
 
+/// Whether an argument is `-:IMAGE`, which would be one image of standard input.
+pub(crate) fn is_of_input(argument: &str) -> bool {
+    argument.starts_with("-:")
+}
+
 fn exists(path: &str) -> bool {
     symlink_metadata(path).is_ok()
 }

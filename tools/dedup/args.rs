@@ -16,7 +16,11 @@ const IMAGES: &str = "IMAGE is a name (`shop`, `shop:1`) or an id (its beginning
     store, as `cowl images` lists it. ARCHIVE is what `docker save`, `skopeo copy` and `cowl save` write: a tar, or the \
     directory of an OCI layout. It need not be imported. It is a path that begins with /, ./ or ../, or . or .., or a \
     file that ends in .tar, .tar.gz and the like; - is standard input. ARCHIVE:IMAGE (`./all.tar:shop:1`) is one image \
-    of it, by name, tag or id; of - it is all";
+    of it, by name, tag or id; of - it is all, of /dev/stdin:IMAGE one";
+
+/// What `-:shop:1` is answered with.
+const INPUT_IS_WHOLE: &str = "standard input is read for all of its images: give -, or for one of them \
+    /dev/stdin:IMAGE";
 
 const EXIT_CODES: &str = "Exit codes: 0; 1 for an error, wrong arguments or a --fail-if that holds;\n125 for a wrong option.\n";
 
@@ -215,6 +219,13 @@ impl Mode {
         if inputs.count() > 1 {
             return Some("standard input can be read only once".to_owned());
         }
+        if arguments
+            .images
+            .iter()
+            .any(|image| archive::is_of_input(image))
+        {
+            return Some(INPUT_IS_WHOLE.to_owned());
+        }
         for condition in &arguments.fail_if {
             if let Err(what) = condition.suits(self == Self::Diff) {
                 return Some(what);
@@ -257,6 +268,11 @@ impl Mode {
                 let (wrong, others) = (option(wrong), typed.join(", "));
                 return self.in_words(&format!("'{wrong}' cannot be used with {others}"));
             }
+        }
+        let is_unknown = error.kind() == clap::error::ErrorKind::UnknownArgument;
+        let mut words = words.iter().filter_map(|word| word.to_str());
+        if is_unknown && words.any(archive::is_of_input) {
+            return INPUT_IS_WHOLE.to_owned();
         }
         let text = error.to_string();
         // The first paragraph may list arguments below its first line.
