@@ -7,7 +7,9 @@ use std::process::{Command, Stdio};
 use cowl_tests::busybox::{add_blog, layers, shop};
 use cowl_tests::command::{Outcome, binary, program, python, run};
 use cowl_tests::profile::{directory, root};
-use cowl_tests::store::make_image;
+use cowl_tests::store::{Store, make_image};
+
+use crate::figure;
 
 /// A docker-archive of two images: the one has a file twice, the other once. Their names follow its
 /// path; without, they have none.
@@ -258,6 +260,77 @@ print([(i['name'], i['stored']['bytes']) for i in json.loads(sys.argv[1])['image
             .args([&archive, &archive])
             .stdin(Stdio::null()));
         assert_eq!(compared.ok(), "");
+    });
+}
+
+/// A digest behind a name: that of an index means both its images, that of a manifest or of a
+/// configuration one, whatever tag is between. The digests are Python's.
+#[test]
+fn a_digest_behind_a_name_means_its_image() {
+    root(|| {
+        let archive = directory().join("multi.tar");
+        python(&directory(), TWO_PLATFORMS, [&archive]);
+        let script = "
+import json, sys, tarfile
+archive = tarfile.open(sys.argv[1])
+def document(digest): return json.load(archive.extractfile('blobs/sha256/' + digest.split(':')[1]))
+index = json.load(archive.extractfile('index.json'))['manifests'][0]['digest']
+own, other = (manifest['digest'] for manifest in document(index)['manifests'])
+print(index, other, *(document(manifest)['config']['digest'] for manifest in (own, other)))
+";
+        let digests = python(&directory(), script, [&archive]);
+        let digests: Vec<&str> = digests.split_whitespace().collect();
+        let [index, manifest, own, config] = digests[..] else {
+            panic!("{digests:?}");
+        };
+        let store = Store::new("store");
+        store.load(&archive);
+        let named = |text: String| figure(&store, &[&text], "[i['name'] for i in r['images']]");
+        let other = "multi:1 (linux/riscv64)";
+        assert_eq!(
+            named(format!("multi@{index}")),
+            format!("['multi:1', '{other}']")
+        );
+        for name in ["multi@", "multi:1@", "docker.io/library/multi:none@"] {
+            for digest in [manifest, config] {
+                assert_eq!(named(format!("{name}{digest}")), format!("['{other}']"));
+                let name = format!("{name}{digest}");
+                let id = store.ok(["inspect", "--format", "{{.Id}}", &name]);
+                assert_eq!(id.trim(), config, "{name}");
+            }
+        }
+        let digests = store.ok(["inspect", "--format", "{{json .RepoDigests}}", "multi:1"]);
+        assert_eq!(digests, format!("[\"multi@{index}\"]\n"));
+        let (first, second) = (&format!("multi@{index}"), &format!("multi@{manifest}"));
+        assert_eq!(
+            store.ok(["inspect", "--format", "{{.Id}}", first]).trim(),
+            own
+        );
+        assert_eq!(store.ok(["layers", second]).lines().count(), 2);
+        let differs = store.ok(["diff", first, second]);
+        assert_eq!(differs, "C /a  (content 5B -> 7B)\n");
+        let of_archive = dedup(&[
+            "--diff",
+            "./multi.tar:multi:1",
+            &format!("./multi.tar:{second}"),
+        ]);
+        assert_eq!(of_archive.ok(), differs);
+        for (name, what) in [
+            (format!("other@{index}"), "o such image: "),
+            (format!("multi@sha256:{}", "0".repeat(64)), "o such image: "),
+            (
+                "multi@sha256:12".to_owned(),
+                "behind the @ stands no sha256 digest",
+            ),
+        ] {
+            let line = store.run(["history", &name]).refused(1);
+            assert!(line.contains(what) && line.contains(&name), "{line}");
+            let line = store.run(["layers", &name]).refused(1);
+            assert!(
+                line.contains(&what.replace("o such image:", "no image")) && line.contains(&name),
+                "{line}"
+            );
+        }
     });
 }
 

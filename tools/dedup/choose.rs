@@ -33,8 +33,9 @@ pub(crate) struct Found {
     pub(crate) image: Image,
     /// Its names as they are shown.
     pub(crate) names: BTreeSet<String>,
+    /// The names that mean it, by tag and by digest.
     pub(crate) references: Vec<Reference>,
-    /// Of these, the tags whose first platform it is for.
+    /// Of these, those that mean no other image first.
     pub(crate) first_of: Vec<Reference>,
     pub(crate) damage: Option<anyhow::Error>,
 }
@@ -183,7 +184,7 @@ fn find(
     references: impl Fn(&Found) -> &[Reference],
 ) -> Result<Vec<ImageId>> {
     let key = |found: &Found| found.image.id;
-    if let Ok(reference) = name.parse::<Reference>() {
+    if let Ok(reference) = name.parse().map(Reference::looked_up) {
         let named = found
             .iter()
             .filter(|found| references(found).contains(&reference));

@@ -81,12 +81,31 @@ struct Gathering {
     skipped: Vec<anyhow::Error>,
 }
 
-/// The tags of one image.
+/// The names of one image.
 #[derive(Default)]
 struct Names {
     shown: BTreeSet<String>,
+    /// What means it, alone or with the other images of a tag.
     references: Vec<Reference>,
+    /// Of these, what means it where one image is wanted.
     first_of: Vec<Reference>,
+}
+
+impl Names {
+    /// Adds what of a tag means this image. The tag's name, and the digest of what that referred to
+    /// at its source, mean every image of the tag.
+    fn add(&mut self, reference: &Reference, image: &TaggedImage, tag: &Tag) {
+        let own = tag.names_by_digest(image);
+        self.references.extend(own.iter().cloned());
+        self.first_of.extend(own);
+        let of_source = tag.target.as_ref().map(|target| target.digest);
+        self.references
+            .extend(of_source.map(|digest| reference.at(digest)));
+        self.references.push(reference.clone());
+        if tag.id() == Some(image.config) {
+            self.first_of.push(reference.clone());
+        }
+    }
 }
 
 impl Gathering {
@@ -98,10 +117,7 @@ impl Gathering {
                 let names = names.entry(image.config).or_default();
                 if let Some(reference) = &tag.reference {
                     names.shown.insert(shown(reference, image, tag));
-                    names.references.push(reference.clone());
-                    if tag.id() == Some(image.config) {
-                        names.first_of.push(reference.clone());
-                    }
+                    names.add(reference, image, tag);
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! Which of an archive's images are loaded: by platform, or by name, tag or id.
 
 use super::load::parse_config;
-use super::{Candidate, ImageError, PlatformName, Reference, oci};
+use super::{Candidate, CandidateImage, ImageError, PlatformName, Reference, oci};
 use crate::digest::{ImageId, Sha256Digest};
 
 /// Images that an error lists.
@@ -44,8 +44,8 @@ pub(super) fn of_platforms(
     Ok(found)
 }
 
-/// The images that a name means, or a tag alone (skopeo's `oci:PATH:TAG`), or the one image whose id
-/// begins so.
+/// The images that a name or a digest behind one means, or a tag alone (skopeo's `oci:PATH:TAG`), or
+/// the one image whose id begins so.
 pub(super) fn named(found: Vec<Candidate>, wanted: &str) -> Result<Vec<Candidate>, ImageError> {
     let all = names(&found);
     let refused = |found: &[Candidate]| ImageError::NoImage {
@@ -57,12 +57,12 @@ pub(super) fn named(found: Vec<Candidate>, wanted: &str) -> Result<Vec<Candidate
             names(found)
         },
     };
-    let reference = wanted.parse::<Reference>().ok();
-    let is_named = |name: &Reference| Some(name) == reference.as_ref();
+    let reference = wanted.parse().ok().map(Reference::looked_up);
+    let reference = reference.as_ref();
     let is_tagged = |name: &Reference| name.tag() == Some(wanted);
     let (chosen, rest): (Vec<_>, Vec<_>) = found
         .into_iter()
-        .partition(|candidate| candidate.names.iter().any(is_named));
+        .partition(|candidate| reference.is_some_and(|name| is_named(candidate, name)));
     if !chosen.is_empty() {
         return Ok(chosen);
     }
@@ -77,11 +77,13 @@ pub(super) fn named(found: Vec<Candidate>, wanted: &str) -> Result<Vec<Candidate
     let digits = wanted.strip_prefix("sha256:").unwrap_or(wanted);
     let is_id = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_hexdigit());
     let mut chosen: Vec<Candidate> = Vec::new();
-    for mut candidate in rest.into_iter().filter(|_| is_id) {
+    for mut candidate in rest {
         let before = candidate.images.len();
-        candidate
-            .images
-            .retain(|image| id(&image.config).starts_with(digits));
+        let names = &candidate.names;
+        candidate.images.retain(|image| {
+            let is_named = reference.is_some_and(|name| is_named_by_digest(names, image, name));
+            is_named || is_id && id(&image.config).starts_with(digits)
+        });
         if candidate.images.len() < before {
             // The index speaks of the others too.
             candidate.index = None;
@@ -98,6 +100,20 @@ pub(super) fn named(found: Vec<Candidate>, wanted: &str) -> Result<Vec<Candidate
         1 => Ok(chosen),
         _ => Err(refused(&chosen)),
     }
+}
+
+/// Whether a name is one of these images, or has the digest of the index that lists them.
+fn is_named(candidate: &Candidate, wanted: &Reference) -> bool {
+    let index = candidate.index.as_deref().map(Sha256Digest::of);
+    let mut names = candidate.names.iter();
+    names.any(|name| name == wanted || index.is_some_and(|digest| name.at(digest) == *wanted))
+}
+
+/// Whether a name has the digest of the image's manifest or configuration.
+fn is_named_by_digest(names: &[Reference], image: &CandidateImage, wanted: &Reference) -> bool {
+    let documents = image.manifest.iter().chain([&image.config]);
+    let mut digests = documents.map(|document| Sha256Digest::of(document));
+    digests.any(|digest| names.iter().any(|name| name.at(digest) == *wanted))
 }
 
 /// The digits of an image's id.

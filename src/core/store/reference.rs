@@ -71,6 +71,26 @@ impl Reference {
         short.unwrap_or(&self.path).to_owned()
     }
 
+    /// The image with this digest in the same repository: `app@sha256:...`.
+    #[must_use]
+    pub fn at(&self, digest: Sha256Digest) -> Self {
+        Self {
+            host: self.host.clone(),
+            path: self.path.clone(),
+            tag: None,
+            digest: Some(digest),
+        }
+    }
+
+    /// What is looked up for this name: beside a digest a tag says nothing, as in Docker.
+    #[must_use]
+    pub fn looked_up(self) -> Self {
+        match self.digest {
+            Some(_) => Self { tag: None, ..self },
+            None => self,
+        }
+    }
+
     /// The full form, as used in files and by registries.
     pub fn canonical(&self) -> String {
         format!("{}/{}{}", self.host, self.path, Suffix(self))
@@ -314,6 +334,12 @@ mod tests {
         assert_eq!(
             (alone.tag(), alone.to_string()),
             (None, format!("app@{digest}"))
+        );
+        assert_eq!(both.looked_up(), alone);
+        let tagged: Reference = "app:1".parse().unwrap();
+        assert_eq!(
+            (tagged.at(digest), tagged.clone().looked_up()),
+            (alone, tagged)
         );
     }
 

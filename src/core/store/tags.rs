@@ -135,6 +135,22 @@ impl Tag {
         self.images.iter().any(|own| own.config == image)
     }
 
+    /// The names with a digest that mean this image of the tag: the digest is that of its manifest
+    /// or configuration; for the first image also that of what the tag referred to at its source.
+    pub fn names_by_digest(&self, image: &TaggedImage) -> Vec<Reference> {
+        let Some(name) = &self.reference else {
+            return Vec::new();
+        };
+        let of_tag = [
+            self.target.as_ref().map(|target| target.digest),
+            name.digest(),
+        ];
+        let is_first = self.id() == Some(image.config);
+        let of_tag = of_tag.into_iter().filter(|_| is_first);
+        let digests = of_tag.chain([image.manifest, Some(image.config.0)]);
+        digests.flatten().map(|digest| name.at(digest)).collect()
+    }
+
     pub(super) fn layers(&self) -> impl Iterator<Item = DiffId> {
         let layers = self.images.iter().flat_map(|image| &image.layers);
         layers.map(|layer| layer.diff_id)

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 /// What is needed of an image to run or mount it.
 #[derive(Debug, Clone)]
 pub struct Image {
-    /// Its name and tag, or its short id if it was named by id.
+    /// Its name and tag or digest, or its short id if it was named by id.
     pub name: String,
     /// The digest of its configuration.
     pub id: ImageId,
@@ -99,7 +99,11 @@ impl Engine {
     /// The image that `needle` means: a name, a whole id, or the beginning of one id only.
     pub fn image(&self, needle: &str) -> Result<Image> {
         let Found { image, by_name } = self.find_image(needle)?;
-        let reference = by_name.and_then(|tag| tag.reference);
+        let by_digest = || {
+            let name: Reference = needle.parse().ok()?;
+            name.digest().is_some().then_some(name)
+        };
+        let reference = by_name.and_then(|tag| tag.reference).or_else(by_digest);
         let name = reference.map_or_else(|| short_id(image.config), |name| name.to_string());
         let defaults = self.defaults(image.config)?;
         Ok(Image {
@@ -226,10 +230,12 @@ impl Engine {
         Ok(steps)
     }
 
-    /// By name it reads one tag, however many images there are.
+    /// By name it reads one tag, however many images there are; by a name with a digest that is no
+    /// tag's own, all.
     pub(super) fn find_image(&self, needle: &str) -> Result<Found> {
-        if let Ok(reference) = needle.parse::<Reference>()
-            && let Some(tag) = self.store.find_tag(&reference)?
+        let name = needle.parse().ok().map(Reference::looked_up);
+        if let Some(name) = &name
+            && let Some(tag) = self.store.find_tag(name)?
             && let Some(image) = tag.image().cloned()
         {
             return Ok(Found {
@@ -238,6 +244,19 @@ impl Engine {
             });
         }
         let all = self.store.tags()?.tags;
+        if let Some(name) = name.filter(|name| name.digest().is_some()) {
+            let mut images = all
+                .iter()
+                .flat_map(|tag| tag.images.iter().map(move |image| (tag, image)));
+            let found = images.find(|(tag, image)| tag.names_by_digest(image).contains(&name));
+            return match found {
+                Some((_, image)) => Ok(Found {
+                    image: image.clone(),
+                    by_name: None,
+                }),
+                None => Err(missing(needle)),
+            };
+        }
         let images = all.iter().filter_map(Tag::image);
         let wanted = |image: &&TaggedImage| {
             is_id(needle) && image.config.0.hex().starts_with(digits(needle))

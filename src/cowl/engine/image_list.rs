@@ -4,9 +4,9 @@ use super::Engine;
 use super::error::{Error, Result};
 use super::image::{CONFIG_LIMIT, Listed};
 use super::list::Filters;
-use cowl_core::store::Reference;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
 
 /// A filter with its value made ready.
 enum Filter {
@@ -71,13 +71,20 @@ impl Engine {
         let field = |name: &str| image.get(name).filter(|value| !value.is_null()).cloned();
         let text = |name: &str| field(name).unwrap_or_else(|| json!(""));
         let names_of = self.tags_of(id)?;
-        let names = || names_of.iter().filter_map(|tag| tag.reference.as_ref());
-        let tags: Vec<String> = names()
-            .filter(|name| name.digest().is_none())
-            .map(Reference::to_string)
+        let named = || {
+            names_of
+                .iter()
+                .filter_map(|tag| Some((tag.reference.as_ref()?, tag)))
+        };
+        let tags: Vec<String> = named()
+            .filter(|(name, _)| name.digest().is_none())
+            .map(|(name, _)| name.to_string())
             .collect();
-        let digests: Vec<String> = names()
-            .filter_map(|name| Some(format!("{}@{}", name.repository(), name.digest()?)))
+        let digests: BTreeSet<String> = named()
+            .filter_map(|(name, tag)| {
+                let of_source = tag.target.as_ref().map(|target| target.digest);
+                Some(name.at(name.digest().or(of_source)?).to_string())
+            })
             .collect();
         let comment = field("history")
             .and_then(|history| history.as_array()?.last()?.get("comment").cloned());

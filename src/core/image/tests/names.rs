@@ -38,6 +38,7 @@ fn load_takes_only_the_image_that_is_asked_for() {
         .map(|layers| ImageId(digest(&config(layers, ""))));
     let mut layout = Layout::default();
     let [one, two, three] = layers.each_ref().map(|layers| layout.image(layers, ""));
+    let manifest = one["digest"].as_str().unwrap().to_owned();
     layout.named(one.clone(), "app:1");
     layout.named(one, "app:old");
     layout.named(two, "host.example:5000/app:1");
@@ -65,6 +66,9 @@ fn load_takes_only_the_image_that_is_asked_for() {
         (&hex(1), 1),
         (hex(2).get(..12).unwrap(), 2),
         (&ids[2].to_string(), 2),
+        // Beside a digest a tag says nothing.
+        (&format!("app@{manifest}"), 0),
+        (&format!("app:none@{}", ids[0]), 0),
     ] {
         assert_eq!(load(wanted).unwrap(), [ids[at]], "{wanted}");
     }
@@ -77,7 +81,9 @@ fn load_takes_only_the_image_that_is_asked_for() {
         "app:1, app:old, host.example:5000/app:1, {}",
         hex(2).get(..12).unwrap()
     );
-    for none in ["app", "nothing", "app:2", "zz", ""] {
+    let of_others = [format!("other@{manifest}"), format!("app@{}", ids[1])];
+    let nothing = ["app", "nothing", "app:2", "zz", ""].into_iter();
+    for none in nothing.chain(of_others.iter().map(String::as_str)) {
         let expected = format!("the archive has no image {none:?}, only these: {all}");
         assert_eq!(refused(none), expected);
     }
