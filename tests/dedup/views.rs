@@ -19,6 +19,13 @@ fn tables_suit_their_reader() {
         let store = shop("store");
         let plain = store.ok(["dedup"]);
         assert!(plain.contains("MB") && !plain.contains('\x1b'), "{plain}");
+        // A length is a SIZE in every table.
+        for report in [store.ok(["dedup", "--all"]), store.ok(["layers"])] {
+            assert!(
+                report.contains("SIZE") && !report.contains("BYTES"),
+                "{report}"
+            );
+        }
         let exact = store.ok(["dedup", "--bytes"]);
         let stored = figure(&store, &[], "r['images'][0]['stored']['bytes']");
         assert!(exact.contains(&stored), "{exact}");

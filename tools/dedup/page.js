@@ -235,12 +235,12 @@ if (report.unreadable.length) {
 if (!report.ladder.length) document.getElementById("ladder-section").remove();
 
 table("waste", [
-  ["Image", row => named(row.image)], ["Cause", row => row.cause], bytes("Bytes", row => row.bytes), ["Files", row => row.files], ["Layer", row => row.layer],
+  ["Image", row => named(row.image)], ["Cause", row => row.cause], bytes("Size", row => row.bytes), ["Files", row => row.files], ["Layer", row => row.layer],
   ["Largest", row => row.paths[0] || "", row => (row.paths[0] || "") + (row.files > 1 ? " and " + (row.files - 1) + " more" : ""), true], ["Step", row => row.step, undefined, true],
 ], data.waste, 2);
 table("layers", [
   ["Image", row => named(row.image)], ["#", row => row.number], ["Added", row => row.added], ["Changed", row => row.changed],
-  ["Deleted", row => row.deleted], bytes("Bytes", row => row.bytes), bytes("Elsewhere", row => row.elsewhere.bytes), bytes("Waste", row => row.waste_bytes),
+  ["Deleted", row => row.deleted], bytes("Size", row => row.bytes), bytes("Elsewhere", row => row.elsewhere.bytes), bytes("Waste", row => row.waste_bytes),
   ["Step", row => row.created_by, undefined, true],
 ], report.layers);
 table("duplicates", [

@@ -66,7 +66,7 @@ fn images(report: &Report, layout: Layout, text: &mut String) {
 
 fn sharing(report: &Report, layout: Layout, text: &mut String) {
     let size = |bytes| layout.sizes.show(bytes);
-    let mut table = Table::new([("", Left), ("CONTENTS", Right), ("BYTES", Right)]);
+    let mut table = Table::new([("", Left), ("CONTENTS", Right), ("SIZE", Right)]);
     let mut line = |what: &str, contents: String, bytes: u64| {
         table.row([what.to_owned(), contents, size(bytes)]);
     };
@@ -162,7 +162,7 @@ pub(crate) fn waste(report: &Report, layout: Layout) -> String {
     let mut table = Table::new([
         ("IMAGE", Left),
         ("CAUSE", Left),
-        ("BYTES", Right),
+        ("SIZE", Right),
         ("FILES", Right),
         ("LAYER", Right),
         ("LARGEST", Left),
@@ -203,7 +203,7 @@ pub(crate) fn layers(report: &Report, layout: Layout) -> String {
         ("ADDED", Right),
         ("CHANGED", Right),
         ("DELETED", Right),
-        ("BYTES", Right),
+        ("SIZE", Right),
         ("BELOW", Right),
         ("ELSEWHERE", Right),
         ("STEP", Start),
@@ -236,7 +236,7 @@ pub(crate) fn matrix(report: &Report, layout: Layout) -> String {
     let mut table = Table::new([
         ("IMAGE", Left),
         ("AND", Left),
-        ("BYTES", Right),
+        ("SIZE", Right),
         ("JACCARD", Right),
     ]);
     let mut rows: Vec<_> = report.matrix.iter().collect();
@@ -337,7 +337,7 @@ pub(crate) fn ladder(report: &Report, layout: Layout) -> String {
     let mut columns = vec![
         ("UNIT", Left),
         ("PIECES", Right),
-        ("BYTES", Right),
+        ("SIZE", Right),
         ("INDEX", Right),
         ("SUM", Right),
         ("OF LAYERS", Right),
