@@ -191,6 +191,64 @@ print(-process.wait() == getattr(signal, 'SIG' + sys.argv[1]))
     });
 }
 
+/// The browser draws all of its screen anew in a terminal of another size, and on a signal that the
+/// size changed when it did not: what was drawn before may have met a terminal that was larger or
+/// smaller. The size is changed as soon as the first screen is there, so nothing may be missed that
+/// comes between two screens.
+#[test]
+fn a_resized_terminal_is_drawn_anew() {
+    root(|| {
+        let store = shop("store");
+        let script = r"
+import fcntl, os, pty, re, select, signal, struct, sys, termios, time
+def resize(fd, columns): fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack('HHHH', 24, columns, 0, 0))
+pid, terminal = pty.fork()
+if pid == 0:
+    resize(0, 90)
+    os.environ['TERM'] = 'xterm'
+    os.execv(sys.argv[1], sys.argv[1:])
+limit, seen = time.monotonic() + 120, b''
+def drawn(columns):
+    # Since the screen was last cleared: the last of the keys' words, and corners in the last column, with nothing behind it.
+    screen = seen.rpartition(b'\x1b[2J')[2].decode(errors='replace')
+    places = [int(column) for column in re.findall(r'\x1b\[\d+;(\d+)H', screen)]
+    return 'q quit' in screen and '┐' in screen and max(places) <= columns
+def wait_for(columns):
+    global seen
+    while not drawn(columns):
+        ready, _, _ = select.select([terminal], [], [], limit - time.monotonic())
+        assert ready, seen
+        seen += os.read(terminal, 65536)
+    seen = b''
+try:
+    wait_for(90)
+    resize(terminal, 50)
+    wait_for(50)
+    os.kill(pid, signal.SIGWINCH)
+    wait_for(50)
+    os.write(terminal, b'q')
+    while True:
+        ready, _, _ = select.select([terminal], [], [], limit - time.monotonic())
+        assert ready, 'it goes on'
+        try:
+            if not os.read(terminal, 65536): break
+        except OSError: break
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    pid = None
+    print(code)
+finally:
+    if pid:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+";
+        let (cowl, at) = (binary("cowl"), store.root());
+        let options = ["dedup", "--tui"].map(Path::new);
+        let arguments = [&cowl, Path::new("--root"), at];
+        let seen = python(&directory(), script, arguments.into_iter().chain(options));
+        assert_eq!(seen, "0\n");
+    });
+}
+
 /// `--tui` whose terminal goes away gives back its lease, although nothing can be written any more.
 #[test]
 fn a_closed_terminal_ends_the_browser() {

@@ -4,6 +4,7 @@
 //! Every name goes through [`printable`] before it is drawn, so no image can write to the terminal.
 
 use std::io::IsTerminal;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use ratatui::Frame;
@@ -71,6 +72,8 @@ pub(crate) fn run(collection: &Collection) -> Result<()> {
         bail!("--tui needs a terminal");
     }
     let mut app = App::new(collection, images)?;
+    // Its first call makes the handler of SIGWINCH: a size that changes from here on is told.
+    event::poll(Duration::ZERO).context("the terminal")?;
     cleanup::hold_terminal(|| ratatui::try_init().context("the terminal")).and_then(
         |mut terminal| {
             loop {
@@ -424,4 +427,74 @@ fn packed(parts: &[String], width: usize) -> Vec<String> {
         }
     }
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use ratatui::Terminal;
+    use ratatui::backend::TestBackend;
+    use ratatui::buffer::Cell;
+
+    use super::*;
+    use crate::tests::TestStore;
+
+    /// The screen of a terminal of this size, line by line.
+    fn screen(app: &App<'_>, width: u16, height: u16) -> Vec<String> {
+        let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
+        terminal.draw(|frame| app.draw(frame)).unwrap();
+        let buffer = terminal.backend().buffer();
+        let symbols: Vec<&str> = buffer.content().iter().map(Cell::symbol).collect();
+        symbols.chunks(width.into()).map(<[&str]>::concat).collect()
+    }
+
+    /// The two panes are beside each other from 72 columns on, else one above the other; both are
+    /// as wide as the terminal, and every key is explained in lines that fit.
+    #[test]
+    fn the_panes_and_the_keys_fit_the_terminal() {
+        let store = TestStore::new();
+        store.put(&["one"], &["f name a3000", "w name\nf other b20"]);
+        let collection = store.collect(&[]).unwrap();
+        let app = App::new(&collection, collection.chosen().collect()).unwrap();
+        for width in [150, 72, 71, 40, 24] {
+            let lines = screen(&app, width, 30);
+            let seen = lines.join("\n");
+            let top = &lines[0];
+            assert!(
+                top.starts_with("┌ one:latest (1/1) ") && top.ends_with('┐'),
+                "{seen}"
+            );
+            assert_eq!(
+                top.contains("┐┌ files after"),
+                width >= 72,
+                "{width}:\n{seen}"
+            );
+            let below = lines
+                .iter()
+                .filter(|line| line.starts_with("┌ files after"));
+            assert_eq!(below.count(), usize::from(width < 72), "{width}:\n{seen}");
+            // The file of 3,000 bytes, all wasted: behind its name where there is little place.
+            let waste = if width < 40 {
+                "3kB   name (3kB)"
+            } else {
+                "3kB      3kB   name"
+            };
+            assert!(seen.contains(waste), "{width}:\n{seen}");
+            for key in HELP {
+                assert!(seen.contains(key), "{width}: {key}:\n{seen}");
+            }
+        }
+    }
+
+    /// Nothing fits, and nothing fails.
+    #[test]
+    fn the_smallest_terminals_are_drawn_to() {
+        let store = TestStore::new();
+        store.put(&["one"], &["f name a3"]);
+        let collection = store.collect(&[]).unwrap();
+        let app = App::new(&collection, collection.chosen().collect()).unwrap();
+        for (width, height) in [(1, 1), (1, 40), (200, 1), (2, 2), (10, 4)] {
+            let lines = screen(&app, width, height);
+            assert_eq!(lines.len(), usize::from(height));
+        }
+    }
 }
