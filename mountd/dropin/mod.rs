@@ -118,8 +118,9 @@ fn print(text: &str) -> ExitCode {
 }
 
 fn fail(error: &dyn std::fmt::Display) -> ExitCode {
-    // Nothing is left to tell if this fails.
-    drop(writeln!(std::io::stderr().lock(), "cowl-mountd: {error}"));
+    // Written at once, since others may write there, too. Nothing is left to tell if this fails.
+    let line = format!("cowl-mountd: {error}\n");
+    drop(std::io::stderr().write_all(line.as_bytes()));
     ExitCode::FAILURE
 }
 

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use cowl_tests::busybox::shop;
 use cowl_tests::command::{binary, program, python, shell};
@@ -246,6 +246,31 @@ finally:
         let arguments = [&cowl, Path::new("--root"), at];
         let seen = python(&directory(), script, arguments.into_iter().chain(options));
         assert_eq!(seen, "0\n");
+    });
+}
+
+/// A line of standard error is one write, so that lines of several programs do not mix. Each write
+/// to a socket of packets is a packet.
+#[test]
+fn an_error_is_written_at_once() {
+    root(|| {
+        let store = shop("store");
+        let script = "
+import socket, subprocess, sys
+def packets(*command):
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    subprocess.run(command, stderr=theirs, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+    theirs.close()
+    return [packet.decode() for packet in iter(lambda: ours.recv(65536), b'')]
+dedup, bench, mountd, root = sys.argv[1:]
+for command in ([dedup, '--root', root, 'nosuch'], [bench, '--nosuch'], [mountd, '-o', 'nosuch', '/nowhere']):
+    written, name = packets(*command), command[0].split('/')[-1]
+    print(len(written), all(line.startswith(name + ': ') and line.endswith('\\n') for line in written))
+";
+        let programs = ["cowl-dedup", "cowl-bench", "cowl-mountd"].map(binary);
+        let arguments = programs.iter().map(PathBuf::as_path).chain([store.root()]);
+        let seen = python(&directory(), script, arguments);
+        assert_eq!(seen, "1 True\n1 True\n1 True\n");
     });
 }
 

@@ -1,7 +1,7 @@
 //! What is printed: Markdown tables as README.md and docs/performance.md have them, and lines on
 //! standard error.
 
-use std::io::{ErrorKind, Write as _};
+use std::io::{self, ErrorKind, Write as _};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -85,13 +85,18 @@ pub(crate) fn share(count: u32, times: u32) -> String {
 
 /// One line on standard error.
 pub(crate) fn say(what: &str) -> Result<()> {
-    writeln!(anstream::stderr(), "{}", printable(what)).context("standard error")
+    write_line(&printable(what)).context("standard error")
+}
+
+/// Written at once: others may write to standard error, too.
+fn write_line(line: &str) -> io::Result<()> {
+    anstream::stderr().write_all(format!("{line}\n").as_bytes())
 }
 
 /// Prints one line on standard error; if that fails, the exit code is 2, but for a reader that has
 /// seen enough.
 pub(crate) fn print_error(what: &str, code: u8) -> ExitCode {
-    match writeln!(anstream::stderr(), "cowl-bench: {}", printable(what)) {
+    match write_line(&format!("cowl-bench: {}", printable(what))) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => ExitCode::from(2),
         _ => ExitCode::from(code),
     }

@@ -99,10 +99,16 @@ fn print_error(what: &str, code: u8) -> ExitCode {
     if what.starts_with("store ") && what.ends_with("Permission denied") {
         what.push_str("; run as its owner, or use a store of your own with --root DIR");
     }
-    match writeln!(anstream::stderr(), "cowl-dedup: {}", printable(&what)) {
+    match write_error(&what) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => ExitCode::from(2),
         _ => ExitCode::from(code),
     }
+}
+
+/// Writes one line on standard error, at once: others may write to it, too.
+fn write_error(what: &str) -> io::Result<()> {
+    let line = format!("cowl-dedup: {}\n", printable(what));
+    anstream::stderr().write_all(line.as_bytes())
 }
 
 /// Prints the report; gives a line for all that could not be read and each condition of `--fail-if`
@@ -115,8 +121,8 @@ fn run(mode: Mode, arguments: &Arguments) -> Result<Vec<String>> {
     let (stores, wanted) = open_stores(arguments)?;
     let collection = gather::collect(&stores, &wanted)?;
     for error in &collection.skipped {
-        let line = printable(&show::without_errno(&format!("warning: {error:#}")));
-        writeln!(anstream::stderr(), "cowl-dedup: {line}").context("standard error")?;
+        let line = show::without_errno(&format!("warning: {error:#}"));
+        write_error(&line).context("standard error")?;
     }
     let mut failures: Vec<String> = collection
         .failed

@@ -62,7 +62,8 @@ impl Progress {
             // A line that wraps could not be drawn anew.
             line = share;
         }
-        if write!(std::io::stderr(), "\r{line}\x1b[K").is_err() {
+        let drawn = format!("\r{line}\x1b[K");
+        if std::io::stderr().write_all(drawn.as_bytes()).is_err() {
             // As above.
         }
     }
