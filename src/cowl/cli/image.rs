@@ -278,8 +278,8 @@ fn step_row(step: &Step, args: &History, now: Timestamp) -> serde_json::Value {
     })
 }
 
-pub(super) fn rmi(engine: &Engine, args: &Rmi, out: &mut Stdout) -> u8 {
-    each(&args.images, |name| {
+pub(super) fn rmi(engine: &Engine, args: &Rmi, out: &mut Stdout) -> Result<u8> {
+    each(&args.images, out, |name, out| {
         let mut removed = Vec::new();
         let done = engine.remove_image(name, args.force, &mut removed);
         for removed in removed {

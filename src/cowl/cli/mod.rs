@@ -88,12 +88,7 @@ pub fn main() -> ExitCode {
         return ExitCode::from(FAILURE);
     }
     let mut out = Out::new(BufWriter::new(Output));
-    let done = dispatch(cli, &mut out).and_then(|code| {
-        out.flush().map_err(|error| {
-            Error::new(Kind::Output, format!("writing to standard output: {error}"))
-        })?;
-        Ok(code)
-    });
+    let done = dispatch(cli, &mut out).and_then(|code| flush(&mut out).map(|()| code));
     match done {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
@@ -244,7 +239,7 @@ fn dispatch(cli: Cli, out: &mut Stdout) -> Result<u8> {
         Command::Unpack(args) => changes::unpack(&*open(Access::Change)?, &args),
         Command::Images(args) => image::images(&*open(Access::Read)?, &args, out),
         Command::History(args) => image::history(&*open(Access::Read)?, &args, out),
-        Command::Rmi(args) => Ok(image::rmi(&*open(Access::Change)?, &args, out)),
+        Command::Rmi(args) => image::rmi(&*open(Access::Change)?, &args, out),
         Command::Events(args) => events::events(&*open(Access::Read)?, &args, out),
         Command::Info(args) => image::info(&*open(Access::Read)?, &args, out),
         Command::Check(args) => check::check(&*open(args.access())?, &args, out),
@@ -262,26 +257,18 @@ fn dispatch(cli: Cli, out: &mut Stdout) -> Result<u8> {
         }
         Command::Attach(args) => container::life::attach(&*open(Access::Change)?, &args),
         Command::Exec(args) => container::life::exec(&*open(Access::Change)?, args),
-        Command::Kill(args) => Ok(container::life::kill(&*open(Access::Change)?, &args, out)),
+        Command::Kill(args) => container::life::kill(&*open(Access::Change)?, &args, out),
         Command::Logs(args) => container::life::logs(&*open(Access::Read)?, &args),
-        Command::Pause(args) => Ok(container::life::pause(&*open(Access::Change)?, &args, out)),
-        Command::Restart(args) => Ok(container::life::restart(
-            &*open(Access::Change)?,
-            &args,
-            out,
-        )),
+        Command::Pause(args) => container::life::pause(&*open(Access::Change)?, &args, out),
+        Command::Restart(args) => container::life::restart(&*open(Access::Change)?, &args, out),
         Command::Start(args) => container::life::start(&mut *open(Access::Change)?, &args, out),
-        Command::Stop(args) => Ok(container::life::stop(&*open(Access::Change)?, &args, out)),
+        Command::Stop(args) => container::life::stop(&*open(Access::Change)?, &args, out),
         Command::Cp(args) => container::cp::cp(&*open(Access::Change)?, &args, out),
         Command::Stats(args) => container::stats::stats(&*open(Access::Read)?, &args, out),
         Command::Port(args) => container::port::port(&*open(Access::Read)?, &args, out),
         Command::Top(args) => container::life::top(&*open(Access::Change)?, &args, out),
-        Command::Unpause(args) => Ok(container::life::unpause(
-            &*open(Access::Change)?,
-            &args,
-            out,
-        )),
-        Command::Wait(args) => Ok(container::life::wait(&*open(Access::Read)?, &args, out)),
+        Command::Unpause(args) => container::life::unpause(&*open(Access::Change)?, &args, out),
+        Command::Wait(args) => container::life::wait(&*open(Access::Read)?, &args, out),
         Command::Finish { id } => open(Access::Change)?.finish(&id).map(|()| 0),
         Command::Health { id, word } => open(Access::Change)?.tell_health(&id, &word).map(|()| 0),
         Command::Container(command) => {
@@ -401,14 +388,27 @@ fn print_note(line: &str) {
     }
 }
 
-/// Calls `action` for each name; prints an error and goes on where one fails, as Docker does.
-fn each(names: &[String], mut action: impl FnMut(&str) -> Result<()>) -> u8 {
+/// Calls `action` for each name; prints an error and goes on where one fails, as Docker does. What
+/// an action prints is written before the next one begins, which may take long.
+fn each(
+    names: &[String],
+    out: &mut Stdout,
+    mut action: impl FnMut(&str, &mut Stdout) -> Result<()>,
+) -> Result<u8> {
     let mut code = 0;
+    let mut written = Ok(());
     for name in names {
-        if let Err(error) = action(name) {
+        if let Err(error) = action(name, out) {
             print_error(&error);
             code = FAILURE;
         }
+        // A full output keeps no later name from what was asked for.
+        written = written.and_then(|()| flush(out));
     }
-    code
+    written.map(|()| code)
+}
+
+fn flush(out: &mut Stdout) -> Result<()> {
+    out.flush()
+        .map_err(|error| Error::new(Kind::Output, format!("writing to standard output: {error}")))
 }

@@ -97,10 +97,10 @@ pub(super) fn volume(engine: &Engine, command: Volume, out: &mut Stdout) -> Resu
         }
         Volume::Inspect(args) => inspect::print(&args, out, |name| engine.inspect_volume(name)),
         Volume::Prune { prune, all } => prune::volumes(engine, &prune, all, out),
-        Volume::Rm { names, force } => Ok(each(&names, |name| {
+        Volume::Rm { names, force } => each(&names, out, |name, out| {
             engine.remove_volume(name, force)?;
             Ok(out.line(name)?)
-        })),
+        }),
     }
 }
 

@@ -83,7 +83,8 @@ pub(in crate::cli) fn print(
         Some(format) => Some(Template::parse(format)?),
     };
     let mut found = Vec::new();
-    let code = each(&args.names, |name| {
+    let mut has_shown = false;
+    let code = each(&args.names, out, |name, out| {
         let value = find(name)?;
         match &template {
             Some(template) => out.line(&template.render(&value)?)?,

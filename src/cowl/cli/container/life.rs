@@ -16,7 +16,7 @@ use std::io::Write as _;
 
 pub(in crate::cli) fn start(engine: &mut Engine, args: &Start, out: &mut Stdout) -> Result<u8> {
     if !args.attach && !args.interactive {
-        return Ok(each(&args.containers, |name| {
+        return each(&args.containers, out, |name, out| {
             engine.start(name, &[])?;
             Ok(out.line(name)?)
         }));
@@ -36,15 +36,15 @@ pub(in crate::cli) fn start(engine: &mut Engine, args: &Start, out: &mut Stdout)
     }
 }
 
-pub(in crate::cli) fn stop(engine: &Engine, args: &Stop, out: &mut Stdout) -> u8 {
-    each(&args.containers, |name| {
+pub(in crate::cli) fn stop(engine: &Engine, args: &Stop, out: &mut Stdout) -> Result<u8> {
+    each(&args.containers, out, |name, out| {
         engine.stop(name, options(args))?;
         Ok(out.line(name)?)
     })
 }
 
-pub(in crate::cli) fn restart(engine: &Engine, args: &Stop, out: &mut Stdout) -> u8 {
-    each(&args.containers, |name| {
+pub(in crate::cli) fn restart(engine: &Engine, args: &Stop, out: &mut Stdout) -> Result<u8> {
+    each(&args.containers, out, |name, out| {
         engine.restart(name, options(args))?;
         Ok(out.line(name)?)
     })
@@ -57,29 +57,29 @@ fn options(args: &Stop) -> StopOptions<'_> {
     }
 }
 
-pub(in crate::cli) fn kill(engine: &Engine, args: &Kill, out: &mut Stdout) -> u8 {
-    each(&args.containers, |name| {
+pub(in crate::cli) fn kill(engine: &Engine, args: &Kill, out: &mut Stdout) -> Result<u8> {
+    each(&args.containers, out, |name, out| {
         engine.kill(name, &args.signal)?;
         Ok(out.line(name)?)
     })
 }
 
-pub(in crate::cli) fn pause(engine: &Engine, args: &Names, out: &mut Stdout) -> u8 {
-    each(&args.containers, |name| {
+pub(in crate::cli) fn pause(engine: &Engine, args: &Names, out: &mut Stdout) -> Result<u8> {
+    each(&args.containers, out, |name, out| {
         engine.pause(name)?;
         Ok(out.line(name)?)
     })
 }
 
-pub(in crate::cli) fn unpause(engine: &Engine, args: &Names, out: &mut Stdout) -> u8 {
-    each(&args.containers, |name| {
+pub(in crate::cli) fn unpause(engine: &Engine, args: &Names, out: &mut Stdout) -> Result<u8> {
+    each(&args.containers, out, |name, out| {
         engine.unpause(name)?;
         Ok(out.line(name)?)
     })
 }
 
-pub(in crate::cli) fn wait(engine: &Engine, args: &Names, out: &mut Stdout) -> u8 {
-    each(&args.containers, |name| {
+pub(in crate::cli) fn wait(engine: &Engine, args: &Names, out: &mut Stdout) -> Result<u8> {
+    each(&args.containers, out, |name, out| {
         let code = engine.wait(name)?;
         Ok(out.line(&code.to_string())?)
     })

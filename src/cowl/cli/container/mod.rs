@@ -156,12 +156,12 @@ pub(super) fn update(engine: &Engine, args: Update, out: &mut Stdout) -> Result<
             "you must provide one or more flags when using this command",
         ));
     }
-    Ok(each(&args.containers, |name| {
+    each(&args.containers, out, |name, out| {
         for warning in engine.update(name, &request)? {
             print_error(&format!("WARNING: {warning}"));
         }
         Ok(out.line(name)?)
-    }))
+    })
 }
 
 pub(super) fn rename(engine: &Engine, args: &Rename) -> Result<u8> {
@@ -171,7 +171,7 @@ pub(super) fn rename(engine: &Engine, args: &Rename) -> Result<u8> {
 
 pub(super) fn rm(engine: &Engine, args: &Rm, out: &mut Stdout) -> Result<u8> {
     engine.sweep()?;
-    Ok(each(&args.containers, |name| {
+    each(&args.containers, out, |name, out| {
         match engine.remove(name, args.force, args.volumes) {
             Ok(()) => Ok(out.line(name)?),
             // As Docker: with -f a missing container is reported, and no failure.
@@ -181,5 +181,5 @@ pub(super) fn rm(engine: &Engine, args: &Rm, out: &mut Stdout) -> Result<u8> {
             }
             Err(error) => Err(error),
         }
-    }))
+    })
 }

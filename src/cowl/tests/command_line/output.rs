@@ -98,3 +98,25 @@ fn a_small_stack_is_enough() {
         );
     }
 }
+
+/// What is done for one name is told before the next is begun: here before its error.
+#[test]
+fn names_are_told_one_by_one() {
+    let cowl = Cowl::with_store();
+    for name in ["one", "two"] {
+        cowl.prints(&["volume", "create", name], &format!("{name}\n"));
+    }
+    let file = cowl.expand("TEMP/both");
+    let both = std::fs::File::create(&file).unwrap();
+    let status = cowl
+        .command(&["volume", "rm", "one", "nosuch", "two"])
+        .stdout(both.try_clone().unwrap())
+        .stderr(both)
+        .status()
+        .unwrap();
+    assert_eq!(status.code(), Some(1));
+    assert_eq!(
+        std::fs::read_to_string(&file).unwrap(),
+        "one\ncowl: get nosuch: no such volume\ntwo\n"
+    );
+}
