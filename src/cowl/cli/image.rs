@@ -7,7 +7,7 @@ use super::template::Template;
 use super::units::{human_duration, human_size};
 use super::{Stdout, clock, each, format, print_error};
 use crate::engine::container::state::Status;
-use crate::engine::error::{Error, Result};
+use crate::engine::error::{Error, Kind, Result};
 use crate::engine::image::{Listed, Removed, Step, short_id};
 use crate::engine::info::{STORAGE_DRIVER, VERSION};
 use crate::engine::list::Filters;
@@ -290,7 +290,14 @@ pub(super) fn rmi(engine: &Engine, args: &Rmi, out: &mut Stdout) -> Result<u8> {
                 Removed::NotFreed(error) => warn(&[error]),
             }
         }
-        done.map(drop)
+        match done {
+            // As Docker: with -f a missing image is reported, and no failure.
+            Err(error) if args.force && error.kind() == Kind::NotFound => {
+                print_error(&error);
+                Ok(())
+            }
+            done => done.map(drop),
+        }
     })
 }
 

@@ -192,9 +192,18 @@ fn missing_things_are_named() {
     );
     cowl.refused(&["history", "nosuch"], 1, &image("nosuch:latest"));
     cowl.refused(&["rmi", "nosuch"], 1, &image("nosuch:latest"));
+    // With -f it is told, and no failure.
+    cowl.refused(&["rmi", "-f", "nosuch"], 0, &image("nosuch:latest"));
+    cowl.refused(&["image", "rm", "-f", "no:1"], 0, &image("no:1"));
+    cowl.refused(
+        &["rmi", "-f", "nosuch", "Shop"],
+        1,
+        "No such image: nosuch:latest\ncowl: \"Shop\" is not an image name: capitals are allowed in tags only",
+    );
     cowl.refused(&["rm", "nosuch"], 1, "No such container: nosuch");
     cowl.refused(&["rm", "-f", "nosuch"], 0, "No such container: nosuch");
     cowl.refused(&["volume", "rm", "nosuch"], 1, "get nosuch: no such volume");
+    cowl.prints(&["volume", "rm", "-f", "nosuch"], "nosuch\n");
     cowl.refused(
         &["mount", "nosuch", "TEMP/dir"],
         1,
