@@ -299,8 +299,11 @@ fn image_commands_honour_their_parameters() {
         let unnamed = server.ok(["import", tar]);
         assert_eq!(unnamed.len(), id.len(), "{unnamed}");
         same(&store, &server, &["image", "inspect", "shop"]);
+        // In the same repository: docker prints repositories as they come.
+        store.ok(["tag", "shop", "shop:again"]);
         for arguments in [
-            &["images", "-q", "--filter", "reference=a*"][..],
+            &["images", "-q"][..],
+            &["images", "-q", "--filter", "reference=a*"],
             &["images", "-q", "--filter", "dangling=true", "--no-trunc"],
             &["images", "--format", "{{.Repository}} {{.Tag}} {{.Size}}"],
             &[

@@ -155,12 +155,9 @@ fn listed_images(
     }
     let now = Timestamp::now();
     if args.quiet && args.format.is_none() {
-        let mut seen = Vec::new();
+        // One for each name, as Docker's.
         for image in listed {
-            if !seen.contains(&image.id) {
-                seen.push(image.id);
-                out.line(&shown_id(image.id, args.no_trunc))?;
-            }
+            out.line(&shown_id(image.id, args.no_trunc))?;
         }
         return Ok(0);
     }

@@ -128,7 +128,9 @@ impl Engine {
         Ok(image.and_then(|image| image::foreign_platform(&image.platform)))
     }
 
-    /// Every name of every image, newest first.
+    /// Every name of every image, newest first; those of one moment in the order of their names,
+    /// then of their ids. Docker has the tags of a repository in order, and the repositories as they
+    /// come.
     pub fn images(&self) -> Result<Listing<Listed>> {
         let found = self.store.tags()?;
         let mut items = Vec::new();
@@ -164,6 +166,7 @@ impl Engine {
         Ok(Listing {
             items,
             skipped: found.damaged.into_iter().map(Error::from).collect(),
+                .then_with(|| a.id.cmp(&b.id))
         })
     }
 

@@ -28,6 +28,23 @@ fn volume_create_ls_inspect_rm() {
     assert!(!cowl.root().join("volumes/vol1").exists());
 }
 
+/// What docker 28 prints: scripts count names by it.
+#[test]
+fn images_q_prints_an_id_for_each_name() {
+    let cowl = Cowl::new();
+    let tar = cowl.expand("TEMP/empty.tar");
+    std::fs::write(&tar, [0; 1024]).unwrap();
+    let id = cowl.run(&["import", &tar, "one:1"]).stdout;
+    let id = String::from_utf8(id).unwrap();
+    cowl.prints(&["tag", "one:1", "two:1"], "");
+    cowl.prints(&["tag", "one:1", "one:2"], "");
+    cowl.prints(&["images", "-q", "--no-trunc"], &id.repeat(3));
+    cowl.prints(&["images", "-q", "--no-trunc", "one"], &id.repeat(2));
+    // Docker's command sorts the tags of a repository, and takes the repositories as they come.
+    let format = "{{.Repository}}:{{.Tag}}";
+    cowl.prints(&["images", "--format", format], "one:1\none:2\ntwo:1\n");
+}
+
 #[test]
 fn directory_that_is_not_a_store_is_left_alone() {
     let cowl = Cowl::new();
