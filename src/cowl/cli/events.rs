@@ -31,7 +31,10 @@ pub(super) fn events(engine: &Engine, args: &Events, out: &mut Stdout) -> Result
     let request = EventRequest::parse(args.since.as_deref(), args.until.as_deref(), &filters)?;
     let template = match args.format.as_deref() {
         None | Some("" | "json") => None,
-        Some(text) => Some(Template::parse(text)?),
+        Some(text) => match Template::parse(text) {
+            Ok(template) => Some(template),
+            Err(malformed) => return Ok(malformed.end_events()),
+        },
     };
     let as_json = args.format.as_deref() == Some("json");
     engine.events(&request, None, |event| {

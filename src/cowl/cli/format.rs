@@ -58,6 +58,8 @@ pub(super) fn lines(
         return rows.iter().map(line).collect();
     }
     let columns = match format.strip_prefix("table") {
+        // An empty one is none, as for Docker.
+        _ if format.is_empty() => Some(table),
         Some("") => Some(table),
         Some(rest) if rest.starts_with(char::is_whitespace) => Some(rest.trim_start()),
         _ => None,

@@ -303,7 +303,10 @@ pub(super) fn info(engine: &Engine, args: &Info, out: &mut Stdout) -> Result<u8>
         let info = engine.info()?;
         let line = match format {
             "json" => serde_json::to_string(&info)?,
-            template => Template::parse(template)?.render(&info)?,
+            template => match Template::parse(template) {
+                Ok(template) => template.render(&info)?,
+                Err(malformed) => return Ok(malformed.end()),
+            },
         };
         out.line(&line)?;
         return Ok(0);

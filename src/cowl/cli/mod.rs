@@ -343,6 +343,10 @@ fn version(args: &args::Version, out: &mut Stdout) -> Result<u8> {
         "BuildTime": "",
         "Context": "default",
     });
+    let template = match template::Template::parse_named("version", format) {
+        Ok(template) => template,
+        Err(malformed) => return Ok(malformed.end()),
+    };
     let mut both = serde_json::json!({"Client": client, "Server": &server});
     if format == "json" {
         out.line(&both.to_string())?;
@@ -358,7 +362,7 @@ fn version(args: &args::Version, out: &mut Stdout) -> Result<u8> {
             fields.insert("APIVersion".to_owned(), part("ApiVersion"));
         }
     }
-    out.line(&template::Template::parse(format)?.render(&both)?)?;
+    out.line(&template.render(&both)?)?;
     Ok(0)
 }
 

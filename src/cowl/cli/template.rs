@@ -14,8 +14,13 @@
 mod eval;
 mod parse;
 
+use super::print_error;
 use crate::engine::error::{Error, Result};
 use serde_json::Value;
+use std::fmt;
+
+/// Docker's exit code for a malformed template, where a command shows single things.
+const MALFORMED: u8 = 64;
 
 /// A parsed template.
 #[derive(Debug)]
@@ -25,9 +30,14 @@ pub(super) struct Template {
 
 impl Template {
     /// Parses the text after `--format`. `\t` and `\n` are escapes, as for Docker.
-    pub(super) fn parse(text: &str) -> Result<Self> {
-        let nodes = parse::parse(&unescape(text))
-            .map_err(|why| Error::invalid(format!("template parsing error: {why}")))?;
+    pub(super) fn parse(text: &str) -> Result<Self, Malformed> {
+        Self::parse_named("", text)
+    }
+
+    /// Parses a template that has a name in Docker's command, which its errors tell.
+    pub(super) fn parse_named(name: &'static str, text: &str) -> Result<Self, Malformed> {
+        let malformed = |inner| Malformed { name, inner };
+        let nodes = parse::parse(&unescape(text)).map_err(malformed)?;
         Ok(Self { nodes })
     }
 
@@ -37,6 +47,40 @@ impl Template {
         eval::run(&self.nodes, data, data, &mut out)
             .map_err(|why| Error::invalid(format!("template: {why}")))?;
         Ok(out)
+    }
+}
+
+/// Why a text is no template, in the words of Go's text/template.
+#[derive(Debug)]
+pub(super) struct Malformed {
+    name: &'static str,
+    inner: parse::Malformed,
+}
+
+impl Malformed {
+    /// Ends a command that shows single things: prints the error and gives the exit code.
+    pub(super) fn end(self) -> u8 {
+        print_error(&Error::from(self));
+        MALFORMED
+    }
+
+    /// [`Malformed::end`], in the words of `events`.
+    pub(super) fn end_events(&self) -> u8 {
+        print_error(&format!("Error parsing format: {self}"));
+        MALFORMED
+    }
+}
+
+impl fmt::Display for Malformed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parse::Malformed { line, why } = &self.inner;
+        write!(f, "template: {}:{line}: {why}", self.name)
+    }
+}
+
+impl From<Malformed> for Error {
+    fn from(malformed: Malformed) -> Self {
+        Self::invalid(format!("template parsing error: {malformed}"))
     }
 }
 
@@ -129,6 +173,14 @@ mod tests {
             ("{{index .Names 7}}", "index out of range: 7"),
             ("{{range .Id}}{{end}}", "range can't iterate over abc"),
             ("{{\"a}}", "unterminated quoted string"),
+            (
+                "{{.Id}}\n{{nosuch}}{{.Id",
+                "template parsing error: template: :2: function \"nosuch\" not defined",
+            ),
+            (
+                "{{range $x := .Names}}{{end}}{{$x}}",
+                "template: :1: undefined variable \"$x\"",
+            ),
             ("{{$y}}", "undefined variable \"$y\""),
             (&format!("{{{{{}}}}}", "(".repeat(200)), "nested too deeply"),
         ];

@@ -80,14 +80,20 @@ pub(in crate::cli) fn print(
 ) -> Result<u8> {
     let template = match args.format.as_deref() {
         None | Some("json" | "") => None,
-        Some(format) => Some(Template::parse(format)?),
+        Some(format) => match Template::parse(format) {
+            Ok(template) => Some(template),
+            Err(malformed) => return Ok(malformed.end()),
+        },
     };
     let mut found = Vec::new();
     let mut has_shown = false;
     let code = each(&args.names, out, |name, out| {
         let value = find(name)?;
         match &template {
-            Some(template) => out.line(&template.render(&value)?)?,
+            Some(template) => {
+                out.line(&template.render(&value)?)?;
+                has_shown = true;
+            }
             None => found.push(value),
         }
         Ok(())
@@ -96,6 +102,8 @@ pub(in crate::cli) fn print(
         None | Some("") => out.line(&pretty(&found)?)?,
         Some("json") => out.line(&serde_json::to_string(&found)?)?,
         Some(_) => {}
+        // As Docker's, where nothing was found.
+        Some(_) if !has_shown => out.line("")?,
     }
     Ok(code)
 }

@@ -3,10 +3,11 @@
 use super::args::Ps;
 use crate::cli::image::warn;
 use crate::cli::table::{ellipsis, printable, quoted};
+use crate::cli::template::Template;
 use crate::cli::units::human_size;
 use crate::cli::{Stdout, clock, format, print_error};
 use crate::engine::container::config::{Config, MountSource};
-use crate::engine::error::Result;
+use crate::engine::error::{Error, Result};
 use crate::engine::list::{ListRequest, Summary};
 use crate::engine::{Engine, duration, short};
 use jiff::Timestamp;
@@ -22,6 +23,12 @@ pub(in crate::cli) fn ps(engine: &Engine, args: &Ps, out: &mut Stdout) -> Result
         // List the containers even if leftovers can't be removed now.
         print_error(&format!("warning: {error}"));
     }
+    let format = args.format.as_deref().filter(|format| !format.is_empty());
+    if let Some(Err(malformed)) = format.map(Template::parse) {
+        return Err(Error::invalid(format!(
+            "failed to parse template: {malformed}"
+        )));
+    }
     let limit = match args.last {
         _ if args.latest => Some(1),
         // -1 is Docker's "no limit".
@@ -34,8 +41,8 @@ pub(in crate::cli) fn ps(engine: &Engine, args: &Ps, out: &mut Stdout) -> Result
     })?;
     warn(&listed.skipped);
     let now = Timestamp::now();
-    let asks = |format: &String| format.contains(".Size");
-    let with_sizes = !args.quiet && (args.size || args.format.as_ref().is_some_and(asks));
+    let asks = |format: &str| format.contains(".Size");
+    let with_sizes = !args.quiet && (args.size || format.is_some_and(asks));
     let rows = listed.items.iter().map(|summary| {
         let mut row = row(summary, args.no_trunc, now);
         if with_sizes && let Some(fields) = row.as_object_mut() {
@@ -46,7 +53,7 @@ pub(in crate::cli) fn ps(engine: &Engine, args: &Ps, out: &mut Stdout) -> Result
     });
     let rows = rows.collect::<Result<Vec<Value>>>()?;
     let table = format!("{TABLE}{}", if args.size { "\t{{.Size}}" } else { "" });
-    let format = match (&args.format, args.quiet) {
+    let format = match (format, args.quiet) {
         (_, true) => "{{.ID}}",
         (Some(format), false) => format,
         (None, false) => "table",

@@ -33,6 +33,8 @@ pub(in crate::cli) fn stats(engine: &Engine, args: &Stats, out: &mut Stdout) -> 
         None | Some("") => "table",
         Some(format) => format,
     };
+    // A wrong one is an error although there may be nothing to show.
+    format::lines(format, TABLE, &header(), &[])?;
     // One that there is not is an error now, and gone later.
     for name in &args.containers {
         engine.usage_of(name)?;

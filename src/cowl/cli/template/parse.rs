@@ -1,5 +1,6 @@
 //! The text of a template as nodes.
 
+use super::eval::FUNCTIONS;
 use serde_json::{Value, json};
 
 /// How deep parentheses and blocks may be nested.
@@ -50,26 +51,51 @@ pub(super) enum Base {
 
 enum Piece {
     Text(String),
-    Action(String),
+    /// With the line that it begins on.
+    Action(String, usize),
+    /// An action that does not end, and why.
+    Broken(String, usize),
 }
 
-pub(super) fn parse(text: &str) -> Result<Vec<Node>, String> {
-    let mut pieces = split(text)?.into_iter();
-    let (nodes, end) = block(&mut pieces, 0)?;
-    match end {
+/// Why a text is no template, and the line.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Malformed {
+    pub(super) line: usize,
+    pub(super) why: String,
+}
+
+pub(super) fn parse(text: &str) -> Result<Vec<Node>, Malformed> {
+    let mut parser = Parser {
+        pieces: split(text).into_iter(),
+        line: 1,
+        variables: Vec::new(),
+    };
+    let parsed = parser.block(0).and_then(|(nodes, end)| match end {
         None => Ok(nodes),
         Some(end) => Err(format!("unexpected {{{{{end}}}}}")),
-    }
+    });
+    parsed.map_err(|why| Malformed {
+        line: parser.line,
+        why,
+    })
 }
 
 /// Texts and actions in turn, white space trimmed where `-` says so.
-fn split(text: &str) -> Result<Vec<Piece>, String> {
+fn split(text: &str) -> Vec<Piece> {
     let mut pieces = Vec::new();
     let mut rest = text;
     let mut trim = false;
     while let Some((before, after)) = rest.split_once("{{") {
+        let begun = text.get(..text.len() - after.len()).unwrap_or_default();
+        let line = begun.matches('\n').count() + 1;
         let before = if trim { before.trim_start() } else { before };
-        let (action, next) = action(after)?;
+        let (action, next) = match action(after) {
+            Ok(found) => found,
+            Err(why) => {
+                pieces.push(Piece::Broken(why, line));
+                return pieces;
+            }
+        };
         let (left, inner) = match action.strip_prefix("- ") {
             Some(inner) => (true, inner),
             None => (false, action),
@@ -80,12 +106,12 @@ fn split(text: &str) -> Result<Vec<Piece>, String> {
         };
         let before = if left { before.trim_end() } else { before };
         pieces.push(Piece::Text(before.to_owned()));
-        pieces.push(Piece::Action(inner.trim().to_owned()));
+        pieces.push(Piece::Action(inner.trim().to_owned(), line));
         (rest, trim) = (next, right);
     }
     let rest = if trim { rest.trim_start() } else { rest };
     pieces.push(Piece::Text(rest.to_owned()));
-    Ok(pieces)
+    pieces
 }
 
 /// The text up to the `}}` that is not quoted, and what follows it.
@@ -127,106 +153,135 @@ fn action(text: &str) -> Result<(&str, &str), String> {
     })
 }
 
-/// Nodes up to the action that ends the block, which is given back.
-fn block(
-    pieces: &mut std::vec::IntoIter<Piece>,
-    depth: usize,
-) -> Result<(Vec<Node>, Option<String>), String> {
-    if depth > DEPTH {
-        return Err("nested too deeply".to_owned());
-    }
-    let mut nodes = Vec::new();
-    while let Some(piece) = pieces.next() {
-        let action = match piece {
-            Piece::Text(text) => {
-                if !text.is_empty() {
-                    nodes.push(Node::Text(text));
-                }
-                continue;
-            }
-            Piece::Action(action) => action,
-        };
-        let (word, rest) = action
-            .split_once(char::is_whitespace)
-            .unwrap_or((&action, ""));
-        match word {
-            "end" | "else" => return Ok((nodes, Some(action))),
-            "if" | "with" | "range" => nodes.push(branch(word, rest, pieces, depth)?),
-            _ if action.starts_with("/*") => {}
-            _ => nodes.push(statement(&action)?),
-        }
-    }
-    Ok((nodes, None))
+struct Parser {
+    pieces: std::vec::IntoIter<Piece>,
+    /// Of the last action that was taken.
+    line: usize,
+    /// Those of the blocks around, the innermost last.
+    variables: Vec<String>,
 }
 
-/// `if`, `with` or `range` with its blocks.
-fn branch(
-    word: &str,
-    condition: &str,
-    pieces: &mut std::vec::IntoIter<Piece>,
-    depth: usize,
-) -> Result<Node, String> {
-    let eof = || "unexpected EOF".to_owned();
-    let (body, end) = block(pieces, depth + 1)?;
-    let end = end.ok_or_else(eof)?;
-    let otherwise = if end == "end" {
-        Vec::new()
-    } else if let Some(more) = end.strip_prefix("else if ") {
-        vec![branch("if", more, pieces, depth + 1)?]
-    } else {
-        let (nodes, end) = block(pieces, depth + 1)?;
+impl Parser {
+    /// Nodes up to the action that ends the block, which is given back.
+    fn block(&mut self, depth: usize) -> Result<(Vec<Node>, Option<String>), String> {
+        if depth > DEPTH {
+            return Err("nested too deeply".to_owned());
+        }
+        let outer = self.variables.len();
+        let mut nodes = Vec::new();
+        while let Some(piece) = self.pieces.next() {
+            let action = match piece {
+                Piece::Text(text) => {
+                    if !text.is_empty() {
+                        nodes.push(Node::Text(text));
+                    }
+                    continue;
+                }
+                Piece::Action(action, line) => {
+                    self.line = line;
+                    action
+                }
+                Piece::Broken(why, line) => {
+                    self.line = line;
+                    return Err(why);
+                }
+            };
+            let (word, rest) = action
+                .split_once(char::is_whitespace)
+                .unwrap_or((&action, ""));
+            match word {
+                "end" | "else" => {
+                    self.variables.truncate(outer);
+                    return Ok((nodes, Some(action)));
+                }
+                "if" | "with" | "range" => nodes.push(self.branch(word, rest, depth)?),
+                _ if action.starts_with("/*") => {}
+                _ => nodes.push(self.statement(&action)?),
+            }
+        }
+        Ok((nodes, None))
+    }
+
+    /// `if`, `with` or `range` with its blocks.
+    fn branch(&mut self, word: &str, condition: &str, depth: usize) -> Result<Node, String> {
+        let outer = self.variables.len();
+        let (names, over) = match condition.split_once(":=") {
+            Some((names, over)) if word == "range" && names.trim_start().starts_with('$') => {
+                (Some(names), over)
+            }
+            _ => (None, condition),
+        };
+        let over = self.pipeline(over)?;
+        let mut names = names
+            .into_iter()
+            .flat_map(|names| names.split(','))
+            .map(|name| name.trim().to_owned());
+        let variables = match (names.next(), names.next()) {
+            (key, Some(value)) => (key, Some(value)),
+            (value, None) => (None, value),
+        };
+        self.variables
+            .extend([&variables.0, &variables.1].into_iter().flatten().cloned());
+        let (body, otherwise) = self.blocks(depth)?;
+        self.variables.truncate(outer);
+        Ok(match word {
+            "if" => Node::If(over, body, otherwise),
+            "with" => Node::With(over, body, otherwise),
+            _ => Node::Range {
+                variables,
+                over,
+                body,
+                otherwise,
+            },
+        })
+    }
+
+    /// What follows a condition: the nodes for when it holds, and for when not.
+    fn blocks(&mut self, depth: usize) -> Result<(Vec<Node>, Vec<Node>), String> {
+        let eof = || "unexpected EOF".to_owned();
+        let (body, end) = self.block(depth + 1)?;
+        let end = end.ok_or_else(eof)?;
+        if end == "end" {
+            return Ok((body, Vec::new()));
+        }
+        if let Some(more) = end.strip_prefix("else if ") {
+            return Ok((body, vec![self.branch("if", more, depth + 1)?]));
+        }
+        let (nodes, end) = self.block(depth + 1)?;
         if end.ok_or_else(eof)? != "end" {
             return Err("unexpected {{else}}".to_owned());
         }
-        nodes
-    };
-    if word != "range" {
-        let condition = pipeline(condition)?;
-        return Ok(match word {
-            "if" => Node::If(condition, body, otherwise),
-            _ => Node::With(condition, body, otherwise),
-        });
+        Ok((body, nodes))
     }
-    let (variables, over) = match condition.split_once(":=") {
-        Some((names, over)) if names.trim_start().starts_with('$') => {
-            let mut names = names.split(',').map(|name| name.trim().to_owned());
-            let (first, second) = (names.next(), names.next());
-            let variables = match second {
-                Some(value) => (first, Some(value)),
-                None => (None, first),
-            };
-            (variables, over)
+
+    fn statement(&mut self, action: &str) -> Result<Node, String> {
+        if action.starts_with('$')
+            && let Some((name, value)) = action.split_once(":=")
+        {
+            let value = self.pipeline(value)?;
+            let name = name.trim().to_owned();
+            self.variables.push(name.clone());
+            return Ok(Node::Set(name, value));
         }
-        _ => ((None, None), condition),
-    };
-    Ok(Node::Range {
-        variables,
-        over: pipeline(over)?,
-        body,
-        otherwise,
-    })
-}
-
-fn statement(action: &str) -> Result<Node, String> {
-    if action.starts_with('$')
-        && let Some((name, value)) = action.split_once(":=")
-    {
-        return Ok(Node::Set(name.trim().to_owned(), pipeline(value)?));
+        Ok(Node::Print(self.pipeline(action)?))
     }
-    Ok(Node::Print(pipeline(action)?))
-}
 
-fn pipeline(text: &str) -> Result<Pipeline, String> {
-    let mut reader = Reader { rest: text };
-    let calls = reader.pipeline(0)?;
-    match reader.rest.trim_start() {
-        "" => Ok(calls),
-        rest => Err(format!("unexpected \"{rest}\" in operand")),
+    fn pipeline(&self, text: &str) -> Result<Pipeline, String> {
+        let mut reader = Reader {
+            rest: text,
+            variables: &self.variables,
+        };
+        let calls = reader.pipeline(0)?;
+        match reader.rest.trim_start() {
+            "" => Ok(calls),
+            rest => Err(format!("unexpected \"{rest}\" in operand")),
+        }
     }
 }
 
 struct Reader<'t> {
     rest: &'t str,
+    variables: &'t [String],
 }
 
 impl Reader<'_> {
@@ -261,7 +316,11 @@ impl Reader<'_> {
                         "true" => arguments.push(Word::Value(json!(true))),
                         "false" => arguments.push(Word::Value(json!(false))),
                         "nil" => arguments.push(Word::Value(Value::Null)),
-                        _ if function.is_none() && arguments.is_empty() => {
+                        known
+                            if FUNCTIONS.contains(&known)
+                                && function.is_none()
+                                && arguments.is_empty() =>
+                        {
                             function = Some(name);
                         }
                         // A function without arguments is a value of none of ours.
@@ -292,6 +351,9 @@ impl Reader<'_> {
             '.' => Ok(Word::Field(Base::Dot, self.fields())),
             '$' => {
                 let name = self.take(|c| c.is_alphanumeric() || matches!(c, '_' | '$'));
+                if name != "$" && !self.variables.contains(&name) {
+                    return Err(format!("undefined variable \"{name}\""));
+                }
                 Ok(Word::Field(Base::Variable(name), self.fields()))
             }
             '(' => {

@@ -6,6 +6,8 @@
     reason = "helpers of tests, which build their inputs with plain std::fs"
 )]
 
+mod empty;
+mod formats;
 mod help;
 mod output;
 mod store;
