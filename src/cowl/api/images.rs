@@ -116,7 +116,7 @@ pub(super) async fn inspect(server: &Arc<Server>, request: &Request, name: Strin
     let platforms = platforms(request, "platform")?;
     let body = server
         .engine(move |engine| {
-            engine.check_platforms(&name, &platforms)?;
+            engine.check_platforms(&name, platforms.iter().map(String::as_str))?;
             let mut shown = engine.inspect_image(&name)?;
             if version < Version(1, 44)
                 && let Some(fields) = shown.as_object_mut()
@@ -145,7 +145,7 @@ pub(super) async fn history(server: &Arc<Server>, request: &Request, name: Strin
     let platforms = platforms(request, "platform")?;
     let steps = server
         .engine(move |engine| {
-            engine.check_platforms(&name, &platforms)?;
+            engine.check_platforms(&name, platforms.iter().map(String::as_str))?;
             engine.history(&name)
         })
         .await?;

@@ -13,10 +13,10 @@ use super::refused;
 use super::system::System;
 use super::volume::Volume;
 use crate::engine::run;
-use clap::builder::ArgAction;
-use clap::{Args, Command as Definition, CommandFactory, Parser, Subcommand, value_parser};
+use clap::builder::{ArgAction, OsStringValueParser, TypedValueParser};
+use clap::{Arg, Args, Command as Definition, CommandFactory, Parser, Subcommand, value_parser};
 use cowl_core::handover::{IdKind, IdMap, IoModeChoice, NoIdMapping};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
 /// Run containers over content-addressed, deduplicated layers
@@ -24,6 +24,8 @@ use std::path::PathBuf;
 #[command(
     name = "cowl",
     version,
+    disable_version_flag = true,
+    arg = version_option(),
     arg_required_else_help = true,
     args_override_self = true,
     max_term_width = 110,
@@ -36,6 +38,41 @@ pub(super) struct Cli {
     pub(super) root: Option<PathBuf>,
     #[command(subcommand)]
     pub(super) command: Command,
+}
+
+/// A path that may be empty, as with Docker's command: [`given`] and the commands say what it means.
+pub(super) fn any_path() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
+}
+
+/// A label, `NAME[=VALUE]`, as it is (docker/cli, `opts/opts.go`).
+pub(super) fn label(text: &str) -> Result<String, String> {
+    let blank = [' ', '\t'];
+    let name = text.split_once('=').map_or(text, |(name, _)| name);
+    let name = name.trim_start_matches(blank);
+    if name.is_empty() {
+        return Err(format!("invalid label '{text}': empty name"));
+    }
+    if name.contains(blank) {
+        return Err(format!("label '{name}' contains whitespaces"));
+    }
+    Ok(text.to_owned())
+}
+
+/// The value of an option, unless it is empty, which Docker takes for none.
+pub(super) fn given<T: AsRef<OsStr> + ?Sized>(value: &T) -> Option<&T> {
+    (!value.as_ref().is_empty()).then_some(value)
+}
+
+/// Docker's short form, and clap's.
+fn version_option() -> Arg {
+    Arg::new("version")
+        .short('v')
+        .short_alias('V')
+        .long("version")
+        .help("Print version information and quit")
+        .action(ArgAction::Version)
+        .display_order(101)
 }
 
 /// The command line. An option that takes a value takes the next word, whatever it begins with, as
@@ -225,7 +262,7 @@ pub(super) struct Serve {
 #[derive(Debug, Args)]
 pub(super) struct Load {
     /// Read from a tar archive or an OCI directory, instead of STDIN
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE", value_parser = any_path())]
     pub(super) input: Option<PathBuf>,
     /// Load only the images for these platforms, separated by commas
     #[arg(long, value_name = "OS/ARCHITECTURE[/VARIANT]", value_delimiter = ',')]
@@ -241,7 +278,7 @@ pub(super) struct Load {
 #[derive(Debug, Args)]
 pub(super) struct Save {
     /// Write to a file, instead of STDOUT
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE", value_parser = any_path())]
     pub(super) output: Option<PathBuf>,
     /// Save only the images for this platform
     #[arg(long, value_name = "OS/ARCHITECTURE[/VARIANT]")]
@@ -254,6 +291,7 @@ pub(super) struct Save {
 #[derive(Debug, Args)]
 pub(super) struct Import {
     /// The tar, plain, gzip, bzip2, xz or zstd; - is standard input
+    #[arg(value_parser = any_path())]
     pub(super) file: PathBuf,
     /// Name of the image; without one it has only its ID
     #[arg(value_name = "NAME[:TAG]")]
@@ -386,7 +424,7 @@ pub(super) struct Commit {
 #[derive(Debug, Args)]
 pub(super) struct Export {
     /// Write to a file, instead of STDOUT
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE", value_parser = any_path())]
     pub(super) output: Option<PathBuf>,
     /// Name of a container or an image, its ID or the beginning of its ID
     #[arg(value_name = "CONTAINER|IMAGE")]

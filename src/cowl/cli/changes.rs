@@ -1,6 +1,6 @@
 //! `cowl diff`, `commit`, `export`, `unpack`.
 
-use super::args::{Commit, Diff, Export, Unpack};
+use super::args::{Commit, Diff, Export, Unpack, given};
 use super::image::new_name;
 use super::table::printable;
 use super::{Stdout, print_error};
@@ -74,7 +74,7 @@ pub(super) fn diff(engine: &Engine, args: &Diff, out: &mut Stdout) -> Result<u8>
 }
 
 pub(super) fn commit(engine: &Engine, args: &Commit, out: &mut Stdout) -> Result<u8> {
-    let name = match &args.name {
+    let name = match args.name.as_deref().and_then(given) {
         Some(name) => Some(new_name("commit", name)?),
         None => None,
     };
@@ -92,7 +92,7 @@ pub(super) fn commit(engine: &Engine, args: &Commit, out: &mut Stdout) -> Result
 }
 
 pub(super) fn export(engine: &Engine, args: &Export) -> Result<u8> {
-    engine.export(&args.source, args.output.as_deref())?;
+    engine.export(&args.source, args.output.as_deref().and_then(given))?;
     Ok(0)
 }
 

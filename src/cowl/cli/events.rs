@@ -1,6 +1,7 @@
 //! `cowl events`.
 
 use super::Stdout;
+use super::args::given;
 use super::template::Template;
 use super::{clock, format};
 use crate::engine::Engine;
@@ -28,7 +29,11 @@ pub(super) struct Events {
 /// Prints events until `--until`, or for ever.
 pub(super) fn events(engine: &Engine, args: &Events, out: &mut Stdout) -> Result<u8> {
     let filters = format::filters(&args.filter)?;
-    let request = EventRequest::parse(args.since.as_deref(), args.until.as_deref(), &filters)?;
+    let request = EventRequest::parse(
+        args.since.as_deref().and_then(given),
+        args.until.as_deref().and_then(given),
+        &filters,
+    )?;
     let template = match args.format.as_deref() {
         None | Some("" | "json") => None,
         Some(text) => match Template::parse(text) {

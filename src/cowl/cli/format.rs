@@ -7,10 +7,10 @@ use crate::engine::list::Filters;
 use serde_json::Value;
 use std::collections::BTreeMap;
 
-/// Reads `KEY=VALUE` options.
+/// Reads `KEY=VALUE` options. An empty one is none, as for Docker.
 pub(super) fn filters(options: &[String]) -> Result<Filters> {
     let mut filters = Filters::new();
-    for option in options {
+    for option in options.iter().filter(|option| !option.is_empty()) {
         let (key, value) = option.split_once('=').ok_or_else(|| {
             Error::invalid(format!(
                 "invalid argument \"{option}\" for \"-f, --filter\" flag: bad format of filter (expected name=value)"

@@ -1,6 +1,6 @@
 //! `cowl load`, `save`, `import`, `tag`, `images`, `history`, `rmi`, `info`, `check`.
 
-use super::args::{History, Images, Import, Info, Load, Rmi, Save, Tag};
+use super::args::{History, Images, Import, Info, Load, Rmi, Save, Tag, given};
 use super::progress::Progress;
 use super::table::{ellipsis, printable};
 use super::template::Template;
@@ -27,12 +27,14 @@ fn trust(verify: bool) -> Trust {
 
 pub(super) fn load(engine: &Engine, args: &Load, out: &mut Stdout) -> Result<u8> {
     let progress = Progress::new(args.quiet);
+    let platforms = args.platform.iter().map(String::as_str).filter_map(given);
+    let platforms: Vec<String> = platforms.map(str::to_owned).collect();
     let request = LoadRequest {
-        platforms: &args.platform,
+        platforms: &platforms,
         trust: trust(args.verify),
         watch: progress.as_ref().map(|progress| progress as &dyn Watch),
     };
-    let loaded = engine.load(args.input.as_deref(), &request);
+    let loaded = engine.load(args.input.as_deref().and_then(given), &request);
     progress.iter().for_each(Progress::finish);
     for loaded in loaded? {
         if let Some(warning) = engine.foreign_platform(loaded.image)? {
@@ -54,8 +56,8 @@ pub(super) fn load(engine: &Engine, args: &Load, out: &mut Stdout) -> Result<u8>
 pub(super) fn save(engine: &Engine, args: &Save) -> Result<u8> {
     engine.save(
         &args.images,
-        args.platform.as_deref(),
-        args.output.as_deref(),
+        args.platform.as_deref().and_then(given),
+        args.output.as_deref().and_then(given),
     )?;
     Ok(0)
 }
@@ -88,7 +90,7 @@ pub(super) fn import(engine: &Engine, args: &Import, out: &mut Stdout) -> Result
         name: name.as_ref(),
         changes: &args.change,
         message: &args.message,
-        platform: args.platform.as_deref(),
+        platform: args.platform.as_deref().and_then(given),
         trust: trust(args.verify),
         watch: progress.as_ref().map(|progress| progress as &dyn Watch),
     };
@@ -106,7 +108,7 @@ pub(super) fn images(engine: &Engine, args: &Images, out: &mut Stdout) -> Result
     } = engine.images()?;
     warn(&skipped);
     let mut filters = format::filters(&args.filter)?;
-    if let Some(name) = &args.name {
+    if let Some(name) = args.name.as_deref().and_then(given) {
         let wanted: Reference = match name.parse() {
             Ok(wanted) => wanted,
             // A pattern, as in --filter reference.
@@ -114,7 +116,7 @@ pub(super) fn images(engine: &Engine, args: &Images, out: &mut Stdout) -> Result
                 filters
                     .entry("reference".to_owned())
                     .or_default()
-                    .push(name.clone());
+                    .push(name.to_owned());
                 return listed_images(engine, args, listed, &filters, out);
             }
             Err(error) => return Err(Error::invalid(format!("images: {error}"))),
@@ -239,7 +241,7 @@ fn step_ago(then: Option<Timestamp>, now: Timestamp) -> String {
 
 pub(super) fn history(engine: &Engine, args: &History, out: &mut Stdout) -> Result<u8> {
     let now = Timestamp::now();
-    engine.check_platforms(&args.image, args.platform.as_slice())?;
+    engine.check_platforms(&args.image, args.platform.as_deref().and_then(given))?;
     let steps = engine.history(&args.image)?;
     let rows: Vec<_> = steps.iter().map(|step| step_row(step, args, now)).collect();
     let header = json!({

@@ -11,6 +11,8 @@ struct Refused {
     is_switch: bool,
     /// A value that asks for what is anyway.
     allowed: Option<&'static str>,
+    /// An empty value asks for nothing.
+    may_be_empty: bool,
     why: &'static str,
 }
 
@@ -20,6 +22,7 @@ const fn option(long: &'static str, why: &'static str) -> Refused {
         short: None,
         is_switch: false,
         allowed: None,
+        may_be_empty: false,
         why,
     }
 }
@@ -46,6 +49,13 @@ impl Refused {
         }
     }
 
+    const fn or_none(self) -> Self {
+        Self {
+            may_be_empty: true,
+            ..self
+        }
+    }
+
     fn arg(&'static self) -> Arg {
         let arg = Arg::new(self.long)
             .long(self.long)
@@ -53,6 +63,7 @@ impl Refused {
             .action(ArgAction::Append)
             .value_parser(|text: &str| match self.allowed {
                 Some(allowed) if allowed == text => Ok(text.to_owned()),
+                _ if self.may_be_empty && text.is_empty() => Ok(String::new()),
                 _ => Err(self.why),
             });
         let arg = match self.short {
@@ -116,18 +127,18 @@ refused! {
         option("publish", NETWORK).short('p'),
         switch("publish-all", NETWORK).short('P'),
         option("link", NETWORK),
-        option("ip", NETWORK),
-        option("ip6", NETWORK),
+        option("ip", NETWORK).or_none(),
+        option("ip6", NETWORK).or_none(),
         option("link-local-ip", NETWORK),
-        option("mac-address", NETWORK),
+        option("mac-address", NETWORK).or_none(),
         option("network-alias", NETWORK),
         option("gpus", "cowl finds no GPUs: use --device"),
-        option("runtime", "cowl has one runtime, its own"),
-        option("volume-driver", "there is no other driver than local").but("local"),
+        option("runtime", "cowl has one runtime, its own").or_none(),
+        option("volume-driver", "there is no other driver than local").but("local").or_none(),
         option("cpu-rt-period", REAL_TIME),
         option("cpu-rt-runtime", REAL_TIME),
         option("kernel-memory", "Linux has no such limit any more: use --memory"),
-        option("isolation", WINDOWS).but("default"),
+        option("isolation", WINDOWS).but("default").or_none(),
         option("cpu-count", WINDOWS),
         option("cpu-percent", WINDOWS),
         option("io-maxbandwidth", WINDOWS),

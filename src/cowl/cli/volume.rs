@@ -1,5 +1,6 @@
 //! `cowl volume`: volumes, printed as Docker does.
 
+use super::args::label;
 use super::container::args::Inspect;
 use super::container::inspect;
 use super::format::key_values;
@@ -53,7 +54,7 @@ pub(super) struct Create {
     #[arg(short, long, value_name = "KEY=VALUE")]
     opt: Vec<String>,
     /// Metadata of the volume
-    #[arg(long, value_name = "KEY=VALUE")]
+    #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
     label: Vec<String>,
     #[command(flatten)]
     refused: refused::OfVolume,

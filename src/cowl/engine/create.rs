@@ -238,6 +238,11 @@ impl Engine {
 
     /// The mounts of another container: `container[:ro|rw]`.
     fn volumes_from(&self, from: &str) -> Result<Vec<Mount>> {
+        if from.is_empty() {
+            return Err(Error::invalid(
+                "volumes-from specification cannot be an empty string",
+            ));
+        }
         let (needle, read_only) = match from.rsplit_once(':') {
             Some((needle, "ro")) => (needle, true),
             Some((needle, "rw")) => (needle, false),

@@ -83,7 +83,11 @@ pub(super) struct Found {
 impl Engine {
     /// Refuses a platform (`OS/ARCHITECTURE[/VARIANT]`) for which a name has no image, or another
     /// one than it stands for here.
-    pub fn check_platforms(&self, needle: &str, platforms: &[String]) -> Result<()> {
+    pub fn check_platforms<'p>(
+        &self,
+        needle: &str,
+        platforms: impl IntoIterator<Item = &'p str>,
+    ) -> Result<()> {
         for platform in platforms {
             let selected = self.select(&[needle.to_owned()], Some(platform))?;
             let meant = self.image(needle)?.id;
@@ -162,11 +166,11 @@ impl Engine {
             b.created
                 .cmp(&a.created)
                 .then_with(|| a.reference.cmp(&b.reference))
+                .then_with(|| a.id.cmp(&b.id))
         });
         Ok(Listing {
             items,
             skipped: found.damaged.into_iter().map(Error::from).collect(),
-                .then_with(|| a.id.cmp(&b.id))
         })
     }
 

@@ -93,9 +93,13 @@ impl Engine {
         Ok(pending)
     }
 
-    /// Sends a signal by its name or number to a container's first process.
+    /// Sends a signal by its name or number to a container's first process; an empty name is
+    /// SIGKILL.
     pub fn kill(&self, needle: &str, signal: &str) -> Result<()> {
-        let number = signal_number(signal)?;
+        let number = match signal {
+            "" => Signal::SIGKILL as u8,
+            signal => signal_number(signal)?,
+        };
         let container = self.containers.find(needle)?;
         let not_running = || {
             Error::conflict(format!(
@@ -127,7 +131,7 @@ impl Engine {
     pub fn stop(&self, needle: &str, options: StopOptions<'_>) -> Result<bool> {
         let container = self.containers.find(needle)?;
         let config = &container.config.config;
-        let signal = match options.signal {
+        let signal = match options.signal.filter(|signal| !signal.is_empty()) {
             Some(signal) => signal_number(signal)?,
             None if config.stop_signal.is_empty() => Signal::SIGTERM as u8,
             None => signal_number(&config.stop_signal)?,

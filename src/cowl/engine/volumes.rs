@@ -4,7 +4,7 @@
 use super::error::{Error, Result};
 use super::list::{Filters, matches};
 use super::{Engine, Listing, new_id};
-use crate::volume::{NewVolume, Volume, VolumeName};
+use crate::volume::{NewVolume, Volume, VolumeName, check_name};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
@@ -115,6 +115,7 @@ impl Engine {
 
     /// Removes a volume that no container uses. With `force` a missing volume is no error.
     pub fn remove_volume(&self, name: &str, force: bool) -> Result<()> {
+        check_name(name)?;
         let guard = self.containers.guard()?;
         let users = self.users_of_volume(name)?;
         if !users.is_empty() {

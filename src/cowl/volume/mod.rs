@@ -23,7 +23,7 @@ mod spec;
 
 pub use filesystem::root_of;
 pub use options::{Backing, Driven, FilesystemMount, NewVolume};
-pub use spec::{PROPAGATIONS, Source, VolumeName, VolumeSpec, is_name};
+pub use spec::{PROPAGATIONS, Source, VolumeName, VolumeSpec, clean_destination, is_name};
 
 use crate::engine::error::{Context, Error, Result};
 use crate::engine::files::{self, LazyDir};
@@ -141,6 +141,7 @@ impl Volumes {
 
     /// Finds a volume by its full name.
     pub fn find(&self, name: &str) -> Result<Volume> {
+        check_name(name)?;
         let found = if is_name(name) { self.get(name)? } else { None };
         found.ok_or_else(|| Error::not_found(format!("get {name}: no such volume")))
     }
@@ -356,6 +357,14 @@ impl Volume {
         remove_tree(&self.dir, DATA)?;
         files::ensure_dir_at(&self.dir, DATA, 0o755)
     }
+}
+
+/// Refuses no name at all, in the words of Docker's command.
+pub fn check_name(name: &str) -> Result<()> {
+    if name.is_empty() {
+        return Err(Error::invalid("invalid volume name or ID: value is empty"));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -111,7 +111,7 @@ impl VolumeSpec {
             }
             _ => return Err(invalid("expected SOURCE:DESTINATION[:ro]")),
         };
-        let destination = clean(destination).map_err(|why| invalid(&why))?;
+        let destination = clean_destination(destination).map_err(|why| invalid(&why))?;
         let source = match source {
             None => Source::Anonymous,
             Some("") => return Err(invalid("the source is empty")),
@@ -133,7 +133,7 @@ impl VolumeSpec {
 
     /// An anonymous volume declared by an image.
     pub fn of_image(destination: &str) -> Result<Self, String> {
-        let destination = clean(destination)
+        let destination = clean_destination(destination)
             .map_err(|why| format!("volume '{destination}' of the image: {why}"))?;
         Ok(Self {
             source: Source::Anonymous,
@@ -198,7 +198,7 @@ fn is_relative(path: &str) -> bool {
 }
 
 /// An absolute path without `.`, `..` and empty components; `..` at the root stays at the root.
-fn clean(path: &str) -> Result<String, String> {
+pub fn clean_destination(path: &str) -> Result<String, String> {
     if !path.starts_with('/') {
         return Err(format!(
             "invalid mount path: '{path}' mount path must be absolute"
@@ -220,7 +220,7 @@ fn clean(path: &str) -> Result<String, String> {
         }
     }
     if parts.is_empty() {
-        return Err("destination can't be '/'".to_owned());
+        return Err("invalid specification: destination can't be '/'".to_owned());
     }
     Ok(format!("/{}", parts.join("/")))
 }
@@ -293,8 +293,11 @@ mod tests {
             ("", "mount path must be absolute"),
             ("data", "mount path must be absolute"),
             ("vol1:data", "mount path must be absolute"),
-            ("vol1:/", "destination can't be '/'"),
-            ("vol1:/a/..", "destination can't be '/'"),
+            ("vol1:/", "invalid specification: destination can't be '/'"),
+            (
+                "vol1:/a/..",
+                "invalid specification: destination can't be '/'",
+            ),
             (":/data", "empty"),
             ("vol1:/data:", "SOURCE:DESTINATION"),
             ("vol1:/data:ro:x", "SOURCE:DESTINATION"),

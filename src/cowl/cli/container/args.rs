@@ -2,6 +2,7 @@
 
 pub(in crate::cli) use super::options::Options;
 use super::options::{UpdatableOptions, env_variable};
+use crate::cli::args::any_path;
 use crate::cli::refused;
 use crate::engine::detach_keys::DetachKeys;
 use clap::Args;
@@ -288,7 +289,7 @@ pub(in crate::cli) struct Exec {
     #[arg(short, long, value_name = "NAME[=VALUE]", value_parser = env_variable)]
     pub(super) env: Vec<String>,
     /// Read in a file of environment variables
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = any_path())]
     pub(super) env_file: Vec<PathBuf>,
     /// Username or UID, and group or GID
     #[arg(short, long, value_name = "USER[:GROUP]")]

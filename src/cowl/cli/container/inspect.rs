@@ -1,6 +1,7 @@
 //! `cowl inspect`: containers, else images, else volumes, in Docker's JSON.
 
 use super::args::{Inspect, InspectAny, InspectContainer, InspectImage};
+use crate::cli::args::given;
 use crate::cli::template::Template;
 use crate::cli::{Stdout, each};
 use crate::engine::Engine;
@@ -11,8 +12,12 @@ use serde_json::Value;
 /// `cowl inspect`, of anything or of one type.
 pub(in crate::cli) fn any(engine: &Engine, args: &InspectAny, out: &mut Stdout) -> Result<u8> {
     let InspectContainer { inspect, size } = &args.inspect;
-    match args.kind.as_deref().unwrap_or_default() {
-        "" => print(inspect, out, |name| find(engine, name, *size)),
+    let Some(kind) = args.kind.as_deref() else {
+        return print(inspect, out, |name| find(engine, name, *size));
+    };
+    let kinds = "must be one of \"container\", \"image\", \"volume\"";
+    match kind {
+        "" => Err(Error::invalid(format!("type is empty: {kinds}"))),
         "container" => container(engine, &args.inspect, out),
         _ if *size => Err(Error::invalid(
             "the --size option is for containers: use it with --type container or without",
@@ -20,7 +25,7 @@ pub(in crate::cli) fn any(engine: &Engine, args: &InspectAny, out: &mut Stdout) 
         "image" => print(inspect, out, |name| engine.inspect_image(name)),
         "volume" => print(inspect, out, |name| engine.inspect_volume(name)),
         other => Err(Error::invalid(format!(
-            "unknown type: \"{other}\": must be one of \"container\", \"image\", \"volume\""
+            "unknown type: \"{other}\": {kinds}"
         ))),
     }
 }
@@ -67,7 +72,7 @@ fn of_container(engine: &Engine, name: &str, size: bool) -> Result<Value> {
 /// `cowl image inspect`.
 pub(in crate::cli) fn image(engine: &Engine, args: &InspectImage, out: &mut Stdout) -> Result<u8> {
     print(&args.inspect, out, |name| {
-        engine.check_platforms(name, args.platform.as_slice())?;
+        engine.check_platforms(name, args.platform.as_deref().and_then(given))?;
         engine.inspect_image(name)
     })
 }
@@ -97,13 +102,13 @@ pub(in crate::cli) fn print(
             None => found.push(value),
         }
         Ok(())
-    });
+    })?;
     match args.format.as_deref() {
         None | Some("") => out.line(&pretty(&found)?)?,
         Some("json") => out.line(&serde_json::to_string(&found)?)?,
-        Some(_) => {}
         // As Docker's, where nothing was found.
         Some(_) if !has_shown => out.line("")?,
+        Some(_) => {}
     }
     Ok(code)
 }

@@ -19,7 +19,7 @@ pub(in crate::cli) fn start(engine: &mut Engine, args: &Start, out: &mut Stdout)
         return each(&args.containers, out, |name, out| {
             engine.start(name, &[])?;
             Ok(out.line(name)?)
-        }));
+        });
     }
     match args.containers.as_slice() {
         [name] => {
@@ -112,25 +112,22 @@ pub(in crate::cli) fn top(engine: &Engine, args: &Top, out: &mut Stdout) -> Resu
 
 pub(in crate::cli) fn logs(engine: &Engine, args: &Logs) -> Result<u8> {
     let now = Timestamp::now();
-    let time = |text: &Option<String>| {
-        text.as_deref()
-            .map(|text| duration::moment(text, now))
-            .transpose()
-    };
-    let tail = match args.tail.as_str() {
-        "all" => None,
-        // A negative number is all, as for Docker.
-        text if text.starts_with('-') => None,
-        text => Some(
-            text.parse()
-                .map_err(|_syntax| Error::invalid(format!("invalid value for \"tail\": {text}")))?,
-        ),
+    let time = |option: &str, text: &Option<String>| {
+        let given = text.as_deref().filter(|text| !text.is_empty());
+        let moment = given.map(|text| duration::moment(text, now)).transpose();
+        moment.map_err(|_why| {
+            Error::invalid(format!(
+                "invalid value for \"{option}\": failed to parse value as time or duration: \"{}\"",
+                given.unwrap_or_default()
+            ))
+        })
     };
     let request = LogRequest {
         follow: args.follow,
-        tail,
-        since: time(&args.since)?,
-        until: time(&args.until)?,
+        // What is no number of lines is all, as for dockerd.
+        tail: args.tail.parse().ok(),
+        since: time("since", &args.since)?,
+        until: time("until", &args.until)?,
     };
     let (mut stdout, mut stderr) = (Output, std::io::stderr().lock());
     engine.logs(&args.container, request, |entry| {

@@ -12,6 +12,7 @@ mod request;
 mod session;
 pub(super) mod stats;
 
+use super::args::given;
 use super::{FAILURE, Stdout, USAGE, each, print_error};
 use crate::engine::Engine;
 use crate::engine::create::Created;
@@ -106,7 +107,7 @@ struct CidFile {
 impl CidFile {
     /// It must not exist yet, so that two containers never share one.
     fn create(path: Option<PathBuf>) -> Result<Option<Self>> {
-        let Some(path) = path else {
+        let Some(path) = path.filter(|path| given(path).is_some()) else {
             return Ok(None);
         };
         match File::create_new(&path) {
@@ -151,7 +152,7 @@ pub(super) fn update(engine: &Engine, args: Update, out: &mut Stdout) -> Result<
         resources: args.limits.into_resources()?,
         restart_policy: request::restart_policy(args.restart.as_deref(), false)?,
     };
-    if request == UpdateRequest::default() {
+    if request == UpdateRequest::default() && args.restart.is_none() {
         return Err(Error::invalid(
             "you must provide one or more flags when using this command",
         ));

@@ -2,6 +2,7 @@
 
 use super::args::Options;
 use super::mount_option;
+use crate::cli::args::given;
 use crate::engine::create::{CreateRequest, check_words};
 use crate::engine::docker::{ContainerConfig, HostConfig, RestartPolicy};
 use crate::engine::error::{Context, Error, Result};
@@ -21,6 +22,9 @@ pub(super) fn request(options: Options, detached: bool) -> Result<CreateRequest>
     let mut volumes = serde_json::Map::new();
     let mut binds = Vec::new();
     for text in &options.volume {
+        if text.is_empty() {
+            return Err(Error::invalid("invalid empty volume spec"));
+        }
         match bind(text, &cwd) {
             Some(bind) => binds.push(bind),
             None => drop(volumes.insert(text.clone(), serde_json::json!({}))),
@@ -75,7 +79,7 @@ pub(super) fn request(options: Options, detached: bool) -> Result<CreateRequest>
     for text in &options.mount {
         host.mounts.push(mount_option::parse(text, &cwd)?);
     }
-    if let Some(file) = options.cidfile {
+    if let Some(file) = options.cidfile.as_deref().and_then(given) {
         let file = file.to_string_lossy().into_owned();
         host.other.insert("ContainerIDFile".to_owned(), file.into());
     }
@@ -85,7 +89,7 @@ pub(super) fn request(options: Options, detached: bool) -> Result<CreateRequest>
         name: options.name.filter(|name| !name.is_empty()),
         config,
         host,
-        platform: options.platform,
+        platform: options.platform.0,
     })
 }
 
@@ -158,7 +162,7 @@ fn exposed(ports: &[String]) -> Result<serde_json::Map<String, serde_json::Value
 /// What is there is taken; what is not can't be pulled.
 fn check_pull(options: &Options) -> Result<()> {
     match options.pull.as_str() {
-        "missing" | "never" => Ok(()),
+        "" | "missing" | "never" => Ok(()),
         "always" => {
             let image = options.image_and_command.first().map_or("", String::as_str);
             Err(Error::invalid(format!(
@@ -265,9 +269,6 @@ fn labels(files: &[std::path::PathBuf], given: &[String]) -> Result<BTreeMap<Str
     }
     for text in given {
         let (name, value) = text.split_once('=').unwrap_or((text, ""));
-        if name.is_empty() {
-            return Err(Error::invalid(format!("invalid label: '{text}'")));
-        }
         set(name, value);
     }
     Ok(labels)

@@ -151,6 +151,9 @@ impl Files {
 
     /// Finds a path inside the root.
     fn place(&self, path: &str) -> Result<Place> {
+        if path.is_empty() && self.config.is_some() {
+            return Err(Error::invalid("bad parameter: path cannot be empty"));
+        }
         self.check_mounts(path)?;
         let whole = path.trim_start_matches('/');
         let is_directory = whole.is_empty() || whole.ends_with('/') || last(whole) == ".";

@@ -169,6 +169,11 @@ impl Containers {
 
     /// Finds a container by id, name or unambiguous prefix of an id.
     pub fn find(&self, needle: &str) -> Result<Container> {
+        if needle.is_empty() {
+            return Err(Error::invalid(
+                "invalid container name or ID: value is empty",
+            ));
+        }
         if is_id(needle)
             && let Some(container) = self.read(needle)?
         {

@@ -5,7 +5,7 @@ use crate::engine::container::config::{BindMode, Mount, MountSource};
 use crate::engine::docker::{BindOptions, HostConfig, MountRequest, VolumeOptions};
 use crate::engine::error::{Error, Result};
 use crate::engine::names;
-use crate::volume::{PROPAGATIONS, Source, VolumeName, VolumeSpec};
+use crate::volume::{PROPAGATIONS, Source, VolumeName, VolumeSpec, clean_destination};
 use cowl_sys::mountinfo;
 use rustix::io::Errno;
 use std::collections::BTreeMap;
@@ -55,12 +55,7 @@ pub(in crate::engine) fn labels(host: &HostConfig, mount: &Mount) -> BTreeMap<St
 }
 
 fn destination(target: &str) -> Result<String, Error> {
-    match VolumeSpec::of_image(target) {
-        Ok(spec) => Ok(spec.destination),
-        Err(why) => Err(Error::invalid(format!(
-            "invalid mount path: '{target}': {why}"
-        ))),
-    }
+    clean_destination(target).map_err(Error::invalid)
 }
 
 /// A volume or directory of `-v`, or of an image's `VOLUME`.

@@ -5,16 +5,18 @@ mod isolation;
 mod network;
 mod resources;
 
+use crate::cli::args::{any_path, label};
 use crate::cli::refused;
 use crate::cli::units::parse_memory;
 use clap::Args;
 use cowl_core::handover::IoModeChoice;
-use cowl_core::image::PlatformName;
+use cowl_core::image::{PlatformError, PlatformName};
 use health::Health;
 use isolation::Isolation;
 use network::{Namespaces, Network};
 pub(super) use resources::{ResourceOptions, UpdatableOptions};
 use std::path::PathBuf;
+use std::str::FromStr;
 
 /// What `run` and `create` have in common.
 #[derive(Debug, Args)]
@@ -33,8 +35,13 @@ pub(in crate::cli) struct Options {
     #[arg(short, long)]
     pub(in crate::cli::container) tty: bool,
     /// Set platform if server is multi-platform capable
-    #[arg(long, value_name = "PLATFORM")]
-    pub(in crate::cli::container) platform: Option<PlatformName>,
+    #[arg(
+        long,
+        value_name = "PLATFORM",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub(in crate::cli::container) platform: Platform,
     /// Pull image before running: missing, never; there is no pulling yet, so "always" is refused
     #[arg(long, value_name = "WHEN", default_value = "missing")]
     pub(in crate::cli::container) pull: String,
@@ -59,7 +66,7 @@ pub(in crate::cli) struct Options {
     #[arg(long)]
     pub(in crate::cli::container) name: Option<String>,
     /// Write the container ID to the file
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = any_path())]
     pub(in crate::cli::container) cidfile: Option<PathBuf>,
     /// Overwrite the ENTRYPOINT of the image
     #[arg(long, value_name = "PROGRAM")]
@@ -68,13 +75,13 @@ pub(in crate::cli) struct Options {
     #[arg(short, long, value_name = "NAME[=VALUE]", value_parser = env_variable)]
     pub(in crate::cli::container) env: Vec<String>,
     /// Read in a file of environment variables
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = any_path())]
     pub(in crate::cli::container) env_file: Vec<PathBuf>,
     /// Set a label on the container
-    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    #[arg(short, long, value_name = "NAME[=VALUE]", value_parser = label)]
     pub(in crate::cli::container) label: Vec<String>,
     /// Read in a line delimited file of labels
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = any_path())]
     pub(in crate::cli::container) label_file: Vec<PathBuf>,
     /// Working directory inside the container
     #[arg(short, long, value_name = "DIR")]
@@ -134,6 +141,21 @@ pub(in crate::cli) struct Options {
     /// Image, then command and arguments
     #[arg(required = true, trailing_var_arg = true, value_names = ["IMAGE", "COMMAND"], num_args = 1..)]
     pub(in crate::cli::container) image_and_command: Vec<String>,
+}
+
+/// A platform; an empty one is any, as for Docker.
+#[derive(Debug, Clone)]
+pub(in crate::cli::container) struct Platform(pub(in crate::cli::container) Option<PlatformName>);
+
+impl FromStr for Platform {
+    type Err = PlatformError;
+
+    fn from_str(text: &str) -> Result<Self, PlatformError> {
+        if text.is_empty() {
+            return Ok(Self(None));
+        }
+        text.parse().map(|name| Self(Some(name)))
+    }
 }
 
 /// `NAME=VALUE`, or a name alone (docker/cli, `opts/env.go`).

@@ -39,6 +39,9 @@ impl Network {
         config.hostname = self.hostname.unwrap_or_default();
         config.domainname = self.domainname.unwrap_or_default();
         host.network_mode = self.network.unwrap_or_else(|| "default".to_owned());
+        if host.network_mode.is_empty() {
+            return Err(Error::invalid("no name set for network"));
+        }
         for entry in self.add_host {
             // As Docker's command line: an equals sign becomes a colon.
             let separator = entry
@@ -49,10 +52,32 @@ impl Network {
             host.extra_hosts.push(format!("{name}:{address}"));
         }
         host.dns = self.dns;
-        host.dns_search = self.dns_search;
+        let domains = self.dns_search.iter().map(|text| search_domain(text));
+        host.dns_search = domains.collect::<Result<_>>()?;
         host.dns_options = self.dns_option;
         Ok(())
     }
+}
+
+/// A domain without the dot at its end (docker/cli, `opts/opts.go`).
+fn search_domain(text: &str) -> Result<String> {
+    let domain = text.trim_matches(' ');
+    if domain == "." {
+        return Ok(domain.to_owned());
+    }
+    let trimmed = domain.trim_end();
+    let trimmed = trimmed.strip_suffix('.').unwrap_or(trimmed);
+    let is_label = |label: &str| {
+        let at_ends = |c: char| c.is_ascii_alphanumeric();
+        label.starts_with(at_ends)
+            && label.ends_with(at_ends)
+            && label.chars().all(|c| at_ends(c) || c == '-')
+    };
+    let has_letter = trimmed.contains(|c: char| c.is_ascii_alphabetic());
+    if !has_letter || trimmed.len() >= 255 || !trimmed.split('.').all(is_label) {
+        return Err(Error::invalid(format!("{domain} is not a valid domain")));
+    }
+    Ok(trimmed.to_owned())
 }
 
 #[derive(Debug, Args)]
@@ -101,5 +126,28 @@ impl Namespaces {
         }
         host.ipc_mode = self.ipc.unwrap_or_default();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What docker 28.2 takes, and as what.
+    #[test]
+    fn search_domains_are_checked_as_dockers() {
+        for (text, domain) in [
+            (".", "."),
+            ("example.com", "example.com"),
+            (" a-b.c. ", "a-b.c"),
+            ("1a", "1a"),
+        ] {
+            assert_eq!(search_domain(text).unwrap(), domain, "{text:?}");
+        }
+        let long = "a.".repeat(128);
+        for text in ["", "1.2", "-a", "a-", "a..b", "a b", "a_b", &long] {
+            let refused = search_domain(text).unwrap_err().to_string();
+            assert_eq!(refused, format!("{text} is not a valid domain"));
+        }
     }
 }

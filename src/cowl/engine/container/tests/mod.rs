@@ -176,7 +176,10 @@ fn find_takes_an_id_a_name_or_an_unambiguous_prefix() {
         find("a").unwrap_err().to_string(),
         "multiple IDs found with provided prefix: a"
     );
-    assert_eq!(find("").unwrap_err().to_string(), "No such container: ");
+    assert_eq!(
+        find("").unwrap_err().to_string(),
+        "invalid container name or ID: value is empty"
+    );
     assert_eq!(find("b").unwrap_err().to_string(), "No such container: b");
 }
 
