@@ -472,6 +472,20 @@ fn logs_details_precede_each_line() {
         assert_eq!(doors.server.ok(arguments), " one\n two\n");
         let own = doors.store.ok(["logs", "--details", "-t", "lines"]);
         assert_eq!(own, doors.server.ok(["logs", "--details", "-t", "lines"]));
+        // What is no number of lines is all.
+        for (tail, shown) in [
+            ("x", 2),
+            ("-5", 2),
+            ("", 2),
+            ("1.5", 2),
+            ("+1", 1),
+            ("0", 0),
+        ] {
+            let arguments = ["logs", "--tail", tail, "lines"];
+            let own = doors.store.ok(arguments);
+            assert_eq!(own.lines().count(), shown, "{tail}");
+            assert_eq!(own, doors.server.ok(arguments), "{tail}");
+        }
         doors.store.ok(["rm", "lines"]);
     });
 }
