@@ -188,6 +188,37 @@ fn save_leaves_a_whole_file_or_the_old_one() {
     });
 }
 
+/// What went down a pipe cannot be taken back: its reader would have half an archive.
+#[test]
+fn save_of_a_damaged_recipe_writes_no_byte() {
+    root(|| {
+        let store = shop("store");
+        let recipes = shell(store.root(), "ls -d layers/*/recipe-v2", [""; 0]);
+        let recipe = store.root().join(recipes.lines().last().unwrap());
+        let mut bytes = fs::read(&recipe).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::remove_file(&recipe).unwrap();
+        fs::write(&recipe, bytes).unwrap();
+        let layer = recipe.parent().unwrap().file_name().unwrap();
+        let message = format!(
+            "the recipe of layer sha256:{} cannot be read: load its image again",
+            layer.to_str().unwrap()
+        );
+        let archive = directory().join("saved.tar");
+        for arguments in [
+            &["save", "shop"][..],
+            &["save", "-o", archive.to_str().unwrap(), "shop"],
+        ] {
+            let error = store.run(arguments).refused(1);
+            assert!(error.contains(&message), "{error}");
+        }
+        assert!(!archive.exists());
+        store.load(&layers().join("shop.image.tar"));
+        store.ok(["save", "-o", archive.to_str().unwrap(), "shop"]);
+    });
+}
+
 #[test]
 fn save_refuses_a_terminal() {
     root(|| {

@@ -7,6 +7,7 @@ use crate::digest::{DiffId, DigestError, Sha256Digest};
 use crate::layer::{DecompressError, ImportError, RestoreError};
 use crate::recipe::RecipeError;
 use crate::store::{ReferenceError, StoreError};
+use crate::tree::TreeError;
 
 /// An error of loading or importing an image. A message does not repeat its source's.
 #[derive(Debug, thiserror::Error)]
@@ -202,8 +203,16 @@ pub enum SaveError {
     /// A layer has neither a blob nor a recipe.
     #[error("layer {0} has no recipe: load its image again")]
     NoRecipe(DiffId),
+    /// A layer's tree is damaged.
+    #[error("the tree of layer {diff_id} cannot be read: load its image again")]
+    Tree {
+        /// The layer.
+        diff_id: DiffId,
+        /// What is wrong with it.
+        source: TreeError,
+    },
     /// A layer's recipe is damaged.
-    #[error("the recipe of layer {diff_id}")]
+    #[error("the recipe of layer {diff_id} cannot be read: load its image again")]
     Recipe {
         /// The layer.
         diff_id: DiffId,

@@ -9,15 +9,17 @@
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 
+use memmap2::Mmap;
 use serde_json::{Value, json};
 
 use super::documents::{Document, Manifest};
 use super::{CONFIG_LIMIT, DOCUMENT_LIMIT, ImageError, Reference, SaveError, docker, oci};
 use crate::digest::{DiffId, Sha256Digest, Sha256Hasher};
 use crate::layer::{self, member_header, padding};
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, RecipeError};
 use crate::store::{Descriptor, Store, StoreError, Tag, TaggedImage};
 use crate::sys::mmap::map_published;
+use crate::tree::Tree;
 
 const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";
@@ -37,7 +39,9 @@ pub struct Selected {
 
 /// Writes the images as one archive. What they need is kept from gc meanwhile.
 ///
-/// After an error `out` has the beginning of an archive, without its documents.
+/// Nothing is written before the records, documents, trees and recipes of all of them are known to
+/// be sound. After damage of a content or a compressed layer, which only reading all of it finds,
+/// `out` has the beginning of an archive, without its documents.
 pub fn save<W: Write>(store: &Store, images: &[Selected], out: W) -> Result<(), SaveError> {
     let transaction = store.begin()?;
     for image in images {
@@ -47,6 +51,7 @@ pub fn save<W: Write>(store: &Store, images: &[Selected], out: W) -> Result<(), 
     for image in images {
         plan.add(image)?;
     }
+    plan.check_restored()?;
     plan.write(out)
 }
 
@@ -307,6 +312,25 @@ impl<'s> Plan<'s> {
         }
     }
 
+    /// Checks all that layers are restored from, but for the contents.
+    fn check_restored(&self) -> Result<(), SaveError> {
+        for blob in self.blobs.values() {
+            let Blob::Restored(diff_id, size) = blob else {
+                continue;
+            };
+            let (tree, recipe) = open_layer(self.store, *diff_id)?;
+            let found = sound_recipe(&recipe, *diff_id, &tree)?.tar_bytes();
+            if found != *size {
+                return Err(SaveError::Size {
+                    what: format!("the tar of layer {diff_id}"),
+                    expected: *size,
+                    found,
+                });
+            }
+        }
+        Ok(())
+    }
+
     fn write<W: Write>(self, out: W) -> Result<(), SaveError> {
         let index = json!({
             "schemaVersion": 2,
@@ -430,16 +454,36 @@ fn copy_blob<W: Write>(
     }
 }
 
-/// Writes the exact tar that a layer was imported from.
+/// Writes the exact tar that a layer was imported from; nothing of it if tree or recipe are damaged.
 pub fn restore_layer<W: Write>(store: &Store, diff_id: DiffId, out: W) -> Result<(), SaveError> {
-    let tree = store.layer_tree(diff_id)?;
-    let tree = tree.ok_or(StoreError::NoLayer(diff_id))?;
-    let file = store.layer_recipe(diff_id)?;
-    let file = file.ok_or(SaveError::NoRecipe(diff_id))?;
-    let map = map_published(&file)?;
-    let recipe = Recipe::open(&map).map_err(|source| SaveError::Recipe { diff_id, source })?;
+    let (tree, recipe) = open_layer(store, diff_id)?;
+    let recipe = sound_recipe(&recipe, diff_id, &tree)?;
     layer::restore(&recipe, &tree, store, out)
         .map_err(|source| SaveError::Restore { diff_id, source })
+}
+
+/// A layer's tree, verified, and its recipe.
+fn open_layer(store: &Store, diff_id: DiffId) -> Result<(Tree, Mmap), SaveError> {
+    let tree = store.layer_tree(diff_id)?;
+    let tree = tree.ok_or(StoreError::NoLayer(diff_id))?;
+    tree.verify()
+        .map_err(|source| SaveError::Tree { diff_id, source })?;
+    let recipe = store.layer_recipe(diff_id)?;
+    let recipe = recipe.ok_or(SaveError::NoRecipe(diff_id))?;
+    let recipe = map_published(&recipe).map_err(|source| SaveError::Recipe {
+        diff_id,
+        source: RecipeError::Map(source),
+    })?;
+    Ok((tree, recipe))
+}
+
+fn sound_recipe<'b>(
+    bytes: &'b [u8],
+    diff_id: DiffId,
+    tree: &Tree,
+) -> Result<Recipe<'b>, SaveError> {
+    Recipe::open_verified(bytes, diff_id, tree.object_count())
+        .map_err(|source| SaveError::Recipe { diff_id, source })
 }
 
 /// A writer of so many bytes; more are an error.

@@ -81,6 +81,9 @@ pub enum RecipeError {
     /// Other bytes than a recipe's at the beginning.
     #[error("not a recipe (no \"cowlrcpe\" at its beginning)")]
     Magic,
+    /// The file could not be mapped.
+    #[error("mapping the recipe")]
+    Map(#[source] std::io::Error),
     /// A version this code does not know.
     #[error("recipe format version {0} is not supported")]
     Version(u16),
@@ -101,6 +104,12 @@ pub enum RecipeError {
     /// The file is not what was written.
     #[error("the recipe is damaged: its digest is wrong")]
     Digest,
+    /// The file has another DiffID.
+    #[error("it is the recipe of another layer")]
+    OtherLayer,
+    /// The file counts other objects than the layer's tree has.
+    #[error("it numbers the objects of another tree")]
+    OtherTree,
     /// The file contradicts the format.
     #[error("the recipe is damaged: {0}")]
     Corrupt(&'static str),

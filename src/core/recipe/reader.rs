@@ -91,6 +91,24 @@ impl<'b> Recipe<'b> {
         })
     }
 
+    /// Opens a recipe that is what was written, to the last byte, and the one of this layer, whose
+    /// tree has so many objects.
+    pub fn open_verified(
+        bytes: &'b [u8],
+        diff_id: DiffId,
+        tree_objects: u32,
+    ) -> Result<Self, RecipeError> {
+        let recipe = Self::open(bytes)?;
+        recipe.verify()?;
+        if recipe.diff_id != diff_id {
+            return Err(RecipeError::OtherLayer);
+        }
+        if recipe.kind == Kind::Split && recipe.tree_objects != tree_objects {
+            return Err(RecipeError::OtherTree);
+        }
+        Ok(recipe)
+    }
+
     /// Whether the file is what was written, to the last byte.
     pub fn verify(&self) -> Result<(), RecipeError> {
         let digest: Option<(&[u8], &[u8; DIGEST_LEN])> = self.bytes.split_last_chunk();

@@ -22,7 +22,7 @@ use super::dir::{PUBLISHED, StoreDir};
 use super::record::{self, Versioned, decode, encode};
 use super::{Store, StoreError, Transaction, Trust, object_name, remove_tree};
 use crate::digest::{ChainId, DiffId, ObjectId};
-use crate::recipe::{FILE_NAME as RECIPE, Kind, Recipe};
+use crate::recipe::{FILE_NAME as RECIPE, Recipe};
 use crate::sys::mmap::map_published;
 use crate::tree::{FileType, Tree, TreeError, TreeIno, merge};
 use rustix::fs::Mode;
@@ -357,23 +357,8 @@ fn read_recipe(
     tree: &Tree,
     path: &Path,
 ) -> Result<Vec<ObjectId>, StoreError> {
-    let opened = Recipe::open(bytes).and_then(|recipe| {
-        recipe.verify()?;
-        Ok(recipe)
-    });
-    let recipe = opened.map_err(|error| StoreError::malformed(path, error.to_string()))?;
-    if recipe.diff_id() != diff {
-        return Err(StoreError::malformed(
-            path,
-            "it is the recipe of another layer",
-        ));
-    }
-    if recipe.kind() == Kind::Split && recipe.tree_objects() != tree.object_count() {
-        return Err(StoreError::malformed(
-            path,
-            "it numbers the objects of another tree",
-        ));
-    }
+    let recipe = Recipe::open_verified(bytes, diff, tree.object_count())
+        .map_err(|error| StoreError::malformed(path, error.to_string()))?;
     Ok(recipe.own_object_ids().collect())
 }
 

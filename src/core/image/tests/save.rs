@@ -292,3 +292,47 @@ fn save_refuses_damage() {
         Err(SaveError::Restore { .. })
     ));
 }
+
+/// One byte of a recipe or of a tree is enough, even behind the parts that a header check reads.
+#[test]
+fn save_of_a_damaged_recipe_or_tree_writes_nothing() {
+    let layers = [layer("etc/motd", "hello"), layer("etc/issue", "there")];
+    let fixture = fixture();
+    fixture
+        .load(&docker_archive(&layers, &json!(["app:1"])))
+        .unwrap();
+    let diff_id = digest(&layers[1]);
+    let dir = fixture.store.root().join("layers").join(diff_id.hex());
+    let other = dir.with_file_name(digest(&layers[0]).hex());
+    let refused = |name: &str, damage: &dyn Fn(&mut Vec<u8>)| {
+        let path = dir.join(name);
+        let whole = std::fs::read(&path).unwrap();
+        let mut damaged = whole.clone();
+        damage(&mut damaged);
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, damaged).unwrap();
+        let mut out = Vec::new();
+        let error = save(&fixture.store, &[fixture.selected("app:1")], &mut out).unwrap_err();
+        assert!(out.is_empty(), "{} bytes before {error}", out.len());
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, whole).unwrap();
+        error
+    };
+    let recipe = std::fs::read(dir.join("recipe-v2")).unwrap();
+    for at in 0..recipe.len() {
+        let error = refused("recipe-v2", &|bytes| bytes[at] ^= 1);
+        assert!(matches!(error, SaveError::Recipe { diff_id: of, .. } if of.0 == diff_id));
+        assert_eq!(
+            error.to_string(),
+            format!("the recipe of layer {diff_id} cannot be read: load its image again")
+        );
+    }
+    let error = refused("recipe-v2", &|bytes| {
+        *bytes = std::fs::read(other.join("recipe-v2")).unwrap();
+    });
+    assert!(matches!(error, SaveError::Recipe { .. }));
+    let tree = std::fs::read(dir.join("tree-v2")).unwrap();
+    let error = refused("tree-v2", &|bytes| bytes[tree.len() - 40] ^= 1);
+    assert!(matches!(error, SaveError::Tree { diff_id: of, .. } if of.0 == diff_id));
+    fixture.saved(&[fixture.selected("app:1")]);
+}
