@@ -17,6 +17,8 @@ const MEMBER_COST: usize = 128;
 /// Old `docker save` links a repeated layer to the first; chains are short.
 const MAX_LINKS: usize = 16;
 const BLOCK: u64 = 512;
+/// Where a header has its type.
+const TYPE: usize = 156;
 
 pub(super) struct Index {
     members: HashMap<Vec<u8>, Member>,
@@ -145,11 +147,11 @@ impl Index {
 fn place(entry: &ParsedEntry<'_>, start: u64) -> (Vec<u8>, Option<Member>, u64) {
     let path = normal(&entry.path);
     let link = entry.is_symlink() || entry.is_hard_link();
-    let size = if link || entry.is_dir() {
-        0
-    } else {
-        entry.size
-    };
+    // As of the entries of a layer: the size of these is no data's.
+    let of_old_directory = entry.header.as_bytes().get(TYPE) == Some(&0);
+    let header_only = matches!(entry.entry_type.to_byte(), b'1'..=b'6')
+        || of_old_directory && entry.path.ends_with(b"/");
+    let size = if header_only { 0 } else { entry.size };
     let member = match &entry.link_target {
         Some(target) if entry.is_symlink() => Some(Member::Link(resolve(&path, target))),
         Some(target) if link => Some(Member::Link(normal(target))),

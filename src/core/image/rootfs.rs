@@ -12,9 +12,7 @@ use serde_json::{Map, Value, json};
 use super::watch::{Step, Watch};
 use super::{ConfigChange, ImageError, NewImage, PlatformName, Reference, new_config, oci};
 use crate::digest::{DiffId, ImageId};
-use crate::layer::{
-    self, ArchiveEnd, HashOnly, ImportedLayer, Limits, ObjectSink, Stop, StoppableReader,
-};
+use crate::layer::{self, HashOnly, ImportedLayer, Limits, ObjectSink, Stop, StoppableReader};
 use crate::store::{Platform, Stage, Store, Tag, TaggedImage, TaggedLayer, Transaction, Trust};
 
 /// How a root file system is imported.
@@ -37,8 +35,8 @@ pub struct ImportOptions<'o> {
 /// Imports a tar, plain or compressed, as the one layer of a new image. The tar is read from the
 /// file's position on; a pipe will do.
 ///
-/// The tag is published last. A tar without its end marker is refused: without a digest nothing
-/// else reveals one that was cut between two entries.
+/// The tag is published last. A tar may end without the two blocks of zeros, as for Docker and GNU
+/// tar: some writers leave them out.
 pub fn import_rootfs(
     store: &Store,
     tar: &File,
@@ -162,12 +160,9 @@ fn import<S: ObjectSink>(
     })?;
     let imported =
         layer::import_until(stream, &stop, sink, &Limits::default()).map_err(ImageError::Import)?;
-    if imported.end == ArchiveEnd::Unmarked {
-        let what = match imported.stats.stream_bytes {
-            0 => "it is empty",
-            _ => "it ends without the two blocks of zeros that end a tar",
-        }
-        .to_owned();
+    if imported.stats.stream_bytes == 0 {
+        // As GNU tar: it is what a pipe gives whose writer failed.
+        let what = "it is empty".to_owned();
         return Err(ImageError::Truncated { name: name(), what });
     }
     Ok(imported)

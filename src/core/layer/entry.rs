@@ -81,6 +81,17 @@ impl From<EntryFault> for KindFault {
     }
 }
 
+/// Whether an entry has no data, whatever its size says: some writers put there the size of a
+/// linked file, the length of a target, or what `stat` says of a directory. moby (Go's
+/// archive/tar), GNU tar and Python's tarfile find the next header right after this one.
+pub(super) fn is_header_only(header: &Header, path: &[u8]) -> bool {
+    match header.typeflag {
+        b'1'..=b'6' => true,
+        0 => path.ends_with(b"/"),
+        _ => false,
+    }
+}
+
 /// The type byte's meaning.
 pub(super) fn kind(
     header: &Header,
@@ -90,13 +101,6 @@ pub(super) fn kind(
     stored: u64,
     map: Option<SparseMap>,
 ) -> Result<EntryKind, KindFault> {
-    let without_content = |kind| {
-        if stored == 0 {
-            Ok(kind)
-        } else {
-            Err(EntryFault::UnexpectedContent(stored).into())
-        }
-    };
     let device = || -> Result<Rdev, KindFault> {
         let (major, minor) = header.device(format)?;
         let number = |field, value, max| {
@@ -108,23 +112,25 @@ pub(super) fn kind(
             minor: number("device minor", minor, MINOR_MAX)?,
         })
     };
-    let kind = match (header.typeflag, map) {
-        (b'0' | b'7' | 0 | b'S', Some(map)) => return Ok(EntryKind::Regular(Content::Sparse(map))),
+    Ok(match (header.typeflag, map) {
+        (b'0' | b'7' | 0 | b'S', Some(map)) => EntryKind::Regular(Content::Sparse(map)),
         (_, Some(_)) => {
             return Err(HeaderFault::Sparse("on something that is not a regular file").into());
         }
-        // before there was a type for directories
-        (0, None) if path::names_a_directory(path) => EntryKind::Directory,
+        // before there was a type for directories; moby takes `d/.` for a file
+        (0, None) if path::names_a_directory(path) => match stored {
+            0 => EntryKind::Directory,
+            _ => return Err(EntryFault::UnexpectedContent(stored).into()),
+        },
         (b'5', None) => EntryKind::Directory,
-        (b'0' | b'7' | 0, None) => return Ok(EntryKind::Regular(Content::Plain(stored))),
+        (b'0' | b'7' | 0, None) => EntryKind::Regular(Content::Plain(stored)),
         (b'1', None) => EntryKind::HardLink(link),
         (b'2', None) => EntryKind::Symlink(link),
         (b'3', None) => EntryKind::CharDevice(device()?),
         (b'4', None) => EntryKind::BlockDevice(device()?),
         (b'6', None) => EntryKind::Fifo,
         (other, None) => return Err(EntryFault::Type(TypeName(other)).into()),
-    };
-    without_content(kind)
+    })
 }
 
 /// PAX's size where there is one. It is for sizes that the header cannot hold; any other must be

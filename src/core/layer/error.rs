@@ -178,8 +178,10 @@ pub enum EntryFault {
     /// A type that has no meaning in a layer.
     #[error("entries of type {0} are not supported")]
     Type(TypeName),
-    /// Data on an entry that has none: readers disagree on where the next header is.
-    #[error("an entry of this type cannot have a content, but its size is {0}")]
+    /// Data on what some readers take for a directory and others for a file.
+    #[error(
+        "a name that ends in a dot is a directory's, which cannot have a content, but its size is {0}"
+    )]
     UnexpectedContent(u64),
     /// A number outside its range.
     #[error("{field} {value} is out of range")]

@@ -2,7 +2,7 @@
 //! everything given to the tree's builder.
 
 use std::io::{self, Read, Write};
-use std::ops::ControlFlow::{Break, Continue};
+use std::ops::ControlFlow::Continue;
 
 use bstr::BString;
 
@@ -79,12 +79,9 @@ fn import_stream<S: ObjectSink>(
         metadata: 0,
         last: Vec::new(),
     };
-    let end = loop {
-        match reader.next()? {
-            Continue(entry) => importer.entry(&mut reader, entry)?,
-            Break(end) => break end,
-        }
-    };
+    while let Continue(entry) = reader.next()? {
+        importer.entry(&mut reader, entry)?;
+    }
     let Importer {
         builder, mut stats, ..
     } = importer;
@@ -101,7 +98,6 @@ fn import_stream<S: ObjectSink>(
         tree_bytes: tree.into_bytes(),
         recipe,
         stats,
-        end,
     })
 }
 

@@ -110,18 +110,6 @@ pub struct ImportedLayer {
     pub recipe: Vec<u8>,
     /// What was in it.
     pub stats: ImportStats,
-    /// How the archive ended; a caller that has no digest to compare may want the marker.
-    pub end: ArchiveEnd,
-}
-
-/// How an archive ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ArchiveEnd {
-    /// With two blocks of zeros, as POSIX demands.
-    Marked,
-    /// The stream just stopped between two entries: a writer that was not closed, or a cut that
-    /// happened to fall there.
-    Unmarked,
 }
 
 /// Counts over one import.

@@ -1,9 +1,9 @@
 //! From blocks to entries: extended headers joined with the header they belong to, sizes settled,
 //! contents framed.
 //!
-//! Invariant: where the next header begins is decided here alone, from one size per entry; an
-//! archive in which other readers would find the next header somewhere else (sizes that disagree,
-//! data on entries that have none, a lone zero block) is refused.
+//! Invariant: where the next header begins is decided here alone, from one size per entry. Where
+//! the judges (moby, GNU tar) agree on it, it is there; an archive in which they would find it
+//! somewhere else (sizes that disagree, a lone zero block) is refused.
 //!
 //! Why not the crate `tar-core`: its lenient mode takes an unreadable `size` for absent, its
 //! strict mode refuses times before 1970, so every field would have to be read a second time;
@@ -16,14 +16,23 @@ use std::ops::ControlFlow::{self, Break, Continue};
 
 use bstr::BString;
 
-use super::entry::{Entry, KindFault, kind, stored_size};
+use super::Limits;
+use super::entry::{Entry, KindFault, is_header_only, kind, stored_size};
 use super::error::{EntryFault, HeaderFault, ImportError};
 use super::header::{self, BLOCK, Extent, Format, Header};
 use super::pax::{Pax, decimal};
 use super::sparse::SparseMap;
 use super::stream::{HashedRead, LiteralSink, TarStream};
-use super::{ArchiveEnd, Limits};
 use crate::tree::Timestamp;
+
+/// How an archive ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ArchiveEnd {
+    /// With two blocks of zeros, as POSIX demands.
+    Marked,
+    /// The stream just stopped between two entries: of a writer that was not closed, or cut there.
+    Unmarked,
+}
 
 /// Headers that say more about the entry after them.
 #[derive(Default)]
@@ -244,12 +253,16 @@ impl<'l, R: HashedRead, T: LiteralSink> TarReader<'l, R, T> {
         {
             return Err(at(HeaderFault::NamedTwice));
         }
-        let stored = stored_size(header, pax.size).map_err(at)?;
-        self.frame(stored);
         let mut path = pax
             .path
             .or(long_name)
             .unwrap_or_else(|| header.path(format));
+        let stored = if is_header_only(header, &path) {
+            header.size().map(|_ignored| 0).map_err(at)?
+        } else {
+            stored_size(header, pax.size).map_err(at)?
+        };
+        self.frame(stored);
         let link = pax
             .link
             .or(long_link)

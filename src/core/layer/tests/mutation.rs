@@ -189,10 +189,15 @@ fn theirs(bytes: &[u8]) -> Option<Listing> {
         };
         // it takes one NUL off a GNU long name; Go and GNU tar end it at the first
         let path = entry.path.trim_end_with(|letter| letter == '\0').to_vec();
-        listing.push((path, letter, entry.size));
+        // where the data of these begin and end is left to its callers: Go and GNU tar see none
+        let (size, padded) = match letter {
+            b'1'..=b'6' => (0, 0),
+            _ => (entry.size, entry.padded_size()),
+        };
+        listing.push((path, letter, size));
         let data = &rest[consumed..];
-        let padded = usize::try_from(entry.padded_size()).ok()?;
-        if data.len() < usize::try_from(entry.size).ok()? {
+        let padded = usize::try_from(padded).ok()?;
+        if data.len() < usize::try_from(size).ok()? {
             return None;
         }
         rest = data.get(padded..).unwrap_or_default();
