@@ -147,7 +147,11 @@ pub(super) fn candidates(
 }
 
 pub(super) fn parse_config(bytes: &[u8], names: &[Reference]) -> Result<ImageConfig, ImageError> {
-    ImageConfig::from_slice(bytes).map_err(|source| {
+    // `inspect` shows all of it, `commit` copies all of it: what could not be read then, nested too
+    // deep or a number that is none, is refused before it is in the store.
+    let whole = serde_json::from_slice::<serde_json::Value>(bytes);
+    let config = whole.and_then(|_whole| ImageConfig::from_slice(bytes));
+    config.map_err(|source| {
         let name = names.first().map_or_else(
             || ImageId(Sha256Digest::of(bytes)).to_string(),
             ToString::to_string,

@@ -28,6 +28,38 @@ fn load_names_the_damaged_part() {
     }
 }
 
+/// `inspect` and `commit` read all of it later.
+#[test]
+fn load_refuses_a_configuration_that_could_not_be_shown() {
+    let fixture = fixture();
+    let layers = [layer("a", "1")];
+    for (field, reason) in [
+        (
+            format!("{}1{}", "[".repeat(200), "]".repeat(200)),
+            "recursion limit",
+        ),
+        ("1e999".to_owned(), "out of range"),
+    ] {
+        let mut files = docker_archive(&layers, &json!(["app:1"]));
+        let config = String::from_utf8(files[1].1.clone()).unwrap();
+        files[1].1 = config
+            .replacen('{', &format!("{{\"extra\":{field},"), 1)
+            .into();
+        let name = format!("{}.json", digest(&files[1].1).hex());
+        files[2].1 = json!([{ "Config": name, "RepoTags": ["app:1"], "Layers": ["0/layer.tar"] }])
+            .to_string()
+            .into();
+        files[1].0 = name;
+        let error = fixture.refused(&files);
+        let source = std::error::Error::source(&error).unwrap().to_string();
+        assert!(
+            error.to_string().contains("the configuration of"),
+            "{error}"
+        );
+        assert!(source.contains(reason), "{source}");
+    }
+}
+
 #[test]
 fn load_names_the_layer_whose_diff_id_is_wrong() {
     let fixture = fixture();
