@@ -35,7 +35,7 @@ pub(super) const TREE_LINK: &str = "tree";
 pub(super) const RECORD: &str = "layer.json";
 pub(super) const TREE_SUFFIX: &str = ".tree-v2";
 /// What a recipe has at most: 1.5 % of a terabyte. Those of usual layers are below 0.5 % of their
-/// tars.
+/// tars, and the worst of small layers below 3 %.
 pub(super) const RECIPE_LIMIT: u64 = 16 << 30;
 
 /// `layer.json`: facts recorded when the layer was imported.
