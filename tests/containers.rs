@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use cowl_tests::busybox::{Running, cgroups, containers, in_shop, shop};
 use cowl_tests::command::{binary, program, python, run, system};
 use cowl_tests::profile::{directory, root, user};
-use cowl_tests::store::Store;
+use cowl_tests::store::{Store, make_image};
 
 /// CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP NET_BIND_SERVICE
 /// SYS_CHROOT KILL AUDIT_WRITE
@@ -463,4 +463,47 @@ print(len(entered))
         let arguments = [cowl.as_path(), Path::new("--root"), root];
         assert_eq!(python(&directory(), script, arguments), "1\n");
     });
+}
+
+/// `FROM scratch` alone: Docker runs what a volume brings, and has nothing else to run.
+fn an_image_without_layers_runs_what_is_mounted_into_it() {
+    let store = Store::new("store");
+    let archive = directory().join("none.tar");
+    make_image("docker", &archive, "none:1", &[], &[]);
+    store.load(&archive);
+    let message = store.run(["run", "--rm", "none:1"]).refused(125);
+    assert!(message.contains("no command specified"), "{message}");
+    store.run(["run", "--rm", "none:1", "/absent"]).refused(127);
+
+    let box_of_host = ["-v", "/bin/busybox:/busybox:ro"];
+    let run = |options: &[&str], image: &str, command: &[&str]| {
+        let options = [
+            &["run"],
+            options,
+            &box_of_host,
+            &[image, "/busybox"],
+            command,
+        ];
+        store.ok(options.concat())
+    };
+    let files = run(&["--rm"], "none:1", &["ls", "/"]);
+    assert_eq!(files, "busybox\ndev\netc\nproc\nsys\n");
+    let write = ["sh", "-c", "echo written > /file"];
+    run(&["--name", "made"], "none:1", &write);
+    store.ok(["commit", "made", "made:1"]);
+    store.ok(["rm", "made"]);
+    let read = run(&["--rm"], "made:1", &["cat", "/file"]);
+    assert_eq!(read, "written\n");
+    store.ok(["rmi", "made:1", "none:1"]);
+    assert!(store.objects_by_name().is_empty());
+}
+
+#[test]
+fn an_image_without_layers_runs_what_is_mounted_into_it_as_root() {
+    root(|| an_image_without_layers_runs_what_is_mounted_into_it());
+}
+
+#[test]
+fn an_image_without_layers_runs_what_is_mounted_into_it_as_user() {
+    user(|| an_image_without_layers_runs_what_is_mounted_into_it());
 }

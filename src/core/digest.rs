@@ -218,6 +218,10 @@ sha256_meaning! {
 }
 
 impl ChainId {
+    /// The stack of no layers, for which the image-spec has no name: no SHA-256 is known that is all
+    /// zeros.
+    pub const NO_LAYERS: Self = Self(Sha256Digest::from_bytes([0; 32]));
+
     /// The chain of the lowest layer alone.
     pub const fn first(layer: DiffId) -> Self {
         Self(layer.0)
@@ -229,14 +233,14 @@ impl ChainId {
         Self(Sha256Digest::of(format!("{self} {layer}").as_bytes()))
     }
 
-    /// The chain of a whole stack, lowest layer first. A stack of no layers has none.
-    pub fn of(layers: &[DiffId]) -> Option<Self> {
-        let (lowest, above) = layers.split_first()?;
-        Some(
-            above
-                .iter()
-                .fold(Self::first(*lowest), |chain, layer| chain.extend(*layer)),
-        )
+    /// The chain of a whole stack, lowest layer first.
+    pub fn of(layers: &[DiffId]) -> Self {
+        let Some((lowest, above)) = layers.split_first() else {
+            return Self::NO_LAYERS;
+        };
+        above
+            .iter()
+            .fold(Self::first(*lowest), |chain, layer| chain.extend(*layer))
     }
 }
 
@@ -369,8 +373,8 @@ mod tests {
         let [a, b, c] = [b"a", b"b", b"c"].map(|name| DiffId(Sha256Digest::of(name)));
         let two = Sha256Digest::of(format!("{a} {b}").as_bytes());
         let three = Sha256Digest::of(format!("{two} {c}").as_bytes());
-        assert_eq!(ChainId::of(&[]), None);
-        assert_eq!(ChainId::of(&[a]), Some(ChainId(a.0)));
-        assert_eq!(ChainId::of(&[a, b, c]), Some(ChainId(three)));
+        assert_eq!(ChainId::of(&[]), ChainId::NO_LAYERS);
+        assert_eq!(ChainId::of(&[a]), ChainId(a.0));
+        assert_eq!(ChainId::of(&[a, b, c]), ChainId(three));
     }
 }

@@ -374,9 +374,7 @@ fn record_platform(
     planned: PlannedPlatform,
 ) -> Result<TaggedImage, ImageError> {
     let diff_ids: Vec<_> = planned.layers.iter().map(|layer| layer.diff_id).collect();
-    if !diff_ids.is_empty() {
-        transaction.put_merged(&diff_ids)?;
-    }
+    transaction.put_merged(&diff_ids)?;
     let config = ImageId(transaction.put_blob(&planned.config)?);
     let manifest = planned
         .manifest

@@ -141,9 +141,6 @@ pub enum StoreError {
         /// The reason.
         reason: &'static str,
     },
-    /// A stack of no layers has no tree.
-    #[error("an image without layers has no files to mount")]
-    NoLayers,
 }
 
 impl StoreError {

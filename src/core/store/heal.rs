@@ -62,9 +62,7 @@ impl Store {
         }
         let (roots, _unreadable) = self.roots()?;
         for layers in roots.iter().flat_map(|root| &root.stacks) {
-            let is_damaged =
-                ChainId::of(layers).is_some_and(|chain| damage.merged.contains(&chain));
-            if !is_damaged {
+            if !damage.merged.contains(&ChainId::of(layers)) {
                 continue;
             }
             let transaction = self.begin()?;

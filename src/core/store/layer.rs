@@ -162,7 +162,7 @@ impl Store {
     /// its layers first ([`StoreError::NoLayer`]). Opening checks the header only; a cached tree
     /// with a bad header is rebuilt.
     pub fn merged(&self, layers: &[DiffId]) -> Result<MergedTree, StoreError> {
-        let chain = ChainId::of(layers).ok_or(StoreError::NoLayers)?;
+        let chain = ChainId::of(layers);
         if let Ok(Some((tree, file))) = open_merged(self.merged_trees()?, chain) {
             return Ok(MergedTree { tree, file, chain });
         }
@@ -247,7 +247,7 @@ impl Transaction<'_> {
     /// Verifies each layer's tree first: damage must not reach the merged tree that all mounts
     /// share.
     pub fn put_merged(&self, layers: &[DiffId]) -> Result<(), StoreError> {
-        let chain = ChainId::of(layers).ok_or(StoreError::NoLayers)?;
+        let chain = ChainId::of(layers);
         if self.staged.lock().merged.contains(&chain) {
             return Ok(());
         }

@@ -209,7 +209,6 @@ impl Store {
         let name = format!("{MOUNT_PREFIX}{mount}-{}{SUFFIX}", random_name()?);
         let transaction = self.begin()?;
         let _lock = self.lock_shared()?;
-        ChainId::of(layers).ok_or(StoreError::NoLayers)?;
         self.check_layers_present(layers)?;
         self.check_present([], pin.blobs.iter().copied())?;
         transaction.create_held_pin(&name, &pin).map(Lease)
@@ -237,10 +236,11 @@ impl Store {
     /// A merged tree is published after its layers and removed before them: if it exists, they do.
     /// So 500 layers cost one lookup.
     fn check_layers_present(&self, layers: &[DiffId]) -> Result<(), StoreError> {
-        match ChainId::of(layers) {
-            Some(chain) if self.merged_trees()?.stat(merged_name(chain))?.is_some() => Ok(()),
-            _ => self.check_present(layers.iter().copied(), []),
+        let merged = merged_name(ChainId::of(layers));
+        if self.merged_trees()?.stat(merged)?.is_some() {
+            return Ok(());
         }
+        self.check_present(layers.iter().copied(), [])
     }
 
     /// Waits until no process holds a lease of `mount`, then removes its file. Returns at once if

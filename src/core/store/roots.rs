@@ -48,7 +48,7 @@ impl Reachable {
         if !root.pending {
             self.complete.extend(&root.layers);
         }
-        let chains = root.stacks.iter().filter_map(|layers| ChainId::of(layers));
+        let chains = root.stacks.iter().map(|layers| ChainId::of(layers));
         self.chains.extend(chains);
         self.blobs.extend(&root.blobs);
     }

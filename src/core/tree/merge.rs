@@ -16,10 +16,7 @@ use super::reader::Tree;
 use super::stack::{LayerError, Place, Shown, Stack};
 use super::types::{Dirent, FileType, TreeIno, TreeKind};
 use super::writer::{NewNode, NewTarget, WriteError, Writer};
-use crate::digest::{ChainId, Sha256Digest};
-
-/// Names the empty stack, which has no ChainID.
-const NO_CHAIN: Sha256Digest = Sha256Digest::from_bytes([0; 32]);
+use crate::digest::ChainId;
 
 /// Why a stack cannot be merged. Layers are counted from the bottom, from 0.
 #[derive(Debug, thiserror::Error)]
@@ -88,8 +85,8 @@ pub fn merge(layers: &[Tree]) -> Result<Vec<u8>, MergeError> {
         .zip(layers)
         .map(|(layer, tree)| tree.diff_id().ok_or(MergeError::NotALayer { layer }))
         .collect::<Result<Vec<_>, _>>()?;
-    let chain = ChainId::of(&stack).map_or(NO_CHAIN, |chain| chain.0);
-    Ok(Merge::new(Stack(layers)).walk()?.finish(chain))
+    let chain = ChainId::of(&stack);
+    Ok(Merge::new(Stack(layers)).walk()?.finish(chain.0))
 }
 
 /// A merged directory to be written.

@@ -73,7 +73,7 @@ impl Engine {
             if others.iter().any(|other| other.starts_with(stack)) {
                 break;
             }
-            gone.extend(ChainId::of(stack).map(Removed::DeletedLayers));
+            gone.push(Removed::DeletedLayers(ChainId::of(stack)));
         }
         Ok(gone)
     }

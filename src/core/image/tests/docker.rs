@@ -110,6 +110,29 @@ fn load_adds_images_only_in_manifest_json() {
     assert_eq!(loaded[1].image, id(&two));
 }
 
+/// `FROM scratch` with nothing but a configuration: what runs in it comes from volumes.
+#[test]
+fn load_takes_an_image_without_layers() {
+    let fixture = fixture();
+    fixture
+        .load(&docker_archive(&[], &json!(["empty:1"])))
+        .unwrap();
+    let record = fixture.record("empty:1");
+    assert_eq!(record.layers, []);
+    let merged = fixture.store.merged(&[]).unwrap();
+    assert_eq!(merged.tree.node_count(), 1);
+    let lease = fixture.store.lease("m-1", Some(record.image), &[]);
+    assert_eq!(fixture.store.mounts_of(record.image).unwrap(), ["m-1"]);
+    drop(lease);
+    assert_eq!(fixture.store.check(true).unwrap().problems, []);
+    assert_eq!(fixture.store.gc().unwrap().bytes(), 0);
+    let tag = fixture.tag("empty:1");
+    assert!(fixture.store.untag(&tag).unwrap());
+    let freed = fixture.store.gc().unwrap();
+    assert_eq!((freed.merged.number, freed.blobs.number), (1, 1));
+    fixture.untouched();
+}
+
 /// moby#47065: 25.0.0 wrote manifests without layers.
 #[test]
 fn load_takes_missing_layers_from_manifest_json() {

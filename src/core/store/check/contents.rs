@@ -234,7 +234,7 @@ impl Store {
             && let Some(layers) = roots
                 .iter()
                 .flat_map(|root| &root.stacks)
-                .find(|layers| ChainId::of(layers) == Some(chain))
+                .find(|layers| ChainId::of(layers) == chain)
             && let Some(merged) = self.merge_again(layers)
         {
             match merged {

@@ -94,7 +94,7 @@ impl Store {
 pub(super) fn touched(roots: &[Root], damage: &Damage) -> Vec<String> {
     let mut touched = BTreeSet::new();
     for root in roots {
-        let mut chains = root.stacks.iter().filter_map(|layers| ChainId::of(layers));
+        let mut chains = root.stacks.iter().map(|layers| ChainId::of(layers));
         let hurt = root.blobs.iter().any(|blob| damage.blobs.contains(blob))
             || root.layers.iter().any(|diff| damage.layers.contains(diff))
             || chains.any(|chain| damage.merged.contains(&chain));

@@ -53,7 +53,7 @@ impl Fixture {
     }
 
     pub(super) fn merged_path(&self, tag: &Tag) -> PathBuf {
-        let chain = crate::digest::ChainId::of(&layers(tag)).unwrap();
+        let chain = crate::digest::ChainId::of(&layers(tag));
         let name = format!("{}.tree-v2", chain.0.hex());
         self.path("merged").join(name)
     }

@@ -184,7 +184,7 @@ fn format_md_offsets_match_the_golden_tree() {
         *ObjectId::of(b"\x7fELF\n").as_bytes()
     );
     assert_eq!(u64_at(object + 32), 5);
-    let chain = ChainId::of(&[LOWER, UPPER]).unwrap();
+    let chain = ChainId::of(&[LOWER, UPPER]);
     assert_eq!(bytes[64..96], *chain.0.as_bytes());
     let set = xattrs + u32_at(node + 48) as usize;
     assert_eq!((u16_at(set), u16_at(set + 2), u32_at(set + 4)), (2, 19, 12));
