@@ -61,6 +61,21 @@ fn docker_manages_images() {
     assert!(store.ok(["images", "--no-trunc"]).contains(id.trim()));
 
     let layer = server.ok(["inspect", "-f", "{{index .RootFS.Layers 0}}", "plain:2"]);
+    // An archive that cannot be made is an error of the request, not an answer that breaks off.
+    let recipe = layer.trim().strip_prefix("sha256:").unwrap();
+    let recipe = store.root().join("layers").join(recipe).join("recipe-v2");
+    shell(
+        store.root(),
+        "chmod u+w \"$1\"; printf x >> \"$1\"",
+        [&recipe],
+    );
+    let damaged = server.run(["save", "-o", here.to_str().unwrap(), "plain:2"]);
+    let message = format!(
+        "Error response from daemon: the recipe of layer {}",
+        layer.trim()
+    );
+    let damaged = damaged.refused(1);
+    assert!(damaged.starts_with(&message), "{damaged}");
     let removed = server.ok(["rmi", "plain:2"]);
     let expected = format!("Untagged: plain:2\nDeleted: {id}Deleted: {layer}");
     assert_eq!(removed, expected);

@@ -50,7 +50,7 @@ pub use self::oci::foreign_platform;
 pub use self::platform::{PlatformError, PlatformName};
 pub use self::repair::{Repaired, repair};
 pub use self::rootfs::{ImportOptions, import_rootfs};
-pub use self::save::{Selected, restore_layer, save};
+pub use self::save::{Selected, check_save, restore_layer, save};
 pub use self::watch::{Step, Watch};
 pub use crate::store::{Reference, ReferenceError};
 

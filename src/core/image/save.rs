@@ -17,7 +17,7 @@ use super::{CONFIG_LIMIT, DOCUMENT_LIMIT, ImageError, Reference, SaveError, dock
 use crate::digest::{DiffId, Sha256Digest, Sha256Hasher};
 use crate::layer::{self, member_header, padding};
 use crate::recipe::{Recipe, RecipeError};
-use crate::store::{Descriptor, Store, StoreError, Tag, TaggedImage};
+use crate::store::{Descriptor, Store, StoreError, Tag, TaggedImage, Transaction};
 use crate::sys::mmap::map_published;
 use crate::tree::Tree;
 
@@ -44,6 +44,21 @@ pub struct Selected {
 /// `out` has the beginning of an archive, without its documents.
 pub fn save<W: Write>(store: &Store, images: &[Selected], out: W) -> Result<(), SaveError> {
     let transaction = store.begin()?;
+    planned(store, &transaction, images)?.write(out)
+}
+
+/// Fails if [`save`] would before it has written anything: for those who have to say so first.
+pub fn check_save(store: &Store, images: &[Selected]) -> Result<(), SaveError> {
+    let transaction = store.begin()?;
+    planned(store, &transaction, images).map(drop)
+}
+
+/// What the archive will hold, kept from gc by the transaction and checked.
+fn planned<'s>(
+    store: &'s Store,
+    transaction: &Transaction<'_>,
+    images: &[Selected],
+) -> Result<Plan<'s>, SaveError> {
     for image in images {
         transaction.keep_tag(&image.tag)?;
     }
@@ -52,7 +67,7 @@ pub fn save<W: Write>(store: &Store, images: &[Selected], out: W) -> Result<(), 
         plan.add(image)?;
     }
     plan.check_restored()?;
-    plan.write(out)
+    Ok(plan)
 }
 
 /// What the archive will hold.

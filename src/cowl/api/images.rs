@@ -331,7 +331,12 @@ pub(super) async fn save(server: &Arc<Server>, request: &Request, name: Option<S
     }
     let platform = request.query.get("platform").map(platform).transpose()?;
     let selected = server
-        .engine(move |engine| engine.select(&names, platform.as_deref()))
+        .engine(move |engine| {
+            let selected = engine.select(&names, platform.as_deref())?;
+            // The answer's status goes out before the archive.
+            engine.check_selected(&selected)?;
+            Ok(selected)
+        })
         .await?;
     let server = Arc::clone(server);
     let produce = move |stream: &stream::Stream| {

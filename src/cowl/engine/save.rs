@@ -25,6 +25,11 @@ impl Engine {
         write_to(output, |out| self.save_selected(&selected, out))
     }
 
+    /// Fails if [`Engine::save_selected`] would before it has written anything.
+    pub fn check_selected(&self, selected: &[Selected]) -> Result<()> {
+        Ok(image::check_save(self.store(), selected)?)
+    }
+
     /// Writes the archive of [`Engine::save`].
     pub fn save_selected(&self, selected: &[Selected], out: impl Write) -> Result<()> {
         image::save(self.store(), selected, out)?;
