@@ -4,24 +4,27 @@
 //! plain stores, so what it wrote is there however it ends. All is in words of 64 bits:
 //!
 //! ```text
-//!   0      512              +512 requests     +512 requests          +2^24 nodes
-//!   +------+----------------+-----------------+----------------------+---------------------------+
-//!   | head | being answered | of dead workers | nodes, 8 words each  | lookups of lower nodes    |
-//!   +------+----------------+-----------------+----------------------+---------------------------+
+//!   0      512          +1024 slots           +2^24 nodes
+//!   +------+------------+---------------------+------------------------+-------------------------+
+//!   | head | slots,     | nodes, 8 words each | lookups of lower nodes | requests, 1 MiB and     |
+//!   |      | 8 words    |                     |                        | 64 KiB each             |
+//!   +------+------------+---------------------+------------------------+-------------------------+
 //!   head      magic, what INIT agreed (0: nothing), ids given to new nodes, whether the table of
 //!             nodes ran over, whether the worker died by itself, entries of nodes ever used
-//!   request   unique (0: free), intent, its two numbers, deaths
+//!   slot      intent (0: none), its two numbers, deaths
 //!   node      id (0: free), then what `overlay::record` says
 //!   lookups   16 bits a node, saturated at the greatest
+//!   request   the bytes that a thread read from the connection (first word 0: none)
 //! ```
 //!
 //! Invariants: the word that says that an entry is used is written last and cleared first, so an
-//! entry that a kill cut off does not count. A request is in the journal from before anything is
-//! done for it until its answer is with the kernel; a resent request has what
-//! the dead worker intended.
+//! entry that a kill cut off does not count. A thread reads requests into its [`Slot`], so a
+//! request is in the journal from when the kernel gives it away until its answer is with the
+//! kernel, with what the worker intended.
+
+mod slot;
 
 use std::cell::Cell;
-use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
@@ -34,7 +37,9 @@ use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, fallocate};
 
 use crate::sys::shared::SharedWords;
 
-const MAGIC: u64 = u64::from_ne_bytes(*b"COWLJRN1");
+pub(crate) use slot::{LONGEST_REQUEST, Slot};
+
+const MAGIC: u64 = u64::from_ne_bytes(*b"COWLJRN2");
 const NAME: &str = "cowl-journal";
 
 const AGREED: usize = 1;
@@ -45,18 +50,17 @@ const END: usize = 5;
 /// A page, so that chunks of nodes are pages.
 const HEAD: usize = 512;
 
-/// As many as there are threads at most.
-const REQUESTS: usize = 512;
-const REQUEST: usize = 8;
-/// Words of a request.
-const UNIQUE: usize = 0;
-const INTENT: usize = 1;
-const DEATHS: usize = 4;
+/// For each thread, and for each request that a dead worker left.
+pub(crate) const SLOTS: usize = 1024;
+/// Words of a slot.
+const SLOT: usize = 8;
+const INTENT: usize = 0;
+const DEATHS: usize = 3;
 
 /// Words of a node.
 pub(crate) const NODE: usize = 8;
 const NODES: usize = 1 << 24;
-const FIRST_NODE: usize = HEAD + 2 * REQUESTS * REQUEST;
+const FIRST_NODE: usize = HEAD + SLOTS * SLOT;
 
 /// Entries of nodes in 4 KiB, which are freed together.
 const NODES_PER_CHUNK: usize = u64::BITS as usize;
@@ -69,13 +73,14 @@ const PER_WORD: usize = 4;
 const FIRST_COUNT: usize = FIRST_NODE + NODES * NODE;
 
 const WORDS: NonZeroUsize = NonZeroUsize::new(FIRST_COUNT + COUNTED / PER_WORD).unwrap();
-const BYTES: usize = WORDS.get() * size_of::<u64>();
-
-/// A request that was under way at so many deaths of a worker is answered with EIO.
-const FATAL: u64 = 2;
+/// Requests begin at pages, also where those have 64 KiB.
+const PAGE: usize = 64 << 10;
+const FIRST_REQUEST: usize = (WORDS.get() * size_of::<u64>()).next_multiple_of(PAGE);
+const REQUEST: usize = LONGEST_REQUEST.next_multiple_of(PAGE);
+const BYTES: usize = FIRST_REQUEST + SLOTS * REQUEST;
 
 thread_local! {
-    /// The entry of the request that this thread answers.
+    /// The slot of the request that this thread answers.
     static CURRENT: Cell<Option<usize>> = const { Cell::new(None) };
 }
 
@@ -163,10 +168,8 @@ impl Intent {
 pub(crate) struct Journal {
     memory: OwnedFd,
     words: SharedWords,
-    /// Free entries of requests.
+    /// Slots that no thread has.
     idle: Mutex<Vec<usize>>,
-    /// Requests that dead workers had read, by their uniques: entries.
-    carried: Mutex<HashMap<u64, usize>>,
     nodes: Mutex<Entries>,
     is_inherited: bool,
 }
@@ -246,15 +249,13 @@ impl Journal {
             memory: memory.try_clone_to_owned()?,
             is_inherited: false,
             words: SharedWords::map(memory, WORDS)?,
-            idle: Mutex::new((0..REQUESTS).map(entry_of_request).collect()),
-            carried: Mutex::default(),
+            idle: Mutex::new((0..SLOTS).rev().collect()),
             nodes: Mutex::default(),
         };
         if journal.get(0) != MAGIC {
             return Err(io::ErrorKind::InvalidData.into());
         }
         journal.is_inherited = journal.agreed().is_some();
-        journal.carry();
         Ok(journal)
     }
 
@@ -298,76 +299,10 @@ impl Journal {
         self.set(CREATED, created);
     }
 
-    /// Moves the requests that a dead worker was answering to those that may be resent.
-    fn carry(&self) {
-        let crashed = self.get(CRASHED);
-        self.set(CRASHED, 0);
-        let mut carried = self.carried.lock();
-        for entry in (REQUESTS..2 * REQUESTS).map(entry_of_request) {
-            match self.get(entry + UNIQUE) {
-                0 => {}
-                unique => {
-                    carried.insert(unique, entry);
-                }
-            }
-        }
-        for entry in (0..REQUESTS).map(entry_of_request) {
-            let unique = self.get(entry + UNIQUE);
-            if unique == 0 {
-                continue;
-            }
-            let known = carried.get(&unique).copied();
-            let to = known.unwrap_or_else(|| self.entry_to_carry(&mut carried));
-            let deaths = known.map_or(0, |known| self.get(known + DEATHS));
-            // An intent of an earlier worker holds until there is another.
-            if known.is_none() || self.get(entry + INTENT) != 0 {
-                for word in INTENT..DEATHS {
-                    self.set(to + word, self.get(entry + word));
-                }
-            }
-            self.set(to + DEATHS, deaths + crashed);
-            self.set(to + UNIQUE, unique);
-            carried.insert(unique, to);
-            self.set(entry + UNIQUE, 0);
-        }
-    }
-
-    /// A free entry of those that may be resent, or else that of the oldest, which was answered
-    /// long ago: a worker that is killed before it clears its entry leaves one.
-    fn entry_to_carry(&self, carried: &mut HashMap<u64, usize>) -> usize {
-        let mut entries = (REQUESTS..2 * REQUESTS).map(entry_of_request);
-        if let Some(free) = entries.find(|entry| self.get(entry + UNIQUE) == 0) {
-            return free;
-        }
-        let oldest = carried.keys().min().copied().unwrap_or(0);
-        let entry = carried.remove(&oldest);
-        entry.unwrap_or_else(|| entry_of_request(REQUESTS))
-    }
-
-    /// Enters a request before anything is done for it. `resent`: a dead worker had read it.
-    pub(crate) fn begin(&self, unique: u64, resent: bool) -> Request<'_> {
-        let carried = if resent {
-            self.carried.lock().get(&unique).copied()
-        } else {
-            None
-        };
-        let entry = self.idle.lock().pop();
-        if let Some(entry) = entry {
-            self.set(entry + INTENT, 0);
-            self.set(entry + UNIQUE, unique);
-        }
-        CURRENT.set(entry);
-        Request {
-            journal: self,
-            unique,
-            entry,
-            carried,
-        }
-    }
-
     /// Notes what the request that this thread answers is about to do.
     pub(crate) fn intend(&self, intent: Intent) {
-        let Some(entry) = CURRENT.get() else { return };
+        let Some(slot) = CURRENT.get() else { return };
+        let entry = entry_of_slot(slot);
         let [kind, one, other] = intent.words();
         self.set(entry + INTENT, 0);
         self.set(entry + INTENT + 1, one);
@@ -375,16 +310,15 @@ impl Journal {
         self.set(entry + INTENT, kind);
     }
 
-    fn intent_at(&self, entry: usize) -> Option<Intent> {
-        let words = [0, 1, 2].map(|word| self.get(entry + INTENT + word));
-        Intent::of(words)
+    fn intent_of(&self, slot: usize) -> Option<Intent> {
+        let entry = entry_of_slot(slot);
+        Intent::of([0, 1, 2].map(|word| self.get(entry + INTENT + word)))
     }
 
     /// What dead workers intended, whether it was answered or not.
     pub(crate) fn intents(&self) -> Vec<Intent> {
-        let carried = self.carried.lock();
-        let entries = carried.values();
-        entries.filter_map(|entry| self.intent_at(*entry)).collect()
+        let slots = 0..SLOTS;
+        slots.filter_map(|slot| self.intent_of(slot)).collect()
     }
 
     /// Entries of nodes that dead workers left, with their numbers. They stay in use.
@@ -492,50 +426,13 @@ fn lane(counts: u64, shift: u32) -> u16 {
     u16::from_le_bytes([low, high])
 }
 
-fn entry_of_request(number: usize) -> usize {
-    HEAD + number * REQUEST
+fn entry_of_slot(number: usize) -> usize {
+    HEAD + number * SLOT
 }
 
 fn entry_of_node(number: u32) -> Option<usize> {
     let number = usize::try_from(number).ok()?;
     (number < NODES).then_some(FIRST_NODE + number * NODE)
-}
-
-/// A request that is being answered; dropped once its answer is with the kernel.
-#[derive(Debug)]
-pub(crate) struct Request<'j> {
-    journal: &'j Journal,
-    unique: u64,
-    entry: Option<usize>,
-    /// The entry of a request that a dead worker had read.
-    carried: Option<usize>,
-}
-
-impl Request<'_> {
-    /// What a dead worker intended.
-    pub(crate) fn intent(&self) -> Option<Intent> {
-        self.journal.intent_at(self.carried?)
-    }
-
-    /// Whether workers died over it, as often as is tried.
-    pub(crate) fn is_fatal(&self) -> bool {
-        let deaths = |entry| self.journal.get(entry + DEATHS);
-        self.carried.is_some_and(|entry| deaths(entry) >= FATAL)
-    }
-}
-
-impl Drop for Request<'_> {
-    fn drop(&mut self) {
-        CURRENT.set(None);
-        if let Some(entry) = self.carried {
-            self.journal.carried.lock().remove(&self.unique);
-            self.journal.set(entry + UNIQUE, 0);
-        }
-        if let Some(entry) = self.entry {
-            self.journal.set(entry + UNIQUE, 0);
-            self.journal.idle.lock().push(entry);
-        }
-    }
 }
 
 #[cfg(test)]

@@ -77,7 +77,7 @@ fn serve(socket: OwnedFd) -> Result<End, MountFailed> {
     let dispatcher =
         Dispatcher::new(overlay, connection, owners).or_fail("cannot tell our capabilities");
     let dispatcher = told(socket.as_fd(), dispatcher)?;
-    let server = Server::new(connection, dispatcher, counters, journal.as_deref());
+    let server = Server::new(connection, dispatcher, counters, journal.as_ref());
     let ready = Message::WorkerReady(WorkerReady { io_mode: *io_mode });
     server
         .run(move || send(socket.as_fd(), &ready, &[]).map_err(io::Error::other))
@@ -219,8 +219,8 @@ fn connect(
     if let Some(agreed) = journal.and_then(Journal::agreed) {
         let agreed = Agreed::of_word(agreed).ok_or(io::ErrorKind::InvalidData);
         return agreed
+            .map(|agreed| Connection::take_over(device, agreed))
             .map_err(io::Error::from)
-            .and_then(|agreed| Connection::take_over(device, agreed))
             .or_fail("taking the connection over from a dead worker");
     }
     Connection::negotiate(device, wanted).map_err(|error| {

@@ -1,4 +1,4 @@
-//! The memory that one request, or one answer, is read into.
+//! Private memory that one request, or one answer, is put into.
 //!
 //! Invariant: only the pages that a request or answer reached are memory, and
 //! [`give_back`](Buffer::give_back) frees those beyond [`KEPT`]. Every thread has two buffers as
@@ -10,7 +10,7 @@ use memmap2::MmapMut;
 
 /// Bytes that a buffer keeps over a pause: what the requests that change names and look them up
 /// fill.
-const KEPT: usize = 64 << 10;
+pub(super) const KEPT: usize = 64 << 10;
 
 /// A buffer of fixed length.
 #[derive(Debug)]
@@ -35,9 +35,19 @@ impl Buffer {
         &mut self.bytes
     }
 
+    /// All of it, to be read.
+    pub(super) fn read(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The first `length` bytes have been filled.
+    pub(super) fn reach(&mut self, length: usize) {
+        self.reached = self.reached.max(length);
+    }
+
     /// The first `length` bytes have been filled; these.
     pub(super) fn filled(&mut self, length: usize) -> Option<&[u8]> {
-        self.reached = self.reached.max(length);
+        self.reach(length);
         self.bytes.get(..length)
     }
 

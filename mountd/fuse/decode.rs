@@ -41,14 +41,10 @@ pub(super) struct Header {
 }
 
 impl Header {
-    /// The number that a request keeps when it is resent.
-    pub(super) fn first_unique(&self) -> u64 {
-        self.unique & !wire::UNIQUE_RESEND
-    }
-
-    /// Whether a process that has died since had read it.
-    pub(super) fn is_resent(&self) -> bool {
-        self.unique & wire::UNIQUE_RESEND != 0
+    /// The length of the request that `bytes` begin with.
+    pub(super) fn length(bytes: &[u8]) -> Result<usize, Malformed> {
+        let (header, _) = wire::InHeader::read_from_prefix(bytes).map_err(|_short| Malformed)?;
+        usize::try_from(header.len).map_err(|_beyond| Malformed)
     }
 
     /// Reads the header of a request that was received whole.

@@ -1,7 +1,7 @@
 //! The kernel's side of a mount: the FUSE protocol, read and answered by our own loop.
 //!
-//! `negotiate` leaves INIT to `fuser`; from then on the threads of `threads` read requests into a
-//! `buffer` and `serve` answers them: `decode` says what is asked, `dispatch` has the overlay do
+//! `negotiate` leaves INIT to `fuser`; from then on the threads of `threads` read requests into an
+//! `inbox` and `serve` answers them: `decode` says what is asked, `dispatch` has the overlay do
 //! it, `reply` writes the answer, `owners` maps owners, and `backing` hands host files to the
 //! kernel. The worker sets it up.
 //!
@@ -22,14 +22,15 @@ mod buffer;
 mod decode;
 mod dispatch;
 mod files;
+mod inbox;
 mod negotiate;
 mod notify;
 mod owners;
 mod reply;
-mod resent;
 mod serve;
 mod shortage;
 mod threads;
+mod unanswered;
 mod wire;
 
 pub(crate) use backing::probe as probe_backing;

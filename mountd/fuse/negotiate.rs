@@ -13,7 +13,6 @@ use cowl_core::handover::IoMode;
 use fuser::{Config, Filesystem, InitFlags, KernelConfig, Request, Session, SessionACL};
 
 use super::decode::Dialect;
-use super::notify;
 
 /// Longest write in one request, and so the longest read: 1 MiB.
 pub(super) const MAX_WRITE: u32 = 1 << 20;
@@ -45,13 +44,11 @@ pub(crate) struct Agreed {
     dialect: Dialect,
     /// Whether the kernel keeps what is written for a while before it tells us.
     writes_back: bool,
-    /// Whether the kernel resends what was not answered (`FUSE_NOTIFY_RESEND`, Linux 6.9).
-    resends: bool,
 }
 
 impl Agreed {
     /// As a number other than 0, for another process; None where no other process can serve on:
-    /// requests that were read would stay unanswered, or handles of open files mean nothing to it.
+    /// handles of open files mean nothing to it.
     pub(crate) fn to_word(self) -> Option<u64> {
         let mode = match self.io_mode {
             IoMode::Cached => 0,
@@ -59,8 +56,7 @@ impl Agreed {
             IoMode::Passthrough => return None,
         };
         let bit = |is: bool, bit: u32| u64::from(is) << bit;
-        let word = 1 | mode << 1 | bit(self.dialect.long_setxattr, 2) | bit(self.writes_back, 3);
-        self.resends.then_some(word)
+        Some(1 | mode << 1 | bit(self.dialect.long_setxattr, 2) | bit(self.writes_back, 3))
     }
 
     /// The inverse of [`to_word`](Self::to_word).
@@ -76,7 +72,6 @@ impl Agreed {
                 long_setxattr: bit(2),
             },
             writes_back: bit(3),
-            resends: true,
         })
     }
 }
@@ -107,10 +102,8 @@ impl Connection {
     }
 
     /// A connection that another process has negotiated, and from which no process reads any more.
-    /// What was read from it and not answered is resent, before anything new.
-    pub(crate) fn take_over(device: OwnedFd, agreed: Agreed) -> io::Result<Self> {
-        notify::resend(device.as_fd())?;
-        Ok(Self { device, agreed })
+    pub(crate) fn take_over(device: OwnedFd, agreed: Agreed) -> Self {
+        Self { device, agreed }
     }
 
     /// What was agreed on.
@@ -182,7 +175,6 @@ impl Filesystem for Negotiator {
             io_mode,
             dialect,
             writes_back: flags.contains(InitFlags::FUSE_WRITEBACK_CACHE),
-            resends: flags.contains(InitFlags::FUSE_HAS_RESEND),
         };
         self.agreed
             .set(agreed)
@@ -209,8 +201,6 @@ fn always() -> InitFlags {
         | InitFlags::FUSE_ASYNC_DIO
         // Tells an aborted connection (ECONNABORTED) from an unmounted one (ENODEV).
         | InitFlags::FUSE_ABORT_ERROR
-        // A request that a dead worker had read is marked when it is resent.
-        | InitFlags::FUSE_HAS_RESEND
 }
 
 fn flags_of(io_mode: IoMode, writable: bool) -> InitFlags {
@@ -241,15 +231,9 @@ mod tests {
                     long_setxattr: bit(1),
                 },
                 writes_back: bit(2),
-                resends: true,
             };
             let word = agreed.to_word().unwrap();
             assert_eq!(Agreed::of_word(word), Some(agreed));
-            let lost = Agreed {
-                resends: false,
-                ..agreed
-            };
-            assert_eq!(lost.to_word(), None);
             let with_handles = Agreed {
                 io_mode: IoMode::Passthrough,
                 ..agreed

@@ -36,15 +36,6 @@ fn invalidate(device: BorrowedFd<'_>, node: NodeId, offset: i64) -> io::Result<(
     }
 }
 
-/// The kernel resends what was read and not answered. A connection that has ended has nothing left
-/// to ask, as the next read says.
-pub(super) fn resend(device: BorrowedFd<'_>) -> io::Result<()> {
-    match notify(device, wire::NOTIFY_RESEND, &[0_u8; 0]) {
-        Err(Errno::NODEV | Errno::NOTCONN | Errno::PERM) => Ok(()),
-        outcome => Ok(outcome?),
-    }
-}
-
 fn notify(
     device: BorrowedFd<'_>,
     code: i32,
@@ -77,12 +68,7 @@ mod tests {
         assert_eq!(rustix::io::read(&reader, &mut message).unwrap(), 40);
         let head = [40_u32.to_ne_bytes(), 2_i32.to_ne_bytes(), [0; 4], [0; 4]].concat();
         assert_eq!(message[..16], head);
-        // Without a payload.
-        resend(writer.as_fd()).unwrap();
         let node = [7_u64.to_ne_bytes(), (-1_i64).to_ne_bytes(), [0; 8]].concat();
         assert_eq!(message[16..40], node);
-        assert_eq!(rustix::io::read(&reader, &mut message).unwrap(), 16);
-        let head = [16_u32.to_ne_bytes(), 7_i32.to_ne_bytes(), [0; 4], [0; 4]].concat();
-        assert_eq!(message[..16], head);
     }
 }

@@ -148,6 +148,24 @@ impl Reply {
     }
 }
 
+/// Whether the kernel waits for the answer of the request `unique`.
+///
+/// An answer to the request's INTERRUPT tells: one without an error changes nothing, and the kernel
+/// refuses it (ENOENT) if there is no such request any more. A connection that has ended waits for
+/// none, as the next read says.
+pub(super) fn is_awaited(device: BorrowedFd<'_>, unique: u64) -> io::Result<bool> {
+    let header = wire::OutHeader {
+        len: u32::try_from(HEADER).map_err(io::Error::other)?,
+        error: 0,
+        unique: unique | wire::UNIQUE_INTERRUPT,
+    };
+    match rustix::io::retry_on_intr(|| rustix::io::write(device, header.as_bytes())) {
+        Ok(_) => Ok(true),
+        Err(Errno::NOENT | Errno::NODEV | Errno::NOTCONN | Errno::PERM) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
 /// `dev_t` as the protocol has it: the kernel's `new_encode_dev`.
 pub(super) const fn encode_rdev(rdev: Rdev) -> u32 {
     (rdev.minor & 0xff) | (rdev.major << 8) | ((rdev.minor & !0xff) << 12)

@@ -5,21 +5,27 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use rustix::io::Errno;
 
 use super::decode::{Dialect, Header, Malformed};
 use super::dispatch::{Answer, Dispatcher};
+use super::inbox::Inbox;
 use super::negotiate::{Connection, MAX_WRITE};
-use super::reply::Reply;
-use super::resent::Resent;
-use super::threads::{End, Threads};
+use super::reply::{self, Reply};
+use super::threads::{End, MAX_THREADS, Threads};
+use super::unanswered::Unanswered;
 use crate::counters::Counters;
-use crate::journal::{Journal, Request};
+use crate::journal::{Journal, LONGEST_REQUEST, SLOTS, Slot};
 
 /// A request's greatest length: the longest write and its headers, which the kernel asks room for
 /// (one page is plenty).
 const REQUEST: usize = MAX_WRITE as usize + 4096;
+const _: () = assert!(REQUEST <= LONGEST_REQUEST);
+// While there are requests that dead workers left, of each thread one at most, no other is read;
+// and a thread has a slot of its own before it takes one of those.
+const _: () = assert!(2 * MAX_THREADS <= SLOTS);
 
 /// Serves one connection.
 #[derive(Debug)]
@@ -28,8 +34,8 @@ pub(crate) struct Server<'m> {
     dialect: Dialect,
     dispatcher: Dispatcher<'m>,
     counters: &'m Counters,
-    /// Where requests are noted for a successor.
-    journal: Option<&'m Journal>,
+    /// Where requests are read to for a successor.
+    journal: Option<&'m Arc<Journal>>,
 }
 
 impl<'m> Server<'m> {
@@ -38,7 +44,7 @@ impl<'m> Server<'m> {
         connection: &'m Connection,
         dispatcher: Dispatcher<'m>,
         counters: &'m Counters,
-        journal: Option<&'m Journal>,
+        journal: Option<&'m Arc<Journal>>,
     ) -> Self {
         Self {
             device: connection.as_fd(),
@@ -51,22 +57,44 @@ impl<'m> Server<'m> {
 
     /// Serves until the connection ends. `started` is called once requests are being read.
     pub(crate) fn run(&self, started: impl FnOnce() -> io::Result<()>) -> io::Result<End> {
-        let answer = |request: &[u8], reply: &mut Reply| self.handle(request, reply);
-        Threads::new(self.device, REQUEST, answer)?.run(started)
+        let left = self.left_requests()?;
+        let new_inbox = || match self.journal {
+            Some(journal) => journal.free_slot().map(Inbox::journaled),
+            None => Inbox::private(REQUEST),
+        };
+        let answer = |inbox: &Inbox, reply: &mut Reply| self.handle(inbox, reply);
+        Threads::new(self.device, left, new_inbox, answer)?.run(started)
     }
 
-    fn handle(&self, request: &[u8], reply: &mut Reply) {
+    /// What dead workers had read and not answered.
+    fn left_requests(&self) -> io::Result<Vec<Inbox>> {
+        let mut left = Vec::new();
+        let Some(journal) = self.journal.filter(|journal| journal.is_inherited()) else {
+            return Ok(left);
+        };
+        for slot in journal.left_slots()? {
+            match Inbox::left(slot) {
+                Ok((inbox, header)) if reply::is_awaited(self.device, header.unique)? => {
+                    left.push(inbox);
+                }
+                // The kernel has the answer, or none is due.
+                Ok(_) => {}
+                Err(Malformed) => tracing::error!("a dead worker left no request that can be read"),
+            }
+        }
+        Ok(left)
+    }
+
+    fn handle(&self, inbox: &Inbox, reply: &mut Reply) {
+        let request = inbox.request();
         let Ok(header) = Header::read(request) else {
             tracing::error!(length = request.len(), "a request without a header");
             return;
         };
         self.counters.count(header.opcode);
         reply.clear();
-        // Dropped once the kernel has the answer.
-        let noted = self
-            .journal
-            .map(|journal| journal.begin(header.first_unique(), header.is_resent()));
-        if noted.as_ref().is_some_and(Request::is_fatal) {
+        let slot = inbox.slot();
+        if slot.is_some_and(Slot::is_fatal) {
             tracing::error!(
                 opcode = header.opcode,
                 node = header.node,
@@ -74,9 +102,10 @@ impl<'m> Server<'m> {
             );
             return self.send(&header, reply, Err(Errno::IO));
         }
-        let intent = noted.as_ref().and_then(Request::intent);
-        let resent = header.is_resent().then_some(Resent { intent });
-        let outcome = match unpanicked(|| self.answer(&header, request, resent, reply)) {
+        let unanswered = inbox.is_left().then(|| Unanswered {
+            intent: slot.and_then(Slot::intent),
+        });
+        let outcome = match unpanicked(|| self.answer(&header, request, unanswered, reply)) {
             Ok(Answer::Reply) => Ok(()),
             Ok(Answer::Silence) => return,
             Err(errno) => Err(errno),
@@ -104,7 +133,7 @@ impl<'m> Server<'m> {
         &self,
         header: &Header,
         request: &[u8],
-        resent: Option<Resent>,
+        unanswered: Option<Unanswered>,
         reply: &mut Reply,
     ) -> Result<Answer, Errno> {
         let malformed = |Malformed| {
@@ -116,8 +145,10 @@ impl<'m> Server<'m> {
             Errno::INVAL
         };
         let operation = header.operation(request, self.dialect).map_err(malformed)?;
-        if let Some(resent) = resent
-            && self.dispatcher.is_done(header, &operation, resent, reply)?
+        if let Some(unanswered) = unanswered
+            && self
+                .dispatcher
+                .is_done(header, &operation, unanswered, reply)?
         {
             return Ok(Answer::Reply);
         }

@@ -25,13 +25,13 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
-use super::buffer::Buffer;
+use super::inbox::Inbox;
 use super::reply::Reply;
 
 /// Threads at the start, which stay: one answers while the other waits.
 const THREADS: usize = 2;
 /// Threads at most.
-const MAX_THREADS: usize = 512;
+pub(super) const MAX_THREADS: usize = 512;
 /// Without a request for so long, a thread beyond [`THREADS`] ends, and the others give back the
 /// memory of large requests.
 const PAUSE: Timespec = Timespec {
@@ -50,12 +50,14 @@ pub(crate) enum End {
 
 /// The threads of one connection.
 #[derive(Debug)]
-pub(super) struct Threads<'m, A> {
+pub(super) struct Threads<'m, N, A> {
     device: BorrowedFd<'m>,
-    /// A request's greatest length.
-    longest: usize,
+    /// Makes a thread's inbox.
+    new_inbox: N,
     /// Answers a request.
     answer: A,
+    /// What dead workers had read and no thread has taken yet.
+    left: Mutex<Vec<Inbox>>,
     pause: Timespec,
     /// Threads that wait for a request, or are about to.
     waiting: AtomicUsize,
@@ -66,16 +68,26 @@ pub(super) struct Threads<'m, A> {
     end: Mutex<Option<io::Result<End>>>,
 }
 
-impl<'m, A: Fn(&[u8], &mut Reply) + Sync> Threads<'m, A> {
-    /// Threads that have `answer` answer what comes over `device`, which no longer blocks from
-    /// here on.
-    pub(super) fn new(device: BorrowedFd<'m>, longest: usize, answer: A) -> io::Result<Self> {
+impl<'m, N, A> Threads<'m, N, A>
+where
+    N: Fn() -> io::Result<Inbox> + Sync,
+    A: Fn(&Inbox, &mut Reply) + Sync,
+{
+    /// Threads that have `answer` answer the requests in `left`, and then what comes over
+    /// `device`, which no longer blocks from here on.
+    pub(super) fn new(
+        device: BorrowedFd<'m>,
+        left: Vec<Inbox>,
+        new_inbox: N,
+        answer: A,
+    ) -> io::Result<Self> {
         let flags = rustix::fs::fcntl_getfl(device)?;
         rustix::fs::fcntl_setfl(device, flags | OFlags::NONBLOCK)?;
         Ok(Self {
             device,
-            longest,
+            new_inbox,
             answer,
+            left: Mutex::new(left),
             pause: PAUSE,
             waiting: AtomicUsize::new(0),
             count: AtomicUsize::new(0),
@@ -97,14 +109,14 @@ impl<'m, A: Fn(&[u8], &mut Reply) + Sync> Threads<'m, A> {
 
     /// Starts a thread, which counts as waiting from here on.
     fn start<'s>(&'s self, scope: &'s Scope<'s, '_>, stay: Stay) -> io::Result<()> {
-        let request = Buffer::new(self.longest)?;
+        let inbox = (self.new_inbox)()?;
         let reply = Reply::new()?;
         let place = Place::behind_all(self.device, stay);
         self.count.fetch_add(1, Ordering::Relaxed);
         self.waiting.fetch_add(1, Ordering::Relaxed);
         let started = Builder::new()
             .name("fuse".to_owned())
-            .spawn_scoped(scope, move || self.serve(scope, &place, request, reply));
+            .spawn_scoped(scope, move || self.serve(scope, &place, inbox, reply));
         if let Err(error) = started {
             self.count.fetch_sub(1, Ordering::Relaxed);
             self.waiting.fetch_sub(1, Ordering::Relaxed);
@@ -118,18 +130,19 @@ impl<'m, A: Fn(&[u8], &mut Reply) + Sync> Threads<'m, A> {
         &'s self,
         scope: &'s Scope<'s, '_>,
         place: &Place,
-        mut request: Buffer,
+        mut inbox: Inbox,
         mut reply: Reply,
     ) {
         loop {
-            match self.next(place, &mut request, &mut reply) {
-                Ok(Some(length)) => {
+            match self.next(place, &mut inbox, &mut reply) {
+                Ok(true) => {
                     self.take(scope);
-                    (self.answer)(request.filled(length).unwrap_or_default(), &mut reply);
+                    (self.answer)(&inbox, &mut reply);
+                    inbox.clear();
                     self.waiting.fetch_add(1, Ordering::Relaxed);
                 }
                 // One too many, and no longer counted as waiting.
-                Ok(None) => break,
+                Ok(false) => break,
                 Err(end) => {
                     self.waiting.fetch_sub(1, Ordering::Relaxed);
                     self.end.lock().get_or_insert(end);
@@ -137,30 +150,35 @@ impl<'m, A: Fn(&[u8], &mut Reply) + Sync> Threads<'m, A> {
                 }
             }
         }
+        // There are slots for so many threads, so it goes before another may start.
+        drop(inbox);
         self.count.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Waits for a request and reads it; none if this thread is to end.
+    /// Waits for a request and reads it; `false` if this thread is to end.
     fn next(
         &self,
         place: &Place,
-        request: &mut Buffer,
+        inbox: &mut Inbox,
         reply: &mut Reply,
-    ) -> Result<Option<usize>, io::Result<End>> {
+    ) -> Result<bool, io::Result<End>> {
+        let left = self.left.lock().pop();
+        if let Some(left) = left {
+            *inbox = left;
+            return Ok(true);
+        }
         loop {
-            let large = request.is_large() || reply.buffer().is_large();
+            let large = inbox.is_large() || reply.buffer().is_large();
             let patience = (large || place.stay == Stay::WhileNeeded).then_some(&self.pause);
             let came = place.wait(self.device, patience);
             if came.map_err(|errno| Err(errno.into()))? {
-                if let Some(length) = receive(self.device, request.bytes())? {
-                    return Ok(Some(length));
+                if let Some(length) = receive(self.device, inbox.room())? {
+                    inbox.fill(length);
+                    return Ok(true);
                 }
             } else if place.stay == Stay::WhileNeeded && self.may_end() {
-                return Ok(None);
-            } else if let Err(error) = request
-                .give_back()
-                .and_then(|()| reply.buffer().give_back())
-            {
+                return Ok(false);
+            } else if let Err(error) = inbox.give_back().and_then(|()| reply.buffer().give_back()) {
                 tracing::warn!(%error, "the memory of a large request is kept");
             }
         }

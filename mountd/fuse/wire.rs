@@ -261,11 +261,10 @@ pub(super) struct OutHeader {
     pub(super) unique: u64,
 }
 
-/// Set in `InHeader::unique` of a request that was read before (`FUSE_UNIQUE_RESEND`).
-pub(super) const UNIQUE_RESEND: u64 = 1 << 63;
+/// Set in `OutHeader::unique` of an answer to the request's INTERRUPT (`FUSE_INT_REQ_BIT` of
+/// fs/fuse/dev.c, as requests are numbered since Linux 4.20).
+pub(super) const UNIQUE_INTERRUPT: u64 = 1;
 
-/// `OutHeader::error` of a notification: `FUSE_NOTIFY_RESEND`.
-pub(super) const NOTIFY_RESEND: i32 = 7;
 /// `OutHeader::error` of a notification: `FUSE_NOTIFY_INVAL_INODE`.
 pub(super) const NOTIFY_INVAL_INODE: i32 = 2;
 

@@ -1,51 +1,105 @@
 use std::os::fd::AsFd;
+use std::sync::Arc;
 
+use super::slot::Slot;
 use super::*;
 
-fn mapped(memory: &OwnedFd) -> Journal {
-    Journal::map(memory.as_fd()).unwrap()
+fn mapped(memory: &OwnedFd) -> Arc<Journal> {
+    Arc::new(Journal::map(memory.as_fd()).unwrap())
+}
+
+/// A thread of a worker reads this request.
+fn read_request(worker: &Arc<Journal>, request: &[u8]) -> Slot {
+    let mut slot = worker.free_slot().unwrap();
+    slot.bytes_mut()[..request.len()].copy_from_slice(request);
+    slot.enter();
+    slot
 }
 
 /// The worker dies while it answers a request.
-fn die_with(request: Request<'_>) {
-    let _never_dropped = std::mem::ManuallyDrop::new(request);
+fn die_with(slot: Slot) {
+    let _never_dropped = std::mem::ManuallyDrop::new(slot);
     CURRENT.set(None);
 }
 
-#[test]
-fn a_request_that_was_not_answered_has_its_intent_when_it_is_resent() {
-    let memory = create().unwrap();
-    let intent = Intent::Exchange { from: 7, to: 8 };
-    let dead = mapped(&memory);
-    drop(dead.begin(2, false));
-    let under_way = dead.begin(4, false);
-    dead.intend(intent);
-    die_with(under_way);
-    let second = mapped(&memory);
-    assert_eq!(second.begin(2, true).intent(), None);
-    let resent = second.begin(4, true);
-    assert_eq!(resent.intent(), Some(intent));
-    // The next one dies before it comes to that again: the intent holds.
-    die_with(resent);
-    let third = mapped(&memory);
-    assert_eq!(third.begin(4, true).intent(), Some(intent));
-    // That was its answer.
-    assert_eq!(mapped(&memory).begin(4, true).intent(), None);
+/// The one request that dead workers left.
+fn left(memory: &OwnedFd) -> Slot {
+    let mut slots = mapped(memory).left_slots().unwrap();
+    assert_eq!(slots.len(), 1);
+    slots.remove(0)
 }
 
 #[test]
-fn a_request_that_two_workers_crash_of_is_fatal_and_one_of_killed_workers_is_not() {
+fn unanswered_request_is_left_with_its_intent() {
     let memory = create().unwrap();
+    let intent = Intent::Exchange { from: 7, to: 8 };
+    let dead = mapped(&memory);
+    let mut answered = read_request(&dead, b"answered");
+    dead.intend(intent);
+    answered.clear();
+    die_with(answered);
+    let under_way = read_request(&dead, b"under way");
+    dead.intend(intent);
+    die_with(under_way);
+    // The next one dies before it comes to that again: the intent holds.
+    for _ in 0..2 {
+        let slot = left(&memory);
+        assert!(slot.bytes().starts_with(b"under way"));
+        assert_eq!(slot.intent(), Some(intent));
+        assert_eq!(mapped(&memory).intents(), [intent]);
+        die_with(slot);
+    }
+    // That is its answer.
+    drop(left(&memory));
+    let last = mapped(&memory);
+    assert!(last.left_slots().unwrap().is_empty());
+    assert_eq!(last.intents(), []);
+    assert_eq!(last.free_slot().unwrap().intent(), None);
+}
+
+#[test]
+fn request_that_two_workers_crash_of_is_fatal() {
+    let memory = create().unwrap();
+    die_with(read_request(&mapped(&memory), b"harmful?"));
     for crashes in [false, false, true, true] {
-        let worker = mapped(&memory);
-        let request = worker.begin(6, true);
-        assert!(!request.is_fatal());
-        die_with(request);
         if crashes {
             note_crash(&memory).unwrap();
         }
+        let slot = left(&memory);
+        let deaths = slot.journal.get(entry_of_slot(slot.number) + DEATHS);
+        assert_eq!(slot.is_fatal(), deaths == 2);
+        die_with(slot);
     }
-    assert!(mapped(&memory).begin(6, true).is_fatal());
+    assert!(left(&memory).is_fatal());
+}
+
+#[test]
+fn slot_of_a_left_request_is_given_out_again_once_it_is_answered() {
+    let memory = create().unwrap();
+    die_with(read_request(&mapped(&memory), b"left here"));
+    let journal = mapped(&memory);
+    let left = journal.left_slots().unwrap();
+    let others: Vec<_> = (1..SLOTS).map(|_| journal.free_slot().unwrap()).collect();
+    assert!(journal.free_slot().is_err());
+    drop(left);
+    journal.free_slot().unwrap();
+    drop(others);
+}
+
+#[test]
+fn memory_of_a_slot_is_given_back() {
+    let blocks = |memory: &OwnedFd| rustix::fs::fstat(memory).unwrap().st_blocks;
+    let memory = create().unwrap();
+    drop(mapped(&memory).free_slot().unwrap());
+    let before = blocks(&memory);
+    let mut slot = mapped(&memory).free_slot().unwrap();
+    for free in [Slot::free_memory, |_: &mut Slot| Ok(())] {
+        slot.bytes_mut().fill(1);
+        assert!(blocks(&memory) >= before + 2048);
+        free(&mut slot).unwrap();
+    }
+    drop(slot);
+    assert_eq!(blocks(&memory), before);
 }
 
 #[test]
@@ -77,6 +131,7 @@ fn nodes_and_lookups_outlive_a_worker() {
     assert_eq!(counts, [Some(1), Some(0), Some(u16::MAX), Some(1)]);
     assert_eq!(next.lookups(u32::MAX), None);
 }
+
 #[test]
 fn memory_of_cleared_nodes_is_given_back() {
     let blocks = |memory: &OwnedFd| rustix::fs::fstat(memory).unwrap().st_blocks;

@@ -47,13 +47,15 @@ fn against_threads(client: impl FnOnce(&Client, &dyn Fn() -> usize)) {
     let (begin, begun) = channel();
     let (finish, finished) = channel();
     let finished = Mutex::new(finished);
-    let mut threads = Threads::new(theirs.as_fd(), 4096, |request: &[u8], _: &mut Reply| {
-        begin.send(request[0]).unwrap();
-        if request[0] == BLOCKS {
+    let answer = |inbox: &Inbox, _: &mut Reply| {
+        let kind = inbox.request()[0];
+        begin.send(kind).unwrap();
+        if kind == BLOCKS {
             finished.lock().recv().unwrap();
         }
-    })
-    .unwrap();
+    };
+    let inbox = || Inbox::private(4096);
+    let mut threads = Threads::new(theirs.as_fd(), Vec::new(), inbox, answer).unwrap();
     threads.pause = Timespec {
         tv_sec: 0,
         tv_nsec: 1_000_000,

@@ -30,10 +30,9 @@ pub fn modes() -> Vec<IoModeChoice> {
     passthrough.into_iter().chain(others).collect()
 }
 
-/// Whether a mount in this mode outlives its worker: not in passthrough, and not before Linux 6.9,
-/// which brought passthrough and `FUSE_NOTIFY_RESEND`.
+/// Whether a mount in this mode outlives its worker.
 pub fn has_successors(choice: IoModeChoice) -> bool {
-    kernel_has_passthrough() && choice.mode() != IoMode::Passthrough
+    choice.mode() != IoMode::Passthrough
 }
 
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_cowl-mountd");

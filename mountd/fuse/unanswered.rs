@@ -1,4 +1,4 @@
-//! Resent requests: a worker that died had read them, and perhaps done them.
+//! Unanswered requests: a worker that died had read them, and perhaps done them.
 //!
 //! While the kernel waits for an answer it lets no other request at the names or the file that this
 //! one changes. So what is there tells whether it was done, or what the dead worker noted does
@@ -13,9 +13,9 @@ use super::reply::{self, Reply};
 use crate::journal::Intent;
 use crate::overlay::{NodeId, RenameMode};
 
-/// What is known of a resent request.
+/// What is known of an unanswered request.
 #[derive(Copy, Clone, Debug)]
-pub(super) struct Resent {
+pub(super) struct Unanswered {
     /// What the worker was about to do when it died, if it came to that.
     pub(super) intent: Option<Intent>,
 }
@@ -26,7 +26,7 @@ impl Dispatcher<'_> {
         &self,
         header: &Header,
         operation: &Operation<'_>,
-        resent: Resent,
+        unanswered: Unanswered,
         reply: &mut Reply,
     ) -> Result<bool, Errno> {
         let node = NodeId(header.node);
@@ -42,16 +42,16 @@ impl Dispatcher<'_> {
                 return overlay.already_removed(node, name);
             }
             Operation::Rename { name, flags, .. } => {
-                return self.is_renamed(node, name, RenameMode::from_bits(flags)?, resent);
+                return self.is_renamed(node, name, RenameMode::from_bits(flags)?, unanswered);
             }
             Operation::Setxattr { name, .. } => {
-                return self.is_xattr_as_wanted(node, name, resent, false);
+                return self.is_xattr_as_wanted(node, name, unanswered, false);
             }
             Operation::Removexattr { name } => {
-                return self.is_xattr_as_wanted(node, name, resent, true);
+                return self.is_xattr_as_wanted(node, name, unanswered, true);
             }
             Operation::Tmpfile { .. } => {
-                if let Some(Intent::Unnamed { number }) = resent.intent {
+                if let Some(Intent::Unnamed { number }) = unanswered.intent {
                     overlay.drop_unanswered(number);
                 }
                 return Ok(false);
@@ -70,9 +70,9 @@ impl Dispatcher<'_> {
         parent: NodeId,
         name: &[u8],
         mode: RenameMode,
-        resent: Resent,
+        unanswered: Unanswered,
     ) -> Result<bool, Errno> {
-        match (mode, resent.intent) {
+        match (mode, unanswered.intent) {
             (RenameMode::Exchange, Some(Intent::Exchange { to, .. })) => {
                 self.overlay.already_exchanged(parent, name, to)
             }
@@ -88,10 +88,10 @@ impl Dispatcher<'_> {
         &self,
         node: NodeId,
         name: &[u8],
-        resent: Resent,
+        unanswered: Unanswered,
         removed: bool,
     ) -> Result<bool, Errno> {
-        if resent.intent != Some(Intent::Xattr { existed: removed }) {
+        if unanswered.intent != Some(Intent::Xattr { existed: removed }) {
             return Ok(false);
         }
         match self.overlay.getxattr(node, name) {
