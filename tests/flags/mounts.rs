@@ -164,6 +164,46 @@ fn volume_nocopy_begins_empty() {
 }
 
 #[test]
+fn volume_driver_and_volume_opt_make_the_volume() {
+    root(|| {
+        let doors = Doors::open();
+        let options = "volume-driver=local,volume-opt=type=tmpfs,volume-opt=device=tmpfs,\"volume-opt=o=size=64k,mode=711\"";
+        let script = "stat -f -c %T /m; stat -c %a /m; df -k /m | tail -n1 | awk '{print $2}'";
+        let anonymous = format!("dst=/m,{options}");
+        assert_eq!(
+            doors.out(&["--mount", &anonymous], script),
+            "tmpfs\n711\n64\n"
+        );
+        let shown = ["volume", "inspect", "-f", "{{.Driver}} {{.Options}}"];
+        let named = |name: &str| format!("src={name},{anonymous}");
+        let create = |name: &str| ["create", "--mount", name, "shop", "true"].map(str::to_owned);
+        doors.store.ok(create(&named("own")));
+        doors.server.ok(create(&named("docker")));
+        for name in ["own", "docker"] {
+            assert_eq!(
+                doors.store.ok([&shown[..], &[name]].concat()),
+                "local map[device:tmpfs o:size=64k,mode=711 type:tmpfs]\n"
+            );
+        }
+        // They are of a new volume: there is one now.
+        let again = "src=own,dst=/m,volume-opt=type=nosuch";
+        doors.store.ok(["create", "--mount", again, "shop", "true"]);
+        doors.refused(
+            &["--mount", "src=new,dst=/m,volume-opt=nosuch=1"],
+            "create new: invalid option: \"nosuch\"",
+        );
+        let nosuch = "src=new,dst=/m,volume-driver=nosuch";
+        let refused = doors
+            .store
+            .run(["create", "--mount", nosuch, "shop"])
+            .refused(1);
+        let why = "error looking up volume plugin nosuch: plugin \"nosuch\" not found";
+        assert!(refused.contains(why), "{refused}");
+        assert!(!doors.store.ok(["volume", "ls", "-q"]).contains("new"));
+    });
+}
+
+#[test]
 fn read_only_leaves_mounts_writable() {
     root(|| {
         let doors = Doors::open();

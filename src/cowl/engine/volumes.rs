@@ -26,6 +26,16 @@ pub struct VolumeRequest {
     pub options: BTreeMap<String, String>,
 }
 
+/// Refuses another driver than the one that there is.
+pub(super) fn check_driver(driver: &str) -> Result<()> {
+    if matches!(driver, "" | DRIVER) {
+        return Ok(());
+    }
+    Err(Error::not_found(format!(
+        "error looking up volume plugin {driver}: plugin \"{driver}\" not found"
+    )))
+}
+
 impl Engine {
     /// All volumes, sorted by name.
     pub fn volumes(&self) -> Result<Listing<Volume>> {
@@ -88,12 +98,7 @@ impl Engine {
 
     /// Creates a volume and gives its name. An existing volume stays as it is.
     pub fn create_volume(&self, request: &VolumeRequest) -> Result<String> {
-        if !matches!(request.driver.as_str(), "" | DRIVER) {
-            let driver = &request.driver;
-            return Err(Error::not_found(format!(
-                "error looking up volume plugin {driver}: plugin \"{driver}\" not found"
-            )));
-        }
+        check_driver(&request.driver)?;
         let wanted = request.name.as_deref().filter(|name| !name.is_empty());
         let name = match wanted {
             Some(name) => VolumeName::parse(name),

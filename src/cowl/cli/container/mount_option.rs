@@ -1,7 +1,8 @@
-//! The syntax of `--mount`: comma-separated `key=value` fields, as Docker's.
+//! The syntax of `--mount`: comma-separated `key=value` fields, as Docker's (docker/cli,
+//! `opts/mount.go`); one in double quotes may have commas.
 
 use crate::cli::units::parse_memory;
-use crate::engine::docker::{BindOptions, MountRequest, TmpfsOptions, VolumeOptions};
+use crate::engine::docker::{BindOptions, DriverConfig, MountRequest, TmpfsOptions, VolumeOptions};
 use crate::engine::error::{Error, Result};
 use std::path::Path;
 
@@ -16,21 +17,75 @@ pub(super) fn parse(text: &str, cwd: &Path) -> Result<MountRequest> {
         kind: "volume".to_owned(),
         ..MountRequest::default()
     };
-    for field in text.split(',') {
+    for field in fields(text).map_err(invalid)? {
         let (key, value) = match field.split_once('=') {
             Some((key, value)) => (key, Some(value)),
-            None => (field, None),
+            None => (field.as_str(), None),
         };
         let key = key.to_ascii_lowercase();
-        set(&mut mount, &key, value, field).map_err(invalid)?;
+        set(&mut mount, &key, value, &field).map_err(invalid)?;
     }
-    if mount.kind == "bind" && (mount.source == "." || mount.source.starts_with("./")) {
+    if mount.source.starts_with('.') {
         mount.source = cwd.join(&mount.source).display().to_string();
     }
     if mount.target.is_empty() {
         return Err(invalid("target is required".to_owned()));
     }
     Ok(mount)
+}
+
+/// The fields of a line as Go's encoding/csv reads them, with its texts.
+fn fields(text: &str) -> Result<Vec<String>, String> {
+    if text.is_empty() {
+        return Err("EOF".to_owned());
+    }
+    let at = |rest: &str| text.len() - rest.len() + 1;
+    let mut fields = Vec::new();
+    let mut rest = text;
+    loop {
+        let (field, after) = match rest.strip_prefix('"') {
+            Some(quoted) => unquoted(quoted).map_err(|(why, rest)| {
+                format!("parse error on line 1, column {}: {why}", at(rest))
+            })?,
+            None => {
+                let end = rest.find(',').unwrap_or(rest.len());
+                let (field, after) = rest.split_at_checked(end).unwrap_or((rest, ""));
+                if let Some((before, _)) = field.split_once('"') {
+                    let column = at(rest) + before.len();
+                    return Err(format!(
+                        "parse error on line 1, column {column}: bare \" in non-quoted-field"
+                    ));
+                }
+                (field.to_owned(), after)
+            }
+        };
+        fields.push(field);
+        match after.strip_prefix(',') {
+            Some(after) => rest = after,
+            None => return Ok(fields),
+        }
+    }
+}
+
+/// What is before the closing quote, and after it; else why not, and from where on.
+fn unquoted(text: &str) -> Result<(String, &str), (&'static str, &str)> {
+    let mut field = String::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once('"') {
+        field.push_str(before);
+        match after.strip_prefix('"') {
+            Some(after) => {
+                field.push('"');
+                rest = after;
+            }
+            None if after.is_empty() || after.starts_with(',') => return Ok((field, after)),
+            None => {
+                let quote = rest.get(before.len()..).unwrap_or_default();
+                return Err(("extraneous or missing \" in quoted-field", quote));
+            }
+        }
+    }
+    Err(("extraneous or missing \" in quoted-field", ""))
 }
 
 fn set(
@@ -84,16 +139,35 @@ fn set(
                 .get_or_insert_with(VolumeOptions::default);
             options.subpath = value;
         }
+        "volume-driver" => driver(mount).name = value,
+        "volume-opt" => {
+            let (name, value) = value.split_once('=').unwrap_or((&value, ""));
+            let options = &mut driver(mount).options;
+            if !name.is_empty() {
+                options.insert(name.to_owned(), value.to_owned());
+            }
+        }
         "volume-label" => {
             let (name, value) = value.split_once('=').unwrap_or((&value, ""));
             let options = mount
                 .volume_options
                 .get_or_insert_with(VolumeOptions::default);
-            options.labels.insert(name.to_owned(), value.to_owned());
+            if !name.is_empty() {
+                options.labels.insert(name.to_owned(), value.to_owned());
+            }
         }
         _ => return Err(format!("unexpected key '{key}' in '{field}'")),
     }
     Ok(())
+}
+
+fn driver(mount: &mut MountRequest) -> &mut DriverConfig {
+    let options = mount
+        .volume_options
+        .get_or_insert_with(VolumeOptions::default);
+    options
+        .driver_config
+        .get_or_insert_with(DriverConfig::default)
 }
 
 fn bind(mount: &mut MountRequest) -> &mut BindOptions {
@@ -152,7 +226,27 @@ mod tests {
         assert_eq!(mount.source, "/here/./x");
         let mount = parse("dst=/data,volume-nocopy,readonly=false", here).unwrap();
         assert!(mount.volume_options.unwrap().no_copy && !mount.read_only);
+        let mount = parse("type=bind,src=../x,dst=/data", here).unwrap();
+        assert_eq!(mount.source, "/here/../x");
+        let quoted = "dst=/d,volume-driver=local,volume-opt=type=tmpfs,\"volume-opt=o=size=1m,mode=7\",\"volume-label=a=\"\"b\"\"\"";
+        let options = parse(quoted, here).unwrap().volume_options.unwrap();
+        assert_eq!(options.labels["a"], "\"b\"");
+        let driver = options.driver_config.unwrap();
+        assert_eq!(driver.name, "local");
+        let options: Vec<_> = driver.options.into_iter().collect();
+        let expected = [("o", "size=1m,mode=7"), ("type", "tmpfs")];
+        assert_eq!(options, expected.map(|(a, b)| (a.to_owned(), b.to_owned())));
         let table = [
+            ("", "EOF"),
+            ("dst=/a,src=\"x", "column 12: bare \" in non-quoted-field"),
+            (
+                "dst=/a,\"src=x",
+                "line 1, column 14: extraneous or missing \" in quoted-field",
+            ),
+            (
+                "dst=/a,\"src=x\"y",
+                "line 1, column 14: extraneous or missing \" in quoted-field",
+            ),
             ("type=volume", "target is required"),
             ("dst=/a,what=1", "unexpected key 'what' in 'what=1'"),
             ("dst=/a,src", "invalid field 'src' must be a key=value pair"),

@@ -167,10 +167,13 @@ impl HostConfig {
     pub fn check_supported(&self) -> Result<()> {
         self.restart_policy.check(self.auto_remove)?;
         for mount in &self.mounts {
+            let volume = mount.volume_options.as_ref();
+            let driver = volume.and_then(|options| options.driver_config.as_ref());
             let options = [
                 Some(&mount.other),
                 mount.bind_options.as_ref().map(|options| &options.other),
-                mount.volume_options.as_ref().map(|options| &options.other),
+                volume.map(|options| &options.other),
+                driver.map(|driver| &driver.other),
                 mount.tmpfs_options.as_ref().map(|options| &options.other),
             ];
             for (key, value) in options.into_iter().flatten().flatten() {

@@ -12,7 +12,7 @@ mod resources;
 
 pub use devices::{DeviceMapping, Ulimit};
 pub use host::{HostConfig, RestartPolicy, asks_nothing};
-pub use mount::{BindOptions, MountRequest, TmpfsOptions, VolumeOptions};
+pub use mount::{BindOptions, DriverConfig, MountRequest, TmpfsOptions, VolumeOptions};
 pub use resources::{Resources, ThrottleDevice, WeightDevice};
 
 use serde::{Deserialize, Deserializer, Serialize};

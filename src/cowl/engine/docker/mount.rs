@@ -84,6 +84,30 @@ pub struct VolumeOptions {
         skip_serializing_if = "BTreeMap::is_empty"
     )]
     pub labels: BTreeMap<String, String>,
+    /// Driver of a new volume, with its options.
+    #[serde(
+        deserialize_with = "or_default",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub driver_config: Option<DriverConfig>,
+    /// Keys that this module does not know.
+    #[serde(flatten)]
+    pub other: Map<String, Value>,
+}
+
+/// Docker's `Driver` of a volume.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct DriverConfig {
+    /// `local`, or empty.
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    pub name: String,
+    /// Its options, as those of `volume create`.
+    #[serde(
+        deserialize_with = "or_default",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
+    pub options: BTreeMap<String, String>,
     /// Keys that this module does not know.
     #[serde(flatten)]
     pub other: Map<String, Value>,

@@ -5,10 +5,10 @@ use crate::engine::container::config::{BindMode, Mount, MountSource};
 use crate::engine::docker::{BindOptions, HostConfig, MountRequest, VolumeOptions};
 use crate::engine::error::{Error, Result};
 use crate::engine::names;
-use crate::volume::{PROPAGATIONS, Source, VolumeName, VolumeSpec, clean_destination};
+use crate::engine::volumes::check_driver;
+use crate::volume::{NewVolume, PROPAGATIONS, Source, VolumeName, VolumeSpec, clean_destination};
 use cowl_sys::mountinfo;
 use rustix::io::Errno;
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The mounts that are asked for, but for those of an image and of other containers.
@@ -45,13 +45,28 @@ pub(in crate::engine) fn wanted(host: &HostConfig) -> Result<Vec<Mount>> {
     Ok(mounts)
 }
 
-/// The labels that a request gives a volume which its container makes.
-pub(in crate::engine) fn labels(host: &HostConfig, mount: &Mount) -> BTreeMap<String, String> {
+/// What a request wants of a volume that its container makes: labels, the driver and its options.
+pub(in crate::engine) fn new_volume(
+    host: &HostConfig,
+    mount: &Mount,
+    anonymous: bool,
+) -> Result<NewVolume> {
     let asked = host.mounts.iter().find(|asked| {
         destination(&asked.target).is_ok_and(|destination| destination == mount.destination)
     });
-    let options = asked.and_then(|asked| asked.volume_options.as_ref());
-    options.map_or_else(BTreeMap::new, |options| options.labels.clone())
+    let options = asked.and_then(|asked| asked.volume_options.clone());
+    let VolumeOptions {
+        labels,
+        driver_config,
+        ..
+    } = options.unwrap_or_default();
+    let driver = driver_config.unwrap_or_default();
+    check_driver(&driver.name)?;
+    Ok(NewVolume {
+        anonymous,
+        labels,
+        options: driver.options,
+    })
 }
 
 fn destination(target: &str) -> Result<String, Error> {
