@@ -124,6 +124,45 @@ fn an_empty_volume_takes_what_the_image_has_there_as_user() {
     user(|| an_empty_volume_takes_what_the_image_has_there());
 }
 
+/// Docker fills a volume when its first container is made: another one that mounts it elsewhere
+/// finds it so, though the first has never run.
+fn create_fills_a_new_volume() {
+    let store = shop("store");
+    let create = |flags: &[&str]| {
+        store.ok([&["create"], flags, &["shop", "true"]].concat());
+    };
+    create(&["-v", "served:/srv"]);
+    create(&["-v", "empty:/srv:nocopy", "-v", "none:/nothing/there"]);
+    let data = |name: &str| store.root().join("volumes").join(name).join("_data");
+    assert!(data("served").join("hello").exists());
+    for name in ["empty", "none"] {
+        assert_eq!(std::fs::read_dir(data(name)).unwrap().count(), 0, "{name}");
+    }
+    let listed = in_shop(
+        &store,
+        &["--rm", "-v", "served:/elsewhere"],
+        &["ls", "/elsewhere"],
+    );
+    assert!(listed.ok().contains("hello\n"));
+    // It is full once: what the first container left is not filled again.
+    std::fs::remove_file(data("served").join("hello")).unwrap();
+    create(&["-v", "served:/srv"]);
+    assert!(!data("served").join("hello").exists());
+    // Nothing of it shows in the container.
+    let id = store.ok(["create", "-v", "fresh:/srv", "shop", "true"]);
+    assert_eq!(store.ok(["diff", id.trim()]), "");
+}
+
+#[test]
+fn create_fills_a_new_volume_as_root() {
+    root(|| create_fills_a_new_volume());
+}
+
+#[test]
+fn create_fills_a_new_volume_as_user() {
+    user(|| create_fills_a_new_volume());
+}
+
 /// Where the namespace has no such owner, the copy is the caller's, and no program is run as
 /// somebody else.
 fn a_volume_takes_owners_along() {

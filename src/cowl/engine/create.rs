@@ -3,17 +3,18 @@
 //! Invariant: an error leaves no container, no pin and no new volume.
 
 use super::container::config::{Config, Mount, MountSource, VERSION};
-use super::container::{Claim, Guard};
+use super::container::{Claim, Container, Guard};
 use super::docker::{ContainerConfig, HostConfig};
 use super::error::{Context, Error, Result};
 use super::events::{self, Type};
 use super::image::Image;
-use super::mounts::{labels, specified, wanted};
+use super::mounts::{new_volume, specified, wanted};
 use super::{Engine, limits, names, process};
-use crate::volume::{NewVolume, VolumeName, VolumeSpec, is_name};
+use crate::volume::{Usage, VolumeName, VolumeSpec, is_name};
 use cowl_core::image::{PlatformName, foreign_platform};
 use cowl_core::store::Platform;
 use jiff::Timestamp;
+use std::os::fd::AsFd as _;
 
 /// The parameters of [`Engine::create`].
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -47,8 +48,24 @@ pub fn check_words(host: &HostConfig) -> Result<()> {
 }
 
 impl Engine {
-    /// Creates a container, and the volumes that it wants and are not there. It does not run.
+    /// Creates a container, and the volumes that it wants and are not there, with what the image
+    /// has in their places. It does not run.
     pub fn create(&self, request: &CreateRequest) -> Result<Created> {
+        let created = self.create_unfilled(request)?;
+        let container = self.containers.find(&created.id)?;
+        match self.fill_volumes(container) {
+            Ok(()) => Ok(created),
+            Err(error) => {
+                match self.discard(&self.containers.find(&created.id)?, &created.new_volumes) {
+                    Ok(()) => Err(error),
+                    Err(second) => Err(error.context(format!("{second}; before that"))),
+                }
+            }
+        }
+    }
+
+    /// [`Engine::create`] for a caller that starts the container at once, which fills its volumes.
+    pub(super) fn create_unfilled(&self, request: &CreateRequest) -> Result<Created> {
         check(request)?;
         // First the guard: an image that is found is not removed before the container's pin.
         let guard = self.containers.guard()?;
@@ -82,6 +99,45 @@ impl Engine {
             warnings,
             new_volumes,
         })
+    }
+
+    /// Fills a container's volumes that no container has used from the container's root, as
+    /// Docker does before the first start.
+    fn fill_volumes(&self, container: Container) -> Result<()> {
+        if !self.wants_filling(&container.config)? {
+            return Ok(());
+        }
+        super::host::require_mounts("create")?;
+        let lock = self.containers.take(&container)?;
+        if container.status()?.is_live() {
+            // Its start has filled them.
+            return Ok(());
+        }
+        let pending = self.ready(container, lock)?;
+        let mounted = self.mount_root(&pending)?;
+        let filled = self.mounts_at_rest(&pending.container, mounted.root.as_fd());
+        // Before the mount goes: they may keep it.
+        let filled = filled.map(drop);
+        mounted.discard(&self.store)?;
+        filled
+    }
+
+    /// Whether the image may have something for a volume that no container has used.
+    fn wants_filling(&self, config: &Config) -> Result<bool> {
+        for mount in &config.mounts {
+            if let MountSource::Volume {
+                name,
+                no_copy: false,
+                subpath,
+                ..
+            } = &mount.source
+                && subpath.is_empty()
+                && self.volumes.find(name)?.record.usage != Usage::InUse
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Everything about the container but its name.
@@ -199,11 +255,7 @@ impl Engine {
             };
             let name = VolumeName::parse(name).map_err(Error::invalid)?;
             if !self.volumes.has(&name)? {
-                let asked = NewVolume {
-                    anonymous: *anonymous,
-                    labels: labels(&config.host, mount),
-                    ..NewVolume::default()
-                };
+                let asked = new_volume(&config.host, mount, *anonymous)?;
                 self.volumes.create(&name, &asked)?;
                 new.push(name);
             }

@@ -5,7 +5,7 @@ mod filesystem;
 mod request;
 mod tmpfs;
 
-pub(super) use request::{labels, specified, wanted};
+pub(super) use request::{new_volume, specified, wanted};
 
 use super::Engine;
 use super::container::Container;
@@ -68,6 +68,27 @@ impl Engine {
             descriptors: descriptors.into_iter().flatten().collect(),
             locks,
         })
+    }
+
+    /// Opens what a container that does not run has mounted: all but file systems in memory, which
+    /// come with its start. Volumes that no container has used are filled from `root`.
+    pub(super) fn mounts_at_rest(
+        &self,
+        container: &Container,
+        root: BorrowedFd<'_>,
+    ) -> Result<Mounts> {
+        let config = &container.config;
+        let mut mounts = Mounts {
+            locks: self.lock_filesystems(container, None)?,
+            ..Mounts::default()
+        };
+        for mount in &config.mounts {
+            if let (planned, Some(opened)) = self.open_mount(container, mount, root, None)? {
+                mounts.planned.push(planned);
+                mounts.descriptors.push(opened);
+            }
+        }
+        Ok(mounts)
     }
 
     fn open_mount(

@@ -1,7 +1,7 @@
 //! `run`: creates a container, starts it and stays with it until it ends.
 //!
 //! ```text
-//!   create    a container at rest
+//!   create    a container at rest; its new volumes are left to the start
 //!   start     the keeper mounts, new volumes are filled through the mount, the monitor runs the program
 //!   stay      streams and signals until the container ends (foreground); --rm removes it
 //! ```
@@ -99,7 +99,7 @@ impl Engine {
         self.containers
             .set_interrupt(interrupt.try_clone_to_owned()?);
         let tell = created;
-        let created = match self.create(request) {
+        let created = match self.create_unfilled(request) {
             Ok(created) => created,
             Err(error) => return signals.take_interrupt()?.map(exit_code).ok_or(error),
         };
@@ -375,7 +375,7 @@ impl Engine {
 
     /// Removes a container that has not run, and the volumes created for it that no other
     /// container uses.
-    fn discard(&self, container: &Container, new_volumes: &[VolumeName]) -> Result<()> {
+    pub(super) fn discard(&self, container: &Container, new_volumes: &[VolumeName]) -> Result<()> {
         container.kill()?;
         self.remove_container(container, true)?;
         {
