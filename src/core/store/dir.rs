@@ -5,12 +5,14 @@
 //! and every error names the full path. Used by the other files of this module only.
 
 use std::ffi::{CStr, OsStr};
+use std::fmt;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, RawDir, RenameFlags, StatxFlags};
 use rustix::io::Errno;
@@ -48,6 +50,21 @@ pub(super) struct Meta {
 pub(super) struct Stamp {
     pub(super) inode: u64,
     changed: (i64, u32),
+}
+
+impl Stamp {
+    /// The ctime since 1970.
+    pub(super) fn changed_at(self) -> Duration {
+        let (seconds, nanoseconds) = self.changed;
+        Duration::new(seconds.try_into().unwrap_or_default(), nanoseconds)
+    }
+}
+
+impl fmt::Display for Stamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (seconds, nanoseconds) = self.changed;
+        write!(f, "{} {seconds}.{nanoseconds:09}", self.inode)
+    }
 }
 
 /// The result of [`StoreDir::link`].

@@ -17,7 +17,8 @@
 //!   pins/<name>.json           kept by containers, mounts and loads (pins.rs); gc's other roots
 //!   containers/ names/ volumes/   the engine's; not read here
 //!   tmp/<random>/              one transaction, flock'ed by its process (transaction.rs)
-//!   trash/<random>/            files that gc is deleting (gc.rs)
+//!   trash/<random>/            files that gc is deleting (gc)
+//!   clean.json                   what the last gc that found no garbage saw (gc/clean.rs)
 //!   mountd.log[.old]           messages of mount processes (log.rs)
 //!   events[.old]               what happened; the engine's
 //! ```
@@ -74,6 +75,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, Mode};
 use rustix::io::Errno;
@@ -133,6 +135,8 @@ pub struct Store {
     directories: [OnceLock<StoreDir>; DIRECTORIES.len()],
     format: Format,
     interrupt: Option<OwnedFd>,
+    /// [`gc::SETTLED`].
+    settled_after: Duration,
 }
 
 /// A flock on the store's lock file; closing the descriptor releases it.
@@ -178,6 +182,7 @@ impl Store {
             directories: Default::default(),
             format,
             interrupt: None,
+            settled_after: gc::SETTLED,
         })
     }
 

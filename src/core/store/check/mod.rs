@@ -23,7 +23,7 @@ use super::tags::is_tag_file;
 use super::usage::Count;
 use super::{
     DIRECTORIES, EVENTS, LOCK, OLD_EVENTS, ROOT_MODE, ROOTS, Store, StoreError, fan_out_names,
-    format, log,
+    format, gc, log,
 };
 
 /// One problem and the file that has it.
@@ -248,6 +248,7 @@ impl Store {
                 log::OLD_LOG,
                 EVENTS,
                 OLD_EVENTS,
+                gc::CLEAN,
             ]
             .iter()
             .any(|file| *name == **file);

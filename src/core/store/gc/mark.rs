@@ -4,7 +4,7 @@
 //! Invariant: what is marked stays marked, so an absorbed root may go and come back. Each stamp is
 //! taken before its file is read: a file that is replaced meanwhile counts as new the next time.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsStr;
 
 use hashbrown::HashTable;
@@ -99,8 +99,7 @@ impl Marked {
 
     /// Whether a pin is to be treated as removed.
     pub(super) fn is_dropped(&self, pin: &OsStr) -> bool {
-        let stem = pin.to_str().and_then(|name| name.strip_suffix(".json"));
-        stem.is_some_and(|stem| self.dropped.iter().any(|dropped| dropped == stem))
+        is_dropped(pin, &self.dropped)
     }
 
     /// Marks what the news reach.
@@ -177,9 +176,39 @@ impl Marked {
         !self.unread_root && !self.unread_layer
     }
 
+    /// The tags and the pins that were marked, with their stamps.
+    pub(super) fn roots(&self) -> (BTreeMap<String, String>, BTreeMap<String, String>) {
+        let text = |files: &HashMap<Box<OsStr>, Stamp>| {
+            let named = files.iter();
+            named
+                .map(|(name, stamp)| (name.to_string_lossy().into_owned(), stamp.to_string()))
+                .collect()
+        };
+        (text(&self.tags), text(&self.pins))
+    }
+
+    /// The layers that were marked and exist, with their stamps.
+    pub(super) fn layers(&self) -> BTreeMap<String, String> {
+        let named = |(diff, stamp): (&DiffId, &Option<Stamp>)| {
+            Some((diff.0.hex(), stamp.as_ref()?.to_string()))
+        };
+        self.layers.iter().filter_map(named).collect()
+    }
+
+    /// Whether all that roots and layers reach could be marked.
+    pub(super) fn is_whole(&self) -> bool {
+        self.damaged.is_empty() && self.knows_objects()
+    }
+
     pub(super) fn into_damaged(self) -> Vec<StoreError> {
         self.damaged
     }
+}
+
+/// Whether a pin's file is that of one of these pins.
+pub(super) fn is_dropped(file: &OsStr, pins: &[String]) -> bool {
+    let stem = file.to_str().and_then(|name| name.strip_suffix(".json"));
+    stem.is_some_and(|stem| pins.iter().any(|pin| pin == stem))
 }
 
 /// The stamp of a file unless it is the known one.

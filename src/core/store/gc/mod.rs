@@ -14,11 +14,15 @@
 //! A moved file is gone for an import that begins later: that writes it again. One that began
 //! earlier has a link of its own, and brings the file back when it publishes (transaction.rs).
 //!
+//! If all is as a gc saw it that found nothing to free, neither marking nor scanning is needed
+//! ([`clean`]).
+//!
 //! ```text
 //! mark    roots -> reachable layers, objects, blobs     scan   all files -> garbage, with sizes
 //! sweep   garbage -> trash/, in slices                  disk   disk space, each inode once
 //! ```
 
+mod clean;
 mod disk;
 mod mark;
 mod scan;
@@ -30,8 +34,9 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use rustix::fs::{FlockOperation, Mode};
 use rustix::io::Errno;
 
+pub(super) use self::clean::{CLEAN, SETTLED};
 use self::disk::Disk;
-use self::mark::Marked;
+use self::mark::{Marked, is_dropped};
 use self::scan::Garbage;
 pub(super) use self::sweep::Sweep;
 use super::dir::StoreDir;
@@ -110,6 +115,9 @@ impl Store {
     pub fn gc_plan(&self, dropped_pins: &[String]) -> Result<GcReport, StoreError> {
         let _alone = self.lock_gc()?;
         let dead = self.dead_trash()?;
+        if self.is_known_clean(|pin| is_dropped(pin, dropped_pins)) {
+            return self.leftovers(&dead, &mut Disk::default());
+        }
         let Plan {
             marked,
             garbage,
@@ -124,9 +132,19 @@ impl Store {
 
     /// Marks, scans and sweeps. What is moved joins `dead`.
     fn collect(&self, dead: &mut Vec<Dead>) -> Result<GcReport, StoreError> {
+        if self.is_known_clean(|_| false) {
+            let report = self.leftovers(dead, &mut Disk::default());
+            self.remove_dead_transactions()?;
+            return report;
+        }
+        let before = self.before_marking()?;
         let plan = self.plan(dead, &[])?;
         self.remove_dead_transactions()?;
         if plan.garbage.is_empty() {
+            // One that frees disk space says how much, to the byte: it writes nothing.
+            if plan.report.leftovers == 0 && plan.marked.is_whole() {
+                self.record_clean(before, &plan.marked)?;
+            }
             let mut report = plan.report;
             report.damaged = plan.marked.into_damaged();
             return Ok(report);
@@ -145,17 +163,8 @@ impl Store {
     /// Marks and scans. `dead` is what is to be deleted in `trash/`; `dropped_pins` count as
     /// garbage.
     pub(super) fn plan(&self, dead: &[Dead], dropped_pins: &[String]) -> Result<Plan, StoreError> {
-        let mut report = GcReport::default();
         let mut disk = Disk::default();
-        for (dir, dead) in [
-            (self.trash()?, dead),
-            (self.tmp()?, &self.dead_transactions()?),
-        ] {
-            for (name, opened) in dead {
-                report.leftovers += 1;
-                report.disk += disk.below(dir, name, opened.as_ref())?;
-            }
-        }
+        let report = self.leftovers(dead, &mut disk)?;
         let mut marked = Marked::new(dropped_pins);
         let news = marked.news(self)?;
         marked.absorb(self, news)?;
@@ -165,6 +174,21 @@ impl Store {
             garbage,
             report,
         })
+    }
+
+    /// What loads and gcs that died left.
+    fn leftovers(&self, dead: &[Dead], disk: &mut Disk) -> Result<GcReport, StoreError> {
+        let mut report = GcReport::default();
+        for (dir, dead) in [
+            (self.trash()?, dead),
+            (self.tmp()?, &self.dead_transactions()?),
+        ] {
+            for (name, opened) in dead {
+                report.leftovers += 1;
+                report.disk += disk.below(dir, name, opened.as_ref())?;
+            }
+        }
+        Ok(report)
     }
 
     /// The flock of `trash/`. One gc runs at a time: what is marked and not yet moved changes by no

@@ -3,6 +3,7 @@
 
 mod adding;
 mod checking;
+mod clean;
 mod collecting;
 mod healing;
 mod logging;
