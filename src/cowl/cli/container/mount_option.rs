@@ -39,25 +39,22 @@ fn fields(text: &str) -> Result<Vec<String>, String> {
     if text.is_empty() {
         return Err("EOF".to_owned());
     }
-    let at = |rest: &str| text.len() - rest.len() + 1;
+    let refused = |why: &str, rest: &str| {
+        let column = text.len() - rest.len() + 1;
+        format!("parse error on line 1, column {column}: {why}")
+    };
     let mut fields = Vec::new();
     let mut rest = text;
     loop {
-        let (field, after) = match rest.strip_prefix('"') {
-            Some(quoted) => unquoted(quoted).map_err(|(why, rest)| {
-                format!("parse error on line 1, column {}: {why}", at(rest))
-            })?,
-            None => {
-                let end = rest.find(',').unwrap_or(rest.len());
-                let (field, after) = rest.split_at_checked(end).unwrap_or((rest, ""));
-                if let Some((before, _)) = field.split_once('"') {
-                    let column = at(rest) + before.len();
-                    return Err(format!(
-                        "parse error on line 1, column {column}: bare \" in non-quoted-field"
-                    ));
-                }
-                (field.to_owned(), after)
+        let (field, after) = if let Some(quoted) = rest.strip_prefix('"') {
+            unquoted(quoted).map_err(|(why, rest)| refused(why, rest))?
+        } else {
+            let end = rest.find([',', '"']).unwrap_or(rest.len());
+            let (field, after) = rest.split_at_checked(end).unwrap_or((rest, ""));
+            if after.starts_with('"') {
+                return Err(refused("bare \" in non-quoted-field", after));
             }
+            (field.to_owned(), after)
         };
         fields.push(field);
         match after.strip_prefix(',') {
