@@ -34,6 +34,61 @@ fn help_and_dash_dash_help_agree() {
     }
 }
 
+/// A flag without a row, or a row without a test, is a promise that nothing holds.
+#[test]
+fn each_flag_of_run_has_a_row_and_a_test() {
+    let project = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let page = std::fs::read_to_string(project.join("docs/run-flags.md")).unwrap();
+    let rows: Vec<Vec<&str>> = page
+        .lines()
+        .filter(|line| line.starts_with("| `"))
+        .map(|line| line.split(" | ").collect())
+        .collect();
+    let is_of_flag = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    // Rows of other commands begin with their names.
+    let of_run = rows.iter().filter(|row| row[0].starts_with("| `-"));
+    let documented: Vec<&str> = of_run
+        .flat_map(|row| row[0].split(|c| !is_of_flag(c)))
+        .filter(|word| word.starts_with('-'))
+        .collect();
+    let cowl = Cowl::new();
+    for command in ["run", "create"] {
+        let help = cowl.run(&[command, "--help"]).stdout;
+        let help = String::from_utf8(help).unwrap();
+        // "-m, --memory <BYTES>", and "[aliases: --net]" where it is told.
+        let (_, options) = help.split_once("\nOptions:\n").unwrap();
+        let words = options.split(|c| !is_of_flag(c));
+        let flags: Vec<&str> = words
+            .filter(|word| word.len() > 2 && word.starts_with("--"))
+            .collect();
+        assert!(flags.len() > 80, "{flags:?}");
+        for flag in flags {
+            // Of every command.
+            if !matches!(flag, "--help" | "--root") {
+                assert!(documented.contains(&flag), "{flag} has no row");
+            }
+        }
+    }
+    for row in &rows {
+        let tests: Vec<&str> = row[2].split('`').skip(1).step_by(2).collect();
+        assert!(!tests.is_empty(), "{row:?}");
+        for test in tests {
+            let found = match test.split_once("::") {
+                Some(("cowl-tests", file)) => {
+                    project.join("tests").join(format!("{file}.rs")).exists()
+                }
+                Some((module, name)) => {
+                    let file = project.join("tests/flags").join(format!("{module}.rs"));
+                    std::fs::read_to_string(file)
+                        .is_ok_and(|text| text.contains(&format!("\nfn {name}() {{")))
+                }
+                None => false,
+            };
+            assert!(found, "{test} is no test");
+        }
+    }
+}
+
 #[test]
 fn unknown_command_runs_cowl_name_or_gets_a_suggestion() {
     let cowl = Cowl::new();
