@@ -179,12 +179,12 @@ fn an_archive_that_lacks_an_image_tells_what_it_has() {
             ),
             (
                 &["--diff", one],
-                125,
+                1,
                 "give two images to compare, not 1".to_owned(),
             ),
             (
                 &["-", "-"],
-                125,
+                1,
                 "standard input can be read only once".to_owned(),
             ),
             (
@@ -194,7 +194,7 @@ fn an_archive_that_lacks_an_image_tells_what_it_has() {
             ),
             (
                 &["--", "-:shop:1"],
-                125,
+                1,
                 "give -, or for one of them /dev/stdin:IMAGE".to_owned(),
             ),
             (

@@ -4,12 +4,12 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::error::{ContextKind, ContextValue};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgGroup, ArgMatches, CommandFactory, FromArgMatches, Parser};
 
-use crate::archive;
 use crate::condition::Condition;
+use crate::{FAILURE, USAGE, archive};
 
 /// What an argument of all commands but `tree` may be.
 const IMAGES: &str = "IMAGE is a name (`shop`, `shop:1`) or an id (its beginning is enough) of an image in the \
@@ -206,52 +206,51 @@ impl Mode {
         let mut command = self.command();
         let matches = command.try_get_matches_from_mut(words)?;
         let arguments = Arguments::from_arg_matches(&matches)?;
-        match self.fault(&arguments, &matches) {
-            Some(what) => Err(command.error(clap::error::ErrorKind::ArgumentConflict, what)),
+        if let Some(what) = self.wrong_images(&arguments.images) {
+            return Err(command.error(ErrorKind::WrongNumberOfValues, what));
+        }
+        match self.wrong_options(&arguments, &matches) {
+            Some(what) => Err(command.error(ErrorKind::ArgumentConflict, what)),
             None => Ok(arguments),
         }
     }
 
-    /// What no definition of a command line says.
-    fn fault(self, arguments: &Arguments, matches: &ArgMatches) -> Option<String> {
-        let given = arguments.images.len();
-        let inputs = arguments.images.iter().filter(|image| *image == "-");
+    /// What no definition of a command line says of its arguments.
+    fn wrong_images(self, images: &[String]) -> Option<String> {
+        let inputs = images.iter().filter(|image| *image == "-");
         if inputs.count() > 1 {
             return Some("standard input can be read only once".to_owned());
         }
-        if arguments
-            .images
-            .iter()
-            .any(|image| archive::is_of_input(image))
-        {
+        if images.iter().any(|image| archive::is_of_input(image)) {
             return Some(INPUT_IS_WHOLE.to_owned());
         }
+        if self != Self::Diff {
+            return None;
+        }
+        // One archive may have two images.
+        let is_wrong = match images {
+            [one] => archive::Named::of(one).is_none_or(|archive| archive.image.is_some()),
+            images => images.len() != 2,
+        };
+        is_wrong.then(|| format!("give two images to compare, not {}", images.len()))
+    }
+
+    /// The same of its options.
+    fn wrong_options(self, arguments: &Arguments, matches: &ArgMatches) -> Option<String> {
         for condition in &arguments.fail_if {
             if let Err(what) = condition.suits(self == Self::Diff) {
                 return Some(what);
             }
         }
-        match self {
-            Self::Tree if given != 1 => Some(format!("give one index, not {given}")),
-            Self::Tree if matches.value_source("root") == Some(ValueSource::CommandLine) => {
-                Some("--root has no effect: FILE is a path".to_owned())
-            }
-            Self::Diff => {
-                // One archive may have two images.
-                let is_wrong = match arguments.images.as_slice() {
-                    [one] => archive::Named::of(one).is_none_or(|archive| archive.image.is_some()),
-                    images => images.len() != 2,
-                };
-                is_wrong.then(|| format!("give two images to compare, not {given}"))
-            }
-            _ => None,
-        }
+        let is_root_given = matches.value_source("root") == Some(ValueSource::CommandLine);
+        (self == Self::Tree && is_root_given)
+            .then(|| "--root has no effect: FILE is a path".to_owned())
     }
 
     /// What a wrong command line is told, on one line. Of options that conflict, clap lists all of a
     /// group; only those that were typed are of help.
     pub(crate) fn explain(self, error: &clap::Error, words: &[OsString]) -> String {
-        if error.kind() == clap::error::ErrorKind::ArgumentConflict
+        if error.kind() == ErrorKind::ArgumentConflict
             && let Some(ContextValue::String(wrong)) = error.get(ContextKind::InvalidArg)
             && let Some(ContextValue::Strings(others)) = error.get(ContextKind::PriorArg)
         {
@@ -269,7 +268,7 @@ impl Mode {
                 return self.in_words(&format!("'{wrong}' cannot be used with {others}"));
             }
         }
-        let is_unknown = error.kind() == clap::error::ErrorKind::UnknownArgument;
+        let is_unknown = error.kind() == ErrorKind::UnknownArgument;
         let mut words = words.iter().filter_map(|word| word.to_str());
         if is_unknown && words.any(archive::is_of_input) {
             return INPUT_IS_WHOLE.to_owned();
@@ -280,6 +279,23 @@ impl Mode {
         let lines: Vec<&str> = lines.take_while(|line| !line.is_empty()).collect();
         let what = lines.join(" ");
         self.in_words(what.trim_start_matches("error: "))
+    }
+}
+
+/// The exit code of a wrong command line, by `cowl`'s rule: arguments that are missing or too many are
+/// told from options that are wrong.
+pub(crate) fn exit_code(error: &clap::Error) -> u8 {
+    let is_option = || {
+        let wrong = error.get(ContextKind::InvalidArg);
+        // One of several is shown as `<--json|--ladder>`.
+        let is_it =
+            |wrong: &ContextValue| wrong.to_string().trim_start_matches('<').starts_with('-');
+        wrong.is_some_and(is_it)
+    };
+    match error.kind() {
+        ErrorKind::WrongNumberOfValues => FAILURE,
+        ErrorKind::MissingRequiredArgument | ErrorKind::UnknownArgument if !is_option() => FAILURE,
+        _ => USAGE,
     }
 }
 

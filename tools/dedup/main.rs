@@ -55,7 +55,7 @@ use sharing::Sharing;
 use show::{Sizes, printable, printable_json};
 use text::Layout;
 
-/// Exit code of a usage error, as `cowl`'s.
+/// Exit code of a wrong option, as `cowl`'s.
 const USAGE: u8 = 125;
 const FAILURE: u8 = 1;
 
@@ -66,7 +66,10 @@ fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) if error.use_stderr() => {
             let what = mode.explain(&error, &words);
-            return print_error(&format!("{what}; see '{} --help'", mode.name()), USAGE);
+            return print_error(
+                &format!("{what}; see '{} --help'", mode.name()),
+                args::exit_code(&error),
+            );
         }
         Err(help) => return exit_code(print(&help.render().ansi().to_string())),
     };
