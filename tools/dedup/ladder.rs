@@ -1,9 +1,9 @@
 //! The ladder: what each granularity of deduplication would store of the listed images.
 //!
-//! Every content is cut in each way by several threads; a [`Set`] per way counts distinct pieces.
-//! The memory of a set is bounded: when it is full, it keeps a sample of the pieces by their
-//! digests, half of them each time, and its sums become estimates with a stated error. A content
-//! that cannot be read is in no figure, and is named.
+//! Every content is cut in each way by several threads; a [`Set`] per way counts distinct pieces by
+//! their fingerprints. The memory of a set is bounded: when it is full, it keeps a sample of the
+//! pieces by their fingerprints, half of them each time, and its sums become estimates with a stated
+//! error. A content that cannot be read is in no figure, and is named.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -18,13 +18,13 @@ use anyhow::{Context, Result, anyhow};
 use cowl_core::digest::ObjectId;
 use cowl_core::store::{Store, StoreError};
 use cowl_core::sys::mmap::map_published;
-use fastcdc::v2020::FastCDC;
 use rustix::io::Errno;
 use serde::Serialize;
 
 use crate::compress::Compressor;
+use crate::cuts::Cutter;
 use crate::model::{Collection, Layer, ObjectNumber};
-use crate::pieces::{Sample, Set};
+use crate::pieces::{Fingerprint, Sample, Set};
 use crate::progress::Progress;
 
 /// Bytes of an index for each piece that a layer, a file or a list of pieces names: a digest of 32
@@ -35,8 +35,7 @@ const INDEX_ENTRY: u64 = 40;
 const ALWAYS: u64 = 16 << 20;
 const KIB: usize = 1024;
 
-/// Contents cut every so many bytes. Each size is a multiple of the one before, and the last is a
-/// multiple of all.
+/// Contents cut every so many bytes.
 const FIXED: [(&str, usize); 3] = [
     ("fixed-4KiB", 4 * KIB),
     ("fixed-64KiB", 64 * KIB),
@@ -169,17 +168,14 @@ pub(crate) fn climb(
         .filter_map(|layer| collection.layer(*layer))
         .map(|layer| layer.logical)
         .sum();
-    progress.begin(if limits.zstd_bytes.is_some() {
-        total + logical
-    } else {
-        total
-    });
+    progress.begin(limits.zstd_bytes.map_or(total, |_| total + logical));
     let work = Work {
         collection,
         stores,
         objects: &objects,
         layers: &layers,
         next: AtomicUsize::new(0),
+        cutter: Cutter::new(BY_CONTENT.map(|(_, average)| average)),
         fixed: FIXED.map(|_| Cutting::new(limits.pieces)),
         by_content: BY_CONTENT.map(|_| Cutting::new(limits.pieces)),
         sample: limits.zstd_bytes.map(|limit| sample_of(limit, total)),
@@ -313,8 +309,7 @@ fn sample_of(limit: u64, total: u64) -> u64 {
         .min(1 << 32)
 }
 
-/// Whether a digest is in a sample; digests are equally distributed. A [`Set`] keeps the smallest,
-/// too, so that it holds as many compressed pieces as can be.
+/// Whether a content is in a sample, by its digest; digests are equally distributed.
 fn is_sampled(id: ObjectId, sample: u64) -> bool {
     let first = id.as_bytes().first_chunk().copied().unwrap_or_default();
     u64::from(u32::from_be_bytes(first)) < sample
@@ -348,6 +343,7 @@ struct Work<'w> {
     layers: &'w [usize],
     /// The next layer, then the next content.
     next: AtomicUsize,
+    cutter: Cutter<{ BY_CONTENT.len() }>,
     fixed: [Cutting; FIXED.len()],
     by_content: [Cutting; BY_CONTENT.len()],
     /// Which of the contents and the pieces are compressed: digests below it. None: nothing is.
@@ -421,7 +417,6 @@ impl Work<'_> {
         };
         let length = bytes.len() as u64;
         let mut content = Content {
-            id,
             bytes: &bytes,
             zstd,
             whole: None,
@@ -439,49 +434,29 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Only the smallest pieces are hashed whole: a larger one is known by the digests of those.
     fn cut_fixed(&self, content: &mut Content<'_>) -> Result<()> {
-        let [.., (_, largest)] = FIXED;
-        let [(_, smallest), ..] = FIXED;
-        for stretch in content.bytes.chunks(largest) {
-            let pieces = stretch.chunks(smallest).map(|piece| content.digest(piece));
-            let digests: Vec<ObjectId> = pieces.collect();
-            for ((_, size), cutting) in FIXED.iter().zip(&self.fixed) {
-                let groups = digests.chunks(size / smallest);
-                for (piece, group) in stretch.chunks(*size).zip(groups) {
-                    self.piece(digest_of(group), piece, cutting, content)?;
-                }
+        for ((_, size), cutting) in FIXED.iter().zip(&self.fixed) {
+            for piece in content.bytes.chunks(*size) {
+                self.piece(piece, cutting, content)?;
             }
         }
         Ok(())
     }
 
-    /// A pass for each average: FastCDC begins its hash anew in each piece, a quarter of the
-    /// average behind its start, so passes that cut in different places do not see the same hashes.
     fn cut_by_content(&self, content: &mut Content<'_>) -> Result<()> {
-        for ((_, size), cutting) in BY_CONTENT.iter().zip(&self.by_content) {
-            for chunk in FastCDC::new(content.bytes, size / 4, *size, size * 4) {
-                let end = chunk.offset + chunk.length;
-                let piece = content.bytes.get(chunk.offset..end);
-                let piece = piece.context("a cut outside a content")?;
-                self.piece(content.digest(piece), piece, cutting, content)?;
-            }
-        }
-        Ok(())
+        self.cutter.cut(content.bytes, |number, piece| {
+            let cutting = self.by_content.get(number).context("a way of cutting")?;
+            self.piece(piece, cutting, content)
+        })
     }
 
-    fn piece(
-        &self,
-        id: ObjectId,
-        piece: &[u8],
-        cutting: &Cutting,
-        content: &mut Content<'_>,
-    ) -> Result<()> {
+    fn piece(&self, piece: &[u8], cutting: &Cutting, content: &mut Content<'_>) -> Result<()> {
+        let print = Fingerprint::of(piece);
         cutting.pieces.fetch_add(1, Ordering::Relaxed);
-        let is_new = cutting.lock().insert(&id, piece.len() as u64);
-        if is_new && self.sample.is_some_and(|sample| is_sampled(id, sample)) {
+        let is_new = cutting.lock().insert(print, piece.len() as u64);
+        if is_new && self.sample.is_some_and(|sample| print.is_sampled(sample)) {
             let zstd = content.compressed(piece)?;
-            cutting.lock().note_compressed(&id, zstd);
+            cutting.lock().note_compressed(print, zstd);
         }
         Ok(())
     }
@@ -504,15 +479,6 @@ impl Work<'_> {
         let compressed = stream.finish().context("compressing a layer")?.0;
         Ok(compressed.min(layer.logical))
     }
-}
-
-/// The digest of a piece by those of its parts.
-fn digest_of(parts: &[ObjectId]) -> ObjectId {
-    if let [whole] = parts {
-        return *whole;
-    }
-    let digests: Vec<[u8; 32]> = parts.iter().map(|part| *part.as_bytes()).collect();
-    ObjectId::of(digests.as_flattened())
 }
 
 /// The bytes of a content: mapped, or read where that costs less. Unmapping interrupts the other
@@ -550,7 +516,6 @@ impl Deref for Bytes {
 
 /// A content that is cut.
 struct Content<'c> {
-    id: ObjectId,
     bytes: &'c [u8],
     zstd: &'c mut Compressor,
     /// The compressed length of all of it, once that is known: of small contents, every way of
@@ -559,15 +524,6 @@ struct Content<'c> {
 }
 
 impl Content<'_> {
-    /// The digest of a piece; that of all is known.
-    fn digest(&self, piece: &[u8]) -> ObjectId {
-        if piece.len() == self.bytes.len() {
-            self.id
-        } else {
-            ObjectId::of(piece)
-        }
-    }
-
     /// The length of a piece as it would be kept.
     fn compressed(&mut self, piece: &[u8]) -> Result<u64> {
         if piece.len() < self.bytes.len() {

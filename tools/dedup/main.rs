@@ -12,6 +12,7 @@ mod cleanup;
 mod compare;
 mod compress;
 mod condition;
+mod cuts;
 mod gather;
 mod html;
 mod index;
