@@ -36,6 +36,20 @@ fn invalidate(device: BorrowedFd<'_>, node: NodeId, offset: i64) -> io::Result<(
     }
 }
 
+/// The kernel sends a request (NOTIFY_REPLY) that no client waits for: a thread that waits for one
+/// wakes. It answers so to being asked for what it caches of the root from byte 0 on, 0 bytes.
+pub(super) fn wake(device: BorrowedFd<'_>) -> io::Result<()> {
+    let payload = wire::NotifyRetrieveOut {
+        nodeid: NodeId::ROOT.0,
+        ..wire::NotifyRetrieveOut::default()
+    };
+    match notify(device, wire::NOTIFY_RETRIEVE, &payload) {
+        // The connection has ended, as the next read says.
+        Err(Errno::NOENT | Errno::NODEV | Errno::NOTCONN | Errno::PERM) => Ok(()),
+        outcome => Ok(outcome?),
+    }
+}
+
 fn notify(
     device: BorrowedFd<'_>,
     code: i32,
@@ -61,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn invalidations_are_laid_out_as_in_the_kernels_header() {
+    fn notifications_are_laid_out_as_in_the_kernels_header() {
         let (reader, writer) = rustix::pipe::pipe().unwrap();
         invalidate_attributes(writer.as_fd(), NodeId(7)).unwrap();
         let mut message = [0; 64];
@@ -70,5 +84,10 @@ mod tests {
         assert_eq!(message[..16], head);
         let node = [7_u64.to_ne_bytes(), (-1_i64).to_ne_bytes(), [0; 8]].concat();
         assert_eq!(message[16..40], node);
+        wake(writer.as_fd()).unwrap();
+        assert_eq!(rustix::io::read(&reader, &mut message).unwrap(), 48);
+        let head = [48_u32.to_ne_bytes(), 5_i32.to_ne_bytes(), [0; 4], [0; 4]].concat();
+        let root = [0_u64.to_ne_bytes(), 1_u64.to_ne_bytes(), [0; 8], [0; 8]].concat();
+        assert_eq!(message[..48], [head, root].concat());
     }
 }

@@ -7,12 +7,14 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use cowl_sys::opcode;
 use rustix::io::Errno;
 
 use super::decode::{Dialect, Header, Malformed};
 use super::dispatch::{Answer, Dispatcher};
 use super::inbox::Inbox;
 use super::negotiate::{Connection, MAX_WRITE};
+use super::notify;
 use super::reply::{self, Reply};
 use super::threads::{End, MAX_THREADS, Threads};
 use super::unanswered::Unanswered;
@@ -63,7 +65,8 @@ impl<'m> Server<'m> {
             None => Inbox::private(REQUEST),
         };
         let answer = |inbox: &Inbox, reply: &mut Reply| self.handle(inbox, reply);
-        Threads::new(self.device, left, new_inbox, answer)?.run(started)
+        let wake = || notify::wake(self.device);
+        Threads::new(self.device, left, new_inbox, answer, wake)?.run(started)
     }
 
     /// What dead workers had read and not answered.
@@ -91,6 +94,10 @@ impl<'m> Server<'m> {
             tracing::error!(length = request.len(), "a request without a header");
             return;
         };
+        if header.opcode == opcode::NOTIFY_REPLY {
+            // Of [`notify::wake`].
+            return;
+        }
         self.counters.count(header.opcode);
         reply.clear();
         let slot = inbox.slot();

@@ -5,39 +5,39 @@
 //! it answers. Nothing is guessed from what a request asks. A thread holds no lock between
 //! requests. [`run`](Threads::run) returns when the connection has ended, after the last answer.
 //!
-//! Each thread waits in an exclusive epoll of its own, which keeps its place in the kernel's wait
-//! queue: the first idle thread gets the request, with its caches warm; the last ones stay idle
-//! and end. (Threads that block in read(2) are woken in turn.) The device is non-blocking, so a
-//! thread that lost a request to another waits again.
+//! A thread waits in read(2), so a request costs two calls beside its work: that, and the write of
+//! the answer. The kernel wakes the one that has waited longest. So threads take turns, and while
+//! one goes to sleep after its answer another is woken for the next request. Waiting in place for
+//! it, with the same thread for each request, takes as long or twice as long, by how dear it is to
+//! wake an idle processor.
+//!
+//! The thread that called `run` ends the threads that were not needed for a [`PAUSE`], and has the
+//! others give back the memory of large requests. It wakes them by requests, for which it asks the
+//! kernel ([`wake`](Threads::new)), since nothing else ends a read.
 //!
 //! At [`MAX_THREADS`] further requests wait until one is answered. A busy thread stands for a
 //! client that waits, so a mount has about as many threads as clients that wait at once.
 
 use std::io;
-use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{Builder, Scope};
+use std::time::Duration;
 
-use parking_lot::Mutex;
-use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
+use parking_lot::{Condvar, Mutex};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
-use rustix::process::{Resource, getrlimit};
 
 use super::inbox::Inbox;
 use super::reply::Reply;
 
-/// Threads at the start, which stay: one answers while the other waits.
+/// Threads at the start, as many as stay: one answers while the other waits.
 const THREADS: usize = 2;
 /// Threads at most.
 pub(super) const MAX_THREADS: usize = 512;
-/// Without a request for so long, a thread beyond [`THREADS`] ends, and the others give back the
-/// memory of large requests.
-const PAUSE: Timespec = Timespec {
-    tv_sec: 1,
-    tv_nsec: 0,
-};
+/// What was not needed for so long ends, or is given back.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// How the connection ended.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
@@ -50,49 +50,77 @@ pub(crate) enum End {
 
 /// The threads of one connection.
 #[derive(Debug)]
-pub(super) struct Threads<'m, N, A> {
+pub(super) struct Threads<'m, N, A, W> {
     device: BorrowedFd<'m>,
     /// Makes a thread's inbox.
     new_inbox: N,
     /// Answers a request.
     answer: A,
+    /// Has a request sent that nobody waits for.
+    wake: W,
     /// What dead workers had read and no thread has taken yet.
     left: Mutex<Vec<Inbox>>,
-    pause: Timespec,
+    pause: Duration,
     /// Threads that wait for a request, or are about to.
     waiting: AtomicUsize,
+    /// The fewest that waited since the last pause.
+    fewest_waiting: AtomicUsize,
     count: AtomicUsize,
+    /// How many are to end.
+    surplus: AtomicUsize,
+    /// Threads that keep the memory of a large request.
+    large: AtomicUsize,
+    /// Pauses so far.
+    pauses: AtomicUsize,
     /// Whether the last attempt to start a thread failed.
     refused: AtomicBool,
-    /// What the first thread that left the loop saw.
-    end: Mutex<Option<io::Result<End>>>,
+    progress: Mutex<Progress>,
+    /// Something to do after a pause, or the end.
+    changed: Condvar,
 }
 
-impl<'m, N, A> Threads<'m, N, A>
+/// What the thread that called `run` waits for.
+#[derive(Debug, Default)]
+struct Progress {
+    /// What the first thread that left the loop saw.
+    end: Option<io::Result<End>>,
+    /// Whether there are threads beyond [`THREADS`], or memory to give back.
+    excess: bool,
+}
+
+impl<'m, N, A, W> Threads<'m, N, A, W>
 where
     N: Fn() -> io::Result<Inbox> + Sync,
     A: Fn(&Inbox, &mut Reply) + Sync,
+    W: Fn() -> io::Result<()> + Sync,
 {
     /// Threads that have `answer` answer the requests in `left`, and then what comes over
-    /// `device`, which no longer blocks from here on.
+    /// `device`, which blocks from here on. `wake` makes one come to which no answer is due.
     pub(super) fn new(
         device: BorrowedFd<'m>,
         left: Vec<Inbox>,
         new_inbox: N,
         answer: A,
+        wake: W,
     ) -> io::Result<Self> {
         let flags = rustix::fs::fcntl_getfl(device)?;
-        rustix::fs::fcntl_setfl(device, flags | OFlags::NONBLOCK)?;
+        rustix::fs::fcntl_setfl(device, flags - OFlags::NONBLOCK)?;
         Ok(Self {
             device,
             new_inbox,
             answer,
+            wake,
             left: Mutex::new(left),
             pause: PAUSE,
             waiting: AtomicUsize::new(0),
+            fewest_waiting: AtomicUsize::new(0),
             count: AtomicUsize::new(0),
+            surplus: AtomicUsize::new(0),
+            large: AtomicUsize::new(0),
+            pauses: AtomicUsize::new(0),
             refused: AtomicBool::new(false),
-            end: Mutex::new(None),
+            progress: Mutex::default(),
+            changed: Condvar::new(),
         })
     }
 
@@ -100,23 +128,75 @@ where
     pub(super) fn run(&self, started: impl FnOnce() -> io::Result<()>) -> io::Result<End> {
         std::thread::scope(|scope| {
             for _ in 0..THREADS {
-                self.start(scope, Stay::ForGood)?;
+                self.start(scope)?;
             }
-            started()
+            started()?;
+            self.shrink();
+            Ok::<(), io::Error>(())
         })?;
-        self.end.lock().take().unwrap_or(Ok(End::Unmounted))
+        self.progress
+            .lock()
+            .end
+            .take()
+            .unwrap_or(Ok(End::Unmounted))
+    }
+
+    /// Ends threads and has memory given back that were not needed for a pause, until the
+    /// connection ends.
+    fn shrink(&self) {
+        let mut progress = self.progress.lock();
+        while progress.end.is_none() {
+            if !progress.excess {
+                self.changed.wait(&mut progress);
+                continue;
+            }
+            self.changed.wait_for(&mut progress, self.pause);
+            if progress.end.is_some() {
+                return;
+            }
+            let count = self.count.load(Ordering::Relaxed);
+            let large = self.large.load(Ordering::Relaxed);
+            progress.excess = count > THREADS || large > 0;
+            drop(progress);
+            self.end_pause(count, large);
+            progress = self.progress.lock();
+        }
+    }
+
+    /// Wakes the threads that are to end or to give memory back, of `count`.
+    fn end_pause(&self, count: usize, large: usize) {
+        self.pauses.fetch_add(1, Ordering::Relaxed);
+        let waiting = self.waiting.load(Ordering::Relaxed);
+        let fewest = self.fewest_waiting.swap(waiting, Ordering::Relaxed);
+        let surplus = fewest.saturating_sub(1).min(count.saturating_sub(THREADS));
+        self.surplus.store(surplus, Ordering::Relaxed);
+        let to_wake = if large > 0 { waiting } else { surplus };
+        for _ in 0..to_wake {
+            if let Err(error) = (self.wake)() {
+                tracing::warn!(%error, "threads and memory that are not needed stay a while");
+                return;
+            }
+        }
+    }
+
+    /// Has [`shrink`](Self::shrink) look after a pause.
+    fn note_excess(&self) {
+        let mut progress = self.progress.lock();
+        if !progress.excess {
+            progress.excess = true;
+            self.changed.notify_one();
+        }
     }
 
     /// Starts a thread, which counts as waiting from here on.
-    fn start<'s>(&'s self, scope: &'s Scope<'s, '_>, stay: Stay) -> io::Result<()> {
+    fn start<'s>(&'s self, scope: &'s Scope<'s, '_>) -> io::Result<()> {
         let inbox = (self.new_inbox)()?;
         let reply = Reply::new()?;
-        let place = Place::behind_all(self.device, stay);
         self.count.fetch_add(1, Ordering::Relaxed);
         self.waiting.fetch_add(1, Ordering::Relaxed);
         let started = Builder::new()
             .name("fuse".to_owned())
-            .spawn_scoped(scope, move || self.serve(scope, &place, inbox, reply));
+            .spawn_scoped(scope, move || self.serve(scope, inbox, reply));
         if let Err(error) = started {
             self.count.fetch_sub(1, Ordering::Relaxed);
             self.waiting.fetch_sub(1, Ordering::Relaxed);
@@ -126,147 +206,112 @@ where
     }
 
     /// One thread's life.
-    fn serve<'s>(
-        &'s self,
-        scope: &'s Scope<'s, '_>,
-        place: &Place,
-        mut inbox: Inbox,
-        mut reply: Reply,
-    ) {
+    fn serve<'s>(&'s self, scope: &'s Scope<'s, '_>, mut inbox: Inbox, mut reply: Reply) {
+        // At how many pauses memory was found to be large.
+        let mut large_since = None;
         loop {
-            match self.next(place, &mut inbox, &mut reply) {
-                Ok(true) => {
-                    self.take(scope);
-                    (self.answer)(&inbox, &mut reply);
-                    inbox.clear();
-                    self.waiting.fetch_add(1, Ordering::Relaxed);
-                }
-                // One too many, and no longer counted as waiting.
-                Ok(false) => break,
-                Err(end) => {
-                    self.waiting.fetch_sub(1, Ordering::Relaxed);
-                    self.end.lock().get_or_insert(end);
-                    break;
-                }
+            if let Err(end) = self.next(&mut inbox) {
+                self.waiting.fetch_sub(1, Ordering::Relaxed);
+                self.progress.lock().end.get_or_insert(end);
+                self.changed.notify_one();
+                break;
             }
+            self.take(scope);
+            (self.answer)(&inbox, &mut reply);
+            inbox.clear();
+            if self.is_one_too_many() {
+                break;
+            }
+            self.look_after_memory(&mut large_since, &mut inbox, &mut reply);
+            self.waiting.fetch_add(1, Ordering::Relaxed);
+        }
+        if large_since.is_some() {
+            self.large.fetch_sub(1, Ordering::Relaxed);
         }
         // There are slots for so many threads, so it goes before another may start.
         drop(inbox);
         self.count.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Waits for a request and reads it; `false` if this thread is to end.
-    fn next(
-        &self,
-        place: &Place,
-        inbox: &mut Inbox,
-        reply: &mut Reply,
-    ) -> Result<bool, io::Result<End>> {
+    /// Waits for a request and reads it.
+    fn next(&self, inbox: &mut Inbox) -> Result<(), io::Result<End>> {
         let left = self.left.lock().pop();
         if let Some(left) = left {
             *inbox = left;
-            return Ok(true);
+            return Ok(());
         }
         loop {
-            let large = inbox.is_large() || reply.buffer().is_large();
-            let patience = (large || place.stay == Stay::WhileNeeded).then_some(&self.pause);
-            let came = place.wait(self.device, patience);
-            if came.map_err(|errno| Err(errno.into()))? {
-                if let Some(length) = receive(self.device, inbox.room())? {
-                    inbox.fill(length);
-                    return Ok(true);
-                }
-            } else if place.stay == Stay::WhileNeeded && self.may_end() {
-                return Ok(false);
-            } else if let Err(error) = inbox.give_back().and_then(|()| reply.buffer().give_back()) {
-                tracing::warn!(%error, "the memory of a large request is kept");
+            if let Some(length) = receive(self.device, inbox.room())? {
+                inbox.fill(length);
+                return Ok(());
             }
         }
-    }
-
-    /// Takes this thread off the waiting ones, unless too few would be left.
-    fn may_end(&self) -> bool {
-        let fewer = |waiting| (waiting > THREADS).then(|| waiting - 1);
-        self.waiting
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer)
-            .is_ok()
     }
 
     /// Counts this thread as busy. If no other thread waits, starts one.
     fn take<'s>(&'s self, scope: &'s Scope<'s, '_>) {
         let others = self.waiting.fetch_sub(1, Ordering::Relaxed) - 1;
+        if others < self.fewest_waiting.load(Ordering::Relaxed) {
+            self.fewest_waiting.fetch_min(others, Ordering::Relaxed);
+        }
         if others > 0 || self.count.load(Ordering::Relaxed) >= MAX_THREADS {
             return;
         }
-        let refused = self.start(scope, Stay::WhileNeeded);
-        let again = self.refused.swap(refused.is_err(), Ordering::Relaxed);
-        if let (Err(error), false) = (refused, again) {
-            tracing::warn!(%error, "no further thread; requests wait for those under way");
+        let started = self.start(scope);
+        let again = self.refused.swap(started.is_err(), Ordering::Relaxed);
+        match started {
+            Ok(()) => self.note_excess(),
+            Err(error) if !again => {
+                tracing::warn!(%error, "no further thread; requests wait for those under way");
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// Whether this thread, which is busy, is to end.
+    fn is_one_too_many(&self) -> bool {
+        if self.surplus.load(Ordering::Relaxed) == 0 {
+            return false;
+        }
+        let one_less = |surplus: usize| surplus.checked_sub(1);
+        self.surplus
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less)
+            .is_ok()
+    }
+
+    /// Gives memory back that was large for a whole pause. `since`: at how many pauses it was
+    /// found to be.
+    fn look_after_memory(&self, since: &mut Option<usize>, inbox: &mut Inbox, reply: &mut Reply) {
+        if !inbox.is_large() && !reply.buffer().is_large() {
+            return;
+        }
+        let now = self.pauses.load(Ordering::Relaxed);
+        match *since {
+            None => {
+                *since = Some(now);
+                self.large.fetch_add(1, Ordering::Relaxed);
+                self.note_excess();
+            }
+            // The pause that was under way then is the first.
+            Some(then) if now < then + 2 => {}
+            Some(_) => {
+                *since = None;
+                self.large.fetch_sub(1, Ordering::Relaxed);
+                let freed = inbox.give_back().and_then(|()| reply.buffer().give_back());
+                if let Err(error) = freed {
+                    tracing::warn!(%error, "the memory of a large request is kept");
+                }
+            }
         }
     }
 }
 
-/// How long a thread stays.
-#[derive(Copy, Clone, Debug, Eq, PartialEq)]
-enum Stay {
-    ForGood,
-    WhileNeeded,
-}
-
-/// A thread's place in the queue of those that wait for requests.
-#[derive(Debug)]
-struct Place {
-    /// None where half of the descriptors are in use: the rest is for what requests open. The
-    /// thread is then woken together with others.
-    queue: Option<OwnedFd>,
-    stay: Stay,
-}
-
-impl Place {
-    /// The last place.
-    fn behind_all(device: BorrowedFd<'_>, stay: Stay) -> Self {
-        let queue = epoll::create(epoll::CreateFlags::CLOEXEC).and_then(|queue| {
-            let how = epoll::EventFlags::IN | epoll::EventFlags::EXCLUSIVE;
-            epoll::add(&queue, device, epoll::EventData::new_u64(0), how)?;
-            Ok(queue)
-        });
-        let room = getrlimit(Resource::Nofile).current.map(|limit| limit / 2);
-        let leaves_room = |queue: &OwnedFd| {
-            let number = u64::try_from(queue.as_raw_fd());
-            room.is_none_or(|room| number.is_ok_and(|number| number < room))
-        };
-        Self {
-            queue: queue.ok().filter(leaves_room),
-            stay,
-        }
-    }
-
-    /// Waits until there is a request, which another thread may take first, or the connection's
-    /// end. `false`: neither came in time.
-    fn wait(&self, device: BorrowedFd<'_>, patience: Option<&Timespec>) -> Result<bool, Errno> {
-        let events = match &self.queue {
-            Some(queue) => epoll::wait(queue, &mut [MaybeUninit::uninit()], patience)
-                .map(|(events, _)| events.len()),
-            None => poll(
-                &mut [PollFd::from_borrowed_fd(device, PollFlags::IN)],
-                patience,
-            ),
-        };
-        match events {
-            Ok(events) => Ok(events > 0),
-            Err(Errno::INTR) => Ok(true),
-            Err(errno) => Err(errno),
-        }
-    }
-}
-
-/// The length of a request; none if there is none (another thread has it, or it was withdrawn); or
-/// the connection's end.
+/// The length of a request; none if there is none (it was withdrawn); or the connection's end.
 fn receive(device: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Option<usize>, io::Result<End>> {
     match rustix::io::read(device, &mut *buffer) {
         Ok(0) => Err(Err(io::ErrorKind::UnexpectedEof.into())),
         Ok(length) => Ok(Some(length)),
-        Err(Errno::AGAIN | Errno::NOENT | Errno::INTR) => Ok(None),
+        Err(Errno::NOENT | Errno::INTR) => Ok(None),
         Err(Errno::NODEV) => Err(Ok(End::Unmounted)),
         Err(Errno::CONNABORTED) => Err(end_of(device, buffer)),
         Err(errno) => Err(Err(errno.into())),

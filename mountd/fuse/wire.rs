@@ -265,6 +265,19 @@ pub(super) struct OutHeader {
 /// fs/fuse/dev.c, as requests are numbered since Linux 4.20).
 pub(super) const UNIQUE_INTERRUPT: u64 = 1;
 
+/// `OutHeader::error` of a notification: `FUSE_NOTIFY_RETRIEVE`.
+pub(super) const NOTIFY_RETRIEVE: i32 = 5;
+
+#[derive(Copy, Clone, Debug, Default, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(super) struct NotifyRetrieveOut {
+    pub(super) notify_unique: u64,
+    pub(super) nodeid: u64,
+    pub(super) offset: u64,
+    pub(super) size: u32,
+    pub(super) padding: u32,
+}
+
 /// `OutHeader::error` of a notification: `FUSE_NOTIFY_INVAL_INODE`.
 pub(super) const NOTIFY_INVAL_INODE: i32 = 2;
 
@@ -406,6 +419,7 @@ mod tests {
             (size_of::<CopyFileRangeIn>(), 56),
             (size_of::<OutHeader>(), 16),
             (size_of::<NotifyInvalInodeOut>(), 24),
+            (size_of::<NotifyRetrieveOut>(), 32),
             (size_of::<AttrBody>(), 88),
             (size_of::<EntryOut>(), 128),
             (size_of::<AttrOut>(), 104),

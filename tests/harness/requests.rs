@@ -29,8 +29,8 @@ pub const OPEN: u32 = 14;
 pub const RELEASE: u32 = 18;
 /// FUSE_SYNCFS.
 pub const SYNCFS: u32 = 50;
-/// FUSE_FORGET and FUSE_BATCH_FORGET: the kernel's housekeeping, at times of its own choosing.
-const FORGETS: [u32; 2] = [2, 42];
+/// FUSE_FORGET, FUSE_BATCH_FORGET and FUSE_NOTIFY_REPLY: housekeeping, at any time.
+const HOUSEKEEPING: [u32; 3] = [2, 42, 41];
 
 /// The worker of the only mount there is.
 pub fn worker() -> Pid {
@@ -73,7 +73,7 @@ pub fn during(worker: Pid, work: impl FnOnce()) -> Requests {
     let log = traced_during(worker, "trace=read,readv", work);
     let mut requests = Requests::new();
     for request in log.lines().filter_map(request) {
-        if !FORGETS.contains(&request.opcode) && !request.is_kernels_own() {
+        if !HOUSEKEEPING.contains(&request.opcode) && !request.is_kernels_own() {
             *requests.entry(request.opcode).or_default() += 1;
         }
     }
@@ -114,7 +114,7 @@ fn costs(log: &str) -> (Requests, BTreeMap<String, usize>) {
         if let Some(request) = request(line).filter(|_| is_read) {
             let opcode = request.opcode;
             let counts =
-                opcode != RELEASE && !FORGETS.contains(&opcode) && !request.is_kernels_own();
+                opcode != RELEASE && !HOUSEKEEPING.contains(&opcode) && !request.is_kernels_own();
             *requests.entry(opcode).or_default() += usize::from(counts);
             counted.insert(thread, counts);
         } else if let Some(call) = call(line).filter(|call| !LEFT_OUT.contains(call))

@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use cowl_tests::profile::NEVER;
 
@@ -33,6 +33,7 @@ impl Client {
 
 const BLOCKS: u8 = 1;
 const QUICK: u8 = 2;
+const WAKES: u8 = 3;
 
 /// Runs `client` against threads to which a request of [`BLOCKS`] takes until it is told to
 /// finish.
@@ -49,17 +50,19 @@ fn against_threads(client: impl FnOnce(&Client, &dyn Fn() -> usize)) {
     let finished = Mutex::new(finished);
     let answer = |inbox: &Inbox, _: &mut Reply| {
         let kind = inbox.request()[0];
+        if kind == WAKES {
+            return;
+        }
         begin.send(kind).unwrap();
         if kind == BLOCKS {
             finished.lock().recv().unwrap();
         }
     };
     let inbox = || Inbox::private(4096);
-    let mut threads = Threads::new(theirs.as_fd(), Vec::new(), inbox, answer).unwrap();
-    threads.pause = Timespec {
-        tv_sec: 0,
-        tv_nsec: 1_000_000,
-    };
+    let waker = ours.try_clone().unwrap();
+    let wake = || Ok(rustix::io::write(&waker, &[WAKES]).map(drop)?);
+    let mut threads = Threads::new(theirs.as_fd(), Vec::new(), inbox, answer, wake).unwrap();
+    threads.pause = Duration::from_millis(1);
     let client_end = Client {
         socket: ours,
         begun,
@@ -68,7 +71,8 @@ fn against_threads(client: impl FnOnce(&Client, &dyn Fn() -> usize)) {
     std::thread::scope(|scope| {
         let run = scope.spawn(|| threads.run(|| Ok(())));
         client(&client_end, &|| threads.count.load(Ordering::Relaxed));
-        drop(client_end);
+        // Closing would not do: the waker has a copy.
+        rustix::net::shutdown(&client_end.socket, rustix::net::Shutdown::Both).unwrap();
         assert!(run.join().unwrap().is_err());
     });
     assert_eq!(threads.count.load(Ordering::Relaxed), 0);
