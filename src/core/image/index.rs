@@ -241,6 +241,39 @@ with tarfile.open(sys.argv[1], 'w', format=tarfile.GNU_FORMAT) as archive:
         ));
     }
 
+    /// As in a layer, the next header follows at once.
+    #[test]
+    fn index_ignores_sizes_of_entries_without_data() {
+        let dir = tempfile::tempdir().unwrap();
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/tars.py");
+        let made = std::process::Command::new("python3")
+            .args([script, "odd"])
+            .arg(dir.path())
+            .status();
+        assert!(made.unwrap().success());
+        let mut found = 0;
+        for entry in std::fs::read_dir(dir.path()).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            if !name.contains("-size") {
+                continue;
+            }
+            let path = dir.path().join(&name);
+            let mut input = Input::file(&name, File::open(&path).unwrap()).unwrap();
+            let index = Index::read(&name, &mut input).unwrap();
+            let member = index.find("z").or_else(|| index.find("x/z"));
+            let (start, size) = member.unwrap_or_else(|| panic!("{name}: z is missing"));
+            let start = usize::try_from(start).unwrap();
+            let bytes = std::fs::read(&path).unwrap();
+            assert_eq!(
+                (&bytes[start..start + 4], size),
+                (&b"next"[..], 4),
+                "{name}"
+            );
+            found += 1;
+        }
+        assert_eq!(found, 8);
+    }
+
     #[test]
     fn normal_resolves_names_from_the_root() {
         assert_eq!(normal(b"./blobs//sha256/./x"), b"blobs/sha256/x");
