@@ -256,7 +256,7 @@ impl Transaction<'_> {
             .iter()
             .map(|diff| self.verified_layer(*diff))
             .collect::<Result<Vec<_>, _>>()?;
-        let bytes = merge(&trees)?;
+        let bytes = merge(trees)?;
         let name = merged_name(chain);
         self.dir.create_with(&name, PUBLISHED, &bytes)?;
         let verified = Tree::from_bytes(bytes).and_then(|tree| tree.verify());

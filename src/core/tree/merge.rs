@@ -80,13 +80,19 @@ impl From<LayerError> for MergeError {
 ///
 /// The layers' bytes are taken as written; reading errors end the merge, but a layer of doubtful
 /// origin is to be [verified](Tree::verify) first.
-pub fn merge(layers: &[Tree]) -> Result<Vec<u8>, MergeError> {
+pub fn merge(layers: impl AsRef<[Tree]>) -> Result<Vec<u8>, MergeError> {
+    let (writer, chain) = walk(layers.as_ref())?;
+    // Layers that were given away are not in memory while the sections are put together.
+    drop(layers);
+    Ok(writer.finish(chain.0))
+}
+
+fn walk(layers: &[Tree]) -> Result<(Writer, ChainId), MergeError> {
     let stack = (0..)
         .zip(layers)
         .map(|(layer, tree)| tree.diff_id().ok_or(MergeError::NotALayer { layer }))
         .collect::<Result<Vec<_>, _>>()?;
-    let chain = ChainId::of(&stack);
-    Ok(Merge::new(Stack(layers)).walk()?.finish(chain.0))
+    Ok((Merge::new(Stack(layers)).walk()?, ChainId::of(&stack)))
 }
 
 /// A merged directory to be written.

@@ -253,7 +253,7 @@ impl Engine {
             trees.push(tree.ok_or_else(|| Error::failed(format!("layer {diff_id} is gone")))?);
         }
         trees.push(Tree::from_bytes(upper.tree_bytes)?);
-        Ok(Tree::from_bytes(merge(&trees)?)?)
+        Ok(Tree::from_bytes(merge(trees)?)?)
     }
 
     /// Unpacks an image into a directory, which must be empty; made if it is missing.

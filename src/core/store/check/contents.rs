@@ -257,7 +257,7 @@ impl Store {
             tree.filter(|tree| tree.verify().is_ok())
         };
         let trees: Option<Vec<Tree>> = layers.iter().map(whole).collect();
-        trees.map(|trees| merge(&trees))
+        trees.map(merge)
     }
 
     pub(super) fn check_blobs(
