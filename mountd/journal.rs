@@ -37,7 +37,7 @@ use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, fallocate};
 
 use crate::sys::shared::SharedWords;
 
-pub(crate) use slot::{LONGEST_REQUEST, Slot};
+pub(crate) use slot::{LONGEST_REQUEST, MAPPED, Slot};
 
 const MAGIC: u64 = u64::from_ne_bytes(*b"COWLJRN2");
 const NAME: &str = "cowl-journal";

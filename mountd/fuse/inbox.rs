@@ -5,9 +5,9 @@
 
 use std::io;
 
-use super::buffer::{Buffer, KEPT};
+use super::buffer::Buffer;
 use super::decode::{Header, Malformed};
-use crate::journal::Slot;
+use crate::journal::{MAPPED, Slot};
 
 /// Room for one request.
 #[derive(Debug)]
@@ -117,7 +117,7 @@ impl Inbox {
     pub(super) fn is_large(&self) -> bool {
         match &self.memory {
             Memory::Private(buffer) => buffer.is_large(),
-            Memory::Journal { reached, .. } => *reached > KEPT,
+            Memory::Journal { reached, .. } => *reached > MAPPED,
         }
     }
 
@@ -125,8 +125,8 @@ impl Inbox {
     pub(super) fn give_back(&mut self) -> io::Result<()> {
         match &mut self.memory {
             Memory::Private(buffer) => buffer.give_back(),
-            Memory::Journal { slot, reached } if *reached > KEPT => {
-                slot.free_memory()?;
+            Memory::Journal { slot, reached } if *reached > MAPPED => {
+                slot.free_memory(MAPPED)?;
                 *reached = 0;
                 Ok(())
             }

@@ -16,6 +16,11 @@ use crate::sys::shared::OutlivingBytes;
 /// Bytes of the longest request: a write of 1 MiB and its headers.
 pub(crate) const LONGEST_REQUEST: usize = (1 << 20) + 4096;
 
+/// Bytes that are always mapped. A thread that is killed while it reads a request takes it all the
+/// same, but maps no page any more: its client would get EIO (`fuse_dev_do_read` in
+/// fs/fuse/dev.c). Only longer requests meet with that, if they are the first so long in a slot.
+pub(crate) const MAPPED: usize = 64 << 10;
+
 /// A request that was under way at so many crashes of a worker is answered with EIO.
 const FATAL: u64 = 2;
 
@@ -63,7 +68,8 @@ impl Journal {
 impl Slot {
     fn new(journal: &Arc<Journal>, number: usize) -> io::Result<Self> {
         let length = NonZeroUsize::new(LONGEST_REQUEST).ok_or(io::ErrorKind::InvalidData)?;
-        let bytes = OutlivingBytes::map(journal.memory.as_fd(), offset_of(number), length)?;
+        let mut bytes = OutlivingBytes::map(journal.memory.as_fd(), offset_of(number), length)?;
+        bytes.populate(MAPPED);
         Ok(Self {
             journal: Arc::clone(journal),
             number,
@@ -106,11 +112,12 @@ impl Slot {
         }
     }
 
-    /// Gives the memory of the bytes back. They are 0 then.
-    pub(crate) fn free_memory(&mut self) -> io::Result<()> {
+    /// Gives the memory of the bytes from `start` on back. They are 0 then.
+    pub(crate) fn free_memory(&mut self, start: usize) -> io::Result<()> {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         let memory = &self.journal.memory;
-        fallocate(memory, flags, offset_of(self.number), REQUEST as u64)?;
+        let length = REQUEST.saturating_sub(start) as u64;
+        fallocate(memory, flags, offset_of(self.number) + start as u64, length)?;
         Ok(())
     }
 }
@@ -118,7 +125,7 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         self.clear();
-        if let Err(error) = self.free_memory() {
+        if let Err(error) = self.free_memory(0) {
             tracing::warn!(%error, "the journal keeps memory that it does not need");
         }
         if CURRENT.get() == Some(self.number) {

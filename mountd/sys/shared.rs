@@ -99,6 +99,17 @@ impl OutlivingBytes {
         unsafe { slice::from_raw_parts(self.0.start.as_ptr(), self.0.length.get()) }
     }
 
+    /// Maps the pages of the first `length` bytes, which stay what they are.
+    pub(crate) fn populate(&mut self, length: usize) {
+        const PAGE: usize = 4096;
+        for byte in self.bytes_mut().iter_mut().take(length).step_by(PAGE) {
+            let value = *byte;
+            // SAFETY: it points to a byte that is borrowed exclusively. Volatile, so that the page
+            // is written to although nothing changes.
+            unsafe { std::ptr::write_volatile(byte, value) };
+        }
+    }
+
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: as above, and `self` is borrowed exclusively.
         unsafe { slice::from_raw_parts_mut(self.0.start.as_ptr(), self.0.length.get()) }
