@@ -292,6 +292,33 @@ mod tests {
     }
 
     #[test]
+    fn replace_leaves_the_old_record_or_the_new_one_and_nothing_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let status = File::open(directory.path()).unwrap();
+        replace(status.as_fd(), EXIT, "a first record, longer").unwrap();
+        // A monitor that was killed left half of one.
+        std::fs::write(at(&format!(".{EXIT}.new")), "half").unwrap();
+        let old = File::open(at(EXIT)).unwrap();
+        replace(status.as_fd(), EXIT, "a second").unwrap();
+        assert_eq!(std::fs::read_to_string(at(EXIT)).unwrap(), "a second");
+        // Who had it open reads the old one whole.
+        assert_eq!(
+            std::io::read_to_string(old).unwrap(),
+            "a first record, longer"
+        );
+        // A file cannot take a directory's name.
+        std::fs::create_dir(at(EXECS)).unwrap();
+        assert!(replace(status.as_fd(), EXECS, "text").is_err());
+        let mut names: Vec<_> = std::fs::read_dir(directory.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort_unstable();
+        assert_eq!(names, [EXECS, EXIT]);
+    }
+
+    #[test]
     fn is_running_while_the_lock_is_held() {
         let directory = tempfile::tempdir().unwrap();
         let status = File::open(directory.path()).unwrap();
