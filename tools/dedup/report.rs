@@ -67,7 +67,6 @@ pub(crate) struct WasteRow {
     #[serde(skip)]
     pub(crate) number: usize,
     /// The command of the layer that is to blame.
-    #[serde(skip)]
     pub(crate) step: String,
     /// The files with their bytes, the largest first.
     #[serde(skip)]

@@ -295,6 +295,7 @@ fn tables_tell_the_layer_of_waste_and_the_step_to_blame() {
             "2"
         ]
     );
+    assert_eq!(report.waste[0].step, "step 2");
     // SIZE and WASTE of the first layer.
     assert_eq!(
         words(&only_layers(&report, layout)),
