@@ -100,17 +100,77 @@ fn docker_cp_reaches_volumes_and_not_proc() {
         assert!(has("data/file") && has("proc/") && has("dev/"), "{all}");
         assert!(!has("proc/1/") && !has("dev/null"), "{all}");
         server.ok(["stop", "-t", "0", "web"]);
-        for path in ["web:/data", "web:/data/file", "web:/"] {
-            let refused = server.run(["cp", path, "-"]);
-            assert_eq!(refused.code(), 1, "{refused}");
-            assert!(
-                refused
-                    .stderr
-                    .contains("mounted at /data is not there: start it first"),
-                "{refused}"
-            );
-        }
+        assert_eq!(tar_of(&server, "web:/data", &["-t"]), listed);
+        let all = tar_of(&server, "web:/", &["-t"]);
+        assert!(all.lines().any(|line| line.ends_with("data/file")), "{all}");
     });
+}
+
+/// dockerd mounts the volumes and directories of a container that does not run for a copy; what it
+/// was asked to have read-only stays so.
+fn docker_cp_reaches_the_mounts_of_a_container_at_rest() {
+    let store = shop("store");
+    let server = Server::start(&store);
+    let place = directory();
+    let (host, file) = (place.join("host"), place.join("file"));
+    std::fs::create_dir_all(host.join("below")).unwrap();
+    std::fs::write(host.join("below/there"), "bound").unwrap();
+    std::fs::write(&file, "copied").unwrap();
+    let (host, file) = (host.to_str().unwrap(), file.to_str().unwrap());
+    let binds = [format!("{host}:/bind"), format!("{host}:/fixed:ro")];
+    let create = |name: &str, flags: &[&str]| {
+        let mounts = ["-v", "notes:/data", "-v", &binds[0], "-v", &binds[1]];
+        let fixed = ["-v", "notes:/data/fixed:ro", "--tmpfs", "/scratch"];
+        let words = [&["create", "--name", name], flags, &mounts, &fixed].concat();
+        server.ok([&words[..], &["shop", "cat", "/data/own"]].concat());
+    };
+    create("web", &[]);
+    for (door, name) in [(0, "own"), (1, "docker")] {
+        let cp = |from: &str, to: &str| match door {
+            0 => store.run(["cp", "-q", from, to]),
+            _ => server.run(["cp", "-q", from, to]),
+        };
+        cp(file, &format!("web:/data/{name}")).ok();
+        cp(file, &format!("web:/bind/below/{name}")).ok();
+        let out = place.join(format!("out-{name}"));
+        std::fs::create_dir(&out).unwrap();
+        let out = out.to_str().unwrap();
+        cp(&format!("web:/data/{name}"), out).ok();
+        cp("web:/fixed/below/there", out).ok();
+        let read = |path: String| std::fs::read_to_string(path).unwrap();
+        assert_eq!(read(format!("{out}/{name}")), "copied");
+        assert_eq!(read(format!("{out}/there")), "bound");
+        assert_eq!(read(format!("{host}/below/{name}")), "copied");
+        let data = store.root().join("volumes/notes/_data").join(name);
+        assert_eq!(std::fs::read_to_string(data).unwrap(), "copied");
+        for to in ["web:/fixed/below/", "web:/data/fixed/"] {
+            let why = "mounted volume is marked read-only";
+            let refused = cp(file, to).refused(1);
+            assert!(refused.contains(why), "{refused}");
+        }
+    }
+    // Nothing of it is the container's own, but for the directories that are mounted on.
+    let changed = store.ok(["diff", "web"]);
+    assert!(
+        !changed.contains("own") && !changed.contains("there"),
+        "{changed}"
+    );
+    assert_eq!(store.ok(["start", "-a", "web"]), "copied");
+    create("still", &["--read-only"]);
+    server.ok(["cp", file, "still:/data/again"]);
+    let refused = server.run(["cp", file, "still:/tmp/"]).refused(1);
+    let why = "container rootfs is marked read-only";
+    assert!(refused.contains(why), "{refused}");
+}
+
+#[test]
+fn docker_cp_reaches_the_mounts_of_a_container_at_rest_as_root() {
+    root(|| docker_cp_reaches_the_mounts_of_a_container_at_rest());
+}
+
+#[test]
+fn docker_cp_reaches_the_mounts_of_a_container_at_rest_as_user() {
+    user(|| docker_cp_reaches_the_mounts_of_a_container_at_rest());
 }
 
 #[test]

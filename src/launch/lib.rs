@@ -14,6 +14,7 @@
     )
 )]
 
+pub mod at_rest;
 pub mod cgroup;
 pub mod client;
 pub mod control;

@@ -18,7 +18,7 @@ use crate::path::InRoot;
 
 pub(crate) use devices::{NodeSource, PreparedDevice};
 pub(crate) use mounts::{
-    CgroupMounts, LegacyMount, PreparedMount, PreparedSource, Role, clone_mount,
+    CgroupMounts, LegacyMount, PreparedMount, PreparedSource, Role, clone_mount, opened_mount,
 };
 pub(crate) use program::ProgramSetup;
 pub(crate) use root::RootSetup;

@@ -87,40 +87,13 @@ pub(super) fn prepare(
             Kind::Directory,
             role(*kind, &mount.destination),
         ),
-        MountSource::Descriptor {
-            submounts,
-            propagation,
-        } => {
+        MountSource::Descriptor { .. } | MountSource::Detached => {
             let failed =
                 |errno| SetupError::System(format!("open the volume for \"{name}\""), errno);
             let descriptor = descriptors.next().ok_or(SetupError::Descriptor)?;
             let kind = kind_of(descriptor.as_fd()).map_err(failed)?;
-            let cloned = clone_mount(descriptor.as_fd(), *submounts != Submounts::None)
-                .and_then(|cloned| {
-                    let attributes = Attributes {
-                        no_devices: mount.attributes.no_devices || no_devices,
-                        ..mount.attributes
-                    };
-                    confine(cloned.as_fd(), attributes, *submounts, *propagation)?;
-                    Ok(cloned)
-                })
-                .map_err(failed)?;
-            (PreparedSource::Detached(cloned), kind, Role::Other)
-        }
-        MountSource::Detached => {
-            let failed =
-                |errno| SetupError::System(format!("open the mount for \"{name}\""), errno);
-            let mount_of = descriptors.next().ok_or(SetupError::Descriptor)?;
-            let kind = kind_of(mount_of.as_fd()).map_err(failed)?;
-            let propagation = Propagation::Private;
-            confine(
-                mount_of.as_fd(),
-                mount.attributes,
-                Submounts::Same,
-                propagation,
-            )
-            .map_err(failed)?;
-            (PreparedSource::Detached(mount_of), kind, Role::Other)
+            let opened = opened_mount(mount, descriptor, no_devices).map_err(failed)?;
+            (PreparedSource::Detached(opened), kind, Role::Other)
         }
     };
     Ok(PreparedMount {
@@ -130,6 +103,34 @@ pub(super) fn prepare(
         attributes: flags(mount.attributes),
         role,
     })
+}
+
+/// The detached mount that a descriptor stands for, with the attributes that were asked for.
+pub(crate) fn opened_mount(
+    mount: &Mount,
+    descriptor: OwnedFd,
+    no_devices: bool,
+) -> Result<OwnedFd, Errno> {
+    let MountSource::Descriptor {
+        submounts,
+        propagation,
+    } = &mount.source
+    else {
+        confine(
+            descriptor.as_fd(),
+            mount.attributes,
+            Submounts::Same,
+            Propagation::Private,
+        )?;
+        return Ok(descriptor);
+    };
+    let cloned = clone_mount(descriptor.as_fd(), *submounts != Submounts::None)?;
+    let attributes = Attributes {
+        no_devices: mount.attributes.no_devices || no_devices,
+        ..mount.attributes
+    };
+    confine(cloned.as_fd(), attributes, *submounts, *propagation)?;
+    Ok(cloned)
 }
 
 fn role(kind: Filesystem, destination: &[u8]) -> Role {

@@ -118,6 +118,14 @@ pub(crate) fn unshare_directories() -> Result<(), Errno> {
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FS) }
 }
 
+/// Moves the calling thread to a copy of its mount namespace, with a root and a working directory of
+/// its own.
+pub(crate) fn unshare_mounts() -> Result<(), Errno> {
+    // SAFETY: unsafe since CLONE_FILES could take descriptors away from under others; this flag
+    // touches no descriptor.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }
+}
+
 /// Ends the process without exit handlers, which belong to the process it was cloned from.
 pub(crate) fn exit_now(status: u8) -> ! {
     // SAFETY: always allowed; nothing runs after it.

@@ -21,7 +21,7 @@ impl Files {
             root,
             config: None,
             needle: String::new(),
-            mounted: None,
+            at_rest: None,
         })
     }
 }

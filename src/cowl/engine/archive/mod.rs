@@ -1,7 +1,7 @@
 //! `cp`: files of a container as a tar, out and in.
 //!
 //! A running container's files are reached through its monitor, with all its mounts; one at rest is
-//! mounted for the copy. Whatever the container does meanwhile, nothing outside of its root is
+//! mounted for the copy, with its volumes and directories of the host. Whatever the container does meanwhile, nothing outside of its root is
 //! reached: a path is resolved by the kernel inside the root (`RESOLVE_IN_ROOT`, openat2(2)), and
 //! its last component is opened without following a link.
 
@@ -18,13 +18,15 @@ use super::container::state::Status;
 use super::container::{Container, PendingContainer};
 use super::error::{Context, Error, Result};
 use super::mount::Mounted;
+use super::mounts::Mounts;
+use cowl_launch::at_rest;
 use cowl_sys::open::openat2;
 use jiff::Timestamp;
 use rustix::fs::{AtFlags, FileType, OFlags, ResolveFlags, Stat, readlinkat, statat};
 use rustix::io::Errno;
 use serde::Serialize;
 use std::ffi::OsStr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Component, Path};
 
 pub use write::Extraction;
@@ -37,8 +39,19 @@ pub struct Files {
     config: Option<Config>,
     /// The container as the caller named it.
     needle: String,
-    /// Of a container at rest: the mount, and the right to it.
-    mounted: Option<(Mounted, PendingContainer)>,
+    at_rest: Option<AtRest>,
+}
+
+/// What a container at rest has mounted.
+#[derive(Debug)]
+struct AtRest {
+    mounted: Mounted,
+    /// Its other mounts are there as long as this is open.
+    namespace: OwnedFd,
+    /// Of volumes that are file systems.
+    locks: Vec<OwnedFd>,
+    /// The right to them.
+    pending: PendingContainer,
 }
 
 /// What is at a path of a container, as Docker's `ContainerPathStat`.
@@ -75,18 +88,49 @@ impl Engine {
                 root: control.root()?,
                 config,
                 needle,
-                mounted: None,
+                at_rest: None,
             });
         }
         super::host::require_mounts("cp")?;
         let pending = self.take_at_rest(container)?;
         let mounted = self.mount_root(&pending)?;
+        let attached = self.attach_mounts(&pending.container, &mounted);
+        let (root, namespace, locks) = match attached {
+            Ok(attached) => attached,
+            Err(error) => {
+                mounted.discard(&self.store)?;
+                return Err(error);
+            }
+        };
         Ok(Files {
-            root: mounted.root.try_clone().context(|| "copying the mount")?,
+            root,
             config,
             needle,
-            mounted: Some((mounted, pending)),
+            at_rest: Some(AtRest {
+                mounted,
+                namespace,
+                locks,
+                pending,
+            }),
         })
+    }
+
+    /// Mounts what a container at rest has below its root, as dockerd does for a copy. Gives the
+    /// root, the mounts' namespace and their locks.
+    fn attach_mounts(
+        &self,
+        container: &Container,
+        mounted: &Mounted,
+    ) -> Result<(OwnedFd, OwnedFd, Vec<OwnedFd>)> {
+        let Mounts {
+            planned,
+            descriptors,
+            locks,
+        } = self.mounts_at_rest(container, mounted.root.as_fd())?;
+        let namespace = at_rest::attach_all(mounted.root.as_fd(), &planned, descriptors)
+            .context(|| format!("container {}", container.config.name))?;
+        let root = mounted.root.try_clone().context(|| "copying the mount")?;
+        Ok((root, namespace, locks))
     }
 
     fn take_at_rest(&self, container: Container) -> Result<PendingContainer> {
@@ -105,16 +149,21 @@ impl Engine {
 
     /// Gives a container's files back.
     pub fn close_files(&self, files: Files) -> Result<()> {
-        let Files { root, mounted, .. } = files;
+        let Files { root, at_rest, .. } = files;
         drop(root);
-        match mounted {
-            Some((mounted, pending)) => {
-                mounted.discard(&self.store)?;
-                drop(pending);
-                Ok(())
-            }
-            None => Ok(()),
-        }
+        let Some(AtRest {
+            mounted,
+            namespace,
+            locks,
+            pending,
+        }) = at_rest
+        else {
+            return Ok(());
+        };
+        drop(namespace);
+        mounted.discard(&self.store)?;
+        drop((locks, pending));
+        Ok(())
     }
 }
 
@@ -154,7 +203,6 @@ impl Files {
         if path.is_empty() && self.config.is_some() {
             return Err(Error::invalid("bad parameter: path cannot be empty"));
         }
-        self.check_mounts(path)?;
         let whole = path.trim_start_matches('/');
         let is_directory = whole.is_empty() || whole.ends_with('/') || last(whole) == ".";
         let (above, name) = match whole.rsplit_once('/') {
@@ -184,24 +232,26 @@ impl Files {
         openat2(&self.root, path, flags, resolve)
     }
 
-    /// At rest the container's mounts are not there, and what is below them is not theirs.
-    fn check_mounts(&self, path: &str) -> Result<()> {
-        if self.mounted.is_none() {
+    /// Refuses to write to a path that the container was asked to have read-only (moby,
+    /// `daemon/archive_unix.go`).
+    fn check_writable(&self, path: &str) -> Result<()> {
+        let Some(config) = &self.config else {
             return Ok(());
-        }
-        let path = components(path);
-        let mounts = self.config.iter().flat_map(|config| &config.mounts);
-        let mut destinations = mounts.map(|mount| mount.destination.as_str());
-        let meets = |destination: &&str| {
-            let destination = components(destination);
-            path.starts_with(&destination) || destination.starts_with(&path)
         };
-        match destinations.find(meets) {
-            None => Ok(()),
-            Some(destination) => Err(Error::conflict(format!(
-                "container {} is not running, so what is mounted at {destination} is not there: start it first",
-                self.needle
-            ))),
+        let path = components(path);
+        let around = config.mounts.iter().filter_map(|mount| {
+            let destination = components(&mount.destination);
+            let length = destination.len();
+            path.starts_with(&destination).then_some((length, mount))
+        });
+        match around.max_by_key(|(length, _)| *length) {
+            Some((_, mount)) if mount.read_only => {
+                Err(Error::invalid("mounted volume is marked read-only"))
+            }
+            None if config.host.readonly_rootfs => {
+                Err(Error::invalid("container rootfs is marked read-only"))
+            }
+            _ => Ok(()),
         }
     }
 

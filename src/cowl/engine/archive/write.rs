@@ -49,12 +49,8 @@ impl Files {
 
     /// The same of a tar that is not compressed.
     pub(super) fn unpack(&self, path: &str, tar: impl Read, how: Extraction) -> Result<()> {
-        let config = self.config.as_ref();
-        if config.is_some_and(|config| config.host.readonly_rootfs) {
-            return Err(Error::invalid("container rootfs is marked read-only"));
-        }
+        self.check_writable(path)?;
         let base: PathBuf = components(path).into_iter().collect();
-        self.check_mounts(path)?;
         match self.directory(path.trim_start_matches('/')) {
             Ok(_) => {}
             Err(Errno::NOTDIR) if self.stat(path).is_ok() => {
@@ -95,7 +91,6 @@ impl Files {
         let mut directory = self
             .directory(&path)
             .map_err(|errno| self.failed(errno, &base.to_string_lossy()))?;
-        self.check_entry(base, name)?;
         for component in all {
             path.push(component);
             directory = match self.directory(&path) {
@@ -107,20 +102,6 @@ impl Files {
             };
         }
         Ok((directory, last))
-    }
-
-    /// At rest, an entry may not be where something is mounted when the container runs.
-    fn check_entry(&self, base: &Path, name: &Path) -> Result<()> {
-        if self.mounted.is_none() {
-            return Ok(());
-        }
-        let mut path = components(base);
-        path.extend(components(name));
-        let mut mounts = self.config.iter().flat_map(|config| &config.mounts);
-        match mounts.find(|mount| path.starts_with(&components(&mount.destination))) {
-            None => Ok(()),
-            Some(mount) => self.check_mounts(&mount.destination),
-        }
     }
 
     /// The owner that an entry's file gets: with `keep_owners` the entry's, else root in a container
