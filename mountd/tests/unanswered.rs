@@ -1,6 +1,7 @@
 //! The worker is killed between a system call that makes a change and everything that follows: its
-//! own tables, its journal, the answer. Its successor finds the request in the journal, and the client
-//! gets the one answer that a single execution gives. Or it is killed when the kernel has the answer.
+//! own tables, its journal, the answer. Its successor finds the request in the journal, and the
+//! client gets the one answer that a single execution gives. Or it is killed when the kernel has
+//! the answer.
 //!
 //! strace holds the worker back at the end of that call; the change is seen in the upper; then the
 //! worker is killed.

@@ -99,7 +99,7 @@ impl Store {
         Ok(true)
     }
 
-    /// For [`Store::record_clean`], to be called before the marks are made that [`Store::record_clean`] is about.
+    /// What [`Store::record_clean`] compares with: to be taken before anything is marked.
     pub(super) fn before_marking(&self) -> Result<Before, StoreError> {
         let now = match self.clock() {
             Ok(now) => now,

@@ -1,9 +1,9 @@
 //! `cp`: files of a container as a tar, out and in.
 //!
 //! A running container's files are reached through its monitor, with all its mounts; one at rest is
-//! mounted for the copy, with its volumes and directories of the host. Whatever the container does meanwhile, nothing outside of its root is
-//! reached: a path is resolved by the kernel inside the root (`RESOLVE_IN_ROOT`, openat2(2)), and
-//! its last component is opened without following a link.
+//! mounted for the copy, with its volumes and directories of the host. Whatever the container does
+//! meanwhile, nothing outside of its root is reached: a path is resolved by the kernel inside the
+//! root (`RESOLVE_IN_ROOT`, openat2(2)), and its last component is opened without following a link.
 
 pub mod copy;
 mod host;
