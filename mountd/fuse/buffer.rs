@@ -10,7 +10,7 @@ use memmap2::MmapMut;
 
 /// Bytes that a buffer keeps over a pause: what the requests that change names and look them up
 /// fill.
-const KEPT: usize = 64 << 10;
+pub(super) const KEPT: usize = 64 << 10;
 
 /// A buffer of fixed length.
 #[derive(Debug)]

@@ -5,7 +5,7 @@
 
 use std::io;
 
-use super::buffer::Buffer;
+use super::buffer::{Buffer, KEPT};
 use super::decode::{Header, Malformed};
 use crate::journal::{MAPPED, Slot};
 
@@ -117,7 +117,7 @@ impl Inbox {
     pub(super) fn is_large(&self) -> bool {
         match &self.memory {
             Memory::Private(buffer) => buffer.is_large(),
-            Memory::Journal { reached, .. } => *reached > MAPPED,
+            Memory::Journal { reached, .. } => *reached > KEPT,
         }
     }
 
@@ -125,7 +125,7 @@ impl Inbox {
     pub(super) fn give_back(&mut self) -> io::Result<()> {
         match &mut self.memory {
             Memory::Private(buffer) => buffer.give_back(),
-            Memory::Journal { slot, reached } if *reached > MAPPED => {
+            Memory::Journal { slot, reached } if *reached > KEPT => {
                 slot.free_memory(MAPPED)?;
                 *reached = 0;
                 Ok(())

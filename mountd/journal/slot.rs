@@ -19,7 +19,7 @@ pub(crate) const LONGEST_REQUEST: usize = (1 << 20) + 4096;
 /// Bytes that are always mapped. A thread that is killed while it reads a request takes it all the
 /// same, but maps no page any more: its client would get EIO (`fuse_dev_do_read` in
 /// fs/fuse/dev.c). Only longer requests meet with that, if they are the first so long in a slot.
-pub(crate) const MAPPED: usize = 64 << 10;
+pub(crate) const MAPPED: usize = 16 << 10;
 
 /// A request that was under way at so many crashes of a worker is answered with EIO.
 const FATAL: u64 = 2;
