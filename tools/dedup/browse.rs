@@ -39,7 +39,8 @@ pub(crate) struct Item {
     pub(crate) bytes: u64,
     /// Another name of a file that is counted elsewhere.
     pub(crate) linked: bool,
-    /// Of these, wasted: later layers hide them, or other paths have the same content.
+    /// What layers of the image, whichever they are, hold at this path without need; of a
+    /// directory, also at the paths listed below it.
     pub(crate) waste: u64,
     pub(crate) mark: Mark,
     pub(crate) open: bool,
@@ -76,20 +77,7 @@ impl Browser {
         let before = state.files();
         state.apply(layer)?;
         let after = state.files();
-        let mut wasted: HashMap<&[u8], u64> = HashMap::new();
-        for waste in waste.iter().filter(|waste| waste.layer == layer) {
-            let paths = waste.paths.len() as u64;
-            // Of duplicates, one path is no waste: the bytes are shown at the others.
-            let (skip, parts) = match waste.cause {
-                Cause::Duplicate => (1, (paths - 1).max(1)),
-                _ => (0, paths.max(1)),
-            };
-            // The names of a hard-linked file have its bytes together, to the last one.
-            for (part, path) in (0..).zip(waste.paths.iter().skip(skip)) {
-                let rest = u64::from(part < waste.bytes % parts);
-                *wasted.entry(path).or_default() += waste.bytes / parts + rest;
-            }
-        }
+        let mut wasted = wasted_at(waste);
         let mut this = Self {
             items: vec![Item::directory("/", 0)],
         };
@@ -99,7 +87,7 @@ impl Browser {
         let mut add = |path: &[u8], place: Place, mark: Mark| {
             let file = Item {
                 bytes: size(place),
-                waste: wasted.get(path).copied().unwrap_or(0),
+                waste: wasted.remove(path).unwrap_or(0),
                 mark,
                 linked: !counted.insert(place),
                 ..Item::directory("", 0)
@@ -116,6 +104,12 @@ impl Browser {
         }
         for (path, place) in before.iter().filter(|(path, _)| !after.contains_key(*path)) {
             add(path, *place, Mark::Removed);
+        }
+        // A path that was a file's and is a directory's.
+        for (path, number) in &directories {
+            if let Some(item) = this.items.get_mut(*number) {
+                item.waste = wasted.remove(path.as_slice()).unwrap_or(0);
+            }
         }
         this.sum_up(0);
         Ok(this)
@@ -175,7 +169,7 @@ impl Browser {
             };
             return (bytes, item.waste, Some(item.mark));
         }
-        let (mut bytes, mut waste) = (0, 0);
+        let (mut bytes, mut waste) = (0, item.waste);
         let mut marks = Vec::new();
         for child in item.children.clone() {
             let (more, wasted, mark) = self.sum_up(child);
@@ -268,6 +262,26 @@ impl Item {
     pub(crate) fn is_directory(&self) -> bool {
         !self.children.is_empty()
     }
+}
+
+/// The bytes wasted at each path. They do not depend on the layer that is looked at: a name that
+/// is shown tells what it costs the image.
+fn wasted_at(waste: &[Waste]) -> HashMap<&[u8], u64> {
+    let mut wasted: HashMap<&[u8], u64> = HashMap::new();
+    for waste in waste {
+        let paths = waste.paths.len() as u64;
+        // Of duplicates, one path is no waste: the bytes are shown at the others.
+        let (skip, parts) = match waste.cause {
+            Cause::Duplicate => (1, paths.saturating_sub(1).max(1)),
+            _ => (0, paths.max(1)),
+        };
+        // The names of a hard-linked file have its bytes together, to the last one.
+        for (part, path) in (0..).zip(waste.paths.iter().skip(skip)) {
+            let rest = u64::from(part < waste.bytes % parts);
+            *wasted.entry(path).or_default() += waste.bytes / parts + rest;
+        }
+    }
+    wasted
 }
 
 /// Waste by cause, as the line at the bottom shows it.

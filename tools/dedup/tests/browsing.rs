@@ -50,6 +50,7 @@ fn the_first_layer_adds_what_it_has() {
 }
 
 /// Layer 2 changes etc/a, removes gone/x, and adds two files of one content, one of them wasted.
+/// The bytes that layer 1 wastes at the names of both are there, too.
 #[test]
 fn a_layer_marks_what_it_adds_changes_and_removes() {
     let mut second = browser(1);
@@ -58,11 +59,11 @@ fn a_layer_marks_what_it_adds_changes_and_removes() {
     }
     let all = rows(&second, &View::default());
     let expected = [
-        "C etc 60 0",
-        "C  a 40 0",
+        "C etc 60 10",
+        "C  a 40 10",
         "   b 20 0",
-        "D gone 0 0",
-        "D  x 30 0",
+        "D gone 0 30",
+        "D  x 30 30",
         "A new 100 50",
         "A  m 50 0",
         "A  n 50 50",
@@ -84,6 +85,67 @@ fn a_layer_marks_what_it_adds_changes_and_removes() {
     );
 }
 
+/// Whichever layer is looked at, a name has what all layers waste at it: a10 and a20 of etc/a, which
+/// layers 2 and 3 hide; c7 given again in layer 3; d5 of a name that is a file and then a directory;
+/// and the copy of n50. What is wasted at a name that is not listed is nowhere.
+#[test]
+fn a_name_has_its_waste_after_every_layer() {
+    let layers = [
+        "f etc/a a10\nf etc/c c7\nf kind d5\nf x n50\nf gone z3",
+        "f etc/a a20\nd kind\nf kind/new e1\nw gone",
+        "f etc/a a30\nf etc/c c7\nf y n50",
+        "f last l1",
+    ];
+    let store = TestStore::new();
+    store.put(&["image"], &layers);
+    let collection = store.collect(&[]).unwrap();
+    let image = &collection.images[0];
+    let walked = walk(&collection, image).unwrap();
+    let seen = |layer: usize| {
+        let mut browser = Browser::new(&collection, image, layer, &walked.waste).unwrap();
+        for item in &mut browser.items {
+            item.open = true;
+        }
+        rows(&browser, &View::default())
+    };
+    let first = [
+        "A etc 17 37",
+        "A  a 10 30",
+        "A  c 7 7",
+        "A gone 3 3",
+        "A kind 5 5",
+        "A x 50 0",
+    ];
+    assert_eq!(seen(0), first);
+    // The file and the directory are two rows, and the bytes are the file's.
+    let second = [
+        "C etc 27 37",
+        "C  a 20 30",
+        "   c 7 7",
+        "D gone 3 3",
+        "A kind 1 0",
+        "A  new 1 0",
+        "D kind 5 5",
+        "  x 50 0",
+    ];
+    let mut sorted = seen(1);
+    sorted.sort();
+    let mut expected = second.map(str::to_owned);
+    expected.sort();
+    assert_eq!(sorted, expected);
+    let fourth = [
+        "  etc 37 37",
+        "   a 30 30",
+        "   c 7 7",
+        "  kind 1 5",
+        "   new 1 0",
+        "A last 1 0",
+        "  x 50 0",
+        "  y 50 50",
+    ];
+    assert_eq!(seen(3), fourth);
+}
+
 #[test]
 fn a_search_opens_what_leads_to_its_finds() {
     let second = browser(1);
@@ -91,7 +153,7 @@ fn a_search_opens_what_leads_to_its_finds() {
         search: "ETC/B".to_owned(),
         ..View::default()
     };
-    assert_eq!(rows(&second, &search), ["C etc 60 0", "   b 20 0"]);
+    assert_eq!(rows(&second, &search), ["C etc 60 10", "   b 20 0"]);
     let none = View {
         search: "nothing".to_owned(),
         ..View::default()
