@@ -330,7 +330,10 @@ pub(crate) fn beginning(text: &str, width: usize) -> String {
 }
 
 /// The first characters, in at most this many columns.
-fn fitting(chars: impl Iterator<Item = char>, columns: usize) -> impl Iterator<Item = char> {
+pub(crate) fn fitting(
+    chars: impl Iterator<Item = char>,
+    columns: usize,
+) -> impl Iterator<Item = char> {
     let mut left = columns;
     chars.take_while(move |c| match left.checked_sub(c.width().unwrap_or(0)) {
         Some(rest) => {

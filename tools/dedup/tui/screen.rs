@@ -1,6 +1,7 @@
 //! Draws the browser.
 //!
-//! Every name goes through [`printable`] before it is drawn, so no image can write to the terminal.
+//! Every text of an image goes through [`printable`] before it is drawn, so none can write to the
+//! terminal.
 
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
@@ -10,19 +11,23 @@ use ratatui::widgets::{Block, List, ListState, Paragraph};
 use unicode_width::UnicodeWidthStr;
 
 use super::{App, Pane};
-use crate::browse::{Mark, by_cause};
-use crate::show::{Sizes, image_name, percent, printable};
+use crate::browse::{Item, Mark, View, by_cause};
+use crate::model::Step;
+use crate::show::{Sizes, beginning, fitting, image_name, percent, printable};
 
-const HELP: [&str; 8] = [
-    "Tab pane",
-    "↑↓ move",
-    "←→ close/open",
-    "/ search",
-    "s sort",
-    "u unchanged",
-    "[ ] image",
-    "q quit",
+/// The keys, and what each does.
+const HELP: [(&str, &str); 8] = [
+    ("Tab", "pane"),
+    ("↑↓", "move"),
+    ("←→", "close/open"),
+    ("/", "search"),
+    ("s", "sort"),
+    ("u", "unchanged"),
+    ("[ ]", "image"),
+    ("q", "quit"),
 ];
+/// What the figure in the files' last column counts.
+const WASTED: &str = "wasted: in all layers";
 /// In fewer columns, a pane has all of them.
 const BESIDE: u16 = 72;
 /// In fewer columns of a pane, a file's waste is behind its name.
@@ -30,43 +35,106 @@ const ALIGNED: u16 = 40;
 
 impl App<'_> {
     pub(super) fn draw(&self, frame: &mut Frame<'_>) {
-        let bottom = self.bottom(frame.area().width);
-        let height = u16::try_from(bottom.len()).unwrap_or(u16::MAX);
-        let rows = Layout::vertical([Constraint::Min(6), Constraint::Length(height)]);
+        let bottom = self.bottom(frame.area());
+        let rows = Layout::vertical([Constraint::Min(6), Constraint::Length(height(bottom.len()))]);
         let [main, below] = rows.areas(frame.area());
-        let [first, second] = if main.width >= BESIDE {
-            Layout::horizontal([Constraint::Percentage(38), Constraint::Min(20)]).areas(main)
+        if main.width >= BESIDE {
+            let columns = Layout::horizontal([Constraint::Percentage(38), Constraint::Min(20)]);
+            let [left, files] = columns.areas(main);
+            self.draw_beside(frame, left);
+            self.draw_files(frame, files);
         } else {
-            let layers = self.current().map_or(0, |image| image.layers.len());
-            let most = usize::from(main.height / 3).max(3);
-            let height = u16::try_from((layers + 2).min(most)).unwrap_or(3);
-            Layout::vertical([Constraint::Length(height), Constraint::Min(3)]).areas(main)
-        };
-        self.draw_layers(frame, first);
-        self.draw_files(frame, second);
+            self.draw_stacked(frame, main);
+        }
         frame.render_widget(Paragraph::new(bottom), below);
+    }
+
+    /// The layers, and in a box below them the chosen one's command.
+    fn draw_beside(&self, frame: &mut Frame<'_>, area: Rect) {
+        let inside = Block::bordered().inner(area).width;
+        // The command has what the layers leave, and half of the place if they leave less.
+        let left = area.height.saturating_sub(self.layers_height());
+        let most = left.max(area.height / 2);
+        let height = match self.command_height(unlabelled, inside) {
+            0 => 0,
+            lines => lines.saturating_add(2).min(most).max(3),
+        };
+        let rows = Layout::vertical([Constraint::Min(3), Constraint::Length(height)]);
+        let [layers, command] = rows.areas(area);
+        self.draw_layers(frame, layers);
+        let title = format!(" command of layer {} ", self.layer + 1);
+        let block = Block::bordered().title(title);
+        let text = self.command_lines(unlabelled, block.inner(command));
+        frame.render_widget(Paragraph::new(text).block(block), command);
+    }
+
+    /// The layers, the chosen one's command, and the files, one above the other.
+    fn draw_stacked(&self, frame: &mut Frame<'_>, area: Rect) {
+        let most = (area.height / 5).max(1);
+        let rows = Layout::vertical([
+            Constraint::Length(self.layers_height().min(area.height / 3).max(3)),
+            Constraint::Length(self.command_height(labelled, area.width).min(most)),
+            Constraint::Min(3),
+        ]);
+        let [layers, command, files] = rows.areas(area);
+        self.draw_layers(frame, layers);
+        let text = self.command_lines(labelled, command);
+        frame.render_widget(Paragraph::new(text), command);
+        self.draw_files(frame, files);
+    }
+
+    /// The rows that the list of all layers fills, with its border.
+    fn layers_height(&self) -> u16 {
+        let layers = self.current().map_or(0, |image| image.layers.len());
+        height(layers + 2)
+    }
+
+    /// The rows that the longest command of the image fills: with those of the chosen layer's, the
+    /// panes would move whenever another layer is chosen.
+    fn command_height(&self, show: fn(usize, &str) -> String, width: u16) -> u16 {
+        let steps = self.current().into_iter().flat_map(|image| &image.steps);
+        let commands = steps.enumerate();
+        let heights = commands
+            .filter(|(_, step)| !step.created_by.is_empty())
+            .map(|(layer, step)| wrapped(&show(layer, &step.created_by), width).len());
+        height(heights.max().unwrap_or(0))
+    }
+
+    /// The chosen layer's command, cut where the area ends.
+    fn command_lines(&self, show: fn(usize, &str) -> String, area: Rect) -> Vec<Line<'static>> {
+        let step = self.current().and_then(|image| image.steps.get(self.layer));
+        let command = match step.map(|step| step.created_by.as_str()) {
+            None | Some("") => "not in the image's history",
+            Some(command) => command,
+        };
+        let lines = cut(wrapped(&show(self.layer, command), area.width), area);
+        lines.into_iter().map(Line::from).collect()
     }
 
     fn draw_layers(&self, frame: &mut Frame<'_>, area: Rect) {
         let Some(image) = self.current() else { return };
-        let lines = image
-            .layers
-            .iter()
-            .zip(&image.steps)
-            .zip(&self.walked.changes)
-            .enumerate();
-        let lines = lines.map(|(number, ((layer, step), changes))| {
-            let bytes = self
-                .collection
-                .layer(*layer)
-                .map_or(0, |layer| layer.logical);
-            let counts = format!(
+        let sizes = image.layers.iter().map(|layer| {
+            let layer = self.collection.layer(*layer);
+            Sizes::Human.show(layer.map_or(0, |layer| layer.logical))
+        });
+        let counts = self.walked.changes.iter().map(|changes| {
+            format!(
                 "+{} ~{} -{}",
                 changes.added, changes.changed, changes.deleted
+            )
+        });
+        let (sizes, counts): (Vec<_>, Vec<_>) = (sizes.collect(), counts.collect());
+        // Columns are as wide as they must be: the rest of a row is the command's.
+        let number_width = image.layers.len().to_string().len();
+        let (size_width, count_width) = (widest(&sizes), widest(&counts));
+        let inside = usize::from(Block::bordered().inner(area).width);
+        let lines = sizes.iter().zip(&counts).zip(&image.steps);
+        let lines = lines.zip(1..).map(|(((size, counts), step), number)| {
+            let step = one_line(step);
+            let row = format!(
+                "{number:>number_width$} {size:>size_width$} {counts:<count_width$} {step}"
             );
-            let size = Sizes::Human.show(bytes);
-            let step = printable(&step.created_by);
-            Line::from(format!("{:>3} {size:>8} {counts:<16} {step}", number + 1))
+            Line::from(beginning(row.trim_end(), inside))
         });
         let title = printable(&format!(
             " {} ({}/{}) ",
@@ -74,14 +142,8 @@ impl App<'_> {
             self.image + 1,
             self.images.len()
         ));
-        self.list(
-            frame,
-            area,
-            lines.collect(),
-            self.layer,
-            title,
-            Pane::Layers,
-        );
+        let at = Some(self.layer);
+        self.list(frame, area, lines.collect(), at, title, Pane::Layers);
     }
 
     fn draw_files(&self, frame: &mut Frame<'_>, area: Rect) {
@@ -89,45 +151,48 @@ impl App<'_> {
             .rows
             .iter()
             .filter_map(|number| self.browser.items.get(*number));
-        let lines = items.map(|item| {
-            let colour = match item.mark {
-                Mark::Same => Color::Reset,
-                Mark::Added => Color::Green,
-                Mark::Changed => Color::Yellow,
-                Mark::Removed => Color::Red,
-            };
-            let indent = "  ".repeat(item.depth.saturating_sub(1));
-            let sign = match (item.is_directory(), item.open) {
-                (true, true) => "▾ ",
-                (true, false) => "▸ ",
-                (false, _) => "  ",
-            };
-            let wasted = if item.waste > 0 {
-                Sizes::Human.show(item.waste)
-            } else {
-                String::new()
-            };
-            let size = Sizes::Human.show(item.bytes);
-            let mark = Span::raw(format!("{} {size:>7} ", item.mark.letter())).fg(colour);
-            let name = Span::raw(format!("{indent}{sign}{}", printable(&item.name))).fg(colour);
-            let waste = |text: String| Span::raw(text).fg(Color::Magenta);
-            if area.width < ALIGNED {
-                let behind = if item.waste > 0 {
-                    format!(" ({wasted})")
-                } else {
-                    wasted
-                };
-                Line::from(vec![mark, name, waste(behind)])
-            } else {
-                Line::from(vec![mark, waste(format!("{wasted:>8} ")), name])
-            }
-        });
+        let mut lines: Vec<Line<'_>> = items.map(|item| file_line(item, area.width)).collect();
+        let at = (!lines.is_empty()).then_some(self.row);
+        if lines.is_empty() {
+            let inside = Block::bordered().inner(area);
+            let why = wrapped(&self.why_empty(), inside.width).into_iter();
+            lines = why.map(|line| Line::from(line).dim()).collect();
+        }
+        let what = if self.view.hide_same {
+            "changes of"
+        } else {
+            "files after"
+        };
         let sort = if self.view.by_size { "size" } else { "name" };
         let title = format!(
-            " files after layer {}, by {sort}: mark, size, wasted ",
+            " {what} layer {} by {sort}: mark, size, wasted ",
             self.layer + 1
         );
-        self.list(frame, area, lines.collect(), self.row, title, Pane::Files);
+        self.list(frame, area, lines, at, title, Pane::Files);
+    }
+
+    /// Why no name is shown, and the key that changes it.
+    fn why_empty(&self) -> String {
+        let search = &self.view.search;
+        let all = View {
+            hide_same: false,
+            ..self.view.clone()
+        };
+        let hidden = self.view.hide_same && !self.browser.rows(&all).is_empty();
+        // While a search is typed, u is a letter of it.
+        let key = if self.searching {
+            "Enter, then u,"
+        } else {
+            "u"
+        };
+        match (search.is_empty(), hidden) {
+            (true, false) => "no files".to_owned(),
+            (true, true) => format!("no match: the layer changed nothing ({key} shows the rest)"),
+            (false, false) => format!("no match for \"{search}\" (Esc ends the search)"),
+            (false, true) => format!(
+                "no match for \"{search}\" in what the layer changed ({key} shows the rest)"
+            ),
+        }
     }
 
     fn list(
@@ -135,7 +200,7 @@ impl App<'_> {
         frame: &mut Frame<'_>,
         area: Rect,
         lines: Vec<Line<'_>>,
-        at: usize,
+        at: Option<usize>,
         title: String,
         pane: Pane,
     ) {
@@ -147,53 +212,164 @@ impl App<'_> {
         let list = List::new(lines)
             .block(Block::bordered().title(title).border_style(style))
             .highlight_style(Style::new().add_modifier(Modifier::REVERSED));
-        frame.render_stateful_widget(
-            list,
-            area,
-            &mut ListState::default().with_selected(Some(at)),
-        );
+        frame.render_stateful_widget(list, area, &mut ListState::default().with_selected(at));
     }
 
-    /// What all of the image wastes, and the keys; as many lines as they need.
-    fn bottom(&self, width: u16) -> Vec<Line<'static>> {
+    /// What all of the image wastes, and the keys, in as many lines as they need; in a line each
+    /// where that would be more than a quarter of the screen.
+    fn bottom(&self, area: Rect) -> Vec<Line<'static>> {
         let Some(image) = self.current() else {
             return Vec::new();
         };
-        let logical: u64 = self
-            .collection
-            .stack(&image.layers)
-            .map(|layer| layer.logical)
-            .sum();
+        let layers = self.collection.stack(&image.layers);
+        let logical: u64 = layers.map(|layer| layer.logical).sum();
         let causes = by_cause(&self.walked.waste);
         let total: u64 = causes.values().sum();
         let mut parts = vec![format!("waste {} of the layers:", percent(total, logical))];
         let of_cause = |(cause, bytes): (_, &u64)| format!("{cause} {}", Sizes::Human.show(*bytes));
         parts.extend(causes.iter().map(of_cause));
-        let search = match (self.searching, self.view.search.is_empty()) {
-            (true, _) => vec![format!("search: {}_", printable(&self.view.search))],
-            (false, false) => vec![
-                format!("search: {}", printable(&self.view.search)),
-                "(Esc ends it)".to_owned(),
-            ],
-            (false, true) => HELP.map(str::to_owned).to_vec(),
-        };
-        let waste = packed(&parts, usize::from(width))
-            .into_iter()
-            .map(Line::from);
-        let search = packed(&search, usize::from(width)).into_iter();
-        waste
-            .chain(search.map(|line| Line::from(line).dim()))
-            .collect()
+        let mut waste = packed(&parts, "  ", area.width);
+        let mut keys = packed(&self.keys(), "  ", area.width);
+        if waste.len() + keys.len() > usize::from(area.height / 4) {
+            waste = cut(waste, Rect { height: 1, ..area });
+            if !self.has_search() {
+                let names = HELP.map(|(key, _)| key).join(" ");
+                keys = packed(&[names, WASTED.to_owned()], "  ", area.width);
+                keys.truncate(1);
+            }
+        }
+        let keys = keys.into_iter().map(|line| Line::from(line).dim());
+        waste.into_iter().map(Line::from).chain(keys).collect()
+    }
+
+    /// Whether there is a search, which is shown in place of the keys.
+    fn has_search(&self) -> bool {
+        self.searching || !self.view.search.is_empty()
+    }
+
+    fn keys(&self) -> Vec<String> {
+        let search = printable(&self.view.search);
+        if self.searching {
+            return vec![format!("search: {search}_")];
+        }
+        if self.has_search() {
+            return vec![format!("search: {search}"), "(Esc ends it)".to_owned()];
+        }
+        let keys = HELP.iter().map(|(key, what)| format!("{key} {what}"));
+        keys.chain([WASTED.to_owned()]).collect()
     }
 }
 
+/// A layer's command below a title that has its number.
+fn unlabelled(_layer: usize, command: &str) -> String {
+    command.to_owned()
+}
+
+/// A layer's command where nothing else says whose it is.
+fn labelled(layer: usize, command: &str) -> String {
+    format!("layer {}: {command}", layer + 1)
+}
+
+/// Mark, size, waste and name; what is too long of the name is cut, so that the waste is seen.
+fn file_line(item: &Item, width: u16) -> Line<'static> {
+    let colour = match item.mark {
+        Mark::Same => Color::Reset,
+        Mark::Added => Color::Green,
+        Mark::Changed => Color::Yellow,
+        Mark::Removed => Color::Red,
+    };
+    let indent = "  ".repeat(item.depth.saturating_sub(1));
+    let sign = match (item.is_directory(), item.open) {
+        (true, true) => "▾ ",
+        (true, false) => "▸ ",
+        (false, _) => "  ",
+    };
+    let is_aligned = width >= ALIGNED;
+    let wasted = Sizes::Human.show(item.waste);
+    let wasted = match (item.waste > 0, is_aligned) {
+        (true, true) => format!("{wasted:>8} "),
+        (true, false) => format!(" ({wasted})"),
+        (false, true) => " ".repeat(9),
+        (false, false) => String::new(),
+    };
+    let size = Sizes::Human.show(item.bytes);
+    let mark = format!("{} {size:>7} ", item.mark.letter());
+    let borders = 2;
+    let place = usize::from(width).saturating_sub(borders + mark.width() + wasted.width());
+    let name = beginning(&format!("{indent}{sign}{}", printable(&item.name)), place);
+    let mark = Span::raw(mark).fg(colour);
+    let name = Span::raw(name).fg(colour);
+    let wasted = Span::raw(wasted).fg(Color::Magenta);
+    Line::from(if is_aligned {
+        vec![mark, wasted, name]
+    } else {
+        vec![mark, name, wasted]
+    })
+}
+
+/// A number of lines as a layout has it.
+fn height(count: usize) -> u16 {
+    u16::try_from(count).unwrap_or(u16::MAX)
+}
+
+fn widest(texts: &[String]) -> usize {
+    texts.iter().map(|text| text.width()).max().unwrap_or(0)
+}
+
+/// A command without its line breaks, tabs and rows of blanks.
+fn one_line(step: &Step) -> String {
+    let words: Vec<&str> = step.created_by.split_whitespace().collect();
+    printable(&words.join(" "))
+}
+
+/// A text in lines of at most this many columns. It is broken at blanks, a longer word anywhere,
+/// and keeps its own line breaks.
+fn wrapped(text: &str, width: u16) -> Vec<String> {
+    let mut lines = Vec::new();
+    for line in text.lines() {
+        let words = line.split_whitespace().map(printable);
+        let words: Vec<String> = words.flat_map(|word| pieces(&word, width)).collect();
+        lines.extend(packed(&words, " ", width));
+    }
+    lines
+}
+
+/// A word in pieces of at most this many columns, but at least a character each.
+fn pieces(word: &str, width: u16) -> Vec<String> {
+    let mut pieces = Vec::new();
+    let mut rest = word;
+    while let Some(first) = rest.chars().next() {
+        let fits: usize = fitting(rest.chars(), width.into())
+            .map(char::len_utf8)
+            .sum();
+        let Some((piece, after)) = rest.split_at_checked(fits.max(first.len_utf8())) else {
+            break;
+        };
+        pieces.push(piece.to_owned());
+        rest = after;
+    }
+    pieces
+}
+
+/// As many lines as the area has; `…` stands for those that it has not.
+fn cut(mut lines: Vec<String>, area: Rect) -> Vec<String> {
+    let height = usize::from(area.height);
+    if lines.len() > height {
+        lines.truncate(height);
+        if let Some(last) = lines.last_mut() {
+            *last = beginning(&format!("{last} …"), area.width.into());
+        }
+    }
+    lines
+}
+
 /// Parts in lines of at most this many columns, but for a part that is wider.
-fn packed(parts: &[String], width: usize) -> Vec<String> {
+fn packed(parts: &[String], gap: &str, width: u16) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for part in parts {
         match lines.last_mut() {
-            Some(line) if line.width() + 2 + part.width() <= width => {
-                line.push_str("  ");
+            Some(line) if line.width() + gap.width() + part.width() <= usize::from(width) => {
+                line.push_str(gap);
                 line.push_str(part);
             }
             _ => lines.push(part.clone()),
@@ -203,71 +379,4 @@ fn packed(parts: &[String], width: usize) -> Vec<String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use ratatui::Terminal;
-    use ratatui::backend::TestBackend;
-    use ratatui::buffer::Cell;
-
-    use super::*;
-    use crate::tests::TestStore;
-
-    /// The screen of a terminal of this size, line by line.
-    fn screen(app: &App<'_>, width: u16, height: u16) -> Vec<String> {
-        let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
-        terminal.draw(|frame| app.draw(frame)).unwrap();
-        let buffer = terminal.backend().buffer();
-        let symbols: Vec<&str> = buffer.content().iter().map(Cell::symbol).collect();
-        symbols.chunks(width.into()).map(<[&str]>::concat).collect()
-    }
-
-    /// The two panes are beside each other from 72 columns on, else one above the other; both are
-    /// as wide as the terminal, and every key is explained in lines that fit.
-    #[test]
-    fn the_panes_and_the_keys_fit_the_terminal() {
-        let store = TestStore::new();
-        store.put(&["one"], &["f name a3000", "w name\nf other b20"]);
-        let collection = store.collect(&[]).unwrap();
-        let app = App::new(&collection, collection.chosen().collect()).unwrap();
-        for width in [150, 72, 71, 40, 24] {
-            let lines = screen(&app, width, 30);
-            let seen = lines.join("\n");
-            let top = &lines[0];
-            assert!(
-                top.starts_with("┌ one:latest (1/1) ") && top.ends_with('┐'),
-                "{seen}"
-            );
-            assert_eq!(
-                top.contains("┐┌ files after"),
-                width >= 72,
-                "{width}:\n{seen}"
-            );
-            let below = lines
-                .iter()
-                .filter(|line| line.starts_with("┌ files after"));
-            assert_eq!(below.count(), usize::from(width < 72), "{width}:\n{seen}");
-            // The file of 3,000 bytes, all wasted: behind its name where there is little place.
-            let waste = if width < 40 {
-                "3kB   name (3kB)"
-            } else {
-                "3kB      3kB   name"
-            };
-            assert!(seen.contains(waste), "{width}:\n{seen}");
-            for key in HELP {
-                assert!(seen.contains(key), "{width}: {key}:\n{seen}");
-            }
-        }
-    }
-
-    /// Nothing fits, and nothing fails.
-    #[test]
-    fn the_smallest_terminals_are_drawn_to() {
-        let store = TestStore::new();
-        store.put(&["one"], &["f name a3"]);
-        let collection = store.collect(&[]).unwrap();
-        let app = App::new(&collection, collection.chosen().collect()).unwrap();
-        for (width, height) in [(1, 1), (1, 40), (200, 1), (2, 2), (10, 4)] {
-            let lines = screen(&app, width, height);
-            assert_eq!(lines.len(), usize::from(height));
-        }
-    }
-}
+mod tests;
