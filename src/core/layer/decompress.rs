@@ -279,6 +279,9 @@ impl<R: Read> Read for Decompressed<R> {
 
 /// A decoder of one member.
 trait Member: Read {
+    /// What a member begins with.
+    const MAGIC: u8;
+
     type Source: BufRead;
 
     fn open(source: Self::Source) -> Self;
@@ -288,6 +291,8 @@ trait Member: Read {
 }
 
 impl<S: BufRead> Member for GzDecoder<S> {
+    const MAGIC: u8 = 0x1f;
+
     type Source = S;
 
     fn open(source: S) -> Self {
@@ -300,6 +305,8 @@ impl<S: BufRead> Member for GzDecoder<S> {
 }
 
 impl<S: BufRead> Member for BzDecoder<S> {
+    const MAGIC: u8 = b'B';
+
     type Source = S;
 
     fn open(source: S) -> Self {
@@ -328,7 +335,7 @@ impl<D: Member> Read for Members<D> {
                 return Ok(count);
             }
             if let Some(member) = self.0.take()
-                && let Some(source) = next_member(member.close())?
+                && let Some(source) = next_member(member.close(), D::MAGIC)?
             {
                 *self = Self::new(source);
             }
@@ -338,7 +345,8 @@ impl<D: Member> Read for Members<D> {
 }
 
 /// The source if another member begins there. Padding is skipped; what is neither is an error.
-fn next_member<S: BufRead>(mut source: S) -> io::Result<Option<S>> {
+fn next_member<S: BufRead>(mut source: S, magic: u8) -> io::Result<Option<S>> {
+    let other = |what| Err(io::Error::new(ErrorKind::InvalidData, what));
     let mut padded = false;
     loop {
         let bytes = match source.fill_buf() {
@@ -348,12 +356,9 @@ fn next_member<S: BufRead>(mut source: S) -> io::Result<Option<S>> {
         match bytes.first() {
             None => return Ok(None),
             Some(0) => {}
-            Some(_) if padded => {
-                return Err(io::Error::new(
-                    ErrorKind::InvalidData,
-                    "other data behind the padding",
-                ));
-            }
+            Some(_) if padded => return other("other data behind the padding"),
+            // A decoder would call what is too short for a header cut off.
+            Some(byte) if *byte != magic => return other("other data behind its end"),
             Some(_) => return Ok(Some(source)),
         }
         padded = true;

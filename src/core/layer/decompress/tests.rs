@@ -210,3 +210,15 @@ fn memory_of_zstd_is_its_window() {
     assert_eq!(sized(100_000), 100_000);
     assert_eq!(decompress(&b"plain"[..]).unwrap().memory(), SMALL_DECODER);
 }
+
+/// Whatever follows a stream, however short, is no cut: nothing of the stream is missing.
+#[test]
+fn other_data_behind_a_stream_is_not_called_a_cut() {
+    for (program, _) in PROGRAMS {
+        let whole = squeezed(program, &[], b"hello");
+        for junk in [&b"x"[..], b"junk\n", &[b'j'; 40]] {
+            let error = all(&[&whole, junk].concat()).unwrap_err().to_string();
+            assert!(error.contains("is damaged"), "{program}: {error}");
+        }
+    }
+}
