@@ -245,6 +245,39 @@ assert load('1') == [last]";
     });
 }
 
+/// An image that an index names and that is not there is told of, before what was loaded; also where
+/// progress is not asked for.
+#[test]
+fn the_api_tells_what_a_load_leaves_out() {
+    root(|| {
+        let layout = directory().join("layout");
+        let base = cowl_tests::busybox::layers().join("base.tar");
+        cowl_tests::store::make_image("oci", &layout, "told:1", &[], &[&base]);
+        let store = Store::new("store");
+        let server = Server::start(&store);
+        let script = "
+import http.client, io, json, socket, sys, tarfile
+path, layout = sys.argv[1:]
+index = json.load(open(layout + '/index.json'))
+[there] = index['manifests']
+there['platform'] = {'os': 'linux', 'architecture': 'amd64'}
+index['manifests'].append({**there, 'digest': 'sha256:' + '0' * 64, 'platform': {'os': 'linux', 'architecture': 's390x'}})
+json.dump(index, open(layout + '/index.json', 'w'))
+archive = io.BytesIO()
+with tarfile.open(fileobj=archive, mode='w') as tar: tar.add(layout, '')
+for quiet in '01':
+    client = http.client.HTTPConnection('x')
+    client.sock = socket.socket(socket.AF_UNIX)
+    client.sock.connect(path)
+    client.request('POST', '/v1.51/images/load?quiet=' + quiet, archive.getvalue())
+    lines = [json.loads(line) for line in client.getresponse().read().splitlines()]
+    told = 'image told:1 for linux/s390x is left out: the archive has no blobs/sha256/' + '0' * 64
+    assert [line['stream'] for line in lines if 'stream' in line] == ['Warning: ' + told + '\\n', 'Loaded image: told:1\\n'], lines";
+        let socket = server.socket().to_owned();
+        cowl_tests::command::python(&directory(), script, [&socket, &layout]);
+    });
+}
+
 #[test]
 fn serve_replaces_the_socket_of_a_killed_server_only() {
     root(|| {

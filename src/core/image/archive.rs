@@ -21,6 +21,14 @@ use crate::store::Store;
 /// Limit of all documents of an archive together: they stay in memory until the last is checked.
 const DOCUMENTS_LIMIT: u64 = 64 << 20;
 
+/// How the names of archives end.
+const ENDINGS: [&str; 6] = [".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst"];
+
+/// Whether a name ends as those of archives do.
+pub fn is_named_as_archive(name: &str) -> bool {
+    ENDINGS.iter().any(|end| name.ends_with(end))
+}
+
 pub(super) struct Archive {
     /// For messages.
     pub(super) name: String,

@@ -45,8 +45,26 @@ pub(super) fn of_platforms(
 }
 
 /// The images that a name or a digest behind one means, or a tag alone (skopeo's `oci:PATH:TAG`), or
-/// the one image whose id begins so.
+/// the one image whose id begins so. Behind it may be a platform, as in `multi:1 (linux/arm64)`.
 pub(super) fn named(found: Vec<Candidate>, wanted: &str) -> Result<Vec<Candidate>, ImageError> {
+    let Some((wanted, platform)) = split_platform(wanted) else {
+        return of_name(found, wanted);
+    };
+    let mut found = of_platforms(of_name(found, wanted)?, &[platform])?;
+    for candidate in &mut found {
+        // Not asked for.
+        candidate.absent.clear();
+    }
+    Ok(found)
+}
+
+/// A name and the platform behind it.
+fn split_platform(wanted: &str) -> Option<(&str, PlatformName)> {
+    let (name, platform) = wanted.strip_suffix(')')?.rsplit_once(" (")?;
+    Some((name, platform.parse().ok()?))
+}
+
+fn of_name(found: Vec<Candidate>, wanted: &str) -> Result<Vec<Candidate>, ImageError> {
     let all = names(&found);
     let refused = |found: &[Candidate]| ImageError::NoImage {
         wanted: wanted.to_owned(),
@@ -89,6 +107,8 @@ pub(super) fn named(found: Vec<Candidate>, wanted: &str) -> Result<Vec<Candidate
             candidate.index = None;
         }
         if !candidate.images.is_empty() {
+            // One image is asked for.
+            candidate.absent.clear();
             chosen.push(candidate);
         }
     }

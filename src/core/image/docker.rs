@@ -62,6 +62,7 @@ fn candidate(archive: &Archive, image: DockerImage) -> Result<Candidate, ImageEr
             manifest: None,
             layers,
         }],
+        absent: Vec::new(),
     })
 }
 

@@ -1,6 +1,7 @@
 //! Errors of loading and saving an archive. A message names the part of the archive; the caller
 //! names the archive.
 
+use std::error::Error as _;
 use std::io;
 
 use crate::digest::{DiffId, DigestError, Sha256Digest};
@@ -186,6 +187,32 @@ pub enum ImageError {
     /// An archive of no images.
     #[error("the archive holds no image")]
     Empty,
+}
+
+impl ImageError {
+    /// Whether the disk or the quota of the store is full.
+    pub fn is_full(&self) -> bool {
+        let of_store = |error: &StoreError| matches!(error, StoreError::NoSpace { .. });
+        // What is transparent is not its own source.
+        if let Self::Store(error) = self {
+            return of_store(error);
+        }
+        let mut next = self.source();
+        while let Some(error) = next {
+            let kind = error.downcast_ref().map(io::Error::kind);
+            let is_full = kind.is_some_and(|kind| {
+                matches!(
+                    kind,
+                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+                )
+            });
+            if is_full || error.downcast_ref().is_some_and(of_store) {
+                return true;
+            }
+            next = error.source();
+        }
+        false
+    }
 }
 
 /// Why images were not saved.

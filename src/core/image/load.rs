@@ -7,6 +7,7 @@ use std::path::Path;
 
 use cowl_sys::stack::on_own_stack;
 
+use super::absent::{self, Absent};
 use super::archive::Archive;
 use super::parts::{self, LoadedLayers, Wanted};
 use super::watch::Watch;
@@ -41,7 +42,7 @@ pub struct LoadOptions<'o> {
     /// Only what this means is loaded: a name, a tag alone or the beginning of an id, which must be of
     /// one image. None: all images.
     pub image: Option<&'o str>,
-    /// Is told how far it is.
+    /// Is told how far it is, and what of the archive is missing.
     pub watch: Option<&'o dyn Watch>,
 }
 
@@ -88,9 +89,14 @@ fn load_here(
     let archive = Archive::open(file, path, store, options.watch)?;
     let mut found = candidates(&archive, path, options.platforms)?;
     if let Some(wanted) = options.image {
-        found = choice::named(found, wanted)?;
+        found = oci::Found {
+            images: choice::named(found.images, wanted)?,
+            absent: Vec::new(),
+        };
     }
-    let planned = found.into_iter().map(plan).collect::<Result<Vec<_>, _>>()?;
+    let absent = absent_of(&found, options.platforms);
+    let planned = found.images.into_iter().map(plan);
+    let planned = planned.collect::<Result<Vec<_>, _>>()?;
     let transaction = store.begin_with(options.trust)?;
     let layers: Vec<Wanted> = planned.iter().flat_map(PlannedImage::layers).collect();
     let diff_ids: Vec<_> = layers.iter().map(|layer| layer.diff_id).collect();
@@ -110,6 +116,11 @@ fn load_here(
     }
     let tags = images.iter().flat_map(Image::tags).collect::<Vec<_>>();
     transaction.publish(&tags)?;
+    if let Some(watch) = options.watch {
+        for absent in &absent {
+            watch.absent(absent);
+        }
+    }
     Ok(images
         .into_iter()
         .map(|image| Loaded {
@@ -120,12 +131,26 @@ fn load_here(
         .collect())
 }
 
+/// What the archive's indexes name and it does not have. What `manifest.json` has by that name is
+/// not missing.
+fn absent_of(found: &oci::Found, platforms: &[PlatformName]) -> Vec<Absent> {
+    let named = |name: &Reference| found.images.iter().any(|image| image.names.contains(name));
+    let images = found.images.iter();
+    let of_images = images.filter_map(|image| absent::told(&image.names, &image.absent, platforms));
+    let whole = found.absent.iter().filter_map(|(name, images)| {
+        let names = name.as_slice();
+        let is_here = names.iter().any(named);
+        absent::told(names, images, platforms).filter(|_| !is_here)
+    });
+    of_images.chain(whole).collect()
+}
+
 /// The images of the archive in either form; a new `docker save` writes both.
 pub(super) fn candidates(
     archive: &Archive,
     path: &Path,
     platforms: &[PlatformName],
-) -> Result<Vec<Candidate>, ImageError> {
+) -> Result<oci::Found, ImageError> {
     let (layout, docker) = (archive.has(oci::LAYOUT)?, archive.has(docker::MANIFEST)?);
     if !layout && !docker {
         return Err(no_image_archive(archive)?);
@@ -133,17 +158,17 @@ pub(super) fn candidates(
     let mut found = if layout {
         oci::candidates(archive, path, platforms)?
     } else {
-        Vec::new()
+        oci::Found::default()
     };
     if docker {
         for image in docker::candidates(archive)? {
-            add(&mut found, image);
+            add(&mut found.images, image);
         }
     }
-    if platforms.is_empty() {
-        return Ok(found);
+    if !platforms.is_empty() {
+        found.images = choice::of_platforms(found.images, platforms)?;
     }
-    choice::of_platforms(found, platforms)
+    Ok(found)
 }
 
 pub(super) fn parse_config(bytes: &[u8], names: &[Reference]) -> Result<ImageConfig, ImageError> {
@@ -277,6 +302,7 @@ pub(super) fn plan(candidate: Candidate) -> Result<PlannedImage, ImageError> {
         names,
         index,
         images,
+        absent: _,
     } = candidate;
     let platforms = images
         .into_iter()

@@ -15,11 +15,12 @@
 //! repair     what a check found damaged, again from archives and blobs
 //! save       store -> an OCI layout and docker-archive in one
 //! source     a layer's part as it is read    budget   memory of the layers that load at a time
-//! watch      how far it is
+//! watch      how far it is                   absent   what an index names and the archive lacks
 //! ```
 //!
 //! Called by the engine. This module knows formats only, not how images are run or listed.
 
+mod absent;
 mod archive;
 mod budget;
 mod choice;
@@ -42,6 +43,8 @@ mod watch;
 #[cfg(test)]
 mod tests;
 
+pub use self::absent::{Absent, AbsentImage};
+pub use self::archive::is_named_as_archive;
 pub use self::commit::{ChangeError, ConfigChange, NewImage, new_config};
 pub use self::documents::{HistoryEntry, ImageConfig, ProcessConfig, RootFs};
 pub use self::error::{ImageError, SaveError};
@@ -72,6 +75,8 @@ struct Candidate {
     index: Option<Vec<u8>>,
     /// At least one, each for another platform; one that runs on this host comes first.
     images: Vec<CandidateImage>,
+    /// What the index lists, too, and the archive does not have.
+    absent: Vec<AbsentImage>,
 }
 
 /// The image of one platform.

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::path::Path;
 
+use super::absent::AbsentImage;
 use super::archive::Archive;
 use super::documents::{Descriptor, Document, Manifest, OciLayout, Platform, from_json};
 use super::{
@@ -40,14 +41,14 @@ const LAYER_TYPES: [&str; 2] = [
     "application/vnd.docker.image.rootfs.",
 ];
 
-/// The images of a layout, tagged and untagged.
+/// The images of a layout, tagged and untagged, and names whose images are all missing.
 ///
 /// With `platforms` the caller chooses among them; without, one must run on this host.
 pub(super) fn candidates(
     archive: &Archive,
     base: &Path,
     platforms: &[PlatformName],
-) -> Result<Vec<Candidate>, ImageError> {
+) -> Result<Found, ImageError> {
     let layout: OciLayout = from_json(
         LAYOUT,
         &archive.read_required(LAYOUT, DOCUMENT_LIMIT, "the format")?,
@@ -73,7 +74,7 @@ pub(super) fn candidates(
             what: "it is a manifest, not an index".to_owned(),
         });
     };
-    let mut candidates = Vec::new();
+    let mut result = Found::default();
     let mut others = Vec::new();
     let mut budget = Budget {
         mentions: MAX_MENTIONS,
@@ -91,15 +92,33 @@ pub(super) fn candidates(
         match found.choose(archive, platforms.is_empty())? {
             Ok(mut candidate) => {
                 candidate.names.extend(name);
-                candidates.push(candidate);
+                result.images.push(candidate);
             }
-            Err(other) => others.push(other),
+            Err(other) => {
+                result.absent.push((name, other.absent));
+                others.push(other.why);
+            }
         }
     }
     match others.into_iter().next() {
-        Some(other) if candidates.is_empty() => Err(other),
-        _ => Ok(candidates),
+        Some(other) if result.images.is_empty() => Err(other),
+        _ => Ok(result),
     }
+}
+
+/// The images of an archive.
+#[derive(Default)]
+pub(super) struct Found {
+    pub(super) images: Vec<Candidate>,
+    /// Names that have no image here, and what of them is missing: nothing where they are names of
+    /// signatures and the like.
+    pub(super) absent: Vec<(Option<Reference>, Vec<AbsentImage>)>,
+}
+
+/// Why a name has no image.
+struct NoImage {
+    why: ImageError,
+    absent: Vec<AbsentImage>,
 }
 
 /// What may still be read of an archive. An index can be mentioned any number of times.
@@ -127,8 +146,8 @@ struct FoundImages {
     images: Vec<(Platform, CandidateImage)>,
     /// Manifests that are no images: signatures, attestations, other artifacts.
     artifacts: Vec<ImageError>,
-    /// Manifests missing from the archive, as is usual for all platforms but one.
-    absent: Vec<ImageError>,
+    /// What is missing from the archive, as is usual for all platforms but one.
+    absent: Vec<AbsentImage>,
 }
 
 impl FoundImages {
@@ -147,9 +166,9 @@ impl FoundImages {
         }
         let name = blob_name(digest);
         if !archive.has(&name)? {
-            self.absent.push(ImageError::Missing {
-                name,
-                needed_by: INDEX.to_owned(),
+            self.absent.push(AbsentImage {
+                platform: descriptor.platform.as_ref().map(Into::into),
+                missing: name,
             });
             return Ok(());
         }
@@ -221,11 +240,18 @@ impl FoundImages {
         mut self,
         archive: &Archive,
         for_host: bool,
-    ) -> Result<Result<Candidate, ImageError>, ImageError> {
+    ) -> Result<Result<Candidate, NoImage>, ImageError> {
         self.drop_incomplete(archive)?;
         if self.images.is_empty() {
-            let reason = self.absent.into_iter().chain(self.artifacts).next();
-            return Ok(Err(reason.unwrap_or(ImageError::Empty)));
+            let missing = self.absent.first().map(|absent| ImageError::Missing {
+                name: absent.missing.clone(),
+                needed_by: INDEX.to_owned(),
+            });
+            let why = missing.into_iter().chain(self.artifacts).next();
+            return Ok(Err(NoImage {
+                why: why.unwrap_or(ImageError::Empty),
+                absent: self.absent,
+            }));
         }
         let host = host_platform();
         if self.images.len() > 1 && for_host {
@@ -253,31 +279,43 @@ impl FoundImages {
             names: Vec::new(),
             index: self.index,
             images: self.images.into_iter().map(|(_, image)| image).collect(),
+            absent: self.absent,
         }))
     }
 
     /// Drops images with missing layers if at least one image is complete.
     fn drop_incomplete(&mut self, archive: &Archive) -> Result<(), ImageError> {
-        let mut whole = Vec::new();
+        let mut missing = Vec::new();
         for (_, image) in &self.images {
-            whole.push(is_whole(archive, image)?);
+            missing.push(missing_layer(archive, image)?);
         }
-        if whole.contains(&true) {
-            let mut whole = whole.into_iter();
-            self.images.retain(|_| whole.next() == Some(true));
+        if !missing.contains(&None) {
+            return Ok(());
+        }
+        let images = std::mem::take(&mut self.images).into_iter().zip(missing);
+        for ((platform, image), missing) in images {
+            let Some(missing) = missing else {
+                self.images.push((platform, image));
+                continue;
+            };
+            let is_named = !platform.os.is_empty() || !platform.architecture.is_empty();
+            self.absent.push(AbsentImage {
+                platform: is_named.then(|| (&platform).into()),
+                missing,
+            });
         }
         Ok(())
     }
 }
 
-/// Whether the archive has all its layers.
-fn is_whole(archive: &Archive, image: &CandidateImage) -> Result<bool, ImageError> {
+/// The first of its layers that the archive does not have.
+fn missing_layer(archive: &Archive, image: &CandidateImage) -> Result<Option<String>, ImageError> {
     for layer in &image.layers {
         if !archive.has(&layer.name)? {
-            return Ok(false);
+            return Ok(Some(layer.name.clone()));
         }
     }
-    Ok(true)
+    Ok(None)
 }
 
 /// The error for a manifest that is no image, judged by its type, configuration and layers.

@@ -106,7 +106,7 @@ fn heal_from(store: &Store, damage: &Damage, from: &Path) -> Result<(), ImageErr
     }
     let archive = Archive::open(file, from, store, None)?;
     match candidates(&archive, from, &[]) {
-        Ok(found) => heal_from_archive(store, damage, &archive, found),
+        Ok(found) => heal_from_archive(store, damage, &archive, found.images),
         Err(ImageError::NotAnArchive { .. }) if !is_dir => {
             heal_layer(store, &name, &open()?, |found| {
                 damage.layers.contains(&found)

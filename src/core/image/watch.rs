@@ -1,13 +1,17 @@
-//! How far a load or an import is.
+//! How far a load or an import is, and what it leaves out.
 
 use std::fmt;
 
+use super::Absent;
 use crate::digest::DiffId;
 
 /// Is told how far it is, by several threads; must not block.
 pub trait Watch: Sync + fmt::Debug {
     /// Something was read.
     fn step(&self, step: Step);
+
+    /// The archive was loaded, but for this.
+    fn absent(&self, absent: &Absent);
 }
 
 /// What was read. Numbers of bytes are from the beginning on.

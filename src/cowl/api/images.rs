@@ -199,26 +199,28 @@ pub(super) fn load(server: &Arc<Server>, request: Request) -> Handled {
     let archive = stream::upload(request.body).map_err(Error::from)?;
     let server = Arc::clone(server);
     let produce = move |stream: &stream::Stream| {
-        let progress = LoadProgress::new(stream);
+        let progress = LoadProgress::new(stream, quiet);
         let load = |engine: &Engine| {
             let request = LoadRequest {
                 platforms: &platforms,
-                watch: (!quiet).then_some(&progress as &dyn Watch),
+                watch: Some(&progress as &dyn Watch),
                 ..LoadRequest::default()
             };
             engine.load_file(archive, Path::new(UPLOAD), &request)
         };
         match server.open().and_then(|engine| load(&engine)) {
             Err(error) => stream.json_error(&error),
-            Ok(loaded) => loaded.iter().try_for_each(|image| {
-                for name in &image.tags {
-                    stream.json(&json!({"stream": format!("Loaded image: {name}\n")}))?;
-                }
-                if image.tags.is_empty() {
-                    let text = format!("Loaded image ID: {}\n", image.image);
-                    stream.json(&json!({ "stream": text }))?;
-                }
-                Ok(())
+            Ok(loaded) => progress.warn().and_then(|()| {
+                loaded.iter().try_for_each(|image| {
+                    for name in &image.tags {
+                        stream.json(&json!({"stream": format!("Loaded image: {name}\n")}))?;
+                    }
+                    if image.tags.is_empty() {
+                        let text = format!("Loaded image ID: {}\n", image.image);
+                        stream.json(&json!({ "stream": text }))?;
+                    }
+                    Ok(())
+                })
             }),
         }
     };

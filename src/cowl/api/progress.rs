@@ -3,9 +3,10 @@
 use super::stream::Stream;
 use crate::engine::size::human_of;
 use cowl_core::digest::DiffId;
-use cowl_core::image::{Step, Watch};
+use cowl_core::image::{Absent, Step, Watch};
 use serde_json::{Value, json};
 use std::collections::HashMap;
+use std::io;
 use std::sync::{Mutex, PoisonError};
 
 /// Bytes of a layer between two messages, as dockerd has it.
@@ -18,16 +19,30 @@ const WIDTH: u64 = 50;
 #[derive(Debug)]
 pub(super) struct LoadProgress<'s> {
     stream: &'s Stream,
+    /// Only what was left out is said.
+    quiet: bool,
     /// Bytes of each layer that were told.
     told: Mutex<HashMap<DiffId, u64>>,
+    absent: Mutex<Vec<Absent>>,
 }
 
 impl<'s> LoadProgress<'s> {
-    pub(super) fn new(stream: &'s Stream) -> Self {
+    pub(super) fn new(stream: &'s Stream, quiet: bool) -> Self {
         Self {
             stream,
+            quiet,
             told: Mutex::default(),
+            absent: Mutex::default(),
         }
+    }
+
+    /// Says what was left out: unlike progress, whether or not the client is behind in reading.
+    pub(super) fn warn(&self) -> io::Result<()> {
+        let absent = self.absent.lock().unwrap_or_else(PoisonError::into_inner);
+        absent.iter().try_for_each(|absent| {
+            let text = format!("Warning: {absent}\n");
+            self.stream.json(&json!({ "stream": text }))
+        })
     }
 }
 
@@ -41,6 +56,9 @@ impl Watch for LoadProgress<'_> {
         else {
             return;
         };
+        if self.quiet {
+            return;
+        }
         {
             let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
             let told = told.entry(diff_id).or_default();
@@ -51,6 +69,11 @@ impl Watch for LoadProgress<'_> {
             *told = read;
         }
         self.stream.offer_json(&message(diff_id, read, size));
+    }
+
+    fn absent(&self, absent: &Absent) {
+        let mut known = self.absent.lock().unwrap_or_else(PoisonError::into_inner);
+        known.push(absent.clone());
     }
 }
 

@@ -32,10 +32,10 @@ pub(super) fn load(engine: &Engine, args: &Load, out: &mut Stdout) -> Result<u8>
     let request = LoadRequest {
         platforms: &platforms,
         trust: trust(args.verify),
-        watch: progress.as_ref().map(|progress| progress as &dyn Watch),
+        watch: Some(&progress as &dyn Watch),
     };
     let loaded = engine.load(args.input.as_deref().and_then(given), &request);
-    progress.iter().for_each(Progress::finish);
+    progress.finish();
     for loaded in loaded? {
         if let Some(warning) = engine.foreign_platform(loaded.image)? {
             print_error(&format!("WARNING: {warning}"));
@@ -92,10 +92,10 @@ pub(super) fn import(engine: &Engine, args: &Import, out: &mut Stdout) -> Result
         message: &args.message,
         platform: args.platform.as_deref().and_then(given),
         trust: trust(args.verify),
-        watch: progress.as_ref().map(|progress| progress as &dyn Watch),
+        watch: Some(&progress as &dyn Watch),
     };
     let id = engine.import(file, &request);
-    progress.iter().for_each(Progress::finish);
+    progress.finish();
     let id = id?;
     out.line(&id.to_string())?;
     Ok(0)

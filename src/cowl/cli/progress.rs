@@ -1,10 +1,10 @@
 //! How far a load or an import is: a bar on a terminal; elsewhere a line now and then, so that a
-//! quick one prints nothing. Both on standard error.
+//! quick one prints nothing. Behind it, what was left out. All on standard error.
 
 use super::print_error;
 use super::units::human_size;
 use cowl_core::digest::DiffId;
-use cowl_core::image::{Step, Watch};
+use cowl_core::image::{Absent, Step, Watch};
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use std::collections::HashMap;
 use std::io::IsTerminal;
@@ -17,9 +17,11 @@ const PAUSE: Duration = Duration::from_secs(30);
 const BAR: &str = "{msg} [{bar:40}] {bytes}/{total_bytes} {bytes_per_sec}, {eta} left";
 const SPINNER: &str = "{msg} {bytes} {bytes_per_sec}";
 
-/// Shows what it is told; [`Progress::finish`] removes the bar.
+/// Shows what it is told; [`Progress::finish`] removes the bar and says what was left out.
 #[derive(Debug)]
 pub(super) struct Progress {
+    /// Only what was left out is said.
+    quiet: bool,
     /// None where standard error is no terminal.
     bar: Option<ProgressBar>,
     state: Mutex<State>,
@@ -33,6 +35,7 @@ struct State {
     started: Instant,
     /// When the last line was printed.
     told: Instant,
+    absent: Vec<Absent>,
 }
 
 /// What is done, and of how much.
@@ -44,21 +47,20 @@ struct Amount {
 }
 
 impl Progress {
-    /// None if it is to be quiet.
-    pub(super) fn new(quiet: bool) -> Option<Self> {
-        if quiet {
-            return None;
-        }
+    pub(super) fn new(quiet: bool) -> Self {
         let now = Instant::now();
-        Some(Self {
-            bar: std::io::stderr().is_terminal().then(ProgressBar::no_length),
+        let has_bar = !quiet && std::io::stderr().is_terminal();
+        Self {
+            quiet,
+            bar: has_bar.then(ProgressBar::no_length),
             state: Mutex::new(State {
                 amount: Amount::default(),
                 layers: HashMap::new(),
                 started: now,
                 told: now,
+                absent: Vec::new(),
             }),
-        })
+        }
     }
 
     /// Ends the display, before anything else is printed.
@@ -66,11 +68,18 @@ impl Progress {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        for absent in &state.absent {
+            print_error(&format!("warning: {absent}"));
+        }
     }
 }
 
 impl Watch for Progress {
     fn step(&self, step: Step) {
+        if self.quiet {
+            return;
+        }
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let begun = state.take(step);
         let amount = state.amount;
@@ -90,6 +99,11 @@ impl Watch for Progress {
             bar.set_length(total);
         }
         bar.set_position(amount.done);
+    }
+
+    fn absent(&self, absent: &Absent) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.absent.push(absent.clone());
     }
 }
 
@@ -192,7 +206,7 @@ mod tests {
 
     #[test]
     fn steps_of_several_layers_add_up() {
-        let progress = Progress::new(false).unwrap();
+        let progress = Progress::new(false);
         let layer = |name: &[u8], read| Step::Layer {
             diff_id: DiffId(Sha256Digest::of(name)),
             read,

@@ -1,5 +1,6 @@
 //! Archives of every form, made here byte by byte, and loaded into stores of their own.
 
+mod absent;
 mod docker;
 mod layout;
 mod names;
