@@ -16,6 +16,7 @@ use crate::engine::run;
 use clap::builder::{ArgAction, OsStringValueParser, TypedValueParser};
 use clap::{Arg, Args, Command as Definition, CommandFactory, Parser, Subcommand, value_parser};
 use cowl_core::handover::{IdKind, IdMap, IoModeChoice, NoIdMapping};
+use cowl_core::image::is_named_as_archive;
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
@@ -360,7 +361,8 @@ pub(super) struct Diff {
     /// not be imported: what `docker save`, `skopeo copy` and `cowl save` write, a tar or the
     /// directory of an OCI layout, by a path that begins with /, ./ or ../, or a file that ends in
     /// .tar, .tar.gz and the like; - is standard input. ARCHIVE:IMAGE (`./all.tar:shop:1`) is one
-    /// image of it, by name, tag or id. An archive of two images is enough alone
+    /// image of it, by name, tag or id; of a name for several platforms, `shop:1 (linux/arm64)` is
+    /// one. An archive of two images is enough alone
     #[arg(value_name = "B", conflicts_with = "upper")]
     pub(super) other: Option<String>,
     /// Of two images: print JSON
@@ -390,6 +392,16 @@ impl Diff {
                 .iter()
                 .any(|start| first.starts_with(start));
         self.other.is_some() || (is_path && self.upper.is_none())
+    }
+
+    /// Whether it may be of the two images of an archive, a file with such a name, if no container
+    /// is called so. Behind a colon is one image of it, as `cowl dedup` has it.
+    pub(super) fn may_be_archive(&self) -> bool {
+        let name = self.container.as_str();
+        let colons = name.match_indices(':').map(|(at, _)| at);
+        let mut paths = colons.chain([name.len()]).filter_map(|at| name.get(..at));
+        let is_file = |path| is_named_as_archive(path) && rustix::fs::lstat(path).is_ok();
+        self.upper.is_none() && paths.any(is_file)
     }
 }
 

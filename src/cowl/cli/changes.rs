@@ -4,9 +4,9 @@ use super::args::{Commit, Diff, Export, Unpack, given};
 use super::image::new_name;
 use super::table::printable;
 use super::{Stdout, print_error};
-use crate::engine::Engine;
 use crate::engine::commit::{ChangeKind, Changed, CommitRequest};
 use crate::engine::error::{Error, Kind, Result};
+use crate::engine::{Engine, host};
 use std::ffi::OsString;
 use std::path::Path;
 
@@ -40,6 +40,19 @@ pub(super) fn of_images(args: Diff) -> Vec<OsString> {
             .map(Into::into),
     );
     words
+}
+
+/// Whether a container is meant, if only a damaged one. Where there is no store there is none, and
+/// none is made to look.
+pub(super) fn is_container(root: Option<&Path>, args: &Diff) -> bool {
+    let root = root.map_or_else(host::default_root, |root| Ok(root.to_owned()));
+    let Ok(engine) = root.and_then(|root| Engine::open(&root)) else {
+        return false;
+    };
+    match engine.container(&args.container) {
+        Ok(_) => true,
+        Err(error) => error.kind() != Kind::NotFound,
+    }
 }
 
 pub(super) fn diff(engine: &Engine, args: &Diff, out: &mut Stdout) -> Result<u8> {

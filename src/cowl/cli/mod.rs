@@ -233,6 +233,11 @@ fn dispatch(cli: Cli, out: &mut Stdout) -> Result<u8> {
         Command::Diff(args) if args.is_of_images() => {
             external::run(&changes::of_images(args), root)
         }
+        Command::Diff(args)
+            if args.may_be_archive() && !changes::is_container(root.as_deref(), &args) =>
+        {
+            external::run(&changes::of_images(args), root)
+        }
         Command::Diff(args) => changes::diff(&*open(Access::Change)?, &args, out),
         Command::Commit(args) => changes::commit(&*open(Access::Change)?, &args, out),
         Command::Export(args) => changes::export(&*open(Access::Change)?, &args),
