@@ -181,6 +181,10 @@ fn mistakes_are_answered_in_one_line() {
             let first = report.lines().next();
             assert_eq!(first, Some("There are no images in the store."));
         }
+        let all = store.ok(["dedup", "--all"]);
+        for header in ["ADDED", "FREED"] {
+            assert!(!all.contains(header), "a table of nothing: {all}");
+        }
         let format = store.root().join("format.json");
         let newer = "
 import json, sys

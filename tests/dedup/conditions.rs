@@ -1,8 +1,10 @@
 //! `--fail-if`: the exit code, with the report all the same.
 
-use cowl_tests::command::{python, shell};
+use std::process::{Command, Stdio};
+
+use cowl_tests::command::{binary, python, run, shell};
 use cowl_tests::profile::{directory, root};
-use cowl_tests::store::Store;
+use cowl_tests::store::{Store, make_image};
 
 use crate::load_images;
 
@@ -33,6 +35,25 @@ fn a_condition_that_holds_is_exit_code_1() {
         );
         let line = store.run(["dedup", "--fail-if", "wast>5%"]).refused(125);
         assert!(line.contains("wast"), "{line}");
+    });
+}
+
+/// A share of nothing is no number, and no table is only a header.
+#[test]
+fn an_image_without_layers_is_told_of_in_words() {
+    root(|| {
+        let archive = directory().join("none.tar");
+        make_image("docker", &archive, "none:1", &[], &[]);
+        let mut dedup = Command::new(binary("cowl-dedup"));
+        dedup
+            .args(["--all", "--fail-if", "waste>=0%"])
+            .arg(&archive);
+        let run = run(dedup.stdin(Stdio::null()));
+        assert_eq!(run.code(), 1, "{run}");
+        let line = "cowl-dedup: none:1: waste is 0B, of layers without contents: waste>=0%\n";
+        assert_eq!(run.stderr, line);
+        let layers = run.stdout.split("\nLayers\n").nth(1).unwrap();
+        assert!(layers.starts_with("none\n"), "{run}");
     });
 }
 

@@ -197,10 +197,13 @@ impl Condition {
         let of = |image: &ImageRow| {
             let bytes = self.bytes(image);
             self.holds(bytes, image.logical_bytes).then(|| {
-                let share = percent(bytes, image.logical_bytes);
                 let (name, size) = (image_name(&image.name), Sizes::Human.show(bytes));
+                let of_layers = match image.logical_bytes {
+                    0 => "of layers without contents".to_owned(),
+                    all => format!("{} of its layers", percent(bytes, all)),
+                };
                 format!(
-                    "{name}: {} is {size}, {share} of its layers: {}",
+                    "{name}: {} is {size}, {of_layers}: {}",
                     self.name, self.text
                 )
             })

@@ -80,11 +80,12 @@ function table(id, columns, rows, first) {
 }
 
 const bytes = (name, of) => [name, of, row => size(of(row))];
+const count = (number, what) => number.toLocaleString("en") + " " + what + (number === 1 ? "" : "s");
 
 // The tiles.
 const logical = sum(report.images, image => image.logical_bytes), wasted = sum(report.images, image => image.waste_bytes);
 document.getElementById("what").textContent =
-  report.images.length + " images, " + report.store.objects.toLocaleString("en") + " objects in the store.";
+  count(report.images.length, "image") + ", " + count(report.store.objects, "object") + " in the store.";
 for (const [name, value] of [
   ["logical: layers of each image, one by one", size(logical)],
   ["kept once for all", size(report.kept.bytes)],

@@ -197,6 +197,10 @@ pub(crate) fn layers(report: &Report, layout: Layout) -> String {
     let size = |bytes| layout.sizes.show(bytes);
     let mut text = String::new();
     title(&mut text, "Layers");
+    if report.layers.is_empty() {
+        note(&mut text, "none");
+        return text;
+    }
     let mut table = Table::new([
         ("IMAGE", Left),
         ("#", Right),
@@ -297,6 +301,10 @@ pub(crate) fn duplicates(report: &Report, layout: Layout) -> String {
 pub(crate) fn what_if(report: &Report, layout: Layout) -> String {
     let mut text = String::new();
     title(&mut text, "If an image is removed");
+    if report.removals.is_empty() {
+        note(&mut text, "none");
+        return text;
+    }
     let mut table = Table::new([("IMAGE", Left), ("CONTENTS", Right), ("FREED", Right)]);
     for row in &report.removals {
         let freed = layout.sizes.show(row.freed.bytes);
@@ -401,6 +409,10 @@ pub(crate) fn only_layers(report: &Report, layout: Layout) -> String {
     for image in &report.images {
         if report.images.len() > 1 {
             title(&mut text, &image_name(&image.name));
+        }
+        if image.layers == 0 {
+            note(&mut text, "none");
+            continue;
         }
         let mut table = Table::new([
             ("#", Right),

@@ -12,7 +12,7 @@ use crate::sharing::{Amount, Sharing};
 #[derive(Debug, Serialize)]
 pub(crate) struct RemovalRow {
     pub(crate) image: String,
-    /// What the next gc takes from objects/ because of it.
+    /// What it frees in objects/: at once where gc runs with it, as of `cowl rmi`.
     pub(crate) freed: Amount,
 }
 
