@@ -4,6 +4,7 @@ mod archives;
 mod command_line;
 mod conditions;
 mod figures;
+mod partial;
 mod runs;
 mod views;
 

@@ -8,8 +8,8 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
-use cowl_core::image::{self, LoadOptions, Loaded};
+use anyhow::{Context, Result, anyhow};
+use cowl_core::image::{self, ImageError, LoadOptions, Loaded, Watch, is_named_as_archive};
 use cowl_core::store::{Store, remove_tree};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
@@ -18,8 +18,6 @@ use crate::cleanup;
 const PREFIX: &str = "cowl-dedup-";
 /// What standard input is called.
 const INPUT: &str = "standard input";
-/// How the names of archives end.
-const ENDINGS: [&str; 6] = [".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst"];
 
 /// The scratch store's directory, locked.
 #[derive(Debug)]
@@ -28,6 +26,12 @@ pub(crate) struct Scratch {
     name: String,
     #[expect(dead_code, reason = "held for its flock")]
     lock: File,
+}
+
+impl Scratch {
+    pub(crate) fn shown(&self) -> String {
+        std::env::temp_dir().join(&self.name).display().to_string()
+    }
 }
 
 impl Drop for Scratch {
@@ -59,7 +63,7 @@ impl<'a> Named<'a> {
                 .iter()
                 .any(|start| argument.starts_with(start));
         let named = Self::split(argument);
-        let is_file = is_named_so(named.path) && exists(named.path);
+        let is_file = is_named_as_archive(named.path) && exists(named.path);
         (is_path || is_file).then_some(named)
     }
 
@@ -103,21 +107,35 @@ fn exists(path: &str) -> bool {
     symlink_metadata(path).is_ok()
 }
 
-/// Whether an argument ends as archives' names do.
-pub(crate) fn is_named_so(argument: &str) -> bool {
-    ENDINGS.iter().any(|end| argument.ends_with(end))
-}
-
 /// Makes a store for archives to be read into.
 pub(crate) fn scratch_store() -> Result<Store> {
-    let path = cleanup::hold_scratch(new_scratch).context("making a scratch store")?;
-    Store::open_or_create(&path).context("making a scratch store")
+    let making = "making a scratch store";
+    let made = cleanup::hold_scratch(new_scratch).and_then(|path| {
+        let store = Store::open_or_create(&path).map_err(ImageError::from);
+        store.map_err(|error| if_full(error, "an archive"))
+    });
+    made.context(making)
+}
+
+/// The error of reading an archive. On a full disk it is the scratch store that does not fit, so
+/// neither removing images nor another store helps.
+fn if_full(error: ImageError, archive: &str) -> anyhow::Error {
+    if error.is_full() {
+        let below = std::env::temp_dir();
+        let below = below.display();
+        return anyhow!(
+            "no space left: {archive} is unpacked below {below}; free some there, or set TMPDIR to a \
+             directory of a larger disk"
+        );
+    }
+    error.into()
 }
 
 /// Reads an archive, or the one image of it that is meant, into a store; gives its images.
-pub(crate) fn load(store: &Store, archive: Named<'_>) -> Result<Vec<Loaded>> {
+pub(crate) fn load(store: &Store, archive: Named<'_>, watch: &dyn Watch) -> Result<Vec<Loaded>> {
     let options = LoadOptions {
         image: archive.image,
+        watch: Some(watch),
         ..LoadOptions::default()
     };
     let name = archive.shown();
@@ -129,8 +147,8 @@ pub(crate) fn load(store: &Store, archive: Named<'_>) -> Result<Vec<Loaded>> {
         image::load_with(store, Path::new(name), &options)
     };
     loaded.map_err(|error| {
+        let error = if_full(error, name);
         let is_named = error.to_string().contains(name);
-        let error = anyhow::Error::from(error);
         if is_named {
             error
         } else {

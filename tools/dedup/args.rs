@@ -16,7 +16,8 @@ const IMAGES: &str = "IMAGE is a name (`shop`, `shop:1`) or an id (its beginning
     store, as `cowl images` lists it. ARCHIVE is what `docker save`, `skopeo copy` and `cowl save` write: a tar, or the \
     directory of an OCI layout. It need not be imported. It is a path that begins with /, ./ or ../, or . or .., or a \
     file that ends in .tar, .tar.gz and the like; - is standard input. ARCHIVE:IMAGE (`./all.tar:shop:1`) is one image \
-    of it, by name, tag or id; of - it is all, of /dev/stdin:IMAGE one";
+    of it, by name, tag or id; of - it is all, of /dev/stdin:IMAGE one. Of a name for several platforms, \
+    `shop:1 (linux/arm64)` is one";
 
 /// What `-:shop:1` is answered with.
 const INPUT_IS_WHOLE: &str = "standard input is read for all of its images: give -, or for one of them \
@@ -43,7 +44,8 @@ Columns of the lists:
   STEP       the command that made the layer; of waste, the one to blame
   JACCARD    the bytes in common, divided by those of both images together
   MISSED     what sharing by layer keeps more than once: (LAYERS - 1) x SIZE
-  FREED      what `cowl gc` takes afterwards
+  FREED      what removing the image, or another base, frees; what a container,
+             a mount or another image holds stays
   INDEX      40 bytes for each piece, its digest and offset; part of SUM
   OF LAYERS  SUM as a share of that of layers
 

@@ -7,10 +7,9 @@ use std::fs::symlink_metadata;
 
 use anyhow::{Result, bail};
 use cowl_core::digest::ImageId;
-use cowl_core::image::Loaded;
+use cowl_core::image::{Loaded, is_named_as_archive};
 use cowl_core::store::Reference;
 
-use crate::archive;
 use crate::model::Image;
 
 /// An image or images that the report is to list.
@@ -37,6 +36,8 @@ pub(crate) struct Found {
     pub(crate) references: Vec<Reference>,
     /// Of these, those that mean no other image first.
     pub(crate) first_of: Vec<Reference>,
+    /// Its names with its platform: `multi:1 (linux/arm64)`.
+    pub(crate) of_platform: Vec<String>,
     pub(crate) damage: Option<anyhow::Error>,
 }
 
@@ -177,13 +178,25 @@ fn ambiguous_names(found: &[Found]) -> BTreeSet<String> {
     names.filter(|name| !known.insert(*name)).cloned().collect()
 }
 
-/// The image that a name, an id or the beginning of one id stands for.
+/// The image that a name, an id or the beginning of one id stands for. A name may have a platform
+/// behind it, as it is shown: `multi:1 (linux/arm64)`.
 fn find(
     found: &[Found],
     name: &str,
     references: impl Fn(&Found) -> &[Reference],
 ) -> Result<Vec<ImageId>> {
     let key = |found: &Found| found.image.id;
+    if let Some((name, platform)) = name.rsplit_once(" (") {
+        let shown = format!("{} ({platform}", name.parse::<Reference>()?);
+        let named = found
+            .iter()
+            .filter(|found| found.of_platform.contains(&shown));
+        let keys: Vec<_> = named.map(key).collect();
+        if keys.is_empty() {
+            bail!("no image {shown} in the store; `cowl dedup {name}` lists its platforms");
+        }
+        return Ok(keys);
+    }
     if let Ok(reference) = name.parse().map(Reference::looked_up) {
         let named = found
             .iter()
@@ -203,7 +216,7 @@ fn find(
         [_] => Ok(keys),
         [] => {
             let shown = name.parse::<Reference>()?;
-            let hint = if archive::is_named_so(name) || symlink_metadata(name).is_ok() {
+            let hint = if is_named_as_archive(name) || symlink_metadata(name).is_ok() {
                 format!("; an archive is read as ./{name}")
             } else {
                 "; `cowl images` lists what there is".to_owned()

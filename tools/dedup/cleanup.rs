@@ -4,6 +4,7 @@
 //! SIGKILL a lease is stale and goes with the next gc, a scratch store with the next run that needs
 //! one.
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -13,6 +14,7 @@ use cowl_core::store::Lease;
 use nix::sys::signal::{SigSet, Signal, raise};
 
 use crate::archive::Scratch;
+use crate::progress;
 
 /// What is given back, in this order.
 struct Held {
@@ -24,11 +26,29 @@ struct Held {
 
 impl Held {
     fn give_back(&mut self) {
+        self.restore_terminal();
+        self.leases.clear();
+        self.scratch.clear();
+    }
+
+    fn restore_terminal(&mut self) {
         if std::mem::take(&mut self.terminal) && ratatui::try_restore().is_err() {
             // The terminal is gone.
         }
-        self.leases.clear();
-        self.scratch.clear();
+    }
+
+    /// Says on a terminal why it takes a while to end: a scratch store may have many files.
+    fn tell(&self) {
+        if self.scratch.is_empty() || !std::io::stderr().is_terminal() {
+            return;
+        }
+        progress::stop();
+        for scratch in &self.scratch {
+            if crate::write_error(&format!("removing scratch files: {}", scratch.shown())).is_err()
+            {
+                // The terminal is gone.
+            }
+        }
     }
 }
 
@@ -91,6 +111,8 @@ pub(crate) fn watch_signals() -> Result<()> {
         // Locked until the end, so that nothing more is taken, and no error is printed about what
         // is taken away here.
         let mut held = held();
+        held.restore_terminal();
+        held.tell();
         held.give_back();
         // As if it had not been blocked: the caller sees which signal it was.
         if ending.thread_unblock().is_ok() && raise(signal).is_err() {

@@ -89,6 +89,8 @@ struct Names {
     references: Vec<Reference>,
     /// Of these, what means it where one image is wanted.
     first_of: Vec<Reference>,
+    /// What means it alone: each name with its platform.
+    of_platform: Vec<String>,
 }
 
 impl Names {
@@ -102,6 +104,7 @@ impl Names {
         self.references
             .extend(of_source.map(|digest| reference.at(digest)));
         self.references.push(reference.clone());
+        self.of_platform.push(with_platform(reference, image));
         if tag.id() == Some(image.config) {
             self.first_of.push(reference.clone());
         }
@@ -126,6 +129,7 @@ impl Gathering {
                 shown,
                 references,
                 first_of,
+                of_platform,
             } = names.remove(id).unwrap_or_default();
             let name = if shown.is_empty() {
                 id.to_string()
@@ -150,6 +154,7 @@ impl Gathering {
                 names: shown,
                 references,
                 first_of,
+                of_platform,
                 damage,
             };
             if found.damage.is_none() {
@@ -170,6 +175,7 @@ impl Gathering {
         known.names.extend(found.names);
         known.references.extend(found.references);
         known.first_of.extend(found.first_of);
+        known.of_platform.extend(found.of_platform);
         if found.damage.is_none()
             && let Some(damage) = known.damage.take()
         {
@@ -313,6 +319,10 @@ fn shown(reference: &Reference, image: &TaggedImage, tag: &Tag) -> String {
     if tag.id() == Some(image.config) {
         return reference.to_string();
     }
+    with_platform(reference, image)
+}
+
+fn with_platform(reference: &Reference, image: &TaggedImage) -> String {
     let platform = &image.platform;
     let words = [&platform.os, &platform.architecture, &platform.variant];
     let words: Vec<&str> = words

@@ -168,7 +168,10 @@ pub(crate) fn climb(
         .filter_map(|layer| collection.layer(*layer))
         .map(|layer| layer.logical)
         .sum();
-    progress.begin(limits.zstd_bytes.map_or(total, |_| total + logical));
+    progress.begin(
+        "cutting",
+        limits.zstd_bytes.map_or(total, |_| total + logical),
+    );
     let work = Work {
         collection,
         stores,

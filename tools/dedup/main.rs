@@ -43,6 +43,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
+use cowl_core::digest::ImageId;
 use cowl_core::image::Loaded;
 use cowl_core::store::Store;
 
@@ -122,7 +123,8 @@ fn run(mode: Mode, arguments: &Arguments) -> Result<Vec<String>> {
         print(&index::text(Path::new(path))?)?;
         return Ok(Vec::new());
     }
-    let (stores, wanted) = open_stores(arguments)?;
+    let progress = Progress::new();
+    let (stores, wanted) = open_stores(arguments, &progress)?;
     let collection = gather::collect(&stores, &wanted)?;
     for error in &collection.skipped {
         let line = show::without_errno(&format!("warning: {error:#}"));
@@ -148,7 +150,6 @@ fn run(mode: Mode, arguments: &Arguments) -> Result<Vec<String>> {
         if arguments.no_zstd {
             limits.zstd_bytes = None;
         }
-        let progress = Progress::new();
         let ladder = ladder::climb(&collection, &stores, limits, &progress)?;
         report.set_ladder(&collection, &sharing, ladder);
     }
@@ -172,7 +173,7 @@ fn run(mode: Mode, arguments: &Arguments) -> Result<Vec<String>> {
 }
 
 /// The store, unless archives alone are given, and one that the archives are read into.
-fn open_stores(arguments: &Arguments) -> Result<(Vec<Store>, Vec<Wanted>)> {
+fn open_stores(arguments: &Arguments, progress: &Progress) -> Result<(Vec<Store>, Vec<Wanted>)> {
     let named = |argument: &String| archive::Named::of(argument).is_some();
     let archives = arguments.images.iter().filter(|a| named(a)).count();
     let mut stores = Vec::new();
@@ -190,12 +191,15 @@ fn open_stores(arguments: &Arguments) -> Result<(Vec<Store>, Vec<Wanted>)> {
         let archive = archive::Named::of(argument).zip(stores.get(scratch));
         wanted.push(match archive {
             Some((archive, store)) => {
-                let mut images = archive::load(store, archive)?;
+                let loaded = archive::load(store, archive, progress);
+                progress.end();
+                let mut images = loaded?;
+                for absent in progress.take_absent() {
+                    let line = format!("warning: {}: {absent}", archive.shown());
+                    write_error(&line).context("standard error")?;
+                }
                 if arguments.diff {
-                    check_side(archive.shown(), &images, arguments.images.len())?;
-                    for image in &mut images {
-                        image.others.clear();
-                    }
+                    choose_sides(archive.shown(), &mut images, arguments.images.len())?;
                 }
                 Wanted::Archive {
                     path: archive.shown().to_owned(),
@@ -210,22 +214,38 @@ fn open_stores(arguments: &Arguments) -> Result<(Vec<Store>, Vec<Wanted>)> {
     Ok((stores, wanted))
 }
 
-/// An archive beside another image is one image; alone it is two.
-fn check_side(archive: &str, images: &[Loaded], given: usize) -> Result<()> {
+/// An archive beside another image is one image; alone it is two. A name for several platforms is
+/// the image for the first, but where all that is there are two images.
+fn choose_sides(archive: &str, images: &mut [Loaded], given: usize) -> Result<()> {
     const LISTED: usize = 20;
-    let found: BTreeSet<_> = images.iter().map(|loaded| loaded.image).collect();
-    let (found, needed) = (found.len(), if given == 1 { 2 } else { 1 });
-    if found == needed {
+    let firsts: BTreeSet<_> = images.iter().map(|loaded| loaded.image).collect();
+    let others = images.iter().flat_map(|loaded| &loaded.others);
+    let all: BTreeSet<_> = firsts.iter().chain(others).copied().collect();
+    let needed = if given == 1 { 2 } else { 1 };
+    if firsts.len() == needed {
+        for image in images {
+            image.others.clear();
+        }
         return Ok(());
     }
+    if all.len() == needed {
+        return Ok(());
+    }
+    let id = |id: &ImageId| show::image_name(&id.to_string());
     let name = |loaded: &Loaded| match loaded.tags.first() {
         Some(name) => name.to_string(),
-        None => show::image_name(&loaded.image.to_string()),
+        None => id(&loaded.image),
     };
-    let mut names: Vec<String> = images.iter().map(name).take(LISTED).collect();
-    if images.len() > LISTED {
+    let names = images.iter().flat_map(|loaded| {
+        let others = loaded.others.iter().map(id);
+        std::iter::once(name(loaded)).chain(others)
+    });
+    let mut names: Vec<String> = names.take(LISTED + 1).collect();
+    if names.len() > LISTED {
+        names.truncate(LISTED);
         names.push("...".to_owned());
     }
+    let found = all.len();
     let hint = match names.first() {
         Some(first) if archive != "standard input" && found > 1 => {
             format!("; name one as {archive}:{first}")

@@ -1,0 +1,242 @@
+//! Archives that have less than they name, disks that have less room than an archive needs, and
+//! what a person at a terminal is told meanwhile.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use cowl_tests::busybox::shop;
+use cowl_tests::command::{Outcome, binary, python, run, shell};
+use cowl_tests::profile::{directory, root};
+use cowl_tests::store::{Store, make_image};
+
+use crate::archives::TWO_PLATFORMS;
+
+/// Runs `cowl` in the test's directory.
+fn cowl(store: &Path, arguments: &[&str]) -> Outcome {
+    let mut cowl = Command::new(binary("cowl"));
+    cowl.arg("--root").arg(store).args(arguments);
+    run(cowl.current_dir(directory()).stdin(Stdio::null()))
+}
+
+/// Unpacks the archive of two platforms; prints the blobs of this machine's layer and manifest.
+const LAYOUT: &str = "
+import json, sys, tarfile
+tarfile.open(sys.argv[1]).extractall(sys.argv[2])
+def blob(descriptor): return 'blobs/sha256/' + descriptor['digest'].split(':')[1]
+def document(name): return json.load(open(sys.argv[2] + '/' + name))
+manifest = document(blob(document('index.json')['manifests'][0]))['manifests'][0]
+print(blob(document(blob(manifest))['layers'][0]), blob(manifest), manifest['platform']['architecture'])
+";
+
+/// An image that the index names and whose blobs are gone is missed aloud, by every reader of the
+/// archive, and the rest is listed.
+#[test]
+fn a_platform_whose_blobs_are_missing_is_told() {
+    root(|| {
+        let archive = directory().join("multi.tar");
+        python(&directory(), TWO_PLATFORMS, [&archive]);
+        for (place, part) in ["layer", "manifest"].iter().enumerate() {
+            let layout = directory().join(part);
+            let found = python(&directory(), LAYOUT, [&archive, &layout]);
+            let found: Vec<&str> = found.split_whitespace().collect();
+            let (blob, machine) = (found[place], found[2]);
+            fs::remove_file(layout.join(blob)).unwrap();
+            let here = format!("./{part}");
+            let told = format!(
+                "image multi:1 for linux/{machine} is left out: the archive has no {blob}\n"
+            );
+            let of_archive = format!("cowl-dedup: warning: {here}: {told}");
+            let store = directory().join(format!("store-{part}"));
+            for command in [&["dedup"][..], &["layers"], &["diff", &here]] {
+                let run = cowl(&store, &[command, &[&here]].concat());
+                let expected = of_archive.repeat(command.len());
+                assert_eq!(
+                    (run.code(), run.stderr.as_str()),
+                    (0, expected.as_str()),
+                    "{run}"
+                );
+            }
+            for options in [&[][..], &["-q"]] {
+                let run = cowl(&store, &[&["load"], options, &["-i", &here]].concat());
+                // Behind it is that what is left is for another machine.
+                let line = format!("cowl: warning: {told}");
+                assert!(run.code() == 0 && run.stderr.starts_with(&line), "{run}");
+            }
+        }
+    });
+}
+
+/// What is listed as `multi:1 (linux/riscv64)` is found by that, of a store and of an archive; the
+/// two images of one name are compared as those of two.
+#[test]
+fn a_name_with_a_platform_is_found_as_it_is_shown() {
+    root(|| {
+        let archive = directory().join("multi.tar");
+        python(&directory(), TWO_PLATFORMS, [&archive]);
+        let store = Store::new("store");
+        store.load(&archive);
+        let machine = if cfg!(target_arch = "aarch64") {
+            "arm64"
+        } else {
+            "amd64"
+        };
+        let (own, other) = (
+            format!("multi:1 (linux/{machine})"),
+            "multi:1 (linux/riscv64)",
+        );
+        let of_archive = format!("./multi.tar:{other}");
+        let differs = "C /a  (content 5B -> 7B)\n";
+        for sides in [
+            &["multi:1", other][..],
+            &[&own, other],
+            &["./multi.tar:multi:1", &of_archive],
+            &["./multi.tar", &of_archive],
+            &["./multi.tar"],
+        ] {
+            let arguments = [&["diff"], sides].concat();
+            assert_eq!(cowl(store.root(), &arguments).ok(), differs, "{sides:?}");
+        }
+        let listed = cowl(store.root(), &["layers", "--json", other]).ok();
+        let script = "
+import json, sys
+print([layer['bytes'] for layer in json.loads(sys.argv[1])['layers']])
+";
+        assert_eq!(python(&directory(), script, [&listed]), "[7]\n");
+        let line = cowl(store.root(), &["layers", "multi:1 (linux/mips)"]).refused(1);
+        let expected = "no image multi:1 (linux/mips) in the store; `cowl dedup multi:1` lists";
+        assert!(line.contains(expected), "{line}");
+        let line = cowl(
+            store.root(),
+            &["layers", "./multi.tar:multi:1 (linux/mips)"],
+        )
+        .refused(1);
+        assert!(
+            line.contains("no image for linux/mips, only for linux/"),
+            "{line}"
+        );
+    });
+}
+
+/// A file that is named like an archive is one, unless a container is called so. Without a store
+/// none is made.
+#[test]
+fn a_diff_of_one_file_is_of_its_two_images() {
+    root(|| {
+        let archive = directory().join("two.tar");
+        python(&directory(), TWO_PLATFORMS, [&archive]);
+        let none = directory().join("none");
+        let differs = "C /a  (content 5B -> 7B)\n";
+        assert_eq!(cowl(&none, &["diff", "two.tar"]).ok(), differs);
+        let failed = cowl(&none, &["diff", "two.tar", "--fail-if", "files>0"]);
+        assert_eq!(
+            (failed.code(), failed.stdout.as_str()),
+            (1, differs),
+            "{failed}"
+        );
+        let line = cowl(&none, &["diff", "two.tar:multi:1"]).refused(1);
+        assert!(line.contains("give two images to compare, not 1"), "{line}");
+        assert!(!none.exists());
+        let store = shop("store");
+        store.ok(["create", "--name", "two.tar", "shop", "true"]);
+        assert_eq!(cowl(store.root(), &["diff", "two.tar"]).ok(), "");
+        store.ok(["rm", "two.tar"]);
+        assert_eq!(cowl(store.root(), &["diff", "two.tar"]).ok(), differs);
+        let line = cowl(store.root(), &["diff", "none.tar"]).refused(1);
+        assert!(line.contains("No such container: none.tar"), "{line}");
+    });
+}
+
+/// It is TMPDIR that is full, whatever store there is.
+#[test]
+fn a_full_scratch_disk_is_named() {
+    root(|| {
+        let place = directory();
+        let make = "
+head -c 6000000 /dev/urandom > large; tar -c -f large-layer.tar large; rm large
+mkdir small; mount -t tmpfs -o size=3m small small
+";
+        shell(&place, make, [""; 0]);
+        let archive = place.join("large.tar");
+        make_image(
+            "docker",
+            &archive,
+            "large:1",
+            &[],
+            &[&place.join("large-layer.tar")],
+        );
+        shell(&place, "gzip -1 -k large.tar", [""; 0]);
+        let small = place.join("small");
+        for name in ["./large.tar", "./large.tar.gz"] {
+            let mut dedup = Command::new(binary("cowl-dedup"));
+            dedup.arg(name).env("TMPDIR", &small).current_dir(&place);
+            let line = run(dedup.stdin(Stdio::null())).refused(1);
+            let expected = format!(
+                "cowl-dedup: no space left: {name} is unpacked below {}; free some there, or set TMPDIR to a directory of a larger disk",
+                small.display()
+            );
+            assert_eq!(line.trim_end(), expected);
+            assert_eq!(fs::read_dir(&small).unwrap().count(), 0);
+        }
+        shell(&place, "umount small", [""; 0]);
+    });
+}
+
+/// Runs a program on a terminal of 100 columns; with `fifo`, sends SIGINT once that is read. Prints
+/// how it ended and what came.
+const TERMINAL: &str = "
+import fcntl, os, pty, signal, struct, sys, termios
+fifo, *command = sys.argv[1:]
+pid, terminal = pty.fork()
+if pid == 0:
+    fcntl.ioctl(2, termios.TIOCSWINSZ, struct.pack('4H', 24, 100, 0, 0))
+    os.environ['TERM'] = 'xterm'
+    os.execv(command[0], command)
+if fifo:
+    writer = open(fifo, 'wb')
+    os.kill(pid, signal.SIGINT)
+shown = b''
+while True:
+    try: piece = os.read(terminal, 65536)
+    except OSError: break
+    if not piece: break
+    shown += piece
+_, status = os.waitpid(pid, 0)
+print(os.waitstatus_to_exitcode(status), shown.decode())
+";
+
+/// How far an archive is read, and at an interrupt what takes a while.
+#[test]
+fn a_terminal_shows_that_an_archive_is_read_and_given_up() {
+    root(|| {
+        let archive = directory().join("multi.tar");
+        python(&directory(), TWO_PLATFORMS, [&archive]);
+        let temporary = directory().join("tmp");
+        fs::create_dir(&temporary).unwrap();
+        let shown = |fifo: &str, input: &Path| {
+            let dedup = binary("cowl-dedup");
+            let variable = format!("TMPDIR={}", temporary.display());
+            let words = [
+                Path::new(fifo),
+                Path::new("/usr/bin/env"),
+                Path::new(&variable),
+            ];
+            let command = [dedup.as_path(), Path::new("--only-layers"), input];
+            python(&directory(), TERMINAL, words.into_iter().chain(command))
+        };
+        let read = shown("", &archive);
+        assert!(
+            read.starts_with("0 ") && read.contains("loading ["),
+            "{read}"
+        );
+        let fifo = directory().join("fifo.tar");
+        shell(&directory(), "mkfifo fifo.tar", [""; 0]);
+        let ended = shown(fifo.to_str().unwrap(), &fifo);
+        let line = format!(
+            "removing scratch files: {}/cowl-dedup-",
+            temporary.display()
+        );
+        assert!(ended.starts_with("-2 ") && ended.contains(&line), "{ended}");
+        assert_eq!(fs::read_dir(&temporary).unwrap().count(), 0);
+    });
+}
