@@ -105,7 +105,9 @@ fn requests_of_one_client_wake_threads_in_turn() {
         .iter()
         .map(|(thread, now)| now - before.get(thread).unwrap_or(&0))
         .collect();
-    assert!(woken.iter().all(|times| *times >= 90), "{woken:?}");
+    // One that looks for the next request before it sleeps is not woken for that.
+    let (fewest, most) = (woken.iter().min().unwrap(), woken.iter().max().unwrap());
+    assert!(fewest * 10 >= most * 8 && *most > 0, "{woken:?}");
 }
 
 /// What was closed last is still on its way to the worker then.
