@@ -94,8 +94,8 @@ impl OutlivingBytes {
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
-        // SAFETY: the mapping is as long, initialized, and lives as long as `self`; who writes it
-        // has `self` exclusively.
+        // SAFETY: the mapping is as long, initialized, and lives as long as `self`; only a
+        // method that borrows `self` exclusively writes to it.
         unsafe { slice::from_raw_parts(self.0.start.as_ptr(), self.0.length.get()) }
     }
 

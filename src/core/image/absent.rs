@@ -1,7 +1,7 @@
 //! What an archive's indexes name and the archive does not have.
 //!
 //! `docker save --platform` and a partial pull write a whole index with some of its images, so this
-//! is no error. Nothing tells it from a blob that was lost, so whoever loads is told.
+//! is no error. Nothing tells it from a blob that was lost, so a warning names each.
 
 use std::fmt;
 

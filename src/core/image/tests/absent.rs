@@ -1,4 +1,4 @@
-//! What an index names and the archive does not have: whoever loads is told.
+//! What an index names and the archive does not have is named in a warning.
 
 use std::sync::Mutex;
 

@@ -28,8 +28,8 @@ fn load_lists_a_nameless_image_until_it_is_tagged() {
     assert_eq!(names, [Some("app:1".to_owned())]);
 }
 
-/// Two images of one layout, one of them with two names, and one that has none: what each word means,
-/// and that no layer of another image is read.
+/// Two images of one layout, one of them with two names, and one that has none: what each word
+/// means, and that no layer of another image is read.
 #[test]
 fn load_takes_only_the_image_that_is_asked_for() {
     let layers = ["1", "2", "3"].map(|content| [layer("a", content)]);
