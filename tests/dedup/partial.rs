@@ -19,14 +19,16 @@ fn cowl(store: &Path, arguments: &[&str]) -> Outcome {
     run(cowl.current_dir(directory()).stdin(Stdio::null()))
 }
 
-/// Unpacks the archive of two platforms; prints the blobs of this machine's layer and manifest.
+/// Unpacks the archive of two platforms; prints the blobs of this machine's layer, configuration and
+/// manifest.
 const LAYOUT: &str = "
 import json, sys, tarfile
 tarfile.open(sys.argv[1]).extractall(sys.argv[2])
 def blob(descriptor): return 'blobs/sha256/' + descriptor['digest'].split(':')[1]
 def document(name): return json.load(open(sys.argv[2] + '/' + name))
 manifest = document(blob(document('index.json')['manifests'][0]))['manifests'][0]
-print(blob(document(blob(manifest))['layers'][0]), blob(manifest), manifest['platform']['architecture'])
+image = document(blob(manifest))
+print(blob(image['layers'][0]), blob(image['config']), blob(manifest), manifest['platform']['architecture'])
 ";
 
 /// An image that the index names and whose blobs are gone is missed aloud, by every reader of the
@@ -36,11 +38,11 @@ fn a_platform_whose_blobs_are_missing_is_told() {
     root(|| {
         let archive = directory().join("multi.tar");
         python(&directory(), TWO_PLATFORMS, [&archive]);
-        for (place, part) in ["layer", "manifest"].iter().enumerate() {
+        for (place, part) in ["layer", "config", "manifest"].iter().enumerate() {
             let layout = directory().join(part);
             let found = python(&directory(), LAYOUT, [&archive, &layout]);
             let found: Vec<&str> = found.split_whitespace().collect();
-            let (blob, machine) = (found[place], found[2]);
+            let (blob, machine) = (found[place], found[3]);
             fs::remove_file(layout.join(blob)).unwrap();
             let here = format!("./{part}");
             let told = format!(

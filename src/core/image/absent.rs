@@ -1,11 +1,13 @@
-//! What an archive's indexes name and the archive does not have.
+//! What an archive has of the images that it names, and what it lacks.
 //!
-//! `docker save --platform` and a partial pull write a whole index with some of its images, so this
-//! is no error. Nothing tells it from a blob that was lost, so a warning names each.
+//! `docker save --platform` and a partial pull write a whole index with some of its images, so what
+//! is missing is no error while an image is left. Nothing tells it from a blob that was lost, so a
+//! warning names each.
 
 use std::fmt;
 
-use super::{PlatformName, Reference};
+use super::archive::Archive;
+use super::{Candidate, CandidateImage, ImageConfig, ImageError, PlatformName, Reference};
 use crate::store::Platform;
 
 /// Platforms that a line lists.
@@ -43,8 +45,101 @@ impl AbsentImage {
     }
 }
 
-/// What is told of these images: nothing if none of them would be loaded.
-pub(super) fn told(
+/// The images of an archive.
+#[derive(Default)]
+pub(super) struct Found {
+    pub(super) images: Vec<Candidate>,
+    /// Names that have no image here.
+    pub(super) absent: Vec<Absent>,
+    /// The first thing that is no image: a signature, an attestation, another artifact.
+    pub(super) artifact: Option<ImageError>,
+}
+
+impl Found {
+    /// What is missing of what would be loaded. What another part of the archive has by that name is
+    /// not missing.
+    pub(super) fn wanted_absent(&self, platforms: &[PlatformName]) -> Vec<Absent> {
+        let named = |name: &Reference| self.images.iter().any(|image| image.names.contains(name));
+        let images = self.images.iter();
+        let of_images = images.filter_map(|image| wanted(&image.names, &image.absent, platforms));
+        let whole = self.absent.iter().filter_map(|absent| {
+            let is_here = absent.names.iter().any(named);
+            wanted(&absent.names, &absent.images, platforms).filter(|_| !is_here)
+        });
+        of_images.chain(whole).collect()
+    }
+
+    /// Leaves out the images that lack a layer's part; an error if no image is left.
+    pub(super) fn only_whole(self, archive: &Archive) -> Result<Self, ImageError> {
+        let mut whole = Self {
+            images: Vec::new(),
+            ..self
+        };
+        for candidate in self.images {
+            match candidate.whole(archive)? {
+                Ok(candidate) => whole.images.push(candidate),
+                Err(absent) => whole.absent.push(absent),
+            }
+        }
+        whole.or_nothing()
+    }
+
+    /// An error if there is no image, which says why.
+    pub(super) fn or_nothing(mut self) -> Result<Self, ImageError> {
+        if !self.images.is_empty() {
+            return Ok(self);
+        }
+        let missing = self.absent.first().map(Absent::error);
+        Err(missing
+            .or(self.artifact.take())
+            .unwrap_or(ImageError::Empty))
+    }
+}
+
+impl Candidate {
+    /// Moves the images of which the archive lacks a layer's part to those that are absent; the
+    /// inner error if no image is left.
+    pub(super) fn whole(mut self, archive: &Archive) -> Result<Result<Self, Absent>, ImageError> {
+        for image in std::mem::take(&mut self.images) {
+            match missing_layer(archive, &image)? {
+                None => self.images.push(image),
+                Some(missing) => self.absent.push(AbsentImage {
+                    platform: platform_of(&image),
+                    missing,
+                }),
+            }
+        }
+        if self.images.is_empty() {
+            return Ok(Err(Absent {
+                names: self.names,
+                images: self.absent,
+            }));
+        }
+        Ok(Ok(self))
+    }
+}
+
+/// The first of its layers that the archive does not have. One without a name is left out on
+/// purpose: the store may have it.
+fn missing_layer(archive: &Archive, image: &CandidateImage) -> Result<Option<String>, ImageError> {
+    for layer in image.layers.iter().filter(|layer| !layer.name.is_empty()) {
+        if !archive.has(&layer.name)? {
+            return Ok(Some(layer.name.clone()));
+        }
+    }
+    Ok(None)
+}
+
+/// As an index or its configuration says, if one does.
+fn platform_of(image: &CandidateImage) -> Option<Platform> {
+    let of_config = || Some(ImageConfig::from_slice(&image.config).ok()?.platform());
+    let platform = image.platform.clone().or_else(of_config)?;
+    let is_named = !platform.os.is_empty() || !platform.architecture.is_empty();
+    is_named.then_some(platform)
+}
+
+/// What is missing of these images: nothing if none of them would be loaded.
+fn wanted(
     names: &[Reference],
     images: &[AbsentImage],
     platforms: &[PlatformName],
@@ -55,13 +150,26 @@ pub(super) fn told(
     (!images.is_empty()).then_some(Absent { names, images })
 }
 
-impl fmt::Display for Absent {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names: Vec<String> = self.names.iter().map(ToString::to_string).collect();
-        match names.join(", ") {
-            names if names.is_empty() => f.write_str("an image without a name")?,
-            names => write!(f, "image {names}")?,
+impl Absent {
+    /// The error where this is all that was asked for.
+    pub(super) fn error(&self) -> ImageError {
+        ImageError::Missing {
+            name: self.missing().to_owned(),
+            needed_by: self.who(),
         }
+    }
+
+    fn missing(&self) -> &str {
+        self.images.first().map_or("", |image| &image.missing)
+    }
+
+    /// The image by its names and platforms.
+    fn who(&self) -> String {
+        let names: Vec<String> = self.names.iter().map(ToString::to_string).collect();
+        let mut who = match names.join(", ") {
+            names if names.is_empty() => "an image without a name".to_owned(),
+            names => format!("image {names}"),
+        };
         let platforms = self
             .images
             .iter()
@@ -73,10 +181,16 @@ impl fmt::Display for Absent {
             platforms.push(format!("{more} more"));
         }
         if !platforms.is_empty() {
-            write!(f, " for {}", platforms.join(", "))?;
+            who = format!("{who} for {}", platforms.join(", "));
         }
-        let missing = self.images.first().map_or("", |image| &image.missing);
-        write!(f, " is left out: the archive has no {missing}")?;
+        who
+    }
+}
+
+impl fmt::Display for Absent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (who, missing) = (self.who(), self.missing());
+        write!(f, "{who} is left out: the archive has no {missing}")?;
         match self.images.len().saturating_sub(1) {
             0 => Ok(()),
             more => write!(f, ", nor {more} more of the parts"),

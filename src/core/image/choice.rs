@@ -1,5 +1,6 @@
 //! Which of an archive's images are loaded: by platform, or by name, tag or id.
 
+use super::absent::{Absent, Found};
 use super::load::parse_config;
 use super::{Candidate, CandidateImage, ImageError, PlatformName, Reference, oci};
 use crate::digest::{ImageId, Sha256Digest};
@@ -9,11 +10,12 @@ const LISTED: usize = 20;
 
 /// The images for these platforms.
 pub(super) fn of_platforms(
-    mut found: Vec<Candidate>,
+    mut found: Found,
     platforms: &[PlatformName],
-) -> Result<Vec<Candidate>, ImageError> {
+) -> Result<Found, ImageError> {
     let mut others = Vec::new();
-    for candidate in &mut found {
+    let absent = found.wanted_absent(platforms);
+    for candidate in &mut found.images {
         let before = candidate.images.len();
         let mut kept = Vec::new();
         for image in candidate.images.drain(..) {
@@ -33,8 +35,15 @@ pub(super) fn of_platforms(
             candidate.index = None;
         }
     }
-    found.retain(|candidate| !candidate.images.is_empty());
-    if found.is_empty() {
+    found
+        .images
+        .retain(|candidate| !candidate.images.is_empty());
+    if found.images.is_empty() && !others.is_empty() {
+        let is_known =
+            |absent: &&Absent| absent.images.iter().all(|image| image.platform.is_some());
+        if let Some(absent) = absent.iter().find(is_known) {
+            return Err(absent.error());
+        }
         let wanted: Vec<String> = platforms.iter().map(ToString::to_string).collect();
         return Err(ImageError::Platform {
             wanted: wanted.join(", "),
@@ -46,26 +55,31 @@ pub(super) fn of_platforms(
 
 /// The images that a name or a digest behind one means, or a tag alone (skopeo's `oci:PATH:TAG`), or
 /// the one image whose id begins so. Behind it may be a platform, as in `multi:1 (linux/arm64)`.
-pub(super) fn named(found: Vec<Candidate>, wanted: &str) -> Result<Vec<Candidate>, ImageError> {
+pub(super) fn named(found: Found, wanted: &str) -> Result<Found, ImageError> {
     let Some((wanted, platform)) = split_platform(wanted) else {
         return of_name(found, wanted);
     };
     let mut found = of_platforms(of_name(found, wanted)?, &[platform])?;
-    for candidate in &mut found {
+    for candidate in &mut found.images {
         // Not asked for.
         candidate.absent.clear();
     }
     Ok(found)
 }
 
-/// A name and the platform behind it.
-fn split_platform(wanted: &str) -> Option<(&str, PlatformName)> {
+/// A name and the platform behind it: `multi:1 (linux/arm64)`.
+pub fn split_platform(wanted: &str) -> Option<(&str, PlatformName)> {
     let (name, platform) = wanted.strip_suffix(')')?.rsplit_once(" (")?;
     Some((name, platform.parse().ok()?))
 }
 
-fn of_name(found: Vec<Candidate>, wanted: &str) -> Result<Vec<Candidate>, ImageError> {
-    let all = names(&found);
+fn of_name(found: Found, wanted: &str) -> Result<Found, ImageError> {
+    let Found { images, absent, .. } = found;
+    let only = |images| Found {
+        images,
+        ..Found::default()
+    };
+    let all = names(&images);
     let refused = |found: &[Candidate]| ImageError::NoImage {
         wanted: wanted.to_owned(),
         several: !found.is_empty(),
@@ -78,18 +92,18 @@ fn of_name(found: Vec<Candidate>, wanted: &str) -> Result<Vec<Candidate>, ImageE
     let reference = wanted.parse().ok().map(Reference::looked_up);
     let reference = reference.as_ref();
     let is_tagged = |name: &Reference| name.tag() == Some(wanted);
-    let (chosen, rest): (Vec<_>, Vec<_>) = found
+    let (chosen, rest): (Vec<_>, Vec<_>) = images
         .into_iter()
         .partition(|candidate| reference.is_some_and(|name| is_named(candidate, name)));
     if !chosen.is_empty() {
-        return Ok(chosen);
+        return Ok(only(chosen));
     }
     let (chosen, rest): (Vec<_>, Vec<_>) = rest
         .into_iter()
         .partition(|candidate| candidate.names.iter().any(is_tagged));
     match chosen.len() {
         0 => {}
-        1 => return Ok(chosen),
+        1 => return Ok(only(chosen)),
         _ => return Err(refused(&chosen)),
     }
     let digits = wanted.strip_prefix("sha256:").unwrap_or(wanted);
@@ -116,8 +130,11 @@ fn of_name(found: Vec<Candidate>, wanted: &str) -> Result<Vec<Candidate>, ImageE
     let mut ids: Vec<String> = images.map(|image| id(&image.config)).collect();
     ids.sort_unstable();
     ids.dedup();
-    match ids.len() {
-        1 => Ok(chosen),
+    let is_it = |name: &Reference| Some(name) == reference || is_tagged(name);
+    let missing = absent.iter().find(|absent| absent.names.iter().any(is_it));
+    match (ids.len(), missing) {
+        (1, _) => Ok(only(chosen)),
+        (0, Some(missing)) => Err(missing.error()),
         _ => Err(refused(&chosen)),
     }
 }

@@ -1,6 +1,7 @@
 //! docker-archives, as written by old and new `docker save` and by `docker-archive:` of skopeo and
 //! buildah.
 
+use super::absent::{Absent, AbsentImage, Found};
 use super::archive::Archive;
 use super::documents::{DockerImage, from_json};
 use super::{
@@ -11,8 +12,8 @@ use crate::digest::Sha256Digest;
 
 pub(super) const MANIFEST: &str = "manifest.json";
 
-/// The images of an archive.
-pub(super) fn candidates(archive: &Archive) -> Result<Vec<Candidate>, ImageError> {
+/// The images of an archive, and those whose configurations are missing.
+pub(super) fn candidates(archive: &Archive) -> Result<Found, ImageError> {
     let bytes = archive.read_required(MANIFEST, DOCUMENT_LIMIT, "the format")?;
     if bytes.trim_ascii_start().starts_with(b"{") {
         return Err(ImageError::NotAnArchive {
@@ -28,22 +29,38 @@ pub(super) fn candidates(archive: &Archive) -> Result<Vec<Candidate>, ImageError
             what: format!("it lists more than {MAX_IMAGES} images"),
         });
     }
-    images
-        .into_iter()
-        .map(|image| candidate(archive, image))
-        .collect()
+    let mut found = Found::default();
+    for image in images {
+        match candidate(archive, image)? {
+            Ok(candidate) => found.images.push(candidate),
+            Err(absent) => found.absent.push(absent),
+        }
+    }
+    Ok(found)
 }
 
-fn candidate(archive: &Archive, image: DockerImage) -> Result<Candidate, ImageError> {
-    let config = archive.read_required(&image.config, CONFIG_LIMIT, MANIFEST)?;
-    if let Some(digest) = expected_digest(&image.config) {
-        check_digest(&image.config, &config, digest)?;
-    }
+fn candidate(
+    archive: &Archive,
+    image: DockerImage,
+) -> Result<Result<Candidate, Absent>, ImageError> {
     let names = image
         .repo_tags
         .iter()
         .map(|tag| tag.parse())
         .collect::<Result<_, _>>()?;
+    let Some(config) = archive.read(&image.config, CONFIG_LIMIT)? else {
+        let missing = AbsentImage {
+            platform: None,
+            missing: image.config,
+        };
+        return Ok(Err(Absent {
+            names,
+            images: vec![missing],
+        }));
+    };
+    if let Some(digest) = expected_digest(&image.config) {
+        check_digest(&image.config, &config, digest)?;
+    }
     let layers = image
         .layers
         .into_iter()
@@ -53,7 +70,7 @@ fn candidate(archive: &Archive, image: DockerImage) -> Result<Candidate, ImageEr
             size: None,
         })
         .collect();
-    Ok(Candidate {
+    Ok(Ok(Candidate {
         names,
         index: None,
         images: vec![CandidateImage {
@@ -63,7 +80,7 @@ fn candidate(archive: &Archive, image: DockerImage) -> Result<Candidate, ImageEr
             layers,
         }],
         absent: Vec::new(),
-    })
+    }))
 }
 
 /// The digest in a configuration's name: `<hex>.json`, `blobs/sha256/<hex>`, or `sha256:<hex>`

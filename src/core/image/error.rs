@@ -51,11 +51,11 @@ pub enum ImageError {
         what: String,
     },
     /// A part that the archive refers to is missing.
-    #[error("the archive has no {name}, which {needed_by} names")]
+    #[error("the archive has no {name}, which {needed_by} needs")]
     Missing {
         /// The part.
         name: String,
-        /// The document that refers to it.
+        /// The document or the image that refers to it.
         needed_by: String,
     },
     /// A document is not valid.
@@ -159,10 +159,10 @@ pub enum ImageError {
     /// The root file system's tar could not be imported.
     #[error(transparent)]
     Import(ImportError),
-    /// No image of an index runs on this host.
+    /// No image of an index is for what was asked for.
     #[error("the archive has no image for {wanted}, only for {available}")]
     Platform {
-        /// This machine's.
+        /// What was asked for, or what runs here.
         wanted: String,
         /// The index's.
         available: String,

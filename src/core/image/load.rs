@@ -7,7 +7,7 @@ use std::path::Path;
 
 use cowl_sys::stack::on_own_stack;
 
-use super::absent::{self, Absent};
+use super::absent::Found;
 use super::archive::Archive;
 use super::parts::{self, LoadedLayers, Wanted};
 use super::watch::Watch;
@@ -89,12 +89,10 @@ fn load_here(
     let archive = Archive::open(file, path, store, options.watch)?;
     let mut found = candidates(&archive, path, options.platforms)?;
     if let Some(wanted) = options.image {
-        found = oci::Found {
-            images: choice::named(found.images, wanted)?,
-            absent: Vec::new(),
-        };
+        found = choice::named(found, wanted)?;
     }
-    let absent = absent_of(&found, options.platforms);
+    let found = found.only_whole(&archive)?;
+    let absent = found.wanted_absent(options.platforms);
     let planned = found.images.into_iter().map(plan);
     let planned = planned.collect::<Result<Vec<_>, _>>()?;
     let transaction = store.begin_with(options.trust)?;
@@ -131,26 +129,12 @@ fn load_here(
         .collect())
 }
 
-/// What the archive's indexes name and it does not have. What `manifest.json` has by that name is
-/// not missing.
-fn absent_of(found: &oci::Found, platforms: &[PlatformName]) -> Vec<Absent> {
-    let named = |name: &Reference| found.images.iter().any(|image| image.names.contains(name));
-    let images = found.images.iter();
-    let of_images = images.filter_map(|image| absent::told(&image.names, &image.absent, platforms));
-    let whole = found.absent.iter().filter_map(|(name, images)| {
-        let names = name.as_slice();
-        let is_here = names.iter().any(named);
-        absent::told(names, images, platforms).filter(|_| !is_here)
-    });
-    of_images.chain(whole).collect()
-}
-
 /// The images of the archive in either form; a new `docker save` writes both.
 pub(super) fn candidates(
     archive: &Archive,
     path: &Path,
     platforms: &[PlatformName],
-) -> Result<oci::Found, ImageError> {
+) -> Result<Found, ImageError> {
     let (layout, docker) = (archive.has(oci::LAYOUT)?, archive.has(docker::MANIFEST)?);
     if !layout && !docker {
         return Err(no_image_archive(archive)?);
@@ -158,17 +142,26 @@ pub(super) fn candidates(
     let mut found = if layout {
         oci::candidates(archive, path, platforms)?
     } else {
-        oci::Found::default()
+        Found::default()
     };
     if docker {
-        for image in docker::candidates(archive)? {
+        let also = docker::candidates(archive)?;
+        for image in also.images {
             add(&mut found.images, image);
+        }
+        for mut absent in also.absent {
+            let is_known = |name: &Reference| found.absent.iter().any(|a| a.names.contains(name));
+            let is_named = !absent.names.is_empty();
+            absent.names.retain(|name| !is_known(name));
+            if !is_named || !absent.names.is_empty() {
+                found.absent.push(absent);
+            }
         }
     }
     if !platforms.is_empty() {
-        found.images = choice::of_platforms(found.images, platforms)?;
+        found = choice::of_platforms(found, platforms)?;
     }
-    Ok(found)
+    found.or_nothing()
 }
 
 pub(super) fn parse_config(bytes: &[u8], names: &[Reference]) -> Result<ImageConfig, ImageError> {

@@ -15,7 +15,7 @@
 //! repair     what a check found damaged, again from archives and blobs
 //! save       store -> an OCI layout and docker-archive in one
 //! source     a layer's part as it is read    budget   memory of the layers that load at a time
-//! watch      how far it is                   absent   what an index names and the archive lacks
+//! watch      how far it is                   absent   what an archive has, and what it lacks
 //! ```
 //!
 //! Called by the engine. This module knows formats only, not how images are run or listed.
@@ -45,6 +45,7 @@ mod tests;
 
 pub use self::absent::{Absent, AbsentImage};
 pub use self::archive::is_named_as_archive;
+pub use self::choice::split_platform;
 pub use self::commit::{ChangeError, ConfigChange, NewImage, new_config};
 pub use self::documents::{HistoryEntry, ImageConfig, ProcessConfig, RootFs};
 pub use self::error::{ImageError, SaveError};

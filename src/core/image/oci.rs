@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::path::Path;
 
-use super::absent::AbsentImage;
+use super::absent::{Absent, AbsentImage, Found};
 use super::archive::Archive;
 use super::documents::{Descriptor, Document, Manifest, OciLayout, Platform, from_json};
 use super::{
@@ -43,7 +43,7 @@ const LAYER_TYPES: [&str; 2] = [
 
 /// The images of a layout, tagged and untagged, and names whose images are all missing.
 ///
-/// With `platforms` the caller chooses among them; without, one must run on this host.
+/// With `platforms` the caller chooses among them; without, they are those that Linux runs.
 pub(super) fn candidates(
     archive: &Archive,
     base: &Path,
@@ -75,7 +75,6 @@ pub(super) fn candidates(
         });
     };
     let mut result = Found::default();
-    let mut others = Vec::new();
     let mut budget = Budget {
         mentions: MAX_MENTIONS,
         images: MAX_IMAGES,
@@ -85,40 +84,24 @@ pub(super) fn candidates(
             .first()
             .and_then(|descriptor| reference(descriptor, base).transpose())
             .transpose()?;
+        let names = Vec::from_iter(name);
         let mut found = FoundImages::default();
         for descriptor in &group {
             found.add(archive, descriptor, MAX_DEPTH, &mut budget)?;
         }
-        match found.choose(archive, platforms.is_empty())? {
-            Ok(mut candidate) => {
-                candidate.names.extend(name);
-                result.images.push(candidate);
+        if found.images.is_empty() {
+            result.artifact = result.artifact.or(found.artifacts.into_iter().next());
+            let images = found.absent;
+            if !images.is_empty() {
+                result.absent.push(Absent { names, images });
             }
-            Err(other) => {
-                result.absent.push((name, other.absent));
-                others.push(other.why);
-            }
+        } else {
+            result
+                .images
+                .push(found.ordered(names, platforms.is_empty())?);
         }
     }
-    match others.into_iter().next() {
-        Some(other) if result.images.is_empty() => Err(other),
-        _ => Ok(result),
-    }
-}
-
-/// The images of an archive.
-#[derive(Default)]
-pub(super) struct Found {
-    pub(super) images: Vec<Candidate>,
-    /// Names that have no image here, and what of them is missing: nothing where they are names of
-    /// signatures and the like.
-    pub(super) absent: Vec<(Option<Reference>, Vec<AbsentImage>)>,
-}
-
-/// Why a name has no image.
-struct NoImage {
-    why: ImageError,
-    absent: Vec<AbsentImage>,
+    Ok(result)
 }
 
 /// What may still be read of an archive. An index can be mentioned any number of times.
@@ -166,10 +149,7 @@ impl FoundImages {
         }
         let name = blob_name(digest);
         if !archive.has(&name)? {
-            self.absent.push(AbsentImage {
-                platform: descriptor.platform.as_ref().map(Into::into),
-                missing: name,
-            });
+            self.lacks(descriptor, name);
             return Ok(());
         }
         let Some(depth) = depth.checked_sub(1) else {
@@ -205,10 +185,15 @@ impl FoundImages {
         bytes: Vec<u8>,
         manifest: &Manifest,
     ) -> Result<(), ImageError> {
+        let name = blob_name(manifest.config.sha256()?);
+        if !archive.has(&name)? {
+            self.lacks(descriptor, name);
+            return Ok(());
+        }
         let config = blob(archive, &manifest.config, CONFIG_LIMIT, "the manifest")?;
         let platform = match &descriptor.platform {
             Some(platform) => platform.clone(),
-            None => from_json(&blob_name(manifest.config.sha256()?), &config)?,
+            None => from_json(&name, &config)?,
         };
         let part = |layer: &Descriptor| {
             let digest = layer.sha256()?;
@@ -233,89 +218,42 @@ impl FoundImages {
         Ok(())
     }
 
-    /// The images that are present, one for this host first. A single image is accepted for any
-    /// platform; of several, with `for_host`, one must be for this host. The inner error says why
-    /// there is none.
-    fn choose(
-        mut self,
-        archive: &Archive,
-        for_host: bool,
-    ) -> Result<Result<Candidate, NoImage>, ImageError> {
-        self.drop_incomplete(archive)?;
-        if self.images.is_empty() {
-            let missing = self.absent.first().map(|absent| ImageError::Missing {
-                name: absent.missing.clone(),
-                needed_by: INDEX.to_owned(),
-            });
-            let why = missing.into_iter().chain(self.artifacts).next();
-            return Ok(Err(NoImage {
-                why: why.unwrap_or(ImageError::Empty),
-                absent: self.absent,
-            }));
-        }
-        let host = host_platform();
-        if self.images.len() > 1 && for_host {
-            let available: Vec<String> = self
+    /// Notes that a part of an image is missing.
+    fn lacks(&mut self, descriptor: &Descriptor, missing: String) {
+        self.absent.push(AbsentImage {
+            platform: descriptor.platform.as_ref().map(Into::into),
+            missing,
+        });
+    }
+
+    /// The images, those for this host first. A single one may be for any platform; of several,
+    /// with `for_linux`, those that Linux runs.
+    fn ordered(mut self, names: Vec<Reference>, for_linux: bool) -> Result<Candidate, ImageError> {
+        if self.images.len() > 1 && for_linux {
+            let platforms = self
                 .images
                 .iter()
-                .map(|(platform, _)| show(&platform.into()))
-                .collect();
-            self.images
-                .retain(|(platform, _)| matches!(platform.os.as_str(), "" | "linux"));
-            if !self
-                .images
-                .iter()
-                .any(|(platform, _)| rank(platform, &host).is_some())
-            {
+                .map(|(platform, _)| show(&platform.into()));
+            let available: Vec<String> = platforms.collect();
+            let is_linux = |platform: &Platform| matches!(platform.os.as_str(), "" | "linux");
+            self.images.retain(|(platform, _)| is_linux(platform));
+            if self.images.is_empty() {
                 return Err(ImageError::Platform {
-                    wanted: show(&(&host).into()),
+                    wanted: "linux".to_owned(),
                     available: available.join(", "),
                 });
             }
         }
+        let host = host_platform();
         self.images
             .sort_by_key(|(platform, _)| rank(platform, &host).unwrap_or(usize::MAX));
-        Ok(Ok(Candidate {
-            names: Vec::new(),
+        Ok(Candidate {
+            names,
             index: self.index,
             images: self.images.into_iter().map(|(_, image)| image).collect(),
             absent: self.absent,
-        }))
+        })
     }
-
-    /// Drops images with missing layers if at least one image is complete.
-    fn drop_incomplete(&mut self, archive: &Archive) -> Result<(), ImageError> {
-        let mut missing = Vec::new();
-        for (_, image) in &self.images {
-            missing.push(missing_layer(archive, image)?);
-        }
-        if !missing.contains(&None) {
-            return Ok(());
-        }
-        let images = std::mem::take(&mut self.images).into_iter().zip(missing);
-        for ((platform, image), missing) in images {
-            let Some(missing) = missing else {
-                self.images.push((platform, image));
-                continue;
-            };
-            let is_named = !platform.os.is_empty() || !platform.architecture.is_empty();
-            self.absent.push(AbsentImage {
-                platform: is_named.then(|| (&platform).into()),
-                missing,
-            });
-        }
-        Ok(())
-    }
-}
-
-/// The first of its layers that the archive does not have.
-fn missing_layer(archive: &Archive, image: &CandidateImage) -> Result<Option<String>, ImageError> {
-    for layer in &image.layers {
-        if !archive.has(&layer.name)? {
-            return Ok(Some(layer.name.clone()));
-        }
-    }
-    Ok(None)
 }
 
 /// The error for a manifest that is no image, judged by its type, configuration and layers.

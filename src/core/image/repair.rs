@@ -161,7 +161,8 @@ fn heal_from_archive(
     let mut planned = Vec::new();
     for candidate in found {
         if candidate.names.iter().any(|name| damage.has_tag(name)) {
-            let image = plan(candidate)?;
+            let whole = candidate.whole(archive)?;
+            let image = plan(whole.map_err(|absent| absent.error())?)?;
             wanted.extend(image.layers());
             planned.push(image);
             continue;
