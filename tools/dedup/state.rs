@@ -354,6 +354,9 @@ impl<'c> State<'c> {
             }
             let mut all = self.lost.remove(&place).unwrap_or_default();
             all.extend(paths);
+            // A name may be lost, given again as a link, and lost again.
+            all.sort();
+            all.dedup();
             let Some((bytes, _)) = self.content(place) else {
                 continue;
             };

@@ -95,6 +95,41 @@ fn waste_has_a_cause_a_layer_and_paths() {
     assert_eq!(changes, [[9, 0, 0], [0, 3, 2], [1, 0, 2]]);
 }
 
+/// An image may have a layer twice: layers 1 and 3 each hold a100 without need, and its row says which.
+/// A name that is lost, given again as a link and lost again is listed once.
+#[test]
+fn waste_of_a_layer_that_occurs_twice_is_told_apart() {
+    let store = TestStore::new();
+    let (one, other) = ("f x a100", "f x b30");
+    store.put(&["twice"], &[one, other, one, other]);
+    let report = store.report(&[]);
+    let mut rows: Vec<_> = report
+        .waste
+        .iter()
+        .map(|row| (row.number, row.cause, row.bytes, row.paths.join(" ")))
+        .collect();
+    rows.sort();
+    let row = |number, bytes| (number, Cause::Overwritten, bytes, "/x".to_owned());
+    assert_eq!(rows, [row(1, 100), row(2, 30), row(3, 100)]);
+    let wasted: Vec<u64> = report
+        .layers
+        .iter()
+        .map(|layer| layer.waste_bytes)
+        .collect();
+    assert_eq!(wasted, [100, 30, 100, 0]);
+    let json = serde_json::to_value(&report).unwrap();
+    let numbers = json["waste"].as_array().unwrap().iter();
+    let numbers: u64 = numbers.map(|row| row["number"].as_u64().unwrap()).sum();
+    assert_eq!(numbers, 1 + 2 + 3);
+
+    let store = TestStore::new();
+    let layers = ["f d/a c50\nh d/b d/a", "w d/a", "h d/a d/b", "w d/a\nw d/b"];
+    store.put(&["links"], &layers);
+    let report = store.report(&[]);
+    let paths: Vec<_> = report.waste.iter().map(|row| row.paths.join(" ")).collect();
+    assert_eq!(paths, ["/d/a /d/b"]);
+}
+
 /// `chown -R`: the same files again, with another owner. A store of layers pays for them twice;
 /// ours has each content once.
 #[test]
