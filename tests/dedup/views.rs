@@ -385,3 +385,32 @@ print('done')
         );
     });
 }
+
+/// An archive on standard input is browsed with the keys of the terminal that the process has.
+#[test]
+fn an_archive_of_a_pipe_is_browsed_in_a_terminal() {
+    root(|| {
+        let script = r"
+import fcntl, os, pty, select, struct, sys, termios, time
+pid, terminal = pty.fork()
+if pid == 0:
+    fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack('HHHH', 24, 90, 0, 0))
+    os.environ['TERM'] = 'xterm'
+    os.dup2(os.open(sys.argv[1], os.O_RDONLY), 0)
+    os.execv(sys.argv[2], [sys.argv[2], '--tui', '-'])
+limit, seen = time.monotonic() + 120, b''
+while True:
+    ready, _, _ = select.select([terminal], [], [], limit - time.monotonic())
+    assert ready, seen
+    try: piece = os.read(terminal, 65536)
+    except OSError: break
+    if not piece: break
+    if b'q quit' not in seen and b'q quit' in seen + piece: os.write(terminal, b'q')
+    seen += piece
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), b'shop' in seen)
+";
+        let archive = layers().join("shop.image.tar");
+        let seen = python(&directory(), script, [archive, binary("cowl-dedup")]);
+        assert_eq!(seen, "0 True\n");
+    });
+}

@@ -63,7 +63,7 @@ pub(crate) struct Browser {
 }
 
 impl Browser {
-    /// Applies the image's layers up to this one, from 0.
+    /// Applies the image's layers up to this one, from 0. An image may have none.
     pub(crate) fn new(
         collection: &Collection,
         image: &Image,
@@ -75,7 +75,9 @@ impl Browser {
             state.apply(number)?;
         }
         let before = state.files();
-        state.apply(layer)?;
+        if !image.layers.is_empty() {
+            state.apply(layer)?;
+        }
         let after = state.files();
         let mut wasted = wasted_at(waste);
         let mut this = Self {

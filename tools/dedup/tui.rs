@@ -3,6 +3,7 @@
 
 mod screen;
 
+use std::fs::File;
 use std::io::IsTerminal;
 use std::time::Duration;
 
@@ -41,14 +42,13 @@ struct App<'c> {
 
 /// Shows the chosen images until a key ends it.
 pub(crate) fn run(collection: &Collection) -> Result<()> {
-    let images: Vec<&Image> = collection
-        .chosen()
-        .filter(|image| !image.layers.is_empty())
-        .collect();
+    let images: Vec<&Image> = collection.chosen().collect();
     if images.is_empty() {
         bail!("there is no image to show");
     }
-    if !std::io::stdout().is_terminal() || !std::io::stdin().is_terminal() {
+    // Keys come from /dev/tty where standard input is something else, as an archive.
+    let has_keys = std::io::stdin().is_terminal() || File::open("/dev/tty").is_ok();
+    if !std::io::stdout().is_terminal() || !has_keys {
         bail!("--tui needs a terminal");
     }
     let mut app = App::new(collection, images)?;
@@ -119,7 +119,10 @@ impl<'c> App<'c> {
     }
 
     fn open_layer(&mut self, layer: usize) -> Result<()> {
-        if let Some(image) = self.current().filter(|image| layer < image.layers.len()) {
+        if let Some(image) = self
+            .current()
+            .filter(|image| layer < image.layers.len().max(1))
+        {
             self.layer = layer;
             self.browser = Browser::new(self.collection, image, layer, &self.walked.waste)?;
             self.row = 0;

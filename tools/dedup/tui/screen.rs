@@ -32,6 +32,8 @@ const WASTED: &str = "wasted: in all layers";
 const BESIDE: u16 = 72;
 /// In fewer columns of a pane, a file's waste is behind its name.
 const ALIGNED: u16 = 40;
+/// Columns that a longer name has at least, its indent included.
+const SHORTEST: usize = 10;
 
 impl App<'_> {
     pub(super) fn draw(&self, frame: &mut Frame<'_>) {
@@ -86,7 +88,7 @@ impl App<'_> {
     /// The rows that the list of all layers fills, with its border.
     fn layers_height(&self) -> u16 {
         let layers = self.current().map_or(0, |image| image.layers.len());
-        height(layers + 2)
+        height(layers.max(1) + 2)
     }
 
     /// The rows that the longest command of the image fills: with those of the chosen layer's, the
@@ -142,8 +144,12 @@ impl App<'_> {
             self.image + 1,
             self.images.len()
         ));
-        let at = Some(self.layer);
-        self.list(frame, area, lines.collect(), at, title, Pane::Layers);
+        let mut lines: Vec<Line<'_>> = lines.collect();
+        let at = (!lines.is_empty()).then_some(self.layer);
+        if lines.is_empty() {
+            lines.push(Line::from("no layers").dim());
+        }
+        self.list(frame, area, lines, at, title, Pane::Layers);
     }
 
     fn draw_files(&self, frame: &mut Frame<'_>, area: Rect) {
@@ -270,7 +276,8 @@ fn labelled(layer: usize, command: &str) -> String {
     format!("layer {}: {command}", layer + 1)
 }
 
-/// Mark, size, waste and name; what is too long of the name is cut, so that the waste is seen.
+/// Mark, size, waste and name; what is too long of the name is cut, so that the waste is seen. Where
+/// that would leave no name, the size goes, then the waste.
 fn file_line(item: &Item, width: u16) -> Line<'static> {
     let colour = match item.mark {
         Mark::Same => Color::Reset,
@@ -278,7 +285,8 @@ fn file_line(item: &Item, width: u16) -> Line<'static> {
         Mark::Changed => Color::Yellow,
         Mark::Removed => Color::Red,
     };
-    let indent = "  ".repeat(item.depth.saturating_sub(1));
+    let indent = 2 * item.depth.saturating_sub(1);
+    let indent = " ".repeat(indent.min(usize::from(width) / 4));
     let sign = match (item.is_directory(), item.open) {
         (true, true) => "▾ ",
         (true, false) => "▸ ",
@@ -286,17 +294,25 @@ fn file_line(item: &Item, width: u16) -> Line<'static> {
     };
     let is_aligned = width >= ALIGNED;
     let wasted = Sizes::Human.show(item.waste);
-    let wasted = match (item.waste > 0, is_aligned) {
+    let mut wasted = match (item.waste > 0, is_aligned) {
         (true, true) => format!("{wasted:>8} "),
         (true, false) => format!(" ({wasted})"),
         (false, true) => " ".repeat(9),
         (false, false) => String::new(),
     };
     let size = Sizes::Human.show(item.bytes);
-    let mark = format!("{} {size:>7} ", item.mark.letter());
+    let mut mark = format!("{} {size:>7} ", item.mark.letter());
+    let name = format!("{indent}{sign}{}", printable(&item.name));
     let borders = 2;
-    let place = usize::from(width).saturating_sub(borders + mark.width() + wasted.width());
-    let name = beginning(&format!("{indent}{sign}{}", printable(&item.name)), place);
+    let inside = usize::from(width).saturating_sub(borders);
+    let needed = name.width().min(SHORTEST);
+    if mark.width() + wasted.width() + needed > inside {
+        mark = format!("{} ", item.mark.letter());
+    }
+    if mark.width() + wasted.width() + needed > inside {
+        wasted.clear();
+    }
+    let name = beginning(&name, inside.saturating_sub(mark.width() + wasted.width()));
     let mark = Span::raw(mark).fg(colour);
     let name = Span::raw(name).fg(colour);
     let wasted = Span::raw(wasted).fg(Color::Magenta);

@@ -89,6 +89,59 @@ fn a_low_terminal_has_the_waste_and_the_keys_in_a_line_each() {
     );
 }
 
+/// In 20 columns a name is seen, its size where both fit; deep ones, too.
+#[test]
+fn a_narrow_terminal_shows_names() {
+    let store = TestStore::new();
+    let deep = "f a/b/c/d/e/f/deepest a30";
+    store.put(&["one"], &[&format!("f name a3000\n{deep}"), "w name"]);
+    let collection = store.collect(&[]).unwrap();
+    let mut app = app(&collection);
+    press(&mut app, [KeyCode::Tab]);
+    for _ in 0..6 {
+        press(&mut app, [KeyCode::Right, KeyCode::Down]);
+    }
+    let lines = screen(&app, 20, 40);
+    for line in ["│A        deepest  │", "│A   name (3kB)    │"] {
+        assert!(lines.iter().any(|seen| seen == line), "{line}: {lines:#?}");
+    }
+    let lines = screen(&app, 24, 40);
+    assert!(
+        lines.iter().any(|line| line == "│A     3kB   name (3kB)│"),
+        "{lines:#?}"
+    );
+}
+
+/// An image without layers is one of the images.
+#[test]
+fn an_image_without_layers_is_shown() {
+    let store = TestStore::new();
+    store.put(&["none"], &[]);
+    store.put(&["one"], &["f name a3000"]);
+    let collection = store.collect(&[]).unwrap();
+    let mut app = app(&collection);
+    let seen = screen(&app, 100, 20).join("\n");
+    for text in ["none:latest (1/2)", "no layers", "no files"] {
+        assert!(seen.contains(text), "{text}: {seen}");
+    }
+    press(
+        &mut app,
+        [
+            KeyCode::Down,
+            KeyCode::Tab,
+            KeyCode::Down,
+            KeyCode::Char(']'),
+        ],
+    );
+    let seen = screen(&app, 100, 20).join("\n");
+    assert!(
+        seen.contains("one:latest (2/2)") && seen.contains("name"),
+        "{seen}"
+    );
+    press(&mut app, [KeyCode::Char('[')]);
+    assert!(screen(&app, 100, 20)[0].starts_with("┌ none:latest (1/2) "));
+}
+
 /// Nothing fits, and nothing fails.
 #[test]
 fn the_smallest_terminals_are_drawn_to() {
