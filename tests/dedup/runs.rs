@@ -75,6 +75,19 @@ print(subprocess.run(sys.argv[1:], stdout=write, stderr=write).returncode)
         let arguments = [dedup.as_path(), Path::new("--root"), at];
         let code = python(&directory(), script, arguments.into_iter().chain(options));
         assert_eq!(code, "1\n");
+        // A page for a reader that has gone, by a path; and to a file, before the tables.
+        let script = "
+import os, subprocess, sys
+read, write = os.pipe()
+os.close(read)
+done = subprocess.run(sys.argv[1:], stdout=write, stderr=subprocess.PIPE, timeout=60)
+print(done.returncode, done.stderr)
+with open('both', 'wb') as both: subprocess.run(sys.argv[1:], stdout=both, check=True)
+print(open('both').read().partition('</html>\\n')[2].startswith('IMAGE'))
+";
+        let options = ["--no-ladder", "--html", "/dev/stdout"].map(Path::new);
+        let done = python(&directory(), script, arguments.into_iter().chain(options));
+        assert_eq!(done, "0 b''\nTrue\n");
     });
 }
 

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs::{File, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -43,17 +43,34 @@ pub(crate) fn write(
 ) -> Result<()> {
     let page = page(collection, sharing, report)?;
     match std::fs::symlink_metadata(path) {
-        Ok(there) if !there.is_file() => write_to(path, page.as_bytes()),
+        Ok(there) if !there.is_file() => match write_to(path, page.as_bytes()) {
+            // A reader that has seen enough is no error.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            written => written,
+        },
         _ => cleanup::undisturbed(|| replace(path, page.as_bytes())),
     }
     .with_context(|| path.display().to_string())
 }
 
-/// Writes to what a path leads to.
+/// Writes to what a path leads to. Standard output by a path of its own is not opened: a pipe whose
+/// reader has gone could never be, and a file would be begun again by what follows the page.
 fn write_to(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    if is_output(path) {
+        let mut output = io::stdout().lock();
+        output.write_all(bytes)?;
+        return output.flush();
+    }
     let mut options = File::options();
     options.write(true).create(true).truncate(true);
     options.open(path)?.write_all(bytes)
+}
+
+fn is_output(path: &Path) -> bool {
+    let (Ok(there), Ok(output)) = (path.metadata(), rustix::fs::fstat(io::stdout())) else {
+        return false;
+    };
+    (there.dev(), there.ino()) == (output.st_dev, output.st_ino)
 }
 
 /// Gives a path a new file with these bytes.
