@@ -1,6 +1,8 @@
 //! Archives that were never imported.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -235,6 +237,43 @@ fn archives_are_read_from_a_pipe_and_compared_alone() {
             .args(["diff", "two:images.tar"]);
         let compared = run(diff.current_dir(directory()).stdin(Stdio::null()));
         assert_eq!(compared.ok(), "D /b\n");
+    });
+}
+
+/// A path is bytes: one that is no UTF-8 is read as any other.
+#[test]
+fn an_archive_is_read_by_a_path_that_is_not_utf8() {
+    root(|| {
+        let two = directory().join(OsStr::from_bytes(b"\xff.tar"));
+        python(
+            &directory(),
+            TWO_IMAGES,
+            [two.as_path(), Path::new("a:1"), Path::new("b:1")],
+        );
+        let path = |text: &[u8]| OsStr::from_bytes(text).to_owned();
+        let store = Store::new("store");
+        let cowl = |arguments: &[&OsStr]| {
+            let mut cowl = Command::new(binary("cowl"));
+            cowl.arg("--root").arg(store.root()).args(arguments);
+            run(cowl.current_dir(directory()).stdin(Stdio::null()))
+        };
+        let [dedup, layers, diff] = ["dedup", "layers", "diff"].map(OsStr::new);
+        let whole = path(b"./\xff.tar");
+        assert!(cowl(&[dedup, &whole]).ok().contains("b:1"));
+        let one = path(b"\xff.tar:a:1");
+        assert!(cowl(&[layers, &one]).ok().contains("SIZE"));
+        let other = path(b"./\xff.tar:b:1");
+        assert_eq!(cowl(&[diff, &one, &other]).ok(), "D /b\n");
+        assert_eq!(cowl(&[diff, &path(b"\xff.tar")]).ok(), "D /b\n");
+        let line = cowl(&[dedup, &path(b"./\xfe.tar")]).refused(1);
+        assert!(
+            line.contains("./\\xfe.tar: ") || line.contains("\u{fffd}.tar"),
+            "{line}"
+        );
+        // No image is called so.
+        store.load(&two);
+        let line = cowl(&[layers, &path(b"\xff")]).refused(1);
+        assert!(line.contains("\\xff"), "{line}");
     });
 }
 

@@ -128,3 +128,74 @@ else: print(r['version'], r['a'], r['b'], len(r['files']))
         assert_eq!(json(&layers, 1), "1 [(1, 8, 203), (2, 1, 3101)]\n");
     });
 }
+
+/// What is damaged of an image that was asked for, or of any where none was, is exit code 1; beside
+/// those it is a warning. A configuration costs the history; a record of a name, all of its images.
+#[test]
+fn damage_is_exit_code_1_where_it_was_asked_for() {
+    root(|| {
+        let store = Store::new("store");
+        load_images(&store);
+        let id = store.ok(["inspect", "--format", "{{.Id}}", "one"]);
+        let config = store
+            .root()
+            .join("blobs/sha256")
+            .join(&id.trim()["sha256:".len()..]);
+        let record = "ls refs/*two* | head -1";
+        let record = store
+            .root()
+            .join(shell(store.root(), record, [""; 0]).trim());
+        // `damaged`: what is told of the first image. The second is whole.
+        let told = |damaged: &str, arguments: &[&str], code| {
+            let run = store.run(arguments);
+            let warning = if code == 0 { "warning: " } else { "" };
+            let lines: Vec<&str> = run.stderr.lines().collect();
+            let [line] = lines[..] else {
+                panic!("{arguments:?}: {run}")
+            };
+            assert!(
+                line.starts_with(&format!("cowl-dedup: {warning}")),
+                "{arguments:?}: {run}"
+            );
+            assert!(line.contains(damaged), "{arguments:?}: {run}");
+            assert_eq!(run.code(), code, "{arguments:?}: {run}");
+            run.stdout
+        };
+        let whole = std::fs::read(&config).unwrap();
+        std::fs::write(&config, "{").unwrap();
+        let damaged = "the history of image one:latest";
+        for (arguments, code, image) in [
+            (&["dedup", "--no-ladder", "one"][..], 1, "one:latest"),
+            (&["dedup", "one", "three"], 1, "one:latest"),
+            (&["dedup"], 1, "one:latest"),
+            (&["layers", "one"], 1, "SIZE"),
+            (&["diff", "three", "one"], 1, "A /srv/copy"),
+            (&["dedup", "three"], 0, "three:latest"),
+            (&["layers", "three"], 0, "SIZE"),
+            (&["diff", "three", "five"], 0, "A /srv/copy"),
+        ] {
+            let shown = told(damaged, arguments, code);
+            assert!(shown.contains(image), "{arguments:?}: {shown}");
+        }
+        std::fs::write(&config, whole).unwrap();
+        std::fs::write(&record, "{").unwrap();
+        for (arguments, code, image) in [
+            (&["dedup", "two"][..], 1, ""),
+            (&["dedup", "two", "three"], 1, "three:latest"),
+            (&["dedup", "two:latest (linux/amd64)"], 1, ""),
+            (&["layers", "two"], 1, ""),
+            (&["diff", "two", "three"], 1, ""),
+        ] {
+            let shown = told("image two:latest: ", arguments, code);
+            assert!(
+                shown.contains(image) && shown.is_empty() == image.is_empty(),
+                "{arguments:?}: {shown}"
+            );
+        }
+        let record = record.to_str().unwrap();
+        for (arguments, code) in [(&["dedup"][..], 1), (&["dedup", "three"], 0)] {
+            let shown = told(record, arguments, code);
+            assert!(shown.contains("three:latest"), "{arguments:?}: {shown}");
+        }
+    });
+}

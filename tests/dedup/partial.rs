@@ -105,6 +105,27 @@ import json, sys
 print([layer['bytes'] for layer in json.loads(sys.argv[1])['layers']])
 ";
         assert_eq!(python(&directory(), script, [&listed]), "[7]\n");
+        // It keeps its platform in the report, whatever else is given.
+        let names = |images: &[&str]| {
+            let report = cowl(
+                store.root(),
+                &[&["dedup", "--json", "--no-ladder"], images].concat(),
+            );
+            let script = "
+import json, sys
+print([image['name'] for image in json.loads(sys.argv[1])['images']])
+";
+            python(&directory(), script, [&report.ok()])
+        };
+        assert_eq!(names(&[&of_archive]), format!("['{other}']\n"));
+        assert_eq!(
+            names(&["./multi.tar", &of_archive]),
+            format!("['multi:1', '{other}']\n")
+        );
+        assert_eq!(
+            names(&[other, &of_archive]),
+            format!("['{other} (store, ./multi.tar)']\n")
+        );
         let line = cowl(store.root(), &["layers", "multi:1 (linux/mips)"]).refused(1);
         let expected = "no image multi:1 (linux/mips) in the store; `cowl dedup multi:1` lists";
         assert!(line.contains(expected), "{line}");
@@ -181,6 +202,28 @@ mkdir small; mount -t tmpfs -o size=3m small small
             assert_eq!(fs::read_dir(&small).unwrap().count(), 0);
         }
         shell(&place, "umount small", [""; 0]);
+    });
+}
+
+/// An empty TMPDIR is as none; one that is not there is named, and what to do.
+#[test]
+fn tmpdir_is_named_where_it_cannot_be_used() {
+    root(|| {
+        let archive = directory().join("multi.tar");
+        python(&directory(), TWO_PLATFORMS, [&archive]);
+        let dedup = |temporary: &str| {
+            let mut dedup = Command::new(binary("cowl-dedup"));
+            dedup
+                .arg(&archive)
+                .env("TMPDIR", temporary)
+                .current_dir(directory());
+            run(dedup.stdin(Stdio::null()))
+        };
+        assert!(dedup("").ok().contains("multi:1"));
+        assert_eq!(
+            dedup("/nowhere/at/all").refused(1),
+            "cowl-dedup: making a scratch store: /nowhere/at/all (set TMPDIR to a directory that can be written to): No such file or directory"
+        );
     });
 }
 

@@ -3,17 +3,21 @@
 //! The scratch store is a directory below TMPDIR, removed at the end and at a signal. Its flock
 //! says that its process lives: what one left that was killed, the next run removes.
 
+use std::ffi::OsStr;
 use std::fs::{File, symlink_metadata};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
-use cowl_core::image::{self, ImageError, LoadOptions, Loaded, Watch, is_named_as_archive};
+use cowl_core::image::{
+    self, ImageError, LoadOptions, Loaded, Watch, is_named_as_archive, split_platform,
+};
 use cowl_core::store::{Store, remove_tree};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
 use crate::cleanup;
+use crate::show::lossy;
 
 const PREFIX: &str = "cowl-dedup-";
 /// What standard input is called.
@@ -30,7 +34,7 @@ pub(crate) struct Scratch {
 
 impl Scratch {
     pub(crate) fn shown(&self) -> String {
-        std::env::temp_dir().join(&self.name).display().to_string()
+        temporary().join(&self.name).display().to_string()
     }
 }
 
@@ -49,7 +53,7 @@ impl Drop for Scratch {
 /// An archive, and the image of it that is meant; as skopeo writes it, `PATH:IMAGE`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Named<'a> {
-    pub(crate) path: &'a str,
+    pub(crate) path: &'a Path,
     /// A name, a tag or the beginning of an id; None: every image.
     pub(crate) image: Option<&'a str>,
 }
@@ -57,29 +61,34 @@ pub(crate) struct Named<'a> {
 impl<'a> Named<'a> {
     /// What an argument means: an archive if it is `-`, a path, or the name of a file that ends as
     /// archives do.
-    pub(crate) fn of(argument: &'a str) -> Option<Self> {
-        let is_path = ["-", ".", ".."].contains(&argument)
+    pub(crate) fn of(argument: &'a OsStr) -> Option<Self> {
+        let bytes = argument.as_bytes();
+        let is_path = ["-", ".", ".."].iter().any(|path| argument == *path)
             || ["/", "./", "../"]
                 .iter()
-                .any(|start| argument.starts_with(start));
+                .any(|start| bytes.starts_with(start.as_bytes()));
         let named = Self::split(argument);
-        let is_file = is_named_as_archive(named.path) && exists(named.path);
-        (is_path || is_file).then_some(named)
+        let is_named = is_named_as_archive(&named.path.to_string_lossy());
+        (is_path || is_named && exists(named.path)).then_some(named)
     }
 
     /// A path may have colons, too: it is the longest one that exists.
-    fn split(argument: &'a str) -> Self {
+    fn split(argument: &'a OsStr) -> Self {
         let whole = Self {
-            path: argument,
+            path: Path::new(argument),
             image: None,
         };
-        if exists(argument) {
+        if exists(whole.path) {
             return whole;
         }
-        let colons = argument.rmatch_indices(':');
-        let splits = colons.filter_map(|(at, _)| {
-            let (path, image) = argument.split_at_checked(at)?;
-            Some((path, image.strip_prefix(':')?))
+        let bytes = argument.as_bytes();
+        let colons = (0..bytes.len())
+            .rev()
+            .filter(|at| bytes.get(*at) == Some(&b':'));
+        let splits = colons.filter_map(|at| {
+            let (path, image) = bytes.split_at_checked(at)?;
+            let image = std::str::from_utf8(image.strip_prefix(b":")?).ok()?;
+            Some((Path::new(OsStr::from_bytes(path)), image))
         });
         let mut splits = splits.filter(|(path, image)| !image.is_empty() && exists(path));
         splits.next().map_or(whole, |(path, image)| Self {
@@ -89,21 +98,30 @@ impl<'a> Named<'a> {
     }
 
     pub(crate) fn is_input(&self) -> bool {
-        self.path == "-"
+        self.path == Path::new("-")
+    }
+
+    /// Whether the image is meant with its platform.
+    pub(crate) fn is_of_platform(&self) -> bool {
+        let image = self.image.and_then(split_platform);
+        image.is_some()
     }
 
     /// What messages and reports call it.
-    pub(crate) fn shown(&self) -> &'a str {
-        if self.is_input() { INPUT } else { self.path }
+    pub(crate) fn shown(&self) -> String {
+        if self.is_input() {
+            return INPUT.to_owned();
+        }
+        lossy(self.path.as_os_str().as_bytes())
     }
 }
 
 /// Whether an argument is `-:IMAGE`, which would be one image of standard input.
-pub(crate) fn is_of_input(argument: &str) -> bool {
-    argument.starts_with("-:")
+pub(crate) fn is_of_input(argument: &OsStr) -> bool {
+    argument.as_bytes().starts_with(b"-:")
 }
 
-fn exists(path: &str) -> bool {
+fn exists(path: &Path) -> bool {
     symlink_metadata(path).is_ok()
 }
 
@@ -121,7 +139,7 @@ pub(crate) fn scratch_store() -> Result<Store> {
 /// neither removing images nor another store helps.
 fn if_full(error: ImageError, archive: &str) -> anyhow::Error {
     if error.is_full() {
-        let below = std::env::temp_dir();
+        let below = temporary();
         let below = below.display();
         return anyhow!(
             "no space left: {archive} is unpacked below {below}; free some there, or set TMPDIR to a \
@@ -142,31 +160,41 @@ pub(crate) fn load(store: &Store, archive: Named<'_>, watch: &dyn Watch) -> Resu
     let loaded = if archive.is_input() {
         let input = std::io::stdin().as_fd().try_clone_to_owned();
         let input = File::from(input.context(INPUT)?);
-        image::load_file(store, input, Path::new(name), &options)
+        image::load_file(store, input, Path::new(INPUT), &options)
     } else {
-        image::load_with(store, Path::new(name), &options)
+        image::load_with(store, archive.path, &options)
     };
     loaded.map_err(|error| {
-        let error = if_full(error, name);
-        let is_named = error.to_string().contains(name);
-        if is_named {
-            error
-        } else {
-            error.context(name.to_owned())
-        }
+        let error = if_full(error, &name);
+        // Of some errors the archive's path is a part.
+        let path = archive.path.display().to_string();
+        let is_named = [&name, &path]
+            .iter()
+            .any(|name| error.to_string().contains(*name));
+        if is_named { error } else { error.context(name) }
     })
 }
 
+/// The directory for scratch stores: TMPDIR, which is /tmp if it is empty, too.
+fn temporary() -> PathBuf {
+    let named = std::env::var_os("TMPDIR").filter(|name| !name.is_empty());
+    named.map_or_else(|| PathBuf::from("/tmp"), PathBuf::from)
+}
+
 fn new_scratch() -> Result<(Scratch, PathBuf)> {
-    let temporary = std::env::temp_dir();
-    let above = File::open(&temporary).with_context(|| temporary.display().to_string())?;
+    let temporary = temporary();
+    let unusable = || {
+        let temporary = temporary.display();
+        format!("{temporary} (set TMPDIR to a directory that can be written to)")
+    };
+    let above = File::open(&temporary).with_context(unusable)?;
     remove_dead(&above, &temporary);
     loop {
         let random = getrandom::u64().context("a random name")?;
         let name = format!("{PREFIX}{random:016x}");
         match rustix::fs::mkdirat(&above, &name, Mode::RWXU) {
             Err(rustix::io::Errno::EXIST) => continue,
-            made => made.with_context(|| temporary.join(&name).display().to_string())?,
+            made => made.with_context(unusable)?,
         }
         // None: another run took it for a dead one before it was locked.
         if let Some(lock) = lock(&above, &name) {

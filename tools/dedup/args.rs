@@ -218,7 +218,7 @@ impl Mode {
     }
 
     /// What no definition of a command line says of its arguments.
-    fn wrong_images(self, images: &[String]) -> Option<String> {
+    fn wrong_images(self, images: &[OsString]) -> Option<String> {
         let inputs = images.iter().filter(|image| *image == "-");
         if inputs.count() > 1 {
             return Some("standard input can be read only once".to_owned());
@@ -271,8 +271,7 @@ impl Mode {
             }
         }
         let is_unknown = error.kind() == ErrorKind::UnknownArgument;
-        let mut words = words.iter().filter_map(|word| word.to_str());
-        if is_unknown && words.any(archive::is_of_input) {
+        if is_unknown && words.iter().any(|word| archive::is_of_input(word)) {
             return INPUT_IS_WHOLE.to_owned();
         }
         let text = error.to_string();
@@ -380,7 +379,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "CONDITION")]
     pub(crate) fail_if: Vec<Condition>,
     #[arg(value_name = "IMAGE|ARCHIVE", help = format!("{IMAGES}. Every image of the store if none is given"))]
-    pub(crate) images: Vec<String>,
+    pub(crate) images: Vec<OsString>,
 }
 
 /// Standard output has the tables, so `-` cannot mean it.

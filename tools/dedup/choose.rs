@@ -3,14 +3,17 @@
 //! Invariant: no two listed images have the same name.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ffi::OsStr;
 use std::fs::symlink_metadata;
 
 use anyhow::{Result, bail};
 use cowl_core::digest::ImageId;
-use cowl_core::image::{Loaded, is_named_as_archive};
-use cowl_core::store::Reference;
+use cowl_core::image::{Loaded, PlatformName, is_named_as_archive};
+use cowl_core::store::{Platform, Reference, Store};
 
+use crate::archive::Named;
 use crate::model::Image;
+use crate::show::with_platform;
 
 /// An image or images that the report is to list.
 pub(crate) enum Wanted {
@@ -22,9 +25,18 @@ pub(crate) enum Wanted {
     Archive {
         path: String,
         images: Vec<Loaded>,
+        /// A platform was asked for, too.
+        of_platform: bool,
         /// The store that it was read into.
         store: usize,
     },
+}
+
+impl Wanted {
+    /// Whether it is an archive that was read into this store.
+    pub(crate) fn is_in(&self, number: usize) -> bool {
+        matches!(self, Self::Archive { store, .. } if *store == number)
+    }
 }
 
 /// An image as its tags say, and an error if it could not be read.
@@ -36,15 +48,19 @@ pub(crate) struct Found {
     pub(crate) references: Vec<Reference>,
     /// Of these, those that mean no other image first.
     pub(crate) first_of: Vec<Reference>,
-    /// Its names with its platform: `multi:1 (linux/arm64)`.
-    pub(crate) of_platform: Vec<String>,
+    /// Its names, each with its platform.
+    pub(crate) of_platform: Vec<(Reference, Platform)>,
     pub(crate) damage: Option<anyhow::Error>,
+    /// Why its history could not be read, if that is all that it lacks.
+    pub(crate) without_history: Option<anyhow::Error>,
 }
 
-/// Puts the wanted images first, in the order of the arguments and in that of an archive. The error
-/// of a wanted one that cannot be read goes to `failed`, unless nothing is left of what was wanted.
+/// Puts the wanted images first, in the order of the arguments and in that of an archive. What cannot
+/// be read of a wanted one goes to `failed`, of another to `skipped`; it is an error if nothing is
+/// left of what was wanted.
 pub(crate) fn choose(
     mut found: Vec<Found>,
+    stores: &[Store],
     wanted: &[Wanted],
     failed: &mut Vec<anyhow::Error>,
     skipped: &mut Vec<anyhow::Error>,
@@ -52,9 +68,26 @@ pub(crate) fn choose(
     let mut places: HashMap<ImageId, (usize, usize)> = HashMap::new();
     for (place, wanted) in wanted.iter().enumerate() {
         let keys = match wanted {
-            Wanted::Named(name) => find(&found, name, |found| &found.references)?,
-            Wanted::First(name) => find(&found, name, |found| &found.first_of)?,
-            Wanted::Archive { images, .. } => images.iter().flat_map(all_of).collect(),
+            Wanted::Named(name) => {
+                let keys = find(&found, name, |found| &found.references);
+                match keys.map_err(|error| (damage_of(stores, name, skipped), error)) {
+                    Ok(keys) => keys,
+                    Err((None, error)) => return Err(error),
+                    Err((Some(damage), _)) => {
+                        failed.push(damage);
+                        continue;
+                    }
+                }
+            }
+            Wanted::First(name) => {
+                let keys = find(&found, name, |found| &found.first_of);
+                // There is nothing to compare the other side with.
+                keys.map_err(|error| damage_of(stores, name, skipped).unwrap_or(error))?
+            }
+            Wanted::Archive { images, .. } => {
+                let images = images.iter().flat_map(all_of);
+                images.map(|(image, _)| image).collect()
+            }
         };
         let is_archive = matches!(wanted, Wanted::Archive { .. });
         for (number, key) in keys.into_iter().enumerate() {
@@ -64,22 +97,29 @@ pub(crate) fn choose(
     }
     name_archived(&mut found, wanted);
     let mut images = Vec::new();
-    for Found { image, damage, .. } in found {
-        let place = places.get(&image.id).copied();
-        match (damage, place) {
-            (Some(damage), Some((argument, _))) => {
-                if let Some(Wanted::First(_)) = wanted.get(argument) {
+    for found in found {
+        let place = places.get(&found.image.id).copied();
+        let is_chosen = wanted.is_empty() || place.is_some();
+        let told = if is_chosen {
+            &mut *failed
+        } else {
+            &mut *skipped
+        };
+        told.extend(found.without_history);
+        match found.damage {
+            Some(damage) => {
+                let argument = place.and_then(|(argument, _)| wanted.get(argument));
+                if let Some(Wanted::First(_)) = argument {
                     // There is nothing to compare the other side with.
                     return Err(damage);
                 }
-                failed.push(damage);
+                told.push(damage);
             }
-            (Some(damage), None) => skipped.push(damage),
-            (None, place) => images.push((
+            None => images.push((
                 place.unwrap_or((usize::MAX, 0)),
                 Image {
-                    chosen: wanted.is_empty() || place.is_some(),
-                    ..image
+                    chosen: is_chosen,
+                    ..found.image
                 },
             )),
         }
@@ -94,12 +134,55 @@ pub(crate) fn choose(
     Ok(images.into_iter().map(|(_, image)| image).collect())
 }
 
-/// The images of an archive's name, for all platforms.
-fn all_of(loaded: &Loaded) -> impl Iterator<Item = ImageId> + use<'_> {
-    std::iter::once(loaded.image).chain(loaded.others.iter().copied())
+/// What is damaged of the record of a name, which then means nothing. It is taken from what was told
+/// of all records.
+fn damage_of(
+    stores: &[Store],
+    name: &str,
+    skipped: &mut Vec<anyhow::Error>,
+) -> Option<anyhow::Error> {
+    let name = split_behind(name).map_or(name, |(name, _)| name);
+    let reference = name.parse().ok().map(Reference::looked_up)?;
+    let damage = stores
+        .iter()
+        .find_map(|store| store.find_tag(&reference).err());
+    let damage = anyhow::Error::from(damage?);
+    skipped.retain(|known| known.to_string() != damage.to_string());
+    Some(damage.context(format!("image {reference}")))
 }
 
-/// Names the images of archives: as their archive does, by its path if that has no name for them.
+/// A name, and what is in brackets behind it.
+fn split_behind(name: &str) -> Option<(&str, &str)> {
+    name.strip_suffix(')')?.rsplit_once(" (")
+}
+
+/// The images of an archive's name, for all platforms.
+fn all_of(loaded: &Loaded) -> impl Iterator<Item = (ImageId, &Platform)> + use<'_> {
+    let others = loaded.others.iter();
+    std::iter::once((loaded.image, &loaded.platform))
+        .chain(others.map(|(image, platform)| (*image, platform)))
+}
+
+/// What an archive calls an image: its tags, with the platform of one that is not the first or that
+/// was asked for by it.
+fn names_in_archive(
+    loaded: &Loaded,
+    id: ImageId,
+    platform: &Platform,
+    of_platform: bool,
+) -> impl Iterator<Item = String> {
+    let is_plain = id == loaded.image && !of_platform;
+    let tags = loaded.tags.iter();
+    tags.map(move |tag| {
+        if is_plain {
+            tag.to_string()
+        } else {
+            with_platform(tag, platform)
+        }
+    })
+}
+
+/// Names the images of archives: as their archives do, by its path if that has no name for them.
 /// The path is behind a name that another image has too; all places are behind the name of an image
 /// that has several. A name that is still not of one image alone, as of two platforms that are
 /// called alike, gets the id behind it.
@@ -109,24 +192,22 @@ fn name_archived(found: &mut [Found], wanted: &[Wanted]) {
         let Wanted::Archive {
             path,
             images,
+            of_platform,
             store,
         } = wanted
         else {
             continue;
         };
-        for (loaded, id) in images
+        for (loaded, (id, platform)) in images
             .iter()
-            .flat_map(|image| all_of(image).map(move |id| (image, id)))
+            .flat_map(|image| all_of(image).map(move |one| (image, one)))
         {
             let is_it = |found: &Found| found.image.id == id;
             let Some(number) = found.iter().position(is_it) else {
                 continue;
             };
             if let Some(Found { image, names, .. }) = found.get_mut(number) {
-                // Archives may have the same names; the store has given them to the last.
-                if names.is_empty() {
-                    names.extend(loaded.tags.iter().map(ToString::to_string));
-                }
+                names.extend(names_in_archive(loaded, id, platform, *of_platform));
                 let places = places.entry(number).or_default();
                 if places.is_empty() && image.store < *store {
                     places.push("store");
@@ -186,16 +267,8 @@ fn find(
     references: impl Fn(&Found) -> &[Reference],
 ) -> Result<Vec<ImageId>> {
     let key = |found: &Found| found.image.id;
-    if let Some((name, platform)) = name.rsplit_once(" (") {
-        let shown = format!("{} ({platform}", name.parse::<Reference>()?);
-        let named = found
-            .iter()
-            .filter(|found| found.of_platform.contains(&shown));
-        let keys: Vec<_> = named.map(key).collect();
-        if keys.is_empty() {
-            bail!("no image {shown} in the store; `cowl dedup {name}` lists its platforms");
-        }
-        return Ok(keys);
+    if let Some((name, behind)) = split_behind(name) {
+        return of_platform(found, name, behind);
     }
     if let Ok(reference) = name.parse().map(Reference::looked_up) {
         let named = found
@@ -225,4 +298,27 @@ fn find(
         }
         _ => bail!("image {name}: several images have ids that begin so; give more of it"),
     }
+}
+
+/// The image of a name for one platform. Reports write a place like a platform, `app:1 (./app.tar)`,
+/// so an archive behind a name is answered with how it is read.
+fn of_platform(found: &[Found], name: &str, behind: &str) -> Result<Vec<ImageId>> {
+    let reference = name.parse::<Reference>()?;
+    if let Ok(platform) = behind.parse::<PlatformName>() {
+        let is_it =
+            |(known, of): &(Reference, Platform)| *known == reference && platform.matches(of);
+        let named = found
+            .iter()
+            .filter(|found| found.of_platform.iter().any(is_it));
+        let keys: Vec<_> = named.map(|found| found.image.id).collect();
+        if !keys.is_empty() {
+            return Ok(keys);
+        }
+    }
+    let mut places = behind.split(", ");
+    let hint = match places.find(|place| Named::of(OsStr::new(place)).is_some()) {
+        Some(archive) => format!("the image of an archive is read as {archive}:{name}"),
+        None => format!("`cowl dedup {name}` lists its platforms"),
+    };
+    bail!("no image {reference} ({behind}) in the store; {hint}")
 }

@@ -9,12 +9,15 @@ use anyhow::{Context, Result};
 use cowl_core::digest::{DiffId, ImageId};
 use cowl_core::image::ImageConfig;
 use cowl_core::recipe;
-use cowl_core::store::{Lease, ObjectUsage, Reference, Store, StoreError, Tag, TaggedImage};
+use cowl_core::store::{
+    Lease, ObjectUsage, Platform, Reference, Store, StoreError, Tag, TaggedImage,
+};
 use cowl_core::sys::mmap::map_published;
 
 use crate::choose::{Found, Wanted, choose, joined};
 use crate::cleanup;
 use crate::model::{Collection, Image, Layer, Objects, Step};
+use crate::show::with_platform;
 
 /// Far above any real configuration.
 const CONFIG_LIMIT: u64 = 16 << 20;
@@ -34,9 +37,10 @@ pub(crate) fn collect(stores: &[Store], wanted: &[Wanted]) -> Result<Collection>
     let mut pins = Vec::new();
     let mut disk = ObjectUsage::default();
     for (number, store) in stores.iter().enumerate() {
+        let is_scratch = wanted.iter().any(|wanted| wanted.is_in(number));
         // A report, this one or another, keeps nothing from being freed.
         let pinned = store.pinned_layers(|mount| !mount.starts_with(LEASE))?;
-        gathering.store(number, store)?;
+        gathering.store(number, store, is_scratch)?;
         for layers in pinned {
             // A running load may still be about to add a layer, and a mount may end meanwhile.
             let layers = layers
@@ -57,7 +61,7 @@ pub(crate) fn collect(stores: &[Store], wanted: &[Wanted]) -> Result<Collection>
         ..
     } = gathering;
     let mut failed = Vec::new();
-    let images = choose(images, wanted, &mut failed, &mut skipped)?;
+    let images = choose(images, stores, wanted, &mut failed, &mut skipped)?;
     if wanted.is_empty() {
         failed.append(&mut skipped);
     }
@@ -90,7 +94,7 @@ struct Names {
     /// Of these, what means it where one image is wanted.
     first_of: Vec<Reference>,
     /// What means it alone: each name with its platform.
-    of_platform: Vec<String>,
+    of_platform: Vec<(Reference, Platform)>,
 }
 
 impl Names {
@@ -104,7 +108,8 @@ impl Names {
         self.references
             .extend(of_source.map(|digest| reference.at(digest)));
         self.references.push(reference.clone());
-        self.of_platform.push(with_platform(reference, image));
+        let platform = image.platform.clone();
+        self.of_platform.push((reference.clone(), platform));
         if tag.id() == Some(image.config) {
             self.first_of.push(reference.clone());
         }
@@ -112,14 +117,17 @@ impl Names {
 }
 
 impl Gathering {
-    fn store(&mut self, number: usize, store: &Store) -> Result<()> {
+    /// Reads a store. Of a scratch store, archives name the images.
+    fn store(&mut self, number: usize, store: &Store, is_scratch: bool) -> Result<()> {
         let (tags, images) = self.leased(store)?;
         let mut names: BTreeMap<ImageId, Names> = BTreeMap::new();
         for tag in &tags {
             for image in &tag.images {
                 let names = names.entry(image.config).or_default();
                 if let Some(reference) = &tag.reference {
-                    names.shown.insert(shown(reference, image, tag));
+                    if !is_scratch {
+                        names.shown.insert(shown(reference, image, tag));
+                    }
                     names.add(reference, image, tag);
                 }
             }
@@ -156,9 +164,10 @@ impl Gathering {
                 first_of,
                 of_platform,
                 damage,
+                without_history: None,
             };
             if found.damage.is_none() {
-                self.add_steps(store, &mut found.image);
+                found.without_history = add_steps(store, &mut found.image).err();
             }
             self.add(found);
         }
@@ -183,6 +192,7 @@ impl Gathering {
             known.image.layers = found.image.layers;
             known.image.steps = found.image.steps;
             known.image.store = found.image.store;
+            known.without_history = found.without_history;
         }
     }
 
@@ -271,31 +281,28 @@ impl Gathering {
         self.known.insert(diff, self.layers.len() - 1);
         Ok(self.layers.len() - 1)
     }
+}
 
-    /// Reads the command of each layer. A configuration that cannot be read costs the commands
-    /// only.
-    fn add_steps(&mut self, store: &Store, image: &mut Image) {
-        let read = store
-            .read_blob(image.id.0, CONFIG_LIMIT)
-            .map_err(anyhow::Error::from)
-            .and_then(|bytes| Ok(ImageConfig::from_slice(&bytes)?));
-        let history = match read {
-            Ok(config) => config.history,
-            Err(error) => {
-                let what = format!("the history of image {}", image.name);
-                self.skipped.push(error.context(what));
-                Vec::new()
-            }
-        };
-        let made = history.into_iter().filter(|entry| !entry.empty_layer);
-        image.steps = made
-            .map(|entry| Step {
-                created_by: entry.created_by,
-            })
-            .chain(std::iter::repeat(Step::default()))
-            .take(image.layers.len())
-            .collect();
-    }
+/// Reads the command of each layer. A configuration that cannot be read costs the commands only.
+fn add_steps(store: &Store, image: &mut Image) -> Result<()> {
+    let read = store
+        .read_blob(image.id.0, CONFIG_LIMIT)
+        .map_err(anyhow::Error::from)
+        .and_then(|bytes| Ok(ImageConfig::from_slice(&bytes)?.history))
+        .with_context(|| format!("the history of image {}", image.name));
+    let (history, read) = match read {
+        Ok(history) => (history, Ok(())),
+        Err(error) => (Vec::new(), Err(error)),
+    };
+    let made = history.into_iter().filter(|entry| !entry.empty_layer);
+    image.steps = made
+        .map(|entry| Step {
+            created_by: entry.created_by,
+        })
+        .chain(std::iter::repeat(Step::default()))
+        .take(image.layers.len())
+        .collect();
+    read
 }
 
 /// A lease on these layers. None: there are none, or nothing can be written to the store, so
@@ -319,18 +326,7 @@ fn shown(reference: &Reference, image: &TaggedImage, tag: &Tag) -> String {
     if tag.id() == Some(image.config) {
         return reference.to_string();
     }
-    with_platform(reference, image)
-}
-
-fn with_platform(reference: &Reference, image: &TaggedImage) -> String {
-    let platform = &image.platform;
-    let words = [&platform.os, &platform.architecture, &platform.variant];
-    let words: Vec<&str> = words
-        .map(String::as_str)
-        .into_iter()
-        .filter(|word| !word.is_empty())
-        .collect();
-    format!("{reference} ({})", words.join("/"))
+    with_platform(reference, &image.platform)
 }
 
 /// The images that only tags of this image name.

@@ -39,13 +39,14 @@ mod tests;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use cowl_core::digest::ImageId;
 use cowl_core::image::Loaded;
-use cowl_core::store::Store;
+use cowl_core::store::{Platform, Store};
 
 use args::{Arguments, Mode};
 use choose::Wanted;
@@ -140,7 +141,8 @@ fn run(mode: Mode, arguments: &Arguments) -> Result<Vec<String>> {
         return Ok(failures);
     }
     if mode == Mode::Diff {
-        return diff(arguments, &collection, &stores);
+        failures.extend(diff(arguments, &collection, &stores)?);
+        return Ok(failures);
     }
     let sharing = Sharing::of(&collection);
     let mut report = Report::new(&collection, &sharing)?;
@@ -174,7 +176,7 @@ fn run(mode: Mode, arguments: &Arguments) -> Result<Vec<String>> {
 
 /// The store, unless archives alone are given, and one that the archives are read into.
 fn open_stores(arguments: &Arguments, progress: &Progress) -> Result<(Vec<Store>, Vec<Wanted>)> {
-    let named = |argument: &String| archive::Named::of(argument).is_some();
+    let named = |argument: &OsString| archive::Named::of(argument).is_some();
     let archives = arguments.images.iter().filter(|a| named(a)).count();
     let mut stores = Vec::new();
     if archives == 0 || archives < arguments.images.len() {
@@ -199,19 +201,25 @@ fn open_stores(arguments: &Arguments, progress: &Progress) -> Result<(Vec<Store>
                     write_error(&line).context("standard error")?;
                 }
                 if arguments.diff {
-                    choose_sides(archive.shown(), &mut images, arguments.images.len())?;
+                    choose_sides(&archive.shown(), &mut images, arguments.images.len())?;
                 }
                 Wanted::Archive {
-                    path: archive.shown().to_owned(),
+                    path: archive.shown(),
                     images,
+                    of_platform: archive.is_of_platform(),
                     store: scratch,
                 }
             }
-            None if arguments.diff => Wanted::First(argument.clone()),
-            None => Wanted::Named(argument.clone()),
+            None if arguments.diff => Wanted::First(shown(argument)),
+            None => Wanted::Named(shown(argument)),
         });
     }
     Ok((stores, wanted))
+}
+
+/// An argument as messages have it. No name of an image has what is escaped.
+fn shown(argument: &OsString) -> String {
+    show::lossy(argument.as_bytes())
 }
 
 /// An archive beside another image is one image; alone it is two. A name for several platforms is
@@ -220,7 +228,10 @@ fn choose_sides(archive: &str, images: &mut [Loaded], given: usize) -> Result<()
     const LISTED: usize = 20;
     let firsts: BTreeSet<_> = images.iter().map(|loaded| loaded.image).collect();
     let others = images.iter().flat_map(|loaded| &loaded.others);
-    let all: BTreeSet<_> = firsts.iter().chain(others).copied().collect();
+    let all: BTreeSet<_> = others
+        .map(|(image, _)| *image)
+        .chain(firsts.clone())
+        .collect();
     let needed = if given == 1 { 2 } else { 1 };
     if firsts.len() == needed {
         for image in images {
@@ -231,16 +242,7 @@ fn choose_sides(archive: &str, images: &mut [Loaded], given: usize) -> Result<()
     if all.len() == needed {
         return Ok(());
     }
-    let id = |id: &ImageId| show::image_name(&id.to_string());
-    let name = |loaded: &Loaded| match loaded.tags.first() {
-        Some(name) => name.to_string(),
-        None => id(&loaded.image),
-    };
-    let names = images.iter().flat_map(|loaded| {
-        let others = loaded.others.iter().map(id);
-        std::iter::once(name(loaded)).chain(others)
-    });
-    let mut names: Vec<String> = names.take(LISTED + 1).collect();
+    let mut names: Vec<String> = images.iter().flat_map(side_names).collect();
     if names.len() > LISTED {
         names.truncate(LISTED);
         names.push("...".to_owned());
@@ -248,12 +250,26 @@ fn choose_sides(archive: &str, images: &mut [Loaded], given: usize) -> Result<()
     let found = all.len();
     let hint = match names.first() {
         Some(first) if archive != "standard input" && found > 1 => {
-            format!("; name one as {archive}:{first}")
+            let argument = format!("{archive}:{first}");
+            let quote = if argument.contains(' ') { "'" } else { "" };
+            format!("; name one as {quote}{argument}{quote}")
         }
         _ => String::new(),
     };
     let names = names.join(", ");
     bail!("a comparison is of two images, and {archive} has {found}, not {needed}: {names}{hint}")
+}
+
+/// What each image of a name can be asked for by.
+fn side_names(loaded: &Loaded) -> Vec<String> {
+    let first = (loaded.image, loaded.platform.clone());
+    let images = std::iter::once(&first).chain(&loaded.others);
+    let name = |(image, platform): &(ImageId, Platform)| match loaded.tags.first() {
+        Some(tag) if loaded.others.is_empty() => tag.to_string(),
+        Some(tag) => show::with_platform(tag, platform),
+        None => show::image_name(&image.to_string()),
+    };
+    images.map(name).collect()
 }
 
 /// The default store, that of `cowl`.
@@ -286,7 +302,8 @@ fn print(text: &str) -> Result<()> {
 
 fn diff(arguments: &Arguments, collection: &Collection, stores: &[Store]) -> Result<Vec<String>> {
     let sizes = sizes(arguments);
-    let comparison = Comparison::new(collection, stores, &arguments.images, sizes)?;
+    let given: Vec<String> = arguments.images.iter().map(shown).collect();
+    let comparison = Comparison::new(collection, stores, &given, sizes)?;
     let text = if arguments.json {
         json(&comparison)?
     } else {

@@ -3,8 +3,9 @@
 //! Invariant: what [`printable`] returns has no character that moves a cursor, changes colours or
 //! reorders text, whatever an image calls its files.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 
+use cowl_core::store::Platform;
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 /// A path of an image with a slash in front. Bytes that are no UTF-8 are shown as `\xNN`.
@@ -32,7 +33,7 @@ fn push_lossy(shown: &mut String, bytes: &[u8]) {
 }
 
 /// Writing to a string cannot fail.
-fn push(to: &mut String, what: std::fmt::Arguments<'_>) {
+fn push(to: &mut String, what: fmt::Arguments<'_>) {
     if to.write_fmt(what).is_err() {
         to.push('?');
     }
@@ -139,6 +140,18 @@ pub(crate) fn image_name(name: &str) -> String {
         }
         _ => name.to_owned(),
     }
+}
+
+/// A name and the platform of one of its images, `multi:1 (linux/arm64)`; the name alone if the
+/// image does not say what it is for.
+pub(crate) fn with_platform(name: &impl fmt::Display, platform: &Platform) -> String {
+    let words = [&platform.os, &platform.architecture, &platform.variant];
+    let words = words.map(String::as_str).into_iter();
+    let words: Vec<&str> = words.filter(|word| !word.is_empty()).collect();
+    if words.is_empty() {
+        return name.to_string();
+    }
+    format!("{name} ({})", words.join("/"))
 }
 
 /// Docker's sizes.

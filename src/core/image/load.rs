@@ -25,8 +25,10 @@ use crate::store::{
 pub struct Loaded {
     /// The digest of its configuration.
     pub image: ImageId,
+    /// What it is for.
+    pub platform: Platform,
     /// The same of other platforms, if the names are of an index that lists them.
-    pub others: Vec<ImageId>,
+    pub others: Vec<(ImageId, Platform)>,
     /// Its names in the archive; it may have none.
     pub tags: Vec<Reference>,
 }
@@ -119,14 +121,7 @@ fn load_here(
             watch.absent(absent);
         }
     }
-    Ok(images
-        .into_iter()
-        .map(|image| Loaded {
-            image: image.id,
-            others: image.others(),
-            tags: image.names.into_iter().collect(),
-        })
-        .collect())
+    Ok(images.into_iter().map(Image::loaded).collect())
 }
 
 /// The images of the archive in either form; a new `docker save` writes both.
@@ -240,17 +235,22 @@ fn no_image_archive(archive: &Archive) -> Result<ImageError, ImageError> {
 
 /// An image whose parts are in the transaction.
 pub(super) struct Image {
-    id: ImageId,
+    first: TaggedImage,
     /// Without a name.
     tag: Tag,
     names: BTreeSet<Reference>,
 }
 
 impl Image {
-    /// The images of other platforms.
-    fn others(&self) -> Vec<ImageId> {
-        let images = self.tag.images.iter().map(|image| image.config);
-        images.filter(|image| *image != self.id).collect()
+    fn loaded(self) -> Loaded {
+        let images = self.tag.images.into_iter();
+        let others = images.filter(|image| image.config != self.first.config);
+        Loaded {
+            image: self.first.config,
+            platform: self.first.platform,
+            others: others.map(|image| (image.config, image.platform)).collect(),
+            tags: self.names.into_iter().collect(),
+        }
     }
 
     /// One tag per name, or one untagged record.
@@ -368,7 +368,7 @@ pub(super) fn record(
         .map(|platform| record_platform(transaction, layers, platform))
         .collect::<Result<Vec<_>, _>>()?;
     Ok(Image {
-        id: images.first().ok_or(ImageError::Empty)?.config,
+        first: images.first().cloned().ok_or(ImageError::Empty)?,
         tag: Tag {
             reference: None,
             target,

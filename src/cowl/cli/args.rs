@@ -17,7 +17,9 @@ use clap::builder::{ArgAction, OsStringValueParser, TypedValueParser};
 use clap::{Arg, Args, Command as Definition, CommandFactory, Parser, Subcommand, value_parser};
 use cowl_core::handover::{IdKind, IdMap, IoModeChoice, NoIdMapping};
 use cowl_core::image::is_named_as_archive;
+use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 /// Run containers over content-addressed, deduplicated layers
@@ -356,7 +358,7 @@ pub(super) struct Diff {
     /// Name of a container, its ID or the beginning of its ID; with --upper, of the image that it
     /// was mounted over; before B, an image
     #[arg(value_name = "CONTAINER|IMAGE|A")]
-    pub(super) container: String,
+    pub(super) container: OsString,
     /// The image to compare A with. Each is a name or an id of the store, or an ARCHIVE that need
     /// not be imported: what `docker save`, `skopeo copy` and `cowl save` write, a tar or the
     /// directory of an OCI layout, by a path that begins with /, ./ or ../, or a file that ends in
@@ -364,7 +366,7 @@ pub(super) struct Diff {
     /// image of it, by name, tag or id; of a name for several platforms, `shop:1 (linux/arm64)` is
     /// one. An archive of two images is enough alone
     #[arg(value_name = "B", conflicts_with = "upper")]
-    pub(super) other: Option<String>,
+    pub(super) other: Option<OsString>,
     /// Of two images: print JSON
     #[arg(long, conflicts_with_all = ["upper", "bytes"])]
     pub(super) json: bool,
@@ -384,23 +386,30 @@ pub(super) struct Diff {
 }
 
 impl Diff {
+    /// The container's name: one that is no UTF-8 is a path, and no container's.
+    pub(super) fn name(&self) -> Cow<'_, str> {
+        self.container.to_string_lossy()
+    }
+
     /// Whether it is of two images: an archive, which no container can be named like, may have both.
     pub(super) fn is_of_images(&self) -> bool {
-        let first = self.container.as_str();
-        let is_path = ["-", ".", ".."].contains(&first)
+        let first = self.container.as_bytes();
+        let is_path = ["-", ".", ".."].iter().any(|path| first == path.as_bytes())
             || ["/", "./", "../"]
                 .iter()
-                .any(|start| first.starts_with(start));
+                .any(|start| first.starts_with(start.as_bytes()));
         self.other.is_some() || (is_path && self.upper.is_none())
     }
 
     /// Whether it may be of the two images of an archive, a file with such a name, if no container
     /// is called so. Behind a colon is one image of it, as `cowl dedup` has it.
     pub(super) fn may_be_archive(&self) -> bool {
-        let name = self.container.as_str();
-        let colons = name.match_indices(':').map(|(at, _)| at);
-        let mut paths = colons.chain([name.len()]).filter_map(|at| name.get(..at));
-        let is_file = |path| is_named_as_archive(path) && rustix::fs::lstat(path).is_ok();
+        let name = self.container.as_bytes();
+        let ends = (0..name.len()).filter(|at| name.get(*at) == Some(&b':'));
+        let mut paths = ends.chain([name.len()]).filter_map(|at| name.get(..at));
+        let is_file = |path: &[u8]| {
+            is_named_as_archive(&String::from_utf8_lossy(path)) && rustix::fs::lstat(path).is_ok()
+        };
         self.upper.is_none() && paths.any(is_file)
     }
 }

@@ -33,12 +33,7 @@ pub(super) fn of_images(args: Diff) -> Vec<OsString> {
         words.extend(["--fail-if".into(), condition]);
     }
     words.push("--".into());
-    words.extend(
-        [Some(args.container), args.other]
-            .into_iter()
-            .flatten()
-            .map(Into::into),
-    );
+    words.extend([Some(args.container), args.other].into_iter().flatten());
     words
 }
 
@@ -49,7 +44,7 @@ pub(super) fn is_container(root: Option<&Path>, args: &Diff) -> bool {
     let Ok(engine) = root.and_then(|root| Engine::open(&root)) else {
         return false;
     };
-    match engine.container(&args.container) {
+    match engine.container(&args.name()) {
         Ok(_) => true,
         Err(error) => error.kind() != Kind::NotFound,
     }
@@ -65,11 +60,11 @@ pub(super) fn diff(engine: &Engine, args: &Diff, out: &mut Stdout) -> Result<u8>
         let what = format!("missing <B>: {option} is of two images; see 'cowl diff --help'");
         return Err(Error::invalid(what));
     }
-    let changed = changed(&args.container, args.upper.as_deref(), args.work.as_deref());
+    let name = args.name();
+    let changed = changed(&name, args.upper.as_deref(), args.work.as_deref());
     let found = engine.diff(changed).map_err(|error| {
-        let is_file = args.upper.is_none() && rustix::fs::lstat(args.container.as_str()).is_ok();
+        let is_file = args.upper.is_none() && rustix::fs::lstat(&args.container).is_ok();
         if is_file && error.kind() == Kind::NotFound {
-            let (error, name) = (&error, &args.container);
             return Error::not_found(format!("{error}; an archive is read as ./{name}"));
         }
         error

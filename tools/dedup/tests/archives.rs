@@ -1,18 +1,29 @@
 //! Images of archives beside those of a store.
 
+use cowl_core::digest::{ImageId, Sha256Digest};
 use cowl_core::image::Loaded;
-use cowl_core::store::{Store, Tag};
+use cowl_core::store::{Platform, Store, Tag};
 
 use super::{TestStore, put};
 use crate::choose::Wanted;
+use crate::choose_sides;
 use crate::gather::collect;
 use crate::report::Report;
 use crate::sharing::Sharing;
+use crate::show::image_name;
 
 const BASE: &str = "f sh a10\nf motd b5";
 const SHOP: [&str; 2] = [BASE, "f data s4"];
 const BLOG: [&str; 2] = [BASE, "f copy s4\nf own o3"];
 const OTHER: [&str; 1] = ["f old y30"];
+
+fn platform(architecture: &str) -> Platform {
+    Platform {
+        os: "linux".to_owned(),
+        architecture: architecture.to_owned(),
+        variant: String::new(),
+    }
+}
 
 /// A report on images of the store, and on those of archives, by path and name.
 fn report(named: &[&str], archives: &[(&str, &str, &[&str])]) -> Report {
@@ -31,12 +42,14 @@ fn report(named: &[&str], archives: &[(&str, &str, &[&str])]) -> Report {
     for (path, name, layers) in archives {
         let loaded = Loaded {
             image: put(&scratch, &[name], layers),
+            platform: platform("amd64"),
             others: Vec::new(),
             tags: vec![name.parse().unwrap()],
         };
         wanted.push(Wanted::Archive {
             path: (*path).to_owned(),
             images: vec![loaded],
+            of_platform: false,
             store: 1,
         });
     }
@@ -130,4 +143,63 @@ fn a_tag_with_two_platforms_lists_both() {
     assert_eq!(chosen(Wanted::First("multi".to_owned())), [first]);
     let id = arm.0.hex();
     assert_eq!(chosen(Wanted::First(id)), [second]);
+}
+
+/// What is behind a name in a report may be a platform, in any spelling, or a place: that is no
+/// argument, and the answer says what is.
+#[test]
+fn what_a_report_writes_behind_a_name_is_understood() {
+    let store = TestStore::new();
+    store.put(&["same:1"], &["f a a10"]);
+    let images = store.store().tags().unwrap().tags[0].images.clone();
+    let of = platform(&images[0].platform.architecture);
+    let find = |name: &str| {
+        let wanted = [Wanted::Named(name.to_owned())];
+        let found = collect(&store.stores, &wanted).map(|found| found.chosen().count());
+        found.map_err(|error| error.to_string())
+    };
+    let platform = format!("same:1 (Linux/{})", of.architecture);
+    assert_eq!(find(&platform), Ok(1));
+    let error = |name: &str| find(name).unwrap_err();
+    assert_eq!(
+        error("same:1 (store, ./h12.tar)"),
+        "no image same:1 (store, ./h12.tar) in the store; the image of an archive is read as ./h12.tar:same:1"
+    );
+    assert_eq!(
+        error("same:1 (linux/mips)"),
+        "no image same:1 (linux/mips) in the store; `cowl dedup same:1` lists its platforms"
+    );
+}
+
+/// Two names, one of them of two platforms: what is listed can be asked for.
+#[test]
+fn what_an_archive_has_is_listed_with_its_platforms() {
+    let id = |byte: u8| ImageId(Sha256Digest::of(&[byte]));
+    let loaded = |byte: u8, name: &str, others: &[&str]| Loaded {
+        image: id(byte),
+        platform: platform("amd64"),
+        others: (byte + 1..)
+            .zip(others)
+            .map(|(b, name)| (id(b), platform(name)))
+            .collect(),
+        tags: name.parse().into_iter().collect(),
+    };
+    let mut images = [
+        loaded(1, "multi:1", &["arm64"]),
+        loaded(3, "one:1", &[]),
+        loaded(4, "none:1", &["s390x"]),
+    ];
+    images[2].tags.clear();
+    let error = choose_sides("./multi.tar", &mut images, 1)
+        .unwrap_err()
+        .to_string();
+    let ids = [4, 5]
+        .map(|byte| image_name(&id(byte).to_string()))
+        .join(", ");
+    assert_eq!(
+        error,
+        format!(
+            "a comparison is of two images, and ./multi.tar has 5, not 2: multi:1 (linux/amd64), multi:1 (linux/arm64), one:1, {ids}; name one as './multi.tar:multi:1 (linux/amd64)'"
+        )
+    );
 }

@@ -179,7 +179,7 @@ fn load_takes_every_platform_that_is_there() {
             .collect();
         assert_eq!(images, [id("s390x"), id("mips64le")]);
         assert_eq!(loaded[0].image, images[0]);
-        assert_eq!(loaded[0].others[0], images[1]);
+        assert_eq!(loaded[0].others[0].0, images[1]);
     }
 }
 

@@ -26,6 +26,7 @@ fn load_takes_a_layout_as_tar_gzip_and_directory() {
             loaded,
             [Loaded {
                 image: id,
+                platform: fixture.tag("app:1").images[0].platform.clone(),
                 others: Vec::new(),
                 tags: vec!["app:1".parse().unwrap()]
             }],
