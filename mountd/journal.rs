@@ -4,16 +4,18 @@
 //! plain stores, so what it wrote is there however it ends. All is in words of 64 bits:
 //!
 //! ```text
-//!   0      512          +1024 slots           +2^24 nodes
-//!   +------+------------+---------------------+------------------------+-------------------------+
-//!   | head | slots,     | nodes, 8 words each | lookups of lower nodes | requests, 1 MiB and     |
-//!   |      | 8 words    |                     |                        | 64 KiB each             |
-//!   +------+------------+---------------------+------------------------+-------------------------+
-//!   head      magic, what INIT agreed (0: nothing), ids given to new nodes, whether the table of
-//!             nodes ran over, whether the worker died by itself, entries of nodes ever used
+//!   0      512       +1024 slots   +2^24 nodes   +2^26 counts   +2^24 listings
+//!   +------+---------+-------------+-------------+--------------+---------------------------+
+//!   | head | slots,  | nodes,      | lookups of  | listings,    | requests, 1 MiB and       |
+//!   |      | 8 words | 8 words     | lower nodes | 2 words      | 64 KiB each               |
+//!   +------+---------+-------------+-------------+--------------+---------------------------+
+//!   head      magic, what INIT agreed (0: nothing), ids given to new nodes, whether a table ran
+//!             over, whether the worker died by itself, entries of nodes ever used, listings
 //!   slot      intent (0: none), its two numbers, deaths
 //!   node      id (0: free), then what `overlay::record` says
 //!   lookups   16 bits a node, saturated at the greatest
+//!   listing   directory of a plain lower, and how many new nodes it gave (32 bits each); a digest
+//!             of its names and their nodes
 //!   request   the bytes that a thread read from the connection (first word 0: none)
 //! ```
 //!
@@ -39,7 +41,7 @@ use crate::sys::shared::SharedWords;
 
 pub(crate) use slot::{LONGEST_REQUEST, MAPPED, Slot};
 
-const MAGIC: u64 = u64::from_ne_bytes(*b"COWLJRN2");
+const MAGIC: u64 = u64::from_ne_bytes(*b"COWLJRN3");
 const NAME: &str = "cowl-journal";
 
 const AGREED: usize = 1;
@@ -47,6 +49,7 @@ const CREATED: usize = 2;
 const OVERRUN: usize = 3;
 const CRASHED: usize = 4;
 const END: usize = 5;
+const LISTED: usize = 6;
 /// A page, so that chunks of nodes are pages.
 const HEAD: usize = 512;
 
@@ -72,7 +75,12 @@ const COUNTED: usize = 1 << 26;
 const PER_WORD: usize = 4;
 const FIRST_COUNT: usize = FIRST_NODE + NODES * NODE;
 
-const WORDS: NonZeroUsize = NonZeroUsize::new(FIRST_COUNT + COUNTED / PER_WORD).unwrap();
+/// Words of a listing.
+const LISTING: usize = 2;
+const LISTINGS: usize = 1 << 24;
+const FIRST_LISTING: usize = FIRST_COUNT + COUNTED / PER_WORD;
+
+const WORDS: NonZeroUsize = NonZeroUsize::new(FIRST_LISTING + LISTINGS * LISTING).unwrap();
 /// Requests begin at pages, also where those have 64 KiB.
 const PAGE: usize = 64 << 10;
 const FIRST_REQUEST: usize = (WORDS.get() * size_of::<u64>()).next_multiple_of(PAGE);
@@ -161,6 +169,16 @@ impl Intent {
             _ => return None,
         })
     }
+}
+
+/// That the names of a directory of a plain lower were numbered.
+#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Listing {
+    pub(crate) dir: u32,
+    /// How many new nodes there were among its names.
+    pub(crate) added: u32,
+    /// Of all names and their nodes.
+    pub(crate) digest: u64,
 }
 
 /// The memory as a worker uses it.
@@ -351,10 +369,7 @@ impl Journal {
     fn new_entry(&self) -> Option<u32> {
         let mut nodes = self.nodes.lock();
         let Some(number) = nodes.take_free() else {
-            if self.get(OVERRUN) == 0 {
-                tracing::warn!("the journal is full: the mount does not outlive this worker");
-            }
-            self.set(OVERRUN, 1);
+            self.overrun();
             return None;
         };
         let end = u64::from(number) + 1;
@@ -362,6 +377,41 @@ impl Journal {
             self.set(END, end);
         }
         Some(number)
+    }
+
+    fn overrun(&self) {
+        if self.get(OVERRUN) == 0 {
+            tracing::warn!("the journal is full: the mount does not outlive this worker");
+        }
+        self.set(OVERRUN, 1);
+    }
+
+    /// Notes a listing, after all that were noted before. The caller has one noted at a time, and
+    /// tells nobody of the new nodes before.
+    pub(crate) fn note_listing(&self, listing: Listing) {
+        let listed = self.get(LISTED);
+        let Some(start) = entry_of_listing(listed) else {
+            return self.overrun();
+        };
+        let Listing { dir, added, digest } = listing;
+        self.set(start, u64::from(dir) | u64::from(added) << u32::BITS);
+        self.set(start + 1, digest);
+        self.set(LISTED, listed + 1);
+    }
+
+    /// What dead workers listed, in order.
+    pub(crate) fn listings(&self) -> impl Iterator<Item = Listing> {
+        (0..self.get(LISTED))
+            .map_while(entry_of_listing)
+            .map(|start| {
+                let first = self.get(start);
+                let half = |word| u32::try_from(word & u64::from(u32::MAX)).unwrap_or_default();
+                Listing {
+                    dir: half(first),
+                    added: half(first >> u32::BITS),
+                    digest: self.get(start + 1),
+                }
+            })
     }
 
     /// Changes one word of a node's entry, but for the first.
@@ -433,6 +483,11 @@ fn entry_of_slot(number: usize) -> usize {
 fn entry_of_node(number: u32) -> Option<usize> {
     let number = usize::try_from(number).ok()?;
     (number < NODES).then_some(FIRST_NODE + number * NODE)
+}
+
+fn entry_of_listing(number: u64) -> Option<usize> {
+    let number = usize::try_from(number).ok()?;
+    (number < LISTINGS).then_some(FIRST_LISTING + number * LISTING)
 }
 
 #[cfg(test)]

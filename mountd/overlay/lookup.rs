@@ -315,8 +315,8 @@ impl Overlay {
         self.adopt_orphan(upper, node)
     }
 
-    /// Reads the marks of a file in `work/index`; `node` is what its number says it is, if that
-    /// says anything.
+    /// Reads the marks of a file in `work/index`, with its node in the lower; `node` is what its
+    /// number says it is, if that says anything.
     pub(super) fn read_indexed(
         &self,
         upper: &Upper,
@@ -329,7 +329,8 @@ impl Overlay {
         let space = upper.namespace();
         let marks = scan::read_marks(name_at, host_type, space, &self.lower, None, true)
             .map_err(|error| unreadable(name_at, &error))?;
-        let origin = node.or(marks.origin).ok_or(Errno::IO)?;
+        let origin = node.or(marks.origin).or_else(|| self.told_of(stat.stx_ino));
+        let origin = origin.ok_or(Errno::IO)?;
         let expected = self.lower.node(origin)?.stored_type() == host_type;
         if !expected || (space.marks(host_type) && marks.origin != Some(origin)) {
             tracing::error!(name = %name_at.name.escape_ascii(), "a file in work/index is not what its name says");
@@ -338,8 +339,18 @@ impl Overlay {
         if let Some(saved) = &marks.interrupted {
             self.undo_copying(name_at, &marks, saved)?;
         }
+        let marks = Marks {
+            origin: Some(origin),
+            ..marks
+        };
         let file = upper_file(stat.stx_ino, &marks);
         Ok((marks, file))
+    }
+
+    /// The node of the lower that a dead worker had copied up to a file of the upper, by its inode.
+    fn told_of(&self, host: u64) -> Option<LowerIno> {
+        let node = self.state.read().inherited().node_of(host)?.lower()?;
+        self.lower.node(node).is_ok().then_some(node)
     }
 
     /// Removes the orphan link of a file after one of its names was found.

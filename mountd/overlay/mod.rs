@@ -214,7 +214,7 @@ impl Overlay {
             } => (Lower::of_tree(*tree, objects), Some(chain)),
             LowerParts::Layers(layers) => {
                 let upper = upper.as_ref().map(|dirs| &dirs.upper);
-                let lower = Lower::of_layers(layers, upper);
+                let lower = Lower::of_layers(layers, upper, journal.clone());
                 (lower.map_err(host("opening the lower directories"))?, None)
             }
         };
@@ -364,7 +364,7 @@ impl Overlay {
         let name_at = NameAt::new(upper.index(), &name);
         let stat = name_at.stat()?;
         let (marks, mut file) = self.read_indexed(upper, name_at, node, &stat)?;
-        let node = node.or(marks.origin).ok_or(Errno::IO)?;
+        let node = marks.origin.ok_or(Errno::IO)?;
         if !upper.namespace().marks(marks.file_type) {
             // This file cannot bear a mark, so no delta was stored: assume that all names of the
             // lower remain.

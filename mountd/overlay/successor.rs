@@ -22,7 +22,7 @@ use super::event::Event;
 use super::lookup::upper_file;
 use super::node::{Home, UpperFile};
 use super::record::Record;
-use super::types::{Attr, Entry, Errno, NodeId};
+use super::types::{Attr, Entry, Errno, LowerIno, NodeId};
 use crate::journal::Intent;
 
 impl Overlay {
@@ -143,16 +143,9 @@ impl Overlay {
         }
         let origin = record.id.lower();
         let attr = match origin {
-            Some(node) => Attr {
-                nlink: 0,
-                ..self.lower.node(node)?.attr
-            },
+            _ if record.gone && record.host.is_none() => record.attr,
+            Some(node) => self.attr_of_unlinked(node)?.unwrap_or(record.attr),
             None => record.attr,
-        };
-        let attr = if record.gone && record.host.is_none() {
-            record.attr
-        } else {
-            attr
         };
         self.commit(|_| {
             [Event::Vanished {
@@ -172,6 +165,9 @@ impl Overlay {
         let Some(node) = id.lower() else {
             return Ok(());
         };
+        let Some(attr) = self.attr_of_unlinked(node)? else {
+            return Ok(());
+        };
         let is_known = self.state.read().node(id).is_some();
         let found = self.lower.name_of(node)?;
         let (false, Some((dir, name))) = (is_known, found) else {
@@ -181,10 +177,6 @@ impl Overlay {
         if self.is_gone(dir) || self.resolve(dir, &name)?.is_some_and(|at| at.id == id) {
             return Ok(());
         }
-        let attr = Attr {
-            nlink: 0,
-            ..self.lower.node(node)?.attr
-        };
         let file_type = attr.file_type;
         self.commit(|_| {
             [Event::Gone {
@@ -195,6 +187,19 @@ impl Overlay {
             }]
         });
         Ok(())
+    }
+
+    /// What the lower has of a node, without its names; None: the node is lost, since a lower
+    /// directory was changed beneath the mount.
+    fn attr_of_unlinked(&self, node: LowerIno) -> Result<Option<Attr>, Errno> {
+        match self.lower.node(node) {
+            Ok(found) => Ok(Some(Attr {
+                nlink: 0,
+                ..found.attr
+            })),
+            Err(Errno::STALE) => Ok(None),
+            Err(errno) => Err(errno),
+        }
     }
 
     /// Drops the link in `work/index` of a file whose last name is gone, unless the kernel knows

@@ -9,6 +9,7 @@ mod tree;
 use std::borrow::Cow;
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use cowl_core::tree::{FileType, Rdev, Tree, TreeIno};
 use cowl_core::upper::marks::Origin;
@@ -16,6 +17,7 @@ use cowl_core::upper::scan::{OriginNode, Origins};
 use cowl_core::upper::spelling::Spelling;
 
 use super::types::{Attr, Errno, LowerIno, NodeId, Statfs};
+use crate::journal::Journal;
 pub use dirs::Layers;
 
 use dirs::DirsLower;
@@ -88,8 +90,12 @@ impl Lower {
     }
 
     /// `upper`: the upper's root, if there is one.
-    pub(super) fn of_layers(layers: Layers, upper: Option<&OwnedFd>) -> Result<Lower, Errno> {
-        DirsLower::new(layers, upper).map(Lower::Dirs)
+    pub(super) fn of_layers(
+        layers: Layers,
+        upper: Option<&OwnedFd>,
+        journal: Option<Arc<Journal>>,
+    ) -> Result<Lower, Errno> {
+        DirsLower::new(layers, upper, journal).map(Lower::Dirs)
     }
 
     /// The version of a tree's numbering, which an upper must have been written over.

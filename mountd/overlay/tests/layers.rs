@@ -10,14 +10,14 @@ use rustix::fs::{CWD, Mode, XattrFlags as Host};
 use super::*;
 
 /// A mount of some layers, the top one first.
-struct Stack {
+pub(super) struct Stack {
     base: TempDir,
     layers: Vec<&'static str>,
     space: Namespace,
 }
 
 impl Stack {
-    fn new(layers: &[&'static str]) -> Stack {
+    pub(super) fn new(layers: &[&'static str]) -> Stack {
         let base = tempfile::tempdir().unwrap();
         for name in layers.iter().chain(&["upper", "work"]) {
             fs::create_dir(base.path().join(name)).unwrap();
@@ -29,21 +29,26 @@ impl Stack {
         }
     }
 
-    fn path(&self, path: &str) -> PathBuf {
+    pub(super) fn path(&self, path: &str) -> PathBuf {
         self.base.path().join(path)
     }
 
-    fn write(&self, path: &str, content: &str) {
+    pub(super) fn write(&self, path: &str, content: &str) {
         fs::create_dir_all(self.path(path).parent().unwrap()).unwrap();
         fs::write(self.path(path), content).unwrap();
     }
 
-    fn mark(&self, path: &str, name: &str, value: &[u8]) {
+    pub(super) fn mark(&self, path: &str, name: &str, value: &[u8]) {
         fs::create_dir_all(self.path(path)).unwrap();
         rustix::fs::lsetxattr(self.path(path), name, value, Host::empty()).unwrap();
     }
 
-    fn open(&self, io_mode: IoMode) -> Overlay {
+    pub(super) fn open(&self, io_mode: IoMode) -> Overlay {
+        self.open_with(io_mode, None)
+    }
+
+    /// As a worker with this journal does.
+    pub(super) fn open_with(&self, io_mode: IoMode, journal: Option<Arc<Journal>>) -> Overlay {
         let _none_starts = STARTING.read();
         let dir = |name: &str| OwnedFd::from(File::open(self.path(name)).unwrap());
         Overlay::new(Config {
@@ -58,7 +63,7 @@ impl Stack {
             }),
             io_mode,
             rules: Rules::default(),
-            journal: None,
+            journal,
         })
         .unwrap()
     }

@@ -16,6 +16,7 @@ mod model;
 mod operations;
 mod privileges;
 mod rules;
+mod taken_over;
 mod view;
 mod whiteouts;
 

@@ -7,16 +7,22 @@
 //!
 //! A file is reached by descriptor and name in one layer ([`Part`]). A directory has a part in each
 //! layer that contributes to it, top first; they are found when it is first listed.
+//!
+//! Numbers follow from what the layers have and the order in which directories were listed. So
+//! that order is all that a worker's successor needs ([`Listing`]): it lists the same directories
+//! again.
 
 mod listing;
 mod marks;
 mod part;
+mod successor;
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 
+use cowl_core::digest::ObjectHasher;
 use cowl_core::tree::FileType;
 use cowl_core::upper::marks::{Namespace, escape, unescape};
 use cowl_core::upper::name_at::NameAt;
@@ -26,6 +32,7 @@ use parking_lot::RwLock;
 use rustix::fs::{FileType as HostType, Mode, OFlags};
 
 use super::{Child, ChildName, LowerNode};
+use crate::journal::{Journal, Listing};
 use crate::overlay::attrs::{rdev_of, timestamp};
 use crate::overlay::types::{Attr, Errno, LowerIno, Statfs};
 use listing::Listed;
@@ -59,11 +66,14 @@ pub(in crate::overlay) struct DirsLower {
     /// The number of each layer's device.
     device_of: Vec<u64>,
     table: RwLock<Table>,
+    /// Where listings are noted for a worker's successor.
+    journal: Option<Arc<Journal>>,
 }
 
 #[derive(Debug, Default)]
 struct Table {
-    nodes: Vec<Arc<PlainNode>>,
+    /// None: a number of a dead worker's whose file is not there any more.
+    nodes: Vec<Option<Arc<PlainNode>>>,
     /// Of non-directories by `st_ino`: how a hard link is known again.
     files: HashMap<u64, LowerIno>,
 }
@@ -95,9 +105,50 @@ struct PlainDir {
     children: OnceLock<Vec<Entry>>,
 }
 
+/// The names of a directory with their numbers, before they hold.
+#[derive(Debug, Default)]
+struct Numbered {
+    children: Vec<Entry>,
+    /// Those met first, in the order of their numbers.
+    nodes: Vec<Arc<PlainNode>>,
+    /// As in the table.
+    files: HashMap<u64, LowerIno>,
+}
+
+impl Numbered {
+    fn listing(&self, dir: LowerIno) -> Listing {
+        let mut hasher = ObjectHasher::new();
+        for (name, Child { node, file_type }) in &self.children {
+            hasher.update(name);
+            hasher.update(&[0]);
+            hasher.update(&file_type.to_mode_bits().to_le_bytes());
+            hasher.update(&node.0.to_le_bytes());
+        }
+        let digest = hasher.finish();
+        let digest = digest.as_bytes().first_chunk().copied();
+        Listing {
+            dir: dir.0,
+            added: u32::try_from(self.nodes.len()).unwrap_or(u32::MAX),
+            digest: u64::from_le_bytes(digest.unwrap_or_default()),
+        }
+    }
+
+    /// From here on the numbers hold.
+    fn enter(self, table: &mut Table, dir: &PlainDir) {
+        table.nodes.extend(self.nodes.into_iter().map(Some));
+        table.files.extend(self.files);
+        dir.children.get_or_init(|| self.children);
+    }
+}
+
 impl DirsLower {
-    /// `upper`: the upper's root, whose inode numbers are shown as they are.
-    pub(super) fn new(layers: Layers, upper: Option<&OwnedFd>) -> Result<Self, Errno> {
+    /// `upper`: the upper's root, whose inode numbers are shown as they are. What dead workers
+    /// numbered has the same numbers again.
+    pub(super) fn new(
+        layers: Layers,
+        upper: Option<&OwnedFd>,
+        journal: Option<Arc<Journal>>,
+    ) -> Result<Self, Errno> {
         let device = |dir: &OwnedFd| -> Result<(u32, u32), Errno> {
             let stat = NameAt::new(dir.as_fd(), b".").stat()?;
             Ok((stat.stx_dev_major, stat.stx_dev_minor))
@@ -122,6 +173,7 @@ impl DirsLower {
             devices,
             device_of,
             table: RwLock::default(),
+            journal,
             parts,
         };
         let root = PlainNode {
@@ -137,7 +189,8 @@ impl DirsLower {
                 ..PlainDir::default()
             }),
         };
-        lower.table.write().nodes.push(Arc::new(root));
+        lower.table.write().nodes.push(Some(Arc::new(root)));
+        lower.take_over();
         tracing::debug!(
             layers = lower.parts.layers(),
             devices = lower.devices.len(),
@@ -155,7 +208,8 @@ impl DirsLower {
     fn get(&self, node: LowerIno) -> Result<Arc<PlainNode>, Errno> {
         let table = self.table.read();
         let number = usize::try_from(node.0).map_err(|_beyond| Errno::STALE)?;
-        table.nodes.get(number).map(Arc::clone).ok_or(Errno::STALE)
+        let node = table.nodes.get(number).and_then(Option::as_ref);
+        node.map(Arc::clone).ok_or(Errno::STALE)
     }
 
     /// The descriptor and name that a node is reached by.
@@ -231,12 +285,16 @@ impl DirsLower {
             return Ok(read(children));
         }
         let listed = self.list(self.parts_of(&node, plain)?)?;
-        let mut table = self.table.write();
-        // Another thread may have listed it meanwhile.
-        if plain.children.get().is_none() {
-            let children = self.enter(&mut table, dir, listed)?;
-            drop(table);
-            drop(plain.children.set(children));
+        {
+            let mut table = self.table.write();
+            // Another thread may have listed it meanwhile.
+            if plain.children.get().is_none() {
+                let numbered = self.number(&table, dir, listed)?;
+                if let Some(journal) = &self.journal {
+                    journal.note_listing(numbered.listing(dir));
+                }
+                numbered.enter(&mut table, plain);
+            }
         }
         plain
             .children
@@ -246,26 +304,22 @@ impl DirsLower {
     }
 
     /// Numbers the names of a directory.
-    fn enter(
-        &self,
-        table: &mut Table,
-        dir: LowerIno,
-        listed: Vec<Listed>,
-    ) -> Result<Vec<Entry>, Errno> {
-        let mut children = Vec::with_capacity(listed.len());
+    fn number(&self, table: &Table, dir: LowerIno, listed: Vec<Listed>) -> Result<Numbered, Errno> {
+        let mut numbered = Numbered::default();
+        let (first, mut files) = (table.nodes.len(), HashMap::new());
         for found in listed {
             let ino = self.ino_in(found.holder.layer, found.inode);
             let is_dir = found.file_type == FileType::Directory;
-            let linked = table.files.get(&ino).copied().filter(|_| !is_dir);
-            let node = if let Some(node) = linked {
+            let linked = table.files.get(&ino).or_else(|| files.get(&ino)).copied();
+            let node = if let Some(node) = linked.filter(|_| !is_dir) {
                 node
             } else {
-                let number = u32::try_from(table.nodes.len()).unwrap_or(u32::MAX);
+                let number = u32::try_from(first + numbered.nodes.len()).unwrap_or(u32::MAX);
                 if number >= MOST_NODES {
                     return Err(Errno::NOMEM);
                 }
                 let node = LowerIno(number);
-                table.nodes.push(Arc::new(PlainNode {
+                numbered.nodes.push(Arc::new(PlainNode {
                     parent: dir,
                     name: Arc::clone(&found.name),
                     holder: found.holder,
@@ -277,14 +331,17 @@ impl DirsLower {
                     }),
                 }));
                 if !is_dir {
-                    table.files.insert(ino, node);
+                    files.insert(ino, node);
                 }
                 node
             };
             let file_type = found.file_type;
-            children.push((found.name, Child { node, file_type }));
+            numbered
+                .children
+                .push((found.name, Child { node, file_type }));
         }
-        Ok(children)
+        numbered.files = files;
+        Ok(numbered)
     }
 
     pub(super) fn lookup(&self, dir: LowerIno, name: &[u8]) -> Result<Option<Child>, Errno> {
