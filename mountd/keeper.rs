@@ -12,7 +12,7 @@
 //! namespaces of their own, so that the caller's can end and the mount with it, and no capability
 //! is in effect in it; it ends with 0 exactly when the mount was unmounted.
 
-mod successor;
+pub(crate) mod successor;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -100,11 +100,18 @@ impl Order {
             &Message::WorkerRequest(self.request.clone()),
             &files,
         )?;
-        match receive(socket)? {
-            (Message::WorkerReady(ready), _) => Ok(Ok(ready)),
-            (Message::MountFailed(failed), _) => Ok(Err(failed)),
-            (other, _) => Err(HandoverError::Unexpected(other.name())),
-        }
+        await_ready(socket)
+    }
+}
+
+/// Waits until a worker serves, or fails. The outer error is that of talking to it.
+pub(crate) fn await_ready(
+    socket: BorrowedFd<'_>,
+) -> Result<Result<WorkerReady, MountFailed>, HandoverError> {
+    match receive(socket)? {
+        (Message::WorkerReady(ready), _) => Ok(Ok(ready)),
+        (Message::MountFailed(failed), _) => Ok(Err(failed)),
+        (other, _) => Err(HandoverError::Unexpected(other.name())),
     }
 }
 
@@ -223,8 +230,17 @@ fn order(
 fn start_worker(order: &Order) -> Result<(Pid, WorkerReady), MountFailed> {
     let (ours, theirs) = pair()?;
     let worker = spawn_worker(theirs).or_fail("cannot start a worker")?;
-    match order.give(ours.as_fd()) {
-        Ok(Ok(ready)) => Ok((worker, ready)),
+    let ready = first_ready(worker, order.give(ours.as_fd()))?;
+    Ok((worker, ready))
+}
+
+/// What came of starting a mount's first worker, which is ended if it does not serve.
+pub(crate) fn first_ready(
+    worker: Pid,
+    outcome: Result<Result<WorkerReady, MountFailed>, HandoverError>,
+) -> Result<WorkerReady, MountFailed> {
+    match outcome {
+        Ok(Ok(ready)) => Ok(ready),
         Ok(Err(failed)) => {
             end(worker);
             Err(failed)
@@ -260,7 +276,7 @@ fn spawn_worker(socket: OwnedFd) -> io::Result<Pid> {
 }
 
 /// Waits for a worker's end, with that of all its threads.
-fn wait(worker: Pid) -> io::Result<WaitStatus> {
+pub(crate) fn wait(worker: Pid) -> io::Result<WaitStatus> {
     let ended =
         rustix::io::retry_on_intr(|| rustix::process::waitpid(Some(worker), WaitOptions::empty()))?;
     ended
@@ -269,13 +285,13 @@ fn wait(worker: Pid) -> io::Result<WaitStatus> {
 }
 
 /// A status as the standard library says it.
-fn said(status: WaitStatus) -> String {
+pub(crate) fn said(status: WaitStatus) -> String {
     use std::os::unix::process::ExitStatusExt;
     std::process::ExitStatus::from_raw(status.as_raw()).to_string()
 }
 
 /// Kills and reaps a worker.
-fn end(worker: Pid) {
+pub(crate) fn end(worker: Pid) {
     let killed = rustix::process::kill_process(worker, Signal::KILL);
     if let Err(error) = killed.map_err(io::Error::from).and_then(|()| wait(worker)) {
         tracing::warn!(%error, "cannot end the worker");

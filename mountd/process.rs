@@ -77,6 +77,11 @@ pub(crate) fn restrict(
 /// capabilities that the keeper has left, in effect.
 pub(crate) fn begin_successor() -> Result<(), Errno> {
     rustix::process::setsid()?;
+    regain_capabilities()
+}
+
+/// Puts the capabilities that [`confine`] has permitted into effect.
+pub(crate) fn regain_capabilities() -> Result<(), Errno> {
     let held = capabilities(None)?;
     set_capabilities(
         None,

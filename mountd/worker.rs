@@ -157,7 +157,11 @@ fn prepare(socket: BorrowedFd<'_>) -> Result<Mount, MountFailed> {
         files.take_if_any(Role::Upper),
         files.take_if_any(Role::Work),
     ) {
-        (Some(upper), Some(work)) => Some(UpperDirs { upper, work }),
+        (Some(upper), Some(work)) => Some(UpperDirs {
+            upper,
+            work,
+            locks: None,
+        }),
         (None, None) => None,
         (Some(_), None) => return Err(HandoverError::Missing(Role::Work).into()),
         (None, Some(_)) => return Err(HandoverError::Missing(Role::Upper).into()),
@@ -211,7 +215,7 @@ fn prepare(socket: BorrowedFd<'_>) -> Result<Mount, MountFailed> {
 }
 
 /// Negotiates the connection, or takes it over from a worker that did.
-fn connect(
+pub(crate) fn connect(
     device: OwnedFd,
     wanted: Wanted,
     journal: Option<&Journal>,

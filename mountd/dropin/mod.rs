@@ -8,6 +8,7 @@
 mod options;
 mod serve;
 mod start;
+mod worker;
 
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
@@ -103,10 +104,7 @@ pub fn run(mut arguments: Vec<OsString>) -> ExitCode {
     if !serving {
         return start::run(&arguments, &mounting);
     }
-    match serve::run(*mounting) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(&error),
-    }
+    serve::run(&mounting)
 }
 
 fn print(text: &str) -> ExitCode {

@@ -13,6 +13,7 @@ use std::process::{Child, Command, ExitCode};
 use nix::sys::signal::{SigSet, Signal};
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use rustix::mount::{UnmountFlags, unmount};
+use rustix::process::{Pid, kill_process_group};
 
 use super::{Mounting, SERVING, fail};
 
@@ -92,7 +93,8 @@ fn attend(child: &mut Child, signals: &SigSet, mounted: u64, at: &Path) -> io::R
                     fail(&format_args!("cannot unmount {}: {error}", at.display()));
                 }
             }
-            _ => child.kill()?,
+            // With its worker.
+            _ => kill_process_group(Pid::from_child(child), rustix::process::Signal::KILL)?,
         }
     }
 }

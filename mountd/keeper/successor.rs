@@ -7,11 +7,11 @@
 //! end; a mount whose workers die one after the other is cut off.
 
 use std::collections::VecDeque;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use cowl_core::handover::{HandoverError, MountFailed, Role, pair};
+use cowl_core::handover::{HandoverError, MountFailed, Role, WorkerReady, pair};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitStatus};
 
@@ -32,10 +32,51 @@ const SENT: [Signal; 5] = [
     Signal::QUIT,
 ];
 
+/// When workers of a mount died.
+#[derive(Debug, Default)]
+pub(crate) struct Deaths(VecDeque<Instant>);
+
+impl Deaths {
+    /// Counts the death of a worker that ended so. The error is why no other can follow it.
+    pub(crate) fn allow_another(
+        &mut self,
+        status: WaitStatus,
+        journal: Option<&OwnedFd>,
+    ) -> Result<(), MountFailed> {
+        let no = |what: &str| MountFailed {
+            what: what.to_owned(),
+            errno: 0,
+        };
+        let signal = status
+            .terminating_signal()
+            .ok_or_else(|| no("it gave up by itself"))?;
+        let journal = journal.ok_or_else(|| no("no other can serve on"))?;
+        if !journal::allows_a_successor(journal).or_fail("cannot read the journal")? {
+            return Err(no("no other can serve on"));
+        }
+        let now = Instant::now();
+        let Self(deaths) = self;
+        deaths.push_back(now);
+        while deaths
+            .front()
+            .is_some_and(|death| now.duration_since(*death) > PERIOD)
+        {
+            deaths.pop_front();
+        }
+        if deaths.len() > DEATHS {
+            return Err(no("too many have died within a minute"));
+        }
+        if !SENT.iter().any(|sent| sent.as_raw() == signal) {
+            journal::note_crash(journal).or_fail("cannot write to the journal")?;
+        }
+        Ok(())
+    }
+}
+
 impl ServedMount {
     /// Holds the mount until it is unmounted, or no worker can serve it any more.
     pub(super) fn hold(mut self) -> ExitCode {
-        let mut deaths = VecDeque::new();
+        let mut deaths = Deaths::default();
         loop {
             let name = self.order.request.name.clone();
             let status = match wait(self.worker) {
@@ -51,7 +92,8 @@ impl ServedMount {
             }
             // From here on clients wait; when this process ends, the connection does, and their
             // requests fail.
-            match self.succeed(status, &mut deaths) {
+            let allowed = deaths.allow_another(status, self.order.file(Role::Journal));
+            match allowed.and_then(|()| self.start_successor()) {
                 Ok(worker) => {
                     tracing::warn!(name, %worker, "the worker died ({}); another one serves on", said(status));
                     self.worker = worker;
@@ -62,41 +104,6 @@ impl ServedMount {
                 }
             }
         }
-    }
-
-    /// Starts a successor of the worker that ended so.
-    fn succeed(
-        &self,
-        status: WaitStatus,
-        deaths: &mut VecDeque<Instant>,
-    ) -> Result<Pid, MountFailed> {
-        let no = |what: &str| MountFailed {
-            what: what.to_owned(),
-            errno: 0,
-        };
-        let signal = status
-            .terminating_signal()
-            .ok_or_else(|| no("it gave up by itself"))?;
-        let journal = self.order.file(Role::Journal);
-        let journal = journal.ok_or_else(|| no("no other can serve on"))?;
-        if !journal::allows_a_successor(journal).or_fail("cannot read the journal")? {
-            return Err(no("no other can serve on"));
-        }
-        let now = Instant::now();
-        deaths.push_back(now);
-        while deaths
-            .front()
-            .is_some_and(|death| now.duration_since(*death) > PERIOD)
-        {
-            deaths.pop_front();
-        }
-        if deaths.len() > DEATHS {
-            return Err(no("too many have died within a minute"));
-        }
-        if !SENT.iter().any(|sent| sent.as_raw() == signal) {
-            journal::note_crash(journal).or_fail("cannot write to the journal")?;
-        }
-        self.start_successor()
     }
 
     /// A worker that serves; or one that was killed before it could, whose end is still to be seen.
@@ -110,20 +117,27 @@ impl ServedMount {
             }
         })
         .or_fail("cannot start another")?;
-        match self.order.give(ours.as_fd()) {
-            Ok(Ok(_ready)) => Ok(worker),
-            // Killed meanwhile.
-            Err(HandoverError::Closed | HandoverError::Socket(Errno::PIPE | Errno::CONNRESET)) => {
-                Ok(worker)
-            }
-            Ok(Err(failed)) => {
-                end(worker);
-                Err(failed)
-            }
-            Err(error) => {
-                end(worker);
-                Err(error.into())
-            }
+        successor_ready(worker, self.order.give(ours.as_fd()))
+    }
+}
+
+/// What came of starting a successor: it serves, or was killed before it could, or is ended.
+pub(crate) fn successor_ready(
+    worker: Pid,
+    outcome: Result<Result<WorkerReady, MountFailed>, HandoverError>,
+) -> Result<Pid, MountFailed> {
+    match outcome {
+        Ok(Ok(_ready)) => Ok(worker),
+        Err(HandoverError::Closed | HandoverError::Socket(Errno::PIPE | Errno::CONNRESET)) => {
+            Ok(worker)
+        }
+        Ok(Err(failed)) => {
+            end(worker);
+            Err(failed)
+        }
+        Err(error) => {
+            end(worker);
+            Err(error.into())
         }
     }
 }

@@ -70,7 +70,7 @@ use cowl_core::upper::marks::Stamp;
 use cowl_core::upper::name_at::NameAt;
 use cowl_core::upper::scan::{Origins, is_opaque};
 use cowl_core::upper::spelling::Spelling;
-use cowl_core::upper::{Base, Condition, Upper, UpperError};
+use cowl_core::upper::{Base, Condition, Locks, Upper, UpperError};
 use parking_lot::RwLock;
 
 pub use lower::Layers;
@@ -120,6 +120,8 @@ pub struct UpperDirs {
     pub upper: OwnedFd,
     /// The work directory, on the same file system.
     pub work: OwnedFd,
+    /// Their locks, if the caller has taken them.
+    pub locks: Option<Locks>,
 }
 
 /// What a mount's unchanged files come from.
@@ -232,11 +234,15 @@ impl Overlay {
             Base::Tree,
         );
         let upper = upper
-            .map(|dirs| {
+            .map(|UpperDirs { upper, work, locks }| {
+                let locks = match locks {
+                    Some(locks) => locks,
+                    None => Locks::take(upper.as_fd(), work.as_fd())?,
+                };
                 if inherits {
-                    Upper::reopen(dirs.upper, &dirs.work, base)
+                    Upper::reopen(upper, &work, locks, base)
                 } else {
-                    Upper::open(dirs.upper, &dirs.work, base)
+                    Upper::open_locked(upper, &work, locks, base)
                 }
             })
             .transpose()?;

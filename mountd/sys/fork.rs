@@ -10,28 +10,36 @@ use rustix::process::Pid;
 /// The only descriptor of the child but the standard ones.
 const SOCKET: libc::c_int = 3;
 
-/// Starts a process that calls `life` with `socket` and exits with 0 if that says true, else with
-/// 1. It has none of this process's descriptors but the standard ones.
+/// Starts a process that calls `life` with its own copy of `owned` and exits with 0 if that says
+/// true, else with 1. `owned` comes back for this process.
 ///
 /// For a process of one thread: another's locks would stay locked in the child.
 #[expect(
     clippy::exit,
     reason = "the child has no frames of its own to return to"
 )]
-pub(crate) fn start(socket: OwnedFd, life: impl FnOnce(OwnedFd) -> bool) -> io::Result<Pid> {
+pub(crate) fn start_with<T>(owned: T, life: impl FnOnce(T) -> bool) -> io::Result<(T, Pid)> {
     // SAFETY: this process has one thread, so the child's copy of its memory is as consistent as
     // its own.
     let forked = unsafe { libc::fork() };
     match forked {
         -1 => Err(io::Error::last_os_error()),
         0 => {
-            let succeeded = alone_with(socket).is_ok_and(life);
-            // Not by returning: the values above would close descriptors that are closed, or the
-            // child's own by now.
+            let succeeded = life(owned);
+            // Not by returning: the values of the frames above are the parent's.
             std::process::exit(i32::from(!succeeded))
         }
-        child => Pid::from_raw(child).ok_or_else(|| io::ErrorKind::InvalidData.into()),
+        child => {
+            let child = Pid::from_raw(child).ok_or(io::ErrorKind::InvalidData)?;
+            Ok((owned, child))
+        }
     }
+}
+
+/// As [`start_with`], with `socket` as the only descriptor but the standard ones.
+pub(crate) fn start(socket: OwnedFd, life: impl FnOnce(OwnedFd) -> bool) -> io::Result<Pid> {
+    let (_socket, child) = start_with(socket, |socket| alone_with(socket).is_ok_and(life))?;
+    Ok(child)
 }
 
 /// Closes all other descriptors.

@@ -21,7 +21,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use common::{Image, Mount, USER_NAMESPACE, is_here, noise, read_all, there};
+use common::{Image, Mount, OWN_MOUNTS, USER_NAMESPACE, is_here, noise, read_all, there};
 use cowl_core::handover::IoModeChoice;
 use cowl_tests::random::Random;
 use cowl_tests::tree::{assert_same, below};
@@ -197,8 +197,11 @@ fn killer(mount: &Mount, seed: u64, steps: &[AtomicU64], over: &AtomicBool) {
     over.store(true, Ordering::Relaxed);
 }
 
-/// The image, with a directory for each client, and the same as a plain directory.
-fn image_and_plain() -> (Image, PathBuf) {
+/// Makes a lower of files, and the same as a plain directory.
+type Make = fn(&[(&str, &[u8])]) -> (Image, PathBuf);
+
+/// The lower, with a directory for each client, and the same as a plain directory.
+fn lower_and_plain(make: Make) -> (Image, PathBuf) {
     let names = (0..CLIENTS).flat_map(|client| {
         let own = FILES.iter();
         own.map(move |(path, content)| (format!("{client}/{path}"), *content))
@@ -208,11 +211,11 @@ fn image_and_plain() -> (Image, PathBuf) {
         .iter()
         .map(|(path, content)| (&**path, *content))
         .collect();
-    Image::beside_plain(&borrowed)
+    make(&borrowed)
 }
 
-fn clients_do_not_notice(choice: IoModeChoice) {
-    let (image, plain) = image_and_plain();
+fn clients_do_not_notice(make: Make, choice: IoModeChoice) {
+    let (image, plain) = lower_and_plain(make);
     let mount = image.mount_writable(choice, "upper");
     let root = mount.path("");
     let seed = seed();
@@ -255,12 +258,12 @@ fn clients_do_not_notice(choice: IoModeChoice) {
 
 #[test]
 fn kill_of_the_worker_fails_no_operation_cached() {
-    clients_do_not_notice(IoModeChoice::Cached);
+    clients_do_not_notice(Image::beside_plain, IoModeChoice::Cached);
 }
 
 #[test]
 fn kill_of_the_worker_fails_no_operation_writeback() {
-    clients_do_not_notice(IoModeChoice::Writeback);
+    clients_do_not_notice(Image::beside_plain, IoModeChoice::Writeback);
 }
 
 #[test]
@@ -268,5 +271,29 @@ fn kill_of_the_worker_fails_no_operation_as_user() {
     if !is_here() {
         return there(USER_NAMESPACE);
     }
-    clients_do_not_notice(IoModeChoice::Auto);
+    clients_do_not_notice(Image::beside_plain, IoModeChoice::Auto);
+}
+
+#[test]
+fn kill_of_the_worker_fails_no_operation_over_layers_cached() {
+    if !is_here() {
+        return there(OWN_MOUNTS);
+    }
+    clients_do_not_notice(Image::layers_beside_plain, IoModeChoice::Cached);
+}
+
+#[test]
+fn kill_of_the_worker_fails_no_operation_over_layers_writeback() {
+    if !is_here() {
+        return there(OWN_MOUNTS);
+    }
+    clients_do_not_notice(Image::layers_beside_plain, IoModeChoice::Writeback);
+}
+
+#[test]
+fn kill_of_the_worker_fails_no_operation_over_layers_as_user() {
+    if !is_here() {
+        return there(USER_NAMESPACE);
+    }
+    clients_do_not_notice(Image::layers_beside_plain, IoModeChoice::Auto);
 }

@@ -23,10 +23,10 @@ mod common;
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Child;
 
-use common::{Image, Mount, USER_NAMESPACE, eventually, is_here, there};
+use common::{Image, Mount, OWN_MOUNTS, USER_NAMESPACE, eventually, is_here, there};
 use cowl_core::handover::IoModeChoice;
 use cowl_tests::requests::attach;
 use cowl_tests::tree::{assert_same, below};
@@ -414,8 +414,11 @@ fn request_whose_answer_the_kernel_has_is_not_done_again() {
     assert_eq!(log.matches("another one serves on").count(), 1, "{log}");
 }
 
-fn check(case: &Case, number: usize) {
-    let (image, plain) = Image::beside_plain(FILES);
+/// Makes a lower of files, and the same as a plain directory.
+type Make = fn(&[(&str, &[u8])]) -> (Image, PathBuf);
+
+fn check(make: Make, case: &Case, number: usize) {
+    let (image, plain) = make(FILES);
     let upper = format!("upper-{number}");
     let work = image.path(&format!("{upper}.work"));
     let mount = image.mount_writable(IoModeChoice::Cached, &upper);
@@ -444,11 +447,15 @@ fn check(case: &Case, number: usize) {
     assert_eq!(log.matches("another one serves on").count(), 1, "{log}");
 }
 
+fn check_all(make: Make) {
+    for (number, case) in CASES.iter().enumerate() {
+        check(make, case, number);
+    }
+}
+
 #[test]
 fn requests_interrupted_after_their_change_are_answered_once() {
-    for (number, case) in CASES.iter().enumerate() {
-        check(case, number);
-    }
+    check_all(Image::beside_plain);
 }
 
 #[test]
@@ -456,5 +463,21 @@ fn requests_interrupted_after_their_change_are_answered_once_as_user() {
     if !is_here() {
         return there(USER_NAMESPACE);
     }
-    requests_interrupted_after_their_change_are_answered_once();
+    check_all(Image::beside_plain);
+}
+
+#[test]
+fn requests_interrupted_after_their_change_are_answered_once_over_layers() {
+    if !is_here() {
+        return there(OWN_MOUNTS);
+    }
+    check_all(Image::layers_beside_plain);
+}
+
+#[test]
+fn requests_interrupted_after_their_change_are_answered_once_over_layers_as_user() {
+    if !is_here() {
+        return there(USER_NAMESPACE);
+    }
+    check_all(Image::layers_beside_plain);
 }

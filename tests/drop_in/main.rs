@@ -1,6 +1,7 @@
 //! `cowl-mountd` on fuse-overlayfs's command line: what callers rely on, and the same changes over
 //! the same plain directories beside fuse-overlayfs and the kernel's overlayfs.
 
+mod deaths;
 mod ends;
 mod ids;
 

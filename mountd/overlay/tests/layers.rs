@@ -60,6 +60,7 @@ impl Stack {
             upper: Some(UpperDirs {
                 upper: dir("upper"),
                 work: dir("work"),
+                locks: None,
             }),
             io_mode,
             rules: Rules::default(),

@@ -203,6 +203,7 @@ pub(super) fn open_at(
         upper: writable.then(|| UpperDirs {
             upper: dir("upper"),
             work: dir("work"),
+            locks: None,
         }),
         io_mode,
         rules: Rules::default(),

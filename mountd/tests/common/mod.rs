@@ -6,7 +6,7 @@
 use std::fs::{self, File};
 use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus};
 use std::time::{Instant, SystemTime};
@@ -43,6 +43,9 @@ static ALONE: Mutex<()> = Mutex::new(());
 
 /// Says to a test that it is where it belongs.
 const HERE: &str = "COWL_TEST_PLACE";
+
+/// A place where mounts can be attached.
+pub const OWN_MOUNTS: &[&str] = &["unshare", "-m"];
 
 /// A place of root without any right outside.
 pub const USER_NAMESPACE: &[&str] = &["unshare", "-Urm"];
@@ -82,10 +85,11 @@ pub fn eventually(mut is_so: impl FnMut() -> bool) -> bool {
     true
 }
 
-/// What a merged tree and its objects are on disk.
+/// What a merged tree and its objects are on disk; or plain directories, as `Image::LAYERS`.
 pub struct Image {
     directory: TempDir,
     pub chain: [u8; 32],
+    is_layers: bool,
 }
 
 impl Image {
@@ -118,6 +122,41 @@ impl Image {
         (image, plain)
     }
 
+    /// Of plain directories, the top one first.
+    const LAYERS: [&str; 2] = ["layer0", "layer1"];
+
+    /// The same files as layers of plain directories, every other one in the lower layer, and as
+    /// one directory, which is at the path. The upper layer hides a file and a directory of the
+    /// lower one.
+    pub fn layers_beside_plain(files: &[(&str, &[u8])]) -> (Self, PathBuf) {
+        let (image, plain) = Self::beside_plain(files);
+        let put = |layer: &str, path: &str, content: &[u8]| {
+            let path = image.path(layer).join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, content).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        };
+        for (number, (path, content)) in files.iter().enumerate() {
+            let [top, bottom] = Self::LAYERS;
+            put(if number % 2 == 0 { top } else { bottom }, path, content);
+            if number % 2 == 0 {
+                put(bottom, path, b"hidden by the layer above");
+            }
+        }
+        put("layer0", ".wh.gone", b"");
+        put("layer1", "gone/file", b"whited out");
+        for layer in Self::LAYERS {
+            for (path, entry) in cowl_tests::tree::below(&image.path(layer)) {
+                if entry.kind == FileType::Directory {
+                    let directory = File::open(image.path(layer).join(path)).unwrap();
+                    directory.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+                }
+            }
+        }
+        let is_layers = true;
+        (Self { is_layers, ..image }, plain)
+    }
+
     pub fn build(fill: impl FnOnce(&mut LayerBuilder, &Objects)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let objects = Objects(directory.path().join("objects"));
@@ -131,6 +170,7 @@ impl Image {
         Self {
             directory,
             chain: [7; 32],
+            is_layers: false,
         }
     }
 
@@ -172,13 +212,12 @@ impl Image {
         upper: Option<&str>,
     ) -> Result<Mount, MountError> {
         let _alone = ALONE.lock();
+        if self.is_layers {
+            return Ok(self.mount_layers(choice, upper.unwrap()));
+        }
         let lease = File::open(self.path("lease")).unwrap();
         rustix::fs::flock(&lease, rustix::fs::FlockOperation::LockShared).unwrap();
-        let log = File::options()
-            .append(true)
-            .create(true)
-            .open(self.path("log"))
-            .unwrap();
+        let log = self.log_to_write();
         let directories = upper.map(|name| {
             [name.to_owned(), format!("{name}.work")].map(|name| {
                 fs::create_dir_all(self.path(&name)).unwrap();
@@ -209,9 +248,46 @@ impl Image {
                 io_mode: ready.io_mode,
                 worker: ready.worker,
                 root: Some(mount),
+                holder: keeper.id(),
                 keeper,
             },
         )
+    }
+
+    fn log_to_write(&self) -> File {
+        let mut options = File::options();
+        let log = options.append(true).create(true).open(self.path("log"));
+        log.unwrap()
+    }
+
+    /// A mount of the layers by fuse-overlayfs's command line, in the foreground. It is attached
+    /// for a moment only. For a test in a mount namespace of its own ([`there`]).
+    fn mount_layers(&self, choice: IoModeChoice, upper: &str) -> Mount {
+        let at = self.path("mnt");
+        for name in [upper, &format!("{upper}.work"), "mnt"] {
+            fs::create_dir_all(self.path(name)).unwrap();
+        }
+        let options = format!(
+            "lowerdir={},upperdir={upper},workdir={upper}.work,io={choice},redirect_dir=on,metacopy=on",
+            Self::LAYERS.join(":"),
+        );
+        let mut command = std::process::Command::new(PROGRAM);
+        command.args(["-f", "-o", &options, "mnt"]);
+        command.current_dir(self.directory.path());
+        let keeper = command.stderr(self.log_to_write()).spawn().unwrap();
+        let below = fs::metadata(&at).unwrap().dev();
+        let is_mounted = || fs::metadata(&at).unwrap().dev() != below;
+        assert!(eventually(is_mounted), "{}", self.log());
+        let root = File::open(&at).unwrap().into();
+        rustix::mount::unmount(&at, rustix::mount::UnmountFlags::DETACH).unwrap();
+        let holder = only_child(keeper.id()).unwrap();
+        Mount {
+            io_mode: choice.mode(),
+            worker: only_child(holder).unwrap(),
+            root: Some(root),
+            holder,
+            keeper,
+        }
     }
 }
 
@@ -263,7 +339,16 @@ pub struct Mount {
     pub io_mode: IoMode,
     pub worker: u32,
     pub root: Option<OwnedFd>,
+    /// The process whose child the worker is.
+    pub holder: u32,
+    /// The process that was started for the mount, and ends with it.
     pub keeper: Child,
+}
+
+fn only_child(process: u32) -> Option<u32> {
+    let children = format!("/proc/{process}/task/{process}/children");
+    let children = fs::read_to_string(children).ok()?;
+    Some(children.split_whitespace().next()?.parse().unwrap())
 }
 
 impl Mount {
@@ -312,11 +397,7 @@ impl Mount {
 
     /// The worker: the keeper's only child; none while there is none.
     pub fn current_worker(&self) -> Option<Pid> {
-        let keeper = self.keeper.id();
-        let children = format!("/proc/{keeper}/task/{keeper}/children");
-        let children = fs::read_to_string(children).ok()?;
-        let child = children.split_whitespace().next()?;
-        Pid::from_raw(child.parse().unwrap())
+        Pid::from_raw(only_child(self.holder)?.cast_signed())
     }
 
     /// Kills the worker; false if there is none just now.

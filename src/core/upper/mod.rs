@@ -215,6 +215,27 @@ impl Base<'_> {
     }
 }
 
+/// The locks of an upper, for one mount: they hold as long as any process has these descriptors.
+#[derive(Debug)]
+pub struct Locks {
+    work: OwnedFd,
+    _root: OwnedFd,
+}
+
+impl Locks {
+    /// Locks an upper, or says that it is in use.
+    ///
+    /// # Locking
+    /// `work/lock` and the upper's root, exclusively, without waiting. Both, since a second mount
+    /// may use the same upper with another work directory.
+    pub fn take(root: BorrowedFd<'_>, work: BorrowedFd<'_>) -> Result<Self, UpperError> {
+        Ok(Self {
+            work: probe::lock_work(work)?,
+            _root: probe::lock_root(root)?,
+        })
+    }
+}
+
 /// An upper, locked for one mount. The caller orders changes.
 #[derive(Debug)]
 pub struct Upper {
@@ -222,8 +243,7 @@ pub struct Upper {
     tmp: OwnedFd,
     index: OwnedFd,
     orphans: OwnedFd,
-    /// Held for their locks.
-    _locks: Vec<OwnedFd>,
+    _locks: Option<Locks>,
     space: Namespace,
     spelling: Spelling,
     whiteouts: Whiteouts,
@@ -235,31 +255,44 @@ pub struct Upper {
 }
 
 impl Upper {
-    /// Locks the upper, removes an earlier mount's unfinished files, probes the file system and
-    /// compares the stamp. What the work directory has of a removed upper is dropped.
-    ///
-    /// # Locking
-    /// `work/lock` and the upper's root, exclusively, for the life of the value, without waiting.
-    /// Both, since a second mount may use the same upper with another work directory.
+    /// Locks the upper for the life of the value, removes an earlier mount's unfinished files,
+    /// probes the file system and compares the stamp. What the work directory has of a removed
+    /// upper is dropped.
     pub fn open(root: OwnedFd, work: &OwnedFd, base: Base<'_>) -> Result<Self, UpperError> {
-        Self::open_with(root, work, base, Orphans::Left)
+        let locks = Locks::take(root.as_fd(), work.as_fd())?;
+        Self::open_locked(root, work, locks, base)
     }
 
-    /// As [`open`](Self::open), after a worker that died while the mount lives: removed files that
-    /// are still open stay.
-    pub fn reopen(root: OwnedFd, work: &OwnedFd, base: Base<'_>) -> Result<Self, UpperError> {
-        Self::open_with(root, work, base, Orphans::Open)
+    /// As [`open`](Self::open), of an upper that is locked.
+    pub fn open_locked(
+        root: OwnedFd,
+        work: &OwnedFd,
+        locks: Locks,
+        base: Base<'_>,
+    ) -> Result<Self, UpperError> {
+        probe::refuse_incompatible(work.as_fd())?;
+        Self::open_with(root, work, locks, base, Orphans::Left)
+    }
+
+    /// As [`open_locked`](Self::open_locked), after a worker that died while the mount lives:
+    /// removed files that are still open stay, and so does its own mark of a volatile upper.
+    pub fn reopen(
+        root: OwnedFd,
+        work: &OwnedFd,
+        locks: Locks,
+        base: Base<'_>,
+    ) -> Result<Self, UpperError> {
+        Self::open_with(root, work, locks, base, Orphans::Open)
     }
 
     fn open_with(
         root: OwnedFd,
         work: &OwnedFd,
+        locks: Locks,
         base: Base<'_>,
         kept: Orphans,
     ) -> Result<Self, UpperError> {
-        let lock = probe::lock_work(work.as_fd())?;
-        let claim = probe::lock_root(root.as_fd())?;
-        probe::refuse_incompatible(work.as_fd())?;
+        let lock = locks.work.as_fd();
         let tmp = subdirectory(work.as_fd(), b"tmp")?;
         // The kernel's overlayfs has an index/ of its own.
         let index = match base {
@@ -282,10 +315,10 @@ impl Upper {
             }
         );
         // What is recorded for a new upper is a removed one's.
-        let recorded = probe::record(lock.as_fd())?.filter(|_| !is_new);
+        let recorded = probe::record(lock)?.filter(|_| !is_new);
         let record = match recorded {
             Some(record) => record.check(tmp.as_fd())?,
-            None => probe::write_record(work.as_fd(), lock.as_fd(), tmp.as_fd(), only_user)?,
+            None => probe::write_record(work.as_fd(), lock, tmp.as_fd(), only_user)?,
         };
         let space = record.space;
         let (condition, is_of_this_upper) = match base {
@@ -317,7 +350,7 @@ impl Upper {
             tmp,
             index,
             orphans,
-            _locks: vec![lock, claim],
+            _locks: Some(locks),
             space,
             spelling: base.spelling(),
             whiteouts: record.whiteouts,
@@ -346,7 +379,7 @@ impl Upper {
             tmp: open(b"tmp")?,
             index: open(b"index")?,
             orphans: open(b"orphans")?,
-            _locks: Vec::new(),
+            _locks: None,
             root,
             space,
             spelling: Spelling::Tree,

@@ -305,7 +305,10 @@ impl DirsLower {
 
     /// Numbers the names of a directory.
     fn number(&self, table: &Table, dir: LowerIno, listed: Vec<Listed>) -> Result<Numbered, Errno> {
-        let mut numbered = Numbered::default();
+        let mut numbered = Numbered {
+            children: Vec::with_capacity(listed.len()),
+            ..Numbered::default()
+        };
         let (first, mut files) = (table.nodes.len(), HashMap::new());
         for found in listed {
             let ino = self.ino_in(found.holder.layer, found.inode);
