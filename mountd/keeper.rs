@@ -209,7 +209,7 @@ fn order(
     order.add(Role::Counters, counters);
     order.add(Role::Tree, files.take(Role::Tree)?);
     order.add(Role::Objects, objects);
-    for role in [Role::Upper, Role::Work] {
+    for role in [Role::Upper, Role::Work, Role::VolatileWork] {
         if let Some(directory) = files.take_if_any(role) {
             order.add(role, directory);
         }

@@ -153,9 +153,11 @@ fn prepare(socket: BorrowedFd<'_>) -> Result<Mount, MountFailed> {
     let tree = Tree::open(&File::from(tree))
         .map_err(|error| failure("cannot open the merged tree", &io::Error::other(error)))?;
     let objects = files.take(Role::Objects)?;
+    let volatile_work = files.take_if_any(Role::VolatileWork);
+    let volatile = volatile_work.is_some();
     let upper = match (
         files.take_if_any(Role::Upper),
-        files.take_if_any(Role::Work),
+        volatile_work.or_else(|| files.take_if_any(Role::Work)),
     ) {
         (Some(upper), Some(work)) => Some(UpperDirs {
             upper,
@@ -192,6 +194,7 @@ fn prepare(socket: BorrowedFd<'_>) -> Result<Mount, MountFailed> {
         io_mode,
         rules: Rules {
             squashed: request.ids.squashes(),
+            volatile,
             ..Rules::default()
         },
         journal: journal.clone(),

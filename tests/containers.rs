@@ -465,6 +465,37 @@ print(len(entered))
     });
 }
 
+/// What a container leaves that goes when it ends is nobody's after a power cut. That another
+/// container's files are synced shows that the tracer sees it.
+fn run_rm_syncs_nothing() {
+    let store = shop("store");
+    let syncs = |options: &[&str]| {
+        let place = directory();
+        let mut traced = program("strace", ["-f", "-qq", "--seccomp-bpf", "-o", "calls"]);
+        traced.args(["-e", "trace=fsync,fdatasync,syncfs,sync,sync_file_range"]);
+        traced.args(["-e", "signal=none", "--"]);
+        traced.arg(binary("cowl")).arg("--root").arg(store.root());
+        traced.arg("run").args(options);
+        traced.args(["shop", "sh", "-c", "echo new > /bin/file"]);
+        run(traced.current_dir(&place)).ok();
+        let calls = std::fs::read_to_string(place.join("calls")).unwrap();
+        calls.lines().count()
+    };
+    assert_eq!(syncs(&["--rm"]), 0);
+    assert!(syncs(&["--name", "kept"]) > 0);
+    store.ok(["rm", "kept"]);
+}
+
+#[test]
+fn run_rm_syncs_nothing_as_root() {
+    root(|| run_rm_syncs_nothing());
+}
+
+#[test]
+fn run_rm_syncs_nothing_as_user() {
+    user(|| run_rm_syncs_nothing());
+}
+
 /// `FROM scratch` alone: Docker runs what a volume brings, and has nothing else to run.
 fn an_image_without_layers_runs_what_is_mounted_into_it() {
     let store = Store::new("store");

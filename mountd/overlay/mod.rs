@@ -226,12 +226,13 @@ impl Overlay {
             chain,
             numbering: lower.numbering(),
         });
+        let volatile = rules.volatile;
         let base = stamp.as_ref().map_or(
             Base::Plain {
                 user_marks: rules.user_marks,
-                volatile: rules.volatile,
+                volatile,
             },
-            Base::Tree,
+            |stamp| Base::Tree { stamp, volatile },
         );
         let upper = upper
             .map(|UpperDirs { upper, work, locks }| {

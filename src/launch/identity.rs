@@ -32,9 +32,7 @@ impl Identity {
         };
         let start_time = start_time(&stat)
             .ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat is malformed")))?;
-        let boot = read("/proc/sys/kernel/random/boot_id")?
-            .trim_end()
-            .to_owned();
+        let boot = cowl_sys::boot::id()?;
         Ok(Some(Self { boot, start_time }))
     }
 }

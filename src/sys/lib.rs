@@ -11,6 +11,7 @@
     )
 )]
 
+pub mod boot;
 pub mod frame;
 pub mod mountinfo;
 pub mod opcode;

@@ -236,6 +236,7 @@ impl Image {
             upper: directories.as_ref().map(|[upper, work]| UpperSource {
                 upper: upper.as_fd(),
                 work: work.as_fd(),
+                volatile: false,
             }),
             log: Some(log.as_fd()),
         };

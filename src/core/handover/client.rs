@@ -22,6 +22,8 @@ pub struct UpperSource<'fd> {
     pub upper: BorrowedFd<'fd>,
     /// The upper's workshop: temporaries, index and lock.
     pub work: BorrowedFd<'fd>,
+    /// The caller drops both if the machine has booted again, so nothing is synced.
+    pub volatile: bool,
 }
 
 /// What a mount is made of.
@@ -145,8 +147,18 @@ fn ask(
 ) -> Result<Result<(MountReady, OwnedFd), MountFailed>, HandoverError> {
     let mut roles = vec![Role::Tree, Role::Objects, Role::Lease];
     let mut descriptors = vec![sources.tree, sources.objects, sources.lease];
-    if let Some(UpperSource { upper, work }) = sources.upper {
-        roles.extend([Role::Upper, Role::Work]);
+    if let Some(UpperSource {
+        upper,
+        work,
+        volatile,
+    }) = sources.upper
+    {
+        let of_work = if volatile {
+            Role::VolatileWork
+        } else {
+            Role::Work
+        };
+        roles.extend([Role::Upper, of_work]);
         descriptors.extend([upper, work]);
     }
     let request = MountRequest {

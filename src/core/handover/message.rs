@@ -33,6 +33,9 @@ pub enum Role {
     Counters,
     /// Shared memory with what a worker's successor needs.
     Journal,
+    /// [`Work`](Self::Work) of an upper that is dropped if the machine boots again: nothing is
+    /// synced.
+    VolatileWork,
 }
 
 impl fmt::Display for Role {
@@ -47,6 +50,7 @@ impl fmt::Display for Role {
             Self::Mount => "mount",
             Self::Counters => "request counters",
             Self::Journal => "journal",
+            Self::VolatileWork => "volatile work directory",
         })
     }
 }
@@ -155,7 +159,8 @@ impl FromStr for IoModeChoice {
 }
 
 /// Asks for a mount of one merged tree. With it: [`Role::Tree`], [`Role::Objects`],
-/// [`Role::Lease`] and, for a writable mount, [`Role::Upper`] and [`Role::Work`].
+/// [`Role::Lease`] and, for a writable mount, [`Role::Upper`] and either [`Role::Work`] or
+/// [`Role::VolatileWork`].
 #[derive(Clone, Debug, Eq, PartialEq, Encode, Decode)]
 pub struct MountRequest {
     /// The mount's name in log lines, and its source in `/proc/self/mountinfo`: an image or a
@@ -210,8 +215,8 @@ impl std::error::Error for MountFailed {}
 /// Asks the worker to serve a mount. With it: [`Role::Fuse`], [`Role::Counters`], [`Role::Tree`],
 /// [`Role::Objects`] (a read-only clone where the kernel allows one), [`Role::Lease`] (the
 /// keeper's open file, so the lock lasts until both have closed it), for a writable mount
-/// [`Role::Upper`] and [`Role::Work`], and where memory for it could be had [`Role::Journal`]: if a
-/// worker has negotiated INIT before, it says what came of it.
+/// [`Role::Upper`] and its work directory, and where memory for it could be had [`Role::Journal`]:
+/// if a worker has negotiated INIT before, it says what came of it.
 #[derive(Clone, Debug, Eq, PartialEq, Encode, Decode)]
 pub struct WorkerRequest {
     /// As in [`MountRequest`].

@@ -86,7 +86,7 @@ pub use self::check::{CheckReport, Damage, Problem};
 pub use self::error::StoreError;
 pub use self::gc::GcReport;
 pub use self::layer::{LayerInfo, MergedTree};
-pub use self::pins::Lease;
+pub use self::pins::{Lease, PinLife};
 pub use self::record::MAX_LAYERS;
 pub use self::reference::{Reference, ReferenceError};
 pub use self::remove::remove_tree;

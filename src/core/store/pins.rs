@@ -1,6 +1,9 @@
 //! Pins: layers and blobs kept without a tag, one JSON file `{layers, blobs}` each in `pins/`.
 //!
 //! * `NAME.json` is permanent until removed: the engine's, for a container.
+//! * `boot-BOOT-NAME.json` is the same until the machine boots again: the engine's, for a container
+//!   that goes when it ends. `BOOT` is the boot's id, 32 hex digits. It is not synced: in another
+//!   boot, where a power cut may have left it torn, nothing reads it.
 //! * `held-KIND-RANDOM.json` is live while its file is flock'ed: the lease of a mount, or a
 //!   running load. The lock belongs to the open file description: another process can inherit or
 //!   receive the descriptor (SCM_RIGHTS), and closing the last copy releases it, be it by exit,
@@ -29,6 +32,7 @@ use super::{RANDOM_NAME, Store, StoreError, Transaction, random_name, remove_tre
 use crate::digest::{ChainId, DiffId, ImageId, Sha256Digest};
 
 const SUFFIX: &str = ".json";
+const BOOT_PREFIX: &str = "boot-";
 const HELD_PREFIX: &str = "held-";
 const LOAD_PREFIX: &str = "held-load-";
 const MOUNT_PREFIX: &str = "held-mount-";
@@ -52,6 +56,8 @@ impl Versioned for Pin {
 pub(super) enum PinKind {
     /// Lasts until it is removed.
     Permanent,
+    /// Lasts until it is removed or the machine boots again.
+    ThisBoot,
     /// Lasts while its file is flock'ed.
     Lease,
     /// Like a lease, but may name missing layers and blobs.
@@ -66,10 +72,21 @@ impl PinKind {
             Self::Load
         } else if name.starts_with(HELD_PREFIX) {
             Self::Lease
+        } else if name.starts_with(BOOT_PREFIX) {
+            Self::ThisBoot
         } else {
             Self::Permanent
         })
     }
+}
+
+/// How long a pin is to last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PinLife {
+    /// Until it is removed; durable.
+    Permanent,
+    /// Until it is removed or the machine boots again; nothing is synced.
+    ThisBoot,
 }
 
 /// A pin locked by this process. Drop removes its file.
@@ -119,22 +136,23 @@ impl Lease {
 }
 
 impl Store {
-    /// Keeps layers and blobs until [`Store::unpin`] of the same name. Durable on return.
+    /// Keeps layers and blobs until [`Store::unpin`] of the same name, or as `life` says.
     ///
     /// Locking: holds the store's lock shared while it checks that everything exists and publishes
     /// the file.
     pub fn pin(
         &self,
         name: &str,
+        life: PinLife,
         owner: &str,
         layers: &[DiffId],
         blobs: &[Sha256Digest],
     ) -> Result<(), StoreError> {
         check_name(name)?;
-        if name.starts_with(HELD_PREFIX) {
+        if name.starts_with(HELD_PREFIX) || name.starts_with(BOOT_PREFIX) {
             return Err(bad_name(
                 name,
-                "names that begin with held- are the store's",
+                "names that begin with held- or boot- are the store's",
             ));
         }
         let transaction = self.begin()?;
@@ -143,32 +161,51 @@ impl Store {
             layers: layers.to_vec(),
             blobs: blobs.to_vec(),
         };
-        let name = format!("{name}{SUFFIX}");
+        let name = match life {
+            PinLife::Permanent => format!("{name}{SUFFIX}"),
+            PinLife::ThisBoot => this_boots_file(name)?,
+        };
         let content = encode(&pin, &self.pin_files()?.join(&name))?;
         let _lock = self.lock_shared()?;
         self.check_layers_present(layers)?;
         self.check_present([], blobs.iter().copied())?;
-        self.pin_files()?
-            .replace(&name, &content, &transaction.dir, &transaction.temporary())
+        let temporary = transaction.temporary();
+        match life {
+            PinLife::Permanent => {
+                self.pin_files()?
+                    .replace(&name, &content, &transaction.dir, &temporary)
+            }
+            PinLife::ThisBoot => {
+                transaction.dir.create_with(&temporary, PRIVATE, &content)?;
+                let pins = self.pin_files()?;
+                transaction.dir.rename(&temporary, pins, &name)
+            }
+        }
     }
 
-    /// Removes a pin; false if there was none. Durable on return; the next gc frees what nothing
-    /// else keeps.
+    /// Removes a pin; false if there was none. Durable on return, unless it was of this boot only;
+    /// the next gc frees what nothing else keeps.
     pub fn unpin(&self, name: &str) -> Result<bool, StoreError> {
         check_name(name)?;
+        if self.pin_files()?.remove(this_boots_file(name)?)? {
+            return Ok(true);
+        }
         let removed = self.pin_files()?.remove(format!("{name}{SUFFIX}"))?;
         self.pin_files()?.sync()?;
         Ok(removed)
     }
 
-    /// The names of all pins created by [`Store::pin`].
+    /// The names of all live pins created by [`Store::pin`].
     pub fn pins(&self) -> Result<Vec<String>, StoreError> {
-        let names = self.pin_files()?.names()?;
-        let kept = names
-            .iter()
-            .filter(|name| PinKind::of(name) == Some(PinKind::Permanent));
-        let stems = kept.filter_map(|name| name.to_str()?.strip_suffix(SUFFIX));
-        Ok(stems.map(str::to_owned).collect())
+        let mut pins = Vec::new();
+        for name in self.pin_files()?.names()? {
+            if let Some(kind) = PinKind::of(&name)
+                && self.is_pin_live(&name, kind)?
+            {
+                pins.extend(name_of(&name).map(str::to_owned));
+            }
+        }
+        Ok(pins)
     }
 
     /// The layers of each live pin: of containers, running loads, and those mounts whose id
@@ -275,13 +312,25 @@ impl Store {
 
     /// Reads a pin; None if it is stale or gone.
     pub(super) fn read_pin(&self, name: &OsStr, kind: PinKind) -> Result<Option<Pin>, StoreError> {
-        if kind != PinKind::Permanent && !self.is_pin_held(name)? {
+        if !self.is_pin_live(name, kind)? {
             return Ok(None);
         }
         let Some(bytes) = self.pin_files()?.read(name, LIMIT)? else {
             return Ok(None);
         };
         decode(&bytes, &self.pin_files()?.join(name)).map(Some)
+    }
+
+    /// Whether a pin keeps anything; one that does not is to be removed.
+    pub(super) fn is_pin_live(&self, name: &OsStr, kind: PinKind) -> Result<bool, StoreError> {
+        match kind {
+            PinKind::Permanent => Ok(true),
+            PinKind::ThisBoot => {
+                let boot = boot_and_name(name).map(|(boot, _)| boot);
+                Ok(boot == Some(boot_id()?.as_str()))
+            }
+            PinKind::Lease | PinKind::Load => self.is_pin_held(name),
+        }
     }
 
     pub(super) fn is_pin_held(&self, name: &OsStr) -> Result<bool, StoreError> {
@@ -374,6 +423,32 @@ fn mount_of(name: &OsStr) -> Option<&str> {
     let stem = name.to_str()?.strip_prefix(MOUNT_PREFIX)?;
     let (mount, random) = stem.strip_suffix(SUFFIX)?.rsplit_once('-')?;
     (random.len() == RANDOM_NAME).then_some(mount)
+}
+
+/// The file of a pin of this boot.
+fn this_boots_file(name: &str) -> Result<String, StoreError> {
+    Ok(format!("{BOOT_PREFIX}{}-{name}{SUFFIX}", boot_id()?))
+}
+
+/// What the name of a [`PinKind::ThisBoot`]'s file says.
+fn boot_and_name(file: &OsStr) -> Option<(&str, &str)> {
+    let stem = file.to_str()?.strip_suffix(SUFFIX)?;
+    stem.strip_prefix(BOOT_PREFIX)?.split_once('-')
+}
+
+/// The name that a pin was given to [`Store::pin`]; None for the store's own and foreign files.
+pub(super) fn name_of(file: &OsStr) -> Option<&str> {
+    match PinKind::of(file)? {
+        PinKind::Permanent => file.to_str()?.strip_suffix(SUFFIX),
+        PinKind::ThisBoot => boot_and_name(file).map(|(_, name)| name),
+        PinKind::Lease | PinKind::Load => None,
+    }
+}
+
+/// The id of the machine's boot, 32 hex digits.
+fn boot_id() -> Result<String, StoreError> {
+    let id = cowl_sys::boot::id().map_err(|error| StoreError::io("read", "the boot id", error))?;
+    Ok(id.replace('-', ""))
 }
 
 fn check_name(name: &str) -> Result<(), StoreError> {

@@ -194,8 +194,13 @@ enum Orphans {
 /// What an upper covers.
 #[derive(Copy, Clone, Debug)]
 pub enum Base<'s> {
-    /// A merged tree, with this stamp.
-    Tree(&'s Stamp),
+    /// A merged tree.
+    Tree {
+        /// What the upper is bound to it by.
+        stamp: &'s Stamp,
+        /// Nothing is synced: the caller drops the upper if the machine has booted again.
+        volatile: bool,
+    },
     /// Plain directories.
     Plain {
         /// Marks are in `user.` also where `trusted.` works.
@@ -209,8 +214,14 @@ impl Base<'_> {
     /// How marks over it are spelled.
     pub const fn spelling(self) -> Spelling {
         match self {
-            Self::Tree(_) => Spelling::Tree,
+            Self::Tree { .. } => Spelling::Tree,
             Self::Plain { .. } => Spelling::Plain,
+        }
+    }
+
+    const fn is_volatile(self) -> bool {
+        match self {
+            Self::Tree { volatile, .. } | Self::Plain { volatile, .. } => volatile,
         }
     }
 }
@@ -247,6 +258,7 @@ pub struct Upper {
     space: Namespace,
     spelling: Spelling,
     whiteouts: Whiteouts,
+    volatile: bool,
     condition: Condition,
     next_link: AtomicU64,
     next_number: AtomicU64,
@@ -296,7 +308,7 @@ impl Upper {
         let tmp = subdirectory(work.as_fd(), b"tmp")?;
         // The kernel's overlayfs has an index/ of its own.
         let index = match base {
-            Base::Tree(_) => subdirectory(work.as_fd(), b"index")?,
+            Base::Tree { .. } => subdirectory(work.as_fd(), b"index")?,
             Base::Plain { .. } => subdirectory(work.as_fd(), b"links")?,
         };
         let orphans = subdirectory(work.as_fd(), b"orphans")?;
@@ -316,13 +328,18 @@ impl Upper {
         );
         // What is recorded for a new upper is a removed one's.
         let recorded = probe::record(lock)?.filter(|_| !is_new);
-        let record = match recorded {
-            Some(record) => record.check(tmp.as_fd())?,
-            None => probe::write_record(work.as_fd(), lock, tmp.as_fd(), only_user)?,
+        let record = if let Some(record) = recorded {
+            record.check(tmp.as_fd())?
+        } else {
+            let record = probe::write_record(lock, tmp.as_fd(), only_user)?;
+            if !base.is_volatile() {
+                probe::sync_record(work.as_fd(), lock)?;
+            }
+            record
         };
         let space = record.space;
         let (condition, is_of_this_upper) = match base {
-            Base::Tree(stamp) => {
+            Base::Tree { stamp, .. } => {
                 let condition = probe::compare_stamp(root.as_fd(), space, stamp)?;
                 (condition, condition == Condition::Stamped)
             }
@@ -338,7 +355,9 @@ impl Upper {
             // Left by a removed upper. Durable before the stamp: an old index must not come back
             // to a stamped upper.
             empty(index.as_fd()).map_err(host("emptying work/index"))?;
-            rustix::fs::fsync(&index).map_err(host("emptying work/index"))?;
+            if !base.is_volatile() {
+                rustix::fs::fsync(&index).map_err(host("emptying work/index"))?;
+            }
         }
         if matches!(base, Base::Plain { volatile: true, .. }) {
             probe::mark_volatile(work.as_fd())?;
@@ -354,6 +373,7 @@ impl Upper {
             space,
             spelling: base.spelling(),
             whiteouts: record.whiteouts,
+            volatile: base.is_volatile(),
             condition,
             next_link: AtomicU64::new(last_link + 1),
             next_number: AtomicU64::new(last_orphan + 1),
@@ -384,6 +404,7 @@ impl Upper {
             space,
             spelling: Spelling::Tree,
             whiteouts,
+            volatile: false,
             condition,
             next_link: AtomicU64::new(0),
             next_number: AtomicU64::new(0),
@@ -431,12 +452,15 @@ impl Upper {
         self.condition
     }
 
-    /// Writes the stamp on the root and makes it durable: from here on the upper belongs to this
-    /// tree.
+    /// Writes the stamp on the root and makes it durable, unless the upper is volatile: from here
+    /// on the upper belongs to this tree.
     pub fn stamp(&self, stamp: &Stamp) -> Result<(), UpperError> {
         let root = NameAt::new(self.root(), b".");
         root.set_mark(self.space, Mark::Stamp, &stamp.encode())
             .map_err(host("stamping the upper"))?;
+        if self.volatile {
+            return Ok(());
+        }
         rustix::fs::fsync(&self.root).map_err(host("stamping the upper"))
     }
 

@@ -205,7 +205,6 @@ pub(super) fn record(lock: BorrowedFd<'_>) -> Result<Option<Record>, UpperError>
 /// Finds out how an upper is to be written, and records it: marks in `trusted.` if that works and
 /// unless `only_user`, else in `user.`; whiteouts as devices, else as files.
 pub(super) fn write_record(
-    work: BorrowedFd<'_>,
     lock: BorrowedFd<'_>,
     tmp: BorrowedFd<'_>,
     only_user: bool,
@@ -226,10 +225,15 @@ pub(super) fn write_record(
     let text = text.map(|(text, _)| *text).unwrap_or_default();
     rustix::fs::ftruncate(lock, 0).map_err(host("writing work/lock"))?;
     rustix::io::pwrite(lock, text, 0).map_err(host("writing work/lock"))?;
+    Ok(record)
+}
+
+/// Makes what [`write_record`] has written durable.
+pub(super) fn sync_record(work: BorrowedFd<'_>, lock: BorrowedFd<'_>) -> Result<(), UpperError> {
     for written in [lock, work] {
         rustix::fs::fsync(written).map_err(host("writing work/lock"))?;
     }
-    Ok(record)
+    Ok(())
 }
 
 /// What a mount has recorded in a work directory, if there was one.

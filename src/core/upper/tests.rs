@@ -19,7 +19,14 @@ fn open(base: &Path, stamp: &Stamp) -> Result<Upper, UpperError> {
         fs::create_dir_all(base.join(name)).unwrap();
     }
     let dir = |name: &str| OwnedFd::from(File::open(base.join(name)).unwrap());
-    Upper::open(dir("upper"), &dir("work"), Base::Tree(stamp))
+    Upper::open(
+        dir("upper"),
+        &dir("work"),
+        Base::Tree {
+            stamp,
+            volatile: false,
+        },
+    )
 }
 
 #[test]
@@ -102,7 +109,14 @@ fn open_refuses_a_locked_upper_with_another_work_directory() {
     fs::create_dir(base.path().join("other")).unwrap();
     let second = || {
         let dir = |name: &str| OwnedFd::from(File::open(base.path().join(name)).unwrap());
-        Upper::open(dir("upper"), &dir("other"), Base::Tree(&stamp("a", 1)))
+        Upper::open(
+            dir("upper"),
+            &dir("other"),
+            Base::Tree {
+                stamp: &stamp("a", 1),
+                volatile: false,
+            },
+        )
     };
     assert!(matches!(second().unwrap_err(), UpperError::InUse));
     drop(first);
@@ -140,7 +154,14 @@ fn open_refuses_a_work_directory_on_another_file_system() {
     let root = OwnedFd::from(File::open(other.path()).unwrap());
     let work = OwnedFd::from(File::open(base.path()).unwrap());
     assert!(matches!(
-        Upper::open(root, &work, Base::Tree(&stamp("a", 1))),
+        Upper::open(
+            root,
+            &work,
+            Base::Tree {
+                stamp: &stamp("a", 1),
+                volatile: false
+            }
+        ),
         Err(UpperError::TwoFileSystems)
     ));
 }

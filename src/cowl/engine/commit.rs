@@ -354,7 +354,14 @@ impl Engine {
         transaction: &Transaction<'_>,
     ) -> Result<(Upper, Tree)> {
         let (tree, stamp) = self.stack(layers, transaction)?;
-        match Upper::open(upper, work, Base::Tree(&stamp)) {
+        match Upper::open(
+            upper,
+            work,
+            Base::Tree {
+                stamp: &stamp,
+                volatile: false,
+            },
+        ) {
             Ok(upper) => Ok((upper, tree)),
             Err(error @ UpperError::InUse) => Err(Error::conflict(error.to_string())),
             Err(error) => Err(error.into()),

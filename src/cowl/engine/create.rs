@@ -12,7 +12,7 @@ use super::mounts::{new_volume, specified, wanted};
 use super::{Engine, limits, names, process};
 use crate::volume::{Usage, VolumeName, VolumeSpec, is_name};
 use cowl_core::image::{PlatformName, foreign_platform};
-use cowl_core::store::Platform;
+use cowl_core::store::{PinLife, Platform};
 use jiff::Timestamp;
 use std::os::fd::AsFd as _;
 
@@ -184,21 +184,23 @@ impl Engine {
     /// Gives the container the name that was asked for, or finds one.
     fn choose_name(&self, guard: &Guard, config: &mut Config, wanted: Option<&str>) -> Result<()> {
         let id = &config.id;
+        let volatile = config.host.auto_remove;
         config.name = match wanted {
             Some(name) => {
                 let name = name.strip_prefix('/').unwrap_or(name);
-                self.claim(guard, name, id)?;
+                self.claim(guard, name, id, volatile)?;
                 name.to_owned()
             }
             None => names::new_name(|name| {
-                Ok(self.containers.claim_name(guard, name, id)? != Claim::Made)
+                let claim = self.containers.claim_name(guard, name, id, volatile)?;
+                Ok(claim != Claim::Made)
             })?,
         };
         Ok(())
     }
 
     /// Takes a name that a client asked for.
-    pub(super) fn claim(&self, guard: &Guard, name: &str, id: &str) -> Result<()> {
+    pub(super) fn claim(&self, guard: &Guard, name: &str, id: &str, volatile: bool) -> Result<()> {
         if !is_name(name) {
             let short = if name.chars().count() == 1 {
                 ", two characters at least"
@@ -209,7 +211,7 @@ impl Engine {
                 "Invalid container name ({name}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed{short}"
             )));
         }
-        match self.containers.claim_name(guard, name, id)? {
+        match self.containers.claim_name(guard, name, id, volatile)? {
             Claim::Made => Ok(()),
             Claim::Taken(holder) => Err(Error::conflict(format!(
                 "Conflict. The container name \"/{name}\" is already in use by container \"{holder}\". You have to remove (or rename) that container to be able \
@@ -222,8 +224,13 @@ impl Engine {
     fn make(&self, guard: &Guard, config: Config, image: &Image) -> Result<Vec<VolumeName>> {
         let pin = super::pin_name(&config.id);
         let owner = format!("container {}", config.name);
+        let life = if config.host.auto_remove {
+            PinLife::ThisBoot
+        } else {
+            PinLife::Permanent
+        };
         self.store
-            .pin(&pin, &owner, &image.layers, &image.blobs)
+            .pin(&pin, life, &owner, &image.layers, &image.blobs)
             .context(|| format!("making {owner}"))?;
         let mut new_volumes = Vec::new();
         let made = self

@@ -194,10 +194,28 @@ pub(crate) fn read_json<T: DeserializeOwned>(dir: impl AsFd, name: &str) -> Resu
 
 /// Replaces a JSON file atomically and durably: write, fsync, rename, fsync of the directory.
 pub(crate) fn write_json<T: Serialize>(dir: impl AsFd, name: &str, value: &T) -> Result<()> {
+    replace_json(dir, name, value, true)
+}
+
+/// Replaces a JSON file atomically. A power cut may leave it empty or torn.
+pub(crate) fn write_json_unsynced<T: Serialize>(
+    dir: impl AsFd,
+    name: &str,
+    value: &T,
+) -> Result<()> {
+    replace_json(dir, name, value, false)
+}
+
+fn replace_json<T: Serialize>(dir: impl AsFd, name: &str, value: &T, durable: bool) -> Result<()> {
     let temporary = format!(".{name}.new");
-    let written = write_new(dir.as_fd(), &temporary, value).and_then(|()| {
+    let written = write_new(dir.as_fd(), &temporary, value).and_then(|file| {
+        if durable {
+            file.sync_all()?;
+        }
         fs::renameat(&dir, &temporary, &dir, name)?;
-        fs::fsync(&dir)?;
+        if durable {
+            fs::fsync(&dir)?;
+        }
         Ok(())
     });
     if let Err(error) = written {
@@ -213,7 +231,7 @@ pub(crate) fn write_json<T: Serialize>(dir: impl AsFd, name: &str, value: &T) ->
     Ok(())
 }
 
-fn write_new<T: Serialize>(dir: impl AsFd, name: &str, value: &T) -> Result<()> {
+fn write_new<T: Serialize>(dir: impl AsFd, name: &str, value: &T) -> Result<File> {
     let mut text = serde_json::to_vec_pretty(value)?;
     text.push(b'\n');
     let flags =
@@ -225,8 +243,7 @@ fn write_new<T: Serialize>(dir: impl AsFd, name: &str, value: &T) -> Result<()> 
     }
     let mut file = File::from(fs::openat(dir, name, flags, Mode::from_raw_mode(0o600))?);
     file.write_all(&text)?;
-    file.sync_all()?;
-    Ok(())
+    Ok(file)
 }
 
 /// Takes the lock of a directory, waiting for it; dropping the result releases it.

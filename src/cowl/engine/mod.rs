@@ -275,7 +275,8 @@ impl Engine {
                 "Renaming a container with the same name as its current name",
             ));
         }
-        self.claim(&guard, name, &container.config.id)?;
+        let volatile = container.config.host.auto_remove;
+        self.claim(&guard, name, &container.config.id, volatile)?;
         let old = format!("/{}", container.config.name);
         let renamed = self.containers.set_name(&guard, &mut container, name);
         match renamed {

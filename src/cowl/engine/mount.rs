@@ -14,7 +14,7 @@ use cowl_core::store::{Lease, Store, remove_tree};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::Duration;
@@ -34,8 +34,8 @@ pub(super) struct Request<'a> {
     pub io_mode: IoModeChoice,
     /// How owners are shown.
     pub ids: &'a IdMap,
-    /// Upper and work directories; `None` mounts read-only.
-    pub upper: Option<(BorrowedFd<'a>, BorrowedFd<'a>)>,
+    /// Where changes go; `None` mounts read-only.
+    pub upper: Option<UpperSource<'a>>,
 }
 
 /// A detached mount.
@@ -78,9 +78,7 @@ pub(super) fn mount(store: &Store, request: &Request<'_>, lease: Lease) -> Resul
         tree: merged.file.as_fd(),
         objects: objects.as_fd(),
         lease: lease.as_fd(),
-        upper: request
-            .upper
-            .map(|(upper, work)| UpperSource { upper, work }),
+        upper: request.upper,
         log: Some(log.as_fd()),
     };
     let mounted =
@@ -310,9 +308,11 @@ impl Engine {
             layers: &image.layers,
             io_mode: request.io_mode,
             ids: request.ids,
-            upper: upper
-                .as_ref()
-                .map(|(upper, work)| (upper.as_fd(), work.as_fd())),
+            upper: upper.as_ref().map(|(upper, work)| UpperSource {
+                upper: upper.as_fd(),
+                work: work.as_fd(),
+                volatile: false,
+            }),
         };
         let mounted = match (mount(&self.store, &request, lease), upper_path) {
             (Ok(mounted), _) => mounted,

@@ -251,7 +251,7 @@ fn gc_frees_what_the_removal_says() {
                 .collect();
             store
                 .store()
-                .pin("container", "a test", &layers, &[])
+                .pin("container", PinLife::Permanent, "a test", &layers, &[])
                 .unwrap();
         }
         let removed = if pinned { "third" } else { name };

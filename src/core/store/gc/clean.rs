@@ -89,8 +89,8 @@ impl Store {
     fn are_pins_live(&self, dropped: impl Fn(&OsStr) -> bool) -> Result<bool, StoreError> {
         for name in self.pin_files()?.names()? {
             let live = match PinKind::of(&name) {
-                Some(PinKind::Lease | PinKind::Load) => self.is_pin_held(&name)?,
-                Some(PinKind::Permanent) | None => true,
+                Some(kind) => self.is_pin_live(&name, kind)?,
+                None => true,
             };
             if !live || dropped(&name) {
                 return Ok(false);

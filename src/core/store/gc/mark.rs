@@ -12,7 +12,7 @@ use hashbrown::HashTable;
 use super::super::dir::{Stamp, StoreDir};
 use super::super::layer::{TREE, open_layer, read_recipe_objects};
 use super::super::parallel::in_parallel;
-use super::super::pins::PinKind;
+use super::super::pins::{PinKind, name_of};
 use super::super::roots::{Reachable, Root};
 use super::super::tags::is_tag_file;
 use super::super::{Store, StoreError};
@@ -207,8 +207,7 @@ impl Marked {
 
 /// Whether a pin's file is that of one of these pins.
 pub(super) fn is_dropped(file: &OsStr, pins: &[String]) -> bool {
-    let stem = file.to_str().and_then(|name| name.strip_suffix(".json"));
-    stem.is_some_and(|stem| pins.iter().any(|pin| pin == stem))
+    name_of(file).is_some_and(|name| pins.iter().any(|pin| pin == name))
 }
 
 /// The stamp of a file unless it is the known one.

@@ -75,14 +75,14 @@ impl Store {
         Ok(found.into_iter().map(weighed).collect())
     }
 
-    /// Pins that no process holds any more, and those that count as removed.
+    /// Pins that are not live, and those that count as removed.
     fn stale_pins(&self, marked: &Marked) -> Result<Vec<Found>, StoreError> {
         let mut stale = Vec::new();
         let pins = self.pin_files()?;
         for name in pins.names()? {
             let is_stale = match PinKind::of(&name) {
-                Some(PinKind::Lease | PinKind::Load) => !self.is_pin_held(&name)?,
-                _ => marked.is_dropped(&name),
+                Some(kind) => marked.is_dropped(&name) || !self.is_pin_live(&name, kind)?,
+                None => false,
             };
             if is_stale {
                 let parts = pins.stat(&name)?.into_iter().collect();

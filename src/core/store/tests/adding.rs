@@ -339,7 +339,13 @@ fn json_records_have_golden_bytes() {
     transaction.publish(std::slice::from_ref(&tag)).unwrap();
     fixture
         .store
-        .pin("container-1", "container web", &[diff], &[config])
+        .pin(
+            "container-1",
+            PinLife::Permanent,
+            "container web",
+            &[diff],
+            &[config],
+        )
         .unwrap();
     let read = |path: &str| std::fs::read_to_string(fixture.path(path)).unwrap();
     let hash = Sha256Digest::of(b"registry.example/team/app:1.0").hex();

@@ -73,7 +73,9 @@ fn gc_relies_on_its_record_until_something_could_be_garbage() {
         fixture.image("app", &[&[b"shared"]]);
     });
     let pinned = app();
-    store.pin("box", "", &layers(&pinned), &[]).unwrap();
+    store
+        .pin("box", PinLife::Permanent, "", &layers(&pinned), &[])
+        .unwrap();
     doubtful("the end of a pin", &|| {
         assert!(store.unpin("box").unwrap());
     });
@@ -120,7 +122,9 @@ fn gc_relies_on_its_record_whatever_keeps_more() {
     let record = std::fs::read(fixture.path(RECORD)).unwrap();
     let again = named(&app, Some("again"));
     store.tag(&again).unwrap();
-    store.pin("box", "", &layers(&app), &[]).unwrap();
+    store
+        .pin("box", PinLife::Permanent, "", &layers(&app), &[])
+        .unwrap();
     drop(fixture.lease_of("m-2", &app));
     fixture.image("app", &[&[b"shared", b"one"], &[b"two"]]);
     assert!(store.untag(&again).unwrap() && store.unpin("box").unwrap());

@@ -106,7 +106,13 @@ fn gc_keeps_pinned_layers_and_blobs_until_unpin() {
     let config = app.images[0].config.0;
     fixture
         .store
-        .pin("container-1", "container web", &layers(&app), &[config])
+        .pin(
+            "container-1",
+            PinLife::Permanent,
+            "container web",
+            &layers(&app),
+            &[config],
+        )
         .unwrap();
     assert_eq!(fixture.store.pins().unwrap(), ["container-1"]);
     fixture.store.untag(&app).unwrap();
@@ -123,12 +129,60 @@ fn gc_keeps_pinned_layers_and_blobs_until_unpin() {
     assert!(fixture.store.unpin("container-1").unwrap());
     assert!(!fixture.store.unpin("container-1").unwrap());
     assert_eq!(fixture.store.gc().unwrap().objects.number, 1);
-    let refused = fixture.store.pin("container-1", "", &layers(&app), &[]);
+    let refused = fixture
+        .store
+        .pin("container-1", PinLife::Permanent, "", &layers(&app), &[]);
     assert!(matches!(refused, Err(StoreError::NoLayer(_))));
-    for name in ["", "a/b", ".x", "held-x"] {
-        let refused = fixture.store.pin(name, "", &[], &[]);
+    for name in ["", "a/b", ".x", "held-x", "boot-x"] {
+        let refused = fixture.store.pin(name, PinLife::Permanent, "", &[], &[]);
         assert!(matches!(refused, Err(StoreError::Name { .. })), "{name}");
     }
+}
+
+#[test]
+fn pin_of_this_boot_keeps_layers_until_unpin_or_another_boot() {
+    let fixture = fixture();
+    let store = &fixture.store;
+    let app = fixture.image("app", &[&[b"content"]]);
+    let pin = |name: &str| store.pin(name, PinLife::ThisBoot, "container web", &layers(&app), &[]);
+    pin("container-1").unwrap();
+    pin("container-2").unwrap();
+    store.untag(&app).unwrap();
+    assert_eq!(store.gc().unwrap().layers.number, 0);
+    assert_eq!(store.pins().unwrap(), ["container-1", "container-2"]);
+    assert!(store.unpin("container-1").unwrap());
+    assert!(!store.unpin("container-1").unwrap());
+    assert_eq!(store.gc().unwrap().layers.number, 0);
+    // As a power cut leaves it: under the id of the boot before, and never written.
+    let files = fixture.files("pins");
+    let name = files.keys().next().unwrap();
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let boot = boot.trim_end().replace('-', "");
+    assert_eq!(*name, format!("boot-{boot}-container-2.json"));
+    let before = format!("boot-{}-container-2.json", "0".repeat(32));
+    std::fs::remove_file(fixture.path("pins").join(name)).unwrap();
+    std::fs::write(fixture.path("pins").join(before), "").unwrap();
+    assert_eq!(store.pins().unwrap(), [""; 0]);
+    let planned = store.gc_plan(&[]).unwrap();
+    assert_eq!((planned.layers.number, planned.pins), (1, 1));
+    let report = store.gc().unwrap();
+    assert_eq!((report.layers.number, report.pins), (1, 1));
+    assert_eq!(report.damaged.len(), 0);
+    assert_eq!(fixture.files("pins"), BTreeMap::new());
+}
+
+#[test]
+fn gc_plan_counts_a_pin_of_this_boot_as_removed() {
+    let fixture = fixture();
+    let app = fixture.image("app", &[&[b"content"]]);
+    let store = &fixture.store;
+    store
+        .pin("container-1", PinLife::ThisBoot, "", &layers(&app), &[])
+        .unwrap();
+    store.untag(&app).unwrap();
+    assert_eq!(store.gc_plan(&[]).unwrap().layers.number, 0);
+    let planned = store.gc_plan(&["container-1".to_owned()]).unwrap();
+    assert_eq!((planned.layers.number, planned.pins), (1, 1));
 }
 
 #[test]

@@ -187,7 +187,7 @@ fn another_users_store_is_read_and_not_changed() {
         store.scratch().map(drop),
         store.gc().map(drop),
         store.untag(&app).map(drop),
-        store.pin("container-1", "", &layers, &[]),
+        store.pin("container-1", PinLife::Permanent, "", &layers, &[]),
         store.lease("1", None, &layers).map(drop),
     ] {
         assert!(

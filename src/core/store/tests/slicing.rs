@@ -48,7 +48,7 @@ fn gc_plan_says_what_gc_frees_and_du_agrees() {
     );
     fixture
         .store
-        .pin("container-1", "", &layers(&app), &[])
+        .pin("container-1", PinLife::Permanent, "", &layers(&app), &[])
         .unwrap();
     for dead in ["tmp/dead/below", "trash/dead/below"] {
         let dead = fixture.path(dead);

@@ -26,11 +26,18 @@ pub enum Claim {
 
 impl Containers {
     /// Takes a name for the container `id`, which gets it in its `config.json` before the guard is
-    /// released.
-    pub fn claim_name(&self, _guard: &Guard, name: &str, id: &str) -> Result<Claim> {
+    /// released; durably unless it is `volatile`.
+    pub fn claim_name(
+        &self,
+        _guard: &Guard,
+        name: &str,
+        id: &str,
+        volatile: bool,
+    ) -> Result<Claim> {
         let what = || format!("making the name {name}");
         loop {
             match symlinkat(id, self.index.get()?, name) {
+                Ok(()) if volatile => return Ok(Claim::Made),
                 Ok(()) => {
                     rustix::fs::fsync(self.index.get()?).context(what)?;
                     return Ok(Claim::Made);

@@ -5,6 +5,9 @@
 //! names/                  the index of names (index)
 //! containers/<id>/        64 hex digits; locked by the engine that creates it, then by the monitor
 //!   config.json           what the container is (config); without it, there is no container yet
+//!   volatile              of a container that goes when it ends: a symbolic link whose text is the
+//!                         id of the machine's boot that made it. In another boot there is no such
+//!                         container, so nothing of it is ever synced
 //!   lock, running.json, exit.json   the monitor's (cowl_launch::status)
 //!   restart.json, restarting        those of its restart policy (engine::restart)
 //!   told                            its end is among the events (end)
@@ -38,7 +41,7 @@ use config::Config;
 use cowl_core::store::remove_tree;
 pub(super) use directory::{PATIENCE, PAUSE};
 pub use index::Claim;
-use rustix::fs::{AtFlags, Mode, statat};
+use rustix::fs::{AtFlags, Mode, readlinkat, statat, symlinkat};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -52,6 +55,7 @@ const STARTING: &str = WORK;
 /// In `work/`, held by the mount's worker.
 const MOUNTED: &str = "lock";
 const CONFIG: &str = "config.json";
+const VOLATILE: &str = "volatile";
 /// Held while a command waits out the back-off of the restart policy.
 const RESTARTING: &str = "restarting";
 const RESTART_RECORD: &str = "restart.json";
@@ -261,10 +265,20 @@ impl Containers {
     fn populate(&self, config: Config) -> Result<PendingContainer> {
         let dir = files::open_dir_at(self.dir()?, &config.id)?;
         let alive = files::lock_dir(&dir)?;
+        let volatile = config.host.auto_remove;
+        if volatile {
+            // Before config.json, whose content may be lost while its name is not: a symbolic
+            // link's text is not written apart from its name.
+            symlinkat(cowl_sys::boot::id()?, &dir, VOLATILE)?;
+        }
         files::ensure_dir_at(&dir, UPPER, 0o755)?;
         let starting = files::lock_dir(files::ensure_dir_at(&dir, WORK, 0o700)?)?;
-        files::write_json(&dir, CONFIG, &config)?;
-        rustix::fs::fsync(self.dir()?)?;
+        if volatile {
+            files::write_json_unsynced(&dir, CONFIG, &config)?;
+        } else {
+            files::write_json(&dir, CONFIG, &config)?;
+            rustix::fs::fsync(self.dir()?)?;
+        }
         Ok(PendingContainer {
             container: Container { dir, config },
             alive,
@@ -281,9 +295,11 @@ impl Containers {
         }
     }
 
-    /// Deletes what killed creations left: directories without a `config.json`.
+    /// Deletes what killed creations left, directories without a `config.json`, and what an earlier
+    /// boot of the machine left of containers that go when they end.
     pub fn remove_unfinished(&self, _guard: &Guard) -> Result<()> {
         for name in self.entries()?.iter().filter(|name| is_id(name)) {
+            self.remove_of_another_boot(name)?;
             // Creation needs the guard, which is held here.
             match statat(
                 self.dir()?,
@@ -302,6 +318,24 @@ impl Containers {
             }
         }
         Ok(())
+    }
+
+    /// Marks a volatile container of another boot as removed, with its anonymous volumes.
+    fn remove_of_another_boot(&self, id: &str) -> Result<()> {
+        let dir = match files::open_dir_at(self.dir()?, id) {
+            Ok(dir) => dir,
+            // Not a directory: [`Containers::list`] reports it.
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()),
+            Err(errno) => {
+                return Err(Error::from(errno).context(format!("opening containers/{id}")));
+            }
+        };
+        if !is_of_another_boot(&dir)? {
+            return Ok(());
+        }
+        let gone = format!("{GONE_WITH_VOLUMES}{id}");
+        rustix::fs::renameat(self.dir()?, id, self.dir()?, gone)
+            .context(|| format!("removing container {id}"))
     }
 
     /// Marks a container as removed, by renaming its directory. [`Containers::purge`] deletes it.
@@ -366,7 +400,11 @@ impl Containers {
     /// so. Call it without the guard: an upper can be large.
     pub fn purge(&self, remove_volumes: impl Fn(&Config) -> Result<()>) -> Result<()> {
         let with_volumes = |dir: &OwnedFd| {
-            let config = files::read_json(dir, CONFIG)?;
+            let config = match files::read_json(dir, CONFIG) {
+                // Torn by a power cut: its volumes are not known, so they stay.
+                Err(_torn) if is_of_another_boot(dir)? => None,
+                read => read?,
+            };
             config.as_ref().map_or(Ok(()), &remove_volumes)
         };
         files::purge(self.dir()?, GONE_WITH_VOLUMES, with_volumes)
@@ -382,6 +420,9 @@ impl Containers {
                 return Err(Error::from(errno).context(format!("opening containers/{id}")));
             }
         };
+        if is_of_another_boot(&dir)? {
+            return Ok(None);
+        }
         let config: Option<Config> = files::read_json(&dir, CONFIG).context(|| {
             let id = names::short(id);
             format!("container {id}: its config.json is damaged; cowl rm -f {id} removes it")
@@ -391,6 +432,16 @@ impl Containers {
 
     fn entries(&self) -> Result<Vec<String>> {
         files::names(self.dir()?).context(|| format!("listing {}", self.path().display()))
+    }
+}
+
+/// Whether this is the directory of a volatile container that an earlier boot has left.
+fn is_of_another_boot(dir: &OwnedFd) -> Result<bool> {
+    match readlinkat(dir, VOLATILE, Vec::new()) {
+        Ok(boot) => Ok(boot.to_bytes() != cowl_sys::boot::id()?.as_bytes()),
+        // It is not volatile; INVAL: the link is none of ours.
+        Err(Errno::NOENT | Errno::INVAL) => Ok(false),
+        Err(errno) => Err(Error::from(errno).context("reading the link volatile")),
     }
 }
 

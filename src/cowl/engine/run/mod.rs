@@ -25,7 +25,7 @@ use super::signals::Signals;
 use super::start::plan;
 use super::{Engine, helpers, names};
 use crate::volume::VolumeName;
-use cowl_core::handover::IdMap;
+use cowl_core::handover::{IdMap, UpperSource};
 use cowl_launch::client::{Launch, Monitor, StartError};
 use cowl_launch::control::{StreamSet, Streams};
 use cowl_launch::message::{After, Started};
@@ -198,7 +198,11 @@ impl Engine {
             layers: &config.layers,
             io_mode: config.host.io_mode()?,
             ids: &IdMap::default(),
-            upper: Some((upper.as_fd(), work.as_fd())),
+            upper: Some(UpperSource {
+                upper: upper.as_fd(),
+                work: work.as_fd(),
+                volatile: config.host.auto_remove,
+            }),
         };
         let lease = self
             .store

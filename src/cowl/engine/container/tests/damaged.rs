@@ -56,7 +56,9 @@ fn engine() -> (tempfile::TempDir, Engine) {
 fn ended(engine: &Engine, id: &str, name: &str) -> PathBuf {
     let guard = engine.containers.guard().unwrap();
     let config = config(id, name);
-    let claim = engine.containers.claim_name(&guard, name, &config.id);
+    let claim = engine
+        .containers
+        .claim_name(&guard, name, &config.id, false);
     assert_eq!(claim.unwrap(), Claim::Made);
     let pending = engine.containers.create(&guard, config).unwrap();
     drop(monitor(&pending.container, NO_PROCESS));
