@@ -223,12 +223,13 @@ impl Overlay {
             unsynced: Unsynced {
                 inode: true,
                 name: true,
+                content: false,
             },
             ..new_file(0)
         };
         let upper = self.writable()?;
         let creator = crate::sys::identity::own()?;
-        self.create_like(staged, node, record, keep)?;
+        file.unsynced.content = self.create_like(staged, node, record, keep)?;
         match into {
             Destination::Name { .. } => {}
             Destination::Orphan(number) => file.home = Home::Orphan(*number),
@@ -260,13 +261,14 @@ impl Overlay {
         Ok(file)
     }
 
+    /// Returns whether the mark must say that the content is not synced.
     fn create_like(
         &self,
         staged: NameAt<'_>,
         node: LowerIno,
         record: &LowerNode,
         keep: Option<u64>,
-    ) -> Result<(), Errno> {
+    ) -> Result<bool, Errno> {
         // chown clears set-id bits, so they are set after it.
         let mode = Mode::from_raw_mode(record.attr.mode & !SET_ID);
         match record.file_type() {
@@ -277,10 +279,10 @@ impl Overlay {
             FileType::Regular => {
                 let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
                 let file = rustix::fs::openat(staged.dir, staged.name, flags, mode)?;
-                match keep {
-                    None => rustix::fs::ftruncate(&file, record.attr.size),
-                    Some(keep) => self.copy_content(node, &file, keep),
+                if let Some(keep) = keep {
+                    return self.copy_content(node, &file, keep);
                 }
+                rustix::fs::ftruncate(&file, record.attr.size)
             }
             _ if record.is_null_device() => rustix::fs::mknodat(
                 staged.dir,
@@ -290,7 +292,8 @@ impl Overlay {
                 0,
             ),
             special => make_special(staged, special, mode, record.attr.rdev),
-        }
+        }?;
+        Ok(false)
     }
 
     /// Applies owner, mode, xattrs and times of a lower node to a file. `creator`: the file was

@@ -17,6 +17,7 @@ mod operations;
 mod privileges;
 mod rules;
 mod taken_over;
+mod unsynced;
 mod view;
 mod whiteouts;
 

@@ -2,5 +2,6 @@
 //! this crate.
 
 pub mod copy;
+pub mod fiemap;
 pub mod lock;
 pub mod mmap;
