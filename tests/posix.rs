@@ -12,7 +12,7 @@ use std::path::Path;
 
 use cowl_tests::command::{binary, program, run, shell};
 use cowl_tests::host::{has_overlayfs, io_modes};
-use cowl_tests::profile::{directory, root, user};
+use cowl_tests::profile::{await_processes, directory, root, user};
 use cowl_tests::skip::skip;
 use cowl_tests::store::Store;
 
@@ -89,11 +89,9 @@ fn a_mount_with_an_upper_on_overlayfs_fails_only_the_listed_cases_as_root() {
         let mut command = program(mountd.to_str().unwrap(), ["-o", options, "mnt"]);
         run(command.current_dir(&place)).ok();
         let found = failing(&place.join("mnt"));
-        let record = shell(
-            &place,
-            "umount mnt; cat host/work/lock; umount host",
-            [""; 0],
-        );
+        shell(&place, "umount mnt", [""; 0]);
+        await_processes();
+        let record = shell(&place, "cat host/work/lock; umount host", [""; 0]);
         assert!(record.ends_with(" .wh.\n"), "{record}");
         assert_same(&listed(include_str!("pjdfstest.expected")), &found);
     });

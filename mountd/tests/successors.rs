@@ -297,3 +297,24 @@ fn kill_of_the_worker_fails_no_operation_over_layers_as_user() {
     }
     clients_do_not_notice(Image::layers_beside_plain, IoModeChoice::Auto);
 }
+
+/// Workers that die one after the other: an end is better than a mount that is never there.
+#[test]
+fn mount_of_layers_whose_workers_die_again_and_again_is_cut_off_and_says_so() {
+    if !is_here() {
+        return there(OWN_MOUNTS);
+    }
+    let (image, _plain) = Image::layers_beside_plain(FILES);
+    let mut mount = image.mount_writable(IoModeChoice::Auto, "upper");
+    while mount.keeper.try_wait().unwrap().is_none() {
+        mount.kill_worker();
+    }
+    assert_eq!(mount.keeper.wait().unwrap().code(), Some(1));
+    let error = fs::read(mount.path("b/three")).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::ENOTCONN));
+    let log = image.log();
+    let said = "cowl-mountd: the worker died (signal: 9 (SIGKILL)); the mount is cut off: too many have died within a minute";
+    assert_eq!(log.lines().last(), Some(said), "{log}");
+    let followed = log.matches("another one serves on").count();
+    assert!(followed >= 32, "{log}");
+}

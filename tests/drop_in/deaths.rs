@@ -3,11 +3,12 @@
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
 
 use cowl_tests::command::shell;
-use cowl_tests::profile::{processes, root, user};
+use cowl_tests::profile::{NEVER, processes, root, user};
 use cowl_tests::tree::{assert_same, read};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -15,19 +16,22 @@ use super::{Place, STACK};
 
 const KILLS: u64 = 10;
 
-/// The process that serves the only mount, once it does: the child of the one that holds it.
-fn serving() -> Option<Pid> {
-    let ours = processes();
-    let mut ours = ours
-        .iter()
-        .filter(|(_, line)| line.contains("--serve"))
-        .map(|(pid, _)| *pid);
-    ours.find(|pid| {
+/// The processes of the only mount: the one that holds it, and its child that serves it, if there
+/// is one just now.
+fn holding_and_serving() -> (Pid, Option<Pid>) {
+    let found = processes().into_iter();
+    let ours = found.filter(|(_, line)| line.contains("--serve"));
+    let (holding, serving): (Vec<_>, Vec<_>) = ours.map(|(pid, _)| pid).partition(|pid| {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         // The parent is the second field behind the name (proc_pid_stat(5)).
         let rest = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
-        rest.split(' ').nth(1).is_some_and(|parent| parent != "1")
-    })
+        rest.split(' ').nth(1) == Some("1")
+    });
+    (holding[0], serving.first().copied())
+}
+
+fn serving() -> Option<Pid> {
+    holding_and_serving().1
 }
 
 /// Reads, creates, renames, appends and unlinks until it is over.
@@ -148,5 +152,88 @@ fn a_mount_without_an_upper_outlives_its_serving_process_as_root() {
         place.ours(STACK);
         assert_same(&place.shown(), &shown, "after the deaths");
         place.unmount();
+    });
+}
+
+/// What a worker of three layers has open, but for directories and files below, which it keeps
+/// some of.
+const OPEN: [&str; 8] = [
+    "/",
+    "/",
+    "/",
+    "/dev/fuse",
+    "/dev/null",
+    "/dev/null",
+    "/dev/null",
+    "/memfd:cowl-journal (deleted)",
+];
+
+fn open_files(process: Pid) -> Vec<String> {
+    let Ok(files) = fs::read_dir(format!("/proc/{process}/fd")) else {
+        return Vec::new();
+    };
+    // One that is closed meanwhile is not open.
+    let files = files.filter_map(|file| fs::read_link(file.ok()?.path()).ok());
+    let mut files: Vec<_> = files.map(|file| file.display().to_string()).collect();
+    files.retain(|file| !file.starts_with("/dir") && !file.contains("/work/place/"));
+    files.sort();
+    files
+}
+
+/// Waits until a process has these files open, and no others; returns what it may do, and where.
+fn settled(process: impl Fn() -> Option<Pid>, files: &[&str]) -> (Vec<String>, PathBuf) {
+    let limit = Instant::now() + NEVER;
+    let process = loop {
+        let found = process();
+        let open = found.map(open_files);
+        match found {
+            Some(pid) if open.as_ref().is_some_and(|open| open == files) => break pid,
+            _ => assert!(Instant::now() < limit, "{open:?}"),
+        }
+        std::thread::yield_now();
+    };
+    let about = Path::new("/proc").join(process.to_string());
+    let status = fs::read_to_string(about.join("status")).unwrap();
+    let rights = status
+        .lines()
+        .filter(|line| line.starts_with("Cap") || line.starts_with("NoNewPrivs"));
+    let mounts = fs::read_link(about.join("ns/mnt")).unwrap();
+    (rights.map(str::to_owned).collect(), mounts)
+}
+
+#[test]
+fn a_successor_has_the_rights_and_files_of_the_first_worker_as_root() {
+    root(|| {
+        let place = Place::with_layers("place");
+        place.ours(STACK);
+        let holding = holding_and_serving().0;
+        let of_holding = [&OPEN[..], &["/memfd:cowl-requests (deleted)"]].concat();
+        let (rights, _) = settled(serving, &OPEN);
+        for _ in 0..2 {
+            let (held, mounts) = settled(|| Some(holding), &of_holding);
+            assert!(held.contains(&"CapEff:\t0000000000000000".to_owned()));
+            assert_ne!(mounts, fs::read_link("/proc/self/ns/mnt").unwrap());
+            let killed = serving();
+            kill_process(killed.unwrap(), Signal::KILL).unwrap();
+            let successor = || serving().filter(|pid| Some(*pid) != killed);
+            assert_eq!(settled(successor, &OPEN), (rights.clone(), mounts));
+        }
+        place.unmount();
+    });
+}
+
+#[test]
+fn a_mount_goes_on_without_the_process_that_holds_it_as_root() {
+    root(|| {
+        let place = Place::with_layers("place");
+        place.ours(STACK);
+        kill_process(holding_and_serving().0, Signal::KILL).unwrap();
+        fs::write(place.at("mnt/new"), "new").unwrap();
+        assert_eq!(
+            fs::read_to_string(place.at("mnt/both/top")).unwrap(),
+            "top\n"
+        );
+        place.unmount();
+        assert_eq!(fs::read_to_string(place.at("upper/new")).unwrap(), "new");
     });
 }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use cowl_tests::command::{Outcome, binary, program, run, shell, system};
 use cowl_tests::host::has_overlayfs;
-use cowl_tests::profile::{directory, root, user};
+use cowl_tests::profile::{await_processes, directory, root, user};
 use cowl_tests::skip::skip;
 use cowl_tests::tree::{Tree, assert_same, read};
 
@@ -299,6 +299,7 @@ fn fuse_overlayfs_reads_an_upper_with_whiteout_files_as_root() {
             assert_same(&expected, &found, &format!("{}", reader.display()));
             place.unmount();
         }
+        await_processes();
         shell::<&str>(&place.path, "umount host", []);
     });
 }

@@ -104,6 +104,13 @@ fn inner<F: FnOnce()>(body: F) {
         .filter(|mount| !mounts.contains(mount))
         .collect();
     assert!(left.is_empty(), "mounts left behind: {left:?}");
+    await_processes();
+    fs::write(done_file(), "").unwrap();
+}
+
+/// Waits until all other processes of this pid namespace have ended. umount(2) does not wait for
+/// those that served a mount, which have files of other mounts open.
+pub fn await_processes() {
     for (pid, line) in processes() {
         let what = || format!("process left behind: {pid} {line}");
         match pidfd_open(pid, PidfdFlags::empty()) {
@@ -112,7 +119,6 @@ fn inner<F: FnOnce()>(body: F) {
             Err(error) => panic!("{}: {error}", what()),
         }
     }
-    fs::write(done_file(), "").unwrap();
 }
 
 fn done_file() -> PathBuf {
