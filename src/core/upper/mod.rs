@@ -365,7 +365,7 @@ impl Upper {
             }
         }
         // Other overlay file systems that take an upper over plain directories know no such mark.
-        let shows_lost_blocks = matches!(base, Base::Tree(_))
+        let shows_lost_blocks = matches!(base, Base::Tree { .. })
             && torn::shows_lost_blocks(lock.as_fd()).map_err(host("reading work/lock"))?;
         if matches!(base, Base::Plain { volatile: true, .. }) {
             probe::mark_volatile(work.as_fd())?;
