@@ -129,7 +129,7 @@ fn exists(path: &Path) -> bool {
 pub(crate) fn scratch_store() -> Result<Store> {
     let making = "making a scratch store";
     let made = cleanup::hold_scratch(new_scratch).and_then(|path| {
-        let store = Store::open_or_create(&path).map_err(ImageError::from);
+        let store = Store::open_or_create_scratch(&path).map_err(ImageError::from);
         store.map_err(|error| if_full(error, "an archive"))
     });
     made.context(making)

@@ -84,6 +84,8 @@ pub(super) struct StoreDir {
     /// Whether a published file gets the mode that it is created with, since umask and default ACL
     /// take nothing. Learned from the first: a chmod of each would show in an import.
     keeps_modes: OnceLock<bool>,
+    /// Whether what is written is made durable, here and in the directories opened from here.
+    durable: bool,
 }
 
 impl AsFd for StoreDir {
@@ -109,7 +111,16 @@ impl StoreDir {
             fd,
             path: path.to_owned(),
             keeps_modes: OnceLock::new(),
+            durable: true,
         })
+    }
+
+    /// The same directory, of which nothing is made durable from here on.
+    pub(super) fn not_durable(self) -> Self {
+        Self {
+            durable: false,
+            ..self
+        }
     }
 
     /// Another descriptor of the same open directory.
@@ -119,6 +130,7 @@ impl StoreDir {
             fd: fd.map_err(|source| StoreError::io("open", &self.path, source))?,
             path: self.path.clone(),
             keeps_modes: OnceLock::new(),
+            durable: self.durable,
         })
     }
 
@@ -149,6 +161,7 @@ impl StoreDir {
             fd,
             path: self.join(name),
             keeps_modes: OnceLock::new(),
+            durable: self.durable,
         })
     }
 
@@ -307,6 +320,9 @@ impl StoreDir {
 
     /// Makes a file's content durable.
     pub(super) fn sync_file(&self, name: &str) -> Result<(), StoreError> {
+        if !self.durable {
+            return Ok(());
+        }
         let file = self
             .open(name)?
             .ok_or_else(|| self.error("sync", name, Errno::NOENT))?;
@@ -351,7 +367,19 @@ impl StoreDir {
     }
 
     pub(super) fn sync(&self) -> Result<(), StoreError> {
+        if !self.durable {
+            return Ok(());
+        }
         fs::fsync(&self.fd).map_err(|errno| StoreError::io("sync", &self.path, errno))
+    }
+
+    /// Makes all of the file system durable. `since` is a descriptor of it: what could not be written
+    /// since that was opened is an error.
+    pub(super) fn sync_all(&self, since: impl AsFd) -> Result<(), StoreError> {
+        if !self.durable {
+            return Ok(());
+        }
+        fs::syncfs(since).map_err(|errno| StoreError::io("sync", &self.path, errno))
     }
 
     /// Replaces a small file atomically: writes and syncs `temporary` in `aside`, renames it, and
@@ -364,7 +392,9 @@ impl StoreDir {
         temporary: &str,
     ) -> Result<(), StoreError> {
         let file = aside.create_with(temporary, PRIVATE, content)?;
-        fs::fsync(&file).map_err(|errno| aside.error("sync", temporary, errno))?;
+        if self.durable {
+            fs::fsync(&file).map_err(|errno| aside.error("sync", temporary, errno))?;
+        }
         aside.rename(temporary, self, name)?;
         self.sync()
     }

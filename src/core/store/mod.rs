@@ -146,6 +146,19 @@ struct Locked(#[expect(dead_code, reason = "held for its flock")] File);
 impl Store {
     /// Opens the store at `root`, or creates one if the directory is missing or empty.
     pub fn open_or_create(root: &Path) -> Result<Self, StoreError> {
+        Self::open_or_create_at(root, |dir| dir)
+    }
+
+    /// [`Store::open_or_create`] of a store that is not to outlive this process: nothing that is
+    /// written by this handle waits for the disk.
+    pub fn open_or_create_scratch(root: &Path) -> Result<Self, StoreError> {
+        Self::open_or_create_at(root, StoreDir::not_durable)
+    }
+
+    fn open_or_create_at(
+        root: &Path,
+        opened: impl FnOnce(StoreDir) -> StoreDir,
+    ) -> Result<Self, StoreError> {
         let path =
             std::path::absolute(root).map_err(|source| StoreError::io("find", root, source))?;
         DirBuilder::new()
@@ -157,7 +170,7 @@ impl Store {
                 ErrorKind::AlreadyExists => StoreError::io("use", &path, ErrorKind::NotADirectory),
                 _ => StoreError::io("create", &path, source),
             })?;
-        let dir = StoreDir::open_root(&path)?;
+        let dir = opened(StoreDir::open_root(&path)?);
         if Format::read(&dir)?.is_none() {
             create(&dir)?;
         }
@@ -432,7 +445,7 @@ fn create(root: &StoreDir) -> Result<(), StoreError> {
     if Format::read(root)?.is_some() {
         return Ok(());
     }
-    rustix::fs::syncfs(root).map_err(|errno| StoreError::io("sync", root.path(), errno))?;
+    root.sync_all(root)?;
     root.replace(
         format::NAME,
         &to_json(&Format::current(), &root.join(format::NAME))?,

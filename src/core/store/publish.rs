@@ -116,7 +116,6 @@ impl Transaction<'_> {
     }
 
     fn sync_all(&self) -> Result<(), StoreError> {
-        rustix::fs::syncfs(&self.sync)
-            .map_err(|errno| StoreError::io("sync", self.store.root.path(), errno))
+        self.store.root.sync_all(&self.sync)
     }
 }
