@@ -192,7 +192,8 @@ mkdir small; mount -t tmpfs -o size=3m small small
         let small = place.join("small");
         for name in ["./large.tar", "./large.tar.gz"] {
             let mut dedup = Command::new(binary("cowl-dedup"));
-            dedup.arg(name).env("TMPDIR", &small).current_dir(&place);
+            dedup.args([name, "--ladder"]);
+            dedup.env("TMPDIR", &small).current_dir(&place);
             let line = run(dedup.stdin(Stdio::null())).refused(1);
             let expected = format!(
                 "cowl-dedup: no space left: {name} is unpacked below {}; free some there, or set TMPDIR to a directory of a larger disk",

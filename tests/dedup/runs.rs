@@ -3,10 +3,12 @@
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, symlink};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 use cowl_tests::busybox::shop;
-use cowl_tests::command::{binary, program, python, shell};
+use cowl_tests::command::{binary, program, python, run, shell};
 use cowl_tests::profile::{directory, root};
+use cowl_tests::store::make_image;
 
 /// `--html` gives a path a new file, but writes to what a link, a pipe or a device is; what it
 /// cannot write to is named.
@@ -313,5 +315,60 @@ print(code in (-1, 1, 2), os.listdir(root + '/pins'))
         let arguments = [&cowl, Path::new("--root"), at];
         let seen = python(&directory(), script, arguments.into_iter().chain(options));
         assert_eq!(seen, "True []\n");
+    });
+}
+
+/// An archive is read for its trees where nothing asks for contents: no file is made of those, and
+/// nothing waits for the disk. Of a ladder each of the 300 contents is a file, and nothing waits either.
+#[test]
+fn an_archive_is_not_unpacked_without_need() {
+    root(|| {
+        let make = "
+import io, tarfile
+with tarfile.open('many.tar', 'w') as archive:
+    for number in range(300):
+        info = tarfile.TarInfo(f'f{number}')
+        info.size = 5
+        archive.addfile(info, io.BytesIO(b'%05d' % number))
+";
+        python(&directory(), make, [""; 0]);
+        let archive = directory().join("many.image.tar");
+        make_image(
+            "docker",
+            &archive,
+            "many:1",
+            &[],
+            &[&directory().join("many.tar")],
+        );
+        let calls = |arguments: &[&str]| {
+            let mut traced = program("strace", ["-f", "-qq", "-o", "calls", "-e"]);
+            traced.arg("trace=openat,fsync,fdatasync,syncfs,sync_file_range");
+            traced
+                .arg(binary("cowl-dedup"))
+                .args(arguments)
+                .arg(&archive);
+            run(traced.current_dir(directory()).stdin(Stdio::null())).ok();
+            let calls = fs::read_to_string(directory().join("calls")).unwrap();
+            let made = calls
+                .lines()
+                .filter(|line| line.contains("O_CREAT"))
+                .count();
+            (
+                made,
+                calls.lines().filter(|line| line.contains("sync")).count(),
+            )
+        };
+        for arguments in [
+            &["--only-layers"][..],
+            &["--json", "--no-ladder"],
+            &["--waste"],
+        ] {
+            let (made, synced) = calls(arguments);
+            assert!(made < 30, "{arguments:?}: {made} files");
+            assert_eq!(synced, 0, "{arguments:?}");
+        }
+        let (made, synced) = calls(&["--ladder", "--no-zstd"]);
+        assert!((300..330).contains(&made), "{made} files");
+        assert_eq!(synced, 0);
     });
 }

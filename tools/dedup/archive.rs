@@ -149,10 +149,17 @@ fn if_full(error: ImageError, archive: &str) -> anyhow::Error {
     error.into()
 }
 
-/// Reads an archive, or the one image of it that is meant, into a store; gives its images.
-pub(crate) fn load(store: &Store, archive: Named<'_>, watch: &dyn Watch) -> Result<Vec<Loaded>> {
+/// Reads an archive, or the one image of it that is meant, into a store, its contents only if asked
+/// for; gives its images.
+pub(crate) fn load(
+    store: &Store,
+    archive: Named<'_>,
+    with_contents: bool,
+    watch: &dyn Watch,
+) -> Result<Vec<Loaded>> {
     let options = LoadOptions {
         image: archive.image,
+        only_trees: !with_contents,
         watch: Some(watch),
         ..LoadOptions::default()
     };

@@ -50,7 +50,11 @@ pub(crate) fn collect(stores: &[Store], wanted: &[Wanted]) -> Result<Collection>
         }
         // Beside a store, archives take no part in what is on disk.
         if number == 0 {
-            disk = store.object_usage()?;
+            disk = if is_scratch {
+                usage_of(&gathering.objects)
+            } else {
+                store.object_usage()?
+            };
         }
     }
     let Gathering {
@@ -74,6 +78,21 @@ pub(crate) fn collect(stores: &[Store], wanted: &[Wanted]) -> Result<Collection>
         failed,
         skipped,
     })
+}
+
+/// What a store of these contents would hold. Their files are not there if nothing reads them.
+fn usage_of(objects: &Objects) -> ObjectUsage {
+    const BLOCK: u64 = 4096;
+    let mut usage = ObjectUsage::default();
+    for object in (0..).take(objects.len()) {
+        let size = objects.size(object);
+        usage += ObjectUsage {
+            objects: 1,
+            bytes: size,
+            blocks: size.div_ceil(BLOCK) * (BLOCK / 512),
+        };
+    }
+    usage
 }
 
 struct Gathering {

@@ -125,7 +125,7 @@ fn run(mode: Mode, arguments: &Arguments) -> Result<Vec<String>> {
         return Ok(Vec::new());
     }
     let progress = Progress::new();
-    let (stores, wanted) = open_stores(arguments, &progress)?;
+    let (stores, wanted) = open_stores(mode, arguments, &progress)?;
     let collection = gather::collect(&stores, &wanted)?;
     for error in &collection.skipped {
         let line = show::without_errno(&format!("warning: {error:#}"));
@@ -146,8 +146,7 @@ fn run(mode: Mode, arguments: &Arguments) -> Result<Vec<String>> {
     }
     let sharing = Sharing::of(&collection);
     let mut report = Report::new(&collection, &sharing)?;
-    let all = (arguments.json && mode != Mode::Layers) || arguments.html.is_some();
-    if (arguments.ladder || arguments.all || all) && !arguments.no_ladder {
+    if has_ladder(mode, arguments) {
         let mut limits = ladder::Limits::default();
         if arguments.no_zstd {
             limits.zstd_bytes = None;
@@ -174,8 +173,17 @@ fn run(mode: Mode, arguments: &Arguments) -> Result<Vec<String>> {
     Ok(failures)
 }
 
+fn has_ladder(mode: Mode, arguments: &Arguments) -> bool {
+    let all = (arguments.json && mode != Mode::Layers) || arguments.html.is_some();
+    (arguments.ladder || arguments.all || all) && !arguments.no_ladder && !arguments.tui
+}
+
 /// The store, unless archives alone are given, and one that the archives are read into.
-fn open_stores(arguments: &Arguments, progress: &Progress) -> Result<(Vec<Store>, Vec<Wanted>)> {
+fn open_stores(
+    mode: Mode,
+    arguments: &Arguments,
+    progress: &Progress,
+) -> Result<(Vec<Store>, Vec<Wanted>)> {
     let named = |argument: &OsString| archive::Named::of(argument).is_some();
     let archives = arguments.images.iter().filter(|a| named(a)).count();
     let mut stores = Vec::new();
@@ -184,6 +192,7 @@ fn open_stores(arguments: &Arguments, progress: &Progress) -> Result<(Vec<Store>
         let store = Store::open(&root).with_context(|| format!("store {}", root.display()))?;
         stores.push(store);
     }
+    let with_contents = mode == Mode::Diff || arguments.objects || has_ladder(mode, arguments);
     let scratch = stores.len();
     if archives > 0 {
         stores.push(archive::scratch_store()?);
@@ -193,7 +202,7 @@ fn open_stores(arguments: &Arguments, progress: &Progress) -> Result<(Vec<Store>
         let archive = archive::Named::of(argument).zip(stores.get(scratch));
         wanted.push(match archive {
             Some((archive, store)) => {
-                let loaded = archive::load(store, archive, progress);
+                let loaded = archive::load(store, archive, with_contents, progress);
                 progress.end();
                 let mut images = loaded?;
                 for absent in progress.take_absent() {

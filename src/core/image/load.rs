@@ -44,6 +44,9 @@ pub struct LoadOptions<'o> {
     /// Only what this means is loaded: a name, a tag alone or the beginning of an id, which must be of
     /// one image. None: all images.
     pub image: Option<&'o str>,
+    /// Contents and compressed layers are hashed and not kept, for a look at trees in a store that
+    /// goes with this process.
+    pub only_trees: bool,
     /// Is told how far it is, and what of the archive is missing.
     pub watch: Option<&'o dyn Watch>,
 }
@@ -101,7 +104,7 @@ fn load_here(
     let layers: Vec<Wanted> = planned.iter().flat_map(PlannedImage::layers).collect();
     let diff_ids: Vec<_> = layers.iter().map(|layer| layer.diff_id).collect();
     transaction.keep_layers(&diff_ids)?;
-    let layers = parts::load(&archive, &transaction, &layers, options.watch)?;
+    let layers = parts::load(&archive, &transaction, &layers, options)?;
     let mut images: Vec<Image> = Vec::new();
     for planned in planned {
         let image = record(&transaction, &layers, planned)?;

@@ -18,13 +18,15 @@ use parking_lot::Mutex;
 use super::archive::{Archive, Contents};
 use super::budget::Budget;
 use super::source::{
-    CopiedPart, HashedPart, LayerSource, decompress_error, read_error, refusal, too_much,
+    Compressed, CopiedPart, HashedPart, LayerSource, decompress_error, read_error, refusal,
+    too_much,
 };
-use super::watch::{Step, Watch};
-use super::{ImageError, LayerPart};
+use super::watch::Step;
+use super::{ImageError, LayerPart, LoadOptions};
 use crate::digest::{DiffId, Sha256Digest, Sha256Hasher};
-use crate::layer::{self, Compression, ImportStats, Limits};
-use crate::store::{BlobWriter, Descriptor, Stage, Transaction};
+use crate::layer::{self, Compression, HashOnly, ImportStats, ImportedLayer, Limits, ObjectSink};
+use crate::recipe;
+use crate::store::{Descriptor, Stage, Transaction};
 
 /// The layers of one archive together may reach this multiple of each limit of a single layer.
 const ARCHIVE_FACTOR: u64 = 4;
@@ -65,11 +67,11 @@ pub(super) fn load(
     archive: &Archive,
     transaction: &Transaction<'_>,
     layers: &[Wanted],
-    watch: Option<&dyn Watch>,
+    options: &LoadOptions<'_>,
 ) -> Result<LoadedLayers, ImageError> {
-    let loader = LayerLoader::new(archive, transaction, watch);
+    let loader = LayerLoader::new(archive, transaction, options);
     let jobs = loader.jobs(layers)?;
-    if let Some(watch) = watch {
+    if let Some(watch) = options.watch {
         let mut bytes = 0_u64;
         for layer in jobs.iter().flatten() {
             bytes = bytes.saturating_add(loader.member(&layer.part)?.size);
@@ -96,7 +98,7 @@ pub(super) fn load(
 struct LayerLoader<'l> {
     archive: &'l Archive,
     transaction: &'l Transaction<'l>,
-    watch: Option<&'l dyn Watch>,
+    options: &'l LoadOptions<'l>,
     budget: Budget,
     /// A layer failed: the others end at their next read.
     failed: AtomicBool,
@@ -120,13 +122,13 @@ impl<'l> LayerLoader<'l> {
     fn new(
         archive: &'l Archive,
         transaction: &'l Transaction<'l>,
-        watch: Option<&'l dyn Watch>,
+        options: &'l LoadOptions<'l>,
     ) -> Self {
         let one = Limits::default();
         Self {
             archive,
             transaction,
-            watch,
+            options,
             budget: Budget::new(BUDGET),
             failed: AtomicBool::new(false),
             outcome: Mutex::new(Outcome {
@@ -287,17 +289,48 @@ impl<'l> LayerLoader<'l> {
         layer: &Wanted,
         compression: Compression,
     ) -> Result<Option<Descriptor>, ImageError> {
+        let only_trees = self.options.only_trees;
+        let (mut imported, mut blob) = if only_trees {
+            self.read(&HashOnly, layer, compression)?
+        } else {
+            self.read(stage, layer, compression)?
+        };
+        // Contents that are in no tree: their files alone tell their sizes.
+        let has_others = recipe::own_object_ids(&imported.recipe).is_ok_and(|ids| ids.len() > 0);
+        if only_trees && has_others {
+            (imported, blob) = self.read(stage, layer, compression)?;
+        }
+        self.count(&layer.part, &imported.stats)?;
+        stage.put_layer(
+            imported.diff_id,
+            imported.tree_bytes,
+            imported.stats.stream_bytes,
+            &imported.recipe,
+        )?;
+        Ok(blob)
+    }
+
+    /// Reads a part as its layer, to the last byte, and checks its digests.
+    fn read<S: ObjectSink>(
+        &self,
+        sink: &S,
+        layer: &Wanted,
+        compression: Compression,
+    ) -> Result<(ImportedLayer, Option<Descriptor>), ImageError> {
         let Wanted { number, part, .. } = layer;
+        let compressed = match (compression, self.options.only_trees) {
+            (Compression::None, _) => None,
+            (_, true) => Some(Compressed::Hashed(Sha256Hasher::new())),
+            (_, false) => Some(Compressed::Copied(self.transaction.blob_writer()?)),
+        };
         let mut source = CopiedPart {
             part: self.open(layer)?,
-            blob: (compression != Compression::None)
-                .then(|| self.transaction.blob_writer())
-                .transpose()?,
+            compressed,
         };
         let stream =
             layer::decompress(&mut source).map_err(|source| decompress_error(part, source))?;
         let limits = self.limits();
-        let imported = match layer::import(stream, stage, &limits) {
+        let imported = match layer::import(stream, sink, &limits) {
             Ok(imported) => imported,
             Err(source) => {
                 // A wrong digest is the better reason than the fault it caused in the tar.
@@ -307,9 +340,14 @@ impl<'l> LayerLoader<'l> {
         };
         // To the last byte, which a decompressor need not have read.
         io::copy(&mut source, &mut io::sink()).map_err(|source| read_error(part, source))?;
-        let blob = source.blob.map(BlobWriter::finish).transpose()?;
-        let blob = blob.map(|(digest, size)| descriptor(compression, digest, size));
-        let found = blob.as_ref().map_or(imported.diff_id.0, |blob| blob.digest);
+        let (found, blob) = match source.compressed {
+            None => (imported.diff_id.0, None),
+            Some(Compressed::Hashed(hasher)) => (hasher.finish(), None),
+            Some(Compressed::Copied(writer)) => {
+                let (digest, size) = writer.finish()?;
+                (digest, Some(descriptor(compression, digest, size)))
+            }
+        };
         if let Some(expected) = part.digest.filter(|expected| *expected != found) {
             return Err(ImageError::Digest {
                 name: part.name.clone(),
@@ -324,14 +362,7 @@ impl<'l> LayerLoader<'l> {
                 found: imported.diff_id,
             });
         }
-        self.count(part, &imported.stats)?;
-        stage.put_layer(
-            imported.diff_id,
-            imported.tree_bytes,
-            imported.stats.stream_bytes,
-            &imported.recipe,
-        )?;
-        Ok(blob)
+        Ok((imported, blob))
     }
 
     /// The limits of the next layer: those of one layer, capped by the rest of the archive's.
@@ -375,7 +406,7 @@ impl<'l> LayerLoader<'l> {
             contents: self.sized_member(&layer.part)?,
             diff_id: layer.diff_id,
             read: 0,
-            watch: self.watch,
+            watch: self.options.watch,
             failed: &self.failed,
         })
     }
@@ -464,7 +495,8 @@ open(sys.argv[1], 'wb').write(tar(*layers))";
         let store = Store::open_or_create(&dir.path().join("store")).unwrap();
         let archive = Archive::open(File::open(&path).unwrap(), &path, &store, None).unwrap();
         let transaction = store.begin().unwrap();
-        let loader = LayerLoader::new(&archive, &transaction, None);
+        let options = LoadOptions::default();
+        let loader = LayerLoader::new(&archive, &transaction, &options);
         loader.outcome.lock().left.entries = 8;
         let layer = |number: usize| {
             let part = LayerPart {

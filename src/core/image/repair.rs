@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use cowl_sys::stack::on_own_stack;
 
 use super::archive::Archive;
-use super::load::{candidates, parse_config, plan, record};
+use super::load::{LoadOptions, candidates, parse_config, plan, record};
 use super::parts::{self, Wanted};
 use super::{Candidate, CandidateImage, ImageError};
 use crate::digest::{DiffId, Sha256Digest};
@@ -179,7 +179,7 @@ fn heal_from_archive(
     }
     let diff_ids: Vec<_> = wanted.iter().map(|layer| layer.diff_id).collect();
     transaction.keep_layers(&diff_ids)?;
-    let layers = parts::load(archive, &transaction, &wanted, None)?;
+    let layers = parts::load(archive, &transaction, &wanted, &LoadOptions::default())?;
     let mut tags: Vec<Tag> = Vec::new();
     for image in planned {
         let mut named = record(&transaction, &layers, image)?.tags();

@@ -39,17 +39,26 @@ impl Read for LayerSource<'_> {
     }
 }
 
-/// A reader of a part that copies a compressed layer to a blob.
+/// What becomes of a compressed layer while it is read.
+pub(super) enum Compressed<'a> {
+    Copied(BlobWriter<'a>),
+    Hashed(Sha256Hasher),
+}
+
+/// A reader of a part that copies or hashes a compressed layer.
 pub(super) struct CopiedPart<'a> {
     pub(super) part: LayerSource<'a>,
-    pub(super) blob: Option<BlobWriter<'a>>,
+    pub(super) compressed: Option<Compressed<'a>>,
 }
 
 impl Read for CopiedPart<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.part.read(buffer)?;
-        if let Some(blob) = &mut self.blob {
-            blob.write_all(buffer.get(..read).unwrap_or_default())?;
+        let piece = buffer.get(..read).unwrap_or_default();
+        match &mut self.compressed {
+            Some(Compressed::Copied(blob)) => blob.write_all(piece)?,
+            Some(Compressed::Hashed(hasher)) => hasher.update(piece),
+            None => {}
         }
         Ok(read)
     }

@@ -97,8 +97,8 @@ impl ObjectWrite for StageWriter<'_> {
     }
 }
 
-/// Names contents without keeping them: for looking at a layer, and for feeding bytes of any kind
-/// to [`import`](super::import).
+/// Names contents without keeping them: for looking at a layer (`cowl layers ARCHIVE`), and for
+/// feeding bytes of any kind to [`import`](super::import).
 #[derive(Debug, Clone, Copy, Default)]
 pub struct HashOnly;
 

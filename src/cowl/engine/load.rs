@@ -61,6 +61,7 @@ impl Engine {
             trust: request.trust,
             watch: request.watch,
             image: None,
+            only_trees: false,
         };
         let loaded = image::load_file(&self.store, archive, name, &options);
         if let Ok(loaded) = &loaded {

@@ -1,6 +1,7 @@
 //! What the store has already: layers that an archive leaves out, and images that come in again.
 
 use super::*;
+use crate::digest::ObjectId;
 
 /// An archive as buildpacks' pack exports it: the first layers are blank, the last is there.
 /// `blank`: how the former are named.
@@ -110,7 +111,7 @@ fn load_restores_a_missing_object() {
     let archive = docker_archive(&layers, &json!(["app:1"]));
     let fixture = fixture();
     fixture.load(&archive).unwrap();
-    let id = crate::digest::ObjectId::of(b"content").to_string();
+    let id = ObjectId::of(b"content").to_string();
     let (first, rest) = id.split_at(2);
     let objects = fixture.dir.path().join("store/objects");
     let object = objects.join(first).join(rest);
@@ -196,4 +197,65 @@ fn import_keeps_recipes_small_on_the_disk() {
     let diff_id = DiffId(digest(&rootfs));
     restore_layer(&fixture.store, diff_id, &mut restored).unwrap();
     assert!(restored == rootfs, "other bytes");
+}
+
+/// For a look at trees: they are those of a load, and nothing else is kept. Contents that are in no
+/// tree, of a layer that replaces more of its own files than its recipe takes in, are there all the
+/// same; so much is replaced that a recipe of 32 MiB has no place for it.
+#[test]
+fn load_of_trees_alone_keeps_no_contents() {
+    let large = "x".repeat((32 << 20) + 1);
+    let replaced: Files = vec![
+        ("large".to_owned(), large.clone().into()),
+        ("large".to_owned(), b"small".to_vec()),
+    ];
+    let layers = [layer("a", "content"), tar(&replaced)];
+    let mut layout = Layout::default();
+    let image = layout.image(&layers, "");
+    layout.named(image, "app:1");
+    let fixture = fixture();
+    let path = fixture.file("archive.tar", &tar(&layout.files()));
+    let scratch = fixture.dir.path().join("scratch");
+    let scratch = Store::open_or_create_scratch(&scratch).unwrap();
+    let options = LoadOptions {
+        only_trees: true,
+        ..LoadOptions::default()
+    };
+    let loaded = load_with(&scratch, &path, &options).unwrap();
+    assert_eq!(loaded, load(&fixture.store, &path).unwrap());
+    let layers = layers.each_ref().map(|layer| DiffId(digest(layer)));
+    for diff in layers {
+        let tree = |store: &Store| {
+            let tree = store.layer_tree(diff).unwrap().unwrap();
+            (tree.digest(), store.layer_info(diff).unwrap())
+        };
+        assert_eq!(tree(&scratch), tree(&fixture.store));
+    }
+    let large = ObjectId::of(large.as_bytes());
+    assert_eq!(
+        scratch
+            .open_object(large)
+            .unwrap()
+            .metadata()
+            .unwrap()
+            .len(),
+        (32 << 20) + 1
+    );
+    assert!(scratch.open_object(ObjectId::of(b"content")).is_err());
+    let [first, _] = fixture.record("app:1").blobs[..2] else {
+        panic!()
+    };
+    assert!(
+        scratch.read_blob(first, 1 << 20).is_err(),
+        "the compressed layer"
+    );
+    // Its digests are checked all the same.
+    let mut files = layout.files();
+    let place = files
+        .iter()
+        .position(|(_, bytes)| bytes.starts_with(b"\x1f\x8b"))
+        .unwrap();
+    *files[place].1.last_mut().unwrap() ^= 1;
+    let path = fixture.file("damaged.tar", &tar(&files));
+    assert!(load_with(&scratch, &path, &options).is_err());
 }
