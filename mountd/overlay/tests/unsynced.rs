@@ -91,6 +91,24 @@ fn copy_up_marks_what_it_does_not_sync_until_fsync_or_the_end() {
     }
 }
 
+/// Of so many the file system syncs all at once.
+#[test]
+fn the_end_of_a_mount_syncs_many_contents() {
+    let paths: Vec<String> = (0..20).map(|number| format!("file-{number}")).collect();
+    let item = |path| -> Item<'_> { (path, 0o644, ItemKind::File(b"content"), &[]) };
+    let items: Vec<Item<'_>> = paths.iter().map(|path| item(path)).collect();
+    let fixture = Fixture::new(&items);
+    let overlay = cached(&fixture);
+    for path in &paths {
+        write(&overlay, path, 7, b"appended");
+        assert_eq!(is_marked(&fixture, &overlay, path), defers(&overlay));
+    }
+    overlay.sync_contents();
+    for path in &paths {
+        assert!(!is_marked(&fixture, &overlay, path), "{path}");
+    }
+}
+
 #[test]
 fn lookup_fills_lost_blocks_with_the_lowers_bytes() {
     let fixture = fixture();
