@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use cowl_core::digest::ObjectId;
+use cowl_core::store::PinLife;
 
 use super::{TestStore, replace};
 use crate::cleanup;
