@@ -12,6 +12,8 @@
 
 mod mutate;
 // `cowl-dedup` is a program without a library: its parsers are compiled into this one.
+#[path = "../../tools/dedup/lossy.rs"]
+mod lossy;
 #[path = "../../tools/dedup/packages.rs"]
 #[expect(dead_code, reason = "where databases are, and how versions are shown")]
 mod packages;

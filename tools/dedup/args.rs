@@ -188,8 +188,8 @@ impl Mode {
                     .required(true)
                     .help("An index in the store: layers/*/tree, or a file of merged/"),
                 (Self::Diff, "fail_if") => argument.help(
-                    "Exit with 1 if this holds: FIGURE>NUMBER, where FIGURE is files, added, changed, removed \
-                     or packages",
+                    "Exit with 1 if this holds: FIGURE>NUMBER, or with >=, < or <=, where FIGURE is files, added, \
+                     changed, removed or packages",
                 ),
                 (Self::Layers, "all_rows") => argument.help("Show whole commands"),
                 _ => argument,
@@ -373,9 +373,9 @@ pub(crate) struct Arguments {
     /// Show every row of long lists
     #[arg(long, group = "report")]
     pub(crate) all_rows: bool,
-    /// Exit with 1 if this holds for an image: FIGURE>LIMIT, where FIGURE is waste, overwritten,
-    /// deleted, metadata, duplicate, exclusive, stored or logical, and LIMIT a size (10MB) or a
-    /// share of the logical bytes (5%)
+    /// Exit with 1 if this holds for an image: FIGURE>LIMIT, or with >=, < or <=, where FIGURE is
+    /// waste, overwritten, deleted, metadata, duplicate, exclusive, stored or logical, and LIMIT a
+    /// size (10MB, 64KiB) or a share of the logical bytes (5%)
     #[arg(long, value_name = "CONDITION")]
     pub(crate) fail_if: Vec<Condition>,
     #[arg(value_name = "IMAGE|ARCHIVE", help = format!("{IMAGES}. Every image of the store if none is given"))]

@@ -19,6 +19,7 @@ mod index;
 mod installed;
 mod ladder;
 mod layers;
+mod lossy;
 mod model;
 mod packages;
 mod pieces;
@@ -198,6 +199,8 @@ fn open_stores(
         stores.push(archive::scratch_store()?);
     }
     let mut wanted = Vec::new();
+    // An archive that is given twice, for two of its images, lacks the same.
+    let mut told = BTreeSet::new();
     for argument in &arguments.images {
         let archive = archive::Named::of(argument).zip(stores.get(scratch));
         wanted.push(match archive {
@@ -207,7 +210,9 @@ fn open_stores(
                 let mut images = loaded?;
                 for absent in progress.take_absent() {
                     let line = format!("warning: {}: {absent}", archive.shown());
-                    write_error(&line).context("standard error")?;
+                    if told.insert(line.clone()) {
+                        write_error(&line).context("standard error")?;
+                    }
                 }
                 if arguments.diff {
                     choose_sides(&archive.shown(), &mut images, arguments.images.len())?;

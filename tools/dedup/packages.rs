@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::lossy::lossy;
 use crate::rpm;
 
 /// Which format a database has.
@@ -44,7 +45,7 @@ pub(crate) type Packages = BTreeMap<(&'static str, String), BTreeSet<String>>;
 pub(crate) fn read(kind: Kind, bytes: &[u8], packages: &mut Packages) -> Result<(), &'static str> {
     match kind {
         Kind::Dpkg => {
-            let text = String::from_utf8_lossy(bytes);
+            let text = lossy(bytes);
             for block in text.split("\n\n") {
                 let field = |name: &str| {
                     block
@@ -62,7 +63,7 @@ pub(crate) fn read(kind: Kind, bytes: &[u8], packages: &mut Packages) -> Result<
             Ok(())
         }
         Kind::Apk => {
-            let text = String::from_utf8_lossy(bytes);
+            let text = lossy(bytes);
             for block in text.split("\n\n") {
                 let field = |name: &str| block.lines().find_map(|line| line.strip_prefix(name));
                 if let (Some(name), Some(version)) = (field("P:"), field("V:")) {
@@ -118,6 +119,15 @@ mod tests {
             list(Kind::Apk, installed),
             "busybox=1.36.1-r29 musl=1.2.5-r0"
         );
+    }
+
+    /// Two names that differ in a byte that is no UTF-8 stay two, shown as everywhere.
+    #[test]
+    fn names_that_are_no_utf8_are_told_apart() {
+        let installed = b"P:a\xff\nV:1\n\nP:a\xfe\nV:2\xfd\n\n";
+        assert_eq!(list(Kind::Apk, installed), "a\\xfe=2\\xfd a\\xff=1");
+        let status = b"Package: a\xff\nVersion: 1\n\nPackage: a\xfe\nVersion: 2\n";
+        assert_eq!(list(Kind::Dpkg, status), "a\\xfe=2 a\\xff=1");
     }
 
     #[test]

@@ -8,28 +8,11 @@ use std::fmt::{self, Write as _};
 use cowl_core::store::Platform;
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
+pub(crate) use crate::lossy::lossy;
+
 /// A path of an image with a slash in front. Bytes that are no UTF-8 are shown as `\xNN`.
 pub(crate) fn shown_path(path: &[u8]) -> String {
-    let mut shown = String::with_capacity(path.len() + 1);
-    shown.push('/');
-    push_lossy(&mut shown, path);
-    shown
-}
-
-/// Text of an image; bytes that are no UTF-8 are shown as `\xNN`.
-pub(crate) fn lossy(bytes: &[u8]) -> String {
-    let mut shown = String::with_capacity(bytes.len());
-    push_lossy(&mut shown, bytes);
-    shown
-}
-
-fn push_lossy(shown: &mut String, bytes: &[u8]) {
-    for chunk in bytes.utf8_chunks() {
-        shown.push_str(chunk.valid());
-        for byte in chunk.invalid() {
-            push(shown, format_args!("\\x{byte:02x}"));
-        }
-    }
+    format!("/{}", lossy(path))
 }
 
 /// Writing to a string cannot fail.

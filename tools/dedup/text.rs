@@ -73,7 +73,7 @@ fn sharing(report: &Report, layout: Layout, text: &mut String) {
     let shared = [
         ("shared", report.shared),
         ("  in shared layers", report.in_shared_layers),
-        ("  not in a shared layer", report.in_other_layers),
+        ("  in other layers", report.in_other_layers),
         ("kept once for all", report.kept),
     ];
     for (what, amount) in shared {
@@ -96,7 +96,7 @@ fn waste_summary(report: &Report, layout: Layout, text: &mut String) {
     if report.waste.is_empty() {
         return;
     }
-    title(text, "Waste, of what a store of layers would hold");
+    title(text, "Waste in a store of layers");
     let mut table = Table::new([
         ("IMAGE", Left),
         ("OVERWRITTEN", Right),
@@ -265,10 +265,7 @@ pub(crate) fn matrix(report: &Report, layout: Layout) -> String {
 /// The largest files that several layers have.
 pub(crate) fn duplicates(report: &Report, layout: Layout) -> String {
     let mut text = String::new();
-    title(
-        &mut text,
-        "Files in several layers, which sharing by layer keeps in each",
-    );
+    title(&mut text, "Files that sharing by layer misses");
     if report.duplicates.is_empty() {
         note(&mut text, "none");
         return text;
@@ -341,7 +338,7 @@ pub(crate) fn what_if(report: &Report, layout: Layout) -> String {
 pub(crate) fn ladder(report: &Report, layout: Layout) -> String {
     let size = |bytes| layout.sizes.show(bytes);
     let mut text = String::new();
-    title(&mut text, "The ladder: what each granularity would store");
+    title(&mut text, "The ladder: what each unit would store");
     let mut columns = vec![
         ("UNIT", Left),
         ("PIECES", Right),

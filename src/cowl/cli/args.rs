@@ -373,8 +373,8 @@ pub(super) struct Diff {
     /// Of two images: print whole bytes instead of sizes such as 1.98MB
     #[arg(long, conflicts_with = "upper")]
     pub(super) bytes: bool,
-    /// Of two images: exit with 1 if this holds: FIGURE>NUMBER, where FIGURE is files, added,
-    /// changed, removed or packages
+    /// Of two images: exit with 1 if this holds: FIGURE>NUMBER, or with >=, < or <=, where FIGURE is
+    /// files, added, changed, removed or packages
     #[arg(long, value_name = "CONDITION", conflicts_with = "upper")]
     pub(super) fail_if: Vec<OsString>,
     /// Changes in an upper directory of `cowl mount`

@@ -6,6 +6,8 @@ mod berkeley;
 mod ndb;
 mod sqlite;
 
+use crate::lossy::lossy;
+
 /// Name and `[EPOCH:]VERSION-RELEASE` of each package. The error says why there are none.
 pub(crate) fn packages(bytes: &[u8]) -> Result<Vec<(String, String)>, &'static str> {
     let packages = if bytes.starts_with(sqlite::MAGIC) {
@@ -47,7 +49,7 @@ fn header(blob: &[u8]) -> Option<(String, String)> {
     };
     let text = |tag| {
         let text = find(tag)?.split(|byte| *byte == 0).next()?;
-        Some(String::from_utf8_lossy(text).into_owned())
+        Some(lossy(text))
     };
     let (name, version, release) = (text(NAME)?, text(VERSION)?, text(RELEASE)?);
     let epoch = find(EPOCH).and_then(|epoch| be32(epoch, 0));

@@ -7,9 +7,12 @@ use cowl_core::tree::{FileType, Kind, Target, Tree, TreeIno, merge};
 use cowl_tests::random::Random;
 
 use super::{TestStore, build, content};
+use crate::ladder::Rung;
 use crate::show::Sizes;
 use crate::state::State;
-use crate::text::{Layout, only_layers, waste};
+use crate::text::{
+    Layout, duplicates, ladder, layers, matrix, only_layers, summary, waste, what_if,
+};
 use crate::walk::Cause;
 
 const LAYERS: [&str; 3] = [
@@ -335,5 +338,50 @@ fn tables_tell_the_layer_of_waste_and_the_step_to_blame() {
     assert_eq!(
         words(&only_layers(&report, layout)),
         ["1", "100", "1", "0", "0", "0", "100", "step", "1"]
+    );
+}
+
+/// In 40 columns no heading is wider, and nothing of the sums is cut.
+#[test]
+fn headings_fit_a_narrow_terminal() {
+    let store = TestStore::new();
+    store.put(&["one"], &LAYERS);
+    store.put(&["two"], &["f own o3\nf data/x c50000000"]);
+    let mut report = store.report(&[]);
+    report.ladder.push(Rung {
+        unit: "file",
+        chunks: 1,
+        bytes: 1,
+        index_bytes: 40,
+        zstd_bytes: None,
+        error: 0.0,
+        zstd_error: 0.0,
+    });
+    let layout = Layout {
+        sizes: Sizes::Human,
+        width: Some(40),
+        rows: Some(20),
+    };
+    let lists = [summary, waste, layers, matrix, duplicates, what_if, ladder];
+    let text: String = lists.iter().map(|list| list(&report, layout)).collect();
+    let headings: Vec<&str> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("\x1b[1;36m")?.strip_suffix("\x1b[0m"))
+        .collect();
+    assert_eq!(headings.len(), 8, "{headings:?}");
+    assert!(
+        headings.iter().all(|heading| heading.len() <= 40),
+        "{headings:?}"
+    );
+    let sums = text
+        .split("CONTENTS")
+        .nth(1)
+        .unwrap()
+        .split("\n\n")
+        .next()
+        .unwrap();
+    assert!(
+        sums.contains("  in other layers") && !sums.contains('…'),
+        "{sums}"
     );
 }
