@@ -138,6 +138,29 @@ fn nodes_and_lookups_outlive_a_worker() {
 }
 
 #[test]
+fn listings_outlive_a_worker_in_their_order() {
+    let memory = create().unwrap();
+    let listing = |dir, added| Listing {
+        dir,
+        added,
+        digest: u64::from(dir) << 40 | 7,
+    };
+    let all = [
+        listing(0, 3),
+        listing(u32::MAX, 0),
+        listing(2, u32::MAX),
+        listing(2, 1),
+    ];
+    // One is being noted when the worker is killed: it does not count.
+    let dead = mapped(&memory);
+    all.iter().take(3).for_each(|next| dead.note_listing(*next));
+    dead.set(FIRST_LISTING + 3 * LISTING, 9);
+    assert!(mapped(&memory).listings().eq(all.into_iter().take(3)));
+    mapped(&memory).note_listing(all[3]);
+    assert!(mapped(&memory).listings().eq(all));
+}
+
+#[test]
 fn memory_of_cleared_nodes_is_given_back() {
     let blocks = |memory: &OwnedFd| rustix::fs::fstat(memory).unwrap().st_blocks;
     let memory = create().unwrap();
