@@ -1,7 +1,8 @@
 //! The upper: the directory that holds a mount's changes, and the work directory beside it.
 //!
 //! Invariant: whenever the worker or the machine stops, the upper is the state before or after
-//! each change; unfinished files are in `work/tmp`, which the next mount empties.
+//! each change, but for contents that their marks call unsynced ([`torn`]); unfinished files are in
+//! `work/tmp`, which the next mount empties.
 //! `mountd::overlay` decides what to write; only this module knows the encoding of marks.
 //!
 //! # Layout

@@ -17,7 +17,8 @@
 //!   a mark and no hole.
 //!
 //! fsync through the mount, its end, and the first lookup by the next mount sync the content and
-//! remove the mark.
+//! remove the mark. Between a mount that was killed and the next one, an upper must not be copied
+//! in a way that makes holes of zeros (`cp --sparse=always`).
 
 use std::fs::File;
 use std::ops::Range;
@@ -33,8 +34,9 @@ use crate::sys::fiemap::unwritten;
 const EXT4: u64 = 0xef53;
 
 /// Whether a lost block of a new file is a hole after a power cut. It is on ext4, whose extents
-/// are unwritten until their bytes are on the disk, or committed after these. On others a
-/// copy-up waits.
+/// are unwritten until their bytes are on the disk, or committed after these. (Not with
+/// `data=writeback` and `nodelalloc` or `dioread_lock`: then ext4 promises nothing for any file.)
+/// On others a copy-up waits.
 pub(super) fn shows_lost_blocks(regular: BorrowedFd<'_>) -> Result<bool> {
     let host = rustix::fs::fstatfs(regular)?;
     let is_ext4 = u64::try_from(host.f_type) == Ok(EXT4);
