@@ -192,6 +192,19 @@ fn damage_is_exit_code_1_where_it_was_asked_for() {
                 "{arguments:?}: {shown}"
             );
         }
+        // With nothing left, each is named.
+        let other = "ls refs/*four* | head -1";
+        let other = store
+            .root()
+            .join(shell(store.root(), other, [""; 0]).trim());
+        let whole = std::fs::read(&other).unwrap();
+        std::fs::write(&other, "{").unwrap();
+        let line = store.run(["dedup", "two", "four"]).refused(1);
+        assert!(
+            line.contains("image two:latest: ") && line.contains("; image four:latest: "),
+            "{line}"
+        );
+        std::fs::write(&other, whole).unwrap();
         let record = record.to_str().unwrap();
         for (arguments, code) in [(&["dedup"][..], 1), (&["dedup", "three"], 0)] {
             let shown = told(record, arguments, code);

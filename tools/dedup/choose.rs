@@ -125,7 +125,8 @@ pub(crate) fn choose(
         }
     }
     if !wanted.is_empty() && !images.iter().any(|(_, image)| image.chosen) && !failed.is_empty() {
-        return Err(failed.swap_remove(0));
+        let all: Vec<String> = failed.iter().map(|error| format!("{error:#}")).collect();
+        bail!("{}", all.join("; "));
     }
     images.sort_by(|(place, image), (other, than)| {
         let order = place.cmp(other).then_with(|| image.name.cmp(&than.name));
