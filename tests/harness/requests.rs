@@ -259,7 +259,8 @@ mod tests {
         assert!(request("8     +++ exited with 0 +++").is_none());
     }
 
-    /// A FORGET (2) and a SETATTR (4) of the kernel's, beside a LOOKUP (1) by another thread.
+    /// A FORGET (2) and a SETATTR (4) of the kernel's, beside a LOOKUP (1) by another thread, which
+    /// is first seen amid another request.
     #[test]
     fn calls_are_counted_for_the_requests_of_clients() {
         let log = [
@@ -275,7 +276,7 @@ mod tests {
         assert_eq!(requests, Requests::from([(1, 1)]));
         assert_eq!(
             calls.into_iter().collect::<Vec<_>>(),
-            [("statx".to_owned(), 1)]
+            [("statx".to_owned(), 1), ("unlinkat".to_owned(), 1)]
         );
     }
 }
