@@ -370,6 +370,30 @@ fn system_df_is_dockers_and_counts_shared_files_once() {
         let verbose = store.ok(["system", "df", "-v"]);
         let dockers = server.ok(["system", "df", "-v"]);
         assert_eq!(without_ages(&verbose), without_ages(&dockers));
+        assert_eq!(
+            store.ok(["system", "df", "-v", "--format", "table"]),
+            verbose
+        );
+        let formatted = |format: &str| {
+            let arguments = ["system", "df", "-v", "--format", format];
+            let doors = [store.ok(arguments), server.ok(arguments)];
+            doors.map(|shown| shown.trim_end().to_owned())
+        };
+        let lasting_fields = |json: String| {
+            let aged = ["CreatedSince", "RunningFor", "Status"];
+            let is_age = |field: &&str| aged.iter().any(|age| field.contains(age));
+            // Go escapes what HTML would.
+            json.replace("\\u003e", ">")
+                .split(',')
+                .filter(|field| !is_age(field))
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        };
+        let [ours, dockers] = formatted("json").map(lasting_fields);
+        assert_eq!(ours, dockers);
+        let template = "{{range .Images}}{{.ID}} {{.UniqueSize}}/{{end}}{{len .BuildCache}}";
+        let [ours, dockers] = formatted(template);
+        assert_eq!(ours, dockers);
         // busybox is the other image's too: what `other` alone keeps is its own file.
         let row = verbose.lines().find(|line| line.starts_with("other"));
         let unique = row.unwrap().split_whitespace().rev().nth(1);

@@ -6,7 +6,7 @@ use super::events::{self, Events};
 use super::image::warn;
 use super::prune::{self, SystemPrune};
 use super::units::{human_size, human_size_of};
-use super::{Access, Stdout, format, image};
+use super::{Access, Stdout, format, image, volume};
 use crate::engine::Engine;
 use crate::engine::container::state::Status;
 use crate::engine::error::{Error, Result};
@@ -37,7 +37,7 @@ pub(super) struct Df {
     #[arg(short, long)]
     verbose: bool,
     /// Format output: table, json, or a Go template
-    #[arg(long, value_name = "FORMAT", conflicts_with = "verbose")]
+    #[arg(long, value_name = "FORMAT")]
     format: Option<String>,
 }
 
@@ -62,8 +62,17 @@ pub(super) fn system(engine: &Engine, command: System, out: &mut Stdout) -> Resu
 fn disk_usage(engine: &Engine, args: &Df, out: &mut Stdout) -> Result<u8> {
     let usage = engine.disk_usage()?;
     warn(&usage.skipped);
+    let format = args.format.as_deref().filter(|format| !format.is_empty());
+    let format = format.unwrap_or("table");
     if args.verbose {
-        return each_thing(&usage, out).map(|()| 0);
+        let is_table = format.split_whitespace().next() == Some("table");
+        let things = Things::of(engine, &usage, !is_table)?;
+        let printed = if is_table {
+            things.print_tables(out)
+        } else {
+            things.print_as(format, out)
+        };
+        return printed.map(|()| 0);
     }
     let rows = [
         images(&usage),
@@ -76,7 +85,6 @@ fn disk_usage(engine: &Engine, args: &Df, out: &mut Stdout) -> Result<u8> {
         "Reclaimable": "RECLAIMABLE",
     });
     let table = "{{.Type}}\t{{.TotalCount}}\t{{.Active}}\t{{.Size}}\t{{.Reclaimable}}";
-    let format = args.format.as_deref().unwrap_or("table");
     format::print(format, table, &header, &rows, out)?;
     Ok(0)
 }
@@ -154,67 +162,99 @@ fn volumes(usage: &DiskUsage) -> Value {
     )
 }
 
-/// A table for each kind, as Docker's `system df -v`.
-fn each_thing(usage: &DiskUsage, out: &mut Stdout) -> Result<()> {
-    out.line("Images space usage:\n")?;
-    let mut rows: Vec<Value> = Vec::new();
-    let mut seen = BTreeSet::new();
-    let now = Timestamp::now();
-    for listed in usage.images.iter().filter(|image| seen.insert(image.id)) {
-        let unique = usage.unique.get(&listed.id).copied().unwrap_or_default();
-        let containers = usage.containers_of.get(&listed.id).copied();
-        let mut row = image::as_json(listed, false, now);
-        for (field, value) in [
-            ("SharedSize", size_of(listed.size.saturating_sub(unique))),
-            ("UniqueSize", size_of(unique)),
-            ("Containers", containers.unwrap_or_default().to_string()),
-        ] {
-            set(&mut row, field, value)?;
-        }
-        rows.push(row);
-    }
-    let header = json!({
-        "Repository": "REPOSITORY", "Tag": "TAG", "ID": "IMAGE ID", "CreatedSince": "CREATED",
-        "Size": "SIZE", "SharedSize": "SHARED SIZE", "UniqueSize": "UNIQUE SIZE",
-        "Containers": "CONTAINERS",
-    });
-    let table = "{{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}\t{{.SharedSize}}\t{{.UniqueSize}}\t{{.Containers}}";
-    format::print("table", table, &header, &rows, out)?;
-
-    out.line("\nContainers space usage:\n")?;
-    let mut rows = Vec::new();
-    for (summary, bytes) in &usage.containers {
-        let mut row = container_row(summary, false, now);
-        set(&mut row, "Size", human_size(*bytes))?;
-        rows.push(row);
-    }
-    let header = json!({
-        "ID": "CONTAINER ID", "Image": "IMAGE", "Command": "COMMAND",
-        "LocalVolumes": "LOCAL VOLUMES", "Size": "SIZE", "RunningFor": "CREATED",
-        "Status": "STATUS", "Names": "NAMES",
-    });
-    let table = "{{.ID}}\t{{.Image}}\t{{.Command}}\t{{.LocalVolumes}}\t{{.Size}}\t{{.RunningFor}}\t{{.Status}}\t{{.Names}}";
-    format::print("table", table, &header, &rows, out)?;
-
-    out.line("\nLocal Volumes space usage:\n")?;
-    let rows: Vec<Value> = usage
-        .volumes
-        .iter()
-        .map(|(volume, bytes, links)| {
-            json!({"Name": volume.name, "Links": links.to_string(), "Size": size_of(*bytes)})
-        })
-        .collect();
-    let header = json!({"Name": "VOLUME NAME", "Links": "LINKS", "Size": "SIZE"});
-    let table = "{{.Name}}\t{{.Links}}\t{{.Size}}";
-    format::print("table", table, &header, &rows, out)?;
-    out.line("\nBuild cache usage: 0B\n")?;
-    Ok(out.line("CACHE ID   CACHE TYPE   SIZE      CREATED   LAST USED   USAGE     SHARED")?)
+/// Each image, container and volume, as rows of Docker's `system df -v`.
+struct Things {
+    images: Vec<Value>,
+    containers: Vec<Value>,
+    volumes: Vec<Value>,
 }
 
-fn set(row: &mut Value, field: &str, value: String) -> Result<()> {
+impl Things {
+    /// `whole`: ids and commands are not shortened.
+    fn of(engine: &Engine, usage: &DiskUsage, whole: bool) -> Result<Self> {
+        let now = Timestamp::now();
+        let mut images = Vec::new();
+        let mut seen = BTreeSet::new();
+        for listed in usage.images.iter().filter(|image| seen.insert(image.id)) {
+            let unique = usage.unique.get(&listed.id).copied().unwrap_or_default();
+            let containers = usage.containers_of.get(&listed.id).copied();
+            let mut row = image::as_json(listed, whole, now);
+            for (field, value) in [
+                ("SharedSize", size_of(listed.size.saturating_sub(unique))),
+                ("UniqueSize", size_of(unique)),
+                ("VirtualSize", size_of(listed.size)),
+                ("Containers", containers.unwrap_or_default().to_string()),
+                // Docker asks for none here.
+                ("Digest", String::new()),
+            ] {
+                set(&mut row, field, value)?;
+            }
+            images.push(row);
+        }
+        let mut containers = Vec::new();
+        for (summary, bytes) in &usage.containers {
+            let mut row = container_row(summary, whole, now);
+            set(&mut row, "Size", human_size(*bytes))?;
+            set(&mut row, "Platform", Value::Null)?;
+            containers.push(row);
+        }
+        let mut volumes = Vec::new();
+        for (volume, bytes, links) in &usage.volumes {
+            let mut row = volume::row(engine, volume);
+            set(&mut row, "Links", links.to_string())?;
+            set(&mut row, "Size", size_of(*bytes))?;
+            volumes.push(row);
+        }
+        Ok(Self {
+            images,
+            containers,
+            volumes,
+        })
+    }
+
+    fn print_tables(&self, out: &mut Stdout) -> Result<()> {
+        out.line("Images space usage:\n")?;
+        let header = json!({
+            "Repository": "REPOSITORY", "Tag": "TAG", "ID": "IMAGE ID", "CreatedSince": "CREATED",
+            "Size": "SIZE", "SharedSize": "SHARED SIZE", "UniqueSize": "UNIQUE SIZE",
+            "Containers": "CONTAINERS",
+        });
+        let table = "{{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}\t{{.SharedSize}}\t{{.UniqueSize}}\t{{.Containers}}";
+        format::print("table", table, &header, &self.images, out)?;
+
+        out.line("\nContainers space usage:\n")?;
+        let header = json!({
+            "ID": "CONTAINER ID", "Image": "IMAGE", "Command": "COMMAND",
+            "LocalVolumes": "LOCAL VOLUMES", "Size": "SIZE", "RunningFor": "CREATED",
+            "Status": "STATUS", "Names": "NAMES",
+        });
+        let table = "{{.ID}}\t{{.Image}}\t{{.Command}}\t{{.LocalVolumes}}\t{{.Size}}\t{{.RunningFor}}\t{{.Status}}\t{{.Names}}";
+        format::print("table", table, &header, &self.containers, out)?;
+
+        out.line("\nLocal Volumes space usage:\n")?;
+        let header = json!({"Name": "VOLUME NAME", "Links": "LINKS", "Size": "SIZE"});
+        let table = "{{.Name}}\t{{.Links}}\t{{.Size}}";
+        format::print("table", table, &header, &self.volumes, out)?;
+        out.line("\nBuild cache usage: 0B\n")?;
+        Ok(out.line("CACHE ID   CACHE TYPE   SIZE      CREATED   LAST USED   USAGE     SHARED")?)
+    }
+
+    /// One value of all of them, as Docker gives it to `json` and templates.
+    fn print_as(&self, format: &str, out: &mut Stdout) -> Result<()> {
+        let all = json!({
+            "Images": self.images, "Containers": self.containers, "Volumes": self.volumes,
+            "BuildCache": [],
+        });
+        format::print(format, "", &Value::Null, &[all], out)
+    }
+}
+
+fn set(row: &mut Value, field: &str, value: impl Into<Value>) -> Result<()> {
     let fields = row
         .as_object_mut()
         .ok_or_else(|| Error::failed("a row is no object"))?;
     fields.insert(field.to_owned(), value.into());
+    // As Docker prints them.
+    fields.sort_keys();
     Ok(())
 }

@@ -11,6 +11,7 @@ use super::{Access, Stdout, each, format};
 use crate::engine::Engine;
 use crate::engine::error::Result;
 use crate::engine::volumes::{DRIVER, VolumeRequest, labels_of};
+use crate::volume::Volume as Found;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
@@ -105,31 +106,31 @@ pub(super) fn volume(engine: &Engine, command: Volume, out: &mut Stdout) -> Resu
     }
 }
 
+/// A volume's fields of `volume ls`.
+pub(super) fn row(engine: &Engine, volume: &Found) -> Value {
+    let labels = labels_of(volume);
+    let labels = labels.iter().map(|(name, value)| format!("{name}={value}"));
+    let shown = engine.volume_shown(volume);
+    json!({
+        "Availability": "N/A",
+        "Driver": DRIVER,
+        "Group": "N/A",
+        "Labels": labels.collect::<Vec<_>>().join(","),
+        "Links": "N/A",
+        "Mountpoint": shown.get("Mountpoint"),
+        "Name": volume.name,
+        "Scope": "local",
+        "Size": "N/A",
+        "Status": "N/A",
+    })
+}
+
 fn list(engine: &Engine, args: &Ls, out: &mut Stdout) -> Result<u8> {
     let volumes = engine.volumes()?;
     warn(&volumes.skipped);
     let mut volumes = volumes.items;
     engine.filter_volumes(&mut volumes, &format::filters(&args.filter)?)?;
-    let rows: Vec<Value> = volumes
-        .iter()
-        .map(|volume| {
-            let labels = labels_of(volume);
-            let labels = labels.iter().map(|(name, value)| format!("{name}={value}"));
-            let shown = engine.volume_shown(volume);
-            json!({
-                "Availability": "N/A",
-                "Driver": DRIVER,
-                "Group": "N/A",
-                "Labels": labels.collect::<Vec<_>>().join(","),
-                "Links": "N/A",
-                "Mountpoint": shown.get("Mountpoint"),
-                "Name": volume.name,
-                "Scope": "local",
-                "Size": "N/A",
-                "Status": "N/A",
-            })
-        })
-        .collect();
+    let rows: Vec<Value> = volumes.iter().map(|volume| row(engine, volume)).collect();
     let header = json!({
         "Driver": "DRIVER", "Name": "VOLUME NAME", "Scope": "SCOPE", "Mountpoint": "MOUNTPOINT",
         "Labels": "LABELS", "Links": "LINKS", "Size": "SIZE", "Availability": "AVAILABILITY",
