@@ -373,8 +373,8 @@ impl StoreDir {
         fs::fsync(&self.fd).map_err(|errno| StoreError::io("sync", &self.path, errno))
     }
 
-    /// Makes all of the file system durable. `since` is a descriptor of it: what could not be written
-    /// since that was opened is an error.
+    /// Makes all of the file system durable. `since` is a descriptor of it: what could not be
+    /// written since that was opened is an error.
     pub(super) fn sync_all(&self, since: impl AsFd) -> Result<(), StoreError> {
         if !self.durable {
             return Ok(());
