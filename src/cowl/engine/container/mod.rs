@@ -401,8 +401,8 @@ impl Containers {
     pub fn purge(&self, remove_volumes: impl Fn(&Config) -> Result<()>) -> Result<()> {
         let with_volumes = |dir: &OwnedFd| {
             let config = match files::read_json(dir, CONFIG) {
-                // Torn by a power cut: its volumes are not known, so they stay.
-                Err(_torn) if is_of_another_boot(dir)? => None,
+                // Torn by a power cut: its volumes are not known, so they stay until a prune.
+                Err(_torn) if names_another_boot(dir)? => None,
                 read => read?,
             };
             config.as_ref().map_or(Ok(()), &remove_volumes)
@@ -436,7 +436,25 @@ impl Containers {
 }
 
 /// Whether this is the directory of a volatile container that an earlier boot has left.
+///
+/// systemd-nspawn and LXC give the systems that they run boot ids of their own. So a container that
+/// runs on the host, or is about to, seems to be of another boot there; but its locks show, since
+/// one kernel has them all. Its pin does count as stale there: the lease of its mount keeps its
+/// layers while it runs.
 fn is_of_another_boot(dir: &OwnedFd) -> Result<bool> {
+    if !names_another_boot(dir)? || files::is_locked(dir, ALIVE)? {
+        return Ok(false);
+    }
+    match files::open_dir_at(dir, WORK) {
+        Ok(work) => Ok(!files::is_locked(dir, STARTING)? && !files::is_locked(work, MOUNTED)?),
+        // A power cut may have taken it.
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(true),
+        Err(errno) => Err(Error::from(errno).context(format!("opening {WORK}"))),
+    }
+}
+
+/// Whether a container is volatile, by its link, and of a boot with another id than this one's.
+fn names_another_boot(dir: &OwnedFd) -> Result<bool> {
     match readlinkat(dir, VOLATILE, Vec::new()) {
         Ok(boot) => Ok(boot.to_bytes() != cowl_sys::boot::id()?.as_bytes()),
         // It is not volatile; INVAL: the link is none of ours.

@@ -350,6 +350,35 @@ fn remove_unfinished_removes_an_auto_remove_container_of_another_boot() {
     assert_eq!(left, ["ab".repeat(32), "cd".repeat(32)]);
 }
 
+/// As a system in systemd-nspawn or LXC sees those of the host, over a store that both have.
+#[test]
+fn an_auto_remove_container_that_names_another_boot_is_kept_while_a_lock_of_it_is_held() {
+    let store = Store::new();
+    let mut config = config("ab", "web");
+    config.host.auto_remove = true;
+    let container = store.make_of(config).release();
+    let path = store.temp.path().join("containers").join("ab".repeat(32));
+    std::fs::remove_file(path.join("volatile")).unwrap();
+    symlink(
+        "00000000-0000-4000-8000-000000000000",
+        path.join("volatile"),
+    )
+    .unwrap();
+    let mount_lock = path.join("work/lock");
+    File::create(&mount_lock).unwrap();
+    let guard = store.containers.guard().unwrap();
+    for held in [path.clone(), path.join("work"), mount_lock] {
+        let file = File::open(&held).unwrap();
+        flock(&file, FlockOperation::LockExclusive).unwrap();
+        store.containers.remove_unfinished(&guard).unwrap();
+        let found = store.containers.find("web");
+        assert_eq!(found.unwrap().config.id, container.config.id, "{held:?}");
+    }
+    store.containers.remove_unfinished(&guard).unwrap();
+    let error = store.containers.find("web").unwrap_err();
+    assert_eq!(error.kind(), crate::engine::error::Kind::NotFound);
+}
+
 #[test]
 fn status_stays_created_from_engine_to_monitor() {
     let store = Store::new();
