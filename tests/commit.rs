@@ -570,3 +570,34 @@ fn diff_waits_for_locks_that_others_are_about_to_release() {
         }
     });
 }
+
+/// The mount of one that has ended may have much to sync: its end is waited for, as long as it
+/// takes.
+#[test]
+fn diff_waits_for_the_mount_of_an_ended_container() {
+    root(|| {
+        let store = shop("store");
+        let id = store.ok(["run", "-d", "shop", "touch", "/new"]);
+        store.ok(["wait", id.trim()]);
+        let lock = store.root().join("containers").join(id.trim());
+        let lock = std::fs::File::open(lock.join("work/lock")).unwrap();
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+        let mut diff = store.command(["diff", id.trim()]);
+        let mut diff = diff.stdout(std::process::Stdio::piped()).spawn().unwrap();
+        let limit = Instant::now() + NEVER;
+        // A line of one that waits (proc_locks(5)).
+        let waiting = format!(" {} ", diff.id());
+        let waits = || {
+            let locks = std::fs::read_to_string("/proc/locks").unwrap();
+            let mut lines = locks.lines();
+            lines.any(|line| line.contains("-> FLOCK") && line.contains(&waiting))
+        };
+        while diff.try_wait().unwrap().is_none() && !waits() {
+            assert!(Instant::now() < limit, "it neither waits nor ends");
+            std::thread::yield_now();
+        }
+        drop(lock);
+        let outcome = diff.wait_with_output().unwrap();
+        assert_eq!(String::from_utf8(outcome.stdout).unwrap(), "A /new\n");
+    });
+}

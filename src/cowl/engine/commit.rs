@@ -308,6 +308,9 @@ impl Engine {
     ) -> Result<AtRest> {
         let config = &container.config;
         let still = self.hold_still(container)?;
+        if still.is_none() {
+            self.wait_for_last_mount(container)?;
+        }
         let open = || {
             let (upper, work) = container.upper()?;
             match &still {
@@ -317,8 +320,7 @@ impl Engine {
         };
         let mut opened = open();
         let end = Instant::now() + PATIENCE;
-        // The mount of one that has just ended ends a moment later, one of its locks after the other;
-        // and a command that looks at a lock holds it meanwhile.
+        // A command that looks at a lock holds it meanwhile.
         while matches!(&opened, Err(error) if error.kind() == Kind::Conflict)
             && Instant::now() < end
         {
@@ -343,6 +345,17 @@ impl Engine {
             config: image_fields(&config.config)?,
             created_by: config.config.cmd.as_deref().unwrap_or_default().join(" "),
         })
+    }
+
+    /// Waits for the end of the mount of a container that has ended: it may have much to sync. The
+    /// start lock keeps another mount from following.
+    fn wait_for_last_mount(&self, container: &Container) -> Result<()> {
+        let _lock = self.containers.take(container)?;
+        let status = container.status()?;
+        if status.is_live() || status.is_orphaned() {
+            return Ok(());
+        }
+        container.wait_unmounted()
     }
 
     /// Opens and locks an upper over a stack, which the transaction keeps.
