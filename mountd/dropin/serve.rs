@@ -178,8 +178,12 @@ impl Pending {
             return Err(error);
         }
         silence(quiet.as_ref()).or_fail("starting up")?;
-        let told = pipe.write_all(&device.to_ne_bytes());
-        told.or_fail("cannot say that the mount answers")
+        match pipe.write_all(&device.to_ne_bytes()) {
+            // The command was killed. The mount stands, as if that had been a moment later: this
+            // process can no longer unmount it.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            told => told.or_fail("cannot say that the mount answers"),
+        }
     }
 }
 

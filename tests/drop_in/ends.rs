@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Read as _;
-use std::process::Child;
+use std::process::{Child, Stdio};
 use std::time::Instant;
 
 use cowl_tests::command::{binary, program, run, shell, system};
@@ -111,6 +111,29 @@ fn a_second_signal_ends_a_mount_that_is_in_use_as_root() {
         assert_eq!(mountd.end(), Some(1));
         let error = rustix::fs::fsync(&unread).unwrap_err();
         assert_eq!(error, rustix::io::Errno::NOTCONN);
+    });
+}
+
+#[test]
+fn a_mount_stands_without_the_command_that_waits_for_it_as_root() {
+    root(|| {
+        let place = Place::with_layers("place");
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        drop(reader);
+        let mut serving = program(
+            binary("cowl-mountd").to_str().unwrap(),
+            ["--serve", "-o", STACK, "mnt"],
+        );
+        let serving = serving.stdin(writer).stdout(Stdio::piped());
+        let mut serving = serving.current_dir(&place.path).spawn().unwrap();
+        // The end of its output is the sign that the mount answers.
+        let mut said = String::new();
+        let mut output = serving.stdout.take().unwrap();
+        output.read_to_string(&mut said).unwrap();
+        let kept = fs::read_to_string(place.at("mnt/kept"));
+        place.unmount();
+        assert_eq!(serving.wait().unwrap().code(), Some(0));
+        assert_eq!(kept.unwrap(), "kept\n");
     });
 }
 
