@@ -470,6 +470,8 @@ fn archives_that_end_early_leave_nothing() {
         fs::write(&cut, &whole[..whole.len() / 2]).unwrap();
         let line = run(&mut dedup(&cut)).refused(1);
         assert!(line.contains("cut.tar is cut off"), "{line}");
+        let line = run(dedup(&cut).arg("--objects")).refused(1);
+        assert!(line.contains("use cowl load first"), "{line}");
         let line = run(&mut dedup(Path::new("/etc/passwd"))).refused(1);
         assert!(
             line.contains("/etc/passwd is not an image archive"),
@@ -488,7 +490,13 @@ with open(fifo, 'wb') as writer:
     assert process.wait() == -number
 ";
         let fifo = directory().join("pipe.tar");
-        for (signal, files) in [("SIGTERM", 0), ("SIGINT", 0), ("SIGHUP", 0), ("SIGKILL", 1)] {
+        for (signal, files) in [
+            ("SIGTERM", 0),
+            ("SIGINT", 0),
+            ("SIGHUP", 0),
+            ("SIGQUIT", 0),
+            ("SIGKILL", 1),
+        ] {
             let program = binary("cowl-dedup");
             let arguments = [Path::new(signal), &program, &fifo, &temporary];
             python(&directory(), script, arguments);
@@ -496,6 +504,15 @@ with open(fifo, 'wb') as writer:
         }
         run(&mut dedup(&layers().join("shop.image.tar"))).ok();
         assert_eq!(left(), 0, "what the killed run left is gone");
+        // What has such a name and is none of ours stays.
+        for name in ["cowl-dedup-notes", "cowl-dedup-0123456789abcdef"] {
+            let kept = temporary.join(name);
+            fs::create_dir(&kept).unwrap();
+            fs::write(kept.join("report.txt"), "kept").unwrap();
+            run(&mut dedup(&layers().join("shop.image.tar"))).ok();
+            assert_eq!(fs::read_to_string(kept.join("report.txt")).unwrap(), "kept");
+            fs::remove_dir_all(kept).unwrap();
+        }
         // As after nohup: a signal that it was started to ignore does nothing.
         let script = "
 import os, signal, subprocess, sys

@@ -157,6 +157,28 @@ print(r['ladder'][1]['chunks'], [(u['bytes'], len(u['object']), u['images'], u['
     });
 }
 
+/// Any byte of a layer's index may be a size or the id of a content, so a wrong one is no report of
+/// other figures.
+#[test]
+fn a_damaged_index_is_named_wherever_the_damage_is() {
+    root(|| {
+        let store = shop("store");
+        let find = "echo layers/*/tree-v*";
+        let index = shell(store.root(), find, [""; 0]);
+        let index = store.root().join(index.split_whitespace().next().unwrap());
+        let whole = fs::read(&index).unwrap();
+        shell(store.root(), "chmod u+w \"$1\"", [&index]);
+        for place in (0..whole.len()).step_by(whole.len() / 40) {
+            let mut damaged = whole.clone();
+            damaged[place] ^= 0x15;
+            fs::write(&index, damaged).unwrap();
+            let run = store.run(["dedup", "shop"]);
+            assert_eq!(run.code(), 1, "byte {place}: {run}");
+            assert!(run.stderr.contains("layer"), "byte {place}: {run}");
+        }
+    });
+}
+
 /// SIGTERM and SIGINT end a run that holds a lease; nothing of it stays in the store.
 #[test]
 fn an_interrupted_report_leaves_nothing() {

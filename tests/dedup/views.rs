@@ -386,12 +386,13 @@ print('done')
     });
 }
 
-/// An archive on standard input is browsed with the keys of the terminal that the process has.
+/// An archive on standard input is browsed with the keys of the terminal that the process has. A key
+/// ends it, or a signal: either way the cursor comes back.
 #[test]
 fn an_archive_of_a_pipe_is_browsed_in_a_terminal() {
     root(|| {
         let script = r"
-import fcntl, os, pty, select, struct, sys, termios, time
+import fcntl, os, pty, select, signal, struct, sys, termios, time
 pid, terminal = pty.fork()
 if pid == 0:
     fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack('HHHH', 24, 90, 0, 0))
@@ -405,12 +406,19 @@ while True:
     try: piece = os.read(terminal, 65536)
     except OSError: break
     if not piece: break
-    if b'q quit' not in seen and b'q quit' in seen + piece: os.write(terminal, b'q')
+    if b'q quit' not in seen and b'q quit' in seen + piece:
+        if sys.argv[3] == 'key': os.write(terminal, b'q')
+        else: os.kill(pid, signal.SIGTERM)
     seen += piece
-print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), b'shop' in seen)
+code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+print(code, b'shop' in seen, seen.rfind(b'\x1b[?25h') > seen.rfind(b'\x1b[?25l') >= 0)
 ";
         let archive = layers().join("shop.image.tar");
-        let seen = python(&directory(), script, [archive, binary("cowl-dedup")]);
-        assert_eq!(seen, "0 True\n");
+        let dedup = binary("cowl-dedup");
+        for (end, code) in [("key", 0), ("signal", -15)] {
+            let arguments = [archive.as_path(), &dedup, Path::new(end)];
+            let seen = python(&directory(), script, arguments);
+            assert_eq!(seen, format!("{code} True True\n"), "{end}");
+        }
     });
 }

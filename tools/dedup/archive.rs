@@ -1,7 +1,9 @@
 //! Archives that were never imported, read into a scratch store.
 //!
-//! The scratch store is a directory below TMPDIR, removed at the end and at a signal. Its flock
-//! says that its process lives: what one left that was killed, the next run removes.
+//! The scratch store is in a directory of its own below TMPDIR, removed at the end and at a signal.
+//! That directory's flock says that its process lives: what one left that was killed, the next run
+//! removes. Nothing else in TMPDIR is touched: such a directory has 16 hexadecimal digits in its
+//! name, and nothing in it but the store.
 
 use std::ffi::OsStr;
 use std::fs::{File, symlink_metadata};
@@ -20,6 +22,8 @@ use crate::cleanup;
 use crate::show::lossy;
 
 const PREFIX: &str = "cowl-dedup-";
+/// All that a scratch directory holds.
+const STORE: &str = "store";
 /// What standard input is called.
 const INPUT: &str = "standard input";
 
@@ -205,7 +209,7 @@ fn new_scratch() -> Result<(Scratch, PathBuf)> {
         }
         // None: another run took it for a dead one before it was locked.
         if let Some(lock) = lock(&above, &name) {
-            let path = temporary.join(&name);
+            let path = temporary.join(&name).join(STORE);
             return Ok((Scratch { above, name, lock }, path));
         }
     }
@@ -227,12 +231,29 @@ fn remove_dead(above: &File, temporary: &Path) {
     };
     for entry in entries.flatten() {
         let name = entry.file_name();
-        let is_scratch = name.as_bytes().starts_with(PREFIX.as_bytes());
-        if let Some(name) = name.to_str().filter(|_| is_scratch)
-            && let Some(_lock) = lock(above, name)
+        if let Some(name) = name.to_str().filter(|name| is_scratch_name(name))
+            && let Some(dir) = lock(above, name)
+            && has_only_a_store(&dir)
             && remove_tree(above, name).is_err()
         {
             // The next run tries again.
         }
     }
+}
+
+fn is_scratch_name(name: &str) -> bool {
+    let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    let digits = name.strip_prefix(PREFIX);
+    digits.is_some_and(|digits| digits.len() == 16 && digits.bytes().all(is_digit))
+}
+
+/// Whether a directory has nothing but a scratch store, or nothing yet.
+fn has_only_a_store(dir: &File) -> bool {
+    let Ok(entries) = rustix::fs::Dir::read_from(dir) else {
+        return false;
+    };
+    let is_its_own = |entry: rustix::fs::DirEntry| {
+        matches!(entry.file_name().to_bytes(), b"." | b".." | b"store")
+    };
+    entries.into_iter().all(|entry| entry.is_ok_and(is_its_own))
 }

@@ -1,4 +1,4 @@
-//! What a run holds in a store or on disk, given back at its end and at SIGINT, SIGTERM and SIGHUP.
+//! What a run holds in a store or on disk, given back at its end and at the signals of [`ENDING`].
 //!
 //! The signals are blocked before any other thread starts, and one thread waits for them. After
 //! SIGKILL a lease is stale and goes with the next gc, a scratch store with the next run that needs
@@ -12,6 +12,8 @@ use std::thread;
 use anyhow::{Context, Result};
 use cowl_core::store::Lease;
 use nix::sys::signal::{SigSet, Signal, raise};
+use ratatui::crossterm::cursor::Show;
+use ratatui::crossterm::execute;
 
 use crate::archive::Scratch;
 use crate::progress;
@@ -32,7 +34,12 @@ impl Held {
     }
 
     fn restore_terminal(&mut self) {
-        if std::mem::take(&mut self.terminal) && ratatui::try_restore().is_err() {
+        if !std::mem::take(&mut self.terminal) {
+            return;
+        }
+        // The cursor too, which ratatui hides as long as it draws.
+        let restored = ratatui::try_restore().and_then(|()| execute!(std::io::stdout(), Show));
+        if restored.is_err() {
             // The terminal is gone.
         }
     }
@@ -59,7 +66,12 @@ static HELD: Mutex<Held> = Mutex::new(Held {
     scratch: Vec::new(),
 });
 
-const ENDING: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
+const ENDING: [Signal; 4] = [
+    Signal::SIGINT,
+    Signal::SIGTERM,
+    Signal::SIGHUP,
+    Signal::SIGQUIT,
+];
 
 fn held() -> MutexGuard<'static, Held> {
     HELD.lock().unwrap_or_else(PoisonError::into_inner)

@@ -144,12 +144,18 @@ fn parse_limit(text: &str) -> Result<Limit, String> {
 }
 
 fn bad_limit(text: &str) -> String {
-    format!("'{text}' is no limit; use a percentage (5%) or a size (10MB)")
+    format!("'{text}' is no limit; use a percentage (5%) or a size (10MB), to three decimals")
 }
 
 /// A decimal number with at most three decimals, times 1000.
 fn thousandths(text: &str) -> Option<u128> {
     let (whole, fraction) = text.trim().split_once('.').unwrap_or((text.trim(), ""));
+    // ".5" is a number too.
+    let whole = if whole.is_empty() && !fraction.is_empty() {
+        "0"
+    } else {
+        whole
+    };
     let digits = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
     if whole.is_empty()
         || whole.len() > 15

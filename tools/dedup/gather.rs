@@ -5,14 +5,15 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use anyhow::{Context, Result};
-use cowl_core::digest::{DiffId, ImageId};
+use anyhow::{Context, Result, bail};
+use cowl_core::digest::{DiffId, ImageId, ObjectId};
 use cowl_core::image::ImageConfig;
 use cowl_core::recipe;
 use cowl_core::store::{
-    Lease, ObjectUsage, Platform, Reference, Store, StoreError, Tag, TaggedImage,
+    LayerInfo, Lease, ObjectUsage, Platform, Reference, Store, StoreError, Tag, TaggedImage,
 };
 use cowl_core::sys::mmap::map_published;
+use cowl_core::tree::Tree;
 
 use crate::choose::{Found, Wanted, choose, joined};
 use crate::cleanup;
@@ -270,6 +271,7 @@ impl Gathering {
         let tree = tree.with_context(|| format!("layer {diff} is not in the store"))?;
         let info = store.layer_info(diff)?;
         let info = info.with_context(|| format!("layer {diff} has no layer.json"))?;
+        check_tree(&tree, &info).with_context(|| format!("the tree of layer {diff}"))?;
         let place = u8::try_from(number).unwrap_or(u8::MAX);
         let contents: Vec<_> = tree
             .object_sizes()
@@ -360,4 +362,13 @@ fn removed_with(id: ImageId, tags: &[Tag]) -> Vec<ImageId> {
         .into_iter()
         .filter(|image| !stay.iter().any(|tag| tag.has(*image)))
         .collect()
+}
+
+/// Finds damage that no later step would: any of its bytes may be a size or the id of a content.
+fn check_tree(tree: &Tree, info: &LayerInfo) -> Result<()> {
+    tree.verify_digest()?;
+    if ObjectId::from_bytes(tree.digest()) != info.tree {
+        bail!("its digest is not that of layer.json");
+    }
+    Ok(())
 }

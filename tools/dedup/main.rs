@@ -187,13 +187,16 @@ fn open_stores(
 ) -> Result<(Vec<Store>, Vec<Wanted>)> {
     let named = |argument: &OsString| archive::Named::of(argument).is_some();
     let archives = arguments.images.iter().filter(|a| named(a)).count();
+    if archives > 0 && arguments.objects {
+        bail!("--objects lists files of a store, and an archive has none; use cowl load first");
+    }
     let mut stores = Vec::new();
     if archives == 0 || archives < arguments.images.len() {
         let root = arguments.root.clone().map_or_else(default_root, Ok)?;
         let store = Store::open(&root).with_context(|| format!("store {}", root.display()))?;
         stores.push(store);
     }
-    let with_contents = mode == Mode::Diff || arguments.objects || has_ladder(mode, arguments);
+    let with_contents = mode == Mode::Diff || has_ladder(mode, arguments);
     let scratch = stores.len();
     if archives > 0 {
         stores.push(archive::scratch_store()?);
