@@ -9,6 +9,7 @@ use cowl_tests::command::{binary, program, run, shell, system};
 use cowl_tests::host::has_overlayfs;
 use cowl_tests::profile::{NEVER, processes, readable, root, user};
 use cowl_tests::skip::skip;
+use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
