@@ -12,8 +12,12 @@ use std::process::{Child, Command, ExitCode};
 
 use nix::sys::signal::{SigSet, Signal};
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+use rustix::io::{Errno, retry_on_intr};
 use rustix::mount::{UnmountFlags, unmount};
-use rustix::process::{Pid, kill_process_group};
+use rustix::process::{
+    Pid, WaitId, WaitIdOptions, WaitOptions, getpid, kill_process_group, set_child_subreaper, wait,
+    waitid,
+};
 
 use super::{Mounting, SERVING, fail};
 
@@ -35,7 +39,7 @@ pub(super) fn run(arguments: &[OsString], mounting: &Mounting) -> ExitCode {
         (Ok(()), None) => return ExitCode::SUCCESS,
         (Ok(()), Some(signals)) => {
             let mounted = u64::from_ne_bytes(device);
-            attend(&mut child, &signals, mounted, &mounting.at)
+            attend(&child, &signals, mounted, &mounting.at)
         }
         // It has said why.
         (Err(_), _) => child.wait().map(|_ended| ExitCode::FAILURE),
@@ -78,25 +82,53 @@ fn signals(foreground: bool) -> io::Result<Option<SigSet>> {
 }
 
 /// Waits until the mount has ended. The first signal unmounts it, so that it ends with its last
-/// user; a second one ends it under them.
-fn attend(child: &mut Child, signals: &SigSet, mounted: u64, at: &Path) -> io::Result<ExitCode> {
+/// user; a second one ends it under them. If the process that holds it dies, it ends too.
+fn attend(child: &Child, signals: &SigSet, mounted: u64, at: &Path) -> io::Result<ExitCode> {
+    // A worker becomes a child when the holder has died, so that its end can be waited for.
+    set_child_subreaper(Some(getpid()))?;
+    let holder = Pid::from_child(child);
+    let end_all = || kill_process_group(holder, rustix::process::Signal::KILL);
+    // Not reaped, so that no other group takes its id.
+    let ended = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
     loop {
         match signals.wait()? {
-            Signal::SIGCHLD => match child.try_wait()? {
+            Signal::SIGCHLD => match waitid(WaitId::Pid(holder), ended)? {
                 None => {}
-                Some(status) if status.success() => return Ok(ExitCode::SUCCESS),
-                Some(_) => return Ok(ExitCode::FAILURE),
-            },
-            _ if device_at(at).ok() == Some(mounted) => {
-                let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
-                if let Err(error) = unmount(at, flags) {
-                    fail(&format_args!("cannot unmount {}: {error}", at.display()));
+                Some(status) if status.exit_status() == Some(0) => return Ok(ExitCode::SUCCESS),
+                Some(_) => {
+                    // The worker of one that was killed serves on.
+                    end_all()?;
+                    unmount_if_there(mounted, at);
+                    await_all()?;
+                    return Ok(ExitCode::FAILURE);
                 }
-            }
-            // With its worker.
-            _ => kill_process_group(Pid::from_child(child), rustix::process::Signal::KILL)?,
+            },
+            _ if unmount_if_there(mounted, at) => {}
+            _ => end_all()?,
         }
     }
+}
+
+/// Waits until all children have ended: nothing of the mount is left then, and its upper is free.
+fn await_all() -> io::Result<()> {
+    loop {
+        match retry_on_intr(|| wait(WaitOptions::empty())) {
+            Ok(_ended) => {}
+            Err(Errno::CHILD) => return Ok(()),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// Unmounts, if the mount is still at its place; whether it was.
+fn unmount_if_there(mounted: u64, at: &Path) -> bool {
+    if device_at(at).ok() != Some(mounted) {
+        return false;
+    }
+    if let Err(error) = unmount(at, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+        fail(&format_args!("cannot unmount {}: {error}", at.display()));
+    }
+    true
 }
 
 /// The device of what is mounted at a directory, without asking the file system.

@@ -11,7 +11,7 @@ use cowl_tests::profile::{NEVER, processes, readable, root, user};
 use cowl_tests::skip::skip;
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, getsid, kill_process, pidfd_open};
 
 use super::{Place, STACK};
 
@@ -116,6 +116,45 @@ fn a_second_signal_ends_a_mount_that_is_in_use_as_root() {
         let ended = [Errno::NOTCONN, Errno::CONNABORTED];
         assert!(ended.contains(&error), "{error}");
     });
+}
+
+#[test]
+fn a_mount_in_the_foreground_ends_with_the_process_that_holds_it_as_root() {
+    root(|| holder_dies());
+}
+
+#[test]
+fn a_mount_in_the_foreground_ends_with_the_process_that_holds_it_as_user() {
+    user(|| holder_dies());
+}
+
+fn holder_dies() {
+    let place = Place::with_layers("place");
+    let mountd = Foreground::start(&place, ":");
+    let (holder, _) = processes()
+        .into_iter()
+        .find(|(pid, line)| line.contains("--serve") && getsid(Some(*pid)) == Ok(*pid))
+        .unwrap();
+    // It has told the command that it has mounted when it has closed their pipe.
+    let tells = || {
+        let open = fs::read_dir(format!("/proc/{holder}/fd")).unwrap();
+        open.flatten().any(|entry| {
+            let to = fs::read_link(entry.path()).unwrap_or_default();
+            let is_standard = ["0", "1", "2"].iter().any(|fd| entry.file_name() == *fd);
+            !is_standard && to.to_string_lossy().starts_with("pipe:")
+        })
+    };
+    let limit = Instant::now() + NEVER;
+    while tells() {
+        assert!(Instant::now() < limit, "it keeps the pipe");
+        std::thread::yield_now();
+    }
+    kill_process(holder, Signal::KILL).unwrap();
+    assert_eq!(mountd.end(), Some(1));
+    assert!(!place.is_mounted());
+    // The upper is free.
+    place.ours(STACK);
+    place.unmount();
 }
 
 #[test]
