@@ -79,13 +79,9 @@ fn serve(socket: OwnedFd) -> Result<End, MountFailed> {
     let dispatcher = told(socket.as_fd(), dispatcher)?;
     let server = Server::new(connection, dispatcher, counters, journal.as_ref());
     let ready = Message::WorkerReady(WorkerReady { io_mode: *io_mode });
-    let end = server
+    server
         .run(move || send(socket.as_fd(), &ready, &[]).map_err(io::Error::other))
-        .or_fail("serving the mount");
-    if let Ok(End::Unmounted) = end {
-        overlay.sync_contents();
-    }
-    end
+        .or_fail("serving the mount")
 }
 
 /// The capabilities that serving takes. Not among them is CAP_SYS_RESOURCE, which passes quotas

@@ -87,51 +87,6 @@ fn saved_layers(store: &Store, image: &str) -> Vec<PathBuf> {
     paths.lines().map(|path| layout.join(path)).collect()
 }
 
-/// Of a file that was copied up and not synced a power cut leaves a hole, which the next mount fills
-/// with the image's bytes. `$1`: where the marks are.
-const TORN: &str = r#"
-mark=$(getfattr -e hex -n "$1.overlay.cowl" kept/large | sed -n 's/.*=0x0201/0x0241/p')
-setfattr -n "$1.overlay.cowl" -v "$mark" kept/large
-fallocate --punch-hole --offset 4096 --length 65536 kept/large
-"#;
-
-fn a_commit_has_what_a_power_cut_took() {
-    let (store, content) = base();
-    let mount = store.mount_upper("base", "mnt");
-    let change = "printf x >> kept/large; touch -d @1000000000 kept/large";
-    for root in [mount.path(), &content] {
-        shell(root, change, [""; 0]);
-    }
-    let upper = mount.upper().to_owned();
-    mount.unmount();
-    if shell(&upper, "stat -f -c %T .", [""; 0]).trim() != "ext2/ext3" {
-        return skip("the upper is not on ext4");
-    }
-    let namespace = match current() {
-        Privilege::Root => "trusted",
-        Privilege::User => "user",
-    };
-    shell(&upper, TORN, [namespace]);
-    store.ok([
-        "commit",
-        "--upper",
-        upper.to_str().unwrap(),
-        "base",
-        "torn:1",
-    ]);
-    store.assert_shows("torn:1", &tree::read(&content), "committed");
-}
-
-#[test]
-fn a_commit_has_what_a_power_cut_took_as_root() {
-    root(|| a_commit_has_what_a_power_cut_took());
-}
-
-#[test]
-fn a_commit_has_what_a_power_cut_took_as_user() {
-    user(|| a_commit_has_what_a_power_cut_took());
-}
-
 /// Commits [`CHANGES`] made in a mount; gives the store and the directory changed alike.
 fn committed(name: &str, reader: &str) -> (Store, PathBuf) {
     let (store, content) = base();

@@ -197,10 +197,7 @@ impl Overlay {
             }
         }
         match set.size {
-            Some(size) => {
-                self.copy_up_to_write(id, size)?;
-                self.sync_before_holes(id, size)?;
-            }
+            Some(size) => self.copy_up_to_write(id, size)?,
             None => self.copy_up(id)?,
         }
         let _content = self.lock_content(id);

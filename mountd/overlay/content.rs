@@ -1,5 +1,5 @@
-//! Copy-up of a file's content, in one of two ways. Before anything shows the content it is durable,
-//! or the file's mark says that it is not ([`torn`]).
+//! Copy-up of a file's content, in one of two ways. The content is durable before anything shows
+//! it.
 //!
 //! A small file that is not in the upper yet is copied whole in `work/tmp`, then renamed into place
 //! as a copy of metadata is; that rename is the commit. A change of the file meanwhile comes
@@ -12,26 +12,23 @@
 use std::fs::File;
 use std::os::fd::AsFd;
 
-use cowl_core::sys::copy::{Copied, copy_data};
+use cowl_core::sys::copy::copy_data;
 use cowl_core::tree::{FileType, Timestamp};
 use cowl_core::upper::marks::{FileMark, Saved};
 use cowl_core::upper::name_at::{NameAt, times};
 use cowl_core::upper::scan::Marks;
-use cowl_core::upper::torn;
 use rustix::fs::{Mode, OFlags, XattrFlags};
 
 use super::Overlay;
-use super::attrs::timestamp;
 use super::busy::Guard;
 use super::copyup::{Destination, discard};
 use super::event::Event;
-use super::lookup::upper_file;
 use super::lower::Lower;
 use super::node::UpperFile;
 use super::types::{Attr, Errno, LowerIno, NodeId};
 
 /// Up to this many bytes a file is copied whole before it is in the upper. To copy so many again
-/// costs about as much as a sync.
+/// costs about as much as the one sync that either way takes.
 const SMALL: u64 = 256 << 10;
 
 const SET_ID: u32 = 0o6000;
@@ -134,35 +131,28 @@ impl Overlay {
         copied.map(|_installed| ())
     }
 
-    /// Fills a new file with the first `keep` bytes of a lower file's content. Returns whether its
-    /// mark must say that they are not synced.
+    /// Fills a new file with the first `keep` bytes of a lower file's content, durably.
     pub(super) fn copy_content(
         &self,
         node: LowerIno,
         file: impl AsFd,
         keep: u64,
-    ) -> Result<bool, Errno> {
-        let size = self.lower.node(node)?.attr.size;
-        let keep = keep.min(size);
+    ) -> Result<(), Errno> {
+        let keep = keep.min(self.lower.node(node)?.attr.size);
         if keep == 0 {
-            return Ok(false);
+            return Ok(());
         }
         let content = self.lower.open_content(node)?.ok_or(Errno::IO)?;
-        let copied = copy_data(content, &file, keep)?;
-        self.sync_content(file, keep == size && copied == Copied::InBlocks)
+        copy_data(content, &file, keep)?;
+        self.sync_content(file)
     }
 
-    /// A power cut must not leave a file, or a mark, without the content. So it is synced, unless
-    /// what a power cut takes can be found and given back: then this returns true, and the file's
-    /// mark must say so. `in_blocks`: all of it was copied, block by block.
-    fn sync_content(&self, file: impl AsFd, in_blocks: bool) -> Result<bool, Errno> {
+    /// A power cut must not leave a file, or a mark, without the content.
+    fn sync_content(&self, file: impl AsFd) -> Result<(), Errno> {
         if self.rules.volatile {
-            return Ok(false);
+            return Ok(());
         }
-        if in_blocks && self.writable()?.shows_lost_blocks() {
-            return Ok(true);
-        }
-        rustix::fs::fdatasync(file).map(|()| false)
+        rustix::fs::fdatasync(file)
     }
 
     /// Copies up the first `keep` bytes of a file's content, or all if there are fewer, and
@@ -189,7 +179,7 @@ impl Overlay {
         };
         let result = copy
             .run(&self.lower, keep)
-            .and_then(|in_blocks| self.sync_content(&copy.file, in_blocks));
+            .and_then(|()| self.sync_content(&copy.file));
         let _guard = self.busy.lock(&[id]);
         let done = self.finish_content_copy(id, &copy, result);
         drop(mask);
@@ -246,19 +236,26 @@ impl Overlay {
         &self,
         id: NodeId,
         copy: &ContentCopy,
-        result: Result<bool, Errno>,
+        result: Result<(), Errno>,
     ) -> Result<(), Errno> {
-        let Some((_, origin, mut file)) = self.upper_node(id) else {
+        let Some((_, origin, file)) = self.upper_node(id) else {
             return Err(Errno::STALE); // removed, with the copied content
         };
-        file.metadata_only = false;
-        file.copying = None;
-        let copied = result.and_then(|unsynced| {
-            file.unsynced.content = unsynced;
-            copy.restore_attributes()?;
-            let place = self.place_of(id)?;
-            self.write_mark(place.name_at(), FileType::Regular, &file, origin)
-        });
+        let file = UpperFile {
+            metadata_only: false,
+            copying: None,
+            ..file
+        };
+        let copied = result
+            .and_then(|()| copy.restore_attributes())
+            .and_then(|()| {
+                self.write_mark(
+                    self.place_of(id)?.name_at(),
+                    FileType::Regular,
+                    &file,
+                    origin,
+                )
+            });
         if let Err(error) = copied {
             let undone = copy.undo().and_then(|()| self.save_attributes(id, None));
             if let Err(errno) = undone {
@@ -266,85 +263,8 @@ impl Overlay {
             }
             return Err(error);
         }
-        let unsynced = file.unsynced.content;
-        self.commit(|_| [Event::ContentCopied { node: id, unsynced }]);
+        self.commit(|_| [Event::ContentCopied { node: id }]);
         Ok(())
-    }
-
-    /// Writes into a file's mark that its content is synced. If a power cut undoes that, nothing is
-    /// lost. The caller guards the node.
-    pub(super) fn mark_synced(&self, id: NodeId) -> Result<(), Errno> {
-        let Some((_, origin, mut file)) = self.upper_node(id) else {
-            return Err(Errno::STALE);
-        };
-        if !file.unsynced.content {
-            return Ok(());
-        }
-        file.unsynced.content = false;
-        let place = self.place_of(id)?;
-        self.write_mark(place.name_at(), FileType::Regular, &file, origin)
-    }
-
-    /// Ends what a crash left of a copy-up, and returns the state of the file. The caller guards
-    /// it.
-    pub(super) fn recover_copy(
-        &self,
-        name_at: NameAt<'_>,
-        host: u64,
-        marks: &Marks<LowerIno>,
-    ) -> Result<UpperFile, Errno> {
-        let mut file = upper_file(host, marks);
-        if let Some(saved) = &marks.interrupted {
-            self.undo_copying(name_at, marks, saved)?;
-        }
-        // A worker's successor finds what the dead one knew as it was.
-        let is_known = self.state.read().inherited().node_of(host).is_some();
-        if marks.unsynced && !is_known {
-            self.mend_copy(name_at, marks)?;
-            file.unsynced.content = false;
-        }
-        Ok(file)
-    }
-
-    /// Gives an unsynced copy the bytes that a power cut took, and syncs it.
-    fn mend_copy(&self, name_at: NameAt<'_>, marks: &Marks<LowerIno>) -> Result<(), Errno> {
-        let origin = marks.origin.ok_or(Errno::IO)?;
-        let size = self.lower.node(origin)?.attr.size;
-        let file = open(name_at, OFlags::RDWR)?;
-        let lost = torn::lost(&file, size)?;
-        if !lost.is_empty() {
-            let content = self.lower.open_content(origin)?.ok_or(Errno::IO)?;
-            let before = name_at.stat()?;
-            let saved = Saved {
-                size,
-                mtime: timestamp(before.stx_mtime),
-                mode: u32::from(before.stx_mode) & 0o7777,
-                capability: name_at.xattr(CAPABILITY)?,
-            };
-            if torn::mend(&file, &content, &lost)? {
-                tracing::warn!(name = %name_at.name.escape_ascii(), "a power cut took what was written to a file and not synced");
-                restore(&file, timestamp(before.stx_atime), &saved)?;
-            }
-        }
-        rustix::fs::fdatasync(&file)?;
-        self.write_found_mark(name_at, marks)
-    }
-
-    /// Writes a file's mark as it was found, but for what a crash left.
-    fn write_found_mark(&self, name_at: NameAt<'_>, marks: &Marks<LowerIno>) -> Result<(), Errno> {
-        let upper = self.writable()?;
-        let origin = marks.origin.map(|node| self.lower.origin_of(node));
-        let mark = FileMark {
-            origin: origin.transpose()?,
-            metadata_only: marks.metadata_only,
-            device: marks.device,
-            link_delta: marks.link_delta,
-            copying: None,
-            unsynced: false,
-        };
-        upper
-            .spelling()
-            .write(name_at, upper.namespace(), FileType::Regular, &mark)
     }
 
     /// Undoes a copy of content that a crash interrupted. The caller guards the file.
@@ -354,26 +274,43 @@ impl Overlay {
         marks: &Marks<LowerIno>,
         saved: &Saved,
     ) -> Result<(), Errno> {
-        let file = open(name_at, OFlags::WRONLY)?;
-        undo(&file, timestamp(name_at.stat()?.stx_atime), saved)?;
-        self.write_found_mark(name_at, marks)
+        let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = File::from(rustix::fs::openat(
+            name_at.dir,
+            name_at.name,
+            flags,
+            Mode::empty(),
+        )?);
+        let atime = super::attrs::timestamp(name_at.stat()?.stx_atime);
+        undo(&file, atime, saved)?;
+        let upper = self.writable()?;
+        let origin = marks.origin.map(|node| self.lower.origin_of(node));
+        let mark = FileMark {
+            origin: origin.transpose()?,
+            metadata_only: marks.metadata_only,
+            device: marks.device,
+            link_delta: marks.link_delta,
+            copying: None,
+        };
+        upper
+            .spelling()
+            .write(name_at, upper.namespace(), FileType::Regular, &mark)
     }
 }
 
 impl ContentCopy {
-    /// Returns whether all of the lower's content was copied, block by block.
-    fn run(&self, lower: &Lower, keep: u64) -> Result<bool, Errno> {
-        let keep = keep.min(self.before.size);
-        if keep == 0 {
-            rustix::fs::ftruncate(&self.file, 0)?;
-            return Ok(false);
+    fn run(&self, lower: &Lower, keep: u64) -> Result<(), Errno> {
+        match keep.min(self.before.size) {
+            0 => rustix::fs::ftruncate(&self.file, 0)?,
+            keep => {
+                let content = lower.open_content(self.origin)?.ok_or(Errno::IO)?;
+                copy_data(content, &self.file, keep)?;
+                if keep < self.before.size {
+                    rustix::fs::ftruncate(&self.file, keep)?;
+                }
+            }
         }
-        let content = lower.open_content(self.origin)?.ok_or(Errno::IO)?;
-        let copied = copy_data(content, &self.file, keep)?;
-        if keep < self.before.size {
-            rustix::fs::ftruncate(&self.file, keep)?;
-        }
-        Ok(keep == lower.node(self.origin)?.attr.size && copied == Copied::InBlocks)
+        Ok(())
     }
 
     /// A copy-up must not change mtime, mode or capabilities.
@@ -386,11 +323,6 @@ impl ContentCopy {
     fn undo(&self) -> Result<(), Errno> {
         undo(&self.file, self.before.atime, &self.saved)
     }
-}
-
-fn open(name_at: NameAt<'_>, access: OFlags) -> Result<File, Errno> {
-    let flags = access | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(name_at.dir, name_at.name, flags, Mode::empty()).map(File::from)
 }
 
 /// Makes the file sparse again, with its saved attributes.

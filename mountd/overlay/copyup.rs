@@ -223,13 +223,12 @@ impl Overlay {
             unsynced: Unsynced {
                 inode: true,
                 name: true,
-                content: false,
             },
             ..new_file(0)
         };
         let upper = self.writable()?;
         let creator = crate::sys::identity::own()?;
-        file.unsynced.content = self.create_like(staged, node, record, keep)?;
+        self.create_like(staged, node, record, keep)?;
         match into {
             Destination::Name { .. } => {}
             Destination::Orphan(number) => file.home = Home::Orphan(*number),
@@ -261,14 +260,13 @@ impl Overlay {
         Ok(file)
     }
 
-    /// Returns whether the mark must say that the content is not synced.
     fn create_like(
         &self,
         staged: NameAt<'_>,
         node: LowerIno,
         record: &LowerNode,
         keep: Option<u64>,
-    ) -> Result<bool, Errno> {
+    ) -> Result<(), Errno> {
         // chown clears set-id bits, so they are set after it.
         let mode = Mode::from_raw_mode(record.attr.mode & !SET_ID);
         match record.file_type() {
@@ -279,10 +277,10 @@ impl Overlay {
             FileType::Regular => {
                 let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
                 let file = rustix::fs::openat(staged.dir, staged.name, flags, mode)?;
-                if let Some(keep) = keep {
-                    return self.copy_content(node, &file, keep);
+                match keep {
+                    None => rustix::fs::ftruncate(&file, record.attr.size),
+                    Some(keep) => self.copy_content(node, &file, keep),
                 }
-                rustix::fs::ftruncate(&file, record.attr.size)
             }
             _ if record.is_null_device() => rustix::fs::mknodat(
                 staged.dir,
@@ -292,8 +290,7 @@ impl Overlay {
                 0,
             ),
             special => make_special(staged, special, mode, record.attr.rdev),
-        }?;
-        Ok(false)
+        }
     }
 
     /// Applies owner, mode, xattrs and times of a lower node to a file. `creator`: the file was

@@ -82,13 +82,13 @@ pub(super) enum Event {
     /// The content is being copied up, with these attributes saved in the file's mark; None: that
     /// failed, and is undone.
     Copying { node: NodeId, saved: Option<Saved> },
-    /// The content is in the upper file, and its mark says so, also whether it is synced.
-    ContentCopied { node: NodeId, unsynced: bool },
+    /// The content is in the upper file, and its mark says so.
+    ContentCopied { node: NodeId },
     /// The directory is opaque now.
     Opaque { node: NodeId },
     /// The link delta changed, see `FileMark::link_delta`.
     Nlink { node: NodeId, delta: i32 },
-    /// A file's attributes, marks and content are durable, and its mark says no other.
+    /// A file's attributes and marks are durable.
     InodeSynced { node: NodeId },
     /// A file's name is durable.
     NameSynced { node: NodeId },

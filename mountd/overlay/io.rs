@@ -13,9 +13,6 @@ use super::node::{Home, Unsynced};
 use super::opens::Serving;
 use super::types::{CopyEnd, Errno, HandleId, NodeId, OpenFlags, Opened, Seek};
 
-/// So many files are synced one by one rather than all that the file system has to write.
-const FEW: usize = 8;
-
 impl Overlay {
     /// Opens a regular file. For writing, its content is copied up first, unless it is truncated.
     ///
@@ -36,9 +33,6 @@ impl Overlay {
         if changes {
             self.writable()?;
             self.copy_up_to_write(id, if flags.truncate { 0 } else { u64::MAX })?;
-        }
-        if flags.truncate {
-            self.sync_before_holes(id, 0)?;
         }
         if flags.write {
             self.sync_before_passthrough(id, flags)?;
@@ -164,8 +158,7 @@ impl Overlay {
     }
 
     /// Syncs a file whose marks are not durable yet, even for fdatasync: without them the content
-    /// would be the object's. The mark of an unsynced content goes then. False if there was nothing
-    /// to sync.
+    /// would be the object's. False if they are durable.
     fn sync_inode(&self, id: NodeId, open: &File) -> Result<bool, Errno> {
         let unsynced = || self.unsynced(id).is_some_and(|unsynced| unsynced.inode);
         if !unsynced() {
@@ -176,48 +169,8 @@ impl Overlay {
             return Ok(false);
         }
         rustix::fs::fsync(open)?;
-        self.mark_synced(id)?;
         self.commit(|_| [Event::InodeSynced { node: id }]);
         Ok(true)
-    }
-
-    fn sync_unsynced(&self, id: NodeId) -> Result<(), Errno> {
-        let file = {
-            let _guard = self.busy.lock(&[id]);
-            self.place_of(id)?.open(OFlags::RDONLY)?
-        };
-        self.sync_inode(id, &file).map(|_synced| ())
-    }
-
-    /// Syncs a content that was copied up before a client makes holes from `offset` on, which would
-    /// be taken for lost blocks ([`torn`](cowl_core::upper::torn)). Later ones are none of it.
-    ///
-    /// # Locking
-    /// As [`copy_up_content`](Self::copy_up_content), after it.
-    pub(super) fn sync_before_holes(&self, id: NodeId, offset: u64) -> Result<(), Errno> {
-        let Some((_, Some(origin), file)) = self.upper_node(id) else {
-            return Ok(());
-        };
-        if file.unsynced.content && offset < self.lower.node(origin)?.attr.size {
-            self.sync_unsynced(id)?;
-        }
-        Ok(())
-    }
-
-    /// Syncs all contents that were copied up and not synced, at the end of the mount.
-    pub fn sync_contents(&self) {
-        let Some(upper) = &self.upper else { return };
-        let unsynced = self.state.read().unsynced_contents();
-        if unsynced.len() > FEW
-            && let Err(errno) = rustix::fs::syncfs(upper.root())
-        {
-            tracing::warn!(%errno, "cannot sync the upper");
-        }
-        for id in unsynced {
-            if let Err(errno) = self.sync_unsynced(id) {
-                tracing::warn!(%errno, "cannot sync a file that was copied up; the next mount will");
-            }
-        }
     }
 
     fn unsynced(&self, id: NodeId) -> Option<Unsynced> {
@@ -232,7 +185,11 @@ impl Overlay {
             return Ok(());
         }
         if self.unsynced(id).is_some_and(|unsynced| unsynced.inode) {
-            self.sync_unsynced(id)?;
+            let file = {
+                let _guard = self.busy.lock(&[id]);
+                self.place_of(id)?.open(OFlags::RDONLY)?
+            };
+            self.sync_inode(id, &file)?;
         }
         if flags.sync {
             self.sync_above(id)
@@ -300,11 +257,7 @@ impl Overlay {
     ) -> Result<(), Errno> {
         let mode = FallocateFlags::from_bits(mode).ok_or(Errno::OPNOTSUPP)?;
         self.writable()?;
-        let file = self.file_to_write(id, handle)?;
-        if !(FallocateFlags::KEEP_SIZE | FallocateFlags::UNSHARE_RANGE).contains(mode) {
-            self.sync_before_holes(self.current(id), offset)?;
-        }
-        rustix::fs::fallocate(&*file, mode, offset, length)
+        rustix::fs::fallocate(&*self.file_to_write(id, handle)?, mode, offset, length)
     }
 
     /// The next data or hole at or after `offset`; ENXIO if there is none.
@@ -330,8 +283,6 @@ impl Overlay {
             return Ok(0);
         };
         let target = self.file_to_write(to.node, to.handle)?;
-        // The host may copy holes.
-        self.sync_before_holes(self.current(to.node), to.offset)?;
         let (mut read, mut write) = (from.offset, to.offset);
         let length = usize::try_from(length).unwrap_or(usize::MAX);
         rustix::fs::copy_file_range(

@@ -288,7 +288,11 @@ impl Overlay {
         let space = upper.namespace();
         let marks = scan::read_marks(name_at, file_type, space, &self.lower, below, impure)
             .map_err(|error| unreadable(name_at, &error))?;
-        let file = self.recover_copy(name_at, host, &marks)?;
+        let mut file = upper_file(host, &marks);
+        if let Some(saved) = &marks.interrupted {
+            self.undo_copying(name_at, &marks, saved)?;
+            file.copying = None;
+        }
         let mut taken = None;
         self.commit(|state| {
             let file_type = marks.file_type;
@@ -332,11 +336,14 @@ impl Overlay {
             tracing::error!(name = %name_at.name.escape_ascii(), "a file in work/index is not what its name says");
             return Err(Errno::IO);
         }
+        if let Some(saved) = &marks.interrupted {
+            self.undo_copying(name_at, &marks, saved)?;
+        }
         let marks = Marks {
             origin: Some(origin),
             ..marks
         };
-        let file = self.recover_copy(name_at, stat.stx_ino, &marks)?;
+        let file = upper_file(stat.stx_ino, &marks);
         Ok((marks, file))
     }
 
@@ -401,7 +408,6 @@ pub(super) fn upper_file(host: u64, marks: &Marks<LowerIno>) -> UpperFile {
         unsynced: Unsynced {
             inode: copied_up,
             name: copied_up,
-            content: marks.unsynced,
         },
         ..new_file(host)
     }

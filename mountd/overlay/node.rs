@@ -53,8 +53,6 @@ pub(super) struct Unsynced {
     pub(super) inode: bool,
     /// Its name.
     pub(super) name: bool,
-    /// Blocks of its content, as its mark says.
-    pub(super) content: bool,
 }
 
 impl UpperFile {
@@ -66,7 +64,6 @@ impl UpperFile {
             device: self.device,
             link_delta: matches!(self.home, Home::Index(_)).then_some(self.link_delta),
             copying: self.copying.clone(),
-            unsynced: self.unsynced.content,
         }
     }
 }

@@ -141,19 +141,6 @@ impl State {
         nodes.find(|(_, node)| is_there(node)).map(|(id, _)| *id)
     }
 
-    /// The nodes whose content was copied up and is not synced.
-    pub(super) fn unsynced_contents(&self) -> Vec<NodeId> {
-        let is_unsynced = |node: &Node| {
-            let file = node.upper.as_ref();
-            file.is_some_and(|file| file.unsynced.content && !matches!(file.home, Home::Orphan(_)))
-        };
-        let nodes = self.nodes.iter();
-        nodes
-            .filter(|(_, node)| is_unsynced(node))
-            .map(|(id, _)| *id)
-            .collect()
-    }
-
     pub(super) fn dir(&self, id: NodeId) -> Option<&Dir> {
         self.dirs.get(&id)
     }
@@ -224,19 +211,15 @@ impl State {
             Event::TakenOver => self.taken_over(),
             Event::Dropped { node } => self.dropped(node),
             Event::Copying { node, saved } => self.with_file(node, |file| file.copying = saved),
-            Event::ContentCopied { node, unsynced } => self.with_file(node, |file| {
+            Event::ContentCopied { node } => self.with_file(node, |file| {
                 file.metadata_only = false;
                 file.copying = None;
                 file.unsynced.inode = true;
-                file.unsynced.content = unsynced;
             }),
             Event::Opaque { node } => self.with_file(node, |file| file.opaque = true),
             Event::Nlink { node, delta } => self.with_file(node, |file| file.link_delta = delta),
             Event::InodeSynced { node } => {
-                self.with_file(node, |file| {
-                    file.unsynced.inode = false;
-                    file.unsynced.content = false;
-                });
+                self.with_file(node, |file| file.unsynced.inode = false);
             }
             Event::NameSynced { node } => self.with_file(node, |file| file.unsynced.name = false),
             Event::Renumbered { from, to } => self.renumber(from, to),

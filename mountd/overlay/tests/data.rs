@@ -97,7 +97,6 @@ fn fsync_makes_a_copy_up_durable_up_to_the_root() {
     let all = Unsynced {
         inode: true,
         name: true,
-        content: false,
     };
     assert_eq!(unsynced(), [all, all]);
     overlay.fsync(id, true).unwrap();

@@ -172,7 +172,7 @@ fn lookup_of_random_marks_never_panics() {
             let length = random.index(14);
             let mut value: Vec<u8> = (0..length).map(|_| random.byte()).collect();
             if let Some(head) = value.first_chunk_mut::<4>() {
-                *head = [2, head[1] & 0x5f, 0, 0];
+                *head = [2, head[1] & 31, 0, 0];
             }
             for origin in value.iter_mut().skip(5).take(3) {
                 *origin = 0;

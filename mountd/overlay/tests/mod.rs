@@ -17,7 +17,6 @@ mod operations;
 mod privileges;
 mod rules;
 mod taken_over;
-mod unsynced;
 mod view;
 mod whiteouts;
 

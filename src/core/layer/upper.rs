@@ -23,7 +23,6 @@ use crate::upper::changes::{Change, ChangesError, MountPoints, Now, changes};
 use crate::upper::marks::unescape;
 use crate::upper::name_at::NameAt;
 use crate::upper::scan::Marks;
-use crate::upper::torn;
 
 const CAPABILITY: &[u8] = b"security.capability";
 /// The host's policy, not the image's.
@@ -85,7 +84,6 @@ pub fn from_upper(
     transaction: &Transaction<'_>,
 ) -> Result<UpperLayer, FromUpperError> {
     let mut fold = Fold {
-        upper,
         tree,
         transaction,
         builder: LayerBuilder::new(),
@@ -110,7 +108,6 @@ pub fn from_upper(
 }
 
 struct Fold<'f> {
-    upper: &'f Upper,
     tree: &'f Tree,
     transaction: &'f Transaction<'f>,
     builder: LayerBuilder,
@@ -269,11 +266,7 @@ impl Fold<'_> {
             None => {
                 let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
                 let file = rustix::fs::openat(name_at.dir, name_at.name, flags, Mode::empty());
-                let file = File::from(file.map_err(|errno| unreadable(path, errno))?);
-                match marks.origin.filter(|_| marks.unsynced) {
-                    Some(origin) => self.mended(path, file, origin)?,
-                    None => file,
-                }
+                File::from(file.map_err(|errno| unreadable(path, errno))?)
             }
         };
         let stored = add(&file, size, self.transaction).map_err(failed)?;
@@ -282,26 +275,6 @@ impl Fold<'_> {
             object: Some(stored.id),
             elf: stored.elf,
         })
-    }
-
-    /// A content that was copied up, as the next mount will show it.
-    fn mended(&self, path: &[u8], file: File, origin: TreeIno) -> Result<File, FromUpperError> {
-        let failed = |errno| unreadable(path, errno);
-        let kind = self.of_tree(origin)?.1;
-        let Kind::Regular {
-            size,
-            object: Some(object),
-            ..
-        } = kind
-        else {
-            return Err(failed(Errno::IO));
-        };
-        let lost = torn::lost(&file, size).map_err(failed)?;
-        if lost.is_empty() {
-            return Ok(file);
-        }
-        let below = self.transaction.open_object(object)?;
-        torn::mended(&file, &below, &lost, self.upper.tmp()).map_err(failed)
     }
 }
 

@@ -3,8 +3,6 @@
 //!
 //! No `unsafe` here; it is beside the wrappers since several modules use it.
 
-use std::ops::Range;
-
 use rustix::fd::AsFd;
 use rustix::fs::{SeekFrom, copy_file_range, fstat, ftruncate, ioctl_ficlone, seek};
 use rustix::io::{Errno, Result, pread, pwrite};
@@ -14,22 +12,9 @@ use rustix::io::{Errno, Result, pread, pwrite};
 pub enum Copied {
     /// Both files share the host's blocks.
     Reflinked,
-    /// Bytes were copied; holes were kept. Each [`BLOCK`] was written by one call, so it gets to
-    /// the disk whole or not at all.
-    InBlocks,
-    /// The same, but the host took some block in parts.
-    InParts,
+    /// Bytes were copied; holes were kept.
+    Copied,
 }
-
-impl Copied {
-    /// How both of two parts came over.
-    fn and(self, other: Copied) -> Copied {
-        if self == other { self } else { Copied::InParts }
-    }
-}
-
-/// A multiple of what most file systems allocate at least.
-pub const BLOCK: u64 = 4096;
 
 /// Asked before each chunk; an error ends the copy.
 type Check<'c> = &'c dyn Fn() -> Result<()>;
@@ -62,43 +47,19 @@ pub fn copy_data_checked(
         return Ok(Copied::Reflinked);
     }
     ftruncate(&to, len)?;
-    copy_extents(from, to, 0..len, check)
-}
-
-/// Copies what is data of a range. Returns whether anything is.
-///
-/// # Errors
-/// What the host says; ENOSPC and EDQUOT among it.
-pub fn fill(from: impl AsFd, to: impl AsFd, range: Range<u64>) -> Result<bool> {
-    let has_data = next(&from, SeekFrom::Data(range.start))?.is_some_and(|at| at < range.end);
-    if has_data {
-        copy_extents(from, to, range, &|| Ok(()))?;
-    }
-    Ok(has_data)
-}
-
-fn copy_extents(
-    from: impl AsFd,
-    to: impl AsFd,
-    range: Range<u64>,
-    check: Check<'_>,
-) -> Result<Copied> {
-    let mut copied = Copied::InBlocks;
-    let mut position = range.start;
-    while position < range.end {
-        let Some(data) = next(&from, SeekFrom::Data(position))? else {
+    let mut position = 0;
+    while position < len {
+        let Some(start) = next(&from, SeekFrom::Data(position))? else {
             break;
         };
-        let start = (data - data % BLOCK).max(position);
-        if start >= range.end {
+        if start >= len {
             break;
         }
-        let end = next(&from, SeekFrom::Hole(data))?.unwrap_or(range.end);
-        let end = end.next_multiple_of(BLOCK).min(range.end);
-        copied = copied.and(copy_range(&from, &to, start, end, check)?);
+        let end = next(&from, SeekFrom::Hole(start))?.unwrap_or(len).min(len);
+        copy_range(&from, &to, start, end, check)?;
         position = end;
     }
-    Ok(copied)
+    Ok(Copied::Copied)
 }
 
 /// Makes `to`, an empty file, share the first `len` bytes of `from`, with zeros where that is
@@ -136,29 +97,24 @@ fn copy_range(
     start: u64,
     end: u64,
     check: Check<'_>,
-) -> Result<Copied> {
-    let mut result = Copied::InBlocks;
+) -> Result<()> {
     let mut position = start;
     while position < end {
         check()?;
         let want = usize::try_from(end - position).unwrap_or(CHUNK).min(CHUNK);
         let (mut source, mut target) = (position, position);
         match copy_file_range(&from, Some(&mut source), &to, Some(&mut target), want) {
-            Ok(0) => break, // the source is shorter than it was
-            Ok(copied) => {
-                position += copied as u64;
-                result = result.and(stopped_at(position, end));
-            }
+            Ok(0) => return Ok(()), // the source is shorter than it was
+            Ok(copied) => position += copied as u64,
             Err(Errno::INTR) => {}
             // Not between these two (before 5.19 not over file systems at all): through memory.
             Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS | Errno::PERM) => {
-                let rest = copy_by_hand(from, to, position, end, check)?;
-                return Ok(result.and(rest));
+                return copy_by_hand(from, to, position, end, check);
             }
             Err(error) => return Err(error),
         }
     }
-    Ok(result)
+    Ok(())
 }
 
 fn copy_by_hand(
@@ -167,8 +123,7 @@ fn copy_by_hand(
     mut position: u64,
     end: u64,
     check: Check<'_>,
-) -> Result<Copied> {
-    let mut result = Copied::InBlocks;
+) -> Result<()> {
     let mut buffer = vec![0; 256 << 10];
     while position < end {
         check()?;
@@ -176,7 +131,7 @@ fn copy_by_hand(
             .unwrap_or(buffer.len())
             .min(buffer.len());
         let got = match pread(&from, buffer.get_mut(..want).unwrap_or_default(), position) {
-            Ok(0) => return Ok(result),
+            Ok(0) => return Ok(()),
             Ok(got) => got,
             Err(Errno::INTR) => continue,
             Err(error) => return Err(error),
@@ -187,7 +142,6 @@ fn copy_by_hand(
                 Ok(0) => return Err(Errno::IO),
                 Ok(written) => {
                     position += written as u64;
-                    result = result.and(stopped_at(position, end));
                     piece = piece.get(written..).unwrap_or_default();
                 }
                 Err(Errno::INTR) => {}
@@ -195,16 +149,7 @@ fn copy_by_hand(
             }
         }
     }
-    Ok(result)
-}
-
-/// How a call wrote that ended at `position` of what was to be written up to `end`.
-fn stopped_at(position: u64, end: u64) -> Copied {
-    if position == end || position.is_multiple_of(BLOCK) {
-        Copied::InBlocks
-    } else {
-        Copied::InParts
-    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -2,6 +2,5 @@
 //! this crate.
 
 pub mod copy;
-pub mod fiemap;
 pub mod lock;
 pub mod mmap;

@@ -180,7 +180,6 @@ impl<E: From<ChangesError>, F: FnMut(&Change<'_>) -> Result<(), E>> Walk<'_, F> 
             device: false,
             link_delta: None,
             interrupted: None,
-            unsynced: false,
         };
         self.give(
             b"",

@@ -109,8 +109,6 @@ pub struct FileMark {
     /// The content is being copied up, which changes these attributes on the host. After a crash,
     /// the next lookup restores them.
     pub copying: Option<Saved>,
-    /// The content was copied up whole, and is not synced yet: see [`super::torn`].
-    pub unsynced: bool,
 }
 
 /// Attributes of a file from before its content was written.
@@ -133,7 +131,6 @@ mod flag {
     pub(super) const LINKS: u8 = 8;
     pub(super) const COPYING: u8 = 16;
     pub(super) const PATH: u8 = 32;
-    pub(super) const UNSYNCED: u8 = 64;
 }
 
 impl FileMark {
@@ -155,7 +152,6 @@ impl FileMark {
             (flag::DEVICE, self.device),
             (flag::LINKS, self.link_delta.is_some()),
             (flag::COPYING, self.copying.is_some()),
-            (flag::UNSYNCED, self.unsynced),
         ] {
             if set {
                 flags |= flag;
@@ -197,7 +193,6 @@ impl FileMark {
         let mut mark = Self {
             metadata_only: has(flag::METADATA_ONLY),
             device: has(flag::DEVICE),
-            unsynced: has(flag::UNSYNCED),
             ..Self::default()
         };
         if has(flag::ORIGIN) {
@@ -231,9 +226,8 @@ impl FileMark {
         // of its range.
         let sound = rest.is_empty()
             && flags != 0
-            && flags < flag::UNSYNCED << 1
-            && (mark.origin.is_some() || !(mark.metadata_only || mark.unsynced))
-            && !(mark.unsynced && (mark.metadata_only || mark.device))
+            && flags < flag::PATH << 1
+            && (mark.origin.is_some() || !mark.metadata_only)
             && mark.copying.as_ref().is_none_or(|saved| {
                 mark.metadata_only && saved.mtime.nanos < 1_000_000_000 && saved.mode <= 0o7777
             });

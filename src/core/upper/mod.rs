@@ -1,8 +1,7 @@
 //! The upper: the directory that holds a mount's changes, and the work directory beside it.
 //!
 //! Invariant: whenever the worker or the machine stops, the upper is the state before or after
-//! each change, but for contents that their marks call unsynced ([`torn`]); unfinished files are in
-//! `work/tmp`, which the next mount empties.
+//! each change; unfinished files are in `work/tmp`, which the next mount empties.
 //! `mountd::overlay` decides what to write; only this module knows the encoding of marks.
 //!
 //! # Layout
@@ -62,8 +61,6 @@
 //!       only with 02
 //!   20  path: after the link delta a length u16 and the origin's path in the plain directories, in
 //!       place of 01
-//!   40  unsynced: the content was copied up whole and may not be on the disk yet ([`torn`]); only
-//!       with 01, not with 02 or 04
 //!
 //! saved
 //!  +-----------+----------------------+-----------+-----------+--------------------------------+
@@ -85,7 +82,6 @@ pub mod name_at;
 mod probe;
 pub mod scan;
 pub mod spelling;
-pub mod torn;
 pub mod whiteouts;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -263,8 +259,6 @@ pub struct Upper {
     spelling: Spelling,
     whiteouts: Whiteouts,
     volatile: bool,
-    /// See [`torn`].
-    shows_lost_blocks: bool,
     condition: Condition,
     next_link: AtomicU64,
     next_number: AtomicU64,
@@ -365,9 +359,6 @@ impl Upper {
                 rustix::fs::fsync(&index).map_err(host("emptying work/index"))?;
             }
         }
-        // Other overlay file systems that take an upper over plain directories know no such mark.
-        let shows_lost_blocks = matches!(base, Base::Tree { .. })
-            && torn::shows_lost_blocks(lock.as_fd()).map_err(host("reading work/lock"))?;
         if matches!(base, Base::Plain { volatile: true, .. }) {
             probe::mark_volatile(work.as_fd())?;
         }
@@ -383,7 +374,6 @@ impl Upper {
             spelling: base.spelling(),
             whiteouts: record.whiteouts,
             volatile: base.is_volatile(),
-            shows_lost_blocks,
             condition,
             next_link: AtomicU64::new(last_link + 1),
             next_number: AtomicU64::new(last_orphan + 1),
@@ -415,7 +405,6 @@ impl Upper {
             spelling: Spelling::Tree,
             whiteouts,
             volatile: false,
-            shows_lost_blocks: false,
             condition,
             next_link: AtomicU64::new(0),
             next_number: AtomicU64::new(0),
@@ -451,12 +440,6 @@ impl Upper {
     /// How the marks are spelled.
     pub fn spelling(&self) -> Spelling {
         self.spelling
-    }
-
-    /// Whether a content that is copied up here need not be synced at once, but for a mark: see
-    /// [`torn`].
-    pub fn shows_lost_blocks(&self) -> bool {
-        self.shows_lost_blocks
     }
 
     /// A number that no file in `work/index` has.

@@ -53,8 +53,6 @@ pub struct Marks<N> {
     pub link_delta: Option<i32>,
     /// A crash stopped the copy-up of the content: these attributes are to be restored.
     pub interrupted: Option<Saved>,
-    /// A power cut may have taken blocks of the content: see [`super::torn`].
-    pub unsynced: bool,
 }
 
 /// Why a file's marks cannot be used.
@@ -252,7 +250,6 @@ pub fn read_marks<L: Origins>(
         device: mark.device,
         link_delta: mark.link_delta,
         interrupted: mark.copying,
-        unsynced: mark.unsynced,
     })
 }
 
@@ -261,7 +258,7 @@ fn check<N>(
     host_type: FileType,
     origin: Option<(OriginNode<N>, Origin)>,
 ) -> Result<Option<N>, MarkError> {
-    if (mark.metadata_only || mark.device || mark.unsynced) && host_type != FileType::Regular {
+    if (mark.metadata_only || mark.device) && host_type != FileType::Regular {
         return Err(MarkError::NotRegular);
     }
     let Some((found, origin)) = origin else {
@@ -270,7 +267,7 @@ fn check<N>(
     if found.stored_type != host_type || found.null_device != mark.device {
         return Err(MarkError::OtherType(origin));
     }
-    if (mark.metadata_only || mark.unsynced) && !found.has_content {
+    if mark.metadata_only && !found.has_content {
         return Err(MarkError::NoContent(origin));
     }
     Ok(Some(found.node))

@@ -89,8 +89,6 @@ pub(super) fn read_kernel_marks(
     space: Namespace,
     mark: &mut FileMark,
 ) -> Result<KernelOrigin> {
-    // Never written over plain directories.
-    mark.unsynced = false;
     match host_type {
         FileType::Directory => {}
         FileType::Regular => {
