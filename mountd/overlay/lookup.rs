@@ -61,6 +61,13 @@ pub(super) fn lower_side(state: &State, dir: NodeId) -> Option<LowerIno> {
     }
 }
 
+/// What came of reading the marks of a name.
+enum Named {
+    Read,
+    /// Not yet: a crash interrupted the copy of this node's content, which is to be guarded.
+    Interrupted(NodeId),
+}
+
 /// Where a name of a directory that was read is to be found.
 enum Found {
     /// The upper says what it is, or that it is nothing.
@@ -270,17 +277,33 @@ impl Overlay {
     /// # Locking
     /// Guards the directory; the caller must hold no guard, so look names up before taking guards.
     fn read_name(&self, dir: NodeId, name: &[u8]) -> Result<(), Errno> {
+        let mut guarded = vec![dir];
+        while let Named::Interrupted(node) = self.read_name_guarded(dir, name, &guarded)? {
+            guarded = vec![dir, node];
+        }
+        Ok(())
+    }
+
+    /// As [`read_name`](Self::read_name), under these guards. A copy of content that a crash
+    /// interrupted is undone with its node guarded as well: another name of the file may be looked
+    /// up at this moment. Of a file that this mount knows by another name, the copy is running.
+    fn read_name_guarded(
+        &self,
+        dir: NodeId,
+        name: &[u8],
+        guarded: &[NodeId],
+    ) -> Result<Named, Errno> {
         let upper = self.writable()?;
-        let _guard = self.busy.lock(&[dir]);
+        let _guard = self.busy.lock(guarded);
         let (target, impure) = {
             let state = self.state.read();
             let Some(table) = state.dir(dir) else {
-                return Ok(());
+                return Ok(Named::Read);
             };
             (table.dirent(name).map(|dirent| dirent.target), table.impure)
         };
         let Some(Target::Unread { file_type, host }) = target else {
-            return Ok(()); // another thread has read them
+            return Ok(Named::Read); // by another thread
         };
         let fd = self.dir_fd(dir)?;
         let name_at = NameAt::new(fd.as_fd(), name);
@@ -288,10 +311,20 @@ impl Overlay {
         let space = upper.namespace();
         let marks = scan::read_marks(name_at, file_type, space, &self.lower, below, impure)
             .map_err(|error| unreadable(name_at, &error))?;
-        let mut file = upper_file(host, &marks);
+        let file = upper_file(host, &marks);
         if let Some(saved) = &marks.interrupted {
-            self.undo_copying(name_at, &marks, saved)?;
-            file.copying = None;
+            let (is_known, node) = {
+                let state = self.state.read();
+                let node = state.node_of_file(host, marks.file_type, marks.origin);
+                (state.knows_file(host), node)
+            };
+            let node = node.ok_or_else(|| same_origin(name))?;
+            if !is_known {
+                if !guarded.contains(&node) {
+                    return Ok(Named::Interrupted(node));
+                }
+                self.undo_copying(name_at, &marks, saved)?;
+            }
         }
         let mut taken = None;
         self.commit(|state| {
@@ -308,11 +341,9 @@ impl Overlay {
                 file,
             })
         });
-        let Some(node) = taken else {
-            tracing::error!(name = %name.escape_ascii(), "another file of the upper has the same origin");
-            return Err(Errno::IO);
-        };
-        self.adopt_orphan(upper, node)
+        let node = taken.ok_or_else(|| same_origin(name))?;
+        self.adopt_orphan(upper, node)?;
+        Ok(Named::Read)
     }
 
     /// Reads the marks of a file in `work/index`, with its node in the lower; `node` is what its
@@ -411,6 +442,11 @@ pub(super) fn upper_file(host: u64, marks: &Marks<LowerIno>) -> UpperFile {
         },
         ..new_file(host)
     }
+}
+
+fn same_origin(name: &[u8]) -> Errno {
+    tracing::error!(name = %name.escape_ascii(), "another file of the upper has the same origin");
+    Errno::IO
 }
 
 fn unreadable(name_at: NameAt<'_>, error: &MarkError) -> Errno {

@@ -125,6 +125,12 @@ impl State {
         other.is_none_or(|file| file.host == host).then_some(id)
     }
 
+    /// Whether a file of the upper is a node already, by whichever of its names. Not for
+    /// directories.
+    pub(super) fn knows_file(&self, host: u64) -> bool {
+        self.hosts.contains_key(&host)
+    }
+
     /// Whether a node's marks make no sense.
     pub(super) fn is_damaged(&self, id: NodeId) -> bool {
         self.damaged.contains(&id)

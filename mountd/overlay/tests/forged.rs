@@ -1,8 +1,10 @@
 //! Uppers with forged or corrupt marks: such a name fails with EIO, other names do not, and
 //! nothing panics.
 
+use std::thread;
+
 use cowl_core::tree::TreeIno;
-use cowl_core::upper::marks::{FileMark, Mark, Namespace, Origin, Saved};
+use cowl_core::upper::marks::{FileMark, Mark, Namespace, Saved};
 use cowl_tests::random::Random;
 
 use super::rules::{small, write_to};
@@ -107,16 +109,9 @@ fn lookup_of_a_forged_index_mark_fails_with_eio_for_every_name() {
     }
 }
 
-/// The state that a kill during a content copy-up leaves.
-#[test]
-fn lookup_undoes_an_interrupted_copy_up() {
-    let fixture = small();
-    let space = filled(&fixture);
-    let path = fixture.path("upper/dir/one");
-    let node = walk(&fixture.overlay(), "dir/one").unwrap().lower();
-    let node = node.map(|node| TreeIno(node.0));
+/// Gives `dir/one` the mark that it has during a content copy-up.
+fn set_copying(fixture: &Fixture, node: NodeId, space: Namespace) {
     let copying = FileMark {
-        origin: node.map(Origin::Node),
         metadata_only: true,
         copying: Some(Saved {
             size: 3,
@@ -124,15 +119,33 @@ fn lookup_undoes_an_interrupted_copy_up() {
             mode: 0o700,
             capability: None,
         }),
-        ..FileMark::default()
+        ..FileMark::of_origin(TreeIno(node.lower().unwrap().0))
     };
-    set(
-        &fixture,
-        "upper/dir/one",
-        Mark::File,
-        space,
-        &copying.encode(),
-    );
+    let path = "upper/dir/one";
+    set(fixture, path, Mark::File, space, &copying.encode());
+}
+
+/// Gives `dir/one` other names, each in a directory of its own.
+fn link_one(fixture: &Fixture, dirs: &[String]) -> NodeId {
+    let overlay = fixture.overlay();
+    let one = walk(&overlay, "dir/one").unwrap();
+    for dir in dirs {
+        let dir = overlay
+            .mkdir(NodeId::ROOT, dir.as_bytes(), 0o755, 0, &ROOT_CALLER)
+            .unwrap();
+        overlay.link(one, dir.id, b"one").unwrap();
+    }
+    one
+}
+
+/// The state that a kill during a content copy-up leaves.
+#[test]
+fn lookup_undoes_an_interrupted_copy_up() {
+    let fixture = small();
+    let space = filled(&fixture);
+    let path = fixture.path("upper/dir/one");
+    let node = walk(&fixture.overlay(), "dir/one").unwrap();
+    set_copying(&fixture, node, space);
     fs::write(&path, "o").unwrap();
     let overlay = fixture.overlay();
     let attr = stat(&overlay, "dir/one");
@@ -147,6 +160,46 @@ fn lookup_undoes_an_interrupted_copy_up() {
     let overlay = fixture.overlay();
     assert_eq!(content(&overlay, "dir/one"), b"One");
     assert!(stat(&overlay, "dir/one").mtime > OLD);
+}
+
+/// The name by which this mount copies a file up may not be its only one.
+#[test]
+fn lookup_of_another_name_leaves_a_running_copy_up() {
+    let fixture = small();
+    let space = filled(&fixture);
+    let one = link_one(&fixture, &["other".into()]);
+    let overlay = fixture.overlay();
+    assert_eq!(walk(&overlay, "dir/one").unwrap(), one);
+    set_copying(&fixture, one, space);
+    let path = fixture.path("upper/dir/one");
+    fs::write(&path, "one").unwrap();
+    assert_eq!(walk(&overlay, "other/one").unwrap(), one);
+    assert_eq!(fs::read(&path).unwrap(), b"one");
+}
+
+/// Each lookup of a name may find the copy interrupted. The first undoes it, and no other what is
+/// written then.
+#[test]
+fn lookups_of_many_names_undo_an_interrupted_copy_up_once() {
+    let dirs: Vec<String> = (0..8).map(|number| number.to_string()).collect();
+    let written = b"abcdefgh";
+    for _ in 0..20 {
+        let fixture = small();
+        let space = filled(&fixture);
+        let one = link_one(&fixture, &dirs);
+        set_copying(&fixture, one, space);
+        let overlay = fixture.overlay();
+        thread::scope(|scope| {
+            for (at, dir) in dirs.iter().enumerate() {
+                let overlay = &overlay;
+                scope.spawn(move || {
+                    let byte = &written[at..=at];
+                    write_to(overlay, &format!("{dir}/one"), 3 + at as u64, byte);
+                });
+            }
+        });
+        assert_eq!(content(&overlay, "dir/one"), b"oneabcdefgh");
+    }
 }
 
 #[test]
