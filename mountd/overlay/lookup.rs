@@ -39,7 +39,8 @@ pub(super) fn check_name(name: &[u8]) -> Result<(), Errno> {
     }
 }
 
-/// As [`check_name`], for a name that the upper is to have: EINVAL for one that only whiteouts have.
+/// As [`check_name`], for a name that the upper is to have: EINVAL for one that only whiteouts
+/// have.
 pub(super) fn check_new_name(upper: &Upper, name: &[u8]) -> Result<(), Errno> {
     check_name(name)?;
     if upper.can_name(name) {

@@ -108,8 +108,8 @@ print([i['name'] for i in r['images']] == [sys.argv[2] + ' ' + i for i in ids], 
     });
 }
 
-/// An archive of shop:1, which has a file twice, and shop:2 of a registry with a port, in a file with
-/// a colon in its name.
+/// An archive of shop:1, which has a file twice, and shop:2 of a registry with a port, in a file
+/// with a colon in its name.
 fn two_named_images() -> PathBuf {
     let two = directory().join("two:images.tar");
     let names = ["shop:1", "registry.example:5000/shop:2"].map(Path::new);

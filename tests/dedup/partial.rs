@@ -19,8 +19,8 @@ fn cowl(store: &Path, arguments: &[&str]) -> Outcome {
     run(cowl.current_dir(directory()).stdin(Stdio::null()))
 }
 
-/// Unpacks the archive of two platforms; prints the blobs of this machine's layer, configuration and
-/// manifest.
+/// Unpacks the archive of two platforms; prints the blobs of this machine's layer, configuration
+/// and manifest.
 const LAYOUT: &str = "
 import json, sys, tarfile
 tarfile.open(sys.argv[1]).extractall(sys.argv[2])

@@ -341,7 +341,8 @@ print(code in (-1, 1, 2), os.listdir(root + '/pins'))
 }
 
 /// An archive is read for its trees where nothing asks for contents: no file is made of those, and
-/// nothing waits for the disk. Of a ladder each of the 300 contents is a file, and nothing waits either.
+/// nothing waits for the disk. Of a ladder each of the 300 contents is a file, and nothing waits
+/// either.
 #[test]
 fn an_archive_is_not_unpacked_without_need() {
     root(|| {

@@ -386,8 +386,8 @@ print('done')
     });
 }
 
-/// An archive on standard input is browsed with the keys of the terminal that the process has. A key
-/// ends it, or a signal: either way the cursor comes back.
+/// An archive on standard input is browsed with the keys of the terminal that the process has. A
+/// key ends it, or a signal: either way the cursor comes back.
 #[test]
 fn an_archive_of_a_pipe_is_browsed_in_a_terminal() {
     root(|| {

@@ -110,8 +110,8 @@ fn a_second_signal_ends_a_mount_that_is_in_use_as_root() {
         assert!(text.ends_with("\n30000\n"), "its users keep it");
         mountd.signal(Signal::TERM);
         assert_eq!(mountd.end(), Some(1));
-        // Both processes of the mount end now. A request that is sent before the last has closed the
-        // connection is aborted.
+        // Both processes of the mount end now. A request that is sent before the last has closed
+        // the connection is aborted.
         let error = rustix::fs::fsync(&unread).unwrap_err();
         let ended = [Errno::NOTCONN, Errno::CONNABORTED];
         assert!(ended.contains(&error), "{error}");

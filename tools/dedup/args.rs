@@ -249,8 +249,8 @@ impl Mode {
             .then(|| "--root has no effect: FILE is a path".to_owned())
     }
 
-    /// What a wrong command line is told, on one line. Of options that conflict, clap lists all of a
-    /// group; only those that were typed are of help.
+    /// What a wrong command line is told, on one line. Of options that conflict, clap lists all of
+    /// a group; only those that were typed are of help.
     pub(crate) fn explain(self, error: &clap::Error, words: &[OsString]) -> String {
         if error.kind() == ErrorKind::ArgumentConflict
             && let Some(ContextValue::String(wrong)) = error.get(ContextKind::InvalidArg)
@@ -283,8 +283,8 @@ impl Mode {
     }
 }
 
-/// The exit code of a wrong command line, by `cowl`'s rule: arguments that are missing or too many are
-/// told from options that are wrong.
+/// The exit code of a wrong command line, by `cowl`'s rule: arguments that are missing or too many
+/// are told from options that are wrong.
 pub(crate) fn exit_code(error: &clap::Error) -> u8 {
     let is_option = || {
         let wrong = error.get(ContextKind::InvalidArg);

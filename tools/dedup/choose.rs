@@ -55,9 +55,9 @@ pub(crate) struct Found {
     pub(crate) without_history: Option<anyhow::Error>,
 }
 
-/// Puts the wanted images first, in the order of the arguments and in that of an archive. What cannot
-/// be read of a wanted one goes to `failed`, of another to `skipped`; it is an error if nothing is
-/// left of what was wanted.
+/// Puts the wanted images first, in the order of the arguments and in that of an archive. What
+/// cannot be read of a wanted one goes to `failed`, of another to `skipped`; it is an error if
+/// nothing is left of what was wanted.
 pub(crate) fn choose(
     mut found: Vec<Found>,
     stores: &[Store],
@@ -135,8 +135,8 @@ pub(crate) fn choose(
     Ok(images.into_iter().map(|(_, image)| image).collect())
 }
 
-/// What is damaged of the record of a name, which then means nothing. It is taken from what was told
-/// of all records.
+/// What is damaged of the record of a name, which then means nothing. It is taken from what was
+/// told of all records.
 fn damage_of(
     stores: &[Store],
     name: &str,
@@ -301,8 +301,8 @@ fn find(
     }
 }
 
-/// The image of a name for one platform. Reports write a place like a platform, `app:1 (./app.tar)`,
-/// so an archive behind a name is answered with how it is read.
+/// The image of a name for one platform. Reports write a place like a platform
+/// (`app:1 (./app.tar)`), so an archive behind a name is answered with how it is read.
 fn of_platform(found: &[Found], name: &str, behind: &str) -> Result<Vec<ImageId>> {
     let reference = name.parse::<Reference>()?;
     if let Ok(platform) = behind.parse::<PlatformName>() {

@@ -1,5 +1,5 @@
-//! Text of images. Apart from the rest of `show.rs`, since the parsers that use it are fuzzed without
-//! the program.
+//! Text of images. Apart from the rest of `show.rs`, since the parsers that use it are fuzzed
+//! without the program.
 
 use std::fmt::Write as _;
 

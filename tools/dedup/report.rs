@@ -63,7 +63,8 @@ pub(crate) struct WasteRow {
     pub(crate) bytes: u64,
     pub(crate) layer: String,
     pub(crate) paths: Vec<String>,
-    /// The layer's place in the image, from 1, as [`LayerRow::number`]: an image may have a layer twice.
+    /// The layer's place in the image, from 1, as [`LayerRow::number`]: an image may have a layer
+    /// twice.
     pub(crate) number: usize,
     /// The command of the layer that is to blame.
     pub(crate) step: String,

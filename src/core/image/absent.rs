@@ -56,8 +56,8 @@ pub(super) struct Found {
 }
 
 impl Found {
-    /// What is missing of what would be loaded. What another part of the archive has by that name is
-    /// not missing.
+    /// What is missing of what would be loaded. What another part of the archive has by that name
+    /// is not missing.
     pub(super) fn wanted_absent(&self, platforms: &[PlatformName]) -> Vec<Absent> {
         let named = |name: &Reference| self.images.iter().any(|image| image.names.contains(name));
         let images = self.images.iter();

@@ -53,8 +53,8 @@ pub(super) fn of_platforms(
     Ok(found)
 }
 
-/// The images that a name or a digest behind one means, or a tag alone (skopeo's `oci:PATH:TAG`), or
-/// the one image whose id begins so. Behind it may be a platform, as in `multi:1 (linux/arm64)`.
+/// The images that a name or a digest behind one means, or a tag alone (skopeo's `oci:PATH:TAG`),
+/// or the one image whose id begins so. Behind it may be a platform, as in `multi:1 (linux/arm64)`.
 pub(super) fn named(found: Found, wanted: &str) -> Result<Found, ImageError> {
     let Some((wanted, platform)) = split_platform(wanted) else {
         return of_name(found, wanted);

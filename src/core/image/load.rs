@@ -41,8 +41,8 @@ pub struct LoadOptions<'o> {
     /// Only the images for these platforms are loaded; if there are none, all images that the
     /// archive has.
     pub platforms: &'o [PlatformName],
-    /// Only what this means is loaded: a name, a tag alone or the beginning of an id, which must be of
-    /// one image. None: all images.
+    /// Only what this means is loaded: a name, a tag alone or the beginning of an id, which must be
+    /// of one image. None: all images.
     pub image: Option<&'o str>,
     /// Contents and compressed layers are hashed and not kept, for a look at trees in a store that
     /// goes with this process.

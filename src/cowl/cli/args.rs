@@ -43,7 +43,8 @@ pub(super) struct Cli {
     pub(super) command: Command,
 }
 
-/// A path that may be empty, as with Docker's command: [`given`] and the commands say what it means.
+/// A path that may be empty, as with Docker's command: [`given`] and the commands say what it
+/// means.
 pub(super) fn any_path() -> impl TypedValueParser<Value = PathBuf> {
     OsStringValueParser::new().map(PathBuf::from)
 }
@@ -248,7 +249,8 @@ pub(super) enum Command {
 
 #[derive(Debug, Args)]
 pub(super) struct Serve {
-    /// Socket to listen on [default: unix:///run/cowl/cowl.sock for root, else below $XDG_RUNTIME_DIR]
+    /// Socket to listen on [default: unix:///run/cowl/cowl.sock for root, else below
+    /// $XDG_RUNTIME_DIR]
     #[arg(short = 'H', long, value_name = "unix:///PATH")]
     pub(super) host: Vec<String>,
     /// Group that may use the socket
@@ -373,8 +375,8 @@ pub(super) struct Diff {
     /// Of two images: print whole bytes instead of sizes such as 1.98MB
     #[arg(long, conflicts_with = "upper")]
     pub(super) bytes: bool,
-    /// Of two images: exit with 1 if this holds: FIGURE>NUMBER, or with >=, < or <=, where FIGURE is
-    /// files, added, changed, removed or packages
+    /// Of two images: exit with 1 if this holds: FIGURE>NUMBER, or with >=, < or <=, where FIGURE
+    /// is files, added, changed, removed or packages
     #[arg(long, value_name = "CONDITION", conflicts_with = "upper")]
     pub(super) fail_if: Vec<OsString>,
     /// Changes in an upper directory of `cowl mount`
@@ -391,7 +393,8 @@ impl Diff {
         self.container.to_string_lossy()
     }
 
-    /// Whether it is of two images: an archive, which no container can be named like, may have both.
+    /// Whether it is of two images: an archive, which no container can be named like, may have
+    /// both.
     pub(super) fn is_of_images(&self) -> bool {
         let first = self.container.as_bytes();
         let is_path = ["-", ".", ".."].iter().any(|path| first == path.as_bytes())

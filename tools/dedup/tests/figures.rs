@@ -373,8 +373,8 @@ fn ladder_counts_distinct_pieces() {
     }
 }
 
-/// Of two images that share r and m, s has a wrong length, w another content and m is gone. What is left is what a
-/// store of r, u and v would have: layers of 5,000 + 9 + 9 and 5,000 + 7 bytes.
+/// Of two images that share r and m, s has a wrong length, w another content and m is gone. What is
+/// left is what a store of r, u and v would have: layers of 5,000 + 9 + 9 and 5,000 + 7 bytes.
 #[test]
 fn the_ladder_leaves_out_and_names_what_cannot_be_read() {
     let store = TestStore::new();

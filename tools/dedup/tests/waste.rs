@@ -98,8 +98,8 @@ fn waste_has_a_cause_a_layer_and_paths() {
     assert_eq!(changes, [[9, 0, 0], [0, 3, 2], [1, 0, 2]]);
 }
 
-/// An image may have a layer twice: layers 1 and 3 each hold a100 without need, and its row says which.
-/// A name that is lost, given again as a link and lost again is listed once.
+/// An image may have a layer twice: layers 1 and 3 each hold a100 without need, and its row says
+/// which. A name that is lost, given again as a link and lost again is listed once.
 #[test]
 fn waste_of_a_layer_that_occurs_twice_is_told_apart() {
     let store = TestStore::new();

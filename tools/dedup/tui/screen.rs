@@ -276,8 +276,8 @@ fn labelled(layer: usize, command: &str) -> String {
     format!("layer {}: {command}", layer + 1)
 }
 
-/// Mark, size, waste and name; what is too long of the name is cut, so that the waste is seen. Where
-/// that would leave no name, the size goes, then the waste.
+/// Mark, size, waste and name; what is too long of the name is cut, so that the waste is seen.
+/// Where that would leave no name, the size goes, then the waste.
 fn file_line(item: &Item, width: u16) -> Line<'static> {
     let colour = match item.mark {
         Mark::Same => Color::Reset,

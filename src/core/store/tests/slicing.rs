@@ -55,7 +55,8 @@ fn gc_plan_says_what_gc_frees_and_du_agrees() {
         std::fs::create_dir_all(&dead).unwrap();
         std::fs::write(dead.join("file"), [1; 10_000]).unwrap();
     }
-    // A second link keeps the content: as a snapshot of the store has one, and as the dead load has.
+    // A second link keeps the content: as a snapshot of the store has one, and as the dead load
+    // has.
     let linked = fixture.object_path(b"one");
     std::fs::hard_link(&linked, fixture.path("../snapshot")).unwrap();
     let linked = fixture.object_path(b"two");
