@@ -465,8 +465,8 @@ print(len(entered))
     });
 }
 
-/// What a container leaves that goes when it ends is nobody's after a power cut. That another
-/// container's files are synced shows that the tracer sees it.
+/// After a power cut a container of `--rm` is removed, so its files need not be durable. That
+/// another container's files are synced shows that the tracer sees it.
 fn run_rm_syncs_nothing() {
     let store = shop("store");
     let syncs = |options: &[&str]| {

@@ -290,7 +290,7 @@ fn upper_dirs(options: &Options) -> Result<Option<UpperDirs>, MountFailed> {
 
 /// Locks an upper and its work directory for this process and all workers.
 fn lock(upper: &OwnedFd, work: &OwnedFd) -> Result<Locks, MountFailed> {
-    let free = wait_for_predecessor(upper, work).or_fail("looking at who has the upper")?;
+    let free = wait_for_predecessor(upper, work).or_fail("looking whether the upper is in use")?;
     let locks = if free {
         Locks::take(upper.as_fd(), work.as_fd())
     } else {

@@ -20,7 +20,7 @@
 //! | [`places`] | descriptors and names of files in the upper |
 //! | [`lower`] | the lower: a tree and its objects, or layers of plain directories |
 //! | [`busy`] | guards of nodes |
-//! | [`successor`], [`record`] | taking over from a worker that died; what is written down for that |
+//! | [`successor`], [`record`] | taking over from a worker that died; the records for that |
 //!
 //! # Locks, outermost first
 //! 1. `copying`: a guard of one file, held while its content is copied up. Writers and changes of

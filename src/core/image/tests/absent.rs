@@ -42,8 +42,8 @@ fn part(digest: Sha256Digest) -> String {
 }
 
 /// `multi:1`, an index of this host's image, one for another platform and an attestation; and
-/// `one:1`. Gives the digests of the other platform's layer, configuration and manifest, and of one's
-/// manifest.
+/// `one:1`. Gives the digests of the other platform's layer, configuration and manifest, and of
+/// one's manifest.
 fn two_names() -> (Layout, [Sha256Digest; 4]) {
     let mut layout = Layout::default();
     let digest_of = |descriptor: &Value| descriptor["digest"].as_str().unwrap().parse().unwrap();
