@@ -479,10 +479,12 @@ fn run_rm_syncs_nothing() {
         traced.args(["shop", "sh", "-c", "echo new > /bin/file"]);
         run(traced.current_dir(&place)).ok();
         let calls = std::fs::read_to_string(place.join("calls")).unwrap();
-        calls.lines().count()
+        // strace writes `???(` for a call of a process that is killed before it can be read.
+        let named = calls.lines().filter(|line| line.contains("sync"));
+        named.collect::<Vec<_>>().join("\n")
     };
-    assert_eq!(syncs(&["--rm"]), 0);
-    assert!(syncs(&["--name", "kept"]) > 0);
+    assert_eq!(syncs(&["--rm"]), "");
+    assert_ne!(syncs(&["--name", "kept"]), "");
     store.ok(["rm", "kept"]);
 }
 
