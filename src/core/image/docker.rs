@@ -1,6 +1,8 @@
 //! docker-archives, as written by old and new `docker save` and by `docker-archive:` of skopeo and
 //! buildah.
 
+use std::collections::BTreeSet;
+
 use super::absent::{Absent, AbsentImage, Found};
 use super::archive::Archive;
 use super::documents::{DockerImage, from_json};
@@ -12,7 +14,8 @@ use crate::digest::Sha256Digest;
 
 pub(super) const MANIFEST: &str = "manifest.json";
 
-/// The images of an archive, and those whose configurations are missing.
+/// The images of an archive, and those whose configurations are missing. A name given to several
+/// is the last one's, as if they were tagged one after the other.
 pub(super) fn candidates(archive: &Archive) -> Result<Found, ImageError> {
     let bytes = archive.read_required(MANIFEST, DOCUMENT_LIMIT, "the format")?;
     if bytes.trim_ascii_start().starts_with(b"{") {
@@ -35,6 +38,10 @@ pub(super) fn candidates(archive: &Archive) -> Result<Found, ImageError> {
             Ok(candidate) => found.images.push(candidate),
             Err(absent) => found.absent.push(absent),
         }
+    }
+    let mut taken = BTreeSet::new();
+    for candidate in found.images.iter_mut().rev() {
+        candidate.names.retain(|name| taken.insert(name.clone()));
     }
     Ok(found)
 }

@@ -210,6 +210,37 @@ fn load_takes_layers_that_images_share() {
     assert_eq!(fixture.store.check(true).unwrap().problems, []);
 }
 
+/// moby tags the images of `manifest.json` one after the other, so the name moves on.
+#[test]
+fn load_gives_a_name_of_several_images_to_the_last() {
+    let layers = [layer("a", "1"), layer("a", "2")];
+    let configs = layers
+        .each_ref()
+        .map(|layer| config(std::slice::from_ref(layer), ""));
+    let files = vec![
+        ("1.tar".to_owned(), layers[0].clone()),
+        ("2.tar".to_owned(), layers[1].clone()),
+        ("one".to_owned(), configs[0].clone()),
+        ("two".to_owned(), configs[1].clone()),
+        (
+            "manifest.json".to_owned(),
+            json!([
+                { "Config": "one", "RepoTags": ["app:1", "old:1"], "Layers": ["1.tar"] },
+                { "Config": "one", "RepoTags": ["app:1"], "Layers": ["1.tar"] },
+                { "Config": "two", "RepoTags": ["app:1"], "Layers": ["2.tar"] },
+            ])
+            .to_string()
+            .into(),
+        ),
+    ];
+    let fixture = fixture();
+    let loaded = fixture.load(&files).unwrap();
+    assert_eq!(tags(&loaded), [["old:1"], ["app:1"]]);
+    let ids = configs.map(|config| ImageId(digest(&config)));
+    assert_eq!([loaded[0].image, loaded[1].image], ids);
+    assert_eq!(fixture.record("app:1").image, ids[1]);
+}
+
 /// More layers than load at a time, with files in common, in every compression.
 #[test]
 fn load_takes_many_layers_at_a_time() {
