@@ -245,8 +245,8 @@ assert load('1') == [last]";
     });
 }
 
-/// An image that an index names and that is not there is told of, before what was loaded; also where
-/// progress is not asked for.
+/// An image that an index names and that is not there is told of, before what was loaded; also
+/// where progress is not asked for.
 #[test]
 fn the_api_tells_what_a_load_leaves_out() {
     root(|| {

@@ -12,7 +12,7 @@ const UPGRADE: &str = "Connection: Upgrade\r\nUpgrade: tcp\r\n";
 /// Clients of each kind.
 const EACH: usize = 20;
 
-/// A client's reply must have this status; gives the reply.
+/// A client's reply must have this status; returns the reply.
 #[track_caller]
 fn asked(server: &Server, request: &str, body: &str, code: &str) -> String {
     let reply = server.request(request, body);

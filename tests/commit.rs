@@ -87,7 +87,7 @@ fn saved_layers(store: &Store, image: &str) -> Vec<PathBuf> {
     paths.lines().map(|path| layout.join(path)).collect()
 }
 
-/// Commits [`CHANGES`] made in a mount; gives the store and the directory changed alike.
+/// Commits [`CHANGES`] made in a mount; returns the store and the directory changed alike.
 fn committed(name: &str, reader: &str) -> (Store, PathBuf) {
     let (store, content) = base();
     let mount = store.mount_upper("base", "mnt");

@@ -6,7 +6,7 @@ use cowl_tests::profile::{directory, root, user};
 use cowl_tests::server::Server;
 use cowl_tests::store::Store;
 
-/// Both doors print the same; gives it.
+/// Both doors print the same; returns it.
 #[track_caller]
 fn same(store: &Store, server: &Server, arguments: &[&str]) -> String {
     let (ours, dockers) = (store.ok(arguments), server.ok(arguments));
@@ -14,7 +14,7 @@ fn same(store: &Store, server: &Server, arguments: &[&str]) -> String {
     ours
 }
 
-/// Both doors refuse with the same text; gives it. Docker's client may add a line of its own.
+/// Both doors refuse with the same text; returns it. Docker's client may add a line of its own.
 #[track_caller]
 fn same_refusal(store: &Store, server: &Server, arguments: &[&str]) -> String {
     let ours = store.run(arguments).refused(1);

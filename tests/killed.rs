@@ -286,8 +286,8 @@ fn a_mount_that_somebody_holds_holds_up_no_command_as_user() {
 /// its exit code.
 fn a_container_without_its_worker_is_no_success() {
     let store = shop("store");
-    // It asks for nothing meanwhile: a request that killed two workers fails, before the mount is cut
-    // off, and the program could end of that.
+    // It asks for nothing meanwhile: a request that killed two workers fails, before the mount is
+    // cut off, and the program could end of that.
     let script = "ready; read -r line < /host/never; exit 0";
     let running = Running::start(&store, &["--name", "cut"], script);
     cut_off();

@@ -18,7 +18,7 @@ head -c 3000000 /bin/bash > large; cat large large large > larger
 truncate -s 40M sparse; cat larger >> sparse; echo small > small
 ";
 
-/// Commits an upper and unpacks the image, all on one file system; gives the upper and the
+/// Commits an upper and unpacks the image, all on one file system; returns the upper and the
 /// directory.
 fn committed_and_unpacked(disk: &Path) -> (PathBuf, PathBuf) {
     let content = directory().join("content");

@@ -87,7 +87,7 @@ fn loaded() -> (Store, Tree) {
     (full, extract(&place.join("plain"), [one, two]))
 }
 
-/// Damages the first file that the script finds in a copy of the store; gives its path.
+/// Damages the first file that the script finds in a copy of the store; returns its path.
 fn damaged(store: &Store, find: &str, how: &str) -> String {
     let found = shell(store.root(), find, [""; 0]);
     let path = found.lines().next().expect("a file to damage").to_owned();

@@ -189,7 +189,8 @@ fn without_privilege_it_says_what_is_missing() {
             "chmod 0777 .; chown -R 65534:65534 store; mkdir -m 0777 other; mknod -m 0666 fuse c 10 229; mount --bind fuse /dev/fuse",
             [""; 0],
         );
-        // An ordinary user, in no user namespace: may open /dev/fuse and has the store, may not mount.
+        // An ordinary user, in no user namespace: may open /dev/fuse and has the store, may not
+        // mount.
         let as_nobody = |arguments: &[&str]| {
             let cowl = store.command(arguments.iter());
             let mut command = cowl_tests::command::program(

@@ -45,7 +45,7 @@ layer('other.tar', ('data', 'file', other), ('byte', 'file', 'z'), ('holes', 'fi
 layer('alone.tar', ('mine', 'file', 'nothing in common'))
 ";
 
-/// Loads images of these layers; gives the archives.
+/// Loads images of these layers; returns the archives.
 fn load_images(store: &Store) -> Vec<PathBuf> {
     let parts = directory().join("parts");
     fs::create_dir(&parts).unwrap();

@@ -19,7 +19,7 @@ impl Doors {
     }
 
     /// Runs a script in a container with these flags, once from each door. Its output must be the
-    /// same; gives it.
+    /// same; returns it.
     #[track_caller]
     pub(crate) fn out(&self, flags: &[&str], script: &str) -> String {
         let own = inside(&self.store, flags, script).ok();

@@ -149,13 +149,13 @@ impl Running {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
-    /// Waits for its end; gives the exit code.
+    /// Waits for its end; returns the exit code.
     #[track_caller]
     pub fn end(self) -> i32 {
         self.status().code().expect("cowl run ends with a code")
     }
 
-    /// Waits for its end by a signal; gives the signal.
+    /// Waits for its end by a signal; returns the signal.
     #[track_caller]
     pub fn end_by_signal(self) -> i32 {
         self.status().signal().expect("cowl run ends by a signal")

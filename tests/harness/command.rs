@@ -96,7 +96,7 @@ pub fn program<S: AsRef<OsStr>>(name: &str, arguments: impl IntoIterator<Item = 
     command
 }
 
-/// Runs a program of the system that must succeed; gives its standard output.
+/// Runs a program of the system that must succeed; returns its standard output.
 #[track_caller]
 pub fn system<S: AsRef<OsStr>>(name: &str, arguments: impl IntoIterator<Item = S>) -> String {
     run(&mut program(name, arguments)).ok()

@@ -58,7 +58,7 @@ impl InTerminal {
         self.master.write_all(bytes).unwrap();
     }
 
-    /// Reads until this text has come, and gives all up to its end that was not given before.
+    /// Reads until this text has come, and returns all up to its end that was not given before.
     #[track_caller]
     pub fn expect(&mut self, text: &str) -> String {
         loop {
@@ -70,7 +70,7 @@ impl InTerminal {
         }
     }
 
-    /// Waits for the end of the program. Gives its exit code and the rest of what it showed.
+    /// Waits for the end of the program. Returns its exit code and the rest of what it showed.
     #[track_caller]
     pub fn end(mut self) -> (Option<i32>, String) {
         while self.read_some() {}

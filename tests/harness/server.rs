@@ -89,13 +89,13 @@ impl Server {
         run(&mut self.docker(arguments))
     }
 
-    /// Runs it, it must succeed; gives its standard output.
+    /// Runs it, it must succeed; returns its standard output.
     #[track_caller]
     pub fn ok<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> String {
         self.run(arguments).ok()
     }
 
-    /// Sends one request as it is written here, and gives the whole reply.
+    /// Sends one request as it is written here, and returns the whole reply.
     #[track_caller]
     pub fn request(&self, head: &str, body: &str) -> String {
         let mut stream = UnixStream::connect(&self.socket).unwrap();
@@ -129,7 +129,7 @@ impl Server {
     }
 
     /// Sends a request with these lines in its head, and what is behind that in one write with it.
-    /// Gives the head of the reply, and the connection.
+    /// Returns the head of the reply, and the connection.
     #[track_caller]
     pub fn open(&self, request: &str, lines: &str, behind: &str) -> (String, UnixStream) {
         let mut client = UnixStream::connect(&self.socket).unwrap();
@@ -144,7 +144,7 @@ impl Server {
         (String::from_utf8(head).unwrap(), client)
     }
 
-    /// Creates an exec and gives its id.
+    /// Creates an exec and returns its id.
     #[track_caller]
     pub fn create_exec(&self, container: &str, body: &str) -> String {
         let made = self.request(&format!("POST /v1.51/containers/{container}/exec"), body);
@@ -152,7 +152,7 @@ impl Server {
         made.split('"').nth_back(1).unwrap().to_owned()
     }
 
-    /// Ends it by a signal and gives its exit code; none if the signal killed it.
+    /// Ends it by a signal and returns its exit code; none if the signal killed it.
     #[track_caller]
     pub fn end(mut self, signal: Signal) -> Option<i32> {
         let mut child = self.child.take().unwrap();

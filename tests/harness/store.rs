@@ -77,7 +77,7 @@ impl Store {
         run(&mut self.command(arguments))
     }
 
-    /// Runs what must succeed; gives its standard output.
+    /// Runs what must succeed; returns its standard output.
     #[track_caller]
     pub fn ok<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> String {
         self.run(arguments).ok()

@@ -173,7 +173,7 @@ fn agree(subject: &dyn Subject, programs: u64) {
     }
 }
 
-/// Runs the program of a seed; gives the first difference, with the steps up to it.
+/// Runs the program of a seed; returns the first difference, with the steps up to it.
 fn explore(subject: &dyn Subject, seed: u64, steps: &mut Vec<Step>) -> Option<String> {
     let mut run = Run::new(subject, &format!("seed-{seed}"));
     let mut generator = Generator::new(seed, current() == Privilege::Root);

@@ -21,7 +21,7 @@ pub(crate) fn program<S: AsRef<OsStr>>(
     command
 }
 
-/// Runs a command that must succeed; gives its standard output.
+/// Runs a command that must succeed; returns its standard output.
 pub(crate) fn run(command: &mut Command) -> Result<String> {
     let name = command.get_program().display().to_string();
     let mut output = tempfile::tempfile().context("a file for output")?;
@@ -39,7 +39,7 @@ pub(crate) fn run(command: &mut Command) -> Result<String> {
     text(&mut output)
 }
 
-/// Runs it; gives the time that it took.
+/// Runs it; returns the time that it took.
 pub(crate) fn timed(command: &mut Command) -> Result<Duration> {
     let begin = Instant::now();
     run(command)?;

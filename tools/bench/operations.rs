@@ -27,7 +27,7 @@ pub(crate) struct Operation {
     pub(crate) title: &'static str,
     /// It is done once, however often the others are.
     pub(crate) is_once: bool,
-    /// Prepares; gives the work.
+    /// Prepares; returns the work.
     pub(crate) prepare: fn(&Site) -> Result<Work>,
 }
 

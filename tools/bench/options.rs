@@ -75,10 +75,11 @@ impl Common {
 pub(crate) enum Subcommand {
     /// Count the requests and system calls that an operation costs the processes serving a mount
     ///
-    /// A cell is `REQUESTS, CALLS` for one operation: requests read from /dev/fuse, and other system
-    /// calls on files and descriptors that the serving threads make for them, counted by strace.
-    /// Requests that no client waits for (RELEASE, RELEASEDIR, FORGET) and those of the kernel's own
-    /// are left out with their calls; so are calls that only carry requests, replies and wake-ups.
+    /// A cell is `REQUESTS, CALLS` for one operation: requests read from /dev/fuse, and other
+    /// system calls on files and descriptors that the serving threads make for them, counted by
+    /// strace. Requests that no client waits for (RELEASE, RELEASEDIR, FORGET) and those of the
+    /// kernel's own are left out with their calls; so are calls that only carry requests, replies
+    /// and wake-ups.
     Ops(Wanted),
     /// Time starts of `true` in a container: cowl, other runtimes, and the bare system calls
     ///

@@ -64,7 +64,7 @@ fn start(place: &tempfile::TempDir) -> Result<Pid> {
     Ok(Pid::from_child(&child))
 }
 
-/// Waits for every descendant; gives the status of `first` and the signal that came, if one did.
+/// Waits for every descendant; returns the status of `first` and the signal that came, if one did.
 fn until_all_ended(first: Pid, waited: SigSet) -> Result<(Option<WaitStatus>, Option<Signal>)> {
     let (mut status, mut signal) = (None, None);
     loop {

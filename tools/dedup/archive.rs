@@ -154,7 +154,7 @@ fn if_full(error: ImageError, archive: &str) -> anyhow::Error {
 }
 
 /// Reads an archive, or the one image of it that is meant, into a store, its contents only if asked
-/// for; gives its images.
+/// for; returns its images.
 pub(crate) fn load(
     store: &Store,
     archive: Named<'_>,

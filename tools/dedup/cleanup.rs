@@ -84,7 +84,7 @@ pub(crate) fn hold_lease<E>(take: impl FnOnce() -> Result<Option<Lease>, E>) -> 
     Ok(())
 }
 
-/// Makes a scratch directory and keeps it until [`release`]; gives its path.
+/// Makes a scratch directory and keeps it until [`release`]; returns its path.
 pub(crate) fn hold_scratch(make: impl FnOnce() -> Result<(Scratch, PathBuf)>) -> Result<PathBuf> {
     let mut held = held();
     let (scratch, path) = make()?;

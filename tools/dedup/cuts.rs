@@ -174,8 +174,8 @@ impl<const N: usize> Cutter<N> {
         }
     }
 
-    /// The next piece that reaches beyond its first window. Those before it are given: short ones at
-    /// the end, and what a hash cuts that has not forgotten where it began.
+    /// The next piece that reaches beyond its first window. Those before it are given: short ones
+    /// at the end, and what a hash cuts that has not forgotten where it began.
     fn next_piece(
         &self,
         average: Average,
@@ -257,7 +257,7 @@ mod tests {
         numbers.map(|number| number.to_le_bytes()[3])
     }
 
-    /// The lengths of all pieces are those of the crate's own passes; gives how many there are.
+    /// The lengths of all pieces are those of the crate's own passes; returns how many there are.
     fn compare<const N: usize>(averages: [usize; N], content: &[u8]) -> usize {
         let mut found: [Vec<&[u8]>; N] = std::array::from_fn(|_| Vec::new());
         let give = |number: usize, piece| {

@@ -73,7 +73,7 @@ fn is_output(path: &Path) -> bool {
     (there.dev(), there.ino()) == (output.st_dev, output.st_ino)
 }
 
-/// Gives a path a new file with these bytes.
+/// Writes a new file at a path with these bytes.
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let directory = match path.parent() {
         Some(parent) if parent != Path::new("") => parent,

@@ -2,8 +2,8 @@
 //!
 //! Every content is cut in each way by several threads; a [`Set`] per way counts distinct pieces by
 //! their fingerprints. The memory of a set is bounded: when it is full, it keeps a sample of the
-//! pieces by their fingerprints, half of them each time, and its sums become estimates with a stated
-//! error. A content that cannot be read is in no figure, and is named.
+//! pieces by their fingerprints, half of them each time, and its sums become estimates with a
+//! stated error. A content that cannot be read is in no figure, and is named.
 
 use std::collections::BTreeSet;
 use std::fmt;

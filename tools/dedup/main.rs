@@ -118,8 +118,8 @@ fn write_error(what: &str) -> io::Result<()> {
     anstream::stderr().write_all(line.as_bytes())
 }
 
-/// Prints the report; gives a line for all that could not be read and each condition of `--fail-if`
-/// that holds.
+/// Prints the report; returns a line for all that could not be read and each condition of
+/// `--fail-if` that holds.
 fn run(mode: Mode, arguments: &Arguments) -> Result<Vec<String>> {
     if let (Mode::Tree, [path]) = (mode, arguments.images.as_slice()) {
         print(&index::text(Path::new(path))?)?;

@@ -1,14 +1,14 @@
 //! A set of distinct pieces in bounded memory.
 //!
-//! It holds each piece whose fingerprint is below a threshold. While all fit, the threshold is above
-//! every fingerprint and the sums are exact. When the set is full, the threshold is halved and what
-//! is above it goes; sums are then scaled up, with the error of such a sample.
+//! It holds each piece whose fingerprint is below a threshold. While all fit, the threshold is
+//! above every fingerprint and the sums are exact. When the set is full, the threshold is halved
+//! and what is above it goes; sums are then scaled up, with the error of such a sample.
 
 use twox_hash::XxHash3_128;
 
-/// What tells pieces apart: XXH3 of 128 bits, which costs a tenth of a digest. Two of 2^16 pieces in
-/// one set are taken for one with a probability of 2^-97, unless a file was made for that: it would
-/// falsify figures of the image that it is in, and nothing else.
+/// What tells pieces apart: XXH3 of 128 bits, which costs a tenth of a digest. Two of 2^16 pieces
+/// in one set are taken for one with a probability of 2^-97, unless a file was made for that: it
+/// would falsify figures of the image that it is in, and nothing else.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Fingerprint(u128);
 

@@ -1,5 +1,5 @@
-//! `--tui`: layers on the left, the files after the chosen layer on the right, as dive has them; one
-//! above the other in a narrow terminal. Here is what the keys do; [`screen`] draws.
+//! `--tui`: layers on the left, the files after the chosen layer on the right, as dive has them;
+//! one above the other in a narrow terminal. Here is what the keys do; [`screen`] draws.
 
 mod screen;
 

@@ -96,7 +96,7 @@ impl Wait {
         Ok(wait)
     }
 
-    /// Waits, and gives the exit code: 0 if the container never ran.
+    /// Waits, and returns the exit code: 0 if the container never ran.
     pub(super) async fn end(mut self, server: &Arc<Server>) -> Handled<u8> {
         let code = |exit: Option<Exit>| exit.map_or(0, |exit| exit.exit_code);
         loop {

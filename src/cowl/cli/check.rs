@@ -15,8 +15,8 @@ pub(super) struct Check {
     /// Hash every object and blob
     #[arg(long)]
     deep: bool,
-    /// Heal what is damaged: from the compressed layers that the store keeps, and from each FROM: an
-    /// archive as for `cowl load`, a layer's tar, or another store
+    /// Heal what is damaged: from the compressed layers that the store keeps, and from each FROM:
+    /// an archive as for `cowl load`, a layer's tar, or another store
     #[arg(long, value_name = "FROM", num_args = 0..)]
     repair: Option<Vec<PathBuf>>,
 }

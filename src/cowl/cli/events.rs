@@ -15,7 +15,8 @@ pub(super) struct Events {
     /// Only events that match: container, event, image, label, type or volume
     #[arg(short, long, value_name = "KEY=VALUE")]
     filter: Vec<String>,
-    /// Show all events created since timestamp (e.g. "2013-01-02T13:23:37Z") or relative (e.g. "42m")
+    /// Show all events created since timestamp (e.g. "2013-01-02T13:23:37Z") or relative (e.g.
+    /// "42m")
     #[arg(long, value_name = "TIME")]
     since: Option<String>,
     /// Stream events until this timestamp

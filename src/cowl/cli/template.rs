@@ -58,7 +58,7 @@ pub(super) struct Malformed {
 }
 
 impl Malformed {
-    /// Ends a command that shows single things: prints the error and gives the exit code.
+    /// Ends a command that shows single things: prints the error and returns the exit code.
     pub(super) fn end(self) -> u8 {
         print_error(&Error::from(self));
         MALFORMED

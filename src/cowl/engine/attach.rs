@@ -1,5 +1,5 @@
-//! The streams of an attached client: between the caller's standard streams, or a connection of the
-//! server's, and pipes of the container's monitor.
+//! The streams of an attached client: copies between the caller's standard streams, or a connection
+//! of the server, and pipes of the container's monitor.
 //!
 //! The container never gets the caller's descriptors: through /proc/self/fd it could reopen a
 //! host file, push keys into the caller's terminal or change its owner. One thread copies each
@@ -13,7 +13,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::thread::{self, JoinHandle};
 
-/// The size of a pipe, so that a system call costs little beside the copy.
+/// The size of a pipe: large enough that the copy, not the system call, is the cost.
 const BUFFER: usize = 64 << 10;
 
 /// The monitor's ends of the streams.
@@ -25,7 +25,7 @@ pub(crate) struct Attached {
 }
 
 impl Attached {
-    /// As the launcher takes them.
+    /// The streams as the launcher's messages take them.
     pub(crate) fn streams(&self) -> Streams<'_> {
         Streams {
             stdin: self.stdin.as_ref().map(AsFd::as_fd),
@@ -35,7 +35,7 @@ impl Attached {
     }
 }
 
-/// Nothing is attached.
+/// No stream is attached.
 pub(crate) const NONE: Streams<'static> = Streams {
     stdin: None,
     stdout: None,
@@ -49,7 +49,7 @@ pub(crate) struct Pipes {
     pub(crate) stdin: Option<OwnedFd>,
     /// The reading end of its standard output, or of its terminal.
     pub(crate) stdout: Option<OwnedFd>,
-    /// None of a container with a terminal: all comes from that.
+    /// None for a container with a terminal, which carries both outputs.
     pub(crate) stderr: Option<OwnedFd>,
 }
 
@@ -57,9 +57,10 @@ pub(crate) struct Pipes {
 #[derive(Debug)]
 pub(crate) struct Output {
     threads: Vec<JoinHandle<Result<(), Errno>>>,
-    /// The threads hold its writing ends. It is closed when all have ended.
+    /// The threads hold its writing ends; it reads end of file when all have ended.
     done: OwnedFd,
-    /// A byte comes here with the detach keys. Kept open on both ends, or it would look closed.
+    /// Receives a byte when the detach keys are typed. Both ends stay open, or it would read end of
+    /// file.
     detached: (OwnedFd, OwnedFd),
 }
 
@@ -89,7 +90,7 @@ pub(crate) fn pipes(streams: StreamSet) -> Result<(Attached, Pipes)> {
     ))
 }
 
-/// All streams that a client can have at a program.
+/// All streams that a client can attach to a program.
 pub(crate) fn all(stdin: bool, terminal: bool) -> StreamSet {
     StreamSet {
         stdin,
@@ -104,7 +105,7 @@ impl Pipes {
         self.stdin.is_some()
     }
 
-    /// Starts copying. These keys of the caller's do not reach the program, but detach.
+    /// Starts copying. `keys` from the caller detach it and do not reach the program.
     pub(crate) fn relay(self, keys: DetachKeys) -> Result<Output> {
         let detached = pipe_with(PipeFlags::CLOEXEC).context(|| "creating a pipe")?;
         if let Some(writer) = self.stdin {
@@ -145,7 +146,7 @@ impl Output {
         self.detached.0.as_fd()
     }
 
-    /// Waits until it is [done](Self::done) and gives the first error.
+    /// Waits until all output [is copied](Self::done) and returns the first error.
     pub(crate) fn finish(self) -> Result<()> {
         for thread in self.threads {
             let copied = thread.join().map_err(|_panic| {
@@ -162,12 +163,12 @@ impl Output {
     }
 }
 
-/// Copies standard input until its end, or the detach keys, which `detached` is told of. The thread
-/// is never joined: it may wait for input without end.
+/// Copies standard input until its end or the detach keys, which write a byte to `detached`. The
+/// thread is never joined: it may wait for input for ever.
 fn relay_stdin(to: OwnedFd, mut keys: DetachKeys, detached: OwnedFd) -> Result<()> {
     let from = own(std::io::stdin().as_fd())?;
     let copying = move || {
-        // An error ends the program's input, as its end does.
+        // An error ends the program's input, as end of file does.
         copy(&from, |bytes| {
             let (passed, detaches) = keys.filter(bytes);
             write_all(&to, &passed)?;
@@ -208,8 +209,8 @@ fn copier(
         .context(|| "starting a thread")
 }
 
-/// Gives what is read to `each` until end of file, or that says stop (false). A closed side ends
-/// the copy without error: EPIPE of a pipe, EIO of a terminal.
+/// Passes what is read to `each` until end of file or until `each` returns false. A closed side
+/// ends the copy without error: EPIPE of a pipe, EIO of a terminal.
 fn copy(from: &OwnedFd, mut each: impl FnMut(&[u8]) -> Result<bool, Errno>) -> Result<(), Errno> {
     let mut buffer = vec![0_u8; BUFFER];
     loop {

@@ -58,15 +58,15 @@ pub(super) fn number(name: &str) -> Option<usize> {
     CAPABILITIES.iter().position(|known| *known == name)
 }
 
-/// All that this process has: no program can have more.
+/// The capabilities of this process, which no program can exceed.
 pub(super) fn all_capabilities() -> Result<u64> {
     let sets = rustix::thread::capabilities(None)
         .context(|| "reading the capabilities of this process")?;
     Ok(sets.permitted.bits() & ALL_CAPABILITIES)
 }
 
-/// Docker's default capabilities, with what is added and without what is dropped. `ALL` in one list
-/// leaves the exceptions to the other.
+/// Docker's default capabilities, plus those added, minus those dropped. With `ALL` in one list,
+/// the other list has the exceptions.
 pub(super) fn capabilities(host: &HostConfig) -> Result<u64> {
     if host.privileged {
         return all_capabilities();

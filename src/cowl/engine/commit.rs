@@ -1,13 +1,13 @@
-//! Changes of containers and uppers: `diff`, `commit`, the files for `export`; and `unpack`.
+//! Changes in containers and uppers: `diff`, `commit`, the files for `export`; and `unpack`.
 //!
-//! Invariant: nothing reads an upper that changes. At rest its locks are held here, so no mount
-//! begins to use it meanwhile; a running container is frozen ([`still`](super::still)).
+//! Invariant: an upper is never read while it changes. An unmounted upper's locks are held, so that
+//! no mount uses it meanwhile; a running container is frozen ([`frozen`](super::frozen)).
 
 use super::container::{Container, PATIENCE, PAUSE};
 use super::docker::ContainerConfig;
 use super::error::{Context, Error, Kind, Result};
+use super::frozen::Frozen;
 use super::image::{CONFIG_LIMIT, Image};
-use super::still::Still;
 use super::{Engine, mountpoint, network};
 use cowl_core::digest::{DiffId, ImageId};
 use cowl_core::image::{ConfigChange, ImageConfig, NewImage, new_config};
@@ -29,22 +29,22 @@ use std::time::Instant;
 /// What changed at a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ChangeKind {
-    /// The image has no such file.
+    /// The image does not have the file.
     Added,
-    /// The image has another.
+    /// The image's file differs.
     Changed,
-    /// It is gone.
+    /// The image's file is gone.
     Deleted,
 }
 
-/// Whose changes are meant.
+/// What to look for changes in.
 #[derive(Debug, Clone, Copy)]
 pub enum Changed<'a> {
-    /// A container's.
+    /// A container.
     Container(&'a str),
-    /// Those of an upper of `cowl mount IMAGE DIR --upper UPPER`.
+    /// An upper of `cowl mount IMAGE DIR --upper UPPER`.
     Upper {
-        /// The image that it was mounted over.
+        /// The image it was mounted over.
         image: &'a str,
         /// The upper directory.
         upper: &'a Path,
@@ -56,7 +56,7 @@ pub enum Changed<'a> {
 /// The arguments of [`Engine::commit`].
 #[derive(Debug)]
 pub struct CommitRequest<'a> {
-    /// Of what.
+    /// What to commit.
     pub changed: Changed<'a>,
     /// The name of the new image; None leaves it untagged.
     pub name: Option<&'a Reference>,
@@ -66,31 +66,31 @@ pub struct CommitRequest<'a> {
     pub comment: &'a str,
     /// `-c`, each.
     pub changes: &'a [String],
-    /// Whether a container that runs may be paused for it.
+    /// Whether a running container may be paused for it.
     pub pause: bool,
-    /// Goes before the container's own configuration, as a client's goes before an image's.
+    /// Overrides the container's configuration, as a client's configuration overrides an image's.
     pub config: Option<&'a ContainerConfig>,
 }
 
-/// An upper that does not change, and what is below it.
+/// An upper that cannot change now, and the tree below it.
 struct AtRest {
     upper: Upper,
-    /// Of a container that runs: thawed when the upper was read.
-    _still: Option<Still>,
+    /// For a running container: dropping it thaws the container.
+    _frozen: Option<Frozen>,
     tree: Tree,
     layers: Vec<DiffId>,
     image: ImageId,
     mount_points: MountPoints,
-    /// Fields of a configuration that the container has instead of its image.
+    /// The container's configuration fields, which replace the image's.
     config: Map<String, Value>,
     created_by: String,
 }
 
-/// Directories that the launcher makes for its own mounts.
+/// Directories that the launcher creates for its own mounts.
 const OWN_MOUNT_POINTS: [&str; 3] = ["proc", "sys", "dev"];
 
 impl Engine {
-    /// What a container or an upper changed, sorted by path, without the slash in front.
+    /// The changes in a container or an upper, sorted by path. Paths have no leading slash.
     pub fn diff(&self, changed: Changed<'_>) -> Result<Vec<(ChangeKind, Vec<u8>)>> {
         let transaction = self.store.begin()?;
         let at_rest = self.at_rest(changed, &transaction)?;
@@ -98,7 +98,7 @@ impl Engine {
         let mut listed = BTreeSet::new();
         let mut gone = Vec::new();
         let mut opaque = Vec::new();
-        // Directories in which only mount points may have been made: those are not told.
+        // Directories whose only change may be new mount points: not listed.
         let mut unchanged: Vec<Vec<u8>> = Vec::new();
         changes(&at_rest.upper, tree, &at_rest.mount_points, |change| {
             match change.now {
@@ -128,7 +128,7 @@ impl Engine {
             .into_iter()
             .map(|path| (ChangeKind::Deleted, path))
             .collect();
-        // The root itself has no name to be listed by.
+        // The root itself has no name to list.
         for path in listed.into_iter().filter(|path| !path.is_empty()) {
             let kind = match tree.resolve(&path)? {
                 Some(_) => ChangeKind::Changed,
@@ -145,7 +145,7 @@ impl Engine {
         Ok(all)
     }
 
-    /// Makes an image of a container's or an upper's changes on top of its image.
+    /// Creates an image from the changes in a container or an upper, on top of its image.
     pub fn commit(&self, request: &CommitRequest<'_>) -> Result<ImageId> {
         if let (Changed::Container(needle), false) = (request.changed, request.pause)
             && self.containers.find(needle)?.status()?.is_live()
@@ -233,7 +233,7 @@ impl Engine {
         Ok(())
     }
 
-    /// All files of a container, whose contents the transaction keeps.
+    /// All files of a container; the transaction keeps their contents from gc.
     pub(super) fn files_of(
         &self,
         container: &Container,
@@ -256,7 +256,7 @@ impl Engine {
         Ok(Tree::from_bytes(merge(trees)?)?)
     }
 
-    /// Unpacks an image into a directory, which must be empty; made if it is missing.
+    /// Unpacks an image into an empty directory, created if missing.
     pub fn unpack(&self, image: &str, dir: &Path) -> Result<Unpacked> {
         let image = self.image(image)?;
         let transaction = self.store.begin()?;
@@ -288,7 +288,7 @@ impl Engine {
                     .context(|| format!("upper {}", upper.display()))?;
                 Ok(AtRest {
                     upper,
-                    _still: None,
+                    _frozen: None,
                     tree,
                     layers,
                     image: id,
@@ -307,20 +307,20 @@ impl Engine {
         transaction: &Transaction<'_>,
     ) -> Result<AtRest> {
         let config = &container.config;
-        let still = self.hold_still(container)?;
-        if still.is_none() {
+        let frozen = self.freeze(container)?;
+        if frozen.is_none() {
             self.wait_for_last_mount(container)?;
         }
         let open = || {
             let (upper, work) = container.upper()?;
-            match &still {
+            match &frozen {
                 Some(_) => self.open_mounted(&config.layers, upper, &work, transaction),
                 None => self.open_upper(&config.layers, upper, &work, transaction),
             }
         };
         let mut opened = open();
         let end = Instant::now() + PATIENCE;
-        // A command that looks at a lock holds it meanwhile.
+        // A command that tests the lock holds it for a moment.
         while matches!(&opened, Err(error) if error.kind() == Kind::Conflict)
             && Instant::now() < end
         {
@@ -337,7 +337,7 @@ impl Engine {
         let mount_points = below(destinations.chain(OWN_MOUNT_POINTS).chain(network_files()));
         Ok(AtRest {
             upper,
-            _still: still,
+            _frozen: frozen,
             tree,
             layers: config.layers.clone(),
             image: config.image_id,
@@ -347,8 +347,8 @@ impl Engine {
         })
     }
 
-    /// Waits for the end of the mount of a container that has ended: it may have much to sync. The
-    /// start lock keeps another mount from following.
+    /// Waits until an ended container's mount has ended: it may have much to sync. The start lock
+    /// prevents a new mount.
     fn wait_for_last_mount(&self, container: &Container) -> Result<()> {
         let _lock = self.containers.take(container)?;
         let status = container.status()?;
@@ -358,7 +358,7 @@ impl Engine {
         container.wait_unmounted()
     }
 
-    /// Opens and locks an upper over a stack, which the transaction keeps.
+    /// Opens and locks an upper over a stack of layers, which the transaction keeps from gc.
     fn open_upper(
         &self,
         layers: &[DiffId],
@@ -381,7 +381,7 @@ impl Engine {
         }
     }
 
-    /// The same of a mount in which nothing changes.
+    /// Opens the upper of a mount in which nothing changes.
     fn open_mounted(
         &self,
         layers: &[DiffId],
@@ -403,7 +403,7 @@ impl Engine {
         Ok((merged.tree, stamp))
     }
 
-    /// The layers below, with their blobs if an image still keeps them.
+    /// The layers, with their blobs if an image still has them.
     fn layers_with_blobs(
         &self,
         at_rest: &AtRest,
@@ -427,8 +427,8 @@ impl Engine {
     }
 }
 
-/// Whether a directory with mount points inside has the owner and the mode of the tree's. Its time
-/// has changed when they were made.
+/// Whether a directory with mount points inside has the tree's owner and mode. Creating them has
+/// changed its time.
 fn holds_mount_points(at_rest: &AtRest, path: &[u8], stat: &Statx) -> Result<bool, ChangesError> {
     let tree = &at_rest.tree;
     if !at_rest
@@ -454,7 +454,7 @@ fn is_inside(path: &[u8], dir: &[u8]) -> bool {
     rest.is_some_and(|rest| rest.first() == Some(&b'/'))
 }
 
-/// Where the files of its network are mounted in every container.
+/// Where each container's network files are mounted.
 fn network_files<'p>() -> impl Iterator<Item = &'p str> {
     network::FILES.into_iter().map(|(_, path)| path)
 }
@@ -464,7 +464,7 @@ fn below<'p>(paths: impl Iterator<Item = &'p str>) -> MountPoints {
     paths.map(plain).collect()
 }
 
-/// The fields of a container's configuration that an image's has, too.
+/// The fields of a container's configuration that an image's configuration has too.
 fn image_fields(config: &ContainerConfig) -> Result<Map<String, Value>> {
     const FIELDS: [&str; 13] = [
         "User",
@@ -482,7 +482,7 @@ fn image_fields(config: &ContainerConfig) -> Result<Map<String, Value>> {
         "Shell",
     ];
     let mut config = config.clone();
-    // A bare name unsets a variable of the image, which is gone already.
+    // A bare name has already unset the image's variable.
     config.env.retain(|entry| entry.contains('='));
     let Value::Object(fields) = serde_json::to_value(&config)? else {
         return Ok(Map::new());

@@ -1,4 +1,4 @@
-//! `create`: a container at rest, from what a client asks for and an image.
+//! `create`: a container that is not started, from a client's request and an image.
 //!
 //! Invariant: an error leaves no container, no pin and no new volume.
 
@@ -19,7 +19,7 @@ use std::os::fd::AsFd as _;
 /// The parameters of [`Engine::create`].
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct CreateRequest {
-    /// Without one the engine finds one.
+    /// If None, the engine generates one.
     pub name: Option<String>,
     /// Docker's `Config`.
     pub config: ContainerConfig,
@@ -34,22 +34,21 @@ pub struct CreateRequest {
 pub struct Created {
     /// Its id.
     pub id: String,
-    /// What was asked for and can't be done on this host.
+    /// What this host cannot provide.
     pub warnings: Vec<String>,
     /// The volumes that were created for it.
     pub new_volumes: Vec<VolumeName>,
 }
 
-/// Refuses options that Docker's command refuses before it asks the daemon: they are wrong by their
-/// words alone.
-pub fn check_words(host: &HostConfig) -> Result<()> {
-    super::isolation::check_words(host)?;
-    super::network::check_words(host)
+/// Refuses what Docker's client refuses before it asks the daemon: malformed options.
+pub fn check_syntax(host: &HostConfig) -> Result<()> {
+    super::isolation::check_syntax(host)?;
+    super::network::check_syntax(host)
 }
 
 impl Engine {
-    /// Creates a container, and the volumes that it wants and are not there, with what the image
-    /// has in their places. It does not run.
+    /// Creates a container and its missing volumes, filled with the image's files. The container is
+    /// not started.
     pub fn create(&self, request: &CreateRequest) -> Result<Created> {
         let created = self.create_unfilled(request)?;
         let container = self.containers.find(&created.id)?;
@@ -67,7 +66,7 @@ impl Engine {
     /// [`Engine::create`] for a caller that starts the container at once, which fills its volumes.
     pub(super) fn create_unfilled(&self, request: &CreateRequest) -> Result<Created> {
         check(request)?;
-        // First the guard: an image that is found is not removed before the container's pin.
+        // Take the guard first, so that the image is not removed before the container has a pin.
         let guard = self.containers.guard()?;
         let image = self.image(&request.config.image)?;
         check_platform(request, &image)?;
@@ -101,8 +100,7 @@ impl Engine {
         })
     }
 
-    /// Fills a container's volumes that no container has used from the container's root, as
-    /// Docker does before the first start.
+    /// Fills a container's unused volumes from its root, as Docker does before the first start.
     fn fill_volumes(&self, container: Container) -> Result<()> {
         if !self.wants_filling(&container.config)? {
             return Ok(());
@@ -110,19 +108,19 @@ impl Engine {
         super::host::require_mounts("create")?;
         let lock = self.containers.take(&container)?;
         if container.status()?.is_live() {
-            // Its start has filled them.
+            // It has been started, which filled them.
             return Ok(());
         }
         let pending = self.ready(container, lock)?;
         let mounted = self.mount_root(&pending)?;
         let filled = self.mounts_at_rest(&pending.container, mounted.root.as_fd());
-        // Before the mount goes: they may keep it.
+        // Dropped before the mount ends: they may keep it busy.
         let filled = filled.map(drop);
         mounted.discard(&self.store)?;
         filled
     }
 
-    /// Whether the image may have something for a volume that no container has used.
+    /// Whether the image may have files for a volume that no container has used.
     fn wants_filling(&self, config: &Config) -> Result<bool> {
         for mount in &config.mounts {
             if let MountSource::Volume {
@@ -140,7 +138,7 @@ impl Engine {
         Ok(false)
     }
 
-    /// Everything about the container but its name.
+    /// The container's configuration without its name.
     fn configure(&self, id: &str, request: &CreateRequest, image: &Image) -> Result<Config> {
         let asked = request.config.clone();
         let mut config = process::merge(&asked, &image.defaults)?;
@@ -160,8 +158,8 @@ impl Engine {
         })
     }
 
-    /// Without a name of its own the container has that of the container or the host whose network
-    /// it shares, else the beginning of its id.
+    /// By default the host name is that of the container or host whose network it shares, else a
+    /// prefix of its id.
     fn choose_hostname(
         &self,
         id: &str,
@@ -181,7 +179,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Gives the container the name that was asked for, or finds one.
+    /// Takes the requested name, or generates one.
     fn choose_name(&self, guard: &Guard, config: &mut Config, wanted: Option<&str>) -> Result<()> {
         let id = &config.id;
         let volatile = config.host.auto_remove;
@@ -199,7 +197,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Takes a name that a client asked for.
+    /// Takes a name that a client requested.
     pub(super) fn claim(&self, guard: &Guard, name: &str, id: &str, volatile: bool) -> Result<()> {
         if !is_name(name) {
             let short = if name.chars().count() == 1 {
@@ -220,7 +218,7 @@ impl Engine {
         }
     }
 
-    /// Makes the container's pin, directory and volumes.
+    /// Creates the container's pin, directory and volumes.
     fn make(&self, guard: &Guard, config: Config, image: &Image) -> Result<Vec<VolumeName>> {
         let pin = super::pin_name(&config.id);
         let owner = format!("container {}", config.name);
@@ -347,7 +345,7 @@ pub(super) fn check(request: &CreateRequest) -> Result<()> {
 /// moby, `daemon/images/image.go`.
 fn check_platform(request: &CreateRequest, image: &Image) -> Result<()> {
     match &request.platform {
-        // One that names no platform is for any.
+        // An image without a platform matches any.
         Some(wanted)
             if !image.platform.architecture.is_empty() && !wanted.matches(&image.platform) =>
         {

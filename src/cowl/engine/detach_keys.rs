@@ -1,21 +1,21 @@
-//! The keys that leave a program's terminal and let the program run on: `--detach-keys`.
+//! The keys that detach a client and leave the program running: `--detach-keys`.
 
 use super::error::{Error, Result};
 
 /// `ctrl-p ctrl-q`.
-const USUAL: [u8; 2] = [16, 17];
+const DEFAULT: [u8; 2] = [16, 17];
 
 /// Finds a sequence of keys in a stream of input.
 #[derive(Debug, Clone)]
 pub(crate) struct DetachKeys {
     sequence: Vec<u8>,
-    /// How much of the sequence the last bytes were.
+    /// How many bytes of the sequence have been matched so far.
     matched: usize,
 }
 
 impl Default for DetachKeys {
     fn default() -> Self {
-        Self::new(USUAL.to_vec())
+        Self::new(DEFAULT.to_vec())
     }
 }
 
@@ -33,7 +33,7 @@ impl DetachKeys {
     }
 
     /// Reads `ctrl-a,x`: characters, or `ctrl-` and a letter or one of `@ [ \ ] ^ _`, as moby's
-    /// term package. An empty text stands for the usual keys.
+    /// term package. An empty text means the default keys.
     pub(crate) fn parse(keys: &str) -> Result<Self> {
         if keys.is_empty() {
             return Ok(Self::default());
@@ -55,8 +55,8 @@ impl DetachKeys {
         Ok(Self::new(sequence))
     }
 
-    /// The bytes for the program, and whether the sequence is complete. The beginning of a
-    /// sequence is held back until it is clear that it is none.
+    /// The bytes for the program, and whether the sequence is complete. A partial match is held
+    /// back until it is complete or fails.
     pub(crate) fn filter(&mut self, bytes: &[u8]) -> (Vec<u8>, bool) {
         let mut passed = Vec::with_capacity(bytes.len() + self.matched);
         for &byte in bytes {

@@ -85,8 +85,8 @@ pub fn parse(text: &str) -> std::result::Result<i64, String> {
     i64::try_from(total.saturating_mul(sign)).map_err(|_range| invalid())
 }
 
-/// A time: RFC 3339, seconds since 1970, or an age such as `10m`. A date, or one with a time of
-/// day, that names no offset is the caller's.
+/// A time: RFC 3339, seconds since 1970, or an age such as `10m`. A date or time without an offset
+/// is in the caller's time zone.
 pub fn moment(text: &str, now: Timestamp) -> Result<Timestamp> {
     let invalid = || Error::invalid(format!("invalid value for a time: \"{text}\""));
     if let Ok(at) = text.parse::<Timestamp>() {
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn ages_read_as_dockers() {
+    fn human_formats_ages_as_docker() {
         let day = 24 * 3600;
         let table = [
             (0, "Less than a second"),

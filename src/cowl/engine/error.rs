@@ -1,7 +1,7 @@
 //! Errors of the engine, classified by what a caller does about them.
 //!
-//! `cli` maps a kind to an exit code; an HTTP front end would map it to a status. The text is one
-//! line: what failed, on which thing, why, and what to do.
+//! `cli` maps a kind to an exit code, `api` to an HTTP status. The text is one line: what failed,
+//! on what, why, and what to do about it.
 
 use cowl_launch::message::Failed;
 use rustix::io::Errno;
@@ -12,8 +12,7 @@ use std::fmt;
 pub enum Kind {
     /// No such image, container or volume.
     NotFound,
-    /// The state of the thing forbids the request: a name in use, a running container, an image in
-    /// use.
+    /// The current state forbids the request: a name in use, a running container, an image in use.
     Conflict,
     /// The request is wrong.
     Invalid,
@@ -23,7 +22,7 @@ pub enum Kind {
     CommandNotExecutable,
     /// A signal ended the command before it was done.
     Interrupted,
-    /// The caller's output cannot be written to. What was asked for is done all the same.
+    /// The caller's output cannot be written to. The request itself was carried out.
     Output,
     /// Any other failure: of the host, the store or a helper program.
     Failed,
@@ -88,8 +87,8 @@ impl Error {
     }
 }
 
-/// The chain of causes on one line, outermost first. A text that ends in its cause's is not
-/// repeated.
+/// The chain of causes on one line, outermost first. A cause that the text before it ends with is
+/// not repeated.
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut last = String::new();
@@ -128,8 +127,8 @@ impl<E: std::error::Error + Send + Sync + 'static> From<E> for Error {
     }
 }
 
-/// Why a program of a container was not started. Docker's exit codes are kinds; one that can't be
-/// executed is told in Docker's words, behind `runtime`: its client looks for them.
+/// Why a container's program was not started. The kind gives Docker's exit code. The text after the
+/// prefix `runtime` is Docker's, which its client parses.
 pub(super) fn of_program(runtime: &str, failed: &Failed) -> Error {
     let kind = match failed.exit_code {
         127 => Kind::CommandNotFound,

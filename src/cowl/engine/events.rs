@@ -1,4 +1,4 @@
-//! Events: what happened to containers, images and volumes, in Docker's words.
+//! Docker's events of containers, images and volumes.
 //!
 //! A process that acts appends a JSON object and a newline to the file `events` of the store, under
 //! its lock; any number of clients follow it. A full file is renamed to `events.old`, which
@@ -27,10 +27,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-/// Bytes of a file that is full: about three thousand events.
+/// Size in bytes at which a file is renamed: about three thousand events.
 const LIMIT: i64 = 1 << 20;
 
-/// What an event is about: `container`, `image` or `volume`.
+/// The type of an event's actor: `container`, `image` or `volume`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Type {
@@ -53,13 +53,13 @@ impl Type {
     }
 }
 
-/// Who or what an event happened to.
+/// The object of an event.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Actor {
     /// Id of the container or image, or name of the volume.
     #[serde(rename = "ID")]
     pub id: String,
-    /// Its name, its labels, and what belongs to the action.
+    /// Its name and labels, and attributes of the action.
     #[serde(rename = "Attributes")]
     pub attributes: BTreeMap<String, String>,
 }
@@ -67,13 +67,13 @@ pub struct Actor {
 /// An event as Docker's API has it since version 1.52; older clients get some members twice.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
-    /// What it is about.
+    /// The type of the actor.
     #[serde(rename = "Type")]
     pub kind: Type,
-    /// What happened.
+    /// The action.
     #[serde(rename = "Action")]
     pub action: String,
-    /// To what.
+    /// The actor.
     #[serde(rename = "Actor")]
     pub actor: Actor,
     /// `local`.
@@ -88,16 +88,16 @@ pub struct Event {
 /// The parameters of [`Engine::events`].
 #[derive(Debug, Default)]
 pub struct EventRequest {
-    /// From this time on; without it and [`EventRequest::until`], from now on.
+    /// From this time on; with neither this nor [`EventRequest::until`], from now on.
     pub since: Option<Timestamp>,
-    /// Up to this time, which may come.
+    /// Up to this time, which may be in the future.
     pub until: Option<Timestamp>,
     /// Only those that match.
     pub filter: EventFilter,
 }
 
 impl EventRequest {
-    /// Reads times and filters as a client writes them.
+    /// Parses a client's times and filters.
     pub fn parse(since: Option<&str>, until: Option<&str>, filters: &Filters) -> Result<Self> {
         let now = Timestamp::now();
         let time = |text: Option<&str>| text.map(|text| moment(text, now)).transpose();
@@ -137,7 +137,7 @@ impl Events {
         }
     }
 
-    /// Appends an event of now.
+    /// Appends an event with the current time.
     pub(super) fn append(&self, kind: Type, action: &str, actor: &Actor) -> Result<()> {
         let root = files::open_dir(&self.root)?;
         loop {
@@ -175,7 +175,7 @@ impl Events {
                 file.read_exact_at(&mut last, length - 1)?;
             }
             if last != [b'\n'] {
-                // A killed writer left a part of a line.
+                // A killed writer left a partial line.
                 line.push(b'\n');
             }
             serde_json::to_writer(&mut line, &event)?;
@@ -186,7 +186,7 @@ impl Events {
 }
 
 impl Engine {
-    /// Gives events to `each`, oldest first, until that says stop (false), `until` has come, or
+    /// Passes events to `each`, oldest first, until `each` returns false, `until` is reached or
     /// `stop` is readable.
     pub fn events(
         &self,
@@ -194,7 +194,7 @@ impl Engine {
         stop: Option<BorrowedFd<'_>>,
         mut each: impl FnMut(&Event) -> Result<bool>,
     ) -> Result<()> {
-        // Before the files are read: what comes later wakes the wait.
+        // Watch before reading: later events then wake the wait.
         let changes = reader::watch(self.store.root())?;
         let mut reader = reader::Reader::open(self.store.root())?;
         if request.since.is_none() && request.until.is_none() {
@@ -215,7 +215,8 @@ impl Engine {
 }
 
 impl Engine {
-    /// How a container ended last, as its events say, which outlive it; none if it never ran.
+    /// The last exit code of a container according to its events, which outlive it; None if it
+    /// never ran.
     pub fn told_exit_code(&self, id: &str) -> Result<Option<u8>> {
         let filters = [("event", "die"), ("container", id)];
         let filters = filters.map(|(key, value)| (key.to_owned(), vec![value.to_owned()]));
@@ -252,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unfinished_line_is_skipped_and_hurts_no_other() {
+    fn append_after_an_unfinished_line_loses_only_that_line() {
         let root = tempfile::tempdir().unwrap();
         let events = Events::new(root.path());
         events.append(Type::Volume, "create", &actor("a")).unwrap();
@@ -298,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn writers_side_by_side_lose_nothing() {
+    fn concurrent_appends_lose_nothing() {
         let root = tempfile::tempdir().unwrap();
         let events = Events::new(root.path());
         std::thread::scope(|scope| {

@@ -1,4 +1,4 @@
-//! `exec` and `attach`: programs in a running container, and its streams.
+//! `exec` and `attach`: further programs in a running container, and its streams.
 
 use super::container::Container;
 use super::container::state::Status;
@@ -16,22 +16,22 @@ use std::os::fd::{AsFd, BorrowedFd};
 pub struct ExecRequest {
     /// Program and arguments.
     pub argv: Vec<String>,
-    /// Beside the container's: `NAME=VALUE`, or a bare `NAME` to unset.
+    /// Added to the container's: `NAME=VALUE`, or a bare `NAME` to unset.
     pub env: Vec<String>,
     /// Instead of the container's.
     pub working_dir: Option<String>,
     /// Instead of the container's.
     pub user: Option<String>,
-    /// Size of its own terminal, in lines and columns; none without one.
+    /// Size of its own terminal in lines and columns; None for no terminal.
     pub terminal: Option<(u16, u16)>,
-    /// With all capabilities.
+    /// Whether it has all capabilities.
     pub privileged: bool,
-    /// It has a standard input.
+    /// Whether its standard input is open.
     pub open_stdin: bool,
 }
 
 impl ExecRequest {
-    /// The configuration of its container with what is asked for.
+    /// The container's configuration with the request applied.
     pub(super) fn configure(&self, container: &ContainerConfig) -> Result<ContainerConfig> {
         let mut config = container.clone();
         config.tty = self.terminal.is_some();
@@ -57,11 +57,11 @@ pub struct Exec {
     waiting: Control,
     control: Control,
     log: Events,
-    /// The container, as the actor of the event of its end.
+    /// The container, as the actor of its end's event.
     actor: Actor,
 }
 
-/// A client at a container's streams.
+/// A client attached to a container's streams.
 #[derive(Debug)]
 pub struct Attachment {
     waiting: Control,
@@ -69,7 +69,7 @@ pub struct Attachment {
 }
 
 impl Engine {
-    /// Starts a program in a running container, under an id that no other there has.
+    /// Starts a program in a running container, under an id that is unique there.
     pub fn exec(
         &self,
         needle: &str,
@@ -177,7 +177,7 @@ impl Exec {
 }
 
 impl Attachment {
-    /// The container's end is told by others.
+    /// Others write the event of the container's end.
     #[expect(clippy::unused_self, reason = "the other kind of client tells its own")]
     fn tell_end(&self, _code: u8) {}
 }
@@ -185,14 +185,14 @@ impl Attachment {
 macro_rules! client {
     ($name:ident, $target:expr) => {
         impl AsFd for $name {
-            /// Readable when the program has ended.
+            /// Readable once the program has ended.
             fn as_fd(&self) -> BorrowedFd<'_> {
                 self.waiting.as_fd()
             }
         }
 
         impl $name {
-            /// Waits for the end of the program, and gives its exit code.
+            /// Waits for the end of the program, and returns its exit code.
             pub fn wait(&self) -> Result<u8> {
                 let code = self.waiting.finish_wait()?.exit_code;
                 self.tell_end(code);

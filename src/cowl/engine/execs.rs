@@ -1,8 +1,8 @@
-//! Programs that are described before they are started, as Docker's API does it, and what became of
-//! them. Their container's monitor keeps both; `execs.json` has them when it has ended.
+//! Execs of Docker's API, which are created before they are started. The container's monitor keeps
+//! their configuration and state; once the container has ended, `execs.json` has them.
 //!
-//! The id of such a program ends with the first digits of its container's, so that it is found
-//! without any table.
+//! An exec's id ends with the first digits of its container's id, so that the container is found
+//! without a table.
 
 use super::error::{Error, Kind, Result};
 use super::exec::ExecRequest;
@@ -12,22 +12,22 @@ use cowl_launch::control::{ControlError, ExecPhase};
 use cowl_launch::status;
 use serde::Deserialize;
 
-/// Digits of the container's id in that of a program: enough that no two containers share them.
+/// Digits of the container's id in an exec's id: enough to be unique.
 const OF_CONTAINER: usize = 24;
 
-/// What is known of a program.
+/// The state of an exec.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KnownExec {
     /// The container's id.
     pub container: String,
-    /// How far it is.
+    /// Created, running or ended.
     pub phase: ExecPhase,
     /// Its process in the monitor's pid namespace; 0 if it never ran.
     pub pid: u32,
-    /// If it has ended.
+    /// Its exit code, if it has ended.
     pub exit_code: Option<u8>,
-    /// As its client gave it; none of one that was started without, or that was too long to be
-    /// recorded when its container ended.
+    /// Its client's configuration; None if it was started without one, or if that was too long to
+    /// be recorded when the container ended.
     pub description: Option<Vec<u8>>,
 }
 
@@ -50,11 +50,12 @@ impl Engine {
         exec_id(&self.containers.find(needle)?.config.id)
     }
 
-    /// Has a running container's monitor keep the description of a program that is to be started in
-    /// it. Gives the program's id.
+    /// Creates an exec: a running container's monitor keeps its configuration until it is started.
+    /// Returns its id.
     ///
     /// # Errors
-    /// Of what could not be started, too: a client that starts it is told nothing but its exit code.
+    /// Fails if the program could not be started: the client that starts it later gets only an exit
+    /// code.
     pub fn reserve_exec(
         &self,
         needle: &str,
@@ -68,7 +69,7 @@ impl Engine {
         Ok(id)
     }
 
-    /// What is known of a program by its id.
+    /// The state of an exec by its id.
     pub fn find_exec(&self, id: &str) -> Result<KnownExec> {
         let digits = id.len().checked_sub(OF_CONTAINER);
         let prefix = digits.and_then(|at| id.get(at..)).unwrap_or_default();
@@ -95,7 +96,7 @@ impl Engine {
         }
     }
 
-    /// The ids of the programs that have joined a container and run.
+    /// The ids of a container's running execs.
     pub(super) fn running_execs(&self, container: &Container) -> Result<Vec<String>> {
         let Some(control) = self.control(container)? else {
             return Ok(Vec::new());
@@ -110,7 +111,7 @@ impl Engine {
         Ok(running.map(|exec| exec.id).collect())
     }
 
-    /// Whether a program can be started: it was described, and is not started yet.
+    /// Checks that an exec was created and has not been started.
     ///
     /// # Errors
     /// [`Kind::Conflict`] in Docker's words.
@@ -133,7 +134,7 @@ fn exec_id(container: &str) -> Result<String> {
     Ok(format!("{rest}{own}"))
 }
 
-/// What the monitor wrote of a program when its container ended.
+/// What the monitor recorded of an exec when its container ended.
 fn recorded(container: &Container, id: &str) -> Result<KnownExec> {
     let all: Option<Vec<Recorded>> = files::read_json(container.status_dir(), status::EXECS)?;
     let mut all = all.into_iter().flatten();

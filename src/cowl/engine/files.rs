@@ -1,7 +1,7 @@
-//! Small files of the engine, reached by directory descriptor: locks, and JSON replaced
+//! Small files of the engine, below directory descriptors: locks, and JSON files that are replaced
 //! atomically.
 //!
-//! Called by `container` and `volume`. Objects and trees belong to the store.
+//! Used by `container` and `volume`. Objects and trees belong to the store.
 
 use super::error::{Context, Error, Result};
 use cowl_core::store::remove_tree;
@@ -54,8 +54,8 @@ pub(crate) fn ensure_dir_at(dir: impl AsFd, name: &str, mode: u32) -> Result<Own
     Ok(opened)
 }
 
-/// A directory of the store that is opened at its first use, and created if it is missing: damage
-/// to it stops only the commands that need it.
+/// A directory of the store that is opened, or created, at its first use: damage to it fails only
+/// the commands that need it.
 #[derive(Debug)]
 pub(crate) struct LazyDir {
     root: PathBuf,
@@ -88,7 +88,7 @@ impl LazyDir {
         Ok(self.dir.get_or_init(|| dir))
     }
 
-    /// Opens it unless something else stands in its place.
+    /// Opens it; None if it is not a directory.
     pub(crate) fn unless_damaged(&self) -> Result<Option<&OwnedFd>> {
         let path = self.path();
         match fs::statat(fs::CWD, &path, AtFlags::SYMLINK_NOFOLLOW) {
@@ -101,7 +101,7 @@ impl LazyDir {
 
 /// The names in a directory, in no order. Skips names that are not UTF-8: the engine writes none.
 pub(crate) fn names(dir: impl AsFd) -> Result<Vec<String>> {
-    // A new open file: the position in a directory belongs to it.
+    // A new open file description, which has its own position in the directory.
     let own = fs::openat(
         dir,
         ".",
@@ -119,10 +119,10 @@ pub(crate) fn names(dir: impl AsFd) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Removes what is below `dir` with names that begin with `prefix`; calls `before` on each
-/// directory first.
+/// Removes the entries of `dir` whose names begin with `prefix`; calls `before` on each directory
+/// first.
 ///
-/// A lock on the directory serialises removers; the second one waits and finds it gone.
+/// The directory's lock serialises removals; the second one waits and finds it gone.
 pub(crate) fn purge(
     dir: impl AsFd,
     prefix: &str,
@@ -147,7 +147,7 @@ pub(crate) fn purge(
     Ok(())
 }
 
-/// What stands where the engine keeps a file.
+/// What is found in the place of a file of the engine.
 enum Found {
     Missing,
     /// A symlink, FIFO, socket or device.
@@ -236,7 +236,7 @@ fn write_new<T: Serialize>(dir: impl AsFd, name: &str, value: &T) -> Result<File
     text.push(b'\n');
     let flags =
         OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    // Left by a killed command, or a FIFO, whose opening would wait for a reader.
+    // Left by a killed command; or a FIFO, and opening that would wait for a reader.
     match fs::unlinkat(&dir, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => {}
         Err(errno) => return Err(errno.into()),
@@ -253,7 +253,7 @@ pub(crate) fn lock_dir(dir: impl AsFd) -> Result<OwnedFd> {
 
 /// [`lock_dir`] whose wait ends with EINTR once `interrupt` is readable.
 pub(crate) fn lock_dir_until(dir: impl AsFd, interrupt: Option<BorrowedFd<'_>>) -> Result<OwnedFd> {
-    // A new open file: the lock belongs to it.
+    // A new open file description, which owns the lock.
     let own = open_dir_at(dir, ".")?;
     lock(&own, FlockOperation::LockExclusive, interrupt)?;
     Ok(own)
@@ -265,7 +265,7 @@ pub(crate) fn lock_file(dir: impl AsFd, name: &str) -> Result<OwnedFd> {
     lock_file_until(dir, name, None)
 }
 
-/// The same; once `interrupt` is readable, the wait ends with an error.
+/// [`lock_file`] whose wait fails once `interrupt` is readable.
 pub(crate) fn lock_file_until(
     dir: impl AsFd,
     name: &str,
@@ -279,7 +279,7 @@ pub(crate) fn lock_file_until(
 }
 
 /// Whether the lock `name` (`.` for the directory's own) is held exclusively. Tries a shared lock,
-/// so that concurrent checks don't disturb one another. A damaged lock ([`check_lock`]) is free.
+/// so that concurrent checks do not conflict. A damaged lock ([`check_lock`]) is free.
 pub(crate) fn is_locked(dir: impl AsFd, name: &str) -> Result<bool> {
     let file = match open_file_at(dir, name).context(|| format!("opening lock {name}"))? {
         Found::Opened(file) => file,
@@ -301,7 +301,7 @@ pub(crate) fn wait_unlocked(dir: impl AsFd, name: &str) -> Result<()> {
     }
 }
 
-/// Fails if what stands at `name` cannot be a lock of the engine's.
+/// Fails if the file at `name` cannot be a lock of the engine.
 pub(crate) fn check_lock(dir: impl AsFd, name: &str) -> Result<()> {
     match open_file_at(dir, name).context(|| format!("opening lock {name}"))? {
         Found::Opened(_) | Found::Missing => Ok(()),

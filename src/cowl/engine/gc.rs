@@ -1,4 +1,4 @@
-//! `gc`: what the store frees, and what it would free.
+//! `gc`, and its dry run.
 
 use super::container::Guard;
 use super::error::{Context, Result};
@@ -6,7 +6,7 @@ use super::{Engine, PIN_OF_CONTAINER};
 use cowl_core::store::GcReport;
 
 impl Engine {
-    /// Frees everything that no image, container, mount or running load needs.
+    /// Frees everything that no image, container, mount or load in progress uses.
     pub fn gc(&self) -> Result<GcReport> {
         {
             let guard = self.containers.guard()?;
@@ -26,7 +26,7 @@ impl Engine {
             .context(|| "looking for what nothing needs")
     }
 
-    /// Removes pins of containers that no longer exist or were never completed.
+    /// Removes the pins of containers that no longer exist or were never completed.
     pub(super) fn drop_pins_of_gone_containers(&self, guard: &Guard) -> Result<()> {
         for pin in self.pins_of_gone_containers(guard)? {
             self.store.unpin(&pin)?;

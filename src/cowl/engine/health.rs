@@ -1,5 +1,5 @@
-//! Health checks: what a container's `Healthcheck` asks the monitor for, and what the monitor
-//! found.
+//! Health checks: how a container's `Healthcheck` configures the monitor, and the monitor's
+//! results.
 
 use super::Engine;
 use super::container::Container;
@@ -14,17 +14,17 @@ use cowl_launch::status;
 use serde_json::Value;
 use std::time::Duration;
 
-/// dockerd's values for what is left open (moby, `daemon/health.go`).
+/// dockerd's defaults (moby, `daemon/health.go`).
 const INTERVAL: Duration = Duration::from_secs(30);
 const TIMEOUT: Duration = Duration::from_secs(30);
 const START_INTERVAL: Duration = Duration::from_secs(5);
 const RETRIES: u32 = 3;
-/// The shortest time that a client may ask for, in nanoseconds.
+/// The shortest interval or timeout that a client may set, in nanoseconds.
 const SHORTEST: i64 = 1_000_000;
 /// The shell of `CMD-SHELL`, unless the image names one.
 const SHELL: [&str; 2] = ["/bin/sh", "-c"];
 
-/// Refuses what dockerd refuses, in its words, and a kind of test that it would leave out.
+/// Refuses what dockerd refuses, with its texts, and unknown kinds of tests, which dockerd ignores.
 pub(super) fn check(check: &Healthcheck) -> Result<()> {
     let times = [
         ("Interval", check.interval),
@@ -55,7 +55,7 @@ pub(super) fn check(check: &Healthcheck) -> Result<()> {
     }
 }
 
-/// The program of a check; none without one.
+/// The program of a check, if there is a check.
 fn argv(config: &ContainerConfig) -> Option<Vec<String>> {
     let test = config.healthcheck.as_ref()?.test.as_deref()?;
     match test {
@@ -70,7 +70,7 @@ fn argv(config: &ContainerConfig) -> Option<Vec<String>> {
     }
 }
 
-/// What the monitor is asked for.
+/// The configuration for the monitor.
 pub(super) fn plan(config: &Config) -> Result<Option<HealthCheck>> {
     let (Some(argv), Some(check)) = (argv(&config.config), &config.config.healthcheck) else {
         return Ok(None);
@@ -93,13 +93,13 @@ pub(super) fn plan(config: &Config) -> Result<Option<HealthCheck>> {
             Ok(0) | Err(_) => RETRIES,
             Ok(retries) => retries,
         },
-        // Known where the container is started.
+        // Filled in by the caller that starts the container.
         on_change: Vec::new(),
     }))
 }
 
 impl Engine {
-    /// Tells that a container has become `healthy` or `unhealthy`.
+    /// Writes the event that a container has become `healthy` or `unhealthy`.
     pub fn tell_health(&self, id: &str, word: &str) -> Result<()> {
         let config = self.containers.find(id)?.config;
         self.tell_container(&config, &format!("health_status: {word}"), &[]);
@@ -108,7 +108,7 @@ impl Engine {
 }
 
 impl Container {
-    /// Docker's `Health` object, as the monitor wrote it; none without a check, or before the first
+    /// Docker's `Health` object, as the monitor wrote it; None without a check, or before the first
     /// start.
     pub fn health(&self) -> Result<Option<Value>> {
         if argv(&self.config.config).is_none() {

@@ -15,8 +15,8 @@ pub fn find(name: &str) -> Result<PathBuf> {
     })
 }
 
-/// Path of this program. One that was replaced while it ran, by an upgrade, is the new one: the
-/// kernel says of the old that it is deleted (proc(5), `/proc/PID/exe`).
+/// Path of this program. If an upgrade replaced it while it ran, this is the new one: the kernel
+/// marks the old one's path as deleted (proc(5), `/proc/PID/exe`).
 pub fn own() -> Result<PathBuf> {
     let path = std::env::current_exe().context(|| "finding this program")?;
     let replaced = path.as_os_str().as_bytes().strip_suffix(b" (deleted)");
@@ -28,7 +28,7 @@ pub fn own() -> Result<PathBuf> {
     )
 }
 
-/// Path of the program `name`, if it is found.
+/// Path of the program `name`, if there is one.
 pub fn lookup(name: &str) -> Option<PathBuf> {
     let beside = std::env::current_exe()
         .ok()

@@ -1,4 +1,4 @@
-//! What this process may do on the host.
+//! The privileges of this process, and the host's features.
 
 use super::error::{Error, Result};
 use rustix::fs::{Mode, OFlags};
@@ -77,7 +77,7 @@ pub fn describe() -> Host {
 /// The first kernel whose FUSE has passthrough.
 const PASSTHROUGH: (u32, u32) = (6, 9);
 
-/// The kernel's version and patch level; what is no number is 0.
+/// The kernel's major and minor version; 0 for what is not a number.
 fn kernel() -> (u32, u32) {
     let uname = rustix::system::uname();
     let release = uname.release().to_string_lossy();
@@ -87,12 +87,12 @@ fn kernel() -> (u32, u32) {
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
-/// Opens the device as the keeper will: one without permission is as good as none.
+/// Opens the device as the keeper will, which also checks the permission.
 fn open_fuse() -> rustix::io::Result<OwnedFd> {
     rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
 }
 
-/// Fails early where no mount can be made, and says how an ordinary user gets one.
+/// Fails early where mounting is impossible, and says what an ordinary user can do.
 pub fn require_mounts(command: &str) -> Result<()> {
     if !rustix::process::geteuid().is_root() {
         return Err(Error::failed(format!(

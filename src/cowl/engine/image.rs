@@ -1,4 +1,4 @@
-//! Images as people name, list and remove them. What an image is, the store and `core::image` know.
+//! Naming, listing and describing images. The store and `core::image` define what an image is.
 
 use super::docker::ContainerConfig;
 use super::error::{Context, Error, Result};
@@ -9,80 +9,80 @@ use cowl_core::store::{Platform, Reference, Tag, TaggedImage};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 
-/// What is needed of an image to run or mount it.
+/// The part of an image that running and mounting need.
 #[derive(Debug, Clone)]
 pub struct Image {
     /// Its name and tag or digest, or its short id if it was named by id.
     pub name: String,
     /// The digest of its configuration.
     pub id: ImageId,
-    /// The system and the processor that it is for.
+    /// Its operating system and architecture.
     pub platform: Platform,
     /// Bottom first.
     pub layers: Vec<DiffId>,
-    /// What it keeps in the store's blobs, compressed layers apart: a container needs those no more.
+    /// Its blobs in the store, but for compressed layers: a container does not need those.
     pub blobs: Vec<Sha256Digest>,
-    /// What a container of it has where its client asks for nothing else.
+    /// The image's defaults for a container's configuration.
     pub defaults: ContainerConfig,
 }
 
-/// A name of an image, or an image without one.
+/// A row of `images`: a name of an image, or an image without a name.
 #[derive(Debug)]
 pub struct Listed {
     /// None: `<none>`.
     pub reference: Option<Reference>,
     /// The digest of its configuration.
     pub id: ImageId,
-    /// When it was made; Docker shows none for none.
+    /// When it was created.
     pub created: Option<Timestamp>,
-    /// Bytes of all files of all layers.
+    /// Bytes of all files in all layers.
     pub size: u64,
-    /// The manifest or index that the name referred to at its source.
+    /// Digest of the manifest or index that the name referred to at its source.
     pub digest: Option<Sha256Digest>,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
-    /// Why its configuration can't be read. It can still be removed, or loaded again.
+    /// Why its configuration cannot be read. It can still be removed, or loaded again.
     pub damage: Option<Error>,
 }
 
-/// One step of an image's making.
+/// One step of an image's history.
 #[derive(Debug, Clone)]
 pub struct Step {
-    /// The image, for its last step.
+    /// The image's id, for its last step.
     pub image: Option<ImageId>,
-    /// When.
+    /// When the step was made.
     pub created: Option<Timestamp>,
-    /// By which command.
+    /// The command that made it.
     pub created_by: String,
-    /// Bytes of the files of its layer; 0 if it made none.
+    /// Bytes of the files in its layer; 0 if it has none.
     pub size: u64,
-    /// What its maker says about it.
+    /// Its author's comment.
     pub comment: String,
 }
 
-/// What removing an image did.
+/// One effect of removing an image.
 #[derive(Debug)]
 pub enum Removed {
-    /// It lost this name.
+    /// The image lost this name.
     Untagged(String),
     /// Its last name is gone, and what only it used was freed.
     Deleted(ImageId),
     /// No image and no container has this stack of layers any more.
     DeletedLayers(ChainId),
-    /// Something that cannot be read keeps what it is unknown, so not all was freed.
+    /// A damaged record might use something, so not everything was freed.
     NotFreed(Error),
 }
 
-/// The image that the user's word stands for.
+/// The image that a user's argument resolves to.
 pub(super) struct Found {
     pub(super) image: TaggedImage,
-    /// The word is this name, not an id.
+    /// The tag, if the argument is a name and not an id.
     pub(super) by_name: Option<Tag>,
 }
 
 impl Engine {
-    /// Refuses a platform (`OS/ARCHITECTURE[/VARIANT]`) for which a name has no image, or another
-    /// one than it stands for here.
+    /// Refuses a platform (`OS/ARCHITECTURE[/VARIANT]`) other than that of the image that the name
+    /// resolves to on this host.
     pub fn check_platforms<'p>(
         &self,
         needle: &str,
@@ -100,7 +100,7 @@ impl Engine {
         Ok(())
     }
 
-    /// The image that `needle` means: a name, a whole id, or the beginning of one id only.
+    /// Finds an image by name, id or unambiguous prefix of an id.
     pub fn image(&self, needle: &str) -> Result<Image> {
         let Found { image, by_name } = self.find_image(needle)?;
         let by_digest = || {
@@ -132,9 +132,8 @@ impl Engine {
         Ok(image.and_then(|image| image::foreign_platform(&image.platform)))
     }
 
-    /// Every name of every image, newest first; those of one moment in the order of their names,
-    /// then of their ids. Docker has the tags of a repository in order, and the repositories as they
-    /// come.
+    /// Every name of every image, newest first, then by name, then by id. Docker sorts the tags of
+    /// a repository, but not the repositories.
     pub fn images(&self) -> Result<Listing<Listed>> {
         let found = self.store.tags()?;
         let mut items = Vec::new();
@@ -181,7 +180,7 @@ impl Engine {
         ))
     }
 
-    /// Gives an image another name, which may have been another image's.
+    /// Adds a name to an image; another image may lose it.
     pub fn tag_image(&self, source: &str, target: &Reference) -> Result<()> {
         let transaction = self.store.begin()?;
         let Found { image, by_name } = self.find_image(source)?;
@@ -189,7 +188,7 @@ impl Engine {
             Some(tag) => Some(tag),
             None => self.tags_of(image.config)?.into_iter().next(),
         };
-        let tag = tag.ok_or_else(|| missing(source))?;
+        let tag = tag.ok_or_else(|| no_such_image(source))?;
         transaction.keep_tag(&tag)?;
         transaction.publish(&[Tag {
             reference: Some(target.clone()),
@@ -199,7 +198,7 @@ impl Engine {
         Ok(())
     }
 
-    /// How the image was made, last step first.
+    /// The image's history, last step first.
     pub fn history(&self, needle: &str) -> Result<Vec<Step>> {
         let image = self.find_image(needle)?.image;
         let config = self.config(image.config)?;
@@ -219,7 +218,7 @@ impl Engine {
                 comment: step.comment,
             });
         }
-        // Layers that the history doesn't speak of; an image need not have one.
+        // Layers without an entry in the history, which is optional.
         for layer in layers {
             let size = self.size([layer])?;
             steps.push(Step {
@@ -237,8 +236,8 @@ impl Engine {
         Ok(steps)
     }
 
-    /// By name it reads one tag, however many images there are; by a name with a digest that is no
-    /// tag's own, all.
+    /// A lookup by name reads one tag, however many images there are; by a digest that is not in a
+    /// tag's record name, all tags.
     pub(super) fn find_image(&self, needle: &str) -> Result<Found> {
         let name = needle.parse().ok().map(Reference::looked_up);
         if let Some(name) = &name
@@ -261,40 +260,39 @@ impl Engine {
                     image: image.clone(),
                     by_name: None,
                 }),
-                None => Err(missing(needle)),
+                None => Err(no_such_image(needle)),
             };
         }
         let images = all.iter().filter_map(Tag::image);
         let wanted = |image: &&TaggedImage| {
-            is_id(needle) && image.config.0.hex().starts_with(digits(needle))
+            is_id(needle) && image.config.0.hex().starts_with(without_algorithm(needle))
         };
         let found: BTreeMap<ImageId, &TaggedImage> = images
             .filter(wanted)
             .map(|image| (image.config, image))
             .collect();
         match (found.into_values().collect::<Vec<_>>()).as_slice() {
-            [] => Err(missing(needle)),
+            [] => Err(no_such_image(needle)),
             [image] => Ok(Found {
                 image: (*image).clone(),
                 by_name: None,
             }),
             _ => Err(Error::invalid(format!(
-                "image {needle}: several images have ids that begin so; give more of it (cowl images --no-trunc)"
+                "image {needle}: several images have ids with this prefix; use more digits (cowl images --no-trunc)"
             ))),
         }
     }
 
-    /// All names of an image, or the tag without a name. Reads every tag: a start does not ask.
+    /// All tags of an image, or the nameless one. Reads every tag, so a start does not call it.
     pub(super) fn tags_of(&self, id: ImageId) -> Result<Vec<Tag>> {
         let mut tags = self.store.tags()?.tags;
         tags.retain(|tag| tag.id() == Some(id));
         Ok(tags)
     }
 
-    /// Whether an image has a name or is listed without one. Where it still has `name`, no other
-    /// tag is read.
+    /// Whether any tag has the image. If `name` still has it, no other tag is read.
     pub(super) fn is_listed(&self, id: ImageId, name: &str) -> Result<bool> {
-        // A damaged tag is no answer: the others are asked.
+        // If this tag is damaged, look at the others.
         if let Ok(reference) = name.parse::<Reference>()
             && let Ok(Some(tag)) = self.store.find_tag(&reference)
             && tag.has(id)
@@ -317,7 +315,7 @@ impl Engine {
         Ok(defaults.config.unwrap_or_default())
     }
 
-    /// The labels of an image for its events; of a damaged one none are known.
+    /// The labels of an image for its events; none if it is damaged.
     pub(super) fn labels_of_image(&self, id: ImageId) -> BTreeMap<String, String> {
         let config = self.config(id).ok().and_then(|config| config.config);
         config.unwrap_or_default().labels
@@ -344,19 +342,19 @@ impl Engine {
 /// Far above any real configuration.
 pub(super) const CONFIG_LIMIT: u64 = 16 << 20;
 
-fn digits(needle: &str) -> &str {
+fn without_algorithm(needle: &str) -> &str {
     needle.strip_prefix("sha256:").unwrap_or(needle)
 }
 
-/// Whether it can be an id or the beginning of one.
+/// Whether it can be an id or a prefix of one.
 fn is_id(needle: &str) -> bool {
-    let digits = digits(needle);
+    let digits = without_algorithm(needle);
     let is_digit = |c| matches!(c, b'0'..=b'9' | b'a'..=b'f');
     (1..=64).contains(&digits.len()) && digits.bytes().all(is_digit)
 }
 
-pub(super) fn missing(needle: &str) -> Error {
-    // Said with the tag that was looked for, as Docker does.
+pub(super) fn no_such_image(needle: &str) -> Error {
+    // With the tag that was looked for, as in Docker.
     let name = match needle.parse::<Reference>() {
         Ok(reference) => reference.to_string(),
         Err(_) if is_id(needle) => needle.to_owned(),

@@ -8,14 +8,14 @@ use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 
-/// A filter with its value made ready.
+/// A parsed filter.
 enum Filter {
     Dangling(bool),
-    /// A name, and its value if one is asked for.
+    /// A label's name, and its value if one is required.
     Label(String, Option<String>),
     Before(Option<Timestamp>),
     Since(Option<Timestamp>),
-    /// Patterns of names, of which one must match.
+    /// Patterns for names, one of which must match.
     References(Vec<String>),
 }
 
@@ -28,7 +28,7 @@ impl Engine {
                 "reference" => ready.push(Filter::References(values.clone())),
                 "dangling" => {
                     for value in values {
-                        ready.push(Filter::Dangling(switch(value)?));
+                        ready.push(Filter::Dangling(parse_bool(value)?));
                     }
                 }
                 "label" => {
@@ -134,7 +134,7 @@ impl Filter {
     }
 }
 
-fn switch(text: &str) -> Result<bool> {
+fn parse_bool(text: &str) -> Result<bool> {
     match text {
         "1" | "true" => Ok(true),
         "0" | "false" => Ok(false),
@@ -145,7 +145,7 @@ fn switch(text: &str) -> Result<bool> {
 /// Go's `path.Match`: `*` and `?` match no slash; `[a-z]` and `[^a-z]` are sets of characters. A
 /// malformed pattern matches nothing.
 fn matches(pattern: &[u8], text: &[u8]) -> bool {
-    // Where to go on after the last star takes one character more.
+    // Where to resume if the last star has to take one character more.
     let mut retry: Option<(&[u8], &[u8])> = None;
     let (mut pattern, mut text) = (pattern, text);
     loop {
@@ -157,7 +157,7 @@ fn matches(pattern: &[u8], text: &[u8]) -> bool {
         if pattern.is_empty() && text.is_empty() {
             return true;
         }
-        if let Some((rest_pattern, rest_text)) = one(pattern, text) {
+        if let Some((rest_pattern, rest_text)) = match_one(pattern, text) {
             (pattern, text) = (rest_pattern, rest_text);
             continue;
         }
@@ -172,7 +172,7 @@ fn matches(pattern: &[u8], text: &[u8]) -> bool {
 }
 
 /// Matches one character; what is left of both.
-fn one<'p, 't>(pattern: &'p [u8], text: &'t [u8]) -> Option<(&'p [u8], &'t [u8])> {
+fn match_one<'p, 't>(pattern: &'p [u8], text: &'t [u8]) -> Option<(&'p [u8], &'t [u8])> {
     let (first, rest) = text.split_first()?;
     match pattern {
         [b'?', after @ ..] => (*first != b'/').then_some((after, rest)),
@@ -212,7 +212,7 @@ mod tests {
 
     /// The table of Go's path/match_test.go, as far as names of images go.
     #[test]
-    fn patterns_match_as_gos_path_match() {
+    fn matches_agrees_with_gos_path_match() {
         let table = [
             ("abc", "abc", true),
             ("*", "abc", true),

@@ -1,7 +1,7 @@
-//! Removing images: what is refused, what is freed, and what Docker's clients are told of it.
+//! Removing images: what is refused, what is freed, and how it is reported.
 
 use super::error::{Context, Error, Result};
-use super::image::{Found, Removed, missing, short_id};
+use super::image::{Found, Removed, no_such_image, short_id};
 use super::mount::SEPARATOR;
 use super::{Engine, mountpoint, names};
 use cowl_core::digest::{ChainId, DiffId, ImageId};
@@ -10,18 +10,17 @@ use std::fmt;
 use std::path::PathBuf;
 
 impl Engine {
-    /// Removes a name of an image, or all of it by its id; frees what nothing else uses. Docker's
-    /// rules for what `force` overrides.
+    /// Removes a name of an image, or by its id the whole image; frees what nothing else uses.
+    /// `force` overrides what it does in Docker.
     ///
-    /// What was done is noted in `removed`, also when an error ends it half-way. Gives the bytes
-    /// that were freed.
+    /// `removed` gets what was done, also if an error stops it half-way. Returns the bytes freed.
     pub fn remove_image(
         &self,
         needle: &str,
         force: bool,
         removed: &mut Vec<Removed>,
     ) -> Result<u64> {
-        // So that no container or mount comes to use it meanwhile.
+        // No new container or mount can use the image meanwhile.
         let guard = self.containers.guard()?;
         self.drop_pins_of_gone_containers(&guard)?;
         let Found { image, by_name } = match self.find_image(needle) {
@@ -35,8 +34,8 @@ impl Engine {
         check_removable(needle, id, &tags, by_name.is_some(), &users, force)?;
         let gone = match by_name {
             Some(tag) if self.store.untag(&tag)? => vec![tag],
-            // It stands for another image by now.
-            Some(_) => return Err(missing(needle)),
+            // The name refers to another image by now.
+            Some(_) => return Err(no_such_image(needle)),
             None => self.store.untag_image(id)?,
         };
         let names = gone.iter().filter_map(|tag| tag.reference.as_ref());
@@ -60,7 +59,7 @@ impl Engine {
         Ok(bytes)
     }
 
-    /// The stacks of a removed image, highest first, down to the one that something else has.
+    /// The layer stacks of a removed image, top first, down to the first that is still used.
     fn gone_layers(&self, layers: &[DiffId]) -> Result<Vec<Removed>> {
         let tags = self.store.tags()?.tags;
         let images = tags.iter().flat_map(|tag| &tag.images);
@@ -78,7 +77,7 @@ impl Engine {
         Ok(gone)
     }
 
-    /// Frees what nothing keeps; gives its bytes.
+    /// Frees what nothing uses; returns the bytes freed.
     fn free(&self, removed: &mut Vec<Removed>) -> Result<u64> {
         let report = self
             .store
@@ -90,7 +89,7 @@ impl Engine {
         Ok(bytes)
     }
 
-    /// Removes a tag that cannot be read, if that is what was asked for.
+    /// Removes an unreadable tag, if `needle` names it.
     fn remove_damaged_tag(
         &self,
         needle: &str,
@@ -107,14 +106,14 @@ impl Engine {
         self.free(removed)
     }
 
-    /// What uses an image: running containers, other containers, then mounts.
+    /// The users of an image: running containers, other containers, then mounts.
     pub(super) fn users_of_image(&self, id: ImageId) -> Result<Vec<User>> {
         let mut users = Vec::new();
         let mut containers = Vec::new();
         for container in self.containers.list()?.items {
             let short = names::short(&container.config.id).to_owned();
             if container.config.image_id == id {
-                // One whose status is damaged is a user all the same.
+                // A container with a damaged status is a user too.
                 let runs = container.status().is_ok_and(|status| status.is_live());
                 let user = if runs { User::Running } else { User::Stopped };
                 users.push(user(short.clone()));
@@ -133,14 +132,14 @@ impl Engine {
     }
 }
 
-/// What uses an image, the strongest first.
+/// A user of an image; the order is by how strongly it prevents removal.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum User {
     /// The short id of a running container.
     Running(String),
     /// The short id of another container.
     Stopped(String),
-    /// A mount, with its place in this mount namespace.
+    /// A mount, with its mount point if it is in this mount namespace.
     Mount(Option<PathBuf>),
 }
 

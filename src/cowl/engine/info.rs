@@ -1,4 +1,4 @@
-//! `info`: the store, the host and what this program does, in Docker's JSON.
+//! `info`: the store, the host and this program's features, in Docker's JSON.
 
 use super::container::state::Status;
 use super::error::{Context as _, Result};
@@ -14,7 +14,7 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 pub const STORAGE_DRIVER: &str = "cowl";
 
 impl Engine {
-    /// All facts.
+    /// The whole answer.
     pub fn info(&self) -> Result<Value> {
         let mut whole = Map::new();
         for part in [facts_of_store(self)?, facts_of_host()?, facts_of_server()] {
@@ -63,7 +63,7 @@ fn facts_of_host() -> Result<Value> {
     let memory = rustix::system::sysinfo();
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let unified = std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").try_exists()?;
-    // One limit of each kind; those that can't be enforced go.
+    // One limit of each kind; those that cannot be enforced are removed.
     let mut limits = Limits {
         memory: Some(1 << 30),
         memory_swap: Some(1 << 30),
@@ -84,7 +84,7 @@ fn facts_of_host() -> Result<Value> {
         "CPUSet": limits.cpuset_cpus.is_some(),
         "PidsLimit": limits.pids.is_some(),
         "IPv4Forwarding": forwards_ipv4()?,
-        // Version 2 has no such switch.
+        // cgroup v2 has no such switch.
         "OomKillDisable": limits.memory.is_some() && !unified,
         "CgroupDriver": "cgroupfs",
         "CgroupVersion": if unified { "2" } else { "1" },

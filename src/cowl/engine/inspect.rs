@@ -13,9 +13,9 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 /// Go's zero time.
-const NEVER: &str = "0001-01-01T00:00:00Z";
+const ZERO_TIME: &str = "0001-01-01T00:00:00Z";
 
-/// How an upper hides names, as its first mount found out; empty before that.
+/// The kind of whiteouts in an upper, which its first mount determines; empty before that.
 fn whiteouts(work: &Path) -> String {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let Ok(work) = rustix::fs::open(work, flags, Mode::empty()) else {
@@ -28,12 +28,12 @@ fn whiteouts(work: &Path) -> String {
 }
 
 impl Engine {
-    /// A container by id, name or the beginning of its id, as Docker's inspect gives it.
+    /// A container by id, name or prefix of its id, in Docker's JSON.
     pub fn inspect(&self, needle: &str) -> Result<Value> {
         let container = self.containers.find(needle)?;
         let state = container.state()?;
         let config = &container.config;
-        // Null without one, as Docker's.
+        // Null if there are none, as in Docker.
         let execs = Some(self.running_execs(&container)?).filter(|execs| !execs.is_empty());
         let argv = process::argv(&config.config);
         let (path, arguments) = argv
@@ -66,7 +66,8 @@ impl Engine {
                 "Data": {
                     "UpperDir": file("upper"),
                     "WorkDir": file("work"),
-                    // A mode that the host cannot give fails the start, so this one it is.
+                    // The start fails if the host cannot provide the mode, so a started container
+                    // has it.
                     "IoMode": config.host.io_mode()?.outcome(),
                     "Whiteouts": whiteouts(&dir.join("work")),
                 },
@@ -120,7 +121,7 @@ impl Engine {
     }
 }
 
-/// A network that has no addresses.
+/// A network endpoint without addresses.
 pub(super) fn endpoint() -> Value {
     json!({
         "IPAMConfig": null, "Links": null, "Aliases": null, "MacAddress": "", "DriverOpts": null,
@@ -146,10 +147,10 @@ fn shown(state: &State) -> Value {
         Status::Created(failed) => failed.as_ref(),
         Status::Starting | Status::Running | Status::Paused => None,
     };
-    let time = |at: Option<Timestamp>| at.map_or(NEVER.to_owned(), |at| format!("{at:.9}"));
+    let time = |at: Option<Timestamp>| at.map_or(ZERO_TIME.to_owned(), |at| format!("{at:.9}"));
     let mut shown = json!({
         "Status": state.status.word(),
-        // Docker's: a container that is about to be restarted counts as running.
+        // As in Docker, a container about to be restarted counts as running.
         "Running": matches!(
             state.status,
             Status::Running | Status::Paused | Status::Restarting(_)

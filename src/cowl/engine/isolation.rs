@@ -1,4 +1,4 @@
-//! What a container may do: security options, devices, kernel parameters, limits of its processes.
+//! Isolation of a container: security options, devices, sysctls, resource limits of its processes.
 
 use super::capabilities::capabilities;
 use super::docker::{DeviceMapping, HostConfig, Ulimit};
@@ -9,12 +9,12 @@ use rustix::fs::{AtFlags, CWD, FileType, Stat};
 use rustix::io::Errno;
 use std::path::Path;
 
-/// Directories of /dev that a container has of its own (moby, `oci/devices_linux.go`).
+/// Entries of /dev that a container has its own of (moby, `oci/devices_linux.go`).
 const OWN: [&str; 7] = ["pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", ".udev"];
-/// Levels below /dev that are looked at.
+/// Most levels of directories below /dev that are searched.
 const DEPTH: usize = 8;
 
-/// What the security options ask for.
+/// Parsed security options.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 struct Security {
     seccomp: Option<SeccompOption>,
@@ -31,7 +31,7 @@ enum SeccompOption {
     Profile(String),
 }
 
-/// Refuses what there is not, in dockerd's words.
+/// Refuses unknown options, with dockerd's texts.
 pub(super) fn check(host: &HostConfig) -> Result<()> {
     let asked = security(host)?;
     confinement(&asked, Modules::probe()?)?;
@@ -88,7 +88,7 @@ fn security(host: &HostConfig) -> Result<Security> {
     Ok(security)
 }
 
-/// A security module of the kernel that is at work on this host.
+/// The kernel's security modules that are active on this host.
 #[derive(Debug, Clone, Copy)]
 struct Modules {
     apparmor: bool,
@@ -96,7 +96,7 @@ struct Modules {
 }
 
 impl Modules {
-    /// As dockerd looks for them (containerd, `pkg/apparmor`; opencontainers/selinux).
+    /// Detects them as dockerd does (containerd, `pkg/apparmor`; opencontainers/selinux).
     fn probe() -> Result<Self> {
         let enabled = match std::fs::read("/sys/module/apparmor/parameters/enabled") {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
@@ -110,8 +110,8 @@ impl Modules {
     }
 }
 
-/// Refuses a profile or a label that the host has a module for: the launcher sets none. Without the
-/// module they are without effect, as by dockerd; gives a warning for each.
+/// Refuses a profile or label if the host has the module for it: the launcher sets none. Without
+/// the module they have no effect, as in dockerd; returns a warning for each.
 fn confinement(security: &Security, modules: Modules) -> Result<Vec<String>> {
     let mut warnings = Vec::new();
     let profile = &security.apparmor;
@@ -138,8 +138,8 @@ fn confinement(security: &Security, modules: Modules) -> Result<Vec<String>> {
     Ok(warnings)
 }
 
-/// Refuses ulimits, sysctls and device rules that are wrong by their words alone.
-pub(super) fn check_words(host: &HostConfig) -> Result<()> {
+/// Refuses malformed ulimits, sysctls and device rules.
+pub(super) fn check_syntax(host: &HostConfig) -> Result<()> {
     for asked in &host.ulimits {
         rlimit(asked)?;
     }
@@ -152,12 +152,12 @@ pub(super) fn check_words(host: &HostConfig) -> Result<()> {
     Ok(())
 }
 
-/// What of the security options this host can't do.
+/// Warnings for security options that have no effect on this host.
 pub(super) fn warnings(host: &HostConfig) -> Result<Vec<String>> {
     confinement(&security(host)?, Modules::probe()?)
 }
 
-/// The filter of a container's system calls.
+/// The seccomp filter of a container.
 fn seccomp(host: &HostConfig, asked: Option<SeccompOption>) -> Result<Seccomp> {
     Ok(match asked {
         Some(SeccompOption::Unconfined) => Seccomp::Unconfined,
@@ -170,7 +170,7 @@ fn seccomp(host: &HostConfig, asked: Option<SeccompOption>) -> Result<Seccomp> {
     })
 }
 
-/// runc's parameters that belong to a namespace (docker/cli, `opts.ValidateSysctl`).
+/// Allows the sysctls that belong to a namespace, as runc does (docker/cli, `opts.ValidateSysctl`).
 fn check_sysctl(name: &str) -> Result<()> {
     const NAMED: [&str; 8] = [
         "kernel.msgmax",
@@ -252,7 +252,7 @@ fn access_of(letters: &str) -> DeviceRule {
     }
 }
 
-/// A node of the host, or all below a directory.
+/// Adds a device node of the host, or all nodes below a directory.
 fn add_device(
     asked: &DeviceMapping,
     devices: &mut Vec<Device>,
@@ -320,11 +320,11 @@ fn node(host: &Path, inside: &str, found: &Stat) -> Option<Device> {
     })
 }
 
-/// All nodes below a directory, but for what a container has of its own.
+/// All device nodes below a directory, but for those that a container has its own of.
 fn nodes(dir: &Path, inside: &str, depth: usize, devices: &mut Vec<Device>) -> Result<()> {
     for entry in std::fs::read_dir(dir)? {
         let entry = entry?;
-        // A name that is not UTF-8 is no device's.
+        // No device has a name that is not UTF-8.
         let Some(name) = entry.file_name().to_str().map(str::to_owned) else {
             continue;
         };
@@ -342,7 +342,7 @@ fn nodes(dir: &Path, inside: &str, depth: usize, devices: &mut Vec<Device>) -> R
     Ok(())
 }
 
-/// Gives a sandbox the devices, rules, parameters and paths that are asked for.
+/// Adds the requested devices, device rules, sysctls and paths to a sandbox.
 pub(super) fn apply(host: &HostConfig, sandbox: &mut Sandbox) -> Result<()> {
     sandbox.init = host.init == Some(true);
     if let Some(paths) = &host.masked_paths {
@@ -377,7 +377,7 @@ pub(super) fn apply(host: &HostConfig, sandbox: &mut Sandbox) -> Result<()> {
         }
     }
     for device in devices {
-        // The terminal multiplexer is that of its own terminals.
+        // /dev/ptmx is that of the container's own devpts.
         let is_there = |other: &Device| other.path == device.path;
         if device.path != b"/dev/ptmx" && !sandbox.devices.iter().any(is_there) {
             sandbox.devices.push(device);
@@ -386,7 +386,7 @@ pub(super) fn apply(host: &HostConfig, sandbox: &mut Sandbox) -> Result<()> {
     Ok(())
 }
 
-/// Gives a program the groups, limits and restrictions that are asked for.
+/// Adds the requested groups, resource limits and restrictions to a program.
 pub(super) fn restrict(host: &HostConfig, process: &mut Process) -> Result<()> {
     let security = security(host)?;
     process.seccomp = seccomp(host, security.seccomp)?;
@@ -408,7 +408,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn what_there_is_not_is_refused_by_name() {
+    fn check_refuses_unknown_options() {
         let table = [
             (
                 json!({"SecurityOpt": ["fly"]}),

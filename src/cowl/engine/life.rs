@@ -1,7 +1,7 @@
-//! Starting, stopping and waiting: what changes a container's state, without a terminal or signals
-//! of the caller's.
+//! Starting, stopping and waiting, without the caller's terminal and signals.
 //!
-//! A verb finds the container's monitor by its control socket and needs no other process of cowl.
+//! Each command reaches the container's monitor through its control socket and needs no other
+//! process of cowl.
 
 use super::container::state::Status;
 use super::container::{Container, PendingContainer, StartLock};
@@ -18,21 +18,21 @@ use std::process::Child;
 use std::str::FromStr as _;
 use std::time::{Duration, Instant};
 
-/// Docker's time between the signal of `stop` and SIGKILL.
+/// Docker's seconds between the signal of `stop` and SIGKILL.
 const STOP_TIMEOUT: i64 = 10;
 
 /// The parameters of [`Engine::stop`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StopOptions<'a> {
-    /// Instead of the container's own, which is SIGTERM by default.
+    /// Overrides the container's stop signal, which is SIGTERM by default.
     pub signal: Option<&'a str>,
-    /// Seconds until SIGKILL instead of the container's own; negative for ever.
+    /// Overrides the container's seconds until SIGKILL; negative to wait for ever.
     pub timeout: Option<i64>,
 }
 
 impl Engine {
-    /// Starts a container at rest with these clients attached. Gives the children of this process
-    /// that serve it, to be waited for at their end by one that lives on; none if it runs already.
+    /// Starts a stopped container with these clients attached. Returns the children of this process
+    /// that serve it, for a long-lived caller to reap; None if it runs already.
     pub fn start(&self, needle: &str, attached: &[Streams<'_>]) -> Result<Option<[Child; 2]>> {
         super::host::require_mounts("start")?;
         let container = self.containers.find(needle)?;
@@ -42,7 +42,7 @@ impl Engine {
         self.start_detached(pending, attached).map(Some)
     }
 
-    /// Mounts and launches, with these clients attached. Monitor and keeper go on by themselves.
+    /// Mounts and launches, with these clients attached. Monitor and keeper outlive the caller.
     pub(super) fn start_detached(
         &self,
         pending: PendingContainer,
@@ -63,8 +63,8 @@ impl Engine {
         }
     }
 
-    /// Takes the right to start a container, and waits for the end of its last program and mount.
-    /// None if it runs.
+    /// Takes a container's start lock, and waits for the end of its last program and mount. None if
+    /// it runs.
     pub(super) fn begin_start(&self, container: Container) -> Result<Option<PendingContainer>> {
         let lock = self.containers.take(&container)?;
         let status = container.status()?;
@@ -74,7 +74,7 @@ impl Engine {
             return Ok(None);
         }
         if status.is_orphaned() {
-            // Its monitor was killed before it could.
+            // Its monitor was killed before it killed the processes.
             container.kill_locked()?;
         }
         self.tell_end_locked(&container, &lock);
@@ -107,9 +107,9 @@ impl Engine {
                 container.config.id
             ))
         };
-        if Self::ends(&container, number)? {
+        if Self::is_stop_signal(&container, number)? {
             let restarting = matches!(container.status()?, Status::Restarting(_));
-            self.hold_restarts(&container)?;
+            self.suspend_restarts(&container)?;
             if restarting && !container.status()?.is_live() {
                 return Ok(());
             }
@@ -127,7 +127,7 @@ impl Engine {
         wait_ended(&container, control.wait(Target::Program)).map(drop)
     }
 
-    /// Asks a container to end, and kills it if it does not. False if it does not run.
+    /// Sends a container its stop signal, and kills it after the timeout. False if it does not run.
     pub fn stop(&self, needle: &str, options: StopOptions<'_>) -> Result<bool> {
         let container = self.containers.find(needle)?;
         let config = &container.config.config;
@@ -141,7 +141,7 @@ impl Engine {
             .or(config.stop_timeout)
             .unwrap_or(STOP_TIMEOUT);
         let restarting = matches!(container.status()?, Status::Restarting(_));
-        self.hold_restarts(&container)?;
+        self.suspend_restarts(&container)?;
         let Some(control) = self.control(&container)? else {
             return Ok(restarting);
         };
@@ -152,17 +152,17 @@ impl Engine {
         self.tell_kill(&container, signal);
         match control.request_wait(Target::Program) {
             Ok(()) => self.wait_stopped(&container, &control, timeout)?,
-            // One that has ended at once may still look as if it ran.
+            // One that has just ended may still look as if it ran.
             Err(error) => drop(wait_ended(&container, Err(error))?),
         }
         self.tell_container(&container.config, "stop", &[]);
         Ok(true)
     }
 
-    /// Waits for the end of a program that was asked to end, and kills it if it does not.
+    /// Waits for the end of a program after its stop signal, and kills it after the timeout.
     fn wait_stopped(&self, container: &Container, control: &Control, timeout: i64) -> Result<()> {
         if !readable_within(control, timeout)? {
-            // The first connection has an answer to come.
+            // The first connection still awaits its answer.
             if let Some(second) = self.control(container)? {
                 let signal = Signal::SIGKILL as u8;
                 send(&second, signal)?;
@@ -177,7 +177,7 @@ impl Engine {
         self.tell_container(&container.config, "kill", &[("signal", &signal)]);
     }
 
-    /// Stops a container if it runs, and starts it. Gives what [`Engine::start`] does.
+    /// Stops a container if it runs, and starts it. Returns the same as [`Engine::start`].
     pub fn restart(&self, needle: &str, options: StopOptions<'_>) -> Result<Option<[Child; 2]>> {
         self.stop(needle, options)?;
         let started = self.start(needle, &[])?;
@@ -193,8 +193,7 @@ impl Engine {
         Ok(self.running(&container)?.resize(Target::Program, size)?)
     }
 
-    /// Waits until a container has ended, and gives its exit code. One that does not run is
-    /// answered at once.
+    /// Waits until a container has ended, and returns its exit code; at once if it does not run.
     pub fn wait(&self, needle: &str) -> Result<u8> {
         let container = self.containers.find(needle)?;
         let changes = self.watch(&container.config.id)?;
@@ -212,7 +211,7 @@ impl Engine {
         }
         Ok(match container.status()? {
             Status::Exited(exit) | Status::Created(Some(exit)) => exit.exit_code,
-            // A removal takes its records: without them it looks as if it had never run.
+            // A removal deletes its records; without them it looks as if it had never run.
             Status::Created(None) => self
                 .told_exit_code(&container.config.id)?
                 .unwrap_or_default(),
@@ -232,7 +231,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Thaws them.
+    /// Thaws a container's processes.
     pub fn unpause(&self, needle: &str) -> Result<()> {
         let container = self.containers.find(needle)?;
         let control = self.running(&container)?;
@@ -245,7 +244,7 @@ impl Engine {
         Ok(())
     }
 
-    /// A connection to the monitor of a container that runs.
+    /// Connects to the monitor of a running container.
     pub(super) fn running(&self, container: &Container) -> Result<Control> {
         if let Some(control) = self.control(container)? {
             return Ok(control);
@@ -259,8 +258,7 @@ impl Engine {
         }))
     }
 
-    /// A connection to a container's monitor; none if it does not run. Waits for a start that is
-    /// going on.
+    /// Connects to a container's monitor; None if it does not run. Waits for a start in progress.
     #[expect(clippy::unused_self, reason = "a verb's step")]
     pub(super) fn control(&self, container: &Container) -> Result<Option<Control>> {
         container.wait_started()?;
@@ -272,7 +270,7 @@ impl Engine {
     }
 }
 
-/// The size that the client's terminal had when it created the container, in lines and columns.
+/// The client's terminal size at the container's creation, in lines and columns.
 fn console_size(host: &HostConfig) -> WindowSize {
     let size = |at: usize| {
         let size = host.other.get("ConsoleSize").and_then(|size| size.get(at));
@@ -313,7 +311,7 @@ fn send(control: &Control, number: u8) -> Result<()> {
     unless_ended(control.signal(Target::Program, number))
 }
 
-/// A container that ends in the meantime is as good as one that was told to.
+/// It is no error that the container ends meanwhile.
 fn unless_ended(done: Result<(), ControlError>) -> Result<()> {
     match done {
         Ok(()) | Err(ControlError::NotRunning) => Ok(()),
@@ -321,8 +319,8 @@ fn unless_ended(done: Result<(), ControlError>) -> Result<()> {
     }
 }
 
-/// After a wait: its record says that the container has ended. Gives the exit code, if the monitor
-/// did.
+/// Checks after a wait that the container's record says that it has ended. Returns the exit code,
+/// if the monitor sent it.
 fn wait_ended(container: &Container, waited: Result<Exited, ControlError>) -> Result<Option<u8>> {
     let code = match waited {
         Ok(exited) => Some(exited.exit_code),
@@ -330,13 +328,13 @@ fn wait_ended(container: &Container, waited: Result<Exited, ControlError>) -> Re
         Err(error) => return Err(error.into()),
     };
     if container.status()?.is_live() {
-        // Its monitor takes its leave, or was killed.
+        // Its monitor is ending, or was killed.
         container.wait_released()?;
     }
     Ok(code)
 }
 
-/// Waits for an answer for so many seconds; negative for ever.
+/// Waits for an answer for this many seconds; negative to wait for ever.
 fn readable_within(control: &Control, seconds: i64) -> Result<bool> {
     let end = u64::try_from(seconds)
         .ok()

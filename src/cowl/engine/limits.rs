@@ -1,5 +1,5 @@
-//! Limits: what of Docker's `Resources` is refused, what this host can't do, and what the launcher
-//! is asked for.
+//! Limits: which of Docker's `Resources` are refused, which this host cannot enforce, and which are
+//! passed to the launcher.
 
 use super::docker::{Resources, ThrottleDevice, WeightDevice};
 use super::error::{Context as _, Error, Result};
@@ -11,14 +11,14 @@ use rustix::fs::FileType;
 
 /// moby's `linuxMinMemory`.
 const MIN_MEMORY: i64 = 6 << 20;
-/// The kernel's bounds of a period, in microseconds.
+/// The kernel's bounds for a CPU quota's period, in microseconds.
 const PERIODS: std::ops::RangeInclusive<i64> = 1_000..=1_000_000;
-const USUAL_PERIOD: i64 = 100_000;
+const DEFAULT_PERIOD: i64 = 100_000;
 const BILLION: i64 = 1_000_000_000;
 
 const OOM_KILLER_WITHOUT_LIMIT: &str = "OOM killer is disabled for the container, but no memory limit is set, this can result in the system running out of resources.";
 
-/// Refuses what no host could do, in dockerd's words (moby, `daemon/daemon_unix.go`,
+/// Refuses what no host can enforce, with dockerd's texts (moby, `daemon/daemon_unix.go`,
 /// `verifyPlatformContainerResources`). `update`: the container has limits already.
 pub(super) fn check(asked: &Resources, update: bool) -> Result<()> {
     memory(asked, update)
@@ -126,7 +126,7 @@ fn processors(asked: &Resources) -> Result<()> {
         let Some(wanted) = ranges(list) else {
             return refuse(format!("Invalid value {list} for {what}"));
         };
-        // A kernel without NUMA has one node and no such file.
+        // A kernel without NUMA has one node and lacks the file.
         let online = std::fs::read_to_string(file).unwrap_or_else(|_missing| "0".to_owned());
         let online = online.trim();
         let there = ranges(online).unwrap_or_default();
@@ -140,11 +140,11 @@ fn processors(asked: &Resources) -> Result<()> {
     Ok(())
 }
 
-/// `0-2,4`; none if it is no list.
+/// Parses a list like `0-2,4`; None if it is malformed.
 fn ranges(list: &str) -> Option<Vec<std::ops::RangeInclusive<u32>>> {
     /// More than any machine has, so that no list is long.
-    const MOST: u32 = 1 << 16;
-    let number = |text: &str| text.parse::<u32>().ok().filter(|number| *number < MOST);
+    const MAX: u32 = 1 << 16;
+    let number = |text: &str| text.parse::<u32>().ok().filter(|number| *number < MAX);
     let range = |text: &str| match text.split_once('-') {
         Some((first, last)) => {
             Some(number(first)?..=number(last)?).filter(|range| !range.is_empty())
@@ -168,7 +168,7 @@ fn block_devices(asked: &Resources) -> Result<()> {
     throttles(asked).map(drop)
 }
 
-/// A path of plain names, with or without the slash in front.
+/// Requires a path of plain names, with or without a leading slash.
 fn cgroup_parent(parent: &str) -> Result<()> {
     let plain = |name: &str| !matches!(name, "." | "..") && !name.contains(['\0', '\n']);
     if parent.split('/').all(plain) {
@@ -177,17 +177,17 @@ fn cgroup_parent(parent: &str) -> Result<()> {
     refuse(format!("invalid cgroup parent: \"{parent}\""))
 }
 
-/// Fills in what Docker derives: of swap as much as of memory (moby, `adaptContainerSettings`).
+/// Fills in Docker's derived values: as much swap as memory (moby, `adaptContainerSettings`).
 pub(super) fn adapt(asked: &mut Resources) {
     if asked.memory > 0 && asked.memory_swap == 0 {
         asked.memory_swap = asked.memory.saturating_mul(2);
     }
 }
 
-/// What the launcher enforces for a new container, and Docker's words for what this host can't
-/// enforce.
+/// The limits that the launcher enforces for a new container, and Docker's warnings for those that
+/// this host cannot enforce.
 pub(super) fn supported(asked: &Resources) -> Result<(Limits, Vec<String>)> {
-    // New control groups have no limit to lift.
+    // New cgroups have no limit to lift.
     let fresh = Resources {
         pids_limit: asked.pids_limit.filter(|limit| *limit > 0),
         cpu_quota: asked.cpu_quota.max(0),
@@ -196,7 +196,7 @@ pub(super) fn supported(asked: &Resources) -> Result<(Limits, Vec<String>)> {
     changeable(&fresh)
 }
 
-/// The same for a container that has limits already.
+/// [`supported`] for a container that already has limits.
 pub(super) fn changeable(asked: &Resources) -> Result<(Limits, Vec<String>)> {
     let mut limits = limits(asked)?;
     if limits == Limits::default() && asked.oom_kill_disable != Some(true) {
@@ -215,8 +215,8 @@ pub(super) fn changeable(asked: &Resources) -> Result<(Limits, Vec<String>)> {
     Ok((limits, warnings))
 }
 
-/// Weights of single block devices that the launcher enforces for a new container, and Docker's
-/// words for those that this host can't enforce.
+/// The per-device I/O weights that the launcher enforces for a new container, and Docker's warning
+/// for those that this host cannot enforce.
 pub(super) fn device_weights(asked: &Resources) -> Result<(Vec<DeviceWeight>, Option<String>)> {
     let mut weights = weighed(asked)?;
     let discarded =
@@ -224,7 +224,7 @@ pub(super) fn device_weights(asked: &Resources) -> Result<(Vec<DeviceWeight>, Op
     Ok((weights, discarded.map(str::to_owned)))
 }
 
-/// Whether the OOM killer is to be off, and can be.
+/// Whether the OOM killer is to be disabled, and can be.
 pub(super) fn disables_oom_killer(asked: &Resources) -> Result<bool> {
     Ok(asked.oom_kill_disable == Some(true)
         && can_disable_oom_killer().context(|| "looking for control groups")?)
@@ -241,8 +241,8 @@ fn limits(asked: &Resources) -> Result<Limits> {
     };
     let list = |list: &String| (!list.is_empty()).then(|| list.clone());
     let (period, quota) = if asked.nano_cpus > 0 {
-        let quota = i128::from(asked.nano_cpus) * i128::from(USUAL_PERIOD) / i128::from(BILLION);
-        (limit(USUAL_PERIOD), u64::try_from(quota).ok())
+        let quota = i128::from(asked.nano_cpus) * i128::from(DEFAULT_PERIOD) / i128::from(BILLION);
+        (limit(DEFAULT_PERIOD), u64::try_from(quota).ok())
     } else {
         (limit(asked.cpu_period), or_none(asked.cpu_quota))
     };
@@ -308,7 +308,7 @@ fn weighed(asked: &Resources) -> Result<Vec<DeviceWeight>> {
         .collect()
 }
 
-/// Major and minor number of a device of the host.
+/// Major and minor number of a block device of the host.
 fn block_device(path: &str) -> Result<(u32, u32)> {
     let found = rustix::fs::stat(path).context(|| format!("device {path}"))?;
     if FileType::from_raw_mode(found.st_mode) != FileType::BlockDevice {
@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_limit_of_a_block_device_is_refused() {
+    fn check_refuses_wrong_block_device_limits() {
         refused([
             (
                 json!({"BlkioWeight": 9}),
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_host_could_do_is_refused_in_dockers_words() {
+    fn check_refuses_impossible_limits_with_dockers_texts() {
         let table = [
             (
                 json!({"Memory": 1 << 20}),
@@ -422,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_are_dockers_resources() {
+    fn limits_translates_dockers_resources() {
         let mut asked: Resources = serde_json::from_value(json!({
             "Memory": 8 << 20, "NanoCpus": 500_000_000, "PidsLimit": -1, "MemorySwappiness": -1,
             "CpusetCpus": "0", "BlkioWeight": 300,

@@ -1,4 +1,4 @@
-//! `list`: the containers that a client asks for, with Docker's filters, newest first.
+//! `list`: containers by Docker's filters, newest first.
 
 use super::container::config::{Config, MountSource};
 use super::container::state::{State, Status};
@@ -10,16 +10,15 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
-/// Docker's filters: the values of each key. Values of a key are alternatives but for labels, of
-/// which all must match.
+/// Docker's filters: the values of each key. One value of each key must match; of labels, all.
 pub type Filters = BTreeMap<String, Vec<String>>;
 
 /// The parameters of [`Engine::list`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ListRequest {
-    /// Those that do not run too.
+    /// Include those that do not run.
     pub all: bool,
-    /// Only so many of the newest, whether they run or not.
+    /// Only this many of the newest, running or not.
     pub limit: Option<usize>,
     /// Only those that match.
     pub filters: Filters,
@@ -28,13 +27,13 @@ pub struct ListRequest {
 /// A container in a list.
 #[derive(Debug, Clone)]
 pub struct Summary {
-    /// What it is.
+    /// Its configuration.
     pub config: Config,
-    /// What it does.
+    /// Its state.
     pub state: State,
 }
 
-/// A filter with its value made ready.
+/// A parsed filter.
 enum Filter {
     Id(Vec<String>),
     Name(Vec<String>),
@@ -43,7 +42,7 @@ enum Filter {
     Status(Vec<String>),
     /// Image ids and stacks of layers.
     Ancestor(Vec<(String, Vec<DiffId>)>),
-    /// Created before the one of this id, at this time.
+    /// Created before this time, at which the named container was created.
     Before(Timestamp),
     Since(Timestamp),
     Volume(Vec<String>),
@@ -59,7 +58,7 @@ impl Engine {
             .iter()
             .map(|(key, values)| self.filter(key, values))
             .collect::<Result<Vec<_>>>()?;
-        // A filter by state asks for all of that state.
+        // A filter by state implies `all`.
         let all = request.all
             || request.limit.is_some()
             || filters
@@ -155,7 +154,7 @@ impl Engine {
             "ancestor" => {
                 let mut images = Vec::new();
                 for value in values {
-                    // A missing image is no container's ancestor.
+                    // A missing image is the ancestor of no container.
                     if let Ok(image) = self.image(value) {
                         images.push((image.id.0.hex(), image.layers));
                     }
@@ -225,7 +224,7 @@ fn has_label(config: &ContainerConfig, label: &str) -> bool {
     }
 }
 
-/// The network as Docker shows it.
+/// The network's name as Docker shows it.
 pub fn network(config: &Config) -> String {
     match config.host.network_mode.as_str() {
         "" | "default" => "bridge".to_owned(),
@@ -233,34 +232,34 @@ pub fn network(config: &Config) -> String {
     }
 }
 
-/// Whether a pattern of a filter occurs in a text: `^ $ . *` mean what they do in a regular
-/// expression, everything else itself.
+/// Whether a filter's pattern occurs in a text: `^ $ . *` as in regular expressions, everything
+/// else literally.
 pub(super) fn matches(pattern: &str, text: &str) -> bool {
     let pattern: Vec<char> = pattern.chars().collect();
     let text: Vec<char> = text.chars().collect();
     match pattern.split_first() {
-        Some(('^', rest)) => here(rest, &text),
-        _ => (0..=text.len()).any(|at| here(&pattern, text.get(at..).unwrap_or_default())),
+        Some(('^', rest)) => matches_here(rest, &text),
+        _ => (0..=text.len()).any(|at| matches_here(&pattern, text.get(at..).unwrap_or_default())),
     }
 }
 
-fn here(pattern: &[char], text: &[char]) -> bool {
+fn matches_here(pattern: &[char], text: &[char]) -> bool {
     match pattern {
         [] => true,
         ['$'] => text.is_empty(),
         [one, '*', rest @ ..] => {
             let run = text.iter().take_while(|c| *one == '.' || *c == one).count();
-            (0..=run).any(|at| here(rest, text.get(at..).unwrap_or_default()))
+            (0..=run).any(|at| matches_here(rest, text.get(at..).unwrap_or_default()))
         }
         [one, rest @ ..] => match text.split_first() {
-            Some((c, after)) => (*one == '.' || one == c) && here(rest, after),
+            Some((c, after)) => (*one == '.' || one == c) && matches_here(rest, after),
             None => false,
         },
     }
 }
 
 impl Summary {
-    /// Docker's words for what it does: `Up 3 minutes`.
+    /// Docker's text for its state: `Up 3 minutes`.
     pub fn status(&self, now: Timestamp) -> String {
         let age = |then: Timestamp| {
             let seconds = now.duration_since(then).as_secs();

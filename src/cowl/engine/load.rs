@@ -1,4 +1,4 @@
-//! Images on their way in: archives and root file systems, from files and from standard input.
+//! `load` and `import`: archives and root file systems, from files or standard input.
 
 use super::Engine;
 use super::error::{Context, Error, Result};
@@ -42,13 +42,13 @@ pub struct ImportRequest<'a> {
 }
 
 impl Engine {
-    /// Brings in the images of an archive; without a path, of standard input.
+    /// Loads the images of an archive; without a path, from standard input.
     pub fn load(&self, archive: Option<&Path>, request: &LoadRequest<'_>) -> Result<Vec<Loaded>> {
         let (file, path) = open(archive, "loading")?;
         self.load_file(file, path, request)
     }
 
-    /// [`Engine::load`] of an open file, pipe or socket that messages call `name`.
+    /// [`Engine::load`] from an open file, pipe or socket, called `name` in messages.
     pub fn load_file(
         &self,
         archive: File,
@@ -79,14 +79,14 @@ impl Engine {
         })
     }
 
-    /// Makes an image of the tar of a root file system; without a path, of standard input.
+    /// Creates an image from the tar of a root file system; without a path, from standard input.
     pub fn import(&self, tar: Option<&Path>, request: &ImportRequest<'_>) -> Result<ImageId> {
         let (file, path) = open(tar, "importing")?;
         self.import_file(&file, request)
             .context(|| format!("importing {}", path.display()))
     }
 
-    /// [`Engine::import`] of an open file, pipe or socket.
+    /// [`Engine::import`] from an open file, pipe or socket.
     pub fn import_file(&self, tar: &File, request: &ImportRequest<'_>) -> Result<ImageId> {
         let changes = request.changes.iter().map(|text| {
             let change: Result<ConfigChange, _> = text.parse();
@@ -115,8 +115,8 @@ pub(super) fn platform(text: &str) -> Result<PlatformName> {
         .map_err(|error: PlatformError| Error::invalid(error.to_string()))
 }
 
-/// A file to read, with its name for messages. Standard input is taken by its descriptor: to open
-/// `/dev/stdin` fails where it is a socket, or a pipe of another user's.
+/// Opens a file to read, with its name for messages. Standard input is used by its descriptor:
+/// opening `/dev/stdin` fails if it is a socket, or a pipe of another user.
 fn open<'p>(path: Option<&'p Path>, doing: &str) -> Result<(File, &'p Path)> {
     if let Some(path) = path {
         let file = File::open(path).context(|| format!("{doing} {}", path.display()))?;

@@ -1,4 +1,4 @@
-//! `logs`: what a container wrote, from the files that its monitor keeps.
+//! `logs`: a container's output, from the monitor's log files.
 //!
 //! A line is `{"log": "text\n", "stream": "stdout", "time": "..."}`; the monitor renames `log` to
 //! `log.1` and so on when it is full (see `cowl_launch`).
@@ -23,9 +23,9 @@ const LOG: &str = "log";
 /// The parameters of [`Engine::logs`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LogRequest {
-    /// Go on until the container ends.
+    /// Follow until the container ends.
     pub follow: bool,
-    /// Only so many of the last lines.
+    /// Only this many of the last lines.
     pub tail: Option<usize>,
     /// Only from this time on.
     pub since: Option<Timestamp>,
@@ -33,7 +33,7 @@ pub struct LogRequest {
     pub until: Option<Timestamp>,
 }
 
-/// A piece of output: a line, or a part of a long one.
+/// An entry of the log: a line, or a part of a long one.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct LogEntry {
     /// The text, with its newline if it has one.
@@ -50,12 +50,12 @@ pub struct Logs {
     container: Container,
     request: LogRequest,
     reader: Reader,
-    /// What was there at the beginning has been read.
+    /// Whether the entries that existed at the start have been read.
     begun: bool,
 }
 
 impl Engine {
-    /// Gives a container's output to `each`, oldest first, until that says stop (false).
+    /// Passes a container's output to `each`, oldest first, until `each` returns false.
     pub fn logs(
         &self,
         needle: &str,
@@ -63,7 +63,7 @@ impl Engine {
         mut each: impl FnMut(&LogEntry) -> Result<bool>,
     ) -> Result<()> {
         let mut logs = self.open_logs(needle, request)?;
-        // Before the files are read: what comes later wakes the wait.
+        // Watch before reading: later entries then wake the wait.
         let changes = watch(&logs.container)?;
         while logs.read(&mut each)? {
             changes.wait()?;
@@ -90,15 +90,15 @@ impl Engine {
 }
 
 impl Logs {
-    /// Whether the container's program has a terminal, whose output is all standard output.
+    /// Whether the container's program has a terminal, so that all output is standard output.
     pub fn has_terminal(&self) -> bool {
         self.container.config.config.tty
     }
 
-    /// Gives what has come since the last call to `each`, oldest first, until that says stop
-    /// (false). True if more may come, and is asked for.
+    /// Passes entries written since the last call to `each`, oldest first, until `each` returns
+    /// false. Returns whether to wait for more.
     pub fn read(&mut self, mut each: impl FnMut(&LogEntry) -> Result<bool>) -> Result<bool> {
-        // Before the read: what is written until the end is read then.
+        // Checked before reading, so that everything written until the end is read.
         let live = self.container.status()?.is_live();
         let mut last = VecDeque::new();
         let tail = self.request.tail.filter(|_| !self.begun);
@@ -136,7 +136,7 @@ impl Logs {
     }
 }
 
-/// Wakes when a file of a directory changes.
+/// Wakes when a file in a directory changes.
 struct Changes(OwnedFd);
 
 fn watch(container: &Container) -> Result<Changes> {
@@ -167,15 +167,15 @@ impl Changes {
     }
 }
 
-/// The files one after another, oldest first.
+/// Reads the files in order, oldest first.
 #[derive(Debug)]
 struct Reader {
-    /// Older files to come.
+    /// Files still to read.
     older: Vec<File>,
     current: Option<BufReader<File>>,
-    /// The beginning of a line whose end is not written yet.
+    /// A partial line, whose end has not been written yet.
     partial: Vec<u8>,
-    /// The current file has been renamed.
+    /// Whether the current file has been renamed.
     renamed: bool,
 }
 
@@ -206,7 +206,7 @@ impl Reader {
         })
     }
 
-    /// The next entry; none at the end of what is there now.
+    /// The next entry; None at the current end.
     fn next(&mut self, container: &Container) -> Result<Option<LogEntry>> {
         loop {
             let Some(current) = &mut self.current else {
@@ -221,7 +221,7 @@ impl Reader {
                 .context(|| "reading the log")?;
             if self.partial.last() == Some(&b'\n') {
                 let line = std::mem::take(&mut self.partial);
-                // A line that a full disk has cut is passed over.
+                // Skip a line that a full disk has truncated.
                 if let Ok(entry) = serde_json::from_slice(&line) {
                     return Ok(Some(entry));
                 }
@@ -233,7 +233,7 @@ impl Reader {
         }
     }
 
-    /// Goes on to the next file, if this one will not grow any more.
+    /// Goes on to the next file, if this one can no longer grow.
     fn advance(&mut self, container: &Container) -> Result<bool> {
         if let Some(next) = self.older.pop() {
             self.partial.clear();

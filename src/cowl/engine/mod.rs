@@ -1,8 +1,8 @@
-//! The engine: containers, images, volumes and mounts, as the commands use them.
+//! The engine: containers, images, volumes and mounts.
 //!
-//! It stands between `cli`, which prints, and the modules for files: `core::store`, `volume`,
-//! `container`. It keeps no state: each call reads the store, so any number of `cowl` processes
-//! can work on one store. The next command cleans up after a killed one.
+//! It is the layer between `cli` and `api` above and `core::store`, `volume` and `container` below.
+//! It keeps no state: each call reads the store, so any number of `cowl` processes can share a
+//! store. The next command cleans up after a killed one.
 
 pub mod archive;
 pub(crate) mod attach;
@@ -19,6 +19,7 @@ pub mod exec;
 pub mod execs;
 mod export;
 pub(crate) mod files;
+mod frozen;
 mod gc;
 mod health;
 pub mod helpers;
@@ -51,7 +52,6 @@ pub(crate) mod signals;
 pub(crate) mod size;
 mod start;
 pub mod stats;
-mod still;
 pub(crate) mod terminal;
 pub mod update;
 pub mod usage;
@@ -73,8 +73,8 @@ use std::path::Path;
 /// Prefix of the names of containers' pins.
 const PIN_OF_CONTAINER: &str = "container-";
 
-/// Name of the pin that keeps a container's layers, created before the container and removed after
-/// it.
+/// Name of the pin that keeps a container's layers. It is created before the container and removed
+/// after it.
 fn pin_name(id: &str) -> String {
     format!("{PIN_OF_CONTAINER}{id}")
 }
@@ -82,7 +82,7 @@ fn pin_name(id: &str) -> String {
 /// Parent cgroup of all containers, in each hierarchy.
 const CGROUP_PARENT: &str = "/cowl";
 
-/// A list, and the errors of items that could not be read.
+/// A list, and the errors for items that could not be read.
 #[derive(Debug)]
 pub struct Listing<T> {
     /// The readable items, in order.
@@ -113,7 +113,7 @@ impl Engine {
     fn of(store: std::result::Result<Store, StoreError>, root: &Path) -> Result<Self> {
         let what = || format!("store {}", root.display());
         let store = match store {
-            // These name the store themselves.
+            // These errors name the store already.
             Err(error @ (StoreError::NotFound { .. } | StoreError::OtherOwner { .. })) => {
                 return Err(error.into());
             }
@@ -149,8 +149,8 @@ impl Engine {
         })
     }
 
-    /// Cleans up after killed commands and removes ended containers that were run with `--rm`.
-    /// Leaves to a later command what is still in use.
+    /// Cleans up after killed commands and removes ended containers that were run with `--rm`. What
+    /// is still in use is left to a later command.
     pub fn sweep(&self) -> Result<()> {
         {
             let guard = self.containers.guard()?;
@@ -161,7 +161,7 @@ impl Engine {
         }
         for (container, status) in self.containers()?.items {
             if status.is_orphaned() {
-                // Its monitor is dead; its program may live on.
+                // Its monitor is dead; its program may still run.
                 container.kill()?;
             }
             if matches!(status, Status::Restarting(_)) {
@@ -174,7 +174,7 @@ impl Engine {
         self.purge()
     }
 
-    /// A container by id, name or the beginning of its id.
+    /// A container by id, name or prefix of its id.
     pub fn container(&self, needle: &str) -> Result<Container> {
         self.containers.find(needle)
     }
@@ -184,7 +184,7 @@ impl Engine {
     pub fn remove(&self, needle: &str, force: bool, with_volumes: bool) -> Result<()> {
         let container = match self.containers.find(needle) {
             Err(error) if force => match self.containers.find_damaged(needle)? {
-                // Its anonymous volumes are not known, so they stay.
+                // Its anonymous volumes are unknown, so they stay.
                 Some((container, _)) => {
                     container.kill()?;
                     return self.remove_container(&container, false);
@@ -207,9 +207,9 @@ impl Engine {
             ))),
             Err(damaged) if !force => Err(damaged),
             Ok(status) if !status.is_live() => self.remove_container(&container, with_volumes),
-            // A damaged one may be running.
+            // One with a damaged status may be running.
             status => {
-                self.hold_restarts(&container)?;
+                self.suspend_restarts(&container)?;
                 container.kill()?;
                 if status.is_ok() {
                     self.tell_container(&container.config, "kill", &[("signal", "9")]);
@@ -222,19 +222,19 @@ impl Engine {
     /// Removes a container that has ended or is about to: waits for its monitor and its mount to
     /// end.
     fn remove_container(&self, container: &Container, with_volumes: bool) -> Result<()> {
-        // Keeps it from being started meanwhile.
+        // Prevents a start meanwhile.
         let lock = match self.containers.take(container) {
             // Another command has removed it.
             Err(error) if error.kind() == Kind::NotFound => return self.purge(),
             taken => taken?,
         };
         container.wait_released()?;
-        // A damaged one may have been.
+        // With a damaged status it may be.
         let orphaned = container.status().as_ref().map_or(true, |status| {
             status.is_orphaned() || matches!(status, Status::Created(_))
         });
         if orphaned {
-            // Its monitor was killed before it could.
+            // Its monitor was killed before it killed the processes.
             container.kill_locked()?;
         }
         container.wait_unmounted()?;
@@ -262,7 +262,7 @@ impl Engine {
             .context(|| "freeing what only the container used")
     }
 
-    /// Gives a container another name.
+    /// Renames a container.
     pub fn rename(&self, needle: &str, name: &str) -> Result<()> {
         let name = name.strip_prefix('/').unwrap_or(name);
         if name.is_empty() {

@@ -1,7 +1,7 @@
 //! Mounts of images. The engine opens the tree, objects, upper and work directories, takes the
-//! lease and hands all of them to a keeper of the mount.
+//! lease and passes all of them to the mount's keeper.
 //!
-//! Called by `run` for a container's root and by `cowl mount`.
+//! Used for containers' roots and by `cowl mount`.
 
 use super::error::{Context, Error, Result};
 use super::image::Image;
@@ -19,14 +19,14 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::Duration;
 
-/// A mount to make.
+/// The parameters of [`mount`].
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Request<'a> {
     /// Name of its lease.
     pub id: &'a str,
     /// Source in the mount table.
     pub name: &'a str,
-    /// Name in messages.
+    /// What messages call the mount.
     pub title: &'a str,
     /// Layers, bottom first.
     pub layers: &'a [DiffId],
@@ -63,8 +63,8 @@ pub(super) enum Ending {
     CutOff,
 }
 
-/// Makes a detached mount under a lease of its image. On return its keeper holds everything that
-/// it needs.
+/// Creates a detached mount under a lease of its image. On return its keeper holds everything it
+/// needs.
 pub(super) fn mount(store: &Store, request: &Request<'_>, lease: Lease) -> Result<Mounted> {
     let program = helpers::find("cowl-mountd")?;
     let merged = store.merged(request.layers)?;
@@ -83,7 +83,7 @@ pub(super) fn mount(store: &Store, request: &Request<'_>, lease: Lease) -> Resul
     };
     let mounted =
         handover::mount(&program, &sources).context(|| format!("mounting {}", request.title))?;
-    // The keeper holds a copy of the descriptor, which keeps the lease.
+    // The keeper's copy of the descriptor keeps the lease.
     drop(lease.into_fd());
     let keeper = Keeper {
         process: mounted.keeper,
@@ -168,12 +168,12 @@ pub struct MountRequest<'a> {
     pub ids: &'a IdMap,
 }
 
-/// How long another process may have a mount after `umount`. A container that is starting may hold
-/// a copy of it for a moment.
+/// How long other processes may keep a mount busy after `umount`: a starting container may hold a
+/// copy for a moment.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How many times as long its own processes may take to end, on a busy host or a slow disk.
+/// How many times longer keeper and worker may take to end, on a busy host or a slow disk.
 const ROUNDS: usize = 6;
-/// Digits of a mount's id: unique among the leases of a store.
+/// Digits of a mount's id, which is unique among the leases of a store.
 const MOUNT_ID: usize = 12;
 /// Separates the image's name and the mount's id in the mount's source. Neither can contain it,
 /// and the mount table does not escape it.
@@ -192,8 +192,8 @@ impl NewDirs {
         Ok(fd)
     }
 
-    /// Opens upper and work directory. Neither may contain the other: temporary files would show.
-    /// Nor may they lie in the store or contain it: a mount never writes to the store.
+    /// Opens upper and work directory. Neither may contain the other, or temporary files would be
+    /// visible. Neither may be in the store or contain it: a mount never writes to the store.
     fn open_upper(
         &mut self,
         upper: &Path,
@@ -201,7 +201,7 @@ impl NewDirs {
         store: &Path,
     ) -> Result<(OwnedFd, OwnedFd)> {
         let upper = self.open(&mountpoint::absolute(upper)?, 0o755)?;
-        // From the canonical path: for "upper/" the default would lie inside it.
+        // From the canonical path: for "upper/" the default would be inside it.
         let place = mountpoint::canonical(&upper)?;
         let beside = || {
             let mut name = place.clone().into_os_string();
@@ -251,7 +251,7 @@ impl Engine {
         self.require_mountable(&point)?;
         let id: String = names::new_id()?.chars().take(MOUNT_ID).collect();
         let (image, lease) = {
-            // No removal looks for mounts of the image before there is the lease.
+            // Under the guard, no removal of the image looks for mounts before the lease exists.
             let _guard = self.containers.guard()?;
             let image = self.image(request.image)?;
             let lease = self.store.lease(&id, Some(image.id), &image.layers)?;
@@ -268,8 +268,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Refuses `/`, which a path could not reach afterwards, and the store, which the mount would
-    /// hide from every command, `umount` included.
+    /// Refuses `/`, where no path could reach the mount, and the store, which the mount would hide
+    /// from every command, `umount` included.
     fn require_mountable(&self, point: &MountPoint) -> Result<()> {
         let place = point.canonical()?;
         let shown = place.display();
@@ -342,7 +342,7 @@ impl Engine {
             if self.store.lease_ends_within(id, PATIENCE)? {
                 return Ok(());
             }
-            // Another mount namespace that has a copy of the mount may live for ever.
+            // Another mount namespace with a copy of the mount may last for ever.
             if let Some(process) = mountpoint::holder(&source)? {
                 holder = format!("process {process} still has it in another mount namespace");
                 break;

@@ -69,7 +69,7 @@ impl MountPoint {
             .context(|| format!("attaching the mount to {}", self.path.display()))
     }
 
-    /// The source of cowl's mount whose root this is, if it is one.
+    /// The source of the cowl mount whose root this directory is, if it is one.
     pub(super) fn mounted(&self) -> Result<Option<String>> {
         // Without a request to the worker, which may be dead: Linux 6.1 would send one.
         let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
@@ -114,7 +114,7 @@ pub(super) fn detach(path: &Path) -> Result<String> {
     }
 }
 
-/// Where this mount namespace has the mount whose source ends so, if it has it.
+/// Where this mount namespace has the mount whose source has this suffix, if it has it.
 pub(super) fn place_of(end_of_source: &str) -> Result<Option<PathBuf>> {
     let table = std::fs::read("/proc/self/mountinfo").context(|| "reading /proc/self/mountinfo")?;
     let ours = |mount: &Mount| {
@@ -129,7 +129,7 @@ pub(super) fn holder(source: &str) -> Result<Option<String>> {
     let processes = std::fs::read_dir("/proc").context(|| "reading /proc")?;
     for process in processes {
         let process = process.context(|| "reading /proc")?.path();
-        // Not a process, one that has ended, or one of another user.
+        // Not a process; or it has ended or belongs to another user.
         let Ok(table) = std::fs::read(process.join("mountinfo")) else {
             continue;
         };

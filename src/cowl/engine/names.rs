@@ -1,7 +1,7 @@
 //! Ids and names of containers and volumes.
 //!
-//! An id is 32 random bytes in hex, of which 12 digits are shown. A generated name is an adjective
-//! and a garment.
+//! An id is 32 random bytes in hex, of which 12 digits are usually shown. A generated name is an
+//! adjective and a garment.
 
 use super::error::{Context, Result};
 use data_encoding::HEXLOWER;

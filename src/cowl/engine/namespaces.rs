@@ -45,7 +45,7 @@ pub(super) struct Joined {
     pub(super) descriptors: Vec<OwnedFd>,
 }
 
-/// Refuses modes that there are not, and options that contradict a mode, in dockerd's words (moby,
+/// Refuses unknown modes, and options that contradict a mode, with dockerd's texts (moby,
 /// `runconfig/hostconfig_unix.go`).
 pub(super) fn check(config: &ContainerConfig, host: &HostConfig) -> Result<()> {
     let unknown = |what: &str, mode: &str| Err(Error::invalid(format!("invalid {what}: {mode}")));
@@ -67,7 +67,7 @@ pub(super) fn check(config: &ContainerConfig, host: &HostConfig) -> Result<()> {
     if !matches!(host.cgroupns_mode.as_str(), "" | "private" | "host") {
         return unknown("cgroup namespace mode", &host.cgroupns_mode);
     }
-    // Without a remapping of ids the host's user namespace is what every container has.
+    // Without remapping, every container has the host's user namespace.
     if !matches!(host.userns_mode.as_str(), "" | "host") {
         return unknown("userns mode", &host.userns_mode);
     }
@@ -84,7 +84,7 @@ fn check_network(config: &ContainerConfig, host: &HostConfig) -> Result<()> {
         if matches!(mode, "" | "default" | "bridge" | "none" | "host") {
             return Ok(());
         }
-        // A client takes "not found" for the image and pulls it.
+        // On "not found" a client would pull the image.
         return Err(Error::invalid(format!("network {mode} not found")));
     }
     if mode.strip_prefix(CONTAINER).is_none_or(str::is_empty) {
@@ -105,8 +105,8 @@ fn check_network(config: &ContainerConfig, host: &HostConfig) -> Result<()> {
 }
 
 impl Engine {
-    /// Replaces the names of containers whose namespaces are joined by their ids, which no renaming
-    /// changes.
+    /// Replaces the names of containers whose namespaces are joined by their ids, which a rename
+    /// does not change.
     pub(super) fn resolve_namespaces(&self, host: &mut HostConfig) -> Result<()> {
         let modes = [
             &mut host.network_mode,
@@ -123,7 +123,7 @@ impl Engine {
         Ok(())
     }
 
-    /// The namespaces of a container that is about to start.
+    /// The namespaces for a container that is about to start.
     pub(super) fn namespaces(&self, host: &HostConfig) -> Result<Joined> {
         let (pid, net) = (Mode::of(&host.pid_mode), Mode::of(&host.network_mode));
         let mut descriptors = Vec::new();
@@ -167,7 +167,7 @@ impl Engine {
         })
     }
 
-    /// A running container that lets others share its IPC (moby,
+    /// A running container that lets others share its IPC namespace (moby,
     /// `daemon/container_operations_unix.go`).
     fn ipc_donor(&self, id: &str) -> Result<Control> {
         let control = self.donor("IPC", id)?;
@@ -181,14 +181,15 @@ impl Engine {
         }
     }
 
-    /// The /dev/shm of another container, attached nowhere.
+    /// A detached copy of another container's /dev/shm.
     pub(super) fn shared_memory(&self, id: &str) -> Result<OwnedFd> {
         let control = self.ipc_donor(id)?;
         let pid = control.inspect()?.pid;
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let namespace = rustix::fs::open(format!("/proc/{pid}/ns/mnt"), flags, FileMode::empty())
             .context(|| format!("opening the mount namespace of container {id}"))?;
-        // A monitor that still answers has not let the pid go, so the namespace is its container's.
+        // The monitor still answers, so it has not reaped the pid, and the namespace is its
+        // container's.
         control.inspect()?;
         cowl_launch::joined_mount::shared_memory(namespace.as_fd())
             .context(|| format!("opening /dev/shm of container {id}"))?
@@ -208,7 +209,7 @@ impl Engine {
     }
 }
 
-/// A container that has the host's namespace has none to give.
+/// The error if the other container has the host's namespace, so that there is none to join.
 fn shares(what: &str, id: &str) -> Error {
     Error::invalid(format!(
         "cannot join the {what} namespace of container {}: it has the host's; use host",

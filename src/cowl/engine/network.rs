@@ -1,7 +1,7 @@
 //! `/etc/hosts`, `/etc/hostname` and `/etc/resolv.conf` of a container, as Docker writes them.
 //!
-//! They are files of the container's directory, written anew at each start and mounted over those
-//! of its root. A container that shares another's network shares its files.
+//! They are files in the container's directory, rewritten at each start and bind-mounted into its
+//! root. A container that shares another's network shares these files.
 
 use super::Engine;
 use super::container::Container;
@@ -22,7 +22,7 @@ pub(super) const FILES: [(&str, &str); 3] = [
     ("hosts", "/etc/hosts"),
 ];
 
-/// An address that dockerd, not the command, makes something of.
+/// A placeholder address, which dockerd replaces, not the client.
 const HOST_GATEWAY: &str = "host-gateway";
 
 /// moby, `libnetwork/etchosts`.
@@ -32,12 +32,12 @@ const LOCAL_HOSTS: &str = "127.0.0.1\tlocalhost\n\
     ff00::\tip6-mcastprefix\n\
     ff02::1\tip6-allnodes\n\
     ff02::2\tip6-allrouters\n";
-/// Longest file of the host that is taken over.
+/// Largest file of the host that is copied.
 const LIMIT: u64 = 1 << 20;
-/// Links on the way to a file, as the kernel's.
+/// Most symbolic links followed on a path, as in the kernel.
 const MAX_LINKS: usize = 40;
 
-/// Refuses addresses that are none, in dockerd's words.
+/// Refuses invalid addresses, with dockerd's texts.
 pub(super) fn check(host: &HostConfig) -> Result<()> {
     for entry in &host.extra_hosts {
         extra_host(entry)?;
@@ -56,8 +56,8 @@ pub(super) fn check(host: &HostConfig) -> Result<()> {
     Ok(())
 }
 
-/// Refuses what is no address by its words alone.
-pub(super) fn check_words(host: &HostConfig) -> Result<()> {
+/// Refuses malformed addresses.
+pub(super) fn check_syntax(host: &HostConfig) -> Result<()> {
     let known = |entry: &&String| !entry.ends_with(HOST_GATEWAY);
     for entry in host.extra_hosts.iter().filter(known) {
         extra_host(entry)?;
@@ -76,7 +76,7 @@ fn check_dns(host: &HostConfig) -> Result<()> {
     Ok(())
 }
 
-/// `host:address` as address and name.
+/// Parses `host:address` into address and name.
 fn extra_host(entry: &str) -> Result<(IpAddr, &str)> {
     let bad = || Error::invalid(format!("bad format for add-host: \"{entry}\""));
     let (name, address) = entry.split_once([':', '=']).ok_or_else(bad)?;
@@ -109,7 +109,7 @@ fn hosts(container: &Container) -> Result<String> {
         lines.push(format!("{address}\t{name}\n"));
     }
     if !on_host && host.network_mode != "none" {
-        // Until a network gives it another, the loopback's address is the only one it has.
+        // Its only address is that of the loopback.
         let (name, domain) = (&config.config.hostname, &config.config.domainname);
         lines.push(if domain.is_empty() {
             format!("127.0.0.1\t{name}\n")
@@ -120,8 +120,8 @@ fn hosts(container: &Container) -> Result<String> {
     Ok(lines.concat())
 }
 
-/// The host's, with what the container's options override. In a network of its own the container
-/// does not reach a name server on the host's loopback.
+/// The host's, with the container's options applied. In its own network namespace a container
+/// cannot reach a name server on the host's loopback.
 fn resolv_conf(host: &HostConfig) -> Result<String> {
     let of_host = of_host("/etc/resolv.conf")?;
     let on_host = Mode::of(&host.network_mode) == Mode::Host;
@@ -162,7 +162,7 @@ fn resolvers(of_host: &str, host: &HostConfig, on_host: bool) -> String {
     for server in servers {
         text.push(format!("nameserver {server}\n"));
     }
-    // One dot alone is no search domain.
+    // A single dot means no search domain.
     let search = or_host(&host.dns_search, "search");
     if !search.is_empty() && search != ["."] {
         text.push(format!("search {}\n", search.join(" ")));
@@ -174,7 +174,7 @@ fn resolvers(of_host: &str, host: &HostConfig, on_host: bool) -> String {
     text.concat()
 }
 
-/// A file of the host; empty if it has none.
+/// Reads a file of the host; empty if it is missing.
 fn of_host(path: &str) -> Result<String> {
     let mut text = Vec::new();
     match File::open(path) {
@@ -189,8 +189,8 @@ fn of_host(path: &str) -> Result<String> {
 }
 
 impl Engine {
-    /// Writes the files of a container that is about to start. Gives each with its place below
-    /// `root`, but for those that something else is mounted on.
+    /// Writes the files for a container that is about to start. Returns each with its path below
+    /// `root`, but for those where something else is mounted.
     pub(super) fn network_files(
         &self,
         container: &Container,
@@ -224,7 +224,7 @@ impl Engine {
     }
 }
 
-/// A new file in the place of the last one, which a program may still have open.
+/// Creates a new file in place of the old one, which a program may still have open.
 fn write(dir: BorrowedFd<'_>, name: &str, text: &str) -> Result<()> {
     match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => {}
@@ -238,9 +238,9 @@ fn write(dir: BorrowedFd<'_>, name: &str, text: &str) -> Result<()> {
     Ok(file.write_all(text.as_bytes())?)
 }
 
-/// Where a file is below the root once the links on the way are followed, as if the missing
-/// directories were there (runc, filepath-securejoin). The root has no process yet, and what is
-/// found is looked up below the root once more when it is mounted.
+/// Resolves a path below the root, following links, as if missing directories existed (runc,
+/// filepath-securejoin). The root has no process yet, and the result is looked up below the root
+/// again when it is mounted.
 fn followed(root: BorrowedFd<'_>, path: &str) -> Result<Vec<u8>> {
     let looking = |errno: Errno| Error::from(errno).context(format!("looking at {path}"));
     let mut found: Vec<u8> = Vec::new();
@@ -272,7 +272,7 @@ fn followed(root: BorrowedFd<'_>, path: &str) -> Result<Vec<u8>> {
                 }
                 rest.extend(names(target.as_bytes()));
             }
-            // Anything else, or nothing.
+            // Not a link, or missing.
             Err(Errno::NOENT | Errno::INVAL) => found = next,
             Err(errno) => return Err(looking(errno)),
         }
@@ -280,7 +280,7 @@ fn followed(root: BorrowedFd<'_>, path: &str) -> Result<Vec<u8>> {
     Ok(found)
 }
 
-/// The names of a path, last first.
+/// The components of a path, last first.
 fn names(path: &[u8]) -> Vec<Vec<u8>> {
     let names = path.split(|byte| *byte == b'/').rev();
     names
@@ -289,7 +289,7 @@ fn names(path: &[u8]) -> Vec<Vec<u8>> {
         .collect()
 }
 
-/// The host's name.
+/// The host's host name.
 pub(super) fn host_name() -> String {
     let name = rustix::system::uname();
     name.nodename().to_string_lossy().into_owned()

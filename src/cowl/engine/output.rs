@@ -1,5 +1,5 @@
-//! Files that commands write for the user: a regular file appears whole, or its name stays as it
-//! was. A pipe or a device is written to directly.
+//! Output files of commands: a regular file is replaced atomically once it is complete. A pipe or a
+//! device is written to directly.
 
 use super::error::{Context, Error, Result};
 use super::mountpoint::canonical;
@@ -12,7 +12,7 @@ use std::io::{self, IsTerminal, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-/// Images can contain secrets.
+/// Only the user may read it: images can contain secrets.
 const PRIVATE: Mode = Mode::RUSR.union(Mode::WUSR);
 
 /// A file being written.
@@ -22,22 +22,22 @@ pub(super) struct OutputFile {
     place: Option<Place>,
 }
 
-/// Where the file will be.
+/// The final place of the file.
 #[derive(Debug)]
 struct Place {
     dir: OwnedFd,
     name: OsString,
-    /// The name that it has so far: none on file systems with unnamed files.
+    /// Its temporary name; None on file systems with O_TMPFILE.
     temporary: Option<OsString>,
 }
 
 impl OutputFile {
-    /// Begins the file at `path`. Refuses a terminal.
+    /// Opens the file at `path`. Refuses a terminal.
     pub(super) fn create(path: &Path) -> Result<Self> {
         let what = || format!("writing {}", path.display());
         match fs::stat(path) {
             Ok(stat) => match FileType::from_raw_mode(stat.st_mode) {
-                // Beside the file itself, if the path is a symbolic link to it.
+                // If the path is a symbolic link, beside the file it leads to.
                 FileType::RegularFile => Self::beside(&target(path)?),
                 FileType::Directory => Err(Errno::ISDIR.into()),
                 _ => Self::direct(path),
@@ -95,7 +95,8 @@ impl OutputFile {
             Some(temporary) => temporary,
             None => match link(&self.file, &place.dir, &place.name) {
                 Ok(()) => return Ok(()),
-                // A link does not replace a file: it gets a name that can be renamed.
+                // link(2) does not replace a file: link it under a temporary name, then rename
+                // that.
                 Err(Errno::EXIST) => {
                     let temporary = beside_name(&place.name)?;
                     link(&self.file, &place.dir, &temporary)?;
@@ -105,7 +106,7 @@ impl OutputFile {
             },
         };
         let renamed = fs::renameat(&place.dir, &temporary, &place.dir, &place.name);
-        // Still there after an error: the drop removes it.
+        // After an error it still exists: drop removes it.
         place.temporary = renamed.is_err().then_some(temporary);
         Ok(renamed?)
     }
@@ -120,7 +121,7 @@ impl Drop for OutputFile {
         }) = &self.place
             && fs::unlinkat(dir, temporary, AtFlags::empty()).is_err()
         {
-            // It may be gone; the error that ended the command is reported already.
+            // It may be gone; the error that ended the command is already reported.
         }
     }
 }
@@ -141,13 +142,13 @@ fn link(file: &File, dir: &OwnedFd, name: &OsStr) -> Result<(), Errno> {
     fs::linkat(CWD, path, dir, name, AtFlags::SYMLINK_FOLLOW)
 }
 
-/// The path of a file that `path` leads to, through symbolic links.
+/// The path that `path` leads to through symbolic links.
 fn target(path: &Path) -> Result<PathBuf> {
     let file = fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
     canonical(&file)
 }
 
-/// A hidden name beside `name`. Cut short: the whole must be a file name.
+/// A hidden temporary name derived from `name`, truncated to a valid file name.
 fn beside_name(name: &OsStr) -> Result<OsString> {
     let shown: String = name.to_string_lossy().chars().take(40).collect();
     let id = new_id()?;

@@ -1,8 +1,8 @@
-//! The process of a container: the image's configuration and the client's, merged by Docker's
+//! The process of a container: the image's and the client's configuration, merged by Docker's
 //! rules.
 //!
-//! [`merge`] is called once, at the container's creation; `inspect` shows its result. A start makes
-//! the [`Process`] of it.
+//! [`merge`] is called once, at the container's creation; `inspect` shows its result. A start
+//! derives the [`Process`] from it.
 
 use super::docker::{ContainerConfig, Healthcheck};
 use super::error::{Error, Result};
@@ -22,7 +22,7 @@ pub struct Process {
     pub user: String,
 }
 
-/// Adds an image's configuration to what the client asked for.
+/// Completes the client's configuration from the image's.
 pub fn merge(asked: &ContainerConfig, image: &ContainerConfig) -> Result<ContainerConfig> {
     let mut merged = asked.clone();
     if merged.user.is_empty() {
@@ -59,7 +59,7 @@ pub fn merge(asked: &ContainerConfig, image: &ContainerConfig) -> Result<Contain
     Ok(merged)
 }
 
-/// Refuses what no image could make right.
+/// Refuses what is wrong with any image.
 pub(super) fn check(asked: &ContainerConfig) -> Result<()> {
     if argv(asked).iter().any(|word| word.contains('\0')) {
         return Err(Error::invalid("a command can't hold a zero byte"));
@@ -85,7 +85,7 @@ pub(super) fn check(asked: &ContainerConfig) -> Result<()> {
     Ok(())
 }
 
-/// An entrypoint of the client's drops the image's command too; one empty word is no entrypoint.
+/// A client's entrypoint drops the image's command too; one empty string means no entrypoint.
 fn merge_command(merged: &mut ContainerConfig, image: &ContainerConfig) {
     if merged.entrypoint.as_ref().is_none_or(Vec::is_empty) {
         if merged.cmd.as_ref().is_none_or(Vec::is_empty) {
@@ -100,7 +100,7 @@ fn merge_command(merged: &mut ContainerConfig, image: &ContainerConfig) {
     }
 }
 
-/// What the client leaves open is the image's.
+/// Fields that the client leaves out come from the image.
 fn merge_healthcheck(merged: &mut ContainerConfig, image: &ContainerConfig) {
     let Some(of_image) = &image.healthcheck else {
         return;
@@ -163,7 +163,7 @@ impl Process {
             cwd: if cwd.starts_with('/') {
                 cwd.clone()
             } else {
-                // An image may leave out the slash.
+                // An image may omit the leading slash.
                 format!("/{cwd}")
             },
             user: config.user.clone(),

@@ -1,21 +1,21 @@
-//! `prune`: removes what nothing uses. Filters and their meaning are Docker's.
+//! `prune`: removes what nothing uses, by Docker's filters.
 
 use super::container::state::Status;
 use super::error::{Error, Kind, Result};
 use super::events::Type;
 use super::image::Removed;
 use super::list::Filters;
-use super::volumes::{has_label, labels_of, switch};
+use super::volumes::{has_label, labels_of, parse_bool};
 use super::{Engine, duration};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 
-/// What a prune did.
+/// The result of a prune.
 #[derive(Debug)]
 pub struct Pruned<T> {
     /// What was removed, in order.
     pub removed: Vec<T>,
-    /// The bytes that this freed.
+    /// The bytes freed.
     pub bytes: u64,
 }
 
@@ -28,18 +28,18 @@ impl<T> Default for Pruned<T> {
     }
 }
 
-/// The filters that all prunes share.
+/// Parsed filters.
 #[derive(Debug, Default)]
 struct Selection {
     until: Option<Timestamp>,
     labels: Vec<String>,
     other_labels: Vec<String>,
-    /// Filters of one prune only.
+    /// Boolean filters of one kind of prune.
     switches: BTreeMap<String, bool>,
 }
 
 impl Selection {
-    /// Reads the filters; `switches` are those that are true or false.
+    /// Parses the filters; `switches` are the boolean ones.
     fn parse(filters: &Filters, has_until: bool, switches: &[&str]) -> Result<Self> {
         let mut selection = Self::default();
         for (key, values) in filters {
@@ -54,7 +54,7 @@ impl Selection {
                 }
                 key if switches.contains(&key) => {
                     for value in values {
-                        let set = switch(key, value)?;
+                        let set = parse_bool(key, value)?;
                         selection.switches.insert(key.to_owned(), set);
                     }
                 }
@@ -83,7 +83,7 @@ impl Selection {
 }
 
 impl Engine {
-    /// Removes the containers at rest. Filters: `until`, `label`, `label!`.
+    /// Removes the stopped containers. Filters: `until`, `label`, `label!`.
     pub fn prune_containers(&self, filters: &Filters) -> Result<Pruned<String>> {
         let selection = Selection::parse(filters, true, &[])?;
         let mut pruned = Pruned::default();

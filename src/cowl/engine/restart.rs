@@ -1,10 +1,11 @@
 //! Restart policies: whether and when a container that ended by itself is started again.
 //!
 //! The monitor of an ended container runs `cowl container-ended ID` ([`Engine::finish`]), which
-//! waits out the back-off and starts the container. Meanwhile it holds the lock `restarting` in the
-//! container's directory. If it is killed, the next sweep runs another. Whether the container is to
-//! be restarted follows from its policy, `exit.json` and `restart.json`. The last is written under
-//! the container's start lock only, so that a `stop` comes either before the start or after it.
+//! waits out the back-off delay and starts the container. Meanwhile it holds the lock `restarting`
+//! in the container's directory. If it is killed, the next sweep runs another. Whether the
+//! container is to be restarted follows from its policy, `exit.json` and `restart.json`. The latter
+//! is written only under the container's start lock, so a `stop` comes either before the start or
+//! after it.
 //!
 //! Back-off and rules: moby, `restartmanager/restartmanager.go` and `container/container.go`
 //! (`ShouldRestart`).
@@ -25,29 +26,29 @@ use std::os::fd::OwnedFd;
 use std::process::Child;
 use std::time::{Duration, Instant};
 
-/// The first back-off; each further one is twice as long.
+/// The first delay; each further one is twice as long.
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 const LONGEST_DELAY: Duration = Duration::from_mins(1);
-/// A program that ran for so long begins with the first back-off again.
-const HEALTHY: Duration = Duration::from_secs(10);
+/// After a run of this length the delay starts again from the first.
+const DELAY_RESET: Duration = Duration::from_secs(10);
 
 /// `restart.json`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RestartRecord {
-    /// Restarts by the policy since a client started the container.
+    /// Number of restarts by the policy since a client started the container.
     pub count: u64,
-    /// The last back-off in milliseconds.
+    /// The last delay in milliseconds.
     delay_ms: u64,
-    /// A client stopped the container, which ends the policy until the next start.
+    /// A client stopped the container, which suspends the policy until the next start.
     stopped: bool,
-    /// When the program ended that this record follows.
+    /// The end of the program after which this record was written.
     after: Option<Timestamp>,
-    /// The restart after that end failed.
+    /// Whether the restart after that end failed.
     failed: bool,
 }
 
 impl RestartPolicy {
-    /// Whether there is one.
+    /// Whether there is a policy.
     pub fn is_set(&self) -> bool {
         !matches!(self.name.as_str(), "" | "no")
     }
@@ -92,7 +93,7 @@ impl RestartPolicy {
 }
 
 impl RestartRecord {
-    /// The record of the restart after this end; none if there is to be none.
+    /// The record for the restart after this end; None if there is to be no restart.
     pub fn restart_of(self, policy: &RestartPolicy, exit: &Exit) -> Option<Self> {
         // The monitor was killed, or the program was not started.
         if exit.finished_at.is_none() || exit.started_at.is_empty() {
@@ -119,7 +120,7 @@ impl RestartRecord {
         }
         let delay = match Duration::from_millis(self.delay_ms) {
             Duration::ZERO => FIRST_DELAY,
-            _ if ran(exit) >= HEALTHY => FIRST_DELAY,
+            _ if ran(exit) >= DELAY_RESET => FIRST_DELAY,
             last => last.saturating_mul(2).min(LONGEST_DELAY),
         };
         Some(Self {
@@ -142,8 +143,8 @@ fn ran(exit: &Exit) -> Duration {
 }
 
 impl Engine {
-    /// What the monitor of an ended container leaves to the engine: the removal that `--rm` asks
-    /// for, or the restart that the policy asks for.
+    /// The engine's work after a container's end, run by its monitor: the removal for `--rm`, or
+    /// the restart by the policy.
     pub fn finish(&self, id: &str) -> Result<()> {
         let Some(container) = self.unless_gone(id)? else {
             return Ok(());
@@ -156,7 +157,7 @@ impl Engine {
         }
         match status {
             Status::Exited(exit) | Status::Restarting(exit) => self.restart_ended(container, &exit),
-            // Another command was faster, or the program could not be started.
+            // Another command did it, or the program could not be started.
             _ => Ok(()),
         }
     }
@@ -173,7 +174,7 @@ impl Engine {
         }
     }
 
-    /// Starts a container again that ended so, if its policy wants it, after the back-off.
+    /// Restarts a container that ended with `exit`, if its policy says so, after the delay.
     fn restart_ended(&self, container: Container, exit: &Exit) -> Result<()> {
         if !container.config.host.restart_policy.is_set() {
             return Ok(());
@@ -193,8 +194,8 @@ impl Engine {
             container.write_restart_record(next)?;
         }
         drop(lock);
-        // After another command that waits for this restart, or for an earlier one: that one ends
-        // as the record has changed.
+        // Wait for another command that awaits this restart or an earlier one: it ends, since the
+        // record has changed.
         let _restarting = container.lock_restarting()?;
         drop(container);
         let due = Instant::now() + Duration::from_millis(next.delay_ms);
@@ -234,7 +235,7 @@ impl Engine {
         }
     }
 
-    /// Runs the command that waits for a container's restart, if it was killed.
+    /// Runs the command that waits for a container's restart again, if it was killed.
     pub(super) fn resume_restart(&self, container: &Container) -> Result<()> {
         if container.is_awaiting_restart()? {
             return Ok(());
@@ -243,13 +244,13 @@ impl Engine {
         let mut child = after
             .spawn()
             .context(|| "running what restarts a container")?;
-        // A server lives on and would keep a zombie.
+        // In a server, which is long-lived, it would remain a zombie.
         std::thread::spawn(move || child.wait());
         Ok(())
     }
 
-    /// The right to start a container, and the container as it is now; none if it is not one that
-    /// has ended so.
+    /// The start lock of a container, and the container as it is now; None unless its last end is
+    /// still `exit`.
     fn take_ended(&self, id: &str, exit: &Exit) -> Result<Option<(StartLock, Container)>> {
         let Some(container) = self.unless_gone(id)? else {
             return Ok(None);
@@ -281,9 +282,8 @@ impl Engine {
             .context(|| format!("watching container {id}"))
     }
 
-    /// Ends the policy of a container that a client stops: afterwards it runs, or it stays as it
-    /// is.
-    pub(super) fn hold_restarts(&self, container: &Container) -> Result<()> {
+    /// Suspends the policy of a container that a client stops: it is not restarted afterwards.
+    pub(super) fn suspend_restarts(&self, container: &Container) -> Result<()> {
         if !container.config.host.restart_policy.is_set() {
             return Ok(());
         }
@@ -298,8 +298,9 @@ impl Engine {
         })
     }
 
-    /// Whether a signal asks a container to end, so that its policy does not start it again.
-    pub(super) fn ends(container: &Container, signal: u8) -> Result<bool> {
+    /// Whether a client's signal counts as a stop, after which the policy does not restart the
+    /// container.
+    pub(super) fn is_stop_signal(container: &Container, signal: u8) -> Result<bool> {
         let own = &container.config.config.stop_signal;
         let stop = if own.is_empty() {
             Signal::SIGTERM as u8
@@ -309,9 +310,9 @@ impl Engine {
         Ok(signal == stop || signal == Signal::SIGKILL as u8)
     }
 
-    /// Starts the containers that ran when the host or their monitor went down, and those that are
-    /// `always` to run. `started` gets the children of this process that serve each, as
-    /// [`Engine::start`] gives them. Gives what could not be started.
+    /// Starts containers by their policies at the start of a server: those with `always`, and those
+    /// that ran when the host or their monitor went down. `started` gets the children that serve
+    /// each, as [`Engine::start`] returns them. Returns the errors of failed starts.
     pub fn start_by_policy(&self, mut started: impl FnMut([Child; 2])) -> Result<Vec<Error>> {
         let Listing {
             items,
@@ -357,7 +358,7 @@ impl Engine {
     }
 }
 
-/// Waits for a change, for at most `limit`, and takes what is there.
+/// Waits for a change, for at most `limit`, and consumes the events.
 pub(super) fn wait_change(changes: &OwnedFd, limit: Option<Duration>) -> Result<()> {
     let limit = limit
         .map(Timespec::try_from)

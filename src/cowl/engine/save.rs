@@ -1,4 +1,4 @@
-//! Images on their way out: which ones are meant, and where the archive goes.
+//! `save`: which images, and where the archive is written.
 
 use super::Engine;
 use super::error::{Context, Error, Result};
@@ -13,8 +13,8 @@ use std::path::Path;
 impl Engine {
     /// Saves images, each once, as one archive in a file or on standard output.
     ///
-    /// A name without a tag means all its tags, and an id means the image without a name, as for
-    /// Docker.
+    /// As in Docker, a name without a tag selects all its tags, and an id selects the image without
+    /// a name.
     pub fn save(
         &self,
         needles: &[String],
@@ -25,7 +25,7 @@ impl Engine {
         write_to(output, |out| self.save_selected(&selected, out))
     }
 
-    /// Fails if [`Engine::save_selected`] would before it has written anything.
+    /// Fails if [`Engine::save_selected`] would fail before it has written anything.
     pub fn check_selected(&self, selected: &[Selected]) -> Result<()> {
         Ok(image::check_save(self.store(), selected)?)
     }
@@ -39,7 +39,7 @@ impl Engine {
         Ok(())
     }
 
-    /// The images that [`Engine::save`] is to save.
+    /// The images for [`Engine::save`].
     pub fn select(&self, needles: &[String], platform: Option<&str>) -> Result<Vec<Selected>> {
         let platform = match platform {
             None => None,
@@ -47,7 +47,7 @@ impl Engine {
         };
         let mut selected: Vec<Selected> = Vec::new();
         for needle in needles {
-            for (tag, name) in self.meant_by(needle)? {
+            for (tag, name) in self.images_for(needle)? {
                 let tag = narrowed(needle, tag, platform.as_ref())?;
                 match selected
                     .iter_mut()
@@ -68,8 +68,8 @@ impl Engine {
         Ok(selected)
     }
 
-    /// The images that a word of the user means, each with the name it is saved under.
-    fn meant_by(&self, needle: &str) -> Result<Vec<(Tag, Option<Reference>)>> {
+    /// The images that an argument selects, each with the name it is saved under.
+    fn images_for(&self, needle: &str) -> Result<Vec<(Tag, Option<Reference>)>> {
         if let Some(repository) = without_tag(needle) {
             let mut tags = self.store().tags()?.tags;
             tags.retain(|tag| {
@@ -85,7 +85,7 @@ impl Engine {
         }
         let found = self.find_image(needle)?;
         if let Some(tag) = found.by_name {
-            // A digest names nothing that could be loaded again under it.
+            // An image cannot be loaded under a name with a digest.
             let name = tag.reference.clone().filter(|name| name.digest().is_none());
             return Ok(vec![(tag, name)]);
         }
@@ -94,7 +94,7 @@ impl Engine {
     }
 }
 
-/// The repository, if the word is a name with neither tag nor digest.
+/// The repository, if the argument is a name with neither tag nor digest.
 fn without_tag(needle: &str) -> Option<String> {
     let last = needle.rsplit('/').next()?;
     if last.contains([':', '@']) {
@@ -104,7 +104,7 @@ fn without_tag(needle: &str) -> Option<String> {
     Some(name.repository())
 }
 
-/// The tag with the images of one platform only.
+/// The tag, reduced to the images of one platform.
 fn narrowed(needle: &str, mut tag: Tag, platform: Option<&PlatformName>) -> Result<Tag> {
     let Some(wanted) = platform else {
         return Ok(tag);
@@ -117,7 +117,7 @@ fn narrowed(needle: &str, mut tag: Tag, platform: Option<&PlatformName>) -> Resu
         )));
     }
     if tag.images.len() < before {
-        // The index speaks of the others too.
+        // The index lists the other platforms too.
         tag.target = None;
     }
     Ok(tag)

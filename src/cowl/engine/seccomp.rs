@@ -1,4 +1,4 @@
-//! Docker's JSON form of a seccomp profile, for a container's capabilities and this kernel (moby,
+//! Compiles Docker's JSON seccomp profiles, for a container's capabilities and this kernel (moby,
 //! `profiles/seccomp`).
 
 use super::capabilities;
@@ -6,19 +6,19 @@ use super::error::{Error, Result};
 use cowl_launch::seccomp::{Action, CompiledFilter, Operator, Profile, Rule, Test};
 use serde::Deserialize;
 
-/// Docker's word for the architecture that this program is built for.
+/// Docker's name of the architecture that this program is built for.
 const ARCHITECTURE: &str = if cfg!(target_arch = "x86_64") {
     "amd64"
 } else {
     "arm64"
 };
-/// libseccomp's.
+/// libseccomp's name of it.
 const SCMP_ARCHITECTURE: &str = if cfg!(target_arch = "x86_64") {
     "SCMP_ARCH_X86_64"
 } else {
     "SCMP_ARCH_AARCH64"
 };
-/// Of an action that does not say which.
+/// The default errno of an action.
 const EPERM: u32 = 1;
 /// `MAX_ERRNO` of linux/err.h.
 const MAX_ERRNO: u32 = 4095;
@@ -74,7 +74,7 @@ struct Argument {
     op: String,
 }
 
-/// Where a rule holds.
+/// Conditions for a rule.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Filter {
@@ -83,8 +83,8 @@ struct Filter {
     min_kernel: Option<String>,
 }
 
-/// The filter of a profile for a container with these capabilities; none if it has neither a
-/// default nor rules.
+/// Compiles a profile for a container with these capabilities; None if it has neither a default
+/// action nor rules.
 pub(crate) fn compile(text: &str, capabilities: u64) -> Result<Option<CompiledFilter>> {
     let wrong = |error: &dyn std::fmt::Display| {
         Error::invalid(format!("decoding seccomp profile failed: {error}"))
@@ -140,7 +140,7 @@ fn profile(document: Document, capabilities: u64) -> Result<Option<Profile>, Str
     }))
 }
 
-/// Those of the list, or those that the map gives this machine's.
+/// The listed architectures, or those that the map has for this machine's.
 fn architectures(
     list: Option<Vec<String>>,
     map: Option<Vec<Architecture>>,
@@ -200,7 +200,7 @@ fn test(argument: &Argument) -> Result<Test, String> {
 }
 
 impl Filter {
-    /// All that it names must be so.
+    /// Whether everything that it names holds.
     fn includes(&self, capabilities: u64) -> Result<bool, String> {
         let (arches, caps) = self.lists();
         Ok(
@@ -210,7 +210,7 @@ impl Filter {
         )
     }
 
-    /// Any that it names is enough.
+    /// Whether anything that it names holds.
     fn excludes(&self, capabilities: u64) -> Result<bool, String> {
         let (arches, caps) = self.lists();
         Ok(arches.iter().any(|arch| arch == ARCHITECTURE)
@@ -225,7 +225,7 @@ impl Filter {
         )
     }
 
-    /// Whether this kernel is as new as the one it names.
+    /// Whether this kernel is at least the named version.
     fn kernel(&self) -> Result<Option<bool>, String> {
         let Some(wanted) = self.min_kernel.as_deref().filter(|text| !text.is_empty()) else {
             return Ok(None);
@@ -262,7 +262,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn a_profile_that_makes_no_sense_is_refused() {
+    fn compile_refuses_malformed_profiles() {
         let table = [
             (json!(1), "invalid type"),
             (
@@ -317,7 +317,7 @@ mod tests {
         assert_eq!(compile("{}", 0).unwrap(), None);
     }
 
-    /// One that this machine's kernel, architecture and capabilities meet or not.
+    /// Conditions that this machine's kernel, architecture and capabilities meet or do not meet.
     #[test]
     fn rules_hold_where_includes_and_excludes_say() {
         let holds = |key: &str, filter: serde_json::Value| {

@@ -1,4 +1,4 @@
-//! The signals of a foreground `cowl run`, taken by descriptors instead of handlers.
+//! The signals of a foreground `cowl run`, read from a signalfd instead of by handlers.
 //!
 //! They are blocked before any thread or process is started: threads inherit the mask, and
 //! `std::process::Command` gives children an empty one. Until the container runs, an
@@ -13,12 +13,12 @@ use rustix::io::{Errno, retry_on_intr};
 use std::io::IsTerminal;
 use std::os::fd::{AsFd, BorrowedFd};
 
-/// Never passed on, as by Docker: they are about this process.
+/// Never passed on, as in Docker: they concern this process.
 const OWN: [Signal; 3] = [Signal::SIGCHLD, Signal::SIGPIPE, Signal::SIGURG];
 /// Not blocked in a terminal: with these blocked, a background process reads EIO from its
 /// terminal and changes the settings that the foreground uses.
 const JOB_CONTROL: [Signal; 2] = [Signal::SIGTTIN, Signal::SIGTTOU];
-/// These end a start, and the cleanup after the container's end.
+/// These abort a start, and the cleanup after the container's end.
 const INTERRUPTS: [Signal; 4] = [
     Signal::SIGINT,
     Signal::SIGTERM,
@@ -60,7 +60,7 @@ impl Signals {
         read(&self.all)
     }
 
-    /// A descriptor that is readable while an interrupt is pending, for waits that it ends.
+    /// A descriptor that is readable while an interrupt is pending, to poll in waits.
     pub(crate) fn interrupt(&self) -> BorrowedFd<'_> {
         self.interrupts.as_fd()
     }

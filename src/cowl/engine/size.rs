@@ -5,7 +5,7 @@ pub(crate) fn human(bytes: u64) -> String {
     human_of(bytes, 3)
 }
 
-/// Bytes in powers of 1000 with so many significant digits, three at least.
+/// Bytes in powers of 1000 with `digits` significant digits, at least three.
 pub(crate) fn human_of(bytes: u64, digits: u32) -> String {
     const UNITS: [&str; 7] = ["B", "kB", "MB", "GB", "TB", "PB", "EB"];
     let mut divisor = 1_u128;

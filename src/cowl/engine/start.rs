@@ -1,4 +1,4 @@
-//! What the launcher is asked to do for a container: Docker's request as a sandbox and a process.
+//! Translates a container's configuration into the launcher's sandbox and process.
 
 use super::capabilities::capabilities;
 use super::container::config::Config;
@@ -9,7 +9,7 @@ use cowl_launch::message::{LogOptions, Start};
 use cowl_launch::process::{self, WindowSize};
 use cowl_launch::sandbox::{Mount, Namespaces, Sandbox};
 
-/// What the launcher is asked for. `size` is that of its terminal, if it has one.
+/// The launcher's request. `size` is that of the terminal, if it has one.
 pub(super) fn plan(
     config: &Config,
     size: WindowSize,
@@ -55,7 +55,7 @@ fn sandbox(config: &Config, namespaces: Namespaces, mounts: Vec<Mount>) -> Resul
     Ok(sandbox)
 }
 
-/// A program of the container's, its first one or another.
+/// A program in a container: its first process or an exec.
 pub(super) fn process(
     config: &Config,
     merged: &Process,
@@ -72,7 +72,7 @@ pub(super) fn process(
     Ok(process)
 }
 
-/// Docker's json-file log; none with the driver `none`.
+/// The options of Docker's json-file log; None with the driver `none`.
 pub(super) fn log(host: &HostConfig) -> Result<Option<LogOptions>> {
     let Some(asked) = host.other.get("LogConfig") else {
         return Ok(Some(LogOptions {

@@ -1,4 +1,4 @@
-//! What a container's processes are and use: `top` and `stats`.
+//! The processes of a container and their resource usage: `top` and `stats`.
 
 use super::Engine;
 use super::container::state::Status;
@@ -22,7 +22,7 @@ pub struct Processes {
     pub rows: Vec<Vec<String>>,
 }
 
-/// What a container uses at a moment.
+/// The resource usage of a container.
 #[derive(Debug, Clone)]
 pub struct Usage {
     /// The container's id.
@@ -36,13 +36,13 @@ pub struct Usage {
 /// One reading of the counters.
 #[derive(Debug, Clone)]
 pub struct Sample {
-    /// When.
+    /// When it was read.
     pub read: Timestamp,
     /// The container's counters.
     pub stats: Stats,
-    /// Processor time of the whole host since its boot, idle time included, in nanoseconds.
+    /// CPU time of the whole host since boot, idle time included, in nanoseconds.
     pub host_cpu: u64,
-    /// The host's processors.
+    /// Number of CPUs of the host.
     pub processors: u32,
     /// The host's memory in bytes: the limit of a container that has none.
     pub host_memory: u64,
@@ -68,7 +68,7 @@ impl Engine {
             .context(|| "running ps")?;
         if !shown.status.success() {
             let why = String::from_utf8_lossy(&shown.stderr);
-            // What follows the first line tells of ps's own help.
+            // The lines after the first are ps's help.
             let why = why.lines().find(|line| !line.is_empty());
             let why = why.unwrap_or("it failed");
             return Err(Error::failed(format!("error running ps: {why}")));
@@ -76,7 +76,7 @@ impl Engine {
         rows(&String::from_utf8_lossy(&shown.stdout), &pids)
     }
 
-    /// What a container uses now.
+    /// Reads a container's resource usage.
     pub fn usage_of(&self, needle: &str) -> Result<Usage> {
         let container = self.containers.find(needle)?;
         let mut usage = Usage {
@@ -104,7 +104,7 @@ impl Engine {
     }
 }
 
-/// Refuses a column that another one is to be taken for, as moby's `validatePSArgs`.
+/// Refuses a column titled like another, as moby's `validatePSArgs`.
 fn check_arguments(arguments: &[String]) -> Result<()> {
     for word in arguments.iter().flat_map(|text| text.split_whitespace()) {
         for column in word.split(',') {
@@ -121,7 +121,7 @@ fn check_arguments(arguments: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// The lines of ps for these processes. The last column takes what is left of a line.
+/// The lines of ps for these processes. The last column has the rest of the line.
 fn rows(shown: &str, pids: &[u32]) -> Result<Processes> {
     let pids: HashSet<String> = pids.iter().map(u32::to_string).collect();
     let mut lines = shown.lines();
@@ -151,7 +151,7 @@ fn rows(shown: &str, pids: &[u32]) -> Result<Processes> {
     Ok(Processes { titles, rows })
 }
 
-/// The host's processor time and the number of its processors.
+/// The host's CPU time and number of CPUs.
 fn host_cpu() -> Result<(u64, u32)> {
     let what = "reading /proc/stat";
     let text = std::fs::read_to_string("/proc/stat").context(|| what)?;
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_column_that_is_called_pid_is_refused() {
+    fn check_arguments_refuses_columns_titled_pid() {
         let check = |words: &[&str]| {
             let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
             check_arguments(&words)

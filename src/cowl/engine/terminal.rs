@@ -1,7 +1,7 @@
 //! The caller's terminal while a container with `-t` runs: raw, and restored on every exit.
 //!
-//! Called by `run`. Fatal signals are read from a descriptor, and a panic unwinds, so [`Raw`] is
-//! always dropped.
+//! Used by `run`. Fatal signals are read from a signalfd, and a panic unwinds, so [`Raw`] is always
+//! dropped.
 
 use super::error::{Context, Result};
 use rustix::termios::{self, OptionalActions, Termios, Winsize};

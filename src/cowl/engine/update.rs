@@ -1,6 +1,6 @@
-//! `update`: other limits and another restart policy for a container, running or not.
+//! `update`: changes the limits and restart policy of a container, running or not.
 //!
-//! What the request leaves open stays. Rules and texts: moby, `container/container_unix.go`
+//! What the request leaves out stays. Rules and texts: moby, `container/container_unix.go`
 //! (`UpdateContainer`).
 
 use super::Engine;
@@ -11,15 +11,15 @@ use super::limits;
 /// The parameters of [`Engine::update`].
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct UpdateRequest {
-    /// Limits; 0, empty and none leave what is.
+    /// Limits; 0, empty and None change nothing.
     pub resources: Resources,
-    /// Empty leaves what is.
+    /// Empty changes nothing.
     pub restart_policy: RestartPolicy,
 }
 
 impl Engine {
-    /// Changes a container's limits and restart policy. Gives what this host can't enforce, a
-    /// sentence each.
+    /// Changes a container's limits and restart policy. Returns warnings for what this host cannot
+    /// enforce.
     pub fn update(&self, needle: &str, request: &UpdateRequest) -> Result<Vec<String>> {
         limits::check(&request.resources, true)?;
         check_fields(&request.resources)?;
@@ -40,8 +40,8 @@ impl Engine {
         }
         container.config.host = host;
         if control.is_none() && !request.restart_policy.name.is_empty() {
-            // A policy does not start a container that has ended before.
-            self.hold_restarts(&container)?;
+            // A new policy does not start a container that has already ended.
+            self.suspend_restarts(&container)?;
         }
         self.containers.write_config(&guard, &container)?;
         self.tell_container(&container.config, "update", &[]);
@@ -49,7 +49,7 @@ impl Engine {
     }
 }
 
-/// Refuses what can only be set at a container's creation.
+/// Refuses fields that can only be set at a container's creation.
 fn check_fields(asked: &Resources) -> Result<()> {
     let default = Resources::default();
     let fixed = [
@@ -139,7 +139,7 @@ fn merge(host: &mut HostConfig, request: &UpdateRequest) -> Result<()> {
     Ok(())
 }
 
-/// What the monitor is asked for: limits that are written together are given together.
+/// The limits to pass to the monitor: limits that the kernel takes together are passed together.
 fn changed(new: &Resources, merged: &Resources) -> Resources {
     let mut changed = new.clone();
     if new.memory != 0 || new.memory_swap != 0 {
@@ -159,7 +159,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn an_update_that_contradicts_is_refused_in_dockers_words() {
+    fn merge_refuses_contradicting_limits_with_dockers_texts() {
         let table = [
             (
                 json!({"CpuQuota": 5000}),
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_open_stays() {
+    fn merge_keeps_fields_that_are_not_given() {
         let old = json!({"Memory": 8 << 20, "CpuShares": 7, "PidsLimit": 3});
         let mut host: HostConfig = serde_json::from_value(old).unwrap();
         let request = UpdateRequest {

@@ -1,4 +1,4 @@
-//! How much disk space containers, images and volumes take, for `system df` and the prunes.
+//! Disk usage of containers, images and volumes, for `system df` and the prunes.
 
 use super::container::Container;
 use super::container::config::Config;
@@ -24,19 +24,19 @@ const BLOCK: u64 = 512;
 /// The result of [`Engine::disk_usage`].
 #[derive(Debug)]
 pub struct DiskUsage {
-    /// The contents of all files of all layers, each once.
+    /// Bytes of the contents of all layers, each counted once.
     pub layers: u64,
     /// Every name of every image.
     pub images: Vec<Listed>,
-    /// What each image alone keeps: its removal frees so many bytes of contents.
+    /// Bytes of contents that only this image has: its removal frees them.
     pub unique: BTreeMap<ImageId, u64>,
-    /// How many containers each image has.
+    /// Number of containers of each image.
     pub containers_of: BTreeMap<ImageId, usize>,
-    /// All containers, with the bytes of what each has changed.
+    /// All containers, each with the bytes of its changed files.
     pub containers: Vec<(Summary, u64)>,
-    /// All volumes, with their bytes and the number of their containers.
+    /// All volumes, each with its bytes and its number of containers.
     pub volumes: Vec<(Volume, u64, usize)>,
-    /// What could not be read.
+    /// Errors for what could not be read.
     pub skipped: Vec<super::error::Error>,
 }
 
@@ -78,7 +78,7 @@ impl Engine {
         })
     }
 
-    /// The bytes of contents that each image shares with no other.
+    /// The bytes of contents that each image shares with no other image.
     pub fn unique_bytes(&self) -> Result<BTreeMap<ImageId, u64>> {
         let tags = self.store.tags()?.tags;
         let images: BTreeMap<ImageId, Vec<DiffId>> = tags
@@ -105,7 +105,7 @@ impl Engine {
         Ok(unique)
     }
 
-    /// Bytes of a container's own files, and of all that it has.
+    /// Bytes of a container's own files, and of these and its image's together.
     pub fn sizes(&self, config: &Config) -> Result<(u64, u64)> {
         let changed = match self.container(&config.id) {
             Ok(container) => self.changed_bytes(&container)?,
@@ -116,18 +116,18 @@ impl Engine {
         Ok((changed, self.layers_bytes(config)? + changed))
     }
 
-    /// Bytes of the files that a container has changed or made.
+    /// Bytes of the files that a container has changed or created.
     pub fn changed_bytes(&self, container: &Container) -> Result<u64> {
         let (upper, _work) = container.upper()?;
         bytes_below(&upper).context(|| format!("measuring container {}", container.config.id))
     }
 
-    /// Bytes of the layers below a container's own.
+    /// Bytes of a container's layers.
     pub fn layers_bytes(&self, config: &Config) -> Result<u64> {
         self.size(&config.layers)
     }
 
-    /// Bytes of the files of a volume; of one that stands for a directory of the host, none.
+    /// Bytes of the files in a volume; 0 if it is a directory of the host.
     pub fn volume_bytes(&self, volume: &Volume) -> Result<u64> {
         if !volume.record.options.is_empty() {
             return Ok(0);
@@ -136,14 +136,14 @@ impl Engine {
     }
 }
 
-/// Bytes of all regular files in a tree, each inode once; a hole of a sparse file counts nothing,
-/// nor does what lies deeper than a path can be long.
+/// Allocated bytes of all regular files in a tree, each inode once. Holes count nothing, nor do
+/// files deeper than a path can be long.
 ///
-/// Whose tree it is may change it meanwhile. No symlink is followed.
+/// The tree may change meanwhile. No symlink is followed.
 fn bytes_below(top: &OwnedFd) -> Result<u64> {
     let mut total = 0;
     let mut seen = BTreeSet::new();
-    // Paths, not descriptors: a directory can have more subdirectories than a process descriptors.
+    // Paths, not descriptors: there may be more subdirectories than the descriptor limit allows.
     let mut paths = vec![PathBuf::from(".")];
     while let Some(path) = paths.pop() {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;

@@ -1,5 +1,4 @@
-//! Named volumes as clients create, list and remove them. What a volume is, [`crate::volume`]
-//! knows.
+//! Creating, listing and removing named volumes. [`crate::volume`] defines what a volume is.
 
 use super::error::{Error, Result};
 use super::list::{Filters, matches};
@@ -10,13 +9,13 @@ use std::collections::BTreeMap;
 
 /// The label that Docker gives to volumes with a generated name.
 const ANONYMOUS: &str = "com.docker.volume.anonymous";
-/// The one driver.
+/// The only driver.
 pub const DRIVER: &str = "local";
 
 /// The parameters of [`Engine::create_volume`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct VolumeRequest {
-    /// Generated, if there is none.
+    /// Generated if None.
     pub name: Option<String>,
     /// [`DRIVER`], or empty.
     pub driver: String,
@@ -26,7 +25,7 @@ pub struct VolumeRequest {
     pub options: BTreeMap<String, String>,
 }
 
-/// Refuses another driver than the one that there is.
+/// Refuses any driver but [`DRIVER`].
 pub(super) fn check_driver(driver: &str) -> Result<()> {
     if matches!(driver, "" | DRIVER) {
         return Ok(());
@@ -57,7 +56,7 @@ impl Engine {
                 "dangling" => {
                     let wanted = values
                         .iter()
-                        .map(|value| switch("dangling", value))
+                        .map(|value| parse_bool("dangling", value))
                         .collect::<Result<Vec<_>>>()?;
                     let links = self.volume_links()?;
                     volumes.retain(|volume| {
@@ -76,7 +75,7 @@ impl Engine {
         Ok(self.volume_shown(&self.volumes.find(name)?))
     }
 
-    /// [`Engine::inspect_volume`] of one that was found.
+    /// [`Engine::inspect_volume`] of a volume that was looked up already.
     pub fn volume_shown(&self, volume: &Volume) -> Value {
         let filled = |map: &BTreeMap<String, String>| {
             if map.is_empty() {
@@ -96,7 +95,7 @@ impl Engine {
         })
     }
 
-    /// Creates a volume and gives its name. An existing volume stays as it is.
+    /// Creates a volume and returns its name. An existing volume stays as it is.
     pub fn create_volume(&self, request: &VolumeRequest) -> Result<String> {
         check_driver(&request.driver)?;
         let wanted = request.name.as_deref().filter(|name| !name.is_empty());
@@ -147,12 +146,12 @@ impl Engine {
             .into_iter()
             .filter(|container| container.config.volumes().any(|used| used == name))
             .map(|container| container.config.id);
-        // What a damaged one uses is unknown, so it may be this.
+        // It is unknown which volumes a damaged container uses, so it may use this one.
         let damaged = skipped.iter().map(|_| "a damaged container".to_owned());
         Ok(users.chain(damaged).collect())
     }
 
-    /// How many containers use each volume that any uses.
+    /// The number of containers that use each volume, if any does.
     pub fn volume_links(&self) -> Result<BTreeMap<String, usize>> {
         let mut links = BTreeMap::new();
         for container in self.containers.list()?.items {
@@ -164,7 +163,7 @@ impl Engine {
     }
 }
 
-/// Its labels, with the one that Docker gives to an anonymous volume.
+/// Its labels, with the one that Docker adds to an anonymous volume.
 pub fn labels_of(volume: &Volume) -> BTreeMap<String, String> {
     let mut labels = volume.record.labels.clone();
     if volume.record.anonymous {
@@ -173,7 +172,7 @@ pub fn labels_of(volume: &Volume) -> BTreeMap<String, String> {
     labels
 }
 
-/// Whether there is a label `NAME` or `NAME=VALUE`.
+/// Whether the labels match `NAME` or `NAME=VALUE`.
 pub(super) fn has_label(labels: &BTreeMap<String, String>, label: &str) -> bool {
     match label.split_once('=') {
         Some((name, value)) => labels.get(name).is_some_and(|own| own == value),
@@ -181,8 +180,8 @@ pub(super) fn has_label(labels: &BTreeMap<String, String>, label: &str) -> bool 
     }
 }
 
-/// The value of a filter that is true or false.
-pub(super) fn switch(key: &str, value: &str) -> Result<bool> {
+/// The value of a boolean filter.
+pub(super) fn parse_bool(key: &str, value: &str) -> Result<bool> {
     match value {
         "1" | "true" => Ok(true),
         "0" | "false" => Ok(false),

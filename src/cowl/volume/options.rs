@@ -1,7 +1,7 @@
 //! What a volume is created with: labels, and the options of Docker's driver `local`.
 //!
-//! With options a volume stands for a directory of the host (`o=bind`) or for a file system, which is
-//! mounted while containers use it: `type`, `device` and `o` are those of mount(8).
+//! With options a volume stands for a directory of the host (`o=bind`) or for a file system, which
+//! is mounted while containers use it: `type`, `device` and `o` are those of mount(8).
 
 use crate::engine::error::{Error, Result};
 use cowl_launch::sandbox::Attributes;

@@ -85,9 +85,9 @@ fn a_layer_marks_what_it_adds_changes_and_removes() {
     );
 }
 
-/// Whichever layer is looked at, a name has what all layers waste at it: a10 and a20 of etc/a, which
-/// layers 2 and 3 hide; c7 given again in layer 3; d5 of a name that is a file and then a directory;
-/// and the copy of n50. What is wasted at a name that is not listed is nowhere.
+/// Whichever layer is looked at, a name has what all layers waste at it: a10 and a20 of etc/a,
+/// which layers 2 and 3 hide; c7 given again in layer 3; d5 of a name that is a file and then a
+/// directory; and the copy of n50. What is wasted at a name that is not listed is nowhere.
 #[test]
 fn a_name_has_its_waste_after_every_layer() {
     let layers = [
@@ -218,8 +218,8 @@ fn comparing_lists_names_and_packages() {
     );
 }
 
-/// A database whose object is gone or changed is told of, and packages of its kind are not compared:
-/// all would look removed. What can be compared is.
+/// A database whose object is gone or changed is told of, and packages of its kind are not
+/// compared: all would look removed. What can be compared is.
 #[test]
 fn a_comparison_goes_on_without_a_damaged_database() {
     let store = TestStore::new();

@@ -93,18 +93,18 @@ fn set(
 ) -> Result<(), String> {
     match key {
         "readonly" | "ro" => {
-            mount.read_only = switch(key, value)?;
+            mount.read_only = parse_bool(key, value)?;
             return Ok(());
         }
         "volume-nocopy" => {
             let options = mount
                 .volume_options
                 .get_or_insert_with(VolumeOptions::default);
-            options.no_copy = switch(key, value)?;
+            options.no_copy = parse_bool(key, value)?;
             return Ok(());
         }
         "bind-nonrecursive" => {
-            bind(mount).non_recursive = switch(key, value)?;
+            bind(mount).non_recursive = parse_bool(key, value)?;
             return Ok(());
         }
         _ => {}
@@ -194,7 +194,7 @@ fn recursive(options: &mut BindOptions, value: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn switch(key: &str, value: Option<&str>) -> Result<bool, String> {
+fn parse_bool(key: &str, value: Option<&str>) -> Result<bool, String> {
     match value {
         None | Some("1" | "t" | "T" | "true" | "TRUE" | "True") => Ok(true),
         Some("0" | "f" | "F" | "false" | "FALSE" | "False") => Ok(false),

@@ -3,7 +3,7 @@
 use super::args::Options;
 use super::mount_option;
 use crate::cli::args::given;
-use crate::engine::create::{CreateRequest, check_words};
+use crate::engine::create::{CreateRequest, check_syntax};
 use crate::engine::docker::{ContainerConfig, HostConfig, RestartPolicy};
 use crate::engine::error::{Context, Error, Result};
 use cowl_core::handover::IoModeChoice;
@@ -83,7 +83,7 @@ pub(super) fn request(options: Options, detached: bool) -> Result<CreateRequest>
         let file = file.to_string_lossy().into_owned();
         host.other.insert("ContainerIDFile".to_owned(), file.into());
     }
-    check_words(&host)?;
+    check_syntax(&host)?;
     Ok(CreateRequest {
         // Docker takes an empty one for none.
         name: options.name.filter(|name| !name.is_empty()),

@@ -66,7 +66,7 @@ enum Ended {
     Keys,
 }
 
-/// Copies streams until the program ends, and gives its exit code.
+/// Copies streams until the program ends, and returns its exit code.
 pub(super) fn stay(
     client: &impl Client,
     pipes: Pipes,

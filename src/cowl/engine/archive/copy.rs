@@ -1,8 +1,8 @@
-//! `cowl cp`: from a container to the host and back, as docker's command line does with a server
-//! between (docker/cli, `cli/command/container/cp.go`; moby/go-archive, `copy.go`).
+//! `cowl cp`: between a container and the host, as docker's client does it over its server
+//! (docker/cli, `cli/command/container/cp.go`; moby/go-archive, `copy.go`).
 //!
-//! One side is read as a tar on a thread, the other unpacks it: what holds for tars of strangers
-//! holds for the files of a hostile container.
+//! A thread reads one side as a tar, the other side unpacks it. A hostile container's files are
+//! handled like an untrusted tar.
 
 use super::host::{self, Source};
 use super::{Extraction, Files, PathStat, beside, name_of, split};
@@ -11,10 +11,10 @@ use crate::engine::error::{Context, Error, Kind, Result};
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::Path;
 
-/// Bytes that pass at once.
+/// Bytes copied at a time.
 const CHUNK: usize = 64 << 10;
-/// Links that are followed one after another.
-const LINKS: u8 = 40;
+/// Most symbolic links followed in a row.
+const MAX_LINKS: u8 = 40;
 /// The bit of a directory in a [`PathStat`]'s mode.
 const DIRECTORY: u32 = 1 << 31;
 /// The bit of a symbolic link.
@@ -25,9 +25,9 @@ const DEVICE: u32 = 1 << 26;
 /// The options of a copy.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct CopyOptions {
-    /// Owners come along. Else files belong to root in a container, and to the caller on the host.
+    /// Keep owners. Else files belong to root in a container, and to the caller on the host.
     pub keep_owners: bool,
-    /// A symbolic link at the end of the source's path stands for what it leads to.
+    /// Follow a symbolic link at the end of the source's path.
     pub follow_link: bool,
 }
 
@@ -41,7 +41,7 @@ impl CopyOptions {
 }
 
 impl Engine {
-    /// Copies a file or directory of a container to the host. Gives the length of the tar that
+    /// Copies a file or directory of a container to the host. Returns the length of the tar that
     /// passed.
     pub fn copy_out(&self, needle: &str, path: &str, to: &str, how: CopyOptions) -> Result<u64> {
         let (to, there) = host::destination(to)?;
@@ -68,7 +68,7 @@ impl Engine {
         })
     }
 
-    /// Copies a file or directory of the host into a container. Gives the length of the tar that
+    /// Copies a file or directory of the host into a container. Returns the length of the tar that
     /// passed.
     pub fn copy_in(&self, from: &str, needle: &str, path: &str, how: CopyOptions) -> Result<u64> {
         let source = Source::find(from, how.follow_link)?;
@@ -111,7 +111,7 @@ impl Engine {
 }
 
 impl Files {
-    /// A path whose last component is what is to be copied, and what that is.
+    /// The path to copy, and the file that it leads to.
     fn source(&self, path: &str, how: CopyOptions) -> Result<(String, PathStat)> {
         if how.follow_link {
             let (at, stat) = self.follow(path)?;
@@ -120,7 +120,7 @@ impl Files {
         Ok((path.to_owned(), self.stat(path)?))
     }
 
-    /// Where in the container something is copied to, and what is there.
+    /// The path in the container to copy to, and what exists there.
     fn destination(&self, needle: &str, path: &str) -> Result<(String, Option<PathStat>)> {
         let (at, stat) = match self.follow(path) {
             Ok((at, stat)) => (at, Some(stat)),
@@ -138,7 +138,7 @@ impl Files {
     /// Follows links at the end of a path. Each step is resolved inside the root.
     fn follow(&self, path: &str) -> Result<(String, PathStat)> {
         let mut at = path.to_owned();
-        for _ in 0..LINKS {
+        for _ in 0..MAX_LINKS {
             let stat = self.stat(&at)?;
             if stat.mode & SYMLINK == 0 {
                 return Ok((at, stat));
@@ -148,10 +148,10 @@ impl Files {
         Err(Error::from(rustix::io::Errno::LOOP).context(path.to_owned()))
     }
 
-    /// Where a link at the end of a path leads to, where nothing is; the path itself without one.
+    /// The target of a dangling link at the end of a path; without such a link, the path itself.
     fn dangling(&self, path: &str) -> String {
         let mut at = path.to_owned();
-        for _ in 0..LINKS {
+        for _ in 0..MAX_LINKS {
             match self.stat(&at) {
                 Ok(stat) if stat.mode & SYMLINK != 0 => at = beside(&at, &stat.link_target),
                 _ => break,
@@ -165,7 +165,7 @@ fn is_dir(stat: &PathStat) -> bool {
     stat.mode & DIRECTORY != 0
 }
 
-/// The name that a copy of what is at a container's path has in a directory.
+/// The name that a copy of a container's path gets in a directory.
 fn top_of(path: &str) -> String {
     match name_of(path).as_str() {
         "/" | ".." => ".".to_owned(),
@@ -173,8 +173,8 @@ fn top_of(path: &str) -> String {
     }
 }
 
-/// The directory that a copy is put into, and its name there. `there`: whether the destination is a
-/// directory, if there is one.
+/// The directory to copy into, and the copy's name there. `there`: whether the destination is a
+/// directory, if it exists.
 fn plan(
     source: &str,
     source_is_directory: bool,
@@ -219,16 +219,16 @@ fn transfer(
         };
         let unpacked = to.unpack(directory, &mut tar, how.extraction());
         if unpacked.is_ok() {
-            // The padding at its end.
+            // Read the padding at the tar's end.
             io::copy(&mut tar, &mut io::sink())?;
         }
         let (count, is_whole) = (tar.count, tar.ended);
-        // Else a thread that writes would wait for ever.
+        // Else the writing thread would block for ever.
         drop(tar);
         let read = reading.join();
         let read = read.map_err(|_panic| Error::failed("the thread that read panicked"))?;
         match (read, unpacked) {
-            // One that was not read to its end failed for that.
+            // The writer failed because the tar was not read to its end.
             (Err(_), Err(error)) if !is_whole => Err(error),
             (Err(error), _) | (Ok(()), Err(error)) => Err(error),
             (Ok(()), Ok(())) => Ok(count),
@@ -236,7 +236,7 @@ fn transfer(
     })
 }
 
-/// A tar with the number of bytes that were read of it.
+/// Counts the bytes read from a tar.
 struct Counted<R> {
     from: R,
     count: u64,
@@ -282,7 +282,7 @@ mod tests {
         assert_eq!(refused.to_string(), "no such directory");
     }
 
-    /// A tar as a hostile container could have it made: a directory becomes a link in between.
+    /// A tar as a hostile container could cause: a directory is replaced by a link meanwhile.
     #[test]
     fn a_copy_to_the_host_stays_below_its_directory() {
         let temp = tempfile::tempdir().unwrap();
@@ -307,14 +307,14 @@ mod tests {
         let tar = tar.into_inner().unwrap();
         let files = Files::of_host(&inside).unwrap();
         let how = CopyOptions::default().extraction();
-        // Either way it ends, nothing is outside.
+        // It may succeed or fail, but nothing is written outside.
         files.unpack("/", tar.as_slice(), how).unwrap_or_default();
         assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 0);
         assert!(inside.join("up").is_symlink());
     }
 
-    /// Names need not be text, a umask takes nothing from a node, and a socket has no copy under any
-    /// of its names.
+    /// Names need not be UTF-8, the umask does not change a node's mode, and sockets are left out
+    /// under each of their names.
     #[test]
     fn a_copy_has_names_modes_and_links_of_its_source() {
         let temp = tempfile::tempdir().unwrap();

@@ -8,8 +8,8 @@ use std::io::ErrorKind;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
-/// Links that are followed one after another (as the kernel, path_resolution(7)).
-const LINKS: u8 = 40;
+/// Most symbolic links followed in a row (the kernel's limit, path_resolution(7)).
+const MAX_LINKS: u8 = 40;
 
 impl Files {
     /// The files below a directory of the host.
@@ -26,13 +26,13 @@ impl Files {
     }
 }
 
-/// A file of the host that is to be copied.
+/// A file of the host to be copied.
 pub(super) struct Source {
     /// The directory that holds it.
     pub(super) parent: PathBuf,
     /// Its name there; `.` for the directory itself.
     pub(super) name: String,
-    /// What a copy is called.
+    /// Name of the copy.
     pub(super) top: String,
     pub(super) is_directory: bool,
 }
@@ -70,7 +70,7 @@ impl Source {
     }
 }
 
-/// What the copy of a directory is called: nothing if the path asks for what is in it.
+/// The name of a directory's copy; empty if the path asks for the directory's contents.
 fn top_of(path: &str) -> Result<String> {
     Ok(match super::name_of(path).as_str() {
         "/" => ".".to_owned(),
@@ -82,11 +82,11 @@ fn top_of(path: &str) -> Result<String> {
     })
 }
 
-/// Where on the host something is copied to, with links at its end followed, and what is there.
+/// The path on the host to copy to, with links at its end followed, and what exists there.
 pub(super) fn destination(path: &str) -> Result<(String, Option<Metadata>)> {
     let invalid = |why: String| Error::invalid(format!("invalid output path: {why}"));
     let mut at = path.to_owned();
-    for _ in 0..LINKS {
+    for _ in 0..MAX_LINKS {
         let (parent, name) = super::split(&at);
         if name != "." && matches!(Path::new(&parent).try_exists(), Ok(false)) {
             return Err(invalid(format!("directory \"{parent}\" does not exist")));

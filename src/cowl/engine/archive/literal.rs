@@ -1,5 +1,5 @@
-//! A tar whose names are written as they are. The tar crate drops the `./` in front of a name, and
-//! docker's client looks for it to rename what it copies.
+//! Writes tar entries with their names unchanged. The tar crate drops a leading `./`, by which
+//! docker's client recognises what to rename.
 
 use std::io::{self, Read, Write};
 use std::ops::{Deref, DerefMut};
@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use tar::{Builder, EntryType, Header};
 
-/// The name of the entry that a long name's own header has (GNU tar).
+/// The entry name that GNU tar gives to the header of a long name.
 const LONG: &[u8] = b"././@LongLink";
 
 /// A [`Builder`] whose [`Literal::append_data`] and [`Literal::append_link`] take any relative
@@ -36,8 +36,8 @@ impl<W: Write> Literal<W> {
         self.append_data(header, path, io::empty())
     }
 
-    /// Sets the name of an entry, or of what it links to. One that is too long for the header has
-    /// an entry of its own before, and its beginning in the header.
+    /// Sets the name or link target of an entry. One too long for the header gets an entry of its
+    /// own before, and the header has its first bytes.
     fn name(&mut self, header: &mut Header, long: EntryType, path: &Path) -> io::Result<()> {
         let name = path.as_os_str().as_bytes();
         let old = header.as_old_mut();

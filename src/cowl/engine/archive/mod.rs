@@ -1,9 +1,9 @@
 //! `cp`: files of a container as a tar, out and in.
 //!
-//! A running container's files are reached through its monitor, with all its mounts; one at rest is
-//! mounted for the copy, with its volumes and directories of the host. Whatever the container does
-//! meanwhile, nothing outside of its root is reached: a path is resolved by the kernel inside the
-//! root (`RESOLVE_IN_ROOT`, openat2(2)), and its last component is opened without following a link.
+//! A running container's files are reached through its monitor, with all its mounts. A stopped
+//! container is mounted for the copy, with its volumes and bind mounts. Whatever the container does
+//! meanwhile, nothing outside its root is reached: a path is resolved by the kernel inside the root
+//! (`RESOLVE_IN_ROOT`, openat2(2)), and its last component is opened without following a link.
 
 pub mod copy;
 mod host;
@@ -35,22 +35,22 @@ pub use write::Extraction;
 #[derive(Debug)]
 pub struct Files {
     root: OwnedFd,
-    /// None of the host's.
+    /// None for files of the host.
     config: Option<Config>,
     /// The container as the caller named it.
     needle: String,
     at_rest: Option<AtRest>,
 }
 
-/// What a container at rest has mounted.
+/// The mounts of a stopped container.
 #[derive(Debug)]
 struct AtRest {
     mounted: Mounted,
-    /// Its other mounts are there as long as this is open.
+    /// Keeps the container's other mounts while it is open.
     namespace: OwnedFd,
-    /// Of volumes that are file systems.
+    /// Locks of volumes that are file systems.
     locks: Vec<OwnedFd>,
-    /// The right to them.
+    /// Keeps others from starting or removing the container.
     pending: PendingContainer,
 }
 
@@ -78,7 +78,7 @@ struct Place {
 }
 
 impl Engine {
-    /// Opens the files of a container. [`Engine::close_files`] is to be called at the end.
+    /// Opens the files of a container. The caller ends with [`Engine::close_files`].
     pub fn open_files(&self, needle: &str) -> Result<Files> {
         let container = self.containers.find(needle)?;
         let config = Some(container.config.clone());
@@ -115,8 +115,8 @@ impl Engine {
         })
     }
 
-    /// Mounts what a container at rest has below its root, as dockerd does for a copy. Gives the
-    /// root, the mounts' namespace and their locks.
+    /// Mounts a stopped container's volumes and bind mounts, as dockerd does for a copy. Returns
+    /// the root, the mount namespace and the volumes' locks.
     fn attach_mounts(
         &self,
         container: &Container,
@@ -147,7 +147,7 @@ impl Engine {
         self.ready(container, lock)
     }
 
-    /// Gives a container's files back.
+    /// Unmounts what [`Engine::open_files`] mounted of a stopped container, and releases its locks.
     pub fn close_files(&self, files: Files) -> Result<()> {
         let Files { root, at_rest, .. } = files;
         drop(root);
@@ -255,7 +255,7 @@ impl Files {
         }
     }
 
-    /// In Docker's words.
+    /// Docker's text for an errno.
     fn failed(&self, errno: Errno, path: &str) -> Error {
         match errno {
             errno if self.config.is_none() => Error::from(errno).context(path.to_owned()),
@@ -268,7 +268,7 @@ impl Files {
     }
 }
 
-/// The components of a path, without those that mean nothing; `..` takes one back.
+/// The components of a path, normalised: without `.` and empty ones, and with `..` resolved.
 fn components(path: &(impl AsRef<OsStr> + ?Sized)) -> Vec<&OsStr> {
     let mut all = Vec::new();
     for component in Path::new(path).components() {
@@ -298,7 +298,7 @@ fn split(path: &str) -> (String, String) {
     (parent.to_owned(), name.to_owned())
 }
 
-/// What a link at a path leads to.
+/// The path that a link at `path` leads to.
 fn beside(path: &str, target: &str) -> String {
     if target.starts_with('/') {
         return target.to_owned();
@@ -334,7 +334,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn go_mode_is_gos() {
+    fn go_mode_matches_gos_file_mode() {
         // From recordings of dockerd: a sticky directory, a file, a directory.
         for (mode, expected) in [
             (0o041_777, 2_148_532_735),
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn name_of_is_gos_base() {
+    fn name_of_matches_gos_filepath_base() {
         for (path, expected) in [("/", "/"), ("/a/b", "b"), ("/a/b/", "b"), ("/a/.", ".")] {
             assert_eq!(name_of(path), expected, "{path}");
         }

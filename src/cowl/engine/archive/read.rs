@@ -1,4 +1,4 @@
-//! Out of a container: what is at a path, as a tar.
+//! Copying out of a container: a path as a tar.
 
 use super::literal::Literal;
 use super::{Files, Place, components, name_of, xattr};
@@ -32,8 +32,8 @@ struct Writer<W: Write> {
 }
 
 impl Files {
-    /// Writes what is at a path as a tar, whose paths begin with its last component. What is mounted
-    /// below and is no mount of the container's request, as /proc, is an empty directory there.
+    /// Writes a path as a tar, whose names begin with the path's last component. A mount below it
+    /// that the container's request does not name, as /proc, is written as an empty directory.
     pub fn read(&self, path: &str, out: impl Write) -> Result<()> {
         let top = match name_of(path).as_str() {
             "/" | ".." => ".".to_owned(),
@@ -42,7 +42,7 @@ impl Files {
         self.read_as(path, &top, out)
     }
 
-    /// The same with another name for the last component.
+    /// [`Files::read`] with `top` in place of the last component.
     pub(super) fn read_as(&self, path: &str, top: &str, out: impl Write) -> Result<()> {
         let place = self.place(path)?;
         let stat = self.stat_of(&place, path)?;
@@ -75,8 +75,8 @@ impl Files {
         writer.tar.0.into_inner()?.flush()
     }
 
-    /// Whether a path in the archive of `path` is where the container was asked to have a mount. All
-    /// that is mounted on the host is wanted.
+    /// Whether a path in the archive is a mount of the container's request. On the host, every
+    /// mount counts.
     fn is_mount(&self, path: &str, top: &Path, below: &Path) -> bool {
         let Some(config) = &self.config else {
             return true;
@@ -95,7 +95,7 @@ enum Below {
 }
 
 impl<W: Write> Writer<W> {
-    /// Writes the next entry of a directory; none at its end.
+    /// Writes the next entry of a directory; None at its end.
     fn next(
         &mut self,
         level: &mut Level,
@@ -130,7 +130,7 @@ impl<W: Write> Writer<W> {
         }))
     }
 
-    /// Writes an entry. Gives a directory, to be read.
+    /// Writes an entry. Returns it if it is a directory to be read.
     fn entry(
         &mut self,
         parent: BorrowedFd<'_>,
@@ -162,7 +162,8 @@ impl<W: Write> Writer<W> {
         Ok(None)
     }
 
-    /// Writes a file under its first name; the number is a device's. Gives a directory, to be read.
+    /// Writes a file under its first name; `device` is its device number. Returns it if it is a
+    /// directory to be read.
     fn file(
         &mut self,
         parent: BorrowedFd<'_>,
@@ -193,7 +194,7 @@ impl<W: Write> Writer<W> {
                 let directory = openat(parent, name, flags, Mode::empty())?;
                 self.xattrs(directory.as_fd())?;
                 header.set_entry_type(EntryType::Directory);
-                // With a slash at its end, as tar and Docker write it.
+                // With a trailing slash, as tar and Docker write it.
                 self.tar
                     .append_data(&mut header, path.join(""), io::empty())?;
                 return Ok(Some(Level {
@@ -235,12 +236,13 @@ impl<W: Write> Writer<W> {
         let records = all
             .iter()
             .map(|(key, value)| (key.as_str(), value.as_slice()));
-        // Without one there is no header.
+        // Without records it writes no header.
         self.tar.append_pax_extensions(records)
     }
 }
 
-/// So many bytes of a file, whatever it does meanwhile: zeros where it has become shorter.
+/// Reads exactly this many bytes of a file, even if it changes meanwhile: zeros where it became
+/// shorter.
 struct Exactly {
     file: File,
     left: u64,

@@ -1,8 +1,8 @@
-//! Into a container: the files of a tar.
+//! Copying into a container: the files of a tar.
 //!
-//! An entry's directory is looked up inside the container's root for each entry, so a link that
-//! leads out of the root leads to a place inside, whenever it was put there. What is there under an
-//! entry's name is replaced, never followed.
+//! Each entry's directory is looked up inside the container's root, so no link leads out of the
+//! root, whenever it was created. A file that exists under an entry's name is replaced, never
+//! followed.
 
 use super::xattr::{self, Xattr};
 use super::{Files, components};
@@ -25,14 +25,14 @@ use tar::{Archive, Entry, EntryType};
 /// How a tar is unpacked.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Extraction {
-    /// A directory does not take the place of something else, nor something else that of one.
+    /// Never replace a directory by another kind of file, nor the other way round.
     pub keep_kinds: bool,
-    /// Files belong to the users that the tar says; else to root in a container, and to the caller on
-    /// the host.
+    /// Keep the tar's owners; else files belong to root in a container, and to the caller on the
+    /// host.
     pub keep_owners: bool,
 }
 
-/// What an entry says beside its content.
+/// The attributes in an entry's header.
 struct Attributes {
     owner: (Option<Uid>, Option<Gid>),
     mode: Mode,
@@ -47,7 +47,7 @@ impl Files {
         self.unpack(path, tar, how)
     }
 
-    /// The same of a tar that is not compressed.
+    /// [`Files::write`] for a tar that is not compressed.
     pub(super) fn unpack(&self, path: &str, tar: impl Read, how: Extraction) -> Result<()> {
         self.check_writable(path)?;
         let base: PathBuf = components(path).into_iter().collect();
@@ -60,7 +60,7 @@ impl Files {
         }
         let mut archive = Archive::new(tar);
         let entries = archive.entries().context(|| "reading the tar")?;
-        // Their times are set when nothing is put into them any more.
+        // Their times are set last: creating files in them changes them.
         let mut directories = Vec::new();
         for entry in entries {
             let mut entry = entry.context(|| "reading the tar")?;
@@ -104,8 +104,8 @@ impl Files {
         Ok((directory, last))
     }
 
-    /// The owner that an entry's file gets: with `keep_owners` the entry's, else root in a container
-    /// and the caller (none) on the host.
+    /// The owner of an entry's file: the entry's with `keep_owners`, else root in a container and
+    /// the caller (None) on the host.
     fn owner(
         &self,
         entry: &Entry<'_, impl Read>,
@@ -126,7 +126,7 @@ impl Files {
         })
     }
 
-    /// Makes one file. Gives the times of a directory.
+    /// Creates one file. Returns the times of a directory, to be set later.
     fn extract(
         &self,
         base: &Path,
@@ -143,7 +143,7 @@ impl Files {
         let (parent, name) = self.parent(base, name)?;
         let parent = parent.as_fd();
         if kind == EntryType::Directory {
-            // What is extracted into keeps its attributes (moby/go-archive, `Unpack`).
+            // The target directory itself keeps its attributes (moby/go-archive, `Unpack`).
             if name == "." {
                 return Ok(None);
             }
@@ -225,7 +225,7 @@ fn kind_at(parent: BorrowedFd<'_>, name: &OsStr) -> Result<Option<FileType>> {
     }
 }
 
-/// Removes what is under the name of something else than a directory.
+/// Removes what exists under the name of an entry that is not a directory.
 fn make_room(parent: BorrowedFd<'_>, name: &OsStr, how: Extraction) -> Result<()> {
     match kind_at(parent, name)? {
         None => Ok(()),
@@ -297,8 +297,8 @@ fn device(
     Ok(())
 }
 
-/// Sets the mode of a node, of which the umask took a part. A link that took its place since is not
-/// followed: it would lead out of the container.
+/// Sets the mode of a node, which the umask has reduced. A link that has replaced it meanwhile is
+/// not followed: it could lead out of the container.
 fn chmod_node(parent: BorrowedFd<'_>, name: &OsStr, mode: Mode) -> Result<()> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let node = openat(parent, name, flags, Mode::empty())?;

@@ -1,8 +1,8 @@
 //! Extended attributes in a tar: `SCHILY.xattr.NAME` of a PAX header, as GNU tar and Docker have
 //! them.
 //!
-//! Out goes what is a file's own, in goes what the caller may set; `security.selinux` and the
-//! like belong to the host, not to the file.
+//! Only attributes that belong to the file are copied; `security.selinux` and the like belong to
+//! the host.
 
 use crate::engine::error::{Error, Result};
 use rustix::fs::{XattrFlags, fgetxattr, flistxattr, fsetxattr};
@@ -11,22 +11,22 @@ use std::io::{self, Read};
 use std::os::fd::BorrowedFd;
 use tar::Entry;
 
-/// The key of a record, less the attribute's name.
+/// The prefix of a record's key, before the attribute's name.
 const PREFIX: &str = "SCHILY.xattr.";
-/// Most bytes of all names of a file, and of a value (`XATTR_LIST_MAX`, `XATTR_SIZE_MAX`).
-const MOST: usize = 64 << 10;
+/// Largest list of names, and largest value, in bytes (`XATTR_LIST_MAX`, `XATTR_SIZE_MAX`).
+const MAX_SIZE: usize = 64 << 10;
 
 /// A name and a value.
 pub(super) type Xattr = (String, Vec<u8>);
 
-/// Whether an attribute goes with the file: what users set, and the capabilities of a program.
+/// Whether an attribute is copied with the file: users' attributes and file capabilities.
 fn is_copied(name: &str) -> bool {
     name.starts_with("user.") || name == "security.capability"
 }
 
 /// The attributes of a file, as records of a PAX header.
 pub(super) fn read(file: BorrowedFd<'_>) -> io::Result<Vec<Xattr>> {
-    let mut names = vec![0; MOST];
+    let mut names = vec![0; MAX_SIZE];
     let length = match flistxattr(file, names.as_mut_slice()) {
         Ok(length) => length,
         Err(Errno::NOTSUP) => 0,
@@ -41,7 +41,7 @@ pub(super) fn read(file: BorrowedFd<'_>) -> io::Result<Vec<Xattr>> {
         else {
             continue;
         };
-        let mut value = vec![0; MOST];
+        let mut value = vec![0; MAX_SIZE];
         let length = match fgetxattr(file, name, value.as_mut_slice()) {
             Ok(length) => length,
             // Removed since.
@@ -55,7 +55,7 @@ pub(super) fn read(file: BorrowedFd<'_>) -> io::Result<Vec<Xattr>> {
     Ok(found)
 }
 
-/// What an entry says of its file's attributes.
+/// The extended attributes in an entry's PAX header.
 pub(super) fn of_entry(entry: &mut Entry<'_, impl Read>) -> Result<Vec<Xattr>> {
     let mut found = Vec::new();
     for record in entry.pax_extensions()?.into_iter().flatten() {
@@ -70,12 +70,12 @@ pub(super) fn of_entry(entry: &mut Entry<'_, impl Read>) -> Result<Vec<Xattr>> {
     Ok(found)
 }
 
-/// Sets attributes. After the owner, whose change drops a program's capabilities.
+/// Sets attributes. Call it after chown, which drops file capabilities.
 pub(super) fn write(file: BorrowedFd<'_>, xattrs: &[Xattr]) -> Result<()> {
     for (name, value) in xattrs {
         match fsetxattr(file, name.as_str(), value, XattrFlags::empty()) {
-            // Not kept by this file system, or not for this user: dockerd copies the file all the
-            // same (moby, go-archive).
+            // The file system or this user cannot set it: dockerd copies the file all the same
+            // (moby, go-archive).
             Ok(()) | Err(Errno::NOTSUP | Errno::PERM) => {}
             Err(errno) => return Err(Error::from(errno).context(format!("setting {name}"))),
         }

@@ -1,4 +1,4 @@
-//! `config.json`: what a container is. Replaced as a whole by `rename` and `update`.
+//! `config.json`: a container's configuration. `rename` and `update` replace the whole file.
 //!
 //! A pin of the same id keeps its layers in the store.
 
@@ -12,7 +12,7 @@ use std::path::PathBuf;
 /// The format of `config.json` that this program writes.
 pub const VERSION: u32 = 2;
 
-/// What a container is.
+/// A container's configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Config {
     /// [`VERSION`].
@@ -29,7 +29,7 @@ pub struct Config {
     pub layers: Vec<DiffId>,
     /// What the client asked for.
     pub asked: ContainerConfig,
-    /// The same, with what it left open filled from the image.
+    /// The request, completed from the image's configuration.
     pub config: ContainerConfig,
     /// What the client asked of the host.
     pub host: HostConfig,
@@ -37,7 +37,7 @@ pub struct Config {
     pub mounts: Vec<Mount>,
 }
 
-/// A volume or a host path in a container.
+/// A mount of a container: a volume, a host path or a tmpfs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mount {
     /// What is mounted.
@@ -46,10 +46,10 @@ pub struct Mount {
     pub destination: String,
     /// Mounted read-only.
     pub read_only: bool,
-    /// The options as the client wrote them.
+    /// The mount's options as the client wrote them.
     #[serde(default)]
     pub mode: String,
-    /// Of a path of the host.
+    /// For [`MountSource::Bind`].
     #[serde(default)]
     pub bind: BindMode,
 }
@@ -62,11 +62,11 @@ pub enum MountSource {
     Volume {
         /// Its name.
         name: String,
-        /// Made for this container and removed with it (`rm -v`, `--rm`).
+        /// Created for this container and removed with it (`rm -v`, `--rm`).
         anonymous: bool,
-        /// A new volume begins empty instead of with what the image has there.
+        /// A new volume starts empty, not with a copy of the image's files there.
         no_copy: bool,
-        /// What of it is mounted; empty for all.
+        /// The path in the volume that is mounted; empty for all of it.
         #[serde(default)]
         subpath: String,
     },
@@ -76,7 +76,7 @@ pub enum MountSource {
     Tmpfs {
         /// Docker's options of `--tmpfs`, checked.
         options: Vec<String>,
-        /// It was asked for as a mount (`--mount`), and is listed as one.
+        /// It was requested by `--mount`, so `inspect` lists it as a mount.
         listed: bool,
     },
 }
@@ -84,16 +84,16 @@ pub enum MountSource {
 /// How a path of the host is mounted.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BindMode {
-    /// Docker's word for how later mounts are passed on; empty for `rprivate`.
+    /// Mount propagation in Docker's terms; empty for `rprivate`.
     pub propagation: String,
-    /// Without the mounts below it.
+    /// Does not include the mounts below it.
     pub non_recursive: bool,
-    /// The mounts below it stay writable where it is read-only.
+    /// The mounts below a read-only mount stay writable.
     pub writable_below: bool,
 }
 
 impl Config {
-    /// Stands for a configuration that cannot be read.
+    /// A placeholder for a configuration that cannot be read.
     pub(super) fn unknown(id: &str) -> Self {
         Self {
             version: VERSION,
@@ -109,7 +109,7 @@ impl Config {
         }
     }
 
-    /// The cgroup that its own are below, in each hierarchy.
+    /// The parent of its cgroups, in each hierarchy.
     pub fn cgroup_parent(&self) -> String {
         match self.host.resources.cgroup_parent.trim_start_matches('/') {
             "" => CGROUP_PARENT.to_owned(),

@@ -1,4 +1,4 @@
-//! What the directory of one container tells: its status, its records, and who holds its locks.
+//! One container's directory: its status, its records and its locks.
 
 use super::super::error::{Context, Error, Result};
 use super::super::files;
@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-/// Longest wait for an unused mount to end, and the poll interval: flock(2) has no timeout.
+/// Longest wait for an unused mount to end. flock(2) has no timeout, so the lock is polled.
 pub(in crate::engine) const PATIENCE: Duration = Duration::from_secs(2);
 /// Longest wait for a new monitor's first record, which a busy machine may delay by many seconds.
 pub(super) const FIRST_RECORD: Duration = Duration::from_mins(1);
@@ -74,8 +74,8 @@ impl Container {
         }
     }
 
-    /// Whether a monitor has begun since this record was read. It removes the exit record, without
-    /// which the locks that were looked at before tell of a container that was lost.
+    /// Whether a new monitor has started since this record was read. It removes the exit record,
+    /// and without that the locks read before it would show a container whose monitor was killed.
     fn was_started_since(&self, before: Option<&MonitorRecord>) -> Result<bool> {
         if files::is_locked(&self.dir, status::LOCK)? {
             return Ok(true);
@@ -129,24 +129,24 @@ impl Container {
         files::wait_unlocked(&self.dir, status::LOCK)
     }
 
-    /// Takes the lock that says that a restart is waited for, after another holder.
+    /// Takes the lock held while waiting to restart the container; waits for its holder.
     pub fn lock_restarting(&self) -> Result<OwnedFd> {
         files::lock_file(&self.dir, RESTARTING)
     }
 
-    /// Whether a command waits for its restart: not if that command was killed.
+    /// Whether a live command is waiting to restart it.
     pub fn is_awaiting_restart(&self) -> Result<bool> {
         files::is_locked(&self.dir, RESTARTING)
     }
 
-    /// Reads its `restart.json`.
+    /// Reads `restart.json`.
     pub fn restart_record(&self) -> Result<RestartRecord> {
         let record = files::read_json(&self.dir, RESTART_RECORD)
             .context(|| format!("container {}", names::short(&self.config.id)))?;
         Ok(record.unwrap_or_default())
     }
 
-    /// Replaces its `restart.json`. The caller holds the start lock.
+    /// Replaces `restart.json`. The caller holds the start lock.
     pub fn write_restart_record(&self, record: RestartRecord) -> Result<()> {
         files::write_json(&self.dir, RESTART_RECORD, &record)
     }
@@ -174,11 +174,11 @@ impl Container {
         Ok(true)
     }
 
-    /// Opens the work directory; none if another command has removed the container.
+    /// Opens the work directory; None if another command has removed the container.
     pub(super) fn open_work(&self) -> Result<Option<OwnedFd>> {
         match files::open_dir_at(&self.dir, WORK) {
             Ok(work) => Ok(Some(work)),
-            // Something else in its place: no later mount can have locked that.
+            // It is not a directory, so no mount can have locked it.
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
             Err(errno) => {
                 let id = names::short(&self.config.id);
@@ -200,7 +200,7 @@ impl Container {
         Ok((open(UPPER)?, open(WORK)?))
     }
 
-    /// Reads the monitor's record; none if no monitor has written one.
+    /// Reads the monitor's record; None if no monitor has written one.
     pub fn monitor_record(&self) -> Result<Option<MonitorRecord>> {
         files::read_json(&self.dir, status::RUNNING)
             .context(|| format!("container {}", names::short(&self.config.id)))

@@ -18,9 +18,9 @@ pub(super) const DIRECTORY: &str = "names";
 /// Whether a name could be taken.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Claim {
-    /// It is the container's now.
+    /// The container has the name now.
     Made,
-    /// A container of this id has it.
+    /// The container with this id has it.
     Taken(String),
 }
 
@@ -48,7 +48,7 @@ impl Containers {
             if let Some(holder) = self.holder(name)? {
                 return Ok(Claim::Taken(holder));
             }
-            // Left by a killed command: a living one would hold the guard.
+            // Left by a killed command: a live one would hold the guard.
             self.drop_name(name)?;
         }
     }
@@ -79,7 +79,7 @@ impl Containers {
         }
     }
 
-    /// The container of this name.
+    /// The container with this name.
     pub(super) fn by_name(&self, name: &str) -> Result<Option<Container>> {
         let Some(id) = self.link(name)? else {
             return Ok(None);
@@ -88,7 +88,7 @@ impl Containers {
         Ok(container.filter(|container| container.config.name == name))
     }
 
-    /// The id of the container that has a name. A damaged one keeps the name that it was given.
+    /// The id of the container that has a name. A damaged container keeps its name.
     fn holder(&self, name: &str) -> Result<Option<String>> {
         let Some(id) = self.link(name)? else {
             return Ok(None);
@@ -106,7 +106,7 @@ impl Containers {
         }
         match readlinkat(self.index.get()?, name, Vec::new()) {
             Ok(id) => Ok(Some(id.to_string_lossy().into_owned()).filter(|id| super::is_id(id))),
-            // No link, or none of ours.
+            // No link, or not one of ours.
             Err(Errno::NOENT | Errno::INVAL | Errno::NAMETOOLONG) => Ok(None),
             Err(errno) => Err(Error::from(errno).context(format!("looking up the name {name}"))),
         }

@@ -1,4 +1,4 @@
-//! Killing a container's processes by what its monitor recorded, whether the monitor lives or not.
+//! Killing a container's processes by the monitor's record, whether or not the monitor is alive.
 
 use super::directory::{FIRST_RECORD, PAUSE};
 use super::{ALIVE, Container, STARTING};
@@ -27,7 +27,7 @@ impl Container {
         self.kill_processes()
     }
 
-    /// [`Container::kill`] for the holder of the [`PendingContainer`], which needs no waiting.
+    /// [`Container::kill`] for the holder of the [`PendingContainer`], who need not wait.
     ///
     /// [`PendingContainer`]: super::PendingContainer
     pub fn kill_processes(&self) -> Result<()> {
@@ -69,8 +69,8 @@ impl Container {
         Ok(())
     }
 
-    /// Waits until a new monitor has written its record or has ended. It writes before it starts a
-    /// process.
+    /// Waits until a new monitor has written its record or has ended. It writes the record before
+    /// it starts a process.
     fn wait_monitor_record(&self) -> Result<()> {
         let end = Instant::now() + FIRST_RECORD;
         while matches!(self.monitor_record(), Ok(None)) && files::is_locked(&self.dir, ALIVE)? {

@@ -70,7 +70,7 @@ pub struct Containers {
     interrupt: Option<OwnedFd>,
 }
 
-/// The right to allocate names and to remove containers and volumes.
+/// The lock for allocating names and for removing containers and volumes.
 #[derive(Debug)]
 pub struct Guard(#[expect(dead_code, reason = "held for its lock")] OwnedFd);
 
@@ -91,12 +91,12 @@ pub struct PendingContainer {
     starting: OwnedFd,
 }
 
-/// The right to start or remove a container.
+/// The lock for starting or removing a container.
 #[derive(Debug)]
 pub struct StartLock(OwnedFd);
 
 impl PendingContainer {
-    /// For the start of a container at rest: its last monitor has ended.
+    /// For the start of a stopped container: its last monitor has ended.
     pub fn begin(container: Container, StartLock(starting): StartLock) -> Result<Self> {
         let alive = files::lock_dir(&container.dir)?;
         Ok(Self {
@@ -137,7 +137,7 @@ impl Containers {
         self.directory.path()
     }
 
-    /// From now on, waits for other commands end with EINTR once `interrupt` is readable.
+    /// From now on, waiting for other commands fails with EINTR once `interrupt` is readable.
     pub fn set_interrupt(&mut self, interrupt: OwnedFd) {
         self.interrupt = Some(interrupt);
     }
@@ -190,7 +190,7 @@ impl Containers {
         }
     }
 
-    /// Finds the container whose id begins so; none without one, or with several.
+    /// Finds the container by a prefix of its id; None if there is none, or several.
     pub fn with_prefix(&self, prefix: &str) -> Result<Option<Container>> {
         let ids = self.entries()?;
         let mut matching = ids.iter().filter(|id| is_id(id) && id.starts_with(prefix));
@@ -200,7 +200,7 @@ impl Containers {
         }
     }
 
-    /// Finds a container by the beginning of its id, or by a name whose link is lost.
+    /// Finds a container by a prefix of its id, or by a name whose link is lost.
     fn search(&self, needle: &str, name: &str) -> Result<Container> {
         let ids = self.entries()?;
         let mut matching = ids
@@ -295,8 +295,8 @@ impl Containers {
         }
     }
 
-    /// Deletes what killed creations left, directories without a `config.json`, and what an earlier
-    /// boot of the machine left of containers that go when they end.
+    /// Deletes the remains of killed creations (directories without a `config.json`), and volatile
+    /// containers of an earlier boot of the machine.
     pub fn remove_unfinished(&self, _guard: &Guard) -> Result<()> {
         for name in self.entries()?.iter().filter(|name| is_id(name)) {
             self.remove_of_another_boot(name)?;
@@ -362,7 +362,7 @@ impl Containers {
         self.drop_name_of(&container.config.name, id)
     }
 
-    /// Takes the right to start or remove a container, waiting for another command's start. Its
+    /// Takes the lock for starting or removing a container; waits for another command's start. The
     /// last program and mount may still be ending.
     pub fn take(&self, container: &Container) -> Result<StartLock> {
         let missing = || no_such_container(&container.config.id);
@@ -375,7 +375,7 @@ impl Containers {
             work
         } else {
             exists()?;
-            // Something else is in its place.
+            // It is not a directory.
             remove_tree(&container.dir, WORK)?;
             files::ensure_dir_at(&container.dir, WORK, 0o700)?
         };
@@ -391,7 +391,7 @@ impl Containers {
         self.drop_name_of(&old, &container.config.id)
     }
 
-    /// Replaces what a container was asked to be.
+    /// Replaces a container's `config.json`.
     pub fn write_config(&self, _guard: &Guard, container: &Container) -> Result<()> {
         files::write_json(&container.dir, CONFIG, &container.config)
     }
@@ -401,7 +401,7 @@ impl Containers {
     pub fn purge(&self, remove_volumes: impl Fn(&Config) -> Result<()>) -> Result<()> {
         let with_volumes = |dir: &OwnedFd| {
             let config = match files::read_json(dir, CONFIG) {
-                // Torn by a power cut: its volumes are not known, so they stay until a prune.
+                // Torn by a power cut: its volumes are unknown, so they stay until a prune.
                 Err(_torn) if names_another_boot(dir)? => None,
                 read => read?,
             };
@@ -437,9 +437,9 @@ impl Containers {
 
 /// Whether this is the directory of a volatile container that an earlier boot has left.
 ///
-/// systemd-nspawn and LXC give the systems that they run boot ids of their own. So a container that
-/// runs on the host, or is about to, seems to be of another boot there; but its locks show, since
-/// one kernel has them all. Its pin does count as stale there: the lease of its mount keeps its
+/// systemd-nspawn and LXC give the systems that they run boot ids of their own. There, a container
+/// that runs or starts on the host seems to be from another boot; but its locks are visible, since
+/// the kernel is the same. Its pin counts as stale there, but the lease of its mount keeps its
 /// layers while it runs.
 fn is_of_another_boot(dir: &OwnedFd) -> Result<bool> {
     if !names_another_boot(dir)? || files::is_locked(dir, ALIVE)? {
@@ -453,11 +453,11 @@ fn is_of_another_boot(dir: &OwnedFd) -> Result<bool> {
     }
 }
 
-/// Whether a container is volatile, by its link, and of a boot with another id than this one's.
+/// Whether a container is volatile, by its link, and from a boot with another id.
 fn names_another_boot(dir: &OwnedFd) -> Result<bool> {
     match readlinkat(dir, VOLATILE, Vec::new()) {
         Ok(boot) => Ok(boot.to_bytes() != cowl_sys::boot::id()?.as_bytes()),
-        // It is not volatile; INVAL: the link is none of ours.
+        // NOENT: it is not volatile. INVAL: not our link.
         Err(Errno::NOENT | Errno::INVAL) => Ok(false),
         Err(errno) => Err(Error::from(errno).context("reading the link volatile")),
     }

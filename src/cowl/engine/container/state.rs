@@ -1,4 +1,4 @@
-//! The status of a container, derived from locks and records that stay true when a process is
+//! The status of a container, derived from locks and records that stay correct when a process is
 //! killed.
 //!
 //! * The directory's lock: held by the engine from before the container is visible, then by the
@@ -16,19 +16,19 @@ use serde::{Deserialize, Serialize};
 /// The monitor's record of the end (`exit.json`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exit {
-    /// Of the first process; 0 if none could be started.
+    /// Pid of the first process; 0 if none could be started.
     #[serde(default)]
     pub pid: u32,
-    /// As Docker gives it: the program's, or 128 + signal.
+    /// As in Docker: the program's exit code, or 128 + signal.
     pub exit_code: u8,
     /// The OOM killer killed a process of the container.
     pub oom_killed: bool,
     /// When the program started; empty if it did not.
     #[serde(default)]
     pub started_at: String,
-    /// When; unknown if the monitor was killed.
+    /// When the program ended; unknown if the monitor was killed.
     pub finished_at: Option<Timestamp>,
-    /// Why it did not start, or what could not be cleaned up after it; else empty.
+    /// Why the program did not start, or what could not be cleaned up; else empty.
     #[serde(default)]
     pub error: String,
 }
@@ -46,13 +46,13 @@ pub struct MonitorRecord {
     pub start_time: u64,
     /// Empty until that process has executed the program.
     pub started_at: String,
-    /// All its processes are frozen.
+    /// All processes of the container are frozen.
     #[serde(default)]
     pub paused: bool,
 }
 
-/// What a status is derived from. The fields are read in this order, the order in which they
-/// become true, so that a change during the read never shows a later one without its predecessor.
+/// What a status is derived from. The fields are read in this order, in which they become true, so
+/// a change during the read never shows a later one without an earlier one.
 #[derive(Debug, Clone)]
 pub struct Facts {
     /// The engine or the monitor holds the directory's lock.
@@ -69,27 +69,27 @@ pub struct Facts {
     pub exit: Option<Exit>,
 }
 
-/// What a container is doing.
+/// The status of a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Status {
-    /// Created, and not started yet; with what became of its last start, if it failed.
+    /// Created and not started yet; with the record of its last start, if that failed.
     Created(Option<Exit>),
     /// Being created or started.
     Starting,
-    /// Its monitor lives.
+    /// Its monitor is alive.
     Running,
     /// It runs, and all its processes are frozen.
     Paused,
-    /// Ended, and about to be started again by its restart policy.
+    /// Ended, and its restart policy is about to start it again.
     Restarting(Exit),
     /// Ended.
     Exited(Exit),
 }
 
-/// What a container is doing, with its times.
+/// The status of a container with its times.
 #[derive(Debug, Clone, PartialEq)]
 pub struct State {
-    /// What it does.
+    /// The status.
     pub status: Status,
     /// Its first process; 0 if it does not run.
     pub pid: i32,
@@ -104,7 +104,7 @@ pub struct State {
 pub const LOST: u8 = 255;
 
 impl Exit {
-    /// Of a container whose monitor was killed.
+    /// The record of a container whose monitor was killed.
     fn lost() -> Self {
         Self {
             pid: 0,
@@ -129,7 +129,7 @@ impl Status {
         )
     }
 
-    /// Whether it has processes, or may have them in a moment.
+    /// Whether it has processes or is about to.
     pub fn is_live(&self) -> bool {
         matches!(
             self,

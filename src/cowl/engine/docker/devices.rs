@@ -7,13 +7,13 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct DeviceMapping {
-    /// A node, or a directory of nodes.
+    /// A device node, or a directory of nodes.
     #[serde(deserialize_with = "or_default")]
     pub path_on_host: String,
-    /// Empty for the same path.
+    /// Path in the container; empty for the same path.
     #[serde(deserialize_with = "or_default")]
     pub path_in_container: String,
-    /// Of `r`, `w` and `m` (mknod); empty for all.
+    /// Any of `r`, `w` and `m` (mknod); empty for all.
     #[serde(deserialize_with = "or_default")]
     pub cgroup_permissions: String,
 }
@@ -25,10 +25,10 @@ pub struct Ulimit {
     /// As in limits.conf(5): `nofile`.
     #[serde(deserialize_with = "or_default")]
     pub name: String,
-    /// The limit.
+    /// The soft limit.
     #[serde(deserialize_with = "or_default")]
     pub soft: i64,
-    /// As far as the program may raise it.
+    /// The hard limit, up to which the program may raise it.
     #[serde(deserialize_with = "or_default")]
     pub hard: i64,
 }

@@ -1,4 +1,4 @@
-//! Docker's `HostConfig`: what a container is on this host.
+//! Docker's `HostConfig`: the part of a container's configuration that depends on the host.
 
 use super::devices::{DeviceMapping, Ulimit};
 use super::mount::MountRequest;
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
-/// Docker's `HostConfig`: what belongs to the host.
+/// Docker's `HostConfig`: settings that depend on the host.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct HostConfig {
@@ -38,7 +38,7 @@ pub struct HostConfig {
     /// Capabilities beyond Docker's default ones, with or without `CAP_`; `ALL`.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
     pub cap_add: Vec<String>,
-    /// Capabilities that are taken away; `ALL`.
+    /// Capabilities to drop; `ALL`.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
     pub cap_drop: Vec<String>,
     /// The root is read-only.
@@ -62,10 +62,10 @@ pub struct HostConfig {
     /// Limits.
     #[serde(flatten)]
     pub resources: Resources,
-    /// Added to how readily the kernel kills it when memory is short: -1000 to 1000.
+    /// Adjusts the kernel's OOM score: -1000 to 1000.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub oom_score_adj: i64,
-    /// Bytes of its /dev/shm.
+    /// Size of its /dev/shm in bytes.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub shm_size: i64,
     /// Name servers instead of the host's.
@@ -100,22 +100,22 @@ pub struct HostConfig {
     /// Empty and `host`: no container has one of its own.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub userns_mode: String,
-    /// All that the host's root may do, and all devices.
+    /// All capabilities and all devices.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub privileged: bool,
-    /// A first process of cowl's own, which forwards signals and reaps orphans.
+    /// The first process is cowl's own, which forwards signals and reaps orphans.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub init: Option<bool>,
     /// Devices of the host.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub devices: Vec<DeviceMapping>,
-    /// Devices that it may use beside: `c 42:* rwm`.
+    /// Further devices that it may use: `c 42:* rwm`.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub device_cgroup_rules: Vec<String>,
-    /// Further groups of the program, by name or number.
+    /// Supplementary groups of the program, by name or number.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub group_add: Vec<String>,
-    /// Parameters of its namespaces.
+    /// Kernel parameters (sysctls) of its namespaces.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub sysctls: BTreeMap<String, String>,
     /// Resource limits of its processes.
@@ -127,7 +127,7 @@ pub struct HostConfig {
     /// Instead of Docker's list.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub readonly_paths: Option<Vec<String>>,
-    /// Everything else, as it was asked for.
+    /// All other fields, as requested.
     #[serde(flatten)]
     pub other: Map<String, Value>,
 }
@@ -163,7 +163,7 @@ impl HostConfig {
         Ok(io_mode)
     }
 
-    /// Refuses what asks for something that the engine does not do, by its name.
+    /// Refuses fields that ask for something unsupported, by name.
     pub fn check_supported(&self) -> Result<()> {
         self.restart_policy.check(self.auto_remove)?;
         for mount in &self.mounts {
@@ -184,8 +184,7 @@ impl HostConfig {
         }
         for (key, value) in &self.other {
             let is_default = match key.as_str() {
-                // How large the client's terminal is, and where it wrote the id. The log's options
-                // are checked by `create`.
+                // The client's terminal size and id file. `create` checks the log's options.
                 "ConsoleSize" | "ContainerIDFile" | "LogConfig" => true,
                 _ => false,
             };
@@ -196,7 +195,7 @@ impl HostConfig {
         Ok(())
     }
 
-    /// The whole `HostConfig` as `inspect` shows it: Docker's defaults, and what was asked for.
+    /// The whole `HostConfig` as `inspect` shows it: Docker's defaults and the request.
     pub fn shown(&self) -> Result<Value> {
         let mut shown = defaults()?;
         let Value::Object(asked) = serde_json::to_value(self)? else {
@@ -222,7 +221,7 @@ fn not_supported(key: &str, value: &Value) -> Error {
     Error::invalid(format!("{key} is not supported: {value}"))
 }
 
-/// Whether a value of an unknown field is a default: null, false, 0, or empty.
+/// Whether an unknown field has a default value: null, false, 0 or empty.
 pub fn asks_nothing(value: &Value) -> bool {
     match value {
         Value::Null => true,
@@ -234,7 +233,7 @@ pub fn asks_nothing(value: &Value) -> bool {
     }
 }
 
-/// What dockerd 28.5 shows for a container that asks for nothing.
+/// What dockerd 28.5 shows for a container created without options.
 fn defaults() -> Result<Map<String, Value>> {
     let mut fields: Map<String, Value> = serde_json::from_str(include_str!("host.json"))?;
     let masked = json!(cowl_launch::sandbox::DEFAULT_MASKED_PATHS);
@@ -249,7 +248,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_is_kept_as_it_was_asked_for() {
+    fn requests_are_kept_unchanged() {
         let text = json!({"Memory": 1 << 20, "NanoCpus": 1_500_000_000, "Binds": null, "Dns": []});
         let asked: HostConfig = serde_json::from_value(text).unwrap();
         assert_eq!(asked.resources.memory, 1 << 20);
@@ -278,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_done_is_refused_by_its_name() {
+    fn check_supported_refuses_fields_by_name() {
         let refused = |request: Value| {
             let asked: HostConfig = serde_json::from_value(request).unwrap();
             asked.check_supported().unwrap_err().to_string()

@@ -1,9 +1,9 @@
-//! Docker's `Config` and `HostConfig`: what a client asks for at a container's creation.
+//! Docker's `Config` and `HostConfig`: a client's request to create a container.
 //!
-//! The engine keeps them as they were asked for (`containers/ID/config.json`) and gives them back
-//! in `inspect`. Reading is lenient, as dockerd's: null stands for a default, and a command may be
-//! one string. A field of [`HostConfig`] that this module does not know is kept in
-//! [`HostConfig::other`]; [`HostConfig::check_supported`] refuses one that asks for something.
+//! The engine keeps them as requested (`containers/ID/config.json`) and shows them in `inspect`.
+//! Parsing is as lenient as dockerd's: null means the default, and a command may be one string. A
+//! field of [`HostConfig`] that this module does not know is kept in [`HostConfig::other`];
+//! [`HostConfig::check_supported`] refuses one that asks for something.
 
 mod devices;
 mod host;
@@ -19,11 +19,11 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
-/// Docker's `Config`: what belongs to the program and would be the same on another host.
+/// Docker's `Config`: the portable settings, which would be the same on another host.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ContainerConfig {
-    /// Of the container's own UTS namespace; empty for the first 12 digits of the id.
+    /// Host name; empty for the first 12 digits of the id.
     #[serde(deserialize_with = "or_default")]
     pub hostname: String,
     /// NIS domain name.
@@ -59,7 +59,7 @@ pub struct ContainerConfig {
     /// Arguments of the entrypoint, or program and arguments.
     #[serde(deserialize_with = "words")]
     pub cmd: Option<Vec<String>>,
-    /// How the health of the program is tested.
+    /// The health check.
     #[serde(
         deserialize_with = "or_default",
         skip_serializing_if = "Option::is_none"
@@ -74,7 +74,7 @@ pub struct ContainerConfig {
     /// Empty: the image's, else `/`.
     #[serde(deserialize_with = "or_default")]
     pub working_dir: String,
-    /// The program and its first arguments; one empty word removes the image's.
+    /// The program and its first arguments; one empty string removes the image's.
     #[serde(deserialize_with = "words")]
     pub entrypoint: Option<Vec<String>>,
     /// Instructions for images built from this one.
@@ -89,7 +89,7 @@ pub struct ContainerConfig {
         skip_serializing_if = "String::is_empty"
     )]
     pub stop_signal: String,
-    /// Seconds from that signal to SIGKILL; 10 by default, negative for ever.
+    /// Seconds from that signal to SIGKILL; 10 by default, negative to wait for ever.
     #[serde(
         deserialize_with = "or_default",
         skip_serializing_if = "Option::is_none"
@@ -110,16 +110,16 @@ pub struct Healthcheck {
     /// Empty: the image's. `NONE`, `CMD` and arguments, or `CMD-SHELL` and a command.
     #[serde(deserialize_with = "words", skip_serializing_if = "Option::is_none")]
     pub test: Option<Vec<String>>,
-    /// Time between two tests.
+    /// Interval between two checks.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub interval: i64,
-    /// Longest time of one test.
+    /// Timeout of one check.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub timeout: i64,
-    /// Time after the start in which failures don't count.
+    /// Time after the start during which failures do not count.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub start_period: i64,
-    /// Time between two tests in that time.
+    /// Interval between two checks during that time.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub start_interval: i64,
     /// Failures in a row that make it unhealthy.
@@ -140,7 +140,7 @@ where
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
-/// A command: a list of words, or one string for one word.
+/// A command: a list of strings, or one string for a single word.
 fn words<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]

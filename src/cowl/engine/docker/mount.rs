@@ -51,10 +51,10 @@ pub struct BindOptions {
     /// A missing directory of the host is created.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub create_mountpoint: bool,
-    /// How later mounts are passed on: `[r]private`, `[r]slave`, `[r]shared`.
+    /// Mount propagation: `[r]private`, `[r]slave`, `[r]shared`.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub propagation: String,
-    /// Without the mounts below it.
+    /// Does not include the mounts below it.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub non_recursive: bool,
     /// Read-only, but not the mounts below it.
@@ -72,7 +72,7 @@ pub struct BindOptions {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct VolumeOptions {
-    /// A new volume begins empty instead of with what the image has there.
+    /// A new volume starts empty, not with a copy of the image's files there.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub no_copy: bool,
     /// A path in the volume, instead of all of it.
@@ -102,7 +102,7 @@ pub struct DriverConfig {
     /// `local`, or empty.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub name: String,
-    /// Its options, as those of `volume create`.
+    /// Its options, as for `volume create`.
     #[serde(
         deserialize_with = "or_default",
         skip_serializing_if = "BTreeMap::is_empty"
@@ -117,7 +117,7 @@ pub struct DriverConfig {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct TmpfsOptions {
-    /// Most bytes; 0 for half of the host's memory.
+    /// Size limit in bytes; 0 for half of the host's memory.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub size_bytes: i64,
     /// Permissions of its root; 0 for 1777.

@@ -1,92 +1,92 @@
-//! Docker's `Resources`: the limits of a container. A part of `HostConfig`, and of an update.
+//! Docker's `Resources`: the limits of a container, in `HostConfig` and in an update.
 
 use super::{is_default, or_default};
 use serde::{Deserialize, Serialize};
 
-/// Docker's `Resources`. 0, an empty text and none ask for nothing.
+/// Docker's `Resources`. 0, an empty string and None set nothing.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Resources {
-    /// Bytes of memory.
+    /// Memory limit in bytes.
     #[serde(deserialize_with = "or_default")]
     pub memory: i64,
-    /// Bytes of memory and swap together; -1 for no limit.
+    /// Limit of memory and swap together, in bytes; -1 for no limit.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub memory_swap: i64,
-    /// Bytes that are left to it when the host is short of memory.
+    /// Soft limit in bytes, down to which memory is reclaimed when the host is short of it.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub memory_reservation: i64,
-    /// How readily its memory is swapped: 0 to 100, or -1 for "as the host does".
+    /// Swappiness: 0 to 100, or -1 for the host's.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub memory_swappiness: Option<i64>,
-    /// At the limit of memory its processes wait instead of being killed.
+    /// At the memory limit processes wait instead of being killed.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub oom_kill_disable: Option<bool>,
-    /// Processes and threads; -1 for no limit.
+    /// Limit of processes and threads; -1 for no limit.
     #[serde(deserialize_with = "or_default")]
     pub pids_limit: Option<i64>,
-    /// Processors, in billionths of one.
+    /// CPU limit in billionths of a CPU.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub nano_cpus: i64,
-    /// Weight of its processor time; 1024 is usual.
+    /// Relative CPU weight; the default is 1024.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub cpu_shares: i64,
-    /// Microseconds of a period of the quota.
+    /// The quota's period in microseconds.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub cpu_period: i64,
-    /// Microseconds of processor time in a period.
+    /// CPU time per period in microseconds.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub cpu_quota: i64,
-    /// Processors that it may use: `0-2,4`.
+    /// CPUs that it may use: `0-2,4`.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub cpuset_cpus: String,
-    /// Memory nodes that it may use.
+    /// NUMA nodes whose memory it may use.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub cpuset_mems: String,
-    /// Weight of its transfers of block devices: 10 to 1000.
+    /// Block I/O weight: 10 to 1000.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub blkio_weight: u16,
-    /// Weights of single block devices.
+    /// Block I/O weights of single devices.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub blkio_weight_device: Vec<WeightDevice>,
-    /// Bytes read in a second.
+    /// Bytes read per second.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub blkio_device_read_bps: Vec<ThrottleDevice>,
-    /// Bytes written in a second.
+    /// Bytes written per second.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub blkio_device_write_bps: Vec<ThrottleDevice>,
-    /// Reads in a second.
+    /// Reads per second.
     #[serde(
         rename = "BlkioDeviceReadIOps",
         deserialize_with = "or_default",
         skip_serializing_if = "is_default"
     )]
     pub blkio_device_read_iops: Vec<ThrottleDevice>,
-    /// Writes in a second.
+    /// Writes per second.
     #[serde(
         rename = "BlkioDeviceWriteIOps",
         deserialize_with = "or_default",
         skip_serializing_if = "is_default"
     )]
     pub blkio_device_write_iops: Vec<ThrottleDevice>,
-    /// The cgroup that its own are below, in each hierarchy.
+    /// The parent of its cgroups, in each hierarchy.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub cgroup_parent: String,
 }
 
-/// Docker's `WeightDevice`: a block device of the host and the weight of transfers of it.
+/// Docker's `WeightDevice`: a block device of the host and its I/O weight.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct WeightDevice {
     /// Of the device's node.
     #[serde(deserialize_with = "or_default")]
     pub path: String,
-    /// 10 to 1000; 0 for the usual one.
+    /// 10 to 1000; 0 for the default.
     #[serde(deserialize_with = "or_default")]
     pub weight: u16,
 }
 
-/// Docker's `ThrottleDevice`: a block device of the host and what it may do in a second.
+/// Docker's `ThrottleDevice`: a block device of the host and a rate per second.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ThrottleDevice {

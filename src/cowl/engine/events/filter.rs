@@ -5,12 +5,11 @@ use crate::engine::error::{Error, Result};
 use crate::engine::list::Filters;
 use crate::engine::volumes::has_label;
 
-/// What a client wants to see. Values of a key are alternatives, but for labels, of which all must
-/// match.
+/// A client's filter. One value of each key must match; of labels, all.
 #[derive(Debug, Clone, Default)]
 pub struct EventFilter(Filters);
 
-/// The keys, of which some match nothing here: cowl has no such things.
+/// The keys. Some match nothing: cowl has no such objects.
 const KEYS: [&str; 13] = [
     "type",
     "event",
@@ -26,8 +25,8 @@ const KEYS: [&str; 13] = [
     "node",
     "secret",
 ];
-/// The keys that name a thing by the beginning of its id or name.
-const THINGS: [&str; 8] = [
+/// The keys that name an object by a prefix of its id or name.
+const NAME_KEYS: [&str; 8] = [
     "container",
     "volume",
     "network",
@@ -37,8 +36,8 @@ const THINGS: [&str; 8] = [
     "node",
     "secret",
 ];
-/// Actions that go on after a colon.
-const WITH_COMMAND: [&str; 3] = ["exec_create", "exec_start", "health_status"];
+/// Actions followed by a colon and an argument.
+const WITH_ARGUMENT: [&str; 3] = ["exec_create", "exec_start", "health_status"];
 
 impl EventFilter {
     /// Reads filters.
@@ -64,7 +63,7 @@ impl EventFilter {
         self.any("type", |value| value == event.kind.word())
             && self.any("scope", |value| value == event.scope)
             && self.any("event", |value| is_action(value, &event.action))
-            && THINGS.iter().all(|key| self.any(key, begins))
+            && NAME_KEYS.iter().all(|key| self.any(key, begins))
             && self.any("image", |value| is_image(value, event))
             && self
                 .values("label")
@@ -83,7 +82,7 @@ impl EventFilter {
 }
 
 fn is_action(value: &str, action: &str) -> bool {
-    action == value || WITH_COMMAND.contains(&value) && action.starts_with(value)
+    action == value || WITH_ARGUMENT.contains(&value) && action.starts_with(value)
 }
 
 /// By id or name, with or without a tag.

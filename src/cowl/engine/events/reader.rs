@@ -1,4 +1,4 @@
-//! Reading the files of events one after another, and waiting for more.
+//! Reads the event files in order and waits for more.
 
 use super::{Event, NAME, OLD};
 use crate::engine::error::{Context as _, Error, Result};
@@ -18,10 +18,10 @@ use std::time::Duration;
 #[derive(Debug)]
 pub(super) struct Reader {
     root: OwnedFd,
-    /// The file that is read, and its inode.
+    /// The file being read, and its inode number.
     current: Option<(BufReader<File>, u64)>,
     next: VecDeque<(BufReader<File>, u64)>,
-    /// The beginning of a line whose end has not been written.
+    /// A partial line, whose end has not been written yet.
     line: Vec<u8>,
 }
 
@@ -37,7 +37,7 @@ impl Reader {
         Ok(reader)
     }
 
-    /// Leaves out what is there.
+    /// Skips the events that exist.
     pub(super) fn skip(&mut self) -> Result<()> {
         while self.advance() {}
         if let Some((file, _)) = &mut self.current {
@@ -46,10 +46,10 @@ impl Reader {
         Ok(())
     }
 
-    /// The next event; none if there is none yet. A line that is no event is skipped.
+    /// The next event, if there is one yet. Lines that are not events are skipped.
     pub(super) fn next(&mut self) -> Result<Option<Event>> {
         loop {
-            // Before the file is read: nothing is written to one that was renamed.
+            // Look for newer files first: a renamed file is not written to any more.
             self.find_next()?;
             while let Some((file, _)) = &mut self.current {
                 file.read_until(b'\n', &mut self.line)
@@ -69,7 +69,7 @@ impl Reader {
         }
     }
 
-    /// Goes on to the next file; false without one.
+    /// Goes on to the next file; false if there is none.
     fn advance(&mut self) -> bool {
         let Some(next) = self.next.pop_front() else {
             return false;
@@ -79,7 +79,7 @@ impl Reader {
         true
     }
 
-    /// Opens the files that are newer than those that are open.
+    /// Opens the files that are newer than those already open.
     fn find_next(&mut self) -> Result<()> {
         let newest = self.next.back().or(self.current.as_ref());
         let newest = newest.map(|(_, inode)| *inode);
@@ -89,7 +89,7 @@ impl Reader {
         if newest == Some(file.1) {
             return Ok(());
         }
-        // After `events`: if that is renamed in between, the two are one file.
+        // Opened after `events`: if that is renamed in between, both are the same file.
         if let Some(old) = self.open_file(OLD)?
             && Some(old.1) != newest
             && old.1 != file.1
@@ -112,7 +112,7 @@ impl Reader {
     }
 }
 
-/// Watches for changes of the files.
+/// Watches the files for changes.
 pub(super) fn watch(root: &Path) -> Result<OwnedFd> {
     let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
     let events = inotify::WatchFlags::MODIFY

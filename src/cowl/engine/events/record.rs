@@ -1,4 +1,5 @@
-//! Who tells of what. An event that cannot be written is lost: what it tells of has happened.
+//! Writes each kind of event. An event that cannot be written is lost: its action has already
+//! happened.
 
 use super::{Actor, Events, Type};
 use crate::engine::Engine;
@@ -14,13 +15,13 @@ use std::collections::BTreeMap;
 type Extra<'a> = &'a [(&'a str, &'a str)];
 
 impl Events {
-    /// Writes an event, if that can be done.
+    /// Writes an event; ignores a failure.
     pub(in crate::engine) fn tell(&self, kind: Type, action: &str, actor: &Actor) {
         self.append(kind, action, actor).unwrap_or_default();
     }
 }
 
-/// A container as the actor of an event: its labels, image and name.
+/// A container as an event's actor: its labels, image and name.
 pub(in crate::engine) fn actor_of(config: &Config, extra: Extra<'_>) -> Actor {
     let mut attributes = config.config.labels.clone();
     let own = [
@@ -54,7 +55,7 @@ impl Engine {
         self.event_log().tell(Type::Container, action, &actor);
     }
 
-    /// A container's program has started, with its volumes.
+    /// The start of a container's program, and the mounts of its volumes.
     pub(in crate::engine) fn tell_start(&self, config: &Config) {
         for mount in &config.mounts {
             self.tell_mount(config, mount);
@@ -75,11 +76,11 @@ impl Engine {
         }
     }
 
-    /// A container's program may have ended: tells it, unless another command has. Of a damaged
-    /// status nothing is told. Those that start or remove the container wait, so that the end is
-    /// among the events before what follows it.
+    /// Writes the end of a container's program, if it has ended and no other command has written
+    /// it. Writes nothing if the status is damaged. Starts and removals of the container wait, so
+    /// that the end comes before their events.
     pub(in crate::engine) fn tell_end(&self, container: &Container) {
-        // Of one that has been removed it is told.
+        // If it has been removed, its end is written already.
         if let Ok(lock) = self.containers.take(container) {
             self.tell_end_locked(container, &lock);
         }
@@ -120,13 +121,13 @@ impl Engine {
         self.event_log().tell(Type::Volume, action, &actor);
     }
 
-    /// `name` is the image's, or its id again, as Docker has it.
+    /// `name` is the image's name, or its id again, as in Docker.
     pub(in crate::engine) fn tell_image(&self, id: ImageId, action: &str, name: &str) {
         let labels = self.labels_of_image(id);
         self.tell_image_with(id, action, name, labels);
     }
 
-    /// The same of an image that is gone.
+    /// The same for an image that is gone.
     pub(in crate::engine) fn tell_image_with(
         &self,
         id: ImageId,
@@ -143,7 +144,7 @@ impl Engine {
         self.event_log().tell(Type::Image, action, &actor);
     }
 
-    /// A prune has freed so many bytes.
+    /// A prune has freed `bytes`.
     pub(in crate::engine) fn tell_prune(&self, kind: Type, bytes: u64) {
         let reclaimed = ("reclaimed".to_owned(), bytes.to_string());
         let actor = Actor {

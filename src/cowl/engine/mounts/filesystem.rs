@@ -1,11 +1,11 @@
-//! Volumes that are a file system of their own (`type=tmpfs`, `nfs`), mounted while containers use
+//! Volumes that are file systems of their own (`type=tmpfs`, `nfs`), mounted while containers use
 //! them.
 //!
 //! dockerd mounts one on the host with its first container and unmounts it with its last. Here
 //! nothing is mounted on the host: the first container gets a new mount, each further one a copy of
-//! what a running one has, and the kernel ends the file system with the last of them. The volume
-//! lists those that have it; while one starts, the volume's lock holds further starts off, so that
-//! two never make two file systems.
+//! a running container's mount, and the kernel ends the file system with the last mount. The volume
+//! lists the containers that have it; the volume's lock serialises starts, so that two never create
+//! two file systems.
 
 use super::super::Engine;
 use super::super::container::Container;
@@ -19,15 +19,15 @@ use std::ffi::CString;
 use std::os::fd::{AsFd as _, OwnedFd};
 
 impl Engine {
-    /// Holds off other starts with the file systems that a container mounts, until the result is
-    /// dropped.
+    /// Locks the volumes with file systems that a container mounts, against other starts, until the
+    /// result is dropped.
     pub(super) fn lock_filesystems(
         &self,
         container: &Container,
         signals: Option<&Signals>,
     ) -> Result<Vec<OwnedFd>> {
         let mut names: Vec<_> = container.config.volumes().collect();
-        // In one order for all: no two starts wait for each other.
+        // All starts lock in the same order, so none deadlock.
         names.sort_unstable();
         let mut locks = Vec::new();
         let mut last = "";
@@ -48,8 +48,8 @@ impl Engine {
         Ok(locks)
     }
 
-    /// A mount of a volume's file system for a container, attached nowhere. The caller holds the
-    /// volume's lock.
+    /// A detached mount of a volume's file system for a container. The caller holds the volume's
+    /// lock.
     pub(super) fn mount_filesystem(
         &self,
         volume: &Volume,
@@ -80,14 +80,14 @@ impl Engine {
         Ok(mount)
     }
 
-    /// A connection to the monitor of a container that has a mount; none if it does not run.
+    /// Connects to the monitor of a container that has a mount; None if it does not run.
     fn control_of(&self, mounted: &MountedIn) -> Result<Option<Control>> {
         let container = match self.containers.find(&mounted.container) {
             Ok(container) => container,
             Err(error) if error.kind() == Kind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        // One that is starting waits for our lock, so it has nothing mounted.
+        // A starting container waits for our lock, so it has not mounted it yet.
         match Control::connect(container.status_dir()) {
             Ok(control) => Ok(Some(control)),
             Err(ControlError::NotRunning) => Ok(None),
@@ -96,7 +96,7 @@ impl Engine {
     }
 }
 
-/// A copy of a container's mount; none if the container has ended or has unmounted it.
+/// A copy of a container's mount; None if the container has ended or has unmounted it.
 fn copy_of(mounted: &MountedIn, control: &Control) -> Result<Option<OwnedFd>> {
     let id = &mounted.container;
     let Ok(state) = control.inspect() else {
@@ -104,7 +104,8 @@ fn copy_of(mounted: &MountedIn, control: &Control) -> Result<Option<OwnedFd>> {
     };
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let namespace = rustix::fs::open(format!("/proc/{}/ns/mnt", state.pid), flags, Mode::empty());
-    // A monitor that still answers has not let the pid go, so the namespace is its container's.
+    // The monitor still answers, so it has not reaped the pid, and the namespace is its
+    // container's.
     if control.inspect().is_err() {
         return Ok(None);
     }

@@ -1,5 +1,4 @@
-//! What is mounted in a container beside the launcher's own: volumes, directories of the host, the
-//! files of its network.
+//! The mounts of a container beside the launcher's own: volumes, bind mounts, network files.
 
 mod filesystem;
 mod request;
@@ -21,17 +20,18 @@ use rustix::io::Errno;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
-/// Mounts in their order, with a descriptor for each that needs one.
+/// Mounts in order, with a descriptor for each that needs one.
 #[derive(Debug, Default)]
 pub(super) struct Mounts {
     pub(super) planned: Vec<sandbox::Mount>,
     pub(super) descriptors: Vec<OwnedFd>,
-    /// Of volumes that are file systems; to be kept until the container has started.
+    /// Locks of volumes that are file systems; kept until the container has started.
     pub(super) locks: Vec<OwnedFd>,
 }
 
 impl Engine {
-    /// Opens all that a container mounts, parents first. A new volume is filled from `root` before.
+    /// Opens everything that a container mounts, parents first. New volumes are filled from `root`
+    /// first.
     pub(super) fn mounts_of(
         &self,
         container: &Container,
@@ -70,8 +70,8 @@ impl Engine {
         })
     }
 
-    /// Opens what a container that does not run has mounted: all but file systems in memory, which
-    /// come with its start. Volumes that no container has used are filled from `root`.
+    /// Opens the mounts of a container that does not run: all but tmpfs, which exist only while it
+    /// runs. Unused volumes are filled from `root`.
     pub(super) fn mounts_at_rest(
         &self,
         container: &Container,
@@ -111,7 +111,7 @@ impl Engine {
                 let filling = Filling {
                     root,
                     destination,
-                    // The image's directory is what the whole volume stands for.
+                    // Only a mount of the whole volume corresponds to the image's directory.
                     copy: !no_copy && subpath.is_empty(),
                     interrupt: signals.map(Signals::interrupt),
                 };
@@ -142,7 +142,7 @@ impl Engine {
         Ok((planned, Some(opened)))
     }
 
-    /// Opens or mounts what a volume's options stand for.
+    /// Opens the directory, or mounts the file system, that a volume's options name.
     fn open_driven(
         &self,
         container: &Container,
@@ -167,7 +167,7 @@ impl Engine {
                 volume.name
             ))),
             Backing::Filesystem(filesystem) => {
-                // What was copied would be gone with dockerd's own mount of it.
+                // dockerd would unmount it after the copy, which loses the files.
                 filling.copy &= !filesystem.is_in_memory();
                 let destination = filling.destination;
                 let mount = self.mount_filesystem(volume, &filesystem, container, destination)?;
@@ -193,7 +193,7 @@ fn passed_on(mode: &BindMode) -> sandbox::MountSource {
     }
 }
 
-/// A file or directory below a volume's, without a way out of it.
+/// Opens a file or directory in a volume, without leaving it.
 fn open_below(volume: OwnedFd, subpath: &str) -> Result<OwnedFd> {
     if subpath.is_empty() {
         return Ok(volume);
@@ -208,7 +208,7 @@ fn open_below(volume: OwnedFd, subpath: &str) -> Result<OwnedFd> {
     })
 }
 
-/// Opens a host path to be mounted, creating a missing directory as Docker does for `-v`.
+/// Opens a host path to mount; creates a missing directory as Docker does for `-v`.
 fn open_bind(path: &Path) -> Result<OwnedFd> {
     if let Err(Errno::NOENT) = rustix::fs::stat(path) {
         std::fs::create_dir_all(path)

@@ -1,4 +1,4 @@
-//! What a client wants mounted (`-v`, `--mount`, `--tmpfs`), checked, as a container keeps it.
+//! Validates a client's mounts (`-v`, `--mount`, `--tmpfs`) and converts them to a container's.
 
 use super::tmpfs;
 use crate::engine::container::config::{BindMode, Mount, MountSource};
@@ -11,7 +11,7 @@ use cowl_sys::mountinfo;
 use rustix::io::Errno;
 use std::path::{Path, PathBuf};
 
-/// The mounts that are asked for, but for those of an image and of other containers.
+/// The requested mounts, without those of the image and of other containers.
 pub(in crate::engine) fn wanted(host: &HostConfig) -> Result<Vec<Mount>> {
     let mut mounts: Vec<Mount> = Vec::new();
     for bind in &host.binds {
@@ -45,7 +45,7 @@ pub(in crate::engine) fn wanted(host: &HostConfig) -> Result<Vec<Mount>> {
     Ok(mounts)
 }
 
-/// What a request wants of a volume that its container makes: labels, the driver and its options.
+/// The labels, driver and options for a volume that the container creates.
 pub(in crate::engine) fn new_volume(
     host: &HostConfig,
     mount: &Mount,
@@ -115,7 +115,7 @@ fn anonymous(no_copy: bool, subpath: &str) -> Result<MountSource> {
     })
 }
 
-/// A mount of `--mount`, with the texts of moby's `volume/mounts/linux_parser.go`.
+/// A mount of `--mount`; errors have the texts of moby's `volume/mounts/linux_parser.go`.
 fn requested(asked: &MountRequest) -> Result<Mount> {
     let invalid = |why: String| {
         let kind = &asked.kind;
@@ -229,7 +229,7 @@ fn of_bind(asked: &MountRequest) -> Result<(PathBuf, BindMode), String> {
     ))
 }
 
-/// Refuses a propagation that the host's mount has not to give (moby, `daemon/oci_linux.go`,
+/// Refuses a propagation that the host's mount does not support (moby, `daemon/oci_linux.go`,
 /// `ensureShared`).
 fn check_propagation(path: &Path, propagation: &str) -> Result<()> {
     let wants_shared = propagation.ends_with("shared");
@@ -239,7 +239,7 @@ fn check_propagation(path: &Path, propagation: &str) -> Result<()> {
     let path = crate::engine::mountpoint::canonical(&super::open(path)?)?;
     let table = std::fs::read("/proc/self/mountinfo")?;
     let mounts = mountinfo::parse(&table);
-    // The last of the deepest is on top.
+    // The last one with the longest path is on top.
     let around = mounts
         .filter(|mount| path.starts_with(&mount.point))
         .max_by_key(|mount| mount.point.components().count());

@@ -1,4 +1,4 @@
-//! The options of a tmpfs, as Docker takes them.
+//! Docker's options of a tmpfs.
 
 use crate::engine::docker::MountRequest;
 use crate::engine::error::{Error, Result};
@@ -14,7 +14,7 @@ const PARAMETERS: [&str; 7] = [
     "nr_blocks",
     "mpol",
 ];
-/// Attributes of the mount: set, or with `no` in front unset.
+/// Attributes of the mount; the prefix `no` unsets one.
 const ATTRIBUTES: [&str; 8] = [
     "ro", "rw", "suid", "nosuid", "dev", "nodev", "exec", "noexec",
 ];
@@ -39,7 +39,7 @@ pub(super) fn parse(text: &str) -> Result<Vec<String>> {
         .collect()
 }
 
-/// Those of `--mount type=tmpfs`.
+/// The options of `--mount type=tmpfs`.
 pub(super) fn of_request(asked: &MountRequest) -> Result<Vec<String>, String> {
     let Some(options) = &asked.tmpfs_options else {
         return Ok(Vec::new());
@@ -62,7 +62,7 @@ pub(super) fn of_request(asked: &MountRequest) -> Result<Vec<String>, String> {
     Ok(list)
 }
 
-/// The mount; by default without set-user-ID programs, devices and programs, as Docker's.
+/// The mount; by default nosuid, nodev and noexec, as in Docker.
 pub(super) fn mount(destination: &str, options: &[String], read_only: bool) -> sandbox::Mount {
     let mut attributes = Attributes {
         read_only,

@@ -20,7 +20,8 @@ pub(in crate::cli::container) struct Health {
     /// Consecutive failures needed to report unhealthy (default 3)
     #[arg(long, value_name = "N")]
     health_retries: Option<i64>,
-    /// Start period for the container to initialize before starting health-retries countdown (ms|s|m|h)
+    /// Start period for the container to initialize before starting health-retries countdown
+    /// (ms|s|m|h)
     #[arg(long, value_name = "DURATION")]
     health_start_period: Option<String>,
     /// Time between running the check during the start period (ms|s|m|h) (default 5s)

@@ -1,4 +1,4 @@
-//! A damaged file, or something else in a file's place, disables no more than its container.
+//! A damaged file, or a non-file in its place, disables only its container.
 
 use super::*;
 
@@ -118,7 +118,7 @@ fn forced_remove_removes_a_container_with_a_damaged_file() {
 }
 
 #[test]
-fn remove_removes_a_container_whose_work_or_upper_is_no_directory() {
+fn remove_removes_a_container_whose_work_or_upper_is_not_a_directory() {
     let (temp, engine) = engine();
     let damaged = temp.path().join("damaged");
     for directory in [WORK, UPPER] {
@@ -133,7 +133,7 @@ fn remove_removes_a_container_whose_work_or_upper_is_no_directory() {
 }
 
 #[test]
-fn sweep_gets_past_what_is_no_directory() {
+fn sweep_skips_what_is_not_a_directory() {
     let (_temp, engine) = engine();
     ended(&engine, "ab", "good");
     engine.volumes().unwrap();

@@ -1,5 +1,5 @@
-//! The life of a container's directory. The tests play the monitor: they lock `lock` and write
-//! its record.
+//! The life cycle of a container's directory. The tests play the monitor: they lock `lock` and
+//! write its record.
 
 mod damaged;
 
@@ -146,7 +146,7 @@ fn status_is_created_then_running_then_exited() {
 #[test]
 fn status_after_a_kill_is_exited_or_created() {
     let store = Store::new();
-    // The monitor: it had said that the program runs.
+    // The monitor is killed after it recorded that the program runs.
     let container = store.make("ab", "one").release();
     drop(monitor(&container, NO_PROCESS));
     assert!(matches!(
@@ -156,7 +156,7 @@ fn status_after_a_kill_is_exited_or_created() {
             ..
         })
     ));
-    // The engine, before there was a monitor.
+    // The engine is killed before it starts a monitor.
     let container = store.make("cd", "two").release();
     assert_eq!(container.status().unwrap(), Status::Created(None));
     assert_eq!(store.disposable(), [""; 0]);
@@ -201,7 +201,7 @@ fn purge_completes_a_killed_removal_with_its_volumes() {
     )
     .unwrap();
     store.remove(&container);
-    // Killed here: it is no container any more, and the next one to purge finishes.
+    // Killed here: it is no longer a container, and the next purge completes the removal.
     assert!(store.containers.list().unwrap().items.is_empty());
     assert_eq!(store.names().len(), 1);
     let mut removed = Vec::new();
@@ -217,7 +217,7 @@ fn purge_completes_a_killed_removal_with_its_volumes() {
         .unwrap();
     assert_eq!(removed, ["anonymous-web"]);
     assert_eq!(store.names(), [""; 0]);
-    // A second remover that comes too late is content.
+    // A second removal that comes too late succeeds.
     container.wait_released().unwrap();
     container.wait_unmounted().unwrap();
     container.kill().unwrap();
@@ -305,9 +305,8 @@ fn remove_unfinished_removes_a_killed_creation_and_no_other() {
     assert_eq!(store.names(), ["ab".repeat(32)]);
 }
 
-/// The monitor gets the locked descriptor itself, so the lock has no gap.
-/// A container that is removed when it ends is not synced, so a power cut may leave any of its
-/// files empty. A later boot does not look at them.
+/// A container with `--rm` is not synced, so a power cut may leave any of its files empty. After a
+/// reboot they are not read.
 #[test]
 fn remove_unfinished_removes_an_auto_remove_container_of_another_boot() {
     let auto_remove = |id, name| {
@@ -350,7 +349,7 @@ fn remove_unfinished_removes_an_auto_remove_container_of_another_boot() {
     assert_eq!(left, ["ab".repeat(32), "cd".repeat(32)]);
 }
 
-/// As a system in systemd-nspawn or LXC sees those of the host, over a store that both have.
+/// As a guest of systemd-nspawn or LXC sees the host's containers in a shared store.
 #[test]
 fn an_auto_remove_container_that_names_another_boot_is_kept_while_a_lock_of_it_is_held() {
     let store = Store::new();

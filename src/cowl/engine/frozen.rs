@@ -1,7 +1,7 @@
-//! A running container held still, so that its files can be read as they are at one moment.
+//! Freezes a running container, so that its files can be read in a consistent state.
 //!
-//! Its processes are frozen, as `docker commit` does by default, and what the kernel has cached of
-//! their writes is handed to the upper.
+//! Its processes are frozen, as `docker commit` does by default, and the kernel's cached writes are
+//! flushed to the upper.
 
 use super::Engine;
 use super::container::Container;
@@ -10,19 +10,19 @@ use super::error::{Context, Error, Result};
 use cowl_launch::control::Control;
 use rustix::fs::{Mode, OFlags};
 
-/// A container that is frozen for as long as this lives.
+/// A container that is frozen until this is dropped.
 #[derive(Debug)]
-pub(super) struct Still {
-    /// None: it was paused before, and stays so.
+pub(super) struct Frozen {
+    /// None if it was already paused, and stays so.
     thaw: Option<Control>,
 }
 
 impl Engine {
-    /// Holds a container still; None if it does not run.
+    /// Freezes a container; None if it does not run.
     ///
     /// # Errors
     /// A host without a freezer, and a container that is about to start.
-    pub(super) fn hold_still(&self, container: &Container) -> Result<Option<Still>> {
+    pub(super) fn freeze(&self, container: &Container) -> Result<Option<Frozen>> {
         let Some(control) = self.control(container)? else {
             return Ok(None);
         };
@@ -33,7 +33,7 @@ impl Engine {
                 .pause()
                 .context(|| format!("cannot read the files of container {id}, which runs"))?;
         }
-        let still = Still {
+        let frozen = Frozen {
             thaw: (!was_paused).then_some(control),
         };
         let pid = container.monitor_record()?.map_or(0, |record| record.pid);
@@ -44,13 +44,13 @@ impl Engine {
         rustix::fs::open(format!("/proc/{pid}/root"), flags, Mode::empty())
             .and_then(rustix::fs::syncfs)
             .context(|| format!("syncing the files of container {id}"))?;
-        Ok(Some(still))
+        Ok(Some(frozen))
     }
 }
 
-impl Drop for Still {
+impl Drop for Frozen {
     fn drop(&mut self) {
-        // A monitor that does not answer has ended, and its container with it.
+        // If the monitor does not answer, it has ended, and its container with it.
         if let Some(control) = self.thaw.take() {
             drop(control.unpause());
         }
