@@ -224,7 +224,7 @@ fn change_the_driver(door: Door) {
     let socket = format!("unix://{}", directory().join("cowl.sock").display());
     let refused = run(serve().args(["--host", &socket])).refused(1);
     assert!(
-        refused.contains("storage driver aufs: not here") && refused.contains("use \"cowl\""),
+        refused.contains("storage driver aufs: not supported") && refused.contains("use \"cowl\""),
         "{refused}"
     );
     std::fs::write(&file, "{\"storage-driver\": \"cowl\"}\n").unwrap();

@@ -11,9 +11,9 @@ use hyper::header::HeaderValue;
 use std::io::{self, BufWriter};
 use std::sync::Arc;
 
-/// Bytes that are sent at once.
+/// Bytes sent at a time.
 const CHUNK: usize = 64 << 10;
-/// What is at the path, in a reply's head.
+/// The reply header with the path's stat.
 const STAT: &str = "x-docker-container-path-stat";
 
 fn path(request: &Request) -> Handled<String> {
@@ -26,7 +26,7 @@ fn stat_header(stat: &PathStat) -> Handled<HeaderValue> {
     Ok(HeaderValue::from_str(&BASE64.encode(&text)).map_err(Error::from)?)
 }
 
-/// Ends the use of a container's files, after an error too.
+/// Closes a container's files, after an error too.
 fn finish<T>(
     engine: &crate::engine::Engine,
     files: Files,

@@ -1,9 +1,8 @@
 //! `/containers/{id}/attach`.
 //!
-//! `docker run` attaches to a container before it starts it. So the pipes of a client wait here
-//! until a start through this server takes them: then the monitor has them before the program runs,
-//! and not a byte is missed. A start through another door is noticed, and all of them are attached
-//! then.
+//! `docker run` attaches to a container before it starts it. So a client's pipes are kept here
+//! until a start through this server takes them: the monitor then has them before the program runs,
+//! and no output is lost. A start by another process is noticed, and the pipes are attached then.
 
 use super::Server;
 use super::hijack::{self, Client, Format};
@@ -22,9 +21,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use tokio::sync::mpsc;
 
-/// Most clients that wait for the start of one container: their descriptors go to the monitor in
-/// one message.
-const MOST: usize = 32;
+/// Most clients that may wait for the start of one container: their descriptors go to the monitor
+/// in one message.
+const MAX_PENDING: usize = 32;
 
 /// The monitor's ends of the pipes of clients that wait for a start, by the container's id.
 #[derive(Debug, Default)]
@@ -33,26 +32,26 @@ pub(super) struct Pending {
 }
 
 impl Pending {
-    /// Takes those that wait for a container. Those with input are last: a program that waits for
-    /// its input writes nothing before all are attached.
+    /// Takes the pipes waiting for a container. Those with input come last: a program that waits
+    /// for its input then writes nothing before all are attached.
     pub(super) fn take(&self, id: &str) -> Vec<Arc<Attached>> {
         let mut clients = self.lock().remove(id).unwrap_or_default();
         clients.sort_by_key(|client| client.streams().stdin.is_some());
         clients
     }
 
-    /// Adds one; false if there are too many.
+    /// Adds a client's pipes; false if there are too many.
     fn add(&self, id: &str, ends: &Arc<Attached>) -> bool {
         let mut waiting = self.lock();
         let clients = waiting.entry(id.to_owned()).or_default();
-        if clients.len() >= MOST {
+        if clients.len() >= MAX_PENDING {
             return false;
         }
         clients.push(Arc::clone(ends));
         true
     }
 
-    /// Takes one; none if a start has.
+    /// Takes a client's pipes; None if a start has taken them.
     fn remove(&self, id: &str, ends: &Weak<Attached>) -> Option<Arc<Attached>> {
         let mut waiting = self.lock();
         let clients = waiting.get_mut(id)?;
@@ -71,7 +70,7 @@ impl Pending {
     }
 }
 
-/// One of [`Pending`]. It does not hold the pipes: they end with the program.
+/// An entry of [`Pending`]. It does not hold the pipes: they end with the program.
 struct Place {
     server: Arc<Server>,
     id: String,
@@ -86,7 +85,7 @@ impl Drop for Place {
 }
 
 impl Place {
-    /// Waits until the container runs, with these pipes attached; or it is gone, and they are
+    /// Waits until the container runs with these pipes attached, or has been removed and they are
     /// closed.
     async fn wait(mut self) -> Handled<()> {
         loop {
@@ -94,10 +93,10 @@ impl Place {
                 Look::Gone => return Ok(()),
                 Look::Rests(_) | Look::Disposable(_) | Look::Restarts(_) | Look::Starts => {}
                 Look::Runs => {
-                    // Any are left only of a start through another door.
+                    // Some are left only after a start by another process.
                     for ends in self.server.pending.take(&self.id) {
                         let attached = attach_now(&self.server, self.id.clone(), ends).await;
-                        // One that is refused ends; the others go on.
+                        // If one is refused, only that one ends.
                         attached.unwrap_or_default();
                     }
                     return Ok(());
@@ -108,14 +107,14 @@ impl Place {
     }
 }
 
-/// Attaches pipes to a container that runs.
+/// Attaches pipes to a running container.
 async fn attach_now(server: &Arc<Server>, id: String, ends: Arc<Attached>) -> Handled<()> {
     server
         .engine(move |engine| engine.attach(&id, ends.streams()).map(drop))
         .await
 }
 
-/// Attaches pipes to a container, or has them wait for its start.
+/// Attaches pipes to a container, or keeps them until its start.
 async fn attach_or_wait(
     server: &Arc<Server>,
     id: String,
@@ -124,7 +123,7 @@ async fn attach_or_wait(
     ends: Attached,
 ) -> Handled<Option<Place>> {
     let ends = Arc::new(ends);
-    // Before it is looked whether they wait, so that no start is missed.
+    // Watch before the check, so that no start is missed.
     let changes = server
         .watches
         .watch(directory, false)
@@ -135,7 +134,7 @@ async fn attach_or_wait(
     }
     if !server.pending.add(&id, &ends) {
         return Err(Refusal::invalid(format!(
-            "{MOST} clients wait for the start of container {id} already"
+            "{MAX_PENDING} clients wait for the start of container {id} already"
         )));
     }
     Ok(Some(Place {
@@ -146,20 +145,20 @@ async fn attach_or_wait(
     }))
 }
 
-/// What a client asks for.
-struct Asked {
+/// A client's parameters.
+struct Parameters {
     stdin: bool,
     stdout: bool,
     stderr: bool,
-    /// What the container does from now on.
+    /// Send output from now on.
     stream: bool,
-    /// What it did before.
+    /// Send the output so far.
     logs: bool,
 }
 
 pub(super) async fn attach(server: &Arc<Server>, request: Request, name: String) -> Handled {
     let query = &request.query;
-    let asked = Asked {
+    let asked = Parameters {
         stdin: query.flag("stdin"),
         stdout: query.flag("stdout"),
         stderr: query.flag("stderr"),
@@ -188,7 +187,7 @@ pub(super) async fn attach(server: &Arc<Server>, request: Request, name: String)
     let format = Format::new(terminal, query.get("detachKeys"), asked.stdout)?;
     let streams = StreamSet {
         stdin: asked.stdin && config.config.open_stdin,
-        // Always: its end is the end of the program.
+        // Always attached: its end is the end of the program.
         stdout: true,
         stderr: asked.stderr && !terminal,
     };
@@ -206,12 +205,12 @@ pub(super) async fn attach(server: &Arc<Server>, request: Request, name: String)
     };
     let (ends, pipes) = attach::pipes(streams)?;
     let place = if asked.stream {
-        // One that is being started tells the wait when it runs. One that has just been created may
-        // look so for a moment, while a process that another thread forks holds its lock.
+        // The wait notices when a starting container runs. A container just created may look as if
+        // it were starting, while a process forked by another thread holds its lock.
         let runs = status == Status::Running;
         attach_or_wait(server, id, &directory, runs, ends).await?
     } else {
-        // The pipes end at once.
+        // Close the pipes at once.
         None
     };
     let reply = hijack::switching(request.wants_upgrade, terminal, request.version);
@@ -224,9 +223,9 @@ pub(super) async fn attach(server: &Arc<Server>, request: Request, name: String)
                 details: false,
             };
             if let Some(logs) = logs {
-                // An error is the end of a client that is gone.
-                let told = tell_before(&client, logs, shown).await;
-                told.unwrap_or_default();
+                // An error means that the client is gone.
+                let written = write_output_so_far(&client, logs, shown).await;
+                written.unwrap_or_default();
             }
             serve(client, place, pipes, &format).await;
         }
@@ -234,8 +233,8 @@ pub(super) async fn attach(server: &Arc<Server>, request: Request, name: String)
     Ok(reply)
 }
 
-/// Writes what a container has written before.
-async fn tell_before(client: &Client, mut logs: Logs, shown: Shown) -> io::Result<()> {
+/// Writes a container's output so far.
+async fn write_output_so_far(client: &Client, mut logs: Logs, shown: Shown) -> io::Result<()> {
     let (sender, mut chunks) = mpsc::channel(1);
     let read = tokio::task::spawn_blocking(move || {
         logs::send(&mut logs, shown, |bytes| {
@@ -252,7 +251,7 @@ async fn tell_before(client: &Client, mut logs: Logs, shown: Shown) -> io::Resul
 }
 
 async fn serve(mut client: Client, place: Option<Place>, pipes: Pipes, format: &Format) {
-    // Beside the client: while it waits for the start, it may leave.
+    // Concurrent with serving the client, which may leave while it waits for the start.
     let waiting = async {
         if let Some(place) = place {
             // An error drops the pipes, which ends the stream.
@@ -261,7 +260,7 @@ async fn serve(mut client: Client, place: Option<Place>, pipes: Pipes, format: &
         std::future::pending::<()>().await;
     };
     tokio::select! {
-        _passed = client.pass(pipes, format) => {}
+        _end = client.copy(pipes, format) => {}
         () = waiting => {}
     }
     client.close().await;

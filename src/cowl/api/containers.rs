@@ -71,7 +71,7 @@ pub(super) async fn list(server: &Arc<Server>, request: &Request) -> Handled {
                 if with_sizes && let Some(row) = row.as_object_mut() {
                     let (changed, whole) = engine.sizes(&summary.config)?;
                     row.insert("SizeRootFs".to_owned(), whole.into());
-                    // As Docker, which leaves out zeros here.
+                    // As in Docker, zeros are left out here.
                     if changed > 0 {
                         row.insert("SizeRw".to_owned(), changed.into());
                     }
@@ -112,7 +112,7 @@ pub(super) async fn remove(server: &Arc<Server>, request: &Request, name: String
     Ok(http::empty(StatusCode::NO_CONTENT))
 }
 
-/// Removes the containers at rest.
+/// Removes the stopped containers.
 pub(super) async fn prune(server: &Arc<Server>, request: &Request) -> Handled {
     let filters = http::filters(&request.query)?;
     let pruned = server
@@ -149,7 +149,8 @@ pub(super) async fn changes(server: &Arc<Server>, name: String) -> Handled {
     http::json(StatusCode::OK, &rows)
 }
 
-/// Answers at once, and tells the exit code when it is known: a client waits before it starts.
+/// Sends the status at once and the exit code when it is known: clients wait before they start the
+/// container.
 pub(super) async fn wait(server: &Arc<Server>, request: &Request, name: String) -> Handled {
     let condition = request.query.get("condition");
     let condition = Condition::parse(condition).ok_or_else(|| {
@@ -162,7 +163,7 @@ pub(super) async fn wait(server: &Arc<Server>, request: &Request, name: String) 
     let server = Arc::clone(server);
     Ok(stream::later("application/json", async move {
         let code = wait.end(&server).await?;
-        // Why it did not start is said by the start.
+        // The start reports why it failed.
         Ok(json!({ "StatusCode": code }))
     }))
 }

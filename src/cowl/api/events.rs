@@ -9,8 +9,8 @@ use serde::Serialize;
 use std::io;
 use std::sync::Arc;
 
-/// From this version on, an event has each fact once.
-const ONCE: Version = Version(1, 52);
+/// Since this version an event has each member once.
+const UNIQUE_MEMBERS: Version = Version(1, 52);
 
 /// An event with the members that older clients read.
 #[derive(Debug, Serialize)]
@@ -27,7 +27,7 @@ struct Shown<'e> {
 
 impl<'e> Shown<'e> {
     fn new(event: &'e Event, version: Version) -> Self {
-        let legacy = version < ONCE && event.kind != Type::Volume;
+        let legacy = version < UNIQUE_MEMBERS && event.kind != Type::Volume;
         let image = event.actor.attributes.get("image");
         let image = image.filter(|_| event.kind == Type::Container);
         Self {
@@ -39,7 +39,7 @@ impl<'e> Shown<'e> {
     }
 }
 
-/// Sends what has happened and what happens, until `until` or as long as the client stays.
+/// Sends past and new events, until `until` or until the client is gone.
 pub(super) fn events(server: &Arc<Server>, request: &Request) -> Handled {
     let query = &request.query;
     let filters = http::filters(query)?;

@@ -1,11 +1,11 @@
 //! `/containers/{id}/exec` and `/exec/{id}`: programs in a running container.
 //!
-//! A client creates an exec, starts it over a connection of its own and asks for its exit code.
-//! What it asked for is kept by the container's monitor, as is what came of it: so another server
-//! goes on where this one is killed.
+//! A client creates an exec, starts it over a connection of its own and asks for its exit code. The
+//! container's monitor keeps the exec's configuration and result, so another server can continue
+//! when this one is killed.
 
 use super::Server;
-use super::hijack::{self, Client, Format, Passed};
+use super::hijack::{self, Client, CopyEnd, Format};
 use super::http::{self, Handled, Refusal, Request};
 use super::life;
 use super::watch;
@@ -24,14 +24,14 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::Interest;
 
-/// Docker's exit code of a program that could not be started, for a reason of its own.
+/// The exit code that Docker reports for an exec that could not be started for another reason.
 const NOT_STARTED: u8 = 126;
-/// The monitor's code of the same.
+/// The monitor's exit code for such an exec.
 const ENGINE_ERROR: u8 = 125;
-/// How often it is looked, and how long apart, whether an exec runs whose terminal is to be
-/// resized: for ten seconds, as dockerd waits.
-const LOOKS: u32 = 1000;
-const PAUSE: Duration = Duration::from_millis(10);
+/// How often, and how long apart, a resize polls whether the exec runs: for ten seconds, as dockerd
+/// waits.
+const RESIZE_POLLS: u32 = 1000;
+const RESIZE_POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Body of `/containers/{id}/exec`.
 #[derive(Debug, Default, Clone, Serialize, Deserialize)]
@@ -60,7 +60,7 @@ struct Create {
     cmd: Vec<String>,
 }
 
-/// Body of `/exec/{id}/start`. Whether there is a terminal was said before.
+/// Body of `/exec/{id}/start`. The exec's creation says whether there is a terminal.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Start {
@@ -86,7 +86,7 @@ impl Create {
     }
 }
 
-/// What a client asked for; nothing of a program that was started by other means.
+/// The client's request; empty for a program that was not created through the API.
 fn asked_of(known: &KnownExec) -> Handled<Create> {
     match &known.description {
         None => Ok(Create::default()),
@@ -102,7 +102,7 @@ struct Starting {
 }
 
 impl Starting {
-    /// Starts it with these streams.
+    /// Starts the exec with these streams.
     async fn start(self, server: &Arc<Server>, ends: Option<attach::Attached>) -> Handled<Program> {
         server
             .engine(move |engine| {
@@ -115,7 +115,7 @@ impl Starting {
     }
 }
 
-/// Waits for the end of a program, of which its events tell.
+/// Waits for the end of a program, so that its event is written.
 async fn end(program: Program) {
     let answer = program.as_fd().try_clone_to_owned();
     let answer = answer.and_then(|answer| watch::poll(answer, Interest::READABLE));
@@ -124,12 +124,12 @@ async fn end(program: Program) {
             let answered = answer.readable().await.map(drop);
             answered.map_err(Error::from).and_then(|()| program.wait())
         }
-        // Without a descriptor left, a thread waits.
+        // If no descriptor is left, wait in a thread.
         Err(_error) => tokio::task::spawn_blocking(move || program.wait())
             .await
             .unwrap_or(Ok(0)),
     };
-    // The monitor has the code, for other clients.
+    // The monitor keeps the exit code for clients.
     code.map(drop).unwrap_or_default();
 }
 
@@ -151,7 +151,7 @@ pub(super) async fn create(server: &Arc<Server>, request: Request, name: String)
     http::json(StatusCode::CREATED, &json!({ "Id": id }))
 }
 
-/// The id of a container that runs and is not paused.
+/// The id of a container that is running and not paused.
 async fn require_running(server: &Arc<Server>, name: String) -> Handled<String> {
     server
         .engine(move |engine| {
@@ -193,28 +193,28 @@ pub(super) async fn start(server: &Arc<Server>, request: Request, id: &str) -> H
     let format = Format::new(asked.tty, keys, asked.attach_stdout)?;
     let (ends, pipes) = attach::pipes(StreamSet {
         stdin: asked.attach_stdin,
-        // Always: its end is the end of the program.
+        // Always attached: its end is the end of the program.
         stdout: true,
         stderr: asked.attach_stderr && !asked.tty,
     })?;
     let reply = hijack::switching(request.wants_upgrade, asked.tty, request.version);
     let server = Arc::clone(server);
     tokio::spawn(async move {
-        // One that is gone already has started it all the same.
+        // The exec is started even if the client is already gone.
         let client = Client::take(request.takeover).await;
         let started = starting.start(&server, Some(ends)).await;
         let ended = started.map(|program| tokio::spawn(end(program)));
         let Ok(mut client) = client else { return };
         match ended {
             Ok(ended) => {
-                if matches!(client.pass(pipes, &format).await, Ok(Passed::Whole)) {
-                    // The client asks for the exit code as soon as the output has ended.
+                if matches!(client.copy(pipes, &format).await, Ok(CopyEnd::OutputEnded)) {
+                    // The client asks for the exit code as soon as the output ends.
                     ended.await.unwrap_or_default();
                 }
             }
             Err(refusal) => {
                 let text = format!("{}\r\n", refusal.message);
-                // A client that is gone needs no reason.
+                // If the client is gone, nobody needs the reason.
                 client.say(&text, &format).await.unwrap_or_default();
             }
         }
@@ -261,16 +261,18 @@ pub(super) async fn inspect(server: &Arc<Server>, id: &str) -> Handled {
     http::json(StatusCode::OK, &body)
 }
 
-/// One that has not been started yet is waited for: its client may be faster than its start.
+/// Waits for an exec that is not started yet: its client may be faster than the start.
 pub(super) async fn resize(server: &Arc<Server>, request: &Request, id: &str) -> Handled {
     let (rows, columns) = life::size(&request.query)?;
-    for _look in 0..LOOKS {
+    for _look in 0..RESIZE_POLLS {
         let wanted = id.to_owned();
         let known = server
             .engine(move |engine| engine.find_exec(&wanted))
             .await?;
         match known.phase {
-            ExecPhase::Created | ExecPhase::Starting => tokio::time::sleep(PAUSE).await,
+            ExecPhase::Created | ExecPhase::Starting => {
+                tokio::time::sleep(RESIZE_POLL_INTERVAL).await;
+            }
             ExecPhase::Running => {
                 let id = id.to_owned();
                 server

@@ -1,7 +1,7 @@
-//! Connections that stop being HTTP: attach and exec.
+//! Connections that are hijacked, in Docker's term: attach and exec.
 //!
-//! After the reply's head both sides send raw bytes: with a terminal as they are, else output in
-//! frames of Docker's stream format (Engine API, "ContainerAttach"). The reply is a 101 where the
+//! After the reply's head both sides send raw bytes: unframed with a terminal, else output in
+//! frames of Docker's stream format (Engine API, "ContainerAttach"). The reply is a 101 if the
 //! client asks for an upgrade, as all do today, else a 200.
 
 use super::http::{Handled, Refusal, Reply, Version, empty};
@@ -23,35 +23,35 @@ use tokio::net::unix::pipe;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Mutex, oneshot};
 
-/// Bytes read from a pipe or a client at once.
+/// Bytes read from a pipe or a client at a time.
 const CHUNK: usize = 32 << 10;
-/// How often it is looked, and how long apart, whether a client has read the head of its reply: for
-/// half a minute at most, as one that reads nothing yet is served all the same. A client on a busy
-/// machine may need some seconds.
-const HEAD_LOOKS: u32 = 30_000;
-const HEAD_PAUSE: Duration = Duration::from_millis(1);
+/// How often, and how long apart, it is polled whether a client has read the head of its reply: for
+/// half a minute at most, since a client that reads nothing yet is served all the same. On a busy
+/// machine a client may need some seconds.
+const HEAD_POLLS: u32 = 30_000;
+const HEAD_POLL_INTERVAL: Duration = Duration::from_millis(1);
 /// Length of a frame's header: stream, three zero bytes, length (big endian).
 pub(super) const HEADER: usize = 8;
 /// The stream of standard output in a frame's header.
 pub(super) const STDOUT: u8 = 1;
 /// The stream of standard error in a frame's header.
 pub(super) const STDERR: u8 = 2;
-/// The media type of output without frames, or of which it is not said.
+/// The media type of unframed output, and of any output before API 1.42.
 const RAW: &str = "application/vnd.docker.raw-stream";
 
-/// How bytes pass.
+/// How a stream is encoded.
 #[derive(Debug, Clone)]
 pub(super) struct Format {
-    /// The program has a terminal: no frames.
+    /// The program has a terminal: output is not framed.
     pub(super) terminal: bool,
     /// Keys that detach the client of a terminal.
     detach: DetachKeys,
-    /// Which output the client wants.
+    /// Whether the client wants the output.
     stdout: bool,
 }
 
 impl Format {
-    /// `stdout`: the client wants the program's output, and not only to know its end.
+    /// `stdout`: the client wants the program's output, not only its end.
     pub(super) fn new(terminal: bool, detach_keys: Option<&str>, stdout: bool) -> Handled<Self> {
         let detach = detach_keys.map_or_else(|| Ok(DetachKeys::default()), DetachKeys::parse)?;
         let detach = if terminal { detach } else { DetachKeys::none() };
@@ -72,12 +72,12 @@ pub(super) fn media_type(terminal: bool, version: Version) -> &'static str {
     }
 }
 
-/// What the connection of a request will be when its reply is sent: the socket, and what the client
-/// has sent behind its request. An error if the reply was an ordinary one, or the client is gone.
+/// Receives a request's connection once its reply is sent: the socket, and the bytes that the
+/// client sent after its request. Fails if the reply was an ordinary one, or the client is gone.
 pub(super) type Takeover = oneshot::Receiver<(UnixStream, Bytes)>;
 
-/// The answer after which the connection belongs to the program: a change of protocol where the
-/// client asks for one, else a reply that never says how long it is.
+/// The reply after which the connection is raw: 101 if the client asks for an upgrade, else a reply
+/// without a length.
 pub(super) fn switching(wants_upgrade: bool, terminal: bool, version: Version) -> Reply {
     if !wants_upgrade {
         return stream::raw(RAW);
@@ -91,7 +91,7 @@ pub(super) fn switching(wants_upgrade: bool, terminal: bool, version: Version) -
         let value = HeaderValue::from_static(value);
         reply.headers_mut().insert(name, value);
     }
-    // As dockerd says it.
+    // dockerd's reason phrase.
     let reason = ReasonPhrase::from_static(b"UPGRADED");
     reply.extensions_mut().insert(reason);
     reply
@@ -103,17 +103,17 @@ pub(super) struct Client {
     reader: OwnedReadHalf,
     writer: Mutex<OwnedWriteHalf>,
     peer: Peer,
-    /// What the client sent right behind its request.
+    /// What the client sent right after its request.
     first: Bytes,
 }
 
-/// How [`Client::pass`] ended.
+/// How [`Client::copy`] ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Passed {
+pub(super) enum CopyEnd {
     /// The program's output has ended.
-    Whole,
+    OutputEnded,
     /// The client has sent the detach keys, or is gone.
-    Left,
+    ClientLeft,
 }
 
 impl Client {
@@ -131,8 +131,9 @@ impl Client {
         })
     }
 
-    /// Passes bytes until the program's output has ended, or the client detaches or is gone.
-    pub(super) async fn pass(&mut self, pipes: Pipes, format: &Format) -> io::Result<Passed> {
+    /// Copies bytes in both directions until the program's output has ended, or the client detaches
+    /// or is gone.
+    pub(super) async fn copy(&mut self, pipes: Pipes, format: &Format) -> io::Result<CopyEnd> {
         let ends = Ends::new(pipes)?;
         let writer = &self.writer;
         let frame = |stream: u8| (!format.terminal).then_some(stream);
@@ -144,13 +145,13 @@ impl Client {
         };
         let input = copy_in(&self.first, &mut self.reader, ends.stdin, format);
         Ok(tokio::select! {
-            () = output => Passed::Whole,
-            () = input => Passed::Left,
-            () = self.peer.gone() => Passed::Left,
+            () = output => CopyEnd::OutputEnded,
+            () = input => CopyEnd::ClientLeft,
+            () = self.peer.gone() => CopyEnd::ClientLeft,
         })
     }
 
-    /// Writes a text to the client as the program's output.
+    /// Writes text to the client as output of the program.
     pub(super) async fn say(&self, text: &str, format: &Format) -> io::Result<()> {
         let mut frame = Vec::with_capacity(HEADER + text.len());
         if !format.terminal {
@@ -160,40 +161,40 @@ impl Client {
         self.write(&frame).await
     }
 
-    /// Writes bytes to the client as they are.
+    /// Writes bytes to the client unframed.
     pub(super) async fn write(&self, bytes: &[u8]) -> io::Result<()> {
         self.writer.lock().await.write_all(bytes).await
     }
 
-    /// Ends the stream, which the client takes for the end of the output.
+    /// Ends the stream, which for the client is the end of the output.
     pub(super) async fn close(self) {
-        // One that is gone needs no end.
+        // If the client is gone, nothing needs to be ended.
         let mut writer = self.writer.into_inner();
         writer.shutdown().await.unwrap_or_default();
     }
 }
 
-/// Waits until the client has read the head of the reply. docker-py takes the socket from under its
-/// HTTP library's buffer then, and what came in one read with the head would be lost in that.
+/// Waits until the client has read the head of the reply. docker-py takes the socket away from its
+/// HTTP library, and loses what the library's buffer read together with the head.
 async fn head_is_read(stream: &UnixStream) -> io::Result<()> {
-    for _attempt in 0..HEAD_LOOKS {
+    for _attempt in 0..HEAD_POLLS {
         if is_all_read(stream)? {
             break;
         }
-        // The kernel tells nobody when the last byte is read.
-        tokio::time::sleep(HEAD_PAUSE).await;
+        // The kernel has no notification for when the last byte is read.
+        tokio::time::sleep(HEAD_POLL_INTERVAL).await;
     }
     Ok(())
 }
 
-/// The head of a frame of so many bytes.
+/// The header of a frame of `length` bytes.
 pub(super) fn header(stream: u8, length: usize) -> [u8; HEADER] {
-    // No frame is longer than what is read at once.
+    // No frame is longer than one read.
     let [a, b, c, d] = u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes();
     [stream, 0, 0, 0, a, b, c, d]
 }
 
-/// [`Pipes`] that the runtime polls.
+/// [`Pipes`] registered with the runtime.
 struct Ends {
     stdin: Option<pipe::Sender>,
     stdout: Option<pipe::Receiver>,
@@ -211,11 +212,11 @@ impl Ends {
     }
 }
 
-/// Sends a pipe's bytes to the client, in frames of `stream` if there is one; without a client it
-/// only waits for their end.
+/// Copies a pipe to the client, in frames of `stream` if given; without a client it only waits for
+/// the pipe's end.
 ///
-/// A client that can't be written to is gone: the pipe is closed, and the program's monitor drops
-/// this reader.
+/// If the client cannot be written to, it is gone: the pipe is closed, and the monitor drops this
+/// reader.
 async fn copy_out(
     pipe: Option<pipe::Receiver>,
     client: Option<&Mutex<OwnedWriteHalf>>,
@@ -241,8 +242,8 @@ async fn copy_out(
     }
 }
 
-/// Passes the client's bytes to the program. Returns when the client detaches; at the end of its
-/// input the program's input is closed, and output goes on.
+/// Copies the client's bytes to the program. Returns when the client detaches; the end of its input
+/// closes the program's input, and output goes on.
 async fn copy_in(
     first: &[u8],
     client: &mut OwnedReadHalf,
@@ -264,7 +265,7 @@ async fn copy_in(
             return;
         }
         match client.read(&mut buffer).await {
-            // Half closed. If it is gone altogether, that is waited for elsewhere.
+            // The client has closed its sending side. Others wait for the whole connection's end.
             Ok(0) | Err(_) => break,
             Ok(length) => {
                 read.clear();

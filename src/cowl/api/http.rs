@@ -15,7 +15,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io;
 
-/// Bytes of a JSON body; a create request with a seccomp profile inside has about 20 KB.
+/// Largest JSON body; a create request with a seccomp profile has about 20 KB.
 const JSON_LIMIT: usize = 4 << 20;
 /// A body sent to the client. An error cuts the connection, since the status is sent already.
 pub(super) type Payload = UnsyncBoxBody<Bytes, io::Error>;
@@ -32,7 +32,7 @@ impl std::fmt::Display for Version {
     }
 }
 
-/// What is said to a client instead of a result: `{"message": text}` with a status.
+/// An error reply: `{"message": text}` with a status.
 #[derive(Debug)]
 pub(super) struct Refusal {
     pub(super) status: StatusCode,
@@ -60,7 +60,7 @@ impl From<Error> for Refusal {
         let status = match error.kind() {
             Kind::NotFound => StatusCode::NOT_FOUND,
             Kind::Conflict => StatusCode::CONFLICT,
-            // 400 with their texts is how the CLI finds its exit codes 126 and 127.
+            // From 400 and these texts the CLI derives its exit codes 126 and 127.
             Kind::Invalid | Kind::CommandNotFound | Kind::CommandNotExecutable => {
                 StatusCode::BAD_REQUEST
             }
@@ -82,13 +82,13 @@ pub(super) struct Request {
     pub(super) path: Vec<String>,
     pub(super) query: Query,
     pub(super) body: Incoming,
-    /// Whether the client asks to speak something else than HTTP from now on.
+    /// Whether the client asks for an upgrade.
     pub(super) wants_upgrade: bool,
-    /// The connection, once a reply has said so.
+    /// The connection, after an upgrade.
     pub(super) takeover: Takeover,
 }
 
-/// The decoded segments of a path. A segment that is not UTF-8 names nothing that exists.
+/// The decoded segments of a path; None if one is not UTF-8, which names nothing that exists.
 pub(super) fn segments(path: &str) -> Option<Vec<String>> {
     path.split('/')
         .filter(|segment| !segment.is_empty())
@@ -99,7 +99,7 @@ pub(super) fn segments(path: &str) -> Option<Vec<String>> {
         .collect()
 }
 
-/// Takes `/v1.47` off a path.
+/// Splits `/v1.47` off a path.
 pub(super) fn split_version(path: &str) -> (Option<Version>, &str) {
     let split = || {
         let rest = path.strip_prefix("/v")?;
@@ -131,7 +131,8 @@ impl Query {
         named.map(|(_, value)| value.as_str())
     }
 
-    /// A switch: anything but empty, `0`, `no`, `false` and `none` is true, as in moby's httputils.
+    /// A boolean: anything but empty, `0`, `no`, `false` and `none` is true, as in moby's
+    /// httputils.
     pub(super) fn flag(&self, name: &str) -> bool {
         self.get(name).is_some_and(|value| {
             let value = value.trim().to_ascii_lowercase();
@@ -196,7 +197,7 @@ pub(super) fn with_body(status: StatusCode, kind: &'static str, body: Payload) -
     reply
 }
 
-/// Reads a JSON body. Unknown members are ignored; what follows the value is an error.
+/// Reads a JSON body. Unknown members are ignored; trailing data is an error.
 pub(super) async fn json_body<T: DeserializeOwned>(body: Incoming) -> Handled<T> {
     let bytes = whole(body).await?;
     if bytes.is_empty() {
@@ -205,12 +206,12 @@ pub(super) async fn json_body<T: DeserializeOwned>(body: Incoming) -> Handled<T>
         ));
     }
     let wrong = |error| Refusal::invalid(format!("invalid JSON: {error}"));
-    // Read as an object first: serde would take the members of a list in order.
+    // Parse an object first: serde would also accept a list of the members in order.
     let object: serde_json::Map<String, Value> = serde_json::from_slice(&bytes).map_err(wrong)?;
     serde_json::from_value(object.into()).map_err(wrong)
 }
 
-/// The same of a body that may be left out, or null.
+/// [`json_body`] for a body that may be missing or null.
 pub(super) async fn json_body_if_any<T: DeserializeOwned>(body: Incoming) -> Handled<Option<T>> {
     let bytes = whole(body).await?;
     if bytes.is_empty() {

@@ -22,7 +22,7 @@ use std::io::{self, BufWriter};
 use std::path::Path;
 use std::sync::Arc;
 
-/// Bytes of an archive that are sent at once.
+/// Bytes of an archive sent at a time.
 const CHUNK: usize = 256 << 10;
 /// What messages call an uploaded archive.
 const UPLOAD: &str = "the request's body";
@@ -31,8 +31,8 @@ fn seconds(time: Option<Timestamp>) -> i64 {
     time.map_or(0, Timestamp::as_second)
 }
 
-/// Images as `docker images` lists them, in the order of `listed`. `sizes` is what only the image
-/// keeps, where that was asked for.
+/// Images as `docker images` lists them, in the order of `listed`. `sizes` are the bytes unique to
+/// each image, if requested.
 pub(super) fn rows(
     listed: Vec<Listed>,
     version: Version,
@@ -81,8 +81,8 @@ pub(super) fn rows(
     rows.into_iter().map(|(_, row)| row).collect()
 }
 
-/// `all` hides nothing here, as there are no intermediate images, and `manifests` is answered as by
-/// a dockerd without the containerd image store: not at all.
+/// `all` changes nothing, since there are no intermediate images, and `manifests` is ignored as by
+/// a dockerd without the containerd image store.
 pub(super) async fn list(server: &Arc<Server>, request: &Request) -> Handled {
     let version = request.version;
     let shared = request.query.flag("shared-size");
@@ -175,7 +175,7 @@ fn removed(removed: Removed) -> Option<Value> {
     }
 }
 
-/// `noprune` spares untagged parents, of which there are none.
+/// `noprune` keeps untagged parents, which do not exist here.
 pub(super) async fn remove(server: &Arc<Server>, request: &Request, name: String) -> Handled {
     let force = request.query.flag("force");
     if !platforms(request, "platforms")?.is_empty() {
@@ -249,7 +249,7 @@ pub(super) async fn tag(server: &Arc<Server>, request: &Request, name: String) -
     Ok(http::empty(StatusCode::CREATED))
 }
 
-/// The Dockerfile instructions of a request: a parameter each, or a line each.
+/// The Dockerfile instructions of a request, one per parameter or line.
 fn changes(request: &Request) -> Vec<String> {
     let all = request.query.all("changes").flat_map(str::lines);
     let lines = all.filter(|line| !line.is_empty());
@@ -261,7 +261,7 @@ pub(super) async fn commit(server: &Arc<Server>, request: Request) -> Handled {
     let get = |name| request.query.get(name).unwrap_or_default().to_owned();
     let (container, author, comment) = (get("container"), get("author"), get("comment"));
     let changes = changes(&request);
-    // Left out it is true (since API 1.13).
+    // The default is true (since API 1.13).
     let pause = request.query.get("pause").is_none() || request.query.flag("pause");
     let name = target(&request)?;
     let config: Option<ContainerConfig> = http::json_body_if_any(request.body).await?;
@@ -335,7 +335,7 @@ pub(super) async fn save(server: &Arc<Server>, request: &Request, name: Option<S
     let selected = server
         .engine(move |engine| {
             let selected = engine.select(&names, platform.as_deref())?;
-            // The answer's status goes out before the archive.
+            // Check first: the reply's status is sent before the archive.
             engine.check_selected(&selected)?;
             Ok(selected)
         })

@@ -11,12 +11,12 @@ use std::process::Child;
 use std::sync::Arc;
 use tokio::io::Interest;
 
-/// Starts a container, with the clients that have attached to it before.
+/// Starts a container, with the clients that are already attached to it.
 pub(super) async fn start(server: &Arc<Server>, request: Request, name: String) -> Handled {
     if request.query.get("checkpoint").is_some() {
         return Err(Refusal::invalid("cowl has no checkpoints"));
     }
-    // `{}` and null are no configuration, as for moby.
+    // As in moby, `{}` and null count as an empty body.
     if !request.body.is_end_stream() && request.body.size_hint().upper().is_none_or(|size| size > 7)
     {
         return Err(Refusal::invalid(
@@ -31,7 +31,7 @@ pub(super) async fn start(server: &Arc<Server>, request: Request, name: String) 
             let streams: Vec<_> = attached.iter().map(|ends| ends.streams()).collect();
             let children = engine.start(&id, &streams)?;
             if children.is_none() {
-                // It runs already: they are attached to what it does from now on.
+                // It already runs: attach them from now on.
                 for streams in streams {
                     engine.attach(&id, streams)?;
                 }
@@ -93,7 +93,7 @@ pub(super) async fn resize(server: &Arc<Server>, request: &Request, name: String
     Ok(http::empty(StatusCode::OK))
 }
 
-/// The lines and columns that a client asks for.
+/// The terminal size in a request, in lines and columns.
 pub(super) fn size(query: &Query) -> Handled<(u16, u16)> {
     let number = |name: &str| {
         let text = query.get(name).unwrap_or_default();
@@ -120,7 +120,7 @@ fn stop_options(query: &Query) -> Handled<(Option<String>, Option<i64>)> {
     Ok((query.get("signal").map(str::to_owned), timeout))
 }
 
-/// Waits for the end of processes that serve a container, which may be in months.
+/// Reaps the processes that serve a container, whenever they end.
 pub(super) fn reap(children: [Child; 2]) {
     for child in children {
         tokio::spawn(async move {
@@ -132,13 +132,13 @@ pub(super) fn reap(children: [Child; 2]) {
             };
             match ended {
                 Ok(ended) => {
-                    // Its end is the only event.
+                    // A pidfd becomes readable only at the end.
                     let event = ended.readable().await.map(drop);
                     if event.is_ok() {
                         child.wait().map(drop).unwrap_or_default();
                     }
                 }
-                // Without a descriptor left, a thread waits.
+                // If no descriptor is left, wait in a thread.
                 Err(_error) => {
                     tokio::task::spawn_blocking(move || child.wait());
                 }

@@ -1,4 +1,4 @@
-//! The socket of the server, and its loop.
+//! The server's socket and accept loop.
 
 use super::Server;
 use super::attach::Pending;
@@ -18,9 +18,9 @@ use tokio::sync::oneshot;
 
 /// Serves the store at `root` on the unix socket `socket` until SIGINT or SIGTERM.
 ///
-/// `ready` is called once the socket answers, `warn` with what could not be started of the
-/// containers that are to run ([`crate::engine::Engine::start_by_policy`]). The socket is 0660;
-/// `group` may use it too, which is as good as being root where root serves.
+/// Calls `ready` once the socket accepts connections, and `warn` for each container that could not
+/// be started by its policy ([`crate::engine::Engine::start_by_policy`]). The socket has mode 0660.
+/// Members of `group` may use it, and if root runs the server that makes them root.
 pub fn serve(
     root: PathBuf,
     socket: &Path,
@@ -40,7 +40,7 @@ pub fn serve(
             watches: Watches::new().context(|| "watching containers")?,
             pending: Pending::default(),
         });
-        // A store that cannot be opened is said now, not to each client.
+        // Report a store that cannot be opened now, not to each client.
         server.open()?;
         let listener = tokio::net::UnixListener::from_std(listener)?;
         let (mut interrupt, mut terminate) = (
@@ -64,7 +64,7 @@ pub fn serve(
         }
     });
     drop(bound);
-    // A verb that blocks ends with the process: what it leaves, the next command clears up.
+    // Blocked calls end with the process; the next command cleans up after them.
     runtime.shutdown_background();
     served
 }
@@ -72,9 +72,9 @@ pub fn serve(
 fn connection(server: &Arc<Server>, stream: tokio::net::UnixStream) {
     let server = Arc::clone(server);
     tokio::spawn(async move {
-        // Without a descriptor left, the client is told by the end of its connection.
+        // If no descriptor is left, close the connection.
         let Ok(peer) = Peer::of(&stream) else { return };
-        // Where the connection goes if the last request takes it over.
+        // The receiver of the connection, if the last request takes it over.
         let last = Mutex::new(None);
         let service = service_fn(|request| {
             let (give, takeover) = oneshot::channel();
@@ -85,31 +85,32 @@ fn connection(server: &Arc<Server>, stream: tokio::net::UnixStream) {
             .half_close(true)
             .serve_connection(TokioIo::new(stream), service)
             .without_shutdown();
-        // The client is gone, or did not speak HTTP: nobody is left to be told. One that goes away
-        // while a reply is being made ends that: it may be the end of a container in months.
+        // An error means that the client is gone or did not speak HTTP: there is nobody to report
+        // it to. A handler is dropped when its client goes away: it may be waiting for the end of a
+        // container.
         let served = tokio::select! {
             served = served => served,
             () = peer.gone() => return,
         };
         let last = last.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let (Ok(parts), Some(give)) = (served, last) {
-            // Else closed with it: nobody has taken it.
+            // If nobody takes the connection, it is closed here.
             drop(give.send((parts.io.into_inner(), parts.read_buf)));
         }
     });
 }
 
-/// Removes the socket at the end.
+/// Removes the socket when dropped.
 struct Bound<'a>(&'a Path);
 
 impl Drop for Bound<'_> {
     fn drop(&mut self) {
-        // A left one is replaced by the next server.
+        // The next server replaces one that is left.
         std::fs::remove_file(self.0).unwrap_or_default();
     }
 }
 
-/// Binds the socket. One that a killed server left is replaced; one that answers is in use.
+/// Binds the socket. Replaces the socket of a killed server; fails if a server answers on it.
 fn bind(socket: &Path, group: Option<&str>) -> Result<UnixListener> {
     let gid = group.map(group_id).transpose()?;
     if let Some(directory) = socket.parent() {
@@ -130,7 +131,7 @@ fn bind(socket: &Path, group: Option<&str>) -> Result<UnixListener> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error.into()),
     }
-    // No thread runs yet, so the umask is this thread's alone.
+    // No other thread runs yet, so changing the umask affects only this one.
     let before = rustix::process::umask(Mode::from_raw_mode(0o117));
     let listener = UnixListener::bind(socket);
     rustix::process::umask(before);

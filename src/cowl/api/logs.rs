@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use std::io;
 use std::sync::Arc;
 
-/// Bytes that are sent at once, if there is so much.
+/// Bytes sent at a time, if available.
 const CHUNK: usize = 32 << 10;
 
 /// How entries are shown.
@@ -20,7 +20,7 @@ pub(super) struct Shown {
     pub(super) stdout: bool,
     pub(super) stderr: bool,
     pub(super) timestamps: bool,
-    /// With the attributes of a log driver, of which json-file has none here.
+    /// With the log's attributes; json-file has none here.
     pub(super) details: bool,
 }
 
@@ -39,7 +39,7 @@ pub(super) async fn logs(server: &Arc<Server>, request: Request, name: String) -
     }
     let asked = LogRequest {
         follow: query.flag("follow"),
-        // What is no number is all, as for dockerd.
+        // As in dockerd, what is not a number means all.
         tail: query.get("tail").and_then(|tail| tail.parse().ok()),
         since: time(query, "since")?,
         until: time(query, "until")?,
@@ -59,7 +59,7 @@ pub(super) async fn logs(server: &Arc<Server>, request: Request, name: String) -
     Ok(stream::live(kind, move |stream| async move {
         loop {
             let sender = stream.clone();
-            // In a thread: it waits for files and for the client.
+            // In a blocking thread: it waits for files and for the client.
             let read = tokio::task::spawn_blocking(move || {
                 let more = send(&mut logs, shown, |bytes| sender.send(bytes));
                 (logs, more)
@@ -77,14 +77,14 @@ pub(super) async fn logs(server: &Arc<Server>, request: Request, name: String) -
     }))
 }
 
-/// A time of the query; 0 is none.
+/// A time parameter; 0 counts as absent.
 fn time(query: &Query, name: &str) -> Handled<Option<Timestamp>> {
     let given = query.get(name).filter(|text| *text != "0");
     let now = Timestamp::now();
     Ok(given.map(|text| duration::moment(text, now)).transpose()?)
 }
 
-/// Sends what has come: with a terminal as it is, else in frames. True if more may come.
+/// Sends new entries: unframed with a terminal, else in frames. Returns whether more may come.
 pub(super) fn send(
     logs: &mut Logs,
     shown: Shown,

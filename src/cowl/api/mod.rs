@@ -1,8 +1,9 @@
 //! `cowl serve`: Docker's Engine API over a unix socket.
 //!
-//! Each request opens the engine, calls a verb and answers in Docker's words. The server holds no
-//! state but that of its connections: killed at any moment, the next one goes on. Verbs block, so
-//! each runs in a thread of its own. Shapes and texts: Docker Engine API v1.51.
+//! Each request opens the engine, calls one of its functions and answers in Docker's format. The
+//! server holds no state but that of its connections, so a new one can continue after a kill. The
+//! engine blocks, so each call runs in a thread of its own. Formats and texts: Docker Engine API
+//! v1.51.
 
 mod archive;
 mod attach;
@@ -40,25 +41,26 @@ use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// What the server says that it speaks.
+/// The API version that the server reports.
 const API: Version = Version(1, 51);
-/// The oldest version that it answers.
+/// The oldest version that it accepts.
 const OLDEST: Version = Version(1, 24);
-/// The newest version that it answers, with the shapes of [`API`]: bollard asks for it without
+/// The newest version that it accepts, with the formats of [`API`]: bollard uses it without
 /// negotiation.
 const NEWEST: Version = Version(1, 53);
 
-/// What each request needs.
+/// The server's shared state.
 #[derive(Debug)]
 pub(crate) struct Server {
     root: PathBuf,
     watches: watch::Watches,
-    /// Clients whose containers are not started yet. They are lost with their connections.
+    /// Clients attached to containers that are not started yet; they are dropped with their
+    /// connections.
     pending: attach::Pending,
 }
 
 impl Server {
-    /// Calls a verb of the engine in a thread that may block.
+    /// Calls the engine in a thread that may block.
     async fn engine<T: Send + 'static>(
         self: &Arc<Self>,
         verb: impl FnOnce(&Engine) -> Result<T> + Send + 'static,
@@ -120,7 +122,7 @@ impl Server {
             )));
         }
         if version < OLDEST {
-            // Clients that old know no JSON errors.
+            // Such old clients do not parse JSON errors.
             let text = format!(
                 "client version {version} is too old. Minimum supported API version is {OLDEST}, please upgrade your client to a newer version"
             );

@@ -1,4 +1,4 @@
-//! `/networks`: the two that need no set-up. A container's `bridge` is a loopback of its own.
+//! `/networks`: `host` and `none`, and `bridge`, which is only a loopback as yet.
 
 use super::http::{self, Handled, Refusal, Request};
 use super::route::no_page;
@@ -11,14 +11,14 @@ use std::collections::BTreeMap;
 /// Name and driver of each network.
 const NETWORKS: [(&str, &str); 3] = [("bridge", "bridge"), ("host", "host"), ("none", "null")];
 
-/// Docker's `NetworkingConfig`: how a new container is to be in each of its networks.
+/// Docker's `NetworkingConfig`: the endpoints of a new container by network.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub(super) struct NetworkingConfig {
     endpoints_config: Option<BTreeMap<String, Option<Map<String, Value>>>>,
 }
 
-/// Refuses what asks for something, by its name: no network has addresses or names to give.
+/// Refuses endpoint settings by name: no network has addresses or aliases.
 pub(super) fn check(config: &NetworkingConfig) -> Handled<()> {
     for (network, endpoint) in config.endpoints_config.iter().flatten() {
         let known = network == "default"

@@ -1,4 +1,4 @@
-//! Docker's progress messages of a load, a JSON line each.
+//! Docker's progress messages of a load, one JSON line each.
 
 use super::stream::Stream;
 use crate::engine::size::human_of;
@@ -9,20 +9,20 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::{Mutex, PoisonError};
 
-/// Bytes of a layer between two messages, as dockerd has it.
+/// Bytes of a layer between two messages, as in dockerd.
 const STEP: u64 = 512 << 10;
 /// Columns of the bar.
 const WIDTH: u64 = 50;
 
-/// Tells a client which layers are read. Nothing is told while the client still sends, as it may
-/// not read meanwhile.
+/// Reports to a client which layers are read. Messages are dropped while the client does not read,
+/// as it may still be sending.
 #[derive(Debug)]
 pub(super) struct LoadProgress<'s> {
     stream: &'s Stream,
-    /// Only what was left out is said.
+    /// Report only what was left out.
     quiet: bool,
-    /// Bytes of each layer that were told.
-    told: Mutex<HashMap<DiffId, u64>>,
+    /// Bytes of each layer reported so far.
+    reported: Mutex<HashMap<DiffId, u64>>,
     absent: Mutex<Vec<Absent>>,
 }
 
@@ -31,12 +31,12 @@ impl<'s> LoadProgress<'s> {
         Self {
             stream,
             quiet,
-            told: Mutex::default(),
+            reported: Mutex::default(),
             absent: Mutex::default(),
         }
     }
 
-    /// Says what was left out: unlike progress, whether or not the client is behind in reading.
+    /// Reports what was left out. Unlike progress, this waits for a slow client.
     pub(super) fn warn(&self) -> io::Result<()> {
         let absent = self.absent.lock().unwrap_or_else(PoisonError::into_inner);
         absent.iter().try_for_each(|absent| {
@@ -60,13 +60,13 @@ impl Watch for LoadProgress<'_> {
             return;
         }
         {
-            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-            let told = told.entry(diff_id).or_default();
-            let more = read.saturating_sub(*told);
+            let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+            let reported = reported.entry(diff_id).or_default();
+            let more = read.saturating_sub(*reported);
             if more == 0 || more < STEP && read < size {
                 return;
             }
-            *told = read;
+            *reported = read;
         }
         self.stream.offer_json(&message(diff_id, read, size));
     }
@@ -88,7 +88,7 @@ fn message(diff_id: DiffId, current: u64, total: u64) -> Value {
     })
 }
 
-/// As `jsonmessage` draws it.
+/// The bar as `jsonmessage` draws it.
 fn bar(current: u64, total: u64) -> String {
     let done = u128::from(current) * u128::from(WIDTH) / u128::from(total.max(1));
     let done = usize::try_from(done.min(u128::from(WIDTH))).unwrap_or_default();
@@ -106,9 +106,9 @@ mod tests {
     use super::*;
     use cowl_core::digest::Sha256Digest;
 
-    /// As `pkg/jsonmessage` composes it.
+    /// The expected texts are those of `pkg/jsonmessage`.
     #[test]
-    fn message_is_that_of_dockerd() {
+    fn message_matches_dockerds() {
         let diff_id = DiffId(Sha256Digest::of(b""));
         assert_eq!(
             message(diff_id, 32_768, 1_457_152),

@@ -1,4 +1,4 @@
-//! Which handler answers which path.
+//! Maps paths to handlers.
 
 use super::http::{self, Handled, Refusal, Reply, Request};
 use super::{
@@ -8,12 +8,12 @@ use super::{
 use hyper::{Method, StatusCode};
 use std::sync::Arc;
 
-/// Docker's answer to a path that it does not know.
+/// Docker's reply to an unknown path.
 pub(super) fn no_page() -> Refusal {
     Refusal::new(StatusCode::NOT_FOUND, "page not found")
 }
 
-/// Docker's answer to what needs a swarm.
+/// Docker's reply to requests that need a swarm.
 pub(super) fn no_swarm() -> Refusal {
     Refusal::new(
         StatusCode::SERVICE_UNAVAILABLE,
@@ -65,7 +65,7 @@ async fn system(server: &Arc<Server>, request: Request, path: &[&str]) -> Handle
     }
 }
 
-/// What is Docker's, and not done here.
+/// The reply to a part of Docker's API that cowl does not implement.
 fn not_implemented(text: &str) -> Refusal {
     Refusal::new(StatusCode::NOT_IMPLEMENTED, text)
 }
@@ -74,7 +74,7 @@ fn empty_list() -> Reply {
     http::reply(StatusCode::OK, "application/json", "[]\n")
 }
 
-/// Names of images hold slashes, so what follows them is matched from the end.
+/// Image names contain slashes, so paths are matched from the end.
 async fn images(server: &Arc<Server>, request: Request, path: &[&str]) -> Handled {
     match (&request.method.clone(), path) {
         (&Method::GET, ["json"]) => images::list(server, &request).await,

@@ -14,7 +14,7 @@ use std::time::Duration;
 /// Time between two samples.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// Go's zero time.
-const NEVER: &str = "0001-01-01T00:00:00Z";
+const ZERO_TIME: &str = "0001-01-01T00:00:00Z";
 
 pub(super) async fn top(server: &Arc<Server>, request: &Request, name: String) -> Handled {
     let arguments = request.query.get("ps_args").unwrap_or_default();
@@ -56,7 +56,7 @@ pub(super) async fn stats(server: &Arc<Server>, request: &Request, name: String)
             tokio::select! {
                 next = sample(&server, id.clone()) => match next {
                     Ok(next) => usage = next,
-                    // It is removed.
+                    // The container has been removed.
                     Err(refusal) if refusal.status == StatusCode::NOT_FOUND => return Ok(()),
                     Err(refusal) => return Err(io::Error::other(refusal.message)),
                 },
@@ -70,10 +70,13 @@ async fn sample(server: &Arc<Server>, name: String) -> Handled<Usage> {
     server.engine(move |engine| engine.usage_of(&name)).await
 }
 
-/// Docker's `StatsResponse`. Of a container that does not run all is zero, as there.
+/// Docker's `StatsResponse`. As in Docker, all values are zero for a container that does not run.
 fn shown(usage: &Usage, before: Option<&Sample>) -> Value {
     let time = |sample: Option<&Sample>| {
-        sample.map_or_else(|| NEVER.to_owned(), |sample| format!("{:.9}", sample.read))
+        sample.map_or_else(
+            || ZERO_TIME.to_owned(),
+            |sample| format!("{:.9}", sample.read),
+        )
     };
     let sample = usage.sample.as_ref();
     let pids = sample.map_or(json!({}), |sample| {

@@ -1,5 +1,5 @@
-//! Bodies that are sent or read while they are made: replies of other threads and tasks, uploads,
-//! and the reply whose connection is taken over.
+//! Streamed bodies: replies written by other threads and tasks, uploads, and the reply whose
+//! connection is taken over.
 
 use super::http::{Handled, Reply, with_body};
 use crate::engine::error::Error;
@@ -17,7 +17,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio::sync::{mpsc, oneshot};
 
-/// Chunks that wait between a stream and a slower peer.
+/// Chunks buffered for a slow peer.
 const QUEUE: usize = 16;
 
 /// The sending side of a streamed reply, for a thread that may block. It fails once the client is
@@ -26,23 +26,23 @@ const QUEUE: usize = 16;
 pub(super) struct Stream(mpsc::Sender<io::Result<Bytes>>);
 
 impl Stream {
-    /// Sends a JSON object and a line end, as progress is sent.
+    /// Sends a JSON object and a line end.
     pub(super) fn json(&self, value: &impl Serialize) -> io::Result<()> {
         let mut line = serde_json::to_vec(value)?;
         line.extend_from_slice(b"\r\n");
         self.send(line)
     }
 
-    /// Sends a JSON object and a line end unless the client is behind in reading.
+    /// Sends a JSON object and a line end, or drops it if the client is slow to read.
     pub(super) fn offer_json(&self, value: &impl Serialize) {
         if let Ok(mut line) = serde_json::to_vec(value) {
             line.extend_from_slice(b"\r\n");
-            // A client that reads nothing must not hold up the work that is reported.
+            // A client that does not read must not block the work being reported.
             let _dropped = self.0.try_send(Ok(line.into()));
         }
     }
 
-    /// Ends the stream with an error: `errorDetail` where the client reads JSON lines.
+    /// Ends a stream of JSON lines with an error (`errorDetail`).
     pub(super) fn json_error(&self, error: &Error) -> io::Result<()> {
         let message = error.to_string();
         self.json(&serde_json::json!({"errorDetail": {"message": message}, "error": message}))
@@ -53,13 +53,13 @@ impl Stream {
         self.0.closed().await;
     }
 
-    /// Sends bytes as they are, from a task.
+    /// Sends bytes from a task.
     pub(super) async fn give(&self, chunk: impl Into<Bytes>) -> io::Result<()> {
         let sent = self.0.send(Ok(chunk.into())).await;
         sent.map_err(|_gone| io::ErrorKind::BrokenPipe.into())
     }
 
-    /// Sends bytes as they are.
+    /// Sends bytes from a thread that may block.
     pub(super) fn send(&self, chunk: impl Into<Bytes>) -> io::Result<()> {
         self.0
             .blocking_send(Ok(chunk.into()))
@@ -78,8 +78,8 @@ impl io::Write for &Stream {
     }
 }
 
-/// A body of chunks that arrive from another thread. What is kept with it goes when the body does:
-/// when it was sent, or when the client is gone.
+/// A body of chunks from another thread. Its second field is dropped with the body: when it has
+/// been sent, or when the client is gone.
 struct Chunks<K = ()>(mpsc::Receiver<io::Result<Bytes>>, K);
 
 impl<K: Unpin> Body for Chunks<K> {
@@ -95,7 +95,7 @@ impl<K: Unpin> Body for Chunks<K> {
     }
 }
 
-/// A body whose first chunk has arrived already.
+/// A body whose first chunk has already arrived.
 struct Begun {
     first: Option<Bytes>,
     rest: Chunks,
@@ -116,7 +116,7 @@ impl Body for Begun {
     }
 }
 
-/// A reply whose body `produce` writes, in a thread of its own, while the client reads it.
+/// A reply whose body `produce` writes in a thread of its own while the client reads it.
 pub(super) fn produce(
     kind: &'static str,
     produce: impl FnOnce(&Stream) -> io::Result<()> + Send + 'static,
@@ -125,7 +125,7 @@ pub(super) fn produce(
     with_body(StatusCode::OK, kind, Chunks(receiver, ()).boxed_unsync())
 }
 
-/// The same, where an error before the first chunk is the reply.
+/// [`produce`], but an error before the first chunk becomes the reply.
 pub(super) async fn produce_or_refuse(
     kind: &'static str,
     produce: impl FnOnce(&Stream) -> Result<(), Error> + Send + 'static,
@@ -134,7 +134,7 @@ pub(super) async fn produce_or_refuse(
     let mut receiver = produced(move |stream| {
         produce(stream).map_err(|error| {
             let cut = io::Error::other(error.to_string());
-            // Nobody listens once the reply has begun: then the connection is cut.
+            // Once the reply has begun there is no receiver: then the connection is cut.
             refuse.send(error).unwrap_or_default();
             cut
         })
@@ -148,8 +148,8 @@ pub(super) async fn produce_or_refuse(
     Ok(with_body(StatusCode::OK, kind, body))
 }
 
-/// A reply whose body waits for more than the client: the descriptor that `produce` gets is
-/// readable once the client is gone.
+/// A reply whose body follows events: `produce` gets a descriptor that is readable once the client
+/// is gone.
 pub(super) fn follow(
     kind: &'static str,
     produce: impl FnOnce(&Stream, BorrowedFd<'_>) -> io::Result<()> + Send + 'static,
@@ -176,8 +176,8 @@ fn produced(
     receiver
 }
 
-/// A reply whose body a task sends, for as long as it likes. A client that is gone ends the stream,
-/// and the task is to end with it.
+/// A reply whose body a task sends without limit. When the client is gone the stream fails, and the
+/// task must end.
 pub(super) fn live<F: Future<Output = io::Result<()>> + Send>(
     kind: &'static str,
     produce: impl FnOnce(Stream) -> F + Send + 'static,
@@ -192,8 +192,8 @@ pub(super) fn live<F: Future<Output = io::Result<()>> + Send>(
     with_body(StatusCode::OK, kind, Chunks(receiver, ()).boxed_unsync())
 }
 
-/// A reply whose status goes out now and whose JSON body follows when it is known. A client that
-/// is gone ends the wait for it.
+/// A reply whose status is sent now and whose JSON body follows when it is known. The wait ends
+/// when the client is gone.
 pub(super) fn later(
     kind: &'static str,
     value: impl Future<Output = Handled<Value>> + Send + 'static,
@@ -209,14 +209,14 @@ pub(super) fn later(
             // Cuts the connection, which is the only sign left.
             Err(refusal) => Err(io::Error::other(refusal.message)),
         };
-        // A client that is gone needs no answer.
+        // If the client is gone, nobody needs the answer.
         sender.send(chunk).await.unwrap_or_default();
     });
     with_body(StatusCode::OK, kind, Chunks(receiver, ()).boxed_unsync())
 }
 
-/// A reply whose body is what is sent on the connection after it, which the handler takes over. Of
-/// version 1.0, as there the end of the connection is the end of the body.
+/// A reply whose body is what the handler then writes on the connection. It is HTTP/1.0, where the
+/// end of the connection is the end of the body.
 pub(super) fn raw(kind: &'static str) -> Reply {
     let (_sender, receiver) = mpsc::channel(1);
     let body = Chunks(receiver, ()).boxed_unsync();
@@ -228,10 +228,10 @@ pub(super) fn raw(kind: &'static str) -> Reply {
     reply
 }
 
-/// An uploaded body as a file that a blocking reader takes: data, then its end; or ECONNRESET if
-/// the client cuts it off, which a pipe could not tell from an end.
+/// An uploaded body as a file for a blocking reader: data, then end of file, or ECONNRESET if the
+/// client aborts, which a pipe could not distinguish from the end.
 ///
-/// What the reader leaves is read and dropped: a client that is still sending would not see the
+/// What the reader leaves unread is drained: a client that is still sending would not see the
 /// reply.
 pub(super) fn upload(mut body: Incoming) -> io::Result<File> {
     let (mut ours, theirs) = UnixStream::pair()?;
@@ -242,14 +242,14 @@ pub(super) fn upload(mut body: Incoming) -> io::Result<File> {
     tokio::spawn(async move {
         let mut wanted = true;
         while let Some(frame) = body.frame().await {
-            // The client is gone. Without the end mark, the reader is told so.
+            // The client is gone. The missing end mark makes the reader fail.
             let Ok(frame) = frame else { return };
             if let Ok(chunk) = frame.into_data() {
                 wanted = wanted && sender.send(Some(chunk)).await.is_ok();
             }
         }
         if wanted {
-            // A reader that is gone needs no end.
+            // If the reader is gone, it needs no end mark.
             sender.send(None).await.unwrap_or_default();
         }
     });
@@ -260,7 +260,7 @@ pub(super) fn upload(mut body: Incoming) -> io::Result<File> {
                 None => ours.read_exact(&mut [0]),
             };
             if passed_on.is_err() {
-                // The reader has what it wanted.
+                // The reader has finished.
                 return;
             }
         }

@@ -11,12 +11,12 @@ use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 
-/// The client learns the version of the API from the headers that every reply has.
+/// Clients learn the API version from the headers of every reply.
 pub(super) fn ping(method: &Method) -> Reply {
     let text = if method == Method::HEAD { "" } else { "OK" };
     let mut reply = http::reply(StatusCode::OK, "text/plain; charset=utf-8", text);
     for (name, value) in [
-        // 1: the classic builder, without sessions of BuildKit.
+        // 1: the classic builder, without BuildKit sessions.
         ("builder-version", "1"),
         ("swarm", "inactive"),
         ("cache-control", "no-cache, no-store, must-revalidate"),
@@ -37,7 +37,7 @@ fn architecture() -> &'static str {
     }
 }
 
-/// What `/version` answers.
+/// The answer to `/version`.
 pub(crate) fn version() -> Value {
     let kernel = rustix::system::uname();
     let kernel = kernel.release().to_string_lossy();
@@ -72,7 +72,7 @@ pub(super) async fn info(server: &Arc<Server>) -> Handled {
     http::json(StatusCode::OK, &server.engine(Engine::info).await?)
 }
 
-/// What `/system/df` can be asked for.
+/// The object types of `/system/df`.
 const TYPES: [&str; 4] = ["container", "image", "volume", "build-cache"];
 
 pub(super) async fn disk_usage(server: &Arc<Server>, request: &Request) -> Handled {
@@ -127,7 +127,7 @@ fn containers(engine: &Engine, usage: &DiskUsage) -> Result<Value> {
         let whole = engine.layers_bytes(&summary.config)? + changed;
         if let Some(row) = row.as_object_mut() {
             row.insert("SizeRootFs".into(), json!(whole));
-            // As Docker, which leaves out zeros.
+            // As in Docker, zeros are left out.
             if *changed > 0 {
                 row.insert("SizeRw".into(), json!(changed));
             }
@@ -149,7 +149,7 @@ fn volumes(engine: &Engine, usage: &DiskUsage) -> Value {
     rows.collect()
 }
 
-/// There is no cache of builds.
+/// There is no build cache.
 pub(super) fn prune_builds() -> Handled {
     let body = json!({"CachesDeleted": null, "SpaceReclaimed": 0});
     http::json(StatusCode::OK, &body)

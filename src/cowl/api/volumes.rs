@@ -23,7 +23,7 @@ pub(super) async fn list(server: &Arc<Server>, request: &Request) -> Handled {
     http::json(StatusCode::OK, &body)
 }
 
-/// Body of `/volumes/create`; null stands for a default.
+/// Body of `/volumes/create`; null means the default.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct Create {
@@ -66,7 +66,7 @@ pub(super) async fn remove(server: &Arc<Server>, request: &Request, name: String
     Ok(http::empty(StatusCode::NO_CONTENT))
 }
 
-/// Removes what is not used. Before version 1.42 that was all, since then only anonymous ones.
+/// Removes unused volumes: before API 1.42 all of them, since then only anonymous ones.
 pub(super) async fn prune(server: &Arc<Server>, request: &Request) -> Handled {
     let mut filters = http::filters(&request.query)?;
     if request.version < Version(1, 42) {

@@ -1,8 +1,8 @@
-//! `wait`: the exit code of a container, also of one that another process started.
+//! `wait`: the exit code of a container, whichever process started it.
 //!
-//! The monitor writes `exit.json` into the container's directory, and a removal removes the
-//! directory. Both are seen by [`super::watch`], so a wait costs no thread, outlives no client, and
-//! works for a container that is not started yet.
+//! The monitor writes `exit.json` into the container's directory, and a removal deletes the
+//! directory. [`super::watch`] sees both, so a wait costs no thread, ends with its client and works
+//! for a container that is not started yet.
 
 use super::Server;
 use super::http::Handled;
@@ -11,10 +11,10 @@ use crate::engine::container::state::{Exit, Status};
 use crate::engine::error::{Context as _, Kind};
 use std::sync::Arc;
 
-/// What is waited for.
+/// What to wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Condition {
-    /// It does not run; true at once for one at rest.
+    /// It does not run, which may be true at once.
     NotRunning,
     /// Its next end.
     NextExit,
@@ -33,7 +33,7 @@ impl Condition {
     }
 }
 
-/// A wait that has begun: it sees every end from now on.
+/// A wait, which sees every end since its creation.
 #[derive(Debug)]
 pub(super) struct Wait {
     id: String,
@@ -41,26 +41,26 @@ pub(super) struct Wait {
     changes: Watch,
     /// The container was seen running.
     ran: bool,
-    /// The end that does not count.
+    /// The previous end, which does not count.
     before: Option<Exit>,
     last: Option<Exit>,
 }
 
-/// What a look at the container gave.
+/// A container's state, as far as a wait needs it.
 pub(super) enum Look {
     Rests(Option<Exit>),
-    /// It has ended, and `--rm` asks for its removal, which its monitor leaves to a command.
+    /// It has ended and `--rm` is set: the command that its monitor runs removes it.
     Disposable(Exit),
-    /// It has ended and waits for its restart.
+    /// It has ended and is to be restarted.
     Restarts(Exit),
-    /// It is being created or started: a change follows if it is started.
+    /// It is being created or started; a start causes another change.
     Starts,
     Runs,
     Gone,
 }
 
 impl Wait {
-    /// Begins to wait for a container by its name or id.
+    /// Begins a wait for a container by name or id.
     pub(super) async fn begin(
         server: &Arc<Server>,
         needle: String,
@@ -85,7 +85,7 @@ impl Wait {
             before: None,
             last: None,
         };
-        // After the watch was set, so that no end is missed.
+        // After the watch is set, so that no end is missed.
         if condition == Condition::NextExit {
             wait.before = match look(server, &wait.id).await? {
                 Look::Rests(exit) => exit,
@@ -103,7 +103,7 @@ impl Wait {
             match (look(server, &self.id).await?, self.condition) {
                 (Look::Gone, _) if self.last.is_some() => return Ok(code(self.last)),
                 (Look::Gone, _) => {
-                    // Ended and removed between two looks: its events say how.
+                    // It ended and was removed between two checks: its events have the exit code.
                     let told = server.engine(move |engine| engine.told_exit_code(&self.id));
                     return Ok(told.await?.unwrap_or_default());
                 }
@@ -111,12 +111,13 @@ impl Wait {
                 (Look::Disposable(exit), Condition::NotRunning) => return Ok(exit.exit_code),
                 (Look::Disposable(exit), Condition::Removed) => {
                     self.last = Some(exit);
-                    // That command may have been killed, or the monitor before it.
+                    // That command, or the monitor before it ran it, may have been killed.
                     let id = self.id.clone();
                     server.engine(move |engine| engine.finish(&id)).await?;
                     continue;
                 }
-                // One that waits for its restart counts as running, but its end does not go unseen.
+                // A container to be restarted counts as running, but an end that was waited for
+                // counts.
                 (Look::Restarts(exit), Condition::NotRunning) if self.ran => {
                     return Ok(exit.exit_code);
                 }
@@ -135,7 +136,7 @@ impl Wait {
     }
 }
 
-/// Looks at a container by its id.
+/// Reads a container's state by its id.
 pub(super) async fn look(server: &Arc<Server>, id: &str) -> Handled<Look> {
     let id = id.to_owned();
     server
@@ -146,7 +147,7 @@ pub(super) async fn look(server: &Arc<Server>, id: &str) -> Handled<Look> {
             };
             let status = container.status()?;
             if status == Status::Created(None) && engine.is_gone(&id)? {
-                // A removal takes its records: without them it looks as if it had never run.
+                // A removal deletes its records; without them it looks as if it had never run.
                 return Ok(Look::Gone);
             }
             let disposable = container.is_disposable(&status);

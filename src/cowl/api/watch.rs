@@ -1,5 +1,4 @@
-//! What the server waits for beside requests: changes of containers' directories, and clients that
-//! go away.
+//! Waits for changes of containers' directories and for clients that close their connections.
 //!
 //! One inotify(7) descriptor serves all waits, since a user may have only 128
 //! (`fs.inotify.max_user_instances`). A wait costs no thread.
@@ -15,8 +14,8 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
-/// What changes the state of a container: its records and sockets come and go, its directory is
-/// removed, a dead monitor's locks are released (closing).
+/// Events that may change a container's state: records and sockets are created and removed, its
+/// directory is removed, a dead monitor's locks are released (closing).
 const STATE: inotify::WatchFlags = inotify::WatchFlags::CREATE
     .union(inotify::WatchFlags::MOVED_TO)
     .union(inotify::WatchFlags::CLOSE_WRITE)
@@ -25,7 +24,7 @@ const STATE: inotify::WatchFlags = inotify::WatchFlags::CREATE
 /// The log has grown or has been rotated.
 const LOG: inotify::WatchFlags = inotify::WatchFlags::MODIFY;
 
-/// The directories that are watched.
+/// The watched directories.
 #[derive(Debug)]
 pub(super) struct Watches {
     inotify: Arc<OwnedFd>,
@@ -34,7 +33,7 @@ pub(super) struct Watches {
 
 type Table = HashMap<i32, Watched>;
 
-/// A directory. Each channel counts changes.
+/// A watched directory. Each channel counts changes.
 #[derive(Debug)]
 struct Watched {
     watches: usize,
@@ -42,7 +41,7 @@ struct Watched {
     log: watch::Sender<u64>,
 }
 
-/// A directory that is watched as long as this lives.
+/// A directory that is watched until this is dropped.
 #[derive(Debug)]
 pub(super) struct Watch {
     descriptor: i32,
@@ -64,10 +63,11 @@ impl Watches {
         Ok(Self { inotify, table })
     }
 
-    /// Watches a container's directory: every change from now on is seen, of the log only if asked.
+    /// Watches a container's directory: sees every change from now on, and with `with_log` those of
+    /// the log.
     pub(super) fn watch(&self, directory: &Path, with_log: bool) -> io::Result<Watch> {
         let mut table = lock(&self.table);
-        // Beside what another one waits for there.
+        // Add to the flags of other watches of this directory.
         let mut flags = STATE | inotify::WatchFlags::MASK_ADD | inotify::WatchFlags::ONLYDIR;
         flags.set(LOG, with_log);
         let descriptor = inotify::add_watch(&self.inotify, directory, flags)?;
@@ -90,7 +90,7 @@ impl Watches {
 impl Watch {
     /// Waits until the container's state may have changed.
     pub(super) async fn state(&mut self) {
-        // Its sender is in the table as long as this lives.
+        // The sender is in the table as long as `self` exists.
         self.state.changed().await.unwrap_or_default();
     }
 
@@ -118,7 +118,7 @@ impl Drop for Watch {
 }
 
 fn lock(table: &Mutex<Table>) -> MutexGuard<'_, Table> {
-    // A counter is right whatever a panic has cut.
+    // The counters are valid even after a panic.
     table.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -129,10 +129,10 @@ async fn read(inotify: AsyncFd<OwnedFd>, table: Arc<Mutex<Table>>) {
             return;
         };
         let mut reader = inotify::Reader::new(inotify.as_fd(), &mut buffer);
-        // AGAIN: all are read.
+        // EAGAIN: all events are read.
         while let Ok(event) = reader.next() {
             let table = lock(&table);
-            let told = |watched: &Watched| {
+            let notify = |watched: &Watched| {
                 if event.events().contains(inotify::ReadFlags::MODIFY) {
                     watched.log.send_modify(|changes| *changes += 1);
                 } else {
@@ -140,17 +140,17 @@ async fn read(inotify: AsyncFd<OwnedFd>, table: Arc<Mutex<Table>>) {
                 }
             };
             if event.events().contains(inotify::ReadFlags::QUEUE_OVERFLOW) {
-                // Changes are lost: all look.
-                table.values().for_each(told);
+                // The queue overflowed: wake all waits.
+                table.values().for_each(notify);
             } else if let Some(watched) = table.get(&event.wd()) {
-                told(watched);
+                notify(watched);
             }
         }
         ready.clear_ready();
     }
 }
 
-/// Has the runtime poll a descriptor.
+/// Registers a descriptor with the runtime.
 #[expect(
     deprecated,
     reason = "AsyncFd's replacement is unsafe for what may not own its descriptor; an OwnedFd does"
@@ -159,20 +159,19 @@ pub(super) fn poll(descriptor: OwnedFd, interest: Interest) -> io::Result<AsyncF
     AsyncFd::with_interest(descriptor, interest)
 }
 
-/// A client's connection, of which the other end may close.
+/// A client's connection, to notice when the client closes it.
 #[derive(Debug)]
 pub(super) struct Peer(AsyncFd<OwnedFd>);
 
 impl Peer {
-    /// Watches a connection by a descriptor of its own.
+    /// Watches a connection through a duplicate descriptor.
     pub(super) fn of(connection: &impl AsFd) -> io::Result<Self> {
         let connection = connection.as_fd().try_clone_to_owned()?;
-        // Urgent data, which is never sent, and what epoll(7) reports unasked: both halves closed.
+        // Urgent data, which is never sent, and what epoll(7) always reports: both halves closed.
         poll(connection, Interest::PRIORITY).map(Self)
     }
 
-    /// Waits until the client has closed the connection. One that has only ended its own sending is
-    /// still there.
+    /// Waits until the client has closed the connection, not only its sending half.
     pub(super) async fn gone(&self) {
         while let Ok(mut ready) = self.0.ready(Interest::PRIORITY).await {
             if ready.ready().is_read_closed() {

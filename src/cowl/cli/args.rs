@@ -1,4 +1,4 @@
-//! The command line as clap parses it. The commands give the options their meaning.
+//! The command line as clap parses it; the commands interpret the options.
 
 use super::check::Check;
 use super::container::args::{
@@ -43,13 +43,12 @@ pub(super) struct Cli {
     pub(super) command: Command,
 }
 
-/// A path that may be empty, as with Docker's command: [`given`] and the commands say what it
-/// means.
+/// A path that may be empty, as in Docker: [`given`] and the commands define what that means.
 pub(super) fn any_path() -> impl TypedValueParser<Value = PathBuf> {
     OsStringValueParser::new().map(PathBuf::from)
 }
 
-/// A label, `NAME[=VALUE]`, as it is (docker/cli, `opts/opts.go`).
+/// Checks a label, `NAME[=VALUE]` (docker/cli, `opts/opts.go`).
 pub(super) fn label(text: &str) -> Result<String, String> {
     let blank = [' ', '\t'];
     let name = text.split_once('=').map_or(text, |(name, _)| name);
@@ -63,12 +62,12 @@ pub(super) fn label(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// The value of an option, unless it is empty, which Docker takes for none.
+/// The value of an option; as in Docker, an empty one counts as absent.
 pub(super) fn given<T: AsRef<OsStr> + ?Sized>(value: &T) -> Option<&T> {
     (!value.as_ref().is_empty()).then_some(value)
 }
 
-/// Docker's short form, and clap's.
+/// `--version` with Docker's short form `-v` and clap's `-V`.
 fn version_option() -> Arg {
     Arg::new("version")
         .short('v')
@@ -79,8 +78,8 @@ fn version_option() -> Arg {
         .display_order(101)
 }
 
-/// The command line. An option that takes a value takes the next word, whatever it begins with, as
-/// Docker's does: `-m -5` is a wrong size and no unknown option `-5`.
+/// The command line. As in Docker, an option that takes a value takes the next word even if it
+/// begins with a hyphen: `-m -5` is an invalid size, not an unknown option `-5`.
 pub(super) fn definition() -> Definition {
     fn with_hyphen_values(definition: Definition) -> Definition {
         definition
@@ -99,9 +98,9 @@ pub(super) fn definition() -> Definition {
     with_hyphen_values(Cli::command())
 }
 
-/// The same command line with a value allowed for every switch (`--rm=false`), as Docker takes it.
+/// The same command line with an optional value for every switch (`--rm=false`), as in Docker.
 ///
-/// Help is made from the plain definition, which shows switches without values.
+/// Help uses the plain definition, which shows switches without values.
 pub(super) fn with_switch_values(definition: Definition) -> Definition {
     definition
         .mut_args(|arg| match arg.get_action() {
@@ -208,10 +207,10 @@ pub(super) enum Command {
     Unpause(Names),
     /// Block until one or more containers stop, then print their exit codes
     Wait(Names),
-    /// What a monitor leaves to be done
+    /// Handle the end of a container (run by its monitor)
     #[command(name = run::FINISH, hide = true)]
     Finish { id: String },
-    /// What a monitor found out
+    /// Record a change of a container's health (run by its monitor)
     #[command(name = run::HEALTH, hide = true)]
     Health { id: String, word: String },
     /// Manage containers
@@ -288,7 +287,7 @@ pub(super) struct Save {
     /// Save only the images for this platform
     #[arg(long, value_name = "OS/ARCHITECTURE[/VARIANT]")]
     pub(super) platform: Option<String>,
-    /// Names of images, or IDs, or the beginnings of IDs; a name without a tag means all its tags
+    /// Names of images, IDs or prefixes of IDs; a name without a tag means all its tags
     #[arg(required = true, value_name = "IMAGE")]
     pub(super) images: Vec<String>,
 }
@@ -326,7 +325,7 @@ pub(super) struct Import {
 
 #[derive(Debug, Args)]
 pub(super) struct Tag {
-    /// Name of the image, its ID or the beginning of its ID
+    /// Name of the image, its ID or a prefix of its ID
     #[arg(value_name = "SOURCE_IMAGE[:TAG]")]
     pub(super) source: String,
     /// The name to give it
@@ -334,7 +333,7 @@ pub(super) struct Tag {
     pub(super) target: String,
 }
 
-/// What the help of `cowl diff` ends with.
+/// The end of the help of `cowl diff`.
 const DIFF_HELP: &str = "\
 Lines are `A PATH` for what is new, `D PATH` for what is gone, and `C PATH` for
 what changed. Of two images, what only B has is new, what only A has is gone;
@@ -357,7 +356,7 @@ Examples:
     after_help = DIFF_HELP
 )]
 pub(super) struct Diff {
-    /// Name of a container, its ID or the beginning of its ID; with --upper, of the image that it
+    /// Name of a container, its ID or a prefix of its ID; with --upper, of the image that it
     /// was mounted over; before B, an image
     #[arg(value_name = "CONTAINER|IMAGE|A")]
     pub(super) container: OsString,
@@ -388,13 +387,13 @@ pub(super) struct Diff {
 }
 
 impl Diff {
-    /// The container's name: one that is no UTF-8 is a path, and no container's.
+    /// The container's name. One that is not UTF-8 can only be a path.
     pub(super) fn name(&self) -> Cow<'_, str> {
         self.container.to_string_lossy()
     }
 
-    /// Whether it is of two images: an archive, which no container can be named like, may have
-    /// both.
+    /// Whether it compares two images: also for one argument that can only be an archive, not a
+    /// container's name.
     pub(super) fn is_of_images(&self) -> bool {
         let first = self.container.as_bytes();
         let is_path = ["-", ".", ".."].iter().any(|path| first == path.as_bytes())
@@ -404,8 +403,8 @@ impl Diff {
         self.other.is_some() || (is_path && self.upper.is_none())
     }
 
-    /// Whether it may be of the two images of an archive, a file with such a name, if no container
-    /// is called so. Behind a colon is one image of it, as `cowl dedup` has it.
+    /// Whether the argument may be an archive of two images, if no container has that name. A colon
+    /// separates an image in the archive, as in `cowl dedup`.
     pub(super) fn may_be_archive(&self) -> bool {
         let name = self.container.as_bytes();
         let ends = (0..name.len()).filter(|at| name.get(*at) == Some(&b':'));
@@ -437,7 +436,7 @@ pub(super) struct Commit {
     /// Work directory of the upper [default: UPPER.work]
     #[arg(long, value_name = "DIR", requires = "upper")]
     pub(super) work: Option<PathBuf>,
-    /// Name of a container, its ID or the beginning of its ID; with --upper, of the image that it
+    /// Name of a container, its ID or a prefix of its ID; with --upper, of the image that it
     /// was mounted over
     pub(super) container: String,
     /// Name of the new image
@@ -450,14 +449,14 @@ pub(super) struct Export {
     /// Write to a file, instead of STDOUT
     #[arg(short, long, value_name = "FILE", value_parser = any_path())]
     pub(super) output: Option<PathBuf>,
-    /// Name of a container or an image, its ID or the beginning of its ID
+    /// Name of a container or an image, its ID or a prefix of its ID
     #[arg(value_name = "CONTAINER|IMAGE")]
     pub(super) source: String,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Unpack {
-    /// Name of the image, its ID or the beginning of its ID
+    /// Name of the image, its ID or a prefix of its ID
     pub(super) image: String,
     /// An empty directory, created if missing
     pub(super) dir: PathBuf,
@@ -492,7 +491,7 @@ pub(super) struct Images {
 
 #[derive(Debug, Args)]
 pub(super) struct History {
-    /// Name of the image, its ID or the beginning of its ID
+    /// Name of the image, its ID or a prefix of its ID
     pub(super) image: String,
     /// Only display IDs
     #[arg(short, long)]
@@ -513,7 +512,7 @@ pub(super) struct History {
 
 #[derive(Debug, Args)]
 pub(super) struct Rmi {
-    /// Name to remove, or ID (or the beginning of one) of an image to remove with all its names
+    /// Name to remove, or ID (or a prefix of one) of an image to remove with all its names
     #[arg(required = true, value_name = "IMAGE")]
     pub(super) images: Vec<String>,
     /// Force the removal of an image that has several names or that a stopped container uses
@@ -539,7 +538,7 @@ pub(super) struct Version {
 
 #[derive(Debug, Args)]
 pub(super) struct Mount {
-    /// Name of the image, its ID or the beginning of its ID
+    /// Name of the image, its ID or a prefix of its ID
     pub(super) image: String,
     /// Mount point: an existing directory
     pub(super) dir: PathBuf,
@@ -577,13 +576,13 @@ pub(super) struct Owners {
     pub(super) squash_to_root: bool,
 }
 
-/// A mapping of ids, checked.
+/// Validates a mapping of ids.
 fn mapping(text: &str) -> Result<String, NoIdMapping> {
     IdMap::default().map(IdKind::User, text)?;
     Ok(text.to_owned())
 }
 
-/// The last id: -1 stands for none (chown(2)).
+/// The last valid id: -1 means "unchanged" (chown(2)).
 const MAX_ID: i64 = u32::MAX as i64 - 1;
 
 #[derive(Debug, Args)]
@@ -592,7 +591,7 @@ pub(super) struct Umount {
     pub(super) dir: PathBuf,
 }
 
-/// The commands of `cowl container`, which stand alone too.
+/// The commands of `cowl container`, most of which exist without `container` too.
 #[derive(Debug, Subcommand)]
 pub(super) enum Container {
     /// Create a new container
@@ -688,7 +687,7 @@ mod tests {
     use super::*;
     use clap::error::{ContextKind, ContextValue, ErrorKind};
 
-    /// The options of a command and of those below it that take a value, each with its words.
+    /// The options that take a value, of a command and its subcommands, each with its command line.
     fn options(definition: &Definition, words: &[String], found: &mut Vec<Vec<String>>) {
         for arg in definition
             .get_arguments()

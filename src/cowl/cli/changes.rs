@@ -21,7 +21,7 @@ fn changed<'a>(container: &'a str, upper: Option<&'a Path>, work: Option<&'a Pat
     }
 }
 
-/// The words of a comparison of two images.
+/// The arguments for a comparison of two images.
 pub(super) fn of_images(args: Diff) -> Vec<OsString> {
     let mut words = vec!["diff".into()];
     for (given, option) in [(args.json, "--json"), (args.bytes, "--bytes")] {
@@ -37,8 +37,8 @@ pub(super) fn of_images(args: Diff) -> Vec<OsString> {
     words
 }
 
-/// Whether a container is meant, if only a damaged one. Where there is no store there is none, and
-/// none is made to look.
+/// Whether the argument names a container, even a damaged one. Without a store there is none, and
+/// none is created.
 pub(super) fn is_container(root: Option<&Path>, args: &Diff) -> bool {
     let root = root.map_or_else(host::default_root, |root| Ok(root.to_owned()));
     let Ok(engine) = root.and_then(|root| Engine::open(&root)) else {

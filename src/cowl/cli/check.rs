@@ -1,4 +1,4 @@
-//! `cowl check`: what is damaged in the store, and with `--repair` what could be healed.
+//! `cowl check`: reports damage in the store, and with `--repair` repairs it.
 
 use super::image::{counted, warn};
 use super::table::printable;
@@ -15,8 +15,8 @@ pub(super) struct Check {
     /// Hash every object and blob
     #[arg(long)]
     deep: bool,
-    /// Heal what is damaged: from the compressed layers that the store keeps, and from each FROM:
-    /// an archive as for `cowl load`, a layer's tar, or another store
+    /// Repair damage from the compressed layers that the store keeps, and from each FROM: an
+    /// archive as for `cowl load`, a layer's tar, or another store
     #[arg(long, value_name = "FROM", num_args = 0..)]
     repair: Option<Vec<PathBuf>>,
 }
@@ -61,7 +61,7 @@ fn show(report: &CheckReport, deep: bool, out: &mut Stdout) -> Result<u8> {
     let depth = if deep {
         "contents hashed"
     } else {
-        "contents not hashed (--deep does)"
+        "contents not hashed (see --deep)"
     };
     let looked_at = [
         counted(report.tags, "name"),

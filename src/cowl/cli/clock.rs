@@ -8,7 +8,7 @@ fn local(at: Timestamp) -> ZonedDateTime {
     at.to_zoned_datetime(TimeZone::system())
 }
 
-/// RFC 3339 with nine digits of a second, always.
+/// RFC 3339 with exactly nine fractional digits.
 pub(super) fn rfc3339_nano(at: Timestamp) -> String {
     rfc3339(&local(at), "%Y-%m-%dT%H:%M:%S.%9f")
 }
@@ -18,7 +18,7 @@ pub(super) fn rfc3339_seconds(at: Timestamp) -> String {
     rfc3339(&local(at), "%Y-%m-%dT%H:%M:%S")
 }
 
-/// Go writes no offset as `Z`.
+/// Go writes a zero offset as `Z`.
 fn rfc3339(at: &ZonedDateTime, format: &str) -> String {
     let offset = if at.offset().is_zero() { "Z" } else { "%:z" };
     at.strftime(&format!("{format}{offset}")).to_string()

@@ -50,7 +50,7 @@ pub(super) fn events(engine: &Engine, args: &Events, out: &mut Stdout) -> Result
             None => line(event),
         };
         out.line(&line)?;
-        // Somebody may watch.
+        // Show each event at once.
         out.flush()?;
         Ok(!out.is_closed())
     })?;

@@ -12,14 +12,14 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
 
-/// Commands that `cowl-dedup` has as options.
-const OF_DEDUP: [(&str, &str); 3] = [
+/// Commands that are options of `cowl-dedup`.
+const DEDUP_COMMANDS: [(&str, &str); 3] = [
     ("layers", "--only-layers"),
     ("diff", "--diff"),
     ("tree", "--tree"),
 ];
 
-/// Replaces this process by `cowl-NAME`; returns only on failure.
+/// Executes `cowl-NAME`; returns only on failure.
 pub(super) fn run(words: &[OsString], root: Option<PathBuf>) -> Result<u8> {
     let Some((name, arguments)) = words.split_first() else {
         return Err(Error::invalid("missing command; see 'cowl --help'"));
@@ -41,7 +41,7 @@ pub(super) fn run(words: &[OsString], root: Option<PathBuf>) -> Result<u8> {
     Err(failed).context(|| format!("running {}", program.display()))
 }
 
-/// Whether `cowl-NAME` is there to be run as a command.
+/// Whether the program `cowl-NAME` exists.
 pub(super) fn exists(name: &OsStr) -> bool {
     name.to_str().is_some_and(|name| {
         is_plain(name)
@@ -50,9 +50,9 @@ pub(super) fn exists(name: &OsStr) -> bool {
     })
 }
 
-/// The program of a command, and the option that makes it this command.
+/// The program of a command, and the option that selects the command.
 fn program_of(name: &str) -> (String, Option<&'static str>) {
-    match OF_DEDUP.iter().find(|(command, _)| *command == name) {
+    match DEDUP_COMMANDS.iter().find(|(command, _)| *command == name) {
         Some((_, option)) => ("cowl-dedup".to_owned(), Some(*option)),
         None => (format!("cowl-{name}"), None),
     }
@@ -66,20 +66,17 @@ fn is_plain(name: &str) -> bool {
             .all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
 }
 
-/// Programs of cowl that are no commands.
+/// Programs of cowl that are not commands.
 const INTERNAL: [&str; 2] = ["mountd", "runtime"];
 
-/// Docker's commands that cowl does not have, and what does their work here.
+/// Docker's commands that cowl does not have, and what to use instead.
 const ABSENT: [(&str, &str); 5] = [
-    ("pull", "images come in by 'cowl load' and 'cowl import'"),
-    ("push", "images go out by 'cowl save'"),
-    (
-        "build",
-        "images are made by 'cowl commit' and 'cowl import'",
-    ),
+    ("pull", "use 'cowl load' or 'cowl import'"),
+    ("push", "use 'cowl save'"),
+    ("build", "create images with 'cowl commit' or 'cowl import'"),
     (
         "buildx",
-        "images are made by 'cowl commit' and 'cowl import'",
+        "create images with 'cowl commit' or 'cowl import'",
     ),
     (
         "network",

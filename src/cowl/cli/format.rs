@@ -7,7 +7,7 @@ use crate::engine::list::Filters;
 use serde_json::Value;
 use std::collections::BTreeMap;
 
-/// Reads `KEY=VALUE` options. An empty one is none, as for Docker.
+/// Reads `KEY=VALUE` options. As in Docker, an empty one counts as absent.
 pub(super) fn filters(options: &[String]) -> Result<Filters> {
     let mut filters = Filters::new();
     for option in options.iter().filter(|option| !option.is_empty()) {
@@ -31,7 +31,7 @@ pub(super) fn key_values(options: &[String]) -> BTreeMap<String, String> {
     pairs.collect()
 }
 
-/// Prints rows in a format, as [`lines`] has them.
+/// Prints rows in a format; see [`lines`].
 pub(super) fn print(
     format: &str,
     table: &str,
@@ -45,8 +45,8 @@ pub(super) fn print(
     Ok(())
 }
 
-/// The lines of rows in a format. `table` is the template of the format `table`; `header` has the
-/// title of each field.
+/// Formats rows as lines. `table` is the default template for tables; `header` has the title of
+/// each field.
 pub(super) fn lines(
     format: &str,
     table: &str,
@@ -58,7 +58,7 @@ pub(super) fn lines(
         return rows.iter().map(line).collect();
     }
     let columns = match format.strip_prefix("table") {
-        // An empty one is none, as for Docker.
+        // As in Docker, an empty format counts as absent.
         _ if format.is_empty() => Some(table),
         Some("") => Some(table),
         Some(rest) if rest.starts_with(char::is_whitespace) => Some(rest.trim_start()),
@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_are_dockers() {
+    fn columns_are_aligned_as_docker_does() {
         let lines = ["ID\tNAMES".to_owned(), "0123456789ab\tweb".to_owned()];
         assert_eq!(
             aligned(&lines),

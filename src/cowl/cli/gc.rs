@@ -1,4 +1,4 @@
-//! `cowl gc`: frees what nothing needs, or says what that would be.
+//! `cowl gc`: frees what nothing uses, or shows what that would free.
 
 use super::image::counted;
 use super::units::human_size;
@@ -64,11 +64,11 @@ fn counted_first(number: u64, what: &str) -> String {
     format!("{} {rest}", counted(number, noun))
 }
 
-/// Says what kept things from being freed; the exit code tells too.
+/// Prints what prevented things from being freed, and returns the exit code.
 fn unread(report: GcReport) -> u8 {
     let mut code = 0;
     for error in report.damaged {
-        let error = Error::from(error).context("freeing less, since what it needs is unknown");
+        let error = Error::from(error).context("freeing less, since it is unknown what this uses");
         print_error(&error);
         code = FAILURE;
     }

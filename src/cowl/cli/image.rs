@@ -62,12 +62,12 @@ pub(super) fn save(engine: &Engine, args: &Save) -> Result<u8> {
     Ok(0)
 }
 
-/// A name that an image is given by a command.
+/// Parses a new name for an image.
 pub(super) fn new_name(command: &str, text: &str) -> Result<Reference> {
     let name: Reference = text
         .parse()
         .map_err(|error| Error::invalid(format!("{command}: {error}")))?;
-    // The digest of a new image is not known beforehand.
+    // A name cannot have a digest, which is computed from the image.
     if name.digest().is_some() {
         return Err(Error::invalid(format!(
             "{command}: {name}: an image cannot be given a digest; name it NAME[:TAG]"
@@ -157,7 +157,7 @@ fn listed_images(
     }
     let now = Timestamp::now();
     if args.quiet && args.format.is_none() {
-        // One for each name, as Docker's.
+        // One id for each name, as in Docker.
         for image in listed {
             out.line(&shown_id(image.id, args.no_trunc))?;
         }
@@ -182,7 +182,7 @@ fn listed_images(
     Ok(0)
 }
 
-/// Reports damaged items beside the list of the others.
+/// Reports damaged items, which the list leaves out.
 pub(super) fn warn(damage: &[Error]) {
     for error in damage {
         print_error(&format!("warning: {error}"));
@@ -230,7 +230,7 @@ fn since(then: Timestamp, now: Timestamp) -> String {
     format!("{} ago", human_duration(seconds))
 }
 
-/// `history` shows no time before this one, which reproducible builds use.
+/// `history` shows no time before 2000: reproducible builds use such times.
 const MILLENNIUM: i64 = 946_684_800;
 
 /// Age of a step in a history; empty without a time, as Docker shows it.
@@ -290,7 +290,7 @@ pub(super) fn rmi(engine: &Engine, args: &Rmi, out: &mut Stdout) -> Result<u8> {
             }
         }
         match done {
-            // As Docker: with -f a missing image is reported, and no failure.
+            // As in Docker, with -f a missing image is reported but is not a failure.
             Err(error) if args.force && error.kind() == Kind::NotFound => {
                 print_error(&error);
                 Ok(())
@@ -379,7 +379,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ages_of_images_and_of_their_steps_are_dockers() {
+    fn ages_of_images_and_steps_match_dockers() {
         let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
         let table = [
             (None, "N/A", ""),

@@ -1,11 +1,11 @@
-//! `cowl image`: the commands of images under Docker's newer names.
+//! `cowl image`: the image commands under Docker's newer names.
 
 use super::args::{Command, History, Images, Import, Load, Rmi, Save, Tag};
 use super::container::args::InspectImage;
 use super::prune::Prune;
 use clap::{Args, Subcommand};
 
-/// The commands of `cowl image`, most of which stand alone too.
+/// The commands of `cowl image`, most of which exist without `image` too.
 #[derive(Debug, Subcommand)]
 pub(super) enum Image {
     /// Show the history of an image

@@ -63,7 +63,7 @@ const FAILURE: u8 = 1;
 /// Runs one command line.
 pub fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
-    // To define all commands takes clap hundreds of KiB in a debug build.
+    // In a debug build clap needs hundreds of KiB of stack to define all commands.
     let cli = match on_own_stack(|| parse(&arguments)) {
         Ok(Ok(cli)) => cli,
         Ok(Err(code)) => return code,
@@ -72,7 +72,7 @@ pub fn main() -> ExitCode {
             return ExitCode::from(FAILURE);
         }
     };
-    // `run` leaves 1 and the like to the container's program.
+    // `run` returns 1 and other codes for the container's program.
     let failure = if matches!(
         cli.command,
         Command::Run(_) | Command::Container(args::Container::Run(_))
@@ -98,8 +98,8 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Whether the command makes or starts a container, or stays with its program. Its exit code tells
-/// of that even where its output is closed (`>&-`), as Docker's.
+/// Whether the command creates or starts a container, or attaches to it. As in Docker, it runs and
+/// its exit code is the program's even if its output is closed (`>&-`).
 fn starts_program(command: &Command) -> bool {
     use args::Container as C;
     matches!(
@@ -119,7 +119,7 @@ fn exit_code(kind: Kind, otherwise: u8) -> u8 {
     match kind {
         Kind::CommandNotFound => 127,
         Kind::CommandNotExecutable => 126,
-        // Not 125: the container was made.
+        // Not 125: the container was created.
         Kind::Interrupted | Kind::Output => FAILURE,
         Kind::NotFound | Kind::Conflict | Kind::Invalid | Kind::Failed => otherwise,
     }
@@ -189,8 +189,8 @@ fn parse(arguments: &[OsString]) -> Result<Cli, ExitCode> {
     })
 }
 
-/// Docker's exit code for a wrong command line: an option that is wrong is told from commands and
-/// arguments that are unknown, missing or too many.
+/// Docker's exit code for a wrong command line: wrong options differ from unknown commands and from
+/// missing or surplus arguments.
 fn usage_code(error: &clap::Error) -> u8 {
     let is_option = || {
         let wrong = error.get(ContextKind::InvalidArg);
@@ -223,7 +223,7 @@ fn command_path(arguments: &[OsString]) -> String {
 fn dispatch(cli: Cli, out: &mut Stdout) -> Result<u8> {
     let root_flag = cli.root;
     let root = root_flag.clone().or_else(root_of_environment);
-    // Boxed: each command has a place of its own for it on the stack.
+    // Boxed: each match arm has its own stack slot for it.
     let open = |access| open(root.clone(), access).map(Box::new);
     match cli.command {
         Command::Load(args) => image::load(&*open(Access::Add)?, &args, out),
@@ -299,12 +299,12 @@ fn dispatch(cli: Cli, out: &mut Stdout) -> Result<u8> {
     }
 }
 
-/// What a command does with the store.
+/// How a command uses the store.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Access {
-    /// Makes it if it is missing.
+    /// Creates it if missing.
     Add,
-    /// Changes it.
+    /// Changes an existing store.
     Change,
     Read,
 }
@@ -316,7 +316,7 @@ fn root_of_environment() -> Option<PathBuf> {
         .map(PathBuf::from)
 }
 
-/// A store that the user named is made by commands that add to it only: the name may be mistyped.
+/// Only commands that add to a store create it if the user named it: the name may be mistyped.
 fn open(root: Option<PathBuf>, access: Access) -> Result<Engine> {
     let engine = match root {
         Some(root) if access != Access::Add => Engine::open(&root)?,
@@ -329,7 +329,7 @@ fn open(root: Option<PathBuf>, access: Access) -> Result<Engine> {
     Ok(engine)
 }
 
-/// Client and server are one program here; the server's part is what the API answers.
+/// Client and server are one program; the server's part is the API's answer.
 fn version(args: &args::Version, out: &mut Stdout) -> Result<u8> {
     let Some(format) = args.format.as_deref().filter(|format| !format.is_empty()) else {
         out.line(&format!("cowl {VERSION}"))?;
@@ -357,7 +357,7 @@ fn version(args: &args::Version, out: &mut Stdout) -> Result<u8> {
         out.line(&both.to_string())?;
         return Ok(0);
     }
-    // Templates of Docker's have the name of Go's field.
+    // Docker's templates use the name of Go's field.
     for fields in both
         .as_object_mut()
         .into_iter()
@@ -371,8 +371,8 @@ fn version(args: &args::Version, out: &mut Stdout) -> Result<u8> {
     Ok(0)
 }
 
-/// Prints an error as one line on standard error, in one write: lines of several commands don't
-/// mix.
+/// Prints an error as one line on standard error, in one write, so that lines of concurrent
+/// commands do not mix.
 fn print_error(what: &impl std::fmt::Display) {
     let mut line = table::printable(&format!("cowl: {what}"));
     if line.ends_with(FULL) && !OUTPUT.iter().any(|output| line.contains(output)) {
@@ -389,16 +389,16 @@ fn print_error(what: &impl std::fmt::Display) {
     }
 }
 
-/// Prints a line on standard error that is no error.
+/// Prints a line on standard error that is not an error.
 fn print_note(line: &str) {
     let line = format!("{}\n", table::printable(line));
     if io::stderr().write_all(line.as_bytes()).is_err() {
-        // Nobody reads it.
+        // Nobody reads standard error.
     }
 }
 
-/// Calls `action` for each name; prints an error and goes on where one fails, as Docker does. What
-/// an action prints is written before the next one begins, which may take long.
+/// Calls `action` for each name; as in Docker, prints errors and goes on. The output of each action
+/// is flushed before the next one, which may take long.
 fn each(
     names: &[String],
     out: &mut Stdout,
@@ -411,7 +411,7 @@ fn each(
             print_error(&error);
             code = FAILURE;
         }
-        // A full output keeps no later name from what was asked for.
+        // A failed output does not stop the action for later names.
         written = written.and_then(|()| flush(out));
     }
     written.map(|()| code)

@@ -1,5 +1,5 @@
-//! How far a load or an import is: a bar on a terminal; elsewhere a line now and then, so that a
-//! quick one prints nothing. Behind it, what was left out. All on standard error.
+//! Progress of `load` and `import` on standard error: a bar on a terminal, else a line every half
+//! minute, so that a quick one prints nothing. At the end, what was left out.
 
 use super::print_error;
 use super::units::human_size;
@@ -11,18 +11,18 @@ use std::io::IsTerminal;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Between two lines.
+/// Time between two lines.
 const PAUSE: Duration = Duration::from_secs(30);
 
 const BAR: &str = "{msg} [{bar:40}] {bytes}/{total_bytes} {bytes_per_sec}, {eta} left";
 const SPINNER: &str = "{msg} {bytes} {bytes_per_sec}";
 
-/// Shows what it is told; [`Progress::finish`] removes the bar and says what was left out.
+/// Shows progress; [`Progress::finish`] removes the bar and reports what was left out.
 #[derive(Debug)]
 pub(super) struct Progress {
-    /// Only what was left out is said.
+    /// Report only what was left out.
     quiet: bool,
-    /// None where standard error is no terminal.
+    /// None if standard error is not a terminal.
     bar: Option<ProgressBar>,
     state: Mutex<State>,
 }
@@ -30,15 +30,15 @@ pub(super) struct Progress {
 #[derive(Debug)]
 struct State {
     amount: Amount,
-    /// Of each layer, as several are read at a time.
+    /// Bytes read of each layer: several are read in parallel.
     layers: HashMap<DiffId, u64>,
     started: Instant,
     /// When the last line was printed.
-    told: Instant,
+    printed: Instant,
     absent: Vec<Absent>,
 }
 
-/// What is done, and of how much.
+/// Bytes done and in total.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Amount {
     what: &'static str,
@@ -57,7 +57,7 @@ impl Progress {
                 amount: Amount::default(),
                 layers: HashMap::new(),
                 started: now,
-                told: now,
+                printed: now,
                 absent: Vec::new(),
             }),
         }
@@ -84,8 +84,8 @@ impl Watch for Progress {
         let begun = state.take(step);
         let amount = state.amount;
         let Some(bar) = &self.bar else {
-            if state.told.elapsed() >= PAUSE {
-                state.told = Instant::now();
+            if state.printed.elapsed() >= PAUSE {
+                state.printed = Instant::now();
                 print_error(&amount.line(state.started.elapsed()));
             }
             return;
@@ -108,7 +108,7 @@ impl Watch for Progress {
 }
 
 impl State {
-    /// Adds a step; whether it begins something else.
+    /// Adds a step; returns whether it starts a new phase.
     fn take(&mut self, step: Step) -> bool {
         let before = self.amount.what;
         self.amount = match step {
@@ -146,7 +146,7 @@ impl State {
 }
 
 impl Amount {
-    /// As one line, after so much time.
+    /// Formats the progress after `elapsed` as one line.
     fn line(&self, elapsed: Duration) -> String {
         let rate = u128::from(self.done) * 1000 / elapsed.as_millis().max(1);
         let rate = u64::try_from(rate).unwrap_or(u64::MAX);
@@ -166,7 +166,7 @@ impl Amount {
 
 fn style(total: Option<u64>) -> ProgressStyle {
     let template = if total.is_some() { BAR } else { SPINNER };
-    // A constant: the tests show both.
+    // Both are constants, which the tests cover.
     ProgressStyle::with_template(template)
         .unwrap_or_else(|_bad| ProgressStyle::default_bar())
         .progress_chars("=> ")
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_tell_amount_rate_and_time_left() {
+    fn lines_show_amount_rate_and_time_left() {
         let amount = |total| Amount {
             what: "Loading",
             done: 50_000_000,

@@ -1,4 +1,4 @@
-//! The prunes, with Docker's questions and reports.
+//! The prune commands, with Docker's prompts and reports.
 
 use super::units::human_size;
 use super::{Stdout, format, print_error};
@@ -9,7 +9,7 @@ use crate::engine::list::Filters;
 use crate::engine::prune::Pruned;
 use clap::Args;
 
-/// The options that all prunes have.
+/// The options that all prune commands have.
 #[derive(Debug, Args)]
 #[group(skip)]
 pub(super) struct Prune {
@@ -23,9 +23,9 @@ pub(super) struct Prune {
 
 const QUESTION: &str = "Are you sure you want to continue? [y/N] ";
 
-/// Whether the user agrees, unless `--force` is given. Only `y` is a yes, as for Docker; a no is no
+/// Asks the user unless `--force` is given. As in Docker, only `y` means yes, and a no is not an
 /// error.
-fn agreed(prune: &Prune, warning: &str, out: &mut Stdout) -> Result<bool> {
+fn confirmed(prune: &Prune, warning: &str, out: &mut Stdout) -> Result<bool> {
     if prune.force {
         return Ok(true);
     }
@@ -38,7 +38,7 @@ fn agreed(prune: &Prune, warning: &str, out: &mut Stdout) -> Result<bool> {
     Ok(answer.trim().eq_ignore_ascii_case("y"))
 }
 
-/// Prints what was removed under a title; nothing without any.
+/// Prints what was removed under a title; nothing if the list is empty.
 fn report(title: &str, lines: &[String], out: &mut Stdout) -> Result<()> {
     if lines.is_empty() {
         return Ok(());
@@ -56,7 +56,7 @@ fn total(bytes: u64, out: &mut Stdout) -> Result<()> {
 
 pub(super) fn containers(engine: &Engine, prune: &Prune, out: &mut Stdout) -> Result<u8> {
     let filters = format::filters(&prune.filter)?;
-    if !agreed(prune, "This will remove all stopped containers.", out)? {
+    if !confirmed(prune, "This will remove all stopped containers.", out)? {
         return Ok(0);
     }
     let pruned = engine.prune_containers(&filters)?;
@@ -78,7 +78,7 @@ pub(super) fn volumes(engine: &Engine, prune: &Prune, all: bool, out: &mut Stdou
     } else {
         "This will remove anonymous local volumes not used by at least one container."
     };
-    if !agreed(prune, warning, out)? {
+    if !confirmed(prune, warning, out)? {
         return Ok(0);
     }
     let pruned = engine.prune_volumes(&filters)?;
@@ -99,7 +99,7 @@ pub(super) fn images(engine: &Engine, prune: &Prune, all: bool, out: &mut Stdout
     } else {
         "This will remove all dangling images."
     };
-    if !agreed(prune, warning, out)? {
+    if !confirmed(prune, warning, out)? {
         return Ok(0);
     }
     let pruned = engine.prune_images(&filters)?;
@@ -142,7 +142,7 @@ pub(super) fn system(engine: &Engine, args: &SystemPrune, out: &mut Stdout) -> R
             "The \"until\" filter is not supported with \"--volumes\"",
         ));
     }
-    if !agreed(&args.prune, &system_warning(args), out)? {
+    if !confirmed(&args.prune, &system_warning(args), out)? {
         return Ok(0);
     }
     let containers = engine.prune_containers(&filters)?;

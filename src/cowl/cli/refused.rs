@@ -1,5 +1,5 @@
-//! Options of Docker's command line that ask for what cowl does not have: refused by their names,
-//! with the reason. They are not in the help.
+//! Docker's options for features that cowl lacks: refused by name with the reason, and not in the
+//! help.
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 
@@ -7,11 +7,11 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 struct Refused {
     long: &'static str,
     short: Option<char>,
-    /// It needs no value.
+    /// It takes no value.
     is_switch: bool,
-    /// A value that asks for what is anyway.
+    /// A value that is allowed, since it asks for the default.
     allowed: Option<&'static str>,
-    /// An empty value asks for nothing.
+    /// An empty value is allowed.
     may_be_empty: bool,
     why: &'static str,
 }
@@ -116,9 +116,9 @@ macro_rules! refused {
 
 const NETWORK: &str =
     "there are no networks with addresses yet: use --network host, none or container:NAME";
-const WINDOWS: &str = "only of Windows";
+const WINDOWS: &str = "only on Windows";
 const REAL_TIME: &str = "real-time scheduling by control groups is not supported";
-const CLUSTER: &str = "it is of volumes of a cluster, and cowl has none";
+const CLUSTER: &str = "cowl has no cluster volumes";
 const ONE_PLATFORM: &str = "an image has one platform here";
 
 refused! {
@@ -144,7 +144,7 @@ refused! {
         option("io-maxbandwidth", WINDOWS),
         option("io-maxiops", WINDOWS),
         switch("disable-content-trust", "cowl verifies no signatures").but("true"),
-        switch("use-api-socket", "cowl hands its socket to no container: use -v"),
+        switch("use-api-socket", "cowl does not pass its socket to containers: use -v"),
     ];
     /// Of `update`.
     OfUpdate = [option("cpu-rt-period", REAL_TIME), option("cpu-rt-runtime", REAL_TIME),];

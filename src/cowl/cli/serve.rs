@@ -10,11 +10,11 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
-/// Read if it exists; a file that is named must exist.
+/// Read if it exists; a file given with --config-file must exist.
 const DEFAULT_FILE: &str = "/etc/cowl/daemon.json";
-/// Keys of the file that are understood.
+/// The supported keys.
 const KEYS: [&str; 4] = ["data-root", "group", "hosts", "storage-driver"];
-/// Drivers of dockerd. Their answer says what is here instead.
+/// dockerd's drivers. Their error says what cowl uses instead.
 const FOREIGN_DRIVERS: [&str; 8] = [
     "overlay2",
     "overlay",
@@ -36,7 +36,7 @@ struct File {
     storage_driver: Option<String>,
 }
 
-/// What the server is started with.
+/// The server's settings.
 #[derive(Debug, PartialEq, Eq)]
 struct Settings {
     root: PathBuf,
@@ -149,10 +149,10 @@ fn check_driver(driver: &str) -> Result<()> {
     }
     let text = if FOREIGN_DRIVERS.contains(&driver) {
         format!(
-            "storage driver {driver}: not here; cowl keeps layers content-addressed and mounts them itself, as root and as a user, on any file system: use \"cowl\" or leave storage-driver out"
+            "storage driver {driver}: not supported; cowl keeps layers content-addressed and mounts them itself, as root and as a user, on any file system: use \"cowl\" or leave storage-driver out"
         )
     } else {
-        format!("storage driver {driver}: unknown; the one here is \"cowl\"")
+        format!("storage driver {driver}: unknown; the only one is \"cowl\"")
     };
     Err(Error::invalid(text))
 }
@@ -164,7 +164,7 @@ fn socket_of(host: &str) -> Result<PathBuf> {
             "host {host}: the socket's path must be absolute: unix:///PATH"
         ))),
         None => Err(Error::invalid(format!(
-            "host {host}: cowl serve listens on a unix socket only (unix:///PATH): who reaches it is root here"
+            "host {host}: cowl serve listens on unix sockets only (unix:///PATH): whoever connects is root here"
         ))),
     }
 }
@@ -227,7 +227,7 @@ mod tests {
             assert!(
                 error
                     .unwrap_err()
-                    .starts_with(&format!("storage driver {driver}: not here;"))
+                    .starts_with(&format!("storage driver {driver}: not supported;"))
             );
         }
         assert!(

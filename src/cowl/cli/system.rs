@@ -1,4 +1,4 @@
-//! `cowl system`: how much disk space there is to gain.
+//! `cowl system`: disk usage and how much of it can be reclaimed.
 
 use super::args::Info;
 use super::container::list::row as container_row;
@@ -103,7 +103,7 @@ fn kind(name: &str, total: usize, active: usize, size: u64, reclaimable: &str) -
     })
 }
 
-/// A part with its share of the whole.
+/// A part, with its percentage of the whole.
 fn share(part: u64, whole: u64) -> String {
     let percent = u128::from(part) * 100;
     match percent.checked_div(whole.into()) {
@@ -162,7 +162,7 @@ fn volumes(usage: &DiskUsage) -> Value {
     )
 }
 
-/// Each image, container and volume, as rows of Docker's `system df -v`.
+/// The rows of Docker's `system df -v`: images, containers and volumes.
 struct Things {
     images: Vec<Value>,
     containers: Vec<Value>,
@@ -184,7 +184,7 @@ impl Things {
                 ("UniqueSize", size_of(unique)),
                 ("VirtualSize", size_of(listed.size)),
                 ("Containers", containers.unwrap_or_default().to_string()),
-                // Docker asks for none here.
+                // Docker leaves it empty here.
                 ("Digest", String::new()),
             ] {
                 set(&mut row, field, value)?;
@@ -239,7 +239,7 @@ impl Things {
         Ok(out.line("CACHE ID   CACHE TYPE   SIZE      CREATED   LAST USED   USAGE     SHARED")?)
     }
 
-    /// One value of all of them, as Docker gives it to `json` and templates.
+    /// Prints all rows as one value, as Docker passes them to `json` and templates.
     fn print_as(&self, format: &str, out: &mut Stdout) -> Result<()> {
         let all = json!({
             "Images": self.images, "Containers": self.containers, "Volumes": self.volumes,
@@ -252,9 +252,9 @@ impl Things {
 fn set(row: &mut Value, field: &str, value: impl Into<Value>) -> Result<()> {
     let fields = row
         .as_object_mut()
-        .ok_or_else(|| Error::failed("a row is no object"))?;
+        .ok_or_else(|| Error::failed("a row is not an object"))?;
     fields.insert(field.to_owned(), value.into());
-    // As Docker prints them.
+    // In Docker's order.
     fields.sort_keys();
     Ok(())
 }

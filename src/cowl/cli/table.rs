@@ -1,4 +1,4 @@
-//! Texts as Docker shows them, and a standard output on which EPIPE is no error.
+//! Text formatting as in Docker, and a standard output where EPIPE is not an error.
 //!
 //! All of `cowl`'s output goes through [`Out`]: `println!` would panic on a closed pipe.
 
@@ -17,7 +17,7 @@ impl<W: Write> Out<W> {
         Self { to, closed: false }
     }
 
-    /// Writes text as it is.
+    /// Writes text unchanged.
     pub(super) fn text(&mut self, text: &str) -> io::Result<()> {
         self.unless_closed(|to| to.write_all(text.as_bytes()))
     }
@@ -54,7 +54,7 @@ impl<W: Write> Out<W> {
     }
 }
 
-/// Bytes as they are, of which a reader that is gone wants no more.
+/// Writes bytes unchanged; drops them once the reader is gone.
 impl<W: Write> Write for Out<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.unless_closed(|to| to.write_all(bytes))?;
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn epipe_is_no_error() {
+    fn epipe_is_not_an_error() {
         struct Gone;
         impl Write for Gone {
             fn write(&mut self, _: &[u8]) -> io::Result<usize> {

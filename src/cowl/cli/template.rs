@@ -19,7 +19,7 @@ use crate::engine::error::{Error, Result};
 use serde_json::Value;
 use std::fmt;
 
-/// Docker's exit code for a malformed template, where a command shows single things.
+/// Docker's exit code for a malformed template in commands that show single objects.
 const MALFORMED: u8 = 64;
 
 /// A parsed template.
@@ -29,12 +29,12 @@ pub(super) struct Template {
 }
 
 impl Template {
-    /// Parses the text after `--format`. `\t` and `\n` are escapes, as for Docker.
+    /// Parses the text after `--format`. As in Docker, `\t` and `\n` are escapes.
     pub(super) fn parse(text: &str) -> Result<Self, Malformed> {
         Self::parse_named("", text)
     }
 
-    /// Parses a template that has a name in Docker's command, which its errors tell.
+    /// Parses a template that Docker names, which shows in its errors.
     pub(super) fn parse_named(name: &'static str, text: &str) -> Result<Self, Malformed> {
         let malformed = |inner| Malformed { name, inner };
         let nodes = parse::parse(&unescape(text)).map_err(malformed)?;
@@ -50,7 +50,7 @@ impl Template {
     }
 }
 
-/// Why a text is no template, in the words of Go's text/template.
+/// Why a template is malformed, with the texts of Go's text/template.
 #[derive(Debug)]
 pub(super) struct Malformed {
     name: &'static str,
@@ -58,13 +58,13 @@ pub(super) struct Malformed {
 }
 
 impl Malformed {
-    /// Ends a command that shows single things: prints the error and returns the exit code.
+    /// For commands that show single objects: prints the error and returns the exit code.
     pub(super) fn end(self) -> u8 {
         print_error(&Error::from(self));
         MALFORMED
     }
 
-    /// [`Malformed::end`], in the words of `events`.
+    /// [`Malformed::end`] with the text of `events`.
     pub(super) fn end_events(&self) -> u8 {
         print_error(&format!("Error parsing format: {self}"));
         MALFORMED
@@ -102,7 +102,7 @@ mod tests {
         Template::parse(text)?.render(&data)
     }
 
-    /// What docker 28.2 prints for these.
+    /// The expected texts are docker 28.2's.
     #[test]
     fn templates_print_what_docker_prints() {
         let table = [
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_template_says_why() {
+    fn malformed_templates_have_gos_errors() {
         let table = [
             ("{{.Id", "unclosed action"),
             ("{{if .Id}}", "unexpected EOF"),

@@ -1,6 +1,6 @@
 //! Sizes as Docker's CLI prints and parses them (docker/go-units).
 //!
-//! Called by the tables of `cli` and by the parsers of its options. Pure: no clock, no locale.
+//! Used by tables and option parsers. Independent of clock and locale.
 
 pub(super) use crate::engine::duration::human as human_duration;
 use crate::engine::size::decimal;
@@ -29,8 +29,8 @@ pub(super) fn binary_size(bytes: u64) -> String {
     format!("{}{}", decimal(rounded, scale), name.unwrap_or(&"B"))
 }
 
-/// Parses a size in powers of 1024: a number, maybe with a fraction, and a unit of `b k m g t p`
-/// in either case, maybe followed by `b` or `ib`.
+/// Parses a size in powers of 1024: a number, optionally with a fraction, and a unit of `b k m g t
+/// p` in either case, optionally followed by `b` or `ib`.
 pub(super) fn parse_memory(text: &str) -> Result<u64, String> {
     let invalid = || format!("invalid size: '{text}'");
     let number_len = text

@@ -1,4 +1,4 @@
-//! Usage errors in one line: what is wrong and what to do.
+//! Formats usage errors as one line: what is wrong and what to do.
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use std::ffi::OsString;
@@ -66,7 +66,7 @@ pub(super) fn one_line(error: &clap::Error, arguments: &[OsString], command: &st
     format!("{what}; see '{command} --help'")
 }
 
-/// An argument that may not be given with others, or not again.
+/// An argument that conflicts with others, or is repeated.
 fn conflict(argument: &str, prior: Option<&ContextValue>) -> String {
     // Without its placeholder, and a positional one without its brackets: "--upper <DIR>", "[B]".
     let bare = |argument: &str| {
@@ -89,7 +89,7 @@ fn conflict(argument: &str, prior: Option<&ContextValue>) -> String {
     format!("{argument} cannot be used with {}", others.join(", "))
 }
 
-/// The command closest to `word`, if at most a third of its letters differ.
+/// The closest command to `word`, if at most a third of its letters differ.
 pub(super) fn similar<'a>(
     word: &str,
     commands: impl IntoIterator<Item = &'a str>,

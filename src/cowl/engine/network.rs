@@ -69,7 +69,7 @@ fn check_dns(host: &HostConfig) -> Result<()> {
     for address in &host.dns {
         if address.parse::<IpAddr>().is_err() {
             return Err(Error::invalid(format!(
-                "bad nameserver address {address}: it is no IP address"
+                "bad nameserver address {address}: not an IP address"
             )));
         }
     }

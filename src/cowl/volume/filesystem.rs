@@ -1,4 +1,4 @@
-//! The file system that a volume's options name, as a mount that nothing shows yet.
+//! The file system that a volume's options name, as a detached mount.
 
 use super::options::FilesystemMount;
 use crate::engine::error::{Context, Error, Result};
@@ -12,15 +12,15 @@ use std::net::{IpAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 impl FilesystemMount {
-    /// Whether nothing of its content is left when the last mount of it ends.
+    /// Whether its content is lost when its last mount ends.
     pub fn is_in_memory(&self) -> bool {
         matches!(self.kind.as_str(), "tmpfs" | "ramfs")
     }
 
-    /// Mounts it, attached nowhere.
+    /// Creates a detached mount.
     ///
     /// # Errors
-    /// The kernel's, in dockerd's words.
+    /// The kernel's, with dockerd's texts.
     pub fn mount(&self) -> Result<OwnedFd> {
         let device = &self.device;
         self.create()
@@ -44,7 +44,7 @@ impl FilesystemMount {
         )?)
     }
 
-    /// The parameters, with the address of a server whose name is given (moby,
+    /// The parameters, with a server's name resolved to its address (moby,
     /// `volume/local/local_unix.go`, `getMountOptions`): the kernel looks up no names.
     fn resolved(&self) -> Result<Vec<(String, Option<String>)>> {
         let mut parameters = self.parameters.clone();
@@ -80,7 +80,7 @@ fn configure(
     fsconfig_create(context)
 }
 
-/// What the kernel says of an error: messages that begin with `e` and a space (`fsopen(2)`).
+/// The kernel's error message: one that begins with `e` and a space (`fsopen(2)`).
 fn complaint(context: BorrowedFd<'_>) -> Option<String> {
     let mut buffer = [0; 1024];
     loop {

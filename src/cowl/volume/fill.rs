@@ -1,8 +1,8 @@
 //! Copies a directory of an image into a new volume: owner, mode, times, xattrs, hard links,
 //! devices and holes included. In a user namespace, files of unmapped ids become the caller's.
 //!
-//! Called by `Volume::prepare`. The source is opened inside the container's root; symlinks are
-//! resolved there.
+//! Used by `Volume::prepare`. The source path, with its symlinks, is resolved inside the
+//! container's root.
 
 use crate::engine::error::{Context, Error, Result};
 use cowl_core::sys::copy::copy_data_checked;
@@ -20,8 +20,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// Copies the directory `path` of `root` into the empty directory `to`. Does nothing if it is
-/// missing. Ends with EINTR once `interrupt` is readable.
+/// Copies the directory `path` of `root` into the empty directory `to`. Does nothing if `path` is
+/// missing. Fails with EINTR once `interrupt` is readable.
 pub(super) fn copy_tree(
     root: impl AsFd,
     path: &str,
@@ -50,7 +50,7 @@ const READ: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC);
 
 struct Copier<'i> {
     top: OwnedFd,
-    /// By inode: the copy of a hard-linked file's first name.
+    /// The copy's first name, by inode, of files with several hard links.
     links: HashMap<u64, PathBuf>,
     interrupt: Option<BorrowedFd<'i>>,
 }
@@ -172,7 +172,7 @@ fn apply_metadata(from: BorrowedFd<'_>, to: BorrowedFd<'_>, stat: &Statx) -> Res
     );
     let mut mode = Mode::from_raw_mode(stat.stx_mode.into());
     match fs::chownat(to, c"", Some(uid), Some(gid), AtFlags::EMPTY_PATH) {
-        // Ids that the user namespace does not map: the copy stays the caller's, without set-id
+        // The user namespace does not map the ids: the copy stays the caller's, without set-id
         // bits.
         Err(Errno::INVAL) => mode.remove(Mode::SUID | Mode::SGID),
         other => other.context(|| "setting the owner")?,
@@ -224,7 +224,7 @@ fn grown(
     }
 }
 
-/// A path to an open file, for calls that take no O_PATH descriptor.
+/// A path to an open file, for calls that do not accept O_PATH descriptors.
 fn by_descriptor(fd: BorrowedFd<'_>) -> CString {
     CString::new(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap_or_default()
 }

@@ -13,7 +13,7 @@
 //! next container repeats a fill that was killed. Invariant: the engine writes into a volume only
 //! while its record says `filling`, and only if the volume was empty.
 //!
-//! The engine knows which containers use a volume; it holds the containers' guard while it creates
+//! The engine knows which containers use a volume, and holds the containers' guard while it creates
 //! or removes one.
 
 mod filesystem;
@@ -54,17 +54,17 @@ pub struct Record {
     pub created: Timestamp,
     /// Created for one container, with a generated name.
     pub anonymous: bool,
-    /// How far it has come.
+    /// Whether it has been used or filled.
     pub usage: Usage,
     /// Labels by name.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
-    /// The options of the driver `local`: what it stands for.
+    /// The options of the driver `local`.
     #[serde(default)]
     pub options: BTreeMap<String, String>,
 }
 
-/// The life of a volume.
+/// The life cycle of a volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Usage {
@@ -72,31 +72,31 @@ pub enum Usage {
     Fresh,
     /// An image is filling it; the content may be incomplete.
     Filling,
-    /// Containers have used it; the engine writes to it no more.
+    /// Containers have used it; the engine no longer writes to it.
     InUse,
 }
 
 /// A container's mount of a volume's file system.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountedIn {
-    /// Its id.
+    /// The container's id.
     pub container: String,
-    /// Where in the container.
+    /// The mount point in the container.
     pub destination: String,
     /// Major and minor number of the file system.
     pub device: (u32, u32),
 }
 
-/// What may fill a volume at the start of its first container.
+/// The source for filling a volume at the start of its first container.
 #[derive(Debug, Clone, Copy)]
 pub struct Filling<'a> {
     /// The container's root.
     pub root: BorrowedFd<'a>,
-    /// Where the volume is mounted in it.
+    /// The volume's mount point in that root.
     pub destination: &'a str,
-    /// Whether what is there is copied.
+    /// Whether to copy the files there.
     pub copy: bool,
-    /// Readable once the start is to end.
+    /// Readable once the start is to be aborted.
     pub interrupt: Option<BorrowedFd<'a>>,
 }
 
@@ -166,7 +166,7 @@ impl Volumes {
         made.context(|| format!("creating volume {name}"))
     }
 
-    /// Creates the volume under a temporary name and renames it: a volume's name is never
+    /// Creates the volume under a temporary name and renames it, so that no volume is ever
     /// incomplete.
     fn make(&self, name: &str, temporary: &str, new: &NewVolume) -> Result<Volume> {
         let dir = files::ensure_dir_at(self.dir()?, temporary, 0o700)?;
@@ -208,7 +208,7 @@ impl Volumes {
 
     /// Removes the content of removed volumes. Call it without the guard: it can take long.
     ///
-    /// A damaged `volumes/` has none that can be removed: the commands that need volumes fail.
+    /// Does nothing if `volumes/` is damaged: commands that need volumes report that.
     pub fn purge(&self) -> Result<()> {
         let Some(dir) = self.0.unless_damaged()? else {
             return Ok(());
@@ -248,13 +248,13 @@ impl Volumes {
 }
 
 impl Volume {
-    /// What its options make of it; none of a volume without any.
+    /// The backing of a volume with options; None without options.
     pub fn driven(&self) -> Result<Option<Driven>> {
         Driven::of(&self.record.options).context(|| format!("volume {}", self.name))
     }
 
-    /// Opens the directory of its content on the host; of a file system, which only containers
-    /// have mounted, an empty one.
+    /// Opens the directory of its content on the host; for a file system, which is mounted in
+    /// containers only, an empty one.
     pub fn data(&self) -> Result<OwnedFd> {
         if let Some(Driven {
             source: Backing::Directory { path, .. },
@@ -267,8 +267,8 @@ impl Volume {
         files::open_dir_at(&self.dir, DATA).context(|| format!("opening volume {}", self.name))
     }
 
-    /// Waits until no start of another container mounts its file system, and holds such starts
-    /// off until the result is dropped.
+    /// Locks its file system against being mounted by other containers' starts, until the result is
+    /// dropped; waits for a start in progress.
     pub fn lock_mounts(&self, interrupt: Option<BorrowedFd<'_>>) -> Result<OwnedFd> {
         files::lock_file_until(&self.dir, MOUNTED_LOCK, interrupt)
             .context(|| format!("locking volume {}", self.name))
@@ -285,12 +285,11 @@ impl Volume {
         files::write_json(&self.dir, MOUNTED, &mounts)
     }
 
-    /// Prepares the volume for its first container: with [`Filling::copy`], copies what the image
-    /// has at its place into it. `content` is the directory of a volume with options.
+    /// Prepares the volume for its first container: with [`Filling::copy`], copies the image's
+    /// files at the mount point into it. `content` is the directory of a volume with options.
     ///
     /// Does nothing for a volume that has been used. Waits while another container's start fills
-    /// it. Once the interrupt is readable, the wait or the copy ends with an error, and the volume
-    /// is as it was.
+    /// it. Once the interrupt is readable, the wait or the copy fails, and the volume is as before.
     pub fn prepare(&self, content: Option<&OwnedFd>, filling: &Filling<'_>) -> Result<()> {
         let interrupt = filling.interrupt;
         let _filling = files::lock_dir_until(&self.dir, interrupt)
@@ -334,8 +333,8 @@ impl Volume {
         )
     }
 
-    /// Starts over with an empty directory: a killed fill may have left a part, and no container
-    /// uses it. A directory of the host was found empty, and is never emptied.
+    /// Starts with a new directory: a killed fill may have left files, and no container uses it. A
+    /// directory of the host is filled only if it is empty, and never emptied.
     fn fill(&self, content: Option<&OwnedFd>, filling: &Filling<'_>) -> Result<()> {
         let to = match content {
             Some(content) => content.try_clone()?,
@@ -344,7 +343,7 @@ impl Volume {
         fill::copy_tree(filling.root, filling.destination, to, filling.interrupt)
     }
 
-    /// Undoes a fill that failed.
+    /// Undoes a failed fill.
     fn empty(&self, record: Record) -> Result<()> {
         if record.options.is_empty() {
             self.new_data()?;
@@ -359,7 +358,7 @@ impl Volume {
     }
 }
 
-/// Refuses no name at all, in the words of Docker's command.
+/// Refuses an empty name, with the text of Docker's client.
 pub fn check_name(name: &str) -> Result<()> {
     if name.is_empty() {
         return Err(Error::invalid("invalid volume name or ID: value is empty"));
@@ -407,7 +406,7 @@ mod tests {
         assert!(!volumes.remove("../objects").unwrap());
     }
 
-    /// Prepares a volume with an image that has this in a file.
+    /// Prepares a volume with an image that has a file with this content.
     fn prepare(
         volume: &Volume,
         content: &str,

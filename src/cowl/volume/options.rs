@@ -1,7 +1,7 @@
-//! What a volume is created with: labels, and the options of Docker's driver `local`.
+//! A new volume's labels, and the options of Docker's driver `local`.
 //!
-//! With options a volume stands for a directory of the host (`o=bind`) or for a file system, which
-//! is mounted while containers use it: `type`, `device` and `o` are those of mount(8).
+//! With options, a volume is a directory of the host (`o=bind`) or a file system that is mounted
+//! while containers use it: `type`, `device` and `o` are those of mount(8).
 
 use crate::engine::error::{Error, Result};
 use cowl_launch::sandbox::Attributes;
@@ -9,14 +9,14 @@ use rustix::mount::MountAttrFlags;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-/// What a volume is created with.
+/// The parameters of a new volume.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NewVolume {
-    /// For one container, with a generated name.
+    /// Created for one container, with a generated name.
     pub anonymous: bool,
     /// Labels by name.
     pub labels: BTreeMap<String, String>,
-    /// Docker's: `type`, `o` and `device`, or none.
+    /// Docker's `type`, `o` and `device`; may be empty.
     pub options: BTreeMap<String, String>,
 }
 
@@ -28,8 +28,8 @@ impl NewVolume {
     /// Checks the options.
     ///
     /// # Errors
-    /// dockerd's texts (moby, `volume/local/local_unix.go`, `validateOpts`), and one for each
-    /// option that is Docker's but not done.
+    /// dockerd's texts (moby, `volume/local/local_unix.go`, `validateOpts`), and one for each of
+    /// Docker's options that is not supported.
     pub(super) fn check(&self) -> Result<()> {
         let options = &self.options;
         let known = |name: &str| matches!(name, TYPE | FLAGS | DEVICE | "size");
@@ -56,7 +56,7 @@ impl NewVolume {
     }
 }
 
-/// What a volume with options stands for.
+/// The backing of a volume with options, and its mount attributes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Driven {
     /// What is mounted.
@@ -72,7 +72,7 @@ pub enum Backing {
     Directory {
         /// Absolute.
         path: PathBuf,
-        /// The mounts below it come along.
+        /// Includes the mounts below it.
         recursive: bool,
     },
     /// A file system.
@@ -86,14 +86,14 @@ pub struct FilesystemMount {
     pub kind: String,
     /// Its source.
     pub device: String,
-    /// Parameters: with a value, or flags.
+    /// Parameters with their values; None for flags.
     pub parameters: Vec<(String, Option<String>)>,
-    /// When access times are kept.
+    /// Access time flags of the mount.
     pub times: MountAttrFlags,
 }
 
 impl Driven {
-    /// Reads a volume's options; none if it has none.
+    /// Parses a volume's options; None if there are none.
     pub(super) fn of(options: &BTreeMap<String, String>) -> Result<Option<Self>> {
         let Some(device) = options.get(DEVICE) else {
             return Ok(None);
@@ -110,7 +110,7 @@ impl Driven {
             (None, kind) => {
                 let mut parameters = words.parameters;
                 if words.attributes.read_only {
-                    // As mount(2) has it, of the file system too.
+                    // As with mount(2), the file system becomes read-only too.
                     parameters.push(("ro".to_owned(), None));
                 }
                 Backing::Filesystem(FilesystemMount {
@@ -147,11 +147,11 @@ fn directory(
     Ok(Backing::Directory { path, recursive })
 }
 
-/// The option `o`, as moby reads it (moby/sys, `mount/flags_linux.go`): words of mount(8) that are
-/// attributes of any mount, and what is left to the file system.
+/// The option `o`, parsed as by moby (moby/sys, `mount/flags_linux.go`): generic mount attributes
+/// of mount(8), and parameters of the file system.
 #[derive(Debug)]
 struct Words {
-    /// A directory is mounted, with the mounts below it or without.
+    /// A bind mount, recursive or not.
     bind: Option<bool>,
     attributes: Attributes,
     times: MountAttrFlags,
@@ -190,7 +190,7 @@ impl Words {
             "noatime" => times.insert(MountAttrFlags::MOUNT_ATTR_NOATIME),
             "nodiratime" => times.insert(MountAttrFlags::MOUNT_ATTR_NODIRATIME),
             "strictatime" => times.insert(MountAttrFlags::MOUNT_ATTR_STRICTATIME),
-            // What is so without them.
+            // Defaults.
             "defaults" | "async" | "nomand" | "atime" | "diratime" | "relatime" | "norelatime"
             | "nostrictatime" => {}
             "remount" | "private" | "rprivate" | "shared" | "rshared" | "slave" | "rslave"
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn words_are_attributes_or_the_file_systems() {
+    fn parse_splits_mount_attributes_from_parameters() {
         let of = |words: &str| {
             let options = [("type", "tmpfs"), ("device", "none"), ("o", words)];
             let options = options.map(|(name, value)| (name.to_owned(), value.to_owned()));
@@ -287,7 +287,7 @@ mod tests {
             ]
         );
         assert_eq!(mount.times, MountAttrFlags::MOUNT_ATTR_NOATIME);
-        // The last of two holds, and a bind makes nothing of the type.
+        // The last of two wins, and a bind ignores the type.
         assert!(!of("ro,rw").attributes.read_only);
         let options = [("type", "tmpfs"), ("device", "/srv"), ("o", "rbind,ro")];
         let options = options.map(|(name, value)| (name.to_owned(), value.to_owned()));

@@ -1,6 +1,6 @@
 //! The syntax of `-v`.
 //!
-//! Called by `cli` for each `-v` and by the engine for the `Volumes` of an image. As Docker's:
+//! Used by `cli` for each `-v` and by the engine for an image's `Volumes`. As in Docker:
 //!
 //! ```text
 //! /dir              an anonymous volume at /dir
@@ -33,10 +33,10 @@ pub struct VolumeSpec {
     pub read_only: bool,
     /// Do not fill a new volume with the image's content.
     pub no_copy: bool,
-    /// How later mounts are passed on, of a host path: `rprivate`, `rslave`, `rshared`, or without the
-    /// `r`; empty if it was not given.
+    /// Mount propagation of a host path: `rprivate`, `rslave`, `rshared`, or without the `r`; empty
+    /// if not given.
     pub propagation: String,
-    /// The mode as it was written.
+    /// The mode as given.
     pub mode: String,
 }
 
@@ -156,7 +156,7 @@ impl VolumeSpec {
                     return Err("nocopy is for volumes, not for host paths".to_owned());
                 }
                 "nocopy" => self.no_copy = true,
-                // No label is set, as by Docker on a host without SELinux.
+                // No label is set, as in Docker on a host without SELinux.
                 "z" => shared = true,
                 "Z" => private = true,
                 passed_on if PROPAGATIONS.contains(&passed_on) => {
@@ -183,7 +183,7 @@ impl VolumeSpec {
     }
 }
 
-/// Docker's words for how mounts are passed on.
+/// Docker's names of mount propagations.
 pub const PROPAGATIONS: [&str; 6] = [
     "private", "rprivate", "slave", "rslave", "shared", "rshared",
 ];

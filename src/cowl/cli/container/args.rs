@@ -61,7 +61,7 @@ pub(in crate::cli) struct Ps {
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Inspect {
-    /// Names, IDs or the beginnings of IDs
+    /// Names, IDs or prefixes of IDs
     #[arg(required = true, value_name = "NAME")]
     pub(super) names: Vec<String>,
     /// Format output: json or a Go template
@@ -98,7 +98,7 @@ pub(in crate::cli) struct InspectAny {
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Rm {
-    /// Name of a container, its ID or the beginning of its ID
+    /// Name of a container, its ID or a prefix of its ID
     #[arg(required = true, value_name = "CONTAINER")]
     pub(super) containers: Vec<String>,
     /// Force the removal of a running container (SIGKILL)
@@ -113,7 +113,7 @@ pub(in crate::cli) struct Rm {
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Rename {
-    /// Name of a container, its ID or the beginning of its ID
+    /// Name of a container, its ID or a prefix of its ID
     #[arg(value_name = "CONTAINER")]
     pub(super) container: String,
     /// The new name
@@ -130,22 +130,22 @@ pub(in crate::cli) struct Update {
     pub(super) restart: Option<String>,
     #[command(flatten)]
     pub(in crate::cli) refused: refused::OfUpdate,
-    /// Names, IDs or the beginnings of IDs
+    /// Names, IDs or prefixes of IDs
     #[arg(required = true, value_name = "CONTAINER")]
     pub(super) containers: Vec<String>,
 }
 
-/// Commands that take nothing but containers.
+/// The arguments of commands without options.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Names {
-    /// Names, IDs or the beginnings of IDs
+    /// Names, IDs or prefixes of IDs
     #[arg(required = true, value_name = "CONTAINER")]
     pub(super) containers: Vec<String>,
 }
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Start {
-    /// Names, IDs or the beginnings of IDs
+    /// Names, IDs or prefixes of IDs
     #[arg(required = true, value_name = "CONTAINER")]
     pub(super) containers: Vec<String>,
     /// Attach STDOUT/STDERR and forward signals
@@ -163,7 +163,7 @@ pub(in crate::cli) struct Start {
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Stop {
-    /// Names, IDs or the beginnings of IDs
+    /// Names, IDs or prefixes of IDs
     #[arg(required = true, value_name = "CONTAINER")]
     pub(super) containers: Vec<String>,
     /// Signal to send to the container
@@ -176,7 +176,7 @@ pub(in crate::cli) struct Stop {
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Kill {
-    /// Names, IDs or the beginnings of IDs
+    /// Names, IDs or prefixes of IDs
     #[arg(required = true, value_name = "CONTAINER")]
     pub(super) containers: Vec<String>,
     /// Signal to send to the container
@@ -186,7 +186,7 @@ pub(in crate::cli) struct Kill {
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Top {
-    /// Name of a container, its ID or the beginning of its ID
+    /// Name of a container, its ID or a prefix of its ID
     pub(super) container: String,
     /// Options of ps(1), -ef by default
     #[arg(
@@ -220,7 +220,7 @@ pub(in crate::cli) struct Cp {
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Stats {
-    /// Names, IDs or the beginnings of IDs; all running containers without one
+    /// Names, IDs or prefixes of IDs; all running containers without one
     #[arg(value_name = "CONTAINER")]
     pub(super) containers: Vec<String>,
     /// Show all containers, not only running ones
@@ -239,7 +239,7 @@ pub(in crate::cli) struct Stats {
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Port {
-    /// Name of a container, its ID or the beginning of its ID
+    /// Name of a container, its ID or a prefix of its ID
     pub(super) container: String,
     /// Only where this port is published
     #[arg(value_name = "PRIVATE_PORT[/PROTO]")]
@@ -248,7 +248,7 @@ pub(in crate::cli) struct Port {
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Logs {
-    /// Name of a container, its ID or the beginning of its ID
+    /// Name of a container, its ID or a prefix of its ID
     pub(super) container: String,
     /// Follow log output
     #[arg(short, long)]
@@ -307,7 +307,7 @@ pub(in crate::cli) struct Exec {
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Attach {
-    /// Name of a container, its ID or the beginning of its ID
+    /// Name of a container, its ID or a prefix of its ID
     pub(super) container: String,
     /// Override the key sequence for detaching a container
     #[arg(long, value_name = "KEYS", value_parser = detach_keys)]

@@ -34,7 +34,7 @@ fn find(engine: &Engine, name: &str, size: bool) -> Result<Value> {
     let missing = |error: &Error| error.kind() == Kind::NotFound;
     let found = match of_container(engine, name, size) {
         Err(error) if missing(&error) => match engine.inspect_image(name) {
-            // What cannot be the name of an image may be that of a volume.
+            // An invalid image name may still be a volume's.
             Err(error) if missing(&error) || error.kind() == Kind::Invalid => {
                 engine.inspect_volume(name)
             }
@@ -77,7 +77,7 @@ pub(in crate::cli) fn image(engine: &Engine, args: &InspectImage, out: &mut Stdo
     })
 }
 
-/// Prints a list of what is found, or a line for each.
+/// Prints the objects as a JSON list, or formatted, one per line.
 pub(in crate::cli) fn print(
     args: &Inspect,
     out: &mut Stdout,
@@ -106,7 +106,7 @@ pub(in crate::cli) fn print(
     match args.format.as_deref() {
         None | Some("") => out.line(&pretty(&found)?)?,
         Some("json") => out.line(&serde_json::to_string(&found)?)?,
-        // As Docker's, where nothing was found.
+        // As in Docker, if nothing was found.
         Some(_) if !has_shown => out.line("")?,
         Some(_) => {}
     }

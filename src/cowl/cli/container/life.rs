@@ -1,7 +1,7 @@
 //! `cowl start`, `stop`, `kill`, `restart`, `pause`, `unpause`, `wait`, `logs`, `exec`, `attach`.
 
 use super::args::{Attach, Exec, Kill, Logs, Names, Start, Stop, Top};
-use super::session::{self, Manner};
+use super::session::{self, SessionOptions};
 use crate::cli::{Stdout, each};
 use crate::engine::error::{Error, Result};
 use crate::engine::exec::ExecRequest;
@@ -100,7 +100,7 @@ pub(in crate::cli) fn top(engine: &Engine, args: &Top, out: &mut Stdout) -> Resu
         }
     }
     for row in rows {
-        // As Go's tabwriter of `docker top`: at least 20 columns, 3 between the longer ones.
+        // As Go's tabwriter in `docker top`: cells of at least 20 columns, with a padding of 3.
         let padded = row.iter().zip(&widths).map(|(field, widest)| {
             let width = (widest + 3).max(20);
             format!("{field:width$}")
@@ -124,14 +124,14 @@ pub(in crate::cli) fn logs(engine: &Engine, args: &Logs) -> Result<u8> {
     };
     let request = LogRequest {
         follow: args.follow,
-        // What is no number of lines is all, as for dockerd.
+        // As in dockerd, what is not a number means all.
         tail: args.tail.parse().ok(),
         since: time("since", &args.since)?,
         until: time("until", &args.until)?,
     };
     let (mut stdout, mut stderr) = (Output, std::io::stderr().lock());
     engine.logs(&args.container, request, |entry| {
-        // As Docker's: the json-file log has no attributes here.
+        // The json-file log has no attributes here.
         let details = if args.details { " " } else { "" };
         let text = if args.timestamps {
             format!("{:.9} {details}{}", entry.time, entry.log)
@@ -179,13 +179,13 @@ pub(in crate::cli) fn exec(engine: &Engine, args: Exec) -> Result<u8> {
     let (ends, pipes) = attach::pipes(attach::all(interactive, args.tty))?;
     let program = engine.exec(&container, &id, &request, ends.streams())?;
     drop(ends);
-    let manner = Manner {
+    let options = SessionOptions {
         tty: args.tty,
         interactive,
         sig_proxy: false,
         detach_keys: args.detach_keys.unwrap_or_default(),
     };
-    session::stay(&program, pipes, &signals, manner)
+    session::run(&program, pipes, &signals, options)
 }
 
 pub(in crate::cli) fn attach(engine: &Engine, args: &Attach) -> Result<u8> {
@@ -198,11 +198,11 @@ pub(in crate::cli) fn attach(engine: &Engine, args: &Attach) -> Result<u8> {
     let (ends, pipes) = attach::pipes(attach::all(interactive, config.tty))?;
     let program = engine.attach(&args.container, ends.streams())?;
     drop(ends);
-    let manner = Manner {
+    let options = SessionOptions {
         tty: config.tty,
         interactive,
         sig_proxy: args.sig_proxy,
         detach_keys: args.detach_keys.clone().unwrap_or_default(),
     };
-    session::stay(&program, pipes, &signals, manner)
+    session::run(&program, pipes, &signals, options)
 }

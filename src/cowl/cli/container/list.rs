@@ -15,12 +15,12 @@ use serde_json::{Value, json};
 
 const TABLE: &str =
     "{{.ID}}\t{{.Image}}\t{{.Command}}\t{{.RunningFor}}\t{{.Status}}\t{{.Ports}}\t{{.Names}}";
-/// Longest command of a table.
+/// Width to which a table truncates commands.
 const COMMAND: usize = 20;
 
 pub(in crate::cli) fn ps(engine: &Engine, args: &Ps, out: &mut Stdout) -> Result<u8> {
     if let Err(error) = engine.sweep() {
-        // List the containers even if leftovers can't be removed now.
+        // List the containers even if leftovers cannot be removed now.
         print_error(&format!("warning: {error}"));
     }
     let format = args.format.as_deref().filter(|format| !format.is_empty());
@@ -71,7 +71,7 @@ fn header() -> Value {
     })
 }
 
-/// Of a container's own files, and of all that it has.
+/// The size of a container's own files, and with its image's.
 fn size(changed: u64, whole: u64) -> String {
     let own = human_size(changed);
     if whole == 0 {
@@ -80,7 +80,7 @@ fn size(changed: u64, whole: u64) -> String {
     format!("{own} (virtual {})", human_size(whole))
 }
 
-/// The fields of Docker's `--format json`. The size is not looked for.
+/// The fields of Docker's `--format json`. The size is not computed.
 pub(in crate::cli) fn row(summary: &Summary, whole: bool, now: Timestamp) -> Value {
     let config = &summary.config;
     let command = summary.command();

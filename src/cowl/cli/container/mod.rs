@@ -1,4 +1,4 @@
-//! The commands of containers, with Docker's words.
+//! The container commands, with Docker's texts.
 
 pub(super) mod args;
 pub(super) mod cp;
@@ -24,10 +24,10 @@ use std::fs::File;
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::PathBuf;
 
-/// A terminal's program would read its keys from something that is none.
+/// Docker's error for `-t` with an input that is not a terminal.
 const NO_TERMINAL: &str = "the input device is not a TTY; omit -t or run cowl in a terminal";
 
-/// Whether a program with a terminal is to read from standard input that is none.
+/// Whether a program with a terminal would read from a standard input that is not one.
 fn lacks_terminal(tty: bool, attach_stdin: bool) -> bool {
     tty && attach_stdin && !std::io::stdin().is_terminal()
 }
@@ -48,7 +48,7 @@ pub(super) fn run(engine: &mut Engine, args: Run, out: &mut Stdout) -> Result<u8
     } else {
         lacks_terminal(config.tty, config.attach_stdin).then_some(NO_TERMINAL)
     };
-    // As Docker's command: 125 is for wrong options and for what the engine refuses.
+    // As in Docker, 125 is for wrong options and for what the engine refuses.
     if let Some(why) = refused {
         print_error(&why);
         return Ok(FAILURE);
@@ -77,7 +77,7 @@ pub(super) fn create(engine: &Engine, args: Create, out: &mut Stdout) -> Result<
     let cidfile = args.create.cidfile.clone();
     let request = match request::request(args.create, false) {
         Ok(request) => request,
-        // As Docker's command: what it finds wrong itself is told from what the engine refuses.
+        // As in Docker, the exit codes of client-side errors and of the engine's differ.
         Err(error) => {
             print_error(&error);
             return Ok(USAGE);
@@ -97,7 +97,7 @@ fn warn_of(created: &Created) {
     }
 }
 
-/// The file of `--cidfile`; one that was not written goes with it, as Docker's.
+/// The file of `--cidfile`. As in Docker, it is removed if no id was written.
 struct CidFile {
     path: PathBuf,
     file: File,
@@ -105,7 +105,7 @@ struct CidFile {
 }
 
 impl CidFile {
-    /// It must not exist yet, so that two containers never share one.
+    /// Fails if it exists, so that two containers never share one.
     fn create(path: Option<PathBuf>) -> Result<Option<Self>> {
         let Some(path) = path.filter(|path| given(path).is_some()) else {
             return Ok(None);
@@ -175,7 +175,7 @@ pub(super) fn rm(engine: &Engine, args: &Rm, out: &mut Stdout) -> Result<u8> {
     each(&args.containers, out, |name, out| {
         match engine.remove(name, args.force, args.volumes) {
             Ok(()) => Ok(out.line(name)?),
-            // As Docker: with -f a missing container is reported, and no failure.
+            // As in Docker, with -f a missing container is reported but is not a failure.
             Err(error) if args.force && error.kind() == Kind::NotFound => {
                 print_error(&error);
                 Ok(())

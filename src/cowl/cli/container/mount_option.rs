@@ -1,5 +1,5 @@
 //! The syntax of `--mount`: comma-separated `key=value` fields, as Docker's (docker/cli,
-//! `opts/mount.go`); one in double quotes may have commas.
+//! `opts/mount.go`); a field in double quotes may contain commas.
 
 use crate::cli::units::parse_memory;
 use crate::engine::docker::{BindOptions, DriverConfig, MountRequest, TmpfsOptions, VolumeOptions};
@@ -64,7 +64,7 @@ fn fields(text: &str) -> Result<Vec<String>, String> {
     }
 }
 
-/// What is before the closing quote, and after it; else why not, and from where on.
+/// The text up to the closing quote, and the rest; or why it is malformed, and from where on.
 fn unquoted(text: &str) -> Result<(String, &str), (&'static str, &str)> {
     let mut field = String::new();
     let mut rest = text;
@@ -180,7 +180,7 @@ fn tmpfs(mount: &mut MountRequest) -> &mut TmpfsOptions {
 /// docker/cli, `opts/mount.go`.
 fn recursive(options: &mut BindOptions, value: &str) -> Result<(), String> {
     match value {
-        // The default: the mounts below come along, and are read-only if it is.
+        // The default: includes the mounts below, read-only if the mount is.
         "enabled" => {}
         "disabled" => options.non_recursive = true,
         "writable" => options.read_only_non_recursive = true,

@@ -6,7 +6,7 @@ use crate::engine::Engine;
 use crate::engine::error::{Error, Result};
 use serde_json::Value;
 
-/// Prints where the ports of a container are published.
+/// Prints a container's published ports.
 pub(in crate::cli) fn port(engine: &Engine, args: &Port, out: &mut Stdout) -> Result<u8> {
     let container = engine.inspect(&args.container)?;
     let ports = container.pointer("/NetworkSettings/Ports");

@@ -11,7 +11,8 @@ use cowl_launch::control::StreamSet;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Reads files and the environment; `detached` is `-d`.
+/// Builds the request; reads the files and environment variables that options name. `detached` is
+/// `-d`.
 pub(super) fn request(options: Options, detached: bool) -> Result<CreateRequest> {
     check_pull(&options)?;
     let attached = attached(&options, detached)?;
@@ -85,7 +86,7 @@ pub(super) fn request(options: Options, detached: bool) -> Result<CreateRequest>
     }
     check_syntax(&host)?;
     Ok(CreateRequest {
-        // Docker takes an empty one for none.
+        // In Docker an empty name counts as absent.
         name: options.name.filter(|name| !name.is_empty()),
         config,
         host,
@@ -93,7 +94,7 @@ pub(super) fn request(options: Options, detached: bool) -> Result<CreateRequest>
     })
 }
 
-/// The streams that `-a` names; without it all, and the input with `-i`.
+/// The streams that `-a` names; without `-a` both outputs, and the input with `-i`.
 fn attached(options: &Options, detached: bool) -> Result<StreamSet> {
     if options.attach.is_empty() {
         return Ok(StreamSet {
@@ -159,7 +160,7 @@ fn exposed(ports: &[String]) -> Result<serde_json::Map<String, serde_json::Value
     Ok(exposed)
 }
 
-/// What is there is taken; what is not can't be pulled.
+/// Only local images are used: nothing can be pulled.
 fn check_pull(options: &Options) -> Result<()> {
     match options.pull.as_str() {
         "" | "missing" | "never" => Ok(()),
@@ -220,7 +221,7 @@ pub(super) fn restart_policy(text: Option<&str>, removed: bool) -> Result<Restar
     Ok(policy)
 }
 
-/// A `-v` with a source as a bind whose host path is absolute; none for an anonymous volume.
+/// A `-v` with its host path made absolute; None for an anonymous volume.
 fn bind(text: &str, cwd: &Path) -> Option<String> {
     let (source, rest) = text.split_once(':')?;
     // "/dir:ro" is an anonymous volume with a mode.
@@ -230,13 +231,14 @@ fn bind(text: &str, cwd: &Path) -> Option<String> {
     Some(text.to_owned())
 }
 
-/// Files first, so that `-e` wins.
+/// Reads files first, so that `-e` overrides them.
 pub(super) fn environment(files: &[std::path::PathBuf], given: &[String]) -> Result<Vec<String>> {
     let mut env = Vec::new();
     for file in files {
         for line in lines(file)? {
             let (name, value) = variable(&line)?;
-            // As Docker: a file names what is passed on, and unsets nothing.
+            // As in Docker, a bare name in a file passes on a variable that is set and unsets
+            // nothing.
             if let Some(value) = value.or_else(|| std::env::var(name).ok()) {
                 env.push(format!("{name}={value}"));
             }
@@ -261,7 +263,7 @@ fn labels(files: &[std::path::PathBuf], given: &[String]) -> Result<BTreeMap<Str
     for file in files {
         for line in lines(file)? {
             let (name, value) = variable(&line)?;
-            // As Docker: a file's name alone is no label.
+            // As in Docker, a bare name in a file is ignored.
             if let Some(value) = value {
                 set(name, &value);
             }
@@ -274,7 +276,7 @@ fn labels(files: &[std::path::PathBuf], given: &[String]) -> Result<BTreeMap<Str
     Ok(labels)
 }
 
-/// The lines of a file of variables, without empty ones and comments.
+/// The lines of an env file, without empty lines and comments.
 fn lines(file: &Path) -> Result<Vec<String>> {
     let text = std::fs::read(file).context(|| format!("open {}", file.display()))?;
     let text = String::from_utf8(text)

@@ -1,6 +1,6 @@
-//! A client at a program in a container: `exec` and `attach`.
+//! A client attached to a program in a container: `exec` and `attach`.
 //!
-//! Invariant: [`stay`] restores the caller's terminal on every return.
+//! Invariant: [`run`] restores the caller's terminal on every return.
 
 use crate::engine::attach::{Output, Pipes};
 use crate::engine::detach_keys::DetachKeys;
@@ -14,10 +14,10 @@ use rustix::io::Errno;
 use std::io::IsTerminal as _;
 use std::os::fd::AsFd;
 
-/// What a shell adds to a signal's number.
+/// Added to a signal's number, as by shells.
 const SIGNALLED: u8 = 128;
 
-/// A program with its end to wait for.
+/// A program in a container that a client is attached to.
 pub(super) trait Client: AsFd {
     fn signal(&self, number: u8) -> Result<()>;
     fn resize(&self, rows: u16, columns: u16) -> Result<()>;
@@ -43,42 +43,42 @@ macro_rules! client {
 client!(Exec);
 client!(Attachment);
 
-/// How a client is with its program.
+/// The options of a session.
 #[derive(Debug)]
-pub(super) struct Manner {
+pub(super) struct SessionOptions {
     /// The program has a terminal.
     pub(super) tty: bool,
-    /// The caller's input goes to it.
+    /// The caller's input is copied to it.
     pub(super) interactive: bool,
-    /// The caller's signals go to it; else an interrupt ends the client.
+    /// The caller's signals are passed on; else an interrupt ends the client.
     pub(super) sig_proxy: bool,
-    /// They leave a program with a terminal.
+    /// The keys that detach from a program with a terminal.
     pub(super) detach_keys: DetachKeys,
 }
 
-/// Why a client stayed no longer.
+/// Why a session ended.
 enum Ended {
-    /// With an exit code.
+    /// The program ended, with this exit code.
     Program(u8),
-    /// By a signal that is not passed on.
+    /// A signal that is not passed on.
     Interrupt,
-    /// By the detach keys.
+    /// The detach keys.
     Keys,
 }
 
-/// Copies streams until the program ends, and returns its exit code.
-pub(super) fn stay(
+/// Copies streams until the program ends or the client detaches, and returns the exit code.
+pub(super) fn run(
     client: &impl Client,
     pipes: Pipes,
     signals: &Signals,
-    manner: Manner,
+    options: SessionOptions,
 ) -> Result<u8> {
-    let Manner {
+    let SessionOptions {
         tty,
         interactive,
         sig_proxy,
         detach_keys,
-    } = manner;
+    } = options;
     let stdin = std::io::stdin();
     let raw = if tty && interactive && stdin.is_terminal() {
         Some(Raw::new(stdin.as_fd())?)
@@ -104,13 +104,14 @@ pub(super) fn stay(
         }
         Ended::Keys => {
             drop(raw);
-            // As Docker's client: what was asked for, the program's end, is not known.
+            // As in Docker's client, detaching is an error: the exit code is unknown.
             Err(Error::failed("read escape sequence"))
         }
     }
 }
 
-/// Passes signals on, and changes of the terminal's size, until the program ends or is left.
+/// Passes on signals and changes of the terminal's size, until the program ends or the client
+/// detaches.
 fn watch(
     client: &impl Client,
     output: &Output,

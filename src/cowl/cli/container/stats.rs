@@ -1,4 +1,4 @@
-//! `cowl stats`: what containers use, computed from the counters as Docker's command line does
+//! `cowl stats`: containers' resource usage, computed from the counters as Docker's client does
 //! (docker/cli, `cli/command/container/stats_helpers.go`).
 
 use super::args::Stats;
@@ -22,20 +22,20 @@ const INTERVAL: Timespec = Timespec {
 };
 /// Moves to the screen's first line.
 const HOME: &str = "\x1b[H";
-/// Clears what is left of a line.
+/// Clears the rest of a line.
 const CLEAR_LINE: &str = "\x1b[K";
-/// Clears what is below.
+/// Clears the screen below.
 const CLEAR_BELOW: &str = "\x1b[J";
 
-/// Prints what containers use: once, or again and again until all that were named are gone.
+/// Prints containers' resource usage: once, or repeatedly until all named containers are gone.
 pub(in crate::cli) fn stats(engine: &Engine, args: &Stats, out: &mut Stdout) -> Result<u8> {
     let format = match args.format.as_deref() {
         None | Some("") => "table",
         Some(format) => format,
     };
-    // A wrong one is an error although there may be nothing to show.
+    // A malformed format is an error even if there is nothing to show.
     format::lines(format, TABLE, &header(), &[])?;
-    // One that there is not is an error now, and gone later.
+    // A container missing now is an error; one that disappears later is not.
     for name in &args.containers {
         engine.usage_of(name)?;
     }
@@ -51,7 +51,7 @@ pub(in crate::cli) fn stats(engine: &Engine, args: &Stats, out: &mut Stdout) -> 
             let shown = format::lines(format, TABLE, &header(), &rows)?;
             show(&shown, out)?;
         } else if !is_first {
-            // As Docker's, without a header if there is nothing below it.
+            // As in Docker, no header if there are no rows.
             if !rows.is_empty() {
                 format::print(format, TABLE, &header(), &rows, out)?;
             }
@@ -60,27 +60,27 @@ pub(in crate::cli) fn stats(engine: &Engine, args: &Stats, out: &mut Stdout) -> 
         if out.is_closed() || rows.is_empty() && !args.all {
             return Ok(0);
         }
-        // The processor's share is that of the time between two readings.
+        // The CPU share is computed over the time between two readings.
         let samples = read.into_iter().map(|(_, usage)| (usage.id, usage.sample));
         before = samples
             .filter_map(|(id, sample)| Some((id, sample?)))
             .collect();
-        if reader_left(&INTERVAL)? {
+        if wait_for_reader_end(&INTERVAL)? {
             return Ok(0);
         }
     }
 }
 
-/// Waits so long, or until nobody reads standard output any more; true if so.
-fn reader_left(time: &Timespec) -> Result<bool> {
+/// Waits for `time`, or until the reader of standard output is gone; returns whether it is.
+fn wait_for_reader_end(time: &Timespec) -> Result<bool> {
     let stdout = std::io::stdout();
-    // POLLERR comes unasked.
+    // POLLERR is always reported.
     let mut waiting = [PollFd::new(&stdout, PollFlags::empty())];
     let left = retry_on_intr(|| poll(&mut waiting, Some(time)));
     Ok(left.context(|| "waiting for the next reading")? != 0)
 }
 
-/// Shows lines in place of those before.
+/// Redraws the lines in place.
 fn show(lines: &[String], out: &mut Stdout) -> Result<()> {
     out.text(HOME)?;
     for line in lines {
@@ -90,7 +90,7 @@ fn show(lines: &[String], out: &mut Stdout) -> Result<()> {
     Ok(out.flush()?)
 }
 
-/// The containers that are asked for and still there, with what they are asked for by.
+/// The usage of the containers that still exist, each with the argument that named it.
 fn read(engine: &Engine, args: &Stats) -> Result<Vec<(String, Usage)>> {
     let asked = if args.containers.is_empty() {
         let request = ListRequest {
@@ -123,7 +123,7 @@ fn header() -> Value {
     })
 }
 
-/// The fields of Docker's `--format json`. What does not run has zeros.
+/// The fields of Docker's `--format json`. All values are zero if it does not run.
 fn row(asked: &str, usage: &Usage, before: Option<&Sample>, whole_id: bool) -> Value {
     let sample = usage.sample.as_ref();
     let memory =
@@ -136,7 +136,7 @@ fn row(asked: &str, usage: &Usage, before: Option<&Sample>, whole_id: bool) -> V
     let written: u64 = blkio.iter().map(|device| device.write_bytes).sum();
     let pids = sample.and_then(|sample| sample.stats.pids).unwrap_or(0);
     let (part, whole) = processor_share(before, sample);
-    // Sorted, as Go has them.
+    // Sorted, as Go prints them.
     json!({
         "BlockIO": format!("{} / {}", human_size(read), human_size(written)),
         "CPUPerc": percent(part, whole),
@@ -145,13 +145,13 @@ fn row(asked: &str, usage: &Usage, before: Option<&Sample>, whole_id: bool) -> V
         "MemPerc": percent(used.into(), limit.into()),
         "MemUsage": format!("{} / {}", binary_size(used), binary_size(limit)),
         "Name": usage.name,
-        // Docker counts the traffic of networks that are there for containers: there are none.
+        // Docker counts traffic of container networks, which do not exist here.
         "NetIO": "0B / 0B",
         "PIDs": pids.to_string(),
     })
 }
 
-/// What a container has used of one processor's time between two readings, and that time.
+/// The CPU time that a container used between two readings, and the time of one CPU in between.
 fn processor_share(before: Option<&Sample>, now: Option<&Sample>) -> (u128, u128) {
     let (Some(before), Some(now)) = (before, now) else {
         return (0, 0);
@@ -161,7 +161,7 @@ fn processor_share(before: Option<&Sample>, now: Option<&Sample>) -> (u128, u128
     (u128::from(used) * u128::from(now.processors), passed.into())
 }
 
-/// Memory without the part of the page cache that is given back first.
+/// Memory in use, without the inactive page cache.
 fn in_use(memory: &MemoryStats) -> u64 {
     let detail = |key: &str| {
         let mut details = memory.details.iter();
@@ -175,7 +175,7 @@ fn in_use(memory: &MemoryStats) -> u64 {
     rest.filter(|rest| *rest > 0).unwrap_or(memory.usage)
 }
 
-/// With two decimals; nothing of nothing is none.
+/// Formats a percentage with two decimals; 0 of 0 is 0.
 fn percent(part: u128, whole: u128) -> String {
     let hundredths = (part * 10_000 + whole / 2).checked_div(whole).unwrap_or(0);
     format!("{}.{:02}%", hundredths / 100, hundredths % 100)

@@ -1,4 +1,4 @@
-//! Running a template's nodes on data.
+//! Evaluates a template's nodes on data.
 
 use super::parse::{Base, Call, Node, Pipeline, Word};
 use serde_json::{Value, json};
@@ -17,7 +17,7 @@ pub(super) fn run(
     .run(nodes, dot, out)
 }
 
-/// The functions that there are.
+/// The supported functions.
 pub(super) const FUNCTIONS: [&str; 22] = [
     "json", "lower", "upper", "title", "join", "split", "pad", "truncate", "println", "print",
     "printf", "len", "index", "eq", "ne", "lt", "le", "gt", "ge", "not", "and", "or",
@@ -149,7 +149,7 @@ fn field(value: &Value, name: &str) -> Result<Value, String> {
         .ok_or_else(|| format!("map has no entry for key \"{name}\""))
 }
 
-/// Keys or indices with their values; a map in the order of its keys.
+/// Keys or indices with their values, a map's sorted by key.
 fn items(value: Value) -> Result<Vec<(Value, Value)>, String> {
     match value {
         Value::Null => Ok(Vec::new()),
@@ -238,7 +238,7 @@ fn function(name: &str, arguments: &[Value]) -> Result<Value, String> {
     })
 }
 
-/// The element at an index or of a key; a map without the key gives nothing.
+/// The element at an index or key; an empty value if a map lacks the key.
 #[expect(clippy::needless_pass_by_value, reason = "the step of a fold")]
 fn index(value: Value, key: &Value) -> Result<Value, String> {
     match &value {
@@ -255,7 +255,7 @@ fn index(value: Value, key: &Value) -> Result<Value, String> {
     }
 }
 
-/// A count that a person can mean.
+/// A count, bounded to a sensible size.
 fn small(value: &Value) -> usize {
     value
         .as_u64()
@@ -275,7 +275,7 @@ fn title(text: &str) -> String {
     })
 }
 
-/// `%s %d %v %q %t %x %%`, with a width and `-` for left.
+/// `%s %d %v %q %t %x %%`, with a width and `-` for left alignment.
 fn printf(format: &str, words: &[Value]) -> Result<String, String> {
     let mut out = String::new();
     let mut words = words.iter();

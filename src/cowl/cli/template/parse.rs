@@ -1,4 +1,4 @@
-//! The text of a template as nodes.
+//! Parses a template's text into nodes.
 
 use super::eval::FUNCTIONS;
 use serde_json::{Value, json};
@@ -24,7 +24,7 @@ pub(super) enum Node {
     },
 }
 
-/// Calls, each of which gets the result of the last as its last argument.
+/// Calls, each of which gets the previous result as its last argument.
 pub(super) type Pipeline = Vec<Call>;
 
 /// A value, or a function with its arguments.
@@ -37,7 +37,7 @@ pub(super) struct Call {
 #[derive(Debug, Clone)]
 pub(super) enum Word {
     Value(Value),
-    /// What stands before the fields, and their names.
+    /// The base value, and the names of the fields.
     Field(Base, Vec<String>),
 }
 
@@ -53,11 +53,11 @@ enum Piece {
     Text(String),
     /// With the line that it begins on.
     Action(String, usize),
-    /// An action that does not end, and why.
+    /// An unterminated action, and why.
     Broken(String, usize),
 }
 
-/// Why a text is no template, and the line.
+/// Why a template is malformed, and the line.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Malformed {
     pub(super) line: usize,
@@ -80,7 +80,7 @@ pub(super) fn parse(text: &str) -> Result<Vec<Node>, Malformed> {
     })
 }
 
-/// Texts and actions in turn, white space trimmed where `-` says so.
+/// Splits a template into texts and actions; `-` trims white space.
 fn split(text: &str) -> Vec<Piece> {
     let mut pieces = Vec::new();
     let mut rest = text;
@@ -114,7 +114,7 @@ fn split(text: &str) -> Vec<Piece> {
     pieces
 }
 
-/// The text up to the `}}` that is not quoted, and what follows it.
+/// The text up to the first unquoted `}}`, and the rest.
 fn action(text: &str) -> Result<(&str, &str), String> {
     let comment = text.trim_start_matches("- ").starts_with("/*");
     let mut quote = None;
@@ -155,14 +155,14 @@ fn action(text: &str) -> Result<(&str, &str), String> {
 
 struct Parser {
     pieces: std::vec::IntoIter<Piece>,
-    /// Of the last action that was taken.
+    /// Line of the last action that was parsed.
     line: usize,
-    /// Those of the blocks around, the innermost last.
+    /// Variables in scope, the innermost last.
     variables: Vec<String>,
 }
 
 impl Parser {
-    /// Nodes up to the action that ends the block, which is given back.
+    /// Parses nodes up to the action that ends the block; returns that too.
     fn block(&mut self, depth: usize) -> Result<(Vec<Node>, Option<String>), String> {
         if depth > DEPTH {
             return Err("nested too deeply".to_owned());
@@ -236,7 +236,7 @@ impl Parser {
         })
     }
 
-    /// What follows a condition: the nodes for when it holds, and for when not.
+    /// The nodes after a condition: if it holds, and if not.
     fn blocks(&mut self, depth: usize) -> Result<(Vec<Node>, Vec<Node>), String> {
         let eof = || "unexpected EOF".to_owned();
         let (body, end) = self.block(depth + 1)?;
@@ -323,7 +323,7 @@ impl Reader<'_> {
                         {
                             function = Some(name);
                         }
-                        // A function without arguments is a value of none of ours.
+                        // Not a function, or not the first word of a call.
                         _ => return Err(format!("function \"{name}\" not defined")),
                     }
                 }
@@ -370,7 +370,7 @@ impl Reader<'_> {
         }
     }
 
-    /// The names after dots; a dot alone is none.
+    /// The names after dots; empty for a lone dot.
     fn fields(&mut self) -> Vec<String> {
         let mut names = Vec::new();
         while let Some(rest) = self.rest.strip_prefix('.') {

@@ -199,7 +199,7 @@ impl HostConfig {
     pub fn shown(&self) -> Result<Value> {
         let mut shown = defaults()?;
         let Value::Object(asked) = serde_json::to_value(self)? else {
-            return Err(Error::failed("HostConfig is no object"));
+            return Err(Error::failed("HostConfig is not an object"));
         };
         for (key, value) in asked {
             if !value.is_null() {

@@ -1,4 +1,4 @@
-//! Options with an empty value: docker 28.2 takes some for none and refuses others.
+//! Options with an empty value: docker 28.2 treats some as absent and refuses others.
 
 use crate::Cowl;
 
@@ -122,7 +122,7 @@ fn empty_file_of_an_archive_is_a_standard_stream() {
     let unnamed = cowl.run(&["save", "-o", "", "--platform", "", "one:1"]);
     assert_eq!(unnamed.stdout, named.stdout);
     assert!(unnamed.status.success());
-    // Standard input has no archive.
+    // Standard input is not an archive.
     let loaded = cowl.run(&["load", "-i", "", "--platform", ""]);
     let plain = cowl.run(&["load"]);
     assert_eq!(loaded.stderr, plain.stderr);

@@ -2,7 +2,7 @@
 
 use crate::Cowl;
 
-/// Commands that show single things end with 64, lists with 1.
+/// Commands that show single objects end with 64, lists with 1.
 #[test]
 fn malformed_template_has_dockers_text_and_exit_code() {
     let cowl = Cowl::with_store();
@@ -53,16 +53,16 @@ fn malformed_template_has_dockers_text_and_exit_code() {
     }
 }
 
-/// Wrong for what there is to show, and no malformed template.
+/// The template is well-formed but names a missing field.
 #[test]
-fn template_that_asks_for_what_is_not_there_ends_with_1() {
+fn template_with_a_missing_field_ends_with_1() {
     let cowl = Cowl::with_store();
     let missing = "template: map has no entry for key \"Nosuch\"";
     for command in ["version", "info"] {
         cowl.refused(&[command, "--format", "{{.Nosuch}}"], 1, missing);
     }
     let output = cowl.run(&["inspect", "--format", "{{.Id}}", "nosuch"]);
-    // As Docker's: a line, and the error.
+    // As in Docker: an empty line, and the error.
     assert_eq!(output.stdout, b"\n");
     assert_eq!(output.stderr, b"cowl: No such object: nosuch\n");
     assert_eq!(output.status.code(), Some(1));

@@ -1,4 +1,4 @@
-//! Help, and commands that there are not.
+//! Help, and unknown commands.
 
 use std::process::Command;
 
@@ -18,8 +18,8 @@ fn help_and_dash_dash_help_agree() {
         shown(&["volume", "rm", "--help"])
     );
     assert_eq!(shown(&["help"]), shown(&["--help"]));
-    // Without a command it is help on standard error, as Docker's; a store in the environment is
-    // none.
+    // As in Docker, without a command help goes to standard error, even if the environment names a
+    // store.
     for group in [&[][..], &["volume"]] {
         let output = cowl.run(group);
         assert_eq!(output.status.code(), Some(0));
@@ -34,7 +34,7 @@ fn help_and_dash_dash_help_agree() {
     }
 }
 
-/// A flag without a row, or a row without a test, is a promise that nothing holds.
+/// A flag without a row, or a row without a test, is a promise without a check.
 #[test]
 fn each_flag_of_run_has_a_row_and_a_test() {
     let project = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
@@ -63,7 +63,7 @@ fn each_flag_of_run_has_a_row_and_a_test() {
             .collect();
         assert!(flags.len() > 80, "{flags:?}");
         for flag in flags {
-            // Of every command.
+            // These belong to every command.
             if !matches!(flag, "--help" | "--root") {
                 assert!(documented.contains(&flag), "{flag} has no row");
             }
@@ -120,7 +120,7 @@ fn unknown_command_runs_cowl_name_or_gets_a_suggestion() {
     )
     .unwrap();
     let path = format!("{}:/usr/bin:/bin", cowl.temp.path().display());
-    // On the same store as a command of cowl's own.
+    // On the same store as cowl's own commands.
     let table: &[(&[&str], &str, &str)] = &[
         (
             &["greet", "--all", "x y"],

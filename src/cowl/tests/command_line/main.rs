@@ -1,4 +1,4 @@
-//! What a new user types wrong: one line that names the thing and what to do, the right exit code,
+//! Mistakes of new users: one line that names the problem and what to do, the right exit code,
 //! nothing left behind.
 #![allow(
     clippy::disallowed_methods,
@@ -57,7 +57,7 @@ impl Cowl {
         self.command(arguments).output().unwrap()
     }
 
-    /// Runs what must fail: exit code, standard error, and nothing on standard output.
+    /// Runs a command that must fail: exit code, standard error, and nothing on standard output.
     #[track_caller]
     pub(crate) fn refused(&self, arguments: &[&str], code: i32, stderr: &str) {
         let output = self.run(arguments);

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use crate::Cowl;
 
 #[test]
-fn closed_standard_output_is_no_error() {
+fn closed_standard_output_is_not_an_error() {
     let cowl = Cowl::with_store();
     for arguments in [&["images"][..], &["--help"], &["info"]] {
         let (reader, writer) = std::io::pipe().unwrap();
@@ -38,7 +38,7 @@ fn full_standard_output_is_reported() {
     assert_eq!(output.status.code(), Some(1));
 }
 
-/// `>&-`, as GNU's tools have it; what prints nothing does not miss it.
+/// `>&-` is an error as for GNU's tools, but not for commands that print nothing.
 #[test]
 fn output_that_the_caller_closed_is_reported() {
     let cowl = Cowl::with_store();
@@ -99,9 +99,9 @@ fn a_small_stack_is_enough() {
     }
 }
 
-/// What is done for one name is told before the next is begun: here before its error.
+/// The output for one name is written before the next name is handled: here before its error.
 #[test]
-fn names_are_told_one_by_one() {
+fn output_of_each_name_is_written_before_the_next() {
     let cowl = Cowl::with_store();
     for name in ["one", "two"] {
         cowl.prints(&["volume", "create", name], &format!("{name}\n"));

@@ -1,4 +1,4 @@
-//! What commands leave in the store, and where it is.
+//! What commands leave in the store, and where the store is.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -28,7 +28,7 @@ fn volume_create_ls_inspect_rm() {
     assert!(!cowl.root().join("volumes/vol1").exists());
 }
 
-/// What docker 28 prints: scripts count names by it.
+/// As docker 28: scripts count names with it.
 #[test]
 fn images_q_prints_an_id_for_each_name() {
     let cowl = Cowl::new();
@@ -40,7 +40,7 @@ fn images_q_prints_an_id_for_each_name() {
     cowl.prints(&["tag", "one:1", "one:2"], "");
     cowl.prints(&["images", "-q", "--no-trunc"], &id.repeat(3));
     cowl.prints(&["images", "-q", "--no-trunc", "one"], &id.repeat(2));
-    // Docker's command sorts the tags of a repository, and takes the repositories as they come.
+    // Docker sorts the tags of a repository, but not the repositories.
     let format = "{{.Repository}}:{{.Tag}}";
     cowl.prints(&["images", "--format", format], "one:1\none:2\ntwo:1\n");
 }
@@ -87,7 +87,7 @@ fn commands_that_add_nothing_make_no_store() {
     }
     cowl.refused(&["run", "image"], 125, told);
     assert_eq!(names(cowl.temp.path()), [""; 0]);
-    // Nor in a directory that is there.
+    // Nor in an existing directory.
     std::fs::create_dir(cowl.root()).unwrap();
     cowl.refused(&["images"], 1, told);
     assert_eq!(names(&cowl.root()), [""; 0]);

@@ -1,4 +1,4 @@
-//! Command lines that are refused.
+//! Refused command lines.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
@@ -60,7 +60,7 @@ fn usage_errors_are_one_line_with_125() {
     }
 }
 
-/// As of Docker's command, which leaves 125 to options and to `run` itself.
+/// As in Docker, where 125 is for options and for `run` itself.
 #[test]
 fn unknown_commands_and_wrong_numbers_of_arguments_are_one_line_with_1() {
     let cowl = Cowl::with_store();
@@ -97,7 +97,7 @@ fn unknown_commands_and_wrong_numbers_of_arguments_are_one_line_with_1() {
 }
 
 #[test]
-fn options_of_dockers_that_cowl_has_not_are_refused_with_the_reason() {
+fn unsupported_options_of_docker_are_refused_with_the_reason() {
     let cowl = Cowl::with_store();
     let table: &[(&[&str], &str)] = &[
         (
@@ -130,7 +130,7 @@ fn options_of_dockers_that_cowl_has_not_are_refused_with_the_reason() {
         ),
         (
             &["volume", "create", "--scope", "multi"],
-            "invalid argument \"multi\" for --scope: it is of volumes of a cluster, and cowl has none; see 'cowl volume create --help'",
+            "invalid argument \"multi\" for --scope: cowl has no cluster volumes; see 'cowl volume create --help'",
         ),
         (
             &["run", "-a", "stdlog", "i"],
@@ -150,10 +150,10 @@ fn options_of_dockers_that_cowl_has_not_are_refused_with_the_reason() {
     }
 }
 
-/// As of Docker's command: `run` leaves 125 to options and to what the engine refuses, and `create`
-/// to options alone.
+/// As in Docker: 125 of `run` is for options and for the engine's errors, of `create` for options
+/// only.
 #[test]
-fn exit_codes_of_run_and_create_tell_who_refused() {
+fn run_and_create_exit_with_dockers_codes() {
     let cowl = Cowl::with_store();
     let no_terminal = "the input device is not a TTY; omit -t or run cowl in a terminal";
     cowl.refused(&["run", "-it", "i"], 1, no_terminal);
@@ -181,7 +181,7 @@ fn exit_codes_of_run_and_create_tell_who_refused() {
 }
 
 #[test]
-fn missing_things_are_named() {
+fn missing_objects_are_named() {
     let cowl = Cowl::with_store();
     let image = |name: &str| format!("No such image: {name}");
     cowl.refused(&["run", "nosuch", "true"], 125, &image("nosuch:latest"));
@@ -192,7 +192,7 @@ fn missing_things_are_named() {
     );
     cowl.refused(&["history", "nosuch"], 1, &image("nosuch:latest"));
     cowl.refused(&["rmi", "nosuch"], 1, &image("nosuch:latest"));
-    // With -f it is told, and no failure.
+    // With -f it is reported, but is not a failure.
     cowl.refused(&["rmi", "-f", "nosuch"], 0, &image("nosuch:latest"));
     cowl.refused(&["image", "rm", "-f", "no:1"], 0, &image("no:1"));
     cowl.refused(
@@ -268,7 +268,7 @@ fn import_refuses_a_digest_as_name() {
     );
 }
 
-/// What Docker's flags take (spf13/pflag, Go's `strconv.ParseBool`); the last of several holds.
+/// As Docker's flags (spf13/pflag, Go's `strconv.ParseBool`); the last of several wins.
 #[test]
 fn every_switch_takes_a_value() {
     let cowl = Cowl::with_store();
@@ -295,10 +295,10 @@ fn every_switch_takes_a_value() {
         let shown = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(shown.starts_with("CONTAINER ID"), "{arguments:?}: {shown}");
     }
-    // A value is for a switch only with `=`; the word after it is the image.
+    // A switch takes a value only with `=`; the next word is the image.
     let image = "No such image: false:latest";
     cowl.refused(&["run", "--rm", "false"], 125, image);
-    // What follows the image is the command's.
+    // What follows the image belongs to the command.
     cowl.refused(&["run", "--rm=true", "false", "--rm=what"], 125, image);
     cowl.refused(
         &["run", "-it=", "i"],

@@ -33,7 +33,7 @@ pub(in crate::cli::container) struct Health {
 }
 
 impl Health {
-    /// None if none of them is given.
+    /// None if no option is given.
     pub(in crate::cli::container) fn into_healthcheck(self) -> Result<Option<Healthcheck>> {
         let time = |name: &str, text: &Option<String>| {
             let Some(text) = text else { return Ok(0) };

@@ -1,4 +1,4 @@
-//! What a container may do.
+//! The options for privileges and devices.
 
 use crate::engine::docker::{DeviceMapping, HostConfig, Ulimit};
 use crate::engine::error::{Error, Result};
@@ -49,7 +49,7 @@ impl Isolation {
         host.init = self.init.then_some(true);
         host.ulimits = self.ulimit;
         for option in self.security_opt {
-            // As Docker's command line: no option of the engine's.
+            // As in Docker, the client translates this one.
             if option == "systempaths=unconfined" {
                 host.masked_paths = Some(Vec::new());
                 host.readonly_paths = Some(Vec::new());
@@ -66,7 +66,7 @@ impl Isolation {
     }
 }
 
-/// With the text of a seccomp profile instead of its file (docker/cli,
+/// Replaces a seccomp profile's file name by its text (docker/cli,
 /// `cli/command/container/opts.go`).
 fn security_option(option: String) -> Result<String> {
     let invalid = || Error::invalid(format!("invalid --security-opt: {option:?}"));

@@ -1,4 +1,4 @@
-//! The options that `run` and `create` have in common, with Docker's names and short forms.
+//! The common options of `run` and `create`, with Docker's names and short forms.
 
 mod health;
 mod isolation;
@@ -18,7 +18,7 @@ pub(super) use resources::{ResourceOptions, UpdatableOptions};
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// What `run` and `create` have in common.
+/// The common options and arguments of `run` and `create`.
 #[derive(Debug, Args)]
 #[command(disable_help_flag = true)]
 pub(in crate::cli) struct Options {
@@ -143,7 +143,7 @@ pub(in crate::cli) struct Options {
     pub(in crate::cli::container) image_and_command: Vec<String>,
 }
 
-/// A platform; an empty one is any, as for Docker.
+/// A platform; as in Docker, an empty one means any.
 #[derive(Debug, Clone)]
 pub(in crate::cli::container) struct Platform(pub(in crate::cli::container) Option<PlatformName>);
 

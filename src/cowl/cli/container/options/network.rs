@@ -43,7 +43,7 @@ impl Network {
             return Err(Error::invalid("no name set for network"));
         }
         for entry in self.add_host {
-            // As Docker's command line: an equals sign becomes a colon.
+            // As in Docker's client, an equals sign becomes a colon.
             let separator = entry
                 .find(['=', ':'])
                 .ok_or_else(|| Error::invalid(format!("bad format for add-host: \"{entry}\"")))?;
@@ -59,7 +59,7 @@ impl Network {
     }
 }
 
-/// A domain without the dot at its end (docker/cli, `opts/opts.go`).
+/// A domain without its trailing dot (docker/cli, `opts/opts.go`).
 fn search_domain(text: &str) -> Result<String> {
     let domain = text.trim_matches(' ');
     if domain == "." {
@@ -100,7 +100,7 @@ pub(in crate::cli::container) struct Namespaces {
 }
 
 impl Namespaces {
-    /// What a mode means is for the engine to check; here are Docker's texts for its command line.
+    /// Checks the modes with the texts of Docker's client; the engine checks what they refer to.
     pub(in crate::cli::container) fn apply(self, host: &mut HostConfig) -> Result<()> {
         let joins = |mode: &str| {
             mode.strip_prefix("container:")
@@ -133,9 +133,9 @@ impl Namespaces {
 mod tests {
     use super::*;
 
-    /// What docker 28.2 takes, and as what.
+    /// What docker 28.2 accepts, and its normalised form.
     #[test]
-    fn search_domains_are_checked_as_dockers() {
+    fn search_domains_are_checked_as_docker_does() {
         for (text, domain) in [
             (".", "."),
             ("example.com", "example.com"),

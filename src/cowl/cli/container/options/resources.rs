@@ -5,7 +5,7 @@ use crate::engine::docker::{Resources, ThrottleDevice, WeightDevice};
 use crate::engine::error::{Error, Result};
 use clap::Args;
 
-/// Limits that can be changed later.
+/// Limits that `update` can change.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct UpdatableOptions {
     /// Memory limit in bytes, or with a unit of b, k, m or g: 512m
@@ -127,7 +127,7 @@ fn parse_swap(text: &str) -> Result<i64, String> {
     i64::try_from(bytes).map_err(|_range| format!("invalid size: '{text}'"))
 }
 
-/// A decimal number of processors as billionths of one.
+/// Parses a decimal number of CPUs into billionths.
 fn parse_cpus(text: &str) -> Result<i64, String> {
     let invalid = || format!("failed to parse {text} as a rational number");
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
@@ -178,7 +178,7 @@ fn parse_weight(text: &str) -> Result<WeightDevice, String> {
     })
 }
 
-/// A device's path, and what follows the colon.
+/// A device's path, and the text after the colon.
 fn of_device(text: &str) -> Result<(&str, &str), String> {
     let (path, value) = text
         .split_once(':')
