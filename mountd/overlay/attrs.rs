@@ -172,22 +172,25 @@ impl Overlay {
     pub fn setattr(&self, id: NodeId, set: &SetAttr) -> Result<Attr, Errno> {
         self.writable()?;
         let id = self.current(id);
-        let attr = self.getattr(id)?;
         let wanted = SetAttr {
             kill_priv: false,
             ..*set
         };
-        if wanted == SetAttr::default() && !(set.kill_priv && self.has_privilege(id, &attr)?) {
-            return Ok(attr);
+        if wanted == SetAttr::default() {
+            let attr = self.getattr(id)?;
+            if !(set.kill_priv && self.has_privilege(id, &attr)?) {
+                return Ok(attr);
+            }
         }
-        if set.size.is_some() && attr.file_type != FileType::Regular {
-            return Err(if attr.file_type == FileType::Directory {
+        let file_type = self.type_of(id)?;
+        if set.size.is_some() && file_type != FileType::Regular {
+            return Err(if file_type == FileType::Directory {
                 Errno::ISDIR
             } else {
                 Errno::INVAL
             });
         }
-        let no_file = attr.file_type == FileType::Directory
+        let no_file = file_type == FileType::Directory
             || set.is_times_only()
             || (set.size.is_none() && self.is_lost(id));
         if self.is_gone(id) && no_file {
@@ -202,7 +205,8 @@ impl Overlay {
         }
         let _content = self.lock_content(id);
         let _guard = self.busy.lock(&[id]);
-        if set.kill_priv {
+        // The host drops them itself where it changes an owner, whoever asks.
+        if set.kill_priv && set.uid.is_none() && set.gid.is_none() {
             self.drop_privilege(id)?;
         }
         if let Some(size) = set.size {

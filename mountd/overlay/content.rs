@@ -31,7 +31,7 @@ use super::types::{Attr, Errno, LowerIno, NodeId};
 /// costs about as much as the one sync that either way takes.
 const SMALL: u64 = 256 << 10;
 
-const SET_ID: u32 = 0o6000;
+pub(super) const SET_ID: u32 = 0o6000;
 
 const CAPABILITY: &[u8] = b"security.capability";
 

@@ -18,6 +18,7 @@ use rustix::fs::{Mode, OFlags, XattrFlags};
 use super::copyup::make_special;
 use super::dir::{Target, Under};
 use super::event::Event;
+use super::files::RealFile;
 use super::lookup::check_new_name;
 use super::node::{Home, UpperFile};
 use super::remove::end_whiteout;
@@ -87,7 +88,7 @@ impl Overlay {
             FileType::CharDevice | FileType::BlockDevice => Kind::Special(file_type, rdev),
             FileType::Fifo | FileType::Socket => Kind::Special(file_type, Rdev::default()),
         };
-        self.make(
+        let (entry, file) = self.make(
             parent,
             name,
             kind,
@@ -96,8 +97,13 @@ impl Overlay {
                 umask,
                 caller: *caller,
             },
-        )
-        .map(|(entry, _)| entry)
+        )?;
+        if let Some(file) = file.filter(|_| file_type == FileType::Regular) {
+            // It is written next, as a rule.
+            let file = RealFile::upper(Arc::new(file.into()));
+            self.files.put(entry.id, true, file);
+        }
+        Ok(entry)
     }
 
     /// Creates a directory.

@@ -8,6 +8,7 @@ use cowl_core::tree::FileType;
 use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom};
 
 use super::Overlay;
+use super::content::SET_ID;
 use super::event::Event;
 use super::node::{Home, Unsynced};
 use super::opens::Serving;
@@ -64,7 +65,7 @@ impl Overlay {
         Ok(())
     }
 
-    fn type_of(&self, id: NodeId) -> Result<FileType, Errno> {
+    pub(super) fn type_of(&self, id: NodeId) -> Result<FileType, Errno> {
         if let Some(node) = self.state.read().node(id) {
             return Ok(node.file_type);
         }
@@ -103,8 +104,8 @@ impl Overlay {
         Ok(done)
     }
 
-    /// Writes; short only if a later part fails. `kill_priv`: drop set-id bits and capabilities
-    /// first.
+    /// Writes; short only if a later part fails. `kill_priv`: drop set-id bits first. A capability
+    /// is dropped by the host, whoever writes.
     pub fn write(
         &self,
         id: NodeId,
@@ -115,7 +116,7 @@ impl Overlay {
     ) -> Result<usize, Errno> {
         self.writable()?;
         let file = self.file_to_write(id, handle)?;
-        if kill_priv {
+        if kill_priv && rustix::fs::fstat(&*file)?.st_mode & SET_ID != 0 {
             let id = self.current(id);
             let _guard = self.busy.lock(&[id]);
             self.drop_privilege(id)?;
