@@ -69,32 +69,49 @@ fn a_mount_with_an_upper_on_overlayfs_fails_only_the_listed_cases_as_root() {
         return skip("this kernel has no overlayfs");
     }
     root(|| {
-        let place = directory().join("plain");
-        open_to_all(&place);
-        for part in [
-            "lower",
-            "mnt",
-            "host",
-            "host.lower",
-            "host.upper",
-            "host.work",
-        ] {
-            open_to_all(&place.join(part));
-        }
-        let host = "mount -t overlay overlay -o lowerdir=host.lower,upperdir=host.upper,workdir=host.work host
-            mkdir host/upper host/work";
-        shell(&place, host, [""; 0]);
-        let mountd = binary("cowl-mountd");
-        let options = "lowerdir=lower,upperdir=host/upper,workdir=host/work";
-        let mut command = program(mountd.to_str().unwrap(), ["-o", options, "mnt"]);
-        run(command.current_dir(&place)).ok();
-        let found = failing(&place.join("mnt"));
-        shell(&place, "umount mnt", [""; 0]);
-        await_processes();
-        let record = shell(&place, "cat host/work/lock; umount host", [""; 0]);
-        assert!(record.ends_with(" .wh.\n"), "{record}");
+        let host = "mount -t overlay overlay -o lowerdir=host.lower,upperdir=host.upper,workdir=host.work host";
+        let found = failing_with_an_upper_on(host, "trusted .wh.\n");
         assert_same(&listed(include_str!("pjdfstest.expected")), &found);
     });
+}
+
+/// With an upper on a ramfs, where marks are links.
+#[test]
+fn a_mount_with_an_upper_on_ramfs_fails_only_the_listed_cases_as_root() {
+    root(|| {
+        let found = failing_with_an_upper_on("mount -t ramfs ramfs host", "links .wh.\n");
+        assert_same(&listed(include_str!("pjdfstest.expected")), &found);
+    });
+}
+
+/// The cases that fail on a mount with an upper on a host file system.
+fn failing_with_an_upper_on(host: &str, record: &str) -> BTreeSet<String> {
+    let place = directory().join("plain");
+    open_to_all(&place);
+    for part in [
+        "lower",
+        "mnt",
+        "host",
+        "host.lower",
+        "host.upper",
+        "host.work",
+    ] {
+        open_to_all(&place.join(part));
+    }
+    shell(&place, host, [""; 0]);
+    for part in ["upper", "work"] {
+        open_to_all(&place.join("host").join(part));
+    }
+    let mountd = binary("cowl-mountd");
+    let options = "lowerdir=lower,upperdir=host/upper,workdir=host/work";
+    let mut command = program(mountd.to_str().unwrap(), ["-o", options, "mnt"]);
+    run(command.current_dir(&place)).ok();
+    let found = failing(&place.join("mnt"));
+    shell(&place, "umount mnt", [""; 0]);
+    await_processes();
+    let recorded = shell(&place, "cat host/work/lock; umount host", [""; 0]);
+    assert_eq!(recorded, record);
+    found
 }
 
 /// Most cases change to users that a user namespace of one id does not have; those fail on any

@@ -93,6 +93,19 @@ fn an_upper_on_overlayfs_hides_names_by_files() {
     if !has_overlayfs() {
         return skip("this kernel has no overlayfs");
     }
+    let host = "mount -t overlay overlay -o lowerdir=host.lower,upperdir=host.upper,workdir=host.work host";
+    an_upper_keeps_changes_on(host, "");
+}
+
+/// It has no extended attributes either.
+fn an_upper_on_ramfs_has_its_marks_in_links() {
+    let marks = "cowl cowl.stamp impure opaque";
+    an_upper_keeps_changes_on("mount -t ramfs ramfs host", marks);
+}
+
+/// Mounts a host file system, changes files through an upper there, mounts it again and commits
+/// it. `marks` are the kinds of links in its work directory.
+fn an_upper_keeps_changes_on(host: &str, marks: &str) {
     let place = directory();
     for name in [
         "content",
@@ -110,7 +123,6 @@ fn an_upper_on_overlayfs_hides_names_by_files() {
     }
     let store = Store::new("store");
     store.import_directory(&place.join("content"), "image");
-    let host = "mount -t overlay overlay -o lowerdir=host.lower,upperdir=host.upper,workdir=host.work host";
     shell(&place, host, [""; 0]);
     let (seen, upper) = (place.join("seen"), place.join("host/upper"));
     let mount = || {
@@ -131,6 +143,8 @@ fn an_upper_on_overlayfs_hides_names_by_files() {
         [""; 0],
     );
     assert!(kinds.trim().parse::<u32>().unwrap() > 3, "{kinds}");
+    let kinds = "find host -path '*/marks/*.*' -printf '%f\\n' | cut -d. -f2- | sort -u | xargs";
+    assert_eq!(shell(&place, kinds, [""; 0]).trim(), marks);
     mount();
     assert_eq!(shell(&seen, SHOWN, [""; 0]), expected);
     unmount();
@@ -155,6 +169,16 @@ fn an_upper_on_overlayfs_hides_names_by_files_as_root() {
 #[test]
 fn an_upper_on_overlayfs_hides_names_by_files_as_user() {
     user(|| an_upper_on_overlayfs_hides_names_by_files());
+}
+
+#[test]
+fn an_upper_on_ramfs_has_its_marks_in_links_as_root() {
+    root(|| an_upper_on_ramfs_has_its_marks_in_links());
+}
+
+#[test]
+fn an_upper_on_ramfs_has_its_marks_in_links_as_user() {
+    user(|| an_upper_on_ramfs_has_its_marks_in_links());
 }
 
 const COPY_UPS: &str = "

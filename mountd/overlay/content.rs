@@ -294,7 +294,7 @@ impl Overlay {
         };
         upper
             .spelling()
-            .write(name_at, upper.namespace(), FileType::Regular, &mark)
+            .write(name_at, upper.mark_store(), FileType::Regular, &mark)
     }
 }
 

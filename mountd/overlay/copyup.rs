@@ -64,7 +64,8 @@ impl Overlay {
 
     fn marks_are_read(&self) -> bool {
         self.upper.as_ref().is_none_or(|upper| {
-            upper.spelling() == Spelling::Tree || upper.namespace() == Namespace::Trusted
+            upper.spelling() == Spelling::Tree
+                || upper.mark_store().namespace() == Some(Namespace::Trusted)
         })
     }
 
@@ -229,6 +230,7 @@ impl Overlay {
         let upper = self.writable()?;
         let creator = crate::sys::identity::own()?;
         self.create_like(staged, node, record, keep)?;
+        upper.mark_new(staged)?;
         match into {
             Destination::Name { .. } => {}
             Destination::Orphan(number) => file.home = Home::Orphan(*number),
@@ -245,8 +247,9 @@ impl Overlay {
         {
             // It has names that are not its origin's path.
             let origin = self.lower.origin_of(node)?;
-            let space = upper.namespace();
-            upper.spelling().write_redirect(staged, space, origin)?;
+            upper
+                .spelling()
+                .write_redirect(staged, upper.mark_store(), origin)?;
         }
         self.apply_metadata(staged, node, Some(creator))?;
         if let Some(attr) = self.gone_attr(id) {
@@ -310,7 +313,7 @@ impl Overlay {
             atime,
             ..
         } = self.lower.node(node)?.attr;
-        let space = self.writable()?.namespace();
+        let space = self.writable()?.mark_store().namespace();
         if creator != Some((uid, gid)) {
             match name_at.chown(Some(uid), Some(gid)) {
                 // As in fuse-overlayfs: the owner is not shown.
@@ -345,14 +348,14 @@ impl Overlay {
         origin: Option<LowerIno>,
     ) -> Result<(), Errno> {
         let upper = self.writable()?;
-        if !upper.namespace().marks(stored) {
+        if !upper.mark_store().marks(stored) {
             return Ok(());
         }
         let origin = origin.map(|node| self.lower.origin_of(node)).transpose()?;
         let mark = file.mark(origin);
         upper
             .spelling()
-            .write(name_at, upper.namespace(), stored, &mark)
+            .write(name_at, upper.mark_store(), stored, &mark)
     }
 
     pub(super) fn install_copy(
@@ -371,7 +374,7 @@ impl Overlay {
                 if upper.spelling() == Spelling::Plain {
                     // An upper without a stamp is told from a new one by it (`Upper::open`).
                     NameAt::new(upper.root(), b".").set_mark(
-                        upper.namespace(),
+                        upper.mark_store(),
                         Mark::Impure,
                         marks::YES,
                     )?;
@@ -391,7 +394,7 @@ impl Overlay {
         }
         let fd = self.dir_fd(dir)?;
         NameAt::new(fd.as_fd(), b".").set_mark(
-            self.writable()?.namespace(),
+            self.writable()?.mark_store(),
             Mark::Impure,
             marks::YES,
         )?;
@@ -431,11 +434,12 @@ pub(super) fn make_special(
 }
 
 /// Whether a copy-up fails if the upper cannot store this attribute: ACLs and `security.*`, as in
-/// overlayfs. Without privilege, other `security.*` and `trusted.*` cannot be written.
-fn must_be_copied(name: &[u8], space: Namespace) -> bool {
+/// overlayfs. Without privilege, other `security.*` and `trusted.*` cannot be written, and where
+/// there are no attributes a capability is dropped, as fuse-overlayfs does.
+fn must_be_copied(name: &[u8], space: Option<Namespace>) -> bool {
     name.starts_with(b"system.posix_acl_")
-        || name == b"security.capability"
-        || (space == Namespace::Trusted && name.starts_with(b"security."))
+        || (space.is_some() && name == b"security.capability")
+        || (space == Some(Namespace::Trusted) && name.starts_with(b"security."))
 }
 
 /// Removes a failed copy from `work/tmp`; the next mount removes what remains.

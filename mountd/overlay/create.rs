@@ -2,8 +2,9 @@
 //! ACL.
 //!
 //! Where the upper has nothing at the name, a file is created there, in one step. Where it
-//! replaces a whiteout, or needs a mark first, it is created in a staging directory in `work/tmp`,
-//! which hands down group and default ACL as the parent would, and renamed into place.
+//! replaces a whiteout, needs a mark first, or could have an earlier file's, it is created in a
+//! staging directory in `work/tmp`, which hands down group and default ACL as the parent would,
+//! and renamed into place.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -183,6 +184,7 @@ impl Overlay {
             caller: *caller,
         };
         let made = create_file(name_at, Kind::Regular, wanted).and_then(|file| {
+            upper.mark_new(name_at)?;
             let host = name_at.stat()?.stx_ino;
             name_at.rename_new(NameAt::new(upper.orphans(), number.to_string().as_bytes()))?;
             Ok((file, host))
@@ -240,7 +242,8 @@ impl Overlay {
         // A file beside its whiteout needs no staging. Without ACLs none may be handed down by the
         // directory itself.
         let in_its_place = whiteout && upper.whiteouts() == Whiteouts::Devices;
-        let fd = if in_its_place || opaque || device || self.rules.no_acl {
+        let staged = in_its_place || opaque || device;
+        let fd = if staged || self.rules.no_acl || upper.stages_new_files() {
             self.make_in_staging(
                 upper,
                 parent,
@@ -329,15 +332,16 @@ impl Overlay {
         }
         let staging = self.staging(upper, parent)?;
         let name_at = NameAt::new(staging.dir.as_fd(), b"f");
-        let space = upper.namespace();
+        let store = upper.mark_store();
         let made = create_file(
             name_at,
             if special.device { Kind::Regular } else { kind },
             wanted,
         )
         .and_then(|fd| {
+            upper.mark_new(name_at)?;
             if special.opaque {
-                name_at.set_mark(space, Mark::Opaque, marks::YES)?;
+                name_at.set_mark(store, Mark::Opaque, marks::YES)?;
             }
             if special.device {
                 let file = UpperFile {

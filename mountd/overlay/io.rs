@@ -170,6 +170,7 @@ impl Overlay {
             return Ok(false);
         }
         rustix::fs::fsync(open)?;
+        self.writable()?.sync_marks()?;
         self.commit(|_| [Event::InodeSynced { node: id }]);
         Ok(true)
     }
@@ -211,7 +212,8 @@ impl Overlay {
     fn sync_directory(&self, id: NodeId) -> Result<(), Errno> {
         let dir = self.dir_fd(id)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        rustix::fs::fsync(rustix::fs::openat(dir.as_fd(), ".", flags, Mode::empty())?)
+        rustix::fs::fsync(rustix::fs::openat(dir.as_fd(), ".", flags, Mode::empty())?)?;
+        self.writable()?.sync_marks()
     }
 
     /// Syncs the directories above a copied-up node, up to the root, where its name or that of a

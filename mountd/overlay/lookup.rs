@@ -234,7 +234,7 @@ impl Overlay {
     pub(super) fn read_upper(&self, dir: NodeId) -> Result<(), Errno> {
         let upper = self.writable()?;
         let fd = self.dir_fd(dir)?;
-        let impure = scan::is_impure(fd.as_fd(), upper.namespace())?;
+        let impure = scan::is_impure(fd.as_fd(), upper.mark_store())?;
         let lower = lower_side(&self.state.read(), dir);
         let mut names = Vec::new();
         let mut strays = Vec::new();
@@ -309,8 +309,8 @@ impl Overlay {
         let fd = self.dir_fd(dir)?;
         let name_at = NameAt::new(fd.as_fd(), name);
         let below = lower_side(&self.state.read(), dir);
-        let space = upper.namespace();
-        let marks = scan::read_marks(name_at, file_type, space, &self.lower, below, impure)
+        let store = upper.mark_store();
+        let marks = scan::read_marks(name_at, file_type, store, &self.lower, below, impure)
             .map_err(|error| unreadable(name_at, &error))?;
         let file = upper_file(host, &marks);
         if let Some(saved) = &marks.interrupted {
@@ -358,13 +358,13 @@ impl Overlay {
     ) -> Result<(Marks<LowerIno>, UpperFile), Errno> {
         let host_type = HostType::from_raw_mode(u32::from(stat.stx_mode));
         let host_type = scan::file_type(host_type).ok_or(Errno::IO)?;
-        let space = upper.namespace();
-        let marks = scan::read_marks(name_at, host_type, space, &self.lower, None, true)
+        let store = upper.mark_store();
+        let marks = scan::read_marks(name_at, host_type, store, &self.lower, None, true)
             .map_err(|error| unreadable(name_at, &error))?;
         let origin = node.or(marks.origin).or_else(|| self.told_of(stat.stx_ino));
         let origin = origin.ok_or(Errno::IO)?;
         let expected = self.lower.node(origin)?.stored_type() == host_type;
-        if !expected || (space.marks(host_type) && marks.origin != Some(origin)) {
+        if !expected || (store.marks(host_type) && marks.origin != Some(origin)) {
             tracing::error!(name = %name_at.name.escape_ascii(), "a file in work/index is not what its name says");
             return Err(Errno::IO);
         }

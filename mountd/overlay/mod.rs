@@ -191,6 +191,23 @@ pub struct Overlay {
     journal: Option<Arc<Journal>>,
 }
 
+/// `inherits`: after a worker that died while the mount lives.
+fn open_upper(dirs: UpperDirs, base: Base<'_>, inherits: bool) -> Result<Upper, UpperError> {
+    let UpperDirs { upper, work, locks } = dirs;
+    let locks = match locks {
+        Some(locks) => locks,
+        None => Locks::take(upper.as_fd(), work.as_fd())?,
+    };
+    if inherits {
+        return Upper::reopen(upper, &work, locks, base);
+    }
+    let upper = Upper::open_locked(upper, &work, locks, base)?;
+    if let Err(errno) = upper.sweep_marks() {
+        tracing::warn!(%errno, "marks of removed files stay in work/marks");
+    }
+    Ok(upper)
+}
+
 impl Overlay {
     /// Opens the upper, if there is one, and reads its root and `work/index`; other directories
     /// are read at their first lookup.
@@ -235,17 +252,7 @@ impl Overlay {
             |stamp| Base::Tree { stamp, volatile },
         );
         let upper = upper
-            .map(|UpperDirs { upper, work, locks }| {
-                let locks = match locks {
-                    Some(locks) => locks,
-                    None => Locks::take(upper.as_fd(), work.as_fd())?,
-                };
-                if inherits {
-                    Upper::reopen(upper, &work, locks, base)
-                } else {
-                    Upper::open_locked(upper, &work, locks, base)
-                }
-            })
+            .map(|dirs| open_upper(dirs, base, inherits))
             .transpose()?;
         let state = match &journal {
             Some(journal) if upper.is_some() => State::journaled(Arc::clone(journal)),
@@ -265,8 +272,7 @@ impl Overlay {
             journal,
         };
         if let Some(upper) = &overlay.upper {
-            let marks = upper.namespace().prefix();
-            tracing::info!(marks, whiteouts = %upper.whiteouts(), "opened the upper");
+            tracing::info!(marks = %upper.mark_store(), whiteouts = %upper.whiteouts(), "opened the upper");
             overlay.take_over_root(upper, stamp.as_ref())?;
             overlay
                 .take_over_index(upper)
@@ -300,7 +306,7 @@ impl Overlay {
             upper.stamp(stamp)?;
         }
         let opaque =
-            is_opaque(root, upper.namespace()).map_err(host("reading the upper's root"))?;
+            is_opaque(root, upper.mark_store()).map_err(host("reading the upper's root"))?;
         let stat = root.stat().map_err(host("reading the upper's root"))?;
         let file = UpperFile {
             opaque,
@@ -372,7 +378,7 @@ impl Overlay {
         let stat = name_at.stat()?;
         let (marks, mut file) = self.read_indexed(upper, name_at, node, &stat)?;
         let node = marks.origin.ok_or(Errno::IO)?;
-        if !upper.namespace().marks(marks.file_type) {
+        if !upper.mark_store().marks(marks.file_type) {
             // This file cannot bear a mark, so no delta was stored: assume that all names of the
             // lower remain.
             file.link_delta = i32::try_from(self.lower.node(node)?.attr.nlink).unwrap_or(i32::MAX);

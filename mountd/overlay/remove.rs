@@ -315,15 +315,15 @@ impl Overlay {
         if held == 0 && upper.whiteouts() == Whiteouts::Devices {
             return Ok(());
         }
-        let space = upper.namespace();
+        let store = upper.mark_store();
         let fd = self.dir_fd(dir)?;
         let own = NameAt::new(fd.as_fd(), b".");
         self.preserving_times(dir, || {
             if let Some(origin) = self.origin_of(dir) {
                 let origin = self.lower.origin_of(origin)?;
-                upper.spelling().write_redirect(own, space, origin)?;
+                upper.spelling().write_redirect(own, store, origin)?;
             }
-            own.set_mark(space, Mark::Opaque, marks::YES)?;
+            own.set_mark(store, Mark::Opaque, marks::YES)?;
             self.commit(|_| [Event::Opaque { node: dir }]);
             empty(fd.as_fd())
         })?;

@@ -191,17 +191,17 @@ impl Overlay {
         if resolved.file_type != FileType::Directory {
             return self.mark_moved_file(resolved.id);
         }
-        let space = self.writable()?.namespace();
+        let store = self.writable()?.mark_store();
         let place = self.place_of(resolved.id)?;
         match origin {
             // It merged by name until now, without an origin on disk.
             Some(origin) => {
                 let origin = self.lower.origin_of(origin)?;
                 let spelling = self.writable()?.spelling();
-                spelling.write_redirect(place.name_at(), space, origin)
+                spelling.write_redirect(place.name_at(), store, origin)
             }
             None if !file.opaque && self.under(to.dir, to.name)? == Under::Directory => {
-                place.name_at().set_mark(space, Mark::Opaque, marks::YES)?;
+                place.name_at().set_mark(store, Mark::Opaque, marks::YES)?;
                 self.commit(|_| [Event::Opaque { node: resolved.id }]);
                 Ok(())
             }
@@ -221,7 +221,7 @@ impl Overlay {
                 let place = self.place_of(id)?;
                 upper
                     .spelling()
-                    .write_redirect(place.name_at(), upper.namespace(), origin)
+                    .write_redirect(place.name_at(), upper.mark_store(), origin)
             }
             _ => Ok(()),
         }

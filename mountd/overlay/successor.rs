@@ -60,8 +60,8 @@ impl Overlay {
         };
         let host_type = HostType::from_raw_mode(u32::from(stat.stx_mode));
         let host_type = scan::file_type(host_type).ok_or(Errno::IO)?;
-        let space = upper.namespace();
-        let marks = match scan::read_marks(name_at, host_type, space, &self.lower, None, true) {
+        let store = upper.mark_store();
+        let marks = match scan::read_marks(name_at, host_type, store, &self.lower, None, true) {
             Ok(marks) => marks,
             Err(error) => {
                 tracing::error!(number, %error, "a removed file that is still open cannot be used");

@@ -4,7 +4,7 @@
 use std::thread;
 
 use cowl_core::tree::TreeIno;
-use cowl_core::upper::marks::{FileMark, Mark, Namespace, Saved};
+use cowl_core::upper::marks::{FileMark, Mark, Saved};
 use cowl_tests::random::Random;
 
 use super::rules::{small, write_to};
@@ -12,7 +12,7 @@ use super::*;
 
 /// An upper with a file of each kind: with and without content, a directory, a hard link, a
 /// device.
-fn filled(fixture: &Fixture) -> Namespace {
+fn filled(fixture: &Fixture) {
     let overlay = fixture.overlay();
     write_to(&overlay, "file", 0, b"CON");
     for path in ["dir/one", "hard", "null", "empty"] {
@@ -23,15 +23,19 @@ fn filled(fixture: &Fixture) -> Namespace {
     overlay
         .rename(NodeId::ROOT, b"empty", dir, b"moved", RenameMode::Replace)
         .unwrap();
-    overlay.upper.as_ref().unwrap().namespace()
 }
 
-fn set(fixture: &Fixture, path: &str, mark: Mark, space: Namespace, value: &[u8]) {
+fn set(fixture: &Fixture, path: &str, mark: Mark, value: &[u8]) {
+    set_through(&fixture.overlay(), fixture, path, mark, value);
+}
+
+fn set_through(overlay: &Overlay, fixture: &Fixture, path: &str, mark: Mark, value: &[u8]) {
+    let store = overlay.upper.as_ref().unwrap().mark_store();
     let path = fixture.path(path);
     let dir = File::open(path.parent().unwrap()).unwrap();
     let name = path.file_name().unwrap().as_encoded_bytes();
     NameAt::new(dir.as_fd(), name)
-        .set_mark(space, mark, value)
+        .set_mark(store, mark, value)
         .unwrap();
 }
 
@@ -73,8 +77,8 @@ fn lookup_of_a_forged_mark_fails_with_eio_for_its_name_only() {
     ];
     for (what, value) in forged {
         let fixture = small();
-        let space = filled(&fixture);
-        set(&fixture, "upper/file", Mark::File, space, &value);
+        filled(&fixture);
+        set(&fixture, "upper/file", Mark::File, &value);
         let overlay = fixture.overlay();
         assert_eq!(content(&overlay, "dir/one"), b"one", "{what}");
         assert_eq!(walk(&overlay, "file"), Err(Errno::IO), "{what}");
@@ -90,7 +94,7 @@ fn lookup_of_a_forged_mark_fails_with_eio_for_its_name_only() {
 fn lookup_of_a_forged_index_mark_fails_with_eio_for_every_name() {
     for value in [&b"y"[..], &FileMark::of_origin(TreeIno(0)).encode()] {
         let fixture = small();
-        let space = filled(&fixture);
+        filled(&fixture);
         let [indexed] = &on_disk(&fixture.path("work/index"))[..] else {
             panic!("one file is indexed")
         };
@@ -98,7 +102,6 @@ fn lookup_of_a_forged_index_mark_fails_with_eio_for_every_name() {
             &fixture,
             &format!("work/index/{indexed}"),
             Mark::File,
-            space,
             value,
         );
         let overlay = fixture.overlay();
@@ -110,7 +113,7 @@ fn lookup_of_a_forged_index_mark_fails_with_eio_for_every_name() {
 }
 
 /// Gives `dir/one` the mark that it has during a content copy-up.
-fn set_copying(fixture: &Fixture, node: NodeId, space: Namespace) {
+fn set_copying(overlay: &Overlay, fixture: &Fixture, node: NodeId) {
     let copying = FileMark {
         metadata_only: true,
         copying: Some(Saved {
@@ -122,7 +125,7 @@ fn set_copying(fixture: &Fixture, node: NodeId, space: Namespace) {
         ..FileMark::of_origin(TreeIno(node.lower().unwrap().0))
     };
     let path = "upper/dir/one";
-    set(fixture, path, Mark::File, space, &copying.encode());
+    set_through(overlay, fixture, path, Mark::File, &copying.encode());
 }
 
 /// Gives `dir/one` other names, each in a directory of its own.
@@ -142,10 +145,11 @@ fn link_one(fixture: &Fixture, dirs: &[String]) -> NodeId {
 #[test]
 fn lookup_undoes_an_interrupted_copy_up() {
     let fixture = small();
-    let space = filled(&fixture);
+    filled(&fixture);
     let path = fixture.path("upper/dir/one");
-    let node = walk(&fixture.overlay(), "dir/one").unwrap();
-    set_copying(&fixture, node, space);
+    let overlay = fixture.overlay();
+    set_copying(&overlay, &fixture, walk(&overlay, "dir/one").unwrap());
+    drop(overlay);
     fs::write(&path, "o").unwrap();
     let overlay = fixture.overlay();
     let attr = stat(&overlay, "dir/one");
@@ -166,11 +170,11 @@ fn lookup_undoes_an_interrupted_copy_up() {
 #[test]
 fn lookup_of_another_name_leaves_a_running_copy_up() {
     let fixture = small();
-    let space = filled(&fixture);
+    filled(&fixture);
     let one = link_one(&fixture, &["other".into()]);
     let overlay = fixture.overlay();
     assert_eq!(walk(&overlay, "dir/one").unwrap(), one);
-    set_copying(&fixture, one, space);
+    set_copying(&overlay, &fixture, one);
     let path = fixture.path("upper/dir/one");
     fs::write(&path, "one").unwrap();
     assert_eq!(walk(&overlay, "other/one").unwrap(), one);
@@ -185,9 +189,9 @@ fn lookups_of_many_names_undo_an_interrupted_copy_up_once() {
     let written = b"abcdefgh";
     for _ in 0..20 {
         let fixture = small();
-        let space = filled(&fixture);
+        filled(&fixture);
         let one = link_one(&fixture, &dirs);
-        set_copying(&fixture, one, space);
+        set_copying(&fixture.overlay(), &fixture, one);
         let overlay = fixture.overlay();
         thread::scope(|scope| {
             for (at, dir) in dirs.iter().enumerate() {
@@ -208,7 +212,7 @@ fn lookup_of_random_marks_never_panics() {
     let mut failed = 0;
     for _ in 0..60 {
         let fixture = small();
-        let space = filled(&fixture);
+        filled(&fixture);
         let mut paths: Vec<String> = on_disk(&fixture.path("upper"))
             .iter()
             .map(|path| format!("upper/{path}"))
@@ -238,7 +242,6 @@ fn lookup_of_random_marks_never_panics() {
                 &fixture,
                 &path,
                 mark,
-                space,
                 if mark == Mark::Opaque { b"y" } else { &value },
             );
         }

@@ -276,6 +276,15 @@ fn sigkill_leaves_the_old_or_the_new_state_where_whiteouts_are_files() {
     super::run_on_overlayfs(&["--exact", all]);
 }
 
+#[test]
+fn sigkill_leaves_the_old_or_the_new_state_where_marks_are_links() {
+    if !super::model::owners() {
+        return skip("neither devices nor files of other users can be made here");
+    }
+    let all = "overlay::tests::killed::sigkill_at_any_system_call_leaves_the_old_or_the_new_state";
+    super::run_on_ramfs(&["--exact", all]);
+}
+
 /// NFS has no flag of renameat2. There an exchange fails, as on a plain directory.
 #[test]
 fn renames_need_no_flags_of_the_upper() {

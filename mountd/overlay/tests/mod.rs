@@ -85,7 +85,9 @@ impl Fixture {
                     minor: *minor,
                 }),
             };
-            layer.insert(&path, meta(*mode, xattrs), kind).unwrap();
+            layer
+                .insert(&path, meta(*mode, stored(xattrs)), kind)
+                .unwrap();
         }
         make_plain(&base.path().join("plain"), items);
         // A layer with no whiteouts is its own merged tree.
@@ -153,6 +155,19 @@ impl Fixture {
 
 /// Where all uppers are, if not beside their lowers.
 const UPPERS: &str = "COWL_TEST_UPPERS";
+
+/// Whether uppers have no extended attributes.
+pub(super) fn marks_are_links() -> bool {
+    std::env::var_os(UPPERS).is_some_and(|uppers| {
+        let probed = rustix::fs::getxattr(uppers, "user.x", &mut [0; 1]);
+        probed == Err(Errno::OPNOTSUPP)
+    })
+}
+
+/// The attributes of a file that an upper can have, too.
+fn stored<'x, 'v>(xattrs: &'x [(&'v str, &'v [u8])]) -> &'x [(&'v str, &'v [u8])] {
+    if marks_are_links() { &[] } else { xattrs }
+}
 
 /// A path in a fixture's directory.
 fn path_in(base: &Path, name: &str) -> PathBuf {
@@ -239,7 +254,8 @@ fn make_files(at: impl Fn(&str) -> PathBuf, items: &[Item<'_>]) {
             rustix::fs::chmod(&at, Mode::from_raw_mode(*mode)).unwrap();
         }
         // The others are for trees only: no file system of Linux takes them.
-        for (name, value) in xattrs.iter().filter(|(name, _)| !name.starts_with("com.")) {
+        let xattrs = stored(xattrs).iter();
+        for (name, value) in xattrs.filter(|(name, _)| !name.starts_with("com.")) {
             rustix::fs::lsetxattr(&at, *name, value, Host::empty()).unwrap();
         }
     }
@@ -289,6 +305,12 @@ fn regular(base: &Path, content: &[u8]) -> Kind {
 }
 
 pub(super) const ROOT_CALLER: Caller = Caller { uid: 0, gid: 0 };
+
+/// The namespace of an overlay's marks.
+pub(super) fn namespace(overlay: &Overlay) -> Namespace {
+    let upper = overlay.upper.as_ref().unwrap();
+    upper.mark_store().namespace().unwrap()
+}
 
 /// Walks to a path, without counting lookups.
 pub(super) fn walk(overlay: &Overlay, path: &str) -> Result<NodeId, Errno> {
@@ -388,6 +410,7 @@ fn all_tests_pass_in_a_user_namespace() {
         .arg(std::env::current_exe().unwrap())
         .args(["overlay::", "--skip", "killed", "--skip", "all_tests_pass"])
         .args(["--skip", "where_whiteouts_are_files"])
+        .args(["--skip", "where_marks_are_links"])
         .env("COWL_ALLOW_SKIP", "overlay::tests::privileges")
         .env_remove("COWL_SKIP_LOG")
         .env_remove("NEXTEST_TEST_NAME");
@@ -403,6 +426,20 @@ pub(super) fn run_on_overlayfs(tests: &[&str]) {
     if !overlayfs.contains("\toverlay\n") {
         return cowl_tests::skip::skip("the kernel has no overlayfs");
     }
+    run_on(
+        "-t overlay overlay -olowerdir=lower,upperdir=upper,workdir=work",
+        tests,
+    );
+}
+
+/// Runs tests again with uppers on a ramfs, which has no extended attributes either: marks are
+/// links.
+pub(super) fn run_on_ramfs(tests: &[&str]) {
+    run_on("-t ramfs ramfs", tests);
+}
+
+/// Runs tests again with uppers on what `mount` mounts with these arguments.
+fn run_on(mount: &str, tests: &[&str]) {
     let base = tempfile::tempdir().unwrap();
     for name in ["lower", "upper", "work", "merged"] {
         fs::create_dir(base.path().join(name)).unwrap();
@@ -413,10 +450,9 @@ pub(super) fn run_on_overlayfs(tests: &[&str]) {
     }
     command
         .args(["--mount", "sh", "-c"])
-        .arg(
-            "mount -t overlay overlay -olowerdir=lower,upperdir=upper,workdir=work merged &&
-            COWL_TEST_UPPERS=$PWD/merged exec \"$@\"",
-        )
+        .arg(format!(
+            "mount {mount} merged && COWL_TEST_UPPERS=$PWD/merged exec \"$@\""
+        ))
         .arg("sh")
         .arg(std::env::current_exe().unwrap())
         .args(tests)
@@ -434,4 +470,21 @@ pub(super) fn run_on_overlayfs(tests: &[&str]) {
 fn all_tests_pass_where_whiteouts_are_files() {
     let others = ["killed", "model", "all_tests_pass"].map(|name| ["--skip", name]);
     run_on_overlayfs(&[&["overlay::"], others.as_flattened()].concat());
+}
+
+/// But for those of attributes and holes, which a ramfs does not have.
+#[test]
+fn all_tests_pass_where_marks_are_links() {
+    let others = [
+        "killed",
+        "model",
+        "all_tests_pass",
+        "privileges::",
+        "holes",
+        "listxattr",
+        "read_getattr_and_rename",
+        "erofs",
+    ];
+    let others = others.map(|name| ["--skip", name]);
+    run_on_ramfs(&[&["overlay::"], others.as_flattened()].concat());
 }

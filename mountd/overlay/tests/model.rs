@@ -219,8 +219,8 @@ impl World {
             28..=47 => self.rename(),
             48..=55 => self.link(),
             56..=71 => self.attributes(),
-            72..=79 => self.xattr(),
-            80..=87 => self.write(),
+            72..=79 if !super::marks_are_links() => self.xattr(),
+            72..=87 => self.write(),
             88..=92 => self.open(),
             93..=96 => self.use_open(),
             97 => self.unnamed(),
@@ -294,4 +294,12 @@ fn random_operations_match_a_plain_directory_where_whiteouts_are_files() {
         format!("overlay::tests::model::random_operations_match_a_plain_directory_{test}")
     });
     super::run_on_overlayfs(&["--exact", &tests[0], &tests[1]]);
+}
+
+#[test]
+fn random_operations_match_a_plain_directory_where_marks_are_links() {
+    let tests = ["with_handles", "over_layers_without_handles"].map(|test| {
+        format!("overlay::tests::model::random_operations_match_a_plain_directory_{test}")
+    });
+    super::run_on_ramfs(&["--exact", &tests[0], &tests[1]]);
 }

@@ -16,7 +16,7 @@ const DEFAULT_ACL: &[u8] =
 fn setxattr_escapes_marks_and_mknod_0_0_is_no_whiteout() {
     let fixture = small();
     let overlay = fixture.overlay();
-    let space = overlay.upper.as_ref().unwrap().namespace().prefix();
+    let space = namespace(&overlay).prefix();
     let id = walk(&overlay, "dir").unwrap();
     let name = format!("{space}overlay.opaque").into_bytes();
     overlay
@@ -79,7 +79,7 @@ fn write_without_fsetid_drops_set_id_bits_and_capabilities() {
         .write(id, Some(writer.handle), 0, b"x", false)
         .unwrap();
     // Outside of the initial user namespace the host drops them at every write.
-    let initial = overlay.upper.as_ref().unwrap().namespace() == Namespace::Trusted;
+    let initial = namespace(&overlay) == Namespace::Trusted;
     let kept = if initial { 0o6777 } else { 0o777 };
     assert_eq!(overlay.getattr(id).unwrap().mode, kept);
     overlay

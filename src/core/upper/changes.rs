@@ -217,7 +217,7 @@ impl<E: From<ChangesError>, F: FnMut(&Change<'_>) -> Result<(), E>> Walk<'_, F> 
         .map_err(at(&dir.path))?;
         names.sort_by(|(a, _), (b, _)| a.cmp(b));
         let impure =
-            scan::is_impure(opened.as_fd(), self.upper.namespace()).map_err(at(&dir.path))?;
+            scan::is_impure(opened.as_fd(), self.upper.mark_store()).map_err(at(&dir.path))?;
         let merges = dir.below.is_some() && dir.below == dir.here;
         if !merges && dir.here.is_some() {
             self.give(&dir.path, Now::Opaque)?;
@@ -303,8 +303,8 @@ impl<E: From<ChangesError>, F: FnMut(&Change<'_>) -> Result<(), E>> Walk<'_, F> 
         below: Option<TreeIno>,
         impure: bool,
     ) -> Result<Marks<TreeIno>, ChangesError> {
-        let space = self.upper.namespace();
-        scan::read_marks(name_at, host_type, space, self.tree, below, impure).map_err(|source| {
+        let store = self.upper.mark_store();
+        scan::read_marks(name_at, host_type, store, self.tree, below, impure).map_err(|source| {
             ChangesError::Marks {
                 path: path.into(),
                 source,

@@ -1,6 +1,7 @@
 //! Names, encoding and escaping of the upper's extended attributes. The format is documented in
 //! [`super`].
 
+use super::mark_links::MarkLinks;
 use crate::digest::{ChainId, Sha256Digest};
 use crate::tree::{Timestamp, TreeIno};
 
@@ -71,6 +72,50 @@ impl Mark {
             (Namespace::User, Self::File) => "user.overlay.cowl",
             (Namespace::User, Self::Stamp) => "user.overlay.cowl.stamp",
         }
+    }
+}
+
+impl Mark {
+    /// The name below the prefix of a namespace and `overlay.`.
+    pub(super) fn suffix(self) -> &'static str {
+        let name = self.name(Namespace::User);
+        name.strip_prefix("user.overlay.").unwrap_or(name)
+    }
+}
+
+/// Where the marks of an upper are.
+#[derive(Debug)]
+pub enum MarkStore {
+    /// Extended attributes of the files.
+    Xattrs(Namespace),
+    /// Symbolic links in `work/marks`.
+    Links(MarkLinks),
+}
+
+impl MarkStore {
+    /// The namespace of the marks; None: they are no extended attributes.
+    pub const fn namespace(&self) -> Option<Namespace> {
+        match self {
+            Self::Xattrs(space) => Some(*space),
+            Self::Links(_) => None,
+        }
+    }
+
+    /// Whether a file of this type can bear marks.
+    pub const fn marks(&self, file_type: crate::tree::FileType) -> bool {
+        match self {
+            Self::Xattrs(space) => space.marks(file_type),
+            Self::Links(_) => true,
+        }
+    }
+}
+
+impl std::fmt::Display for MarkStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Xattrs(space) => space.prefix(),
+            Self::Links(_) => "work/marks",
+        })
     }
 }
 

@@ -7,7 +7,7 @@
 //! # Layout
 //! ```text
 //! upper/                 changed files, whiteouts, marks; the directory is locked while mounted
-//! work/lock              locked while mounted; the namespace of marks: "trusted" or "user", and
+//! work/lock              locked while mounted; where marks are: "trusted", "user" or "links", and
 //!                        " .wh." if whiteouts are files
 //! work/tmp/              staged files, and a link to the whiteouts of this mount; emptied at mount
 //! work/index/<number>    link to each copied-up hard link of the lower: over a tree by node
@@ -15,14 +15,15 @@
 //!                        over plain directories by any, and called work/links; emptied for an
 //!                        upper that is new or, over a tree, without a stamp
 //! work/orphans/<number>  removed files that are still open; emptied at mount
+//! work/marks/            marks, where the file system has no extended attributes ([`mark_links`])
 //! work/work/incompat     over plain directories: overlayfs's mark of a volatile upper
 //! ```
-//! Both directories must be on one file system, with extended attributes.
+//! Both directories must be on one file system.
 //!
 //! # Marks
 //! Extended attributes below `trusted.overlay.` where the worker has `CAP_SYS_ADMIN` in the
 //! initial user namespace, else below `user.overlay.`; there, symbolic links and special files
-//! bear none. The first two and the whiteout are overlayfs's own
+//! bear none. Where neither can be, symbolic links in `work/marks`. The first two and the whiteout are overlayfs's own
 //! (Documentation/filesystems/overlayfs.rst); the kernel ignores the others. [`scan`] says what
 //! they mean.
 //! ```text
@@ -77,6 +78,7 @@
 
 pub mod changes;
 mod directories;
+mod mark_links;
 pub mod marks;
 pub mod name_at;
 mod probe;
@@ -93,7 +95,8 @@ use rustix::io::Errno;
 pub use directories::{each_entry, empty, remove_temporary};
 
 use directories::{last_number, numbers_in, open_directory, subdirectory};
-use marks::{Mark, Namespace, Stamp};
+use mark_links::MarkLinks;
+use marks::{Mark, MarkStore, Stamp};
 use name_at::NameAt;
 use probe::Record;
 use spelling::Spelling;
@@ -141,6 +144,11 @@ pub enum UpperError {
         "the upper's file system has no extended attributes in {0}: use another file system for the upper"
     )]
     NoXattrs(&'static str),
+    /// Marks by inode number, in a directory with another number than they were written in.
+    #[error(
+        "the upper's marks are by inode number (work/marks), and these files have others: mount the directories that were copied, and copy the mount"
+    )]
+    CopiedMarks,
     /// Whiteouts as devices in the upper, where they cannot be made.
     #[error(
         "the upper's whiteouts are character devices 0:0, which cannot be made here (with RENAME_WHITEOUT): {0}"
@@ -255,7 +263,7 @@ pub struct Upper {
     index: OwnedFd,
     orphans: OwnedFd,
     _locks: Option<Locks>,
-    space: Namespace,
+    store: MarkStore,
     spelling: Spelling,
     whiteouts: Whiteouts,
     volatile: bool,
@@ -337,17 +345,20 @@ impl Upper {
             }
             record
         };
-        let space = record.space;
+        let store = match record.space {
+            Some(space) => MarkStore::Xattrs(space),
+            None => MarkStore::Links(MarkLinks::open(work.as_fd())?),
+        };
         let (condition, is_of_this_upper) = match base {
             Base::Tree { stamp, .. } => {
-                let condition = probe::compare_stamp(root.as_fd(), space, stamp)?;
+                let condition = probe::compare_stamp(root.as_fd(), &store, stamp)?;
                 (condition, condition == Condition::Stamped)
             }
             Base::Plain { .. } => {
                 // A mount that changed hard links only has left the upper empty, but for the mark.
-                let impure = scan::is_impure(root.as_fd(), space);
+                let impure = scan::is_impure(root.as_fd(), &store);
                 let impure = impure.map_err(host("reading the upper's marks"))?;
-                let condition = probe::refuse_stamp(root.as_fd(), space)?;
+                let condition = probe::refuse_stamp(root.as_fd(), &store)?;
                 (condition, !is_new || impure)
             }
         };
@@ -358,6 +369,11 @@ impl Upper {
             if !base.is_volatile() {
                 rustix::fs::fsync(&index).map_err(host("emptying work/index"))?;
             }
+        }
+        if let MarkStore::Links(links) = &store
+            && !is_of_this_upper
+        {
+            links.clear().map_err(host("emptying work/marks"))?;
         }
         if matches!(base, Base::Plain { volatile: true, .. }) {
             probe::mark_volatile(work.as_fd())?;
@@ -370,7 +386,7 @@ impl Upper {
             index,
             orphans,
             _locks: Some(locks),
-            space,
+            store,
             spelling: base.spelling(),
             whiteouts: record.whiteouts,
             volatile: base.is_volatile(),
@@ -391,7 +407,11 @@ impl Upper {
         let recorded = probe::recorded(work.as_fd())?;
         let recorded = recorded.ok_or_else(|| host("reading work/lock")(Errno::INVAL));
         let Record { space, whiteouts } = recorded?;
-        let condition = probe::compare_stamp(root.as_fd(), space, stamp)?;
+        let store = match space {
+            Some(space) => MarkStore::Xattrs(space),
+            None => MarkStore::Links(MarkLinks::of_mount(work.as_fd())?),
+        };
+        let condition = probe::compare_stamp(root.as_fd(), &store, stamp)?;
         let open = |name: &[u8]| {
             open_directory(work.as_fd(), name).map_err(host("opening the work directory"))
         };
@@ -401,7 +421,7 @@ impl Upper {
             orphans: open(b"orphans")?,
             _locks: None,
             root,
-            space,
+            store,
             spelling: Spelling::Tree,
             whiteouts,
             volatile: false,
@@ -432,9 +452,40 @@ impl Upper {
         self.orphans.as_fd()
     }
 
-    /// The namespace of the marks.
-    pub fn namespace(&self) -> Namespace {
-        self.space
+    /// Where the marks are.
+    pub fn mark_store(&self) -> &MarkStore {
+        &self.store
+    }
+
+    /// Whether a new file must be made in `work/tmp`, and [`mark_new`](Self::mark_new) called for
+    /// it before it gets its name.
+    pub fn stages_new_files(&self) -> bool {
+        matches!(self.store, MarkStore::Links(_))
+    }
+
+    /// Frees a new file from the marks that an earlier one of its inode number had.
+    pub fn mark_new(&self, name_at: NameAt<'_>) -> rustix::io::Result<()> {
+        match &self.store {
+            MarkStore::Xattrs(_) => Ok(()),
+            MarkStore::Links(links) => links.forget(name_at),
+        }
+    }
+
+    /// Drops the marks of files that are gone. Reads every directory of an upper whose marks are
+    /// links, and nothing of others. The caller changes nothing meanwhile.
+    pub fn sweep_marks(&self) -> rustix::io::Result<()> {
+        match &self.store {
+            MarkStore::Xattrs(_) => Ok(()),
+            MarkStore::Links(links) => links.sweep([self.root(), self.index(), self.orphans()]),
+        }
+    }
+
+    /// Makes the marks of a file durable that is not synced itself with them.
+    pub fn sync_marks(&self) -> rustix::io::Result<()> {
+        match &self.store {
+            MarkStore::Xattrs(_) => Ok(()),
+            MarkStore::Links(links) => links.sync(),
+        }
     }
 
     /// How the marks are spelled.
@@ -456,12 +507,14 @@ impl Upper {
     /// on the upper belongs to this tree.
     pub fn stamp(&self, stamp: &Stamp) -> Result<(), UpperError> {
         let root = NameAt::new(self.root(), b".");
-        root.set_mark(self.space, Mark::Stamp, &stamp.encode())
+        root.set_mark(&self.store, Mark::Stamp, &stamp.encode())
             .map_err(host("stamping the upper"))?;
         if self.volatile {
             return Ok(());
         }
-        rustix::fs::fsync(&self.root).map_err(host("stamping the upper"))
+        rustix::fs::fsync(&self.root)
+            .and_then(|()| self.sync_marks())
+            .map_err(host("stamping the upper"))
     }
 
     /// A number that no file in `work/tmp` or `work/orphans` has or ever had in this mount.

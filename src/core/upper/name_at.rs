@@ -8,7 +8,7 @@ use rustix::fs::{
 };
 use rustix::io::{Errno, Result};
 
-use super::marks::{Mark, Namespace};
+use super::marks::{Mark, MarkStore};
 use crate::tree::Timestamp;
 
 /// A directory descriptor and a name, the arguments of an `*at` call. It stays valid if the
@@ -85,20 +85,31 @@ impl<'a> NameAt<'a> {
     }
 
     /// The bytes of a mark.
-    pub fn mark(self, space: Namespace, mark: Mark) -> Result<Option<Vec<u8>>> {
-        self.xattr(mark.name(space).as_bytes())
+    pub fn mark(self, store: &MarkStore, mark: Mark) -> Result<Option<Vec<u8>>> {
+        match store {
+            MarkStore::Xattrs(space) => self.xattr(mark.name(*space).as_bytes()),
+            MarkStore::Links(links) => links.read(self, mark),
+        }
     }
 
     /// Writes a mark.
-    pub fn set_mark(self, space: Namespace, mark: Mark, value: &[u8]) -> Result<()> {
-        self.set_xattr(mark.name(space).as_bytes(), value, XattrFlags::empty())
+    pub fn set_mark(self, store: &MarkStore, mark: Mark, value: &[u8]) -> Result<()> {
+        match store {
+            MarkStore::Xattrs(space) => {
+                self.set_xattr(mark.name(*space).as_bytes(), value, XattrFlags::empty())
+            }
+            MarkStore::Links(links) => links.write(self, mark, value),
+        }
     }
 
     /// Removes a mark if it is there.
-    pub fn clear_mark(self, space: Namespace, mark: Mark) -> Result<()> {
-        match self.remove_xattr(mark.name(space).as_bytes()) {
-            Ok(()) | Err(Errno::NODATA) => Ok(()),
-            Err(error) => Err(error),
+    pub fn clear_mark(self, store: &MarkStore, mark: Mark) -> Result<()> {
+        match store {
+            MarkStore::Links(links) => links.remove(self, mark),
+            MarkStore::Xattrs(space) => match self.remove_xattr(mark.name(*space).as_bytes()) {
+                Ok(()) | Err(Errno::NODATA) => Ok(()),
+                Err(error) => Err(error),
+            },
         }
     }
 

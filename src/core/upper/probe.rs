@@ -5,7 +5,8 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags, RenameFlags, XattrFlags};
 use rustix::io::Errno;
 
-use super::marks::{Mark, Namespace, Stamp};
+use super::mark_links;
+use super::marks::{Mark, MarkStore, Namespace, Stamp};
 use super::name_at::{NameAt, is_whiteout};
 use super::whiteouts::Whiteouts;
 use super::{Condition, UpperError, each_entry, host, try_lock};
@@ -127,7 +128,7 @@ fn try_devices(tmp: BorrowedFd<'_>) -> Result<Result<(), Errno>, UpperError> {
 pub(super) fn is_new(root: BorrowedFd<'_>) -> Result<bool, UpperError> {
     let name_at = NameAt::new(root, b".");
     for space in [Namespace::Trusted, Namespace::User] {
-        let stamp = name_at.mark(space, Mark::Stamp);
+        let stamp = name_at.xattr(Mark::Stamp.name(space).as_bytes());
         if stamp.map_err(host("reading the upper's stamp"))?.is_some() {
             return Ok(false);
         }
@@ -152,23 +153,24 @@ fn has_entries(root: BorrowedFd<'_>) -> Result<bool, UpperError> {
 /// whiteouts of the other kind.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
 pub(super) struct Record {
-    /// Of the marks.
-    pub(super) space: Namespace,
+    /// The namespace of the marks; None: they are links in `work/marks`.
+    pub(super) space: Option<Namespace>,
     pub(super) whiteouts: Whiteouts,
 }
 
-const RECORDS: [(&[u8], Record); 4] = {
-    const fn record(space: Namespace, whiteouts: Whiteouts) -> Record {
+const RECORDS: [(&[u8], Record); 6] = {
+    const fn record(space: Option<Namespace>, whiteouts: Whiteouts) -> Record {
         Record { space, whiteouts }
     }
+    const TRUSTED: Option<Namespace> = Some(Namespace::Trusted);
+    const USER: Option<Namespace> = Some(Namespace::User);
     [
-        (b"trusted\n", record(Namespace::Trusted, Whiteouts::Devices)),
-        (b"user\n", record(Namespace::User, Whiteouts::Devices)),
-        (
-            b"trusted .wh.\n",
-            record(Namespace::Trusted, Whiteouts::Files),
-        ),
-        (b"user .wh.\n", record(Namespace::User, Whiteouts::Files)),
+        (b"trusted\n", record(TRUSTED, Whiteouts::Devices)),
+        (b"user\n", record(USER, Whiteouts::Devices)),
+        (b"links\n", record(None, Whiteouts::Devices)),
+        (b"trusted .wh.\n", record(TRUSTED, Whiteouts::Files)),
+        (b"user .wh.\n", record(USER, Whiteouts::Files)),
+        (b"links .wh.\n", record(None, Whiteouts::Files)),
     ]
 };
 
@@ -176,9 +178,10 @@ impl Record {
     /// Refuses a way that does not work here.
     pub(super) fn check(self, tmp: BorrowedFd<'_>) -> Result<Self, UpperError> {
         match self.space {
-            _ if accepts(tmp, self.space)? => {}
-            Namespace::Trusted => return Err(UpperError::NeedsPrivilege),
-            Namespace::User => return Err(UpperError::NoXattrs("user.")),
+            None => {}
+            Some(space) if accepts(tmp, space)? => {}
+            Some(Namespace::Trusted) => return Err(UpperError::NeedsPrivilege),
+            Some(Namespace::User) => return Err(UpperError::NoXattrs("user.")),
         }
         if self.whiteouts == Whiteouts::Devices {
             try_devices(tmp)?.map_err(UpperError::NoWhiteouts)?;
@@ -203,16 +206,18 @@ pub(super) fn record(lock: BorrowedFd<'_>) -> Result<Option<Record>, UpperError>
 }
 
 /// Finds out how an upper is to be written, and records it: marks in `trusted.` if that works and
-/// unless `only_user`, else in `user.`; whiteouts as devices, else as files.
+/// unless `only_user`, else in `user.`, else as links; whiteouts as devices, else as files.
 pub(super) fn write_record(
     lock: BorrowedFd<'_>,
     tmp: BorrowedFd<'_>,
     only_user: bool,
 ) -> Result<Record, UpperError> {
     let space = if !only_user && accepts(tmp, Namespace::Trusted)? {
-        Namespace::Trusted
+        Some(Namespace::Trusted)
     } else if accepts(tmp, Namespace::User)? {
-        Namespace::User
+        Some(Namespace::User)
+    } else if mark_links::are_possible(tmp)? {
+        None
     } else {
         return Err(UpperError::NoXattrs("trusted. or user."));
     };
@@ -259,11 +264,12 @@ fn accepts(tmp: BorrowedFd<'_>, space: Namespace) -> Result<bool, UpperError> {
         Err(Errno::PERM | Errno::OPNOTSUPP | Errno::ACCESS) => return Ok(false),
         Err(errno) => return Err(host("writing a mark")(errno)),
     }
+    let store = &MarkStore::Xattrs(space);
     let read = name_at
-        .mark(space, Mark::Impure)
+        .mark(store, Mark::Impure)
         .map_err(host("reading a mark"))?;
     name_at
-        .clear_mark(space, Mark::Impure)
+        .clear_mark(store, Mark::Impure)
         .map_err(host("removing a mark"))?;
     Ok(read.as_deref() == Some(b"y"))
 }
@@ -271,9 +277,9 @@ fn accepts(tmp: BorrowedFd<'_>, space: Namespace) -> Result<bool, UpperError> {
 /// An upper over plain directories must not have been written over an image.
 pub(super) fn refuse_stamp(
     root: BorrowedFd<'_>,
-    space: Namespace,
+    store: &MarkStore,
 ) -> Result<Condition, UpperError> {
-    match NameAt::new(root, b".").mark(space, Mark::Stamp) {
+    match NameAt::new(root, b".").mark(store, Mark::Stamp) {
         Ok(None) => Ok(Condition::Plain),
         Ok(Some(_)) => Err(UpperError::OverImage),
         Err(errno) => Err(host("reading the upper's stamp")(errno)),
@@ -283,11 +289,11 @@ pub(super) fn refuse_stamp(
 /// How the upper was found; an error if it belongs to another tree.
 pub(super) fn compare_stamp(
     root: BorrowedFd<'_>,
-    space: Namespace,
+    store: &MarkStore,
     wanted: &Stamp,
 ) -> Result<Condition, UpperError> {
     let read = NameAt::new(root, b".")
-        .mark(space, Mark::Stamp)
+        .mark(store, Mark::Stamp)
         .map_err(host("reading the upper's stamp"))?;
     let Some(bytes) = read else {
         return Ok(if has_entries(root)? {

@@ -11,7 +11,7 @@ use rustix::fs::FileType as HostType;
 use rustix::io::Errno;
 
 use super::each_entry;
-use super::marks::{self, FileMark, Mark, Namespace, Origin, Saved, UnknownMark};
+use super::marks::{self, FileMark, Mark, MarkStore, Origin, Saved, UnknownMark};
 use super::name_at::{NameAt, is_whiteout};
 use super::spelling::{self, KernelOrigin, Spelling};
 use super::whiteouts::{Whiteouts, hidden_by};
@@ -140,13 +140,13 @@ pub fn file_type(host: HostType) -> Option<FileType> {
 }
 
 /// Whether a directory's files bear marks.
-pub fn is_impure(dir: BorrowedFd<'_>, space: Namespace) -> rustix::io::Result<bool> {
-    Ok(NameAt::new(dir, b".").mark(space, Mark::Impure)?.is_some())
+pub fn is_impure(dir: BorrowedFd<'_>, store: &MarkStore) -> rustix::io::Result<bool> {
+    Ok(NameAt::new(dir, b".").mark(store, Mark::Impure)?.is_some())
 }
 
 /// Whether a directory is opaque.
-pub fn is_opaque(dir: NameAt<'_>, space: Namespace) -> rustix::io::Result<bool> {
-    Ok(dir.mark(space, Mark::Opaque)?.as_deref() == Some(marks::YES))
+pub fn is_opaque(dir: NameAt<'_>, store: &MarkStore) -> rustix::io::Result<bool> {
+    Ok(dir.mark(store, Mark::Opaque)?.as_deref() == Some(marks::YES))
 }
 
 /// The lower that marks refer to.
@@ -187,7 +187,7 @@ pub struct OriginNode<N> {
 pub fn read_marks<L: Origins>(
     name_at: NameAt<'_>,
     host_type: FileType,
-    space: Namespace,
+    store: &MarkStore,
     lower: &L,
     below: Option<L::Node>,
     impure: bool,
@@ -198,9 +198,9 @@ pub fn read_marks<L: Origins>(
     let same_name = if directory { find(name_at.name)? } else { None };
     let same_name = same_name.filter(|found| found.stored_type == FileType::Directory);
     let opaque =
-        directory && (impure || plain || same_name.is_some()) && is_opaque(name_at, space)?;
-    let value = if impure && space.marks(host_type) {
-        name_at.mark(space, Mark::File)?
+        directory && (impure || plain || same_name.is_some()) && is_opaque(name_at, store)?;
+    let value = if impure && store.marks(host_type) {
+        name_at.mark(store, Mark::File)?
     } else {
         None
     };
@@ -209,7 +209,7 @@ pub fn read_marks<L: Origins>(
         .transpose()?
         .unwrap_or_default();
     let kernels = if plain {
-        spelling::read_kernel_marks(name_at, host_type, space, &mut mark)?
+        spelling::read_kernel_marks(name_at, host_type, store, &mut mark)?
     } else {
         KernelOrigin::None
     };

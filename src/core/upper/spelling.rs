@@ -7,7 +7,7 @@
 
 use rustix::io::{Errno, Result};
 
-use super::marks::{FileMark, Mark, Namespace, Origin};
+use super::marks::{FileMark, Mark, MarkStore, Origin};
 use super::name_at::NameAt;
 use crate::tree::FileType;
 
@@ -26,24 +26,24 @@ impl Spelling {
     pub fn write(
         self,
         name_at: NameAt<'_>,
-        space: Namespace,
+        store: &MarkStore,
         stored: FileType,
         mark: &FileMark,
     ) -> Result<()> {
         if self == Spelling::Tree {
-            return name_at.set_mark(space, Mark::File, &mark.encode());
+            return name_at.set_mark(store, Mark::File, &mark.encode());
         }
         match stored {
             FileType::Regular if mark.metadata_only => {
-                name_at.set_mark(space, Mark::File, &mark.encode())?;
-                name_at.set_mark(space, Mark::Metacopy, b"")
+                name_at.set_mark(store, Mark::File, &mark.encode())?;
+                name_at.set_mark(store, Mark::Metacopy, b"")
             }
             FileType::Regular => {
-                name_at.clear_mark(space, Mark::Metacopy)?;
-                name_at.clear_mark(space, Mark::Redirect)?;
-                name_at.set_mark(space, Mark::File, &mark.encode())
+                name_at.clear_mark(store, Mark::Metacopy)?;
+                name_at.clear_mark(store, Mark::Redirect)?;
+                name_at.set_mark(store, Mark::File, &mark.encode())
             }
-            _ => name_at.set_mark(space, Mark::File, &mark.encode()),
+            _ => name_at.set_mark(store, Mark::File, &mark.encode()),
         }
     }
 
@@ -52,17 +52,17 @@ impl Spelling {
     pub fn write_redirect(
         self,
         name_at: NameAt<'_>,
-        space: Namespace,
+        store: &MarkStore,
         origin: Origin,
     ) -> Result<()> {
         match (self, origin) {
-            (Spelling::Plain, Origin::Path(path)) => name_at.set_mark(space, Mark::Redirect, &path),
-            (_, origin) if name_at.mark(space, Mark::File)?.is_none() => {
+            (Spelling::Plain, Origin::Path(path)) => name_at.set_mark(store, Mark::Redirect, &path),
+            (_, origin) if name_at.mark(store, Mark::File)?.is_none() => {
                 let mark = FileMark {
                     origin: Some(origin),
                     ..FileMark::default()
                 };
-                name_at.set_mark(space, Mark::File, &mark.encode())
+                name_at.set_mark(store, Mark::File, &mark.encode())
             }
             _ => Ok(()),
         }
@@ -86,13 +86,13 @@ pub(super) enum KernelOrigin {
 pub(super) fn read_kernel_marks(
     name_at: NameAt<'_>,
     host_type: FileType,
-    space: Namespace,
+    store: &MarkStore,
     mark: &mut FileMark,
 ) -> Result<KernelOrigin> {
     match host_type {
         FileType::Directory => {}
         FileType::Regular => {
-            mark.metadata_only = name_at.mark(space, Mark::Metacopy)?.is_some();
+            mark.metadata_only = name_at.mark(store, Mark::Metacopy)?.is_some();
             if !mark.metadata_only {
                 mark.copying = None;
                 return Ok(KernelOrigin::None);
@@ -100,7 +100,7 @@ pub(super) fn read_kernel_marks(
         }
         _ => return Ok(KernelOrigin::None),
     }
-    match name_at.mark(space, Mark::Redirect)? {
+    match name_at.mark(store, Mark::Redirect)? {
         None if host_type == FileType::Directory => Ok(KernelOrigin::None),
         None => Ok(KernelOrigin::SameName),
         Some(path) => parse_redirect(path).ok_or(Errno::IO),

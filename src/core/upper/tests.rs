@@ -4,6 +4,7 @@ use std::path::Path;
 
 use cowl_tests::skip::skip;
 
+use super::marks::Namespace;
 use super::*;
 use crate::digest::{ChainId, Sha256Digest};
 
@@ -48,6 +49,10 @@ fn open_finds_a_new_upper_empty_until_it_is_stamped() {
     );
 }
 
+fn namespace(upper: &Upper) -> Namespace {
+    upper.mark_store().namespace().unwrap()
+}
+
 /// What ext4 keeps of a small unsynced file after a power cut: its length, its name, or nothing.
 #[test]
 fn open_accepts_a_lock_file_zeroed_by_a_power_cut() {
@@ -55,7 +60,7 @@ fn open_accepts_a_lock_file_zeroed_by_a_power_cut() {
         let base = tempfile::tempdir().unwrap();
         fs::create_dir(base.path().join("work")).unwrap();
         fs::write(base.path().join("work/lock"), left).unwrap();
-        let space = open(base.path(), &stamp("a", 1)).unwrap().namespace();
+        let space = namespace(&open(base.path(), &stamp("a", 1)).unwrap());
         let said = fs::read_to_string(base.path().join("work/lock")).unwrap();
         assert_eq!(
             format!("{}.\n", said.trim_end()),
@@ -170,7 +175,7 @@ fn open_refuses_a_work_directory_on_another_file_system() {
 fn open_of_an_upper_with_trusted_marks_needs_privilege() {
     let base = tempfile::tempdir().unwrap();
     let upper = open(base.path(), &stamp("a", 1)).unwrap();
-    let space = upper.namespace();
+    let space = namespace(&upper);
     drop(upper);
     let said = fs::read_to_string(base.path().join("work/lock")).unwrap();
     assert_eq!(said, format!("{}\n", space.prefix().trim_end_matches('.')));
@@ -192,7 +197,7 @@ fn marks_and_xattrs_work_on_every_file_type() {
     File::create(base.path().join("upper/file")).unwrap();
     for name in [&b"link"[..], b"file", b"."] {
         let name_at = NameAt::new(upper.root(), name);
-        let space = upper.namespace();
+        let (store, space) = (upper.mark_store(), namespace(&upper));
         if name == b"link" && space == Namespace::User {
             continue;
         }
@@ -201,16 +206,16 @@ fn marks_and_xattrs_work_on_every_file_type() {
             ..marks::FileMark::default()
         }
         .encode();
-        assert_eq!(name_at.mark(space, Mark::File).unwrap(), None);
-        name_at.set_mark(space, Mark::File, &value).unwrap();
-        assert_eq!(name_at.mark(space, Mark::File).unwrap().unwrap(), value);
+        assert_eq!(name_at.mark(store, Mark::File).unwrap(), None);
+        name_at.set_mark(store, Mark::File, &value).unwrap();
+        assert_eq!(name_at.mark(store, Mark::File).unwrap().unwrap(), value);
         let names = name_at.xattr_names().unwrap();
         assert_eq!(
             names.split(|byte| *byte == 0).next().unwrap(),
             Mark::File.name(space).as_bytes()
         );
-        name_at.clear_mark(space, Mark::File).unwrap();
-        name_at.clear_mark(space, Mark::File).unwrap();
+        name_at.clear_mark(store, Mark::File).unwrap();
+        name_at.clear_mark(store, Mark::File).unwrap();
     }
     let long = vec![b'v'; 3000];
     let file = NameAt::new(upper.root(), b"file");
@@ -368,7 +373,7 @@ fn open_drops_what_the_work_directory_has_of_a_removed_upper() {
     for entries in [&[][..], &["file"]] {
         let base = tempfile::tempdir().unwrap();
         let upper = open(base.path(), &stamp("a", 1)).unwrap();
-        let space = upper.namespace();
+        let space = namespace(&upper);
         upper.stamp(&stamp("a", 1)).unwrap();
         fs::write(base.path().join("work/index/5"), "of the removed upper").unwrap();
         drop(upper);
@@ -383,7 +388,7 @@ fn open_drops_what_the_work_directory_has_of_a_removed_upper() {
         }
         let upper = open(base.path(), &stamp("b", 2)).unwrap();
         assert_eq!(upper.indexed().unwrap().len(), 0);
-        assert_eq!(upper.namespace(), space);
+        assert_eq!(namespace(&upper), space);
     }
 }
 
@@ -391,12 +396,12 @@ fn open_drops_what_the_work_directory_has_of_a_removed_upper() {
 #[test]
 fn open_of_a_new_upper_ignores_the_recorded_namespace() {
     let base = tempfile::tempdir().unwrap();
-    let space = open(base.path(), &stamp("a", 1)).unwrap().namespace();
+    let space = namespace(&open(base.path(), &stamp("a", 1)).unwrap());
     let own = fs::read_to_string(base.path().join("work/lock")).unwrap();
     for removed in ["trusted\n", "user\n"] {
         fs::write(base.path().join("work/lock"), removed).unwrap();
         let upper = open(base.path(), &stamp("a", 1)).unwrap();
-        assert_eq!(upper.namespace(), space);
+        assert_eq!(namespace(&upper), space);
         assert_eq!(
             fs::read_to_string(base.path().join("work/lock")).unwrap(),
             own

@@ -43,7 +43,7 @@ pub(super) struct Found {
 
 /// Whether a directory hides the layers below, as a directory of theirs.
 fn opaque_value(dir: NameAt<'_>, space: Namespace) -> Result<Option<Vec<u8>>, Errno> {
-    dir.mark(space, Mark::Opaque)
+    dir.xattr(Mark::Opaque.name(space).as_bytes())
 }
 
 /// Whether a directory shows nothing of the layers below.
@@ -65,7 +65,7 @@ pub(super) fn redirect_of(
     name_at: NameAt<'_>,
     space: Namespace,
 ) -> Result<Option<Redirect>, Errno> {
-    let Some(value) = name_at.mark(space, Mark::Redirect)? else {
+    let Some(value) = name_at.xattr(Mark::Redirect.name(space).as_bytes())? else {
         return Ok(None);
     };
     let redirect = Redirect::parse(value);
@@ -77,7 +77,9 @@ pub(super) fn redirect_of(
 
 /// Whether a regular file has only metadata, and its content is in the layers below.
 pub(super) fn is_metacopy(name_at: NameAt<'_>, space: Namespace) -> Result<bool, Errno> {
-    Ok(name_at.mark(space, Mark::Metacopy)?.is_some())
+    Ok(name_at
+        .xattr(Mark::Metacopy.name(space).as_bytes())?
+        .is_some())
 }
 
 /// Whether a layer hides a name in the layers below; it is not a directory there.
