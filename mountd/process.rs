@@ -39,7 +39,7 @@ pub(crate) fn begin_serving() -> io::Result<()> {
     // Open files of clients are open files of ours, so as many as the system allows.
     cowl_sys::startup::reset(u64::MAX).map_err(io::Error::other)?;
     cowl_sys::startup::survive_file_size_limit().map_err(io::Error::other)?;
-    sys::memory::keep_little();
+    cowl_sys::memory::keep_little()?;
     // Before Linux 6.7 a thread's first use of its stack may take a huge page: 2 MiB a thread.
     rustix::thread::disable_transparent_huge_pages(true)?;
     match rustix::process::setsid() {

@@ -421,7 +421,7 @@ impl Overlay {
             state.take_has_shrunk()
         };
         if has_shrunk {
-            crate::sys::memory::give_back();
+            cowl_sys::memory::give_back();
         }
     }
 

@@ -5,7 +5,6 @@ pub(crate) mod backing;
 pub(crate) mod fork;
 pub(crate) mod identity;
 pub(crate) mod lease;
-pub(crate) mod memory;
 pub(crate) mod mount;
 pub(crate) mod namespace;
 pub(crate) mod shared;

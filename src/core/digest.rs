@@ -8,6 +8,8 @@
 //! Parsing accepts exactly what printing gives, since these texts are compared, used as file names
 //! and hashed again.
 
+mod ids;
+
 use std::fmt;
 use std::io;
 use std::str::FromStr;
@@ -15,6 +17,8 @@ use std::str::FromStr;
 use data_encoding::HEXLOWER;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use sha2::Digest as _;
+
+pub use self::ids::ObjectIds;
 
 /// An invalid digest string.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

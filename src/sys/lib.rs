@@ -13,6 +13,7 @@
 
 pub mod boot;
 pub mod frame;
+pub mod memory;
 pub mod mountinfo;
 pub mod opcode;
 pub mod open;

@@ -1,5 +1,5 @@
 //! The system calls of [`crate::startup`], [`crate::socket`] and [`crate::stdio`] that rustix lacks,
-//! or calls unsafe.
+//! or calls unsafe, and those of the C library in [`crate::memory`].
 #![expect(unsafe_code, reason = "system calls without a safe wrapper elsewhere")]
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -140,6 +140,30 @@ pub(crate) fn unblock_signals() -> Result<(), Errno> {
             SET_BYTES,
         )
     })
+}
+
+/// Blocks from this size on are mapped alone, and free bytes beyond it at an arena's end unmapped.
+#[cfg_attr(
+    not(target_env = "gnu"),
+    expect(unused_variables, reason = "other allocators have none")
+)]
+pub(crate) fn set_allocator_thresholds(bytes: i32) -> Result<(), Errno> {
+    #[cfg(target_env = "gnu")]
+    for parameter in [libc::M_MMAP_THRESHOLD, libc::M_TRIM_THRESHOLD] {
+        // SAFETY: the parameters are numbers; the allocator locks itself.
+        if unsafe { libc::mallopt(parameter, bytes) } != 1 {
+            return Err(Errno::INVAL);
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn trim_allocator() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: no argument is a pointer; the allocator locks itself.
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 #[cfg(test)]

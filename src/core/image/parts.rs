@@ -300,13 +300,19 @@ impl<'l> LayerLoader<'l> {
         if only_trees && has_others {
             (imported, blob) = self.read(stage, layer, compression)?;
         }
-        self.count(&layer.part, &imported.stats)?;
-        stage.put_layer(
-            imported.diff_id,
-            imported.tree_bytes,
-            imported.stats.stream_bytes,
-            &imported.recipe,
-        )?;
+        let ImportedLayer {
+            diff_id,
+            tree_bytes,
+            recipe,
+            stats,
+        } = imported;
+        self.count(&layer.part, &stats)?;
+        if only_trees && !has_others {
+            let transaction = self.transaction;
+            transaction.put_layer(diff_id, tree_bytes, stats.stream_bytes, &recipe)?;
+        } else {
+            stage.put_layer(diff_id, tree_bytes, stats.stream_bytes, &recipe)?;
+        }
         Ok(blob)
     }
 

@@ -21,7 +21,9 @@ use super::recipe::RECIPE_BYTES;
 use crate::digest::{ObjectHasher, ObjectId};
 use crate::recipe::{Recorder, Recording};
 use crate::store::{Store, Transaction};
-use crate::tree::{Dirent, FileType, Node, Target, Tree, TreeError, TreeIno, TreeKind};
+use crate::tree::{
+    Dirent, FileType, Node, ObjectRef, PlacedContents, Target, Tree, TreeError, TreeIno, TreeKind,
+};
 
 /// Where contents come from: the store.
 pub trait ObjectSource {
@@ -114,11 +116,21 @@ pub fn export<S: ObjectSource, W: Write>(
     Ok(stats)
 }
 
-/// What the tar of a tree would be, its contents by name.
-pub(super) fn record(tree: &Tree) -> Result<Recording, ExportError> {
-    let mut recorder = Recorder::new(RECIPE_BYTES)?;
-    write_tree(tree, &mut recorder)?;
-    Ok(recorder.finish()?)
+/// What the tar of a tree would be, its contents by the numbers of the tree's builder.
+pub(super) fn record(tree: &Tree, placed: &PlacedContents) -> Result<Recording, ExportError> {
+    let mut numbered = Numbered {
+        recorder: Recorder::new(RECIPE_BYTES)?,
+        numbers: placed.numbers(),
+    };
+    write_tree(tree, &mut numbered)?;
+    Ok(numbered.recorder.finish()?)
+}
+
+/// The content of a file.
+struct Content {
+    object: ObjectRef,
+    id: ObjectId,
+    size: u64,
 }
 
 /// Where a tar goes.
@@ -127,7 +139,7 @@ trait Outlet {
     fn bytes(&mut self, bytes: &[u8]) -> Result<(), ExportError>;
 
     /// It goes on with a content.
-    fn content(&mut self, path: &[u8], id: ObjectId, size: u64) -> Result<(), ExportError>;
+    fn content(&mut self, path: &[u8], content: Content) -> Result<(), ExportError>;
 }
 
 fn write_tree<O: Outlet>(tree: &Tree, out: &mut O) -> Result<ExportStats, ExportError> {
@@ -250,7 +262,8 @@ impl<O: Outlet> Exporter<'_, O> {
         self.header(ino, &node, kind, path, link, size)?;
         match node.object {
             Some(object) => {
-                self.out.content(path, self.tree.object_id(object)?, size)?;
+                let id = self.tree.object_id(object)?;
+                self.out.content(path, Content { object, id, size })?;
                 self.out.bytes(padding(size))
             }
             None => Ok(()),
@@ -303,13 +316,26 @@ impl<O: Outlet> Exporter<'_, O> {
     }
 }
 
-impl Outlet for Recorder {
+/// A tar that is only recorded.
+struct Numbered {
+    recorder: Recorder,
+    /// The numbers of the tree's objects.
+    numbers: Vec<u32>,
+}
+
+impl Outlet for Numbered {
     fn bytes(&mut self, bytes: &[u8]) -> Result<(), ExportError> {
-        Ok(self.literal(bytes)?)
+        Ok(self.recorder.literal(bytes)?)
     }
 
-    fn content(&mut self, _: &[u8], id: ObjectId, size: u64) -> Result<(), ExportError> {
-        Ok(self.object(id, 0, size)?)
+    fn content(&mut self, _: &[u8], content: Content) -> Result<(), ExportError> {
+        let ObjectRef(object) = content.object;
+        let number = self.numbers.get(object as usize);
+        let number = number.ok_or(TreeError::Corrupt {
+            what: "an object outside the table",
+            at: object,
+        })?;
+        Ok(self.recorder.object(*number, 0, content.size)?)
     }
 }
 
@@ -327,7 +353,8 @@ impl<S: ObjectSource, W: Write> Outlet for Archive<'_, S, W> {
         Ok(())
     }
 
-    fn content(&mut self, path: &[u8], id: ObjectId, size: u64) -> Result<(), ExportError> {
+    fn content(&mut self, path: &[u8], content: Content) -> Result<(), ExportError> {
+        let Content { id, size, .. } = content;
         let unreadable = |source| ExportError::Content {
             path: path.into(),
             source,

@@ -17,7 +17,7 @@ use super::sparse::Stretch;
 use super::stop::Stop;
 use super::stream::HashedRead;
 use super::{ImportStats, ImportedLayer, Limits};
-use crate::digest::{DiffId, ObjectId};
+use crate::digest::DiffId;
 use crate::recipe::Recorder;
 use crate::tree::{Kind, LayerBuilder, Meta, Tree};
 
@@ -88,11 +88,12 @@ fn import_stream<S: ObjectSink>(
     let (digest, stream_bytes, recorder) = reader.into_stream().finish()?;
     stats.stream_bytes = stream_bytes;
     let diff_id = DiffId(digest);
-    let recording = recorder.finish().map_err(|error| too_large(&error))?;
-    let tree = Tree::from_bytes(builder.finish(diff_id)?)
-        .map_err(|error| ImportError::Recipe(error.into()))?;
+    // Before the tree is put together: a sink then frees what it needs to take contents.
     sink.settle().map_err(ImportError::Settle)?;
-    let recipe = compose(&recording, &tree, diff_id, sink)?;
+    let recording = recorder.finish().map_err(|error| too_large(&error))?;
+    let (tree, placed) = builder.finish_placed(diff_id)?;
+    let tree = Tree::from_bytes(tree).map_err(|error| ImportError::Recipe(error.into()))?;
+    let recipe = compose(&recording, &tree, &placed, diff_id, sink)?;
     Ok(ImportedLayer {
         diff_id,
         tree_bytes: tree.into_bytes(),
@@ -261,7 +262,8 @@ impl<S: ObjectSink> Importer<'_, S> {
             }
         }
         let StoredObject { id, elf } = writer.finish().map_err(failed)?;
-        record_content(reader.recorder(), id, &stretches).map_err(|error| too_large(&error))?;
+        let number = self.builder.content(id)?;
+        record_content(reader.recorder(), number, &stretches).map_err(|error| too_large(&error))?;
         Ok(Kind::Regular {
             size,
             object: Some(id),
@@ -331,13 +333,13 @@ fn is_hole(piece: &[u8]) -> bool {
 }
 
 /// Tells the recipe which ranges of an object the tar has.
-fn record_content(recorder: &mut Recorder, id: ObjectId, stretches: &[Stretch]) -> io::Result<()> {
+fn record_content(recorder: &mut Recorder, number: u32, stretches: &[Stretch]) -> io::Result<()> {
     let mut offset = 0_u64;
     for stretch in stretches {
         match *stretch {
             Stretch::Hole(length) => offset = offset.saturating_add(length),
             Stretch::Data(length) => {
-                recorder.object(id, offset, length)?;
+                recorder.object(number, offset, length)?;
                 offset = offset.saturating_add(length);
             }
         }

@@ -14,7 +14,7 @@ use super::stream::LiteralSink;
 use super::{ImportError, ObjectSink};
 use crate::digest::{DiffId, ObjectId, Sha256Hasher};
 use crate::recipe::{Instruction, Kind, Recipe, RecipeError, Recorder, Recording, canonical};
-use crate::tree::{ObjectRef, Tree};
+use crate::tree::{ContentPlace, ObjectRef, PlacedContents, Tree};
 
 /// Packed bytes of what is in no file: a hundred times those of a large layer. They are in memory
 /// while a layer is imported.
@@ -26,6 +26,8 @@ const INLINE_BYTES: u64 = 32 << 20;
 
 /// Bytes of a content that are read at once.
 const PIECE: usize = 64 * 1024;
+
+const NO_OBJECT: RecipeError = RecipeError::Corrupt("an instruction names no object");
 
 impl LiteralSink for Recorder {
     fn literal(&mut self, bytes: &[u8]) -> Result<(), ImportError> {
@@ -41,15 +43,17 @@ pub(super) fn too_large(_: &io::Error) -> ImportError {
     }
 }
 
-/// The recipe of a layer that was recorded while it was imported into `sink`.
+/// The recipe of a layer that was recorded while it was imported into `sink`, its objects by the
+/// numbers of the tree's builder.
 pub(super) fn compose<S: ObjectSink>(
     recording: &Recording,
     tree: &Tree,
+    placed: &PlacedContents,
     diff_id: DiffId,
     sink: &S,
 ) -> Result<Vec<u8>, ImportError> {
     let broken = |error: ExportError| ImportError::Recipe(error.into());
-    match record(tree) {
+    match record(tree, placed) {
         Ok(own) if own.is_equal(recording) => {
             return Ok(canonical(diff_id, recording.tar_bytes()));
         }
@@ -57,18 +61,20 @@ pub(super) fn compose<S: ObjectSink>(
         Ok(_) | Err(ExportError::WhiteoutName { .. } | ExportError::Write(_)) => {}
         Err(error) => return Err(broken(error)),
     }
-    number(recording, tree, sink)?
-        .into_recipe(diff_id)
+    let (numbered, own) = number(recording, tree, placed, sink)?;
+    numbered
+        .into_recipe(diff_id, tree.object_count(), &own)
         .map_err(|error| ImportError::Recipe(error.into()))
 }
 
-/// The same tar, its objects by their numbers in the tree; contents that nothing in the tree has
-/// come inline, and are gone from the sink.
+/// The same tar, its objects by their numbers in the recipe, and the recipe's own objects. Contents
+/// that nothing in the tree has come inline, and are gone from the sink.
 fn number<S: ObjectSink>(
     recording: &Recording,
     tree: &Tree,
+    placed: &PlacedContents,
     sink: &S,
-) -> Result<Recording, ImportError> {
+) -> Result<(Recording, Vec<ObjectId>), ImportError> {
     let broken = |error: RecipeError| ImportError::Recipe(error.into());
     let unreadable = |id: ObjectId| {
         move |source| ImportError::Sink {
@@ -76,9 +82,11 @@ fn number<S: ObjectSink>(
             source,
         }
     };
-    let inlined = choose(recording, tree).map_err(broken)?;
-    let mut out =
-        Recorder::with_tree(tree.object_ids(), RECIPE_BYTES).map_err(|error| too_large(&error))?;
+    let inlined = choose(recording, placed).map_err(broken)?;
+    let mut own = Vec::new();
+    // Those of the recipe's own objects, by the builder's.
+    let mut own_numbers: HashMap<u32, u32> = HashMap::new();
+    let mut out = Recorder::new(RECIPE_BYTES).map_err(|error| too_large(&error))?;
     let mut instructions = recording.instructions().map_err(broken)?;
     let mut last = None;
     while let Some(instruction) = instructions.next().map_err(broken)? {
@@ -89,9 +97,10 @@ fn number<S: ObjectSink>(
                 number,
                 offset,
                 length,
-            } => {
-                let id = recording.object(number).map_err(broken)?;
-                if inlined.contains(&id) {
+            } => match placed.get(number) {
+                None => return Err(broken(NO_OBJECT)),
+                Some(ContentPlace::Tree(ObjectRef(number))) => out.object(number, offset, length),
+                Some(ContentPlace::Replaced(id)) if inlined.contains(&number) => {
                     let content =
                         reader(&mut last, id, || sink.read_back(id)).map_err(unreadable(id))?;
                     copy_range(content, offset, length, |piece| out.literal(piece)).map_err(
@@ -102,42 +111,53 @@ fn number<S: ObjectSink>(
                     )?;
                     continue;
                 }
-                out.object(id, offset, length)
-            }
+                Some(ContentPlace::Replaced(id)) => {
+                    // Both kinds together are no more than the builder's numbers.
+                    let next = u32::try_from(own.len()).unwrap_or(u32::MAX);
+                    let next = tree.object_count().saturating_add(next);
+                    let number = *own_numbers.entry(number).or_insert_with(|| {
+                        own.push(id);
+                        next
+                    });
+                    out.object(number, offset, length)
+                }
+            },
         };
         written.map_err(|error| too_large(&error))?;
     }
     drop(last);
-    for id in inlined {
-        sink.discard(id).map_err(unreadable(id))?;
+    for number in inlined {
+        if let Some(ContentPlace::Replaced(id)) = placed.get(number) {
+            sink.discard(id).map_err(unreadable(id))?;
+        }
     }
-    out.finish().map_err(|error| too_large(&error))
+    Ok((out.finish().map_err(|error| too_large(&error))?, own))
 }
 
 /// The contents that come inline: those that nothing in the tree has, in the order of the tar, as
 /// many as may be.
-fn choose(recording: &Recording, tree: &Tree) -> Result<HashSet<ObjectId>, RecipeError> {
-    let mut replaced: HashSet<ObjectId> = recording.own_object_ids().iter().copied().collect();
-    for id in tree.object_ids() {
-        replaced.remove(&id);
+fn choose(recording: &Recording, placed: &PlacedContents) -> Result<HashSet<u32>, RecipeError> {
+    let is_replaced = |place| matches!(place, Some(ContentPlace::Replaced(_)));
+    if !placed.iter().any(|place| is_replaced(Some(place))) {
+        return Ok(HashSet::new());
     }
-    if replaced.is_empty() {
-        return Ok(replaced);
-    }
-    let mut sizes: HashMap<ObjectId, u64> = HashMap::new();
+    let mut sizes: HashMap<u32, u64> = HashMap::new();
     let mut instructions = recording.instructions()?;
     while let Some(instruction) = instructions.next()? {
-        if let Instruction::Object { number, length, .. } = instruction {
-            let size = sizes.entry(recording.object(number)?).or_default();
+        if let Instruction::Object { number, length, .. } = instruction
+            && is_replaced(placed.get(number))
+        {
+            let size = sizes.entry(number).or_default();
             *size = size.saturating_add(length);
         }
     }
     let mut left = INLINE_BYTES;
-    let ids = recording.own_object_ids().iter().copied();
-    Ok(ids
-        .filter(|id| replaced.contains(id))
-        .filter(|id| {
-            let rest = left.checked_sub(sizes.get(id).copied().unwrap_or_default());
+    Ok((0..)
+        .zip(placed.iter())
+        .filter(|(_, place)| is_replaced(Some(*place)))
+        .map(|(number, _)| number)
+        .filter(|number| {
+            let rest = left.checked_sub(sizes.get(number).copied().unwrap_or_default());
             left = rest.unwrap_or(left);
             rest.is_some()
         })

@@ -1,12 +1,7 @@
 //! Recipes written: a tar recorded piece by piece, or known to be canonical.
 
-use std::collections::hash_map::RandomState;
-use std::hash::BuildHasher;
 use std::io::{self, Write};
-use std::iter;
 
-use hashbrown::HashTable;
-use hashbrown::hash_table::Entry;
 use zerocopy::IntoBytes;
 
 use super::instructions::Encoder;
@@ -46,52 +41,36 @@ fn header(kind: Kind, diff_id: DiffId, tar_bytes: u64) -> RawHeader {
 
 /// A tar written down while it is read: in memory, since what is in no file is little once it is
 /// packed.
+///
+/// Objects have numbers, which are the caller's: in the recipe of a layer those of the format.
 pub struct Recorder {
     encoder: Encoder<Packer>,
-    /// The tree's objects, if it is known, then others in order of first use.
-    ids: Vec<ObjectId>,
-    tree_objects: u32,
-    /// Places in `ids`.
-    numbers: HashTable<u32>,
-    hasher: RandomState,
+    /// Numbers are below.
+    objects: u64,
 }
 
 impl std::fmt::Debug for Recorder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Recorder")
-            .field("objects", &self.ids.len())
+            .field("objects", &self.objects)
             .finish_non_exhaustive()
     }
 }
 
 impl Recorder {
-    /// Without a tree: for a tar that is still read. More than `limit` bytes of instructions,
-    /// packed, are an error.
+    /// An empty tar. More than `limit` bytes of instructions, packed, are an error.
     pub fn new(limit: usize) -> io::Result<Self> {
-        Self::with_tree(iter::empty(), limit)
-    }
-
-    /// With the ids in the table of the layer's tree, each once, in its order: for a recipe.
-    pub fn with_tree(table: impl IntoIterator<Item = ObjectId>, limit: usize) -> io::Result<Self> {
         let packed = Limited {
             bytes: Vec::new(),
             limit,
         };
-        let mut recorder = Self {
+        Ok(Self {
             encoder: Encoder::new(Packer {
                 packed: zstd::Encoder::new(packed, LEVEL)?,
                 digest: blake3::Hasher::new(),
             }),
-            ids: Vec::new(),
-            tree_objects: 0,
-            numbers: HashTable::new(),
-            hasher: RandomState::new(),
-        };
-        for id in table {
-            recorder.number(id)?;
-        }
-        recorder.tree_objects = count(&recorder.ids)?;
-        Ok(recorder)
+            objects: 0,
+        })
     }
 
     /// The tar goes on with these bytes.
@@ -105,36 +84,16 @@ impl Recorder {
     }
 
     /// The tar goes on with a range of an object.
-    pub fn object(&mut self, id: ObjectId, offset: u64, length: u64) -> io::Result<()> {
-        let number = self.number(id)?;
+    pub fn object(&mut self, number: u32, offset: u64, length: u64) -> io::Result<()> {
+        self.objects = self.objects.max(u64::from(number) + 1);
         self.encoder.object(number, offset, length)
-    }
-
-    /// The object's number, which is the next if it has none.
-    fn number(&mut self, id: ObjectId) -> io::Result<u32> {
-        let next = count(&self.ids)?;
-        let (ids, hasher) = (&self.ids, &self.hasher);
-        let known = self.numbers.entry(
-            hasher.hash_one(Some(&id)),
-            |number| ids.get(*number as usize) == Some(&id),
-            |number| hasher.hash_one(ids.get(*number as usize)),
-        );
-        Ok(match known {
-            Entry::Occupied(known) => *known.get(),
-            Entry::Vacant(new) => {
-                new.insert(next);
-                self.ids.push(id);
-                next
-            }
-        })
     }
 
     /// The tar is complete.
     pub fn finish(self) -> io::Result<Recording> {
         let (packer, tar_bytes, unpacked) = self.encoder.finish()?;
         Ok(Recording {
-            ids: self.ids,
-            tree_objects: self.tree_objects,
+            objects: self.objects,
             packed: packer.packed.finish()?.bytes,
             unpacked,
             tar_bytes,
@@ -146,8 +105,8 @@ impl Recorder {
 /// A tar that was written down.
 #[derive(Debug)]
 pub struct Recording {
-    ids: Vec<ObjectId>,
-    tree_objects: u32,
+    /// Numbers of objects are below.
+    objects: u64,
     packed: Vec<u8>,
     unpacked: u64,
     tar_bytes: u64,
@@ -156,42 +115,32 @@ pub struct Recording {
 }
 
 impl Recording {
-    /// The objects that it needs and the tree has not, in order of first use.
-    pub fn own_object_ids(&self) -> &[ObjectId] {
-        let tree_objects = usize::try_from(self.tree_objects);
-        let own = tree_objects.ok().and_then(|from| self.ids.get(from..));
-        own.unwrap_or_default()
-    }
-
-    /// The object that an instruction names.
-    pub fn object(&self, number: u32) -> Result<ObjectId, RecipeError> {
-        let id = usize::try_from(number).ok().and_then(|at| self.ids.get(at));
-        id.copied()
-            .ok_or(RecipeError::Corrupt("an instruction names no object"))
-    }
-
     /// Bytes of the tar.
     pub fn tar_bytes(&self) -> u64 {
         self.tar_bytes
     }
 
-    /// Whether two tars are equal, byte by byte; both were recorded without a tree.
+    /// Whether two tars are equal, byte by byte, if equal numbers stand for equal objects.
     pub fn is_equal(&self, other: &Self) -> bool {
-        (&self.ids, self.tar_bytes, self.digest) == (&other.ids, other.tar_bytes, other.digest)
+        (self.tar_bytes, self.digest) == (other.tar_bytes, other.digest)
     }
 
     /// How the tar goes on, from its beginning.
     pub fn instructions(&self) -> Result<Instructions<'_>, RecipeError> {
-        let objects = self.ids.len() as u64;
-        Instructions::unpack(&self.packed, objects, self.unpacked, self.tar_bytes)
+        Instructions::unpack(&self.packed, self.objects, self.unpacked, self.tar_bytes)
     }
 
-    /// The recipe, of kind split.
-    pub fn into_recipe(self, diff_id: DiffId) -> io::Result<Vec<u8>> {
-        let own = self.own_object_ids();
+    /// The recipe, of kind split. Its numbers are those of the objects of the layer's tree, and
+    /// behind them those of its own.
+    pub fn into_recipe(
+        self,
+        diff_id: DiffId,
+        tree_objects: u32,
+        own: &[ObjectId],
+    ) -> io::Result<Vec<u8>> {
         let header = RawHeader {
             own_objects: count(own)?.into(),
-            tree_objects: self.tree_objects.into(),
+            tree_objects: tree_objects.into(),
             packed_bytes: (self.packed.len() as u64).into(),
             unpacked_bytes: self.unpacked.into(),
             ..header(Kind::Split, diff_id, self.tar_bytes)

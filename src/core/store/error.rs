@@ -34,6 +34,9 @@ pub enum StoreError {
         /// ENOSPC or EDQUOT.
         errno: Errno,
     },
+    /// One transaction would have as many objects as 32 bits can number.
+    #[error("an addition to the store has at most {} contents", u32::MAX)]
+    TooManyObjects,
     /// There is no store at this path.
     #[error("there is no cowl store at {}; cowl load and cowl import make one", .path.display())]
     NotFound {

@@ -212,6 +212,19 @@ impl Transaction<'_> {
         tar_size: u64,
         recipe: &[u8],
     ) -> Result<LayerInfo, StoreError> {
+        self.put_layer_with(diff, tree, tar_size, recipe, |_, _| Ok(()))
+    }
+
+    /// [`Self::put_layer`]; `adopt` is given the tree and the recipe's own objects once both are
+    /// sound, and makes the layer's objects the transaction's.
+    pub(super) fn put_layer_with(
+        &self,
+        diff: DiffId,
+        tree: Vec<u8>,
+        tar_size: u64,
+        recipe: &[u8],
+        adopt: impl FnOnce(&Tree, &[ObjectId]) -> Result<(), StoreError>,
+    ) -> Result<LayerInfo, StoreError> {
         let name = staged_name(diff);
         let path = self.dir.join(&name).join(TREE);
         if self.staged.lock().layers.contains(&diff) {
@@ -233,9 +246,12 @@ impl Transaction<'_> {
         if tree.diff_id() != Some(diff) {
             return Err(StoreError::malformed(path, OTHER_TREE));
         }
-        read_recipe(recipe, diff, &tree, &dir.join(RECIPE))?;
+        let own = read_recipe(recipe, diff, &tree, &dir.join(RECIPE))?;
         dir.create_with(RECIPE, PUBLISHED, recipe)?;
         dir.create_with(RECORD, PUBLISHED, &encode(&info, &dir.join(RECORD))?)?;
+        adopt(&tree, &own)?;
+        // The tree is not needed beside what publishing holds.
+        drop(tree);
         self.staged.lock().layers.insert(diff);
         self.publish_early()?;
         Ok(info)

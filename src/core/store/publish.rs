@@ -56,11 +56,11 @@ impl Transaction<'_> {
         let store = self.store;
         // In order: files of one directory come one after the other.
         let mut objects: Vec<_> = staged.objects.iter().collect();
-        objects.sort_unstable_by_key(|(id, _)| **id);
-        self.heal_fan_outs(objects.iter().map(|(id, _)| **id))?;
+        objects.sort_unstable_by_key(|(id, _)| *id);
+        self.heal_fan_outs(objects.iter().map(|(id, _)| *id))?;
         for (id, stage) in objects {
-            let (dir, name) = self.staged_object(*stage, *id)?;
-            self.put(dir, &name, store.objects()?, &object_name(*id))?;
+            let (dir, name) = self.staged_object(stage, id)?;
+            self.put(dir, &name, store.objects()?, &object_name(id))?;
         }
         for diff in &staged.layers {
             self.publish_layer(*diff)?;

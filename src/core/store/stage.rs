@@ -9,8 +9,7 @@
 //!   count as the transaction's only from [`Stage::put_layer`] on.
 //! * A content is claimed before it is written, so each file of a stage has one writer.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::thread::{self, Builder};
@@ -23,7 +22,7 @@ use super::dir::{LinkOutcome, PUBLISHED, StoreDir};
 use super::transaction::{StageNumber, Transaction};
 use super::writer::{Content, ContentWriter};
 use super::{LayerInfo, StoreError, object_name};
-use crate::digest::{DiffId, ObjectId};
+use crate::digest::{DiffId, ObjectId, ObjectIds};
 
 /// Threads that write small contents.
 const WRITERS: usize = 2;
@@ -59,9 +58,11 @@ struct Objects<'t> {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Claimed contents, and whether the store lacked them.
-    objects: HashMap<ObjectId, bool>,
-    /// Bytes of those that it lacked.
+    /// Claimed contents, until they are settled: then the layer's tree and recipe have their ids.
+    claimed: ObjectIds,
+    /// Contents that are the transaction's by another stage.
+    foreign: HashSet<ObjectId>,
+    /// Bytes of those that the store lacked.
     bytes: u64,
     /// How many are not written yet.
     waiting: usize,
@@ -115,40 +116,37 @@ impl Stage<'_> {
         }
     }
 
-    /// Waits until all contents are written; the error of the first that was not.
+    /// Waits until all contents are written; the error of the first that was not. No more may
+    /// follow: what the stage needs to take each once is freed.
     pub fn settle(&self) -> Result<(), StoreError> {
         let Objects { state, settled, .. } = self.objects;
         let mut state = state.lock();
         settled.wait_while(&mut state, |state| state.waiting > 0);
+        state.claimed = ObjectIds::default();
         state.error.take().map_or(Ok(()), Err)
     }
 
     /// Opens a content that was settled.
     pub fn open_object(&self, id: ObjectId) -> Result<File, StoreError> {
         let transaction = self.objects.transaction;
-        if self.objects.state.lock().objects.contains_key(&id) {
-            let (dir, name) = transaction.staged_object(self.objects.number, id)?;
-            if let Some(file) = dir.open(&name)? {
-                return Ok(file);
-            }
+        let (dir, name) = transaction.staged_object(self.objects.number, id)?;
+        match dir.open(&name)? {
+            Some(file) => Ok(file),
+            None => transaction.open_object(id),
         }
-        transaction.open_object(id)
     }
 
-    /// Forgets a content that was settled and that the layer does not need after all.
+    /// Forgets a content that was settled and that the layer does not need after all: neither its
+    /// tree nor its recipe has it.
     pub fn discard_object(&self, id: ObjectId) -> Result<(), StoreError> {
-        let new = self.objects.state.lock().objects.remove(&id);
-        if new.is_some() {
-            let (dir, name) = self
-                .objects
-                .transaction
-                .staged_object(self.objects.number, id)?;
-            dir.remove(&name)?;
-        }
+        let transaction = self.objects.transaction;
+        let (dir, name) = transaction.staged_object(self.objects.number, id)?;
+        dir.remove(&name)?;
         Ok(())
     }
 
-    /// Completes the layer (see [`Transaction::put_layer`]): its objects are the transaction's.
+    /// Completes the layer (see [`Transaction::put_layer`]): the objects that its tree and recipe
+    /// need are the transaction's.
     pub fn put_layer(
         &self,
         diff: DiffId,
@@ -157,10 +155,16 @@ impl Stage<'_> {
         recipe: &[u8],
     ) -> Result<LayerInfo, StoreError> {
         self.settle()?;
-        let State { objects, bytes, .. } = std::mem::take(&mut *self.objects.state.lock());
-        let transaction = self.objects.transaction;
-        transaction.adopt(self.objects.number, objects.into_keys(), bytes);
-        transaction.put_layer(diff, tree, tar_size, recipe)
+        let State { foreign, bytes, .. } = std::mem::take(&mut *self.objects.state.lock());
+        let Objects {
+            transaction,
+            number,
+            ..
+        } = self.objects;
+        transaction.put_layer_with(diff, tree, tar_size, recipe, |tree, own| {
+            let ids = tree.object_ids().chain(own.iter().copied());
+            transaction.adopt(*number, ids.filter(|id| !foreign.contains(id)), bytes)
+        })
     }
 
     /// False if the content is claimed already, or the transaction's.
@@ -170,16 +174,15 @@ impl Stage<'_> {
         if let Some(error) = state.error.take() {
             return Err(error);
         }
-        if known {
+        if known || state.foreign.contains(&id) {
+            if state.claimed.number(id).is_none() {
+                state.foreign.insert(id);
+            }
             return Ok(false);
         }
-        match state.objects.entry(id) {
-            Entry::Occupied(_) => Ok(false),
-            Entry::Vacant(entry) => {
-                entry.insert(false);
-                Ok(true)
-            }
-        }
+        let claimed = state.claimed.insert(id);
+        let (_, is_new) = claimed.ok_or(StoreError::TooManyObjects)?;
+        Ok(is_new)
     }
 }
 
@@ -224,7 +227,6 @@ impl Objects<'_> {
         }
         place(dir, &name)?;
         let mut state = self.state.lock();
-        state.objects.insert(id, true);
         state.bytes = state.bytes.saturating_add(size);
         Ok(true)
     }

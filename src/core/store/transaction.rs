@@ -15,7 +15,7 @@
 //! of a dead transaction: its flock is free. The flock of `tmp/` itself protects a new directory
 //! that is not locked yet.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
@@ -32,7 +32,7 @@ use super::pins::HeldPin;
 use super::{
     BlobWriter, ObjectWriter, Outcome, Store, StoreError, object_name, random_name, remove_tree,
 };
-use crate::digest::{ChainId, DiffId, ObjectHasher, ObjectId, Sha256Digest};
+use crate::digest::{ChainId, DiffId, ObjectHasher, ObjectId, ObjectIds, Sha256Digest};
 
 /// How an existing object is checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -82,12 +82,40 @@ impl StageNumber {
 /// Staged files by kind.
 #[derive(Debug, Default)]
 pub(super) struct Staged {
-    pub(super) objects: HashMap<ObjectId, StageNumber>,
+    pub(super) objects: StagedObjects,
     pub(super) blobs: BTreeSet<Sha256Digest>,
     pub(super) layers: BTreeSet<DiffId>,
     pub(super) merged: BTreeSet<ChainId>,
     /// Bytes of new contents.
     pub(super) bytes: u64,
+}
+
+/// Which stage has each object.
+#[derive(Debug, Default)]
+pub(super) struct StagedObjects {
+    ids: ObjectIds,
+    /// By the numbers of the ids.
+    stages: Vec<StageNumber>,
+}
+
+impl StagedObjects {
+    fn stage(&self, id: ObjectId) -> Option<StageNumber> {
+        let number = self.ids.number(id)?;
+        self.stages.get(number as usize).copied()
+    }
+
+    /// An object that is there already stays as it is.
+    fn insert(&mut self, id: ObjectId, stage: StageNumber) -> Result<(), StoreError> {
+        let (_, is_new) = self.ids.insert(id).ok_or(StoreError::TooManyObjects)?;
+        if is_new {
+            self.stages.push(stage);
+        }
+        Ok(())
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (ObjectId, StageNumber)> {
+        self.ids.iter().zip(self.stages.iter().copied())
+    }
 }
 
 /// The layers and blobs of the transaction's pin, and the pin, once it has any.
@@ -261,7 +289,7 @@ impl Transaction<'_> {
 
     /// Opens an object of this transaction, staged or published.
     pub fn open_object(&self, id: ObjectId) -> Result<File, StoreError> {
-        let stage = self.staged.lock().objects.get(&id).copied();
+        let stage = self.staged.lock().objects.stage(id);
         if let Some(stage) = stage {
             let (dir, name) = self.staged_object(stage, id)?;
             if let Some(file) = dir.open(name)? {
@@ -277,7 +305,7 @@ impl Transaction<'_> {
     }
 
     pub(super) fn has_staged(&self, id: ObjectId) -> bool {
-        self.staged.lock().objects.contains_key(&id)
+        self.staged.lock().objects.stage(id).is_some()
     }
 
     /// Takes over the objects of a complete stage; one that it has already is the same.
@@ -286,12 +314,13 @@ impl Transaction<'_> {
         stage: StageNumber,
         objects: impl Iterator<Item = ObjectId>,
         bytes: u64,
-    ) {
+    ) -> Result<(), StoreError> {
         let mut staged = self.staged.lock();
         for id in objects {
-            staged.objects.entry(id).or_insert(stage);
+            staged.objects.insert(id, stage)?;
         }
         staged.bytes = staged.bytes.saturating_add(bytes);
+        Ok(())
     }
 
     /// Stages a complete object, by `place`, unless the store or the transaction has it.
@@ -312,7 +341,7 @@ impl Transaction<'_> {
         {
             LinkOutcome::NotFound | LinkOutcome::Unsupported => Outcome::Added,
             LinkOutcome::Linked if self.is_sound(&self.dir, &name, id, size)? => {
-                self.staged.lock().objects.insert(id, StageNumber::NONE);
+                self.staged.lock().objects.insert(id, StageNumber::NONE)?;
                 return Ok(Outcome::AlreadyPresent);
             }
             LinkOutcome::Linked => {
@@ -322,7 +351,7 @@ impl Transaction<'_> {
         };
         place(&self.dir, &name)?;
         let mut staged = self.staged.lock();
-        staged.objects.insert(id, StageNumber::NONE);
+        staged.objects.insert(id, StageNumber::NONE)?;
         staged.bytes = staged.bytes.saturating_add(size);
         Ok(outcome)
     }

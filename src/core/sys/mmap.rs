@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::io;
 
-use memmap2::{Mmap, MmapOptions};
+use memmap2::{Mmap, MmapOptions, UncheckedAdvice};
 
 /// Maps a whole file read-only and private.
 ///
@@ -19,4 +19,12 @@ pub fn map_published(file: &File) -> io::Result<Mmap> {
     // SAFETY: the mapping is private and never writable; by the promise above its bytes do not
     // change while it lives.
     unsafe { MmapOptions::new().map_copy_read_only(file) }
+}
+
+/// Takes the pages of a mapping of [`map_published`] out of the process's memory; they come back
+/// when they are touched.
+pub fn let_go(map: &Mmap) -> io::Result<()> {
+    // SAFETY: the mapping is private and was never written, so each page comes back with the bytes
+    // of the file, which do not change by the promise above.
+    unsafe { map.unchecked_advise(UncheckedAdvice::DontNeed) }
 }

@@ -11,14 +11,14 @@
 use bstr::BString;
 
 use super::error::{BuildError, TreeError};
-use super::format::{MAX_DEPTH, NANOS_PER_SEC, valid_name, valid_symlink};
-use super::layer;
+use super::format::{MAX_DEPTH, NANOS_PER_SEC, NONE, valid_name, valid_symlink};
+use super::layer::{self, PlacedContents};
 use super::names::{Name, Names};
 use super::reader::Tree;
 use super::types::{FileType, Kind, Meta, Rdev, Timestamp};
-use super::writer::{self, WriteError};
+use super::writer::{self, Heap, WriteError};
 use super::xattr;
-use crate::digest::{DiffId, ObjectId, Sha256Digest};
+use crate::digest::{DiffId, ObjectId, ObjectIds, Sha256Digest};
 
 /// Symbolic links on the way to one entry: Linux's own limit.
 const MAX_LINKS: usize = 40;
@@ -35,8 +35,11 @@ pub struct LayerBuilder {
     dirs: Vec<BuilderDir>,
     /// Files that are no directories; hard links share one.
     pub(super) leaves: Vec<Leaf>,
-    /// The contents of regular files, as often as they come.
-    pub(super) objects: Vec<ObjectId>,
+    /// The contents of regular files.
+    pub(super) contents: ObjectIds,
+    pub(super) symlinks: Heap,
+    /// Sets of extended attributes, as the format has them.
+    pub(super) xattrs: Heap,
     /// The names in all directories.
     pub(super) names: Names,
     /// Paths in the layers below, as hard links name them.
@@ -98,10 +101,12 @@ pub(super) enum LeafKind {
     Regular {
         size: u64,
         elf: bool,
-        /// The place of its id in [`LayerBuilder::objects`].
-        object: Option<u32>,
+        /// The number of its content in [`LayerBuilder::contents`].
+        /// [`NONE`]: it is empty.
+        object: u32,
     },
-    Symlink(Box<[u8]>),
+    /// The place of its target in [`LayerBuilder::symlinks`].
+    Symlink(u32),
     /// A device, a named pipe or a socket.
     Special(FileType, Rdev),
 }
@@ -112,8 +117,9 @@ pub(super) struct Attributes {
     pub(super) uid: u32,
     pub(super) gid: u32,
     pub(super) mtime: Timestamp,
-    /// As the format has them.
-    pub(super) xattrs: Option<Box<[u8]>>,
+    /// The place of the set in [`LayerBuilder::xattrs`].
+    /// [`NONE`]: there are none.
+    pub(super) xattrs: u32,
 }
 
 impl Default for LayerBuilder {
@@ -128,7 +134,9 @@ impl LayerBuilder {
         Self {
             dirs: vec![BuilderDir::default()],
             leaves: Vec::new(),
-            objects: Vec::new(),
+            contents: ObjectIds::default(),
+            symlinks: Heap::default(),
+            xattrs: Heap::default(),
             names: Names::default(),
             links_below: Vec::new(),
             followed: 0,
@@ -138,7 +146,7 @@ impl LayerBuilder {
     /// Adds a file. An empty path is the root. A directory over a directory keeps what is in it
     /// and takes the new attributes; anything else replaces what this layer had at the path.
     pub fn insert(&mut self, path: &[&[u8]], meta: Meta, kind: Kind) -> Result<(), BuildError> {
-        let attributes = attributes(path, meta)?;
+        let attributes = self.attributes(path, meta)?;
         check_kind(path, &kind)?;
         let special = |file_type, rdev| LeafKind::Special(file_type, rdev);
         let kind = match kind {
@@ -150,11 +158,11 @@ impl LayerBuilder {
             Kind::Regular { size, object, elf } => LeafKind::Regular {
                 size,
                 elf,
-                object: object
-                    .map(|id| push(&mut self.objects, id, "contents"))
-                    .transpose()?,
+                object: object.map_or(Ok(NONE), |id| self.content(id))?,
             },
-            Kind::Symlink(target) => LeafKind::Symlink(target.into()),
+            Kind::Symlink(target) => {
+                LeafKind::Symlink(self.symlinks.intern(&target, "bytes of names")?)
+            }
             Kind::CharDevice(rdev) => special(FileType::CharDevice, rdev),
             Kind::BlockDevice(rdev) => special(FileType::BlockDevice, rdev),
             Kind::Fifo => special(FileType::Fifo, Rdev::default()),
@@ -163,6 +171,14 @@ impl LayerBuilder {
         let leaf = push(&mut self.leaves, Leaf { attributes, kind }, "files")?;
         self.name(path)?.entry = Some(Entry::Leaf(LeafId(leaf)));
         Ok(())
+    }
+
+    /// The number of a content: they are counted as they come, here and in [`Self::insert`]. Where
+    /// it is in the tree, [`Self::finish_placed`] tells.
+    pub fn content(&mut self, id: ObjectId) -> Result<u32, BuildError> {
+        let numbered = self.contents.insert(id);
+        let (number, _) = numbered.ok_or(WriteError::Limit("contents"))?;
+        Ok(number)
     }
 
     /// Makes `path` another name of the file at `target`. If this layer has no such file so far,
@@ -225,6 +241,11 @@ impl LayerBuilder {
 
     /// The bytes of the tree, which says that it is this layer's.
     pub fn finish(self, diff: DiffId) -> Result<Vec<u8>, BuildError> {
+        Ok(self.finish_placed(diff)?.0)
+    }
+
+    /// [`Self::finish`], and where its contents are.
+    pub fn finish_placed(self, diff: DiffId) -> Result<(Vec<u8>, PlacedContents), BuildError> {
         Ok(layer::write(self, diff)?)
     }
 
@@ -337,8 +358,8 @@ impl LayerBuilder {
     }
 
     fn symlink(&self, id: LeafId) -> Option<&[u8]> {
-        match &self.leaves.get(id.0 as usize)?.kind {
-            LeafKind::Symlink(target) => Some(target),
+        match self.leaves.get(id.0 as usize)?.kind {
+            LeafKind::Symlink(target) => Some(self.symlinks.get(target)),
             _ => None,
         }
     }
@@ -376,6 +397,34 @@ impl LayerBuilder {
             Some(Entry::Dir(dir)) => Ok(dir),
             _ => self.make_dir(parent, name),
         }
+    }
+
+    fn attributes(&mut self, path: &[&[u8]], meta: Meta) -> Result<Attributes, BuildError> {
+        let Meta {
+            mode,
+            uid,
+            gid,
+            mtime,
+            xattrs,
+        } = meta;
+        if mtime.nanos >= NANOS_PER_SEC {
+            return Err(BuildError::Time {
+                path: join(path),
+                nanos: mtime.nanos,
+            });
+        }
+        let set = xattr::encode(xattrs).map_err(|source| BuildError::Xattr {
+            path: join(path),
+            source,
+        })?;
+        let place = |set: Vec<u8>| self.xattrs.intern(&set, "bytes of extended attributes");
+        Ok(Attributes {
+            mode,
+            uid,
+            gid,
+            mtime,
+            xattrs: set.map_or(Ok(NONE), place)?,
+        })
     }
 
     fn name(&mut self, path: &[&[u8]]) -> Result<&mut Name, BuildError> {
@@ -426,31 +475,4 @@ fn check_kind(path: &[&[u8]], kind: &Kind) -> Result<(), BuildError> {
         }
         _ => Ok(()),
     }
-}
-
-fn attributes(path: &[&[u8]], meta: Meta) -> Result<Attributes, BuildError> {
-    let Meta {
-        mode,
-        uid,
-        gid,
-        mtime,
-        xattrs,
-    } = meta;
-    if mtime.nanos >= NANOS_PER_SEC {
-        return Err(BuildError::Time {
-            path: join(path),
-            nanos: mtime.nanos,
-        });
-    }
-    let xattrs = xattr::encode(xattrs).map_err(|source| BuildError::Xattr {
-        path: join(path),
-        source,
-    })?;
-    Ok(Attributes {
-        mode,
-        uid,
-        gid,
-        mtime,
-        xattrs: xattrs.map(Vec::into_boxed_slice),
-    })
 }

@@ -11,12 +11,13 @@ use std::collections::{BinaryHeap, VecDeque};
 use bstr::BString;
 
 use super::error::{TreeError, corrupt};
+use super::format::NONE;
 use super::links::{LinkError, Links};
 use super::reader::Tree;
 use super::stack::{LayerError, Place, Shown, Stack};
 use super::types::{Dirent, FileType, TreeIno, TreeKind};
 use super::writer::{NewNode, NewTarget, WriteError, Writer};
-use crate::digest::ChainId;
+use crate::digest::{ChainId, ObjectIds};
 
 /// Why a stack cannot be merged. Layers are counted from the bottom, from 0.
 #[derive(Debug, thiserror::Error)]
@@ -81,19 +82,23 @@ impl From<LayerError> for MergeError {
 /// The layers' bytes are taken as written; reading errors end the merge, but a layer of doubtful
 /// origin is to be [verified](Tree::verify) first.
 pub fn merge(layers: impl AsRef<[Tree]>) -> Result<Vec<u8>, MergeError> {
-    let (writer, chain) = walk(layers.as_ref())?;
+    let (writer, contents, chain) = walk(layers.as_ref())?;
     // Layers that were given away are not in memory while the sections are put together.
     drop(layers);
-    Ok(writer.finish(chain.0))
+    Ok(writer.finish(chain.0, contents.into_ids())?)
 }
 
-fn walk(layers: &[Tree]) -> Result<(Writer, ChainId), MergeError> {
+fn walk(layers: &[Tree]) -> Result<(Writer, ObjectIds, ChainId), MergeError> {
     let stack = (0..)
         .zip(layers)
         .map(|(layer, tree)| tree.diff_id().ok_or(MergeError::NotALayer { layer }))
         .collect::<Result<Vec<_>, _>>()?;
-    Ok((Merge::new(Stack(layers)).walk()?, ChainId::of(&stack)))
+    let (writer, contents) = Merge::new(Stack(layers)).walk()?;
+    Ok((writer, contents, ChainId::of(&stack)))
 }
+
+/// Names after which the layers' pages are taken out of memory: some 10 MiB of trees.
+const LET_GO: u32 = 65_536;
 
 /// A merged directory to be written.
 struct Pending {
@@ -106,8 +111,10 @@ struct Merge<'t> {
     stack: Stack<'t>,
     links: Links<'t>,
     writer: Writer,
-    /// For each layer, for each of its nodes, its number in the merged tree.
-    numbers: Vec<Vec<Option<TreeIno>>>,
+    contents: ObjectIds,
+    /// For each layer, for each of its nodes, its number in the merged tree; [`NONE`] if it has
+    /// none.
+    numbers: Vec<Vec<u32>>,
     /// For each layer, how many of its names may still come: more would mean that directories
     /// share names.
     names_left: Vec<u32>,
@@ -120,10 +127,11 @@ impl<'t> Merge<'t> {
             stack,
             links: Links::new(stack),
             writer: Writer::new(TreeKind::Merged),
+            contents: ObjectIds::default(),
             numbers: stack
                 .0
                 .iter()
-                .map(|tree| vec![None; tree.node_count() as usize])
+                .map(|tree| vec![NONE; tree.node_count() as usize])
                 .collect(),
             names_left: stack.0.iter().map(Tree::dirent_count).collect(),
             queue: VecDeque::new(),
@@ -131,20 +139,34 @@ impl<'t> Merge<'t> {
     }
 
     /// Writes all names; what else the merge needed is freed.
-    fn walk(mut self) -> Result<Writer, MergeError> {
+    fn walk(mut self) -> Result<(Writer, ObjectIds), MergeError> {
         let mut places = Vec::new();
         let shown = self.stack.root(&mut places)?;
         self.add_directory(shown, places)?;
         let mut names = Names::default();
         let mut group = Vec::new();
+        let mut since = 0_u32;
         while let Some(Pending { ino, places }) = self.queue.pop_front() {
             self.writer.begin_directory(ino)?;
             names.begin(self.stack, &places, &mut self.names_left)?;
             while names.next_group(self.stack, &mut group)? {
                 self.add_name(ino, &group)?;
+                since += 1;
+                if since == LET_GO {
+                    since = 0;
+                    self.let_go()?;
+                }
             }
         }
-        Ok(self.writer)
+        Ok((self.writer, self.contents))
+    }
+
+    /// Takes the layers' pages out of memory: each record is read about once.
+    fn let_go(&self) -> Result<(), MergeError> {
+        for layer in 0..self.stack.0.len() {
+            self.stack.ask(layer, Tree::let_go)?;
+        }
+        Ok(())
     }
 
     /// Writes what shows at one name, given the entries of all layers' directories that show
@@ -176,7 +198,7 @@ impl<'t> Merge<'t> {
         Ok(())
     }
 
-    fn number(&mut self, place: Place) -> Result<&mut Option<TreeIno>, MergeError> {
+    fn number(&mut self, place: Place) -> Result<&mut u32, MergeError> {
         let numbers = self
             .numbers
             .get_mut(place.layer)
@@ -202,7 +224,7 @@ impl<'t> Merge<'t> {
         // A directory has one name, so it comes once; a damaged tree that contains itself would go
         // on forever.
         for place in &places {
-            if self.number(*place)?.replace(number).is_some() {
+            if std::mem::replace(self.number(*place)?, number.0) != NONE {
                 let source = corrupt("a directory has two names", place.ino.0);
                 return Err(MergeError::Layer {
                     layer: place.layer,
@@ -218,11 +240,12 @@ impl<'t> Merge<'t> {
     }
 
     fn add_file(&mut self, place: Place) -> Result<TreeIno, MergeError> {
-        if let Some(known) = *self.number(place)? {
-            return Ok(known);
+        let known = *self.number(place)?;
+        if known != NONE {
+            return Ok(TreeIno(known));
         }
         let number = self.copy(place)?;
-        *self.number(place)? = Some(number);
+        *self.number(place)? = number.0;
         Ok(number)
     }
 
@@ -240,6 +263,11 @@ impl<'t> Merge<'t> {
                 .transpose()?;
             Ok((node, tree.xattr_set(place.ino)?, symlink, object))
         })?;
+        let numbered = |id| {
+            let number = self.contents.insert(id).map(|(number, _)| number);
+            number.ok_or(WriteError::Limit("contents"))
+        };
+        let object = object.map(numbered).transpose()?;
         Ok(self.writer.node(&NewNode {
             file_type: node.file_type,
             mode: node.mode,

@@ -29,6 +29,7 @@ mod xattr;
 
 pub use builder::LayerBuilder;
 pub use error::{BuildError, TreeError};
+pub use layer::{ContentPlace, PlacedContents};
 pub use merge::{MergeError, merge};
 pub use reader::{Tree, Xattr};
 pub use types::{

@@ -17,7 +17,7 @@ use super::header::open_header;
 use super::types::{Dirent, FileType, Node, ObjectRef, Rdev, Target, Timestamp, TreeIno, TreeKind};
 use super::xattr::Set;
 use crate::digest::{ChainId, DiffId, ObjectId, Sha256Digest};
-use crate::sys::mmap::map_published;
+use crate::sys::mmap::{let_go, map_published};
 
 /// An extended attribute: its name with the prefix, and its value.
 pub type Xattr<'t> = (&'t [u8], &'t [u8]);
@@ -86,6 +86,15 @@ impl Tree {
         match self.bytes {
             Bytes::Mapped(map) => map.to_vec(),
             Bytes::Owned(vec) => vec,
+        }
+    }
+
+    /// Takes what was read of a mapped tree out of the process's memory; it comes back when it is
+    /// read again.
+    pub(super) fn let_go(&self) -> Result<(), TreeError> {
+        match &self.bytes {
+            Bytes::Mapped(map) => Ok(let_go(map)?),
+            Bytes::Owned(_) => Ok(()),
         }
     }
 

@@ -3,14 +3,17 @@
 //! A tree that passes has exactly the shape that the writer produces: each node is reachable by a
 //! finite path, and redundant records agree.
 
-use std::collections::HashSet;
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
 
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
 use zerocopy::IntoBytes;
 
 use super::error::{TreeError, corrupt};
 use super::format::{
     DIGEST_LEN, MAX_DEPTH, NANOS_PER_SEC, NODE_ELF, NODE_IMPLIED, NODE_OPAQUE, NONE, NUMBERING,
-    RawNode, valid_name, valid_symlink,
+    RawNode, RawObject, valid_name, valid_symlink,
 };
 use super::reader::Tree;
 use super::types::{Dirent, FileType, Target, TreeIno, TreeKind};
@@ -198,6 +201,26 @@ struct Contents {
     sizes: Vec<u64>,
 }
 
+/// Whether no id is there twice: without a copy of the ids, since there may be millions.
+fn are_distinct(objects: &[RawObject]) -> bool {
+    let hasher = RandomState::new();
+    let mut seen: HashTable<&RawObject> = HashTable::with_capacity(objects.len());
+    objects.iter().all(|object| {
+        let entry = seen.entry(
+            hasher.hash_one(object.id),
+            |known| known.id == object.id,
+            |known| hasher.hash_one(known.id),
+        );
+        match entry {
+            Entry::Occupied(_) => false,
+            Entry::Vacant(new) => {
+                new.insert(object);
+                true
+            }
+        }
+    })
+}
+
 impl Contents {
     fn check(mut self, tree: &Tree, links: &[u32]) -> Result<(), TreeError> {
         for (number, (raw, links)) in (0..).zip(tree.nodes().iter().zip(links)) {
@@ -220,7 +243,7 @@ impl Contents {
                 tree.object_count(),
             ));
         }
-        if tree.object_ids().collect::<HashSet<_>>().len() != tree.objects().len() {
+        if !are_distinct(tree.objects()) {
             return Err(corrupt("an object is there twice", tree.object_count()));
         }
         Ok(())

@@ -41,59 +41,65 @@ pub enum WriteError {
 
 /// Byte strings one after the other, each distinct one once. Equality is of the bytes; the hash
 /// only finds candidates, so the result does not depend on its random key.
-#[derive(Default)]
-struct Heap {
+#[derive(Debug, Default)]
+pub(super) struct Heap {
     bytes: Vec<u8>,
     /// Where each string ends, and the next begins.
-    ends: Vec<usize>,
+    ends: Vec<u32>,
     /// The numbers of the strings, by their hash.
     numbers: HashTable<u32>,
     hasher: RandomState,
 }
 
 impl Heap {
-    /// The number of a string in order of first use, and where it begins.
-    fn intern(&mut self, string: &[u8], what: &'static str) -> Result<(u32, usize), WriteError> {
-        let start = |number: u32| {
-            let before = (number as usize).checked_sub(1);
-            before
-                .and_then(|before| self.ends.get(before).copied())
-                .unwrap_or(0)
-        };
-        let text = |number: &u32| {
-            let end = self.ends.get(*number as usize).copied().unwrap_or(0);
-            self.bytes.get(start(*number)..end).unwrap_or_default()
-        };
-        let hash = self.hasher.hash_one(string);
-        if let Some(number) = self.numbers.find(hash, |number| text(number) == string) {
-            return Ok((*number, start(*number)));
+    /// The number of a string in order of first use.
+    pub(super) fn intern(&mut self, string: &[u8], what: &'static str) -> Result<u32, WriteError> {
+        let Self {
+            bytes,
+            ends,
+            numbers,
+            hasher,
+        } = self;
+        let hash = hasher.hash_one(string);
+        let text = |number: &u32| bytes.get(range(ends, *number)).unwrap_or_default();
+        if let Some(number) = numbers.find(hash, |number| text(number) == string) {
+            return Ok(*number);
         }
-        let number = u32::try_from(self.ends.len())
-            .ok()
-            .filter(|number| *number != NONE);
-        let number = number.ok_or(WriteError::Limit(what))?;
-        let rehash = |number: &u32| self.hasher.hash_one(text(number));
-        self.numbers.reserve(1, rehash);
-        let offset = self.bytes.len();
-        self.bytes.extend_from_slice(string);
-        self.ends.push(self.bytes.len());
-        // There is room: nothing is hashed again.
-        self.numbers.insert_unique(hash, number, |_| hash);
-        Ok((number, offset))
-    }
-
-    fn into_bytes(self) -> Vec<u8> {
-        self.bytes
-    }
-
-    /// Offset and length of a string in a heap that both fit 32 bits.
-    fn place(&mut self, string: &[u8], what: &'static str) -> Result<(u32, u32), WriteError> {
         let limit = |_too_large| WriteError::Limit(what);
-        let (_, offset) = self.intern(string, what)?;
-        let length = u32::try_from(string.len()).map_err(limit)?;
-        u32::try_from(self.bytes.len()).map_err(limit)?;
-        Ok((u32::try_from(offset).map_err(limit)?, length))
+        let number = u32::try_from(ends.len()).map_err(limit)?;
+        let end = u32::try_from(bytes.len() + string.len()).map_err(limit)?;
+        if number == NONE {
+            return Err(WriteError::Limit(what));
+        }
+        numbers.insert_unique(hash, number, |number| hasher.hash_one(text(number)));
+        bytes.extend_from_slice(string);
+        ends.push(end);
+        Ok(number)
     }
+
+    /// The string of a number.
+    pub(super) fn get(&self, number: u32) -> &[u8] {
+        let range = range(&self.ends, number);
+        self.bytes.get(range).unwrap_or_default()
+    }
+
+    /// Offset and length of a string in the heap.
+    fn place(&mut self, string: &[u8], what: &'static str) -> Result<(u32, u32), WriteError> {
+        let number = self.intern(string, what)?;
+        let range = range(&self.ends, number);
+        let limit = |_too_large| WriteError::Limit(what);
+        Ok((
+            u32::try_from(range.start).map_err(limit)?,
+            u32::try_from(range.len()).map_err(limit)?,
+        ))
+    }
+}
+
+/// Where a heap's string is, given where each ends.
+fn range(ends: &[u32], number: u32) -> std::ops::Range<usize> {
+    let number = number as usize;
+    let end = |number: usize| ends.get(number).map_or(0, |end| *end as usize);
+    number.checked_sub(1).map_or(0, end)..end(number)
 }
 
 /// Bytes of header and section table with their digest, behind which the first section begins.
@@ -113,7 +119,8 @@ pub(super) struct NewNode<'a> {
     pub(super) implied: bool,
     pub(super) opaque: bool,
     pub(super) rdev: Rdev,
-    pub(super) object: Option<ObjectId>,
+    /// The number of its content in order of first use.
+    pub(super) object: Option<u32>,
     pub(super) symlink: &'a [u8],
     pub(super) xattrs: Option<&'a [u8]>,
 }
@@ -154,8 +161,6 @@ pub(super) struct Writer {
     links: Vec<RawLink>,
     names: Heap,
     xattrs: Heap,
-    objects: Heap,
-    object_sizes: Vec<u64>,
 }
 
 impl Writer {
@@ -168,8 +173,6 @@ impl Writer {
             links: Vec::new(),
             names: Heap::default(),
             xattrs: Heap::default(),
-            objects: Heap::default(),
-            object_sizes: Vec::new(),
         }
     }
 
@@ -180,7 +183,7 @@ impl Writer {
             return Err(WriteError::Limit("files"));
         }
         let data = match new.file_type {
-            FileType::Regular => [self.object(new)?, 0],
+            FileType::Regular => [new.object.unwrap_or(NONE), 0],
             FileType::Symlink => {
                 let (offset, length) = self.names.place(new.symlink, "bytes of names")?;
                 [offset, length]
@@ -223,25 +226,6 @@ impl Writer {
         self.file.extend_from_slice(node.as_bytes());
         self.nodes += 1;
         Ok(TreeIno(number))
-    }
-
-    fn object(&mut self, new: &NewNode<'_>) -> Result<u32, WriteError> {
-        let Some(object) = new.object else {
-            return Ok(NONE);
-        };
-        let (number, _) = self.objects.intern(object.as_bytes(), "contents")?;
-        match self.object_sizes.get(number as usize) {
-            None => self.object_sizes.push(new.size),
-            Some(first) if *first == new.size => {}
-            Some(first) => {
-                return Err(WriteError::ObjectSize {
-                    object,
-                    first: *first,
-                    second: new.size,
-                });
-            }
-        }
-        Ok(number)
     }
 
     /// Names that follow are this directory's.
@@ -354,23 +338,53 @@ impl Writer {
         (index.into_iter().map(U32::new).collect(), list)
     }
 
-    /// Ids and sizes of the contents, in order of first use.
-    fn object_table(&self) -> Vec<RawObject> {
-        let (ids, _) = self.objects.bytes.as_chunks::<DIGEST_LEN>();
-        let table = ids.iter().zip(&self.object_sizes);
-        table
-            .map(|(id, size)| RawObject {
-                id: *id,
-                size: (*size).into(),
-            })
-            .collect()
+    /// The table of the contents, given their ids by number. Their sizes are those of the nodes.
+    fn object_table(
+        &self,
+        ids: impl IntoIterator<Item = ObjectId>,
+    ) -> Result<Vec<RawObject>, WriteError> {
+        let nodes = self.file.get(HEADER..).unwrap_or_default();
+        let nodes =
+            <[RawNode]>::ref_from_bytes(nodes).map_err(|_odd| WriteError::Limit("files"))?;
+        let mut ids = ids.into_iter();
+        let mut table: Vec<RawObject> = Vec::new();
+        for node in nodes {
+            let [number, _] = node.data;
+            let file_type = FileType::from_mode_bits(node.mode.get());
+            if file_type != Some(FileType::Regular) || number == NONE {
+                continue;
+            }
+            match table.get(number.get() as usize) {
+                Some(known) if known.size == node.size => {}
+                Some(known) => {
+                    return Err(WriteError::ObjectSize {
+                        object: ObjectId::from_bytes(known.id),
+                        first: known.size.get(),
+                        second: node.size.get(),
+                    });
+                }
+                // In order of first use, so this is the next.
+                None => table.extend(ids.next().map(|id| RawObject {
+                    id: *id.as_bytes(),
+                    size: node.size,
+                })),
+            }
+        }
+        Ok(table)
     }
 
-    /// The whole file: the tree of the layer or stack called `owner`. Each section is freed once
-    /// it is in the file, so the tree is not in memory twice.
-    pub(super) fn finish(self, owner: Sha256Digest) -> Vec<u8> {
+    /// The whole file: the tree of the layer or stack called `owner`, with the ids of its contents
+    /// by number. Each section is freed once it is in the file, so the tree is not in memory twice.
+    pub(super) fn finish(
+        mut self,
+        owner: Sha256Digest,
+        ids: impl IntoIterator<Item = ObjectId>,
+    ) -> Result<Vec<u8>, WriteError> {
+        // No string follows.
+        self.names.numbers = HashTable::new();
+        self.xattrs.numbers = HashTable::new();
+        let objects = self.object_table(ids)?;
         let (inverse_index, inverse_list) = self.inverse();
-        let objects = self.object_table();
         let lengths = [
             self.file.len() - HEADER,
             self.dirents.as_bytes().len(),
@@ -394,7 +408,7 @@ impl Writer {
             });
         }
         let length = end + DIGEST_LEN;
-        let header = self.header(&table, length, owner);
+        let header = self.header(&table, objects.len(), length, owner);
         let mut head = [header.as_bytes(), table.as_bytes()].concat();
         append_digest(&mut head);
         let Self {
@@ -403,13 +417,10 @@ impl Writer {
             links,
             names,
             xattrs,
-            objects: interned,
-            object_sizes,
             kind: _,
             nodes: _,
         } = self;
-        drop((interned, object_sizes));
-        let (names, xattrs) = (names.into_bytes(), xattrs.into_bytes());
+        let (names, xattrs) = (names.bytes, xattrs.bytes);
         if let Some(room) = file.get_mut(..HEADER) {
             room.copy_from_slice(&head);
         }
@@ -422,10 +433,16 @@ impl Writer {
         append_section(&mut file, xattrs);
         append_section(&mut file, objects);
         append_digest(&mut file);
-        file
+        Ok(file)
     }
 
-    fn header(&self, table: &[RawSection], length: usize, owner: Sha256Digest) -> RawHeader {
+    fn header(
+        &self,
+        table: &[RawSection],
+        objects: usize,
+        length: usize,
+        owner: Sha256Digest,
+    ) -> RawHeader {
         // The makers of nodes, names and objects have kept these counts below NONE.
         let count = |records: usize| U32::new(u32::try_from(records).unwrap_or(NONE));
         RawHeader {
@@ -441,7 +458,7 @@ impl Writer {
             incompat: 0.into(),
             nodes: self.nodes.into(),
             dirents: count(self.dirents.len()),
-            objects: count(self.object_sizes.len()),
+            objects: count(objects),
             sections: count(table.len()),
             length: (length as u64).into(),
             reserved_too: [0; 8],

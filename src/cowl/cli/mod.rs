@@ -35,6 +35,7 @@ use crate::engine::{Engine, host};
 use args::{Cli, Command};
 use clap::error::{ContextKind, ErrorKind};
 use clap::{CommandFactory, FromArgMatches};
+use cowl_sys::memory;
 use cowl_sys::stack::on_own_stack;
 use cowl_sys::stdio::{self, Output};
 use std::ffi::OsString;
@@ -63,6 +64,11 @@ const FAILURE: u8 = 1;
 /// Runs one command line.
 pub fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
+    // An import promises how much memory it has at most.
+    if let Err(errno) = memory::keep_little() {
+        print_error(&Error::from(errno).context("setting up the allocator"));
+        return ExitCode::from(FAILURE);
+    }
     // In a debug build clap needs hundreds of KiB of stack to define all commands.
     let cli = match on_own_stack(|| parse(&arguments)) {
         Ok(Ok(cli)) => cli,

@@ -21,16 +21,22 @@ fn gc_and_check_honour_an_object_that_only_a_recipe_names() {
     };
     builder.insert(&[b"a"], meta(), kind).unwrap();
     let tree = builder.finish(diff).unwrap();
-    let recipe = |table: &[ObjectId]| {
-        let mut recorder = Recorder::with_tree(table.iter().copied(), 1 << 20).unwrap();
-        for content in [&replaced, &kept] {
-            let id = content.object().unwrap();
-            recorder.object(id, 0, content.size).unwrap();
-        }
-        recorder.finish().unwrap().into_recipe(diff).unwrap()
+    let (replaced_id, kept_id) = (replaced.object().unwrap(), kept.object().unwrap());
+    // The numbers of the objects in the recipe: the tree's first.
+    let recipe = |tree_objects, [of_replaced, of_kept]: [u32; 2], own: &[ObjectId]| {
+        let mut recorder = Recorder::new(1 << 20).unwrap();
+        recorder.object(of_replaced, 0, replaced.size).unwrap();
+        recorder.object(of_kept, 0, kept.size).unwrap();
+        let recording = recorder.finish().unwrap();
+        recording.into_recipe(diff, tree_objects, own).unwrap()
     };
     let other = fixture.store.begin().unwrap();
-    let refused = other.put_layer(diff, tree.clone(), 8, &recipe(&[]));
+    let refused = other.put_layer(
+        diff,
+        tree.clone(),
+        8,
+        &recipe(0, [0, 1], &[replaced_id, kept_id]),
+    );
     let error = refused.unwrap_err().to_string();
     drop(other);
     assert!(error.contains("recipe-v2"), "{error}");
@@ -38,7 +44,7 @@ fn gc_and_check_honour_an_object_that_only_a_recipe_names() {
         error.contains("it numbers the objects of another tree"),
         "{error}"
     );
-    let recipe = recipe(&[kept.object().unwrap()]);
+    let recipe = recipe(1, [1, 0], &[replaced_id]);
     transaction.put_layer(diff, tree, 8, &recipe).unwrap();
     let config = transaction.put_blob(b"config").unwrap();
     transaction
