@@ -1,6 +1,6 @@
-//! The bare system calls of a container's start: what no runtime can do without. Namespaces, the
-//! file systems of Docker's containers, the nodes of /dev, masked and read-only paths, pivot_root.
-//! Caller: [`crate::starts`].
+//! The bare system calls of a container's start, which every runtime needs: namespaces, the file
+//! systems of Docker's containers, the nodes of /dev, masked and read-only paths, pivot_root. Used
+//! by [`crate::starts`].
 
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
@@ -35,12 +35,12 @@ const LINKS: [(&str, &str); 5] = [
     ("pts/ptmx", "ptmx"),
 ];
 
-/// Starts the program `/bin/true` of a root so, and waits for its end.
+/// Starts `/bin/true` in a root with these calls, and waits for its end.
 pub(crate) fn start(root: &Path) -> Result<()> {
     let Some(pid) = fork_into_namespaces().context("clone")? else {
         let Err(error) = enter(root);
         crate::output::print_error(&format!("bare calls: {error:#}"), crate::FAILURE);
-        // The child: this is the last that it does.
+        // The child must not return.
         std::process::abort();
     };
     let ended = waitpid(Some(pid), WaitOptions::empty()).context("waitpid")?;
@@ -50,7 +50,7 @@ pub(crate) fn start(root: &Path) -> Result<()> {
     }
 }
 
-/// Becomes the program.
+/// Sets the container up and executes the program.
 fn enter(root: &Path) -> Result<std::convert::Infallible> {
     mount_change(
         "/",
@@ -63,7 +63,7 @@ fn enter(root: &Path) -> Result<std::convert::Infallible> {
     devices()?;
     mount("sysfs", "sys", "sysfs", safe | MountFlags::RDONLY, None)?;
     mask()?;
-    // Stacks the old root on the new one and unmounts it there (pivot_root(2), NOTES).
+    // Stacks the old root on the new one, to be unmounted there (pivot_root(2), NOTES).
     pivot_root(".", ".")?;
     unmount(".", UnmountFlags::DETACH)?;
     chdir("/")?;
@@ -107,7 +107,7 @@ fn devices() -> Result<()> {
     Ok(())
 }
 
-/// Masks what there is of the paths that Docker masks.
+/// Masks those of Docker's masked paths that exist.
 fn mask() -> Result<()> {
     use cowl_launch::sandbox::{DEFAULT_MASKED_PATHS, DEFAULT_READONLY_PATHS};
     for path in DEFAULT_MASKED_PATHS {
@@ -130,7 +130,7 @@ fn mask() -> Result<()> {
     Ok(())
 }
 
-/// None if it is not there.
+/// None if the path is missing.
 fn kind_of(path: &str) -> Result<Option<FileType>> {
     match stat(path) {
         Ok(found) => Ok(Some(FileType::from_raw_mode(found.st_mode))),

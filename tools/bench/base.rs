@@ -1,5 +1,5 @@
-//! The lower that all systems show: small files for each row that changes them or sees them first,
-//! and a tree like /usr to read. Contents are noise, the same in each run.
+//! The lower of all systems: small files for each row that changes them or needs names new to the
+//! kernel, and a tree like /usr to read. Contents are pseudo-random and the same in each run.
 
 use std::fs::{File, create_dir, create_dir_all};
 use std::io::Write as _;
@@ -9,12 +9,12 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::command::{find, program, run};
 
-/// Files that are opened, read and missed again and again.
+/// Files that are opened, read and looked up repeatedly.
 pub(crate) const OPENED: u32 = 200;
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
 
-/// How much of everything there is.
+/// Number and size of the files.
 #[derive(Copy, Clone, Debug)]
 pub(crate) struct Scale {
     pub(crate) names: u32,
@@ -49,7 +49,7 @@ fn scaled(count: u32, factor: f64) -> u32 {
     (f64::from(count) * factor) as u32
 }
 
-/// Random numbers that are the same in each run (SplitMix64).
+/// Pseudo-random numbers, the same in each run (SplitMix64).
 #[derive(Debug)]
 pub(crate) struct Noise(u64);
 
@@ -75,8 +75,8 @@ impl Noise {
         bytes
     }
 
-    /// Sizes as in /usr: half below 3 KiB, a few of some hundred. A limit that doubles with each
-    /// lucky draw, and a size below it.
+    /// Sizes distributed as in /usr: half below 3 KiB, a few of some hundred. Draws a limit that
+    /// doubles with some probability, then a size below it.
     fn size(&mut self) -> usize {
         let mut limit: u64 = 4096;
         while limit < 512 * 1024 && self.next() % 100 < 45 {
@@ -102,7 +102,7 @@ fn numbered(directory: &Path, count: u32, size: usize) -> Result<()> {
     Ok(())
 }
 
-/// Makes the lower of the timed rows.
+/// Creates the lower of the timed rows.
 pub(crate) fn make(base: &Path, scale: Scale, python: Option<&Python>) -> Result<()> {
     create_dir(base).context("the lower")?;
     numbered(&base.join("names"), scale.names, 0)?;
@@ -138,7 +138,7 @@ fn make_tree(tree: &Path, count: u32) -> Result<()> {
     Ok(())
 }
 
-/// The machine's Python.
+/// The host's Python.
 #[derive(Debug)]
 pub(crate) struct Python {
     program: PathBuf,
@@ -146,7 +146,7 @@ pub(crate) struct Python {
 }
 
 impl Python {
-    /// None where there is none.
+    /// None if it is not installed.
     pub(crate) fn of_the_host() -> Option<Self> {
         let ask = "import os, sys, sysconfig
 print(os.path.realpath(sys.executable))
@@ -166,7 +166,7 @@ print(sysconfig.get_path('stdlib'))";
         let (Some(parent), Some(name)) = (self.library.parent(), self.library.file_name()) else {
             bail!("Python's library is {}", self.library.display());
         };
-        // What is installed beside the standard library may be of any size.
+        // Packages installed beside the standard library may have any size.
         let excluded = [
             "site-packages",
             "dist-packages",
@@ -190,7 +190,7 @@ mod tests {
     use super::{Noise, Scale};
 
     #[test]
-    fn scales_keep_a_least_size() {
+    fn scales_have_a_minimum() {
         assert_eq!(Scale::new(0.5).names, 5_000);
         assert_eq!(Scale::new(0.0001).names, 40);
     }
@@ -205,7 +205,7 @@ mod tests {
 
     /// Half of the files are small, one in a hundred is large, and none is above 512 KiB.
     #[test]
-    fn sizes_are_as_in_usr() {
+    fn sizes_are_distributed_as_in_usr() {
         let mut noise = Noise::new(1);
         let mut sizes: Vec<usize> = (0..10_000).map(|_| noise.size()).collect();
         sizes.sort_unstable();

@@ -1,4 +1,4 @@
-//! One kind of system call in a loop, with nothing else between the calls: names are made before
+//! One kind of system call in a loop, with nothing else between the calls: names are built before
 //! the clock starts.
 //!
 //! Files in a directory are called 0, 1, 2, ... A call that fails ends the row.
@@ -18,7 +18,7 @@ use crate::base::{Noise, OPENED};
 pub(crate) const BLOCK: usize = 4096;
 const MEBIBYTE: usize = 1 << 20;
 
-/// A loop over the files of a directory, so many times.
+/// A loop of a given number of calls over the files of a directory.
 pub(crate) type Loop = fn(&Path, u32) -> Result<Duration>;
 
 /// Paths of `count` files, of which `distinct` are different.
@@ -43,7 +43,7 @@ fn timed(
     Ok(begin.elapsed())
 }
 
-/// Calls that move all bytes or fail.
+/// Fails unless a call transferred all bytes.
 fn whole(moved: usize, wanted: usize) -> Result<(), Errno> {
     if moved == wanted {
         Ok(())
@@ -158,7 +158,7 @@ pub(crate) fn small_writes(path: &Path, count: u32) -> Result<Duration> {
     writes(path, count, BLOCK)
 }
 
-/// Of the first `count` blocks of a file, in an order that is the same each time.
+/// Writes the first `count` blocks of a file, in a fixed random order.
 pub(crate) fn random_writes(path: &Path, count: u32) -> Result<Duration> {
     let mut noise = Noise::new(1);
     let block = u64::try_from(BLOCK)?;

@@ -1,5 +1,5 @@
-//! Programs run to their end. Their output goes to unnamed files, never to pipes: a daemon that
-//! keeps its starter's descriptors would hold a pipe open.
+//! Runs programs to their end. Their output goes to unnamed files, not pipes: a daemon that
+//! inherits a pipe would keep it open.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -39,7 +39,7 @@ pub(crate) fn run(command: &mut Command) -> Result<String> {
     text(&mut output)
 }
 
-/// Runs it; returns the time that it took.
+/// Runs a command that must succeed; returns the time that it took.
 pub(crate) fn timed(command: &mut Command) -> Result<Duration> {
     let begin = Instant::now();
     run(command)?;
@@ -53,7 +53,7 @@ pub(crate) fn text(file: &mut File) -> Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// The file that a command's name stands for: itself if it has a slash, else the first in PATH.
+/// The file of a command: its name if that has a slash, else the first match in PATH.
 pub(crate) fn find(name: &Path) -> Result<PathBuf> {
     let is_program = |path: &PathBuf| {
         accessat(CWD, path, Access::EXEC_OK, AtFlags::empty()).is_ok()

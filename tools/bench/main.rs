@@ -1,6 +1,6 @@
-//! `cowl-bench` (or `cowl bench`): the time of named workloads on cowl, kernel overlayfs, each
-//! fuse-overlayfs and a plain directory, side by side; `cowl-bench ops`: what operations cost the
-//! processes that serve a mount; `cowl-bench start`: how long starts of containers take.
+//! `cowl-bench` (or `cowl bench`): times workloads on cowl, kernel overlayfs, each fuse-overlayfs
+//! and a plain directory, side by side; `cowl-bench ops`: counts what operations cost the processes
+//! that serve a mount; `cowl-bench start`: times starts of containers.
 //!
 //! The command starts itself again in mount and pid namespaces of its own ([`place`]). Invariant:
 //! all that it writes is in one temporary directory, and no mount or process outlives it.
@@ -32,7 +32,7 @@ use clap::Parser;
 use options::{Arguments, Subcommand};
 use output::print_error;
 
-/// Exit code of a usage error, as `cowl`'s.
+/// Exit code of a usage error, as in `cowl`.
 const USAGE: u8 = 125;
 const FAILURE: u8 = 1;
 
@@ -69,7 +69,7 @@ fn ended(result: Result<()>) -> ExitCode {
     }
 }
 
-/// Prints on standard output. A reader that has seen enough is no error.
+/// Prints on standard output. A closed pipe is not an error.
 fn print(text: &str) -> Result<()> {
     cowl_sys::stdio::check_output().context("standard output")?;
     match anstream::stdout().write_all(text.as_bytes()) {

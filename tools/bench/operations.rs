@@ -1,8 +1,8 @@
-//! The operations that `cowl-bench ops` counts. Each prepares what it needs, uncounted, and gives
-//! the work that is counted.
+//! The operations that `cowl-bench ops` counts. Each prepares what it needs, uncounted, and returns
+//! the work to count.
 //!
-//! The names of lower files are new to the kernel, unless an operation says that they are known;
-//! files of the upper were made before.
+//! Names of lower files are new to the kernel, unless the operation says that they are known; files
+//! in the upper were created before.
 
 use std::fs::create_dir;
 use std::os::fd::OwnedFd;
@@ -25,7 +25,7 @@ type Work = Box<dyn FnOnce() -> Result<()>>;
 #[derive(Copy, Clone, Debug)]
 pub(crate) struct Operation {
     pub(crate) title: &'static str,
-    /// It is done once, however often the others are.
+    /// It is run once, however often the others are.
     pub(crate) is_once: bool,
     /// Prepares; returns the work.
     pub(crate) prepare: fn(&Site) -> Result<Work>,
@@ -71,7 +71,7 @@ pub(crate) const OPERATIONS: [Operation; 21] = [
 const LOWER: [&str; 6] = ["looked", "known", "appended", "chmod", "chown", "unlinked"];
 const LISTED: u32 = 1_000;
 
-/// Makes the lower.
+/// Creates the lower.
 pub(crate) fn make_base(base: &Path, times: u32) -> Result<()> {
     for directory in [base, &base.join("dir"), &base.join("many")] {
         create_dir(directory).context("the lower")?;
@@ -92,7 +92,7 @@ pub(crate) struct Site {
 }
 
 impl Site {
-    /// Copies the directory up that the operations are in.
+    /// Copies up the directory that the operations use.
     pub(crate) fn new(mount: &Path, times: u32) -> Result<Self> {
         let site = Self {
             directory: mount.join("dir"),
@@ -125,7 +125,7 @@ impl Site {
     }
 }
 
-/// A call on each path.
+/// Work that makes a call on each path.
 #[expect(
     clippy::unnecessary_wraps,
     reason = "it is what most operations end with"
@@ -172,7 +172,7 @@ fn read_block(path: &Path) -> Result<(), Errno> {
     }
 }
 
-/// Twice before: the kernel drops the atime that it knew at a read, and asks for it once.
+/// Reads twice before: after a read the kernel drops the atime it knew, and asks for it once.
 fn read_known(site: &Site) -> Result<Work> {
     let paths = site.names("known");
     for path in paths.iter().chain(&paths) {
@@ -194,7 +194,7 @@ fn make_directory(site: &Site) -> Result<Work> {
     })
 }
 
-/// One file, whose close is counted, too: it is when the kernel writes back what it collected.
+/// One file. Its close is counted too: that is when the kernel writes back cached writes.
 fn write_block(site: &Site) -> Result<Work> {
     let path = site.directory.join("written");
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
@@ -223,7 +223,7 @@ fn chmod_lower(site: &Site) -> Result<Work> {
     })
 }
 
-/// To the owner that it has: a user namespace may have no other.
+/// To its current owner: a user namespace may map no other.
 fn chown_lower(site: &Site) -> Result<Work> {
     on_each(site.names("chown"), |path| {
         chown(path, Some(Uid::ROOT), Some(Gid::ROOT))
@@ -233,7 +233,7 @@ fn chown_lower(site: &Site) -> Result<Work> {
 fn get_attribute(site: &Site) -> Result<Work> {
     on_each(site.names("kept"), |path| {
         match getxattr(path, "user.none", &mut [0; 16]) {
-            // The second is of a disk without attributes.
+            // OPNOTSUPP: a file system without extended attributes.
             Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
             Err(error) => Err(error),
             Ok(_) => Err(Errno::EXIST),
@@ -265,7 +265,7 @@ fn remove_directory(site: &Site) -> Result<Work> {
     on_each(site.directories("emptied")?, |path| rmdir(path))
 }
 
-/// A directory of the lower that nothing has looked into.
+/// Lists a directory of the lower that has not been read.
 fn list(site: &Site) -> Result<Work> {
     let Some(mount) = site.directory.parent() else {
         bail!("the mount point has no name");
@@ -289,7 +289,7 @@ fn make_link(site: &Site) -> Result<Work> {
     on_each(paths, |path| link(path, path.with_extension("link")))
 }
 
-/// Files of the upper that are open.
+/// Open files in the upper.
 fn opened(site: &Site, name: &str) -> Result<Vec<OwnedFd>> {
     let open = |path: &PathBuf| {
         let opened = open(path, OFlags::RDWR, Mode::empty());
@@ -298,7 +298,7 @@ fn opened(site: &Site, name: &str) -> Result<Vec<OwnedFd>> {
     site.files(name)?.iter().map(open).collect()
 }
 
-/// Of an open file.
+/// Truncates open files.
 fn truncate_upper(site: &Site) -> Result<Work> {
     let files = opened(site, "truncated")?;
     Ok(Box::new(move || {
@@ -307,7 +307,7 @@ fn truncate_upper(site: &Site) -> Result<Work> {
     }))
 }
 
-/// Of a file that was written to and is open.
+/// Syncs open files that were written to.
 fn sync(site: &Site) -> Result<Work> {
     let files = opened(site, "synced")?;
     Ok(Box::new(move || {

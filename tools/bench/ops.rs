@@ -1,4 +1,4 @@
-//! `cowl-bench ops`: what operations cost the processes that serve a mount.
+//! `cowl-bench ops`: counts what operations cost the processes that serve a mount.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -40,7 +40,7 @@ pub(crate) fn run(common: &Common, wants: &Wanted, place: &Path) -> Result<()> {
     crate::print(&text)
 }
 
-/// What each operation costs a system.
+/// Counts what each operation costs a system.
 fn count(
     system: &System,
     operations: &[Operation],
@@ -89,7 +89,7 @@ fn table(
     text
 }
 
-/// A line for each operation and system, with all that was counted.
+/// A line for each operation and system, with all counts.
 fn details(systems: &[System], operations: &[Operation], counted: &[Vec<Costs>]) -> String {
     let mut text = String::new();
     for (number, operation) in operations.iter().enumerate() {

@@ -42,15 +42,15 @@ pub(crate) struct Arguments {
     pub(crate) medians: bool,
 }
 
-/// What both commands take.
+/// The options of all commands.
 #[derive(Debug, Args)]
 pub(crate) struct Common {
     /// Measure a program with fuse-overlayfs's command line, too; may be given several times
     /// [default: fuse-overlayfs, if it is installed]
     #[arg(long, value_name = "PROGRAM", global = true)]
     pub(crate) peer: Vec<PathBuf>,
-    /// Measure only this system, by the beginning of its name; may be given several times, and the
-    /// first one is what the others are compared with [default: all, compared with overlayfs]
+    /// Measure only this system, by a prefix of its name; may be given several times, and the
+    /// others are compared with the first [default: all, compared with overlayfs]
     #[arg(long, value_name = "NAME", global = true)]
     pub(crate) system: Vec<String>,
     /// Run only rows whose title contains this text; may be given several times
@@ -59,7 +59,7 @@ pub(crate) struct Common {
     /// Directory of cowl's binaries [default: this program's]
     #[arg(long, value_name = "DIR", global = true)]
     pub(crate) bin: Option<PathBuf>,
-    /// Set by the command when it starts itself in its namespaces.
+    /// Set by the command when it re-executes itself in its namespaces.
     #[arg(long, hide = true, global = true)]
     pub(crate) place: Option<PathBuf>,
 }
@@ -77,31 +77,31 @@ pub(crate) enum Subcommand {
     ///
     /// A cell is `REQUESTS, CALLS` for one operation: requests read from /dev/fuse, and other
     /// system calls on files and descriptors that the serving threads make for them, counted by
-    /// strace. Requests that no client waits for (RELEASE, RELEASEDIR, FORGET) and those of the
-    /// kernel's own are left out with their calls; so are calls that only carry requests, replies
-    /// and wake-ups.
+    /// strace. Requests that no client waits for (RELEASE, RELEASEDIR, FORGET) and the kernel's own
+    /// are left out with their calls; so are calls that only transport requests, replies and
+    /// wake-ups.
     Ops(Wanted),
     /// Time starts of `true` in a container: cowl, other runtimes, and the bare system calls
     ///
-    /// `bare calls` makes namespaces, mounts and masked paths and executes the program: no cgroups,
-    /// no seccomp filter, no exec of a runtime. `cowl-runtime` is started as by the engine, over a
-    /// directory; `cowl run` is `cowl run --rm` over an image, with mount, monitor and clean-up.
-    /// runc, crun and bwrap are those in PATH, with their own defaults. All have the same root. In
-    /// turn each starts once, so that all meet the same machine; the first column is its median
-    /// time, the others are ratios to it in the same turn. It needs root.
+    /// `bare calls` creates namespaces, mounts and masked paths and executes the program: no
+    /// cgroups, no seccomp filter, no exec of a runtime. `cowl-runtime` is started as by the
+    /// engine, on a directory; `cowl run` is `cowl run --rm` on an image, with mount, monitor and
+    /// clean-up. runc, crun and bwrap are those in PATH, with their own defaults. All have the same
+    /// root. They take turns, so that all see the same load; the first column is a median time, the
+    /// others are ratios to it in the same turn. It needs root.
     Start(Starts),
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Starts {
-    /// How often each of them starts, in each row
+    /// How often each is started, in each row
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10000))]
     pub(crate) times: u32,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Wanted {
-    /// How often each operation is done while it is counted
+    /// How often each operation is run while it is counted
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) times: u32,
     /// List what was counted below the table, by name of request and system call
@@ -123,7 +123,7 @@ mod tests {
     use super::{Arguments, scale};
 
     #[test]
-    fn the_command_line_is_sound() {
+    fn the_command_line_is_valid() {
         Arguments::command().debug_assert();
     }
 

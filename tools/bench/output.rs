@@ -1,5 +1,4 @@
-//! What is printed: Markdown tables as README.md and docs/performance.md have them, and lines on
-//! standard error.
+//! Output: Markdown tables as in README.md and docs/performance.md, and messages on standard error.
 
 use std::io::{self, ErrorKind, Write as _};
 use std::process::ExitCode;
@@ -16,7 +15,7 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// With names of columns; that of the titles is empty.
+    /// A table with these column names; that of the row titles is empty.
     pub(crate) fn new<S: AsRef<str>>(columns: &[S]) -> Self {
         let mut table = Self {
             text: String::new(),
@@ -56,7 +55,7 @@ pub(crate) fn time(seconds: f64) -> String {
     }
 }
 
-/// The median of times as it is printed.
+/// The median of times, formatted.
 pub(crate) fn median_time(times: &[Duration]) -> String {
     Spread::of(times.iter().map(Duration::as_secs_f64))
         .map_or_else(|| "-".to_owned(), |spread| time(spread.median))
@@ -75,7 +74,7 @@ pub(crate) fn ratio(spread: Option<Spread>, medians: bool) -> String {
     }
 }
 
-/// A count divided by how often it was done, without a trailing `.0`.
+/// A count per operation, without a trailing `.0`.
 pub(crate) fn share(count: u32, times: u32) -> String {
     let shown = format!("{:.1}", f64::from(count) / f64::from(times));
     shown
@@ -88,13 +87,12 @@ pub(crate) fn say(what: &str) -> Result<()> {
     write_line(&printable(what)).context("standard error")
 }
 
-/// Written at once: others may write to standard error, too.
+/// One write: other processes may write to standard error too.
 fn write_line(line: &str) -> io::Result<()> {
     anstream::stderr().write_all(format!("{line}\n").as_bytes())
 }
 
-/// Prints one line on standard error; if that fails, the exit code is 2, but for a reader that has
-/// seen enough.
+/// Prints one line on standard error; the exit code is 2 if that fails, unless the pipe is closed.
 pub(crate) fn print_error(what: &str, code: u8) -> ExitCode {
     match write_line(&format!("cowl-bench: {}", printable(what))) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => ExitCode::from(2),
@@ -102,7 +100,7 @@ pub(crate) fn print_error(what: &str, code: u8) -> ExitCode {
     }
 }
 
-/// Other programs' messages may have several lines and control characters.
+/// Makes one printable line of other programs' messages.
 fn printable(text: &str) -> String {
     let one = text.lines().map(str::trim).collect::<Vec<_>>().join("; ");
     one.replace(char::is_control, "?")

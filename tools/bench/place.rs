@@ -1,10 +1,10 @@
-//! The temporary directory and the namespaces that everything happens in.
+//! The temporary directory and the namespaces that everything runs in.
 //!
-//! [`run`] makes the directory and starts this program again as the first process of mount and pid
-//! namespaces of its own, by unshare(1), so no other process of the host can get a copy of the
-//! mounts, and all processes end with the first. It is their subreaper: when it has no child left,
-//! none is left, and the directory is removed. Signals that would end it end the namespaces first.
-//! After SIGKILL the namespaces end as well, and the directory stays.
+//! [`run`] creates the directory and re-executes this program as the first process of new mount and
+//! pid namespaces, by unshare(1): so no process of the host gets a copy of the mounts, and all
+//! processes end with the first. [`run`]'s process is their subreaper: when it has no child left,
+//! it removes the directory. Signals that would end it end the namespaces first. SIGKILL ends the
+//! namespaces too, but leaves the directory.
 
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitCode, Stdio};
@@ -18,7 +18,7 @@ use crate::FAILURE;
 
 const ENDING: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
 
-/// Runs the command in its place, to the end of all its processes.
+/// Runs the command in its namespaces, until all its processes have ended.
 pub(crate) fn run() -> Result<ExitCode> {
     let ignored = cowl_sys::signals::ignored().context("which signals are ignored")?;
     let is_ending = |signal: &Signal| !ignored.contains(*signal as i32);
@@ -36,7 +36,7 @@ pub(crate) fn run() -> Result<ExitCode> {
     place.close().context("removing the temporary directory")?;
     let (status, signal) = ended?;
     if let Some(signal) = signal {
-        // As if it had not been blocked: the caller sees which signal it was.
+        // Die by the signal, so that the caller sees it.
         ending.thread_unblock().context("unblocking signals")?;
         raise(signal).context("ending by a signal")?;
     }
@@ -45,10 +45,10 @@ pub(crate) fn run() -> Result<ExitCode> {
     Ok(ExitCode::from(code.unwrap_or(FAILURE)))
 }
 
-/// Starts this program in its namespaces.
+/// Re-executes this program in new namespaces.
 fn start(place: &tempfile::TempDir) -> Result<Pid> {
     let own = std::env::current_exe().context("this program's path")?;
-    // A group of its own: what a terminal sends comes to this process alone.
+    // Its own process group: a terminal's signals reach only this process.
     let child = Command::new("setpriv")
         .args(["--pdeathsig", "KILL", "unshare", "--mount", "--propagation"])
         .args(["private", "--pid", "--fork", "--kill-child", "--mount-proc"])
@@ -64,7 +64,7 @@ fn start(place: &tempfile::TempDir) -> Result<Pid> {
     Ok(Pid::from_child(&child))
 }
 
-/// Waits for every descendant; returns the status of `first` and the signal that came, if one did.
+/// Waits for every descendant; returns the status of `first` and the signal received, if any.
 fn until_all_ended(first: Pid, waited: SigSet) -> Result<(Option<WaitStatus>, Option<Signal>)> {
     let (mut status, mut signal) = (None, None);
     loop {
@@ -84,8 +84,8 @@ fn until_all_ended(first: Pid, waited: SigSet) -> Result<(Option<WaitStatus>, Op
     }
 }
 
-/// Kills the process that `--kill-child` ties the namespaces to. It is not reaped yet, so the
-/// number is its own.
+/// Kills the process with which `--kill-child` ends the namespaces. It is not reaped yet, so the
+/// pid is still its own.
 fn end(first: Pid, reaped: bool) -> Result<()> {
     if reaped {
         return Ok(());
@@ -94,7 +94,7 @@ fn end(first: Pid, reaped: bool) -> Result<()> {
         .context("ending the namespaces")
 }
 
-/// The begin of the process in the namespaces: it takes signals again.
+/// Called first in the namespaces: unblocks the signals.
 pub(crate) fn enter() -> Result<()> {
     if getpid() != Pid::INIT {
         bail!("--place is for the command itself");

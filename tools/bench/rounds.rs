@@ -14,7 +14,7 @@ use crate::rows::{self, Row};
 use crate::statistics::ratios;
 use crate::systems::{Ground, Mounted, System, wanted};
 
-/// Times by row and system, one a round.
+/// Times by row and system, one per round.
 type Times = BTreeMap<(usize, usize), Vec<Duration>>;
 
 /// Runs all rounds and prints the table.
@@ -87,7 +87,7 @@ fn measure(
     Ok(())
 }
 
-/// Numbers below `count` in an order that another begins each time.
+/// The numbers below `count`, rotated to begin with `first`.
 fn turn(count: usize, first: usize) -> impl Iterator<Item = usize> {
     (first..first + count).map(move |number| number % count)
 }
@@ -107,7 +107,7 @@ fn table(systems: &[System], rows: &[Row], times: &Times, medians: bool) -> Stri
     table.into_text()
 }
 
-/// What the figures depend on.
+/// The conditions of the measurement, as one line.
 fn setting(arguments: &Arguments, ground: &Ground, systems: &[System]) -> Result<String> {
     let cores = std::thread::available_parallelism().context("the number of cores")?;
     let release = rustix::system::uname()

@@ -1,4 +1,4 @@
-//! The rows: what is timed on each system, and what is prepared for it without being timed.
+//! The rows: the timed workloads, and their untimed preparation.
 
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use crate::output::say;
 type Timed = Box<dyn Fn(&Path) -> Result<Duration>>;
 type Prepared = Box<dyn Fn(&Path) -> Result<()>>;
 
-/// A row: called with where a system is mounted.
+/// A row; its functions get the mount point.
 pub(crate) struct Row {
     pub(crate) title: String,
     /// Not timed.
@@ -30,7 +30,7 @@ impl std::fmt::Debug for Row {
 }
 
 impl Row {
-    /// Prepares, settles what is not written yet, and runs.
+    /// Prepares, syncs, and runs.
     pub(crate) fn measure(&self, mount: &Path) -> Result<Duration> {
         if let Some(prepare) = &self.prepare {
             prepare(mount)?;
@@ -58,7 +58,7 @@ fn call(title: &str, kind: Loop, path: &'static str, count: u32) -> Row {
     Row::new(title, Box::new(move |mount| kind(&mount.join(path), count)))
 }
 
-/// A program; `MOUNT` in its words is where the system is mounted.
+/// A program; `MOUNT` in its arguments stands for the mount point.
 fn command(title: &str, words: &'static [&'static str]) -> Row {
     let run = move |mount: &Path| {
         let mount = mount.to_str().context("the mount point is not UTF-8")?;
@@ -73,7 +73,7 @@ fn directory(path: &'static str) -> impl Fn(&Path) -> Result<()> {
     move |mount| std::fs::create_dir(mount.join(path)).with_context(|| path.to_owned())
 }
 
-/// All rows that this machine has the programs for; `archive` is a tar of some of the tree.
+/// All rows whose programs this host has; `archive` is a tar of a part of the tree.
 pub(crate) fn all(scale: Scale, python: Option<&Python>, archive: &Path) -> Result<Vec<Row>> {
     let mut rows = reading(scale);
     rows.extend(changing(scale, archive));
@@ -156,7 +156,7 @@ fn changing(scale: Scale, archive: &Path) -> Vec<Row> {
         ),
         call("unlink, image's file", calls::unlinks, "unlinked", victims),
         call("unlink, upper file", calls::unlinks, "created", victims).after(move |mount| {
-            // Where the row that makes them was not asked for.
+            // If the row that creates them was not selected.
             let directory = mount.join("created");
             match std::fs::create_dir(&directory) {
                 Ok(()) => calls::creates(&directory, victims).map(drop),

@@ -11,19 +11,18 @@ use rustix::fs::{FileType, major, minor, stat};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-/// Stands for never: a process that was told to end, or to attach, and has not after that long
-/// hangs.
+/// A timeout that means never: a process that has not ended or attached by then hangs.
 pub(crate) const NEVER: Duration = Duration::from_mins(2);
 
 /// `/dev/fuse` (Documentation/admin-guide/devices.txt).
 const FUSE: (u32, u32) = (10, 229);
 
-/// The numbers of descriptors by what they are; the others are files of the host.
+/// A process's descriptors by kind; all others are files of the host.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Descriptors {
     /// `/dev/fuse`.
     pub(crate) device: BTreeSet<i32>,
-    /// Pipes, sockets, event counters: what threads and the device's data are passed on by.
+    /// Pipes, sockets and eventfds, which transport data and wake-ups.
     pub(crate) wires: BTreeSet<i32>,
 }
 
@@ -43,7 +42,7 @@ pub(crate) fn holders() -> Result<Vec<Pid>> {
     Ok(found)
 }
 
-/// The descriptors of a process; none of one that has ended.
+/// The descriptors of a process; empty if it has ended.
 pub(crate) fn descriptors(pid: Pid) -> Result<Descriptors> {
     let mut found = Descriptors::default();
     let directory = format!("/proc/{}/fd", pid.as_raw_nonzero());
@@ -74,14 +73,14 @@ pub(crate) fn descriptors(pid: Pid) -> Result<Descriptors> {
     Ok(found)
 }
 
-/// The directory of a process that nobody reaped yet is owned by root of the host, which makes it
-/// unreadable in a user namespace.
+/// The /proc directory of a zombie belongs to the host's root, so it is unreadable in a user
+/// namespace.
 fn has_ended(error: &std::io::Error) -> bool {
     let errno = Errno::from_io_error(error);
     matches!(errno, Some(Errno::NOENT | Errno::SRCH | Errno::ACCESS))
 }
 
-/// A descriptor that was closed meanwhile is none.
+/// False if the descriptor has been closed meanwhile.
 fn is_device(descriptor: &Path) -> bool {
     stat(descriptor).is_ok_and(|found| {
         FileType::from_raw_mode(found.st_mode) == FileType::CharacterDevice
@@ -95,7 +94,7 @@ fn is_wire(target: &Path) -> bool {
     kinds.iter().any(|kind| target.starts_with(kind))
 }
 
-/// What is readable when the process has ended; none of one that has ended.
+/// A pidfd, readable when the process has ended; None if it already has.
 pub(crate) fn end_of(pid: Pid) -> Result<Option<OwnedFd>> {
     match pidfd_open(pid, PidfdFlags::empty()) {
         Ok(pidfd) => Ok(Some(pidfd)),

@@ -1,4 +1,4 @@
-//! `cowl-bench start`: how long it takes to start `true` in a container and to see its end.
+//! `cowl-bench start`: times starting `true` in a container and waiting for its end.
 
 use std::fs::File;
 use std::fs::create_dir;
@@ -25,7 +25,7 @@ use crate::output::{Table, median_time, ratio, say};
 use crate::statistics::ratios;
 use crate::systems::{Ground, IMAGE};
 
-/// A kernel that must wait for a grace period does so only after a pause.
+/// Some kernels wait for an RCU grace period only after a pause.
 const PAUSE: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 50_000_000,
@@ -40,7 +40,7 @@ const ROWS: [(&str, Timespec); 2] = [
 ];
 const TRUE: &str = "/bin/true";
 
-/// What starts a container.
+/// A way to start a container.
 struct Starter<'g> {
     name: &'static str,
     start: Box<dyn Fn(u32) -> Result<Duration> + 'g>,
@@ -76,7 +76,7 @@ pub(crate) fn run(common: &Common, wants: &Starts, place: &Path) -> Result<()> {
     crate::print(&table.into_text())
 }
 
-/// A root with one program, and the places of mounts.
+/// Creates a root with one program and the mount points.
 fn make_root(root: &Path) -> Result<()> {
     for directory in [root.to_owned(), root.join("bin")] {
         create_dir(directory).context("the root")?;
@@ -90,7 +90,7 @@ fn make_root(root: &Path) -> Result<()> {
     chmod(&file, Mode::from_raw_mode(0o755)).context("the root")
 }
 
-/// Times by starter, in turn, another one first each time.
+/// Times by starter; they take turns in rotating order.
 fn measure(starters: &[Starter<'_>], times: u32, pause: Timespec) -> Result<Vec<Vec<Duration>>> {
     let mut all = vec![Vec::new(); starters.len()];
     for round in 0..times {
@@ -99,7 +99,7 @@ fn measure(starters: &[Starter<'_>], times: u32, pause: Timespec) -> Result<Vec<
             let (Some(starter), Some(own)) = (starters.get(number), all.get_mut(number)) else {
                 continue;
             };
-            // Nothing is awaited: the time is what passes.
+            // No descriptors: it only sleeps.
             retry_on_intr(|| poll(&mut [], Some(&pause))).context("a pause")?;
             own.push((starter.start)(round).with_context(|| starter.name)?);
         }
@@ -107,7 +107,7 @@ fn measure(starters: &[Starter<'_>], times: u32, pause: Timespec) -> Result<Vec<
     Ok(all)
 }
 
-/// Those that can start one here; what others say is on standard error.
+/// The starters that work here; the errors of others go to standard error.
 fn all(ground: &Ground) -> Result<Vec<Starter<'_>>> {
     let root = ground.base();
     let mut starters = vec![

@@ -1,5 +1,5 @@
-//! Medians, and ratios of paired times: two systems are compared within a round, where both met the
-//! same machine, and never across rounds.
+//! Medians, and ratios of paired times: systems are compared within a round, under the same load,
+//! never across rounds.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ pub(crate) struct Spread {
 }
 
 impl Spread {
-    /// Of any order; none of no numbers.
+    /// Of numbers in any order; None if there are none.
     pub(crate) fn of(numbers: impl IntoIterator<Item = f64>) -> Option<Self> {
         let mut sorted: Vec<f64> = numbers.into_iter().collect();
         sorted.sort_by(f64::total_cmp);
@@ -58,7 +58,7 @@ mod tests {
         );
     }
 
-    /// The second round was ten times as slow for both: the ratio does not see it.
+    /// The second round was ten times slower for both, which does not change the ratio.
     #[test]
     fn ratios_pair_the_rounds() {
         let of = |times: [u64; 3]| times.map(Duration::from_secs);

@@ -1,10 +1,10 @@
-//! Requests that serving processes read and system calls that they make, counted from outside by
-//! strace: a serving process' own counters would prove nothing, and peers have none.
+//! Counts the requests that serving processes read and the system calls that they make, from
+//! outside by strace: their own counters would prove nothing, and peers have none.
 //!
-//! A thread's calls are for the request that it read last. A request is what a successful read of
-//! /dev/fuse gives: its first word is its length, its second the opcode, its ninth the client's
-//! process (`struct fuse_in_header` of include/uapi/linux/fuse.h). libfuse may splice a request
-//! into a pipe first; its head is then what the thread reads next.
+//! A thread's calls count for the request that it read last. A successful read of /dev/fuse returns
+//! a request: its first word is its length, its second the opcode, its ninth the client's pid
+//! (`struct fuse_in_header` of include/uapi/linux/fuse.h). libfuse may splice a request into a pipe
+//! first; the thread then reads its header next.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -35,7 +35,7 @@ const WRITE: u32 = 16;
 /// waits for them, so they may come after the count.
 const UNAWAITED: [u32; 5] = [18, 29, 2, 42, 41];
 
-/// Counts what `servers` do while `work` goes on; `log` is a file that is made and removed.
+/// Counts what `servers` do while `work` runs; `log` is a file that is created and removed.
 pub(crate) fn during(
     servers: &[Pid],
     log: &Path,
@@ -62,7 +62,7 @@ struct Tracer {
 }
 
 impl Tracer {
-    /// strace on all threads of the processes: what they call from here on is in the log.
+    /// Attaches strace to all threads of the processes: their calls from here on are in the log.
     fn attach(servers: &[Pid], log: &Path) -> Result<Self> {
         let mut before = BTreeMap::new();
         for server in servers {
@@ -80,8 +80,8 @@ impl Tracer {
             .stderr(Stdio::piped())
             .spawn()
             .context("strace")?;
-        // A thread has a tracer before it is stopped, and runs on until then. A process' message
-        // comes when all its threads have been told to stop.
+        // A thread has a tracer before it stops, and runs until then. strace's message for a
+        // process comes when all its threads have been told to stop.
         let mut messages = BufReader::new(strace.stderr.take().context("strace's messages")?);
         let mut said = String::new();
         while said.matches("attached").count() < servers.len() {
@@ -90,10 +90,10 @@ impl Tracer {
         }
         let drain = move || copy(&mut messages, &mut sink());
         let messages = thread::Builder::new().spawn(drain).context("a thread")?;
-        // Until a thread has stopped it runs untraced, and may read a request that came meanwhile.
-        // One that waits leaves the processor twice, to stop and to wait again. A thread may have
-        // started another behind strace's back, too; that one ends when it is idle. /proc has
-        // nothing to wait on, so this asks again.
+        // Until a thread has stopped it runs untraced, and may read a request. A waiting thread
+        // switches context twice, to stop and to wait again. A thread may also have started another
+        // one unnoticed by strace; that one ends when it is idle. /proc cannot be waited on, so
+        // this polls.
         let limit = Instant::now() + NEVER;
         for server in servers {
             while !(is_traced(*server)? && have_stopped(&switches(*server)?, &before)) {
@@ -140,7 +140,7 @@ fn is_traced(process: Pid) -> Result<bool> {
         .any(|(_, status)| status.contains("TracerPid:\t0\n")))
 }
 
-/// How often each thread has left the processor to wait.
+/// The number of voluntary context switches of each thread.
 fn switches(process: Pid) -> Result<BTreeMap<OsString, u64>> {
     let of = |(thread, status): (OsString, String)| {
         let mut lines = status.lines();
@@ -155,14 +155,14 @@ fn have_stopped(now: &BTreeMap<OsString, u64>, before: &BTreeMap<OsString, u64>)
         .all(|(thread, count)| before.get(thread).is_none_or(|before| *count >= before + 2))
 }
 
-/// What a thread is at.
+/// The state of a thread while the log is parsed.
 #[derive(Debug, Default)]
 struct Thread<'l> {
-    /// Whether its calls are for a request that counts.
+    /// Whether its calls are for a counted request.
     counts: bool,
-    /// A request is in a pipe; its head is read next.
+    /// A request is in a pipe; its header is read next.
     is_head_next: bool,
-    /// The call that a later line finishes: its name and first descriptor.
+    /// An unfinished call: its name and first descriptor.
     unfinished: Option<(&'l str, Option<i32>)>,
 }
 
@@ -192,7 +192,7 @@ fn costs(log: &str, known: &Descriptors) -> Costs {
         if rest.ends_with("<unfinished ...>") {
             thread.unfinished = Some((name, descriptor));
         }
-        // What a thread waited in when it was attached to is the device, or it is no request.
+        // The call that a thread was waiting in at the attach counts if it returned a request.
         let is_device = descriptor.is_some_and(|number| known.device.contains(&number))
             || (!begins && descriptor.is_none() && is_whole_request(name, rest));
         let is_read = matches!(name, "read" | "readv");
@@ -207,7 +207,7 @@ fn costs(log: &str, known: &Descriptors) -> Costs {
     costs
 }
 
-/// A finished call on the device, or of the pipe that a request is in.
+/// Handles a finished call on the device, or on the pipe that a request is in.
 fn take_request(line: &str, name: &str, thread: &mut Thread<'_>, costs: &mut Costs) {
     match name {
         "splice" => thread.is_head_next = true,
@@ -224,12 +224,12 @@ fn take_request(line: &str, name: &str, thread: &mut Thread<'_>, costs: &mut Cos
     }
 }
 
-/// Whether a call does something for a request, beside passing it on.
+/// Whether a call does work for a request, beyond transporting it.
 fn is_work(name: &str, descriptor: Option<i32>, line: &str, known: &Descriptors) -> bool {
     let is_wire = descriptor.is_some_and(|number| known.wires.contains(&number));
     let is_transport = match name {
         "epoll_create1" | "epoll_ctl" | "epoll_wait" | "epoll_pwait" | "poll" | "ppoll"
-        // What carries data between the device, pipes and memory; memory itself.
+        // Transport of data between the device, pipes and memory; memory mappings.
         | "splice" | "vmsplice" | "pipe" | "pipe2" | "mmap" => true,
         // A debug build of cowl checks what it closes.
         "fcntl" => line.contains("F_GETFD"),
@@ -238,7 +238,7 @@ fn is_work(name: &str, descriptor: Option<i32>, line: &str, known: &Descriptors)
     !is_transport
 }
 
-/// The name and the first descriptor of the call that a line begins: `statx(7, ...`.
+/// The name and first descriptor of the call at the start of a line: `statx(7, ...`.
 fn begun(line: &str) -> Option<(&str, Option<i32>)> {
     let (name, arguments) = line.split_once('(')?;
     let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
@@ -254,14 +254,14 @@ fn returned(line: &str) -> Option<u64> {
     value.trim().parse().ok()
 }
 
-/// The name of a call that began before the log: `<... splice resumed>`.
+/// The name of a call that started before the log: `<... splice resumed>`.
 fn waiting_since_before(line: &str) -> Option<(&str, Option<i32>)> {
     let name = line.strip_prefix("<... ")?.split(' ').next()?;
     matches!(name, "read" | "readv" | "splice").then_some((name, None))
 }
 
-/// Whether a call whose descriptor is unknown gave a request: one that was spliced, or that is as
-/// long as it says.
+/// Whether a call with an unknown descriptor returned a request: it was spliced, or its length
+/// matches its header.
 fn is_whole_request(name: &str, line: &str) -> bool {
     let length = returned(line);
     match name {
@@ -270,24 +270,23 @@ fn is_whole_request(name: &str, line: &str) -> bool {
     }
 }
 
-/// The head of a request.
+/// The header of a request.
 struct Head {
     length: u32,
     opcode: u32,
-    /// The client's process.
+    /// The client's pid.
     process: u32,
 }
 
 impl Head {
-    /// Whether no process of the mount's pid namespace asks: the kernel sends the times that it
-    /// holds back when it chooses. It names no process for contents that it held back either, but
-    /// those are a client's.
+    /// Whether the kernel sent it on its own: it flushes cached times when it chooses. For cached
+    /// writes it names no process either, but those count for a client.
     fn is_kernels_own(&self) -> bool {
         self.process == 0 && self.opcode != WRITE
     }
 }
 
-/// Of `read(6, "\x38\x00..."..., 1052672) = 56`.
+/// Parses `read(6, "\x38\x00..."..., 1052672) = 56`.
 fn head(line: &str) -> Option<Head> {
     let (_, rest) = line.split_once("\"\\x")?;
     let (text, _) = rest.split_once('"')?;
@@ -311,7 +310,7 @@ mod tests {
 
     const LOOKUP: u8 = 1;
 
-    /// Of 80 bytes, as strace shows its head.
+    /// A request of 80 bytes, as strace shows its header.
     fn head(opcode: u8, process: u8) -> String {
         let mut bytes = [0; 40];
         (bytes[0], bytes[4], bytes[32]) = (80, opcode, process);
@@ -327,7 +326,7 @@ mod tests {
         costs(&log.join("\n"), &known)
     }
 
-    /// So many requests, all of them LOOKUP, and a call of each of these names.
+    /// `count` LOOKUP requests, and one call of each of these names.
     fn lookups(count: u32, calls: &[&str]) -> Costs {
         let requests = (count > 0).then_some((LOOKUP.into(), count));
         Costs {
@@ -337,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_are_named_by_the_line_that_begins_them() {
+    fn begun_parses_name_and_descriptor() {
         assert_eq!(
             begun("statx(7, \"\\x66\", 0) = 0"),
             Some(("statx", Some(7)))
@@ -347,7 +346,7 @@ mod tests {
         assert_eq!(begun("+++ exited with 0 +++"), None);
     }
 
-    /// A FORGET (2) and a SETATTR (4) of the kernel's own, beside a LOOKUP by another thread.
+    /// A FORGET (2) and a SETATTR (4) by the kernel, beside a LOOKUP in another thread.
     #[test]
     fn calls_are_counted_for_the_requests_of_clients() {
         let log = [
@@ -366,7 +365,7 @@ mod tests {
         assert_eq!(counted(&log), lookups(1, &["statx"]));
     }
 
-    /// libfuse: the request goes through a pipe (5), which no table of descriptors has yet.
+    /// libfuse: the request goes through a pipe (5) that is not in the table of descriptors yet.
     #[test]
     fn spliced_requests_are_counted_once() {
         let log = [
@@ -378,9 +377,9 @@ mod tests {
         assert_eq!(counted(&log), lookups(1, &["openat", "read"]));
     }
 
-    /// Two threads wait when they are attached to, one of them for an event.
+    /// Two threads are waiting at the attach, one of them for an eventfd.
     #[test]
-    fn requests_that_were_waited_for_before_the_log_are_counted() {
+    fn requests_awaited_at_the_attach_are_counted() {
         let log = [
             "7 <... splice resumed>) = 80".to_owned(),
             format!("7 read(5, {}", head(LOOKUP, 9)),
@@ -392,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn a_read_that_fails_is_no_request() {
+    fn a_failed_read_is_not_a_request() {
         let log = ["7 read(6, 0x7f00, 1052672) = -1 ENODEV (No such device)".to_owned()];
         assert_eq!(counted(&log), lookups(0, &[]));
     }

@@ -1,4 +1,4 @@
-//! The one system call that no safe crate has: a process in new namespaces.
+//! The one system call without a safe wrapper: a fork into new namespaces.
 #![expect(unsafe_code, reason = "a system call without a safe wrapper elsewhere")]
 
 use nix::libc;
@@ -21,7 +21,7 @@ pub(crate) fn fork_into_namespaces() -> Result<Option<Pid>, Errno> {
     // used.
     let returned = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
     if returned < 0 {
-        // A failed system call has set it.
+        // The failed call has set errno.
         return Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL));
     }
     Ok(i32::try_from(returned).ok().and_then(Pid::from_raw))

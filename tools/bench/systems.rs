@@ -1,4 +1,4 @@
-//! The file systems that are compared: how each is mounted over a lower, and unmounted.
+//! The compared file systems: mounting each over a lower, and unmounting it.
 
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
@@ -12,12 +12,12 @@ use crate::options::Common;
 use crate::output::say;
 use crate::servers::{end_of, holders, wait_for};
 
-/// What all systems show, and where their files go.
+/// The common lower, and the directories for each system's files.
 #[derive(Debug)]
 pub(crate) struct Ground {
     place: PathBuf,
     bin: PathBuf,
-    /// Root of the initial user namespace.
+    /// Whether this is root of the initial user namespace.
     is_root: bool,
 }
 
@@ -42,12 +42,12 @@ impl Ground {
         Ok(ground)
     }
 
-    /// The lower that all systems show.
+    /// The lower of all systems.
     pub(crate) fn base(&self) -> PathBuf {
         self.place.join("base")
     }
 
-    /// For files that no system shows.
+    /// A directory for files outside the lower.
     pub(crate) fn scratch(&self, name: &str) -> PathBuf {
         self.place.join(name)
     }
@@ -60,7 +60,7 @@ impl Ground {
         &self.place
     }
 
-    /// Imports the lower as an image; to be called when it is whole.
+    /// Imports the lower as an image; called when the lower is complete.
     pub(crate) fn import(&self) -> Result<()> {
         let archive = self.scratch("base.tar");
         run(program("tar", ["-cf"])
@@ -84,7 +84,7 @@ impl Ground {
     }
 }
 
-/// The lower of a mount of cowl.
+/// The kind of lower in a cowl mount.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Lower {
     Image,
@@ -106,7 +106,7 @@ enum Kind {
     Peer(PathBuf),
 }
 
-/// A system that is mounted over an upper of its own.
+/// A mounted system with its own upper.
 #[derive(Debug)]
 pub(crate) struct Mounted {
     room: PathBuf,
@@ -130,7 +130,7 @@ impl System {
         }
     }
 
-    /// Whether processes serve it.
+    /// Whether it is served by processes.
     pub(crate) fn is_served(&self) -> bool {
         matches!(self.kind, Kind::Cowl(..) | Kind::Peer(_))
     }
@@ -231,8 +231,8 @@ impl System {
     }
 }
 
-/// The systems that the command line names, in the order of columns: what the others are compared
-/// with comes first. The lower must be there, and the image.
+/// The systems selected on the command line, in the order of the columns: the baseline comes first.
+/// The lower and the image must exist.
 pub(crate) fn wanted(
     common: &Common,
     ground: &Ground,
@@ -247,7 +247,7 @@ pub(crate) fn wanted(
             .collect();
         if found.is_empty() {
             let names: Vec<&str> = all.iter().map(|system| system.name.as_str()).collect();
-            bail!("no system {name:?}; there are: {}", names.join(", "));
+            bail!("no system {name:?}; known are: {}", names.join(", "));
         }
         for system in found {
             if !chosen.iter().any(|one| one.name == system.name) {
@@ -265,7 +265,7 @@ pub(crate) fn wanted(
                 system.unmount(ground, &mounted)?;
                 working.push(system);
             }
-            // Without it there is nothing to measure.
+            // Without this system there is nothing to measure.
             Err(error) if matches!(system.kind, Kind::Cowl(_, "cached")) => return Err(error),
             Err(error) => say(&format!("left out: {error:#}"))?,
         }
@@ -299,8 +299,8 @@ fn candidates(common: &Common) -> Result<Vec<System>> {
     Ok(all)
 }
 
-/// A peer under its own name and version; those of libfuse and fusermount come along, each on a
-/// line of its own.
+/// A peer, named by its own name and version. Its output has those of libfuse and fusermount too,
+/// each on a line of its own.
 fn peer_at(path: &Path) -> Result<System> {
     let said = run(&mut program(path, ["--version"]))?;
     let name = said.lines().find(|line| line.starts_with("fuse-overlayfs"));

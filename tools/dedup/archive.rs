@@ -1,9 +1,9 @@
 //! Archives that were never imported, read into a scratch store.
 //!
-//! The scratch store is in a directory of its own below TMPDIR, removed at the end and at a signal.
-//! That directory's flock says that its process lives: what one left that was killed, the next run
-//! removes. Nothing else in TMPDIR is touched: such a directory has 16 hexadecimal digits in its
-//! name, and nothing in it but the store.
+//! The scratch store is in a directory of its own below TMPDIR, removed at the end and on signals.
+//! That directory is locked (flock) while its process lives: the next run removes what a killed one
+//! left. Nothing else in TMPDIR is touched: such a directory has 16 hexadecimal digits in its name,
+//! and contains nothing but the store.
 
 use std::ffi::OsStr;
 use std::fs::{File, symlink_metadata};
@@ -22,9 +22,9 @@ use crate::cleanup;
 use crate::show::lossy;
 
 const PREFIX: &str = "cowl-dedup-";
-/// All that a scratch directory holds.
+/// The only entry of a scratch directory.
 const STORE: &str = "store";
-/// What standard input is called.
+/// The name of standard input in messages.
 const INPUT: &str = "standard input";
 
 /// The scratch store's directory, locked.
@@ -44,8 +44,8 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // While a thread still writes into it, a removal can meet new files. It ends: nothing can
-        // be made in a directory that is gone.
+        // A thread may still create files, so a removal may have to be repeated. It ends, since
+        // nothing can be created in a removed directory.
         for _ in 0..1000 {
             if remove_tree(&self.above, &self.name).is_ok() {
                 return;
@@ -54,17 +54,17 @@ impl Drop for Scratch {
     }
 }
 
-/// An archive, and the image of it that is meant; as skopeo writes it, `PATH:IMAGE`.
+/// An archive, and optionally one of its images; in skopeo's syntax, `PATH:IMAGE`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Named<'a> {
     pub(crate) path: &'a Path,
-    /// A name, a tag or the beginning of an id; None: every image.
+    /// A name, a tag or a prefix of an id; None: every image.
     pub(crate) image: Option<&'a str>,
 }
 
 impl<'a> Named<'a> {
-    /// What an argument means: an archive if it is `-`, a path, or the name of a file that ends as
-    /// archives do.
+    /// Parses an argument: an archive if it is `-`, a path, or a file name with an archive's
+    /// extension.
     pub(crate) fn of(argument: &'a OsStr) -> Option<Self> {
         let bytes = argument.as_bytes();
         let is_path = ["-", ".", ".."].iter().any(|path| argument == *path)
@@ -76,7 +76,7 @@ impl<'a> Named<'a> {
         (is_path || is_named && exists(named.path)).then_some(named)
     }
 
-    /// A path may have colons, too: it is the longest one that exists.
+    /// A path may contain colons too: the longest existing path is taken.
     fn split(argument: &'a OsStr) -> Self {
         let whole = Self {
             path: Path::new(argument),
@@ -105,13 +105,13 @@ impl<'a> Named<'a> {
         self.path == Path::new("-")
     }
 
-    /// Whether the image is meant with its platform.
+    /// Whether the image is given with its platform.
     pub(crate) fn is_of_platform(&self) -> bool {
         let image = self.image.and_then(split_platform);
         image.is_some()
     }
 
-    /// What messages and reports call it.
+    /// Its name in messages and reports.
     pub(crate) fn shown(&self) -> String {
         if self.is_input() {
             return INPUT.to_owned();
@@ -120,7 +120,7 @@ impl<'a> Named<'a> {
     }
 }
 
-/// Whether an argument is `-:IMAGE`, which would be one image of standard input.
+/// Whether an argument is `-:IMAGE`, one image of standard input, which is not supported.
 pub(crate) fn is_of_input(argument: &OsStr) -> bool {
     argument.as_bytes().starts_with(b"-:")
 }
@@ -129,7 +129,7 @@ fn exists(path: &Path) -> bool {
     symlink_metadata(path).is_ok()
 }
 
-/// Makes a store for archives to be read into.
+/// Creates a store to read archives into.
 pub(crate) fn scratch_store() -> Result<Store> {
     let making = "making a scratch store";
     let made = cleanup::hold_scratch(new_scratch).and_then(|path| {
@@ -139,8 +139,8 @@ pub(crate) fn scratch_store() -> Result<Store> {
     made.context(making)
 }
 
-/// The error of reading an archive. On a full disk it is the scratch store that does not fit, so
-/// neither removing images nor another store helps.
+/// Explains a full disk while reading an archive: the scratch store did not fit, so neither
+/// removing images nor another store helps.
 fn if_full(error: ImageError, archive: &str) -> anyhow::Error {
     if error.is_full() {
         let below = temporary();
@@ -153,8 +153,8 @@ fn if_full(error: ImageError, archive: &str) -> anyhow::Error {
     error.into()
 }
 
-/// Reads an archive, or the one image of it that is meant, into a store, its contents only if asked
-/// for; returns its images.
+/// Reads an archive, or the selected image of it, into a store, its contents only if requested;
+/// returns its images.
 pub(crate) fn load(
     store: &Store,
     archive: Named<'_>,
@@ -177,7 +177,7 @@ pub(crate) fn load(
     };
     loaded.map_err(|error| {
         let error = if_full(error, &name);
-        // Of some errors the archive's path is a part.
+        // Some errors contain the archive's path already.
         let path = archive.path.display().to_string();
         let is_named = [&name, &path]
             .iter()
@@ -186,7 +186,7 @@ pub(crate) fn load(
     })
 }
 
-/// The directory for scratch stores: TMPDIR, which is /tmp if it is empty, too.
+/// The directory for scratch stores: TMPDIR, or /tmp if that is unset or empty.
 fn temporary() -> PathBuf {
     let named = std::env::var_os("TMPDIR").filter(|name| !name.is_empty());
     named.map_or_else(|| PathBuf::from("/tmp"), PathBuf::from)
@@ -207,7 +207,7 @@ fn new_scratch() -> Result<(Scratch, PathBuf)> {
             Err(rustix::io::Errno::EXIST) => continue,
             made => made.with_context(unusable)?,
         }
-        // None: another run took it for a dead one before it was locked.
+        // None: another run removed it as stale before it was locked.
         if let Some(lock) = lock(&above, &name) {
             let path = temporary.join(&name).join(STORE);
             return Ok((Scratch { above, name, lock }, path));
@@ -215,7 +215,7 @@ fn new_scratch() -> Result<(Scratch, PathBuf)> {
     }
 }
 
-/// Locks a scratch directory; None if its process lives, or it is gone or someone else's.
+/// Locks a scratch directory; None if its process is alive, or it is gone or another user's.
 fn lock(above: &File, name: &str) -> Option<File> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let dir = File::from(rustix::fs::openat(above, name, flags, Mode::empty()).ok()?);
@@ -247,7 +247,7 @@ fn is_scratch_name(name: &str) -> bool {
     digits.is_some_and(|digits| digits.len() == 16 && digits.bytes().all(is_digit))
 }
 
-/// Whether a directory has nothing but a scratch store, or nothing yet.
+/// Whether a directory contains at most a scratch store.
 fn has_only_a_store(dir: &File) -> bool {
     let Ok(entries) = rustix::fs::Dir::read_from(dir) else {
         return false;

@@ -1,5 +1,5 @@
-//! The command line of each command that this program is: `cowl dedup`, `layers`, `diff` and
-//! `tree`. The last three are options of `cowl-dedup`, with a help of their own.
+//! The command lines of this program's commands: `cowl dedup`, `layers`, `diff` and `tree`. The
+//! last three are options of `cowl-dedup`, with a help of their own.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use clap::{Arg, ArgAction, ArgGroup, ArgMatches, CommandFactory, FromArgMatches,
 use crate::condition::Condition;
 use crate::{FAILURE, USAGE, archive};
 
-/// What an argument of all commands but `tree` may be.
+/// Help for the arguments of all commands but `tree`.
 const IMAGES: &str = "IMAGE is a name (`shop`, `shop:1`) or an id (its beginning is enough) of an image in the \
     store, as `cowl images` lists it. ARCHIVE is what `docker save`, `skopeo copy` and `cowl save` write: a tar, or the \
     directory of an OCI layout. It need not be imported. It is a path that begins with /, ./ or ../, or . or .., or a \
@@ -19,34 +19,34 @@ const IMAGES: &str = "IMAGE is a name (`shop`, `shop:1`) or an id (its beginning
     of it, by name, tag or id; of - it is all, of /dev/stdin:IMAGE one. Of a name for several platforms, \
     `shop:1 (linux/arm64)` is one";
 
-/// What `-:shop:1` is answered with.
+/// The error for `-:shop:1`.
 const INPUT_IS_WHOLE: &str = "standard input is read for all of its images: give -, or for one of them \
     /dev/stdin:IMAGE";
 
 const EXIT_CODES: &str = "Exit codes: 0; 1 for an error, wrong arguments or a --fail-if that holds;\n125 for a wrong option.\n";
 
-/// What the help of `cowl dedup` ends with: each column by its definition.
+/// The end of the help of `cowl dedup`: the definition of each column.
 const OF_REPORT: &str = "\
 Columns:
-  LOGICAL    contents of all files in all layers, hidden and equal ones too
+  LOGICAL    contents of all files in all layers, hidden files and duplicates too
   VISIBLE    contents of all files that the image shows; hard links once
   STORED     the image's distinct contents: objects in the store
   EXCLUSIVE  of those: in no other image of the store
   SHARED     of those: in other images too; STORED = EXCLUSIVE + SHARED
   FAIR       each content's size divided by the number of images that hold it;
              over all images of the store this sums to what they keep
-  WASTE      what a store of layers holds without need, as a share of LOGICAL
+  WASTE      what a store of layers keeps needlessly, as a share of LOGICAL
 
 Columns of the lists:
   BELOW      distinct contents of the layer that lower layers of the image have
   ELSEWHERE  distinct contents of the layer that another layer of the store has
   LAYER      the layer that holds the wasted bytes; LARGEST, the largest file
-  STEP       the command that made the layer; of waste, the one to blame
-  JACCARD    the bytes in common, divided by those of both images together
+  STEP       the command that made the layer; of waste, the one that caused it
+  JACCARD    the common bytes divided by those of the union of both images
   MISSED     what sharing by layer keeps more than once: (LAYERS - 1) x SIZE
   FREED      what removing the image, or another base, frees; what a container,
              a mount or another image holds stays
-  INDEX      40 bytes for each piece, its digest and offset; part of SUM
+  INDEX      40 bytes for each chunk, its digest and offset; part of SUM
   OF LAYERS  SUM as a share of that of layers
 
 Examples:
@@ -60,12 +60,12 @@ const OF_LAYERS: &str = "\
 Columns:
   SIZE       contents of all files of the layer; hard links once
   ADDED      names that are new; no column counts directories
-  CHANGED    names that lower layers have, too
-  DELETED    names that whiteouts, opaque directories or other files take away
+  CHANGED    names that lower layers have too
+  DELETED    names that whiteouts, opaque directories or other files remove
   ELSEWHERE  distinct contents of the layer that another layer of the store has
   WASTE      bytes that the image does not need: of the layer, what later layers
-             replace or delete and what repeats what is there; and below it,
-             what it gives again with the same content
+             replace or delete and what duplicates visible files; and below it,
+             what it repeats with the same content
   STEP       the command that made it
 
 Example:
@@ -98,7 +98,7 @@ Exit codes: 0; 1 for an error or wrong arguments; 125 for a wrong option.
 
 const DETAILS: &str = "docs/dedup.md defines every figure and every field.";
 
-/// What the program is asked to be.
+/// The command that the program is run as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
     Report,
@@ -115,7 +115,7 @@ const OPTIONS: [(&str, Mode); 3] = [
 ];
 
 impl Mode {
-    /// By the first option of a mode; parsing refuses a second one.
+    /// Selected by the first mode option; parsing refuses a second one.
     pub(crate) fn of(words: &[OsString]) -> Self {
         let options = words.iter().skip(1).take_while(|word| *word != "--");
         let mut modes = options.filter_map(|word| {
@@ -134,7 +134,7 @@ impl Mode {
         }
     }
 
-    /// A message about the command line in the words of its user, who may have typed a command.
+    /// Rewrites a message for the user, who may have typed a command instead of the option.
     fn in_words(self, what: &str) -> String {
         let option = OPTIONS.iter().find(|(_, mode)| *mode == self);
         option.map_or_else(
@@ -143,7 +143,8 @@ impl Mode {
         )
     }
 
-    /// The definition of the command line. What the mode has no use for is refused and not shown.
+    /// The definition of the command line. Options that the mode does not use are refused and
+    /// hidden.
     fn command(self) -> clap::Command {
         let (about, arguments, options, after): (_, _, &[&str], _) = match self {
             Self::Report => {
@@ -217,7 +218,7 @@ impl Mode {
         }
     }
 
-    /// What no definition of a command line says of its arguments.
+    /// Checks arguments beyond what clap checks.
     fn wrong_images(self, images: &[OsString]) -> Option<String> {
         let inputs = images.iter().filter(|image| *image == "-");
         if inputs.count() > 1 {
@@ -229,7 +230,7 @@ impl Mode {
         if self != Self::Diff {
             return None;
         }
-        // One archive may have two images.
+        // A single archive may contain two images.
         let is_wrong = match images {
             [one] => archive::Named::of(one).is_none_or(|archive| archive.image.is_some()),
             images => images.len() != 2,
@@ -237,7 +238,7 @@ impl Mode {
         is_wrong.then(|| format!("give two images to compare, not {}", images.len()))
     }
 
-    /// The same of its options.
+    /// Checks options beyond what clap checks.
     fn wrong_options(self, arguments: &Arguments, matches: &ArgMatches) -> Option<String> {
         for condition in &arguments.fail_if {
             if let Err(what) = condition.suits(self == Self::Diff) {
@@ -249,8 +250,8 @@ impl Mode {
             .then(|| "--root has no effect: FILE is a path".to_owned())
     }
 
-    /// What a wrong command line is told, on one line. Of options that conflict, clap lists all of
-    /// a group; only those that were typed are of help.
+    /// Formats a clap error as one line. For conflicts clap lists all options of a group; only
+    /// those given are named.
     pub(crate) fn explain(self, error: &clap::Error, words: &[OsString]) -> String {
         if error.kind() == ErrorKind::ArgumentConflict
             && let Some(ContextValue::String(wrong)) = error.get(ContextKind::InvalidArg)
@@ -283,8 +284,8 @@ impl Mode {
     }
 }
 
-/// The exit code of a wrong command line, by `cowl`'s rule: arguments that are missing or too many
-/// are told from options that are wrong.
+/// The exit code of a wrong command line, as in `cowl`: missing or surplus arguments differ from
+/// wrong options.
 pub(crate) fn exit_code(error: &clap::Error) -> u8 {
     let is_option = || {
         let wrong = error.get(ContextKind::InvalidArg);
@@ -339,7 +340,7 @@ pub(crate) struct Arguments {
     /// List what each layer adds, changes and deletes, and what of it exists elsewhere
     #[arg(long, groups = ["lists", "report"])]
     pub(crate) layers: bool,
-    /// List the waste by cause, by LAYER, which holds the bytes, and by STEP, which is to blame
+    /// List the waste by cause, by LAYER, which holds the bytes, and by STEP, which caused it
     #[arg(long, groups = ["lists", "report"])]
     pub(crate) waste: bool,
     /// List what each two images have in common
@@ -351,9 +352,9 @@ pub(crate) struct Arguments {
     /// Show what removing each image frees, and what another base would
     #[arg(long, groups = ["lists", "report"])]
     pub(crate) what_if: bool,
-    /// Show what each granularity would store: layers, files, pieces of fixed size, and pieces cut
-    /// by content. Reads every file of the images; part of --json and --html unless --no-ladder is
-    /// given
+    /// Show what each granularity would store: layers, files, chunks of fixed size, and
+    /// content-defined chunks. Reads every file of the images; part of --json and --html unless
+    /// --no-ladder is given
     #[arg(long, groups = ["report", "measured"])]
     pub(crate) ladder: bool,
     /// Leave the ladder out
@@ -382,10 +383,10 @@ pub(crate) struct Arguments {
     pub(crate) images: Vec<OsString>,
 }
 
-/// Standard output has the tables, so `-` cannot mean it.
+/// `-` cannot mean standard output, which has the tables.
 fn page_path(path: &str) -> Result<PathBuf, String> {
     match path {
-        "-" => Err("the page goes to a file; for one that is named so write ./-".to_owned()),
+        "-" => Err("the page goes to a file; for a file of that name write ./-".to_owned()),
         _ => Ok(PathBuf::from(path)),
     }
 }

@@ -1,4 +1,4 @@
-//! What `--tui` shows of a layer: the names after it as a tree, with what it did to each.
+//! What `--tui` shows for a layer: the image's tree after it, with the layer's change of each name.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -10,7 +10,7 @@ use crate::show::lossy;
 use crate::state::State;
 use crate::walk::{Cause, Place, Waste};
 
-/// What the layer did to a name.
+/// How a layer changed a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mark {
     Same,
@@ -37,26 +37,26 @@ pub(crate) struct Item {
     pub(crate) depth: usize,
     /// Bytes of a file, or of all files below a directory, each once.
     pub(crate) bytes: u64,
-    /// Another name of a file that is counted elsewhere.
+    /// Another name of a hard-linked file that is counted elsewhere.
     pub(crate) linked: bool,
-    /// What layers of the image, whichever they are, hold at this path without need; of a
-    /// directory, also at the paths listed below it.
+    /// Bytes that all layers of the image waste at this path; for a directory, also at the listed
+    /// paths below it.
     pub(crate) waste: u64,
     pub(crate) mark: Mark,
     pub(crate) open: bool,
     pub(crate) children: Vec<usize>,
 }
 
-/// Which names are shown, and in which order.
+/// Which names are shown and in which order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct View {
-    /// Only paths that contain this, in whatever case.
+    /// Show only paths that contain this, ignoring case.
     pub(crate) search: String,
     pub(crate) hide_same: bool,
     pub(crate) by_size: bool,
 }
 
-/// The names after one layer, and those that it removed.
+/// The names after one layer, and those it removed.
 #[derive(Debug)]
 pub(crate) struct Browser {
     pub(crate) items: Vec<Item>,
@@ -107,7 +107,7 @@ impl Browser {
         for (path, place) in before.iter().filter(|(path, _)| !after.contains_key(*path)) {
             add(path, *place, Mark::Removed);
         }
-        // A path that was a file's and is a directory's.
+        // Paths that changed from a file to a directory.
         for (path, number) in &directories {
             if let Some(item) = this.items.get_mut(*number) {
                 item.waste = wasted.remove(path.as_slice()).unwrap_or(0);
@@ -158,7 +158,7 @@ impl Browser {
         number
     }
 
-    /// Sums a directory up from what is below it. Removed files have no bytes any more.
+    /// Sums up a directory. Removed files count no bytes.
     fn sum_up(&mut self, number: usize) -> (u64, u64, Option<Mark>) {
         let Some(item) = self.items.get(number) else {
             return (0, 0, None);
@@ -214,7 +214,7 @@ impl Browser {
         children
     }
 
-    /// Adds an item and what is open below it; false if nothing of it is to be shown.
+    /// Adds an item and what is expanded below it; false if nothing of it matches.
     fn collect(
         &self,
         number: usize,
@@ -234,7 +234,7 @@ impl Browser {
         let start = rows.len();
         rows.push(number);
         let mut shown = found;
-        // A search opens what leads to its finds.
+        // A search expands the directories of its matches.
         if item.open || !search.is_empty() {
             for child in self.ordered(item, view) {
                 shown |= self.collect(child, view, search, &path, rows);
@@ -266,18 +266,17 @@ impl Item {
     }
 }
 
-/// The bytes wasted at each path. They do not depend on the layer that is looked at: a name that
-/// is shown tells what it costs the image.
+/// The bytes wasted at each path, by all layers: they do not depend on the chosen layer.
 fn wasted_at(waste: &[Waste]) -> HashMap<&[u8], u64> {
     let mut wasted: HashMap<&[u8], u64> = HashMap::new();
     for waste in waste {
         let paths = waste.paths.len() as u64;
-        // Of duplicates, one path is no waste: the bytes are shown at the others.
+        // Of duplicates, one path is not waste: the bytes are shown at the others.
         let (skip, parts) = match waste.cause {
             Cause::Duplicate => (1, paths.saturating_sub(1).max(1)),
             _ => (0, paths.max(1)),
         };
-        // The names of a hard-linked file have its bytes together, to the last one.
+        // The bytes of a hard-linked file are divided over its names.
         for (part, path) in (0..).zip(waste.paths.iter().skip(skip)) {
             let rest = u64::from(part < waste.bytes % parts);
             *wasted.entry(path).or_default() += waste.bytes / parts + rest;
@@ -286,7 +285,7 @@ fn wasted_at(waste: &[Waste]) -> HashMap<&[u8], u64> {
     wasted
 }
 
-/// Waste by cause, as the line at the bottom shows it.
+/// Waste by cause, for the bottom line.
 pub(crate) fn by_cause(waste: &[Waste]) -> BTreeMap<&'static str, u64> {
     let mut sums = BTreeMap::new();
     for waste in waste {

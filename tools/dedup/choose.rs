@@ -1,4 +1,4 @@
-//! Which of the gathered images a report lists, in which order, and what it calls them.
+//! Selects the images that a report lists, and their order and names.
 //!
 //! Invariant: no two listed images have the same name.
 
@@ -15,49 +15,48 @@ use crate::archive::Named;
 use crate::model::Image;
 use crate::show::with_platform;
 
-/// An image or images that the report is to list.
+/// One or more images that the user selected.
 pub(crate) enum Wanted {
-    /// By a name or an id, in a store; of a name, the images for all platforms.
+    /// By name or id, in a store; for a name, the images for all platforms.
     Named(String),
-    /// The same; of a name, the image for the first platform.
+    /// By name or id, in a store; for a name, only the image for the first platform.
     First(String),
-    /// All of an archive.
+    /// All images of an archive.
     Archive {
         path: String,
         images: Vec<Loaded>,
-        /// A platform was asked for, too.
+        /// Whether a platform was given too.
         of_platform: bool,
-        /// The store that it was read into.
+        /// The store it was read into.
         store: usize,
     },
 }
 
 impl Wanted {
-    /// Whether it is an archive that was read into this store.
+    /// Whether it is the archive in this store.
     pub(crate) fn is_in(&self, number: usize) -> bool {
         matches!(self, Self::Archive { store, .. } if *store == number)
     }
 }
 
-/// An image as its tags say, and an error if it could not be read.
+/// An image with its names from its tags, or the error of reading it.
 pub(crate) struct Found {
     pub(crate) image: Image,
-    /// Its names as they are shown.
+    /// Its displayed names.
     pub(crate) names: BTreeSet<String>,
-    /// The names that mean it, by tag and by digest.
+    /// The names that refer to it, by tag and by digest.
     pub(crate) references: Vec<Reference>,
-    /// Of these, those that mean no other image first.
+    /// Of these, the names whose first image it is.
     pub(crate) first_of: Vec<Reference>,
     /// Its names, each with its platform.
     pub(crate) of_platform: Vec<(Reference, Platform)>,
     pub(crate) damage: Option<anyhow::Error>,
-    /// Why its history could not be read, if that is all that it lacks.
+    /// Why its history could not be read, if only that is missing.
     pub(crate) without_history: Option<anyhow::Error>,
 }
 
-/// Puts the wanted images first, in the order of the arguments and in that of an archive. What
-/// cannot be read of a wanted one goes to `failed`, of another to `skipped`; it is an error if
-/// nothing is left of what was wanted.
+/// Puts the selected images first, in the order of the arguments and of the archive. Errors of
+/// selected images go to `failed`, others to `skipped`; fails if no selected image is readable.
 pub(crate) fn choose(
     mut found: Vec<Found>,
     stores: &[Store],
@@ -135,8 +134,7 @@ pub(crate) fn choose(
     Ok(images.into_iter().map(|(_, image)| image).collect())
 }
 
-/// What is damaged of the record of a name, which then means nothing. It is taken from what was
-/// told of all records.
+/// The error for a name whose record is damaged, taken from the errors of all records.
 fn damage_of(
     stores: &[Store],
     name: &str,
@@ -152,20 +150,19 @@ fn damage_of(
     Some(damage.context(format!("image {reference}")))
 }
 
-/// A name, and what is in brackets behind it.
+/// Splits `NAME (TEXT)`.
 fn split_behind(name: &str) -> Option<(&str, &str)> {
     name.strip_suffix(')')?.rsplit_once(" (")
 }
 
-/// The images of an archive's name, for all platforms.
+/// The images under an archive's name, for all platforms.
 fn all_of(loaded: &Loaded) -> impl Iterator<Item = (ImageId, &Platform)> + use<'_> {
     let others = loaded.others.iter();
     std::iter::once((loaded.image, &loaded.platform))
         .chain(others.map(|(image, platform)| (*image, platform)))
 }
 
-/// What an archive calls an image: its tags, with the platform of one that is not the first or that
-/// was asked for by it.
+/// An image's names in an archive: its tags, with the platform if it is not the first or was given.
 fn names_in_archive(
     loaded: &Loaded,
     id: ImageId,
@@ -183,10 +180,9 @@ fn names_in_archive(
     })
 }
 
-/// Names the images of archives: as their archives do, by its path if that has no name for them.
-/// The path is behind a name that another image has too; all places are behind the name of an image
-/// that has several. A name that is still not of one image alone, as of two platforms that are
-/// called alike, gets the id behind it.
+/// Names the images of archives by their names there, else by the archive's path. An ambiguous name
+/// gets the path appended, an image in several places all of them. A name that is still ambiguous,
+/// as with two equal platforms, gets the id appended.
 fn name_archived(found: &mut [Found], wanted: &[Wanted]) {
     let mut places: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
     for wanted in wanted {
@@ -260,8 +256,8 @@ fn ambiguous_names(found: &[Found]) -> BTreeSet<String> {
     names.filter(|name| !known.insert(*name)).cloned().collect()
 }
 
-/// The image that a name, an id or the beginning of one id stands for. A name may have a platform
-/// behind it, as it is shown: `multi:1 (linux/arm64)`.
+/// Finds an image by name, id or unambiguous prefix of an id. A name may have a platform appended
+/// as displayed: `multi:1 (linux/arm64)`.
 fn find(
     found: &[Found],
     name: &str,
@@ -297,12 +293,12 @@ fn find(
             };
             bail!("no image {shown} in the store{hint}")
         }
-        _ => bail!("image {name}: several images have ids that begin so; give more of it"),
+        _ => bail!("image {name}: several images have ids with this prefix; use more digits"),
     }
 }
 
-/// The image of a name for one platform. Reports write a place like a platform
-/// (`app:1 (./app.tar)`), so an archive behind a name is answered with how it is read.
+/// The image of a name for one platform. Reports append archives in the same way (`app:1
+/// (./app.tar)`): for these the error says how to select the image.
 fn of_platform(found: &[Found], name: &str, behind: &str) -> Result<Vec<ImageId>> {
     let reference = name.parse::<Reference>()?;
     if let Ok(platform) = behind.parse::<PlatformName>() {

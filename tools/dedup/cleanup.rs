@@ -1,4 +1,5 @@
-//! What a run holds in a store or on disk, given back at its end and at the signals of [`ENDING`].
+//! Releases what a run holds in a store, on disk or of the terminal, at its end and at the signals
+//! of [`ENDING`].
 //!
 //! The signals are blocked before any other thread starts, and one thread waits for them. After
 //! SIGKILL a lease is stale and goes with the next gc, a scratch store with the next run that needs
@@ -18,9 +19,9 @@ use ratatui::crossterm::execute;
 use crate::archive::Scratch;
 use crate::progress;
 
-/// What is given back, in this order.
+/// What is held, in the order of release.
 struct Held {
-    /// A terminal in raw mode, on its other screen.
+    /// The terminal is in raw mode on the alternate screen.
     terminal: bool,
     leases: Vec<Lease>,
     scratch: Vec<Scratch>,
@@ -37,14 +38,14 @@ impl Held {
         if !std::mem::take(&mut self.terminal) {
             return;
         }
-        // The cursor too, which ratatui hides as long as it draws.
+        // Also show the cursor, which ratatui hides.
         let restored = ratatui::try_restore().and_then(|()| execute!(std::io::stdout(), Show));
         if restored.is_err() {
             // The terminal is gone.
         }
     }
 
-    /// Says on a terminal why it takes a while to end: a scratch store may have many files.
+    /// Explains on a terminal why the end takes a while: a scratch store may have many files.
     fn tell(&self) {
         if self.scratch.is_empty() || !std::io::stderr().is_terminal() {
             return;
@@ -59,7 +60,7 @@ impl Held {
     }
 }
 
-/// Locked while something is taken, so a signal waits until it is known what there is to give back.
+/// Locked while something is acquired, so that a signal then releases it.
 static HELD: Mutex<Held> = Mutex::new(Held {
     terminal: false,
     leases: Vec::new(),
@@ -100,19 +101,19 @@ pub(crate) fn hold_terminal<T>(take: impl FnOnce() -> Result<T>) -> Result<T> {
     Ok(terminal)
 }
 
-/// Does what a signal is not to interrupt: it waits meanwhile.
+/// Runs `act` while signals have to wait.
 pub(crate) fn undisturbed<T>(act: impl FnOnce() -> T) -> T {
     let _held = held();
     act()
 }
 
-/// Ends what is held.
+/// Releases everything.
 pub(crate) fn release() {
     held().give_back();
 }
 
-/// From here on, a signal that would end the process gives back first; one that the process was
-/// started to ignore (`nohup`) stays ignored. To be called before any thread is started.
+/// From here on, a signal that would end the process releases everything first; one that was
+/// ignored at the start (`nohup`) stays ignored. Call it before any thread is started.
 pub(crate) fn watch_signals() -> Result<()> {
     let ignored = cowl_sys::signals::ignored().context("which signals are ignored")?;
     let is_ending = |signal: &Signal| !ignored.contains(*signal as i32);
@@ -120,15 +121,15 @@ pub(crate) fn watch_signals() -> Result<()> {
     ending.thread_block().context("blocking signals")?;
     let wait = move || {
         let Ok(signal) = ending.wait() else { return };
-        // Locked until the end, so that nothing more is taken, and no error is printed about what
-        // is taken away here.
+        // Locked until the end, so that nothing more is acquired, and no error is printed about
+        // what is removed here.
         let mut held = held();
         held.restore_terminal();
         held.tell();
         held.give_back();
-        // As if it had not been blocked: the caller sees which signal it was.
+        // Die by the signal, so that the caller sees it.
         if ending.thread_unblock().is_ok() && raise(signal).is_err() {
-            // The process goes on to its regular end.
+            // The process continues to its regular end.
         }
     };
     thread::Builder::new()

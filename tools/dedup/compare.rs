@@ -1,4 +1,4 @@
-//! `cowl diff A B`: what differs between two images, name by name, and in their packages.
+//! `cowl diff A B`: compares two images name by name, and their packages.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -13,7 +13,7 @@ use crate::installed::{Databases, PackageDifference};
 use crate::model::{Collection, Image};
 use crate::show::{Align::Left, Sizes, Table, lossy, note, printable, shown_path, title};
 
-/// What happened to a name, as Docker's letters.
+/// The change of a name, with Docker's letters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Change {
@@ -37,9 +37,9 @@ impl Change {
 pub(crate) struct Difference {
     pub(crate) change: Change,
     pub(crate) path: String,
-    /// Of a changed name: what of it, from what to what, for a person.
+    /// For a changed name: what changed, from what to what, as text.
     pub(crate) what: Vec<String>,
-    /// What the first and the second image have there.
+    /// The entries of the first and the second image.
     pub(crate) a: Option<Entry>,
     pub(crate) b: Option<Entry>,
 }
@@ -55,7 +55,7 @@ pub(crate) struct Entry {
     pub(crate) gid: u32,
     /// Bytes of content, or of a link's target.
     pub(crate) size: u64,
-    /// The content's object; None: empty, or no regular file.
+    /// The content's object; None if empty or not a regular file.
     pub(crate) object: Option<ObjectId>,
     /// Of a device: major and minor.
     pub(crate) device: Option<[u32; 2]>,
@@ -98,14 +98,14 @@ pub(crate) struct Comparison {
     pub(crate) packages: Vec<PackageDifference>,
     /// Package databases that could not be read.
     pub(crate) notes: Vec<String>,
-    /// Of these, those whose object is damaged.
+    /// Those notes that are about damaged objects.
     #[serde(skip)]
     pub(crate) damage: Vec<String>,
 }
 
 impl Comparison {
-    /// Compares the two chosen images. Two arguments may be one image, in a store and an archive,
-    /// say: then they name the sides.
+    /// Compares the two chosen images. If both arguments are one image, in a store and an archive
+    /// for example, the arguments name the sides.
     pub(crate) fn new(
         collection: &Collection,
         stores: &[Store],
@@ -148,7 +148,7 @@ impl Comparison {
         })
     }
 
-    /// Docker's letters, with what changed behind the path.
+    /// The differences as text: Docker's letters, the path and what changed.
     pub(crate) fn text(&self, width: Option<usize>) -> String {
         let mut text = String::new();
         for file in &self.files {
@@ -194,7 +194,7 @@ fn merged(collection: &Collection, stores: &[Store], image: &Image) -> Result<Tr
     Ok(Tree::from_bytes(bytes)?)
 }
 
-/// The file that a name of a merged tree means.
+/// The inode of a name in a merged tree.
 pub(crate) fn target(dirent: &Dirent<'_>) -> Result<TreeIno> {
     match dirent.target {
         Target::Node(ino) => Ok(ino),
@@ -202,7 +202,7 @@ pub(crate) fn target(dirent: &Dirent<'_>) -> Result<TreeIno> {
     }
 }
 
-/// Two merged trees while they are compared.
+/// A comparison of two merged trees.
 struct Trees<'t> {
     one: &'t Tree,
     other: &'t Tree,
@@ -212,7 +212,7 @@ struct Trees<'t> {
 }
 
 impl<'t> Trees<'t> {
-    /// Compares two directories whose own attributes are equal or were compared.
+    /// Compares the contents of two directories.
     fn differ(&mut self, in_one: TreeIno, in_other: TreeIno, path: &[u8]) -> Result<()> {
         let mut left = self.one.children(in_one)?.peekable();
         let mut right = self.other.children(in_other)?.peekable();
@@ -220,7 +220,7 @@ impl<'t> Trees<'t> {
             let order = match (left.peek(), right.peek()) {
                 (None, None) => return Ok(()),
                 (Some(Ok(a)), Some(Ok(b))) => a.name.cmp(b.name),
-                // The end of one, or an error that is returned below.
+                // One list has ended, or there is an error, which is returned below.
                 (Some(_), None) | (Some(Err(_)), _) => Ordering::Less,
                 (None, Some(_)) | (_, Some(Err(_))) => Ordering::Greater,
             };
@@ -268,7 +268,7 @@ impl<'t> Trees<'t> {
         }
     }
 
-    /// A name that one image has, with all below it.
+    /// Adds a name that only one image has, with everything below it.
     fn all(&mut self, change: Change, ino: TreeIno, path: &[u8]) -> Result<()> {
         let tree = self.side(change);
         let node = tree.node(ino)?;
@@ -300,7 +300,7 @@ impl<'t> Trees<'t> {
         Ok(())
     }
 
-    /// The tree that has what was added or removed.
+    /// The tree that has an added or removed name.
     fn side(&self, change: Change) -> &'t Tree {
         match change {
             Change::Removed => self.one,
@@ -308,7 +308,7 @@ impl<'t> Trees<'t> {
         }
     }
 
-    /// What of a name differs; times do not count.
+    /// The differences of a name; times do not count.
     fn changes(&self, from: (TreeIno, &Node), to: (TreeIno, &Node)) -> Result<Vec<String>> {
         let ((from, before), (to, after)) = (from, to);
         let mut what = Vec::new();

@@ -1,4 +1,4 @@
-//! Lengths of what zstd makes of bytes; what it makes is not kept.
+//! Compressed lengths by zstd; the output is discarded.
 
 use std::io::{self, Write};
 
@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 /// zstd's own default.
 const LEVEL: i32 = 3;
 
-/// Compresses to count bytes.
+/// Computes compressed lengths.
 pub(crate) struct Compressor {
     zstd: zstd::bulk::Compressor<'static>,
     buffer: Vec<u8>,
@@ -29,7 +29,7 @@ impl Write for Counter {
 }
 
 impl Compressor {
-    /// Longer pieces are compressed as streams, so that their compressed bytes need no buffer.
+    /// Longer chunks are compressed as streams, so that their compressed bytes need no buffer.
     const BUFFERED: usize = 1 << 20;
 
     pub(crate) fn new() -> Result<Self> {
@@ -39,12 +39,12 @@ impl Compressor {
         })
     }
 
-    /// The length of a piece as it would be kept.
-    pub(crate) fn length(&mut self, piece: &[u8]) -> Result<u64> {
-        let plain = piece.len() as u64;
-        if piece.len() > Self::BUFFERED {
+    /// The length of a chunk as it would be stored: compressed, unless that is longer.
+    pub(crate) fn length(&mut self, chunk: &[u8]) -> Result<u64> {
+        let plain = chunk.len() as u64;
+        if chunk.len() > Self::BUFFERED {
             let mut stream = self.stream()?;
-            stream.write_all(piece).context("compressing a content")?;
+            stream.write_all(chunk).context("compressing a content")?;
             return Ok(stream
                 .finish()
                 .context("compressing a content")?
@@ -53,9 +53,9 @@ impl Compressor {
         }
         self.buffer.clear();
         self.buffer
-            .reserve(zstd::zstd_safe::compress_bound(piece.len()));
-        let length = self.zstd.compress_to_buffer(piece, &mut self.buffer);
-        Ok((length.context("compressing a piece")? as u64).min(plain))
+            .reserve(zstd::zstd_safe::compress_bound(chunk.len()));
+        let length = self.zstd.compress_to_buffer(chunk, &mut self.buffer);
+        Ok((length.context("compressing a chunk")? as u64).min(plain))
     }
 
     #[expect(clippy::unused_self, reason = "a stream has a context of its own")]

@@ -1,4 +1,4 @@
-//! `--fail-if`: a figure, a comparison and a limit, such as `waste>5%`; of two images, such as
+//! `--fail-if`: a figure, a comparison and a limit, such as `waste>5%`; for two images,
 //! `packages>0`.
 
 use std::str::FromStr;
@@ -19,7 +19,7 @@ enum Figure {
     Count(Count),
 }
 
-/// What is counted of two images.
+/// A count of a comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Count {
     Files,
@@ -27,7 +27,7 @@ enum Count {
     Packages,
 }
 
-/// The name of each figure on the command line, those of images first.
+/// The figures' names on the command line, those of single images first.
 const FIGURES: [(&str, Figure); 13] = [
     ("waste", Figure::Waste),
     ("overwritten", Figure::Cause(Cause::Overwritten)),
@@ -44,7 +44,7 @@ const FIGURES: [(&str, Figure); 13] = [
     ("packages", Figure::Count(Count::Packages)),
 ];
 
-/// The names of the figures of two images, or of the others.
+/// The names of the figures of comparisons, or of single images.
 fn names(of_two: bool) -> String {
     let is_wanted = |(_, figure): &&(&str, Figure)| matches!(figure, Figure::Count(_)) == of_two;
     let names: Vec<_> = FIGURES.iter().filter(is_wanted).collect();
@@ -61,7 +61,7 @@ enum Limit {
     Percent(u128),
 }
 
-/// A condition that holds for an image, or for two, or does not.
+/// A condition on an image, or on a comparison.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Condition {
     text: String,
@@ -92,7 +92,7 @@ impl FromStr for Condition {
         let (name, figure) = known.copied().ok_or_else(|| {
             let (images, two) = (names(false), names(true));
             let name = name.trim();
-            format!("'{name}' is no figure; use {images}, or of two images {two}")
+            format!("'{name}' is not a figure; use {images}, or for two images {two}")
         })?;
         let limit = limit.trim();
         Ok(Self {
@@ -112,11 +112,11 @@ impl FromStr for Condition {
 fn parse_number(text: &str) -> Result<Limit, String> {
     let is_number = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     let number = text.parse().ok().filter(|_| is_number);
-    let number = number.ok_or_else(|| format!("'{text}' is no limit; use a whole number"));
+    let number = number.ok_or_else(|| format!("'{text}' is not a limit; use a whole number"));
     number.map(Limit::Number)
 }
 
-/// A percentage, or bytes with a unit of Docker's.
+/// A percentage, or bytes with Docker's units.
 fn parse_limit(text: &str) -> Result<Limit, String> {
     const UNITS: [(&str, u128); 10] = [
         ("KiB", 1 << 10),
@@ -144,13 +144,13 @@ fn parse_limit(text: &str) -> Result<Limit, String> {
 }
 
 fn bad_limit(text: &str) -> String {
-    format!("'{text}' is no limit; use a percentage (5%) or a size (10MB), to three decimals")
+    format!("'{text}' is not a limit; use a percentage (5%) or a size (10MB), to three decimals")
 }
 
 /// A decimal number with at most three decimals, times 1000.
 fn thousandths(text: &str) -> Option<u128> {
     let (whole, fraction) = text.trim().split_once('.').unwrap_or((text.trim(), ""));
-    // ".5" is a number too.
+    // Accept ".5".
     let whole = if whole.is_empty() && !fraction.is_empty() {
         "0"
     } else {
@@ -169,7 +169,7 @@ fn thousandths(text: &str) -> Option<u128> {
 }
 
 impl Condition {
-    /// Whether it is of two images, or of each; the error says what would be.
+    /// Checks that it fits a comparison or single images; the error says what would.
     pub(crate) fn suits(&self, of_two: bool) -> Result<(), String> {
         if matches!(self.figure, Figure::Count(_)) == of_two {
             return Ok(());
@@ -182,7 +182,7 @@ impl Condition {
         ))
     }
 
-    /// A line, if the condition holds for two images.
+    /// A line, if the condition holds for a comparison.
     pub(crate) fn failure(&self, comparison: &Comparison) -> Option<String> {
         let Figure::Count(count) = self.figure else {
             return None;
@@ -224,13 +224,13 @@ impl Condition {
             Figure::Stored => image.stored.bytes,
             Figure::Logical => image.logical_bytes,
             Figure::Cause(cause) => image.waste(cause),
-            // Refused where images are what is measured.
+            // [`Condition::suits`] has refused it.
             Figure::Count(_) => 0,
         }
     }
 
     fn holds(&self, bytes: u64, logical: u64) -> bool {
-        // Both sides in fractions of a byte, so that none is lost.
+        // Both sides are scaled, so that nothing is rounded.
         let (left, right) = match self.limit {
             Limit::Number(limit) => (u128::from(bytes), limit),
             Limit::Bytes(limit) => (u128::from(bytes) * 1000, limit),
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn other_conditions_are_refused_by_name() {
+    fn unknown_conditions_are_refused_by_name() {
         for text in [
             "",
             "waste",
@@ -286,6 +286,6 @@ mod tests {
             assert!(text.parse::<Condition>().is_err(), "{text}");
         }
         let error = "wast>5%".parse::<Condition>().unwrap_err();
-        assert!(error.contains("'wast' is no figure"), "{error}");
+        assert!(error.contains("'wast' is not a figure"), "{error}");
     }
 }

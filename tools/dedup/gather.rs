@@ -1,7 +1,7 @@
 //! Reads images and their layers from stores, each layer once.
 //!
-//! A lease keeps every layer from the moment it is found, so gc may run beside. What is gone
-//! before that was removed, and is not reported.
+//! A lease keeps every layer from the moment it is found, so gc may run concurrently. What was
+//! removed before that is not reported.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -23,10 +23,10 @@ use crate::show::with_platform;
 /// Far above any real configuration.
 const CONFIG_LIMIT: u64 = 16 << 20;
 
-/// What the ids of reports' leases begin with. Those of mounts are hexadecimal.
+/// Prefix of the ids of reports' leases. Those of mounts are hexadecimal.
 const LEASE: &str = "dedup-";
 
-/// All images of the stores. Marks as chosen the wanted ones, or all if none is.
+/// Reads all images of the stores. Marks the wanted ones as chosen, or all if none is wanted.
 pub(crate) fn collect(stores: &[Store], wanted: &[Wanted]) -> Result<Collection> {
     let mut gathering = Gathering {
         objects: Objects::default(),
@@ -39,17 +39,17 @@ pub(crate) fn collect(stores: &[Store], wanted: &[Wanted]) -> Result<Collection>
     let mut disk = ObjectUsage::default();
     for (number, store) in stores.iter().enumerate() {
         let is_scratch = wanted.iter().any(|wanted| wanted.is_in(number));
-        // A report, this one or another, keeps nothing from being freed.
+        // Ignore the leases of reports, which are temporary.
         let pinned = store.pinned_layers(|mount| !mount.starts_with(LEASE))?;
         gathering.store(number, store, is_scratch)?;
         for layers in pinned {
-            // A running load may still be about to add a layer, and a mount may end meanwhile.
+            // A running load may not have added the layer yet, and a mount may end meanwhile.
             let layers = layers
                 .iter()
                 .map(|diff| gathering.layer(number, store, *diff));
             pins.push(layers.filter_map(Result::ok).collect());
         }
-        // Beside a store, archives take no part in what is on disk.
+        // If there is a store, archives do not count as on disk.
         if number == 0 {
             disk = if is_scratch {
                 usage_of(&gathering.objects)
@@ -81,7 +81,7 @@ pub(crate) fn collect(stores: &[Store], wanted: &[Wanted]) -> Result<Collection>
     })
 }
 
-/// What a store of these contents would hold. Their files are not there if nothing reads them.
+/// What a store of these contents would hold. The scratch store need not have their files.
 fn usage_of(objects: &Objects) -> ObjectUsage {
     const BLOCK: u64 = 4096;
     let mut usage = ObjectUsage::default();
@@ -99,7 +99,7 @@ fn usage_of(objects: &Objects) -> ObjectUsage {
 struct Gathering {
     objects: Objects,
     layers: Vec<Layer>,
-    /// One for each diffID, whichever stores have it.
+    /// The layers by diffID, over all stores.
     known: HashMap<DiffId, usize>,
     images: Vec<Found>,
     skipped: Vec<anyhow::Error>,
@@ -109,17 +109,17 @@ struct Gathering {
 #[derive(Default)]
 struct Names {
     shown: BTreeSet<String>,
-    /// What means it, alone or with the other images of a tag.
+    /// References that select it, alone or with the other images of a tag.
     references: Vec<Reference>,
-    /// Of these, what means it where one image is wanted.
+    /// Of these, those that select it where one image is wanted.
     first_of: Vec<Reference>,
-    /// What means it alone: each name with its platform.
+    /// References that select it alone: each name with its platform.
     of_platform: Vec<(Reference, Platform)>,
 }
 
 impl Names {
-    /// Adds what of a tag means this image. The tag's name, and the digest of what that referred to
-    /// at its source, mean every image of the tag.
+    /// Adds a tag's references to this image. The tag's name, and the digest that it referred to at
+    /// its source, select every image of the tag.
     fn add(&mut self, reference: &Reference, image: &TaggedImage, tag: &Tag) {
         let own = tag.names_by_digest(image);
         self.references.extend(own.iter().cloned());
@@ -137,7 +137,7 @@ impl Names {
 }
 
 impl Gathering {
-    /// Reads a store. Of a scratch store, archives name the images.
+    /// Reads a store. In a scratch store, the archives name the images.
     fn store(&mut self, number: usize, store: &Store, is_scratch: bool) -> Result<()> {
         let (tags, images) = self.leased(store)?;
         let mut names: BTreeMap<ImageId, Names> = BTreeMap::new();
@@ -194,7 +194,7 @@ impl Gathering {
         Ok(())
     }
 
-    /// Adds an image, or to what is known of it: an image is one, whichever stores have it.
+    /// Adds an image, or merges it with the same image of another store.
     fn add(&mut self, found: Found) {
         let is_it = |known: &&mut Found| known.image.id == found.image.id;
         let Some(known) = self.images.iter_mut().find(is_it) else {
@@ -216,7 +216,7 @@ impl Gathering {
         }
     }
 
-    /// The tags of a store and their images, all of whose layers a lease keeps.
+    /// The tags of a store and their images, with a lease on all their layers.
     fn leased(&mut self, store: &Store) -> Result<(Vec<Tag>, BTreeMap<ImageId, TaggedImage>)> {
         loop {
             let list = store.tags()?;
@@ -237,13 +237,13 @@ impl Gathering {
             let layers: Vec<DiffId> = layers.into_iter().collect();
             match cleanup::hold_lease(|| lease(store, &layers)) {
                 Ok(()) => {}
-                // Removed since the tags were read: read them again.
+                // Removed meanwhile: read the tags again.
                 Err(StoreError::NoLayer(_)) => continue,
                 Err(error) => return Err(error.into()),
             }
             self.skipped
                 .extend(list.damaged.into_iter().map(anyhow::Error::from));
-            // Tags that went before the lease was taken: their objects may be gone.
+            // Drop tags removed before the lease was taken: their objects may be gone.
             let now = store.tags()?.tags;
             let tags: Vec<Tag> = list
                 .tags
@@ -304,7 +304,7 @@ impl Gathering {
     }
 }
 
-/// Reads the command of each layer. A configuration that cannot be read costs the commands only.
+/// Reads the command of each layer. An unreadable configuration loses only the commands.
 fn add_steps(store: &Store, image: &mut Image) -> Result<()> {
     let read = store
         .read_blob(image.id.0, CONFIG_LIMIT)
@@ -326,8 +326,8 @@ fn add_steps(store: &Store, image: &mut Image) -> Result<()> {
     read
 }
 
-/// A lease on these layers. None: there are none, or nothing can be written to the store, so
-/// nothing can be removed from it either.
+/// Takes a lease on these layers. None if there are none, or if the store is read-only, so that
+/// nothing can be removed either.
 fn lease(store: &Store, layers: &[DiffId]) -> Result<Option<Lease>, StoreError> {
     if layers.is_empty() {
         return Ok(None);
@@ -350,7 +350,7 @@ fn shown(reference: &Reference, image: &TaggedImage, tag: &Tag) -> String {
     with_platform(reference, &image.platform)
 }
 
-/// The images that only tags of this image name.
+/// The images that lose their last tag with this image's tags.
 fn removed_with(id: ImageId, tags: &[Tag]) -> Vec<ImageId> {
     let (gone, stay): (Vec<_>, Vec<_>) = tags.iter().partition(|tag| tag.has(id));
     let images = gone
@@ -364,7 +364,7 @@ fn removed_with(id: ImageId, tags: &[Tag]) -> Vec<ImageId> {
         .collect()
 }
 
-/// Finds damage that no later step would: any of its bytes may be a size or the id of a content.
+/// Checks a tree's digest: later steps would not notice a damaged size or object id.
 fn check_tree(tree: &Tree, info: &LayerInfo) -> Result<()> {
     tree.verify_digest()?;
     if ObjectId::from_bytes(tree.digest()) != info.tree {

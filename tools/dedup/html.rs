@@ -1,7 +1,7 @@
 //! The report as one self-contained page: no network, no script from elsewhere.
 //!
-//! Names of hostile images reach the page only inside a JSON block in which no `<` is left, and its
-//! script puts them into text nodes only. A content security policy allows that one script.
+//! Names of hostile images are only in a JSON block without any `<`, and the script puts them into
+//! text nodes only. A content security policy allows only that script.
 
 use std::collections::BTreeMap;
 use std::fs::{File, Permissions};
@@ -26,15 +26,14 @@ use crate::show::{lossy, make_printable};
 const PAGE: &str = include_str!("page.html");
 const SCRIPT: &str = include_str!("page.js");
 
-/// Directories of the treemap that are smaller than this share of all are not opened.
+/// Directories smaller than this fraction of the whole are not expanded in the treemap.
 const SMALLEST: u64 = 2000;
-/// Names of one directory that the treemap shows.
+/// Most names shown of one directory in the treemap.
 const NAMES: usize = 60;
-/// Paths of one row of waste.
+/// Most paths of one row of waste.
 const PATHS: usize = 5;
 
-/// Writes the page: as a whole or not at all, unless the path is a link, a device or a pipe, which
-/// stays what it is and is written to.
+/// Writes the page atomically, unless the path is a link, a device or a pipe, which is written to.
 pub(crate) fn write(
     path: &Path,
     collection: &Collection,
@@ -44,7 +43,7 @@ pub(crate) fn write(
     let page = page(collection, sharing, report)?;
     match std::fs::symlink_metadata(path) {
         Ok(there) if !there.is_file() => match write_to(path, page.as_bytes()) {
-            // A reader that has seen enough is no error.
+            // A closed pipe is not an error.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
             written => written,
         },
@@ -53,8 +52,8 @@ pub(crate) fn write(
     .with_context(|| path.display().to_string())
 }
 
-/// Writes to what a path leads to. Standard output by a path of its own is not opened: a pipe whose
-/// reader has gone could never be, and a file would be begun again by what follows the page.
+/// Writes to the file that a path leads to. A path of standard output is not opened: opening a pipe
+/// without a reader would block, and a file would be overwritten by the output after the page.
 fn write_to(path: &Path, bytes: &[u8]) -> io::Result<()> {
     if is_output(path) {
         let mut output = io::stdout().lock();
@@ -79,7 +78,7 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
         Some(parent) if parent != Path::new("") => parent,
         _ => Path::new("."),
     };
-    // tempfile's own errors name the temporary file, and do not keep the errno.
+    // tempfile's errors name the temporary file and lose the errno.
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::open(directory, flags, Mode::empty())?;
     let plain = |error: &io::Error| io::Error::from(error.kind());
@@ -140,12 +139,12 @@ pub(crate) fn page(collection: &Collection, sharing: &Sharing, report: &Report) 
 struct Area {
     name: String,
     bytes: u64,
-    /// Of these, in several of the images.
+    /// Of these bytes, those in several of the images.
     shared: u64,
     children: Vec<Area>,
 }
 
-/// Names below a directory while contents are added.
+/// A directory of the treemap being built.
 #[derive(Debug, Default)]
 struct Directory {
     bytes: u64,
@@ -196,7 +195,7 @@ impl Directory {
     }
 }
 
-/// The distinct contents of the listed images by a path of each, in the lowest layer that has it.
+/// The distinct contents of the listed images, each at a path in the lowest layer that has it.
 fn treemap(collection: &Collection, sharing: &Sharing) -> Area {
     let mut root = Directory::default();
     let mut seen = vec![false; collection.objects.len()];

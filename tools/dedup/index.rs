@@ -1,4 +1,4 @@
-//! `cowl tree FILE`: an index file made readable.
+//! `cowl tree FILE`: prints an index file as text.
 
 use std::fs::File;
 use std::io::Read;
@@ -10,10 +10,10 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::show::{lossy, printable};
 
-/// Bytes of which every tree's header has fewer.
+/// More bytes than the header of any tree.
 const BEGINNING: u64 = 4096;
 
-/// The header and every name of a tree, after all of it was verified.
+/// The header and every name of a tree, which is verified first.
 pub(crate) fn text(path: &Path) -> Result<String> {
     let what = || path.display().to_string();
     let (tree, length) = open(path).with_context(what)?;
@@ -58,10 +58,11 @@ pub(crate) fn text(path: &Path) -> Result<String> {
     Ok(lines)
 }
 
-/// Reads a tree and gives its length, too. Whatever is none is refused by its beginning, however
-/// long it is.
+/// Reads a tree; returns its length too. A file that is not a tree is refused by its first bytes,
+/// however long it is.
 fn open(path: &Path) -> Result<(Tree, u64)> {
-    // A pipe does not block. Read, not mapped: the file may be of anywhere, and change.
+    // NONBLOCK: do not wait for the writer of a pipe. The file is read, not mapped: it may be
+    // outside the store and change.
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let mut file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
     let meta = file.metadata()?;

@@ -1,4 +1,5 @@
-//! The packages that images have, read from the databases in them, and which of two images differ.
+//! The installed packages of images, read from their package databases, and the differences between
+//! two images.
 
 use std::collections::BTreeSet;
 use std::io::Read;
@@ -13,7 +14,7 @@ use crate::ladder::{Damage, verify};
 use crate::model::Image;
 use crate::packages::{self, Packages};
 
-/// Far above real package databases; a larger one is named and not read.
+/// Far above real package databases; a larger one is reported and not read.
 const LIMIT: u64 = 256 << 20;
 
 /// A package that is in one image only, or in another version.
@@ -26,19 +27,19 @@ pub(crate) struct PackageDifference {
     pub(crate) b: Option<String>,
 }
 
-/// What was said of databases that could not be read.
+/// Notes about databases that could not be read.
 #[derive(Debug, Default)]
 pub(crate) struct Databases {
     pub(crate) notes: Vec<String>,
-    /// Of these, those whose object is damaged.
+    /// Those notes that are about damaged objects.
     pub(crate) damage: Vec<String>,
-    /// The kinds of those: all their packages would look removed, so they are not compared.
+    /// The kinds of damaged databases, which are not compared: all packages would look removed.
     incomplete: BTreeSet<&'static str>,
 }
 
 /// Why a database is not read.
 enum Unread {
-    /// It is none, or one that is not read.
+    /// Not a database, or an unsupported one.
     Format(&'static str),
     Damaged(String),
 }
@@ -78,7 +79,7 @@ impl Databases {
                     }
                 }
             }
-            // SQLite's newest pages are there until they are written back.
+            // SQLite's write-ahead log has the newest pages.
             let log = format!("{path}-wal");
             if let Some(ino) = tree.resolve(log.as_bytes())?
                 && tree.node(ino)?.size > 0
@@ -91,7 +92,7 @@ impl Databases {
         Ok(packages)
     }
 
-    /// The packages that one image lacks or has in another version, of the kinds without damage.
+    /// The packages that differ, of the kinds without damage.
     pub(crate) fn differences(&self, one: &Packages, other: &Packages) -> Vec<PackageDifference> {
         let mut differences = package_differences(one, other);
         differences.retain(|package| !self.incomplete.contains(package.kind));
@@ -99,7 +100,7 @@ impl Databases {
     }
 }
 
-/// The bytes of a database's file, none of what is no file.
+/// The bytes of a database's file.
 fn content(tree: &Tree, store: &Store, ino: TreeIno) -> Result<Result<Vec<u8>, Unread>> {
     let node = tree.node(ino)?;
     let Some(object) = node.object else {

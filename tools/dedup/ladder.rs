@@ -1,9 +1,9 @@
-//! The ladder: what each granularity of deduplication would store of the listed images.
+//! The ladder: what each granularity of deduplication would store for the listed images.
 //!
-//! Every content is cut in each way by several threads; a [`Set`] per way counts distinct pieces by
-//! their fingerprints. The memory of a set is bounded: when it is full, it keeps a sample of the
-//! pieces by their fingerprints, half of them each time, and its sums become estimates with a
-//! stated error. A content that cannot be read is in no figure, and is named.
+//! Several threads cut every content in each way; a [`ChunkSet`] per way counts distinct chunks by
+//! their fingerprints. A set's memory is bounded: when it is full, it keeps a sample of half of the
+//! chunks, selected by fingerprint, and its sums become estimates with a stated error. Unreadable
+//! contents are excluded and reported.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -21,28 +21,27 @@ use cowl_core::sys::mmap::map_published;
 use rustix::io::Errno;
 use serde::Serialize;
 
+use crate::chunk_set::{ChunkSet, Fingerprint, Sample};
+use crate::chunking::Chunker;
 use crate::compress::Compressor;
-use crate::cuts::Cutter;
 use crate::model::{Collection, Layer, ObjectNumber};
-use crate::pieces::{Fingerprint, Sample, Set};
 use crate::progress::Progress;
 
-/// Bytes of an index for each piece that a layer, a file or a list of pieces names: a digest of 32
-/// and an offset of 8, as casync's.
+/// Bytes of index for each reference to a chunk: a digest of 32 and an offset of 8, as in casync.
 const INDEX_ENTRY: u64 = 40;
-/// A content of so many bytes is compressed in any case: a sample with or without it would say too
-/// little.
-const ALWAYS: u64 = 16 << 20;
+/// Contents of this size and above are always compressed: whether a sample has one would change it
+/// too much.
+const ALWAYS_COMPRESSED: u64 = 16 << 20;
 const KIB: usize = 1024;
 
-/// Contents cut every so many bytes.
+/// Chunks of fixed size.
 const FIXED: [(&str, usize); 3] = [
     ("fixed-4KiB", 4 * KIB),
     ("fixed-64KiB", 64 * KIB),
     ("fixed-1MiB", 1024 * KIB),
 ];
-/// Contents cut by FastCDC (2020) with normalization level 1, by the average; pieces have at least
-/// a quarter and at most four times of it.
+/// Chunks by FastCDC (2020) with normalization level 1, by average size; they have at least a
+/// quarter and at most four times the average.
 const BY_CONTENT: [(&str, usize); 3] = [
     ("fastcdc-4KiB", 4 * KIB),
     ("fastcdc-16KiB", 16 * KIB),
@@ -53,20 +52,20 @@ const BY_CONTENT: [(&str, usize); 3] = [
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Rung {
     pub(crate) unit: &'static str,
-    /// Distinct pieces.
+    /// Distinct chunks.
     pub(crate) chunks: u64,
     /// Their lengths.
     pub(crate) bytes: u64,
-    /// What names them: 40 bytes for each piece of each distinct layer or content.
+    /// Their index: 40 bytes for each chunk of each distinct layer or content.
     pub(crate) index_bytes: u64,
-    /// Each piece compressed alone by zstd -3, or as it is where that is shorter. None: not asked
-    /// for.
+    /// Each chunk compressed alone by zstd -3, or uncompressed if that is shorter. None: not
+    /// requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) zstd_bytes: Option<u64>,
-    /// Two standard errors of `chunks` and `bytes`, as a share of them; 0: exact.
+    /// Two standard errors of `chunks` and `bytes`, relative to them; 0 if exact.
     #[serde(skip)]
     pub(crate) error: f64,
-    /// The same of `zstd_bytes`.
+    /// The same for `zstd_bytes`.
     #[serde(skip)]
     pub(crate) zstd_error: f64,
 }
@@ -74,7 +73,7 @@ pub(crate) struct Rung {
 /// Why a content could not be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Damage {
-    /// There is no object.
+    /// The object is missing.
     Missing,
     /// The object is shorter or longer than the indexes say.
     Length,
@@ -95,7 +94,7 @@ impl fmt::Display for Damage {
     }
 }
 
-/// Compares an object that was read with its name, and with its size in the indexes.
+/// Checks an object's bytes against its name and its size in the indexes.
 pub(crate) fn verify(id: ObjectId, size: u64, bytes: &[u8]) -> Result<(), Damage> {
     if bytes.len() as u64 != size {
         Err(Damage::Length)
@@ -121,30 +120,30 @@ impl From<io::Error> for Damage {
     }
 }
 
-/// The rungs, of all contents that can be read.
+/// The rungs, computed over all readable contents.
 #[derive(Debug)]
 pub(crate) struct Ladder {
     pub(crate) rungs: Vec<Rung>,
-    /// The others, in the order of their numbers.
+    /// The unreadable contents, in the order of their numbers.
     pub(crate) unreadable: Vec<(ObjectNumber, Damage)>,
 }
 
-/// How much memory and work the ladder may take.
+/// Bounds for the ladder's memory and work.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
-    /// Pieces that each set keeps.
-    pub(crate) pieces: usize,
-    /// Bytes that are compressed for each rung but the layers'; of more, a sample is. None: nothing
-    /// is.
+    /// Chunks that each set keeps.
+    pub(crate) chunks: usize,
+    /// Bytes to compress for each rung but the layers'; beyond that a sample is compressed. None:
+    /// nothing is compressed.
     pub(crate) zstd_bytes: Option<u64>,
 }
 
 impl Default for Limits {
-    /// Six sets of 4 MiB. Compressing takes longer than cutting and hashing: beyond what a store
-    /// of a few images has, it is a sample.
+    /// Six sets of 4 MiB. Compression takes longer than cutting and hashing, so beyond the size of
+    /// a few images only a sample is compressed.
     fn default() -> Self {
         Self {
-            pieces: 1 << 16,
+            chunks: 1 << 16,
             zstd_bytes: Some(256 << 20),
         }
     }
@@ -178,9 +177,9 @@ pub(crate) fn climb(
         objects: &objects,
         layers: &layers,
         next: AtomicUsize::new(0),
-        cutter: Cutter::new(BY_CONTENT.map(|(_, average)| average)),
-        fixed: FIXED.map(|_| Cutting::new(limits.pieces)),
-        by_content: BY_CONTENT.map(|_| Cutting::new(limits.pieces)),
+        cutter: Chunker::new(BY_CONTENT.map(|(_, average)| average)),
+        fixed: FIXED.map(|_| Cutting::new(limits.chunks)),
+        by_content: BY_CONTENT.map(|_| Cutting::new(limits.chunks)),
         sample: limits.zstd_bytes.map(|limit| sample_of(limit, total)),
         progress,
     };
@@ -225,9 +224,9 @@ pub(crate) fn climb(
         let estimate = set.unwrap_or_else(PoisonError::into_inner).estimate(share);
         rungs.push(Rung {
             unit,
-            chunks: estimate.pieces,
+            chunks: estimate.chunks,
             bytes: estimate.bytes,
-            index_bytes: cutting.pieces.into_inner() * INDEX_ENTRY,
+            index_bytes: cutting.chunks.into_inner() * INDEX_ENTRY,
             zstd_bytes: compresses.then_some(estimate.zstd_bytes),
             error: estimate.error,
             zstd_error: if compresses { estimate.zstd_error } else { 0.0 },
@@ -239,11 +238,11 @@ pub(crate) fn climb(
     })
 }
 
-/// What contents that cannot be read would have added.
+/// What the unreadable contents would have added.
 struct Lost {
-    /// Each once.
+    /// Bytes, each content once.
     bytes: u64,
-    /// In every file of the layers.
+    /// Bytes in every file of the layers.
     logical: u64,
 }
 
@@ -297,14 +296,14 @@ fn listed_layers(collection: &Collection) -> Vec<usize> {
         .copied()
         .collect();
     let mut layers: Vec<usize> = layers.into_iter().collect();
-    // One thread compresses a layer: the largest begin first, so that none is left alone at the
-    // end.
+    // Each layer is compressed by one thread: the largest are started first, so that none is left
+    // at the end.
     let logical = |number: &usize| collection.layer(*number).map(|layer| layer.logical);
     layers.sort_by_key(|number| std::cmp::Reverse(logical(number)));
     layers
 }
 
-/// The share of digests, of 2^32, that a limit of bytes allows.
+/// The fraction of digests, in units of 2^-32, that a limit of bytes allows.
 fn sample_of(limit: u64, total: u64) -> u64 {
     let share = u128::from(limit) << 32;
     u64::try_from(share / u128::from(total.max(1)))
@@ -318,48 +317,48 @@ fn is_sampled(id: ObjectId, sample: u64) -> bool {
     u64::from(u32::from_be_bytes(first)) < sample
 }
 
-/// The pieces of all contents, cut in one way.
+/// The chunks of all contents for one way of cutting.
 struct Cutting {
-    /// Equal ones each.
-    pieces: AtomicU64,
-    set: Mutex<Set>,
+    /// Number of chunks, counting duplicates.
+    chunks: AtomicU64,
+    set: Mutex<ChunkSet>,
 }
 
 impl Cutting {
     fn new(limit: usize) -> Self {
         Self {
-            pieces: AtomicU64::new(0),
-            set: Mutex::new(Set::new(limit)),
+            chunks: AtomicU64::new(0),
+            set: Mutex::new(ChunkSet::new(limit)),
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Set> {
+    fn lock(&self) -> MutexGuard<'_, ChunkSet> {
         self.set.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What the threads do together.
+/// The state shared by the threads.
 struct Work<'w> {
     collection: &'w Collection,
     stores: &'w [Store],
     objects: &'w [ObjectNumber],
     layers: &'w [usize],
-    /// The next layer, then the next content.
+    /// Index of the next layer, then of the next content.
     next: AtomicUsize,
-    cutter: Cutter<{ BY_CONTENT.len() }>,
+    cutter: Chunker<{ BY_CONTENT.len() }>,
     fixed: [Cutting; FIXED.len()],
     by_content: [Cutting; BY_CONTENT.len()],
-    /// Which of the contents and the pieces are compressed: digests below it. None: nothing is.
+    /// Contents and chunks with digests below this are compressed. None: nothing is.
     sample: Option<u64>,
     progress: &'w Progress,
 }
 
-/// What one thread summed up.
+/// The sums of one thread.
 #[derive(Debug, Default)]
 struct Sums {
     /// Compressed bytes of whole layers.
     layers: u64,
-    /// What was compressed of whole contents.
+    /// The sample of compressed contents.
     files: Sample,
     unreadable: Vec<(ObjectNumber, Damage)>,
 }
@@ -373,9 +372,9 @@ impl Sums {
 }
 
 impl Work<'_> {
-    /// The probability that a piece is compressed.
+    /// The probability that a chunk is compressed.
     fn share(&self) -> f64 {
-        // Below 2^33, so that a double has it exactly.
+        // Below 2^33, so exact as a double.
         let sample = self.sample.unwrap_or(0);
         f64::from(u32::try_from(sample >> 1).unwrap_or(u32::MAX)) / f64::from(1_u32 << 31)
     }
@@ -425,7 +424,7 @@ impl Work<'_> {
             whole: None,
         };
         if let Some(sample) = self.sample {
-            if length >= ALWAYS {
+            if length >= ALWAYS_COMPRESSED {
                 sums.files.add_certain(length, content.compressed(&bytes)?);
             } else if is_sampled(id, sample) {
                 sums.files.add(length, content.compressed(&bytes)?);
@@ -439,26 +438,26 @@ impl Work<'_> {
 
     fn cut_fixed(&self, content: &mut Content<'_>) -> Result<()> {
         for ((_, size), cutting) in FIXED.iter().zip(&self.fixed) {
-            for piece in content.bytes.chunks(*size) {
-                self.piece(piece, cutting, content)?;
+            for chunk in content.bytes.chunks(*size) {
+                self.chunk(chunk, cutting, content)?;
             }
         }
         Ok(())
     }
 
     fn cut_by_content(&self, content: &mut Content<'_>) -> Result<()> {
-        self.cutter.cut(content.bytes, |number, piece| {
+        self.cutter.cut(content.bytes, |number, chunk| {
             let cutting = self.by_content.get(number).context("a way of cutting")?;
-            self.piece(piece, cutting, content)
+            self.chunk(chunk, cutting, content)
         })
     }
 
-    fn piece(&self, piece: &[u8], cutting: &Cutting, content: &mut Content<'_>) -> Result<()> {
-        let print = Fingerprint::of(piece);
-        cutting.pieces.fetch_add(1, Ordering::Relaxed);
-        let is_new = cutting.lock().insert(print, piece.len() as u64);
+    fn chunk(&self, chunk: &[u8], cutting: &Cutting, content: &mut Content<'_>) -> Result<()> {
+        let print = Fingerprint::of(chunk);
+        cutting.chunks.fetch_add(1, Ordering::Relaxed);
+        let is_new = cutting.lock().insert(print, chunk.len() as u64);
         if is_new && self.sample.is_some_and(|sample| print.is_sampled(sample)) {
-            let zstd = content.compressed(piece)?;
+            let zstd = content.compressed(chunk)?;
             cutting.lock().note_compressed(print, zstd);
         }
         Ok(())
@@ -472,7 +471,7 @@ impl Work<'_> {
             let Some(id) = self.collection.objects.id(object) else {
                 continue;
             };
-            // What cannot be read is told of where it is read as a content.
+            // An unreadable object is reported where it is read as a content.
             let Ok(bytes) = self.read(object, id) else {
                 continue;
             };
@@ -484,7 +483,7 @@ impl Work<'_> {
     }
 }
 
-/// The bytes of a content: mapped, or read where that costs less. Unmapping interrupts the other
+/// The bytes of a content: mapped, or read if that is cheaper. Unmapping interrupts the other
 /// threads.
 enum Bytes {
     Read(Vec<u8>),
@@ -495,7 +494,7 @@ impl Bytes {
     /// Longer contents are mapped, so that they need no memory.
     const READ: u64 = 1 << 20;
 
-    /// All of a file that should have this size; at most one byte more is read.
+    /// A whole file that should have this size; reads at most one byte more.
     fn of(file: &File, size: u64) -> io::Result<Self> {
         if size > Self::READ {
             return Ok(Self::Mapped(Box::new(map_published(file)?)));
@@ -517,24 +516,24 @@ impl Deref for Bytes {
     }
 }
 
-/// A content that is cut.
+/// A content being cut.
 struct Content<'c> {
     bytes: &'c [u8],
     zstd: &'c mut Compressor,
-    /// The compressed length of all of it, once that is known: of small contents, every way of
-    /// cutting gives one piece.
+    /// The compressed length of the whole, once known: small contents are one chunk in every way of
+    /// cutting.
     whole: Option<u64>,
 }
 
 impl Content<'_> {
-    /// The length of a piece as it would be kept.
-    fn compressed(&mut self, piece: &[u8]) -> Result<u64> {
-        if piece.len() < self.bytes.len() {
-            return self.zstd.length(piece);
+    /// The compressed length of a chunk.
+    fn compressed(&mut self, chunk: &[u8]) -> Result<u64> {
+        if chunk.len() < self.bytes.len() {
+            return self.zstd.length(chunk);
         }
         match self.whole {
             Some(known) => Ok(known),
-            None => Ok(*self.whole.insert(self.zstd.length(piece)?)),
+            None => Ok(*self.whole.insert(self.zstd.length(chunk)?)),
         }
     }
 }

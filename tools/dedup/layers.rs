@@ -1,4 +1,5 @@
-//! What layers have in common: of each image's layers, and of files that sharing by layer misses.
+//! What layers have in common: the layers of each image, and the files that sharing by layer
+//! misses.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -10,7 +11,7 @@ use crate::sharing::Amount;
 use crate::show::shown_path;
 use crate::walk::{Changes, Walked};
 
-/// Duplicated files that a report lists.
+/// Most duplicated files that a report lists.
 const LISTED: usize = 100;
 
 /// A layer of an image.
@@ -21,16 +22,16 @@ pub(crate) struct LayerRow {
     pub(crate) number: usize,
     pub(crate) diff_id: String,
     pub(crate) created_by: String,
-    /// Names that are no directories.
+    /// Changes of names other than directories.
     #[serde(flatten)]
     pub(crate) changes: Changes,
     /// Contents of its files, hard links once.
     pub(crate) bytes: u64,
-    /// Of its distinct contents, those that lower layers of the image have.
+    /// Of its distinct contents, those that lower layers of the image have too.
     pub(crate) below: Amount,
-    /// Of its distinct contents, those that another layer of the store has.
+    /// Of its distinct contents, those that another layer of the store has too.
     pub(crate) elsewhere: Amount,
-    /// Of its bytes, those of the rows of waste that name it.
+    /// Of its bytes, those in rows of waste.
     pub(crate) waste_bytes: u64,
 }
 
@@ -43,11 +44,11 @@ pub(crate) struct DuplicateRow {
     pub(crate) layers: u64,
     /// Images that hold it.
     pub(crate) images: u64,
-    /// What a store of layers holds more: (layers - 1) x size.
+    /// Extra bytes in a store of layers: (layers - 1) x size.
     pub(crate) bytes: u64,
 }
 
-/// For each content, how many of the distinct layers hold it.
+/// For each content, the number of distinct layers that hold it.
 pub(crate) fn layers_holding(collection: &Collection) -> Vec<u32> {
     let mut counts = vec![0; collection.objects.len()];
     for object in collection.layers.iter().flat_map(Layer::objects) {
@@ -107,8 +108,7 @@ pub(crate) fn rows(
     rows
 }
 
-/// The contents of the listed images that cost a store of layers most, since several layers have
-/// them.
+/// The contents of the listed images that cost a store of layers most, being in several layers.
 pub(crate) fn duplicates(
     collection: &Collection,
     images_of: impl Fn(ObjectNumber) -> u64,
@@ -155,7 +155,7 @@ pub(crate) fn duplicates(
         .collect()
 }
 
-/// A path of each content, of the first layer that has it.
+/// A path of each content, in the first layer that has it.
 fn paths_of(layers: &[&Layer], wanted: &BTreeSet<ObjectNumber>) -> HashMap<ObjectNumber, String> {
     let mut paths = HashMap::new();
     for layer in layers {
@@ -180,7 +180,7 @@ fn paths_of(layers: &[&Layer], wanted: &BTreeSet<ObjectNumber>) -> HashMap<Objec
     paths
 }
 
-/// How many layers of an image, from the bottom, other images have too; at least its lowest.
+/// The number of layers, from the bottom, that an image shares with other images; at least 1.
 pub(crate) fn base_length(collection: &Collection, image: &Image) -> usize {
     let own = &image.layers;
     let common = |other: &Image| {

@@ -8,11 +8,12 @@ mod archive;
 mod args;
 mod browse;
 mod choose;
+mod chunk_set;
+mod chunking;
 mod cleanup;
 mod compare;
 mod compress;
 mod condition;
-mod cuts;
 mod gather;
 mod html;
 mod index;
@@ -22,7 +23,6 @@ mod layers;
 mod lossy;
 mod model;
 mod packages;
-mod pieces;
 mod progress;
 mod report;
 mod rpm;
@@ -59,7 +59,7 @@ use sharing::Sharing;
 use show::{Sizes, printable, printable_json};
 use text::Layout;
 
-/// Exit code of a wrong option, as `cowl`'s.
+/// Exit code of a wrong option, as in `cowl`.
 const USAGE: u8 = 125;
 const FAILURE: u8 = 1;
 
@@ -99,8 +99,7 @@ fn exit_code(result: Result<()>) -> ExitCode {
     }
 }
 
-/// Prints one line on standard error; if that fails, the exit code is 2, but for a reader that
-/// has seen enough.
+/// Prints one line on standard error; the exit code is 2 if that fails, unless the pipe is closed.
 fn print_error(what: &str, code: u8) -> ExitCode {
     let mut what = show::without_errno(what);
     if what.starts_with("store ") && what.ends_with("Permission denied") {
@@ -112,13 +111,13 @@ fn print_error(what: &str, code: u8) -> ExitCode {
     }
 }
 
-/// Writes one line on standard error, at once: others may write to it, too.
+/// Writes one line on standard error in one write: other processes may write to it too.
 fn write_error(what: &str) -> io::Result<()> {
     let line = format!("cowl-dedup: {}\n", printable(what));
     anstream::stderr().write_all(line.as_bytes())
 }
 
-/// Prints the report; returns a line for all that could not be read and each condition of
+/// Prints the report; returns a line for each thing that could not be read and each condition of
 /// `--fail-if` that holds.
 fn run(mode: Mode, arguments: &Arguments) -> Result<Vec<String>> {
     if let (Mode::Tree, [path]) = (mode, arguments.images.as_slice()) {
@@ -179,7 +178,7 @@ fn has_ladder(mode: Mode, arguments: &Arguments) -> bool {
     (arguments.ladder || arguments.all || all) && !arguments.no_ladder && !arguments.tui
 }
 
-/// The store, unless archives alone are given, and one that the archives are read into.
+/// Opens the store, unless only archives are given, and creates one to read archives into.
 fn open_stores(
     mode: Mode,
     arguments: &Arguments,
@@ -202,7 +201,7 @@ fn open_stores(
         stores.push(archive::scratch_store()?);
     }
     let mut wanted = Vec::new();
-    // An archive that is given twice, for two of its images, lacks the same.
+    // An archive given twice, for two of its images, has the same warnings.
     let mut told = BTreeSet::new();
     for argument in &arguments.images {
         let archive = archive::Named::of(argument).zip(stores.get(scratch));
@@ -234,13 +233,13 @@ fn open_stores(
     Ok((stores, wanted))
 }
 
-/// An argument as messages have it. No name of an image has what is escaped.
+/// An argument for messages. Image names never contain what is escaped.
 fn shown(argument: &OsString) -> String {
     show::lossy(argument.as_bytes())
 }
 
-/// An archive beside another image is one image; alone it is two. A name for several platforms is
-/// the image for the first, but where all that is there are two images.
+/// Reduces an archive to the sides of a comparison: one image beside another argument, two alone. A
+/// name for several platforms is the image for the first, unless these are the two images.
 fn choose_sides(archive: &str, images: &mut [Loaded], given: usize) -> Result<()> {
     const LISTED: usize = 20;
     let firsts: BTreeSet<_> = images.iter().map(|loaded| loaded.image).collect();
@@ -277,7 +276,7 @@ fn choose_sides(archive: &str, images: &mut [Loaded], given: usize) -> Result<()
     bail!("a comparison is of two images, and {archive} has {found}, not {needed}: {names}{hint}")
 }
 
-/// What each image of a name can be asked for by.
+/// The arguments that select each image of a name.
 fn side_names(loaded: &Loaded) -> Vec<String> {
     let first = (loaded.image, loaded.platform.clone());
     let images = std::iter::once(&first).chain(&loaded.others);
@@ -289,7 +288,7 @@ fn side_names(loaded: &Loaded) -> Vec<String> {
     images.map(name).collect()
 }
 
-/// The default store, that of `cowl`.
+/// The default store, as in `cowl`.
 fn default_root() -> Result<PathBuf> {
     let is_root = rustix::process::geteuid().is_root();
     if is_root && cowl_sys::userns::is_initial().unwrap_or(false) {
@@ -311,7 +310,7 @@ fn print(text: &str) -> Result<()> {
     }
     cowl_sys::stdio::check_output().context("standard output")?;
     match anstream::stdout().write_all(text.as_bytes()) {
-        // A reader that has seen enough is no error.
+        // A closed pipe is not an error.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         written => written.context("standard output"),
     }
@@ -345,7 +344,7 @@ fn json(value: &impl serde::Serialize) -> Result<String> {
     Ok(printable_json(&text) + "\n")
 }
 
-/// Writes one list of the report.
+/// Formats one table of the report.
 type List = fn(&Report, Layout) -> String;
 
 fn tables(arguments: &Arguments, report: &Report) -> String {
@@ -374,7 +373,7 @@ fn tables(arguments: &Arguments, report: &Report) -> String {
     text
 }
 
-/// Columns of the terminal that standard output is; 80 of one that does not say.
+/// Columns of the terminal on standard output, if it is one; 80 if its size is unknown.
 fn terminal_width() -> Option<usize> {
     let stdout = io::stdout();
     if !stdout.is_terminal() {
@@ -385,7 +384,7 @@ fn terminal_width() -> Option<usize> {
     Some(if columns > 0 { columns.into() } else { 80 })
 }
 
-/// The files of the shared contents.
+/// The object files of the shared contents.
 fn objects(stores: &[Store], collection: &Collection, report: &Report) -> String {
     let mut text = String::new();
     for id in &report.shared_objects {

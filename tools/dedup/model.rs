@@ -1,13 +1,13 @@
-//! What a report is computed from: contents, layers and images, each numbered once.
+//! The data of a report: contents, layers and images, each with a number.
 //!
-//! Invariant: an [`ObjectNumber`] and a layer's place in [`Collection::layers`] never change, so
-//! everything else keeps numbers of four bytes instead of digests of 32.
+//! Invariant: an [`ObjectNumber`] and a layer's index in [`Collection::layers`] never change, so
+//! everything else stores numbers of four bytes instead of digests of 32.
 
 use cowl_core::digest::{DiffId, ImageId, ObjectId};
 use cowl_core::store::ObjectUsage;
 use cowl_core::tree::{ObjectRef, Tree, TreeIno};
 
-/// The place of a content in [`Objects`].
+/// The index of a content in [`Objects`].
 pub(crate) type ObjectNumber = u32;
 
 /// The distinct contents of all layers, with their sizes.
@@ -15,9 +15,9 @@ pub(crate) type ObjectNumber = u32;
 pub(crate) struct Objects {
     ids: Vec<ObjectId>,
     sizes: Vec<u64>,
-    /// The store that has it, of those the collection was made from.
+    /// The store that has each content, by its index in the collection's stores.
     stores: Vec<u8>,
-    /// Open addressing by the first bytes of the id, which are a hash already. A slot has the
+    /// Hash table with open addressing; the hash is the first bytes of the id. A slot has the
     /// number + 1; 0 is free.
     slots: Vec<u32>,
 }
@@ -48,7 +48,7 @@ impl Objects {
         self.slot(id).ok()
     }
 
-    /// The number of a content, a new one if it was not known.
+    /// The number of a content; a new one if it is unknown.
     pub(crate) fn intern(&mut self, id: ObjectId, size: u64, store: u8) -> ObjectNumber {
         if (self.ids.len() + 1) * 2 > self.slots.len() {
             self.grow();
@@ -68,7 +68,7 @@ impl Objects {
         }
     }
 
-    /// The number of a content, or the free slot for it.
+    /// The number of a content, or its free slot.
     fn slot(&self, id: &ObjectId) -> Result<ObjectNumber, usize> {
         let mask = self.slots.len().wrapping_sub(1);
         let first = id.as_bytes().first_chunk().copied().unwrap_or_default();
@@ -100,14 +100,14 @@ impl Objects {
     }
 }
 
-/// A layer and what it holds.
+/// A layer and its contents.
 pub(crate) struct Layer {
     pub(crate) diff: DiffId,
-    /// Bytes of all its files, equal ones each, hard links once.
+    /// Bytes of all its files: duplicates count each, hard links once.
     pub(crate) logical: u64,
-    /// Its contents in the order of the tree's table: an [`ObjectRef`] is a place in it.
+    /// Its contents in the order of the tree's object table: an [`ObjectRef`] is an index into it.
     pub(crate) contents: Vec<ObjectNumber>,
-    /// What its recipe needs besides: contents that the layer itself replaces.
+    /// Contents that only its recipe needs: the layer itself replaces them.
     pub(crate) hidden: Vec<ObjectNumber>,
     pub(crate) tree: Tree,
 }
@@ -147,27 +147,27 @@ pub(crate) struct Image {
     pub(crate) store: usize,
     /// Whether the report lists it; other images only count as sharers.
     pub(crate) chosen: bool,
-    /// Lowest first; places in [`Collection::layers`].
+    /// Bottom first; indices into [`Collection::layers`].
     pub(crate) layers: Vec<usize>,
-    /// The step that made each layer.
+    /// The history step of each layer.
     pub(crate) steps: Vec<Step>,
-    /// The images, this one included, that lose their last name if this one is removed.
+    /// The images, including this one, that lose their last name if this one is removed.
     pub(crate) removed_with: Vec<ImageId>,
 }
 
-/// All that a report is about.
+/// All images of a report, with their layers and contents.
 pub(crate) struct Collection {
     pub(crate) objects: Objects,
     pub(crate) layers: Vec<Layer>,
-    /// Chosen ones in the order of the arguments, then by name.
+    /// The chosen images in the order of the arguments, then by name.
     pub(crate) images: Vec<Image>,
-    /// Layers that containers, mounts and loads keep besides the images.
+    /// Layers that containers, mounts and loads keep in addition to the images.
     pub(crate) pins: Vec<Vec<usize>>,
-    /// The objects' files, of all stores.
+    /// Disk usage of the objects of all stores.
     pub(crate) disk: ObjectUsage,
-    /// What was asked for and could not be read, and is left out.
+    /// Errors of requested images, which are left out.
     pub(crate) failed: Vec<anyhow::Error>,
-    /// The same of what was not asked for.
+    /// Errors of other images.
     pub(crate) skipped: Vec<anyhow::Error>,
 }
 

@@ -1,16 +1,16 @@
-//! Package databases of images: dpkg's, apk's and rpm's.
+//! Package databases of images: dpkg, apk and rpm.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::lossy::lossy;
 use crate::rpm;
 
-/// Which format a database has.
+/// The package manager of a database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Dpkg,
     Apk,
-    /// In whichever of its formats.
+    /// In any of its formats.
     Rpm,
 }
 
@@ -24,7 +24,7 @@ impl Kind {
     }
 }
 
-/// Where databases are: a file, or a directory of files.
+/// The paths of databases: a file, or a directory of files.
 pub(crate) const DATABASES: [(&str, Kind); 10] = [
     ("var/lib/dpkg/status", Kind::Dpkg),
     ("var/lib/dpkg/status.d", Kind::Dpkg),
@@ -38,7 +38,7 @@ pub(crate) const DATABASES: [(&str, Kind); 10] = [
     ("usr/lib/sysimage/rpm/Packages.db", Kind::Rpm),
 ];
 
-/// Versions by the kind and the name of the package; several may be installed.
+/// Versions by kind and name of the package; several may be installed.
 pub(crate) type Packages = BTreeMap<(&'static str, String), BTreeSet<String>>;
 
 /// Adds the packages of a database. The error says why it cannot be read.
@@ -52,7 +52,7 @@ pub(crate) fn read(kind: Kind, bytes: &[u8], packages: &mut Packages) -> Result<
                         .lines()
                         .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
                 };
-                // Without a status: distroless images have a file for each package.
+                // Distroless images have one file per package, without a status.
                 let installed = field("Status").is_none_or(|status| status.ends_with(" installed"));
                 if let (true, Some(name), Some(version)) =
                     (installed, field("Package"), field("Version"))
@@ -121,9 +121,9 @@ mod tests {
         );
     }
 
-    /// Two names that differ in a byte that is no UTF-8 stay two, shown as everywhere.
+    /// Two names that differ in a byte that is not UTF-8 stay distinct.
     #[test]
-    fn names_that_are_no_utf8_are_told_apart() {
+    fn names_that_are_not_utf8_stay_distinct() {
         let installed = b"P:a\xff\nV:1\n\nP:a\xfe\nV:2\xfd\n\n";
         assert_eq!(list(Kind::Apk, installed), "a\\xfe=2\\xfd a\\xff=1");
         let status = b"Package: a\xff\nVersion: 1\n\nPackage: a\xfe\nVersion: 2\n";
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_rpm_database_is_refused() {
+    fn rpm_read_refuses_other_files() {
         let mut packages = Packages::new();
         for (bytes, why) in [
             (&b""[..], "SQLite, ndb or a Berkeley DB hash"),

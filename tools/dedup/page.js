@@ -224,7 +224,7 @@ for (const rung of report.ladder) {
     bar.append(parts, make("span", size(value + rung.index_bytes) + about));
     row.append(bar);
   }
-  row.title = rung.chunks.toLocaleString("en") + " pieces, index of " + size(rung.index_bytes);
+  row.title = rung.chunks.toLocaleString("en") + " chunks, index of " + size(rung.index_bytes);
   document.getElementById("ladder").append(row);
 }
 if (!report.ladder.some(rung => rung.zstd_bytes !== undefined)) document.getElementById("zstd-key").remove();

@@ -1,4 +1,4 @@
-//! A progress bar on standard error, in a terminal only: of archives that are read, and of the
+//! A progress bar on standard error, if that is a terminal: for reading archives and for the
 //! ladder.
 
 use std::collections::HashMap;
@@ -12,10 +12,10 @@ use rustix::termios::tcgetwinsize;
 
 use crate::show::{Sizes, percent};
 
-/// How far work has come, and what archives lack. Threads share it.
+/// Progress, and what archives lack. Shared by threads.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
-    /// Whether anything is shown.
+    /// Whether the bar is shown.
     shown: bool,
     what: Mutex<&'static str>,
     total: AtomicU64,
@@ -25,23 +25,23 @@ pub(crate) struct Progress {
     absent: Mutex<Vec<Absent>>,
 }
 
-/// The bar is drawn anew this often: a share of the whole.
+/// Number of redraws from 0 to 100 %.
 const STEPS: u64 = 200;
-/// The same of what has no known end: bytes.
-const PIECE: u64 = 4 << 20;
+/// Bytes between redraws if the total is unknown.
+const STEP_BYTES: u64 = 4 << 20;
 
-/// A signal ends the run: nothing is drawn any more.
-static OVER: AtomicBool = AtomicBool::new(false);
+/// Set when a signal ends the run: nothing is drawn any more.
+static STOPPED: AtomicBool = AtomicBool::new(false);
 
-/// Takes the bar away for good.
+/// Removes the bar for good.
 pub(crate) fn stop() {
-    OVER.store(true, Ordering::Relaxed);
+    STOPPED.store(true, Ordering::Relaxed);
     clear();
 }
 
 fn clear() {
     if std::io::stderr().write_all(b"\r\x1b[K").is_err() {
-        // A bar that cannot be drawn is no loss.
+        // Failures to draw are ignored.
     }
 }
 
@@ -50,7 +50,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Progress {
-    /// Shown if standard error is a terminal.
+    /// A bar that is shown if standard error is a terminal.
     pub(crate) fn new() -> Self {
         Self {
             shown: std::io::stderr().is_terminal(),
@@ -72,14 +72,14 @@ impl Progress {
         }
     }
 
-    /// Takes the bar away.
+    /// Removes the bar.
     pub(crate) fn end(&self) {
         if self.shown {
             clear();
         }
     }
 
-    /// What the archive that was read last lacks.
+    /// Takes what the last archive lacks.
     pub(crate) fn take_absent(&self) -> Vec<Absent> {
         std::mem::take(&mut lock(&self.absent))
     }
@@ -97,13 +97,13 @@ impl Progress {
     }
 }
 
-/// Draws a line, or a shorter one where it does not fit.
+/// Draws a line, or the shorter one if it does not fit.
 fn put(line: &str, short: &str) {
-    if OVER.load(Ordering::Relaxed) {
+    if STOPPED.load(Ordering::Relaxed) {
         return;
     }
     let columns = tcgetwinsize(std::io::stderr()).map_or(0, |size| size.ws_col.into());
-    // A line that wraps could not be drawn anew.
+    // A wrapped line could not be redrawn.
     let line = if line.len() < columns { line } else { short };
     let drawn = format!("\r{line}\x1b[K");
     if std::io::stderr().write_all(drawn.as_bytes()).is_err() {
@@ -116,7 +116,7 @@ impl Watch for Progress {
         match step {
             Step::Copied { bytes } => {
                 let before = self.done.swap(bytes, Ordering::Relaxed);
-                if self.shown && before / PIECE != bytes / PIECE {
+                if self.shown && before / STEP_BYTES != bytes / STEP_BYTES {
                     let size = Sizes::Human.show(bytes);
                     put(&format!("reading {size}"), &size);
                 }
@@ -135,7 +135,7 @@ impl Watch for Progress {
                 };
                 self.advance(more);
             }
-            // Of an import.
+            // Only for imports.
             Step::Root { .. } => {}
         }
     }

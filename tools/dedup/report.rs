@@ -1,6 +1,6 @@
-//! The report: every figure of a collection, in the form of its JSON.
+//! The report: every figure of a collection, as in its JSON.
 //!
-//! docs/dedup.md defines each figure and names each field.
+//! docs/dedup.md defines each figure and field.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,7 +17,7 @@ use crate::show::{image_name, shown_path};
 use crate::walk::{Cause, Walked, walk};
 use crate::whatif::{self, RebaseRow, RemovalRow};
 
-/// Of the JSON form; a field never changes its meaning, new ones may come.
+/// Version of the JSON: fields never change their meaning, new ones may be added.
 const VERSION: u32 = 1;
 
 #[derive(Debug, Serialize)]
@@ -31,7 +31,7 @@ pub(crate) struct ImageRow {
     pub(crate) exclusive: Amount,
     pub(crate) shared: Amount,
     pub(crate) fair_share_bytes: u64,
-    /// By cause; all four sum to it.
+    /// The sum over all four causes.
     pub(crate) waste_bytes: u64,
     #[serde(skip)]
     pub(crate) waste_by_cause: BTreeMap<Cause, u64>,
@@ -63,10 +63,10 @@ pub(crate) struct WasteRow {
     pub(crate) bytes: u64,
     pub(crate) layer: String,
     pub(crate) paths: Vec<String>,
-    /// The layer's place in the image, from 1, as [`LayerRow::number`]: an image may have a layer
-    /// twice.
+    /// The layer's position in the image, from 1, as in [`LayerRow::number`]: an image may have a
+    /// layer twice.
     pub(crate) number: usize,
-    /// The command of the layer that is to blame.
+    /// The command of the layer that caused the waste.
     pub(crate) step: String,
     /// The files with their bytes, the largest first.
     #[serde(skip)]
@@ -78,29 +78,29 @@ pub(crate) struct MatrixRow {
     pub(crate) a: String,
     pub(crate) b: String,
     pub(crate) bytes: u64,
-    /// The bytes in common divided by those of both together.
+    /// The common bytes divided by those of the union.
     pub(crate) jaccard: f64,
 }
 
-/// How far a rung's figures may be off.
+/// The error bounds of a rung.
 #[derive(Debug, Serialize)]
 pub(crate) struct RungError {
     pub(crate) unit: &'static str,
-    /// Two standard errors of `chunks` and `bytes` as a share of them; 0: exact.
+    /// Two standard errors of `chunks` and `bytes`, relative to them; 0 if exact.
     pub(crate) relative: f64,
-    /// The same of `zstd_bytes`.
+    /// The same for `zstd_bytes`.
     pub(crate) zstd_relative: f64,
 }
 
-/// A content that could not be read, and that the ladder leaves out.
+/// An unreadable content, which the ladder leaves out.
 #[derive(Debug, Serialize)]
 pub(crate) struct UnreadableRow {
     pub(crate) object: String,
-    /// As the indexes say.
+    /// Its size according to the indexes.
     pub(crate) bytes: u64,
     /// All images that hold it, not only listed ones.
     pub(crate) images: Vec<String>,
-    /// Why: `is missing`, and the like.
+    /// The reason, such as `is missing`.
     pub(crate) error: String,
 }
 
@@ -116,19 +116,19 @@ pub(crate) struct StoreRow {
 pub(crate) struct Report {
     pub(crate) version: u32,
     pub(crate) images: Vec<ImageRow>,
-    /// What each two of the images have in common.
+    /// What each pair of images has in common.
     pub(crate) pairs: Vec<Pair>,
-    /// In two or more of the images, each content once.
+    /// Contents in two or more of the images, each once.
     pub(crate) shared: Amount,
-    /// Of the shared: in layers that two or more of the images have.
+    /// Of `shared`, those in layers that two or more of the images have.
     pub(crate) in_shared_layers: Amount,
-    /// Of the shared: the rest, which no layer digest shows.
+    /// Of `shared`, the rest, which layer digests do not show.
     pub(crate) in_other_layers: Amount,
     /// All contents of all the images, each once: what the store keeps for them.
     pub(crate) kept: Amount,
-    /// Bytes of the images one by one, less what is kept.
+    /// The sum of the images' bytes, minus what is kept.
     pub(crate) saved_bytes: u64,
-    /// Bytes of objects that no image of the store holds: a container's, or for gc to take.
+    /// Bytes of objects in no image of the store: a container's, or garbage.
     pub(crate) unattributed_bytes: u64,
     pub(crate) store: StoreRow,
     pub(crate) waste: Vec<WasteRow>,
@@ -140,7 +140,7 @@ pub(crate) struct Report {
     pub(crate) rebases: Vec<RebaseRow>,
     /// What each granularity would store; empty unless asked for.
     pub(crate) ladder: Vec<Rung>,
-    /// Of rungs that are estimates.
+    /// The errors of rungs that are estimates.
     pub(crate) ladder_errors: Vec<RungError>,
     /// What the ladder leaves out.
     pub(crate) unreadable: Vec<UnreadableRow>,
@@ -186,7 +186,7 @@ impl Report {
                 bytes: sum.bytes + class.in_shared_layers.bytes,
             });
         let one_by_one: u64 = images.iter().map(|image| image.stored.bytes).sum();
-        // Objects of archives beside the store are not in it.
+        // Objects of archives are not in the store.
         let attributed: u64 = (0..)
             .take(collection.objects.len())
             .filter(|object| collection.objects.store(*object) == 0)
@@ -235,7 +235,7 @@ impl Report {
     }
 }
 
-/// The layers alone.
+/// The report of `cowl layers`.
 #[derive(Debug, Serialize)]
 pub(crate) struct OnlyLayers<'r> {
     version: u32,
@@ -330,7 +330,7 @@ fn image_row(
     }
 }
 
-/// One row for each cause and layer; a row for each content that has several paths.
+/// One row for each cause and layer, and one for each content with several paths.
 fn waste_rows(collection: &Collection, image: &Image, walked: Walked) -> Vec<WasteRow> {
     let mut rows: BTreeMap<(usize, Cause, usize, usize), WasteRow> = BTreeMap::new();
     for (number, waste) in walked.waste.into_iter().enumerate() {
@@ -400,7 +400,7 @@ fn pairs(sharing: &Sharing, listed: &[usize], images: &[ImageRow]) -> (Vec<Pair>
     (pairs, matrix)
 }
 
-/// A share of 0 to 1; 0 of nothing.
+/// A fraction from 0 to 1; 0 if `whole` is 0.
 #[expect(
     clippy::cast_precision_loss,
     reason = "a ratio for people; its parts are exact elsewhere"

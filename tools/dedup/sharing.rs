@@ -1,8 +1,8 @@
-//! The arithmetic of sharing: which images hold a content, and what follows from it.
+//! The arithmetic of sharing: which images hold each content.
 //!
-//! Contents that the same images hold form one class, however many they are, so nothing here
-//! costs images² x contents. Every sum is exact: `stored = exclusive + shared` for each image, and
-//! the fair shares of all images sum to what they keep.
+//! All contents held by the same set of images form one class, so nothing here costs images² x
+//! contents. Every sum is exact: `stored = exclusive + shared` for each image, and the fair shares
+//! of all images sum to what they keep.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::model::{Collection, ObjectNumber};
 
-/// How many contents, and their sizes' sum.
+/// A number of contents and the sum of their sizes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub(crate) struct Amount {
     pub(crate) contents: u64,
@@ -33,16 +33,16 @@ impl Amount {
 /// The contents that exactly these images hold.
 #[derive(Debug)]
 pub(crate) struct Class {
-    /// Places in [`Collection::images`], ascending.
+    /// Indices into [`Collection::images`], ascending.
     pub(crate) images: Vec<usize>,
-    /// A container, a mount or a load keeps them too.
+    /// Whether a container, a mount or a load holds them too.
     pub(crate) pinned: bool,
     pub(crate) amount: Amount,
-    /// Of these, what layers of two or more chosen images have.
+    /// Of these, the contents in layers of two or more chosen images.
     pub(crate) in_shared_layers: Amount,
 }
 
-/// Who holds what.
+/// Which images hold which contents.
 #[derive(Debug)]
 pub(crate) struct Sharing {
     pub(crate) classes: Vec<Class>,
@@ -50,7 +50,7 @@ pub(crate) struct Sharing {
     class_of: Vec<u32>,
     /// For each image, its distinct contents.
     pub(crate) stored: Vec<Amount>,
-    /// For each image, of these, what no other image holds.
+    /// For each image, those of its contents that no other image holds.
     pub(crate) exclusive: Vec<Amount>,
     /// For each image, in bytes.
     pub(crate) fair_shares: Vec<u64>,
@@ -127,7 +127,7 @@ impl Sharing {
         class.is_some_and(|class| class.images == [image] && !class.pinned)
     }
 
-    /// The classes for which `wanted` says so, summed up.
+    /// The sum over the classes that `wanted` selects.
     pub(crate) fn sum(&self, wanted: impl Fn(&Class) -> bool) -> Amount {
         let mut sum = Amount::default();
         for class in self.classes.iter().filter(|class| wanted(class)) {
@@ -136,7 +136,7 @@ impl Sharing {
         sum
     }
 
-    /// For each two images that `listed` has, what both hold.
+    /// For each pair of images in `listed`, what both hold.
     pub(crate) fn pairs(&self, listed: &[usize]) -> BTreeMap<(usize, usize), Amount> {
         let place: HashMap<usize, usize> = listed.iter().copied().zip(0..).collect();
         let mut pairs: BTreeMap<(usize, usize), Amount> = BTreeMap::new();
@@ -165,7 +165,7 @@ impl Sharing {
         pairs
     }
 
-    /// What goes from objects/ if all names of these images go.
+    /// What is freed in objects/ if these images are removed with all their names.
     pub(crate) fn freed(&self, removed: &BTreeSet<usize>) -> Amount {
         self.sum(|class| {
             !class.pinned
@@ -175,11 +175,11 @@ impl Sharing {
     }
 }
 
-/// Contents by the set of their holders: each holder in turn splits the classes that it holds
-/// contents of.
+/// Partition refinement of contents by their holders: each holder splits the classes of which it
+/// holds a part.
 struct Refined {
     class_of: Vec<u32>,
-    /// For each class the one it was split from, and the holder that did.
+    /// For each class, the class it was split from and the holder that split it.
     parents: Vec<(u32, usize)>,
 }
 
@@ -190,7 +190,7 @@ impl Refined {
             parents: vec![(0, usize::MAX)],
         };
         let images = collection.images.iter().map(|image| &image.layers);
-        // The holder that was last to come to a content, + 1.
+        // The last holder seen for each content, + 1.
         let mut seen = vec![0_usize; collection.objects.len()];
         for (holder, layers) in images.chain(&collection.pins).enumerate() {
             let mut split: HashMap<u32, u32> = HashMap::new();
@@ -238,7 +238,7 @@ impl Refined {
     }
 }
 
-/// For each content, whether a layer that two or more chosen images have holds it.
+/// For each content, whether it is in a layer that two or more chosen images have.
 fn in_shared_layers(collection: &Collection) -> Vec<bool> {
     let mut images = vec![0_usize; collection.layers.len()];
     for image in collection.chosen() {
@@ -262,15 +262,14 @@ fn in_shared_layers(collection: &Collection) -> Vec<bool> {
     layered
 }
 
-/// Each content's bytes divided by the images that hold it: summed exactly, then rounded once for
-/// each image.
+/// Each content's bytes divided by the number of images that hold it: summed exactly, then rounded
+/// once per image.
 ///
-/// Every image gets the whole bytes of its sum. What is left over goes a byte each to the images
-/// with the largest fractions, of equal ones to the first in `order`. So the shares sum to the
-/// bytes of all contents that an image holds.
+/// Every sum is rounded down. The bytes left over go, one each, to the images with the largest
+/// fractions, ties by `order`. So the shares sum to the bytes of all contents that images hold.
 fn fair_shares(classes: &[Class], order: &[usize]) -> Vec<u64> {
     let images = order.len();
-    // For each image: bytes of its contents by the number of their holders.
+    // For each image, bytes of its contents by number of holders.
     let mut sums: Vec<BTreeMap<u64, u64>> = vec![BTreeMap::new(); images];
     let mut total = 0;
     for class in classes.iter().filter(|class| !class.images.is_empty()) {
@@ -342,7 +341,8 @@ mod tests {
         assert_eq!(fair_shares(&classes, &[0, 1, 2]), [7, 6, 3]);
     }
 
-    /// Objects of odd sizes in both of two images: each has the half, not a byte more for each.
+    /// Objects of odd sizes in both of two images: each image has half, without an extra byte per
+    /// object.
     #[test]
     fn fair_shares_of_many_objects_are_equal() {
         let classes: Vec<Class> = (0..13_000).map(|n| class(&[0, 1], 2 * n + 1)).collect();

@@ -1,7 +1,7 @@
-//! How bytes, names and tables are shown to a person.
+//! Formatting of sizes, names and tables as text.
 //!
-//! Invariant: what [`printable`] returns has no character that moves a cursor, changes colours or
-//! reorders text, whatever an image calls its files.
+//! Invariant: the result of [`printable`] has no character that moves the cursor, changes colours
+//! or reorders text, whatever names an image has.
 
 use std::fmt::{self, Write as _};
 
@@ -10,7 +10,7 @@ use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 pub(crate) use crate::lossy::lossy;
 
-/// A path of an image with a slash in front. Bytes that are no UTF-8 are shown as `\xNN`.
+/// A path of an image with a leading slash. Bytes that are not UTF-8 are shown as `\xNN`.
 pub(crate) fn shown_path(path: &[u8]) -> String {
     format!("/{}", lossy(path))
 }
@@ -22,8 +22,8 @@ fn push(to: &mut String, what: fmt::Arguments<'_>) {
     }
 }
 
-/// Text for a terminal or a plain table: control characters, and what turns the direction of text
-/// or has no width, are escaped.
+/// Text for a terminal or a plain table: escapes control characters, bidirectional marks and
+/// zero-width characters.
 pub(crate) fn printable(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
@@ -36,7 +36,7 @@ pub(crate) fn printable(text: &str) -> String {
     shown
 }
 
-/// A message without the numbers that Rust puts behind the texts of system errors.
+/// A message without the error numbers that Rust appends to system errors.
 pub(crate) fn without_errno(message: &str) -> String {
     let (mut shown, mut rest) = (String::new(), message);
     while let Some((before, after)) = rest.split_once(" (os error ") {
@@ -47,8 +47,7 @@ pub(crate) fn without_errno(message: &str) -> String {
     shown
 }
 
-/// JSON that means the same, without characters that [`printable`] escapes; newlines between its
-/// values stay.
+/// Equivalent JSON without the characters that [`printable`] escapes; newlines between values stay.
 pub(crate) fn printable_json(json: &str) -> String {
     let mut shown = String::with_capacity(json.len());
     for c in json.chars() {
@@ -63,7 +62,7 @@ pub(crate) fn printable_json(json: &str) -> String {
     shown
 }
 
-/// As [`printable`], for every string of a JSON value.
+/// [`printable`] for every string of a JSON value.
 pub(crate) fn make_printable(value: &mut serde_json::Value) {
     use serde_json::Value;
     match value {
@@ -82,7 +81,7 @@ fn is_unprintable(c: char) -> bool {
         | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
-/// How sizes are written.
+/// The format of sizes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Sizes {
     /// Three significant digits in powers of 1000, as Docker writes them: `1.98MB`.
@@ -99,7 +98,7 @@ impl Sizes {
         }
     }
 
-    /// Two sizes; in whole bytes if they would look alike and are not.
+    /// Formats two sizes; in whole bytes if they would look equal but differ.
     pub(crate) fn show_both(self, one: u64, other: u64) -> [String; 2] {
         let shown = [one, other].map(|bytes| self.show(bytes));
         if shown[0] == shown[1] && one != other {
@@ -109,10 +108,10 @@ impl Sizes {
     }
 }
 
-/// The digits of an id that `cowl images` shows.
+/// Digits of an id, as in `cowl images`.
 const ID_DIGITS: usize = 12;
 
-/// An image's name in a table: of one that has only its id, as `cowl images` shows it.
+/// An image's name in a table; an id is shortened as in `cowl images`.
 pub(crate) fn image_name(name: &str) -> String {
     let id = name
         .strip_prefix("sha256:")
@@ -126,7 +125,7 @@ pub(crate) fn image_name(name: &str) -> String {
 }
 
 /// A name and the platform of one of its images, `multi:1 (linux/arm64)`; the name alone if the
-/// image does not say what it is for.
+/// image has no platform.
 pub(crate) fn with_platform(name: &impl fmt::Display, platform: &Platform) -> String {
     let words = [&platform.os, &platform.architecture, &platform.variant];
     let words = words.map(String::as_str).into_iter();
@@ -164,7 +163,7 @@ fn human(bytes: u64) -> String {
     format!("{bytes}B")
 }
 
-/// A share of `whole` in percent with one decimal: `12.5%`; `-` of nothing.
+/// `part` in percent of `whole` with one decimal: `12.5%`; `-` if `whole` is 0.
 pub(crate) fn percent(part: u64, whole: u64) -> String {
     if whole == 0 {
         return "-".to_owned();
@@ -173,12 +172,12 @@ pub(crate) fn percent(part: u64, whole: u64) -> String {
     format!("{}.{}%", mille / 10, mille % 10)
 }
 
-/// On which side of its column a cell stands.
+/// Alignment of a cell, and where it is cut if it is too wide.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Align {
-    /// Of a cell that is too wide, the middle is left out: paths and names differ at both ends.
+    /// Left, cut in the middle: paths and names differ at both ends.
     Left,
-    /// The same, but the end is left out.
+    /// Left, cut at the end.
     Start,
     Right,
 }
@@ -203,8 +202,8 @@ impl Table {
             .push(cells.into_iter().map(|cell| printable(&cell)).collect());
     }
 
-    /// Writes the table, at most `width` columns wide: its left columns are cut; if that is not
-    /// enough, each row is a list of its cells.
+    /// Writes the table at most `width` columns wide: left-aligned columns are cut; if that is not
+    /// enough, each row is written as a list of its cells.
     pub(crate) fn write(&self, to: &mut String, width: Option<usize>) {
         let mut widths: Vec<usize> = self.columns.iter().map(|(head, _)| head.len()).collect();
         for row in &self.rows {
@@ -229,11 +228,12 @@ impl Table {
         }
     }
 
-    /// Each cell behind the head of its column, on as many lines as it needs; rows are set apart.
+    /// Writes each cell after its column's heading, on as many lines as it needs, with an empty
+    /// line between rows.
     fn write_lists(&self, to: &mut String, limit: usize) {
         let heads = self.columns.iter().map(|(head, _)| head.len());
         let head_width = heads.max().unwrap_or(0);
-        // Of a terminal that has no place for it, the terminal makes more lines.
+        // A narrower terminal wraps the lines itself.
         let cell_width = limit.saturating_sub(head_width + 2).max(8);
         for (number, row) in self.rows.iter().enumerate() {
             if number > 0 {
@@ -258,7 +258,7 @@ impl Table {
         }
     }
 
-    /// Takes what is too much from the widest left-aligned columns; true if they have too little.
+    /// Narrows the widest left-aligned columns to fit; true if that is not possible.
     fn narrow(&self, widths: &mut [usize], limit: usize) -> bool {
         const SMALLEST: usize = 12;
         let gaps = 2 * widths.len().saturating_sub(1);
@@ -304,7 +304,7 @@ impl Table {
     }
 }
 
-/// The beginning and the end of a text that is wider than this many columns.
+/// Cuts the middle out of a text wider than this many columns.
 fn shortened(text: &str, width: usize) -> String {
     if text.width() <= width {
         return text.to_owned();
@@ -316,7 +316,7 @@ fn shortened(text: &str, width: usize) -> String {
     format!("{front}…{back}")
 }
 
-/// The beginning of a text that is wider than this many columns.
+/// Cuts the end off a text wider than this many columns.
 pub(crate) fn beginning(text: &str, width: usize) -> String {
     if text.width() <= width {
         return text.to_owned();
@@ -325,7 +325,7 @@ pub(crate) fn beginning(text: &str, width: usize) -> String {
     front.chain(['…']).collect()
 }
 
-/// The first characters, in at most this many columns.
+/// The characters from the start that fit into this many columns.
 pub(crate) fn fitting(
     chars: impl Iterator<Item = char>,
     columns: usize,
@@ -404,7 +404,7 @@ mod tests {
         table.row(["漢字漢字漢字漢字漢字漢字".to_owned(), "3".to_owned()]);
         text.clear();
         table.write(&mut text, Some(24));
-        // Each letter is two columns wide: 17 of the 18 columns are full.
+        // Each character is two columns wide: 17 of the 18 columns are used.
         assert_eq!(text.lines().last(), Some("漢字漢字…漢字漢字      3"));
         let mut whole = String::new();
         table.write(&mut whole, None);
@@ -438,7 +438,7 @@ mod tests {
         assert_eq!(plain(26).lines().next(), Some("IMAGE         AND    BYTES"));
     }
 
-    /// What is cut before a table is, and by it, is cut once.
+    /// Text cut before and by the table has one ellipsis only.
     #[test]
     fn a_command_is_cut_at_its_end_only() {
         let mut table = Table::new([("#", Align::Right), ("STEP", Align::Start)]);

@@ -1,8 +1,8 @@
-//! Applies an image's layers one after the other and notes what each changes and hides.
+//! Applies an image's layers in order and records what each changes and hides.
 //!
-//! Invariant: after the last layer the names are those of `tree::merge`, which a test compares.
-//! Names are borrowed from the mapped trees; the work is in proportion to the layers' entries and
-//! to what they hide.
+//! Invariant: after the last layer the names equal those of `tree::merge`; a test compares them.
+//! Names are borrowed from the mapped trees; the work is proportional to the layers' entries and to
+//! what they hide.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -12,26 +12,26 @@ use cowl_core::tree::{Dirent, FileType, Target, Tree, TreeError, TreeIno};
 use crate::model::{Collection, Image, Layer, ObjectNumber};
 use crate::walk::{Cause, Changes, Place, Waste};
 
-/// What a name stands for.
+/// What a name refers to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Entry {
-    /// A place in [`State::dirs`].
+    /// An index into [`State::dirs`].
     Dir(usize),
     File(Place),
 }
 
-/// A file that lost a name in the layer that is applied.
+/// A file that lost a name in the current layer.
 struct Hidden {
     place: Place,
     path: Vec<u8>,
-    /// None: what is at the path after the layer decides.
+    /// None: decided by what is at the path after the layer.
     cause: Option<Cause>,
 }
 
 /// Visible files with the same content.
 struct Copies {
     size: u64,
-    /// With the layer of each.
+    /// The paths, each with its layer.
     paths: Vec<(u32, Vec<u8>)>,
 }
 
@@ -39,18 +39,18 @@ struct Copies {
 pub(crate) struct State<'c> {
     layers: Vec<&'c Layer>,
     dirs: Vec<BTreeMap<&'c [u8], Entry>>,
-    /// For each layer, for each of its nodes: visible names.
+    /// The number of visible names, by layer and node.
     names: Vec<Vec<u32>>,
     changes: Vec<Changes>,
     waste: Vec<Waste>,
     hidden: Vec<Hidden>,
-    /// Names that hard-linked files lost while others were left.
+    /// Names that hard-linked files lost while they kept others.
     lost: HashMap<Place, Vec<Vec<u8>>>,
 }
 
-/// How deep directories may be nested, above what a tree can have.
+/// Limit for the nesting of directories, above what a tree can have.
 const DEPTH: usize = 5000;
-/// How often a hard link of a layer may lead to another one.
+/// Limit for chains of hard links in a layer.
 const LINKS: usize = 40;
 
 impl<'c> State<'c> {
@@ -103,9 +103,9 @@ impl<'c> State<'c> {
         self.settle(number)
     }
 
-    /// The files that the layer's links into the layers below are names of: looked up before the
-    /// layer changes anything, as an extractor finds them. A link may lead to no file if a later
-    /// layer hides it.
+    /// The targets of the layer's hard links into lower layers, looked up before the layer changes
+    /// anything, as an extractor would find them. A link may have no target if a later layer hides
+    /// it.
     fn links(&self, number: usize, tree: &'c Tree) -> Result<HashMap<u32, Place>> {
         let mut links = HashMap::new();
         for index in 0..tree.dirent_count() {
@@ -125,7 +125,7 @@ impl<'c> State<'c> {
                 Some(Entry::Dir(_)) => break,
                 None => {}
             }
-            // The layer's own: a link that comes before its target in the tar.
+            // A target in the same layer: the link comes before it in the tar.
             let (parent, name) = split(path);
             let own = match tree.resolve(parent)? {
                 Some(parent) => match tree.lookup(parent, name) {
@@ -144,7 +144,7 @@ impl<'c> State<'c> {
         Ok(None)
     }
 
-    /// What is visible at a path.
+    /// The entry that is visible at a path.
     pub(crate) fn look_up(&self, path: &[u8]) -> Option<Entry> {
         let mut at = Entry::Dir(0);
         for name in path
@@ -237,7 +237,7 @@ impl<'c> State<'c> {
         self.dirs.len() - 1
     }
 
-    /// A file comes to a path.
+    /// Puts a file at a path.
     fn file(&mut self, number: usize, new: Place, before: Option<Entry>, path: &[u8]) -> Entry {
         self.add_name(new);
         if let Some(changes) = self.changes.get_mut(number) {
@@ -245,7 +245,7 @@ impl<'c> State<'c> {
         }
         match before {
             Some(Entry::File(old)) if old == new => {
-                // The layer gives a name again as a link to what it stood for.
+                // The layer repeats a name as a link to the same file.
                 self.remove_name(old);
                 self.note_change(number);
             }
@@ -263,7 +263,7 @@ impl<'c> State<'c> {
         Entry::File(new)
     }
 
-    /// What counted as added was there before.
+    /// Turns an addition into a change: the name existed before.
     fn note_change(&mut self, number: usize) {
         if let Some(changes) = self.changes.get_mut(number) {
             changes.added = changes.added.saturating_sub(1);
@@ -271,7 +271,7 @@ impl<'c> State<'c> {
         }
     }
 
-    /// Visible names of a file.
+    /// The number of visible names of a file.
     fn count(&self, place: Place) -> u32 {
         let names = self.names.get(place.layer as usize);
         names
@@ -298,14 +298,14 @@ impl<'c> State<'c> {
         }
     }
 
-    /// The size and content of a regular file with bytes; None: of anything else.
+    /// The size and content of a non-empty regular file; None for anything else.
     pub(crate) fn content(&self, place: Place) -> Option<(u64, ObjectNumber)> {
         let layer = self.layers.get(place.layer as usize)?;
         let node = layer.tree.node(TreeIno(place.ino)).ok()?;
         Some((node.size, layer.content(node.object?)?))
     }
 
-    /// Notes the files that lose a name.
+    /// Records the files that lose a name.
     fn hide(&mut self, entry: Entry, path: &[u8], cause: Option<Cause>) {
         match entry {
             Entry::File(place) => {
@@ -325,7 +325,7 @@ impl<'c> State<'c> {
         }
     }
 
-    /// Decides what the layer's hidden files are: changed, deleted, and what of them is waste.
+    /// Classifies the layer's hidden files: changed or deleted, and which bytes are waste.
     fn settle(&mut self, number: usize) -> Result<()> {
         let mut gone: BTreeMap<Place, (Cause, Vec<Vec<u8>>)> = BTreeMap::new();
         for Hidden { place, path, cause } in std::mem::take(&mut self.hidden) {
@@ -354,14 +354,14 @@ impl<'c> State<'c> {
             }
             let mut all = self.lost.remove(&place).unwrap_or_default();
             all.extend(paths);
-            // A name may be lost, given again as a link, and lost again.
+            // A name may be lost, repeated as a link, and lost again.
             all.sort();
             all.dedup();
             let Some((bytes, _)) = self.content(place) else {
                 continue;
             };
             let layer = match cause {
-                // The second copy is what the file costs again.
+                // The second copy is the extra cost.
                 Cause::Metadata => number,
                 _ => usize::try_from(place.layer)?,
             };
@@ -380,7 +380,7 @@ impl<'c> State<'c> {
         self.content(one).is_some() && self.content(one) == self.content(other)
     }
 
-    /// Calls `visit` for each visible name that is no directory, sorted by path.
+    /// Calls `visit` for each visible name that is not a directory, sorted by path.
     fn visit(&self, dir: usize, path: &[u8], visit: &mut impl FnMut(&[u8], Place)) {
         for (name, entry) in self.names_in(dir) {
             let path = joined(path, name);
@@ -391,7 +391,7 @@ impl<'c> State<'c> {
         }
     }
 
-    /// All visible names that are no directories.
+    /// All visible names except directories.
     pub(crate) fn files(&self) -> BTreeMap<Vec<u8>, Place> {
         let mut files = BTreeMap::new();
         self.visit(0, &[], &mut |path, place| {
@@ -400,7 +400,7 @@ impl<'c> State<'c> {
         files
     }
 
-    /// All visible names that are no directories, with their files and contents.
+    /// All visible names except directories, with their files and contents.
     #[cfg(test)]
     pub(crate) fn listing(&self) -> BTreeMap<String, (Place, Option<cowl_core::digest::ObjectId>)> {
         let mut names = BTreeMap::new();
@@ -413,12 +413,12 @@ impl<'c> State<'c> {
         names
     }
 
-    /// What each layer changed, and the hidden bytes.
+    /// Each layer's changes, and the waste.
     pub(crate) fn into_findings(self) -> (Vec<Changes>, Vec<Waste>) {
         (self.changes, self.waste)
     }
 
-    /// Bytes of the visible files, and the contents that several of them have.
+    /// Bytes of the visible files, and the contents that occur in several of them.
     pub(crate) fn duplicates(&self) -> (u64, Vec<Waste>) {
         let mut visible = 0;
         let mut copies: HashMap<ObjectNumber, u32> = HashMap::new();
@@ -478,7 +478,7 @@ fn joined(path: &[u8], name: &[u8]) -> Vec<u8> {
     joined
 }
 
-/// A path's directory and its last name.
+/// A path's directory and last component.
 fn split(path: &[u8]) -> (&[u8], &[u8]) {
     let slash = path.iter().rposition(|byte| *byte == b'/');
     match slash.and_then(|slash| path.split_at_checked(slash)) {

@@ -1,4 +1,4 @@
-//! The report as tables for a person.
+//! The report as text tables.
 
 use std::collections::HashMap;
 
@@ -16,13 +16,13 @@ const NO_IMAGES: &str = "There are no images in the store.";
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Layout {
     pub(crate) sizes: Sizes,
-    /// Columns of the terminal; None: no terminal.
+    /// Columns of the terminal; None without one.
     pub(crate) width: Option<usize>,
-    /// Rows of long lists; None: all.
+    /// Most rows of a list; None for all.
     pub(crate) rows: Option<usize>,
 }
 
-/// The tables that every report begins with.
+/// The tables that every report starts with.
 pub(crate) fn summary(report: &Report, layout: Layout) -> String {
     let mut text = String::new();
     images(report, layout, &mut text);
@@ -119,7 +119,7 @@ fn waste_summary(report: &Report, layout: Layout, text: &mut String) {
     table.write(text, layout.width);
 }
 
-/// A cause as the tables name it.
+/// The name of a cause in tables.
 pub(crate) const fn cause(cause: Cause) -> &'static str {
     match cause {
         Cause::Overwritten => "overwritten",
@@ -129,7 +129,7 @@ pub(crate) const fn cause(cause: Cause) -> &'static str {
     }
 }
 
-/// Rows that a list shows, and a note about the others.
+/// The rows that a list shows, and a note about the rest.
 pub(crate) fn cut<T>(rows: &[T], layout: Layout) -> (&[T], Option<String>) {
     match layout.rows.and_then(|limit| rows.split_at_checked(limit)) {
         Some((shown, [_, ..])) => {
@@ -143,7 +143,7 @@ pub(crate) fn cut<T>(rows: &[T], layout: Layout) -> (&[T], Option<String>) {
     }
 }
 
-/// The beginning of a command, as long as a wide terminal has place; all of it with every row.
+/// A command, cut to what fits a wide terminal; whole with --all-rows.
 pub(crate) fn step(command: &str, layout: Layout) -> String {
     match layout.rows {
         None => command.to_owned(),
@@ -151,7 +151,7 @@ pub(crate) fn step(command: &str, layout: Layout) -> String {
     }
 }
 
-/// Every piece of waste, the largest first, with a path and the step to blame.
+/// All waste, the largest first, with a path and the step that caused it.
 pub(crate) fn waste(report: &Report, layout: Layout) -> String {
     let mut text = String::new();
     title(&mut text, "Waste by cause, layer and step");
@@ -229,7 +229,7 @@ pub(crate) fn layers(report: &Report, layout: Layout) -> String {
     text
 }
 
-/// What each two images have in common, the most first.
+/// What each pair of images has in common, the most first.
 pub(crate) fn matrix(report: &Report, layout: Layout) -> String {
     let mut text = String::new();
     title(&mut text, "In common");
@@ -294,7 +294,7 @@ pub(crate) fn duplicates(report: &Report, layout: Layout) -> String {
     text
 }
 
-/// What a removal frees, and what another base would.
+/// What removing an image, or moving it to another base, would free.
 pub(crate) fn what_if(report: &Report, layout: Layout) -> String {
     let mut text = String::new();
     title(&mut text, "If an image is removed");
@@ -341,7 +341,7 @@ pub(crate) fn ladder(report: &Report, layout: Layout) -> String {
     title(&mut text, "The ladder: what each unit would store");
     let mut columns = vec![
         ("UNIT", Left),
-        ("PIECES", Right),
+        ("CHUNKS", Right),
         ("SIZE", Right),
         ("INDEX", Right),
         ("SUM", Right),
@@ -393,7 +393,7 @@ pub(crate) fn ladder(report: &Report, layout: Layout) -> String {
     text
 }
 
-/// The layers of each image, short.
+/// The layers of each image, in short form.
 pub(crate) fn only_layers(report: &Report, layout: Layout) -> String {
     let mut text = String::new();
     if report.images.is_empty() {
@@ -435,6 +435,6 @@ pub(crate) fn only_layers(report: &Report, layout: Layout) -> String {
         }
         table.write(&mut text, layout.width);
     }
-    // A title has an empty line above it.
+    // Titles start with an empty line.
     text.trim_start_matches('\n').to_owned()
 }

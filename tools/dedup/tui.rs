@@ -1,5 +1,5 @@
-//! `--tui`: layers on the left, the files after the chosen layer on the right, as dive has them;
-//! one above the other in a narrow terminal. Here is what the keys do; [`screen`] draws.
+//! `--tui`: layers on the left, the files after the chosen layer on the right, as in dive; one
+//! above the other in a narrow terminal. This module handles keys; [`screen`] draws.
 
 mod screen;
 
@@ -16,7 +16,7 @@ use crate::cleanup;
 use crate::model::{Collection, Image};
 use crate::walk::{Walked, walk};
 
-/// What a page key moves by.
+/// Rows that a page key moves by.
 const PAGE: usize = 20;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,24 +35,25 @@ struct App<'c> {
     view: View,
     searching: bool,
     pane: Pane,
-    /// Of the rows that are shown.
+    /// Index into the shown rows.
     row: usize,
     rows: Vec<usize>,
 }
 
-/// Shows the chosen images until a key ends it.
+/// Shows the chosen images until the user quits.
 pub(crate) fn run(collection: &Collection) -> Result<()> {
     let images: Vec<&Image> = collection.chosen().collect();
     if images.is_empty() {
         bail!("there is no image to show");
     }
-    // Keys come from /dev/tty where standard input is something else, as an archive.
+    // Keys come from /dev/tty if standard input is not a terminal, such as an archive.
     let has_keys = std::io::stdin().is_terminal() || File::open("/dev/tty").is_ok();
     if !std::io::stdout().is_terminal() || !has_keys {
         bail!("--tui needs a terminal");
     }
     let mut app = App::new(collection, images)?;
-    // Its first call makes the handler of SIGWINCH: a size that changes from here on is told.
+    // The first call installs the handler of SIGWINCH: changes of the size are noticed from here
+    // on.
     event::poll(Duration::ZERO).context("the terminal")?;
     cleanup::hold_terminal(|| ratatui::try_init().context("the terminal")).and_then(
         |mut terminal| {
@@ -64,8 +65,8 @@ pub(crate) fn run(collection: &Collection) -> Result<()> {
                     Event::Key(key) if key.kind != KeyEventKind::Release && app.key(key)? => {
                         return Ok(());
                     }
-                    // Everything is drawn anew, also if the size was known already: what was
-                    // drawn in between may have met a terminal that was still of the old size.
+                    // Redraw everything even if the size is already known: what was drawn in
+                    // between may have been for the old size.
                     Event::Resize(width, height) => {
                         let area = Rect::new(0, 0, width, height);
                         terminal.resize(area).context("the terminal")?;
@@ -103,7 +104,7 @@ impl<'c> App<'c> {
         self.images.get(self.image).copied()
     }
 
-    /// Computes the rows anew, after whatever decides on them changed.
+    /// Recomputes the rows after a change of what they depend on.
     fn show(&mut self) {
         self.rows = self.browser.rows(&self.view);
         self.row = self.row.min(self.rows.len().saturating_sub(1));
@@ -131,7 +132,7 @@ impl<'c> App<'c> {
         Ok(())
     }
 
-    /// Acts on a key; true if it ends.
+    /// Handles a key; true if it quits.
     fn key(&mut self, key: KeyEvent) -> Result<bool> {
         let control = key.modifiers.contains(KeyModifiers::CONTROL);
         if control && key.code == KeyCode::Char('c') {
@@ -225,7 +226,7 @@ impl<'c> App<'c> {
         }
     }
 
-    /// Opens or closes the directory of the cursor; None: the other of the two.
+    /// Expands or collapses the directory at the cursor; None toggles.
     fn fold(&mut self, open: Option<bool>) {
         let item = self
             .rows

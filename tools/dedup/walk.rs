@@ -1,11 +1,11 @@
-//! What each layer of an image adds, changes and deletes, and which bytes it wastes.
+//! What each layer of an image adds, changes, deletes and wastes.
 
 use anyhow::{Context, Result};
 
 use crate::model::{Collection, Image};
 use crate::state::State;
 
-/// Why bytes of a layer are not visible.
+/// Why bytes of a layer are waste.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Cause {
@@ -13,7 +13,7 @@ pub(crate) enum Cause {
     Deleted,
     /// A later layer has something else at its path.
     Overwritten,
-    /// A later layer gives the file again with the same content.
+    /// A later layer repeats the file with the same content.
     Metadata,
     /// Another visible path has the same content.
     Duplicate,
@@ -26,7 +26,7 @@ pub(crate) struct Place {
     pub(crate) ino: u32,
 }
 
-/// A name that is no directory changes in a layer.
+/// Numbers of names, other than directories, that a layer changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
 pub(crate) struct Changes {
     pub(crate) added: u64,
@@ -34,19 +34,19 @@ pub(crate) struct Changes {
     pub(crate) deleted: u64,
 }
 
-/// Bytes that an image's layers hold without need.
+/// Wasted bytes of an image's layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Waste {
     pub(crate) cause: Cause,
     /// The layer that holds the bytes.
     pub(crate) layer: usize,
-    /// The layer whose step is to blame.
+    /// The layer that caused it.
     pub(crate) by: usize,
     pub(crate) bytes: u64,
     pub(crate) paths: Vec<Vec<u8>>,
 }
 
-/// What the layers of an image do.
+/// The result of walking an image's layers.
 #[derive(Debug, Default)]
 pub(crate) struct Walked {
     /// For each layer.

@@ -1,4 +1,4 @@
-//! What would change if an image went, or stood on another base.
+//! What would change if an image were removed, or moved to another base.
 
 use std::collections::BTreeSet;
 
@@ -12,20 +12,20 @@ use crate::sharing::{Amount, Sharing};
 #[derive(Debug, Serialize)]
 pub(crate) struct RemovalRow {
     pub(crate) image: String,
-    /// What it frees in objects/: at once where gc runs with it, as of `cowl rmi`.
+    /// What it frees in objects/ (`cowl rmi` runs gc at once).
     pub(crate) freed: Amount,
 }
 
-/// An image with its base exchanged for another image's.
+/// An image moved to another image's base.
 #[derive(Debug, Serialize)]
 pub(crate) struct RebaseRow {
     pub(crate) image: String,
-    /// An image with the other base.
+    /// An image that has the other base.
     pub(crate) onto: String,
-    /// Layers of the image that would go, and layers that would come instead.
+    /// Number of layers that the image would lose, and of layers that would replace them.
     pub(crate) layers_out: usize,
     pub(crate) layers_in: usize,
-    /// Contents that no image or container needs any more.
+    /// Contents that no image or container would need any more.
     pub(crate) freed: Amount,
 }
 
@@ -77,7 +77,7 @@ pub(crate) fn rebases(collection: &Collection, sharing: &Sharing) -> Vec<RebaseR
     rows
 }
 
-/// The contents of an image's layers that its other layers and everything else can do without.
+/// The contents of some layers of an image that neither its other layers nor anything else holds.
 fn only_in(
     collection: &Collection,
     sharing: &Sharing,

@@ -1,13 +1,13 @@
 //! rpm's Berkeley DB, `Packages` until 2020: a hash of package numbers to headers.
 //!
-//! Source: Berkeley DB 5.3, src/dbinc/db_page.h. All pages are read in their order, so buckets need
-//! not be known. Every access is checked, and no bytes make it loop: overflow pages are counted.
+//! Source: Berkeley DB 5.3, src/dbinc/db_page.h. All pages are read in order, so buckets need not
+//! be known. Every access is checked, and overflow pages are counted, so no input loops.
 
 use super::header;
 
 /// `DB_HASHMAGIC`.
 const MAGIC: u32 = 0x0006_1561;
-/// Where a page's own data begins: `SIZEOF_PAGE`.
+/// Size of a page's header: `SIZEOF_PAGE`.
 const PAGE_HEADER: usize = 26;
 
 pub(super) struct Database<'b> {
@@ -16,7 +16,7 @@ pub(super) struct Database<'b> {
     big_endian: bool,
 }
 
-/// The types of pages with items, and with what is too long for them.
+/// Page types: with items, and overflow pages for long items.
 const HASH_UNSORTED: u8 = 2;
 const HASH: u8 = 13;
 const OVERFLOW: u8 = 7;
@@ -25,7 +25,7 @@ const KEY_DATA: u8 = 1;
 const OFF_PAGE: u8 = 3;
 
 impl<'b> Database<'b> {
-    /// None: the bytes are no Berkeley DB hash.
+    /// None if the bytes are not a Berkeley DB hash.
     pub(super) fn open(bytes: &'b [u8]) -> Option<Self> {
         let magic: [u8; 4] = *bytes.get(12..)?.first_chunk()?;
         let big_endian = u32::from_be_bytes(magic) == MAGIC;
@@ -36,7 +36,7 @@ impl<'b> Database<'b> {
         })
     }
 
-    /// The packages; None if the database is damaged, encrypted or has checksums, as rpm's has not.
+    /// The packages; None if the database is damaged, encrypted or checksummed, which rpm's is not.
     pub(super) fn packages(mut self) -> Option<Vec<(String, String)>> {
         self.page = self.number(self.bytes, 20)?;
         let (encryption, flags) = (*self.bytes.get(24)?, *self.bytes.get(26)?);
@@ -54,10 +54,10 @@ impl<'b> Database<'b> {
                 continue;
             }
             for pair in 0..self.short(page, 20)? / 2 {
-                // Both are read, so that no two items have the same bytes.
+                // Keys are read too, so that no two items share bytes.
                 let key = self.item(page, 2 * pair, &mut overflow)?;
                 let value = self.item(page, 2 * pair + 1, &mut overflow)?;
-                // Package 0 is where rpm keeps the largest number it gave.
+                // Package 0 is where rpm keeps the largest package number.
                 if key.iter().any(|byte| *byte != 0) {
                     packages.push(header(&value)?);
                 }
@@ -66,7 +66,7 @@ impl<'b> Database<'b> {
         Some(packages)
     }
 
-    /// The bytes of a page's item. Items lie from the end of the page on, each before the last.
+    /// The bytes of a page's item. Items are stored from the end of the page downwards.
     fn item(&self, page: &[u8], number: usize, overflow: &mut usize) -> Option<Vec<u8>> {
         let offset = |number: usize| self.short(page, PAGE_HEADER + 2 * number);
         let end = match number.checked_sub(1) {
@@ -81,7 +81,7 @@ impl<'b> Database<'b> {
         }
     }
 
-    /// What a chain of overflow pages holds.
+    /// The bytes in a chain of overflow pages.
     fn overflow(&self, first: usize, length: usize, left: &mut usize) -> Option<Vec<u8>> {
         let mut bytes = Vec::new();
         let mut next = first;

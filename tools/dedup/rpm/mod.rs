@@ -8,7 +8,7 @@ mod sqlite;
 
 use crate::lossy::lossy;
 
-/// Name and `[EPOCH:]VERSION-RELEASE` of each package. The error says why there are none.
+/// Name and `[EPOCH:]VERSION-RELEASE` of each package. The error says why it cannot be read.
 pub(crate) fn packages(bytes: &[u8]) -> Result<Vec<(String, String)>, &'static str> {
     let packages = if bytes.starts_with(sqlite::MAGIC) {
         sqlite::packages(bytes)
@@ -83,7 +83,7 @@ mod tests {
         }
     }
 
-    /// Slots of ndb that all lead to one blob: refused before their copies fill the memory.
+    /// Slots of ndb that all point to one blob: refused before the copies fill the memory.
     #[test]
     fn packages_that_share_their_bytes_are_refused() {
         let mut bytes = NDB.to_vec();
@@ -97,7 +97,7 @@ mod tests {
         assert!(packages(&bytes).is_err());
     }
 
-    /// Items of Berkeley DB whose keys are 0 and all reach to the end of the page.
+    /// Items of Berkeley DB whose keys all extend to the end of the page.
     #[test]
     fn keys_that_share_their_bytes_are_refused() {
         let mut bytes = LITTLE.to_vec();
@@ -113,9 +113,9 @@ mod tests {
         assert!(packages(&bytes).is_err());
     }
 
-    /// Cut short at any byte, what is found is an error or all; with any byte changed it ends.
+    /// Truncated at any byte, parsing fails or finds everything; with any byte changed it ends.
     #[test]
-    fn damaged_databases_end() {
+    fn parsing_of_damaged_databases_ends() {
         for bytes in [NDB, LITTLE, BIG] {
             let whole = packages(bytes).unwrap();
             for at in (0..bytes.len()).step_by(7) {
@@ -129,7 +129,7 @@ mod tests {
             for at in 0..bytes.len() {
                 for value in [0, 1, 0xff] {
                     let before = std::mem::replace(&mut damaged[at], value);
-                    // Whatever it says, it comes to an end.
+                    // Parsing must end, whatever the result.
                     let found = packages(&damaged).unwrap_or_default();
                     assert!(found.len() <= 6, "byte {at} as {value}: {found:?}");
                     damaged[at] = before;

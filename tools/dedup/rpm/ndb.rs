@@ -1,13 +1,13 @@
-//! rpm's ndb, `Packages.db` of SUSE: slots of 16 bytes that lead to blobs in blocks of 16.
+//! rpm's ndb, `Packages.db` of SUSE: slots of 16 bytes that point to blobs in blocks of 16.
 //!
 //! Source: rpm's lib/backend/ndb/rpmpkg.c. Integers are little-endian. Every access is checked, and
-//! the bytes of blobs are counted: each is of one package.
+//! the bytes of blobs are counted: each byte may belong to one package only.
 
 use super::{header, le32};
 
 pub(super) const MAGIC: &[u8] = b"RpmP";
 const BLOCK: usize = 16;
-/// Slots fill pages of this size; the first two places are the file's header.
+/// Slots fill pages of this size; the first two slots are the file's header.
 const PAGE: usize = 4096;
 
 /// The packages of the database; None if it is damaged.

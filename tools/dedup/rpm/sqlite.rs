@@ -1,7 +1,7 @@
 //! rpm's SQLite database: as much of SQLite's file format as its table `Packages` needs.
 //!
-//! Source: sqlite.org/fileformat2.html. Every access is checked, and no bytes make it loop or copy
-//! more than they are: pages and the bytes of rows are counted.
+//! Source: sqlite.org/fileformat2.html. Every access is checked, and pages and the bytes of rows
+//! are counted, so no input loops or copies more bytes than it has.
 
 use std::cell::Cell;
 
@@ -32,9 +32,10 @@ pub(super) fn packages(bytes: &[u8]) -> Option<Vec<(String, String)>> {
 struct Database<'b> {
     bytes: &'b [u8],
     page: usize,
-    /// Bytes of a page that are used.
+    /// Usable bytes of a page.
     usable: usize,
-    /// Bytes of rows that may still be read: each is of one row, and there are two passes.
+    /// Bytes of rows that may still be read: each byte may belong to one row only, and there are
+    /// two passes.
     left: Cell<usize>,
 }
 
@@ -112,7 +113,7 @@ impl<'b> Database<'b> {
         self.bytes.get(start..start.checked_add(self.page)?)
     }
 
-    /// Calls `take` for each row of the table at a root page, until it gives None.
+    /// Calls `take` for each row of the table at a root page, until it returns None.
     fn each_row(&self, root: u32, take: &mut dyn FnMut(&[Value]) -> Option<()>) -> Option<()> {
         let mut left = self.bytes.len() / self.page + 1;
         let mut pending = vec![root];
@@ -172,7 +173,7 @@ impl<'b> Database<'b> {
         Some(row)
     }
 
-    /// A cell's payload, what it spills to overflow pages included.
+    /// A cell's payload, including its overflow pages.
     fn payload(&self, local: &[u8], length: usize) -> Option<Vec<u8>> {
         self.left.set(self.left.get().checked_sub(length)?);
         let most = self.usable - 35;
@@ -214,8 +215,8 @@ fn integer(kind: u64, bytes: &[u8]) -> i64 {
 mod tests {
     use super::*;
 
-    /// A database of one page: its header, and a leaf whose one cell spills to overflow page 1,
-    /// which is the page itself and leads to itself.
+    /// A database of one page: its header, and a leaf whose one cell continues on overflow page 1,
+    /// which is the page itself and points to itself.
     fn looping(length: u64) -> Vec<u8> {
         let mut page = vec![0; 512];
         page[..16].copy_from_slice(b"SQLite format 3\0");
@@ -228,7 +229,7 @@ mod tests {
         page
     }
 
-    /// A database of one page, all of whose cells are one row: 2000 times 800 bytes.
+    /// A database of one page whose cells all point to one row: 2000 times 800 bytes.
     #[test]
     fn rows_that_share_their_bytes_are_refused() {
         let mut page = vec![0; 8192];
@@ -252,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn hostile_databases_end() {
+    fn parsing_of_hostile_databases_ends() {
         assert_eq!(packages(b""), None);
         assert_eq!(packages(&looping(500)), None);
         let whole = looping(500);
@@ -261,7 +262,7 @@ mod tests {
             for bit in 0..8 {
                 let mut damaged = whole.clone();
                 damaged[at] ^= 1 << bit;
-                // Whatever it says, it comes to an end.
+                // Parsing must end, whatever the result.
                 assert!(packages(&damaged).is_none_or(|found| found.len() < 9));
             }
         }

@@ -1,4 +1,4 @@
-//! Images of archives beside those of a store.
+//! Images of archives together with those of a store.
 
 use cowl_core::digest::{ImageId, Sha256Digest};
 use cowl_core::image::Loaded;
@@ -25,7 +25,7 @@ fn platform(architecture: &str) -> Platform {
     }
 }
 
-/// A report on images of the store, and on those of archives, by path and name.
+/// A report on images of the store and of archives, given by path and name.
 fn report(named: &[&str], archives: &[(&str, &str, &[&str])]) -> Report {
     let TestStore {
         dir,
@@ -57,8 +57,8 @@ fn report(named: &[&str], archives: &[(&str, &str, &[&str])]) -> Report {
     Report::new(&collection, &Sharing::of(&collection)).unwrap()
 }
 
-/// The same three images, all of the store, and two of them as archives: a layer is shared by its
-/// diffID, a base is a base, and an image is one, wherever they come from.
+/// The same three images, all in the store, and two of them in archives: layers, bases and images
+/// are identified by their digests, wherever they are.
 #[test]
 fn figures_do_not_depend_on_where_an_image_is() {
     let of_store = report(&["shop", "blog", "other"], &[]);
@@ -75,7 +75,8 @@ fn figures_do_not_depend_on_where_an_image_is() {
             panic!("s4 alone: {:?}", report.duplicates)
         };
         assert_eq!((missed.bytes, missed.layers, missed.images), (4, 2, 2));
-        // The base of shop and blog, and other: no row puts shop on blog's base, which is its own.
+        // The bases are that of shop and blog, and other's: no row puts shop on blog's base, which
+        // is its own.
         let rebases = report.rebases.iter();
         let rebases: Vec<_> = rebases
             .map(|row| (row.layers_out, row.layers_in, row.freed.bytes))
@@ -104,7 +105,7 @@ fn an_image_in_several_places_is_one_and_names_them() {
     ];
     let twice = report(&[], &twice);
     assert_eq!(names(&twice), ["new:latest (./one.tar, ./two.tar)"]);
-    // Another image of the same name, in the store.
+    // Another image with the same name in the store.
     let alike = report(&[], &[("./one.tar", "shop", OTHER_NEW)]);
     assert_eq!(names(&alike), ["shop:latest (./one.tar)"]);
 }
@@ -145,10 +146,10 @@ fn a_tag_with_two_platforms_lists_both() {
     assert_eq!(chosen(Wanted::First(id)), [second]);
 }
 
-/// What is behind a name in a report may be a platform, in any spelling, or a place: that is no
-/// argument, and the answer says what is.
+/// The text that reports append to a name may be a platform, in any spelling, or a place, which is
+/// not a valid argument: the error says what is.
 #[test]
-fn what_a_report_writes_behind_a_name_is_understood() {
+fn a_place_after_a_name_gets_a_hint() {
     let store = TestStore::new();
     store.put(&["same:1"], &["f a a10"]);
     let images = store.store().tags().unwrap().tags[0].images.clone();
@@ -171,9 +172,9 @@ fn what_a_report_writes_behind_a_name_is_understood() {
     );
 }
 
-/// Two names, one of them of two platforms: what is listed can be asked for.
+/// Two names, one of them for two platforms: what is listed can be selected.
 #[test]
-fn what_an_archive_has_is_listed_with_its_platforms() {
+fn images_of_an_archive_are_listed_with_their_platforms() {
     let id = |byte: u8| ImageId(Sha256Digest::of(&[byte]));
     let loaded = |byte: u8, name: &str, others: &[&str]| Loaded {
         image: id(byte),

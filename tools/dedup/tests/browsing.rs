@@ -1,4 +1,4 @@
-//! What `--tui`, `cowl diff` and `cowl tree` are made of.
+//! The parts of `--tui`, `cowl diff` and `cowl tree`.
 
 use cowl_core::digest::ObjectId;
 
@@ -40,7 +40,7 @@ fn browser(layer: usize) -> Browser {
 
 /// Layer 1 adds everything; a10 and x30 are wasted, since layer 2 hides them.
 #[test]
-fn the_first_layer_adds_what_it_has() {
+fn the_first_layer_adds_everything() {
     let first = browser(0);
     assert_eq!(
         rows(&first, &View::default()),
@@ -49,8 +49,8 @@ fn the_first_layer_adds_what_it_has() {
     assert_eq!(first.items[0].mark, Mark::Added);
 }
 
-/// Layer 2 changes etc/a, removes gone/x, and adds two files of one content, one of them wasted.
-/// The bytes that layer 1 wastes at the names of both are there, too.
+/// Layer 2 changes etc/a, removes gone/x, and adds two files with one content, one of them wasted.
+/// The bytes that layer 1 wastes at its names are listed too.
 #[test]
 fn a_layer_marks_what_it_adds_changes_and_removes() {
     let mut second = browser(1);
@@ -85,9 +85,9 @@ fn a_layer_marks_what_it_adds_changes_and_removes() {
     );
 }
 
-/// Whichever layer is looked at, a name has what all layers waste at it: a10 and a20 of etc/a,
-/// which layers 2 and 3 hide; c7 given again in layer 3; d5 of a name that is a file and then a
-/// directory; and the copy of n50. What is wasted at a name that is not listed is nowhere.
+/// After every layer, a name has what all layers waste at it: a10 and a20 of etc/a, which layers 2
+/// and 3 hide; c7 repeated in layer 3; d5 of a name that is a file and then a directory; and the
+/// copy of n50. Waste at a name that is not listed is not shown.
 #[test]
 fn a_name_has_its_waste_after_every_layer() {
     let layers = [
@@ -117,7 +117,7 @@ fn a_name_has_its_waste_after_every_layer() {
         "A x 50 0",
     ];
     assert_eq!(seen(0), first);
-    // The file and the directory are two rows, and the bytes are the file's.
+    // The file and the directory are two rows; the bytes belong to the file.
     let second = [
         "C etc 27 37",
         "C  a 20 30",
@@ -147,7 +147,7 @@ fn a_name_has_its_waste_after_every_layer() {
 }
 
 #[test]
-fn a_search_opens_what_leads_to_its_finds() {
+fn a_search_expands_the_directories_of_its_matches() {
     let second = browser(1);
     let search = View {
         search: "ETC/B".to_owned(),
@@ -188,7 +188,7 @@ fn comparing_lists_names_and_packages() {
     ];
     assert_eq!(files, expected);
     assert!(comparison.packages.is_empty() && comparison.notes.is_empty());
-    // The layers' files have mode 0644 and belong to 0:0; a directory that no entry names has 0755.
+    // The layers' files have mode 0644 and owner 0:0; an implied directory has 0755.
     let side = |kind: &str, mode: u32, content: &str| {
         let object = (!content.is_empty()).then(|| ObjectId::of(content.as_bytes()).to_string());
         serde_json::json!({"type": kind, "mode": mode, "uid": 0, "gid": 0, "size": content.len(),
@@ -218,8 +218,8 @@ fn comparing_lists_names_and_packages() {
     );
 }
 
-/// A database whose object is gone or changed is told of, and packages of its kind are not
-/// compared: all would look removed. What can be compared is.
+/// A database whose object is gone or changed is reported, and packages of its kind are not
+/// compared: all would look removed. The rest is compared.
 #[test]
 fn a_comparison_goes_on_without_a_damaged_database() {
     let store = TestStore::new();
@@ -252,7 +252,8 @@ fn a_comparison_goes_on_without_a_damaged_database() {
     }
 }
 
-/// An image that two arguments mean has two names in its comparison; other numbers are refused.
+/// If both arguments are one image, the comparison names the sides by the arguments; other numbers
+/// of images are refused.
 #[test]
 fn the_sides_of_a_comparison_have_names_of_their_own() {
     let store = TestStore::new();

@@ -14,7 +14,8 @@ const fn amount(contents: u64, bytes: u64) -> Amount {
     Amount { contents, bytes }
 }
 
-/// Sizes and blocks of the files in a directory and one below it, as `find -type f` would sum them.
+/// Sizes and blocks of the files in a directory and its subdirectories, as `find -type f` would sum
+/// them.
 fn on_disk(objects: &Path) -> (u64, u64, u64) {
     use std::os::unix::fs::MetadataExt as _;
     let entries = |dir: &Path| -> Vec<_> {
@@ -68,7 +69,7 @@ fn report_sums_match_the_files_on_disk() {
     assert_eq!(report.kept, amount(5, 24));
     assert_eq!(report.saved_bytes, 21 + 22 - 24);
     assert_eq!(report.unattributed_bytes, 0);
-    // 19 / 2 is 9.5 each: with one byte left over, the first image by name has it.
+    // 19 / 2 is 9.5 each: the byte left over goes to the first image by name.
     assert_eq!(
         [blog.fair_share_bytes, shop.fair_share_bytes],
         [3 + 10, 2 + 9]
@@ -138,7 +139,7 @@ fn images_that_share_nothing_everything_and_one_byte() {
         report.matrix[0].jaccard.abs() < 1e-12,
         "a and b have nothing in common"
     );
-    // z1 is in three images: a third each, and the byte goes to the first of them.
+    // z1 is in three images: a third each, and the byte goes to the first image.
     let fair: Vec<u64> = report
         .images
         .iter()
@@ -195,7 +196,7 @@ fn images_keep_the_order_of_the_arguments() {
 
 /// The base of both has 15 bytes; shop has c2 and blog o3 alone, and s4 is in both.
 #[test]
-fn layers_tell_what_exists_below_and_elsewhere() {
+fn layers_show_what_exists_below_and_elsewhere() {
     let report = shop_and_blog().report(&["shop"]);
     let [base, own] = &report.layers[..] else {
         panic!("two layers")
@@ -237,10 +238,10 @@ fn files_in_several_layers_are_listed() {
     );
 }
 
-/// Removes each image of a new store in turn: gc frees what was said, also while a container
+/// Removes each image of a new store in turn: gc frees what was predicted, also while a container
 /// keeps a layer.
 #[test]
-fn gc_frees_what_the_removal_says() {
+fn gc_frees_what_the_removal_row_predicts() {
     for (name, pinned) in [("shop", false), ("blog", false), ("shop", true)] {
         let store = shop_and_blog();
         let id = store.put(&["third"], &[BASE, "f data s4\nf alone q77"]);
@@ -276,16 +277,16 @@ fn gc_frees_what_the_removal_says() {
     }
 }
 
-/// Two images on one base, one on another: on the other base, the third frees its own base, but for
-/// k8, which its upper layer has too. The two do not: the other needs their base.
-/// The lease of a report ends with it, so it keeps nothing; that of a mount does.
+/// Two images on one base, one on another: moved to the other base, the third image frees its own
+/// base, but for k8, which its upper layer has too. The two do not: each keeps the base of the
+/// other. A report's lease ends with it, so it does not count as a holder; a mount's does.
 #[test]
-fn a_report_beside_another_says_the_same() {
+fn concurrent_reports_are_equal() {
     let store = TestStore::new();
     store.put(&["a"], &["f x a5000"]);
     let alone = store.report(&[]);
     assert_eq!(alone.removals[0].freed, amount(1, 5000));
-    // The lease of the first is held until this process ends.
+    // The first report's lease is held until this process ends.
     assert_eq!(store.report(&[]).removals[0].freed, amount(1, 5000));
     let layers = store.store().tags().unwrap().tags[0].images[0].diff_ids();
     let _mounted = store.store().lease("0123abcd", None, &layers).unwrap();
@@ -312,9 +313,9 @@ fn rebases_free_what_only_the_base_had() {
     assert_eq!(rows, expected);
 }
 
-/// A lease keeps an image from gc while the report is made, and is gone after it.
+/// A lease keeps an image from gc while the report is made, and ends with it.
 #[test]
-fn gc_beside_a_report_takes_nothing_of_it() {
+fn gc_during_a_report_frees_nothing_of_it() {
     let store = shop_and_blog();
     let collection = store.collect(&[]).unwrap();
     for image in &collection.images {
@@ -327,9 +328,9 @@ fn gc_beside_a_report_takes_nothing_of_it() {
 
 /// Contents: A of 10,000 x, B of 10,000 x and one y. Fixed 4 KiB: A is xxxx xxxx + 1,808 x; B is
 /// xxxx xxxx + 1,808 x and a y: distinct are 4,096 x, 1,808 x, 1,808 x and y: 4096 + 1808 + 1809 =
-/// 7,713 bytes in 3 pieces, named 6 times. Fixed 64 KiB and 1 MiB: both as they are.
+/// 7,713 bytes in 3 chunks, referenced 6 times. Fixed 64 KiB and 1 MiB: both whole.
 #[test]
-fn ladder_counts_distinct_pieces() {
+fn ladder_counts_distinct_chunks() {
     let store = TestStore::new();
     store.put(&["a"], &["f x x10000\nf again x10000"]);
     store.put(&["b"], &["f y x10000"]);
@@ -353,7 +354,8 @@ fn ladder_counts_distinct_pieces() {
     assert_eq!(row("fixed-4KiB"), [3, 7713, 6 * 40]);
     assert_eq!(row("fixed-64KiB"), [2, 20_001, 80]);
     assert_eq!(row("fixed-1MiB"), [2, 20_001, 80]);
-    // Cut by content, runs of one letter have no cut points: the longest pieces of 4 x 4 KiB.
+    // Content-defined: runs of one letter have no cut points, so chunks have the maximum of 4 x 4
+    // KiB.
     assert_eq!(row("fastcdc-4KiB"), [2, 20_001, 80]);
     for rung in &ladder {
         let zstd = rung.zstd_bytes.unwrap();
@@ -373,10 +375,10 @@ fn ladder_counts_distinct_pieces() {
     }
 }
 
-/// Of two images that share r and m, s has a wrong length, w another content and m is gone. What is
-/// left is what a store of r, u and v would have: layers of 5,000 + 9 + 9 and 5,000 + 7 bytes.
+/// Two images share r and m; s has a wrong length, w another content and m is gone. The rest is
+/// what a store of r, u and v would have: layers of 5,000 + 9 + 9 and 5,000 + 7 bytes.
 #[test]
-fn the_ladder_leaves_out_and_names_what_cannot_be_read() {
+fn the_ladder_leaves_out_and_reports_unreadable_contents() {
     let store = TestStore::new();
     store.put(&["a"], &["f r r5000\nf m m300\nf u u9\nf s s700\nf t u9"]);
     store.put(
@@ -432,8 +434,8 @@ fn the_ladder_leaves_out_and_names_what_cannot_be_read() {
     assert_eq!(lost, expected);
 }
 
-/// With a fraction of the bytes to compress, and room for few pieces, what is estimated is within
-/// three standard errors of what a run counts that compresses all. The layers are exact.
+/// With only a fraction of the bytes compressed, and small sets, the estimates are within three
+/// standard errors of a run that compresses everything. The layers are exact.
 #[test]
 fn ladder_estimates_within_its_stated_errors() {
     let store = TestStore::new();
@@ -442,8 +444,8 @@ fn ladder_estimates_within_its_stated_errors() {
     store.put(&["a"], &[files.join("\n").as_str()]);
     let collection = store.collect(&[]).unwrap();
     let progress = crate::progress::Progress::default();
-    let climb = |pieces, zstd_bytes| {
-        let limits = crate::ladder::Limits { pieces, zstd_bytes };
+    let climb = |chunks, zstd_bytes| {
+        let limits = crate::ladder::Limits { chunks, zstd_bytes };
         let ladder = crate::ladder::climb(&collection, &store.stores, limits, &progress);
         ladder.unwrap().rungs
     };

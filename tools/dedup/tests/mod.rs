@@ -1,4 +1,4 @@
-//! Figures of small stores, worked out by hand in the comments.
+//! Figures of small stores, computed by hand in the comments.
 
 mod archives;
 mod browsing;
@@ -21,7 +21,7 @@ use crate::model::{Collection, Image, Layer, Objects};
 use crate::report::Report;
 use crate::sharing::Sharing;
 
-/// A store in a directory that is removed with it.
+/// A store in a temporary directory.
 pub(crate) struct TestStore {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) stores: [Store; 1],
@@ -53,20 +53,20 @@ impl TestStore {
         Report::new(&collection, &Sharing::of(&collection)).unwrap()
     }
 
-    /// Adds an image of layers in the language of [`put_layer`]; the step of layer 1 is `step 1`.
+    /// Adds an image with layers in the syntax of [`build`]; the step of layer 1 is `step 1`.
     pub(crate) fn put(&self, names: &[&str], layers: &[&str]) -> ImageId {
         put(self.store(), names, layers)
     }
 }
 
-/// Damages an object: its file is replaced by one with another content.
+/// Damages an object: replaces its file's content.
 pub(crate) fn replace(object: &Path, content: &str) {
     std::fs::remove_file(object).unwrap();
     let mut file = std::fs::File::create(object).unwrap();
     file.write_all(content.as_bytes()).unwrap();
 }
 
-/// As [`TestStore::put`], into any store.
+/// [`TestStore::put`] for any store.
 pub(crate) fn put(store: &Store, names: &[&str], layers: &[&str]) -> ImageId {
     let transaction = store.begin().unwrap();
     let layers: Vec<DiffId> = layers
@@ -101,7 +101,7 @@ pub(crate) fn put(store: &Store, names: &[&str], layers: &[&str]) -> ImageId {
     ImageId(config)
 }
 
-/// `usr/bin/x` as the builder wants it.
+/// The components of `usr/bin/x`, for the builder.
 fn parts(path: &str) -> Vec<&[u8]> {
     path.split('/')
         .filter(|name| !name.is_empty())
@@ -123,7 +123,7 @@ fn content(spec: &str) -> Vec<u8> {
     content
 }
 
-/// A layer in one line per entry: `d PATH`, `f PATH CONTENT`, `h PATH TARGET` (hard link),
+/// Builds a layer from one line per entry: `d PATH`, `f PATH CONTENT`, `h PATH TARGET` (hard link),
 /// `w PATH` (whiteout), `o PATH` (opaque).
 pub(crate) fn build(
     script: &str,

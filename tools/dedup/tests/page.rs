@@ -5,8 +5,8 @@ use crate::html;
 use crate::report::Report;
 use crate::sharing::Sharing;
 
-/// What turns the direction of text or has no width is escaped, wherever a name of an image
-/// reaches the page: the treemap, waste, missed files.
+/// Bidirectional marks and zero-width characters are escaped in all names on the page: in the
+/// treemap, waste and missed files.
 #[test]
 fn the_page_escapes_what_reorders_text() {
     let store = TestStore::new();
@@ -19,7 +19,7 @@ fn the_page_escapes_what_reorders_text() {
     for raw in ['\u{202e}', '\u{2066}', '\u{200b}'] {
         assert!(!page.contains(raw), "{raw:?}");
     }
-    // A backslash of JSON is doubled.
+    // JSON doubles a backslash.
     assert!(page.contains(r"a\\u{202e}gpj.exe\\u{2066}"), "{page}");
     assert!(page.contains(r"twice\\u{200b}"), "{page}");
 }

@@ -1,4 +1,4 @@
-//! The schema in docs/dedup.md is that of the JSON.
+//! The schema in docs/dedup.md matches the JSON.
 
 use std::collections::BTreeMap;
 
@@ -23,7 +23,7 @@ fn documented(name: &str) -> Vec<String> {
     fields.map(str::to_owned).collect()
 }
 
-/// Adds the path and the type of all that a value has; a list has the fields of all its elements.
+/// Adds the path and type of every field of a value; a list has the fields of all its elements.
 fn flatten(path: &str, value: &Value, to: &mut BTreeMap<String, &'static str>) {
     match value {
         Value::Object(fields) => {
@@ -60,7 +60,7 @@ fn flatten(path: &str, value: &Value, to: &mut BTreeMap<String, &'static str>) {
 fn schema(value: &impl serde::Serialize) -> Vec<String> {
     let mut fields = BTreeMap::new();
     flatten("", &serde_json::to_value(value).unwrap(), &mut fields);
-    // Of an object or a list that may be null, what is in it tells.
+    // An object or list that may be null is described by its fields.
     let paths: Vec<String> = fields.keys().cloned().collect();
     fields.retain(|path, kind| {
         let below = |other: &String| {
@@ -102,20 +102,20 @@ fn the_schema_of_a_comparison_is_documented() {
     let collection = store.collect(&["one", "two"]).unwrap();
     let comparison = Comparison::new(&collection, &store.stores, &[], Sizes::Human).unwrap();
     let mut found = serde_json::to_value(&comparison).unwrap();
-    // Of what one image has only, there is nothing to compare.
+    // A name in one image only has no `what`.
     for file in found["files"].as_array_mut().unwrap() {
         if file["a"].is_null() || file["b"].is_null() {
             assert_eq!(file["what"], serde_json::json!([]));
             file["what"] = serde_json::json!([""]);
         }
     }
-    // What a device and a symbolic link have.
+    // The fields of devices and symbolic links.
     for side in ["a", "b"] {
         let entry = &mut found["files"][0][side];
         entry["device"] = serde_json::json!([1, 3]);
         entry["target"] = "to".into();
     }
-    // A package that one image has only; its kinds are tested elsewhere.
+    // A package in one image only; the kinds are tested elsewhere.
     found["packages"] = serde_json::json!([
         {"kind": "rpm", "name": "a", "a": null, "b": "1"},
         {"kind": "rpm", "name": "b", "a": "1", "b": null},

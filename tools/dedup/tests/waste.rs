@@ -1,4 +1,4 @@
-//! Waste by cause, and the walk that finds it against `tree::merge`.
+//! Waste by cause, and the walk that finds it, compared with `tree::merge`.
 
 use std::collections::BTreeMap;
 
@@ -36,10 +36,10 @@ const LAYERS: [&str; 3] = [
      f bin/tool/new n5",
 ];
 
-/// Layer 2 replaces a100 with A30, gives b1000 again, and d10 in a directory that it empties of
-/// e20. It takes one of two names of c50, which costs nothing yet; layer 3 takes the other. Layer 3
-/// puts a directory in place of layer 2's b1000. s7 is visible as two files, one of them with two
-/// names: one copy is too many.
+/// Layer 2 replaces a100 with A30, repeats b1000, and d10 in a directory that it makes opaque,
+/// which deletes e20. It removes one of two names of c50, which costs nothing yet; layer 3 removes
+/// the other. Layer 3 puts a directory in place of layer 2's b1000. s7 is visible as two files, one
+/// of them with two names: one copy is waste.
 ///
 /// Layers hold 1194 + 1040 + 5 bytes, of which 30 + 5 + 10 + 7 + 7 are visible; the other 2180 are
 /// waste, and the copy of s7.
@@ -98,10 +98,10 @@ fn waste_has_a_cause_a_layer_and_paths() {
     assert_eq!(changes, [[9, 0, 0], [0, 3, 2], [1, 0, 2]]);
 }
 
-/// An image may have a layer twice: layers 1 and 3 each hold a100 without need, and its row says
-/// which. A name that is lost, given again as a link and lost again is listed once.
+/// An image may have a layer twice: layers 1 and 3 each waste a100, and the rows say which. A name
+/// that is lost, repeated as a link and lost again is listed once.
 #[test]
-fn waste_of_a_layer_that_occurs_twice_is_told_apart() {
+fn waste_of_a_repeated_layer_names_its_number() {
     let store = TestStore::new();
     let (one, other) = ("f x a100", "f x b30");
     store.put(&["twice"], &[one, other, one, other]);
@@ -133,10 +133,10 @@ fn waste_of_a_layer_that_occurs_twice_is_told_apart() {
     assert_eq!(paths, ["/d/a /d/b"]);
 }
 
-/// `chown -R`: the same files again, with another owner. A store of layers pays for them twice;
-/// ours has each content once.
+/// `chown -R`: the same files with another owner. A store of layers keeps them twice; ours has each
+/// content once.
 #[test]
-fn files_given_again_cost_this_store_nothing() {
+fn repeated_files_cost_this_store_nothing() {
     let store = TestStore::new();
     let files = "f srv/a a300\nf srv/b b200";
     store.put(&["image"], &[files, &format!("d srv\n{files}")]);
@@ -152,7 +152,7 @@ fn files_given_again_cost_this_store_nothing() {
     );
 }
 
-/// Three copies: two are too many.
+/// Three copies: two are waste.
 #[test]
 fn duplicates_count_every_copy_but_one() {
     let store = TestStore::new();
@@ -203,7 +203,7 @@ fn tree(script: &str) -> Option<Tree> {
             elf: false,
         }
     });
-    // Lines that no tar of a layer could have are refused by the builder.
+    // The builder refuses entries that a layer's tar could not have.
     let bytes = builder
         .ok()?
         .finish(DiffId(Sha256Digest::of(script.as_bytes())))
@@ -237,10 +237,10 @@ fn merged(
     }
 }
 
-/// Random stacks: names, contents and hard links after the last layer are those of the merged tree,
-/// and the hidden bytes are those that layers have and the merged tree has not.
+/// Random stacks: names, contents and hard links after the last layer equal those of the merged
+/// tree, and the hidden bytes are those that layers have and the merged tree does not.
 #[test]
-fn walking_layers_ends_where_merging_does() {
+fn walk_agrees_with_tree_merge() {
     let mut compared = 0;
     for seed in 1..1500_u64 {
         let mut random = Random::new(seed);
@@ -302,9 +302,10 @@ fn walking_layers_ends_where_merging_does() {
     assert!(compared > 500, "{compared} stacks could be merged");
 }
 
-/// Layer 2 replaces a100 of layer 1: the bytes are layer 1's, the step to blame is layer 2's.
+/// Layer 2 replaces a100 of layer 1: the bytes are in layer 1, the step that caused it is layer
+/// 2's.
 #[test]
-fn tables_tell_the_layer_of_waste_and_the_step_to_blame() {
+fn tables_show_the_layer_of_waste_and_the_step_that_caused_it() {
     let store = TestStore::new();
     store.put(&["image"], &["f conf a100", "f conf b3"]);
     let report = store.report(&[]);
@@ -341,7 +342,7 @@ fn tables_tell_the_layer_of_waste_and_the_step_to_blame() {
     );
 }
 
-/// In 40 columns no heading is wider, and nothing of the sums is cut.
+/// In 40 columns no heading is too wide, and no sum is cut.
 #[test]
 fn headings_fit_a_narrow_terminal() {
     let store = TestStore::new();

@@ -1,6 +1,6 @@
 //! Draws the browser.
 //!
-//! Every text of an image goes through [`printable`] before it is drawn, so none can write to the
+//! All text of images goes through [`printable`] before it is drawn, so it cannot control the
 //! terminal.
 
 use ratatui::Frame;
@@ -15,7 +15,7 @@ use crate::browse::{Item, Mark, View, by_cause};
 use crate::model::Step;
 use crate::show::{Sizes, beginning, fitting, image_name, percent, printable};
 
-/// The keys, and what each does.
+/// The keys and their actions.
 const HELP: [(&str, &str); 8] = [
     ("Tab", "pane"),
     ("↑↓", "move"),
@@ -26,13 +26,13 @@ const HELP: [(&str, &str); 8] = [
     ("[ ]", "image"),
     ("q", "quit"),
 ];
-/// What the figure in the files' last column counts.
+/// The meaning of the files' last column.
 const WASTED: &str = "wasted: in all layers";
-/// In fewer columns, a pane has all of them.
+/// Below this width the panes are stacked.
 const BESIDE: u16 = 72;
-/// In fewer columns of a pane, a file's waste is behind its name.
+/// In panes narrower than this, a file's waste is shown after its name.
 const ALIGNED: u16 = 40;
-/// Columns that a longer name has at least, its indent included.
+/// Columns that a name gets at least, including its indent.
 const SHORTEST: usize = 10;
 
 impl App<'_> {
@@ -51,10 +51,10 @@ impl App<'_> {
         frame.render_widget(Paragraph::new(bottom), below);
     }
 
-    /// The layers, and in a box below them the chosen one's command.
+    /// Draws the layers, and below them the chosen layer's command.
     fn draw_beside(&self, frame: &mut Frame<'_>, area: Rect) {
         let inside = Block::bordered().inner(area).width;
-        // The command has what the layers leave, and half of the place if they leave less.
+        // The command gets the rows that the layers leave, but at least half.
         let left = area.height.saturating_sub(self.layers_height());
         let most = left.max(area.height / 2);
         let height = match self.command_height(unlabelled, inside) {
@@ -70,7 +70,7 @@ impl App<'_> {
         frame.render_widget(Paragraph::new(text).block(block), command);
     }
 
-    /// The layers, the chosen one's command, and the files, one above the other.
+    /// Draws the layers, the chosen layer's command and the files, stacked.
     fn draw_stacked(&self, frame: &mut Frame<'_>, area: Rect) {
         let most = (area.height / 5).max(1);
         let rows = Layout::vertical([
@@ -85,14 +85,14 @@ impl App<'_> {
         self.draw_files(frame, files);
     }
 
-    /// The rows that the list of all layers fills, with its border.
+    /// The height of the list of all layers, with its border.
     fn layers_height(&self) -> u16 {
         let layers = self.current().map_or(0, |image| image.layers.len());
         height(layers.max(1) + 2)
     }
 
-    /// The rows that the longest command of the image fills: with those of the chosen layer's, the
-    /// panes would move whenever another layer is chosen.
+    /// The height of the image's longest command: with that of the chosen layer's, the panes would
+    /// move whenever another layer is chosen.
     fn command_height(&self, show: fn(usize, &str) -> String, width: u16) -> u16 {
         let steps = self.current().into_iter().flat_map(|image| &image.steps);
         let commands = steps.enumerate();
@@ -126,7 +126,7 @@ impl App<'_> {
             )
         });
         let (sizes, counts): (Vec<_>, Vec<_>) = (sizes.collect(), counts.collect());
-        // Columns are as wide as they must be: the rest of a row is the command's.
+        // Columns are as narrow as possible: the command gets the rest.
         let number_width = image.layers.len().to_string().len();
         let (size_width, count_width) = (widest(&sizes), widest(&counts));
         let inside = usize::from(Block::bordered().inner(area).width);
@@ -177,7 +177,7 @@ impl App<'_> {
         self.list(frame, area, lines, at, title, Pane::Files);
     }
 
-    /// Why no name is shown, and the key that changes it.
+    /// Explains why no name is shown, and which key changes that.
     fn why_empty(&self) -> String {
         let search = &self.view.search;
         let all = View {
@@ -185,7 +185,7 @@ impl App<'_> {
             ..self.view.clone()
         };
         let hidden = self.view.hide_same && !self.browser.rows(&all).is_empty();
-        // While a search is typed, u is a letter of it.
+        // While a search is being typed, u is part of it.
         let key = if self.searching {
             "Enter, then u,"
         } else {
@@ -221,8 +221,8 @@ impl App<'_> {
         frame.render_stateful_widget(list, area, &mut ListState::default().with_selected(at));
     }
 
-    /// What all of the image wastes, and the keys, in as many lines as they need; in a line each
-    /// where that would be more than a quarter of the screen.
+    /// The image's waste and the keys, on as many lines as they need; on one line each if that
+    /// would be more than a quarter of the screen.
     fn bottom(&self, area: Rect) -> Vec<Line<'static>> {
         let Some(image) = self.current() else {
             return Vec::new();
@@ -266,18 +266,18 @@ impl App<'_> {
     }
 }
 
-/// A layer's command below a title that has its number.
+/// A layer's command, below a title with the layer's number.
 fn unlabelled(_layer: usize, command: &str) -> String {
     command.to_owned()
 }
 
-/// A layer's command where nothing else says whose it is.
+/// A layer's command with the layer's number.
 fn labelled(layer: usize, command: &str) -> String {
     format!("layer {}: {command}", layer + 1)
 }
 
-/// Mark, size, waste and name; what is too long of the name is cut, so that the waste is seen.
-/// Where that would leave no name, the size goes, then the waste.
+/// Mark, size, waste and name; a long name is cut, so that the waste stays visible. If that would
+/// leave no name, the size is dropped, then the waste.
 fn file_line(item: &Item, width: u16) -> Line<'static> {
     let colour = match item.mark {
         Mark::Same => Color::Reset,
@@ -323,7 +323,7 @@ fn file_line(item: &Item, width: u16) -> Line<'static> {
     })
 }
 
-/// A number of lines as a layout has it.
+/// A number of lines as a height.
 fn height(count: usize) -> u16 {
     u16::try_from(count).unwrap_or(u16::MAX)
 }
@@ -332,14 +332,13 @@ fn widest(texts: &[String]) -> usize {
     texts.iter().map(|text| text.width()).max().unwrap_or(0)
 }
 
-/// A command without its line breaks, tabs and rows of blanks.
+/// A command with white space collapsed.
 fn one_line(step: &Step) -> String {
     let words: Vec<&str> = step.created_by.split_whitespace().collect();
     printable(&words.join(" "))
 }
 
-/// A text in lines of at most this many columns. It is broken at blanks, a longer word anywhere,
-/// and keeps its own line breaks.
+/// Wraps text at blanks to this many columns; breaks longer words anywhere, and keeps line breaks.
 fn wrapped(text: &str, width: u16) -> Vec<String> {
     let mut lines = Vec::new();
     for line in text.lines() {
@@ -350,7 +349,7 @@ fn wrapped(text: &str, width: u16) -> Vec<String> {
     lines
 }
 
-/// A word in pieces of at most this many columns, but at least a character each.
+/// Splits a word into pieces of at most this many columns, at least one character each.
 fn pieces(word: &str, width: u16) -> Vec<String> {
     let mut pieces = Vec::new();
     let mut rest = word;
@@ -367,7 +366,7 @@ fn pieces(word: &str, width: u16) -> Vec<String> {
     pieces
 }
 
-/// As many lines as the area has; `…` stands for those that it has not.
+/// Cuts lines to the height of an area; `…` marks the cut.
 fn cut(mut lines: Vec<String>, area: Rect) -> Vec<String> {
     let height = usize::from(area.height);
     if lines.len() > height {
@@ -379,7 +378,7 @@ fn cut(mut lines: Vec<String>, area: Rect) -> Vec<String> {
     lines
 }
 
-/// Parts in lines of at most this many columns, but for a part that is wider.
+/// Packs parts into lines of this many columns; a wider part gets a line of its own.
 fn packed(parts: &[String], gap: &str, width: u16) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for part in parts {

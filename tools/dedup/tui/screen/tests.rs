@@ -1,4 +1,4 @@
-//! Screens of the browser, as a terminal of a size has them.
+//! Screens of the browser in terminals of several sizes.
 
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
@@ -28,8 +28,8 @@ fn press(app: &mut App<'_>, keys: impl IntoIterator<Item = KeyCode>) {
     }
 }
 
-/// The two panes are beside each other from 72 columns on, else one above the other; both are
-/// as wide as the terminal, and every key is explained in lines that fit.
+/// From 72 columns on the two panes are side by side, else stacked; together they are as wide as
+/// the terminal, and every key is explained in lines that fit.
 #[test]
 fn the_panes_and_the_keys_fit_the_terminal() {
     let store = TestStore::new();
@@ -53,7 +53,7 @@ fn the_panes_and_the_keys_fit_the_terminal() {
             .iter()
             .filter(|line| line.starts_with("┌ files after"));
         assert_eq!(below.count(), usize::from(width < 72), "{width}:\n{seen}");
-        // The file of 3,000 bytes, all wasted: behind its name where there is little place.
+        // The file of 3,000 bytes, all wasted: shown after the name if there is little space.
         let waste = if width < 40 {
             "3kB   name (3kB)"
         } else {
@@ -67,7 +67,7 @@ fn the_panes_and_the_keys_fit_the_terminal() {
     }
 }
 
-/// Where waste and explained keys would take more than a quarter of the lines, they have two.
+/// If waste and keys would take more than a quarter of the lines, they get two.
 #[test]
 fn a_low_terminal_has_the_waste_and_the_keys_in_a_line_each() {
     let store = TestStore::new();
@@ -89,7 +89,7 @@ fn a_low_terminal_has_the_waste_and_the_keys_in_a_line_each() {
     );
 }
 
-/// In 20 columns a name is seen, its size where both fit; deep ones, too.
+/// In 20 columns names are visible, with sizes if both fit; deep ones too.
 #[test]
 fn a_narrow_terminal_shows_names() {
     let store = TestStore::new();
@@ -112,7 +112,7 @@ fn a_narrow_terminal_shows_names() {
     );
 }
 
-/// An image without layers is one of the images.
+/// An image without layers can be shown.
 #[test]
 fn an_image_without_layers_is_shown() {
     let store = TestStore::new();
@@ -142,9 +142,9 @@ fn an_image_without_layers_is_shown() {
     assert!(screen(&app, 100, 20)[0].starts_with("┌ none:latest (1/2) "));
 }
 
-/// Nothing fits, and nothing fails.
+/// Nothing fits, but nothing fails.
 #[test]
-fn the_smallest_terminals_are_drawn_to() {
+fn tiny_terminals_do_not_fail() {
     let store = TestStore::new();
     store.put(&["one"], &["f name a3"]);
     let collection = store.collect(&[]).unwrap();
@@ -155,8 +155,8 @@ fn the_smallest_terminals_are_drawn_to() {
     }
 }
 
-/// Thirty numbered words, a tab, a line break and an escape sequence: all of the command is seen
-/// where there is place, its beginning in every terminal, and what is left out is marked.
+/// A command of thirty numbered words, a tab, a line break and an escape sequence: shown whole if
+/// there is space, its start in every terminal, and a cut is marked.
 #[test]
 fn the_command_of_the_chosen_layer_is_shown() {
     let store = TestStore::new();
@@ -191,7 +191,7 @@ fn the_command_of_the_chosen_layer_is_shown() {
     }
 }
 
-/// The columns of a row are as wide as they must be: 28 columns have 14 for the command.
+/// The columns of a row are as narrow as possible: in 28 columns 14 are left for the command.
 #[test]
 fn a_row_has_the_command_of_its_layer() {
     let store = TestStore::new();
@@ -204,7 +204,7 @@ fn a_row_has_the_command_of_its_layer() {
     assert_eq!(row(2), "│2 20B +1 ~0 -0 RUN apt-get …│");
 }
 
-/// Without a history there is no command, and no place for it.
+/// Without a history no command is shown.
 #[test]
 fn a_layer_without_a_command_says_so() {
     let store = TestStore::new();
@@ -246,11 +246,11 @@ fn an_empty_pane_says_what_hides_the_names() {
     assert!(seen(&app).contains(typing), "{}", seen(&app));
     press(&mut app, [KeyCode::Esc]);
     assert!(seen(&app).contains("changes of layer 2 by name") && !seen(&app).contains("no match"));
-    // Layer 3 takes away what never was.
+    // Layer 3 removes a name that never existed.
     press(&mut app, [KeyCode::Tab, KeyCode::End]);
     let same = "no match: the layer changed nothing (u shows the rest)";
     assert!(seen(&app).contains(same), "{}", seen(&app));
-    // A narrow pane has all of the message, too.
+    // A narrow pane shows the whole message too.
     let narrow = screen(&app, 40, 24).join("\n");
     assert!(
         narrow.contains("no match:") && narrow.contains("rest)"),
@@ -260,9 +260,9 @@ fn an_empty_pane_says_what_hides_the_names() {
     assert!(seen(&app).contains("old") && !seen(&app).contains("no match"));
 }
 
-/// Of `conf`, layer 1's 30 bytes are hidden by layer 2, which is seen after each layer.
+/// Layer 2 hides layer 1's 30 bytes of `conf`, which is shown after each layer.
 #[test]
-fn the_waste_at_a_name_is_seen_after_every_layer() {
+fn the_waste_at_a_name_is_shown_after_every_layer() {
     let store = TestStore::new();
     store.put(&["one"], &["f conf a30", "f conf b20", "f other c10"]);
     let collection = store.collect(&[]).unwrap();
@@ -298,7 +298,7 @@ fn a_long_name_does_not_push_out_its_waste() {
     }
 }
 
-/// Words longer than a line are broken, letters of two columns too.
+/// Words longer than a line are broken, wide characters too.
 #[test]
 fn text_is_wrapped_at_blanks_and_cut_at_its_end() {
     assert_eq!(

@@ -1,24 +1,24 @@
-//! A set of distinct pieces in bounded memory.
+//! A set of distinct chunks in bounded memory.
 //!
-//! It holds each piece whose fingerprint is below a threshold. While all fit, the threshold is
+//! It holds each chunk whose fingerprint is below a threshold. While all fit, the threshold is
 //! above every fingerprint and the sums are exact. When the set is full, the threshold is halved
-//! and what is above it goes; sums are then scaled up, with the error of such a sample.
+//! and chunks above it are dropped; sums are then scaled up, with the error of such a sample.
 
 use twox_hash::XxHash3_128;
 
-/// What tells pieces apart: XXH3 of 128 bits, which costs a tenth of a digest. Two of 2^16 pieces
-/// in one set are taken for one with a probability of 2^-97, unless a file was made for that: it
-/// would falsify figures of the image that it is in, and nothing else.
+/// The fingerprint of a chunk: XXH3 with 128 bits, which costs a tenth of a digest. The probability
+/// that two of 2^16 chunks in a set collide is 2^-97. A crafted file could collide, but would
+/// falsify only figures of its own image.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Fingerprint(u128);
 
 impl Fingerprint {
-    pub(crate) fn of(piece: &[u8]) -> Self {
-        Self(XxHash3_128::oneshot(piece))
+    pub(crate) fn of(chunk: &[u8]) -> Self {
+        Self(XxHash3_128::oneshot(chunk))
     }
 
-    /// Whether a piece is in a sample, a share of 2^32. A [`Set`] keeps the smallest fingerprints,
-    /// too, so that it holds as many pieces of the sample as can be.
+    /// Whether a chunk is in a sample, whose fraction is in units of 2^-32. A [`ChunkSet`] keeps
+    /// the smallest fingerprints too, so it holds as many chunks of the sample as possible.
     pub(crate) fn is_sampled(self, sample: u64) -> bool {
         self.0 >> 96 < u128::from(sample)
     }
@@ -34,8 +34,8 @@ struct Slot {
 }
 
 #[derive(Debug)]
-pub(crate) struct Set {
-    /// Open addressing; a length of 0 is free.
+pub(crate) struct ChunkSet {
+    /// Hash table with open addressing; a slot with length 0 is free.
     slots: Vec<Slot>,
     held: usize,
     limit: usize,
@@ -43,19 +43,19 @@ pub(crate) struct Set {
     shift: u32,
 }
 
-/// What a set says of all pieces.
+/// A set's estimate over all chunks.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Estimate {
-    pub(crate) pieces: u64,
+    pub(crate) chunks: u64,
     pub(crate) bytes: u64,
     pub(crate) zstd_bytes: u64,
-    /// Two standard errors of `pieces` and `bytes` as a share of them; 0: exact.
+    /// Two standard errors of `chunks` and `bytes`, relative to them; 0 if exact.
     pub(crate) error: f64,
-    /// The same of `zstd_bytes`.
+    /// The same for `zstd_bytes`.
     pub(crate) zstd_error: f64,
 }
 
-impl Set {
+impl ChunkSet {
     pub(crate) fn new(limit: usize) -> Self {
         Self {
             slots: vec![Slot::default(); 1024],
@@ -65,7 +65,7 @@ impl Set {
         }
     }
 
-    /// Adds a piece; true if it is new and kept.
+    /// Adds a chunk; true if it is new and kept.
     pub(crate) fn insert(&mut self, key: Fingerprint, length: u64) -> bool {
         if !self.keeps(key) {
             return false;
@@ -91,7 +91,7 @@ impl Set {
         self.keeps(key)
     }
 
-    /// Notes the compressed length of a piece, if it is still kept.
+    /// Records the compressed length of a chunk, if it is still kept.
     pub(crate) fn note_compressed(&mut self, key: Fingerprint, zstd: u64) {
         if let Ok(slot) = self.find(key)
             && let Some(slot) = self.slots.get_mut(slot)
@@ -104,7 +104,7 @@ impl Set {
         key.0.leading_zeros() >= self.shift
     }
 
-    /// The slot of a piece, or the free one for it. The bits below those of the threshold spread.
+    /// The slot of a chunk, or its free slot. Uses the bits below those of the threshold as hash.
     fn find(&self, key: Fingerprint) -> Result<usize, usize> {
         let mask = self.slots.len() - 1;
         let mut at = usize::try_from(key.0 & (mask as u128)).unwrap_or(0);
@@ -118,7 +118,7 @@ impl Set {
         }
     }
 
-    /// Moves what is below the threshold into this many slots.
+    /// Moves the chunks below the threshold into a table of this many slots.
     fn resize(&mut self, slots: usize) {
         let before = std::mem::replace(&mut self.slots, vec![Slot::default(); slots]);
         self.held = 0;
@@ -133,7 +133,8 @@ impl Set {
         }
     }
 
-    /// The sums over all pieces. The share of them with the smallest fingerprints was compressed.
+    /// Estimates the sums over all chunks, of which the fraction `share` with the smallest
+    /// fingerprints was compressed.
     pub(crate) fn estimate(&self, share: f64) -> Estimate {
         let (mut bytes, mut squares) = (0_u64, 0.0_f64);
         let mut sample = Sample::default();
@@ -145,14 +146,14 @@ impl Set {
             }
         }
         let zstd = sample.compressed_of(bytes);
-        // Each piece is in the set with probability 2^-shift, independently of the others: Horvitz
-        // and Thompson's variance of the sum of lengths. To that of compressed lengths adds that
-        // some of the held pieces were compressed only.
+        // Each chunk is in the set with probability 2^-shift, independently of the others: Horvitz
+        // and Thompson's variance of the sum of lengths. For compressed lengths, the fraction of
+        // held chunks that were compressed adds to it.
         let held = 0.5_f64.powi(i32::try_from(self.shift).unwrap_or(i32::MAX));
         let compressed = (share / held).min(1.0);
         let missing = (1.0 - held) * sample.zstd_squares / compressed;
         Estimate {
-            pieces: (self.held as u64) << self.shift,
+            chunks: (self.held as u64) << self.shift,
             bytes: bytes << self.shift,
             zstd_bytes: zstd << self.shift,
             error: two_errors((1.0 - held) * squares, bytes),
@@ -161,7 +162,7 @@ impl Set {
     }
 }
 
-/// Two standard errors as a share of the sum.
+/// Two standard errors relative to the sum.
 #[expect(
     clippy::cast_precision_loss,
     reason = "an error of an estimate, of which two digits matter"
@@ -170,12 +171,13 @@ fn two_errors(variance: f64, sum: u64) -> f64 {
     2.0 * variance.max(0.0).sqrt() / sum.max(1) as f64
 }
 
-/// What was compressed of some pieces: a ratio estimate of all (Cochran, Sampling Techniques, 6).
+/// A sample of compressed chunks: a ratio estimate of all (Cochran, Sampling Techniques, chapter
+/// 6).
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Sample {
     plain: u64,
     zstd: u64,
-    /// Of pieces that are compressed in any case.
+    /// Uncompressed bytes of chunks that are always compressed.
     certain_plain: u64,
     certain_zstd: u64,
     plain_squares: f64,
@@ -209,15 +211,15 @@ impl Sample {
         self.products += other.products;
     }
 
-    /// What pieces of this many bytes are compressed; exact if all of them were.
+    /// The estimated compressed size of `bytes`; exact if all were compressed.
     pub(crate) fn compressed_of(&self, bytes: u64) -> u64 {
         let rest = u128::from(bytes - self.certain_plain);
         let scaled = rest * u128::from(self.zstd) / u128::from(self.plain.max(1));
         self.certain_zstd + u64::try_from(scaled).unwrap_or(u64::MAX)
     }
 
-    /// Two standard errors of [`Sample::compressed_of`] as a share of it, if each piece was
-    /// compressed with this probability; 0: exact.
+    /// Two standard errors of [`Sample::compressed_of`], relative to it, if each chunk was
+    /// compressed with probability `share`; 0 if exact.
     pub(crate) fn error(&self, bytes: u64, share: f64) -> f64 {
         two_errors(self.variance(bytes, share), self.compressed_of(bytes))
     }
@@ -227,7 +229,7 @@ impl Sample {
             return 0.0;
         }
         if self.plain == 0 {
-            // Nothing is known: it may be all or nothing.
+            // Without a sample it may be anything from nothing to all.
             return (bytes as f64).powi(2);
         }
         let ratio = self.zstd as f64 / self.plain.max(1) as f64;
@@ -247,7 +249,7 @@ mod tests {
 
     #[test]
     fn a_set_that_is_not_full_is_exact() {
-        let mut set = Set::new(10_000);
+        let mut set = ChunkSet::new(10_000);
         for number in 0..10_000 {
             assert!(set.insert(print(number), 1 + number % 7));
             assert!(!set.insert(print(number), 1 + number % 7));
@@ -255,7 +257,7 @@ mod tests {
         }
         let bytes = (0..10_000).map(|number| 1 + number % 7).sum();
         let expected = Estimate {
-            pieces: 10_000,
+            chunks: 10_000,
             bytes,
             zstd_bytes: 10_000,
             error: 0.0,
@@ -264,11 +266,11 @@ mod tests {
         assert_eq!(set.estimate(1.0), expected);
     }
 
-    /// 400,000 pieces in the space of 4,096: the estimate is within its error, which is small. The
-    /// fingerprints are what they are, so this comes out the same everywhere.
+    /// 400,000 chunks in a set of 4,096: the estimate is within its error, which is small. The
+    /// fingerprints are fixed, so the result is deterministic.
     #[test]
     fn a_full_set_estimates_within_its_stated_error() {
-        let mut set = Set::new(4096);
+        let mut set = ChunkSet::new(4096);
         let length = |number: u64| 1024 + (number * 7919) % 15_360;
         for number in 0..400_000 {
             set.insert(print(number), length(number));
@@ -288,7 +290,7 @@ mod tests {
         );
     }
 
-    /// A quarter of 40,000 pieces is compressed, each to between a tenth and all of it: the
+    /// A quarter of 40,000 chunks is compressed, each to between a tenth and all of its size: the
     /// estimate is within its error, in a set that holds all and in one that holds an eighth.
     #[test]
     fn compressed_bytes_are_estimated_within_their_stated_error() {
@@ -296,7 +298,7 @@ mod tests {
         let zstd = |number: u64| length(number) * (1 + number * 31 % 10) / 10;
         let all: u64 = (0..40_000).map(zstd).sum();
         for limit in [40_000, 8192] {
-            let mut set = Set::new(limit);
+            let mut set = ChunkSet::new(limit);
             for number in 0..40_000 {
                 let is_new = set.insert(print(number), length(number));
                 if is_new && print(number).is_sampled(1 << 30) {

@@ -1,70 +1,71 @@
-//! FastCDC (2020) for several averages in one pass over a content.
+//! FastCDC (2020) for several average sizes in one pass over a content.
 //!
-//! The crate has a pass for each average, and each begins its hash anew behind the bytes that a
-//! piece has at least. But a byte that is 48 steps back has left the bits that the masks look at.
-//! So 48 bytes further the hash is that of the whole content, the same for every average. It is
-//! rolled once, in four places of a block at a time, since each step waits for the one before; the
-//! few hashes that meet what all masks have in common are kept, and each average looks at those.
+//! The crate needs a pass for each average, and restarts the hash after the minimum size of each
+//! chunk. But after 48 bytes a byte has been shifted out of all bits that the masks test. So 48
+//! bytes after the restart the hash equals that of the whole content, and is the same for every
+//! average. It is computed once, at four places of a block in parallel, since each step depends on
+//! the one before; the few hashes that match the common bits of all masks are kept, and each
+//! average tests only those.
 //!
-//! Invariant: the cuts are those of the crate, whose table and masks these are; the tests compare
-//! the two.
+//! Invariant: the cut points are those of the crate, whose table and masks are used; the tests
+//! compare both.
 
 use anyhow::Result;
 use fastcdc::v2020::{Normalization, get_gear_with_seed, select_masks};
 
-/// Bytes after which a hash has forgotten what came before. No mask has a bit at or above it.
+/// Bytes on which a hash depends. No mask has a bit at or above this.
 const WINDOW: usize = 48;
-/// Bytes whose kept hashes are in memory at a time: of a content that was made for it, all.
+/// Bytes hashed at a time, which bounds the kept hashes: in a crafted content all are kept.
 const BLOCK: usize = 1 << 16;
-/// Places of a block where the hash is rolled at a time.
+/// Places of a block that are hashed in parallel.
 const STREAMS: usize = 4;
 
-/// The table of the hash, and how each average cuts.
+/// The gear table and the parameters of each average.
 #[derive(Debug)]
-pub(crate) struct Cutter<const N: usize> {
+pub(crate) struct Chunker<const N: usize> {
     gear: [u64; 256],
     averages: [Average; N],
-    /// The bits that all masks have.
+    /// The bits common to all masks.
     common: u64,
 }
 
-/// How pieces of one average are cut.
+/// The parameters of one average size.
 #[derive(Debug, Clone, Copy)]
 struct Average {
     least: usize,
     usual: usize,
     most: usize,
-    /// Up to the average.
+    /// The mask up to the average size.
     strict: u64,
-    /// Behind it.
+    /// The mask after it.
     loose: u64,
 }
 
-/// A hash that meets [`Cutter::common`], with the place of its last byte in the content.
+/// A hash that matches [`Chunker::common`], with the offset of its last byte in the content.
 #[derive(Debug, Clone, Copy)]
 struct Kept {
     at: usize,
     hash: u64,
 }
 
-/// The piece of one average that is looked for; places are those of the content.
+/// The current chunk of one average; offsets are into the content.
 #[derive(Debug, Clone, Copy)]
-struct Piece {
+struct Chunk {
     average: Average,
     begin: usize,
-    /// From here on the content's hash is the piece's own.
+    /// From here on the content's hash equals the chunk's own.
     from: usize,
-    /// Up to here the strict mask counts.
+    /// Up to here the strict mask applies.
     middle: usize,
-    /// Up to here the loose one.
+    /// Up to here the loose mask applies.
     end: usize,
-    /// It ends here if nothing cuts it.
+    /// The maximum end.
     last: usize,
 }
 
-impl<const N: usize> Cutter<N> {
-    /// For pieces of these averages, powers of two of at least 1 KiB; they have at least a quarter
-    /// and at most four times of it.
+impl<const N: usize> Chunker<N> {
+    /// For these average sizes, powers of two of at least 1 KiB. Chunks have at least a quarter and
+    /// at most four times the average.
     pub(crate) fn new(averages: [usize; N]) -> Self {
         let mut gear = [0; 256];
         for (slot, value) in gear.iter_mut().zip(get_gear_with_seed(0).0.iter()) {
@@ -91,7 +92,8 @@ impl<const N: usize> Cutter<N> {
         }
     }
 
-    /// Gives each piece with the number of its average; those of one average in their order.
+    /// Passes each chunk with the index of its average to `each`; those of one average are in
+    /// order.
     pub(crate) fn cut<'c>(
         &self,
         content: &'c [u8],
@@ -100,32 +102,32 @@ impl<const N: usize> Cutter<N> {
         let mut give = |number, begin: usize, end: usize| {
             give(number, content.get(begin..end).unwrap_or_default())
         };
-        let mut pieces = [None; N];
-        for ((number, average), piece) in self.averages.iter().enumerate().zip(&mut pieces) {
-            *piece =
-                self.next_piece(*average, content, 0, |begin, end| give(number, begin, end))?;
+        let mut chunks = [None; N];
+        for ((number, average), chunk) in self.averages.iter().enumerate().zip(&mut chunks) {
+            *chunk =
+                self.next_chunk(*average, content, 0, |begin, end| give(number, begin, end))?;
         }
         let mut kept = Vec::new();
         for start in (0..content.len()).step_by(BLOCK) {
-            if pieces.iter().all(Option::is_none) {
+            if chunks.iter().all(Option::is_none) {
                 break;
             }
             let until = (start + BLOCK).min(content.len());
             self.hash_block(content, start, until, &mut kept);
-            for (number, slot) in pieces.iter_mut().enumerate() {
+            for (number, slot) in chunks.iter_mut().enumerate() {
                 let mut rest = kept.as_slice();
-                while let Some(piece) = slot {
-                    let met = rest.iter().position(|kept| piece.is_met(kept));
+                while let Some(chunk) = slot {
+                    let met = rest.iter().position(|kept| chunk.is_met(kept));
                     rest = met.and_then(|met| rest.get(met..)).unwrap_or_default();
                     let end = match rest.first() {
-                        Some(kept) if kept.at < piece.end => kept.at,
-                        _ if piece.end <= until => piece.last,
+                        Some(kept) if kept.at < chunk.end => kept.at,
+                        _ if chunk.end <= until => chunk.last,
                         _ => break,
                     };
-                    give(number, piece.begin, end)?;
-                    let average = piece.average;
+                    give(number, chunk.begin, end)?;
+                    let average = chunk.average;
                     *slot = self
-                        .next_piece(average, content, end, |begin, end| give(number, begin, end))?;
+                        .next_chunk(average, content, end, |begin, end| give(number, begin, end))?;
                 }
             }
         }
@@ -137,11 +139,11 @@ impl<const N: usize> Cutter<N> {
         (hash << 1).wrapping_add(value)
     }
 
-    /// Keeps the hashes of a block, in the order of their places.
+    /// Keeps the matching hashes of a block, ordered by offset.
     fn hash_block(&self, content: &[u8], start: usize, until: usize, kept: &mut Vec<Kept>) {
         let part = (until - start) / STREAMS;
         let starts: [usize; STREAMS] = std::array::from_fn(|number| start + number * part);
-        // What is rolled in before shows the first hash all that it looks at.
+        // Hash the bytes before, on which the first hash depends.
         let mut hashes = starts.map(|start| {
             let before = content.get(start.saturating_sub(WINDOW)..start);
             let before = before.unwrap_or_default().iter();
@@ -164,7 +166,7 @@ impl<const N: usize> Cutter<N> {
         }
         kept.clear();
         kept.extend(found.into_iter().flatten());
-        // Up to three bytes are left of a block that is no multiple of four.
+        // The remaining bytes, if the block is not a multiple of four.
         let [.., mut hash] = hashes;
         for at in start + STREAMS * part..until {
             hash = self.rolled(hash, content.get(at).copied().unwrap_or(0));
@@ -174,37 +176,37 @@ impl<const N: usize> Cutter<N> {
         }
     }
 
-    /// The next piece that reaches beyond its first window. Those before it are given: short ones
-    /// at the end, and what a hash cuts that has not forgotten where it began.
-    fn next_piece(
+    /// Finds the next chunk longer than its first window. Passes on those before it: short ones at
+    /// the end, and those cut within the window, where the hash depends on the chunk's start.
+    fn next_chunk(
         &self,
         average: Average,
         content: &[u8],
         mut begin: usize,
         mut give: impl FnMut(usize, usize) -> Result<()>,
-    ) -> Result<Option<Piece>> {
+    ) -> Result<Option<Chunk>> {
         while begin < content.len() {
-            let piece = Piece::new(average, begin, content.len());
-            let window = (begin + average.least).min(piece.end);
-            let bytes = content.get(window..piece.from).unwrap_or_default();
+            let chunk = Chunk::new(average, begin, content.len());
+            let window = (begin + average.least).min(chunk.end);
+            let bytes = content.get(window..chunk.from).unwrap_or_default();
             let mut hash = 0;
             let met = bytes.iter().zip(window..).find_map(|(byte, at)| {
                 hash = self.rolled(hash, *byte);
-                (hash & piece.mask(at) == 0).then_some(at)
+                (hash & chunk.mask(at) == 0).then_some(at)
             });
             begin = match met {
                 Some(at) => at,
-                None if piece.from == piece.end => piece.last,
-                None => return Ok(Some(piece)),
+                None if chunk.from == chunk.end => chunk.last,
+                None => return Ok(Some(chunk)),
             };
-            give(piece.begin, begin)?;
+            give(chunk.begin, begin)?;
         }
         Ok(None)
     }
 }
 
-impl Piece {
-    /// The crate rolls bytes in by pairs, so an odd last one of each part is not looked at.
+impl Chunk {
+    /// The crate hashes bytes in pairs, so an odd last byte of each part is not tested.
     fn new(average: Average, begin: usize, length: usize) -> Self {
         let left = length - begin;
         let last = left.min(average.most);
@@ -223,7 +225,7 @@ impl Piece {
         }
     }
 
-    /// The mask that counts at a place.
+    /// The mask that applies at an offset.
     fn mask(&self, at: usize) -> u64 {
         if at < self.middle {
             self.average.strict
@@ -232,7 +234,7 @@ impl Piece {
         }
     }
 
-    /// Whether a hash cuts it, or is behind it.
+    /// Whether a hash cuts it, or lies after it.
     fn is_met(&self, kept: &Kept) -> bool {
         let is_cut = kept.at >= self.from && kept.hash & self.mask(kept.at) == 0;
         is_cut || kept.at >= self.end
@@ -245,7 +247,7 @@ mod tests {
 
     use super::*;
 
-    /// Bytes that look random and are the same everywhere (Marsaglia's xorshift).
+    /// Reproducible pseudo-random bytes (Marsaglia's xorshift).
     fn random() -> impl Iterator<Item = u8> {
         let numbers = std::iter::successors(Some(7_u64), |number| {
             let mut next = *number;
@@ -257,34 +259,35 @@ mod tests {
         numbers.map(|number| number.to_le_bytes()[3])
     }
 
-    /// The lengths of all pieces are those of the crate's own passes; returns how many there are.
+    /// Compares the lengths of all chunks with those of the crate's own passes; returns their
+    /// number.
     fn compare<const N: usize>(averages: [usize; N], content: &[u8]) -> usize {
         let mut found: [Vec<&[u8]>; N] = std::array::from_fn(|_| Vec::new());
-        let give = |number: usize, piece| {
-            found[number].push(piece);
+        let give = |number: usize, chunk| {
+            found[number].push(chunk);
             Ok(())
         };
-        Cutter::new(averages).cut(content, give).unwrap();
+        Chunker::new(averages).cut(content, give).unwrap();
         for (average, found) in averages.iter().zip(&found) {
-            let pieces = FastCDC::new(content, average / 4, *average, average * 4);
-            let expected: Vec<&[u8]> = pieces
-                .map(|piece| &content[piece.offset..piece.offset + piece.length])
+            let chunks = FastCDC::new(content, average / 4, *average, average * 4);
+            let expected: Vec<&[u8]> = chunks
+                .map(|chunk| &content[chunk.offset..chunk.offset + chunk.length])
                 .collect();
-            let lengths = |pieces: &[&[u8]]| pieces.iter().map(|p| p.len()).collect::<Vec<_>>();
+            let lengths = |chunks: &[&[u8]]| chunks.iter().map(|p| p.len()).collect::<Vec<_>>();
             assert_eq!(lengths(found), lengths(&expected), "average {average}");
             assert!(*found == expected, "average {average}");
         }
         found.iter().map(Vec::len).sum()
     }
 
-    /// Of few different bytes, hashes meet masks more often than by chance, or never.
+    /// With few distinct bytes, hashes match masks more often than by chance, or never.
     #[test]
-    fn one_pass_cuts_as_a_pass_for_each_average() {
+    fn one_pass_cuts_as_one_pass_per_average() {
         for kinds in [255, 16, 2, 1] {
             let content: Vec<u8> = random().map(|byte| byte % kinds).take(3_000_001).collect();
             let count = compare([1 << 12, 1 << 14, 1 << 16], &content);
-            assert!(count > 3_000_000 / (1 << 14), "{count} pieces");
-            // Short pieces are cut in their first window more often.
+            assert!(count > 3_000_000 / (1 << 14), "{count} chunks");
+            // Short chunks are more often cut in their first window.
             compare([1 << 10, 1 << 11], &content);
             compare([1 << 16], &content);
         }
@@ -292,7 +295,7 @@ mod tests {
         compare([1 << 12, 1 << 14, 1 << 16], numbers.concat().as_bytes());
     }
 
-    /// Contents that end around each place where the rules change.
+    /// Contents that end around each offset where the rules change.
     #[test]
     fn short_contents_are_cut_as_by_the_crate() {
         let bytes: Vec<u8> = random().take(20_000).collect();
@@ -302,7 +305,7 @@ mod tests {
             .flat_map(around)
         {
             compare([1 << 10, 1 << 12], &bytes[..length]);
-            // Nothing cuts zeros, but the most.
+            // Zeros are cut only at the maximum.
             compare([1 << 10, 1 << 12], &vec![0; length]);
         }
     }
