@@ -238,7 +238,8 @@ impl Overlay {
         let lower = lower_side(&self.state.read(), dir);
         let mut names = Vec::new();
         let mut strays = Vec::new();
-        scan::list(fd.as_fd(), upper.whiteouts(), |name, listed| {
+        let (whiteouts, spelling) = (upper.whiteouts(), upper.spelling());
+        scan::list(fd.as_fd(), whiteouts, spelling, |name, listed| {
             if matches!(listed, Listed::DeviceWhiteout | Listed::NeedlessWhiteout) {
                 strays.push((name.to_vec(), listed));
             }

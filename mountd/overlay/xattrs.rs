@@ -3,7 +3,9 @@
 
 use std::borrow::Cow;
 
-use cowl_core::upper::marks::{escape, unescape};
+use cowl_core::upper::marks::{FUSE_OVERLAYFS, escape, unescape};
+use cowl_core::upper::scan::Origins;
+use cowl_core::upper::spelling::Spelling;
 use rustix::fs::XattrFlags as HostFlags;
 
 use super::Overlay;
@@ -130,10 +132,13 @@ impl Overlay {
     }
 
     /// Whether an attribute is one of the mount's: of a namespace that Linux knows, since a tar
-    /// may hold others (com.apple.provenance), and no ACL where there are none.
+    /// may hold others (com.apple.provenance), no ACL where there are none, and no mark.
     fn is_shown(&self, name: &[u8]) -> bool {
         let is_acl = name == ACL_ACCESS || name == ACL_DEFAULT;
-        NAMESPACES.iter().any(|space| name.starts_with(space)) && !(is_acl && self.rules.no_acl)
+        let is_mark = self.lower.spelling() == Spelling::Plain && name.starts_with(FUSE_OVERLAYFS);
+        NAMESPACES.iter().any(|space| name.starts_with(space))
+            && !(is_acl && self.rules.no_acl)
+            && !is_mark
     }
 
     fn check_attribute(&self, name: &[u8]) -> Result<(), Errno> {

@@ -304,6 +304,38 @@ fn fuse_overlayfs_reads_an_upper_with_whiteout_files_as_root() {
     });
 }
 
+/// What containers of Podman are that began with fuse-overlayfs, and go back to it.
+fn an_upper_of_fuse_overlayfs_is_mounted_and_given_back() {
+    let place = Place::with_layers("place");
+    let (peer, ours) = (Path::new("/usr/bin/fuse-overlayfs"), binary("cowl-mountd"));
+    let again = "rm -r opaque both dir; mkdir opaque both; echo once > opaque/more; rm kept";
+    for (changer, reader, changes) in [(peer, &*ours, CHANGES), (&ours, peer, again)] {
+        let mut shown = [changer, reader].map(|program| {
+            let options = "lowerdir=top:middle:bottom,upperdir=upper,workdir=work";
+            place.mount(program, options).ok();
+            if program == changer {
+                shell::<&str>(&place.at("mnt"), changes, []);
+            }
+            let shown = comparable(place.shown());
+            place.unmount();
+            await_processes();
+            shown
+        });
+        let [expected, found] = &mut shown;
+        assert_same(expected, found, &format!("{}", reader.display()));
+    }
+}
+
+#[test]
+fn an_upper_of_fuse_overlayfs_is_mounted_and_given_back_as_root() {
+    root(|| an_upper_of_fuse_overlayfs_is_mounted_and_given_back());
+}
+
+#[test]
+fn an_upper_of_fuse_overlayfs_is_mounted_and_given_back_as_user() {
+    user(|| an_upper_of_fuse_overlayfs_is_mounted_and_given_back());
+}
+
 /// Layers that both read: whiteouts as devices, opaque marks as attributes.
 const KERNELS: &str = r"
 mkdir top middle bottom

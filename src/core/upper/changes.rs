@@ -208,7 +208,8 @@ impl<E: From<ChangesError>, F: FnMut(&Change<'_>) -> Result<(), E>> Walk<'_, F> 
         };
         let opened = opened.map_err(at(&dir.path))?;
         let mut names = Vec::new();
-        scan::list(opened.as_fd(), self.upper.whiteouts(), |name, listed| {
+        let (whiteouts, spelling) = (self.upper.whiteouts(), self.upper.spelling());
+        scan::list(opened.as_fd(), whiteouts, spelling, |name, listed| {
             if listed != Listed::NeedlessWhiteout {
                 names.push((Box::<[u8]>::from(name), listed));
             }

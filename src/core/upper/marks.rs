@@ -327,6 +327,10 @@ const ESCAPED: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
 
 const ESCAPE: &[u8] = b"overlay.";
 
+/// The prefix of fuse-overlayfs's marks in layers and uppers of plain directories: `origin`,
+/// `opaque`, `redirect` and others. They are no attributes of a mount over these.
+pub const FUSE_OVERLAYFS: &[u8] = b"user.fuseoverlayfs.";
+
 /// The name that an attribute set through the mount is stored under. overlayfs's way:
 /// `trusted.overlay.x` becomes `trusted.overlay.overlay.x`.
 pub fn escape(name: &[u8]) -> Vec<u8> {

@@ -14,7 +14,7 @@ use super::each_entry;
 use super::marks::{self, FileMark, Mark, MarkStore, Origin, Saved, UnknownMark};
 use super::name_at::{NameAt, is_whiteout};
 use super::spelling::{self, KernelOrigin, Spelling};
-use super::whiteouts::{Whiteouts, hidden_by};
+use super::whiteouts::{OPAQUE_FILE, Whiteouts, hidden_by};
 use crate::tree::FileType;
 
 /// A name of an upper's directory, as it is listed.
@@ -86,6 +86,7 @@ pub enum MarkError {
 pub fn list(
     dir: BorrowedFd<'_>,
     whiteouts: Whiteouts,
+    spelling: Spelling,
     mut f: impl FnMut(&[u8], Listed) -> rustix::io::Result<()>,
 ) -> rustix::io::Result<()> {
     let mut devices = HashSet::new();
@@ -94,6 +95,9 @@ pub fn list(
     let mut files: HashSet<Box<[u8]>> = HashSet::new();
     let mut hidden_by_devices: HashSet<Box<[u8]>> = HashSet::new();
     each_entry(dir, |name, host_type, inode| {
+        if spelling == Spelling::Plain && name == OPAQUE_FILE {
+            return Ok(());
+        }
         if whiteouts == Whiteouts::Files {
             if let Some(name) = hidden_by(name) {
                 hidden.extend((!name.is_empty()).then(|| name.into()));
@@ -149,6 +153,16 @@ pub fn is_opaque(dir: NameAt<'_>, store: &MarkStore) -> rustix::io::Result<bool>
     Ok(dir.mark(store, Mark::Opaque)?.as_deref() == Some(marks::YES))
 }
 
+/// Whether a directory has fuse-overlayfs's mark of an opaque one.
+fn has_opaque_file(dir: NameAt<'_>) -> rustix::io::Result<bool> {
+    let path = [dir.name, b"/", OPAQUE_FILE].concat();
+    match NameAt::new(dir.dir, &path).exists() {
+        // The name alone is as long as a path can be.
+        Err(Errno::NAMETOOLONG) => Ok(false),
+        found => found,
+    }
+}
+
 /// The lower that marks refer to.
 pub trait Origins {
     /// A node of it.
@@ -197,8 +211,9 @@ pub fn read_marks<L: Origins>(
     let find = |name: &[u8]| below.map_or(Ok(None), |below| lower.child(below, name));
     let same_name = if directory { find(name_at.name)? } else { None };
     let same_name = same_name.filter(|found| found.stored_type == FileType::Directory);
-    let opaque =
-        directory && (impure || plain || same_name.is_some()) && is_opaque(name_at, store)?;
+    let opaque = directory
+        && ((impure || plain || same_name.is_some()) && is_opaque(name_at, store)?
+            || plain && same_name.is_some() && has_opaque_file(name_at)?);
     let value = if impure && store.marks(host_type) {
         name_at.mark(store, Mark::File)?
     } else {

@@ -322,16 +322,21 @@ fn list_tells_whiteout_files_from_needless_ones_and_from_marks_of_aufs() {
         .make_whiteout()
         .unwrap();
     let mut found = Vec::new();
-    scan::list(upper.root(), upper.whiteouts(), |name, listed| {
-        let listed = match listed {
-            Listed::Whiteout => "hidden",
-            Listed::DeviceWhiteout => "hidden by a device",
-            Listed::NeedlessWhiteout => "needless",
-            Listed::File { .. } => "file",
-        };
-        found.push((String::from_utf8(name.to_vec()).unwrap(), listed));
-        Ok(())
-    })
+    scan::list(
+        upper.root(),
+        upper.whiteouts(),
+        upper.spelling(),
+        |name, listed| {
+            let listed = match listed {
+                Listed::Whiteout => "hidden",
+                Listed::DeviceWhiteout => "hidden by a device",
+                Listed::NeedlessWhiteout => "needless",
+                Listed::File { .. } => "file",
+            };
+            found.push((String::from_utf8(name.to_vec()).unwrap(), listed));
+            Ok(())
+        },
+    )
     .unwrap();
     found.sort();
     let expected = [

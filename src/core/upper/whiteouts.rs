@@ -16,6 +16,7 @@ use rustix::io::{Errno, Result};
 
 use super::Upper;
 use super::name_at::NameAt;
+use super::spelling::Spelling;
 
 /// The two ways.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
@@ -34,6 +35,10 @@ impl std::fmt::Display for Whiteouts {
         })
     }
 }
+
+/// A directory with this file is opaque over plain directories: fuse-overlayfs makes one in each
+/// opaque directory, and as an ordinary user no mark that overlayfs reads.
+pub const OPAQUE_FILE: &[u8] = b".wh..wh..opq";
 
 /// The prefix of whiteouts that are files.
 const PREFIX: &[u8] = b".wh.";
@@ -70,7 +75,10 @@ impl Upper {
 
     /// Whether a file of the mount can have this name.
     pub fn can_name(&self, name: &[u8]) -> bool {
-        self.whiteouts == Whiteouts::Devices || !name.starts_with(PREFIX)
+        match self.whiteouts {
+            Whiteouts::Files => !name.starts_with(PREFIX),
+            Whiteouts::Devices => self.spelling == Spelling::Tree || name != OPAQUE_FILE,
+        }
     }
 
     /// Hides a name that the upper does not have.

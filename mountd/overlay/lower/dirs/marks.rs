@@ -12,6 +12,7 @@ use cowl_core::upper::marks::{self, Mark, Namespace};
 use cowl_core::upper::name_at::{NameAt, is_whiteout};
 use cowl_core::upper::scan;
 use cowl_core::upper::spelling::Redirect;
+use cowl_core::upper::whiteouts::OPAQUE_FILE;
 use rustix::fs::FileType as HostType;
 
 use crate::overlay::types::Errno;
@@ -20,8 +21,6 @@ use crate::overlay::types::Errno;
 const WHITEOUT_PREFIX: &[u8] = b".wh.";
 /// Names of this prefix are marks of their directory, and never shown.
 const MARK_PREFIX: &[u8] = b".wh..wh.";
-/// A directory with this file is opaque.
-const OPAQUE_FILE: &[u8] = b".wh..wh..opq";
 /// A directory with this attribute is opaque.
 const OPAQUE_ATTRIBUTE: &[u8] = b"user.fuseoverlayfs.opaque";
 

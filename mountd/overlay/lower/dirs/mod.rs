@@ -24,7 +24,7 @@ use std::sync::{Arc, OnceLock};
 
 use cowl_core::digest::ObjectHasher;
 use cowl_core::tree::FileType;
-use cowl_core::upper::marks::{Namespace, escape, unescape};
+use cowl_core::upper::marks::{FUSE_OVERLAYFS, Namespace, escape, unescape};
 use cowl_core::upper::name_at::NameAt;
 use cowl_core::upper::scan;
 use cowl_core::upper::spelling::Redirect;
@@ -449,6 +449,7 @@ impl DirsLower {
         Ok(names
             .filter(|name| !name.is_empty())
             .filter_map(unescape)
+            .filter(|name| !name.starts_with(FUSE_OVERLAYFS))
             .collect())
     }
 
