@@ -30,7 +30,7 @@ fn containers_mounts_and_limits_work_on_debians_own_kernel() {
         .stdout
         .lines()
         .filter(|line| line.starts_with("ok: "));
-    assert!(checks.count() >= 25, "{outcome}");
+    assert!(checks.count() >= 33, "{outcome}");
 }
 
 /// The script's exit status comes out of the machine, so that a check that fails there fails here.
