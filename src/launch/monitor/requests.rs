@@ -206,9 +206,14 @@ impl Container {
             let state = if paused { "already" } else { "not" };
             return Err(refused(format!("the container is {state} paused")));
         }
-        self.cgroups
-            .freeze(paused)
-            .map_err(|error| io_failed("freeze the container's processes", &error))?;
+        self.cgroups.freeze(paused).map_err(|error| {
+            let what = if error.raw_os_error() == Some(Errno::OPNOTSUPP.raw_os_error()) {
+                "freeze the container's processes without a freezer cgroup"
+            } else {
+                "freeze the container's processes"
+            };
+            io_failed(what, &error)
+        })?;
         self.paused = paused;
         if let (false, Some(health)) = (paused, &mut self.health) {
             health.resume(std::time::Instant::now());
