@@ -230,6 +230,38 @@ fn operations_cost_no_more_than_their_budgets_as_user() {
     user(|| operations_cost_no_more_than_their_budgets());
 }
 
+/// The disk writes a large copy-up while the copy goes on, so the one sync after it waits for less.
+fn large_copy_up_is_written_while_it_goes_on() {
+    const MIB: usize = 1 << 20;
+    let store = Store::new("store");
+    let content = directory().join("content");
+    std::fs::create_dir(&content).unwrap();
+    std::fs::write(content.join("large"), vec![b'x'; 33 * MIB]).unwrap();
+    store.import_directory(&content, "large");
+    let mount = store.mount_upper("large", "mnt");
+    let append = "import sys; open(sys.argv[1] + '/large', 'a').write('y')";
+    let (_, calls) = costs_during(worker(), || {
+        python(&directory(), append, [mount.path()]);
+    });
+    mount.unmount();
+    let of = |call: &str| calls.get(call).copied().unwrap_or_default();
+    assert_eq!(
+        (of("sync_file_range"), of("fdatasync"), of("fsync")),
+        (4, 1, 0),
+        "a call for each 8 MiB but the last, and the sync: {calls:?}"
+    );
+}
+
+#[test]
+fn large_copy_up_is_written_while_it_goes_on_as_root() {
+    root(|| large_copy_up_is_written_while_it_goes_on());
+}
+
+#[test]
+fn large_copy_up_is_written_while_it_goes_on_as_user() {
+    user(|| large_copy_up_is_written_while_it_goes_on());
+}
+
 /// A listing with attributes takes what fills the replies and one to say that there is no more,
 /// however many names.
 fn listing_a_thousand() {

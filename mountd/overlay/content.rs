@@ -12,7 +12,7 @@
 use std::fs::File;
 use std::os::fd::AsFd;
 
-use cowl_core::sys::copy::copy_data;
+use cowl_core::sys::copy::{copy_data, copy_data_to_sync};
 use cowl_core::tree::{FileType, Timestamp};
 use cowl_core::upper::marks::{FileMark, Saved};
 use cowl_core::upper::name_at::{NameAt, times};
@@ -23,7 +23,6 @@ use super::Overlay;
 use super::busy::Guard;
 use super::copyup::{Destination, discard};
 use super::event::Event;
-use super::lower::Lower;
 use super::node::UpperFile;
 use super::types::{Attr, Errno, LowerIno, NodeId};
 
@@ -143,8 +142,18 @@ impl Overlay {
             return Ok(());
         }
         let content = self.lower.open_content(node)?.ok_or(Errno::IO)?;
-        copy_data(content, &file, keep)?;
+        self.copy_to_sync(content, &file, keep)?;
         self.sync_content(file)
+    }
+
+    /// Copies content that [`sync_content`](Self::sync_content) makes durable next.
+    fn copy_to_sync(&self, from: File, to: impl AsFd, keep: u64) -> Result<(), Errno> {
+        if self.rules.volatile {
+            copy_data(from, to, keep)?;
+        } else {
+            copy_data_to_sync(from, to, keep)?;
+        }
+        Ok(())
     }
 
     /// A power cut must not leave a file, or a mark, without the content.
@@ -178,7 +187,7 @@ impl Overlay {
             (copy, mask)
         };
         let result = copy
-            .run(&self.lower, keep)
+            .run(self, keep)
             .and_then(|()| self.sync_content(&copy.file));
         let _guard = self.busy.lock(&[id]);
         let done = self.finish_content_copy(id, &copy, result);
@@ -299,12 +308,12 @@ impl Overlay {
 }
 
 impl ContentCopy {
-    fn run(&self, lower: &Lower, keep: u64) -> Result<(), Errno> {
+    fn run(&self, overlay: &Overlay, keep: u64) -> Result<(), Errno> {
         match keep.min(self.before.size) {
             0 => rustix::fs::ftruncate(&self.file, 0)?,
             keep => {
-                let content = lower.open_content(self.origin)?.ok_or(Errno::IO)?;
-                copy_data(content, &self.file, keep)?;
+                let content = overlay.lower.open_content(self.origin)?;
+                overlay.copy_to_sync(content.ok_or(Errno::IO)?, &self.file, keep)?;
                 if keep < self.before.size {
                     rustix::fs::ftruncate(&self.file, keep)?;
                 }

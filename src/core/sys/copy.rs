@@ -3,9 +3,13 @@
 //!
 //! No `unsafe` here; it is beside the wrappers since several modules use it.
 
+use std::cell::Cell;
+
 use rustix::fd::AsFd;
 use rustix::fs::{SeekFrom, copy_file_range, fstat, ftruncate, ioctl_ficlone, seek};
 use rustix::io::{Errno, Result, pread, pwrite};
+
+use super::writeback::start_writeback;
 
 /// How a content came over.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
@@ -16,11 +20,12 @@ pub enum Copied {
     Copied,
 }
 
-/// Asked before each chunk; an error ends the copy.
-type Check<'c> = &'c dyn Fn() -> Result<()>;
+/// Asked before each chunk, with where it begins; an error ends the copy.
+type Check<'c> = &'c dyn Fn(u64) -> Result<()>;
 
-/// How much is asked for in one call, so that a [`Check`] or a full disk is noticed in time.
-const CHUNK: usize = 64 << 20;
+/// How much is asked for in one call, so that a [`Check`] or a full disk is noticed in time. Also
+/// how much [`copy_data_to_sync`] gives to the disk at once: few large writes.
+const CHUNK: usize = 8 << 20;
 
 /// Makes the first `len` bytes of `to` those of `from`; `to` ends up `len` long, with zeros where
 /// `from` is shorter. `to` must hold nothing but holes. Moves the offset of `from`, so its
@@ -29,11 +34,27 @@ const CHUNK: usize = 64 << 20;
 /// # Errors
 /// What the host says; ENOSPC and EDQUOT among it.
 pub fn copy_data(from: impl AsFd, to: impl AsFd, len: u64) -> Result<Copied> {
-    copy_data_checked(from, to, len, &|| Ok(()))
+    copy_data_checked(from, to, len, &|_| Ok(()))
+}
+
+/// [`copy_data`] for a caller that syncs `to` next, and then waits for less: what was copied is
+/// being written to the disk while the next chunk is copied.
+///
+/// # Errors
+/// What the host says; ENOSPC and EDQUOT among it.
+pub fn copy_data_to_sync(from: impl AsFd, to: impl AsFd, len: u64) -> Result<Copied> {
+    let handed_over = Cell::new(0);
+    copy_data_checked(from, &to, len, &|position| {
+        let copied = position.saturating_sub(handed_over.get());
+        if copied >= CHUNK as u64 {
+            start_writeback(&to, handed_over.replace(position), copied)?;
+        }
+        Ok(())
+    })
 }
 
 /// [`copy_data`] for a caller that may have to stop: `check` is asked before each chunk that is
-/// copied.
+/// copied, with where it begins.
 ///
 /// # Errors
 /// What `check` says, and what the host says.
@@ -100,7 +121,7 @@ fn copy_range(
 ) -> Result<()> {
     let mut position = start;
     while position < end {
-        check()?;
+        check(position)?;
         let want = usize::try_from(end - position).unwrap_or(CHUNK).min(CHUNK);
         let (mut source, mut target) = (position, position);
         match copy_file_range(&from, Some(&mut source), &to, Some(&mut target), want) {
@@ -126,7 +147,7 @@ fn copy_by_hand(
 ) -> Result<()> {
     let mut buffer = vec![0; 256 << 10];
     while position < end {
-        check()?;
+        check(position)?;
         let want = usize::try_from(end - position)
             .unwrap_or(buffer.len())
             .min(buffer.len());
@@ -176,13 +197,35 @@ mod tests {
     }
 
     #[test]
+    fn copy_data_to_sync_copies_every_chunk_and_no_hole() {
+        let chunk = CHUNK as u64;
+        let from = tempfile::tempfile().unwrap();
+        from.set_len(5 * chunk).unwrap();
+        let data = vec![b'x'; 2 * CHUNK + 5];
+        from.write_all_at(&data, 0).unwrap();
+        from.write_all_at(&data, 3 * chunk - 5).unwrap();
+        let to = tempfile::tempfile().unwrap();
+        copy_data_to_sync(&from, &to, 5 * chunk).unwrap();
+        to.sync_data().unwrap();
+        let mut copied = vec![0; 5 * CHUNK];
+        to.read_exact_at(&mut copied, 0).unwrap();
+        let mut expected = vec![0; 5 * CHUNK];
+        for start in [0, 3 * CHUNK - 5] {
+            expected[start..start + data.len()].copy_from_slice(&data);
+        }
+        assert!(copied == expected, "the copy differs");
+        let blocks = |file: &std::fs::File| file.metadata().unwrap().blocks();
+        assert!(blocks(&to) <= blocks(&from), "holes were filled");
+    }
+
+    #[test]
     fn copy_data_checked_stops_between_two_chunks() {
         let from = tempfile::tempfile().unwrap();
         from.write_all_at(b"x", 2 * CHUNK as u64 - 1).unwrap();
         from.write_all_at(b"x", 0).unwrap();
         let to = tempfile::tempfile().unwrap();
-        let left = std::cell::Cell::new(1);
-        let check = || match left.replace(left.get() - 1) {
+        let left = Cell::new(1);
+        let check = |_| match left.replace(left.get() - 1) {
             0 => Err(Errno::INTR),
             _ => Ok(()),
         };

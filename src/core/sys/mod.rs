@@ -4,3 +4,4 @@
 pub mod copy;
 pub mod lock;
 pub mod mmap;
+pub mod writeback;

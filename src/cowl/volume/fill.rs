@@ -134,7 +134,7 @@ impl Copier<'_> {
                     | OFlags::NOFOLLOW
                     | OFlags::CLOEXEC;
                 let copy = fs::openat(to, name, flags, Mode::RUSR | Mode::WUSR)?;
-                copy_data_checked(&source, &copy, stat.stx_size, &|| self.check())?;
+                copy_data_checked(&source, &copy, stat.stx_size, &|_| self.check())?;
                 return apply_metadata(source.as_fd(), copy.as_fd(), stat);
             }
             FileType::Symlink => fs::symlinkat(fs::readlinkat(from, name, Vec::new())?, to, name)?,
