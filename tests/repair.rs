@@ -140,6 +140,36 @@ fn each_damage_is_healed_from_each_source_as_user() {
     user(|| each_damage_is_healed_from_each_source());
 }
 
+/// What a registry gives by digest: a manifest, a configuration, a compressed layer, which heals the
+/// layer beside it, too.
+#[test]
+fn a_blob_heals_the_blob_and_its_layer() {
+    root(|| {
+        let (full, files) = loaded();
+        let blobs = shell(full.root(), "ls blobs/sha256", [""; 0]);
+        assert_eq!(blobs.lines().count(), 4, "{blobs}");
+        for blob in blobs.lines() {
+            shell(
+                &directory(),
+                "rm -rf store; cp -a full store; cp full/blobs/sha256/$1 blob; rm store/blobs/sha256/$1",
+                [blob],
+            );
+            let store = Store::new("store");
+            damaged(&store, "grep -rlx small objects", FLIP);
+            let repair = |from: &str| {
+                let options = ["check", "--deep", "--repair"].map(PathBuf::from);
+                let from = directory().join(from);
+                store.run(options.iter().chain([&from]))
+            };
+            let other = repair("two.tar");
+            assert!(other.stdout.contains(blob), "{blob}: {other}");
+            let repaired = repair("blob");
+            assert_eq!(repaired.code(), 0, "{blob}: {repaired}");
+            store.assert_shows("app:1", &files, blob);
+        }
+    });
+}
+
 /// An imported image has no compressed layer: its tar heals it, whole or packed; a tar of something
 /// else, or a store that is damaged in the same place, does not.
 #[test]

@@ -1,12 +1,12 @@
 //! `repair`: heals what a check finds, from the store itself, the compressed layers that it keeps,
-//! and an archive, a layer's tar or another store.
+//! and an archive, a layer's tar, a blob or another store.
 //!
 //! Invariant: the check that follows is the judge, so nothing is called healed that is not. A
 //! source that is damaged itself, or has nothing of use, changes nothing.
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use cowl_sys::stack::on_own_stack;
@@ -15,7 +15,7 @@ use super::archive::Archive;
 use super::load::{LoadOptions, candidates, parse_config, plan, record};
 use super::parts::{self, Wanted};
 use super::{Candidate, CandidateImage, ImageError};
-use crate::digest::{DiffId, Sha256Digest};
+use crate::digest::{DiffId, Sha256Digest, Sha256Hasher};
 use crate::layer::{self, Limits};
 use crate::store::{CheckReport, Damage, Stage, Store, StoreError, Tag, Transaction, Trust};
 
@@ -31,7 +31,7 @@ pub struct Repaired {
 }
 
 /// Checks the store, heals what it can, and checks again. Each of `from` is an archive as `load`
-/// takes it, a layer's tar, plain or compressed, or another store.
+/// takes it, a layer's tar, plain or compressed, a blob of an image, or another store.
 pub fn repair(store: &Store, deep: bool, from: &[PathBuf]) -> Result<Repaired, ImageError> {
     let before = store.check(deep)?;
     let mut failed = Vec::new();
@@ -97,7 +97,11 @@ fn heal_from(store: &Store, damage: &Damage, from: &Path) -> Result<(), ImageErr
         name: name.clone(),
         source,
     });
-    let is_dir = kind?.is_dir();
+    let kind = kind?;
+    let is_dir = kind.is_dir();
+    if kind.is_file() && heal_blob(store, damage, from, open)? {
+        return Ok(());
+    }
     if is_dir {
         match Store::open(from) {
             Err(StoreError::NotFound { .. }) => {}
@@ -114,6 +118,42 @@ fn heal_from(store: &Store, damage: &Damage, from: &Path) -> Result<(), ImageErr
         }
         Err(error) => Err(error),
     }
+}
+
+/// Whether the file is a damaged blob of the store, as a registry gives it, which is then healed,
+/// and the damaged layer that it packs.
+fn heal_blob(
+    store: &Store,
+    damage: &Damage,
+    from: &Path,
+    open: impl Fn() -> Result<File, ImageError>,
+) -> Result<bool, ImageError> {
+    if damage.blobs.is_empty() {
+        return Ok(false);
+    }
+    let name = from.display().to_string();
+    let mut hasher = Sha256Hasher::new();
+    io::copy(&mut open()?, &mut hasher).map_err(|source| ImageError::Read {
+        name: name.clone(),
+        source,
+    })?;
+    let digest = hasher.finish();
+    if !damage.blobs.contains(&digest) {
+        return Ok(false);
+    }
+    store.heal_blob_from(open()?, from, digest)?;
+    let tags = store.tags()?.tags;
+    let images = tags.iter().flat_map(|tag| &tag.images);
+    let packed = images.flat_map(|image| &image.layers).find(|layer| {
+        let blob = layer.blob.as_ref();
+        blob.is_some_and(|blob| blob.digest == digest)
+    });
+    if let Some(layer) = packed
+        && damage.layers.contains(&layer.diff_id)
+    {
+        heal_layer(store, &name, &open()?, |found| found == layer.diff_id)?;
+    }
+    Ok(true)
 }
 
 /// Imports a layer again if it is one that is wanted.

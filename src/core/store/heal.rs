@@ -4,7 +4,9 @@
 //! Invariant: nothing becomes part of the store that has not the digest its name says, and nothing
 //! that is whole is replaced. What cannot be healed stays as it is: the next check names it.
 
+use std::fs::File;
 use std::io::{self, Read as _};
+use std::path::Path;
 
 use rustix::fs::Mode;
 
@@ -124,13 +126,22 @@ impl Store {
     }
 
     fn heal_blob(&self, other: &Self, digest: Sha256Digest) -> Result<(), StoreError> {
-        let Ok(mut file) = other.open_blob(digest) else {
-            return Ok(());
-        };
+        match other.open_blob(digest) {
+            Ok(file) => self.heal_blob_from(file, &other.blob_path(digest), digest),
+            Err(_unreadable) => Ok(()),
+        }
+    }
+
+    /// Takes a blob from a file at this path. One that has other bytes changes nothing.
+    pub fn heal_blob_from(
+        &self,
+        mut file: File,
+        path: &Path,
+        digest: Sha256Digest,
+    ) -> Result<(), StoreError> {
         let transaction = self.begin_with(Trust::Hash)?;
         let mut writer = transaction.blob_writer()?;
-        copy(&mut file, &mut writer)
-            .map_err(|source| StoreError::io("copy", other.blob_path(digest), source))?;
+        copy(&mut file, &mut writer).map_err(|source| StoreError::io("copy", path, source))?;
         if writer.finish()?.0 == digest {
             transaction.publish(&[])?;
         }

@@ -16,7 +16,7 @@ pub(super) struct Check {
     #[arg(long)]
     deep: bool,
     /// Repair damage from the compressed layers that the store keeps, and from each FROM: an
-    /// archive as for `cowl load`, a layer's tar, or another store
+    /// archive as for `cowl load`, a layer's tar, a blob, or another store
     #[arg(long, value_name = "FROM", num_args = 0..)]
     repair: Option<Vec<PathBuf>>,
 }
@@ -37,7 +37,7 @@ pub(super) fn check(engine: &Engine, args: &Check, out: &mut Stdout) -> Result<u
         let code = show(&report, args.deep, out)?;
         if !report.touched.is_empty() {
             out.line(
-                "`cowl check --repair FROM` heals from an archive, a layer's tar or another store",
+                "`cowl check --repair FROM` heals from an archive, a layer's tar, a blob or another store",
             )?;
         }
         return Ok(code);
