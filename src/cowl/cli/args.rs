@@ -14,7 +14,10 @@ use super::system::System;
 use super::volume::Volume;
 use crate::engine::run;
 use clap::builder::{ArgAction, OsStringValueParser, TypedValueParser};
-use clap::{Arg, Args, Command as Definition, CommandFactory, Parser, Subcommand, value_parser};
+use clap::{
+    Arg, Args, Command as Definition, CommandFactory, FromArgMatches, Parser, Subcommand,
+    value_parser,
+};
 use cowl_core::handover::{IdKind, IdMap, IoModeChoice, NoIdMapping};
 use cowl_core::image::is_named_as_archive;
 use std::borrow::Cow;
@@ -34,13 +37,13 @@ use std::path::PathBuf;
     max_term_width = 110,
     after_help = "`cowl NAME` runs the program cowl-NAME for any other NAME. `cowl dedup` shows what images share, in bytes; `cowl layers IMAGE`, `cowl diff IMAGE IMAGE` and `cowl tree FILE` are options of it."
 )]
-pub(super) struct Cli {
+pub(super) struct Cli<C: Subcommand = Command> {
     /// Directory of the store [default: $COWL_ROOT; else /var/lib/cowl for root,
     /// $XDG_DATA_HOME/cowl or ~/.local/share/cowl for anyone else]
     #[arg(long, global = true, value_name = "DIR", display_order = 100)]
     pub(super) root: Option<PathBuf>,
     #[command(subcommand)]
-    pub(super) command: Command,
+    pub(super) command: C,
 }
 
 /// A path that may be empty, as in Docker: [`given`] and the commands define what that means.
@@ -81,21 +84,40 @@ fn version_option() -> Arg {
 /// The command line. As in Docker, an option that takes a value takes the next word even if it
 /// begins with a hyphen: `-m -5` is an invalid size, not an unknown option `-5`.
 pub(super) fn definition() -> Definition {
-    fn with_hyphen_values(definition: Definition) -> Definition {
-        definition
-            .mut_args(|arg| {
-                if arg.get_action().takes_values()
-                    && !arg.is_positional()
-                    && !arg.is_require_equals_set()
-                {
-                    arg.allow_hyphen_values(true)
-                } else {
-                    arg
-                }
-            })
-            .mut_subcommands(with_hyphen_values)
+    with_hyphen_values(<Cli>::command())
+}
+
+fn with_hyphen_values(definition: Definition) -> Definition {
+    definition
+        .mut_args(|arg| {
+            if arg.get_action().takes_values()
+                && !arg.is_positional()
+                && !arg.is_require_equals_set()
+            {
+                arg.allow_hyphen_values(true)
+            } else {
+                arg
+            }
+        })
+        .mut_subcommands(with_hyphen_values)
+}
+
+/// What the arguments mean, if they are a [`Frequent`] command without a fault. `None` leaves them
+/// to the whole definition, which also has the messages and the help.
+pub(super) fn frequent(arguments: &[OsString]) -> Option<Cli> {
+    let word = match arguments {
+        [_, root, _, word, ..] if root == "--root" => word,
+        [_, word, ..] => word,
+        _ => return None,
+    };
+    if !Frequent::has_subcommand(word.to_str()?) {
+        return None;
     }
-    with_hyphen_values(Cli::command())
+    let definition = with_hyphen_values(Cli::<Frequent>::command());
+    let matches = definition.try_get_matches_from(arguments).ok()?;
+    let Cli { root, command } = Cli::<Frequent>::from_arg_matches(&matches).ok()?;
+    let command = command.into();
+    Some(Cli { root, command })
 }
 
 /// The same command line with an optional value for every switch (`--rm=false`), as in Docker.
@@ -123,6 +145,35 @@ fn parse_switch(text: &str) -> Result<bool, String> {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
         _ => Err("use true or false".to_owned()),
+    }
+}
+
+/// The commands that programs start again and again. Their options alone are defined in a fifth of
+/// the time that those of all commands take.
+#[derive(Debug, Subcommand)]
+enum Frequent {
+    #[command(disable_help_flag = true)]
+    Run(Box<Run>),
+    Exec(Exec),
+    #[command(name = run::FINISH)]
+    Finish {
+        id: String,
+    },
+    #[command(name = run::HEALTH)]
+    Health {
+        id: String,
+        word: String,
+    },
+}
+
+impl From<Frequent> for Command {
+    fn from(command: Frequent) -> Self {
+        match command {
+            Frequent::Run(args) => Self::Run(args),
+            Frequent::Exec(args) => Self::Exec(args),
+            Frequent::Finish { id } => Self::Finish { id },
+            Frequent::Health { id, word } => Self::Health { id, word },
+        }
     }
 }
 
@@ -712,9 +763,64 @@ mod tests {
     }
 
     #[test]
+    fn a_frequent_command_has_the_options_of_the_whole_definition() {
+        let (mut whole, mut frequent) = (definition(), Cli::<Frequent>::command());
+        frequent = with_hyphen_values(frequent);
+        whole.build();
+        frequent.build();
+        let options = |definition: &Definition| -> Vec<_> {
+            let options = definition.get_arguments();
+            options.map(|option| format!("{option:?}")).collect()
+        };
+        assert_eq!(options(&frequent), options(&whole));
+        for command in frequent.get_subcommands() {
+            let name = command.get_name();
+            let same = whole.find_subcommand(name).unwrap();
+            if name != "help" {
+                assert_eq!(options(command), options(same), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_frequent_command_means_what_it_means_to_the_whole_definition() {
+        for line in [
+            "cowl run --rm -m -5 box sh -c true",
+            "cowl run -it --rm -e A=-1 --name n -v /a:/b:ro box",
+            "cowl run --rm -m 6m -e A=-1 box sh -c true --rm",
+            "cowl --root /s run --root /t --sig-proxy=false box --help",
+            "cowl run --name a --name b box",
+            "cowl exec -it -w /x n sh -x",
+            "cowl --root /s container-ended 0123",
+            "cowl --root /s container-health 0123 healthy",
+            "cowl run --help",
+            "cowl run",
+            "cowl run --rm=false box",
+            "cowl exec --nope n sh",
+            "cowl images",
+            "cowl help run",
+            "cowl",
+        ] {
+            let words: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+            let matches = definition().try_get_matches_from(&words);
+            let whole = matches.and_then(|matches| <Cli>::from_arg_matches(&matches));
+            match (frequent(&words), whole) {
+                (Some(frequent), Ok(whole)) => {
+                    assert_eq!(format!("{frequent:?}"), format!("{whole:?}"), "{line}");
+                }
+                (Some(frequent), Err(error)) => panic!("{line}: {frequent:?}, but {error}"),
+                (None, whole) => {
+                    let left = whole.map_or(true, |cli| matches!(cli.command, Command::Images(_)));
+                    assert!(left, "{line}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn each_option_takes_a_value_that_begins_with_a_hyphen() {
         let mut all = Vec::new();
-        options(&Cli::command(), &["cowl".to_owned()], &mut all);
+        options(&<Cli>::command(), &["cowl".to_owned()], &mut all);
         assert!(all.len() > 100, "{}", all.len());
         for words in all {
             let typed = words.iter().map(String::as_str).chain(["-5"]);

@@ -88,7 +88,7 @@ fn unknown(name: &str) -> Error {
     if let Some((_, instead)) = ABSENT.iter().find(|(absent, _)| *absent == name) {
         return Error::invalid(format!("cowl has no command '{name}' yet: {instead}"));
     }
-    let cli = Cli::command();
+    let cli = <Cli>::command();
     let programs = helpers::with_prefix("cowl-");
     let own = cli
         .get_subcommands()

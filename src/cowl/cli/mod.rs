@@ -36,7 +36,7 @@ use args::{Cli, Command};
 use clap::error::{ContextKind, ErrorKind};
 use clap::{CommandFactory, FromArgMatches};
 use cowl_sys::memory;
-use cowl_sys::stack::on_own_stack;
+use cowl_sys::stack::on_large_stack;
 use cowl_sys::stdio::{self, Output};
 use std::ffi::OsString;
 use std::io::{self, BufWriter, Write};
@@ -70,7 +70,7 @@ pub fn main() -> ExitCode {
         return ExitCode::from(FAILURE);
     }
     // In a debug build clap needs hundreds of KiB of stack to define all commands.
-    let cli = match on_own_stack(|| parse(&arguments)) {
+    let cli = match on_large_stack(|| parse(&arguments)) {
         Ok(Ok(cli)) => cli,
         Ok(Err(code)) => return code,
         Err(error) => {
@@ -132,9 +132,12 @@ fn exit_code(kind: Kind, otherwise: u8) -> u8 {
 }
 
 fn parse(arguments: &[OsString]) -> Result<Cli, ExitCode> {
+    if let Some(cli) = args::frequent(arguments) {
+        return Ok(cli);
+    }
     let read = |definition: clap::Command| {
         let matches = definition.try_get_matches_from(arguments)?;
-        Cli::from_arg_matches(&matches)
+        <Cli>::from_arg_matches(&matches)
     };
     let is_help = |error: &clap::Error| {
         matches!(
@@ -215,7 +218,7 @@ fn usage_code(error: &clap::Error) -> u8 {
 
 /// `cowl` and the subcommands among the arguments, such as `cowl volume ls`.
 fn command_path(arguments: &[OsString]) -> String {
-    let ours = Cli::command();
+    let ours = <Cli>::command();
     let (mut at, mut words) = (&ours, vec!["cowl"]);
     for word in arguments.iter().skip(1).filter_map(|word| word.to_str()) {
         if let Some(command) = at.find_subcommand(word) {

@@ -79,6 +79,7 @@ fn a_small_stack_is_enough() {
         &["images"][..],
         &["ps"],
         &["run", "--help"],
+        &["run", "--rm", "nothing", "true"],
         &["version"],
         &["xyzzy"],
     ] {
