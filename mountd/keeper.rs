@@ -16,8 +16,7 @@ pub(crate) mod successor;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::process::CommandExt;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::ExitCode;
 
 use cowl_core::handover::{
     Descriptors, HandoverError, IoMode, Message, MountFailed, MountReady, MountRequest, Role,
@@ -29,7 +28,7 @@ use rustix::thread::CapabilitySet;
 
 use crate::failure::OrFail;
 use crate::mount::{MountParameters, make_mount, open_device, read_only_clone};
-use crate::{counters, journal, process, worker};
+use crate::{counters, journal, process, sys, worker};
 
 /// Makes the mount that is requested over `socket` and holds it until it is unmounted.
 pub fn run(socket: OwnedFd) -> ExitCode {
@@ -88,12 +87,24 @@ impl Order {
         }
     }
 
-    /// Has the worker at the other end of `socket` serve, and waits until it does. The outer error
-    /// is that of talking to it, the inner one its own.
-    fn give(
-        &self,
-        socket: BorrowedFd<'_>,
-    ) -> Result<Result<WorkerReady, MountFailed>, HandoverError> {
+    /// Forks a worker off this process, which has one thread, and waits until it serves. The first
+    /// error is that of starting it, the outer one then that of talking to it, the inner one its
+    /// own.
+    fn start(&self) -> Result<(Pid, Outcome), MountFailed> {
+        let (ours, theirs) = pair()?;
+        let worker = sys::fork::start(theirs, |socket| match process::begin_worker() {
+            Ok(()) => worker::serve_to_the_end(socket),
+            Err(error) => {
+                tracing::error!(%error, "a worker cannot begin");
+                false
+            }
+        })
+        .or_fail("cannot start a worker")?;
+        Ok((worker, self.give(ours.as_fd())))
+    }
+
+    /// Has the worker at the other end of `socket` serve, and waits until it does.
+    fn give(&self, socket: BorrowedFd<'_>) -> Outcome {
         let files: Vec<_> = self.files.iter().map(AsFd::as_fd).collect();
         send(
             socket,
@@ -104,10 +115,11 @@ impl Order {
     }
 }
 
-/// Waits until a worker serves, or fails. The outer error is that of talking to it.
-pub(crate) fn await_ready(
-    socket: BorrowedFd<'_>,
-) -> Result<Result<WorkerReady, MountFailed>, HandoverError> {
+/// What came of a worker's start. The outer error is that of talking to it, the inner one its own.
+pub(crate) type Outcome = Result<Result<WorkerReady, MountFailed>, HandoverError>;
+
+/// Waits until a worker serves, or fails.
+pub(crate) fn await_ready(socket: BorrowedFd<'_>) -> Outcome {
     match receive(socket)? {
         (Message::WorkerReady(ready), _) => Ok(Ok(ready)),
         (Message::MountFailed(failed), _) => Ok(Err(failed)),
@@ -126,7 +138,8 @@ fn establish(socket: BorrowedFd<'_>) -> Result<ServedMount, MountFailed> {
         .and_then(counters::create)
         .or_fail("cannot make the request counters")?;
     let order = order(&request, &mut files, device, counters)?;
-    let (worker, ready) = start_worker(&order)?;
+    let (worker, outcome) = order.start()?;
+    let ready = first_ready(worker, outcome)?;
     let mut served = ServedMount { worker, order };
     if let Err(error) = served.prepare(ready.io_mode) {
         end(served.worker);
@@ -226,19 +239,8 @@ fn order(
     Ok(order)
 }
 
-/// Starts the worker and waits until it serves.
-fn start_worker(order: &Order) -> Result<(Pid, WorkerReady), MountFailed> {
-    let (ours, theirs) = pair()?;
-    let worker = spawn_worker(theirs).or_fail("cannot start a worker")?;
-    let ready = first_ready(worker, order.give(ours.as_fd()))?;
-    Ok((worker, ready))
-}
-
 /// What came of starting a mount's first worker, which is ended if it does not serve.
-pub(crate) fn first_ready(
-    worker: Pid,
-    outcome: Result<Result<WorkerReady, MountFailed>, HandoverError>,
-) -> Result<WorkerReady, MountFailed> {
+pub(crate) fn first_ready(worker: Pid, outcome: Outcome) -> Result<WorkerReady, MountFailed> {
     match outcome {
         Ok(Ok(ready)) => Ok(ready),
         Ok(Err(failed)) => {
@@ -259,20 +261,6 @@ pub(crate) fn first_ready(
             Err(error.into())
         }
     }
-}
-
-/// This very program again, also if its file was replaced since. Its only descriptor but the
-/// standard ones is the socket, as 0.
-fn spawn_worker(socket: OwnedFd) -> io::Result<Pid> {
-    let worker = Command::new("/proc/self/exe")
-        .arg0("cowl-mountd")
-        .arg("worker")
-        .env_clear()
-        .stdin(socket)
-        .stdout(Stdio::null())
-        .spawn()?;
-    let number = i32::try_from(worker.id()).map_err(io::Error::other)?;
-    Pid::from_raw(number).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 /// Waits for a worker's end, with that of all its threads.

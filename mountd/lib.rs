@@ -18,4 +18,4 @@ mod mount;
 pub mod overlay;
 pub mod process;
 mod sys;
-pub mod worker;
+mod worker;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use cowl_mountd::{counters, dropin, keeper, process, worker};
+use cowl_mountd::{counters, dropin, keeper, process};
 use cowl_sys::opcode;
 
 /// Serves cowl's mounts: container images with a writable layer on top.
@@ -25,8 +25,6 @@ struct Arguments {
 enum Command {
     /// Make a mount and hold it (started by cowl, with a socket as descriptor 0)
     Keeper,
-    /// Serve a mount (started by the keeper, with a socket as descriptor 0)
-    Worker,
     /// Print how many requests a mount has answered, by kind
     ///
     /// One line a kind of request that came at least once: its name in the FUSE protocol and the
@@ -56,7 +54,6 @@ fn main() -> anyhow::Result<ExitCode> {
     };
     match command {
         Command::Keeper => Ok(keeper::run(begin()?)),
-        Command::Worker => Ok(worker::run(begin()?)),
         Command::Requests { mount } => print_requests(&mount).map(|()| ExitCode::SUCCESS),
     }
 }

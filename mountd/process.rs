@@ -73,9 +73,9 @@ pub(crate) fn restrict(
     drop_capabilities(effective, permitted).or_fail("cannot give up capabilities")
 }
 
-/// What a successor begins with, in a process forked off the keeper: a session of its own, and all
+/// What a worker begins with, in a process forked off the keeper: a session of its own, and all
 /// capabilities that the keeper has left, in effect.
-pub(crate) fn begin_successor() -> Result<(), Errno> {
+pub(crate) fn begin_worker() -> Result<(), Errno> {
     rustix::process::setsid()?;
     regain_capabilities()
 }

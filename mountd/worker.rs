@@ -9,7 +9,6 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::process::ExitCode;
 use std::sync::Arc;
 
 use cowl_core::digest::{ChainId, Sha256Digest};
@@ -31,16 +30,7 @@ use crate::process;
 /// not back a mount that others stand on.
 const STACKED: [u64; 2] = [0x794c_7630, 0x6573_5546];
 
-/// Serves the mount that is requested over `socket` until it is unmounted.
-pub fn run(socket: OwnedFd) -> ExitCode {
-    if serve_to_the_end(socket) {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
-}
-
-/// As [`run`]; whether the mount was unmounted.
+/// Serves the mount that is requested over `socket` until it is gone; whether it was unmounted.
 pub(crate) fn serve_to_the_end(socket: OwnedFd) -> bool {
     match serve(socket) {
         Ok(End::Unmounted) => true,

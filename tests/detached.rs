@@ -8,6 +8,7 @@ use rustix::process::{Pid, Signal};
 
 use cowl_tests::busybox::{Running, containers, shop};
 use cowl_tests::profile::{directory, processes, readable, root, user};
+use cowl_tests::requests::keepers_and_workers;
 use cowl_tests::store::Store;
 
 /// Starts `script` in the background. /host is a directory of the host with the FIFOs `ready` and
@@ -391,17 +392,19 @@ fn an_idle_container_takes_little_memory() {
     for name in ["one", "two"] {
         store.ok(["run", "-d", "--name", name, "shop", "sleep", "1000"]);
     }
-    let processes = processes();
-    for (name, most) in [
-        ("cowl-runtime run", 819),
-        ("cowl-mountd keeper", 819),
-        ("cowl-mountd worker", 1536),
+    let (keepers, workers) = keepers_and_workers();
+    let processes = processes().into_iter();
+    let monitors = processes.filter(|(_, line)| line.contains("cowl-runtime run"));
+    let monitors = monitors.map(|(pid, _)| pid).collect();
+    for (what, these, most) in [
+        ("monitors", monitors, 819),
+        ("keepers", keepers, 819),
+        ("workers", workers, 1536),
     ] {
-        let these = processes.iter().filter(|(_, line)| line.contains(name));
-        let sizes: Vec<_> = these.map(|(pid, _)| private(*pid)).collect();
-        eprintln!("{name}: {sizes:?} KiB");
-        assert_eq!(sizes.len(), 2, "{name} in {processes:?}");
-        assert!(sizes.iter().all(|size| *size <= most), "{name}: {sizes:?}");
+        let sizes: Vec<_> = these.into_iter().map(private).collect();
+        eprintln!("{what}: {sizes:?} KiB");
+        assert_eq!(sizes.len(), 2, "{what}");
+        assert!(sizes.iter().all(|size| *size <= most), "{what}: {sizes:?}");
     }
     store.ok(["rm", "-f", "one", "two"]);
 }

@@ -2,22 +2,22 @@
 //! takes.
 //!
 //! The mount's connection, what a worker is made of and the journal are the keeper's, so they
-//! outlive the worker. Its successor is forked off the keeper, which has left its caller's mounts
-//! and so has no program to execute. A request that workers crash of is answered with EIO in the
-//! end; a mount whose workers die one after the other is cut off.
+//! outlive the worker. Its successor is forked off the keeper, as it was. A request that workers
+//! crash of is answered with EIO in the end; a mount whose workers die one after the other is cut
+//! off.
 
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use cowl_core::handover::{HandoverError, MountFailed, Role, WorkerReady, pair};
+use cowl_core::handover::{HandoverError, MountFailed, Role};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitStatus};
 
-use super::{ServedMount, end, said, wait};
+use super::{Outcome, ServedMount, end, said, wait};
 use crate::failure::OrFail;
-use crate::{journal, process, sys, worker};
+use crate::journal;
 
 /// So many deaths within [`PERIOD`] end the mount.
 const DEATHS: usize = 32;
@@ -108,24 +108,13 @@ impl ServedMount {
 
     /// A worker that serves; or one that was killed before it could, whose end is still to be seen.
     fn start_successor(&self) -> Result<Pid, MountFailed> {
-        let (ours, theirs) = pair()?;
-        let worker = sys::fork::start(theirs, |socket| match process::begin_successor() {
-            Ok(()) => worker::serve_to_the_end(socket),
-            Err(error) => {
-                tracing::error!(%error, "a worker cannot begin");
-                false
-            }
-        })
-        .or_fail("cannot start another")?;
-        successor_ready(worker, self.order.give(ours.as_fd()))
+        let (worker, outcome) = self.order.start()?;
+        successor_ready(worker, outcome)
     }
 }
 
 /// What came of starting a successor: it serves, or was killed before it could, or is ended.
-pub(crate) fn successor_ready(
-    worker: Pid,
-    outcome: Result<Result<WorkerReady, MountFailed>, HandoverError>,
-) -> Result<Pid, MountFailed> {
+pub(crate) fn successor_ready(worker: Pid, outcome: Outcome) -> Result<Pid, MountFailed> {
     match outcome {
         Ok(Ok(_ready)) => Ok(worker),
         Err(HandoverError::Closed | HandoverError::Socket(Errno::PIPE | Errno::CONNRESET)) => {

@@ -32,13 +32,26 @@ pub const SYNCFS: u32 = 50;
 /// FUSE_FORGET, FUSE_BATCH_FORGET and FUSE_NOTIFY_REPLY: housekeeping, at any time.
 const HOUSEKEEPING: [u32; 3] = [2, 42, 41];
 
-/// The worker of the only mount there is.
-pub fn worker() -> Pid {
-    let found: Vec<Pid> = processes()
+/// The keepers of the mounts of images, and the workers. A worker is forked off its keeper, and has
+/// its command line.
+pub fn keepers_and_workers() -> (Vec<Pid>, Vec<Pid>) {
+    let all: Vec<Pid> = processes()
         .into_iter()
-        .filter(|(_, line)| line.contains("cowl-mountd") && line.contains("worker"))
+        .filter(|(_, line)| line.contains("cowl-mountd keeper"))
         .map(|(pid, _)| pid)
         .collect();
+    let parent = |pid: &Pid| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+        Pid::from_raw(parent.trim().parse().unwrap())
+    };
+    let is_keeper = |pid: &Pid| parent(pid).is_none_or(|parent| !all.contains(&parent));
+    all.iter().copied().partition(is_keeper)
+}
+
+/// The worker of the only mount there is.
+pub fn worker() -> Pid {
+    let (_, found) = keepers_and_workers();
     assert_eq!(found.len(), 1, "one mount, one worker: {:?}", processes());
     found[0]
 }
@@ -63,9 +76,8 @@ pub fn cut_off() {
 
 /// The keeper of the only mount there is.
 pub fn keeper() -> Pid {
-    let is_one = |line: &str| line.contains("cowl-mountd") && line.contains("keeper");
-    let found = processes().into_iter().find(|(_, line)| is_one(line));
-    found.expect("a keeper").0
+    let (found, _) = keepers_and_workers();
+    *found.first().expect("a keeper")
 }
 
 /// What `worker` is asked while `work` goes on, forgets and the kernel's own requests left out.
