@@ -28,6 +28,7 @@ use serde::{Deserialize, Serialize};
 use super::dir::{PRIVATE, StoreDir};
 use super::layer::merged_name;
 use super::record::{LIMIT, Versioned, decode, encode};
+use super::transaction::Temporary;
 use super::{RANDOM_NAME, Store, StoreError, Transaction, random_name, remove_tree};
 use crate::digest::{ChainId, DiffId, ImageId, Sha256Digest};
 
@@ -155,7 +156,7 @@ impl Store {
                 "names that begin with held- or boot- are the store's",
             ));
         }
-        let transaction = self.begin()?;
+        self.check_writable()?;
         let pin = Pin {
             owner: owner.to_owned(),
             layers: layers.to_vec(),
@@ -169,16 +170,12 @@ impl Store {
         let _lock = self.lock_shared()?;
         self.check_layers_present(layers)?;
         self.check_present([], blobs.iter().copied())?;
-        let temporary = transaction.temporary();
+        let Temporary { dir, name: new } = &self.temporary()?;
         match life {
-            PinLife::Permanent => {
-                self.pin_files()?
-                    .replace(&name, &content, &transaction.dir, &temporary)
-            }
+            PinLife::Permanent => self.pin_files()?.replace(&name, &content, dir, new),
             PinLife::ThisBoot => {
-                transaction.dir.create_with(&temporary, PRIVATE, &content)?;
-                let pins = self.pin_files()?;
-                transaction.dir.rename(&temporary, pins, &name)
+                dir.create_with(new, PRIVATE, &content)?;
+                dir.rename(new, self.pin_files()?, &name)
             }
         }
     }
@@ -244,11 +241,12 @@ impl Store {
         };
         // The random part makes each name unique: no stale file is ever reused.
         let name = format!("{MOUNT_PREFIX}{mount}-{}{SUFFIX}", random_name()?);
-        let transaction = self.begin()?;
+        self.check_writable()?;
         let _lock = self.lock_shared()?;
         self.check_layers_present(layers)?;
         self.check_present([], pin.blobs.iter().copied())?;
-        transaction.create_held_pin(&name, &pin).map(Lease)
+        let Temporary { dir, name: new } = &self.temporary()?;
+        self.create_held_pin(&name, &pin, (dir, new)).map(Lease)
     }
 
     /// The ids of the live mounts of an image: those that have a lease.
@@ -390,26 +388,31 @@ impl Transaction<'_> {
         };
         let name = format!("{LOAD_PREFIX}{}{SUFFIX}", self.name());
         let _lock = self.store.lock_shared()?;
-        let held = self.create_held_pin(&name, &pin)?;
+        let place = (&self.dir, &*self.temporary());
+        let held = self.store.create_held_pin(&name, &pin, place)?;
         // The name belongs to the new file now: dropping the old pin must not remove it.
         if let Some(mut before) = pinned.held.replace(held) {
             before.name.name = None;
         }
         Ok(())
     }
+}
 
-    /// Writes a pin, locks it and renames it into place, in this order. The caller holds the
-    /// store's lock.
-    fn create_held_pin(&self, name: &str, pin: &Pin) -> Result<HeldPin, StoreError> {
-        let pins = self.store.root.open_dir("pins")?;
+impl Store {
+    /// Writes a pin as a new file of a directory, locks it and renames it into place, in this
+    /// order. The caller holds the store's lock.
+    fn create_held_pin(
+        &self,
+        name: &str,
+        pin: &Pin,
+        (dir, new): (&StoreDir, &str),
+    ) -> Result<HeldPin, StoreError> {
+        let pins = self.root.open_dir("pins")?;
         let path = pins.join(name);
-        let temporary = self.temporary();
-        let file = self
-            .dir
-            .create_with(&temporary, PRIVATE, &encode(pin, &path)?)?;
+        let file = dir.create_with(new, PRIVATE, &encode(pin, &path)?)?;
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
             .map_err(|errno| StoreError::io("lock", &path, errno))?;
-        self.dir.rename(&temporary, &pins, name)?;
+        dir.rename(new, &pins, name)?;
         let name = PinName {
             pins,
             name: Some(name.to_owned()),

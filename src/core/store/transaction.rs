@@ -47,6 +47,21 @@ pub enum Trust {
 /// A name in `tmp/` or `trash/` that no process uses; a directory that can be opened is locked.
 pub(super) type Dead = (Box<OsStr>, Option<StoreDir>);
 
+/// A new name in `tmp/`, whose lock keeps cleanups from it. Drop removes a file that still has it.
+#[derive(Debug)]
+pub(super) struct Temporary {
+    pub(super) dir: StoreDir,
+    pub(super) name: String,
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if self.dir.remove(&self.name).is_err() {
+            // Nothing can be reported here. The next begin or gc removes the file.
+        }
+    }
+}
+
 /// New bytes after which complete layers are published, so that an interrupted large load
 /// continues from them. A smaller load costs two `syncfs` in total, whatever its number of layers.
 const PUBLISH_EARLY: u64 = 64 << 20;
@@ -214,6 +229,17 @@ impl Store {
         let file = self.tmp()?.create(&name, PRIVATE)?;
         self.tmp()?.remove(&name)?;
         Ok(file)
+    }
+
+    /// A place for a small file on its way into another directory of the store.
+    ///
+    /// Locking: shares that of `tmp/` until it is dropped. Who waits for the store's lock takes
+    /// that first.
+    pub(super) fn temporary(&self) -> Result<Temporary, StoreError> {
+        Ok(Temporary {
+            dir: self.lock_tmp(FlockOperation::LockShared)?,
+            name: random_name()?,
+        })
     }
 
     /// Converts a write error of [`Store::scratch`].
